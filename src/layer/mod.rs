@@ -1,0 +1,251 @@
+//! A layer: one directory tree that the overlay stacks, behind one small trait.
+//!
+//! This folder is the only place that touches the operating system. [`linux`] reaches a layer with the `*at` calls,
+//! [`redox`] with the calls of the Redox kernel that are relative to a descriptor, and [`counted`] wraps another backend and counts.
+//! The engine sees only [`Layer`].
+//!
+//! Every method is one *backing call*: the unit in which the overlay's cost is counted and after which a crash may come.
+//! So no method does two things to a layer that could be seen apart, and none retries behind the engine's back.
+
+use std::ffi::{OsStr, OsString};
+use std::ops::Range;
+
+pub use syscall::error::{Error, Result};
+
+pub mod counted;
+#[cfg(target_os = "linux")]
+pub mod linux;
+#[cfg(target_os = "redox")]
+pub mod redox;
+
+/// The backend of the operating system that this build runs on.
+#[cfg(target_os = "linux")]
+pub use linux::LinuxLayer as OsLayer;
+#[cfg(target_os = "redox")]
+pub use redox::RedoxLayer as OsLayer;
+
+/// What an object of a filesystem is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    File,
+    Dir,
+    Symlink,
+    Fifo,
+    Socket,
+    CharDev,
+    BlockDev,
+}
+
+/// A point in time since 1970: whole seconds, and nanoseconds in `0..1_000_000_000`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Time {
+    pub sec: i64,
+    pub nsec: u32,
+}
+
+/// What is known of an object without reading its contents.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stat {
+    /// The filesystem that holds the object; two layers on one filesystem answer the same number.
+    pub dev: u64,
+    pub ino: u64,
+    pub kind: Kind,
+    /// Permission bits, set-id and sticky: `0o7777` at most, no type bits.
+    pub mode: u32,
+    pub nlink: u32,
+    pub uid: u32,
+    pub gid: u32,
+    /// The device that a device node names, encoded as the system does.
+    pub rdev: u64,
+    /// Bytes; of a symlink, the length of its target.
+    pub size: u64,
+    /// The preferred size of a request, in bytes.
+    pub blksize: u32,
+    /// Space taken, in units of 512 bytes.
+    pub blocks: u64,
+    pub atime: Time,
+    pub mtime: Time,
+    pub ctime: Time,
+}
+
+/// Space and names of the filesystem below a layer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StatFs {
+    /// The unit of the three counts of blocks, in bytes.
+    pub block_size: u32,
+    pub blocks: u64,
+    pub blocks_free: u64,
+    pub blocks_available: u64,
+    pub files: u64,
+    pub files_free: u64,
+    /// The longest name that an entry can have, in bytes.
+    pub name_max: u32,
+}
+
+/// Who owns an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owner {
+    pub uid: u32,
+    pub gid: u32,
+}
+
+/// One entry of a listing.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry<'a> {
+    pub name: &'a OsStr,
+    pub ino: u64,
+    pub kind: Kind,
+}
+
+/// How a file is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// For reading. Access times are left alone where the system lets us.
+    Read,
+    /// For reading and writing.
+    ReadWrite,
+}
+
+/// What a rename does when the new name exists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RenameMode {
+    /// Replace it, as rename(2) does.
+    Replace,
+    /// Answer EEXIST.
+    NoReplace,
+    /// Swap the two; ENOENT if one is missing.
+    Exchange,
+}
+
+/// The object that an attribute is read from or set on.
+pub enum Object<'a, L: Layer + ?Sized> {
+    /// A directory that is open.
+    Dir(&'a L::Dir),
+    /// An entry of a directory; symlinks are not followed.
+    Entry(&'a L::Dir, &'a OsStr),
+    /// An open file, which may have no name any more.
+    File(&'a L::File),
+}
+
+impl<L: Layer + ?Sized> Clone for Object<'_, L> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<L: Layer + ?Sized> Copy for Object<'_, L> {}
+
+/// What a backend can do beyond the least, asked for once at mount.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capabilities {
+    /// [`RenameMode::Exchange`] works.
+    pub exchange: bool,
+    /// A [`Layer::Dir`] names the same directory after it, or one above it, was renamed. Where it does not, it names
+    /// whatever has the old path then.
+    pub dirs_follow_rename: bool,
+}
+
+/// One directory tree. All names are single components: never empty, `.`, `..`, and without `/`. No method follows a symlink,
+/// and none crosses to another mounted filesystem: a directory on which something is mounted shows what it held before.
+///
+/// Errors are errnos of the system; those that a caller must expect beyond the usual (EIO, ENOMEM, EMFILE, ENOSPC, EDQUOT, EROFS,
+/// ENAMETOOLONG, ENOENT for a missing name) are said at each method.
+pub trait Layer: Send + Sync + Sized + 'static {
+    /// A directory of the layer, as the backend names it: a descriptor, or a path where descriptors do not last.
+    type Dir: Send + Sync + 'static;
+    /// An open regular file.
+    type File: Send + Sync + 'static;
+
+    /// What this layer can do.
+    fn capabilities(&self) -> Capabilities;
+
+    /// The top directory.
+    fn root(&self) -> Result<Self::Dir>;
+
+    /// Keeps every other daemon, also in other processes, from holding this layer until the layer is dropped. EWOULDBLOCK if one does.
+    fn hold(&self) -> Result<()>;
+
+    /// Space left and limits.
+    fn stat_fs(&self) -> Result<StatFs>;
+
+    /// Opens the directory `name`. ENOTDIR if it is something else.
+    fn open_dir(&self, dir: &Self::Dir, name: &OsStr) -> Result<Self::Dir>;
+
+    /// Calls `each` for every entry but `.` and `..`, in no order.
+    fn list(&self, dir: &Self::Dir, each: &mut dyn FnMut(Entry<'_>)) -> Result<()>;
+
+    /// Attributes.
+    fn stat(&self, object: Object<'_, Self>) -> Result<Stat>;
+
+    /// Sets the owner and the group.
+    fn set_owner(&self, object: Object<'_, Self>, owner: Owner) -> Result<()>;
+
+    /// Sets the permission, set-id and sticky bits. EOPNOTSUPP on a symlink.
+    fn set_mode(&self, object: Object<'_, Self>, mode: u32) -> Result<()>;
+
+    /// Sets the times of last access and last change.
+    fn set_times(&self, object: Object<'_, Self>, atime: Time, mtime: Time) -> Result<()>;
+
+    /// Opens a regular file.
+    fn open_file(&self, dir: &Self::Dir, name: &OsStr, access: Access) -> Result<Self::File>;
+
+    /// Whether the `create_*` methods can give a new object this owner in the same step.
+    fn creates_as(&self, owner: Owner) -> bool;
+
+    /// Creates a regular file that did not exist, open for reading and writing. EEXIST. The owner must be one for which
+    /// [`Layer::creates_as`] is true; so for the three below.
+    fn create_file(&self, dir: &Self::Dir, name: &OsStr, mode: u32, owner: Owner) -> Result<Self::File>;
+
+    /// Creates a directory. EEXIST.
+    fn create_dir(&self, dir: &Self::Dir, name: &OsStr, mode: u32, owner: Owner) -> Result<()>;
+
+    /// Creates a symlink. EEXIST.
+    fn create_symlink(&self, dir: &Self::Dir, name: &OsStr, target: &OsStr, owner: Owner) -> Result<()>;
+
+    /// Creates a FIFO, a socket or a device node. EEXIST; EOPNOTSUPP or EPERM where the layer cannot hold one.
+    fn create_node(&self, dir: &Self::Dir, name: &OsStr, kind: Kind, mode: u32, rdev: u64, owner: Owner) -> Result<()>;
+
+    /// The target of a symlink. EINVAL if it is something else.
+    fn read_link(&self, dir: &Self::Dir, name: &OsStr) -> Result<OsString>;
+
+    /// Gives the object (not a directory) a second name. EEXIST, EMLINK; EOPNOTSUPP where the layer has no links.
+    fn link(&self, dir: &Self::Dir, name: &OsStr, new_dir: &Self::Dir, new_name: &OsStr) -> Result<()>;
+
+    /// Removes a name that is not a directory's. EISDIR.
+    fn unlink(&self, dir: &Self::Dir, name: &OsStr) -> Result<()>;
+
+    /// Removes an empty directory. ENOTEMPTY, ENOTDIR.
+    fn remove_dir(&self, dir: &Self::Dir, name: &OsStr) -> Result<()>;
+
+    /// Renames in one step. As rename(2); EINVAL for a mode that the layer lacks.
+    fn rename(
+        &self,
+        dir: &Self::Dir,
+        name: &OsStr,
+        new_dir: &Self::Dir,
+        new_name: &OsStr,
+        mode: RenameMode,
+    ) -> Result<()>;
+
+    /// Reads at `offset`; fewer bytes than asked only at the end of the file.
+    fn read_at(&self, file: &Self::File, buf: &mut [u8], offset: u64) -> Result<usize>;
+
+    /// Writes at `offset` and answers how many bytes were taken, at least 1 of a buffer that is not empty.
+    fn write_at(&self, file: &Self::File, buf: &[u8], offset: u64) -> Result<usize>;
+
+    /// Sets the size. EFBIG.
+    fn truncate(&self, file: &Self::File, size: u64) -> Result<()>;
+
+    /// Brings a file's data and attributes to the disk.
+    fn sync(&self, file: &Self::File) -> Result<()>;
+
+    /// Brings a directory's entries to the disk.
+    fn sync_dir(&self, dir: &Self::Dir) -> Result<()>;
+
+    /// The first range of data at or after `from`; None when only a hole follows. A layer that knows no holes answers everything up to the end.
+    fn next_data(&self, file: &Self::File, from: u64) -> Result<Option<Range<u64>>>;
+
+    /// Copies a range of `from` to the same place of `to`, a file of `self` while `from` may be of another layer of the same backend.
+    /// Stops early, without an error, at the end of `from`.
+    fn copy_range(&self, from: &Self::File, to: &Self::File, range: Range<u64>) -> Result<()>;
+}
