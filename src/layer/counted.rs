@@ -20,7 +20,10 @@ pub struct Counted<L> {
 impl<L: Layer> Counted<L> {
     /// Counts the calls of `inner` in `counts`.
     pub fn new(inner: L, counts: &Counts) -> Self {
-        Counted { inner, counts: counts.clone() }
+        Counted {
+            inner,
+            counts: counts.clone(),
+        }
     }
 }
 
@@ -114,6 +117,10 @@ macro_rules! counted {
                 self.inner.capabilities()
             }
 
+            fn identity(&self) -> Owner {
+                self.inner.identity()
+            }
+
             fn creates_as(&self, owner: Owner) -> bool {
                 self.inner.creates_as(owner)
             }
@@ -128,8 +135,12 @@ macro_rules! counted {
 
 /// An argument, given as its name and itself, as the layer inside takes it.
 macro_rules! hand_on {
-    (object $argument:ident) => { inner_object($argument) };
-    ($name:ident $argument:ident) => { $argument };
+    (object $argument:ident) => {
+        inner_object($argument)
+    };
+    ($name:ident $argument:ident) => {
+        $argument
+    };
 }
 
 counted! {

@@ -3,15 +3,18 @@
 //! Directories are O_PATH descriptors: they cost the filesystem nothing to open, need no read permission, and follow the
 //! directory when it is renamed. What is mounted inside a layer is kept out in one of two ways:
 //!
-//! - A layer that is only read is a private, read-only clone of its mount, which has no mounts inside. Every step is one `*at` call.
-//! - A writable layer, and any where the clone is not permitted, is opened as it is, since a rename between two clones is refused even
-//!   on one filesystem. There the kernel may cross a mount only on the way to an entry, so a step that needs the entry itself opens it
-//!   first with RESOLVE_NO_XDEV, which stops before the mounted filesystem is asked anything: it may be our own, waiting for this very step.
-//!   A directory that something is mounted on then is *covered*: it shows no entries and takes none (ENOENT). A covered file is an
-//!   empty one in its attributes. Changing or opening a covered object answers EBUSY.
+//! - A layer that is only read is a private, read-only clone of its mount, which has no mounts inside. Every step is one
+//!   `*at` call.
+//! - A writable layer, and any where the clone is not permitted, is opened as it is, since a rename between two clones is
+//!   refused even on one filesystem. There the kernel may cross a mount only on the way to an entry, so a step that needs
+//!   the entry itself opens it first with RESOLVE_NO_XDEV, which stops before the mounted filesystem is asked anything: it
+//!   may be our own, waiting for this very step. A directory that something is mounted on then is *covered*: it shows no
+//!   entries and takes none (ENOENT). A covered file is an empty one in its attributes. Changing or opening a covered
+//!   object answers EBUSY.
 //!
 //! Lock order: the one lock, of the descriptor that holds the layer, is taken last and no callback runs under it.
 
+mod convert;
 mod identity;
 mod raw;
 
@@ -23,14 +26,13 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{
-    AtFlags, CWD, FileType, FlockOperation, Gid, Mode, OFlags, RenameFlags, SeekFrom, Timespec, Timestamps, Uid,
+    AtFlags, CWD, FileType, FlockOperation, Gid, Mode, OFlags, RenameFlags, SeekFrom, Timestamps, Uid,
 };
 use rustix::io::{Errno, retry_on_intr};
 use syscall::error::{EBUSY, EFBIG, EINVAL, EIO, ENOENT, ENOTDIR, EPERM, EXDEV};
 
-use super::{
-    Access, Capabilities, Entry, Error, Kind, Layer, Object, Owner, RenameMode, Result, Stat, StatFs, Time,
-};
+use super::{Access, Capabilities, Entry, Error, Kind, Layer, Object, Owner, RenameMode, Result, Stat, StatFs, Time};
+use convert::{error, kind_of, mode_of, stat_of, timespec};
 use identity::ActingAs;
 
 /// The largest piece that is copied through memory at a time, in bytes.
@@ -83,7 +85,11 @@ impl LinuxLayer {
     ///
     /// ENOENT, ENOTDIR, EACCES and the like as open(2).
     pub fn open(path: &Path, for_writing: bool) -> Result<LinuxLayer> {
-        let clone = if for_writing { None } else { raw::private_clone(path).ok() };
+        let clone = if for_writing {
+            None
+        } else {
+            raw::private_clone(path).ok()
+        };
         let cloned = clone.is_some();
         let root = match clone {
             Some(root) => root,
@@ -102,7 +108,10 @@ impl LinuxLayer {
         Ok(LinuxLayer {
             root,
             cloned,
-            own: Owner { uid: uid.as_raw(), gid: gid.as_raw() },
+            own: Owner {
+                uid: uid.as_raw(),
+                gid: gid.as_raw(),
+            },
             acts_as_others: for_writing && uid.is_root() && identity::keep_capabilities().is_ok(),
             held: Mutex::new(None),
         })
@@ -117,7 +126,11 @@ impl LinuxLayer {
         };
         if self.cloned {
             let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
-            return Ok(Target { fd: TargetFd::Lent(dir), name, flags });
+            return Ok(Target {
+                fd: TargetFd::Lent(dir),
+                name,
+                flags,
+            });
         }
         let entry = raw::open_at(dir, name, OFlags::PATH, Mode::empty()).map_err(error)?;
         Ok(Target::itself(TargetFd::Own(entry)))
@@ -152,7 +165,11 @@ impl LinuxLayer {
         let made = stat_of(&rustix::fs::statat(dir, name, flags).map_err(error)?)?;
         let result = mend(dir, name, flags, &made, asked);
         if result.is_err() {
-            let remove = if made.kind == Kind::Dir { AtFlags::REMOVEDIR } else { AtFlags::empty() };
+            let remove = if made.kind == Kind::Dir {
+                AtFlags::REMOVEDIR
+            } else {
+                AtFlags::empty()
+            };
             rustix::fs::unlinkat(dir, name, remove).map_err(error)?;
         }
         result
@@ -171,7 +188,11 @@ impl Dir {
 
 impl<'a> Target<'a> {
     fn itself(fd: TargetFd<'a>) -> Self {
-        Target { fd, name: OsStr::new(""), flags: AtFlags::EMPTY_PATH }
+        Target {
+            fd,
+            name: OsStr::new(""),
+            flags: AtFlags::EMPTY_PATH,
+        }
     }
 
     fn stat(&self) -> Result<Stat> {
@@ -204,7 +225,10 @@ impl Layer for LinuxLayer {
             libc::BCACHEFS_SUPER_MAGIC as u64,
         ];
         let exchange = rustix::fs::fstatfs(&self.root).is_ok_and(|stat| EXCHANGE.contains(&(stat.f_type as u64)));
-        Capabilities { exchange: exchange && !self.cloned, dirs_follow_rename: true }
+        Capabilities {
+            exchange: exchange && !self.cloned,
+            dirs_follow_rename: true,
+        }
     }
 
     fn root(&self) -> Result<Dir> {
@@ -257,7 +281,11 @@ impl Layer for LinuxLayer {
                 None => self.stat(Object::Entry(dir, name)).map(|stat| stat.kind),
             };
             match kind {
-                Ok(kind) => each(Entry { name, ino: entry.ino(), kind }),
+                Ok(kind) => each(Entry {
+                    name,
+                    ino: entry.ino(),
+                    kind,
+                }),
                 // The entry was removed since.
                 Err(missing) if missing.errno == ENOENT => {}
                 Err(other) => result = Err(other),
@@ -290,7 +318,10 @@ impl Layer for LinuxLayer {
     }
 
     fn set_times(&self, object: Object<'_, Self>, atime: Time, mtime: Time) -> Result<()> {
-        let times = Timestamps { last_access: timespec(atime)?, last_modification: timespec(mtime)? };
+        let times = Timestamps {
+            last_access: timespec(atime)?,
+            last_modification: timespec(mtime)?,
+        };
         let target = self.change(object)?;
         rustix::fs::utimensat(&target, target.name, &times, target.flags).map_err(error)
     }
@@ -309,6 +340,10 @@ impl Layer for LinuxLayer {
             Kind::File => Ok(File(fd)),
             _ => Err(Error::new(EINVAL)),
         }
+    }
+
+    fn identity(&self) -> Owner {
+        self.own
     }
 
     /// True for the daemon's own ids, and for all others if it is root and has CAP_SETPCAP.
@@ -356,7 +391,14 @@ impl Layer for LinuxLayer {
     }
 
     fn link(&self, dir: &Dir, name: &OsStr, new_dir: &Dir, new_name: &OsStr) -> Result<()> {
-        rustix::fs::linkat(dir.fd()?, single(name)?, new_dir.fd()?, single(new_name)?, AtFlags::empty()).map_err(error)
+        rustix::fs::linkat(
+            dir.fd()?,
+            single(name)?,
+            new_dir.fd()?,
+            single(new_name)?,
+            AtFlags::empty(),
+        )
+        .map_err(error)
     }
 
     fn unlink(&self, dir: &Dir, name: &OsStr) -> Result<()> {
@@ -421,7 +463,9 @@ impl Layer for LinuxLayer {
         if from > i64::MAX as u64 {
             return Ok(None);
         }
-        let Some(start) = seek(SeekFrom::Data(from))? else { return Ok(None) };
+        let Some(start) = seek(SeekFrom::Data(from))? else {
+            return Ok(None);
+        };
         // None here if the file was cut in between.
         Ok(seek(SeekFrom::Hole(start))?.map(|end| start..end))
     }
@@ -492,7 +536,16 @@ fn covered(dir: BorrowedFd<'_>, name: &OsStr) -> Result<Stat> {
     let (ino, kind) = found.ok_or(Error::new(ENOENT))?;
     let parent = stat_of(&rustix::fs::statat(dir, "", AtFlags::EMPTY_PATH).map_err(error)?)?;
     let (mode, nlink) = if kind == Kind::Dir { (0o555, 2) } else { (0o444, 1) };
-    Ok(Stat { ino, kind, mode, nlink, rdev: 0, size: 0, blocks: 0, ..parent })
+    Ok(Stat {
+        ino,
+        kind,
+        mode,
+        nlink,
+        rdev: 0,
+        size: 0,
+        blocks: 0,
+        ..parent
+    })
 }
 
 /// Gives a new object the owner and the mode asked for, where they differ from those it was made with.
@@ -523,56 +576,6 @@ fn change_owner(fd: BorrowedFd<'_>, name: &OsStr, flags: AtFlags, owner: Owner) 
     }
     let (uid, gid) = (Uid::from_raw(owner.uid), Gid::from_raw(owner.gid));
     rustix::fs::chownat(fd, name, Some(uid), Some(gid), flags).map_err(error)
-}
-
-fn stat_of(stat: &rustix::fs::Stat) -> Result<Stat> {
-    let kind = kind_of(FileType::from_raw_mode(stat.st_mode)).ok_or(Error::new(EIO))?;
-    let time = |sec, nsec| Time { sec, nsec };
-    Ok(Stat {
-        dev: stat.st_dev,
-        ino: stat.st_ino,
-        kind,
-        mode: stat.st_mode & 0o7777,
-        nlink: stat.st_nlink as u32,
-        uid: stat.st_uid,
-        gid: stat.st_gid,
-        rdev: stat.st_rdev,
-        size: stat.st_size as u64,
-        blksize: stat.st_blksize as u32,
-        blocks: stat.st_blocks as u64,
-        atime: time(stat.st_atime, stat.st_atime_nsec as u32),
-        mtime: time(stat.st_mtime, stat.st_mtime_nsec as u32),
-        ctime: time(stat.st_ctime, stat.st_ctime_nsec as u32),
-    })
-}
-
-fn kind_of(file_type: FileType) -> Option<Kind> {
-    match file_type {
-        FileType::RegularFile => Some(Kind::File),
-        FileType::Directory => Some(Kind::Dir),
-        FileType::Symlink => Some(Kind::Symlink),
-        FileType::Fifo => Some(Kind::Fifo),
-        FileType::Socket => Some(Kind::Socket),
-        FileType::CharacterDevice => Some(Kind::CharDev),
-        FileType::BlockDevice => Some(Kind::BlockDev),
-        FileType::Unknown => None,
-    }
-}
-
-fn mode_of(mode: u32) -> Mode {
-    Mode::from_raw_mode(mode & 0o7777)
-}
-
-/// EINVAL for nanoseconds that are none: the system would take some of them for other orders.
-fn timespec(time: Time) -> Result<Timespec> {
-    if time.nsec >= 1_000_000_000 {
-        return Err(Error::new(EINVAL));
-    }
-    Ok(Timespec { tv_sec: time.sec, tv_nsec: time.nsec.into() })
-}
-
-fn error(errno: Errno) -> Error {
-    Error::new(errno.raw_os_error())
 }
 
 /// Whether an entry was not reached because something is mounted on it.
