@@ -9,7 +9,7 @@ use std::ptr;
 
 use log::{debug, error};
 use redox_scheme::scheme::{Op, SchemeResponse, SchemeState};
-use redox_scheme::{CallRequest, Response};
+use redox_scheme::{CallRequest, CallerCtx, Response};
 use syscall::data::{Stat, StatVfs, TimeSpec};
 use syscall::error::{EINVAL, EIO, ENOSYS, EOVERFLOW, Error, Result};
 use syscall::flag::StdFsCallKind;
@@ -26,11 +26,13 @@ const LOCK_MAX: u64 = i64::MAX as u64;
 /// Handles one call and answers it, whatever the client sent.
 pub fn answer<L: Layer>(call: CallRequest, scheme: &mut OverlayScheme<L>, locks: &mut SchemeState) -> Response {
     let mut entry = *queue_entry(&call);
-    if let Err(error) = check(&mut entry) {
-        debug!("refused before decoding: {entry:?}: {error}");
-        return Response::new(Err(error), call);
-    }
-    let caller = call.caller();
+    let caller = match check(&mut entry).and_then(|()| caller(&call, &entry, scheme)) {
+        Ok(caller) => caller,
+        Err(error) => {
+            debug!("refused before decoding: {entry:?}: {error}");
+            return Response::new(Err(error), call);
+        }
+    };
     // SAFETY: the kernel keeps the buffers of a request mapped until it is answered, which takes the operation; their
     // sizes, alignments and texts are as `check` says.
     let Some(mut op) = (unsafe { Op::from_sqe_unchecked(&entry) }) else {
@@ -57,6 +59,19 @@ fn queue_entry(call: &CallRequest) -> &Sqe {
     const { assert!(size_of::<CallRequest>() == size_of::<Sqe>() && align_of::<CallRequest>() == align_of::<Sqe>()) };
     // SAFETY: CallRequest and the Request in it are `repr(transparent)` around the Sqe that was read from the socket.
     unsafe { &*ptr::from_ref(call).cast() }
+}
+
+/// Who asks. A StdFsCall does not say: its second argument, which is the client's choice, stands where the ids should be. Those that need
+/// them ask the handle for its opener, but an unlinkat is one operation to the scheme, whichever way it came, so it gets
+/// its ids here. EBADF, or EACCES for the handle of the scheme, which nobody opened.
+fn caller<L: Layer>(call: &CallRequest, entry: &Sqe, scheme: &OverlayScheme<L>) -> Result<CallerCtx> {
+    let mut caller = call.caller();
+    let is_unlinkat = StdFsCallKind::try_from_raw(entry.args[3] as u8) == Some(StdFsCallKind::Unlinkat);
+    if entry.opcode == Opcode::StdFsCall as u8 && is_unlinkat {
+        let opener = scheme.opener(entry.args[0] as usize)?;
+        (caller.uid, caller.gid) = (opener.uid, opener.gid);
+    }
+    Ok(caller)
 }
 
 /// Whether an entry can be decoded and handled by `redox_scheme`. EINVAL, or EOVERFLOW for a lock that reaches too far.
