@@ -17,7 +17,7 @@ use super::access::{Caller, READ, SET_GID, SET_UID, WRITE};
 use super::handle::{Handle, Open, Unborn};
 use super::path::{End, Last, PATH_MAX, Place, Walked};
 use crate::layer::{Kind, Layer};
-use crate::overlay::Node;
+use crate::overlay::{self, Node};
 
 /// The type bits of a block device in a mode.
 pub const MODE_BLOCK: u16 = 0x6000;
@@ -168,7 +168,7 @@ impl<L: Layer> OverlayScheme<L> {
                 }
             }
         }
-        Ok(Handle::Open(self.handle(node, entry, flags, caller)))
+        Ok(Handle::Open(open_object(self.overlay.open(node), entry, flags, caller)))
     }
 
     fn open_new(&self, place: Place<L>, new: New, flags: usize, caller: Caller) -> Result<Handle<L>> {
@@ -193,7 +193,7 @@ impl<L: Layer> OverlayScheme<L> {
 
         let name = OsString::from(name);
         let mode = (flags & 0o7777) as u32;
-        let node = match new {
+        let file = match new {
             New::Symlink => {
                 return Ok(Handle::Unborn(Unborn {
                     dir,
@@ -207,14 +207,15 @@ impl<L: Layer> OverlayScheme<L> {
             }
             New::Dir => {
                 let (owner, mode) = caller.newborn(&dir_stat, Kind::Dir, mode & !(SET_UID | SET_GID));
-                self.overlay.create_dir(&dir, &name, mode, owner)?
+                self.overlay.open(&self.overlay.create_dir(&dir, &name, mode, owner)?)
             }
             New::Special(kind) => {
                 let (owner, mode) = caller.newborn(&dir_stat, kind, mode);
-                self.overlay.create_node(&dir, &name, kind, mode, 0, owner)?
+                self.overlay
+                    .open(&self.overlay.create_node(&dir, &name, kind, mode, 0, owner)?)
             }
         };
-        Ok(Handle::Open(self.handle(&node, Some((dir, name)), flags, caller)))
+        Ok(Handle::Open(open_object(file, Some((dir, name)), flags, caller)))
     }
 
     /// Makes the symlink that the handle was opened for; from then on the handle is an ordinary one. As it was checked when the handle was
@@ -235,30 +236,9 @@ impl<L: Layer> OverlayScheme<L> {
         let node = self
             .overlay
             .create_symlink(&dir, &name, OsStr::from_bytes(target), owner)?;
-        *self.handles.get_mut(id)? = Handle::Open(self.handle(&node, Some((dir, name)), O_WRONLY, maker));
+        let made = open_object(self.overlay.open(&node), Some((dir, name)), O_WRONLY, maker);
+        *self.handles.get_mut(id)? = Handle::Open(made);
         Ok(target.len())
-    }
-
-    /// A handle for an object whose access was checked or that was just made.
-    pub(super) fn handle(
-        &self,
-        node: &Arc<Node<L>>,
-        entry: Option<(Arc<Node<L>>, OsString)>,
-        flags: usize,
-        opener: Caller,
-    ) -> Open<L> {
-        let access = match node.kind() {
-            Kind::File | Kind::Dir | Kind::Symlink => access(flags),
-            _ => 0,
-        };
-        Open {
-            file: self.overlay.open(node),
-            opener,
-            flags: flags & (O_ACCMODE | O_FCNTL_MASK),
-            readable: access & O_RDONLY != 0,
-            writable: access & O_WRONLY != 0,
-            entry,
-        }
     }
 
     /// The same object again, open in the same way. EINVAL for a request other than the empty one.
@@ -273,5 +253,26 @@ impl<L: Layer> OverlayScheme<L> {
             ..*open
         };
         Ok(self.handles.insert(Handle::Open(copy)))
+    }
+}
+
+/// An object whose access was checked, or that was just made, in the hands of a client.
+fn open_object<L: Layer>(
+    file: overlay::Handle<L>,
+    entry: Option<(Arc<Node<L>>, OsString)>,
+    flags: usize,
+    opener: Caller,
+) -> Open<L> {
+    let access = match file.node().kind() {
+        Kind::File | Kind::Dir | Kind::Symlink => access(flags),
+        Kind::Fifo | Kind::Socket | Kind::CharDev | Kind::BlockDev => 0,
+    };
+    Open {
+        file,
+        opener,
+        flags: flags & (O_ACCMODE | O_FCNTL_MASK),
+        readable: access & O_RDONLY != 0,
+        writable: access & O_WRONLY != 0,
+        entry,
     }
 }
