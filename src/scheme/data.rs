@@ -33,7 +33,12 @@ impl<L: Layer> OverlayScheme<L> {
         }
         match open.node().kind() {
             Kind::Symlink => Ok(copy_from(self.overlay.read_link(open.node())?.as_bytes(), buf, offset)),
-            _ => self.overlay.read_at(&open.file, buf, offset),
+            _ => {
+                let len = buf
+                    .len()
+                    .min(usize::try_from(OFFSET_MAX - offset).unwrap_or(usize::MAX));
+                self.overlay.read_at(&open.file, &mut buf[..len], offset)
+            }
         }
     }
 
