@@ -7,4 +7,5 @@
 pub mod format;
 pub mod layer;
 pub mod mount;
+pub mod options;
 pub mod overlay;
