@@ -12,7 +12,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::process::Command;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -688,12 +688,9 @@ fn creates_in_the_name_of_others() {
     let check = |name: &str, mode: u32| {
         let stat = layer.stat(Object::Entry(&root, n(name))).unwrap();
         assert_eq!((stat.uid, stat.gid, stat.mode), (ALICE.uid, ALICE.gid, mode), "{name}");
-        layer.create_file(&root, n("mine"), 0o600, ROOT).unwrap();
-        assert_eq!(
-            fs::metadata(temp.path().join("mine")).unwrap().uid(),
-            0,
-            "the thread is itself again"
-        );
+        fs::write(temp.path().join("mine"), "").unwrap();
+        let mine = fs::metadata(temp.path().join("mine")).unwrap();
+        assert_eq!((mine.uid(), mine.gid()), (0, 0), "the thread is itself again");
         layer.unlink(&root, n("mine")).unwrap();
     };
     layer.create_file(&root, n("file"), 0o6755, ALICE).unwrap();
@@ -719,21 +716,32 @@ fn creates_in_the_name_of_others() {
 
 #[test]
 fn threads_create_in_different_names() {
-    let (_temp, layer, _root) = upper();
-    thread::scope(|scope| {
-        for uid in 1000..1004 {
-            let layer = &layer;
-            scope.spawn(move || {
-                let root = layer.root().unwrap();
-                for index in 0..200 {
-                    let (name, owner) = (format!("{uid}-{index}"), Owner { uid, gid: uid + 1 });
-                    let file = layer.create_file(&root, n(&name), 0o600, owner).unwrap();
-                    let stat = layer.stat(Object::File(&file)).unwrap();
-                    assert_eq!((stat.uid, stat.gid), (uid, uid + 1));
-                }
-            });
-        }
-    });
+    // The threads start before the layer is opened and so inherit nothing from the thread that opens it.
+    let start = |uid: u32| {
+        let (give, take) = mpsc::channel::<Arc<LinuxLayer>>();
+        let thread = thread::spawn(move || {
+            let layer = take.recv().unwrap();
+            let root = layer.root().unwrap();
+            for index in 0..200 {
+                let (name, owner) = (format!("{uid}-{index}"), Owner { uid, gid: uid + 1 });
+                let file = layer.create_file(&root, n(&name), 0o600, owner).unwrap();
+                let stat = layer.stat(Object::File(&file)).unwrap();
+                assert_eq!((stat.uid, stat.gid), (uid, uid + 1));
+            }
+        });
+        (give, thread)
+    };
+    let threads: Vec<_> = (1000..1004).map(start).collect();
+    let (temp, layer, _root) = upper();
+    fs::set_permissions(temp.path(), fs::Permissions::from_mode(0o700)).unwrap();
+    let layer = Arc::new(layer);
+    let join = |(give, thread): (mpsc::Sender<_>, thread::JoinHandle<()>)| {
+        give.send(layer.clone()).unwrap();
+        thread
+    };
+    for thread in threads.into_iter().map(join).collect::<Vec<_>>() {
+        thread.join().unwrap();
+    }
 }
 
 /// What a directory hands down to what is made in it does not change what was asked for.
@@ -876,7 +884,15 @@ fn mounted_inside(way: Way, mounts_first: bool, mount_on: impl Fn(&Path)) {
         assert_eq!(names(&layer, &dir), ["a", "b"]);
         assert_eq!(read(&layer, &dir, "b"), b"below");
         assert_eq!(read(&layer, &root, "file"), b"below");
-        fails(layer.set_times(Object::Dir(&dir), time, time), EROFS);
+        for object in [
+            Object::Dir(&dir),
+            Object::Entry(&root, n("dir")),
+            Object::Entry(&root, n("file")),
+        ] {
+            fails(layer.set_mode(object, 0o777), EROFS);
+            fails(layer.set_owner(object, ALICE), EROFS);
+            fails(layer.set_times(object, time, time), EROFS);
+        }
         return;
     }
     assert!(names(&layer, &dir).is_empty());

@@ -124,11 +124,10 @@ impl LinuxLayer {
             Object::Entry(dir, name) => (dir.fd()?, single(name)?),
         };
         if self.cloned {
-            let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
             return Ok(Target {
                 fd: TargetFd::Lent(dir),
                 name,
-                flags,
+                flags: AtFlags::SYMLINK_NOFOLLOW,
             });
         }
         let entry = raw::open_at(dir, name, OFlags::PATH, Mode::empty()).map_err(error)?;
