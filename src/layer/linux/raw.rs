@@ -35,7 +35,8 @@ pub fn private_clone(path: &Path) -> Result<OwnedFd> {
         propagation: libc::MS_PRIVATE,
         userns_fd: 0,
     };
-    // SAFETY: the path is a C string and the attributes are a `mount_attr` of the size that is said; both outlive the call.
+    // SAFETY: the path is a C string and the attributes are a `mount_attr` of the size that is said; both outlive the
+    // call.
     let result = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
