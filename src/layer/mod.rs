@@ -189,11 +189,14 @@ pub trait Layer: Send + Sync + Sized + 'static {
     /// Opens a regular file.
     fn open_file(&self, dir: &Self::Dir, name: &OsStr, access: Access) -> Result<Self::File>;
 
+    /// The ids that the daemon itself works with.
+    fn identity(&self) -> Owner;
+
     /// Whether the `create_*` methods can give a new object this owner in the same step.
     fn creates_as(&self, owner: Owner) -> bool;
 
-    /// Creates a regular file that did not exist, open for reading and writing. EEXIST. The owner must be one for which
-    /// [`Layer::creates_as`] is true; so for the three below.
+    /// Creates a regular file that did not exist, open for reading and writing. EEXIST. The owner must be
+    /// [`Layer::identity`] or one for which [`Layer::creates_as`] is true; so for the three below.
     fn create_file(&self, dir: &Self::Dir, name: &OsStr, mode: u32, owner: Owner) -> Result<Self::File>;
 
     /// Creates a directory. EEXIST.

@@ -1,0 +1,160 @@
+//! How whiteouts, opaque and redirected directories are written in a layer.
+//!
+//! The native format is the OCI image layer format (image-spec, `layer.md`, "Whiteouts"), so an upper directory is an unpacked OCI
+//! changeset at all times: a deletion is a *marker*, an empty file with a reserved name. The two kinds of file that OCI does not
+//! know begin with `.wh..wh.`, which tools that unpack layers pass over. `docs/format.md` describes the format for people.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Component, Path, PathBuf};
+
+/// What every reserved name begins with.
+const PREFIX: &[u8] = b".wh.";
+/// What the reserved names begin with that are not the whiteout of a name.
+const META_PREFIX: &[u8] = b".wh..wh.";
+/// What the marker of a name begins with that is too long to stand in its marker's own name.
+const LONG_PREFIX: &[u8] = b".wh..wh.long.";
+
+/// The marker that hides everything that lower layers have in its directory.
+pub const OPAQUE: &str = ".wh..wh.opq";
+/// The file that names the path in the merged lower layers that its directory merges with, instead of its own path.
+pub const REDIRECT: &str = ".wh..wh.redirect";
+/// The work directory, where it is kept inside the upper layer.
+pub const WORK: &str = ".wh..wh.work";
+
+/// The longest content of a file of the format that is read: any path that a system accepts is shorter.
+pub const CONTENT_MAX: usize = 64 * 1024;
+
+/// What an entry of a layer's directory means.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Meaning<'a> {
+    /// An object of the layer.
+    Object,
+    /// Hides this name of every lower layer.
+    Whiteout(&'a OsStr),
+    /// Hides the name that the file contains.
+    LongWhiteout,
+    /// [`OPAQUE`].
+    Opaque,
+    /// [`REDIRECT`].
+    Redirect,
+    /// Reserved, with no meaning here: the work directory, or another tool's.
+    Unknown,
+}
+
+/// What the entry `name` of a layer's directory means.
+pub fn meaning(name: &OsStr) -> Meaning<'_> {
+    let bytes = name.as_bytes();
+    let Some(hidden) = bytes.strip_prefix(PREFIX) else {
+        return Meaning::Object;
+    };
+    if name == OPAQUE {
+        Meaning::Opaque
+    } else if name == REDIRECT {
+        Meaning::Redirect
+    } else if bytes.starts_with(LONG_PREFIX) {
+        Meaning::LongWhiteout
+    } else if bytes.starts_with(META_PREFIX) || hidden.is_empty() {
+        Meaning::Unknown
+    } else {
+        Meaning::Whiteout(OsStr::from_bytes(hidden))
+    }
+}
+
+/// Whether a name can neither be created nor looked up through the mount.
+pub fn is_reserved(name: &OsStr) -> bool {
+    name.as_bytes().starts_with(PREFIX)
+}
+
+/// The marker that hides one name.
+pub struct Whiteout {
+    /// The marker's own name.
+    pub name: OsString,
+    /// What the marker contains: nothing, or the hidden name where it does not fit into [`Whiteout::name`].
+    pub content: Vec<u8>,
+}
+
+/// The marker that hides `name` in a layer whose names have at most `name_max` bytes.
+pub fn whiteout(name: &OsStr, name_max: usize) -> Whiteout {
+    let hidden = name.as_bytes();
+    if PREFIX.len() + hidden.len() <= name_max {
+        Whiteout { name: OsString::from_vec([PREFIX, hidden].concat()), content: Vec::new() }
+    } else {
+        let digest = format!("{:032x}", fnv1a(hidden));
+        Whiteout { name: OsString::from_vec([LONG_PREFIX, digest.as_bytes()].concat()), content: hidden.to_vec() }
+    }
+}
+
+/// The 128-bit FNV-1a digest. Two long names of one directory that shared a digest would share a marker.
+fn fnv1a(bytes: &[u8]) -> u128 {
+    const BASIS: u128 = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d;
+    const PRIME: u128 = 0x0000_0000_0100_0000_0000_0000_0000_013b;
+    bytes.iter().fold(BASIS, |digest, byte| (digest ^ u128::from(*byte)).wrapping_mul(PRIME))
+}
+
+/// What a redirect to `path` (relative to the root of the merged lower layers) contains.
+pub fn redirect_content(path: &Path) -> Vec<u8> {
+    [b"/", path.as_os_str().as_bytes()].concat()
+}
+
+/// The path that a redirect names, relative to the root of the merged lower layers; None if the content is no such path: not
+/// absolute, or with an empty, `.`, `..` or reserved component.
+pub fn redirect_path(content: &[u8]) -> Option<PathBuf> {
+    let relative = Path::new(OsStr::from_bytes(content.strip_prefix(b"/")?));
+    let plain = relative.components().all(|part| matches!(part, Component::Normal(name) if !is_reserved(name)));
+    let exact = relative.components().collect::<PathBuf>().as_os_str() == relative.as_os_str();
+    let whole = !content.contains(&0) && !relative.as_os_str().is_empty();
+    (plain && exact && whole).then(|| relative.to_path_buf())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn markers_are_read_as_they_are_written() {
+        let name = OsStr::new("etc");
+        let marker = whiteout(name, 255);
+        assert_eq!(marker.name, ".wh.etc");
+        assert!(marker.content.is_empty());
+        assert_eq!(meaning(&marker.name), Meaning::Whiteout(name));
+    }
+
+    #[test]
+    fn a_name_too_long_for_its_marker_stands_inside_it() {
+        for length in [251, 252, 255] {
+            let name = OsString::from("x".repeat(length));
+            let marker = whiteout(&name, 255);
+            assert!(marker.name.len() <= 255);
+            if length <= 251 {
+                assert_eq!(meaning(&marker.name), Meaning::Whiteout(&name));
+            } else {
+                assert_eq!(meaning(&marker.name), Meaning::LongWhiteout);
+                assert_eq!(marker.content, name.as_bytes());
+            }
+        }
+        let (a, b) = ("a".repeat(255), "b".repeat(255));
+        assert_ne!(whiteout(OsStr::new(&a), 255).name, whiteout(OsStr::new(&b), 255).name);
+    }
+
+    #[test]
+    fn reserved_names_are_told_apart() {
+        assert_eq!(meaning(OsStr::new("file")), Meaning::Object);
+        assert_eq!(meaning(OsStr::new(".wh")), Meaning::Object);
+        assert_eq!(meaning(OsStr::new(OPAQUE)), Meaning::Opaque);
+        assert_eq!(meaning(OsStr::new(REDIRECT)), Meaning::Redirect);
+        assert_eq!(meaning(OsStr::new(WORK)), Meaning::Unknown);
+        assert_eq!(meaning(OsStr::new(".wh..wh.plnk")), Meaning::Unknown);
+        assert_eq!(meaning(OsStr::new(".wh.")), Meaning::Unknown);
+        assert!(is_reserved(OsStr::new(".wh.x")) && !is_reserved(OsStr::new(".who")));
+    }
+
+    #[test]
+    fn a_redirect_is_a_plain_absolute_path() {
+        let path = Path::new("a/b c");
+        assert_eq!(redirect_path(&redirect_content(path)).as_deref(), Some(path));
+        for bad in ["", "/", "a", "/a/../b", "/./a", "//a", "/a/", "/a//b", "/.wh.a", "/a/.wh..wh.work", "/a\0"] {
+            assert_eq!(redirect_path(bad.as_bytes()), None, "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! A layer that counts its backing calls, for benchmarks and tests.
+//!
+//! One [`Counts`] can be shared by all layers of an overlay. Directories and files are those of the layer inside, so counted
+//! layers can be mixed as plain ones can.
+
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::{Access, Capabilities, Entry, Kind, Layer, Object, Owner, RenameMode, Result, Stat, StatFs, Time};
+
+/// A layer whose calls are counted.
+pub struct Counted<L> {
+    inner: L,
+    counts: Counts,
+}
+
+impl<L: Layer> Counted<L> {
+    /// Counts the calls of `inner` in `counts`.
+    pub fn new(inner: L, counts: &Counts) -> Self {
+        Counted {
+            inner,
+            counts: counts.clone(),
+        }
+    }
+}
+
+/// Counters that several layers may share; a clone counts in the same place.
+#[derive(Clone, Default)]
+pub struct Counts(Arc<[AtomicU64; Method::ALL.len()]>);
+
+impl Counts {
+    /// What was counted since the start or the last [`Counts::take`].
+    pub fn tally(&self) -> Tally {
+        Tally(std::array::from_fn(|index| self.0[index].load(Ordering::Relaxed)))
+    }
+
+    /// As [`Counts::tally`], and starts again at zero.
+    pub fn take(&self) -> Tally {
+        Tally(std::array::from_fn(|index| self.0[index].swap(0, Ordering::Relaxed)))
+    }
+
+    /// All calls since the start or the last [`Counts::take`].
+    pub fn total(&self) -> u64 {
+        self.tally().total()
+    }
+
+    fn add(&self, method: Method) {
+        self.0[method as usize].fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl fmt::Display for Counts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.tally().fmt(f)
+    }
+}
+
+/// How many calls of each method were counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tally([u64; Method::ALL.len()]);
+
+impl Tally {
+    /// Calls of one method.
+    pub fn of(&self, method: Method) -> u64 {
+        self.0[method as usize]
+    }
+
+    /// Calls of all methods.
+    pub fn total(&self) -> u64 {
+        self.0.iter().sum()
+    }
+}
+
+/// The total and the methods that were called at all: `3 (stat 2, rename 1)`.
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.total())?;
+        let mut separator = " (";
+        for method in Method::ALL.iter().filter(|&&method| self.of(method) > 0) {
+            write!(f, "{separator}{} {}", method.name(), self.of(*method))?;
+            separator = ", ";
+        }
+        if self.total() > 0 { f.write_str(")") } else { Ok(()) }
+    }
+}
+
+/// Defines [`Method`] and the layer that counts, from a list of the calls. An argument named `object` is handed on as an
+/// object of the layer inside.
+macro_rules! counted {
+    ($($method:ident: fn $name:ident($($argument:ident: $type:ty),*) -> $answer:ty;)*) => {
+        /// A method of [`Layer`] that is a backing call.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Method {
+            $($method,)*
+        }
+
+        impl Method {
+            /// Every method.
+            pub const ALL: &[Method] = &[$(Method::$method,)*];
+
+            /// The method's name in the trait.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Method::$method => stringify!($name),)*
+                }
+            }
+        }
+
+        impl<L: Layer> Layer for Counted<L> {
+            type Dir = L::Dir;
+            type File = L::File;
+
+            fn capabilities(&self) -> Capabilities {
+                self.inner.capabilities()
+            }
+
+            fn identity(&self) -> Owner {
+                self.inner.identity()
+            }
+
+            fn creates_as(&self, owner: Owner) -> bool {
+                self.inner.creates_as(owner)
+            }
+
+            $(fn $name(&self, $($argument: $type),*) -> $answer {
+                self.counts.add(Method::$method);
+                self.inner.$name($(hand_on!($argument $argument)),*)
+            })*
+        }
+    };
+}
+
+/// An argument, given as its name and itself, as the layer inside takes it.
+macro_rules! hand_on {
+    (object $argument:ident) => {
+        inner_object($argument)
+    };
+    ($name:ident $argument:ident) => {
+        $argument
+    };
+}
+
+counted! {
+    Root: fn root() -> Result<L::Dir>;
+    Hold: fn hold() -> Result<()>;
+    StatFs: fn stat_fs() -> Result<StatFs>;
+    OpenDir: fn open_dir(dir: &L::Dir, name: &OsStr) -> Result<L::Dir>;
+    List: fn list(dir: &L::Dir, each: &mut dyn FnMut(Entry<'_>)) -> Result<()>;
+    Stat: fn stat(object: Object<'_, Self>) -> Result<Stat>;
+    SetOwner: fn set_owner(object: Object<'_, Self>, owner: Owner) -> Result<()>;
+    SetMode: fn set_mode(object: Object<'_, Self>, mode: u32) -> Result<()>;
+    SetTimes: fn set_times(object: Object<'_, Self>, atime: Time, mtime: Time) -> Result<()>;
+    OpenFile: fn open_file(dir: &L::Dir, name: &OsStr, access: Access) -> Result<L::File>;
+    CreateFile: fn create_file(dir: &L::Dir, name: &OsStr, mode: u32, owner: Owner) -> Result<L::File>;
+    CreateDir: fn create_dir(dir: &L::Dir, name: &OsStr, mode: u32, owner: Owner) -> Result<()>;
+    CreateSymlink: fn create_symlink(dir: &L::Dir, name: &OsStr, target: &OsStr, owner: Owner) -> Result<()>;
+    CreateNode: fn create_node(dir: &L::Dir, name: &OsStr, kind: Kind, mode: u32, rdev: u64, owner: Owner) -> Result<()>;
+    ReadLink: fn read_link(dir: &L::Dir, name: &OsStr) -> Result<OsString>;
+    Link: fn link(dir: &L::Dir, name: &OsStr, new_dir: &L::Dir, new_name: &OsStr) -> Result<()>;
+    Unlink: fn unlink(dir: &L::Dir, name: &OsStr) -> Result<()>;
+    RemoveDir: fn remove_dir(dir: &L::Dir, name: &OsStr) -> Result<()>;
+    Rename: fn rename(dir: &L::Dir, name: &OsStr, new_dir: &L::Dir, new_name: &OsStr, mode: RenameMode) -> Result<()>;
+    ReadAt: fn read_at(file: &L::File, buf: &mut [u8], offset: u64) -> Result<usize>;
+    WriteAt: fn write_at(file: &L::File, buf: &[u8], offset: u64) -> Result<usize>;
+    Truncate: fn truncate(file: &L::File, size: u64) -> Result<()>;
+    Sync: fn sync(file: &L::File) -> Result<()>;
+    SyncDir: fn sync_dir(dir: &L::Dir) -> Result<()>;
+    NextData: fn next_data(file: &L::File, from: u64) -> Result<Option<Range<u64>>>;
+    CopyRange: fn copy_range(from: &L::File, to: &L::File, range: Range<u64>) -> Result<()>;
+}
+
+/// The same object, of the layer inside.
+fn inner_object<L: Layer>(object: Object<'_, Counted<L>>) -> Object<'_, L> {
+    match object {
+        Object::Dir(dir) => Object::Dir(dir),
+        Object::Entry(dir, name) => Object::Entry(dir, name),
+        Object::File(file) => Object::File(file),
+    }
+}

@@ -1,0 +1,64 @@
+//! The layer's types from those of the system, and back.
+
+use rustix::fs::{FileType, Mode, Timespec};
+use rustix::io::Errno;
+use syscall::error::{EINVAL, EIO};
+
+use crate::layer::{Error, Kind, Result, Stat, Time};
+
+/// Attributes. EIO for a kind of object that Linux does not have.
+pub fn stat_of(stat: &rustix::fs::Stat) -> Result<Stat> {
+    let kind = kind_of(FileType::from_raw_mode(stat.st_mode)).ok_or(Error::new(EIO))?;
+    let time = |sec, nsec| Time { sec, nsec };
+    Ok(Stat {
+        dev: stat.st_dev,
+        ino: stat.st_ino,
+        kind,
+        mode: stat.st_mode & 0o7777,
+        nlink: stat.st_nlink as u32,
+        uid: stat.st_uid,
+        gid: stat.st_gid,
+        rdev: stat.st_rdev,
+        size: stat.st_size as u64,
+        blksize: stat.st_blksize as u32,
+        blocks: stat.st_blocks as u64,
+        atime: time(stat.st_atime, stat.st_atime_nsec as u32),
+        mtime: time(stat.st_mtime, stat.st_mtime_nsec as u32),
+        ctime: time(stat.st_ctime, stat.st_ctime_nsec as u32),
+    })
+}
+
+/// The kind; None where the system does not say.
+pub fn kind_of(file_type: FileType) -> Option<Kind> {
+    match file_type {
+        FileType::RegularFile => Some(Kind::File),
+        FileType::Directory => Some(Kind::Dir),
+        FileType::Symlink => Some(Kind::Symlink),
+        FileType::Fifo => Some(Kind::Fifo),
+        FileType::Socket => Some(Kind::Socket),
+        FileType::CharacterDevice => Some(Kind::CharDev),
+        FileType::BlockDevice => Some(Kind::BlockDev),
+        FileType::Unknown => None,
+    }
+}
+
+/// The permission, set-id and sticky bits of a mode.
+pub fn mode_of(mode: u32) -> Mode {
+    Mode::from_raw_mode(mode & 0o7777)
+}
+
+/// EINVAL for nanoseconds that are none: the system would take some of them for other orders.
+pub fn timespec(time: Time) -> Result<Timespec> {
+    if time.nsec >= 1_000_000_000 {
+        return Err(Error::new(EINVAL));
+    }
+    Ok(Timespec {
+        tv_sec: time.sec,
+        tv_nsec: time.nsec.into(),
+    })
+}
+
+/// The same errno.
+pub fn error(errno: Errno) -> Error {
+    Error::new(errno.raw_os_error())
+}

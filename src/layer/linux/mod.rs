@@ -1,0 +1,588 @@
+//! A layer on Linux, reached with the `*at` system calls. Needs Linux 5.8 at least.
+//!
+//! Directories are O_PATH descriptors: they cost the filesystem nothing to open, need no read permission, and follow the
+//! directory when it is renamed. What is mounted inside a layer is kept out in one of two ways:
+//!
+//! - A layer that is only read is a private, read-only clone of its mount, which has no mounts inside. Every step is one
+//!   `*at` call.
+//! - A writable layer, and any where the clone is not permitted, is opened as it is, since a rename between two clones is
+//!   refused even on one filesystem. There the kernel may cross a mount only on the way to an entry, so a step that needs
+//!   the entry itself opens it first with RESOLVE_NO_XDEV, which stops before the mounted filesystem is asked anything: it
+//!   may be our own, waiting for this very step. A directory that something is mounted on then is *covered*: it shows no
+//!   entries and takes none (ENOENT). A covered file is an empty one in its attributes. Changing or opening a covered
+//!   object answers EBUSY.
+//!
+//! Lock order: the one lock, of the descriptor that holds the layer, is taken last and no callback runs under it.
+
+mod convert;
+mod identity;
+mod raw;
+
+use std::ffi::{OsStr, OsString};
+use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+use rustix::fs::{
+    AtFlags, CWD, FileType, FlockOperation, Gid, Mode, OFlags, RenameFlags, SeekFrom, Timestamps, Uid,
+};
+use rustix::io::{Errno, retry_on_intr};
+use syscall::error::{EBUSY, EFBIG, EINVAL, EIO, ENOENT, ENOTDIR, EPERM, EXDEV};
+
+use super::{Access, Capabilities, Entry, Error, Kind, Layer, Object, Owner, RenameMode, Result, Stat, StatFs, Time};
+use convert::{error, kind_of, mode_of, stat_of, timespec};
+use identity::ActingAs;
+
+/// The largest piece that is copied through memory at a time, in bytes.
+const COPY_PIECE: usize = 128 * 1024;
+
+/// A directory tree of a Linux filesystem.
+pub struct LinuxLayer {
+    /// The top directory, by an O_PATH descriptor.
+    root: OwnedFd,
+    /// The root is a clone of its mount that has no mounts inside.
+    cloned: bool,
+    /// Who the daemon is.
+    own: Owner,
+    /// The daemon can create objects in any name.
+    acts_as_others: bool,
+    /// The descriptor whose lock holds the layer.
+    held: Mutex<Option<OwnedFd>>,
+}
+
+/// A directory of a [`LinuxLayer`].
+pub struct Dir(DirState);
+
+enum DirState {
+    /// An O_PATH descriptor.
+    Open(OwnedFd),
+    /// Something is mounted on the directory; these are the attributes that it shows.
+    Covered(Stat),
+}
+
+/// An open regular file of a [`LinuxLayer`].
+pub struct File(OwnedFd);
+
+/// How a system call is told of an object: a descriptor, a name below it, and flags.
+struct Target<'a> {
+    fd: TargetFd<'a>,
+    name: &'a OsStr,
+    flags: AtFlags,
+}
+
+enum TargetFd<'a> {
+    Lent(BorrowedFd<'a>),
+    Own(OwnedFd),
+}
+
+impl LinuxLayer {
+    /// Opens the directory `path` as a layer. Symlinks in `path` are followed.
+    ///
+    /// For writing, the umask of the process is set to 0, so that new objects get the modes that are asked for; and if the
+    /// daemon is root with CAP_SETPCAP, threads that create objects of other owners keep SECBIT_NO_SETUID_FIXUP set.
+    ///
+    /// ENOENT, ENOTDIR, EACCES and the like as open(2).
+    pub fn open(path: &Path, for_writing: bool) -> Result<LinuxLayer> {
+        let clone = if for_writing {
+            None
+        } else {
+            raw::private_clone(path).ok()
+        };
+        let cloned = clone.is_some();
+        let root = match clone {
+            Some(root) => root,
+            None => {
+                let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+                rustix::fs::openat(CWD, path, flags, Mode::empty()).map_err(error)?
+            }
+        };
+        if stat_of(&rustix::fs::fstat(&root).map_err(error)?)?.kind != Kind::Dir {
+            return Err(Error::new(ENOTDIR));
+        }
+        if for_writing {
+            rustix::process::umask(Mode::empty());
+        }
+        let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
+        Ok(LinuxLayer {
+            root,
+            cloned,
+            own: Owner {
+                uid: uid.as_raw(),
+                gid: gid.as_raw(),
+            },
+            acts_as_others: for_writing && uid.is_root() && identity::keep_capabilities().is_ok(),
+            held: Mutex::new(None),
+        })
+    }
+
+    /// How to reach an object without following a symlink or crossing to what is mounted on it, which is EXDEV.
+    fn target<'a>(&self, object: Object<'a, Self>) -> Result<Target<'a>> {
+        let (dir, name) = match object {
+            Object::Dir(dir) => return Ok(Target::itself(TargetFd::Lent(dir.fd()?))),
+            Object::File(file) => return Ok(Target::itself(TargetFd::Lent(file.0.as_fd()))),
+            Object::Entry(dir, name) => (dir.fd()?, single(name)?),
+        };
+        if self.cloned {
+            let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+            return Ok(Target {
+                fd: TargetFd::Lent(dir),
+                name,
+                flags,
+            });
+        }
+        let entry = raw::open_at(dir, name, OFlags::PATH, Mode::empty()).map_err(error)?;
+        Ok(Target::itself(TargetFd::Own(entry)))
+    }
+
+    /// As [`LinuxLayer::target`], for a change. EBUSY if the object is covered.
+    fn change<'a>(&self, object: Object<'a, Self>) -> Result<Target<'a>> {
+        if let Object::Dir(Dir(DirState::Covered(_))) = object {
+            return Err(Error::new(EBUSY));
+        }
+        self.target(object).map_err(covered_is_busy)
+    }
+
+    /// Runs a call that creates an object in the name of `owner`. EPERM if the layer cannot.
+    fn acting_as<T>(&self, owner: Owner, call: impl FnOnce() -> rustix::io::Result<T>) -> Result<T> {
+        if !self.creates_as(owner) {
+            return Err(Error::new(EPERM));
+        }
+        let _acting = match owner == self.own {
+            true => None,
+            false => Some(ActingAs::new(owner, self.own).map_err(error)?),
+        };
+        call().map_err(error)
+    }
+
+    /// Sees to it that a new object has the owner and the mode that were asked for.
+    ///
+    /// It has, unless the directory has a default ACL or hands down its group, the caller asked for set-id bits of a
+    /// directory, which mkdir(2) ignores, or the daemon lacks a capability. If it cannot be mended, the object is removed.
+    fn settle(&self, dir: BorrowedFd<'_>, name: &OsStr, asked: (Owner, Option<u32>)) -> Result<()> {
+        let flags = AtFlags::SYMLINK_NOFOLLOW;
+        let made = stat_of(&rustix::fs::statat(dir, name, flags).map_err(error)?)?;
+        let result = mend(dir, name, flags, &made, asked);
+        if result.is_err() {
+            let remove = if made.kind == Kind::Dir {
+                AtFlags::REMOVEDIR
+            } else {
+                AtFlags::empty()
+            };
+            rustix::fs::unlinkat(dir, name, remove).map_err(error)?;
+        }
+        result
+    }
+}
+
+impl Dir {
+    /// The descriptor. ENOENT if the directory is covered, as in one that was removed.
+    fn fd(&self) -> Result<BorrowedFd<'_>> {
+        match &self.0 {
+            DirState::Open(fd) => Ok(fd.as_fd()),
+            DirState::Covered(_) => Err(Error::new(ENOENT)),
+        }
+    }
+}
+
+impl<'a> Target<'a> {
+    fn itself(fd: TargetFd<'a>) -> Self {
+        Target {
+            fd,
+            name: OsStr::new(""),
+            flags: AtFlags::EMPTY_PATH,
+        }
+    }
+
+    fn stat(&self) -> Result<Stat> {
+        stat_of(&rustix::fs::statat(self, self.name, self.flags).map_err(error)?)
+    }
+}
+
+impl AsFd for Target<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match &self.fd {
+            TargetFd::Lent(fd) => *fd,
+            TargetFd::Own(fd) => fd.as_fd(),
+        }
+    }
+}
+
+impl Layer for LinuxLayer {
+    type Dir = Dir;
+    type File = File;
+
+    fn capabilities(&self) -> Capabilities {
+        // No call tells whether a filesystem can exchange, short of doing it: the kernel looks the names up first. So
+        // these are the ones that can; for the rest no is the safe answer.
+        const EXCHANGE: [u64; 6] = [
+            libc::EXT4_SUPER_MAGIC as u64,
+            libc::XFS_SUPER_MAGIC as u64,
+            libc::BTRFS_SUPER_MAGIC as u64,
+            libc::TMPFS_MAGIC as u64,
+            libc::F2FS_SUPER_MAGIC as u64,
+            libc::BCACHEFS_SUPER_MAGIC as u64,
+        ];
+        let exchange = rustix::fs::fstatfs(&self.root).is_ok_and(|stat| EXCHANGE.contains(&(stat.f_type as u64)));
+        Capabilities {
+            exchange: exchange && !self.cloned,
+            dirs_follow_rename: true,
+        }
+    }
+
+    fn root(&self) -> Result<Dir> {
+        let fd = rustix::io::fcntl_dupfd_cloexec(&self.root, 0).map_err(error)?;
+        Ok(Dir(DirState::Open(fd)))
+    }
+
+    fn hold(&self) -> Result<()> {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        if held.is_none() {
+            let root = raw::reopen_dir(self.root.as_fd()).map_err(error)?;
+            rustix::fs::flock(&root, FlockOperation::NonBlockingLockExclusive).map_err(error)?;
+            *held = Some(root);
+        }
+        Ok(())
+    }
+
+    fn stat_fs(&self) -> Result<StatFs> {
+        let stat = rustix::fs::fstatvfs(&self.root).map_err(error)?;
+        Ok(StatFs {
+            block_size: stat.f_frsize as u32,
+            blocks: stat.f_blocks,
+            blocks_free: stat.f_bfree,
+            blocks_available: stat.f_bavail,
+            files: stat.f_files,
+            files_free: stat.f_ffree,
+            name_max: stat.f_namemax as u32,
+        })
+    }
+
+    fn open_dir(&self, dir: &Dir, name: &OsStr) -> Result<Dir> {
+        let parent = dir.fd()?;
+        match raw::open_at(parent, single(name)?, OFlags::PATH | OFlags::DIRECTORY, Mode::empty()) {
+            Ok(fd) => Ok(Dir(DirState::Open(fd))),
+            Err(Errno::XDEV) => match covered(parent, name)? {
+                stat if stat.kind == Kind::Dir => Ok(Dir(DirState::Covered(stat))),
+                _ => Err(Error::new(ENOTDIR)),
+            },
+            Err(other) => Err(error(other)),
+        }
+    }
+
+    fn list(&self, dir: &Dir, each: &mut dyn FnMut(Entry<'_>)) -> Result<()> {
+        let DirState::Open(fd) = &dir.0 else { return Ok(()) };
+        let mut result = Ok(());
+        raw::entries(fd.as_fd(), |entry| {
+            let name = OsStr::from_bytes(entry.file_name().to_bytes());
+            let kind = match kind_of(entry.file_type()) {
+                Some(kind) => Ok(kind),
+                None => self.stat(Object::Entry(dir, name)).map(|stat| stat.kind),
+            };
+            match kind {
+                Ok(kind) => each(Entry {
+                    name,
+                    ino: entry.ino(),
+                    kind,
+                }),
+                // The entry was removed since.
+                Err(missing) if missing.errno == ENOENT => {}
+                Err(other) => result = Err(other),
+            }
+            result.is_ok()
+        })
+        .map_err(error)?;
+        result
+    }
+
+    fn stat(&self, object: Object<'_, Self>) -> Result<Stat> {
+        if let Object::Dir(Dir(DirState::Covered(stat))) = object {
+            return Ok(*stat);
+        }
+        match (self.target(object), object) {
+            (Ok(target), _) => target.stat(),
+            (Err(crossing), Object::Entry(dir, name)) if is_crossing(crossing) => covered(dir.fd()?, name),
+            (Err(other), _) => Err(other),
+        }
+    }
+
+    fn set_owner(&self, object: Object<'_, Self>, owner: Owner) -> Result<()> {
+        let target = self.change(object)?;
+        change_owner(target.as_fd(), target.name, target.flags, owner)
+    }
+
+    fn set_mode(&self, object: Object<'_, Self>, mode: u32) -> Result<()> {
+        let target = self.change(object)?;
+        raw::change_mode(target.as_fd(), target.name, target.flags, mode_of(mode)).map_err(error)
+    }
+
+    fn set_times(&self, object: Object<'_, Self>, atime: Time, mtime: Time) -> Result<()> {
+        let times = Timestamps {
+            last_access: timespec(atime)?,
+            last_modification: timespec(mtime)?,
+        };
+        let target = self.change(object)?;
+        rustix::fs::utimensat(&target, target.name, &times, target.flags).map_err(error)
+    }
+
+    /// EINVAL if `name` is not a regular file, ELOOP if it is a symlink.
+    fn open_file(&self, dir: &Dir, name: &OsStr, access: Access) -> Result<File> {
+        let (dir, name) = (dir.fd()?, single(name)?);
+        // Without O_NONBLOCK a FIFO would wait here for its other end.
+        let common = OFlags::NONBLOCK | OFlags::NOCTTY;
+        let fd = match access {
+            Access::Read => raw::open_unseen(dir, name, common | OFlags::RDONLY),
+            Access::ReadWrite => raw::open_at(dir, name, common | OFlags::RDWR, Mode::empty()),
+        };
+        let fd = fd.map_err(error).map_err(covered_is_busy)?;
+        match stat_of(&rustix::fs::fstat(&fd).map_err(error)?)?.kind {
+            Kind::File => Ok(File(fd)),
+            _ => Err(Error::new(EINVAL)),
+        }
+    }
+
+    fn identity(&self) -> Owner {
+        self.own
+    }
+
+    /// True for the daemon's own ids, and for all others if it is root and has CAP_SETPCAP.
+    fn creates_as(&self, owner: Owner) -> bool {
+        owner == self.own || (self.acts_as_others && owner.uid != u32::MAX && owner.gid != u32::MAX)
+    }
+
+    fn create_file(&self, dir: &Dir, name: &OsStr, mode: u32, owner: Owner) -> Result<File> {
+        let (dir, name) = (dir.fd()?, single(name)?);
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR;
+        let fd = self.acting_as(owner, || raw::open_at(dir, name, flags, mode_of(mode)))?;
+        self.settle(dir, name, (owner, Some(mode)))?;
+        Ok(File(fd))
+    }
+
+    fn create_dir(&self, dir: &Dir, name: &OsStr, mode: u32, owner: Owner) -> Result<()> {
+        let (dir, name) = (dir.fd()?, single(name)?);
+        self.acting_as(owner, || rustix::fs::mkdirat(dir, name, mode_of(mode)))?;
+        self.settle(dir, name, (owner, Some(mode)))
+    }
+
+    fn create_symlink(&self, dir: &Dir, name: &OsStr, target: &OsStr, owner: Owner) -> Result<()> {
+        let (dir, name) = (dir.fd()?, single(name)?);
+        self.acting_as(owner, || rustix::fs::symlinkat(target, dir, name))?;
+        self.settle(dir, name, (owner, None))
+    }
+
+    /// EINVAL for a kind that is none of the three.
+    fn create_node(&self, dir: &Dir, name: &OsStr, kind: Kind, mode: u32, rdev: u64, owner: Owner) -> Result<()> {
+        let (dir, name) = (dir.fd()?, single(name)?);
+        let file_type = match kind {
+            Kind::Fifo => FileType::Fifo,
+            Kind::Socket => FileType::Socket,
+            Kind::CharDev => FileType::CharacterDevice,
+            Kind::BlockDev => FileType::BlockDevice,
+            Kind::File | Kind::Dir | Kind::Symlink => return Err(Error::new(EINVAL)),
+        };
+        self.acting_as(owner, || rustix::fs::mknodat(dir, name, file_type, mode_of(mode), rdev))?;
+        self.settle(dir, name, (owner, Some(mode)))
+    }
+
+    fn read_link(&self, dir: &Dir, name: &OsStr) -> Result<OsString> {
+        let target = rustix::fs::readlinkat(dir.fd()?, single(name)?, Vec::new()).map_err(error)?;
+        Ok(OsString::from_vec(target.into_bytes()))
+    }
+
+    fn link(&self, dir: &Dir, name: &OsStr, new_dir: &Dir, new_name: &OsStr) -> Result<()> {
+        rustix::fs::linkat(
+            dir.fd()?,
+            single(name)?,
+            new_dir.fd()?,
+            single(new_name)?,
+            AtFlags::empty(),
+        )
+        .map_err(error)
+    }
+
+    fn unlink(&self, dir: &Dir, name: &OsStr) -> Result<()> {
+        rustix::fs::unlinkat(dir.fd()?, single(name)?, AtFlags::empty()).map_err(error)
+    }
+
+    fn remove_dir(&self, dir: &Dir, name: &OsStr) -> Result<()> {
+        rustix::fs::unlinkat(dir.fd()?, single(name)?, AtFlags::REMOVEDIR).map_err(error)
+    }
+
+    fn rename(&self, dir: &Dir, name: &OsStr, new_dir: &Dir, new_name: &OsStr, mode: RenameMode) -> Result<()> {
+        let flags = match mode {
+            RenameMode::Replace => RenameFlags::empty(),
+            RenameMode::NoReplace => RenameFlags::NOREPLACE,
+            RenameMode::Exchange => RenameFlags::EXCHANGE,
+        };
+        rustix::fs::renameat_with(dir.fd()?, single(name)?, new_dir.fd()?, single(new_name)?, flags).map_err(error)
+    }
+
+    fn read_at(&self, file: &File, buf: &mut [u8], offset: u64) -> Result<usize> {
+        let mut done = 0;
+        while done < buf.len() {
+            let rest = &mut buf[done..];
+            match retry_on_intr(|| rustix::io::pread(&file.0, &mut *rest, offset + done as u64)).map_err(error)? {
+                0 => break,
+                count => done += count,
+            }
+        }
+        Ok(done)
+    }
+
+    fn write_at(&self, file: &File, buf: &[u8], offset: u64) -> Result<usize> {
+        match retry_on_intr(|| rustix::io::pwrite(&file.0, buf, offset)).map_err(error)? {
+            0 if !buf.is_empty() => Err(Error::new(EIO)),
+            count => Ok(count),
+        }
+    }
+
+    fn truncate(&self, file: &File, size: u64) -> Result<()> {
+        if size > i64::MAX as u64 {
+            return Err(Error::new(EFBIG));
+        }
+        retry_on_intr(|| rustix::fs::ftruncate(&file.0, size)).map_err(error)
+    }
+
+    fn sync(&self, file: &File) -> Result<()> {
+        retry_on_intr(|| rustix::fs::fsync(&file.0)).map_err(error)
+    }
+
+    fn sync_dir(&self, dir: &Dir) -> Result<()> {
+        let open = raw::reopen_dir(dir.fd()?).map_err(error)?;
+        retry_on_intr(|| rustix::fs::fsync(&open)).map_err(error)
+    }
+
+    fn next_data(&self, file: &File, from: u64) -> Result<Option<Range<u64>>> {
+        // The offset that the seeks leave behind is nobody's: all reads and writes name theirs.
+        let seek = |position| match rustix::fs::seek(&file.0, position) {
+            Ok(offset) => Ok(Some(offset)),
+            Err(Errno::NXIO) => Ok(None),
+            Err(other) => Err(error(other)),
+        };
+        if from > i64::MAX as u64 {
+            return Ok(None);
+        }
+        let Some(start) = seek(SeekFrom::Data(from))? else {
+            return Ok(None);
+        };
+        // None here if the file was cut in between.
+        Ok(seek(SeekFrom::Hole(start))?.map(|end| start..end))
+    }
+
+    fn copy_range(&self, from: &File, to: &File, range: Range<u64>) -> Result<()> {
+        let mut at = range.start;
+        while at < range.end {
+            let (mut source, mut target) = (at, at);
+            let length = usize::try_from(range.end - at).unwrap_or(usize::MAX);
+            let copy = retry_on_intr(|| {
+                rustix::fs::copy_file_range(&from.0, Some(&mut source), &to.0, Some(&mut target), length)
+            });
+            match copy {
+                Ok(0) => return Ok(()),
+                Ok(count) => at += count as u64,
+                Err(Errno::XDEV | Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS) => {
+                    return self.copy_through_memory(from, to, at..range.end);
+                }
+                Err(other) => return Err(error(other)),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl LinuxLayer {
+    /// [`Layer::copy_range`] between filesystems that cannot do it themselves.
+    fn copy_through_memory(&self, from: &File, to: &File, range: Range<u64>) -> Result<()> {
+        let mut buffer = vec![0; COPY_PIECE];
+        let mut at = range.start;
+        while at < range.end {
+            let piece = usize::try_from(range.end - at).map_or(COPY_PIECE, |rest| rest.min(COPY_PIECE));
+            let count = self.read_at(from, &mut buffer[..piece], at)?;
+            let mut written = 0;
+            while written < count {
+                written += self.write_at(to, &buffer[written..count], at + written as u64)?;
+            }
+            if count < piece {
+                break;
+            }
+            at += count as u64;
+        }
+        Ok(())
+    }
+}
+
+/// The name, if it is a single component. EINVAL otherwise.
+fn single(name: &OsStr) -> Result<&OsStr> {
+    let bytes = name.as_bytes();
+    if matches!(bytes, b"" | b"." | b"..") || bytes.iter().any(|byte| matches!(byte, b'/' | 0)) {
+        return Err(Error::new(EINVAL));
+    }
+    Ok(name)
+}
+
+/// The attributes that an entry shows which something is mounted on: the number and the kind that its directory's listing
+/// gives, the owner and the times of the directory, and no contents.
+fn covered(dir: BorrowedFd<'_>, name: &OsStr) -> Result<Stat> {
+    let mut found = None;
+    raw::entries(dir, |entry| {
+        if entry.file_name().to_bytes() == name.as_bytes() {
+            // Where listings have no kinds it is most likely a directory.
+            found = Some((entry.ino(), kind_of(entry.file_type()).unwrap_or(Kind::Dir)));
+        }
+        found.is_none()
+    })
+    .map_err(error)?;
+    let (ino, kind) = found.ok_or(Error::new(ENOENT))?;
+    let parent = stat_of(&rustix::fs::statat(dir, "", AtFlags::EMPTY_PATH).map_err(error)?)?;
+    let (mode, nlink) = if kind == Kind::Dir { (0o555, 2) } else { (0o444, 1) };
+    Ok(Stat {
+        ino,
+        kind,
+        mode,
+        nlink,
+        rdev: 0,
+        size: 0,
+        blocks: 0,
+        ..parent
+    })
+}
+
+/// Gives a new object the owner and the mode asked for, where they differ from those it was made with.
+fn mend(
+    dir: BorrowedFd<'_>,
+    name: &OsStr,
+    flags: AtFlags,
+    made: &Stat,
+    (owner, mode): (Owner, Option<u32>),
+) -> Result<()> {
+    let owned = (made.uid, made.gid) == (owner.uid, owner.gid);
+    if !owned {
+        change_owner(dir, name, flags, owner)?;
+    }
+    match mode {
+        // A change of the owner drops set-id bits.
+        Some(mode) if !owned || made.mode != mode & 0o7777 => {
+            raw::change_mode(dir, name, flags, mode_of(mode)).map_err(error)
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Sets owner and group. EINVAL for the id that stands for no change.
+fn change_owner(fd: BorrowedFd<'_>, name: &OsStr, flags: AtFlags, owner: Owner) -> Result<()> {
+    if owner.uid == u32::MAX || owner.gid == u32::MAX {
+        return Err(Error::new(EINVAL));
+    }
+    let (uid, gid) = (Uid::from_raw(owner.uid), Gid::from_raw(owner.gid));
+    rustix::fs::chownat(fd, name, Some(uid), Some(gid), flags).map_err(error)
+}
+
+/// Whether an entry was not reached because something is mounted on it.
+fn is_crossing(error: Error) -> bool {
+    error.errno == EXDEV
+}
+
+fn covered_is_busy(error: Error) -> Error {
+    if is_crossing(error) { Error::new(EBUSY) } else { error }
+}

@@ -1,0 +1,169 @@
+//! The few system calls, and combinations of them, that the Linux layer needs and rustix does not have in this form.
+
+use std::ffi::OsStr;
+use std::mem::{MaybeUninit, size_of};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, RawDir, RawDirEntry, ResolveFlags};
+use rustix::io::{Errno, Result, retry_on_intr};
+use rustix::mount::{OpenTreeFlags, open_tree};
+use rustix::path::Arg;
+
+/// Room for the entries that one getdents64 call answers, in bytes.
+const LIST_BUFFER: usize = 64 * 1024;
+
+/// The number of fchmodat2(2), which has the same number on the architectures that Linux numbers alike.
+const SYS_FCHMODAT2: libc::c_long = 452;
+
+/// A private, read-only copy of the mount that holds `path`, with `path` as its top and without the mounts inside it.
+///
+/// What is mounted below `path`, now or later, is neither seen nor waited for through the descriptor: the mount
+/// propagates nowhere, and its directories show what they hold themselves. Nothing is written through it, access times
+/// included, and a device node in it opens no device.
+///
+/// Needs CAP_SYS_ADMIN over the mount namespace, and Linux 5.12; EPERM, EINVAL or ENOSYS otherwise.
+pub fn private_clone(path: &Path) -> Result<OwnedFd> {
+    let tree = open_tree(
+        CWD,
+        path,
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC,
+    )?;
+    let attributes = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NODEV,
+        attr_clr: 0,
+        propagation: libc::MS_PRIVATE,
+        userns_fd: 0,
+    };
+    // SAFETY: the path is a C string and the attributes are a `mount_attr` of the size that is said; both outlive the call.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &raw const attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    answer(result)?;
+    Ok(tree)
+}
+
+/// Opens the entry `name`, which must be a single component. EXDEV, without a call into the filesystem that is mounted
+/// there, if something is mounted on it.
+///
+/// RESOLVE_BENEATH would add nothing for a single component that is not `..`, and answers EXDEV when the entry is moved
+/// at the same time.
+pub fn open_at(dir: BorrowedFd<'_>, name: &OsStr, flags: OFlags, mode: Mode) -> Result<OwnedFd> {
+    let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::NO_XDEV | ResolveFlags::NO_SYMLINKS;
+    retry_on_intr(|| rustix::fs::openat2(dir, name, flags, mode, resolve))
+}
+
+/// As [`open_at`], for reading, without a change of the access time where the system lets us.
+pub fn open_unseen(dir: BorrowedFd<'_>, name: &OsStr, flags: OFlags) -> Result<OwnedFd> {
+    match open_at(dir, name, flags | OFlags::NOATIME, Mode::empty()) {
+        Err(Errno::PERM) => open_at(dir, name, flags, Mode::empty()),
+        result => result,
+    }
+}
+
+/// The directory of an O_PATH descriptor, open for reading and with an offset of its own.
+pub fn reopen_dir(dir: BorrowedFd<'_>) -> Result<OwnedFd> {
+    open_unseen(dir, OsStr::new("."), OFlags::RDONLY | OFlags::DIRECTORY)
+}
+
+/// Calls `each` for every entry of a directory but `.` and `..`, as the directory names it, until it answers false.
+pub fn entries(dir: BorrowedFd<'_>, mut each: impl FnMut(&RawDirEntry<'_>) -> bool) -> Result<()> {
+    let mut buffer = [MaybeUninit::uninit(); LIST_BUFFER];
+    let mut entries = RawDir::new(reopen_dir(dir)?, &mut buffer);
+    while let Some(entry) = entries.next() {
+        let entry = entry?;
+        if !matches!(entry.file_name().to_bytes(), b"." | b"..") && !each(&entry) {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Sets the mode of an entry, or of the descriptor itself if `flags` has AT_EMPTY_PATH. EOPNOTSUPP on a symlink.
+pub fn change_mode(fd: BorrowedFd<'_>, name: &OsStr, flags: AtFlags, mode: Mode) -> Result<()> {
+    let result = name.into_with_c_str(|name| {
+        // SAFETY: the name is a C string that outlives the call; the call touches no other memory.
+        answer(unsafe {
+            libc::syscall(
+                SYS_FCHMODAT2,
+                fd.as_raw_fd(),
+                name.as_ptr(),
+                mode.as_raw_mode(),
+                flags.bits(),
+            )
+        })
+    });
+    match result {
+        Err(Errno::NOSYS) => change_mode_by_proc(fd, name, flags, mode),
+        result => result,
+    }
+}
+
+/// [`change_mode`] for Linux before 6.6: the descriptor's link below `/proc` leads to the object itself.
+fn change_mode_by_proc(fd: BorrowedFd<'_>, name: &OsStr, flags: AtFlags, mode: Mode) -> Result<()> {
+    let opened;
+    let object = if flags.contains(AtFlags::EMPTY_PATH) {
+        fd
+    } else {
+        opened = open_at(fd, name, OFlags::PATH, Mode::empty())?;
+        opened.as_fd()
+    };
+    let kind = rustix::fs::FileType::from_raw_mode(rustix::fs::fstat(object)?.st_mode);
+    if kind.is_symlink() {
+        return Err(Errno::OPNOTSUPP);
+    }
+    rustix::fs::chmod(format!("/proc/self/fd/{}", object.as_raw_fd()), mode)
+}
+
+/// What a system call answered, as a result.
+fn answer(result: libc::c_long) -> Result<()> {
+    if result == -1 {
+        let code = std::io::Error::last_os_error().raw_os_error();
+        return Err(code.map_or(Errno::IO, Errno::from_raw_os_error));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    /// The way of older kernels does the same as fchmodat2.
+    #[test]
+    fn modes_by_proc() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("file");
+        std::fs::write(&path, "").unwrap();
+        symlink("file", temp.path().join("link")).unwrap();
+        let dir = rustix::fs::open(temp.path(), OFlags::PATH, Mode::empty()).unwrap();
+        let mode_of = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+
+        for change in [change_mode, change_mode_by_proc] {
+            let set = |fd, name, flags, mode| change(fd, OsStr::new(name), flags, Mode::from_raw_mode(mode));
+            set(dir.as_fd(), "file", AtFlags::SYMLINK_NOFOLLOW, 0o4711).unwrap();
+            assert_eq!(mode_of(&path), 0o4711);
+            set(dir.as_fd(), "", AtFlags::EMPTY_PATH, 0o1750).unwrap();
+            assert_eq!(mode_of(temp.path()), 0o1750);
+
+            assert_eq!(
+                set(dir.as_fd(), "link", AtFlags::SYMLINK_NOFOLLOW, 0o600),
+                Err(Errno::OPNOTSUPP)
+            );
+            let link = open_at(dir.as_fd(), OsStr::new("link"), OFlags::PATH, Mode::empty()).unwrap();
+            assert_eq!(set(link.as_fd(), "", AtFlags::EMPTY_PATH, 0o600), Err(Errno::OPNOTSUPP));
+            assert_eq!(mode_of(&path), 0o4711);
+
+            set(dir.as_fd(), "file", AtFlags::SYMLINK_NOFOLLOW, 0o600).unwrap();
+            set(dir.as_fd(), "", AtFlags::EMPTY_PATH, 0o700).unwrap();
+        }
+    }
+}
