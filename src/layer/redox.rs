@@ -17,7 +17,7 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use libredox::Fd;
 use libredox::data::TimeSpec;
@@ -46,10 +46,7 @@ const EXCLUSIVE: u64 = 1 << 63;
 
 /// A directory tree of a Redox scheme.
 pub struct RedoxLayer {
-    /// The top directory, open for its attributes.
-    root: Fd,
-    /// Its path, which begins with `/scheme/NAME` and does not end with a slash.
-    path: String,
+    top: Arc<Top>,
     /// Stands for the scheme in [`Stat::dev`], where redoxfs itself writes 0.
     dev: u64,
     /// The longest name, in bytes.
@@ -63,8 +60,27 @@ pub struct RedoxLayer {
     held: Mutex<Option<Fd>>,
 }
 
-/// A directory of a [`RedoxLayer`]: its path relative to the top directory, empty for that one.
-pub struct Dir(String);
+/// The top directory of a layer.
+struct Top {
+    /// Open for its attributes.
+    fd: Fd,
+    /// Begins with `/scheme/NAME` and does not end with a slash.
+    path: String,
+}
+
+/// A directory of a [`RedoxLayer`]. It carries its layer's top directory along, since the work directory may be a layer of its own
+/// on the upper layer's filesystem.
+pub struct Dir {
+    top: Arc<Top>,
+    /// Relative to the top directory, empty for that one.
+    path: String,
+}
+
+/// What an entry of a directory may be called by: a path below the top directory of its layer.
+struct Place<'a> {
+    top: &'a Top,
+    path: String,
+}
 
 /// An open regular file of a [`RedoxLayer`].
 pub struct File(Fd);
@@ -91,90 +107,99 @@ impl RedoxLayer {
         let mut hasher = DefaultHasher::new();
         hasher.write(scheme.as_bytes());
         Ok(RedoxLayer {
-            path: path.to_owned(),
             dev: hasher.finish(),
             name_max: root.statvfs().map_or(NAME_MAX, |found| name_max(&found)),
             own: Owner {
                 uid: id(libredox::call::geteuid()?)?,
                 gid: id(libredox::call::getegid()?)?,
             },
-            root,
+            top: Arc::new(Top {
+                path: path.to_owned(),
+                fd: root,
+            }),
             writable: for_writing,
             held: Mutex::new(None),
         })
     }
 
-    /// The path of an entry, relative to the top directory. EINVAL for a name that is not a single component or not UTF-8.
-    fn entry(&self, dir: &Dir, name: &OsStr) -> Result<String> {
-        let name = text(name)?;
-        if matches!(name, "" | "." | "..") || name.contains(['/', '\0']) {
-            return Err(Error::new(EINVAL));
-        }
-        Ok(if dir.0.is_empty() {
-            name.to_owned()
-        } else {
-            format!("{}/{name}", dir.0)
-        })
-    }
-
-    /// As [`RedoxLayer::entry`], of an entry that is about to change.
-    fn changing(&self, dir: &Dir, name: &OsStr) -> Result<String> {
+    /// The place of an entry that is about to change. ENAMETOOLONG, EROFS.
+    fn changing<'a>(&self, dir: &'a Dir, name: &OsStr) -> Result<Place<'a>> {
         self.check_writable()?;
         // redoxfs answers EINVAL.
         if name.len() > self.name_max as usize {
             return Err(Error::new(ENAMETOOLONG));
         }
-        self.entry(dir, name)
+        dir.entry(name)
     }
 
     fn check_writable(&self) -> Result<()> {
         if self.writable { Ok(()) } else { Err(Error::new(EROFS)) }
     }
 
-    /// Opens a path that is relative to the top directory.
+    /// Changes something by a descriptor of the object itself.
+    fn change(&self, object: Object<'_, Self>, act: impl FnOnce(&Fd) -> Result<()>) -> Result<()> {
+        self.check_writable()?;
+        on(object, act)
+    }
+}
+
+impl Top {
+    /// Opens a path that is relative to this directory.
     fn open_at(&self, path: &str, flags: i32) -> Result<Fd> {
         Ok(Fd::new(libredox::call::openat(
-            self.root.raw(),
+            self.fd.raw(),
             path,
             flags | O_CLOEXEC,
             0,
         )?))
     }
+}
 
-    /// Creates what `flags` say at a path that is relative to the top directory. EEXIST.
-    fn create_at(&self, path: &str, flags: i32, mode: u32) -> Result<Fd> {
-        // The scheme takes the mode from the low bits of the flags.
-        self.open_at(path, flags | O_CREAT | O_EXCL | permissions(mode).cast_signed())
+impl Dir {
+    /// The place of an entry. EINVAL for a name that is not a single component or not UTF-8.
+    fn entry(&self, name: &OsStr) -> Result<Place<'_>> {
+        let name = text(name)?;
+        if matches!(name, "" | "." | "..") || name.contains(['/', '\0']) {
+            return Err(Error::new(EINVAL));
+        }
+        let path = if self.path.is_empty() {
+            name.to_owned()
+        } else {
+            format!("{}/{name}", self.path)
+        };
+        Ok(Place { top: &self.top, path })
+    }
+}
+
+impl Place<'_> {
+    fn open(&self, flags: i32) -> Result<Fd> {
+        self.top.open_at(&self.path, flags)
     }
 
-    /// EEXIST if there is something at a path that is relative to the top directory.
-    fn check_absent(&self, path: &str) -> Result<()> {
-        match self.open_at(path, ITSELF) {
+    /// Creates what `flags` say. EEXIST.
+    fn create(&self, flags: i32, mode: u32) -> Result<Fd> {
+        // The scheme takes the mode from the low bits of the flags.
+        self.open(flags | O_CREAT | O_EXCL | permissions(mode).cast_signed())
+    }
+
+    /// EEXIST if there is something.
+    fn check_absent(&self) -> Result<()> {
+        match self.open(ITSELF) {
             Ok(_) => Err(Error::new(EEXIST)),
             Err(error) if error.errno == ENOENT => Ok(()),
             Err(error) => Err(error),
         }
     }
 
-    /// A path as `frename` and `flink` want it: from the root of the system. The kernel drops the scheme and resolves nothing.
-    fn absolute(&self, path: &str) -> String {
-        format!("{}/{path}", self.path)
+    /// Removes what is there.
+    fn remove(&self, flags: usize) -> Result<()> {
+        syscall::unlinkat(self.top.fd.raw(), &self.path, flags)?;
+        Ok(())
     }
 
-    /// Calls `act` with a descriptor of the object itself.
-    fn on<T>(&self, object: Object<'_, Self>, act: impl FnOnce(&Fd) -> Result<T>) -> Result<T> {
-        match object {
-            Object::File(file) => act(&file.0),
-            Object::Dir(dir) if dir.0.is_empty() => act(&self.root),
-            Object::Dir(dir) => act(&self.open_at(&dir.0, ITSELF | O_DIRECTORY)?),
-            Object::Entry(dir, name) => act(&self.open_at(&self.entry(dir, name)?, ITSELF)?),
-        }
-    }
-
-    /// As [`RedoxLayer::on`], for a change.
-    fn change(&self, object: Object<'_, Self>, act: impl FnOnce(&Fd) -> Result<()>) -> Result<()> {
-        self.check_writable()?;
-        self.on(object, act)
+    /// The path as `frename` and `flink` want it: from the root of the system. The kernel drops the scheme and resolves nothing.
+    fn absolute(&self) -> String {
+        format!("{}/{}", self.top.path, self.path)
     }
 }
 
@@ -190,7 +215,10 @@ impl Layer for RedoxLayer {
     }
 
     fn root(&self) -> Result<Dir> {
-        Ok(Dir(String::new()))
+        Ok(Dir {
+            top: self.top.clone(),
+            path: String::new(),
+        })
     }
 
     /// EOPNOTSUPP if the scheme keeps no locks.
@@ -199,7 +227,7 @@ impl Layer for RedoxLayer {
         if held.is_some() {
             return Ok(());
         }
-        let fd = self.open_at("", ITSELF | O_DIRECTORY)?;
+        let fd = self.top.open_at("", ITSELF | O_DIRECTORY)?;
         // A lock of the process, not of the descriptor: that is the kind which the scheme is told to drop when the descriptor
         // goes, also by the death of the process. It keeps out other processes only, and a daemon is a process of its own.
         let lock = StdFsCallMeta::new(StdFsCallKind::Lock, 0, 1 | EXCLUSIVE);
@@ -209,7 +237,17 @@ impl Layer for RedoxLayer {
     }
 
     fn stat_fs(&self) -> Result<StatFs> {
-        let found = self.root.statvfs()?;
+        let found = match self.top.fd.statvfs() {
+            Ok(found) => found,
+            // Not every scheme can tell; then it is none that takes changes.
+            Err(error) if error.errno() == EOPNOTSUPP => {
+                return Ok(StatFs {
+                    name_max: self.name_max,
+                    ..StatFs::default()
+                });
+            }
+            Err(error) => return Err(error.into()),
+        };
         Ok(StatFs {
             block_size: u32::try_from(found.f_bsize).map_err(|_| Error::new(EOVERFLOW))?,
             blocks: found.f_blocks,
@@ -222,14 +260,17 @@ impl Layer for RedoxLayer {
     }
 
     fn open_dir(&self, dir: &Dir, name: &OsStr) -> Result<Dir> {
-        let path = self.entry(dir, name)?;
-        self.open_at(&path, ITSELF | O_DIRECTORY)?;
-        Ok(Dir(path))
+        let place = dir.entry(name)?;
+        place.open(ITSELF | O_DIRECTORY)?;
+        Ok(Dir {
+            top: dir.top.clone(),
+            path: place.path,
+        })
     }
 
     fn list(&self, dir: &Dir, each: &mut dyn FnMut(Entry<'_>)) -> Result<()> {
         // redoxfs takes the listing when it opens the directory, and only for reading.
-        let fd = self.open_at(&dir.0, O_RDONLY | O_DIRECTORY | O_NOFOLLOW)?;
+        let fd = dir.top.open_at(&dir.path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW)?;
         let mut buffer = vec![0; LIST_BUFFER];
         let mut after = 0;
         loop {
@@ -262,7 +303,7 @@ impl Layer for RedoxLayer {
     }
 
     fn stat(&self, object: Object<'_, Self>) -> Result<Stat> {
-        self.on(object, |fd| stat_of(&fd.stat()?, self.dev))
+        on(object, |fd| stat_of(&fd.stat()?, self.dev))
     }
 
     fn set_owner(&self, object: Object<'_, Self>, owner: Owner) -> Result<()> {
@@ -289,11 +330,11 @@ impl Layer for RedoxLayer {
 
     /// redoxfs moves the access time when the file is read, at most once an hour.
     fn open_file(&self, dir: &Dir, name: &OsStr, access: Access) -> Result<File> {
-        let (path, flags) = match access {
-            Access::Read => (self.entry(dir, name)?, O_RDONLY),
+        let (place, flags) = match access {
+            Access::Read => (dir.entry(name)?, O_RDONLY),
             Access::ReadWrite => (self.changing(dir, name)?, O_RDWR),
         };
-        Ok(File(self.open_at(&path, flags | O_NOFOLLOW)?))
+        Ok(File(place.open(flags | O_NOFOLLOW)?))
     }
 
     fn identity(&self) -> Owner {
@@ -306,17 +347,17 @@ impl Layer for RedoxLayer {
     }
 
     fn create_file(&self, dir: &Dir, name: &OsStr, mode: u32, _owner: Owner) -> Result<File> {
-        Ok(File(self.create_at(&self.changing(dir, name)?, O_RDWR, mode)?))
+        Ok(File(self.changing(dir, name)?.create(O_RDWR, mode)?))
     }
 
     fn create_dir(&self, dir: &Dir, name: &OsStr, mode: u32, _owner: Owner) -> Result<()> {
-        self.create_at(&self.changing(dir, name)?, O_DIRECTORY, mode)?;
+        self.changing(dir, name)?.create(O_DIRECTORY, mode)?;
         Ok(())
     }
 
     /// Redox has no single step for this: a crash in between leaves a symlink with an empty target.
     fn create_symlink(&self, dir: &Dir, name: &OsStr, target: &OsStr, _owner: Owner) -> Result<()> {
-        let link = File(self.create_at(&self.changing(dir, name)?, O_SYMLINK | O_WRONLY, 0o777)?);
+        let link = File(self.changing(dir, name)?.create(O_SYMLINK | O_WRONLY, 0o777)?);
         self.write_all(&link, target.as_bytes(), 0)
     }
 
@@ -328,7 +369,7 @@ impl Layer for RedoxLayer {
     }
 
     fn read_link(&self, dir: &Dir, name: &OsStr) -> Result<OsString> {
-        let link = File(self.open_at(&self.entry(dir, name)?, O_RDONLY | O_SYMLINK)?);
+        let link = File(dir.entry(name)?.open(O_RDONLY | O_SYMLINK)?);
         let mut target = vec![0; PATH_MAX];
         let length = self.read_at(&link, &mut target, 0)?;
         target.truncate(length);
@@ -336,35 +377,33 @@ impl Layer for RedoxLayer {
     }
 
     fn link(&self, dir: &Dir, name: &OsStr, new_dir: &Dir, new_name: &OsStr) -> Result<()> {
-        let (path, new_path) = (self.changing(dir, name)?, self.changing(new_dir, new_name)?);
-        let object = self.open_at(&path, ITSELF)?;
+        let object = self.changing(dir, name)?.open(ITSELF)?;
+        let new = self.changing(new_dir, new_name)?;
         // redoxfs does not look whether the name is taken.
-        self.check_absent(&new_path)?;
-        syscall::flink(object.raw(), self.absolute(&new_path))?;
+        new.check_absent()?;
+        syscall::flink(object.raw(), new.absolute())?;
         Ok(())
     }
 
     fn unlink(&self, dir: &Dir, name: &OsStr) -> Result<()> {
-        syscall::unlinkat(self.root.raw(), self.changing(dir, name)?, 0)?;
-        Ok(())
+        self.changing(dir, name)?.remove(0)
     }
 
     fn remove_dir(&self, dir: &Dir, name: &OsStr) -> Result<()> {
-        syscall::unlinkat(self.root.raw(), self.changing(dir, name)?, AT_REMOVEDIR)?;
-        Ok(())
+        self.changing(dir, name)?.remove(AT_REMOVEDIR)
     }
 
     fn rename(&self, dir: &Dir, name: &OsStr, new_dir: &Dir, new_name: &OsStr, mode: RenameMode) -> Result<()> {
-        let (path, new_path) = (self.changing(dir, name)?, self.changing(new_dir, new_name)?);
-        let object = self.open_at(&path, ITSELF)?;
+        let object = self.changing(dir, name)?.open(ITSELF)?;
+        let new = self.changing(new_dir, new_name)?;
         match mode {
             RenameMode::Replace => {}
             // Redox has no such rename. Looking first is as good, since the writable layer is ours alone and the engine does
             // nothing else to a name that it renames to.
-            RenameMode::NoReplace => self.check_absent(&new_path)?,
+            RenameMode::NoReplace => new.check_absent()?,
             RenameMode::Exchange => return Err(Error::new(EINVAL)),
         }
-        syscall::frename(object.raw(), self.absolute(&new_path))?;
+        syscall::frename(object.raw(), new.absolute())?;
         Ok(())
     }
 
@@ -395,7 +434,7 @@ impl Layer for RedoxLayer {
     }
 
     fn sync_dir(&self, dir: &Dir) -> Result<()> {
-        match self.on(Object::Dir(dir), |fd| Ok(fd.fsync()?)) {
+        match on(Object::Dir(dir), |fd| Ok(fd.fsync()?)) {
             // redoxfs refuses that on a directory: it has brought every change to the disk before it answered.
             Err(error) if matches!(error.errno, EBADF | EOPNOTSUPP) => Ok(()),
             result => result,
@@ -432,6 +471,16 @@ impl RedoxLayer {
             offset += written as u64;
         }
         Ok(())
+    }
+}
+
+/// Calls `act` with a descriptor of the object itself.
+fn on<T>(object: Object<'_, RedoxLayer>, act: impl FnOnce(&Fd) -> Result<T>) -> Result<T> {
+    match object {
+        Object::File(file) => act(&file.0),
+        Object::Dir(dir) if dir.path.is_empty() => act(&dir.top.fd),
+        Object::Dir(dir) => act(&dir.top.open_at(&dir.path, ITSELF | O_DIRECTORY)?),
+        Object::Entry(dir, name) => act(&dir.entry(name)?.open(ITSELF)?),
     }
 }
 
