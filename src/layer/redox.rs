@@ -76,9 +76,10 @@ pub struct Dir {
     path: String,
 }
 
-/// What an entry of a directory may be called by: a path below the top directory of its layer.
+/// Where an entry of a directory is.
 struct Place<'a> {
     top: &'a Top,
+    /// Relative to the top directory, never empty.
     path: String,
 }
 
