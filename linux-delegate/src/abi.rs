@@ -1,0 +1,425 @@
+//! The symbols by which `libredox` reaches the system: relibc's on Redox, these on Linux.
+//!
+//! They are the daemon's side of the kernel, so the descriptors here are the daemon's: its scheme socket, the two capabilities and the
+//! namespace it can open, and descriptors of schemes. Numbers are never used twice, because `redox-scheme` closes a descriptor
+//! once more after the kernel has taken it with an answer. All functions answer as system calls do: a number, or a negated errno.
+//!
+//! The null namespace of `setrens` is that of the calling thread, since several daemons can live in one test process.
+//!
+//! Lock order: the table's lock is a leaf; objects that are removed are dropped after it is released.
+
+use std::cell::Cell;
+use std::collections::HashMap;
+use std::slice;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+
+use libredox::protocol::{F_DUPFD_CLOEXEC, ProcCall, ProcMeta};
+use syscall::data::NewFdParams;
+use syscall::error::{EACCES, EBADF, EINVAL, ENODEV, ENOENT, EOPNOTSUPP, ESRCH, Error, Result, STR_ERROR};
+use syscall::flag::{CallFlags, F_DUPFD, F_GETFD, F_GETFL, F_SETFD, F_SETFL};
+use syscall::schemev2::{Cqe, NewFdFlags, Sqe};
+
+use crate::kernel::{self, Caller, Credentials, Description, Fd, Scheme};
+
+/// What a daemon's descriptor stands for.
+#[derive(Clone)]
+enum Object {
+    /// May create scheme sockets.
+    SchemeCreation,
+    /// May ask for the credentials of processes.
+    ProcessCredentials,
+    Socket(Arc<Socket>),
+    /// A file of a scheme.
+    File(Arc<Fd>),
+}
+
+struct Socket {
+    scheme: Arc<Scheme>,
+    nonblock: AtomicBool,
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        self.scheme.abandon();
+    }
+}
+
+/// Where the descriptors of the table begin: above all of Linux's, so that one taken for the other is EBADF there and here.
+const FIRST: usize = 1 << 30;
+
+/// The descriptor of the namespace, which every process has open.
+const NAMESPACE: usize = FIRST - 1;
+
+static OBJECTS: LazyLock<Mutex<HashMap<usize, Object>>> = LazyLock::new(Mutex::default);
+
+/// The process of the daemons: root, with the pid of this process.
+static DAEMON: LazyLock<Arc<Caller>> =
+    LazyLock::new(|| Caller::new(std::process::id() as usize, Credentials { uid: 0, gid: 0 }));
+
+thread_local! {
+    static IN_NULL_NAMESPACE: Cell<bool> = const { Cell::new(false) };
+}
+
+fn objects() -> MutexGuard<'static, HashMap<usize, Object>> {
+    OBJECTS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn insert(object: Object) -> usize {
+    static NEXT: AtomicUsize = AtomicUsize::new(FIRST);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    objects().insert(number, object);
+    number
+}
+
+fn get(fd: usize) -> Result<Object> {
+    objects().get(&fd).cloned().ok_or(Error::new(EBADF))
+}
+
+fn remove(fd: usize) -> Result<Object> {
+    objects().remove(&fd).ok_or(Error::new(EBADF))
+}
+
+/// Takes a file of a scheme out of the table, for the kernel to pass on.
+fn take_description(fd: usize) -> Option<Arc<Description>> {
+    match get(fd) {
+        Ok(Object::File(file)) => {
+            let removed = remove(fd);
+            drop(removed);
+            Some(file.description().clone())
+        }
+        _ => None,
+    }
+}
+
+/// A system call's buffer. Empty for a null pointer.
+///
+/// # Safety
+/// Unless null, `base` must point to `len` readable bytes for as long as the result lives.
+unsafe fn bytes<'a>(base: *const u8, len: usize) -> &'a [u8] {
+    // SAFETY: as promised by the caller.
+    if base.is_null() {
+        &[]
+    } else {
+        unsafe { slice::from_raw_parts(base, len) }
+    }
+}
+
+/// A system call's buffer to write to. Empty for a null pointer.
+///
+/// # Safety
+/// Unless null, `base` must point to `len` bytes that nothing else uses for as long as the result lives.
+unsafe fn bytes_mut<'a>(base: *mut u8, len: usize) -> &'a mut [u8] {
+    // SAFETY: as promised by the caller.
+    if base.is_null() {
+        &mut []
+    } else {
+        unsafe { slice::from_raw_parts_mut(base, len) }
+    }
+}
+
+/// Opens one of the two capabilities; the calling thread must not be in the null namespace (ENODEV).
+///
+/// # Safety
+/// `path_base` must point to `path_len` readable bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn redox_open_v1(path_base: *const u8, path_len: usize, _flags: u32, _mode: u16) -> usize {
+    // SAFETY: as promised by the caller.
+    let path = unsafe { bytes(path_base, path_len) };
+    Error::mux(if IN_NULL_NAMESPACE.get() {
+        Err(Error::new(ENODEV))
+    } else {
+        match path {
+            b"/scheme/namespace/scheme-creation-cap" => Ok(insert(Object::SchemeCreation)),
+            b"/scheme/proc/proc-creds-capability" => Ok(insert(Object::ProcessCredentials)),
+            _ => Err(Error::new(ENOENT)),
+        }
+    })
+}
+
+/// Closes a descriptor.
+///
+/// # Safety
+/// None is needed.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn redox_close_v1(fd: usize) -> usize {
+    Error::mux(remove(fd).map(|object| {
+        drop(object);
+        0
+    }))
+}
+
+/// Duplicates a descriptor; on the capability, creates a scheme socket; on a socket, makes a descriptor of its scheme.
+///
+/// # Safety
+/// `buf` must point to `len` readable bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn redox_dup_v1(fd: usize, buf: *const u8, len: usize) -> usize {
+    // SAFETY: as promised by the caller.
+    let how = unsafe { bytes(buf, len) };
+    Error::mux(dup(fd, how))
+}
+
+fn dup(fd: usize, how: &[u8]) -> Result<usize> {
+    let new = match get(fd)? {
+        object if how.is_empty() => object,
+        Object::SchemeCreation if how.starts_with(b"create-scheme") => Object::Socket(Arc::new(Socket {
+            scheme: Scheme::new(),
+            nonblock: AtomicBool::new(false),
+        })),
+        Object::Socket(socket) => {
+            if how.len() < size_of::<NewFdParams>() {
+                return Err(Error::new(EINVAL));
+            }
+            // SAFETY: the buffer is as long as the structure, of which any bytes are a value.
+            let params = unsafe { how.as_ptr().cast::<NewFdParams>().read_unaligned() };
+            let internal = NewFdFlags::from_bits(params.internal_flags).ok_or(Error::new(EINVAL))?;
+            let flags = params.flags as u32;
+            let description = Description::new(socket.scheme.clone(), params.number, params.offset, flags, internal);
+            Object::File(Arc::new(Fd::new(DAEMON.clone(), description)))
+        }
+        Object::File(file) => Object::File(Arc::new(file.dup(how)?)),
+        Object::SchemeCreation | Object::ProcessCredentials => return Err(Error::new(EINVAL)),
+    };
+    Ok(insert(new))
+}
+
+/// Reads requests from a scheme socket, as many whole ones as fit and are there; 0 bytes when the socket has been closed by
+/// [`kernel::stop`]. On a file, reads it.
+///
+/// # Safety
+/// `dst_base` must point to `dst_len` bytes that nothing else uses.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn redox_read_v1(fd: usize, dst_base: *mut u8, dst_len: usize) -> usize {
+    // SAFETY: as promised by the caller. The bytes may be uninitialized; for requests they are only written.
+    let dst = unsafe { bytes_mut(dst_base, dst_len) };
+    Error::mux(match get(fd) {
+        Ok(Object::Socket(socket)) => read_requests(&socket, dst),
+        Ok(Object::File(file)) => file.read(dst),
+        Ok(_) => Err(Error::new(EBADF)),
+        Err(error) => Err(error),
+    })
+}
+
+fn read_requests(socket: &Socket, dst: &mut [u8]) -> Result<usize> {
+    let max = dst.len() / size_of::<Sqe>();
+    if max == 0 {
+        return Err(Error::new(EINVAL));
+    }
+    let requests = socket.scheme.read(max, socket.nonblock.load(Ordering::Relaxed))?;
+    for (request, slot) in requests.iter().zip(dst.chunks_exact_mut(size_of::<Sqe>())) {
+        slot.copy_from_slice(request);
+    }
+    Ok(requests.len() * size_of::<Sqe>())
+}
+
+/// Writes answers to a scheme socket; stops at the first one that is refused, with its error if it is the first of all. On a file, writes it.
+///
+/// # Safety
+/// `src_base` must point to `src_len` readable bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn redox_write_v1(fd: usize, src_base: *const u8, src_len: usize) -> usize {
+    // SAFETY: as promised by the caller.
+    let src = unsafe { bytes(src_base, src_len) };
+    Error::mux(match get(fd) {
+        Ok(Object::Socket(socket)) => write_answers(&socket.scheme, src),
+        Ok(Object::File(file)) => file.write(src),
+        Ok(_) => Err(Error::new(EBADF)),
+        Err(error) => Err(error),
+    })
+}
+
+fn write_answers(scheme: &Scheme, src: &[u8]) -> Result<usize> {
+    let mut written = 0;
+    for bytes in src.chunks_exact(size_of::<Cqe>()) {
+        let mut cqe = Cqe::default();
+        cqe.copy_from_slice(bytes);
+        match scheme.write(&cqe, take_description) {
+            Ok(()) => written += bytes.len(),
+            Err(_) if written > 0 => break,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(written)
+}
+
+/// File controls. The flags of a socket are Linux's, because `libredox` takes their names from libc.
+///
+/// # Safety
+/// None is needed.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn redox_fcntl_v0(fd: usize, cmd: usize, arg: usize) -> usize {
+    Error::mux(fcntl(fd, cmd, arg))
+}
+
+fn fcntl(fd: usize, cmd: usize, arg: usize) -> Result<usize> {
+    let object = get(fd)?;
+    match (object, cmd) {
+        (object, F_DUPFD | F_DUPFD_CLOEXEC) => Ok(insert(object)),
+        (_, F_GETFD | F_SETFD) => Ok(0),
+        (Object::File(file), _) => file.fcntl(cmd, arg),
+        (Object::Socket(socket), F_SETFL) => {
+            socket
+                .nonblock
+                .store(arg & libc::O_NONBLOCK as usize != 0, Ordering::Relaxed);
+            Ok(0)
+        }
+        (Object::Socket(socket), F_GETFL) => Ok(if socket.nonblock.load(Ordering::Relaxed) {
+            libc::O_NONBLOCK as usize
+        } else {
+            0
+        }),
+        _ => Err(Error::new(EINVAL)),
+    }
+}
+
+/// Calls on a descriptor: on a file what its scheme knows; on the capability, the question for a process's credentials.
+///
+/// # Safety
+/// `payload` must point to `payload_len` bytes that nothing else uses, `metadata` to `metadata_len` readable words; either may be null if
+/// empty.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn redox_sys_call_v0(
+    fd: usize,
+    payload: *mut u8,
+    payload_len: usize,
+    flags: usize,
+    metadata: *const u64,
+    metadata_len: usize,
+) -> usize {
+    // SAFETY: as promised by the caller.
+    let payload = unsafe { bytes_mut(payload, payload_len) };
+    // SAFETY: as promised by the caller.
+    let metadata = if metadata.is_null() {
+        &[]
+    } else {
+        unsafe { slice::from_raw_parts(metadata, metadata_len) }
+    };
+    Error::mux(sys_call(fd, payload, CallFlags::from_bits_retain(flags), metadata))
+}
+
+fn sys_call(fd: usize, payload: &mut [u8], flags: CallFlags, metadata: &[u64]) -> Result<usize> {
+    if flags.contains(CallFlags::FD) {
+        return Err(Error::new(EOPNOTSUPP));
+    }
+    match (get(fd)?, metadata) {
+        (Object::File(file), &[kind, arg1, arg2, ..]) if flags.contains(CallFlags::STD_FS) => {
+            file.std_fs_call(kind as u8, payload, arg1, arg2)
+        }
+        (Object::File(_), _) if flags.contains(CallFlags::STD_FS) => Err(Error::new(EINVAL)),
+        (Object::File(file), metadata) => file.call(payload, metadata),
+        (Object::ProcessCredentials, &[call, pid, ..]) if call == ProcCall::GetProcCredentials as u64 => {
+            process_credentials(pid as usize, payload)
+        }
+        _ => Err(Error::new(EOPNOTSUPP)),
+    }
+}
+
+/// Asks for the credentials of a process: a `ProcMeta` in `buf`. EINVAL for a buffer that is too small, ESRCH for a pid that nobody has.
+///
+/// # Safety
+/// None is needed.
+#[unsafe(no_mangle)]
+#[allow(
+    improper_ctypes_definitions,
+    reason = "declared so by libredox, in Rust on both sides"
+)]
+pub unsafe extern "C" fn redox_get_proc_credentials_v1(cap_fd: usize, target_pid: usize, buf: &mut [u8]) -> usize {
+    Error::mux(match get(cap_fd) {
+        Ok(Object::ProcessCredentials) => process_credentials(target_pid, buf),
+        Ok(_) => Err(Error::new(EACCES)),
+        Err(error) => Err(error),
+    })
+}
+
+fn process_credentials(pid: usize, buf: &mut [u8]) -> Result<usize> {
+    let Credentials { uid, gid } = kernel::credentials(pid).ok_or(Error::new(ESRCH))?;
+    let meta = ProcMeta {
+        pid: pid as u32,
+        pgid: pid as u32,
+        ruid: uid,
+        euid: uid,
+        suid: uid,
+        rgid: gid,
+        egid: gid,
+        sgid: gid,
+        ..ProcMeta::default()
+    };
+    // SAFETY: the structure consists of 32-bit words alone, so it has no padding.
+    let meta = unsafe { slice::from_raw_parts((&raw const meta).cast::<u8>(), size_of::<ProcMeta>()) };
+    buf.get_mut(..meta.len())
+        .ok_or(Error::new(EINVAL))?
+        .copy_from_slice(meta);
+    Ok(meta.len())
+}
+
+/// The namespace of the calling thread. ENODEV in the null namespace.
+///
+/// # Safety
+/// None is needed.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn redox_get_ns_v0() -> usize {
+    Error::mux(if IN_NULL_NAMESPACE.get() {
+        Err(Error::new(ENODEV))
+    } else {
+        Ok(NAMESPACE)
+    })
+}
+
+/// Gives the scheme whose root is `cap_fd` a name, and takes that descriptor. EEXIST if the name is taken.
+///
+/// # Safety
+/// `name_base` must point to `name_len` readable bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn redox_register_scheme_to_ns_v0(
+    ns_fd: usize,
+    name_base: *const u8,
+    name_len: usize,
+    cap_fd: usize,
+) -> usize {
+    // SAFETY: as promised by the caller.
+    let name = unsafe { bytes(name_base, name_len) };
+    Error::mux(register(ns_fd, name, cap_fd).map(|()| 0))
+}
+
+fn register(ns_fd: usize, name: &[u8], cap_fd: usize) -> Result<()> {
+    let (NAMESPACE, Object::File(root)) = (ns_fd, get(cap_fd)?) else {
+        return Err(Error::new(EBADF));
+    };
+    let name = str::from_utf8(name).map_err(|_| Error::new(EINVAL))?;
+    kernel::register(name, root.description().clone())?;
+    drop(remove(cap_fd));
+    Ok(())
+}
+
+/// Enters the null namespace (`ens` 0) with the calling thread. EINVAL for any other.
+///
+/// # Safety
+/// None is needed.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn redox_setrens_v1(_rns: usize, ens: usize) -> usize {
+    if ens != 0 {
+        return Error::mux(Err(Error::new(EINVAL)));
+    }
+    IN_NULL_NAMESPACE.set(true);
+    0
+}
+
+/// Writes the name of an errno to `dst`, cut to `*dst_len` bytes, and its whole length to `*dst_len`. EINVAL for a number that is none.
+///
+/// # Safety
+/// `dst_len` must point to a length and `dst` to that many bytes that nothing else uses.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn redox_strerror_v1(dst: *mut u8, dst_len: *mut usize, error: u32) -> usize {
+    let Some(text) = STR_ERROR.get(error as usize) else {
+        return Error::mux(Err(Error::new(EINVAL)));
+    };
+    // SAFETY: as promised by the caller.
+    let dst = unsafe { bytes_mut(dst, dst_len.read()) };
+    // SAFETY: as promised by the caller.
+    unsafe { dst_len.write(text.len()) };
+    // The texts are ASCII, so every cut is between characters.
+    let length = text.len().min(dst.len());
+    dst[..length].copy_from_slice(&text.as_bytes()[..length]);
+    length
+}

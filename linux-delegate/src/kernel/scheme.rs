@@ -1,0 +1,288 @@
+//! A scheme socket: requests wait in it for the daemon, callers wait in it for their answers.
+//!
+//! A request may point into memory of its caller. So a caller whose request the daemon has taken waits until it is
+//! answered, or until no thread is left that could still work on it: the socket is closed, or every thread that ever read from it has
+//! ended. Then the caller gets ENODEV and nothing hangs.
+//!
+//! Lock order: [`Scheme::state`] is a leaf.
+
+use std::cell::RefCell;
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, Thread};
+
+use syscall::error::{EAGAIN, EBADFD, EINTR, EINVAL, EIO, ENODEV, Error, Result};
+use syscall::flag::EventFlags;
+use syscall::schemev2::{Cqe, CqeOpcode, NewFdFlags, Opcode, Sqe};
+
+use super::{Description, lock};
+
+/// What a daemon answered.
+pub(crate) enum Answer {
+    /// A number or an error; the flags of the descriptor if this opened one; whether the scheme wants to hear when the descriptor
+    /// that the request was made on is closed.
+    Regular {
+        result: Result<usize>,
+        extra: u8,
+        notify_on_detach: bool,
+    },
+    /// A descriptor that the daemon had.
+    Descriptor(Arc<Description>),
+    /// Several of them: nothing that a filesystem answers.
+    Descriptors,
+}
+
+impl Answer {
+    fn error(errno: i32) -> Self {
+        Self::Regular {
+            result: Err(Error::new(errno)),
+            extra: 0,
+            notify_on_detach: false,
+        }
+    }
+
+    /// The number. EIO if the scheme answered with a descriptor.
+    pub fn number(self) -> Result<usize> {
+        match self {
+            Self::Regular { result, .. } => result,
+            Self::Descriptor(_) | Self::Descriptors => Err(Error::new(EIO)),
+        }
+    }
+}
+
+enum Call {
+    /// In the queue.
+    Waiting(Thread),
+    /// The daemon has read it.
+    Taken(Thread),
+    Answered(Answer),
+}
+
+struct State {
+    open: bool,
+    queue: VecDeque<Sqe>,
+    calls: HashMap<u32, Call>,
+    next_tag: u32,
+    /// Threads that have read from the socket and live.
+    readers: usize,
+    /// Events that the scheme has posted, by the number of its file.
+    events: HashMap<usize, EventFlags>,
+}
+
+/// One scheme, from the creation of its socket on.
+pub(crate) struct Scheme {
+    /// Tells schemes apart; also the `st_dev` that the system call fstat reports.
+    pub id: u64,
+    state: Mutex<State>,
+    /// Notified when a request comes or the socket closes.
+    arrived: Condvar,
+}
+
+impl Scheme {
+    pub fn new() -> Arc<Self> {
+        static NEXT_ID: AtomicU64 = AtomicU64::new(16);
+        Arc::new(Self {
+            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+            state: Mutex::new(State {
+                open: true,
+                queue: VecDeque::new(),
+                calls: HashMap::new(),
+                next_tag: 0,
+                readers: 0,
+                events: HashMap::new(),
+            }),
+            arrived: Condvar::new(),
+        })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+
+    /// Sends a request, whose tag is chosen here, and waits for the answer. ENODEV if the daemon is gone or goes meanwhile.
+    pub fn call(&self, mut sqe: Sqe) -> Result<Answer> {
+        {
+            let mut state = self.state();
+            if !state.open {
+                return Err(Error::new(ENODEV));
+            }
+            while state.calls.contains_key(&state.next_tag) {
+                state.next_tag = state.next_tag.wrapping_add(1);
+            }
+            sqe.tag = state.next_tag;
+            state.next_tag = state.next_tag.wrapping_add(1);
+            state.calls.insert(sqe.tag, Call::Waiting(thread::current()));
+            state.queue.push_back(sqe);
+        }
+        self.arrived.notify_one();
+        loop {
+            {
+                let mut state = self.state();
+                match state.calls.remove(&sqe.tag) {
+                    Some(Call::Answered(answer)) => return Ok(answer),
+                    Some(waiting) => state.calls.insert(sqe.tag, waiting),
+                    None => return Err(Error::new(EBADFD)),
+                };
+            }
+            thread::park();
+        }
+    }
+
+    /// Sends a message that is not answered. A daemon that is gone does not miss it.
+    pub fn send(&self, sqe: Sqe) {
+        {
+            let mut state = self.state();
+            if !state.open {
+                return;
+            }
+            state.queue.push_back(sqe);
+        }
+        self.arrived.notify_one();
+    }
+
+    /// Takes up to `max` requests, at least one; none only at the end of the socket. EAGAIN if there is none and `nonblock` is set.
+    pub fn read(self: &Arc<Self>, max: usize, nonblock: bool) -> Result<Vec<Sqe>> {
+        self.count_reader();
+        let mut state = self.state();
+        while state.queue.is_empty() && state.open {
+            if nonblock {
+                return Err(Error::new(EAGAIN));
+            }
+            state = self.arrived.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        let State { queue, calls, .. } = &mut *state;
+        let taken: Vec<Sqe> = queue.drain(..max.min(queue.len())).collect();
+        for sqe in &taken {
+            if expects_answer(sqe)
+                && let Some(call) = calls.get_mut(&sqe.tag)
+                && let Call::Waiting(thread) = call
+            {
+                *call = Call::Taken(thread.clone());
+            }
+        }
+        Ok(taken)
+    }
+
+    /// Takes one message of the daemon. `take_descriptor` removes a descriptor from the daemon's table.
+    ///
+    /// EINVAL for a message that means nothing, for a tag that is answered already and for a descriptor that the daemon does not have,
+    /// EBADFD for a tag that no request has.
+    pub fn write(&self, cqe: &Cqe, take_descriptor: impl FnOnce(usize) -> Option<Arc<Description>>) -> Result<()> {
+        let regular = |notify_on_detach| Answer::Regular {
+            result: Error::demux(cqe.result as usize).map_err(|error| match error.errno {
+                // Only an interrupted caller may learn that it was interrupted, and none is ever interrupted here.
+                EINTR => Error::new(EIO),
+                _ => error,
+            }),
+            extra: cqe.extra_raw[0],
+            notify_on_detach,
+        };
+        let answer = match CqeOpcode::try_from_raw(cqe.flags & 0b111).ok_or(Error::new(EINVAL))? {
+            CqeOpcode::RespondRegular => regular(false),
+            CqeOpcode::RespondAndNotifyOnDetach => regular(true),
+            CqeOpcode::RespondWithFd => {
+                Answer::Descriptor(take_descriptor(cqe.result as usize).ok_or(Error::new(EINVAL))?)
+            }
+            CqeOpcode::RespondWithMultipleFds => Answer::Descriptors,
+            CqeOpcode::SendFevent => {
+                let flags = EventFlags::from_bits(cqe.tag as usize).ok_or(Error::new(EINVAL))?;
+                *self.state().events.entry(cqe.result as usize).or_default() |= flags;
+                return Ok(());
+            }
+            // Clients of this kernel send no descriptors, so there is none to obtain.
+            CqeOpcode::ObtainFd => return Err(Error::new(EINVAL)),
+        };
+        self.answer(cqe.tag, answer)
+    }
+
+    fn answer(&self, tag: u32, answer: Answer) -> Result<()> {
+        let mut state = self.state();
+        let Some(call) = state.calls.get_mut(&tag) else {
+            drop(state);
+            return Err(Error::new(EBADFD));
+        };
+        let (Call::Waiting(thread) | Call::Taken(thread)) = call else {
+            drop(state);
+            return Err(Error::new(EINVAL));
+        };
+        let thread = thread.clone();
+        *call = Call::Answered(answer);
+        drop(state);
+        thread.unpark();
+        Ok(())
+    }
+
+    /// The events posted for a file since they were last asked for.
+    pub fn take_events(&self, number: usize) -> EventFlags {
+        self.state().events.remove(&number).unwrap_or_default()
+    }
+
+    /// No further requests: the daemon reads the end of the socket once it asks again, and can still answer what it has taken.
+    pub fn close(&self) {
+        self.end(|call| matches!(call, Call::Waiting(_)));
+    }
+
+    /// [`Scheme::close`], and what the daemon has taken will not be answered any more either.
+    pub fn abandon(&self) {
+        self.end(|call| !matches!(call, Call::Answered(_)));
+    }
+
+    fn end(&self, fails: impl Fn(&Call) -> bool) {
+        let mut state = self.state();
+        state.open = false;
+        state.queue.clear();
+        for call in state.calls.values_mut().filter(|call| fails(call)) {
+            if let Call::Waiting(thread) | Call::Taken(thread) = call {
+                let thread = thread.clone();
+                *call = Call::Answered(Answer::error(ENODEV));
+                thread.unpark();
+            }
+        }
+        drop(state);
+        self.arrived.notify_all();
+    }
+
+    /// Remembers that the current thread serves this scheme, until the thread ends.
+    fn count_reader(self: &Arc<Self>) {
+        thread_local! {
+            static SERVING: RefCell<HashMap<u64, Reader>> = RefCell::new(HashMap::new());
+        }
+        SERVING.with_borrow_mut(|serving| {
+            serving.entry(self.id).or_insert_with(|| {
+                self.state().readers += 1;
+                Reader(self.clone())
+            });
+        });
+    }
+}
+
+/// A thread that has read from a scheme's socket.
+struct Reader(Arc<Scheme>);
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        let last = {
+            let mut state = self.0.state();
+            state.readers -= 1;
+            state.readers == 0
+        };
+        if last {
+            self.0.abandon();
+        }
+    }
+}
+
+/// Whether a caller waits for the answer to this request.
+pub(super) fn expects_answer(sqe: &Sqe) -> bool {
+    !sqe.sqe_flags.contains(syscall::schemev2::SqeFlags::ONEWAY)
+        && !matches!(
+            Opcode::try_from_raw(sqe.opcode),
+            Some(Opcode::CloseMsg | Opcode::Detach | Opcode::Cancel)
+        )
+}
+
+/// Reads the flags of a new descriptor out of an answer. EINVAL for flags that do not exist.
+pub(super) fn new_fd_flags(extra: u8) -> Result<NewFdFlags> {
+    NewFdFlags::from_bits(extra).ok_or(Error::new(EINVAL))
+}

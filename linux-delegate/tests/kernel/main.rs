@@ -1,0 +1,6 @@
+//! The delegate's kernel, with a toy scheme behind its socket.
+
+mod daemons;
+mod programs;
+mod requests;
+mod toy;
