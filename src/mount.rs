@@ -85,7 +85,9 @@ fn check_nesting(lowers: &[PathBuf], upper: Option<&Path>, work: Option<&Path>) 
         }
         if lower.starts_with(upper) {
             let (lower, upper) = (lower.display(), upper.display());
-            return nested(format!("the lower layer {lower} is inside the upper layer {upper}, so writing would change it"));
+            return nested(format!(
+                "the lower layer {lower} is inside the upper layer {upper}, so writing would change it"
+            ));
         }
         if let Some(work) = work
             && lower.starts_with(work)
@@ -105,5 +107,9 @@ fn check_nesting(lowers: &[PathBuf], upper: Option<&Path>, work: Option<&Path>) 
 
 fn open(what: &'static str, path: &Path, for_writing: bool) -> Result<OsLayer, Error> {
     let opened: LayerResult<OsLayer> = OsLayer::open(path, for_writing);
-    opened.map_err(|error| Error::Open { what, path: path.to_path_buf(), cause: io::Error::from_raw_os_error(error.errno) })
+    opened.map_err(|error| Error::Open {
+        what,
+        path: path.to_path_buf(),
+        cause: io::Error::from_raw_os_error(error.errno),
+    })
 }

@@ -20,10 +20,7 @@ pub struct Counted<L> {
 impl<L: Layer> Counted<L> {
     /// Counts the calls of `inner` in `counts`.
     pub fn new(inner: L, counts: &Counts) -> Self {
-        Counted {
-            inner,
-            counts: counts.clone(),
-        }
+        Counted { inner, counts: counts.clone() }
     }
 }
 

@@ -98,26 +98,15 @@ impl RedoxLayer {
         }
         let mut buffer = [0; PATH_MAX];
         let length = root.fpath(&mut buffer)?;
-        let path = std::str::from_utf8(&buffer[..length])
-            .map_err(|_| Error::new(EINVAL))?
-            .trim_end_matches('/');
-        let scheme = path
-            .strip_prefix("/scheme/")
-            .and_then(|path| path.split('/').next())
-            .ok_or(Error::new(EINVAL))?;
+        let path = std::str::from_utf8(&buffer[..length]).map_err(|_| Error::new(EINVAL))?.trim_end_matches('/');
+        let scheme = path.strip_prefix("/scheme/").and_then(|path| path.split('/').next()).ok_or(Error::new(EINVAL))?;
         let mut hasher = DefaultHasher::new();
         hasher.write(scheme.as_bytes());
         Ok(RedoxLayer {
             dev: hasher.finish(),
             name_max: root.statvfs().map_or(NAME_MAX, |found| name_max(&found)),
-            own: Owner {
-                uid: id(libredox::call::geteuid()?)?,
-                gid: id(libredox::call::getegid()?)?,
-            },
-            top: Arc::new(Top {
-                path: path.to_owned(),
-                fd: root,
-            }),
+            own: Owner { uid: id(libredox::call::geteuid()?)?, gid: id(libredox::call::getegid()?)? },
+            top: Arc::new(Top { path: path.to_owned(), fd: root }),
             writable: for_writing,
             held: Mutex::new(None),
         })
@@ -147,12 +136,7 @@ impl RedoxLayer {
 impl Top {
     /// Opens a path that is relative to this directory.
     fn open_at(&self, path: &str, flags: i32) -> Result<Fd> {
-        Ok(Fd::new(libredox::call::openat(
-            self.fd.raw(),
-            path,
-            flags | O_CLOEXEC,
-            0,
-        )?))
+        Ok(Fd::new(libredox::call::openat(self.fd.raw(), path, flags | O_CLOEXEC, 0)?))
     }
 }
 
@@ -163,11 +147,7 @@ impl Dir {
         if matches!(name, "" | "." | "..") || name.contains(['/', '\0']) {
             return Err(Error::new(EINVAL));
         }
-        let path = if self.path.is_empty() {
-            name.to_owned()
-        } else {
-            format!("{}/{name}", self.path)
-        };
+        let path = if self.path.is_empty() { name.to_owned() } else { format!("{}/{name}", self.path) };
         Ok(Place { top: &self.top, path })
     }
 }
@@ -209,17 +189,11 @@ impl Layer for RedoxLayer {
     type File = File;
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities {
-            exchange: false,
-            dirs_follow_rename: false,
-        }
+        Capabilities { exchange: false, dirs_follow_rename: false }
     }
 
     fn root(&self) -> Result<Dir> {
-        Ok(Dir {
-            top: self.top.clone(),
-            path: String::new(),
-        })
+        Ok(Dir { top: self.top.clone(), path: String::new() })
     }
 
     /// EOPNOTSUPP if the scheme keeps no locks.
@@ -242,10 +216,7 @@ impl Layer for RedoxLayer {
             Ok(found) => found,
             // Not every scheme can tell; then it is none that takes changes.
             Err(error) if error.errno() == EOPNOTSUPP => {
-                return Ok(StatFs {
-                    name_max: self.name_max,
-                    ..StatFs::default()
-                });
+                return Ok(StatFs { name_max: self.name_max, ..StatFs::default() });
             }
             Err(error) => return Err(error.into()),
         };
@@ -263,10 +234,7 @@ impl Layer for RedoxLayer {
     fn open_dir(&self, dir: &Dir, name: &OsStr) -> Result<Dir> {
         let place = dir.entry(name)?;
         place.open(ITSELF | O_DIRECTORY)?;
-        Ok(Dir {
-            top: dir.top.clone(),
-            path: place.path,
-        })
+        Ok(Dir { top: dir.top.clone(), path: place.path })
     }
 
     fn list(&self, dir: &Dir, each: &mut dyn FnMut(Entry<'_>)) -> Result<()> {
@@ -294,11 +262,7 @@ impl Layer for RedoxLayer {
                         Err(error) => return Err(error),
                     },
                 };
-                each(Entry {
-                    name,
-                    ino: header.inode,
-                    kind,
-                });
+                each(Entry { name, ino: header.inode, kind });
             }
         }
     }
@@ -322,10 +286,7 @@ impl Layer for RedoxLayer {
     }
 
     fn set_times(&self, object: Object<'_, Self>, atime: Time, mtime: Time) -> Result<()> {
-        let times = [atime, mtime].map(|time| TimeSpec {
-            tv_sec: time.sec,
-            tv_nsec: time.nsec.into(),
-        });
+        let times = [atime, mtime].map(|time| TimeSpec { tv_sec: time.sec, tv_nsec: time.nsec.into() });
         self.change(object, |fd| Ok(libredox::call::futimens(fd.raw(), &times)?))
     }
 
@@ -555,23 +516,15 @@ fn take_record<'a>(records: &mut &'a [u8]) -> Result<(DirentHeader, &'a OsStr)> 
     const HEADER: usize = size_of::<DirentHeader>();
     let mut header = DirentHeader::default();
     header.copy_from_slice(records.get(..HEADER).ok_or(Error::new(EIO))?);
-    let (record, rest) = records
-        .split_at_checked(header.record_len.into())
-        .ok_or(Error::new(EIO))?;
+    let (record, rest) = records.split_at_checked(header.record_len.into()).ok_or(Error::new(EIO))?;
     // The name is padded with zeros, one at least.
-    let name = record
-        .get(HEADER..)
-        .and_then(|padded| padded.split(|byte| *byte == 0).next())
-        .ok_or(Error::new(EIO))?;
+    let name = record.get(HEADER..).and_then(|padded| padded.split(|byte| *byte == 0).next()).ok_or(Error::new(EIO))?;
     *records = rest;
     Ok((header, OsStr::from_bytes(name)))
 }
 
 fn stat_of(found: &libredox::data::Stat, dev: u64) -> Result<Stat> {
-    let time = |sec, nsec| Time {
-        sec,
-        nsec: u32::try_from(nsec).unwrap_or(0),
-    };
+    let time = |sec, nsec| Time { sec, nsec: u32::try_from(nsec).unwrap_or(0) };
     Ok(Stat {
         dev,
         ino: found.st_ino,

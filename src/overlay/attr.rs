@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use syscall::error::{EINVAL, ENOENT, Error};
 
+use super::Overlay;
 use super::node::{Node, OpenFile, State};
 use super::stack::LayerDir;
-use super::Overlay;
 use crate::layer::{Kind, Layer, Object, Owner, Result, Stat, Time};
 
 /// Where the object of a node is at this moment.
@@ -70,12 +70,10 @@ impl<L: Layer> Overlay<L> {
         match (state.places.first(), &state.file) {
             (Some(place), _) => Spot::Entry(place.dir.clone(), place.name.clone()),
             (None, Some(open)) => Spot::File(open.clone()),
-            (None, None) if self.is_root(node) => {
-                match self.stack.upper_root().or(self.stack.lower_roots().first()) {
-                    Some(root) => Spot::Root(root.clone()),
-                    None => Spot::Nowhere,
-                }
-            }
+            (None, None) if self.is_root(node) => match self.stack.upper_root().or(self.stack.lower_roots().first()) {
+                Some(root) => Spot::Root(root.clone()),
+                None => Spot::Nowhere,
+            },
             (None, None) => Spot::Nowhere,
         }
     }

@@ -8,11 +8,11 @@ use std::sync::Arc;
 
 use syscall::error::{EIO, ENOENT, Error};
 
+use super::Overlay;
 use super::names::Upper;
 use super::node::{MERGED_NLINK, Node, OpenFile, Place};
 use super::stack::LayerDir;
 use super::work::discard;
-use super::Overlay;
 use crate::layer::{Access, Kind, Layer, Object, Owner, RenameMode, Result, Stat};
 
 /// The mode of a file while it is built.
@@ -230,13 +230,7 @@ impl<L: Layer> Overlay<L> {
         copied
     }
 
-    fn put_dir_in_place(
-        &self,
-        node: &Arc<Node<L>>,
-        before: &Stat,
-        open: &L::Dir,
-        temp: &OsStr,
-    ) -> Result<()> {
+    fn put_dir_in_place(&self, node: &Arc<Node<L>>, before: &Stat, open: &L::Dir, temp: &OsStr) -> Result<()> {
         let (upper, _) = self.upper()?;
         self.copy_attr(Object::Entry(open, temp), before)?;
         let copy = upper.stat(Object::Entry(open, temp))?;
@@ -246,9 +240,7 @@ impl<L: Layer> Overlay<L> {
         };
         let mut parent = place.parent.dir()?;
         let to = parent.upper.clone().ok_or(Error::new(EIO))?;
-        self.keeping_times(&place.parent, &to, |dir| {
-            upper.rename(open, temp, dir, &place.name, RenameMode::Replace)
-        })?;
+        self.keeping_times(&place.parent, &to, |dir| upper.rename(open, temp, dir, &place.name, RenameMode::Replace))?;
         let names = self.read_dir(&place.parent, &mut parent)?;
         names.entry(&place.name).upper = Some(Upper { kind: Kind::Dir, ino: Some(copy.ino) });
         node.dir()?.upper = Some(self.stack.child(&to, &place.name));

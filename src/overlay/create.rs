@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use syscall::error::{EEXIST, EINVAL, EIO, ENOENT, Error};
 
+use super::Overlay;
 use super::file::Handle;
 use super::names::Upper;
 use super::node::{Dir, Node, OpenFile, Place, State};
 use super::stack::LayerDir;
 use super::work::{discard, empty};
-use super::Overlay;
 use crate::format;
 use crate::layer::{Kind, Layer, Object, Owner, RenameMode, Result};
 
@@ -166,7 +166,12 @@ impl<L: Layer> Overlay<L> {
                 upper.set_mode(made, mode)?;
             }
             if opaque && new.kind() == Kind::Dir {
-                let mark = upper.create_file(&upper.open_dir(&open, &temp)?, OsStr::new(format::OPAQUE), 0o600, upper.identity());
+                let mark = upper.create_file(
+                    &upper.open_dir(&open, &temp)?,
+                    OsStr::new(format::OPAQUE),
+                    0o600,
+                    upper.identity(),
+                );
                 drop(mark?);
             }
             upper.rename(&open, &temp, dir, name, RenameMode::NoReplace)

@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use syscall::error::{EFBIG, EINVAL, EIO, EISDIR, Error};
 
+use super::Overlay;
 use super::attr::Spot;
 use super::node::{Node, OpenFile};
-use super::Overlay;
 use crate::layer::{Access, Kind, Layer, Result};
 
 /// An open file or directory. It keeps its object as it is, also when the last name is unlinked; dropping closes it.
@@ -69,7 +69,12 @@ impl<L: Layer> Overlay<L> {
         })
     }
 
-    fn write(&self, node: &Arc<Node<L>>, buf: &[u8], offset: impl FnOnce(&Arc<Node<L>>) -> Result<u64>) -> Result<usize> {
+    fn write(
+        &self,
+        node: &Arc<Node<L>>,
+        buf: &[u8],
+        offset: impl FnOnce(&Arc<Node<L>>) -> Result<u64>,
+    ) -> Result<usize> {
         check_file(node)?;
         self.upper()?;
         if buf.is_empty() {

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use syscall::error::{ENOENT, EPERM, Error};
 
+use super::Overlay;
 use super::names::Upper;
 use super::node::{Node, Place};
-use super::Overlay;
 use crate::layer::{Kind, Layer, Result};
 
 impl<L: Layer> Overlay<L> {

@@ -10,10 +10,10 @@ use std::sync::Arc;
 
 use syscall::error::{EIO, ENOENT, Error};
 
+use super::Overlay;
 use super::names::Names;
 use super::node::{Dir, Node};
 use super::stack::LayerDir;
-use super::Overlay;
 use crate::format::{self, Meaning};
 use crate::layer::{Access, Kind, Layer, Object, Result};
 
@@ -161,7 +161,10 @@ impl<L: Layer> Overlay<L> {
             None => Marks { opaque, redirect: None },
             Some(Some(path)) => Marks { opaque, redirect: Some(path) },
             Some(None) => {
-                log::warn!("a directory of layer {} has a redirect that names no path: nothing merges with it", dir.index());
+                log::warn!(
+                    "a directory of layer {} has a redirect that names no path: nothing merges with it",
+                    dir.index()
+                );
                 Marks { opaque: true, redirect: None }
             }
         }

@@ -4,9 +4,9 @@ use std::ffi::OsStr;
 
 use syscall::error::{EIO, Error};
 
+use super::Overlay;
 use super::file::Handle;
 use super::node::Dir;
-use super::Overlay;
 use crate::layer::{Kind, Layer, Result};
 
 /// One entry of a listing.
@@ -42,7 +42,9 @@ impl<L: Layer> Overlay<L> {
             let Some(visible) = slot.visible() else { continue };
             let ino = match (&slot.child, visible.ino) {
                 (Some(child), _) => self.ino(child)?,
-                (None, Some(ino)) => self.inodes.visible(self.stack.device(dir.shown(slot).ok_or(Error::new(EIO))?), ino),
+                (None, Some(ino)) => {
+                    self.inodes.visible(self.stack.device(dir.shown(slot).ok_or(Error::new(EIO))?), ino)
+                }
                 (None, None) => return Err(Error::new(EIO)),
             };
             if !each(DirEntry { name: &slot.name, ino, kind: visible.kind, offset }) {

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use syscall::error::{EBUSY, EIO, EISDIR, ENOENT, ENOTDIR, ENOTEMPTY, Error};
 
+use super::Overlay;
 use super::node::{Dir, Node};
 use super::stack::LayerDir;
 use super::work::{discard, entries};
-use super::Overlay;
 use crate::format;
 use crate::layer::{Access, Kind, Layer, Result};
 

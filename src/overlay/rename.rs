@@ -9,10 +9,10 @@ use std::sync::Arc;
 
 use syscall::error::{EEXIST, EINVAL, EIO, EISDIR, ENOENT, ENOTDIR, ENOTEMPTY, Error};
 
+use super::Overlay;
 use super::names::Upper;
 use super::node::{Node, Place};
 use super::stack::LayerDir;
-use super::Overlay;
 use crate::format;
 use crate::layer::{Kind, Layer, RenameMode, Result};
 
@@ -137,7 +137,11 @@ impl<L: Layer> Overlay<L> {
         }
         match (node.kind(), target.kind()) {
             (Kind::Dir, Kind::Dir) => {
-                if self.read_dir(target, &mut *target.dir()?)?.is_empty() { Ok(None) } else { fail(ENOTEMPTY) }
+                if self.read_dir(target, &mut *target.dir()?)?.is_empty() {
+                    Ok(None)
+                } else {
+                    fail(ENOTEMPTY)
+                }
             }
             (Kind::Dir, _) => fail(ENOTDIR),
             (_, Kind::Dir) => fail(EISDIR),
@@ -174,7 +178,13 @@ impl<L: Layer> Overlay<L> {
     }
 
     /// The rename to a name that is free, or whose object it replaces. The tree is locked exclusively.
-    fn replace(&self, old: &End<'_, L>, node: &Arc<Node<L>>, new: &End<'_, L>, target: Option<&Arc<Node<L>>>) -> Result<()> {
+    fn replace(
+        &self,
+        old: &End<'_, L>,
+        node: &Arc<Node<L>>,
+        new: &End<'_, L>,
+        target: Option<&Arc<Node<L>>>,
+    ) -> Result<()> {
         let (upper, _) = self.upper()?;
         let (here, there) = (self.there(old)?, self.there(new)?);
         self.bring_name(old, node, here)?;
@@ -254,7 +264,8 @@ impl<L: Layer> Overlay<L> {
         let home = home.ok_or(Error::new(EIO))?;
         let place = Place { parent: end.parent.clone(), name: end.name.to_owned(), dir: end.dir.clone() };
         self.link_from_home(&home, &place, end.dir)?;
-        self.read_dir(end.parent, &mut *end.parent.dir()?)?.entry(end.name).upper = Some(Upper { kind: node.kind(), ino });
+        self.read_dir(end.parent, &mut *end.parent.dir()?)?.entry(end.name).upper =
+            Some(Upper { kind: node.kind(), ino });
         Ok(())
     }
 

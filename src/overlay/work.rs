@@ -38,7 +38,10 @@ impl fmt::Display for Refused {
             Refused::ReadOnly => write!(f, "the upper layer is on a read-only filesystem"),
             Refused::OtherFilesystem => write!(f, "the work directory is not on the filesystem of the upper layer"),
             Refused::CannotRename(error) => {
-                write!(f, "the filesystem of the upper layer cannot rename files ({error}), so no change could be made in one step")
+                write!(
+                    f,
+                    "the filesystem of the upper layer cannot rename files ({error}), so no change could be made in one step"
+                )
             }
             Refused::Layer(error) => write!(f, "a layer cannot be used: {error}"),
         }
@@ -126,9 +129,9 @@ impl<L: Layer> Work<L> {
         let (work, temp) = (stack.open(&self.dir)?, self.name());
         let file = upper.create_file(&work, &temp, 0o600, upper.identity())?;
         let placed = match upper.write_at(&file, content, 0) {
-            Ok(written) if written == content.len() => upper
-                .sync(&file)
-                .and_then(|()| upper.rename(&work, &temp, &to, name, RenameMode::Replace)),
+            Ok(written) if written == content.len() => {
+                upper.sync(&file).and_then(|()| upper.rename(&work, &temp, &to, name, RenameMode::Replace))
+            }
             Ok(_) => Err(Error::new(EIO)),
             Err(error) => Err(error),
         };

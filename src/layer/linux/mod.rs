@@ -84,11 +84,7 @@ impl LinuxLayer {
     ///
     /// ENOENT, ENOTDIR, EACCES and the like as open(2).
     pub fn open(path: &Path, for_writing: bool) -> Result<LinuxLayer> {
-        let clone = if for_writing {
-            None
-        } else {
-            raw::private_clone(path).ok()
-        };
+        let clone = if for_writing { None } else { raw::private_clone(path).ok() };
         let cloned = clone.is_some();
         let root = match clone {
             Some(root) => root,
@@ -107,10 +103,7 @@ impl LinuxLayer {
         Ok(LinuxLayer {
             root,
             cloned,
-            own: Owner {
-                uid: uid.as_raw(),
-                gid: gid.as_raw(),
-            },
+            own: Owner { uid: uid.as_raw(), gid: gid.as_raw() },
             acts_as_others: for_writing && uid.is_root() && identity::keep_capabilities().is_ok(),
             held: Mutex::new(None),
         })
@@ -124,11 +117,7 @@ impl LinuxLayer {
             Object::Entry(dir, name) => (dir.fd()?, single(name)?),
         };
         if self.cloned {
-            return Ok(Target {
-                fd: TargetFd::Lent(dir),
-                name,
-                flags: AtFlags::SYMLINK_NOFOLLOW,
-            });
+            return Ok(Target { fd: TargetFd::Lent(dir), name, flags: AtFlags::SYMLINK_NOFOLLOW });
         }
         let entry = raw::open_at(dir, name, OFlags::PATH, Mode::empty()).map_err(error)?;
         Ok(Target::itself(TargetFd::Own(entry)))
@@ -164,11 +153,7 @@ impl LinuxLayer {
         let made = stat_of(&rustix::fs::statat(dir, name, flags).map_err(error)?)?;
         let result = mend(dir, name, flags, &made, asked);
         if result.is_err() {
-            let remove = if made.kind == Kind::Dir {
-                AtFlags::REMOVEDIR
-            } else {
-                AtFlags::empty()
-            };
+            let remove = if made.kind == Kind::Dir { AtFlags::REMOVEDIR } else { AtFlags::empty() };
             rustix::fs::unlinkat(dir, name, remove).map_err(error)?;
         }
         result
@@ -187,11 +172,7 @@ impl Dir {
 
 impl<'a> Target<'a> {
     fn itself(fd: TargetFd<'a>) -> Self {
-        Target {
-            fd,
-            name: OsStr::new(""),
-            flags: AtFlags::EMPTY_PATH,
-        }
+        Target { fd, name: OsStr::new(""), flags: AtFlags::EMPTY_PATH }
     }
 
     fn stat(&self) -> Result<Stat> {
@@ -224,10 +205,7 @@ impl Layer for LinuxLayer {
             libc::BCACHEFS_SUPER_MAGIC as u64,
         ];
         let exchange = rustix::fs::fstatfs(&self.root).is_ok_and(|stat| EXCHANGE.contains(&(stat.f_type as u64)));
-        Capabilities {
-            exchange: exchange && !self.cloned,
-            dirs_follow_rename: true,
-        }
+        Capabilities { exchange: exchange && !self.cloned, dirs_follow_rename: true }
     }
 
     fn root(&self) -> Result<Dir> {
@@ -284,11 +262,7 @@ impl Layer for LinuxLayer {
                 None => self.stat(Object::Entry(dir, name)).map(|stat| stat.kind),
             };
             match kind {
-                Ok(kind) => each(Entry {
-                    name,
-                    ino: entry.ino(),
-                    kind,
-                }),
+                Ok(kind) => each(Entry { name, ino: entry.ino(), kind }),
                 // The entry was removed since.
                 Err(missing) if missing.errno == ENOENT => {}
                 Err(other) => result = Err(other),
@@ -321,10 +295,7 @@ impl Layer for LinuxLayer {
     }
 
     fn set_times(&self, object: Object<'_, Self>, atime: Time, mtime: Time) -> Result<()> {
-        let times = Timestamps {
-            last_access: timespec(atime)?,
-            last_modification: timespec(mtime)?,
-        };
+        let times = Timestamps { last_access: timespec(atime)?, last_modification: timespec(mtime)? };
         let target = self.change(object)?;
         rustix::fs::utimensat(&target, target.name, &times, target.flags).map_err(error)
     }
@@ -394,14 +365,7 @@ impl Layer for LinuxLayer {
     }
 
     fn link(&self, dir: &Dir, name: &OsStr, new_dir: &Dir, new_name: &OsStr) -> Result<()> {
-        rustix::fs::linkat(
-            dir.fd()?,
-            single(name)?,
-            new_dir.fd()?,
-            single(new_name)?,
-            AtFlags::empty(),
-        )
-        .map_err(error)
+        rustix::fs::linkat(dir.fd()?, single(name)?, new_dir.fd()?, single(new_name)?, AtFlags::empty()).map_err(error)
     }
 
     fn unlink(&self, dir: &Dir, name: &OsStr) -> Result<()> {
@@ -539,16 +503,7 @@ fn covered(dir: BorrowedFd<'_>, name: &OsStr) -> Result<Stat> {
     let (ino, kind) = found.ok_or(Error::new(ENOENT))?;
     let parent = stat_of(&rustix::fs::statat(dir, "", AtFlags::EMPTY_PATH).map_err(error)?)?;
     let (mode, nlink) = if kind == Kind::Dir { (0o555, 2) } else { (0o444, 1) };
-    Ok(Stat {
-        ino,
-        kind,
-        mode,
-        nlink,
-        rdev: 0,
-        size: 0,
-        blocks: 0,
-        ..parent
-    })
+    Ok(Stat { ino, kind, mode, nlink, rdev: 0, size: 0, blocks: 0, ..parent })
 }
 
 /// Gives a new object the owner and the mode asked for, where they differ from those it was made with.
