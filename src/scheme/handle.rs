@@ -52,11 +52,7 @@ pub struct Unborn<L: Layer> {
 
 impl<L: Layer> Clone for Unborn<L> {
     fn clone(&self) -> Self {
-        Self {
-            dir: Arc::clone(&self.dir),
-            name: self.name.clone(),
-            maker: self.maker,
-        }
+        Self { dir: Arc::clone(&self.dir), name: self.name.clone(), maker: self.maker }
     }
 }
 
@@ -68,10 +64,7 @@ pub struct Table<L: Layer> {
 
 impl<L: Layer> Table<L> {
     pub fn new() -> Self {
-        Self {
-            last_id: 0,
-            handles: HashMap::new(),
-        }
+        Self { last_id: 0, handles: HashMap::new() }
     }
 
     /// Takes a handle in and answers its id.

@@ -38,18 +38,10 @@ impl New {
     fn parse(flags: usize) -> Result<Self> {
         let kind = flags as u16 & MODE_TYPE;
         if flags & O_DIRECTORY != 0 {
-            return if kind == 0 || kind == MODE_DIR {
-                Ok(Self::Dir)
-            } else {
-                Err(Error::new(EINVAL))
-            };
+            return if kind == 0 || kind == MODE_DIR { Ok(Self::Dir) } else { Err(Error::new(EINVAL)) };
         }
         if flags & O_SYMLINK != 0 {
-            return if kind == 0 || kind == MODE_SYMLINK {
-                Ok(Self::Symlink)
-            } else {
-                Err(Error::new(EINVAL))
-            };
+            return if kind == 0 || kind == MODE_SYMLINK { Ok(Self::Symlink) } else { Err(Error::new(EINVAL)) };
         }
         match kind {
             0 | MODE_FILE => Ok(Self::File),
@@ -80,11 +72,7 @@ impl<L: Layer> OverlayScheme<L> {
     }
 
     fn open_path(&self, dir: usize, path: &str, flags: usize, caller: Caller) -> Result<Handle<L>> {
-        let new = if flags & O_CREAT != 0 {
-            Some(New::parse(flags)?)
-        } else {
-            None
-        };
+        let new = if flags & O_CREAT != 0 { Some(New::parse(flags)?) } else { None };
         let exclusive = new.is_some_and(|new| flags & O_EXCL != 0 || new.is_exclusive());
         let last = if exclusive {
             Last::Name
@@ -172,13 +160,7 @@ impl<L: Layer> OverlayScheme<L> {
     }
 
     fn open_new(&self, place: Place<L>, new: New, flags: usize, caller: Caller) -> Result<Handle<L>> {
-        let Place {
-            dir,
-            end: End::Name(name),
-            slash,
-            ..
-        } = place
-        else {
+        let Place { dir, end: End::Name(name), slash, .. } = place else {
             return Err(Error::new(ENOENT));
         };
         if slash && new != New::Dir {
@@ -195,11 +177,7 @@ impl<L: Layer> OverlayScheme<L> {
         let mode = (flags & 0o7777) as u32;
         let file = match new {
             New::Symlink => {
-                return Ok(Handle::Unborn(Unborn {
-                    dir,
-                    name,
-                    maker: caller,
-                }));
+                return Ok(Handle::Unborn(Unborn { dir, name, maker: caller }));
             }
             New::File => {
                 let (owner, mode) = caller.newborn(&dir_stat, Kind::File, mode);
@@ -211,8 +189,7 @@ impl<L: Layer> OverlayScheme<L> {
             }
             New::Special(kind) => {
                 let (owner, mode) = caller.newborn(&dir_stat, kind, mode);
-                self.overlay
-                    .open(&self.overlay.create_node(&dir, &name, kind, mode, 0, owner)?)
+                self.overlay.open(&self.overlay.create_node(&dir, &name, kind, mode, 0, owner)?)
             }
         };
         Ok(Handle::Open(open_object(file, Some((dir, name)), flags, caller)))
@@ -233,9 +210,7 @@ impl<L: Layer> OverlayScheme<L> {
         }
         let Unborn { dir, name, maker } = unborn;
         let (owner, _) = maker.newborn(&self.overlay.stat(&dir)?, Kind::Symlink, 0o777);
-        let node = self
-            .overlay
-            .create_symlink(&dir, &name, OsStr::from_bytes(target), owner)?;
+        let node = self.overlay.create_symlink(&dir, &name, OsStr::from_bytes(target), owner)?;
         let made = open_object(self.overlay.open(&node), Some((dir, name)), O_WRONLY, maker);
         *self.handles.get_mut(id)? = Handle::Open(made);
         Ok(target.len())
@@ -247,11 +222,7 @@ impl<L: Layer> OverlayScheme<L> {
         if !request.is_empty() {
             return Err(Error::new(EINVAL));
         }
-        let copy = Open {
-            file: self.overlay.open(open.node()),
-            entry: open.entry.clone(),
-            ..*open
-        };
+        let copy = Open { file: self.overlay.open(open.node()), entry: open.entry.clone(), ..*open };
         Ok(self.handles.insert(Handle::Open(copy)))
     }
 }
