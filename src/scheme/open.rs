@@ -28,13 +28,13 @@ enum New {
     File,
     Dir,
     Symlink,
-    /// A FIFO or a socket.
+    /// A FIFO, a socket or a device. A request cannot say which device: on Redox none has a number, so it is 0.
     Special(Kind),
 }
 
 impl New {
-    /// Reads the kind off the flags: O_DIRECTORY and O_SYMLINK, else the type bits of the mode in the low 16 bits.
-    /// EPERM for devices, since no request says which one, and for a directory asked for as mknod would; EINVAL for nonsense.
+    /// Reads the kind off the flags: O_DIRECTORY and O_SYMLINK, else the type bits of the mode in the low 16 bits. EPERM for a
+    /// directory asked for as mknod would, EINVAL for nonsense.
     fn parse(flags: usize) -> Result<Self> {
         let kind = flags as u16 & MODE_TYPE;
         if flags & O_DIRECTORY != 0 {
@@ -47,7 +47,9 @@ impl New {
             0 | MODE_FILE => Ok(Self::File),
             MODE_FIFO => Ok(Self::Special(Kind::Fifo)),
             MODE_SOCK => Ok(Self::Special(Kind::Socket)),
-            MODE_CHR | MODE_BLOCK | MODE_DIR => Err(Error::new(EPERM)),
+            MODE_CHR => Ok(Self::Special(Kind::CharDev)),
+            MODE_BLOCK => Ok(Self::Special(Kind::BlockDev)),
+            MODE_DIR => Err(Error::new(EPERM)),
             _ => Err(Error::new(EINVAL)),
         }
     }
@@ -187,6 +189,7 @@ impl<L: Layer> OverlayScheme<L> {
                 let (owner, mode) = caller.newborn(&dir_stat, Kind::Dir, mode & !(SET_UID | SET_GID));
                 self.overlay.open(&self.overlay.create_dir(&dir, &name, mode, owner)?)
             }
+            New::Special(Kind::CharDev | Kind::BlockDev) if !caller.is_root() => return Err(Error::new(EPERM)),
             New::Special(kind) => {
                 let (owner, mode) = caller.newborn(&dir_stat, kind, mode);
                 self.overlay.open(&self.overlay.create_node(&dir, &name, kind, mode, 0, owner)?)

@@ -154,8 +154,13 @@ fn special_files_are_made_but_not_read() {
     }
     assert_eq!(errno(ann().mkfifo(stage.path("d/p/"), 0o600)), ENOENT);
     assert_eq!(errno(eve().mknod(stage.path("d/x"), fifo | 0o600)), EACCES);
-    assert_eq!(errno(root().mknod(stage.path("d/x"), u32::from(MODE_CHR) | 0o600)), EPERM);
-    assert_eq!(errno(root().mknod(stage.path("d/x"), 0x6000 | 0o600)), EPERM);
+    for (name, kind) in [("d/char", MODE_CHR), ("d/block", 0x6000)] {
+        assert_eq!(errno(eve().mknod(stage.path(name), u32::from(kind) | 0o600)), EACCES);
+        assert_eq!(errno(ann().mknod(stage.path(name), u32::from(kind) | 0o600)), EPERM, "devices are root's to make");
+        root().mknod(stage.path(name), u32::from(kind) | 0o600).unwrap();
+        assert_eq!(root().lstat(stage.path(name)).unwrap().st_mode, kind | 0o600);
+        assert_eq!(errno(stage.open(&root(), name, O_RDONLY)), ENXIO, "{name}");
+    }
     assert_eq!(errno(root().mknod(stage.path("d/x"), u32::from(MODE_DIR) | 0o600)), EPERM);
     assert_eq!(errno(root().mknod(stage.path("d/x"), u32::from(MODE_SYMLINK) | 0o600)), EINVAL);
     ann().mknod(stage.path("d/plain"), 0o100640).unwrap();
