@@ -175,6 +175,7 @@ fn run(arguments: &Arguments, ready: Option<File>) -> Result<(), String> {
         options, mount_point, ..
     } = arguments;
     block_signals();
+    raise_descriptor_limit();
     // SAFETY: takes a number. The mode of a new object is what the scheme makes of it.
     unsafe { libc::umask(0) };
 
@@ -201,6 +202,18 @@ fn run(arguments: &Arguments, ready: Option<File>) -> Result<(), String> {
     let _ = kernel::stop(NAME);
     daemon.join().map_err(|_| "The scheme's thread panicked.".to_owned())?;
     served
+}
+
+/// Asks for as many open files as the system lets this process have: one mount serves all that its users have open.
+fn raise_descriptor_limit() {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the structure is written by the first call and read by the second. Where either fails, the limit is what it was.
+    unsafe {
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) == 0 {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
+        }
+    }
 }
 
 /// Serves the overlay as a scheme on a thread of its own.
