@@ -4,7 +4,10 @@
 //! changes objects of the merged tree; a [`layer`] is one directory tree below it; [`format`](mod@format) says how deletions and renames
 //! are written down in the upper layer. `docs/design.md` has the picture.
 
+pub mod daemon;
 pub mod format;
 pub mod layer;
 pub mod mount;
+pub mod options;
 pub mod overlay;
+pub mod scheme;

@@ -16,7 +16,7 @@ const META_PREFIX: &[u8] = b".wh..wh.";
 const LONG_PREFIX: &[u8] = b".wh..wh.long.";
 
 /// The marker that hides everything that lower layers have in its directory.
-pub const OPAQUE: &str = ".wh..wh.opq";
+pub const OPAQUE: &str = ".wh..wh..opq";
 /// The file that names the path in the merged lower layers that its directory merges with, instead of its own path.
 pub const REDIRECT: &str = ".wh..wh.redirect";
 /// The work directory, where it is kept inside the upper layer.

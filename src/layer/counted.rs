@@ -1,7 +1,7 @@
 //! A layer that counts its backing calls, for benchmarks and tests.
 //!
-//! One [`Counts`] can be shared by all layers of an overlay. Directories and files are those of the layer inside, so counted
-//! layers can be mixed as plain ones can.
+//! One [`Counts`] can be shared by all layers of an overlay. Directories and files are those of the layer inside, so
+//! counted layers can be mixed as plain ones can.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -20,10 +20,7 @@ pub struct Counted<L> {
 impl<L: Layer> Counted<L> {
     /// Counts the calls of `inner` in `counts`.
     pub fn new(inner: L, counts: &Counts) -> Self {
-        Counted {
-            inner,
-            counts: counts.clone(),
-        }
+        Counted { inner, counts: counts.clone() }
     }
 }
 
@@ -87,8 +84,8 @@ impl fmt::Display for Tally {
     }
 }
 
-/// Defines [`Method`] and the layer that counts, from a list of the calls. An argument named `object` is handed on as an
-/// object of the layer inside.
+/// Defines [`Method`] and the layer that counts, from a list of the calls. An argument named `object` is handed on as
+/// an object of the layer inside.
 macro_rules! counted {
     ($($method:ident: fn $name:ident($($argument:ident: $type:ty),*) -> $answer:ty;)*) => {
         /// A method of [`Layer`] that is a backing call.
@@ -157,7 +154,8 @@ counted! {
     CreateFile: fn create_file(dir: &L::Dir, name: &OsStr, mode: u32, owner: Owner) -> Result<L::File>;
     CreateDir: fn create_dir(dir: &L::Dir, name: &OsStr, mode: u32, owner: Owner) -> Result<()>;
     CreateSymlink: fn create_symlink(dir: &L::Dir, name: &OsStr, target: &OsStr, owner: Owner) -> Result<()>;
-    CreateNode: fn create_node(dir: &L::Dir, name: &OsStr, kind: Kind, mode: u32, rdev: u64, owner: Owner) -> Result<()>;
+    CreateNode:
+        fn create_node(dir: &L::Dir, name: &OsStr, kind: Kind, mode: u32, rdev: u64, owner: Owner) -> Result<()>;
     ReadLink: fn read_link(dir: &L::Dir, name: &OsStr) -> Result<OsString>;
     Link: fn link(dir: &L::Dir, name: &OsStr, new_dir: &L::Dir, new_name: &OsStr) -> Result<()>;
     Unlink: fn unlink(dir: &L::Dir, name: &OsStr) -> Result<()>;

@@ -118,7 +118,7 @@ pub enum RenameMode {
 }
 
 /// The object that an attribute is read from or set on.
-pub enum Object<'a, L: Layer + ?Sized> {
+pub enum Object<'a, L: Layer> {
     /// A directory that is open.
     Dir(&'a L::Dir),
     /// An entry of a directory; symlinks are not followed.
@@ -127,13 +127,13 @@ pub enum Object<'a, L: Layer + ?Sized> {
     File(&'a L::File),
 }
 
-impl<L: Layer + ?Sized> Clone for Object<'_, L> {
+impl<L: Layer> Clone for Object<'_, L> {
     fn clone(&self) -> Self {
         *self
     }
 }
 
-impl<L: Layer + ?Sized> Copy for Object<'_, L> {}
+impl<L: Layer> Copy for Object<'_, L> {}
 
 /// What a backend can do beyond the least, asked for once at mount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

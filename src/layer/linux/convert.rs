@@ -52,10 +52,7 @@ pub fn timespec(time: Time) -> Result<Timespec> {
     if time.nsec >= 1_000_000_000 {
         return Err(Error::new(EINVAL));
     }
-    Ok(Timespec {
-        tv_sec: time.sec,
-        tv_nsec: time.nsec.into(),
-    })
+    Ok(Timespec { tv_sec: time.sec, tv_nsec: time.nsec.into() })
 }
 
 /// The same errno.

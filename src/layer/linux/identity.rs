@@ -1,8 +1,8 @@
 //! Creating objects in another user's name: the filesystem ids of the thread are changed for the time of one call.
 //!
 //! A thread that leaves filesystem uid 0 loses the capabilities over files, and with them the right to write the work
-//! directory or to create a device node. SECBIT_NO_SETUID_FIXUP keeps them, so only the owner of what is created changes.
-//! The bit is the thread's own, is inherited by the threads that it starts, and stays.
+//! directory or to create a device node. SECBIT_NO_SETUID_FIXUP keeps them, so only the owner of what is created
+//! changes. The bit is the thread's own, is inherited by the threads that it starts, and stays.
 
 use std::cell::Cell;
 
@@ -19,7 +19,9 @@ thread_local! {
 pub fn keep_capabilities() -> Result<()> {
     if !KEEPS_CAPABILITIES.get() {
         let bits = capabilities_secure_bits()?;
-        set_capabilities_secure_bits(bits | CapabilitiesSecureBits::NO_SETUID_FIXUP)?;
+        if !bits.contains(CapabilitiesSecureBits::NO_SETUID_FIXUP) {
+            set_capabilities_secure_bits(bits | CapabilitiesSecureBits::NO_SETUID_FIXUP)?;
+        }
         KEEPS_CAPABILITIES.set(true);
     }
     Ok(())

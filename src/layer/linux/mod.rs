@@ -1,16 +1,16 @@
 //! A layer on Linux, reached with the `*at` system calls. Needs Linux 5.8 at least.
 //!
-//! Directories are O_PATH descriptors: they cost the filesystem nothing to open, need no read permission, and follow the
-//! directory when it is renamed. What is mounted inside a layer is kept out in one of two ways:
+//! Directories are O_PATH descriptors: they cost the filesystem nothing to open, need no read permission, and follow
+//! the directory when it is renamed. What is mounted inside a layer is kept out in one of two ways:
 //!
-//! - A layer that is only read is a private, read-only clone of its mount, which has no mounts inside. Every step is one
-//!   `*at` call.
-//! - A writable layer, and any where the clone is not permitted, is opened as it is, since a rename between two clones is
-//!   refused even on one filesystem. There the kernel may cross a mount only on the way to an entry, so a step that needs
-//!   the entry itself opens it first with RESOLVE_NO_XDEV, which stops before the mounted filesystem is asked anything: it
-//!   may be our own, waiting for this very step. A directory that something is mounted on then is *covered*: it shows no
-//!   entries and takes none (ENOENT). A covered file is an empty one in its attributes. Changing or opening a covered
-//!   object answers EBUSY.
+//! - A layer that is only read is a private, read-only clone of its mount, which has no mounts inside. Every step is
+//!   one `*at` call.
+//! - A writable layer, and any where the clone is not permitted, is opened as it is, since a rename between two
+//!   clones is refused even on one filesystem. There the kernel may cross a mount only on the way to an entry, so a
+//!   step that needs the entry itself opens it first with RESOLVE_NO_XDEV, which stops before the mounted filesystem
+//!   is asked anything: it may be our own, waiting for this very step. A directory that something is mounted on then
+//!   is *covered*: it shows no entries and takes none (ENOENT). A covered file is an empty one in its attributes.
+//!   Changing or opening a covered object answers EBUSY.
 //!
 //! Lock order: the one lock, of the descriptor that holds the layer, is taken last and no callback runs under it.
 
@@ -25,11 +25,9 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
-use rustix::fs::{
-    AtFlags, CWD, FileType, FlockOperation, Gid, Mode, OFlags, RenameFlags, SeekFrom, Timestamps, Uid,
-};
+use rustix::fs::{AtFlags, CWD, FileType, FlockOperation, Gid, Mode, OFlags, RenameFlags, SeekFrom, Timestamps, Uid};
 use rustix::io::{Errno, retry_on_intr};
-use syscall::error::{EBUSY, EFBIG, EINVAL, EIO, ENOENT, ENOTDIR, EPERM, EXDEV};
+use syscall::error::{EBUSY, EFBIG, EINVAL, EIO, ENOENT, ENOTDIR, EPERM, EWOULDBLOCK, EXDEV};
 
 use super::{Access, Capabilities, Entry, Error, Kind, Layer, Object, Owner, RenameMode, Result, Stat, StatFs, Time};
 use convert::{error, kind_of, mode_of, stat_of, timespec};
@@ -80,16 +78,13 @@ enum TargetFd<'a> {
 impl LinuxLayer {
     /// Opens the directory `path` as a layer. Symlinks in `path` are followed.
     ///
-    /// For writing, the umask of the process is set to 0, so that new objects get the modes that are asked for; and if the
-    /// daemon is root with CAP_SETPCAP, threads that create objects of other owners keep SECBIT_NO_SETUID_FIXUP set.
+    /// For writing, the umask of the process is set to 0, so that new objects get the modes that are asked for; and
+    /// if the daemon is root with CAP_SETPCAP, threads that create objects of other owners keep
+    /// SECBIT_NO_SETUID_FIXUP set.
     ///
     /// ENOENT, ENOTDIR, EACCES and the like as open(2).
     pub fn open(path: &Path, for_writing: bool) -> Result<LinuxLayer> {
-        let clone = if for_writing {
-            None
-        } else {
-            raw::private_clone(path).ok()
-        };
+        let clone = if for_writing { None } else { raw::private_clone(path).ok() };
         let cloned = clone.is_some();
         let root = match clone {
             Some(root) => root,
@@ -108,10 +103,7 @@ impl LinuxLayer {
         Ok(LinuxLayer {
             root,
             cloned,
-            own: Owner {
-                uid: uid.as_raw(),
-                gid: gid.as_raw(),
-            },
+            own: Owner { uid: uid.as_raw(), gid: gid.as_raw() },
             acts_as_others: for_writing && uid.is_root() && identity::keep_capabilities().is_ok(),
             held: Mutex::new(None),
         })
@@ -125,12 +117,7 @@ impl LinuxLayer {
             Object::Entry(dir, name) => (dir.fd()?, single(name)?),
         };
         if self.cloned {
-            let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
-            return Ok(Target {
-                fd: TargetFd::Lent(dir),
-                name,
-                flags,
-            });
+            return Ok(Target { fd: TargetFd::Lent(dir), name, flags: AtFlags::SYMLINK_NOFOLLOW });
         }
         let entry = raw::open_at(dir, name, OFlags::PATH, Mode::empty()).map_err(error)?;
         Ok(Target::itself(TargetFd::Own(entry)))
@@ -159,17 +146,14 @@ impl LinuxLayer {
     /// Sees to it that a new object has the owner and the mode that were asked for.
     ///
     /// It has, unless the directory has a default ACL or hands down its group, the caller asked for set-id bits of a
-    /// directory, which mkdir(2) ignores, or the daemon lacks a capability. If it cannot be mended, the object is removed.
+    /// directory, which mkdir(2) ignores, or the daemon lacks a capability. If it cannot be mended, the object is
+    /// removed.
     fn settle(&self, dir: BorrowedFd<'_>, name: &OsStr, asked: (Owner, Option<u32>)) -> Result<()> {
         let flags = AtFlags::SYMLINK_NOFOLLOW;
         let made = stat_of(&rustix::fs::statat(dir, name, flags).map_err(error)?)?;
         let result = mend(dir, name, flags, &made, asked);
         if result.is_err() {
-            let remove = if made.kind == Kind::Dir {
-                AtFlags::REMOVEDIR
-            } else {
-                AtFlags::empty()
-            };
+            let remove = if made.kind == Kind::Dir { AtFlags::REMOVEDIR } else { AtFlags::empty() };
             rustix::fs::unlinkat(dir, name, remove).map_err(error)?;
         }
         result
@@ -188,11 +172,7 @@ impl Dir {
 
 impl<'a> Target<'a> {
     fn itself(fd: TargetFd<'a>) -> Self {
-        Target {
-            fd,
-            name: OsStr::new(""),
-            flags: AtFlags::EMPTY_PATH,
-        }
+        Target { fd, name: OsStr::new(""), flags: AtFlags::EMPTY_PATH }
     }
 
     fn stat(&self) -> Result<Stat> {
@@ -225,10 +205,7 @@ impl Layer for LinuxLayer {
             libc::BCACHEFS_SUPER_MAGIC as u64,
         ];
         let exchange = rustix::fs::fstatfs(&self.root).is_ok_and(|stat| EXCHANGE.contains(&(stat.f_type as u64)));
-        Capabilities {
-            exchange: exchange && !self.cloned,
-            dirs_follow_rename: true,
-        }
+        Capabilities { exchange: exchange && !self.cloned, dirs_follow_rename: true }
     }
 
     fn root(&self) -> Result<Dir> {
@@ -240,7 +217,11 @@ impl Layer for LinuxLayer {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         if held.is_none() {
             let root = raw::reopen_dir(self.root.as_fd()).map_err(error)?;
-            rustix::fs::flock(&root, FlockOperation::NonBlockingLockExclusive).map_err(error)?;
+            rustix::fs::flock(&root, FlockOperation::NonBlockingLockExclusive).map_err(|errno| match errno {
+                // Redox tells EWOULDBLOCK from EAGAIN, Linux does not.
+                Errno::WOULDBLOCK => Error::new(EWOULDBLOCK),
+                other => error(other),
+            })?;
             *held = Some(root);
         }
         Ok(())
@@ -281,11 +262,7 @@ impl Layer for LinuxLayer {
                 None => self.stat(Object::Entry(dir, name)).map(|stat| stat.kind),
             };
             match kind {
-                Ok(kind) => each(Entry {
-                    name,
-                    ino: entry.ino(),
-                    kind,
-                }),
+                Ok(kind) => each(Entry { name, ino: entry.ino(), kind }),
                 // The entry was removed since.
                 Err(missing) if missing.errno == ENOENT => {}
                 Err(other) => result = Err(other),
@@ -318,10 +295,7 @@ impl Layer for LinuxLayer {
     }
 
     fn set_times(&self, object: Object<'_, Self>, atime: Time, mtime: Time) -> Result<()> {
-        let times = Timestamps {
-            last_access: timespec(atime)?,
-            last_modification: timespec(mtime)?,
-        };
+        let times = Timestamps { last_access: timespec(atime)?, last_modification: timespec(mtime)? };
         let target = self.change(object)?;
         rustix::fs::utimensat(&target, target.name, &times, target.flags).map_err(error)
     }
@@ -391,14 +365,7 @@ impl Layer for LinuxLayer {
     }
 
     fn link(&self, dir: &Dir, name: &OsStr, new_dir: &Dir, new_name: &OsStr) -> Result<()> {
-        rustix::fs::linkat(
-            dir.fd()?,
-            single(name)?,
-            new_dir.fd()?,
-            single(new_name)?,
-            AtFlags::empty(),
-        )
-        .map_err(error)
+        rustix::fs::linkat(dir.fd()?, single(name)?, new_dir.fd()?, single(new_name)?, AtFlags::empty()).map_err(error)
     }
 
     fn unlink(&self, dir: &Dir, name: &OsStr) -> Result<()> {
@@ -521,8 +488,8 @@ fn single(name: &OsStr) -> Result<&OsStr> {
     Ok(name)
 }
 
-/// The attributes that an entry shows which something is mounted on: the number and the kind that its directory's listing
-/// gives, the owner and the times of the directory, and no contents.
+/// The attributes that an entry shows which something is mounted on: the number and the kind that its directory's
+/// listing gives, the owner and the times of the directory, and no contents.
 fn covered(dir: BorrowedFd<'_>, name: &OsStr) -> Result<Stat> {
     let mut found = None;
     raw::entries(dir, |entry| {
@@ -536,16 +503,7 @@ fn covered(dir: BorrowedFd<'_>, name: &OsStr) -> Result<Stat> {
     let (ino, kind) = found.ok_or(Error::new(ENOENT))?;
     let parent = stat_of(&rustix::fs::statat(dir, "", AtFlags::EMPTY_PATH).map_err(error)?)?;
     let (mode, nlink) = if kind == Kind::Dir { (0o555, 2) } else { (0o444, 1) };
-    Ok(Stat {
-        ino,
-        kind,
-        mode,
-        nlink,
-        rdev: 0,
-        size: 0,
-        blocks: 0,
-        ..parent
-    })
+    Ok(Stat { ino, kind, mode, nlink, rdev: 0, size: 0, blocks: 0, ..parent })
 }
 
 /// Gives a new object the owner and the mode asked for, where they differ from those it was made with.

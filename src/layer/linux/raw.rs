@@ -24,18 +24,15 @@ const SYS_FCHMODAT2: libc::c_long = 452;
 ///
 /// Needs CAP_SYS_ADMIN over the mount namespace, and Linux 5.12; EPERM, EINVAL or ENOSYS otherwise.
 pub fn private_clone(path: &Path) -> Result<OwnedFd> {
-    let tree = open_tree(
-        CWD,
-        path,
-        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC,
-    )?;
+    let tree = open_tree(CWD, path, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
     let attributes = libc::mount_attr {
         attr_set: libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NODEV,
         attr_clr: 0,
         propagation: libc::MS_PRIVATE,
         userns_fd: 0,
     };
-    // SAFETY: the path is a C string and the attributes are a `mount_attr` of the size that is said; both outlive the call.
+    // SAFETY: the path is a C string and the attributes are a `mount_attr` of the size that is said; both outlive the
+    // call.
     let result = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
@@ -91,15 +88,7 @@ pub fn entries(dir: BorrowedFd<'_>, mut each: impl FnMut(&RawDirEntry<'_>) -> bo
 pub fn change_mode(fd: BorrowedFd<'_>, name: &OsStr, flags: AtFlags, mode: Mode) -> Result<()> {
     let result = name.into_with_c_str(|name| {
         // SAFETY: the name is a C string that outlives the call; the call touches no other memory.
-        answer(unsafe {
-            libc::syscall(
-                SYS_FCHMODAT2,
-                fd.as_raw_fd(),
-                name.as_ptr(),
-                mode.as_raw_mode(),
-                flags.bits(),
-            )
-        })
+        answer(unsafe { libc::syscall(SYS_FCHMODAT2, fd.as_raw_fd(), name.as_ptr(), mode.as_raw_mode(), flags.bits()) })
     });
     match result {
         Err(Errno::NOSYS) => change_mode_by_proc(fd, name, flags, mode),
@@ -154,10 +143,7 @@ mod tests {
             set(dir.as_fd(), "", AtFlags::EMPTY_PATH, 0o1750).unwrap();
             assert_eq!(mode_of(temp.path()), 0o1750);
 
-            assert_eq!(
-                set(dir.as_fd(), "link", AtFlags::SYMLINK_NOFOLLOW, 0o600),
-                Err(Errno::OPNOTSUPP)
-            );
+            assert_eq!(set(dir.as_fd(), "link", AtFlags::SYMLINK_NOFOLLOW, 0o600), Err(Errno::OPNOTSUPP));
             let link = open_at(dir.as_fd(), OsStr::new("link"), OFlags::PATH, Mode::empty()).unwrap();
             assert_eq!(set(link.as_fd(), "", AtFlags::EMPTY_PATH, 0o600), Err(Errno::OPNOTSUPP));
             assert_eq!(mode_of(&path), 0o4711);

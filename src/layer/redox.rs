@@ -1,0 +1,544 @@
+//! A layer on Redox, reached with calls that are relative to a descriptor.
+//!
+//! Once the daemon serves, it lives in the null namespace, where no path from the root of the system can be opened. So after
+//! [`RedoxLayer::open`] everything here goes to the scheme that holds the layer, either through a descriptor of the top directory
+//! or through a descriptor of the object itself. relibc's own `unlinkat`, `renameat` and `linkat` resolve their paths in the
+//! namespace; the calls of the kernel that they stand for do not, and are used in their place.
+//!
+//! redoxfs, which this is written for, knows a directory by its path, also where a descriptor of it is open. So a [`Dir`] is a path:
+//! after a rename it names whatever has that path then. A symlink that somebody else puts in the place of a directory or a file of
+//! a layer while it is mounted would be followed, hence whoever can write to a layer's directory is trusted on Redox.
+//!
+//! Lock order: the one lock, of the descriptor that holds the layer, is taken last.
+
+use std::ffi::{OsStr, OsString};
+use std::hash::{DefaultHasher, Hasher};
+use std::io;
+use std::ops::Range;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use libredox::Fd;
+use libredox::data::TimeSpec;
+use libredox::flag::{
+    O_CLOEXEC, O_CREAT, O_DIRECTORY, O_EXCL, O_NOFOLLOW, O_PATH, O_RDONLY, O_RDWR, O_SYMLINK, O_WRONLY,
+};
+use syscall::data::StdFsCallMeta;
+use syscall::dirent::{DirentHeader, DirentKind};
+use syscall::error::{EBADF, EEXIST, EFBIG, EINVAL, EIO, ENAMETOOLONG, ENOENT, ENOTDIR, EOPNOTSUPP, EOVERFLOW, EROFS};
+use syscall::flag::{AT_REMOVEDIR, CallFlags, StdFsCallKind};
+
+use super::{Access, Capabilities, Entry, Error, Kind, Layer, Object, Owner, RenameMode, Result, Stat, StatFs, Time};
+
+/// How an object itself is opened for its attributes or to be renamed, whatever it is.
+const ITSELF: i32 = O_PATH | O_NOFOLLOW;
+/// The largest piece that is copied at a time, in bytes: the largest record of redoxfs.
+const COPY_PIECE: usize = 128 * 1024;
+/// The buffer of a listing, in bytes.
+const LIST_BUFFER: usize = 64 * 1024;
+/// The longest path that the kernel takes, in bytes.
+const PATH_MAX: usize = 4096;
+/// The longest name that redoxfs stores, in bytes. Its statvfs does not tell.
+const NAME_MAX: u32 = 252;
+/// In the arguments of a lock: it excludes all others.
+const EXCLUSIVE: u64 = 1 << 63;
+
+/// A directory tree of a Redox scheme.
+pub struct RedoxLayer {
+    top: Arc<Top>,
+    /// Stands for the scheme in [`Stat::dev`], where redoxfs itself writes 0.
+    dev: u64,
+    /// The longest name, in bytes.
+    name_max: u32,
+    /// Who the daemon is.
+    own: Owner,
+    /// Whether changes are let through.
+    writable: bool,
+    /// The descriptor whose lock holds the layer. It is used for nothing else: the kernel forgets that it has to tell the scheme
+    /// when a locked descriptor goes as soon as another call is made on it.
+    held: Mutex<Option<Fd>>,
+}
+
+/// The top directory of a layer.
+struct Top {
+    /// Open for its attributes.
+    fd: Fd,
+    /// Begins with `/scheme/NAME` and does not end with a slash.
+    path: String,
+}
+
+/// A directory of a [`RedoxLayer`]. It carries its layer's top directory along, since the work directory may be a layer of its own
+/// on the upper layer's filesystem.
+pub struct Dir {
+    top: Arc<Top>,
+    /// Relative to the top directory, empty for that one.
+    path: String,
+}
+
+/// Where an entry of a directory is.
+struct Place<'a> {
+    top: &'a Top,
+    /// Relative to the top directory, never empty.
+    path: String,
+}
+
+/// An open regular file of a [`RedoxLayer`].
+pub struct File(Fd);
+
+impl RedoxLayer {
+    /// Opens the directory `path` as a layer. Symlinks in `path` are followed. A layer that is not opened for writing answers
+    /// every change with EROFS. To be called before the daemon enters the null namespace.
+    ///
+    /// ENOENT, ENOTDIR, EACCES and the like as open(2); EINVAL for a path that is not UTF-8.
+    pub fn open(path: &Path, for_writing: bool) -> Result<RedoxLayer> {
+        let root = Fd::open(text(path.as_os_str())?, O_PATH | O_DIRECTORY | O_CLOEXEC, 0)?;
+        if kind_of(root.stat()?.st_mode)? != Kind::Dir {
+            return Err(Error::new(ENOTDIR));
+        }
+        let mut buffer = [0; PATH_MAX];
+        let length = root.fpath(&mut buffer)?;
+        let path = std::str::from_utf8(&buffer[..length]).map_err(|_| Error::new(EINVAL))?.trim_end_matches('/');
+        let scheme = path.strip_prefix("/scheme/").and_then(|path| path.split('/').next()).ok_or(Error::new(EINVAL))?;
+        let mut hasher = DefaultHasher::new();
+        hasher.write(scheme.as_bytes());
+        Ok(RedoxLayer {
+            dev: hasher.finish(),
+            name_max: root.statvfs().map_or(NAME_MAX, |found| name_max(&found)),
+            own: Owner { uid: id(libredox::call::geteuid()?)?, gid: id(libredox::call::getegid()?)? },
+            top: Arc::new(Top { path: path.to_owned(), fd: root }),
+            writable: for_writing,
+            held: Mutex::new(None),
+        })
+    }
+
+    /// The place of an entry that is about to change. ENAMETOOLONG, EROFS.
+    fn changing<'a>(&self, dir: &'a Dir, name: &OsStr) -> Result<Place<'a>> {
+        self.check_writable()?;
+        // redoxfs answers EINVAL.
+        if name.len() > self.name_max as usize {
+            return Err(Error::new(ENAMETOOLONG));
+        }
+        dir.entry(name)
+    }
+
+    fn check_writable(&self) -> Result<()> {
+        if self.writable { Ok(()) } else { Err(Error::new(EROFS)) }
+    }
+
+    /// Changes something by a descriptor of the object itself.
+    fn change(&self, object: Object<'_, Self>, act: impl FnOnce(&Fd) -> Result<()>) -> Result<()> {
+        self.check_writable()?;
+        on(object, act)
+    }
+}
+
+impl Top {
+    /// Opens a path that is relative to this directory.
+    fn open_at(&self, path: &str, flags: i32) -> Result<Fd> {
+        Ok(Fd::new(libredox::call::openat(self.fd.raw(), path, flags | O_CLOEXEC, 0)?))
+    }
+}
+
+impl Dir {
+    /// The place of an entry. EINVAL for a name that is not a single component or not UTF-8.
+    fn entry(&self, name: &OsStr) -> Result<Place<'_>> {
+        let name = text(name)?;
+        if matches!(name, "" | "." | "..") || name.contains(['/', '\0']) {
+            return Err(Error::new(EINVAL));
+        }
+        let path = if self.path.is_empty() { name.to_owned() } else { format!("{}/{name}", self.path) };
+        Ok(Place { top: &self.top, path })
+    }
+}
+
+impl Place<'_> {
+    fn open(&self, flags: i32) -> Result<Fd> {
+        self.top.open_at(&self.path, flags)
+    }
+
+    /// Creates what `flags` say. EEXIST.
+    fn create(&self, flags: i32, mode: u32) -> Result<Fd> {
+        // The scheme takes the mode from the low bits of the flags.
+        self.open(flags | O_CREAT | O_EXCL | permissions(mode).cast_signed())
+    }
+
+    /// EEXIST if there is something.
+    fn check_absent(&self) -> Result<()> {
+        match self.open(ITSELF) {
+            Ok(_) => Err(Error::new(EEXIST)),
+            Err(error) if error.errno == ENOENT => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Removes what is there.
+    fn remove(&self, flags: usize) -> Result<()> {
+        syscall::unlinkat(self.top.fd.raw(), &self.path, flags)?;
+        Ok(())
+    }
+
+    /// The path as `frename` and `flink` want it: from the root of the system. The kernel drops the scheme and resolves nothing.
+    fn absolute(&self) -> String {
+        format!("{}/{}", self.top.path, self.path)
+    }
+}
+
+impl Layer for RedoxLayer {
+    type Dir = Dir;
+    type File = File;
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { exchange: false, dirs_follow_rename: false }
+    }
+
+    fn root(&self) -> Result<Dir> {
+        Ok(Dir { top: self.top.clone(), path: String::new() })
+    }
+
+    /// EOPNOTSUPP if the scheme keeps no locks.
+    fn hold(&self) -> Result<()> {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        if held.is_some() {
+            return Ok(());
+        }
+        let fd = self.top.open_at("", ITSELF | O_DIRECTORY)?;
+        // A lock of the process, not of the descriptor: that is the kind which the scheme is told to drop when the descriptor
+        // goes, also by the death of the process. It keeps out other processes only, and a daemon is a process of its own.
+        let lock = StdFsCallMeta::new(StdFsCallKind::Lock, 0, 1 | EXCLUSIVE);
+        libredox::call::call_rw(fd.raw(), &mut [], CallFlags::STD_FS, &lock)?;
+        *held = Some(fd);
+        Ok(())
+    }
+
+    fn stat_fs(&self) -> Result<StatFs> {
+        let found = match self.top.fd.statvfs() {
+            Ok(found) => found,
+            // Not every scheme can tell; then it is none that takes changes.
+            Err(error) if error.errno() == EOPNOTSUPP => {
+                return Ok(StatFs { name_max: self.name_max, ..StatFs::default() });
+            }
+            Err(error) => return Err(error.into()),
+        };
+        Ok(StatFs {
+            block_size: u32::try_from(found.f_bsize).map_err(|_| Error::new(EOVERFLOW))?,
+            blocks: found.f_blocks,
+            blocks_free: found.f_bfree,
+            blocks_available: found.f_bavail,
+            files: found.f_files,
+            files_free: found.f_ffree,
+            name_max: self.name_max,
+        })
+    }
+
+    fn open_dir(&self, dir: &Dir, name: &OsStr) -> Result<Dir> {
+        let place = dir.entry(name)?;
+        place.open(ITSELF | O_DIRECTORY)?;
+        Ok(Dir { top: dir.top.clone(), path: place.path })
+    }
+
+    fn list(&self, dir: &Dir, each: &mut dyn FnMut(Entry<'_>)) -> Result<()> {
+        // redoxfs takes the listing when it opens the directory, and only for reading.
+        let fd = dir.top.open_at(&dir.path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW)?;
+        let mut buffer = vec![0; LIST_BUFFER];
+        let mut after = 0;
+        loop {
+            let filled = libredox::call::getdents(fd.raw(), &mut buffer, after)?;
+            let mut records = buffer.get(..filled).ok_or(Error::new(EIO))?;
+            if records.is_empty() {
+                return Ok(());
+            }
+            while !records.is_empty() {
+                let (header, name) = take_record(&mut records)?;
+                after = header.next_opaque_id;
+                if matches!(name.as_bytes(), b"." | b"..") {
+                    continue;
+                }
+                let kind = match kind_of_entry(&header) {
+                    Some(kind) => kind,
+                    None => match self.stat(Object::Entry(dir, name)) {
+                        Ok(stat) => stat.kind,
+                        Err(error) if error.errno == ENOENT => continue,
+                        Err(error) => return Err(error),
+                    },
+                };
+                each(Entry { name, ino: header.inode, kind });
+            }
+        }
+    }
+
+    fn stat(&self, object: Object<'_, Self>) -> Result<Stat> {
+        on(object, |fd| stat_of(&fd.stat()?, self.dev))
+    }
+
+    fn set_owner(&self, object: Object<'_, Self>, owner: Owner) -> Result<()> {
+        self.change(object, |fd| Ok(fd.chown(owner.uid, owner.gid)?))
+    }
+
+    fn set_mode(&self, object: Object<'_, Self>, mode: u32) -> Result<()> {
+        self.change(object, |fd| {
+            // redoxfs would change the mode of a symlink.
+            if matches!(object, Object::Entry(..)) && kind_of(fd.stat()?.st_mode)? == Kind::Symlink {
+                return Err(Error::new(EOPNOTSUPP));
+            }
+            Ok(fd.chmod(permissions(mode) as u16)?)
+        })
+    }
+
+    fn set_times(&self, object: Object<'_, Self>, atime: Time, mtime: Time) -> Result<()> {
+        let times = [atime, mtime].map(|time| TimeSpec { tv_sec: time.sec, tv_nsec: time.nsec.into() });
+        self.change(object, |fd| Ok(libredox::call::futimens(fd.raw(), &times)?))
+    }
+
+    /// redoxfs moves the access time when the file is read, at most once an hour.
+    fn open_file(&self, dir: &Dir, name: &OsStr, access: Access) -> Result<File> {
+        let (place, flags) = match access {
+            Access::Read => (dir.entry(name)?, O_RDONLY),
+            Access::ReadWrite => (self.changing(dir, name)?, O_RDWR),
+        };
+        Ok(File(place.open(flags | O_NOFOLLOW)?))
+    }
+
+    fn identity(&self) -> Owner {
+        self.own
+    }
+
+    /// True for the daemon's own ids: the scheme makes the caller the owner.
+    fn creates_as(&self, owner: Owner) -> bool {
+        owner == self.own
+    }
+
+    fn create_file(&self, dir: &Dir, name: &OsStr, mode: u32, _owner: Owner) -> Result<File> {
+        Ok(File(self.changing(dir, name)?.create(O_RDWR, mode)?))
+    }
+
+    fn create_dir(&self, dir: &Dir, name: &OsStr, mode: u32, _owner: Owner) -> Result<()> {
+        self.changing(dir, name)?.create(O_DIRECTORY, mode)?;
+        Ok(())
+    }
+
+    /// Redox has no single step for this: a crash in between leaves a symlink with an empty target.
+    fn create_symlink(&self, dir: &Dir, name: &OsStr, target: &OsStr, _owner: Owner) -> Result<()> {
+        let link = File(self.changing(dir, name)?.create(O_SYMLINK | O_WRONLY, 0o777)?);
+        self.write_all(&link, target.as_bytes(), 0)
+    }
+
+    /// EOPNOTSUPP: openat, the only way to create something, makes regular files, directories and symlinks. What relibc's mkfifo
+    /// and mknod leave behind are regular files.
+    fn create_node(&self, _: &Dir, _: &OsStr, _: Kind, _: u32, _: u64, _: Owner) -> Result<()> {
+        self.check_writable()?;
+        Err(Error::new(EOPNOTSUPP))
+    }
+
+    fn read_link(&self, dir: &Dir, name: &OsStr) -> Result<OsString> {
+        let link = File(dir.entry(name)?.open(O_RDONLY | O_SYMLINK)?);
+        let mut target = vec![0; PATH_MAX];
+        let length = self.read_at(&link, &mut target, 0)?;
+        target.truncate(length);
+        Ok(OsString::from_vec(target))
+    }
+
+    fn link(&self, dir: &Dir, name: &OsStr, new_dir: &Dir, new_name: &OsStr) -> Result<()> {
+        let object = self.changing(dir, name)?.open(ITSELF)?;
+        let new = self.changing(new_dir, new_name)?;
+        // redoxfs does not look whether the name is taken.
+        new.check_absent()?;
+        syscall::flink(object.raw(), new.absolute())?;
+        Ok(())
+    }
+
+    fn unlink(&self, dir: &Dir, name: &OsStr) -> Result<()> {
+        self.changing(dir, name)?.remove(0)
+    }
+
+    fn remove_dir(&self, dir: &Dir, name: &OsStr) -> Result<()> {
+        self.changing(dir, name)?.remove(AT_REMOVEDIR)
+    }
+
+    fn rename(&self, dir: &Dir, name: &OsStr, new_dir: &Dir, new_name: &OsStr, mode: RenameMode) -> Result<()> {
+        let object = self.changing(dir, name)?.open(ITSELF)?;
+        let new = self.changing(new_dir, new_name)?;
+        match mode {
+            RenameMode::Replace => {}
+            // Redox has no such rename. Looking first is as good, since the writable layer is ours alone and the engine does
+            // nothing else to a name that it renames to.
+            RenameMode::NoReplace => new.check_absent()?,
+            RenameMode::Exchange => return Err(Error::new(EINVAL)),
+        }
+        syscall::frename(object.raw(), new.absolute())?;
+        Ok(())
+    }
+
+    fn read_at(&self, file: &File, buf: &mut [u8], offset: u64) -> Result<usize> {
+        let offset = file_offset(offset)?;
+        let fd = raw(&file.0)?;
+        // SAFETY: the pointer and the length are those of a slice that may be written to.
+        answer(unsafe { libc::pread(fd, buf.as_mut_ptr().cast(), buf.len(), offset) })
+    }
+
+    fn write_at(&self, file: &File, buf: &[u8], offset: u64) -> Result<usize> {
+        let offset = file_offset(offset)?;
+        let fd = raw(&file.0)?;
+        // SAFETY: the pointer and the length are those of a slice.
+        match answer(unsafe { libc::pwrite(fd, buf.as_ptr().cast(), buf.len(), offset) })? {
+            0 if !buf.is_empty() => Err(Error::new(EIO)),
+            written => Ok(written),
+        }
+    }
+
+    fn truncate(&self, file: &File, size: u64) -> Result<()> {
+        let size = usize::try_from(file_offset(size)?).map_err(|_| Error::new(EFBIG))?;
+        Ok(libredox::call::ftruncate(file.0.raw(), size)?)
+    }
+
+    fn sync(&self, file: &File) -> Result<()> {
+        Ok(file.0.fsync()?)
+    }
+
+    fn sync_dir(&self, dir: &Dir) -> Result<()> {
+        match on(Object::Dir(dir), |fd| Ok(fd.fsync()?)) {
+            // redoxfs refuses that on a directory: it has brought every change to the disk before it answered.
+            Err(error) if matches!(error.errno, EBADF | EOPNOTSUPP) => Ok(()),
+            result => result,
+        }
+    }
+
+    fn next_data(&self, file: &File, from: u64) -> Result<Option<Range<u64>>> {
+        let size = file.0.stat()?.st_size.cast_unsigned();
+        Ok((from < size).then_some(from..size))
+    }
+
+    fn copy_range(&self, from: &File, to: &File, range: Range<u64>) -> Result<()> {
+        let mut piece = vec![0; COPY_PIECE];
+        let mut at = range.start;
+        while at < range.end {
+            let wanted = usize::try_from(range.end - at).map_or(COPY_PIECE, |left| left.min(COPY_PIECE));
+            let read = self.read_at(from, &mut piece[..wanted], at)?;
+            if read == 0 {
+                break;
+            }
+            self.write_all(to, &piece[..read], at)?;
+            at += read as u64;
+        }
+        Ok(())
+    }
+}
+
+impl RedoxLayer {
+    /// Writes all of `buf` at `offset`.
+    fn write_all(&self, file: &File, mut buf: &[u8], mut offset: u64) -> Result<()> {
+        while !buf.is_empty() {
+            let written = self.write_at(file, buf, offset)?;
+            buf = &buf[written..];
+            offset += written as u64;
+        }
+        Ok(())
+    }
+}
+
+/// Calls `act` with a descriptor of the object itself.
+fn on<T>(object: Object<'_, RedoxLayer>, act: impl FnOnce(&Fd) -> Result<T>) -> Result<T> {
+    match object {
+        Object::File(file) => act(&file.0),
+        Object::Dir(dir) if dir.path.is_empty() => act(&dir.top.fd),
+        Object::Dir(dir) => act(&dir.top.open_at(&dir.path, ITSELF | O_DIRECTORY)?),
+        Object::Entry(dir, name) => act(&dir.entry(name)?.open(ITSELF)?),
+    }
+}
+
+/// The text of a path or a name. EINVAL if it is not UTF-8, as all names on Redox are.
+fn text(path: &OsStr) -> Result<&str> {
+    path.to_str().ok_or(Error::new(EINVAL))
+}
+
+/// A user or group id.
+fn id(number: usize) -> Result<u32> {
+    u32::try_from(number).map_err(|_| Error::new(EOVERFLOW))
+}
+
+/// The bits of a mode that can be set.
+fn permissions(mode: u32) -> u32 {
+    mode & 0o7777
+}
+
+/// The number of a descriptor as libc wants it.
+fn raw(fd: &Fd) -> Result<libc::c_int> {
+    libc::c_int::try_from(fd.raw()).map_err(|_| Error::new(EBADF))
+}
+
+/// An offset as libc wants it. EFBIG.
+fn file_offset(offset: u64) -> Result<libc::off_t> {
+    libc::off_t::try_from(offset).map_err(|_| Error::new(EFBIG))
+}
+
+/// What a call of libc answered, just now.
+fn answer(result: libc::ssize_t) -> Result<usize> {
+    usize::try_from(result).map_err(|_| Error::new(io::Error::last_os_error().raw_os_error().unwrap_or(EIO)))
+}
+
+/// The longest name of a filesystem, in bytes.
+fn name_max(found: &libredox::data::StatVfs) -> u32 {
+    match u32::try_from(found.f_namemax) {
+        Ok(0) | Err(_) => NAME_MAX,
+        Ok(length) => length,
+    }
+}
+
+/// The kind that a mode tells. EIO if it is none.
+fn kind_of(mode: libc::mode_t) -> Result<Kind> {
+    match mode & libc::S_IFMT {
+        libc::S_IFREG => Ok(Kind::File),
+        libc::S_IFDIR => Ok(Kind::Dir),
+        libc::S_IFLNK => Ok(Kind::Symlink),
+        libc::S_IFIFO => Ok(Kind::Fifo),
+        libc::S_IFSOCK => Ok(Kind::Socket),
+        libc::S_IFCHR => Ok(Kind::CharDev),
+        libc::S_IFBLK => Ok(Kind::BlockDev),
+        _ => Err(Error::new(EIO)),
+    }
+}
+
+/// The kind that a listing tells; None if it does not.
+fn kind_of_entry(header: &DirentHeader) -> Option<Kind> {
+    match DirentKind::try_from_raw(header.kind)? {
+        DirentKind::Regular => Some(Kind::File),
+        DirentKind::Directory => Some(Kind::Dir),
+        DirentKind::Symlink => Some(Kind::Symlink),
+        DirentKind::Socket => Some(Kind::Socket),
+        DirentKind::CharDev => Some(Kind::CharDev),
+        DirentKind::BlockDev => Some(Kind::BlockDev),
+        DirentKind::Unspecified => None,
+    }
+}
+
+/// Takes the first record off what getdents wrote: its header and its name. EIO if it is not whole.
+fn take_record<'a>(records: &mut &'a [u8]) -> Result<(DirentHeader, &'a OsStr)> {
+    const HEADER: usize = size_of::<DirentHeader>();
+    let mut header = DirentHeader::default();
+    header.copy_from_slice(records.get(..HEADER).ok_or(Error::new(EIO))?);
+    let (record, rest) = records.split_at_checked(header.record_len.into()).ok_or(Error::new(EIO))?;
+    // The name is padded with zeros, one at least.
+    let name = record.get(HEADER..).and_then(|padded| padded.split(|byte| *byte == 0).next()).ok_or(Error::new(EIO))?;
+    *records = rest;
+    Ok((header, OsStr::from_bytes(name)))
+}
+
+fn stat_of(found: &libredox::data::Stat, dev: u64) -> Result<Stat> {
+    let time = |sec, nsec| Time { sec, nsec: u32::try_from(nsec).unwrap_or(0) };
+    Ok(Stat {
+        dev,
+        ino: found.st_ino,
+        kind: kind_of(found.st_mode)?,
+        mode: permissions(found.st_mode.cast_unsigned()),
+        nlink: u32::try_from(found.st_nlink).unwrap_or(u32::MAX),
+        uid: found.st_uid,
+        gid: found.st_gid,
+        rdev: found.st_rdev,
+        size: found.st_size.cast_unsigned(),
+        blksize: u32::try_from(found.st_blksize).unwrap_or(u32::MAX),
+        blocks: found.st_blocks.cast_unsigned(),
+        atime: time(found.st_atime, found.st_atime_nsec),
+        mtime: time(found.st_mtime, found.st_mtime_nsec),
+        ctime: time(found.st_ctime, found.st_ctime_nsec),
+    })
+}

@@ -1,0 +1,39 @@
+//! The daemon that serves an overlay as a scheme of a Redox system.
+
+use std::process::ExitCode;
+
+use overlayfs::options::{Arguments, Command, HELP};
+
+fn main() -> ExitCode {
+    match Command::parse(std::env::args_os().skip(1)) {
+        Ok(Command::Help) => {
+            print!("{HELP}");
+            ExitCode::SUCCESS
+        }
+        Ok(Command::Version) => {
+            println!("overlayfs {}", env!("CARGO_PKG_VERSION"));
+            ExitCode::SUCCESS
+        }
+        Ok(Command::Serve(arguments)) => match serve(arguments) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(sentence) => fail(&sentence),
+        },
+        Err(error) => fail(&format!("{error} See overlayfs --help.")),
+    }
+}
+
+fn fail(sentence: &str) -> ExitCode {
+    eprintln!("overlayfs: {sentence}");
+    ExitCode::FAILURE
+}
+
+#[cfg(target_os = "redox")]
+fn serve(arguments: Arguments) -> Result<(), String> {
+    overlayfs::daemon::start_log(arguments.verbose);
+    overlayfs::daemon::run(arguments)
+}
+
+#[cfg(not(target_os = "redox"))]
+fn serve(_: Arguments) -> Result<(), String> {
+    Err("This is the daemon for Redox, which needs a Redox kernel to serve. On Linux, overlayfs-fuse mounts the same overlay.".to_owned())
+}

@@ -1,0 +1,115 @@
+//! From options to an overlay: opens the layers and refuses, with a sentence, what cannot be stacked.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::layer::{OsLayer, Result as LayerResult};
+use crate::options::Options;
+use crate::overlay::{Layers, Overlay, Refused};
+
+/// Why nothing was mounted. Its text is a sentence that names the paths and the cause.
+#[derive(Debug)]
+pub enum Error {
+    /// A layer cannot be opened.
+    Open { what: &'static str, path: PathBuf, cause: io::Error },
+    /// A layer is no directory.
+    NotADirectory { what: &'static str, path: PathBuf },
+    /// One layer is or contains another in a way that has no meaning.
+    Nested(String),
+    /// The engine cannot use the layers.
+    Refused { upper: PathBuf, work: Option<PathBuf>, cause: Refused },
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::Open { what, path, cause } => write!(f, "cannot open the {what} {}: {cause}", path.display()),
+            Error::NotADirectory { what, path } => write!(f, "the {what} {} is not a directory", path.display()),
+            Error::Nested(sentence) => f.write_str(sentence),
+            Error::Refused { upper, work, cause } => {
+                write!(f, "cannot use {} as the upper layer", upper.display())?;
+                if let Some(work) = work {
+                    write!(f, " with the work directory {}", work.display())?;
+                }
+                write!(f, ": {cause}")
+            }
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// Opens the layers that `options` name and stacks them.
+pub fn mount(options: &Options) -> Result<Overlay<OsLayer>, Error> {
+    let lowers = canonical("lower layer", &options.lowers)?;
+    let upper = canonical("upper layer", options.upper.as_slice())?.pop();
+    let work = canonical("work directory", options.work.as_slice())?.pop();
+    check_nesting(&lowers, upper.as_deref(), work.as_deref())?;
+
+    let open_all = |what, paths: &[PathBuf], for_writing| {
+        paths.iter().map(|path| open(what, path, for_writing)).collect::<Result<Vec<_>, _>>()
+    };
+    let layers = Layers {
+        upper: open_all("upper layer", upper.as_slice(), true)?.pop(),
+        work: open_all("work directory", work.as_slice(), true)?.pop(),
+        lowers: open_all("lower layer", &lowers, false)?,
+    };
+    let named = upper.or_else(|| lowers.first().cloned()).unwrap_or_default();
+    Overlay::new(layers).map_err(|cause| Error::Refused { upper: named, work, cause })
+}
+
+/// The paths as they are without symlinks and `..`, so that they can be compared.
+fn canonical(what: &'static str, paths: &[PathBuf]) -> Result<Vec<PathBuf>, Error> {
+    let one = |path: &PathBuf| {
+        let fail = |cause| Error::Open { what, path: path.clone(), cause };
+        let path = path.canonicalize().map_err(fail)?;
+        match path.metadata() {
+            Ok(metadata) if metadata.is_dir() => Ok(path),
+            Ok(_) => Err(Error::NotADirectory { what, path }),
+            Err(cause) => Err(Error::Open { what, path, cause }),
+        }
+    };
+    paths.iter().map(one).collect()
+}
+
+/// A lower layer may contain the upper layer and the work directory (people overlay `/`), but nothing may lie in what changes.
+fn check_nesting(lowers: &[PathBuf], upper: Option<&Path>, work: Option<&Path>) -> Result<(), Error> {
+    let Some(upper) = upper else {
+        return Ok(());
+    };
+    let nested = |sentence: String| Err(Error::Nested(sentence));
+    for lower in lowers {
+        if lower == upper {
+            return nested(format!("{} is named both as the upper layer and as a lower one", upper.display()));
+        }
+        if lower.starts_with(upper) {
+            let (lower, upper) = (lower.display(), upper.display());
+            return nested(format!(
+                "the lower layer {lower} is inside the upper layer {upper}, so writing would change it"
+            ));
+        }
+        if let Some(work) = work
+            && lower.starts_with(work)
+        {
+            let (lower, work) = (lower.display(), work.display());
+            return nested(format!("the lower layer {lower} is inside the work directory {work}, which is emptied"));
+        }
+    }
+    if let Some(work) = work
+        && (work.starts_with(upper) || upper.starts_with(work))
+    {
+        let (work, upper) = (work.display(), upper.display());
+        return nested(format!("the work directory {work} and the upper layer {upper} contain each other"));
+    }
+    Ok(())
+}
+
+fn open(what: &'static str, path: &Path, for_writing: bool) -> Result<OsLayer, Error> {
+    let opened: LayerResult<OsLayer> = OsLayer::open(path, for_writing);
+    opened.map_err(|error| Error::Open {
+        what,
+        path: path.to_path_buf(),
+        cause: io::Error::from_raw_os_error(error.errno),
+    })
+}

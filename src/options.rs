@@ -1,0 +1,483 @@
+//! What a person asks for: the layers, as command line options or as the list behind `-o`.
+//!
+//! The daemon's whole command line is parsed here. The FUSE mount has its own, but the same layers: it splits its `-o` lists with
+//! [`split_list`] and hands what is not its own to [`Options::add`].
+
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::PathBuf;
+
+/// What `--help` prints.
+pub const HELP: &str = "\
+overlayfs: read-only directories under one writable directory, as one merged tree
+
+Usage: overlayfs --lower DIR [--lower DIR ...] [--upper DIR] [--work DIR] [-v] NAME
+       overlayfs -o lowerdir=DIR[:DIR ...][,upperdir=DIR][,workdir=DIR] [-v] NAME
+
+Serves the merged tree as /scheme/NAME until it is ended.
+
+Options:
+  --lower DIR      A directory that is only read. The first one given is the topmost: what it has hides
+                   what has the same name in those after it. Directories of the same path are merged.
+  --upper DIR      The directory that takes every change, on a filesystem that can rename. Without it
+                   nothing can be changed.
+  --work DIR       Where changes are prepared: an empty directory on the filesystem of the upper one,
+                   beside it. Without it, a reserved name inside the upper directory is used.
+  -o LIST          The same as a list with commas: lowerdir (several directories, separated by colons),
+                   upperdir, workdir. A comma, colon or backslash in a name is written behind a backslash.
+  -v, --verbose    Log every request.
+  -h, --help       Print this.
+  -V, --version    Print the version.
+";
+
+const OPTIONS: [&str; 6] = ["--lower", "--upper", "--work", "--verbose", "--help", "--version"];
+const KEYS: [&str; 3] = ["lowerdir", "upperdir", "workdir"];
+
+/// The layers of a mount.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// Top first.
+    pub lowers: Vec<PathBuf>,
+    pub upper: Option<PathBuf>,
+    /// None: a reserved name inside the upper directory.
+    pub work: Option<PathBuf>,
+}
+
+/// The command line of the daemon.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    Help,
+    Version,
+    Serve(Arguments),
+}
+
+/// What the daemon is to serve.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Arguments {
+    pub options: Options,
+    /// The scheme's name.
+    pub name: String,
+    /// Log every request.
+    pub verbose: bool,
+}
+
+/// What is wrong with the options, as a sentence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Error(String);
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl Command {
+    /// Parses a command line without its first word, the program.
+    pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Self, Error> {
+        use lexopt::Arg::{Long, Short, Value};
+
+        let mut options = Options::default();
+        let mut name = None;
+        let mut verbose = false;
+        let mut parser = lexopt::Parser::from_args(words);
+        while let Some(word) = parser.next().map_err(Error::from_parser)? {
+            match word {
+                Short('h') | Long("help") => return Ok(Self::Help),
+                Short('V') | Long("version") => return Ok(Self::Version),
+                Short('v') | Long("verbose") => verbose = true,
+                Short('o') => {
+                    for item in split_list(&parser.value().map_err(Error::from_parser)?)? {
+                        options.add(&item)?;
+                    }
+                }
+                Long("lower") => options.add_lower(parser.value().map_err(Error::from_parser)?)?,
+                Long("upper") => options.set_upper(parser.value().map_err(Error::from_parser)?)?,
+                Long("work") => options.set_work(parser.value().map_err(Error::from_parser)?)?,
+                Long(other) => return Err(unknown("option", &format!("--{other}"), &OPTIONS)),
+                Short(other) => return Err(Error(format!("There is no option -{other}."))),
+                Value(word) if name.is_none() => name = Some(scheme_name(&word)?),
+                Value(word) => {
+                    return Err(Error(format!(
+                        "One scheme has one name: {} is one too many.",
+                        word.display()
+                    )));
+                }
+            }
+        }
+        options.check()?;
+        let Some(name) = name else {
+            return Err(Error("The name of the scheme is missing.".to_owned()));
+        };
+        Ok(Self::Serve(Arguments { options, name, verbose }))
+    }
+}
+
+impl Options {
+    /// Takes in one item of an `-o` list: lowerdir, upperdir or workdir.
+    pub fn add(&mut self, item: &ListItem) -> Result<(), Error> {
+        let value = |name: &str| {
+            item.value
+                .as_deref()
+                .ok_or_else(|| Error(format!("The mount option {name} needs a value: {name}=DIR.")))
+        };
+        match item.key.as_str() {
+            key @ "lowerdir" => split_unescaped(value(key)?, b':')
+                .into_iter()
+                .try_for_each(|dir| self.add_lower(OsString::from_vec(unescape(&dir)))),
+            key @ "upperdir" => self.set_upper(OsString::from_vec(unescape(value(key)?))),
+            key @ "workdir" => self.set_work(OsString::from_vec(unescape(value(key)?))),
+            other => Err(unknown("mount option", other, &KEYS)),
+        }
+    }
+
+    /// Whether everything that is needed was given.
+    pub fn check(&self) -> Result<(), Error> {
+        if self.lowers.is_empty() {
+            return Err(Error(
+                "No lower directory is given: an overlay has at least one.".to_owned(),
+            ));
+        }
+        match (&self.work, &self.upper) {
+            (Some(work), None) => Err(Error(format!(
+                "The work directory {} has no use without an upper directory: nothing is changed then.",
+                work.display()
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    fn add_lower(&mut self, dir: OsString) -> Result<(), Error> {
+        self.lowers.push(directory("lower", dir)?);
+        Ok(())
+    }
+
+    fn set_upper(&mut self, dir: OsString) -> Result<(), Error> {
+        set_once("upper", &mut self.upper, dir)
+    }
+
+    fn set_work(&mut self, dir: OsString) -> Result<(), Error> {
+        set_once("work", &mut self.work, dir)
+    }
+}
+
+impl Error {
+    fn from_parser(error: lexopt::Error) -> Self {
+        match error {
+            lexopt::Error::MissingValue { option: Some(option) } => {
+                Self(format!("The option {option} needs a value behind it."))
+            }
+            lexopt::Error::UnexpectedValue { option, value } => Self(format!(
+                "The option {option} takes no value, but {} is given.",
+                value.display()
+            )),
+            other => Self(format!("{other}.")),
+        }
+    }
+}
+
+/// One item of an `-o` list: `key`, or `key=value`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListItem {
+    pub key: String,
+    /// With its escapes.
+    value: Option<Vec<u8>>,
+}
+
+impl ListItem {
+    /// The value without escapes; None for an item without `=`.
+    pub fn value(&self) -> Option<OsString> {
+        self.value.as_deref().map(|value| OsString::from_vec(unescape(value)))
+    }
+}
+
+/// Splits what stands behind `-o` at its commas, except those behind a backslash. Empty items are passed over, as mount(8) does.
+pub fn split_list(list: &OsStr) -> Result<Vec<ListItem>, Error> {
+    let mut items = Vec::new();
+    for item in split_unescaped(list.as_bytes(), b',') {
+        if item.is_empty() {
+            continue;
+        }
+        let (key, value) = match item.iter().position(|&byte| byte == b'=') {
+            Some(at) => (&item[..at], Some(item[at + 1..].to_vec())),
+            None => (&item[..], None),
+        };
+        let key = str::from_utf8(key)
+            .map_err(|_| Error(format!("There is no mount option {}.", String::from_utf8_lossy(key))))?;
+        items.push(ListItem {
+            key: key.to_owned(),
+            value,
+        });
+    }
+    Ok(items)
+}
+
+/// Splits at a separator, except where a backslash stands before it. The parts keep their backslashes.
+fn split_unescaped(text: &[u8], separator: u8) -> Vec<Vec<u8>> {
+    let mut parts = vec![Vec::new()];
+    let mut escaped = false;
+    for &byte in text {
+        if byte == separator && !escaped {
+            parts.push(Vec::new());
+        } else if let Some(part) = parts.last_mut() {
+            part.push(byte);
+        }
+        escaped = byte == b'\\' && !escaped;
+    }
+    parts
+}
+
+/// Takes away each backslash that stands before another byte.
+fn unescape(text: &[u8]) -> Vec<u8> {
+    let mut plain = Vec::with_capacity(text.len());
+    let mut bytes = text.iter();
+    while let Some(&byte) = bytes.next() {
+        plain.push(if byte == b'\\' {
+            bytes.next().copied().unwrap_or(byte)
+        } else {
+            byte
+        });
+    }
+    plain
+}
+
+fn directory(what: &str, dir: OsString) -> Result<PathBuf, Error> {
+    if dir.is_empty() {
+        return Err(Error(format!("The path of a {what} directory is empty.")));
+    }
+    Ok(PathBuf::from(dir))
+}
+
+fn set_once(what: &str, slot: &mut Option<PathBuf>, dir: OsString) -> Result<(), Error> {
+    let dir = directory(what, dir)?;
+    if let Some(first) = slot {
+        return Err(Error(format!(
+            "Two {what} directories are given, {} and {}: an overlay has one.",
+            first.display(),
+            dir.display()
+        )));
+    }
+    *slot = Some(dir);
+    Ok(())
+}
+
+/// The namespace takes ASCII names without separators.
+fn scheme_name(word: &OsStr) -> Result<String, Error> {
+    let name = word.to_str().filter(|name| {
+        !name.is_empty()
+            && name
+                .bytes()
+                .all(|byte| byte.is_ascii_graphic() && byte != b'/' && byte != b':')
+    });
+    name.map(str::to_owned).ok_or_else(|| {
+        Error(format!(
+            "{} cannot be the name of a scheme: a name has ASCII letters, digits and signs, but no slash, colon or space.",
+            word.display()
+        ))
+    })
+}
+
+/// The sentence for a name that does not exist, with the one that was likely meant.
+fn unknown(what: &str, name: &str, known: &[&str]) -> Error {
+    let nearest = known.iter().min_by_key(|candidate| distance(name, candidate));
+    let hint = match nearest {
+        Some(nearest) if distance(name, nearest) <= 2 => format!(" Did you mean {nearest}?"),
+        _ => String::new(),
+    };
+    Error(format!("There is no {what} {name}.{hint}"))
+}
+
+/// How many letters have to be added, removed or changed to get from one word to the other.
+fn distance(from: &str, to: &str) -> usize {
+    let mut row: Vec<usize> = (0..=to.len()).collect();
+    for (i, a) in from.bytes().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, b) in to.bytes().enumerate() {
+            let changed = diagonal + usize::from(a != b);
+            diagonal = row[j + 1];
+            row[j + 1] = changed.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[to.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(words: &[&str]) -> Result<Command, String> {
+        Command::parse(words.iter().map(OsString::from)).map_err(|error| error.to_string())
+    }
+
+    fn served(words: &[&str]) -> Arguments {
+        match parse(words) {
+            Ok(Command::Serve(arguments)) => arguments,
+            other => panic!("{words:?} gave {other:?}"),
+        }
+    }
+
+    fn refused(words: &[&str]) -> String {
+        match parse(words) {
+            Err(sentence) => sentence,
+            other => panic!("{words:?} gave {other:?}"),
+        }
+    }
+
+    fn paths(paths: &[&str]) -> Vec<PathBuf> {
+        paths.iter().map(PathBuf::from).collect()
+    }
+
+    #[test]
+    fn the_long_form() {
+        let arguments = served(&[
+            "--lower",
+            "/a",
+            "--lower=/b",
+            "--upper",
+            "/u",
+            "--work",
+            "/w",
+            "-v",
+            "overlay",
+        ]);
+        assert_eq!(arguments.options.lowers, paths(&["/a", "/b"]));
+        assert_eq!(arguments.options.upper, Some(PathBuf::from("/u")));
+        assert_eq!(arguments.options.work, Some(PathBuf::from("/w")));
+        assert_eq!(arguments.name, "overlay");
+        assert!(arguments.verbose);
+    }
+
+    #[test]
+    fn lower_directories_alone_are_enough() {
+        let arguments = served(&["ro", "--lower", "/a"]);
+        assert_eq!(
+            arguments,
+            Arguments {
+                options: Options {
+                    lowers: paths(&["/a"]),
+                    upper: None,
+                    work: None
+                },
+                name: "ro".to_owned(),
+                verbose: false,
+            }
+        );
+    }
+
+    #[test]
+    fn the_list_form() {
+        let arguments = served(&["-o", "lowerdir=/a:/b,upperdir=/u,workdir=/w", "overlay"]);
+        assert_eq!(arguments.options.lowers, paths(&["/a", "/b"]));
+        assert_eq!(arguments.options.upper, Some(PathBuf::from("/u")));
+        assert_eq!(arguments.options.work, Some(PathBuf::from("/w")));
+        assert_eq!(
+            served(&["-olowerdir=/a", "-o", ",upperdir=/u,", "x"]).options.upper,
+            Some(PathBuf::from("/u"))
+        );
+        assert_eq!(
+            served(&["--lower", "/a", "-o", "lowerdir=/b", "x"]).options.lowers,
+            paths(&["/a", "/b"])
+        );
+    }
+
+    #[test]
+    fn escapes() {
+        let arguments = served(&["-o", r"lowerdir=/a\:b:/c\,d:/e\\:/f=g,upperdir=/u\:\,", "x"]);
+        assert_eq!(arguments.options.lowers, paths(&["/a:b", "/c,d", r"/e\", "/f=g"]));
+        assert_eq!(arguments.options.upper, Some(PathBuf::from("/u:,")));
+        assert_eq!(
+            served(&["--lower", r"/a\:b:c", "x"]).options.lowers,
+            paths(&[r"/a\:b:c"]),
+            "no escapes here"
+        );
+    }
+
+    #[test]
+    fn names_are_bytes() {
+        let list = OsString::from_vec(b"lowerdir=/\xff:/b".to_vec());
+        let items = split_list(&list).unwrap();
+        let mut options = Options::default();
+        options.add(&items[0]).unwrap();
+        assert_eq!(options.lowers[0].as_os_str().as_bytes(), b"/\xff");
+    }
+
+    #[test]
+    fn items_of_others_can_be_taken_out() {
+        let items = split_list(OsStr::new(r"ro,door=a\,b,lowerdir=/a")).unwrap();
+        assert_eq!(
+            items.iter().map(|item| item.key.as_str()).collect::<Vec<_>>(),
+            ["ro", "door", "lowerdir"]
+        );
+        assert_eq!(items[0].value(), None);
+        assert_eq!(items[1].value(), Some(OsString::from("a,b")));
+    }
+
+    #[test]
+    fn help_and_version_need_nothing_else() {
+        assert_eq!(parse(&["--help"]), Ok(Command::Help));
+        assert_eq!(parse(&["-h"]), Ok(Command::Help));
+        assert_eq!(parse(&["--version"]), Ok(Command::Version));
+        assert_eq!(parse(&["-V"]), Ok(Command::Version));
+        for option in OPTIONS {
+            assert!(HELP.contains(option), "{option} is not explained");
+        }
+        for key in KEYS {
+            assert!(HELP.contains(key), "{key} is not explained");
+        }
+    }
+
+    #[test]
+    fn refusals_are_sentences() {
+        let cases: &[(&[&str], &str)] = &[
+            (
+                &["--loewr", "/a", "x"],
+                "There is no option --loewr. Did you mean --lower?",
+            ),
+            (&["--frobnicate", "x"], "There is no option --frobnicate."),
+            (&["-x"], "There is no option -x."),
+            (&["--lower"], "The option --lower needs a value behind it."),
+            (&["x", "-o"], "The option -o needs a value behind it."),
+            (
+                &["--verbose=1", "x"],
+                "The option --verbose takes no value, but 1 is given.",
+            ),
+            (&["--lower", "", "x"], "The path of a lower directory is empty."),
+            (
+                &["-o", "lowerdir=/a::/b", "x"],
+                "The path of a lower directory is empty.",
+            ),
+            (
+                &["-o", "lowerdir", "x"],
+                "The mount option lowerdir needs a value: lowerdir=DIR.",
+            ),
+            (
+                &["-o", "upperdri=/a", "x"],
+                "There is no mount option upperdri. Did you mean upperdir?",
+            ),
+            (
+                &["--lower", "/a", "--upper", "/u", "-o", "upperdir=/v", "x"],
+                "Two upper directories are given, /u and /v: an overlay has one.",
+            ),
+            (&["x"], "No lower directory is given: an overlay has at least one."),
+            (&["--lower", "/a"], "The name of the scheme is missing."),
+            (
+                &["--lower", "/a", "x", "y"],
+                "One scheme has one name: y is one too many.",
+            ),
+            (
+                &["--lower", "/a", "--work", "/w", "x"],
+                "The work directory /w has no use without an upper directory: nothing is changed then.",
+            ),
+            (
+                &["--lower", "/a", "a/b"],
+                "a/b cannot be the name of a scheme: a name has ASCII letters, digits and signs, but no slash, colon or space.",
+            ),
+        ];
+        for (words, sentence) in cases {
+            assert_eq!(&refused(words), sentence, "{words:?}");
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! Attributes: read from memory where nothing changed them, set on the upper layer.
+
+use std::ffi::OsString;
+use std::sync::Arc;
+
+use syscall::error::{EINVAL, ENOENT, Error};
+
+use super::Overlay;
+use super::node::{Node, OpenFile, State};
+use super::stack::LayerDir;
+use crate::layer::{Kind, Layer, Object, Owner, Result, Stat, Time};
+
+/// Where the object of a node is at this moment.
+pub(super) enum Spot<L: Layer> {
+    Root(Arc<LayerDir<L>>),
+    Entry(Arc<LayerDir<L>>, OsString),
+    /// Unlinked, and open.
+    File(Arc<OpenFile<L>>),
+    /// Unlinked, and not a file that is open: what is left of it is what the node remembers.
+    Nowhere,
+}
+
+/// A change of attributes.
+#[derive(Clone, Copy)]
+enum Change {
+    Mode(u32),
+    Owner(Owner),
+    Times(Time, Time),
+}
+
+impl<L: Layer> Overlay<L> {
+    /// Attributes as callers see them: the inode number is the overlay's, the link count is 0 once the object was unlinked, and 1 for
+    /// a directory that merges several.
+    pub fn stat(&self, node: &Arc<Node<L>>) -> Result<Stat> {
+        let mut state = node.state.lock();
+        let attr = match state.attr {
+            Some(attr) if !state.stale => attr,
+            _ => self.refresh(node, &mut state)?,
+        };
+        let ino = *state.ino.get_or_insert_with(|| self.inodes.assign(attr.dev, attr.ino));
+        Ok(Stat { ino, dev: self.device, nlink: state.nlink.unwrap_or(attr.nlink), ..attr })
+    }
+
+    /// The inode number alone.
+    pub(super) fn ino(&self, node: &Arc<Node<L>>) -> Result<u64> {
+        let known = node.state.lock().ino;
+        known.map_or_else(|| self.stat(node).map(|attr| attr.ino), Ok)
+    }
+
+    /// Asks the layer for the attributes.
+    pub(super) fn refresh(&self, node: &Arc<Node<L>>, state: &mut State<L>) -> Result<Stat> {
+        let fresh = match self.spot(node, state) {
+            Spot::Root(dir) => self.stack.layer(&dir).stat(Object::Dir(&*self.stack.open(&dir)?))?,
+            Spot::Entry(dir, name) => self.stack.stat(&dir, &name)?,
+            Spot::File(open) => self.stack.layer(&open.dir).stat(Object::File(&open.file))?,
+            Spot::Nowhere => match state.attr {
+                Some(attr) => attr,
+                None => return Err(Error::new(ENOENT)),
+            },
+        };
+        state.attr = Some(fresh);
+        state.stale = false;
+        Ok(fresh)
+    }
+
+    pub(super) fn spot(&self, node: &Arc<Node<L>>, state: &State<L>) -> Spot<L> {
+        if let (Some(home), Some(work)) = (&state.home, &self.work) {
+            return Spot::Entry(work.dir().clone(), home.clone());
+        }
+        match (state.places.first(), &state.file) {
+            (Some(place), _) => Spot::Entry(place.dir.clone(), place.name.clone()),
+            (None, Some(open)) => Spot::File(open.clone()),
+            (None, None) if self.is_root(node) => match self.stack.upper_root().or(self.stack.lower_roots().first()) {
+                Some(root) => Spot::Root(root.clone()),
+                None => Spot::Nowhere,
+            },
+            (None, None) => Spot::Nowhere,
+        }
+    }
+
+    /// The target of a symlink. EINVAL of anything else.
+    pub fn read_link(&self, node: &Arc<Node<L>>) -> Result<OsString> {
+        if node.kind() != Kind::Symlink {
+            return Err(Error::new(EINVAL));
+        }
+        let spot = {
+            let state = node.state.lock();
+            self.spot(node, &state)
+        };
+        match spot {
+            Spot::Entry(dir, name) => self.stack.layer(&dir).read_link(&*self.stack.open(&dir)?, &name),
+            _ => Err(Error::new(ENOENT)),
+        }
+    }
+
+    /// Sets the permission, set-id and sticky bits. EROFS; EOPNOTSUPP on a symlink.
+    pub fn set_mode(&self, node: &Arc<Node<L>>, mode: u32) -> Result<()> {
+        self.change(node, Change::Mode(mode & 0o7777))
+    }
+
+    /// Sets owner and group, and leaves the mode as it is: what becomes of set-id bits is the door's to say. EROFS.
+    pub fn set_owner(&self, node: &Arc<Node<L>>, owner: Owner) -> Result<()> {
+        self.copied_up(node)?;
+        let _content = node.content.lock();
+        let before = self.stat(node)?;
+        self.apply(node, Change::Owner(owner))?;
+        // The filesystem below may clear set-id bits by itself.
+        if before.kind != Kind::Symlink && before.mode & 0o6000 != 0 && self.stat(node)?.mode != before.mode {
+            self.apply(node, Change::Mode(before.mode))?;
+        }
+        Ok(())
+    }
+
+    /// Sets the times of last access and last change. EROFS.
+    pub fn set_times(&self, node: &Arc<Node<L>>, atime: Time, mtime: Time) -> Result<()> {
+        self.change(node, Change::Times(atime, mtime))
+    }
+
+    fn change(&self, node: &Arc<Node<L>>, change: Change) -> Result<()> {
+        self.copied_up(node)?;
+        let _content = node.content.lock();
+        self.apply(node, change)
+    }
+
+    /// Brings the object to the upper layer, if it still is anywhere.
+    fn copied_up(&self, node: &Arc<Node<L>>) -> Result<()> {
+        self.upper()?;
+        let state = node.state.lock();
+        let nowhere = matches!(self.spot(node, &state), Spot::Nowhere);
+        drop(state);
+        if nowhere { Ok(()) } else { self.copy_up(node) }
+    }
+
+    fn apply(&self, node: &Arc<Node<L>>, change: Change) -> Result<()> {
+        let (layer, _) = self.upper()?;
+        let mut state = node.state.lock();
+        let set = |object: Object<'_, L>| match change {
+            Change::Mode(mode) => layer.set_mode(object, mode),
+            Change::Owner(owner) => layer.set_owner(object, owner),
+            Change::Times(atime, mtime) => layer.set_times(object, atime, mtime),
+        };
+        match self.spot(node, &state) {
+            Spot::Root(dir) => set(Object::Dir(&*self.stack.open(&dir)?))?,
+            Spot::Entry(dir, name) => set(Object::Entry(&*self.stack.open(&dir)?, &name))?,
+            Spot::File(open) => set(Object::File(&open.file))?,
+            Spot::Nowhere => {}
+        }
+        if let Some(attr) = &mut state.attr {
+            match change {
+                Change::Mode(mode) => attr.mode = mode,
+                Change::Owner(Owner { uid, gid }) => (attr.uid, attr.gid) = (uid, gid),
+                Change::Times(atime, mtime) => (attr.atime, attr.mtime) = (atime, mtime),
+            }
+        }
+        // The change time is the layer's to say; and after a change of owner, so is the mode.
+        match change {
+            Change::Owner(_) => state.attr = None,
+            _ => state.stale = true,
+        }
+        Ok(())
+    }
+}

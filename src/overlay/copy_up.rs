@@ -1,0 +1,286 @@
+//! Copy-up: an object of a lower layer is brought to the upper layer before its first change.
+//!
+//! The copy is built complete in the work directory, and one rename puts it in place, where it hides the original and looks the
+//! same. While data is copied only the object's own content lock is held, so nobody else waits.
+
+use std::ffi::OsStr;
+use std::sync::Arc;
+
+use syscall::error::{EIO, ENOENT, Error};
+
+use super::Overlay;
+use super::names::Upper;
+use super::node::{MERGED_NLINK, Node, OpenFile, Place};
+use super::stack::LayerDir;
+use super::work::discard;
+use crate::layer::{Access, Kind, Layer, Object, Owner, RenameMode, Result, Stat};
+
+/// The mode of a file while it is built.
+const PRIVATE_FILE: u32 = 0o600;
+/// The mode of a directory while it is built.
+const PRIVATE_DIR: u32 = 0o700;
+
+impl<L: Layer> Overlay<L> {
+    /// Brings an object to the upper layer, with all directories above it, unless it is there. EROFS without an upper layer.
+    ///
+    /// The caller must hold neither the tree nor the content of any node.
+    pub(super) fn copy_up(&self, node: &Arc<Node<L>>) -> Result<()> {
+        self.copy_up_part(node, u64::MAX)
+    }
+
+    /// As [`Overlay::copy_up`], but of a regular file only the first `keep` bytes need to be copied, since it is going to be truncated.
+    pub(super) fn copy_up_part(&self, node: &Arc<Node<L>>, keep: u64) -> Result<()> {
+        let (upper, work) = self.upper()?;
+        if node.kind() == Kind::Dir {
+            return self.upper_dir(node).map(drop);
+        }
+        let parent = {
+            let state = node.state.lock();
+            if state.upper {
+                return Ok(());
+            }
+            state.places.first().map(|place| place.parent.clone())
+        };
+        if let Some(parent) = parent {
+            self.upper_dir(&parent)?;
+        }
+        let _content = node.content.lock();
+        if node.state.lock().upper {
+            return Ok(());
+        }
+        let before = self.lower_attr(node)?;
+        let temp = work.name();
+        let dir = self.stack.open(work.dir())?;
+        let copied = self.build_copy(node, &before, &dir, &temp, keep).and_then(|file| {
+            let copy = upper.stat(Object::Entry(&*dir, &temp))?;
+            self.put_in_place(node, &before, &copy, &temp, file)
+        });
+        if copied.is_err() {
+            discard(upper, &dir, &temp);
+        }
+        copied
+    }
+
+    /// The attributes of an object of a lower layer, as the layer has them.
+    fn lower_attr(&self, node: &Arc<Node<L>>) -> Result<Stat> {
+        let mut state = node.state.lock();
+        match state.attr {
+            Some(attr) => Ok(attr),
+            None => self.refresh(node, &mut state),
+        }
+    }
+
+    /// Makes the copy of anything but a directory, complete but for its name. Answers the open copy of a regular file.
+    fn build_copy(
+        &self,
+        node: &Arc<Node<L>>,
+        attr: &Stat,
+        work: &L::Dir,
+        temp: &OsStr,
+        keep: u64,
+    ) -> Result<Option<L::File>> {
+        let (upper, _) = self.upper()?;
+        let own = upper.identity();
+        let mut file = None;
+        match node.kind() {
+            Kind::File => {
+                let from = self.file(node, Access::Read)?;
+                let to = upper.create_file(work, temp, PRIVATE_FILE, own)?;
+                self.copy_data(&from, &to, attr.size.min(keep))?;
+                file = Some(to);
+            }
+            Kind::Symlink => {
+                let target = self.read_link(node)?;
+                upper.create_symlink(work, temp, &target, own)?;
+            }
+            kind => upper.create_node(work, temp, kind, PRIVATE_FILE, attr.rdev, own)?,
+        }
+        self.copy_attr(Object::Entry(work, temp), attr)?;
+        if let Some(file) = &file {
+            // A crash after the rename must not find an empty file where the lower layer had a whole one.
+            upper.sync(file)?;
+        }
+        Ok(file)
+    }
+
+    fn copy_data(&self, from: &OpenFile<L>, to: &L::File, size: u64) -> Result<()> {
+        let (upper, _) = self.upper()?;
+        let layer = self.stack.layer(&from.dir);
+        let mut copied = 0;
+        while copied < size
+            && let Some(data) = layer.next_data(&from.file, copied)?
+            && data.start < size
+        {
+            copied = data.end.min(size);
+            upper.copy_range(&from.file, to, data.start..copied)?;
+        }
+        if copied < size {
+            upper.truncate(to, size)?;
+        }
+        Ok(())
+    }
+
+    /// Gives a copy its owner, mode and times, in an order in which none undoes another.
+    fn copy_attr(&self, copy: Object<'_, L>, attr: &Stat) -> Result<()> {
+        let (upper, _) = self.upper()?;
+        let owner = Owner { uid: attr.uid, gid: attr.gid };
+        if owner != upper.identity() {
+            upper.set_owner(copy, owner)?;
+        }
+        if attr.kind != Kind::Symlink {
+            upper.set_mode(copy, attr.mode)?;
+        }
+        upper.set_times(copy, attr.atime, attr.mtime)
+    }
+
+    /// The visible step, which nobody sees: the copy takes the place of the original.
+    fn put_in_place(
+        &self,
+        node: &Arc<Node<L>>,
+        before: &Stat,
+        copy: &Stat,
+        temp: &OsStr,
+        file: Option<L::File>,
+    ) -> Result<()> {
+        let (upper, work) = self.upper()?;
+        let _tree = self.tree.read();
+        let open = self.stack.open(work.dir())?;
+        let place = node.state.lock().places.first().cloned();
+        let several_names = before.nlink > 1;
+        let to = match &place {
+            Some(place) => {
+                let mut parent = place.parent.dir()?;
+                let to = parent.upper.clone().ok_or(Error::new(EIO))?;
+                self.keeping_times(&place.parent, &to, |dir| match several_names {
+                    // The other names still are in the lower layer: the file stays where all of them find it.
+                    true => upper.link(&open, temp, dir, &place.name),
+                    false => upper.rename(&open, temp, dir, &place.name, RenameMode::Replace),
+                })?;
+                let names = self.read_dir(&place.parent, &mut parent)?;
+                names.entry(&place.name).upper = Some(Upper { kind: node.kind(), ino: Some(copy.ino) });
+                Some(to)
+            }
+            // Unlinked, but open: a file without a name.
+            None => {
+                upper.unlink(&open, temp)?;
+                self.inodes.forget_link(before.dev, before.ino);
+                None
+            }
+        };
+        let mut state = node.state.lock();
+        let ino = *state.ino.get_or_insert_with(|| self.inodes.assign(before.dev, before.ino));
+        state.upper = true;
+        state.stale = true;
+        state.attr = Some(Stat { dev: copy.dev, ino: copy.ino, ..*before });
+        if let (Some(to), Some(place)) = (&to, state.places.first_mut()) {
+            place.dir = to.clone();
+            self.inodes.copied_up(copy.dev, copy.ino, ino);
+            state.copied_ino = Some(copy.ino);
+        }
+        if several_names && to.is_some() {
+            state.home = Some(temp.to_owned());
+            state.nlink = state.nlink.or(Some(before.nlink));
+            self.inodes.link(copy.dev, copy.ino, node);
+        }
+        let dir = to.unwrap_or_else(|| work.dir().clone());
+        let open = file.map(|file| Arc::new(OpenFile { file, writable: true, dir }));
+        let open = if state.handles > 0 { open } else { None };
+        let _closed = std::mem::replace(&mut state.file, open);
+        Ok(())
+    }
+
+    /// The directory's place in the upper layer, to which it is copied up if need be, with those above it. EROFS; ENOENT if it was
+    /// removed.
+    ///
+    /// The caller must hold neither the tree nor the content of any node.
+    pub(super) fn upper_dir(&self, node: &Arc<Node<L>>) -> Result<Arc<LayerDir<L>>> {
+        self.upper()?;
+        let mut missing = Vec::new();
+        let mut above = node.clone();
+        loop {
+            if above.dir()?.upper.is_some() {
+                break;
+            }
+            let (parent, _) = self.parent(&above).ok_or(Error::new(ENOENT))?;
+            missing.push(std::mem::replace(&mut above, parent));
+        }
+        for dir in missing.iter().rev() {
+            self.copy_up_dir(dir)?;
+        }
+        node.dir()?.upper.clone().ok_or(Error::new(EIO))
+    }
+
+    /// Copies up a directory whose parent is in the upper layer.
+    fn copy_up_dir(&self, node: &Arc<Node<L>>) -> Result<()> {
+        let (upper, work) = self.upper()?;
+        let _content = node.content.lock();
+        if node.dir()?.upper.is_some() {
+            return Ok(());
+        }
+        let before = self.lower_attr(node)?;
+        let temp = work.name();
+        let open = self.stack.open(work.dir())?;
+        upper.create_dir(&open, &temp, PRIVATE_DIR, upper.identity())?;
+        let copied = self.put_dir_in_place(node, &before, &open, &temp);
+        if copied.is_err()
+            && let Err(error) = upper.remove_dir(&open, &temp)
+        {
+            log::warn!("{temp:?} stays in the work directory until the next mount: {error}");
+        }
+        copied
+    }
+
+    fn put_dir_in_place(&self, node: &Arc<Node<L>>, before: &Stat, open: &L::Dir, temp: &OsStr) -> Result<()> {
+        let (upper, _) = self.upper()?;
+        self.copy_attr(Object::Entry(open, temp), before)?;
+        let copy = upper.stat(Object::Entry(open, temp))?;
+        let _tree = self.tree.read();
+        let Some(place) = node.state.lock().places.first().cloned() else {
+            return Err(Error::new(ENOENT));
+        };
+        let mut parent = place.parent.dir()?;
+        let to = parent.upper.clone().ok_or(Error::new(EIO))?;
+        self.keeping_times(&place.parent, &to, |dir| upper.rename(open, temp, dir, &place.name, RenameMode::Replace))?;
+        let names = self.read_dir(&place.parent, &mut parent)?;
+        names.entry(&place.name).upper = Some(Upper { kind: Kind::Dir, ino: Some(copy.ino) });
+        node.dir()?.upper = Some(self.stack.child(&to, &place.name));
+
+        let mut state = node.state.lock();
+        let ino = *state.ino.get_or_insert_with(|| self.inodes.assign(before.dev, before.ino));
+        self.inodes.copied_up(copy.dev, copy.ino, ino);
+        state.upper = true;
+        state.stale = true;
+        state.copied_ino = Some(copy.ino);
+        state.nlink = Some(MERGED_NLINK);
+        state.attr = Some(Stat { dev: copy.dev, ino: copy.ino, ..*before });
+        if let Some(place) = state.places.first_mut() {
+            place.dir = to;
+        }
+        Ok(())
+    }
+
+    /// Does something in a directory of the upper layer that nobody is to see, and puts its times back.
+    fn keeping_times(
+        &self,
+        node: &Arc<Node<L>>,
+        dir: &LayerDir<L>,
+        work: impl FnOnce(&L::Dir) -> Result<()>,
+    ) -> Result<()> {
+        let (upper, _) = self.upper()?;
+        let before = self.stat(node)?;
+        let open = self.stack.open(dir)?;
+        work(&open)?;
+        node.state.lock().stale = true;
+        if let Err(error) = upper.set_times(Object::Dir(&*open), before.atime, before.mtime) {
+            log::warn!("a directory's times changed with a copy-up: {error}");
+        }
+        Ok(())
+    }
+
+    /// Makes sure that the name `place` of a file is in the upper layer, of which another name was copied up.
+    pub(super) fn link_from_home(&self, home: &OsStr, place: &Place<L>, to: &LayerDir<L>) -> Result<()> {
+        let (upper, work) = self.upper()?;
+        let open = self.stack.open(work.dir())?;
+        self.keeping_times(&place.parent, to, |dir| upper.link(&open, home, dir, &place.name))
+    }
+}

@@ -1,0 +1,232 @@
+//! New objects: files, directories, symlinks, FIFOs, sockets and devices.
+
+use std::ffi::OsStr;
+use std::sync::Arc;
+
+use syscall::error::{EEXIST, EINVAL, EIO, ENOENT, Error};
+
+use super::Overlay;
+use super::file::Handle;
+use super::names::Upper;
+use super::node::{Dir, Node, OpenFile, Place, State};
+use super::stack::LayerDir;
+use super::work::{discard, empty};
+use crate::format;
+use crate::layer::{Kind, Layer, Object, Owner, RenameMode, Result};
+
+/// What is to be created.
+#[derive(Clone, Copy)]
+enum New<'a> {
+    File,
+    Dir,
+    Symlink(&'a OsStr),
+    Special(Kind, u64),
+}
+
+impl New<'_> {
+    fn kind(self) -> Kind {
+        match self {
+            New::File => Kind::File,
+            New::Dir => Kind::Dir,
+            New::Symlink(_) => Kind::Symlink,
+            New::Special(kind, _) => kind,
+        }
+    }
+}
+
+impl<L: Layer> Overlay<L> {
+    /// Creates a regular file and opens it. `mode` is taken as it is (`0o7777` at most).
+    ///
+    /// EEXIST; EINVAL for a reserved name; ENAMETOOLONG; ENOENT in a directory that was removed; ENOTDIR; EROFS. So for the three below.
+    pub fn create_file(&self, dir: &Arc<Node<L>>, name: &OsStr, mode: u32, owner: Owner) -> Result<Handle<L>> {
+        let (node, file) = self.create(dir, name, New::File, mode, owner)?;
+        let handle = self.open(&node);
+        let mut state = node.state.lock();
+        if let (None, Some(open)) = (&state.file, file) {
+            state.file = Some(Arc::new(open));
+        }
+        drop(state);
+        Ok(handle)
+    }
+
+    /// Creates a directory.
+    pub fn create_dir(&self, dir: &Arc<Node<L>>, name: &OsStr, mode: u32, owner: Owner) -> Result<Arc<Node<L>>> {
+        self.create(dir, name, New::Dir, mode, owner).map(|(node, _)| node)
+    }
+
+    /// Creates a symlink.
+    pub fn create_symlink(
+        &self,
+        dir: &Arc<Node<L>>,
+        name: &OsStr,
+        target: &OsStr,
+        owner: Owner,
+    ) -> Result<Arc<Node<L>>> {
+        self.create(dir, name, New::Symlink(target), 0o777, owner).map(|(node, _)| node)
+    }
+
+    /// Creates a FIFO, a socket or a device node. EINVAL for another kind; EPERM or EOPNOTSUPP where the upper layer cannot hold it.
+    pub fn create_node(
+        &self,
+        dir: &Arc<Node<L>>,
+        name: &OsStr,
+        kind: Kind,
+        mode: u32,
+        rdev: u64,
+        owner: Owner,
+    ) -> Result<Arc<Node<L>>> {
+        if !matches!(kind, Kind::Fifo | Kind::Socket | Kind::CharDev | Kind::BlockDev) {
+            return Err(Error::new(EINVAL));
+        }
+        self.create(dir, name, New::Special(kind, rdev), mode, owner).map(|(node, _)| node)
+    }
+
+    fn create(
+        &self,
+        parent: &Arc<Node<L>>,
+        name: &OsStr,
+        new: New<'_>,
+        mode: u32,
+        owner: Owner,
+    ) -> Result<(Arc<Node<L>>, Option<OpenFile<L>>)> {
+        self.check_new_name(name)?;
+        {
+            // So that what exists already costs no copy-up of its directory.
+            let _tree = self.tree.read();
+            self.check_free(parent, &mut *parent.dir()?, name)?;
+        }
+        let to = self.upper_dir(parent)?;
+        let _tree = self.tree.read();
+        let mut dir = parent.dir()?;
+        let whited_out = self.check_free(parent, &mut dir, name)?;
+        let open = self.stack.open(&to)?;
+
+        let file = if self.upper()?.0.creates_as(owner) {
+            self.make(&open, name, new, mode, owner)?
+        } else {
+            self.make_elsewhere(&open, name, new, mode, owner, whited_out)?
+        };
+
+        parent.state.lock().stale = true;
+        let own = (new.kind() == Kind::Dir).then(|| self.stack.child(&to, name));
+        let names = self.read_dir(parent, &mut dir)?;
+        let slot = names.entry(name);
+        slot.upper = Some(Upper { kind: new.kind(), ino: None });
+        if whited_out {
+            slot.whiteout = !self.uncover(&to, name, own.as_deref());
+        }
+        let content = own.map(|own| Dir { opaque: whited_out, ..Dir::empty(Some(own)) });
+        let place = Place { parent: parent.clone(), name: name.to_owned(), dir: to.clone() };
+        let node = Node::new(self.new_id(), new.kind(), State::at(place, true, None), content);
+        slot.child = Some(node.clone());
+        Ok((node, file.map(|file| OpenFile { file, writable: true, dir: to })))
+    }
+
+    /// Whether `name` can be created in a directory; answers whether it has a marker there.
+    pub(super) fn check_free(&self, parent: &Arc<Node<L>>, dir: &mut Dir<L>, name: &OsStr) -> Result<bool> {
+        if dir.removed {
+            return Err(Error::new(ENOENT));
+        }
+        match self.read_dir(parent, dir)?.get(name) {
+            Some(slot) if slot.visible().is_some() => Err(Error::new(EEXIST)),
+            slot => Ok(slot.is_some_and(|slot| slot.whiteout)),
+        }
+    }
+
+    /// Makes the object in one step.
+    fn make(&self, dir: &L::Dir, name: &OsStr, new: New<'_>, mode: u32, owner: Owner) -> Result<Option<L::File>> {
+        let (upper, _) = self.upper()?;
+        match new {
+            New::File => return upper.create_file(dir, name, mode, owner).map(Some),
+            New::Dir => upper.create_dir(dir, name, mode, owner)?,
+            New::Symlink(target) => upper.create_symlink(dir, name, target, owner)?,
+            New::Special(kind, rdev) => upper.create_node(dir, name, kind, mode, rdev, owner)?,
+        }
+        Ok(None)
+    }
+
+    /// Makes the object complete in the work directory, where the layer cannot give it its owner at once, and puts it in place.
+    fn make_elsewhere(
+        &self,
+        dir: &L::Dir,
+        name: &OsStr,
+        new: New<'_>,
+        mode: u32,
+        owner: Owner,
+        opaque: bool,
+    ) -> Result<Option<L::File>> {
+        let (upper, work) = self.upper()?;
+        let (open, temp) = (self.stack.open(work.dir())?, work.name());
+        let private = if new.kind() == Kind::Dir { 0o700 } else { 0o600 };
+        let file = self.make(&open, &temp, new, private, upper.identity())?;
+        let placed = (|| {
+            let made = Object::Entry(&*open, &*temp);
+            upper.set_owner(made, owner)?;
+            if !matches!(new, New::Symlink(_)) {
+                upper.set_mode(made, mode)?;
+            }
+            if opaque && new.kind() == Kind::Dir {
+                let mark = upper.create_file(
+                    &upper.open_dir(&open, &temp)?,
+                    OsStr::new(format::OPAQUE),
+                    0o600,
+                    upper.identity(),
+                );
+                drop(mark?);
+            }
+            upper.rename(&open, &temp, dir, name, RenameMode::NoReplace)
+        })();
+        if placed.is_err() {
+            match new {
+                New::Dir => {
+                    if let Err(error) = upper
+                        .open_dir(&open, &temp)
+                        .and_then(|made| empty(upper, &made))
+                        .and_then(|()| upper.remove_dir(&open, &temp))
+                    {
+                        log::warn!("{temp:?} stays in the work directory until the next mount: {error}");
+                    }
+                }
+                _ => discard(upper, &open, &temp),
+            }
+        }
+        placed.map(|()| file)
+    }
+
+    /// After a name that had a marker was given to a new object: removes the marker, which hides nothing any more. A directory, which
+    /// the marker made opaque, gets the mark of its own first. Answers whether the marker is gone; if not, it does no harm.
+    pub(super) fn uncover(&self, dir: &LayerDir<L>, name: &OsStr, own: Option<&LayerDir<L>>) -> bool {
+        let removed = (|| {
+            let (_, work) = self.upper()?;
+            if let Some(own) = own {
+                work.place_file(&self.stack, own, OsStr::new(format::OPAQUE), &[])?;
+            }
+            self.remove_whiteout(dir, name)
+        })();
+        if let Err(error) = &removed {
+            log::warn!("the marker of {name:?} stays beside it: {error}");
+        }
+        removed.is_ok()
+    }
+
+    /// Creates the marker of `name`.
+    pub(super) fn add_whiteout(&self, dir: &LayerDir<L>, name: &OsStr) -> Result<()> {
+        let (_, work) = self.upper()?;
+        let marker = format::whiteout(name, self.name_max);
+        work.place_file(&self.stack, dir, &marker.name, &marker.content)
+    }
+
+    /// Removes the marker of `name`.
+    pub(super) fn remove_whiteout(&self, dir: &LayerDir<L>, name: &OsStr) -> Result<()> {
+        let (upper, _) = self.upper()?;
+        match upper.unlink(&*self.stack.open(dir)?, &format::whiteout(name, self.name_max).name) {
+            Err(error) if error.errno != ENOENT => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// The upper layer's place of a directory that is known to be there.
+    pub(super) fn known_upper(&self, dir: &Dir<L>) -> Result<Arc<LayerDir<L>>> {
+        dir.upper.clone().ok_or(Error::new(EIO))
+    }
+}

@@ -1,0 +1,164 @@
+//! Handles: open files and directories, reading and writing.
+//!
+//! All handles of a file share one open file of the layer, opened when the first of them needs it, and replaced when the file is
+//! copied up: so each sees what any other writes, whenever it was opened.
+
+use std::sync::Arc;
+
+use syscall::error::{EFBIG, EINVAL, EIO, EISDIR, Error};
+
+use super::Overlay;
+use super::attr::Spot;
+use super::node::{Node, OpenFile};
+use crate::layer::{Access, Kind, Layer, Result};
+
+/// An open file or directory. It keeps its object as it is, also when the last name is unlinked; dropping closes it.
+pub struct Handle<L: Layer> {
+    node: Arc<Node<L>>,
+}
+
+impl<L: Layer> Handle<L> {
+    /// The object that is open.
+    pub fn node(&self) -> &Arc<Node<L>> {
+        &self.node
+    }
+}
+
+impl<L: Layer> Drop for Handle<L> {
+    fn drop(&mut self) {
+        let mut state = self.node.state.lock();
+        state.handles -= 1;
+        let file = if state.handles == 0 { state.file.take() } else { None };
+        drop(state);
+        drop(file);
+    }
+}
+
+impl<L: Layer> Overlay<L> {
+    /// Opens an object of any kind. Nothing is asked of a layer before it has to be.
+    pub fn open(&self, node: &Arc<Node<L>>) -> Handle<L> {
+        node.state.lock().handles += 1;
+        Handle { node: node.clone() }
+    }
+
+    /// Reads at `offset`; 0 at and behind the end. EISDIR; EINVAL of anything else that is no regular file.
+    pub fn read_at(&self, handle: &Handle<L>, buf: &mut [u8], offset: u64) -> Result<usize> {
+        check_file(&handle.node)?;
+        if i64::try_from(offset).is_err() {
+            return Err(Error::new(EINVAL));
+        }
+        let open = self.file(&handle.node, Access::Read)?;
+        self.stack.layer(&open.dir).read_at(&open.file, buf, offset)
+    }
+
+    /// Writes at `offset` and answers how many bytes were written. The first write copies the file up.
+    ///
+    /// EROFS; EFBIG; EISDIR; EINVAL of anything else that is no regular file.
+    pub fn write_at(&self, handle: &Handle<L>, buf: &[u8], offset: u64) -> Result<usize> {
+        self.write(&handle.node, buf, |_| Ok(offset))
+    }
+
+    /// Writes at the end of the file, wherever it is when the write happens. Errors as [`Overlay::write_at`].
+    pub fn append(&self, handle: &Handle<L>, buf: &[u8]) -> Result<usize> {
+        self.write(&handle.node, buf, |node| {
+            let mut state = node.state.lock();
+            match state.attr {
+                Some(attr) => Ok(attr.size),
+                None => Ok(self.refresh(node, &mut state)?.size),
+            }
+        })
+    }
+
+    fn write(
+        &self,
+        node: &Arc<Node<L>>,
+        buf: &[u8],
+        offset: impl FnOnce(&Arc<Node<L>>) -> Result<u64>,
+    ) -> Result<usize> {
+        check_file(node)?;
+        self.upper()?;
+        if buf.is_empty() {
+            return Ok(0);
+        }
+        self.copy_up(node)?;
+        let _content = node.content.lock();
+        let offset = offset(node)?;
+        let end = offset.checked_add(buf.len() as u64).filter(|end| i64::try_from(*end).is_ok());
+        if end.is_none() {
+            return Err(Error::new(EFBIG));
+        }
+        let open = self.file(node, Access::ReadWrite)?;
+        let written = self.stack.layer(&open.dir).write_at(&open.file, buf, offset)?;
+        let mut state = node.state.lock();
+        state.stale = true;
+        if let Some(attr) = &mut state.attr {
+            attr.size = attr.size.max(offset + written as u64);
+        }
+        Ok(written)
+    }
+
+    /// Sets the size of a regular file. EROFS; EFBIG; EISDIR; EINVAL of anything else.
+    pub fn truncate(&self, node: &Arc<Node<L>>, size: u64) -> Result<()> {
+        check_file(node)?;
+        self.upper()?;
+        if i64::try_from(size).is_err() {
+            return Err(Error::new(EFBIG));
+        }
+        self.copy_up_part(node, size)?;
+        let _content = node.content.lock();
+        let open = self.file(node, Access::ReadWrite)?;
+        self.stack.layer(&open.dir).truncate(&open.file, size)?;
+        let mut state = node.state.lock();
+        state.stale = true;
+        if let Some(attr) = &mut state.attr {
+            attr.size = size;
+        }
+        Ok(())
+    }
+
+    /// Brings what was written, and the names in a directory, to the disk. Nothing to do for what is in a lower layer.
+    pub fn sync(&self, handle: &Handle<L>) -> Result<()> {
+        let Some(upper) = self.stack.upper() else {
+            return Ok(());
+        };
+        let node = &handle.node;
+        match node.kind() {
+            Kind::Dir => {
+                let dir = node.dir()?.upper.clone();
+                match dir {
+                    Some(dir) => upper.sync_dir(&*self.stack.open(&dir)?),
+                    None => Ok(()),
+                }
+            }
+            Kind::File if node.state.lock().upper => upper.sync(&self.file(node, Access::Read)?.file),
+            _ => Ok(()),
+        }
+    }
+
+    /// The open file of a node, opened if there is none that allows `access`. For writing the node must be in the upper layer.
+    pub(super) fn file(&self, node: &Arc<Node<L>>, access: Access) -> Result<Arc<OpenFile<L>>> {
+        let mut state = node.state.lock();
+        if let Some(open) = &state.file
+            && (access == Access::Read || open.writable)
+        {
+            return Ok(open.clone());
+        }
+        let Spot::Entry(dir, name) = self.spot(node, &state) else {
+            return Err(Error::new(EIO));
+        };
+        let file = self.stack.layer(&dir).open_file(&*self.stack.open(&dir)?, &name, access)?;
+        let open = Arc::new(OpenFile { file, writable: access == Access::ReadWrite, dir });
+        if state.handles > 0 {
+            state.file = Some(open.clone());
+        }
+        Ok(open)
+    }
+}
+
+fn check_file<L: Layer>(node: &Arc<Node<L>>) -> Result<()> {
+    match node.kind() {
+        Kind::File => Ok(()),
+        Kind::Dir => Err(Error::new(EISDIR)),
+        _ => Err(Error::new(EINVAL)),
+    }
+}

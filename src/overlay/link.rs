@@ -1,0 +1,70 @@
+//! Second names of files.
+
+use std::ffi::OsStr;
+use std::sync::Arc;
+
+use syscall::error::{ENOENT, EPERM, Error};
+
+use super::Overlay;
+use super::names::Upper;
+use super::node::{Node, Place};
+use crate::layer::{Kind, Layer, Result};
+
+impl<L: Layer> Overlay<L> {
+    /// Gives an object the further name `name` in `dir`.
+    ///
+    /// EPERM for a directory; ENOENT if its last name was removed; EEXIST; EINVAL for a reserved name; EMLINK; EROFS; EOPNOTSUPP where the
+    /// upper layer has no links.
+    pub fn link(&self, node: &Arc<Node<L>>, dir: &Arc<Node<L>>, name: &OsStr) -> Result<()> {
+        self.check_new_name(name)?;
+        if node.kind() == Kind::Dir {
+            return Err(Error::new(EPERM));
+        }
+        {
+            let _tree = self.tree.read();
+            self.check_free(dir, &mut *dir.dir()?, name)?;
+        }
+        self.upper()?;
+        let to = self.upper_dir(dir)?;
+        self.copy_up(node)?;
+        let (upper, work) = self.upper()?;
+        let _content = node.content.lock();
+        let _tree = self.tree.read();
+        let mut names = dir.dir()?;
+        let whited_out = self.check_free(dir, &mut names, name)?;
+        let (from, from_name) = {
+            let state = node.state.lock();
+            match (&state.home, state.places.first()) {
+                (Some(home), _) => (work.dir().clone(), home.clone()),
+                (None, Some(place)) => (place.dir.clone(), place.name.clone()),
+                (None, None) => return Err(Error::new(ENOENT)),
+            }
+        };
+        upper.link(&*self.stack.open(&from)?, &from_name, &*self.stack.open(&to)?, name)?;
+
+        let attr = {
+            let mut state = node.state.lock();
+            state.places.push(Place { parent: dir.clone(), name: name.to_owned(), dir: to.clone() });
+            state.stale = true;
+            state.nlink = state.nlink.map(|nlink| nlink + 1);
+            match &mut state.attr {
+                Some(attr) => {
+                    attr.nlink += 1;
+                    Some(*attr)
+                }
+                None => self.refresh(node, &mut state).ok(),
+            }
+        };
+        dir.state.lock().stale = true;
+        if let Some(attr) = attr {
+            self.inodes.link(attr.dev, attr.ino, node);
+        }
+        let slot = self.read_dir(dir, &mut names)?.entry(name);
+        slot.upper = Some(Upper { kind: node.kind(), ino: attr.map(|attr| attr.ino) });
+        slot.child = Some(node.clone());
+        if whited_out {
+            slot.whiteout = !self.uncover(&to, name, None);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,210 @@
+//! From a name to a node, and what is forgotten again when too much is known.
+
+use std::ffi::{OsStr, OsString};
+use std::path::PathBuf;
+use std::sync::{Arc, Weak};
+
+use syscall::error::{EINVAL, EIO, ENAMETOOLONG, ENOENT, ESTALE, Error};
+
+use super::names::Names;
+use super::node::{Dir, MERGED_NLINK, Node, Place, State};
+use super::{Overlay, ReadDirs};
+use crate::format;
+use crate::layer::{Kind, Layer, Result};
+
+/// How many names are remembered. An object that somebody holds is never forgotten.
+pub(super) const NAMES_MAX: usize = 1 << 17;
+
+impl<L: Layer> Overlay<L> {
+    /// The object `name` of `dir`. Names are taken as they are: `.` and `..` are the door's.
+    ///
+    /// ENOENT, also for a reserved name and in a directory that was removed; ENOTDIR; ENAMETOOLONG.
+    pub fn lookup(&self, dir: &Arc<Node<L>>, name: &OsStr) -> Result<Arc<Node<L>>> {
+        self.forget_some();
+        let _tree = self.tree.read();
+        self.find(dir, name)
+    }
+
+    /// As [`Overlay::lookup`], where the tree is locked already.
+    pub(super) fn find(&self, parent: &Arc<Node<L>>, name: &OsStr) -> Result<Arc<Node<L>>> {
+        let mut dir = parent.dir()?;
+        if name.len() > self.name_max {
+            return Err(Error::new(ENAMETOOLONG));
+        }
+        if dir.removed || format::is_reserved(name) {
+            return Err(Error::new(ENOENT));
+        }
+        self.load(parent, &mut dir, name)?.ok_or(Error::new(ENOENT))
+    }
+
+    /// Whether a new object may be called `name`. EINVAL for a reserved name, ENAMETOOLONG.
+    pub(super) fn check_new_name(&self, name: &OsStr) -> Result<()> {
+        if name.len() > self.name_max {
+            Err(Error::new(ENAMETOOLONG))
+        } else if format::is_reserved(name) {
+            Err(Error::new(EINVAL))
+        } else {
+            Ok(())
+        }
+    }
+
+    /// The node of a visible name; None if there is none.
+    pub(super) fn load(&self, parent: &Arc<Node<L>>, dir: &mut Dir<L>, name: &OsStr) -> Result<Option<Arc<Node<L>>>> {
+        self.read_dir(parent, dir)?;
+        let Dir { lowers, names: Some(names), .. } = &*dir else {
+            return Err(Error::new(EIO));
+        };
+        let Some((slot, visible)) = names.get(name).and_then(|slot| Some((slot, slot.visible()?))) else {
+            return Ok(None);
+        };
+        if let Some(child) = &slot.child {
+            return Ok(Some(child.clone()));
+        }
+        let in_upper = slot.upper.is_some();
+        let from = dir.shown(slot).ok_or(Error::new(EIO))?.clone();
+        let attr = self.stack.stat(&from, name)?;
+        if attr.kind != visible.kind {
+            // Somebody changes the layer below us.
+            return Err(Error::new(ESTALE));
+        }
+        let merging = slot.merging().iter().filter_map(|dir| lowers.get(*dir as usize));
+        let merging: Vec<_> = merging.map(|dir| self.stack.child(dir, name)).collect();
+
+        let place = Place { parent: parent.clone(), name: name.to_owned(), dir: from.clone() };
+        let mut state = State::at(place.clone(), in_upper, Some(attr));
+        state.ino = Some(self.inodes.assign(attr.dev, attr.ino));
+        let content = (attr.kind == Kind::Dir).then(|| {
+            if merging.len() + usize::from(in_upper) != 1 {
+                state.nlink = Some(MERGED_NLINK);
+            }
+            match (in_upper, merging.is_empty()) {
+                (false, true) => Dir::empty(None),
+                (false, false) => Dir::unread(None, merging),
+                (true, _) => Dir::unread(Some(self.stack.child(&from, name)), merging),
+            }
+        });
+        let several_names = attr.kind != Kind::Dir && attr.nlink > 1;
+        let mut child = Node::new(self.new_id(), attr.kind, state, content);
+        if several_names {
+            child = self.inodes.same(&attr, child);
+            let mut state = child.state.lock();
+            if state.place_mut(parent, name).is_none() {
+                state.places.push(place);
+            }
+        }
+        if let Some(slot) = self.read_dir(parent, dir)?.get_mut(name) {
+            slot.child = Some(child.clone());
+        }
+        Ok(Some(child))
+    }
+
+    /// One of the object's names and the directory that has it. None: the root, or an object of which no name is known.
+    pub fn parent(&self, node: &Arc<Node<L>>) -> Option<(Arc<Node<L>>, OsString)> {
+        let state = node.state.lock();
+        state.places.first().map(|place| (place.parent.clone(), place.name.clone()))
+    }
+
+    /// The path from the root by one of the object's names; empty for the root. None if no name is left.
+    pub fn path(&self, node: &Arc<Node<L>>) -> Option<PathBuf> {
+        let _tree = self.tree.read();
+        let mut names = Vec::new();
+        let mut node = node.clone();
+        while !self.is_root(&node) {
+            let (parent, name) = self.parent(&node)?;
+            names.push(name);
+            node = parent;
+        }
+        Some(names.iter().rev().collect())
+    }
+
+    /// Counts a directory that was read.
+    pub(super) fn count_read(&self, node: &Arc<Node<L>>, names: usize) {
+        let mut read = self.read_dirs.lock();
+        read.names += names;
+        read.dirs.push_back((Arc::downgrade(node), names));
+    }
+
+    /// Forgets directories that nobody holds, the oldest first, if too many names are known.
+    pub(super) fn forget_some(&self) {
+        let too_many = |read: &ReadDirs<L>| read.names > read.limit;
+        if !too_many(&self.read_dirs.lock()) {
+            return;
+        }
+        let _tree = self.tree.write();
+        let tries = self.read_dirs.lock().dirs.len();
+        for _ in 0..tries {
+            let mut read = self.read_dirs.lock();
+            let Some((node, names)) = (if read.names > NAMES_MAX { read.dirs.pop_front() } else { None }) else {
+                break;
+            };
+            drop(read);
+            let kept = Weak::upgrade(&node).is_some_and(|node| !self.forget(&node));
+            let mut read = self.read_dirs.lock();
+            match kept {
+                true => read.dirs.push_back((node, names)),
+                false => read.names = read.names.saturating_sub(names),
+            }
+        }
+        // What is held as a whole is not tried again at every call.
+        let mut read = self.read_dirs.lock();
+        read.limit = NAMES_MAX.max(2 * read.names);
+    }
+
+    /// Forgets what is in a directory, but for what is held. Answers whether nothing is left. The tree must be locked exclusively.
+    fn forget(&self, node: &Arc<Node<L>>) -> bool {
+        let Ok(mut dir) = node.dir() else {
+            return true;
+        };
+        let mut left = node.state.lock().handles > 0 || dir.removed;
+        let Some(names) = &mut dir.names else {
+            return true;
+        };
+        for slot in names.slots_mut() {
+            let Some(child) = &slot.child else { continue };
+            if Arc::strong_count(child) > 1 || !is_forgettable(child) {
+                left = true;
+                continue;
+            }
+            let ino = child.state.lock().attr.map(|attr| attr.ino);
+            match &mut slot.upper {
+                Some(upper) if upper.ino.is_none() && ino.is_none() => {
+                    left = true;
+                    continue;
+                }
+                Some(upper) => upper.ino = upper.ino.or(ino),
+                None => {}
+            }
+            if let Some(child) = slot.child.take() {
+                child.state.lock().places.clear();
+            }
+        }
+        if !left {
+            dir.names = None;
+        }
+        !left
+    }
+}
+
+/// Whether all that is known of a node can be learned again from the layers.
+fn is_forgettable<L: Layer>(node: &Arc<Node<L>>) -> bool {
+    if node.dir().is_ok_and(|dir| dir.names.is_some()) {
+        return false;
+    }
+    let state = node.state.lock();
+    let remade = node.kind() == Kind::Dir || (state.nlink.is_none() && state.home.is_none());
+    remade && state.handles == 0 && state.places.len() <= 1
+}
+
+impl<L: Layer> Drop for Overlay<L> {
+    /// Nodes and their parents hold each other: takes them apart, without recursion, since a tree may be deep.
+    fn drop(&mut self) {
+        let mut nodes = vec![self.root.clone()];
+        while let Some(node) = nodes.pop() {
+            node.state.lock().places.clear();
+            let names: Option<Names<L>> = node.dir().ok().and_then(|mut dir| dir.names.take());
+            if let Some(mut names) = names {
+                nodes.extend(names.slots_mut().filter_map(|slot| slot.child.take()));
+            }
+        }
+    }
+}

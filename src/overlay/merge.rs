@@ -1,0 +1,229 @@
+//! One directory, read from all its layers.
+//!
+//! A directory is read whole, once: then every name in it is known in all layers, also those that do not exist, and nobody needs
+//! to be asked again. The layers come topmost first; a marker ends what shows from those below it.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use syscall::error::{EIO, ENOENT, Error};
+
+use super::Overlay;
+use super::names::Names;
+use super::node::{Dir, Node};
+use super::stack::LayerDir;
+use crate::format::{self, Meaning};
+use crate::layer::{Access, Kind, Layer, Object, Result};
+
+/// What one layer has in one directory.
+struct Listing {
+    objects: Vec<(OsString, Kind, u64)>,
+    whiteouts: Vec<OsString>,
+    marks: Marks,
+}
+
+/// What one layer's directory says of the layers below it.
+#[derive(Default)]
+struct Marks {
+    opaque: bool,
+    redirect: Option<PathBuf>,
+}
+
+impl<L: Layer> Overlay<L> {
+    /// Reads a directory, unless it was.
+    pub(super) fn read_dir<'d>(&self, node: &Arc<Node<L>>, dir: &'d mut Dir<L>) -> Result<&'d mut Names<L>> {
+        if dir.names.is_none() {
+            let mut names = Names::new();
+            let mut rest = dir.lowers.clone();
+            if let Some(upper) = dir.upper.clone() {
+                let listing = self.list_layer(&upper)?;
+                for (name, kind, ino) in &listing.objects {
+                    names.add_upper(name, *kind, *ino);
+                }
+                for name in &listing.whiteouts {
+                    names.add_whiteout(name);
+                }
+                self.narrow(&upper, &listing.marks, &mut rest)?;
+                dir.opaque = listing.marks.opaque;
+                dir.redirect = listing.marks.redirect;
+            }
+            let mut lowers = Vec::new();
+            rest.reverse();
+            while let Some(lower) = rest.pop() {
+                let listing = self.list_layer(&lower)?;
+                let index = lowers.len() as u32;
+                for (name, kind, ino) in &listing.objects {
+                    match self.hidden.contains(&(self.stack.device(&lower), *ino)) {
+                        false => names.add_lower(name, *kind, *ino, index),
+                        true => names.add_hidden(name, *kind, *ino, index),
+                    }
+                }
+                for name in &listing.whiteouts {
+                    names.close(name);
+                }
+                rest.reverse();
+                self.narrow(&lower, &listing.marks, &mut rest)?;
+                rest.reverse();
+                lowers.push(lower);
+            }
+            names.finish();
+            dir.lowers = lowers;
+            self.count_read(node, names.len());
+            dir.names = Some(names);
+        }
+        dir.names.as_mut().ok_or(Error::new(EIO))
+    }
+
+    /// Takes from `rest`, the directories that would merge below `dir`, what the marks in `dir` say.
+    fn narrow(&self, dir: &LayerDir<L>, marks: &Marks, rest: &mut Vec<Arc<LayerDir<L>>>) -> Result<()> {
+        if marks.opaque {
+            rest.clear();
+        } else if let Some(path) = &marks.redirect {
+            *rest = self.resolve(path, self.stack.roots_below(dir).to_vec())?;
+        }
+        Ok(())
+    }
+
+    /// The directories that merge under `path` of the tree that `roots` make, topmost first: none if it is not a directory there.
+    fn resolve(&self, path: &Path, roots: Vec<Arc<LayerDir<L>>>) -> Result<Vec<Arc<LayerDir<L>>>> {
+        let mut dirs = self.merging(roots)?;
+        for name in path.iter() {
+            let mut below = Vec::new();
+            for dir in dirs {
+                if let Some(child) = self.lower_dir(&dir, name)? {
+                    below.push(child);
+                } else if self.lower_exists(&dir, name)? {
+                    break;
+                }
+                if self.is_whited_out(&dir, name)? {
+                    break;
+                }
+            }
+            dirs = self.merging(below)?;
+        }
+        Ok(dirs)
+    }
+
+    /// Of directories that have one name in several layers, topmost first, those that merge.
+    fn merging(&self, candidates: Vec<Arc<LayerDir<L>>>) -> Result<Vec<Arc<LayerDir<L>>>> {
+        let mut dirs = Vec::new();
+        for dir in candidates {
+            let marks = self.marks(&dir)?;
+            let below = self.stack.roots_below(&dir).to_vec();
+            dirs.push(dir);
+            if marks.opaque {
+                break;
+            } else if let Some(path) = marks.redirect {
+                dirs.extend(self.resolve(&path, below)?);
+                break;
+            }
+        }
+        Ok(dirs)
+    }
+
+    /// The directory `name` of `dir`, None if there is none.
+    fn lower_dir(&self, dir: &Arc<LayerDir<L>>, name: &OsStr) -> Result<Option<Arc<LayerDir<L>>>> {
+        Ok(match self.stack.stat(dir, name) {
+            Ok(stat) if stat.kind == Kind::Dir => Some(self.stack.child(dir, name)),
+            Ok(_) => None,
+            Err(error) if error.errno == ENOENT => None,
+            Err(error) => return Err(error),
+        })
+    }
+
+    fn lower_exists(&self, dir: &LayerDir<L>, name: &OsStr) -> Result<bool> {
+        match self.stack.stat(dir, name) {
+            Ok(_) => Ok(true),
+            Err(error) if error.errno == ENOENT => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn is_whited_out(&self, dir: &LayerDir<L>, name: &OsStr) -> Result<bool> {
+        self.lower_exists(dir, &format::whiteout(name, self.name_max).name)
+    }
+
+    /// What `dir` says of the layers below it, without reading all of it.
+    fn marks(&self, dir: &LayerDir<L>) -> Result<Marks> {
+        let redirect = match self.lower_exists(dir, OsStr::new(format::REDIRECT))? {
+            true => Some(self.read_content(dir, OsStr::new(format::REDIRECT))?),
+            false => None,
+        };
+        Ok(self.marks_of(dir, self.lower_exists(dir, OsStr::new(format::OPAQUE))?, redirect))
+    }
+
+    /// The marks of a directory that has the opaque mark or not, and a redirect with this content or none. A redirect that is no
+    /// path hides what is below, since nobody knows what it was to show.
+    fn marks_of(&self, dir: &LayerDir<L>, opaque: bool, redirect: Option<Vec<u8>>) -> Marks {
+        match redirect.as_deref().map(format::redirect_path) {
+            None => Marks { opaque, redirect: None },
+            Some(Some(path)) => Marks { opaque, redirect: Some(path) },
+            Some(None) => {
+                log::warn!(
+                    "a directory of layer {} has a redirect that names no path: nothing merges with it",
+                    dir.index()
+                );
+                Marks { opaque: true, redirect: None }
+            }
+        }
+    }
+
+    fn list_layer(&self, dir: &LayerDir<L>) -> Result<Listing> {
+        let open = self.stack.open(dir)?;
+        let mut objects = Vec::new();
+        let mut whiteouts = Vec::new();
+        let mut long = Vec::new();
+        let (mut opaque, mut has_redirect) = (false, false);
+        self.stack.layer(dir).list(&open, &mut |entry| match format::meaning(entry.name) {
+            Meaning::Object => objects.push((entry.name.to_owned(), entry.kind, entry.ino)),
+            Meaning::Whiteout(name) => whiteouts.push(name.to_owned()),
+            Meaning::LongWhiteout => long.push(entry.name.to_owned()),
+            Meaning::Opaque => opaque = true,
+            Meaning::Redirect => has_redirect = true,
+            Meaning::Unknown => {}
+        })?;
+        for marker in long {
+            whiteouts.push(OsString::from_vec(self.read_content(dir, &marker)?));
+        }
+        let redirect = match has_redirect {
+            true => Some(self.read_content(dir, OsStr::new(format::REDIRECT))?),
+            false => None,
+        };
+        Ok(Listing { objects, whiteouts, marks: self.marks_of(dir, opaque, redirect) })
+    }
+
+    /// The content of a small file of the format.
+    fn read_content(&self, dir: &LayerDir<L>, name: &OsStr) -> Result<Vec<u8>> {
+        let layer = self.stack.layer(dir);
+        let file = layer.open_file(&*self.stack.open(dir)?, name, Access::Read)?;
+        let size = layer.stat(Object::File(&file))?.size;
+        let mut content = vec![0; (size as usize).min(format::CONTENT_MAX)];
+        let read = layer.read_at(&file, &mut content, 0)?;
+        content.truncate(read);
+        Ok(content)
+    }
+
+    /// The path in the merged lower layers that a directory of the upper layer merges with. None of the directories on the way may
+    /// be locked.
+    pub(super) fn lower_path(&self, node: &Arc<Node<L>>) -> Result<PathBuf> {
+        let mut names = Vec::new();
+        let mut node = node.clone();
+        let mut path = loop {
+            if let Some(redirect) = node.dir()?.redirect.clone() {
+                break redirect;
+            }
+            let place = node.state.lock().places.first().cloned();
+            match place {
+                Some(place) => {
+                    names.push(place.name);
+                    node = place.parent;
+                }
+                None => break PathBuf::new(),
+            }
+        };
+        path.extend(names.iter().rev().map(|name| Path::new(OsStr::from_bytes(name.as_bytes()))));
+        Ok(path)
+    }
+}

@@ -1,0 +1,171 @@
+//! The engine: one merged tree over a stack of layers.
+//!
+//! A door (the scheme, or a mount) walks the tree by [`Overlay::lookup`] and works on [`Node`]s and [`Handle`]s. The engine never
+//! checks access, knows no paths but names, and follows no symlinks: that is the door's.
+//!
+//! | file | subject |
+//! | --- | --- |
+//! | `stack` | the layers and the directories in them |
+//! | `node`, `names`, `inode` | objects, the names of a directory, inode numbers |
+//! | `merge` | one directory read from all its layers: whiteouts, opaque and redirected directories |
+//! | `lookup` | from a name to a node; what is forgotten again |
+//! | `attr`, `file`, `readdir` | attributes; handles, reading and writing; listings |
+//! | `copy_up` | from a lower layer to the upper one |
+//! | `create`, `remove`, `rename`, `link` | changes of names |
+//! | `work` | the work directory, where things are built before they appear |
+//!
+//! # One visible step
+//! Every operation is a sequence of steps on the upper layer of which exactly one changes the merged tree, so that a crash
+//! anywhere leaves the state before or after. Steps before it are undone if it fails; a step after it that fails is logged and
+//! leaves what nobody sees.
+//!
+//! # Locks, in the order in which they are taken
+//! 1. `Node::content`: the content and the names of one object. Two only for a rename, the smaller id first.
+//! 2. `Overlay::tree`: shared by whatever uses a name; exclusive for a rename and for forgetting nodes, which then
+//!    may take the locks below in any order. Never held while data is copied.
+//! 3. `Node::dir`: what is in one directory. A parent's before its child's.
+//! 4. `Node::state`: where one object is. One at a time.
+//! 5. Leaves, under which nothing is called: `inode`, `stack`.
+
+use std::collections::HashSet;
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+
+use syscall::error::{EROFS, Error};
+
+use crate::layer::{Layer, Object, Result, StatFs};
+
+mod attr;
+mod copy_up;
+mod create;
+mod file;
+mod inode;
+mod link;
+mod lookup;
+mod merge;
+mod names;
+mod node;
+mod readdir;
+mod remove;
+mod rename;
+mod stack;
+mod sync;
+mod work;
+
+pub use file::Handle;
+pub use node::Node;
+pub use readdir::DirEntry;
+pub use work::Refused;
+
+use inode::Inodes;
+use node::{Dir, State};
+use stack::Stack;
+use sync::{Lock, Shared};
+use work::Work;
+
+/// What an overlay is made of.
+pub struct Layers<L> {
+    /// The layer that takes the changes. Without one the overlay is read-only.
+    pub upper: Option<L>,
+    /// A directory on the upper layer's filesystem, for ourselves alone. Without one a reserved name in the upper layer is used.
+    pub work: Option<L>,
+    /// The layers that are only read, the topmost first.
+    pub lowers: Vec<L>,
+}
+
+/// A merged tree.
+pub struct Overlay<L: Layer> {
+    stack: Stack<L>,
+    work: Option<Work<L>>,
+    root: Arc<Node<L>>,
+    inodes: Inodes<L>,
+    /// The device number that every object of the tree shows.
+    device: u64,
+    /// The upper and the work directory, which are shown empty where a lower layer contains them.
+    hidden: HashSet<(u64, u64)>,
+    /// The longest name that an entry can have.
+    name_max: usize,
+    tree: Shared<()>,
+    next_id: AtomicU64,
+    /// The directories that were read, the oldest first: what is forgotten when too many names are known.
+    read_dirs: Lock<ReadDirs<L>>,
+}
+
+struct ReadDirs<L: Layer> {
+    dirs: VecDeque<(Weak<Node<L>>, usize)>,
+    names: usize,
+    /// How many names may be known before some are forgotten.
+    limit: usize,
+}
+
+impl<L: Layer> Overlay<L> {
+    /// Stacks the layers. The upper layer is held until the overlay is dropped, and what an earlier mount left in the work directory
+    /// is removed.
+    pub fn new(layers: Layers<L>) -> std::result::Result<Self, Refused> {
+        let has_upper = layers.upper.is_some();
+        let stack = Stack::new(layers.upper.into_iter().chain(layers.lowers).collect(), has_upper)?;
+        let work = match has_upper {
+            true => Some(Work::prepare(&stack, layers.work)?),
+            false => None,
+        };
+        let mut hidden = HashSet::new();
+        if let (Some(upper), Some(work)) = (stack.upper_root(), &work) {
+            for dir in [upper, work.dir()] {
+                let stat = stack.layer(dir).stat(Object::Dir(&*stack.open(dir)?))?;
+                hidden.insert((stat.dev, stat.ino));
+            }
+        }
+        let top = stack.upper_root().or(stack.lower_roots().first()).ok_or(Refused::NoLayer)?;
+        let attr = stack.layer(top).stat(Object::Dir(&*stack.open(top)?))?;
+        let name_max = stack.top().stat_fs()?.name_max as usize;
+
+        let inodes = Inodes::new(attr.dev);
+        let dir = Dir::unread(stack.upper_root().cloned(), stack.lower_roots().to_vec());
+        let state = State::root(has_upper, attr, inodes.visible(attr.dev, attr.ino));
+        let root = Node::new(0, attr.kind, state, Some(dir));
+        Ok(Overlay {
+            stack,
+            work,
+            root,
+            inodes,
+            device: attr.dev,
+            hidden,
+            name_max,
+            tree: Shared::new(()),
+            next_id: AtomicU64::new(1),
+            read_dirs: Lock::new(ReadDirs { dirs: VecDeque::new(), names: 0, limit: lookup::NAMES_MAX }),
+        })
+    }
+
+    /// The top of the merged tree.
+    pub fn root(&self) -> &Arc<Node<L>> {
+        &self.root
+    }
+
+    /// Whether there is no upper layer, so that every change answers EROFS.
+    pub fn is_read_only(&self) -> bool {
+        self.work.is_none()
+    }
+
+    /// Space left and limits: those of the topmost layer.
+    pub fn stat_fs(&self) -> Result<StatFs> {
+        self.stack.top().stat_fs()
+    }
+
+    /// The upper layer and the work directory. EROFS without.
+    fn upper(&self) -> Result<(&L, &Work<L>)> {
+        match (self.stack.upper(), &self.work) {
+            (Some(upper), Some(work)) => Ok((upper, work)),
+            _ => Err(Error::new(EROFS)),
+        }
+    }
+
+    fn is_root(&self, node: &Arc<Node<L>>) -> bool {
+        Arc::ptr_eq(node, &self.root)
+    }
+
+    fn new_id(&self) -> u64 {
+        self.next_id.fetch_add(1, Ordering::Relaxed)
+    }
+}

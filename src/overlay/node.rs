@@ -1,0 +1,176 @@
+//! An object of the merged tree.
+//!
+//! A node is what a door holds on to and what a handle follows: it stays the same object over copy-up, rename and unlink, while
+//! the place where its bytes are changes. The order of its locks is in [`super`].
+
+use std::ffi::{OsStr, OsString};
+use std::path::PathBuf;
+use std::sync::{Arc, MutexGuard};
+
+use syscall::error::{ENOTDIR, Error};
+
+use super::names::{Lower, Names, Slot};
+use super::stack::LayerDir;
+use super::sync::Lock;
+use crate::layer::{Kind, Layer, Result, Stat};
+
+/// The link count of a directory that merges several: what says that nobody counted the directories in it.
+pub(super) const MERGED_NLINK: u32 = 1;
+
+/// An object of the merged tree, always held by an [`Arc`].
+pub struct Node<L: Layer> {
+    /// Never changes.
+    id: u64,
+    /// Never changes.
+    kind: Kind,
+    /// Held while the content is copied up or changed and while a name of the object changes, so that none of these meets another.
+    pub(super) content: Lock<()>,
+    pub(super) state: Lock<State<L>>,
+    /// Of a directory, what is in it. Never changes whether it is there.
+    dir: Option<Lock<Dir<L>>>,
+}
+
+/// Where an object is and what is known of it.
+pub(super) struct State<L: Layer> {
+    /// The names that are known of it. None: the root, or an object that was unlinked. Directories have one.
+    pub places: Vec<Place<L>>,
+    /// Whether it is in the upper layer.
+    pub upper: bool,
+    /// The name in the work directory that holds a copied-up file of several names together while not all of them are in the
+    /// upper layer. It counts as one of the layer's links.
+    pub home: Option<OsString>,
+    /// The attributes as the layer has them, but for the inode number and the link count, which are the overlay's.
+    pub attr: Option<Stat>,
+    /// Whether times and blocks of `attr` may be older than the layer's. The rest of `attr` never is.
+    pub stale: bool,
+    /// The inode number that callers see, once it is needed.
+    pub ino: Option<u64>,
+    /// The inode number in the upper layer of an object that was copied up in this mount.
+    pub copied_ino: Option<u64>,
+    /// The count of links, where it is not the layer's: of a lower file with several names of which one was changed.
+    pub nlink: Option<u32>,
+    /// How many handles are open.
+    pub handles: usize,
+    /// The open file that all handles share, once one of them needed it.
+    pub file: Option<Arc<OpenFile<L>>>,
+}
+
+/// One name of an object.
+pub(super) struct Place<L: Layer> {
+    pub parent: Arc<Node<L>>,
+    pub name: OsString,
+    /// The directory of a layer whose entry `name` the object is.
+    pub dir: Arc<LayerDir<L>>,
+}
+
+impl<L: Layer> Clone for Place<L> {
+    fn clone(&self) -> Self {
+        Place { parent: self.parent.clone(), name: self.name.clone(), dir: self.dir.clone() }
+    }
+}
+
+/// A file of a layer that is open.
+pub(super) struct OpenFile<L: Layer> {
+    pub file: L::File,
+    pub writable: bool,
+    /// The layer's directory that it was opened from, which tells the layer.
+    pub dir: Arc<LayerDir<L>>,
+}
+
+/// What is in a directory.
+pub(super) struct Dir<L: Layer> {
+    pub upper: Option<Arc<LayerDir<L>>>,
+    /// The lower directories that merge, topmost first: candidates until `names` is there, since a marker inside one of them
+    /// may hide those below.
+    pub lowers: Vec<Arc<LayerDir<L>>>,
+    /// Whether the upper directory has the opaque mark. Known once `names` is there.
+    pub opaque: bool,
+    /// The path in the merged lower layers that the upper directory names for itself. Known once `names` is there.
+    pub redirect: Option<PathBuf>,
+    /// Every name, once the directory was read.
+    pub names: Option<Names<L>>,
+    /// Whether the directory was removed.
+    pub removed: bool,
+}
+
+impl<L: Layer> Node<L> {
+    pub(super) fn new(id: u64, kind: Kind, state: State<L>, dir: Option<Dir<L>>) -> Arc<Self> {
+        Arc::new(Node { id, kind, content: Lock::new(()), state: Lock::new(state), dir: dir.map(Lock::new) })
+    }
+
+    /// A number that no other node of this mount ever has.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// What the object is.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// The content of a directory. ENOTDIR of anything else.
+    pub(super) fn dir(&self) -> Result<MutexGuard<'_, Dir<L>>> {
+        self.dir.as_ref().map(Lock::lock).ok_or(Error::new(ENOTDIR))
+    }
+}
+
+impl<L: Layer> State<L> {
+    /// The state of an object that has one name.
+    pub fn at(place: Place<L>, upper: bool, attr: Option<Stat>) -> Self {
+        State {
+            places: vec![place],
+            upper,
+            home: None,
+            attr,
+            stale: false,
+            ino: None,
+            copied_ino: None,
+            nlink: None,
+            handles: 0,
+            file: None,
+        }
+    }
+
+    /// The state of the root, which has no name.
+    pub fn root(upper: bool, attr: Stat, ino: u64) -> Self {
+        State {
+            places: Vec::new(),
+            upper,
+            home: None,
+            attr: Some(attr),
+            stale: false,
+            ino: Some(ino),
+            copied_ino: None,
+            nlink: Some(MERGED_NLINK),
+            handles: 0,
+            file: None,
+        }
+    }
+
+    /// The place of the name `name` in `parent`, if it is one of this object.
+    pub fn place_mut(&mut self, parent: &Arc<Node<L>>, name: &OsStr) -> Option<&mut Place<L>> {
+        self.places.iter_mut().find(|place| Arc::ptr_eq(&place.parent, parent) && place.name == name)
+    }
+}
+
+impl<L: Layer> Dir<L> {
+    /// A directory that was not read yet.
+    pub fn unread(upper: Option<Arc<LayerDir<L>>>, lowers: Vec<Arc<LayerDir<L>>>) -> Self {
+        Dir { upper, lowers, opaque: false, redirect: None, names: None, removed: false }
+    }
+
+    /// A directory that is empty in every layer.
+    pub fn empty(upper: Option<Arc<LayerDir<L>>>) -> Self {
+        Dir { names: Some(Names::new()), ..Dir::unread(upper, Vec::new()) }
+    }
+
+    /// The layer's directory whose entry a visible name shows.
+    pub fn shown(&self, slot: &Slot<L>) -> Option<&Arc<LayerDir<L>>> {
+        match (&slot.upper, &slot.lower) {
+            (Some(_), _) => self.upper.as_ref(),
+            (None, Some(Lower::Other { dir, .. })) => self.lowers.get(*dir as usize),
+            (None, Some(Lower::Dirs { dirs, .. })) => dirs.first().and_then(|dir| self.lowers.get(*dir as usize)),
+            (None, None) => None,
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! Removing names: unlink, rmdir, and what becomes of an object that lost one.
+
+use std::ffi::OsStr;
+use std::sync::Arc;
+
+use syscall::error::{EBUSY, EIO, EISDIR, ENOENT, ENOTDIR, ENOTEMPTY, Error};
+
+use super::Overlay;
+use super::node::{Dir, Node};
+use super::stack::LayerDir;
+use super::work::{discard, entries};
+use crate::format;
+use crate::layer::{Access, Kind, Layer, Result};
+
+impl<L: Layer> Overlay<L> {
+    /// Removes a name of anything but a directory. ENOENT, EISDIR, EROFS.
+    pub fn unlink(&self, dir: &Arc<Node<L>>, name: &OsStr) -> Result<()> {
+        self.remove(dir, name, false)
+    }
+
+    /// Removes an empty directory. ENOENT, ENOTDIR, ENOTEMPTY, EROFS.
+    pub fn remove_dir(&self, dir: &Arc<Node<L>>, name: &OsStr) -> Result<()> {
+        self.remove(dir, name, true)
+    }
+
+    fn remove(&self, parent: &Arc<Node<L>>, name: &OsStr, is_dir: bool) -> Result<()> {
+        loop {
+            let child = self.lookup(parent, name)?;
+            match (child.kind(), is_dir) {
+                (Kind::Dir, false) => return Err(Error::new(EISDIR)),
+                (Kind::Dir, true) if self.is_root(&child) => return Err(Error::new(EBUSY)),
+                (Kind::Dir, true) => self.check_empty(&child)?,
+                (_, true) => return Err(Error::new(ENOTDIR)),
+                (_, false) => {}
+            }
+            let to = self.upper_dir(parent)?;
+            let _content = child.content.lock();
+            let _tree = self.tree.read();
+            let mut dir = parent.dir()?;
+            // Somebody may have been faster.
+            match self.load(parent, &mut dir, name)? {
+                Some(now) if Arc::ptr_eq(&now, &child) => {}
+                Some(_) => continue,
+                None => return Err(Error::new(ENOENT)),
+            }
+            return self.remove_locked(parent, &mut dir, &to, name, &child);
+        }
+    }
+
+    /// ENOTEMPTY if there is anything in a directory.
+    fn check_empty(&self, node: &Arc<Node<L>>) -> Result<()> {
+        let _tree = self.tree.read();
+        if self.read_dir(node, &mut *node.dir()?)?.is_empty() { Ok(()) } else { Err(Error::new(ENOTEMPTY)) }
+    }
+
+    fn remove_locked(
+        &self,
+        parent: &Arc<Node<L>>,
+        dir: &mut Dir<L>,
+        to: &LayerDir<L>,
+        name: &OsStr,
+        child: &Arc<Node<L>>,
+    ) -> Result<()> {
+        let (upper, _) = self.upper()?;
+        let mut content = match child.kind() {
+            Kind::Dir => Some(child.dir()?),
+            _ => None,
+        };
+        if let Some(content) = &mut content
+            && !self.read_dir(child, content)?.is_empty()
+        {
+            return Err(Error::new(ENOTEMPTY));
+        }
+        self.pin(child)?;
+        let slot = self.read_dir(parent, dir)?.get_mut(name).ok_or(Error::new(EIO))?;
+        if slot.lower.is_some() && !slot.whiteout {
+            self.add_whiteout(to, name)?;
+            slot.whiteout = true;
+        }
+        if slot.upper.is_some() {
+            let open = self.stack.open(to)?;
+            match &mut content {
+                Some(content) => {
+                    self.remove_markers(content)?;
+                    upper.remove_dir(&open, name)?;
+                }
+                None => upper.unlink(&open, name)?,
+            }
+        }
+        slot.upper = None;
+        slot.child = None;
+        if let Some(names) = &mut dir.names {
+            names.tidy(name);
+        }
+        if let Some(content) = &mut content {
+            content.removed = true;
+        }
+        drop(content);
+        parent.state.lock().stale = true;
+        self.lost_name(child, parent, name);
+        Ok(())
+    }
+
+    /// Removes the markers in a directory of the upper layer in which nothing is visible, in an order in which none that is left lets
+    /// anything show: the directory has a marker beside it, or no lower layer has its name.
+    pub(super) fn remove_markers(&self, dir: &mut Dir<L>) -> Result<()> {
+        let (upper, _) = self.upper()?;
+        let open = self.stack.open(&*self.known_upper(dir)?)?;
+        let mut markers = entries(upper, &open)?;
+        markers.sort_by_key(|(name, _)| match name.to_str() {
+            Some(format::REDIRECT) => 0,
+            Some(format::OPAQUE) => 1,
+            _ => 2,
+        });
+        if !markers.is_empty() {
+            // From here on the table is older than the layer, should the next step fail: then what is left is read anew. It merges with
+            // nothing.
+            dir.names = None;
+            dir.lowers.clear();
+        }
+        for (name, _) in markers {
+            upper.unlink(&open, &name)?;
+        }
+        Ok(())
+    }
+
+    /// Before an object loses a name: sees to it that whoever holds it can go on when that was its last.
+    pub(super) fn pin(&self, node: &Arc<Node<L>>) -> Result<()> {
+        let mut state = node.state.lock();
+        if state.attr.is_none() {
+            self.refresh(node, &mut state)?;
+        }
+        let open = node.kind() == Kind::File && state.handles > 0 && state.file.is_none();
+        let access = if state.upper { Access::ReadWrite } else { Access::Read };
+        drop(state);
+        if open {
+            self.file(node, access)?;
+        }
+        Ok(())
+    }
+
+    /// After an object lost the name `name` in `parent`: what is left of it.
+    pub(super) fn lost_name(&self, node: &Arc<Node<L>>, parent: &Arc<Node<L>>, name: &OsStr) {
+        let mut state = node.state.lock();
+        state.places.retain(|place| !(Arc::ptr_eq(&place.parent, parent) && place.name == name));
+        state.stale = state.upper;
+        let mut links = 0;
+        if let Some(attr) = &mut state.attr {
+            attr.nlink = if node.kind() == Kind::Dir { 0 } else { attr.nlink.saturating_sub(1) };
+            links = attr.nlink;
+        }
+        if node.kind() == Kind::Dir {
+            state.nlink = None;
+        } else if !state.upper && links > 0 || state.nlink.is_some() {
+            // The lower layer goes on counting the name that is hidden now.
+            links = state.nlink.map_or(links, |nlink| nlink.saturating_sub(1));
+            state.nlink = Some(links);
+        }
+        if links > 0 {
+            return;
+        }
+        if let Some(attr) = state.attr {
+            self.inodes.forget_link(attr.dev, attr.ino);
+        }
+        if let Some(home) = state.home.take()
+            && let (Ok((upper, work)), Some(_)) = (self.upper(), &state.attr)
+        {
+            match self.stack.open(work.dir()) {
+                Ok(open) => discard(upper, &open, &home),
+                Err(error) => log::warn!("{home:?} stays in the work directory until the next mount: {error}"),
+            }
+        }
+        let upper_device = state.attr.map_or(self.device, |attr| attr.dev);
+        let (ino, copied) = (state.ino, state.copied_ino);
+        drop(state);
+        if let Some(ino) = ino {
+            self.inodes.unlinked(node, ino, upper_device, copied);
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! The stack of layers, and where a directory is in one of them.
+//!
+//! A [`LayerDir`] is a place, not a descriptor: descriptors are opened when they are needed and kept in a bounded cache, so that
+//! a tree of any size is walked with a bounded number of them.
+//!
+//! Locks: `LayerDir::place` and `Stack::open` are leaves; neither is held while another is taken or a layer is called.
+
+use std::ffi::{OsStr, OsString};
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use lru::LruCache;
+
+use super::sync::Lock;
+use crate::layer::{Layer, Object, Result, Stat};
+
+/// How many directory descriptors are kept open at most.
+const OPEN_DIRS: NonZeroUsize = NonZeroUsize::new(256).unwrap();
+
+/// The layers, the topmost first.
+pub struct Stack<L: Layer> {
+    layers: Vec<L>,
+    has_upper: bool,
+    roots: Vec<Arc<LayerDir<L>>>,
+    /// The filesystem of each layer.
+    devices: Vec<u64>,
+    open: Lock<LruCache<u64, Arc<L::Dir>>>,
+    next_id: AtomicU64,
+}
+
+/// A directory of one layer.
+pub struct LayerDir<L: Layer> {
+    /// Never reused; the key of the descriptor cache.
+    id: u64,
+    /// Index into the stack; never changes.
+    layer: usize,
+    anchor: Anchor<L>,
+}
+
+enum Anchor<L: Layer> {
+    /// Always open: a layer's root, or the work directory.
+    Open(Arc<L::Dir>),
+    /// An entry of another directory. It moves when a directory of the upper layer is renamed.
+    Entry(Lock<(Arc<LayerDir<L>>, OsString)>),
+}
+
+impl<L: Layer> Stack<L> {
+    /// A stack of `layers`, topmost first, of which the first is the upper one if `has_upper`.
+    pub fn new(layers: Vec<L>, has_upper: bool) -> Result<Self> {
+        let mut stack = Stack {
+            layers,
+            has_upper,
+            roots: Vec::new(),
+            devices: Vec::new(),
+            open: Lock::new(LruCache::new(OPEN_DIRS)),
+            next_id: AtomicU64::new(0),
+        };
+        for index in 0..stack.layers.len() {
+            let root = stack.layers[index].root()?;
+            stack.devices.push(stack.layers[index].stat(Object::Dir(&root))?.dev);
+            let root = stack.anchored(index, root);
+            stack.roots.push(root);
+        }
+        Ok(stack)
+    }
+
+    /// The upper layer, if there is one.
+    pub fn upper(&self) -> Option<&L> {
+        if self.has_upper { self.layers.first() } else { None }
+    }
+
+    /// The root of the upper layer, if there is one.
+    pub fn upper_root(&self) -> Option<&Arc<LayerDir<L>>> {
+        if self.has_upper { self.roots.first() } else { None }
+    }
+
+    /// The roots of the lower layers, the topmost first.
+    pub fn lower_roots(&self) -> &[Arc<LayerDir<L>>] {
+        &self.roots[usize::from(self.has_upper)..]
+    }
+
+    /// The roots of the layers below that of `dir`.
+    pub fn roots_below(&self, dir: &LayerDir<L>) -> &[Arc<LayerDir<L>>] {
+        &self.roots[dir.layer + 1..]
+    }
+
+    /// The layer that `dir` is in.
+    pub fn layer(&self, dir: &LayerDir<L>) -> &L {
+        &self.layers[dir.layer]
+    }
+
+    /// The filesystem that `dir` is on.
+    pub fn device(&self, dir: &LayerDir<L>) -> u64 {
+        self.devices[dir.layer]
+    }
+
+    /// The topmost layer.
+    pub fn top(&self) -> &L {
+        &self.layers[0]
+    }
+
+    /// A directory of layer `index` that stays open.
+    pub fn anchored(&self, index: usize, dir: L::Dir) -> Arc<LayerDir<L>> {
+        Arc::new(LayerDir { id: self.new_id(), layer: index, anchor: Anchor::Open(Arc::new(dir)) })
+    }
+
+    /// The directory `name` of `parent`. Nothing is asked of the layer.
+    pub fn child(&self, parent: &Arc<LayerDir<L>>, name: &OsStr) -> Arc<LayerDir<L>> {
+        let place = Lock::new((parent.clone(), name.to_owned()));
+        Arc::new(LayerDir { id: self.new_id(), layer: parent.layer, anchor: Anchor::Entry(place) })
+    }
+
+    /// A descriptor of `dir`: none, one, or as many backing calls as there are directories above it whose descriptor is not open.
+    pub fn open(&self, dir: &LayerDir<L>) -> Result<Arc<L::Dir>> {
+        let mut below = Vec::new();
+        let mut open = match self.cached(dir) {
+            Ok(open) => return Ok(open),
+            Err((parent, name)) => {
+                below.push((dir.id, name));
+                let mut above = parent;
+                loop {
+                    match self.cached(&above) {
+                        Ok(open) => break open,
+                        Err((parent, name)) => {
+                            below.push((above.id, name));
+                            above = parent;
+                        }
+                    }
+                }
+            }
+        };
+        let layer = self.layer(dir);
+        for (id, name) in below.into_iter().rev() {
+            open = Arc::new(layer.open_dir(&open, &name)?);
+            // What is pushed out is closed after the cache is free again.
+            let _closed = self.open.lock().push(id, open.clone());
+        }
+        Ok(open)
+    }
+
+    /// The open descriptor of `dir`, or else the entry that it is.
+    #[allow(clippy::type_complexity)]
+    fn cached(&self, dir: &LayerDir<L>) -> std::result::Result<Arc<L::Dir>, (Arc<LayerDir<L>>, OsString)> {
+        match &dir.anchor {
+            Anchor::Open(open) => Ok(open.clone()),
+            Anchor::Entry(place) => {
+                if let Some(open) = self.open.lock().get(&dir.id) {
+                    return Ok(open.clone());
+                }
+                Err(place.lock().clone())
+            }
+        }
+    }
+
+    /// Attributes of the entry `name` of `dir`.
+    pub fn stat(&self, dir: &LayerDir<L>, name: &OsStr) -> Result<Stat> {
+        let open = self.open(dir)?;
+        self.layer(dir).stat(Object::Entry(&*open, name))
+    }
+
+    /// Says that `dir` of the upper layer, moved by a rename, is now the entry `name` of `parent`.
+    pub fn moved(&self, dir: &LayerDir<L>, parent: &Arc<LayerDir<L>>, name: &OsStr) {
+        if let Anchor::Entry(place) = &dir.anchor {
+            let _before = std::mem::replace(&mut *place.lock(), (parent.clone(), name.to_owned()));
+        }
+        if !self.layer(dir).capabilities().dirs_follow_rename {
+            let mut all = LruCache::new(OPEN_DIRS);
+            std::mem::swap(&mut *self.open.lock(), &mut all);
+        }
+    }
+
+    fn new_id(&self) -> u64 {
+        self.next_id.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+impl<L: Layer> LayerDir<L> {
+    /// Which layer of the stack this is, the topmost being 0.
+    pub fn index(&self) -> usize {
+        self.layer
+    }
+}

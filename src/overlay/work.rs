@@ -1,0 +1,183 @@
+//! The work directory: where an object is built complete before it appears, in one step, in the merged tree.
+//!
+//! It lies on the upper layer's filesystem, is never part of the merged tree, and is emptied at mount.
+
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use syscall::error::{EEXIST, EINVAL, EIO, EROFS, EWOULDBLOCK, Error};
+
+use super::stack::{LayerDir, Stack};
+use crate::format;
+use crate::layer::{Kind, Layer, Object, RenameMode, Result};
+
+/// Why layers cannot be stacked.
+#[derive(Debug)]
+pub enum Refused {
+    /// There is neither an upper nor a lower layer.
+    NoLayer,
+    /// Another overlay, maybe of another process, holds the upper layer or the work directory.
+    Held,
+    /// The upper layer cannot be written.
+    ReadOnly,
+    /// The work directory is on another filesystem than the upper layer.
+    OtherFilesystem,
+    /// The upper layer has no rename, without which no change could be made in one step.
+    CannotRename(Error),
+    /// A layer answered an error.
+    Layer(Error),
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Refused::NoLayer => write!(f, "there is no layer"),
+            Refused::Held => write!(f, "the upper layer is in use by another overlay"),
+            Refused::ReadOnly => write!(f, "the upper layer is on a read-only filesystem"),
+            Refused::OtherFilesystem => write!(f, "the work directory is not on the filesystem of the upper layer"),
+            Refused::CannotRename(error) => {
+                write!(
+                    f,
+                    "the filesystem of the upper layer cannot rename files ({error}), so no change could be made in one step"
+                )
+            }
+            Refused::Layer(error) => write!(f, "a layer cannot be used: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for Refused {}
+
+impl From<Error> for Refused {
+    fn from(error: Error) -> Self {
+        if error.errno == EROFS { Refused::ReadOnly } else { Refused::Layer(error) }
+    }
+}
+
+impl From<Refused> for Error {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Layer(error) | Refused::CannotRename(error) => error,
+            Refused::ReadOnly => Error::new(EROFS),
+            Refused::Held => Error::new(EWOULDBLOCK),
+            Refused::NoLayer | Refused::OtherFilesystem => Error::new(EINVAL),
+        }
+    }
+}
+
+pub struct Work<L: Layer> {
+    dir: Arc<LayerDir<L>>,
+    /// The work directory's own layer, where it is not inside the upper one; held as long as the overlay lives.
+    _layer: Option<L>,
+    next: AtomicU64,
+}
+
+impl<L: Layer> Work<L> {
+    /// Takes hold of the upper layer of `stack` and of the work directory, and empties that.
+    pub fn prepare(stack: &Stack<L>, layer: Option<L>) -> std::result::Result<Self, Refused> {
+        let (Some(upper), Some(root)) = (stack.upper(), stack.upper_root()) else {
+            return Err(Refused::NoLayer);
+        };
+        let root = stack.open(root)?;
+        hold(upper)?;
+        let dir = match &layer {
+            Some(layer) => {
+                hold(layer)?;
+                layer.root()?
+            }
+            None => {
+                let name = OsStr::new(format::WORK);
+                match upper.create_dir(&root, name, 0o700, upper.identity()) {
+                    Err(error) if error.errno != EEXIST => return Err(error.into()),
+                    _ => upper.open_dir(&root, name)?,
+                }
+            }
+        };
+        if upper.stat(Object::Dir(&dir))?.dev != upper.stat(Object::Dir(&*root))?.dev {
+            return Err(Refused::OtherFilesystem);
+        }
+        let work = Work { dir: stack.anchored(0, dir), _layer: layer, next: AtomicU64::new(0) };
+        let open = stack.open(&work.dir)?;
+        empty(upper, &open)?;
+        work.try_rename(upper, &open)?;
+        Ok(work)
+    }
+
+    /// The directory itself.
+    pub fn dir(&self) -> &Arc<LayerDir<L>> {
+        &self.dir
+    }
+
+    /// A name in it that is free.
+    pub fn name(&self) -> OsString {
+        format!("{:x}", self.next.fetch_add(1, Ordering::Relaxed)).into()
+    }
+
+    /// Creates a small file with its content, complete before it has its name. A file of that name is replaced, or left if it is to
+    /// be empty.
+    pub fn place_file(&self, stack: &Stack<L>, dir: &LayerDir<L>, name: &OsStr, content: &[u8]) -> Result<()> {
+        let upper = stack.layer(&self.dir);
+        let to = stack.open(dir)?;
+        if content.is_empty() {
+            return match upper.create_file(&to, name, 0o600, upper.identity()) {
+                Err(error) if error.errno != EEXIST => Err(error),
+                _ => Ok(()),
+            };
+        }
+        let (work, temp) = (stack.open(&self.dir)?, self.name());
+        let file = upper.create_file(&work, &temp, 0o600, upper.identity())?;
+        let placed = match upper.write_at(&file, content, 0) {
+            Ok(written) if written == content.len() => {
+                upper.sync(&file).and_then(|()| upper.rename(&work, &temp, &to, name, RenameMode::Replace))
+            }
+            Ok(_) => Err(Error::new(EIO)),
+            Err(error) => Err(error),
+        };
+        if placed.is_err() {
+            discard(upper, &work, &temp);
+        }
+        placed
+    }
+
+    fn try_rename(&self, upper: &L, open: &L::Dir) -> std::result::Result<(), Refused> {
+        let (from, to) = (self.name(), self.name());
+        drop(upper.create_file(open, &from, 0o600, upper.identity())?);
+        let renamed = upper.rename(open, &from, open, &to, RenameMode::Replace);
+        upper.unlink(open, if renamed.is_ok() { &to } else { &from })?;
+        renamed.map_err(Refused::CannotRename)
+    }
+}
+
+fn hold<L: Layer>(layer: &L) -> std::result::Result<(), Refused> {
+    layer.hold().map_err(|error| if error.errno == EWOULDBLOCK { Refused::Held } else { error.into() })
+}
+
+/// Removes everything in a directory of the layer.
+pub(super) fn empty<L: Layer>(layer: &L, dir: &L::Dir) -> Result<()> {
+    for (name, kind) in entries(layer, dir)? {
+        if kind == Kind::Dir {
+            // What is built here is never more than a directory with marks in it, so this does not go deep.
+            empty(layer, &layer.open_dir(dir, &name)?)?;
+            layer.remove_dir(dir, &name)?;
+        } else {
+            layer.unlink(dir, &name)?;
+        }
+    }
+    Ok(())
+}
+
+/// What is in a directory of the layer.
+pub(super) fn entries<L: Layer>(layer: &L, dir: &L::Dir) -> Result<Vec<(OsString, Kind)>> {
+    let mut entries = Vec::new();
+    layer.list(dir, &mut |entry| entries.push((entry.name.to_owned(), entry.kind)))?;
+    Ok(entries)
+}
+
+/// Removes what was built for nothing. A failure leaves what the next mount sweeps.
+pub(super) fn discard<L: Layer>(layer: &L, dir: &L::Dir, name: &OsStr) {
+    if let Err(error) = layer.unlink(dir, name) {
+        log::warn!("{name:?} stays in the work directory until the next mount: {error}");
+    }
+}

@@ -1,0 +1,204 @@
+//! Who may do what: the rules of POSIX for one caller and one object.
+//!
+//! They are asked where redoxfs asks: every directory on a path for search, the parent for write when an entry is made,
+//! removed or renamed, the object for read and write when it is opened, its owner when its attributes are set. *What* is
+//! asked is POSIX's where redoxfs differs: a file is removed or renamed by whoever may write the directory (and, in a sticky one,
+//! owns the file or the directory), not by its owner alone.
+
+use redox_scheme::CallerCtx;
+use syscall::error::{EACCES, EPERM, Error, Result};
+
+use crate::layer::{Kind, Owner, Stat};
+
+/// The right to read a file or list a directory.
+pub const READ: u32 = 4;
+/// The right to change a file's contents or a directory's entries.
+pub const WRITE: u32 = 2;
+/// The right to look names up in a directory.
+pub const SEARCH: u32 = 1;
+
+pub const SET_UID: u32 = 0o4000;
+pub const SET_GID: u32 = 0o2000;
+pub const STICKY: u32 = 0o1000;
+const GROUP_EXECUTE: u32 = 0o010;
+
+/// Who asks: the effective user and group of a client's process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Caller {
+    pub uid: u32,
+    pub gid: u32,
+}
+
+impl Caller {
+    /// The ids that came with a request. Only `openat`, `read`, `write`, `frename`, `flink`, `unlinkat` and `dup` carry
+    /// real ones: elsewhere the kernel leaves them 0 or puts something else there, and a handle's opener counts.
+    pub fn of(context: &CallerCtx) -> Self {
+        Self {
+            uid: context.uid,
+            gid: context.gid,
+        }
+    }
+
+    pub fn is_root(self) -> bool {
+        self.uid == 0
+    }
+
+    /// Whether this is the object's owner, or root, who may do whatever the owner may.
+    pub fn owns(self, stat: &Stat) -> bool {
+        self.is_root() || self.uid == stat.uid
+    }
+
+    /// Whether the object's mode grants all of `wanted`, a union of [`READ`], [`WRITE`] and [`SEARCH`]. The class is the
+    /// owner's, else the group's, else the others', even where a later class would grant more.
+    pub fn may(self, stat: &Stat, wanted: u32) -> bool {
+        let class = if self.uid == stat.uid {
+            6
+        } else if self.gid == stat.gid {
+            3
+        } else {
+            0
+        };
+        self.is_root() || (stat.mode >> class) & wanted == wanted
+    }
+
+    /// [`Caller::may`] as a step of an operation. EACCES.
+    pub fn require(self, stat: &Stat, wanted: u32) -> Result<()> {
+        if self.may(stat, wanted) {
+            Ok(())
+        } else {
+            Err(Error::new(EACCES))
+        }
+    }
+
+    /// Whether entries of `dir` may be made. EACCES.
+    pub fn require_entries(self, dir: &Stat) -> Result<()> {
+        self.require(dir, WRITE | SEARCH)
+    }
+
+    /// Whether the entry of `dir` that names `object` may be removed or replaced. EACCES, or EPERM in a sticky directory.
+    pub fn require_removal(self, dir: &Stat, object: &Stat) -> Result<()> {
+        self.require_entries(dir)?;
+        if dir.mode & STICKY != 0 && !self.owns(dir) && !self.owns(object) {
+            return Err(Error::new(EPERM));
+        }
+        Ok(())
+    }
+
+    /// The owner and the mode of an object that the caller makes in `dir`, having asked for `mode`.
+    pub fn newborn(self, dir: &Stat, kind: Kind, mode: u32) -> (Owner, u32) {
+        let inherited = dir.mode & SET_GID != 0;
+        let owner = Owner {
+            uid: self.uid,
+            gid: if inherited { dir.gid } else { self.gid },
+        };
+        let mode = match kind {
+            Kind::Dir if inherited => mode | SET_GID,
+            Kind::Dir => mode,
+            _ if self.is_root() || owner.gid == self.gid => mode,
+            _ => mode & !SET_GID,
+        };
+        (owner, mode)
+    }
+}
+
+/// A mode after someone without privileges changed the object's contents or owner. Set-group-id without group execute is left,
+/// as Linux does: it never gave anyone a group.
+pub fn without_set_id(mode: u32) -> u32 {
+    let set_gid = if mode & GROUP_EXECUTE != 0 { SET_GID } else { 0 };
+    mode & !(SET_UID | set_gid)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layer::Time;
+
+    fn object(uid: u32, gid: u32, mode: u32) -> Stat {
+        Stat {
+            dev: 0,
+            ino: 1,
+            kind: Kind::File,
+            mode,
+            nlink: 1,
+            uid,
+            gid,
+            rdev: 0,
+            size: 0,
+            blksize: 4096,
+            blocks: 0,
+            atime: Time::default(),
+            mtime: Time::default(),
+            ctime: Time::default(),
+        }
+    }
+
+    const ROOT: Caller = Caller { uid: 0, gid: 0 };
+    const ANN: Caller = Caller { uid: 1000, gid: 100 };
+    const BOB: Caller = Caller { uid: 1001, gid: 100 };
+    const EVE: Caller = Caller { uid: 1002, gid: 200 };
+
+    #[test]
+    fn one_class_decides() {
+        let file = object(1000, 100, 0o064);
+        assert!(
+            !ANN.may(&file, READ),
+            "the owner's class grants nothing, though the group's would"
+        );
+        assert!(BOB.may(&file, READ | WRITE));
+        assert!(EVE.may(&file, READ));
+        assert!(!EVE.may(&file, READ | WRITE));
+        assert!(ROOT.may(&object(1000, 100, 0), READ | WRITE | SEARCH));
+    }
+
+    #[test]
+    fn sticky_directories_protect_entries_of_others() {
+        let dir = object(0, 0, 0o1777);
+        let file = object(1000, 100, 0o666);
+        assert_eq!(ANN.require_removal(&dir, &file), Ok(()));
+        assert_eq!(BOB.require_removal(&dir, &file), Err(Error::new(EPERM)));
+        assert_eq!(ROOT.require_removal(&dir, &file), Ok(()));
+        assert_eq!(
+            BOB.require_removal(&object(1001, 0, 0o1777), &file),
+            Ok(()),
+            "the directory's owner"
+        );
+        assert_eq!(BOB.require_removal(&object(0, 0, 0o0777), &file), Ok(()));
+        assert_eq!(
+            ANN.require_removal(&object(0, 0, 0o1755), &file),
+            Err(Error::new(EACCES))
+        );
+    }
+
+    #[test]
+    fn new_objects_take_the_group_of_a_set_gid_directory() {
+        let plain = object(0, 7, 0o777);
+        let shared = object(0, 7, 0o2777);
+        assert_eq!(
+            ANN.newborn(&plain, Kind::File, 0o2755),
+            (Owner { uid: 1000, gid: 100 }, 0o2755)
+        );
+        assert_eq!(
+            ANN.newborn(&shared, Kind::Dir, 0o755),
+            (Owner { uid: 1000, gid: 7 }, 0o2755)
+        );
+        assert_eq!(
+            ANN.newborn(&shared, Kind::File, 0o2755),
+            (Owner { uid: 1000, gid: 7 }, 0o755)
+        );
+        assert_eq!(
+            ROOT.newborn(&shared, Kind::File, 0o2755),
+            (Owner { uid: 0, gid: 7 }, 0o2755)
+        );
+    }
+
+    #[test]
+    fn set_id_bits_that_are_dropped() {
+        assert_eq!(without_set_id(0o6755), 0o755);
+        assert_eq!(
+            without_set_id(0o6745),
+            0o2745,
+            "mandatory locking's bit, no right of a group"
+        );
+        assert_eq!(without_set_id(0o1644), 0o1644);
+    }
+}

@@ -1,0 +1,209 @@
+//! Attributes and paths of open objects.
+
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use syscall::data::{Stat as RedoxStat, StatVfs, TimeSpec};
+use syscall::error::{EINVAL, ENAMETOOLONG, ENOENT, EPERM, ERANGE, Error, Result};
+use syscall::flag::{
+    F_GETFL, F_SETFL, MODE_CHR, MODE_DIR, MODE_FIFO, MODE_FILE, MODE_SOCK, MODE_SYMLINK, O_FCNTL_MASK,
+};
+
+use super::OverlayScheme;
+use super::access::{SET_GID, WRITE};
+use super::handle::{Handle, Open};
+use super::open::MODE_BLOCK;
+use crate::layer::{Kind, Layer, Owner, Time};
+
+/// In a time's nanoseconds: the time of the request.
+const UTIME_NOW: i32 = (1 << 30) - 1;
+/// In a time's nanoseconds: the time that it has.
+const UTIME_OMIT: i32 = (1 << 30) - 2;
+/// An owner or a group that stays as it is.
+const UNCHANGED: u32 = u32::MAX;
+
+impl<L: Layer> OverlayScheme<L> {
+    pub(super) fn stat(&self, id: usize) -> Result<RedoxStat> {
+        let open = self.handles.open(id)?;
+        let stat = self.overlay.stat(open.node())?;
+        let kind = match stat.kind {
+            Kind::File => MODE_FILE,
+            Kind::Dir => MODE_DIR,
+            Kind::Symlink => MODE_SYMLINK,
+            Kind::Fifo => MODE_FIFO,
+            Kind::Socket => MODE_SOCK,
+            Kind::CharDev => MODE_CHR,
+            Kind::BlockDev => MODE_BLOCK,
+        };
+        Ok(RedoxStat {
+            st_dev: stat.dev,
+            st_ino: stat.ino,
+            st_mode: kind | (stat.mode & 0o7777) as u16,
+            st_nlink: stat.nlink,
+            st_uid: stat.uid,
+            st_gid: stat.gid,
+            st_size: stat.size,
+            st_blksize: stat.blksize,
+            st_blocks: stat.blocks,
+            // Signed in libc's stat, where times before 1970 are read back from these.
+            st_mtime: stat.mtime.sec as u64,
+            st_mtime_nsec: stat.mtime.nsec,
+            st_atime: stat.atime.sec as u64,
+            st_atime_nsec: stat.atime.nsec,
+            st_ctime: stat.ctime.sec as u64,
+            st_ctime_nsec: stat.ctime.nsec,
+        })
+    }
+
+    pub(super) fn stat_fs(&self, id: usize) -> Result<StatVfs> {
+        self.handles.open(id)?;
+        let stat = self.overlay.stat_fs()?;
+        Ok(StatVfs {
+            f_bsize: stat.block_size,
+            f_blocks: stat.blocks,
+            f_bfree: stat.blocks_free,
+            f_bavail: stat.blocks_available,
+        })
+    }
+
+    /// Sets the permission, set-id and sticky bits. EPERM for others than the owner and root.
+    pub(super) fn set_mode(&self, id: usize, mode: u32) -> Result<()> {
+        let open = self.handles.open(id)?;
+        self.require_writable()?;
+        let stat = self.overlay.stat(open.node())?;
+        if !open.opener.owns(&stat) {
+            return Err(Error::new(EPERM));
+        }
+        let mut mode = mode & 0o7777;
+        if stat.kind == Kind::File && !open.opener.is_root() && open.opener.gid != stat.gid {
+            mode &= !SET_GID;
+        }
+        self.overlay.set_mode(open.node(), mode)
+    }
+
+    /// Sets the owner and the group, either of which may stay as it is (−1). Only root gives objects away; an owner may put his into
+    /// his own group. EPERM.
+    pub(super) fn set_owner(&self, id: usize, uid: u32, gid: u32) -> Result<()> {
+        let open = self.handles.open(id)?;
+        self.require_writable()?;
+        let stat = self.overlay.stat(open.node())?;
+        let owner = Owner {
+            uid: if uid == UNCHANGED { stat.uid } else { uid },
+            gid: if gid == UNCHANGED { stat.gid } else { gid },
+        };
+        let caller = open.opener;
+        let allowed = caller.is_root()
+            || (caller.uid == stat.uid && owner.uid == stat.uid && (owner.gid == stat.gid || owner.gid == caller.gid));
+        if !allowed {
+            return Err(Error::new(EPERM));
+        }
+        if stat.kind == Kind::File {
+            self.drop_set_id(open.node(), caller)?;
+        }
+        self.overlay.set_owner(open.node(), owner)
+    }
+
+    /// Sets the times of last access and change, each to a given time, to now, or not at all. Whoever may write the file may set both to
+    /// now (EACCES), only the owner and root to anything else (EPERM).
+    pub(super) fn set_times(&self, id: usize, times: &[TimeSpec]) -> Result<()> {
+        let open = self.handles.open(id)?;
+        let &[atime, mtime] = times else {
+            return Err(Error::new(EINVAL));
+        };
+        let now = now();
+        let stat = self.overlay.stat(open.node())?;
+        let new_atime = resolve_time(&atime, now, stat.atime)?;
+        let new_mtime = resolve_time(&mtime, now, stat.mtime)?;
+        let all = |nsec| atime.tv_nsec == nsec && mtime.tv_nsec == nsec;
+        if all(UTIME_OMIT) {
+            return Ok(());
+        }
+        self.require_writable()?;
+        if !open.opener.owns(&stat) {
+            if !all(UTIME_NOW) {
+                return Err(Error::new(EPERM));
+            }
+            open.opener.require(&stat, WRITE)?;
+        }
+        self.overlay.set_times(open.node(), new_atime, new_mtime)
+    }
+
+    /// F_GETFL and F_SETFL, of whose argument only the bits count that can change. EINVAL for other commands.
+    pub(super) fn control(&mut self, id: usize, command: usize, argument: usize) -> Result<usize> {
+        let open = self.handles.open_mut(id)?;
+        match command {
+            F_GETFL => Ok(open.flags),
+            F_SETFL => {
+                open.flags = (open.flags & !O_FCNTL_MASK) | (argument & O_FCNTL_MASK);
+                Ok(0)
+            }
+            _ => Err(Error::new(EINVAL)),
+        }
+    }
+
+    /// The path of an object as clients write it, `/scheme/NAME/…`, by its current name; of a handle that leads to another
+    /// scheme, that scheme's path. ENOENT for what has no name any more, ENAMETOOLONG if the buffer does not hold all of it.
+    pub(super) fn path(&self, id: usize, buf: &mut [u8]) -> Result<usize> {
+        let path = match self.handles.get(id)? {
+            Handle::Elsewhere(path) => path.clone().into_bytes(),
+            _ => {
+                let mut path = format!("/scheme/{}", self.name).into_bytes();
+                let below = self.path_below(self.handles.open(id)?)?;
+                if !below.as_os_str().is_empty() {
+                    path.push(b'/');
+                    path.extend_from_slice(below.as_os_str().as_bytes());
+                }
+                path
+            }
+        };
+        fill(buf, &path, ENAMETOOLONG)
+    }
+
+    /// The path of an object relative to a directory above it. ENOENT if it is not below, or has no name any more; ERANGE if the buffer
+    /// does not hold all of it.
+    pub(super) fn relative_path(&self, dir: usize, id: usize, buf: &mut [u8]) -> Result<usize> {
+        let dir = self.path_below(self.handles.open(dir)?)?;
+        let path = self.path_below(self.handles.open(id)?)?;
+        let relative = path.strip_prefix(dir).map_err(|_| Error::new(ENOENT))?;
+        fill(buf, relative.as_os_str().as_bytes(), ERANGE)
+    }
+
+    /// The path of an open object from the top of the tree. ENOENT.
+    fn path_below(&self, open: &Open<L>) -> Result<PathBuf> {
+        let path = match self.current_entry(open) {
+            Some((dir, name)) => self.overlay.path(&dir).map(|dir| dir.join(name)),
+            None => self.overlay.path(open.node()),
+        };
+        path.ok_or(Error::new(ENOENT))
+    }
+}
+
+fn now() -> Time {
+    // A clock before 1970 is no clock.
+    let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Time {
+        sec: elapsed.as_secs() as i64,
+        nsec: elapsed.subsec_nanos(),
+    }
+}
+
+fn resolve_time(time: &TimeSpec, now: Time, old: Time) -> Result<Time> {
+    match time.tv_nsec {
+        UTIME_NOW => Ok(now),
+        UTIME_OMIT => Ok(old),
+        nsec @ 0..1_000_000_000 => Ok(Time {
+            sec: time.tv_sec,
+            nsec: nsec as u32,
+        }),
+        _ => Err(Error::new(EINVAL)),
+    }
+}
+
+/// Puts all of `text` into the buffer, or nothing.
+fn fill(buf: &mut [u8], text: &[u8], too_small: i32) -> Result<usize> {
+    buf.get_mut(..text.len())
+        .ok_or(Error::new(too_small))?
+        .copy_from_slice(text);
+    Ok(text.len())
+}

@@ -1,0 +1,159 @@
+//! Contents: reading, writing, sizes, listings.
+
+use std::os::unix::ffi::OsStrExt;
+
+use syscall::dirent::{DirEntry, DirentBuf, DirentKind};
+use syscall::error::{EBADF, EFBIG, EINVAL, EISDIR, ENOTDIR, Error, Result};
+use syscall::flag::O_APPEND;
+
+use super::OverlayScheme;
+use super::access::Caller;
+use super::handle::Handle;
+use crate::layer::{Kind, Layer};
+
+/// The largest offset that a file can have: those of clients are signed.
+const OFFSET_MAX: u64 = i64::MAX as u64;
+
+impl<L: Layer> OverlayScheme<L> {
+    /// Reads from a file, or the target of a symlink opened with O_SYMLINK, or where a path in another scheme goes on.
+    pub(super) fn read_at(&self, id: usize, buf: &mut [u8], offset: u64) -> Result<usize> {
+        if offset > OFFSET_MAX {
+            return Err(Error::new(EINVAL));
+        }
+        let open = match self.handles.get(id)? {
+            Handle::Open(open) => open,
+            Handle::Elsewhere(path) => return Ok(copy_from(path.as_bytes(), buf, offset)),
+            Handle::Scheme | Handle::Unborn(_) => return Err(Error::new(EBADF)),
+        };
+        if open.node().kind() == Kind::Dir {
+            return Err(Error::new(EISDIR));
+        }
+        if !open.readable {
+            return Err(Error::new(EBADF));
+        }
+        match open.node().kind() {
+            Kind::Symlink => Ok(copy_from(self.overlay.read_link(open.node())?.as_bytes(), buf, offset)),
+            _ => self.overlay.read_at(&open.file, buf, offset),
+        }
+    }
+
+    /// Writes to a file, at its end if the handle or the request has O_APPEND; to the handle of a symlink to be, its target.
+    /// EFBIG beyond the largest offset.
+    pub(super) fn write_to(&mut self, id: usize, buf: &[u8], offset: u64, flags: u32, caller: Caller) -> Result<usize> {
+        let open = match self.handles.get(id)? {
+            Handle::Open(open) => open,
+            Handle::Unborn(unborn) => return self.make_symlink(id, unborn.clone(), buf),
+            Handle::Scheme | Handle::Elsewhere(_) => return Err(Error::new(EBADF)),
+        };
+        if !open.writable {
+            return Err(Error::new(EBADF));
+        }
+        if open.node().kind() != Kind::File || offset > OFFSET_MAX {
+            return Err(Error::new(EINVAL));
+        }
+        if buf.is_empty() {
+            return Ok(0);
+        }
+        let append = (open.flags | flags as usize) & O_APPEND != 0;
+        if !append && OFFSET_MAX - offset < buf.len() as u64 {
+            return Err(Error::new(EFBIG));
+        }
+        self.drop_set_id(open.node(), caller)?;
+        if append {
+            self.overlay.append(&open.file, buf)
+        } else {
+            self.overlay.write_at(&open.file, buf, offset)
+        }
+    }
+
+    /// The size of a file in bytes, or how many entries a directory has.
+    pub(super) fn size(&self, id: usize) -> Result<u64> {
+        let open = self.handles.open(id)?;
+        if open.node().kind() != Kind::Dir {
+            return Ok(self.overlay.stat(open.node())?.size);
+        }
+        if !open.readable {
+            return Err(Error::new(EBADF));
+        }
+        let mut entries = 0;
+        self.overlay.list(&open.file, 0, &mut |_| {
+            entries += 1;
+            true
+        })?;
+        Ok(entries)
+    }
+
+    /// Sets the size of a file that is open for writing.
+    pub(super) fn truncate(&self, id: usize, size: u64) -> Result<()> {
+        let open = self.handles.open(id)?;
+        if !open.writable {
+            return Err(Error::new(EBADF));
+        }
+        if open.node().kind() != Kind::File || size > OFFSET_MAX {
+            return Err(Error::new(EINVAL));
+        }
+        self.drop_set_id(open.node(), open.opener)?;
+        self.overlay.truncate(open.node(), size)
+    }
+
+    /// Fills `buf` with the entries behind `after`, without `.` and `..`, as redoxfs lists them. Names that are not UTF-8
+    /// are left out: no request could name them. EINVAL if there are entries and not even the first fits.
+    pub(super) fn list<'buf>(
+        &self,
+        id: usize,
+        mut buf: DirentBuf<&'buf mut [u8]>,
+        after: u64,
+    ) -> Result<DirentBuf<&'buf mut [u8]>> {
+        let open = self.handles.open(id)?;
+        if open.node().kind() != Kind::Dir {
+            return Err(Error::new(ENOTDIR));
+        }
+        if !open.readable {
+            return Err(Error::new(EBADF));
+        }
+        let mut written = false;
+        let mut outcome = Ok(());
+        self.overlay.list(&open.file, after, &mut |entry| {
+            let Some(name) = entry.name.to_str() else {
+                return true;
+            };
+            let kind = match entry.kind {
+                Kind::File => DirentKind::Regular,
+                Kind::Dir => DirentKind::Directory,
+                Kind::Symlink => DirentKind::Symlink,
+                Kind::Socket => DirentKind::Socket,
+                Kind::CharDev => DirentKind::CharDev,
+                Kind::BlockDev => DirentKind::BlockDev,
+                Kind::Fifo => DirentKind::Unspecified,
+            };
+            match buf.entry(DirEntry {
+                inode: entry.ino,
+                next_opaque_id: entry.offset,
+                name,
+                kind,
+            }) {
+                Ok(()) => written = true,
+                Err(_) if written => return false,
+                Err(error) => outcome = Err(error),
+            }
+            outcome.is_ok()
+        })?;
+        outcome.map(|()| buf)
+    }
+
+    /// Brings the object to the disk.
+    pub(super) fn sync(&self, id: usize) -> Result<()> {
+        self.overlay.sync(&self.handles.open(id)?.file)
+    }
+}
+
+/// Copies what `text` has from `offset` on, as far as it fits.
+fn copy_from(text: &[u8], buf: &mut [u8], offset: u64) -> usize {
+    let rest = usize::try_from(offset)
+        .ok()
+        .and_then(|offset| text.get(offset..))
+        .unwrap_or_default();
+    let len = rest.len().min(buf.len());
+    buf[..len].copy_from_slice(&rest[..len]);
+    len
+}

@@ -1,0 +1,251 @@
+//! The door on Redox: an overlay as a scheme.
+//!
+//! A request names an open handle and perhaps a path. This folder finds out which objects of the merged tree are meant (`path`),
+//! whether the caller may (`access`), and lets the engine do it. Each method of [`SchemeSync`] below only hands
+//! its request to the file of its subject: `open`, `names`, `data`, `attributes`.
+
+mod access;
+mod attributes;
+mod data;
+mod handle;
+mod names;
+mod open;
+mod path;
+mod request;
+
+use std::sync::Arc;
+
+use redox_scheme::scheme::SchemeSync;
+use redox_scheme::{CallerCtx, OpenResult};
+use syscall::data::{Stat, StatVfs, StdFsCallMeta, TimeSpec};
+use syscall::dirent::DirentBuf;
+use syscall::error::{EACCES, EBADF, EOPNOTSUPP, EPERM, EROFS, Error, Result};
+use syscall::flag::{EventFlags, StdFsCallKind};
+use syscall::schemev2::NewFdFlags;
+
+pub use self::request::answer;
+
+use self::access::Caller;
+use self::handle::{Handle, Table};
+use self::path::{Last, Walked};
+use crate::layer::Layer;
+use crate::overlay::{Node, Overlay};
+
+/// An overlay that clients reach as `/scheme/NAME`.
+pub struct OverlayScheme<L: Layer> {
+    overlay: Arc<Overlay<L>>,
+    /// NAME.
+    name: String,
+    handles: Table<L>,
+}
+
+impl<L: Layer> OverlayScheme<L> {
+    /// A scheme for `overlay`. `name` is what it is going to be registered as: paths that it answers begin with it, and
+    /// symlinks that name it are resolved here.
+    pub fn new(overlay: Arc<Overlay<L>>, name: String) -> Self {
+        Self {
+            overlay,
+            name,
+            handles: Table::new(),
+        }
+    }
+
+    /// Walks a path that is relative to the directory handle `dir` unless it begins with `/`.
+    fn walk(&self, dir: usize, path: &str, last: Last, caller: Caller) -> Result<Walked<L>> {
+        let start = match self.handles.get(dir)? {
+            Handle::Open(open) if !path.starts_with('/') => open.node(),
+            Handle::Open(_) | Handle::Scheme => self.overlay.root(),
+            Handle::Unborn(_) | Handle::Elsewhere(_) => return Err(Error::new(EBADF)),
+        };
+        self.walk_from(start, path, last, caller)
+    }
+
+    fn walk_from(&self, start: &Arc<Node<L>>, path: &str, last: Last, caller: Caller) -> Result<Walked<L>> {
+        path::walk(&self.overlay, &self.name, start, path, last, caller)
+    }
+
+    /// Who opened a handle, where the request does not say who asks. EACCES for the scheme's own handle, which nobody opened.
+    fn opener(&self, id: usize) -> Result<Caller> {
+        match self.handles.get(id)? {
+            Handle::Scheme => Err(Error::new(EACCES)),
+            _ => Ok(self.handles.open(id)?.opener),
+        }
+    }
+
+    /// EROFS if nothing can be changed here.
+    fn require_writable(&self) -> Result<()> {
+        if self.overlay.is_read_only() {
+            Err(Error::new(EROFS))
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Takes the set-id bits off an object that someone without privileges is about to change.
+    fn drop_set_id(&self, node: &Arc<Node<L>>, caller: Caller) -> Result<()> {
+        if caller.is_root() {
+            return Ok(());
+        }
+        let mode = self.overlay.stat(node)?.mode;
+        let dropped = access::without_set_id(mode);
+        if dropped == mode {
+            Ok(())
+        } else {
+            self.overlay.set_mode(node, dropped)
+        }
+    }
+}
+
+/// How a new handle is answered. The kernel keeps the offset of each.
+fn opened(number: usize) -> OpenResult {
+    OpenResult::ThisScheme {
+        number,
+        flags: NewFdFlags::POSITIONED,
+    }
+}
+
+impl<L: Layer> SchemeSync for OverlayScheme<L> {
+    fn scheme_root(&mut self) -> Result<usize> {
+        Ok(self.handles.insert(Handle::Scheme))
+    }
+
+    fn openat(
+        &mut self,
+        dir: usize,
+        path: &str,
+        flags: usize,
+        _fcntl_flags: u32,
+        ctx: &CallerCtx,
+    ) -> Result<OpenResult> {
+        self.open_at(dir, path, flags, Caller::of(ctx)).map(opened)
+    }
+
+    fn unlinkat(&mut self, dir: usize, path: &str, flags: usize, ctx: &CallerCtx) -> Result<()> {
+        self.unlink_at(dir, path, flags, Caller::of(ctx))
+    }
+
+    fn inode(&self, id: usize) -> Result<usize> {
+        // Not the st_ino that clients see: this one is unique over the whole mount, which locks rely on.
+        Ok(self.handles.open(id)?.node().id() as usize)
+    }
+
+    fn dup(&mut self, id: usize, request: &[u8], _ctx: &CallerCtx) -> Result<OpenResult> {
+        self.duplicate(id, request).map(opened)
+    }
+
+    fn read(&mut self, id: usize, buf: &mut [u8], offset: u64, _fcntl_flags: u32, _ctx: &CallerCtx) -> Result<usize> {
+        self.read_at(id, buf, offset)
+    }
+
+    fn write(&mut self, id: usize, buf: &[u8], offset: u64, fcntl_flags: u32, ctx: &CallerCtx) -> Result<usize> {
+        self.write_to(id, buf, offset, fcntl_flags, Caller::of(ctx))
+    }
+
+    fn fsize(&mut self, id: usize, _ctx: &CallerCtx) -> Result<u64> {
+        self.size(id)
+    }
+
+    fn fchmod(&mut self, id: usize, mode: u16, _ctx: &CallerCtx) -> Result<()> {
+        self.set_mode(id, u32::from(mode))
+    }
+
+    fn fchown(&mut self, id: usize, uid: u32, gid: u32, _ctx: &CallerCtx) -> Result<()> {
+        self.set_owner(id, uid, gid)
+    }
+
+    fn fcntl(&mut self, id: usize, command: usize, argument: usize, _ctx: &CallerCtx) -> Result<usize> {
+        self.control(id, command, argument)
+    }
+
+    fn fevent(&mut self, id: usize, _flags: EventFlags, _ctx: &CallerCtx) -> Result<EventFlags> {
+        self.handles.open(id)?;
+        // What can always be read and written has no events, says redoxfs with this.
+        Err(Error::new(EPERM))
+    }
+
+    fn flink(&mut self, id: usize, path: &str, ctx: &CallerCtx) -> Result<usize> {
+        self.link_handle(id, path, Caller::of(ctx)).map(|()| 0)
+    }
+
+    fn flinkat(&mut self, id: usize, dir: usize, path: &str, flags: u32, _ctx: &CallerCtx) -> Result<usize> {
+        self.link_at(id, dir, path, flags).map(|()| 0)
+    }
+
+    fn fpath(&mut self, id: usize, buf: &mut [u8], _ctx: &CallerCtx) -> Result<usize> {
+        self.path(id, buf)
+    }
+
+    fn frename(&mut self, id: usize, path: &str, ctx: &CallerCtx) -> Result<usize> {
+        self.rename_handle(id, path, Caller::of(ctx)).map(|()| 0)
+    }
+
+    fn frenameat(
+        &mut self,
+        dir: usize,
+        path: &str,
+        new_dir: usize,
+        new_path: &str,
+        flags: u32,
+        _ctx: &CallerCtx,
+    ) -> Result<usize> {
+        self.rename_at(dir, path, new_dir, new_path, flags).map(|()| 0)
+    }
+
+    fn fstat(&mut self, id: usize, stat: &mut Stat, _ctx: &CallerCtx) -> Result<()> {
+        *stat = self.stat(id)?;
+        Ok(())
+    }
+
+    fn fstatvfs(&mut self, id: usize, stat: &mut StatVfs, _ctx: &CallerCtx) -> Result<()> {
+        *stat = self.stat_fs(id)?;
+        Ok(())
+    }
+
+    fn fsync(&mut self, id: usize, _ctx: &CallerCtx) -> Result<()> {
+        self.sync(id)
+    }
+
+    fn ftruncate(&mut self, id: usize, size: u64, _ctx: &CallerCtx) -> Result<()> {
+        self.truncate(id, size)
+    }
+
+    fn futimens(&mut self, id: usize, times: &[TimeSpec], _ctx: &CallerCtx) -> Result<()> {
+        self.set_times(id, times)
+    }
+
+    /// The trait calls the first id the target; relibc's `redox_relpathat_v0` and ramfs make it the directory, and so do we.
+    fn relpathat(&mut self, dir: usize, id: usize, buf: &mut [u8], _ctx: &CallerCtx) -> Result<usize> {
+        self.relative_path(dir, id, buf)
+    }
+
+    /// The one request that the crate leaves to schemes: fchown with both ids in the first argument, the group's in the high half.
+    fn std_fs_call(
+        &mut self,
+        id: usize,
+        kind: StdFsCallKind,
+        _payload: &mut [u8],
+        metadata: StdFsCallMeta,
+        _ctx: &CallerCtx,
+    ) -> Result<usize> {
+        match kind {
+            StdFsCallKind::Fchown => {
+                let ids = metadata.arg1;
+                self.set_owner(id, ids as u32, (ids >> 32) as u32).map(|()| 0)
+            }
+            _ => Err(Error::new(EOPNOTSUPP)),
+        }
+    }
+
+    fn getdents<'buf>(
+        &mut self,
+        id: usize,
+        buf: DirentBuf<&'buf mut [u8]>,
+        after: u64,
+    ) -> Result<DirentBuf<&'buf mut [u8]>> {
+        self.list(id, buf, after)
+    }
+
+    fn on_close(&mut self, id: usize) {
+        self.handles.remove(id);
+    }
+}

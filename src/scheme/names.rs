@@ -1,0 +1,188 @@
+//! Operations on names: unlink, rename, link.
+
+use std::ffi::{OsStr, OsString};
+use std::sync::Arc;
+
+use syscall::error::{EBUSY, EEXIST, EINVAL, EISDIR, ENOENT, ENOTDIR, ENOTEMPTY, EPERM, Error, Result};
+use syscall::flag::AT_REMOVEDIR;
+
+use super::OverlayScheme;
+use super::access::{Caller, WRITE};
+use super::handle::Open;
+use super::path::{End, Last, Place};
+use crate::layer::{Kind, Layer, RenameMode};
+use crate::overlay::Node;
+
+/// renameat2's flags, with the same values on every system that has them.
+const RENAME_NOREPLACE: u32 = 1;
+const RENAME_EXCHANGE: u32 = 2;
+
+impl<L: Layer> OverlayScheme<L> {
+    /// Removes a name: an empty directory's with AT_REMOVEDIR, else any other object's. EINVAL for other flags.
+    pub(super) fn unlink_at(&self, dir: usize, path: &str, flags: usize, caller: Caller) -> Result<()> {
+        if flags & !AT_REMOVEDIR != 0 {
+            return Err(Error::new(EINVAL));
+        }
+        let remove_dir = flags & AT_REMOVEDIR != 0;
+        let place = self.walk(dir, path, Last::Name, caller)?.here()?;
+        let is_top = place.dir.id() == self.overlay.root().id();
+        let name = match &place.end {
+            End::Name(name) => OsStr::new(name),
+            End::Start if !is_top => return Err(Error::new(ENOENT)),
+            _ if !remove_dir => return Err(Error::new(EISDIR)),
+            End::Dot => return Err(Error::new(EINVAL)),
+            End::DotDot => return Err(Error::new(ENOTEMPTY)),
+            End::Start => return Err(Error::new(EBUSY)),
+        };
+        let node = place.node.as_ref().ok_or(Error::new(ENOENT))?;
+        self.require_writable()?;
+        caller.require_removal(&self.overlay.stat(&place.dir)?, &self.overlay.stat(node)?)?;
+        match (remove_dir, node.kind()) {
+            (true, Kind::Dir) => self.overlay.remove_dir(&place.dir, name),
+            (true, _) => Err(Error::new(ENOTDIR)),
+            (false, Kind::Dir) => Err(Error::new(EISDIR)),
+            (false, _) if place.slash => Err(Error::new(ENOTDIR)),
+            (false, _) => self.overlay.unlink(&place.dir, name),
+        }
+    }
+
+    /// Renames the object of a handle to a path from the top of the tree. The handle goes by the new name afterwards.
+    pub(super) fn rename_handle(&mut self, id: usize, path: &str, caller: Caller) -> Result<()> {
+        let open = self.handles.open(id)?;
+        if open.node().id() == self.overlay.root().id() {
+            return Err(Error::new(EBUSY));
+        }
+        let (dir, name) = self.current_entry(open).ok_or(Error::new(ENOENT))?;
+        let old = Place {
+            end: End::Start,
+            node: Some(Arc::clone(open.node())),
+            dir,
+            slash: false,
+        };
+        let new = self.walk_from(self.overlay.root(), path, Last::Name, caller)?.here()?;
+        let entry = new_entry(&new);
+        self.rename(&old, &name, caller, &new, caller, RenameMode::Replace)?;
+        self.handles.open_mut(id)?.entry = entry;
+        Ok(())
+    }
+
+    /// Renames a path to another, each relative to a directory handle. As the request does not say who asks, the openers of the
+    /// two handles count, each for its side. EINVAL for flags that renameat2 does not have.
+    pub(super) fn rename_at(&self, dir: usize, path: &str, new_dir: usize, new_path: &str, flags: u32) -> Result<()> {
+        let mode = match flags {
+            0 => RenameMode::Replace,
+            RENAME_NOREPLACE => RenameMode::NoReplace,
+            RENAME_EXCHANGE => RenameMode::Exchange,
+            _ => return Err(Error::new(EINVAL)),
+        };
+        let (caller, new_caller) = (self.opener(dir)?, self.opener(new_dir)?);
+        let old = self.walk(dir, path, Last::Name, caller)?.here()?;
+        let new = self.walk(new_dir, new_path, Last::Name, new_caller)?.here()?;
+        let End::Name(name) = &old.end else {
+            return Err(Error::new(EBUSY));
+        };
+        self.rename(&old, OsStr::new(name), caller, &new, new_caller, mode)
+    }
+
+    fn rename(
+        &self,
+        old: &Place<L>,
+        name: &OsStr,
+        caller: Caller,
+        new: &Place<L>,
+        new_caller: Caller,
+        mode: RenameMode,
+    ) -> Result<()> {
+        let End::Name(new_name) = &new.end else {
+            return Err(Error::new(if mode == RenameMode::NoReplace { EEXIST } else { EBUSY }));
+        };
+        let node = old.node.as_ref().ok_or(Error::new(ENOENT))?;
+        match (mode, &new.node) {
+            (RenameMode::NoReplace, Some(_)) => return Err(Error::new(EEXIST)),
+            (RenameMode::Exchange, None) => return Err(Error::new(ENOENT)),
+            _ => {}
+        }
+        let is_dir = |node: &Arc<Node<L>>| node.kind() == Kind::Dir;
+        let other_is_dir = mode == RenameMode::Exchange && new.node.as_ref().is_some_and(is_dir);
+        if (old.slash && !is_dir(node)) || (new.slash && !is_dir(node) && !other_is_dir) {
+            return Err(Error::new(ENOTDIR));
+        }
+        self.require_writable()?;
+
+        let stat = self.overlay.stat(node)?;
+        let moves = old.dir.id() != new.dir.id();
+        caller.require_removal(&self.overlay.stat(&old.dir)?, &stat)?;
+        // A directory that gets another parent is changed itself: its `..` is.
+        if moves && is_dir(node) {
+            caller.require(&stat, WRITE)?;
+        }
+        let new_dir_stat = self.overlay.stat(&new.dir)?;
+        match &new.node {
+            Some(target) => {
+                let target_stat = self.overlay.stat(target)?;
+                new_caller.require_removal(&new_dir_stat, &target_stat)?;
+                if moves && other_is_dir {
+                    new_caller.require(&target_stat, WRITE)?;
+                }
+            }
+            None => new_caller.require_entries(&new_dir_stat)?,
+        }
+        self.overlay
+            .rename(&old.dir, name, &new.dir, OsStr::new(new_name), mode)
+    }
+
+    /// Gives the object of a handle a second name, at a path from the top of the tree.
+    pub(super) fn link_handle(&self, id: usize, path: &str, caller: Caller) -> Result<()> {
+        let open = self.handles.open(id)?;
+        let new = self.walk_from(self.overlay.root(), path, Last::Name, caller)?.here()?;
+        self.link(open, &new, caller)
+    }
+
+    /// Gives the object of a handle a second name, at a path relative to a directory handle, whose opener counts as the caller. There are
+    /// no flags yet (EINVAL).
+    pub(super) fn link_at(&self, id: usize, dir: usize, path: &str, flags: u32) -> Result<()> {
+        if flags != 0 {
+            return Err(Error::new(EINVAL));
+        }
+        let open = self.handles.open(id)?;
+        let caller = self.opener(dir)?;
+        let new = self.walk(dir, path, Last::Name, caller)?.here()?;
+        self.link(open, &new, caller)
+    }
+
+    fn link(&self, open: &Open<L>, new: &Place<L>, caller: Caller) -> Result<()> {
+        let (End::Name(name), None) = (&new.end, &new.node) else {
+            return Err(Error::new(EEXIST));
+        };
+        if new.slash {
+            return Err(Error::new(ENOENT));
+        }
+        self.require_writable()?;
+        caller.require_entries(&self.overlay.stat(&new.dir)?)?;
+        if open.node().kind() == Kind::Dir {
+            return Err(Error::new(EPERM));
+        }
+        self.overlay.link(open.node(), &new.dir, OsStr::new(name))
+    }
+
+    /// The entry that a handle stands for: the one it was opened through while that still names the object, else another of the
+    /// object's names. None for the top of the tree and for what has no name any more.
+    pub(super) fn current_entry(&self, open: &Open<L>) -> Option<(Arc<Node<L>>, OsString)> {
+        if let Some((dir, name)) = &open.entry
+            && self
+                .overlay
+                .lookup(dir, name)
+                .is_ok_and(|node| node.id() == open.node().id())
+        {
+            return Some((Arc::clone(dir), name.clone()));
+        }
+        self.overlay.parent(open.node())
+    }
+}
+
+fn new_entry<L: Layer>(place: &Place<L>) -> Option<(Arc<Node<L>>, OsString)> {
+    match &place.end {
+        End::Name(name) => Some((Arc::clone(&place.dir), OsString::from(name))),
+        End::Dot | End::DotDot | End::Start => None,
+    }
+}

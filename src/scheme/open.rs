@@ -1,0 +1,278 @@
+//! `openat` and `dup`: from a path and flags to a handle, making the object where that is asked.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+
+use syscall::error::{
+    EEXIST, EINVAL, EISDIR, ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR, ENXIO, EPERM, EXDEV, Error, Result,
+};
+use syscall::flag::{
+    MODE_CHR, MODE_DIR, MODE_FIFO, MODE_FILE, MODE_SOCK, MODE_SYMLINK, MODE_TYPE, O_ACCMODE, O_CREAT, O_DIRECTORY,
+    O_EXCL, O_FCNTL_MASK, O_NOFOLLOW, O_RDONLY, O_STAT, O_SYMLINK, O_TRUNC, O_WRONLY,
+};
+
+use super::OverlayScheme;
+use super::access::{Caller, READ, SET_GID, SET_UID, WRITE};
+use super::handle::{Handle, Open, Unborn};
+use super::path::{End, Last, PATH_MAX, Place, Walked};
+use crate::layer::{Kind, Layer};
+use crate::overlay::{self, Node};
+
+/// The type bits of a block device in a mode.
+pub const MODE_BLOCK: u16 = 0x6000;
+
+/// What an open with O_CREAT makes where nothing is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum New {
+    File,
+    Dir,
+    Symlink,
+    /// A FIFO or a socket.
+    Special(Kind),
+}
+
+impl New {
+    /// Reads the kind off the flags: O_DIRECTORY and O_SYMLINK, else the type bits of the mode in the low 16 bits.
+    /// EPERM for devices, since no request says which one, and for a directory asked for as mknod would; EINVAL for nonsense.
+    fn parse(flags: usize) -> Result<Self> {
+        let kind = flags as u16 & MODE_TYPE;
+        if flags & O_DIRECTORY != 0 {
+            return if kind == 0 || kind == MODE_DIR {
+                Ok(Self::Dir)
+            } else {
+                Err(Error::new(EINVAL))
+            };
+        }
+        if flags & O_SYMLINK != 0 {
+            return if kind == 0 || kind == MODE_SYMLINK {
+                Ok(Self::Symlink)
+            } else {
+                Err(Error::new(EINVAL))
+            };
+        }
+        match kind {
+            0 | MODE_FILE => Ok(Self::File),
+            MODE_FIFO => Ok(Self::Special(Kind::Fifo)),
+            MODE_SOCK => Ok(Self::Special(Kind::Socket)),
+            MODE_CHR | MODE_BLOCK | MODE_DIR => Err(Error::new(EPERM)),
+            _ => Err(Error::new(EINVAL)),
+        }
+    }
+
+    /// Whether something that has the name already is an error even without O_EXCL.
+    fn is_exclusive(self) -> bool {
+        matches!(self, Self::Symlink | Self::Special(_))
+    }
+}
+
+/// The access mode that counts: O_STAT asks for none, whatever else is set.
+fn access(flags: usize) -> usize {
+    if flags & O_STAT != 0 { 0 } else { flags & O_ACCMODE }
+}
+
+impl<L: Layer> OverlayScheme<L> {
+    /// Opens `path`, which is relative to the directory handle `dir` unless it begins with `/`, and answers the new handle's id. The
+    /// empty path names the handle's own object, whatever it is, for the new caller to have checked anew.
+    pub(super) fn open_at(&mut self, dir: usize, path: &str, flags: usize, caller: Caller) -> Result<usize> {
+        let handle = self.open_path(dir, path, flags, caller)?;
+        Ok(self.handles.insert(handle))
+    }
+
+    fn open_path(&self, dir: usize, path: &str, flags: usize, caller: Caller) -> Result<Handle<L>> {
+        let new = if flags & O_CREAT != 0 {
+            Some(New::parse(flags)?)
+        } else {
+            None
+        };
+        let exclusive = new.is_some_and(|new| flags & O_EXCL != 0 || new.is_exclusive());
+        let last = if exclusive {
+            Last::Name
+        } else if flags & (O_NOFOLLOW | O_SYMLINK) != 0 {
+            Last::Keep
+        } else {
+            Last::Follow
+        };
+
+        let place = match self.walk(dir, path, last, caller)? {
+            Walked::Here(place) => place,
+            // What relibc opens when it was told EXDEV, to learn where to go on.
+            Walked::Elsewhere(path) if flags & O_SYMLINK != 0 && new.is_none() => return Ok(Handle::Elsewhere(path)),
+            Walked::Elsewhere(_) => return Err(Error::new(EXDEV)),
+        };
+        match (&place.node, new) {
+            (Some(_), Some(_)) if exclusive => Err(Error::new(EEXIST)),
+            (Some(node), Some(New::File)) if node.kind() == Kind::Dir => Err(Error::new(EISDIR)),
+            (Some(node), _) => {
+                let entry = match place.end {
+                    End::Name(name) => Some((place.dir, OsString::from(name))),
+                    End::Start if path.is_empty() => self.handles.open(dir).ok().and_then(|open| open.entry.clone()),
+                    End::Dot | End::DotDot | End::Start => None,
+                };
+                self.open_existing(node, entry, flags, caller)
+            }
+            (None, Some(new)) => self.open_new(place, new, flags, caller),
+            (None, None) => Err(Error::new(ENOENT)),
+        }
+    }
+
+    fn open_existing(
+        &self,
+        node: &Arc<Node<L>>,
+        entry: Option<(Arc<Node<L>>, OsString)>,
+        flags: usize,
+        caller: Caller,
+    ) -> Result<Handle<L>> {
+        let access = access(flags);
+        let truncate = flags & O_TRUNC != 0;
+        let stat = self.overlay.stat(node)?;
+        match node.kind() {
+            Kind::Dir => {
+                if flags & O_SYMLINK != 0 {
+                    return Err(Error::new(EINVAL));
+                }
+                if access & O_WRONLY != 0 || truncate {
+                    return Err(Error::new(EISDIR));
+                }
+                if access & O_RDONLY != 0 {
+                    caller.require(&stat, READ)?;
+                }
+            }
+            _ if flags & O_DIRECTORY != 0 => return Err(Error::new(ENOTDIR)),
+            Kind::Symlink => {
+                let meant = flags & O_SYMLINK != 0 || flags & (O_STAT | O_NOFOLLOW) == O_STAT | O_NOFOLLOW;
+                if !meant {
+                    return Err(Error::new(ELOOP));
+                }
+                if access & O_WRONLY != 0 {
+                    return Err(Error::new(EINVAL));
+                }
+            }
+            _ if flags & O_SYMLINK != 0 => return Err(Error::new(EINVAL)),
+            Kind::File => {
+                let writes = access & O_WRONLY != 0 || truncate;
+                if writes {
+                    self.require_writable()?;
+                }
+                let reads = access & O_RDONLY != 0;
+                caller.require(&stat, if reads { READ } else { 0 } | if writes { WRITE } else { 0 })?;
+                if truncate {
+                    self.drop_set_id(node, caller)?;
+                    self.overlay.truncate(node, 0)?;
+                }
+            }
+            // Data goes through these on the system that holds them, not through a filesystem.
+            Kind::Fifo | Kind::Socket | Kind::CharDev | Kind::BlockDev => {
+                if access != 0 {
+                    return Err(Error::new(ENXIO));
+                }
+            }
+        }
+        Ok(Handle::Open(open_object(self.overlay.open(node), entry, flags, caller)))
+    }
+
+    fn open_new(&self, place: Place<L>, new: New, flags: usize, caller: Caller) -> Result<Handle<L>> {
+        let Place {
+            dir,
+            end: End::Name(name),
+            slash,
+            ..
+        } = place
+        else {
+            return Err(Error::new(ENOENT));
+        };
+        if slash && new != New::Dir {
+            return Err(Error::new(if new == New::File { EISDIR } else { ENOENT }));
+        }
+        if new == New::Dir && access(flags) & O_WRONLY != 0 {
+            return Err(Error::new(EISDIR));
+        }
+        self.require_writable()?;
+        let dir_stat = self.overlay.stat(&dir)?;
+        caller.require_entries(&dir_stat)?;
+
+        let name = OsString::from(name);
+        let mode = (flags & 0o7777) as u32;
+        let file = match new {
+            New::Symlink => {
+                return Ok(Handle::Unborn(Unborn {
+                    dir,
+                    name,
+                    maker: caller,
+                }));
+            }
+            New::File => {
+                let (owner, mode) = caller.newborn(&dir_stat, Kind::File, mode);
+                self.overlay.create_file(&dir, &name, mode, owner)?
+            }
+            New::Dir => {
+                let (owner, mode) = caller.newborn(&dir_stat, Kind::Dir, mode & !(SET_UID | SET_GID));
+                self.overlay.open(&self.overlay.create_dir(&dir, &name, mode, owner)?)
+            }
+            New::Special(kind) => {
+                let (owner, mode) = caller.newborn(&dir_stat, kind, mode);
+                self.overlay
+                    .open(&self.overlay.create_node(&dir, &name, kind, mode, 0, owner)?)
+            }
+        };
+        Ok(Handle::Open(open_object(file, Some((dir, name)), flags, caller)))
+    }
+
+    /// Makes the symlink that the handle was opened for; from then on the handle is an ordinary one. As it was checked when the handle was
+    /// opened who may make it, only its name can have been taken meanwhile (EEXIST). ENOENT for an empty target, EINVAL for one with a
+    /// NUL, ENAMETOOLONG for one that no path could hold.
+    pub(super) fn make_symlink(&mut self, id: usize, unborn: Unborn<L>, target: &[u8]) -> Result<usize> {
+        if target.is_empty() {
+            return Err(Error::new(ENOENT));
+        }
+        if target.len() >= PATH_MAX {
+            return Err(Error::new(ENAMETOOLONG));
+        }
+        if target.contains(&0) {
+            return Err(Error::new(EINVAL));
+        }
+        let Unborn { dir, name, maker } = unborn;
+        let (owner, _) = maker.newborn(&self.overlay.stat(&dir)?, Kind::Symlink, 0o777);
+        let node = self
+            .overlay
+            .create_symlink(&dir, &name, OsStr::from_bytes(target), owner)?;
+        let made = open_object(self.overlay.open(&node), Some((dir, name)), O_WRONLY, maker);
+        *self.handles.get_mut(id)? = Handle::Open(made);
+        Ok(target.len())
+    }
+
+    /// The same object again, open in the same way. EINVAL for a request other than the empty one.
+    pub(super) fn duplicate(&mut self, id: usize, request: &[u8]) -> Result<usize> {
+        let open = self.handles.open(id)?;
+        if !request.is_empty() {
+            return Err(Error::new(EINVAL));
+        }
+        let copy = Open {
+            file: self.overlay.open(open.node()),
+            entry: open.entry.clone(),
+            ..*open
+        };
+        Ok(self.handles.insert(Handle::Open(copy)))
+    }
+}
+
+/// An object whose access was checked, or that was just made, in the hands of a client.
+fn open_object<L: Layer>(
+    file: overlay::Handle<L>,
+    entry: Option<(Arc<Node<L>>, OsString)>,
+    flags: usize,
+    opener: Caller,
+) -> Open<L> {
+    let access = match file.node().kind() {
+        Kind::File | Kind::Dir | Kind::Symlink => access(flags),
+        Kind::Fifo | Kind::Socket | Kind::CharDev | Kind::BlockDev => 0,
+    };
+    Open {
+        file,
+        opener,
+        flags: flags & (O_ACCMODE | O_FCNTL_MASK),
+        readable: access & O_RDONLY != 0,
+        writable: access & O_WRONLY != 0,
+        entry,
+    }
+}

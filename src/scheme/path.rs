@@ -1,0 +1,237 @@
+//! Paths: from where a request starts to the name that it means.
+//!
+//! Symlinks are resolved here, since a scheme sees whole paths. A target is relative to the directory that holds the symlink; one that begins
+//! with `/` starts at the top of the tree, as in redoxfs; `/scheme/NAME/…` starts there too when NAME is this scheme, and leads
+//! out when it is another. `..` is the real parent of a directory and stays at the top there, so nothing leads outside.
+
+use std::borrow::Cow;
+use std::ffi::OsStr;
+use std::sync::Arc;
+
+use syscall::error::{EINVAL, ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR, EXDEV, Error, Result};
+
+use super::access::{Caller, SEARCH};
+use crate::layer::{Kind, Layer};
+use crate::overlay::{Node, Overlay};
+
+/// The longest path of a request, in bytes; the kernel passes no longer one.
+pub const PATH_MAX: usize = 4096;
+/// How many symlinks one path may lead through.
+const LINKS_MAX: usize = 40;
+
+/// What becomes of a symlink at the end of a path. Those in the middle are always followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Last {
+    /// The object that it leads to is meant.
+    Follow,
+    /// The symlink is meant, unless a slash follows it.
+    Keep,
+    /// The name is meant, whatever it names.
+    Name,
+}
+
+/// What a path ends in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    Name(String),
+    Dot,
+    DotDot,
+    /// Nothing follows the start: the path is empty, or names the top of the tree.
+    Start,
+}
+
+/// Where in the tree a path leads.
+pub struct Place<L: Layer> {
+    /// The directory of the name, or where the path ends if it ends in no name.
+    pub dir: Arc<Node<L>>,
+    pub end: End,
+    /// What is there; None if nothing has the name.
+    pub node: Option<Arc<Node<L>>>,
+    /// A slash follows the name, so only a directory can be meant.
+    pub slash: bool,
+}
+
+/// Where a path leads.
+pub enum Walked<L: Layer> {
+    Here(Place<L>),
+    /// To this path in another scheme.
+    Elsewhere(String),
+}
+
+impl<L: Layer> Walked<L> {
+    /// For operations that cannot go to another scheme. EXDEV.
+    pub fn here(self) -> Result<Place<L>> {
+        match self {
+            Self::Here(place) => Ok(place),
+            Self::Elsewhere(_) => Err(Error::new(EXDEV)),
+        }
+    }
+}
+
+/// Walks `path` from `start`, for a caller who needs the right to search every directory on the way.
+///
+/// Errors: EACCES, ELOOP, ENAMETOOLONG, ENOENT for a missing directory on the way (not for the last name), ENOTDIR, EINVAL for a NUL or
+/// a symlink whose target is not UTF-8.
+pub fn walk<L: Layer>(
+    overlay: &Overlay<L>,
+    scheme: &str,
+    start: &Arc<Node<L>>,
+    path: &str,
+    last: Last,
+    caller: Caller,
+) -> Result<Walked<L>> {
+    if path.len() > PATH_MAX {
+        return Err(Error::new(ENAMETOOLONG));
+    }
+    if path.contains('\0') {
+        return Err(Error::new(EINVAL));
+    }
+
+    let mut dir = Arc::clone(start);
+    let mut end = End::Start;
+    let mut links = 0;
+    let mut whole = Cow::Borrowed(path);
+    let mut at = 0;
+    while let Some((name, tail)) = first_name(&whole[at..]) {
+        let is_last = tail.trim_start_matches('/').is_empty();
+        let slash = !tail.is_empty();
+        if dir.kind() != Kind::Dir {
+            return Err(Error::new(ENOTDIR));
+        }
+        if !caller.is_root() {
+            caller.require(&overlay.stat(&dir)?, SEARCH)?;
+        }
+        let behind = whole.len() - tail.len();
+        if name == "." || name == ".." {
+            end = if name == "." { End::Dot } else { End::DotDot };
+            if end == End::DotDot {
+                dir = parent(overlay, dir)?;
+            }
+            at = behind;
+            continue;
+        }
+
+        let node = match overlay.lookup(&dir, OsStr::new(name)) {
+            Err(error) if error.errno == ENOENT && is_last => None,
+            found => Some(found?),
+        };
+        let follow = !is_last || last == Last::Follow || (last == Last::Keep && slash);
+        match node {
+            Some(link) if follow && link.kind() == Kind::Symlink => {
+                links += 1;
+                if links > LINKS_MAX {
+                    return Err(Error::new(ELOOP));
+                }
+                let target = overlay.read_link(&link)?;
+                let target = target.to_str().ok_or(Error::new(EINVAL))?;
+                let target = match parse_target(target, scheme) {
+                    Target::Nowhere => return Err(Error::new(ENOENT)),
+                    Target::Elsewhere => return Ok(Walked::Elsewhere(format!("{target}{tail}"))),
+                    Target::FromTop(target) => {
+                        dir = Arc::clone(overlay.root());
+                        target
+                    }
+                    Target::Relative(target) => target,
+                };
+                whole = Cow::Owned(format!("{target}{tail}"));
+                at = 0;
+                end = End::Start;
+            }
+            node if is_last => {
+                if slash && last != Last::Name && node.as_ref().is_some_and(|node| node.kind() != Kind::Dir) {
+                    return Err(Error::new(ENOTDIR));
+                }
+                return Ok(Walked::Here(Place {
+                    end: End::Name(name.to_owned()),
+                    dir,
+                    node,
+                    slash,
+                }));
+            }
+            Some(node) => {
+                dir = node;
+                at = behind;
+            }
+            None => return Err(Error::new(ENOENT)),
+        }
+    }
+    Ok(Walked::Here(Place {
+        node: Some(Arc::clone(&dir)),
+        dir,
+        end,
+        slash: false,
+    }))
+}
+
+/// The directory above `dir`; the top is its own parent. ENOENT if `dir` was removed.
+fn parent<L: Layer>(overlay: &Overlay<L>, dir: Arc<Node<L>>) -> Result<Arc<Node<L>>> {
+    if dir.id() == overlay.root().id() {
+        return Ok(dir);
+    }
+    overlay.parent(&dir).map(|(parent, _)| parent).ok_or(Error::new(ENOENT))
+}
+
+/// The first component of a path and what follows it, which is empty or begins with a slash.
+fn first_name(path: &str) -> Option<(&str, &str)> {
+    let path = path.trim_start_matches('/');
+    let end = path.find('/').unwrap_or(path.len());
+    (end > 0).then(|| path.split_at(end))
+}
+
+/// Where the target of a symlink leads.
+#[derive(Debug, PartialEq, Eq)]
+enum Target<'a> {
+    /// An empty target names nothing.
+    Nowhere,
+    Elsewhere,
+    FromTop(&'a str),
+    Relative(&'a str),
+}
+
+fn parse_target<'a>(target: &'a str, scheme: &str) -> Target<'a> {
+    if target.is_empty() {
+        return Target::Nowhere;
+    }
+    let Some(path) = target.strip_prefix('/') else {
+        return Target::Relative(target);
+    };
+    match path.strip_prefix("scheme") {
+        Some("") => Target::Elsewhere,
+        Some(rest) if rest.starts_with('/') => match rest[1..].strip_prefix(scheme) {
+            Some(path) if path.is_empty() || path.starts_with('/') => Target::FromTop(path),
+            _ => Target::Elsewhere,
+        },
+        _ => Target::FromTop(path),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn components() {
+        assert_eq!(first_name(""), None);
+        assert_eq!(first_name("///"), None);
+        assert_eq!(first_name("a"), Some(("a", "")));
+        assert_eq!(first_name("//a//b/"), Some(("a", "//b/")));
+        assert_eq!(first_name("a/"), Some(("a", "/")));
+    }
+
+    #[test]
+    fn targets() {
+        let parse = |target| parse_target(target, "overlay");
+        assert_eq!(parse(""), Target::Nowhere);
+        assert_eq!(parse("a/b"), Target::Relative("a/b"));
+        assert_eq!(parse("../a"), Target::Relative("../a"));
+        assert_eq!(parse("a:b"), Target::Relative("a:b"));
+        assert_eq!(parse("/a"), Target::FromTop("a"));
+        assert_eq!(parse("/schemes/a"), Target::FromTop("schemes/a"));
+        assert_eq!(parse("/scheme/overlay/a"), Target::FromTop("/a"));
+        assert_eq!(parse("/scheme/overlay"), Target::FromTop(""));
+        assert_eq!(parse("/scheme/overlay2/a"), Target::Elsewhere);
+        assert_eq!(parse("/scheme/file/a"), Target::Elsewhere);
+        assert_eq!(parse("/scheme/"), Target::Elsewhere);
+        assert_eq!(parse("/scheme"), Target::Elsewhere);
+    }
+}

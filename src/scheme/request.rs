@@ -1,0 +1,127 @@
+//! One call: from the kernel's queue entry to the response.
+//!
+//! `redox_scheme` decodes what the kernel passes on and asserts what it takes for granted about it, but the kernel passes on what
+//! clients say: an `fstat` into a short buffer or a lock beyond the largest offset would end the daemon. So every entry is checked
+//! before it is decoded. A panic of any other origin costs the request during which it happens, no more.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ptr;
+
+use log::{debug, error};
+use redox_scheme::scheme::{Op, SchemeResponse, SchemeState};
+use redox_scheme::{CallRequest, CallerCtx, Response};
+use syscall::data::{Stat, StatVfs, TimeSpec};
+use syscall::error::{EINVAL, EIO, ENOSYS, EOVERFLOW, Error, Result};
+use syscall::flag::StdFsCallKind;
+use syscall::schemev2::{Opcode, Sqe, SqeFlags};
+
+use super::OverlayScheme;
+use crate::layer::Layer;
+
+/// The bit that makes a lock's start one of a handle's own lock, and a lock's length an exclusive one's.
+const LOCK_FLAG: u64 = 1 << 63;
+/// The last byte that can be locked.
+const LOCK_MAX: u64 = i64::MAX as u64;
+
+/// Handles one call and answers it, whatever the client sent.
+pub fn answer<L: Layer>(call: CallRequest, scheme: &mut OverlayScheme<L>, locks: &mut SchemeState) -> Response {
+    let mut entry = *queue_entry(&call);
+    let caller = match check(&mut entry).and_then(|()| caller(&call, &entry, scheme)) {
+        Ok(caller) => caller,
+        Err(error) => {
+            debug!("refused before decoding: {entry:?}: {error}");
+            return Response::new(Err(error), call);
+        }
+    };
+    // SAFETY: the kernel keeps the buffers of a request mapped until it is answered, which takes the operation; their
+    // sizes, alignments and texts are as `check` says.
+    let Some(mut op) = (unsafe { Op::from_sqe_unchecked(&entry) }) else {
+        return Response::err(ENOSYS, call);
+    };
+    let handled = catch_unwind(AssertUnwindSafe(|| op.handle_sync_dont_consume(&caller, scheme, locks)));
+    debug!(
+        "uid {} gid {} pid {}: {op:?}: {handled:?}",
+        caller.uid, caller.gid, caller.pid
+    );
+    match handled {
+        Ok(SchemeResponse::Regular(result)) => Response::new(result, op),
+        Ok(SchemeResponse::RegularAndNotifyOnDetach(result)) => Response::new_notify_on_detach(result, op),
+        Ok(SchemeResponse::Opened(result)) => Response::open_dup_like(result, op),
+        Err(_) => {
+            error!("panicked while handling {op:?}");
+            Response::err(EIO, op)
+        }
+    }
+}
+
+/// What the kernel put into the queue for this call.
+fn queue_entry(call: &CallRequest) -> &Sqe {
+    const { assert!(size_of::<CallRequest>() == size_of::<Sqe>() && align_of::<CallRequest>() == align_of::<Sqe>()) };
+    // SAFETY: CallRequest and the Request in it are `repr(transparent)` around the Sqe that was read from the socket.
+    unsafe { &*ptr::from_ref(call).cast() }
+}
+
+/// Who asks. A StdFsCall does not say: its second argument, which is the client's choice, stands where the ids should be. Those that need
+/// them ask the handle for its opener, but an unlinkat is one operation to the scheme, whichever way it came, so it gets
+/// its ids here. EBADF, or EACCES for the handle of the scheme, which nobody opened.
+fn caller<L: Layer>(call: &CallRequest, entry: &Sqe, scheme: &OverlayScheme<L>) -> Result<CallerCtx> {
+    let mut caller = call.caller();
+    let is_unlinkat = StdFsCallKind::try_from_raw(entry.args[3] as u8) == Some(StdFsCallKind::Unlinkat);
+    if entry.opcode == Opcode::StdFsCall as u8 && is_unlinkat {
+        let opener = scheme.opener(entry.args[0] as usize)?;
+        (caller.uid, caller.gid) = (opener.uid, opener.gid);
+    }
+    Ok(caller)
+}
+
+/// Whether an entry can be decoded and handled by `redox_scheme`. EINVAL, or EOVERFLOW for a lock that reaches too far.
+///
+/// A question for the lock on everything from some byte on is put in the one way in which the crate can answer it.
+fn check(entry: &mut Sqe) -> Result<()> {
+    let [_, buffer, len, kind, start, length] = entry.args;
+    match Opcode::try_from_raw(entry.opcode) {
+        Some(Opcode::OpenAt | Opcode::UnlinkAt | Opcode::Flink | Opcode::Frename) => {
+            // SAFETY: the kernel mapped this path for us until we answer; an empty one has an address too.
+            let path = unsafe { std::slice::from_raw_parts(buffer as *const u8, len as usize) };
+            require(str::from_utf8(path).is_ok())
+        }
+        Some(Opcode::Fstat) => require(len as usize >= size_of::<Stat>() && is_aligned::<Stat>(buffer)),
+        Some(Opcode::Fstatvfs) => require(len as usize >= size_of::<StatVfs>() && is_aligned::<StatVfs>(buffer)),
+        Some(Opcode::Futimens) => require(len as usize == size_of::<[TimeSpec; 2]>() && is_aligned::<TimeSpec>(buffer)),
+        Some(Opcode::StdFsCall) => match StdFsCallKind::try_from_raw(kind as u8) {
+            // Their sizes are checked when they are handled.
+            Some(StdFsCallKind::Fstat) => require(is_aligned::<Stat>(buffer)),
+            Some(StdFsCallKind::Fstatvfs) => require(is_aligned::<StatVfs>(buffer)),
+            Some(StdFsCallKind::Futimens) => require(is_aligned::<TimeSpec>(buffer)),
+            Some(kind @ (StdFsCallKind::Lock | StdFsCallKind::Unlock | StdFsCallKind::GetLock)) => {
+                require(!entry.sqe_flags.contains(SqeFlags::MULTIPLE_IDS))?;
+                let start = start & !LOCK_FLAG;
+                let length = if kind == StdFsCallKind::Unlock {
+                    length
+                } else {
+                    length & !LOCK_FLAG
+                };
+                if length != 0 && length - 1 > LOCK_MAX - start {
+                    return Err(Error::new(EOVERFLOW));
+                }
+                if kind == StdFsCallKind::GetLock {
+                    require(len as usize == size_of::<[u64; 2]>() && is_aligned::<[u64; 2]>(buffer))?;
+                    if length == 0 {
+                        entry.args[5] |= (LOCK_MAX - start).max(1);
+                    }
+                }
+                Ok(())
+            }
+            _ => Ok(()),
+        },
+        _ => Ok(()),
+    }
+}
+
+fn require(condition: bool) -> Result<()> {
+    if condition { Ok(()) } else { Err(Error::new(EINVAL)) }
+}
+
+fn is_aligned<T>(address: u64) -> bool {
+    address.is_multiple_of(align_of::<T>() as u64)
+}

@@ -1,0 +1,1061 @@
+//! The Linux layer on real directories: every method, its errors, and what must not happen: no symlink followed, no
+//! mount crossed, no access time changed.
+//!
+//! Needs root, for mounts and owners. Mounts are made in a mount namespace of the test's own and go with it.
+#![cfg(target_os = "linux")]
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::Path;
+use std::process::Command;
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::Duration;
+
+use overlayfs::layer::counted::{Counted, Counts, Method};
+use overlayfs::layer::linux::{Dir, LinuxLayer};
+use overlayfs::layer::{Access, Entry, Kind, Layer, Object, Owner, RenameMode, Result, Time};
+use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_bind, mount_change};
+use rustix::thread::{CapabilitySet, UnshareFlags};
+use syscall::error::*;
+use tempfile::TempDir;
+
+const ROOT: Owner = Owner { uid: 0, gid: 0 };
+const ALICE: Owner = Owner { uid: 12345, gid: 23456 };
+
+fn temp() -> TempDir {
+    assert!(
+        rustix::process::geteuid().is_root(),
+        "these tests make mounts and other users' files: run them as root"
+    );
+    tempfile::tempdir().unwrap()
+}
+
+/// A layer to write on a new directory, and its top.
+fn upper() -> (TempDir, LinuxLayer, Dir) {
+    let temp = temp();
+    let layer = LinuxLayer::open(temp.path(), true).unwrap();
+    let root = layer.root().unwrap();
+    (temp, layer, root)
+}
+
+fn n(name: &str) -> &OsStr {
+    OsStr::new(name)
+}
+
+#[track_caller]
+fn fails<T>(result: Result<T>, errno: i32) {
+    match result {
+        Ok(_) => panic!("done, instead of {}", Error::new(errno)),
+        Err(error) => assert_eq!(error, Error::new(errno)),
+    }
+}
+
+fn list(layer: &LinuxLayer, dir: &Dir) -> BTreeMap<OsString, (Kind, u64)> {
+    let mut found = BTreeMap::new();
+    let mut add = |entry: Entry<'_>| {
+        assert!(
+            found.insert(entry.name.to_owned(), (entry.kind, entry.ino)).is_none(),
+            "{:?} twice",
+            entry.name
+        );
+    };
+    layer.list(dir, &mut add).unwrap();
+    found
+}
+
+fn names(layer: &LinuxLayer, dir: &Dir) -> Vec<String> {
+    list(layer, dir)
+        .into_keys()
+        .map(|name| name.into_string().unwrap())
+        .collect()
+}
+
+fn read(layer: &LinuxLayer, dir: &Dir, name: &str) -> Vec<u8> {
+    let file = layer.open_file(dir, n(name), Access::Read).unwrap();
+    let mut buffer = vec![0; 1000];
+    let count = layer.read_at(&file, &mut buffer, 0).unwrap();
+    buffer.truncate(count);
+    buffer
+}
+
+/// Runs `test` in a thread and passes its panic on; it fails after half a minute.
+fn in_thread(test: impl FnOnce() + Send + 'static) {
+    let (done, wait) = mpsc::channel::<()>();
+    let thread = thread::spawn(move || {
+        test();
+        drop(done);
+    });
+    assert_ne!(
+        wait.recv_timeout(Duration::from_secs(30)),
+        Err(mpsc::RecvTimeoutError::Timeout),
+        "hangs"
+    );
+    if let Err(panic) = thread.join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+/// Takes capabilities from this thread.
+fn drop_capabilities(which: CapabilitySet) {
+    let mut sets = rustix::thread::capabilities(None).unwrap();
+    sets.effective.remove(which);
+    sets.permitted.remove(which);
+    rustix::thread::set_capabilities(None, sets).unwrap();
+}
+
+/// How a layer that is only read is opened.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Way {
+    /// As a clone of its mount.
+    Clone,
+    /// As it is, by a daemon that may not clone.
+    Plain,
+}
+
+impl Way {
+    const BOTH: [Way; 2] = [Way::Clone, Way::Plain];
+
+    /// Opens the layer this way. The thread cannot mount any more after the plain way.
+    fn open(self, path: &Path) -> LinuxLayer {
+        if self == Way::Plain {
+            drop_capabilities(CapabilitySet::SYS_ADMIN);
+        }
+        let layer = LinuxLayer::open(path, false).unwrap();
+        // Only the clone refuses to be written, which tells that it is the one that the test wants.
+        let root = layer.root().unwrap();
+        let made = layer.create_dir(&root, n("probe"), 0o700, ROOT);
+        match self {
+            Way::Clone => fails(made, EROFS),
+            Way::Plain => made.and_then(|()| layer.remove_dir(&root, n("probe"))).unwrap(),
+        }
+        layer
+    }
+}
+
+/// Gives this thread a mount namespace of its own, in which nothing comes from or goes to another.
+fn own_mounts() {
+    // SAFETY: only the namespace of mounts is left; no descriptor or memory of other threads changes.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }.unwrap();
+    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).unwrap();
+}
+
+fn mount_tmpfs(path: &Path) {
+    mount("tmpfs", path, "tmpfs", MountFlags::empty(), c"").unwrap();
+}
+
+#[test]
+fn creates_every_kind_with_the_mode_asked_for() {
+    let (_temp, layer, root) = upper();
+    let file = layer.create_file(&root, n("file"), 0o6777, ROOT).unwrap();
+    layer.create_dir(&root, n("dir"), 0o7777, ROOT).unwrap();
+    layer.create_symlink(&root, n("link"), n("to/nowhere"), ROOT).unwrap();
+    layer.create_node(&root, n("fifo"), Kind::Fifo, 0o666, 0, ROOT).unwrap();
+    layer
+        .create_node(&root, n("socket"), Kind::Socket, 0o622, 0, ROOT)
+        .unwrap();
+    layer
+        .create_node(&root, n("char"), Kind::CharDev, 0o600, libc::makedev(1, 3), ROOT)
+        .unwrap();
+    layer
+        .create_node(&root, n("block"), Kind::BlockDev, 0o640, libc::makedev(7, 300), ROOT)
+        .unwrap();
+
+    let expected = [
+        ("block", Kind::BlockDev, 0o640),
+        ("char", Kind::CharDev, 0o600),
+        ("dir", Kind::Dir, 0o7777),
+        ("fifo", Kind::Fifo, 0o666),
+        ("file", Kind::File, 0o6777),
+        ("link", Kind::Symlink, 0o777),
+        ("socket", Kind::Socket, 0o622),
+    ];
+    let listed = list(&layer, &root);
+    assert_eq!(listed.len(), expected.len());
+    let top = layer.stat(Object::Dir(&root)).unwrap();
+    for (name, kind, mode) in expected {
+        let stat = layer.stat(Object::Entry(&root, n(name))).unwrap();
+        assert_eq!((stat.kind, stat.mode), (kind, mode), "{name}");
+        assert_eq!((stat.uid, stat.gid, stat.dev), (0, 0, top.dev), "{name}");
+        assert_eq!(listed[n(name)], (kind, stat.ino), "{name}");
+    }
+    assert_eq!(
+        layer.stat(Object::Entry(&root, n("block"))).unwrap().rdev,
+        libc::makedev(7, 300)
+    );
+    assert_eq!(layer.read_link(&root, n("link")).unwrap(), "to/nowhere");
+    assert_eq!(layer.stat(Object::Entry(&root, n("link"))).unwrap().size, 10);
+    assert_eq!(
+        layer.stat(Object::File(&file)).unwrap().ino,
+        layer.stat(Object::Entry(&root, n("file"))).unwrap().ino
+    );
+
+    for name in listed.keys() {
+        fails(layer.create_file(&root, name, 0o600, ROOT), EEXIST);
+        fails(layer.create_dir(&root, name, 0o600, ROOT), EEXIST);
+        fails(layer.create_symlink(&root, name, n("x"), ROOT), EEXIST);
+        fails(layer.create_node(&root, name, Kind::Fifo, 0o600, 0, ROOT), EEXIST);
+    }
+    fails(layer.create_node(&root, n("new"), Kind::File, 0o600, 0, ROOT), EINVAL);
+    fails(layer.read_link(&root, n("file")), EINVAL);
+}
+
+#[test]
+fn names_are_single_components_of_any_bytes() {
+    let (_temp, layer, root) = upper();
+    let long = "x".repeat(255);
+    let strange = OsStr::from_bytes(b"\xff\xfe\n\x01 \\");
+    for name in [n(&long), strange] {
+        let file = layer.create_file(&root, name, 0o600, ROOT).unwrap();
+        let ino = layer.stat(Object::File(&file)).unwrap().ino;
+        assert_eq!(list(&layer, &root)[name], (Kind::File, ino));
+        layer.open_file(&root, name, Access::ReadWrite).unwrap();
+        layer
+            .rename(&root, name, &root, n("other"), RenameMode::NoReplace)
+            .unwrap();
+        layer
+            .rename(&root, n("other"), &root, name, RenameMode::NoReplace)
+            .unwrap();
+        layer.unlink(&root, name).unwrap();
+    }
+    fails(layer.create_file(&root, n(&"x".repeat(256)), 0o600, ROOT), ENAMETOOLONG);
+
+    layer.create_dir(&root, n("dir"), 0o700, ROOT).unwrap();
+    layer.create_file(&root, n("file"), 0o600, ROOT).unwrap();
+    let time = Time::default();
+    for bad in ["", ".", "..", "dir/", "dir/x", "/", "/etc", "../x", "fi\0le"].map(OsStr::new) {
+        let entry = || Object::Entry(&root, bad);
+        fails(layer.open_dir(&root, bad), EINVAL);
+        fails(layer.stat(entry()), EINVAL);
+        fails(layer.set_owner(entry(), ROOT), EINVAL);
+        fails(layer.set_mode(entry(), 0o700), EINVAL);
+        fails(layer.set_times(entry(), time, time), EINVAL);
+        fails(layer.open_file(&root, bad, Access::Read), EINVAL);
+        fails(layer.create_file(&root, bad, 0o600, ROOT), EINVAL);
+        fails(layer.create_dir(&root, bad, 0o700, ROOT), EINVAL);
+        fails(layer.create_symlink(&root, bad, n("x"), ROOT), EINVAL);
+        fails(layer.create_node(&root, bad, Kind::Fifo, 0o600, 0, ROOT), EINVAL);
+        fails(layer.read_link(&root, bad), EINVAL);
+        fails(layer.link(&root, bad, &root, n("new")), EINVAL);
+        fails(layer.link(&root, n("file"), &root, bad), EINVAL);
+        fails(layer.unlink(&root, bad), EINVAL);
+        fails(layer.remove_dir(&root, bad), EINVAL);
+        fails(layer.rename(&root, bad, &root, n("new"), RenameMode::Replace), EINVAL);
+        fails(layer.rename(&root, n("file"), &root, bad, RenameMode::Replace), EINVAL);
+    }
+    assert_eq!(names(&layer, &root), ["dir", "file"]);
+}
+
+#[test]
+fn a_missing_name_is_enoent_everywhere() {
+    let (_temp, layer, root) = upper();
+    let (missing, time) = (n("missing"), Time::default());
+    fails(layer.open_dir(&root, missing), ENOENT);
+    fails(layer.stat(Object::Entry(&root, missing)), ENOENT);
+    fails(layer.set_owner(Object::Entry(&root, missing), ROOT), ENOENT);
+    fails(layer.set_mode(Object::Entry(&root, missing), 0o700), ENOENT);
+    fails(layer.set_times(Object::Entry(&root, missing), time, time), ENOENT);
+    fails(layer.open_file(&root, missing, Access::Read), ENOENT);
+    fails(layer.open_file(&root, missing, Access::ReadWrite), ENOENT);
+    fails(layer.read_link(&root, missing), ENOENT);
+    fails(layer.link(&root, missing, &root, n("new")), ENOENT);
+    fails(layer.unlink(&root, missing), ENOENT);
+    fails(layer.remove_dir(&root, missing), ENOENT);
+    for mode in [RenameMode::Replace, RenameMode::NoReplace, RenameMode::Exchange] {
+        fails(layer.rename(&root, missing, &root, n("new"), mode), ENOENT);
+    }
+    assert!(names(&layer, &root).is_empty());
+}
+
+#[test]
+fn a_symlink_is_never_followed() {
+    for way in [None, Some(Way::Clone), Some(Way::Plain)] {
+        in_thread(move || {
+            let temp = temp();
+            fs::create_dir(temp.path().join("dir")).unwrap();
+            fs::write(temp.path().join("dir/file"), "text").unwrap();
+            symlink("dir", temp.path().join("to-dir")).unwrap();
+            symlink("dir/file", temp.path().join("to-file")).unwrap();
+            let layer = match way {
+                None => LinuxLayer::open(temp.path(), true).unwrap(),
+                Some(way) => way.open(temp.path()),
+            };
+            let root = layer.root().unwrap();
+            fails(layer.open_dir(&root, n("to-dir")), ENOTDIR);
+            fails(layer.open_file(&root, n("to-file"), Access::Read), ELOOP);
+            for name in ["to-dir", "to-file"] {
+                assert_eq!(layer.stat(Object::Entry(&root, n(name))).unwrap().kind, Kind::Symlink);
+                assert_eq!(list(&layer, &root)[n(name)].0, Kind::Symlink);
+            }
+            assert_eq!(layer.read_link(&root, n("to-file")).unwrap(), "dir/file");
+        });
+    }
+
+    let (temp, layer, root) = upper();
+    layer.create_file(&root, n("file"), 0o640, ROOT).unwrap();
+    let before = layer.stat(Object::Entry(&root, n("file"))).unwrap();
+    layer.create_symlink(&root, n("link"), n("file"), ROOT).unwrap();
+    fails(layer.open_file(&root, n("link"), Access::ReadWrite), ELOOP);
+    fails(layer.create_file(&root, n("link"), 0o600, ROOT), EEXIST);
+    fails(layer.set_mode(Object::Entry(&root, n("link")), 0o777), EOPNOTSUPP);
+    let time = Time { sec: 77, nsec: 7 };
+    layer.set_times(Object::Entry(&root, n("link")), time, time).unwrap();
+    layer.set_owner(Object::Entry(&root, n("link")), ALICE).unwrap();
+    let link = layer.stat(Object::Entry(&root, n("link"))).unwrap();
+    assert_eq!((link.mtime, link.uid, link.gid), (time, ALICE.uid, ALICE.gid));
+    layer.link(&root, n("link"), &root, n("second")).unwrap();
+    assert_eq!(layer.stat(Object::Entry(&root, n("second"))).unwrap().ino, link.ino);
+    layer.unlink(&root, n("link")).unwrap();
+    assert_eq!(layer.stat(Object::Entry(&root, n("file"))).unwrap(), before);
+
+    // Nor does an open directory turn into what took its name.
+    layer.create_dir(&root, n("dir"), 0o700, ROOT).unwrap();
+    let dir = layer.open_dir(&root, n("dir")).unwrap();
+    layer
+        .rename(&root, n("dir"), &root, n("moved"), RenameMode::Replace)
+        .unwrap();
+    symlink("/etc", temp.path().join("dir")).unwrap();
+    layer.create_file(&dir, n("inside"), 0o600, ROOT).unwrap();
+    assert!(temp.path().join("moved/inside").exists());
+}
+
+#[test]
+fn removes_and_says_why_not() {
+    let (_temp, layer, root) = upper();
+    layer.create_dir(&root, n("dir"), 0o700, ROOT).unwrap();
+    let dir = layer.open_dir(&root, n("dir")).unwrap();
+    layer.create_file(&dir, n("file"), 0o600, ROOT).unwrap();
+    fails(layer.unlink(&root, n("dir")), EISDIR);
+    fails(layer.remove_dir(&root, n("dir")), ENOTEMPTY);
+    fails(layer.remove_dir(&dir, n("file")), ENOTDIR);
+    fails(layer.open_dir(&dir, n("file")), ENOTDIR);
+    layer.unlink(&dir, n("file")).unwrap();
+    layer.remove_dir(&root, n("dir")).unwrap();
+    fails(layer.create_file(&dir, n("late"), 0o600, ROOT), ENOENT);
+    assert!(names(&layer, &root).is_empty());
+}
+
+#[test]
+fn renames_in_every_mode() {
+    let (temp, layer, root) = upper();
+    let content = |name: &str| fs::read_to_string(temp.path().join(name)).unwrap();
+    let reset = || {
+        fs::write(temp.path().join("a"), "A").unwrap();
+        fs::write(temp.path().join("b"), "B").unwrap();
+    };
+    reset();
+    fails(
+        layer.rename(&root, n("a"), &root, n("b"), RenameMode::NoReplace),
+        EEXIST,
+    );
+    fails(layer.rename(&root, n("a"), &root, n("c"), RenameMode::Exchange), ENOENT);
+    layer.rename(&root, n("a"), &root, n("b"), RenameMode::Replace).unwrap();
+    assert_eq!(
+        (names(&layer, &root), content("b")),
+        (vec!["b".to_owned()], "A".to_owned())
+    );
+    layer
+        .rename(&root, n("b"), &root, n("c"), RenameMode::NoReplace)
+        .unwrap();
+    assert_eq!(names(&layer, &root), ["c"]);
+    layer.unlink(&root, n("c")).unwrap();
+
+    reset();
+    layer
+        .rename(&root, n("a"), &root, n("b"), RenameMode::Exchange)
+        .unwrap();
+    assert_eq!((content("a"), content("b")), ("B".to_owned(), "A".to_owned()));
+
+    layer.create_dir(&root, n("dir"), 0o700, ROOT).unwrap();
+    layer
+        .rename(&root, n("a"), &root, n("dir"), RenameMode::Exchange)
+        .unwrap();
+    assert_eq!(
+        (content("dir"), layer.stat(Object::Entry(&root, n("a"))).unwrap().kind),
+        ("B".into(), Kind::Dir)
+    );
+    fails(layer.rename(&root, n("b"), &root, n("a"), RenameMode::Replace), EISDIR);
+    fails(layer.rename(&root, n("a"), &root, n("b"), RenameMode::Replace), ENOTDIR);
+    let dir = layer.open_dir(&root, n("a")).unwrap();
+    fails(layer.rename(&root, n("a"), &dir, n("x"), RenameMode::Replace), EINVAL);
+    layer.rename(&root, n("b"), &dir, n("b"), RenameMode::Replace).unwrap();
+    layer.create_dir(&root, n("empty"), 0o700, ROOT).unwrap();
+    fails(
+        layer.rename(&root, n("empty"), &root, n("a"), RenameMode::Replace),
+        ENOTEMPTY,
+    );
+    layer
+        .rename(&root, n("a"), &root, n("empty"), RenameMode::Replace)
+        .unwrap();
+    assert_eq!(names(&layer, &root), ["dir", "empty"]);
+}
+
+#[test]
+fn renames_and_links_between_two_layers_of_one_filesystem() {
+    let temp = temp();
+    let open = |name| {
+        fs::create_dir(temp.path().join(name)).unwrap();
+        LinuxLayer::open(&temp.path().join(name), true).unwrap()
+    };
+    let (work, upper) = (open("work"), open("upper"));
+    let (from, to) = (work.root().unwrap(), upper.root().unwrap());
+    work.create_dir(&from, n("dir"), 0o700, ROOT).unwrap();
+    work.create_file(&from, n("file"), 0o600, ROOT).unwrap();
+    let dir = work.open_dir(&from, n("dir")).unwrap();
+    upper.link(&from, n("file"), &to, n("second")).unwrap();
+    upper
+        .rename(&from, n("dir"), &to, n("dir"), RenameMode::NoReplace)
+        .unwrap();
+    upper
+        .rename(&from, n("file"), &dir, n("file"), RenameMode::Replace)
+        .unwrap();
+    assert!(names(&work, &from).is_empty());
+    assert_eq!(names(&upper, &to), ["dir", "second"]);
+    assert_eq!(
+        names(&upper, &dir),
+        ["file"],
+        "a directory's descriptor follows the rename"
+    );
+    assert_eq!(upper.stat(Object::Entry(&dir, n("file"))).unwrap().nlink, 2);
+    assert!(upper.capabilities().dirs_follow_rename);
+}
+
+#[test]
+fn links_have_one_object() {
+    let (_temp, layer, root) = upper();
+    let file = layer.create_file(&root, n("a"), 0o600, ROOT).unwrap();
+    layer.link(&root, n("a"), &root, n("b")).unwrap();
+    fails(layer.link(&root, n("a"), &root, n("b")), EEXIST);
+    assert_eq!(layer.stat(Object::File(&file)).unwrap().nlink, 2);
+    layer.create_dir(&root, n("dir"), 0o700, ROOT).unwrap();
+    fails(layer.link(&root, n("dir"), &root, n("dir2")), EPERM);
+}
+
+#[test]
+fn reads_and_writes() {
+    let (_temp, layer, root) = upper();
+    let file = layer.create_file(&root, n("file"), 0o000, ROOT).unwrap();
+    assert_eq!(layer.write_at(&file, b"hello", 3).unwrap(), 5);
+    assert_eq!(layer.write_at(&file, b"", 100).unwrap(), 0);
+    let mut buffer = [7; 10];
+    assert_eq!(layer.read_at(&file, &mut buffer, 2).unwrap(), 6);
+    assert_eq!(&buffer[..6], b"\0hello");
+    assert_eq!(layer.read_at(&file, &mut buffer, 8).unwrap(), 0);
+    fails(layer.read_at(&file, &mut buffer, u64::MAX), EINVAL);
+
+    layer.truncate(&file, 4).unwrap();
+    assert_eq!(layer.stat(Object::File(&file)).unwrap().size, 4);
+    fails(layer.truncate(&file, i64::MAX as u64), EFBIG);
+    fails(layer.truncate(&file, u64::MAX), EFBIG);
+    layer.sync(&file).unwrap();
+    layer.sync_dir(&root).unwrap();
+
+    layer.unlink(&root, n("file")).unwrap();
+    layer.write_at(&file, b"still", 0).unwrap();
+    layer.set_mode(Object::File(&file), 0o4755).unwrap();
+    let time = Time { sec: 5, nsec: 6 };
+    layer.set_times(Object::File(&file), time, time).unwrap();
+    layer.set_owner(Object::File(&file), ALICE).unwrap();
+    let stat = layer.stat(Object::File(&file)).unwrap();
+    assert_eq!(
+        (stat.size, stat.nlink, stat.mode, stat.mtime, stat.uid),
+        (5, 0, 0o755, time, ALICE.uid)
+    );
+
+    layer.create_file(&root, n("again"), 0o600, ROOT).unwrap();
+    let reader = layer.open_file(&root, n("again"), Access::Read).unwrap();
+    fails(layer.write_at(&reader, b"x", 0), EBADF);
+}
+
+#[test]
+fn opens_regular_files_only_and_waits_for_none() {
+    for way in Way::BOTH {
+        in_thread(move || {
+            let (temp, upper, root) = upper();
+            upper.create_dir(&root, n("dir"), 0o700, ROOT).unwrap();
+            upper.create_node(&root, n("fifo"), Kind::Fifo, 0o600, 0, ROOT).unwrap();
+            upper
+                .create_node(&root, n("null"), Kind::CharDev, 0o600, libc::makedev(1, 3), ROOT)
+                .unwrap();
+            upper
+                .create_node(&root, n("socket"), Kind::Socket, 0o600, 0, ROOT)
+                .unwrap();
+            for access in [Access::Read, Access::ReadWrite] {
+                fails(upper.open_file(&root, n("fifo"), access), EINVAL);
+                fails(upper.open_file(&root, n("null"), access), EINVAL);
+                fails(upper.open_file(&root, n("socket"), access), ENXIO);
+            }
+            fails(upper.open_file(&root, n("dir"), Access::Read), EINVAL);
+            fails(upper.open_file(&root, n("dir"), Access::ReadWrite), EISDIR);
+            let lower = way.open(temp.path());
+            let root = lower.root().unwrap();
+            fails(lower.open_file(&root, n("fifo"), Access::Read), EINVAL);
+            fails(
+                lower.open_file(&root, n("null"), Access::Read),
+                if way == Way::Clone { EACCES } else { EINVAL },
+            );
+        });
+    }
+}
+
+#[test]
+fn sets_attributes_of_directories_and_entries() {
+    let (_temp, layer, root) = upper();
+    layer.create_dir(&root, n("dir"), 0o700, ROOT).unwrap();
+    layer.create_file(&root, n("file"), 0o600, ROOT).unwrap();
+    let dir = layer.open_dir(&root, n("dir")).unwrap();
+    let times = [
+        (
+            Time {
+                sec: 1,
+                nsec: 999_999_999,
+            },
+            Time {
+                sec: 4_000_000_000,
+                nsec: 1,
+            },
+        ),
+        (Time { sec: -5, nsec: 3 }, Time { sec: 0, nsec: 0 }),
+    ];
+    for object in [
+        Object::Dir(&dir),
+        Object::Entry(&root, n("file")),
+        Object::Entry(&root, n("dir")),
+    ] {
+        for (atime, mtime) in times {
+            layer.set_owner(object, ALICE).unwrap();
+            layer.set_mode(object, 0o1765).unwrap();
+            layer.set_times(object, atime, mtime).unwrap();
+            let stat = layer.stat(object).unwrap();
+            assert_eq!((stat.uid, stat.gid, stat.mode), (ALICE.uid, ALICE.gid, 0o1765));
+            assert_eq!((stat.atime, stat.mtime), (atime, mtime));
+        }
+        let none = Time {
+            sec: 0,
+            nsec: 1_000_000_000,
+        };
+        let now_to_the_system = Time {
+            sec: 0,
+            nsec: libc::UTIME_NOW as u32,
+        };
+        fails(layer.set_times(object, none, Time::default()), EINVAL);
+        fails(layer.set_times(object, Time::default(), now_to_the_system), EINVAL);
+        fails(layer.set_owner(object, Owner { uid: u32::MAX, gid: 0 }), EINVAL);
+        fails(layer.set_owner(object, Owner { uid: 0, gid: u32::MAX }), EINVAL);
+    }
+}
+
+#[test]
+fn reading_leaves_access_times_alone() {
+    for way in Way::BOTH {
+        in_thread(move || {
+            let temp = temp();
+            let path = temp.path().join("dir");
+            fs::create_dir(&path).unwrap();
+            fs::write(path.join("file"), "text").unwrap();
+            symlink("file", path.join("link")).unwrap();
+            let old = Time { sec: 1000, nsec: 0 };
+            let layer = LinuxLayer::open(temp.path(), true).unwrap();
+            let root = layer.root().unwrap();
+            let dir = layer.open_dir(&root, n("dir")).unwrap();
+            for object in [Object::Dir(&dir), Object::Entry(&dir, n("file"))] {
+                layer.set_times(object, old, Time { sec: 2000, nsec: 0 }).unwrap();
+            }
+            let lower = way.open(temp.path());
+            let lower_dir = lower.open_dir(&lower.root().unwrap(), n("dir")).unwrap();
+            assert_eq!(names(&lower, &lower_dir), ["file", "link"]);
+            assert_eq!(read(&lower, &lower_dir, "file"), b"text");
+            for object in [Object::Dir(&dir), Object::Entry(&dir, n("file"))] {
+                assert_eq!(layer.stat(object).unwrap().atime, old, "{way:?}");
+            }
+            // The same by plain means does change it, so the test could fail.
+            fs::read(path.join("file")).unwrap();
+            assert_ne!(layer.stat(Object::Entry(&dir, n("file"))).unwrap().atime, old);
+        });
+    }
+}
+
+const MIB: u64 = 1 << 20;
+
+/// Data at 1 MiB and at 3 MiB of a file of 5 MiB, else holes.
+fn with_holes(layer: &LinuxLayer, dir: &Dir) -> <LinuxLayer as Layer>::File {
+    let file = layer.create_file(dir, n("holes"), 0o600, ROOT).unwrap();
+    layer.write_at(&file, &[1; 4096], MIB).unwrap();
+    layer.write_at(&file, &[3; 8192], 3 * MIB).unwrap();
+    layer.truncate(&file, 5 * MIB).unwrap();
+    file
+}
+
+#[test]
+fn finds_data_between_holes() {
+    let (_temp, layer, root) = upper();
+    let file = with_holes(&layer, &root);
+    assert_eq!(layer.next_data(&file, 0).unwrap(), Some(MIB..MIB + 4096));
+    assert_eq!(layer.next_data(&file, MIB + 100).unwrap(), Some(MIB + 100..MIB + 4096));
+    assert_eq!(
+        layer.next_data(&file, MIB + 4096).unwrap(),
+        Some(3 * MIB..3 * MIB + 8192)
+    );
+    assert_eq!(layer.next_data(&file, 4 * MIB).unwrap(), None);
+    assert_eq!(layer.next_data(&file, 5 * MIB).unwrap(), None);
+    assert_eq!(layer.next_data(&file, u64::MAX).unwrap(), None);
+}
+
+#[test]
+fn copies_ranges_within_and_between_filesystems() {
+    in_thread(|| {
+        own_mounts();
+        let (temp, layer, root) = upper();
+        fs::create_dir(temp.path().join("other")).unwrap();
+        mount_tmpfs(&temp.path().join("other"));
+        let other = LinuxLayer::open(&temp.path().join("other"), true).unwrap();
+        let other_root = other.root().unwrap();
+        for (source, dir) in [(&layer, &root), (&other, &other_root)] {
+            let from = with_holes(source, dir);
+            let to = layer.create_file(&root, n("copy"), 0o600, ROOT).unwrap();
+            layer.truncate(&to, 5 * MIB).unwrap();
+            let mut at = 0;
+            while let Some(range) = source.next_data(&from, at).unwrap() {
+                at = range.end;
+                layer.copy_range(&from, &to, range).unwrap();
+            }
+            assert_eq!(layer.next_data(&to, 0).unwrap(), Some(MIB..MIB + 4096));
+            assert_eq!(layer.next_data(&to, 2 * MIB).unwrap(), Some(3 * MIB..3 * MIB + 8192));
+            assert_eq!(layer.next_data(&to, 4 * MIB).unwrap(), None);
+            let mut bytes = vec![9; 5 * MIB as usize];
+            assert_eq!(layer.read_at(&to, &mut bytes, 0).unwrap(), bytes.len());
+            let mut expected = vec![9; bytes.len()];
+            source.read_at(&from, &mut expected, 0).unwrap();
+            assert!(bytes == expected);
+            assert_eq!(bytes.iter().map(|&byte| u64::from(byte)).sum::<u64>(), 4096 + 3 * 8192);
+
+            // The end of the source ends the copy; a part goes to its own place.
+            layer.truncate(&to, 0).unwrap();
+            layer.copy_range(&from, &to, 3 * MIB + 4096..90 * MIB).unwrap();
+            assert_eq!(layer.stat(Object::File(&to)).unwrap().size, 5 * MIB);
+            let mut part = [9; 8192];
+            layer.read_at(&to, &mut part, 3 * MIB).unwrap();
+            assert!(part[..4096].iter().all(|&byte| byte == 0) && part[4096..].iter().all(|&byte| byte == 3));
+            layer.copy_range(&from, &to, 6 * MIB..7 * MIB).unwrap();
+            assert_eq!(layer.stat(Object::File(&to)).unwrap().size, 5 * MIB);
+
+            let reader = layer.open_file(&root, n("copy"), Access::Read).unwrap();
+            fails(layer.copy_range(&from, &reader, 0..4096), EBADF);
+            layer.unlink(&root, n("copy")).unwrap();
+        }
+    });
+}
+
+#[test]
+fn one_daemon_holds_a_layer() {
+    let (temp, layer, _root) = upper();
+    let locked_elsewhere = || {
+        let status = Command::new("flock")
+            .arg("--nonblock")
+            .arg(temp.path())
+            .arg("true")
+            .status()
+            .unwrap();
+        !status.success()
+    };
+    let second = LinuxLayer::open(temp.path(), true).unwrap();
+    assert!(!locked_elsewhere());
+    layer.hold().unwrap();
+    layer.hold().unwrap();
+    fails(second.hold(), EWOULDBLOCK);
+    assert!(locked_elsewhere(), "another process can take the lock");
+    drop(layer);
+    assert!(!locked_elsewhere());
+    second.hold().unwrap();
+}
+
+#[test]
+fn creates_in_the_name_of_others() {
+    let (temp, layer, root) = upper();
+    fs::set_permissions(temp.path(), fs::Permissions::from_mode(0o700)).unwrap();
+    assert_eq!(layer.identity(), ROOT);
+    assert!(layer.creates_as(ROOT) && layer.creates_as(ALICE));
+    assert!(!layer.creates_as(Owner { uid: u32::MAX, gid: 0 }));
+    fails(
+        layer.create_dir(&root, n("none"), 0o700, Owner { uid: 0, gid: u32::MAX }),
+        EPERM,
+    );
+
+    let check = |name: &str, mode: u32| {
+        let stat = layer.stat(Object::Entry(&root, n(name))).unwrap();
+        assert_eq!((stat.uid, stat.gid, stat.mode), (ALICE.uid, ALICE.gid, mode), "{name}");
+        fs::write(temp.path().join("mine"), "").unwrap();
+        let mine = fs::metadata(temp.path().join("mine")).unwrap();
+        assert_eq!((mine.uid(), mine.gid()), (0, 0), "the thread is itself again");
+        layer.unlink(&root, n("mine")).unwrap();
+    };
+    layer.create_file(&root, n("file"), 0o6755, ALICE).unwrap();
+    check("file", 0o6755);
+    layer.create_file(&root, n("secret"), 0o000, ALICE).unwrap();
+    check("secret", 0o000);
+    layer.create_dir(&root, n("dir"), 0o3770, ALICE).unwrap();
+    check("dir", 0o3770);
+    layer.create_symlink(&root, n("link"), n("x"), ALICE).unwrap();
+    check("link", 0o777);
+    layer
+        .create_node(&root, n("fifo"), Kind::Fifo, 0o620, 0, ALICE)
+        .unwrap();
+    check("fifo", 0o620);
+    layer
+        .create_node(&root, n("null"), Kind::CharDev, 0o666, libc::makedev(1, 3), ALICE)
+        .unwrap();
+    check("null", 0o666);
+
+    fails(layer.create_file(&root, n("file"), 0o600, ALICE), EEXIST);
+    check("file", 0o6755);
+}
+
+#[test]
+fn threads_create_in_different_names() {
+    // The threads start before the layer is opened and so inherit nothing from the thread that opens it.
+    let start = |uid: u32| {
+        let (give, take) = mpsc::channel::<Arc<LinuxLayer>>();
+        let thread = thread::spawn(move || {
+            let layer = take.recv().unwrap();
+            let root = layer.root().unwrap();
+            for index in 0..200 {
+                let (name, owner) = (format!("{uid}-{index}"), Owner { uid, gid: uid + 1 });
+                let file = layer.create_file(&root, n(&name), 0o600, owner).unwrap();
+                let stat = layer.stat(Object::File(&file)).unwrap();
+                assert_eq!((stat.uid, stat.gid), (uid, uid + 1));
+            }
+        });
+        (give, thread)
+    };
+    let threads: Vec<_> = (1000..1004).map(start).collect();
+    let (temp, layer, _root) = upper();
+    fs::set_permissions(temp.path(), fs::Permissions::from_mode(0o700)).unwrap();
+    let layer = Arc::new(layer);
+    let join = |(give, thread): (mpsc::Sender<_>, thread::JoinHandle<()>)| {
+        give.send(layer.clone()).unwrap();
+        thread
+    };
+    for thread in threads.into_iter().map(join).collect::<Vec<_>>() {
+        thread.join().unwrap();
+    }
+}
+
+/// What a directory hands down to what is made in it does not change what was asked for.
+#[test]
+fn groups_and_acls_of_the_directory_do_not_matter() {
+    let (temp, layer, root) = upper();
+    layer.set_owner(Object::Dir(&root), Owner { uid: 0, gid: 777 }).unwrap();
+    layer.set_mode(Object::Dir(&root), 0o2777).unwrap();
+    // user::rwx, group::r-x, other::---
+    let acl = b"\x02\0\0\0\x01\0\x07\0\xff\xff\xff\xff\x04\0\x05\0\xff\xff\xff\xff\x20\0\0\0\xff\xff\xff\xff";
+    rustix::fs::setxattr(
+        temp.path(),
+        "system.posix_acl_default",
+        acl,
+        rustix::fs::XattrFlags::empty(),
+    )
+    .unwrap();
+    fs::write(temp.path().join("plain"), "").unwrap();
+    let plain = fs::metadata(temp.path().join("plain")).unwrap();
+    assert_eq!(
+        (plain.gid(), plain.mode() & 0o7777),
+        (777, 0o640),
+        "the directory hands nothing down"
+    );
+
+    for owner in [
+        ROOT,
+        ALICE,
+        Owner {
+            uid: ALICE.uid,
+            gid: 777,
+        },
+    ] {
+        layer.create_file(&root, n("file"), 0o2767, owner).unwrap();
+        layer.create_dir(&root, n("dir"), 0o775, owner).unwrap();
+        layer.create_dir(&root, n("setgid"), 0o2777, owner).unwrap();
+        layer.create_symlink(&root, n("link"), n("x"), owner).unwrap();
+        layer
+            .create_node(&root, n("fifo"), Kind::Fifo, 0o666, 0, owner)
+            .unwrap();
+        for (name, mode) in [
+            ("file", 0o2767),
+            ("dir", 0o775),
+            ("setgid", 0o2777),
+            ("link", 0o777),
+            ("fifo", 0o666),
+        ] {
+            let stat = layer.stat(Object::Entry(&root, n(name))).unwrap();
+            assert_eq!(
+                (stat.uid, stat.gid, stat.mode),
+                (owner.uid, owner.gid, mode),
+                "{name} of {owner:?}"
+            );
+            match stat.kind {
+                Kind::Dir => layer.remove_dir(&root, n(name)).unwrap(),
+                _ => layer.unlink(&root, n(name)).unwrap(),
+            }
+        }
+    }
+}
+
+#[test]
+fn without_the_rights_only_the_own_name_is_possible() {
+    in_thread(|| {
+        let temp = temp();
+        drop_capabilities(CapabilitySet::SETPCAP);
+        let layer = LinuxLayer::open(temp.path(), true).unwrap();
+        let root = layer.root().unwrap();
+        assert!(layer.creates_as(ROOT) && !layer.creates_as(ALICE));
+        fails(layer.create_file(&root, n("file"), 0o600, ALICE), EPERM);
+        layer.create_file(&root, n("file"), 0o600, ROOT).unwrap();
+    });
+    in_thread(|| {
+        let temp = temp();
+        fs::set_permissions(temp.path(), fs::Permissions::from_mode(0o777)).unwrap();
+        let (uid, gid) = (
+            rustix::fs::Uid::from_raw(ALICE.uid),
+            rustix::fs::Gid::from_raw(ALICE.gid),
+        );
+        fs::write(temp.path().join("roots"), "text").unwrap();
+        fs::create_dir(temp.path().join("hidden")).unwrap();
+        fs::set_permissions(temp.path().join("hidden"), fs::Permissions::from_mode(0o711)).unwrap();
+        rustix::thread::set_thread_res_gid(gid, gid, gid).unwrap();
+        rustix::thread::set_thread_res_uid(uid, uid, uid).unwrap();
+        for for_writing in [false, true] {
+            let layer = LinuxLayer::open(temp.path(), for_writing).unwrap();
+            let root = layer.root().unwrap();
+            assert_eq!(layer.identity(), ALICE);
+            assert!(layer.creates_as(ALICE) && !layer.creates_as(ROOT));
+            assert_eq!(read(&layer, &root, "roots"), b"text", "O_NOATIME is for owners only");
+            let hidden = layer.open_dir(&root, n("hidden")).unwrap();
+            fails(layer.list(&hidden, &mut |_| ()), EACCES);
+            fails(layer.stat(Object::Entry(&hidden, n("x"))), ENOENT);
+        }
+        let layer = LinuxLayer::open(temp.path(), true).unwrap();
+        let root = layer.root().unwrap();
+        let file = layer.create_file(&root, n("file"), 0o666, ALICE).unwrap();
+        let stat = layer.stat(Object::File(&file)).unwrap();
+        assert_eq!((stat.uid, stat.gid, stat.mode), (ALICE.uid, ALICE.gid, 0o666));
+        fails(layer.create_file(&root, n("other"), 0o666, ROOT), EPERM);
+        fails(layer.set_owner(Object::File(&file), ROOT), EPERM);
+    });
+}
+
+/// A lower tree with `dir/{a,b}` and `file`, on both of which something else is mounted by `mount_on`.
+fn mounted_inside(way: Way, mounts_first: bool, mount_on: impl Fn(&Path)) {
+    let temp = temp();
+    let lower = temp.path().join("lower");
+    fs::create_dir_all(lower.join("dir/a")).unwrap();
+    fs::write(lower.join("dir/b"), "below").unwrap();
+    fs::write(lower.join("file"), "below").unwrap();
+    fs::write(temp.path().join("other"), "above").unwrap();
+    let inos = ["dir", "file"].map(|name| fs::symlink_metadata(lower.join(name)).unwrap().ino());
+
+    let mount_all = || {
+        mount_bind(temp.path().join("other"), lower.join("file")).unwrap();
+        mount_on(&lower.join("dir"));
+    };
+    if mounts_first {
+        mount_all();
+    }
+    let layer = way.open(&lower);
+    if !mounts_first {
+        mount_all();
+    }
+
+    let root = layer.root().unwrap();
+    let listed = list(&layer, &root);
+    assert_eq!(listed.len(), 2);
+    for (name, ino, kind) in [("dir", inos[0], Kind::Dir), ("file", inos[1], Kind::File)] {
+        let stat = layer.stat(Object::Entry(&root, n(name))).unwrap();
+        assert_eq!((stat.kind, stat.ino, listed[n(name)]), (kind, ino, (kind, ino)));
+        assert_eq!(stat.dev, layer.stat(Object::Dir(&root)).unwrap().dev);
+    }
+    let dir = layer.open_dir(&root, n("dir")).unwrap();
+    let stat = layer.stat(Object::Dir(&dir)).unwrap();
+    assert_eq!((stat.kind, stat.ino), (Kind::Dir, inos[0]));
+    let time = Time::default();
+    if way == Way::Clone {
+        assert_eq!(names(&layer, &dir), ["a", "b"]);
+        assert_eq!(read(&layer, &dir, "b"), b"below");
+        assert_eq!(read(&layer, &root, "file"), b"below");
+        for object in [
+            Object::Dir(&dir),
+            Object::Entry(&root, n("dir")),
+            Object::Entry(&root, n("file")),
+        ] {
+            fails(layer.set_mode(object, 0o777), EROFS);
+            fails(layer.set_owner(object, ALICE), EROFS);
+            fails(layer.set_times(object, time, time), EROFS);
+        }
+        return;
+    }
+    assert!(names(&layer, &dir).is_empty());
+    fails(layer.stat(Object::Entry(&dir, n("a"))), ENOENT);
+    fails(layer.open_dir(&dir, n("a")), ENOENT);
+    fails(layer.open_file(&dir, n("b"), Access::Read), ENOENT);
+    fails(layer.create_dir(&dir, n("c"), 0o700, ROOT), ENOENT);
+    fails(layer.open_file(&root, n("file"), Access::Read), EBUSY);
+    fails(layer.open_dir(&root, n("file")), ENOTDIR);
+    fails(layer.read_link(&root, n("dir")), EINVAL);
+    fails(layer.remove_dir(&root, n("dir")), EBUSY);
+    fails(layer.unlink(&root, n("file")), EBUSY);
+    fails(
+        layer.rename(&root, n("dir"), &root, n("new"), RenameMode::Replace),
+        EBUSY,
+    );
+    fails(layer.link(&root, n("file"), &root, n("new")), EXDEV);
+    for object in [
+        Object::Dir(&dir),
+        Object::Entry(&root, n("dir")),
+        Object::Entry(&root, n("file")),
+    ] {
+        fails(layer.set_mode(object, 0o777), EBUSY);
+        fails(layer.set_owner(object, ALICE), EBUSY);
+        fails(layer.set_times(object, time, time), EBUSY);
+    }
+    assert_eq!(layer.stat(Object::Entry(&root, n("file"))).unwrap().size, 0);
+}
+
+#[test]
+fn mounts_inside_a_layer_are_not_crossed() {
+    for way in Way::BOTH {
+        in_thread(move || {
+            own_mounts();
+            mounted_inside(way, true, |path| {
+                mount_tmpfs(path);
+                fs::write(path.join("above"), "").unwrap();
+            });
+        });
+    }
+}
+
+#[test]
+fn mounts_made_later_do_not_come_in() {
+    in_thread(|| {
+        own_mounts();
+        mount_change("/", MountPropagationFlags::SHARED | MountPropagationFlags::REC).unwrap();
+        mounted_inside(Way::Clone, false, |path| {
+            mount_tmpfs(path);
+            fs::write(path.join("above"), "").unwrap();
+        });
+    });
+}
+
+/// As the overlay's own mount point is while the daemon is at work on a request: whoever asks it anything waits forever.
+#[test]
+fn a_filesystem_that_does_not_answer_is_not_asked() {
+    for way in Way::BOTH {
+        let device = fs::File::options().read(true).write(true).open("/dev/fuse").unwrap();
+        let options = format!("fd={},rootmode=40000,user_id=0,group_id=0\0", device.as_raw_fd());
+        // When the test fails the descriptor is closed, which ends every wait.
+        in_thread(move || {
+            own_mounts();
+            mounted_inside(way, true, |path| {
+                let options = std::ffi::CStr::from_bytes_with_nul(options.as_bytes()).unwrap();
+                mount("hung", path, "fuse", MountFlags::empty(), options).unwrap();
+            });
+        });
+    }
+}
+
+#[test]
+fn tells_of_space_and_abilities() {
+    let (temp, layer, root) = upper();
+    let expected = rustix::fs::statvfs(temp.path()).unwrap();
+    let stat = layer.stat_fs().unwrap();
+    assert_eq!(
+        (u64::from(stat.block_size), stat.blocks),
+        (expected.f_frsize, expected.f_blocks)
+    );
+    assert_eq!((stat.files, stat.name_max), (expected.f_files, 255));
+    assert!(stat.blocks_available <= stat.blocks_free && stat.blocks_free <= stat.blocks && stat.blocks_free > 0);
+
+    fs::write(temp.path().join("a"), "").unwrap();
+    fs::write(temp.path().join("b"), "").unwrap();
+    let exchanged = layer.rename(&root, n("a"), &root, n("b"), RenameMode::Exchange).is_ok();
+    assert_eq!(layer.capabilities().exchange, exchanged);
+    assert!(
+        !LinuxLayer::open(temp.path(), false).unwrap().capabilities().exchange,
+        "a clone is never written"
+    );
+}
+
+#[test]
+fn opens_directories_only() {
+    in_thread(|| {
+        let temp = temp();
+        fs::write(temp.path().join("file"), "").unwrap();
+        fs::create_dir(temp.path().join("dir")).unwrap();
+        symlink("dir", temp.path().join("link")).unwrap();
+        for without_rights in [false, true] {
+            if without_rights {
+                drop_capabilities(CapabilitySet::SYS_ADMIN);
+            }
+            for for_writing in [false, true] {
+                let open = |name: &str| LinuxLayer::open(&temp.path().join(name), for_writing);
+                fails(open("missing"), ENOENT);
+                fails(open("file"), ENOTDIR);
+                fails(open("file/x"), ENOTDIR);
+                fails(LinuxLayer::open(Path::new(""), for_writing), ENOENT);
+                let dir = open("link").unwrap();
+                let ino = dir.stat(Object::Dir(&dir.root().unwrap())).unwrap().ino;
+                assert_eq!(ino, fs::metadata(temp.path().join("dir")).unwrap().ino());
+            }
+        }
+    });
+}
+
+#[test]
+fn lists_a_large_directory_once() {
+    let (temp, layer, root) = upper();
+    for index in 0..5000 {
+        fs::write(temp.path().join(format!("{index:0>40}")), "").unwrap();
+    }
+    assert_eq!(list(&layer, &root).len(), 5000);
+    assert_eq!(list(&layer, &root).len(), 5000, "each listing starts at the beginning");
+}
+
+#[test]
+fn counts_calls_by_method() {
+    let temp = temp();
+    let counts = Counts::default();
+    let open = |name: &str| {
+        fs::create_dir(temp.path().join(name)).unwrap();
+        Counted::new(LinuxLayer::open(&temp.path().join(name), true).unwrap(), &counts)
+    };
+    let (first, second) = (open("first"), open("second"));
+    let (from, to) = (first.root().unwrap(), second.root().unwrap());
+    assert_eq!(counts.take().to_string(), "2 (root 2)");
+    assert_eq!(counts.to_string(), "0");
+
+    let file = first.create_file(&from, n("file"), 0o600, ROOT).unwrap();
+    first.stat(Object::Dir(&from)).unwrap();
+    first.stat(Object::Entry(&from, n("file"))).unwrap();
+    first.set_mode(Object::File(&file), 0o640).unwrap();
+    second
+        .rename(&from, n("file"), &to, n("file"), RenameMode::Replace)
+        .unwrap();
+    fails(second.unlink(&to, n("missing")), ENOENT);
+    assert!(first.creates_as(ROOT) && first.capabilities().dirs_follow_rename && first.identity() == ROOT);
+    assert_eq!(counts.total(), 6);
+    assert_eq!(
+        counts.to_string(),
+        "6 (stat 2, set_mode 1, create_file 1, unlink 1, rename 1)"
+    );
+    let tally = counts.take();
+    assert_eq!(
+        (tally.of(Method::Stat), tally.of(Method::Rename), tally.of(Method::List)),
+        (2, 1, 0)
+    );
+    assert_eq!(
+        Method::ALL.iter().map(|&method| tally.of(method)).sum::<u64>(),
+        tally.total()
+    );
+    assert_eq!(counts.total(), 0);
+}
