@@ -37,9 +37,7 @@ impl<L: Layer> OverlayScheme<L> {
                 Ok(copy_from(&self.overlay.stat(open.node())?.rdev.to_ne_bytes(), buf, offset))
             }
             _ => {
-                let len = buf
-                    .len()
-                    .min(usize::try_from(OFFSET_MAX - offset).unwrap_or(usize::MAX));
+                let len = buf.len().min(usize::try_from(OFFSET_MAX - offset).unwrap_or(usize::MAX));
                 self.overlay.read_at(&open.file, &mut buf[..len], offset)
             }
         }
@@ -67,11 +65,7 @@ impl<L: Layer> OverlayScheme<L> {
             return Err(Error::new(EFBIG));
         }
         self.drop_set_id(open.node(), caller)?;
-        if append {
-            self.overlay.append(&open.file, buf)
-        } else {
-            self.overlay.write_at(&open.file, buf, offset)
-        }
+        if append { self.overlay.append(&open.file, buf) } else { self.overlay.write_at(&open.file, buf, offset) }
     }
 
     /// The size of a file in bytes, or how many entries a directory has.
@@ -134,12 +128,7 @@ impl<L: Layer> OverlayScheme<L> {
                 Kind::BlockDev => DirentKind::BlockDev,
                 Kind::Fifo => DirentKind::Unspecified,
             };
-            match buf.entry(DirEntry {
-                inode: entry.ino,
-                next_opaque_id: entry.offset,
-                name,
-                kind,
-            }) {
+            match buf.entry(DirEntry { inode: entry.ino, next_opaque_id: entry.offset, name, kind }) {
                 Ok(()) => written = true,
                 Err(_) if written => return false,
                 Err(error) => outcome = Err(error),
@@ -157,10 +146,7 @@ impl<L: Layer> OverlayScheme<L> {
 
 /// Copies what `text` has from `offset` on, as far as it fits.
 fn copy_from(text: &[u8], buf: &mut [u8], offset: u64) -> usize {
-    let rest = usize::try_from(offset)
-        .ok()
-        .and_then(|offset| text.get(offset..))
-        .unwrap_or_default();
+    let rest = usize::try_from(offset).ok().and_then(|offset| text.get(offset..)).unwrap_or_default();
     let len = rest.len().min(buf.len());
     buf[..len].copy_from_slice(&rest[..len]);
     len

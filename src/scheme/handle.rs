@@ -72,10 +72,7 @@ pub struct Table<L: Layer> {
 
 impl<L: Layer> Table<L> {
     pub fn new() -> Self {
-        Self {
-            last_id: 0,
-            handles: HashMap::new(),
-        }
+        Self { last_id: 0, handles: HashMap::new() }
     }
 
     /// Takes a handle in and answers its id.

@@ -41,18 +41,10 @@ impl New {
     fn parse(flags: usize) -> Result<Self> {
         let kind = flags as u16 & MODE_TYPE;
         if flags & O_DIRECTORY != 0 {
-            return if kind == 0 || kind == MODE_DIR {
-                Ok(Self::Dir)
-            } else {
-                Err(Error::new(EINVAL))
-            };
+            return if kind == 0 || kind == MODE_DIR { Ok(Self::Dir) } else { Err(Error::new(EINVAL)) };
         }
         if flags & O_SYMLINK != 0 {
-            return if kind == 0 || kind == MODE_SYMLINK {
-                Ok(Self::Symlink)
-            } else {
-                Err(Error::new(EINVAL))
-            };
+            return if kind == 0 || kind == MODE_SYMLINK { Ok(Self::Symlink) } else { Err(Error::new(EINVAL)) };
         }
         match kind {
             0 | MODE_FILE => Ok(Self::File),
@@ -85,11 +77,7 @@ impl<L: Layer> OverlayScheme<L> {
     }
 
     fn open_path(&self, dir: usize, path: &str, flags: usize, caller: Caller) -> Result<Handle<L>> {
-        let new = if flags & O_CREAT != 0 {
-            Some(New::parse(flags)?)
-        } else {
-            None
-        };
+        let new = if flags & O_CREAT != 0 { Some(New::parse(flags)?) } else { None };
         let exclusive = new.is_some_and(|new| flags & O_EXCL != 0 || new.is_exclusive());
         let last = if exclusive {
             Last::Name
@@ -183,13 +171,7 @@ impl<L: Layer> OverlayScheme<L> {
     }
 
     fn open_new(&self, place: Place<L>, new: New, flags: usize, caller: Caller) -> Result<Handle<L>> {
-        let Place {
-            dir,
-            end: End::Name(name),
-            slash,
-            ..
-        } = place
-        else {
+        let Place { dir, end: End::Name(name), slash, .. } = place else {
             return Err(Error::new(ENOENT));
         };
         if slash && new != New::Dir {
@@ -220,8 +202,7 @@ impl<L: Layer> OverlayScheme<L> {
             }
             New::Special(kind) => {
                 let (owner, mode) = caller.newborn(&dir_stat, kind, mode);
-                self.overlay
-                    .open(&self.overlay.create_node(&dir, &name, kind, mode, 0, owner)?)
+                self.overlay.open(&self.overlay.create_node(&dir, &name, kind, mode, 0, owner)?)
             }
         };
         Ok(Handle::Open(open_object(file, Some((dir, name)), flags, caller)))
@@ -256,11 +237,7 @@ impl<L: Layer> OverlayScheme<L> {
         if !request.is_empty() {
             return Err(Error::new(EINVAL));
         }
-        let copy = Open {
-            file: self.overlay.open(open.node()),
-            entry: open.entry.clone(),
-            ..*open
-        };
+        let copy = Open { file: self.overlay.open(open.node()), entry: open.entry.clone(), ..*open };
         Ok(self.handles.insert(Handle::Open(copy)))
     }
 }

@@ -11,14 +11,8 @@ use syscall::flag::{
 
 use crate::support::{Stage, ann, bob, errno, eve, refused, root};
 
-const NOW: TimeSpec = TimeSpec {
-    tv_sec: 0,
-    tv_nsec: (1 << 30) - 1,
-};
-const OMIT: TimeSpec = TimeSpec {
-    tv_sec: 0,
-    tv_nsec: (1 << 30) - 2,
-};
+const NOW: TimeSpec = TimeSpec { tv_sec: 0, tv_nsec: (1 << 30) - 1 };
+const OMIT: TimeSpec = TimeSpec { tv_sec: 0, tv_nsec: (1 << 30) - 2 };
 
 fn at(tv_sec: i64, tv_nsec: i32) -> TimeSpec {
     TimeSpec { tv_sec, tv_nsec }
@@ -76,11 +70,7 @@ fn modes_are_the_owners_to_set() {
     assert_eq!(symlink.fchmod(0o600), refused(EOPNOTSUPP));
     let file = stage.open(&ann(), "d/f", 0).unwrap();
     file.fchmod(0xFFFF).unwrap();
-    assert_eq!(
-        ann().stat(stage.path("d/f")).unwrap().st_mode,
-        0x8000 | 0o7777,
-        "the kind is no part of it"
-    );
+    assert_eq!(ann().stat(stage.path("d/f")).unwrap().st_mode, 0x8000 | 0o7777, "the kind is no part of it");
     assert_eq!(std::fs::read(stage.lower("d/f")).unwrap(), b"d/f");
 }
 
@@ -104,22 +94,14 @@ fn owners_are_roots_to_set_and_groups_the_owners() {
     assert_eq!(chown(&ann(), "d/f", same, 200), refused(EPERM));
     assert_eq!(chown(&ann(), "d/foreign", 1000, 100), Ok(()));
     assert_eq!(stage.owner("d/foreign"), (1000, 100));
-    assert_eq!(
-        chown(&ann(), "d/foreign", 1000, 7),
-        refused(EPERM),
-        "not her group any more"
-    );
+    assert_eq!(chown(&ann(), "d/foreign", 1000, 7), refused(EPERM), "not her group any more");
     assert_eq!(chown(&ann(), "d/f", same, same), Ok(()));
     assert_eq!(chown(&root(), "d/f", 5, same), Ok(()));
     assert_eq!(stage.owner("d/f"), (5, 100));
     assert_eq!(chown(&root(), "d/f", same, 6), Ok(()));
     assert_eq!(stage.owner("d/f"), (5, 6));
     assert_eq!(chown(&root(), "d/l", 8, 9), Ok(()));
-    assert_eq!(
-        (stage.owner("d/l"), stage.owner("d/f")),
-        ((8, 9), (5, 6)),
-        "the symlink itself"
-    );
+    assert_eq!((stage.owner("d/l"), stage.owner("d/f")), ((8, 9), (5, 6)), "the symlink itself");
 
     root().chown(stage.path("d/f"), 1000, 7).unwrap();
     ann().chown(stage.path("d/f"), 1000, 100).unwrap();
@@ -146,11 +128,7 @@ fn set_id_bits_go_with_a_change_by_someone_without_privileges() {
         assert_eq!(stage.mode(&format!("d/{name}")), 0o777, "{name}");
     }
     open("d/locking", O_WRONLY).write(b"x").unwrap();
-    assert_eq!(
-        stage.mode("d/locking"),
-        0o2767,
-        "without group execute it is no set-group-id"
-    );
+    assert_eq!(stage.mode("d/locking"), 0o2767, "without group execute it is no set-group-id");
     open("d/nothing", O_RDWR).write(b"").unwrap();
     assert_eq!(stage.mode("d/nothing"), 0o6777, "nothing was written");
     root().write_file(stage.path("d/root"), "x").unwrap();
@@ -169,10 +147,7 @@ fn times() {
     });
     let times = |name: &str| {
         let stat = ann().stat(stage.path(name)).unwrap();
-        (
-            at(stat.st_atime as i64, stat.st_atime_nsec as i32),
-            at(stat.st_mtime as i64, stat.st_mtime_nsec as i32),
-        )
+        (at(stat.st_atime as i64, stat.st_atime_nsec as i32), at(stat.st_mtime as i64, stat.st_mtime_nsec as i32))
     };
     ann().utimens(stage.path("mine"), at(1, 2), at(3, 999_999_999)).unwrap();
     assert_eq!(times("mine"), (at(1, 2), at(3, 999_999_999)));
@@ -186,10 +161,7 @@ fn times() {
     let before = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() as i64;
     ann().utimens(stage.path("mine"), NOW, NOW).unwrap();
     let (atime, mtime) = times("mine");
-    assert!(
-        atime == mtime && atime.tv_sec >= before && atime.tv_sec <= before + 60,
-        "{atime:?} {mtime:?}"
-    );
+    assert!(atime == mtime && atime.tv_sec >= before && atime.tv_sec <= before + 60, "{atime:?} {mtime:?}");
 
     assert_eq!(errno(eve().utimens(stage.path("mine"), NOW, NOW)), EACCES);
     assert_eq!(errno(eve().utimens(stage.path("mine"), at(1, 0), at(1, 0))), EPERM);
@@ -199,16 +171,8 @@ fn times() {
     eve().utimens(stage.path("mine"), OMIT, OMIT).unwrap();
     root().utimens(stage.path("mine"), at(1, 0), at(1, 0)).unwrap();
     for nsec in [-1, 1_000_000_000, i32::MIN, i32::MAX] {
-        assert_eq!(
-            errno(ann().utimens(stage.path("mine"), at(1, nsec), NOW)),
-            EINVAL,
-            "{nsec}"
-        );
-        assert_eq!(
-            errno(ann().utimens(stage.path("mine"), NOW, at(1, nsec))),
-            EINVAL,
-            "{nsec}"
-        );
+        assert_eq!(errno(ann().utimens(stage.path("mine"), at(1, nsec), NOW)), EINVAL, "{nsec}");
+        assert_eq!(errno(ann().utimens(stage.path("mine"), NOW, at(1, nsec))), EINVAL, "{nsec}");
     }
     let file = stage.open(&ann(), "mine", O_STAT).unwrap();
     for len in [0, 16, 31, 33, 48] {
@@ -246,10 +210,7 @@ fn flags_that_change_and_flags_that_do_not() {
     assert_eq!(ask(77, 0), refused(EINVAL));
     assert_eq!(file.read(&mut [0; 8]), Ok(1), "the access mode stays");
     assert_eq!(file.fevent(EventFlags::EVENT_READ).map(drop), refused(EPERM));
-    assert_eq!(
-        file.mmap(0, 4096, MapFlags::MAP_SHARED | MapFlags::PROT_READ),
-        refused(EOPNOTSUPP)
-    );
+    assert_eq!(file.mmap(0, 4096, MapFlags::MAP_SHARED | MapFlags::PROT_READ), refused(EOPNOTSUPP));
     assert_eq!(file.call(&mut [0; 8], &[0, 0, 0]), refused(EOPNOTSUPP));
 }
 
@@ -276,8 +237,7 @@ fn paths_of_handles() {
     let relative = |dir: &str, path: &str| {
         let (dir, file) = (stage.open(&ann(), dir, O_STAT)?, stage.open(&ann(), path, O_STAT)?);
         let mut buf = [0; 16];
-        dir.relpathat(&file, &mut buf)
-            .map(|len| String::from_utf8_lossy(&buf[..len]).into_owned())
+        dir.relpathat(&file, &mut buf).map(|len| String::from_utf8_lossy(&buf[..len]).into_owned())
     };
     assert_eq!(relative("", "a/b/f").as_deref(), Ok("a/b/f"));
     assert_eq!(relative("a", "a/b/f").as_deref(), Ok("b/f"));

@@ -32,21 +32,15 @@ fn offsets_are_the_kernels() {
 #[test]
 fn appending_is_the_schemes_job() {
     let stage = Stage::new(|lower| lower.file("f", 0o644));
-    let (one, two) = (
-        stage.open(&ann(), "f", O_WRONLY | O_APPEND).unwrap(),
-        stage.open(&ann(), "f", O_WRONLY | O_APPEND).unwrap(),
-    );
+    let (one, two) =
+        (stage.open(&ann(), "f", O_WRONLY | O_APPEND).unwrap(), stage.open(&ann(), "f", O_WRONLY | O_APPEND).unwrap());
     assert_eq!(one.write(b"1"), Ok(1));
     assert_eq!(two.write(b"2"), Ok(1));
     assert_eq!(one.write_at(b"3", 0), Ok(1), "an offset does not count");
     assert_eq!(stage.content("f"), "f123");
 
     let plain = stage.open(&ann(), "f", O_WRONLY).unwrap();
-    assert_eq!(
-        plain.write_at_with(b"4", 0, true, false),
-        Ok(1),
-        "asked for with the request"
-    );
+    assert_eq!(plain.write_at_with(b"4", 0, true, false), Ok(1), "asked for with the request");
     plain.set_flags(O_APPEND).unwrap();
     assert_eq!(plain.write_at(b"5", 0), Ok(1), "asked for afterwards");
     plain.set_flags(O_NONBLOCK).unwrap();
@@ -69,10 +63,7 @@ fn sizes_and_offsets_have_an_end() {
     assert_eq!(file.write_at(b"", last), Ok(0));
     assert_eq!(file.read_at(&mut [], 0), Ok(0));
     assert_eq!(stage.content("f"), "f");
-    assert!(
-        !stage.upper("f").exists(),
-        "nothing was written, so nothing was copied up"
-    );
+    assert!(!stage.upper("f").exists(), "nothing was written, so nothing was copied up");
 }
 
 #[test]
@@ -87,10 +78,7 @@ fn files_are_resized_through_writable_handles() {
     file.ftruncate(4).unwrap();
     assert_eq!(stage.content("file"), "fi\0\0");
     assert_eq!(file.fsize(), Ok(4));
-    assert_eq!(
-        stage.open(&ann(), "file", O_RDONLY).unwrap().ftruncate(0),
-        refused(EBADF)
-    );
+    assert_eq!(stage.open(&ann(), "file", O_RDONLY).unwrap().ftruncate(0), refused(EBADF));
     assert_eq!(stage.open(&ann(), "d", O_RDONLY).unwrap().ftruncate(0), refused(EBADF));
     assert_eq!(errno(eve().truncate(stage.path("file"), 0)), EACCES);
 }
@@ -107,10 +95,7 @@ fn directories_are_not_read_as_files() {
     assert_eq!(dir.read(&mut [0; 8]), refused(EISDIR));
     assert_eq!(dir.write(b"x"), refused(EBADF));
     assert_eq!(dir.fsize(), Ok(2));
-    assert_eq!(
-        stage.open(&ann(), "f", O_RDONLY).unwrap().getdents(&mut [0; 512], 0),
-        refused(ENOTDIR)
-    );
+    assert_eq!(stage.open(&ann(), "f", O_RDONLY).unwrap().getdents(&mut [0; 512], 0), refused(ENOTDIR));
     dir.fsync().unwrap();
     dir.sys_fsync().unwrap();
     stage.open(&ann(), "f", O_RDWR).unwrap().fsync().unwrap();
@@ -218,11 +203,7 @@ fn a_buffer_holds_an_entry_or_the_request_fails() {
     let empty = stage.open(&ann(), "empty", O_RDONLY).unwrap();
     assert_eq!(empty.getdents(&mut [0; 8], 0), Ok(0));
     assert_eq!(dir.getdents(&mut [0; 512], u64::MAX), Ok(0));
-    assert_eq!(
-        empty.std_fs_call(3, &mut [0; 512], 0, 4),
-        refused(EINVAL),
-        "a header that is too small"
-    );
+    assert_eq!(empty.std_fs_call(3, &mut [0; 512], 0, 4), refused(EINVAL), "a header that is too small");
 }
 
 #[test]
@@ -256,11 +237,7 @@ fn handles_follow_their_file_when_it_is_copied_up() {
     let mut buf = [0; 8];
     assert_eq!(reader.read_at(&mut buf, 0), Ok(1));
     let before = reader.fstat().unwrap();
-    ann()
-        .open(stage.path("f"), O_WRONLY | O_CREAT, 0)
-        .unwrap()
-        .write(b"changed")
-        .unwrap();
+    ann().open(stage.path("f"), O_WRONLY | O_CREAT, 0).unwrap().write(b"changed").unwrap();
     assert_eq!(reader.read_at(&mut buf, 0), Ok(7));
     assert_eq!(&buf[..7], b"changed");
     let after = reader.fstat().unwrap();
@@ -280,9 +257,5 @@ fn a_duplicate_is_open_in_the_same_way() {
     };
     // SAFETY: the request has no buffer.
     let copy = unsafe { file.raw(sqe) }.unwrap();
-    assert_ne!(
-        copy,
-        file.id(),
-        "the kernel never asks for an empty duplicate, but old ones did"
-    );
+    assert_ne!(copy, file.id(), "the kernel never asks for an empty duplicate, but old ones did");
 }

@@ -18,11 +18,7 @@ fn stage() -> Stage {
 
 /// Sends a request as it stands.
 fn send(through: &Fd, opcode: Opcode, args: [u64; 6]) -> Result<usize> {
-    let sqe = Sqe {
-        opcode: opcode as u8,
-        args,
-        ..Default::default()
-    };
+    let sqe = Sqe { opcode: opcode as u8, args, ..Default::default() };
     // SAFETY: each test passes buffers that live until it has the answer.
     unsafe { through.raw(sqe) }
 }
@@ -38,54 +34,18 @@ fn short_and_crooked_buffers() {
     let std_call = |kind: StdFsCallKind, address: u64, len: u64| {
         send(&file, Opcode::StdFsCall, [id, address, len, kind as u64, 0, 0])
     };
-    for (address, len) in [
-        (address, 0),
-        (address, 1),
-        (address, stat - 1),
-        (address + 1, stat),
-        (address + 4, stat),
-    ] {
-        assert_eq!(
-            send(&file, Opcode::Fstat, [id, address, len, 0, 0, 0]),
-            refused(EINVAL),
-            "fstat {len}"
-        );
-        assert_eq!(
-            std_call(StdFsCallKind::Fstat, address, len),
-            refused(EINVAL),
-            "fstat {len}"
-        );
+    for (address, len) in [(address, 0), (address, 1), (address, stat - 1), (address + 1, stat), (address + 4, stat)] {
+        assert_eq!(send(&file, Opcode::Fstat, [id, address, len, 0, 0, 0]), refused(EINVAL), "fstat {len}");
+        assert_eq!(std_call(StdFsCallKind::Fstat, address, len), refused(EINVAL), "fstat {len}");
     }
     for (address, len) in [(address, 0), (address, statvfs - 1), (address + 1, statvfs)] {
-        assert_eq!(
-            send(&file, Opcode::Fstatvfs, [id, address, len, 0, 0, 0]),
-            refused(EINVAL),
-            "fstatvfs {len}"
-        );
-        assert_eq!(
-            std_call(StdFsCallKind::Fstatvfs, address, len),
-            refused(EINVAL),
-            "fstatvfs {len}"
-        );
+        assert_eq!(send(&file, Opcode::Fstatvfs, [id, address, len, 0, 0, 0]), refused(EINVAL), "fstatvfs {len}");
+        assert_eq!(std_call(StdFsCallKind::Fstatvfs, address, len), refused(EINVAL), "fstatvfs {len}");
     }
-    for (address, len) in [
-        (address, 0),
-        (address, 16),
-        (address, 31),
-        (address, 33),
-        (address, 256),
-        (address + 2, 32),
-    ] {
-        assert_eq!(
-            send(&file, Opcode::Futimens, [id, address, len, 0, 0, 0]),
-            refused(EINVAL),
-            "futimens {len}"
-        );
-        assert_eq!(
-            std_call(StdFsCallKind::Futimens, address, len),
-            refused(EINVAL),
-            "futimens {len}"
-        );
+    for (address, len) in [(address, 0), (address, 16), (address, 31), (address, 33), (address, 256), (address + 2, 32)]
+    {
+        assert_eq!(send(&file, Opcode::Futimens, [id, address, len, 0, 0, 0]), refused(EINVAL), "futimens {len}");
+        assert_eq!(std_call(StdFsCallKind::Futimens, address, len), refused(EINVAL), "futimens {len}");
     }
     assert_eq!(send(&file, Opcode::Fstat, [id, address, stat, 0, 0, 0]), Ok(0));
     assert_eq!(send(&file, Opcode::Fstatvfs, [id, address, statvfs, 0, 0, 0]), Ok(0));
@@ -107,14 +67,7 @@ fn locks_that_the_crate_does_not_survive() {
     };
     for held in [false, true] {
         if held {
-            other
-                .lock(Lock {
-                    start: 0,
-                    len: 10,
-                    exclusive: true,
-                    of_file: false,
-                })
-                .unwrap();
+            other.lock(Lock { start: 0, len: 10, exclusive: true, of_file: false }).unwrap();
         }
         assert_eq!(call(StdFsCallKind::Lock, 0, last, 2), refused(EOVERFLOW));
         let taken = if held { refused(EWOULDBLOCK) } else { Ok(0) };
@@ -126,18 +79,11 @@ fn locks_that_the_crate_does_not_survive() {
         for len in [0, 8, 15, 17, 32] {
             assert_eq!(call(StdFsCallKind::GetLock, len, 0, 0), refused(EINVAL), "{len}");
         }
-        let crooked = send(
-            &file,
-            Opcode::StdFsCall,
-            [id, address + 4, 16, StdFsCallKind::GetLock as u64, 0, 0],
-        );
+        let crooked = send(&file, Opcode::StdFsCall, [id, address + 4, 16, StdFsCallKind::GetLock as u64, 0, 0]);
         assert_eq!(crooked, refused(EINVAL));
     }
     let found = call(StdFsCallKind::GetLock, 16, 0, 0);
-    assert!(
-        found.is_ok(),
-        "relibc asks about everything with a length of 0: {found:?}"
-    );
+    assert!(found.is_ok(), "relibc asks about everything with a length of 0: {found:?}");
     assert_eq!(errno(call(StdFsCallKind::GetLock, 16, last, 0)), syscall::error::ESRCH);
     let two = Sqe {
         opcode: Opcode::StdFsCall as u8,
@@ -153,40 +99,22 @@ fn locks_that_the_crate_does_not_survive() {
 #[test]
 fn locks_work_and_end_with_their_owner() {
     let stage = stage();
-    let exclusive = Lock {
-        start: 0,
-        len: 0,
-        exclusive: true,
-        of_file: true,
-    };
+    let exclusive = Lock { start: 0, len: 0, exclusive: true, of_file: true };
     let first = stage.open(&ann(), "d/f", O_RDWR).unwrap();
     let second = stage.open(&bob(), "d/f", O_RDWR).unwrap();
     first.lock(exclusive).unwrap();
     assert_eq!(second.lock(exclusive), refused(EWOULDBLOCK));
     assert!(second.get_lock(exclusive).unwrap().is_some());
     drop(first);
-    assert_eq!(
-        retry(|| second.lock(exclusive)),
-        Ok(()),
-        "an open file's lock ends when it is closed"
-    );
+    assert_eq!(retry(|| second.lock(exclusive)), Ok(()), "an open file's lock ends when it is closed");
     second.unlock(exclusive).unwrap();
 
-    let of_process = Lock {
-        start: 5,
-        len: 1,
-        exclusive: true,
-        of_file: false,
-    };
+    let of_process = Lock { start: 5, len: 1, exclusive: true, of_file: false };
     let third = stage.open(&ann(), "d/f", O_RDWR).unwrap();
     third.lock(of_process).unwrap();
     assert_eq!(second.lock(of_process), refused(EWOULDBLOCK));
     drop(third);
-    assert_eq!(
-        retry(|| second.lock(of_process)),
-        Ok(()),
-        "a process's lock when it closes the file"
-    );
+    assert_eq!(retry(|| second.lock(of_process)), Ok(()), "a process's lock when it closes the file");
 }
 
 /// A close reaches the daemon after its client has gone on.
@@ -229,39 +157,16 @@ fn ids_that_nobody_was_given() {
             Opcode::Fsync,
             Opcode::Ftruncate,
         ] {
-            assert_eq!(
-                send(&file, opcode, [id, address, 0, 0, 0, 0]),
-                refused(EBADF),
-                "{opcode:?} {id}"
-            );
+            assert_eq!(send(&file, opcode, [id, address, 0, 0, 0, 0]), refused(EBADF), "{opcode:?} {id}");
         }
         assert_eq!(send(&file, Opcode::Fstat, [id, address, 512, 0, 0, 0]), refused(EBADF));
         assert_eq!(send(&file, Opcode::Frename, [id, address, 0, 0, 0, 0]), refused(EBADF));
         assert_eq!(send(&file, Opcode::Flink, [id, address, 0, 0, 0, 0]), refused(EBADF));
-        assert_eq!(
-            send(&file, Opcode::Getdents, [id, address, 512, 24, 0, 0]),
-            refused(EBADF)
-        );
-        for kind in [
-            StdFsCallKind::Fchmod,
-            StdFsCallKind::Fchown,
-            StdFsCallKind::Unlinkat,
-            StdFsCallKind::Fsync,
-        ] {
-            assert_eq!(
-                send(&file, Opcode::StdFsCall, [id, address, 0, kind as u64, 0, 0]),
-                refused(EBADF),
-                "{kind:?}"
-            );
+        assert_eq!(send(&file, Opcode::Getdents, [id, address, 512, 24, 0, 0]), refused(EBADF));
+        for kind in [StdFsCallKind::Fchmod, StdFsCallKind::Fchown, StdFsCallKind::Unlinkat, StdFsCallKind::Fsync] {
+            assert_eq!(send(&file, Opcode::StdFsCall, [id, address, 0, kind as u64, 0, 0]), refused(EBADF), "{kind:?}");
         }
-        assert!(
-            send(
-                &file,
-                Opcode::StdFsCall,
-                [id, address, 16, StdFsCallKind::Lock as u64, 0, 0]
-            )
-            .is_err()
-        );
+        assert!(send(&file, Opcode::StdFsCall, [id, address, 16, StdFsCallKind::Lock as u64, 0, 0]).is_err());
         for (opcode, arg) in [(Opcode::CloseMsg, id), (Opcode::Detach, id), (Opcode::Cancel, id)] {
             let sqe = Sqe {
                 opcode: opcode as u8,
@@ -284,24 +189,12 @@ fn paths_that_are_no_text() {
     let text = b"d/\xff\xfe";
     let (address, len) = (text.as_ptr() as u64, text.len() as u64);
     for opcode in [Opcode::OpenAt, Opcode::UnlinkAt] {
-        assert_eq!(
-            send(&top, opcode, [top.id() as u64, address, len, 0, 0, 0]),
-            refused(EINVAL),
-            "{opcode:?}"
-        );
+        assert_eq!(send(&top, opcode, [top.id() as u64, address, len, 0, 0, 0]), refused(EINVAL), "{opcode:?}");
     }
     for opcode in [Opcode::Frename, Opcode::Flink] {
-        assert_eq!(
-            send(&file, opcode, [file.id() as u64, address, len, 0, 0, 0]),
-            refused(EINVAL),
-            "{opcode:?}"
-        );
+        assert_eq!(send(&file, opcode, [file.id() as u64, address, len, 0, 0, 0]), refused(EINVAL), "{opcode:?}");
     }
-    for kind in [
-        StdFsCallKind::Unlinkat,
-        StdFsCallKind::Frenameat,
-        StdFsCallKind::Flinkat,
-    ] {
+    for kind in [StdFsCallKind::Unlinkat, StdFsCallKind::Frenameat, StdFsCallKind::Flinkat] {
         let args = [top.id() as u64, address, len, kind as u64, 0, 0];
         assert_eq!(send(&top, Opcode::StdFsCall, args), refused(EINVAL), "{kind:?}");
     }
@@ -314,27 +207,16 @@ fn requests_that_a_filesystem_does_not_know() {
     let file = stage.open(&ann(), "d/f", O_RDWR).unwrap();
     let id = file.id() as u64;
     for opcode in [Opcode::Sendfd, Opcode::Call] {
-        assert_eq!(
-            send(&file, opcode, [id, 1 << 63, 0, 0, 0, 0]),
-            refused(EOPNOTSUPP),
-            "{opcode:?}"
-        );
+        assert_eq!(send(&file, opcode, [id, 1 << 63, 0, 0, 0, 0]), refused(EOPNOTSUPP), "{opcode:?}");
     }
     assert!(send(&file, Opcode::Recvfd, [id, 0, 1, 0, 0, 0]).is_err());
-    assert_eq!(
-        send(&file, Opcode::MmapPrep, [id, 4096, 0, 0, 0, 0]),
-        refused(EOPNOTSUPP)
-    );
+    assert_eq!(send(&file, Opcode::MmapPrep, [id, 4096, 0, 0, 0, 0]), refused(EOPNOTSUPP));
     assert_eq!(send(&file, Opcode::Munmap, [id, 4096, 0, 0, 0, 0]), refused(EOPNOTSUPP));
     for opcode in [Opcode::Close, Opcode::Mremap] {
         assert_eq!(send(&file, opcode, [id, 0, 0, 0, 0, 0]), refused(ENOSYS), "{opcode:?}");
     }
     for kind in [0, 9, 17, 255] {
-        assert_eq!(
-            send(&file, Opcode::StdFsCall, [id, 1 << 63, 0, kind, 0, 0]),
-            refused(EOPNOTSUPP),
-            "{kind}"
-        );
+        assert_eq!(send(&file, Opcode::StdFsCall, [id, 1 << 63, 0, kind, 0, 0]), refused(EOPNOTSUPP), "{kind}");
     }
     for kind in 1..=16 {
         let sqe = Sqe {
@@ -344,16 +226,9 @@ fn requests_that_a_filesystem_does_not_know() {
             ..Default::default()
         };
         // SAFETY: the request has no buffer.
-        assert!(
-            unsafe { file.raw(sqe) }.is_err(),
-            "{kind} with a second handle that is none"
-        );
+        assert!(unsafe { file.raw(sqe) }.is_err(), "{kind} with a second handle that is none");
     }
-    let unknown = Sqe {
-        opcode: 200,
-        args: [id, 0, 0, 0, 0, 0],
-        ..Default::default()
-    };
+    let unknown = Sqe { opcode: 200, args: [id, 0, 0, 0, 0, 0], ..Default::default() };
     // SAFETY: the request has no buffer.
     assert_eq!(unsafe { file.raw(unknown) }, refused(ENOSYS));
     assert!(stage.is_alive());

@@ -66,19 +66,10 @@ fn a_name_belongs_to_its_directory() {
         lower.file("unsearchable/f", 0o666);
     });
     assert_eq!(errno(eve().unlink(stage.path("mine/open"))), EACCES);
-    assert_eq!(
-        errno(eve().rename(stage.path("mine/open"), stage.path("ours/new"))),
-        EACCES
-    );
+    assert_eq!(errno(eve().rename(stage.path("mine/open"), stage.path("ours/new"))), EACCES);
     assert_eq!(errno(eve().link(stage.path("ours/f"), stage.path("mine/new"))), EACCES);
-    assert_eq!(
-        errno(eve().rename(stage.path("ours/f"), stage.path("mine/new"))),
-        EACCES
-    );
-    assert_eq!(
-        errno(eve().rename(stage.path("ours/f"), stage.path("mine/open"))),
-        EACCES
-    );
+    assert_eq!(errno(eve().rename(stage.path("ours/f"), stage.path("mine/new"))), EACCES);
+    assert_eq!(errno(eve().rename(stage.path("ours/f"), stage.path("mine/open"))), EACCES);
     assert_eq!(errno(eve().unlink(stage.path("unsearchable/f"))), EACCES);
 
     eve().link(stage.path("ours/f"), stage.path("ours/second")).unwrap();
@@ -107,11 +98,7 @@ fn sticky_directories_keep_everyones_names() {
     assert_eq!(errno(bob().rmdir(stage.path("tmp/d"))), EPERM);
     assert_eq!(errno(bob().rename(stage.path("tmp/a"), stage.path("free/x"))), EPERM);
     bob().write_file(stage.path("free/bobs"), "").unwrap();
-    assert_eq!(
-        errno(bob().rename(stage.path("free/bobs"), stage.path("tmp/a"))),
-        EPERM,
-        "it would replace ann's"
-    );
+    assert_eq!(errno(bob().rename(stage.path("free/bobs"), stage.path("tmp/a"))), EPERM, "it would replace ann's");
     bob().rename(stage.path("free/bobs"), stage.path("tmp/bobs")).unwrap();
     ann().rename(stage.path("tmp/a"), stage.path("tmp/z")).unwrap();
     ann().unlink(stage.path("tmp/z")).unwrap();
@@ -138,11 +125,7 @@ fn renaming_as_relibc_does() {
     ann().rename(stage.path("b/new"), stage.path("b/f")).unwrap();
     assert_eq!(stage.content("b/f"), "a/f");
     ann().rename(stage.path("a/l"), stage.path("b/l")).unwrap();
-    assert_eq!(
-        ann().readlink(stage.path("b/l")),
-        Ok(b"f".to_vec()),
-        "not what it leads to"
-    );
+    assert_eq!(ann().readlink(stage.path("b/l")), Ok(b"f".to_vec()), "not what it leads to");
     ann().rename(stage.path("a/sub"), stage.path("b/empty")).unwrap();
     assert_eq!(stage.content("b/empty/g"), "a/sub/g");
 
@@ -155,11 +138,7 @@ fn renaming_as_relibc_does() {
         ("a", "b", ENOTEMPTY),
         ("b", "b/empty/x", EINVAL),
     ] {
-        assert_eq!(
-            errno(root().rename(stage.path(old), stage.path(new))),
-            error,
-            "{old} {new}"
-        );
+        assert_eq!(errno(root().rename(stage.path(old), stage.path(new))), error, "{old} {new}");
     }
     let top = stage.top(&root());
     let f = top.openat("b/f", O_STAT | O_NOFOLLOW, 0).unwrap();
@@ -194,11 +173,7 @@ fn a_handle_goes_by_its_current_name() {
     assert_eq!(renamer.path(), refused(ENOENT));
     assert_eq!(renamer.frename(stage.path("a/x")), refused(ENOENT));
     root().write_file(stage.path("c/h"), "another").unwrap();
-    assert_eq!(
-        renamer.frename(stage.path("a/x")),
-        refused(ENOENT),
-        "the name is another's"
-    );
+    assert_eq!(renamer.frename(stage.path("a/x")), refused(ENOENT), "the name is another's");
     assert_eq!(stage.content("c/h"), "another");
 }
 
@@ -247,10 +222,7 @@ fn linking() {
     });
     eve().link(stage.path("d/f"), stage.path("d/g")).unwrap();
     assert_eq!(ann().stat(stage.path("d/f")).unwrap().st_nlink, 2);
-    assert_eq!(
-        ann().stat(stage.path("d/f")).unwrap().st_ino,
-        ann().stat(stage.path("d/g")).unwrap().st_ino
-    );
+    assert_eq!(ann().stat(stage.path("d/f")).unwrap().st_ino, ann().stat(stage.path("d/g")).unwrap().st_ino);
     ann().write_file(stage.path("d/g"), "through one").unwrap();
     assert_eq!(stage.content("d/f"), "through one");
     eve().link(stage.path("d/l"), stage.path("d/m")).unwrap();
@@ -264,11 +236,7 @@ fn linking() {
         ("d/f", "d/taken/x", ENOTDIR),
         ("d", "d/new", EPERM),
     ] {
-        assert_eq!(
-            errno(root().link(stage.path(old), stage.path(new))),
-            error,
-            "{old} {new}"
-        );
+        assert_eq!(errno(root().link(stage.path(old), stage.path(new))), error, "{old} {new}");
     }
     let f = stage.open(&ann(), "d/f", O_RDONLY).unwrap();
     assert_eq!(f.flink(stage.path("d/new/")), refused(ENOENT));
@@ -280,11 +248,7 @@ fn linking() {
     for name in ["f", "g", "by-handle"] {
         ann().unlink(stage.path(&format!("d/{name}"))).unwrap();
     }
-    assert_eq!(
-        f.flink(stage.path("d/back")),
-        refused(ENOENT),
-        "no name is left to link"
-    );
+    assert_eq!(f.flink(stage.path("d/back")), refused(ENOENT), "no name is left to link");
 }
 
 #[test]
@@ -300,10 +264,7 @@ fn renaming_relative_to_directory_handles() {
     let b = stage.open(&ann(), "b", O_STAT).unwrap();
     assert_eq!(errno(a.frenameat("f", &b, "g", RENAME_NOREPLACE)), EEXIST);
     a.frenameat("f", &b, "g", RENAME_EXCHANGE).unwrap();
-    assert_eq!(
-        (stage.content("a/f"), stage.content("b/g")),
-        ("b/g".into(), "a/f".into())
-    );
+    assert_eq!((stage.content("a/f"), stage.content("b/g")), ("b/g".into(), "a/f".into()));
     a.frenameat("f", &b, "h", RENAME_NOREPLACE).unwrap();
     a.frenameat("d", &b, "d/", 0).unwrap();
     a.frenameat("/b/d", &a, "../a/d", 0).unwrap();
@@ -349,9 +310,7 @@ fn linking_relative_to_a_directory_handle() {
     assert_eq!(a.flinkat(&a, "x", 0), refused(EPERM));
     assert_eq!(f.flinkat(&f, "x", 0), refused(ENOTDIR));
     assert_eq!(stage.open(&ann(), "a/none", O_STAT).map(drop), refused(ENOENT));
-    let waiting = stage
-        .open(&ann(), "a/l", syscall::flag::O_CREAT | syscall::flag::O_SYMLINK)
-        .unwrap();
+    let waiting = stage.open(&ann(), "a/l", syscall::flag::O_CREAT | syscall::flag::O_SYMLINK).unwrap();
     assert_eq!(waiting.flinkat(&a, "x", 0), refused(EBADF));
     assert_eq!(f.flinkat(&waiting, "x", 0), refused(EBADF));
 }

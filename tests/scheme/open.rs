@@ -53,18 +53,13 @@ fn a_path_handle_needs_no_right_and_gives_none() {
 #[test]
 fn a_new_file_belongs_to_its_maker() {
     let stage = Stage::new(|lower| lower.dir("d", 0o777));
-    let file = eve()
-        .with_umask(0o027)
-        .open(stage.path("d/new"), O_CREAT | O_RDWR, 0o4777)
-        .unwrap();
+    let file = eve().with_umask(0o027).open(stage.path("d/new"), O_CREAT | O_RDWR, 0o4777).unwrap();
     assert_eq!((stage.owner("d/new"), stage.mode("d/new")), ((1002, 200), 0o4750));
     assert_eq!(file.write(b"mine"), Ok(4));
     assert_eq!(stage.content("d/new"), "mine");
     assert_eq!(stage.mode("d/new"), 0o750, "written to by someone without privileges");
 
-    let closed = eve()
-        .open(stage.path("d/closed"), O_CREAT | O_EXCL | O_RDWR, 0)
-        .unwrap();
+    let closed = eve().open(stage.path("d/closed"), O_CREAT | O_EXCL | O_RDWR, 0).unwrap();
     assert_eq!(closed.write(b"x"), Ok(1), "the mode counts from the next open on");
     assert_eq!(errno(stage.open(&eve(), "d/closed", O_RDONLY)), EACCES);
 }
@@ -111,10 +106,7 @@ fn set_gid_directories_pass_their_group_on() {
         assert_eq!(stage.owner(&format!("shared/{name}")), (1002, 7), "{name}");
     }
     assert_eq!(stage.mode("shared/d"), 0o2755);
-    eve()
-        .with_umask(0)
-        .open(stage.path("shared/s"), O_CREAT | O_RDWR, 0o2755)
-        .unwrap();
+    eve().with_umask(0).open(stage.path("shared/s"), O_CREAT | O_RDWR, 0o2755).unwrap();
     assert_eq!(stage.mode("shared/s"), 0o755, "not eve's group, so not hers to give");
 }
 
@@ -136,11 +128,7 @@ fn directories_are_made_by_open() {
 
     let top = stage.top(&ann());
     let d = top.openat("d", O_CREAT | O_DIRECTORY | O_RDONLY | 0o700, 0).unwrap();
-    assert_eq!(
-        d.entries().unwrap().len(),
-        2,
-        "without O_EXCL an existing directory is opened"
-    );
+    assert_eq!(d.entries().unwrap().len(), 2, "without O_EXCL an existing directory is opened");
     assert_eq!(errno(top.openat("f", O_CREAT | O_DIRECTORY | 0o700, 0)), ENOTDIR);
     let fresh = d.openat("fresh", O_CREAT | O_DIRECTORY | O_RDONLY | 0o7777, 0).unwrap();
     assert_eq!(fresh.entries().unwrap(), []);
@@ -157,36 +145,19 @@ fn special_files_are_made_but_not_read() {
     ann().mknod(stage.path("d/socket"), socket | 0o777).unwrap();
     for (name, kind, mode) in [("d/fifo", MODE_FIFO, 0o644), ("d/socket", MODE_SOCK, 0o755)] {
         let stat = ann().lstat(stage.path(name)).unwrap();
-        assert_eq!(
-            (stat.st_mode & MODE_TYPE, stat.st_mode & 0o7777),
-            (kind, mode),
-            "{name}"
-        );
+        assert_eq!((stat.st_mode & MODE_TYPE, stat.st_mode & 0o7777), (kind, mode), "{name}");
         assert_eq!((stat.st_uid, stat.st_gid), (1000, 100));
         for flags in [O_RDONLY, O_WRONLY, O_RDWR] {
             assert_eq!(errno(stage.open(&ann(), name, flags)), ENXIO, "{name}");
         }
-        assert_eq!(
-            errno(ann().mkfifo(stage.path(name), 0o600)),
-            EEXIST,
-            "also without O_EXCL"
-        );
+        assert_eq!(errno(ann().mkfifo(stage.path(name), 0o600)), EEXIST, "also without O_EXCL");
     }
     assert_eq!(errno(ann().mkfifo(stage.path("d/p/"), 0o600)), ENOENT);
     assert_eq!(errno(eve().mknod(stage.path("d/x"), fifo | 0o600)), EACCES);
-    assert_eq!(
-        errno(root().mknod(stage.path("d/x"), u32::from(MODE_CHR) | 0o600)),
-        EPERM
-    );
+    assert_eq!(errno(root().mknod(stage.path("d/x"), u32::from(MODE_CHR) | 0o600)), EPERM);
     assert_eq!(errno(root().mknod(stage.path("d/x"), 0x6000 | 0o600)), EPERM);
-    assert_eq!(
-        errno(root().mknod(stage.path("d/x"), u32::from(MODE_DIR) | 0o600)),
-        EPERM
-    );
-    assert_eq!(
-        errno(root().mknod(stage.path("d/x"), u32::from(MODE_SYMLINK) | 0o600)),
-        EINVAL
-    );
+    assert_eq!(errno(root().mknod(stage.path("d/x"), u32::from(MODE_DIR) | 0o600)), EPERM);
+    assert_eq!(errno(root().mknod(stage.path("d/x"), u32::from(MODE_SYMLINK) | 0o600)), EINVAL);
     ann().mknod(stage.path("d/plain"), 0o100640).unwrap();
     assert_eq!(stage.mode("d/plain"), 0o640);
 }
@@ -218,11 +189,7 @@ fn a_symlink_takes_no_name_that_is_taken() {
         lower.symlink("nowhere", "d/l");
     });
     for name in ["d/f", "d/l", "d", "d/f/", ""] {
-        assert_eq!(
-            errno(ann().symlink("x", stage.path(name))),
-            EEXIST,
-            "{name}, though there is no O_EXCL"
-        );
+        assert_eq!(errno(ann().symlink("x", stage.path(name))), EEXIST, "{name}, though there is no O_EXCL");
     }
     assert_eq!(errno(ann().symlink("x", stage.path("d/new/"))), ENOENT);
     assert_eq!(errno(eve().symlink("x", stage.path("d/new"))), EACCES);
@@ -314,11 +281,7 @@ fn directories_are_not_written_and_files_are_no_directories() {
         assert_eq!(errno(stage.open(&ann(), name, O_RDONLY)), ENOTDIR, "{name}");
     }
     for name in ["new/", "d/new/"] {
-        assert_eq!(
-            errno(ann().open(stage.path(name), O_CREAT | O_RDWR, 0o600)),
-            EISDIR,
-            "{name}"
-        );
+        assert_eq!(errno(ann().open(stage.path(name), O_CREAT | O_RDWR, 0o600)), EISDIR, "{name}");
     }
 }
 
@@ -334,16 +297,9 @@ fn the_empty_path_names_the_handles_own_object() {
 
     let file = stage.open(&ann(), "d/f", O_STAT).unwrap();
     assert_eq!(file.openat("", O_RDONLY, 0).unwrap().read(&mut [0; 8]), Ok(3));
-    assert_eq!(
-        bob().inherit(&file).openat("", O_RDONLY, 0).unwrap().read(&mut [0; 8]),
-        Ok(3)
-    );
+    assert_eq!(bob().inherit(&file).openat("", O_RDONLY, 0).unwrap().read(&mut [0; 8]), Ok(3));
     assert_eq!(errno(bob().inherit(&file).openat("", O_WRONLY, 0)), EACCES);
-    assert_eq!(
-        errno(eve().inherit(&file).openat("", O_RDONLY, 0)),
-        EACCES,
-        "whoever opened the handle"
-    );
+    assert_eq!(errno(eve().inherit(&file).openat("", O_RDONLY, 0)), EACCES, "whoever opened the handle");
     assert_eq!(errno(file.openat("", O_CREAT | O_EXCL | O_RDWR | 0o600, 0)), EEXIST);
     assert_eq!(errno(file.openat("", O_DIRECTORY | O_RDONLY, 0)), ENOTDIR);
     assert_eq!(errno(file.openat("x", O_RDONLY, 0)), ENOTDIR);
@@ -351,17 +307,10 @@ fn the_empty_path_names_the_handles_own_object() {
 
     let link = stage.open(&ann(), "d/l", O_STAT | O_NOFOLLOW).unwrap();
     assert_eq!(errno(link.openat("", O_RDONLY, 0)), ELOOP);
-    assert_eq!(
-        link.openat("", O_SYMLINK | O_RDONLY, 0).unwrap().read(&mut [0; 8]),
-        Ok(1)
-    );
+    assert_eq!(link.openat("", O_SYMLINK | O_RDONLY, 0).unwrap().read(&mut [0; 8]), Ok(1));
 
     ann().unlink(stage.path("d/f")).unwrap();
-    assert_eq!(
-        file.openat("", O_RDONLY, 0).unwrap().read(&mut [0; 8]),
-        Ok(3),
-        "it lives while it is open"
-    );
+    assert_eq!(file.openat("", O_RDONLY, 0).unwrap().read(&mut [0; 8]), Ok(3), "it lives while it is open");
 }
 
 #[test]
@@ -373,19 +322,12 @@ fn names_have_limits() {
     assert_eq!(stage.content(&format!("d/{longest}")), "x");
     let too_long = "n".repeat(256);
     assert_eq!(errno(top.openat(format!("d/{too_long}"), O_RDONLY, 0)), ENAMETOOLONG);
-    assert_eq!(
-        errno(top.openat(format!("d/{too_long}"), O_CREAT | O_RDWR | 0o600, 0)),
-        ENAMETOOLONG
-    );
+    assert_eq!(errno(top.openat(format!("d/{too_long}"), O_CREAT | O_RDWR | 0o600, 0)), ENAMETOOLONG);
     assert_eq!(errno(top.openat(format!("d/{too_long}/x"), O_RDONLY, 0)), ENAMETOOLONG);
     assert_eq!(errno(top.openat("d/a\0b", O_CREAT | O_RDWR | 0o600, 0)), EINVAL);
     for reserved in ["d/.wh.x", "d/.wh..wh..opq"] {
         assert_eq!(errno(top.openat(reserved, O_RDONLY, 0)), ENOENT, "{reserved}");
-        assert_eq!(
-            errno(top.openat(reserved, O_CREAT | O_RDWR | 0o600, 0)),
-            EINVAL,
-            "{reserved}"
-        );
+        assert_eq!(errno(top.openat(reserved, O_CREAT | O_RDWR | 0o600, 0)), EINVAL, "{reserved}");
         assert_eq!(errno(ann().mkdir(stage.path(reserved))), EINVAL, "{reserved}");
         assert_eq!(errno(ann().symlink("x", stage.path(reserved))), EINVAL, "{reserved}");
     }
@@ -404,12 +346,7 @@ fn without_an_upper_layer_nothing_changes() {
     assert_eq!(errno(stage.open(&me, "d/f", O_RDWR)), EROFS);
     assert_eq!(errno(stage.open(&me, "d/f", O_RDONLY | O_TRUNC)), EROFS);
     assert_eq!(errno(me.open(stage.path("d/new"), O_CREAT | O_RDONLY, 0o600)), EROFS);
-    assert_eq!(
-        me.open(stage.path("d/f"), O_CREAT | O_RDONLY, 0o600)
-            .unwrap()
-            .read(&mut [0; 8]),
-        Ok(3)
-    );
+    assert_eq!(me.open(stage.path("d/f"), O_CREAT | O_RDONLY, 0o600).unwrap().read(&mut [0; 8]), Ok(3));
     assert_eq!(errno(me.mkdir(stage.path("d/new"))), EROFS);
     assert_eq!(errno(me.mkdir(stage.path("d"))), EEXIST);
     assert_eq!(errno(me.mkfifo(stage.path("d/new"), 0o600)), EROFS);
@@ -420,10 +357,7 @@ fn without_an_upper_layer_nothing_changes() {
     assert_eq!(errno(me.link(stage.path("d/f"), stage.path("d/g"))), EROFS);
     assert_eq!(errno(me.chmod(stage.path("d/f"), 0o600)), EROFS);
     assert_eq!(errno(root().chown(stage.path("d/f"), 1, 1)), EROFS);
-    let now = syscall::TimeSpec {
-        tv_sec: 0,
-        tv_nsec: (1 << 30) - 1,
-    };
+    let now = syscall::TimeSpec { tv_sec: 0, tv_nsec: (1 << 30) - 1 };
     assert_eq!(errno(me.utimens(stage.path("d/f"), now, now)), EROFS);
 }
 

@@ -64,11 +64,7 @@ impl Stage {
     fn start(fill_lower: impl FnOnce(&Layer), writable: bool) -> Self {
         let layers = Layers::new();
         fill_lower(&Layer(&layers.lower()));
-        let options = Options {
-            lowers: vec![layers.lower()],
-            upper: writable.then(|| layers.upper()),
-            work: None,
-        };
+        let options = Options { lowers: vec![layers.lower()], upper: writable.then(|| layers.upper()), work: None };
         let overlay = mount(&options).unwrap();
         Self::serve(overlay, layers)
     }
@@ -87,11 +83,7 @@ impl Stage {
             overlayfs::daemon::serve(&socket, &mut scheme)
         });
         wait.recv().unwrap();
-        Self {
-            name,
-            layers,
-            daemon: Some(daemon),
-        }
+        Self { name, layers, daemon: Some(daemon) }
     }
 
     /// The path by which clients know `path` of the merged tree.

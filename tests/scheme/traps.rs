@@ -27,10 +27,7 @@ fn calls_with_the_ids_of_root_have_the_rights_of_the_opener() {
     assert_eq!(file.fchmod(0o666), refused(EPERM));
     assert_eq!(file.futimens(times, times), refused(EPERM));
     let ids = 1002 | 200 << 32;
-    assert_eq!(
-        file.std_fs_call(StdFsCallKind::Fchown as u8, &mut [], ids, 0),
-        refused(EPERM)
-    );
+    assert_eq!(file.std_fs_call(StdFsCallKind::Fchown as u8, &mut [], ids, 0), refused(EPERM));
     assert_eq!((stage.mode("anns/f"), stage.owner("anns/f")), (0o644, (1000, 100)));
     file.fstat().unwrap();
     file.fstatvfs().unwrap();
@@ -48,18 +45,11 @@ fn a_second_argument_in_the_place_of_the_ids_gives_no_rights() {
     let stage = stage();
     let file = stage.open(&eve(), "anns/f", O_STAT).unwrap();
     for argument in [0, 1000 | 100 << 32] {
-        assert_eq!(
-            file.std_fs_call(StdFsCallKind::Fchmod as u8, &mut [], 0o666, argument),
-            refused(EPERM)
-        );
+        assert_eq!(file.std_fs_call(StdFsCallKind::Fchmod as u8, &mut [], 0o666, argument), refused(EPERM));
         let dir = stage.open(&eve(), "anns", O_STAT).unwrap();
         let mut path = *b"f";
         let call = dir.std_fs_call(StdFsCallKind::Unlinkat as u8, &mut path, 0, argument);
-        assert_eq!(
-            call,
-            refused(EACCES),
-            "an unlinkat as this kind of call, with {argument:x}"
-        );
+        assert_eq!(call, refused(EACCES), "an unlinkat as this kind of call, with {argument:x}");
     }
     assert!(stage.exists("anns/f"));
 }
@@ -71,11 +61,7 @@ fn unlinkat_as_a_standard_call_has_the_rights_of_the_directorys_opener() {
     let seen_by_eve = stage.open(&eve(), "anns", O_STAT).unwrap();
     assert_eq!(seen_by_eve.std_unlinkat("f", 0), refused(EACCES));
     assert_eq!(seen_by_eve.std_unlinkat("d", AT_REMOVEDIR), refused(EACCES));
-    assert_eq!(
-        eve().scheme_root(&stage.name).unwrap().std_unlinkat("anns/f", 0),
-        refused(EACCES),
-        "it has no opener"
-    );
+    assert_eq!(eve().scheme_root(&stage.name).unwrap().std_unlinkat("anns/f", 0), refused(EACCES), "it has no opener");
     anns.std_unlinkat("f", 0).unwrap();
     anns.std_unlinkat("d", AT_REMOVEDIR).unwrap();
 }
@@ -96,11 +82,7 @@ fn two_handle_calls_have_the_rights_of_both_openers() {
     eves.frenameat("f", &tmp, "f", 0).unwrap();
     let by_ann = stage.open(&ann(), "anns", O_STAT).unwrap();
     tmp.frenameat("f", &by_ann, "f", 0).unwrap();
-    assert_eq!(
-        stage.content("anns/f"),
-        "eves/f",
-        "eve takes it from tmp, ann lets it in"
-    );
+    assert_eq!(stage.content("anns/f"), "eves/f", "eve takes it from tmp, ann lets it in");
 }
 
 #[test]
@@ -139,10 +121,7 @@ fn clients_of_several_users_at_once() {
                     me.write_file(&path, "mine").unwrap();
                     assert_eq!(me.stat(&path).unwrap().st_uid, uid);
                     let other = if dir == "anns" { "eves" } else { "anns" };
-                    assert_eq!(
-                        errno(me.write_file(stage.path(&format!("{other}/{uid}-{i}")), "")),
-                        EACCES
-                    );
+                    assert_eq!(errno(me.write_file(stage.path(&format!("{other}/{uid}-{i}")), "")), EACCES);
                     me.rename(&path, stage.path(&format!("tmp/{uid}-{i}"))).unwrap();
                 }
             });
@@ -159,8 +138,5 @@ fn relibcs_rename_and_link_have_no_check_in_front_of_them() {
     ann().rename(stage.path("anns/f"), other.path("tmp/f")).unwrap();
     assert_eq!(stage.content("tmp/f"), "anns/f");
     assert!(!other.exists("tmp/f"));
-    assert_eq!(
-        errno(ann().rename(stage.path("tmp/f"), other.path("tmp/none/f"))),
-        syscall::error::ENOENT
-    );
+    assert_eq!(errno(ann().rename(stage.path("tmp/f"), other.path("tmp/none/f"))), syscall::error::ENOENT);
 }
