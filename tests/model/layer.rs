@@ -135,6 +135,19 @@ pub fn walk<'a>(root: &'a Object, each: &mut dyn FnMut(&Path, &'a Object)) {
     go(Path::new(""), root, each);
 }
 
+/// The numbers of the files that have several names in their layer.
+pub fn linked<'a>(layers: impl Iterator<Item = &'a Object>) -> HashSet<u64> {
+    let (mut seen, mut linked) = (HashSet::new(), HashSet::new());
+    for layer in layers {
+        walk(layer, &mut |_, object| {
+            if object.dir().is_none() && !seen.insert(object.id) {
+                linked.insert(object.id);
+            }
+        });
+    }
+    linked
+}
+
 /// Whether every directory of every layer is visible at one place at most. Only a stack made by hand can fail this: who renames a
 /// directory hides its old name.
 pub fn is_a_tree(layers: &[Object]) -> bool {

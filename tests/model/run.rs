@@ -192,6 +192,7 @@ pub fn run<D: Door>(stack: &[Vec<Item>], ops: &[Op], abilities: Abilities, mount
         lowers.push((path, layer));
     }
     let merged = merge(&lowers);
+    let linked = layer::linked(lowers.iter().map(|(_, layer)| layer));
     let mut pair = Pair {
         mount,
         abilities,
@@ -200,7 +201,7 @@ pub fn run<D: Door>(stack: &[Vec<Item>], ops: &[Op], abilities: Abilities, mount
         stage,
         lowers,
         ids: 1 << 32,
-        tree: Tree::new(&merged, abilities.rules),
+        tree: Tree::new(&merged, &linked, abilities.rules),
         door: None,
         handles: BTreeMap::new(),
         inodes: BTreeMap::new(),

@@ -1,7 +1,7 @@
 //! The reference: a filesystem in memory that does what POSIX says, as simply as can be. It knows nothing of layers; it begins as the
 //! merged tree and then only runs operations.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -76,13 +76,14 @@ fn none_of(errnos: Errnos) -> Result<()> {
 }
 
 impl Tree {
-    /// The tree that a merged stack of layers shows.
-    pub fn new(merged: &Object, rules: Rules) -> Self {
+    /// The tree that a merged stack of layers shows. `linked` has the numbers of what has several names in its layer, also where a layer
+    /// above hides some.
+    pub fn new(merged: &Object, linked: &HashSet<u64>, rules: Rules) -> Self {
         let mut tree = Self { nodes: Vec::new(), rules, handles: BTreeMap::new() };
         let mut links = BTreeMap::new();
         tree.add(merged, None, &mut links);
-        for (id, names) in links.into_values() {
-            tree.nodes[id].linked_below = names > 1;
+        for (number, (id, _)) in links {
+            tree.nodes[id].linked_below = linked.contains(&number);
         }
         tree
     }
