@@ -335,7 +335,7 @@ fn contents() {
     let big: Vec<u8> = (0..3_000_000u32).map(|index| (index * 7 >> 3) as u8).collect();
     file.write_all(&big).unwrap();
     file.sync_all().unwrap();
-    assert_eq!(fs::read(&path).unwrap(), big);
+    assert!(fs::read(&path).unwrap() == big);
     file.set_len(10).unwrap();
     file.write_all_at(b"end", 20).unwrap();
     assert_eq!(fs::read(&path).unwrap(), [&big[..10], &[0; 10], b"end"].concat());
@@ -353,33 +353,32 @@ fn contents() {
     assert_eq!(file.metadata().unwrap().nlink(), 0);
 }
 
-/// Pages of a mapping are written through any file that the kernel has open, here one that only appends.
+/// Even one of a file that only appends.
 #[test]
 fn a_mapping_is_written_where_it_was_mapped() {
     let stage = Stage::new();
     fs::write(stage.lower("file"), vec![b'.'; 8192]).unwrap();
     let mount = stage.mount();
-    let file = OpenOptions::new().read(true).write(true).open(mount.path("file")).unwrap();
-    let mut appended = OpenOptions::new().append(true).open(mount.path("file")).unwrap();
+    let mut file = OpenOptions::new().read(true).append(true).open(mount.path("file")).unwrap();
     // SAFETY: a new mapping of a file of that length, which is unmapped below and used only between.
     let map = unsafe {
         let flags = libc::MAP_SHARED;
         libc::mmap(std::ptr::null_mut(), 8192, libc::PROT_READ | libc::PROT_WRITE, flags, file.as_raw_fd(), 0)
     };
     assert_ne!(map, libc::MAP_FAILED);
-    drop(file);
     // SAFETY: the mapping has that many bytes and nobody else uses it.
     let bytes = unsafe { std::slice::from_raw_parts_mut(map.cast::<u8>(), 8192) };
     bytes[5000] = b'M';
-    appended.write_all(b"end").unwrap();
+    file.write_all(b"end").unwrap();
     bytes[1] = b'm';
     // SAFETY: the mapping made above; it is not used any more.
     assert_eq!(unsafe { libc::munmap(map, 8192) }, 0);
-    appended.sync_all().unwrap();
-    drop(appended);
+    file.sync_all().unwrap();
+    drop(file);
     let data = fs::read(mount.path("file")).unwrap();
-    assert_eq!((data.len(), data[1], data[5000], &data[8192..]), (8195, b'm', b'M', &b"end"[..]));
-    assert_eq!(fs::read(mount.stage.lower("file")).unwrap(), vec![b'.'; 8192]);
+    assert_eq!((data.len(), data[1], data[5000]), (8195, b'm', b'M'));
+    assert!(data.ends_with(b".end"));
+    assert!(fs::read(mount.stage.lower("file")).unwrap() == [b'.'; 8192]);
 }
 
 /// The scheme decides with the ids of the program that asks.
