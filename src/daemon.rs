@@ -39,9 +39,7 @@ fn tell_init() {
         return;
     };
     let told = match descriptor.parse() {
-        Ok(descriptor) => libredox::call::write(descriptor, &[0])
-            .map(drop)
-            .map_err(|error| error.to_string()),
+        Ok(descriptor) => libredox::call::write(descriptor, &[0]).map(drop).map_err(|error| error.to_string()),
         Err(error) => Err(format!("{descriptor}: {error}")),
     };
     if let Err(reason) = told {
@@ -92,15 +90,9 @@ fn detach<L: Layer>(scheme: &OverlayScheme<L>, locks: &mut SchemeState, id: usiz
 
 /// Sends what is logged to standard error, which init passes on to the log scheme.
 pub fn start_log(verbose: bool) {
-    let level = if verbose {
-        log::LevelFilter::Debug
-    } else {
-        log::LevelFilter::Info
-    };
+    let level = if verbose { log::LevelFilter::Debug } else { log::LevelFilter::Info };
     let output = redox_log::OutputBuilder::stderr().with_filter(level).build();
-    let logger = redox_log::RedoxLogger::new()
-        .with_process_name("overlayfs".to_owned())
-        .with_output(output);
+    let logger = redox_log::RedoxLogger::new().with_process_name("overlayfs".to_owned()).with_output(output);
     if let Err(error) = logger.enable() {
         eprintln!("overlayfs: nothing is logged: {error}");
     }

@@ -100,10 +100,7 @@ impl Command {
                 Short(other) => return Err(Error(format!("There is no option -{other}."))),
                 Value(word) if name.is_none() => name = Some(scheme_name(&word)?),
                 Value(word) => {
-                    return Err(Error(format!(
-                        "One scheme has one name: {} is one too many.",
-                        word.display()
-                    )));
+                    return Err(Error(format!("One scheme has one name: {} is one too many.", word.display())));
                 }
             }
         }
@@ -119,9 +116,7 @@ impl Options {
     /// Takes in one item of an `-o` list: lowerdir, upperdir or workdir.
     pub fn add(&mut self, item: &ListItem) -> Result<(), Error> {
         let value = |name: &str| {
-            item.value
-                .as_deref()
-                .ok_or_else(|| Error(format!("The mount option {name} needs a value: {name}=DIR.")))
+            item.value.as_deref().ok_or_else(|| Error(format!("The mount option {name} needs a value: {name}=DIR.")))
         };
         match item.key.as_str() {
             key @ "lowerdir" => split_unescaped(value(key)?, b':')
@@ -136,9 +131,7 @@ impl Options {
     /// Whether everything that is needed was given.
     pub fn check(&self) -> Result<(), Error> {
         if self.lowers.is_empty() {
-            return Err(Error(
-                "No lower directory is given: an overlay has at least one.".to_owned(),
-            ));
+            return Err(Error("No lower directory is given: an overlay has at least one.".to_owned()));
         }
         match (&self.work, &self.upper) {
             (Some(work), None) => Err(Error(format!(
@@ -169,10 +162,9 @@ impl Error {
             lexopt::Error::MissingValue { option: Some(option) } => {
                 Self(format!("The option {option} needs a value behind it."))
             }
-            lexopt::Error::UnexpectedValue { option, value } => Self(format!(
-                "The option {option} takes no value, but {} is given.",
-                value.display()
-            )),
+            lexopt::Error::UnexpectedValue { option, value } => {
+                Self(format!("The option {option} takes no value, but {} is given.", value.display()))
+            }
             other => Self(format!("{other}.")),
         }
     }
@@ -206,10 +198,7 @@ pub fn split_list(list: &OsStr) -> Result<Vec<ListItem>, Error> {
         };
         let key = str::from_utf8(key)
             .map_err(|_| Error(format!("There is no mount option {}.", String::from_utf8_lossy(key))))?;
-        items.push(ListItem {
-            key: key.to_owned(),
-            value,
-        });
+        items.push(ListItem { key: key.to_owned(), value });
     }
     Ok(items)
 }
@@ -234,11 +223,7 @@ fn unescape(text: &[u8]) -> Vec<u8> {
     let mut plain = Vec::with_capacity(text.len());
     let mut bytes = text.iter();
     while let Some(&byte) = bytes.next() {
-        plain.push(if byte == b'\\' {
-            bytes.next().copied().unwrap_or(byte)
-        } else {
-            byte
-        });
+        plain.push(if byte == b'\\' { bytes.next().copied().unwrap_or(byte) } else { byte });
     }
     plain
 }
@@ -266,10 +251,7 @@ fn set_once(what: &str, slot: &mut Option<PathBuf>, dir: OsString) -> Result<(),
 /// The namespace takes ASCII names without separators.
 fn scheme_name(word: &OsStr) -> Result<String, Error> {
     let name = word.to_str().filter(|name| {
-        !name.is_empty()
-            && name
-                .bytes()
-                .all(|byte| byte.is_ascii_graphic() && byte != b'/' && byte != b':')
+        !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/' && byte != b':')
     });
     name.map(str::to_owned).ok_or_else(|| {
         Error(format!(
@@ -332,17 +314,7 @@ mod tests {
 
     #[test]
     fn the_long_form() {
-        let arguments = served(&[
-            "--lower",
-            "/a",
-            "--lower=/b",
-            "--upper",
-            "/u",
-            "--work",
-            "/w",
-            "-v",
-            "overlay",
-        ]);
+        let arguments = served(&["--lower", "/a", "--lower=/b", "--upper", "/u", "--work", "/w", "-v", "overlay"]);
         assert_eq!(arguments.options.lowers, paths(&["/a", "/b"]));
         assert_eq!(arguments.options.upper, Some(PathBuf::from("/u")));
         assert_eq!(arguments.options.work, Some(PathBuf::from("/w")));
@@ -356,11 +328,7 @@ mod tests {
         assert_eq!(
             arguments,
             Arguments {
-                options: Options {
-                    lowers: paths(&["/a"]),
-                    upper: None,
-                    work: None
-                },
+                options: Options { lowers: paths(&["/a"]), upper: None, work: None },
                 name: "ro".to_owned(),
                 verbose: false,
             }
@@ -373,14 +341,8 @@ mod tests {
         assert_eq!(arguments.options.lowers, paths(&["/a", "/b"]));
         assert_eq!(arguments.options.upper, Some(PathBuf::from("/u")));
         assert_eq!(arguments.options.work, Some(PathBuf::from("/w")));
-        assert_eq!(
-            served(&["-olowerdir=/a", "-o", ",upperdir=/u,", "x"]).options.upper,
-            Some(PathBuf::from("/u"))
-        );
-        assert_eq!(
-            served(&["--lower", "/a", "-o", "lowerdir=/b", "x"]).options.lowers,
-            paths(&["/a", "/b"])
-        );
+        assert_eq!(served(&["-olowerdir=/a", "-o", ",upperdir=/u,", "x"]).options.upper, Some(PathBuf::from("/u")));
+        assert_eq!(served(&["--lower", "/a", "-o", "lowerdir=/b", "x"]).options.lowers, paths(&["/a", "/b"]));
     }
 
     #[test]
@@ -388,11 +350,7 @@ mod tests {
         let arguments = served(&["-o", r"lowerdir=/a\:b:/c\,d:/e\\:/f=g,upperdir=/u\:\,", "x"]);
         assert_eq!(arguments.options.lowers, paths(&["/a:b", "/c,d", r"/e\", "/f=g"]));
         assert_eq!(arguments.options.upper, Some(PathBuf::from("/u:,")));
-        assert_eq!(
-            served(&["--lower", r"/a\:b:c", "x"]).options.lowers,
-            paths(&[r"/a\:b:c"]),
-            "no escapes here"
-        );
+        assert_eq!(served(&["--lower", r"/a\:b:c", "x"]).options.lowers, paths(&[r"/a\:b:c"]), "no escapes here");
     }
 
     #[test]
@@ -407,10 +365,7 @@ mod tests {
     #[test]
     fn items_of_others_can_be_taken_out() {
         let items = split_list(OsStr::new(r"ro,door=a\,b,lowerdir=/a")).unwrap();
-        assert_eq!(
-            items.iter().map(|item| item.key.as_str()).collect::<Vec<_>>(),
-            ["ro", "door", "lowerdir"]
-        );
+        assert_eq!(items.iter().map(|item| item.key.as_str()).collect::<Vec<_>>(), ["ro", "door", "lowerdir"]);
         assert_eq!(items[0].value(), None);
         assert_eq!(items[1].value(), Some(OsString::from("a,b")));
     }
@@ -432,41 +387,23 @@ mod tests {
     #[test]
     fn refusals_are_sentences() {
         let cases: &[(&[&str], &str)] = &[
-            (
-                &["--loewr", "/a", "x"],
-                "There is no option --loewr. Did you mean --lower?",
-            ),
+            (&["--loewr", "/a", "x"], "There is no option --loewr. Did you mean --lower?"),
             (&["--frobnicate", "x"], "There is no option --frobnicate."),
             (&["-x"], "There is no option -x."),
             (&["--lower"], "The option --lower needs a value behind it."),
             (&["x", "-o"], "The option -o needs a value behind it."),
-            (
-                &["--verbose=1", "x"],
-                "The option --verbose takes no value, but 1 is given.",
-            ),
+            (&["--verbose=1", "x"], "The option --verbose takes no value, but 1 is given."),
             (&["--lower", "", "x"], "The path of a lower directory is empty."),
-            (
-                &["-o", "lowerdir=/a::/b", "x"],
-                "The path of a lower directory is empty.",
-            ),
-            (
-                &["-o", "lowerdir", "x"],
-                "The mount option lowerdir needs a value: lowerdir=DIR.",
-            ),
-            (
-                &["-o", "upperdri=/a", "x"],
-                "There is no mount option upperdri. Did you mean upperdir?",
-            ),
+            (&["-o", "lowerdir=/a::/b", "x"], "The path of a lower directory is empty."),
+            (&["-o", "lowerdir", "x"], "The mount option lowerdir needs a value: lowerdir=DIR."),
+            (&["-o", "upperdri=/a", "x"], "There is no mount option upperdri. Did you mean upperdir?"),
             (
                 &["--lower", "/a", "--upper", "/u", "-o", "upperdir=/v", "x"],
                 "Two upper directories are given, /u and /v: an overlay has one.",
             ),
             (&["x"], "No lower directory is given: an overlay has at least one."),
             (&["--lower", "/a"], "The name of the scheme is missing."),
-            (
-                &["--lower", "/a", "x", "y"],
-                "One scheme has one name: y is one too many.",
-            ),
+            (&["--lower", "/a", "x", "y"], "One scheme has one name: y is one too many."),
             (
                 &["--lower", "/a", "--work", "/w", "x"],
                 "The work directory /w has no use without an upper directory: nothing is changed then.",

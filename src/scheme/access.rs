@@ -33,10 +33,7 @@ impl Caller {
     /// The ids that came with a request. Only `openat`, `read`, `write`, `frename`, `flink`, `unlinkat` and `dup` carry
     /// real ones: elsewhere the kernel leaves them 0 or puts something else there, and a handle's opener counts.
     pub fn of(context: &CallerCtx) -> Self {
-        Self {
-            uid: context.uid,
-            gid: context.gid,
-        }
+        Self { uid: context.uid, gid: context.gid }
     }
 
     pub fn is_root(self) -> bool {
@@ -63,11 +60,7 @@ impl Caller {
 
     /// [`Caller::may`] as a step of an operation. EACCES.
     pub fn require(self, stat: &Stat, wanted: u32) -> Result<()> {
-        if self.may(stat, wanted) {
-            Ok(())
-        } else {
-            Err(Error::new(EACCES))
-        }
+        if self.may(stat, wanted) { Ok(()) } else { Err(Error::new(EACCES)) }
     }
 
     /// Whether entries of `dir` may be made. EACCES.
@@ -87,10 +80,7 @@ impl Caller {
     /// The owner and the mode of an object that the caller makes in `dir`, having asked for `mode`.
     pub fn newborn(self, dir: &Stat, kind: Kind, mode: u32) -> (Owner, u32) {
         let inherited = dir.mode & SET_GID != 0;
-        let owner = Owner {
-            uid: self.uid,
-            gid: if inherited { dir.gid } else { self.gid },
-        };
+        let owner = Owner { uid: self.uid, gid: if inherited { dir.gid } else { self.gid } };
         let mode = match kind {
             Kind::Dir if inherited => mode | SET_GID,
             Kind::Dir => mode,
@@ -140,10 +130,7 @@ mod tests {
     #[test]
     fn one_class_decides() {
         let file = object(1000, 100, 0o064);
-        assert!(
-            !ANN.may(&file, READ),
-            "the owner's class grants nothing, though the group's would"
-        );
+        assert!(!ANN.may(&file, READ), "the owner's class grants nothing, though the group's would");
         assert!(BOB.may(&file, READ | WRITE));
         assert!(EVE.may(&file, READ));
         assert!(!EVE.may(&file, READ | WRITE));
@@ -157,48 +144,25 @@ mod tests {
         assert_eq!(ANN.require_removal(&dir, &file), Ok(()));
         assert_eq!(BOB.require_removal(&dir, &file), Err(Error::new(EPERM)));
         assert_eq!(ROOT.require_removal(&dir, &file), Ok(()));
-        assert_eq!(
-            BOB.require_removal(&object(1001, 0, 0o1777), &file),
-            Ok(()),
-            "the directory's owner"
-        );
+        assert_eq!(BOB.require_removal(&object(1001, 0, 0o1777), &file), Ok(()), "the directory's owner");
         assert_eq!(BOB.require_removal(&object(0, 0, 0o0777), &file), Ok(()));
-        assert_eq!(
-            ANN.require_removal(&object(0, 0, 0o1755), &file),
-            Err(Error::new(EACCES))
-        );
+        assert_eq!(ANN.require_removal(&object(0, 0, 0o1755), &file), Err(Error::new(EACCES)));
     }
 
     #[test]
     fn new_objects_take_the_group_of_a_set_gid_directory() {
         let plain = object(0, 7, 0o777);
         let shared = object(0, 7, 0o2777);
-        assert_eq!(
-            ANN.newborn(&plain, Kind::File, 0o2755),
-            (Owner { uid: 1000, gid: 100 }, 0o2755)
-        );
-        assert_eq!(
-            ANN.newborn(&shared, Kind::Dir, 0o755),
-            (Owner { uid: 1000, gid: 7 }, 0o2755)
-        );
-        assert_eq!(
-            ANN.newborn(&shared, Kind::File, 0o2755),
-            (Owner { uid: 1000, gid: 7 }, 0o755)
-        );
-        assert_eq!(
-            ROOT.newborn(&shared, Kind::File, 0o2755),
-            (Owner { uid: 0, gid: 7 }, 0o2755)
-        );
+        assert_eq!(ANN.newborn(&plain, Kind::File, 0o2755), (Owner { uid: 1000, gid: 100 }, 0o2755));
+        assert_eq!(ANN.newborn(&shared, Kind::Dir, 0o755), (Owner { uid: 1000, gid: 7 }, 0o2755));
+        assert_eq!(ANN.newborn(&shared, Kind::File, 0o2755), (Owner { uid: 1000, gid: 7 }, 0o755));
+        assert_eq!(ROOT.newborn(&shared, Kind::File, 0o2755), (Owner { uid: 0, gid: 7 }, 0o2755));
     }
 
     #[test]
     fn set_id_bits_that_are_dropped() {
         assert_eq!(without_set_id(0o6755), 0o755);
-        assert_eq!(
-            without_set_id(0o6745),
-            0o2745,
-            "mandatory locking's bit, no right of a group"
-        );
+        assert_eq!(without_set_id(0o6745), 0o2745, "mandatory locking's bit, no right of a group");
         assert_eq!(without_set_id(0o1644), 0o1644);
     }
 }

@@ -182,28 +182,20 @@ impl<L: Layer> OverlayScheme<L> {
 fn now() -> Time {
     // A clock before 1970 is no clock.
     let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Time {
-        sec: elapsed.as_secs() as i64,
-        nsec: elapsed.subsec_nanos(),
-    }
+    Time { sec: elapsed.as_secs() as i64, nsec: elapsed.subsec_nanos() }
 }
 
 fn resolve_time(time: &TimeSpec, now: Time, old: Time) -> Result<Time> {
     match time.tv_nsec {
         UTIME_NOW => Ok(now),
         UTIME_OMIT => Ok(old),
-        nsec @ 0..1_000_000_000 => Ok(Time {
-            sec: time.tv_sec,
-            nsec: nsec as u32,
-        }),
+        nsec @ 0..1_000_000_000 => Ok(Time { sec: time.tv_sec, nsec: nsec as u32 }),
         _ => Err(Error::new(EINVAL)),
     }
 }
 
 /// Puts all of `text` into the buffer, or nothing.
 fn fill(buf: &mut [u8], text: &[u8], too_small: i32) -> Result<usize> {
-    buf.get_mut(..text.len())
-        .ok_or(Error::new(too_small))?
-        .copy_from_slice(text);
+    buf.get_mut(..text.len()).ok_or(Error::new(too_small))?.copy_from_slice(text);
     Ok(text.len())
 }

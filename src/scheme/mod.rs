@@ -43,11 +43,7 @@ impl<L: Layer> OverlayScheme<L> {
     /// A scheme for `overlay`. `name` is what it is going to be registered as: paths that it answers begin with it, and
     /// symlinks that name it are resolved here.
     pub fn new(overlay: Arc<Overlay<L>>, name: String) -> Self {
-        Self {
-            overlay,
-            name,
-            handles: Table::new(),
-        }
+        Self { overlay, name, handles: Table::new() }
     }
 
     /// Walks a path that is relative to the directory handle `dir` unless it begins with `/`.
@@ -74,11 +70,7 @@ impl<L: Layer> OverlayScheme<L> {
 
     /// EROFS if nothing can be changed here.
     fn require_writable(&self) -> Result<()> {
-        if self.overlay.is_read_only() {
-            Err(Error::new(EROFS))
-        } else {
-            Ok(())
-        }
+        if self.overlay.is_read_only() { Err(Error::new(EROFS)) } else { Ok(()) }
     }
 
     /// Takes the set-id bits off an object that someone without privileges is about to change.
@@ -88,20 +80,13 @@ impl<L: Layer> OverlayScheme<L> {
         }
         let mode = self.overlay.stat(node)?.mode;
         let dropped = access::without_set_id(mode);
-        if dropped == mode {
-            Ok(())
-        } else {
-            self.overlay.set_mode(node, dropped)
-        }
+        if dropped == mode { Ok(()) } else { self.overlay.set_mode(node, dropped) }
     }
 }
 
 /// How a new handle is answered. The kernel keeps the offset of each.
 fn opened(number: usize) -> OpenResult {
-    OpenResult::ThisScheme {
-        number,
-        flags: NewFdFlags::POSITIONED,
-    }
+    OpenResult::ThisScheme { number, flags: NewFdFlags::POSITIONED }
 }
 
 impl<L: Layer> SchemeSync for OverlayScheme<L> {

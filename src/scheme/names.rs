@@ -53,12 +53,7 @@ impl<L: Layer> OverlayScheme<L> {
             return Err(Error::new(EBUSY));
         }
         let (dir, name) = self.current_entry(open).ok_or(Error::new(ENOENT))?;
-        let old = Place {
-            end: End::Start,
-            node: Some(Arc::clone(open.node())),
-            dir,
-            slash: false,
-        };
+        let old = Place { end: End::Start, node: Some(Arc::clone(open.node())), dir, slash: false };
         let new = self.walk_from(self.overlay.root(), path, Last::Name, caller)?.here()?;
         let entry = new_entry(&new);
         self.rename(&old, &name, caller, &new, caller, RenameMode::Replace)?;
@@ -127,8 +122,7 @@ impl<L: Layer> OverlayScheme<L> {
             }
             None => new_caller.require_entries(&new_dir_stat)?,
         }
-        self.overlay
-            .rename(&old.dir, name, &new.dir, OsStr::new(new_name), mode)
+        self.overlay.rename(&old.dir, name, &new.dir, OsStr::new(new_name), mode)
     }
 
     /// Gives the object of a handle a second name, at a path from the top of the tree.
@@ -169,10 +163,7 @@ impl<L: Layer> OverlayScheme<L> {
     /// object's names. None for the top of the tree and for what has no name any more.
     pub(super) fn current_entry(&self, open: &Open<L>) -> Option<(Arc<Node<L>>, OsString)> {
         if let Some((dir, name)) = &open.entry
-            && self
-                .overlay
-                .lookup(dir, name)
-                .is_ok_and(|node| node.id() == open.node().id())
+            && self.overlay.lookup(dir, name).is_ok_and(|node| node.id() == open.node().id())
         {
             return Some((Arc::clone(dir), name.clone()));
         }

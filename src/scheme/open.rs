@@ -30,31 +30,28 @@ enum New {
     Symlink,
     /// A FIFO or a socket.
     Special(Kind),
+    /// A device node, whose number is written to the new handle.
+    Device(Kind),
 }
 
 impl New {
     /// Reads the kind off the flags: O_DIRECTORY and O_SYMLINK, else the type bits of the mode in the low 16 bits.
-    /// EPERM for devices, since no request says which one, and for a directory asked for as mknod would; EINVAL for nonsense.
+    /// EPERM for a device unless the handle is for writing its number only, since nothing else says which device is meant, and for a
+    /// directory asked for as mknod would; EINVAL for nonsense.
     fn parse(flags: usize) -> Result<Self> {
         let kind = flags as u16 & MODE_TYPE;
         if flags & O_DIRECTORY != 0 {
-            return if kind == 0 || kind == MODE_DIR {
-                Ok(Self::Dir)
-            } else {
-                Err(Error::new(EINVAL))
-            };
+            return if kind == 0 || kind == MODE_DIR { Ok(Self::Dir) } else { Err(Error::new(EINVAL)) };
         }
         if flags & O_SYMLINK != 0 {
-            return if kind == 0 || kind == MODE_SYMLINK {
-                Ok(Self::Symlink)
-            } else {
-                Err(Error::new(EINVAL))
-            };
+            return if kind == 0 || kind == MODE_SYMLINK { Ok(Self::Symlink) } else { Err(Error::new(EINVAL)) };
         }
         match kind {
             0 | MODE_FILE => Ok(Self::File),
             MODE_FIFO => Ok(Self::Special(Kind::Fifo)),
             MODE_SOCK => Ok(Self::Special(Kind::Socket)),
+            MODE_CHR if access(flags) == O_WRONLY => Ok(Self::Device(Kind::CharDev)),
+            MODE_BLOCK if access(flags) == O_WRONLY => Ok(Self::Device(Kind::BlockDev)),
             MODE_CHR | MODE_BLOCK | MODE_DIR => Err(Error::new(EPERM)),
             _ => Err(Error::new(EINVAL)),
         }
@@ -62,7 +59,7 @@ impl New {
 
     /// Whether something that has the name already is an error even without O_EXCL.
     fn is_exclusive(self) -> bool {
-        matches!(self, Self::Symlink | Self::Special(_))
+        matches!(self, Self::Symlink | Self::Special(_) | Self::Device(_))
     }
 }
 
@@ -80,11 +77,7 @@ impl<L: Layer> OverlayScheme<L> {
     }
 
     fn open_path(&self, dir: usize, path: &str, flags: usize, caller: Caller) -> Result<Handle<L>> {
-        let new = if flags & O_CREAT != 0 {
-            Some(New::parse(flags)?)
-        } else {
-            None
-        };
+        let new = if flags & O_CREAT != 0 { Some(New::parse(flags)?) } else { None };
         let exclusive = new.is_some_and(|new| flags & O_EXCL != 0 || new.is_exclusive());
         let last = if exclusive {
             Last::Name
@@ -148,6 +141,12 @@ impl<L: Layer> OverlayScheme<L> {
                     return Err(Error::new(EINVAL));
                 }
             }
+            // What a device node leads to is read as what a symlink leads to is.
+            Kind::CharDev | Kind::BlockDev if flags & O_SYMLINK != 0 => {
+                if access & O_WRONLY != 0 {
+                    return Err(Error::new(EINVAL));
+                }
+            }
             _ if flags & O_SYMLINK != 0 => return Err(Error::new(EINVAL)),
             Kind::File => {
                 let writes = access & O_WRONLY != 0 || truncate;
@@ -172,13 +171,7 @@ impl<L: Layer> OverlayScheme<L> {
     }
 
     fn open_new(&self, place: Place<L>, new: New, flags: usize, caller: Caller) -> Result<Handle<L>> {
-        let Place {
-            dir,
-            end: End::Name(name),
-            slash,
-            ..
-        } = place
-        else {
+        let Place { dir, end: End::Name(name), slash, .. } = place else {
             return Err(Error::new(ENOENT));
         };
         if slash && new != New::Dir {
@@ -195,12 +188,10 @@ impl<L: Layer> OverlayScheme<L> {
         let mode = (flags & 0o7777) as u32;
         let file = match new {
             New::Symlink => {
-                return Ok(Handle::Unborn(Unborn {
-                    dir,
-                    name,
-                    maker: caller,
-                }));
+                return Ok(Handle::Unborn(Unborn { dir, name, maker: caller, kind: Kind::Symlink, mode: 0o777 }));
             }
+            New::Device(_) if !caller.is_root() => return Err(Error::new(EPERM)),
+            New::Device(kind) => return Ok(Handle::Unborn(Unborn { dir, name, maker: caller, kind, mode })),
             New::File => {
                 let (owner, mode) = caller.newborn(&dir_stat, Kind::File, mode);
                 self.overlay.create_file(&dir, &name, mode, owner)?
@@ -211,34 +202,33 @@ impl<L: Layer> OverlayScheme<L> {
             }
             New::Special(kind) => {
                 let (owner, mode) = caller.newborn(&dir_stat, kind, mode);
-                self.overlay
-                    .open(&self.overlay.create_node(&dir, &name, kind, mode, 0, owner)?)
+                self.overlay.open(&self.overlay.create_node(&dir, &name, kind, mode, 0, owner)?)
             }
         };
         Ok(Handle::Open(open_object(file, Some((dir, name)), flags, caller)))
     }
 
-    /// Makes the symlink that the handle was opened for; from then on the handle is an ordinary one. As it was checked when the handle was
-    /// opened who may make it, only its name can have been taken meanwhile (EEXIST). ENOENT for an empty target, EINVAL for one with a
-    /// NUL, ENAMETOOLONG for one that no path could hold.
-    pub(super) fn make_symlink(&mut self, id: usize, unborn: Unborn<L>, target: &[u8]) -> Result<usize> {
-        if target.is_empty() {
-            return Err(Error::new(ENOENT));
-        }
-        if target.len() >= PATH_MAX {
-            return Err(Error::new(ENAMETOOLONG));
-        }
-        if target.contains(&0) {
-            return Err(Error::new(EINVAL));
-        }
-        let Unborn { dir, name, maker } = unborn;
-        let (owner, _) = maker.newborn(&self.overlay.stat(&dir)?, Kind::Symlink, 0o777);
-        let node = self
-            .overlay
-            .create_symlink(&dir, &name, OsStr::from_bytes(target), owner)?;
+    /// Makes the symlink or device node that the handle was opened for; from then on the handle is an ordinary one. As it was checked
+    /// when the handle was opened who may make it, only its name can have been taken meanwhile (EEXIST).
+    ///
+    /// A symlink's target: ENOENT for an empty one, EINVAL for one with a NUL, ENAMETOOLONG for one that no path could hold. A device's
+    /// number, eight bytes in the machine's order: EINVAL for anything else.
+    pub(super) fn bear(&mut self, id: usize, unborn: Unborn<L>, content: &[u8]) -> Result<usize> {
+        let Unborn { dir, name, maker, kind, mode } = unborn;
+        let (owner, mode) = maker.newborn(&self.overlay.stat(&dir)?, kind, mode);
+        let node = match kind {
+            Kind::Symlink => {
+                let target = check_target(content)?;
+                self.overlay.create_symlink(&dir, &name, target, owner)?
+            }
+            _ => {
+                let number = content.try_into().map(u64::from_ne_bytes).map_err(|_| Error::new(EINVAL))?;
+                self.overlay.create_node(&dir, &name, kind, mode, number, owner)?
+            }
+        };
         let made = open_object(self.overlay.open(&node), Some((dir, name)), O_WRONLY, maker);
         *self.handles.get_mut(id)? = Handle::Open(made);
-        Ok(target.len())
+        Ok(content.len())
     }
 
     /// The same object again, open in the same way. EINVAL for a request other than the empty one.
@@ -247,13 +237,22 @@ impl<L: Layer> OverlayScheme<L> {
         if !request.is_empty() {
             return Err(Error::new(EINVAL));
         }
-        let copy = Open {
-            file: self.overlay.open(open.node()),
-            entry: open.entry.clone(),
-            ..*open
-        };
+        let copy = Open { file: self.overlay.open(open.node()), entry: open.entry.clone(), ..*open };
         Ok(self.handles.insert(Handle::Open(copy)))
     }
+}
+
+fn check_target(target: &[u8]) -> Result<&OsStr> {
+    if target.is_empty() {
+        return Err(Error::new(ENOENT));
+    }
+    if target.len() >= PATH_MAX {
+        return Err(Error::new(ENAMETOOLONG));
+    }
+    if target.contains(&0) {
+        return Err(Error::new(EINVAL));
+    }
+    Ok(OsStr::from_bytes(target))
 }
 
 /// An object whose access was checked, or that was just made, in the hands of a client.
@@ -265,6 +264,7 @@ fn open_object<L: Layer>(
 ) -> Open<L> {
     let access = match file.node().kind() {
         Kind::File | Kind::Dir | Kind::Symlink => access(flags),
+        Kind::CharDev | Kind::BlockDev if flags & O_SYMLINK != 0 => access(flags),
         Kind::Fifo | Kind::Socket | Kind::CharDev | Kind::BlockDev => 0,
     };
     Open {

@@ -141,12 +141,7 @@ pub fn walk<L: Layer>(
                 if slash && last != Last::Name && node.as_ref().is_some_and(|node| node.kind() != Kind::Dir) {
                     return Err(Error::new(ENOTDIR));
                 }
-                return Ok(Walked::Here(Place {
-                    end: End::Name(name.to_owned()),
-                    dir,
-                    node,
-                    slash,
-                }));
+                return Ok(Walked::Here(Place { end: End::Name(name.to_owned()), dir, node, slash }));
             }
             Some(node) => {
                 dir = node;
@@ -155,12 +150,7 @@ pub fn walk<L: Layer>(
             None => return Err(Error::new(ENOENT)),
         }
     }
-    Ok(Walked::Here(Place {
-        node: Some(Arc::clone(&dir)),
-        dir,
-        end,
-        slash: false,
-    }))
+    Ok(Walked::Here(Place { node: Some(Arc::clone(&dir)), dir, end, slash: false }))
 }
 
 /// The directory above `dir`; the top is its own parent. ENOENT if `dir` was removed.

@@ -39,10 +39,7 @@ pub fn answer<L: Layer>(call: CallRequest, scheme: &mut OverlayScheme<L>, locks:
         return Response::err(ENOSYS, call);
     };
     let handled = catch_unwind(AssertUnwindSafe(|| op.handle_sync_dont_consume(&caller, scheme, locks)));
-    debug!(
-        "uid {} gid {} pid {}: {op:?}: {handled:?}",
-        caller.uid, caller.gid, caller.pid
-    );
+    debug!("uid {} gid {} pid {}: {op:?}: {handled:?}", caller.uid, caller.gid, caller.pid);
     match handled {
         Ok(SchemeResponse::Regular(result)) => Response::new(result, op),
         Ok(SchemeResponse::RegularAndNotifyOnDetach(result)) => Response::new_notify_on_detach(result, op),
@@ -96,11 +93,7 @@ fn check(entry: &mut Sqe) -> Result<()> {
             Some(kind @ (StdFsCallKind::Lock | StdFsCallKind::Unlock | StdFsCallKind::GetLock)) => {
                 require(!entry.sqe_flags.contains(SqeFlags::MULTIPLE_IDS))?;
                 let start = start & !LOCK_FLAG;
-                let length = if kind == StdFsCallKind::Unlock {
-                    length
-                } else {
-                    length & !LOCK_FLAG
-                };
+                let length = if kind == StdFsCallKind::Unlock { length } else { length & !LOCK_FLAG };
                 if length != 0 && length - 1 > LOCK_MAX - start {
                     return Err(Error::new(EOVERFLOW));
                 }

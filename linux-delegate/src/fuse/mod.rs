@@ -19,9 +19,9 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    AccessFlags, BsdFileFlags, Errno, FileAttr, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
-    KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty,
-    ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, Request, TimeOrNow, WriteFlags,
+    AccessFlags, BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
+    InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, Request, TimeOrNow, WriteFlags,
 };
 use syscall::error::{EACCES, EBADF, EIO, Error, Result};
 use syscall::flag::{
@@ -83,7 +83,20 @@ impl Door {
 
     fn attributes(&self, fd: &Fd) -> Result<FileAttr> {
         let stat = fd.fstat()?;
-        convert::attributes(&stat, self.inodes.node(stat.st_ino))
+        let attributes = convert::attributes(&stat, self.inodes.node(stat.st_ino))?;
+        Ok(match attributes.kind {
+            FileType::CharDevice | FileType::BlockDevice => FileAttr { rdev: self.device_number(fd)?, ..attributes },
+            _ => attributes,
+        })
+    }
+
+    /// Which device a node stands for: no field of a stat says it, but it is read as the target of a symlink is.
+    fn device_number(&self, fd: &Fd) -> Result<u32> {
+        let mut number = [0; 8];
+        match self.kernel.inherit(fd).openat("", O_RDONLY | O_SYMLINK, 0)?.read(&mut number)? {
+            8 => Ok(u64::from_ne_bytes(number) as u32),
+            _ => Err(Error::new(EIO)),
+        }
     }
 
     /// Counts one more reference of the kernel to the object of a descriptor, which stays open for it.
@@ -287,13 +300,21 @@ impl Filesystem for Door {
         name: &OsStr,
         mode: u32,
         umask: u32,
-        _: u32,
+        rdev: u32,
         reply: ReplyEntry,
     ) {
         let make = || {
             let dir = self.directory(&process(request), parent)?;
             let flags = O_CREAT | O_EXCL | ((mode & !umask) as usize & 0xFFFF);
-            self.remember(dir.openat(name.as_bytes(), flags, 0)?)
+            let made = match mode & libc::S_IFMT {
+                libc::S_IFCHR | libc::S_IFBLK => {
+                    let made = dir.openat(name.as_bytes(), flags | O_WRONLY, 0)?;
+                    made.write(&u64::from(rdev).to_ne_bytes())?;
+                    made
+                }
+                _ => dir.openat(name.as_bytes(), flags, 0)?,
+            };
+            self.remember(made)
         };
         answer!(reply, make(), |attributes| reply.entry(&NO_TIME, &attributes, Generation(0)));
     }

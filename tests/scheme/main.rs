@@ -1,0 +1,12 @@
+//! The overlay scheme as clients meet it: every request goes through the delegate's kernel, so it arrives as the Redox kernel would
+//! send it, in front of an overlay of real directories.
+
+mod attributes;
+mod data;
+mod hostile;
+mod names;
+mod open;
+mod panics;
+mod paths;
+mod support;
+mod traps;
