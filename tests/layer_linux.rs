@@ -28,10 +28,7 @@ const ROOT: Owner = Owner { uid: 0, gid: 0 };
 const ALICE: Owner = Owner { uid: 12345, gid: 23456 };
 
 fn temp() -> TempDir {
-    assert!(
-        rustix::process::geteuid().is_root(),
-        "these tests make mounts and other users' files: run them as root"
-    );
+    assert!(rustix::process::geteuid().is_root(), "these tests make mounts and other users' files: run them as root");
     tempfile::tempdir().unwrap()
 }
 
@@ -58,21 +55,14 @@ fn fails<T>(result: Result<T>, errno: i32) {
 fn list(layer: &LinuxLayer, dir: &Dir) -> BTreeMap<OsString, (Kind, u64)> {
     let mut found = BTreeMap::new();
     let mut add = |entry: Entry<'_>| {
-        assert!(
-            found.insert(entry.name.to_owned(), (entry.kind, entry.ino)).is_none(),
-            "{:?} twice",
-            entry.name
-        );
+        assert!(found.insert(entry.name.to_owned(), (entry.kind, entry.ino)).is_none(), "{:?} twice", entry.name);
     };
     layer.list(dir, &mut add).unwrap();
     found
 }
 
 fn names(layer: &LinuxLayer, dir: &Dir) -> Vec<String> {
-    list(layer, dir)
-        .into_keys()
-        .map(|name| name.into_string().unwrap())
-        .collect()
+    list(layer, dir).into_keys().map(|name| name.into_string().unwrap()).collect()
 }
 
 fn read(layer: &LinuxLayer, dir: &Dir, name: &str) -> Vec<u8> {
@@ -90,11 +80,7 @@ fn in_thread(test: impl FnOnce() + Send + 'static) {
         test();
         drop(done);
     });
-    assert_ne!(
-        wait.recv_timeout(Duration::from_secs(30)),
-        Err(mpsc::RecvTimeoutError::Timeout),
-        "hangs"
-    );
+    assert_ne!(wait.recv_timeout(Duration::from_secs(30)), Err(mpsc::RecvTimeoutError::Timeout), "hangs");
     if let Err(panic) = thread.join() {
         std::panic::resume_unwind(panic);
     }
@@ -155,15 +141,9 @@ fn creates_every_kind_with_the_mode_asked_for() {
     layer.create_dir(&root, n("dir"), 0o7777, ROOT).unwrap();
     layer.create_symlink(&root, n("link"), n("to/nowhere"), ROOT).unwrap();
     layer.create_node(&root, n("fifo"), Kind::Fifo, 0o666, 0, ROOT).unwrap();
-    layer
-        .create_node(&root, n("socket"), Kind::Socket, 0o622, 0, ROOT)
-        .unwrap();
-    layer
-        .create_node(&root, n("char"), Kind::CharDev, 0o600, libc::makedev(1, 3), ROOT)
-        .unwrap();
-    layer
-        .create_node(&root, n("block"), Kind::BlockDev, 0o640, libc::makedev(7, 300), ROOT)
-        .unwrap();
+    layer.create_node(&root, n("socket"), Kind::Socket, 0o622, 0, ROOT).unwrap();
+    layer.create_node(&root, n("char"), Kind::CharDev, 0o600, libc::makedev(1, 3), ROOT).unwrap();
+    layer.create_node(&root, n("block"), Kind::BlockDev, 0o640, libc::makedev(7, 300), ROOT).unwrap();
 
     let expected = [
         ("block", Kind::BlockDev, 0o640),
@@ -183,16 +163,10 @@ fn creates_every_kind_with_the_mode_asked_for() {
         assert_eq!((stat.uid, stat.gid, stat.dev), (0, 0, top.dev), "{name}");
         assert_eq!(listed[n(name)], (kind, stat.ino), "{name}");
     }
-    assert_eq!(
-        layer.stat(Object::Entry(&root, n("block"))).unwrap().rdev,
-        libc::makedev(7, 300)
-    );
+    assert_eq!(layer.stat(Object::Entry(&root, n("block"))).unwrap().rdev, libc::makedev(7, 300));
     assert_eq!(layer.read_link(&root, n("link")).unwrap(), "to/nowhere");
     assert_eq!(layer.stat(Object::Entry(&root, n("link"))).unwrap().size, 10);
-    assert_eq!(
-        layer.stat(Object::File(&file)).unwrap().ino,
-        layer.stat(Object::Entry(&root, n("file"))).unwrap().ino
-    );
+    assert_eq!(layer.stat(Object::File(&file)).unwrap().ino, layer.stat(Object::Entry(&root, n("file"))).unwrap().ino);
 
     for name in listed.keys() {
         fails(layer.create_file(&root, name, 0o600, ROOT), EEXIST);
@@ -214,12 +188,8 @@ fn names_are_single_components_of_any_bytes() {
         let ino = layer.stat(Object::File(&file)).unwrap().ino;
         assert_eq!(list(&layer, &root)[name], (Kind::File, ino));
         layer.open_file(&root, name, Access::ReadWrite).unwrap();
-        layer
-            .rename(&root, name, &root, n("other"), RenameMode::NoReplace)
-            .unwrap();
-        layer
-            .rename(&root, n("other"), &root, name, RenameMode::NoReplace)
-            .unwrap();
+        layer.rename(&root, name, &root, n("other"), RenameMode::NoReplace).unwrap();
+        layer.rename(&root, n("other"), &root, name, RenameMode::NoReplace).unwrap();
         layer.unlink(&root, name).unwrap();
     }
     fails(layer.create_file(&root, n(&"x".repeat(256)), 0o600, ROOT), ENAMETOOLONG);
@@ -315,9 +285,7 @@ fn a_symlink_is_never_followed() {
     // Nor does an open directory turn into what took its name.
     layer.create_dir(&root, n("dir"), 0o700, ROOT).unwrap();
     let dir = layer.open_dir(&root, n("dir")).unwrap();
-    layer
-        .rename(&root, n("dir"), &root, n("moved"), RenameMode::Replace)
-        .unwrap();
+    layer.rename(&root, n("dir"), &root, n("moved"), RenameMode::Replace).unwrap();
     symlink("/etc", temp.path().join("dir")).unwrap();
     layer.create_file(&dir, n("inside"), 0o600, ROOT).unwrap();
     assert!(temp.path().join("moved/inside").exists());
@@ -348,49 +316,29 @@ fn renames_in_every_mode() {
         fs::write(temp.path().join("b"), "B").unwrap();
     };
     reset();
-    fails(
-        layer.rename(&root, n("a"), &root, n("b"), RenameMode::NoReplace),
-        EEXIST,
-    );
+    fails(layer.rename(&root, n("a"), &root, n("b"), RenameMode::NoReplace), EEXIST);
     fails(layer.rename(&root, n("a"), &root, n("c"), RenameMode::Exchange), ENOENT);
     layer.rename(&root, n("a"), &root, n("b"), RenameMode::Replace).unwrap();
-    assert_eq!(
-        (names(&layer, &root), content("b")),
-        (vec!["b".to_owned()], "A".to_owned())
-    );
-    layer
-        .rename(&root, n("b"), &root, n("c"), RenameMode::NoReplace)
-        .unwrap();
+    assert_eq!((names(&layer, &root), content("b")), (vec!["b".to_owned()], "A".to_owned()));
+    layer.rename(&root, n("b"), &root, n("c"), RenameMode::NoReplace).unwrap();
     assert_eq!(names(&layer, &root), ["c"]);
     layer.unlink(&root, n("c")).unwrap();
 
     reset();
-    layer
-        .rename(&root, n("a"), &root, n("b"), RenameMode::Exchange)
-        .unwrap();
+    layer.rename(&root, n("a"), &root, n("b"), RenameMode::Exchange).unwrap();
     assert_eq!((content("a"), content("b")), ("B".to_owned(), "A".to_owned()));
 
     layer.create_dir(&root, n("dir"), 0o700, ROOT).unwrap();
-    layer
-        .rename(&root, n("a"), &root, n("dir"), RenameMode::Exchange)
-        .unwrap();
-    assert_eq!(
-        (content("dir"), layer.stat(Object::Entry(&root, n("a"))).unwrap().kind),
-        ("B".into(), Kind::Dir)
-    );
+    layer.rename(&root, n("a"), &root, n("dir"), RenameMode::Exchange).unwrap();
+    assert_eq!((content("dir"), layer.stat(Object::Entry(&root, n("a"))).unwrap().kind), ("B".into(), Kind::Dir));
     fails(layer.rename(&root, n("b"), &root, n("a"), RenameMode::Replace), EISDIR);
     fails(layer.rename(&root, n("a"), &root, n("b"), RenameMode::Replace), ENOTDIR);
     let dir = layer.open_dir(&root, n("a")).unwrap();
     fails(layer.rename(&root, n("a"), &dir, n("x"), RenameMode::Replace), EINVAL);
     layer.rename(&root, n("b"), &dir, n("b"), RenameMode::Replace).unwrap();
     layer.create_dir(&root, n("empty"), 0o700, ROOT).unwrap();
-    fails(
-        layer.rename(&root, n("empty"), &root, n("a"), RenameMode::Replace),
-        ENOTEMPTY,
-    );
-    layer
-        .rename(&root, n("a"), &root, n("empty"), RenameMode::Replace)
-        .unwrap();
+    fails(layer.rename(&root, n("empty"), &root, n("a"), RenameMode::Replace), ENOTEMPTY);
+    layer.rename(&root, n("a"), &root, n("empty"), RenameMode::Replace).unwrap();
     assert_eq!(names(&layer, &root), ["dir", "empty"]);
 }
 
@@ -407,19 +355,11 @@ fn renames_and_links_between_two_layers_of_one_filesystem() {
     work.create_file(&from, n("file"), 0o600, ROOT).unwrap();
     let dir = work.open_dir(&from, n("dir")).unwrap();
     upper.link(&from, n("file"), &to, n("second")).unwrap();
-    upper
-        .rename(&from, n("dir"), &to, n("dir"), RenameMode::NoReplace)
-        .unwrap();
-    upper
-        .rename(&from, n("file"), &dir, n("file"), RenameMode::Replace)
-        .unwrap();
+    upper.rename(&from, n("dir"), &to, n("dir"), RenameMode::NoReplace).unwrap();
+    upper.rename(&from, n("file"), &dir, n("file"), RenameMode::Replace).unwrap();
     assert!(names(&work, &from).is_empty());
     assert_eq!(names(&upper, &to), ["dir", "second"]);
-    assert_eq!(
-        names(&upper, &dir),
-        ["file"],
-        "a directory's descriptor follows the rename"
-    );
+    assert_eq!(names(&upper, &dir), ["file"], "a directory's descriptor follows the rename");
     assert_eq!(upper.stat(Object::Entry(&dir, n("file"))).unwrap().nlink, 2);
     assert!(upper.capabilities().dirs_follow_rename);
 }
@@ -461,10 +401,7 @@ fn reads_and_writes() {
     layer.set_times(Object::File(&file), time, time).unwrap();
     layer.set_owner(Object::File(&file), ALICE).unwrap();
     let stat = layer.stat(Object::File(&file)).unwrap();
-    assert_eq!(
-        (stat.size, stat.nlink, stat.mode, stat.mtime, stat.uid),
-        (5, 0, 0o755, time, ALICE.uid)
-    );
+    assert_eq!((stat.size, stat.nlink, stat.mode, stat.mtime, stat.uid), (5, 0, 0o755, time, ALICE.uid));
 
     layer.create_file(&root, n("again"), 0o600, ROOT).unwrap();
     let reader = layer.open_file(&root, n("again"), Access::Read).unwrap();
@@ -478,12 +415,8 @@ fn opens_regular_files_only_and_waits_for_none() {
             let (temp, upper, root) = upper();
             upper.create_dir(&root, n("dir"), 0o700, ROOT).unwrap();
             upper.create_node(&root, n("fifo"), Kind::Fifo, 0o600, 0, ROOT).unwrap();
-            upper
-                .create_node(&root, n("null"), Kind::CharDev, 0o600, libc::makedev(1, 3), ROOT)
-                .unwrap();
-            upper
-                .create_node(&root, n("socket"), Kind::Socket, 0o600, 0, ROOT)
-                .unwrap();
+            upper.create_node(&root, n("null"), Kind::CharDev, 0o600, libc::makedev(1, 3), ROOT).unwrap();
+            upper.create_node(&root, n("socket"), Kind::Socket, 0o600, 0, ROOT).unwrap();
             for access in [Access::Read, Access::ReadWrite] {
                 fails(upper.open_file(&root, n("fifo"), access), EINVAL);
                 fails(upper.open_file(&root, n("null"), access), EINVAL);
@@ -494,10 +427,7 @@ fn opens_regular_files_only_and_waits_for_none() {
             let lower = way.open(temp.path());
             let root = lower.root().unwrap();
             fails(lower.open_file(&root, n("fifo"), Access::Read), EINVAL);
-            fails(
-                lower.open_file(&root, n("null"), Access::Read),
-                if way == Way::Clone { EACCES } else { EINVAL },
-            );
+            fails(lower.open_file(&root, n("null"), Access::Read), if way == Way::Clone { EACCES } else { EINVAL });
         });
     }
 }
@@ -509,23 +439,10 @@ fn sets_attributes_of_directories_and_entries() {
     layer.create_file(&root, n("file"), 0o600, ROOT).unwrap();
     let dir = layer.open_dir(&root, n("dir")).unwrap();
     let times = [
-        (
-            Time {
-                sec: 1,
-                nsec: 999_999_999,
-            },
-            Time {
-                sec: 4_000_000_000,
-                nsec: 1,
-            },
-        ),
+        (Time { sec: 1, nsec: 999_999_999 }, Time { sec: 4_000_000_000, nsec: 1 }),
         (Time { sec: -5, nsec: 3 }, Time { sec: 0, nsec: 0 }),
     ];
-    for object in [
-        Object::Dir(&dir),
-        Object::Entry(&root, n("file")),
-        Object::Entry(&root, n("dir")),
-    ] {
+    for object in [Object::Dir(&dir), Object::Entry(&root, n("file")), Object::Entry(&root, n("dir"))] {
         for (atime, mtime) in times {
             layer.set_owner(object, ALICE).unwrap();
             layer.set_mode(object, 0o1765).unwrap();
@@ -534,14 +451,8 @@ fn sets_attributes_of_directories_and_entries() {
             assert_eq!((stat.uid, stat.gid, stat.mode), (ALICE.uid, ALICE.gid, 0o1765));
             assert_eq!((stat.atime, stat.mtime), (atime, mtime));
         }
-        let none = Time {
-            sec: 0,
-            nsec: 1_000_000_000,
-        };
-        let now_to_the_system = Time {
-            sec: 0,
-            nsec: libc::UTIME_NOW as u32,
-        };
+        let none = Time { sec: 0, nsec: 1_000_000_000 };
+        let now_to_the_system = Time { sec: 0, nsec: libc::UTIME_NOW as u32 };
         fails(layer.set_times(object, none, Time::default()), EINVAL);
         fails(layer.set_times(object, Time::default(), now_to_the_system), EINVAL);
         fails(layer.set_owner(object, Owner { uid: u32::MAX, gid: 0 }), EINVAL);
@@ -596,10 +507,7 @@ fn finds_data_between_holes() {
     let file = with_holes(&layer, &root);
     assert_eq!(layer.next_data(&file, 0).unwrap(), Some(MIB..MIB + 4096));
     assert_eq!(layer.next_data(&file, MIB + 100).unwrap(), Some(MIB + 100..MIB + 4096));
-    assert_eq!(
-        layer.next_data(&file, MIB + 4096).unwrap(),
-        Some(3 * MIB..3 * MIB + 8192)
-    );
+    assert_eq!(layer.next_data(&file, MIB + 4096).unwrap(), Some(3 * MIB..3 * MIB + 8192));
     assert_eq!(layer.next_data(&file, 4 * MIB).unwrap(), None);
     assert_eq!(layer.next_data(&file, 5 * MIB).unwrap(), None);
     assert_eq!(layer.next_data(&file, u64::MAX).unwrap(), None);
@@ -654,12 +562,7 @@ fn copies_ranges_within_and_between_filesystems() {
 fn one_daemon_holds_a_layer() {
     let (temp, layer, _root) = upper();
     let locked_elsewhere = || {
-        let status = Command::new("flock")
-            .arg("--nonblock")
-            .arg(temp.path())
-            .arg("true")
-            .status()
-            .unwrap();
+        let status = Command::new("flock").arg("--nonblock").arg(temp.path()).arg("true").status().unwrap();
         !status.success()
     };
     let second = LinuxLayer::open(temp.path(), true).unwrap();
@@ -680,10 +583,7 @@ fn creates_in_the_name_of_others() {
     assert_eq!(layer.identity(), ROOT);
     assert!(layer.creates_as(ROOT) && layer.creates_as(ALICE));
     assert!(!layer.creates_as(Owner { uid: u32::MAX, gid: 0 }));
-    fails(
-        layer.create_dir(&root, n("none"), 0o700, Owner { uid: 0, gid: u32::MAX }),
-        EPERM,
-    );
+    fails(layer.create_dir(&root, n("none"), 0o700, Owner { uid: 0, gid: u32::MAX }), EPERM);
 
     let check = |name: &str, mode: u32| {
         let stat = layer.stat(Object::Entry(&root, n(name))).unwrap();
@@ -701,13 +601,9 @@ fn creates_in_the_name_of_others() {
     check("dir", 0o3770);
     layer.create_symlink(&root, n("link"), n("x"), ALICE).unwrap();
     check("link", 0o777);
-    layer
-        .create_node(&root, n("fifo"), Kind::Fifo, 0o620, 0, ALICE)
-        .unwrap();
+    layer.create_node(&root, n("fifo"), Kind::Fifo, 0o620, 0, ALICE).unwrap();
     check("fifo", 0o620);
-    layer
-        .create_node(&root, n("null"), Kind::CharDev, 0o666, libc::makedev(1, 3), ALICE)
-        .unwrap();
+    layer.create_node(&root, n("null"), Kind::CharDev, 0o666, libc::makedev(1, 3), ALICE).unwrap();
     check("null", 0o666);
 
     fails(layer.create_file(&root, n("file"), 0o600, ALICE), EEXIST);
@@ -752,49 +648,20 @@ fn groups_and_acls_of_the_directory_do_not_matter() {
     layer.set_mode(Object::Dir(&root), 0o2777).unwrap();
     // user::rwx, group::r-x, other::---
     let acl = b"\x02\0\0\0\x01\0\x07\0\xff\xff\xff\xff\x04\0\x05\0\xff\xff\xff\xff\x20\0\0\0\xff\xff\xff\xff";
-    rustix::fs::setxattr(
-        temp.path(),
-        "system.posix_acl_default",
-        acl,
-        rustix::fs::XattrFlags::empty(),
-    )
-    .unwrap();
+    rustix::fs::setxattr(temp.path(), "system.posix_acl_default", acl, rustix::fs::XattrFlags::empty()).unwrap();
     fs::write(temp.path().join("plain"), "").unwrap();
     let plain = fs::metadata(temp.path().join("plain")).unwrap();
-    assert_eq!(
-        (plain.gid(), plain.mode() & 0o7777),
-        (777, 0o640),
-        "the directory hands nothing down"
-    );
+    assert_eq!((plain.gid(), plain.mode() & 0o7777), (777, 0o640), "the directory hands nothing down");
 
-    for owner in [
-        ROOT,
-        ALICE,
-        Owner {
-            uid: ALICE.uid,
-            gid: 777,
-        },
-    ] {
+    for owner in [ROOT, ALICE, Owner { uid: ALICE.uid, gid: 777 }] {
         layer.create_file(&root, n("file"), 0o2767, owner).unwrap();
         layer.create_dir(&root, n("dir"), 0o775, owner).unwrap();
         layer.create_dir(&root, n("setgid"), 0o2777, owner).unwrap();
         layer.create_symlink(&root, n("link"), n("x"), owner).unwrap();
-        layer
-            .create_node(&root, n("fifo"), Kind::Fifo, 0o666, 0, owner)
-            .unwrap();
-        for (name, mode) in [
-            ("file", 0o2767),
-            ("dir", 0o775),
-            ("setgid", 0o2777),
-            ("link", 0o777),
-            ("fifo", 0o666),
-        ] {
+        layer.create_node(&root, n("fifo"), Kind::Fifo, 0o666, 0, owner).unwrap();
+        for (name, mode) in [("file", 0o2767), ("dir", 0o775), ("setgid", 0o2777), ("link", 0o777), ("fifo", 0o666)] {
             let stat = layer.stat(Object::Entry(&root, n(name))).unwrap();
-            assert_eq!(
-                (stat.uid, stat.gid, stat.mode),
-                (owner.uid, owner.gid, mode),
-                "{name} of {owner:?}"
-            );
+            assert_eq!((stat.uid, stat.gid, stat.mode), (owner.uid, owner.gid, mode), "{name} of {owner:?}");
             match stat.kind {
                 Kind::Dir => layer.remove_dir(&root, n(name)).unwrap(),
                 _ => layer.unlink(&root, n(name)).unwrap(),
@@ -817,10 +684,7 @@ fn without_the_rights_only_the_own_name_is_possible() {
     in_thread(|| {
         let temp = temp();
         fs::set_permissions(temp.path(), fs::Permissions::from_mode(0o777)).unwrap();
-        let (uid, gid) = (
-            rustix::fs::Uid::from_raw(ALICE.uid),
-            rustix::fs::Gid::from_raw(ALICE.gid),
-        );
+        let (uid, gid) = (rustix::fs::Uid::from_raw(ALICE.uid), rustix::fs::Gid::from_raw(ALICE.gid));
         fs::write(temp.path().join("roots"), "text").unwrap();
         fs::create_dir(temp.path().join("hidden")).unwrap();
         fs::set_permissions(temp.path().join("hidden"), fs::Permissions::from_mode(0o711)).unwrap();
@@ -884,11 +748,7 @@ fn mounted_inside(way: Way, mounts_first: bool, mount_on: impl Fn(&Path)) {
         assert_eq!(names(&layer, &dir), ["a", "b"]);
         assert_eq!(read(&layer, &dir, "b"), b"below");
         assert_eq!(read(&layer, &root, "file"), b"below");
-        for object in [
-            Object::Dir(&dir),
-            Object::Entry(&root, n("dir")),
-            Object::Entry(&root, n("file")),
-        ] {
+        for object in [Object::Dir(&dir), Object::Entry(&root, n("dir")), Object::Entry(&root, n("file"))] {
             fails(layer.set_mode(object, 0o777), EROFS);
             fails(layer.set_owner(object, ALICE), EROFS);
             fails(layer.set_times(object, time, time), EROFS);
@@ -905,16 +765,9 @@ fn mounted_inside(way: Way, mounts_first: bool, mount_on: impl Fn(&Path)) {
     fails(layer.read_link(&root, n("dir")), EINVAL);
     fails(layer.remove_dir(&root, n("dir")), EBUSY);
     fails(layer.unlink(&root, n("file")), EBUSY);
-    fails(
-        layer.rename(&root, n("dir"), &root, n("new"), RenameMode::Replace),
-        EBUSY,
-    );
+    fails(layer.rename(&root, n("dir"), &root, n("new"), RenameMode::Replace), EBUSY);
     fails(layer.link(&root, n("file"), &root, n("new")), EXDEV);
-    for object in [
-        Object::Dir(&dir),
-        Object::Entry(&root, n("dir")),
-        Object::Entry(&root, n("file")),
-    ] {
+    for object in [Object::Dir(&dir), Object::Entry(&root, n("dir")), Object::Entry(&root, n("file"))] {
         fails(layer.set_mode(object, 0o777), EBUSY);
         fails(layer.set_owner(object, ALICE), EBUSY);
         fails(layer.set_times(object, time, time), EBUSY);
@@ -969,10 +822,7 @@ fn tells_of_space_and_abilities() {
     let (temp, layer, root) = upper();
     let expected = rustix::fs::statvfs(temp.path()).unwrap();
     let stat = layer.stat_fs().unwrap();
-    assert_eq!(
-        (u64::from(stat.block_size), stat.blocks),
-        (expected.f_frsize, expected.f_blocks)
-    );
+    assert_eq!((u64::from(stat.block_size), stat.blocks), (expected.f_frsize, expected.f_blocks));
     assert_eq!((stat.files, stat.name_max), (expected.f_files, 255));
     assert!(stat.blocks_available <= stat.blocks_free && stat.blocks_free <= stat.blocks && stat.blocks_free > 0);
 
@@ -980,10 +830,7 @@ fn tells_of_space_and_abilities() {
     fs::write(temp.path().join("b"), "").unwrap();
     let exchanged = layer.rename(&root, n("a"), &root, n("b"), RenameMode::Exchange).is_ok();
     assert_eq!(layer.capabilities().exchange, exchanged);
-    assert!(
-        !LinuxLayer::open(temp.path(), false).unwrap().capabilities().exchange,
-        "a clone is never written"
-    );
+    assert!(!LinuxLayer::open(temp.path(), false).unwrap().capabilities().exchange, "a clone is never written");
 }
 
 #[test]
@@ -1038,24 +885,13 @@ fn counts_calls_by_method() {
     first.stat(Object::Dir(&from)).unwrap();
     first.stat(Object::Entry(&from, n("file"))).unwrap();
     first.set_mode(Object::File(&file), 0o640).unwrap();
-    second
-        .rename(&from, n("file"), &to, n("file"), RenameMode::Replace)
-        .unwrap();
+    second.rename(&from, n("file"), &to, n("file"), RenameMode::Replace).unwrap();
     fails(second.unlink(&to, n("missing")), ENOENT);
     assert!(first.creates_as(ROOT) && first.capabilities().dirs_follow_rename && first.identity() == ROOT);
     assert_eq!(counts.total(), 6);
-    assert_eq!(
-        counts.to_string(),
-        "6 (stat 2, set_mode 1, create_file 1, unlink 1, rename 1)"
-    );
+    assert_eq!(counts.to_string(), "6 (stat 2, set_mode 1, create_file 1, unlink 1, rename 1)");
     let tally = counts.take();
-    assert_eq!(
-        (tally.of(Method::Stat), tally.of(Method::Rename), tally.of(Method::List)),
-        (2, 1, 0)
-    );
-    assert_eq!(
-        Method::ALL.iter().map(|&method| tally.of(method)).sum::<u64>(),
-        tally.total()
-    );
+    assert_eq!((tally.of(Method::Stat), tally.of(Method::Rename), tally.of(Method::List)), (2, 1, 0));
+    assert_eq!(Method::ALL.iter().map(|&method| tally.of(method)).sum::<u64>(), tally.total());
     assert_eq!(counts.total(), 0);
 }

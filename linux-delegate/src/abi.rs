@@ -98,11 +98,7 @@ fn take_description(fd: usize) -> Option<Arc<Description>> {
 /// Unless null, `base` must point to `len` readable bytes for as long as the result lives.
 unsafe fn bytes<'a>(base: *const u8, len: usize) -> &'a [u8] {
     // SAFETY: as promised by the caller.
-    if base.is_null() {
-        &[]
-    } else {
-        unsafe { slice::from_raw_parts(base, len) }
-    }
+    if base.is_null() { &[] } else { unsafe { slice::from_raw_parts(base, len) } }
 }
 
 /// A system call's buffer to write to. Empty for a null pointer.
@@ -111,11 +107,7 @@ unsafe fn bytes<'a>(base: *const u8, len: usize) -> &'a [u8] {
 /// Unless null, `base` must point to `len` bytes that nothing else uses for as long as the result lives.
 unsafe fn bytes_mut<'a>(base: *mut u8, len: usize) -> &'a mut [u8] {
     // SAFETY: as promised by the caller.
-    if base.is_null() {
-        &mut []
-    } else {
-        unsafe { slice::from_raw_parts_mut(base, len) }
-    }
+    if base.is_null() { &mut [] } else { unsafe { slice::from_raw_parts_mut(base, len) } }
 }
 
 /// Opens one of the two capabilities; the calling thread must not be in the null namespace (ENODEV).
@@ -163,10 +155,9 @@ pub unsafe extern "C" fn redox_dup_v1(fd: usize, buf: *const u8, len: usize) -> 
 fn dup(fd: usize, how: &[u8]) -> Result<usize> {
     let new = match get(fd)? {
         object if how.is_empty() => object,
-        Object::SchemeCreation if how.starts_with(b"create-scheme") => Object::Socket(Arc::new(Socket {
-            scheme: Scheme::new(),
-            nonblock: AtomicBool::new(false),
-        })),
+        Object::SchemeCreation if how.starts_with(b"create-scheme") => {
+            Object::Socket(Arc::new(Socket { scheme: Scheme::new(), nonblock: AtomicBool::new(false) }))
+        }
         Object::Socket(socket) => {
             if how.len() < size_of::<NewFdParams>() {
                 return Err(Error::new(EINVAL));
@@ -259,16 +250,12 @@ fn fcntl(fd: usize, cmd: usize, arg: usize) -> Result<usize> {
         (_, F_GETFD | F_SETFD) => Ok(0),
         (Object::File(file), _) => file.fcntl(cmd, arg),
         (Object::Socket(socket), F_SETFL) => {
-            socket
-                .nonblock
-                .store(arg & libc::O_NONBLOCK as usize != 0, Ordering::Relaxed);
+            socket.nonblock.store(arg & libc::O_NONBLOCK as usize != 0, Ordering::Relaxed);
             Ok(0)
         }
-        (Object::Socket(socket), F_GETFL) => Ok(if socket.nonblock.load(Ordering::Relaxed) {
-            libc::O_NONBLOCK as usize
-        } else {
-            0
-        }),
+        (Object::Socket(socket), F_GETFL) => {
+            Ok(if socket.nonblock.load(Ordering::Relaxed) { libc::O_NONBLOCK as usize } else { 0 })
+        }
         _ => Err(Error::new(EINVAL)),
     }
 }
@@ -290,11 +277,7 @@ pub unsafe extern "C" fn redox_sys_call_v0(
     // SAFETY: as promised by the caller.
     let payload = unsafe { bytes_mut(payload, payload_len) };
     // SAFETY: as promised by the caller.
-    let metadata = if metadata.is_null() {
-        &[]
-    } else {
-        unsafe { slice::from_raw_parts(metadata, metadata_len) }
-    };
+    let metadata = if metadata.is_null() { &[] } else { unsafe { slice::from_raw_parts(metadata, metadata_len) } };
     Error::mux(sys_call(fd, payload, CallFlags::from_bits_retain(flags), metadata))
 }
 
@@ -320,10 +303,7 @@ fn sys_call(fd: usize, payload: &mut [u8], flags: CallFlags, metadata: &[u64]) -
 /// # Safety
 /// None is needed.
 #[unsafe(no_mangle)]
-#[allow(
-    improper_ctypes_definitions,
-    reason = "declared so by libredox, in Rust on both sides"
-)]
+#[allow(improper_ctypes_definitions, reason = "declared so by libredox, in Rust on both sides")]
 pub unsafe extern "C" fn redox_get_proc_credentials_v1(cap_fd: usize, target_pid: usize, buf: &mut [u8]) -> usize {
     Error::mux(match get(cap_fd) {
         Ok(Object::ProcessCredentials) => process_credentials(target_pid, buf),
@@ -347,9 +327,7 @@ fn process_credentials(pid: usize, buf: &mut [u8]) -> Result<usize> {
     };
     // SAFETY: the structure consists of 32-bit words alone, so it has no padding.
     let meta = unsafe { slice::from_raw_parts((&raw const meta).cast::<u8>(), size_of::<ProcMeta>()) };
-    buf.get_mut(..meta.len())
-        .ok_or(Error::new(EINVAL))?
-        .copy_from_slice(meta);
+    buf.get_mut(..meta.len()).ok_or(Error::new(EINVAL))?.copy_from_slice(meta);
     Ok(meta.len())
 }
 
@@ -359,11 +337,7 @@ fn process_credentials(pid: usize, buf: &mut [u8]) -> Result<usize> {
 /// None is needed.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn redox_get_ns_v0() -> usize {
-    Error::mux(if IN_NULL_NAMESPACE.get() {
-        Err(Error::new(ENODEV))
-    } else {
-        Ok(NAMESPACE)
-    })
+    Error::mux(if IN_NULL_NAMESPACE.get() { Err(Error::new(ENODEV)) } else { Ok(NAMESPACE) })
 }
 
 /// Gives the scheme whose root is `cap_fd` a name, and takes that descriptor. EEXIST if the name is taken.

@@ -70,27 +70,17 @@ impl Process {
 
     /// A process with a chosen pid.
     pub fn with_pid(pid: usize, uid: u32, gid: u32) -> Self {
-        Self {
-            caller: Caller::new(pid, Credentials { uid, gid }),
-            umask: 0o022,
-            dir: None,
-        }
+        Self { caller: Caller::new(pid, Credentials { uid, gid }), umask: 0o022, dir: None }
     }
 
     /// The same process with another umask.
     pub fn with_umask(&self, umask: u32) -> Self {
-        Self {
-            umask: umask & 0o777,
-            ..self.clone()
-        }
+        Self { umask: umask & 0o777, ..self.clone() }
     }
 
     /// The same process, for calls whose relative paths are resolved at `dir`.
     pub fn at(&self, dir: &Fd) -> Self {
-        Self {
-            dir: Some(Arc::new(dir.held_by(self.caller.clone()))),
-            ..self.clone()
-        }
+        Self { dir: Some(Arc::new(dir.held_by(self.caller.clone()))), ..self.clone() }
     }
 
     pub fn pid(&self) -> usize {
@@ -149,8 +139,7 @@ impl Process {
     fn open_absolute(&self, path: &str, flags: usize) -> Result<Fd> {
         let path = RedoxPath::from_absolute(path).ok_or(Error::new(EINVAL))?;
         let (scheme, reference) = path.as_parts().ok_or(Error::new(EINVAL))?;
-        self.scheme_root(scheme.as_ref())?
-            .openat(reference.as_ref(), flags, (flags & O_FCNTL_MASK) as u32)
+        self.scheme_root(scheme.as_ref())?.openat(reference.as_ref(), flags, (flags & O_FCNTL_MASK) as u32)
     }
 
     /// Opens a path that may lead through symlinks into further schemes.
@@ -161,10 +150,7 @@ impl Process {
                 Err(Error { errno: EXDEV }) => {
                     let link = self.open_absolute(&name, O_CLOEXEC | O_SYMLINK | O_RDONLY)?;
                     let target = link_target(&link)?;
-                    path = path
-                        .dirname()
-                        .canonicalize_as_cwd(parse(target.as_bytes())?)
-                        .into_owned();
+                    path = path.dirname().canonicalize_as_cwd(parse(target.as_bytes())?).into_owned();
                 }
                 result => return result,
             }
@@ -228,8 +214,7 @@ impl Process {
 
     /// `mkdir`, whose mode relibc ignores.
     pub fn mkdir(&self, path: impl AsRef<[u8]>) -> Result<()> {
-        self.open(path, O_CREAT | O_EXCL | O_DIRECTORY | O_CLOEXEC, 0o777)
-            .map(drop)
+        self.open(path, O_CREAT | O_EXCL | O_DIRECTORY | O_CLOEXEC, 0o777).map(drop)
     }
 
     /// `mknod`, with the type in the mode; the device is not passed on.
@@ -379,15 +364,13 @@ impl Fd {
     /// `fcntl(F_SETLK)` or `fcntl(F_OFD_SETLK)` with `F_RDLCK` or `F_WRLCK`. EWOULDBLOCK (41 on Redox, not EAGAIN) if another holds a lock in the way.
     pub fn lock(&self, lock: Lock) -> Result<()> {
         let (start, len) = lock.words();
-        self.std_fs_call(StdFsCallKind::Lock as u8, &mut [], start, len)
-            .map(drop)
+        self.std_fs_call(StdFsCallKind::Lock as u8, &mut [], start, len).map(drop)
     }
 
     /// The same with `F_UNLCK`.
     pub fn unlock(&self, lock: Lock) -> Result<()> {
         let (start, _) = lock.words();
-        self.std_fs_call(StdFsCallKind::Unlock as u8, &mut [], start, lock.len)
-            .map(drop)
+        self.std_fs_call(StdFsCallKind::Unlock as u8, &mut [], start, lock.len).map(drop)
     }
 
     /// A lock in the way of `lock` and the pid of its owner (0: an open file), asked for with the range in the arguments.
@@ -402,15 +385,7 @@ impl Fd {
         match self.std_fs_call(StdFsCallKind::GetLock as u8, payload, start, len) {
             Ok(pid) => {
                 let (exclusive, len) = (found[1] >> 63 == 1, found[1] & !(1 << 63));
-                Ok(Some((
-                    Lock {
-                        start: found[0],
-                        len,
-                        exclusive,
-                        of_file: pid == 0,
-                    },
-                    pid,
-                )))
+                Ok(Some((Lock { start: found[0], len, exclusive, of_file: pid == 0 }, pid)))
             }
             Err(Error { errno: ESRCH }) => Ok(None),
             Err(error) => Err(error),
@@ -421,10 +396,7 @@ impl Fd {
 impl Lock {
     /// The two words of a lock request: who owns it and what kind it is stand in the top bits.
     fn words(self) -> (u64, u64) {
-        (
-            self.start | (u64::from(self.of_file) << 63),
-            self.len | (u64::from(self.exclusive) << 63),
-        )
+        (self.start | (u64::from(self.of_file) << 63), self.len | (u64::from(self.exclusive) << 63))
     }
 }
 
@@ -436,9 +408,7 @@ pub fn parse_dirents(mut records: &[u8]) -> Result<Vec<DirEntry>> {
     while !records.is_empty() {
         let mut header = DirentHeader::default();
         header.copy_from_slice(records.get(..HEADER).ok_or_else(malformed)?);
-        let (record, rest) = records
-            .split_at_checked(usize::from(header.record_len))
-            .ok_or_else(malformed)?;
+        let (record, rest) = records.split_at_checked(usize::from(header.record_len)).ok_or_else(malformed)?;
         let name = record.get(HEADER..).ok_or_else(malformed)?;
         if name.last() != Some(&0) {
             return Err(malformed());

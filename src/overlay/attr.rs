@@ -83,14 +83,16 @@ impl<L: Layer> Overlay<L> {
         if node.kind() != Kind::Symlink {
             return Err(Error::new(EINVAL));
         }
-        let spot = {
-            let state = node.state.lock();
-            self.spot(node, &state)
-        };
-        match spot {
-            Spot::Entry(dir, name) => self.stack.layer(&dir).read_link(&*self.stack.open(&dir)?, &name),
-            _ => Err(Error::new(ENOENT)),
+        let mut state = node.state.lock();
+        if let Some(target) = &state.target {
+            return Ok(target.clone());
         }
+        let Spot::Entry(dir, name) = self.spot(node, &state) else {
+            return Err(Error::new(ENOENT));
+        };
+        let target = self.stack.layer(&dir).read_link(&*self.stack.open(&dir)?, &name)?;
+        state.target = Some(target.clone());
+        Ok(target)
     }
 
     /// Sets the permission, set-id and sticky bits. EROFS; EOPNOTSUPP on a symlink.

@@ -260,7 +260,7 @@ impl<L: Layer> Overlay<L> {
     }
 
     /// Does something in a directory of the upper layer that nobody is to see, and puts its times back.
-    fn keeping_times(
+    pub(super) fn keeping_times(
         &self,
         node: &Arc<Node<L>>,
         dir: &LayerDir<L>,

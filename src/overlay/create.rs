@@ -23,6 +23,9 @@ enum New<'a> {
     Special(Kind, u64),
 }
 
+/// A new object, and the open file where it is a regular one.
+type Made<L> = (Arc<Node<L>>, Option<OpenFile<L>>);
+
 impl New<'_> {
     fn kind(self) -> Kind {
         match self {
@@ -81,14 +84,7 @@ impl<L: Layer> Overlay<L> {
         self.create(dir, name, New::Special(kind, rdev), mode, owner).map(|(node, _)| node)
     }
 
-    fn create(
-        &self,
-        parent: &Arc<Node<L>>,
-        name: &OsStr,
-        new: New<'_>,
-        mode: u32,
-        owner: Owner,
-    ) -> Result<(Arc<Node<L>>, Option<OpenFile<L>>)> {
+    fn create(&self, parent: &Arc<Node<L>>, name: &OsStr, new: New<'_>, mode: u32, owner: Owner) -> Result<Made<L>> {
         self.check_new_name(name)?;
         {
             // So that what exists already costs no copy-up of its directory.
@@ -160,7 +156,7 @@ impl<L: Layer> Overlay<L> {
         let private = if new.kind() == Kind::Dir { 0o700 } else { 0o600 };
         let file = self.make(&open, &temp, new, private, upper.identity())?;
         let placed = (|| {
-            let made = Object::Entry(&*open, &*temp);
+            let made = Object::Entry(&*open, &temp);
             upper.set_owner(made, owner)?;
             if !matches!(new, New::Symlink(_)) {
                 upper.set_mode(made, mode)?;

@@ -8,6 +8,7 @@ use syscall::error::{EINVAL, EIO, ENAMETOOLONG, ENOENT, ESTALE, Error};
 
 use super::names::Names;
 use super::node::{Dir, MERGED_NLINK, Node, Place, State};
+use super::work::empty;
 use super::{Overlay, ReadDirs};
 use crate::format;
 use crate::layer::{Kind, Layer, Result};
@@ -196,8 +197,14 @@ fn is_forgettable<L: Layer>(node: &Arc<Node<L>>) -> bool {
 }
 
 impl<L: Layer> Drop for Overlay<L> {
-    /// Nodes and their parents hold each other: takes them apart, without recursion, since a tree may be deep.
+    /// Leaves nothing in the work directory. Nodes and their parents hold each other: takes them apart, without recursion, since a
+    /// tree may be deep.
     fn drop(&mut self) {
+        if let Ok((upper, work)) = self.upper()
+            && let Err(error) = self.stack.open(work.dir()).and_then(|dir| empty(upper, &dir))
+        {
+            log::warn!("the work directory is not empty until the next mount: {error}");
+        }
         let mut nodes = vec![self.root.clone()];
         while let Some(node) = nodes.pop() {
             node.state.lock().places.clear();

@@ -49,6 +49,8 @@ pub(super) struct State<L: Layer> {
     pub copied_ino: Option<u64>,
     /// The count of links, where it is not the layer's: of a lower file with several names of which one was changed.
     pub nlink: Option<u32>,
+    /// The target of a symlink, once it was read; it never changes.
+    pub target: Option<OsString>,
     /// How many handles are open.
     pub handles: usize,
     /// The open file that all handles share, once one of them needed it.
@@ -126,6 +128,7 @@ impl<L: Layer> State<L> {
             ino: None,
             copied_ino: None,
             nlink: None,
+            target: None,
             handles: 0,
             file: None,
         }
@@ -142,6 +145,7 @@ impl<L: Layer> State<L> {
             ino: Some(ino),
             copied_ino: None,
             nlink: Some(MERGED_NLINK),
+            target: None,
             handles: 0,
             file: None,
         }

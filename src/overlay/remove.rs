@@ -130,13 +130,14 @@ impl<L: Layer> Overlay<L> {
         if state.attr.is_none() {
             self.refresh(node, &mut state)?;
         }
-        let open = node.kind() == Kind::File && state.handles > 0 && state.file.is_none();
         let access = if state.upper { Access::ReadWrite } else { Access::Read };
+        let held = state.handles > 0;
         drop(state);
-        if open {
-            self.file(node, access)?;
+        match node.kind() {
+            Kind::File if held => self.file(node, access).map(drop),
+            Kind::Symlink if held => self.read_link(node).map(drop),
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     /// After an object lost the name `name` in `parent`: what is left of it.

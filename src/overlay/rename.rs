@@ -285,10 +285,13 @@ impl<L: Layer> Overlay<L> {
         }
         if merges {
             let path = self.lower_path(node)?;
-            work.place_file(&self.stack, &own, OsStr::new(format::REDIRECT), &format::redirect_content(&path))?;
+            let content = format::redirect_content(&path);
+            self.keeping_times(node, &own, |_| {
+                work.place_file(&self.stack, &own, OsStr::new(format::REDIRECT), &content)
+            })?;
             node.dir()?.redirect = Some(path);
         } else if there.lower {
-            work.place_file(&self.stack, &own, OsStr::new(format::OPAQUE), &[])?;
+            self.keeping_times(node, &own, |_| work.place_file(&self.stack, &own, OsStr::new(format::OPAQUE), &[]))?;
             node.dir()?.opaque = true;
         }
         Ok(())

@@ -42,8 +42,11 @@ enum Anchor<L: Layer> {
     /// Always open: a layer's root, or the work directory.
     Open(Arc<L::Dir>),
     /// An entry of another directory. It moves when a directory of the upper layer is renamed.
-    Entry(Lock<(Arc<LayerDir<L>>, OsString)>),
+    Entry(Lock<Place<L>>),
 }
+
+/// A directory and a name in it.
+type Place<L> = (Arc<LayerDir<L>>, OsString);
 
 impl<L: Layer> Stack<L> {
     /// A stack of `layers`, topmost first, of which the first is the upper one if `has_upper`.
@@ -140,8 +143,7 @@ impl<L: Layer> Stack<L> {
     }
 
     /// The open descriptor of `dir`, or else the entry that it is.
-    #[allow(clippy::type_complexity)]
-    fn cached(&self, dir: &LayerDir<L>) -> std::result::Result<Arc<L::Dir>, (Arc<LayerDir<L>>, OsString)> {
+    fn cached(&self, dir: &LayerDir<L>) -> std::result::Result<Arc<L::Dir>, Place<L>> {
         match &dir.anchor {
             Anchor::Open(open) => Ok(open.clone()),
             Anchor::Entry(place) => {

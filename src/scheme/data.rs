@@ -15,7 +15,7 @@ use crate::layer::{Kind, Layer};
 const OFFSET_MAX: u64 = i64::MAX as u64;
 
 impl<L: Layer> OverlayScheme<L> {
-    /// Reads from a file, or the target of a symlink opened with O_SYMLINK, or where a path in another scheme goes on.
+    /// Reads from a file, or the target of a symlink or the number of a device opened with O_SYMLINK, or where a path in another scheme goes on.
     pub(super) fn read_at(&self, id: usize, buf: &mut [u8], offset: u64) -> Result<usize> {
         if offset > OFFSET_MAX {
             return Err(Error::new(EINVAL));
@@ -33,6 +33,9 @@ impl<L: Layer> OverlayScheme<L> {
         }
         match open.node().kind() {
             Kind::Symlink => Ok(copy_from(self.overlay.read_link(open.node())?.as_bytes(), buf, offset)),
+            Kind::CharDev | Kind::BlockDev => {
+                Ok(copy_from(&self.overlay.stat(open.node())?.rdev.to_ne_bytes(), buf, offset))
+            }
             _ => {
                 let len = buf.len().min(usize::try_from(OFFSET_MAX - offset).unwrap_or(usize::MAX));
                 self.overlay.read_at(&open.file, &mut buf[..len], offset)
@@ -40,12 +43,12 @@ impl<L: Layer> OverlayScheme<L> {
         }
     }
 
-    /// Writes to a file, at its end if the handle or the request has O_APPEND; to the handle of a symlink to be, its target.
+    /// Writes to a file, at its end if the handle or the request has O_APPEND; to the handle of a symlink or device to be, what it leads to.
     /// EFBIG beyond the largest offset.
     pub(super) fn write_to(&mut self, id: usize, buf: &[u8], offset: u64, flags: u32, caller: Caller) -> Result<usize> {
         let open = match self.handles.get(id)? {
             Handle::Open(open) => open,
-            Handle::Unborn(unborn) => return self.make_symlink(id, unborn.clone(), buf),
+            Handle::Unborn(unborn) => return self.bear(id, unborn.clone(), buf),
             Handle::Scheme | Handle::Elsewhere(_) => return Err(Error::new(EBADF)),
         };
         if !open.writable {

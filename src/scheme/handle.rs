@@ -7,7 +7,7 @@ use std::sync::Arc;
 use syscall::error::{EBADF, EXDEV, Error, Result};
 
 use super::access::Caller;
-use crate::layer::Layer;
+use crate::layer::{Kind, Layer};
 use crate::overlay::{self, Node};
 
 /// What one id stands for.
@@ -16,7 +16,7 @@ pub enum Handle<L: Layer> {
     Scheme,
     /// An object of the merged tree.
     Open(Open<L>),
-    /// A symlink that has a name but no target yet, and that nobody sees: it is made when the target is written.
+    /// A symlink or device node that has a name but nothing yet that it leads to, and that nobody sees: it is made when that is written.
     Unborn(Unborn<L>),
     /// The path in another scheme to which a path of this one leads. relibc reads it and opens it itself.
     Elsewhere(String),
@@ -43,16 +43,24 @@ impl<L: Layer> Open<L> {
     }
 }
 
-/// A symlink to be.
+/// A symlink or device node to be.
 pub struct Unborn<L: Layer> {
     pub dir: Arc<Node<L>>,
     pub name: OsString,
     pub maker: Caller,
+    pub kind: Kind,
+    pub mode: u32,
 }
 
 impl<L: Layer> Clone for Unborn<L> {
     fn clone(&self) -> Self {
-        Self { dir: Arc::clone(&self.dir), name: self.name.clone(), maker: self.maker }
+        Self {
+            dir: Arc::clone(&self.dir),
+            name: self.name.clone(),
+            maker: self.maker,
+            kind: self.kind,
+            mode: self.mode,
+        }
     }
 }
 

@@ -28,13 +28,16 @@ enum New {
     File,
     Dir,
     Symlink,
-    /// A FIFO, a socket or a device. A request cannot say which device: on Redox none has a number, so it is 0.
+    /// A FIFO or a socket.
     Special(Kind),
+    /// A device node, whose number is written to the new handle.
+    Device(Kind),
 }
 
 impl New {
-    /// Reads the kind off the flags: O_DIRECTORY and O_SYMLINK, else the type bits of the mode in the low 16 bits. EPERM for a
-    /// directory asked for as mknod would, EINVAL for nonsense.
+    /// Reads the kind off the flags: O_DIRECTORY and O_SYMLINK, else the type bits of the mode in the low 16 bits.
+    /// EPERM for a device unless the handle is for writing its number only, since nothing else says which device is meant, and for a
+    /// directory asked for as mknod would; EINVAL for nonsense.
     fn parse(flags: usize) -> Result<Self> {
         let kind = flags as u16 & MODE_TYPE;
         if flags & O_DIRECTORY != 0 {
@@ -47,16 +50,16 @@ impl New {
             0 | MODE_FILE => Ok(Self::File),
             MODE_FIFO => Ok(Self::Special(Kind::Fifo)),
             MODE_SOCK => Ok(Self::Special(Kind::Socket)),
-            MODE_CHR => Ok(Self::Special(Kind::CharDev)),
-            MODE_BLOCK => Ok(Self::Special(Kind::BlockDev)),
-            MODE_DIR => Err(Error::new(EPERM)),
+            MODE_CHR if access(flags) == O_WRONLY => Ok(Self::Device(Kind::CharDev)),
+            MODE_BLOCK if access(flags) == O_WRONLY => Ok(Self::Device(Kind::BlockDev)),
+            MODE_CHR | MODE_BLOCK | MODE_DIR => Err(Error::new(EPERM)),
             _ => Err(Error::new(EINVAL)),
         }
     }
 
     /// Whether something that has the name already is an error even without O_EXCL.
     fn is_exclusive(self) -> bool {
-        matches!(self, Self::Symlink | Self::Special(_))
+        matches!(self, Self::Symlink | Self::Special(_) | Self::Device(_))
     }
 }
 
@@ -138,6 +141,12 @@ impl<L: Layer> OverlayScheme<L> {
                     return Err(Error::new(EINVAL));
                 }
             }
+            // What a device node leads to is read as what a symlink leads to is.
+            Kind::CharDev | Kind::BlockDev if flags & O_SYMLINK != 0 => {
+                if access & O_WRONLY != 0 {
+                    return Err(Error::new(EINVAL));
+                }
+            }
             _ if flags & O_SYMLINK != 0 => return Err(Error::new(EINVAL)),
             Kind::File => {
                 let writes = access & O_WRONLY != 0 || truncate;
@@ -179,8 +188,10 @@ impl<L: Layer> OverlayScheme<L> {
         let mode = (flags & 0o7777) as u32;
         let file = match new {
             New::Symlink => {
-                return Ok(Handle::Unborn(Unborn { dir, name, maker: caller }));
+                return Ok(Handle::Unborn(Unborn { dir, name, maker: caller, kind: Kind::Symlink, mode: 0o777 }));
             }
+            New::Device(_) if !caller.is_root() => return Err(Error::new(EPERM)),
+            New::Device(kind) => return Ok(Handle::Unborn(Unborn { dir, name, maker: caller, kind, mode })),
             New::File => {
                 let (owner, mode) = caller.newborn(&dir_stat, Kind::File, mode);
                 self.overlay.create_file(&dir, &name, mode, owner)?
@@ -189,7 +200,6 @@ impl<L: Layer> OverlayScheme<L> {
                 let (owner, mode) = caller.newborn(&dir_stat, Kind::Dir, mode & !(SET_UID | SET_GID));
                 self.overlay.open(&self.overlay.create_dir(&dir, &name, mode, owner)?)
             }
-            New::Special(Kind::CharDev | Kind::BlockDev) if !caller.is_root() => return Err(Error::new(EPERM)),
             New::Special(kind) => {
                 let (owner, mode) = caller.newborn(&dir_stat, kind, mode);
                 self.overlay.open(&self.overlay.create_node(&dir, &name, kind, mode, 0, owner)?)
@@ -198,25 +208,27 @@ impl<L: Layer> OverlayScheme<L> {
         Ok(Handle::Open(open_object(file, Some((dir, name)), flags, caller)))
     }
 
-    /// Makes the symlink that the handle was opened for; from then on the handle is an ordinary one. As it was checked when the handle was
-    /// opened who may make it, only its name can have been taken meanwhile (EEXIST). ENOENT for an empty target, EINVAL for one with a
-    /// NUL, ENAMETOOLONG for one that no path could hold.
-    pub(super) fn make_symlink(&mut self, id: usize, unborn: Unborn<L>, target: &[u8]) -> Result<usize> {
-        if target.is_empty() {
-            return Err(Error::new(ENOENT));
-        }
-        if target.len() >= PATH_MAX {
-            return Err(Error::new(ENAMETOOLONG));
-        }
-        if target.contains(&0) {
-            return Err(Error::new(EINVAL));
-        }
-        let Unborn { dir, name, maker } = unborn;
-        let (owner, _) = maker.newborn(&self.overlay.stat(&dir)?, Kind::Symlink, 0o777);
-        let node = self.overlay.create_symlink(&dir, &name, OsStr::from_bytes(target), owner)?;
+    /// Makes the symlink or device node that the handle was opened for; from then on the handle is an ordinary one. As it was checked
+    /// when the handle was opened who may make it, only its name can have been taken meanwhile (EEXIST).
+    ///
+    /// A symlink's target: ENOENT for an empty one, EINVAL for one with a NUL, ENAMETOOLONG for one that no path could hold. A device's
+    /// number, eight bytes in the machine's order: EINVAL for anything else.
+    pub(super) fn bear(&mut self, id: usize, unborn: Unborn<L>, content: &[u8]) -> Result<usize> {
+        let Unborn { dir, name, maker, kind, mode } = unborn;
+        let (owner, mode) = maker.newborn(&self.overlay.stat(&dir)?, kind, mode);
+        let node = match kind {
+            Kind::Symlink => {
+                let target = check_target(content)?;
+                self.overlay.create_symlink(&dir, &name, target, owner)?
+            }
+            _ => {
+                let number = content.try_into().map(u64::from_ne_bytes).map_err(|_| Error::new(EINVAL))?;
+                self.overlay.create_node(&dir, &name, kind, mode, number, owner)?
+            }
+        };
         let made = open_object(self.overlay.open(&node), Some((dir, name)), O_WRONLY, maker);
         *self.handles.get_mut(id)? = Handle::Open(made);
-        Ok(target.len())
+        Ok(content.len())
     }
 
     /// The same object again, open in the same way. EINVAL for a request other than the empty one.
@@ -230,6 +242,19 @@ impl<L: Layer> OverlayScheme<L> {
     }
 }
 
+fn check_target(target: &[u8]) -> Result<&OsStr> {
+    if target.is_empty() {
+        return Err(Error::new(ENOENT));
+    }
+    if target.len() >= PATH_MAX {
+        return Err(Error::new(ENAMETOOLONG));
+    }
+    if target.contains(&0) {
+        return Err(Error::new(EINVAL));
+    }
+    Ok(OsStr::from_bytes(target))
+}
+
 /// An object whose access was checked, or that was just made, in the hands of a client.
 fn open_object<L: Layer>(
     file: overlay::Handle<L>,
@@ -239,6 +264,7 @@ fn open_object<L: Layer>(
 ) -> Open<L> {
     let access = match file.node().kind() {
         Kind::File | Kind::Dir | Kind::Symlink => access(flags),
+        Kind::CharDev | Kind::BlockDev if flags & O_SYMLINK != 0 => access(flags),
         Kind::Fifo | Kind::Socket | Kind::CharDev | Kind::BlockDev => 0,
     };
     Open {

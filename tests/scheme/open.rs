@@ -154,17 +154,46 @@ fn special_files_are_made_but_not_read() {
     }
     assert_eq!(errno(ann().mkfifo(stage.path("d/p/"), 0o600)), ENOENT);
     assert_eq!(errno(eve().mknod(stage.path("d/x"), fifo | 0o600)), EACCES);
-    for (name, kind) in [("d/char", MODE_CHR), ("d/block", 0x6000)] {
-        assert_eq!(errno(eve().mknod(stage.path(name), u32::from(kind) | 0o600)), EACCES);
-        assert_eq!(errno(ann().mknod(stage.path(name), u32::from(kind) | 0o600)), EPERM, "devices are root's to make");
-        root().mknod(stage.path(name), u32::from(kind) | 0o600).unwrap();
-        assert_eq!(root().lstat(stage.path(name)).unwrap().st_mode, kind | 0o600);
-        assert_eq!(errno(stage.open(&root(), name, O_RDONLY)), ENXIO, "{name}");
-    }
+    assert_eq!(errno(root().mknod(stage.path("d/x"), u32::from(MODE_CHR) | 0o600)), EPERM, "without a number");
+    assert_eq!(errno(root().mknod(stage.path("d/x"), 0x6000 | 0o600)), EPERM);
     assert_eq!(errno(root().mknod(stage.path("d/x"), u32::from(MODE_DIR) | 0o600)), EPERM);
     assert_eq!(errno(root().mknod(stage.path("d/x"), u32::from(MODE_SYMLINK) | 0o600)), EINVAL);
     ann().mknod(stage.path("d/plain"), 0o100640).unwrap();
     assert_eq!(stage.mode("d/plain"), 0o640);
+}
+
+#[test]
+fn a_device_node_appears_when_its_number_is_written() {
+    let stage = Stage::new(|lower| {
+        lower.dir("d", 0o755);
+        lower.file("d/f", 0o644);
+    });
+    for (name, kind) in [("d/char", MODE_CHR), ("d/block", 0x6000)] {
+        let flags = O_CREAT | O_WRONLY | usize::from(kind) | 0o640;
+        let number = 0x12_34_u64;
+        assert_eq!(errno(stage.top(&eve()).openat(name, flags, 0)), EACCES);
+        assert_eq!(errno(stage.top(&ann()).openat(name, flags, 0)), EPERM, "devices are root's to make");
+        let top = stage.top(&root());
+        assert_eq!(errno(top.openat("d/f", flags, 0)), EEXIST, "also without O_EXCL");
+        assert_eq!(errno(top.openat(name, flags | O_RDWR, 0)), EPERM, "not for reading");
+        let made = top.openat(name, flags, 0).unwrap();
+        for wrong in [&b""[..], b"1234567", b"123456789"] {
+            assert_eq!(made.write(wrong), refused(EINVAL));
+        }
+        assert!(!stage.exists(name));
+        assert_eq!(made.write(&number.to_ne_bytes()), Ok(8));
+        assert_eq!(root().lstat(stage.path(name)).unwrap().st_mode, kind | 0o640);
+        assert_eq!(made.write(&number.to_ne_bytes()), refused(EBADF));
+
+        let mut read = [0; 8];
+        assert_eq!(stage.open(&eve(), name, O_SYMLINK | O_RDONLY).unwrap().read(&mut read), Ok(8));
+        assert_eq!(u64::from_ne_bytes(read), number);
+        assert_eq!(errno(stage.open(&root(), name, O_SYMLINK | O_WRONLY)), EINVAL);
+        for flags in [O_RDONLY, O_WRONLY, O_RDWR] {
+            assert_eq!(errno(stage.open(&root(), name, flags)), ENXIO, "{name}");
+        }
+        assert_eq!(stage.open(&root(), name, O_STAT).unwrap().read(&mut read), refused(EBADF));
+    }
 }
 
 #[test]

@@ -116,20 +116,13 @@ fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Command, String> {
     }
     options.check().map_err(|error| error.to_string())?;
     let mount_point = mount_point.ok_or("The mount point is missing.")?;
-    Ok(Command::Mount(Arguments {
-        options,
-        mount_point,
-        foreground,
-    }))
+    Ok(Command::Mount(Arguments { options, mount_point, foreground }))
 }
 
 fn check_door(value: Option<OsString>) -> Result<(), String> {
     match value {
         Some(door) if door == "scheme" => Ok(()),
-        Some(door) => Err(format!(
-            "There is no door {}: door=scheme is the only one.",
-            door.display()
-        )),
+        Some(door) => Err(format!("There is no door {}: door=scheme is the only one.", door.display())),
         None => Err("The mount option door needs a value: door=scheme.".to_owned()),
     }
 }
@@ -171,10 +164,9 @@ fn fork() -> io::Result<Process> {
 
 /// Mounts, tells the waiting parent, serves until the end. The error is a sentence.
 fn run(arguments: &Arguments, ready: Option<File>) -> Result<(), String> {
-    let Arguments {
-        options, mount_point, ..
-    } = arguments;
+    let Arguments { options, mount_point, .. } = arguments;
     block_signals();
+    raise_descriptor_limit();
     // SAFETY: takes a number. The mode of a new object is what the scheme makes of it.
     unsafe { libc::umask(0) };
 
@@ -194,13 +186,23 @@ fn run(arguments: &Arguments, ready: Option<File>) -> Result<(), String> {
         detach(ready).map_err(|error| format!("The mount cannot leave the terminal: {error}."))?;
     }
 
-    let served = session
-        .run()
-        .map_err(|error| format!("The mount at {shown} failed: {error}."));
+    let served = session.run().map_err(|error| format!("The mount at {shown} failed: {error}."));
     // ENODEV means that the daemon has ended by itself, which joining it tells.
     let _ = kernel::stop(NAME);
     daemon.join().map_err(|_| "The scheme's thread panicked.".to_owned())?;
     served
+}
+
+/// Asks for as many open files as the system lets this process have: one mount serves all that its users have open.
+fn raise_descriptor_limit() {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the structure is written by the first call and read by the second. Where either fails, the limit is what it was.
+    unsafe {
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) == 0 {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
+        }
+    }
 }
 
 /// Serves the overlay as a scheme on a thread of its own.
@@ -283,10 +285,7 @@ fn unmount_on_signal(mut unmounter: SessionUnmounter, mount_point: &Path) {
     // SAFETY: the path ends in a zero byte.
     let detached = unsafe { libc::umount2(path.as_ptr().cast(), libc::MNT_DETACH) };
     if detached != 0 {
-        eprintln!(
-            "overlayfs-fuse: {} cannot be unmounted: {error}.",
-            mount_point.display()
-        );
+        eprintln!("overlayfs-fuse: {} cannot be unmounted: {error}.", mount_point.display());
     }
 }
 

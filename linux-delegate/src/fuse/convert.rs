@@ -17,24 +17,14 @@ use crate::client::Process;
 const MODE_BLOCK: u16 = 0x6000;
 
 /// Instead of a time: the time of the request.
-const UTIME_NOW: TimeSpec = TimeSpec {
-    tv_sec: 0,
-    tv_nsec: (1 << 30) - 1,
-};
+const UTIME_NOW: TimeSpec = TimeSpec { tv_sec: 0, tv_nsec: (1 << 30) - 1 };
 
 /// Instead of a time: the one that the object has.
-const UTIME_OMIT: TimeSpec = TimeSpec {
-    tv_sec: 0,
-    tv_nsec: (1 << 30) - 2,
-};
+const UTIME_OMIT: TimeSpec = TimeSpec { tv_sec: 0, tv_nsec: (1 << 30) - 2 };
 
 /// The number is the same on both, but for one: what Linux calls by two names has two numbers on Redox.
 pub fn errno(error: Error) -> Errno {
-    Errno::from_i32(if error.errno == EWOULDBLOCK {
-        EAGAIN
-    } else {
-        error.errno
-    })
+    Errno::from_i32(if error.errno == EWOULDBLOCK { EAGAIN } else { error.errno })
 }
 
 /// The flags of an open, without those of creating. O_APPEND is left out: each write says whether it appends.
@@ -52,10 +42,7 @@ pub fn open_flags(linux: i32) -> usize {
         (libc::O_NOFOLLOW, O_NOFOLLOW),
     ]
     .into_iter()
-    .fold(
-        access,
-        |flags, (linux_flag, flag)| if linux & linux_flag != 0 { flags | flag } else { flags },
-    )
+    .fold(access, |flags, (linux_flag, flag)| if linux & linux_flag != 0 { flags | flag } else { flags })
 }
 
 /// Attributes of the object that the kernel calls `node`. EIO for a type that does not exist.
@@ -126,17 +113,11 @@ pub fn time(time: Option<TimeOrNow>) -> TimeSpec {
         None => UTIME_OMIT,
         Some(TimeOrNow::Now) => UTIME_NOW,
         Some(TimeOrNow::SpecificTime(time)) => match time.duration_since(UNIX_EPOCH) {
-            Ok(after) => TimeSpec {
-                tv_sec: after.as_secs() as i64,
-                tv_nsec: after.subsec_nanos() as i32,
-            },
+            Ok(after) => TimeSpec { tv_sec: after.as_secs() as i64, tv_nsec: after.subsec_nanos() as i32 },
             // fuser 0.18 makes the time that is `nsec` before `sec` of what came from the kernel as `nsec` after it.
             Err(error) => {
                 let before = error.duration();
-                TimeSpec {
-                    tv_sec: -(before.as_secs() as i64),
-                    tv_nsec: before.subsec_nanos() as i32,
-                }
+                TimeSpec { tv_sec: -(before.as_secs() as i64), tv_nsec: before.subsec_nanos() as i32 }
             }
         },
     }
@@ -146,13 +127,8 @@ pub fn time(time: Option<TimeOrNow>) -> TimeSpec {
 fn system_time(seconds: u64, nanoseconds: u32) -> SystemTime {
     let seconds = seconds as i64;
     let whole = Duration::from_secs(seconds.unsigned_abs());
-    let time = if seconds < 0 {
-        UNIX_EPOCH.checked_sub(whole)
-    } else {
-        UNIX_EPOCH.checked_add(whole)
-    };
-    time.and_then(|time| time.checked_add(Duration::from_nanos(nanoseconds.into())))
-        .unwrap_or(UNIX_EPOCH)
+    let time = if seconds < 0 { UNIX_EPOCH.checked_sub(whole) } else { UNIX_EPOCH.checked_add(whole) };
+    time.and_then(|time| time.checked_add(Duration::from_nanos(nanoseconds.into()))).unwrap_or(UNIX_EPOCH)
 }
 
 #[cfg(test)]
@@ -175,14 +151,8 @@ mod tests {
     #[test]
     fn open_flags_say_the_same() {
         assert_eq!(open_flags(libc::O_RDONLY), O_RDONLY);
-        assert_eq!(
-            open_flags(libc::O_RDWR | libc::O_TRUNC | libc::O_APPEND),
-            O_RDWR | O_TRUNC
-        );
-        assert_eq!(
-            open_flags(libc::O_WRONLY | libc::O_SYNC | libc::O_CLOEXEC),
-            O_WRONLY | O_FSYNC
-        );
+        assert_eq!(open_flags(libc::O_RDWR | libc::O_TRUNC | libc::O_APPEND), O_RDWR | O_TRUNC);
+        assert_eq!(open_flags(libc::O_WRONLY | libc::O_SYNC | libc::O_CLOEXEC), O_WRONLY | O_FSYNC);
         assert_eq!(
             open_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW | libc::O_NONBLOCK),
             O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_NONBLOCK
@@ -191,12 +161,7 @@ mod tests {
 
     #[test]
     fn the_first_class_decides_and_root_executes_no_data() {
-        let stat = |mode| Stat {
-            st_mode: mode,
-            st_uid: 5,
-            st_gid: 6,
-            ..Stat::default()
-        };
+        let stat = |mode| Stat { st_mode: mode, st_uid: 5, st_gid: 6, ..Stat::default() };
         let may = |uid, gid, mode, mask| may(&Process::new(uid, gid), &stat(mode), mask);
         assert!(!may(5, 6, MODE_FILE | 0o077, AccessFlags::R_OK));
         assert!(may(7, 6, MODE_FILE | 0o060, AccessFlags::R_OK | AccessFlags::W_OK));

@@ -27,14 +27,8 @@ pub struct Inodes {
 impl Inodes {
     /// A table with the root, which is never forgotten.
     pub fn new(root: Fd, root_ino: u64) -> Self {
-        let root = Inode {
-            fd: Arc::new(root),
-            count: 1,
-        };
-        Self {
-            root_ino,
-            table: Mutex::new(HashMap::from([(ROOT, root)])),
-        }
+        let root = Inode { fd: Arc::new(root), count: 1 };
+        Self { root_ino, table: Mutex::new(HashMap::from([(ROOT, root)])) }
     }
 
     fn table(&self) -> MutexGuard<'_, HashMap<u64, Inode>> {
@@ -54,19 +48,13 @@ impl Inodes {
 
     /// The descriptor of an object. ESTALE if the kernel should not know it.
     pub fn get(&self, node: u64) -> Result<Arc<Fd>> {
-        self.table()
-            .get(&node)
-            .map(|inode| inode.fd.clone())
-            .ok_or(Error::new(ESTALE))
+        self.table().get(&node).map(|inode| inode.fd.clone()).ok_or(Error::new(ESTALE))
     }
 
     /// The kernel is told of an object once more.
     pub fn remember(&self, node: u64, fd: Arc<Fd>) {
         let mut table = self.table();
-        let inode = table.entry(node).or_insert_with(|| Inode {
-            fd: fd.clone(),
-            count: 0,
-        });
+        let inode = table.entry(node).or_insert_with(|| Inode { fd: fd.clone(), count: 0 });
         inode.count += 1;
         drop(table);
         // Closed, if it is not the one that was kept, after the table is released.

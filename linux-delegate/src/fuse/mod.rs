@@ -19,9 +19,9 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    AccessFlags, BsdFileFlags, Errno, FileAttr, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
-    KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty,
-    ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, Request, TimeOrNow, WriteFlags,
+    AccessFlags, BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
+    InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, Request, TimeOrNow, WriteFlags,
 };
 use syscall::error::{EACCES, EBADF, EIO, Error, Result};
 use syscall::flag::{
@@ -68,12 +68,7 @@ impl Door {
         let kernel = Process::with_pid(0, 0, 0);
         let root = kernel.scheme_root(name)?.openat("", O_STAT | O_DIRECTORY, 0)?;
         let ino = root.fstat()?.st_ino;
-        Ok(Self {
-            inodes: Inodes::new(root, ino),
-            files: RwLock::default(),
-            next_file: AtomicU64::new(1),
-            kernel,
-        })
+        Ok(Self { inodes: Inodes::new(root, ino), files: RwLock::default(), next_file: AtomicU64::new(1), kernel })
     }
 
     /// Opens an object anew, as the process: the checks are made for that one.
@@ -88,7 +83,20 @@ impl Door {
 
     fn attributes(&self, fd: &Fd) -> Result<FileAttr> {
         let stat = fd.fstat()?;
-        convert::attributes(&stat, self.inodes.node(stat.st_ino))
+        let attributes = convert::attributes(&stat, self.inodes.node(stat.st_ino))?;
+        Ok(match attributes.kind {
+            FileType::CharDevice | FileType::BlockDevice => FileAttr { rdev: self.device_number(fd)?, ..attributes },
+            _ => attributes,
+        })
+    }
+
+    /// Which device a node stands for: no field of a stat says it, but it is read as the target of a symlink is.
+    fn device_number(&self, fd: &Fd) -> Result<u32> {
+        let mut number = [0; 8];
+        match self.kernel.inherit(fd).openat("", O_RDONLY | O_SYMLINK, 0)?.read(&mut number)? {
+            8 => Ok(u64::from_ne_bytes(number) as u32),
+            _ => Err(Error::new(EIO)),
+        }
     }
 
     /// Counts one more reference of the kernel to the object of a descriptor, which stays open for it.
@@ -101,10 +109,7 @@ impl Door {
 
     fn add_file(&self, fd: impl Into<Arc<Fd>>) -> FileHandle {
         let number = self.next_file.fetch_add(1, Ordering::Relaxed);
-        self.files
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(number, fd.into());
+        self.files.write().unwrap_or_else(PoisonError::into_inner).insert(number, fd.into());
         FileHandle(number)
     }
 
@@ -114,11 +119,7 @@ impl Door {
     }
 
     fn close(&self, file: FileHandle) {
-        let closed = self
-            .files
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&file.0);
+        let closed = self.files.write().unwrap_or_else(PoisonError::into_inner).remove(&file.0);
         drop(closed);
     }
 
@@ -202,11 +203,7 @@ impl Door {
 
     /// The number of the directory above; of the directory itself if that has been removed.
     fn parent(&self, ino: INodeNo, dir: &Fd) -> u64 {
-        let parent = self
-            .kernel
-            .inherit(dir)
-            .openat("..", O_STAT, 0)
-            .and_then(|parent| self.attributes(&parent));
+        let parent = self.kernel.inherit(dir).openat("..", O_STAT, 0).and_then(|parent| self.attributes(&parent));
         parent.map_or(ino.0, |attributes| attributes.ino.0)
     }
 }
@@ -253,17 +250,9 @@ impl Filesystem for Door {
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let look_up = || {
             let dir = self.inodes.get(parent.0)?;
-            self.remember(
-                process(request)
-                    .inherit(&dir)
-                    .openat(name.as_bytes(), O_STAT | O_NOFOLLOW, 0)?,
-            )
+            self.remember(process(request).inherit(&dir).openat(name.as_bytes(), O_STAT | O_NOFOLLOW, 0)?)
         };
-        answer!(reply, look_up(), |attributes| reply.entry(
-            &NO_TIME,
-            &attributes,
-            Generation(0)
-        ));
+        answer!(reply, look_up(), |attributes| reply.entry(&NO_TIME, &attributes, Generation(0)));
     }
 
     fn forget(&self, _: &Request, ino: INodeNo, count: u64) {
@@ -293,23 +282,14 @@ impl Filesystem for Door {
         _: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let change = Change {
-            mode,
-            uid,
-            gid,
-            size,
-            atime,
-            mtime,
-        };
+        let change = Change { mode, uid, gid, size, atime, mtime };
         let attributes = self.set_attributes(&process(request), ino, file, change);
         answer!(reply, attributes, |attributes| reply.attr(&NO_TIME, &attributes));
     }
 
     fn readlink(&self, request: &Request, ino: INodeNo, reply: ReplyData) {
         let mut target = vec![0; TARGET_MAX];
-        let read = self
-            .reopen(&process(request), ino, O_RDONLY | O_SYMLINK)
-            .and_then(|link| link.read(&mut target));
+        let read = self.reopen(&process(request), ino, O_RDONLY | O_SYMLINK).and_then(|link| link.read(&mut target));
         answer!(reply, read, |length| reply.data(&target[..length.min(TARGET_MAX)]));
     }
 
@@ -320,19 +300,23 @@ impl Filesystem for Door {
         name: &OsStr,
         mode: u32,
         umask: u32,
-        _: u32,
+        rdev: u32,
         reply: ReplyEntry,
     ) {
         let make = || {
             let dir = self.directory(&process(request), parent)?;
             let flags = O_CREAT | O_EXCL | ((mode & !umask) as usize & 0xFFFF);
-            self.remember(dir.openat(name.as_bytes(), flags, 0)?)
+            let made = match mode & libc::S_IFMT {
+                libc::S_IFCHR | libc::S_IFBLK => {
+                    let made = dir.openat(name.as_bytes(), flags | O_WRONLY, 0)?;
+                    made.write(&u64::from(rdev).to_ne_bytes())?;
+                    made
+                }
+                _ => dir.openat(name.as_bytes(), flags, 0)?,
+            };
+            self.remember(made)
         };
-        answer!(reply, make(), |attributes| reply.entry(
-            &NO_TIME,
-            &attributes,
-            Generation(0)
-        ));
+        answer!(reply, make(), |attributes| reply.entry(&NO_TIME, &attributes, Generation(0)));
     }
 
     fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
@@ -341,26 +325,17 @@ impl Filesystem for Door {
             let flags = O_CREAT | O_EXCL | O_DIRECTORY | ((mode & !umask) as usize & 0o7777);
             self.remember(dir.openat(name.as_bytes(), flags, 0)?)
         };
-        answer!(reply, make(), |attributes| reply.entry(
-            &NO_TIME,
-            &attributes,
-            Generation(0)
-        ));
+        answer!(reply, make(), |attributes| reply.entry(&NO_TIME, &attributes, Generation(0)));
     }
 
     fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let dir = self.directory(&process(request), parent);
-        answer!(reply, dir.and_then(|dir| dir.unlinkat(name.as_bytes(), 0)), |()| reply
-            .ok());
+        answer!(reply, dir.and_then(|dir| dir.unlinkat(name.as_bytes(), 0)), |()| reply.ok());
     }
 
     fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let dir = self.directory(&process(request), parent);
-        answer!(
-            reply,
-            dir.and_then(|dir| dir.unlinkat(name.as_bytes(), AT_REMOVEDIR)),
-            |()| reply.ok()
-        );
+        answer!(reply, dir.and_then(|dir| dir.unlinkat(name.as_bytes(), AT_REMOVEDIR)), |()| reply.ok());
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
@@ -370,11 +345,7 @@ impl Filesystem for Door {
             link.write(target.as_os_str().as_bytes())?;
             self.remember(link)
         };
-        answer!(reply, make(), |attributes| reply.entry(
-            &NO_TIME,
-            &attributes,
-            Generation(0)
-        ));
+        answer!(reply, make(), |attributes| reply.entry(&NO_TIME, &attributes, Generation(0)));
     }
 
     fn rename(
@@ -402,11 +373,7 @@ impl Filesystem for Door {
             fd.flinkat(&self.directory(&process, parent)?, name.as_bytes(), 0)?;
             self.remember(fd)
         };
-        answer!(reply, link(), |attributes| reply.entry(
-            &NO_TIME,
-            &attributes,
-            Generation(0)
-        ));
+        answer!(reply, link(), |attributes| reply.entry(&NO_TIME, &attributes, Generation(0)));
     }
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -449,9 +416,7 @@ impl Filesystem for Door {
         reply: ReplyData,
     ) {
         let mut data = vec![0; size as usize];
-        let read = self
-            .file(file)
-            .and_then(|file| process(request).inherit(&file).read_at(&mut data, offset));
+        let read = self.file(file).and_then(|file| process(request).inherit(&file).read_at(&mut data, offset));
         answer!(reply, read, |length| reply.data(&data[..length.min(data.len())]));
     }
 
@@ -541,11 +506,7 @@ impl Filesystem for Door {
     fn access(&self, request: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
         let stat = self.inodes.get(ino.0).and_then(|fd| fd.fstat());
         answer!(reply, stat, |stat| {
-            if convert::may(&process(request), &stat, mask) {
-                reply.ok()
-            } else {
-                reply.error(Errno::EACCES)
-            }
+            if convert::may(&process(request), &stat, mask) { reply.ok() } else { reply.error(Errno::EACCES) }
         });
     }
 }

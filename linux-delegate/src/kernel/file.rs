@@ -50,12 +50,7 @@ struct Status {
 impl Description {
     pub fn new(scheme: Arc<Scheme>, number: usize, offset: u64, flags: u32, internal: NewFdFlags) -> Arc<Self> {
         let positioned = internal.contains(NewFdFlags::POSITIONED);
-        let status = Mutex::new(Status {
-            offset,
-            flags,
-            positioned,
-            notify_on_detach: false,
-        });
+        let status = Mutex::new(Status { offset, flags, positioned, notify_on_detach: false });
         Arc::new(Self { scheme, number, status })
     }
 
@@ -65,12 +60,7 @@ impl Description {
 
     fn message(&self, opcode: Opcode, pid: usize) {
         let args = [self.number as u64, 0, 0, 0, 0, 0];
-        self.scheme.send(Sqe {
-            opcode: opcode as u8,
-            args,
-            caller: pid as u64,
-            ..Sqe::default()
-        });
+        self.scheme.send(Sqe { opcode: opcode as u8, args, caller: pid as u64, ..Sqe::default() });
     }
 }
 
@@ -113,10 +103,7 @@ impl Fd {
 
     /// The descriptor as a child of the process inherits it, or another process that was sent it: same open file, other caller.
     pub(crate) fn held_by(&self, caller: Arc<Caller>) -> Self {
-        Self {
-            caller,
-            description: self.description.clone(),
-        }
+        Self { caller, description: self.description.clone() }
     }
 
     fn request(&self, opcode: Opcode, args: [u64; 5]) -> Result<Answer> {
@@ -143,38 +130,21 @@ impl Fd {
             Answer::Descriptor(description) => description,
             Answer::Descriptors => return Err(Error::new(EIO)),
         };
-        Ok(Fd {
-            caller: self.caller.clone(),
-            description,
-        })
+        Ok(Fd { caller: self.caller.clone(), description })
     }
 
     /// Opens `path` relative to this directory. `flags` are those of `syscall::flag`, with the permission bits of a new object in the low 16.
     /// ENAMETOOLONG for a path over 4096 bytes, EINVAL for one that is not UTF-8.
     pub fn openat(&self, path: impl AsRef<[u8]>, flags: usize, fcntl_flags: u32) -> Result<Fd> {
         let path = checked_path(path.as_ref())?;
-        let args = [
-            self.id(),
-            path.as_ptr() as usize,
-            path.len(),
-            flags,
-            fcntl_flags as usize,
-        ]
-        .map(|arg| arg as u64);
+        let args = [self.id(), path.as_ptr() as usize, path.len(), flags, fcntl_flags as usize].map(|arg| arg as u64);
         self.opened(self.request(Opcode::OpenAt, args)?, flags as u32)
     }
 
     /// Removes an entry of this directory; `flags` is 0 or `AT_REMOVEDIR`. Errors of the path as in [`Fd::openat`].
     pub fn unlinkat(&self, path: impl AsRef<[u8]>, flags: usize) -> Result<()> {
         let path = checked_path(path.as_ref())?;
-        self.simple(
-            Opcode::UnlinkAt,
-            path.as_ptr() as u64,
-            path.len() as u64,
-            flags as u64,
-            0,
-        )
-        .map(drop)
+        self.simple(Opcode::UnlinkAt, path.as_ptr() as u64, path.len() as u64, flags as u64, 0).map(drop)
     }
 
     /// With an empty `how` a second descriptor of the same open file; otherwise the scheme makes what `how` says.
@@ -279,8 +249,7 @@ impl Fd {
         if own.uid != 0 && (uid, gid) != (own.uid, own.gid) {
             return Err(Error::new(EPERM));
         }
-        self.simple(Opcode::Fchown, u64::from(uid), u64::from(gid), 0, 0)
-            .map(drop)
+        self.simple(Opcode::Fchown, u64::from(uid), u64::from(gid), 0, 0).map(drop)
     }
 
     /// The raw call: the scheme is asked about all commands but F_DUPFD, F_GETFD and F_SETFD, and what it answers is ignored unless it
@@ -316,8 +285,7 @@ impl Fd {
 
     /// Asks to be told of events, and answers those that there are already.
     pub fn fevent(&self, flags: EventFlags) -> Result<EventFlags> {
-        self.simple(Opcode::Fevent, flags.bits() as u64, 0, 0, 0)
-            .map(EventFlags::from_bits_truncate)
+        self.simple(Opcode::Fevent, flags.bits() as u64, 0, 0, 0).map(EventFlags::from_bits_truncate)
     }
 
     /// The events that the scheme has posted for this file since the last call.
@@ -340,8 +308,7 @@ impl Fd {
         let path = RedoxPath::from_absolute(checked_path(path)?).ok_or(Error::new(EINVAL))?;
         let (_, reference) = path.as_parts().ok_or(Error::new(EINVAL))?;
         let reference = reference.as_ref();
-        self.simple(opcode, reference.as_ptr() as u64, reference.len() as u64, 0, 0)
-            .map(drop)
+        self.simple(opcode, reference.as_ptr() as u64, reference.len() as u64, 0, 0).map(drop)
     }
 
     /// The path as the scheme tells it, written to the start of `buf`; answers its length.
@@ -358,17 +325,12 @@ impl Fd {
             return Err(Error::new(EINVAL));
         }
         let address = self.simple(Opcode::MmapPrep, size as u64, flags.bits() as u64, offset, 0)?;
-        if address.is_multiple_of(PAGE_SIZE) {
-            Ok(address)
-        } else {
-            Err(Error::new(EINVAL))
-        }
+        if address.is_multiple_of(PAGE_SIZE) { Ok(address) } else { Err(Error::new(EINVAL)) }
     }
 
     /// Tells the scheme that the caller has unmapped what [`Fd::mmap`] gave.
     pub fn munmap(&self, offset: u64, size: usize, flags: MunmapFlags) -> Result<()> {
-        self.simple(Opcode::Munmap, size as u64, flags.bits() as u64, offset, 0)
-            .map(drop)
+        self.simple(Opcode::Munmap, size as u64, flags.bits() as u64, offset, 0).map(drop)
     }
 
     /// A call whose meaning is between the caller and the scheme, on this file. At most three words of `metadata` arrive.
@@ -418,13 +380,7 @@ impl Fd {
             *word = *value;
         }
         let caller = self.caller.pid as u64;
-        self.description.scheme.call(Sqe {
-            opcode: opcode as u8,
-            sqe_flags,
-            args,
-            caller,
-            ..Sqe::default()
-        })
+        self.description.scheme.call(Sqe { opcode: opcode as u8, sqe_flags, args, caller, ..Sqe::default() })
     }
 
     /// Attributes.
@@ -443,14 +399,12 @@ impl Fd {
 
     /// Sets the permission bits.
     pub fn fchmod(&self, mode: u16) -> Result<()> {
-        self.std_fs_call(StdFsCallKind::Fchmod as u8, &mut [], u64::from(mode), 0)
-            .map(drop)
+        self.std_fs_call(StdFsCallKind::Fchmod as u8, &mut [], u64::from(mode), 0).map(drop)
     }
 
     /// Sets the size.
     pub fn ftruncate(&self, size: u64) -> Result<()> {
-        self.std_fs_call(StdFsCallKind::Ftruncate as u8, &mut [], size, 0)
-            .map(drop)
+        self.std_fs_call(StdFsCallKind::Ftruncate as u8, &mut [], size, 0).map(drop)
     }
 
     /// Sets the times of last access and last change; `UTIME_NOW` and `UTIME_OMIT` arrive as they are.
@@ -459,15 +413,11 @@ impl Fd {
         #[repr(align(8))]
         struct Times([u8; 2 * size_of::<TimeSpec>()]);
         let mut times = Times([0; _]);
-        for (time, bytes) in [atime, mtime]
-            .iter()
-            .zip(times.0.chunks_exact_mut(size_of::<TimeSpec>()))
-        {
+        for (time, bytes) in [atime, mtime].iter().zip(times.0.chunks_exact_mut(size_of::<TimeSpec>())) {
             bytes[offset_of!(TimeSpec, tv_sec)..][..8].copy_from_slice(&time.tv_sec.to_ne_bytes());
             bytes[offset_of!(TimeSpec, tv_nsec)..][..4].copy_from_slice(&time.tv_nsec.to_ne_bytes());
         }
-        self.std_fs_call(StdFsCallKind::Futimens as u8, &mut times.0, 0, 0)
-            .map(drop)
+        self.std_fs_call(StdFsCallKind::Futimens as u8, &mut times.0, 0, 0).map(drop)
     }
 
     /// Brings the file to the disk.
@@ -477,19 +427,13 @@ impl Fd {
 
     /// Lists a directory into `buf` from the opaque offset `after` on; answers how many bytes of records were written, 0 at the end.
     pub fn getdents(&self, buf: &mut [u8], after: u64) -> Result<usize> {
-        self.std_fs_call(
-            StdFsCallKind::Getdents as u8,
-            buf,
-            after,
-            size_of::<DirentHeader>() as u64,
-        )
+        self.std_fs_call(StdFsCallKind::Getdents as u8, buf, after, size_of::<DirentHeader>() as u64)
     }
 
     /// Removes an entry of this directory by the standard call that relibc does not use yet.
     pub fn std_unlinkat(&self, path: impl AsRef<[u8]>, flags: usize) -> Result<()> {
         let mut payload = path.as_ref().to_vec();
-        self.std_fs_call(StdFsCallKind::Unlinkat as u8, &mut payload, flags as u64, 0)
-            .map(drop)
+        self.std_fs_call(StdFsCallKind::Unlinkat as u8, &mut payload, flags as u64, 0).map(drop)
     }
 
     /// The path of this file relative to the directory `dir`, written to the start of `buf`; answers its length.
@@ -500,15 +444,13 @@ impl Fd {
     /// Renames an entry of this directory into `new_dir`. `flags` are the `RENAME_*` of Linux.
     pub fn frenameat(&self, old: impl AsRef<[u8]>, new_dir: &Fd, new: impl AsRef<[u8]>, flags: u32) -> Result<()> {
         let mut payload = [old.as_ref(), new.as_ref()].join(&0);
-        self.std_fs_call_multiple(new_dir, StdFsCallKind::Frenameat as u8, &mut payload, u64::from(flags))
-            .map(drop)
+        self.std_fs_call_multiple(new_dir, StdFsCallKind::Frenameat as u8, &mut payload, u64::from(flags)).map(drop)
     }
 
     /// Gives the object of this descriptor a second name in `dir`.
     pub fn flinkat(&self, dir: &Fd, path: impl AsRef<[u8]>, flags: u32) -> Result<()> {
         let mut payload = path.as_ref().to_vec();
-        self.std_fs_call_multiple(dir, StdFsCallKind::Flinkat as u8, &mut payload, u64::from(flags))
-            .map(drop)
+        self.std_fs_call_multiple(dir, StdFsCallKind::Flinkat as u8, &mut payload, u64::from(flags)).map(drop)
     }
 
     /// Sends any request to the scheme of this file. The tag and the caller's pid are filled in; a request that no caller waits for (one-way,
@@ -517,10 +459,7 @@ impl Fd {
     /// # Safety
     /// The arguments that the scheme will take for an address and a length must name memory that it may read or write as the request says.
     pub unsafe fn raw(&self, sqe: Sqe) -> Result<usize> {
-        let sqe = Sqe {
-            caller: self.caller.pid as u64,
-            ..sqe
-        };
+        let sqe = Sqe { caller: self.caller.pid as u64, ..sqe };
         if expects_answer(&sqe) {
             self.description.scheme.call(sqe)?.number()
         } else {
@@ -542,11 +481,7 @@ fn address(buf: &[u8]) -> u64 {
 }
 
 fn address_mut(buf: &mut [u8]) -> u64 {
-    if buf.is_empty() {
-        DANGLING
-    } else {
-        buf.as_mut_ptr() as u64
-    }
+    if buf.is_empty() { DANGLING } else { buf.as_mut_ptr() as u64 }
 }
 
 fn checked_path(path: &[u8]) -> Result<&str> {

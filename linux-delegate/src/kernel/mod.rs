@@ -73,10 +73,7 @@ impl Drop for Caller {
 
 /// Who the process `pid` acts as, as the process manager of Redox tells it to a holder of its capability.
 pub(crate) fn credentials(pid: usize) -> Option<Credentials> {
-    lock(&PROCESSES)
-        .as_ref()?
-        .get(&pid)
-        .map(|(credentials, _)| *credentials)
+    lock(&PROCESSES).as_ref()?.get(&pid).map(|(credentials, _)| *credentials)
 }
 
 /// Gives a scheme its name. EEXIST if the name is taken, EINVAL if it cannot be one.

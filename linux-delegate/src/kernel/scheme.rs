@@ -22,11 +22,7 @@ use super::{Description, lock};
 pub(crate) enum Answer {
     /// A number or an error; the flags of the descriptor if this opened one; whether the scheme wants to hear when the descriptor
     /// that the request was made on is closed.
-    Regular {
-        result: Result<usize>,
-        extra: u8,
-        notify_on_detach: bool,
-    },
+    Regular { result: Result<usize>, extra: u8, notify_on_detach: bool },
     /// A descriptor that the daemon had.
     Descriptor(Arc<Description>),
     /// Several of them: nothing that a filesystem answers.
@@ -35,11 +31,7 @@ pub(crate) enum Answer {
 
 impl Answer {
     fn error(errno: i32) -> Self {
-        Self::Regular {
-            result: Err(Error::new(errno)),
-            extra: 0,
-            notify_on_detach: false,
-        }
+        Self::Regular { result: Err(Error::new(errno)), extra: 0, notify_on_detach: false }
     }
 
     /// The number. EIO if the scheme answered with a descriptor.
@@ -276,10 +268,7 @@ impl Drop for Reader {
 /// Whether a caller waits for the answer to this request.
 pub(super) fn expects_answer(sqe: &Sqe) -> bool {
     !sqe.sqe_flags.contains(syscall::schemev2::SqeFlags::ONEWAY)
-        && !matches!(
-            Opcode::try_from_raw(sqe.opcode),
-            Some(Opcode::CloseMsg | Opcode::Detach | Opcode::Cancel)
-        )
+        && !matches!(Opcode::try_from_raw(sqe.opcode), Some(Opcode::CloseMsg | Opcode::Detach | Opcode::Cancel))
 }
 
 /// Reads the flags of a new descriptor out of an answer. EINVAL for flags that do not exist.

@@ -26,10 +26,7 @@ fn a_name_is_taken_until_it_is_unregistered() {
     let again = redox_scheme::scheme::register_scheme_inner(&socket, &daemon.name, 1);
     assert_eq!(again, Err(Error::new(EEXIST)));
     for name in ["", "a/b", "a:b"] {
-        assert_eq!(
-            redox_scheme::scheme::register_scheme_inner(&socket, name, 1),
-            Err(Error::new(EINVAL))
-        );
+        assert_eq!(redox_scheme::scheme::register_scheme_inner(&socket, name, 1), Err(Error::new(EINVAL)));
     }
     kernel::stop(&daemon.name).unwrap();
     assert!(daemon.join());
@@ -74,11 +71,7 @@ fn a_request_that_was_read_can_be_answered_after_the_stop() {
     kernel::stop("late").unwrap();
     std::thread::sleep(Duration::from_millis(20));
     assert!(!caller.is_finished(), "its buffers may still be in use");
-    assert!(
-        socket
-            .write_response(Response::ok(5, call), SignalBehavior::Restart)
-            .unwrap()
-    );
+    assert!(socket.write_response(Response::ok(5, call), SignalBehavior::Restart).unwrap());
     assert_eq!(caller.join().unwrap(), Ok(5));
     kernel::unregister("late").unwrap();
 }
@@ -115,9 +108,7 @@ fn several_workers_share_a_socket() {
                 while let Some(request) = socket.next_request(SignalBehavior::Restart).unwrap() {
                     if let RequestKind::Call(call) = request.kind() {
                         count += 1;
-                        socket
-                            .write_response(Response::ok(count, call), SignalBehavior::Restart)
-                            .unwrap();
+                        socket.write_response(Response::ok(count, call), SignalBehavior::Restart).unwrap();
                     }
                 }
                 count
@@ -134,23 +125,14 @@ fn several_workers_share_a_socket() {
         .collect();
     clients.into_iter().for_each(|client| client.join().unwrap());
     kernel::stop("workers").unwrap();
-    assert_eq!(
-        workers.into_iter().map(|worker| worker.join().unwrap()).sum::<usize>(),
-        400
-    );
+    assert_eq!(workers.into_iter().map(|worker| worker.join().unwrap()).sum::<usize>(), 400);
     kernel::unregister("workers").unwrap();
 }
 
 #[test]
 fn answers_that_mean_nothing_are_refused() {
     let socket = bare("odd");
-    let caller = std::thread::spawn(|| {
-        Process::new(0, 0)
-            .scheme_root("odd")
-            .unwrap()
-            .openat("f", O_RDONLY, 0)
-            .err()
-    });
+    let caller = std::thread::spawn(|| Process::new(0, 0).scheme_root("odd").unwrap().openat("f", O_RDONLY, 0).err());
     let RequestKind::Call(call) = socket.next_request(SignalBehavior::Restart).unwrap().unwrap().kind() else {
         panic!("a call was made");
     };
@@ -176,14 +158,9 @@ fn a_descriptor_of_another_scheme_can_be_the_answer() {
     };
     let other = bare("other");
     let fd = other.create_this_scheme_fd(0, 55, 0, 0).unwrap();
-    socket
-        .write_response(Response::return_external_fd(fd, call), SignalBehavior::Restart)
-        .unwrap();
+    socket.write_response(Response::return_external_fd(fd, call), SignalBehavior::Restart).unwrap();
     assert_eq!(caller.join().unwrap(), 55);
-    assert_eq!(
-        errno(libredox::call::fcntl(fd, libredox::flag::F_GETFD as usize, 0)),
-        Some(syscall::EBADF)
-    );
+    assert_eq!(errno(libredox::call::fcntl(fd, libredox::flag::F_GETFD as usize, 0)), Some(syscall::EBADF));
     drop(daemon);
     kernel::unregister("forward").unwrap();
     kernel::unregister("other").unwrap();
@@ -192,10 +169,7 @@ fn a_descriptor_of_another_scheme_can_be_the_answer() {
 #[test]
 fn a_socket_can_be_nonblocking() {
     let socket = Socket::nonblock().unwrap();
-    assert_eq!(
-        socket.next_request(SignalBehavior::Restart).err(),
-        Some(Error::new(EAGAIN))
-    );
+    assert_eq!(socket.next_request(SignalBehavior::Restart).err(), Some(Error::new(EAGAIN)));
 }
 
 #[test]
@@ -207,15 +181,9 @@ fn credentials_are_known_while_the_process_lives() {
     let pid = process.pid();
     libredox::call::get_proc_credentials(capability.raw(), pid, &mut meta).unwrap();
     assert_eq!([word(&meta, 0), word(&meta, 3), word(&meta, 6)], [pid as u32, 77, 88]);
-    assert_eq!(
-        errno(libredox::call::get_proc_credentials(capability.raw(), pid, &mut [0; 4])),
-        Some(EINVAL)
-    );
+    assert_eq!(errno(libredox::call::get_proc_credentials(capability.raw(), pid, &mut [0; 4])), Some(EINVAL));
     drop(process);
-    assert_eq!(
-        errno(libredox::call::get_proc_credentials(capability.raw(), pid, &mut meta)),
-        Some(ESRCH)
-    );
+    assert_eq!(errno(libredox::call::get_proc_credentials(capability.raw(), pid, &mut meta)), Some(ESRCH));
 }
 
 #[test]
@@ -233,9 +201,6 @@ fn the_null_namespace_has_nothing() {
 
 #[test]
 fn errors_have_texts() {
-    assert_eq!(
-        libredox::error::Error::new(syscall::ENOENT).to_string(),
-        Error::new(ENOENT).to_string()
-    );
+    assert_eq!(libredox::error::Error::new(syscall::ENOENT).to_string(), Error::new(ENOENT).to_string());
     assert_eq!(libredox::error::Error::new(9999).to_string(), "unknown error");
 }

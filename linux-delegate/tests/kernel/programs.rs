@@ -22,41 +22,19 @@ fn calls(daemon: &Daemon) -> Vec<String> {
 fn open_flags_and_modes() {
     let daemon = Daemon::start();
     let process = Process::new(1, 2);
-    process
-        .open(
-            daemon.path("a//b/../c/"),
-            O_RDWR | O_CREAT | O_EXCL | O_NONBLOCK,
-            0o6666,
-        )
-        .unwrap();
-    process
-        .with_umask(0o277)
-        .open(daemon.path(""), O_RDONLY, 0o777)
-        .unwrap();
+    process.open(daemon.path("a//b/../c/"), O_RDWR | O_CREAT | O_EXCL | O_NONBLOCK, 0o6666).unwrap();
+    process.with_umask(0o277).open(daemon.path(""), O_RDONLY, 0o777).unwrap();
     process.open(format!("/scheme/{}", daemon.name), O_RDONLY, 0).unwrap();
     assert_eq!(
         calls(&daemon),
-        [
-            "openat 7 \"a//b/../c/\" a070da4 40000",
-            "openat 7 \"\" 10140 0",
-            "openat 7 \"\" 10000 0"
-        ],
+        ["openat 7 \"a//b/../c/\" a070da4 40000", "openat 7 \"\" 10140 0", "openat 7 \"\" 10000 0"],
         "paths are left to the scheme; 0o6666 without 0o022 is 0xda4"
     );
     assert_eq!(process.open("", O_RDONLY, 0).err(), Some(Error::new(ENOENT)));
     assert_eq!(process.open("relative", O_RDONLY, 0).err(), Some(Error::new(ENOENT)));
-    assert_eq!(
-        process.open("/scheme/nobody/x", O_RDONLY, 0).err(),
-        Some(Error::new(ENODEV))
-    );
-    assert_eq!(
-        process.open(b"/scheme/\xff", O_RDONLY, 0).err(),
-        Some(Error::new(EINVAL))
-    );
-    assert_eq!(
-        process.open(b"/scheme/a\0b", O_RDONLY, 0).err(),
-        Some(Error::new(EINVAL))
-    );
+    assert_eq!(process.open("/scheme/nobody/x", O_RDONLY, 0).err(), Some(Error::new(ENODEV)));
+    assert_eq!(process.open(b"/scheme/\xff", O_RDONLY, 0).err(), Some(Error::new(EINVAL)));
+    assert_eq!(process.open(b"/scheme/a\0b", O_RDONLY, 0).err(), Some(Error::new(EINVAL)));
 }
 
 #[test]
@@ -99,28 +77,16 @@ fn each_call_of_a_program() {
     expect(&["openat 7 \"old\" a1000000 0", "frename 112 \"x/../new\""]);
     process.rename(path("old"), "/scheme/ram/h").unwrap();
     expect(&["openat 7 \"old\" a1000000 0", "frename 113 \"h\""]);
-    assert_eq!(
-        process.rename_noreplace(path("old"), path("new")),
-        Err(Error::new(EEXIST))
-    );
+    assert_eq!(process.rename_noreplace(path("old"), path("new")), Err(Error::new(EEXIST)));
     expect(&["openat 7 \"new\" 21000000 0"]);
     process.rename_noreplace(path("old"), path("missing")).unwrap();
-    expect(&[
-        "openat 7 \"missing\" 21000000 0",
-        "openat 7 \"old\" a1000000 0",
-        "frename 115 \"missing\"",
-    ]);
+    expect(&["openat 7 \"missing\" 21000000 0", "openat 7 \"old\" a1000000 0", "frename 115 \"missing\""]);
     process.link(path("old"), path("new")).unwrap();
     expect(&["openat 7 \"old\" a1000000 0", "flink 116 \"new\""]);
     assert_eq!(process.realpath(path("f")).unwrap(), path("f"));
     expect(&["openat 7 \"f\" 21000000 0", "fpath 117"]);
     assert_eq!(process.read_file(path("f")).unwrap(), b"aaaaaaaaaa");
-    expect(&[
-        "openat 7 \"f\" 1010000 0",
-        "fstat 118",
-        "read 118 11 at 0 1010000",
-        "read 118 1 at 10 1010000",
-    ]);
+    expect(&["openat 7 \"f\" 1010000 0", "fstat 118", "read 118 11 at 0 1010000", "read 118 1 at 10 1010000"]);
     process.write_file(path("f"), "data").unwrap();
     expect(&["openat 7 \"f\" 70201a4 0", "write 119 \"data\" at 0 70201a4"]);
 }
@@ -164,15 +130,9 @@ fn a_symlink_into_another_scheme_is_followed_there() {
     let daemon = Daemon::start();
     let process = Process::new(0, 0);
     // Its target is /scheme/file/target, and there is no scheme of that name here.
-    assert_eq!(
-        process.open(daemon.path("elsewhere"), O_RDONLY, 0).err(),
-        Some(Error::new(ENODEV))
-    );
-    let expected = [
-        "openat 7 \"elsewhere\" 10000 0",
-        "openat 7 \"elsewhere\" 41010000 0",
-        "read 100 4097 at 0 41010000",
-    ];
+    assert_eq!(process.open(daemon.path("elsewhere"), O_RDONLY, 0).err(), Some(Error::new(ENODEV)));
+    let expected =
+        ["openat 7 \"elsewhere\" 10000 0", "openat 7 \"elsewhere\" 41010000 0", "read 100 4097 at 0 41010000"];
     assert_eq!(calls(&daemon), expected);
     let root = process.scheme_root(&daemon.name).unwrap();
     assert_eq!(process.at(&root).stat("elsewhere").err(), Some(Error::new(ENODEV)));
@@ -183,16 +143,11 @@ fn a_symlink_into_another_scheme_is_followed_there() {
 fn listings_grow_their_buffer_and_continue() {
     let daemon = Daemon::start();
     let entries = Process::new(0, 0).read_dir(daemon.path("d")).unwrap();
-    let names: Vec<_> = entries
-        .iter()
-        .map(|entry| (entry.name.len(), entry.ino, entry.next))
-        .collect();
+    let names: Vec<_> = entries.iter().map(|entry| (entry.name.len(), entry.ino, entry.next)).collect();
     assert_eq!(names, [(5, 1, 40), (1000, 2, 90)]);
     let listing: Vec<String> = calls(&daemon).split_off(1);
-    let expected = ["getdents 100 after 0"]
-        .into_iter()
-        .chain(["getdents 100 after 40"; 2])
-        .chain(["getdents 100 after 90"]);
+    let expected =
+        ["getdents 100 after 0"].into_iter().chain(["getdents 100 after 40"; 2]).chain(["getdents 100 after 90"]);
     assert_eq!(listing, expected.collect::<Vec<_>>());
 }
 
@@ -206,15 +161,8 @@ fn many_processes_at_once() {
             std::thread::spawn(move || {
                 let process = Process::new(1000 + index, 2000 + index);
                 for round in 0..200 {
-                    let file = process
-                        .inherit(&root)
-                        .openat(format!("{index}/{round}"), O_RDWR, 0)
-                        .unwrap();
-                    assert_eq!(
-                        file.fstat().unwrap().st_ino,
-                        file.id() as u64,
-                        "each gets its own answer"
-                    );
+                    let file = process.inherit(&root).openat(format!("{index}/{round}"), O_RDWR, 0).unwrap();
+                    assert_eq!(file.fstat().unwrap().st_ino, file.id() as u64, "each gets its own answer");
                     let mut buf = [0; 3];
                     assert_eq!(file.read_at(&mut buf, u64::from(index)), Ok(3));
                     assert_eq!(buf, [b'a' + index as u8; 3]);
@@ -228,9 +176,7 @@ fn many_processes_at_once() {
     assert_eq!(calls.len(), 8 * 200 * 4);
     for (index, pid) in pids.iter().enumerate() {
         let by = format!(" by {pid}:{}:{}", 1000 + index, 2000 + index);
-        let opens = calls
-            .iter()
-            .filter(|call| call.starts_with("openat") && call.ends_with(&by));
+        let opens = calls.iter().filter(|call| call.starts_with("openat") && call.ends_with(&by));
         assert_eq!(opens.filter(|call| call.contains(&format!("\"{index}/"))).count(), 200);
     }
 }

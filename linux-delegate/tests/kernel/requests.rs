@@ -14,16 +14,9 @@ use syscall::schemev2::{Opcode, Sqe, SqeFlags};
 /// A process with the pid 41, the uid 1000 and the gid 2000, and a file it has open, number 100.
 fn open(daemon: &Daemon, flags: usize) -> (Process, Fd) {
     let process = Process::with_pid(41, 1000, 2000);
-    let file = process
-        .scheme_root(&daemon.name)
-        .unwrap()
-        .openat("dir/file", flags, 0)
-        .unwrap();
+    let file = process.scheme_root(&daemon.name).unwrap().openat("dir/file", flags, 0).unwrap();
     assert_eq!(file.id(), 100);
-    assert_eq!(
-        daemon.calls(),
-        [format!("openat {ROOT} \"dir/file\" {flags:x} 0 by 41:1000:2000")]
-    );
+    assert_eq!(daemon.calls(), [format!("openat {ROOT} \"dir/file\" {flags:x} 0 by 41:1000:2000")]);
     (process, file)
 }
 
@@ -36,28 +29,16 @@ fn requests_with_their_own_opcode_carry_the_callers_ids() {
     file.dup(b"how").unwrap();
     file.fsize().unwrap();
     file.sys_fsync().unwrap();
-    assert_ne!(
-        file.sys_fstat().unwrap().st_dev,
-        3,
-        "the kernel puts the number of the scheme there"
-    );
+    assert_ne!(file.sys_fstat().unwrap().st_dev, 3, "the kernel puts the number of the scheme there");
     file.fchown(1000, 2000).unwrap();
     file.fevent(EventFlags::EVENT_READ).unwrap();
     file.flink("/scheme/anything/new/name").unwrap();
     file.frename("/scheme/anything/new/name").unwrap();
     file.fpath(&mut [0; 100]).unwrap();
-    assert_eq!(
-        file.mmap(4096, 100, MapFlags::MAP_SHARED | MapFlags::PROT_READ)
-            .unwrap(),
-        0x5000
-    );
+    assert_eq!(file.mmap(4096, 100, MapFlags::MAP_SHARED | MapFlags::PROT_READ).unwrap(), 0x5000);
     file.munmap(4096, 100, MunmapFlags::NEEDS_SYNC).unwrap();
     drop(file);
-    let calls: Vec<String> = daemon
-        .await_calls(16)
-        .into_iter()
-        .filter(|call| !call.starts_with("close 10"))
-        .collect();
+    let calls: Vec<String> = daemon.await_calls(16).into_iter().filter(|call| !call.starts_with("close 10")).collect();
     assert_eq!(
         calls,
         [
@@ -88,14 +69,7 @@ fn standard_calls_carry_no_ids_or_worse() {
     assert_eq!(file.fstatvfs().unwrap().f_bsize, 4096);
     file.fchmod(0o4711).unwrap();
     file.ftruncate(1 << 40).unwrap();
-    file.futimens(
-        TimeSpec { tv_sec: -5, tv_nsec: 6 },
-        TimeSpec {
-            tv_sec: 7,
-            tv_nsec: 0x3fff_ffff,
-        },
-    )
-    .unwrap();
+    file.futimens(TimeSpec { tv_sec: -5, tv_nsec: 6 }, TimeSpec { tv_sec: 7, tv_nsec: 0x3fff_ffff }).unwrap();
     file.fsync().unwrap();
     file.std_unlinkat("x/y", 0x200).unwrap();
     file.std_fs_call(StdFsCallKind::Fchown as u8, &mut [], 5, 6).unwrap();
@@ -122,11 +96,7 @@ fn standard_calls_carry_no_ids_or_worse() {
         ]
     );
     assert_eq!(file.std_fs_call(99, &mut [], 0, 0), Err(Error::new(EOPNOTSUPP)));
-    assert_eq!(
-        daemon.calls(),
-        [""; 0],
-        "a kind that does not exist stays in the kernel"
-    );
+    assert_eq!(daemon.calls(), [""; 0], "a kind that does not exist stays in the kernel");
 }
 
 #[test]
@@ -139,11 +109,7 @@ fn private_calls_carry_their_metadata() {
     assert_eq!(file.call_multiple(&dir, &mut [3], &[10, 11, 12]), Ok(1));
     assert_eq!(
         daemon.calls(),
-        [
-            "call 100 [1, 2] [10, 11, 12]",
-            "call 100 [] [10, 0, 0]",
-            "call [100, 7] [3] [10, 11, 0]"
-        ]
+        ["call 100 [1, 2] [10, 11, 12]", "call 100 [] [10, 0, 0]", "call [100, 7] [3] [10, 11, 0]"]
     );
     let other = Daemon::start();
     let elsewhere = process.scheme_root(&other.name).unwrap();
@@ -208,20 +174,14 @@ fn flags_are_kept_by_the_kernel_and_told_to_the_scheme() {
     assert_eq!(file.fcntl(77, 0), Err(Error::new(EINVAL)));
     let calls = daemon.calls();
     assert_eq!(calls.len(), 4, "{calls:?}");
-    assert_eq!(
-        calls[1],
-        format!("fcntl 100 {F_SETFL} {:x} by 41:1000:2000", O_RDWR | O_APPEND)
-    );
+    assert_eq!(calls[1], format!("fcntl 100 {F_SETFL} {:x} by 41:1000:2000", O_RDWR | O_APPEND));
 }
 
 #[test]
 fn the_kernel_refuses_before_the_scheme_is_asked() {
     let daemon = Daemon::start();
     let (_, file) = open(&daemon, O_RDWR);
-    assert_eq!(
-        file.openat("x".repeat(4097), O_RDONLY, 0).err(),
-        Some(Error::new(ENAMETOOLONG))
-    );
+    assert_eq!(file.openat("x".repeat(4097), O_RDONLY, 0).err(), Some(Error::new(ENAMETOOLONG)));
     assert_eq!(file.openat(b"\xff", O_RDONLY, 0).err(), Some(Error::new(EINVAL)));
     assert_eq!(file.unlinkat(b"\xff", 0), Err(Error::new(EINVAL)));
     assert_eq!(file.frename("relative"), Err(Error::new(EINVAL)));
@@ -258,12 +218,7 @@ fn the_last_descriptor_closes_the_file() {
 fn a_lock_of_a_process_ends_with_its_first_descriptor() {
     let daemon = Daemon::start();
     let (process, file) = open(&daemon, O_RDWR);
-    let lock = Lock {
-        start: 10,
-        len: 5,
-        exclusive: true,
-        of_file: false,
-    };
+    let lock = Lock { start: 10, len: 5, exclusive: true, of_file: false };
     file.lock(lock).unwrap();
     let other = Process::with_pid(43, 0, 0);
     let theirs = other.inherit(&file);
@@ -295,38 +250,14 @@ fn events_reach_the_file() {
 fn any_request_can_be_sent() {
     let daemon = Daemon::start();
     let (_, file) = open(&daemon, O_RDWR);
-    let size = Sqe {
-        opcode: Opcode::Fsize as u8,
-        args: [3, 0, 0, 0, 0, 9],
-        tag: 77,
-        ..Sqe::default()
-    };
+    let size = Sqe { opcode: Opcode::Fsize as u8, args: [3, 0, 0, 0, 0, 9], tag: 77, ..Sqe::default() };
     // SAFETY: no argument is an address.
     unsafe {
         assert_eq!(file.raw(size), Ok(1000));
         assert_eq!(file.raw(Sqe { opcode: 250, ..size }), Err(Error::new(syscall::ENOSYS)));
-        assert_eq!(
-            file.raw(Sqe {
-                opcode: Opcode::CloseMsg as u8,
-                ..size
-            }),
-            Ok(0)
-        );
-        assert_eq!(
-            file.raw(Sqe {
-                sqe_flags: SqeFlags::ONEWAY,
-                ..size
-            }),
-            Ok(0)
-        );
+        assert_eq!(file.raw(Sqe { opcode: Opcode::CloseMsg as u8, ..size }), Ok(0));
+        assert_eq!(file.raw(Sqe { sqe_flags: SqeFlags::ONEWAY, ..size }), Ok(0));
     }
-    assert_eq!(
-        daemon.await_calls(3),
-        ["fsize 3 by 41:9:0", "close 3", "fsize 3 by 41:9:0"]
-    );
-    assert_eq!(
-        file.fsize(),
-        Ok(1000),
-        "an answer that nobody waits for is an error of the daemon's write alone"
-    );
+    assert_eq!(daemon.await_calls(3), ["fsize 3 by 41:9:0", "close 3", "fsize 3 by 41:9:0"]);
+    assert_eq!(file.fsize(), Ok(1000), "an answer that nobody waits for is an error of the daemon's write alone");
 }

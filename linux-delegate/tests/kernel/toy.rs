@@ -37,22 +37,13 @@ impl Daemon {
         let (thread_name, thread_log) = (name.clone(), log.clone());
         let thread = std::thread::spawn(move || {
             let socket = Socket::create().unwrap();
-            let mut scheme = Toy {
-                name: thread_name.clone(),
-                log: thread_log,
-                paths: HashMap::new(),
-                next: 100,
-            };
+            let mut scheme = Toy { name: thread_name.clone(), log: thread_log, paths: HashMap::new(), next: 100 };
             register_sync_scheme(&socket, &thread_name, &mut scheme).unwrap();
             ready.send(()).unwrap();
             serve(&socket, &mut scheme);
         });
         wait.recv().unwrap();
-        Self {
-            name,
-            log,
-            thread: Some(thread),
-        }
+        Self { name, log, thread: Some(thread) }
     }
 
     pub fn path(&self, rest: &str) -> String {
@@ -155,11 +146,7 @@ impl SchemeSync for Toy {
         let number = self.next;
         self.next += 1;
         self.paths.insert(number, path.to_owned());
-        let flags = if path == "stream" {
-            NewFdFlags::empty()
-        } else {
-            NewFdFlags::POSITIONED
-        };
+        let flags = if path == "stream" { NewFdFlags::empty() } else { NewFdFlags::POSITIONED };
         Ok(OpenResult::ThisScheme { number, flags })
     }
 
@@ -172,10 +159,7 @@ impl SchemeSync for Toy {
         self.note_by(format!("dup {id} {:?}", String::from_utf8_lossy(buf)), ctx);
         let number = self.next;
         self.next += 1;
-        Ok(OpenResult::ThisScheme {
-            number,
-            flags: NewFdFlags::POSITIONED,
-        })
+        Ok(OpenResult::ThisScheme { number, flags: NewFdFlags::POSITIONED })
     }
 
     fn inode(&self, id: usize) -> Result<usize> {
@@ -200,10 +184,7 @@ impl SchemeSync for Toy {
     }
 
     fn write(&mut self, id: usize, buf: &[u8], offset: u64, flags: u32, ctx: &CallerCtx) -> Result<usize> {
-        self.note_by(
-            format!("write {id} {:?} at {offset} {flags:x}", String::from_utf8_lossy(buf)),
-            ctx,
-        );
+        self.note_by(format!("write {id} {:?} at {offset} {flags:x}", String::from_utf8_lossy(buf)), ctx);
         Ok(buf.len())
     }
 
@@ -268,24 +249,14 @@ impl SchemeSync for Toy {
 
     fn fpath(&mut self, id: usize, buf: &mut [u8], ctx: &CallerCtx) -> Result<usize> {
         self.note_by(format!("fpath {id}"), ctx);
-        let path = format!(
-            "/scheme/{}/{}",
-            self.name,
-            self.paths.get(&id).map_or("", String::as_str)
-        );
+        let path = format!("/scheme/{}/{}", self.name, self.paths.get(&id).map_or("", String::as_str));
         buf[..path.len()].copy_from_slice(path.as_bytes());
         Ok(path.len())
     }
 
     fn fstat(&mut self, id: usize, stat: &mut Stat, ctx: &CallerCtx) -> Result<()> {
         self.note_by(format!("fstat {id}"), ctx);
-        *stat = Stat {
-            st_dev: 3,
-            st_ino: id as u64,
-            st_mode: 0o100640,
-            st_size: 10,
-            ..Stat::default()
-        };
+        *stat = Stat { st_dev: 3, st_ino: id as u64, st_mode: 0o100640, st_size: 10, ..Stat::default() };
         Ok(())
     }
 
@@ -354,12 +325,7 @@ impl SchemeSync for Toy {
             if offset < after || after == 90 {
                 continue;
             }
-            let entry = DirEntry {
-                inode: index as u64 + 1,
-                next_opaque_id,
-                name,
-                kind: DirentKind::Regular,
-            };
+            let entry = DirEntry { inode: index as u64 + 1, next_opaque_id, name, kind: DirentKind::Regular };
             if let Err(error) = buf.entry(entry) {
                 return if index == 0 || after == 40 { Err(error) } else { Ok(buf) };
             }

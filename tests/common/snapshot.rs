@@ -1,0 +1,207 @@
+//! What a real directory tree holds, taken at one time and compared with another.
+
+use std::collections::hash_map::DefaultHasher;
+use std::collections::{BTreeMap, HashMap};
+use std::ffi::{OsStr, OsString};
+use std::fmt::Write as _;
+use std::hash::Hasher;
+use std::io::Read;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat};
+use rustix::io::Errno;
+
+/// How much of each object is taken down.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Detail {
+    /// Kinds, contents, modes, owners, symlink targets, device numbers and which names are links of one file. Two trees that the
+    /// same programs made at different times agree in this.
+    Contents,
+    /// The same, and times of change to the nanosecond.
+    Times,
+    /// All that can be seen: also times of access and of inode change, inode numbers, link counts and extended attributes. Only a
+    /// tree that nobody touched agrees with itself in this.
+    Everything,
+}
+
+/// A directory tree of the real filesystem as it was when the snapshot was taken. Taking one changes nothing, not even access times.
+#[derive(PartialEq, Eq)]
+pub struct Snapshot {
+    detail: Detail,
+    objects: BTreeMap<PathBuf, Object>,
+}
+
+/// One object: named properties with printable values, so that a difference explains itself.
+type Object = BTreeMap<&'static str, String>;
+
+impl Snapshot {
+    /// Takes down the tree below `root`, which is part of it under the empty path. Panics if any part of it cannot be read.
+    pub fn take(root: &Path, detail: Detail) -> Self {
+        let mut taker = Taker { detail, objects: BTreeMap::new(), links: HashMap::new() };
+        let fd = open(CWD, root.as_os_str(), OFlags::DIRECTORY).unwrap_or_else(|e| panic!("{}: {e}", root.display()));
+        taker.object(CWD, root.as_os_str(), PathBuf::new());
+        taker.directory(fd, Path::new(""));
+        Self { detail, objects: taker.objects }
+    }
+
+    /// The paths of all objects, sorted, the root ("") first.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.objects.keys().map(PathBuf::as_path)
+    }
+
+    /// How many objects there are, the root included.
+    pub fn count(&self) -> usize {
+        self.objects.len()
+    }
+
+    /// What differs in `other`, one line for each object; empty if nothing does.
+    pub fn diff(&self, other: &Self) -> String {
+        assert_eq!(self.detail, other.detail, "snapshots of different detail cannot be compared");
+        let mut out = String::new();
+        for (path, object) in &self.objects {
+            match other.objects.get(path) {
+                None => writeln!(out, "- {} ({})", path.display(), object["kind"]).unwrap(),
+                Some(now) if now != object => {
+                    let mut keys: Vec<_> = object.keys().chain(now.keys()).collect();
+                    keys.sort();
+                    keys.dedup();
+                    let changes: Vec<_> = keys
+                        .into_iter()
+                        .filter(|key| object.get(*key) != now.get(*key))
+                        .map(|key| {
+                            let value = |object: &Object| object.get(key).map_or("none", String::as_str).to_owned();
+                            format!("{key} {} -> {}", value(object), value(now))
+                        })
+                        .collect();
+                    writeln!(out, "~ {}: {}", path.display(), changes.join(", ")).unwrap();
+                }
+                Some(_) => {}
+            }
+        }
+        for (path, object) in other.objects.iter().filter(|(path, _)| !self.objects.contains_key(*path)) {
+            writeln!(out, "+ {} ({})", path.display(), object["kind"]).unwrap();
+        }
+        out
+    }
+
+    /// Panics with the differences, if there are any. `what` begins the sentence: "the lower layer".
+    pub fn assert_same(&self, other: &Self, what: &str) {
+        let diff = self.diff(other);
+        let lines: Vec<_> = diff.lines().collect();
+        let shown = lines.iter().take(40).fold(String::new(), |all, line| all + line + "\n");
+        assert!(diff.is_empty(), "{what} differs in {} objects:\n{shown}", lines.len());
+    }
+}
+
+struct Taker {
+    detail: Detail,
+    objects: BTreeMap<PathBuf, Object>,
+    /// The first path of every file that has several names.
+    links: HashMap<(u64, u64), PathBuf>,
+}
+
+impl Taker {
+    fn directory(&mut self, fd: OwnedFd, path: &Path) {
+        let mut names: Vec<OsString> = Dir::read_from(&fd)
+            .unwrap()
+            .map(|entry| OsString::from_vec(entry.unwrap().file_name().to_bytes().to_vec()))
+            .filter(|name| name != "." && name != "..")
+            .collect();
+        names.sort();
+        for name in names {
+            let path = path.join(&name);
+            let kind = self.object(fd.as_fd(), &name, path.clone());
+            if kind == FileType::Directory {
+                let dir = open(fd.as_fd(), &name, OFlags::DIRECTORY);
+                self.directory(dir.unwrap_or_else(|e| panic!("{}: {e}", path.display())), &path);
+            }
+        }
+    }
+
+    fn object(&mut self, dir: BorrowedFd<'_>, name: &OsStr, path: PathBuf) -> FileType {
+        let stat = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW);
+        let stat = stat.unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        let mut object = Object::from([
+            ("kind", format!("{kind:?}")),
+            ("mode", format!("{:o}", stat.st_mode & 0o7777)),
+            ("owner", format!("{}:{}", stat.st_uid, stat.st_gid)),
+        ]);
+        match kind {
+            FileType::RegularFile => {
+                object.insert("bytes", digest(dir, name, &path));
+            }
+            FileType::Symlink => {
+                let target = rustix::fs::readlinkat(dir, name, Vec::new()).unwrap();
+                object.insert("target", String::from_utf8_lossy(target.as_bytes()).into_owned());
+            }
+            FileType::CharacterDevice | FileType::BlockDevice => {
+                object.insert("rdev", format!("{:#x}", stat.st_rdev));
+            }
+            _ => {}
+        }
+        if kind != FileType::Directory && stat.st_nlink > 1 {
+            let first = self.links.entry((stat.st_dev, stat.st_ino)).or_insert_with(|| path.clone());
+            object.insert("link of", first.display().to_string());
+        }
+        if self.detail != Detail::Contents {
+            object.insert("mtime", format!("{}.{:09}", stat.st_mtime, stat.st_mtime_nsec));
+        }
+        if self.detail == Detail::Everything {
+            everything(&mut object, dir, name, kind, &stat);
+        }
+        self.objects.insert(path, object);
+        kind
+    }
+}
+
+fn everything(object: &mut Object, dir: BorrowedFd<'_>, name: &OsStr, kind: FileType, stat: &Stat) {
+    object.insert("ctime", format!("{}.{:09}", stat.st_ctime, stat.st_ctime_nsec));
+    object.insert("inode", format!("{}/{} ×{}", stat.st_dev, stat.st_ino, stat.st_nlink));
+    // Reading a symlink changes its access time and nothing can be done about it: there is no O_NOATIME for readlink.
+    if kind != FileType::Symlink {
+        object.insert("atime", format!("{}.{:09}", stat.st_atime, stat.st_atime_nsec));
+    }
+    if matches!(kind, FileType::RegularFile | FileType::Directory) {
+        object.insert("xattrs", xattrs(open(dir, name, OFlags::empty()).unwrap()));
+    }
+}
+
+/// Opens for reading without a change to the access time.
+fn open(dir: BorrowedFd<'_>, name: &OsStr, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    let flags = flags | OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    match rustix::fs::openat(dir, name, flags | OFlags::NOATIME, Mode::empty()) {
+        Err(Errno::PERM) => rustix::fs::openat(dir, name, flags, Mode::empty()),
+        other => other,
+    }
+}
+
+/// The contents of a file: its bytes if they are few, otherwise their number and a hash.
+fn digest(dir: BorrowedFd<'_>, name: &OsStr, path: &Path) -> String {
+    let fd = open(dir, name, OFlags::empty()).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let mut bytes = Vec::new();
+    std::fs::File::from(fd).read_to_end(&mut bytes).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    if bytes.len() <= 48 {
+        return format!("\"{}\"", bytes.escape_ascii());
+    }
+    let mut hasher = DefaultHasher::new();
+    hasher.write(&bytes);
+    format!("{} bytes #{:016x}", bytes.len(), hasher.finish())
+}
+
+fn xattrs(fd: OwnedFd) -> String {
+    let mut list = Vec::with_capacity(64 << 10);
+    match rustix::fs::flistxattr(&fd, rustix::buffer::spare_capacity(&mut list)) {
+        Err(Errno::OPNOTSUPP) => return String::new(),
+        result => result.unwrap(),
+    };
+    let mut out = String::new();
+    for name in list.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+        let mut value = Vec::with_capacity(64 << 10);
+        rustix::fs::fgetxattr(&fd, OsStr::from_bytes(name), rustix::buffer::spare_capacity(&mut value)).unwrap();
+        write!(out, "{}={} ", name.escape_ascii(), value.escape_ascii()).unwrap();
+    }
+    out
+}

@@ -1,0 +1,50 @@
+//! What every way into a filesystem can do: the engine's own API, the scheme, a directory of the host. Objects are opened first and then
+//! asked and changed, as the clients of a scheme do.
+
+use std::ffi::{OsStr, OsString};
+
+use overlayfs::layer::{Owner, RenameMode, Stat, Time};
+
+use crate::Kind;
+
+/// An errno.
+pub type Result<T> = std::result::Result<T, i32>;
+
+/// A path from the root, or from an open directory. A symlink at its end is not followed.
+pub struct At<'a, H> {
+    pub held: Option<&'a H>,
+    pub path: &'a [OsString],
+}
+
+/// An entry of a listing.
+#[derive(Debug)]
+pub struct Listed {
+    pub name: OsString,
+    pub ino: u64,
+    pub kind: Kind,
+}
+
+pub trait Door {
+    /// An open object of any kind.
+    type Handle;
+
+    fn open(&self, at: &At<Self::Handle>) -> Result<Self::Handle>;
+    fn create(&self, at: &At<Self::Handle>, kind: Kind, mode: u32, owner: Owner, target: &OsStr) -> Result<()>;
+    fn link(&self, handle: &Self::Handle, to: &At<Self::Handle>) -> Result<()>;
+    fn unlink(&self, at: &At<Self::Handle>) -> Result<()>;
+    fn remove_dir(&self, at: &At<Self::Handle>) -> Result<()>;
+    fn rename(&self, from: &At<Self::Handle>, to: &At<Self::Handle>, mode: RenameMode) -> Result<()>;
+
+    fn stat(&self, handle: &Self::Handle) -> Result<Stat>;
+    fn read_link(&self, handle: &Self::Handle) -> Result<OsString>;
+    fn read(&self, handle: &Self::Handle, offset: u64, len: usize) -> Result<Vec<u8>>;
+    /// Writes all of `bytes`, at `offset` or at the end of the file.
+    fn write(&self, handle: &Self::Handle, offset: Option<u64>, bytes: &[u8]) -> Result<()>;
+    fn truncate(&self, handle: &Self::Handle, size: u64) -> Result<()>;
+    fn set_mode(&self, handle: &Self::Handle, mode: u32) -> Result<()>;
+    fn set_owner(&self, handle: &Self::Handle, owner: Owner) -> Result<()>;
+    fn set_times(&self, handle: &Self::Handle, atime: Time, mtime: Time) -> Result<()>;
+    fn sync(&self, handle: &Self::Handle) -> Result<()>;
+    /// The whole listing of a directory, asked for about `chunk` entries at a time, without `.` and `..`.
+    fn list(&self, handle: &Self::Handle, chunk: usize) -> Result<Vec<Listed>>;
+}

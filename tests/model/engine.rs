@@ -1,0 +1,143 @@
+//! The engine's own API as a [`Door`].
+
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use overlayfs::layer::{OsLayer, Owner, RenameMode, Stat, Time};
+use overlayfs::options::Options;
+use overlayfs::overlay::{Handle, Node, Overlay};
+use syscall::error::{EIO, Error};
+
+use crate::Kind;
+use crate::door::{At, Door, Listed, Result};
+
+pub struct Engine(Overlay<OsLayer>);
+
+/// Mounts these layers.
+pub fn mount(lowers: &[PathBuf], upper: &Path) -> Engine {
+    let options = Options { lowers: lowers.to_vec(), upper: Some(upper.to_owned()), work: None };
+    Engine(overlayfs::mount::mount(&options).unwrap_or_else(|error| panic!("{error}")))
+}
+
+fn errno(error: Error) -> i32 {
+    error.errno
+}
+
+impl Engine {
+    fn walk(&self, at: &At<Handle<OsLayer>>, path: &[OsString]) -> Result<Arc<Node<OsLayer>>> {
+        let start = at.held.map_or(self.0.root(), |handle| handle.node());
+        path.iter().try_fold(start.clone(), |dir, name| self.0.lookup(&dir, name)).map_err(errno)
+    }
+
+    fn entry<'a>(&self, at: &At<'a, Handle<OsLayer>>) -> Result<(Arc<Node<OsLayer>>, &'a OsStr)> {
+        let (name, parents) = at.path.split_last().expect("an entry has a name");
+        Ok((self.walk(at, parents)?, name))
+    }
+}
+
+impl Door for Engine {
+    type Handle = Handle<OsLayer>;
+
+    fn open(&self, at: &At<Self::Handle>) -> Result<Self::Handle> {
+        Ok(self.0.open(&self.walk(at, at.path)?))
+    }
+
+    fn create(&self, at: &At<Self::Handle>, kind: Kind, mode: u32, owner: Owner, target: &OsStr) -> Result<()> {
+        let (dir, name) = self.entry(at)?;
+        match kind {
+            Kind::File => self.0.create_file(&dir, name, mode, owner).map(|handle| handle.node().clone()),
+            Kind::Dir => self.0.create_dir(&dir, name, mode, owner),
+            Kind::Symlink => self.0.create_symlink(&dir, name, target, owner),
+            _ => self.0.create_node(&dir, name, kind, mode, 0, owner),
+        }
+        .map(drop)
+        .map_err(errno)
+    }
+
+    fn link(&self, handle: &Self::Handle, to: &At<Self::Handle>) -> Result<()> {
+        let (dir, name) = self.entry(to)?;
+        self.0.link(handle.node(), &dir, name).map_err(errno)
+    }
+
+    fn unlink(&self, at: &At<Self::Handle>) -> Result<()> {
+        let (dir, name) = self.entry(at)?;
+        self.0.unlink(&dir, name).map_err(errno)
+    }
+
+    fn remove_dir(&self, at: &At<Self::Handle>) -> Result<()> {
+        let (dir, name) = self.entry(at)?;
+        self.0.remove_dir(&dir, name).map_err(errno)
+    }
+
+    fn rename(&self, from: &At<Self::Handle>, to: &At<Self::Handle>, mode: RenameMode) -> Result<()> {
+        let (dir, name) = self.entry(from)?;
+        let (new_dir, new_name) = self.entry(to)?;
+        self.0.rename(&dir, name, &new_dir, new_name, mode).map_err(errno)
+    }
+
+    fn stat(&self, handle: &Self::Handle) -> Result<Stat> {
+        self.0.stat(handle.node()).map_err(errno)
+    }
+
+    fn read_link(&self, handle: &Self::Handle) -> Result<OsString> {
+        self.0.read_link(handle.node()).map_err(errno)
+    }
+
+    fn read(&self, handle: &Self::Handle, offset: u64, len: usize) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; len];
+        let read = self.0.read_at(handle, &mut bytes, offset).map_err(errno)?;
+        bytes.truncate(read);
+        Ok(bytes)
+    }
+
+    fn write(&self, handle: &Self::Handle, offset: Option<u64>, bytes: &[u8]) -> Result<()> {
+        let written = match offset {
+            Some(offset) => self.0.write_at(handle, bytes, offset),
+            None => self.0.append(handle, bytes),
+        };
+        // A short write would be right, but not for these few bytes on a disk with room.
+        if written.map_err(errno)? == bytes.len() { Ok(()) } else { Err(EIO) }
+    }
+
+    fn truncate(&self, handle: &Self::Handle, size: u64) -> Result<()> {
+        self.0.truncate(handle.node(), size).map_err(errno)
+    }
+
+    fn set_mode(&self, handle: &Self::Handle, mode: u32) -> Result<()> {
+        self.0.set_mode(handle.node(), mode).map_err(errno)
+    }
+
+    fn set_owner(&self, handle: &Self::Handle, owner: Owner) -> Result<()> {
+        self.0.set_owner(handle.node(), owner).map_err(errno)
+    }
+
+    fn set_times(&self, handle: &Self::Handle, atime: Time, mtime: Time) -> Result<()> {
+        self.0.set_times(handle.node(), atime, mtime).map_err(errno)
+    }
+
+    fn sync(&self, handle: &Self::Handle) -> Result<()> {
+        self.0.sync(handle).map_err(errno)
+    }
+
+    fn list(&self, handle: &Self::Handle, chunk: usize) -> Result<Vec<Listed>> {
+        let (mut listed, mut after) = (Vec::new(), 0);
+        loop {
+            let before = listed.len();
+            let result = self.0.list(handle, after, &mut |entry| {
+                // An entry that is refused comes again in the next part.
+                if listed.len() - before == chunk {
+                    return false;
+                }
+                listed.push(Listed { name: entry.name.to_owned(), ino: entry.ino, kind: entry.kind });
+                assert!(entry.offset > after && entry.offset >= 3, "the offset {} after {after}", entry.offset);
+                after = entry.offset;
+                true
+            });
+            result.map_err(errno)?;
+            if listed.len() == before {
+                return Ok(listed);
+            }
+        }
+    }
+}

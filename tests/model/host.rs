@@ -1,0 +1,250 @@
+//! A directory of the host as a [`Door`]: what the reference itself is checked against.
+
+use std::ffi::{OsStr, OsString};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::Path;
+
+use overlayfs::layer::{Owner, RenameMode, Stat, Time};
+use rustix::fs::{
+    self, AtFlags, CWD, FileType, Gid, Mode, OFlags, RenameFlags, ResolveFlags, Timespec, Timestamps, Uid,
+};
+use rustix::io::Errno;
+
+use crate::Kind;
+use crate::door::{At, Door, Listed, Result};
+
+pub struct Host {
+    root: OwnedFd,
+    /// Symlinks in the middle of a path are followed, and stay within the root.
+    follows: bool,
+}
+
+pub struct HostHandle {
+    /// Names the object, whatever it is.
+    path: OwnedFd,
+    /// Reads and writes a file, or reads a directory.
+    data: Option<OwnedFd>,
+}
+
+fn errno(error: Errno) -> i32 {
+    error.raw_os_error()
+}
+
+fn kind(mode: u32) -> Kind {
+    match FileType::from_raw_mode(mode) {
+        FileType::RegularFile => Kind::File,
+        FileType::Directory => Kind::Dir,
+        FileType::Symlink => Kind::Symlink,
+        FileType::Fifo => Kind::Fifo,
+        FileType::Socket => Kind::Socket,
+        FileType::CharacterDevice => Kind::CharDev,
+        FileType::BlockDevice => Kind::BlockDev,
+        FileType::Unknown => panic!("an object of no kind"),
+    }
+}
+
+impl Host {
+    pub fn new(root: &Path, follows: bool) -> Self {
+        Self { root: fs::open(root, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap(), follows }
+    }
+
+    fn walk(&self, at: &At<HostHandle>, path: &[OsString]) -> Result<OwnedFd> {
+        let start = at.held.map_or(self.root.as_fd(), |handle| handle.path.as_fd());
+        let path = Path::new(".").join(path.iter().collect::<std::path::PathBuf>());
+        let links = if self.follows { ResolveFlags::IN_ROOT } else { ResolveFlags::NO_SYMLINKS };
+        fs::openat2(start, path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty(), links)
+            // What NO_SYMLINKS refuses is a symlink where a directory has to be.
+            .map_err(|error| if error == Errno::LOOP && !self.follows { Errno::NOTDIR } else { error })
+            .map_err(errno)
+    }
+
+    /// The directory of the last name, and that name.
+    fn entry<'a>(&self, at: &At<'a, HostHandle>) -> Result<(OwnedFd, &'a OsStr)> {
+        let (name, parents) = at.path.split_last().expect("an entry has a name");
+        // A path that ends in "/." goes through a symlink at its end.
+        let parents: Vec<_> = parents.iter().cloned().chain([".".into()]).collect();
+        Ok((self.walk(at, &parents)?, name))
+    }
+}
+
+fn by_fd(fd: BorrowedFd<'_>) -> String {
+    use std::os::fd::AsRawFd;
+    format!("/proc/self/fd/{}", fd.as_raw_fd())
+}
+
+impl HostHandle {
+    fn new(path: OwnedFd) -> Result<Self> {
+        let flags = match kind(fs::fstat(&path).map_err(errno)?.st_mode) {
+            Kind::File => Some(OFlags::RDWR),
+            Kind::Dir => Some(OFlags::RDONLY),
+            _ => None,
+        };
+        let open = |flags| fs::open(by_fd(path.as_fd()), flags | OFlags::CLOEXEC, Mode::empty());
+        let data = flags.map(open).transpose().map_err(errno)?;
+        Ok(Self { path, data })
+    }
+
+    fn file(&self) -> Result<&OwnedFd> {
+        match (kind(fs::fstat(&self.path).map_err(errno)?.st_mode), &self.data) {
+            (Kind::File, Some(data)) => Ok(data),
+            (Kind::Dir, _) => Err(errno(Errno::ISDIR)),
+            _ => Err(errno(Errno::INVAL)),
+        }
+    }
+}
+
+impl Door for Host {
+    type Handle = HostHandle;
+
+    fn open(&self, at: &At<HostHandle>) -> Result<HostHandle> {
+        if at.path.is_empty() {
+            return HostHandle::new(self.walk(at, &[])?);
+        }
+        let (dir, name) = self.entry(at)?;
+        let path = fs::openat(dir, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty());
+        HostHandle::new(path.map_err(errno)?)
+    }
+
+    fn create(&self, at: &At<HostHandle>, kind: Kind, mode: u32, owner: Owner, target: &OsStr) -> Result<()> {
+        let (dir, name) = self.entry(at)?;
+        let least = Mode::from_raw_mode(0o600);
+        match kind {
+            Kind::File => fs::openat(&dir, name, OFlags::CREATE | OFlags::EXCL | OFlags::RDWR, least).map(drop),
+            Kind::Dir => fs::mkdirat(&dir, name, least),
+            Kind::Symlink => fs::symlinkat(target, &dir, name),
+            Kind::Fifo => fs::mknodat(&dir, name, FileType::Fifo, least, 0),
+            Kind::Socket => fs::mknodat(&dir, name, FileType::Socket, least, 0),
+            Kind::CharDev | Kind::BlockDev => unreachable!("the model makes no devices"),
+        }
+        .map_err(errno)?;
+        let (uid, gid) = (Some(Uid::from_raw(owner.uid)), Some(Gid::from_raw(owner.gid)));
+        fs::chownat(&dir, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW).map_err(errno)?;
+        if kind != Kind::Symlink {
+            fs::chmodat(&dir, name, Mode::from_raw_mode(mode), AtFlags::empty()).map_err(errno)?;
+        }
+        Ok(())
+    }
+
+    fn link(&self, handle: &HostHandle, to: &At<HostHandle>) -> Result<()> {
+        let (dir, name) = self.entry(to)?;
+        fs::linkat(&handle.path, "", dir, name, AtFlags::EMPTY_PATH).map_err(errno)
+    }
+
+    fn unlink(&self, at: &At<HostHandle>) -> Result<()> {
+        let (dir, name) = self.entry(at)?;
+        fs::unlinkat(dir, name, AtFlags::empty()).map_err(errno)
+    }
+
+    fn remove_dir(&self, at: &At<HostHandle>) -> Result<()> {
+        let (dir, name) = self.entry(at)?;
+        fs::unlinkat(dir, name, AtFlags::REMOVEDIR).map_err(errno)
+    }
+
+    fn rename(&self, from: &At<HostHandle>, to: &At<HostHandle>, mode: RenameMode) -> Result<()> {
+        let (dir, name) = self.entry(from)?;
+        let (new_dir, new_name) = self.entry(to)?;
+        let flags = match mode {
+            RenameMode::Replace => RenameFlags::empty(),
+            RenameMode::NoReplace => RenameFlags::NOREPLACE,
+            RenameMode::Exchange => RenameFlags::EXCHANGE,
+        };
+        fs::renameat_with(dir, name, new_dir, new_name, flags).map_err(errno)
+    }
+
+    fn stat(&self, handle: &HostHandle) -> Result<Stat> {
+        let stat = fs::fstat(&handle.path).map_err(errno)?;
+        let time = |sec, nsec: u64| Time { sec, nsec: nsec as u32 };
+        Ok(Stat {
+            dev: stat.st_dev,
+            ino: stat.st_ino,
+            kind: kind(stat.st_mode),
+            mode: stat.st_mode & 0o7777,
+            nlink: stat.st_nlink as u32,
+            uid: stat.st_uid,
+            gid: stat.st_gid,
+            rdev: stat.st_rdev,
+            size: stat.st_size as u64,
+            blksize: stat.st_blksize as u32,
+            blocks: stat.st_blocks as u64,
+            atime: time(stat.st_atime, stat.st_atime_nsec),
+            mtime: time(stat.st_mtime, stat.st_mtime_nsec),
+            ctime: time(stat.st_ctime, stat.st_ctime_nsec),
+        })
+    }
+
+    fn read_link(&self, handle: &HostHandle) -> Result<OsString> {
+        if kind(fs::fstat(&handle.path).map_err(errno)?.st_mode) != Kind::Symlink {
+            return Err(errno(Errno::INVAL));
+        }
+        let target = fs::readlinkat(&handle.path, "", Vec::new()).map_err(errno)?;
+        Ok(OsString::from_vec(target.into_bytes()))
+    }
+
+    fn read(&self, handle: &HostHandle, offset: u64, len: usize) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; len];
+        let read = rustix::io::pread(handle.file()?, &mut bytes, offset).map_err(errno)?;
+        bytes.truncate(read);
+        Ok(bytes)
+    }
+
+    fn write(&self, handle: &HostHandle, offset: Option<u64>, bytes: &[u8]) -> Result<()> {
+        let file = handle.file()?;
+        let offset = offset.unwrap_or(fs::fstat(file).map_err(errno)?.st_size as u64);
+        let written = rustix::io::pwrite(file, bytes, offset).map_err(errno)?;
+        assert_eq!(written, bytes.len());
+        Ok(())
+    }
+
+    fn truncate(&self, handle: &HostHandle, size: u64) -> Result<()> {
+        fs::ftruncate(handle.file()?, size).map_err(errno)
+    }
+
+    fn set_mode(&self, handle: &HostHandle, mode: u32) -> Result<()> {
+        fs::chmod(by_fd(handle.path.as_fd()), Mode::from_raw_mode(mode)).map_err(errno)
+    }
+
+    fn set_owner(&self, handle: &HostHandle, owner: Owner) -> Result<()> {
+        let mode = fs::fstat(&handle.path).map_err(errno)?.st_mode;
+        let (uid, gid) = (Some(Uid::from_raw(owner.uid)), Some(Gid::from_raw(owner.gid)));
+        fs::chownat(&handle.path, "", uid, gid, AtFlags::EMPTY_PATH).map_err(errno)?;
+        if kind(mode) != Kind::Symlink {
+            // The kernel drops set-id bits here; the reference leaves that to whoever asks.
+            fs::chmod(by_fd(handle.path.as_fd()), Mode::from_raw_mode(mode & 0o7777)).map_err(errno)?;
+        }
+        Ok(())
+    }
+
+    fn set_times(&self, handle: &HostHandle, atime: Time, mtime: Time) -> Result<()> {
+        let spec = |time: Time| Timespec { tv_sec: time.sec, tv_nsec: time.nsec.into() };
+        let times = Timestamps { last_access: spec(atime), last_modification: spec(mtime) };
+        fs::utimensat(&handle.path, "", &times, AtFlags::EMPTY_PATH).map_err(errno)
+    }
+
+    fn sync(&self, handle: &HostHandle) -> Result<()> {
+        handle.data.as_ref().map_or(Ok(()), |data| fs::fsync(data).map_err(errno))
+    }
+
+    fn list(&self, handle: &HostHandle, _chunk: usize) -> Result<Vec<Listed>> {
+        let data = handle.data.as_ref().ok_or(errno(Errno::NOTDIR))?;
+        let dir = fs::openat(data, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+        let entries = fs::Dir::new(dir.map_err(errno)?).map_err(errno)?;
+        let mut listed = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(errno)?;
+            let name = OsStr::from_bytes(entry.file_name().to_bytes()).to_owned();
+            if name != "." && name != ".." {
+                let stat = fs::statat(data, &name, AtFlags::SYMLINK_NOFOLLOW).map_err(errno)?;
+                listed.push(Listed { name, ino: entry.ino(), kind: kind(stat.st_mode) });
+            }
+        }
+        Ok(listed)
+    }
+}
+
+/// Writes the merged tree into the empty directory `root`, and opens the door to it.
+pub fn mount(merged: &crate::layer::Object, root: &Path, follows: bool) -> Host {
+    crate::layer::write(merged, root);
+    assert!(fs::statat(CWD, root, AtFlags::empty()).is_ok());
+    Host::new(root, follows)
+}

@@ -1,0 +1,59 @@
+//! Random sequences of operations against an in-memory reference of a filesystem, through every door: a directory of the host (which checks
+//! the reference itself), the engine's API, and the scheme through the delegate. More cases: `PROPTEST_CASES=5000 cargo test --test model`.
+
+mod door;
+mod engine;
+mod host;
+mod layer;
+mod lowers;
+mod run;
+mod tree;
+
+use overlayfs::layer::{Kind, Owner, RenameMode};
+use proptest::test_runner::{Config, FileFailurePersistence, TestRunner};
+
+use door::Door;
+use run::{Abilities, Mount};
+use tree::Rules;
+
+/// Runs `cases` random cases (or as many as `PROPTEST_CASES` says) through a door, the kept failing ones first.
+fn check<D: Door>(kept: &'static str, cases: u32, abilities: Abilities, mount: Mount<'_, D>) {
+    let cases =
+        std::env::var("PROPTEST_CASES").map_or(cases, |cases| cases.parse().expect("PROPTEST_CASES is a number"));
+    let config = Config {
+        cases,
+        max_shrink_iters: 4000,
+        source_file: Some(file!()),
+        failure_persistence: Some(Box::new(FileFailurePersistence::Direct(kept))),
+        ..Config::default()
+    };
+    let result =
+        TestRunner::new(config).run(&run::case(abilities), |(stack, ops)| run::run(&stack, &ops, abilities, mount));
+    if let Err(error) = result {
+        panic!("{error}");
+    }
+}
+
+#[test]
+fn the_reference_does_what_the_host_does() {
+    let rules = Rules { reserves: false, follows: false };
+    let abilities = Abilities { rules, bytes: true, full: true, layers: false };
+    let kept = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/model/proptest-regressions/host.txt");
+    check(kept, 100, abilities, &|_, root, merged| host::mount(merged, root, false));
+}
+
+#[test]
+fn the_reference_follows_symlinks_as_the_host_does() {
+    let rules = Rules { reserves: false, follows: true };
+    let abilities = Abilities { rules, bytes: true, full: true, layers: false };
+    let kept = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/model/proptest-regressions/host-follows.txt");
+    check(kept, 100, abilities, &|_, root, merged| host::mount(merged, root, true));
+}
+
+#[test]
+fn the_engine_does_what_the_reference_does() {
+    let rules = Rules { reserves: true, follows: false };
+    let abilities = Abilities { rules, bytes: true, full: true, layers: true };
+    let kept = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/model/proptest-regressions/engine.txt");
+    check(kept, 400, abilities, &|lowers, upper, _| engine::mount(lowers, upper));
+}

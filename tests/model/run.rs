@@ -1,0 +1,768 @@
+//! Random operations, run on the reference and through a door at once, and the comparison of the two.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ffi::{OsStr, OsString};
+use std::fmt::{Debug, Write as _};
+use std::path::{Path, PathBuf};
+
+use overlayfs::layer::{Owner, RenameMode, Time};
+use proptest::prelude::*;
+use proptest::sample::Index;
+use proptest::test_runner::TestCaseError;
+use syscall::error::{EINVAL, ENOENT};
+use test_common::{LowerGuard, Stage};
+
+use crate::Kind;
+use crate::door::{At, Door};
+use crate::layer::{self, MARKER, Object};
+use crate::lowers::{self, Item};
+use crate::tree::{self, Id, Place, ROOT, Rules, Tree};
+
+/// Where an operation acts, chosen from what there is when it runs.
+#[derive(Clone, Debug)]
+pub enum Sel {
+    /// Something that exists.
+    Any(Index),
+    /// A name in a directory that exists.
+    In(Index, OsString),
+    /// Any path.
+    Raw(Vec<OsString>),
+    /// A name in a directory that is held open and may have been moved or removed.
+    Held(Index, OsString),
+}
+
+/// An object that is asked or changed: something held open, or something to open for this operation.
+#[derive(Clone, Debug)]
+pub enum Whom {
+    Held(Index),
+    At(Sel),
+}
+
+#[derive(Clone, Debug)]
+pub enum Op {
+    Create(Sel, Kind, u32, (u32, u32), OsString),
+    Link(Whom, Sel),
+    Unlink(Sel),
+    RemoveDir(Sel),
+    /// `rm -r`.
+    RemoveTree(Sel),
+    Rename(Sel, Sel, RenameMode),
+    Open(usize, Sel),
+    Close(Index),
+    Read(Whom, usize, usize),
+    Write(Whom, Option<usize>, Vec<u8>),
+    Truncate(Whom, usize),
+    SetMode(Whom, u32),
+    SetOwner(Whom, u32, u32),
+    SetTimes(Whom, i64, u32),
+    Sync(Whom),
+    List(Whom, usize),
+    /// Leave the overlay and mount the same layers again.
+    Remount,
+    /// Leave the overlay and mount its upper layer as the top lower layer of a new one.
+    Stack,
+}
+
+/// What a door can be asked.
+#[derive(Clone, Copy, Debug)]
+pub struct Abilities {
+    pub rules: Rules,
+    /// Names need not be UTF-8.
+    pub bytes: bool,
+    /// Sockets and FIFOs can be made, renames can be exclusive or exchange.
+    pub full: bool,
+    /// There are layers to mount again.
+    pub layers: bool,
+}
+
+/// One of these, by weight; or one of those that only some doors can do, if this one can.
+fn some<T: Debug + 'static>(
+    all: impl Strategy<Value = T> + 'static,
+    weight: u32,
+    able: bool,
+    more: impl Strategy<Value = T> + 'static,
+) -> BoxedStrategy<T> {
+    if able { prop_oneof![100 => all, weight => more].boxed() } else { all.boxed() }
+}
+
+fn name(abilities: Abilities) -> BoxedStrategy<OsString> {
+    let name = some(lowers::name(), 8, abilities.bytes, lowers::name_of_bytes());
+    let reserved = prop_oneof![Just(".wh.a"), Just(".wh..wh..opq"), Just(".wh.")].prop_map(OsString::from);
+    let name = some(name, 2, abilities.rules.reserves, reserved);
+    some(name, 2, true, Just("z".repeat(256).into()))
+}
+
+fn sel(abilities: Abilities) -> BoxedStrategy<Sel> {
+    prop_oneof![
+        10 => any::<Index>().prop_map(Sel::Any),
+        10 => (any::<Index>(), name(abilities)).prop_map(|(dir, name)| Sel::In(dir, name)),
+        2 => prop::collection::vec(name(abilities), 1..5).prop_map(Sel::Raw),
+        2 => (any::<Index>(), name(abilities)).prop_map(|(dir, name)| Sel::Held(dir, name)),
+    ]
+    .boxed()
+}
+
+fn existing(abilities: Abilities) -> BoxedStrategy<Sel> {
+    prop_oneof![
+        10 => any::<Index>().prop_map(Sel::Any),
+        1 => sel(abilities),
+    ]
+    .boxed()
+}
+
+fn whom(abilities: Abilities) -> BoxedStrategy<Whom> {
+    prop_oneof![any::<Index>().prop_map(Whom::Held), existing(abilities).prop_map(Whom::At)].boxed()
+}
+
+fn op(abilities: Abilities) -> BoxedStrategy<Op> {
+    let (sel, existing, whom) = (|| sel(abilities), || existing(abilities), || whom(abilities));
+    let full = prop_oneof![Just(RenameMode::NoReplace), Just(RenameMode::Exchange)];
+    let rename = some(Just(RenameMode::Replace), 50, abilities.full, full);
+    let kind = prop_oneof![4 => Just(Kind::File), 6 => Just(Kind::Dir), 1 => Just(Kind::Symlink)];
+    let kind = some(kind, 15, abilities.full, prop_oneof![Just(Kind::Fifo), Just(Kind::Socket)]);
+    let owner = (lowers::id(), lowers::id());
+    let offset = prop::option::weighted(0.7, prop_oneof![0usize..20, 0usize..10_000, Just(1 << 20)]);
+    let bytes = prop_oneof![
+        prop::collection::vec(any::<u8>(), 0..12),
+        (any::<u8>(), 0usize..9000).prop_map(|(byte, len)| vec![byte; len])
+    ];
+    let op = prop_oneof![
+        8 => (sel(), kind, lowers::mode(), owner, lowers::target())
+            .prop_map(|(sel, kind, mode, owner, target)| Op::Create(sel, kind, mode, owner, target)),
+        3 => (whom(), sel()).prop_map(|(whom, sel)| Op::Link(whom, sel)),
+        5 => existing().prop_map(Op::Unlink),
+        3 => existing().prop_map(Op::RemoveDir),
+        3 => existing().prop_map(Op::RemoveTree),
+        12 => (existing(), sel(), rename).prop_map(|(from, to, mode)| Op::Rename(from, to, mode)),
+        6 => (0usize..6, existing()).prop_map(|(slot, sel)| Op::Open(slot, sel)),
+        2 => any::<Index>().prop_map(Op::Close),
+        3 => (whom(), 0usize..10_000, 0usize..10_000).prop_map(|(whom, offset, len)| Op::Read(whom, offset, len)),
+        6 => (whom(), offset, bytes).prop_map(|(whom, offset, bytes)| Op::Write(whom, offset, bytes)),
+        3 => (whom(), prop_oneof![Just(0usize), 0usize..10_000]).prop_map(|(whom, size)| Op::Truncate(whom, size)),
+        3 => (whom(), lowers::mode()).prop_map(|(whom, mode)| Op::SetMode(whom, mode)),
+        3 => (whom(), lowers::id(), lowers::id()).prop_map(|(whom, uid, gid)| Op::SetOwner(whom, uid, gid)),
+        3 => (whom(), 0..2_000_000_000i64, 0..1_000_000_000u32)
+            .prop_map(|(whom, sec, nsec)| Op::SetTimes(whom, sec, nsec)),
+        1 => whom().prop_map(Op::Sync),
+        2 => (whom(), 1usize..5).prop_map(|(whom, chunk)| Op::List(whom, chunk)),
+    ];
+    some(op, 5, abilities.layers, prop_oneof![2 => Just(Op::Remount), 1 => Just(Op::Stack)])
+}
+
+/// Lower layers and the operations to run above them.
+pub fn case(abilities: Abilities) -> impl Strategy<Value = (Vec<Vec<Item>>, Vec<Op>)> {
+    (lowers::stack(), prop::collection::vec(op(abilities), 1..40))
+}
+
+/// Mounts the layers at these paths: the lower ones, top first, and the upper one. The merged tree of the lower layers comes with them.
+pub type Mount<'a, D> = &'a dyn Fn(&[PathBuf], &Path, &Object) -> D;
+
+type Check<T = ()> = Result<T, TestCaseError>;
+
+/// The reference and the door side by side.
+struct Pair<'a, D: Door> {
+    mount: Mount<'a, D>,
+    abilities: Abilities,
+    /// The lower layers, top first: where they are and what is in them.
+    lowers: Vec<(PathBuf, Object)>,
+    guard: LowerGuard,
+    stage: Stage,
+    upper: PathBuf,
+    /// How many objects of layers were given numbers.
+    ids: u64,
+    tree: Tree,
+    door: Option<D>,
+    handles: BTreeMap<usize, D::Handle>,
+    /// The inode number of every object that was seen during this mount.
+    inodes: BTreeMap<Id, u64>,
+    /// What files with several names in a lower layer held when it was mounted.
+    linked: HashMap<Id, Vec<u8>>,
+    log: RefCell<String>,
+}
+
+/// Runs one case. The error says what differs after which operations.
+pub fn run<D: Door>(stack: &[Vec<Item>], ops: &[Op], abilities: Abilities, mount: Mount<'_, D>) -> Check {
+    let stage = Stage::new();
+    let layers = lowers::build(stack);
+    let mut lowers = Vec::new();
+    for (number, layer) in layers.into_iter().enumerate() {
+        let path = stage.dir(&format!("lower{number}"));
+        layer::write(&layer, &path);
+        lowers.push((path, layer));
+    }
+    let merged = merge(&lowers);
+    let linked = layer::linked(lowers.iter().map(|(_, layer)| layer));
+    let mut pair = Pair {
+        mount,
+        abilities,
+        guard: LowerGuard::new(lowers.iter().map(|(path, _)| path)),
+        upper: PathBuf::new(),
+        stage,
+        lowers,
+        ids: 1 << 32,
+        tree: Tree::new(&merged, &linked, abilities.rules),
+        door: None,
+        handles: BTreeMap::new(),
+        inodes: BTreeMap::new(),
+        linked: HashMap::new(),
+        log: RefCell::default(),
+    };
+    let result = pair.run(ops);
+    let log = pair.log.take();
+    result.map_err(|error| match error {
+        TestCaseError::Fail(reason) => TestCaseError::fail(format!("{reason}\nafter:\n{log}")),
+        reject => reject,
+    })
+}
+
+fn merge(lowers: &[(PathBuf, Object)]) -> Object {
+    layer::merge(&lowers.iter().map(|(_, layer)| layer.clone()).collect::<Vec<_>>())
+}
+
+impl<D: Door> Pair<'_, D> {
+    fn run(&mut self, ops: &[Op]) -> Check {
+        for (number, (path, layer)) in self.lowers.iter().enumerate() {
+            let _ = writeln!(self.log.borrow_mut(), "layer {number} at {}:\n{}", path.display(), Shown(layer));
+        }
+        self.new_upper();
+        self.enter();
+        self.compare()?;
+        for (step, op) in ops.iter().enumerate() {
+            self.step(op)?;
+            if step % 8 == 7 {
+                self.compare()?;
+            }
+        }
+        self.compare()?;
+        self.leave()?;
+        self.guard.check();
+        Ok(())
+    }
+
+    fn say(&self, line: impl Into<String>) {
+        let _ = writeln!(self.log.borrow_mut(), "{}", line.into());
+    }
+
+    /// Makes an empty upper layer. The root of the merged tree has its attributes.
+    fn new_upper(&mut self) {
+        self.upper = self.stage.dir(&format!("upper{}", self.lowers.len()));
+        if self.abilities.layers {
+            let (mode, owner) = (0o750, Owner { uid: 1000, gid: 1001 });
+            test_common::mode(&self.upper, mode);
+            test_common::owner(&self.upper, owner.uid, owner.gid);
+            let root = &mut self.tree.nodes[ROOT];
+            // The work directory is made in it, which changes its time.
+            (root.mode, root.owner, root.mtime) = (mode, owner, None);
+        }
+    }
+
+    /// Mounts the layers.
+    fn enter(&mut self) {
+        let paths: Vec<_> = self.lowers.iter().map(|(path, _)| path.clone()).collect();
+        self.door = Some((self.mount)(&paths, &self.upper, &merge(&self.lowers)));
+        self.linked = (0..self.tree.nodes.len())
+            .filter(|id| self.tree.node(*id).linked_below)
+            .map(|id| (id, self.tree.node(id).data.clone()))
+            .collect();
+    }
+
+    /// Leaves the mount, and looks at what it left in the upper layer. Answers that layer.
+    fn leave(&mut self) -> Check<Option<Object>> {
+        self.handles.clear();
+        self.tree.handles.clear();
+        self.inodes.clear();
+        self.door = None;
+        if !self.abilities.layers {
+            return Ok(None);
+        }
+        let upper = layer::read(&self.upper, &mut self.ids);
+        let layers: Vec<_> = [&upper].into_iter().chain(self.lowers.iter().map(|(_, layer)| layer)).cloned().collect();
+        self.compare_layers(&layer::merge(&layers))?;
+        Ok(Some(upper))
+    }
+
+    /// The layers on disk, merged by the words of the format, must show what the reference holds.
+    fn compare_layers(&self, merged: &Object) -> Check {
+        let mut expected: BTreeMap<_, _> = self.tree.paths().into_iter().collect();
+        let mut result = Ok(());
+        layer::walk(merged, &mut |path, object| {
+            let id = expected.remove(path);
+            if result.is_ok() {
+                result = self.compare_object(path, object, id);
+            }
+        });
+        result?;
+        prop_assert!(expected.is_empty(), "missing in the layers on disk: {expected:?}");
+        Ok(())
+    }
+
+    fn compare_object(&self, path: &Path, object: &Object, id: Option<Id>) -> Check {
+        prop_assert!(id.is_some(), "the layers on disk show {path:?}, which should not exist");
+        let node = self.tree.node(id.expect("just checked"));
+        prop_assert_eq!(object.kind(), node.kind, "kind of {:?} in the layers on disk", path);
+        if node.linked_below {
+            return Ok(());
+        }
+        let meta = &object.meta;
+        prop_assert_eq!((meta.uid, meta.gid), (node.owner.uid, node.owner.gid), "owner of {:?} on disk", path);
+        match &object.body {
+            layer::Body::Symlink(target) => prop_assert_eq!(target, &node.target, "target of {:?} on disk", path),
+            _ => prop_assert_eq!(meta.mode, node.mode, "mode of {:?} on disk", path),
+        }
+        if let layer::Body::File(bytes) = &object.body {
+            prop_assert!(*bytes == node.data, "contents of {:?} in the layers on disk differ", path);
+        }
+        Ok(())
+    }
+
+    fn remount(&mut self, stack: bool) -> Check {
+        let Some(upper) = self.leave()? else { return Ok(()) };
+        if stack {
+            self.guard.add(&self.upper);
+            self.lowers.insert(0, (self.upper.clone(), upper));
+            self.new_upper();
+            for node in &mut self.tree.nodes {
+                node.linked_below |= node.kind != Kind::Dir && node.names > 1;
+            }
+        }
+        let changed = std::mem::take(&mut self.linked);
+        self.enter();
+        self.relink(&changed)?;
+        self.compare()
+    }
+
+    /// After a remount the names of a file that were links in a lower layer may name several files, each with the old or the new contents.
+    /// Makes the reference follow.
+    fn relink(&mut self, before: &HashMap<Id, Vec<u8>>) -> Check {
+        let mut files: HashMap<u64, Id> = HashMap::new();
+        for (path, id) in self.tree.paths() {
+            let node = self.tree.node(id).clone();
+            if !node.linked_below {
+                continue;
+            }
+            let door = self.door.as_ref().expect("mounted");
+            let names: Vec<_> = path.iter().map(OsStr::to_owned).collect();
+            let handle = door.open(&At { held: None, path: &names }).map_err(|errno| fail(&path, "open", errno))?;
+            let stat = door.stat(&handle).map_err(|errno| fail(&path, "stat", errno))?;
+            prop_assert_eq!(stat.kind, node.kind, "kind of {:?} after a remount", path);
+            let mut real = tree::Node { names: 0, mtime: None, ..node };
+            if stat.kind == Kind::File {
+                let bytes = door.read(&handle, 0, 8 << 20).map_err(|errno| fail(&path, "read", errno))?;
+                let old = before.get(&id).is_some_and(|old| *old == bytes);
+                prop_assert!(old || bytes == real.data, "contents of {path:?} after a remount: neither old nor new");
+                real.data = bytes;
+            }
+            (real.mode, real.owner) = (stat.mode, Owner { uid: stat.uid, gid: stat.gid });
+            let new = *files.entry(stat.ino).or_insert_with(|| {
+                self.tree.nodes.push(real);
+                self.tree.nodes.len() - 1
+            });
+            self.tree.replace(&path, new);
+        }
+        self.linked = files.into_values().map(|id| (id, self.tree.node(id).data.clone())).collect();
+        Ok(())
+    }
+
+    fn place(&self, sel: &Sel) -> Option<Place> {
+        let path = |path: &Path| path.iter().map(OsStr::to_owned).collect();
+        match sel {
+            Sel::Any(index) => {
+                let paths = self.tree.paths();
+                let paths = (paths.len() > 1).then(|| &paths[1..])?;
+                Some(Place { held: None, path: path(&index.get(paths).0) })
+            }
+            Sel::In(index, name) => {
+                let mut paths = self.tree.paths();
+                let kind = |id| self.tree.node(id).kind;
+                let follows = self.abilities.rules.follows;
+                paths.retain(|(_, id)| kind(*id) == Kind::Dir || (follows && kind(*id) == Kind::Symlink));
+                Some(Place { held: None, path: path(&index.get(&paths).0.join(name)) })
+            }
+            Sel::Raw(names) => Some(Place { held: None, path: names.clone() }),
+            Sel::Held(index, name) => {
+                let is_dir = |id: &Id| self.tree.node(*id).kind == Kind::Dir;
+                let dirs: Vec<_> = self.tree.handles.iter().filter(|(_, id)| is_dir(id)).collect();
+                let (slot, _) = (!dirs.is_empty()).then(|| index.get(&dirs))?;
+                Some(Place { held: Some(**slot), path: vec![name.clone()] })
+            }
+        }
+    }
+
+    fn at<'a>(&'a self, place: &'a Place) -> At<'a, D::Handle> {
+        At { held: place.held.map(|slot| &self.handles[&slot]), path: &place.path }
+    }
+
+    /// Compares the answers of the reference and of the door; the first one if both agree that it worked.
+    fn agree<T>(&self, what: String, model: tree::Result<T>, real: Result<impl Debug, i32>) -> Check<Option<T>> {
+        self.say(format!(
+            "{what}: {}",
+            match &model {
+                Ok(_) => "ok".to_owned(),
+                Err(errnos) => format!("{:?}", errnos.iter().map(|errno| errno_name(*errno)).collect::<Vec<_>>()),
+            }
+        ));
+        match (model, real) {
+            (Ok(value), Ok(_)) => Ok(Some(value)),
+            (Err(errnos), Err(errno)) if errnos.contains(&errno) => Ok(None),
+            (Ok(_), Err(errno)) => {
+                Err(TestCaseError::fail(format!("{what}: should work, answers {}", errno_name(errno))))
+            }
+            (Err(_), Ok(value)) => Err(TestCaseError::fail(format!("{what}: should fail, answers {value:?}"))),
+            (Err(_), Err(errno)) => Err(TestCaseError::fail(format!("{what}: wrong error {}", errno_name(errno)))),
+        }
+    }
+
+    /// Finds an object in the reference, opens it through the door, and runs `act` on both. Nothing if there is nothing to act on.
+    fn on<T, R: Debug>(
+        &mut self,
+        what: &str,
+        whom: &Whom,
+        model: impl FnOnce(&mut Tree, Id) -> tree::Result<T>,
+        real: impl FnOnce(&D, &D::Handle) -> Result<R, i32>,
+    ) -> Check<Option<T>> {
+        let (what, id, opened) = match whom {
+            Whom::Held(index) => {
+                let slots: Vec<_> = self.tree.handles.keys().copied().collect();
+                if slots.is_empty() {
+                    return Ok(None);
+                }
+                let slot = *index.get(&slots);
+                (format!("{what} #{slot}"), self.tree.handles[&slot], Err(slot))
+            }
+            Whom::At(sel) => {
+                let Some(place) = self.place(sel) else { return Ok(None) };
+                let what = format!("{what} {}", show(&place));
+                let found = self.tree.find(&place);
+                let opened = self.door().open(&self.at(&place));
+                let (handle, failed) = match opened {
+                    Ok(handle) => (Some(handle), Ok(())),
+                    Err(errno) => (None, Err(errno)),
+                };
+                let Some(id) = self.agree(format!("open for {what}"), found, failed)? else {
+                    return Ok(None);
+                };
+                (what, id, Ok(handle.expect("opened")))
+            }
+        };
+        let expected = model(&mut self.tree, id);
+        let door = self.door();
+        let answer = match &opened {
+            Ok(handle) => real(door, handle),
+            Err(slot) => real(door, &self.handles[slot]),
+        };
+        self.agree(what, expected, answer)
+    }
+
+    fn door(&self) -> &D {
+        self.door.as_ref().expect("mounted")
+    }
+
+    fn step(&mut self, op: &Op) -> Check {
+        match op {
+            Op::Create(sel, kind, mode, owner, target) => {
+                let Some(place) = self.place(sel) else { return Ok(()) };
+                let owner = Owner { uid: owner.0, gid: owner.1 };
+                let model = self.tree.create(&place, *kind, *mode, owner, target);
+                let real = self.door().create(&self.at(&place), *kind, *mode, owner, target);
+                let what = format!("create {} {kind:?} {mode:o} {}:{}", show(&place), owner.uid, owner.gid);
+                self.agree(what, model, real)?;
+            }
+            Op::Link(whom, sel) => self.link(whom, sel)?,
+            Op::Unlink(sel) => {
+                let Some(place) = self.place(sel) else { return Ok(()) };
+                let (model, real) = (self.tree.unlink(&place), self.door().unlink(&self.at(&place)));
+                self.agree(format!("unlink {}", show(&place)), model, real)?;
+            }
+            Op::RemoveDir(sel) => {
+                let Some(place) = self.place(sel) else { return Ok(()) };
+                let (model, real) = (self.tree.remove_dir(&place), self.door().remove_dir(&self.at(&place)));
+                self.agree(format!("rmdir {}", show(&place)), model, real)?;
+            }
+            Op::RemoveTree(sel) => {
+                let Some(place) = self.place(sel) else { return Ok(()) };
+                if let Ok(id) = self.tree.find(&place) {
+                    self.remove_tree(&place, id)?;
+                }
+            }
+            Op::Rename(from, to, mode) => {
+                let (Some(from), Some(to)) = (self.place(from), self.place(to)) else {
+                    return Ok(());
+                };
+                let model = self.tree.rename(&from, &to, *mode);
+                let real = self.door().rename(&self.at(&from), &self.at(&to), *mode);
+                self.agree(format!("rename {mode:?} {} {}", show(&from), show(&to)), model, real)?;
+            }
+            Op::Open(slot, sel) => {
+                let Some(place) = self.place(sel) else { return Ok(()) };
+                let model = self.tree.find(&place);
+                let (handle, real) = match self.door().open(&self.at(&place)) {
+                    Ok(handle) => (Some(handle), Ok(())),
+                    Err(errno) => (None, Err(errno)),
+                };
+                if let Some(id) = self.agree(format!("open {} as #{slot}", show(&place)), model, real)? {
+                    self.tree.handles.insert(*slot, id);
+                    self.handles.insert(*slot, handle.expect("opened"));
+                }
+            }
+            Op::Close(index) => {
+                let slots: Vec<_> = self.tree.handles.keys().copied().collect();
+                if !slots.is_empty() {
+                    let slot = index.get(&slots);
+                    self.say(format!("close #{slot}"));
+                    self.tree.handles.remove(slot);
+                    self.handles.remove(slot);
+                }
+            }
+            Op::Read(whom, offset, len) => {
+                let mut bytes = Vec::new();
+                let expected = self.on(
+                    &format!("read {len}@{offset}"),
+                    whom,
+                    |tree, id| tree.read(id, *offset, *len),
+                    |door, handle| door.read(handle, *offset as u64, *len).map(|read| bytes = read),
+                )?;
+                prop_assert!(expected.is_none_or(|expected| expected == bytes), "the bytes read differ");
+            }
+            Op::Write(whom, offset, bytes) => {
+                self.on(
+                    &format!("write {}@{offset:?}", bytes.len()),
+                    whom,
+                    |tree, id| tree.write(id, *offset, bytes),
+                    |door, handle| door.write(handle, offset.map(|offset| offset as u64), bytes),
+                )?;
+            }
+            Op::Truncate(whom, size) => {
+                let what = format!("truncate {size}");
+                self.on(&what, whom, |t, id| t.truncate(id, *size), |d, handle| d.truncate(handle, *size as u64))?;
+            }
+            Op::SetMode(whom, mode) => {
+                let what = format!("chmod {mode:o}");
+                self.on(&what, whom, |t, id| t.set_mode(id, *mode), |d, handle| d.set_mode(handle, *mode))?;
+            }
+            Op::SetOwner(whom, uid, gid) => {
+                let owner = Owner { uid: *uid, gid: *gid };
+                let what = format!("chown {uid}:{gid}");
+                let model = |tree: &mut Tree, id| Ok(tree.set_owner(id, owner));
+                self.on(&what, whom, model, |door, handle| door.set_owner(handle, owner))?;
+            }
+            Op::SetTimes(whom, sec, nsec) => {
+                let (atime, mtime) = (Time { sec: 1, nsec: 1 }, Time { sec: *sec, nsec: *nsec });
+                let model = |tree: &mut Tree, id| Ok(tree.set_mtime(id, (*sec, *nsec)));
+                self.on("utimens", whom, model, |door, handle| door.set_times(handle, atime, mtime))?;
+            }
+            Op::Sync(whom) => {
+                self.on("fsync", whom, |_, _| Ok(()), |door, handle| door.sync(handle))?;
+            }
+            Op::List(whom, chunk) => {
+                let mut listed = Vec::new();
+                let expected = self.on(
+                    "list",
+                    whom,
+                    |tree, id| tree.list(id),
+                    |door, handle| {
+                        // A directory that was removed has no entries: an empty listing says so as well as ENOENT.
+                        let removed = |errno| errno == ENOENT && door.stat(handle).is_ok_and(|stat| stat.nlink == 0);
+                        let answer = door.list(handle, *chunk);
+                        let answer =
+                            answer.or_else(|errno| if removed(errno) { Ok(Vec::new()) } else { Err(errno) })?;
+                        listed = answer.into_iter().map(|entry| entry.name).collect();
+                        Ok(())
+                    },
+                )?;
+                listed.sort();
+                prop_assert!(
+                    expected.as_ref().is_none_or(|expected| *expected == listed),
+                    "listing: {expected:?} {listed:?}"
+                );
+            }
+            Op::Remount => {
+                self.say("remount");
+                self.remount(false)?;
+            }
+            Op::Stack => {
+                self.say("remount with the upper layer as a lower one");
+                self.remount(true)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn link(&mut self, whom: &Whom, sel: &Sel) -> Check {
+        let Some(to) = self.place(sel) else { return Ok(()) };
+        let (id, source, handle) = match whom {
+            Whom::Held(index) => {
+                let slots: Vec<_> = self.tree.handles.keys().copied().collect();
+                if slots.is_empty() {
+                    return Ok(());
+                }
+                let slot = *index.get(&slots);
+                (self.tree.handles[&slot], format!("#{slot}"), None)
+            }
+            Whom::At(sel) => {
+                let Some(place) = self.place(sel) else { return Ok(()) };
+                let Ok(id) = self.tree.find(&place) else { return Ok(()) };
+                let opened = self.door().open(&self.at(&place));
+                let handle = opened.map_err(|errno| fail(Path::new(&show(&place)), "open", errno))?;
+                (id, show(&place), Some(handle))
+            }
+        };
+        let model = self.tree.link(id, &to);
+        let held = || self.handles.iter().find(|(slot, _)| format!("#{slot}") == source).map(|(_, handle)| handle);
+        let handle = handle.as_ref().or_else(held).expect("opened");
+        let real = self.door().link(handle, &self.at(&to));
+        self.agree(format!("link {source} {}", show(&to)), model, real)?;
+        Ok(())
+    }
+
+    fn remove_tree(&mut self, place: &Place, id: Id) -> Check {
+        if self.tree.node(id).kind != Kind::Dir {
+            let (model, real) = (self.tree.unlink(place), self.door().unlink(&self.at(place)));
+            self.agree(format!("unlink {}", show(place)), model, real)?;
+            return Ok(());
+        }
+        for (name, id) in self.tree.node(id).entries.clone() {
+            let path = place.path.iter().cloned().chain([name]).collect();
+            self.remove_tree(&Place { held: place.held, path }, id)?;
+        }
+        let (model, real) = (self.tree.remove_dir(place), self.door().remove_dir(&self.at(place)));
+        self.agree(format!("rmdir {}", show(place)), model, real)?;
+        Ok(())
+    }
+
+    /// Compares the whole tree, and everything that is held open.
+    fn compare(&mut self) -> Check {
+        let door = self.door.take().expect("mounted");
+        let mut seen = HashMap::new();
+        let root = door.open(&At { held: None, path: &[] }).map_err(|errno| fail(Path::new("/"), "open", errno))?;
+        let mut result = self.compare_dir(&door, Path::new("/"), ROOT, &root, &mut seen);
+        for (slot, handle) in &self.handles {
+            let id = self.tree.handles[slot];
+            let path = PathBuf::from(format!("#{slot}"));
+            result =
+                result.and_then(|()| compare_node(&door, &path, &self.tree, id, handle, &mut self.inodes, &mut seen));
+        }
+        self.door = Some(door);
+        result
+    }
+
+    fn compare_dir(&mut self, door: &D, path: &Path, id: Id, handle: &D::Handle, seen: &mut HashMap<u64, Id>) -> Check {
+        compare_node(door, path, &self.tree, id, handle, &mut self.inodes, seen)?;
+        let chunk = 1 + id % 5;
+        let listed = door.list(handle, chunk).map_err(|errno| fail(path, "list", errno))?;
+        let mut names = HashSet::new();
+        for entry in &listed {
+            prop_assert!(names.insert(entry.name.clone()), "{:?} twice in the listing of {:?}", entry.name, path);
+        }
+        let expected: HashSet<_> = self.tree.node(id).entries.keys().cloned().collect();
+        let reserved = names.iter().find(|name| self.abilities.rules.reserves && is_reserved(name));
+        prop_assert!(reserved.is_none(), "{reserved:?} in the listing of {path:?}");
+        prop_assert_eq!(&names, &expected, "listing of {:?} (left is the door's)", path);
+        for entry in listed {
+            let path = path.join(&entry.name);
+            let child = self.tree.node(id).entries[&entry.name];
+            let name = [entry.name];
+            let opened = door.open(&At { held: Some(handle), path: &name });
+            let opened = opened.map_err(|errno| fail(&path, "open", errno))?;
+            if self.tree.node(child).kind == Kind::Dir {
+                self.compare_dir(door, &path, child, &opened, seen)?;
+            } else {
+                compare_node(door, &path, &self.tree, child, &opened, &mut self.inodes, seen)?;
+            }
+            prop_assert_eq!(entry.kind, self.tree.node(child).kind, "kind in the listing of {:?}", path);
+            prop_assert_eq!(entry.ino, self.inodes[&child], "d_ino of {:?}", path);
+        }
+        Ok(())
+    }
+}
+
+fn compare_node<D: Door>(
+    door: &D,
+    path: &Path,
+    tree: &Tree,
+    id: Id,
+    handle: &D::Handle,
+    inodes: &mut BTreeMap<Id, u64>,
+    seen: &mut HashMap<u64, Id>,
+) -> Check {
+    let node = tree.node(id);
+    let stat = door.stat(handle).map_err(|errno| fail(path, "stat", errno))?;
+    prop_assert_eq!(stat.kind, node.kind, "kind of {:?}", path);
+    prop_assert_eq!((stat.uid, stat.gid), (node.owner.uid, node.owner.gid), "owner of {:?}", path);
+    if node.kind != Kind::Symlink {
+        prop_assert_eq!(stat.mode, node.mode, "mode of {:?}: {:o} {:o}", path, stat.mode, node.mode);
+    }
+    if node.kind == Kind::Dir {
+        prop_assert_eq!(stat.nlink == 0, node.names == 0, "nlink of {:?}", path);
+    } else if !node.linked_below {
+        prop_assert_eq!(stat.nlink, node.names, "nlink of {:?}", path);
+    }
+    if let Some((sec, nsec)) = node.mtime {
+        prop_assert_eq!(stat.mtime, Time { sec, nsec }, "mtime of {:?}", path);
+    }
+    if node.kind == Kind::Symlink {
+        let target = door.read_link(handle).map_err(|errno| fail(path, "readlink", errno))?;
+        prop_assert_eq!(&target, &node.target, "target of {:?}", path);
+        prop_assert_eq!(stat.size, target.len() as u64, "size of {:?}", path);
+    } else {
+        prop_assert_eq!(door.read_link(handle), Err(EINVAL), "readlink of {:?}", path);
+    }
+    if node.kind == Kind::File {
+        prop_assert_eq!(stat.size, node.data.len() as u64, "size of {:?}", path);
+        let bytes = door.read(handle, 0, node.data.len() + 10).map_err(|errno| fail(path, "read", errno))?;
+        let differs = bytes.iter().zip(&node.data).position(|(real, expected)| real != expected);
+        prop_assert!(bytes == node.data, "contents of {path:?}: {} bytes, differ at {differs:?}", bytes.len());
+    }
+    let known = *inodes.entry(id).or_insert(stat.ino);
+    prop_assert_eq!(stat.ino, known, "st_ino of {:?} has changed", path);
+    let other = *seen.entry(stat.ino).or_insert(id);
+    prop_assert_eq!(other, id, "{:?} has the st_ino of another object", path);
+    Ok(())
+}
+
+fn is_reserved(name: &OsStr) -> bool {
+    use std::os::unix::ffi::OsStrExt;
+    name.as_bytes().starts_with(MARKER.as_bytes())
+}
+
+fn fail(path: &Path, what: &str, errno: i32) -> TestCaseError {
+    TestCaseError::fail(format!("{what} of {path:?} answers {}", errno_name(errno)))
+}
+
+fn errno_name(errno: i32) -> String {
+    let text = syscall::error::Error::new(errno).to_string();
+    format!("{errno} ({text})")
+}
+
+fn show(place: &Place) -> String {
+    let path: PathBuf = place.path.iter().collect();
+    match place.held {
+        Some(slot) => format!("#{slot}:{}", path.display()),
+        None => path.display().to_string(),
+    }
+}
+
+/// A layer, one line for each thing in it.
+struct Shown<'a>(&'a Object);
+
+impl std::fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut result = Ok(());
+        layer::walk(self.0, &mut |path, object| {
+            let what = match &object.body {
+                layer::Body::File(bytes) => format!("file of {} bytes, number {}", bytes.len(), object.id),
+                layer::Body::Symlink(target) => format!("symlink to {}", target.display()),
+                layer::Body::Node(kind) => format!("{kind:?}"),
+                layer::Body::Dir(dir) => {
+                    let opaque = if dir.opaque { ", opaque" } else { "" };
+                    let redirect = dir.redirect.as_ref().map(|to| format!(", redirect to {}", to.display()));
+                    format!("dir, whiteouts {:?}{opaque}{}", dir.whiteouts, redirect.unwrap_or_default())
+                }
+            };
+            if result.is_ok() {
+                result = writeln!(f, "  /{} {what}", path.display());
+            }
+        });
+        result
+    }
+}

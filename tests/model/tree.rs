@@ -1,0 +1,456 @@
+//! The reference: a filesystem in memory that does what POSIX says, as simply as can be. It knows nothing of layers; it begins as the
+//! merged tree and then only runs operations.
+
+use std::collections::{BTreeMap, HashSet};
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use syscall::error::*;
+
+use crate::layer::{Body, MARKER, Object};
+use crate::{Kind, Owner, RenameMode};
+
+/// The errnos with which an operation may fail: when several things are wrong, POSIX does not say which is told.
+pub type Errnos = Vec<i32>;
+pub type Result<T> = std::result::Result<T, Errnos>;
+
+/// An object's place in [`Tree::nodes`]; never used again.
+pub type Id = usize;
+
+#[derive(Clone, Debug)]
+pub struct Node {
+    pub kind: Kind,
+    pub mode: u32,
+    pub owner: Owner,
+    /// The contents of a file.
+    pub data: Vec<u8>,
+    /// The target of a symlink.
+    pub target: OsString,
+    /// The entries of a directory.
+    pub entries: BTreeMap<OsString, Id>,
+    /// The directory that a directory is in; None for the root, and after its removal.
+    pub parent: Option<Id>,
+    /// How many names it has in the tree.
+    pub names: u32,
+    /// The time of last change, where it was set and nothing happened since that changes it.
+    pub mtime: Option<(i64, u32)>,
+    /// It came from a lower layer in which it has other names.
+    pub linked_below: bool,
+}
+
+/// Where an operation acts: a path from the root, or a name in a directory that is held open. No names: the root or the directory itself.
+#[derive(Clone, Debug)]
+pub struct Place {
+    pub held: Option<usize>,
+    pub path: Vec<OsString>,
+}
+
+/// What a door makes of names and paths.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules {
+    /// Names that begin with `.wh.` cannot exist.
+    pub reserves: bool,
+    /// Symlinks in the middle of a path are followed.
+    pub follows: bool,
+}
+
+#[derive(Clone)]
+pub struct Tree {
+    pub nodes: Vec<Node>,
+    pub rules: Rules,
+    /// The object that each open handle holds.
+    pub handles: BTreeMap<usize, Id>,
+}
+
+pub const ROOT: Id = 0;
+const NAME_MAX: usize = 255;
+const LINKS_MAX: usize = 40;
+
+fn fail<T>(errno: i32) -> Result<T> {
+    Err(vec![errno])
+}
+
+fn none_of(errnos: Errnos) -> Result<()> {
+    if errnos.is_empty() { Ok(()) } else { Err(errnos) }
+}
+
+impl Tree {
+    /// The tree that a merged stack of layers shows. `linked` has the numbers of what has several names in its layer, also where a layer
+    /// above hides some.
+    pub fn new(merged: &Object, linked: &HashSet<u64>, rules: Rules) -> Self {
+        let mut tree = Self { nodes: Vec::new(), rules, handles: BTreeMap::new() };
+        let mut links = BTreeMap::new();
+        tree.add(merged, None, &mut links);
+        for (number, (id, _)) in links {
+            tree.nodes[id].linked_below = linked.contains(&number);
+        }
+        tree
+    }
+
+    fn add(&mut self, object: &Object, parent: Option<Id>, links: &mut BTreeMap<u64, (Id, u32)>) -> Id {
+        if let Some((id, names)) = links.get_mut(&object.id) {
+            *names += 1;
+            self.nodes[*id].names += 1;
+            return *id;
+        }
+        let id = self.nodes.len();
+        self.nodes.push(Node {
+            kind: object.kind(),
+            mode: object.meta.mode,
+            owner: Owner { uid: object.meta.uid, gid: object.meta.gid },
+            data: Vec::new(),
+            target: OsString::new(),
+            entries: BTreeMap::new(),
+            parent,
+            names: 1,
+            mtime: Some(object.meta.mtime),
+            linked_below: false,
+        });
+        match &object.body {
+            Body::File(bytes) => self.nodes[id].data = bytes.clone(),
+            Body::Symlink(target) => self.nodes[id].target = target.clone(),
+            Body::Node(_) => {}
+            Body::Dir(dir) => {
+                for (name, entry) in &dir.entries {
+                    let entry = self.add(entry, Some(id), links);
+                    self.nodes[id].entries.insert(name.clone(), entry);
+                }
+                return id;
+            }
+        }
+        links.insert(object.id, (id, 1));
+        id
+    }
+
+    pub fn node(&self, id: Id) -> &Node {
+        &self.nodes[id]
+    }
+
+    fn is_dir(&self, id: Id) -> bool {
+        self.nodes[id].kind == Kind::Dir
+    }
+
+    /// A directory that was removed and is still held.
+    fn is_dead(&self, id: Id) -> bool {
+        self.nodes[id].names == 0
+    }
+
+    /// Every name in the tree with its object, parents first, the root ("") included.
+    pub fn paths(&self) -> Vec<(PathBuf, Id)> {
+        self.paths_below(ROOT, Path::new(""))
+    }
+
+    fn paths_below(&self, id: Id, path: &Path) -> Vec<(PathBuf, Id)> {
+        let below = self.nodes[id].entries.iter().flat_map(|(name, entry)| self.paths_below(*entry, &path.join(name)));
+        std::iter::once((path.to_owned(), id)).chain(below).collect()
+    }
+
+    /// The object `name` of the directory `dir`.
+    pub fn lookup(&self, dir: Id, name: &OsStr) -> Result<Id> {
+        if !self.is_dir(dir) {
+            return fail(ENOTDIR);
+        }
+        if name.len() > NAME_MAX {
+            // In a directory that was removed nothing can be found either.
+            return Err(if self.is_dead(dir) { vec![ENAMETOOLONG, ENOENT] } else { vec![ENAMETOOLONG] });
+        }
+        self.nodes[dir].entries.get(name).copied().ok_or(vec![ENOENT])
+    }
+
+    /// The directory in which the last name of a path is, and that name; None where the path has no last name.
+    fn walk(&self, place: &Place) -> Result<(Id, Option<OsString>)> {
+        let start = match place.held {
+            Some(handle) => *self.handles.get(&handle).ok_or(vec![EBADF])?,
+            None => ROOT,
+        };
+        let Some((last, parents)) = place.path.split_last() else {
+            return Ok((start, None));
+        };
+        let mut dir = start;
+        for name in parents {
+            dir = self.step(dir, name, &mut 0)?;
+        }
+        if !self.is_dir(dir) {
+            return fail(ENOTDIR);
+        }
+        Ok((dir, Some(last.clone())))
+    }
+
+    /// Goes from `dir` to its entry `name`, through symlinks if the rules say so; `links` counts those of this path.
+    fn step(&self, dir: Id, name: &OsStr, links: &mut usize) -> Result<Id> {
+        let id = match name.as_bytes() {
+            b"." if self.is_dir(dir) => dir,
+            b".." if self.is_dir(dir) => self.nodes[dir].parent.unwrap_or(dir),
+            _ => self.lookup(dir, name)?,
+        };
+        if self.nodes[id].kind != Kind::Symlink || !self.rules.follows {
+            return Ok(id);
+        }
+        *links += 1;
+        if *links > LINKS_MAX {
+            return fail(ELOOP);
+        }
+        Path::new(&self.nodes[id].target).iter().try_fold(dir, |dir, name| self.step(dir, name, links))
+    }
+
+    /// The object at a place; a symlink at the end is not followed.
+    pub fn find(&self, place: &Place) -> Result<Id> {
+        match self.walk(place)? {
+            (dir, None) => Ok(dir),
+            (dir, Some(name)) => self.lookup(dir, &name),
+        }
+    }
+
+    /// What is wrong with `name` as the name of a new entry of `dir`.
+    fn new_name(&self, dir: Id, name: &OsStr) -> Errnos {
+        let mut wrong = Vec::new();
+        if self.is_dead(dir) {
+            wrong.push(ENOENT);
+        }
+        if name.len() > NAME_MAX {
+            wrong.push(ENAMETOOLONG);
+        }
+        if self.rules.reserves && name.as_bytes().starts_with(MARKER.as_bytes()) {
+            wrong.push(EINVAL);
+        }
+        wrong
+    }
+
+    /// The directory and the name of a place at which something is to be made or removed.
+    fn entry(&self, place: &Place) -> Result<(Id, OsString)> {
+        let (dir, name) = self.walk(place)?;
+        Ok((dir, name.expect("an entry has a name")))
+    }
+
+    /// Adds an entry that does not exist.
+    fn enter(&mut self, dir: Id, name: OsString, id: Id) {
+        self.nodes[dir].entries.insert(name, id);
+        self.nodes[dir].mtime = None;
+        self.nodes[id].names += 1;
+        if self.is_dir(id) {
+            self.nodes[id].parent = Some(dir);
+        }
+    }
+
+    /// Takes an entry away and answers its object.
+    fn leave(&mut self, dir: Id, name: &OsStr) -> Id {
+        let id = self.nodes[dir].entries.remove(name).expect("the entry was looked up");
+        self.nodes[dir].mtime = None;
+        self.nodes[id].names -= 1;
+        if self.is_dir(id) {
+            self.nodes[id].parent = None;
+        }
+        id
+    }
+
+    pub fn create(&mut self, place: &Place, kind: Kind, mode: u32, owner: Owner, target: &OsStr) -> Result<Id> {
+        let (dir, name) = self.entry(place)?;
+        let mut wrong = self.new_name(dir, &name);
+        if self.nodes[dir].entries.contains_key(&name) {
+            wrong.push(EEXIST);
+        }
+        none_of(wrong)?;
+        let id = self.nodes.len();
+        self.nodes.push(Node {
+            kind,
+            mode: if kind == Kind::Symlink { 0o777 } else { mode },
+            owner,
+            data: Vec::new(),
+            target: target.to_owned(),
+            entries: BTreeMap::new(),
+            parent: None,
+            names: 0,
+            mtime: None,
+            linked_below: false,
+        });
+        self.enter(dir, name, id);
+        Ok(id)
+    }
+
+    pub fn link(&mut self, id: Id, to: &Place) -> Result<()> {
+        let (dir, name) = self.entry(to)?;
+        let mut wrong = self.new_name(dir, &name);
+        if self.is_dir(id) {
+            wrong.push(EPERM);
+        } else if self.nodes[id].names == 0 {
+            wrong.push(ENOENT);
+        }
+        if self.nodes[dir].entries.contains_key(&name) {
+            wrong.push(EEXIST);
+        }
+        none_of(wrong)?;
+        self.enter(dir, name, id);
+        Ok(())
+    }
+
+    pub fn unlink(&mut self, place: &Place) -> Result<()> {
+        let (dir, name) = self.entry(place)?;
+        if self.is_dir(self.lookup(dir, &name)?) {
+            return fail(EISDIR);
+        }
+        self.leave(dir, &name);
+        Ok(())
+    }
+
+    pub fn remove_dir(&mut self, place: &Place) -> Result<()> {
+        let (dir, name) = self.entry(place)?;
+        let id = self.lookup(dir, &name)?;
+        if !self.is_dir(id) {
+            return fail(ENOTDIR);
+        }
+        if !self.nodes[id].entries.is_empty() {
+            return fail(ENOTEMPTY);
+        }
+        self.leave(dir, &name);
+        Ok(())
+    }
+
+    /// Whether `dir` is `id` or somewhere below it.
+    fn is_within(&self, dir: Id, id: Id) -> bool {
+        std::iter::successors(Some(dir), |dir| self.nodes[*dir].parent).any(|dir| dir == id)
+    }
+
+    pub fn rename(&mut self, from: &Place, to: &Place, mode: RenameMode) -> Result<()> {
+        let source = self.entry(from).and_then(|(dir, name)| Ok((dir, self.lookup(dir, &name)?, name)));
+        let (dir, id, name, new_dir, new_name) = match (source, self.entry(to)) {
+            (Ok((dir, id, name)), Ok((new_dir, new_name))) => (dir, id, name, new_dir, new_name),
+            (Err(errnos), Ok((new_dir, new_name))) => {
+                let exists = self.nodes[new_dir].entries.contains_key(&new_name) && mode == RenameMode::NoReplace;
+                let wrong = self.new_name(new_dir, &new_name);
+                return Err([errnos, wrong, if exists { vec![EEXIST] } else { Vec::new() }].concat());
+            }
+            (Ok(_), Err(errnos)) => return Err(errnos),
+            (Err(errnos), Err(mut more)) => {
+                more.extend(errnos);
+                return Err(more);
+            }
+        };
+        let target = self.nodes[new_dir].entries.get(&new_name).copied();
+        let mut wrong = self.new_name(new_dir, &new_name);
+        if mode == RenameMode::Exchange && target.is_none() {
+            wrong.push(ENOENT);
+        }
+        if self.is_within(new_dir, id) {
+            wrong.push(EINVAL);
+        }
+        if let Some(target) = target {
+            self.check_target(id, dir, target, mode, &mut wrong);
+        }
+        none_of(wrong)?;
+        if target == Some(id) {
+            return Ok(());
+        }
+        match (mode, target) {
+            (RenameMode::Exchange, Some(target)) => {
+                self.leave(dir, &name);
+                self.leave(new_dir, &new_name);
+                self.enter(dir, name, target);
+                self.enter(new_dir, new_name, id);
+            }
+            _ => {
+                if target.is_some() {
+                    self.leave(new_dir, &new_name);
+                }
+                self.leave(dir, &name);
+                self.enter(new_dir, new_name, id);
+            }
+        }
+        Ok(())
+    }
+
+    /// What is wrong with renaming the entry `id` of `dir` to a name that `target` has.
+    fn check_target(&self, id: Id, dir: Id, target: Id, mode: RenameMode, wrong: &mut Errnos) {
+        let holds_source = self.is_within(dir, target);
+        match mode {
+            RenameMode::NoReplace => {
+                wrong.push(EEXIST);
+                if holds_source {
+                    wrong.push(ENOTEMPTY);
+                }
+            }
+            RenameMode::Exchange if holds_source => wrong.push(EINVAL),
+            RenameMode::Exchange => {}
+            RenameMode::Replace if target == id => {}
+            RenameMode::Replace => {
+                match (self.is_dir(id), self.is_dir(target)) {
+                    (true, false) => wrong.push(ENOTDIR),
+                    (false, true) => wrong.push(EISDIR),
+                    _ => {}
+                }
+                if self.is_dir(target) && (self.is_dir(id) || holds_source) && !self.nodes[target].entries.is_empty() {
+                    wrong.push(ENOTEMPTY);
+                }
+            }
+        }
+    }
+
+    pub fn set_mode(&mut self, id: Id, mode: u32) -> Result<()> {
+        if self.nodes[id].kind == Kind::Symlink {
+            return fail(EOPNOTSUPP);
+        }
+        self.nodes[id].mode = mode;
+        Ok(())
+    }
+
+    pub fn set_owner(&mut self, id: Id, owner: Owner) {
+        self.nodes[id].owner = owner;
+    }
+
+    pub fn set_mtime(&mut self, id: Id, mtime: (i64, u32)) {
+        self.nodes[id].mtime = Some(mtime);
+    }
+
+    /// The errno of reading and writing what is not a file.
+    fn file(&mut self, id: Id) -> Result<&mut Node> {
+        match self.nodes[id].kind {
+            Kind::File => Ok(&mut self.nodes[id]),
+            Kind::Dir => fail(EISDIR),
+            _ => fail(EINVAL),
+        }
+    }
+
+    pub fn truncate(&mut self, id: Id, size: usize) -> Result<()> {
+        let node = self.file(id)?;
+        node.data.resize(size, 0);
+        node.mtime = None;
+        Ok(())
+    }
+
+    pub fn read(&mut self, id: Id, offset: usize, len: usize) -> Result<Vec<u8>> {
+        let data = &self.file(id)?.data;
+        Ok(data.iter().skip(offset).take(len).copied().collect())
+    }
+
+    /// The names in a directory, sorted.
+    pub fn list(&self, id: Id) -> Result<Vec<OsString>> {
+        if !self.is_dir(id) {
+            return fail(ENOTDIR);
+        }
+        Ok(self.nodes[id].entries.keys().cloned().collect())
+    }
+
+    /// Makes the name `path`, which names a file, a name of `id` instead.
+    pub fn replace(&mut self, path: &Path, id: Id) {
+        let parents = path.parent().into_iter().flatten();
+        let dir = parents.fold(ROOT, |dir, name| self.nodes[dir].entries[name]);
+        let name = path.file_name().expect("the root is no file");
+        let mtime = self.nodes[dir].mtime;
+        self.leave(dir, name);
+        self.enter(dir, name.to_owned(), id);
+        self.nodes[dir].mtime = mtime;
+    }
+
+    /// Writes at `offset`, or at the end.
+    pub fn write(&mut self, id: Id, offset: Option<usize>, bytes: &[u8]) -> Result<()> {
+        let node = self.file(id)?;
+        let offset = offset.unwrap_or(node.data.len());
+        if !bytes.is_empty() {
+            let end = offset + bytes.len();
+            node.data.resize(node.data.len().max(end), 0);
+            node.data[offset..end].copy_from_slice(bytes);
+        }
+        node.mtime = None;
+        Ok(())
+    }
+}
