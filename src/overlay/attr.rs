@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::sync::Arc;
 
-use syscall::error::{EINVAL, ENOENT, Error};
+use syscall::error::{EINVAL, ENOENT, EOPNOTSUPP, Error};
 
 use super::Overlay;
 use super::node::{Node, OpenFile, State};
@@ -97,6 +97,10 @@ impl<L: Layer> Overlay<L> {
 
     /// Sets the permission, set-id and sticky bits. EROFS; EOPNOTSUPP on a symlink.
     pub fn set_mode(&self, node: &Arc<Node<L>>, mode: u32) -> Result<()> {
+        self.upper()?;
+        if node.kind() == Kind::Symlink {
+            return Err(Error::new(EOPNOTSUPP));
+        }
         self.change(node, Change::Mode(mode & 0o7777))
     }
 
@@ -141,9 +145,10 @@ impl<L: Layer> Overlay<L> {
             Change::Owner(owner) => layer.set_owner(object, owner),
             Change::Times(atime, mtime) => layer.set_times(object, atime, mtime),
         };
-        match self.spot(node, &state) {
-            Spot::Root(dir) => set(Object::Dir(&*self.stack.open(&dir)?))?,
-            Spot::Entry(dir, name) => set(Object::Entry(&*self.stack.open(&dir)?, &name))?,
+        let spot = self.spot(node, &state);
+        match &spot {
+            Spot::Root(dir) => set(Object::Dir(&*self.stack.open(dir)?))?,
+            Spot::Entry(dir, name) => set(Object::Entry(&*self.stack.open(dir)?, name))?,
             Spot::File(open) => set(Object::File(&open.file))?,
             Spot::Nowhere => {}
         }
@@ -155,8 +160,9 @@ impl<L: Layer> Overlay<L> {
             }
         }
         // The change time is the layer's to say; and after a change of owner, so is the mode.
-        match change {
-            Change::Owner(_) => state.attr = None,
+        match (spot, change) {
+            (Spot::Nowhere, _) => {}
+            (_, Change::Owner(_)) => state.attr = None,
             _ => state.stale = true,
         }
         Ok(())

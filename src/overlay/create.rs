@@ -85,7 +85,7 @@ impl<L: Layer> Overlay<L> {
     }
 
     fn create(&self, parent: &Arc<Node<L>>, name: &OsStr, new: New<'_>, mode: u32, owner: Owner) -> Result<Made<L>> {
-        self.check_new_name(name)?;
+        self.check_new_name(parent, name)?;
         {
             // So that what exists already costs no copy-up of its directory.
             let _tree = self.tree.read();

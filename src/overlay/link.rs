@@ -16,7 +16,7 @@ impl<L: Layer> Overlay<L> {
     /// EPERM for a directory; ENOENT if its last name was removed; EEXIST; EINVAL for a reserved name; EMLINK; EROFS; EOPNOTSUPP where the
     /// upper layer has no links.
     pub fn link(&self, node: &Arc<Node<L>>, dir: &Arc<Node<L>>, name: &OsStr) -> Result<()> {
-        self.check_new_name(name)?;
+        self.check_new_name(dir, name)?;
         if node.kind() == Kind::Dir {
             return Err(Error::new(EPERM));
         }

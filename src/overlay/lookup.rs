@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 
-use syscall::error::{EINVAL, EIO, ENAMETOOLONG, ENOENT, ESTALE, Error};
+use syscall::error::{EINVAL, EIO, ENAMETOOLONG, ENOENT, ENOTDIR, ESTALE, Error};
 
 use super::names::Names;
 use super::node::{Dir, MERGED_NLINK, Node, Place, State};
@@ -38,9 +38,11 @@ impl<L: Layer> Overlay<L> {
         self.load(parent, &mut dir, name)?.ok_or(Error::new(ENOENT))
     }
 
-    /// Whether a new object may be called `name`. EINVAL for a reserved name, ENAMETOOLONG.
-    pub(super) fn check_new_name(&self, name: &OsStr) -> Result<()> {
-        if name.len() > self.name_max {
+    /// Whether a new object may be called `name` in `parent`. ENOTDIR; EINVAL for a reserved name; ENAMETOOLONG.
+    pub(super) fn check_new_name(&self, parent: &Arc<Node<L>>, name: &OsStr) -> Result<()> {
+        if parent.kind() != Kind::Dir {
+            Err(Error::new(ENOTDIR))
+        } else if name.len() > self.name_max {
             Err(Error::new(ENAMETOOLONG))
         } else if format::is_reserved(name) {
             Err(Error::new(EINVAL))

@@ -46,7 +46,7 @@ impl<L: Layer> Overlay<L> {
         new_name: &OsStr,
         mode: RenameMode,
     ) -> Result<()> {
-        self.check_new_name(new_name)?;
+        self.check_new_name(new_dir, new_name)?;
         loop {
             let node = self.lookup(dir, name)?;
             let target = self.target(new_dir, new_name)?;
