@@ -51,14 +51,13 @@ impl Inodes {
         self.table().get(&node).map(|inode| inode.fd.clone()).ok_or(Error::new(ESTALE))
     }
 
-    /// The kernel is told of an object once more.
-    pub fn remember(&self, node: u64, fd: Arc<Fd>) {
+    /// The kernel is told of an object once more. The descriptor is kept if there is none yet.
+    pub fn remember(&self, node: u64, fd: Fd) {
+        // An Arc of its own, so that one that is not needed is closed after the table is released.
+        let fd = Arc::new(fd);
         let mut table = self.table();
-        let inode = table.entry(node).or_insert_with(|| Inode { fd: fd.clone(), count: 0 });
-        inode.count += 1;
+        table.entry(node).or_insert_with(|| Inode { fd: fd.clone(), count: 0 }).count += 1;
         drop(table);
-        // Closed, if it is not the one that was kept, after the table is released.
-        drop(fd);
     }
 
     /// The kernel forgets `count` of the times it was told.

@@ -100,16 +100,15 @@ impl Door {
     }
 
     /// Counts one more reference of the kernel to the object of a descriptor, which stays open for it.
-    fn remember(&self, fd: impl Into<Arc<Fd>>) -> Result<FileAttr> {
-        let fd = fd.into();
+    fn remember(&self, fd: Fd) -> Result<FileAttr> {
         let attributes = self.attributes(&fd)?;
         self.inodes.remember(attributes.ino.0, fd);
         Ok(attributes)
     }
 
-    fn add_file(&self, fd: impl Into<Arc<Fd>>) -> FileHandle {
+    fn add_file(&self, fd: Fd) -> FileHandle {
         let number = self.next_file.fetch_add(1, Ordering::Relaxed);
-        self.files.write().unwrap_or_else(PoisonError::into_inner).insert(number, fd.into());
+        self.files.write().unwrap_or_else(PoisonError::into_inner).insert(number, Arc::new(fd));
         FileHandle(number)
     }
 
@@ -395,8 +394,10 @@ impl Filesystem for Door {
             let dir = self.directory(&process(request), parent)?;
             let exclusive = if flags & libc::O_EXCL != 0 { O_EXCL } else { 0 };
             let flags = convert::open_flags(flags) | O_CREAT | exclusive | ((mode & !umask) as usize & 0o7777);
-            let fd = Arc::new(dir.openat(name.as_bytes(), flags, 0)?);
-            Ok((self.remember(fd.clone())?, fd))
+            let fd = dir.openat(name.as_bytes(), flags, 0)?;
+            // Not the same descriptor, which holds an open file of a layer: that one ends with the program's, this one with the kernel's memory.
+            let attributes = self.remember(fd.openat("", O_STAT | O_NOFOLLOW, 0)?)?;
+            Ok((attributes, fd))
         };
         answer!(reply, create(), |(attributes, fd)| {
             let file = self.add_file(fd);
