@@ -1,0 +1,318 @@
+//! The scheme as a [`Door`]: a daemon behind the delegate's kernel, asked by a client with root's rights as programs ask it.
+
+use std::cell::Cell;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+
+use linux_delegate::client::parse_dirents;
+use linux_delegate::{Fd, Process, kernel};
+use overlayfs::layer::{Owner, RenameMode, Stat, Time};
+use overlayfs::options::Options;
+use overlayfs::scheme::OverlayScheme;
+use redox_scheme::Socket;
+use redox_scheme::scheme::register_sync_scheme;
+use syscall::TimeSpec;
+use syscall::dirent::DirentKind;
+use syscall::error::{EBADF, EINVAL, EIO, EISDIR, Error};
+use syscall::flag::{
+    AT_REMOVEDIR, MODE_CHR, MODE_DIR, MODE_FIFO, MODE_FILE, MODE_SOCK, MODE_SYMLINK, MODE_TYPE, O_CREAT, O_DIRECTORY,
+    O_EXCL, O_NOFOLLOW, O_RDONLY, O_RDWR, O_STAT, O_SYMLINK, O_WRONLY,
+};
+
+use crate::Kind;
+use crate::door::{At, Door, Listed, Result};
+
+/// The type bits of a block device in a mode.
+const MODE_BLOCK: u16 = 0x6000;
+const RENAME_NOREPLACE: u32 = 1;
+const RENAME_EXCHANGE: u32 = 2;
+/// The set-id bits of a mode.
+const SET_ID: u32 = 0o6000;
+/// A record of a listing with the longest name.
+const LONGEST_RECORD: usize = 512;
+
+pub struct Scheme {
+    name: String,
+    /// The top directory.
+    top: Fd,
+    daemon: Option<JoinHandle<syscall::Result<()>>>,
+    /// Turns with every request that can be made in two ways.
+    turn: Cell<bool>,
+}
+
+pub struct SchemeHandle {
+    fd: Fd,
+    kind: Kind,
+}
+
+/// Mounts these layers under a name of their own.
+pub fn mount(lowers: &[PathBuf], upper: &Path) -> Scheme {
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    let name = format!("model{}", COUNT.fetch_add(1, Ordering::Relaxed));
+    let options = Options { lowers: lowers.to_vec(), upper: Some(upper.to_owned()), work: None };
+    let overlay = overlayfs::mount::mount(&options).unwrap_or_else(|error| panic!("{error}"));
+    let (ready, wait) = mpsc::channel();
+    let scheme_name = name.clone();
+    let daemon = std::thread::spawn(move || {
+        let socket = Socket::create().unwrap();
+        let mut scheme = OverlayScheme::new(Arc::new(overlay), scheme_name.clone());
+        register_sync_scheme(&socket, &scheme_name, &mut scheme).unwrap();
+        ready.send(()).unwrap();
+        overlayfs::daemon::serve(&socket, &mut scheme)
+    });
+    wait.recv().unwrap();
+    let top = Process::new(0, 0).scheme_root(&name).unwrap().openat("", O_STAT, 0).unwrap();
+    Scheme { name, top, daemon: Some(daemon), turn: Cell::new(false) }
+}
+
+impl Drop for Scheme {
+    fn drop(&mut self) {
+        let _ = kernel::stop(&self.name);
+        // Until the daemon has ended the upper layer is its own.
+        let served = self.daemon.take().map(JoinHandle::join);
+        let _ = kernel::unregister(&self.name);
+        if !std::thread::panicking() {
+            assert!(matches!(served, Some(Ok(Ok(())))), "the daemon ended with {served:?}");
+        }
+    }
+}
+
+fn errno(error: Error) -> i32 {
+    error.errno
+}
+
+fn kind(mode: u16) -> Kind {
+    match mode & MODE_TYPE {
+        MODE_FILE => Kind::File,
+        MODE_DIR => Kind::Dir,
+        MODE_SYMLINK => Kind::Symlink,
+        MODE_FIFO => Kind::Fifo,
+        MODE_SOCK => Kind::Socket,
+        MODE_CHR => Kind::CharDev,
+        MODE_BLOCK => Kind::BlockDev,
+        _ => panic!("an object of no kind"),
+    }
+}
+
+fn listed_kind(kind: u8) -> Kind {
+    match DirentKind::try_from_raw(kind) {
+        Some(DirentKind::Regular) => Kind::File,
+        Some(DirentKind::Directory) => Kind::Dir,
+        Some(DirentKind::Symlink) => Kind::Symlink,
+        Some(DirentKind::Socket) => Kind::Socket,
+        Some(DirentKind::CharDev) => Kind::CharDev,
+        Some(DirentKind::BlockDev) => Kind::BlockDev,
+        // Redox has no word for a FIFO.
+        Some(DirentKind::Unspecified) => Kind::Fifo,
+        None => panic!("an entry of the kind {kind}"),
+    }
+}
+
+impl SchemeHandle {
+    /// What reading and writing answers. Only files are opened for it, which the scheme says of the handle (EBADF); the reference says
+    /// what is wrong with the object.
+    fn data<T>(&self, answer: syscall::Result<T>) -> Result<T> {
+        answer.map_err(|error| match (error.errno, self.kind) {
+            (EBADF, Kind::Dir) => EISDIR,
+            (EBADF, Kind::Symlink | Kind::Fifo | Kind::Socket | Kind::CharDev | Kind::BlockDev) => EINVAL,
+            (errno, _) => errno,
+        })
+    }
+}
+
+impl Scheme {
+    /// The directory handle of a request and the path relative to it.
+    fn start<'a>(&'a self, at: &At<'a, SchemeHandle>) -> (&'a Fd, Vec<u8>) {
+        (at.held.map_or(&self.top, |handle| &handle.fd), at.path.join(OsStr::new("/")).into_vec())
+    }
+
+    /// The path for a request that takes one from the top only, every other time that it can be used.
+    fn absolute(&self, at: &At<SchemeHandle>) -> Option<Vec<u8>> {
+        self.turn.set(!self.turn.get());
+        let path = at.path.join(OsStr::new("/")).into_vec();
+        let usable = at.held.is_none() && self.turn.get();
+        usable.then(|| [format!("/scheme/{}/", self.name).as_bytes(), &path].concat())
+    }
+
+    fn remove(&self, at: &At<SchemeHandle>, flags: usize) -> Result<()> {
+        let (dir, path) = self.start(at);
+        dir.unlinkat(path, flags).map_err(errno)
+    }
+}
+
+/// Gives a new object its owner, whoever made it, and the set-id bits that a new directory does not take from the request.
+fn finish(fd: &Fd, mode: u32, owner: Owner) -> syscall::Result<()> {
+    fd.fchown(owner.uid, owner.gid)?;
+    let made = fd.fstat()?.st_mode;
+    let differs = u32::from(made & !MODE_TYPE) ^ mode;
+    if kind(made) == Kind::Dir && differs != 0 && differs & !SET_ID == 0 {
+        fd.fchmod(mode as u16)?;
+    }
+    Ok(())
+}
+
+impl Door for Scheme {
+    type Handle = SchemeHandle;
+
+    fn open(&self, at: &At<Self::Handle>) -> Result<Self::Handle> {
+        let (dir, path) = self.start(at);
+        let named = dir.openat(&path, O_STAT | O_NOFOLLOW, 0).map_err(errno)?;
+        let kind = kind(named.fstat().map_err(errno)?.st_mode);
+        let flags = match kind {
+            Kind::File => O_RDWR | O_NOFOLLOW,
+            Kind::Dir => O_RDONLY | O_DIRECTORY,
+            Kind::Symlink => O_SYMLINK | O_RDONLY,
+            Kind::Fifo | Kind::Socket | Kind::CharDev | Kind::BlockDev => O_STAT | O_NOFOLLOW,
+        };
+        Ok(SchemeHandle { fd: dir.openat(path, flags, 0).map_err(errno)?, kind })
+    }
+
+    fn create(&self, at: &At<Self::Handle>, kind: Kind, mode: u32, owner: Owner, target: &OsStr) -> Result<()> {
+        let (dir, path) = self.start(at);
+        let flags = O_CREAT | O_EXCL | mode as usize;
+        let flags = match kind {
+            Kind::File => flags | O_RDWR,
+            Kind::Dir => flags | O_DIRECTORY | O_RDONLY,
+            Kind::Symlink => O_CREAT | O_SYMLINK | O_WRONLY,
+            Kind::Fifo => flags | O_STAT | usize::from(MODE_FIFO),
+            Kind::Socket => flags | O_STAT | usize::from(MODE_SOCK),
+            Kind::CharDev | Kind::BlockDev => panic!("device nodes are not made here"),
+        };
+        let made = dir.openat(path, flags, 0).map_err(errno)?;
+        if kind == Kind::Symlink {
+            made.write_all(target.as_bytes()).map_err(errno)?;
+        }
+        finish(&made, mode, owner).map_err(errno)
+    }
+
+    fn link(&self, handle: &Self::Handle, to: &At<Self::Handle>) -> Result<()> {
+        match self.absolute(to) {
+            Some(path) => handle.fd.flink(path),
+            None => {
+                let (dir, path) = self.start(to);
+                handle.fd.flinkat(dir, path, 0)
+            }
+        }
+        .map_err(errno)
+    }
+
+    fn unlink(&self, at: &At<Self::Handle>) -> Result<()> {
+        self.remove(at, 0)
+    }
+
+    fn remove_dir(&self, at: &At<Self::Handle>) -> Result<()> {
+        self.remove(at, AT_REMOVEDIR)
+    }
+
+    fn rename(&self, from: &At<Self::Handle>, to: &At<Self::Handle>, mode: RenameMode) -> Result<()> {
+        let (dir, old) = self.start(from);
+        if mode == RenameMode::Replace
+            && let Some(path) = self.absolute(to)
+        {
+            return dir.openat(old, O_STAT | O_NOFOLLOW, 0).and_then(|fd| fd.frename(path)).map_err(errno);
+        }
+        let flags = match mode {
+            RenameMode::Replace => 0,
+            RenameMode::NoReplace => RENAME_NOREPLACE,
+            RenameMode::Exchange => RENAME_EXCHANGE,
+        };
+        let (new_dir, new) = self.start(to);
+        dir.frenameat(old, new_dir, new, flags).map_err(errno)
+    }
+
+    fn stat(&self, handle: &Self::Handle) -> Result<Stat> {
+        let stat = handle.fd.fstat().map_err(errno)?;
+        Ok(Stat {
+            dev: stat.st_dev,
+            ino: stat.st_ino,
+            kind: kind(stat.st_mode),
+            mode: u32::from(stat.st_mode & !MODE_TYPE),
+            nlink: stat.st_nlink,
+            uid: stat.st_uid,
+            gid: stat.st_gid,
+            rdev: 0,
+            size: stat.st_size,
+            blksize: stat.st_blksize,
+            blocks: stat.st_blocks,
+            atime: Time { sec: stat.st_atime as i64, nsec: stat.st_atime_nsec },
+            mtime: Time { sec: stat.st_mtime as i64, nsec: stat.st_mtime_nsec },
+            ctime: Time { sec: stat.st_ctime as i64, nsec: stat.st_ctime_nsec },
+        })
+    }
+
+    fn read_link(&self, handle: &Self::Handle) -> Result<OsString> {
+        let link = handle.fd.openat("", O_SYMLINK | O_RDONLY, 0).map_err(errno)?;
+        let mut target = vec![0; 4096];
+        let len = link.read_at(&mut target, 0).map_err(errno)?;
+        target.truncate(len);
+        Ok(OsString::from_vec(target))
+    }
+
+    fn read(&self, handle: &Self::Handle, offset: u64, len: usize) -> Result<Vec<u8>> {
+        // The handle of a symlink reads as its target, which is readlink's way.
+        if handle.kind == Kind::Symlink {
+            return Err(EINVAL);
+        }
+        let mut bytes = vec![0; len];
+        let read = handle.data(handle.fd.read_at(&mut bytes, offset))?;
+        bytes.truncate(read);
+        Ok(bytes)
+    }
+
+    fn write(&self, handle: &Self::Handle, offset: Option<u64>, bytes: &[u8]) -> Result<()> {
+        let written = handle.data(match offset {
+            Some(offset) => handle.fd.write_at(bytes, offset),
+            None => handle.fd.write_at_with(bytes, 0, true, false),
+        })?;
+        // A short write would be right, but not for these few bytes on a disk with room.
+        if written == bytes.len() { Ok(()) } else { Err(EIO) }
+    }
+
+    fn truncate(&self, handle: &Self::Handle, size: u64) -> Result<()> {
+        handle.data(handle.fd.ftruncate(size))
+    }
+
+    fn set_mode(&self, handle: &Self::Handle, mode: u32) -> Result<()> {
+        handle.fd.fchmod(mode as u16).map_err(errno)
+    }
+
+    fn set_owner(&self, handle: &Self::Handle, owner: Owner) -> Result<()> {
+        handle.fd.fchown(owner.uid, owner.gid).map_err(errno)
+    }
+
+    fn set_times(&self, handle: &Self::Handle, atime: Time, mtime: Time) -> Result<()> {
+        let spec = |time: Time| TimeSpec { tv_sec: time.sec, tv_nsec: time.nsec as i32 };
+        handle.fd.futimens(spec(atime), spec(mtime)).map_err(errno)
+    }
+
+    fn sync(&self, handle: &Self::Handle) -> Result<()> {
+        handle.fd.fsync().map_err(errno)
+    }
+
+    fn list(&self, handle: &Self::Handle, chunk: usize) -> Result<Vec<Listed>> {
+        let mut listed = Vec::new();
+        let (mut size, mut after) = (chunk * 32, 0);
+        loop {
+            let mut records = vec![0; size];
+            let len = match handle.fd.getdents(&mut records, after) {
+                // Not even the first entry fits.
+                Err(error) if error.errno == EINVAL && size < LONGEST_RECORD => {
+                    size = LONGEST_RECORD;
+                    continue;
+                }
+                answer => answer.map_err(errno)?,
+            };
+            if len == 0 {
+                return Ok(listed);
+            }
+            for entry in parse_dirents(&records[..len]).map_err(errno)? {
+                listed.push(Listed { name: entry.name.into(), ino: entry.ino, kind: listed_kind(entry.kind) });
+                after = entry.next;
+            }
+        }
+    }
+}
