@@ -184,7 +184,7 @@ impl<L: Layer> Overlay<L> {
         }
         let dir = to.unwrap_or_else(|| work.dir().clone());
         let open = file.map(|file| Arc::new(OpenFile { file, writable: true, dir }));
-        let open = if state.handles > 0 { open } else { None };
+        let open = if state.users > 0 || state.places.is_empty() { open } else { None };
         let _closed = std::mem::replace(&mut state.file, open);
         Ok(())
     }

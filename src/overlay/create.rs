@@ -44,6 +44,7 @@ impl<L: Layer> Overlay<L> {
     pub fn create_file(&self, dir: &Arc<Node<L>>, name: &OsStr, mode: u32, owner: Owner) -> Result<Handle<L>> {
         let (node, file) = self.create(dir, name, New::File, mode, owner)?;
         let handle = self.open(&node);
+        self.use_file(&handle);
         let mut state = node.state.lock();
         if let (None, Some(open)) = (&state.file, file) {
             state.file = Some(Arc::new(open));
