@@ -332,7 +332,7 @@ fn contents() {
     let mount = Stage::new().mount();
     let path = mount.path("file");
     let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path).unwrap();
-    let big: Vec<u8> = (0..3_000_000u32).map(|index| (index * 7 >> 3) as u8).collect();
+    let big: Vec<u8> = (0..3_000_000u32).map(|index| ((index * 7) >> 3) as u8).collect();
     file.write_all(&big).unwrap();
     file.sync_all().unwrap();
     assert!(fs::read(&path).unwrap() == big);

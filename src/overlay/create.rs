@@ -97,7 +97,9 @@ impl<L: Layer> Overlay<L> {
         let whited_out = self.check_free(parent, &mut dir, name)?;
         let open = self.stack.open(&to)?;
 
-        let file = if self.upper()?.0.creates_as(owner) {
+        let upper = self.upper()?.0;
+        let in_one_step = !matches!(new, New::Symlink(_)) || upper.capabilities().whole_symlinks;
+        let file = if in_one_step && upper.creates_as(owner) {
             self.make(&open, name, new, mode, owner)?
         } else {
             self.make_elsewhere(&open, name, new, mode, owner, whited_out)?
