@@ -55,7 +55,7 @@ struct Bed {
 impl Bed {
     fn new() -> Self {
         let stage = Stage::new();
-        let bytes: Vec<u8> = (0..LENGTH).map(|index| (index * 31 >> 4) as u8).collect();
+        let bytes: Vec<u8> = (0..LENGTH).map(|index| ((index * 31) >> 4) as u8).collect();
         for name in ["truncated", "kept", "untouched"] {
             put::file(&stage.dir("lower"), name, &bytes);
         }

@@ -186,7 +186,7 @@ fn tar() {
 
 #[test]
 fn cargo_build() {
-    let twins = Twins::new();
+    let mut twins = Twins::new();
     let package = twins.stage.dir("package");
     put::file(
         &package,
@@ -223,7 +223,6 @@ fn cargo_build() {
         touch -d '+2 seconds' src/main.rs; '{cargo}' build --offline 2>&1 | grep -c Compiling
         '{cargo}' test --offline --quiet 2>&1 | grep -c 'test result: ok. 1 passed'; ../built/debug/small"
     );
-    let mut twins = twins;
     twins.remount();
     assert_eq!(
         twins.run(&again),
@@ -243,7 +242,11 @@ fn find_and_copies() {
         twins.run("find . -mindepth 1 -ls | awk '{ $1 = $2 = \"\"; if ($3 ~ /^d/) $4 = $7 = \"\"; print }' | sort");
     assert!(listed.lines().count() > 200, "{listed}");
     twins.compare("", Detail::Contents);
-    twins.run("cp -a include copied; diff -r --no-dereference include copied; cp -al doc linked; diff -r --no-dereference doc linked; cp -a below copied-below; ls copied-below");
+    twins.run(
+        "cp -a include copied; diff -r --no-dereference include copied
+        cp -al doc linked; diff -r --no-dereference doc linked
+        cp -a below copied-below; ls copied-below",
+    );
     twins.compare("copied", Detail::Times);
     twins.run("cp -r below/symlink/. followed; find followed | sort; du -a --apparent-size --inodes followed | wc -l");
     twins.end();
@@ -253,9 +256,12 @@ fn find_and_copies() {
 fn removals_and_renames() {
     let mut twins = Twins::new();
     twins.run(
-        "echo file > include/moved-file; mv include moved; mv $(find moved -mindepth 1 -maxdepth 1 -type d | sort | head -1) again; mkdir include; ls -A include
+        "echo file > include/moved-file; mv include moved
+        mv $(find moved -mindepth 1 -maxdepth 1 -type d | sort | head -1) again
+        mkdir include; ls -A include
         for file in $(find moved -name '*.h' -type f | sort | head -40); do sed -i 's/define/DEFINE/' $file; done
-        find again doc | sort | sha256sum; chmod -R g+w doc; chown -R daemon:bin again; ln moved/moved-file moved/third; find . -links +1 -type f | sort",
+        find again doc | sort | sha256sum; chmod -R g+w doc; chown -R daemon:bin again
+        ln moved/moved-file moved/third; find . -links +1 -type f | sort",
     );
     twins.remount();
     twins.run("mv again include/back; mv moved include/again; rm -r doc; mkdir doc; ls -A doc; echo new > doc/file; find . | sort");
