@@ -7,6 +7,7 @@ mod host;
 mod layer;
 mod lowers;
 mod run;
+mod scheme;
 mod tree;
 
 use overlayfs::layer::{Kind, Owner, RenameMode};
@@ -56,4 +57,12 @@ fn the_engine_does_what_the_reference_does() {
     let abilities = Abilities { rules, bytes: true, full: true, layers: true };
     let kept = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/model/proptest-regressions/engine.txt");
     check(kept, 400, abilities, &|lowers, upper, _| engine::mount(lowers, upper));
+}
+
+#[test]
+fn the_scheme_does_what_the_reference_does() {
+    let rules = Rules { reserves: true, follows: true };
+    let abilities = Abilities { rules, bytes: false, full: true, layers: true };
+    let kept = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/model/proptest-regressions/scheme.txt");
+    check(kept, 200, abilities, &|lowers, upper, _| scheme::mount(lowers, upper));
 }
