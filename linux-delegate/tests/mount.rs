@@ -300,6 +300,23 @@ fn names_links_and_listings() {
     assert_eq!(fs::read_to_string(mount.path("lower-1")).unwrap(), "");
 }
 
+/// What the kernel remembers of files costs no descriptors once nobody has them open.
+#[test]
+fn more_files_than_descriptors_are_read_and_written() {
+    let stage = Stage::new();
+    for index in 0..500 {
+        fs::write(stage.lower(&format!("lower-{index}")), "data").unwrap();
+    }
+    let command = format!("ulimit -n 200; exec {PROGRAM} -f -o {} {}", stage.options(), stage.point().display());
+    let child = Command::new("sh").arg("-c").arg(command).spawn().unwrap();
+    let mount = Mount { stage, child };
+    eventually("it is mounted", || is_mounted(&mount.stage.point()));
+    for index in 0..500 {
+        assert_eq!(fs::read_to_string(mount.path(&format!("lower-{index}"))).unwrap(), "data");
+        fs::write(mount.path(&format!("upper-{index}")), "data").unwrap();
+    }
+}
+
 #[test]
 fn attributes() {
     let mount = Stage::new().mount();
@@ -332,7 +349,7 @@ fn contents() {
     let mount = Stage::new().mount();
     let path = mount.path("file");
     let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path).unwrap();
-    let big: Vec<u8> = (0..3_000_000u32).map(|index| (index * 7 >> 3) as u8).collect();
+    let big: Vec<u8> = (0..3_000_000u32).map(|index| ((index * 7) >> 3) as u8).collect();
     file.write_all(&big).unwrap();
     file.sync_all().unwrap();
     assert!(fs::read(&path).unwrap() == big);

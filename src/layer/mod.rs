@@ -143,6 +143,8 @@ pub struct Capabilities {
     /// A [`Layer::Dir`] names the same directory after it, or one above it, was renamed. Where it does not, it names
     /// whatever has the old path then.
     pub dirs_follow_rename: bool,
+    /// A symlink has its target from the moment it exists.
+    pub whole_symlinks: bool,
 }
 
 /// One directory tree. All names are single components: never empty, `.`, `..`, and without `/`. No method follows a symlink,

@@ -189,7 +189,7 @@ impl Layer for RedoxLayer {
     type File = File;
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { exchange: false, dirs_follow_rename: false }
+        Capabilities { exchange: false, dirs_follow_rename: false, whole_symlinks: false }
     }
 
     fn root(&self) -> Result<Dir> {

@@ -50,9 +50,12 @@ impl<L: Layer> Overlay<L> {
     /// Asks the layer for the attributes.
     pub(super) fn refresh(&self, node: &Arc<Node<L>>, state: &mut State<L>) -> Result<Stat> {
         let fresh = match self.spot(node, state) {
-            Spot::Root(dir) => self.stack.layer(&dir).stat(Object::Dir(&*self.stack.open(&dir)?))?,
+            Spot::Root(dir) => {
+                let open = self.stack.open(&dir)?;
+                self.stack.mark(&dir, self.stack.layer(&dir).stat(Object::Dir(&*open))?)
+            }
             Spot::Entry(dir, name) => self.stack.stat(&dir, &name)?,
-            Spot::File(open) => self.stack.layer(&open.dir).stat(Object::File(&open.file))?,
+            Spot::File(open) => self.stack.mark(&open.dir, self.stack.layer(&open.dir).stat(Object::File(&open.file))?),
             Spot::Nowhere => match state.attr {
                 Some(attr) => attr,
                 None => return Err(Error::new(ENOENT)),

@@ -52,7 +52,7 @@ impl<L: Layer> Overlay<L> {
         let temp = work.name();
         let dir = self.stack.open(work.dir())?;
         let copied = self.build_copy(node, &before, &dir, &temp, keep).and_then(|file| {
-            let copy = upper.stat(Object::Entry(&*dir, &temp))?;
+            let copy = self.stack.stat(work.dir(), &temp)?;
             self.put_in_place(node, &before, &copy, &temp, file)
         });
         if copied.is_err() {
@@ -184,7 +184,7 @@ impl<L: Layer> Overlay<L> {
         }
         let dir = to.unwrap_or_else(|| work.dir().clone());
         let open = file.map(|file| Arc::new(OpenFile { file, writable: true, dir }));
-        let open = if state.handles > 0 { open } else { None };
+        let open = if state.users > 0 || state.places.is_empty() { open } else { None };
         let _closed = std::mem::replace(&mut state.file, open);
         Ok(())
     }
@@ -231,9 +231,9 @@ impl<L: Layer> Overlay<L> {
     }
 
     fn put_dir_in_place(&self, node: &Arc<Node<L>>, before: &Stat, open: &L::Dir, temp: &OsStr) -> Result<()> {
-        let (upper, _) = self.upper()?;
+        let (upper, work) = self.upper()?;
         self.copy_attr(Object::Entry(open, temp), before)?;
-        let copy = upper.stat(Object::Entry(open, temp))?;
+        let copy = self.stack.stat(work.dir(), temp)?;
         let _tree = self.tree.read();
         let Some(place) = node.state.lock().places.first().cloned() else {
             return Err(Error::new(ENOENT));

@@ -44,6 +44,7 @@ impl<L: Layer> Overlay<L> {
     pub fn create_file(&self, dir: &Arc<Node<L>>, name: &OsStr, mode: u32, owner: Owner) -> Result<Handle<L>> {
         let (node, file) = self.create(dir, name, New::File, mode, owner)?;
         let handle = self.open(&node);
+        self.use_file(&handle);
         let mut state = node.state.lock();
         if let (None, Some(open)) = (&state.file, file) {
             state.file = Some(Arc::new(open));
@@ -97,7 +98,9 @@ impl<L: Layer> Overlay<L> {
         let whited_out = self.check_free(parent, &mut dir, name)?;
         let open = self.stack.open(&to)?;
 
-        let file = if self.upper()?.0.creates_as(owner) {
+        let upper = self.upper()?.0;
+        let in_one_step = !matches!(new, New::Symlink(_)) || upper.capabilities().whole_symlinks;
+        let file = if in_one_step && upper.creates_as(owner) {
             self.make(&open, name, new, mode, owner)?
         } else {
             self.make_elsewhere(&open, name, new, mode, owner, whited_out)?

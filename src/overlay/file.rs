@@ -4,6 +4,7 @@
 //! copied up: so each sees what any other writes, whenever it was opened.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use syscall::error::{EFBIG, EINVAL, EIO, EISDIR, Error};
 
@@ -15,6 +16,8 @@ use crate::layer::{Access, Kind, Layer, Result};
 /// An open file or directory. It keeps its object as it is, also when the last name is unlinked; dropping closes it.
 pub struct Handle<L: Layer> {
     node: Arc<Node<L>>,
+    /// Whether it has read or written, so that the open file is kept for it. Changes under the lock of the node's state.
+    used: AtomicBool,
 }
 
 impl<L: Layer> Handle<L> {
@@ -28,7 +31,12 @@ impl<L: Layer> Drop for Handle<L> {
     fn drop(&mut self) {
         let mut state = self.node.state.lock();
         state.handles -= 1;
-        let file = if state.handles == 0 { state.file.take() } else { None };
+        if *self.used.get_mut() {
+            state.users -= 1;
+        }
+        // One that has no name any more cannot be opened again.
+        let unused = state.users == 0 && !state.places.is_empty();
+        let file = if state.handles == 0 || unused { state.file.take() } else { None };
         drop(state);
         drop(file);
     }
@@ -38,7 +46,17 @@ impl<L: Layer> Overlay<L> {
     /// Opens an object of any kind. Nothing is asked of a layer before it has to be.
     pub fn open(&self, node: &Arc<Node<L>>) -> Handle<L> {
         node.state.lock().handles += 1;
-        Handle { node: node.clone() }
+        Handle { node: node.clone(), used: AtomicBool::new(false) }
+    }
+
+    /// Has the open file kept as long as the handle is open.
+    pub(super) fn use_file(&self, handle: &Handle<L>) {
+        if !handle.used.load(Ordering::Relaxed) {
+            let mut state = handle.node.state.lock();
+            if !handle.used.swap(true, Ordering::Relaxed) {
+                state.users += 1;
+            }
+        }
     }
 
     /// Reads at `offset`; 0 at and behind the end. EISDIR; EINVAL of anything else that is no regular file.
@@ -47,6 +65,7 @@ impl<L: Layer> Overlay<L> {
         if i64::try_from(offset).is_err() {
             return Err(Error::new(EINVAL));
         }
+        self.use_file(handle);
         let open = self.file(&handle.node, Access::Read)?;
         self.stack.layer(&open.dir).read_at(&open.file, buf, offset)
     }
@@ -55,12 +74,12 @@ impl<L: Layer> Overlay<L> {
     ///
     /// EROFS; EFBIG; EISDIR; EINVAL of anything else that is no regular file.
     pub fn write_at(&self, handle: &Handle<L>, buf: &[u8], offset: u64) -> Result<usize> {
-        self.write(&handle.node, buf, |_| Ok(offset))
+        self.write(handle, buf, |_| Ok(offset))
     }
 
     /// Writes at the end of the file, wherever it is when the write happens. Errors as [`Overlay::write_at`].
     pub fn append(&self, handle: &Handle<L>, buf: &[u8]) -> Result<usize> {
-        self.write(&handle.node, buf, |node| {
+        self.write(handle, buf, |node| {
             let mut state = node.state.lock();
             match state.attr {
                 Some(attr) => Ok(attr.size),
@@ -71,15 +90,17 @@ impl<L: Layer> Overlay<L> {
 
     fn write(
         &self,
-        node: &Arc<Node<L>>,
+        handle: &Handle<L>,
         buf: &[u8],
         offset: impl FnOnce(&Arc<Node<L>>) -> Result<u64>,
     ) -> Result<usize> {
+        let node = &handle.node;
         check_file(node)?;
         self.upper()?;
         if buf.is_empty() {
             return Ok(0);
         }
+        self.use_file(handle);
         self.copy_up(node)?;
         let _content = node.content.lock();
         let offset = offset(node)?;
@@ -148,7 +169,7 @@ impl<L: Layer> Overlay<L> {
         };
         let file = self.stack.layer(&dir).open_file(&*self.stack.open(&dir)?, &name, access)?;
         let open = Arc::new(OpenFile { file, writable: access == Access::ReadWrite, dir });
-        if state.handles > 0 {
+        if state.users > 0 || state.places.is_empty() {
             state.file = Some(open.clone());
         }
         Ok(open)

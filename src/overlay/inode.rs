@@ -1,7 +1,7 @@
 //! Inode numbers: unique among the objects of the merged tree that anyone holds, and the same over copy-up.
 //!
-//! An object keeps the number of the layer that it was first seen in. Layers on one filesystem share its numbers; those of every
-//! other filesystem are set apart by their high bits. The few numbers that would meet another's are replaced by one from a counter.
+//! An object keeps the number of the layer that it was first seen in. The topmost layer's are left as they are, those of every other are
+//! set apart by their high bits. The few numbers that would meet another's are replaced by one from a counter.
 //!
 //! The lock is a leaf.
 
@@ -24,8 +24,8 @@ pub struct Inodes<L: Layer> {
 }
 
 struct Tables<L: Layer> {
-    /// The filesystems met so far; the index of one is the high part of its numbers.
-    devices: Vec<u64>,
+    /// The filesystems of the layers, as marked by the stack, and what the high part of their numbers is.
+    devices: HashMap<u64, u64>,
     /// Objects whose number is not what their layer says: copied up, or in another's way. By filesystem and the layer's number.
     renumbered: HashMap<(u64, u64), u64>,
     counter: u64,
@@ -38,11 +38,11 @@ struct Tables<L: Layer> {
 }
 
 impl<L: Layer> Inodes<L> {
-    /// `root_device` is the filesystem whose numbers are left as they are.
-    pub fn new(root_device: u64) -> Self {
+    /// `devices` are the marked filesystems of the layers, the topmost first.
+    pub fn new(devices: impl Iterator<Item = u64>) -> Self {
         Inodes {
             tables: Lock::new(Tables {
-                devices: vec![root_device],
+                devices: devices.zip(0..).collect(),
                 renumbered: HashMap::new(),
                 counter: COUNTED,
                 unlinked: HashMap::new(),
@@ -109,15 +109,10 @@ impl<L: Layer> Tables<L> {
         if let Some(number) = self.renumbered.get(&(device, ino)) {
             return *number;
         }
-        let index = match self.devices.iter().position(|known| *known == device) {
-            Some(index) => index,
-            None => {
-                self.devices.push(device);
-                self.devices.len() - 1
-            }
-        };
-        if ino != ROOT && ino >> DEVICE_SHIFT == 0 && (index as u64) < COUNTED >> DEVICE_SHIFT {
-            (index as u64) << DEVICE_SHIFT | ino
+        let next = self.devices.len() as u64;
+        let index = *self.devices.entry(device).or_insert(next);
+        if ino != ROOT && ino >> DEVICE_SHIFT == 0 && index < COUNTED >> DEVICE_SHIFT {
+            index << DEVICE_SHIFT | ino
         } else {
             self.renumber(device, ino)
         }

@@ -22,6 +22,8 @@ struct Listing {
     objects: Vec<(OsString, Kind, u64)>,
     whiteouts: Vec<OsString>,
     marks: Marks,
+    /// Whether there are reserved names that mean nothing to us.
+    foreign: bool,
 }
 
 /// What one layer's directory says of the layers below it.
@@ -46,6 +48,7 @@ impl<L: Layer> Overlay<L> {
                     names.add_whiteout(name);
                 }
                 self.narrow(&upper, &listing.marks, &mut rest)?;
+                dir.foreign = listing.foreign;
                 dir.opaque = listing.marks.opaque;
                 dir.redirect = listing.marks.redirect;
             }
@@ -175,14 +178,14 @@ impl<L: Layer> Overlay<L> {
         let mut objects = Vec::new();
         let mut whiteouts = Vec::new();
         let mut long = Vec::new();
-        let (mut opaque, mut has_redirect) = (false, false);
+        let (mut opaque, mut has_redirect, mut foreign) = (false, false, false);
         self.stack.layer(dir).list(&open, &mut |entry| match format::meaning(entry.name) {
             Meaning::Object => objects.push((entry.name.to_owned(), entry.kind, entry.ino)),
             Meaning::Whiteout(name) => whiteouts.push(name.to_owned()),
             Meaning::LongWhiteout => long.push(entry.name.to_owned()),
             Meaning::Opaque => opaque = true,
             Meaning::Redirect => has_redirect = true,
-            Meaning::Unknown => {}
+            Meaning::Unknown => foreign = true,
         })?;
         for marker in long {
             whiteouts.push(OsString::from_vec(self.read_content(dir, &marker)?));
@@ -191,7 +194,7 @@ impl<L: Layer> Overlay<L> {
             true => Some(self.read_content(dir, OsStr::new(format::REDIRECT))?),
             false => None,
         };
-        Ok(Listing { objects, whiteouts, marks: self.marks_of(dir, opaque, redirect) })
+        Ok(Listing { objects, whiteouts, marks: self.marks_of(dir, opaque, redirect), foreign })
     }
 
     /// The content of a small file of the format.

@@ -117,10 +117,11 @@ impl<L: Layer> Overlay<L> {
             }
         }
         let top = stack.upper_root().or(stack.lower_roots().first()).ok_or(Refused::NoLayer)?;
-        let attr = stack.layer(top).stat(Object::Dir(&*stack.open(top)?))?;
+        let device = stack.device(top);
+        let attr = stack.mark(top, stack.layer(top).stat(Object::Dir(&*stack.open(top)?))?);
         let name_max = stack.top().stat_fs()?.name_max as usize;
 
-        let inodes = Inodes::new(attr.dev);
+        let inodes = Inodes::new(stack.marked_devices());
         let dir = Dir::unread(stack.upper_root().cloned(), stack.lower_roots().to_vec());
         let state = State::root(has_upper, attr, inodes.visible(attr.dev, attr.ino));
         let root = Node::new(0, attr.kind, state, Some(dir));
@@ -129,7 +130,7 @@ impl<L: Layer> Overlay<L> {
             work,
             root,
             inodes,
-            device: attr.dev,
+            device,
             hidden,
             name_max,
             tree: Shared::new(()),

@@ -129,6 +129,11 @@ impl<L: Layer> Names<L> {
         self.slots.values().all(|slot| slot.visible().is_none())
     }
 
+    /// Whether the upper layer's directory has markers of names.
+    pub fn has_whiteouts(&self) -> bool {
+        self.slots.values().any(|slot| slot.whiteout)
+    }
+
     /// Enters an object of the upper layer's directory.
     pub fn add_upper(&mut self, name: &OsStr, kind: Kind, ino: u64) {
         self.entry(name).upper = Some(Upper { kind, ino: Some(ino) });

@@ -53,6 +53,8 @@ pub(super) struct State<L: Layer> {
     pub target: Option<OsString>,
     /// How many handles are open.
     pub handles: usize,
+    /// How many of them have read or written.
+    pub users: usize,
     /// The open file that all handles share, once one of them needed it.
     pub file: Option<Arc<OpenFile<L>>>,
 }
@@ -89,6 +91,8 @@ pub(super) struct Dir<L: Layer> {
     pub opaque: bool,
     /// The path in the merged lower layers that the upper directory names for itself. Known once `names` is there.
     pub redirect: Option<PathBuf>,
+    /// Whether the upper directory has reserved names that mean nothing to us. Known once `names` is there.
+    pub foreign: bool,
     /// Every name, once the directory was read.
     pub names: Option<Names<L>>,
     /// Whether the directory was removed.
@@ -130,6 +134,7 @@ impl<L: Layer> State<L> {
             nlink: None,
             target: None,
             handles: 0,
+            users: 0,
             file: None,
         }
     }
@@ -147,6 +152,7 @@ impl<L: Layer> State<L> {
             nlink: Some(MERGED_NLINK),
             target: None,
             handles: 0,
+            users: 0,
             file: None,
         }
     }
@@ -160,7 +166,7 @@ impl<L: Layer> State<L> {
 impl<L: Layer> Dir<L> {
     /// A directory that was not read yet.
     pub fn unread(upper: Option<Arc<LayerDir<L>>>, lowers: Vec<Arc<LayerDir<L>>>) -> Self {
-        Dir { upper, lowers, opaque: false, redirect: None, names: None, removed: false }
+        Dir { upper, lowers, opaque: false, redirect: None, foreign: false, names: None, removed: false }
     }
 
     /// A directory that is empty in every layer.

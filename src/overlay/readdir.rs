@@ -43,7 +43,7 @@ impl<L: Layer> Overlay<L> {
             let ino = match (&slot.child, visible.ino) {
                 (Some(child), _) => self.ino(child)?,
                 (None, Some(ino)) => {
-                    self.inodes.visible(self.stack.device(dir.shown(slot).ok_or(Error::new(EIO))?), ino)
+                    self.inodes.visible(self.stack.marked_device(dir.shown(slot).ok_or(Error::new(EIO))?), ino)
                 }
                 (None, None) => return Err(Error::new(EIO)),
             };

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use syscall::error::{EBUSY, EIO, EISDIR, ENOENT, ENOTDIR, ENOTEMPTY, Error};
 
 use super::Overlay;
+use super::names::Names;
 use super::node::{Dir, Node};
 use super::stack::LayerDir;
 use super::work::{discard, entries};
@@ -105,6 +106,10 @@ impl<L: Layer> Overlay<L> {
     /// anything show: the directory has a marker beside it, or no lower layer has its name.
     pub(super) fn remove_markers(&self, dir: &mut Dir<L>) -> Result<()> {
         let (upper, _) = self.upper()?;
+        let whiteouts = dir.names.as_ref().is_none_or(Names::has_whiteouts);
+        if !whiteouts && !dir.opaque && dir.redirect.is_none() && !dir.foreign {
+            return Ok(());
+        }
         let open = self.stack.open(&*self.known_upper(dir)?)?;
         let mut markers = entries(upper, &open)?;
         markers.sort_by_key(|(name, _)| match name.to_str() {
@@ -134,7 +139,11 @@ impl<L: Layer> Overlay<L> {
         let held = state.handles > 0;
         drop(state);
         match node.kind() {
-            Kind::File if held => self.file(node, access).map(drop),
+            Kind::File if held => {
+                let open = self.file(node, access)?;
+                node.state.lock().file.get_or_insert(open);
+                Ok(())
+            }
             Kind::Symlink if held => self.read_link(node).map(drop),
             _ => Ok(()),
         }

@@ -54,7 +54,7 @@ impl<L: Layer> Overlay<L> {
             if mode == RenameMode::Exchange && !upper.capabilities().exchange {
                 return Err(Error::new(EINVAL));
             }
-            if let Some(done) = self.check_rename(&node, new_dir, target.as_ref(), mode)? {
+            if let Some(done) = self.check_rename(dir, &node, new_dir, target.as_ref(), mode)? {
                 return Ok(done);
             }
             let from = self.upper_dir(dir)?;
@@ -79,7 +79,7 @@ impl<L: Layer> Overlay<L> {
                 // Somebody was faster.
                 continue;
             }
-            if let Some(done) = self.check_rename(&node, new_dir, target.as_ref(), mode)? {
+            if let Some(done) = self.check_rename(dir, &node, new_dir, target.as_ref(), mode)? {
                 return Ok(done);
             }
             let old = &End { parent: dir, name, dir: &from };
@@ -111,6 +111,7 @@ impl<L: Layer> Overlay<L> {
     /// Whether the rename may be made. Answers Some if there is nothing to do.
     fn check_rename(
         &self,
+        dir: &Arc<Node<L>>,
         node: &Arc<Node<L>>,
         new_dir: &Arc<Node<L>>,
         target: Option<&Arc<Node<L>>>,
@@ -132,8 +133,7 @@ impl<L: Layer> Overlay<L> {
             return Ok(Some(()));
         }
         if mode == RenameMode::Exchange {
-            // The parent of `node` is inside `target` exactly if `node` is.
-            return if target.kind() == Kind::Dir && self.is_within(node, target) { fail(EINVAL) } else { Ok(None) };
+            return if target.kind() == Kind::Dir && self.is_within(dir, target) { fail(EINVAL) } else { Ok(None) };
         }
         match (node.kind(), target.kind()) {
             (Kind::Dir, Kind::Dir) => {

@@ -93,6 +93,22 @@ impl<L: Layer> Stack<L> {
         &self.layers[dir.layer]
     }
 
+    /// Attributes as [`Layer::stat`] answers them in the layer of `dir`, but for `dev`, which here tells layers apart too: layers
+    /// may contain one another, and what shows at two places of the tree is two objects.
+    pub fn mark(&self, dir: &LayerDir<L>, stat: Stat) -> Stat {
+        Stat { dev: mark(dir.layer, stat.dev), ..stat }
+    }
+
+    /// What [`Stack::mark`] makes of the filesystem of each layer's root, the topmost first.
+    pub fn marked_devices(&self) -> impl Iterator<Item = u64> {
+        self.devices.iter().enumerate().map(|(layer, device)| mark(layer, *device))
+    }
+
+    /// What [`Stack::mark`] makes of the filesystem that `dir` is on.
+    pub fn marked_device(&self, dir: &LayerDir<L>) -> u64 {
+        mark(dir.layer, self.devices[dir.layer])
+    }
+
     /// The filesystem that `dir` is on.
     pub fn device(&self, dir: &LayerDir<L>) -> u64 {
         self.devices[dir.layer]
@@ -155,10 +171,10 @@ impl<L: Layer> Stack<L> {
         }
     }
 
-    /// Attributes of the entry `name` of `dir`.
+    /// Attributes of the entry `name` of `dir`, marked.
     pub fn stat(&self, dir: &LayerDir<L>, name: &OsStr) -> Result<Stat> {
         let open = self.open(dir)?;
-        self.layer(dir).stat(Object::Entry(&*open, name))
+        Ok(self.mark(dir, self.layer(dir).stat(Object::Entry(&*open, name))?))
     }
 
     /// Says that `dir` of the upper layer, moved by a rename, is now the entry `name` of `parent`.
@@ -182,4 +198,9 @@ impl<L: Layer> LayerDir<L> {
     pub fn index(&self) -> usize {
         self.layer
     }
+}
+
+/// Numbers of devices leave the high bits free.
+fn mark(layer: usize, device: u64) -> u64 {
+    (layer as u64) << 48 ^ device
 }

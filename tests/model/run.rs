@@ -543,12 +543,18 @@ impl<D: Door> Pair<'_, D> {
             Op::SetOwner(whom, uid, gid) => {
                 let owner = Owner { uid: *uid, gid: *gid };
                 let what = format!("chown {uid}:{gid}");
-                let model = |tree: &mut Tree, id| Ok(tree.set_owner(id, owner));
+                let model = |tree: &mut Tree, id| {
+                    tree.set_owner(id, owner);
+                    Ok(())
+                };
                 self.on(&what, whom, model, |door, handle| door.set_owner(handle, owner))?;
             }
             Op::SetTimes(whom, sec, nsec) => {
                 let (atime, mtime) = (Time { sec: 1, nsec: 1 }, Time { sec: *sec, nsec: *nsec });
-                let model = |tree: &mut Tree, id| Ok(tree.set_mtime(id, (*sec, *nsec)));
+                let model = |tree: &mut Tree, id| {
+                    tree.set_mtime(id, (*sec, *nsec));
+                    Ok(())
+                };
                 self.on("utimens", whom, model, |door, handle| door.set_times(handle, atime, mtime))?;
             }
             Op::Sync(whom) => {

@@ -173,6 +173,9 @@ fn run(arguments: &Arguments, ready: Option<File>) -> Result<(), String> {
     let mount_point = mount_point
         .canonicalize()
         .map_err(|error| format!("The mount point {} cannot be used: {error}.", mount_point.display()))?;
+    if !mount_point.is_dir() {
+        return Err(format!("The mount point {} cannot be used: it is not a directory.", mount_point.display()));
+    }
     let overlay = mount(options).map_err(|error| error.to_string())?;
     let read_only = overlay.is_read_only();
     let daemon = start_daemon(overlay)?;

@@ -5,7 +5,7 @@
 //! the scheme decides about every component of every path. Two questions are answered here because on Redox the client's libc answers
 //! them: access(2), and whether a file may be executed.
 //!
-//! Lock order: the table of [`inodes`] and that of the open files are leaves; no request is made while either is held.
+//! Lock order: the table of `inodes` and that of the open files are leaves; no request is made while either is held.
 
 mod convert;
 mod inodes;
@@ -58,7 +58,7 @@ pub struct Door {
     inodes: Inodes,
     files: RwLock<HashMap<u64, Arc<Fd>>>,
     next_file: AtomicU64,
-    /// Who reads for the kernel itself.
+    /// Who holds what the kernel remembers, and reads for the kernel itself.
     kernel: Process,
 }
 
@@ -102,7 +102,7 @@ impl Door {
     /// Counts one more reference of the kernel to the object of a descriptor, which stays open for it.
     fn remember(&self, fd: Fd) -> Result<FileAttr> {
         let attributes = self.attributes(&fd)?;
-        self.inodes.remember(attributes.ino.0, fd);
+        self.inodes.remember(attributes.ino.0, self.kernel.inherit(&fd));
         Ok(attributes)
     }
 

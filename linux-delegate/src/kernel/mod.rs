@@ -1,6 +1,6 @@
 //! The kernel's tables: who runs, and which scheme has which name.
 //!
-//! The rest is in [`scheme`], a scheme's socket with its requests and answers, and in [`file`], descriptors and the system calls on them.
+//! The rest is in `scheme`, a scheme's socket with its requests and answers, and in `file`, descriptors and the system calls on them.
 //!
 //! Lock order: the two tables here and the lock of each scheme and of each description are leaves. No one of them is held while
 //! another is taken, and none while a description is dropped, because that sends a message to its scheme.

@@ -205,7 +205,7 @@ impl Layer for LinuxLayer {
             libc::BCACHEFS_SUPER_MAGIC as u64,
         ];
         let exchange = rustix::fs::fstatfs(&self.root).is_ok_and(|stat| EXCHANGE.contains(&(stat.f_type as u64)));
-        Capabilities { exchange: exchange && !self.cloned, dirs_follow_rename: true }
+        Capabilities { exchange: exchange && !self.cloned, dirs_follow_rename: true, whole_symlinks: true }
     }
 
     fn root(&self) -> Result<Dir> {

@@ -1,0 +1,104 @@
+//! A mount of `overlayfs-fuse` that a test cannot hang on and does not leave behind.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+/// The program under test.
+pub const PROGRAM: &str = env!("CARGO_BIN_EXE_overlayfs-fuse");
+
+/// How long one mount may be needed. Then its daemon is killed, and whoever waits for the mount gets an error.
+const LIFETIME: Duration = Duration::from_secs(150);
+
+/// How long anything may take that happens by itself.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A mount whose daemon is a child of the test. Dropped, it is unmounted by force.
+pub struct Mount {
+    point: PathBuf,
+    daemon: Child,
+    watchdog: Option<(Sender<()>, JoinHandle<()>)>,
+}
+
+impl Mount {
+    /// Mounts with these options, a list as behind `-o`, and waits until the mount is there.
+    pub fn new(point: &Path, options: &str) -> Self {
+        assert!(Path::new("/dev/fuse").exists(), "/dev/fuse is missing, and without it nothing can be tested here");
+        let mut command = Command::new(PROGRAM);
+        let daemon = command.args(["-f", "-o", options]).arg(point).stdin(Stdio::null()).spawn().unwrap();
+        let (done, wait) = mpsc::channel();
+        let pid = daemon.id().cast_signed();
+        let watchdog = thread::spawn(move || {
+            if wait.recv_timeout(LIFETIME) == Err(RecvTimeoutError::Timeout) {
+                eprintln!("the mount is in use for {LIFETIME:?}: its daemon is killed");
+                // SAFETY: takes two numbers. The process is waited for only after this thread has ended, so it is still the daemon.
+                unsafe { libc::kill(pid, libc::SIGKILL) };
+            }
+        });
+        let mut mount = Self { point: point.to_owned(), daemon, watchdog: Some((done, watchdog)) };
+        eventually("the mount is there", || {
+            let ended = mount.daemon.try_wait().unwrap();
+            assert!(ended.is_none(), "overlayfs-fuse {options} ended at once");
+            is_mounted(point)
+        });
+        mount
+    }
+
+    /// Unmounts as a user does, and waits for the daemon to end well. Programs that other tests are just starting hold for a moment what
+    /// this process had open, so the mount may still be busy at first.
+    pub fn unmount(mut self) {
+        eventually("it is unmounted", || {
+            Command::new("umount").arg(&self.point).stderr(Stdio::null()).status().unwrap().success()
+        });
+        self.dismiss_watchdog();
+        let status = self.wait().expect("the daemon does not end though it is unmounted");
+        assert!(status.success(), "the daemon failed: {status}");
+    }
+
+    fn dismiss_watchdog(&mut self) {
+        if let Some((done, thread)) = self.watchdog.take() {
+            drop(done);
+            thread.join().unwrap();
+        }
+    }
+
+    fn wait(&mut self) -> Option<ExitStatus> {
+        let start = Instant::now();
+        while start.elapsed() < PATIENCE {
+            if let Some(status) = self.daemon.try_wait().unwrap() {
+                return Some(status);
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        None
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        self.dismiss_watchdog();
+        if is_mounted(&self.point) {
+            let _ = Command::new("umount").arg("-l").arg(&self.point).status();
+        }
+        let _ = self.daemon.kill();
+        let _ = self.daemon.wait();
+    }
+}
+
+/// Whether something is mounted there.
+pub fn is_mounted(point: &Path) -> bool {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    mounts.lines().any(|line| line.split(' ').nth(1) == point.to_str())
+}
+
+/// Waits for what happens by itself. Panics if it does not.
+pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < PATIENCE, "not in time: {what}");
+        thread::sleep(Duration::from_millis(10));
+    }
+}

@@ -1,0 +1,23 @@
+//! Programs under a time limit, so that a hang of the mount is a failure of the test.
+
+use std::ffi::OsStr;
+use std::process::{Command, Output, Stdio};
+
+/// What runs the program, and kills it after two minutes.
+pub fn command(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new("timeout");
+    command.args(["--kill-after=5", "120"]).arg(program).stdin(Stdio::null());
+    command.env("LC_ALL", "C").env("TZ", "UTC").env("NO_COLOR", "1");
+    command
+}
+
+/// Runs it to its end, whatever that is. Panics if the time was not enough.
+pub fn finish(command: &mut Command) -> Output {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?} cannot be started: {error}"));
+    assert!(
+        !matches!(output.status.code(), None | Some(124 | 137)),
+        "{command:?} was killed because it took too long:\n{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    output
+}

@@ -1,0 +1,153 @@
+//! The file system exerciser `fsx` from crates.io on a mount: thousands of random reads, writes, mappings and truncations of one file,
+//! each read compared with what was written.
+//!
+//! Needs root, /dev/fuse, and `fsx` in PATH or in target/tools/bin; fails without them.
+
+#[path = "suite/mount.rs"]
+mod mount;
+#[path = "suite/run.rs"]
+mod run;
+#[path = "suite/tool.rs"]
+mod tool;
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::thread;
+
+use mount::Mount;
+use test_common::{LowerGuard, Stage, put};
+
+/// The size of the file at most, in bytes.
+const LENGTH: usize = 1 << 18;
+
+/// All that a scheme can do. Holes cannot be punched, for there is no such request.
+const ALL: &str = "
+flen = 262144
+[weights]
+close_open = 1
+invalidate = 1
+truncate = 5
+fsync = 1
+fdatasync = 1
+posix_fallocate = 1
+sendfile = 2
+posix_fadvise = 1
+copy_file_range = 2
+";
+
+/// What leaves a file as long as it is, so that `fsx` takes one that exists instead of truncating it.
+const SAME_LENGTH: &str = "
+flen = 262144
+blockmode = true
+[weights]
+truncate = 0
+fsync = 1
+sendfile = 2
+copy_file_range = 2
+";
+
+struct Bed {
+    stage: Stage,
+    options: String,
+}
+
+impl Bed {
+    fn new() -> Self {
+        let stage = Stage::new();
+        let bytes: Vec<u8> = (0..LENGTH).map(|index| ((index * 31) >> 4) as u8).collect();
+        for name in ["truncated", "kept", "untouched"] {
+            put::file(&stage.dir("lower"), name, &bytes);
+        }
+        let (lower, upper) = (stage.dir("lower"), stage.dir("upper"));
+        stage.dir("mount");
+        let options = format!("lowerdir={},upperdir={}", lower.display(), upper.display());
+        Self { stage, options }
+    }
+
+    fn mount(&self) -> Mount {
+        Mount::new(&self.stage.path("mount"), &self.options)
+    }
+
+    fn fsx(&self, name: &str, config: &str, seed: u32, operations: u32) {
+        let fsx = tool::tool("fsx", "0.3.2");
+        let config = put::file(self.stage.root(), &format!("{name}-{seed}.toml"), config);
+        let file = self.stage.path("mount").join(name);
+        let mut command = run::command(fsx);
+        command.arg("-f").arg(config).arg("-P").arg(self.stage.dir("artifacts")).arg("-N").arg(operations.to_string());
+        let output = run::finish(command.arg("-S").arg(seed.to_string()).arg(&file));
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(
+            output.status.success() && said.contains("All operations completed A-OK!"),
+            "fsx with seed {seed} fails on {name}:\n{said}{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+}
+
+fn content(file: &File) -> Vec<u8> {
+    let mut bytes = vec![0; file.metadata().unwrap().len() as usize];
+    file.read_exact_at(&mut bytes, 0).unwrap();
+    bytes
+}
+
+fn assert_same_bytes(found: &[u8], expected: &[u8], what: &str) {
+    let first = found.iter().zip(expected).position(|(a, b)| a != b);
+    assert!(found == expected, "{what}: {} bytes, not {}; unlike from {first:?}", found.len(), expected.len());
+}
+
+/// Exercises files, then reads each by its path, by a descriptor opened before and after another mount.
+fn exercise(bed: &Bed, names: &[&str], work: impl Fn(&str) + Sync) {
+    let guard = LowerGuard::new([bed.stage.path("lower")]);
+    let path = |name: &str| bed.stage.path("mount").join(name);
+    let mount = bed.mount();
+    let before: Vec<_> = names.iter().map(|name| File::open(path(name)).ok()).collect();
+    thread::scope(|scope| {
+        for name in names {
+            scope.spawn(|| work(name));
+        }
+    });
+    let bytes: Vec<_> = names.iter().map(|name| fs::read(path(name)).unwrap()).collect();
+    for ((name, file), bytes) in names.iter().zip(&before).zip(&bytes) {
+        if let Some(file) = file {
+            assert_same_bytes(
+                &content(file),
+                bytes,
+                &format!("{name} through a descriptor opened before it was copied up"),
+            );
+        }
+    }
+    drop(before);
+    mount.unmount();
+    guard.check();
+
+    let mount = bed.mount();
+    for (name, bytes) in names.iter().zip(&bytes) {
+        assert_same_bytes(&fs::read(path(name)).unwrap(), bytes, &format!("{name} after another mount"));
+        let upper = bed.stage.path("upper").join(name);
+        assert_same_bytes(&fs::read(upper).unwrap(), bytes, &format!("{name} in the upper layer"));
+    }
+    assert!(!Path::exists(&bed.stage.path("upper/untouched")));
+    mount.unmount();
+}
+
+#[test]
+fn new_files() {
+    let bed = Bed::new();
+    exercise(&bed, &["new", "other"], |name| {
+        for seed in 1..=3 {
+            bed.fsx(name, ALL, seed + name.len() as u32, 3000);
+        }
+    });
+}
+
+#[test]
+fn files_of_a_lower_layer() {
+    let bed = Bed::new();
+    exercise(&bed, &["truncated", "kept"], |name| {
+        let config = if name == "kept" { SAME_LENGTH } else { ALL };
+        for seed in 11..=13 {
+            bed.fsx(name, config, seed, 3000);
+        }
+    });
+}

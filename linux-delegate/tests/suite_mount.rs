@@ -1,0 +1,328 @@
+//! `overlayfs-fuse` from its start to its end: when it returns, what it refuses, how it is unmounted, layers that contain one another, and
+//! the rights of two users.
+//!
+//! Needs root and /dev/fuse; fails without them.
+
+#[path = "suite/mount.rs"]
+mod mount;
+#[path = "suite/run.rs"]
+mod run;
+
+use std::fs::{self, File};
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
+use std::process::Output;
+use std::{io, os::unix::fs::symlink};
+
+use mount::{Mount, PROGRAM, eventually, is_mounted};
+use test_common::{LowerGuard, Stage, mode, names, owner, put};
+
+/// Directories for one mount, which other users may enter.
+struct Bed {
+    stage: Stage,
+}
+
+impl Bed {
+    fn new() -> Self {
+        let stage = Stage::new();
+        mode(stage.root(), 0o755);
+        for name in ["lower", "upper", "work", "mount"] {
+            stage.dir(name);
+        }
+        put::file(&stage.path("lower"), "dir/file", "data");
+        Self { stage }
+    }
+
+    fn point(&self) -> PathBuf {
+        self.stage.path("mount")
+    }
+
+    /// A list of options in which @ stands for the stage.
+    fn options(&self, list: &str) -> String {
+        list.replace('@', self.stage.root().to_str().unwrap())
+    }
+
+    fn mount(&self, list: &str) -> Mount {
+        Mount::new(&self.point(), &self.options(list))
+    }
+}
+
+impl Drop for Bed {
+    /// For a daemon in the background, which is nobody's child.
+    fn drop(&mut self) {
+        if is_mounted(&self.point()) {
+            run::finish(run::command("umount").arg("-l").arg(self.point()));
+        }
+    }
+}
+
+const LAYERS: &str = "lowerdir=@/lower,upperdir=@/upper";
+
+fn start(list: &str, point: &Path) -> Output {
+    run::finish(run::command(PROGRAM).args(["-o", list]).arg(point))
+}
+
+/// The processes that were started with this mount point and have not ended.
+fn daemons(point: &Path) -> Vec<i32> {
+    let is_daemon = |pid: &i32| {
+        let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let mut words = words.split(|byte| *byte == 0);
+        words.next() == Some(PROGRAM.as_bytes()) && words.any(|word| Some(word) == point.to_str().map(str::as_bytes))
+    };
+    let processes = fs::read_dir("/proc").unwrap();
+    processes.filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok()).filter(is_daemon).collect()
+}
+
+fn umount(point: &Path) -> bool {
+    run::finish(run::command("umount").arg(point)).status.success()
+}
+
+/// Whether a shell of another user than root can do this.
+fn stranger_can(script: &str, dir: &Path) -> bool {
+    let mut command = run::command("setpriv");
+    command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "sh", "-ec", script]);
+    run::finish(command.current_dir(dir)).status.success()
+}
+
+#[test]
+fn in_the_background_it_returns_with_the_mount_ready_and_ends_with_umount() {
+    let bed = Bed::new();
+    let point = bed.point();
+    let output = start(&bed.options(LAYERS), &point);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert!(output.stdout.is_empty() && output.stderr.is_empty(), "{output:?}");
+    assert!(is_mounted(&point));
+    assert_eq!(fs::read_to_string(point.join("dir/file")).unwrap(), "data");
+    assert_eq!(daemons(&point).len(), 1);
+    assert!(umount(&point));
+    eventually("the daemon has ended", || daemons(&point).is_empty());
+}
+
+#[test]
+fn in_the_foreground_it_stays_until_umount() {
+    let bed = Bed::new();
+    // Waits for the mount, and unmounting waits for the daemon, which has to succeed.
+    let mount = bed.mount(LAYERS);
+    assert_eq!(daemons(&bed.point()).len(), 1);
+    fs::write(bed.point().join("new"), "x").unwrap();
+    mount.unmount();
+    assert!(!is_mounted(&bed.point()));
+    assert_eq!(names(&bed.point()), [""; 0]);
+    assert_eq!(fs::read_to_string(bed.stage.path("upper/new")).unwrap(), "x");
+}
+
+#[test]
+fn a_busy_mount_is_not_unmounted_and_goes_on() {
+    let bed = Bed::new();
+    let mount = bed.mount(LAYERS);
+    let mut file = File::options().append(true).open(bed.point().join("dir/file")).unwrap();
+    assert!(!umount(&bed.point()), "a file is open");
+    file.write_all(b" and more").unwrap();
+    assert_eq!(fs::read_to_string(bed.point().join("dir/file")).unwrap(), "data and more");
+    drop(file);
+    mount.unmount();
+}
+
+#[test]
+fn signals_unmount_also_with_files_open() {
+    for signal in ["INT", "TERM"] {
+        let bed = Bed::new();
+        let point = bed.point();
+        let guard = LowerGuard::new([bed.stage.path("lower")]);
+        assert!(start(&bed.options(LAYERS), &point).status.success());
+        let mut file = File::options().append(true).open(point.join("dir/file")).unwrap();
+        file.write_all(b", before").unwrap();
+        let [daemon] = daemons(&point)[..] else { panic!("there is not one daemon") };
+        assert!(run::finish(run::command("kill").args(["-s", signal, &daemon.to_string()])).status.success());
+        eventually("nothing is mounted", || !is_mounted(&point));
+        file.write_all(b" and after").unwrap();
+        file.sync_all().unwrap();
+        drop(file);
+        eventually("the daemon has ended", || daemons(&point).is_empty());
+        assert_eq!(fs::read_to_string(bed.stage.path("upper/dir/file")).unwrap(), "data, before and after", "{signal}");
+        guard.check();
+        // Nothing is left that keeps the next one from starting.
+        let mount = bed.mount(LAYERS);
+        assert_eq!(fs::read_to_string(point.join("dir/file")).unwrap(), "data, before and after");
+        mount.unmount();
+    }
+}
+
+#[test]
+fn refusals_are_sentences_that_name_path_and_cause() {
+    let bed = Bed::new();
+    put::file(bed.stage.root(), "plain-file", "");
+    bed.stage.dir("upper/inside");
+    bed.stage.dir("work/inside");
+    symlink("upper", bed.stage.path("link-to-upper")).unwrap();
+    let missing = "No such file or directory";
+    for (list, named, cause) in [
+        ("lowerdir=@/missing", "@/missing", missing),
+        ("lowerdir=@/lower:@/missing,upperdir=@/upper", "@/missing", missing),
+        ("lowerdir=@/lower,upperdir=@/missing", "@/missing", missing),
+        ("lowerdir=@/lower,upperdir=@/upper,workdir=@/missing", "@/missing", missing),
+        ("lowerdir=@/plain-file", "@/plain-file", "is not a directory"),
+        ("lowerdir=@/lower,upperdir=@/plain-file", "@/plain-file", "is not a directory"),
+        ("lowerdir=@/upper/inside,upperdir=@/upper", "@/upper/inside", "is inside the upper layer"),
+        ("lowerdir=@/upper,upperdir=@/upper", "@/upper", "both as the upper layer and as a lower one"),
+        ("lowerdir=@/link-to-upper,upperdir=@/upper", "@/upper", "both as the upper layer and as a lower one"),
+        ("lowerdir=@/work/inside,upperdir=@/upper,workdir=@/work", "@/work/inside", "is inside the work directory"),
+        ("lowerdir=@/lower,upperdir=@/upper,workdir=@/upper/inside", "@/upper/inside", "contain each other"),
+        ("lowerdir=@/lower,upperdir=@/upper,workdir=/dev/shm", "/dev/shm", "not on the filesystem of the upper layer"),
+        ("lowerdir=@/lower,upperdir=/proc", "/proc", "upper layer"),
+        ("lowerdir=@/lower,wrokdir=@/work", "wrokdir", "Did you mean workdir?"),
+        ("lowerdir=@/lower,uperdir=@/work", "uperdir", "Did you mean upperdir?"),
+        ("upperdir=@/upper", "", "No lower directory is given"),
+    ] {
+        refused(&bed, list, &bed.point(), named, cause);
+    }
+    refused(&bed, LAYERS, &bed.stage.path("nowhere"), "@/nowhere", missing);
+    refused(&bed, LAYERS, &bed.stage.path("plain-file"), "@/plain-file", "not a directory");
+}
+
+/// Asserts that a mount is refused, in one sentence with this in it, in the background and in the foreground, and that nothing stays.
+fn refused(bed: &Bed, list: &str, point: &Path, named: &str, cause: &str) {
+    for flags in [&[][..], &["-f"]] {
+        let list = bed.options(list);
+        let output = run::finish(run::command(PROGRAM).args(flags).args(["-o", &list]).arg(point));
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{list}: {said}");
+        assert!(said.starts_with("overlayfs-fuse: ") && said.lines().count() == 1, "{list}: {said}");
+        assert!(said.contains(&bed.options(named)) && said.contains(cause), "{list}: {said}");
+        assert!(!is_mounted(point));
+        assert_eq!(daemons(point), []);
+    }
+}
+
+#[test]
+fn an_upper_layer_has_one_daemon() {
+    let bed = Bed::new();
+    let other = bed.stage.dir("other");
+    let mount = bed.mount(LAYERS);
+    refused(&bed, LAYERS, &other, "@/upper", "in use by another overlay");
+    refused(&bed, "lowerdir=@/lower,upperdir=@/upper,workdir=@/work", &other, "@/upper", "in use by another overlay");
+    fs::write(bed.point().join("still"), "works").unwrap();
+    mount.unmount();
+    let mount = Mount::new(&other, &bed.options(LAYERS));
+    assert_eq!(fs::read_to_string(other.join("still")).unwrap(), "works");
+    mount.unmount();
+}
+
+#[test]
+fn without_an_upper_layer_everything_that_changes_is_refused() {
+    let bed = Bed::new();
+    let guard = LowerGuard::new([bed.stage.path("lower")]);
+    let mount = bed.mount("lowerdir=@/lower");
+    let path = |name: &str| bed.point().join(name);
+    assert_eq!(fs::read_to_string(path("dir/file")).unwrap(), "data");
+    let file = path("dir/file");
+    let attempts: [(&str, io::Result<()>); 10] = [
+        ("write", File::options().write(true).open(&file).map(drop)),
+        ("truncate", File::options().write(true).truncate(true).open(&file).map(drop)),
+        ("create", File::create_new(path("new")).map(drop)),
+        ("mkdir", fs::create_dir(path("new"))),
+        ("symlink", symlink("target", path("new"))),
+        ("link", fs::hard_link(&file, path("new"))),
+        ("rename", fs::rename(&file, path("new"))),
+        ("unlink", fs::remove_file(&file)),
+        ("chmod", fs::set_permissions(&file, fs::metadata(&file).unwrap().permissions())),
+        ("chown", std::os::unix::fs::chown(&file, Some(1), None)),
+    ];
+    for (what, result) in attempts {
+        assert_eq!(result.map_err(|error| error.kind()), Err(ErrorKind::ReadOnlyFilesystem), "{what}");
+    }
+    mount.unmount();
+    guard.check();
+}
+
+/// People overlay `/`, with the upper layer, the work directory and the mount point somewhere in it.
+#[test]
+fn a_lower_layer_may_contain_all_the_others() {
+    let bed = Bed::new();
+    let mount = bed.mount("lowerdir=@,upperdir=@/upper,workdir=@/work");
+    let point = bed.point();
+    fs::write(point.join("lower/dir/file"), "changed").unwrap();
+    fs::write(point.join("new"), "new").unwrap();
+    for name in ["upper", "work", "mount"] {
+        assert_eq!(names(&point.join(name)), [""; 0], "/{name}");
+    }
+    let found = run::finish(run::command("find").arg(&point).args(["-printf", "%P\n"]));
+    let mut found: Vec<_> = str::from_utf8(&found.stdout).unwrap().lines().filter(|path| !path.is_empty()).collect();
+    found.sort();
+    assert_eq!(found, ["lower", "lower/dir", "lower/dir/file", "mount", "new", "upper", "work"]);
+    assert_eq!(fs::read_to_string(point.join("lower/dir/file")).unwrap(), "changed");
+    mount.unmount();
+    assert_eq!(fs::read_to_string(bed.stage.path("lower/dir/file")).unwrap(), "data");
+    assert_eq!(fs::read_to_string(bed.stage.path("upper/lower/dir/file")).unwrap(), "changed");
+    assert_eq!(names(bed.stage.root()), ["lower", "mount", "upper", "work"]);
+}
+
+#[test]
+fn the_upper_layer_without_a_work_directory_inside_a_lower_layer() {
+    let bed = Bed::new();
+    let mount = bed.mount("lowerdir=@,upperdir=@/upper");
+    fs::rename(bed.point().join("lower"), bed.point().join("renamed")).unwrap();
+    assert_eq!(names(&bed.point()), ["mount", "renamed", "upper", "work"]);
+    assert_eq!(fs::read_to_string(bed.point().join("renamed/dir/file")).unwrap(), "data");
+    assert_eq!(names(&bed.point().join("upper")), [""; 0]);
+    mount.unmount();
+}
+
+#[test]
+fn signs_of_the_list_may_be_in_names() {
+    let bed = Bed::new();
+    put::file(bed.stage.root(), "a:b,c\\d/inside", "found");
+    let mount = bed.mount(r"lowerdir=@/a\:b\,c\\d:@/lower,upperdir=@/upper");
+    assert_eq!(names(&bed.point()), ["dir", "inside"]);
+    assert_eq!(fs::read_to_string(bed.point().join("inside")).unwrap(), "found");
+    mount.unmount();
+}
+
+#[test]
+fn each_user_may_do_what_the_modes_of_the_layers_say() {
+    let bed = Bed::new();
+    let lower = bed.stage.path("lower");
+    put::file(&lower, "private", "of root");
+    put::file(&lower, "closed/file", "");
+    put::file(&lower, "shared/of-root", "");
+    put::file(&lower, "theirs", "of the stranger");
+    for (name, bits) in [("private", 0o600), ("closed", 0o700), ("shared", 0o1777), ("theirs", 0o600), ("dir", 0o755)] {
+        mode(&lower.join(name), bits);
+    }
+    owner(&lower.join("theirs"), 65534, 65534);
+    let guard = LowerGuard::new([lower]);
+    let mount = bed.mount(LAYERS);
+    let point = bed.point();
+    for script in [
+        "cat dir/file; ls dir; cat theirs; ls shared",
+        "echo more >> theirs; chmod 640 theirs; touch -d 2001-01-01 theirs",
+        "echo x > shared/mine; mkdir shared/dir; ln shared/mine shared/again; mv shared/mine shared/dir; rm shared/again",
+        "test ! -r private; test ! -x closed; test ! -w .; test -w theirs",
+    ] {
+        assert!(stranger_can(script, &point), "{script}");
+    }
+    for script in [
+        "cat private",
+        "echo x >> private",
+        "chmod 777 private",
+        "ls closed",
+        "cat closed/file",
+        "echo x >> dir/file",
+        "rm -f dir/file",
+        "mv dir moved",
+        "mkdir new",
+        "touch shared/../new",
+        "rm -f shared/of-root",
+        "mv shared/of-root shared/dir/taken",
+        "chown 0 theirs",
+        "chmod 700 shared",
+    ] {
+        assert!(!stranger_can(script, &point), "{script}");
+    }
+    mount.unmount();
+    guard.check();
+    let of =
+        |name: &str| run::finish(run::command("stat").args(["-c", "%u:%g %a"]).arg(bed.stage.path("upper").join(name)));
+    assert_eq!(str::from_utf8(&of("theirs").stdout).unwrap(), "65534:65534 640\n");
+    assert_eq!(str::from_utf8(&of("shared/dir/mine").stdout).unwrap().split(' ').next(), Some("65534:65534"));
+}

@@ -1,0 +1,115 @@
+//! The POSIX suite `pjdfstest` from crates.io on a mount. The cases that may fail stand in pjdfstest-expected.txt.
+//!
+//! Needs root, /dev/fuse, Debian's users nobody, daemon and bin, and `pjdfstest` in PATH or in target/tools/bin; fails without them.
+
+#[path = "suite/mount.rs"]
+mod mount;
+#[path = "suite/run.rs"]
+mod run;
+#[path = "suite/tool.rs"]
+mod tool;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use mount::{Mount, eventually, is_mounted};
+use test_common::{LowerGuard, Stage, mode, put};
+
+const EXPECTED: &str = include_str!("pjdfstest-expected.txt");
+
+/// Remounting is not allowed: whether a mount is made read-only is the host kernel's matter, which answers EROFS without asking us.
+const CONFIG: &str = r#"
+[features]
+posix_fallocate = {}
+rename_ctime = {}
+utime_now = {}
+utimensat = {}
+
+[settings]
+naptime = 0.01
+allow_remount = false
+
+[dummy_auth]
+entries = [["nobody", "nogroup"], ["daemon", "daemon"], ["bin", "bin"]]
+"#;
+
+/// Fewer cases mean that the suite or its configuration is not what it was.
+const CASES: usize = 380;
+
+/// What cannot be tried: the cases that remount, and that of the most links of a file, for which FUSE tells no number.
+fn may_be_skipped(case: &str) -> bool {
+    let name = case.rsplit("::").next().unwrap();
+    ["erofs_named", "erofs_new_file", "link_count_max"].contains(&name)
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Outcome {
+    Passed,
+    Failed,
+    Skipped,
+}
+
+/// The outcome of each case, from lines of a name and a word. Other lines tell why.
+fn outcomes(report: &str) -> BTreeMap<&str, Outcome> {
+    let outcome = |line| {
+        let (name, word) = str::trim_end(line).split_once(' ')?;
+        let outcome = match word.trim_start() {
+            "ok" => Outcome::Passed,
+            "FAILED" => Outcome::Failed,
+            "skipped" => Outcome::Skipped,
+            _ => return None,
+        };
+        name.contains("::").then_some((name, outcome))
+    };
+    report.lines().filter_map(outcome).collect()
+}
+
+/// The names of the expected failures. Each line has a reason.
+fn expected() -> BTreeSet<&'static str> {
+    let lines = EXPECTED.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
+    lines
+        .map(|line| line.split_once(' ').unwrap_or_else(|| panic!("{line} is expected to fail without a reason")).0)
+        .collect()
+}
+
+#[test]
+fn pjdfstest() {
+    let pjdfstest = tool::tool("pjdfstest", "0.2.2");
+    let stage = Stage::new();
+    mode(stage.root(), 0o755);
+    let [lower, upper, point, elsewhere] = ["lower", "upper", "mount", "elsewhere"].map(|name| stage.dir(name));
+    put::file(&lower, "file", "data");
+    let config = put::file(stage.root(), "pjdfstest.toml", CONFIG);
+    let guard = LowerGuard::new([&lower]);
+    let mount = Mount::new(&point, &format!("lowerdir={},upperdir={}", lower.display(), upper.display()));
+
+    let mut command = run::command(pjdfstest);
+    command.arg("-c").arg(config).arg("-p").arg(&point).arg("-s").arg(elsewhere).current_dir(&point);
+    let output = run::finish(&mut command);
+    let report = String::from_utf8_lossy(&output.stdout);
+    let outcomes = outcomes(&report);
+    let with = |outcome| outcomes.iter().filter(move |(_, is)| **is == outcome).map(|(name, _)| *name);
+    let count = |outcome| with(outcome).count();
+
+    let summary = format!(
+        "Summary: {} failed, {} skipped, {} passed, 0 expected failures, {} total",
+        count(Outcome::Failed),
+        count(Outcome::Skipped),
+        count(Outcome::Passed),
+        outcomes.len()
+    );
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(report.contains(&summary), "the report was not understood as {summary}:\n{report}{errors}");
+    let (expected, failed) = (expected(), with(Outcome::Failed).collect::<BTreeSet<_>>());
+    let unexpected: Vec<_> = failed.difference(&expected).collect();
+    assert!(unexpected.is_empty(), "these cases fail: {unexpected:#?}\n{report}");
+    let passing: Vec<_> = expected.difference(&failed).collect();
+    assert!(passing.is_empty(), "these cases are expected to fail and do not, so take them off the list: {passing:#?}");
+    let skipped: Vec<_> = with(Outcome::Skipped).filter(|case| !may_be_skipped(case)).collect();
+    assert!(skipped.is_empty(), "these cases were skipped: {skipped:#?}\n{report}");
+    let tried = count(Outcome::Passed) + count(Outcome::Failed);
+    assert!(tried >= CASES, "only {tried} cases were tried, not {CASES}");
+
+    mount.unmount();
+    eventually("nothing is mounted any more", || !is_mounted(&point));
+    guard.check();
+}

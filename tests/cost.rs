@@ -1,0 +1,21 @@
+//! Backing calls are the cost on Redox: fails if an operation comes to need more of them. `cargo bench --bench cost` prints them all.
+
+#[path = "cost/measure.rs"]
+mod measure;
+
+#[test]
+fn no_operation_costs_more_than_it_may() {
+    let dear: Vec<_> =
+        measure::rows().into_iter().filter(|row| row.warm.total() > row.most).map(|row| row.line()).collect();
+    assert!(dear.is_empty(), "{dear:#?}");
+}
+
+#[test]
+fn a_cold_walk_asks_each_layer_once_for_each_directory() {
+    for layers in [1, 4, 64] {
+        // The root and one directory are listed in every layer, the directory is opened in every layer, and every object is looked at.
+        let most = 3 * layers as u64 + 1 + 10 * layers as u64;
+        let walk = measure::cold_walk(layers);
+        assert!(walk.total() <= most, "{layers} layers: {walk}, at most {most}");
+    }
+}

@@ -1,0 +1,265 @@
+//! How many backing calls an operation costs: the engine over a layer that counts, cold (a new overlay that knows nothing) and warm (every
+//! directory was read, every object was looked at). Shared by the benchmark that prints and the test that watches.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use overlayfs::layer::counted::{Counted, Counts, Tally};
+use overlayfs::layer::{Kind, OsLayer, Owner, RenameMode, Time};
+use overlayfs::overlay::{Handle, Layers, Node, Overlay};
+use tempfile::TempDir;
+
+type Counting = Counted<OsLayer>;
+type NodeRef = Arc<Node<Counting>>;
+
+/// What one operation costs.
+pub struct Row {
+    pub operation: &'static str,
+    /// What a plain call costs, with 1 to 3 more for each marker, redirect and parent copied up; warm.
+    pub goal: u64,
+    /// What it may cost warm before the test fails.
+    pub most: u64,
+    pub cold: Tally,
+    pub warm: Tally,
+}
+
+impl Row {
+    /// The row as Markdown; what is above its goal is bold.
+    pub fn line(&self) -> String {
+        let Row { operation, goal, most, warm, cold } = self;
+        let bold = if warm.total() > *goal { "**" } else { "" };
+        format!("| {operation} | {goal} | {most} | {bold}{warm}{bold} | {cold} |")
+    }
+}
+
+/// Layers in a temporary directory, and an overlay of them that counts.
+struct Stage {
+    _dir: TempDir,
+    overlay: Overlay<Counting>,
+    counts: Counts,
+}
+
+/// How many objects of each kind there are: one for the cold measurement, one for the warm one.
+const OBJECTS: usize = 2;
+
+impl Stage {
+    /// `lower` has the directories `d` and `m`, `upper` has `u` and, merged with the lower one, `m`. In `m`, the `b`s are in both layers and the
+    /// `w`s are whited out.
+    fn new() -> Self {
+        let dir = TempDir::new().unwrap();
+        let (lower, upper) = (dir.path().join("lower"), dir.path().join("upper"));
+        for dir in [lower.join("d"), lower.join("m"), upper.join("u"), upper.join("m")] {
+            fs::create_dir_all(&dir).unwrap();
+        }
+        for number in 0..OBJECTS {
+            fill(&lower.join("d"), number);
+            fill(&upper.join("u"), number);
+            for path in [lower.join("m/b"), upper.join("m/b"), lower.join("m/w")] {
+                fs::write(numbered(&path, number), "x").unwrap();
+            }
+            fs::create_dir(numbered(&lower.join("m/v"), number)).unwrap();
+            for name in ["w", "v"] {
+                fs::write(upper.join(format!("m/.wh.{name}{number}")), "").unwrap();
+            }
+        }
+        let counts = Counts::default();
+        let layer = |path: &Path, for_writing| Counted::new(OsLayer::open(path, for_writing).unwrap(), &counts);
+        let layers = Layers { upper: Some(layer(&upper, true)), work: None, lowers: vec![layer(&lower, false)] };
+        let overlay = Overlay::new(layers).unwrap();
+        counts.take();
+        Self { _dir: dir, overlay, counts }
+    }
+
+    fn find(&self, path: &str) -> NodeRef {
+        path.split('/')
+            .fold(self.overlay.root().clone(), |dir, name| self.overlay.lookup(&dir, OsStr::new(name)).unwrap())
+    }
+
+    /// Learns all there is to know.
+    fn warm_up(&self) {
+        let mut dirs = vec![self.overlay.root().clone()];
+        while let Some(dir) = dirs.pop() {
+            let mut names = Vec::new();
+            let handle = self.overlay.open(&dir);
+            self.overlay
+                .list(&handle, 0, &mut |entry| {
+                    names.push(entry.name.to_owned());
+                    true
+                })
+                .unwrap();
+            for name in names {
+                let node = self.overlay.lookup(&dir, &name).unwrap();
+                self.overlay.stat(&node).unwrap();
+                if node.kind() == Kind::Dir {
+                    dirs.push(node);
+                }
+            }
+        }
+    }
+}
+
+fn fill(dir: &Path, number: usize) {
+    fs::write(numbered(&dir.join("f"), number), [7; 4096]).unwrap();
+    fs::write(numbered(&dir.join("g"), number), [7; 4096]).unwrap();
+    fs::create_dir(numbered(&dir.join("s"), number)).unwrap();
+    fs::create_dir(numbered(&dir.join("t"), number)).unwrap();
+    std::os::unix::fs::symlink("target", numbered(&dir.join("l"), number)).unwrap();
+}
+
+fn numbered(path: &Path, number: usize) -> std::path::PathBuf {
+    let mut path = path.as_os_str().to_owned();
+    path.push(number.to_string());
+    path.into()
+}
+
+/// Measures `operation` on object 0 of a cold overlay and on object 1 of a warm one. `prepare` is done before, and not counted when warm.
+fn row<T>(
+    operation: &'static str,
+    goal: u64,
+    most: u64,
+    prepare: impl Fn(&Stage, usize) -> T,
+    act: impl Fn(&Stage, T, usize),
+) -> Row {
+    let cold = Stage::new();
+    let prepared = prepare(&cold, 0);
+    act(&cold, prepared, 0);
+    let cold = cold.counts.take();
+    let warm = Stage::new();
+    warm.warm_up();
+    let prepared = prepare(&warm, 1);
+    warm.counts.take();
+    act(&warm, prepared, 1);
+    Row { operation, goal, most, cold, warm: warm.counts.take() }
+}
+
+/// A file that is open, was read, and can be written without a copy-up.
+fn open_file(stage: &Stage, number: usize) -> Handle<Counting> {
+    let handle = stage.overlay.open(&stage.find(&format!("u/f{number}")));
+    stage.overlay.write_at(&handle, b"x", 0).unwrap();
+    handle
+}
+
+fn named(name: &str, number: usize) -> std::ffi::OsString {
+    format!("{name}{number}").into()
+}
+
+/// Every operation of the table "Cost".
+pub fn rows() -> Vec<Row> {
+    let own = Owner { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() };
+    let time = Time { sec: 1, nsec: 2 };
+    let in_dir = |dir: &'static str| move |stage: &Stage, _: usize| stage.find(dir);
+    let at = |path: &'static str| move |stage: &Stage, number: usize| stage.find(&format!("{path}{number}"));
+    let nothing = |_: &Stage, _: usize| ();
+    vec![
+        row("stat", 0, 0, nothing, |stage, (), number| {
+            stage.overlay.stat(&stage.find(&format!("d/f{number}"))).unwrap();
+        }),
+        row("failed lookup", 0, 0, nothing, |stage, (), _| {
+            assert!(stage.overlay.lookup(&stage.find("d"), OsStr::new("missing")).is_err());
+        }),
+        row("readdir", 0, 0, nothing, |stage, (), _| {
+            let handle = stage.overlay.open(&stage.find("m"));
+            stage.overlay.list(&handle, 0, &mut |_| true).unwrap();
+        }),
+        row("read a link", 1, 1, nothing, |stage, (), number| {
+            stage.overlay.read_link(&stage.find(&format!("d/l{number}"))).unwrap();
+        }),
+        row("open and close", 0, 0, nothing, |stage, (), number| {
+            drop(stage.overlay.open(&stage.find(&format!("d/f{number}"))));
+        }),
+        row("open, read and close", 2, 2, nothing, |stage, (), number| {
+            let handle = stage.overlay.open(&stage.find(&format!("d/f{number}")));
+            stage.overlay.read_at(&handle, &mut [0; 100], 0).unwrap();
+        }),
+        row("read", 1, 1, open_file, |stage, handle, _| {
+            stage.overlay.read_at(&handle, &mut [0; 100], 0).unwrap();
+        }),
+        row("write", 1, 1, open_file, |stage, handle, _| {
+            stage.overlay.write_at(&handle, b"y", 5).unwrap();
+        }),
+        row("append", 1, 1, open_file, |stage, handle, _| {
+            stage.overlay.append(&handle, b"y").unwrap();
+        }),
+        row("ftruncate", 1, 1, open_file, |stage, handle, _| {
+            stage.overlay.truncate(handle.node(), 10).unwrap();
+        }),
+        row("fsync", 1, 1, open_file, |stage, handle, _| {
+            stage.overlay.sync(&handle).unwrap();
+        }),
+        row("chmod", 1, 1, at("u/f"), |stage, node, _| stage.overlay.set_mode(&node, 0o600).unwrap()),
+        row("utimens", 1, 1, at("u/f"), |stage, node, _| stage.overlay.set_times(&node, time, time).unwrap()),
+        row("create", 1, 1, in_dir("u"), |stage, dir, number| {
+            stage.overlay.create_file(&dir, &named("new", number), 0o644, own).unwrap();
+        }),
+        row("mkdir", 1, 1, in_dir("u"), |stage, dir, number| {
+            stage.overlay.create_dir(&dir, &named("new", number), 0o755, own).unwrap();
+        }),
+        row("symlink", 1, 1, in_dir("u"), |stage, dir, number| {
+            stage.overlay.create_symlink(&dir, &named("new", number), OsStr::new("x"), own).unwrap();
+        }),
+        row("link", 1, 1, at("u/f"), |stage, node, number| {
+            stage.overlay.link(&node, &stage.find("u"), &named("new", number)).unwrap();
+        }),
+        row("unlink", 1, 1, in_dir("u"), |stage, dir, number| stage.overlay.unlink(&dir, &named("f", number)).unwrap()),
+        row("rmdir", 1, 1, in_dir("u"), |stage, dir, number| {
+            stage.overlay.remove_dir(&dir, &named("s", number)).unwrap();
+        }),
+        row("rename of a file", 1, 1, in_dir("u"), |stage, dir, number| {
+            let (old, new) = (named("f", number), named("new", number));
+            stage.overlay.rename(&dir, &old, &dir, &new, RenameMode::Replace).unwrap();
+        }),
+        row("rename of a directory", 1, 1, in_dir("u"), |stage, dir, number| {
+            let (old, new) = (named("s", number), named("new", number));
+            stage.overlay.rename(&dir, &old, &dir, &new, RenameMode::Replace).unwrap();
+        }),
+        row("unlink, in both layers (a marker)", 2, 2, in_dir("m"), |stage, dir, number| {
+            stage.overlay.unlink(&dir, &named("b", number)).unwrap();
+        }),
+        row("create over a marker", 2, 2, in_dir("m"), |stage, dir, number| {
+            stage.overlay.create_file(&dir, &named("w", number), 0o644, own).unwrap();
+        }),
+        row("mkdir over a marker", 4, 4, in_dir("m"), |stage, dir, number| {
+            stage.overlay.create_dir(&dir, &named("v", number), 0o755, own).unwrap();
+        }),
+        row("chmod of a lower directory (one directory copied up)", 4, 8, nothing, |stage, (), _| {
+            stage.overlay.set_mode(&stage.find("d"), 0o700).unwrap();
+        }),
+        row("unlink of a lower file (and its directory copied up)", 4, 8, in_dir("d"), |stage, dir, number| {
+            stage.overlay.unlink(&dir, &named("f", number)).unwrap();
+        }),
+        row("first byte written to a lower file (both copied up)", 12, 19, at("d/f"), |stage, node, _| {
+            stage.overlay.write_at(&stage.overlay.open(&node), b"x", 0).unwrap();
+        }),
+        row(
+            "rename of a lower directory (both copied up, a redirect, a marker)",
+            13,
+            23,
+            in_dir("d"),
+            |stage, dir, number| {
+                let (old, new) = (named("t", number), named("new", number));
+                stage.overlay.rename(&dir, &old, &dir, &new, RenameMode::Replace).unwrap();
+            },
+        ),
+    ]
+}
+
+/// The calls of a walk over everything, cold, with this many lower layers that all have the same directory of 10 files each.
+pub fn cold_walk(layers: usize) -> Tally {
+    let dir = TempDir::new().unwrap();
+    let counts = Counts::default();
+    let mut lowers = Vec::new();
+    for number in 0..layers {
+        let path = dir.path().join(number.to_string());
+        fs::create_dir_all(path.join("d")).unwrap();
+        for file in 0..10 {
+            fs::write(path.join(format!("d/{number}-{file}")), "x").unwrap();
+        }
+        lowers.push(Counted::new(OsLayer::open(&path, false).unwrap(), &counts));
+    }
+    let stage = Stage { overlay: Overlay::new(Layers { upper: None, work: None, lowers }).unwrap(), _dir: dir, counts };
+    stage.counts.take();
+    stage.warm_up();
+    stage.counts.take()
+}
