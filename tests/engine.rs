@@ -39,6 +39,26 @@ fn names(overlay: &Overlay<Counting>, dir: &Arc<Node<Counting>>) -> Vec<String> 
     names
 }
 
+/// Everything that a listing in pieces of `size` meets, which must be met once.
+fn in_pieces(overlay: &Overlay<Counting>, dir: &Arc<Node<Counting>>, size: usize) -> HashSet<String> {
+    let handle = overlay.open(dir);
+    let (mut seen, mut after) = (HashSet::new(), 0);
+    loop {
+        let mut piece = 0;
+        let from = after;
+        let list = &mut |entry: overlayfs::overlay::DirEntry<'_>| {
+            assert!(seen.insert(entry.name.to_str().unwrap().to_owned()), "{:?} twice", entry.name);
+            after = entry.offset;
+            piece += 1;
+            piece < size
+        };
+        overlay.list(&handle, from, list).unwrap();
+        if piece == 0 {
+            return seen;
+        }
+    }
+}
+
 fn read(overlay: &Overlay<Counting>, path: &str) -> String {
     let mut bytes = vec![0; 100];
     let read = overlay.read_at(&overlay.open(&find(overlay, path)), &mut bytes, 0).unwrap();
@@ -79,23 +99,7 @@ fn a_large_directory_is_read_once_and_listed_whole() {
     }
     let (overlay, counts) = mount(&stage, 1);
     let dir = find(&overlay, "d");
-    let handle = overlay.open(&dir);
-    // In pieces, as clients ask, by offset.
-    let (mut seen, mut after) = (HashSet::new(), 0);
-    loop {
-        let mut piece = 0;
-        overlay
-            .list(&handle, after, &mut |entry| {
-                assert!(seen.insert(entry.name.to_owned()), "{:?} twice", entry.name);
-                after = entry.offset;
-                piece += 1;
-                piece < 1000
-            })
-            .unwrap();
-        if piece == 0 {
-            break;
-        }
-    }
+    let seen = in_pieces(&overlay, &dir, 1000);
     assert_eq!(seen.len(), 2 * ENTRIES);
     for number in (0..ENTRIES).step_by(10) {
         assert!(overlay.lookup(&dir, OsStr::new(&format!("missing{number}"))).is_err());
@@ -131,23 +135,8 @@ fn a_listing_meets_what_stays_exactly_once() {
             done.store(true, Ordering::Relaxed);
         });
         while !done.load(Ordering::Relaxed) {
-            let handle = overlay.open(&dir);
-            let (mut seen, mut after) = (HashSet::new(), 0);
-            loop {
-                let mut piece = 0;
-                overlay
-                    .list(&handle, after, &mut |entry| {
-                        assert!(seen.insert(entry.name.to_owned()), "{:?} twice", entry.name);
-                        after = entry.offset;
-                        piece += 1;
-                        piece < 7
-                    })
-                    .unwrap();
-                if piece == 0 {
-                    break;
-                }
-            }
-            let stayed = seen.iter().filter(|name| name.to_str().unwrap().starts_with("stays")).count();
+            let seen = in_pieces(&overlay, &dir, 7);
+            let stayed = seen.iter().filter(|name| name.starts_with("stays")).count();
             assert_eq!(stayed, 1000);
         }
     });
