@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::sync::Arc;
 
-use syscall::error::{EBUSY, EIO, EISDIR, ENOENT, ENOTDIR, ENOTEMPTY, Error};
+use syscall::error::{EIO, EISDIR, ENOENT, ENOTDIR, ENOTEMPTY, Error};
 
 use super::Overlay;
 use super::names::Names;
@@ -29,7 +29,6 @@ impl<L: Layer> Overlay<L> {
             let child = self.lookup(parent, name)?;
             match (child.kind(), is_dir) {
                 (Kind::Dir, false) => return Err(Error::new(EISDIR)),
-                (Kind::Dir, true) if self.is_root(&child) => return Err(Error::new(EBUSY)),
                 (Kind::Dir, true) => self.check_empty(&child)?,
                 (_, true) => return Err(Error::new(ENOTDIR)),
                 (_, false) => {}

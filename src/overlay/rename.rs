@@ -54,8 +54,8 @@ impl<L: Layer> Overlay<L> {
             if mode == RenameMode::Exchange && !upper.capabilities().exchange {
                 return Err(Error::new(EINVAL));
             }
-            if let Some(done) = self.check_rename(dir, &node, new_dir, target.as_ref(), mode)? {
-                return Ok(done);
+            if !self.check_rename(dir, &node, new_dir, target.as_ref(), mode)? {
+                return Ok(());
             }
             let from = self.upper_dir(dir)?;
             self.copy_up(&node)?;
@@ -79,8 +79,8 @@ impl<L: Layer> Overlay<L> {
                 // Somebody was faster.
                 continue;
             }
-            if let Some(done) = self.check_rename(dir, &node, new_dir, target.as_ref(), mode)? {
-                return Ok(done);
+            if !self.check_rename(dir, &node, new_dir, target.as_ref(), mode)? {
+                return Ok(());
             }
             let old = &End { parent: dir, name, dir: &from };
             let new = &End { parent: new_dir, name: new_name, dir: &to };
@@ -108,7 +108,7 @@ impl<L: Layer> Overlay<L> {
         }
     }
 
-    /// Whether the rename may be made. Answers Some if there is nothing to do.
+    /// Whether there is anything to do, if the rename may be made.
     fn check_rename(
         &self,
         dir: &Arc<Node<L>>,
@@ -116,7 +116,7 @@ impl<L: Layer> Overlay<L> {
         new_dir: &Arc<Node<L>>,
         target: Option<&Arc<Node<L>>>,
         mode: RenameMode,
-    ) -> Result<Option<()>> {
+    ) -> Result<bool> {
         let fail = |errno| Err(Error::new(errno));
         match (target, mode) {
             (Some(_), RenameMode::NoReplace) => return fail(EEXIST),
@@ -127,25 +127,25 @@ impl<L: Layer> Overlay<L> {
             return fail(EINVAL);
         }
         let Some(target) = target else {
-            return Ok(None);
+            return Ok(true);
         };
         if Arc::ptr_eq(node, target) {
-            return Ok(Some(()));
+            return Ok(false);
         }
         if mode == RenameMode::Exchange {
-            return if target.kind() == Kind::Dir && self.is_within(dir, target) { fail(EINVAL) } else { Ok(None) };
+            return if target.kind() == Kind::Dir && self.is_within(dir, target) { fail(EINVAL) } else { Ok(true) };
         }
         match (node.kind(), target.kind()) {
             (Kind::Dir, Kind::Dir) => {
                 if self.read_dir(target, &mut *target.dir()?)?.is_empty() {
-                    Ok(None)
+                    Ok(true)
                 } else {
                     fail(ENOTEMPTY)
                 }
             }
             (Kind::Dir, _) => fail(ENOTDIR),
             (_, Kind::Dir) => fail(EISDIR),
-            _ => Ok(None),
+            _ => Ok(true),
         }
     }
 

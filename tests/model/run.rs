@@ -613,6 +613,11 @@ impl<D: Door> Pair<'_, D> {
                 (id, show(&place), Some(handle))
             }
         };
+        let node = self.tree.node(id);
+        if node.linked_below && node.names == 0 {
+            // The lower layer may have a name of it that was hidden in an earlier mount: it counts as one that is left.
+            return Ok(());
+        }
         let model = self.tree.link(id, &to);
         let held = || self.handles.iter().find(|(slot, _)| format!("#{slot}") == source).map(|(_, handle)| handle);
         let handle = handle.as_ref().or_else(held).expect("opened");

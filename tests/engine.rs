@@ -1,0 +1,265 @@
+//! The engine where random operations do not reach: very many layers, very large directories, several threads.
+
+use std::collections::HashSet;
+use std::ffi::OsStr;
+use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Barrier};
+
+use overlayfs::layer::counted::{Counted, Counts, Method};
+use overlayfs::layer::{Kind, OsLayer, Owner, RenameMode, Time};
+use overlayfs::overlay::{Layers, Node, Overlay};
+use test_common::{LowerGuard, Stage};
+
+type Counting = Counted<OsLayer>;
+
+const OWN: Owner = Owner { uid: 0, gid: 0 };
+
+/// An overlay of the directories `upper` and `lower0`, `lower1`, … of a stage.
+fn mount(stage: &Stage, lowers: usize) -> (Overlay<Counting>, Counts) {
+    let counts = Counts::default();
+    let open = |name: &str, for_writing| Counted::new(OsLayer::open(&stage.dir(name), for_writing).unwrap(), &counts);
+    let lowers = (0..lowers).map(|number| open(&format!("lower{number}"), false)).collect();
+    let overlay = Overlay::new(Layers { upper: Some(open("upper", true)), work: None, lowers }).unwrap();
+    counts.take();
+    (overlay, counts)
+}
+
+fn find(overlay: &Overlay<Counting>, path: &str) -> Arc<Node<Counting>> {
+    path.split('/').fold(overlay.root().clone(), |dir, name| overlay.lookup(&dir, OsStr::new(name)).unwrap())
+}
+
+fn names(overlay: &Overlay<Counting>, dir: &Arc<Node<Counting>>) -> Vec<String> {
+    let mut names = Vec::new();
+    let add = &mut |entry: overlayfs::overlay::DirEntry<'_>| {
+        names.push(entry.name.to_str().unwrap().to_owned());
+        true
+    };
+    overlay.list(&overlay.open(dir), 0, add).unwrap();
+    names
+}
+
+/// Everything that a listing in pieces of `size` meets, which must be met once.
+fn in_pieces(overlay: &Overlay<Counting>, dir: &Arc<Node<Counting>>, size: usize) -> HashSet<String> {
+    let handle = overlay.open(dir);
+    let (mut seen, mut after) = (HashSet::new(), 0);
+    loop {
+        let mut piece = 0;
+        let from = after;
+        let list = &mut |entry: overlayfs::overlay::DirEntry<'_>| {
+            assert!(seen.insert(entry.name.to_str().unwrap().to_owned()), "{:?} twice", entry.name);
+            after = entry.offset;
+            piece += 1;
+            piece < size
+        };
+        overlay.list(&handle, from, list).unwrap();
+        if piece == 0 {
+            return seen;
+        }
+    }
+}
+
+fn read(overlay: &Overlay<Counting>, path: &str) -> String {
+    let mut bytes = vec![0; 100];
+    let read = overlay.read_at(&overlay.open(&find(overlay, path)), &mut bytes, 0).unwrap();
+    String::from_utf8(bytes[..read].to_vec()).unwrap()
+}
+
+#[test]
+fn five_hundred_lower_layers_merge() {
+    let stage = Stage::new();
+    for number in 0..500 {
+        let dir = stage.dir(&format!("lower{number}/d/deep"));
+        fs::write(dir.join(format!("own{number}")), number.to_string()).unwrap();
+        fs::write(dir.join("shared"), number.to_string()).unwrap();
+    }
+    let guard = LowerGuard::new((0..500).map(|number| stage.path(&format!("lower{number}"))));
+    let (overlay, _) = mount(&stage, 500);
+    assert_eq!(names(&overlay, &find(&overlay, "d/deep")).len(), 501);
+    assert_eq!(read(&overlay, "d/deep/shared"), "0", "the topmost layer shows");
+    assert_eq!(read(&overlay, "d/deep/own499"), "499");
+    let deep = find(&overlay, "d/deep");
+    overlay.unlink(&deep, OsStr::new("shared")).unwrap();
+    let root = overlay.root().clone();
+    overlay.rename(&root, OsStr::new("d"), &root, OsStr::new("moved"), RenameMode::Replace).unwrap();
+    drop(overlay);
+    let (overlay, _) = mount(&stage, 500);
+    assert_eq!(names(&overlay, &find(&overlay, "moved/deep")).len(), 500);
+    guard.check();
+}
+
+#[test]
+fn a_large_directory_is_read_once_and_listed_whole() {
+    const ENTRIES: usize = 50_000;
+    let stage = Stage::new();
+    let (lower, upper) = (stage.dir("lower0/d"), stage.dir("upper/d"));
+    for number in 0..ENTRIES {
+        fs::write(lower.join(format!("l{number}")), "").unwrap();
+        fs::write(upper.join(format!("u{number}")), "").unwrap();
+    }
+    let (overlay, counts) = mount(&stage, 1);
+    let dir = find(&overlay, "d");
+    let seen = in_pieces(&overlay, &dir, 1000);
+    assert_eq!(seen.len(), 2 * ENTRIES);
+    for number in (0..ENTRIES).step_by(10) {
+        assert!(overlay.lookup(&dir, OsStr::new(&format!("missing{number}"))).is_err());
+    }
+    let calls = counts.take();
+    assert!(calls.total() < 20, "as many calls as for a small directory: {calls}");
+}
+
+#[test]
+fn a_listing_meets_what_stays_exactly_once() {
+    let stage = Stage::new();
+    let (lower, upper) = (stage.dir("lower0/d"), stage.dir("upper/d"));
+    for number in 0..500 {
+        fs::write(lower.join(format!("stays{number}")), "").unwrap();
+        fs::write(upper.join(format!("stays-too{number}")), "").unwrap();
+        fs::write(lower.join(format!("goes{number}")), "").unwrap();
+    }
+    let (overlay, _) = mount(&stage, 1);
+    let (dir, done) = (find(&overlay, "d"), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for number in 0..500 {
+                let (old, new) = (format!("goes{number}"), format!("came{number}"));
+                overlay.create_file(&dir, OsStr::new(&new), 0o600, OWN).unwrap();
+                match number % 2 {
+                    0 => overlay.unlink(&dir, OsStr::new(&old)).unwrap(),
+                    _ => {
+                        let new = format!("renamed{number}");
+                        overlay.rename(&dir, OsStr::new(&old), &dir, OsStr::new(&new), RenameMode::Replace).unwrap();
+                    }
+                }
+            }
+            done.store(true, Ordering::Relaxed);
+        });
+        while !done.load(Ordering::Relaxed) {
+            let seen = in_pieces(&overlay, &dir, 7);
+            let stayed = seen.iter().filter(|name| name.starts_with("stays")).count();
+            assert_eq!(stayed, 1000);
+        }
+    });
+}
+
+#[test]
+fn threads_copy_up_different_files_at_once_and_the_same_file_once() {
+    let stage = Stage::new();
+    let lower = stage.dir("lower0/d");
+    for number in 0..8 {
+        fs::write(lower.join(format!("own{number}")), vec![b'x'; 1 << 20]).unwrap();
+    }
+    fs::write(lower.join("shared"), vec![b'x'; 8 << 20]).unwrap();
+    let guard = LowerGuard::new([stage.path("lower0")]);
+    let (overlay, counts) = mount(&stage, 1);
+    let (overlay, barrier) = (&overlay, &Barrier::new(8));
+    std::thread::scope(|scope| {
+        for number in 0..8 {
+            scope.spawn(move || {
+                let shared = overlay.open(&find(overlay, "d/shared"));
+                let own = overlay.open(&find(overlay, &format!("d/own{number}")));
+                barrier.wait();
+                overlay.write_at(&shared, &[b'0' + number], u64::from(number)).unwrap();
+                overlay.write_at(&own, b"y", 0).unwrap();
+            });
+        }
+    });
+    assert_eq!(&read(overlay, "d/shared")[..9], "01234567x");
+    assert_eq!(&read(overlay, "d/own3")[..2], "yx");
+    assert_eq!(counts.take().of(Method::CreateFile), 9, "each of the 9 files was copied once");
+    assert_eq!(fs::metadata(stage.path("upper/d/shared")).unwrap().len(), 8 << 20);
+    guard.check();
+}
+
+#[test]
+fn copies_keep_what_can_be_kept() {
+    let stage = Stage::new();
+    let lower = stage.dir("lower0/d");
+    let file = fs::File::create(lower.join("holes")).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, b"end", 64 << 20).unwrap();
+    test_common::owner(&lower.join("holes"), 1000, 1001);
+    test_common::mode(&lower.join("holes"), 0o6751);
+    test_common::times(&lower.join("holes"), (11, 111), (22, 222));
+    test_common::mode(&lower, 0o1770);
+    test_common::times(&lower, (33, 333), (44, 444));
+    let guard = LowerGuard::new([stage.path("lower0")]);
+    let (overlay, _) = mount(&stage, 1);
+    let (dir, node) = (find(&overlay, "d"), find(&overlay, "d/holes"));
+    let before = (overlay.stat(&dir).unwrap(), overlay.stat(&node).unwrap());
+    // A link copies up, and changes nothing but the count of links.
+    overlay.link(&node, overlay.root(), OsStr::new("second")).unwrap();
+    let (dir, node) = (overlay.stat(&dir).unwrap(), overlay.stat(&node).unwrap());
+    assert_eq!((node.mode, node.uid, node.gid, node.nlink), (0o6751, 1000, 1001, 2));
+    assert_eq!((node.atime, node.mtime), (Time { sec: 11, nsec: 111 }, Time { sec: 22, nsec: 222 }));
+    assert_eq!((node.size, node.ino), (before.1.size, before.1.ino));
+    assert!(node.blocks < 1000, "the hole is kept: {} blocks", node.blocks);
+    assert_eq!((dir.mode, dir.atime, dir.mtime, dir.ino), (0o1770, before.0.atime, before.0.mtime, before.0.ino));
+    guard.check();
+}
+
+#[test]
+fn what_a_crash_left_in_the_work_directory_is_swept() {
+    let stage = Stage::new();
+    stage.dir("lower0");
+    let work = stage.dir("upper/.wh..wh.work");
+    fs::write(work.join("7"), "half a copy").unwrap();
+    fs::create_dir(work.join("8")).unwrap();
+    fs::write(work.join("8/.wh..wh..opq"), "").unwrap();
+    let (overlay, _) = mount(&stage, 1);
+    assert_eq!(fs::read_dir(&work).unwrap().count(), 0);
+    assert!(names(&overlay, overlay.root()).is_empty());
+}
+
+#[test]
+fn threads_that_do_everything_at_once_end() {
+    let stage = Stage::new();
+    for dir in ["a", "b", "c"] {
+        let dir = stage.dir(&format!("lower0/{dir}"));
+        for number in 0..10 {
+            fs::write(dir.join(format!("f{number}")), "data").unwrap();
+        }
+    }
+    let guard = LowerGuard::new([stage.path("lower0")]);
+    let (overlay, _) = mount(&stage, 1);
+    let shared = &overlay;
+    std::thread::scope(|scope| {
+        for thread in 0..8usize {
+            scope.spawn(move || {
+                let dirs = ["a", "b", "c"].map(|name| find(shared, name));
+                for step in 0..400usize {
+                    let pick = |salt: usize| (thread * 31 + step * 17 + salt * 7) % 30;
+                    let place = |salt: usize| (&dirs[pick(salt) % 3], format!("f{}", pick(salt) / 3));
+                    let ((dir, name), (to, new)) = (place(1), place(2));
+                    let (name, new) = (OsStr::new(&name), OsStr::new(&new));
+                    // Each may fail when another thread was faster; none may hang, and what is left must be whole.
+                    let _ = match step % 6 {
+                        0 => shared.create_file(dir, name, 0o600, OWN).map(drop),
+                        1 => shared.rename(dir, name, to, new, RenameMode::Replace),
+                        2 => shared.unlink(dir, name),
+                        3 => shared.lookup(dir, name).and_then(|node| shared.link(&node, to, new)),
+                        4 => shared
+                            .lookup(dir, name)
+                            .and_then(|node| shared.write_at(&shared.open(&node), b"data", 0).map(drop)),
+                        _ => shared.list(&shared.open(dir), 0, &mut |_| true),
+                    };
+                }
+            });
+        }
+    });
+    let tree = |overlay: &Overlay<Counting>| {
+        ["a", "b", "c"].map(|dir| {
+            let names: HashSet<_> = names(overlay, &find(overlay, dir)).into_iter().collect();
+            for name in &names {
+                let path = format!("{dir}/{name}");
+                assert_eq!(find(overlay, &path).kind(), Kind::File);
+                assert!(matches!(&*read(overlay, &path), "" | "data"), "{path} is half of something");
+            }
+            names
+        })
+    };
+    let before = tree(&overlay);
+    drop(overlay);
+    let (overlay, _) = mount(&stage, 1);
+    assert_eq!(tree(&overlay), before, "after a remount");
+    guard.check();
+}
