@@ -53,7 +53,15 @@ impl Host {
         let start = at.held.map_or(self.root.as_fd(), |handle| handle.path.as_fd());
         let path = Path::new(".").join(path.iter().collect::<std::path::PathBuf>());
         let links = if self.follows { ResolveFlags::IN_ROOT } else { ResolveFlags::NO_SYMLINKS };
-        fs::openat2(start, path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty(), links)
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        // A walk with `..` is to be tried again if anything on the machine was renamed meanwhile, says openat2(2).
+        let opened = loop {
+            match fs::openat2(start, &path, flags, Mode::empty(), links) {
+                Err(Errno::AGAIN) => {}
+                opened => break opened,
+            }
+        };
+        opened
             // What NO_SYMLINKS refuses is a symlink where a directory has to be.
             .map_err(|error| if error == Errno::LOOP && !self.follows { Errno::NOTDIR } else { error })
             .map_err(errno)
