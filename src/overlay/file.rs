@@ -145,11 +145,10 @@ impl<L: Layer> Overlay<L> {
         let node = &handle.node;
         match node.kind() {
             Kind::Dir => {
-                let dir = node.dir()?.upper.clone();
-                match dir {
-                    Some(dir) => upper.sync_dir(&*self.stack.open(&dir)?),
-                    None => Ok(()),
-                }
+                let dir = node.dir()?;
+                let to = dir.upper.clone().filter(|_| !dir.removed);
+                drop(dir);
+                to.map_or(Ok(()), |to| upper.sync_dir(&*self.stack.open(&to)?))
             }
             Kind::File if node.state.lock().upper => upper.sync(&self.file(node, Access::Read)?.file),
             _ => Ok(()),

@@ -131,9 +131,12 @@ impl<L: Layer> Overlay<L> {
     /// Before an object loses a name: sees to it that whoever holds it can go on when that was its last.
     pub(super) fn pin(&self, node: &Arc<Node<L>>) -> Result<()> {
         let mut state = node.state.lock();
-        if state.attr.is_none() {
-            self.refresh(node, &mut state)?;
-        }
+        let attr = match state.attr {
+            Some(attr) => attr,
+            None => self.refresh(node, &mut state)?,
+        };
+        // Given while the layer still has the object: later its number may be that of a new one.
+        state.ino.get_or_insert_with(|| self.inodes.assign(attr.dev, attr.ino));
         let access = if state.upper { Access::ReadWrite } else { Access::Read };
         let held = state.handles > 0;
         drop(state);
