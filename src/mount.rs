@@ -47,14 +47,16 @@ pub fn mount(options: &Options) -> Result<Overlay<OsLayer>, Error> {
     let work = canonical("work directory", options.work.as_slice())?.pop();
     check_nesting(&lowers, upper.as_deref(), work.as_deref())?;
 
-    let open_all = |what, paths: &[PathBuf], for_writing| {
-        paths.iter().map(|path| open(what, path, for_writing)).collect::<Result<Vec<_>, _>>()
+    let (upper_layer, work_layer) = match (&upper, &work) {
+        (Some(upper), Some(work)) => {
+            let (upper, work) = open_pair(upper, work)?;
+            (Some(upper), Some(work))
+        }
+        (Some(upper), None) => (Some(open("upper layer", upper, true)?), None),
+        _ => (None, None),
     };
-    let layers = Layers {
-        upper: open_all("upper layer", upper.as_slice(), true)?.pop(),
-        work: open_all("work directory", work.as_slice(), true)?.pop(),
-        lowers: open_all("lower layer", &lowers, false)?,
-    };
+    let opened = lowers.iter().map(|path| open("lower layer", path, false)).collect::<Result<Vec<_>, _>>()?;
+    let layers = Layers { upper: upper_layer, work: work_layer, lowers: opened };
     let named = upper.or_else(|| lowers.first().cloned()).unwrap_or_default();
     Overlay::new(layers).map_err(|cause| Error::Refused { upper: named, work, cause })
 }
@@ -103,6 +105,17 @@ fn check_nesting(lowers: &[PathBuf], upper: Option<&Path>, work: Option<&Path>) 
         return nested(format!("the work directory {work} and the upper layer {upper} contain each other"));
     }
     Ok(())
+}
+
+fn open_pair(upper: &Path, work: &Path) -> Result<(OsLayer, OsLayer), Error> {
+    // What is wrong with one of them is said of that one.
+    open("upper layer", upper, true)?;
+    open("work directory", work, true)?;
+    OsLayer::open_pair(upper, work).map_err(|error| Error::Open {
+        what: "upper layer with its work directory",
+        path: upper.to_path_buf(),
+        cause: io::Error::from_raw_os_error(error.errno),
+    })
 }
 
 fn open(what: &'static str, path: &Path, for_writing: bool) -> Result<OsLayer, Error> {

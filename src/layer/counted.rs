@@ -9,7 +9,10 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{Access, Capabilities, Entry, Kind, Layer, Object, Owner, RenameMode, Result, Stat, StatFs, Time};
+use super::{
+    Access, Allocation, Capabilities, Entry, Kind, Layer, Object, Owner, RenameMode, Result, Stat, StatFs, Time,
+    XattrMode,
+};
 
 /// A layer whose calls are counted.
 pub struct Counted<L> {
@@ -25,8 +28,14 @@ impl<L: Layer> Counted<L> {
 }
 
 /// Counters that several layers may share; a clone counts in the same place.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Counts(Arc<[AtomicU64; Method::ALL.len()]>);
+
+impl Default for Counts {
+    fn default() -> Self {
+        Counts(Arc::new(std::array::from_fn(|_| AtomicU64::new(0))))
+    }
+}
 
 impl Counts {
     /// What was counted since the start or the last [`Counts::take`].
@@ -150,6 +159,11 @@ counted! {
     SetOwner: fn set_owner(object: Object<'_, Self>, owner: Owner) -> Result<()>;
     SetMode: fn set_mode(object: Object<'_, Self>, mode: u32) -> Result<()>;
     SetTimes: fn set_times(object: Object<'_, Self>, atime: Time, mtime: Time) -> Result<()>;
+    Birth: fn birth(object: Object<'_, Self>) -> Result<Option<Time>>;
+    Xattr: fn xattr(object: Object<'_, Self>, name: &OsStr) -> Result<Vec<u8>>;
+    SetXattr: fn set_xattr(object: Object<'_, Self>, name: &OsStr, value: &[u8], mode: XattrMode) -> Result<()>;
+    RemoveXattr: fn remove_xattr(object: Object<'_, Self>, name: &OsStr) -> Result<()>;
+    Xattrs: fn xattrs(object: Object<'_, Self>) -> Result<Vec<OsString>>;
     OpenFile: fn open_file(dir: &L::Dir, name: &OsStr, access: Access) -> Result<L::File>;
     CreateFile: fn create_file(dir: &L::Dir, name: &OsStr, mode: u32, owner: Owner) -> Result<L::File>;
     CreateDir: fn create_dir(dir: &L::Dir, name: &OsStr, mode: u32, owner: Owner) -> Result<()>;
@@ -167,7 +181,9 @@ counted! {
     Sync: fn sync(file: &L::File) -> Result<()>;
     SyncDir: fn sync_dir(dir: &L::Dir) -> Result<()>;
     NextData: fn next_data(file: &L::File, from: u64) -> Result<Option<Range<u64>>>;
-    CopyRange: fn copy_range(from: &L::File, to: &L::File, range: Range<u64>) -> Result<()>;
+    CopyRange: fn copy_range(from: &L::File, range: Range<u64>, to: &L::File, offset: u64) -> Result<u64>;
+    Allocate: fn allocate(file: &L::File, how: Allocation, range: Range<u64>) -> Result<()>;
+    SyncAll: fn sync_all() -> Result<()>;
 }
 
 /// The same object, of the layer inside.

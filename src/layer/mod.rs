@@ -117,6 +117,34 @@ pub enum RenameMode {
     Exchange,
 }
 
+/// What setting an extended attribute does when it exists or not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum XattrMode {
+    /// Create or replace it.
+    Set,
+    /// Answer EEXIST if it exists.
+    Create,
+    /// Answer ENODATA if it does not exist.
+    Replace,
+}
+
+/// What becomes of a range of a file, as fallocate(2) has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Allocation {
+    /// Space is taken for what has none; the content stays. The size grows to the end of the range unless it is to be kept.
+    Reserve { keep_size: bool },
+    /// The content becomes a hole; the size stays.
+    PunchHole,
+    /// The content becomes zeros. The size grows to the end of the range unless it is to be kept.
+    Zero { keep_size: bool },
+    /// The range is taken out, and what follows moves down.
+    Collapse,
+    /// A hole of the range's length is put in, and what follows moves up.
+    Insert,
+    /// Blocks that other files share become the file's own.
+    Unshare,
+}
+
 /// The object that an attribute is read from or set on.
 pub enum Object<'a, L: Layer> {
     /// A directory that is open.
@@ -145,6 +173,8 @@ pub struct Capabilities {
     pub dirs_follow_rename: bool,
     /// A symlink has its target from the moment it exists.
     pub whole_symlinks: bool,
+    /// Objects have extended attributes.
+    pub xattrs: bool,
 }
 
 /// One directory tree. All names are single components: never empty, `.`, `..`, and without `/`. No method follows a symlink,
@@ -187,6 +217,22 @@ pub trait Layer: Send + Sync + Sized + 'static {
 
     /// Sets the times of last access and last change.
     fn set_times(&self, object: Object<'_, Self>, atime: Time, mtime: Time) -> Result<()>;
+
+    /// When the object was created, where the filesystem knows.
+    fn birth(&self, object: Object<'_, Self>) -> Result<Option<Time>>;
+
+    /// The value of an extended attribute. ENODATA if there is none of that name; EOPNOTSUPP where the layer has none; so for the
+    /// three below.
+    fn xattr(&self, object: Object<'_, Self>, name: &OsStr) -> Result<Vec<u8>>;
+
+    /// Sets an extended attribute. EEXIST and ENODATA as [`XattrMode`] says; EPERM, ERANGE, E2BIG.
+    fn set_xattr(&self, object: Object<'_, Self>, name: &OsStr, value: &[u8], mode: XattrMode) -> Result<()>;
+
+    /// Removes an extended attribute.
+    fn remove_xattr(&self, object: Object<'_, Self>, name: &OsStr) -> Result<()>;
+
+    /// The names of the extended attributes that the daemon may see.
+    fn xattrs(&self, object: Object<'_, Self>) -> Result<Vec<OsString>>;
 
     /// Opens a regular file.
     fn open_file(&self, dir: &Self::Dir, name: &OsStr, access: Access) -> Result<Self::File>;
@@ -250,7 +296,13 @@ pub trait Layer: Send + Sync + Sized + 'static {
     /// The first range of data at or after `from`; None when only a hole follows. A layer that knows no holes answers everything up to the end.
     fn next_data(&self, file: &Self::File, from: u64) -> Result<Option<Range<u64>>>;
 
-    /// Copies a range of `from` to the same place of `to`, a file of `self` while `from` may be of another layer of the same backend.
-    /// Stops early, without an error, at the end of `from`.
-    fn copy_range(&self, from: &Self::File, to: &Self::File, range: Range<u64>) -> Result<()>;
+    /// Copies `range` of `from` to `offset` of `to`, a file of `self` while `from` may be of another layer of the same backend. Stops
+    /// early, without an error, at the end of `from`; answers how many bytes were copied. The two may share space afterwards.
+    fn copy_range(&self, from: &Self::File, range: Range<u64>, to: &Self::File, offset: u64) -> Result<u64>;
+
+    /// Changes the allocation of a range that is not empty. EOPNOTSUPP where the layer cannot; ENOSPC, EFBIG; EINVAL as fallocate(2).
+    fn allocate(&self, file: &Self::File, how: Allocation, range: Range<u64>) -> Result<()>;
+
+    /// Brings everything that was written to the layer to the disk.
+    fn sync_all(&self) -> Result<()>;
 }

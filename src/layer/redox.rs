@@ -29,7 +29,10 @@ use syscall::dirent::{DirentHeader, DirentKind};
 use syscall::error::{EBADF, EEXIST, EFBIG, EINVAL, EIO, ENAMETOOLONG, ENOENT, ENOTDIR, EOPNOTSUPP, EOVERFLOW, EROFS};
 use syscall::flag::{AT_REMOVEDIR, CallFlags, StdFsCallKind};
 
-use super::{Access, Capabilities, Entry, Error, Kind, Layer, Object, Owner, RenameMode, Result, Stat, StatFs, Time};
+use super::{
+    Access, Allocation, Capabilities, Entry, Error, Kind, Layer, Object, Owner, RenameMode, Result, Stat, StatFs, Time,
+    XattrMode,
+};
 
 /// How an object itself is opened for its attributes or to be renamed, whatever it is.
 const ITSELF: i32 = O_PATH | O_NOFOLLOW;
@@ -112,6 +115,11 @@ impl RedoxLayer {
         })
     }
 
+    /// Opens two directories for writing between which objects are renamed. Errors as [`RedoxLayer::open`].
+    pub fn open_pair(path: &Path, other: &Path) -> Result<(RedoxLayer, RedoxLayer)> {
+        Ok((Self::open(path, true)?, Self::open(other, true)?))
+    }
+
     /// The place of an entry that is about to change. ENAMETOOLONG, EROFS.
     fn changing<'a>(&self, dir: &'a Dir, name: &OsStr) -> Result<Place<'a>> {
         self.check_writable()?;
@@ -189,7 +197,7 @@ impl Layer for RedoxLayer {
     type File = File;
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { exchange: false, dirs_follow_rename: false, whole_symlinks: false }
+        Capabilities { exchange: false, dirs_follow_rename: false, whole_symlinks: false, xattrs: false }
     }
 
     fn root(&self) -> Result<Dir> {
@@ -291,6 +299,27 @@ impl Layer for RedoxLayer {
     }
 
     /// redoxfs moves the access time when the file is read, at most once an hour.
+    fn birth(&self, _: Object<'_, Self>) -> Result<Option<Time>> {
+        Ok(None)
+    }
+
+    /// EOPNOTSUPP: Redox has no extended attributes. So for the three below.
+    fn xattr(&self, _: Object<'_, Self>, _: &OsStr) -> Result<Vec<u8>> {
+        Err(Error::new(EOPNOTSUPP))
+    }
+
+    fn set_xattr(&self, _: Object<'_, Self>, _: &OsStr, _: &[u8], _: XattrMode) -> Result<()> {
+        Err(Error::new(EOPNOTSUPP))
+    }
+
+    fn remove_xattr(&self, _: Object<'_, Self>, _: &OsStr) -> Result<()> {
+        Err(Error::new(EOPNOTSUPP))
+    }
+
+    fn xattrs(&self, _: Object<'_, Self>) -> Result<Vec<OsString>> {
+        Err(Error::new(EOPNOTSUPP))
+    }
+
     fn open_file(&self, dir: &Dir, name: &OsStr, access: Access) -> Result<File> {
         let (place, flags) = match access {
             Access::Read => (dir.entry(name)?, O_RDONLY),
@@ -408,7 +437,7 @@ impl Layer for RedoxLayer {
         Ok((from < size).then_some(from..size))
     }
 
-    fn copy_range(&self, from: &File, to: &File, range: Range<u64>) -> Result<()> {
+    fn copy_range(&self, from: &File, range: Range<u64>, to: &File, offset: u64) -> Result<u64> {
         let mut piece = vec![0; COPY_PIECE];
         let mut at = range.start;
         while at < range.end {
@@ -417,10 +446,19 @@ impl Layer for RedoxLayer {
             if read == 0 {
                 break;
             }
-            self.write_all(to, &piece[..read], at)?;
+            self.write_all(to, &piece[..read], offset + (at - range.start))?;
             at += read as u64;
         }
-        Ok(())
+        Ok(at - range.start)
+    }
+
+    /// EOPNOTSUPP: redoxfs has no such request.
+    fn allocate(&self, _: &File, _: Allocation, _: Range<u64>) -> Result<()> {
+        Err(Error::new(EOPNOTSUPP))
+    }
+
+    fn sync_all(&self) -> Result<()> {
+        Ok(self.top.fd.fsync()?)
     }
 }
 

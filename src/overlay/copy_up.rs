@@ -112,7 +112,7 @@ impl<L: Layer> Overlay<L> {
             && data.start < size
         {
             copied = data.end.min(size);
-            upper.copy_range(&from.file, to, data.start..copied)?;
+            upper.copy_range(&from.file, data.start..copied, to, data.start)?;
         }
         if copied < size {
             upper.truncate(to, size)?;

@@ -6,7 +6,8 @@ use std::ops::Range;
 
 use overlayfs::layer::linux::LinuxLayer;
 use overlayfs::layer::{
-    Access, Capabilities, Entry, Kind, Layer, Object, Owner, RenameMode, Result, Stat, StatFs, Time,
+    Access, Allocation, Capabilities, Entry, Kind, Layer, Object, Owner, RenameMode, Result, Stat, StatFs, Time,
+    XattrMode,
 };
 use overlayfs::overlay::{self, Overlay};
 use syscall::error::EIO;
@@ -59,6 +60,26 @@ impl Layer for Mined {
         self.0.set_times(inner(object), atime, mtime)
     }
 
+    fn birth(&self, object: Object<'_, Self>) -> Result<Option<Time>> {
+        self.0.birth(inner(object))
+    }
+
+    fn xattr(&self, object: Object<'_, Self>, name: &OsStr) -> Result<Vec<u8>> {
+        self.0.xattr(inner(object), name)
+    }
+
+    fn set_xattr(&self, object: Object<'_, Self>, name: &OsStr, value: &[u8], mode: XattrMode) -> Result<()> {
+        self.0.set_xattr(inner(object), name, value, mode)
+    }
+
+    fn remove_xattr(&self, object: Object<'_, Self>, name: &OsStr) -> Result<()> {
+        self.0.remove_xattr(inner(object), name)
+    }
+
+    fn xattrs(&self, object: Object<'_, Self>) -> Result<Vec<OsString>> {
+        self.0.xattrs(inner(object))
+    }
+
     hand_on! {
         fn capabilities() -> Capabilities;
         fn identity() -> Owner;
@@ -83,7 +104,9 @@ impl Layer for Mined {
         fn sync(file: &Self::File) -> Result<()>;
         fn sync_dir(dir: &Self::Dir) -> Result<()>;
         fn next_data(file: &Self::File, from: u64) -> Result<Option<Range<u64>>>;
-        fn copy_range(from: &Self::File, to: &Self::File, range: Range<u64>) -> Result<()>;
+        fn copy_range(from: &Self::File, range: Range<u64>, to: &Self::File, offset: u64) -> Result<u64>;
+        fn allocate(file: &Self::File, how: Allocation, range: Range<u64>) -> Result<()>;
+        fn sync_all() -> Result<()>;
     }
 }
 

@@ -3,12 +3,12 @@
 //! Directories are O_PATH descriptors: they cost the filesystem nothing to open, need no read permission, and follow
 //! the directory when it is renamed. What is mounted inside a layer is kept out in one of two ways:
 //!
-//! - A layer that is only read is a private, read-only clone of its mount, which has no mounts inside. Every step is
-//!   one `*at` call.
-//! - A writable layer, and any where the clone is not permitted, is opened as it is, since a rename between two
-//!   clones is refused even on one filesystem. There the kernel may cross a mount only on the way to an entry, so a
-//!   step that needs the entry itself opens it first with RESOLVE_NO_XDEV, which stops before the mounted filesystem
-//!   is asked anything: it may be our own, waiting for this very step. A directory that something is mounted on then
+//! - A layer is a private clone of its mount, which has no mounts inside, and read-only if the layer is. Every step is one
+//!   `*at` call. The upper layer and a work directory beside it share one clone of a directory above both, since a
+//!   rename between two clones is refused even on one filesystem.
+//! - Where the clone is not permitted, the directory is opened as it is. There the kernel may cross a mount only on the way to
+//!   an entry, so a step that needs the entry itself opens it first with RESOLVE_NO_XDEV, which stops before the mounted
+//!   filesystem is asked anything: it may be our own, waiting for this very step. A directory that something is mounted on then
 //!   is *covered*: it shows no entries and takes none (ENOENT). A covered file is an empty one in its attributes.
 //!   Changing or opening a covered object answers EBUSY.
 //!
@@ -17,19 +17,26 @@
 mod convert;
 mod identity;
 mod raw;
+mod xattr;
 
 use std::ffi::{OsStr, OsString};
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use rustix::fs::{AtFlags, CWD, FileType, FlockOperation, Gid, Mode, OFlags, RenameFlags, SeekFrom, Timestamps, Uid};
+use rustix::fs::{
+    AtFlags, CWD, FallocateFlags, FileType, FlockOperation, Gid, Mode, OFlags, RenameFlags, SeekFrom, StatxFlags,
+    Timestamps, Uid,
+};
 use rustix::io::{Errno, retry_on_intr};
 use syscall::error::{EBUSY, EFBIG, EINVAL, EIO, ENOENT, ENOTDIR, EPERM, EWOULDBLOCK, EXDEV};
 
-use super::{Access, Capabilities, Entry, Error, Kind, Layer, Object, Owner, RenameMode, Result, Stat, StatFs, Time};
+use super::{
+    Access, Allocation, Capabilities, Entry, Error, Kind, Layer, Object, Owner, RenameMode, Result, Stat, StatFs, Time,
+    XattrMode,
+};
 use convert::{error, kind_of, mode_of, stat_of, timespec};
 use identity::ActingAs;
 
@@ -42,6 +49,8 @@ pub struct LinuxLayer {
     root: OwnedFd,
     /// The root is a clone of its mount that has no mounts inside.
     cloned: bool,
+    /// The layer was opened for writing.
+    writable: bool,
     /// Who the daemon is.
     own: Owner,
     /// The daemon can create objects in any name.
@@ -84,15 +93,25 @@ impl LinuxLayer {
     ///
     /// ENOENT, ENOTDIR, EACCES and the like as open(2).
     pub fn open(path: &Path, for_writing: bool) -> Result<LinuxLayer> {
-        let clone = if for_writing { None } else { raw::private_clone(path).ok() };
-        let cloned = clone.is_some();
-        let root = match clone {
-            Some(root) => root,
-            None => {
-                let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-                rustix::fs::openat(CWD, path, flags, Mode::empty()).map_err(error)?
-            }
+        let plain = open_top(CWD, path)?;
+        match raw::private_clone(path, for_writing) {
+            Ok(root) => Self::with_root(root, true, for_writing),
+            Err(_) => Self::with_root(plain, false, for_writing),
+        }
+    }
+
+    /// Opens two directories for writing between which objects are renamed. As [`LinuxLayer::open`].
+    pub fn open_pair(path: &Path, other: &Path) -> Result<(LinuxLayer, LinuxLayer)> {
+        let plain = [open_top(CWD, path)?, open_top(CWD, other)?];
+        let (cloned, roots) = match shared_clone([path, other], &plain) {
+            Some(roots) => (true, roots),
+            None => (false, plain),
         };
+        let [root, other] = roots.map(|root| Self::with_root(root, cloned, true));
+        Ok((root?, other?))
+    }
+
+    fn with_root(root: OwnedFd, cloned: bool, for_writing: bool) -> Result<LinuxLayer> {
         if stat_of(&rustix::fs::fstat(&root).map_err(error)?)?.kind != Kind::Dir {
             return Err(Error::new(ENOTDIR));
         }
@@ -103,6 +122,7 @@ impl LinuxLayer {
         Ok(LinuxLayer {
             root,
             cloned,
+            writable: for_writing,
             own: Owner { uid: uid.as_raw(), gid: gid.as_raw() },
             acts_as_others: for_writing && uid.is_root() && identity::keep_capabilities().is_ok(),
             held: Mutex::new(None),
@@ -205,7 +225,12 @@ impl Layer for LinuxLayer {
             libc::BCACHEFS_SUPER_MAGIC as u64,
         ];
         let exchange = rustix::fs::fstatfs(&self.root).is_ok_and(|stat| EXCHANGE.contains(&(stat.f_type as u64)));
-        Capabilities { exchange: exchange && !self.cloned, dirs_follow_rename: true, whole_symlinks: true }
+        Capabilities {
+            exchange: exchange && self.writable,
+            dirs_follow_rename: true,
+            whole_symlinks: true,
+            xattrs: true,
+        }
     }
 
     fn root(&self) -> Result<Dir> {
@@ -298,6 +323,29 @@ impl Layer for LinuxLayer {
         let times = Timestamps { last_access: timespec(atime)?, last_modification: timespec(mtime)? };
         let target = self.change(object)?;
         rustix::fs::utimensat(&target, target.name, &times, target.flags).map_err(error)
+    }
+
+    fn birth(&self, object: Object<'_, Self>) -> Result<Option<Time>> {
+        let target = self.change(object)?;
+        let found = rustix::fs::statx(&target, target.name, target.flags, StatxFlags::BTIME).map_err(error)?;
+        let known = found.stx_mask & StatxFlags::BTIME.bits() != 0;
+        Ok(known.then_some(Time { sec: found.stx_btime.tv_sec, nsec: found.stx_btime.tv_nsec }))
+    }
+
+    fn xattr(&self, object: Object<'_, Self>, name: &OsStr) -> Result<Vec<u8>> {
+        self.with_xattrs(object, |place| xattr::get(place, name))
+    }
+
+    fn set_xattr(&self, object: Object<'_, Self>, name: &OsStr, value: &[u8], mode: XattrMode) -> Result<()> {
+        self.with_xattrs(object, |place| xattr::set(place, name, value, mode))
+    }
+
+    fn remove_xattr(&self, object: Object<'_, Self>, name: &OsStr) -> Result<()> {
+        self.with_xattrs(object, |place| xattr::remove(place, name))
+    }
+
+    fn xattrs(&self, object: Object<'_, Self>) -> Result<Vec<OsString>> {
+        self.with_xattrs(object, xattr::list)
     }
 
     /// EINVAL if `name` is not a regular file, ELOOP if it is a symlink.
@@ -437,30 +485,52 @@ impl Layer for LinuxLayer {
         Ok(seek(SeekFrom::Hole(start))?.map(|end| start..end))
     }
 
-    fn copy_range(&self, from: &File, to: &File, range: Range<u64>) -> Result<()> {
-        let mut at = range.start;
-        while at < range.end {
-            let (mut source, mut target) = (at, at);
-            let length = usize::try_from(range.end - at).unwrap_or(usize::MAX);
+    fn copy_range(&self, from: &File, range: Range<u64>, to: &File, offset: u64) -> Result<u64> {
+        let length = range.end.saturating_sub(range.start);
+        let mut copied = 0;
+        while copied < length {
+            let (mut source, mut target) = (range.start + copied, offset + copied);
+            let rest = usize::try_from(length - copied).unwrap_or(usize::MAX);
             let copy = retry_on_intr(|| {
-                rustix::fs::copy_file_range(&from.0, Some(&mut source), &to.0, Some(&mut target), length)
+                rustix::fs::copy_file_range(&from.0, Some(&mut source), &to.0, Some(&mut target), rest)
             });
             match copy {
-                Ok(0) => return Ok(()),
-                Ok(count) => at += count as u64,
+                Ok(0) => break,
+                Ok(count) => copied += count as u64,
                 Err(Errno::XDEV | Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS) => {
-                    return self.copy_through_memory(from, to, at..range.end);
+                    let (source, target) = (range.start + copied, offset + copied);
+                    return Ok(copied + self.copy_through_memory(from, source..range.end, to, target)?);
                 }
                 Err(other) => return Err(error(other)),
             }
         }
-        Ok(())
+        Ok(copied)
+    }
+
+    fn allocate(&self, file: &File, how: Allocation, range: Range<u64>) -> Result<()> {
+        let flags = match how {
+            Allocation::Reserve { keep_size: false } => FallocateFlags::empty(),
+            Allocation::Reserve { keep_size: true } => FallocateFlags::KEEP_SIZE,
+            Allocation::PunchHole => FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
+            Allocation::Zero { keep_size: false } => FallocateFlags::ZERO_RANGE,
+            Allocation::Zero { keep_size: true } => FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE,
+            Allocation::Collapse => FallocateFlags::COLLAPSE_RANGE,
+            Allocation::Insert => FallocateFlags::INSERT_RANGE,
+            Allocation::Unshare => FallocateFlags::UNSHARE_RANGE,
+        };
+        let length = range.end.saturating_sub(range.start);
+        retry_on_intr(|| rustix::fs::fallocate(&file.0, flags, range.start, length)).map_err(error)
+    }
+
+    fn sync_all(&self) -> Result<()> {
+        let root = raw::reopen_dir(self.root.as_fd()).map_err(error)?;
+        rustix::fs::syncfs(&root).map_err(error)
     }
 }
 
 impl LinuxLayer {
     /// [`Layer::copy_range`] between filesystems that cannot do it themselves.
-    fn copy_through_memory(&self, from: &File, to: &File, range: Range<u64>) -> Result<()> {
+    fn copy_through_memory(&self, from: &File, range: Range<u64>, to: &File, offset: u64) -> Result<u64> {
         let mut buffer = vec![0; COPY_PIECE];
         let mut at = range.start;
         while at < range.end {
@@ -468,15 +538,58 @@ impl LinuxLayer {
             let count = self.read_at(from, &mut buffer[..piece], at)?;
             let mut written = 0;
             while written < count {
-                written += self.write_at(to, &buffer[written..count], at + written as u64)?;
+                written += self.write_at(to, &buffer[written..count], offset + (at - range.start) + written as u64)?;
             }
+            at += count as u64;
             if count < piece {
                 break;
             }
-            at += count as u64;
         }
-        Ok(())
+        Ok(at - range.start)
     }
+
+    /// Makes a call on the extended attributes of an object. EBUSY if it is covered.
+    fn with_xattrs<T>(
+        &self,
+        object: Object<'_, Self>,
+        call: impl FnOnce(xattr::Place<'_>) -> rustix::io::Result<T>,
+    ) -> Result<T> {
+        let place = match object {
+            Object::File(file) => xattr::Place::File(file.0.as_fd()),
+            Object::Dir(dir) => xattr::Place::Entry(dir.fd()?, OsStr::new(".")),
+            Object::Entry(dir, name) if self.cloned => xattr::Place::Entry(dir.fd()?, single(name)?),
+            Object::Entry(..) => {
+                let entry = self.change(object)?;
+                return call(xattr::Place::Itself(entry.as_fd())).map_err(error);
+            }
+        };
+        call(place).map_err(error)
+    }
+}
+
+/// A top directory, by an O_PATH descriptor.
+fn open_top(above: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd> {
+    rustix::fs::openat(above, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map_err(error)
+}
+
+/// Two directories, which `plain` are, in one clone of a directory above both. None if there is no such clone: it is not
+/// permitted, or they are not on one mount.
+fn shared_clone(paths: [&Path; 2], plain: &[OwnedFd; 2]) -> Option<[OwnedFd; 2]> {
+    let paths = [paths[0].canonicalize().ok()?, paths[1].canonicalize().ok()?];
+    let above: PathBuf =
+        paths[0].iter().zip(paths[1].iter()).take_while(|(a, b)| a == b).map(|(name, _)| name).collect();
+    let clone = raw::private_clone(&above, true).ok()?;
+    let mut roots = Vec::new();
+    for (path, plain) in paths.iter().zip(plain) {
+        let below = path.strip_prefix(&above).ok()?;
+        let root = open_top(clone.as_fd(), if below.as_os_str().is_empty() { Path::new(".") } else { below }).ok()?;
+        let (found, wanted) = (rustix::fs::fstat(&root).ok()?, rustix::fs::fstat(plain).ok()?);
+        if (found.st_dev, found.st_ino) != (wanted.st_dev, wanted.st_ino) {
+            return None;
+        }
+        roots.push(root);
+    }
+    roots.try_into().ok()
 }
 
 /// The name, if it is a single component. EINVAL otherwise.

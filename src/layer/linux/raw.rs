@@ -16,17 +16,17 @@ const LIST_BUFFER: usize = 64 * 1024;
 /// The number of fchmodat2(2), which has the same number on the architectures that Linux numbers alike.
 const SYS_FCHMODAT2: libc::c_long = 452;
 
-/// A private, read-only copy of the mount that holds `path`, with `path` as its top and without the mounts inside it.
+/// A private copy of the mount that holds `path`, with `path` as its top and without the mounts inside it.
 ///
 /// What is mounted below `path`, now or later, is neither seen nor waited for through the descriptor: the mount
-/// propagates nowhere, and its directories show what they hold themselves. Nothing is written through it, access times
-/// included, and a device node in it opens no device.
+/// propagates nowhere, and its directories show what they hold themselves. A device node in it opens no device. Unless it is `writable`,
+/// nothing is written through it, access times included.
 ///
 /// Needs CAP_SYS_ADMIN over the mount namespace, and Linux 5.12; EPERM, EINVAL or ENOSYS otherwise.
-pub fn private_clone(path: &Path) -> Result<OwnedFd> {
+pub fn private_clone(path: &Path, writable: bool) -> Result<OwnedFd> {
     let tree = open_tree(CWD, path, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
     let attributes = libc::mount_attr {
-        attr_set: libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NODEV,
+        attr_set: libc::MOUNT_ATTR_NODEV | if writable { 0 } else { libc::MOUNT_ATTR_RDONLY },
         attr_clr: 0,
         propagation: libc::MS_PRIVATE,
         userns_fd: 0,
