@@ -153,6 +153,19 @@ impl<L: Layer> Overlay<L> {
         read.limit = NAMES_MAX.max(2 * read.names);
     }
 
+    /// Says that a door has no more use for an object: unless somebody else has, what the layers can tell again is forgotten.
+    pub fn release(&self, node: Arc<Node<L>>) {
+        let _tree = self.tree.read();
+        let Some((parent, name)) = self.parent(&node) else { return };
+        let Ok(mut dir) = parent.dir() else { return };
+        let Some(slot) = dir.names.as_mut().and_then(|names| names.get_mut(&name)) else { return };
+        // The two are this one and the directory's.
+        let unused = Arc::strong_count(&node) == 2 && is_forgettable(&node);
+        if unused && slot.child.as_ref().is_some_and(|child| Arc::ptr_eq(child, &node)) && slot.forget_child() {
+            node.state.lock().places.clear();
+        }
+    }
+
     /// Forgets what is in a directory, but for what is held. Answers whether nothing is left. The tree must be locked exclusively.
     fn forget(&self, node: &Arc<Node<L>>) -> bool {
         let Ok(mut dir) = node.dir() else {
@@ -168,17 +181,10 @@ impl<L: Layer> Overlay<L> {
                 left = true;
                 continue;
             }
-            let ino = child.state.lock().attr.map(|attr| attr.ino);
-            match &mut slot.upper {
-                Some(upper) if upper.ino.is_none() && ino.is_none() => {
-                    left = true;
-                    continue;
-                }
-                Some(upper) => upper.ino = upper.ino.or(ino),
-                None => {}
-            }
-            if let Some(child) = slot.child.take() {
-                child.state.lock().places.clear();
+            let child = child.clone();
+            match slot.forget_child() {
+                true => child.state.lock().places.clear(),
+                false => left = true,
             }
         }
         if !left {
@@ -195,7 +201,9 @@ fn is_forgettable<L: Layer>(node: &Arc<Node<L>>) -> bool {
     }
     let state = node.state.lock();
     let remade = node.kind() == Kind::Dir || (state.nlink.is_none() && state.home.is_none());
-    remade && state.handles == 0 && state.places.len() <= 1
+    let one_name =
+        state.places.len() <= 1 && (node.kind() == Kind::Dir || state.attr.is_none_or(|attr| attr.nlink <= 1));
+    remade && state.handles == 0 && one_name
 }
 
 impl<L: Layer> Drop for Overlay<L> {

@@ -62,6 +62,21 @@ impl<L: Layer> Slot<L> {
         }
     }
 
+    /// Lets go of the object, keeping its inode number for listings. False, and nothing is done, if that is not known.
+    pub fn forget_child(&mut self) -> bool {
+        let Some(child) = &self.child else { return true };
+        if let Some(upper) = &mut self.upper
+            && upper.ino.is_none()
+        {
+            upper.ino = child.state.lock().attr.map(|attr| attr.ino);
+            if upper.ino.is_none() {
+                return false;
+            }
+        }
+        self.child = None;
+        true
+    }
+
     /// The indices, among the directory's lower layers, of the directories that merge under this name.
     pub fn merging(&self) -> &[u32] {
         match (&self.upper, &self.lower) {

@@ -7,14 +7,16 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::FromRawFd;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
-use fuser::{Config, MountOption, Session, SessionACL, SessionUnmounter};
-use linux_delegate::fuse::Door;
+use linux_delegate::fuse::engine::EngineDoor;
+use linux_delegate::fuse::mount::{self as fuse_mount, Mounted};
+use linux_delegate::fuse::scheme::SchemeDoor;
+use linux_delegate::fuse::{Door, Session};
 use linux_delegate::kernel;
 use overlayfs::daemon::serve;
 use overlayfs::layer::OsLayer;
@@ -24,6 +26,7 @@ use overlayfs::overlay::Overlay;
 use overlayfs::scheme::OverlayScheme;
 use redox_scheme::Socket;
 use redox_scheme::scheme::register_sync_scheme;
+use rustix::mount::MountFlags;
 
 const HELP: &str = "\
 overlayfs-fuse: read-only directories under one writable directory, as one merged tree
@@ -39,7 +42,8 @@ Options:
      upperdir=     The directory that takes every change. Without it nothing can be changed.
      workdir=      Where changes are prepared: an empty directory on the filesystem of the upper one, beside it.
                    Without it, a reserved name inside the upper directory is used.
-     door=scheme   How requests reach the overlay: through the scheme that serves it on Redox. There is no other.
+     door=engine   Requests are calls of the overlay's engine. The default.
+     door=scheme   Requests go through the scheme that serves the overlay on Redox: slow, for tests.
   -f               Stay in the foreground.
   -h, --help       Print this.
   -V, --version    Print the version.
@@ -49,7 +53,10 @@ Options:
 const NAME: &str = "overlay";
 
 /// How many requests can be on their way at once.
-const THREADS: usize = 4;
+const THREADS: usize = 8;
+
+/// How long the kernel believes what it is told by the engine: nobody else changes the layers.
+const WITHOUT_END: Duration = Duration::from_secs(1 << 32);
 
 enum Command {
     Help,
@@ -61,6 +68,14 @@ struct Arguments {
     options: Options,
     mount_point: PathBuf,
     foreground: bool,
+    door: WhichDoor,
+}
+
+/// How requests reach the overlay.
+#[derive(Clone, Copy, PartialEq)]
+enum WhichDoor {
+    Engine,
+    Scheme,
 }
 
 fn main() -> ExitCode {
@@ -93,6 +108,7 @@ fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Command, String> {
     let mut options = Options::default();
     let mut mount_point = None;
     let mut foreground = false;
+    let mut door = WhichDoor::Engine;
     let mut parser = lexopt::Parser::from_args(words);
     while let Some(word) = parser.next().map_err(sentence)? {
         match word {
@@ -103,7 +119,7 @@ fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Command, String> {
                 let list = parser.value().map_err(sentence)?;
                 for item in split_list(&list).map_err(|error| error.to_string())? {
                     match item.key.as_str() {
-                        "door" => check_door(item.value())?,
+                        "door" => door = which_door(item.value())?,
                         _ => options.add(&item).map_err(|error| error.to_string())?,
                     }
                 }
@@ -116,14 +132,15 @@ fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Command, String> {
     }
     options.check().map_err(|error| error.to_string())?;
     let mount_point = mount_point.ok_or("The mount point is missing.")?;
-    Ok(Command::Mount(Arguments { options, mount_point, foreground }))
+    Ok(Command::Mount(Arguments { options, mount_point, foreground, door }))
 }
 
-fn check_door(value: Option<OsString>) -> Result<(), String> {
+fn which_door(value: Option<OsString>) -> Result<WhichDoor, String> {
     match value {
-        Some(door) if door == "scheme" => Ok(()),
-        Some(door) => Err(format!("There is no door {}: door=scheme is the only one.", door.display())),
-        None => Err("The mount option door needs a value: door=scheme.".to_owned()),
+        Some(door) if door == "engine" => Ok(WhichDoor::Engine),
+        Some(door) if door == "scheme" => Ok(WhichDoor::Scheme),
+        Some(door) => Err(format!("There is no door {}: it is door=engine or door=scheme.", door.display())),
+        None => Err("The mount option door needs a value: door=engine or door=scheme.".to_owned()),
     }
 }
 
@@ -164,36 +181,52 @@ fn fork() -> io::Result<Process> {
 
 /// Mounts, tells the waiting parent, serves until the end. The error is a sentence.
 fn run(arguments: &Arguments, ready: Option<File>) -> Result<(), String> {
-    let Arguments { options, mount_point, .. } = arguments;
     block_signals();
     raise_descriptor_limit();
-    // SAFETY: takes a number. The mode of a new object is what the scheme makes of it.
+    // SAFETY: takes a number. The mode of a new object is what the door makes of it.
     unsafe { libc::umask(0) };
 
+    let mount_point = &arguments.mount_point;
     let mount_point = mount_point
         .canonicalize()
         .map_err(|error| format!("The mount point {} cannot be used: {error}.", mount_point.display()))?;
     if !mount_point.is_dir() {
         return Err(format!("The mount point {} cannot be used: it is not a directory.", mount_point.display()));
     }
-    let overlay = mount(options).map_err(|error| error.to_string())?;
-    let read_only = overlay.is_read_only();
-    let daemon = start_daemon(overlay)?;
-    let door = Door::new(NAME).map_err(|error| format!("The root of the overlay cannot be opened: {error}."))?;
-    let mut session = Session::new(door, &mount_point, &config(read_only))
-        .map_err(|error| format!("The overlay cannot be mounted at {}: {error}.", mount_point.display()))?;
-    let unmounter = session.unmount_callable();
-    let shown = mount_point.display().to_string();
-    thread::spawn(move || unmount_on_signal(unmounter, &mount_point));
+    let overlay = mount(&arguments.options).map_err(|error| error.to_string())?;
+    let options = mount_options(arguments.door, overlay.is_read_only());
+    match arguments.door {
+        WhichDoor::Engine => serve_door(EngineDoor::new(overlay, WITHOUT_END), &mount_point, &options, ready),
+        WhichDoor::Scheme => {
+            let daemon = start_daemon(overlay)?;
+            let door =
+                SchemeDoor::new(NAME).map_err(|error| format!("The root of the overlay cannot be opened: {error}."))?;
+            let served = serve_door(door, &mount_point, &options, ready);
+            // ENODEV means that the daemon has ended by itself, which joining it tells.
+            let _ = kernel::stop(NAME);
+            daemon.join().map_err(|_| "The scheme's thread panicked.".to_owned())?;
+            served
+        }
+    }
+}
+
+/// Mounts a door and serves it until it is unmounted.
+fn serve_door(
+    door: impl Door + 'static,
+    mount_point: &Path,
+    options: &fuse_mount::Options,
+    ready: Option<File>,
+) -> Result<(), String> {
+    let shown = mount_point.display();
+    let (device, mounted) = fuse_mount::mount(mount_point, options)
+        .map_err(|error| format!("The overlay cannot be mounted at {shown}: {error}."))?;
+    let session = Session::start(device, door)
+        .map_err(|error| format!("The kernel and the mount at {shown} cannot agree: {error}."))?;
+    thread::spawn(move || unmount_on_signal(&mounted));
     if let Some(ready) = ready {
         detach(ready).map_err(|error| format!("The mount cannot leave the terminal: {error}."))?;
     }
-
-    let served = session.run().map_err(|error| format!("The mount at {shown} failed: {error}."));
-    // ENODEV means that the daemon has ended by itself, which joining it tells.
-    let _ = kernel::stop(NAME);
-    daemon.join().map_err(|_| "The scheme's thread panicked.".to_owned())?;
-    served
+    session.run(THREADS).map_err(|error| format!("The mount at {shown} failed: {error}."))
 }
 
 /// Asks for as many open files as the system lets this process have: one mount serves all that its users have open.
@@ -237,21 +270,15 @@ fn start_daemon(overlay: Overlay<OsLayer>) -> Result<JoinHandle<()>, String> {
     }
 }
 
-fn config(read_only: bool) -> Config {
-    // SAFETY: takes no argument and cannot fail.
-    let root = unsafe { libc::geteuid() } == 0;
-    let mut config = Config::default();
-    config.mount_options.push(MountOption::FSName("overlayfs".to_owned()));
-    if read_only {
-        config.mount_options.push(MountOption::RO);
+fn mount_options(door: WhichDoor, read_only: bool) -> fuse_mount::Options {
+    let root = rustix::process::geteuid().is_root();
+    fuse_mount::Options {
+        source: "overlayfs".into(),
+        flags: if read_only { MountFlags::RDONLY } else { MountFlags::empty() },
+        allow_other: root,
+        // The scheme checks access itself, as on Redox.
+        default_permissions: door == WhichDoor::Engine,
     }
-    if root {
-        // What everybody may do anywhere, since the scheme checks who asks.
-        config.acl = SessionACL::All;
-        config.mount_options.extend([MountOption::Suid, MountOption::Dev]);
-    }
-    config.n_threads = Some(THREADS);
-    config
 }
 
 /// The signals that end the mount.
@@ -274,21 +301,14 @@ fn block_signals() {
 }
 
 /// Waits for a signal and unmounts; whoever still uses the mount keeps what he has until he is done, and then the session ends.
-fn unmount_on_signal(mut unmounter: SessionUnmounter, mount_point: &Path) {
+fn unmount_on_signal(mounted: &Mounted) {
     let mut signal = 0;
     // SAFETY: the set is whole, and the number is written to a variable of that type.
     if unsafe { libc::sigwait(&end_signals(), &mut signal) } != 0 {
         return;
     }
-    let Err(error) = unmounter.unmount() else {
-        return;
-    };
-    let mut path = mount_point.as_os_str().as_bytes().to_vec();
-    path.push(0);
-    // SAFETY: the path ends in a zero byte.
-    let detached = unsafe { libc::umount2(path.as_ptr().cast(), libc::MNT_DETACH) };
-    if detached != 0 {
-        eprintln!("overlayfs-fuse: {} cannot be unmounted: {error}.", mount_point.display());
+    if let Err(error) = mounted.unmount() {
+        eprintln!("overlayfs-fuse: The mount cannot be taken away: {error}.");
     }
 }
 

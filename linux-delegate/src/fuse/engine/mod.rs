@@ -1,0 +1,363 @@
+//! The door that calls the engine: the overlay as a filesystem of Linux.
+//!
+//! Nobody else changes the layers, so the kernel may believe what it was told without end, also that a name does not exist. It keeps names,
+//! attributes, listings and pages, writes pages back when it likes, and asks nobody to open a file: a file that it knows needs no
+//! request to be opened and read again. It also checks access, by the attributes that it is told.
+//!
+//! Lock order: the locks of `nodes` and `files` are leaves; the engine is not called while one is held, but for opening a handle,
+//! which asks no layer.
+
+mod convert;
+mod files;
+mod nodes;
+
+use std::ffi::{OsStr, OsString};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use overlayfs::layer::{Kind, Layer, Owner, RenameMode, Time};
+use overlayfs::overlay::{DirEntry, Handle, Node, Overlay};
+use syscall::error::{EEXIST, EINVAL, EMFILE, ENFILE, ENOENT, Error, Result};
+
+use super::door::{Caller, Door, Entry, Listing, NewMode, Opened, Setup, StatFs, Write};
+use super::wire::{self, Attr, SetattrIn, init, set};
+use convert::{attr, kind_bits, kind_of};
+use files::Files;
+use nodes::Nodes;
+
+/// Where a listing goes on behind `.` and behind `..`: offsets that the engine does not give.
+const BEHIND_SELF: u64 = 1;
+const BEHIND_PARENT: u64 = 2;
+
+/// An overlay as a FUSE filesystem.
+pub struct EngineDoor<L: Layer> {
+    overlay: Overlay<L>,
+    nodes: Nodes<L>,
+    files: Files<L>,
+    valid: Duration,
+}
+
+impl<L: Layer> EngineDoor<L> {
+    /// The tree of `overlay`, of which the kernel may believe everything for the time `valid`.
+    pub fn new(overlay: Overlay<L>, valid: Duration) -> Self {
+        Self { nodes: Nodes::new(&overlay), files: Files::new(), overlay, valid }
+    }
+
+    fn node(&self, number: u64) -> Result<Arc<Node<L>>> {
+        Ok(self.nodes.get(number)?.node().clone())
+    }
+
+    /// The file to read or write.
+    fn file(&self, number: u64) -> Result<Arc<Handle<L>>> {
+        let known = self.nodes.get(number)?;
+        Ok(self.files.get(number, || self.overlay.open(known.node())))
+    }
+
+    /// Makes a call of the engine; once more with fewer files open if there were too many.
+    fn call<T>(&self, mut call: impl FnMut() -> Result<T>) -> Result<T> {
+        match call() {
+            Err(error) if matches!(error.errno, EMFILE | ENFILE) => {
+                self.files.close_all();
+                call()
+            }
+            result => result,
+        }
+    }
+
+    /// Tells the kernel of an object.
+    fn entry(&self, node: &Arc<Node<L>>) -> Result<Entry> {
+        let stat = self.call(|| self.overlay.stat(node))?;
+        Ok(Entry { node: self.nodes.remember(&self.overlay, node), attr: attr(&stat) })
+    }
+
+    fn attr(&self, node: &Arc<Node<L>>) -> Result<Attr> {
+        Ok(attr(&self.call(|| self.overlay.stat(node))?))
+    }
+
+    /// Who owns a new object, and its mode: the directory's set-group-id bit hands down the group, and itself to a directory.
+    fn ownership(&self, parent: &Arc<Node<L>>, caller: Caller, mode: NewMode, is_dir: bool) -> Result<(Owner, u32)> {
+        let above = self.call(|| self.overlay.stat(parent))?;
+        let mode = mode.mode & !mode.umask & 0o7777;
+        Ok(match above.mode & libc::S_ISGID {
+            0 => (Owner { uid: caller.uid, gid: caller.gid }, mode),
+            handed => (Owner { uid: caller.uid, gid: above.gid }, mode | if is_dir { handed } else { 0 }),
+        })
+    }
+
+    /// Takes the set-id bits that do not survive a change by somebody who has no right to them.
+    fn drop_set_id(&self, node: &Arc<Node<L>>) -> Result<()> {
+        let mode = self.overlay.stat(node)?.mode;
+        let kept = without_set_id(mode);
+        if kept == mode { Ok(()) } else { self.overlay.set_mode(node, kept) }
+    }
+
+    /// What a listing calls the directory above.
+    fn parent_ino(&self, node: &Arc<Node<L>>) -> Result<u64> {
+        let above = self.overlay.parent(node).map_or_else(|| node.clone(), |(parent, _)| parent);
+        Ok(self.overlay.stat(&above)?.ino)
+    }
+
+    /// Adds what comes behind `offset`, with attributes.
+    fn list_with_attributes(&self, dir: &Handle<L>, mut offset: u64, listing: &mut Listing<'_>) -> Result<()> {
+        loop {
+            let mut names = Vec::new();
+            let mut room = listing.room();
+            self.call(|| {
+                self.overlay.list(dir, offset, &mut |entry| {
+                    let size = Listing::size_with_attributes(entry.name);
+                    let fits = size <= room;
+                    if fits {
+                        room -= size;
+                        names.push((entry.name.to_owned(), entry.offset));
+                    }
+                    fits
+                })
+            })?;
+            if names.is_empty() {
+                return Ok(());
+            }
+            for (name, behind) in names {
+                offset = behind;
+                let found = self.call(|| self.overlay.lookup(dir.node(), &name)).and_then(|node| self.entry(&node));
+                match found {
+                    Ok(entry) => listing.add_entry(&entry, behind, &name),
+                    // Gone since it was listed.
+                    Err(error) if error.errno == ENOENT => {}
+                    // What is told so far is told; the next request meets the error.
+                    Err(_) if !listing.is_empty() => return Ok(()),
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+    }
+}
+
+impl<L: Layer> Door for EngineDoor<L> {
+    fn setup(&self, _: u64) -> Setup {
+        let flags = init::DONT_MASK
+            | init::DO_READDIRPLUS
+            | init::READDIRPLUS_AUTO
+            | init::WRITEBACK_CACHE
+            | init::NO_OPEN_SUPPORT
+            | init::NO_OPENDIR_SUPPORT
+            | init::PARALLEL_DIROPS
+            | init::CACHE_SYMLINKS
+            | init::HANDLE_KILLPRIV_V2;
+        Setup { flags, valid: self.valid }
+    }
+
+    fn lookup(&self, _: Caller, parent: u64, name: &OsStr) -> Result<Option<Entry>> {
+        let dir = self.node(parent)?;
+        match self.call(|| self.overlay.lookup(&dir, name)) {
+            Ok(node) => self.entry(&node).map(Some),
+            Err(error) if error.errno == ENOENT => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn forget(&self, node: u64, count: u64) {
+        let Some(forgotten) = self.nodes.forget(node, count) else { return };
+        self.files.close(node);
+        let node = forgotten.node().clone();
+        drop(forgotten);
+        self.overlay.release(node);
+    }
+
+    fn getattr(&self, _: Caller, node: u64) -> Result<Attr> {
+        self.attr(&self.node(node)?)
+    }
+
+    fn setattr(&self, _: Caller, number: u64, change: &SetattrIn) -> Result<Attr> {
+        let node = self.node(number)?;
+        let is_set = |field| change.valid & field != 0;
+        if is_set(set::SIZE) {
+            self.call(|| self.overlay.truncate(&node, change.size))?;
+            if is_set(set::KILL_SUIDGID) {
+                self.drop_set_id(&node)?;
+            }
+        }
+        if is_set(set::UID | set::GID) {
+            let before = self.overlay.stat(&node)?;
+            let uid = if is_set(set::UID) { change.uid } else { before.uid };
+            let gid = if is_set(set::GID) { change.gid } else { before.gid };
+            self.call(|| self.overlay.set_owner(&node, Owner { uid, gid }))?;
+            if !matches!(node.kind(), Kind::Dir | Kind::Symlink) && !is_set(set::MODE) {
+                self.drop_set_id(&node)?;
+            }
+        }
+        if is_set(set::MODE) {
+            self.call(|| self.overlay.set_mode(&node, change.mode & 0o7777))?;
+        }
+        if is_set(set::ATIME | set::MTIME) {
+            let before = self.overlay.stat(&node)?;
+            let now = now();
+            let chosen = |field, field_now, given, before| match (is_set(field), is_set(field_now)) {
+                (false, _) => before,
+                (true, true) => now,
+                (true, false) => given,
+            };
+            let given = (convert::time(change.atime, change.atimensec), convert::time(change.mtime, change.mtimensec));
+            let atime = chosen(set::ATIME, set::ATIME_NOW, given.0, before.atime);
+            let mtime = chosen(set::MTIME, set::MTIME_NOW, given.1, before.mtime);
+            self.call(|| self.overlay.set_times(&node, atime, mtime))?;
+        }
+        self.attr(&node)
+    }
+
+    fn readlink(&self, _: Caller, node: u64) -> Result<OsString> {
+        let node = self.node(node)?;
+        self.call(|| self.overlay.read_link(&node))
+    }
+
+    fn mknod(&self, caller: Caller, parent: u64, name: &OsStr, new: NewMode, device: u64) -> Result<Entry> {
+        let dir = self.node(parent)?;
+        let (owner, mode) = self.ownership(&dir, caller, new, false)?;
+        let node = match kind_of(new.mode).ok_or(Error::new(EINVAL))? {
+            Kind::File => self.call(|| self.overlay.create_file(&dir, name, mode, owner))?.node().clone(),
+            kind => self.call(|| self.overlay.create_node(&dir, name, kind, mode, device, owner))?,
+        };
+        self.entry(&node)
+    }
+
+    fn mkdir(&self, caller: Caller, parent: u64, name: &OsStr, new: NewMode) -> Result<Entry> {
+        let dir = self.node(parent)?;
+        let (owner, mode) = self.ownership(&dir, caller, new, true)?;
+        self.entry(&self.call(|| self.overlay.create_dir(&dir, name, mode, owner))?)
+    }
+
+    fn symlink(&self, caller: Caller, parent: u64, name: &OsStr, target: &OsStr) -> Result<Entry> {
+        let dir = self.node(parent)?;
+        let (owner, _) = self.ownership(&dir, caller, NewMode { mode: 0o777, umask: 0 }, false)?;
+        self.entry(&self.call(|| self.overlay.create_symlink(&dir, name, target, owner))?)
+    }
+
+    fn unlink(&self, _: Caller, parent: u64, name: &OsStr) -> Result<()> {
+        let dir = self.node(parent)?;
+        self.call(|| self.overlay.unlink(&dir, name))
+    }
+
+    fn rmdir(&self, _: Caller, parent: u64, name: &OsStr) -> Result<()> {
+        let dir = self.node(parent)?;
+        self.call(|| self.overlay.remove_dir(&dir, name))
+    }
+
+    fn rename(&self, _: Caller, from: (u64, &OsStr), to: (u64, &OsStr), flags: u32) -> Result<()> {
+        let mode = match flags {
+            0 => RenameMode::Replace,
+            libc::RENAME_NOREPLACE => RenameMode::NoReplace,
+            libc::RENAME_EXCHANGE => RenameMode::Exchange,
+            _ => return Err(Error::new(EINVAL)),
+        };
+        let (dir, new_dir) = (self.node(from.0)?, self.node(to.0)?);
+        self.call(|| self.overlay.rename(&dir, from.1, &new_dir, to.1, mode))
+    }
+
+    fn link(&self, _: Caller, node: u64, parent: u64, name: &OsStr) -> Result<Entry> {
+        let (node, dir) = (self.node(node)?, self.node(parent)?);
+        self.call(|| self.overlay.link(&node, &dir, name))?;
+        self.entry(&node)
+    }
+
+    fn create(&self, caller: Caller, parent: u64, name: &OsStr, new: NewMode, flags: i32) -> Result<(Entry, Opened)> {
+        let dir = self.node(parent)?;
+        let (owner, mode) = self.ownership(&dir, caller, new, false)?;
+        let file = match self.call(|| self.overlay.create_file(&dir, name, mode, owner)) {
+            Err(error) if error.errno == EEXIST && flags & libc::O_EXCL == 0 => {
+                self.overlay.open(&self.call(|| self.overlay.lookup(&dir, name))?)
+            }
+            created => created?,
+        };
+        let entry = self.entry(file.node())?;
+        // It is about to be written.
+        self.files.keep(entry.node, Arc::new(file));
+        Ok((entry, Opened { fh: 0, flags: wire::FOPEN_KEEP_CACHE }))
+    }
+
+    fn read(&self, _: Caller, node: u64, _: u64, offset: u64, buf: &mut [u8]) -> Result<usize> {
+        let file = self.file(node)?;
+        let mut done = 0;
+        while done < buf.len() {
+            let rest = &mut buf[done..];
+            match self.call(|| self.overlay.read_at(&file, rest, offset + done as u64))? {
+                0 => break,
+                count => done += count,
+            }
+        }
+        Ok(done)
+    }
+
+    fn write(&self, _: Caller, node: u64, write: Write<'_>) -> Result<usize> {
+        let file = self.file(node)?;
+        let mut done = 0;
+        while done < write.data.len() {
+            match self.call(|| self.overlay.write_at(&file, &write.data[done..], write.offset + done as u64)) {
+                Ok(count) => done += count,
+                Err(error) if done == 0 => return Err(error),
+                Err(_) => break,
+            }
+        }
+        if write.flags & wire::WRITE_KILL_SUIDGID != 0 {
+            self.drop_set_id(file.node())?;
+        }
+        Ok(done)
+    }
+
+    fn fsync(&self, node: u64, _: u64) -> Result<()> {
+        let file = self.file(node)?;
+        self.call(|| self.overlay.sync(&file))
+    }
+
+    fn readdir(&self, _: Caller, node: u64, _: u64, mut offset: u64, listing: &mut Listing<'_>) -> Result<()> {
+        let dir = self.nodes.get(node)?;
+        if offset < BEHIND_SELF {
+            let ino = self.overlay.stat(dir.node())?.ino;
+            if !listing.add(ino, BEHIND_SELF, libc::S_IFDIR, OsStr::new(".")) {
+                return Ok(());
+            }
+            offset = BEHIND_SELF;
+        }
+        if offset < BEHIND_PARENT {
+            let ino = self.parent_ino(dir.node())?;
+            if !listing.add(ino, BEHIND_PARENT, libc::S_IFDIR, OsStr::new("..")) {
+                return Ok(());
+            }
+            offset = BEHIND_PARENT;
+        }
+        if listing.with_attributes() {
+            return self.list_with_attributes(&dir, offset, listing);
+        }
+        let mut add = |entry: DirEntry<'_>| listing.add(entry.ino, entry.offset, kind_bits(entry.kind), entry.name);
+        self.call(|| self.overlay.list(&dir, offset, &mut add))
+    }
+
+    fn fsyncdir(&self, node: u64, _: u64) -> Result<()> {
+        let dir = self.nodes.get(node)?;
+        self.call(|| self.overlay.sync(&dir))
+    }
+
+    fn statfs(&self, _: u64) -> Result<StatFs> {
+        let found = self.overlay.stat_fs()?;
+        Ok(StatFs {
+            blocks: found.blocks,
+            bfree: found.blocks_free,
+            bavail: found.blocks_available,
+            files: found.files,
+            ffree: found.files_free,
+            bsize: found.block_size,
+            frsize: found.block_size,
+            namelen: found.name_max,
+            ..StatFs::default()
+        })
+    }
+}
+
+/// A mode without the bits that a change by another takes: set-user-id, and set-group-id where it is not only a sign for locks.
+fn without_set_id(mode: u32) -> u32 {
+    let group = if mode & libc::S_IXGRP != 0 { libc::S_ISGID } else { 0 };
+    mode & !(libc::S_ISUID | group)
+}
+
+fn now() -> Time {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Time { sec: since.as_secs() as i64, nsec: since.subsec_nanos() }
+}

@@ -1,0 +1,178 @@
+//! A mount at work: the FUSE device, the agreement with the kernel, and the threads that take its requests.
+//!
+//! Each thread has its own clone of the device and its own two buffers, and answers a request before it takes the next. There is no
+//! lock.
+
+use std::fs::File;
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::thread;
+
+use zerocopy::{FromBytes, IntoBytes};
+
+use super::dispatch::{Agreed, handle};
+use super::door::{Door, Setup};
+use super::wire::{self, InHeader, InitIn, InitOut, OutHeader, init, opcode};
+
+/// The largest WRITE, READ and listing, in bytes.
+const MAX_DATA: usize = 1 << 20;
+/// Room for what comes before the data of a request.
+const MAX_HEAD: usize = 4096;
+const PAGE: usize = 4096;
+/// How many requests that nobody waits for, such as read-ahead and write-back, the kernel may have on the way.
+const BACKGROUND: u16 = 64;
+/// Makes a clone of the device (`FUSE_DEV_IOC_CLONE`).
+const IOC_CLONE: libc::Ioctl = 0x8004_e500_u32 as libc::Ioctl;
+
+/// A mounted filesystem before it serves.
+pub struct Session<D> {
+    door: Arc<D>,
+    device: Arc<File>,
+    agreed: Agreed,
+}
+
+impl<D: Door + 'static> Session<D> {
+    /// Agrees with the kernel on how the mount of `device` works. Waits until the kernel has begun, which it does at mount.
+    pub fn start(device: OwnedFd, door: D) -> io::Result<Self> {
+        let device = Arc::new(File::from(device));
+        let mut request = vec![0; MAX_DATA + MAX_HEAD];
+        loop {
+            let length = (&*device).read(&mut request)?;
+            let answered = greet(&door, &request[..length])?;
+            (&*device).write_all(&answered.bytes)?;
+            if let Some(agreed) = answered.agreed {
+                return Ok(Self { door: Arc::new(door), device, agreed });
+            }
+        }
+    }
+
+    /// Who answers.
+    pub fn door(&self) -> &Arc<D> {
+        &self.door
+    }
+
+    /// A way to tell the kernel what has changed.
+    pub fn notifier(&self) -> Notifier {
+        Notifier(self.device.clone())
+    }
+
+    /// Serves on `threads` threads until the filesystem is unmounted. The error is that of the thread that failed first.
+    pub fn run(self, threads: usize) -> io::Result<()> {
+        let others: Vec<_> = (1..threads)
+            .map(|_| {
+                let (door, agreed, device) = (self.door.clone(), self.agreed, clone(&self.device)?);
+                thread::Builder::new().name("request".to_owned()).spawn(move || serve(&*door, &agreed, &device))
+            })
+            .collect::<io::Result<_>>()?;
+        let mut result = serve(&*self.door, &self.agreed, &self.device);
+        for other in others {
+            let ended = other.join().unwrap_or_else(|_| Err(io::Error::other("a thread panicked")));
+            result = result.and(ended);
+        }
+        result
+    }
+}
+
+/// Tells the kernel what has changed without its doing.
+#[derive(Clone)]
+pub struct Notifier(Arc<File>);
+
+impl Notifier {
+    /// Has the kernel let go of the entry `name` of `parent`, if nobody uses it.
+    ///
+    /// The kernel locks the directory meanwhile, so this must not be called by a thread that a request on it waits for.
+    pub fn forget_entry(&self, parent: u64, name: &[u8]) -> io::Result<()> {
+        let entry = wire::NotifyInvalEntry { parent, name_length: name.len() as u32, flags: 0 };
+        let length = size_of::<OutHeader>() + size_of_val(&entry) + name.len() + 1;
+        let header = OutHeader { len: length as u32, error: wire::NOTIFY_INVAL_ENTRY, unique: 0 };
+        (&*self.0).write_all(&[header.as_bytes(), entry.as_bytes(), name, &[0]].concat())
+    }
+}
+
+/// What INIT is answered.
+struct Greeting {
+    bytes: Vec<u8>,
+    agreed: Option<Agreed>,
+}
+
+/// Answers INIT. A kernel of a higher major version is told ours and asks again.
+fn greet(door: &impl Door, request: &[u8]) -> io::Result<Greeting> {
+    let malformed = || io::Error::new(ErrorKind::InvalidData, "the kernel began with something else than INIT");
+    let (header, body) = InHeader::read_from_prefix(request).map_err(|_| malformed())?;
+    // Older kernels send a shorter structure.
+    let mut whole = [0; size_of::<InitIn>()];
+    let length = body.len().min(whole.len());
+    whole[..length].copy_from_slice(&body[..length]);
+    let (asked, _) = InitIn::read_from_prefix(&whole).map_err(|_| malformed())?;
+    if header.opcode != opcode::INIT {
+        return Err(malformed());
+    }
+    if asked.major < wire::MAJOR || asked.major == wire::MAJOR && asked.minor < wire::OLDEST_MINOR {
+        return Err(io::Error::new(
+            ErrorKind::Unsupported,
+            format!("the kernel speaks FUSE {}.{}, and 7.31 (Linux 5.4) is needed", asked.major, asked.minor),
+        ));
+    }
+    let offered =
+        u64::from(asked.flags) | if asked.flags as u64 & init::INIT_EXT != 0 { (asked.flags2 as u64) << 32 } else { 0 };
+    let Setup { flags, valid } = door.setup(offered);
+    let always = init::ASYNC_READ | init::BIG_WRITES | init::MAX_PAGES | init::INIT_EXT | init::ASYNC_DIO;
+    let flags = (flags | always) & offered;
+    let out = InitOut {
+        major: wire::MAJOR,
+        minor: wire::MINOR,
+        max_readahead: asked.max_readahead,
+        flags: flags as u32,
+        flags2: (flags >> 32) as u32,
+        max_background: BACKGROUND,
+        congestion_threshold: BACKGROUND / 4 * 3,
+        max_write: MAX_DATA as u32,
+        time_gran: 1,
+        max_pages: (MAX_DATA / PAGE) as u16,
+        ..InitOut::default()
+    };
+    let length = size_of::<OutHeader>() + size_of::<InitOut>();
+    let head = OutHeader { len: length as u32, error: 0, unique: header.unique };
+    let agreed = Agreed { flags, valid, max_answer: MAX_DATA };
+    let agreed = (asked.major == wire::MAJOR).then_some(agreed);
+    Ok(Greeting { bytes: [head.as_bytes(), out.as_bytes()].concat(), agreed })
+}
+
+fn serve(door: &impl Door, agreed: &Agreed, mut device: &File) -> io::Result<()> {
+    let mut request = vec![0; MAX_DATA + MAX_HEAD];
+    let mut answer = Vec::new();
+    loop {
+        let length = match device.read(&mut request) {
+            Ok(length) => length,
+            Err(error) => match error.raw_os_error() {
+                // Unmounted.
+                Some(libc::ENODEV) => return Ok(()),
+                // The request was taken back while it was on the way.
+                Some(libc::ENOENT | libc::EINTR | libc::EAGAIN) => continue,
+                _ => return Err(error),
+            },
+        };
+        if handle(door, agreed, &request[..length], &mut answer)
+            && let Err(error) = device.write_all(&answer)
+        {
+            match error.raw_os_error() {
+                // Whoever asked is gone.
+                Some(libc::ENOENT | libc::EINTR) => {}
+                Some(libc::ENODEV) => return Ok(()),
+                _ => log::warn!("an answer was not taken by the kernel: {error}"),
+            }
+        }
+    }
+}
+
+/// A second descriptor of the same mount, so that threads do not wait for each other in the kernel.
+fn clone(device: &File) -> io::Result<File> {
+    let clone = File::options().read(true).write(true).open("/dev/fuse")?;
+    let mut number = device.as_raw_fd() as u32;
+    // SAFETY: the call reads one number of 32 bits, which outlives it.
+    if unsafe { libc::ioctl(clone.as_raw_fd(), IOC_CLONE, &raw mut number) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(clone)
+}

@@ -1,0 +1,242 @@
+//! The structures and numbers of the FUSE protocol (`linux/fuse.h`), version 7.31 and later, as far as the doors use them.
+
+use std::time::Duration;
+
+use syscall::error::{EAGAIN, EWOULDBLOCK, Error};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// The version that is spoken. Linux answers with its own where that is lower.
+pub const MAJOR: u32 = 7;
+pub const MINOR: u32 = 41;
+/// The oldest version that has everything a door relies on: Linux 5.4.
+pub const OLDEST_MINOR: u32 = 31;
+
+/// The number by which the kernel knows the top of the tree.
+pub const ROOT: u64 = 1;
+
+/// What a request asks for.
+pub mod opcode {
+    pub const LOOKUP: u32 = 1;
+    pub const FORGET: u32 = 2;
+    pub const GETATTR: u32 = 3;
+    pub const SETATTR: u32 = 4;
+    pub const READLINK: u32 = 5;
+    pub const SYMLINK: u32 = 6;
+    pub const MKNOD: u32 = 8;
+    pub const MKDIR: u32 = 9;
+    pub const UNLINK: u32 = 10;
+    pub const RMDIR: u32 = 11;
+    pub const RENAME: u32 = 12;
+    pub const LINK: u32 = 13;
+    pub const OPEN: u32 = 14;
+    pub const READ: u32 = 15;
+    pub const WRITE: u32 = 16;
+    pub const STATFS: u32 = 17;
+    pub const RELEASE: u32 = 18;
+    pub const FSYNC: u32 = 20;
+    pub const SETXATTR: u32 = 21;
+    pub const GETXATTR: u32 = 22;
+    pub const LISTXATTR: u32 = 23;
+    pub const REMOVEXATTR: u32 = 24;
+    pub const INIT: u32 = 26;
+    pub const OPENDIR: u32 = 27;
+    pub const READDIR: u32 = 28;
+    pub const RELEASEDIR: u32 = 29;
+    pub const FSYNCDIR: u32 = 30;
+    pub const ACCESS: u32 = 34;
+    pub const CREATE: u32 = 35;
+    pub const INTERRUPT: u32 = 36;
+    pub const DESTROY: u32 = 38;
+    pub const BATCH_FORGET: u32 = 42;
+    pub const FALLOCATE: u32 = 43;
+    pub const READDIRPLUS: u32 = 44;
+    pub const RENAME2: u32 = 45;
+    pub const LSEEK: u32 = 46;
+    pub const COPY_FILE_RANGE: u32 = 47;
+    pub const TMPFILE: u32 = 51;
+    pub const STATX: u32 = 52;
+}
+
+/// What kernel and door can do beyond the least (`FUSE_*` of INIT).
+pub mod init {
+    pub const ASYNC_READ: u64 = 1 << 0;
+    pub const ATOMIC_O_TRUNC: u64 = 1 << 3;
+    pub const BIG_WRITES: u64 = 1 << 5;
+    pub const DONT_MASK: u64 = 1 << 6;
+    pub const DO_READDIRPLUS: u64 = 1 << 13;
+    pub const READDIRPLUS_AUTO: u64 = 1 << 14;
+    pub const ASYNC_DIO: u64 = 1 << 15;
+    pub const WRITEBACK_CACHE: u64 = 1 << 16;
+    pub const NO_OPEN_SUPPORT: u64 = 1 << 17;
+    pub const PARALLEL_DIROPS: u64 = 1 << 18;
+    pub const HANDLE_KILLPRIV: u64 = 1 << 19;
+    pub const MAX_PAGES: u64 = 1 << 22;
+    pub const CACHE_SYMLINKS: u64 = 1 << 23;
+    pub const NO_OPENDIR_SUPPORT: u64 = 1 << 24;
+    pub const HANDLE_KILLPRIV_V2: u64 = 1 << 28;
+    pub const SETXATTR_EXT: u64 = 1 << 29;
+    pub const INIT_EXT: u64 = 1 << 30;
+}
+
+/// Which attributes a SETATTR sets (`FATTR_*`).
+pub mod set {
+    pub const MODE: u32 = 1 << 0;
+    pub const UID: u32 = 1 << 1;
+    pub const GID: u32 = 1 << 2;
+    pub const SIZE: u32 = 1 << 3;
+    pub const ATIME: u32 = 1 << 4;
+    pub const MTIME: u32 = 1 << 5;
+    pub const FH: u32 = 1 << 6;
+    pub const ATIME_NOW: u32 = 1 << 7;
+    pub const MTIME_NOW: u32 = 1 << 8;
+    pub const KILL_SUIDGID: u32 = 1 << 11;
+}
+
+/// What the kernel has of a file's content stays valid when the file is opened again (`FOPEN_KEEP_CACHE`).
+pub const FOPEN_KEEP_CACHE: u32 = 1 << 1;
+/// The data of a WRITE come from the page cache, maybe of a shared mapping (`FUSE_WRITE_CACHE`).
+pub const WRITE_CACHE: u32 = 1 << 0;
+/// The writer may not keep set-id bits (`FUSE_WRITE_KILL_SUIDGID`).
+pub const WRITE_KILL_SUIDGID: u32 = 1 << 2;
+/// A SETXATTR of an access ACL takes the set-group-id bit (`FUSE_SETXATTR_ACL_KILL_SGID`).
+pub const SETXATTR_ACL_KILL_SGID: u32 = 1 << 0;
+/// A notification that an entry may have changed (`FUSE_NOTIFY_INVAL_ENTRY`).
+pub const NOTIFY_INVAL_ENTRY: i32 = 3;
+
+/// Defines structures as they come from or go to the kernel.
+macro_rules! wire {
+    ($($(#[$meta:meta])* $name:ident { $($field:ident: $type:ty),* $(,)? })*) => {
+        $(
+            $(#[$meta])*
+            #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+            #[repr(C)]
+            pub struct $name {
+                $(pub $field: $type,)*
+            }
+        )*
+    };
+}
+
+wire! {
+    /// What every request begins with.
+    InHeader {
+        len: u32, opcode: u32, unique: u64, node: u64, uid: u32, gid: u32, pid: u32, total_extlen: u16, padding: u16,
+    }
+    /// What every answer begins with.
+    OutHeader { len: u32, error: i32, unique: u64 }
+    InitIn { major: u32, minor: u32, max_readahead: u32, flags: u32, flags2: u32, unused: [u32; 11] }
+    InitOut {
+        major: u32, minor: u32, max_readahead: u32, flags: u32, max_background: u16, congestion_threshold: u16,
+        max_write: u32, time_gran: u32, max_pages: u16, map_alignment: u16, flags2: u32, max_stack_depth: u32,
+        request_timeout: u16, unused: [u16; 11],
+    }
+    /// Attributes, as an answer has them. Times are seconds and nanoseconds since 1970, before that in two's complement.
+    Attr {
+        ino: u64, size: u64, blocks: u64, atime: u64, mtime: u64, ctime: u64, atimensec: u32, mtimensec: u32,
+        ctimensec: u32, mode: u32, nlink: u32, uid: u32, gid: u32, rdev: u32, blksize: u32, flags: u32,
+    }
+    EntryOut {
+        node: u64, generation: u64, entry_valid: u64, attr_valid: u64, entry_valid_nsec: u32, attr_valid_nsec: u32,
+        attr: Attr,
+    }
+    AttrOut { valid: u64, valid_nsec: u32, dummy: u32, attr: Attr }
+    ForgetIn { count: u64 }
+    BatchForgetIn { count: u32, dummy: u32 }
+    ForgetOne { node: u64, count: u64 }
+    /// A SETATTR: the fields that `valid` names are to be set.
+    SetattrIn {
+        valid: u32, padding: u32, fh: u64, size: u64, lock_owner: u64, atime: u64, mtime: u64, ctime: u64,
+        atimensec: u32, mtimensec: u32, ctimensec: u32, mode: u32, unused4: u32, uid: u32, gid: u32, unused5: u32,
+    }
+    MknodIn { mode: u32, rdev: u32, umask: u32, padding: u32 }
+    MkdirIn { mode: u32, umask: u32 }
+    RenameIn { new_dir: u64 }
+    Rename2In { new_dir: u64, flags: u32, padding: u32 }
+    LinkIn { node: u64 }
+    OpenIn { flags: u32, open_flags: u32 }
+    OpenOut { fh: u64, open_flags: u32, backing_id: i32 }
+    CreateIn { flags: u32, mode: u32, umask: u32, open_flags: u32 }
+    ReadIn { fh: u64, offset: u64, size: u32, read_flags: u32, lock_owner: u64, flags: u32, padding: u32 }
+    WriteIn { fh: u64, offset: u64, size: u32, write_flags: u32, lock_owner: u64, flags: u32, padding: u32 }
+    WriteOut { size: u32, padding: u32 }
+    ReleaseIn { fh: u64, flags: u32, release_flags: u32, lock_owner: u64 }
+    FsyncIn { fh: u64, flags: u32, padding: u32 }
+    AccessIn { mask: u32, padding: u32 }
+    SetxattrIn { size: u32, flags: u32 }
+    /// Between [`SetxattrIn`] and the name, where [`init::SETXATTR_EXT`] was agreed on.
+    SetxattrExt { setxattr_flags: u32, padding: u32 }
+    GetxattrIn { size: u32, padding: u32 }
+    GetxattrOut { size: u32, padding: u32 }
+    FallocateIn { fh: u64, offset: u64, length: u64, mode: u32, padding: u32 }
+    LseekIn { fh: u64, offset: u64, whence: u32, padding: u32 }
+    LseekOut { offset: u64 }
+    CopyFileRangeIn {
+        fh: u64, offset: u64, to_node: u64, to_fh: u64, to_offset: u64, length: u64, flags: u64,
+    }
+    StatxTime { sec: i64, nsec: u32, reserved: i32 }
+    Statx {
+        mask: u32, blksize: u32, attributes: u64, nlink: u32, uid: u32, gid: u32, mode: u16, spare0: u16, ino: u64,
+        size: u64, blocks: u64, attributes_mask: u64, atime: StatxTime, btime: StatxTime, ctime: StatxTime,
+        mtime: StatxTime, rdev_major: u32, rdev_minor: u32, dev_major: u32, dev_minor: u32, spare2: [u64; 14],
+    }
+    StatxOut { valid: u64, valid_nsec: u32, flags: u32, spare: [u64; 2], stat: Statx }
+    StatfsOut {
+        blocks: u64, bfree: u64, bavail: u64, files: u64, ffree: u64, bsize: u32, namelen: u32, frsize: u32,
+        padding: u32, spare: [u32; 6],
+    }
+    /// An entry of a listing; the name follows, filled up to a multiple of eight bytes.
+    Dirent { ino: u64, offset: u64, name_length: u32, kind: u32 }
+    NotifyInvalEntry { parent: u64, name_length: u32, flags: u32 }
+}
+
+/// A duration as answers have it: seconds and nanoseconds.
+pub fn valid_for(time: Duration) -> (u64, u32) {
+    (time.as_secs(), time.subsec_nanos())
+}
+
+/// An errno as answers have it. The numbers are those of Linux, but for one: what Linux calls by two names has two numbers in the
+/// engine.
+pub fn errno(error: Error) -> i32 {
+    -(if error.errno == EWOULDBLOCK { EAGAIN } else { error.errno })
+}
+
+/// A device number as the protocol has it, in 32 bits.
+pub fn device_to_wire(device: u64) -> u32 {
+    let (major, minor) = (libc::major(device), libc::minor(device));
+    (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12)
+}
+
+/// A device number from the protocol, as the system's calls have it.
+pub fn device_from_wire(device: u32) -> u64 {
+    libc::makedev((device & 0xf_ff00) >> 8, (device & 0xff) | ((device >> 12) & 0xf_ff00))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Sizes from `linux/fuse.h`.
+    #[test]
+    fn structures_have_the_sizes_of_the_protocol() {
+        assert_eq!(size_of::<InHeader>(), 40);
+        assert_eq!(size_of::<InitIn>(), 64);
+        assert_eq!(size_of::<InitOut>(), 64);
+        assert_eq!(size_of::<Attr>(), 88);
+        assert_eq!(size_of::<EntryOut>(), 128);
+        assert_eq!(size_of::<AttrOut>(), 104);
+        assert_eq!(size_of::<SetattrIn>(), 88);
+        assert_eq!(size_of::<WriteIn>(), 40);
+        assert_eq!(size_of::<CopyFileRangeIn>(), 56);
+        assert_eq!(size_of::<Statx>(), 256);
+        assert_eq!(size_of::<StatxOut>(), 288);
+        assert_eq!(size_of::<StatfsOut>(), 80);
+    }
+
+    #[test]
+    fn device_numbers_go_both_ways() {
+        for (major, minor) in [(0, 0), (1, 3), (8, 255), (259, 256), (4095, 0xf_ffff)] {
+            let device = libc::makedev(major, minor);
+            assert_eq!(device_from_wire(device_to_wire(device)), device);
+        }
+    }
+}
