@@ -11,7 +11,7 @@ use syscall::error::{EFBIG, EINVAL, EIO, EISDIR, Error};
 use super::Overlay;
 use super::attr::Spot;
 use super::node::{Node, OpenFile};
-use crate::layer::{Access, Kind, Layer, Result};
+use crate::layer::{Access, Kind, Layer, Object, Result, Stat};
 
 /// An open file or directory. It keeps its object as it is, also when the last name is unlinked; dropping closes it.
 pub struct Handle<L: Layer> {
@@ -75,6 +75,23 @@ impl<L: Layer> Overlay<L> {
     /// EROFS; EFBIG; EISDIR; EINVAL of anything else that is no regular file.
     pub fn write_at(&self, handle: &Handle<L>, buf: &[u8], offset: u64) -> Result<usize> {
         self.write(handle, buf, |_| Ok(offset))
+    }
+
+    /// As [`Overlay::write_at`], for what a door has held back: the times stay as they are, since they are the door's to set. It knows when
+    /// the data were written, and this is later.
+    pub fn write_back(&self, handle: &Handle<L>, buf: &[u8], offset: u64) -> Result<usize> {
+        let node = &handle.node;
+        check_file(node)?;
+        // The write below copies up before it takes the lock, and after a copy-up the times are the same.
+        let Stat { atime, mtime, .. } = self.stat(node)?;
+        let written = self.write_at(handle, buf, offset)?;
+        let _content = node.content.lock();
+        let open = self.file(node, Access::ReadWrite)?;
+        self.stack.layer(&open.dir).set_times(Object::File(&open.file), atime, mtime)?;
+        if let Some(attr) = &mut node.state.lock().attr {
+            (attr.atime, attr.mtime) = (atime, mtime);
+        }
+        Ok(written)
     }
 
     /// Writes at the end of the file, wherever it is when the write happens. Errors as [`Overlay::write_at`].

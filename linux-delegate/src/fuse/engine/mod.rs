@@ -288,9 +288,14 @@ impl<L: Layer> Door for EngineDoor<L> {
 
     fn write(&self, _: Caller, node: u64, write: Write<'_>) -> Result<usize> {
         let file = self.file(node)?;
+        let held_back = write.flags & wire::WRITE_CACHE != 0;
         let mut done = 0;
         while done < write.data.len() {
-            match self.call(|| self.overlay.write_at(&file, &write.data[done..], write.offset + done as u64)) {
+            let (rest, offset) = (&write.data[done..], write.offset + done as u64);
+            match self.call(|| match held_back {
+                true => self.overlay.write_back(&file, rest, offset),
+                false => self.overlay.write_at(&file, rest, offset),
+            }) {
                 Ok(count) => done += count,
                 Err(error) if done == 0 => return Err(error),
                 Err(_) => break,
