@@ -199,7 +199,10 @@ impl<L: Layer> Door for EngineDoor<L> {
             let given = (convert::time(change.atime, change.atimensec), convert::time(change.mtime, change.mtimensec));
             let atime = chosen(set::ATIME, set::ATIME_NOW, given.0, before.atime);
             let mtime = chosen(set::MTIME, set::MTIME_NOW, given.1, before.mtime);
-            self.call(|| self.overlay.set_times(&node, atime, mtime))?;
+            // The kernel writes back the times of every inode that it lets go, also of one that only lost a name.
+            if (atime, mtime) != (before.atime, before.mtime) {
+                self.call(|| self.overlay.set_times(&node, atime, mtime))?;
+            }
         }
         self.attr(&node)
     }
