@@ -75,30 +75,30 @@ impl<L: Layer> Overlay<L> {
         &self,
         node: &Arc<Node<L>>,
         attr: &Stat,
-        work: &L::Dir,
+        dir: &L::Dir,
         temp: &OsStr,
         keep: u64,
     ) -> Result<Option<L::File>> {
-        let (upper, _) = self.upper()?;
+        let (upper, work) = self.upper()?;
         let own = upper.identity();
         let mut file = None;
         match node.kind() {
             Kind::File => {
                 let from = self.file(node, Access::Read)?;
-                let to = upper.create_file(work, temp, PRIVATE_FILE, own)?;
+                let to = upper.create_file(dir, temp, PRIVATE_FILE, own)?;
                 self.copy_data(&from, &to, attr.size.min(keep))?;
                 file = Some(to);
             }
             Kind::Symlink => {
                 let target = self.read_link(node)?;
-                upper.create_symlink(work, temp, &target, own)?;
+                upper.create_symlink(dir, temp, &target, own)?;
             }
-            kind => upper.create_node(work, temp, kind, PRIVATE_FILE, attr.rdev, own)?,
+            kind => upper.create_node(dir, temp, kind, PRIVATE_FILE, attr.rdev, own)?,
         }
-        self.copy_attr(Object::Entry(work, temp), attr)?;
+        self.copy_attr(Object::Entry(dir, temp), attr)?;
         if let Some(file) = &file {
             // A crash after the rename must not find an empty file where the lower layer had a whole one.
-            upper.sync(file)?;
+            work.sync(upper, file)?;
         }
         Ok(file)
     }
