@@ -220,12 +220,18 @@ impl ListItem {
 
     /// Sets a switch, which takes no value.
     pub fn switch(&self, switch: &mut bool, to: bool) -> Result<(), Error> {
-        if let Some(value) = &self.value {
-            let (key, value) = (&self.key, String::from_utf8_lossy(value));
-            return Err(Error(format!("The mount option {key} takes no value, but {value} is given.")));
-        }
+        self.check_no_value()?;
         *switch = to;
         Ok(())
+    }
+
+    /// An error if there is a value.
+    pub fn check_no_value(&self) -> Result<(), Error> {
+        let Some(value) = &self.value else {
+            return Ok(());
+        };
+        let (key, value) = (&self.key, String::from_utf8_lossy(value));
+        Err(Error(format!("The mount option {key} takes no value, but {value} is given.")))
     }
 
     fn escaped_value(&self, what: &str) -> Result<&[u8], Error> {

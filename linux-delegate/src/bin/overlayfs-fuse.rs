@@ -3,11 +3,10 @@
 //! The process is three things: the scheme's daemon on one thread, the FUSE session on some, and a thread that waits for signals. Without
 //! `-f` a child of the process is all that, and the process itself waits only until the mount is there.
 
-use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::FromRawFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
@@ -17,37 +16,16 @@ use linux_delegate::fuse::engine::EngineDoor;
 use linux_delegate::fuse::mount::{self as fuse_mount, Mounted};
 use linux_delegate::fuse::scheme::SchemeDoor;
 use linux_delegate::fuse::{Door, Session};
-use linux_delegate::kernel;
+use linux_delegate::options::{Command, HELP, MountOptions, WhichDoor};
+use linux_delegate::{kernel, logger};
 use overlayfs::daemon::serve;
 use overlayfs::layer::OsLayer;
 use overlayfs::mount::mount;
-use overlayfs::options::{Options, split_list};
 use overlayfs::overlay::Overlay;
 use overlayfs::scheme::OverlayScheme;
 use redox_scheme::Socket;
 use redox_scheme::scheme::register_sync_scheme;
 use rustix::mount::MountFlags;
-
-const HELP: &str = "\
-overlayfs-fuse: read-only directories under one writable directory, as one merged tree
-
-Usage: overlayfs-fuse [-f] -o lowerdir=DIR[:DIR ...][,upperdir=DIR][,workdir=DIR] MOUNTPOINT
-
-Mounts the merged tree at MOUNTPOINT until it is unmounted (umount, fusermount3 -u) or the program is ended by SIGINT or SIGTERM.
-
-Options:
-  -o LIST          Separated by commas; a comma, colon or backslash in a name is written behind a backslash:
-     lowerdir=     Directories that are only read, separated by colons. The first one is the topmost: what it
-                   has hides what has the same name in those after it. Directories of the same path are merged.
-     upperdir=     The directory that takes every change. Without it nothing can be changed.
-     workdir=      Where changes are prepared: an empty directory on the filesystem of the upper one, beside it.
-                   Without it, a reserved name inside the upper directory is used.
-     door=engine   Requests are calls of the overlay's engine. The default.
-     door=scheme   Requests go through the scheme that serves the overlay on Redox: slow, for tests.
-  -f               Stay in the foreground.
-  -h, --help       Print this.
-  -V, --version    Print the version.
-";
 
 /// The name of the scheme, which nobody but this process sees.
 const NAME: &str = "overlay";
@@ -58,89 +36,35 @@ const THREADS: usize = 8;
 /// How long the kernel believes what it is told by the engine: nobody else changes the layers.
 const WITHOUT_END: Duration = Duration::from_secs(1 << 32);
 
-enum Command {
-    Help,
-    Version,
-    Mount(Arguments),
-}
-
-struct Arguments {
-    options: Options,
-    mount_point: PathBuf,
-    foreground: bool,
-    door: WhichDoor,
-}
-
-/// How requests reach the overlay.
-#[derive(Clone, Copy, PartialEq)]
-enum WhichDoor {
-    Engine,
-    Scheme,
-}
-
 fn main() -> ExitCode {
-    let result = match parse(std::env::args_os().skip(1)) {
-        Ok(Command::Help) => write!(io::stdout(), "{HELP}").map_err(|error| error.to_string()),
-        Ok(Command::Version) => {
-            writeln!(io::stdout(), "overlayfs-fuse {}", env!("CARGO_PKG_VERSION")).map_err(|error| error.to_string())
+    let done = match Command::parse(std::env::args_os().skip(1)) {
+        Ok(Command::Help) => write!(io::stdout(), "{HELP}"),
+        Ok(Command::Version) => writeln!(io::stdout(), "overlayfs-fuse {}", env!("CARGO_PKG_VERSION")),
+        Ok(Command::Mount(options)) => return mount_and_serve(&options),
+        Err(error) => {
+            eprintln!("overlayfs-fuse: {error} See overlayfs-fuse --help.");
+            return ExitCode::FAILURE;
         }
-        Ok(Command::Mount(arguments)) if arguments.foreground => run(&arguments, None),
-        Ok(Command::Mount(arguments)) => match fork() {
+    };
+    if done.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn mount_and_serve(options: &MountOptions) -> ExitCode {
+    logger::start(options.verbosity);
+    let result = match options.foreground {
+        true => run(options, None),
+        false => match fork() {
             Ok(Process::Parent(code)) => return code,
-            Ok(Process::Child(ready)) => run(&arguments, Some(ready)),
+            Ok(Process::Child(ready)) => run(options, Some(ready)),
             Err(error) => Err(format!("No process can be started for the mount: {error}.")),
         },
-        Err(sentence) => Err(format!("{sentence} See overlayfs-fuse --help.")),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(sentence) => {
-            eprintln!("overlayfs-fuse: {sentence}");
+            log::error!("{sentence}");
             ExitCode::FAILURE
         }
-    }
-}
-
-fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Command, String> {
-    use lexopt::Arg::{Long, Short, Value};
-
-    let sentence = |error: lexopt::Error| format!("{error}.");
-    let mut options = Options::default();
-    let mut mount_point = None;
-    let mut foreground = false;
-    let mut door = WhichDoor::Engine;
-    let mut parser = lexopt::Parser::from_args(words);
-    while let Some(word) = parser.next().map_err(sentence)? {
-        match word {
-            Short('h') | Long("help") => return Ok(Command::Help),
-            Short('V') | Long("version") => return Ok(Command::Version),
-            Short('f') => foreground = true,
-            Short('o') => {
-                let list = parser.value().map_err(sentence)?;
-                for item in split_list(&list).map_err(|error| error.to_string())? {
-                    match item.key.as_str() {
-                        "door" => door = which_door(item.value())?,
-                        _ => options.add(&item).map_err(|error| error.to_string())?,
-                    }
-                }
-            }
-            Value(word) if mount_point.is_none() => mount_point = Some(PathBuf::from(word)),
-            Value(word) => return Err(format!("There is one mount point: {} is one too many.", word.display())),
-            Short(other) => return Err(format!("There is no option -{other}.")),
-            Long(other) => return Err(format!("There is no option --{other}.")),
-        }
-    }
-    options.check().map_err(|error| error.to_string())?;
-    let mount_point = mount_point.ok_or("The mount point is missing.")?;
-    Ok(Command::Mount(Arguments { options, mount_point, foreground, door }))
-}
-
-fn which_door(value: Option<OsString>) -> Result<WhichDoor, String> {
-    match value {
-        Some(door) if door == "engine" => Ok(WhichDoor::Engine),
-        Some(door) if door == "scheme" => Ok(WhichDoor::Scheme),
-        Some(door) => Err(format!("There is no door {}: it is door=engine or door=scheme.", door.display())),
-        None => Err("The mount option door needs a value: door=engine or door=scheme.".to_owned()),
     }
 }
 

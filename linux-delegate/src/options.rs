@@ -1,0 +1,441 @@
+//! The command line of `overlayfs-fuse`: its own words, the layers, those of mount(8) and fstab, and those of fuse-overlayfs.
+//!
+//! Each mount option stands in one of the tables below, or in [`overlayfs::options::KEYS`]: what it does, that it does nothing, or why
+//! it is refused. Whatever else is given is an error that names the nearest option.
+
+use std::ffi::OsString;
+use std::fmt::Display;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use overlayfs::options::{Error, KEYS, ListItem, Options, split_list, unknown};
+use rustix::mount::MountFlags;
+
+use crate::identity::{IdMap, Identity, Range};
+
+/// What `--help` prints.
+pub const HELP: &str = "\
+overlayfs-fuse: read-only directories under one writable directory, as one merged tree
+
+Usage: overlayfs-fuse [-f] [-v] [-d] [-s] -o lowerdir=DIR[:DIR ...][,upperdir=DIR][,workdir=DIR][,OPTION ...] [NAME] MOUNTPOINT
+       mount -t fuse.overlayfs-fuse -o lowerdir=DIR[:DIR ...][,upperdir=DIR][,OPTION ...] NAME MOUNTPOINT
+
+Mounts the merged tree at MOUNTPOINT until it is unmounted (umount, fusermount3 -u) or the program is ended by SIGINT, SIGTERM or
+SIGHUP. NAME is what /proc/mounts calls it. The manual, overlayfs-fuse(1), says more.
+
+Options:
+  -o LIST           Mount options, separated by commas; may be given more than once. A comma, colon or backslash in a value is
+                    written behind a backslash.
+  -f                Stay in the foreground.
+  -v, --verbose     Log what matters: to standard error, or in the background to syslog.
+  -d, --debug       Log every request too, and stay in the foreground; -o debug is the same.
+  -s                Answer one request at a time, as max_threads=1.
+  -h, --help        Print this.
+  -V, --version     Print the version.
+
+Layers:
+  lowerdir=DIR[:DIR ...]  Directories that are only read. The first one is the topmost: what it has hides what has the same
+                          name in those after it. Directories of the same path are merged.
+  upperdir=DIR            The directory that takes every change. Without it nothing can be changed.
+  workdir=DIR             Where changes are prepared: an empty directory on the filesystem of the upper one, beside it. Without
+                          it, a reserved name inside the upper directory is used.
+  format=oci|kernel       How deletions are written in the upper directory: as in OCI image layers, or as the kernel's overlayfs
+                          does. Without it, as they were before; in a new upper directory, oci.
+  ro, rw                  Nothing can be changed, and the upper directory is only read. Or the opposite, the default.
+  volatile, fsync=0       Nothing is synced to the disk, also if a program asks for it. The upper directory is marked until it is
+                          unmounted: after a crash it is refused. fsync=1 is the default.
+  reuse_volatile          Use the upper directory also if it is marked, and take the mark away.
+
+Who sees what:
+  allow_other             Other users may use the mount. root's mounts always allow it.
+  default_permissions     The kernel checks access. It always does.
+  uidmapping=A:B:N[:A:B:N ...], gidmapping=A:B:N[:A:B:N ...]
+                          The ids A, A+1 ... (N of them) of the layers are shown as B, B+1 ...; all others as 65534.
+  squash_to_root          Everything belongs to user and group 0.
+  squash_to_uid=ID, squash_to_gid=ID
+                          Everything belongs to this user; to this group.
+  static_nlink            Directories have one link.
+  noacl                   No POSIX ACLs.
+
+How it works:
+  timeout=SECONDS         How long the kernel believes what it is told of names and attributes. Without it, without end.
+  max_threads=N           How many requests are answered at once; threaded=0 means 1.
+  writeback=0|1           Whether the kernel holds back what is written to files, to write it in larger pieces. 1 is the default.
+  door=engine|scheme      Requests are calls of the overlay's engine, the default, or go through the scheme that serves the overlay
+                          on Redox: slow, for tests.
+  fsname=NAME             What /proc/mounts calls it, as NAME on the command line.
+
+Of mount(8):
+  nosuid suid nodev dev noexec exec noatime atime nodiratime diratime relatime norelatime strictatime nostrictatime
+  lazytime nolazytime nosymfollow symfollow sync async dirsync
+
+Accepted without effect:
+  auto noauto user nouser users owner group nofail defaults comment _netdev helper uhelper silent loud nomand iversion
+  noiversion x-... X-...
+  xino redirect_dir=on metacopy=on|off noxattrs=0 fast_ino fast_ino_check context fscontext defcontext rootcontext
+  clone_fd max_idle_threads kernel_cache big_writes nonempty splice_read splice_write splice_move max_write
+";
+
+/// What is mounted, where and how.
+#[derive(Clone, Debug)]
+pub struct MountOptions {
+    /// The layers, and whether they are written and synced.
+    pub layers: Options,
+    /// As it was given: it may be relative, and need not exist.
+    pub mount_point: PathBuf,
+    /// What `/proc/mounts` calls the mounted thing. None: nobody said.
+    pub source: Option<OsString>,
+    /// The program does not go on in the background.
+    pub foreground: bool,
+    pub verbosity: Verbosity,
+    pub door: WhichDoor,
+    /// What mount(2) takes for any filesystem, but for [`MountFlags::RDONLY`], which follows from the layers.
+    pub flags: MountFlags,
+    /// Users other than the one who mounts may use the mount.
+    pub allow_other: bool,
+    /// As whose everything is shown.
+    pub identity: Identity,
+    /// Directories have one link.
+    pub static_nlink: bool,
+    /// There are POSIX ACLs.
+    pub acl: bool,
+    /// The kernel holds back what is written to files.
+    pub writeback: bool,
+    /// How long the kernel may believe what it is told. None: without end.
+    pub timeout: Option<Duration>,
+    /// How many requests are answered at once. None: as many as the program likes.
+    pub max_threads: Option<NonZeroUsize>,
+    /// How deletions are written in the upper layer. None: as it is found.
+    pub format: Option<Format>,
+}
+
+impl Default for MountOptions {
+    fn default() -> Self {
+        Self {
+            layers: Options::default(),
+            mount_point: PathBuf::new(),
+            source: None,
+            foreground: false,
+            verbosity: Verbosity::default(),
+            door: WhichDoor::default(),
+            flags: MountFlags::empty(),
+            allow_other: false,
+            identity: Identity::default(),
+            static_nlink: false,
+            acl: true,
+            writeback: true,
+            timeout: None,
+            max_threads: None,
+            format: None,
+        }
+    }
+}
+
+/// How much is logged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Verbosity {
+    /// What went wrong.
+    #[default]
+    Quiet,
+    /// And what matters.
+    Verbose,
+    /// And every request.
+    Debug,
+}
+
+/// How requests reach the overlay.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WhichDoor {
+    /// As calls of the engine.
+    #[default]
+    Engine,
+    /// Through the scheme that serves Redox.
+    Scheme,
+}
+
+/// How deletions and renames are written in the upper layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// As in an OCI image layer.
+    Oci,
+    /// As the kernel's overlayfs does.
+    Kernel,
+}
+
+/// A command line.
+#[derive(Clone, Debug)]
+pub enum Command {
+    Help,
+    Version,
+    Mount(Box<MountOptions>),
+}
+
+/// What an option does with its value.
+type Apply = fn(&mut MountOptions, &ListItem) -> Result<(), Error>;
+
+const LONG_WORDS: [&str; 4] = ["--verbose", "--debug", "--help", "--version"];
+
+/// The options whose value is looked at.
+const CHECKED: [(&str, Apply); 21] = [
+    ("allow_other", |options, item| item.switch(&mut options.allow_other, true)),
+    ("uidmapping", |options, item| Ok(options.identity.users = id_map(item)?)),
+    ("gidmapping", |options, item| Ok(options.identity.groups = id_map(item)?)),
+    ("squash_to_root", |options, item| {
+        item.check_no_value()?;
+        options.identity.squash_user.get_or_insert(0);
+        options.identity.squash_group.get_or_insert(0);
+        Ok(())
+    }),
+    ("squash_to_uid", |options, item| Ok(options.identity.squash_user = Some(id(item)?))),
+    ("squash_to_gid", |options, item| Ok(options.identity.squash_group = Some(id(item)?))),
+    ("static_nlink", |options, item| item.switch(&mut options.static_nlink, true)),
+    ("noacl", |options, item| item.switch(&mut options.acl, false)),
+    ("timeout", |options, item| Ok(options.timeout = Some(seconds(item)?))),
+    ("max_threads", |options, item| Ok(options.max_threads = Some(number(item, "a number above 0")?))),
+    ("threaded", |options, item| {
+        options.max_threads = if choice(item, ON_OFF)? { None } else { Some(NonZeroUsize::MIN) };
+        Ok(())
+    }),
+    ("writeback", |options, item| Ok(options.writeback = choice(item, ON_OFF)?)),
+    ("fsync", |options, item| Ok(options.layers.volatile = !choice(item, ON_OFF)?)),
+    ("format", |options, item| {
+        Ok(options.format = Some(choice(item, &[("oci", Format::Oci), ("kernel", Format::Kernel)])?))
+    }),
+    ("door", |options, item| {
+        Ok(options.door = choice(item, &[("engine", WhichDoor::Engine), ("scheme", WhichDoor::Scheme)])?)
+    }),
+    ("fsname", |options, item| Ok(options.source = Some(item.value("NAME")?))),
+    ("debug", |options, item| {
+        options.verbosity = Verbosity::Debug;
+        item.switch(&mut options.foreground, true)
+    }),
+    // Inode numbers are always as with `on`.
+    ("xino", |_, item| choice(item, &[("off", ()), ("auto", ()), ("on", ())])),
+    // What is copied up is copied whole, and what was not is read in lower layers.
+    ("metacopy", |_, item| choice(item, &[("off", ()), ("on", ())])),
+    ("redirect_dir", |_, item| only(item, "on", "directories that lower layers have can always be renamed")),
+    ("noxattrs", |_, item| only(item, "0", "there are always extended attributes where the layers have them")),
+];
+
+const ON_OFF: &[(&str, bool)] = &[("0", false), ("1", true)];
+
+/// The options of any filesystem: the flag, and whether it is set or taken away.
+const FLAGS: [(&str, MountFlags, bool); 21] = [
+    ("nosuid", MountFlags::NOSUID, true),
+    ("suid", MountFlags::NOSUID, false),
+    ("nodev", MountFlags::NODEV, true),
+    ("dev", MountFlags::NODEV, false),
+    ("noexec", MountFlags::NOEXEC, true),
+    ("exec", MountFlags::NOEXEC, false),
+    ("noatime", MountFlags::NOATIME, true),
+    ("atime", MountFlags::NOATIME, false),
+    ("nodiratime", MountFlags::NODIRATIME, true),
+    ("diratime", MountFlags::NODIRATIME, false),
+    ("relatime", MountFlags::RELATIME, true),
+    ("norelatime", MountFlags::RELATIME, false),
+    ("strictatime", MountFlags::STRICTATIME, true),
+    ("nostrictatime", MountFlags::STRICTATIME, false),
+    ("lazytime", MountFlags::LAZYTIME, true),
+    ("nolazytime", MountFlags::LAZYTIME, false),
+    ("nosymfollow", MountFlags::NOSYMFOLLOW, true),
+    ("symfollow", MountFlags::NOSYMFOLLOW, false),
+    ("sync", MountFlags::SYNCHRONOUS, true),
+    ("async", MountFlags::SYNCHRONOUS, false),
+    ("dirsync", MountFlags::DIRSYNC, true),
+];
+
+/// The options that mean what is so anyway, are advice that is not needed, or are for whoever reads fstab. Their values are passed over.
+const WITHOUT_EFFECT: [&str; 34] = [
+    "auto",
+    "noauto",
+    "user",
+    "nouser",
+    "users",
+    "owner",
+    "group",
+    "nofail",
+    "defaults",
+    "comment",
+    "_netdev",
+    "helper",
+    "uhelper",
+    "silent",
+    "loud",
+    "nomand",
+    "iversion",
+    "noiversion",
+    "default_permissions",
+    "clone_fd",
+    "max_idle_threads",
+    "kernel_cache",
+    "big_writes",
+    "nonempty",
+    "splice_read",
+    "splice_write",
+    "splice_move",
+    "max_write",
+    "fast_ino",
+    "fast_ino_check",
+    "context",
+    "fscontext",
+    "defcontext",
+    "rootcontext",
+];
+
+/// The options of fuse-overlayfs, of libfuse and of the kernel's overlayfs that are not for us, with the reason.
+const REFUSED: [(&str, &str); 16] = [
+    ("allow_root", "the kernel knows allow_other, for everybody, and nothing between"),
+    ("auto_unmount", "a mount whose program was killed stays until it is unmounted"),
+    ("subtype", "the type is always fuse.overlayfs-fuse"),
+    ("xattr_permissions", "owners and modes are written to the files themselves"),
+    ("plugins", "there are no plug-ins for lower layers"),
+    ("ino32_t", "inode numbers have 64 bits"),
+    ("uid", "owners are shown by uidmapping and squash_to_uid"),
+    ("gid", "groups are shown by gidmapping and squash_to_gid"),
+    ("umask", "modes are those of the layers"),
+    ("entry_timeout", "there is one timeout for all"),
+    ("attr_timeout", "there is one timeout for all"),
+    ("negative_timeout", "there is one timeout for all"),
+    ("index", "it is an option of the kernel's overlayfs only"),
+    ("nfs_export", "it is an option of the kernel's overlayfs only"),
+    ("userxattr", "which attributes can be used is found out at mount"),
+    ("mand", "Linux has no mandatory locks any more"),
+];
+
+impl Command {
+    /// Parses a command line without its first word, the program.
+    pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Self, Error> {
+        use lexopt::Arg::{Long, Short, Value};
+
+        let mut options = MountOptions::default();
+        let mut places = Vec::new();
+        let mut parser = lexopt::Parser::from_args(words);
+        while let Some(word) = parser.next()? {
+            match word {
+                Short('h') | Long("help") => return Ok(Self::Help),
+                Short('V') | Long("version") => return Ok(Self::Version),
+                Short('f') => options.foreground = true,
+                Short('s') => options.max_threads = Some(NonZeroUsize::MIN),
+                Short('v') | Long("verbose") => options.verbosity = options.verbosity.max(Verbosity::Verbose),
+                Short('d') | Long("debug") => (options.verbosity, options.foreground) = (Verbosity::Debug, true),
+                Short('o') => {
+                    for item in split_list(&parser.value()?)? {
+                        options.add(&item)?;
+                    }
+                }
+                Value(word) => places.push(word),
+                Short(other) => return Err(Error::new(format!("There is no option -{other}."))),
+                Long(other) => return Err(unknown("option", &format!("--{other}"), &LONG_WORDS)),
+            }
+        }
+        let mut places = places.into_iter();
+        match (places.next(), places.next(), places.next()) {
+            (Some(point), None, _) => options.mount_point = point.into(),
+            (Some(source), Some(point), None) => {
+                options.mount_point = point.into();
+                options.source.get_or_insert(source);
+            }
+            (_, _, Some(more)) => {
+                let more = more.display();
+                return Err(Error::new(format!("There is a name, if any, and a mount point: {more} is one too many.")));
+            }
+            (None, ..) => return Err(Error::new("The mount point is missing.")),
+        }
+        if options.mount_point.as_os_str().is_empty() {
+            return Err(Error::new("The path of the mount point is empty."));
+        }
+        options.layers.check()?;
+        Ok(Self::Mount(Box::new(options)))
+    }
+}
+
+impl MountOptions {
+    /// Takes in one item of an `-o` list.
+    fn add(&mut self, item: &ListItem) -> Result<(), Error> {
+        let key = item.key.as_str();
+        if KEYS.contains(&key) {
+            self.layers.add(item)
+        } else if let Some((_, apply)) = CHECKED.iter().find(|(known, _)| *known == key) {
+            apply(self, item)
+        } else if let Some((_, flag, on)) = FLAGS.iter().find(|(known, ..)| *known == key) {
+            item.check_no_value()?;
+            self.flags.set(*flag, *on);
+            Ok(())
+        } else if WITHOUT_EFFECT.contains(&key) || key.starts_with("x-") || key.starts_with("X-") {
+            Ok(())
+        } else if let Some((_, reason)) = REFUSED.iter().find(|(known, _)| *known == key) {
+            Err(Error::new(format!("The mount option {key} cannot be used: {reason}.")))
+        } else {
+            Err(unknown("mount option", key, &accepted().collect::<Vec<_>>()))
+        }
+    }
+}
+
+/// The names of all mount options that are not refused.
+fn accepted() -> impl Iterator<Item = &'static str> {
+    let checked = CHECKED.iter().map(|(key, _)| *key);
+    let flags = FLAGS.iter().map(|(key, ..)| *key);
+    KEYS.into_iter().chain(checked).chain(flags).chain(WITHOUT_EFFECT)
+}
+
+/// What is wrong with a value.
+fn wrong(item: &ListItem, value: impl Display, what: &str) -> Error {
+    let key = &item.key;
+    Error::new(format!("The mount option {key} needs {what}, which {value} is not."))
+}
+
+/// A value that is one of some words.
+fn choice<T: Copy>(item: &ListItem, words: &[(&str, T)]) -> Result<T, Error> {
+    let key = &item.key;
+    let all: Vec<_> = words.iter().map(|(word, _)| format!("{key}={word}")).collect();
+    let all = all.join(" or ");
+    let value = item.value("VALUE").map_err(|_| Error::new(format!("The mount option {key} needs a value: {all}.")))?;
+    let found = words.iter().find(|(word, _)| value == *word);
+    found
+        .map(|(_, meaning)| *meaning)
+        .ok_or_else(|| Error::new(format!("There is no {key}={}: it is {all}.", value.display())))
+}
+
+/// A value that can be only one, for a reason.
+fn only(item: &ListItem, word: &str, reason: &str) -> Result<(), Error> {
+    let value = item.value(word)?;
+    if value == word {
+        return Ok(());
+    }
+    Err(Error::new(format!("There is no {}={}: {reason}.", item.key, value.display())))
+}
+
+/// A value that is a number. `what` says so for the error.
+fn number<T: FromStr>(item: &ListItem, what: &str) -> Result<T, Error> {
+    let value = item.value("NUMBER")?;
+    value.to_str().and_then(|value| value.parse().ok()).ok_or_else(|| wrong(item, value.display(), what))
+}
+
+/// The id of a user or a group. The last number stands for none.
+fn id(item: &ListItem) -> Result<u32, Error> {
+    match number(item, "an id")? {
+        u32::MAX => Err(wrong(item, u32::MAX, "an id")),
+        id => Ok(id),
+    }
+}
+
+fn seconds(item: &ListItem) -> Result<Duration, Error> {
+    let seconds = number(item, "a number of seconds")?;
+    Duration::try_from_secs_f64(seconds).map_err(|_| wrong(item, seconds, "a number of seconds"))
+}
+
+/// `A:B:N` once or more. A colon before the first is passed over, since containers/storage writes one.
+fn id_map(item: &ListItem) -> Result<IdMap, Error> {
+    let value = item.value("A:B:N")?;
+    let malformed = || wrong(item, value.display(), "numbers in threes, A:B:N:A:B:N");
+    let text = value.to_str().ok_or_else(malformed)?;
+    let numbers = text.strip_prefix(':').unwrap_or(text).split(':').map(str::parse);
+    let numbers = numbers.collect::<Result<Vec<u32>, _>>().map_err(|_| malformed())?;
+    let (threes, []) = numbers.as_chunks() else {
+        return Err(malformed());
+    };
+    let ranges = threes.iter().map(|&[layer, shown, length]| Range { layer, shown, length });
+    IdMap::new(ranges.collect()).map_err(|what| Error::new(format!("The mount option {} {what}.", item.key)))
+}
