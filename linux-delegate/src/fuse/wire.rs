@@ -101,6 +101,8 @@ pub const WRITE_CACHE: u32 = 1 << 0;
 pub const WRITE_KILL_SUIDGID: u32 = 1 << 2;
 /// A SETXATTR of an access ACL takes the set-group-id bit (`FUSE_SETXATTR_ACL_KILL_SGID`).
 pub const SETXATTR_ACL_KILL_SGID: u32 = 1 << 0;
+/// A notification that what the kernel holds of a file may not be valid (`FUSE_NOTIFY_INVAL_INODE`).
+pub const NOTIFY_INVAL_INODE: i32 = 2;
 /// A notification that an entry may have changed (`FUSE_NOTIFY_INVAL_ENTRY`).
 pub const NOTIFY_INVAL_ENTRY: i32 = 3;
 
@@ -187,6 +189,7 @@ wire! {
     }
     /// An entry of a listing; the name follows, filled up to a multiple of eight bytes.
     Dirent { ino: u64, offset: u64, name_length: u32, kind: u32 }
+    NotifyInvalInode { node: u64, offset: i64, length: i64 }
     NotifyInvalEntry { parent: u64, name_length: u32, flags: u32 }
 }
 

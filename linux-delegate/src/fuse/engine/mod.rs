@@ -12,7 +12,7 @@ mod files;
 mod nodes;
 
 use std::ffi::{OsStr, OsString};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use overlayfs::layer::{Allocation, Kind, Layer, Owner, RenameMode, Time, XattrMode};
@@ -20,6 +20,7 @@ use overlayfs::overlay::{DirEntry, Handle, Node, Overlay};
 use syscall::error::{EEXIST, EFBIG, EINVAL, EMFILE, ENFILE, ENOENT, ENXIO, EOPNOTSUPP, Error, Result};
 
 use super::door::{Birth, Caller, Door, Entry, Listing, NewMode, Opened, Setup, StatFs, Write};
+use super::session::Notifier;
 use super::wire::{self, Attr, SetattrIn, init, set};
 use convert::{attr, kind_bits, kind_of};
 use files::Files;
@@ -35,12 +36,13 @@ pub struct EngineDoor<L: Layer> {
     nodes: Nodes<L>,
     files: Files<L>,
     valid: Duration,
+    notifier: OnceLock<Notifier>,
 }
 
 impl<L: Layer> EngineDoor<L> {
     /// The tree of `overlay`, of which the kernel may believe everything for the time `valid`.
     pub fn new(overlay: Overlay<L>, valid: Duration) -> Self {
-        Self { nodes: Nodes::new(&overlay), files: Files::new(), overlay, valid }
+        Self { nodes: Nodes::new(&overlay), files: Files::new(), overlay, valid, notifier: OnceLock::new() }
     }
 
     fn node(&self, number: u64) -> Result<Arc<Node<L>>> {
@@ -147,6 +149,10 @@ impl<L: Layer> Door for EngineDoor<L> {
             | init::POSIX_ACL
             | init::SETXATTR_EXT;
         Setup { flags, valid: self.valid }
+    }
+
+    fn begin(&self, notifier: Notifier) {
+        self.notifier.get_or_init(|| notifier);
     }
 
     fn lookup(&self, _: Caller, parent: u64, name: &OsStr) -> Result<Option<Entry>> {
@@ -401,6 +407,10 @@ impl<L: Layer> Door for EngineDoor<L> {
     }
 
     fn lseek(&self, node: u64, offset: u64, whence: i32) -> Result<u64> {
+        // The kernel asks without writing back what it holds, and a hole must not be told of where there are data.
+        if let Some(Err(error)) = self.notifier.get().map(|notifier| notifier.write_back(node, offset)) {
+            log::debug!("the kernel holds nothing of node {node}: {error}");
+        }
         let file = self.file(node)?;
         let size = self.overlay.stat(file.node())?.size;
         if offset >= size {
