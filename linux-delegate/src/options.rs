@@ -180,33 +180,34 @@ const LONG_WORDS: [&str; 4] = ["--verbose", "--debug", "--help", "--version"];
 /// The options whose value is looked at.
 const CHECKED: [(&str, Apply); 21] = [
     ("allow_other", |options, item| item.switch(&mut options.allow_other, true)),
-    ("uidmapping", |options, item| Ok(options.identity.users = id_map(item)?)),
-    ("gidmapping", |options, item| Ok(options.identity.groups = id_map(item)?)),
+    ("uidmapping", |options, item| set(&mut options.identity.users, id_map(item))),
+    ("gidmapping", |options, item| set(&mut options.identity.groups, id_map(item))),
     ("squash_to_root", |options, item| {
-        item.check_no_value()?;
         options.identity.squash_user.get_or_insert(0);
         options.identity.squash_group.get_or_insert(0);
-        Ok(())
+        item.check_no_value()
     }),
-    ("squash_to_uid", |options, item| Ok(options.identity.squash_user = Some(id(item)?))),
-    ("squash_to_gid", |options, item| Ok(options.identity.squash_group = Some(id(item)?))),
+    ("squash_to_uid", |options, item| set(&mut options.identity.squash_user, id(item).map(Some))),
+    ("squash_to_gid", |options, item| set(&mut options.identity.squash_group, id(item).map(Some))),
     ("static_nlink", |options, item| item.switch(&mut options.static_nlink, true)),
     ("noacl", |options, item| item.switch(&mut options.acl, false)),
-    ("timeout", |options, item| Ok(options.timeout = Some(seconds(item)?))),
-    ("max_threads", |options, item| Ok(options.max_threads = Some(number(item, "a number above 0")?))),
+    ("timeout", |options, item| set(&mut options.timeout, seconds(item).map(Some))),
+    ("max_threads", |options, item| set(&mut options.max_threads, number(item, "a number above 0").map(Some))),
     ("threaded", |options, item| {
-        options.max_threads = if choice(item, ON_OFF)? { None } else { Some(NonZeroUsize::MIN) };
-        Ok(())
+        let one = [("0", Some(NonZeroUsize::MIN)), ("1", None)];
+        set(&mut options.max_threads, choice(item, &one))
     }),
-    ("writeback", |options, item| Ok(options.writeback = choice(item, ON_OFF)?)),
-    ("fsync", |options, item| Ok(options.layers.volatile = !choice(item, ON_OFF)?)),
+    ("writeback", |options, item| set(&mut options.writeback, choice(item, &[("0", false), ("1", true)]))),
+    ("fsync", |options, item| set(&mut options.layers.volatile, choice(item, &[("0", true), ("1", false)]))),
     ("format", |options, item| {
-        Ok(options.format = Some(choice(item, &[("oci", Format::Oci), ("kernel", Format::Kernel)])?))
+        let formats = [("oci", Some(Format::Oci)), ("kernel", Some(Format::Kernel))];
+        set(&mut options.format, choice(item, &formats))
     }),
     ("door", |options, item| {
-        Ok(options.door = choice(item, &[("engine", WhichDoor::Engine), ("scheme", WhichDoor::Scheme)])?)
+        let doors = [("engine", WhichDoor::Engine), ("scheme", WhichDoor::Scheme)];
+        set(&mut options.door, choice(item, &doors))
     }),
-    ("fsname", |options, item| Ok(options.source = Some(item.value("NAME")?))),
+    ("fsname", |options, item| set(&mut options.source, item.value("NAME").map(Some))),
     ("debug", |options, item| {
         options.verbosity = Verbosity::Debug;
         item.switch(&mut options.foreground, true)
@@ -218,8 +219,6 @@ const CHECKED: [(&str, Apply); 21] = [
     ("redirect_dir", |_, item| only(item, "on", "directories that lower layers have can always be renamed")),
     ("noxattrs", |_, item| only(item, "0", "there are always extended attributes where the layers have them")),
 ];
-
-const ON_OFF: &[(&str, bool)] = &[("0", false), ("1", true)];
 
 /// The options of any filesystem: the flag, and whether it is set or taken away.
 const FLAGS: [(&str, MountFlags, bool); 21] = [
@@ -378,6 +377,11 @@ fn accepted() -> impl Iterator<Item = &'static str> {
     let checked = CHECKED.iter().map(|(key, _)| *key);
     let flags = FLAGS.iter().map(|(key, ..)| *key);
     KEYS.into_iter().chain(checked).chain(flags).chain(WITHOUT_EFFECT)
+}
+
+fn set<T>(slot: &mut T, value: Result<T, Error>) -> Result<(), Error> {
+    *slot = value?;
+    Ok(())
 }
 
 /// What is wrong with a value.

@@ -66,6 +66,12 @@ pub fn is_reserved(name: &OsStr) -> bool {
     name.as_bytes().starts_with(PREFIX)
 }
 
+/// Whether an extended attribute belongs to an overlay, this one or another program's: it is neither shown nor set through the mount.
+pub fn is_own_xattr(name: &OsStr) -> bool {
+    const OWN: [&[u8]; 4] = [b"trusted.overlay.", b"user.overlay.", b"user.fuseoverlayfs.", b"trusted.fuseoverlayfs."];
+    OWN.iter().any(|prefix| name.as_bytes().starts_with(prefix))
+}
+
 /// The marker that hides one name.
 pub struct Whiteout {
     /// The marker's own name.

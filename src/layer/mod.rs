@@ -115,6 +115,8 @@ pub enum RenameMode {
     NoReplace,
     /// Swap the two; ENOENT if one is missing.
     Exchange,
+    /// Replace it, and leave a character device with the number 0 at the old name.
+    Whiteout,
 }
 
 /// What setting an extended attribute does when it exists or not.

@@ -392,7 +392,7 @@ impl Layer for RedoxLayer {
             // Redox has no such rename. Looking first is as good, since the writable layer is ours alone and the engine does
             // nothing else to a name that it renames to.
             RenameMode::NoReplace => new.check_absent()?,
-            RenameMode::Exchange => return Err(Error::new(EINVAL)),
+            RenameMode::Exchange | RenameMode::Whiteout => return Err(Error::new(EINVAL)),
         }
         syscall::frename(object.raw(), new.absolute())?;
         Ok(())

@@ -132,7 +132,7 @@ impl<L: Layer> Overlay<L> {
     }
 
     /// Brings the object to the upper layer, if it still is anywhere.
-    fn copied_up(&self, node: &Arc<Node<L>>) -> Result<()> {
+    pub(super) fn copied_up(&self, node: &Arc<Node<L>>) -> Result<()> {
         self.upper()?;
         let state = node.state.lock();
         let nowhere = matches!(self.spot(node, &state), Spot::Nowhere);

@@ -15,9 +15,8 @@ use super::stack::LayerDir;
 use super::work::discard;
 use crate::layer::{Access, Kind, Layer, Object, Owner, RenameMode, Result, Stat};
 
-/// The mode of a file while it is built.
+/// The modes while a copy is built that cannot have the right owner from the start.
 const PRIVATE_FILE: u32 = 0o600;
-/// The mode of a directory while it is built.
 const PRIVATE_DIR: u32 = 0o700;
 
 impl<L: Layer> Overlay<L> {
@@ -75,29 +74,30 @@ impl<L: Layer> Overlay<L> {
         &self,
         node: &Arc<Node<L>>,
         attr: &Stat,
-        dir: &L::Dir,
+        work: &L::Dir,
         temp: &OsStr,
         keep: u64,
     ) -> Result<Option<L::File>> {
-        let (upper, work) = self.upper()?;
-        let own = upper.identity();
+        let (upper, _) = self.upper()?;
+        let (owner, mode) = self.made_as(attr, PRIVATE_FILE)?;
         let mut file = None;
         match node.kind() {
             Kind::File => {
                 let from = self.file(node, Access::Read)?;
-                let to = upper.create_file(dir, temp, PRIVATE_FILE, own)?;
+                let to = upper.create_file(work, temp, mode, owner)?;
                 self.copy_data(&from, &to, attr.size.min(keep))?;
                 file = Some(to);
             }
             Kind::Symlink => {
                 let target = self.read_link(node)?;
-                upper.create_symlink(dir, temp, &target, own)?;
+                upper.create_symlink(work, temp, &target, owner)?;
             }
-            kind => upper.create_node(dir, temp, kind, PRIVATE_FILE, attr.rdev, own)?,
+            kind => upper.create_node(work, temp, kind, mode, attr.rdev, owner)?,
         }
-        self.copy_attr(Object::Entry(dir, temp), attr)?;
+        self.copy_attr(node, Object::Entry(work, temp), attr)?;
         if let Some(file) = &file {
             // A crash after the rename must not find an empty file where the lower layer had a whole one.
+            let (upper, work) = self.upper()?;
             work.sync(upper, file)?;
         }
         Ok(file)
@@ -120,16 +120,24 @@ impl<L: Layer> Overlay<L> {
         Ok(())
     }
 
-    /// Gives a copy its owner, mode and times, in an order in which none undoes another.
-    fn copy_attr(&self, copy: Object<'_, L>, attr: &Stat) -> Result<()> {
+    /// The owner and the mode that a copy is made with: its own where the layer can give them at once, else `private` ones.
+    fn made_as(&self, attr: &Stat, private: u32) -> Result<(Owner, u32)> {
         let (upper, _) = self.upper()?;
         let owner = Owner { uid: attr.uid, gid: attr.gid };
-        if owner != upper.identity() {
+        Ok(if upper.creates_as(owner) { (owner, attr.mode) } else { (upper.identity(), private) })
+    }
+
+    /// Gives a copy what it was not made with: owner and mode, extended attributes and times, in an order in which none undoes another.
+    fn copy_attr(&self, node: &Arc<Node<L>>, copy: Object<'_, L>, attr: &Stat) -> Result<()> {
+        let (upper, _) = self.upper()?;
+        let owner = Owner { uid: attr.uid, gid: attr.gid };
+        if !upper.creates_as(owner) {
             upper.set_owner(copy, owner)?;
+            if attr.kind != Kind::Symlink {
+                upper.set_mode(copy, attr.mode)?;
+            }
         }
-        if attr.kind != Kind::Symlink {
-            upper.set_mode(copy, attr.mode)?;
-        }
+        self.copy_xattrs(node, copy)?;
         upper.set_times(copy, attr.atime, attr.mtime)
     }
 
@@ -220,7 +228,8 @@ impl<L: Layer> Overlay<L> {
         let before = self.lower_attr(node)?;
         let temp = work.name();
         let open = self.stack.open(work.dir())?;
-        upper.create_dir(&open, &temp, PRIVATE_DIR, upper.identity())?;
+        let (owner, mode) = self.made_as(&before, PRIVATE_DIR)?;
+        upper.create_dir(&open, &temp, mode, owner)?;
         let copied = self.put_dir_in_place(node, &before, &open, &temp);
         if copied.is_err()
             && let Err(error) = upper.remove_dir(&open, &temp)
@@ -232,7 +241,7 @@ impl<L: Layer> Overlay<L> {
 
     fn put_dir_in_place(&self, node: &Arc<Node<L>>, before: &Stat, open: &L::Dir, temp: &OsStr) -> Result<()> {
         let (upper, work) = self.upper()?;
-        self.copy_attr(Object::Entry(open, temp), before)?;
+        self.copy_attr(node, Object::Entry(open, temp), before)?;
         let copy = self.stack.stat(work.dir(), temp)?;
         let _tree = self.tree.read();
         let Some(place) = node.state.lock().places.first().cloned() else {

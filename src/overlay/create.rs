@@ -12,7 +12,7 @@ use super::node::{Dir, Node, OpenFile, Place, State};
 use super::stack::LayerDir;
 use super::work::{discard, empty};
 use crate::format;
-use crate::layer::{Kind, Layer, Object, Owner, RenameMode, Result};
+use crate::layer::{Kind, Layer, Object, Owner, RenameMode, Result, Stat};
 
 /// What is to be created.
 #[derive(Clone, Copy)]
@@ -50,6 +50,30 @@ impl<L: Layer> Overlay<L> {
             state.file = Some(Arc::new(open));
         }
         drop(state);
+        Ok(handle)
+    }
+
+    /// Creates a regular file without a name, and opens it. It can be given one by [`Overlay::link`], and is gone when its last handle is
+    /// dropped and [`Overlay::release`] was called. Attributes that new objects get from `dir` are those that it has. EROFS, ENOENT, ENOTDIR.
+    pub fn create_temp(&self, dir: &Arc<Node<L>>, mode: u32, owner: Owner) -> Result<Handle<L>> {
+        if dir.dir()?.removed {
+            return Err(Error::new(ENOENT));
+        }
+        let (upper, work) = self.upper()?;
+        let (open, temp) = (self.stack.open(work.dir())?, work.name());
+        let file = self.build(&open, &temp, New::File, mode, owner, false)?;
+        let attr = match self.stack.stat(work.dir(), &temp) {
+            Ok(attr) => attr,
+            Err(error) => {
+                discard(upper, &open, &temp);
+                return Err(error);
+            }
+        };
+        let state = State::nameless(temp, Stat { nlink: 0, ..attr });
+        let node = Node::new(self.new_id(), Kind::File, state, None);
+        let handle = self.open(&node);
+        self.use_file(&handle);
+        node.state.lock().file = file.map(|file| Arc::new(OpenFile { file, writable: true, dir: work.dir().clone() }));
         Ok(handle)
     }
 
@@ -156,40 +180,60 @@ impl<L: Layer> Overlay<L> {
     ) -> Result<Option<L::File>> {
         let (upper, work) = self.upper()?;
         let (open, temp) = (self.stack.open(work.dir())?, work.name());
+        let file = self.build(&open, &temp, new, mode, owner, opaque)?;
+        let placed = upper.rename(&open, &temp, dir, name, RenameMode::NoReplace);
+        if placed.is_err() {
+            self.unbuild(&open, &temp, new);
+        }
+        placed.map(|()| file)
+    }
+
+    /// Makes the object under the name `temp` of the work directory, with its owner, its mode and the mark that it needs.
+    fn build(
+        &self,
+        work: &L::Dir,
+        temp: &OsStr,
+        new: New<'_>,
+        mode: u32,
+        owner: Owner,
+        opaque: bool,
+    ) -> Result<Option<L::File>> {
+        let upper = self.upper()?.0;
         let private = if new.kind() == Kind::Dir { 0o700 } else { 0o600 };
-        let file = self.make(&open, &temp, new, private, upper.identity())?;
-        let placed = (|| {
-            let made = Object::Entry(&*open, &temp);
+        let file = self.make(work, temp, new, private, upper.identity())?;
+        let built = (|| {
+            let made = Object::Entry(work, temp);
             upper.set_owner(made, owner)?;
             if !matches!(new, New::Symlink(_)) {
                 upper.set_mode(made, mode)?;
             }
             if opaque && new.kind() == Kind::Dir {
                 let mark = upper.create_file(
-                    &upper.open_dir(&open, &temp)?,
+                    &upper.open_dir(work, temp)?,
                     OsStr::new(format::OPAQUE),
                     0o600,
                     upper.identity(),
                 );
                 drop(mark?);
             }
-            upper.rename(&open, &temp, dir, name, RenameMode::NoReplace)
+            Ok(())
         })();
-        if placed.is_err() {
-            match new {
-                New::Dir => {
-                    if let Err(error) = upper
-                        .open_dir(&open, &temp)
-                        .and_then(|made| empty(upper, &made))
-                        .and_then(|()| upper.remove_dir(&open, &temp))
-                    {
-                        log::warn!("{temp:?} stays in the work directory until the next mount: {error}");
-                    }
-                }
-                _ => discard(upper, &open, &temp),
-            }
+        if built.is_err() {
+            self.unbuild(work, temp, new);
         }
-        placed.map(|()| file)
+        built.map(|()| file)
+    }
+
+    /// Removes what [`Overlay::build`] made for nothing.
+    fn unbuild(&self, work: &L::Dir, temp: &OsStr, new: New<'_>) {
+        let Some(upper) = self.stack.upper() else { return };
+        if !matches!(new, New::Dir) {
+            return discard(upper, work, temp);
+        }
+        let emptied = upper.open_dir(work, temp).and_then(|made| empty(upper, &made));
+        if let Err(error) = emptied.and_then(|()| upper.remove_dir(work, temp)) {
+            log::warn!("{temp:?} stays in the work directory until the next mount: {error}");
+        }
     }
 
     /// After a name that had a marker was given to a new object: removes the marker, which hides nothing any more. A directory, which

@@ -3,6 +3,7 @@
 //! All handles of a file share one open file of the layer, opened when the first of them needs it, and replaced when the file is
 //! copied up: so each sees what any other writes, whenever it was opened.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -11,7 +12,7 @@ use syscall::error::{EFBIG, EINVAL, EIO, EISDIR, Error};
 use super::Overlay;
 use super::attr::Spot;
 use super::node::{Node, OpenFile};
-use crate::layer::{Access, Kind, Layer, Object, Result, Stat};
+use crate::layer::{Access, Allocation, Kind, Layer, Object, Result, Stat};
 
 /// An open file or directory. It keeps its object as it is, also when the last name is unlinked; dropping closes it.
 pub struct Handle<L: Layer> {
@@ -154,6 +155,60 @@ impl<L: Layer> Overlay<L> {
         Ok(())
     }
 
+    /// Changes the allocation of a range of a regular file. EROFS; EOPNOTSUPP where the upper layer cannot; EISDIR; EINVAL of anything
+    /// else and of an empty range; EFBIG; ENOSPC.
+    pub fn allocate(&self, handle: &Handle<L>, how: Allocation, range: Range<u64>) -> Result<()> {
+        let node = &handle.node;
+        check_file(node)?;
+        self.upper()?;
+        if range.is_empty() {
+            return Err(Error::new(EINVAL));
+        }
+        if i64::try_from(range.end).is_err() {
+            return Err(Error::new(EFBIG));
+        }
+        self.use_file(handle);
+        self.copy_up(node)?;
+        let _content = node.content.lock();
+        let open = self.file(node, Access::ReadWrite)?;
+        let allocated = self.stack.layer(&open.dir).allocate(&open.file, how, range);
+        // The size may have changed, also when only a part could be done.
+        node_changed(node);
+        allocated
+    }
+
+    /// The first range of data at or after `from`; None when only a hole follows. EISDIR; EINVAL of anything else that is no regular file.
+    pub fn next_data(&self, handle: &Handle<L>, from: u64) -> Result<Option<Range<u64>>> {
+        check_file(&handle.node)?;
+        self.use_file(handle);
+        let open = self.file(&handle.node, Access::Read)?;
+        self.stack.layer(&open.dir).next_data(&open.file, from)
+    }
+
+    /// Copies a range of one file to `offset` of another, or of the same where the two do not overlap (EINVAL). Answers how many bytes were
+    /// copied: fewer than asked only at the end of `from`. Errors as [`Overlay::write_at`].
+    pub fn copy_range(&self, from: &Handle<L>, range: Range<u64>, to: &Handle<L>, offset: u64) -> Result<u64> {
+        check_file(&from.node)?;
+        check_file(&to.node)?;
+        self.upper()?;
+        let length = range.end.saturating_sub(range.start);
+        let Some(end) = offset.checked_add(length).filter(|end| i64::try_from(*end).is_ok()) else {
+            return Err(Error::new(EFBIG));
+        };
+        if Arc::ptr_eq(&from.node, &to.node) && range.start < end && offset < range.end {
+            return Err(Error::new(EINVAL));
+        }
+        self.use_file(from);
+        self.use_file(to);
+        self.copy_up(&to.node)?;
+        let _content = to.node.content.lock();
+        let source = self.file(&from.node, Access::Read)?;
+        let target = self.file(&to.node, Access::ReadWrite)?;
+        let copied = self.stack.layer(&target.dir).copy_range(&source.file, range, &target.file, offset);
+        node_changed(&to.node);
+        copied
+    }
+
     /// Brings what was written, and the names in a directory, to the disk. Nothing to do for what is in a lower layer, or if the overlay
     /// is volatile.
     pub fn sync(&self, handle: &Handle<L>) -> Result<()> {
@@ -192,6 +247,11 @@ impl<L: Layer> Overlay<L> {
         }
         Ok(open)
     }
+}
+
+/// Forgets the attributes of a file whose size may have changed.
+fn node_changed<L: Layer>(node: &Arc<Node<L>>) {
+    node.state.lock().attr = None;
 }
 
 fn check_file<L: Layer>(node: &Arc<Node<L>>) -> Result<()> {

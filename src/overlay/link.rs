@@ -8,10 +8,10 @@ use syscall::error::{ENOENT, EPERM, Error};
 use super::Overlay;
 use super::names::Upper;
 use super::node::{Node, Place};
-use crate::layer::{Kind, Layer, Result};
+use crate::layer::{Kind, Layer, RenameMode, Result};
 
 impl<L: Layer> Overlay<L> {
-    /// Gives an object the further name `name` in `dir`.
+    /// Gives an object the further name `name` in `dir`, or its first one to a file that has none yet.
     ///
     /// EPERM for a directory; ENOENT if its last name was removed; EEXIST; EINVAL for a reserved name; EMLINK; EROFS; EOPNOTSUPP where the
     /// upper layer has no links.
@@ -40,10 +40,18 @@ impl<L: Layer> Overlay<L> {
                 (None, None) => return Err(Error::new(ENOENT)),
             }
         };
-        upper.link(&*self.stack.open(&from)?, &from_name, &*self.stack.open(&to)?, name)?;
+        let first = node.state.lock().places.is_empty();
+        let (from, into) = (self.stack.open(&from)?, self.stack.open(&to)?);
+        match first {
+            true => upper.rename(&from, &from_name, &into, name, RenameMode::NoReplace)?,
+            false => upper.link(&from, &from_name, &into, name)?,
+        }
 
         let attr = {
             let mut state = node.state.lock();
+            if first {
+                (state.home, state.nlink) = (None, None);
+            }
             state.places.push(Place { parent: dir.clone(), name: name.to_owned(), dir: to.clone() });
             state.stale = true;
             state.nlink = state.nlink.map(|nlink| nlink + 1);

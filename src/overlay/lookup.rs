@@ -8,6 +8,7 @@ use syscall::error::{EINVAL, EIO, ENAMETOOLONG, ENOENT, ENOTDIR, ESTALE, Error};
 
 use super::names::Names;
 use super::node::{Dir, MERGED_NLINK, Node, Place, State};
+use super::work::discard;
 use super::{Overlay, ReadDirs};
 use crate::format;
 use crate::layer::{Kind, Layer, Result};
@@ -155,13 +156,25 @@ impl<L: Layer> Overlay<L> {
     /// Says that a door has no more use for an object: unless somebody else has, what the layers can tell again is forgotten.
     pub fn release(&self, node: Arc<Node<L>>) {
         let _tree = self.tree.read();
-        let Some((parent, name)) = self.parent(&node) else { return };
+        let Some((parent, name)) = self.parent(&node) else { return self.discard_home(&node) };
         let Ok(mut dir) = parent.dir() else { return };
         let Some(slot) = dir.names.as_mut().and_then(|names| names.get_mut(&name)) else { return };
         // The two are this one and the directory's.
         let unused = Arc::strong_count(&node) == 2 && is_forgettable(&node);
         if unused && slot.child.as_ref().is_some_and(|child| Arc::ptr_eq(child, &node)) && slot.forget_child() {
             node.state.lock().places.clear();
+        }
+    }
+
+    /// Removes what is left in the work directory of a file that never got a name and that nobody has open.
+    fn discard_home(&self, node: &Arc<Node<L>>) {
+        let mut state = node.state.lock();
+        let home = if state.handles == 0 && state.places.is_empty() { state.home.take() } else { None };
+        drop(state);
+        if let (Some(home), Ok((upper, work))) = (home, self.upper())
+            && let Ok(open) = self.stack.open(work.dir())
+        {
+            discard(upper, &open, &home);
         }
     }
 

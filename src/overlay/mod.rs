@@ -9,7 +9,7 @@
 //! | `node`, `names`, `inode` | objects, the names of a directory, inode numbers |
 //! | `merge` | one directory read from all its layers: whiteouts, opaque and redirected directories |
 //! | `lookup` | from a name to a node; what is forgotten again |
-//! | `attr`, `file`, `readdir` | attributes; handles, reading and writing; listings |
+//! | `attr`, `xattr`, `file`, `readdir` | attributes; extended ones; handles, reading and writing; listings |
 //! | `copy_up` | from a lower layer to the upper one |
 //! | `create`, `remove`, `rename`, `link` | changes of names |
 //! | `work` | the work directory, where things are built before they appear |
@@ -54,6 +54,7 @@ mod stack;
 mod sync;
 mod volatile;
 mod work;
+mod xattr;
 
 pub use file::Handle;
 pub use node::Node;
@@ -170,6 +171,11 @@ impl<L: Layer> Overlay<L> {
     /// Space left and limits: those of the topmost layer.
     pub fn stat_fs(&self) -> Result<StatFs> {
         self.stack.top().stat_fs()
+    }
+
+    /// Brings everything that was written to the disk.
+    pub fn sync_all(&self) -> Result<()> {
+        self.stack.upper().map_or(Ok(()), Layer::sync_all)
     }
 
     /// The upper layer and the work directory. EROFS without.

@@ -51,6 +51,8 @@ pub(super) struct State<L: Layer> {
     pub nlink: Option<u32>,
     /// The target of a symlink, once it was read; it never changes.
     pub target: Option<OsString>,
+    /// Of a directory, whether it hands down an ACL, once somebody asked.
+    pub default_acl: Option<bool>,
     /// How many handles are open.
     pub handles: usize,
     /// How many of them have read or written.
@@ -123,8 +125,22 @@ impl<L: Layer> Node<L> {
 impl<L: Layer> State<L> {
     /// The state of an object that has one name.
     pub fn at(place: Place<L>, upper: bool, attr: Option<Stat>) -> Self {
+        State { places: vec![place], ..State::unplaced(upper, attr) }
+    }
+
+    /// The state of a file of the upper layer that has no name yet, built in the work directory under the name `home`.
+    pub fn nameless(home: OsString, attr: Stat) -> Self {
+        State { home: Some(home), nlink: Some(0), ..State::unplaced(true, Some(attr)) }
+    }
+
+    /// The state of the root, which has no name.
+    pub fn root(upper: bool, attr: Stat, ino: u64) -> Self {
+        State { ino: Some(ino), nlink: Some(MERGED_NLINK), ..State::unplaced(upper, Some(attr)) }
+    }
+
+    fn unplaced(upper: bool, attr: Option<Stat>) -> Self {
         State {
-            places: vec![place],
+            places: Vec::new(),
             upper,
             home: None,
             attr,
@@ -133,24 +149,7 @@ impl<L: Layer> State<L> {
             copied_ino: None,
             nlink: None,
             target: None,
-            handles: 0,
-            users: 0,
-            file: None,
-        }
-    }
-
-    /// The state of the root, which has no name.
-    pub fn root(upper: bool, attr: Stat, ino: u64) -> Self {
-        State {
-            places: Vec::new(),
-            upper,
-            home: None,
-            attr: Some(attr),
-            stale: false,
-            ino: Some(ino),
-            copied_ino: None,
-            nlink: Some(MERGED_NLINK),
-            target: None,
+            default_acl: None,
             handles: 0,
             users: 0,
             file: None,

@@ -36,8 +36,8 @@ impl<L: Layer> Overlay<L> {
     /// Renames `name` of `dir` to `new_name` of `new_dir`, in one step, for every kind of object wherever it lies.
     ///
     /// Errors are those of rename(2) but EXDEV: ENOENT; EEXIST for [`RenameMode::NoReplace`]; EISDIR, ENOTDIR, ENOTEMPTY for what may not be
-    /// replaced; EINVAL for a directory into itself, for a reserved new name, and for [`RenameMode::Exchange`] where the upper layer
-    /// cannot; EROFS; ENAMETOOLONG.
+    /// replaced; EINVAL for a directory into itself, for a reserved new name, and for a mode that the upper layer lacks; EROFS;
+    /// ENAMETOOLONG.
     pub fn rename(
         &self,
         dir: &Arc<Node<L>>,
@@ -86,7 +86,7 @@ impl<L: Layer> Overlay<L> {
             let new = &End { parent: new_dir, name: new_name, dir: &to };
             return match (&target, mode) {
                 (Some(target), RenameMode::Exchange) => self.exchange(old, &node, new, target),
-                (target, _) => self.replace(old, &node, new, target.as_ref()),
+                (target, mode) => self.replace(old, &node, new, target.as_ref(), mode == RenameMode::Whiteout),
             };
         }
     }
@@ -177,13 +177,15 @@ impl<L: Layer> Overlay<L> {
         Ok(())
     }
 
-    /// The rename to a name that is free, or whose object it replaces. The tree is locked exclusively.
+    /// The rename to a name that is free, or whose object it replaces. A device may be left, which hides what lower layers have as any
+    /// object does. The tree is locked exclusively.
     fn replace(
         &self,
         old: &End<'_, L>,
         node: &Arc<Node<L>>,
         new: &End<'_, L>,
         target: Option<&Arc<Node<L>>>,
+        leaves_device: bool,
     ) -> Result<()> {
         let (upper, _) = self.upper()?;
         let (here, there) = (self.there(old)?, self.there(new)?);
@@ -203,13 +205,14 @@ impl<L: Layer> Overlay<L> {
             }
         }
         self.pin(node)?;
-        let leaves_marker = here.lower && !here.whiteout;
+        let leaves_marker = here.lower && !here.whiteout && !leaves_device;
+        let mode = if leaves_device { RenameMode::Whiteout } else { RenameMode::Replace };
         if leaves_marker {
             self.add_whiteout(old.dir, old.name)?;
         }
         let renamed = (|| {
             let (from, to) = (self.stack.open(old.dir)?, self.stack.open(new.dir)?);
-            upper.rename(&from, old.name, &to, new.name, RenameMode::Replace)
+            upper.rename(&from, old.name, &to, new.name, mode)
         })();
         if let Err(error) = renamed {
             if leaves_marker && let Err(error) = self.remove_whiteout(old.dir, old.name) {
@@ -226,6 +229,13 @@ impl<L: Layer> Overlay<L> {
             self.lost_name(target, new.parent, new.name);
         }
         let moved = self.leave(old)?;
+        if leaves_device {
+            let device = self.stack.stat(old.dir, old.name)?;
+            let mut dir = old.parent.dir()?;
+            let slot = self.read_dir(old.parent, &mut dir)?.entry(old.name);
+            slot.upper = Some(Upper { kind: Kind::CharDev, ino: Some(device.ino) });
+            slot.whiteout = here.whiteout;
+        }
         self.arrive(new, node, moved, old)?;
         if covered {
             let gone = self.remove_whiteout(new.dir, new.name);

@@ -156,6 +156,7 @@ impl Door for Host {
             RenameMode::Replace => RenameFlags::empty(),
             RenameMode::NoReplace => RenameFlags::NOREPLACE,
             RenameMode::Exchange => RenameFlags::EXCHANGE,
+            RenameMode::Whiteout => RenameFlags::WHITEOUT,
         };
         fs::renameat_with(dir, name, new_dir, new_name, flags).map_err(errno)
     }

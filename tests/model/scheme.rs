@@ -219,6 +219,7 @@ impl Door for Scheme {
             RenameMode::Replace => 0,
             RenameMode::NoReplace => RENAME_NOREPLACE,
             RenameMode::Exchange => RENAME_EXCHANGE,
+            RenameMode::Whiteout => unreachable!("no request of Redox leaves a device"),
         };
         let (new_dir, new) = self.start(to);
         dir.frenameat(old, new_dir, new, flags).map_err(errno)

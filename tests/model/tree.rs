@@ -371,8 +371,8 @@ impl Tree {
             }
             RenameMode::Exchange if holds_source => wrong.push(EINVAL),
             RenameMode::Exchange => {}
-            RenameMode::Replace if target == id => {}
-            RenameMode::Replace => {
+            RenameMode::Replace | RenameMode::Whiteout if target == id => {}
+            RenameMode::Replace | RenameMode::Whiteout => {
                 match (self.is_dir(id), self.is_dir(target)) {
                     (true, false) => wrong.push(ENOTDIR),
                     (false, true) => wrong.push(EISDIR),

@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::num::NonZeroUsize;
 use std::os::fd::FromRawFd;
 use std::path::Path;
 use std::process::ExitCode;
@@ -21,6 +22,7 @@ use linux_delegate::{kernel, logger};
 use overlayfs::daemon::serve;
 use overlayfs::layer::OsLayer;
 use overlayfs::mount::mount;
+use overlayfs::options::Options;
 use overlayfs::overlay::Overlay;
 use overlayfs::scheme::OverlayScheme;
 use redox_scheme::Socket;
@@ -30,10 +32,10 @@ use rustix::mount::MountFlags;
 /// The name of the scheme, which nobody but this process sees.
 const NAME: &str = "overlay";
 
-/// How many requests can be on their way at once.
-const THREADS: usize = 8;
+/// How many requests can be on their way at once, if nobody says.
+const THREADS: NonZeroUsize = NonZeroUsize::new(8).unwrap();
 
-/// How long the kernel believes what it is told by the engine: nobody else changes the layers.
+/// How long the kernel believes what it is told by the engine, if nobody says: nobody else changes the layers.
 const WITHOUT_END: Duration = Duration::from_secs(1 << 32);
 
 fn main() -> ExitCode {
@@ -104,28 +106,32 @@ fn fork() -> io::Result<Process> {
 }
 
 /// Mounts, tells the waiting parent, serves until the end. The error is a sentence.
-fn run(arguments: &Arguments, ready: Option<File>) -> Result<(), String> {
+fn run(options: &MountOptions, ready: Option<File>) -> Result<(), String> {
     block_signals();
     raise_descriptor_limit();
     // SAFETY: takes a number. The mode of a new object is what the door makes of it.
     unsafe { libc::umask(0) };
 
-    let mount_point = &arguments.mount_point;
+    let mount_point = &options.mount_point;
     let mount_point = mount_point
         .canonicalize()
         .map_err(|error| format!("The mount point {} cannot be used: {error}.", mount_point.display()))?;
     if !mount_point.is_dir() {
         return Err(format!("The mount point {} cannot be used: it is not a directory.", mount_point.display()));
     }
-    let overlay = mount(&arguments.options).map_err(|error| error.to_string())?;
-    let options = mount_options(arguments.door, overlay.is_read_only());
-    match arguments.door {
-        WhichDoor::Engine => serve_door(EngineDoor::new(overlay, WITHOUT_END), &mount_point, &options, ready),
+    log_layers(&options.layers);
+    let overlay = mount(&options.layers).map_err(|error| format!("The layers cannot be stacked: {error}."))?;
+    let how = How { mount: mount_options(options, overlay.is_read_only()), threads: options.max_threads };
+    match options.door {
+        WhichDoor::Engine => {
+            let door = EngineDoor::new(overlay, options.timeout.unwrap_or(WITHOUT_END));
+            serve_door(door, &mount_point, &how, ready)
+        }
         WhichDoor::Scheme => {
             let daemon = start_daemon(overlay)?;
             let door =
                 SchemeDoor::new(NAME).map_err(|error| format!("The root of the overlay cannot be opened: {error}."))?;
-            let served = serve_door(door, &mount_point, &options, ready);
+            let served = serve_door(door, &mount_point, &how, ready);
             // ENODEV means that the daemon has ended by itself, which joining it tells.
             let _ = kernel::stop(NAME);
             daemon.join().map_err(|_| "The scheme's thread panicked.".to_owned())?;
@@ -134,15 +140,29 @@ fn run(arguments: &Arguments, ready: Option<File>) -> Result<(), String> {
     }
 }
 
+/// Says what is mounted, for those who want to know.
+fn log_layers(layers: &Options) {
+    let one = |path: &Path| path.display().to_string();
+    let lowers: Vec<_> = layers.lowers.iter().map(|path| one(path)).collect();
+    let upper = match &layers.upper {
+        Some(upper) if layers.read_only => format!("only reading {}", one(upper)),
+        Some(upper) => format!("writing to {}", one(upper)),
+        None => "writing nowhere".to_owned(),
+    };
+    let volatile = if layers.volatile { ", syncing nothing" } else { "" };
+    log::info!("mounting {}, {upper}{volatile}", lowers.join(" over "));
+}
+
+/// How a door is mounted and served.
+struct How {
+    mount: fuse_mount::Options,
+    threads: Option<NonZeroUsize>,
+}
+
 /// Mounts a door and serves it until it is unmounted.
-fn serve_door(
-    door: impl Door + 'static,
-    mount_point: &Path,
-    options: &fuse_mount::Options,
-    ready: Option<File>,
-) -> Result<(), String> {
+fn serve_door(door: impl Door + 'static, mount_point: &Path, how: &How, ready: Option<File>) -> Result<(), String> {
     let shown = mount_point.display();
-    let (device, mounted) = fuse_mount::mount(mount_point, options)
+    let (device, mounted) = fuse_mount::mount(mount_point, &how.mount)
         .map_err(|error| format!("The overlay cannot be mounted at {shown}: {error}."))?;
     let session = Session::start(device, door)
         .map_err(|error| format!("The kernel and the mount at {shown} cannot agree: {error}."))?;
@@ -150,7 +170,10 @@ fn serve_door(
     if let Some(ready) = ready {
         detach(ready).map_err(|error| format!("The mount cannot leave the terminal: {error}."))?;
     }
-    session.run(THREADS).map_err(|error| format!("The mount at {shown} failed: {error}."))
+    log::info!("serving {shown}");
+    let served = session.run(how.threads.unwrap_or(THREADS).get());
+    log::info!("{shown} is unmounted");
+    served.map_err(|error| format!("The mount at {shown} failed: {error}."))
 }
 
 /// Asks for as many open files as the system lets this process have: one mount serves all that its users have open.
@@ -179,7 +202,7 @@ fn start_daemon(overlay: Overlay<OsLayer>) -> Result<JoinHandle<()>, String> {
                 // Nobody waits any more only if the process is about to end.
                 let _ = ready.send(Ok(()));
                 if let Err(error) = serve(&socket, &mut scheme) {
-                    eprintln!("overlayfs-fuse: The scheme's socket failed: {error}.");
+                    log::error!("The scheme's socket failed: {error}.");
                 }
             }
             Err(error) => {
@@ -194,14 +217,16 @@ fn start_daemon(overlay: Overlay<OsLayer>) -> Result<JoinHandle<()>, String> {
     }
 }
 
-fn mount_options(door: WhichDoor, read_only: bool) -> fuse_mount::Options {
+fn mount_options(options: &MountOptions, read_only: bool) -> fuse_mount::Options {
     let root = rustix::process::geteuid().is_root();
+    let mut flags = options.flags;
+    flags.set(MountFlags::RDONLY, read_only);
     fuse_mount::Options {
-        source: "overlayfs".into(),
-        flags: if read_only { MountFlags::RDONLY } else { MountFlags::empty() },
-        allow_other: root,
+        source: options.source.clone().unwrap_or_else(|| "overlayfs".into()),
+        flags,
+        allow_other: root || options.allow_other,
         // The scheme checks access itself, as on Redox.
-        default_permissions: door == WhichDoor::Engine,
+        default_permissions: options.door == WhichDoor::Engine,
     }
 }
 
@@ -232,11 +257,11 @@ fn unmount_on_signal(mounted: &Mounted) {
         return;
     }
     if let Err(error) = mounted.unmount() {
-        eprintln!("overlayfs-fuse: The mount cannot be taken away: {error}.");
+        log::error!("The mount cannot be taken away: {error}.");
     }
 }
 
-/// Lets go of the terminal and of the working directory, and tells the waiting parent.
+/// Lets go of the terminal and of the working directory, and tells the waiting parent. Messages go to syslog from now on.
 fn detach(mut ready: File) -> io::Result<()> {
     std::env::set_current_dir("/")?;
     let null = File::options().read(true).write(true).open("/dev/null")?;
@@ -246,5 +271,6 @@ fn detach(mut ready: File) -> io::Result<()> {
             return Err(io::Error::last_os_error());
         }
     }
+    logger::leave_terminal();
     ready.write_all(&[1])
 }

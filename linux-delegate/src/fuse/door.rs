@@ -9,6 +9,7 @@ use std::time::Duration;
 use syscall::error::{ENOSYS, Error, Result};
 use zerocopy::IntoBytes;
 
+use super::session::Notifier;
 use super::wire::{Attr, Dirent, EntryOut, SetattrIn, valid_for};
 
 /// Whose program made a request.
@@ -62,6 +63,9 @@ pub struct Setup {
 pub trait Door: Send + Sync {
     /// What the door wants of a kernel that offers `offered`.
     fn setup(&self, offered: u64) -> Setup;
+
+    /// Called once, before the first request.
+    fn begin(&self, _: Notifier) {}
 
     /// None is an answer that the kernel keeps, ENOENT one that it does not.
     fn lookup(&self, caller: Caller, parent: u64, name: &OsStr) -> Result<Option<Entry>>;

@@ -42,24 +42,16 @@ impl<D: Door + 'static> Session<D> {
             let answered = greet(&door, &request[..length])?;
             (&*device).write_all(&answered.bytes)?;
             if let Some(agreed) = answered.agreed {
+                door.begin(Notifier(device.clone()));
                 return Ok(Self { door: Arc::new(door), device, agreed });
             }
         }
     }
 
-    /// Who answers.
-    pub fn door(&self) -> &Arc<D> {
-        &self.door
-    }
-
-    /// A way to tell the kernel what has changed.
-    pub fn notifier(&self) -> Notifier {
-        Notifier(self.device.clone())
-    }
-
-    /// Serves on `threads` threads until the filesystem is unmounted. The error is that of the thread that failed first.
+    /// Serves on `threads` threads, two at least, until the filesystem is unmounted. The error is that of the thread that failed first.
     pub fn run(self, threads: usize) -> io::Result<()> {
-        let others: Vec<_> = (1..threads)
+        // One may have to wait for what another answers.
+        let others: Vec<_> = (1..threads.max(2))
             .map(|_| {
                 let (door, agreed, device) = (self.door.clone(), self.agreed, clone(&self.device)?);
                 thread::Builder::new().name("request".to_owned()).spawn(move || serve(&*door, &agreed, &device))
@@ -74,7 +66,7 @@ impl<D: Door + 'static> Session<D> {
     }
 }
 
-/// Tells the kernel what has changed without its doing.
+/// Tells the kernel what it does not ask for.
 #[derive(Clone)]
 pub struct Notifier(Arc<File>);
 
@@ -84,9 +76,21 @@ impl Notifier {
     /// The kernel locks the directory meanwhile, so this must not be called by a thread that a request on it waits for.
     pub fn forget_entry(&self, parent: u64, name: &[u8]) -> io::Result<()> {
         let entry = wire::NotifyInvalEntry { parent, name_length: name.len() as u32, flags: 0 };
-        let length = size_of::<OutHeader>() + size_of_val(&entry) + name.len() + 1;
-        let header = OutHeader { len: length as u32, error: wire::NOTIFY_INVAL_ENTRY, unique: 0 };
-        (&*self.0).write_all(&[header.as_bytes(), entry.as_bytes(), name, &[0]].concat())
+        self.notify(wire::NOTIFY_INVAL_ENTRY, &[entry.as_bytes(), name, &[0]].concat())
+    }
+
+    /// Has the kernel write back, and let go of, what it holds of a file from `offset` on. The writes come as requests, which another
+    /// thread must be there to take.
+    pub fn write_back(&self, node: u64, offset: u64) -> io::Result<()> {
+        let offset = i64::try_from(offset).unwrap_or(i64::MAX);
+        let inode = wire::NotifyInvalInode { node, offset, length: 0 };
+        self.notify(wire::NOTIFY_INVAL_INODE, inode.as_bytes())
+    }
+
+    fn notify(&self, code: i32, body: &[u8]) -> io::Result<()> {
+        let length = size_of::<OutHeader>() + body.len();
+        let header = OutHeader { len: length as u32, error: code, unique: 0 };
+        (&*self.0).write_all(&[header.as_bytes(), body].concat())
     }
 }
 

@@ -70,6 +70,7 @@ pub mod init {
     pub const NO_OPEN_SUPPORT: u64 = 1 << 17;
     pub const PARALLEL_DIROPS: u64 = 1 << 18;
     pub const HANDLE_KILLPRIV: u64 = 1 << 19;
+    pub const POSIX_ACL: u64 = 1 << 20;
     pub const MAX_PAGES: u64 = 1 << 22;
     pub const CACHE_SYMLINKS: u64 = 1 << 23;
     pub const NO_OPENDIR_SUPPORT: u64 = 1 << 24;
@@ -100,6 +101,8 @@ pub const WRITE_CACHE: u32 = 1 << 0;
 pub const WRITE_KILL_SUIDGID: u32 = 1 << 2;
 /// A SETXATTR of an access ACL takes the set-group-id bit (`FUSE_SETXATTR_ACL_KILL_SGID`).
 pub const SETXATTR_ACL_KILL_SGID: u32 = 1 << 0;
+/// A notification that what the kernel holds of a file may not be valid (`FUSE_NOTIFY_INVAL_INODE`).
+pub const NOTIFY_INVAL_INODE: i32 = 2;
 /// A notification that an entry may have changed (`FUSE_NOTIFY_INVAL_ENTRY`).
 pub const NOTIFY_INVAL_ENTRY: i32 = 3;
 
@@ -186,6 +189,7 @@ wire! {
     }
     /// An entry of a listing; the name follows, filled up to a multiple of eight bytes.
     Dirent { ino: u64, offset: u64, name_length: u32, kind: u32 }
+    NotifyInvalInode { node: u64, offset: i64, length: i64 }
     NotifyInvalEntry { parent: u64, name_length: u32, flags: u32 }
 }
 

@@ -429,6 +429,7 @@ impl Layer for LinuxLayer {
             RenameMode::Replace => RenameFlags::empty(),
             RenameMode::NoReplace => RenameFlags::NOREPLACE,
             RenameMode::Exchange => RenameFlags::EXCHANGE,
+            RenameMode::Whiteout => RenameFlags::WHITEOUT,
         };
         rustix::fs::renameat_with(dir.fd()?, single(name)?, new_dir.fd()?, single(new_name)?, flags).map_err(error)
     }
@@ -632,12 +633,17 @@ fn mend(
         change_owner(dir, name, flags, owner)?;
     }
     match mode {
-        // A change of the owner drops set-id bits.
-        Some(mode) if !owned || made.mode != mode & 0o7777 => {
+        // A change of the owner drops set-id bits. What a default ACL made of the mode is right.
+        Some(mode) if !owned || (made.mode != mode & 0o7777 && !hands_down_acl(dir)) => {
             raw::change_mode(dir, name, flags, mode_of(mode)).map_err(error)
         }
         _ => Ok(()),
     }
+}
+
+/// Whether a directory has a default ACL.
+fn hands_down_acl(dir: BorrowedFd<'_>) -> bool {
+    xattr::get(xattr::Place::Entry(dir, OsStr::new(".")), OsStr::new("system.posix_acl_default")).is_ok()
 }
 
 /// Sets owner and group. EINVAL for the id that stands for no change.

@@ -12,14 +12,15 @@ mod files;
 mod nodes;
 
 use std::ffi::{OsStr, OsString};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use overlayfs::layer::{Kind, Layer, Owner, RenameMode, Time};
+use overlayfs::layer::{Allocation, Kind, Layer, Owner, RenameMode, Time, XattrMode};
 use overlayfs::overlay::{DirEntry, Handle, Node, Overlay};
-use syscall::error::{EEXIST, EINVAL, EMFILE, ENFILE, ENOENT, Error, Result};
+use syscall::error::{EEXIST, EFBIG, EINVAL, EMFILE, ENFILE, ENOENT, ENXIO, EOPNOTSUPP, Error, Result};
 
-use super::door::{Caller, Door, Entry, Listing, NewMode, Opened, Setup, StatFs, Write};
+use super::door::{Birth, Caller, Door, Entry, Listing, NewMode, Opened, Setup, StatFs, Write};
+use super::session::Notifier;
 use super::wire::{self, Attr, SetattrIn, init, set};
 use convert::{attr, kind_bits, kind_of};
 use files::Files;
@@ -35,12 +36,13 @@ pub struct EngineDoor<L: Layer> {
     nodes: Nodes<L>,
     files: Files<L>,
     valid: Duration,
+    notifier: OnceLock<Notifier>,
 }
 
 impl<L: Layer> EngineDoor<L> {
     /// The tree of `overlay`, of which the kernel may believe everything for the time `valid`.
     pub fn new(overlay: Overlay<L>, valid: Duration) -> Self {
-        Self { nodes: Nodes::new(&overlay), files: Files::new(), overlay, valid }
+        Self { nodes: Nodes::new(&overlay), files: Files::new(), overlay, valid, notifier: OnceLock::new() }
     }
 
     fn node(&self, number: u64) -> Result<Arc<Node<L>>> {
@@ -77,7 +79,8 @@ impl<L: Layer> EngineDoor<L> {
     /// Who owns a new object, and its mode: the directory's set-group-id bit hands down the group, and itself to a directory.
     fn ownership(&self, parent: &Arc<Node<L>>, caller: Caller, mode: NewMode, is_dir: bool) -> Result<(Owner, u32)> {
         let above = self.call(|| self.overlay.stat(parent))?;
-        let mode = mode.mode & !mode.umask & 0o7777;
+        let umask = if self.call(|| self.overlay.has_default_acl(parent))? { 0 } else { mode.umask };
+        let mode = mode.mode & !umask & 0o7777;
         Ok(match above.mode & libc::S_ISGID {
             0 => (Owner { uid: caller.uid, gid: caller.gid }, mode),
             handed => (Owner { uid: caller.uid, gid: above.gid }, mode | if is_dir { handed } else { 0 }),
@@ -142,8 +145,14 @@ impl<L: Layer> Door for EngineDoor<L> {
             | init::NO_OPENDIR_SUPPORT
             | init::PARALLEL_DIROPS
             | init::CACHE_SYMLINKS
-            | init::HANDLE_KILLPRIV_V2;
+            | init::HANDLE_KILLPRIV_V2
+            | init::POSIX_ACL
+            | init::SETXATTR_EXT;
         Setup { flags, valid: self.valid }
+    }
+
+    fn begin(&self, notifier: Notifier) {
+        self.notifier.get_or_init(|| notifier);
     }
 
     fn lookup(&self, _: Caller, parent: u64, name: &OsStr) -> Result<Option<Entry>> {
@@ -249,6 +258,7 @@ impl<L: Layer> Door for EngineDoor<L> {
             0 => RenameMode::Replace,
             libc::RENAME_NOREPLACE => RenameMode::NoReplace,
             libc::RENAME_EXCHANGE => RenameMode::Exchange,
+            libc::RENAME_WHITEOUT => RenameMode::Whiteout,
             _ => return Err(Error::new(EINVAL)),
         };
         let (dir, new_dir) = (self.node(from.0)?, self.node(to.0)?);
@@ -343,6 +353,85 @@ impl<L: Layer> Door for EngineDoor<L> {
         self.call(|| self.overlay.sync(&dir))
     }
 
+    fn tmpfile(&self, caller: Caller, parent: u64, new: NewMode) -> Result<(Entry, Opened)> {
+        let dir = self.node(parent)?;
+        let (owner, mode) = self.ownership(&dir, caller, new, false)?;
+        let file = self.call(|| self.overlay.create_temp(&dir, mode, owner))?;
+        let entry = self.entry(file.node())?;
+        self.files.keep(entry.node, Arc::new(file));
+        Ok((entry, Opened { fh: 0, flags: wire::FOPEN_KEEP_CACHE }))
+    }
+
+    fn birth(&self, node: u64) -> Result<(Attr, Option<Birth>)> {
+        let node = self.node(node)?;
+        let birth = self.call(|| self.overlay.birth(&node))?;
+        Ok((self.attr(&node)?, birth.map(|time| (time.sec, time.nsec))))
+    }
+
+    fn getxattr(&self, _: Caller, node: u64, name: &OsStr) -> Result<Vec<u8>> {
+        let node = self.node(node)?;
+        self.call(|| self.overlay.xattr(&node, name))
+    }
+
+    fn setxattr(&self, _: Caller, node: u64, name: &OsStr, value: &[u8], flags: i32, kill_sgid: bool) -> Result<()> {
+        let mode = match flags {
+            0 => XattrMode::Set,
+            libc::XATTR_CREATE => XattrMode::Create,
+            libc::XATTR_REPLACE => XattrMode::Replace,
+            _ => return Err(Error::new(EINVAL)),
+        };
+        let node = self.node(node)?;
+        self.call(|| self.overlay.set_xattr(&node, name, value, mode))?;
+        if kill_sgid {
+            let mode = self.overlay.stat(&node)?.mode;
+            self.call(|| self.overlay.set_mode(&node, mode & !libc::S_ISGID))?;
+        }
+        Ok(())
+    }
+
+    fn listxattr(&self, _: Caller, node: u64) -> Result<Vec<OsString>> {
+        let node = self.node(node)?;
+        self.call(|| self.overlay.xattrs(&node))
+    }
+
+    fn removexattr(&self, _: Caller, node: u64, name: &OsStr) -> Result<()> {
+        let node = self.node(node)?;
+        self.call(|| self.overlay.remove_xattr(&node, name))
+    }
+
+    fn fallocate(&self, node: u64, mode: i32, offset: u64, length: u64) -> Result<()> {
+        let how = allocation(mode).ok_or(Error::new(EOPNOTSUPP))?;
+        let end = offset.checked_add(length).ok_or(Error::new(EFBIG))?;
+        let file = self.file(node)?;
+        self.call(|| self.overlay.allocate(&file, how, offset..end))
+    }
+
+    fn lseek(&self, node: u64, offset: u64, whence: i32) -> Result<u64> {
+        // The kernel asks without writing back what it holds, and a hole must not be told of where there are data.
+        if let Some(Err(error)) = self.notifier.get().map(|notifier| notifier.write_back(node, offset)) {
+            log::debug!("the kernel holds nothing of node {node}: {error}");
+        }
+        let file = self.file(node)?;
+        let size = self.overlay.stat(file.node())?.size;
+        if offset >= size {
+            return Err(Error::new(ENXIO));
+        }
+        let data = self.call(|| self.overlay.next_data(&file, offset))?;
+        match (whence, data) {
+            (libc::SEEK_DATA, Some(data)) => Ok(data.start),
+            (libc::SEEK_DATA, None) => Err(Error::new(ENXIO)),
+            (libc::SEEK_HOLE, Some(data)) if data.start == offset => Ok(data.end),
+            (libc::SEEK_HOLE, _) => Ok(offset),
+            _ => Err(Error::new(EINVAL)),
+        }
+    }
+
+    fn copy_file_range(&self, from: (u64, u64), to: (u64, u64), length: u64) -> Result<u64> {
+        let (source, target) = (self.file(from.0)?, self.file(to.0)?);
+        let end = from.1.checked_add(length).ok_or(Error::new(EINVAL))?;
+        self.call(|| self.overlay.copy_range(&source, from.1..end, &target, to.1))
+    }
+
     fn statfs(&self, _: u64) -> Result<StatFs> {
         let found = self.overlay.stat_fs()?;
         Ok(StatFs {
@@ -357,6 +446,23 @@ impl<L: Layer> Door for EngineDoor<L> {
             ..StatFs::default()
         })
     }
+}
+
+/// What the flags of fallocate(2) ask for; None for what no filesystem is asked by this door.
+fn allocation(mode: i32) -> Option<Allocation> {
+    const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    const ZERO_KEEP: i32 = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
+    Some(match mode {
+        0 => Allocation::Reserve { keep_size: false },
+        libc::FALLOC_FL_KEEP_SIZE => Allocation::Reserve { keep_size: true },
+        PUNCH => Allocation::PunchHole,
+        libc::FALLOC_FL_ZERO_RANGE => Allocation::Zero { keep_size: false },
+        ZERO_KEEP => Allocation::Zero { keep_size: true },
+        libc::FALLOC_FL_COLLAPSE_RANGE => Allocation::Collapse,
+        libc::FALLOC_FL_INSERT_RANGE => Allocation::Insert,
+        libc::FALLOC_FL_UNSHARE_RANGE => Allocation::Unshare,
+        _ => return None,
+    })
 }
 
 /// A mode without the bits that a change by another takes: set-user-id, and set-group-id where it is not only a sign for locks.
