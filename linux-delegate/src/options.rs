@@ -443,3 +443,233 @@ fn id_map(item: &ListItem) -> Result<IdMap, Error> {
     let ranges = threes.iter().map(|&[layer, shown, length]| Range { layer, shown, length });
     IdMap::new(ranges.collect()).map_err(|what| Error::new(format!("The mount option {} {what}.", item.key)))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use overlayfs::layer::Owner;
+
+    use super::*;
+
+    fn parse(words: &[&str]) -> Result<Command, Error> {
+        Command::parse(words.iter().map(OsString::from))
+    }
+
+    fn mounted(words: &[&str]) -> MountOptions {
+        match parse(words) {
+            Ok(Command::Mount(options)) => *options,
+            other => panic!("{words:?} gave {other:?}"),
+        }
+    }
+
+    /// What a list of mount options gives.
+    fn list(list: &str) -> MountOptions {
+        mounted(&["-o", &format!("lowerdir=/l,{list}"), "/m"])
+    }
+
+    fn refused(words: &[&str]) -> String {
+        match parse(words) {
+            Err(error) => error.to_string(),
+            other => panic!("{words:?} gave {other:?}"),
+        }
+    }
+
+    fn paths(paths: &[&str]) -> Vec<PathBuf> {
+        paths.iter().map(PathBuf::from).collect()
+    }
+
+    #[test]
+    fn what_nobody_says() {
+        let options = mounted(&["-o", "lowerdir=/l", "/m"]);
+        assert_eq!(options.layers, Options { lowers: paths(&["/l"]), ..Options::default() });
+        assert_eq!(options.mount_point, PathBuf::from("/m"));
+        assert_eq!(options.source, None);
+        assert!(!options.foreground && !options.allow_other && !options.static_nlink);
+        assert!(options.acl && options.writeback);
+        assert_eq!((options.verbosity, options.door), (Verbosity::Quiet, WhichDoor::Engine));
+        assert_eq!((options.timeout, options.max_threads, options.format), (None, None, None));
+        assert!(options.identity.is_plain() && options.flags.is_empty());
+    }
+
+    #[test]
+    fn layers_in_several_lists_around_the_mount_point() {
+        let options =
+            mounted(&["-f", "-o", r"lowerdir=/a\:b:/c\,d", "/m", "-oupperdir=/u", "-o", "workdir=/w,volatile,ro"]);
+        assert_eq!(options.layers.lowers, paths(&["/a:b", "/c,d"]));
+        assert_eq!(options.layers.upper, Some(PathBuf::from("/u")));
+        assert_eq!(options.layers.work, Some(PathBuf::from("/w")));
+        assert!(options.layers.volatile && options.layers.read_only && options.foreground);
+        assert_eq!(options.mount_point, PathBuf::from("/m"));
+    }
+
+    #[test]
+    fn as_mount_runs_it() {
+        let words = ["src", "/m", "-o", "rw,noexec,nosuid,lowerdir=/l,user=me,x-gvfs-show,nofail,_netdev,dev,suid"];
+        let options = mounted(&words);
+        assert_eq!((options.source, options.mount_point), (Some("src".into()), PathBuf::from("/m")));
+        assert_eq!(options.flags, MountFlags::NOEXEC, "the last of nosuid and suid counts");
+        assert!(!options.foreground && !options.layers.read_only);
+        let options = mounted(&["/m", "-o", "ro,nosymfollow,silent,iversion,noexec,nosuid,nodev,lowerdir=/l,helper=x"]);
+        assert_eq!(options.source, None);
+        assert!(options.layers.read_only);
+        let flags = MountFlags::NOSYMFOLLOW | MountFlags::NOEXEC | MountFlags::NOSUID | MountFlags::NODEV;
+        assert_eq!(options.flags, flags);
+    }
+
+    #[test]
+    fn as_podman_runs_it() {
+        let words = [
+            "-o",
+            "lowerdir=l/A:l/B,upperdir=/s/diff,workdir=/s/work,nodev,volatile,context=\"system_u:object_r:c:s0:c1,c2\",\
+             uidmapping=:0:1000:1:1:110000:65536,gidmapping=:0:1000:1:1:110000:65536",
+            "/s/merged",
+        ];
+        let options = mounted(&words);
+        assert_eq!(options.layers.lowers, paths(&["l/A", "l/B"]));
+        assert!(options.layers.volatile);
+        assert_eq!(options.flags, MountFlags::NODEV);
+        let shown = options.identity.shown(Owner { uid: 0, gid: 33 });
+        assert_eq!(shown, Owner { uid: 1000, gid: 110_032 });
+        let options = mounted(&["-o", "lowerdir=/l,squash_to_uid=1000,squash_to_gid=100", "/m"]);
+        assert_eq!(options.identity.shown(Owner { uid: 0, gid: 0 }), Owner { uid: 1000, gid: 100 });
+    }
+
+    #[test]
+    fn words_before_the_list() {
+        assert_eq!(mounted(&["-v", "-o", "lowerdir=/l", "/m"]).verbosity, Verbosity::Verbose);
+        for words in [&["-d", "-v"][..], &["-v", "--debug"], &["-odebug"], &["-dv"]] {
+            let options = mounted(&[words, &["-o", "lowerdir=/l", "/m"]].concat());
+            assert_eq!((options.verbosity, options.foreground), (Verbosity::Debug, true), "{words:?}");
+        }
+        assert_eq!(mounted(&["-s", "-o", "lowerdir=/l", "/m"]).max_threads, Some(NonZeroUsize::MIN));
+        assert!(matches!(parse(&["--help"]), Ok(Command::Help)));
+        assert!(matches!(parse(&["-h", "--frobnicate"]), Ok(Command::Help)));
+        assert!(matches!(parse(&["-V"]), Ok(Command::Version)));
+    }
+
+    #[test]
+    fn options_with_values() {
+        assert_eq!(list("timeout=1.5").timeout, Some(Duration::from_millis(1500)));
+        assert_eq!(list("timeout=0").timeout, Some(Duration::ZERO));
+        assert_eq!(list("timeout=1000000000.0").timeout, Some(Duration::from_secs(1_000_000_000)));
+        assert_eq!(list("max_threads=12").max_threads, NonZeroUsize::new(12));
+        assert_eq!(list("threaded=0").max_threads, NonZeroUsize::new(1));
+        assert_eq!(list("format=oci").format, Some(Format::Oci));
+        assert_eq!(list("format=kernel").format, Some(Format::Kernel));
+        assert_eq!(list("door=scheme").door, WhichDoor::Scheme);
+        assert!(list("fsync=0").layers.volatile);
+        assert!(!list("fsync=1").layers.volatile);
+        assert!(!list("writeback=0").writeback);
+        assert!(!list("noacl").acl);
+        assert!(list("static_nlink").static_nlink);
+        assert!(list("allow_other,default_permissions").allow_other);
+        assert_eq!(mounted(&["-o", r"lowerdir=/l,fsname=a\,b", "src", "/m"]).source, Some("a,b".into()));
+        assert_eq!(list("xino=auto,redirect_dir=on,metacopy=off,noxattrs=0,max_idle_threads=3").max_threads, None);
+    }
+
+    #[test]
+    fn squashing_to_somebody_comes_before_squashing_to_root() {
+        for order in ["squash_to_uid=7,squash_to_root", "squash_to_root,squash_to_uid=7"] {
+            let identity = list(order).identity;
+            assert_eq!((identity.squash_user, identity.squash_group), (Some(7), Some(0)), "{order}");
+        }
+    }
+
+    #[test]
+    fn flags_are_set_and_taken_away() {
+        for pair in FLAGS.chunks(2).filter(|pair| pair.len() == 2) {
+            let ((on, flag, true), (off, other, false)) = (pair[0], pair[1]) else { panic!("{pair:?}") };
+            assert_eq!(flag, other);
+            assert_eq!(list(on).flags, flag);
+            assert_eq!(list(&format!("{on},{off}")).flags, MountFlags::empty());
+        }
+        assert_eq!(list("dirsync").flags, MountFlags::DIRSYNC);
+    }
+
+    #[test]
+    fn refusals_are_sentences() {
+        let cases: &[(&[&str], &str)] = &[
+            (&["-o", "lowerdir=/l"], "The mount point is missing."),
+            (&["-o", "lowerdir=/l", ""], "The path of the mount point is empty."),
+            (&["-o", "lowerdir=/l", "a", "b", "c"], "There is a name, if any, and a mount point: c is one too many."),
+            (&["/m"], "No lower directory is given: an overlay has at least one."),
+            (&["-x"], "There is no option -x."),
+            (&["--halp"], "There is no option --halp. Did you mean --help?"),
+            (&["-o"], "The option -o needs a value behind it."),
+            (&["-o", "squash_root"], "There is no mount option squash_root. Did you mean squash_to_root?"),
+            (&["-o", "noatim"], "There is no mount option noatim. Did you mean noatime?"),
+            (&["-o", "uidmaping=0:0:1"], "There is no mount option uidmaping. Did you mean uidmapping?"),
+            (&["-o", "loverdir=/l"], "There is no mount option loverdir. Did you mean lowerdir?"),
+            (&["-o", "frobnicate"], "There is no mount option frobnicate."),
+            (&["-o", "nodev=1"], "The mount option nodev takes no value, but 1 is given."),
+            (&["-o", "squash_to_root=0"], "The mount option squash_to_root takes no value, but 0 is given."),
+            (&["-o", "squash_to_uid=me"], "The mount option squash_to_uid needs an id, which me is not."),
+            (
+                &["-o", "squash_to_gid=4294967295"],
+                "The mount option squash_to_gid needs an id, which 4294967295 is not.",
+            ),
+            (&["-o", "timeout"], "The mount option timeout needs a value: timeout=NUMBER."),
+            (&["-o", "timeout=soon"], "The mount option timeout needs a number of seconds, which soon is not."),
+            (&["-o", "timeout=-1"], "The mount option timeout needs a number of seconds, which -1 is not."),
+            (&["-o", "timeout=NaN"], "The mount option timeout needs a number of seconds, which NaN is not."),
+            (&["-o", "max_threads=0"], "The mount option max_threads needs a number above 0, which 0 is not."),
+            (&["-o", "door"], "The mount option door needs a value: door=engine or door=scheme."),
+            (&["-o", "format=tar"], "There is no format=tar: it is format=oci or format=kernel."),
+            (
+                &["-o", "redirect_dir=off"],
+                "There is no redirect_dir=off: directories that lower layers have can always be renamed.",
+            ),
+            (
+                &["-o", "uidmapping=0:1000"],
+                "The mount option uidmapping needs numbers in threes, A:B:N:A:B:N, which 0:1000 is not.",
+            ),
+            (
+                &["-o", "gidmapping="],
+                "The mount option gidmapping needs numbers in threes, A:B:N:A:B:N, which  is not.",
+            ),
+            (
+                &["-o", "uidmapping=0:1000:10:5:2000:10"],
+                "The mount option uidmapping has ranges that overlap, 0:1000:10 and 5:2000:10.",
+            ),
+            (
+                &["-o", "auto_unmount"],
+                "The mount option auto_unmount cannot be used: a mount whose program was killed stays until it is unmounted.",
+            ),
+        ];
+        for (words, sentence) in cases {
+            assert_eq!(&refused(words), sentence, "{words:?}");
+        }
+    }
+
+    #[test]
+    fn no_option_stands_in_two_tables() {
+        let all: Vec<_> = accepted().chain(REFUSED.iter().map(|(key, _)| *key)).collect();
+        assert_eq!(all.iter().collect::<HashSet<_>>().len(), all.len());
+    }
+
+    #[test]
+    fn every_option_is_explained_everywhere() {
+        fn words<'a>(lines: impl Iterator<Item = &'a str>) -> HashSet<&'a str> {
+            lines.flat_map(|line| line.split(|c: char| !c.is_ascii_alphanumeric() && c != '_')).collect()
+        }
+        // Where options stand: in code in the README, behind a macro for words to type in the manual, indented in --help.
+        let readme = words(include_str!("../../README.md").split('`').skip(1).step_by(2));
+        let manual = include_str!("../overlayfs-fuse.1").lines();
+        let manual =
+            words(manual.filter(|line| [".Cm ", ".It Cm ", ".It Fl ", ".Fl "].iter().any(|at| line.starts_with(at))));
+        let help = words(HELP.lines().filter(|line| line.starts_with("  ")));
+        for key in accepted() {
+            assert!(help.contains(key), "{key} is not in --help");
+            assert!(manual.contains(key), "{key} is not in the manual");
+            assert!(readme.contains(key), "{key} is not in the README");
+        }
+        for word in LONG_WORDS.map(|word| &word[2..]).into_iter().chain(["o", "f", "v", "d", "s", "h", "V"]) {
+            assert!(help.contains(word), "{word} is not in --help");
+            assert!(manual.contains(word), "{word} is not in the manual");
+        }
+        for (key, _) in REFUSED {
+            assert!(manual.contains(key), "{key} is not in the manual");
+        }
+    }
+}
