@@ -15,6 +15,10 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use tempfile::TempDir;
 
+#[macro_use]
+#[path = "suite/doors.rs"]
+mod doors;
+
 /// How long anything may take that happens by itself.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -23,16 +27,17 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_overlayfs-fuse");
 /// Directories for one mount.
 struct Stage {
     dir: TempDir,
+    door: String,
 }
 
 impl Stage {
-    fn new() -> Self {
+    fn new(door: &str) -> Self {
         let dir = TempDir::new().unwrap();
         for name in ["lower", "upper", "mount"] {
             fs::create_dir(dir.path().join(name)).unwrap();
         }
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        Self { dir }
+        Self { dir, door: door.to_owned() }
     }
 
     fn lower(&self, name: &str) -> PathBuf {
@@ -45,7 +50,7 @@ impl Stage {
 
     fn options(&self) -> String {
         let dir = self.dir.path().display();
-        format!("lowerdir={dir}/lower,upperdir={dir}/upper")
+        format!("door={},lowerdir={dir}/lower,upperdir={dir}/upper", self.door)
     }
 
     /// Mounts and waits until the mount is there.
@@ -153,7 +158,7 @@ fn the_command_line() {
 
 #[test]
 fn what_cannot_be_mounted_is_said_in_either_mode() {
-    let stage = Stage::new();
+    let stage = Stage::new("engine");
     let (missing, point) = (stage.lower("missing").display().to_string(), stage.point().display().to_string());
     let options = format!("lowerdir={missing}");
     for flags in [&[][..], &["-f"]] {
@@ -165,9 +170,8 @@ fn what_cannot_be_mounted_is_said_in_either_mode() {
     assert!(!is_mounted(&stage.point()));
 }
 
-#[test]
-fn in_the_background_the_mount_is_there_at_once_and_ends_with_umount() {
-    let stage = Stage::new();
+fn in_the_background_the_mount_is_there_at_once_and_ends_with_umount(door: &str) {
+    let stage = Stage::new(door);
     fs::write(stage.lower("file"), "data").unwrap();
     for _ in 0..3 {
         // The upper directory is held by one daemon at a time, so each round shows that the one before has ended.
@@ -185,19 +189,17 @@ fn in_the_background_the_mount_is_there_at_once_and_ends_with_umount() {
     }
 }
 
-#[test]
-fn signals_unmount() {
+fn signals_unmount(door: &str) {
     for signal in [libc::SIGINT, libc::SIGTERM] {
-        let mut mount = Stage::new().mount();
+        let mut mount = Stage::new(door).mount();
         mount.signal(signal);
         assert!(mount.wait().success());
         assert!(!is_mounted(&mount.stage.point()));
     }
 }
 
-#[test]
-fn a_signal_leaves_those_who_use_the_mount_what_they_have_open() {
-    let mut mount = Stage::new().mount();
+fn a_signal_leaves_those_who_use_the_mount_what_they_have_open(door: &str) {
+    let mut mount = Stage::new(door).mount();
     fs::write(mount.path("file"), "data").unwrap();
     let mut file = File::open(mount.path("file")).unwrap();
     mount.signal(libc::SIGTERM);
@@ -209,30 +211,27 @@ fn a_signal_leaves_those_who_use_the_mount_what_they_have_open() {
     assert!(mount.wait().success());
 }
 
-#[test]
-fn without_an_upper_layer_nothing_changes() {
-    let stage = Stage::new();
+fn without_an_upper_layer_nothing_changes(door: &str) {
+    let stage = Stage::new(door);
     fs::write(stage.lower("file"), "data").unwrap();
-    let options = format!("door=scheme,lowerdir={}", stage.lower("").display());
+    let options = format!("door={door},lowerdir={}", stage.lower("").display());
     let mount = stage.mount_with(&options);
     assert_eq!(fs::read_to_string(mount.path("file")).unwrap(), "data");
     assert_eq!(fs::write(mount.path("file"), "x").unwrap_err().kind(), ErrorKind::ReadOnlyFilesystem);
     assert_eq!(fs::create_dir(mount.path("new")).unwrap_err().kind(), ErrorKind::ReadOnlyFilesystem);
 }
 
-#[test]
-fn a_mount_point_inside_the_lower_layer_works() {
-    let stage = Stage::new();
+fn a_mount_point_inside_the_lower_layer_works(door: &str) {
+    let stage = Stage::new(door);
     fs::write(stage.lower("file"), "data").unwrap();
-    let options = format!("lowerdir={}", stage.dir.path().display());
+    let options = format!("door={door},lowerdir={}", stage.dir.path().display());
     let mount = stage.mount_with(&options);
     assert_eq!(fs::read_to_string(mount.path("lower/file")).unwrap(), "data");
     assert_eq!(fs::read_dir(mount.path("mount")).unwrap().count(), 0);
 }
 
-#[test]
-fn all_kinds_of_objects() {
-    let mount = Stage::new().mount();
+fn all_kinds_of_objects(door: &str) {
+    let mount = Stage::new(door).mount();
     fs::create_dir(mount.path("dir")).unwrap();
     fs::write(mount.path("dir/file"), "data").unwrap();
     symlink("dir/file", mount.path("link")).unwrap();
@@ -264,9 +263,8 @@ fn all_kinds_of_objects() {
     drop(socket);
 }
 
-#[test]
-fn names_links_and_listings() {
-    let stage = Stage::new();
+fn names_links_and_listings(door: &str) {
+    let stage = Stage::new(door);
     for index in 0..1000 {
         fs::write(stage.lower(&format!("lower-{index}")), "").unwrap();
     }
@@ -301,9 +299,8 @@ fn names_links_and_listings() {
 }
 
 /// What the kernel remembers of files costs no descriptors once nobody has them open.
-#[test]
-fn more_files_than_descriptors_are_read_and_written() {
-    let stage = Stage::new();
+fn more_files_than_descriptors_are_read_and_written(door: &str) {
+    let stage = Stage::new(door);
     for index in 0..500 {
         fs::write(stage.lower(&format!("lower-{index}")), "data").unwrap();
     }
@@ -317,9 +314,8 @@ fn more_files_than_descriptors_are_read_and_written() {
     }
 }
 
-#[test]
-fn attributes() {
-    let mount = Stage::new().mount();
+fn attributes(door: &str) {
+    let mount = Stage::new(door).mount();
     let path = mount.path("file");
     let file = OpenOptions::new().write(true).create_new(true).mode(0o6755).open(&path).unwrap();
     file.set_permissions(fs::Permissions::from_mode(0o640)).unwrap();
@@ -344,9 +340,8 @@ fn attributes() {
     assert_eq!(modes, [0o640, 0o750, 0o640]);
 }
 
-#[test]
-fn contents() {
-    let mount = Stage::new().mount();
+fn contents(door: &str) {
+    let mount = Stage::new(door).mount();
     let path = mount.path("file");
     let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path).unwrap();
     let big: Vec<u8> = (0..3_000_000u32).map(|index| ((index * 7) >> 3) as u8).collect();
@@ -371,9 +366,8 @@ fn contents() {
 }
 
 /// Even one of a file that only appends.
-#[test]
-fn a_mapping_is_written_where_it_was_mapped() {
-    let stage = Stage::new();
+fn a_mapping_is_written_where_it_was_mapped(door: &str) {
+    let stage = Stage::new(door);
     fs::write(stage.lower("file"), vec![b'.'; 8192]).unwrap();
     let mount = stage.mount();
     let mut file = OpenOptions::new().read(true).append(true).open(mount.path("file")).unwrap();
@@ -398,11 +392,10 @@ fn a_mapping_is_written_where_it_was_mapped() {
     assert!(fs::read(mount.stage.lower("file")).unwrap() == [b'.'; 8192]);
 }
 
-/// The scheme decides with the ids of the program that asks.
-#[test]
-fn programs_of_others_may_do_what_the_modes_say() {
+/// The scheme decides with the ids of the program that asks, for the engine the kernel does.
+fn programs_of_others_may_do_what_the_modes_say(door: &str) {
     assert!(is_root(), "needs two users");
-    let mount = Stage::new().mount();
+    let mount = Stage::new(door).mount();
     fs::copy("/bin/true", mount.path("prog")).unwrap();
     fs::set_permissions(mount.path("prog"), fs::Permissions::from_mode(0o711)).unwrap();
     fs::write(mount.path("secret"), "").unwrap();
@@ -434,4 +427,19 @@ fn programs_of_others_may_do_what_the_modes_say() {
     assert!(!succeeds("./secret") && !succeeds("ln secret open/secret-too && cat open/secret-too"));
     let owner = |name: &str| fs::symlink_metadata(mount.path(name)).map(|stat| (stat.uid(), stat.gid())).unwrap();
     assert_eq!(["open/moved", "open/dir", "open/link"].map(owner), [(4242, 4242); 3]);
+}
+
+through_both_doors! {
+    in_the_background_the_mount_is_there_at_once_and_ends_with_umount,
+    signals_unmount,
+    a_signal_leaves_those_who_use_the_mount_what_they_have_open,
+    without_an_upper_layer_nothing_changes,
+    a_mount_point_inside_the_lower_layer_works,
+    all_kinds_of_objects,
+    names_links_and_listings,
+    more_files_than_descriptors_are_read_and_written,
+    attributes,
+    contents,
+    a_mapping_is_written_where_it_was_mapped,
+    programs_of_others_may_do_what_the_modes_say
 }

@@ -3,6 +3,9 @@
 //!
 //! Needs root, /dev/fuse, and `fsx` in PATH or in target/tools/bin; fails without them.
 
+#[macro_use]
+#[path = "suite/doors.rs"]
+mod doors;
 #[path = "suite/mount.rs"]
 mod mount;
 #[path = "suite/run.rs"]
@@ -21,7 +24,7 @@ use test_common::{LowerGuard, Stage, put};
 /// The size of the file at most, in bytes.
 const LENGTH: usize = 1 << 18;
 
-/// All that a scheme can do. Holes cannot be punched, for there is no such request.
+/// All that both doors can do. Holes cannot be punched through the scheme, for there is no such request.
 const ALL: &str = "
 flen = 262144
 [weights]
@@ -31,6 +34,22 @@ truncate = 5
 fsync = 1
 fdatasync = 1
 posix_fallocate = 1
+sendfile = 2
+posix_fadvise = 1
+copy_file_range = 2
+";
+
+/// All that there is.
+const WITH_HOLES: &str = "
+flen = 262144
+[weights]
+close_open = 1
+invalidate = 0.2
+truncate = 5
+fsync = 0.2
+fdatasync = 0.2
+posix_fallocate = 1
+punch_hole = 2
 sendfile = 2
 posix_fadvise = 1
 copy_file_range = 2
@@ -53,7 +72,7 @@ struct Bed {
 }
 
 impl Bed {
-    fn new() -> Self {
+    fn new(door: &str) -> Self {
         let stage = Stage::new();
         let bytes: Vec<u8> = (0..LENGTH).map(|index| ((index * 31) >> 4) as u8).collect();
         for name in ["truncated", "kept", "untouched"] {
@@ -61,7 +80,7 @@ impl Bed {
         }
         let (lower, upper) = (stage.dir("lower"), stage.dir("upper"));
         stage.dir("mount");
-        let options = format!("lowerdir={},upperdir={}", lower.display(), upper.display());
+        let options = format!("door={door},lowerdir={},upperdir={}", lower.display(), upper.display());
         Self { stage, options }
     }
 
@@ -131,9 +150,8 @@ fn exercise(bed: &Bed, names: &[&str], work: impl Fn(&str) + Sync) {
     mount.unmount();
 }
 
-#[test]
-fn new_files() {
-    let bed = Bed::new();
+fn new_files(door: &str) {
+    let bed = Bed::new(door);
     exercise(&bed, &["new", "other"], |name| {
         for seed in 1..=3 {
             bed.fsx(name, ALL, seed + name.len() as u32, 3000);
@@ -141,13 +159,25 @@ fn new_files() {
     });
 }
 
-#[test]
-fn files_of_a_lower_layer() {
-    let bed = Bed::new();
+fn files_of_a_lower_layer(door: &str) {
+    let bed = Bed::new(door);
     exercise(&bed, &["truncated", "kept"], |name| {
         let config = if name == "kept" { SAME_LENGTH } else { ALL };
         for seed in 11..=13 {
             bed.fsx(name, config, seed, 3000);
         }
     });
+}
+
+through_both_doors! { new_files, files_of_a_lower_layer }
+
+/// Half a million operations, mappings and holes among them.
+#[test]
+fn ten_long_runs_through_the_engine() {
+    let bed = Bed::new("engine");
+    let names: Vec<_> = (0..10).map(|run| format!("long-{run}")).collect();
+    let names: Vec<_> = names.iter().map(String::as_str).collect();
+    for pair in names.chunks(2) {
+        exercise(&bed, pair, |name| bed.fsx(name, WITH_HOLES, name.bytes().map(u32::from).sum(), 50_000));
+    }
 }

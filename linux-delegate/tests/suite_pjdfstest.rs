@@ -1,7 +1,11 @@
-//! The POSIX suite `pjdfstest` from crates.io on a mount. The cases that may fail stand in pjdfstest-expected.txt.
+//! The POSIX suite `pjdfstest` from crates.io on a mount. The cases that may fail stand in
+//! pjdfstest-expected.txt, for both doors.
 //!
 //! Needs root, /dev/fuse, Debian's users nobody, daemon and bin, and `pjdfstest` in PATH or in target/tools/bin; fails without them.
 
+#[macro_use]
+#[path = "suite/doors.rs"]
+mod doors;
 #[path = "suite/mount.rs"]
 mod mount;
 #[path = "suite/run.rs"]
@@ -71,8 +75,7 @@ fn expected() -> BTreeSet<&'static str> {
         .collect()
 }
 
-#[test]
-fn pjdfstest() {
+fn pjdfstest(door: &str) {
     let pjdfstest = tool::tool("pjdfstest", "0.2.2");
     let stage = Stage::new();
     mode(stage.root(), 0o755);
@@ -80,7 +83,7 @@ fn pjdfstest() {
     put::file(&lower, "file", "data");
     let config = put::file(stage.root(), "pjdfstest.toml", CONFIG);
     let guard = LowerGuard::new([&lower]);
-    let mount = Mount::new(&point, &format!("lowerdir={},upperdir={}", lower.display(), upper.display()));
+    let mount = Mount::new(&point, &format!("door={door},lowerdir={},upperdir={}", lower.display(), upper.display()));
 
     let mut command = run::command(pjdfstest);
     command.arg("-c").arg(config).arg("-p").arg(&point).arg("-s").arg(elsewhere).current_dir(&point);
@@ -113,3 +116,5 @@ fn pjdfstest() {
     eventually("nothing is mounted any more", || !is_mounted(&point));
     guard.check();
 }
+
+through_both_doors! { pjdfstest }

@@ -5,6 +5,9 @@
 //!
 //! Needs root, /dev/fuse, git and cargo; fails without them.
 
+#[macro_use]
+#[path = "suite/doors.rs"]
+mod doors;
 #[path = "suite/mount.rs"]
 mod mount;
 #[path = "suite/run.rs"]
@@ -27,12 +30,13 @@ struct Twins {
     mount: Option<Mount>,
     guard: LowerGuard,
     stage: Stage,
+    door: String,
 }
 
 impl Twins {
     /// The upper one of two lower layers has a part of /usr/include, the other one a part of /usr/share/doc, and something under
     /// each name in the first one's directory: it merges with a directory and is hidden by a file.
-    fn new() -> Self {
+    fn new(door: &str) -> Self {
         let stage = Stage::new();
         let [top, bottom, plain] = ["top", "bottom", "plain"].map(|name| stage.dir(name));
         copy_part(Path::new("/usr/include"), &put::dir(&top, "include"));
@@ -50,7 +54,7 @@ impl Twins {
             shell(layer, &format!("cp -a . {}", plain.display()));
         }
         let guard = LowerGuard::new([top, bottom]);
-        let mut twins = Self { mount: None, guard, stage };
+        let mut twins = Self { mount: None, guard, stage, door: door.to_owned() };
         twins.start();
         twins
     }
@@ -58,7 +62,7 @@ impl Twins {
     fn start(&mut self) {
         let [top, bottom, upper, point] = ["top", "bottom", "upper", "mount"].map(|name| self.stage.dir(name));
         let (top, bottom, upper) = (top.display(), bottom.display(), upper.display());
-        self.mount = Some(Mount::new(&point, &format!("lowerdir={top}:{bottom},upperdir={upper}")));
+        self.mount = Some(Mount::new(&point, &format!("door={},lowerdir={top}:{bottom},upperdir={upper}", self.door)));
     }
 
     /// Runs a script in both. Returns what it printed, which is the same.
@@ -148,9 +152,8 @@ fn copy_some(from: &Path, to: &Path, left: &mut usize) {
     assert!(run::finish(touch.arg("-r").arg(from).arg(to)).status.success());
 }
 
-#[test]
-fn git() {
-    let mut twins = Twins::new();
+fn git(door: &str) {
+    let mut twins = Twins::new(door);
     let said = twins.run(
         "git init -q -b main
         git config gc.auto 0; git config maintenance.auto false; git config pack.threads 1; git config pack.window 0
@@ -170,9 +173,8 @@ fn git() {
     twins.end();
 }
 
-#[test]
-fn tar() {
-    let twins = Twins::new();
+fn tar(door: &str) {
+    let twins = Twins::new(door);
     twins.run("tar --sort=name -cf all.tar include doc below; sha256sum all.tar; tar -df all.tar");
     twins.run("mkdir restored; tar -xpf all.tar -C restored; touch -d 2001-01-01 restored");
     twins.compare("restored", Detail::Times);
@@ -184,9 +186,8 @@ fn tar() {
     twins.end();
 }
 
-#[test]
-fn cargo_build() {
-    let mut twins = Twins::new();
+fn cargo_build(door: &str) {
+    let mut twins = Twins::new(door);
     let package = twins.stage.dir("package");
     put::file(
         &package,
@@ -234,9 +235,8 @@ fn cargo_build() {
     twins.end();
 }
 
-#[test]
-fn find_and_copies() {
-    let twins = Twins::new();
+fn find_and_copies(door: &str) {
+    let twins = Twins::new(door);
     // Without inode numbers, blocks and what a filesystem says of directories alone.
     let listed =
         twins.run("find . -mindepth 1 -ls | awk '{ $1 = $2 = \"\"; if ($3 ~ /^d/) $4 = $7 = \"\"; print }' | sort");
@@ -252,9 +252,8 @@ fn find_and_copies() {
     twins.end();
 }
 
-#[test]
-fn removals_and_renames() {
-    let mut twins = Twins::new();
+fn removals_and_renames(door: &str) {
+    let mut twins = Twins::new(door);
     twins.run(
         "echo file > include/moved-file; mv include moved
         mv $(find moved -mindepth 1 -maxdepth 1 -type d | sort | head -1) again
@@ -269,3 +268,5 @@ fn removals_and_renames() {
     twins.run("rm -r include; ls -A; mkdir -p include/again; ls -AR include; rm -rf below doc; ls -A; mkdir below; ls -A below");
     twins.end();
 }
+
+through_both_doors! { git, tar, cargo_build, find_and_copies, removals_and_renames }
