@@ -4,6 +4,7 @@
 mod mount;
 
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -183,24 +184,45 @@ fn mistakes_are_told_and_nothing_is_mounted() {
     assert!(said.starts_with(&expected), "{said}");
 }
 
+/// What a mount in the foreground says on standard error while something is done with it.
+fn log(stage: &Stage, word: Option<&str>, work: impl FnOnce(&Path)) -> String {
+    let mut program = Command::new(PROGRAM);
+    program.args(["-f", "-o", &stage.options("")]).args(word).arg(stage.point());
+    let child = program.stderr(Stdio::piped()).spawn().unwrap();
+    eventually("it is mounted", || is_mounted(&stage.point()));
+    work(&stage.point());
+    assert!(unmount(&stage.point()));
+    text(&child.wait_with_output().unwrap().stderr)
+}
+
 #[test]
 fn what_is_logged() {
-    let log = |word: Option<&str>| {
-        let stage = Stage::new();
-        let mut program = Command::new(PROGRAM);
-        let child = program.args(["-f", "-o", &stage.options("")]).args(word).arg(stage.point()).stderr(Stdio::piped());
-        let child = child.spawn().unwrap();
-        eventually("it is mounted", || is_mounted(&stage.point()));
-        fs::read(stage.point().join("file")).unwrap();
-        assert!(unmount(&stage.point()));
-        text(&child.wait_with_output().unwrap().stderr)
-    };
-    assert_eq!(log(None), "");
-    let verbose = log(Some("-v"));
+    let stage = Stage::new();
+    let read = |point: &Path| assert_eq!(fs::read(point.join("file")).unwrap(), b"lower");
+    assert_eq!(log(&stage, None, read), "");
+    let verbose = log(&stage, Some("-v"), read);
     assert_eq!(verbose.lines().count(), 3, "{verbose}");
     assert!(verbose.contains("/lower, writing to "), "{verbose}");
-    let debug = log(Some("-d"));
+    let debug = log(&stage, Some("-d"), read);
     assert!(debug.contains("lookup of 1"), "{debug}");
+}
+
+#[test]
+fn a_large_file_that_is_copied_up_is_logged() {
+    let stage = Stage::new();
+    fs::create_dir(stage.path("lower/dir")).unwrap();
+    fs::write(stage.path("lower/dir/large"), vec![1; (64 << 20) + 1]).unwrap();
+    let change = |point: &Path| {
+        let file = fs::File::options().write(true).open(point.join("dir/large")).unwrap();
+        file.write_all_at(b"upper", 0).unwrap();
+        drop(file);
+        let content = fs::read(point.join("dir/large")).unwrap();
+        assert!(content.starts_with(b"upper\x01") && content.ends_with(b"\x01\x01"));
+        assert_eq!(content.len(), (64 << 20) + 1);
+    };
+    let said = log(&stage, Some("-v"), change);
+    let line = said.lines().find(|line| line.starts_with("overlayfs-fuse: copied up dir/large: 64 MiB in ")).unwrap();
+    assert!(line.ends_with(" s"), "{line}");
 }
 
 fn foreground(stage: &Stage, more: &str) -> Child {

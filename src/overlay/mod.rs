@@ -10,7 +10,7 @@
 //! | `merge` | one directory read from all its layers: whiteouts, opaque and redirected directories |
 //! | `lookup` | from a name to a node; what is forgotten again |
 //! | `attr`, `xattr`, `file`, `readdir` | attributes; extended ones; handles, reading and writing; listings |
-//! | `copy_up` | from a lower layer to the upper one |
+//! | `copy_up`, `progress` | from a lower layer to the upper one; what is said if that takes long |
 //! | `create`, `remove`, `rename`, `link` | changes of names |
 //! | `work` | the work directory, where things are built before they appear |
 //! | `volatile` | the mark of an upper layer to which nothing is synced |
@@ -47,6 +47,7 @@ mod lookup;
 mod merge;
 mod names;
 mod node;
+mod progress;
 mod readdir;
 mod remove;
 mod rename;
