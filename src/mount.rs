@@ -37,7 +37,10 @@ impl fmt::Display for Error {
                 if let Refused::Volatile = cause {
                     let mark = work.clone().unwrap_or_else(|| upper.join(format::WORK)).join(VOLATILE_MARK);
                     let mark = mark.display();
-                    write!(f, ". To use it all the same, mount with reuse_volatile, or remove the directory {mark}")?;
+                    write!(
+                        f,
+                        ". To use the layer all the same, mount with reuse_volatile, or remove the directory {mark}"
+                    )?;
                 }
                 Ok(())
             }

@@ -102,8 +102,8 @@ fn a_marked_upper_layer_is_refused() {
     leave_mark(&stage.path(WORK));
     let (upper, work) = (stage.path("upper"), stage.path(WORK));
     let expected = format!(
-        "cannot use {} as the upper layer: it was mounted with the option volatile and not unmounted, so what was written to it may \
-         be damaged. To use it all the same, mount with reuse_volatile, or remove the directory {}/work/incompat/volatile",
+        "cannot use {} as the upper layer: an overlay with the option volatile has left its mark, so what was written may be damaged. \
+         To use the layer all the same, mount with reuse_volatile, or remove the directory {}/work/incompat/volatile",
         upper.display(),
         work.display(),
     );

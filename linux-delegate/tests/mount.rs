@@ -145,8 +145,8 @@ fn the_command_line() {
     for (arguments, sentence) in [
         (&["/mnt"][..], "No lower directory is given: an overlay has at least one."),
         (&["-o", "lowerdir=/"], "The mount point is missing."),
-        (&["-o", "lowerdir=/", "/a", "/b"], "There is one mount point: /b is one too many."),
-        (&["-o", "lowerdir=/,door=window", "/mnt"], "There is no door window: it is door=engine or door=scheme."),
+        (&["-o", "lowerdir=/", "a", "/b", "/c"], "There is a name, if any, and a mount point: /c is one too many."),
+        (&["-o", "lowerdir=/,door=window", "/mnt"], "There is no door=window: it is door=engine or door=scheme."),
         (&["-o", "lowerdir=/,door", "/mnt"], "The mount option door needs a value: door=engine or door=scheme."),
         (&["-o", "upperdri=/u", "/mnt"], "There is no mount option upperdri. Did you mean upperdir?"),
         (&["-x"], "There is no option -x."),

@@ -28,7 +28,7 @@ pub enum Refused {
     OtherFilesystem,
     /// The upper layer has no rename, without which no change could be made in one step.
     CannotRename(Error),
-    /// An overlay that synced nothing did not end well, so the upper layer may be damaged.
+    /// An overlay that synced nothing has left its mark, so the upper layer may be damaged.
     Volatile,
     /// A layer answered an error.
     Layer(Error),
@@ -48,10 +48,7 @@ impl fmt::Display for Refused {
                 )
             }
             Refused::Volatile => {
-                write!(
-                    f,
-                    "it was mounted with the option volatile and not unmounted, so what was written to it may be damaged"
-                )
+                write!(f, "an overlay with the option volatile has left its mark, so what was written may be damaged")
             }
             Refused::Layer(error) => write!(f, "a layer cannot be used: {error}"),
         }
