@@ -65,7 +65,7 @@ fn requests() {
         fs::write(upper.join(format!("other{number}")), "").expect("a file");
     }
 
-    let options = Options { lowers: vec![lower], upper: Some(upper.clone()), work: None };
+    let options = Options { lowers: vec![lower], upper: Some(upper.clone()), ..Options::default() };
     let overlay = overlayfs::mount::mount(&options).expect("an overlay");
     let (ready, wait) = std::sync::mpsc::channel();
     let daemon = std::thread::spawn(move || {

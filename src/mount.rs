@@ -4,9 +4,10 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::format;
 use crate::layer::{OsLayer, Result as LayerResult};
 use crate::options::Options;
-use crate::overlay::{Layers, Overlay, Refused};
+use crate::overlay::{Layers, Overlay, Refused, Settings, VOLATILE_MARK};
 
 /// Why nothing was mounted. Its text is a sentence that names the paths and the cause.
 #[derive(Debug)]
@@ -32,7 +33,13 @@ impl fmt::Display for Error {
                 if let Some(work) = work {
                     write!(f, " with the work directory {}", work.display())?;
                 }
-                write!(f, ": {cause}")
+                write!(f, ": {cause}")?;
+                if let Refused::Volatile = cause {
+                    let mark = work.clone().unwrap_or_else(|| upper.join(format::WORK)).join(VOLATILE_MARK);
+                    let mark = mark.display();
+                    write!(f, ". To use it all the same, mount with reuse_volatile, or remove the directory {mark}")?;
+                }
+                Ok(())
             }
         }
     }
@@ -42,9 +49,13 @@ impl std::error::Error for Error {}
 
 /// Opens the layers that `options` name and stacks them.
 pub fn mount(options: &Options) -> Result<Overlay<OsLayer>, Error> {
-    let lowers = canonical("lower layer", &options.lowers)?;
-    let upper = canonical("upper layer", options.upper.as_slice())?.pop();
-    let work = canonical("work directory", options.work.as_slice())?.pop();
+    let mut lowers = canonical("lower layer", &options.lowers)?;
+    let mut upper = canonical("upper layer", options.upper.as_slice())?.pop();
+    let mut work = canonical("work directory", options.work.as_slice())?.pop();
+    if options.read_only {
+        lowers.splice(..0, upper.take());
+        work = None;
+    }
     check_nesting(&lowers, upper.as_deref(), work.as_deref())?;
 
     let (upper_layer, work_layer) = match (&upper, &work) {
@@ -58,7 +69,8 @@ pub fn mount(options: &Options) -> Result<Overlay<OsLayer>, Error> {
     let opened = lowers.iter().map(|path| open("lower layer", path, false)).collect::<Result<Vec<_>, _>>()?;
     let layers = Layers { upper: upper_layer, work: work_layer, lowers: opened };
     let named = upper.or_else(|| lowers.first().cloned()).unwrap_or_default();
-    Overlay::new(layers).map_err(|cause| Error::Refused { upper: named, work, cause })
+    let settings = Settings { volatile: options.volatile, reuse_volatile: options.reuse_volatile };
+    Overlay::with_settings(layers, settings).map_err(|cause| Error::Refused { upper: named, work, cause })
 }
 
 /// The paths as they are without symlinks and `..`, so that they can be compared.

@@ -1,7 +1,7 @@
 //! What a person asks for: the layers, as command line options or as the list behind `-o`.
 //!
 //! The daemon's whole command line is parsed here. The FUSE mount has its own, but the same layers: it splits its `-o` lists with
-//! [`split_list`] and hands what is not its own to [`Options::add`].
+//! [`split_list`] and hands the items that are named in [`KEYS`] to [`Options::add`].
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -12,8 +12,8 @@ use std::path::PathBuf;
 pub const HELP: &str = "\
 overlayfs: read-only directories under one writable directory, as one merged tree
 
-Usage: overlayfs --lower DIR [--lower DIR ...] [--upper DIR] [--work DIR] [-v] NAME
-       overlayfs -o lowerdir=DIR[:DIR ...][,upperdir=DIR][,workdir=DIR] [-v] NAME
+Usage: overlayfs --lower DIR [--lower DIR ...] [--upper DIR] [--work DIR] [OPTION ...] NAME
+       overlayfs -o lowerdir=DIR[:DIR ...][,upperdir=DIR][,workdir=DIR] [OPTION ...] NAME
 
 Serves the merged tree as /scheme/NAME until it is ended.
 
@@ -24,15 +24,32 @@ Options:
                    nothing can be changed.
   --work DIR       Where changes are prepared: an empty directory on the filesystem of the upper one,
                    beside it. Without it, a reserved name inside the upper directory is used.
+  --read-only      Nothing can be changed. The upper directory is read like a lower one.
+  --volatile       Nothing is synced to the disk, also if a program asks for it. The upper directory is marked
+                   until the overlay ends well: after a crash it is refused.
+  --reuse-volatile Use the upper directory also if it is marked, and take the mark away.
   -o LIST          The same as a list with commas: lowerdir (several directories, separated by colons),
-                   upperdir, workdir. A comma, colon or backslash in a name is written behind a backslash.
+                   upperdir, workdir, ro (or rw), volatile, reuse_volatile. A comma, colon or backslash in a name
+                   is written behind a backslash.
   -v, --verbose    Log every request.
   -h, --help       Print this.
   -V, --version    Print the version.
 ";
 
-const OPTIONS: [&str; 6] = ["--lower", "--upper", "--work", "--verbose", "--help", "--version"];
-const KEYS: [&str; 3] = ["lowerdir", "upperdir", "workdir"];
+const OPTIONS: [&str; 9] = [
+    "--lower",
+    "--upper",
+    "--work",
+    "--read-only",
+    "--volatile",
+    "--reuse-volatile",
+    "--verbose",
+    "--help",
+    "--version",
+];
+
+/// The items of a list that [`Options::add`] takes.
+pub const KEYS: [&str; 7] = ["lowerdir", "upperdir", "workdir", "ro", "rw", "volatile", "reuse_volatile"];
 
 /// The layers of a mount.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -42,6 +59,12 @@ pub struct Options {
     pub upper: Option<PathBuf>,
     /// None: a reserved name inside the upper directory.
     pub work: Option<PathBuf>,
+    /// Nothing is changed: the upper directory is the topmost of those that are only read.
+    pub read_only: bool,
+    /// Nothing is synced, and the upper layer is marked until the overlay ends well.
+    pub volatile: bool,
+    /// An upper layer is used though an overlay that did not end well has marked it.
+    pub reuse_volatile: bool,
 }
 
 /// The command line of the daemon.
@@ -83,19 +106,22 @@ impl Command {
         let mut name = None;
         let mut verbose = false;
         let mut parser = lexopt::Parser::from_args(words);
-        while let Some(word) = parser.next().map_err(Error::from_parser)? {
+        while let Some(word) = parser.next()? {
             match word {
                 Short('h') | Long("help") => return Ok(Self::Help),
                 Short('V') | Long("version") => return Ok(Self::Version),
                 Short('v') | Long("verbose") => verbose = true,
                 Short('o') => {
-                    for item in split_list(&parser.value().map_err(Error::from_parser)?)? {
+                    for item in split_list(&parser.value()?)? {
                         options.add(&item)?;
                     }
                 }
-                Long("lower") => options.add_lower(parser.value().map_err(Error::from_parser)?)?,
-                Long("upper") => options.set_upper(parser.value().map_err(Error::from_parser)?)?,
-                Long("work") => options.set_work(parser.value().map_err(Error::from_parser)?)?,
+                Long("lower") => options.add_lower(parser.value()?)?,
+                Long("upper") => options.set_upper(parser.value()?)?,
+                Long("work") => options.set_work(parser.value()?)?,
+                Long("read-only") => options.read_only = true,
+                Long("volatile") => options.volatile = true,
+                Long("reuse-volatile") => options.reuse_volatile = true,
                 Long(other) => return Err(unknown("option", &format!("--{other}"), &OPTIONS)),
                 Short(other) => return Err(Error(format!("There is no option -{other}."))),
                 Value(word) if name.is_none() => name = Some(scheme_name(&word)?),
@@ -113,17 +139,18 @@ impl Command {
 }
 
 impl Options {
-    /// Takes in one item of an `-o` list: lowerdir, upperdir or workdir.
+    /// Takes in one item of an `-o` list, one of [`KEYS`].
     pub fn add(&mut self, item: &ListItem) -> Result<(), Error> {
-        let value = |name: &str| {
-            item.value.as_deref().ok_or_else(|| Error(format!("The mount option {name} needs a value: {name}=DIR.")))
-        };
         match item.key.as_str() {
-            key @ "lowerdir" => split_unescaped(value(key)?, b':')
+            "lowerdir" => split_unescaped(item.escaped_value("DIR")?, b':')
                 .into_iter()
                 .try_for_each(|dir| self.add_lower(OsString::from_vec(unescape(&dir)))),
-            key @ "upperdir" => self.set_upper(OsString::from_vec(unescape(value(key)?))),
-            key @ "workdir" => self.set_work(OsString::from_vec(unescape(value(key)?))),
+            "upperdir" => self.set_upper(item.value("DIR")?),
+            "workdir" => self.set_work(item.value("DIR")?),
+            "ro" => item.switch(&mut self.read_only, true),
+            "rw" => item.switch(&mut self.read_only, false),
+            "volatile" => item.switch(&mut self.volatile, true),
+            "reuse_volatile" => item.switch(&mut self.reuse_volatile, true),
             other => Err(unknown("mount option", other, &KEYS)),
         }
     }
@@ -157,7 +184,14 @@ impl Options {
 }
 
 impl Error {
-    fn from_parser(error: lexopt::Error) -> Self {
+    /// Takes the whole sentence.
+    pub fn new(sentence: impl Into<String>) -> Self {
+        Self(sentence.into())
+    }
+}
+
+impl From<lexopt::Error> for Error {
+    fn from(error: lexopt::Error) -> Self {
         match error {
             lexopt::Error::MissingValue { option: Some(option) } => {
                 Self(format!("The option {option} needs a value behind it."))
@@ -179,42 +213,93 @@ pub struct ListItem {
 }
 
 impl ListItem {
-    /// The value without escapes; None for an item without `=`.
-    pub fn value(&self) -> Option<OsString> {
-        self.value.as_deref().map(|value| OsString::from_vec(unescape(value)))
+    /// The value without escapes. `what` is what the error calls it if there is none.
+    pub fn value(&self, what: &str) -> Result<OsString, Error> {
+        Ok(OsString::from_vec(unescape(self.escaped_value(what)?)))
+    }
+
+    /// Sets a switch, which takes no value.
+    pub fn switch(&self, switch: &mut bool, to: bool) -> Result<(), Error> {
+        self.check_no_value()?;
+        *switch = to;
+        Ok(())
+    }
+
+    /// An error if there is a value.
+    pub fn check_no_value(&self) -> Result<(), Error> {
+        let Some(value) = &self.value else {
+            return Ok(());
+        };
+        let (key, value) = (&self.key, String::from_utf8_lossy(value));
+        Err(Error(format!("The mount option {key} takes no value, but {value} is given.")))
+    }
+
+    fn escaped_value(&self, what: &str) -> Result<&[u8], Error> {
+        let key = &self.key;
+        self.value.as_deref().ok_or_else(|| Error(format!("The mount option {key} needs a value: {key}={what}.")))
     }
 }
 
-/// Splits what stands behind `-o` at its commas, except those behind a backslash. Empty items are passed over, as mount(8) does.
+/// Splits what stands behind `-o` at its commas, except those behind a backslash or in a value that is quoted (`key="a,b"`). Empty
+/// items are passed over. All this is as mount(8) does.
 pub fn split_list(list: &OsStr) -> Result<Vec<ListItem>, Error> {
     let mut items = Vec::new();
-    for item in split_unescaped(list.as_bytes(), b',') {
-        if item.is_empty() {
-            continue;
-        }
-        let (key, value) = match item.iter().position(|&byte| byte == b'=') {
-            Some(at) => (&item[..at], Some(item[at + 1..].to_vec())),
-            None => (&item[..], None),
+    let mut rest = list.as_bytes();
+    while !rest.is_empty() {
+        let key = &rest[..rest.iter().position(|byte| matches!(byte, b'=' | b',')).unwrap_or(rest.len())];
+        let behind = &rest[key.len()..];
+        let value = match behind {
+            [b'=', b'"', quoted @ ..] if let Some(end) = quoted.iter().position(|&byte| byte == b'"') => {
+                rest = &quoted[end + 1..];
+                Some(quoted[..end].to_vec())
+            }
+            [b'=', value @ ..] => {
+                let end = unescaped(value, b',').unwrap_or(value.len());
+                rest = &value[end..];
+                Some(value[..end].to_vec())
+            }
+            _ => {
+                rest = behind;
+                None
+            }
         };
         let key = str::from_utf8(key)
             .map_err(|_| Error(format!("There is no mount option {}.", String::from_utf8_lossy(key))))?;
-        items.push(ListItem { key: key.to_owned(), value });
+        if !key.is_empty() || value.is_some() {
+            items.push(ListItem { key: key.to_owned(), value });
+        }
+        rest = match rest {
+            [b',', rest @ ..] => rest,
+            [] => rest,
+            _ => {
+                let rest = String::from_utf8_lossy(rest);
+                return Err(Error(format!(
+                    "Behind the quoted value of {key} a comma is expected, but there is {rest}."
+                )));
+            }
+        };
     }
     Ok(items)
 }
 
-/// Splits at a separator, except where a backslash stands before it. The parts keep their backslashes.
-fn split_unescaped(text: &[u8], separator: u8) -> Vec<Vec<u8>> {
-    let mut parts = vec![Vec::new()];
+/// Where the first `wanted` is that has no backslash before it.
+fn unescaped(text: &[u8], wanted: u8) -> Option<usize> {
     let mut escaped = false;
-    for &byte in text {
-        if byte == separator && !escaped {
-            parts.push(Vec::new());
-        } else if let Some(part) = parts.last_mut() {
-            part.push(byte);
-        }
+    text.iter().position(|&byte| {
+        let found = byte == wanted && !escaped;
         escaped = byte == b'\\' && !escaped;
+        found
+    })
+}
+
+/// Splits at a separator, except where a backslash stands before it. The parts keep their backslashes.
+fn split_unescaped(mut text: &[u8], separator: u8) -> Vec<Vec<u8>> {
+    let mut parts = Vec::new();
+    while let Some(end) = unescaped(text, separator) {
+        parts.push(text[..end].to_vec());
+        text = &text[end + 1..];
     }
+    parts.push(text.to_vec());
     parts
 }
 
@@ -261,11 +346,11 @@ fn scheme_name(word: &OsStr) -> Result<String, Error> {
     })
 }
 
-/// The sentence for a name that does not exist, with the one that was likely meant.
-fn unknown(what: &str, name: &str, known: &[&str]) -> Error {
+/// The sentence for a name that does not exist, with the one that was likely meant: at most a third of its letters are wrong, or two.
+pub fn unknown(what: &str, name: &str, known: &[&str]) -> Error {
     let nearest = known.iter().min_by_key(|candidate| distance(name, candidate));
     let hint = match nearest {
-        Some(nearest) if distance(name, nearest) <= 2 => format!(" Did you mean {nearest}?"),
+        Some(nearest) if distance(name, nearest) <= (name.len() / 3).max(2) => format!(" Did you mean {nearest}?"),
         _ => String::new(),
     };
     Error(format!("There is no {what} {name}.{hint}"))
@@ -328,7 +413,7 @@ mod tests {
         assert_eq!(
             arguments,
             Arguments {
-                options: Options { lowers: paths(&["/a"]), upper: None, work: None },
+                options: Options { lowers: paths(&["/a"]), ..Options::default() },
                 name: "ro".to_owned(),
                 verbose: false,
             }
@@ -364,10 +449,39 @@ mod tests {
 
     #[test]
     fn items_of_others_can_be_taken_out() {
-        let items = split_list(OsStr::new(r"ro,door=a\,b,lowerdir=/a")).unwrap();
-        assert_eq!(items.iter().map(|item| item.key.as_str()).collect::<Vec<_>>(), ["ro", "door", "lowerdir"]);
-        assert_eq!(items[0].value(), None);
-        assert_eq!(items[1].value(), Some(OsString::from("a,b")));
+        let items = split_list(OsStr::new(r"debug,door=a\,b,,lowerdir=/a")).unwrap();
+        assert_eq!(items.iter().map(|item| item.key.as_str()).collect::<Vec<_>>(), ["debug", "door", "lowerdir"]);
+        assert_eq!(items[0].value("X").unwrap_err().to_string(), "The mount option debug needs a value: debug=X.");
+        assert_eq!(items[1].value("DOOR"), Ok(OsString::from("a,b")));
+    }
+
+    #[test]
+    fn quoted_values() {
+        let items = split_list(OsStr::new(r#"context="a:b,c",upperdir="/u,\"v,workdir="/w"#));
+        assert_eq!(
+            items.unwrap_err().to_string(),
+            r#"Behind the quoted value of upperdir a comma is expected, but there is v,workdir="/w."#
+        );
+        let items = split_list(OsStr::new(r#"context="a:b,c",ro,workdir="/w,x=y"#)).unwrap();
+        assert_eq!(items.iter().map(|item| item.key.as_str()).collect::<Vec<_>>(), ["context", "ro", "workdir", "x"]);
+        assert_eq!(items[0].value("LABEL"), Ok(OsString::from("a:b,c")));
+        assert_eq!(items[2].value("DIR"), Ok(OsString::from("\"/w")), "a quote that is not closed is none");
+        assert_eq!(served(&["-o", r#"lowerdir="/a,b:/c",upperdir=/u"v"#, "x"]).options.lowers, paths(&["/a,b", "/c"]));
+    }
+
+    #[test]
+    fn switches() {
+        let arguments = served(&["--lower", "/a", "--read-only", "--volatile", "--reuse-volatile", "x"]);
+        let all = Options {
+            lowers: paths(&["/a"]),
+            read_only: true,
+            volatile: true,
+            reuse_volatile: true,
+            ..Options::default()
+        };
+        assert_eq!(arguments.options, all);
+        assert_eq!(served(&["-o", "lowerdir=/a,ro,volatile,reuse_volatile", "x"]).options, all);
+        assert!(!served(&["-o", "lowerdir=/a,ro,rw", "x"]).options.read_only, "the last counts");
     }
 
     #[test]
@@ -396,6 +510,8 @@ mod tests {
             (&["--lower", "", "x"], "The path of a lower directory is empty."),
             (&["-o", "lowerdir=/a::/b", "x"], "The path of a lower directory is empty."),
             (&["-o", "lowerdir", "x"], "The mount option lowerdir needs a value: lowerdir=DIR."),
+            (&["-o", "ro=1", "x"], "The mount option ro takes no value, but 1 is given."),
+            (&["-o", "reusevolatle", "x"], "There is no mount option reusevolatle. Did you mean reuse_volatile?"),
             (&["-o", "upperdri=/a", "x"], "There is no mount option upperdri. Did you mean upperdir?"),
             (
                 &["--lower", "/a", "--upper", "/u", "-o", "upperdir=/v", "x"],

@@ -14,7 +14,7 @@ use syscall::flag::O_WRONLY;
 use tempfile::TempDir;
 
 fn arguments(name: &str, lower: &Path) -> Arguments {
-    let options = Options { lowers: vec![lower.to_owned()], upper: None, work: None };
+    let options = Options { lowers: vec![lower.to_owned()], ..Options::default() };
     Arguments { options, name: name.to_owned(), verbose: false }
 }
 

@@ -11,7 +11,10 @@
 pub mod abi;
 pub mod client;
 pub mod fuse;
+pub mod identity;
 pub mod kernel;
+pub mod logger;
+pub mod options;
 
 pub use client::{DirEntry, Process};
 pub use kernel::Fd;

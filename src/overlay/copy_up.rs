@@ -5,12 +5,14 @@
 
 use std::ffi::OsStr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use syscall::error::{EIO, ENOENT, Error};
 
 use super::Overlay;
 use super::names::Upper;
 use super::node::{MERGED_NLINK, Node, OpenFile, Place};
+use super::progress::{PIECE, Progress};
 use super::stack::LayerDir;
 use super::work::discard;
 use crate::layer::{Access, Kind, Layer, Object, Owner, RenameMode, Result, Stat};
@@ -85,7 +87,7 @@ impl<L: Layer> Overlay<L> {
             Kind::File => {
                 let from = self.file(node, Access::Read)?;
                 let to = upper.create_file(work, temp, mode, owner)?;
-                self.copy_data(&from, &to, attr.size.min(keep))?;
+                self.copy_data(node, &from, &to, attr.size.min(keep))?;
                 file = Some(to);
             }
             Kind::Symlink => {
@@ -97,24 +99,35 @@ impl<L: Layer> Overlay<L> {
         self.copy_attr(node, Object::Entry(work, temp), attr)?;
         if let Some(file) = &file {
             // A crash after the rename must not find an empty file where the lower layer had a whole one.
-            upper.sync(file)?;
+            let (upper, work) = self.upper()?;
+            work.sync(upper, file)?;
         }
         Ok(file)
     }
 
-    fn copy_data(&self, from: &OpenFile<L>, to: &L::File, size: u64) -> Result<()> {
+    fn copy_data(&self, node: &Arc<Node<L>>, from: &OpenFile<L>, to: &L::File, size: u64) -> Result<()> {
         let (upper, _) = self.upper()?;
         let layer = self.stack.layer(&from.dir);
+        let mut progress = (size > PIECE).then(|| {
+            let path = self.path(node).unwrap_or_else(|| "a file without a name".into());
+            Progress::new(path, size, Instant::now())
+        });
         let mut copied = 0;
         while copied < size
             && let Some(data) = layer.next_data(&from.file, copied)?
             && data.start < size
         {
-            copied = data.end.min(size);
+            copied = data.end.min(size).min(data.start + PIECE);
             upper.copy_range(&from.file, data.start..copied, to, data.start)?;
+            if let Some(said) = progress.as_mut().and_then(|progress| progress.copied(copied, Instant::now())) {
+                log::info!("{said}");
+            }
         }
         if copied < size {
             upper.truncate(to, size)?;
+        }
+        if let Some(progress) = progress {
+            log::info!("{}", progress.done(Instant::now()));
         }
         Ok(())
     }

@@ -209,10 +209,12 @@ impl<L: Layer> Overlay<L> {
         copied
     }
 
-    /// Brings what was written, and the names in a directory, to the disk. Nothing to do for what is in a lower layer.
+    /// Brings what was written, and the names in a directory, to the disk. Nothing to do for what is in a lower layer, or if the overlay
+    /// is volatile.
     pub fn sync(&self, handle: &Handle<L>) -> Result<()> {
-        let Some(upper) = self.stack.upper() else {
-            return Ok(());
+        let upper = match self.upper() {
+            Ok((upper, work)) if !work.is_volatile() => upper,
+            _ => return Ok(()),
         };
         let node = &handle.node;
         match node.kind() {

@@ -8,7 +8,7 @@ use syscall::error::{EINVAL, EIO, ENAMETOOLONG, ENOENT, ENOTDIR, ESTALE, Error};
 
 use super::names::Names;
 use super::node::{Dir, MERGED_NLINK, Node, Place, State};
-use super::work::{discard, empty};
+use super::work::discard;
 use super::{Overlay, ReadDirs};
 use crate::format;
 use crate::layer::{Kind, Layer, Result};
@@ -222,10 +222,10 @@ impl<L: Layer> Drop for Overlay<L> {
     /// Leaves nothing in the work directory. Nodes and their parents hold each other: takes them apart, without recursion, since a
     /// tree may be deep.
     fn drop(&mut self) {
-        if let Ok((upper, work)) = self.upper()
-            && let Err(error) = self.stack.open(work.dir()).and_then(|dir| empty(upper, &dir))
+        if let Some(work) = &self.work
+            && let Err(error) = work.finish(&self.stack)
         {
-            log::warn!("the work directory is not empty until the next mount: {error}");
+            log::warn!("the work directory stays as it is until the next mount: {error}");
         }
         let mut nodes = vec![self.root.clone()];
         while let Some(node) = nodes.pop() {

@@ -10,9 +10,10 @@
 //! | `merge` | one directory read from all its layers: whiteouts, opaque and redirected directories |
 //! | `lookup` | from a name to a node; what is forgotten again |
 //! | `attr`, `xattr`, `file`, `readdir` | attributes; extended ones; handles, reading and writing; listings |
-//! | `copy_up` | from a lower layer to the upper one |
+//! | `copy_up`, `progress` | from a lower layer to the upper one; what is said if that takes long |
 //! | `create`, `remove`, `rename`, `link` | changes of names |
 //! | `work` | the work directory, where things are built before they appear |
+//! | `volatile` | the mark of an upper layer to which nothing is synced |
 //!
 //! # One visible step
 //! Every operation is a sequence of steps on the upper layer of which exactly one changes the merged tree, so that a crash
@@ -46,17 +47,20 @@ mod lookup;
 mod merge;
 mod names;
 mod node;
+mod progress;
 mod readdir;
 mod remove;
 mod rename;
 mod stack;
 mod sync;
+mod volatile;
 mod work;
 mod xattr;
 
 pub use file::Handle;
 pub use node::Node;
 pub use readdir::DirEntry;
+pub use volatile::MARK as VOLATILE_MARK;
 pub use work::Refused;
 
 use inode::Inodes;
@@ -73,6 +77,16 @@ pub struct Layers<L> {
     pub work: Option<L>,
     /// The layers that are only read, the topmost first.
     pub lowers: Vec<L>,
+}
+
+/// What an overlay does beside stacking its layers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// Nothing is synced, also if a caller asks for it, until the overlay is dropped. Until then the upper layer is marked
+    /// ([`VOLATILE_MARK`] in the work directory).
+    pub volatile: bool,
+    /// An upper layer that was left marked is used, and the mark taken away.
+    pub reuse_volatile: bool,
 }
 
 /// A merged tree.
@@ -104,10 +118,15 @@ impl<L: Layer> Overlay<L> {
     /// Stacks the layers. The upper layer is held until the overlay is dropped, and what an earlier mount left in the work directory
     /// is removed.
     pub fn new(layers: Layers<L>) -> std::result::Result<Self, Refused> {
+        Self::with_settings(layers, Settings::default())
+    }
+
+    /// As [`Overlay::new`], with these settings instead of the usual ones.
+    pub fn with_settings(layers: Layers<L>, settings: Settings) -> std::result::Result<Self, Refused> {
         let has_upper = layers.upper.is_some();
         let stack = Stack::new(layers.upper.into_iter().chain(layers.lowers).collect(), has_upper)?;
         let work = match has_upper {
-            true => Some(Work::prepare(&stack, layers.work)?),
+            true => Some(Work::prepare(&stack, layers.work, settings)?),
             false => None,
         };
         let mut hidden = HashSet::new();

@@ -9,7 +9,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use syscall::error::{EEXIST, EINVAL, EIO, EROFS, EWOULDBLOCK, Error};
 
+use super::Settings;
 use super::stack::{LayerDir, Stack};
+use super::volatile::{is_marked, mark};
 use crate::format;
 use crate::layer::{Kind, Layer, Object, RenameMode, Result};
 
@@ -26,6 +28,8 @@ pub enum Refused {
     OtherFilesystem,
     /// The upper layer has no rename, without which no change could be made in one step.
     CannotRename(Error),
+    /// An overlay that synced nothing did not end well, so the upper layer may be damaged.
+    Volatile,
     /// A layer answered an error.
     Layer(Error),
 }
@@ -41,6 +45,12 @@ impl fmt::Display for Refused {
                 write!(
                     f,
                     "the filesystem of the upper layer cannot rename files ({error}), so no change could be made in one step"
+                )
+            }
+            Refused::Volatile => {
+                write!(
+                    f,
+                    "it was mounted with the option volatile and not unmounted, so what was written to it may be damaged"
                 )
             }
             Refused::Layer(error) => write!(f, "a layer cannot be used: {error}"),
@@ -62,7 +72,7 @@ impl From<Refused> for Error {
             Refused::Layer(error) | Refused::CannotRename(error) => error,
             Refused::ReadOnly => Error::new(EROFS),
             Refused::Held => Error::new(EWOULDBLOCK),
-            Refused::NoLayer | Refused::OtherFilesystem => Error::new(EINVAL),
+            Refused::NoLayer | Refused::OtherFilesystem | Refused::Volatile => Error::new(EINVAL),
         }
     }
 }
@@ -72,11 +82,13 @@ pub struct Work<L: Layer> {
     /// The work directory's own layer, where it is not inside the upper one; held as long as the overlay lives.
     _layer: Option<L>,
     next: AtomicU64,
+    /// Nothing is synced.
+    volatile: bool,
 }
 
 impl<L: Layer> Work<L> {
     /// Takes hold of the upper layer of `stack` and of the work directory, and empties that.
-    pub fn prepare(stack: &Stack<L>, layer: Option<L>) -> std::result::Result<Self, Refused> {
+    pub fn prepare(stack: &Stack<L>, layer: Option<L>, settings: Settings) -> std::result::Result<Self, Refused> {
         let (Some(upper), Some(root)) = (stack.upper(), stack.upper_root()) else {
             return Err(Refused::NoLayer);
         };
@@ -98,11 +110,40 @@ impl<L: Layer> Work<L> {
         if upper.stat(Object::Dir(&dir))?.dev != upper.stat(Object::Dir(&*root))?.dev {
             return Err(Refused::OtherFilesystem);
         }
-        let work = Work { dir: stack.anchored(0, dir), _layer: layer, next: AtomicU64::new(0) };
+        let volatile = settings.volatile;
+        let work = Work { dir: stack.anchored(0, dir), _layer: layer, next: AtomicU64::new(0), volatile };
         let open = stack.open(&work.dir)?;
+        if is_marked(upper, &open)? {
+            if !settings.reuse_volatile {
+                return Err(Refused::Volatile);
+            }
+            log::warn!("the upper layer is used though it may be damaged, as asked for by reuse_volatile");
+        }
         empty(upper, &open)?;
         work.try_rename(upper, &open)?;
+        if volatile {
+            mark(upper, &open)?;
+        }
         Ok(work)
+    }
+
+    /// Whether nothing is synced.
+    pub fn is_volatile(&self) -> bool {
+        self.volatile
+    }
+
+    /// Brings a file of the upper layer to the disk before it gets its name, if anything is synced.
+    pub fn sync(&self, upper: &L, file: &L::File) -> Result<()> {
+        if self.volatile { Ok(()) } else { upper.sync(file) }
+    }
+
+    /// Leaves nothing in the directory. What was not synced is synced first, so that the mark can go.
+    pub fn finish(&self, stack: &Stack<L>) -> Result<()> {
+        let upper = stack.layer(&self.dir);
+        if self.volatile {
+            upper.sync_all()?;
+        }
+        empty(upper, &*stack.open(&self.dir)?)
     }
 
     /// The directory itself.
@@ -130,7 +171,7 @@ impl<L: Layer> Work<L> {
         let file = upper.create_file(&work, &temp, 0o600, upper.identity())?;
         let placed = match upper.write_at(&file, content, 0) {
             Ok(written) if written == content.len() => {
-                upper.sync(&file).and_then(|()| upper.rename(&work, &temp, &to, name, RenameMode::Replace))
+                self.sync(upper, &file).and_then(|()| upper.rename(&work, &temp, &to, name, RenameMode::Replace))
             }
             Ok(_) => Err(Error::new(EIO)),
             Err(error) => Err(error),

@@ -16,7 +16,7 @@ pub struct Engine(Overlay<OsLayer>);
 
 /// Mounts these layers.
 pub fn mount(lowers: &[PathBuf], upper: &Path) -> Engine {
-    let options = Options { lowers: lowers.to_vec(), upper: Some(upper.to_owned()), work: None };
+    let options = Options { lowers: lowers.to_vec(), upper: Some(upper.to_owned()), ..Options::default() };
     Engine(overlayfs::mount::mount(&options).unwrap_or_else(|error| panic!("{error}")))
 }
 

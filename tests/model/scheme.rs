@@ -53,7 +53,7 @@ pub struct SchemeHandle {
 pub fn mount(lowers: &[PathBuf], upper: &Path) -> Scheme {
     static COUNT: AtomicUsize = AtomicUsize::new(0);
     let name = format!("model{}", COUNT.fetch_add(1, Ordering::Relaxed));
-    let options = Options { lowers: lowers.to_vec(), upper: Some(upper.to_owned()), work: None };
+    let options = Options { lowers: lowers.to_vec(), upper: Some(upper.to_owned()), ..Options::default() };
     let overlay = overlayfs::mount::mount(&options).unwrap_or_else(|error| panic!("{error}"));
     let (ready, wait) = mpsc::channel();
     let scheme_name = name.clone();

@@ -64,7 +64,8 @@ impl Stage {
     fn start(fill_lower: impl FnOnce(&Layer), writable: bool) -> Self {
         let layers = Layers::new();
         fill_lower(&Layer(&layers.lower()));
-        let options = Options { lowers: vec![layers.lower()], upper: writable.then(|| layers.upper()), work: None };
+        let options =
+            Options { lowers: vec![layers.lower()], upper: writable.then(|| layers.upper()), ..Options::default() };
         let overlay = mount(&options).unwrap();
         Self::serve(overlay, layers)
     }

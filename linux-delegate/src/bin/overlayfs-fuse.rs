@@ -3,11 +3,11 @@
 //! The process is three things: the scheme's daemon on one thread, the FUSE session on some, and a thread that waits for signals. Without
 //! `-f` a child of the process is all that, and the process itself waits only until the mount is there.
 
-use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::num::NonZeroUsize;
 use std::os::fd::FromRawFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
@@ -17,130 +17,56 @@ use linux_delegate::fuse::engine::EngineDoor;
 use linux_delegate::fuse::mount::{self as fuse_mount, Mounted};
 use linux_delegate::fuse::scheme::SchemeDoor;
 use linux_delegate::fuse::{Door, Session};
-use linux_delegate::kernel;
+use linux_delegate::options::{Command, HELP, MountOptions, WhichDoor};
+use linux_delegate::{kernel, logger};
 use overlayfs::daemon::serve;
 use overlayfs::layer::OsLayer;
 use overlayfs::mount::mount;
-use overlayfs::options::{Options, split_list};
+use overlayfs::options::Options;
 use overlayfs::overlay::Overlay;
 use overlayfs::scheme::OverlayScheme;
 use redox_scheme::Socket;
 use redox_scheme::scheme::register_sync_scheme;
 use rustix::mount::MountFlags;
 
-const HELP: &str = "\
-overlayfs-fuse: read-only directories under one writable directory, as one merged tree
-
-Usage: overlayfs-fuse [-f] -o lowerdir=DIR[:DIR ...][,upperdir=DIR][,workdir=DIR] MOUNTPOINT
-
-Mounts the merged tree at MOUNTPOINT until it is unmounted (umount, fusermount3 -u) or the program is ended by SIGINT or SIGTERM.
-
-Options:
-  -o LIST          Separated by commas; a comma, colon or backslash in a name is written behind a backslash:
-     lowerdir=     Directories that are only read, separated by colons. The first one is the topmost: what it
-                   has hides what has the same name in those after it. Directories of the same path are merged.
-     upperdir=     The directory that takes every change. Without it nothing can be changed.
-     workdir=      Where changes are prepared: an empty directory on the filesystem of the upper one, beside it.
-                   Without it, a reserved name inside the upper directory is used.
-     door=engine   Requests are calls of the overlay's engine. The default.
-     door=scheme   Requests go through the scheme that serves the overlay on Redox: slow, for tests.
-  -f               Stay in the foreground.
-  -h, --help       Print this.
-  -V, --version    Print the version.
-";
-
 /// The name of the scheme, which nobody but this process sees.
 const NAME: &str = "overlay";
 
-/// How many requests can be on their way at once.
-const THREADS: usize = 8;
+/// How many requests can be on their way at once, if nobody says.
+const THREADS: NonZeroUsize = NonZeroUsize::new(8).unwrap();
 
-/// How long the kernel believes what it is told by the engine: nobody else changes the layers.
+/// How long the kernel believes what it is told by the engine, if nobody says: nobody else changes the layers.
 const WITHOUT_END: Duration = Duration::from_secs(1 << 32);
 
-enum Command {
-    Help,
-    Version,
-    Mount(Arguments),
-}
-
-struct Arguments {
-    options: Options,
-    mount_point: PathBuf,
-    foreground: bool,
-    door: WhichDoor,
-}
-
-/// How requests reach the overlay.
-#[derive(Clone, Copy, PartialEq)]
-enum WhichDoor {
-    Engine,
-    Scheme,
-}
-
 fn main() -> ExitCode {
-    let result = match parse(std::env::args_os().skip(1)) {
-        Ok(Command::Help) => write!(io::stdout(), "{HELP}").map_err(|error| error.to_string()),
-        Ok(Command::Version) => {
-            writeln!(io::stdout(), "overlayfs-fuse {}", env!("CARGO_PKG_VERSION")).map_err(|error| error.to_string())
+    let done = match Command::parse(std::env::args_os().skip(1)) {
+        Ok(Command::Help) => write!(io::stdout(), "{HELP}"),
+        Ok(Command::Version) => writeln!(io::stdout(), "overlayfs-fuse {}", env!("CARGO_PKG_VERSION")),
+        Ok(Command::Mount(options)) => return mount_and_serve(&options),
+        Err(error) => {
+            eprintln!("overlayfs-fuse: {error} See overlayfs-fuse --help.");
+            return ExitCode::FAILURE;
         }
-        Ok(Command::Mount(arguments)) if arguments.foreground => run(&arguments, None),
-        Ok(Command::Mount(arguments)) => match fork() {
+    };
+    if done.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn mount_and_serve(options: &MountOptions) -> ExitCode {
+    logger::start(options.verbosity);
+    let result = match options.foreground {
+        true => run(options, None),
+        false => match fork() {
             Ok(Process::Parent(code)) => return code,
-            Ok(Process::Child(ready)) => run(&arguments, Some(ready)),
+            Ok(Process::Child(ready)) => run(options, Some(ready)),
             Err(error) => Err(format!("No process can be started for the mount: {error}.")),
         },
-        Err(sentence) => Err(format!("{sentence} See overlayfs-fuse --help.")),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(sentence) => {
-            eprintln!("overlayfs-fuse: {sentence}");
+            log::error!("{sentence}");
             ExitCode::FAILURE
         }
-    }
-}
-
-fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Command, String> {
-    use lexopt::Arg::{Long, Short, Value};
-
-    let sentence = |error: lexopt::Error| format!("{error}.");
-    let mut options = Options::default();
-    let mut mount_point = None;
-    let mut foreground = false;
-    let mut door = WhichDoor::Engine;
-    let mut parser = lexopt::Parser::from_args(words);
-    while let Some(word) = parser.next().map_err(sentence)? {
-        match word {
-            Short('h') | Long("help") => return Ok(Command::Help),
-            Short('V') | Long("version") => return Ok(Command::Version),
-            Short('f') => foreground = true,
-            Short('o') => {
-                let list = parser.value().map_err(sentence)?;
-                for item in split_list(&list).map_err(|error| error.to_string())? {
-                    match item.key.as_str() {
-                        "door" => door = which_door(item.value())?,
-                        _ => options.add(&item).map_err(|error| error.to_string())?,
-                    }
-                }
-            }
-            Value(word) if mount_point.is_none() => mount_point = Some(PathBuf::from(word)),
-            Value(word) => return Err(format!("There is one mount point: {} is one too many.", word.display())),
-            Short(other) => return Err(format!("There is no option -{other}.")),
-            Long(other) => return Err(format!("There is no option --{other}.")),
-        }
-    }
-    options.check().map_err(|error| error.to_string())?;
-    let mount_point = mount_point.ok_or("The mount point is missing.")?;
-    Ok(Command::Mount(Arguments { options, mount_point, foreground, door }))
-}
-
-fn which_door(value: Option<OsString>) -> Result<WhichDoor, String> {
-    match value {
-        Some(door) if door == "engine" => Ok(WhichDoor::Engine),
-        Some(door) if door == "scheme" => Ok(WhichDoor::Scheme),
-        Some(door) => Err(format!("There is no door {}: it is door=engine or door=scheme.", door.display())),
-        None => Err("The mount option door needs a value: door=engine or door=scheme.".to_owned()),
     }
 }
 
@@ -180,28 +106,32 @@ fn fork() -> io::Result<Process> {
 }
 
 /// Mounts, tells the waiting parent, serves until the end. The error is a sentence.
-fn run(arguments: &Arguments, ready: Option<File>) -> Result<(), String> {
+fn run(options: &MountOptions, ready: Option<File>) -> Result<(), String> {
     block_signals();
     raise_descriptor_limit();
     // SAFETY: takes a number. The mode of a new object is what the door makes of it.
     unsafe { libc::umask(0) };
 
-    let mount_point = &arguments.mount_point;
+    let mount_point = &options.mount_point;
     let mount_point = mount_point
         .canonicalize()
         .map_err(|error| format!("The mount point {} cannot be used: {error}.", mount_point.display()))?;
     if !mount_point.is_dir() {
         return Err(format!("The mount point {} cannot be used: it is not a directory.", mount_point.display()));
     }
-    let overlay = mount(&arguments.options).map_err(|error| error.to_string())?;
-    let options = mount_options(arguments.door, overlay.is_read_only());
-    match arguments.door {
-        WhichDoor::Engine => serve_door(EngineDoor::new(overlay, WITHOUT_END), &mount_point, &options, ready),
+    log_layers(&options.layers);
+    let overlay = mount(&options.layers).map_err(|error| format!("The layers cannot be stacked: {error}."))?;
+    let how = How { mount: mount_options(options, overlay.is_read_only()), threads: options.max_threads };
+    match options.door {
+        WhichDoor::Engine => {
+            let door = EngineDoor::new(overlay, options.timeout.unwrap_or(WITHOUT_END));
+            serve_door(door, &mount_point, &how, ready)
+        }
         WhichDoor::Scheme => {
             let daemon = start_daemon(overlay)?;
             let door =
                 SchemeDoor::new(NAME).map_err(|error| format!("The root of the overlay cannot be opened: {error}."))?;
-            let served = serve_door(door, &mount_point, &options, ready);
+            let served = serve_door(door, &mount_point, &how, ready);
             // ENODEV means that the daemon has ended by itself, which joining it tells.
             let _ = kernel::stop(NAME);
             daemon.join().map_err(|_| "The scheme's thread panicked.".to_owned())?;
@@ -210,15 +140,29 @@ fn run(arguments: &Arguments, ready: Option<File>) -> Result<(), String> {
     }
 }
 
+/// Says what is mounted, for those who want to know.
+fn log_layers(layers: &Options) {
+    let one = |path: &Path| path.display().to_string();
+    let lowers: Vec<_> = layers.lowers.iter().map(|path| one(path)).collect();
+    let upper = match &layers.upper {
+        Some(upper) if layers.read_only => format!("only reading {}", one(upper)),
+        Some(upper) => format!("writing to {}", one(upper)),
+        None => "writing nowhere".to_owned(),
+    };
+    let volatile = if layers.volatile { ", syncing nothing" } else { "" };
+    log::info!("mounting {}, {upper}{volatile}", lowers.join(" over "));
+}
+
+/// How a door is mounted and served.
+struct How {
+    mount: fuse_mount::Options,
+    threads: Option<NonZeroUsize>,
+}
+
 /// Mounts a door and serves it until it is unmounted.
-fn serve_door(
-    door: impl Door + 'static,
-    mount_point: &Path,
-    options: &fuse_mount::Options,
-    ready: Option<File>,
-) -> Result<(), String> {
+fn serve_door(door: impl Door + 'static, mount_point: &Path, how: &How, ready: Option<File>) -> Result<(), String> {
     let shown = mount_point.display();
-    let (device, mounted) = fuse_mount::mount(mount_point, options)
+    let (device, mounted) = fuse_mount::mount(mount_point, &how.mount)
         .map_err(|error| format!("The overlay cannot be mounted at {shown}: {error}."))?;
     let session = Session::start(device, door)
         .map_err(|error| format!("The kernel and the mount at {shown} cannot agree: {error}."))?;
@@ -226,7 +170,10 @@ fn serve_door(
     if let Some(ready) = ready {
         detach(ready).map_err(|error| format!("The mount cannot leave the terminal: {error}."))?;
     }
-    session.run(THREADS).map_err(|error| format!("The mount at {shown} failed: {error}."))
+    log::info!("serving {shown}");
+    let served = session.run(how.threads.unwrap_or(THREADS).get());
+    log::info!("{shown} is unmounted");
+    served.map_err(|error| format!("The mount at {shown} failed: {error}."))
 }
 
 /// Asks for as many open files as the system lets this process have: one mount serves all that its users have open.
@@ -255,7 +202,7 @@ fn start_daemon(overlay: Overlay<OsLayer>) -> Result<JoinHandle<()>, String> {
                 // Nobody waits any more only if the process is about to end.
                 let _ = ready.send(Ok(()));
                 if let Err(error) = serve(&socket, &mut scheme) {
-                    eprintln!("overlayfs-fuse: The scheme's socket failed: {error}.");
+                    log::error!("The scheme's socket failed: {error}.");
                 }
             }
             Err(error) => {
@@ -270,14 +217,16 @@ fn start_daemon(overlay: Overlay<OsLayer>) -> Result<JoinHandle<()>, String> {
     }
 }
 
-fn mount_options(door: WhichDoor, read_only: bool) -> fuse_mount::Options {
+fn mount_options(options: &MountOptions, read_only: bool) -> fuse_mount::Options {
     let root = rustix::process::geteuid().is_root();
+    let mut flags = options.flags;
+    flags.set(MountFlags::RDONLY, read_only);
     fuse_mount::Options {
-        source: "overlayfs".into(),
-        flags: if read_only { MountFlags::RDONLY } else { MountFlags::empty() },
-        allow_other: root,
+        source: options.source.clone().unwrap_or_else(|| "overlayfs".into()),
+        flags,
+        allow_other: root || options.allow_other,
         // The scheme checks access itself, as on Redox.
-        default_permissions: door == WhichDoor::Engine,
+        default_permissions: options.door == WhichDoor::Engine,
     }
 }
 
@@ -308,11 +257,11 @@ fn unmount_on_signal(mounted: &Mounted) {
         return;
     }
     if let Err(error) = mounted.unmount() {
-        eprintln!("overlayfs-fuse: The mount cannot be taken away: {error}.");
+        log::error!("The mount cannot be taken away: {error}.");
     }
 }
 
-/// Lets go of the terminal and of the working directory, and tells the waiting parent.
+/// Lets go of the terminal and of the working directory, and tells the waiting parent. Messages go to syslog from now on.
 fn detach(mut ready: File) -> io::Result<()> {
     std::env::set_current_dir("/")?;
     let null = File::options().read(true).write(true).open("/dev/null")?;
@@ -322,5 +271,6 @@ fn detach(mut ready: File) -> io::Result<()> {
             return Err(io::Error::last_os_error());
         }
     }
+    logger::leave_terminal();
     ready.write_all(&[1])
 }

@@ -1,0 +1,295 @@
+//! Owners as the layers have them and as those who use the mount see them: `uidmapping`, `gidmapping`, `squash_to_*`.
+//!
+//! Every id that comes from a layer goes through [`Identity::shown`] before anybody is told, and every id that comes from a caller
+//! through [`Identity::of_new`] or [`Identity::to_set`] before a layer is. With no option given all of them answer what they are asked.
+
+use overlayfs::layer::Owner;
+use syscall::error::{EINVAL, EOVERFLOW, Error, Result};
+
+/// What an id is shown as that has no other: what the kernel calls the overflow id.
+pub const NOBODY: u32 = 65534;
+
+/// The tags of the entries of a POSIX ACL that name somebody.
+const ACL_USER: u16 = 0x02;
+const ACL_GROUP: u16 = 0x08;
+/// The sizes of the head of a POSIX ACL, as an extended attribute has it, and of one entry: tag, permissions, id.
+const ACL_HEAD: usize = 4;
+const ACL_ENTRY: usize = 8;
+
+/// So many ids, one after the other, and the ids as which they are shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Range {
+    /// The first id in the layers.
+    pub layer: u32,
+    /// The first id as it is shown.
+    pub shown: u32,
+    pub length: u32,
+}
+
+/// How the ids of users, or those of groups, are shown.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct IdMap {
+    /// Empty: as they are.
+    ranges: Vec<Range>,
+}
+
+/// How owners are shown.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Identity {
+    pub users: IdMap,
+    pub groups: IdMap,
+    /// The user who is shown as the owner of everything.
+    pub squash_user: Option<u32>,
+    /// The group that is shown as that of everything.
+    pub squash_group: Option<u32>,
+}
+
+impl IdMap {
+    /// An id that is in none of the ranges is not mapped. The error is a sentence without a subject: ranges must not be empty, not reach
+    /// beyond the last id, and not overlap.
+    pub fn new(ranges: Vec<Range>) -> std::result::Result<Self, String> {
+        for (number, range) in ranges.iter().enumerate() {
+            let Range { layer, shown, length } = *range;
+            if length == 0 {
+                return Err(format!("has a range of no ids, {layer}:{shown}:0"));
+            }
+            if layer.max(shown).checked_add(length).is_none() {
+                return Err(format!("has a range that goes beyond the last id, {layer}:{shown}:{length}"));
+            }
+            for other in &ranges[..number] {
+                let apart = |one: u32, another: u32| one >= another + other.length || another >= one + length;
+                if !apart(layer, other.layer) || !apart(shown, other.shown) {
+                    return Err(format!(
+                        "has ranges that overlap, {}:{}:{} and {layer}:{shown}:{length}",
+                        other.layer, other.shown, other.length
+                    ));
+                }
+            }
+        }
+        Ok(Self { ranges })
+    }
+
+    /// What an id of a layer is shown as; None if it is not mapped.
+    fn shown(&self, id: u32) -> Option<u32> {
+        if self.ranges.is_empty() {
+            return Some(id);
+        }
+        self.ranges.iter().find_map(|range| moved(id, range.layer, range.shown, range.length))
+    }
+
+    /// The id of a layer that is shown as `id`; None if there is none.
+    fn stored(&self, id: u32) -> Option<u32> {
+        if self.ranges.is_empty() {
+            return Some(id);
+        }
+        self.ranges.iter().find_map(|range| moved(id, range.shown, range.layer, range.length))
+    }
+}
+
+fn moved(id: u32, from: u32, to: u32, length: u32) -> Option<u32> {
+    id.checked_sub(from).filter(|distance| *distance < length).map(|distance| to + distance)
+}
+
+impl Identity {
+    /// Whether everything is shown as it is.
+    pub fn is_plain(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Who is shown as the owner of what belongs to `owner` in a layer. [`NOBODY`] for ids that are not mapped.
+    pub fn shown(&self, owner: Owner) -> Owner {
+        Owner {
+            uid: self.squash_user.unwrap_or_else(|| self.users.shown(owner.uid).unwrap_or(NOBODY)),
+            gid: self.squash_group.unwrap_or_else(|| self.groups.shown(owner.gid).unwrap_or(NOBODY)),
+        }
+    }
+
+    /// Who owns in the layer what `caller` creates. EOVERFLOW if his ids are not mapped, as the kernel answers on a mount with
+    /// mapped ids.
+    pub fn of_new(&self, caller: Owner) -> Result<Owner> {
+        match (self.users.stored(caller.uid), self.groups.stored(caller.gid)) {
+            (Some(uid), Some(gid)) => Ok(Owner { uid, gid }),
+            _ => Err(Error::new(EOVERFLOW)),
+        }
+    }
+
+    /// The ids to give an object in the layer whose owner is to be shown as these; None stays None. EINVAL if they are not mapped, as
+    /// chown(2) answers in a user namespace.
+    pub fn to_set(&self, uid: Option<u32>, gid: Option<u32>) -> Result<(Option<u32>, Option<u32>)> {
+        let stored = |map: &IdMap, id: Option<u32>| match id {
+            Some(id) => map.stored(id).map(Some).ok_or(Error::new(EINVAL)),
+            None => Ok(None),
+        };
+        Ok((stored(&self.users, uid)?, stored(&self.groups, gid)?))
+    }
+
+    /// Changes the ids in a POSIX ACL, the value of `system.posix_acl_access` or `system.posix_acl_default`, from those of a layer to
+    /// those that are shown. Squashing has no part in it: it is of owners only. What is no ACL stays as it is.
+    pub fn show_acl(&self, acl: &mut [u8]) {
+        for (map, id) in self.ids_in(acl) {
+            let shown = map.shown(u32::from_le_bytes(*id)).unwrap_or(NOBODY);
+            *id = shown.to_le_bytes();
+        }
+    }
+
+    /// The opposite of [`Identity::show_acl`]. EINVAL if an id is not mapped.
+    pub fn store_acl(&self, acl: &mut [u8]) -> Result<()> {
+        for (map, id) in self.ids_in(acl) {
+            let stored = map.stored(u32::from_le_bytes(*id)).ok_or(Error::new(EINVAL))?;
+            *id = stored.to_le_bytes();
+        }
+        Ok(())
+    }
+
+    /// The ids in an ACL, with the map for each.
+    fn ids_in<'a>(&'a self, acl: &'a mut [u8]) -> impl Iterator<Item = (&'a IdMap, &'a mut [u8; 4])> {
+        let (entries, _) = acl.get_mut(ACL_HEAD..).unwrap_or_default().as_chunks_mut::<ACL_ENTRY>();
+        entries.iter_mut().filter_map(|entry| {
+            let (tag, id) = entry.split_first_chunk_mut::<2>()?;
+            let map = match u16::from_le_bytes(*tag) {
+                ACL_USER => &self.users,
+                ACL_GROUP => &self.groups,
+                _ => return None,
+            };
+            Some((map, id.last_chunk_mut()?))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(ranges: &[(u32, u32, u32)]) -> IdMap {
+        let ranges = ranges.iter().map(|&(layer, shown, length)| Range { layer, shown, length });
+        IdMap::new(ranges.collect()).unwrap()
+    }
+
+    /// A user namespace as people have it: root is the user, everybody else is one of his subordinate ids.
+    fn namespace() -> Identity {
+        let ranges = [(0, 1000, 1), (1, 110_000, 65_536)];
+        Identity { users: map(&ranges), groups: map(&ranges), ..Identity::default() }
+    }
+
+    fn owner(uid: u32, gid: u32) -> Owner {
+        Owner { uid, gid }
+    }
+
+    #[test]
+    fn without_options_ids_are_what_they_are() {
+        let plain = Identity::default();
+        assert!(plain.is_plain());
+        for id in [0, 1, 65_534, u32::MAX - 1] {
+            assert_eq!(plain.shown(owner(id, id)), owner(id, id));
+            assert_eq!(plain.of_new(owner(id, id)), Ok(owner(id, id)));
+            assert_eq!(plain.to_set(Some(id), Some(id)), Ok((Some(id), Some(id))));
+        }
+        assert!(!namespace().is_plain());
+        assert!(!Identity { squash_group: Some(0), ..Identity::default() }.is_plain());
+    }
+
+    #[test]
+    fn ids_are_mapped_both_ways() {
+        let identity = namespace();
+        for (layer, shown) in [(0, 1000), (1, 110_000), (65_536, 175_535)] {
+            assert_eq!(identity.shown(owner(layer, layer)), owner(shown, shown));
+            assert_eq!(identity.of_new(owner(shown, shown)), Ok(owner(layer, layer)));
+            assert_eq!(identity.to_set(Some(shown), None), Ok((Some(layer), None)));
+            assert_eq!(identity.to_set(None, Some(shown)), Ok((None, Some(layer))));
+        }
+    }
+
+    #[test]
+    fn users_and_groups_have_maps_of_their_own() {
+        let identity = Identity { users: map(&[(0, 1000, 10)]), groups: map(&[(0, 2000, 10)]), ..Identity::default() };
+        assert_eq!(identity.shown(owner(1, 1)), owner(1001, 2001));
+        assert_eq!(identity.of_new(owner(1001, 2001)), Ok(owner(1, 1)));
+        let only_users = Identity { users: map(&[(0, 1000, 10)]), ..Identity::default() };
+        assert_eq!(only_users.shown(owner(1, 1)), owner(1001, 1));
+        assert_eq!(only_users.to_set(Some(1001), Some(1001)), Ok((Some(1), Some(1001))));
+    }
+
+    #[test]
+    fn what_is_not_mapped_is_nobodys() {
+        let identity = namespace();
+        assert_eq!(identity.shown(owner(65_537, 70_000)), owner(NOBODY, NOBODY));
+        assert_eq!(identity.shown(owner(0, 70_000)), owner(1000, NOBODY));
+        for unmapped in [0, 999, 1001, 109_999, 175_536, u32::MAX - 1] {
+            assert_eq!(identity.of_new(owner(unmapped, 1000)), Err(Error::new(EOVERFLOW)), "{unmapped}");
+            assert_eq!(identity.of_new(owner(1000, unmapped)), Err(Error::new(EOVERFLOW)), "{unmapped}");
+            assert_eq!(identity.to_set(Some(unmapped), None), Err(Error::new(EINVAL)), "{unmapped}");
+            assert_eq!(identity.to_set(None, Some(unmapped)), Err(Error::new(EINVAL)), "{unmapped}");
+        }
+        assert_eq!(identity.to_set(None, None), Ok((None, None)));
+    }
+
+    #[test]
+    fn squashing_is_of_what_is_shown_only() {
+        let root = Identity { squash_user: Some(0), squash_group: Some(0), ..namespace() };
+        assert_eq!(root.shown(owner(7, 70_000)), owner(0, 0));
+        assert_eq!(root.of_new(owner(110_000, 110_000)), Ok(owner(1, 1)));
+        assert_eq!(root.to_set(Some(110_006), None), Ok((Some(7), None)));
+        let user = Identity { squash_user: Some(1234), ..Identity::default() };
+        assert_eq!(user.shown(owner(7, 8)), owner(1234, 8));
+        assert_eq!(user.of_new(owner(7, 8)), Ok(owner(7, 8)));
+    }
+
+    #[test]
+    fn ranges_that_have_no_meaning() {
+        let refused = |ranges: &[(u32, u32, u32)]| {
+            let ranges = ranges.iter().map(|&(layer, shown, length)| Range { layer, shown, length });
+            IdMap::new(ranges.collect()).unwrap_err()
+        };
+        assert_eq!(refused(&[(0, 0, 0)]), "has a range of no ids, 0:0:0");
+        assert_eq!(refused(&[(0, 1, u32::MAX)]), "has a range that goes beyond the last id, 0:1:4294967295");
+        assert_eq!(refused(&[(5, 0, 10), (14, 100, 1)]), "has ranges that overlap, 5:0:10 and 14:100:1");
+        assert_eq!(refused(&[(100, 5, 10), (0, 0, 6)]), "has ranges that overlap, 100:5:10 and 0:0:6");
+        map(&[(0, 0, u32::MAX)]);
+        map(&[(0, 10, 5), (5, 0, 10), (15, 15, 1)]);
+    }
+
+    /// An ACL as an extended attribute has it.
+    fn acl(entries: &[(u16, u32)]) -> Vec<u8> {
+        let mut acl = 2_u32.to_le_bytes().to_vec();
+        for (tag, id) in entries {
+            acl.extend([tag.to_le_bytes(), [7, 0]].concat());
+            acl.extend(id.to_le_bytes());
+        }
+        acl
+    }
+
+    #[test]
+    fn acls_name_users_and_groups() {
+        let identity = Identity { squash_user: Some(0), squash_group: Some(0), ..namespace() };
+        let stored =
+            acl(&[(0x01, u32::MAX), (0x02, 1), (0x04, u32::MAX), (0x08, 2), (0x10, u32::MAX), (0x20, u32::MAX)]);
+        let shown = acl(&[
+            (0x01, u32::MAX),
+            (0x02, 110_000),
+            (0x04, u32::MAX),
+            (0x08, 110_001),
+            (0x10, u32::MAX),
+            (0x20, u32::MAX),
+        ]);
+        let mut value = stored.clone();
+        identity.show_acl(&mut value);
+        assert_eq!(value, shown);
+        identity.store_acl(&mut value).unwrap();
+        assert_eq!(value, stored);
+        let mut unmapped = acl(&[(0x02, 70_000)]);
+        assert_eq!(identity.store_acl(&mut acl(&[(0x08, 70_000)])), Err(Error::new(EINVAL)));
+        identity.show_acl(&mut unmapped);
+        assert_eq!(unmapped, acl(&[(0x02, NOBODY)]));
+    }
+
+    #[test]
+    fn what_is_no_acl_stays_as_it_is() {
+        for length in 0..20 {
+            let before = vec![0xff; length];
+            let mut value = before.clone();
+            namespace().show_acl(&mut value);
+            assert_eq!(namespace().store_acl(&mut value), Ok(()));
+            assert_eq!(value, before);
+        }
+    }
+}

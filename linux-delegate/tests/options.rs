@@ -1,0 +1,231 @@
+//! The program `overlayfs-fuse` as those start it who start it for others: mount(8), podman, and people who mistype.
+
+#[path = "suite/mount.rs"]
+mod mount;
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+use mount::{Mount, PROGRAM, eventually, is_mounted};
+use tempfile::TempDir;
+
+/// Where a crash of a volatile mount leaves its mark.
+const MARK: &str = "upper/.wh..wh.work/work/incompat/volatile";
+
+/// Directories for one mount.
+struct Stage(TempDir);
+
+impl Stage {
+    fn new() -> Self {
+        let stage = Self(TempDir::new().unwrap());
+        for name in ["lower", "upper", "mount"] {
+            fs::create_dir(stage.path(name)).unwrap();
+        }
+        fs::write(stage.path("lower/file"), "lower").unwrap();
+        stage
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn point(&self) -> PathBuf {
+        self.path("mount")
+    }
+
+    fn options(&self, more: &str) -> String {
+        let dir = self.0.path().display();
+        format!("lowerdir={dir}/lower,upperdir={dir}/upper{more}")
+    }
+
+    /// The line of `/proc/self/mounts` for the mount.
+    fn line(&self) -> String {
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+        let point = self.point();
+        let found = mounts.lines().find(|line| line.split(' ').nth(1) == point.to_str());
+        found.expect("it is mounted").to_owned()
+    }
+
+    /// Runs the program without `-f`, with a pipe for what it says, until nobody holds that pipe any more.
+    fn run(&self, more: &str) -> Output {
+        Command::new("timeout")
+            .args(["20", PROGRAM, "-o", &self.options(more)])
+            .arg(self.point())
+            .stdin(Stdio::null())
+            .output()
+            .unwrap()
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        if is_mounted(&self.point()) {
+            let _ = unmount(&self.point());
+        }
+    }
+}
+
+fn unmount(point: &Path) -> bool {
+    Command::new("umount").arg("-l").arg(point).status().unwrap().success()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// What a failure says.
+fn sentence(output: &Output) -> String {
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    text(&output.stderr)
+}
+
+#[test]
+fn podman_gets_its_pipe_back_when_the_mount_is_there() {
+    let stage = Stage::new();
+    let output = stage.run(",volatile,nodev,context=\"a:b,c\"");
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+    assert!(is_mounted(&stage.point()));
+    assert_eq!(fs::read(stage.point().join("file")).unwrap(), b"lower");
+    assert!(stage.path(MARK).is_dir());
+    assert!(unmount(&stage.point()));
+    eventually("the mark is gone", || !stage.path(MARK).exists());
+}
+
+#[test]
+fn mount_finds_the_program_by_its_type() {
+    let stage = Stage::new();
+    let path = format!("{}:{}", Path::new(PROGRAM).parent().unwrap().display(), std::env::var("PATH").unwrap());
+    let helper = Command::new("mount.fuse3")
+        .env("PATH", path)
+        .args(["a source"])
+        .arg(stage.point())
+        .args(["-t", "fuse.overlayfs-fuse", "-v", "-o"])
+        .arg(stage.options(",rw,noexec,nosuid,nofail,noauto,x-systemd.automount,user=me,_netdev"))
+        .output()
+        .expect("mount.fuse3 of the package fuse3 runs");
+    assert!(helper.status.success(), "{helper:?}");
+    let line = stage.line();
+    assert!(line.starts_with("a\\040source "), "{line}");
+    assert!(line.contains(" fuse.overlayfs-fuse rw,nosuid,noexec,"), "{line}");
+}
+
+#[test]
+fn the_kernel_takes_the_flags_of_mount() {
+    let stage = Stage::new();
+    for (list, shown) in [
+        ("nosuid,nodev,noexec,noatime", "rw,nosuid,nodev,noexec,noatime"),
+        ("nodiratime,sync,dirsync", "rw,sync,dirsync,nodiratime"),
+        ("lazytime,nosymfollow,strictatime", "rw,lazytime,nosymfollow"),
+        ("ro,fsname=x", "ro"),
+    ] {
+        let mount = Mount::new(&stage.point(), &stage.options(&format!(",{list}")));
+        let line = stage.line();
+        let flags: Vec<_> = line.split(' ').nth(3).unwrap().split(',').collect();
+        for flag in shown.split(',') {
+            assert!(flags.contains(&flag), "{list} gave {line}");
+        }
+        mount.unmount();
+    }
+}
+
+#[test]
+fn a_read_only_mount_shows_the_upper_layer() {
+    let stage = Stage::new();
+    fs::write(stage.path("upper/file"), "upper").unwrap();
+    let mount = Mount::new(&stage.point(), &stage.options(",ro"));
+    assert_eq!(fs::read(stage.point().join("file")).unwrap(), b"upper");
+    let error = fs::write(stage.point().join("new"), "").unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::EROFS));
+    mount.unmount();
+    assert_eq!(fs::read_dir(stage.path("upper")).unwrap().count(), 1, "not even a work directory");
+}
+
+#[test]
+fn a_volatile_mount_that_was_killed_is_refused_unless_one_is_told() {
+    let stage = Stage::new();
+    let mut child = foreground(&stage, ",volatile");
+    eventually("it is mounted", || is_mounted(&stage.point()));
+    fs::write(stage.point().join("file"), "upper").unwrap();
+    child.kill().unwrap();
+    assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGKILL));
+    assert!(unmount(&stage.point()));
+
+    for options in ["", ",volatile"] {
+        let said = sentence(&stage.run(options));
+        assert!(said.contains("was mounted with the option volatile and not unmounted"), "{said}");
+        assert!(said.contains("mount with reuse_volatile"), "{said}");
+        assert!(said.ends_with(&format!("the directory {}.\n", stage.path(MARK).display())), "{said}");
+        assert!(!is_mounted(&stage.point()));
+    }
+    Mount::new(&stage.point(), &stage.options(",reuse_volatile")).unmount();
+    assert!(!stage.path(MARK).exists());
+    Mount::new(&stage.point(), &stage.options("")).unmount();
+}
+
+#[test]
+fn mistakes_are_told_and_nothing_is_mounted() {
+    let stage = Stage::new();
+    let said = sentence(&stage.run(",squash_root"));
+    assert_eq!(
+        said,
+        "overlayfs-fuse: There is no mount option squash_root. Did you mean squash_to_root? See overlayfs-fuse --help.\n"
+    );
+    let said = sentence(&stage.run(",workdir=/nowhere"));
+    let expected =
+        "overlayfs-fuse: The layers cannot be stacked: cannot open the work directory /nowhere: No such file";
+    assert!(said.starts_with(expected), "{said}");
+    assert!(!is_mounted(&stage.point()));
+    fs::remove_dir(stage.point()).unwrap();
+    let said = sentence(&stage.run(""));
+    let expected = format!("overlayfs-fuse: The mount point {} cannot be used: No such file", stage.point().display());
+    assert!(said.starts_with(&expected), "{said}");
+}
+
+/// What a mount in the foreground says on standard error while something is done with it.
+fn log(stage: &Stage, word: Option<&str>, work: impl FnOnce(&Path)) -> String {
+    let mut program = Command::new(PROGRAM);
+    program.args(["-f", "-o", &stage.options("")]).args(word).arg(stage.point());
+    let child = program.stderr(Stdio::piped()).spawn().unwrap();
+    eventually("it is mounted", || is_mounted(&stage.point()));
+    work(&stage.point());
+    assert!(unmount(&stage.point()));
+    text(&child.wait_with_output().unwrap().stderr)
+}
+
+#[test]
+fn what_is_logged() {
+    let stage = Stage::new();
+    let read = |point: &Path| assert_eq!(fs::read(point.join("file")).unwrap(), b"lower");
+    assert_eq!(log(&stage, None, read), "");
+    let verbose = log(&stage, Some("-v"), read);
+    assert_eq!(verbose.lines().count(), 3, "{verbose}");
+    assert!(verbose.contains("/lower, writing to "), "{verbose}");
+    let debug = log(&stage, Some("-d"), read);
+    assert!(debug.contains("lookup of 1"), "{debug}");
+}
+
+#[test]
+fn a_large_file_that_is_copied_up_is_logged() {
+    let stage = Stage::new();
+    fs::create_dir(stage.path("lower/dir")).unwrap();
+    fs::write(stage.path("lower/dir/large"), vec![1; (64 << 20) + 1]).unwrap();
+    let change = |point: &Path| {
+        let file = fs::File::options().write(true).open(point.join("dir/large")).unwrap();
+        file.write_all_at(b"upper", 0).unwrap();
+        drop(file);
+        let content = fs::read(point.join("dir/large")).unwrap();
+        assert!(content.starts_with(b"upper\x01") && content.ends_with(b"\x01\x01"));
+        assert_eq!(content.len(), (64 << 20) + 1);
+    };
+    let said = log(&stage, Some("-v"), change);
+    let line = said.lines().find(|line| line.starts_with("overlayfs-fuse: copied up dir/large: 64 MiB in ")).unwrap();
+    assert!(line.ends_with(" s"), "{line}");
+}
+
+fn foreground(stage: &Stage, more: &str) -> Child {
+    let mut program = Command::new(PROGRAM);
+    program.args(["-f", "-o", &stage.options(more)]).arg(stage.point()).stdin(Stdio::null()).spawn().unwrap()
+}

@@ -1,0 +1,39 @@
+//! The mark of an upper layer that an overlay writes without syncing anything: if that ends without taking the mark away, nobody
+//! knows what of it is on the disk.
+//!
+//! The mark is a directory in the work directory, at the path where the kernel's overlayfs has it, so that each refuses what the
+//! other has marked.
+
+use std::ffi::OsStr;
+
+use syscall::error::{ENOENT, ENOTDIR};
+
+use crate::layer::{Layer, Result};
+
+/// The path of the mark in the work directory.
+pub const MARK: &str = "work/incompat/volatile";
+
+/// Whether there is a mark in the work directory `work` of the layer `upper`.
+pub fn is_marked<L: Layer>(upper: &L, work: &L::Dir) -> Result<bool> {
+    let mut above: Option<L::Dir> = None;
+    for name in MARK.split('/') {
+        match upper.open_dir(above.as_ref().unwrap_or(work), OsStr::new(name)) {
+            Ok(dir) => above = Some(dir),
+            Err(error) if matches!(error.errno, ENOENT | ENOTDIR) => return Ok(false),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(true)
+}
+
+/// Puts the mark into a work directory that is empty, and on the disk.
+pub fn mark<L: Layer>(upper: &L, work: &L::Dir) -> Result<()> {
+    let mut above: Option<L::Dir> = None;
+    for name in MARK.split('/') {
+        let dir = above.as_ref().unwrap_or(work);
+        upper.create_dir(dir, OsStr::new(name), 0o700, upper.identity())?;
+        upper.sync_dir(dir)?;
+        above = Some(upper.open_dir(dir, OsStr::new(name))?);
+    }
+    Ok(())
+}

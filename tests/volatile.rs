@@ -1,0 +1,154 @@
+//! Overlays that sync nothing, what they leave when they do not end well, and overlays that change nothing.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::path::Path;
+
+use overlayfs::layer::counted::{Counted, Counts, Method};
+use overlayfs::layer::{Layer, OsLayer, Owner, RenameMode};
+use overlayfs::mount::mount;
+use overlayfs::options::Options;
+use overlayfs::overlay::{Layers, Overlay, Settings, VOLATILE_MARK};
+use syscall::error::EROFS;
+use test_common::{Detail, Snapshot, Stage, names, put};
+
+const OWN: Owner = Owner { uid: 0, gid: 0 };
+
+/// The work directory of an upper layer that has its own.
+const WORK: &str = "upper/.wh..wh.work";
+
+/// A lower layer with a file and a directory, and an empty upper layer.
+fn stage() -> Stage {
+    let stage = Stage::new();
+    put::file(&stage.dir("lower"), "file", "lower");
+    put::file(&stage.dir("lower"), "dir/inside", "lower");
+    stage.dir("upper");
+    stage
+}
+
+fn options(stage: &Stage) -> Options {
+    Options { lowers: vec![stage.path("lower")], upper: Some(stage.path("upper")), ..Options::default() }
+}
+
+/// Copies up, redirects, and asks for everything to be synced.
+fn change<L: Layer>(overlay: &Overlay<L>) {
+    let root = overlay.root();
+    let file = overlay.open(&overlay.lookup(root, OsStr::new("file")).unwrap());
+    overlay.write_at(&file, b"upper", 0).unwrap();
+    overlay.sync(&file).unwrap();
+    overlay.rename(root, OsStr::new("dir"), root, OsStr::new("moved"), RenameMode::Replace).unwrap();
+    overlay.sync(&overlay.open(root)).unwrap();
+}
+
+/// How many calls to sync files, directories and all it takes to change something, and after that to end.
+fn syncs(settings: Settings) -> ([u64; 3], [u64; 3]) {
+    let (stage, counts) = (stage(), Counts::default());
+    let open = |name: &str, for_writing| Counted::new(OsLayer::open(&stage.path(name), for_writing).unwrap(), &counts);
+    let layers = Layers { upper: Some(open("upper", true)), work: None, lowers: vec![open("lower", false)] };
+    let overlay = Overlay::with_settings(layers, settings).unwrap();
+    let count = || {
+        let calls = counts.take();
+        [Method::Sync, Method::SyncDir, Method::SyncAll].map(|method| calls.of(method))
+    };
+    count();
+    change(&overlay);
+    let changing = count();
+    drop(overlay);
+    (changing, count())
+}
+
+fn refusal(options: &Options) -> String {
+    match mount(options) {
+        Ok(_) => panic!("{options:?} was mounted"),
+        Err(error) => error.to_string(),
+    }
+}
+
+/// What a volatile overlay leaves that does not end well.
+fn leave_mark(work: &Path) {
+    fs::create_dir_all(work.join(VOLATILE_MARK)).unwrap();
+}
+
+#[test]
+fn nothing_is_synced_before_the_end() {
+    let (changing, ending) = syncs(Settings { volatile: true, ..Settings::default() });
+    assert_eq!(changing, [0, 0, 0]);
+    assert_eq!(ending, [0, 0, 1]);
+    let (changing, ending) = syncs(Settings::default());
+    assert_eq!(changing, [3, 1, 0], "the copy, the caller's file, the redirect; the caller's directory");
+    assert_eq!(ending, [0, 0, 0]);
+}
+
+#[test]
+fn the_mark_is_there_until_the_overlay_ends() {
+    let stage = stage();
+    let work = stage.dir("work");
+    for work in [None, Some(work)] {
+        let inside = work.clone().unwrap_or_else(|| stage.path(WORK));
+        let options = Options { work, volatile: true, ..options(&stage) };
+        let overlay = mount(&options).unwrap();
+        assert!(inside.join(VOLATILE_MARK).is_dir());
+        overlay.create_file(overlay.root(), OsStr::new("new"), 0o600, OWN).unwrap();
+        drop(overlay);
+        assert_eq!(names(&inside), Vec::<String>::new());
+        let overlay = mount(&options).unwrap();
+        overlay.unlink(overlay.root(), OsStr::new("new")).unwrap();
+    }
+}
+
+#[test]
+fn a_marked_upper_layer_is_refused() {
+    let stage = stage();
+    leave_mark(&stage.path(WORK));
+    let (upper, work) = (stage.path("upper"), stage.path(WORK));
+    let expected = format!(
+        "cannot use {} as the upper layer: it was mounted with the option volatile and not unmounted, so what was written to it may \
+         be damaged. To use it all the same, mount with reuse_volatile, or remove the directory {}/work/incompat/volatile",
+        upper.display(),
+        work.display(),
+    );
+    assert_eq!(refusal(&options(&stage)), expected);
+    assert_eq!(refusal(&Options { volatile: true, ..options(&stage) }), expected);
+    assert!(work.join(VOLATILE_MARK).is_dir(), "a refusal changes nothing");
+
+    let work = stage.dir("work");
+    leave_mark(&work);
+    let with_work = Options { work: Some(work.clone()), ..options(&stage) };
+    let sentence = refusal(&with_work);
+    assert!(sentence.ends_with(&format!("{}/work/incompat/volatile", work.display())), "{sentence}");
+    fs::remove_dir(work.join(VOLATILE_MARK)).unwrap();
+    mount(&with_work).unwrap();
+}
+
+#[test]
+fn a_marked_upper_layer_is_used_if_one_is_told() {
+    for volatile in [false, true] {
+        let stage = stage();
+        leave_mark(&stage.path(WORK));
+        let overlay = mount(&Options { reuse_volatile: true, volatile, ..options(&stage) }).unwrap();
+        assert_eq!(stage.path(WORK).join(VOLATILE_MARK).exists(), volatile);
+        drop(overlay);
+        mount(&options(&stage)).unwrap();
+    }
+}
+
+#[test]
+fn a_read_only_overlay_shows_the_upper_layer_and_leaves_it_alone() {
+    let stage = stage();
+    change(&mount(&options(&stage)).unwrap());
+    leave_mark(&stage.path(WORK));
+    let before = Snapshot::take(&stage.path("upper"), Detail::Everything);
+    let overlay = mount(&Options { read_only: true, work: Some(stage.dir("work")), ..options(&stage) }).unwrap();
+    assert!(overlay.is_read_only());
+    let root = overlay.root();
+    let mut text = [0; 5];
+    let file = overlay.open(&overlay.lookup(root, OsStr::new("file")).unwrap());
+    assert_eq!(overlay.read_at(&file, &mut text, 0), Ok(5));
+    assert_eq!(&text, b"upper");
+    overlay.lookup(&overlay.lookup(root, OsStr::new("moved")).unwrap(), OsStr::new("inside")).unwrap();
+    assert!(overlay.lookup(root, OsStr::new("dir")).is_err(), "what the upper layer deletes is deleted");
+    assert_eq!(overlay.unlink(root, OsStr::new("file")).unwrap_err().errno, EROFS);
+    drop(overlay);
+    Snapshot::take(&stage.path("upper"), Detail::Everything).assert_same(&before, "the upper layer");
+    assert_eq!(names(&stage.path("work")), Vec::<String>::new());
+}
