@@ -14,7 +14,7 @@ use crate::layer::{Kind, Layer, Object, Owner, Result, Stat, Time};
 pub(super) enum Spot<L: Layer> {
     Root(Arc<LayerDir<L>>),
     Entry(Arc<LayerDir<L>>, OsString),
-    /// Unlinked, and open.
+    /// Unlinked, and open in the upper layer.
     File(Arc<OpenFile<L>>),
     /// Unlinked, and not a file that is open: what is left of it is what the node remembers.
     Nowhere,
@@ -77,7 +77,10 @@ impl<L: Layer> Overlay<L> {
                 Some(root) => Spot::Root(root.clone()),
                 None => Spot::Nowhere,
             },
-            (None, None) => Spot::Nowhere,
+            (None, None) => match &state.ghost {
+                Some((dir, name)) => Spot::Entry(dir.clone(), name.clone()),
+                None => Spot::Nowhere,
+            },
         }
     }
 

@@ -190,6 +190,7 @@ impl<L: Layer> Overlay<L> {
         let mut state = node.state.lock();
         let ino = *state.ino.get_or_insert_with(|| self.inodes.assign(before.dev, before.ino));
         state.upper = true;
+        state.ghost = None;
         state.stale = true;
         state.attr = Some(Stat { dev: copy.dev, ino: copy.ino, ..*before });
         if let (Some(to), Some(place)) = (&to, state.places.first_mut()) {

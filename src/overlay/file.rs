@@ -35,8 +35,8 @@ impl<L: Layer> Drop for Handle<L> {
         if *self.used.get_mut() {
             state.users -= 1;
         }
-        // One that has no name any more cannot be opened again.
-        let unused = state.users == 0 && !state.places.is_empty();
+        // One of the upper layer that has no name any more cannot be opened again.
+        let unused = state.users == 0 && (!state.places.is_empty() || state.ghost.is_some());
         let file = if state.handles == 0 || unused { state.file.take() } else { None };
         drop(state);
         drop(file);
@@ -242,7 +242,7 @@ impl<L: Layer> Overlay<L> {
         };
         let file = self.stack.layer(&dir).open_file(&*self.stack.open(&dir)?, &name, access)?;
         let open = Arc::new(OpenFile { file, writable: access == Access::ReadWrite, dir });
-        if state.users > 0 || state.places.is_empty() {
+        if state.users > 0 || (state.places.is_empty() && state.ghost.is_none()) {
             state.file = Some(open.clone());
         }
         Ok(open)

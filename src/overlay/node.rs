@@ -39,6 +39,8 @@ pub(super) struct State<L: Layer> {
     /// The name in the work directory that holds a copied-up file of several names together while not all of them are in the
     /// upper layer. It counts as one of the layer's links.
     pub home: Option<OsString>,
+    /// Where an object of a lower layer still is that has no name left in the merged tree; never of a directory.
+    pub ghost: Option<(Arc<LayerDir<L>>, OsString)>,
     /// The attributes as the layer has them, but for the inode number and the link count, which are the overlay's.
     pub attr: Option<Stat>,
     /// Whether times and blocks of `attr` may be older than the layer's. The rest of `attr` never is.
@@ -143,6 +145,7 @@ impl<L: Layer> State<L> {
             places: Vec::new(),
             upper,
             home: None,
+            ghost: None,
             attr,
             stale: false,
             ino: None,

@@ -7,7 +7,7 @@ use syscall::error::{EIO, EISDIR, ENOENT, ENOTDIR, ENOTEMPTY, Error};
 
 use super::Overlay;
 use super::names::Names;
-use super::node::{Dir, Node};
+use super::node::{Dir, Node, Place};
 use super::stack::LayerDir;
 use super::work::{discard, entries};
 use crate::format;
@@ -128,7 +128,7 @@ impl<L: Layer> Overlay<L> {
         Ok(())
     }
 
-    /// Before an object loses a name: sees to it that whoever holds it can go on when that was its last.
+    /// Before an object loses a name: sees to it that whoever holds it can go on when that was its last. A lower layer keeps what it has.
     pub(super) fn pin(&self, node: &Arc<Node<L>>) -> Result<()> {
         let mut state = node.state.lock();
         let attr = match state.attr {
@@ -137,12 +137,11 @@ impl<L: Layer> Overlay<L> {
         };
         // Given while the layer still has the object: later its number may be that of a new one.
         state.ino.get_or_insert_with(|| self.inodes.assign(attr.dev, attr.ino));
-        let access = if state.upper { Access::ReadWrite } else { Access::Read };
-        let held = state.handles > 0;
+        let held = state.handles > 0 && state.upper;
         drop(state);
         match node.kind() {
             Kind::File if held => {
-                let open = self.file(node, access)?;
+                let open = self.file(node, Access::ReadWrite)?;
                 node.state.lock().file.get_or_insert(open);
                 Ok(())
             }
@@ -154,7 +153,8 @@ impl<L: Layer> Overlay<L> {
     /// After an object lost the name `name` in `parent`: what is left of it.
     pub(super) fn lost_name(&self, node: &Arc<Node<L>>, parent: &Arc<Node<L>>, name: &OsStr) {
         let mut state = node.state.lock();
-        state.places.retain(|place| !(Arc::ptr_eq(&place.parent, parent) && place.name == name));
+        let is_lost = |place: &Place<L>| Arc::ptr_eq(&place.parent, parent) && place.name == name;
+        let lost = state.places.iter().position(is_lost).map(|index| state.places.remove(index));
         state.stale = state.upper;
         let mut links = 0;
         if let Some(attr) = &mut state.attr {
@@ -170,6 +170,10 @@ impl<L: Layer> Overlay<L> {
         }
         if links > 0 {
             return;
+        }
+        if !state.upper && node.kind() != Kind::Dir {
+            state.nlink = Some(0);
+            state.ghost = lost.map(|place| (place.dir, place.name));
         }
         if let Some(attr) = state.attr {
             self.inodes.forget_link(attr.dev, attr.ino);

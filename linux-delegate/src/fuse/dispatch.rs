@@ -21,25 +21,52 @@ pub struct Agreed {
     pub max_answer: usize,
 }
 
-/// Handles one request. Answers whether `answer` holds an answer that is to be sent: some requests get none.
-pub fn handle(door: &impl Door, agreed: &Agreed, request: &[u8], answer: &mut Vec<u8>) -> bool {
-    answer.clear();
+/// What an answer is made in. Kept from one request to the next.
+#[derive(Default)]
+pub struct Buffers {
+    /// The answer but for what was read from a file.
+    head: Vec<u8>,
+    /// What was read from a file, and room for more.
+    data: Vec<u8>,
+    data_length: usize,
+}
+
+impl Buffers {
+    /// The two parts of the answer.
+    pub fn parts(&self) -> [&[u8]; 2] {
+        [&self.head, &self.data[..self.data_length]]
+    }
+
+    /// Room for `length` bytes of data.
+    fn room(&mut self, length: usize) -> &mut [u8] {
+        if self.data.len() < length {
+            self.data.resize(length, 0);
+        }
+        &mut self.data[..length]
+    }
+}
+
+/// Handles one request. Answers whether `buffers` hold an answer that is to be sent: some requests get none.
+pub fn handle(door: &impl Door, agreed: &Agreed, request: &[u8], buffers: &mut Buffers) -> bool {
+    buffers.head.clear();
+    buffers.data_length = 0;
     let Ok((header, _)) = InHeader::read_from_prefix(request) else {
         return false;
     };
-    answer.extend_from_slice(OutHeader::default().as_bytes());
+    buffers.head.extend_from_slice(OutHeader::default().as_bytes());
     let body = Body { rest: request.get(size_of::<InHeader>()..).unwrap_or_default() };
-    let error = match perform(door, agreed, &header, body, answer) {
+    let error = match perform(door, agreed, &header, body, buffers) {
         Ok(Answer::Made) => 0,
         Ok(Answer::None) => return false,
         Err(error) => {
-            answer.truncate(size_of::<OutHeader>());
+            buffers.head.truncate(size_of::<OutHeader>());
             wire::errno(error)
         }
     };
     log::trace!("{} of {} by {}:{}: {error}", name(header.opcode), header.node, header.uid, header.pid);
-    let out = OutHeader { len: answer.len() as u32, error, unique: header.unique };
-    answer[..size_of::<OutHeader>()].copy_from_slice(out.as_bytes());
+    let length = buffers.head.len() + buffers.data_length;
+    let out = OutHeader { len: length as u32, error, unique: header.unique };
+    buffers.head[..size_of::<OutHeader>()].copy_from_slice(out.as_bytes());
     true
 }
 
@@ -85,8 +112,9 @@ fn perform(
     agreed: &Agreed,
     header: &InHeader,
     mut body: Body<'_>,
-    answer: &mut Vec<u8>,
+    buffers: &mut Buffers,
 ) -> Result<Answer> {
+    let answer = &mut buffers.head;
     let caller = Caller { uid: header.uid, gid: header.gid, pid: header.pid };
     let node = header.node;
     let put = |answer: &mut Vec<u8>, bytes: &[u8]| {
@@ -179,10 +207,8 @@ fn perform(
         }
         opcode::READ => {
             let read: wire::ReadIn = body.take()?;
-            let start = answer.len();
-            answer.resize(start + (read.size as usize).min(agreed.max_answer), 0);
-            let length = door.read(caller, node, read.fh, read.offset, &mut answer[start..])?;
-            answer.truncate(start + length);
+            let room = buffers.room((read.size as usize).min(agreed.max_answer));
+            buffers.data_length = door.read(caller, node, read.fh, read.offset, room)?;
             Ok(Answer::Made)
         }
         opcode::WRITE => {

@@ -4,14 +4,14 @@
 //! lock.
 
 use std::fs::File;
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::thread;
 
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::dispatch::{Agreed, handle};
+use super::dispatch::{Agreed, Buffers, handle};
 use super::door::{Door, Setup};
 use super::wire::{self, InHeader, InitIn, InitOut, OutHeader, init, opcode};
 
@@ -145,25 +145,25 @@ fn greet(door: &impl Door, request: &[u8]) -> io::Result<Greeting> {
 
 fn serve(door: &impl Door, agreed: &Agreed, mut device: &File) -> io::Result<()> {
     let mut request = vec![0; MAX_DATA + MAX_HEAD];
-    let mut answer = Vec::new();
+    let mut buffers = Buffers::default();
     loop {
         let length = match device.read(&mut request) {
             Ok(length) => length,
             Err(error) => match error.raw_os_error() {
-                // Unmounted.
-                Some(libc::ENODEV) => return Ok(()),
+                // Unmounted; the second while requests were on the way, or by force.
+                Some(libc::ENODEV | libc::ECONNABORTED) => return Ok(()),
                 // The request was taken back while it was on the way.
                 Some(libc::ENOENT | libc::EINTR | libc::EAGAIN) => continue,
                 _ => return Err(error),
             },
         };
-        if handle(door, agreed, &request[..length], &mut answer)
-            && let Err(error) = device.write_all(&answer)
+        if handle(door, agreed, &request[..length], &mut buffers)
+            && let Err(error) = device.write_vectored(&buffers.parts().map(IoSlice::new))
         {
             match error.raw_os_error() {
                 // Whoever asked is gone.
                 Some(libc::ENOENT | libc::EINTR) => {}
-                Some(libc::ENODEV) => return Ok(()),
+                Some(libc::ENODEV | libc::ECONNABORTED) => return Ok(()),
                 _ => log::warn!("an answer was not taken by the kernel: {error}"),
             }
         }
