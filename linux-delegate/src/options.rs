@@ -41,8 +41,7 @@ Layers:
   upperdir=DIR            The directory that takes every change. Without it nothing can be changed.
   workdir=DIR             Where changes are prepared: an empty directory on the filesystem of the upper one, beside it. Without
                           it, a reserved name inside the upper directory is used.
-  format=oci|kernel       How deletions are written in the upper directory: as in OCI image layers, or as the kernel's overlayfs
-                          does. Without it, as they were before; in a new upper directory, oci.
+  format=oci              The upper directory is written as an OCI image layer. There is no other format.
   ro, rw                  Nothing can be changed, and the upper directory is only read. Or the opposite, the default.
   volatile, fsync=0       Nothing is synced to the disk, also if a program asks for it. The upper directory is marked until it is
                           unmounted: after a crash it is refused. fsync=1 is the default.
@@ -107,8 +106,6 @@ pub struct MountOptions {
     pub timeout: Option<Duration>,
     /// How many requests are answered at once. None: as many as the program likes.
     pub max_threads: Option<NonZeroUsize>,
-    /// How deletions are written in the upper layer. None: as it is found.
-    pub format: Option<Format>,
 }
 
 impl Default for MountOptions {
@@ -128,7 +125,6 @@ impl Default for MountOptions {
             writeback: true,
             timeout: None,
             max_threads: None,
-            format: None,
         }
     }
 }
@@ -153,15 +149,6 @@ pub enum WhichDoor {
     Engine,
     /// Through the scheme that serves Redox.
     Scheme,
-}
-
-/// How deletions and renames are written in the upper layer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
-    /// As in an OCI image layer.
-    Oci,
-    /// As the kernel's overlayfs does.
-    Kernel,
 }
 
 /// A command line.
@@ -199,10 +186,7 @@ const CHECKED: [(&str, Apply); 21] = [
     }),
     ("writeback", |options, item| set(&mut options.writeback, choice(item, &[("0", false), ("1", true)]))),
     ("fsync", |options, item| set(&mut options.layers.volatile, choice(item, &[("0", true), ("1", false)]))),
-    ("format", |options, item| {
-        let formats = [("oci", Some(Format::Oci)), ("kernel", Some(Format::Kernel))];
-        set(&mut options.format, choice(item, &formats))
-    }),
+    ("format", |_, item| only(item, "oci", "the upper layer is written as an OCI image layer")),
     ("door", |options, item| {
         let doors = [("engine", WhichDoor::Engine), ("scheme", WhichDoor::Scheme)];
         set(&mut options.door, choice(item, &doors))
@@ -488,7 +472,7 @@ mod tests {
         assert!(!options.foreground && !options.allow_other && !options.static_nlink);
         assert!(options.acl && options.writeback);
         assert_eq!((options.verbosity, options.door), (Verbosity::Quiet, WhichDoor::Engine));
-        assert_eq!((options.timeout, options.max_threads, options.format), (None, None, None));
+        assert_eq!((options.timeout, options.max_threads), (None, None));
         assert!(options.identity.is_plain() && options.flags.is_empty());
     }
 
@@ -555,8 +539,6 @@ mod tests {
         assert_eq!(list("timeout=1000000000.0").timeout, Some(Duration::from_secs(1_000_000_000)));
         assert_eq!(list("max_threads=12").max_threads, NonZeroUsize::new(12));
         assert_eq!(list("threaded=0").max_threads, NonZeroUsize::new(1));
-        assert_eq!(list("format=oci").format, Some(Format::Oci));
-        assert_eq!(list("format=kernel").format, Some(Format::Kernel));
         assert_eq!(list("door=scheme").door, WhichDoor::Scheme);
         assert!(list("fsync=0").layers.volatile);
         assert!(!list("fsync=1").layers.volatile);
@@ -615,7 +597,7 @@ mod tests {
             (&["-o", "timeout=NaN"], "The mount option timeout needs a number of seconds, which NaN is not."),
             (&["-o", "max_threads=0"], "The mount option max_threads needs a number above 0, which 0 is not."),
             (&["-o", "door"], "The mount option door needs a value: door=engine or door=scheme."),
-            (&["-o", "format=tar"], "There is no format=tar: it is format=oci or format=kernel."),
+            (&["-o", "format=kernel"], "There is no format=kernel: the upper layer is written as an OCI image layer."),
             (
                 &["-o", "redirect_dir=off"],
                 "There is no redirect_dir=off: directories that lower layers have can always be renamed.",

@@ -11,9 +11,8 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
 
-use linux_delegate::fuse::engine::EngineDoor;
+use linux_delegate::fuse::engine::{EngineDoor, Settings};
 use linux_delegate::fuse::mount::{self as fuse_mount, Mounted};
 use linux_delegate::fuse::scheme::SchemeDoor;
 use linux_delegate::fuse::{Door, Session};
@@ -34,9 +33,6 @@ const NAME: &str = "overlay";
 
 /// How many requests can be on their way at once, if nobody says.
 const THREADS: NonZeroUsize = NonZeroUsize::new(8).unwrap();
-
-/// How long the kernel believes what it is told by the engine, if nobody says: nobody else changes the layers.
-const WITHOUT_END: Duration = Duration::from_secs(1 << 32);
 
 fn main() -> ExitCode {
     let done = match Command::parse(std::env::args_os().skip(1)) {
@@ -123,10 +119,7 @@ fn run(options: &MountOptions, ready: Option<File>) -> Result<(), String> {
     let overlay = mount(&options.layers).map_err(|error| format!("The layers cannot be stacked: {error}."))?;
     let how = How { mount: mount_options(options, overlay.is_read_only()), threads: options.max_threads };
     match options.door {
-        WhichDoor::Engine => {
-            let door = EngineDoor::new(overlay, options.timeout.unwrap_or(WITHOUT_END));
-            serve_door(door, &mount_point, &how, ready)
-        }
+        WhichDoor::Engine => serve_door(EngineDoor::new(overlay, settings(options)), &mount_point, &how, ready),
         WhichDoor::Scheme => {
             let daemon = start_daemon(overlay)?;
             let door =
@@ -214,6 +207,18 @@ fn start_daemon(overlay: Overlay<OsLayer>) -> Result<JoinHandle<()>, String> {
         Ok(Ok(())) => Ok(daemon),
         Ok(Err(error)) => Err(format!("The scheme cannot be registered: {error}.")),
         Err(_) => Err("The scheme's thread panicked.".to_owned()),
+    }
+}
+
+/// What was chosen for the door of the engine.
+fn settings(options: &MountOptions) -> Settings {
+    let usual = Settings::default();
+    Settings {
+        identity: options.identity.clone(),
+        static_nlink: options.static_nlink,
+        acl: options.acl,
+        writeback: options.writeback,
+        valid: options.timeout.unwrap_or(usual.valid),
     }
 }
 

@@ -632,13 +632,17 @@ fn mend(
     if !owned {
         change_owner(dir, name, flags, owner)?;
     }
-    match mode {
-        // A change of the owner drops set-id bits. What a default ACL made of the mode is right.
-        Some(mode) if !owned || (made.mode != mode & 0o7777 && !hands_down_acl(dir)) => {
-            raw::change_mode(dir, name, flags, mode_of(mode)).map_err(error)
-        }
-        _ => Ok(()),
+    let Some(asked) = mode.map(|mode| mode & 0o7777) else { return Ok(()) };
+    // A change of the owner drops set-id bits.
+    if owned && made.mode == asked {
+        return Ok(());
     }
+    // What a default ACL made of the permissions is right.
+    let right = if hands_down_acl(dir) { made.mode & 0o777 | asked & 0o7000 } else { asked };
+    if owned && made.mode == right {
+        return Ok(());
+    }
+    raw::change_mode(dir, name, flags, mode_of(right)).map_err(error)
 }
 
 /// Whether a directory has a default ACL.

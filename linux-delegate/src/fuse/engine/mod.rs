@@ -22,6 +22,7 @@ use syscall::error::{EEXIST, EFBIG, EINVAL, EMFILE, ENFILE, ENOENT, ENXIO, EOPNO
 use super::door::{Birth, Caller, Door, Entry, Listing, NewMode, Opened, Setup, StatFs, Write};
 use super::session::Notifier;
 use super::wire::{self, Attr, SetattrIn, init, set};
+use crate::identity::Identity;
 use convert::{attr, kind_bits, kind_of};
 use files::Files;
 use nodes::Nodes;
@@ -30,19 +31,43 @@ use nodes::Nodes;
 const BEHIND_SELF: u64 = 1;
 const BEHIND_PARENT: u64 = 2;
 
+/// How long the kernel believes what it is told, if nobody says: without end, since nobody else changes the layers.
+const WITHOUT_END: Duration = Duration::from_secs(1 << 32);
+
+/// What people can choose.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// As whose everything is shown.
+    pub identity: Identity,
+    /// Directories have one link.
+    pub static_nlink: bool,
+    /// There are POSIX ACLs.
+    pub acl: bool,
+    /// The kernel holds back what is written to files.
+    pub writeback: bool,
+    /// How long the kernel may believe what it is told.
+    pub valid: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { identity: Identity::default(), static_nlink: false, acl: true, writeback: true, valid: WITHOUT_END }
+    }
+}
+
 /// An overlay as a FUSE filesystem.
 pub struct EngineDoor<L: Layer> {
     overlay: Overlay<L>,
     nodes: Nodes<L>,
     files: Files<L>,
-    valid: Duration,
+    settings: Settings,
     notifier: OnceLock<Notifier>,
 }
 
 impl<L: Layer> EngineDoor<L> {
-    /// The tree of `overlay`, of which the kernel may believe everything for the time `valid`.
-    pub fn new(overlay: Overlay<L>, valid: Duration) -> Self {
-        Self { nodes: Nodes::new(&overlay), files: Files::new(), overlay, valid, notifier: OnceLock::new() }
+    /// The tree of `overlay`.
+    pub fn new(overlay: Overlay<L>, settings: Settings) -> Self {
+        Self { nodes: Nodes::new(&overlay), files: Files::new(), overlay, settings, notifier: OnceLock::new() }
     }
 
     fn node(&self, number: u64) -> Result<Arc<Node<L>>> {
@@ -68,12 +93,19 @@ impl<L: Layer> EngineDoor<L> {
 
     /// Tells the kernel of an object.
     fn entry(&self, node: &Arc<Node<L>>) -> Result<Entry> {
-        let stat = self.call(|| self.overlay.stat(node))?;
-        Ok(Entry { node: self.nodes.remember(&self.overlay, node), attr: attr(&stat) })
+        let attr = self.attr(node)?;
+        Ok(Entry { node: self.nodes.remember(&self.overlay, node), attr })
     }
 
+    /// Attributes as they are shown.
     fn attr(&self, node: &Arc<Node<L>>) -> Result<Attr> {
-        Ok(attr(&self.call(|| self.overlay.stat(node))?))
+        let mut stat = self.call(|| self.overlay.stat(node))?;
+        let owner = self.settings.identity.shown(Owner { uid: stat.uid, gid: stat.gid });
+        (stat.uid, stat.gid) = (owner.uid, owner.gid);
+        if self.settings.static_nlink && stat.kind == Kind::Dir && stat.nlink > 1 {
+            stat.nlink = 1;
+        }
+        Ok(attr(&stat))
     }
 
     /// Who owns a new object, and its mode: the directory's set-group-id bit hands down the group, and itself to a directory.
@@ -81,9 +113,10 @@ impl<L: Layer> EngineDoor<L> {
         let above = self.call(|| self.overlay.stat(parent))?;
         let umask = if self.call(|| self.overlay.has_default_acl(parent))? { 0 } else { mode.umask };
         let mode = mode.mode & !umask & 0o7777;
+        let owner = self.settings.identity.of_new(Owner { uid: caller.uid, gid: caller.gid })?;
         Ok(match above.mode & libc::S_ISGID {
-            0 => (Owner { uid: caller.uid, gid: caller.gid }, mode),
-            handed => (Owner { uid: caller.uid, gid: above.gid }, mode | if is_dir { handed } else { 0 }),
+            0 => (owner, mode),
+            handed => (Owner { gid: above.gid, ..owner }, mode | if is_dir { handed } else { 0 }),
         })
     }
 
@@ -92,6 +125,11 @@ impl<L: Layer> EngineDoor<L> {
         let mode = self.overlay.stat(node)?.mode;
         let kept = without_set_id(mode);
         if kept == mode { Ok(()) } else { self.overlay.set_mode(node, kept) }
+    }
+
+    /// EOPNOTSUPP for an ACL where there are none.
+    fn check_acl(&self, name: &OsStr) -> Result<()> {
+        if is_acl(name) && !self.settings.acl { Err(Error::new(EOPNOTSUPP)) } else { Ok(()) }
     }
 
     /// What a listing calls the directory above.
@@ -140,15 +178,15 @@ impl<L: Layer> Door for EngineDoor<L> {
         let flags = init::DONT_MASK
             | init::DO_READDIRPLUS
             | init::READDIRPLUS_AUTO
-            | init::WRITEBACK_CACHE
             | init::NO_OPEN_SUPPORT
             | init::NO_OPENDIR_SUPPORT
             | init::PARALLEL_DIROPS
             | init::CACHE_SYMLINKS
             | init::HANDLE_KILLPRIV_V2
-            | init::POSIX_ACL
-            | init::SETXATTR_EXT;
-        Setup { flags, valid: self.valid }
+            | init::SETXATTR_EXT
+            | if self.settings.acl { init::POSIX_ACL } else { 0 }
+            | if self.settings.writeback { init::WRITEBACK_CACHE } else { 0 };
+        Setup { flags, valid: self.settings.valid }
     }
 
     fn begin(&self, notifier: Notifier) {
@@ -187,9 +225,10 @@ impl<L: Layer> Door for EngineDoor<L> {
         }
         if is_set(set::UID | set::GID) {
             let before = self.overlay.stat(&node)?;
-            let uid = if is_set(set::UID) { change.uid } else { before.uid };
-            let gid = if is_set(set::GID) { change.gid } else { before.gid };
-            self.call(|| self.overlay.set_owner(&node, Owner { uid, gid }))?;
+            let (uid, gid) = (is_set(set::UID).then_some(change.uid), is_set(set::GID).then_some(change.gid));
+            let (uid, gid) = self.settings.identity.to_set(uid, gid)?;
+            let owner = Owner { uid: uid.unwrap_or(before.uid), gid: gid.unwrap_or(before.gid) };
+            self.call(|| self.overlay.set_owner(&node, owner))?;
             if !matches!(node.kind(), Kind::Dir | Kind::Symlink) && !is_set(set::MODE) {
                 self.drop_set_id(&node)?;
             }
@@ -369,8 +408,13 @@ impl<L: Layer> Door for EngineDoor<L> {
     }
 
     fn getxattr(&self, _: Caller, node: u64, name: &OsStr) -> Result<Vec<u8>> {
+        self.check_acl(name)?;
         let node = self.node(node)?;
-        self.call(|| self.overlay.xattr(&node, name))
+        let mut value = self.call(|| self.overlay.xattr(&node, name))?;
+        if is_acl(name) {
+            self.settings.identity.show_acl(&mut value);
+        }
+        Ok(value)
     }
 
     fn setxattr(&self, _: Caller, node: u64, name: &OsStr, value: &[u8], flags: i32, kill_sgid: bool) -> Result<()> {
@@ -380,8 +424,13 @@ impl<L: Layer> Door for EngineDoor<L> {
             libc::XATTR_REPLACE => XattrMode::Replace,
             _ => return Err(Error::new(EINVAL)),
         };
+        self.check_acl(name)?;
+        let mut value = value.to_owned();
+        if is_acl(name) {
+            self.settings.identity.store_acl(&mut value)?;
+        }
         let node = self.node(node)?;
-        self.call(|| self.overlay.set_xattr(&node, name, value, mode))?;
+        self.call(|| self.overlay.set_xattr(&node, name, &value, mode))?;
         if kill_sgid {
             let mode = self.overlay.stat(&node)?.mode;
             self.call(|| self.overlay.set_mode(&node, mode & !libc::S_ISGID))?;
@@ -391,10 +440,13 @@ impl<L: Layer> Door for EngineDoor<L> {
 
     fn listxattr(&self, _: Caller, node: u64) -> Result<Vec<OsString>> {
         let node = self.node(node)?;
-        self.call(|| self.overlay.xattrs(&node))
+        let mut names = self.call(|| self.overlay.xattrs(&node))?;
+        names.retain(|name| self.check_acl(name).is_ok());
+        Ok(names)
     }
 
     fn removexattr(&self, _: Caller, node: u64, name: &OsStr) -> Result<()> {
+        self.check_acl(name)?;
         let node = self.node(node)?;
         self.call(|| self.overlay.remove_xattr(&node, name))
     }
@@ -446,6 +498,11 @@ impl<L: Layer> Door for EngineDoor<L> {
             ..StatFs::default()
         })
     }
+}
+
+/// Whether an extended attribute is a POSIX ACL.
+fn is_acl(name: &OsStr) -> bool {
+    name == "system.posix_acl_access" || name == "system.posix_acl_default"
 }
 
 /// What the flags of fallocate(2) ask for; None for what no filesystem is asked by this door.
