@@ -3,7 +3,8 @@
 //! Every script runs twice, in the mount and in an ordinary directory that holds the same tree: what it prints and what it leaves must be
 //! the same in both, also after another mount, and the lower layers must be what they were.
 //!
-//! Needs root, /dev/fuse, git and cargo; fails without them.
+//! Needs root, /dev/fuse, cargo, npm with its registry, and of Debian's packages acl, attr, git, postgresql, rsync and sqlite3; fails
+//! without them.
 
 #[macro_use]
 #[path = "suite/doors.rs"]
@@ -269,4 +270,91 @@ fn removals_and_renames(door: &str) {
     twins.end();
 }
 
-through_both_doors! { git, tar, cargo_build, find_and_copies, removals_and_renames }
+through_both_doors! { git, tar, cargo_build, find_and_copies, removals_and_renames, sqlite }
+
+fn sqlite(door: &str) {
+    let mut twins = Twins::new(door);
+    let load = "pragma journal_mode = $mode; create table t (id integer primary key, text text);
+        with recursive n(i) as (select 1 union all select i + 1 from n where i < 20000) insert into t select i, hex(i * i) from n;
+        create index by_text on t (text); delete from t where id % 3 = 0; update t set text = text || '!' where id % 5 = 0;
+        select count(*), sum(length(text)) from t; pragma integrity_check;";
+    for mode in ["delete", "wal", "truncate"] {
+        let load = load.replace("$mode", mode);
+        twins.run(&format!(
+            "sqlite3 {mode}.db \"{load}\"; sqlite3 {mode}.db 'vacuum; select max(text) from t; pragma integrity_check;'"
+        ));
+    }
+    twins.remount();
+    twins.run(
+        "for db in *.db; do sqlite3 $db 'pragma integrity_check; select count(*), max(text) from t'; done; rm *.db*",
+    );
+    twins.end();
+}
+
+/// With hard links, ACLs and extended attributes, which the scheme does not have.
+#[test]
+fn rsync() {
+    let mut twins = Twins::new("engine");
+    for name in ["mount", "plain"] {
+        let dir = twins.stage.path(name);
+        shell(
+            &dir,
+            "setfacl -R -m u:daemon:r include; setfattr -n user.kind -v header $(find include -type f | sort | head -20)",
+        );
+        shell(&dir, "ln $(find include -type f | sort | head -1) doc/linked; rsync -aHAX include doc below copies");
+        let unlike = shell(&dir, "rsync -naHAXci --delete include doc below copies");
+        assert_eq!(unlike, "", "what rsync would have to do again");
+    }
+    twins.compare("copies", Detail::Contents);
+    twins.run("cd copies; find . -type f -links +1 | sort; find . -type f | sort | xargs getfacl | sha256sum; find . -type f | sort | xargs getfattr -d | sha256sum");
+    twins.remount();
+    twins.run(
+        "rm -r include/[a-m]*; rsync -aHAXi --delete copies/include . | sort; rsync -naHAXci --delete copies/include .",
+    );
+    twins.end();
+}
+
+/// A server with its data in the directory, as the user postgres.
+#[test]
+fn postgres() {
+    let mut twins = Twins::new("engine");
+    let start =
+        "bin=$(ls -d /usr/lib/postgresql/*/bin | tail -1); export PATH=$bin:$PATH; PGHOST=$PWD/db; export PGHOST
+        as() { setpriv --reuid postgres --regid postgres --init-groups \"$@\"; }
+        as pg_ctl -s -w -t 60 -D db/data -l db/log -o \"-k $PWD/db -h ''\" start >&2
+        trap 'as pg_ctl -s -w -m fast -D db/data stop >&2' EXIT
+        sql() { as psql -qAt -v ON_ERROR_STOP=1 -d postgres -c \"$1\"; }\n";
+    let create = "mkdir db; chown postgres:postgres db; chmod 755 .
+        setpriv --reuid postgres --regid postgres --init-groups $(ls -d /usr/lib/postgresql/*/bin | tail -1)/initdb -D db/data >&2\n";
+    let load = "sql 'create table t (id int primary key, text text); insert into t select i, md5(i::text) from generate_series(1, 50000) i'
+        sql 'create index on t (text); delete from t where id % 7 = 0; update t set text = upper(text) where id % 3 = 0'
+        sql 'vacuum full t'; sql 'checkpoint'
+        sql 'select count(*), md5(string_agg(text, null order by id)) from t'\n";
+    let check =
+        "sql 'select count(*), md5(string_agg(text, null order by id)) from t; drop table t; create table t (i int)'\n";
+    let first = twins.run(&[create, start, load].concat());
+    assert!(first.starts_with("42858|"), "{first}");
+    twins.remount();
+    assert!(twins.run(&[start, check].concat()).starts_with("42858|"));
+    twins.run("rm -r db");
+    twins.end();
+}
+
+/// A project with some dozens of packages.
+#[test]
+fn npm() {
+    let mut twins = Twins::new("engine");
+    let cache = twins.stage.dir("cache");
+    let install = format!(
+        "mkdir app; cd app; export npm_config_cache={} npm_config_audit=false npm_config_fund=false npm_config_update_notifier=false
+        echo '{{\"name\": \"app\", \"version\": \"1.0.0\"}}' > package.json
+        npm install --silent express@4.21.2 >&2; node -e 'require(\"express\")()'; npm ls --all | tail -n +2 | sha256sum; npm prune --silent >&2
+        rm -rf node_modules; npm ci --silent >&2; find . -type f | grep -v package-lock | sort | xargs sha256sum | sha256sum",
+        cache.display()
+    );
+    twins.run(&install);
+    twins.compare("app", Detail::Contents);
+    twins.remount();
+    twins.run("cd app; node -e 'console.log(Object.keys(require(\"express\")).length)'; rm -r node_modules");
+    twins.end();
+}
