@@ -1,5 +1,5 @@
 //! `overlayfs-fuse` from its start to its end: when it returns, what it refuses, how it is unmounted, layers that contain one another, and
-//! the rights of two users.
+//! the rights of two users, and a tree larger than what is remembered. `OVERLAYFS_ENTRIES=1000000` makes that one larger.
 //!
 //! Needs root and /dev/fuse; fails without them.
 
@@ -10,9 +10,12 @@ mod run;
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
+use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Output;
-use std::{io, os::unix::fs::symlink};
+use std::{io, process};
+
+use rustix::fs::{CWD, FileType};
 
 use mount::{Mount, PROGRAM, eventually, is_mounted};
 use test_common::{LowerGuard, Stage, mode, names, owner, put};
@@ -57,6 +60,13 @@ impl Drop for Bed {
 }
 
 const LAYERS: &str = "lowerdir=@/lower,upperdir=@/upper";
+
+/// How many entries there are, if nobody says: more than are remembered.
+const ENTRIES: usize = 100_000;
+/// How many of them are in one directory.
+const IN_ONE: usize = 500;
+/// What the daemon may take, in KiB, however many entries there are.
+const MEMORY: usize = 200 * 1024;
 
 fn start(list: &str, point: &Path) -> Output {
     run::finish(run::command(PROGRAM).args(["-o", list]).arg(point))
@@ -325,4 +335,56 @@ fn each_user_may_do_what_the_modes_of_the_layers_say() {
         |name: &str| run::finish(run::command("stat").args(["-c", "%u:%g %a"]).arg(bed.stage.path("upper").join(name)));
     assert_eq!(str::from_utf8(&of("theirs").stdout).unwrap(), "65534:65534 640\n");
     assert_eq!(str::from_utf8(&of("shared/dir/mine").stdout).unwrap().split(' ').next(), Some("65534:65534"));
+}
+
+/// What a walk meets: how many entries, and the sum of their inode numbers.
+fn walk(dir: &Path) -> (usize, u64) {
+    let mut met = (0, 0u64);
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        let stat = fs::symlink_metadata(&path).unwrap();
+        met = (met.0 + 1, met.1.wrapping_add(stat.ino()));
+        if stat.is_dir() {
+            let below = walk(&path);
+            met = (met.0 + below.0, met.1.wrapping_add(below.1));
+        }
+    }
+    met
+}
+
+/// The most that a process has taken, in KiB.
+fn memory(pid: u32) -> usize {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+#[test]
+fn a_large_tree_is_walked_in_bounded_memory_with_few_descriptors() {
+    let entries = std::env::var("OVERLAYFS_ENTRIES").map_or(ENTRIES, |number| number.parse().unwrap());
+    let bed = Bed::new();
+    let (lower, point) = (bed.stage.path("lower/many"), bed.point());
+    fs::create_dir(&lower).unwrap();
+    let dirs = entries / IN_ONE;
+    for index in 0..dirs {
+        let dir = lower.join(format!("dir-{index}"));
+        fs::create_dir(&dir).unwrap();
+        for index in 0..IN_ONE {
+            rustix::fs::mknodat(CWD, dir.join(index.to_string()), FileType::RegularFile, rustix::fs::Mode::RUSR, 0)
+                .unwrap();
+        }
+    }
+    let options = bed.options(LAYERS);
+    let script = format!("ulimit -n 1024; exec {PROGRAM} -f -o {options} {}", point.display());
+    let mut daemon = process::Command::new("sh").arg("-c").arg(script).spawn().unwrap();
+    eventually("it is mounted", || is_mounted(&point));
+
+    let first = walk(&point.join("many"));
+    assert_eq!(first.0, dirs * (IN_ONE + 1));
+    assert_eq!(walk(&point.join("many")), first, "the second walk meets the same objects");
+    let taken = memory(daemon.id());
+    assert!(taken < MEMORY, "the daemon takes {taken} KiB for {entries} entries");
+
+    assert!(process::Command::new("umount").arg(&point).status().unwrap().success());
+    assert!(daemon.wait().unwrap().success());
 }

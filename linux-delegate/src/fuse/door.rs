@@ -67,6 +67,9 @@ pub trait Door: Send + Sync {
     /// Called once, before the first request.
     fn begin(&self, _: Notifier) {}
 
+    /// Called by a thread between two requests. One may wait here for what others answer, not two.
+    fn rest(&self) {}
+
     /// None is an answer that the kernel keeps, ENOENT one that it does not.
     fn lookup(&self, caller: Caller, parent: u64, name: &OsStr) -> Result<Option<Entry>>;
     fn forget(&self, node: u64, count: u64);

@@ -167,6 +167,7 @@ fn serve(door: &impl Door, agreed: &Agreed, mut device: &File) -> io::Result<()>
                 _ => log::warn!("an answer was not taken by the kernel: {error}"),
             }
         }
+        door.rest();
     }
 }
 

@@ -4,7 +4,8 @@
 //! attributes, listings and pages, writes pages back when it likes, and asks nobody to open a file: a file that it knows needs no
 //! request to be opened and read again. It also checks access, by the attributes that it is told.
 //!
-//! Lock order: the locks of `nodes` and `files` are leaves; the engine is not called while one is held, but for opening a handle,
+//! Lock order: `forgetting`, under which the kernel may make others wait, is taken by no thread that holds another. The locks of `nodes`
+//! and `files` are leaves; the engine is not called while one is held, but for opening a handle,
 //! which asks no layer.
 
 mod convert;
@@ -12,7 +13,8 @@ mod files;
 mod nodes;
 
 use std::ffi::{OsStr, OsString};
-use std::sync::{Arc, OnceLock};
+use std::os::unix::ffi::OsStrExt;
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use overlayfs::layer::{Allocation, Kind, Layer, Owner, RenameMode, Time, XattrMode};
@@ -62,12 +64,21 @@ pub struct EngineDoor<L: Layer> {
     files: Files<L>,
     settings: Settings,
     notifier: OnceLock<Notifier>,
+    /// Held by the thread that has the kernel forget.
+    forgetting: Mutex<()>,
 }
 
 impl<L: Layer> EngineDoor<L> {
     /// The tree of `overlay`.
     pub fn new(overlay: Overlay<L>, settings: Settings) -> Self {
-        Self { nodes: Nodes::new(&overlay), files: Files::new(), overlay, settings, notifier: OnceLock::new() }
+        Self {
+            nodes: Nodes::new(&overlay),
+            files: Files::new(),
+            overlay,
+            settings,
+            notifier: OnceLock::new(),
+            forgetting: Mutex::new(()),
+        }
     }
 
     fn node(&self, number: u64) -> Result<Arc<Node<L>>> {
@@ -191,6 +202,21 @@ impl<L: Layer> Door for EngineDoor<L> {
 
     fn begin(&self, notifier: Notifier) {
         self.notifier.get_or_init(|| notifier);
+    }
+
+    fn rest(&self) {
+        if !self.nodes.are_too_many() {
+            return;
+        }
+        // The kernel locks the directory of an entry that it lets go, so another thread must be there for who holds that lock.
+        let (Ok(_forgetting), Some(notifier)) = (self.forgetting.try_lock(), self.notifier.get()) else { return };
+        for handle in self.nodes.oldest() {
+            if let Some((parent, name)) = self.overlay.parent(handle.node())
+                && let Err(error) = notifier.forget_entry(nodes::number(&*parent), name.as_bytes())
+            {
+                log::trace!("the kernel does not know {name:?}: {error}");
+            }
+        }
     }
 
     fn lookup(&self, _: Caller, parent: u64, name: &OsStr) -> Result<Option<Entry>> {

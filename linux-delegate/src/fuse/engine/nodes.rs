@@ -1,8 +1,12 @@
 //! The objects that the kernel knows: each is kept as long as the kernel may ask for it.
 //!
-//! The locks, of the parts of the table, are leaves.
+//! The kernel would remember without end. So there is an order of what it was told, and the oldest are to be taken back when there are too
+//! many.
+//!
+//! The locks, of the parts of the table and of the order, are leaves; that of the order is never taken under another.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use overlayfs::layer::Layer;
@@ -13,6 +17,11 @@ use crate::fuse::wire::ROOT;
 
 /// In how many parts the table is, so that threads seldom wait for each other.
 const PARTS: usize = 32;
+
+/// How many objects the kernel may know before some are taken back.
+const KNOWN_MAX: usize = 1 << 16;
+/// How many are taken back at a time.
+const BATCH: usize = 256;
 
 /// An object that the kernel was told of.
 struct Known<L: Layer> {
@@ -25,12 +34,20 @@ struct Known<L: Layer> {
 pub struct Nodes<L: Layer> {
     root: Arc<Handle<L>>,
     parts: [Mutex<HashMap<u64, Known<L>>>; PARTS],
+    count: AtomicUsize,
+    /// What the kernel was told of, the oldest first; maybe forgotten since.
+    order: Mutex<VecDeque<u64>>,
 }
 
 impl<L: Layer> Nodes<L> {
     /// A table of the root alone, which is never forgotten.
     pub fn new(overlay: &Overlay<L>) -> Self {
-        Self { root: Arc::new(overlay.open(overlay.root())), parts: std::array::from_fn(|_| Mutex::default()) }
+        Self {
+            root: Arc::new(overlay.open(overlay.root())),
+            parts: std::array::from_fn(|_| Mutex::default()),
+            count: AtomicUsize::new(0),
+            order: Mutex::default(),
+        }
     }
 
     fn part(&self, number: u64) -> MutexGuard<'_, HashMap<u64, Known<L>>> {
@@ -50,8 +67,17 @@ impl<L: Layer> Nodes<L> {
         let number = number(node);
         if number != ROOT {
             let mut part = self.part(number);
-            let known = part.entry(number);
-            known.or_insert_with(|| Known { handle: Arc::new(overlay.open(node)), count: 0 }).count += 1;
+            let mut is_new = false;
+            let make = || {
+                is_new = true;
+                Known { handle: Arc::new(overlay.open(node)), count: 0 }
+            };
+            part.entry(number).or_insert_with(make).count += 1;
+            drop(part);
+            if is_new {
+                self.count.fetch_add(1, Ordering::Relaxed);
+                self.order().push_back(number);
+            }
         }
         number
     }
@@ -64,7 +90,33 @@ impl<L: Layer> Nodes<L> {
         if known.count > 0 {
             return None;
         }
+        self.count.fetch_sub(1, Ordering::Relaxed);
         part.remove(&number).map(|known| known.handle)
+    }
+
+    fn order(&self) -> MutexGuard<'_, VecDeque<u64>> {
+        self.order.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether there is more than should be.
+    pub fn are_too_many(&self) -> bool {
+        self.count.load(Ordering::Relaxed) > KNOWN_MAX || self.order().len() > 2 * KNOWN_MAX
+    }
+
+    /// Some of those that the kernel has known longest and should forget. They go to the end of the order, in case it does not.
+    pub fn oldest(&self) -> Vec<Arc<Handle<L>>> {
+        let too_many = self.count.load(Ordering::Relaxed) > KNOWN_MAX;
+        let mut found = Vec::new();
+        let tries = self.order().len().min(BATCH);
+        for _ in 0..tries {
+            let Some(number) = self.order().pop_front() else { break };
+            let Ok(handle) = self.get(number) else { continue };
+            self.order().push_back(number);
+            if too_many {
+                found.push(handle);
+            }
+        }
+        found
     }
 }
 
