@@ -116,7 +116,7 @@ fn postgres() {
         "psql -qAt -v ON_ERROR_STOP=1 -c 'UPDATE rows SET number = -number WHERE id % 10 = 0' -c 'DELETE FROM large WHERE id > 25' \\
             -c 'VACUUM FULL' -c 'REINDEX DATABASE postgres' -c 'CREATE DATABASE second TEMPLATE template0'
         pg_amcheck --install-missing --heapallindexed postgres; dropdb second
-        pg_dump -T pgbench_history | grep -v -e '^--' -e restrict | md5sum",
+        pg_dump -T pgbench_history | grep -v -e '^--' -e restrict | sort | md5sum",
     ));
     twins.remount();
     twins.run(&server("fast", "echo after another mount"));

@@ -1,6 +1,5 @@
 //! A mount and an ordinary directory with the same content, in which the same is done.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use test_common::{Detail, LowerGuard, Snapshot, Stage, mode, put};
@@ -16,6 +15,8 @@ pub struct Twins {
     /// The lower layers, the topmost first.
     lowers: Vec<PathBuf>,
     upper: PathBuf,
+    /// The work directory, if it is not in the upper layer.
+    work: Option<PathBuf>,
     pub stage: Stage,
 }
 
@@ -40,7 +41,7 @@ impl Twins {
         }
         let guard = LowerGuard::new(&lowers);
         let upper = stage.dir("upper");
-        let mut twins = Self { mount: None, guard, door: door.to_owned(), lowers, upper, stage };
+        let mut twins = Self { mount: None, guard, door: door.to_owned(), lowers, upper, work: None, stage };
         twins.start();
         twins
     }
@@ -48,7 +49,10 @@ impl Twins {
     fn start(&mut self) {
         let lowers: Vec<_> = self.lowers.iter().map(|lower| lower.to_str().unwrap()).collect();
         let (lowers, upper) = (lowers.join(":"), self.upper.display());
-        let options = format!("door={},lowerdir={lowers},upperdir={upper}", self.door);
+        let mut options = format!("door={},lowerdir={lowers},upperdir={upper}", self.door);
+        if let Some(work) = &self.work {
+            options += &format!(",workdir={}", work.display());
+        }
         self.mount = Some(Mount::new(&self.stage.dir("mount"), &options));
     }
 
@@ -76,9 +80,11 @@ impl Twins {
     /// Mounts anew with an empty upper layer above the one that there was, which is the topmost lower one from now on.
     pub fn stack(&mut self) {
         self.remount_after(|twins| {
-            let upper = twins.stage.dir(&format!("upper-{}", twins.lowers.len()));
-            // The root is that of the upper layer.
+            let [upper, work] =
+                ["upper", "work"].map(|name| twins.stage.dir(&format!("{name}-{}", twins.lowers.len())));
+            // The root has the times of the upper layer, which stays empty with a work directory elsewhere.
             shell(&upper, &format!("touch -r {} .", twins.upper.display()));
+            twins.work = Some(work);
             let below = std::mem::replace(&mut twins.upper, upper);
             twins.guard.add(&below);
             twins.lowers.insert(0, below);
