@@ -37,6 +37,8 @@ impl Twins {
         mode(stage.root(), 0o755);
         let plain = stage.dir("plain");
         for layer in lowers.iter().rev() {
+            // Some programs take times of the same second for the same.
+            shell(layer, "find . -newermt yesterday -exec touch -hd 2009-09-09 {} +");
             shell(layer, &format!("cp -a . {}", plain.display()));
         }
         let guard = LowerGuard::new(&lowers);
