@@ -1,0 +1,121 @@
+//! What came out: medians and ratios, as a table and as JSON.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use crate::rows::Row;
+use crate::stage::Subject;
+
+/// One work on one subject.
+pub struct Measurement {
+    pub seconds: f64,
+    /// The most memory that the daemon has taken, in KiB; 0 without one.
+    pub peak: u64,
+}
+
+/// What is told of one row.
+pub struct Line {
+    pub name: &'static str,
+    pub goal: f64,
+    /// For each subject, in the order of [`Subject::ALL`].
+    pub results: Vec<Summary>,
+}
+
+/// What is told of one subject in one row.
+pub struct Summary {
+    pub subject: Subject,
+    /// The median, the least and the most, in seconds.
+    pub median: f64,
+    pub least: f64,
+    pub most: f64,
+    /// The median as a ratio to that of the bare filesystem.
+    pub ratio: f64,
+    /// In KiB.
+    pub peak: u64,
+}
+
+pub struct Report {
+    pub lines: Vec<Line>,
+}
+
+impl Report {
+    pub fn new(
+        rows: &[Row],
+        times: &BTreeMap<(usize, Subject), Vec<f64>>,
+        memory: &BTreeMap<(usize, Subject), u64>,
+    ) -> Self {
+        let line = |(index, row): (usize, &Row)| {
+            let of = |subject| {
+                let mut sorted = times.get(&(index, subject)).cloned().unwrap_or_default();
+                sorted.sort_by(f64::total_cmp);
+                sorted
+            };
+            let bare = median(&of(Subject::Bare));
+            let summary = |subject| {
+                let sorted = of(subject);
+                let median = median(&sorted);
+                let (least, most) =
+                    (sorted.first().copied().unwrap_or(f64::NAN), sorted.last().copied().unwrap_or(f64::NAN));
+                let peak = memory.get(&(index, subject)).copied().unwrap_or_default();
+                Summary { subject, median, least, most, ratio: median / bare, peak }
+            };
+            Line { name: row.name, goal: row.goal, results: Subject::ALL.map(summary).into() }
+        };
+        Self { lines: rows.iter().enumerate().map(line).collect() }
+    }
+
+    /// A table for people, in Markdown.
+    pub fn table(&self) -> String {
+        let mut text = "| work | bare, ms | kernel | fuse-overlayfs | ours | spread | goal | met |\n| --- | --- | --- | --- | --- | --- | --- | --- |\n".to_owned();
+        for Line { name, goal, results } in &self.lines {
+            let [bare, kernel, fuse, ours] = results.as_slice() else { continue };
+            let spread = format!("{:.2}–{:.2}", ours.least / bare.median, ours.most / bare.median);
+            let met = if ours.ratio <= *goal { "yes" } else { "no" };
+            let (bare, kernel, fuse, ours) = (bare.median * 1e3, kernel.ratio, fuse.ratio, ours.ratio);
+            let _ = writeln!(
+                text,
+                "| {name} | {bare:.1} | {kernel:.2} | {fuse:.2} | **{ours:.2}** | {spread} | {goal} | {met} |"
+            );
+        }
+        let peak = |subject: Subject| {
+            let all = self.lines.iter().flat_map(|line| &line.results);
+            all.filter(|result| result.subject == subject).map(|result| result.peak).max().unwrap_or_default() as f64
+                / 1024.0
+        };
+        let walk = |subject: Subject| {
+            let line = self.lines.iter().find(|line| line.name.starts_with("walk"));
+            let found = line.and_then(|line| line.results.iter().find(|result| result.subject == subject));
+            found.map_or(f64::NAN, |result| result.peak as f64 / 1024.0)
+        };
+        for subject in [Subject::FuseOverlayfs, Subject::Ours] {
+            let (walk, most) = (walk(subject), peak(subject));
+            let _ = writeln!(text, "\nMemory of {}, MiB: {walk:.0} after the walk, {most:.0} at most.", subject.name());
+        }
+        text
+    }
+
+    /// All numbers: seconds, ratios, and KiB.
+    pub fn json(&self) -> String {
+        let result = |result: &Summary| {
+            let Summary { subject, median, least, most, ratio, peak } = result;
+            format!(
+                r#"{{"subject": "{}", "median": {median}, "least": {least}, "most": {most}, "ratio": {ratio}, "peak_kib": {peak}}}"#,
+                subject.name()
+            )
+        };
+        let line = |line: &Line| {
+            let results: Vec<_> = line.results.iter().map(result).collect();
+            format!(r#"  {{"row": "{}", "goal": {}, "results": [{}]}}"#, line.name, line.goal, results.join(", "))
+        };
+        let lines: Vec<_> = self.lines.iter().map(line).collect();
+        format!("[\n{}\n]\n", lines.join(",\n"))
+    }
+}
+
+fn median(sorted: &[f64]) -> f64 {
+    match sorted.len() {
+        0 => f64::NAN,
+        length if length % 2 == 1 => sorted[length / 2],
+        length => f64::midpoint(sorted[length / 2 - 1], sorted[length / 2]),
+    }
+}

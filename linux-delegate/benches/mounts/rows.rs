@@ -1,0 +1,300 @@
+//! The works that are measured, and what they find in the lower layers.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind, Read, Result, Write};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+/// How much of everything there is.
+#[derive(Clone, Copy)]
+pub struct Size {
+    /// Directories of 31 files in the tree.
+    dirs: usize,
+    small: usize,
+    appended: usize,
+    big: u64,
+    written: usize,
+    listed: usize,
+    created: usize,
+    renamed: usize,
+    pieces: usize,
+}
+
+impl Size {
+    pub const FULL: Size = Size {
+        dirs: 900,
+        small: 10_000,
+        appended: 1000,
+        big: 1 << 30,
+        written: 20_000,
+        listed: 50_000,
+        created: 10_000,
+        renamed: 5000,
+        pieces: 64,
+    };
+    pub const QUICK: Size = Size {
+        dirs: 60,
+        small: 500,
+        appended: 50,
+        big: 16 << 20,
+        written: 1000,
+        listed: 2000,
+        created: 500,
+        renamed: 300,
+        pieces: 8,
+    };
+}
+
+/// What is done to a view of the layers.
+type Work = fn(&Path, Size) -> Result<()>;
+
+pub struct Row {
+    pub name: &'static str,
+    /// What is wanted of ours, as a ratio to the bare filesystem.
+    pub goal: f64,
+    /// The part of the lower layer that is needed: it is the lower layer.
+    pub part: &'static str,
+    /// Each directory in the part is a lower layer.
+    pub pieces: bool,
+    /// Mounted anew and with empty caches, after the preparation.
+    pub cold: bool,
+    pub prepare: Work,
+    pub work: Work,
+}
+
+impl Row {
+    const fn warm(name: &'static str, goal: f64, part: &'static str, prepare: Work, work: Work) -> Self {
+        Row { name, goal, part, pieces: false, cold: false, prepare, work }
+    }
+
+    const fn cold(name: &'static str, goal: f64, part: &'static str, prepare: Work, work: Work) -> Self {
+        Row { cold: true, ..Row::warm(name, goal, part, prepare, work) }
+    }
+}
+
+/// Every row, in the order in which it is printed.
+pub fn all(size: Size) -> Vec<Row> {
+    let one_big = if size.big >> 30 > 0 {
+        "append a byte to one 1 GiB lower file"
+    } else {
+        "append a byte to one large lower file"
+    };
+    vec![
+        Row::cold("walk + lstat of the tree, cold", 1.3, "tree", nothing, walk),
+        Row::warm("walk + lstat of the tree, warm", 1.1, "tree", walk, walk),
+        Row { pieces: true, ..Row::cold("walk + lstat of many layers, cold", 1.3, "pieces", nothing, walk) },
+        Row::warm("open + read + close of small files, warm", 3.0, "small", read_small, read_small),
+        Row::warm("sequential read of a lower file, warm", 1.0, "big", read_big, read_big),
+        Row::warm("sequential read of an upper file, warm", 1.0, "none", make_upper, read_upper),
+        Row::warm("4 KiB random writes", 1.2, "none", make_upper, write_randomly),
+        Row::warm("append a byte to small lower files", 10.0, "appended", read_appended, append),
+        Row::warm("append again", 3.0, "appended", append, append),
+        Row::warm(one_big, 10.0, "big", nothing, append_big),
+        Row::warm("create files", 3.0, "none", nothing, create),
+        Row::warm("unlink lower files", 1.0, "small", walk, unlink),
+        Row::warm("mkdir", 2.5, "none", nothing, make_dirs),
+        Row::warm("rename files", 4.0, "none", create_renamed, rename),
+        Row::warm("rename a lower directory (mv)", 1.5, "moved", walk, rename_dir),
+        Row::cold("readdir of lower + upper entries, cold", 1.5, "listed", create_listed, list),
+        Row::warm("with lstat of each, warm", 1.3, "listed", list_all, walk),
+        Row::warm("git clone", 2.0, "repository", nothing, clone),
+        Row::warm("git status, second", 1.5, "repository", clone_and_look, status),
+        Row::warm("tar x", 2.0, "archive", nothing, unpack),
+        Row::warm("rm -rf of a lower tree", 1.0, "tree", walk, remove_tree),
+    ]
+}
+
+/// Makes what the lower layers have, one directory for each part.
+pub fn make_lower(lower: &Path, size: Size) -> Result<()> {
+    let files = |dir: &Path, count: usize, length: usize| -> Result<()> {
+        fs::create_dir_all(dir)?;
+        (0..count).try_for_each(|index| fs::write(dir.join(format!("file-{index}")), vec![b'x'; length + index % 7]))
+    };
+    for index in 0..size.dirs {
+        files(&lower.join(format!("tree/{}/dir-{index}", index / 30)), 31, 300)?;
+    }
+    for index in 0..size.pieces {
+        for dir in 0..size.dirs / size.pieces {
+            files(&lower.join(format!("pieces/{index}/dir-{dir}/of-{index}")), 30, 300)?;
+        }
+    }
+    for index in 0..100 {
+        files(&lower.join(format!("small/{index}")), size.small / 100, 2000)?;
+    }
+    files(&lower.join("appended"), size.appended, 3000)?;
+    files(&lower.join("moved/dir"), 1000, 2000)?;
+    files(&lower.join("listed"), size.listed, 0)?;
+    fs::create_dir_all(lower.join("none"))?;
+    fs::create_dir_all(lower.join("big"))?;
+    let mut big = File::create(lower.join("big/file"))?;
+    let mut block = vec![0; 1 << 20];
+    for index in 0..size.big >> 20 {
+        block[..8].copy_from_slice(&(index + 1).to_le_bytes());
+        big.write_all(&block)?;
+    }
+    fs::create_dir_all(lower.join("archive"))?;
+    run(lower, "tar", &["-cf", "archive/all.tar", "tree"])?;
+    run(lower, "cp", &["-a", "tree", "repository"])?;
+    let repository = lower.join("repository");
+    let git = |words: &[&str]| run(&repository, "git", words);
+    git(&["init", "-q", "-b", "main"])?;
+    git(&["add", "."])?;
+    git(&["-c", "user.name=x", "-c", "user.email=x@example.org", "commit", "-qm", "All"])?;
+    fs::rename(repository.join(".git"), lower.join("bare.git"))?;
+    fs::remove_dir_all(&repository)?;
+    fs::create_dir(&repository)?;
+    fs::rename(lower.join("bare.git"), repository.join("bare.git"))?;
+    run(&repository, "git", &["-C", "bare.git", "config", "core.bare", "true"])
+}
+
+fn run(dir: &Path, program: &str, words: &[&str]) -> Result<()> {
+    let mut command = Command::new(program);
+    command.args(words).current_dir(dir).stdout(Stdio::null()).stdin(Stdio::null());
+    command.env("GIT_CONFIG_GLOBAL", "/dev/null").env("GIT_CONFIG_NOSYSTEM", "1");
+    let status = command.status()?;
+    if status.success() { Ok(()) } else { Err(io::Error::other(format!("{program} {words:?} fails: {status}"))) }
+}
+
+fn nothing(_: &Path, _: Size) -> Result<()> {
+    Ok(())
+}
+
+fn walk(view: &Path, _: Size) -> Result<()> {
+    walk_dir(view)
+}
+
+fn walk_dir(dir: &Path) -> Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        if fs::symlink_metadata(&path)?.is_dir() {
+            walk_dir(&path)?;
+        }
+    }
+    Ok(())
+}
+
+fn read_whole(path: &Path, buffer: &mut [u8]) -> Result<()> {
+    let mut file = File::open(path)?;
+    while file.read(buffer)? > 0 {}
+    Ok(())
+}
+
+fn read_small(view: &Path, size: Size) -> Result<()> {
+    let mut buffer = vec![0; 4096];
+    (0..size.small)
+        .try_for_each(|index| read_whole(&view.join(format!("{}/file-{}", index % 100, index / 100)), &mut buffer))
+}
+
+fn read_big(view: &Path, _: Size) -> Result<()> {
+    read_whole(&view.join("file"), &mut vec![0; 1 << 17])
+}
+
+fn make_upper(view: &Path, _: Size) -> Result<()> {
+    fs::write(view.join("upper"), vec![1; 64 << 20])
+}
+
+fn read_upper(view: &Path, _: Size) -> Result<()> {
+    (0..4).try_for_each(|_| read_whole(&view.join("upper"), &mut vec![0; 1 << 17]))
+}
+
+fn write_randomly(view: &Path, size: Size) -> Result<()> {
+    let file = OpenOptions::new().write(true).open(view.join("upper"))?;
+    let mut state = 1u64;
+    for _ in 0..size.written {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        file.write_all_at(&[2; 4096], (state >> 40) % (64 << 8) * 4096)?;
+    }
+    Ok(())
+}
+
+fn append_to(path: &Path) -> Result<()> {
+    OpenOptions::new().append(true).open(path)?.write_all(b"x")
+}
+
+fn read_appended(view: &Path, size: Size) -> Result<()> {
+    let mut buffer = vec![0; 4096];
+    (0..size.appended).try_for_each(|index| read_whole(&view.join(format!("file-{index}")), &mut buffer))
+}
+
+fn append(view: &Path, size: Size) -> Result<()> {
+    (0..size.appended).try_for_each(|index| append_to(&view.join(format!("file-{index}"))))
+}
+
+fn append_big(view: &Path, _: Size) -> Result<()> {
+    append_to(&view.join("file"))
+}
+
+fn create_many(dir: &Path, count: usize) -> Result<()> {
+    fs::create_dir_all(dir)?;
+    (0..count).try_for_each(|index| fs::write(dir.join(format!("new-{index}")), b"a hundred bytes or so".repeat(5)))
+}
+
+fn create(view: &Path, size: Size) -> Result<()> {
+    create_many(&view.join("new"), size.created)
+}
+
+fn create_renamed(view: &Path, size: Size) -> Result<()> {
+    create_many(&view.join("new"), size.renamed)
+}
+
+fn create_listed(view: &Path, size: Size) -> Result<()> {
+    (0..size.listed).try_for_each(|index| File::create(view.join(format!("upper-{index}"))).map(drop))
+}
+
+fn unlink(view: &Path, size: Size) -> Result<()> {
+    (0..size.small).try_for_each(|index| fs::remove_file(view.join(format!("{}/file-{}", index % 100, index / 100))))
+}
+
+fn make_dirs(view: &Path, size: Size) -> Result<()> {
+    (0..size.renamed).try_for_each(|index| fs::create_dir(view.join(format!("dir-{index}"))))
+}
+
+fn rename(view: &Path, size: Size) -> Result<()> {
+    (0..size.renamed)
+        .try_for_each(|index| fs::rename(view.join(format!("new/new-{index}")), view.join(format!("new/old-{index}"))))
+}
+
+/// As mv: where the filesystem refuses, everything is copied and then removed.
+fn rename_dir(view: &Path, _: Size) -> Result<()> {
+    match fs::rename(view.join("dir"), view.join("moved")) {
+        Err(error) if error.kind() == ErrorKind::CrossesDevices => {
+            run(view, "cp", &["-a", "dir", "moved"])?;
+            fs::remove_dir_all(view.join("dir"))
+        }
+        renamed => renamed,
+    }
+}
+
+fn list(view: &Path, _: Size) -> Result<()> {
+    fs::read_dir(view)?.try_for_each(|entry| entry.map(drop))
+}
+
+fn list_all(view: &Path, size: Size) -> Result<()> {
+    create_listed(view, size)?;
+    walk(view, size)
+}
+
+fn clone(view: &Path, _: Size) -> Result<()> {
+    run(view, "git", &["clone", "-q", "--no-hardlinks", "bare.git", "clone"])
+}
+
+fn clone_and_look(view: &Path, size: Size) -> Result<()> {
+    clone(view, size)?;
+    status(view, size)
+}
+
+fn status(view: &Path, _: Size) -> Result<()> {
+    run(&view.join("clone"), "git", &["status", "--porcelain"])
+}
+
+fn unpack(view: &Path, _: Size) -> Result<()> {
+    run(view, "tar", &["-xf", "all.tar"])
+}
+
+fn remove_tree(view: &Path, _: Size) -> Result<()> {
+    for entry in fs::read_dir(view)? {
+        fs::remove_dir_all(entry?.path())?;
+    }
+    Ok(())
+}

@@ -1,0 +1,197 @@
+//! Where the benchmark happens: a filesystem of its own in a file, the layers in it, and one mount at a time.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::report::Measurement;
+use crate::rows::{self, Row, Size};
+
+/// How large the file of the filesystem may become. It takes only what is written.
+const IMAGE: u64 = 24 << 30;
+/// How long a mount may take to be there.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Subject {
+    Bare,
+    Kernel,
+    FuseOverlayfs,
+    Ours,
+}
+
+impl Subject {
+    pub const ALL: [Subject; 4] = [Subject::Bare, Subject::Kernel, Subject::FuseOverlayfs, Subject::Ours];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Subject::Bare => "bare",
+            Subject::Kernel => "kernel",
+            Subject::FuseOverlayfs => "fuse-overlayfs",
+            Subject::Ours => "ours",
+        }
+    }
+}
+
+pub struct Stage {
+    /// The mount point of the filesystem.
+    top: PathBuf,
+    image: PathBuf,
+    size: Size,
+}
+
+/// What a row works on. Dropped, it is unmounted.
+struct View {
+    path: PathBuf,
+    mounted: bool,
+    daemon: Option<Child>,
+}
+
+impl Stage {
+    /// Makes the filesystem and what the lower layers have in it.
+    pub fn new(size: Size) -> Result<Self, String> {
+        let base = Path::new(env!("CARGO_TARGET_TMPDIR"));
+        let (image, top) = (base.join("mounts.ext4"), base.join("mounts"));
+        fs::create_dir_all(&top).map_err(|error| format!("{} cannot be made: {error}.", top.display()))?;
+        let file = fs::File::create(&image).and_then(|file| file.set_len(IMAGE));
+        file.map_err(|error| format!("{} cannot be made: {error}.", image.display()))?;
+        let stage = Self { top, image, size };
+        call(Command::new("mkfs.ext4").args(["-q", "-F", "-E", "lazy_itable_init=0"]).arg(&stage.image))?;
+        call(Command::new("mount").args(["-o", "loop"]).arg(&stage.image).arg(&stage.top))?;
+        rows::make_lower(&stage.lower(), size).map_err(|error| format!("The lower layer cannot be made: {error}."))?;
+        Ok(stage)
+    }
+
+    fn lower(&self) -> PathBuf {
+        self.top.join("lower")
+    }
+
+    /// Does a row once on new directories. Only the work itself is timed.
+    pub fn measure(&self, subject: Subject, row: &Row) -> Result<Measurement, String> {
+        let work = self.top.join("work");
+        if work.exists() {
+            fs::remove_dir_all(&work).map_err(|error| format!("{} cannot be removed: {error}.", work.display()))?;
+        }
+        let lowers = self.lowers(row)?;
+        for name in ["upper", "work", "view"] {
+            let made = fs::create_dir_all(work.join(name));
+            made.map_err(|error| format!("A directory for {} cannot be made: {error}.", row.name))?;
+        }
+        let failed = |error: std::io::Error| format!("{} fails on {}: {error}.", row.name, subject.name());
+        let mut view = self.view(subject, &lowers, &work)?;
+        (row.prepare)(&view.path, self.size).map_err(failed)?;
+        if row.cold {
+            drop(view);
+            view = self.view(subject, &lowers, &work)?;
+            rustix::fs::sync();
+            fs::write("/proc/sys/vm/drop_caches", "3").map_err(failed)?;
+        }
+        let start = Instant::now();
+        (row.work)(&view.path, self.size).map_err(failed)?;
+        let seconds = start.elapsed().as_secs_f64();
+        Ok(Measurement { seconds, peak: view.peak() })
+    }
+
+    /// The lower layers of a row: one, or one for each of its pieces.
+    fn lowers(&self, row: &Row) -> Result<Vec<PathBuf>, String> {
+        let part = self.lower().join(row.part);
+        if !row.pieces {
+            return Ok(vec![part]);
+        }
+        let names = fs::read_dir(&part).map_err(|error| format!("{} cannot be read: {error}.", part.display()))?;
+        Ok(names.flatten().map(|entry| entry.path()).collect())
+    }
+
+    /// Mounts the layers. The bare filesystem has a copy of them instead.
+    fn view(&self, subject: Subject, lowers: &[PathBuf], work: &Path) -> Result<View, String> {
+        let path = work.join("view");
+        if subject == Subject::Bare {
+            if fs::read_dir(&path).is_ok_and(|mut names| names.next().is_none()) {
+                for lower in lowers {
+                    call(Command::new("cp").arg("-a").arg(lower.join(".")).arg(&path))?;
+                }
+            }
+            return Ok(View { path, mounted: false, daemon: None });
+        }
+        let list: Vec<_> = lowers.iter().map(|lower| lower.display().to_string()).collect();
+        let work = work.display();
+        let options = format!("lowerdir={},upperdir={work}/upper,workdir={work}/work", list.join(":"));
+        let daemon = match subject {
+            Subject::Kernel => {
+                call(Command::new("mount").args(["-t", "overlay", "overlay", "-o", &options]).arg(&path))?;
+                None
+            }
+            Subject::FuseOverlayfs => Some(start("fuse-overlayfs", &options, &path)?),
+            _ => Some(start(env!("CARGO_BIN_EXE_overlayfs-fuse"), &options, &path)?),
+        };
+        let view = View { path, mounted: true, daemon };
+        let start = Instant::now();
+        while !is_mounted(&view.path) {
+            if start.elapsed() > PATIENCE {
+                return Err(format!("{} is not mounted in time.", subject.name()));
+            }
+            thread::sleep(Duration::from_millis(2));
+        }
+        Ok(view)
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        let done = Command::new("umount").arg("-l").arg(&self.top).status();
+        if !done.is_ok_and(|status| status.success()) {
+            eprintln!("{} is still mounted", self.top.display());
+        }
+        if let Err(error) = fs::remove_file(&self.image) {
+            eprintln!("{} is still there: {error}", self.image.display());
+        }
+    }
+}
+
+impl View {
+    /// The most memory that the daemon has taken, in KiB; 0 where there is none.
+    fn peak(&self) -> u64 {
+        let Some(daemon) = &self.daemon else { return 0 };
+        let status = fs::read_to_string(format!("/proc/{}/status", daemon.id())).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok()).unwrap_or_default()
+    }
+}
+
+impl Drop for View {
+    fn drop(&mut self) {
+        if self.mounted
+            && let Err(error) = call(Command::new("umount").arg(&self.path))
+        {
+            eprintln!("{error}");
+        }
+        if let Some(daemon) = &mut self.daemon
+            && let Err(error) = daemon.wait()
+        {
+            eprintln!("A daemon cannot be waited for: {error}.");
+        }
+    }
+}
+
+fn start(program: &str, options: &str, point: &Path) -> Result<Child, String> {
+    let mut command = Command::new(program);
+    command.args(["-f", "-o", options]).arg(point).stdin(Stdio::null());
+    command.spawn().map_err(|error| format!("{program} cannot be started: {error}."))
+}
+
+/// Runs a program to its end.
+fn call(command: &mut Command) -> Result<(), String> {
+    match command.stdout(Stdio::null()).status() {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => Err(format!("{command:?} fails: {status}.")),
+        Err(error) => Err(format!("{command:?} cannot be run: {error}.")),
+    }
+}
+
+fn is_mounted(point: &Path) -> bool {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    mounts.lines().any(|line| line.split(' ').nth(1) == point.to_str())
+}
