@@ -1,10 +1,9 @@
-//! Ordinary programs in a mount over copies of /usr/include and /usr/share/doc.
+//! Ordinary programs in a mount, most of them over copies of /usr/include and /usr/share/doc.
 //!
 //! Every script runs twice, in the mount and in an ordinary directory that holds the same tree: what it prints and what it leaves must be
 //! the same in both, also after another mount, and the lower layers must be what they were.
 //!
-//! Needs root, /dev/fuse, cargo, npm with its registry, and of Debian's packages acl, attr, git, postgresql, rsync and sqlite3; fails
-//! without them.
+//! Needs root, /dev/fuse, cargo, npm with its registry, and of Debian's packages acl, attr, git, libcap2-bin and rsync; fails without them.
 
 #[macro_use]
 #[path = "suite/doors.rs"]
@@ -13,12 +12,14 @@ mod doors;
 mod mount;
 #[path = "suite/run.rs"]
 mod run;
+#[path = "suite/twins.rs"]
+mod twins;
 
 use std::fs;
 use std::path::Path;
 
-use mount::Mount;
-use test_common::{Detail, LowerGuard, Snapshot, Stage, names, put};
+use test_common::{Detail, Stage, names, put};
+use twins::Twins;
 
 /// How many objects of each of the host's directories are copied, about.
 const OBJECTS: usize = 300;
@@ -26,98 +27,26 @@ const OBJECTS: usize = 300;
 /// Nothing bigger than this is copied, in bytes: what a host has in /usr/share/doc can be huge.
 const LARGEST: u64 = 1 << 17;
 
-/// A mount, and an ordinary directory with the same contents.
-struct Twins {
-    mount: Option<Mount>,
-    guard: LowerGuard,
-    stage: Stage,
-    door: String,
+/// Twins of two lower layers. The upper one has a part of /usr/include, the other one a part of /usr/share/doc, and something under each
+/// name in the first one's directory: it merges with a directory and is hidden by a file.
+fn of_the_host(door: &str) -> Twins {
+    let stage = Stage::new();
+    let [top, bottom] = ["top", "bottom"].map(|name| stage.dir(name));
+    copy_part(Path::new("/usr/include"), &put::dir(&top, "include"));
+    copy_part(Path::new("/usr/share/doc"), &put::dir(&bottom, "doc"));
+    for name in names(&top.join("include")) {
+        match fs::symlink_metadata(top.join("include").join(&name)).unwrap().is_dir() {
+            true => put::file(&bottom, &format!("include/{name}/below"), "merged"),
+            false => put::file(&bottom, &format!("include/{name}"), "hidden"),
+        };
+    }
+    put::file(&bottom, "below/file", "two names");
+    put::link(&bottom, "below/file", "below/link");
+    put::symlink(&bottom, "below/symlink", "../include");
+    Twins::over(door, stage, vec![top, bottom])
 }
 
-impl Twins {
-    /// The upper one of two lower layers has a part of /usr/include, the other one a part of /usr/share/doc, and something under
-    /// each name in the first one's directory: it merges with a directory and is hidden by a file.
-    fn new(door: &str) -> Self {
-        let stage = Stage::new();
-        let [top, bottom, plain] = ["top", "bottom", "plain"].map(|name| stage.dir(name));
-        copy_part(Path::new("/usr/include"), &put::dir(&top, "include"));
-        copy_part(Path::new("/usr/share/doc"), &put::dir(&bottom, "doc"));
-        for name in names(&top.join("include")) {
-            match fs::symlink_metadata(top.join("include").join(&name)).unwrap().is_dir() {
-                true => put::file(&bottom, &format!("include/{name}/below"), "merged"),
-                false => put::file(&bottom, &format!("include/{name}"), "hidden"),
-            };
-        }
-        put::file(&bottom, "below/file", "two names");
-        put::link(&bottom, "below/file", "below/link");
-        put::symlink(&bottom, "below/symlink", "../include");
-        for layer in [&bottom, &top] {
-            shell(layer, &format!("cp -a . {}", plain.display()));
-        }
-        let guard = LowerGuard::new([top, bottom]);
-        let mut twins = Self { mount: None, guard, stage, door: door.to_owned() };
-        twins.start();
-        twins
-    }
-
-    fn start(&mut self) {
-        let [top, bottom, upper, point] = ["top", "bottom", "upper", "mount"].map(|name| self.stage.dir(name));
-        let (top, bottom, upper) = (top.display(), bottom.display(), upper.display());
-        self.mount = Some(Mount::new(&point, &format!("door={},lowerdir={top}:{bottom},upperdir={upper}", self.door)));
-    }
-
-    /// Runs a script in both. Returns what it printed, which is the same.
-    fn run(&self, script: &str) -> String {
-        let [found, expected] = ["mount", "plain"].map(|name| shell(&self.stage.path(name), script));
-        let unlike = found.lines().zip(expected.lines()).find(|(found, expected)| found != expected);
-        assert!(found == expected, "{script}\nprints {found}\ninstead of {expected}\nFirst difference: {unlike:?}");
-        found
-    }
-
-    fn compare(&self, path: &str, detail: Detail) {
-        let [found, expected] =
-            ["mount", "plain"].map(|name| Snapshot::take(&self.stage.path(name).join(path), detail));
-        assert!(found.count() > 1, "{path} is empty, so the comparison would mean nothing");
-        expected.assert_same(&found, &format!("the mount's /{path}"));
-    }
-
-    /// Mounts anew: the tree is what it was, times included, and the lower layers as well.
-    fn remount(&mut self) {
-        let point = self.stage.path("mount");
-        let before = Snapshot::take(&point, Detail::Times);
-        self.mount.take().unwrap().unmount();
-        self.guard.check();
-        self.start();
-        before.assert_same(&Snapshot::take(&point, Detail::Times), "the tree after another mount");
-    }
-
-    /// The last words of every test.
-    fn end(mut self) {
-        self.compare("", Detail::Contents);
-        self.remount();
-        self.compare("", Detail::Contents);
-        self.mount.take().unwrap().unmount();
-        self.guard.check();
-    }
-}
-
-/// Runs a script in a directory. Returns its output.
-fn shell(dir: &Path, script: &str) -> String {
-    let mut command = run::command("sh");
-    command.args(["-euc", script]).current_dir(dir);
-    // Nothing of the user's own configuration, and the same commits at any time.
-    command.env("HOME", "/nonexistent").env("GIT_CONFIG_GLOBAL", "/dev/null").env("GIT_CONFIG_NOSYSTEM", "1");
-    for who in ["AUTHOR", "COMMITTER"] {
-        command.env(format!("GIT_{who}_NAME"), "Somebody").env(format!("GIT_{who}_EMAIL"), "somebody@example.org");
-        command.env(format!("GIT_{who}_DATE"), "2001-02-03T04:05:06Z");
-    }
-    let output = run::finish(&mut command);
-    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "in {}: {script}\nfails with {}\n{err}{out}", dir.display(), output.status);
-    out.into_owned()
-}
-
-/// Copies the first objects of a directory, whole files and directories with all that is known of them.
+/// Copies the first objects of a directory, whole files and directories. They belong to whoever copies.
 fn copy_part(from: &Path, to: &Path) {
     let mut left = OBJECTS;
     copy_some(from, to, &mut left);
@@ -147,14 +76,15 @@ fn copy_some(from: &Path, to: &Path, left: &mut usize) {
     }
     if !files.is_empty() {
         let mut copy = run::command("cp");
-        assert!(run::finish(copy.arg("-at").arg(to).args(files)).status.success());
+        let keep = ["--no-dereference", "--preserve=mode,timestamps,links", "--target-directory"];
+        assert!(run::finish(copy.args(keep).arg(to).args(files)).status.success());
     }
     let mut touch = run::command("touch");
     assert!(run::finish(touch.arg("-r").arg(from).arg(to)).status.success());
 }
 
 fn git(door: &str) {
-    let mut twins = Twins::new(door);
+    let mut twins = of_the_host(door);
     let said = twins.run(
         "git init -q -b main
         git config gc.auto 0; git config maintenance.auto false; git config pack.threads 1; git config pack.window 0
@@ -175,7 +105,7 @@ fn git(door: &str) {
 }
 
 fn tar(door: &str) {
-    let twins = Twins::new(door);
+    let twins = of_the_host(door);
     twins.run("tar --sort=name -cf all.tar include doc below; sha256sum all.tar; tar -df all.tar");
     twins.run("mkdir restored; tar -xpf all.tar -C restored; touch -d 2001-01-01 restored");
     twins.compare("restored", Detail::Times);
@@ -188,7 +118,7 @@ fn tar(door: &str) {
 }
 
 fn cargo_build(door: &str) {
-    let mut twins = Twins::new(door);
+    let mut twins = of_the_host(door);
     let package = twins.stage.dir("package");
     put::file(
         &package,
@@ -237,7 +167,7 @@ fn cargo_build(door: &str) {
 }
 
 fn find_and_copies(door: &str) {
-    let twins = Twins::new(door);
+    let twins = of_the_host(door);
     // Without inode numbers, blocks and what a filesystem says of directories alone.
     let listed =
         twins.run("find . -mindepth 1 -ls | awk '{ $1 = $2 = \"\"; if ($3 ~ /^d/) $4 = $7 = \"\"; print }' | sort");
@@ -254,7 +184,7 @@ fn find_and_copies(door: &str) {
 }
 
 fn removals_and_renames(door: &str) {
-    let mut twins = Twins::new(door);
+    let mut twins = of_the_host(door);
     twins.run(
         "echo file > include/moved-file; mv include moved
         mv $(find moved -mindepth 1 -maxdepth 1 -type d | sort | head -1) again
@@ -270,91 +200,65 @@ fn removals_and_renames(door: &str) {
     twins.end();
 }
 
-through_both_doors! { git, tar, cargo_build, find_and_copies, removals_and_renames, sqlite }
-
-fn sqlite(door: &str) {
-    let mut twins = Twins::new(door);
-    let load = "pragma journal_mode = $mode; create table t (id integer primary key, text text);
-        with recursive n(i) as (select 1 union all select i + 1 from n where i < 20000) insert into t select i, hex(i * i) from n;
-        create index by_text on t (text); delete from t where id % 3 = 0; update t set text = text || '!' where id % 5 = 0;
-        select count(*), sum(length(text)) from t; pragma integrity_check;";
-    for mode in ["delete", "wal", "truncate"] {
-        let load = load.replace("$mode", mode);
-        twins.run(&format!(
-            "sqlite3 {mode}.db \"{load}\"; sqlite3 {mode}.db 'vacuum; select max(text) from t; pragma integrity_check;'"
-        ));
-    }
-    twins.remount();
-    twins.run(
-        "for db in *.db; do sqlite3 $db 'pragma integrity_check; select count(*), max(text) from t'; done; rm *.db*",
-    );
-    twins.end();
-}
-
-/// With hard links, ACLs and extended attributes, which the scheme does not have.
-#[test]
-fn rsync() {
-    let mut twins = Twins::new("engine");
-    for name in ["mount", "plain"] {
-        let dir = twins.stage.path(name);
-        shell(
-            &dir,
-            "setfacl -R -m u:daemon:r include; setfattr -n user.kind -v header $(find include -type f | sort | head -20)",
+/// With `-AX`, the access control lists and extended attributes, through the door that has them.
+fn rsync(door: &str) {
+    let mut twins = of_the_host(door);
+    let attributes = door == "engine";
+    let all = if attributes { "rsync -aHAX --numeric-ids" } else { "rsync -aH --numeric-ids" };
+    // What is known of the objects beside contents: a line for each that has something.
+    let listing = if attributes { "getfattr -Rdhm - . | sort; getfacl -Rsnp . | sort" } else { "true" };
+    if attributes {
+        twins.run(
+            "first=$(find include -type f | sort | head -1); setfattr -n user.note -v noted $first doc; setfacl -m u:1:rw $first
+            setfacl -m d:g:2:rwx,g:3:r include; setfattr -hn trusted.note -v noted below/symlink; setcap cap_chown+p $(find doc -type f -links 1 | sort | tail -1)",
         );
-        shell(&dir, "ln $(find include -type f | sort | head -1) doc/linked; rsync -aHAX include doc below copies");
-        let unlike = shell(&dir, "rsync -naHAXci --delete include doc below copies");
-        assert_eq!(unlike, "", "what rsync would have to do again");
     }
+    twins.run(&format!(
+        "mkfifo -m 640 below/fifo; mknod below/null c 1 3; truncate -s 3M below/sparse; echo end >> below/sparse
+        mkdir copies; touch -hd 2010-10-10 below/fifo below/null below/sparse below; {all} -S include doc below copies; {all} -nic --delete include doc below copies; {listing}; touch -d 2010-10-10 copies"
+    ));
+    twins.compare("copies", Detail::Times);
+    twins.stack();
+    twins.run(&format!(
+        "for file in $(find include -name '*.h' -type f | sort | head -20); do echo '/* changed */' >> $file; touch -d 2011-11-11 $file; done
+        rm -r $(find doc -mindepth 1 -maxdepth 1 | sort | head -5); mv include/$(ls include | tail -1) doc; chmod 700 below
+        {all} -i --delete --inplace include doc below copies | sort; {all} -nic --delete include doc below copies; {listing}"
+    ));
     twins.compare("copies", Detail::Contents);
-    twins.run("cd copies; find . -type f -links +1 | sort; find . -type f | sort | xargs getfacl | sha256sum; find . -type f | sort | xargs getfattr -d | sha256sum");
-    twins.remount();
-    twins.run(
-        "rm -r include/[a-m]*; rsync -aHAXi --delete copies/include . | sort; rsync -naHAXci --delete copies/include .",
-    );
+    // From one to the other nothing is left to do.
+    twins.run("find . -type d -exec touch -d 2012-12-12 {} +");
+    assert_eq!(twins.run(&format!("{all} -nic --delete ../plain/ ../mount/")), "");
     twins.end();
 }
 
-/// A server with its data in the directory, as the user postgres.
-#[test]
-fn postgres() {
-    let mut twins = Twins::new("engine");
-    let start =
-        "bin=$(ls -d /usr/lib/postgresql/*/bin | tail -1); export PATH=$bin:$PATH; PGHOST=$PWD/db; export PGHOST
-        as() { setpriv --reuid postgres --regid postgres --init-groups \"$@\"; }
-        as pg_ctl -s -w -t 60 -D db/data -l db/log -o \"-k $PWD/db -h ''\" start >&2
-        trap 'as pg_ctl -s -w -m fast -D db/data stop >&2' EXIT
-        sql() { as psql -qAt -v ON_ERROR_STOP=1 -d postgres -c \"$1\"; }\n";
-    let create = "mkdir db; chown postgres:postgres db; chmod 755 .
-        setpriv --reuid postgres --regid postgres --init-groups $(ls -d /usr/lib/postgresql/*/bin | tail -1)/initdb -D db/data >&2\n";
-    let load = "sql 'create table t (id int primary key, text text); insert into t select i, md5(i::text) from generate_series(1, 50000) i'
-        sql 'create index on t (text); delete from t where id % 7 = 0; update t set text = upper(text) where id % 3 = 0'
-        sql 'vacuum full t'; sql 'checkpoint'
-        sql 'select count(*), md5(string_agg(text, null order by id)) from t'\n";
-    let check =
-        "sql 'select count(*), md5(string_agg(text, null order by id)) from t; drop table t; create table t (i int)'\n";
-    let first = twins.run(&[create, start, load].concat());
-    assert!(first.starts_with("42858|"), "{first}");
-    twins.remount();
-    assert!(twins.run(&[start, check].concat()).starts_with("42858|"));
-    twins.run("rm -r db");
-    twins.end();
-}
-
-/// A project with some dozens of packages.
-#[test]
-fn npm() {
-    let mut twins = Twins::new("engine");
+fn npm(door: &str) {
+    let mut twins = Twins::small(door);
+    let project = twins.stage.dir("project");
+    put::file(&project, "package.json", include_str!("npm/package.json"));
+    put::file(&project, "package-lock.json", include_str!("npm/package-lock.json"));
+    put::file(&project, "test.js", include_str!("npm/test.js"));
     let cache = twins.stage.dir("cache");
-    let install = format!(
-        "mkdir app; cd app; export npm_config_cache={} npm_config_audit=false npm_config_fund=false npm_config_update_notifier=false
-        echo '{{\"name\": \"app\", \"version\": \"1.0.0\"}}' > package.json
-        npm install --silent express@4.21.2 >&2; node -e 'require(\"express\")()'; npm ls --all | tail -n +2 | sha256sum; npm prune --silent >&2
-        rm -rf node_modules; npm ci --silent >&2; find . -type f | grep -v package-lock | sort | xargs sha256sum | sha256sum",
-        cache.display()
+    let npm = format!("npm --cache '{}' --no-audit --no-fund --no-update-notifier --prefer-offline", cache.display());
+    let said = twins.run(&format!(
+        "cp -r ../project .; cd project; {npm} ci | sed 's/ in .*//'; find . -type l | sort | xargs ls -l | cut -d' ' -f 9-
+        {npm} ls --all | sed 1d; {npm} test | grep passing | cut -d'(' -f 1"
+    ));
+    assert!(
+        said.contains("added 141 packages") && said.contains("mocha@10.8.2") && said.contains("1 passing"),
+        "{said}"
     );
-    twins.run(&install);
-    twins.compare("app", Detail::Contents);
-    twins.remount();
-    twins.run("cd app; node -e 'console.log(Object.keys(require(\"express\")).length)'; rm -r node_modules");
+    twins.compare("project/node_modules", Detail::Contents);
+    twins.stack();
+    // Removes all that there is, and installs it again; then only a part.
+    twins.run(&format!(
+        "cd project; {npm} ci | sed 's/ in .*//'; {npm} test | grep passing | cut -d'(' -f 1; {npm} ls --all | sed 1d"
+    ));
+    twins.compare("project/node_modules", Detail::Contents);
+    let said = twins.run(&format!(
+        "cd project; {npm} prune --omit=dev | sed 's/ in .*//'; ls node_modules node_modules/.bin; {npm} ls --omit=dev --all | sed 1d"
+    ));
+    assert!(said.contains("removed 69 packages") && !said.contains("mocha"), "{said}");
     twins.end();
 }
+
+through_both_doors! { git, tar, cargo_build, find_and_copies, removals_and_renames, rsync, npm }

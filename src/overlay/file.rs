@@ -75,43 +75,41 @@ impl<L: Layer> Overlay<L> {
     ///
     /// EROFS; EFBIG; EISDIR; EINVAL of anything else that is no regular file.
     pub fn write_at(&self, handle: &Handle<L>, buf: &[u8], offset: u64) -> Result<usize> {
-        self.write(handle, buf, |_| Ok(offset))
+        self.write(handle, buf, |open| self.write_open(&handle.node, open, buf, offset))
     }
 
     /// As [`Overlay::write_at`], for what a door has held back: the times stay as they are, since they are the door's to set. It knows when
     /// the data were written, and this is later.
     pub fn write_back(&self, handle: &Handle<L>, buf: &[u8], offset: u64) -> Result<usize> {
         let node = &handle.node;
-        check_file(node)?;
-        // The write below copies up before it takes the lock, and after a copy-up the times are the same.
-        let Stat { atime, mtime, .. } = self.stat(node)?;
-        let written = self.write_at(handle, buf, offset)?;
-        let _content = node.content.lock();
-        let open = self.file(node, Access::ReadWrite)?;
-        self.stack.layer(&open.dir).set_times(Object::File(&open.file), atime, mtime)?;
-        if let Some(attr) = &mut node.state.lock().attr {
-            (attr.atime, attr.mtime) = (atime, mtime);
-        }
-        Ok(written)
+        self.write(handle, buf, |open| {
+            // Nobody else writes before the times are set again, or he would take the ones in between for the right ones.
+            let Stat { atime, mtime, .. } = self.stat(node)?;
+            let written = self.write_open(node, open, buf, offset)?;
+            self.stack.layer(&open.dir).set_times(Object::File(&open.file), atime, mtime)?;
+            if let Some(attr) = &mut node.state.lock().attr {
+                (attr.atime, attr.mtime) = (atime, mtime);
+            }
+            Ok(written)
+        })
     }
 
     /// Writes at the end of the file, wherever it is when the write happens. Errors as [`Overlay::write_at`].
     pub fn append(&self, handle: &Handle<L>, buf: &[u8]) -> Result<usize> {
-        self.write(handle, buf, |node| {
+        let node = &handle.node;
+        self.write(handle, buf, |open| {
             let mut state = node.state.lock();
-            match state.attr {
-                Some(attr) => Ok(attr.size),
-                None => Ok(self.refresh(node, &mut state)?.size),
-            }
+            let end = match state.attr {
+                Some(attr) => attr.size,
+                None => self.refresh(node, &mut state)?.size,
+            };
+            drop(state);
+            self.write_open(node, open, buf, end)
         })
     }
 
-    fn write(
-        &self,
-        handle: &Handle<L>,
-        buf: &[u8],
-        offset: impl FnOnce(&Arc<Node<L>>) -> Result<u64>,
-    ) -> Result<usize> {
+    /// Has `work` write something to the file, which is copied up and which nobody else writes to meanwhile.
+    fn write(&self, handle: &Handle<L>, buf: &[u8], work: impl FnOnce(&OpenFile<L>) -> Result<usize>) -> Result<usize> {
         let node = &handle.node;
         check_file(node)?;
         self.upper()?;
@@ -121,12 +119,14 @@ impl<L: Layer> Overlay<L> {
         self.use_file(handle);
         self.copy_up(node)?;
         let _content = node.content.lock();
-        let offset = offset(node)?;
+        work(&*self.file(node, Access::ReadWrite)?)
+    }
+
+    fn write_open(&self, node: &Arc<Node<L>>, open: &OpenFile<L>, buf: &[u8], offset: u64) -> Result<usize> {
         let end = offset.checked_add(buf.len() as u64).filter(|end| i64::try_from(*end).is_ok());
         if end.is_none() {
             return Err(Error::new(EFBIG));
         }
-        let open = self.file(node, Access::ReadWrite)?;
         let written = self.stack.layer(&open.dir).write_at(&open.file, buf, offset)?;
         let mut state = node.state.lock();
         state.stale = true;

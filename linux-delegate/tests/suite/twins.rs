@@ -1,0 +1,130 @@
+//! A mount and an ordinary directory with the same content, in which the same is done.
+
+use std::path::{Path, PathBuf};
+
+use test_common::{Detail, LowerGuard, Snapshot, Stage, mode, put};
+
+use crate::mount::Mount;
+use crate::run;
+
+/// A mount, and an ordinary directory with the same contents.
+pub struct Twins {
+    mount: Option<Mount>,
+    guard: LowerGuard,
+    door: String,
+    /// The lower layers, the topmost first.
+    lowers: Vec<PathBuf>,
+    upper: PathBuf,
+    /// The work directory, if it is not in the upper layer.
+    work: Option<PathBuf>,
+    pub stage: Stage,
+}
+
+impl Twins {
+    /// With nothing in them but one directory of the lower layer, `below`.
+    pub fn small(door: &str) -> Self {
+        let stage = Stage::new();
+        let lower = stage.dir("lower");
+        put::file(&lower, "below/file", "two names");
+        put::link(&lower, "below/file", "below/link");
+        put::symlink(&lower, "below/symlink", "file");
+        Self::over(door, stage, vec![lower])
+    }
+
+    /// With the content of these layers, none of which hides a directory.
+    pub fn over(door: &str, stage: Stage, lowers: Vec<PathBuf>) -> Self {
+        // Other users work in it too.
+        mode(stage.root(), 0o755);
+        let plain = stage.dir("plain");
+        for layer in lowers.iter().rev() {
+            // Some programs take times of the same second for the same.
+            shell(layer, "find . -newermt yesterday -exec touch -hd 2009-09-09 {} +");
+            shell(layer, &format!("cp -a . {}", plain.display()));
+        }
+        let guard = LowerGuard::new(&lowers);
+        let upper = stage.dir("upper");
+        let mut twins = Self { mount: None, guard, door: door.to_owned(), lowers, upper, work: None, stage };
+        twins.start();
+        twins
+    }
+
+    fn start(&mut self) {
+        let lowers: Vec<_> = self.lowers.iter().map(|lower| lower.to_str().unwrap()).collect();
+        let (lowers, upper) = (lowers.join(":"), self.upper.display());
+        let mut options = format!("door={},lowerdir={lowers},upperdir={upper}", self.door);
+        if let Some(work) = &self.work {
+            options += &format!(",workdir={}", work.display());
+        }
+        self.mount = Some(Mount::new(&self.stage.dir("mount"), &options));
+    }
+
+    /// Runs a script in both. Returns what it printed, which is the same.
+    pub fn run(&self, script: &str) -> String {
+        let [found, expected] = ["mount", "plain"].map(|name| shell(&self.stage.path(name), script));
+        let unlike = found.lines().zip(expected.lines()).find(|(found, expected)| found != expected);
+        assert!(found == expected, "{script}\nprints {found}\ninstead of {expected}\nFirst difference: {unlike:?}");
+        found
+    }
+
+    /// Asserts that a part of the mount is as in the ordinary directory.
+    pub fn compare(&self, path: &str, detail: Detail) {
+        let [found, expected] =
+            ["mount", "plain"].map(|name| Snapshot::take(&self.stage.path(name).join(path), detail));
+        assert!(found.count() > 1, "{path} is empty, so the comparison would mean nothing");
+        expected.assert_same(&found, &format!("the mount's /{path}"));
+    }
+
+    /// Mounts anew: the tree is what it was, times included, and the lower layers as well.
+    pub fn remount(&mut self) {
+        self.remount_after(|_| ());
+    }
+
+    /// Mounts anew with an empty upper layer above the one that there was, which is the topmost lower one from now on.
+    pub fn stack(&mut self) {
+        self.remount_after(|twins| {
+            let [upper, work] =
+                ["upper", "work"].map(|name| twins.stage.dir(&format!("{name}-{}", twins.lowers.len())));
+            // The root has the times of the upper layer, which stays empty with a work directory elsewhere.
+            shell(&upper, &format!("touch -r {} .", twins.upper.display()));
+            twins.work = Some(work);
+            let below = std::mem::replace(&mut twins.upper, upper);
+            twins.guard.add(&below);
+            twins.lowers.insert(0, below);
+        });
+    }
+
+    fn remount_after(&mut self, change: impl Fn(&mut Self)) {
+        let point = self.stage.path("mount");
+        let before = Snapshot::take(&point, Detail::Times);
+        self.mount.take().unwrap().unmount();
+        self.guard.check();
+        change(self);
+        self.start();
+        before.assert_same(&Snapshot::take(&point, Detail::Times), "the tree after another mount");
+    }
+
+    /// The last words of every test.
+    pub fn end(mut self) {
+        self.compare("", Detail::Contents);
+        self.remount();
+        self.compare("", Detail::Contents);
+        self.mount.take().unwrap().unmount();
+        self.guard.check();
+    }
+}
+
+/// Runs a script in a directory. Returns its output.
+fn shell(dir: &Path, script: &str) -> String {
+    let mut command = run::command("sh");
+    command.args(["-euc", script]).current_dir(dir);
+    // Nothing of the user's own configuration, and the same commits at any time.
+    command.env("HOME", "/nonexistent").env("GIT_CONFIG_GLOBAL", "/dev/null").env("GIT_CONFIG_NOSYSTEM", "1");
+    for who in ["AUTHOR", "COMMITTER"] {
+        command.env(format!("GIT_{who}_NAME"), "Somebody").env(format!("GIT_{who}_EMAIL"), "somebody@example.org");
+        command.env(format!("GIT_{who}_DATE"), "2001-02-03T04:05:06Z");
+    }
+    let output = run::finish(&mut command);
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "in {}: {script}\nfails with {}\n{err}{out}", dir.display(), output.status);
+    out.into_owned()
+}
