@@ -143,11 +143,14 @@ impl<L: Layer> Overlay<L> {
     fn copy_attr(&self, node: &Arc<Node<L>>, copy: Object<'_, L>, attr: &Stat) -> Result<()> {
         let (upper, _) = self.upper()?;
         let owner = Owner { uid: attr.uid, gid: attr.gid };
-        if !upper.creates_as(owner) {
+        let made_as_private = !upper.creates_as(owner);
+        if made_as_private {
             upper.set_owner(copy, owner)?;
-            if attr.kind != Kind::Symlink {
-                upper.set_mode(copy, attr.mode)?;
-            }
+        }
+        // Set-id bits are lost to the data, if the daemon has no right to keep them.
+        let lost = attr.kind == Kind::File && attr.mode & 0o6000 != 0;
+        if attr.kind != Kind::Symlink && (made_as_private || lost) {
+            upper.set_mode(copy, attr.mode)?;
         }
         self.copy_xattrs(node, copy)?;
         upper.set_times(copy, attr.atime, attr.mtime)
@@ -202,6 +205,7 @@ impl<L: Layer> Overlay<L> {
             state.home = Some(temp.to_owned());
             state.nlink = state.nlink.or(Some(before.nlink));
             self.inodes.link(copy.dev, copy.ino, node);
+            self.inodes.keep(node);
         }
         let dir = to.unwrap_or_else(|| work.dir().clone());
         let open = file.map(|file| Arc::new(OpenFile { file, writable: true, dir }));
