@@ -191,6 +191,8 @@ impl<L: Layer> Overlay<L> {
         check_file(&from.node)?;
         check_file(&to.node)?;
         self.upper()?;
+        // What is behind the end of the file is neither copied nor in the way.
+        let range = range.start..range.end.min(self.stat(&from.node)?.size);
         let length = range.end.saturating_sub(range.start);
         let Some(end) = offset.checked_add(length).filter(|end| i64::try_from(*end).is_ok()) else {
             return Err(Error::new(EFBIG));
