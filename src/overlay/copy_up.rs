@@ -49,7 +49,7 @@ impl<L: Layer> Overlay<L> {
         if node.state.lock().upper {
             return Ok(());
         }
-        let before = self.lower_attr(node)?;
+        let before = self.layer_attr(node)?;
         let temp = work.name();
         let dir = self.stack.open(work.dir())?;
         let copied = self.build_copy(node, &before, &dir, &temp, keep).and_then(|file| {
@@ -60,15 +60,6 @@ impl<L: Layer> Overlay<L> {
             discard(upper, &dir, &temp);
         }
         copied
-    }
-
-    /// The attributes of an object of a lower layer, as the layer has them.
-    fn lower_attr(&self, node: &Arc<Node<L>>) -> Result<Stat> {
-        let mut state = node.state.lock();
-        match state.attr {
-            Some(attr) => Ok(attr),
-            None => self.refresh(node, &mut state),
-        }
     }
 
     /// Makes the copy of anything but a directory, complete but for its name. Answers the open copy of a regular file.
@@ -242,7 +233,7 @@ impl<L: Layer> Overlay<L> {
         if node.dir()?.upper.is_some() {
             return Ok(());
         }
-        let before = self.lower_attr(node)?;
+        let before = self.layer_attr(node)?;
         let temp = work.name();
         let open = self.stack.open(work.dir())?;
         let (owner, mode) = self.made_as(&before, PRIVATE_DIR)?;
@@ -285,7 +276,7 @@ impl<L: Layer> Overlay<L> {
         Ok(())
     }
 
-    /// Does something in a directory of the upper layer that nobody is to see, and puts its times back.
+    /// Does something in a directory of the upper layer that nobody is to see, and puts its times back. The tree must be locked.
     pub(super) fn keeping_times(
         &self,
         node: &Arc<Node<L>>,
@@ -293,7 +284,7 @@ impl<L: Layer> Overlay<L> {
         work: impl FnOnce(&L::Dir) -> Result<()>,
     ) -> Result<()> {
         let (upper, _) = self.upper()?;
-        let before = self.stat(node)?;
+        let before = self.stat_within(node)?;
         let open = self.stack.open(dir)?;
         work(&open)?;
         node.state.lock().stale = true;

@@ -226,7 +226,7 @@ impl<L: Layer> Overlay<L> {
             if let Ok(mut dir) = target.dir() {
                 dir.removed = true;
             }
-            self.lost_name(target, new.parent, new.name);
+            self.lost_name(target, target.state.lock(), new.parent, new.name);
         }
         let moved = self.leave(old)?;
         if leaves_device {

@@ -147,10 +147,10 @@ impl<L: Layer> Overlay<L> {
         node: &Arc<Node<L>>,
         call: impl FnOnce(&L, Object<'_, L>) -> Result<T>,
     ) -> Result<Option<T>> {
+        let _tree = self.tree.read();
+        // Locked until the layer has answered, so that the name stays the object's.
         let state = node.state.lock();
-        let spot = self.spot(node, &state);
-        drop(state);
-        Ok(match &spot {
+        Ok(match &self.spot(node, &state) {
             Spot::Root(dir) => Some(call(self.stack.layer(dir), Object::Dir(&*self.stack.open(dir)?))?),
             Spot::Entry(dir, name) => Some(call(self.stack.layer(dir), Object::Entry(&*self.stack.open(dir)?, name))?),
             Spot::File(open) => Some(call(self.stack.layer(&open.dir), Object::File(&open.file))?),
