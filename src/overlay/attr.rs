@@ -32,22 +32,47 @@ impl<L: Layer> Overlay<L> {
     /// Attributes as callers see them: the inode number is the overlay's, the link count is 0 once the object was unlinked, and 1 for
     /// a directory that merges several.
     pub fn stat(&self, node: &Arc<Node<L>>) -> Result<Stat> {
+        {
+            let mut state = node.state.lock();
+            if let (Some(attr), false) = (state.attr, state.stale) {
+                return Ok(self.shown(&mut state, attr));
+            }
+        }
+        let _tree = self.tree.read();
+        self.stat_within(node)
+    }
+
+    /// As [`Overlay::stat`], where the tree is locked already.
+    pub(super) fn stat_within(&self, node: &Arc<Node<L>>) -> Result<Stat> {
         let mut state = node.state.lock();
         let attr = match state.attr {
             Some(attr) if !state.stale => attr,
             _ => self.refresh(node, &mut state)?,
         };
-        let ino = *state.ino.get_or_insert_with(|| self.inodes.assign(attr.dev, attr.ino));
-        Ok(Stat { ino, dev: self.device, nlink: state.nlink.unwrap_or(attr.nlink), ..attr })
+        Ok(self.shown(&mut state, attr))
     }
 
-    /// The inode number alone.
+    fn shown(&self, state: &mut State<L>, attr: Stat) -> Stat {
+        let ino = *state.ino.get_or_insert_with(|| self.inodes.assign(attr.dev, attr.ino));
+        Stat { ino, dev: self.device, nlink: state.nlink.unwrap_or(attr.nlink), ..attr }
+    }
+
+    /// The inode number alone. The tree must be locked.
     pub(super) fn ino(&self, node: &Arc<Node<L>>) -> Result<u64> {
         let known = node.state.lock().ino;
-        known.map_or_else(|| self.stat(node).map(|attr| attr.ino), Ok)
+        known.map_or_else(|| self.stat_within(node).map(|attr| attr.ino), Ok)
     }
 
-    /// Asks the layer for the attributes.
+    /// The attributes as the layer has them, but that times and blocks may be older.
+    pub(super) fn layer_attr(&self, node: &Arc<Node<L>>) -> Result<Stat> {
+        if let Some(attr) = node.state.lock().attr {
+            return Ok(attr);
+        }
+        let _tree = self.tree.read();
+        self.refresh(node, &mut node.state.lock())
+    }
+
+    /// Asks the layer for the attributes. The tree must be locked, so that nothing is renamed on the way to the object.
     pub(super) fn refresh(&self, node: &Arc<Node<L>>, state: &mut State<L>) -> Result<Stat> {
         let fresh = match self.spot(node, state) {
             Spot::Root(dir) => {
@@ -89,6 +114,15 @@ impl<L: Layer> Overlay<L> {
         if node.kind() != Kind::Symlink {
             return Err(Error::new(EINVAL));
         }
+        if let Some(target) = &node.state.lock().target {
+            return Ok(target.clone());
+        }
+        let _tree = self.tree.read();
+        self.read_link_within(node)
+    }
+
+    /// As [`Overlay::read_link`], of a symlink, where the tree is locked already.
+    pub(super) fn read_link_within(&self, node: &Arc<Node<L>>) -> Result<OsString> {
         let mut state = node.state.lock();
         if let Some(target) = &state.target {
             return Ok(target.clone());
@@ -145,6 +179,7 @@ impl<L: Layer> Overlay<L> {
 
     fn apply(&self, node: &Arc<Node<L>>, change: Change) -> Result<()> {
         let (layer, _) = self.upper()?;
+        let _tree = self.tree.read();
         let mut state = node.state.lock();
         let set = |object: Object<'_, L>| match change {
             Change::Mode(mode) => layer.set_mode(object, mode),

@@ -49,7 +49,7 @@ impl<L: Layer> Overlay<L> {
         if node.state.lock().upper {
             return Ok(());
         }
-        let before = self.lower_attr(node)?;
+        let before = self.layer_attr(node)?;
         let temp = work.name();
         let dir = self.stack.open(work.dir())?;
         let copied = self.build_copy(node, &before, &dir, &temp, keep).and_then(|file| {
@@ -60,15 +60,6 @@ impl<L: Layer> Overlay<L> {
             discard(upper, &dir, &temp);
         }
         copied
-    }
-
-    /// The attributes of an object of a lower layer, as the layer has them.
-    fn lower_attr(&self, node: &Arc<Node<L>>) -> Result<Stat> {
-        let mut state = node.state.lock();
-        match state.attr {
-            Some(attr) => Ok(attr),
-            None => self.refresh(node, &mut state),
-        }
     }
 
     /// Makes the copy of anything but a directory, complete but for its name. Answers the open copy of a regular file.
@@ -143,11 +134,14 @@ impl<L: Layer> Overlay<L> {
     fn copy_attr(&self, node: &Arc<Node<L>>, copy: Object<'_, L>, attr: &Stat) -> Result<()> {
         let (upper, _) = self.upper()?;
         let owner = Owner { uid: attr.uid, gid: attr.gid };
-        if !upper.creates_as(owner) {
+        let made_as_private = !upper.creates_as(owner);
+        if made_as_private {
             upper.set_owner(copy, owner)?;
-            if attr.kind != Kind::Symlink {
-                upper.set_mode(copy, attr.mode)?;
-            }
+        }
+        // Set-id bits are lost to the data, if the daemon has no right to keep them.
+        let lost = attr.kind == Kind::File && attr.mode & 0o6000 != 0;
+        if attr.kind != Kind::Symlink && (made_as_private || lost) {
+            upper.set_mode(copy, attr.mode)?;
         }
         self.copy_xattrs(node, copy)?;
         upper.set_times(copy, attr.atime, attr.mtime)
@@ -202,6 +196,7 @@ impl<L: Layer> Overlay<L> {
             state.home = Some(temp.to_owned());
             state.nlink = state.nlink.or(Some(before.nlink));
             self.inodes.link(copy.dev, copy.ino, node);
+            self.inodes.keep(node);
         }
         let dir = to.unwrap_or_else(|| work.dir().clone());
         let open = file.map(|file| Arc::new(OpenFile { file, writable: true, dir }));
@@ -238,7 +233,7 @@ impl<L: Layer> Overlay<L> {
         if node.dir()?.upper.is_some() {
             return Ok(());
         }
-        let before = self.lower_attr(node)?;
+        let before = self.layer_attr(node)?;
         let temp = work.name();
         let open = self.stack.open(work.dir())?;
         let (owner, mode) = self.made_as(&before, PRIVATE_DIR)?;
@@ -281,7 +276,7 @@ impl<L: Layer> Overlay<L> {
         Ok(())
     }
 
-    /// Does something in a directory of the upper layer that nobody is to see, and puts its times back.
+    /// Does something in a directory of the upper layer that nobody is to see, and puts its times back. The tree must be locked.
     pub(super) fn keeping_times(
         &self,
         node: &Arc<Node<L>>,
@@ -289,7 +284,7 @@ impl<L: Layer> Overlay<L> {
         work: impl FnOnce(&L::Dir) -> Result<()>,
     ) -> Result<()> {
         let (upper, _) = self.upper()?;
-        let before = self.stat(node)?;
+        let before = self.stat_within(node)?;
         let open = self.stack.open(dir)?;
         work(&open)?;
         node.state.lock().stale = true;

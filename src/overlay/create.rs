@@ -23,6 +23,17 @@ enum New<'a> {
     Special(Kind, u64),
 }
 
+/// An object that is built in the work directory, with what its own directory would have given it.
+struct Plan<'a> {
+    new: New<'a>,
+    mode: u32,
+    owner: Owner,
+    /// A directory gets the opaque mark.
+    opaque: bool,
+    /// The default ACL of the directory that it is for.
+    acl: Option<Vec<u8>>,
+}
+
 /// A new object, and the open file where it is a regular one.
 type Made<L> = (Arc<Node<L>>, Option<OpenFile<L>>);
 
@@ -54,14 +65,15 @@ impl<L: Layer> Overlay<L> {
     }
 
     /// Creates a regular file without a name, and opens it. It can be given one by [`Overlay::link`], and is gone when its last handle is
-    /// dropped and [`Overlay::release`] was called. Attributes that new objects get from `dir` are those that it has. EROFS, ENOENT, ENOTDIR.
+    /// dropped and [`Overlay::release`] was called. Its ACL is what `dir` hands down. EROFS, ENOENT, ENOTDIR.
     pub fn create_temp(&self, dir: &Arc<Node<L>>, mode: u32, owner: Owner) -> Result<Handle<L>> {
         if dir.dir()?.removed {
             return Err(Error::new(ENOENT));
         }
         let (upper, work) = self.upper()?;
         let (open, temp) = (self.stack.open(work.dir())?, work.name());
-        let file = self.build(&open, &temp, New::File, mode, owner, false)?;
+        let acl = self.default_acl(dir)?;
+        let file = self.build(&open, &temp, &Plan { new: New::File, mode, owner, opaque: false, acl })?;
         let attr = match self.stack.stat(work.dir(), &temp) {
             Ok(attr) => attr,
             Err(error) => {
@@ -117,17 +129,18 @@ impl<L: Layer> Overlay<L> {
             self.check_free(parent, &mut *parent.dir()?, name)?;
         }
         let to = self.upper_dir(parent)?;
+        let upper = self.upper()?.0;
+        let whole = !matches!(new, New::Symlink(_)) || upper.capabilities().whole_symlinks;
+        let in_one_step = whole && upper.creates_as(owner);
+        let acl = if in_one_step { None } else { self.default_acl(parent)? };
         let _tree = self.tree.read();
         let mut dir = parent.dir()?;
         let whited_out = self.check_free(parent, &mut dir, name)?;
         let open = self.stack.open(&to)?;
 
-        let upper = self.upper()?.0;
-        let in_one_step = !matches!(new, New::Symlink(_)) || upper.capabilities().whole_symlinks;
-        let file = if in_one_step && upper.creates_as(owner) {
-            self.make(&open, name, new, mode, owner)?
-        } else {
-            self.make_elsewhere(&open, name, new, mode, owner, whited_out)?
+        let file = match in_one_step {
+            true => self.make(&open, name, new, mode, owner)?,
+            false => self.make_elsewhere(&open, name, &Plan { new, mode, owner, opaque: whited_out, acl })?,
         };
 
         parent.state.lock().stale = true;
@@ -169,45 +182,33 @@ impl<L: Layer> Overlay<L> {
     }
 
     /// Makes the object complete in the work directory, where the layer cannot give it its owner at once, and puts it in place.
-    fn make_elsewhere(
-        &self,
-        dir: &L::Dir,
-        name: &OsStr,
-        new: New<'_>,
-        mode: u32,
-        owner: Owner,
-        opaque: bool,
-    ) -> Result<Option<L::File>> {
+    fn make_elsewhere(&self, dir: &L::Dir, name: &OsStr, plan: &Plan<'_>) -> Result<Option<L::File>> {
         let (upper, work) = self.upper()?;
         let (open, temp) = (self.stack.open(work.dir())?, work.name());
-        let file = self.build(&open, &temp, new, mode, owner, opaque)?;
+        let file = self.build(&open, &temp, plan)?;
         let placed = upper.rename(&open, &temp, dir, name, RenameMode::NoReplace);
         if placed.is_err() {
-            self.unbuild(&open, &temp, new);
+            self.unbuild(&open, &temp, plan.new);
         }
         placed.map(|()| file)
     }
 
-    /// Makes the object under the name `temp` of the work directory, with its owner, its mode and the mark that it needs.
-    fn build(
-        &self,
-        work: &L::Dir,
-        temp: &OsStr,
-        new: New<'_>,
-        mode: u32,
-        owner: Owner,
-        opaque: bool,
-    ) -> Result<Option<L::File>> {
+    /// Makes the object under the name `temp` of the work directory, with its owner, its mode, its ACL and the mark that it needs.
+    fn build(&self, work: &L::Dir, temp: &OsStr, plan: &Plan<'_>) -> Result<Option<L::File>> {
         let upper = self.upper()?.0;
-        let private = if new.kind() == Kind::Dir { 0o700 } else { 0o600 };
-        let file = self.make(work, temp, new, private, upper.identity())?;
+        let kind = plan.new.kind();
+        let private = if kind == Kind::Dir { 0o700 } else { 0o600 };
+        let file = self.make(work, temp, plan.new, private, upper.identity())?;
         let built = (|| {
             let made = Object::Entry(work, temp);
-            upper.set_owner(made, owner)?;
-            if !matches!(new, New::Symlink(_)) {
-                upper.set_mode(made, mode)?;
+            upper.set_owner(made, plan.owner)?;
+            if kind != Kind::Symlink {
+                upper.set_mode(made, plan.mode)?;
+                if let Some(acl) = &plan.acl {
+                    self.inherit(made, kind, plan.mode, acl)?;
+                }
             }
-            if opaque && new.kind() == Kind::Dir {
+            if plan.opaque && kind == Kind::Dir {
                 let mark = upper.create_file(
                     &upper.open_dir(work, temp)?,
                     OsStr::new(format::OPAQUE),
@@ -219,7 +220,7 @@ impl<L: Layer> Overlay<L> {
             Ok(())
         })();
         if built.is_err() {
-            self.unbuild(work, temp, new);
+            self.unbuild(work, temp, plan.new);
         }
         built.map(|()| file)
     }

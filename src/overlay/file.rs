@@ -98,12 +98,7 @@ impl<L: Layer> Overlay<L> {
     pub fn append(&self, handle: &Handle<L>, buf: &[u8]) -> Result<usize> {
         let node = &handle.node;
         self.write(handle, buf, |open| {
-            let mut state = node.state.lock();
-            let end = match state.attr {
-                Some(attr) => attr.size,
-                None => self.refresh(node, &mut state)?.size,
-            };
-            drop(state);
+            let end = self.layer_attr(node)?.size;
             self.write_open(node, open, buf, end)
         })
     }
@@ -191,6 +186,8 @@ impl<L: Layer> Overlay<L> {
         check_file(&from.node)?;
         check_file(&to.node)?;
         self.upper()?;
+        // What is behind the end of the file is neither copied nor in the way.
+        let range = range.start..range.end.min(self.stat(&from.node)?.size);
         let length = range.end.saturating_sub(range.start);
         let Some(end) = offset.checked_add(length).filter(|end| i64::try_from(*end).is_ok()) else {
             return Err(Error::new(EFBIG));
@@ -219,10 +216,15 @@ impl<L: Layer> Overlay<L> {
         let node = &handle.node;
         match node.kind() {
             Kind::Dir => {
-                let dir = node.dir()?;
-                let to = dir.upper.clone().filter(|_| !dir.removed);
-                drop(dir);
-                to.map_or(Ok(()), |to| upper.sync_dir(&*self.stack.open(&to)?))
+                let open = {
+                    let _tree = self.tree.read();
+                    let dir = node.dir()?;
+                    match dir.upper.as_ref().filter(|_| !dir.removed) {
+                        Some(to) => self.stack.open(to)?,
+                        None => return Ok(()),
+                    }
+                };
+                upper.sync_dir(&open)
             }
             Kind::File if node.state.lock().upper => upper.sync(&self.file(node, Access::Read)?.file),
             _ => Ok(()),
@@ -231,11 +233,18 @@ impl<L: Layer> Overlay<L> {
 
     /// The open file of a node, opened if there is none that allows `access`. For writing the node must be in the upper layer.
     pub(super) fn file(&self, node: &Arc<Node<L>>, access: Access) -> Result<Arc<OpenFile<L>>> {
+        if let Some(open) = node.state.lock().opened(access) {
+            return Ok(open);
+        }
+        let _tree = self.tree.read();
+        self.file_within(node, access)
+    }
+
+    /// As [`Overlay::file`], where the tree is locked already.
+    pub(super) fn file_within(&self, node: &Arc<Node<L>>, access: Access) -> Result<Arc<OpenFile<L>>> {
         let mut state = node.state.lock();
-        if let Some(open) = &state.file
-            && (access == Access::Read || open.writable)
-        {
-            return Ok(open.clone());
+        if let Some(open) = state.opened(access) {
+            return Ok(open);
         }
         let Spot::Entry(dir, name) = self.spot(node, &state) else {
             return Err(Error::new(EIO));

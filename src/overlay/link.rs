@@ -32,37 +32,34 @@ impl<L: Layer> Overlay<L> {
         let _tree = self.tree.read();
         let mut names = dir.dir()?;
         let whited_out = self.check_free(dir, &mut names, name)?;
-        let (from, from_name) = {
-            let state = node.state.lock();
-            match (&state.home, state.places.first()) {
-                (Some(home), _) => (work.dir().clone(), home.clone()),
-                (None, Some(place)) => (place.dir.clone(), place.name.clone()),
-                (None, None) => return Err(Error::new(ENOENT)),
-            }
+        // Until it is known where the object is now, nobody asks for it by its name.
+        let mut state = node.state.lock();
+        let (from, from_name) = match (&state.home, state.places.first()) {
+            (Some(home), _) => (work.dir().clone(), home.clone()),
+            (None, Some(place)) => (place.dir.clone(), place.name.clone()),
+            (None, None) => return Err(Error::new(ENOENT)),
         };
-        let first = node.state.lock().places.is_empty();
+        let first = state.places.is_empty();
         let (from, into) = (self.stack.open(&from)?, self.stack.open(&to)?);
         match first {
             true => upper.rename(&from, &from_name, &into, name, RenameMode::NoReplace)?,
             false => upper.link(&from, &from_name, &into, name)?,
         }
 
-        let attr = {
-            let mut state = node.state.lock();
-            if first {
-                (state.home, state.nlink) = (None, None);
+        if first {
+            (state.home, state.nlink) = (None, None);
+        }
+        state.places.push(Place { parent: dir.clone(), name: name.to_owned(), dir: to.clone() });
+        state.stale = true;
+        state.nlink = state.nlink.map(|nlink| nlink + 1);
+        let attr = match &mut state.attr {
+            Some(attr) => {
+                attr.nlink += 1;
+                Some(*attr)
             }
-            state.places.push(Place { parent: dir.clone(), name: name.to_owned(), dir: to.clone() });
-            state.stale = true;
-            state.nlink = state.nlink.map(|nlink| nlink + 1);
-            match &mut state.attr {
-                Some(attr) => {
-                    attr.nlink += 1;
-                    Some(*attr)
-                }
-                None => self.refresh(node, &mut state).ok(),
-            }
+            None => self.refresh(node, &mut state).ok(),
         };
+        drop(state);
         dir.state.lock().stale = true;
         if let Some(attr) = attr {
             self.inodes.link(attr.dev, attr.ino, node);

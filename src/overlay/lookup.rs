@@ -169,7 +169,8 @@ impl<L: Layer> Overlay<L> {
     /// Removes what is left in the work directory of a file that never got a name and that nobody has open.
     fn discard_home(&self, node: &Arc<Node<L>>) {
         let mut state = node.state.lock();
-        let home = if state.handles == 0 && state.places.is_empty() { state.home.take() } else { None };
+        let unused = state.handles == 0 && state.places.is_empty() && state.nlink == Some(0);
+        let home = if unused { state.home.take() } else { None };
         drop(state);
         if let (Some(home), Ok((upper, work))) = (home, self.upper())
             && let Ok(open) = self.stack.open(work.dir())

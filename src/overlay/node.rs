@@ -12,7 +12,7 @@ use syscall::error::{ENOTDIR, Error};
 use super::names::{Lower, Names, Slot};
 use super::stack::LayerDir;
 use super::sync::Lock;
-use crate::layer::{Kind, Layer, Result, Stat};
+use crate::layer::{Access, Kind, Layer, Result, Stat};
 
 /// The link count of a directory that merges several: what says that nobody counted the directories in it.
 pub(super) const MERGED_NLINK: u32 = 1;
@@ -157,6 +157,11 @@ impl<L: Layer> State<L> {
             users: 0,
             file: None,
         }
+    }
+
+    /// The open file, if it allows `access`.
+    pub fn opened(&self, access: Access) -> Option<Arc<OpenFile<L>>> {
+        self.file.as_ref().filter(|open| access == Access::Read || open.writable).cloned()
     }
 
     /// The place of the name `name` in `parent`, if it is one of this object.

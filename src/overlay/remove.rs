@@ -1,13 +1,13 @@
 //! Removing names: unlink, rmdir, and what becomes of an object that lost one.
 
 use std::ffi::OsStr;
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard};
 
 use syscall::error::{EIO, EISDIR, ENOENT, ENOTDIR, ENOTEMPTY, Error};
 
 use super::Overlay;
 use super::names::Names;
-use super::node::{Dir, Node, Place};
+use super::node::{Dir, Node, Place, State};
 use super::stack::LayerDir;
 use super::work::{discard, entries};
 use crate::format;
@@ -77,16 +77,19 @@ impl<L: Layer> Overlay<L> {
             self.add_whiteout(to, name)?;
             slot.whiteout = true;
         }
-        if slot.upper.is_some() {
-            let open = self.stack.open(to)?;
-            match &mut content {
-                Some(content) => {
-                    self.remove_markers(content)?;
-                    upper.remove_dir(&open, name)?;
-                }
-                None => upper.unlink(&open, name)?,
-            }
+        let in_upper = slot.upper.is_some();
+        if in_upper && let Some(content) = &mut content {
+            self.remove_markers(content)?;
         }
+        let open = self.stack.open(to)?;
+        // Until it is known where the object is now, nobody asks for it by its name.
+        let state = child.state.lock();
+        match child.kind() {
+            Kind::Dir if in_upper => upper.remove_dir(&open, name)?,
+            _ if in_upper => upper.unlink(&open, name)?,
+            _ => {}
+        }
+        self.lost_name(child, state, parent, name);
         slot.upper = None;
         slot.child = None;
         if let Some(names) = &mut dir.names {
@@ -97,7 +100,6 @@ impl<L: Layer> Overlay<L> {
         }
         drop(content);
         parent.state.lock().stale = true;
-        self.lost_name(child, parent, name);
         Ok(())
     }
 
@@ -141,18 +143,23 @@ impl<L: Layer> Overlay<L> {
         drop(state);
         match node.kind() {
             Kind::File if held => {
-                let open = self.file(node, Access::ReadWrite)?;
+                let open = self.file_within(node, Access::ReadWrite)?;
                 node.state.lock().file.get_or_insert(open);
                 Ok(())
             }
-            Kind::Symlink if held => self.read_link(node).map(drop),
+            Kind::Symlink if held => self.read_link_within(node).map(drop),
             _ => Ok(()),
         }
     }
 
-    /// After an object lost the name `name` in `parent`: what is left of it.
-    pub(super) fn lost_name(&self, node: &Arc<Node<L>>, parent: &Arc<Node<L>>, name: &OsStr) {
-        let mut state = node.state.lock();
+    /// After an object lost the name `name` in `parent`: what is left of it. Its state was locked before it did.
+    pub(super) fn lost_name(
+        &self,
+        node: &Arc<Node<L>>,
+        mut state: MutexGuard<'_, State<L>>,
+        parent: &Arc<Node<L>>,
+        name: &OsStr,
+    ) {
         let is_lost = |place: &Place<L>| Arc::ptr_eq(&place.parent, parent) && place.name == name;
         let lost = state.places.iter().position(is_lost).map(|index| state.places.remove(index));
         state.stale = state.upper;
@@ -181,6 +188,7 @@ impl<L: Layer> Overlay<L> {
         if let Some(home) = state.home.take()
             && let (Ok((upper, work)), Some(_)) = (self.upper(), &state.attr)
         {
+            self.inodes.let_go(node);
             match self.stack.open(work.dir()) {
                 Ok(open) => discard(upper, &open, &home),
                 Err(error) => log::warn!("{home:?} stays in the work directory until the next mount: {error}"),

@@ -226,14 +226,13 @@ impl<L: Layer> Overlay<L> {
             if let Ok(mut dir) = target.dir() {
                 dir.removed = true;
             }
-            self.lost_name(target, new.parent, new.name);
+            self.lost_name(target, target.state.lock(), new.parent, new.name);
         }
         let moved = self.leave(old)?;
         if leaves_device {
-            let device = self.stack.stat(old.dir, old.name)?;
             let mut dir = old.parent.dir()?;
             let slot = self.read_dir(old.parent, &mut dir)?.entry(old.name);
-            slot.upper = Some(Upper { kind: Kind::CharDev, ino: Some(device.ino) });
+            slot.upper = Some(Upper { kind: Kind::CharDev, ino: None });
             slot.whiteout = here.whiteout;
         }
         self.arrive(new, node, moved, old)?;

@@ -7,11 +7,12 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use syscall::error::{EEXIST, EINVAL, EIO, EROFS, EWOULDBLOCK, Error};
+use syscall::error::{EEXIST, EINVAL, EIO, ENODATA, EOPNOTSUPP, EROFS, EWOULDBLOCK, Error};
 
 use super::Settings;
 use super::stack::{LayerDir, Stack};
 use super::volatile::{is_marked, mark};
+use super::xattr::DEFAULT_ACL;
 use crate::format;
 use crate::layer::{Kind, Layer, Object, RenameMode, Result};
 
@@ -110,6 +111,7 @@ impl<L: Layer> Work<L> {
         let volatile = settings.volatile;
         let work = Work { dir: stack.anchored(0, dir), _layer: layer, next: AtomicU64::new(0), volatile };
         let open = stack.open(&work.dir)?;
+        hand_down_nothing(upper, &open)?;
         if is_marked(upper, &open)? {
             if !settings.reuse_volatile {
                 return Err(Refused::Volatile);
@@ -190,6 +192,16 @@ impl<L: Layer> Work<L> {
 
 fn hold<L: Layer>(layer: &L) -> std::result::Result<(), Refused> {
     layer.hold().map_err(|error| if error.errno == EWOULDBLOCK { Refused::Held } else { error.into() })
+}
+
+/// Takes from the work directory the ACL that what is built in it would get: a copy has the one of its original.
+fn hand_down_nothing<L: Layer>(layer: &L, dir: &L::Dir) -> Result<()> {
+    let name = OsStr::new(DEFAULT_ACL);
+    match layer.xattr(Object::Dir(dir), name) {
+        Ok(_) => layer.remove_xattr(Object::Dir(dir), name),
+        Err(error) if matches!(error.errno, ENODATA | EOPNOTSUPP) => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 /// Removes everything in a directory of the layer.

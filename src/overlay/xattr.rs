@@ -6,19 +6,26 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
-use syscall::error::{ENODATA, ENOENT, EOPNOTSUPP, EPERM, Error};
+use syscall::error::{EEXIST, ENODATA, ENOENT, EOPNOTSUPP, EPERM, Error};
 
 use super::Overlay;
 use super::attr::Spot;
 use super::node::Node;
 use super::stack::LayerDir;
 use crate::format::is_own_xattr;
-use crate::layer::{Layer, Object, Result, Time, XattrMode};
+use crate::layer::{Kind, Layer, Object, Result, Time, XattrMode};
 
 /// The attribute by which a directory hands down access to what is created in it.
-const DEFAULT_ACL: &str = "system.posix_acl_default";
+pub(super) const DEFAULT_ACL: &str = "system.posix_acl_default";
 /// The attribute of an ACL, which has a say in the mode.
 const ACCESS_ACL: &str = "system.posix_acl_access";
+
+/// A change of an extended attribute.
+#[derive(Clone, Copy)]
+enum Change<'a> {
+    Set(&'a [u8], XattrMode),
+    Remove,
+}
 
 impl<L: Layer> Overlay<L> {
     /// The value of an extended attribute. ENODATA if there is none of that name; EOPNOTSUPP where the layer has none.
@@ -38,12 +45,12 @@ impl<L: Layer> Overlay<L> {
 
     /// Sets an extended attribute. EEXIST and ENODATA as `mode` says; EPERM for a name that is the overlay's own; EROFS; EOPNOTSUPP.
     pub fn set_xattr(&self, node: &Arc<Node<L>>, name: &OsStr, value: &[u8], mode: XattrMode) -> Result<()> {
-        self.change_xattr(node, name, |layer, object| layer.set_xattr(object, name, value, mode))
+        self.change_xattr(node, name, Change::Set(value, mode))
     }
 
-    /// Removes an extended attribute. ENODATA; otherwise as [`Overlay::set_xattr`].
+    /// Removes an extended attribute. ENODATA, but for an ACL; otherwise as [`Overlay::set_xattr`].
     pub fn remove_xattr(&self, node: &Arc<Node<L>>, name: &OsStr) -> Result<()> {
-        self.change_xattr(node, name, |layer, object| layer.remove_xattr(object, name))
+        self.change_xattr(node, name, Change::Remove)
     }
 
     /// When the object was created, where its layer knows: a copy, when it was made.
@@ -65,12 +72,25 @@ impl<L: Layer> Overlay<L> {
         Ok(has)
     }
 
-    fn change_xattr(
-        &self,
-        node: &Arc<Node<L>>,
-        name: &OsStr,
-        change: impl FnOnce(&L, Object<'_, L>) -> Result<()>,
-    ) -> Result<()> {
+    /// What a directory hands down to new objects, for those that are not made in it: its default ACL.
+    pub(super) fn default_acl(&self, dir: &Arc<Node<L>>) -> Result<Option<Vec<u8>>> {
+        match self.has_default_acl(dir)? {
+            true => self.xattr(dir, OsStr::new(DEFAULT_ACL)).map(Some),
+            false => Ok(None),
+        }
+    }
+
+    /// Gives a new object of the upper layer, made with `mode`, what `default`, the default ACL of its directory, says.
+    pub(super) fn inherit(&self, made: Object<'_, L>, kind: Kind, mode: u32, default: &[u8]) -> Result<()> {
+        let (upper, _) = self.upper()?;
+        upper.set_xattr(made, OsStr::new(ACCESS_ACL), &masked(default, mode), XattrMode::Set)?;
+        match kind {
+            Kind::Dir => upper.set_xattr(made, OsStr::new(DEFAULT_ACL), default, XattrMode::Set),
+            _ => Ok(()),
+        }
+    }
+
+    fn change_xattr(&self, node: &Arc<Node<L>>, name: &OsStr, change: Change<'_>) -> Result<()> {
         let (upper, _) = self.upper()?;
         if is_own_xattr(name) {
             return Err(Error::new(EPERM));
@@ -78,9 +98,16 @@ impl<L: Layer> Overlay<L> {
         if !upper.capabilities().xattrs {
             return Err(Error::new(EOPNOTSUPP));
         }
+        if !node.state.lock().upper && !self.is_change(node, name, change)? {
+            return Ok(());
+        }
         self.copied_up(node)?;
         let _content = node.content.lock();
-        self.on_object(node, change)?.ok_or(Error::new(ENOENT))?;
+        let changed = self.on_object(node, |layer, object| match change {
+            Change::Set(value, mode) => layer.set_xattr(object, name, value, mode),
+            Change::Remove => layer.remove_xattr(object, name),
+        });
+        changed?.ok_or(Error::new(ENOENT))?;
         let mut state = node.state.lock();
         state.stale = true;
         if name == ACCESS_ACL {
@@ -92,16 +119,38 @@ impl<L: Layer> Overlay<L> {
         Ok(())
     }
 
+    /// Whether anything changes, if the change can be made at all: what fails, or does nothing, copies nothing up.
+    fn is_change(&self, node: &Arc<Node<L>>, name: &OsStr, change: Change<'_>) -> Result<bool> {
+        let is_acl = name == ACCESS_ACL || name == DEFAULT_ACL;
+        let wanted = match change {
+            Change::Set(_, XattrMode::Set) => return Ok(true),
+            // No filesystem asks whether an ACL was there.
+            Change::Set(..) if is_acl => return Ok(true),
+            Change::Set(_, XattrMode::Create) => false,
+            Change::Set(_, XattrMode::Replace) | Change::Remove => true,
+        };
+        let there = match self.xattr(node, name) {
+            Err(error) if error.errno == ENODATA => false,
+            found => found.map(|_| true)?,
+        };
+        match (there, change) {
+            _ if there == wanted => Ok(true),
+            (true, _) => Err(Error::new(EEXIST)),
+            (false, Change::Remove) if is_acl => Ok(false),
+            (false, _) => Err(Error::new(ENODATA)),
+        }
+    }
+
     /// Calls the layer that has the object. None if no layer has it any more: it was unlinked and is no open file.
     fn on_object<T>(
         &self,
         node: &Arc<Node<L>>,
         call: impl FnOnce(&L, Object<'_, L>) -> Result<T>,
     ) -> Result<Option<T>> {
+        let _tree = self.tree.read();
+        // Locked until the layer has answered, so that the name stays the object's.
         let state = node.state.lock();
-        let spot = self.spot(node, &state);
-        drop(state);
-        Ok(match &spot {
+        Ok(match &self.spot(node, &state) {
             Spot::Root(dir) => Some(call(self.stack.layer(dir), Object::Dir(&*self.stack.open(dir)?))?),
             Spot::Entry(dir, name) => Some(call(self.stack.layer(dir), Object::Entry(&*self.stack.open(dir)?, name))?),
             Spot::File(open) => Some(call(self.stack.layer(&open.dir), Object::File(&open.file))?),
@@ -138,6 +187,31 @@ impl<L: Layer> Overlay<L> {
         let dir: Option<Arc<LayerDir<L>>> = node.state.lock().places.first().map(|place| place.dir.clone());
         dir.is_none_or(|dir| self.stack.layer(&dir).capabilities().xattrs)
     }
+}
+
+/// The part of an ACL that `mode` leaves: the permissions of the owner, of others, and of the mask, or of the group where there is none, are
+/// not more than those of the mode.
+fn masked(acl: &[u8], mode: u32) -> Vec<u8> {
+    // The tags of `linux/posix_acl.h`; an entry is a tag, permissions and an id behind a header of four bytes.
+    const USER_OBJ: u16 = 1;
+    const GROUP_OBJ: u16 = 4;
+    const MASK: u16 = 0x10;
+    const OTHER: u16 = 0x20;
+    let tag = |entry: &[u8]| u16::from_le_bytes([entry[0], entry[1]]);
+    let mut acl = acl.to_vec();
+    let entries = acl.get_mut(4..).unwrap_or_default();
+    let has_mask = entries.chunks_exact(8).any(|entry| tag(entry) == MASK);
+    for entry in entries.chunks_exact_mut(8) {
+        let allowed = match tag(entry) {
+            USER_OBJ => mode >> 6,
+            GROUP_OBJ if has_mask => 7,
+            GROUP_OBJ | MASK => mode >> 3,
+            OTHER => mode,
+            _ => 7,
+        };
+        entry[2] &= allowed as u8 & 7;
+    }
+    acl
 }
 
 /// Whether an attribute may not get lost without a word.
