@@ -4,6 +4,8 @@
 //! changeset at all times: a deletion is a *marker*, an empty file with a reserved name. The two kinds of file that OCI does not
 //! know begin with `.wh..wh.`, which tools that unpack layers pass over. `docs/format.md` describes the format for people.
 
+pub mod kernel;
+
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path, PathBuf};

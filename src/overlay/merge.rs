@@ -2,19 +2,21 @@
 //!
 //! A directory is read whole, once: then every name in it is known in all layers, also those that do not exist, and nobody needs
 //! to be asked again. The layers come topmost first; a marker ends what shows from those below it.
+//!
+//! Lower layers are read in both formats, whoever made them: that of [`format`], and the kernel's.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use syscall::error::{EIO, ENOENT, Error};
+use syscall::error::{EIO, ENOENT, EOPNOTSUPP, Error};
 
 use super::Overlay;
 use super::names::Names;
 use super::node::{Dir, Node};
 use super::stack::LayerDir;
-use crate::format::{self, Meaning};
+use crate::format::{self, Meaning, kernel};
 use crate::layer::{Access, Kind, Layer, Object, Result};
 
 /// What one layer has in one directory.
@@ -154,7 +156,86 @@ impl<L: Layer> Overlay<L> {
             true => Some(self.read_content(dir, OsStr::new(format::REDIRECT))?),
             false => None,
         };
-        Ok(self.marks_of(dir, self.lower_exists(dir, OsStr::new(format::OPAQUE))?, redirect))
+        let marks = self.marks_of(dir, self.lower_exists(dir, OsStr::new(format::OPAQUE))?, redirect);
+        self.with_kernel_marks(dir, marks, &self.kernel_marks(dir)?)
+    }
+
+    /// What the attributes of a directory say, in a layer that may come from the kernel's overlayfs.
+    fn kernel_marks(&self, dir: &LayerDir<L>) -> Result<kernel::Marks> {
+        let mut marks = kernel::Marks::default();
+        let layer = self.stack.layer(dir);
+        if self.stack.is_upper(dir) || !layer.capabilities().xattrs {
+            return Ok(marks);
+        }
+        let open = self.stack.open(dir)?;
+        let names = match layer.xattrs(Object::Dir(&*open)) {
+            Err(error) if error.errno == EOPNOTSUPP => return Ok(marks),
+            names => names?,
+        };
+        for name in names.iter().filter(|name| kernel::is_dir_mark(name)) {
+            marks.add(name, &layer.xattr(Object::Dir(&*open), name)?);
+        }
+        Ok(marks)
+    }
+
+    /// The marks of a directory in both formats.
+    fn with_kernel_marks(&self, dir: &LayerDir<L>, marks: Marks, more: &kernel::Marks) -> Result<Marks> {
+        let (opaque, redirect) = match &more.redirect {
+            None => (false, None),
+            Some(kernel::Redirect::Path(path)) => (false, Some(path.clone())),
+            Some(kernel::Redirect::Sibling(name)) => match self.stack.parent(dir) {
+                Some((above, _)) => (false, Some(self.path_below(&above)?.join(name))),
+                None => (true, None),
+            },
+            Some(kernel::Redirect::Nothing) => (true, None),
+        };
+        Ok(Marks { opaque: marks.opaque || more.opaque || opaque, redirect: marks.redirect.or(redirect) })
+    }
+
+    /// The path, in the layers below its own, of what a directory merges with.
+    fn path_below(&self, dir: &Arc<LayerDir<L>>) -> Result<PathBuf> {
+        if let Some(path) = self.marks(dir)?.redirect {
+            return Ok(path);
+        }
+        match self.stack.parent(dir) {
+            Some((above, name)) => Ok(self.path_below(&above)?.join(name)),
+            None => Ok(PathBuf::new()),
+        }
+    }
+
+    /// Takes out of the objects of a layer that may come from the kernel's overlayfs those that are deletions.
+    fn kernel_whiteouts(
+        &self,
+        dir: &LayerDir<L>,
+        marks: &kernel::Marks,
+        objects: &mut Vec<(OsString, Kind, u64)>,
+        whiteouts: &mut Vec<OsString>,
+    ) -> Result<()> {
+        if self.stack.is_upper(dir) {
+            return Ok(());
+        }
+        let layer = self.stack.layer(dir);
+        let is_whiteout = |name: &OsStr, kind| match kind {
+            Kind::CharDev => Ok(kernel::is_whiteout(&self.stack.stat(dir, name)?)),
+            Kind::File if marks.file_whiteouts => {
+                let names = layer.xattrs(Object::Entry(&*self.stack.open(dir)?, name))?;
+                Ok(names.iter().any(|name| kernel::is_whiteout_mark(name)))
+            }
+            _ => Ok(false),
+        };
+        let mut result = Ok(());
+        objects.retain(|(name, kind, _)| match is_whiteout(name, *kind) {
+            Ok(false) => true,
+            Ok(true) => {
+                whiteouts.push(name.clone());
+                false
+            }
+            Err(error) => {
+                result = Err(error);
+                true
+            }
+        });
+        result
     }
 
     /// The marks of a directory that has the opaque mark or not, and a redirect with this content or none. A redirect that is no
@@ -194,7 +275,10 @@ impl<L: Layer> Overlay<L> {
             true => Some(self.read_content(dir, OsStr::new(format::REDIRECT))?),
             false => None,
         };
-        Ok(Listing { objects, whiteouts, marks: self.marks_of(dir, opaque, redirect), foreign })
+        let more = self.kernel_marks(dir)?;
+        self.kernel_whiteouts(dir, &more, &mut objects, &mut whiteouts)?;
+        let marks = self.with_kernel_marks(dir, self.marks_of(dir, opaque, redirect), &more)?;
+        Ok(Listing { objects, whiteouts, marks, foreign })
     }
 
     /// The content of a small file of the format.

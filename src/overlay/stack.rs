@@ -46,7 +46,7 @@ enum Anchor<L: Layer> {
 }
 
 /// A directory and a name in it.
-type Place<L> = (Arc<LayerDir<L>>, OsString);
+pub type Place<L> = (Arc<LayerDir<L>>, OsString);
 
 impl<L: Layer> Stack<L> {
     /// A stack of `layers`, topmost first, of which the first is the upper one if `has_upper`.
@@ -168,6 +168,19 @@ impl<L: Layer> Stack<L> {
                 }
                 Err(place.lock().clone())
             }
+        }
+    }
+
+    /// Whether `dir` is in the upper layer.
+    pub fn is_upper(&self, dir: &LayerDir<L>) -> bool {
+        self.has_upper && dir.layer == 0
+    }
+
+    /// The directory that `dir` is in, and its name there. None: the top of a layer.
+    pub fn parent(&self, dir: &LayerDir<L>) -> Option<Place<L>> {
+        match &dir.anchor {
+            Anchor::Open(_) => None,
+            Anchor::Entry(place) => Some(place.lock().clone()),
         }
     }
 
