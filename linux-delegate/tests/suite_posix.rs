@@ -12,6 +12,8 @@ mod doors;
 mod mount;
 #[path = "suite/run.rs"]
 mod run;
+#[path = "suite/unprivileged.rs"]
+mod unprivileged;
 
 use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
@@ -767,4 +769,23 @@ through_the_engine_alone! {
     a_rename_can_leave_a_whiteout: "frename has no flag for it, and Redox has no such device",
     a_birth_time_is_told: "the stat of Redox has no place for it",
     names_are_bytes: "the paths in the requests of a scheme are UTF-8",
+}
+
+#[test]
+fn as_an_unprivileged_user() {
+    unprivileged::again(
+        &["engine::", "scheme::", "engine_alone::", "the_overlays_own"],
+        &[
+            ("engine::devices_work", "only root of the system makes devices"),
+            ("scheme::devices_work", "only root of the system makes devices"),
+            ("engine::set_id_bits_go_with_a_change_by_another", "there is no other user in the namespace"),
+            ("scheme::set_id_bits_go_with_a_change_by_another", "there is no other user in the namespace"),
+            (
+                "engine_alone::an_access_control_list_lets_others_in_and_keeps_them_out",
+                "there is no other user in the namespace",
+            ),
+            ("engine_alone::extended_attributes_that_only_root_sees", "only root of the system sees them"),
+        ],
+        &[],
+    );
 }
