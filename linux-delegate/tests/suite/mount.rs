@@ -13,7 +13,7 @@ pub fn program() -> String {
 }
 
 /// How long one mount may be needed. Then its daemon is killed, and whoever waits for the mount gets an error.
-const LIFETIME: Duration = Duration::from_secs(150);
+const LIFETIME: Duration = Duration::from_secs(600);
 
 /// How long anything may take that happens by itself.
 const PATIENCE: Duration = Duration::from_secs(20);
