@@ -9,7 +9,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
-use mount::{Mount, PROGRAM, eventually, is_mounted};
+use mount::{Mount, eventually, is_mounted, program};
 use tempfile::TempDir;
 
 /// Where a crash of a volatile mount leaves its mark.
@@ -52,7 +52,7 @@ impl Stage {
     /// Runs the program without `-f`, with a pipe for what it says, until nobody holds that pipe any more.
     fn run(&self, more: &str) -> Output {
         Command::new("timeout")
-            .args(["20", PROGRAM, "-o", &self.options(more)])
+            .args(["20", &program(), "-o", &self.options(more)])
             .arg(self.point())
             .stdin(Stdio::null())
             .output()
@@ -97,7 +97,7 @@ fn podman_gets_its_pipe_back_when_the_mount_is_there() {
 #[test]
 fn mount_finds_the_program_by_its_type() {
     let stage = Stage::new();
-    let path = format!("{}:{}", Path::new(PROGRAM).parent().unwrap().display(), std::env::var("PATH").unwrap());
+    let path = format!("{}:{}", Path::new(&program()).parent().unwrap().display(), std::env::var("PATH").unwrap());
     let helper = Command::new("mount.fuse3")
         .env("PATH", path)
         .args(["a source"])
@@ -186,7 +186,7 @@ fn mistakes_are_told_and_nothing_is_mounted() {
 
 /// What a mount in the foreground says on standard error while something is done with it.
 fn log(stage: &Stage, word: Option<&str>, work: impl FnOnce(&Path)) -> String {
-    let mut program = Command::new(PROGRAM);
+    let mut program = Command::new(program());
     program.args(["-f", "-o", &stage.options("")]).args(word).arg(stage.point());
     let child = program.stderr(Stdio::piped()).spawn().unwrap();
     eventually("it is mounted", || is_mounted(&stage.point()));
@@ -226,6 +226,6 @@ fn a_large_file_that_is_copied_up_is_logged() {
 }
 
 fn foreground(stage: &Stage, more: &str) -> Child {
-    let mut program = Command::new(PROGRAM);
+    let mut program = Command::new(program());
     program.args(["-f", "-o", &stage.options(more)]).arg(stage.point()).stdin(Stdio::null()).spawn().unwrap()
 }

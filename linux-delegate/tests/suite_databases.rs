@@ -13,6 +13,8 @@ mod mount;
 mod run;
 #[path = "suite/twins.rs"]
 mod twins;
+#[path = "suite/unprivileged.rs"]
+mod unprivileged;
 
 use std::fs;
 use std::path::PathBuf;
@@ -89,8 +91,12 @@ fn postgres() {
     let server = |stop: &str, work: &str| {
         format!(
             "PATH={}:$PATH; export PGHOST=$PWD/db PGUSER=postgres
-            control() {{ runuser -u postgres -- pg_ctl -D db/data -w -l db/log \"$@\" >&2; }}
-            test -d db || {{ mkdir db; chown postgres: db; runuser -u postgres -- initdb -D db/data --no-locale -E UTF8 -k --auth=trust >&2
+            as_postgres() {{
+                if [ -z \"$AS_ROOT\" ]; then runuser -u postgres -- \"$@\"; return; fi
+                unshare --user --map-user=$(id -u postgres) --map-group=$(id -g postgres) -- \"$@\"
+            }}
+            control() {{ as_postgres pg_ctl -D db/data -w -l db/log \"$@\" >&2; }}
+            test -d db || {{ mkdir db; $AS_ROOT chown postgres: db; as_postgres initdb -D db/data --no-locale -E UTF8 -k --auth=trust >&2
                 printf '%s\\n' \"listen_addresses = ''\" \"unix_socket_directories = '$PWD/db'\" autovacuum=off >> db/data/postgresql.conf; }}
             trap 'status=$?; cat db/log >&2; control -m immediate stop || true; exit $status' EXIT; trap 'exit 1' TERM
             control start
@@ -128,3 +134,9 @@ fn postgres() {
 }
 
 through_both_doors! { sqlite }
+
+/// postgres does not run as root, not even as one of a namespace: it gets one in which it is another user.
+#[test]
+fn as_an_unprivileged_user() {
+    unprivileged::again(&["engine::sqlite", "postgres"], &[], &[]);
+}

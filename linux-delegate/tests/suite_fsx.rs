@@ -12,6 +12,8 @@ mod mount;
 mod run;
 #[path = "suite/tool.rs"]
 mod tool;
+#[path = "suite/unprivileged.rs"]
+mod unprivileged;
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -180,4 +182,9 @@ fn ten_long_runs_through_the_engine() {
     for pair in names.chunks(2) {
         exercise(&bed, pair, |name| bed.fsx(name, WITH_HOLES, name.bytes().map(u32::from).sum(), 50_000));
     }
+}
+
+#[test]
+fn as_an_unprivileged_user() {
+    unprivileged::again(&["engine::"], &[], &[&tool::tool("fsx", "0.3.2")]);
 }

@@ -7,17 +7,19 @@
 mod mount;
 #[path = "suite/run.rs"]
 mod run;
+#[path = "suite/unprivileged.rs"]
+mod unprivileged;
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Output;
-use std::{io, process};
+use std::{env, io, process};
 
 use rustix::fs::{CWD, FileType};
 
-use mount::{Mount, PROGRAM, eventually, is_mounted};
+use mount::{Mount, eventually, is_mounted, program};
 use test_common::{LowerGuard, Stage, mode, names, owner, put};
 
 /// Directories for one mount, which other users may enter.
@@ -69,7 +71,7 @@ const IN_ONE: usize = 500;
 const MEMORY: usize = 200 * 1024;
 
 fn start(list: &str, point: &Path) -> Output {
-    run::finish(run::command(PROGRAM).args(["-o", list]).arg(point))
+    run::finish(run::command(program()).args(["-o", list]).arg(point))
 }
 
 /// The processes that were started with this mount point and have not ended.
@@ -77,7 +79,7 @@ fn daemons(point: &Path) -> Vec<i32> {
     let is_daemon = |pid: &i32| {
         let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let mut words = words.split(|byte| *byte == 0);
-        words.next() == Some(PROGRAM.as_bytes()) && words.any(|word| Some(word) == point.to_str().map(str::as_bytes))
+        words.next() == Some(program().as_bytes()) && words.any(|word| Some(word) == point.to_str().map(str::as_bytes))
     };
     let processes = fs::read_dir("/proc").unwrap();
     processes.filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok()).filter(is_daemon).collect()
@@ -194,7 +196,7 @@ fn refusals_are_sentences_that_name_path_and_cause() {
 fn refused(bed: &Bed, list: &str, point: &Path, named: &str, cause: &str) {
     for flags in [&[][..], &["-f"]] {
         let list = bed.options(list);
-        let output = run::finish(run::command(PROGRAM).args(flags).args(["-o", &list]).arg(point));
+        let output = run::finish(run::command(program()).args(flags).args(["-o", &list]).arg(point));
         let said = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(1), "{list}: {said}");
         assert!(said.starts_with("overlayfs-fuse: ") && said.lines().count() == 1, "{list}: {said}");
@@ -361,7 +363,9 @@ fn memory(pid: u32) -> usize {
 
 #[test]
 fn a_large_tree_is_walked_in_bounded_memory_with_few_descriptors() {
-    let entries = std::env::var("OVERLAYFS_ENTRIES").map_or(ENTRIES, |number| number.parse().unwrap());
+    // A user without rights shows the same once more.
+    let entries = if env::var_os(unprivileged::VARIABLE).is_some() { ENTRIES / 5 } else { ENTRIES };
+    let entries = env::var("OVERLAYFS_ENTRIES").map_or(entries, |number| number.parse().unwrap());
     let bed = Bed::new();
     let (lower, point) = (bed.stage.path("lower/many"), bed.point());
     fs::create_dir(&lower).unwrap();
@@ -375,7 +379,7 @@ fn a_large_tree_is_walked_in_bounded_memory_with_few_descriptors() {
         }
     }
     let options = bed.options(LAYERS);
-    let script = format!("ulimit -n 1024; exec {PROGRAM} -f -o {options} {}", point.display());
+    let script = format!("ulimit -n 1024; exec {} -f -o {options} {}", program(), point.display());
     let mut daemon = process::Command::new("sh").arg("-c").arg(script).spawn().unwrap();
     eventually("it is mounted", || is_mounted(&point));
 
@@ -387,4 +391,10 @@ fn a_large_tree_is_walked_in_bounded_memory_with_few_descriptors() {
 
     assert!(process::Command::new("umount").arg(&point).status().unwrap().success());
     assert!(daemon.wait().unwrap().success());
+}
+
+#[test]
+fn as_an_unprivileged_user() {
+    let forbidden = "there is no other user in the namespace";
+    unprivileged::again(&[""], &[("each_user_may_do_what_the_modes_of_the_layers_say", forbidden)], &[]);
 }

@@ -1,6 +1,7 @@
-//! `overlayfs-fuse` as the mount program of podman's storage: an image is imported, another is built from it, and a container runs.
+//! `overlayfs-fuse` as the mount program of podman's storage: an image is imported, another is built from it, and a container runs, all
+//! started by root, and by a user.
 //!
-//! Needs root, /dev/fuse, and of Debian's packages podman, runc and busybox-static; fails without them.
+//! Needs root, /dev/fuse, Debian's user games, and of its packages busybox-static, podman, runc and uidmap; fails without them.
 
 #[path = "suite/run.rs"]
 mod run;
@@ -9,7 +10,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use test_common::Stage;
+use test_common::{Stage, mode};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_overlayfs-fuse");
 
@@ -90,4 +91,46 @@ fn a_container_is_built_and_run() {
     for _ in 0..2 {
         assert_eq!(podman.run(&run), "from below\nmore\n", "a container leaves nothing in the image");
     }
+}
+
+/// Prepares what a user finds on other systems: a device that he may open, ids for his containers, and places that he may enter. What
+/// podman leaves running ends with the namespace. The arguments are the stage and the program.
+const AS_A_USER: &str = r#"
+stage=$1 program=$2
+mount --make-rshared /
+mknod -m 666 "$stage/fuse" c 10 229
+mount --bind "$stage/fuse" /dev/fuse
+echo games:100000:65536 > "$stage/ids"
+mount --bind "$stage/ids" /etc/subuid
+mount --bind "$stage/ids" /etc/subgid
+cp "$program" "$stage/overlayfs-fuse"
+export HOME="$stage/home" XDG_RUNTIME_DIR="$stage/home/run"
+install -d -o games "$HOME" "$XDG_RUNTIME_DIR"
+cd "$HOME"
+exec setpriv --reuid games --regid games --init-groups bash -euc '
+    podman() {
+        command podman --root "$HOME/root" --runroot "$HOME/runroot" --tmpdir "$HOME/tmp" --storage-driver=overlay --runtime=runc \
+            --cgroup-manager=cgroupfs --storage-opt=overlay.mount_program="$1/overlayfs-fuse" "${@:2}"
+    }
+    podman "$1" import "$1/rootfs.tar" base >&2
+    podman "$1" build --isolation=chroot --ulimit=nofile=1024:1024 -t built "$1/context" >&2
+    for turn in 1 2; do
+        podman "$1" run --rm --network=none --ulimit=nofile=1024:1024 --ulimit=nproc=1000:1000 localhost/built sh -c "$2"
+    done
+' bash "$stage" "$3"
+"#;
+
+/// The daemon runs in the user's namespace, where he is root of some ids.
+#[test]
+fn a_user_builds_and_runs_a_container() {
+    let stage = Stage::new();
+    mode(stage.root(), 0o755);
+    root_filesystem(&stage);
+    fs::write(stage.dir("context").join("Containerfile"), RECIPE).unwrap();
+    let mut command = run::command("unshare");
+    command.args(["--mount", "--pid", "--fork", "--mount-proc", "--kill-child", "bash", "-euc", AS_A_USER, "bash"]);
+    let output = run::finish(command.arg(stage.root()).args([PROGRAM, CHECKS]));
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{err}{out}");
+    assert_eq!(out, "from below\nmore\n".repeat(2));
 }

@@ -6,7 +6,7 @@ use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
 use std::hash::Hasher;
 use std::io::Read;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
@@ -164,9 +164,7 @@ fn everything(object: &mut Object, dir: BorrowedFd<'_>, name: &OsStr, kind: File
     if kind != FileType::Symlink {
         object.insert("atime", format!("{}.{:09}", stat.st_atime, stat.st_atime_nsec));
     }
-    if matches!(kind, FileType::RegularFile | FileType::Directory) {
-        object.insert("xattrs", xattrs(open(dir, name, OFlags::empty()).unwrap()));
-    }
+    object.insert("xattrs", xattrs(dir, name));
 }
 
 /// Opens for reading without a change to the access time.
@@ -191,16 +189,23 @@ fn digest(dir: BorrowedFd<'_>, name: &OsStr, path: &Path) -> String {
     format!("{} bytes #{:016x}", bytes.len(), hasher.finish())
 }
 
-fn xattrs(fd: OwnedFd) -> String {
+/// The extended attributes of an object, also of a symlink.
+fn xattrs(dir: BorrowedFd<'_>, name: &OsStr) -> String {
+    // There are no calls that begin at a directory.
+    let path = match dir.as_raw_fd() {
+        at_cwd if at_cwd < 0 => PathBuf::from(name),
+        at => Path::new("/proc/self/fd").join(at.to_string()).join(name),
+    };
     let mut list = Vec::with_capacity(64 << 10);
-    match rustix::fs::flistxattr(&fd, rustix::buffer::spare_capacity(&mut list)) {
+    match rustix::fs::llistxattr(&path, rustix::buffer::spare_capacity(&mut list)) {
         Err(Errno::OPNOTSUPP) => return String::new(),
         result => result.unwrap(),
     };
     let mut out = String::new();
     for name in list.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
         let mut value = Vec::with_capacity(64 << 10);
-        rustix::fs::fgetxattr(&fd, OsStr::from_bytes(name), rustix::buffer::spare_capacity(&mut value)).unwrap();
+        let buffer = rustix::buffer::spare_capacity(&mut value);
+        rustix::fs::lgetxattr(&path, OsStr::from_bytes(name), buffer).unwrap();
         write!(out, "{}={} ", name.escape_ascii(), value.escape_ascii()).unwrap();
     }
     out

@@ -1,20 +1,25 @@
 //! A mount of `overlayfs-fuse` that a test cannot hang on and does not leave behind.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
+use std::{env, fs};
 
-/// The program under test.
-pub const PROGRAM: &str = env!("CARGO_BIN_EXE_overlayfs-fuse");
+/// The program under test. For a user who may not enter its directory the variable OVERLAYFS_FUSE names a copy.
+pub fn program() -> String {
+    env::var("OVERLAYFS_FUSE").unwrap_or_else(|_| env!("CARGO_BIN_EXE_overlayfs-fuse").to_owned())
+}
 
 /// How long one mount may be needed. Then its daemon is killed, and whoever waits for the mount gets an error.
 const LIFETIME: Duration = Duration::from_secs(600);
 
 /// How long anything may take that happens by itself.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What a test prints before it mounts anything.
+pub const MOUNTING: &str = "Now it mounts.";
 
 /// A mount whose daemon is a child of the test. Dropped, it is unmounted by force.
 pub struct Mount {
@@ -27,7 +32,8 @@ impl Mount {
     /// Mounts with these options, a list as behind `-o`, and waits until the mount is there.
     pub fn new(point: &Path, options: &str) -> Self {
         assert!(Path::new("/dev/fuse").exists(), "/dev/fuse is missing, and without it nothing can be tested here");
-        let mut command = Command::new(PROGRAM);
+        println!("{MOUNTING}");
+        let mut command = Command::new(program());
         let daemon = command.args(["-f", "-o", options]).arg(point).stdin(Stdio::null()).spawn().unwrap();
         let (done, wait) = mpsc::channel();
         let pid = daemon.id().cast_signed();

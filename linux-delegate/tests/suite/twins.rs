@@ -6,6 +6,7 @@ use test_common::{Detail, LowerGuard, Snapshot, Stage, mode, put};
 
 use crate::mount::Mount;
 use crate::run;
+use crate::unprivileged::VARIABLE;
 
 /// A mount, and an ordinary directory with the same contents.
 pub struct Twins {
@@ -117,6 +118,8 @@ impl Twins {
 fn shell(dir: &Path, script: &str) -> String {
     let mut command = run::command("sh");
     command.args(["-euc", script]).current_dir(dir);
+    // Before what is only for root of the system.
+    command.env("AS_ROOT", if std::env::var_os(VARIABLE).is_some() { ":" } else { "" });
     // Nothing of the user's own configuration, and the same commits at any time.
     command.env("HOME", "/nonexistent").env("GIT_CONFIG_GLOBAL", "/dev/null").env("GIT_CONFIG_NOSYSTEM", "1");
     for who in ["AUTHOR", "COMMITTER"] {

@@ -467,10 +467,12 @@ impl<L: Layer> Door for EngineDoor<L> {
         Ok(())
     }
 
-    fn listxattr(&self, _: Caller, node: u64) -> Result<Vec<OsString>> {
+    fn listxattr(&self, caller: Caller, node: u64) -> Result<Vec<OsString>> {
         let node = self.node(node)?;
         let mut names = self.call(|| self.overlay.xattrs(&node))?;
-        names.retain(|name| self.check_acl(name).is_ok());
+        // The kernel shows the values of those that are trusted to root alone, but all the names.
+        let shown = |name: &OsStr| caller.uid == 0 || !name.as_bytes().starts_with(b"trusted.");
+        names.retain(|name| self.check_acl(name).is_ok() && shown(name));
         Ok(names)
     }
 
