@@ -15,11 +15,14 @@ use super::node::{MERGED_NLINK, Node, OpenFile, Place};
 use super::progress::{PIECE, Progress};
 use super::stack::LayerDir;
 use super::work::discard;
+use super::xattr::Xattrs;
 use crate::layer::{Access, Kind, Layer, Object, Owner, RenameMode, Result, Stat};
 
-/// The modes while a copy is built that cannot have the right owner from the start.
+/// The modes while a copy is built that cannot have the right one from the start.
 const PRIVATE_FILE: u32 = 0o600;
 const PRIVATE_DIR: u32 = 0o700;
+/// The bits by which a program gets its owner's or its group's rights.
+const SET_ID: u32 = 0o6000;
 
 impl<L: Layer> Overlay<L> {
     /// Brings an object to the upper layer, with all directories above it, unless it is there. EROFS without an upper layer.
@@ -72,7 +75,8 @@ impl<L: Layer> Overlay<L> {
         keep: u64,
     ) -> Result<Option<L::File>> {
         let (upper, _) = self.upper()?;
-        let (owner, mode) = self.made_as(attr, PRIVATE_FILE)?;
+        let xattrs = self.xattrs_to_copy(node)?;
+        let made @ (owner, mode) = self.made_as(attr, &xattrs, PRIVATE_FILE)?;
         let mut file = None;
         match node.kind() {
             Kind::File => {
@@ -87,7 +91,7 @@ impl<L: Layer> Overlay<L> {
             }
             kind => upper.create_node(work, temp, kind, mode, attr.rdev, owner)?,
         }
-        self.copy_attr(node, Object::Entry(work, temp), attr)?;
+        self.copy_attr(Object::Entry(work, temp), attr, made, &xattrs)?;
         if let Some(file) = &file {
             // A crash after the rename must not find an empty file where the lower layer had a whole one.
             let (upper, work) = self.upper()?;
@@ -123,27 +127,29 @@ impl<L: Layer> Overlay<L> {
         Ok(())
     }
 
-    /// The owner and the mode that a copy is made with: its own where the layer can give them at once, else `private` ones.
-    fn made_as(&self, attr: &Stat, private: u32) -> Result<(Owner, u32)> {
+    /// The owner and the mode that a copy is made with: the right ones from the start where nothing forbids it. Set-id bits would not survive
+    /// the writing, and attributes can be set only on what can be written.
+    fn made_as(&self, attr: &Stat, xattrs: &Xattrs, private: u32) -> Result<(Owner, u32)> {
         let (upper, _) = self.upper()?;
         let owner = Owner { uid: attr.uid, gid: attr.gid };
-        Ok(if upper.creates_as(owner) { (owner, attr.mode) } else { (upper.identity(), private) })
+        if !upper.creates_as(owner) {
+            return Ok((upper.identity(), private));
+        }
+        Ok((owner, if xattrs.is_empty() && attr.mode & SET_ID == 0 { attr.mode } else { private }))
     }
 
-    /// Gives a copy what it was not made with: owner and mode, extended attributes and times, in an order in which none undoes another.
-    fn copy_attr(&self, node: &Arc<Node<L>>, copy: Object<'_, L>, attr: &Stat) -> Result<()> {
+    /// Gives a copy, made with this owner and mode, what it still lacks, in an order in which none undoes another: a change of the owner takes
+    /// set-id bits and capabilities, and an ACL, which says the same as the mode, may take the set-group-id bit.
+    fn copy_attr(&self, copy: Object<'_, L>, attr: &Stat, made: (Owner, u32), xattrs: &Xattrs) -> Result<()> {
         let (upper, _) = self.upper()?;
         let owner = Owner { uid: attr.uid, gid: attr.gid };
-        let made_as_private = !upper.creates_as(owner);
-        if made_as_private {
+        if made.0 != owner {
             upper.set_owner(copy, owner)?;
         }
-        // Set-id bits are lost to the data, if the daemon has no right to keep them.
-        let lost = attr.kind == Kind::File && attr.mode & 0o6000 != 0;
-        if attr.kind != Kind::Symlink && (made_as_private || lost) {
+        self.copy_xattrs(copy, xattrs)?;
+        if attr.kind != Kind::Symlink && made != (owner, attr.mode) {
             upper.set_mode(copy, attr.mode)?;
         }
-        self.copy_xattrs(node, copy)?;
         upper.set_times(copy, attr.atime, attr.mtime)
     }
 
@@ -236,9 +242,12 @@ impl<L: Layer> Overlay<L> {
         let before = self.layer_attr(node)?;
         let temp = work.name();
         let open = self.stack.open(work.dir())?;
-        let (owner, mode) = self.made_as(&before, PRIVATE_DIR)?;
+        let xattrs = self.xattrs_to_copy(node)?;
+        let made @ (owner, mode) = self.made_as(&before, &xattrs, PRIVATE_DIR)?;
         upper.create_dir(&open, &temp, mode, owner)?;
-        let copied = self.put_dir_in_place(node, &before, &open, &temp);
+        let copied = self
+            .copy_attr(Object::Entry(&*open, &temp), &before, made, &xattrs)
+            .and_then(|()| self.put_dir_in_place(node, &before, &open, &temp));
         if copied.is_err()
             && let Err(error) = upper.remove_dir(&open, &temp)
         {
@@ -249,7 +258,6 @@ impl<L: Layer> Overlay<L> {
 
     fn put_dir_in_place(&self, node: &Arc<Node<L>>, before: &Stat, open: &L::Dir, temp: &OsStr) -> Result<()> {
         let (upper, work) = self.upper()?;
-        self.copy_attr(node, Object::Entry(open, temp), before)?;
         let copy = self.stack.stat(work.dir(), temp)?;
         let _tree = self.tree.read();
         let Some(place) = node.state.lock().places.first().cloned() else {
