@@ -8,6 +8,8 @@ use std::fmt;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
+use crate::format::Wanted;
+
 /// What `--help` prints.
 pub const HELP: &str = "\
 overlayfs: read-only directories under one writable directory, as one merged tree
@@ -65,6 +67,9 @@ pub struct Options {
     pub volatile: bool,
     /// An upper layer is used though an overlay that did not end well has marked it.
     pub reuse_volatile: bool,
+    /// How the upper layer is written. None: as it is already, or as an OCI image layer. The daemon of Redox, where there is nothing else,
+    /// has no option for it.
+    pub format: Option<Wanted>,
 }
 
 /// The command line of the daemon.

@@ -41,7 +41,8 @@ impl<L: Layer> Overlay<L> {
         let parent = {
             let state = node.state.lock();
             if state.upper {
-                return Ok(());
+                drop(state);
+                return self.complete(node, keep);
             }
             state.places.first().map(|place| place.parent.clone())
         };
@@ -100,7 +101,7 @@ impl<L: Layer> Overlay<L> {
         Ok(file)
     }
 
-    fn copy_data(&self, node: &Arc<Node<L>>, from: &OpenFile<L>, to: &L::File, size: u64) -> Result<()> {
+    pub(super) fn copy_data(&self, node: &Arc<Node<L>>, from: &OpenFile<L>, to: &L::File, size: u64) -> Result<()> {
         let (upper, _) = self.upper()?;
         let layer = self.stack.layer(&from.dir);
         let mut progress = (size > PIECE).then(|| {
@@ -190,6 +191,7 @@ impl<L: Layer> Overlay<L> {
         let mut state = node.state.lock();
         let ino = *state.ino.get_or_insert_with(|| self.inodes.assign(before.dev, before.ino));
         state.upper = true;
+        state.has_data = true;
         state.ghost = None;
         state.stale = true;
         state.attr = Some(Stat { dev: copy.dev, ino: copy.ino, ..*before });

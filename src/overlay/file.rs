@@ -249,7 +249,7 @@ impl<L: Layer> Overlay<L> {
         let Spot::Entry(dir, name) = self.spot(node, &state) else {
             return Err(Error::new(EIO));
         };
-        let file = self.stack.layer(&dir).open_file(&*self.stack.open(&dir)?, &name, access)?;
+        let (dir, file) = self.open_data(dir, &name, access)?;
         let open = Arc::new(OpenFile { file, writable: access == Access::ReadWrite, dir });
         if state.users > 0 || (state.places.is_empty() && state.ghost.is_none()) {
             state.file = Some(open.clone());

@@ -12,7 +12,9 @@
 //! | `attr`, `xattr`, `file`, `readdir` | attributes; extended ones; handles, reading and writing; listings |
 //! | `copy_up`, `progress` | from a lower layer to the upper one; what is said if that takes long |
 //! | `create`, `remove`, `rename`, `link` | changes of names |
-//! | `work` | the work directory, where things are built before they appear |
+//! | `upper` | how deletions and marks are written to the upper layer, in each format |
+//! | `metacopy` | files that have only metadata of their own |
+//! | `work`, `detect` | the work directory, where things are built before they appear; in which format the upper layer is written |
 //! | `volatile` | the mark of an upper layer to which nothing is synced |
 //!
 //! # One visible step
@@ -35,16 +37,19 @@ use std::sync::{Arc, Weak};
 
 use syscall::error::{EROFS, Error};
 
+use crate::format::{Format, Wanted};
 use crate::layer::{Layer, Object, Result, StatFs};
 
 mod attr;
 mod copy_up;
 mod create;
+mod detect;
 mod file;
 mod inode;
 mod link;
 mod lookup;
 mod merge;
+mod metacopy;
 mod names;
 mod node;
 mod progress;
@@ -53,6 +58,7 @@ mod remove;
 mod rename;
 mod stack;
 mod sync;
+mod upper;
 mod volatile;
 mod work;
 mod xattr;
@@ -87,6 +93,8 @@ pub struct Settings {
     pub volatile: bool,
     /// An upper layer that was left marked is used, and the mark taken away.
     pub reuse_volatile: bool,
+    /// How the upper layer is to be written. None: as it is written already, a new one as an OCI image layer.
+    pub format: Option<Wanted>,
 }
 
 /// A merged tree.
@@ -185,6 +193,11 @@ impl<L: Layer> Overlay<L> {
             (Some(upper), Some(work)) => Ok((upper, work)),
             _ => Err(Error::new(EROFS)),
         }
+    }
+
+    /// How the upper layer is written.
+    fn format(&self) -> Format {
+        self.work.as_ref().map_or(Format::default(), Work::format)
     }
 
     fn is_root(&self, node: &Arc<Node<L>>) -> bool {

@@ -4,16 +4,18 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use syscall::error::{EEXIST, EINVAL, EIO, ENODATA, EOPNOTSUPP, EROFS, EWOULDBLOCK, Error};
 
 use super::Settings;
+use super::detect::detect;
 use super::stack::{LayerDir, Stack};
 use super::volatile::{is_marked, mark};
 use super::xattr::DEFAULT_ACL;
-use crate::format;
+use crate::format::{self, Format};
 use crate::layer::{Kind, Layer, Object, RenameMode, Result};
 
 /// Why layers cannot be stacked.
@@ -31,6 +33,15 @@ pub enum Refused {
     CannotRename(Error),
     /// An overlay that synced nothing has left its mark, so the upper layer may be damaged.
     Volatile,
+    /// [`Wanted::Oci`](format::Wanted::Oci) was asked for, but the upper layer is written in the kernel's format, with attributes that
+    /// begin with this.
+    KernelFormat(&'static str),
+    /// [`Wanted::Kernel`](format::Wanted::Kernel) was asked for, but the upper layer is an OCI image layer: it has a marker at this path.
+    OciFormat(PathBuf),
+    /// The upper layer is or is to be written in the kernel's format, and there is no work directory outside it.
+    NoWork,
+    /// The upper layer is or is to be written in the kernel's format, and its filesystem cannot or this user may not.
+    CannotMark(Error),
     /// A layer answered an error.
     Layer(Error),
 }
@@ -51,6 +62,26 @@ impl fmt::Display for Refused {
             Refused::Volatile => {
                 write!(f, "an overlay with the option volatile has left its mark, so what was written may be damaged")
             }
+            Refused::KernelFormat(prefix) => write!(
+                f,
+                "it is written in the format of the kernel's overlayfs, as attributes of it say that begin with {prefix}, and not as an OCI \
+                 image layer (format=oci)"
+            ),
+            Refused::OciFormat(marker) => write!(
+                f,
+                "it is an OCI image layer, as its file {} says, and not written in the format of the kernel's overlayfs (format=kernel)",
+                marker.display()
+            ),
+            Refused::NoWork => write!(
+                f,
+                "an upper layer in the format of the kernel's overlayfs needs a work directory of its own (workdir=DIR), on the same \
+                 filesystem and not inside it"
+            ),
+            Refused::CannotMark(error) => write!(
+                f,
+                "it cannot be written in the format of the kernel's overlayfs ({error}), which needs extended attributes and the renames \
+                 that exchange and that leave whiteouts"
+            ),
             Refused::Layer(error) => write!(f, "a layer cannot be used: {error}"),
         }
     }
@@ -67,10 +98,15 @@ impl From<Error> for Refused {
 impl From<Refused> for Error {
     fn from(refused: Refused) -> Self {
         match refused {
-            Refused::Layer(error) | Refused::CannotRename(error) => error,
+            Refused::Layer(error) | Refused::CannotRename(error) | Refused::CannotMark(error) => error,
             Refused::ReadOnly => Error::new(EROFS),
             Refused::Held => Error::new(EWOULDBLOCK),
-            Refused::NoLayer | Refused::OtherFilesystem | Refused::Volatile => Error::new(EINVAL),
+            Refused::NoLayer
+            | Refused::OtherFilesystem
+            | Refused::Volatile
+            | Refused::KernelFormat(_)
+            | Refused::OciFormat(_)
+            | Refused::NoWork => Error::new(EINVAL),
         }
     }
 }
@@ -82,6 +118,8 @@ pub struct Work<L: Layer> {
     next: AtomicU64,
     /// Nothing is synced.
     volatile: bool,
+    /// How the upper layer is written.
+    format: Format,
 }
 
 impl<L: Layer> Work<L> {
@@ -92,6 +130,11 @@ impl<L: Layer> Work<L> {
         };
         let root = stack.open(root)?;
         hold(upper)?;
+        let known = detect(stack, settings.format)?;
+        if layer.is_none() && known.is_kernel() {
+            // Inside the upper layer the kernel would show it.
+            return Err(Refused::NoWork);
+        }
         let dir = match &layer {
             Some(layer) => {
                 hold(layer)?;
@@ -109,7 +152,13 @@ impl<L: Layer> Work<L> {
             return Err(Refused::OtherFilesystem);
         }
         let volatile = settings.volatile;
-        let work = Work { dir: stack.anchored(0, dir), _layer: layer, next: AtomicU64::new(0), volatile };
+        let mut work = Work {
+            dir: stack.anchored(0, dir),
+            _layer: layer,
+            next: AtomicU64::new(0),
+            volatile,
+            format: Format::default(),
+        };
         let open = stack.open(&work.dir)?;
         hand_down_nothing(upper, &open)?;
         if is_marked(upper, &open)? {
@@ -120,6 +169,7 @@ impl<L: Layer> Work<L> {
         }
         empty(upper, &open)?;
         work.try_rename(upper, &open)?;
+        work.format = known.settle(upper, &root, &open)?;
         if volatile {
             mark(upper, &open)?;
         }
@@ -134,6 +184,11 @@ impl<L: Layer> Work<L> {
     /// Brings a file of the upper layer to the disk before it gets its name, if anything is synced.
     pub fn sync(&self, upper: &L, file: &L::File) -> Result<()> {
         if self.volatile { Ok(()) } else { upper.sync(file) }
+    }
+
+    /// How the upper layer is written.
+    pub fn format(&self) -> Format {
+        self.format
     }
 
     /// Leaves nothing in the directory. What was not synced is synced first, so that the mark can go.

@@ -15,7 +15,7 @@ use test_common::{LowerGuard, Stage};
 
 use crate::Kind;
 use crate::door::{At, Door};
-use crate::layer::{self, MARKER, Object};
+use crate::layer::{self, MARKER, Object, Written};
 use crate::lowers::{self, Item};
 use crate::tree::{self, Id, Place, ROOT, Rules, Tree};
 
@@ -72,8 +72,8 @@ pub struct Abilities {
     pub bytes: bool,
     /// Sockets and FIFOs can be made, renames can be exclusive or exchange.
     pub full: bool,
-    /// There are layers to mount again.
-    pub layers: bool,
+    /// There are layers to mount again, of which the upper one is written so.
+    pub layers: Option<Written>,
 }
 
 /// One of these, by weight; or one of those that only some doors can do, if this one can.
@@ -147,7 +147,7 @@ fn op(abilities: Abilities) -> BoxedStrategy<Op> {
         1 => whom().prop_map(Op::Sync),
         2 => (whom(), 1usize..5).prop_map(|(whom, chunk)| Op::List(whom, chunk)),
     ];
-    some(op, 5, abilities.layers, prop_oneof![2 => Just(Op::Remount), 1 => Just(Op::Stack)])
+    some(op, 5, abilities.layers.is_some(), prop_oneof![2 => Just(Op::Remount), 1 => Just(Op::Stack)])
 }
 
 /// Lower layers and the operations to run above them.
@@ -247,7 +247,7 @@ impl<D: Door> Pair<'_, D> {
     /// Makes an empty upper layer. The root of the merged tree has its attributes.
     fn new_upper(&mut self) {
         self.upper = self.stage.dir(&format!("upper{}", self.lowers.len()));
-        if self.abilities.layers {
+        if self.abilities.layers.is_some() {
             let (mode, owner) = (0o750, Owner { uid: 1000, gid: 1001 });
             test_common::mode(&self.upper, mode);
             test_common::owner(&self.upper, owner.uid, owner.gid);
@@ -273,10 +273,10 @@ impl<D: Door> Pair<'_, D> {
         self.tree.handles.clear();
         self.inodes.clear();
         self.door = None;
-        if !self.abilities.layers {
+        let Some(written) = self.abilities.layers else {
             return Ok(None);
-        }
-        let upper = layer::read(&self.upper, &mut self.ids);
+        };
+        let upper = layer::read(&self.upper, written, &mut self.ids);
         let layers: Vec<_> = [&upper].into_iter().chain(self.lowers.iter().map(|(_, layer)| layer)).cloned().collect();
         self.compare_layers(&layer::merge(&layers))?;
         Ok(Some(upper))
