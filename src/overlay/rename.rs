@@ -2,7 +2,7 @@
 //!
 //! What moves is in the upper layer by then. A directory that merges with lower ones takes a redirect along, which says with
 //! which; one that does not, but comes to a name that lower layers have, takes the opaque mark. So a rename is one step whatever
-//! is below, and never EXDEV.
+//! is below, and EXDEV only where the upper layer's format has no redirects.
 
 use std::ffi::OsStr;
 use std::sync::Arc;
