@@ -64,23 +64,21 @@ impl fmt::Display for Refused {
             }
             Refused::KernelFormat(prefix) => write!(
                 f,
-                "it is written in the format of the kernel's overlayfs, as attributes of it say that begin with {prefix}, and not as an OCI \
-                 image layer (format=oci)"
+                "it is written in the format of the kernel's overlayfs, as its attributes {prefix}* say, so it cannot be used with format=oci"
             ),
             Refused::OciFormat(marker) => write!(
                 f,
-                "it is an OCI image layer, as its file {} says, and not written in the format of the kernel's overlayfs (format=kernel)",
+                "it is an OCI image layer, as the name {} in it says, so it cannot be used with format=kernel",
                 marker.display()
             ),
             Refused::NoWork => write!(
                 f,
-                "an upper layer in the format of the kernel's overlayfs needs a work directory of its own (workdir=DIR), on the same \
-                 filesystem and not inside it"
+                "in the format of the kernel's overlayfs it needs a work directory beside it, on the same filesystem (workdir=DIR)"
             ),
             Refused::CannotMark(error) => write!(
                 f,
-                "it cannot be written in the format of the kernel's overlayfs ({error}), which needs extended attributes and the renames \
-                 that exchange and that leave whiteouts"
+                "it cannot be written in the format of the kernel's overlayfs ({error}), which needs extended attributes, renames that \
+                 exchange and renames that leave a whiteout"
             ),
             Refused::Layer(error) => write!(f, "a layer cannot be used: {error}"),
         }
