@@ -134,8 +134,8 @@ fn mount(stage: &Stage, format: Wanted) -> (Cuttable, Arc<AtomicU64>) {
 }
 
 fn find(overlay: &Cuttable, path: &str) -> Result<NodeRef> {
-    let names = path.split('/').filter(|name| !name.is_empty());
-    names.fold(Ok(overlay.root().clone()), |dir, name| overlay.lookup(&dir?, OsStr::new(name)))
+    let mut names = path.split('/').filter(|name| !name.is_empty());
+    names.try_fold(overlay.root().clone(), |dir, name| overlay.lookup(&dir, OsStr::new(name)))
 }
 
 /// The directory that an object is or is to be in, and its name.
