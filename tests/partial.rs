@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
 use overlayfs::layer::counted::{Counted, Counts, Method};
-use overlayfs::layer::{Allocation, OsLayer, Owner, RenameMode, Result, Stat};
+use overlayfs::layer::{Allocation, OsLayer, Owner, RenameMode, Result, Stat, Time};
 use overlayfs::overlay::{Layers, Node, Overlay, Settings};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngSeed};
@@ -75,6 +75,7 @@ enum Op {
     Append(usize, u8),
     Truncate(usize),
     Mode(u32),
+    Times(i64),
     Punch(usize, usize),
     Sync,
     Rename,
@@ -92,15 +93,20 @@ struct Model {
     mode: u32,
     name: &'static str,
     is_linked: bool,
+    /// Where nothing has changed it since it was set.
+    mtime: Option<Time>,
 }
 
 impl Model {
     fn new(stage: &Stage) -> Self {
         let mode = fs::metadata(stage.path("lower/dir/file")).unwrap().mode() & 0o7777;
-        Model { bytes: content(), mode, name: "file", is_linked: false }
+        Model { bytes: content(), mode, name: "file", is_linked: false, mtime: None }
     }
 
     fn apply(&mut self, op: &Op) {
+        if matches!(op, Op::Write(..) | Op::Append(..) | Op::Truncate(_) | Op::Punch(..)) {
+            self.mtime = None;
+        }
         match *op {
             Op::Write(at, length, byte) => {
                 let end = at + length;
@@ -112,6 +118,7 @@ impl Model {
             Op::Append(length, byte) => self.bytes.resize(self.bytes.len() + length, byte),
             Op::Truncate(size) => self.bytes.resize(size, 0),
             Op::Mode(mode) => self.mode = mode,
+            Op::Times(sec) => self.mtime = Some(Time { sec, nsec: 5 }),
             Op::Punch(at, length) => {
                 let end = (at + length).min(self.bytes.len());
                 if at < end {
@@ -136,6 +143,7 @@ impl Model {
             Op::Append(length, byte) => assert_eq!(overlay.append(&handle, &vec![byte; length])?, length),
             Op::Truncate(size) => overlay.truncate(&node, size as u64)?,
             Op::Mode(mode) => overlay.set_mode(&node, mode)?,
+            Op::Times(sec) => overlay.set_times(&node, Time { sec: 3, nsec: 3 }, Time { sec, nsec: 5 })?,
             Op::Punch(at, length) => {
                 overlay.allocate(&handle, Allocation::PunchHole, at as u64..(at + length) as u64)?;
             }
@@ -155,9 +163,10 @@ impl Model {
     fn is_shown_by(&self, overlay: &Merged) -> bool {
         let dir = find(overlay, "dir");
         let Ok(node) = overlay.lookup(&dir, OsStr::new(self.name)) else { return false };
-        let Stat { mode, size, .. } = overlay.stat(&node).unwrap();
+        let Stat { mode, size, mtime, .. } = overlay.stat(&node).unwrap();
         let is_linked = overlay.lookup(&dir, OsStr::new("link")).is_ok();
         (mode, size as usize, is_linked) == (self.mode, self.bytes.len(), self.is_linked)
+            && self.mtime.is_none_or(|known| known == mtime)
             && read(overlay, &format!("dir/{}", self.name)) == self.bytes
             && holes_are_holes(overlay, &node, &self.bytes)
     }
@@ -189,7 +198,8 @@ fn op() -> impl Strategy<Value = Op> {
         4 => (place(), 1..2000usize, any::<u8>()).prop_map(|(at, length, byte)| Op::Write(at, length, byte)),
         2 => (1..100_000usize, any::<u8>()).prop_map(|(length, byte)| Op::Append(length, byte)),
         3 => place().prop_map(Op::Truncate),
-        2 => (0..0o1000u32).prop_map(Op::Mode),
+        2 => (0..0o10000u32).prop_map(Op::Mode),
+        2 => (0..9i64).prop_map(Op::Times),
         1 => (place(), 1..300_000usize).prop_map(|(at, length)| Op::Punch(at, length)),
         1 => Just(Op::Sync),
         1 => Just(Op::Rename),
@@ -247,8 +257,10 @@ fn a_crash_leaves_the_file_before_or_after() {
         Op::Truncate(300_000),
         Op::Truncate(900_000),
         Op::Write(100_000, 100_000, 9),
+        Op::Times(77),
         Op::Sync,
         Op::Write(5, 5, 5),
+        Op::Times(88),
         Op::Rename,
     ];
     for start in 0..ops.len() {
@@ -322,9 +334,32 @@ fn a_removed_partial_copy_leaves_nothing_and_stays_open() {
     let mut bytes = vec![0; SIZE];
     assert_eq!(overlay.read_at(&handle, &mut bytes, 0).unwrap(), SIZE);
     assert_eq!(bytes, expected);
+    let copy = overlay.create_file(&dir, OsStr::new("copy"), 0o600, OWN).unwrap();
+    overlay.copy_range(&handle, 400_000..900_000, &copy, 0).unwrap();
+    assert_eq!(read(&overlay, "dir/copy"), expected[400_000..900_000]);
+    overlay.unlink(&dir, OsStr::new("copy")).unwrap();
+    overlay.allocate(&handle, Allocation::PunchHole, 300_000..310_000).unwrap();
+    expected[300_000..310_000].fill(0);
+    assert_eq!(overlay.read_at(&handle, &mut bytes, 0).unwrap(), SIZE);
+    assert_eq!(bytes, expected);
     overlay.create_file(&dir, OsStr::new("file"), 0o600, OWN).unwrap();
     assert_eq!(read(&overlay, "dir/file"), b"");
     assert_eq!(names(&stage.path("upper/dir")), ["file"]);
+}
+
+#[test]
+fn a_range_is_copied_from_and_to_a_partial_copy() {
+    let (stage, counts) = (stage(), Counts::default());
+    put::file(&stage.path("lower/dir"), "other", content());
+    let overlay = mount(&stage, &counts);
+    let [from, to] = ["dir/file", "dir/other"].map(|path| overlay.open(&find(&overlay, path)));
+    overlay.write_at(&from, b"new", 500_000).unwrap();
+    overlay.append(&to, b"end").unwrap();
+    overlay.copy_range(&from, 499_999..500_100, &to, 100_000).unwrap();
+    let mut expected = [&content()[..], b"end"].concat();
+    expected[100_000..100_101].copy_from_slice(&content()[499_999..500_100]);
+    expected[100_001..100_004].copy_from_slice(b"new");
+    assert_eq!(read(&overlay, "dir/other"), expected);
 }
 
 #[test]

@@ -23,7 +23,7 @@ use crate::layer::{Access, Kind, Layer, Object, Owner, RenameMode, Result, Stat}
 const PRIVATE_FILE: u32 = 0o600;
 const PRIVATE_DIR: u32 = 0o700;
 /// The bits by which a program gets its owner's or its group's rights.
-const SET_ID: u32 = 0o6000;
+pub(super) const SET_ID: u32 = 0o6000;
 
 /// From this size on it is asked whether the copy can share the data.
 const SHARED_FROM: u64 = 64 << 10;

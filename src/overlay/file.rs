@@ -123,7 +123,7 @@ impl<L: Layer> Overlay<L> {
         if end.is_none() {
             return Err(Error::new(EFBIG));
         }
-        self.own(open, offset..offset + buf.len() as u64)?;
+        self.own(node, open, offset..offset + buf.len() as u64)?;
         let written = self.stack.layer(&open.dir).write_at(&open.file, buf, offset)?;
         let mut state = node.state.lock();
         state.stale = true;
@@ -144,9 +144,9 @@ impl<L: Layer> Overlay<L> {
         let _content = node.content.lock();
         let open = self.file(node, Access::ReadWrite)?;
         // The rest of what is cut in the middle.
-        self.own(&open, size..size + 1)?;
+        self.own(node, &open, size..size + 1)?;
         self.stack.layer(&open.dir).truncate(&open.file, size)?;
-        self.cut(&open, size)?;
+        self.cut(node, &open, size)?;
         let mut state = node.state.lock();
         state.stale = true;
         if let Some(attr) = &mut state.attr {
@@ -171,6 +171,8 @@ impl<L: Layer> Overlay<L> {
         self.copy_up(node)?;
         let _content = node.content.lock();
         let open = self.file(node, Access::ReadWrite)?;
+        // Of what has no name any more, so that it could not be completed.
+        self.own(node, &open, 0..u64::MAX)?;
         let allocated = self.stack.layer(&open.dir).allocate(&open.file, how, range);
         // The size may have changed, also when only a part could be done.
         node_changed(node);
@@ -247,9 +249,14 @@ impl<L: Layer> Overlay<L> {
         self.use_file(from);
         self.use_file(to);
         self.copy_up(&to.node)?;
+        if self.file(&from.node, Access::Read)?.lent.is_some() {
+            let _content = from.node.content.lock();
+            self.own(&from.node, &*self.file(&from.node, Access::ReadWrite)?, range.clone())?;
+        }
         let _content = to.node.content.lock();
         let source = self.file(&from.node, Access::Read)?;
         let target = self.file(&to.node, Access::ReadWrite)?;
+        self.own(&to.node, &target, offset..end)?;
         let copied = self.stack.layer(&target.dir).copy_range(&source.file, range, &target.file, offset);
         node_changed(&to.node);
         copied

@@ -24,6 +24,7 @@ use std::time::Instant;
 use syscall::error::{EEXIST, EIO, ENOENT, Error};
 
 use super::Overlay;
+use super::copy_up::SET_ID;
 use super::names::{Slot, Upper};
 use super::node::{Node, OpenFile, Place, State};
 use super::progress::Progress;
@@ -31,7 +32,7 @@ use super::stack::{LayerDir, Stack};
 use super::sync::Lock;
 use super::work::discard;
 use crate::format;
-use crate::layer::{Access, Kind, Layer, RenameMode, Result, Stat};
+use crate::layer::{Access, Kind, Layer, Object, RenameMode, Result, Stat, Time};
 
 /// From this size on a file is copied in part.
 pub(super) const PARTIAL_FROM: u64 = 1 << 20;
@@ -42,8 +43,8 @@ const CHUNK: u64 = 64 << 10;
 /// How much is copied at once while a copy is completed, between which others can write.
 const AT_ONCE: u64 = 4 << 20;
 
-/// The part of a map before its bits: the layer's epoch.
-const HEADER: usize = size_of::<u128>();
+/// The part of a map before its bits: the layer's epoch, and a time.
+const HEADER: usize = 32;
 
 /// A partial copy.
 pub(super) struct Partial<L: Layer> {
@@ -61,6 +62,8 @@ struct Chunks {
     size: u64,
     /// A bit for each chunk that is the copy's own, the lowest bit of a byte first.
     own: Vec<u8>,
+    /// What the time of last change is to be, while data is copied that callers do not change.
+    mtime: Option<Time>,
     /// Whether there is a map.
     mapped: bool,
     /// Whether the copy has lost its reserved name, so that nobody needs a map.
@@ -106,7 +109,7 @@ fn is_marked<L: Layer>(stack: &Stack<L>, root: &LayerDir<L>) -> bool {
 impl Chunks {
     fn new(size: u64) -> Self {
         let own = vec![0; size.div_ceil(CHUNK).div_ceil(8) as usize];
-        Chunks { size, own, mapped: false, ended: false }
+        Chunks { size, own, mtime: None, mapped: false, ended: false }
     }
 
     fn is_own(&self, chunk: u64) -> bool {
@@ -135,6 +138,30 @@ impl Chunks {
             _ if lent => (lent, self.size),
             _ => (lent, u64::MAX),
         }
+    }
+
+    /// The map's content.
+    fn map(&self, epoch: u128) -> Vec<u8> {
+        let time = self.mtime.unwrap_or_default();
+        let is_set = u32::from(self.mtime.is_some());
+        let header =
+            [&epoch.to_le_bytes()[..], &time.sec.to_le_bytes(), &time.nsec.to_le_bytes(), &is_set.to_le_bytes()];
+        [&header.concat()[..], &self.own].concat()
+    }
+
+    /// Takes over what a map says, if it is whole and of this epoch.
+    fn read_map(&mut self, map: &[u8], epoch: Option<u128>) -> bool {
+        let Some((header, own)) = map.split_at_checked(HEADER).filter(|(_, own)| own.len() == self.own.len()) else {
+            return false;
+        };
+        let field = |range: Range<usize>| header[range].iter().rfold(0, |number, byte| number << 8 | u128::from(*byte));
+        if epoch != Some(field(0..16)) {
+            return false;
+        }
+        self.own.copy_from_slice(own);
+        self.mtime = (field(28..32) == 1).then(|| Time { sec: field(16..24) as i64, nsec: field(24..28) as u32 });
+        self.mapped = true;
+        true
     }
 
     /// The first chunks in `range` that are lent, one after the other.
@@ -237,15 +264,22 @@ impl<L: Layer> Overlay<L> {
         let lower = self.stack.stat(from, name)?;
         let lender = (from.clone(), name.to_owned());
         let partial = Partial::new(to.clone(), name, self.name_max, lender, lower.size).ok_or(Error::new(EIO))?;
-        let copy = self.stack.stat(to, &partial.name)?;
-        let map = self.read_map(&partial)?;
+        let mut copy = self.stack.stat(to, &partial.name)?;
+        if let Some(map) = self.read_map(&partial)?
+            && !partial.chunks.lock().read_map(&map, self.stack.layer(to).epoch())
         {
+            self.discard_part_file(to, &partial.map);
+        }
+        let mtime = {
             let mut chunks = partial.chunks.lock();
-            if let Some(own) = map {
-                (chunks.own, chunks.mapped) = (own, true);
-            }
             // What was cut off is not lent any more, also if there was no time to say so.
             chunks.set_own(copy.size.div_ceil(CHUNK)..u64::MAX);
+            chunks.mtime.take()
+        };
+        if let Some(mtime) = mtime {
+            let open = self.stack.open(to)?;
+            self.stack.layer(to).set_times(Object::Entry(&*open, &partial.name), copy.atime, mtime)?;
+            copy.mtime = mtime;
         }
         let place = Place { parent: parent.clone(), name: name.to_owned(), dir: from.clone() };
         let ino = self.inodes.assign(lower.dev, lower.ino);
@@ -258,7 +292,7 @@ impl<L: Layer> Overlay<L> {
         Ok(node)
     }
 
-    /// The bits of a map. None if there is none that means anything.
+    /// What is in a map, if there is one.
     fn read_map(&self, partial: &Partial<L>) -> Result<Option<Vec<u8>>> {
         let layer = self.stack.layer(&partial.dir);
         let file = match layer.open_file(&*self.stack.open(&partial.dir)?, &partial.map, Access::Read) {
@@ -266,12 +300,9 @@ impl<L: Layer> Overlay<L> {
             file => file?,
         };
         let mut content = vec![0; HEADER + partial.chunks.lock().own.len()];
-        let whole = layer.read_at(&file, &mut content, 0)? == content.len();
-        if !whole || layer.epoch().is_none_or(|epoch| content[..HEADER] != epoch.to_le_bytes()) {
-            self.discard_part_file(&partial.dir, &partial.map);
-            return Ok(None);
-        }
-        Ok(Some(content[HEADER..].to_vec()))
+        let read = layer.read_at(&file, &mut content, 0)?;
+        content.truncate(read);
+        Ok(Some(content))
     }
 
     /// What lends to a partial copy, opened.
@@ -283,7 +314,7 @@ impl<L: Layer> Overlay<L> {
     }
 
     /// Before bytes in `range` are changed: makes the copy's own what is lent there, which nobody sees. The content must be locked.
-    pub(super) fn own(&self, open: &OpenFile<L>, range: Range<u64>) -> Result<()> {
+    pub(super) fn own(&self, node: &Arc<Node<L>>, open: &OpenFile<L>, range: Range<u64>) -> Result<()> {
         let Some(Lent { partial, source }) = &open.lent else { return Ok(()) };
         loop {
             let (chunks, size) = {
@@ -293,47 +324,58 @@ impl<L: Layer> Overlay<L> {
             let Some(chunks) = chunks else { return Ok(()) };
             let bytes = chunks.start * CHUNK..(chunks.end * CHUNK).min(size);
             self.copy_data(source, &open.file, bytes, &mut |_| {})?;
-            self.take_over(partial, chunks)?;
+            self.take_over(node, partial, chunks)?;
         }
     }
 
     /// After the copy was truncated to `size` bytes, before which [`Overlay::own`] was called for the last one: what is behind is
     /// lent no more.
-    pub(super) fn cut(&self, open: &OpenFile<L>, size: u64) -> Result<()> {
+    pub(super) fn cut(&self, node: &Arc<Node<L>>, open: &OpenFile<L>, size: u64) -> Result<()> {
         match &open.lent {
-            Some(Lent { partial, .. }) => self.take_over(partial, size.div_ceil(CHUNK)..u64::MAX),
+            Some(Lent { partial, .. }) => self.take_over(node, partial, size.div_ceil(CHUNK)..u64::MAX),
             None => Ok(()),
         }
     }
 
-    /// Notes that chunks are the copy's own, in the map first.
-    fn take_over(&self, partial: &Partial<L>, chunks: Range<u64>) -> Result<()> {
-        let (own, mapped, ended) = {
+    /// Notes that chunks are the copy's own.
+    fn take_over(&self, node: &Arc<Node<L>>, partial: &Partial<L>, chunks: Range<u64>) -> Result<()> {
+        let before = partial.chunks.lock().own.clone();
+        let changed = {
+            let mut known = partial.chunks.lock();
+            known.set_own(chunks);
+            known.own != before
+        };
+        let saved = if changed { self.save_map(node, partial) } else { Ok(()) };
+        if saved.is_err() {
+            partial.chunks.lock().own = before;
+        }
+        saved
+    }
+
+    /// Writes the map of a partial copy that has its reserved name.
+    fn save_map(&self, node: &Arc<Node<L>>, partial: &Partial<L>) -> Result<()> {
+        let upper = self.stack.layer(&partial.dir);
+        let Some(epoch) = upper.epoch() else { return Ok(()) };
+        let (content, mapped) = {
             let known = partial.chunks.lock();
-            let mut then = Chunks { own: known.own.clone(), ..Chunks::new(known.size) };
-            then.set_own(chunks);
-            if then.own == known.own {
+            if known.ended {
                 return Ok(());
             }
-            (then.own, known.mapped, known.ended)
+            (known.map(epoch), known.mapped)
         };
-        let upper = self.stack.layer(&partial.dir);
-        let epoch = upper.epoch().filter(|_| !ended);
-        if let Some(epoch) = epoch {
-            let dir = self.stack.open(&partial.dir)?;
-            let file = match mapped {
-                true => upper.open_file(&dir, &partial.map, Access::ReadWrite)?,
-                false => upper.create_file(&dir, &partial.map, 0o600, upper.identity())?,
-            };
-            let content = [&epoch.to_le_bytes()[..], &own].concat();
-            if upper.write_at(&file, &content, 0)? != content.len() {
-                return Err(Error::new(EIO));
-            }
+        if !mapped {
+            let _tree = self.tree.read();
+            let (parent, _) = self.parent(node).ok_or(Error::new(EIO))?;
+            self.keeping_times(&parent, &partial.dir, |dir| {
+                upper.create_file(dir, &partial.map, 0o600, upper.identity()).map(drop)
+            })?;
         }
-        let mut known = partial.chunks.lock();
-        known.mapped |= epoch.is_some();
-        known.own = own;
-        Ok(())
+        let file = upper.open_file(&*self.stack.open(&partial.dir)?, &partial.map, Access::ReadWrite)?;
+        partial.chunks.lock().mapped = true;
+        match upper.write_at(&file, &content, 0)? {
+            written if written == content.len() => Ok(()),
+            _ => Err(Error::new(EIO)),
+        }
     }
 
     /// Completes a partial copy and gives it its own name. Does nothing for anything else.
@@ -354,12 +396,31 @@ impl<L: Layer> Overlay<L> {
             if at >= size {
                 return self.put_whole_in_place(node, &partial, &open);
             }
-            self.own(&open, at..at + AT_ONCE)?;
+            self.fill(node, &partial, &open, at..at + AT_ONCE)?;
             at += AT_ONCE;
             if let Some(said) = progress.copied(at, Instant::now()) {
                 log::info!("{said}");
             }
         }
+    }
+
+    /// Copies what is lent in `range`, though nothing is changed there. The content must be locked.
+    fn fill(&self, node: &Arc<Node<L>>, partial: &Partial<L>, open: &OpenFile<L>, range: Range<u64>) -> Result<()> {
+        let (upper, _) = self.upper()?;
+        if partial.chunks.lock().lent_in(&range).is_none() {
+            return Ok(());
+        }
+        let Stat { atime, mtime, mode, .. } = self.stat(node)?;
+        partial.chunks.lock().mtime = Some(mtime);
+        let filled = self.save_map(node, partial).and_then(|()| {
+            self.own(node, open, range)?;
+            if mode & SET_ID != 0 {
+                upper.set_mode(Object::File(&open.file), mode)?;
+            }
+            upper.set_times(Object::File(&open.file), atime, mtime)
+        });
+        partial.chunks.lock().mtime = None;
+        filled.and_then(|()| self.save_map(node, partial))
     }
 
     /// Gives a copy that is complete its own name. The content must be locked.
@@ -370,7 +431,9 @@ impl<L: Layer> Overlay<L> {
         let place = node.state.lock().places.first().cloned().ok_or(Error::new(EIO))?;
         let mut parent = place.parent.dir()?;
         self.keeping_times(&place.parent, &partial.dir, |dir| {
-            upper.rename(dir, &partial.name, dir, &place.name, RenameMode::Replace)
+            upper.rename(dir, &partial.name, dir, &place.name, RenameMode::Replace)?;
+            self.end(node, partial);
+            Ok(())
         })?;
         let mut state = node.state.lock();
         let ino = state.copied_ino;
@@ -380,8 +443,6 @@ impl<L: Layer> Overlay<L> {
         }
         state.partial = None;
         state.stale = true;
-        drop(state);
-        self.end(node, partial);
         Ok(())
     }
 
