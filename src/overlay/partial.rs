@@ -27,7 +27,7 @@ use super::Overlay;
 use super::copy_up::SET_ID;
 use super::names::{Slot, Upper};
 use super::node::{Node, OpenFile, Place, State};
-use super::progress::Progress;
+use super::progress::{PIECE, Progress};
 use super::stack::{LayerDir, Stack};
 use super::sync::Lock;
 use super::work::discard;
@@ -394,6 +394,9 @@ impl<L: Layer> Overlay<L> {
                 return Ok(());
             }
             if at >= size {
+                if size > PIECE {
+                    log::info!("{}", progress.done(Instant::now()));
+                }
                 return self.put_whole_in_place(node, &partial, &open);
             }
             self.fill(node, &partial, &open, at..at + AT_ONCE)?;
