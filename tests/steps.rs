@@ -94,6 +94,7 @@ cut! {
         write_at(file: &File, buf: &[u8], offset: u64) -> Result<usize>;
         truncate(file: &File, size: u64) -> Result<()>;
         copy_range(from: &File, range: Range<u64>, to: &File, offset: u64) -> Result<u64>;
+        share_data(from: &File, to: &File) -> Result<()>;
         allocate(file: &File, how: Allocation, range: Range<u64>) -> Result<()>;
     }
     asking {
@@ -116,6 +117,7 @@ cut! {
         sync_dir(dir: &Dir) -> Result<()>;
         next_data(file: &File, from: u64) -> Result<Option<Range<u64>>>;
         sync_all() -> Result<()>;
+        epoch() -> Option<u128>;
     }
 }
 

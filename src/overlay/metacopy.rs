@@ -103,7 +103,7 @@ impl<L: Layer> Overlay<L> {
     /// file is cut, since it is going to be truncated.
     ///
     /// The caller must hold neither the tree nor the content of any node.
-    pub(super) fn complete(&self, node: &Arc<Node<L>>, keep: u64) -> Result<()> {
+    pub(super) fn bring_data(&self, node: &Arc<Node<L>>, keep: u64) -> Result<()> {
         if self.whiteouts_beside() || node.kind() != Kind::File || node.state.lock().has_data {
             return Ok(());
         }
@@ -116,7 +116,7 @@ impl<L: Layer> Overlay<L> {
                 Err(error) if matches!(error.errno, ENODATA | EOPNOTSUPP) => None,
                 value => Some(value?),
             };
-            self.copy_data(node, &from, &to, attr.size.min(keep))?;
+            self.copy_data(&from, &to, 0..attr.size.min(keep), &mut |_| {})?;
             if keep < attr.size {
                 upper.truncate(&to, keep)?;
             }
@@ -137,19 +137,19 @@ impl<L: Layer> Overlay<L> {
         Ok(())
     }
 
-    /// As [`Overlay::complete`], for a file that may lose its last name while somebody holds it.
-    pub(super) fn complete_held(&self, node: &Arc<Node<L>>) -> Result<()> {
+    /// As [`Overlay::bring_data`], for a file that may lose its last name while somebody holds it.
+    pub(super) fn bring_held_data(&self, node: &Arc<Node<L>>) -> Result<()> {
         let state = node.state.lock();
         let held = state.upper && state.handles > 0;
         drop(state);
-        if held { self.complete(node, u64::MAX) } else { Ok(()) }
+        if held { self.bring_data(node, u64::MAX) } else { Ok(()) }
     }
 
     /// A file of the upper layer that has only metadata, open for writing, and the attribute that says so. None if it has data.
     fn incomplete(&self, node: &Arc<Node<L>>) -> Result<Option<(L::File, OsString)>> {
         let _tree = self.tree.read();
         let state = node.state.lock();
-        // What lost its last name was completed before.
+        // What lost its last name got its data before.
         let Spot::Entry(dir, name) = self.spot(node, &state) else {
             return Ok(None);
         };

@@ -10,7 +10,7 @@
 //! | `merge` | one directory read from all its layers: whiteouts, opaque and redirected directories |
 //! | `lookup` | from a name to a node; what is forgotten again |
 //! | `attr`, `xattr`, `file`, `readdir` | attributes; extended ones; handles, reading and writing; listings |
-//! | `copy_up`, `progress` | from a lower layer to the upper one; what is said if that takes long |
+//! | `copy_up`, `partial`, `progress` | from a lower layer to the upper one; of a large file, at first only in part; what is said if that takes long |
 //! | `create`, `remove`, `rename`, `link` | changes of names |
 //! | `upper` | how deletions and marks are written to the upper layer, in each format |
 //! | `metacopy` | files that have only metadata of their own |
@@ -28,10 +28,9 @@
 //!    may take the locks below in any order. Never held while data is copied.
 //! 3. `Node::dir`: what is in one directory. A parent's before its child's.
 //! 4. `Node::state`: where one object is. One at a time.
-//! 5. Leaves, under which nothing is called: `inode`, `stack`.
+//! 5. Leaves, under which nothing is called: `inode`, `stack`, `partial`.
 
-use std::collections::HashSet;
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
@@ -52,6 +51,7 @@ mod merge;
 mod metacopy;
 mod names;
 mod node;
+mod partial;
 mod progress;
 mod readdir;
 mod remove;
@@ -71,6 +71,7 @@ pub use work::Refused;
 
 use inode::Inodes;
 use node::{Dir, State};
+use partial::Partials;
 use stack::Stack;
 use sync::{Lock, Shared};
 use work::Work;
@@ -93,6 +94,9 @@ pub struct Settings {
     pub volatile: bool,
     /// An upper layer that was left marked is used, and the mark taken away.
     pub reuse_volatile: bool,
+    /// A file is copied up whole before its first change, however large, so that the upper layer always has all of it. Otherwise a large file is
+    /// completed when it is synced, linked or renamed, and when the overlay is dropped. In the kernel's format copies are always whole.
+    pub whole_copies: bool,
     /// How the upper layer is to be written. None: as it is written already, a new one as an OCI image layer.
     pub format: Option<Wanted>,
 }
@@ -110,6 +114,7 @@ pub struct Overlay<L: Layer> {
     /// The longest name that an entry can have.
     name_max: usize,
     tree: Shared<()>,
+    partials: Partials<L>,
     next_id: AtomicU64,
     /// The directories that were read, the oldest first: what is forgotten when too many names are known.
     read_dirs: Lock<ReadDirs<L>>,
@@ -149,6 +154,8 @@ impl<L: Layer> Overlay<L> {
         let attr = stack.mark(top, stack.layer(top).stat(Object::Dir(&*stack.open(top)?))?);
         let name_max = stack.top().stat_fs()?.name_max as usize;
 
+        let format = work.as_ref().map_or(Format::default(), Work::format);
+        let partials = Partials::new(&stack, settings.whole_copies, format)?;
         let inodes = Inodes::new(stack.marked_devices());
         let dir = Dir::unread(stack.upper_root().cloned(), stack.lower_roots().to_vec());
         let state = State::root(has_upper, attr, inodes.visible(attr.dev, attr.ino));
@@ -162,6 +169,7 @@ impl<L: Layer> Overlay<L> {
             hidden,
             name_max,
             tree: Shared::new(()),
+            partials,
             next_id: AtomicU64::new(1),
             read_dirs: Lock::new(ReadDirs { dirs: VecDeque::new(), names: 0, limit: lookup::NAMES_MAX }),
         })

@@ -10,6 +10,7 @@ use std::sync::{Arc, MutexGuard};
 use syscall::error::{ENOTDIR, Error};
 
 use super::names::{Lower, Names, Slot};
+use super::partial::{Lent, Partial};
 use super::stack::LayerDir;
 use super::sync::Lock;
 use crate::layer::{Access, Kind, Layer, Result, Stat};
@@ -39,6 +40,8 @@ pub(super) struct State<L: Layer> {
     /// The name in the work directory that holds a copied-up file of several names together while not all of them are in the
     /// upper layer. It counts as one of the layer's links.
     pub home: Option<OsString>,
+    /// The partial copy of a file of which not all data is in the upper layer.
+    pub partial: Option<Arc<Partial<L>>>,
     /// Where an object of a lower layer still is that has no name left in the merged tree; never of a directory.
     pub ghost: Option<(Arc<LayerDir<L>>, OsString)>,
     /// The attributes as the layer has them, but for the inode number and the link count, which are the overlay's.
@@ -85,6 +88,8 @@ pub(super) struct OpenFile<L: Layer> {
     pub writable: bool,
     /// The layer's directory that it was opened from, which tells the layer.
     pub dir: Arc<LayerDir<L>>,
+    /// Of a partial copy, what it reads that it does not have.
+    pub lent: Option<Lent<L>>,
 }
 
 /// What is in a directory.
@@ -147,6 +152,7 @@ impl<L: Layer> State<L> {
             places: Vec::new(),
             upper,
             home: None,
+            partial: None,
             ghost: None,
             attr,
             stale: false,

@@ -32,7 +32,7 @@ impl<L: Layer> Overlay<L> {
                 (_, false) => {}
             }
             let to = self.upper_dir(parent)?;
-            self.complete_held(&child)?;
+            self.bring_held_data(&child)?;
             let _content = child.content.lock();
             let _tree = self.tree.read();
             let mut dir = parent.dir()?;
@@ -164,6 +164,9 @@ impl<L: Layer> Overlay<L> {
         }
         if let Some(attr) = state.attr {
             self.inodes.forget_link(attr.dev, attr.ino);
+        }
+        if let Some(partial) = state.partial.take() {
+            self.discard_partial(node, &partial);
         }
         if let Some(home) = state.home.take()
             && let (Ok((upper, work)), Some(_)) = (self.upper(), &state.attr)

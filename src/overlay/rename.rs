@@ -66,7 +66,7 @@ impl<L: Layer> Overlay<L> {
                 self.copy_up(target)?;
             }
             if let Some(target) = &target {
-                self.complete_held(target)?;
+                self.bring_held_data(target)?;
             }
 
             let mut contents: Vec<_> = target.iter().chain([&node]).collect();
