@@ -203,7 +203,9 @@ fn data_are_found_below_files_that_have_only_metadata() {
     for file in ["same", "dir/target", "dir/sibling", "gone"] {
         put::file(&bottom, file, file);
     }
+    put::file(&bottom, "dir/large", vec![b'x'; 3 << 20]);
     metacopy(&lower, "same", 4, None);
+    metacopy(&lower, "large", 3 << 20, Some("/dir/large"));
     metacopy(&lower, "path", 10, Some("/dir/target"));
     metacopy(&lower, "moved/beside", 11, Some("sibling"));
     set(&lower.join("moved"), "trusted.overlay.redirect", "/dir");
@@ -220,6 +222,12 @@ fn data_are_found_below_files_that_have_only_metadata() {
         assert_eq!(read(&overlay, path).unwrap(), data, "{path}");
         assert_eq!(overlay.stat(&find(&overlay, path).unwrap()).unwrap().size, data.len() as u64);
     }
+    // Of a large file only what changes is copied, from where the data are.
+    let large = find(&overlay, "large").unwrap();
+    overlay.write_at(&overlay.open(&large), b"y", 1 << 20).unwrap();
+    let mut bytes = vec![0; 3];
+    overlay.read_at(&overlay.open(&large), &mut bytes, (1 << 20) - 1).unwrap();
+    assert_eq!(bytes, b"xyx");
     for path in ["gone", "dir", "opaque/file", "bad"] {
         assert_eq!(errno(read(&overlay, path)), EIO, "{path}");
         assert_eq!(errno(overlay.write_at(&overlay.open(&find(&overlay, path).unwrap()), b"x", 0)), EIO, "{path}");
@@ -228,6 +236,9 @@ fn data_are_found_below_files_that_have_only_metadata() {
     overlay.write_at(&path, b"DIR", 0).unwrap();
     drop(path);
     drop(overlay);
+    let mut expected = vec![b'x'; 3 << 20];
+    expected[1 << 20] = b'y';
+    assert!(fs::read(stage.path("upper/large")).unwrap() == expected);
     assert_eq!(fs::read(stage.path("upper/path")).unwrap(), b"DIR/target");
     assert_eq!(get(&stage.path("upper/path"), "trusted.overlay.metacopy"), None);
 }
