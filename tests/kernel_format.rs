@@ -130,6 +130,19 @@ fn a_work_directory_of_its_own_is_needed() {
     assert_eq!(get(&stage.path("upper"), "trusted.overlay.format"), None);
 }
 
+#[test]
+fn the_kernels_index_of_links_is_not_lost() {
+    let stage = Stage::new();
+    stage.dir("work/index");
+    put::file(&stage.dir("work"), "work/left", "");
+    drop(overlay(&stage, Some(Wanted::Kernel)));
+    assert_eq!(names(&stage.path("work")), [""; 0], "an empty one is no loss");
+    put::file(&stage.dir("work"), "index/00fb", "");
+    let said = refusal(&options(&stage, None));
+    assert!(said.contains("remove the directory index from the work directory"), "{said}");
+    assert!(stage.path("work/index/00fb").exists());
+}
+
 /// Names of markers are names like others, and a device that would be a whiteout cannot be made.
 #[test]
 fn what_the_format_cannot_hold() {

@@ -7,13 +7,16 @@
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
-use syscall::error::{EINVAL, EOPNOTSUPP, EPERM, Error};
+use syscall::error::{EINVAL, ENOENT, ENOTDIR, EOPNOTSUPP, EPERM, Error};
 
 use super::stack::Stack;
-use super::work::Refused;
+use super::work::{Refused, entries};
 use crate::format::kernel::{self, Namespace};
 use crate::format::{self, Format, Meaning, Wanted};
 use crate::layer::{Kind, Layer, Object, RenameMode, Result, XattrMode};
+
+/// Where the kernel's overlayfs keeps, with its option index, which names of lower layers are links of a file that was changed.
+const INDEX: &str = "index";
 
 /// What is known of the format of an upper layer before anything is written to it.
 #[derive(Clone, Copy)]
@@ -39,6 +42,16 @@ pub fn detect<L: Layer>(stack: &Stack<L>, wanted: Option<Wanted>) -> std::result
 impl Known {
     pub fn is_kernel(self) -> bool {
         matches!(self, Known::Kernel(_))
+    }
+
+    /// Refuses a work directory of the kernel's overlayfs in which something is that must not get lost.
+    pub fn check_work<L: Layer>(self, upper: &L, work: &L::Dir) -> std::result::Result<(), Refused> {
+        let index = match upper.open_dir(work, OsStr::new(INDEX)) {
+            _ if !self.is_kernel() => return Ok(()),
+            Err(error) if matches!(error.errno, ENOENT | ENOTDIR) => return Ok(()),
+            index => index?,
+        };
+        if entries(upper, &index)?.is_empty() { Ok(()) } else { Err(Refused::Indexed) }
     }
 
     /// Sees to it that the upper layer can be written so and is marked, if need be, at its top `root`. What has to be tried is tried in the

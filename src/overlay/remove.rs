@@ -151,16 +151,16 @@ impl<L: Layer> Overlay<L> {
             links = state.nlink.map_or(links, |nlink| nlink.saturating_sub(1));
             state.nlink = Some(links);
         }
-        let in_lower = !state.upper && node.kind() != Kind::Dir;
-        if in_lower && state.places.is_empty() {
-            // Also if names are counted that an earlier mount has hidden.
-            state.ghost = lost.map(|place| (place.dir, place.name));
-        }
         if links > 0 {
+            // It may be that those were hidden by an earlier mount.
+            if !state.upper && state.places.is_empty() {
+                state.ghost = lost.map(|place| (place.dir, place.name));
+            }
             return;
         }
-        if in_lower {
+        if !state.upper && node.kind() != Kind::Dir {
             state.nlink = Some(0);
+            state.ghost = lost.map(|place| (place.dir, place.name));
         }
         if let Some(attr) = state.attr {
             self.inodes.forget_link(attr.dev, attr.ino);

@@ -42,6 +42,8 @@ pub enum Refused {
     NoWork,
     /// The upper layer is or is to be written in the kernel's format, and its filesystem cannot or this user may not.
     CannotMark(Error),
+    /// The upper layer is in the kernel's format, and in the work directory is an index of hard links, which we do not understand.
+    Indexed,
     /// A layer answered an error.
     Layer(Error),
 }
@@ -75,6 +77,11 @@ impl fmt::Display for Refused {
                 f,
                 "in the format of the kernel's overlayfs it needs a work directory beside it, on the same filesystem (workdir=DIR)"
             ),
+            Refused::Indexed => write!(
+                f,
+                "the kernel's overlayfs, with its option index=on, has written down there which files are hard links, and we would lose \
+                 that. To do without, remove the directory index from the work directory"
+            ),
             Refused::CannotMark(error) => write!(
                 f,
                 "it cannot be written in the format of the kernel's overlayfs ({error}), which needs extended attributes, renames that \
@@ -104,7 +111,8 @@ impl From<Refused> for Error {
             | Refused::Volatile
             | Refused::KernelFormat(_)
             | Refused::OciFormat(_)
-            | Refused::NoWork => Error::new(EINVAL),
+            | Refused::NoWork
+            | Refused::Indexed => Error::new(EINVAL),
         }
     }
 }
@@ -165,6 +173,7 @@ impl<L: Layer> Work<L> {
             }
             log::warn!("the upper layer is used though it may be damaged, as asked for by reuse_volatile");
         }
+        known.check_work(upper, &open)?;
         empty(upper, &open)?;
         work.try_rename(upper, &open)?;
         work.format = known.settle(upper, &root, &open)?;
