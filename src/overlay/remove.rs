@@ -176,6 +176,11 @@ impl<L: Layer> Overlay<L> {
             state.nlink = Some(links);
         }
         if links > 0 {
+            if let (Some(origin), Some(lost)) = (state.origin, lost)
+                && !self.stack.is_upper(&lost.dir)
+            {
+                self.hid_name(origin);
+            }
             return;
         }
         if !state.upper && node.kind() != Kind::Dir {
@@ -188,17 +193,18 @@ impl<L: Layer> Overlay<L> {
         if let Some(home) = state.home.take()
             && let (Ok((upper, work)), Some(_)) = (self.upper(), &state.attr)
         {
-            self.inodes.let_go(node);
             match self.stack.open(work.dir()) {
                 Ok(open) => discard(upper, &open, &home),
                 Err(error) => log::warn!("{home:?} stays in the work directory until the next mount: {error}"),
             }
         }
-        let upper_device = state.attr.map_or(self.device, |attr| attr.dev);
-        let (ino, copied) = (state.ino, state.copied_ino);
+        if let Some(attr) = state.attr.filter(|_| state.upper) {
+            self.lost_copy(attr.dev, attr.ino, state.origin);
+        }
+        let ino = state.ino;
         drop(state);
         if let Some(ino) = ino {
-            self.inodes.unlinked(node, ino, upper_device, copied);
+            self.inodes.unlinked(node, ino);
         }
     }
 }
