@@ -211,6 +211,7 @@ impl<L: Layer> Overlay<L> {
             state.home = home;
             state.nlink = state.nlink.or(Some(before.nlink));
             self.inodes.link(copy.dev, copy.ino, node);
+            self.inodes.keep(node);
         }
         let dir = to.unwrap_or_else(|| work.dir().clone());
         let open = file.map(|file| Arc::new(OpenFile { file, writable: true, dir }));

@@ -56,6 +56,8 @@ struct Tables<L: Layer> {
     unlinked: HashMap<u64, Weak<Node<L>>>,
     /// Objects that may have several names, by filesystem and the layer's number.
     linked: HashMap<(u64, u64), Weak<Node<L>>>,
+    /// Objects that got a name in the work directory in this mount, by the node's id: a name of which nobody asked yet must find the copy.
+    kept: HashMap<u64, Arc<Node<L>>>,
     /// How large the two tables of weak references may grow before the dead ones are swept.
     sweep_at: usize,
 }
@@ -82,6 +84,7 @@ impl<L: Layer> Inodes<L> {
                 copied: HashSet::new(),
                 unlinked: HashMap::new(),
                 linked: HashMap::new(),
+                kept: HashMap::new(),
                 sweep_at: 1024,
             }),
         }
@@ -180,6 +183,16 @@ impl<L: Layer> Inodes<L> {
         let mut tables = self.tables.lock();
         tables.linked.insert((device, ino), Arc::downgrade(node));
         tables.sweep();
+    }
+
+    /// Keeps an object that is to be found under names that are not known yet, until [`Inodes::let_go`].
+    pub fn keep(&self, node: &Arc<Node<L>>) {
+        self.tables.lock().kept.insert(node.id(), node.clone());
+    }
+
+    /// No more keeps an object, of which no name is left.
+    pub fn let_go(&self, node: &Arc<Node<L>>) {
+        let _kept = self.tables.lock().kept.remove(&node.id());
     }
 
     /// Forgets an object of which no name is left, since its filesystem may give the number to a new one.
