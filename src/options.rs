@@ -28,28 +28,32 @@ Options:
   --volatile       Nothing is synced to the disk, also if a program asks for it. The upper directory is marked
                    until the overlay ends well: after a crash it is refused.
   --reuse-volatile Use the upper directory also if it is marked, and take the mark away.
+  --whole-copies   A file of a lower directory is copied whole before its first change. Without this a large one
+                   may lack data that did not change until it is synced, linked, renamed or the overlay ends.
   -o LIST          The same as a list with commas: lowerdir (several directories, separated by colons),
-                   upperdir, workdir, ro (or rw), volatile, reuse_volatile. A comma, colon or backslash in a name
-                   is written behind a backslash.
+                   upperdir, workdir, ro (or rw), volatile, reuse_volatile, whole_copies. A comma, colon or
+                   backslash in a name is written behind a backslash.
   -v, --verbose    Log every request.
   -h, --help       Print this.
   -V, --version    Print the version.
 ";
 
-const OPTIONS: [&str; 9] = [
+const OPTIONS: [&str; 10] = [
     "--lower",
     "--upper",
     "--work",
     "--read-only",
     "--volatile",
     "--reuse-volatile",
+    "--whole-copies",
     "--verbose",
     "--help",
     "--version",
 ];
 
 /// The items of a list that [`Options::add`] takes.
-pub const KEYS: [&str; 7] = ["lowerdir", "upperdir", "workdir", "ro", "rw", "volatile", "reuse_volatile"];
+pub const KEYS: [&str; 8] =
+    ["lowerdir", "upperdir", "workdir", "ro", "rw", "volatile", "reuse_volatile", "whole_copies"];
 
 /// The layers of a mount.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -65,6 +69,8 @@ pub struct Options {
     pub volatile: bool,
     /// An upper layer is used though an overlay that did not end well has marked it.
     pub reuse_volatile: bool,
+    /// A large file is copied up whole before its first change.
+    pub whole_copies: bool,
 }
 
 /// The command line of the daemon.
@@ -122,6 +128,7 @@ impl Command {
                 Long("read-only") => options.read_only = true,
                 Long("volatile") => options.volatile = true,
                 Long("reuse-volatile") => options.reuse_volatile = true,
+                Long("whole-copies") => options.whole_copies = true,
                 Long(other) => return Err(unknown("option", &format!("--{other}"), &OPTIONS)),
                 Short(other) => return Err(Error(format!("There is no option -{other}."))),
                 Value(word) if name.is_none() => name = Some(scheme_name(&word)?),
@@ -151,6 +158,7 @@ impl Options {
             "rw" => item.switch(&mut self.read_only, false),
             "volatile" => item.switch(&mut self.volatile, true),
             "reuse_volatile" => item.switch(&mut self.reuse_volatile, true),
+            "whole_copies" => item.switch(&mut self.whole_copies, true),
             other => Err(unknown("mount option", other, &KEYS)),
         }
     }
@@ -471,16 +479,18 @@ mod tests {
 
     #[test]
     fn switches() {
-        let arguments = served(&["--lower", "/a", "--read-only", "--volatile", "--reuse-volatile", "x"]);
+        let arguments =
+            served(&["--lower", "/a", "--read-only", "--volatile", "--reuse-volatile", "--whole-copies", "x"]);
         let all = Options {
             lowers: paths(&["/a"]),
             read_only: true,
             volatile: true,
             reuse_volatile: true,
+            whole_copies: true,
             ..Options::default()
         };
         assert_eq!(arguments.options, all);
-        assert_eq!(served(&["-o", "lowerdir=/a,ro,volatile,reuse_volatile", "x"]).options, all);
+        assert_eq!(served(&["-o", "lowerdir=/a,ro,volatile,reuse_volatile,whole_copies", "x"]).options, all);
         assert!(!served(&["-o", "lowerdir=/a,ro,rw", "x"]).options.read_only, "the last counts");
     }
 

@@ -604,7 +604,10 @@ fn holes_are_told_and_kept() {
     let overlay = mount(&stage);
     let handle = overlay.open(&find(&overlay, "file"));
     let data = |from| overlay.next_data(&handle, from).unwrap();
-    for _ in ["lower", "upper"] {
+    for place in ["lower", "both", "upper"] {
+        if place == "upper" {
+            overlay.sync(&handle).unwrap();
+        }
         assert_eq!(data(0), Some(2 * MIB..2 * MIB + 4096));
         assert_eq!(data(2 * MIB + 5), Some(2 * MIB + 5..2 * MIB + 4096));
         assert_eq!(data(3 * MIB), None);

@@ -46,6 +46,8 @@ Layers:
   volatile, fsync=0       Nothing is synced to the disk, also if a program asks for it. The upper directory is marked until it is
                           unmounted: after a crash it is refused. fsync=1 is the default.
   reuse_volatile          Use the upper directory also if it is marked, and take the mark away.
+  whole_copies            A file of a lower directory is copied whole before its first change. Without this a large one may lack data
+                          that did not change until it is synced, linked, renamed or the tree is unmounted.
 
 Who sees what:
   allow_other             Other users may use the mount. root's mounts always allow it.

@@ -12,9 +12,9 @@ mod unprivileged;
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
-use std::os::unix::fs::{MetadataExt, symlink};
+use std::os::unix::fs::{FileExt, MetadataExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::Output;
+use std::process::{Command, Output};
 use std::{env, io, process};
 
 use rustix::fs::{CWD, FileType};
@@ -244,6 +244,36 @@ fn without_an_upper_layer_everything_that_changes_is_refused() {
         assert_eq!(result.map_err(|error| error.kind()), Err(ErrorKind::ReadOnlyFilesystem), "{what}");
     }
     mount.unmount();
+    guard.check();
+}
+
+#[test]
+fn a_large_file_is_changed_without_a_copy_until_the_end() {
+    let bed = Bed::new();
+    let lower = bed.stage.path("lower/dir/large");
+    let content: Vec<u8> = (0..64usize << 20).map(|index| (index >> 10) as u8 | 1).collect();
+    fs::write(&lower, &content).unwrap();
+    let guard = LowerGuard::new([bed.stage.path("lower")]);
+    for options in ["lowerdir=@/lower,upperdir=@/upper", "lowerdir=@/lower,upperdir=@/upper,door=scheme"] {
+        let mount = bed.mount(options);
+        let file = bed.point().join("dir/large");
+        mode(&file, 0o604);
+        File::options().append(true).open(&file).unwrap().write_all(b"end").unwrap();
+        File::options().write(true).open(&file).unwrap().write_all_at(b"in between", 5_000_000).unwrap();
+        let mut bytes = [&content[..], b"end"].concat();
+        bytes[5_000_000..5_000_010].copy_from_slice(b"in between");
+        // The kernel may have held it back.
+        let read =
+            Command::new("dd").arg(format!("if={}", file.display())).args(["iflag=direct", "bs=1M"]).output().unwrap();
+        assert!(read.stdout == bytes, "{}", String::from_utf8_lossy(&read.stderr));
+        let taken = |path: &str| fs::metadata(bed.stage.path(path)).unwrap().blocks() * 512;
+        assert!(taken("upper/dir/.wh..wh.part.large") < 1 << 20);
+        mount.unmount();
+        assert_eq!(names(&bed.stage.path("upper/dir")), ["large"]);
+        assert!(fs::read(bed.stage.path("upper/dir/large")).unwrap() == bytes);
+        fs::remove_dir_all(bed.stage.path("upper")).unwrap();
+        bed.stage.dir("upper");
+    }
     guard.check();
 }
 

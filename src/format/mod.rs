@@ -24,6 +24,13 @@ pub const REDIRECT: &str = ".wh..wh.redirect";
 /// The work directory, where it is kept inside the upper layer.
 pub const WORK: &str = ".wh..wh.work";
 
+/// What the name of a partial copy begins with, and that of its map.
+const PART_PREFIX: &[u8] = b".wh..wh.part.";
+const MAP_PREFIX: &[u8] = b".wh..wh.map.";
+
+/// The mark, at the top of a layer, that there may be partial copies in it.
+pub const PARTS: &str = ".wh..wh.parts";
+
 /// The longest content of a file of the format that is read: any path that a system accepts is shorter.
 pub const CONTENT_MAX: usize = 64 * 1024;
 
@@ -40,6 +47,10 @@ pub enum Meaning<'a> {
     Opaque,
     /// [`REDIRECT`].
     Redirect,
+    /// The partial copy of this name.
+    Part(&'a OsStr),
+    /// The map of the partial copy of this name.
+    Map(&'a OsStr),
     /// Reserved, with no meaning here: the work directory, or another tool's.
     Unknown,
 }
@@ -56,6 +67,10 @@ pub fn meaning(name: &OsStr) -> Meaning<'_> {
         Meaning::Redirect
     } else if bytes.starts_with(LONG_PREFIX) {
         Meaning::LongWhiteout
+    } else if let Some(name) = bytes.strip_prefix(PART_PREFIX).filter(|name| !name.is_empty()) {
+        Meaning::Part(OsStr::from_bytes(name))
+    } else if let Some(name) = bytes.strip_prefix(MAP_PREFIX).filter(|name| !name.is_empty()) {
+        Meaning::Map(OsStr::from_bytes(name))
     } else if bytes.starts_with(META_PREFIX) || hidden.is_empty() {
         Meaning::Unknown
     } else {
@@ -91,6 +106,13 @@ pub fn whiteout(name: &OsStr, name_max: usize) -> Whiteout {
         let digest = format!("{:032x}", fnv1a(hidden));
         Whiteout { name: OsString::from_vec([LONG_PREFIX, digest.as_bytes()].concat()), content: hidden.to_vec() }
     }
+}
+
+/// The names of the partial copy of `name` and of its map. None if these would be longer than `name_max` bytes.
+pub fn part_names(name: &OsStr, name_max: usize) -> Option<(OsString, OsString)> {
+    let with = |prefix: &[u8]| OsString::from_vec([prefix, name.as_bytes()].concat());
+    let (part, map) = (with(PART_PREFIX), with(MAP_PREFIX));
+    (part.len().max(map.len()) <= name_max).then_some((part, map))
 }
 
 /// The 128-bit FNV-1a digest. Two long names of one directory that shared a digest would share a marker.

@@ -1,4 +1,4 @@
-//! A layer that counts its backing calls, for benchmarks and tests.
+//! A layer that counts its backing calls, for benchmarks and tests, and that can stop after any of them.
 //!
 //! One [`Counts`] can be shared by all layers of an overlay. Directories and files are those of the layer inside, so
 //! counted layers can be mixed as plain ones can.
@@ -9,8 +9,10 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use syscall::error::EIO;
+
 use super::{
-    Access, Allocation, Capabilities, Entry, Kind, Layer, Object, Owner, RenameMode, Result, Stat, StatFs, Time,
+    Access, Allocation, Capabilities, Entry, Error, Kind, Layer, Object, Owner, RenameMode, Result, Stat, StatFs, Time,
     XattrMode,
 };
 
@@ -29,23 +31,30 @@ impl<L: Layer> Counted<L> {
 
 /// Counters that several layers may share; a clone counts in the same place.
 #[derive(Clone)]
-pub struct Counts(Arc<[AtomicU64; Method::ALL.len()]>);
+pub struct Counts(Arc<Shared>);
+
+struct Shared {
+    calls: [AtomicU64; Method::ALL.len()],
+    /// How many more calls are made.
+    left: AtomicU64,
+}
 
 impl Default for Counts {
     fn default() -> Self {
-        Counts(Arc::new(std::array::from_fn(|_| AtomicU64::new(0))))
+        let calls = std::array::from_fn(|_| AtomicU64::new(0));
+        Counts(Arc::new(Shared { calls, left: AtomicU64::new(u64::MAX) }))
     }
 }
 
 impl Counts {
     /// What was counted since the start or the last [`Counts::take`].
     pub fn tally(&self) -> Tally {
-        Tally(std::array::from_fn(|index| self.0[index].load(Ordering::Relaxed)))
+        Tally(std::array::from_fn(|index| self.0.calls[index].load(Ordering::Relaxed)))
     }
 
     /// As [`Counts::tally`], and starts again at zero.
     pub fn take(&self) -> Tally {
-        Tally(std::array::from_fn(|index| self.0[index].swap(0, Ordering::Relaxed)))
+        Tally(std::array::from_fn(|index| self.0.calls[index].swap(0, Ordering::Relaxed)))
     }
 
     /// All calls since the start or the last [`Counts::take`].
@@ -53,8 +62,19 @@ impl Counts {
         self.tally().total()
     }
 
-    fn add(&self, method: Method) {
-        self.0[method as usize].fetch_add(1, Ordering::Relaxed);
+    /// After so many more calls the layers do nothing and answer EIO, as if the daemon had ended there.
+    pub fn stop_after(&self, calls: u64) {
+        self.0.left.store(calls, Ordering::Relaxed);
+    }
+
+    /// Counts a call. EIO if it is not to be made.
+    fn add(&self, method: Method) -> Result<()> {
+        let left = |left: u64| if left == u64::MAX { Some(left) } else { left.checked_sub(1) };
+        if self.0.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, left).is_err() {
+            return Err(Error::new(EIO));
+        }
+        self.0.calls[method as usize].fetch_add(1, Ordering::Relaxed);
+        Ok(())
     }
 }
 
@@ -131,8 +151,12 @@ macro_rules! counted {
                 self.inner.creates_as(owner)
             }
 
+            fn epoch(&self) -> Option<u128> {
+                self.inner.epoch()
+            }
+
             $(fn $name(&self, $($argument: $type),*) -> $answer {
-                self.counts.add(Method::$method);
+                self.counts.add(Method::$method)?;
                 self.inner.$name($(hand_on!($argument $argument)),*)
             })*
         }
@@ -182,6 +206,7 @@ counted! {
     SyncDir: fn sync_dir(dir: &L::Dir) -> Result<()>;
     NextData: fn next_data(file: &L::File, from: u64) -> Result<Option<Range<u64>>>;
     CopyRange: fn copy_range(from: &L::File, range: Range<u64>, to: &L::File, offset: u64) -> Result<u64>;
+    ShareData: fn share_data(from: &L::File, to: &L::File) -> Result<()>;
     Allocate: fn allocate(file: &L::File, how: Allocation, range: Range<u64>) -> Result<()>;
     SyncAll: fn sync_all() -> Result<()>;
 }

@@ -177,6 +177,8 @@ pub struct Capabilities {
     pub whole_symlinks: bool,
     /// Objects have extended attributes.
     pub xattrs: bool,
+    /// What was never written of a file takes no space and no time.
+    pub sparse: bool,
 }
 
 /// One directory tree. All names are single components: never empty, `.`, `..`, and without `/`. No method follows a symlink,
@@ -301,6 +303,14 @@ pub trait Layer: Send + Sync + Sized + 'static {
     /// Copies `range` of `from` to `offset` of `to`, a file of `self` while `from` may be of another layer of the same backend. Stops
     /// early, without an error, at the end of `from`; answers how many bytes were copied. The two may share space afterwards.
     fn copy_range(&self, from: &Self::File, range: Range<u64>, to: &Self::File, offset: u64) -> Result<u64>;
+
+    /// Makes `to`, an empty file of `self`, share all the data of `from`, which may be of another layer of the same backend. EOPNOTSUPP where
+    /// the two cannot share.
+    fn share_data(&self, from: &Self::File, to: &Self::File) -> Result<()>;
+
+    /// A number that stays the same as long as what was written is read again, whether synced or not: until the system goes down. None
+    /// where nobody tells.
+    fn epoch(&self) -> Option<u128>;
 
     /// Changes the allocation of a range that is not empty. EOPNOTSUPP where the layer cannot; ENOSPC, EFBIG; EINVAL as fallocate(2).
     fn allocate(&self, file: &Self::File, how: Allocation, range: Range<u64>) -> Result<()>;

@@ -197,7 +197,7 @@ impl Layer for RedoxLayer {
     type File = File;
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { exchange: false, dirs_follow_rename: false, whole_symlinks: false, xattrs: false }
+        Capabilities { exchange: false, dirs_follow_rename: false, whole_symlinks: false, xattrs: false, sparse: false }
     }
 
     fn root(&self) -> Result<Dir> {
@@ -453,6 +453,14 @@ impl Layer for RedoxLayer {
     }
 
     /// EOPNOTSUPP: redoxfs has no such request.
+    fn share_data(&self, _from: &File, _to: &File) -> Result<()> {
+        Err(Error::new(EOPNOTSUPP))
+    }
+
+    fn epoch(&self) -> Option<u128> {
+        None
+    }
+
     fn allocate(&self, _: &File, _: Allocation, _: Range<u64>) -> Result<()> {
         Err(Error::new(EOPNOTSUPP))
     }

@@ -95,6 +95,9 @@ impl<L: Layer> Overlay<L> {
         if let (Some(home), Some(work)) = (&state.home, &self.work) {
             return Spot::Entry(work.dir().clone(), home.clone());
         }
+        if let Some(partial) = &state.partial {
+            return Spot::Entry(partial.dir.clone(), partial.name.clone());
+        }
         match (state.places.first(), &state.file) {
             (Some(place), _) => Spot::Entry(place.dir.clone(), place.name.clone()),
             (None, Some(open)) => Spot::File(open.clone()),
@@ -174,7 +177,7 @@ impl<L: Layer> Overlay<L> {
         let state = node.state.lock();
         let nowhere = matches!(self.spot(node, &state), Spot::Nowhere);
         drop(state);
-        if nowhere { Ok(()) } else { self.copy_up(node) }
+        if nowhere { Ok(()) } else { self.begin_copy_up(node, u64::MAX) }
     }
 
     fn apply(&self, node: &Arc<Node<L>>, change: Change) -> Result<()> {

@@ -4,10 +4,11 @@
 //! same. While data is copied only the object's own content lock is held, so nobody else waits.
 
 use std::ffi::OsStr;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
-use syscall::error::{EIO, ENOENT, Error};
+use syscall::error::{EIO, ENOENT, EOPNOTSUPP, Error};
 
 use super::Overlay;
 use super::names::Upper;
@@ -22,18 +23,32 @@ use crate::layer::{Access, Kind, Layer, Object, Owner, RenameMode, Result, Stat}
 const PRIVATE_FILE: u32 = 0o600;
 const PRIVATE_DIR: u32 = 0o700;
 /// The bits by which a program gets its owner's or its group's rights.
-const SET_ID: u32 = 0o6000;
+pub(super) const SET_ID: u32 = 0o6000;
+
+/// From this size on it is asked whether the copy can share the data.
+const SHARED_FROM: u64 = 64 << 10;
+
+/// A copy that has no name yet.
+enum Built<L: Layer> {
+    /// A regular file with its data.
+    File(L::File),
+    /// One without, and what has the data.
+    Part(L::File, Arc<OpenFile<L>>),
+    Other,
+}
 
 impl<L: Layer> Overlay<L> {
-    /// Brings an object to the upper layer, with all directories above it, unless it is there. EROFS without an upper layer.
+    /// Brings an object to the upper layer, all of it, with all directories above it, unless it is there. EROFS without an upper layer.
     ///
     /// The caller must hold neither the tree nor the content of any node.
     pub(super) fn copy_up(&self, node: &Arc<Node<L>>) -> Result<()> {
-        self.copy_up_part(node, u64::MAX)
+        self.begin_copy_up(node, u64::MAX)?;
+        self.complete(node)
     }
 
-    /// As [`Overlay::copy_up`], but of a regular file only the first `keep` bytes need to be copied, since it is going to be truncated.
-    pub(super) fn copy_up_part(&self, node: &Arc<Node<L>>, keep: u64) -> Result<()> {
+    /// As [`Overlay::copy_up`], but of a large file maybe without its data, and of any regular file only the first `keep` bytes, since it is
+    /// going to be truncated.
+    pub(super) fn begin_copy_up(&self, node: &Arc<Node<L>>, keep: u64) -> Result<()> {
         let (upper, work) = self.upper()?;
         if node.kind() == Kind::Dir {
             return self.upper_dir(node).map(drop);
@@ -55,9 +70,13 @@ impl<L: Layer> Overlay<L> {
         let before = self.layer_attr(node)?;
         let temp = work.name();
         let dir = self.stack.open(work.dir())?;
-        let copied = self.build_copy(node, &before, &dir, &temp, keep).and_then(|file| {
+        let copied = self.build_copy(node, &before, &dir, &temp, keep).and_then(|built| {
             let copy = self.stack.stat(work.dir(), &temp)?;
-            self.put_in_place(node, &before, &copy, &temp, file)
+            match built {
+                Built::Part(file, source) => self.put_partial_in_place(node, &before, &copy, &temp, file, source),
+                Built::File(file) => self.put_in_place(node, &before, &copy, &temp, Some(file)),
+                Built::Other => self.put_in_place(node, &before, &copy, &temp, None),
+            }
         });
         if copied.is_err() {
             discard(upper, &dir, &temp);
@@ -65,25 +84,17 @@ impl<L: Layer> Overlay<L> {
         copied
     }
 
-    /// Makes the copy of anything but a directory, complete but for its name. Answers the open copy of a regular file.
-    fn build_copy(
-        &self,
-        node: &Arc<Node<L>>,
-        attr: &Stat,
-        work: &L::Dir,
-        temp: &OsStr,
-        keep: u64,
-    ) -> Result<Option<L::File>> {
-        let (upper, _) = self.upper()?;
+    /// Makes the copy of anything but a directory, complete but for its name, and maybe for its data.
+    fn build_copy(&self, node: &Arc<Node<L>>, attr: &Stat, work: &L::Dir, temp: &OsStr, keep: u64) -> Result<Built<L>> {
+        let (upper, work_dir) = self.upper()?;
         let xattrs = self.xattrs_to_copy(node)?;
         let made @ (owner, mode) = self.made_as(attr, &xattrs, PRIVATE_FILE)?;
-        let mut file = None;
+        let mut built = Built::Other;
         match node.kind() {
             Kind::File => {
                 let from = self.file(node, Access::Read)?;
                 let to = upper.create_file(work, temp, mode, owner)?;
-                self.copy_data(node, &from, &to, attr.size.min(keep))?;
-                file = Some(to);
+                built = self.build_data(node, attr, from, to, keep)?;
             }
             Kind::Symlink => {
                 let target = self.read_link(node)?;
@@ -92,39 +103,73 @@ impl<L: Layer> Overlay<L> {
             kind => upper.create_node(work, temp, kind, mode, attr.rdev, owner)?,
         }
         self.copy_attr(Object::Entry(work, temp), attr, made, &xattrs)?;
-        if let Some(file) = &file {
+        if let Built::File(file) = &built {
             // A crash after the rename must not find an empty file where the lower layer had a whole one.
-            let (upper, work) = self.upper()?;
-            work.sync(upper, file)?;
+            work_dir.sync(upper, file)?;
         }
-        Ok(file)
+        Ok(built)
     }
 
-    fn copy_data(&self, node: &Arc<Node<L>>, from: &OpenFile<L>, to: &L::File, size: u64) -> Result<()> {
+    /// Fills the copy `to` of a regular file, or makes it a partial one where that spares much.
+    fn build_data(
+        &self,
+        node: &Arc<Node<L>>,
+        attr: &Stat,
+        from: Arc<OpenFile<L>>,
+        to: L::File,
+        keep: u64,
+    ) -> Result<Built<L>> {
         let (upper, _) = self.upper()?;
-        let layer = self.stack.layer(&from.dir);
+        let size = attr.size.min(keep);
+        if size >= SHARED_FROM && size == attr.size {
+            match upper.share_data(&from.file, &to) {
+                Err(error) if error.errno == EOPNOTSUPP => {}
+                shared => return shared.map(|()| Built::File(to)),
+            }
+        }
+        if self.may_be_partial(node, attr, keep) {
+            upper.truncate(&to, attr.size)?;
+            return Ok(Built::Part(to, from));
+        }
         let mut progress = (size > PIECE).then(|| {
             let path = self.path(node).unwrap_or_else(|| "a file without a name".into());
             Progress::new(path, size, Instant::now())
         });
-        let mut copied = 0;
-        while copied < size
-            && let Some(data) = layer.next_data(&from.file, copied)?
-            && data.start < size
-        {
-            copied = data.end.min(size).min(data.start + PIECE);
-            upper.copy_range(&from.file, data.start..copied, to, data.start)?;
+        let end = self.copy_data(&from, &to, 0..size, &mut |copied| {
             if let Some(said) = progress.as_mut().and_then(|progress| progress.copied(copied, Instant::now())) {
                 log::info!("{said}");
             }
-        }
-        if copied < size {
-            upper.truncate(to, size)?;
+        })?;
+        if end < size {
+            upper.truncate(&to, size)?;
         }
         if let Some(progress) = progress {
             log::info!("{}", progress.done(Instant::now()));
         }
-        Ok(())
+        Ok(Built::File(to))
+    }
+
+    /// Copies the bytes in `range` to the same place in `to`, holes left out. Calls `copied` with where it is, now and then; answers where the
+    /// last data ends.
+    pub(super) fn copy_data(
+        &self,
+        from: &OpenFile<L>,
+        to: &L::File,
+        range: Range<u64>,
+        copied: &mut dyn FnMut(u64),
+    ) -> Result<u64> {
+        let (upper, _) = self.upper()?;
+        let layer = self.stack.layer(&from.dir);
+        let mut at = range.start;
+        while at < range.end
+            && let Some(data) = layer.next_data(&from.file, at)?
+            && data.start < range.end
+        {
+            at = data.end.min(range.end).min(data.start + PIECE);
+            upper.copy_range(&from.file, data.start..at, to, data.start)?;
+            copied(at);
+        }
+        Ok(at)
     }
 
     /// The owner and the mode that a copy is made with: the right ones from the start where nothing forbids it. Set-id bits would not survive
@@ -214,7 +259,7 @@ impl<L: Layer> Overlay<L> {
             self.inodes.keep(node);
         }
         let dir = to.unwrap_or_else(|| work.dir().clone());
-        let open = file.map(|file| Arc::new(OpenFile { file, writable: true, dir }));
+        let open = file.map(|file| Arc::new(OpenFile { file, writable: true, dir, lent: None }));
         let open = if state.users > 0 || state.places.is_empty() { open } else { None };
         let _closed = std::mem::replace(&mut state.file, open);
         Ok(())

@@ -85,7 +85,8 @@ impl<L: Layer> Overlay<L> {
         let node = Node::new(self.new_id(), Kind::File, state, None);
         let handle = self.open(&node);
         self.use_file(&handle);
-        node.state.lock().file = file.map(|file| Arc::new(OpenFile { file, writable: true, dir: work.dir().clone() }));
+        node.state.lock().file =
+            file.map(|file| Arc::new(OpenFile { file, writable: true, dir: work.dir().clone(), lent: None }));
         Ok(handle)
     }
 
@@ -155,7 +156,7 @@ impl<L: Layer> Overlay<L> {
         let place = Place { parent: parent.clone(), name: name.to_owned(), dir: to.clone() };
         let node = Node::new(self.new_id(), new.kind(), State::at(place, true, None), content);
         slot.child = Some(node.clone());
-        Ok((node, file.map(|file| OpenFile { file, writable: true, dir: to })))
+        Ok((node, file.map(|file| OpenFile { file, writable: true, dir: to, lent: None })))
     }
 
     /// Whether `name` can be created in a directory; answers whether it has a marker there.

@@ -12,6 +12,7 @@ use syscall::error::{EFBIG, EINVAL, EIO, EISDIR, Error};
 use super::Overlay;
 use super::attr::Spot;
 use super::node::{Node, OpenFile};
+use super::partial::Lent;
 use crate::layer::{Access, Allocation, Kind, Layer, Object, Result, Stat};
 
 /// An open file or directory. It keeps its object as it is, also when the last name is unlinked; dropping closes it.
@@ -68,7 +69,7 @@ impl<L: Layer> Overlay<L> {
         }
         self.use_file(handle);
         let open = self.file(&handle.node, Access::Read)?;
-        self.stack.layer(&open.dir).read_at(&open.file, buf, offset)
+        self.read_open(&open, buf, offset)
     }
 
     /// Writes at `offset` and answers how many bytes were written. The first write copies the file up.
@@ -112,7 +113,7 @@ impl<L: Layer> Overlay<L> {
             return Ok(0);
         }
         self.use_file(handle);
-        self.copy_up(node)?;
+        self.begin_copy_up(node, u64::MAX)?;
         let _content = node.content.lock();
         work(&*self.file(node, Access::ReadWrite)?)
     }
@@ -122,6 +123,7 @@ impl<L: Layer> Overlay<L> {
         if end.is_none() {
             return Err(Error::new(EFBIG));
         }
+        self.own(node, open, offset..offset + buf.len() as u64)?;
         let written = self.stack.layer(&open.dir).write_at(&open.file, buf, offset)?;
         let mut state = node.state.lock();
         state.stale = true;
@@ -138,10 +140,13 @@ impl<L: Layer> Overlay<L> {
         if i64::try_from(size).is_err() {
             return Err(Error::new(EFBIG));
         }
-        self.copy_up_part(node, size)?;
+        self.begin_copy_up(node, size)?;
         let _content = node.content.lock();
         let open = self.file(node, Access::ReadWrite)?;
+        // The rest of what is cut in the middle.
+        self.own(node, &open, size..size + 1)?;
         self.stack.layer(&open.dir).truncate(&open.file, size)?;
+        self.cut(node, &open, size)?;
         let mut state = node.state.lock();
         state.stale = true;
         if let Some(attr) = &mut state.attr {
@@ -166,6 +171,8 @@ impl<L: Layer> Overlay<L> {
         self.copy_up(node)?;
         let _content = node.content.lock();
         let open = self.file(node, Access::ReadWrite)?;
+        // Of what has no name any more, so that it could not be completed.
+        self.own(node, &open, 0..u64::MAX)?;
         let allocated = self.stack.layer(&open.dir).allocate(&open.file, how, range);
         // The size may have changed, also when only a part could be done.
         node_changed(node);
@@ -177,7 +184,51 @@ impl<L: Layer> Overlay<L> {
         check_file(&handle.node)?;
         self.use_file(handle);
         let open = self.file(&handle.node, Access::Read)?;
-        self.stack.layer(&open.dir).next_data(&open.file, from)
+        self.next_data_open(&open, from)
+    }
+
+    /// Reads a file that may be a partial copy.
+    fn read_open(&self, open: &OpenFile<L>, buf: &mut [u8], offset: u64) -> Result<usize> {
+        let layer = self.stack.layer(&open.dir);
+        let Some(Lent { partial, source }) = &open.lent else {
+            return layer.read_at(&open.file, buf, offset);
+        };
+        let mut filled = 0;
+        while filled < buf.len() {
+            let at = offset + filled as u64;
+            let (lent, end) = partial.run(at);
+            let wanted = usize::try_from(end - at).map_or(buf.len(), |run| buf.len().min(filled + run));
+            let piece = &mut buf[filled..wanted];
+            let read = match lent {
+                true => self.stack.layer(&source.dir).read_at(&source.file, piece, at)?,
+                false => layer.read_at(&open.file, piece, at)?,
+            };
+            filled += read;
+            if read < piece.len() {
+                break;
+            }
+        }
+        Ok(filled)
+    }
+
+    /// The next data of a file that may be a partial copy.
+    fn next_data_open(&self, open: &OpenFile<L>, mut from: u64) -> Result<Option<Range<u64>>> {
+        let layer = self.stack.layer(&open.dir);
+        let Some(Lent { partial, source }) = &open.lent else {
+            return layer.next_data(&open.file, from);
+        };
+        loop {
+            let (lent, end) = partial.run(from);
+            let data = match lent {
+                true => self.stack.layer(&source.dir).next_data(&source.file, from)?,
+                false => layer.next_data(&open.file, from)?,
+            };
+            match data {
+                Some(data) if data.start < end => return Ok(Some(data.start..data.end.min(end))),
+                _ if end == u64::MAX => return Ok(None),
+                _ => from = end,
+            }
+        }
     }
 
     /// Copies a range of one file to `offset` of another, or of the same where the two do not overlap (EINVAL). Answers how many bytes were
@@ -198,9 +249,14 @@ impl<L: Layer> Overlay<L> {
         self.use_file(from);
         self.use_file(to);
         self.copy_up(&to.node)?;
+        if self.file(&from.node, Access::Read)?.lent.is_some() {
+            let _content = from.node.content.lock();
+            self.own(&from.node, &*self.file(&from.node, Access::ReadWrite)?, range.clone())?;
+        }
         let _content = to.node.content.lock();
         let source = self.file(&from.node, Access::Read)?;
         let target = self.file(&to.node, Access::ReadWrite)?;
+        self.own(&to.node, &target, offset..end)?;
         let copied = self.stack.layer(&target.dir).copy_range(&source.file, range, &target.file, offset);
         node_changed(&to.node);
         copied
@@ -226,7 +282,10 @@ impl<L: Layer> Overlay<L> {
                 };
                 upper.sync_dir(&open)
             }
-            Kind::File if node.state.lock().upper => upper.sync(&self.file(node, Access::Read)?.file),
+            Kind::File if node.state.lock().upper => {
+                self.complete(node)?;
+                upper.sync(&self.file(node, Access::Read)?.file)
+            }
             _ => Ok(()),
         }
     }
@@ -249,8 +308,9 @@ impl<L: Layer> Overlay<L> {
         let Spot::Entry(dir, name) = self.spot(node, &state) else {
             return Err(Error::new(EIO));
         };
+        let lent = state.partial.as_ref().map(|partial| self.open_lent(partial)).transpose()?;
         let file = self.stack.layer(&dir).open_file(&*self.stack.open(&dir)?, &name, access)?;
-        let open = Arc::new(OpenFile { file, writable: access == Access::ReadWrite, dir });
+        let open = Arc::new(OpenFile { file, writable: access == Access::ReadWrite, dir, lent });
         if state.users > 0 || (state.places.is_empty() && state.ghost.is_none()) {
             state.file = Some(open.clone());
         }

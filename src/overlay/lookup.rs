@@ -65,6 +65,13 @@ impl<L: Layer> Overlay<L> {
             return Ok(Some(child.clone()));
         }
         let from = dir.shown(slot).ok_or(Error::new(EIO))?.clone();
+        if let (true, Some(upper)) = (slot.part, &dir.upper) {
+            let child = self.load_partial(parent, upper, &from, name)?;
+            if let Some(slot) = self.read_dir(parent, dir)?.get_mut(name) {
+                (slot.part, slot.child) = (false, Some(child.clone()));
+            }
+            return Ok(Some(child));
+        }
         let attr = self.stack.stat(&from, name)?;
         if attr.kind != visible.kind {
             // Somebody changes the layer below us.
@@ -254,9 +261,10 @@ fn is_forgettable<L: Layer>(node: &Arc<Node<L>>) -> bool {
 }
 
 impl<L: Layer> Drop for Overlay<L> {
-    /// Leaves nothing in the work directory. Nodes and their parents hold each other: takes them apart, without recursion, since a
+    /// Leaves no partial copies, and nothing in the work directory. Nodes and their parents hold each other: takes them apart, without recursion, since a
     /// tree may be deep.
     fn drop(&mut self) {
+        self.complete_all();
         if let Some(work) = &self.work
             && let Err(error) = work.finish(&self.stack)
         {

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use syscall::error::{EIO, ENOENT, EOPNOTSUPP, Error};
 
 use super::Overlay;
-use super::names::Names;
+use super::names::{Lower, Names, Slot};
 use super::node::{Dir, Node};
 use super::stack::LayerDir;
 use crate::format::{self, Meaning, kernel};
@@ -23,6 +23,9 @@ use crate::layer::{Access, Kind, Layer, Object, Result};
 struct Listing {
     objects: Vec<(OsString, Kind, u64)>,
     whiteouts: Vec<OsString>,
+    /// The names that have partial copies, and those that have maps of some.
+    parts: Vec<OsString>,
+    maps: Vec<OsString>,
     marks: Marks,
     /// Whether there are reserved names that mean nothing to us.
     foreign: bool,
@@ -40,6 +43,7 @@ impl<L: Layer> Overlay<L> {
     pub(super) fn read_dir<'d>(&self, node: &Arc<Node<L>>, dir: &'d mut Dir<L>) -> Result<&'d mut Names<L>> {
         if dir.names.is_none() {
             let mut names = Names::new();
+            let (mut parts, mut maps) = (Vec::new(), Vec::new());
             let mut rest = dir.lowers.clone();
             if let Some(upper) = dir.upper.clone() {
                 let listing = self.list_layer(&upper)?;
@@ -53,6 +57,7 @@ impl<L: Layer> Overlay<L> {
                 dir.foreign = listing.foreign;
                 dir.opaque = listing.marks.opaque;
                 dir.redirect = listing.marks.redirect;
+                (parts, maps) = (listing.parts, listing.maps);
             }
             let mut lowers = Vec::new();
             rest.reverse();
@@ -74,11 +79,34 @@ impl<L: Layer> Overlay<L> {
                 lowers.push(lower);
             }
             names.finish();
+            if let Some(upper) = &dir.upper {
+                dir.foreign |= self.sort_parts(upper, &mut names, &parts, &maps);
+            }
             dir.lowers = lowers;
             self.count_read(node, names.len());
             dir.names = Some(names);
         }
         dir.names.as_mut().ok_or(Error::new(EIO))
+    }
+
+    /// Notes which names of a directory of the upper layer have partial copies, and removes those that mean nothing any more. Answers whether
+    /// some are left of which nobody knows what they were copied from.
+    fn sort_parts(&self, dir: &LayerDir<L>, names: &mut Names<L>, parts: &[OsString], maps: &[OsString]) -> bool {
+        let mut unknown = false;
+        for name in parts {
+            match names.get_mut(name) {
+                Some(slot) if slot.upper.is_some() || slot.whiteout => self.discard_parts_of(dir, name),
+                Some(Slot { lower: Some(Lower::Other { kind: Kind::File, .. }), part, .. }) => *part = true,
+                _ => {
+                    log::warn!("the partial copy of {name:?} is not shown, since no lower layer has the file");
+                    unknown = true;
+                }
+            }
+        }
+        for name in maps.iter().filter(|name| !parts.contains(name)) {
+            self.discard_parts_of(dir, name);
+        }
+        unknown
     }
 
     /// Takes from `rest`, the directories that would merge below `dir`, what the marks in `dir` say.
@@ -259,6 +287,7 @@ impl<L: Layer> Overlay<L> {
         let mut objects = Vec::new();
         let mut whiteouts = Vec::new();
         let mut long = Vec::new();
+        let (mut parts, mut maps) = (Vec::new(), Vec::new());
         let (mut opaque, mut has_redirect, mut foreign) = (false, false, false);
         self.stack.layer(dir).list(&open, &mut |entry| match format::meaning(entry.name) {
             Meaning::Object => objects.push((entry.name.to_owned(), entry.kind, entry.ino)),
@@ -266,6 +295,8 @@ impl<L: Layer> Overlay<L> {
             Meaning::LongWhiteout => long.push(entry.name.to_owned()),
             Meaning::Opaque => opaque = true,
             Meaning::Redirect => has_redirect = true,
+            Meaning::Part(name) => parts.push(name.to_owned()),
+            Meaning::Map(name) => maps.push(name.to_owned()),
             Meaning::Unknown => foreign = true,
         })?;
         for marker in long {
@@ -278,11 +309,11 @@ impl<L: Layer> Overlay<L> {
         let more = self.kernel_marks(dir)?;
         self.kernel_whiteouts(dir, &more, &mut objects, &mut whiteouts)?;
         let marks = self.with_kernel_marks(dir, self.marks_of(dir, opaque, redirect), &more)?;
-        Ok(Listing { objects, whiteouts, marks, foreign })
+        Ok(Listing { objects, whiteouts, parts, maps, marks, foreign })
     }
 
     /// The content of a small file of the format.
-    fn read_content(&self, dir: &LayerDir<L>, name: &OsStr) -> Result<Vec<u8>> {
+    pub(super) fn read_content(&self, dir: &LayerDir<L>, name: &OsStr) -> Result<Vec<u8>> {
         let layer = self.stack.layer(dir);
         let file = layer.open_file(&*self.stack.open(dir)?, name, Access::Read)?;
         let size = layer.stat(Object::File(&file))?.size;

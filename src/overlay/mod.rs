@@ -10,7 +10,7 @@
 //! | `merge` | one directory read from all its layers: whiteouts, opaque and redirected directories |
 //! | `lookup` | from a name to a node; what is forgotten again |
 //! | `attr`, `xattr`, `file`, `readdir` | attributes; extended ones; handles, reading and writing; listings |
-//! | `copy_up`, `progress` | from a lower layer to the upper one; what is said if that takes long |
+//! | `copy_up`, `partial`, `progress` | from a lower layer to the upper one; of a large file, at first only in part; what is said if that takes long |
 //! | `create`, `remove`, `rename`, `link` | changes of names |
 //! | `work` | the work directory, where things are built before they appear |
 //! | `index` | what the next mount has to know of copies: their links and inode numbers |
@@ -27,10 +27,9 @@
 //!    may take the locks below in any order. Never held while data is copied.
 //! 3. `Node::dir`: what is in one directory. A parent's before its child's.
 //! 4. `Node::state`: where one object is. One at a time.
-//! 5. Leaves, under which nothing is called: `inode`, `index`, `stack`.
+//! 5. Leaves, under which nothing is called: `inode`, `index`, `stack`, `partial`.
 
-use std::collections::HashSet;
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
@@ -49,6 +48,7 @@ mod lookup;
 mod merge;
 mod names;
 mod node;
+mod partial;
 mod progress;
 mod readdir;
 mod remove;
@@ -67,6 +67,7 @@ pub use work::Refused;
 
 use inode::{Claims, Inodes};
 use node::{Dir, State};
+use partial::Partials;
 use stack::Stack;
 use sync::{Lock, Shared};
 use work::Work;
@@ -89,6 +90,9 @@ pub struct Settings {
     pub volatile: bool,
     /// An upper layer that was left marked is used, and the mark taken away.
     pub reuse_volatile: bool,
+    /// A file is copied up whole before its first change, however large, so that the upper layer always has all of it. Otherwise a large file is
+    /// completed when it is synced, linked or renamed, and when the overlay is dropped.
+    pub whole_copies: bool,
 }
 
 /// A merged tree.
@@ -104,6 +108,7 @@ pub struct Overlay<L: Layer> {
     /// The longest name that an entry can have.
     name_max: usize,
     tree: Shared<()>,
+    partials: Partials<L>,
     next_id: AtomicU64,
     /// The directories that were read, the oldest first: what is forgotten when too many names are known.
     read_dirs: Lock<ReadDirs<L>>,
@@ -146,6 +151,7 @@ impl<L: Layer> Overlay<L> {
         let attr = stack.mark(top, stack.layer(top).stat(Object::Dir(&*stack.open(top)?))?);
         let name_max = stack.top().stat_fs()?.name_max as usize;
 
+        let partials = Partials::new(&stack, settings.whole_copies)?;
         let inodes = Inodes::new(&stack.marked_devices().collect::<Vec<_>>(), has_upper, claims);
         let dir = Dir::unread(stack.upper_root().cloned(), stack.lower_roots().to_vec());
         let state = State::root(has_upper, attr, inodes.visible(attr.dev, attr.ino));
@@ -159,6 +165,7 @@ impl<L: Layer> Overlay<L> {
             hidden,
             name_max,
             tree: Shared::new(()),
+            partials,
             next_id: AtomicU64::new(1),
             read_dirs: Lock::new(ReadDirs { dirs: VecDeque::new(), names: 0, limit: lookup::NAMES_MAX }),
         })

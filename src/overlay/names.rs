@@ -27,6 +27,8 @@ pub struct Slot<L: Layer> {
     pub upper: Option<Upper>,
     /// Whether the upper layer has the marker of this name.
     pub whiteout: bool,
+    /// Whether the upper layer has a partial copy of this name, until somebody looks it up.
+    pub part: bool,
     /// What the lower layers have under this name, as if there were no upper layer.
     pub lower: Option<Lower>,
     /// Whether nothing below the layers merged so far can show: set and used while the table is built.
@@ -115,7 +117,7 @@ impl<L: Layer> Names<L> {
             let name: Arc<OsStr> = name.into();
             self.by_name.insert(name.clone(), number);
             self.next = number + 1;
-            Slot { name, upper: None, whiteout: false, lower: None, closed: false, child: None }
+            Slot { name, upper: None, whiteout: false, part: false, lower: None, closed: false, child: None }
         })
     }
 

@@ -11,6 +11,7 @@ use syscall::error::{ENOTDIR, Error};
 
 use super::index::Origin;
 use super::names::{Lower, Names, Slot};
+use super::partial::{Lent, Partial};
 use super::stack::LayerDir;
 use super::sync::Lock;
 use crate::layer::{Access, Kind, Layer, Result, Stat};
@@ -42,6 +43,8 @@ pub(super) struct State<L: Layer> {
     pub home: Option<OsString>,
     /// The file of a lower layer that it is or was copied from, where that has several names.
     pub origin: Option<Origin>,
+    /// The partial copy of a file of which not all data is in the upper layer.
+    pub partial: Option<Arc<Partial<L>>>,
     /// Where an object of a lower layer still is that has no name left in the merged tree; never of a directory.
     pub ghost: Option<(Arc<LayerDir<L>>, OsString)>,
     /// The attributes as the layer has them, but for the inode number and the link count, which are the overlay's.
@@ -84,6 +87,8 @@ pub(super) struct OpenFile<L: Layer> {
     pub writable: bool,
     /// The layer's directory that it was opened from, which tells the layer.
     pub dir: Arc<LayerDir<L>>,
+    /// Of a partial copy, what it reads that it does not have.
+    pub lent: Option<Lent<L>>,
 }
 
 /// What is in a directory.
@@ -147,6 +152,7 @@ impl<L: Layer> State<L> {
             upper,
             home: None,
             origin: None,
+            partial: None,
             ghost: None,
             attr,
             stale: false,

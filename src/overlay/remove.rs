@@ -190,6 +190,9 @@ impl<L: Layer> Overlay<L> {
         if let Some(attr) = state.attr {
             self.inodes.forget_link(attr.dev, attr.ino);
         }
+        if let Some(partial) = state.partial.take() {
+            self.discard_partial(node, &partial);
+        }
         if let Some(home) = state.home.take()
             && let (Ok((upper, work)), Some(_)) = (self.upper(), &state.attr)
         {

@@ -195,7 +195,10 @@ pub fn run<D: Door>(stack: &[Vec<Item>], ops: &[Op], abilities: Abilities, mount
         lowers.push((path, layer));
     }
     let merged = merge(&lowers);
-    let linked = layer::linked(lowers.iter().map(|(_, layer)| layer));
+    let linked = match abilities.layers {
+        true => layer::linked(lowers.iter().map(|(_, layer)| layer)),
+        false => layer::linked([&merged].into_iter()),
+    };
     let tree = Tree::new(&merged, &linked, abilities.rules);
     let mut pair = Pair {
         mount,

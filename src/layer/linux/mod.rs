@@ -31,7 +31,7 @@ use rustix::fs::{
     Timestamps, Uid,
 };
 use rustix::io::{Errno, retry_on_intr};
-use syscall::error::{EBUSY, EFBIG, EINVAL, EIO, ENOENT, ENOTDIR, EPERM, EWOULDBLOCK, EXDEV};
+use syscall::error::{EBUSY, EFBIG, EINVAL, EIO, ENOENT, ENOTDIR, EOPNOTSUPP, EPERM, EWOULDBLOCK, EXDEV};
 
 use super::{
     Access, Allocation, Capabilities, Entry, Error, Kind, Layer, Object, Owner, RenameMode, Result, Stat, StatFs, Time,
@@ -230,6 +230,7 @@ impl Layer for LinuxLayer {
             dirs_follow_rename: true,
             whole_symlinks: true,
             xattrs: true,
+            sparse: true,
         }
     }
 
@@ -506,6 +507,18 @@ impl Layer for LinuxLayer {
             }
         }
         Ok(copied)
+    }
+
+    fn share_data(&self, from: &File, to: &File) -> Result<()> {
+        rustix::fs::ioctl_ficlone(&to.0, &from.0).map_err(|error| match error {
+            Errno::XDEV | Errno::INVAL | Errno::NOTTY | Errno::NOSYS => Error::new(EOPNOTSUPP),
+            other => convert::error(other),
+        })
+    }
+
+    fn epoch(&self) -> Option<u128> {
+        let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+        u128::from_str_radix(&id.trim().replace('-', ""), 16).ok()
     }
 
     fn allocate(&self, file: &File, how: Allocation, range: Range<u64>) -> Result<()> {

@@ -1,0 +1,437 @@
+//! Partial copies: large files that are changed without being copied whole, over remounts and crashes.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
+
+use overlayfs::layer::counted::{Counted, Counts, Method};
+use overlayfs::layer::{Allocation, OsLayer, Owner, RenameMode, Result, Stat, Time};
+use overlayfs::overlay::{Layers, Node, Overlay, Settings};
+use proptest::prelude::*;
+use proptest::test_runner::{Config, RngSeed};
+use test_common::{LowerGuard, Stage, names, put};
+
+type Merged = Overlay<Counted<OsLayer>>;
+
+const OWN: Owner = Owner { uid: 0, gid: 0 };
+
+/// Not a whole number of chunks.
+const SIZE: usize = (1 << 20) + 200_000;
+
+/// What every chunk and every page has different.
+fn content() -> Vec<u8> {
+    (0..SIZE).map(|index| (index / 1000 + index % 7) as u8 | 1).collect()
+}
+
+fn stage() -> Stage {
+    let stage = Stage::new();
+    put::file(&stage.dir("lower/dir"), "file", content());
+    stage.dir("upper");
+    stage
+}
+
+fn mount_with(stage: &Stage, counts: &Counts, settings: Settings) -> Merged {
+    let open = |name: &str, for_writing| Counted::new(OsLayer::open(&stage.path(name), for_writing).unwrap(), counts);
+    let layers = Layers { upper: Some(open("upper", true)), work: None, lowers: vec![open("lower", false)] };
+    Overlay::with_settings(layers, settings).unwrap()
+}
+
+fn mount(stage: &Stage, counts: &Counts) -> Merged {
+    mount_with(stage, counts, Settings::default())
+}
+
+fn find(overlay: &Merged, path: &str) -> Arc<Node<Counted<OsLayer>>> {
+    path.split('/').fold(overlay.root().clone(), |dir, name| overlay.lookup(&dir, OsStr::new(name)).unwrap())
+}
+
+fn read(overlay: &Merged, path: &str) -> Vec<u8> {
+    let handle = overlay.open(&find(overlay, path));
+    let mut bytes = vec![0; 4 * SIZE];
+    let read = overlay.read_at(&handle, &mut bytes, 0).unwrap();
+    assert_eq!(read as u64, overlay.stat(handle.node()).unwrap().size);
+    bytes.truncate(read);
+    bytes
+}
+
+/// The bytes that were written to the layers' files, by whatever call.
+fn copies(counts: &Counts) -> u64 {
+    let tally = counts.tally();
+    tally.of(Method::CopyRange) + tally.of(Method::WriteAt)
+}
+
+/// Whether the upper layer has what only an overlay understands.
+fn has_parts(stage: &Stage) -> bool {
+    let has = |dir: &str, prefix: &str| {
+        let dir = stage.path(dir);
+        dir.exists() && names(&dir).iter().any(|name| name.starts_with(prefix))
+    };
+    has("upper", ".wh..wh.part") || has("upper/dir", ".wh..wh.")
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Write(usize, usize, u8),
+    Append(usize, u8),
+    Truncate(usize),
+    Mode(u32),
+    Times(i64),
+    Punch(usize, usize),
+    Sync,
+    Rename,
+    Link,
+    /// The overlay ends as it should.
+    Remount,
+    /// It ends somewhere.
+    Kill,
+}
+
+/// The file as it should be.
+#[derive(Clone, PartialEq)]
+struct Model {
+    bytes: Vec<u8>,
+    mode: u32,
+    name: &'static str,
+    is_linked: bool,
+    /// Where nothing has changed it since it was set.
+    mtime: Option<Time>,
+}
+
+impl Model {
+    fn new(stage: &Stage) -> Self {
+        let mode = fs::metadata(stage.path("lower/dir/file")).unwrap().mode() & 0o7777;
+        Model { bytes: content(), mode, name: "file", is_linked: false, mtime: None }
+    }
+
+    fn apply(&mut self, op: &Op) {
+        if matches!(op, Op::Write(..) | Op::Append(..) | Op::Truncate(_) | Op::Punch(..)) {
+            self.mtime = None;
+        }
+        match *op {
+            Op::Write(at, length, byte) => {
+                let end = at + length;
+                if self.bytes.len() < end {
+                    self.bytes.resize(end, 0);
+                }
+                self.bytes[at..end].fill(byte);
+            }
+            Op::Append(length, byte) => self.bytes.resize(self.bytes.len() + length, byte),
+            Op::Truncate(size) => self.bytes.resize(size, 0),
+            Op::Mode(mode) => self.mode = mode,
+            Op::Times(sec) => self.mtime = Some(Time { sec, nsec: 5 }),
+            Op::Punch(at, length) => {
+                let end = (at + length).min(self.bytes.len());
+                if at < end {
+                    self.bytes[at..end].fill(0);
+                }
+            }
+            Op::Rename => self.name = if self.name == "file" { "other" } else { "file" },
+            Op::Link => self.is_linked = true,
+            Op::Sync | Op::Remount | Op::Kill => {}
+        }
+    }
+
+    /// Does to an overlay what was done to the model since it was as `self` is.
+    fn do_to(&self, overlay: &Merged, op: &Op) -> Result<()> {
+        let dir = overlay.lookup(overlay.root(), OsStr::new("dir"))?;
+        let node = overlay.lookup(&dir, OsStr::new(self.name))?;
+        let handle = overlay.open(&node);
+        match *op {
+            Op::Write(at, length, byte) => {
+                assert_eq!(overlay.write_at(&handle, &vec![byte; length], at as u64)?, length);
+            }
+            Op::Append(length, byte) => assert_eq!(overlay.append(&handle, &vec![byte; length])?, length),
+            Op::Truncate(size) => overlay.truncate(&node, size as u64)?,
+            Op::Mode(mode) => overlay.set_mode(&node, mode)?,
+            Op::Times(sec) => overlay.set_times(&node, Time { sec: 3, nsec: 3 }, Time { sec, nsec: 5 })?,
+            Op::Punch(at, length) => {
+                overlay.allocate(&handle, Allocation::PunchHole, at as u64..(at + length) as u64)?;
+            }
+            Op::Sync => overlay.sync(&handle)?,
+            Op::Rename => {
+                let mut then = self.clone();
+                then.apply(op);
+                let (from, to) = (OsStr::new(self.name), OsStr::new(then.name));
+                overlay.rename(&dir, from, &dir, to, RenameMode::Replace)?;
+            }
+            Op::Link if !self.is_linked => overlay.link(&node, &dir, OsStr::new("link"))?,
+            Op::Link | Op::Remount | Op::Kill => {}
+        }
+        Ok(())
+    }
+
+    fn is_shown_by(&self, overlay: &Merged) -> bool {
+        let dir = find(overlay, "dir");
+        let Ok(node) = overlay.lookup(&dir, OsStr::new(self.name)) else { return false };
+        let Stat { mode, size, mtime, .. } = overlay.stat(&node).unwrap();
+        let is_linked = overlay.lookup(&dir, OsStr::new("link")).is_ok();
+        (mode, size as usize, is_linked) == (self.mode, self.bytes.len(), self.is_linked)
+            && self.mtime.is_none_or(|known| known == mtime)
+            && read(overlay, &format!("dir/{}", self.name)) == self.bytes
+            && holes_are_holes(overlay, &node, &self.bytes)
+    }
+}
+
+/// Whether everything that is no zero is said to be data.
+fn holes_are_holes(overlay: &Merged, node: &Arc<Node<Counted<OsLayer>>>, bytes: &[u8]) -> bool {
+    let handle = overlay.open(node);
+    let mut at = 0;
+    while let Some(data) = overlay.next_data(&handle, at as u64).unwrap() {
+        let (start, end) = (data.start as usize, (data.end as usize).min(bytes.len()));
+        assert!(start >= at && start < end, "{data:?} after {at}");
+        if bytes[at..start].iter().any(|byte| *byte != 0) {
+            return false;
+        }
+        at = end;
+    }
+    bytes[at..].iter().all(|byte| *byte == 0)
+}
+
+/// Mostly within the lower file, often at the borders of chunks.
+fn place() -> impl Strategy<Value = usize> {
+    prop_oneof![0..SIZE + 100_000, (0..20usize, 0..3usize).prop_map(|(chunk, more)| (chunk << 16) + more)]
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        6 => (place(), 1..200_000usize, any::<u8>()).prop_map(|(at, length, byte)| Op::Write(at, length, byte)),
+        4 => (place(), 1..2000usize, any::<u8>()).prop_map(|(at, length, byte)| Op::Write(at, length, byte)),
+        2 => (1..100_000usize, any::<u8>()).prop_map(|(length, byte)| Op::Append(length, byte)),
+        3 => place().prop_map(Op::Truncate),
+        2 => (0..0o10000u32).prop_map(Op::Mode),
+        2 => (0..9i64).prop_map(Op::Times),
+        1 => (place(), 1..300_000usize).prop_map(|(at, length)| Op::Punch(at, length)),
+        1 => Just(Op::Sync),
+        1 => Just(Op::Rename),
+        1 => Just(Op::Link),
+        1 => Just(Op::Remount),
+        2 => Just(Op::Kill),
+    ]
+}
+
+/// Ends an overlay without letting it do anything more.
+fn kill(overlay: Merged, counts: &Counts) {
+    counts.stop_after(0);
+    drop(overlay);
+    counts.stop_after(u64::MAX);
+}
+
+#[test]
+fn a_file_is_what_was_written_over_remounts_and_kills() {
+    let config = Config { cases: 60, rng_seed: RngSeed::Fixed(1), failure_persistence: None, ..Config::default() };
+    proptest!(config, |(ops in prop::collection::vec(op(), 1..14))| {
+        let (stage, counts) = (stage(), Counts::default());
+        let guard = LowerGuard::new([stage.path("lower")]);
+        let mut model = Model::new(&stage);
+        let mut overlay = mount(&stage, &counts);
+        for op in &ops {
+            model.do_to(&overlay, op).unwrap();
+            model.apply(op);
+            match op {
+                Op::Kill => {
+                    kill(overlay, &counts);
+                    overlay = mount(&stage, &counts);
+                }
+                Op::Remount => {
+                    drop(overlay);
+                    prop_assert!(!has_parts(&stage));
+                    overlay = mount(&stage, &counts);
+                }
+                _ => {}
+            }
+            prop_assert!(model.is_shown_by(&overlay), "after {op:?}");
+        }
+        drop(overlay);
+        prop_assert!(!has_parts(&stage));
+        prop_assert!(model.is_shown_by(&mount(&stage, &counts)));
+        guard.check();
+    });
+}
+
+#[test]
+fn a_crash_leaves_the_file_before_or_after() {
+    let ops = [
+        Op::Mode(0o640),
+        Op::Write(70_000, 3000, 7),
+        Op::Append(5000, 8),
+        Op::Truncate(300_000),
+        Op::Truncate(900_000),
+        Op::Write(100_000, 100_000, 9),
+        Op::Times(77),
+        Op::Sync,
+        Op::Write(5, 5, 5),
+        Op::Times(88),
+        Op::Rename,
+    ];
+    for start in 0..ops.len() {
+        for stop in 0.. {
+            let (stage, counts) = (stage(), Counts::default());
+            let overlay = mount(&stage, &counts);
+            // As it is found, whatever has to be read for that.
+            let mut before = Model::new(&stage);
+            counts.stop_after(stop);
+            let mut after = before.clone();
+            let mut ended = true;
+            for op in ops[start..].iter().take(3) {
+                before = after.clone();
+                after.apply(op);
+                if before.do_to(&overlay, op).is_err() {
+                    ended = false;
+                    break;
+                }
+            }
+            kill(overlay, &counts);
+            let overlay = mount(&stage, &counts);
+            let shown = after.is_shown_by(&overlay) || !ended && before.is_shown_by(&overlay);
+            assert!(shown, "from {:?} stopped after {stop} calls", ops[start]);
+            drop(overlay);
+            assert!(!has_parts(&stage), "from {:?} stopped after {stop} calls", ops[start]);
+            if ended {
+                break;
+            }
+        }
+    }
+}
+
+#[test]
+fn attributes_and_the_end_of_a_large_file_change_without_a_copy() {
+    let (stage, counts) = (stage(), Counts::default());
+    let overlay = mount(&stage, &counts);
+    let file = find(&overlay, "dir/file");
+    let ino = overlay.stat(&file).unwrap().ino;
+    overlay.set_mode(&file, 0o600).unwrap();
+    overlay.set_owner(&file, Owner { uid: 5, gid: 6 }).unwrap();
+    let records = copies(&counts);
+    assert!(records <= 3, "the first record of numbers, one of the directory, one of the file");
+    overlay.append(&overlay.open(&file), b"x").unwrap();
+    assert_eq!(copies(&counts), records + 1, "the byte");
+    overlay.write_at(&overlay.open(&file), b"x", 700_000).unwrap();
+    assert_eq!(copies(&counts), records + 4, "the chunk, the map, the byte");
+    let part = fs::metadata(stage.path("upper/dir/.wh..wh.part.file")).unwrap();
+    assert!(part.blocks() * 512 <= 128 << 10, "{} blocks", part.blocks());
+    assert_eq!((part.len(), part.uid(), part.gid(), part.mode() & 0o7777), (SIZE as u64 + 1, 5, 6, 0o600));
+    assert_eq!(overlay.stat(&file).unwrap().ino, ino);
+    overlay.sync(&overlay.open(&file)).unwrap();
+    assert_eq!(names(&stage.path("upper/dir")), ["file"], "what is synced is whole");
+    assert_eq!(overlay.stat(&file).unwrap().ino, ino);
+    let mut expected = content();
+    expected.push(b'x');
+    expected[700_000] = b'x';
+    assert_eq!(fs::read(stage.path("upper/dir/file")).unwrap(), expected);
+}
+
+#[test]
+fn a_removed_partial_copy_leaves_nothing_and_stays_open() {
+    let (stage, counts) = (stage(), Counts::default());
+    let overlay = mount(&stage, &counts);
+    let (dir, handle) = (find(&overlay, "dir"), overlay.open(&find(&overlay, "dir/file")));
+    overlay.write_at(&handle, b"new", 0).unwrap();
+    overlay.unlink(&dir, OsStr::new("file")).unwrap();
+    assert_eq!(names(&stage.path("upper/dir")), [".wh.file"]);
+    overlay.write_at(&handle, b"more", 500_000).unwrap();
+    let mut expected = content();
+    expected[..3].copy_from_slice(b"new");
+    expected[500_000..500_004].copy_from_slice(b"more");
+    let mut bytes = vec![0; SIZE];
+    assert_eq!(overlay.read_at(&handle, &mut bytes, 0).unwrap(), SIZE);
+    assert_eq!(bytes, expected);
+    let copy = overlay.create_file(&dir, OsStr::new("copy"), 0o600, OWN).unwrap();
+    overlay.copy_range(&handle, 400_000..900_000, &copy, 0).unwrap();
+    assert_eq!(read(&overlay, "dir/copy"), expected[400_000..900_000]);
+    overlay.unlink(&dir, OsStr::new("copy")).unwrap();
+    overlay.allocate(&handle, Allocation::PunchHole, 300_000..310_000).unwrap();
+    expected[300_000..310_000].fill(0);
+    assert_eq!(overlay.read_at(&handle, &mut bytes, 0).unwrap(), SIZE);
+    assert_eq!(bytes, expected);
+    overlay.create_file(&dir, OsStr::new("file"), 0o600, OWN).unwrap();
+    assert_eq!(read(&overlay, "dir/file"), b"");
+    assert_eq!(names(&stage.path("upper/dir")), ["file"]);
+}
+
+#[test]
+fn a_range_is_copied_from_and_to_a_partial_copy() {
+    let (stage, counts) = (stage(), Counts::default());
+    put::file(&stage.path("lower/dir"), "other", content());
+    let overlay = mount(&stage, &counts);
+    let [from, to] = ["dir/file", "dir/other"].map(|path| overlay.open(&find(&overlay, path)));
+    overlay.write_at(&from, b"new", 500_000).unwrap();
+    overlay.append(&to, b"end").unwrap();
+    overlay.copy_range(&from, 499_999..500_100, &to, 100_000).unwrap();
+    let mut expected = [&content()[..], b"end"].concat();
+    expected[100_000..100_101].copy_from_slice(&content()[499_999..500_100]);
+    expected[100_001..100_004].copy_from_slice(b"new");
+    assert_eq!(read(&overlay, "dir/other"), expected);
+}
+
+#[test]
+fn what_a_crash_leaves_beside_a_removed_file_does_not_come_back() {
+    let (stage, counts) = (stage(), Counts::default());
+    drop(mount(&stage, &counts));
+    let upper = stage.dir("upper/dir");
+    for name in [".wh.file", ".wh..wh.part.file", ".wh..wh.map.file", ".wh..wh.map.other"] {
+        put::file(&upper, name, "");
+    }
+    let overlay = mount(&stage, &counts);
+    let dir = find(&overlay, "dir");
+    assert!(overlay.lookup(&dir, OsStr::new("file")).is_err());
+    assert_eq!(names(&upper), [".wh.file"]);
+    overlay.remove_dir(overlay.root(), OsStr::new("dir")).unwrap();
+    assert!(!upper.exists());
+}
+
+#[test]
+fn a_map_of_another_time_means_nothing() {
+    let (stage, counts) = (stage(), Counts::default());
+    let overlay = mount(&stage, &counts);
+    let file = find(&overlay, "dir/file");
+    overlay.write_at(&overlay.open(&file), b"never synced", 70_000).unwrap();
+    overlay.append(&overlay.open(&file), b"end").unwrap();
+    drop(file);
+    kill(overlay, &counts);
+    let map = stage.path("upper/dir/.wh..wh.map.file");
+    let mut bytes = fs::read(&map).unwrap();
+    bytes[3] ^= 1;
+    fs::write(&map, bytes).unwrap();
+    let overlay = mount(&stage, &counts);
+    assert_eq!(read(&overlay, "dir/file"), [&content()[..], b"end"].concat());
+    assert!(!map.exists());
+}
+
+#[test]
+fn a_directory_is_renamed_with_the_partial_copies_in_it() {
+    let (stage, counts) = (stage(), Counts::default());
+    let overlay = mount(&stage, &counts);
+    overlay.write_at(&overlay.open(&find(&overlay, "dir/file")), b"new", 70_000).unwrap();
+    let calls = copies(&counts);
+    let (root, dir) = (overlay.root(), OsStr::new("dir"));
+    overlay.rename(root, dir, root, OsStr::new("moved"), RenameMode::Replace).unwrap();
+    assert!(copies(&counts) <= calls + 1, "nothing but the redirect is written");
+    let mut expected = content();
+    expected[70_000..70_003].copy_from_slice(b"new");
+    assert_eq!(read(&overlay, "moved/file"), expected);
+    kill(overlay, &counts);
+    let overlay = mount(&stage, &counts);
+    assert_eq!(read(&overlay, "moved/file"), expected);
+    drop(overlay);
+    assert_eq!(fs::read(stage.path("upper/moved/file")).unwrap(), expected);
+}
+
+#[test]
+fn what_a_killed_daemon_left_is_completed_also_where_nobody_looks() {
+    let (stage, counts) = (stage(), Counts::default());
+    let overlay = mount(&stage, &counts);
+    overlay.set_mode(&find(&overlay, "dir/file"), 0o600).unwrap();
+    kill(overlay, &counts);
+    assert!(has_parts(&stage));
+    drop(mount(&stage, &counts));
+    assert!(!has_parts(&stage));
+    assert_eq!(fs::read(stage.path("upper/dir/file")).unwrap(), content());
+}
+
+#[test]
+fn whole_copies_are_made_if_asked_for() {
+    let (stage, counts) = (stage(), Counts::default());
+    let overlay = mount_with(&stage, &counts, Settings { whole_copies: true, ..Settings::default() });
+    overlay.set_mode(&find(&overlay, "dir/file"), 0o600).unwrap();
+    assert_eq!(fs::read(stage.path("upper/dir/file")).unwrap(), content());
+}
