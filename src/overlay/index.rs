@@ -80,8 +80,10 @@ pub struct Linked {
 pub enum Record {
     /// The first: the inode numbers of the work directory and of the file, which are others where somebody has copied them.
     Head { dir: u64, file: u64 },
-    /// The copy with the inode number `copy` shows `number`; 0, if it is gone. At `time` it existed.
+    /// The copy with the inode number `copy` shows `number`. At `time` it existed.
     Number { copy: u64, number: u64, time: Time },
+    /// It is gone.
+    Gone { copy: u64, number: u64 },
     /// So many names of a lower file are its own no more; 0, if it does not matter any more.
     Hidden { origin: Origin, names: u32 },
 }
@@ -93,7 +95,8 @@ impl Record {
         let words = match self {
             Record::Head { dir, file } => [0, dir, file, 0, 0],
             Record::Number { copy, number, time } => [1, copy, number, time.sec as u64, time.nsec.into()],
-            Record::Hidden { origin, names } => [2, (origin >> 64) as u64, origin as u64, names.into(), 0],
+            Record::Gone { copy, number } => [2, copy, number, 0, 0],
+            Record::Hidden { origin, names } => [3, (origin >> 64) as u64, origin as u64, names.into(), 0],
         };
         let mut bytes = [0; Self::SIZE];
         for (place, word) in bytes[8..].chunks_exact_mut(8).zip(words) {
@@ -114,7 +117,8 @@ impl Record {
         match what {
             0 => Some(Record::Head { dir: a, file: b }),
             1 => Some(Record::Number { copy: a, number: b, time: Time { sec: c as i64, nsec: d.try_into().ok()? } }),
-            2 => Some(Record::Hidden { origin: u128::from(a) << 64 | u128::from(b), names: c.try_into().ok()? }),
+            2 => Some(Record::Gone { copy: a, number: b }),
+            3 => Some(Record::Hidden { origin: u128::from(a) << 64 | u128::from(b), names: c.try_into().ok()? }),
             _ => None,
         }
     }
@@ -131,10 +135,19 @@ impl Known {
     fn add(&mut self, record: Record) {
         match record {
             Record::Head { .. } => {}
-            Record::Number { copy, number: 0, .. } => drop(self.claims.remove(&copy)),
             Record::Number { copy, number, time } => drop(self.claims.insert(copy, Claim { number, time })),
+            // The inode number may be that of another copy already.
+            Record::Gone { copy, number } => {
+                if self.claims.get(&copy).is_some_and(|claim| claim.number == number) {
+                    self.claims.remove(&copy);
+                }
+            }
             Record::Hidden { origin, names: 0 } => drop(self.hidden.remove(&origin)),
-            Record::Hidden { origin, names } => drop(self.hidden.insert(origin, names)),
+            // Of two threads, the first may have been the last to write.
+            Record::Hidden { origin, names } => {
+                let known = self.hidden.entry(origin).or_default();
+                *known = names.max(*known);
+            }
         }
     }
 
@@ -414,11 +427,10 @@ impl<L: Layer> Overlay<L> {
         }
     }
 
-    /// Says that no name is left of an object of the upper layer, which its layer numbers `ino` on `device`.
-    pub(super) fn lost_copy(&self, device: u64, ino: u64, origin: Option<Origin>) {
+    /// Says that no name is left of an object of the upper layer, which shows `number`, and which its layer numbers `ino` on `device`.
+    pub(super) fn lost_copy(&self, number: u64, device: u64, ino: u64, origin: Option<Origin>) {
         let Ok((upper, work)) = self.upper() else { return };
-        let number = self.inodes.forget_copy(device, ino);
-        let number = number.then_some(Record::Number { copy: ino, number: 0, time: Time::default() });
+        let number = self.inodes.forget_copy(device, ino, number).then_some(Record::Gone { copy: ino, number });
         let hidden = origin.and_then(|origin| work.index().forget(origin));
         let records: Vec<_> = number.into_iter().chain(hidden).collect();
         if !records.is_empty() {
@@ -434,5 +446,54 @@ impl<L: Layer> Overlay<L> {
             self.inodes.settle(attr.dev, attr.ino, birth.is_none_or(|birth| birth <= time));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_are_read_as_they_are_written() {
+        let time = Time { sec: -1, nsec: 999_999_999 };
+        for record in [
+            Record::Head { dir: 1, file: u64::MAX },
+            Record::Number { copy: 2, number: 3 << 48, time },
+            Record::Gone { copy: 2, number: 3 << 48 },
+            Record::Hidden { origin: u128::MAX - 1, names: 7 },
+        ] {
+            let bytes = record.to_bytes();
+            assert_eq!(Record::from_bytes(&bytes), Some(record));
+            assert_eq!(Record::from_bytes(&bytes[1..]), None);
+            for index in 0..bytes.len() {
+                let mut damaged = bytes;
+                damaged[index] ^= 0x10;
+                assert_eq!(Record::from_bytes(&damaged), None, "{record:?} with another byte {index}");
+            }
+        }
+        assert_eq!(Record::from_bytes(&[0; Record::SIZE]), None);
+    }
+
+    #[test]
+    fn what_is_gone_does_not_take_what_came_after_it() {
+        let mut known = Known::default();
+        let time = Time::default();
+        known.add(Record::Number { copy: 1, number: 10, time });
+        known.add(Record::Number { copy: 1, number: 11, time });
+        known.add(Record::Gone { copy: 1, number: 10 });
+        assert_eq!(known.claims[&1].number, 11);
+        known.add(Record::Gone { copy: 1, number: 11 });
+        assert!(known.claims.is_empty());
+    }
+
+    #[test]
+    fn the_name_of_a_link_says_what_it_is_a_copy_of() {
+        let name = link_name(0x1f, 5, 3);
+        assert_eq!(parse_link(&name), Some((0x1f, 5, 3)));
+        assert!(is_kept(&name, Kind::File) && is_kept(&name, Kind::Symlink) && !is_kept(&name, Kind::Dir));
+        assert!(!is_kept(OsStr::new(NUMBERS), Kind::Fifo));
+        for other in ["link.", "link.1.2", "link.1.2.3.4", "link.x.2.3", "1.2.3"] {
+            assert_eq!(parse_link(OsStr::new(other)), None, "{other}");
+        }
     }
 }

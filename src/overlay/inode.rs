@@ -149,10 +149,15 @@ impl<L: Layer> Inodes<L> {
         }
     }
 
-    /// Says that the object `ino` of the upper layer has no name any more. Answers whether it is a copy that had its original's number.
-    pub fn forget_copy(&self, device: u64, ino: u64) -> bool {
+    /// Says that the object `ino` of the upper layer, which callers know as `visible`, has no name any more. Answers whether it is a copy that
+    /// had its original's number.
+    pub fn forget_copy(&self, device: u64, ino: u64, visible: u64) -> bool {
         let mut tables = self.tables.lock();
-        tables.renumbered.remove(&(device, ino)).is_some_and(|number| tables.copied.remove(&number))
+        // The layer may have given `ino` to another copy by now.
+        if tables.renumbered.get(&(device, ino)) == Some(&visible) {
+            tables.renumbered.remove(&(device, ino));
+        }
+        tables.copied.remove(&visible)
     }
 
     /// Says that the object numbered `visible` has no name any more.

@@ -202,8 +202,8 @@ impl<L: Layer> Overlay<L> {
                 Err(error) => log::warn!("{home:?} stays in the work directory until the next mount: {error}"),
             }
         }
-        if let Some(attr) = state.attr.filter(|_| state.upper) {
-            self.lost_copy(attr.dev, attr.ino, state.origin);
+        if let (Some(attr), Some(ino), true) = (state.attr, state.ino, state.upper) {
+            self.lost_copy(ino, attr.dev, attr.ino, state.origin);
         }
         let ino = state.ino;
         drop(state);
