@@ -242,12 +242,20 @@ fn the_count_of_links_is_right_where_nothing_was_copied() {
     let stage = stage();
     let mut mount = Mount::new(&stage);
     mount.unlink("c");
-    mount.again();
-    assert_eq!(mount.nlink("a"), 2);
-    mount.write("a", "new");
-    assert_eq!(mount.nlink("a"), 2);
-    mount.again();
-    assert_eq!((mount.nlink("a"), mount.nlink("dir/b"), mount.read("dir/b")), (2, 2, "new".to_owned()));
+    for remounted in [true, false] {
+        if remounted {
+            mount.again();
+        }
+        assert_eq!(mount.nlink("a"), 2);
+        mount.write("a", "new");
+        assert_eq!(mount.nlink("a"), 2);
+        mount.again();
+        assert_eq!((mount.nlink("a"), mount.nlink("dir/b"), mount.read("dir/b")), (2, 2, "new".to_owned()));
+        mount.leave();
+        fs::remove_dir_all(stage.path("upper")).unwrap();
+        mount.again();
+        mount.unlink("c");
+    }
 }
 
 #[test]
@@ -290,6 +298,36 @@ fn links_of_symlinks_are_links_too() {
     assert_eq!((stat.kind, stat.mtime, stat.nlink), (Kind::Symlink, Time { sec: 5, nsec: 6 }, 2));
     assert_eq!(mount.overlay().read_link(&mount.find("dir/symlink")).unwrap(), "file");
     assert_eq!(mount.numbers(), before);
+}
+
+#[test]
+fn a_file_of_which_no_name_was_asked_for_any_more_is_the_same_file() {
+    for written in [false, true] {
+        let stage = stage();
+        let mut mount = Mount::new(&stage);
+        let handle = mount.overlay().open(&mount.find("a"));
+        mount.unlink("a");
+        let mut text = [0; 3];
+        assert_eq!(mount.overlay().read_at(&handle, &mut text, 0), Ok(3));
+        assert_eq!((&text, mount.overlay().stat(handle.node()).unwrap().nlink), (b"old", 2));
+        if written {
+            mount.overlay().write_at(&handle, b"new", 0).unwrap();
+        }
+        assert_eq!(mount.overlay().read_at(&handle, &mut text, 0), Ok(3));
+        let expected = if written { "new" } else { "old" };
+        assert_eq!(&text, expected.as_bytes());
+        assert_eq!(mount.read("dir/b"), expected);
+        assert!(Arc::ptr_eq(handle.node(), &mount.find("dir/b")));
+        drop(handle);
+        for _ in 0..2 {
+            assert_eq!((mount.read("c").as_str(), mount.nlink("dir/b")), (expected, 2));
+            mount.numbers();
+            mount.again();
+        }
+        mount.unlink("c");
+        mount.unlink("dir/b");
+        assert_eq!(mount.links(), [""; 0]);
+    }
 }
 
 #[test]

@@ -212,7 +212,7 @@ impl<L: Layer> Overlay<L> {
         let open = self.stack.open(work.dir())?;
         let (place, origin) = {
             let state = node.state.lock();
-            (state.places.first().cloned(), state.origin)
+            (state.places.first().cloned(), state.origin.filter(|_| state.nlink != Some(0)))
         };
         let mut home = None;
         let to = match &place {
@@ -235,10 +235,16 @@ impl<L: Layer> Overlay<L> {
                 names.entry(&place.name).upper = Some(Upper { kind: node.kind(), ino: Some(copy.ino) });
                 Some(to)
             }
-            // Unlinked, but open: a file without a name.
             None => {
-                upper.unlink(&open, temp)?;
-                self.inodes.forget_link(before.dev, before.ino);
+                match origin {
+                    // None of the names that are left is known yet.
+                    Some(origin) => home = Some(self.keep_copy(origin, before, temp)?),
+                    // Unlinked, but open: a file without a name.
+                    None => {
+                        upper.unlink(&open, temp)?;
+                        self.inodes.forget_link(before.dev, before.ino);
+                    }
+                }
                 None
             }
         };
@@ -250,7 +256,12 @@ impl<L: Layer> Overlay<L> {
         state.attr = Some(Stat { dev: copy.dev, ino: copy.ino, ..*before });
         if let (Some(to), Some(place)) = (&to, state.places.first_mut()) {
             place.dir = to.clone();
+        }
+        if to.is_some() || home.is_some() {
             self.copied(ino, copy, origin.zip(home.as_deref()).map(|(origin, home)| (before, origin, home)));
+        }
+        if let (Some(origin), Some(_)) = (origin, &to) {
+            self.hid_name(origin);
         }
         if home.is_some() {
             state.home = home;

@@ -411,13 +411,11 @@ impl<L: Layer> Overlay<L> {
     pub(super) fn copied(&self, ino: u64, copy: &Stat, kept: Option<(&Stat, Origin, &OsStr)>) {
         let Ok((upper, work)) = self.upper() else { return };
         self.inodes.copied_up(copy.dev, copy.ino, ino);
-        let mut records = vec![Record::Number { copy: copy.ino, number: ino, time: copy.ctime }];
         if let Some((before, origin, name)) = kept {
             let kept = Kept { name: name.to_owned(), names: before.nlink, copy: copy.ino };
             work.index().links.lock().add(before.ino, origin, kept);
-            records.push(work.index().hide(origin));
         }
-        work.index().append(upper, &records);
+        work.index().append(upper, &[Record::Number { copy: copy.ino, number: ino, time: copy.ctime }]);
     }
 
     /// Says that a name of a file that has several in a lower layer is hidden there, or a link of the copy.

@@ -45,7 +45,7 @@ pub(super) struct State<L: Layer> {
     pub origin: Option<Origin>,
     /// The partial copy of a file of which not all data is in the upper layer.
     pub partial: Option<Arc<Partial<L>>>,
-    /// Where an object of a lower layer still is that has no name left in the merged tree; never of a directory.
+    /// Where an object of a lower layer still is of which no name is known any more; never of a directory.
     pub ghost: Option<(Arc<LayerDir<L>>, OsString)>,
     /// The attributes as the layer has them, but for the inode number and the link count, which are the overlay's.
     pub attr: Option<Stat>,

@@ -164,9 +164,12 @@ impl<L: Layer> Overlay<L> {
         let lost = state.places.iter().position(is_lost).map(|index| state.places.remove(index));
         state.stale = state.upper;
         let mut links = 0;
+        let in_upper = state.upper;
         if let Some(attr) = &mut state.attr {
-            attr.nlink = if node.kind() == Kind::Dir { 0 } else { attr.nlink.saturating_sub(1) };
-            links = attr.nlink;
+            links = if node.kind() == Kind::Dir { 0 } else { attr.nlink.saturating_sub(1) };
+            if in_upper || node.kind() == Kind::Dir {
+                attr.nlink = links;
+            }
         }
         if node.kind() == Kind::Dir {
             state.nlink = None;
@@ -176,10 +179,13 @@ impl<L: Layer> Overlay<L> {
             state.nlink = Some(links);
         }
         if links > 0 {
-            if let (Some(origin), Some(lost)) = (state.origin, lost)
+            if let (Some(origin), Some(lost)) = (state.origin, &lost)
                 && !self.stack.is_upper(&lost.dir)
             {
                 self.hid_name(origin);
+            }
+            if !state.upper && state.places.is_empty() {
+                state.ghost = lost.map(|place| (place.dir, place.name));
             }
             return;
         }
