@@ -24,6 +24,7 @@ use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{
@@ -49,8 +50,7 @@ pub struct LinuxLayer {
     root: OwnedFd,
     /// The root is a clone of its mount that has no mounts inside.
     cloned: bool,
-    /// The layer was opened for writing.
-    writable: bool,
+    capabilities: Capabilities,
     /// Who the daemon is.
     own: Owner,
     /// The daemon can create objects in any name.
@@ -63,8 +63,8 @@ pub struct LinuxLayer {
 pub struct Dir(DirState);
 
 enum DirState {
-    /// An O_PATH descriptor.
-    Open(OwnedFd),
+    /// A descriptor. If it says so, it is open for reading and nobody has read from it.
+    Open(OwnedFd, AtomicBool),
     /// Something is mounted on the directory; these are the attributes that it shows.
     Covered(Stat),
 }
@@ -120,9 +120,9 @@ impl LinuxLayer {
         }
         let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
         Ok(LinuxLayer {
+            capabilities: capabilities(&root, for_writing)?,
             root,
             cloned,
-            writable: for_writing,
             own: Owner { uid: uid.as_raw(), gid: gid.as_raw() },
             acts_as_others: for_writing && uid.is_root() && identity::keep_capabilities().is_ok(),
             held: Mutex::new(None),
@@ -180,11 +180,33 @@ impl LinuxLayer {
     }
 }
 
+/// What the filesystem of a layer can do.
+fn capabilities(root: &OwnedFd, for_writing: bool) -> Result<Capabilities> {
+    // No call tells whether a filesystem can exchange, short of doing it: the kernel looks the names up first. So these are the
+    // ones that can; for the rest no is the safe answer.
+    const EXCHANGE: [u64; 6] = [
+        libc::EXT4_SUPER_MAGIC as u64,
+        libc::XFS_SUPER_MAGIC as u64,
+        libc::BTRFS_SUPER_MAGIC as u64,
+        libc::TMPFS_MAGIC as u64,
+        libc::F2FS_SUPER_MAGIC as u64,
+        libc::BCACHEFS_SUPER_MAGIC as u64,
+    ];
+    let filesystem = rustix::fs::fstatfs(root).map_err(error)?.f_type as u64;
+    Ok(Capabilities {
+        exchange: for_writing && EXCHANGE.contains(&filesystem),
+        dirs_follow_rename: true,
+        whole_symlinks: true,
+        xattrs: true,
+        sparse: true,
+    })
+}
+
 impl Dir {
     /// The descriptor. ENOENT if the directory is covered, as in one that was removed.
     fn fd(&self) -> Result<BorrowedFd<'_>> {
         match &self.0 {
-            DirState::Open(fd) => Ok(fd.as_fd()),
+            DirState::Open(fd, _) => Ok(fd.as_fd()),
             DirState::Covered(_) => Err(Error::new(ENOENT)),
         }
     }
@@ -214,29 +236,12 @@ impl Layer for LinuxLayer {
     type File = File;
 
     fn capabilities(&self) -> Capabilities {
-        // No call tells whether a filesystem can exchange, short of doing it: the kernel looks the names up first. So
-        // these are the ones that can; for the rest no is the safe answer.
-        const EXCHANGE: [u64; 6] = [
-            libc::EXT4_SUPER_MAGIC as u64,
-            libc::XFS_SUPER_MAGIC as u64,
-            libc::BTRFS_SUPER_MAGIC as u64,
-            libc::TMPFS_MAGIC as u64,
-            libc::F2FS_SUPER_MAGIC as u64,
-            libc::BCACHEFS_SUPER_MAGIC as u64,
-        ];
-        let exchange = rustix::fs::fstatfs(&self.root).is_ok_and(|stat| EXCHANGE.contains(&(stat.f_type as u64)));
-        Capabilities {
-            exchange: exchange && self.writable,
-            dirs_follow_rename: true,
-            whole_symlinks: true,
-            xattrs: true,
-            sparse: true,
-        }
+        self.capabilities
     }
 
     fn root(&self) -> Result<Dir> {
         let fd = rustix::io::fcntl_dupfd_cloexec(&self.root, 0).map_err(error)?;
-        Ok(Dir(DirState::Open(fd)))
+        Ok(Dir(DirState::Open(fd, AtomicBool::new(false))))
     }
 
     fn hold(&self) -> Result<()> {
@@ -268,8 +273,14 @@ impl Layer for LinuxLayer {
 
     fn open_dir(&self, dir: &Dir, name: &OsStr) -> Result<Dir> {
         let parent = dir.fd()?;
-        match raw::open_at(parent, single(name)?, OFlags::PATH | OFlags::DIRECTORY, Mode::empty()) {
-            Ok(fd) => Ok(Dir(DirState::Open(fd))),
+        let name = single(name)?;
+        // Most are read once, soon, and then need no second descriptor.
+        let (opened, unread) = match raw::open_unseen(parent, name, OFlags::RDONLY | OFlags::DIRECTORY) {
+            Err(Errno::ACCESS) => (raw::open_at(parent, name, OFlags::PATH | OFlags::DIRECTORY, Mode::empty()), false),
+            opened => (opened, true),
+        };
+        match opened {
+            Ok(fd) => Ok(Dir(DirState::Open(fd, AtomicBool::new(unread)))),
             Err(Errno::XDEV) => match covered(parent, name)? {
                 stat if stat.kind == Kind::Dir => Ok(Dir(DirState::Covered(stat))),
                 _ => Err(Error::new(ENOTDIR)),
@@ -279,9 +290,13 @@ impl Layer for LinuxLayer {
     }
 
     fn list(&self, dir: &Dir, each: &mut dyn FnMut(Entry<'_>)) -> Result<()> {
-        let DirState::Open(fd) = &dir.0 else { return Ok(()) };
+        let DirState::Open(fd, unread) = &dir.0 else { return Ok(()) };
+        let reopened = match unread.swap(false, Ordering::Relaxed) {
+            true => None,
+            false => Some(raw::reopen_dir(fd.as_fd()).map_err(error)?),
+        };
         let mut result = Ok(());
-        raw::entries(fd.as_fd(), |entry| {
+        raw::entries(reopened.as_ref().unwrap_or(fd).as_fd(), |entry| {
             let name = OsStr::from_bytes(entry.file_name().to_bytes());
             let kind = match kind_of(entry.file_type()) {
                 Some(kind) => Ok(kind),
@@ -619,7 +634,8 @@ fn single(name: &OsStr) -> Result<&OsStr> {
 /// listing gives, the owner and the times of the directory, and no contents.
 fn covered(dir: BorrowedFd<'_>, name: &OsStr) -> Result<Stat> {
     let mut found = None;
-    raw::entries(dir, |entry| {
+    let open = raw::reopen_dir(dir).map_err(error)?;
+    raw::entries(open.as_fd(), |entry| {
         if entry.file_name().to_bytes() == name.as_bytes() {
             // Where listings have no kinds it is most likely a directory.
             found = Some((entry.ino(), kind_of(entry.file_type()).unwrap_or(Kind::Dir)));

@@ -71,10 +71,11 @@ pub fn reopen_dir(dir: BorrowedFd<'_>) -> Result<OwnedFd> {
     open_unseen(dir, OsStr::new("."), OFlags::RDONLY | OFlags::DIRECTORY)
 }
 
-/// Calls `each` for every entry of a directory but `.` and `..`, as the directory names it, until it answers false.
+/// Calls `each` for every entry of a directory but `.` and `..`, as the directory names it, until it answers false. The directory is open
+/// for reading, and nobody has read from it.
 pub fn entries(dir: BorrowedFd<'_>, mut each: impl FnMut(&RawDirEntry<'_>) -> bool) -> Result<()> {
     let mut buffer = [MaybeUninit::uninit(); LIST_BUFFER];
-    let mut entries = RawDir::new(reopen_dir(dir)?, &mut buffer);
+    let mut entries = RawDir::new(dir, &mut buffer);
     while let Some(entry) = entries.next() {
         let entry = entry?;
         if !matches!(entry.file_name().to_bytes(), b"." | b"..") && !each(&entry) {

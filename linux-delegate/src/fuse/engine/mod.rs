@@ -8,6 +8,7 @@
 //! and `files` are leaves; the engine is not called while one is held, but for opening a handle,
 //! which asks no layer.
 
+mod ahead;
 mod convert;
 mod files;
 mod nodes;
@@ -25,6 +26,7 @@ use super::door::{Birth, Caller, Door, Entry, Listing, NewMode, Opened, Setup, S
 use super::session::Notifier;
 use super::wire::{self, Attr, SetattrIn, init, set};
 use crate::identity::Identity;
+use ahead::Ahead;
 use convert::{attr, kind_bits, kind_of};
 use files::Files;
 use nodes::Nodes;
@@ -32,6 +34,9 @@ use nodes::Nodes;
 /// Where a listing goes on behind `.` and behind `..`: offsets that the engine does not give.
 const BEHIND_SELF: u64 = 1;
 const BEHIND_PARENT: u64 = 2;
+
+/// How many entries of a directory are read ahead.
+const AHEAD_MAX: usize = 4096;
 
 /// How long the kernel believes what it is told, if nobody says: without end, since nobody else changes the layers.
 const WITHOUT_END: Duration = Duration::from_secs(1 << 32);
@@ -62,6 +67,7 @@ pub struct EngineDoor<L: Layer> {
     overlay: Overlay<L>,
     nodes: Nodes<L>,
     files: Files<L>,
+    ahead: Ahead<L>,
     settings: Settings,
     notifier: OnceLock<Notifier>,
     /// Held by the thread that has the kernel forget.
@@ -74,6 +80,7 @@ impl<L: Layer> EngineDoor<L> {
         Self {
             nodes: Nodes::new(&overlay),
             files: Files::new(),
+            ahead: Ahead::new(),
             overlay,
             settings,
             notifier: OnceLock::new(),
@@ -149,8 +156,14 @@ impl<L: Layer> EngineDoor<L> {
         Ok(self.overlay.stat(&above)?.ino)
     }
 
-    /// Adds what comes behind `offset`, with attributes.
-    fn list_with_attributes(&self, dir: &Handle<L>, mut offset: u64, listing: &mut Listing<'_>) -> Result<()> {
+    /// Adds what comes behind `offset`, with attributes. Answers the directories among it.
+    fn list_with_attributes(
+        &self,
+        dir: &Handle<L>,
+        mut offset: u64,
+        listing: &mut Listing<'_>,
+    ) -> Result<Vec<Arc<Node<L>>>> {
+        let mut dirs = Vec::new();
         loop {
             let mut names = Vec::new();
             let mut room = listing.room();
@@ -166,20 +179,39 @@ impl<L: Layer> EngineDoor<L> {
                 })
             })?;
             if names.is_empty() {
-                return Ok(());
+                return Ok(dirs);
             }
             for (name, behind) in names {
                 offset = behind;
-                let found = self.call(|| self.overlay.lookup(dir.node(), &name)).and_then(|node| self.entry(&node));
-                match found {
-                    Ok(entry) => listing.add_entry(&entry, behind, &name),
+                let found = self.call(|| self.overlay.lookup(dir.node(), &name));
+                match found.and_then(|node| Ok((self.entry(&node)?, node))) {
+                    Ok((entry, node)) => {
+                        listing.add_entry(&entry, behind, &name);
+                        if node.kind() == Kind::Dir {
+                            dirs.push(node);
+                        }
+                    }
                     // Gone since it was listed.
                     Err(error) if error.errno == ENOENT => {}
                     // What is told so far is told; the next request meets the error.
-                    Err(_) if !listing.is_empty() => return Ok(()),
+                    Err(_) if !listing.is_empty() => return Ok(dirs),
                     Err(error) => return Err(error),
                 }
             }
+        }
+    }
+}
+
+impl<L: Layer> EngineDoor<L> {
+    /// Has the engine learn what is in a directory. What fails will fail again when somebody asks.
+    fn read_ahead(&self, dir: &Arc<Node<L>>) {
+        let mut names = Vec::new();
+        let listed = self.overlay.list(&self.overlay.open(dir), 0, &mut |entry| {
+            names.push(entry.name.to_owned());
+            names.len() < AHEAD_MAX
+        });
+        if listed.is_ok() {
+            let _known = names.iter().try_for_each(|name| self.overlay.lookup(dir, name).map(drop));
         }
     }
 }
@@ -205,6 +237,10 @@ impl<L: Layer> Door for EngineDoor<L> {
     }
 
     fn rest(&self) {
+        while let Some(dir) = self.ahead.take() {
+            self.read_ahead(&dir);
+            self.ahead.done();
+        }
         if !self.nodes.are_too_many() {
             return;
         }
@@ -395,6 +431,7 @@ impl<L: Layer> Door for EngineDoor<L> {
 
     fn readdir(&self, _: Caller, node: u64, _: u64, mut offset: u64, listing: &mut Listing<'_>) -> Result<()> {
         let dir = self.nodes.get(node)?;
+        let begins = offset == 0;
         if offset < BEHIND_SELF {
             let ino = self.overlay.stat(dir.node())?.ino;
             if !listing.add(ino, BEHIND_SELF, libc::S_IFDIR, OsStr::new(".")) {
@@ -410,7 +447,12 @@ impl<L: Layer> Door for EngineDoor<L> {
             offset = BEHIND_PARENT;
         }
         if listing.with_attributes() {
-            return self.list_with_attributes(&dir, offset, listing);
+            let found = self.list_with_attributes(&dir, offset, listing)?;
+            if begins {
+                let above = self.overlay.parent(dir.node()).map(|(above, _)| above);
+                self.ahead.listed(dir.node(), above.as_ref(), found);
+            }
+            return Ok(());
         }
         let mut add = |entry: DirEntry<'_>| listing.add(entry.ino, entry.offset, kind_bits(entry.kind), entry.name);
         self.call(|| self.overlay.list(&dir, offset, &mut add))
