@@ -13,6 +13,7 @@
 //! | `copy_up`, `partial`, `progress` | from a lower layer to the upper one; of a large file, at first only in part; what is said if that takes long |
 //! | `create`, `remove`, `rename`, `link` | changes of names |
 //! | `work` | the work directory, where things are built before they appear |
+//! | `index` | what the next mount has to know of copies: their links and inode numbers |
 //! | `volatile` | the mark of an upper layer to which nothing is synced |
 //!
 //! # One visible step
@@ -26,7 +27,7 @@
 //!    may take the locks below in any order. Never held while data is copied.
 //! 3. `Node::dir`: what is in one directory. A parent's before its child's.
 //! 4. `Node::state`: where one object is. One at a time.
-//! 5. Leaves, under which nothing is called: `inode`, `stack`, `partial`.
+//! 5. Leaves, under which nothing is called: `inode`, `index`, `stack`, `partial`.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -40,6 +41,7 @@ mod attr;
 mod copy_up;
 mod create;
 mod file;
+mod index;
 mod inode;
 mod link;
 mod lookup;
@@ -63,7 +65,7 @@ pub use readdir::DirEntry;
 pub use volatile::MARK as VOLATILE_MARK;
 pub use work::Refused;
 
-use inode::Inodes;
+use inode::{Claims, Inodes};
 use node::{Dir, State};
 use partial::Partials;
 use stack::Stack;
@@ -121,7 +123,7 @@ struct ReadDirs<L: Layer> {
 
 impl<L: Layer> Overlay<L> {
     /// Stacks the layers. The upper layer is held until the overlay is dropped, and what an earlier mount left in the work directory
-    /// is removed.
+    /// is removed, but for what is known of copies.
     pub fn new(layers: Layers<L>) -> std::result::Result<Self, Refused> {
         Self::with_settings(layers, Settings::default())
     }
@@ -130,9 +132,12 @@ impl<L: Layer> Overlay<L> {
     pub fn with_settings(layers: Layers<L>, settings: Settings) -> std::result::Result<Self, Refused> {
         let has_upper = layers.upper.is_some();
         let stack = Stack::new(layers.upper.into_iter().chain(layers.lowers).collect(), has_upper)?;
-        let work = match has_upper {
-            true => Some(Work::prepare(&stack, layers.work, settings)?),
-            false => None,
+        let (work, claims) = match has_upper {
+            true => {
+                let (work, claims) = Work::prepare(&stack, layers.work, settings)?;
+                (Some(work), claims)
+            }
+            false => (None, Claims::new()),
         };
         let mut hidden = HashSet::new();
         if let (Some(upper), Some(work)) = (stack.upper_root(), &work) {
@@ -147,7 +152,7 @@ impl<L: Layer> Overlay<L> {
         let name_max = stack.top().stat_fs()?.name_max as usize;
 
         let partials = Partials::new(&stack, settings.whole_copies)?;
-        let inodes = Inodes::new(stack.marked_devices());
+        let inodes = Inodes::new(&stack.marked_devices().collect::<Vec<_>>(), has_upper, claims);
         let dir = Dir::unread(stack.upper_root().cloned(), stack.lower_roots().to_vec());
         let state = State::root(has_upper, attr, inodes.visible(attr.dev, attr.ino));
         let root = Node::new(0, attr.kind, state, Some(dir));

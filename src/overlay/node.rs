@@ -9,6 +9,7 @@ use std::sync::{Arc, MutexGuard};
 
 use syscall::error::{ENOTDIR, Error};
 
+use super::index::Origin;
 use super::names::{Lower, Names, Slot};
 use super::partial::{Lent, Partial};
 use super::stack::LayerDir;
@@ -40,9 +41,11 @@ pub(super) struct State<L: Layer> {
     /// The name in the work directory that holds a copied-up file of several names together while not all of them are in the
     /// upper layer. It counts as one of the layer's links.
     pub home: Option<OsString>,
+    /// The file of a lower layer that it is or was copied from, where that has several names.
+    pub origin: Option<Origin>,
     /// The partial copy of a file of which not all data is in the upper layer.
     pub partial: Option<Arc<Partial<L>>>,
-    /// Where an object of a lower layer still is that has no name left in the merged tree; never of a directory.
+    /// Where an object of a lower layer still is of which no name is known any more; never of a directory.
     pub ghost: Option<(Arc<LayerDir<L>>, OsString)>,
     /// The attributes as the layer has them, but for the inode number and the link count, which are the overlay's.
     pub attr: Option<Stat>,
@@ -50,8 +53,6 @@ pub(super) struct State<L: Layer> {
     pub stale: bool,
     /// The inode number that callers see, once it is needed.
     pub ino: Option<u64>,
-    /// The inode number in the upper layer of an object that was copied up in this mount.
-    pub copied_ino: Option<u64>,
     /// The count of links, where it is not the layer's: of a lower file with several names of which one was changed.
     pub nlink: Option<u32>,
     /// The target of a symlink, once it was read; it never changes.
@@ -150,12 +151,12 @@ impl<L: Layer> State<L> {
             places: Vec::new(),
             upper,
             home: None,
+            origin: None,
             partial: None,
             ghost: None,
             attr,
             stale: false,
             ino: None,
-            copied_ino: None,
             nlink: None,
             target: None,
             default_acl: None,
