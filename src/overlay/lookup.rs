@@ -77,7 +77,7 @@ impl<L: Layer> Overlay<L> {
             // Somebody changes the layer below us.
             return Err(Error::new(ESTALE));
         }
-        let merging = slot.merging().iter().filter_map(|dir| lowers.get(*dir as usize));
+        let merging = slot.merging().filter_map(|dir| lowers.get(dir as usize));
         let merging: Vec<_> = merging.map(|dir| self.stack.child(dir, name)).collect();
 
         let place = Place { parent: parent.clone(), name: name.to_owned(), dir: from.clone() };

@@ -10,7 +10,7 @@ use std::sync::{Arc, MutexGuard};
 use syscall::error::{ENOTDIR, Error};
 
 use super::index::Origin;
-use super::names::{Lower, Names, Slot};
+use super::names::{Names, Slot};
 use super::partial::{Lent, Partial};
 use super::stack::LayerDir;
 use super::sync::Lock;
@@ -29,7 +29,7 @@ pub struct Node<L: Layer> {
     pub(super) content: Lock<()>,
     pub(super) state: Lock<State<L>>,
     /// Of a directory, what is in it. Never changes whether it is there.
-    dir: Option<Lock<Dir<L>>>,
+    dir: Option<Box<Lock<Dir<L>>>>,
 }
 
 /// Where an object is and what is known of it.
@@ -111,7 +111,13 @@ pub(super) struct Dir<L: Layer> {
 
 impl<L: Layer> Node<L> {
     pub(super) fn new(id: u64, kind: Kind, state: State<L>, dir: Option<Dir<L>>) -> Arc<Self> {
-        Arc::new(Node { id, kind, content: Lock::new(()), state: Lock::new(state), dir: dir.map(Lock::new) })
+        Arc::new(Node {
+            id,
+            kind,
+            content: Lock::new(()),
+            state: Lock::new(state),
+            dir: dir.map(|dir| Box::new(Lock::new(dir))),
+        })
     }
 
     /// A number that no other node of this mount ever has.
@@ -126,7 +132,7 @@ impl<L: Layer> Node<L> {
 
     /// The content of a directory. ENOTDIR of anything else.
     pub(super) fn dir(&self) -> Result<MutexGuard<'_, Dir<L>>> {
-        self.dir.as_ref().map(Lock::lock).ok_or(Error::new(ENOTDIR))
+        self.dir.as_ref().map(|dir| dir.lock()).ok_or(Error::new(ENOTDIR))
     }
 }
 
@@ -192,8 +198,7 @@ impl<L: Layer> Dir<L> {
     pub fn shown(&self, slot: &Slot<L>) -> Option<&Arc<LayerDir<L>>> {
         match (&slot.upper, &slot.lower) {
             (Some(_), _) => self.upper.as_ref(),
-            (None, Some(Lower::Other { dir, .. })) => self.lowers.get(*dir as usize),
-            (None, Some(Lower::Dirs { dirs, .. })) => dirs.first().and_then(|dir| self.lowers.get(*dir as usize)),
+            (None, Some(lower)) => self.lowers.get(lower.dir as usize),
             (None, None) => None,
         }
     }
