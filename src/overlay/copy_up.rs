@@ -211,25 +211,41 @@ impl<L: Layer> Overlay<L> {
         let (upper, work) = self.upper()?;
         let _tree = self.tree.read();
         let open = self.stack.open(work.dir())?;
-        let place = node.state.lock().places.first().cloned();
-        let several_names = before.nlink > 1;
+        let (place, origin) = {
+            let state = node.state.lock();
+            (state.places.first().cloned(), state.origin.filter(|_| state.nlink != Some(0)))
+        };
+        let mut home = None;
         let to = match &place {
             Some(place) => {
                 let mut parent = place.parent.dir()?;
                 let to = parent.upper.clone().ok_or(Error::new(EIO))?;
-                self.keeping_times(&place.parent, &to, |dir| match several_names {
+                if let Some(origin) = origin {
                     // The other names still are in the lower layer: the file stays where all of them find it.
-                    true => upper.link(&open, temp, dir, &place.name),
-                    false => upper.rename(&open, temp, dir, &place.name, RenameMode::Replace),
-                })?;
+                    home = Some(self.keep_copy(origin, before, temp)?);
+                }
+                let placed = self.keeping_times(&place.parent, &to, |dir| match &home {
+                    Some(home) => upper.link(&open, home, dir, &place.name),
+                    None => upper.rename(&open, temp, dir, &place.name, RenameMode::Replace),
+                });
+                if let (Err(_), Some(home)) = (&placed, &home) {
+                    self.unkeep_copy(home, temp);
+                }
+                placed?;
                 let names = self.read_dir(&place.parent, &mut parent)?;
                 names.entry(&place.name).upper = Some(Upper { kind: node.kind(), ino: Some(copy.ino) });
                 Some(to)
             }
-            // Unlinked, but open: a file without a name.
             None => {
-                upper.unlink(&open, temp)?;
-                self.inodes.forget_link(before.dev, before.ino);
+                match origin {
+                    // None of the names that are left is known yet.
+                    Some(origin) => home = Some(self.keep_copy(origin, before, temp)?),
+                    // Unlinked, but open: a file without a name.
+                    None => {
+                        upper.unlink(&open, temp)?;
+                        self.inodes.forget_link(before.dev, before.ino);
+                    }
+                }
                 None
             }
         };
@@ -242,11 +258,15 @@ impl<L: Layer> Overlay<L> {
         state.attr = Some(Stat { dev: copy.dev, ino: copy.ino, ..*before });
         if let (Some(to), Some(place)) = (&to, state.places.first_mut()) {
             place.dir = to.clone();
-            self.inodes.copied_up(copy.dev, copy.ino, ino);
-            state.copied_ino = Some(copy.ino);
         }
-        if several_names && to.is_some() {
-            state.home = Some(temp.to_owned());
+        if to.is_some() || home.is_some() {
+            self.copied(ino, copy, origin.zip(home.as_deref()).map(|(origin, home)| (before, origin, home)));
+        }
+        if let (Some(origin), Some(_)) = (origin, &to) {
+            self.hid_name(origin);
+        }
+        if home.is_some() {
+            state.home = home;
             state.nlink = state.nlink.or(Some(before.nlink));
             self.inodes.link(copy.dev, copy.ino, node);
             self.inodes.keep(node);
@@ -319,10 +339,9 @@ impl<L: Layer> Overlay<L> {
 
         let mut state = node.state.lock();
         let ino = *state.ino.get_or_insert_with(|| self.inodes.assign(before.dev, before.ino));
-        self.inodes.copied_up(copy.dev, copy.ino, ino);
+        self.copied(ino, &copy, None);
         state.upper = true;
         state.stale = true;
-        state.copied_ino = Some(copy.ino);
         state.nlink = Some(MERGED_NLINK);
         state.attr = Some(Stat { dev: copy.dev, ino: copy.ino, ..*before });
         if let Some(place) = state.places.first_mut() {

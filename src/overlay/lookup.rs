@@ -8,9 +8,10 @@ use syscall::error::{EINVAL, EIO, ENAMETOOLONG, ENOENT, ENOTDIR, ESTALE, Error};
 
 use super::names::Names;
 use super::node::{Dir, MERGED_NLINK, Node, Place, State};
+use super::stack::LayerDir;
 use super::work::discard;
 use super::{Overlay, ReadDirs};
-use crate::layer::{Kind, Layer, Result};
+use crate::layer::{Kind, Layer, Result, Stat};
 
 /// How many names are remembered. An object that somebody holds is never forgotten.
 pub(super) const NAMES_MAX: usize = 1 << 17;
@@ -62,7 +63,6 @@ impl<L: Layer> Overlay<L> {
         if let Some(child) = &slot.child {
             return Ok(Some(child.clone()));
         }
-        let in_upper = slot.upper.is_some();
         let from = dir.shown(slot).ok_or(Error::new(EIO))?.clone();
         if let (true, Some(upper)) = (slot.part, &dir.upper) {
             let child = self.load_partial(parent, upper, &from, name)?;
@@ -76,35 +76,69 @@ impl<L: Layer> Overlay<L> {
             // Somebody changes the layer below us.
             return Err(Error::new(ESTALE));
         }
-        let merging = slot.merging().iter().filter_map(|dir| lowers.get(*dir as usize));
+        let merging = slot.merging().filter_map(|dir| lowers.get(dir as usize));
         let merging: Vec<_> = merging.map(|dir| self.stack.child(dir, name)).collect();
 
         let place = Place { parent: parent.clone(), name: name.to_owned(), dir: from.clone() };
-        let mut state = State::at(place.clone(), in_upper, Some(attr));
-        state.ino = Some(self.inodes.assign(attr.dev, attr.ino));
-        let content = (attr.kind == Kind::Dir).then(|| {
-            if merging.len() + usize::from(in_upper) != 1 {
-                state.nlink = Some(MERGED_NLINK);
+        let child = match attr.kind {
+            Kind::Dir => self.new_dir(place, attr, merging)?,
+            _ if attr.nlink > 1 => self.new_linked(place, attr)?,
+            kind => {
+                let state = self.new_state(place, attr)?;
+                Node::new(self.new_id(), kind, state, None)
             }
-            match (in_upper, merging.is_empty()) {
-                (false, true) => Dir::empty(None),
-                (false, false) => Dir::unread(None, merging),
-                (true, _) => Dir::unread(Some(self.stack.child(&from, name)), merging),
-            }
-        });
-        let several_names = attr.kind != Kind::Dir && attr.nlink > 1;
-        let mut child = Node::new(self.new_id(), attr.kind, state, content);
-        if several_names {
-            child = self.inodes.same(&attr, child);
-            let mut state = child.state.lock();
-            if state.place_mut(parent, name).is_none() {
-                state.places.push(place);
-            }
-        }
+        };
         if let Some(slot) = self.read_dir(parent, dir)?.get_mut(name) {
             slot.child = Some(child.clone());
         }
         Ok(Some(child))
+    }
+
+    /// The state of the object that is the entry `place` of a layer with these attributes.
+    fn new_state(&self, place: Place<L>, attr: Stat) -> Result<State<L>> {
+        self.settle(&place.dir, &place.name, &attr)?;
+        let in_upper = self.stack.is_upper(&place.dir);
+        let ino = self.inodes.assign(attr.dev, attr.ino);
+        Ok(State { ino: Some(ino), ..State::at(place, in_upper, Some(attr)) })
+    }
+
+    /// The node of a directory that merges with these lower ones, or is the first of them.
+    fn new_dir(&self, place: Place<L>, attr: Stat, merging: Vec<Arc<LayerDir<L>>>) -> Result<Arc<Node<L>>> {
+        let mut state = self.new_state(place.clone(), attr)?;
+        if merging.len() + usize::from(state.upper) != 1 {
+            state.nlink = Some(MERGED_NLINK);
+        }
+        let content = match (state.upper, merging.is_empty()) {
+            (false, true) => Dir::empty(None),
+            (false, false) => Dir::unread(None, merging),
+            (true, _) => Dir::unread(Some(self.stack.child(&place.dir, &place.name)), merging),
+        };
+        Ok(Node::new(self.new_id(), Kind::Dir, state, Some(content)))
+    }
+
+    /// The node of an object that has several names in its layer, which another of them may have made known.
+    fn new_linked(&self, place: Place<L>, attr: Stat) -> Result<Arc<Node<L>>> {
+        let node = match self.inodes.held(&attr) {
+            Some(node) => node,
+            None => {
+                let linked = self.linked(&place.dir, attr)?;
+                let mut state = match (&linked.home, &self.work) {
+                    (Some(home), Some(work)) => {
+                        let at_home = Place { dir: work.dir().clone(), name: home.clone(), ..place.clone() };
+                        State { places: vec![place.clone()], ..self.new_state(at_home, linked.attr)? }
+                    }
+                    _ => self.new_state(place.clone(), attr)?,
+                };
+                (state.home, state.origin, state.nlink) = (linked.home, linked.origin, linked.nlink);
+                self.inodes.same(&linked.attr, Node::new(self.new_id(), attr.kind, state, None))
+            }
+        };
+        let mut state = node.state.lock();
+        if state.place_mut(&place.parent, &place.name).is_none() {
+            state.places.push(place);
+        }
+        drop(state);
+        Ok(node)
     }
 
     /// One of the object's names and the directory that has it. None: the root, or an object of which no name is known.

@@ -97,7 +97,7 @@ impl<L: Layer> Overlay<L> {
         for name in parts {
             match names.get_mut(name) {
                 Some(slot) if slot.upper.is_some() || slot.whiteout => self.discard_parts_of(dir, name),
-                Some(Slot { lower: Some(Lower::Other { kind: Kind::File, .. }), part, .. }) => *part = true,
+                Some(Slot { lower: Some(Lower { kind: Kind::File, .. }), part, .. }) => *part = true,
                 _ => {
                     log::warn!("the partial copy of {name:?} is not shown, since no lower layer has the file");
                     unknown = true;

@@ -15,6 +15,7 @@
 //! | `upper` | how deletions and marks are written to the upper layer, in each format |
 //! | `metacopy` | files that have only metadata of their own |
 //! | `work`, `detect` | the work directory, where things are built before they appear; in which format the upper layer is written |
+//! | `index` | what the next mount has to know of copies: their links and inode numbers |
 //! | `volatile` | the mark of an upper layer to which nothing is synced |
 //!
 //! # One visible step
@@ -28,7 +29,7 @@
 //!    may take the locks below in any order. Never held while data is copied.
 //! 3. `Node::dir`: what is in one directory. A parent's before its child's.
 //! 4. `Node::state`: where one object is. One at a time.
-//! 5. Leaves, under which nothing is called: `inode`, `stack`, `partial`.
+//! 5. Leaves, under which nothing is called: `inode`, `index`, `stack`, `partial`.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -44,6 +45,7 @@ mod copy_up;
 mod create;
 mod detect;
 mod file;
+mod index;
 mod inode;
 mod link;
 mod lookup;
@@ -69,7 +71,7 @@ pub use readdir::DirEntry;
 pub use volatile::MARK as VOLATILE_MARK;
 pub use work::Refused;
 
-use inode::Inodes;
+use inode::{Claims, Inodes};
 use node::{Dir, State};
 use partial::Partials;
 use stack::Stack;
@@ -129,7 +131,7 @@ struct ReadDirs<L: Layer> {
 
 impl<L: Layer> Overlay<L> {
     /// Stacks the layers. The upper layer is held until the overlay is dropped, and what an earlier mount left in the work directory
-    /// is removed.
+    /// is removed, but for what is known of copies.
     pub fn new(layers: Layers<L>) -> std::result::Result<Self, Refused> {
         Self::with_settings(layers, Settings::default())
     }
@@ -138,9 +140,12 @@ impl<L: Layer> Overlay<L> {
     pub fn with_settings(layers: Layers<L>, settings: Settings) -> std::result::Result<Self, Refused> {
         let has_upper = layers.upper.is_some();
         let stack = Stack::new(layers.upper.into_iter().chain(layers.lowers).collect(), has_upper)?;
-        let work = match has_upper {
-            true => Some(Work::prepare(&stack, layers.work, settings)?),
-            false => None,
+        let (work, claims) = match has_upper {
+            true => {
+                let (work, claims) = Work::prepare(&stack, layers.work, settings)?;
+                (Some(work), claims)
+            }
+            false => (None, Claims::new()),
         };
         let mut hidden = HashSet::new();
         if let (Some(upper), Some(work)) = (stack.upper_root(), &work) {
@@ -156,7 +161,7 @@ impl<L: Layer> Overlay<L> {
 
         let format = work.as_ref().map_or(Format::default(), Work::format);
         let partials = Partials::new(&stack, settings.whole_copies, format)?;
-        let inodes = Inodes::new(stack.marked_devices());
+        let inodes = Inodes::new(&stack.marked_devices().collect::<Vec<_>>(), has_upper, claims);
         let dir = Dir::unread(stack.upper_root().cloned(), stack.lower_roots().to_vec());
         let state = State::root(has_upper, attr, inodes.visible(attr.dev, attr.ino));
         let root = Node::new(0, attr.kind, state, Some(dir));

@@ -3,10 +3,16 @@
 //! Names keep the order in which they came, and each has a number that is never given again while the table lives: the offset
 //! of a listing. So a listing that goes on behind an offset meets every name that was there all the time exactly once, whatever
 //! is created and removed meanwhile.
+//!
+//! There is one of these for each directory that was read, so they are kept small: a row of slots in the order of their numbers, and a table
+//! that finds a slot by its name. A forgotten slot stays as a gap until there are more gaps than slots.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::hash_map::RandomState;
 use std::ffi::OsStr;
+use std::hash::BuildHasher;
 use std::sync::Arc;
+
+use hashbrown::HashTable;
 
 use super::node::Node;
 use crate::layer::{Kind, Layer};
@@ -15,14 +21,18 @@ use crate::layer::{Kind, Layer};
 const FIRST: u64 = 3;
 
 pub struct Names<L: Layer> {
-    by_name: HashMap<Arc<OsStr>, u64>,
-    slots: BTreeMap<u64, Slot<L>>,
+    slots: Vec<Slot<L>>,
+    /// Indices of slots that are no gaps.
+    by_name: HashTable<u32>,
+    hasher: RandomState,
     next: u64,
 }
 
 /// What is known of one name.
 pub struct Slot<L: Layer> {
-    pub name: Arc<OsStr>,
+    number: u64,
+    /// Empty: a gap.
+    pub name: Box<OsStr>,
     /// What the upper layer has under this name.
     pub upper: Option<Upper>,
     /// Whether the upper layer has the marker of this name.
@@ -44,12 +54,17 @@ pub struct Upper {
     pub ino: Option<u64>,
 }
 
-#[derive(Clone)]
-pub enum Lower {
-    /// What merges with nothing: anything but a directory, or one of which only the outside shows.
-    Other { dir: u32, kind: Kind, ino: u64 },
-    /// The directories that merge under this name, the topmost first.
-    Dirs { dirs: Vec<u32>, ino: u64 },
+/// What lower layers have under a name: the object of the topmost that has one.
+pub struct Lower {
+    pub kind: Kind,
+    pub ino: u64,
+    /// The index of its directory among the directory's lower layers.
+    pub dir: u32,
+    /// Whether it is a directory that shows more than its outside.
+    merges: bool,
+    /// The indices of further directories that merge with it, the topmost first.
+    #[expect(clippy::box_collection, reason = "few have any, and every name has a slot")]
+    below: Option<Box<Vec<u32>>>,
 }
 
 impl<L: Layer> Slot<L> {
@@ -57,10 +72,8 @@ impl<L: Layer> Slot<L> {
     pub fn visible(&self) -> Option<Upper> {
         match (&self.upper, &self.lower) {
             (Some(upper), _) => Some(*upper),
-            (None, _) if self.whiteout => None,
-            (None, Some(Lower::Other { kind, ino, .. })) => Some(Upper { kind: *kind, ino: Some(*ino) }),
-            (None, Some(Lower::Dirs { ino, .. })) => Some(Upper { kind: Kind::Dir, ino: Some(*ino) }),
-            (None, None) => None,
+            (None, Some(Lower { kind, ino, .. })) if !self.whiteout => Some(Upper { kind: *kind, ino: Some(*ino) }),
+            _ => None,
         }
     }
 
@@ -80,75 +93,113 @@ impl<L: Layer> Slot<L> {
     }
 
     /// The indices, among the directory's lower layers, of the directories that merge under this name.
-    pub fn merging(&self) -> &[u32] {
-        match (&self.upper, &self.lower) {
-            (Some(Upper { kind: Kind::Dir, .. }) | None, Some(Lower::Dirs { dirs, .. })) if !self.whiteout => dirs,
-            _ => &[],
-        }
+    pub fn merging(&self) -> impl Iterator<Item = u32> {
+        let merges = match (&self.upper, &self.lower) {
+            (Some(Upper { kind: Kind::Dir, .. }) | None, Some(lower)) if lower.merges && !self.whiteout => Some(lower),
+            _ => None,
+        };
+        merges
+            .into_iter()
+            .flat_map(|lower| [lower.dir].into_iter().chain(lower.below.iter().flat_map(|b| b.iter().copied())))
+    }
+
+    fn says_nothing(&self) -> bool {
+        self.upper.is_none() && self.lower.is_none() && !self.whiteout
     }
 }
 
 impl<L: Layer> Names<L> {
     pub fn new() -> Self {
-        Names { by_name: HashMap::new(), slots: BTreeMap::new(), next: FIRST }
+        Names { slots: Vec::new(), by_name: HashTable::new(), hasher: RandomState::new(), next: FIRST }
     }
 
     pub fn len(&self) -> usize {
-        self.slots.len()
+        self.by_name.len()
     }
 
-    pub fn number(&self, name: &OsStr) -> Option<u64> {
-        self.by_name.get(name).copied()
+    fn index(&self, name: &OsStr) -> Option<usize> {
+        let is_it = |index: &u32| *self.slots[*index as usize].name == *name;
+        self.by_name.find(self.hasher.hash_one(name), is_it).map(|index| *index as usize)
     }
 
     pub fn get(&self, name: &OsStr) -> Option<&Slot<L>> {
-        self.number(name).and_then(|number| self.slots.get(&number))
+        self.index(name).map(|index| &self.slots[index])
     }
 
     pub fn get_mut(&mut self, name: &OsStr) -> Option<&mut Slot<L>> {
-        let number = self.number(name)?;
-        self.slots.get_mut(&number)
+        self.index(name).map(|index| &mut self.slots[index])
     }
 
     /// The name's slot, new and empty if there was none.
     pub fn entry(&mut self, name: &OsStr) -> &mut Slot<L> {
-        let number = self.number(name).unwrap_or(self.next);
-        self.slots.entry(number).or_insert_with(|| {
-            let name: Arc<OsStr> = name.into();
-            self.by_name.insert(name.clone(), number);
-            self.next = number + 1;
-            Slot { name, upper: None, whiteout: false, part: false, lower: None, closed: false, child: None }
-        })
+        let index = self.index(name).unwrap_or_else(|| self.add(name));
+        &mut self.slots[index]
+    }
+
+    fn add(&mut self, name: &OsStr) -> usize {
+        let index = self.slots.len();
+        let (number, name) = (self.next, name.into());
+        self.next += 1;
+        self.slots.push(Slot {
+            number,
+            name,
+            upper: None,
+            whiteout: false,
+            part: false,
+            lower: None,
+            closed: false,
+            child: None,
+        });
+        self.enter(index);
+        index
+    }
+
+    fn enter(&mut self, index: usize) {
+        let hash = |index: &u32| self.hasher.hash_one(&*self.slots[*index as usize].name);
+        self.by_name.insert_unique(hash(&(index as u32)), index as u32, hash);
     }
 
     /// Forgets the name if no layer has anything under it.
     pub fn tidy(&mut self, name: &OsStr) {
-        let Some(number) = self.number(name) else { return };
-        if self.slots.get(&number).is_some_and(|slot| slot.upper.is_none() && slot.lower.is_none() && !slot.whiteout) {
-            self.slots.remove(&number);
-            self.by_name.remove(name);
+        let Some(index) = self.index(name).filter(|index| self.slots[*index].says_nothing()) else { return };
+        let hash = self.hasher.hash_one(name);
+        if let Ok(found) = self.by_name.find_entry(hash, |other| *other as usize == index) {
+            found.remove();
+        }
+        (self.slots[index].name, self.slots[index].child) = (Box::default(), None);
+        if self.slots.len() > 16.max(2 * self.len()) {
+            self.close_gaps();
+        }
+    }
+
+    fn close_gaps(&mut self) {
+        self.slots.retain(|slot| !slot.name.is_empty());
+        self.slots.shrink_to_fit();
+        self.by_name = HashTable::with_capacity(self.slots.len());
+        for index in 0..self.slots.len() {
+            self.enter(index);
         }
     }
 
     /// The slots numbered above `after`, with their numbers, in order.
     pub fn after(&self, after: u64) -> impl Iterator<Item = (u64, &Slot<L>)> {
-        let from = after.saturating_add(1);
-        self.slots.range(from..).map(|(number, slot)| (*number, slot))
+        let from = self.slots.partition_point(|slot| slot.number <= after);
+        self.slots[from..].iter().filter(|slot| !slot.name.is_empty()).map(|slot| (slot.number, slot))
     }
 
     /// All slots.
     pub fn slots_mut(&mut self) -> impl Iterator<Item = &mut Slot<L>> {
-        self.slots.values_mut()
+        self.slots.iter_mut().filter(|slot| !slot.name.is_empty())
     }
 
     /// Whether no name is visible.
     pub fn is_empty(&self) -> bool {
-        self.slots.values().all(|slot| slot.visible().is_none())
+        self.slots.iter().all(|slot| slot.visible().is_none())
     }
 
     /// Whether the upper layer's directory has markers of names.
     pub fn has_whiteouts(&self) -> bool {
-        self.slots.values().any(|slot| slot.whiteout)
+        self.slots.iter().any(|slot| slot.whiteout)
     }
 
     /// Enters an object of the upper layer's directory.
@@ -166,12 +217,12 @@ impl<L: Layer> Names<L> {
         let slot = self.entry(name);
         match &mut slot.lower {
             _ if slot.closed => {}
-            None if kind == Kind::Dir => slot.lower = Some(Lower::Dirs { dirs: vec![dir], ino }),
             None => {
-                slot.lower = Some(Lower::Other { dir, kind, ino });
-                slot.closed = true;
+                let merges = kind == Kind::Dir;
+                slot.lower = Some(Lower { kind, ino, dir, merges, below: None });
+                slot.closed = !merges;
             }
-            Some(Lower::Dirs { dirs, .. }) if kind == Kind::Dir => dirs.push(dir),
+            Some(lower) if kind == Kind::Dir => lower.below.get_or_insert_default().push(dir),
             Some(_) => slot.closed = true,
         }
     }
@@ -180,7 +231,7 @@ impl<L: Layer> Names<L> {
     pub fn add_hidden(&mut self, name: &OsStr, kind: Kind, ino: u64, dir: u32) {
         let slot = self.entry(name);
         if !slot.closed && slot.lower.is_none() {
-            slot.lower = Some(Lower::Other { dir, kind, ino });
+            slot.lower = Some(Lower { kind, ino, dir, merges: false, below: None });
         }
         slot.closed = true;
     }
@@ -192,10 +243,44 @@ impl<L: Layer> Names<L> {
 
     /// Ends the building: names that only lower markers spoke of are no names.
     pub fn finish(&mut self) {
-        let gone = |slot: &Slot<L>| slot.upper.is_none() && slot.lower.is_none() && !slot.whiteout;
-        for slot in self.slots.values().filter(|slot| gone(slot)) {
-            self.by_name.remove(&slot.name);
+        for slot in self.slots.iter_mut().filter(|slot| slot.says_nothing()) {
+            slot.name = Box::default();
         }
-        self.slots.retain(|_, slot| !gone(slot));
+        self.close_gaps();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layer::OsLayer;
+
+    #[test]
+    fn names_and_numbers_stay_while_others_go() {
+        let mut names = Names::<OsLayer>::new();
+        for index in 0..1000 {
+            names.add_upper(OsStr::new(&index.to_string()), Kind::File, index);
+        }
+        names.finish();
+        let numbers = |names: &Names<OsLayer>| -> Vec<_> {
+            names.after(0).map(|(number, slot)| (number, slot.name.to_owned())).collect()
+        };
+        let before = numbers(&names);
+        for index in (0..1000).filter(|index| index % 10 != 0) {
+            let name = index.to_string();
+            names.entry(OsStr::new(&name)).upper = None;
+            names.tidy(OsStr::new(&name));
+            assert!(names.get(OsStr::new(&name)).is_none());
+        }
+        names.add_upper(OsStr::new("1"), Kind::File, 5);
+        assert_eq!(names.len(), 101);
+        assert!(names.slots.len() <= 202, "gaps are closed");
+        let after = numbers(&names);
+        assert_eq!(after[..100], before.into_iter().step_by(10).collect::<Vec<_>>());
+        assert_eq!(after[100], (FIRST + 1000, OsStr::new("1").into()), "a name that comes again has a new number");
+        assert_eq!(names.after(after[50].0).count(), 50);
+        for index in (0..1000).step_by(10) {
+            assert_eq!(names.get(OsStr::new(&index.to_string())).unwrap().visible().unwrap().ino, Some(index));
+        }
     }
 }

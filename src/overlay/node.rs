@@ -9,7 +9,8 @@ use std::sync::{Arc, MutexGuard};
 
 use syscall::error::{ENOTDIR, Error};
 
-use super::names::{Lower, Names, Slot};
+use super::index::Origin;
+use super::names::{Names, Slot};
 use super::partial::{Lent, Partial};
 use super::stack::LayerDir;
 use super::sync::Lock;
@@ -28,7 +29,7 @@ pub struct Node<L: Layer> {
     pub(super) content: Lock<()>,
     pub(super) state: Lock<State<L>>,
     /// Of a directory, what is in it. Never changes whether it is there.
-    dir: Option<Lock<Dir<L>>>,
+    dir: Option<Box<Lock<Dir<L>>>>,
 }
 
 /// Where an object is and what is known of it.
@@ -40,9 +41,11 @@ pub(super) struct State<L: Layer> {
     /// The name in the work directory that holds a copied-up file of several names together while not all of them are in the
     /// upper layer. It counts as one of the layer's links.
     pub home: Option<OsString>,
+    /// The file of a lower layer that it is or was copied from, where that has several names.
+    pub origin: Option<Origin>,
     /// The partial copy of a file of which not all data is in the upper layer.
     pub partial: Option<Arc<Partial<L>>>,
-    /// Where an object of a lower layer still is that has no name left in the merged tree; never of a directory.
+    /// Where an object of a lower layer still is of which no name is known any more; never of a directory.
     pub ghost: Option<(Arc<LayerDir<L>>, OsString)>,
     /// The attributes as the layer has them, but for the inode number and the link count, which are the overlay's.
     pub attr: Option<Stat>,
@@ -50,8 +53,6 @@ pub(super) struct State<L: Layer> {
     pub stale: bool,
     /// The inode number that callers see, once it is needed.
     pub ino: Option<u64>,
-    /// The inode number in the upper layer of an object that was copied up in this mount.
-    pub copied_ino: Option<u64>,
     /// The count of links, where it is not the layer's: of a lower file with several names of which one was changed.
     pub nlink: Option<u32>,
     /// Of a file of the upper layer, whether it is known to have data of its own. Asked for only where the format allows others.
@@ -112,7 +113,13 @@ pub(super) struct Dir<L: Layer> {
 
 impl<L: Layer> Node<L> {
     pub(super) fn new(id: u64, kind: Kind, state: State<L>, dir: Option<Dir<L>>) -> Arc<Self> {
-        Arc::new(Node { id, kind, content: Lock::new(()), state: Lock::new(state), dir: dir.map(Lock::new) })
+        Arc::new(Node {
+            id,
+            kind,
+            content: Lock::new(()),
+            state: Lock::new(state),
+            dir: dir.map(|dir| Box::new(Lock::new(dir))),
+        })
     }
 
     /// A number that no other node of this mount ever has.
@@ -127,7 +134,7 @@ impl<L: Layer> Node<L> {
 
     /// The content of a directory. ENOTDIR of anything else.
     pub(super) fn dir(&self) -> Result<MutexGuard<'_, Dir<L>>> {
-        self.dir.as_ref().map(Lock::lock).ok_or(Error::new(ENOTDIR))
+        self.dir.as_ref().map(|dir| dir.lock()).ok_or(Error::new(ENOTDIR))
     }
 }
 
@@ -152,12 +159,12 @@ impl<L: Layer> State<L> {
             places: Vec::new(),
             upper,
             home: None,
+            origin: None,
             partial: None,
             ghost: None,
             attr,
             stale: false,
             ino: None,
-            copied_ino: None,
             nlink: None,
             has_data: false,
             target: None,
@@ -194,8 +201,7 @@ impl<L: Layer> Dir<L> {
     pub fn shown(&self, slot: &Slot<L>) -> Option<&Arc<LayerDir<L>>> {
         match (&slot.upper, &slot.lower) {
             (Some(_), _) => self.upper.as_ref(),
-            (None, Some(Lower::Other { dir, .. })) => self.lowers.get(*dir as usize),
-            (None, Some(Lower::Dirs { dirs, .. })) => dirs.first().and_then(|dir| self.lowers.get(*dir as usize)),
+            (None, Some(lower)) => self.lowers.get(lower.dir as usize),
             (None, None) => None,
         }
     }

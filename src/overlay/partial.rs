@@ -249,8 +249,7 @@ impl<L: Layer> Overlay<L> {
 
     /// Makes a node that of a partial copy.
     fn lend(&self, node: &Arc<Node<L>>, state: &mut State<L>, partial: Arc<Partial<L>>, copy: &Stat, ino: u64) {
-        self.inodes.copied_up(copy.dev, copy.ino, ino);
-        state.copied_ino = Some(copy.ino);
+        self.copied(ino, copy, None);
         state.upper = true;
         state.stale = true;
         state.partial = Some(partial);
@@ -443,7 +442,7 @@ impl<L: Layer> Overlay<L> {
             Ok(())
         })?;
         let mut state = node.state.lock();
-        let ino = state.copied_ino;
+        let ino = state.attr.map(|attr| attr.ino);
         self.read_dir(&place.parent, &mut parent)?.entry(&place.name).upper = Some(Upper { kind: Kind::File, ino });
         if let Some(place) = state.places.first_mut() {
             place.dir = partial.dir.clone();

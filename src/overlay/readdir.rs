@@ -7,6 +7,7 @@ use syscall::error::{EIO, Error};
 use super::Overlay;
 use super::file::Handle;
 use super::node::Dir;
+use super::stack::LayerDir;
 use crate::layer::{Kind, Layer, Result};
 
 /// One entry of a listing.
@@ -35,22 +36,45 @@ impl<L: Layer> Overlay<L> {
             return Ok(());
         }
         self.read_dir(node, &mut dir)?;
-        let Dir { names: Some(names), .. } = &*dir else {
-            return Err(Error::new(EIO));
-        };
-        for (offset, slot) in names.after(after) {
-            let Some(visible) = slot.visible() else { continue };
-            let ino = match (&slot.child, visible.ino) {
-                (Some(child), _) => self.ino(child)?,
-                (None, Some(ino)) => {
-                    self.inodes.visible(self.stack.marked_device(dir.shown(slot).ok_or(Error::new(EIO))?), ino)
-                }
-                (None, None) => return Err(Error::new(EIO)),
+        let mut after = after;
+        loop {
+            let mut unseen = None;
+            let Dir { names: Some(names), .. } = &*dir else {
+                return Err(Error::new(EIO));
             };
-            if !each(DirEntry { name: &slot.name, ino, kind: visible.kind, offset }) {
-                break;
+            for (offset, slot) in names.after(after) {
+                let Some(visible) = slot.visible() else { continue };
+                let ino = match (&slot.child, visible.ino) {
+                    (Some(child), _) => self.ino(child)?,
+                    (None, Some(ino)) => match self.listed_ino(dir.shown(slot).ok_or(Error::new(EIO))?, ino) {
+                        Some(ino) => ino,
+                        None => {
+                            unseen = Some(slot.name.clone());
+                            break;
+                        }
+                    },
+                    (None, None) => return Err(Error::new(EIO)),
+                };
+                if !each(DirEntry { name: &slot.name, ino, kind: visible.kind, offset }) {
+                    return Ok(());
+                }
+                after = offset;
             }
+            // What the layer's number does not tell by itself is looked at; then the listing goes on.
+            match unseen {
+                Some(name) => self.load(node, &mut dir, &name)?,
+                None => return Ok(()),
+            };
         }
-        Ok(())
+    }
+
+    /// The inode number of an object that nobody looked at, which the layer's directory `dir` lists with `ino`. None if it has to be looked
+    /// at: it may be a copy of an earlier mount, or a name of one.
+    fn listed_ino(&self, dir: &LayerDir<L>, ino: u64) -> Option<u64> {
+        let below = !self.stack.is_upper(dir);
+        if below && self.work.as_ref().is_some_and(|work| work.index().may_be_copied(ino)) {
+            return None;
+        }
+        self.inodes.listed(self.stack.marked_device(dir), ino)
     }
 }

@@ -140,9 +140,12 @@ impl<L: Layer> Overlay<L> {
         let lost = state.places.iter().position(is_lost).map(|index| state.places.remove(index));
         state.stale = state.upper;
         let mut links = 0;
+        let in_upper = state.upper;
         if let Some(attr) = &mut state.attr {
-            attr.nlink = if node.kind() == Kind::Dir { 0 } else { attr.nlink.saturating_sub(1) };
-            links = attr.nlink;
+            links = if node.kind() == Kind::Dir { 0 } else { attr.nlink.saturating_sub(1) };
+            if in_upper || node.kind() == Kind::Dir {
+                attr.nlink = links;
+            }
         }
         if node.kind() == Kind::Dir {
             state.nlink = None;
@@ -152,6 +155,11 @@ impl<L: Layer> Overlay<L> {
             state.nlink = Some(links);
         }
         if links > 0 {
+            if let (Some(origin), Some(lost)) = (state.origin, &lost)
+                && !self.stack.is_upper(&lost.dir)
+            {
+                self.hid_name(origin);
+            }
             // It may be that those were hidden by an earlier mount.
             if !state.upper && state.places.is_empty() {
                 state.ghost = lost.map(|place| (place.dir, place.name));
@@ -177,11 +185,13 @@ impl<L: Layer> Overlay<L> {
                 Err(error) => log::warn!("{home:?} stays in the work directory until the next mount: {error}"),
             }
         }
-        let upper_device = state.attr.map_or(self.device, |attr| attr.dev);
-        let (ino, copied) = (state.ino, state.copied_ino);
+        if let (Some(attr), Some(ino), true) = (state.attr, state.ino, state.upper) {
+            self.lost_copy(ino, attr.dev, attr.ino, state.origin);
+        }
+        let ino = state.ino;
         drop(state);
         if let Some(ino) = ino {
-            self.inodes.unlinked(node, ino, upper_device, copied);
+            self.inodes.unlinked(node, ino);
         }
     }
 }

@@ -303,13 +303,19 @@ impl<L: Layer> Overlay<L> {
         if there.upper.is_some() {
             return Ok(());
         }
-        let (home, ino) = {
+        let (home, origin, ino) = {
             let state = node.state.lock();
-            (state.home.clone(), state.attr.map(|attr| attr.ino))
+            (state.home.clone(), state.origin, state.attr.map(|attr| attr.ino))
         };
         let home = home.ok_or(Error::new(EIO))?;
         let place = Place { parent: end.parent.clone(), name: end.name.to_owned(), dir: end.dir.clone() };
         self.link_from_home(&home, &place, end.dir)?;
+        if let Some(place) = node.state.lock().place_mut(end.parent, end.name) {
+            place.dir = end.dir.clone();
+        }
+        if let Some(origin) = origin {
+            self.hid_name(origin);
+        }
         self.read_dir(end.parent, &mut *end.parent.dir()?)?.entry(end.name).upper =
             Some(Upper { kind: node.kind(), ino });
         Ok(())

@@ -23,8 +23,9 @@ pub struct Stack<L: Layer> {
     layers: Vec<L>,
     has_upper: bool,
     roots: Vec<Arc<LayerDir<L>>>,
-    /// The filesystem of each layer.
+    /// The filesystem of each layer, and the inode number of its root.
     devices: Vec<u64>,
+    root_inos: Vec<u64>,
     open: Lock<LruCache<u64, Arc<L::Dir>>>,
     next_id: AtomicU64,
 }
@@ -56,12 +57,15 @@ impl<L: Layer> Stack<L> {
             has_upper,
             roots: Vec::new(),
             devices: Vec::new(),
+            root_inos: Vec::new(),
             open: Lock::new(LruCache::new(OPEN_DIRS)),
             next_id: AtomicU64::new(0),
         };
         for index in 0..stack.layers.len() {
             let root = stack.layers[index].root()?;
-            stack.devices.push(stack.layers[index].stat(Object::Dir(&root))?.dev);
+            let stat = stack.layers[index].stat(Object::Dir(&root))?;
+            stack.devices.push(stat.dev);
+            stack.root_inos.push(stat.ino);
             let root = stack.anchored(index, root);
             stack.roots.push(root);
         }
@@ -112,6 +116,16 @@ impl<L: Layer> Stack<L> {
     /// The filesystem that `dir` is on.
     pub fn device(&self, dir: &LayerDir<L>) -> u64 {
         self.devices[dir.layer]
+    }
+
+    /// Which layer `dir` is in, counted from the bottom.
+    pub fn level(&self, dir: &LayerDir<L>) -> usize {
+        self.layers.len() - 1 - dir.layer
+    }
+
+    /// The inode number of the root of the layer that `dir` is in.
+    pub fn root_ino(&self, dir: &LayerDir<L>) -> u64 {
+        self.root_inos[dir.layer]
     }
 
     /// The topmost layer.

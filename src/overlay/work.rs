@@ -1,6 +1,6 @@
 //! The work directory: where an object is built complete before it appears, in one step, in the merged tree.
 //!
-//! It lies on the upper layer's filesystem, is never part of the merged tree, and is emptied at mount.
+//! It lies on the upper layer's filesystem, is never part of the merged tree, and is emptied at mount, but for the [`Index`].
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -12,6 +12,8 @@ use syscall::error::{EEXIST, EINVAL, EIO, ENODATA, EOPNOTSUPP, EROFS, EWOULDBLOC
 
 use super::Settings;
 use super::detect::detect;
+use super::index::{Index, is_kept};
+use super::inode::Claims;
 use super::stack::{LayerDir, Stack};
 use super::volatile::{is_marked, mark};
 use super::xattr::DEFAULT_ACL;
@@ -126,11 +128,17 @@ pub struct Work<L: Layer> {
     volatile: bool,
     /// How the upper layer is written.
     format: Format,
+    index: Index<L>,
 }
 
 impl<L: Layer> Work<L> {
-    /// Takes hold of the upper layer of `stack` and of the work directory, and empties that.
-    pub fn prepare(stack: &Stack<L>, layer: Option<L>, settings: Settings) -> std::result::Result<Self, Refused> {
+    /// Takes hold of the upper layer of `stack` and of the work directory, and removes from that what is not of
+    /// the index. Answers also the inode numbers that copies had in earlier mounts.
+    pub fn prepare(
+        stack: &Stack<L>,
+        layer: Option<L>,
+        settings: Settings,
+    ) -> std::result::Result<(Self, Claims), Refused> {
         let (Some(upper), Some(root)) = (stack.upper(), stack.upper_root()) else {
             return Err(Refused::NoLayer);
         };
@@ -158,29 +166,28 @@ impl<L: Layer> Work<L> {
             return Err(Refused::OtherFilesystem);
         }
         let volatile = settings.volatile;
-        let mut work = Work {
-            dir: stack.anchored(0, dir),
-            _layer: layer,
-            next: AtomicU64::new(0),
-            volatile,
-            format: Format::default(),
-        };
-        let open = stack.open(&work.dir)?;
-        hand_down_nothing(upper, &open)?;
-        if is_marked(upper, &open)? {
+        hand_down_nothing(upper, &dir)?;
+        if is_marked(upper, &dir)? {
             if !settings.reuse_volatile {
                 return Err(Refused::Volatile);
             }
             log::warn!("the upper layer is used though it may be damaged, as asked for by reuse_volatile");
         }
-        known.check_work(upper, &open)?;
-        empty(upper, &open)?;
-        work.try_rename(upper, &open)?;
-        work.format = known.settle(upper, &root, &open)?;
+        known.check_work(upper, &dir)?;
+        sweep(upper, &dir)?;
+        try_rename(upper, &dir)?;
+        let format = known.settle(upper, &root, &dir)?;
         if volatile {
-            mark(upper, &open)?;
+            mark(upper, &dir)?;
         }
-        Ok(work)
+        let (index, claims) = Index::open(upper, &dir, volatile)?;
+        let dir = stack.anchored(0, dir);
+        Ok((Work { dir, _layer: layer, next: AtomicU64::new(0), volatile, format, index }, claims))
+    }
+
+    /// What the next mount has to know of copies.
+    pub fn index(&self) -> &Index<L> {
+        &self.index
     }
 
     /// Whether nothing is synced.
@@ -198,13 +205,15 @@ impl<L: Layer> Work<L> {
         self.format
     }
 
-    /// Leaves nothing in the directory. What was not synced is synced first, so that the mark can go.
+    /// Leaves nothing but the index in the directory. What was not synced is synced first, so that the mark can go.
     pub fn finish(&self, stack: &Stack<L>) -> Result<()> {
         let upper = stack.layer(&self.dir);
         if self.volatile {
             upper.sync_all()?;
         }
-        empty(upper, &*stack.open(&self.dir)?)
+        let open = stack.open(&self.dir)?;
+        self.index.finish(upper, &open)?;
+        sweep(upper, &open)
     }
 
     /// The directory itself.
@@ -242,14 +251,14 @@ impl<L: Layer> Work<L> {
         }
         placed
     }
+}
 
-    fn try_rename(&self, upper: &L, open: &L::Dir) -> std::result::Result<(), Refused> {
-        let (from, to) = (self.name(), self.name());
-        drop(upper.create_file(open, &from, 0o600, upper.identity())?);
-        let renamed = upper.rename(open, &from, open, &to, RenameMode::Replace);
-        upper.unlink(open, if renamed.is_ok() { &to } else { &from })?;
-        renamed.map_err(Refused::CannotRename)
-    }
+fn try_rename<L: Layer>(upper: &L, dir: &L::Dir) -> std::result::Result<(), Refused> {
+    let (from, to) = (OsStr::new("from"), OsStr::new("to"));
+    drop(upper.create_file(dir, from, 0o600, upper.identity())?);
+    let renamed = upper.rename(dir, from, dir, to, RenameMode::Replace);
+    upper.unlink(dir, if renamed.is_ok() { to } else { from })?;
+    renamed.map_err(Refused::CannotRename)
 }
 
 fn hold<L: Layer>(layer: &L) -> std::result::Result<(), Refused> {
@@ -268,16 +277,23 @@ fn hand_down_nothing<L: Layer>(layer: &L, dir: &L::Dir) -> Result<()> {
 
 /// Removes everything in a directory of the layer.
 pub(super) fn empty<L: Layer>(layer: &L, dir: &L::Dir) -> Result<()> {
-    for (name, kind) in entries(layer, dir)? {
-        if kind == Kind::Dir {
-            // What is built here is never more than a directory with marks in it, so this does not go deep.
-            empty(layer, &layer.open_dir(dir, &name)?)?;
-            layer.remove_dir(dir, &name)?;
-        } else {
-            layer.unlink(dir, &name)?;
-        }
+    entries(layer, dir)?.iter().try_for_each(|(name, kind)| remove(layer, dir, name, *kind))
+}
+
+/// Removes everything in the work directory but the index.
+fn sweep<L: Layer>(layer: &L, dir: &L::Dir) -> Result<()> {
+    let mut entries = entries(layer, dir)?;
+    entries.retain(|(name, kind)| !is_kept(name, *kind));
+    entries.iter().try_for_each(|(name, kind)| remove(layer, dir, name, *kind))
+}
+
+fn remove<L: Layer>(layer: &L, dir: &L::Dir, name: &OsStr, kind: Kind) -> Result<()> {
+    if kind != Kind::Dir {
+        return layer.unlink(dir, name);
     }
-    Ok(())
+    // What is built here is never more than a directory with marks in it, so this does not go deep.
+    empty(layer, &layer.open_dir(dir, name)?)?;
+    layer.remove_dir(dir, name)
 }
 
 /// What is in a directory of the layer.

@@ -226,16 +226,16 @@ pub fn rows() -> Vec<Row> {
         row("chmod of a lower directory (one directory copied up)", 4, 8, nothing, |stage, (), _| {
             stage.overlay.set_mode(&stage.find("d"), 0o700).unwrap();
         }),
-        row("unlink of a lower file (and its directory copied up)", 4, 8, in_dir("d"), |stage, dir, number| {
+        row("unlink of a lower file (and its directory copied up)", 4, 9, in_dir("d"), |stage, dir, number| {
             stage.overlay.unlink(&dir, &named("f", number)).unwrap();
         }),
-        row("first byte written to a lower file (both copied up)", 12, 20, at("d/f"), |stage, node, _| {
+        row("first byte written to a lower file (both copied up)", 12, 22, at("d/f"), |stage, node, _| {
             stage.overlay.write_at(&stage.overlay.open(&node), b"x", 0).unwrap();
         }),
         row(
             "rename of a lower directory (both copied up, a redirect, a marker)",
             13,
-            23,
+            25,
             in_dir("d"),
             |stage, dir, number| {
                 let (old, new) = (named("t", number), named("new", number));

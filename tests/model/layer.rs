@@ -1,7 +1,7 @@
 //! A layer in memory, the merge of a stack of them by the plain words of the format, and layers on disk: written for a test to mount,
 //! and read back to see what an overlay left in its upper layer. Independent of the engine: nothing of `overlayfs` is used here.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -147,17 +147,18 @@ pub fn walk<'a>(root: &'a Object, each: &mut dyn FnMut(&Path, &'a Object)) {
     go(Path::new(""), root, each);
 }
 
-/// The numbers of the files that have several names in their layer.
-pub fn linked<'a>(layers: impl Iterator<Item = &'a Object>) -> HashSet<u64> {
-    let (mut seen, mut linked) = (HashSet::new(), HashSet::new());
+/// The numbers of the files that have several names in their layer, and how many.
+pub fn linked<'a>(layers: impl Iterator<Item = &'a Object>) -> HashMap<u64, u32> {
+    let mut names = HashMap::new();
     for layer in layers {
         walk(layer, &mut |_, object| {
-            if object.dir().is_none() && !seen.insert(object.id) {
-                linked.insert(object.id);
+            if object.dir().is_none() {
+                *names.entry(object.id).or_default() += 1;
             }
         });
     }
-    linked
+    names.retain(|_, names| *names > 1);
+    names
 }
 
 /// Whether every directory of every layer is visible at one place at most. Only a stack made by hand can fail this: who renames a
@@ -340,9 +341,10 @@ impl Reader<'_> {
     }
 }
 
-/// What is in a work directory.
-pub fn left_in(work: &Path) -> Vec<PathBuf> {
-    fs::read_dir(work).unwrap().map(|entry| entry.unwrap().path()).collect()
+/// What is in a work directory that has no business there when nothing is mounted.
+pub fn left_in(work: &Path) -> Vec<String> {
+    let names = fs::read_dir(work).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names.filter(|name| name != "numbers" && !name.starts_with("link.")).collect()
 }
 
 /// The extended attributes of a directory that begin with the overlay's names.

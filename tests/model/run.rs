@@ -76,6 +76,9 @@ pub struct Abilities {
     pub layers: Option<Written>,
 }
 
+/// From here on an inode number says nothing of the object.
+const COUNTED: u64 = 1 << 63;
+
 /// One of these, by weight; or one of those that only some doors can do, if this one can.
 fn some<T: Debug + 'static>(
     all: impl Strategy<Value = T> + 'static,
@@ -174,9 +177,9 @@ struct Pair<'a, D: Door> {
     tree: Tree,
     door: Option<D>,
     handles: BTreeMap<usize, D::Handle>,
-    /// The inode number of every object that was seen during this mount.
+    /// The inode number of every object that was seen in this stack of layers.
     inodes: BTreeMap<Id, u64>,
-    /// What files with several names in a lower layer held when it was mounted.
+    /// What files with several names in a lower layer hold there.
     linked: HashMap<Id, Vec<u8>>,
     log: RefCell<String>,
 }
@@ -192,7 +195,11 @@ pub fn run<D: Door>(stack: &[Vec<Item>], ops: &[Op], abilities: Abilities, mount
         lowers.push((path, layer));
     }
     let merged = merge(&lowers);
-    let linked = layer::linked(lowers.iter().map(|(_, layer)| layer));
+    let linked = match abilities.layers.is_some() {
+        true => layer::linked(lowers.iter().map(|(_, layer)| layer)),
+        false => layer::linked([&merged].into_iter()),
+    };
+    let tree = Tree::new(&merged, &linked, abilities.rules);
     let mut pair = Pair {
         mount,
         abilities,
@@ -201,11 +208,11 @@ pub fn run<D: Door>(stack: &[Vec<Item>], ops: &[Op], abilities: Abilities, mount
         stage,
         lowers,
         ids: 1 << 32,
-        tree: Tree::new(&merged, &linked, abilities.rules),
         door: None,
         handles: BTreeMap::new(),
         inodes: BTreeMap::new(),
-        linked: HashMap::new(),
+        linked: linked_files(&tree),
+        tree,
         log: RefCell::default(),
     };
     let result = pair.run(ops);
@@ -214,6 +221,12 @@ pub fn run<D: Door>(stack: &[Vec<Item>], ops: &[Op], abilities: Abilities, mount
         TestCaseError::Fail(reason) => TestCaseError::fail(format!("{reason}\nafter:\n{log}")),
         reject => reject,
     })
+}
+
+/// What files with several names in a lower layer hold.
+fn linked_files(tree: &Tree) -> HashMap<Id, Vec<u8>> {
+    let nodes = tree.nodes.iter().enumerate().filter(|(_, node)| node.linked_below);
+    nodes.map(|(id, node)| (id, node.data.clone())).collect()
 }
 
 fn merge(lowers: &[(PathBuf, Object)]) -> Object {
@@ -261,17 +274,14 @@ impl<D: Door> Pair<'_, D> {
     fn enter(&mut self) {
         let paths: Vec<_> = self.lowers.iter().map(|(path, _)| path.clone()).collect();
         self.door = Some((self.mount)(&paths, &self.upper, &merge(&self.lowers)));
-        self.linked = (0..self.tree.nodes.len())
-            .filter(|id| self.tree.node(*id).linked_below)
-            .map(|id| (id, self.tree.node(id).data.clone()))
-            .collect();
     }
 
     /// Leaves the mount, and looks at what it left in the upper layer. Answers that layer.
     fn leave(&mut self) -> Check<Option<Object>> {
         self.handles.clear();
         self.tree.handles.clear();
-        self.inodes.clear();
+        // Numbers from a counter, for the few objects whose own was taken, are those of one mount.
+        self.inodes.retain(|_, number| *number < COUNTED);
         self.door = None;
         let Some(written) = self.abilities.layers else {
             return Ok(None);
@@ -318,13 +328,16 @@ impl<D: Door> Pair<'_, D> {
 
     fn remount(&mut self, stack: bool) -> Check {
         let Some(upper) = self.leave()? else { return Ok(()) };
-        if stack {
-            self.guard.add(&self.upper);
-            self.lowers.insert(0, (self.upper.clone(), upper));
-            self.new_upper();
-            for node in &mut self.tree.nodes {
-                node.linked_below |= node.kind != Kind::Dir && node.names > 1;
-            }
+        if !stack {
+            self.enter();
+            return self.compare();
+        }
+        self.inodes.clear();
+        self.guard.add(&self.upper);
+        self.lowers.insert(0, (self.upper.clone(), upper));
+        self.new_upper();
+        for node in &mut self.tree.nodes {
+            node.linked_below |= node.kind != Kind::Dir && node.names > 1;
         }
         let changed = std::mem::take(&mut self.linked);
         self.enter();
@@ -332,8 +345,8 @@ impl<D: Door> Pair<'_, D> {
         self.compare()
     }
 
-    /// After a remount the names of a file that were links in a lower layer may name several files, each with the old or the new contents.
-    /// Makes the reference follow.
+    /// When the upper layer has become a lower one, which has none of what its overlay remembered, the names of a file that were links in a
+    /// lower layer may name several files, each with the old or the new contents. Makes the reference follow.
     fn relink(&mut self, before: &HashMap<Id, Vec<u8>>) -> Check {
         let mut files: HashMap<u64, Id> = HashMap::new();
         for (path, id) in self.tree.paths() {
@@ -346,7 +359,7 @@ impl<D: Door> Pair<'_, D> {
             let handle = door.open(&At { held: None, path: &names }).map_err(|errno| fail(&path, "open", errno))?;
             let stat = door.stat(&handle).map_err(|errno| fail(&path, "stat", errno))?;
             prop_assert_eq!(stat.kind, node.kind, "kind of {:?} after a remount", path);
-            let mut real = tree::Node { names: 0, mtime: None, ..node };
+            let mut real = tree::Node { names: 0, unseen: stat.nlink, mtime: None, ..node };
             if stat.kind == Kind::File {
                 let bytes = door.read(&handle, 0, 8 << 20).map_err(|errno| fail(&path, "read", errno))?;
                 let old = before.get(&id).is_some_and(|old| *old == bytes);
@@ -359,6 +372,10 @@ impl<D: Door> Pair<'_, D> {
                 self.tree.nodes.len() - 1
             });
             self.tree.replace(&path, new);
+        }
+        for id in files.values() {
+            let node = &mut self.tree.nodes[*id];
+            node.unseen = node.unseen.saturating_sub(node.names);
         }
         self.linked = files.into_values().map(|id| (id, self.tree.node(id).data.clone())).collect();
         Ok(())
@@ -614,8 +631,8 @@ impl<D: Door> Pair<'_, D> {
             }
         };
         let node = self.tree.node(id);
-        if node.linked_below && node.names == 0 {
-            // The lower layer may have a name of it that was hidden in an earlier mount: it counts as one that is left.
+        if node.unseen > 0 && node.names == 0 {
+            // The lower layer has a name of it that never showed: it counts as one that is left.
             return Ok(());
         }
         let model = self.tree.link(id, &to);
@@ -705,8 +722,8 @@ fn compare_node<D: Door>(
     }
     if node.kind == Kind::Dir {
         prop_assert_eq!(stat.nlink == 0, node.names == 0, "nlink of {:?}", path);
-    } else if !node.linked_below {
-        prop_assert_eq!(stat.nlink, node.names, "nlink of {:?}", path);
+    } else {
+        prop_assert_eq!(stat.nlink, node.names + node.unseen, "nlink of {:?}", path);
     }
     if let Some((sec, nsec)) = node.mtime {
         prop_assert_eq!(stat.mtime, Time { sec, nsec }, "mtime of {:?}", path);

@@ -1,7 +1,7 @@
 //! The reference: a filesystem in memory that does what POSIX says, as simply as can be. It knows nothing of layers; it begins as the
 //! merged tree and then only runs operations.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -37,6 +37,8 @@ pub struct Node {
     pub mtime: Option<(i64, u32)>,
     /// It came from a lower layer in which it has other names.
     pub linked_below: bool,
+    /// How many names it has in that layer that never showed in the tree: they are counted as links.
+    pub unseen: u32,
 }
 
 /// Where an operation acts: a path from the root, or a name in a directory that is held open. No names: the root or the directory itself.
@@ -76,14 +78,18 @@ fn none_of(errnos: Errnos) -> Result<()> {
 }
 
 impl Tree {
-    /// The tree that a merged stack of layers shows. `linked` has the numbers of what has several names in its layer, also where a layer
-    /// above hides some.
-    pub fn new(merged: &Object, linked: &HashSet<u64>, rules: Rules) -> Self {
+    /// The tree that a merged stack of layers shows. `linked` has the numbers of what has several names in its layer, and how many, also
+    /// where a layer above hides some.
+    pub fn new(merged: &Object, linked: &HashMap<u64, u32>, rules: Rules) -> Self {
         let mut tree = Self { nodes: Vec::new(), rules, handles: BTreeMap::new() };
         let mut links = BTreeMap::new();
         tree.add(merged, None, &mut links);
         for (number, (id, _)) in links {
-            tree.nodes[id].linked_below = linked.contains(&number);
+            let node = &mut tree.nodes[id];
+            if let Some(names) = linked.get(&number) {
+                node.linked_below = true;
+                node.unseen = names - node.names;
+            }
         }
         tree
     }
@@ -106,6 +112,7 @@ impl Tree {
             names: 1,
             mtime: Some(object.meta.mtime),
             linked_below: false,
+            unseen: 0,
         });
         match &object.body {
             Body::File(bytes) => self.nodes[id].data = bytes.clone(),
@@ -263,6 +270,7 @@ impl Tree {
             names: 0,
             mtime: None,
             linked_below: false,
+            unseen: 0,
         });
         self.enter(dir, name, id);
         Ok(id)

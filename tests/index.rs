@@ -1,0 +1,742 @@
+//! What an overlay keeps for its next mount: hard links of a lower layer stay links when they were written, and inode numbers stay what they
+//! were.
+
+use std::collections::{HashMap, HashSet};
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use overlayfs::layer::counted::{Counted, Counts, Method};
+use overlayfs::layer::{Kind, OsLayer, Owner, RenameMode, Time};
+use overlayfs::overlay::{Layers, Node, Overlay, Refused, Settings};
+use test_common::{LowerGuard, Stage, names, put};
+
+const OWN: Owner = Owner { uid: 0, gid: 0 };
+const WORK: &str = "upper/.wh..wh.work";
+
+type NodeRef = Arc<Node<Counted<OsLayer>>>;
+
+/// An overlay of some layers of a stage, that can be left and entered again.
+struct Mount<'a> {
+    stage: &'a Stage,
+    lowers: Vec<&'a str>,
+    settings: Settings,
+    counts: Counts,
+    overlay: Option<Overlay<Counted<OsLayer>>>,
+}
+
+impl<'a> Mount<'a> {
+    fn new(stage: &'a Stage) -> Self {
+        Self::of(stage, &["lower"])
+    }
+
+    fn of(stage: &'a Stage, lowers: &[&'a str]) -> Self {
+        let (lowers, settings, counts) = (lowers.to_vec(), Settings::default(), Counts::default());
+        let mut mount = Mount { stage, lowers, settings, counts, overlay: None };
+        mount.again();
+        mount
+    }
+
+    fn leave(&mut self) {
+        self.overlay = None;
+    }
+
+    fn again(&mut self) {
+        self.leave();
+        let open = |name: &str, for_writing| {
+            Counted::new(OsLayer::open(&self.stage.dir(name), for_writing).unwrap(), &self.counts)
+        };
+        let overlay = || {
+            let lowers = self.lowers.iter().map(|name| open(name, false)).collect();
+            Overlay::with_settings(Layers { upper: Some(open("upper", true)), work: None, lowers }, self.settings)
+        };
+        // A process that another test starts has what this one held for as long as it takes to become another program.
+        let mut tries = 500;
+        self.overlay = loop {
+            match overlay() {
+                Err(Refused::Held) if tries > 0 => tries -= 1,
+                overlay => break Some(overlay.unwrap()),
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        };
+    }
+
+    /// As after a crash: nothing of the end of the overlay is done.
+    fn crash(&mut self) {
+        self.counts.stop_after(0);
+        self.leave();
+        self.counts.stop_after(u64::MAX);
+        self.again();
+    }
+
+    fn overlay(&self) -> &Overlay<Counted<OsLayer>> {
+        self.overlay.as_ref().unwrap()
+    }
+
+    fn find(&self, path: &str) -> NodeRef {
+        let parts = path.split('/').filter(|name| !name.is_empty());
+        parts.fold(self.overlay().root().clone(), |dir, name| self.overlay().lookup(&dir, OsStr::new(name)).unwrap())
+    }
+
+    fn dir<'p>(&self, path: &'p str) -> (NodeRef, &'p OsStr) {
+        let (dir, name) = path.rsplit_once('/').unwrap_or(("", path));
+        (self.find(dir), OsStr::new(name))
+    }
+
+    fn ino(&self, path: &str) -> u64 {
+        self.overlay().stat(&self.find(path)).unwrap().ino
+    }
+
+    fn nlink(&self, path: &str) -> u32 {
+        self.overlay().stat(&self.find(path)).unwrap().nlink
+    }
+
+    fn write(&self, path: &str, text: &str) {
+        let node = self.find(path);
+        self.overlay().truncate(&node, 0).unwrap();
+        self.overlay().write_at(&self.overlay().open(&node), text.as_bytes(), 0).unwrap();
+    }
+
+    fn read(&self, path: &str) -> String {
+        let mut bytes = vec![0; 100];
+        let read = self.overlay().read_at(&self.overlay().open(&self.find(path)), &mut bytes, 0).unwrap();
+        String::from_utf8(bytes[..read].to_vec()).unwrap()
+    }
+
+    fn unlink(&self, path: &str) {
+        let (dir, name) = self.dir(path);
+        self.overlay().unlink(&dir, name).unwrap();
+    }
+
+    fn rename(&self, from: &str, to: &str) {
+        let ((dir, name), (new_dir, new_name)) = (self.dir(from), self.dir(to));
+        self.overlay().rename(&dir, name, &new_dir, new_name, RenameMode::Replace).unwrap();
+    }
+
+    fn touch(&self, path: &str) {
+        let time = Time { sec: 5, nsec: 6 };
+        self.overlay().set_times(&self.find(path), time, time).unwrap();
+    }
+
+    fn create(&self, path: &str) {
+        let (dir, name) = self.dir(path);
+        self.overlay().create_file(&dir, name, 0o644, OWN).unwrap();
+    }
+
+    /// The numbers of everything by path, which must be different ones but for links; a listing must say the same as a look.
+    fn numbers(&self) -> HashMap<String, u64> {
+        let mut numbers = HashMap::new();
+        let mut objects: HashMap<u64, u64> = HashMap::new();
+        let mut dirs = vec![String::new()];
+        while let Some(dir) = dirs.pop() {
+            let mut listed = Vec::new();
+            let handle = self.overlay().open(&self.find(&dir));
+            let each = &mut |entry: overlayfs::overlay::DirEntry<'_>| {
+                listed.push((entry.name.to_str().unwrap().to_owned(), entry.ino));
+                true
+            };
+            self.overlay().list(&handle, 0, each).unwrap();
+            for (name, ino) in listed {
+                let path = format!("{dir}/{name}");
+                let node = self.find(&path);
+                let stat = self.overlay().stat(&node).unwrap();
+                assert_eq!(stat.ino, ino, "the listing of {path}");
+                let other = *objects.entry(ino).or_insert(node.id());
+                assert_eq!(other, node.id(), "{path} has the number {ino} of another object");
+                numbers.insert(path.clone(), ino);
+                if stat.kind == Kind::Dir {
+                    dirs.push(path);
+                }
+            }
+        }
+        numbers
+    }
+
+    /// The names of copies in the work directory.
+    fn links(&self) -> Vec<String> {
+        let mut links = names(&self.stage.path(WORK));
+        links.retain(|name| name.starts_with("link."));
+        links
+    }
+}
+
+/// A lower layer with the links `a`, `dir/b` and `c`, and other objects.
+fn stage() -> Stage {
+    let stage = Stage::new();
+    let lower = stage.dir("lower");
+    put::file(&lower, "a", "old");
+    put::link(&lower, "a", "dir/b");
+    put::link(&lower, "a", "c");
+    put::file(&lower, "dir/file", "file");
+    put::file(&lower, "dir/sub/deep", "deep");
+    put::symlink(&lower, "dir/symlink", "file");
+    put::file(&lower, "other", "other");
+    stage.dir("upper");
+    stage
+}
+
+#[test]
+fn links_stay_links_after_a_write_and_a_remount() {
+    let stage = stage();
+    let guard = LowerGuard::new([stage.path("lower")]);
+    for (first, second) in [("a", "dir/b"), ("dir/b", "a")] {
+        fs::remove_dir_all(stage.path("upper")).unwrap();
+        let mut mount = Mount::new(&stage);
+        mount.write(first, "new");
+        let ino = mount.ino(first);
+        mount.again();
+        for path in [second, first, "c"] {
+            assert_eq!((mount.read(path).as_str(), mount.ino(path), mount.nlink(path)), ("new", ino, 3), "{path}");
+        }
+        mount.again();
+        mount.write("c", "newer");
+        assert_eq!(mount.read(first), "newer");
+        mount.again();
+        assert_eq!((mount.read(second), mount.read(first)), ("newer".to_owned(), "newer".to_owned()));
+        mount.numbers();
+    }
+    guard.check();
+}
+
+#[test]
+fn a_listing_after_a_remount_shows_the_numbers_of_links() {
+    let stage = stage();
+    let mut mount = Mount::new(&stage);
+    mount.write("a", "new");
+    let before = mount.numbers();
+    mount.again();
+    assert_eq!(mount.numbers(), before);
+}
+
+#[test]
+fn the_rest_of_the_names_stay_links_when_one_is_gone() {
+    for gone in ["a", "c"] {
+        let stage = stage();
+        let mut mount = Mount::new(&stage);
+        mount.write("a", "new");
+        mount.again();
+        mount.unlink(gone);
+        let left = if gone == "a" { "c" } else { "a" };
+        for _ in 0..2 {
+            assert_eq!((mount.read("dir/b").as_str(), mount.nlink("dir/b")), ("new", 2));
+            assert_eq!((mount.read(left).as_str(), mount.nlink(left)), ("new", 2));
+            assert_eq!(mount.ino(left), mount.ino("dir/b"));
+            mount.again();
+        }
+        mount.unlink(left);
+        mount.again();
+        assert_eq!((mount.read("dir/b").as_str(), mount.nlink("dir/b")), ("new", 1));
+        assert_eq!(mount.links().len(), 1);
+        mount.unlink("dir/b");
+        assert_eq!(mount.links(), [""; 0], "the last name takes the copy along");
+        mount.again();
+        mount.numbers();
+    }
+}
+
+#[test]
+fn the_count_of_links_is_right_where_nothing_was_copied() {
+    let stage = stage();
+    let mut mount = Mount::new(&stage);
+    mount.unlink("c");
+    for remounted in [true, false] {
+        if remounted {
+            mount.again();
+        }
+        assert_eq!(mount.nlink("a"), 2);
+        mount.write("a", "new");
+        assert_eq!(mount.nlink("a"), 2);
+        mount.again();
+        assert_eq!((mount.nlink("a"), mount.nlink("dir/b"), mount.read("dir/b")), (2, 2, "new".to_owned()));
+        mount.leave();
+        fs::remove_dir_all(stage.path("upper")).unwrap();
+        mount.again();
+        mount.unlink("c");
+    }
+}
+
+#[test]
+fn renamed_and_further_names_are_links_too() {
+    let stage = stage();
+    let mut mount = Mount::new(&stage);
+    mount.write("a", "new");
+    let ino = mount.ino("a");
+    mount.again();
+    mount.rename("a", "moved");
+    mount.rename("dir/b", "dir/b2");
+    let (root, dir) = (mount.find(""), mount.find("dir"));
+    mount.overlay().link(&mount.find("moved"), &dir, OsStr::new("d")).unwrap();
+    mount.overlay().rename(&root, OsStr::new("dir"), &root, OsStr::new("elsewhere"), RenameMode::Replace).unwrap();
+    for _ in 0..2 {
+        for path in ["moved", "elsewhere/b2", "elsewhere/d", "c"] {
+            assert_eq!((mount.read(path).as_str(), mount.ino(path), mount.nlink(path)), ("new", ino, 4), "{path}");
+        }
+        mount.again();
+    }
+    mount.write("elsewhere/d", "newer");
+    mount.again();
+    assert_eq!(mount.read("c"), "newer");
+    mount.rename("c", "c2");
+    mount.again();
+    assert_eq!((mount.links().len(), mount.nlink("c2"), mount.read("c2").as_str()), (0, 4, "newer"));
+    assert_eq!(mount.ino("c2"), ino);
+    mount.numbers();
+}
+
+#[test]
+fn links_of_symlinks_are_links_too() {
+    let stage = stage();
+    put::link(&stage.path("lower"), "dir/symlink", "symlink");
+    let mut mount = Mount::new(&stage);
+    let before = mount.numbers();
+    mount.touch("symlink");
+    mount.again();
+    let stat = mount.overlay().stat(&mount.find("dir/symlink")).unwrap();
+    assert_eq!((stat.kind, stat.mtime, stat.nlink), (Kind::Symlink, Time { sec: 5, nsec: 6 }, 2));
+    assert_eq!(mount.overlay().read_link(&mount.find("dir/symlink")).unwrap(), "file");
+    assert_eq!(mount.numbers(), before);
+}
+
+#[test]
+fn a_file_of_which_no_name_was_asked_for_any_more_is_the_same_file() {
+    for written in [false, true] {
+        let stage = stage();
+        let mut mount = Mount::new(&stage);
+        let handle = mount.overlay().open(&mount.find("a"));
+        mount.unlink("a");
+        let mut text = [0; 3];
+        assert_eq!(mount.overlay().read_at(&handle, &mut text, 0), Ok(3));
+        assert_eq!((&text, mount.overlay().stat(handle.node()).unwrap().nlink), (b"old", 2));
+        if written {
+            mount.overlay().write_at(&handle, b"new", 0).unwrap();
+        }
+        assert_eq!(mount.overlay().read_at(&handle, &mut text, 0), Ok(3));
+        let expected = if written { "new" } else { "old" };
+        assert_eq!(&text, expected.as_bytes());
+        assert_eq!(mount.read("dir/b"), expected);
+        assert!(Arc::ptr_eq(handle.node(), &mount.find("dir/b")));
+        drop(handle);
+        for _ in 0..2 {
+            assert_eq!((mount.read("c").as_str(), mount.nlink("dir/b")), (expected, 2));
+            mount.numbers();
+            mount.again();
+        }
+        mount.unlink("c");
+        mount.unlink("dir/b");
+        assert_eq!(mount.links(), [""; 0]);
+    }
+}
+
+#[test]
+fn a_name_that_is_replaced_is_counted() {
+    let stage = stage();
+    let mut mount = Mount::new(&stage);
+    mount.write("a", "new");
+    mount.rename("other", "c");
+    mount.again();
+    assert_eq!((mount.nlink("a"), mount.nlink("dir/b"), mount.nlink("c")), (2, 2, 1));
+    assert_eq!(mount.read("c"), "other");
+}
+
+#[test]
+fn nothing_is_matched_in_a_lower_layer_that_was_replaced() {
+    let change: [&dyn Fn(&Path); 4] = [
+        &|lower| {
+            // New files of the same names and sizes, links too.
+            for name in ["a", "dir/b", "c"] {
+                fs::remove_file(lower.join(name)).unwrap();
+            }
+            put::file(lower, "a", "pot");
+            put::link(lower, "a", "dir/b");
+            put::link(lower, "a", "c");
+        },
+        &|lower| {
+            // The same file, other contents; with its old time.
+            let meta = fs::metadata(lower.join("a")).unwrap();
+            fs::write(lower.join("a"), "pot").unwrap();
+            let time = (meta.mtime(), meta.mtime_nsec());
+            test_common::times(&lower.join("a"), time, time);
+        },
+        &|lower| {
+            let copied =
+                std::process::Command::new("cp").arg("-a").arg(lower).arg(lower.with_extension("copy")).status();
+            assert!(copied.unwrap().success());
+            fs::remove_dir_all(lower).unwrap();
+            fs::rename(lower.with_extension("copy"), lower).unwrap();
+            fs::write(lower.join("a"), "pot").unwrap();
+        },
+        &|lower| {
+            // One name becomes a file of its own, with another link.
+            fs::remove_file(lower.join("dir/b")).unwrap();
+            put::file(lower, "dir/b", "pot");
+            put::link(lower, "dir/b", "e");
+        },
+    ];
+    for change in change {
+        let stage = stage();
+        let mut mount = Mount::new(&stage);
+        mount.write("a", "new");
+        mount.leave();
+        change(&stage.path("lower"));
+        mount.again();
+        assert_eq!((mount.read("a").as_str(), mount.read("dir/b").as_str()), ("new", "pot"));
+        assert_ne!(mount.ino("a"), mount.ino("dir/b"));
+        mount.numbers();
+    }
+}
+
+#[test]
+fn files_of_another_layer_are_no_links() {
+    let stage = stage();
+    let mut mount = Mount::new(&stage);
+    mount.write("a", "new");
+    mount.leave();
+    put::file(&stage.dir("below"), "a", "below");
+    mount.lowers = vec!["lower", "below"];
+    mount.again();
+    assert_eq!((mount.read("a").as_str(), mount.read("dir/b").as_str()), ("new", "old"), "it is another layer now");
+    mount.numbers();
+    mount.lowers = vec!["lower"];
+    mount.again();
+    assert_eq!(mount.read("dir/b"), "new", "nothing was forgotten");
+}
+
+#[test]
+fn numbers_are_the_same_after_copy_up_and_remount() {
+    let stage = stage();
+    put::file(&stage.dir("lowest"), "lowest/file", "x");
+    put::file(&stage.dir("lowest"), "dir/lowest", "x");
+    put::file(&stage.dir("upper"), "upper", "x");
+    let mut mount = Mount::of(&stage, &["lower", "lowest"]);
+    let before = mount.numbers();
+    for path in ["dir/file", "dir/sub", "dir/symlink", "other", "lowest/file", "dir/b", "dir/lowest"] {
+        mount.touch(path);
+    }
+    assert_eq!(mount.numbers(), before);
+    for _ in 0..2 {
+        mount.again();
+        assert_eq!(mount.numbers(), before);
+    }
+    mount.create("new");
+    let with_new = mount.numbers();
+    mount.again();
+    assert_eq!(mount.numbers(), with_new);
+    mount.rename("dir", "moved");
+    mount.rename("moved/file", "file");
+    mount.again();
+    let after = mount.numbers();
+    assert_eq!(after["/moved"], before["/dir"]);
+    assert_eq!(after["/file"], before["/dir/file"]);
+    assert_eq!(after["/moved/symlink"], before["/dir/symlink"]);
+}
+
+#[test]
+fn a_new_object_never_has_the_number_of_a_copy_that_is_gone() {
+    let stage = stage();
+    let mut mount = Mount::new(&stage);
+    for round in 0..20 {
+        mount.touch("other");
+        let before = mount.ino("other");
+        if round % 2 == 0 {
+            mount.again();
+        }
+        assert_eq!(mount.ino("other"), before);
+        mount.unlink("other");
+        mount.create("new");
+        assert_ne!(mount.ino("new"), before);
+        let number = mount.ino("new");
+        mount.again();
+        assert_eq!(mount.ino("new"), number);
+        mount.unlink("new");
+        mount.leave();
+        fs::remove_file(stage.path("upper/.wh.other")).unwrap();
+        mount.again();
+        mount.numbers();
+    }
+}
+
+#[test]
+fn a_crash_after_an_operation_loses_nothing() {
+    let stage = stage();
+    let mut mount = Mount::new(&stage);
+    mount.write("a", "new");
+    mount.touch("dir/file");
+    mount.unlink("c");
+    let before = mount.numbers();
+    mount.crash();
+    assert_eq!(mount.numbers(), before);
+    assert_eq!((mount.read("dir/b").as_str(), mount.nlink("dir/b")), ("new", 2));
+}
+
+/// Files by path: what is in them, and which of them are names of one file.
+type Files = Vec<(String, String, usize)>;
+
+/// What the merged tree has, all numbers and counts of links being sound.
+fn files(mount: &Mount<'_>) -> Files {
+    let mut numbers: Vec<_> = mount.numbers().into_iter().collect();
+    numbers.sort();
+    let first = |ino| numbers.iter().position(|(_, other)| *other == ino).unwrap();
+    let mut files = Vec::new();
+    for (path, ino) in &numbers {
+        if mount.find(path).kind() == Kind::File {
+            let names = numbers.iter().filter(|(_, other)| other == ino).count();
+            assert!(mount.nlink(path) as usize >= names, "{path} has {names} names");
+            files.push((path.clone(), mount.read(path), first(*ino)));
+        }
+    }
+    files
+}
+
+/// One operation.
+type Step = &'static dyn Fn(&Mount<'_>) -> overlayfs::layer::Result<()>;
+
+#[test]
+fn a_crash_in_an_operation_leaves_links_and_numbers() {
+    fn write(mount: &Mount<'_>, path: &str, text: &[u8]) -> overlayfs::layer::Result<()> {
+        mount.overlay().write_at(&mount.overlay().open(&mount.find(path)), text, 0).map(drop)
+    }
+    fn unlink(mount: &Mount<'_>, path: &str) -> overlayfs::layer::Result<()> {
+        let (dir, name) = mount.dir(path);
+        mount.overlay().unlink(&dir, name)
+    }
+    fn rename(mount: &Mount<'_>, from: &str, to: &str) -> overlayfs::layer::Result<()> {
+        let ((dir, name), (new_dir, new_name)) = (mount.dir(from), mount.dir(to));
+        mount.overlay().rename(&dir, name, &new_dir, new_name, RenameMode::Replace)
+    }
+    let steps: [Step; 9] = [
+        &|mount| unlink(mount, "d"),
+        &|mount| write(mount, "dir/b", b"new"),
+        &|mount| unlink(mount, "dir/b"),
+        &|mount| rename(mount, "a", "moved"),
+        &|mount| mount.overlay().link(&mount.find("c"), &mount.find("dir"), OsStr::new("more")),
+        &|mount| rename(mount, "other", "c"),
+        &|mount| write(mount, "dir/more", b"pot"),
+        &|mount| unlink(mount, "moved"),
+        &|mount| unlink(mount, "dir/more"),
+    ];
+    let new_stage = || {
+        let stage = stage();
+        put::link(&stage.path("lower"), "a", "d");
+        stage
+    };
+    let mut expected = Vec::new();
+    {
+        let stage = new_stage();
+        let mut mount = Mount::new(&stage);
+        expected.push(files(&mount));
+        for step in steps {
+            step(&mount).unwrap();
+            expected.push(files(&mount));
+            mount.again();
+            assert_eq!(files(&mount), *expected.last().unwrap());
+        }
+    }
+    for (index, step) in steps.iter().enumerate() {
+        for (stop, remounted) in (0..).flat_map(|stop| [(stop, false), (stop, true)]) {
+            let stage = new_stage();
+            let mut mount = Mount::new(&stage);
+            steps[..index].iter().for_each(|step| step(&mount).unwrap());
+            if remounted {
+                mount.again();
+            }
+            let before = mount.numbers();
+            mount.counts.stop_after(stop);
+            let ended = step(&mount).is_ok();
+            mount.crash();
+            let found = files(&mount);
+            let (old, new) = (&expected[index], &expected[index + 1]);
+            assert!(found == *new || !ended && found == *old, "step {index} stopped after {stop} calls: {found:?}");
+            let after = mount.numbers();
+            // A copy that was put in place a moment before the crash may have lost its number.
+            let changed = after.iter().filter(|(path, ino)| before.get(*path).is_some_and(|before| before != *ino));
+            assert!(changed.count() <= 5, "step {index} stopped after {stop} calls");
+            mount.again();
+            assert_eq!(files(&mount), found);
+            if ended && remounted {
+                break;
+            }
+        }
+    }
+}
+
+#[test]
+fn damaged_records_cost_numbers_and_nothing_else() {
+    let damage: [&dyn Fn(&Path); 8] = [
+        &|file| File::options().write(true).open(file).unwrap().set_len(0).unwrap(),
+        &|file| File::options().write(true).open(file).unwrap().set_len(100).unwrap(),
+        &|file| fs::write(file, [0; 4096]).unwrap(),
+        &|file| fs::write(file, [0xff; 5000]).unwrap(),
+        &|file| File::options().write(true).open(file).unwrap().write_all_at(&[7; 10], 60).unwrap(),
+        &|file| {
+            let bytes = fs::read(file).unwrap();
+            fs::write(file, [&bytes[..], &bytes[48..], &bytes[..60]].concat()).unwrap();
+        },
+        &|file| {
+            // Another file of the same contents, as a copy of the directory has.
+            let bytes = fs::read(file).unwrap();
+            fs::write(file.with_extension("x"), bytes).unwrap();
+            fs::rename(file.with_extension("x"), file).unwrap();
+        },
+        &|file| {
+            fs::remove_file(file).unwrap();
+            fs::create_dir(file).unwrap();
+        },
+    ];
+    for damage in damage {
+        let stage = stage();
+        let mut mount = Mount::new(&stage);
+        mount.write("a", "new");
+        mount.touch("dir/file");
+        mount.touch("other");
+        mount.leave();
+        damage(&stage.path(WORK).join("numbers"));
+        mount.again();
+        let numbers = mount.numbers();
+        assert_eq!(mount.read("dir/b"), "new");
+        mount.touch("dir/sub/deep");
+        mount.again();
+        assert_eq!(mount.numbers(), numbers);
+    }
+}
+
+#[test]
+fn a_copy_of_the_upper_layer_starts_anew() {
+    for with_work in [true, false] {
+        let stage = stage();
+        let mut mount = Mount::new(&stage);
+        mount.write("a", "new");
+        mount.touch("dir/file");
+        mount.rename("dir/sub", "sub");
+        mount.leave();
+        fs::rename(stage.path("upper"), stage.path("original")).unwrap();
+        let script = "mkdir ../upper && tar c . | tar x -C ../upper";
+        let copied =
+            std::process::Command::new("sh").arg("-c").arg(script).current_dir(stage.path("original")).status();
+        assert!(copied.unwrap().success());
+        if !with_work {
+            fs::remove_dir_all(stage.path(WORK)).unwrap();
+        }
+        mount.again();
+        mount.numbers();
+        let other = if with_work { "new" } else { "old" };
+        assert_eq!((mount.read("a").as_str(), mount.read("dir/b").as_str()), ("new", other));
+        mount.write("dir/b", "newer");
+        mount.again();
+        mount.numbers();
+        assert_eq!(mount.read("dir/b"), "newer");
+        assert_eq!(mount.read("sub/deep"), "deep");
+    }
+}
+
+#[test]
+fn what_was_changed_in_the_upper_layer_by_hand_has_numbers_of_its_own() {
+    let by_hand: [&dyn Fn(&Path); 3] = [
+        // The original shows again, beside its copy.
+        &|upper| fs::rename(upper.join("other"), upper.join("moved")).unwrap(),
+        // The original shows again, and something else may have the copy's place.
+        &|upper| {
+            fs::remove_file(upper.join("other")).unwrap();
+            fs::write(upper.join("new"), "").unwrap();
+        },
+        &|upper| fs::write(upper.join(".wh.other"), "").unwrap(),
+    ];
+    for change in by_hand {
+        let stage = stage();
+        let mut mount = Mount::new(&stage);
+        mount.touch("other");
+        mount.touch("dir/file");
+        let before = mount.numbers();
+        mount.leave();
+        change(&stage.path("upper"));
+        mount.again();
+        let after = mount.numbers();
+        assert_eq!(after["/dir/file"], before["/dir/file"]);
+        mount.again();
+        mount.touch("other");
+        mount.numbers();
+    }
+}
+
+#[test]
+fn what_a_crash_has_built_is_swept_and_the_rest_kept() {
+    let stage = stage();
+    let mut mount = Mount::new(&stage);
+    mount.write("a", "new");
+    mount.leave();
+    let work = stage.path(WORK);
+    let kept = names(&work);
+    for name in ["1f", "numbers.new", "link.", "link.1.2", "link.x.y.z", "link.1.2.3.4", "numbers2"] {
+        put::file(&work, name, "x");
+    }
+    put::file(&work, "link.1.2.3/numbers", "x");
+    put::file(&work, "dir/numbers", "x");
+    mount.again();
+    mount.leave();
+    assert_eq!(names(&work), kept);
+}
+
+#[test]
+fn nothing_is_left_where_nothing_was_copied() {
+    let stage = stage();
+    let mut mount = Mount::new(&stage);
+    mount.create("new");
+    mount.unlink("other");
+    mount.leave();
+    assert_eq!(names(&stage.path(WORK)), [""; 0]);
+}
+
+#[test]
+fn records_that_say_nothing_any_more_go() {
+    let stage = stage();
+    for number in 0..300 {
+        put::file(&stage.path("lower"), &format!("many/{number}"), "x");
+    }
+    let mut mount = Mount::new(&stage);
+    for number in 0..300 {
+        mount.touch(&format!("many/{number}"));
+        mount.unlink(&format!("many/{number}"));
+    }
+    let before = mount.numbers();
+    let size = || fs::metadata(stage.path(WORK).join("numbers")).unwrap().len();
+    assert!(size() > 600 * 48);
+    mount.again();
+    assert!(size() < 10 * 48, "{}", size());
+    assert_eq!(mount.numbers(), before);
+}
+
+#[test]
+fn ten_thousand_copies_keep_their_numbers() {
+    const FILES: usize = 10_000;
+    let stage = stage();
+    for number in 0..FILES {
+        put::file(&stage.path("lower"), &format!("many/{number}"), "x");
+    }
+    let mut mount = Mount::new(&stage);
+    let before = mount.numbers();
+    mount.settings.volatile = true;
+    mount.again();
+    for number in 0..FILES {
+        mount.touch(&format!("many/{number}"));
+    }
+    mount.again();
+    assert_eq!(mount.numbers(), before);
+    assert_eq!(before.values().collect::<HashSet<_>>().len(), before.len() - 2, "three names are one file");
+}
+
+#[test]
+fn a_copy_costs_one_more_call_and_what_has_one_name_none() {
+    let stage = stage();
+    let mount = Mount::new(&stage);
+    let (root, other) = (mount.find(""), mount.find("other"));
+    mount.counts.take();
+    mount.overlay().set_mode(&other, 0o600).unwrap();
+    let calls = mount.counts.take();
+    assert_eq!(calls.of(Method::WriteAt), 1, "{calls}");
+    mount.overlay().create_file(&root, OsStr::new("new"), 0o600, OWN).unwrap();
+    mount.overlay().unlink(&root, OsStr::new("new")).unwrap();
+    let calls = mount.counts.take();
+    assert_eq!(calls.total(), 3, "create, look, unlink: {calls}");
+}
