@@ -72,11 +72,8 @@ pub fn mount(options: &Options) -> Result<Overlay<OsLayer>, Error> {
     let opened = lowers.iter().map(|path| open("lower layer", path, false)).collect::<Result<Vec<_>, _>>()?;
     let layers = Layers { upper: upper_layer, work: work_layer, lowers: opened };
     let named = upper.or_else(|| lowers.first().cloned()).unwrap_or_default();
-    let settings = Settings {
-        volatile: options.volatile,
-        reuse_volatile: options.reuse_volatile,
-        whole_copies: options.whole_copies,
-    };
+    let Options { volatile, reuse_volatile, whole_copies, format, .. } = *options;
+    let settings = Settings { volatile, reuse_volatile, whole_copies, format };
     Overlay::with_settings(layers, settings).map_err(|cause| Error::Refused { upper: named, work, cause })
 }
 

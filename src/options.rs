@@ -8,6 +8,8 @@ use std::fmt;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
+use crate::format::Wanted;
+
 /// What `--help` prints.
 pub const HELP: &str = "\
 overlayfs: read-only directories under one writable directory, as one merged tree
@@ -71,6 +73,9 @@ pub struct Options {
     pub reuse_volatile: bool,
     /// A large file is copied up whole before its first change.
     pub whole_copies: bool,
+    /// How the upper layer is written. None: as it is already, or as an OCI image layer. The daemon of Redox, where there is nothing else,
+    /// has no option for it.
+    pub format: Option<Wanted>,
 }
 
 /// The command line of the daemon.

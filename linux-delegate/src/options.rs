@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use overlayfs::format::Wanted;
 use overlayfs::options::{Error, KEYS, ListItem, Options, split_list, unknown};
 use rustix::mount::MountFlags;
 
@@ -41,7 +42,9 @@ Layers:
   upperdir=DIR            The directory that takes every change. Without it nothing can be changed.
   workdir=DIR             Where changes are prepared: an empty directory on the filesystem of the upper one, beside it. Without
                           it, a reserved name inside the upper directory is used.
-  format=oci              The upper directory is written as an OCI image layer. There is no other format.
+  format=oci|kernel       How a new upper directory is written: as an OCI image layer, the default, or as the kernel's overlayfs does,
+                          so that mount -t overlay can use it too. The latter needs a workdir. A directory that is already written
+                          in one of them stays in it.
   ro, rw                  Nothing can be changed, and the upper directory is only read. Or the opposite, the default.
   volatile, fsync=0       Nothing is synced to the disk, also if a program asks for it. The upper directory is marked until it is
                           unmounted: after a crash it is refused. fsync=1 is the default.
@@ -188,7 +191,10 @@ const CHECKED: [(&str, Apply); 21] = [
     }),
     ("writeback", |options, item| set(&mut options.writeback, choice(item, &[("0", false), ("1", true)]))),
     ("fsync", |options, item| set(&mut options.layers.volatile, choice(item, &[("0", true), ("1", false)]))),
-    ("format", |_, item| only(item, "oci", "the upper layer is written as an OCI image layer")),
+    ("format", |options, item| {
+        let formats = [("oci", Wanted::Oci), ("kernel", Wanted::Kernel)];
+        set(&mut options.layers.format, choice(item, &formats).map(Some))
+    }),
     ("door", |options, item| {
         let doors = [("engine", WhichDoor::Engine), ("scheme", WhichDoor::Scheme)];
         set(&mut options.door, choice(item, &doors))
@@ -599,7 +605,7 @@ mod tests {
             (&["-o", "timeout=NaN"], "The mount option timeout needs a number of seconds, which NaN is not."),
             (&["-o", "max_threads=0"], "The mount option max_threads needs a number above 0, which 0 is not."),
             (&["-o", "door"], "The mount option door needs a value: door=engine or door=scheme."),
-            (&["-o", "format=kernel"], "There is no format=kernel: the upper layer is written as an OCI image layer."),
+            (&["-o", "format=tar"], "There is no format=tar: it is format=oci or format=kernel."),
             (
                 &["-o", "redirect_dir=off"],
                 "There is no redirect_dir=off: directories that lower layers have can always be renamed.",

@@ -1,4 +1,5 @@
-//! Lower layers that others have made: the kernel's overlayfs, with either namespace of attributes, and fuse-overlayfs.
+//! Layers that others have made, the kernel's overlayfs, with either namespace of attributes, and fuse-overlayfs; and upper layers that
+//! ours and the kernel's write in turn.
 //!
 //! Needs root, /dev/fuse and Debian's package fuse-overlayfs; fails without them.
 
@@ -6,12 +7,19 @@
 mod mount;
 #[path = "suite/run.rs"]
 mod run;
+#[path = "suite/unprivileged.rs"]
+mod unprivileged;
 
-use std::path::Path;
+use std::fs;
+use std::io::{self, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, chown, symlink};
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::{Duration, SystemTime};
 
 use mount::{Mount, eventually, is_mounted};
-use test_common::{Detail, LowerGuard, Snapshot, Stage, mode, put};
+use rustix::fs::{CWD, FileType, Mode, XattrFlags};
+use test_common::{Detail, LowerGuard, Snapshot, Stage, mode, names, put};
 
 /// Deletions, directories made anew, renames into the same and into other directories, again and again.
 const CHANGES: &str = "
@@ -78,11 +86,22 @@ fn compare(start: impl Fn(&str, &Path)) {
     guard.check();
 }
 
-fn kernel(options: &str, point: &Path) {
-    let options = format!("{options},redirect_dir=on,metacopy=off,index=off");
+fn mount_kernel(options: &str, point: &Path) {
     let mut command = run::command("mount");
-    let done = run::finish(command.args(["-t", "overlay", "overlay", "-o", &options]).arg(point));
-    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    let done = run::finish(command.args(["-t", "overlay", "overlay", "-o", options]).arg(point));
+    assert!(done.status.success(), "{options}: {}", String::from_utf8_lossy(&done.stderr));
+}
+
+fn kernel(options: &str, point: &Path) {
+    mount_kernel(&format!("{options},redirect_dir=on,metacopy=off,index=off"), point);
+}
+
+fn kernel_of_a_user(options: &str, point: &Path) {
+    mount_kernel(&format!("{options},userxattr,metacopy=off,index=off"), point);
+}
+
+fn kernel_with_metacopy(options: &str, point: &Path) {
+    mount_kernel(&format!("{options},redirect_dir=on,metacopy=on,index=off"), point);
 }
 
 #[test]
@@ -93,12 +112,7 @@ fn layers_of_the_kernels_overlayfs() {
 /// As of a user without the rights over `trusted` attributes, where renames of lower directories are not to be had.
 #[test]
 fn layers_with_the_attributes_of_a_user() {
-    compare(|options, point| {
-        let mut command = run::command("mount");
-        let options = format!("{options},userxattr,metacopy=off,index=off");
-        let done = run::finish(command.args(["-t", "overlay", "overlay", "-o", &options]).arg(point));
-        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-    });
+    compare(kernel_of_a_user);
 }
 
 #[test]
@@ -108,4 +122,234 @@ fn layers_of_fuse_overlayfs() {
         assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
         eventually("it is mounted", || is_mounted(point));
     });
+}
+
+/// Files of which only the metadata were copied up, renamed and in renamed directories, twice: in lower layers, and then changed there.
+#[test]
+fn layers_with_files_that_have_only_metadata() {
+    let stage = Stage::new();
+    mode(stage.root(), 0o755);
+    let [lower, first, second, point] = ["lower", "first", "second", "mount"].map(|name| stage.dir(name));
+    make_lower(&lower);
+    let mut below = lower.display().to_string();
+    let scripts = [
+        "chmod 600 a/file f; chown 1:1 b/file; mv b/file moved; mv a/gone b/gone; touch -d @1 c/dir/one; mv c/dir d/dir; chmod 4711 d/dir/two",
+        "chmod 640 a/file; mv a/file b/file; mv moved d/dir/moved; mv d/dir e/dir; chmod 700 b/gone e/dir/one; rm f",
+    ];
+    for (upper, script) in [&first, &second].into_iter().zip(scripts) {
+        let work = stage.dir(&format!("work-{}", upper.file_name().unwrap().to_str().unwrap()));
+        kernel_with_metacopy(
+            &format!("lowerdir={below},upperdir={},workdir={}", upper.display(), work.display()),
+            &point,
+        );
+        shell(&point, script);
+        umount(&point);
+        below = format!("{}:{below}", upper.display());
+    }
+    let marked = run::finish(run::command("getfattr").args(["-Rhd", "-m", "metacopy"]).args([&first, &second]));
+    assert!(String::from_utf8_lossy(&marked.stdout).matches("overlay.metacopy").count() >= 8, "{marked:?}");
+    kernel_with_metacopy(&format!("lowerdir={below}"), &point);
+    let expected = Snapshot::take(&point, Detail::Xattrs);
+    umount(&point);
+
+    let guard = LowerGuard::new([&lower, &first, &second]);
+    let mount = Mount::new(&point, &format!("lowerdir={below}"));
+    expected.assert_same(&Snapshot::take(&point, Detail::Xattrs), "what ours shows");
+    mount.unmount();
+    let options =
+        format!("lowerdir={below},upperdir={},workdir={}", stage.dir("upper").display(), stage.dir("work").display());
+    let mount = Mount::new(&point, &options);
+    shell(
+        &point,
+        "echo more >> b/file; test \"$(cat b/file)\" = a/filemore; chmod 777 e/dir/moved; test \"$(cat e/dir/moved)\" = b/file
+        exec 3< e/dir/one; rm e/dir/one; test \"$(cat <&3)\" = c/dir/one",
+    );
+    mount.unmount();
+    guard.check();
+}
+
+/// An upper layer in which the kernel has left such files goes on in ours, and then in the kernel's again.
+#[test]
+fn an_upper_layer_with_files_that_have_only_metadata() {
+    let stage = Stage::new();
+    mode(stage.root(), 0o755);
+    let [lower, upper, work, point] = ["lower", "upper", "work", "mount"].map(|name| stage.dir(name));
+    make_lower(&lower);
+    fs::write(lower.join("large"), vec![b'x'; 3 << 20]).unwrap();
+    let guard = LowerGuard::new([&lower]);
+    let options = format!("lowerdir={},upperdir={},workdir={}", lower.display(), upper.display(), work.display());
+    kernel_with_metacopy(&options, &point);
+    shell(
+        &point,
+        "chmod 600 a/file b/file c/dir/one d/other e/file large; ln large link; mv b/dir moved; chmod 700 moved/one",
+    );
+    let expected = Snapshot::take(&point, Detail::Xattrs);
+    umount(&point);
+    let mount = Mount::new(&point, &options);
+    expected.assert_same(&Snapshot::take(&point, Detail::Xattrs), "what ours shows");
+    shell(
+        &point,
+        "echo more >> a/file; mv b/file b/new; : > d/other; truncate -s 2 e/file; echo y | dd of=link conv=notrunc bs=1 seek=1000000
+        exec 3< c/dir/one; rm c/dir/one; test \"$(cat <&3)\" = c/dir/one; exec 3<&-; mv moved again",
+    );
+    let large = fs::read(point.join("large")).unwrap();
+    assert!(large.len() == 3 << 20 && large[999_999..1_000_003] == *b"xy\nx");
+    let expected = Snapshot::take(&point, Detail::Xattrs);
+    mount.unmount();
+    kernel_with_metacopy(&options, &point);
+    expected.assert_same(&Snapshot::take(&point, Detail::Xattrs), "what the kernel shows");
+    umount(&point);
+    guard.check();
+}
+
+/// Numbers that look random and are the same in every run (xorshift).
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) as usize % limit
+    }
+
+    fn path(&mut self, root: &Path) -> PathBuf {
+        (0..=self.below(3)).fold(root.to_owned(), |path, _| path.join(["a", "b", "c", "d", ".wh.e"][self.below(5)]))
+    }
+}
+
+/// Something done to the tree below `root`: creations, removals, renames, changes of content and of attributes. Most fit what is there.
+fn change(root: &Path, random: &mut Random) -> io::Result<()> {
+    let (path, other) = (random.path(root), random.path(root));
+    let number = random.below(1 << 20);
+    // A FIFO that nobody reads is not waited for.
+    let mut open = fs::OpenOptions::new();
+    open.custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW);
+    match random.below(16) {
+        0 | 1 => {
+            let mut file = open.write(true).create(true).truncate(true).open(path)?;
+            file.write_all(&vec![number as u8; number % 9000])
+        }
+        2 | 3 => fs::create_dir(path),
+        4 => fs::remove_file(path),
+        5 => fs::remove_dir(path),
+        6 => fs::remove_dir_all(path),
+        7..=9 => fs::rename(path, other),
+        10 => open.append(true).open(path)?.write_all(b"more"),
+        11 => fs::set_permissions(path, fs::Permissions::from_mode(number as u32 & 0o7777 | 0o700)),
+        12 => match number % 4 {
+            0 => symlink(format!("to {number}"), path),
+            1 => Ok(rustix::fs::mknodat(CWD, path, FileType::Fifo, Mode::from_raw_mode(0o640), 0)?),
+            2 => Ok(rustix::fs::renameat_with(CWD, path, CWD, other, rustix::fs::RenameFlags::EXCHANGE)?),
+            _ => fs::hard_link(path, other),
+        },
+        13 => chown(path, Some(number as u32 % 3), Some(number as u32 % 5)),
+        14 => Ok(rustix::fs::setxattr(path, format!("user.x{}", number % 3), &[number as u8], XattrFlags::empty())?),
+        _ => {
+            let time = SystemTime::UNIX_EPOCH + Duration::new(number as u64 * 1000, number as u32);
+            let file = open.read(true).open(path)?;
+            file.set_times(fs::FileTimes::new().set_accessed(time).set_modified(time))
+        }
+    }
+}
+
+/// Ours and the kernel's overlayfs mount the same layers in turn, each changes them, and each must show what the other has left. `first`
+/// is what makes the upper layer.
+fn in_turn(kernel: impl Fn(&str, &Path), more: &str, kernel_first: bool) {
+    let mut done = 0;
+    for seed in 1..=12 {
+        let stage = Stage::new();
+        mode(stage.root(), 0o755);
+        let [lower, bottom, upper, work, point] =
+            ["lower", "bottom", "upper", "work", "mount"].map(|name| stage.dir(name));
+        let mut random = Random(0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(seed));
+        for layer in [&lower, &bottom] {
+            for _ in 0..30 {
+                let path = random.path(layer);
+                if !path.as_os_str().to_str().unwrap().contains(".wh.") {
+                    let _ = fs::create_dir_all(path.parent().unwrap());
+                    let _ = if random.below(3) == 0 {
+                        fs::create_dir_all(path)
+                    } else {
+                        fs::write(path, [seed as u8; 5000])
+                    };
+                }
+            }
+        }
+        let guard = LowerGuard::new([&lower, &bottom]);
+        let (lower, bottom, upper, work) = (lower.display(), bottom.display(), upper.display(), work.display());
+        let options = format!("lowerdir={lower}:{bottom},upperdir={upper},workdir={work}");
+        let mut expected: Option<Snapshot> = None;
+        for turn in usize::from(!kernel_first)..6 {
+            let ours = turn % 2 == 1;
+            let mount = match ours {
+                // What the layer is written in is said once.
+                true if expected.is_none() => Some(Mount::new(&point, &format!("{options}{more}"))),
+                true => Some(Mount::new(&point, &options)),
+                false => None,
+            };
+            if !ours {
+                kernel(&options, &point);
+            }
+            if let Some(expected) = &expected {
+                let who = if ours { "ours" } else { "the kernel's" };
+                expected.assert_same(
+                    &Snapshot::take(&point, Detail::Xattrs),
+                    &format!("seed {seed}, turn {turn}: what {who} shows"),
+                );
+            }
+            done += (0..60).filter(|_| change(&point, &mut random).is_ok()).count();
+            if !ours {
+                // Of a user's mount the kernel may take two names of a file that it has copied up for two files, until it is mounted again.
+                umount(&point);
+                kernel(&options, &point);
+            }
+            expected = Some(Snapshot::take(&point, Detail::Xattrs));
+            match mount {
+                Some(mount) => mount.unmount(),
+                None => umount(&point),
+            }
+        }
+        guard.check();
+    }
+    assert!(done > 12 * 5 * 10, "only {done} changes could be made");
+}
+
+#[test]
+fn upper_layers_that_the_kernel_reads_and_writes() {
+    in_turn(kernel, ",format=kernel", false);
+}
+
+#[test]
+fn upper_layers_that_the_kernel_has_begun() {
+    in_turn(kernel, "", true);
+}
+
+/// With the attributes of a user, which root uses where it finds them.
+#[test]
+fn upper_layers_of_a_user() {
+    let is_user = std::env::var_os(unprivileged::VARIABLE).is_some();
+    in_turn(kernel_of_a_user, ",format=kernel", !is_user);
+}
+
+#[test]
+fn upper_layers_as_an_unprivileged_user() {
+    unprivileged::again(&["upper_layers_of_a_user"], &[], &[]);
+}
+
+/// What the kernel does when a directory of a lower layer is renamed, ours does too, where it can have no redirects.
+#[test]
+fn a_user_cannot_rename_lower_directories_in_the_kernels_format() {
+    let stage = Stage::new();
+    let [lower, upper, work, point] = ["lower", "upper", "work", "mount"].map(|name| stage.dir(name));
+    make_lower(&lower);
+    let options = format!("lowerdir={},upperdir={},workdir={}", lower.display(), upper.display(), work.display());
+    kernel_of_a_user(&options, &point);
+    umount(&point);
+    let mount = Mount::new(&point, &options);
+    let refused = fs::rename(point.join("c/dir"), point.join("new")).unwrap_err();
+    assert_eq!(refused.raw_os_error(), Some(libc::EXDEV));
+    assert_eq!(names(&upper), [""; 0], "nothing was copied up for it");
+    shell(&point, "mv c/dir new; mkdir own; mv own other; test \"$(cat new/one)\" = c/dir/one; test ! -e c/dir");
+    mount.unmount();
 }

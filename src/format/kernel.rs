@@ -1,4 +1,4 @@
-//! The format of the kernel's overlayfs, as far as it is read: lower layers may come from there.
+//! The format of the kernel's overlayfs: lower layers may come from there, and an upper layer may be written so.
 //!
 //! A deletion is a character device with the number 0, or, in a directory that says so, an empty file with an attribute; marks of a directory are
 //! extended attributes, in the namespace `trusted` or, of an overlay that a user mounted, `user` (Linux,
@@ -11,7 +11,53 @@ use std::path::{Path, PathBuf};
 use super::redirect_path;
 use crate::layer::{Kind, Stat};
 
-/// What the attributes of a directory say.
+/// Where the attributes are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Namespace {
+    /// `trusted.overlay.`, of root.
+    Trusted,
+    /// `user.overlay.`, of everybody else. The kernel follows no redirects there.
+    User,
+}
+
+/// The attribute of a directory that says [`Marks::opaque`], and its value.
+pub const OPAQUE: (&str, &[u8]) = ("opaque", b"y");
+/// The attribute of a directory that says [`Marks::redirect`].
+pub const REDIRECT: &str = "redirect";
+/// The attribute of a file whose data are in the layers below.
+pub const METACOPY: &str = "metacopy";
+/// The attribute of the top of an upper layer that we write in this format, and its value. It is ours; the kernel passes over it.
+pub const FORMAT: (&str, &[u8]) = ("format", b"kernel");
+
+/// The attributes by which the kernel marks the top of an upper layer.
+const TOP: [&str; 3] = ["uuid", "impure", "origin"];
+
+impl Namespace {
+    /// What the names of the attributes begin with.
+    pub fn prefix(self) -> &'static str {
+        match self {
+            Namespace::Trusted => "trusted.overlay.",
+            Namespace::User => "user.overlay.",
+        }
+    }
+
+    /// The whole name of an attribute.
+    pub fn name(self, mark: &str) -> OsString {
+        format!("{}{mark}", self.prefix()).into()
+    }
+
+    /// The namespace in which the top of an upper layer is marked, by us or by the kernel, which leaves attributes there when it mounts;
+    /// None if it is not. Of two the one with our own mark counts, and then that of root.
+    pub fn of(names: &[OsString]) -> Option<Self> {
+        let all = [Namespace::Trusted, Namespace::User];
+        let marked = |marks: &[&str]| {
+            all.into_iter().find(|namespace| marks.iter().any(|mark| names.contains(&namespace.name(mark))))
+        };
+        marked(&[FORMAT.0]).or_else(|| marked(&TOP))
+    }
+}
+
+/// What the attributes of a directory say; of a file, whose [`Marks::redirect`] alone counts, where its data are.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Marks {
     /// Nothing of the layers below shows in it.
@@ -22,7 +68,7 @@ pub struct Marks {
     pub redirect: Option<Redirect>,
 }
 
-/// What a redirect names. A directory whose redirect names nothing merges with nothing, since nobody knows what it was to show.
+/// What a redirect names. A directory or a file whose redirect names nothing merges with nothing, since nobody knows what it was to show.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Redirect {
     /// A path from the top.
@@ -33,20 +79,25 @@ pub enum Redirect {
 }
 
 impl Marks {
-    /// Takes in one attribute of a directory.
+    /// Takes in one attribute.
     pub fn add(&mut self, name: &OsStr, value: &[u8]) {
         match (mark(name), value) {
             (Some("opaque"), b"y") => self.opaque = true,
             (Some("opaque"), b"x") => self.file_whiteouts = true,
-            (Some("redirect"), value) => self.redirect = Some(redirect(value)),
+            (Some(REDIRECT), value) => self.redirect = Some(redirect(value)),
             _ => {}
         }
     }
 }
 
-/// Whether an attribute of a directory may say something to [`Marks::add`].
-pub fn is_dir_mark(name: &OsStr) -> bool {
-    matches!(mark(name), Some("opaque" | "redirect"))
+/// Whether an attribute may say something to [`Marks::add`].
+pub fn is_mark(name: &OsStr) -> bool {
+    matches!(mark(name), Some("opaque" | REDIRECT))
+}
+
+/// Whether a regular file with this attribute has only metadata of its own.
+pub fn is_metacopy_mark(name: &OsStr) -> bool {
+    mark(name) == Some(METACOPY)
 }
 
 /// Whether a file with this attribute is a deletion, in a directory where files may be.
@@ -56,13 +107,18 @@ pub fn is_whiteout_mark(name: &OsStr) -> bool {
 
 /// Whether an object is a deletion.
 pub fn is_whiteout(stat: &Stat) -> bool {
-    stat.kind == Kind::CharDev && stat.rdev == 0
+    is_whiteout_device(stat.kind, stat.rdev)
+}
+
+/// Whether an object of this kind, if a device with this number, is a deletion.
+pub fn is_whiteout_device(kind: Kind, rdev: u64) -> bool {
+    kind == Kind::CharDev && rdev == 0
 }
 
 /// What comes behind the namespace.
 fn mark(name: &OsStr) -> Option<&str> {
     let name = name.to_str()?;
-    let own = ["trusted.overlay.", "user.overlay."].iter().find_map(|prefix| name.strip_prefix(prefix));
+    let own = [Namespace::Trusted, Namespace::User].iter().find_map(|namespace| name.strip_prefix(namespace.prefix()));
     own.or_else(|| name.strip_prefix("user.fuseoverlayfs.").filter(|mark| *mark == "opaque"))
 }
 
@@ -101,7 +157,17 @@ mod tests {
                 assert_eq!(redirect(nothing), Some(Redirect::Nothing), "{nothing:?}");
             }
         }
+        assert!(is_metacopy_mark(OsStr::new("user.overlay.metacopy")));
         assert!(marks("user.fuseoverlayfs.opaque", b"y").opaque);
         assert_eq!(marks("user.opaque", b"y"), Marks::default());
+    }
+
+    #[test]
+    fn an_upper_layer_is_known_by_the_attributes_of_its_top() {
+        let of = |names: &[&str]| Namespace::of(&names.iter().map(OsString::from).collect::<Vec<_>>());
+        assert_eq!(of(&["user.a", "security.selinux", "user.fuseoverlayfs.opaque", "user.overlay.opaque"]), None);
+        assert_eq!(of(&["user.overlay.uuid"]), Some(Namespace::User));
+        assert_eq!(of(&["user.overlay.uuid", "trusted.overlay.impure"]), Some(Namespace::Trusted));
+        assert_eq!(of(&["user.overlay.format", "trusted.overlay.uuid"]), Some(Namespace::User));
     }
 }

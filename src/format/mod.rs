@@ -1,4 +1,5 @@
-//! How whiteouts, opaque and redirected directories are written in a layer.
+//! How whiteouts, opaque and redirected directories are written in a layer: in the native format, which is described here, or in that of
+//! the [`kernel`].
 //!
 //! The native format is the OCI image layer format (image-spec, `layer.md`, "Whiteouts"), so an upper directory is an unpacked OCI
 //! changeset at all times: a deletion is a *marker*, an empty file with a reserved name. The two kinds of file that OCI does not
@@ -33,6 +34,24 @@ pub const PARTS: &str = ".wh..wh.parts";
 
 /// The longest content of a file of the format that is read: any path that a system accepts is shorter.
 pub const CONTENT_MAX: usize = 64 * 1024;
+
+/// How an upper layer is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Format {
+    /// As an OCI image layer, the native format: deletions and marks are files with reserved names.
+    #[default]
+    Oci,
+    /// As the kernel's overlayfs does: deletions are devices, and marks are extended attributes in this namespace.
+    Kernel(kernel::Namespace),
+}
+
+/// The formats that a person can ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    Oci,
+    /// With the namespace that the upper layer is marked with, or else the one that whoever mounts may use.
+    Kernel,
+}
 
 /// What an entry of a layer's directory means.
 #[derive(Debug, PartialEq, Eq)]

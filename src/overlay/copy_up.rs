@@ -56,7 +56,8 @@ impl<L: Layer> Overlay<L> {
         let parent = {
             let state = node.state.lock();
             if state.upper {
-                return Ok(());
+                drop(state);
+                return self.bring_data(node, keep);
             }
             state.places.first().map(|place| place.parent.clone())
         };
@@ -251,6 +252,7 @@ impl<L: Layer> Overlay<L> {
         let mut state = node.state.lock();
         let ino = *state.ino.get_or_insert_with(|| self.inodes.assign(before.dev, before.ino));
         state.upper = true;
+        state.has_data = true;
         state.ghost = None;
         state.stale = true;
         state.attr = Some(Stat { dev: copy.dev, ino: copy.ino, ..*before });

@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::sync::Arc;
 
-use syscall::error::{EEXIST, EINVAL, EIO, ENOENT, Error};
+use syscall::error::{EEXIST, EINVAL, EIO, ENOENT, EPERM, Error};
 
 use super::Overlay;
 use super::file::Handle;
@@ -11,8 +11,8 @@ use super::names::Upper;
 use super::node::{Dir, Node, OpenFile, Place, State};
 use super::stack::LayerDir;
 use super::work::{discard, empty};
-use crate::format;
-use crate::layer::{Kind, Layer, Object, Owner, RenameMode, Result, Stat};
+use crate::format::kernel;
+use crate::layer::{Kind, Layer, Object, Owner, Result, Stat};
 
 /// What is to be created.
 #[derive(Clone, Copy)]
@@ -28,8 +28,8 @@ struct Plan<'a> {
     new: New<'a>,
     mode: u32,
     owner: Owner,
-    /// A directory gets the opaque mark.
-    opaque: bool,
+    /// There is a whiteout of its name: a directory gets the opaque mark.
+    whited_out: bool,
     /// The default ACL of the directory that it is for.
     acl: Option<Vec<u8>>,
 }
@@ -73,7 +73,7 @@ impl<L: Layer> Overlay<L> {
         let (upper, work) = self.upper()?;
         let (open, temp) = (self.stack.open(work.dir())?, work.name());
         let acl = self.default_acl(dir)?;
-        let file = self.build(&open, &temp, &Plan { new: New::File, mode, owner, opaque: false, acl })?;
+        let file = self.build(&open, &temp, &Plan { new: New::File, mode, owner, whited_out: false, acl })?;
         let attr = match self.stack.stat(work.dir(), &temp) {
             Ok(attr) => attr,
             Err(error) => {
@@ -106,7 +106,8 @@ impl<L: Layer> Overlay<L> {
         self.create(dir, name, New::Symlink(target), 0o777, owner).map(|(node, _)| node)
     }
 
-    /// Creates a FIFO, a socket or a device node. EINVAL for another kind; EPERM or EOPNOTSUPP where the upper layer cannot hold it.
+    /// Creates a FIFO, a socket or a device node. EINVAL for another kind; EPERM or EOPNOTSUPP where the upper layer cannot hold it, and EPERM
+    /// for a device that would be a whiteout there.
     pub fn create_node(
         &self,
         dir: &Arc<Node<L>>,
@@ -118,6 +119,9 @@ impl<L: Layer> Overlay<L> {
     ) -> Result<Arc<Node<L>>> {
         if !matches!(kind, Kind::Fifo | Kind::Socket | Kind::CharDev | Kind::BlockDev) {
             return Err(Error::new(EINVAL));
+        }
+        if !self.whiteouts_beside() && kernel::is_whiteout_device(kind, rdev) {
+            return Err(Error::new(EPERM));
         }
         self.create(dir, name, New::Special(kind, rdev), mode, owner).map(|(node, _)| node)
     }
@@ -133,15 +137,15 @@ impl<L: Layer> Overlay<L> {
         let upper = self.upper()?.0;
         let whole = !matches!(new, New::Symlink(_)) || upper.capabilities().whole_symlinks;
         let in_one_step = whole && upper.creates_as(owner);
-        let acl = if in_one_step { None } else { self.default_acl(parent)? };
+        let acl = if in_one_step && self.whiteouts_beside() { None } else { self.default_acl(parent)? };
         let _tree = self.tree.read();
         let mut dir = parent.dir()?;
         let whited_out = self.check_free(parent, &mut dir, name)?;
         let open = self.stack.open(&to)?;
 
-        let file = match in_one_step {
+        let file = match in_one_step && (!whited_out || self.whiteouts_beside()) {
             true => self.make(&open, name, new, mode, owner)?,
-            false => self.make_elsewhere(&open, name, &Plan { new, mode, owner, opaque: whited_out, acl })?,
+            false => self.make_elsewhere(&open, name, &Plan { new, mode, owner, whited_out, acl })?,
         };
 
         parent.state.lock().stale = true;
@@ -150,11 +154,12 @@ impl<L: Layer> Overlay<L> {
         let slot = names.entry(name);
         slot.upper = Some(Upper { kind: new.kind(), ino: None });
         if whited_out {
-            slot.whiteout = !self.uncover(&to, name, own.as_deref());
+            slot.whiteout = self.whiteouts_beside() && !self.uncover(&to, name, own.as_deref());
         }
         let content = own.map(|own| Dir { opaque: whited_out, ..Dir::empty(Some(own)) });
         let place = Place { parent: parent.clone(), name: name.to_owned(), dir: to.clone() };
-        let node = Node::new(self.new_id(), new.kind(), State::at(place, true, None), content);
+        let state = State { has_data: true, ..State::at(place, true, None) };
+        let node = Node::new(self.new_id(), new.kind(), state, content);
         slot.child = Some(node.clone());
         Ok((node, file.map(|file| OpenFile { file, writable: true, dir: to, lent: None })))
     }
@@ -182,12 +187,14 @@ impl<L: Layer> Overlay<L> {
         Ok(None)
     }
 
-    /// Makes the object complete in the work directory, where the layer cannot give it its owner at once, and puts it in place.
+    /// Makes the object complete in the work directory, where the layer cannot give it its owner at once or its name has a whiteout in its
+    /// place, and puts it in place.
     fn make_elsewhere(&self, dir: &L::Dir, name: &OsStr, plan: &Plan<'_>) -> Result<Option<L::File>> {
-        let (upper, work) = self.upper()?;
+        let (_, work) = self.upper()?;
         let (open, temp) = (self.stack.open(work.dir())?, work.name());
         let file = self.build(&open, &temp, plan)?;
-        let placed = upper.rename(&open, &temp, dir, name, RenameMode::NoReplace);
+        let over_whiteout = plan.whited_out && !self.whiteouts_beside();
+        let placed = self.put(&temp, dir, name, plan.new.kind(), over_whiteout);
         if placed.is_err() {
             self.unbuild(&open, &temp, plan.new);
         }
@@ -209,14 +216,8 @@ impl<L: Layer> Overlay<L> {
                     self.inherit(made, kind, plan.mode, acl)?;
                 }
             }
-            if plan.opaque && kind == Kind::Dir {
-                let mark = upper.create_file(
-                    &upper.open_dir(work, temp)?,
-                    OsStr::new(format::OPAQUE),
-                    0o600,
-                    upper.identity(),
-                );
-                drop(mark?);
+            if plan.whited_out && kind == Kind::Dir {
+                self.build_opaque(work, temp)?;
             }
             Ok(())
         })();
@@ -242,9 +243,8 @@ impl<L: Layer> Overlay<L> {
     /// the marker made opaque, gets the mark of its own first. Answers whether the marker is gone; if not, it does no harm.
     pub(super) fn uncover(&self, dir: &LayerDir<L>, name: &OsStr, own: Option<&LayerDir<L>>) -> bool {
         let removed = (|| {
-            let (_, work) = self.upper()?;
             if let Some(own) = own {
-                work.place_file(&self.stack, own, OsStr::new(format::OPAQUE), &[])?;
+                self.set_opaque(own)?;
             }
             self.remove_whiteout(dir, name)
         })();
@@ -252,22 +252,6 @@ impl<L: Layer> Overlay<L> {
             log::warn!("the marker of {name:?} stays beside it: {error}");
         }
         removed.is_ok()
-    }
-
-    /// Creates the marker of `name`.
-    pub(super) fn add_whiteout(&self, dir: &LayerDir<L>, name: &OsStr) -> Result<()> {
-        let (_, work) = self.upper()?;
-        let marker = format::whiteout(name, self.name_max);
-        work.place_file(&self.stack, dir, &marker.name, &marker.content)
-    }
-
-    /// Removes the marker of `name`.
-    pub(super) fn remove_whiteout(&self, dir: &LayerDir<L>, name: &OsStr) -> Result<()> {
-        let (upper, _) = self.upper()?;
-        match upper.unlink(&*self.stack.open(dir)?, &format::whiteout(name, self.name_max).name) {
-            Err(error) if error.errno != ENOENT => Err(error),
-            _ => Ok(()),
-        }
     }
 
     /// The upper layer's place of a directory that is known to be there.

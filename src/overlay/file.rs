@@ -309,7 +309,7 @@ impl<L: Layer> Overlay<L> {
             return Err(Error::new(EIO));
         };
         let lent = state.partial.as_ref().map(|partial| self.open_lent(partial)).transpose()?;
-        let file = self.stack.layer(&dir).open_file(&*self.stack.open(&dir)?, &name, access)?;
+        let (dir, file) = self.open_data(dir, &name, access)?;
         let open = Arc::new(OpenFile { file, writable: access == Access::ReadWrite, dir, lent });
         if state.users > 0 || (state.places.is_empty() && state.ghost.is_none()) {
             state.file = Some(open.clone());

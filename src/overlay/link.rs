@@ -8,7 +8,8 @@ use syscall::error::{ENOENT, EPERM, Error};
 use super::Overlay;
 use super::names::Upper;
 use super::node::{Node, Place};
-use crate::layer::{Kind, Layer, RenameMode, Result};
+use super::work::discard;
+use crate::layer::{Kind, Layer, Result};
 
 impl<L: Layer> Overlay<L> {
     /// Gives an object the further name `name` in `dir`, or its first one to a file that has none yet.
@@ -41,9 +42,18 @@ impl<L: Layer> Overlay<L> {
         };
         let first = state.places.is_empty();
         let (from, into) = (self.stack.open(&from)?, self.stack.open(&to)?);
-        match first {
-            true => upper.rename(&from, &from_name, &into, name, RenameMode::NoReplace)?,
-            false => upper.link(&from, &from_name, &into, name)?,
+        let over_whiteout = whited_out && !self.whiteouts_beside();
+        match (first, over_whiteout) {
+            (true, _) => self.put(&from_name, &into, name, node.kind(), over_whiteout)?,
+            (false, false) => upper.link(&from, &from_name, &into, name)?,
+            (false, true) => {
+                let (open, temp) = (self.stack.open(work.dir())?, work.name());
+                upper.link(&from, &from_name, &open, &temp)?;
+                if let Err(error) = self.put(&temp, &into, name, node.kind(), true) {
+                    discard(upper, &open, &temp);
+                    return Err(error);
+                }
+            }
         }
 
         if first {
@@ -68,7 +78,7 @@ impl<L: Layer> Overlay<L> {
         slot.upper = Some(Upper { kind: node.kind(), ino: attr.map(|attr| attr.ino) });
         slot.child = Some(node.clone());
         if whited_out {
-            slot.whiteout = !self.uncover(&to, name, None);
+            slot.whiteout = self.whiteouts_beside() && !self.uncover(&to, name, None);
         }
         Ok(())
     }

@@ -11,7 +11,6 @@ use super::node::{Dir, MERGED_NLINK, Node, Place, State};
 use super::stack::LayerDir;
 use super::work::discard;
 use super::{Overlay, ReadDirs};
-use crate::format;
 use crate::layer::{Kind, Layer, Result, Stat};
 
 /// How many names are remembered. An object that somebody holds is never forgotten.
@@ -33,7 +32,7 @@ impl<L: Layer> Overlay<L> {
         if name.len() > self.name_max {
             return Err(Error::new(ENAMETOOLONG));
         }
-        if dir.removed || format::is_reserved(name) {
+        if dir.removed || self.is_reserved(name) {
             return Err(Error::new(ENOENT));
         }
         self.load(parent, &mut dir, name)?.ok_or(Error::new(ENOENT))
@@ -45,7 +44,7 @@ impl<L: Layer> Overlay<L> {
             Err(Error::new(ENOTDIR))
         } else if name.len() > self.name_max {
             Err(Error::new(ENAMETOOLONG))
-        } else if format::is_reserved(name) {
+        } else if self.is_reserved(name) {
             Err(Error::new(EINVAL))
         } else {
             Ok(())

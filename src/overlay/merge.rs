@@ -3,7 +3,8 @@
 //! A directory is read whole, once: then every name in it is known in all layers, also those that do not exist, and nobody needs
 //! to be asked again. The layers come topmost first; a marker ends what shows from those below it.
 //!
-//! Lower layers are read in both formats, whoever made them: that of [`format`], and the kernel's.
+//! Lower layers are read in both formats, whoever made them: that of [`format`], and the kernel's. The upper layer is read in the one in
+//! which it is written.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -16,7 +17,7 @@ use super::Overlay;
 use super::names::{Lower, Names, Slot};
 use super::node::{Dir, Node};
 use super::stack::LayerDir;
-use crate::format::{self, Meaning, kernel};
+use crate::format::{self, Format, Meaning, kernel};
 use crate::layer::{Access, Kind, Layer, Object, Result};
 
 /// What one layer has in one directory.
@@ -120,7 +121,7 @@ impl<L: Layer> Overlay<L> {
     }
 
     /// The directories that merge under `path` of the tree that `roots` make, topmost first: none if it is not a directory there.
-    fn resolve(&self, path: &Path, roots: Vec<Arc<LayerDir<L>>>) -> Result<Vec<Arc<LayerDir<L>>>> {
+    pub(super) fn resolve(&self, path: &Path, roots: Vec<Arc<LayerDir<L>>>) -> Result<Vec<Arc<LayerDir<L>>>> {
         let mut dirs = self.merging(roots)?;
         for name in path.iter() {
             let mut below = Vec::new();
@@ -174,12 +175,34 @@ impl<L: Layer> Overlay<L> {
         }
     }
 
-    fn is_whited_out(&self, dir: &LayerDir<L>, name: &OsStr) -> Result<bool> {
+    pub(super) fn is_whited_out(&self, dir: &LayerDir<L>, name: &OsStr) -> Result<bool> {
         self.lower_exists(dir, &format::whiteout(name, self.name_max).name)
+    }
+
+    /// Whether `dir` is in an upper layer that is written in the kernel's format, where no name is reserved.
+    fn is_kernel_upper(&self, dir: &LayerDir<L>) -> bool {
+        self.stack.is_upper(dir) && self.format() != Format::Oci
+    }
+
+    /// Whether the marks of the kernel's format mean anything in `dir`, if there are any.
+    pub(super) fn has_kernel_marks(&self, dir: &LayerDir<L>) -> bool {
+        let read = !self.stack.is_upper(dir) || self.is_kernel_upper(dir);
+        read && self.stack.layer(dir).capabilities().xattrs
+    }
+
+    /// What an entry of `dir` means.
+    fn meaning<'n>(&self, dir: &LayerDir<L>, name: &'n OsStr) -> Meaning<'n> {
+        match self.is_kernel_upper(dir) {
+            true => Meaning::Object,
+            false => format::meaning(name),
+        }
     }
 
     /// What `dir` says of the layers below it, without reading all of it.
     fn marks(&self, dir: &LayerDir<L>) -> Result<Marks> {
+        if self.is_kernel_upper(dir) {
+            return self.with_kernel_marks(dir, Marks::default(), &self.kernel_marks(dir)?);
+        }
         let redirect = match self.lower_exists(dir, OsStr::new(format::REDIRECT))? {
             true => Some(self.read_content(dir, OsStr::new(format::REDIRECT))?),
             false => None,
@@ -192,7 +215,7 @@ impl<L: Layer> Overlay<L> {
     fn kernel_marks(&self, dir: &LayerDir<L>) -> Result<kernel::Marks> {
         let mut marks = kernel::Marks::default();
         let layer = self.stack.layer(dir);
-        if self.stack.is_upper(dir) || !layer.capabilities().xattrs {
+        if !self.has_kernel_marks(dir) {
             return Ok(marks);
         }
         let open = self.stack.open(dir)?;
@@ -200,7 +223,7 @@ impl<L: Layer> Overlay<L> {
             Err(error) if error.errno == EOPNOTSUPP => return Ok(marks),
             names => names?,
         };
-        for name in names.iter().filter(|name| kernel::is_dir_mark(name)) {
+        for name in names.iter().filter(|name| kernel::is_mark(name)) {
             marks.add(name, &layer.xattr(Object::Dir(&*open), name)?);
         }
         Ok(marks)
@@ -211,23 +234,24 @@ impl<L: Layer> Overlay<L> {
         let (opaque, redirect) = match &more.redirect {
             None => (false, None),
             Some(kernel::Redirect::Path(path)) => (false, Some(path.clone())),
-            Some(kernel::Redirect::Sibling(name)) => match self.stack.parent(dir) {
-                Some((above, _)) => (false, Some(self.path_below(&above)?.join(name))),
-                None => (true, None),
-            },
+            Some(kernel::Redirect::Sibling(name)) => {
+                let above = self.stack.parent(dir).map(|(above, _)| self.path_below(&above)).transpose()?.flatten();
+                (above.is_none(), above.map(|above| above.join(name)))
+            }
             Some(kernel::Redirect::Nothing) => (true, None),
         };
         Ok(Marks { opaque: marks.opaque || more.opaque || opaque, redirect: marks.redirect.or(redirect) })
     }
 
-    /// The path, in the layers below its own, of what a directory merges with.
-    fn path_below(&self, dir: &Arc<LayerDir<L>>) -> Result<PathBuf> {
-        if let Some(path) = self.marks(dir)?.redirect {
-            return Ok(path);
+    /// The path, in the layers below its own, of what a directory merges with; None if it merges with nothing.
+    pub(super) fn path_below(&self, dir: &Arc<LayerDir<L>>) -> Result<Option<PathBuf>> {
+        let marks = self.marks(dir)?;
+        if marks.opaque || marks.redirect.is_some() {
+            return Ok(marks.redirect.filter(|_| !marks.opaque));
         }
         match self.stack.parent(dir) {
-            Some((above, name)) => Ok(self.path_below(&above)?.join(name)),
-            None => Ok(PathBuf::new()),
+            Some((above, name)) => Ok(self.path_below(&above)?.map(|above| above.join(name))),
+            None => Ok(Some(PathBuf::new())),
         }
     }
 
@@ -239,13 +263,15 @@ impl<L: Layer> Overlay<L> {
         objects: &mut Vec<(OsString, Kind, u64)>,
         whiteouts: &mut Vec<OsString>,
     ) -> Result<()> {
-        if self.stack.is_upper(dir) {
+        let is_upper = self.stack.is_upper(dir);
+        if is_upper && !self.is_kernel_upper(dir) {
             return Ok(());
         }
         let layer = self.stack.layer(dir);
         let is_whiteout = |name: &OsStr, kind| match kind {
             Kind::CharDev => Ok(kernel::is_whiteout(&self.stack.stat(dir, name)?)),
-            Kind::File if marks.file_whiteouts => {
+            // The kernel does not look for them in an upper layer.
+            Kind::File if marks.file_whiteouts && !is_upper => {
                 let names = layer.xattrs(Object::Entry(&*self.stack.open(dir)?, name))?;
                 Ok(names.iter().any(|name| kernel::is_whiteout_mark(name)))
             }
@@ -289,7 +315,7 @@ impl<L: Layer> Overlay<L> {
         let mut long = Vec::new();
         let (mut parts, mut maps) = (Vec::new(), Vec::new());
         let (mut opaque, mut has_redirect, mut foreign) = (false, false, false);
-        self.stack.layer(dir).list(&open, &mut |entry| match format::meaning(entry.name) {
+        self.stack.layer(dir).list(&open, &mut |entry| match self.meaning(dir, entry.name) {
             Meaning::Object => objects.push((entry.name.to_owned(), entry.kind, entry.ino)),
             Meaning::Whiteout(name) => whiteouts.push(name.to_owned()),
             Meaning::LongWhiteout => long.push(entry.name.to_owned()),

@@ -12,7 +12,9 @@
 //! | `attr`, `xattr`, `file`, `readdir` | attributes; extended ones; handles, reading and writing; listings |
 //! | `copy_up`, `partial`, `progress` | from a lower layer to the upper one; of a large file, at first only in part; what is said if that takes long |
 //! | `create`, `remove`, `rename`, `link` | changes of names |
-//! | `work` | the work directory, where things are built before they appear |
+//! | `upper` | how deletions and marks are written to the upper layer, in each format |
+//! | `metacopy` | files that have only metadata of their own |
+//! | `work`, `detect` | the work directory, where things are built before they appear; in which format the upper layer is written |
 //! | `index` | what the next mount has to know of copies: their links and inode numbers |
 //! | `volatile` | the mark of an upper layer to which nothing is synced |
 //!
@@ -35,17 +37,20 @@ use std::sync::{Arc, Weak};
 
 use syscall::error::{EROFS, Error};
 
+use crate::format::{Format, Wanted};
 use crate::layer::{Layer, Object, Result, StatFs};
 
 mod attr;
 mod copy_up;
 mod create;
+mod detect;
 mod file;
 mod index;
 mod inode;
 mod link;
 mod lookup;
 mod merge;
+mod metacopy;
 mod names;
 mod node;
 mod partial;
@@ -55,6 +60,7 @@ mod remove;
 mod rename;
 mod stack;
 mod sync;
+mod upper;
 mod volatile;
 mod work;
 mod xattr;
@@ -91,8 +97,10 @@ pub struct Settings {
     /// An upper layer that was left marked is used, and the mark taken away.
     pub reuse_volatile: bool,
     /// A file is copied up whole before its first change, however large, so that the upper layer always has all of it. Otherwise a large file is
-    /// completed when it is synced, linked or renamed, and when the overlay is dropped.
+    /// completed when it is synced, linked or renamed, and when the overlay is dropped. In the kernel's format copies are always whole.
     pub whole_copies: bool,
+    /// How the upper layer is to be written. None: as it is written already, a new one as an OCI image layer.
+    pub format: Option<Wanted>,
 }
 
 /// A merged tree.
@@ -151,7 +159,8 @@ impl<L: Layer> Overlay<L> {
         let attr = stack.mark(top, stack.layer(top).stat(Object::Dir(&*stack.open(top)?))?);
         let name_max = stack.top().stat_fs()?.name_max as usize;
 
-        let partials = Partials::new(&stack, settings.whole_copies)?;
+        let format = work.as_ref().map_or(Format::default(), Work::format);
+        let partials = Partials::new(&stack, settings.whole_copies, format)?;
         let inodes = Inodes::new(&stack.marked_devices().collect::<Vec<_>>(), has_upper, claims);
         let dir = Dir::unread(stack.upper_root().cloned(), stack.lower_roots().to_vec());
         let state = State::root(has_upper, attr, inodes.visible(attr.dev, attr.ino));
@@ -197,6 +206,11 @@ impl<L: Layer> Overlay<L> {
             (Some(upper), Some(work)) => Ok((upper, work)),
             _ => Err(Error::new(EROFS)),
         }
+    }
+
+    /// How the upper layer is written.
+    fn format(&self) -> Format {
+        self.work.as_ref().map_or(Format::default(), Work::format)
     }
 
     fn is_root(&self, node: &Arc<Node<L>>) -> bool {

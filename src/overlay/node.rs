@@ -55,6 +55,8 @@ pub(super) struct State<L: Layer> {
     pub ino: Option<u64>,
     /// The count of links, where it is not the layer's: of a lower file with several names of which one was changed.
     pub nlink: Option<u32>,
+    /// Of a file of the upper layer, whether it is known to have data of its own. Asked for only where the format allows others.
+    pub has_data: bool,
     /// The target of a symlink, once it was read; it never changes.
     pub target: Option<OsString>,
     /// Of a directory, whether it hands down an ACL, once somebody asked.
@@ -144,7 +146,7 @@ impl<L: Layer> State<L> {
 
     /// The state of a file of the upper layer that has no name yet, built in the work directory under the name `home`.
     pub fn nameless(home: OsString, attr: Stat) -> Self {
-        State { home: Some(home), nlink: Some(0), ..State::unplaced(true, Some(attr)) }
+        State { home: Some(home), nlink: Some(0), has_data: true, ..State::unplaced(true, Some(attr)) }
     }
 
     /// The state of the root, which has no name.
@@ -164,6 +166,7 @@ impl<L: Layer> State<L> {
             stale: false,
             ino: None,
             nlink: None,
+            has_data: false,
             target: None,
             default_acl: None,
             handles: 0,

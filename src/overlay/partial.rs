@@ -31,7 +31,7 @@ use super::progress::{PIECE, Progress};
 use super::stack::{LayerDir, Stack};
 use super::sync::Lock;
 use super::work::discard;
-use crate::format;
+use crate::format::{self, Format};
 use crate::layer::{Access, Kind, Layer, Object, RenameMode, Result, Stat, Time};
 
 /// From this size on a file is copied in part.
@@ -89,15 +89,19 @@ pub(super) struct Partials<L: Layer> {
 }
 
 impl<L: Layer> Partials<L> {
-    /// Those of an overlay that begins. Lower layers with the mark are complained about.
-    pub fn new(stack: &Stack<L>, unwanted: bool) -> Result<Self> {
+    /// Those of an overlay that begins: `unwanted`, or not to be had in an upper layer of this format. Lower layers with the mark are
+    /// complained about.
+    pub fn new(stack: &Stack<L>, unwanted: bool, format: Format) -> Result<Self> {
         for root in stack.lower_roots().iter().filter(|root| is_marked(stack, root)) {
             log::warn!(
                 "an overlay did not complete layer {}: large files that it changed show as they were before",
                 root.index()
             );
         }
-        let left = stack.upper_root().is_some_and(|root| is_marked(stack, root));
+        // They need reserved names.
+        let possible = format == Format::Oci;
+        let left = possible && stack.upper_root().is_some_and(|root| is_marked(stack, root));
+        let unwanted = unwanted || !possible;
         Ok(Partials { nodes: Lock::new(HashMap::new()), unwanted, marked: AtomicBool::new(left), left })
     }
 }
@@ -307,8 +311,8 @@ impl<L: Layer> Overlay<L> {
     /// What lends to a partial copy, opened.
     pub(super) fn open_lent(&self, partial: &Arc<Partial<L>>) -> Result<Lent<L>> {
         let (dir, name) = &partial.source;
-        let file = self.stack.layer(dir).open_file(&*self.stack.open(dir)?, name, Access::Read)?;
-        let source = Arc::new(OpenFile { file, writable: false, dir: dir.clone(), lent: None });
+        let (dir, file) = self.open_data(dir.clone(), name, Access::Read)?;
+        let source = Arc::new(OpenFile { file, writable: false, dir, lent: None });
         Ok(Lent { partial: partial.clone(), source })
     }
 

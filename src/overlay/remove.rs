@@ -6,11 +6,9 @@ use std::sync::{Arc, MutexGuard};
 use syscall::error::{EIO, EISDIR, ENOENT, ENOTDIR, ENOTEMPTY, Error};
 
 use super::Overlay;
-use super::names::Names;
 use super::node::{Dir, Node, Place, State};
 use super::stack::LayerDir;
-use super::work::{discard, entries};
-use crate::format;
+use super::work::discard;
 use crate::layer::{Access, Kind, Layer, Result};
 
 impl<L: Layer> Overlay<L> {
@@ -34,6 +32,7 @@ impl<L: Layer> Overlay<L> {
                 (_, false) => {}
             }
             let to = self.upper_dir(parent)?;
+            self.bring_held_data(&child)?;
             let _content = child.content.lock();
             let _tree = self.tree.read();
             let mut dir = parent.dir()?;
@@ -73,11 +72,11 @@ impl<L: Layer> Overlay<L> {
         }
         self.pin(child)?;
         let slot = self.read_dir(parent, dir)?.get_mut(name).ok_or(Error::new(EIO))?;
-        if slot.lower.is_some() && !slot.whiteout {
+        let in_upper = slot.upper.is_some();
+        if slot.lower.is_some() && !slot.whiteout && (!in_upper || self.whiteouts_beside()) {
             self.add_whiteout(to, name)?;
             slot.whiteout = true;
         }
-        let in_upper = slot.upper.is_some();
         if in_upper && let Some(content) = &mut content {
             self.remove_markers(content)?;
         }
@@ -85,6 +84,10 @@ impl<L: Layer> Overlay<L> {
         // Until it is known where the object is now, nobody asks for it by its name.
         let state = child.state.lock();
         match child.kind() {
+            kind if in_upper && slot.lower.is_some() && !slot.whiteout => {
+                self.replace_by_whiteout(&open, name, kind)?;
+                slot.whiteout = true;
+            }
             Kind::Dir if in_upper => upper.remove_dir(&open, name)?,
             _ if in_upper => upper.unlink(&open, name)?,
             _ => {}
@@ -100,33 +103,6 @@ impl<L: Layer> Overlay<L> {
         }
         drop(content);
         parent.state.lock().stale = true;
-        Ok(())
-    }
-
-    /// Removes the markers in a directory of the upper layer in which nothing is visible, in an order in which none that is left lets
-    /// anything show: the directory has a marker beside it, or no lower layer has its name.
-    pub(super) fn remove_markers(&self, dir: &mut Dir<L>) -> Result<()> {
-        let (upper, _) = self.upper()?;
-        let whiteouts = dir.names.as_ref().is_none_or(Names::has_whiteouts);
-        if !whiteouts && !dir.opaque && dir.redirect.is_none() && !dir.foreign {
-            return Ok(());
-        }
-        let open = self.stack.open(&*self.known_upper(dir)?)?;
-        let mut markers = entries(upper, &open)?;
-        markers.sort_by_key(|(name, _)| match name.to_str() {
-            Some(format::REDIRECT) => 0,
-            Some(format::OPAQUE) => 1,
-            _ => 2,
-        });
-        if !markers.is_empty() {
-            // From here on the table is older than the layer, should the next step fail: then what is left is read anew. It merges with
-            // nothing.
-            dir.names = None;
-            dir.lowers.clear();
-        }
-        for (name, _) in markers {
-            upper.unlink(&open, &name)?;
-        }
         Ok(())
     }
 
@@ -184,6 +160,7 @@ impl<L: Layer> Overlay<L> {
             {
                 self.hid_name(origin);
             }
+            // It may be that those were hidden by an earlier mount.
             if !state.upper && state.places.is_empty() {
                 state.ghost = lost.map(|place| (place.dir, place.name));
             }

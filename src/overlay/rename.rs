@@ -2,18 +2,17 @@
 //!
 //! What moves is in the upper layer by then. A directory that merges with lower ones takes a redirect along, which says with
 //! which; one that does not, but comes to a name that lower layers have, takes the opaque mark. So a rename is one step whatever
-//! is below, and never EXDEV.
+//! is below, and EXDEV only where the upper layer's format has no redirects.
 
 use std::ffi::OsStr;
 use std::sync::Arc;
 
-use syscall::error::{EEXIST, EINVAL, EIO, EISDIR, ENOENT, ENOTDIR, ENOTEMPTY, Error};
+use syscall::error::{EEXIST, EINVAL, EIO, EISDIR, ENOENT, ENOTDIR, ENOTEMPTY, EXDEV, Error};
 
 use super::Overlay;
 use super::names::Upper;
 use super::node::{Node, Place};
 use super::stack::LayerDir;
-use crate::format;
 use crate::layer::{Kind, Layer, RenameMode, Result};
 
 /// One end of a rename.
@@ -35,9 +34,9 @@ struct There {
 impl<L: Layer> Overlay<L> {
     /// Renames `name` of `dir` to `new_name` of `new_dir`, in one step, for every kind of object wherever it lies.
     ///
-    /// Errors are those of rename(2) but EXDEV: ENOENT; EEXIST for [`RenameMode::NoReplace`]; EISDIR, ENOTDIR, ENOTEMPTY for what may not be
+    /// Errors are those of rename(2): ENOENT; EEXIST for [`RenameMode::NoReplace`]; EISDIR, ENOTDIR, ENOTEMPTY for what may not be
     /// replaced; EINVAL for a directory into itself, for a reserved new name, and for a mode that the upper layer lacks; EROFS;
-    /// ENAMETOOLONG.
+    /// ENAMETOOLONG. EXDEV only for a directory that lower layers have, where the upper layer's format has no room for a redirect.
     pub fn rename(
         &self,
         dir: &Arc<Node<L>>,
@@ -51,7 +50,10 @@ impl<L: Layer> Overlay<L> {
             let node = self.lookup(dir, name)?;
             let target = self.target(new_dir, new_name)?;
             let (upper, _) = self.upper()?;
-            if mode == RenameMode::Exchange && !upper.capabilities().exchange {
+            // Where a device is a whiteout, none is left for callers.
+            if mode == RenameMode::Exchange && !upper.capabilities().exchange
+                || mode == RenameMode::Whiteout && !self.whiteouts_beside()
+            {
                 return Err(Error::new(EINVAL));
             }
             if !self.check_rename(dir, &node, new_dir, target.as_ref(), mode)? {
@@ -62,6 +64,9 @@ impl<L: Layer> Overlay<L> {
             let to = self.upper_dir(new_dir)?;
             if let (Some(target), RenameMode::Exchange) = (&target, mode) {
                 self.copy_up(target)?;
+            }
+            if let Some(target) = &target {
+                self.bring_held_data(target)?;
             }
 
             let mut contents: Vec<_> = target.iter().chain([&node]).collect();
@@ -127,12 +132,14 @@ impl<L: Layer> Overlay<L> {
             return fail(EINVAL);
         }
         let Some(target) = target else {
-            return Ok(true);
+            return self.check_movable(node).map(|()| true);
         };
         if Arc::ptr_eq(node, target) {
             return Ok(false);
         }
+        self.check_movable(node)?;
         if mode == RenameMode::Exchange {
+            self.check_movable(target)?;
             return if target.kind() == Kind::Dir && self.is_within(dir, target) { fail(EINVAL) } else { Ok(true) };
         }
         match (node.kind(), target.kind()) {
@@ -147,6 +154,16 @@ impl<L: Layer> Overlay<L> {
             (_, Kind::Dir) => fail(EISDIR),
             _ => Ok(true),
         }
+    }
+
+    /// EXDEV for a directory that merges with lower ones by its name, if that cannot be written down.
+    fn check_movable(&self, node: &Arc<Node<L>>) -> Result<()> {
+        if node.kind() != Kind::Dir || self.can_redirect() {
+            return Ok(());
+        }
+        let mut dir = node.dir()?;
+        self.read_dir(node, &mut dir)?;
+        if dir.lowers.is_empty() || dir.redirect.is_some() { Ok(()) } else { Err(Error::new(EXDEV)) }
     }
 
     /// Whether `node` is `top` or below it.
@@ -173,12 +190,18 @@ impl<L: Layer> Overlay<L> {
     }
 
     fn set_whiteout(&self, end: &End<'_, L>, whiteout: bool) -> Result<()> {
-        self.read_dir(end.parent, &mut *end.parent.dir()?)?.entry(end.name).whiteout = whiteout;
+        let mut dir = end.parent.dir()?;
+        let names = self.read_dir(end.parent, &mut dir)?;
+        names.entry(end.name).whiteout = whiteout;
+        names.tidy(end.name);
         Ok(())
     }
 
     /// The rename to a name that is free, or whose object it replaces. A device may be left, which hides what lower layers have as any
     /// object does. The tree is locked exclusively.
+    ///
+    /// Where whiteouts have the names themselves, the one of the old name comes with the rename, and the one of the new name is replaced, or,
+    /// since a directory replaces nothing but a directory, changes places with it.
     fn replace(
         &self,
         old: &End<'_, L>,
@@ -196,7 +219,7 @@ impl<L: Layer> Overlay<L> {
             self.pin(target)?;
             if target.kind() == Kind::Dir && there.upper.is_some() {
                 // The layer replaces a directory only if nothing is in it, and the marker keeps it as empty as it looks.
-                if there.lower && !covered {
+                if there.lower && !covered && self.whiteouts_beside() {
                     self.add_whiteout(new.dir, new.name)?;
                     self.set_whiteout(new, true)?;
                     covered = true;
@@ -206,8 +229,14 @@ impl<L: Layer> Overlay<L> {
         }
         self.pin(node)?;
         let leaves_marker = here.lower && !here.whiteout && !leaves_device;
-        let mode = if leaves_device { RenameMode::Whiteout } else { RenameMode::Replace };
-        if leaves_marker {
+        let beside = self.whiteouts_beside();
+        let swaps = covered && !beside && node.kind() == Kind::Dir;
+        let mode = match (swaps, leaves_device || leaves_marker && !beside) {
+            (true, _) => RenameMode::Exchange,
+            (false, true) => RenameMode::Whiteout,
+            (false, false) => RenameMode::Replace,
+        };
+        if leaves_marker && beside {
             self.add_whiteout(old.dir, old.name)?;
         }
         let renamed = (|| {
@@ -215,7 +244,10 @@ impl<L: Layer> Overlay<L> {
             upper.rename(&from, old.name, &to, new.name, mode)
         })();
         if let Err(error) = renamed {
-            if leaves_marker && let Err(error) = self.remove_whiteout(old.dir, old.name) {
+            if leaves_marker
+                && beside
+                && let Err(error) = self.remove_whiteout(old.dir, old.name)
+            {
                 log::warn!("the marker of {:?} stays beside it: {error}", old.name);
                 self.set_whiteout(old, true)?;
             }
@@ -236,12 +268,17 @@ impl<L: Layer> Overlay<L> {
             slot.whiteout = here.whiteout;
         }
         self.arrive(new, node, moved, old)?;
-        if covered {
-            let gone = self.remove_whiteout(new.dir, new.name);
+        if covered && !beside {
+            self.set_whiteout(new, false)?;
+        }
+        // A whiteout that hides nothing, or nothing any more.
+        let idle = if swaps && !leaves_marker { Some(old) } else { (covered && beside).then_some(new) };
+        if let Some(end) = idle {
+            let gone = self.remove_whiteout(end.dir, end.name);
             if let Err(error) = &gone {
-                log::warn!("the marker of {:?} stays beside it: {error}", new.name);
+                log::warn!("the whiteout of {:?} stays: {error}", end.name);
             }
-            self.set_whiteout(new, gone.is_err())?;
+            self.set_whiteout(end, gone.is_err())?;
         }
         Ok(())
     }
@@ -286,27 +323,24 @@ impl<L: Layer> Overlay<L> {
 
     /// Makes a directory independent of its name, if it is one: it keeps merging with what it merges with now, and with nothing else.
     fn prepare_move(&self, node: &Arc<Node<L>>, there: There) -> Result<()> {
-        let (_, work) = self.upper()?;
         if node.kind() != Kind::Dir {
             return Ok(());
         }
-        let (merges, marked, own) = {
+        let (merges, opaque, redirected, own) = {
             let mut dir = node.dir()?;
             self.read_dir(node, &mut dir)?;
-            (!dir.lowers.is_empty(), dir.redirect.is_some() || dir.opaque, self.known_upper(&dir)?)
+            (!dir.lowers.is_empty(), dir.opaque, dir.redirect.is_some(), self.known_upper(&dir)?)
         };
-        if marked {
+        // The kernel may have written a redirect that counts only beside its present place.
+        if opaque || redirected && self.whiteouts_beside() {
             return Ok(());
         }
-        if merges {
+        if merges || redirected {
             let path = self.lower_path(node)?;
-            let content = format::redirect_content(&path);
-            self.keeping_times(node, &own, |_| {
-                work.place_file(&self.stack, &own, OsStr::new(format::REDIRECT), &content)
-            })?;
+            self.keeping_times(node, &own, |_| self.set_redirect(&own, &path))?;
             node.dir()?.redirect = Some(path);
         } else if there.lower {
-            self.keeping_times(node, &own, |_| work.place_file(&self.stack, &own, OsStr::new(format::OPAQUE), &[]))?;
+            self.keeping_times(node, &own, |_| self.set_opaque(&own))?;
             node.dir()?.opaque = true;
         }
         Ok(())

@@ -4,18 +4,20 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use syscall::error::{EEXIST, EINVAL, EIO, ENODATA, EOPNOTSUPP, EROFS, EWOULDBLOCK, Error};
 
 use super::Settings;
+use super::detect::detect;
 use super::index::{Index, is_kept};
 use super::inode::Claims;
 use super::stack::{LayerDir, Stack};
 use super::volatile::{is_marked, mark};
 use super::xattr::DEFAULT_ACL;
-use crate::format;
+use crate::format::{self, Format};
 use crate::layer::{Kind, Layer, Object, RenameMode, Result};
 
 /// Why layers cannot be stacked.
@@ -33,6 +35,17 @@ pub enum Refused {
     CannotRename(Error),
     /// An overlay that synced nothing has left its mark, so the upper layer may be damaged.
     Volatile,
+    /// [`Wanted::Oci`](format::Wanted::Oci) was asked for, but the upper layer is written in the kernel's format, with attributes that
+    /// begin with this.
+    KernelFormat(&'static str),
+    /// [`Wanted::Kernel`](format::Wanted::Kernel) was asked for, but the upper layer is an OCI image layer: it has a marker at this path.
+    OciFormat(PathBuf),
+    /// The upper layer is or is to be written in the kernel's format, and there is no work directory outside it.
+    NoWork,
+    /// The upper layer is or is to be written in the kernel's format, and its filesystem cannot or this user may not.
+    CannotMark(Error),
+    /// The upper layer is in the kernel's format, and in the work directory is an index of hard links, which we do not understand.
+    Indexed,
     /// A layer answered an error.
     Layer(Error),
 }
@@ -53,6 +66,29 @@ impl fmt::Display for Refused {
             Refused::Volatile => {
                 write!(f, "an overlay with the option volatile has left its mark, so what was written may be damaged")
             }
+            Refused::KernelFormat(prefix) => write!(
+                f,
+                "it is written in the format of the kernel's overlayfs, as its attributes {prefix}* say, so it cannot be used with format=oci"
+            ),
+            Refused::OciFormat(marker) => write!(
+                f,
+                "it is an OCI image layer, as the name {} in it says, so it cannot be used with format=kernel",
+                marker.display()
+            ),
+            Refused::NoWork => write!(
+                f,
+                "in the format of the kernel's overlayfs it needs a work directory beside it, on the same filesystem (workdir=DIR)"
+            ),
+            Refused::Indexed => write!(
+                f,
+                "the kernel's overlayfs, with its option index=on, has written down there which files are hard links, and we would lose \
+                 that. To do without, remove the directory index from the work directory"
+            ),
+            Refused::CannotMark(error) => write!(
+                f,
+                "it cannot be written in the format of the kernel's overlayfs ({error}), which needs extended attributes, renames that \
+                 exchange and renames that leave a whiteout"
+            ),
             Refused::Layer(error) => write!(f, "a layer cannot be used: {error}"),
         }
     }
@@ -69,10 +105,16 @@ impl From<Error> for Refused {
 impl From<Refused> for Error {
     fn from(refused: Refused) -> Self {
         match refused {
-            Refused::Layer(error) | Refused::CannotRename(error) => error,
+            Refused::Layer(error) | Refused::CannotRename(error) | Refused::CannotMark(error) => error,
             Refused::ReadOnly => Error::new(EROFS),
             Refused::Held => Error::new(EWOULDBLOCK),
-            Refused::NoLayer | Refused::OtherFilesystem | Refused::Volatile => Error::new(EINVAL),
+            Refused::NoLayer
+            | Refused::OtherFilesystem
+            | Refused::Volatile
+            | Refused::KernelFormat(_)
+            | Refused::OciFormat(_)
+            | Refused::NoWork
+            | Refused::Indexed => Error::new(EINVAL),
         }
     }
 }
@@ -84,6 +126,8 @@ pub struct Work<L: Layer> {
     next: AtomicU64,
     /// Nothing is synced.
     volatile: bool,
+    /// How the upper layer is written.
+    format: Format,
     index: Index<L>,
 }
 
@@ -100,6 +144,11 @@ impl<L: Layer> Work<L> {
         };
         let root = stack.open(root)?;
         hold(upper)?;
+        let known = detect(stack, settings.format)?;
+        if layer.is_none() && known.is_kernel() {
+            // Inside the upper layer the kernel would show it.
+            return Err(Refused::NoWork);
+        }
         let dir = match &layer {
             Some(layer) => {
                 hold(layer)?;
@@ -124,14 +173,16 @@ impl<L: Layer> Work<L> {
             }
             log::warn!("the upper layer is used though it may be damaged, as asked for by reuse_volatile");
         }
+        known.check_work(upper, &dir)?;
         sweep(upper, &dir)?;
         try_rename(upper, &dir)?;
+        let format = known.settle(upper, &root, &dir)?;
         if volatile {
             mark(upper, &dir)?;
         }
         let (index, claims) = Index::open(upper, &dir, volatile)?;
         let dir = stack.anchored(0, dir);
-        Ok((Work { dir, _layer: layer, next: AtomicU64::new(0), volatile, index }, claims))
+        Ok((Work { dir, _layer: layer, next: AtomicU64::new(0), volatile, format, index }, claims))
     }
 
     /// What the next mount has to know of copies.
@@ -147,6 +198,11 @@ impl<L: Layer> Work<L> {
     /// Brings a file of the upper layer to the disk before it gets its name, if anything is synced.
     pub fn sync(&self, upper: &L, file: &L::File) -> Result<()> {
         if self.volatile { Ok(()) } else { upper.sync(file) }
+    }
+
+    /// How the upper layer is written.
+    pub fn format(&self) -> Format {
+        self.format
     }
 
     /// Leaves nothing but the index in the directory. What was not synced is synced first, so that the mark can go.

@@ -21,6 +21,8 @@ pub enum Detail {
     Contents,
     /// The same, and times of change to the nanosecond.
     Times,
+    /// The same, and extended attributes.
+    Xattrs,
     /// All that can be seen: also times of access and of inode change, inode numbers, link counts and extended attributes. Only a
     /// tree that nobody touched agrees with itself in this.
     Everything,
@@ -149,22 +151,24 @@ impl Taker {
         if self.detail != Detail::Contents {
             object.insert("mtime", format!("{}.{:09}", stat.st_mtime, stat.st_mtime_nsec));
         }
+        if matches!(self.detail, Detail::Xattrs | Detail::Everything) {
+            object.insert("xattrs", xattrs(dir, name));
+        }
         if self.detail == Detail::Everything {
-            everything(&mut object, dir, name, kind, &stat);
+            everything(&mut object, kind, &stat);
         }
         self.objects.insert(path, object);
         kind
     }
 }
 
-fn everything(object: &mut Object, dir: BorrowedFd<'_>, name: &OsStr, kind: FileType, stat: &Stat) {
+fn everything(object: &mut Object, kind: FileType, stat: &Stat) {
     object.insert("ctime", format!("{}.{:09}", stat.st_ctime, stat.st_ctime_nsec));
     object.insert("inode", format!("{}/{} ×{}", stat.st_dev, stat.st_ino, stat.st_nlink));
     // Reading a symlink changes its access time and nothing can be done about it: there is no O_NOATIME for readlink.
     if kind != FileType::Symlink {
         object.insert("atime", format!("{}.{:09}", stat.st_atime, stat.st_atime_nsec));
     }
-    object.insert("xattrs", xattrs(dir, name));
 }
 
 /// Opens for reading without a change to the access time.

@@ -169,7 +169,7 @@ pub fn rows() -> Vec<Row> {
         row("open and close", 0, 0, nothing, |stage, (), number| {
             drop(stage.overlay.open(&stage.find(&format!("d/f{number}"))));
         }),
-        row("open, read and close", 2, 2, nothing, |stage, (), number| {
+        row("open, read and close", 2, 3, nothing, |stage, (), number| {
             let handle = stage.overlay.open(&stage.find(&format!("d/f{number}")));
             stage.overlay.read_at(&handle, &mut [0; 100], 0).unwrap();
         }),
@@ -229,7 +229,7 @@ pub fn rows() -> Vec<Row> {
         row("unlink of a lower file (and its directory copied up)", 4, 9, in_dir("d"), |stage, dir, number| {
             stage.overlay.unlink(&dir, &named("f", number)).unwrap();
         }),
-        row("first byte written to a lower file (both copied up)", 12, 21, at("d/f"), |stage, node, _| {
+        row("first byte written to a lower file (both copied up)", 12, 22, at("d/f"), |stage, node, _| {
             stage.overlay.write_at(&stage.overlay.open(&node), b"x", 0).unwrap();
         }),
         row(

@@ -1,9 +1,11 @@
 //! The engine's own API as a [`Door`].
 
 use std::ffi::{OsStr, OsString};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use overlayfs::format::Wanted;
 use overlayfs::layer::{OsLayer, Owner, RenameMode, Stat, Time};
 use overlayfs::options::Options;
 use overlayfs::overlay::{Handle, Node, Overlay};
@@ -11,12 +13,25 @@ use syscall::error::{EIO, Error};
 
 use crate::Kind;
 use crate::door::{At, Door, Listed, Result};
+use crate::layer::left_in;
 
 pub struct Engine(Overlay<OsLayer>);
 
 /// Mounts these layers.
 pub fn mount(lowers: &[PathBuf], upper: &Path) -> Engine {
     let options = Options { lowers: lowers.to_vec(), upper: Some(upper.to_owned()), ..Options::default() };
+    Engine(overlayfs::mount::mount(&options).unwrap_or_else(|error| panic!("{error}")))
+}
+
+/// Mounts these layers in the kernel's format, with a work directory beside the upper layer. That it is this format is said at the first
+/// time only.
+pub fn mount_kernel(lowers: &[PathBuf], upper: &Path) -> Engine {
+    let work = upper.with_added_extension("work");
+    let format = (!work.exists()).then_some(Wanted::Kernel);
+    fs::create_dir_all(&work).unwrap();
+    assert!(left_in(&work).is_empty(), "left in the work directory: {:?}", left_in(&work));
+    let (upper, work) = (Some(upper.to_owned()), Some(work));
+    let options = Options { lowers: lowers.to_vec(), upper, work, format, ..Options::default() };
     Engine(overlayfs::mount::mount(&options).unwrap_or_else(|error| panic!("{error}")))
 }
 

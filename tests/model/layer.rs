@@ -23,6 +23,18 @@ const WORK: &str = ".wh..wh.work";
 /// What begins the marker of a name that is too long for one of its own; the name is its content, and a digest of it follows.
 const LONG: &str = ".wh..wh.long.";
 
+/// What begins the attributes of the kernel's format, with root.
+const ATTRIBUTE: &str = "trusted.overlay.";
+
+/// How a layer on disk is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Written {
+    /// With reserved names.
+    Native,
+    /// With devices and attributes.
+    Kernel,
+}
+
 /// What an object is apart from its place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Meta {
@@ -228,71 +240,123 @@ fn marker(name: &OsStr) -> (OsString, &[u8]) {
     (format!("{LONG}{digest:032x}").into(), name.as_bytes())
 }
 
-/// Reads the layer at `path`, in the native format. Panics about anything that a reader of OCI layers would stumble over: a marker that is
-/// not an empty file, a marker beside the entry that it names, a reserved name that means nothing. `ids` counts the objects.
-pub fn read(path: &Path, ids: &mut u64) -> Object {
-    let mut names = BTreeMap::new();
-    read_object(path, true, ids, &mut names)
+/// Reads the layer at `path`. Panics about anything that another reader of the format would stumble over: of OCI layers, a marker that is
+/// not an empty file, a marker beside the entry that it names, a reserved name that means nothing; of the kernel's, a mark that means
+/// nothing. `ids` counts the objects.
+pub fn read(path: &Path, written: Written, ids: &mut u64) -> Object {
+    Reader { written, ids, names: BTreeMap::new() }.object(path, true)
 }
 
-fn read_object(path: &Path, is_root: bool, ids: &mut u64, names: &mut BTreeMap<(u64, u64), u64>) -> Object {
-    let stat = fs::symlink_metadata(path).unwrap();
-    let meta = Meta {
-        mode: stat.mode() & 0o7777,
-        uid: stat.uid(),
-        gid: stat.gid(),
-        mtime: (stat.mtime(), stat.mtime_nsec() as u32),
-    };
-    let id = *names.entry((stat.dev(), stat.ino())).or_insert_with(|| {
-        *ids += 1;
-        *ids
-    });
-    let body = match FileType::from_raw_mode(stat.mode()) {
-        FileType::RegularFile => Body::File(fs::read(path).unwrap()),
-        FileType::Symlink => Body::Symlink(fs::read_link(path).unwrap().into_os_string()),
-        FileType::Fifo => Body::Node(Kind::Fifo),
-        FileType::Socket => Body::Node(Kind::Socket),
-        FileType::Directory => Body::Dir(read_dir(path, is_root, ids, names)),
-        other => panic!("{}: {other:?} in a layer", path.display()),
-    };
-    Object { meta, id, body }
+struct Reader<'a> {
+    written: Written,
+    ids: &'a mut u64,
+    /// The numbers of the objects, by device and inode.
+    names: BTreeMap<(u64, u64), u64>,
 }
 
-fn read_dir(path: &Path, is_root: bool, ids: &mut u64, names: &mut BTreeMap<(u64, u64), u64>) -> Dir {
-    let mut dir = Dir::default();
-    for entry in fs::read_dir(path).unwrap() {
-        let name = entry.unwrap().file_name();
-        let file = path.join(&name);
-        if !name.as_bytes().starts_with(MARKER.as_bytes()) {
-            dir.entries.insert(name, read_object(&file, false, ids, names));
-            continue;
-        }
-        if is_root && name == WORK {
-            let left = fs::read_dir(&file).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
-            let left: Vec<_> = left.filter(|name| name != "numbers" && !name.starts_with("link.")).collect();
-            assert!(left.is_empty(), "left in the work directory: {left:?}");
-            continue;
-        }
-        assert!(fs::symlink_metadata(&file).unwrap().is_file(), "{}: a marker is a file", file.display());
-        let content = OsString::from_vec(fs::read(&file).unwrap());
-        if name == REDIRECT {
-            let to = Path::new(&content).strip_prefix("/").expect("a redirect is an absolute path");
-            dir.redirect = Some(to.to_owned());
-        } else if name == OPAQUE {
-            assert!(content.is_empty(), "{}: a marker is an empty file", file.display());
-            dir.opaque = true;
-        } else {
-            let hidden = match name.as_bytes().starts_with(LONG.as_bytes()) {
-                true => content,
-                false => OsStr::from_bytes(&name.as_bytes()[MARKER.len()..]).to_owned(),
-            };
-            let (expected, content) = marker(&hidden);
-            assert_eq!(name, expected, "{}: the marker of {hidden:?}", file.display());
-            assert_eq!(fs::read(&file).unwrap(), content, "{}: what the marker contains", file.display());
-            dir.whiteouts.insert(hidden);
-        }
+impl Reader<'_> {
+    fn object(&mut self, path: &Path, is_root: bool) -> Object {
+        let stat = fs::symlink_metadata(path).unwrap();
+        let meta = Meta {
+            mode: stat.mode() & 0o7777,
+            uid: stat.uid(),
+            gid: stat.gid(),
+            mtime: (stat.mtime(), stat.mtime_nsec() as u32),
+        };
+        let id = *self.names.entry((stat.dev(), stat.ino())).or_insert_with(|| {
+            *self.ids += 1;
+            *self.ids
+        });
+        let body = match FileType::from_raw_mode(stat.mode()) {
+            FileType::RegularFile => Body::File(fs::read(path).unwrap()),
+            FileType::Symlink => Body::Symlink(fs::read_link(path).unwrap().into_os_string()),
+            FileType::Fifo => Body::Node(Kind::Fifo),
+            FileType::Socket => Body::Node(Kind::Socket),
+            FileType::Directory if self.written == Written::Kernel => Body::Dir(self.kernel_dir(path, is_root)),
+            FileType::Directory => Body::Dir(self.dir(path, is_root)),
+            other => panic!("{}: {other:?} in a layer", path.display()),
+        };
+        Object { meta, id, body }
     }
-    let beside = dir.whiteouts.iter().find(|name| dir.entries.contains_key(*name));
-    assert!(beside.is_none(), "{}: {beside:?} has a marker beside it", path.display());
-    dir
+
+    fn kernel_dir(&mut self, path: &Path, is_root: bool) -> Dir {
+        let mut dir = Dir::default();
+        for entry in fs::read_dir(path).unwrap() {
+            let name = entry.unwrap().file_name();
+            let file = path.join(&name);
+            let stat = fs::symlink_metadata(&file).unwrap();
+            if FileType::from_raw_mode(stat.mode()) == FileType::CharacterDevice && stat.rdev() == 0 {
+                dir.whiteouts.insert(name);
+            } else {
+                dir.entries.insert(name, self.object(&file, false));
+            }
+        }
+        for (name, value) in attributes(path) {
+            match (name.strip_prefix(ATTRIBUTE), &*value) {
+                (Some("opaque"), b"y") => dir.opaque = true,
+                (Some("redirect"), [b'/', to @ ..]) => dir.redirect = Some(PathBuf::from(OsStr::from_bytes(to))),
+                (Some("format"), b"kernel") if is_root => {}
+                _ => panic!("{}: {name}={value:?}", path.display()),
+            }
+        }
+        dir
+    }
+
+    fn dir(&mut self, path: &Path, is_root: bool) -> Dir {
+        let mut dir = Dir::default();
+        for entry in fs::read_dir(path).unwrap() {
+            let name = entry.unwrap().file_name();
+            let file = path.join(&name);
+            if !name.as_bytes().starts_with(MARKER.as_bytes()) {
+                dir.entries.insert(name, self.object(&file, false));
+                continue;
+            }
+            if is_root && name == WORK {
+                let left = left_in(&file);
+                assert!(left.is_empty(), "left in the work directory: {left:?}");
+                continue;
+            }
+            assert!(fs::symlink_metadata(&file).unwrap().is_file(), "{}: a marker is a file", file.display());
+            let content = OsString::from_vec(fs::read(&file).unwrap());
+            if name == REDIRECT {
+                let to = Path::new(&content).strip_prefix("/").expect("a redirect is an absolute path");
+                dir.redirect = Some(to.to_owned());
+            } else if name == OPAQUE {
+                assert!(content.is_empty(), "{}: a marker is an empty file", file.display());
+                dir.opaque = true;
+            } else {
+                let hidden = match name.as_bytes().starts_with(LONG.as_bytes()) {
+                    true => content,
+                    false => OsStr::from_bytes(&name.as_bytes()[MARKER.len()..]).to_owned(),
+                };
+                let (expected, content) = marker(&hidden);
+                assert_eq!(name, expected, "{}: the marker of {hidden:?}", file.display());
+                assert_eq!(fs::read(&file).unwrap(), content, "{}: what the marker contains", file.display());
+                dir.whiteouts.insert(hidden);
+            }
+        }
+        let beside = dir.whiteouts.iter().find(|name| dir.entries.contains_key(*name));
+        assert!(beside.is_none(), "{}: {beside:?} has a marker beside it", path.display());
+        dir
+    }
+}
+
+/// What is in a work directory that has no business there when nothing is mounted.
+pub fn left_in(work: &Path) -> Vec<String> {
+    let names = fs::read_dir(work).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names.filter(|name| name != "numbers" && !name.starts_with("link.")).collect()
+}
+
+/// The extended attributes of a directory that begin with the overlay's names.
+fn attributes(path: &Path) -> Vec<(String, Vec<u8>)> {
+    let mut names = vec![0; 4096];
+    let len = rustix::fs::listxattr(path, &mut names[..]).unwrap();
+    let names = names[..len].split(|byte| *byte == 0).filter(|name| name.starts_with(ATTRIBUTE.as_bytes()));
+    let value = |name: &str| {
+        let mut value = vec![0; 4096];
+        let len = rustix::fs::getxattr(path, name, &mut value[..]).unwrap();
+        value.truncate(len);
+        value
+    };
+    names.map(|name| str::from_utf8(name).unwrap()).map(|name| (name.to_owned(), value(name))).collect()
 }

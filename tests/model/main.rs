@@ -17,6 +17,7 @@ use overlayfs::layer::{Kind, Owner, RenameMode};
 use proptest::test_runner::{Config, FileFailurePersistence, RngSeed, TestRunner};
 
 use door::Door;
+use layer::Written;
 use run::{Abilities, Mount};
 use tree::Rules;
 
@@ -47,7 +48,7 @@ fn check<D: Door>(kept: &'static str, cases: u32, abilities: Abilities, mount: M
 #[test]
 fn the_reference_does_what_the_host_does() {
     let rules = Rules { reserves: false, follows: false };
-    let abilities = Abilities { rules, bytes: true, full: true, layers: false };
+    let abilities = Abilities { rules, bytes: true, full: true, layers: None };
     let kept = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/model/proptest-regressions/host.txt");
     check(kept, 100, abilities, &|_, root, merged| host::mount(merged, root, false));
 }
@@ -55,7 +56,7 @@ fn the_reference_does_what_the_host_does() {
 #[test]
 fn the_reference_follows_symlinks_as_the_host_does() {
     let rules = Rules { reserves: false, follows: true };
-    let abilities = Abilities { rules, bytes: true, full: true, layers: false };
+    let abilities = Abilities { rules, bytes: true, full: true, layers: None };
     let kept = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/model/proptest-regressions/host-follows.txt");
     check(kept, 100, abilities, &|_, root, merged| host::mount(merged, root, true));
 }
@@ -63,15 +64,23 @@ fn the_reference_follows_symlinks_as_the_host_does() {
 #[test]
 fn the_engine_does_what_the_reference_does() {
     let rules = Rules { reserves: true, follows: false };
-    let abilities = Abilities { rules, bytes: true, full: true, layers: true };
+    let abilities = Abilities { rules, bytes: true, full: true, layers: Some(Written::Native) };
     let kept = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/model/proptest-regressions/engine.txt");
     check(kept, 400, abilities, &|lowers, upper, _| engine::mount(lowers, upper));
 }
 
 #[test]
+fn the_engine_does_so_in_the_kernels_format() {
+    let rules = Rules { reserves: false, follows: false };
+    let abilities = Abilities { rules, bytes: true, full: true, layers: Some(Written::Kernel) };
+    let kept = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/model/proptest-regressions/engine-kernel.txt");
+    check(kept, 400, abilities, &|lowers, upper, _| engine::mount_kernel(lowers, upper));
+}
+
+#[test]
 fn the_scheme_does_what_the_reference_does() {
     let rules = Rules { reserves: true, follows: true };
-    let abilities = Abilities { rules, bytes: false, full: true, layers: true };
+    let abilities = Abilities { rules, bytes: false, full: true, layers: Some(Written::Native) };
     let kept = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/model/proptest-regressions/scheme.txt");
     check(kept, 200, abilities, &|lowers, upper, _| scheme::mount(lowers, upper));
 }

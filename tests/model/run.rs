@@ -15,7 +15,7 @@ use test_common::{LowerGuard, Stage};
 
 use crate::Kind;
 use crate::door::{At, Door};
-use crate::layer::{self, MARKER, Object};
+use crate::layer::{self, MARKER, Object, Written};
 use crate::lowers::{self, Item};
 use crate::tree::{self, Id, Place, ROOT, Rules, Tree};
 
@@ -72,8 +72,8 @@ pub struct Abilities {
     pub bytes: bool,
     /// Sockets and FIFOs can be made, renames can be exclusive or exchange.
     pub full: bool,
-    /// There are layers to mount again.
-    pub layers: bool,
+    /// There are layers to mount again, of which the upper one is written so.
+    pub layers: Option<Written>,
 }
 
 /// From here on an inode number says nothing of the object.
@@ -150,7 +150,7 @@ fn op(abilities: Abilities) -> BoxedStrategy<Op> {
         1 => whom().prop_map(Op::Sync),
         2 => (whom(), 1usize..5).prop_map(|(whom, chunk)| Op::List(whom, chunk)),
     ];
-    some(op, 5, abilities.layers, prop_oneof![2 => Just(Op::Remount), 1 => Just(Op::Stack)])
+    some(op, 5, abilities.layers.is_some(), prop_oneof![2 => Just(Op::Remount), 1 => Just(Op::Stack)])
 }
 
 /// Lower layers and the operations to run above them.
@@ -195,7 +195,7 @@ pub fn run<D: Door>(stack: &[Vec<Item>], ops: &[Op], abilities: Abilities, mount
         lowers.push((path, layer));
     }
     let merged = merge(&lowers);
-    let linked = match abilities.layers {
+    let linked = match abilities.layers.is_some() {
         true => layer::linked(lowers.iter().map(|(_, layer)| layer)),
         false => layer::linked([&merged].into_iter()),
     };
@@ -260,7 +260,7 @@ impl<D: Door> Pair<'_, D> {
     /// Makes an empty upper layer. The root of the merged tree has its attributes.
     fn new_upper(&mut self) {
         self.upper = self.stage.dir(&format!("upper{}", self.lowers.len()));
-        if self.abilities.layers {
+        if self.abilities.layers.is_some() {
             let (mode, owner) = (0o750, Owner { uid: 1000, gid: 1001 });
             test_common::mode(&self.upper, mode);
             test_common::owner(&self.upper, owner.uid, owner.gid);
@@ -283,10 +283,10 @@ impl<D: Door> Pair<'_, D> {
         // Numbers from a counter, for the few objects whose own was taken, are those of one mount.
         self.inodes.retain(|_, number| *number < COUNTED);
         self.door = None;
-        if !self.abilities.layers {
+        let Some(written) = self.abilities.layers else {
             return Ok(None);
-        }
-        let upper = layer::read(&self.upper, &mut self.ids);
+        };
+        let upper = layer::read(&self.upper, written, &mut self.ids);
         let layers: Vec<_> = [&upper].into_iter().chain(self.lowers.iter().map(|(_, layer)| layer)).cloned().collect();
         self.compare_layers(&layer::merge(&layers))?;
         Ok(Some(upper))

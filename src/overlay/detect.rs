@@ -1,0 +1,135 @@
+//! In which format an upper layer is written.
+//!
+//! An upper layer in the kernel's format says so by the attributes of its top: the kernel leaves some there when it mounts, and we leave
+//! [`kernel::FORMAT`] before anything else is written. Every other is an OCI image layer. Where the kernel's format is asked for and
+//! there is no such attribute yet, the whole layer is looked through once for what only the other format has.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+
+use syscall::error::{EINVAL, ENOENT, ENOTDIR, EOPNOTSUPP, EPERM, Error};
+
+use super::stack::Stack;
+use super::work::{Refused, entries};
+use crate::format::kernel::{self, Namespace};
+use crate::format::{self, Format, Meaning, Wanted};
+use crate::layer::{Kind, Layer, Object, RenameMode, Result, XattrMode};
+
+/// Where the kernel's overlayfs keeps, with its option index, which names of lower layers are links of a file that was changed.
+const INDEX: &str = "index";
+
+/// What is known of the format of an upper layer before anything is written to it.
+#[derive(Clone, Copy)]
+pub enum Known {
+    Oci,
+    /// The kernel's, in the namespace that it is marked with; None if it is not marked yet.
+    Kernel(Option<Namespace>),
+}
+
+/// Finds out how the upper layer of a stack is written, or is to be if it is new.
+pub fn detect<L: Layer>(stack: &Stack<L>, wanted: Option<Wanted>) -> std::result::Result<Known, Refused> {
+    match (namespace(stack)?, wanted) {
+        (Some(namespace), Some(Wanted::Oci)) => Err(Refused::KernelFormat(namespace.prefix())),
+        (Some(namespace), _) => Ok(Known::Kernel(Some(namespace))),
+        (None, Some(Wanted::Kernel)) => match find_marker(stack)? {
+            Some(marker) => Err(Refused::OciFormat(marker)),
+            None => Ok(Known::Kernel(None)),
+        },
+        (None, _) => Ok(Known::Oci),
+    }
+}
+
+impl Known {
+    pub fn is_kernel(self) -> bool {
+        matches!(self, Known::Kernel(_))
+    }
+
+    /// Refuses a work directory of the kernel's overlayfs in which something is that must not get lost.
+    pub fn check_work<L: Layer>(self, upper: &L, work: &L::Dir) -> std::result::Result<(), Refused> {
+        let index = match upper.open_dir(work, OsStr::new(INDEX)) {
+            _ if !self.is_kernel() => return Ok(()),
+            Err(error) if matches!(error.errno, ENOENT | ENOTDIR) => return Ok(()),
+            index => index?,
+        };
+        if entries(upper, &index)?.is_empty() { Ok(()) } else { Err(Refused::Indexed) }
+    }
+
+    /// Sees to it that the upper layer can be written so and is marked, if need be, at its top `root`. What has to be tried is tried in the
+    /// work directory.
+    pub fn settle<L: Layer>(self, upper: &L, root: &L::Dir, work: &L::Dir) -> std::result::Result<Format, Refused> {
+        let Known::Kernel(known) = self else {
+            return Ok(Format::Oci);
+        };
+        let namespace = attempt(upper, work, known).map_err(Refused::CannotMark)?;
+        if known.is_none() {
+            let (name, value) = kernel::FORMAT;
+            upper.set_xattr(Object::Dir(root), &namespace.name(name), value, XattrMode::Set)?;
+        }
+        Ok(Format::Kernel(namespace))
+    }
+}
+
+/// Does once in the work directory what the kernel's format needs. Answers the namespace: the one that is known, or else the first one that
+/// can be used.
+fn attempt<L: Layer>(upper: &L, work: &L::Dir, known: Option<Namespace>) -> Result<Namespace> {
+    let able = upper.capabilities();
+    if !able.xattrs || !able.exchange {
+        return Err(Error::new(EOPNOTSUPP));
+    }
+    let (from, to) = (OsStr::new("from"), OsStr::new("to"));
+    drop(upper.create_file(work, from, 0o600, upper.identity())?);
+    let mark = |namespace: Namespace| {
+        let (name, value) = kernel::OPAQUE;
+        upper.set_xattr(Object::Entry(work, from), &namespace.name(name), value, XattrMode::Set).map(|()| namespace)
+    };
+    let namespace = match known {
+        Some(known) => mark(known),
+        None => match mark(Namespace::Trusted) {
+            Err(error) if matches!(error.errno, EPERM | EOPNOTSUPP) => mark(Namespace::User),
+            marked => marked,
+        },
+    };
+    let left = namespace.and_then(|namespace| {
+        upper.rename(work, from, work, to, RenameMode::Whiteout)?;
+        upper.unlink(work, to)?;
+        Ok((namespace, upper.stat(Object::Entry(work, from))?))
+    });
+    upper.unlink(work, from)?;
+    match left? {
+        (namespace, left) if kernel::is_whiteout(&left) => Ok(namespace),
+        _ => Err(Error::new(EINVAL)),
+    }
+}
+
+/// The namespace of the attributes at the top of the upper layer that are the kernel's format's.
+fn namespace<L: Layer>(stack: &Stack<L>) -> Result<Option<Namespace>> {
+    let Some(root) = stack.upper_root() else { return Ok(None) };
+    let upper = stack.layer(root);
+    if !upper.capabilities().xattrs {
+        return Ok(None);
+    }
+    match upper.xattrs(Object::Dir(&*stack.open(root)?)) {
+        Err(error) if error.errno == EOPNOTSUPP => Ok(None),
+        names => Ok(Namespace::of(&names?)),
+    }
+}
+
+/// The path of a file in the upper layer that has a meaning only if that is an OCI image layer.
+fn find_marker<L: Layer>(stack: &Stack<L>) -> Result<Option<PathBuf>> {
+    let mut dirs: Vec<_> = stack.upper_root().map(|root| (root.clone(), PathBuf::new())).into_iter().collect();
+    while let Some((dir, path)) = dirs.pop() {
+        let mut found = None;
+        let each = &mut |entry: crate::layer::Entry<'_>| match format::meaning(entry.name) {
+            Meaning::Object if entry.kind == Kind::Dir => {
+                dirs.push((stack.child(&dir, entry.name), path.join(Path::new(entry.name))));
+            }
+            Meaning::Object => {}
+            _ => found = Some(path.join(Path::new(entry.name))),
+        };
+        stack.layer(&dir).list(&*stack.open(&dir)?, each)?;
+        if found.is_some() {
+            return Ok(found);
+        }
+    }
+    Ok(None)
+}

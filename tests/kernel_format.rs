@@ -1,0 +1,281 @@
+//! Upper layers in the format of the kernel's overlayfs: when a layer is in it, what it then cannot hold, the steps of its changes, and
+//! files that have only metadata of their own.
+//!
+//! Needs root, for attributes in the namespace `trusted`.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use overlayfs::format::Wanted;
+use overlayfs::layer::{Kind, OsLayer, Owner, RenameMode};
+use overlayfs::mount::mount;
+use overlayfs::options::Options;
+use overlayfs::overlay::{Node, Overlay};
+use rustix::fs::XattrFlags;
+use syscall::error::{EINVAL, EIO, ENOENT, EPERM, Error};
+use test_common::{Stage, names, put};
+
+const OWN: Owner = Owner { uid: 0, gid: 0 };
+
+fn options(stage: &Stage, format: Option<Wanted>) -> Options {
+    let (upper, work) = (Some(stage.dir("upper")), Some(stage.dir("work")));
+    Options { lowers: vec![stage.dir("lower"), stage.dir("bottom")], upper, work, format, ..Options::default() }
+}
+
+fn overlay(stage: &Stage, format: Option<Wanted>) -> Overlay<OsLayer> {
+    mount(&options(stage, format)).unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn refusal(options: &Options) -> String {
+    mount(options).err().unwrap_or_else(|| panic!("{options:?} was mounted")).to_string()
+}
+
+fn find(overlay: &Overlay<OsLayer>, path: &str) -> Result<Arc<Node<OsLayer>>, Error> {
+    path.split('/').try_fold(overlay.root().clone(), |dir, name| overlay.lookup(&dir, OsStr::new(name)))
+}
+
+fn read(overlay: &Overlay<OsLayer>, path: &str) -> Result<String, Error> {
+    let mut bytes = vec![0; 100];
+    let read = overlay.read_at(&overlay.open(&find(overlay, path)?), &mut bytes, 0)?;
+    Ok(String::from_utf8(bytes[..read].to_vec()).unwrap())
+}
+
+fn errno<T>(result: Result<T, Error>) -> i32 {
+    result.map(drop).map_or_else(|error| error.errno, |()| 0)
+}
+
+fn set(path: &Path, name: &str, value: &str) {
+    rustix::fs::setxattr(path, name, value.as_bytes(), XattrFlags::empty()).unwrap();
+}
+
+fn get(path: &Path, name: &str) -> Option<String> {
+    let mut value = vec![0; 4096];
+    let len = rustix::fs::getxattr(path, name, &mut value[..]).ok()?;
+    value.truncate(len);
+    Some(String::from_utf8(value).unwrap())
+}
+
+fn is_whiteout(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|stat| stat.file_type().is_char_device() && stat.rdev() == 0)
+}
+
+/// A file of `size` bytes that has only metadata, at a path of a layer.
+fn metacopy(layer: &Path, path: &str, size: u64, redirect: Option<&str>) -> PathBuf {
+    let path = put::file(layer, path, "");
+    fs::File::options().write(true).open(&path).unwrap().set_len(size).unwrap();
+    set(&path, "trusted.overlay.metacopy", "");
+    if let Some(redirect) = redirect {
+        set(&path, "trusted.overlay.redirect", redirect);
+    }
+    path
+}
+
+#[test]
+fn a_layer_stays_in_the_format_that_it_was_begun_in() {
+    let stage = Stage::new();
+    drop(overlay(&stage, Some(Wanted::Kernel)));
+    assert_eq!(get(&stage.path("upper"), "trusted.overlay.format").as_deref(), Some("kernel"));
+    // Nothing needs to be said any more, and nothing else can be.
+    put::file(&stage.dir("lower"), "file", "");
+    let again = overlay(&stage, None);
+    again.unlink(again.root(), OsStr::new("file")).unwrap();
+    drop(again);
+    assert!(is_whiteout(&stage.path("upper/file")));
+    drop(overlay(&stage, Some(Wanted::Kernel)));
+    let said = refusal(&options(&stage, Some(Wanted::Oci)));
+    assert!(said.contains("as its attributes trusted.overlay.* say"), "{said}");
+}
+
+#[test]
+fn a_layer_of_the_kernel_is_known_and_a_plain_one_is_an_image_layer() {
+    let stage = Stage::new();
+    put::file(&stage.dir("lower"), "file", "");
+    let delete = |format| {
+        let overlay = overlay(&stage, format);
+        overlay.unlink(overlay.root(), OsStr::new("file")).unwrap();
+    };
+    delete(None);
+    assert_eq!(names(&stage.path("upper")), [".wh.file"]);
+    let said = refusal(&options(&stage, Some(Wanted::Kernel)));
+    assert!(said.contains("it is an OCI image layer, as the name .wh.file in it says"), "{said}");
+    put::file(&stage.path("upper"), "deep/er/.wh.name", "");
+    fs::remove_file(stage.path("upper/.wh.file")).unwrap();
+    let said = refusal(&options(&stage, Some(Wanted::Kernel)));
+    assert!(said.contains("as the name deep/er/.wh.name in it says"), "{said}");
+
+    for (sign, prefix) in [("user.overlay.uuid", "user."), ("trusted.overlay.impure", "trusted.")] {
+        fs::remove_dir_all(stage.path("upper")).unwrap();
+        put::file(&stage.dir("lower"), "dir/file", "");
+        set(&stage.dir("upper"), sign, "y");
+        delete(None);
+        assert!(is_whiteout(&stage.path("upper/file")));
+        let overlay = overlay(&stage, None);
+        overlay.unlink(&find(&overlay, "dir").unwrap(), OsStr::new("file")).unwrap();
+        overlay.remove_dir(overlay.root(), OsStr::new("dir")).unwrap();
+        overlay.create_dir(overlay.root(), OsStr::new("dir"), 0o750, OWN).unwrap();
+        assert_eq!(get(&stage.path("upper/dir"), &format!("{prefix}overlay.opaque")).as_deref(), Some("y"));
+        assert_eq!(get(&stage.path("upper"), &format!("{prefix}overlay.format")), None, "it is marked already");
+    }
+}
+
+#[test]
+fn a_work_directory_of_its_own_is_needed() {
+    let stage = Stage::new();
+    let said = refusal(&Options { work: None, ..options(&stage, Some(Wanted::Kernel)) });
+    assert!(said.contains("needs a work directory beside it"), "{said}");
+    assert_eq!(names(&stage.path("upper")), [""; 0]);
+    assert_eq!(get(&stage.path("upper"), "trusted.overlay.format"), None);
+}
+
+#[test]
+fn the_kernels_index_of_links_is_not_lost() {
+    let stage = Stage::new();
+    stage.dir("work/index");
+    put::file(&stage.dir("work"), "work/left", "");
+    drop(overlay(&stage, Some(Wanted::Kernel)));
+    assert!(!stage.path("work/index").exists(), "an empty one is no loss");
+    put::file(&stage.dir("work"), "index/00fb", "");
+    let said = refusal(&options(&stage, None));
+    assert!(said.contains("remove the directory index from the work directory"), "{said}");
+    assert!(stage.path("work/index/00fb").exists());
+}
+
+/// Names of markers are names like others, and a device that would be a whiteout cannot be made.
+#[test]
+fn what_the_format_cannot_hold() {
+    let stage = Stage::new();
+    put::file(&stage.dir("lower"), "hidden", "");
+    put::file(&stage.dir("lower"), "file", "lower");
+    put::file(&stage.dir("lower"), ".wh.below", "");
+    put::file(&stage.dir("bottom"), "below", "");
+    let (name, overlay) = (OsStr::new(".wh.hidden"), overlay(&stage, Some(Wanted::Kernel)));
+    let root = overlay.root();
+    assert_eq!(errno(find(&overlay, "below")), ENOENT, "lower layers are read in both formats");
+    assert_eq!(errno(find(&overlay, ".wh.below")), ENOENT);
+    drop(overlay.create_file(root, name, 0o600, OWN).unwrap());
+    assert_eq!(errno(overlay.create_node(root, OsStr::new("dev"), Kind::CharDev, 0o600, 0, OWN)), EPERM);
+    assert_eq!(errno(overlay.create_node(root, OsStr::new("dev"), Kind::CharDev, 0o600, 0x103, OWN)), 0);
+    let moved = overlay.rename(root, OsStr::new("file"), root, OsStr::new("new"), RenameMode::Whiteout);
+    assert_eq!(errno(moved), EINVAL);
+    drop(overlay);
+    let overlay = self::overlay(&stage, None);
+    for path in [".wh.hidden", "hidden", "file", "dev"] {
+        assert_eq!(errno(find(&overlay, path)), 0, "{path}");
+    }
+}
+
+/// A whiteout is replaced in one step, also by a directory, and a directory makes place for one in one step.
+#[test]
+fn whiteouts_come_and_go_in_one_step() {
+    let stage = Stage::new();
+    for file in ["dir/one", "other/one", "empty/one", "file"] {
+        put::file(&stage.dir("lower"), file, file);
+    }
+    let upper = stage.path("upper");
+    let overlay = overlay(&stage, Some(Wanted::Kernel));
+    let (root, move_to) = (overlay.root(), RenameMode::Replace);
+    let rename = |from: &str, to: &str| overlay.rename(root, OsStr::new(from), root, OsStr::new(to), move_to).unwrap();
+    rename("dir", "moved");
+    assert!(is_whiteout(&upper.join("dir")));
+    assert_eq!(get(&upper.join("moved"), "trusted.overlay.redirect").as_deref(), Some("/dir"));
+    // To a whiteout, from a name that needs one and from one that does not.
+    rename("other", "dir");
+    assert!(is_whiteout(&upper.join("other")) && upper.join("dir").is_dir());
+    rename("moved", "other");
+    assert!(!test_common::exists(&upper.join("moved")) && upper.join("other").is_dir());
+    assert_eq!(
+        (read(&overlay, "dir/one").unwrap(), read(&overlay, "other/one").unwrap()),
+        ("other/one".into(), "dir/one".into())
+    );
+    // Over a directory that looks empty.
+    overlay.unlink(&find(&overlay, "empty").unwrap(), OsStr::new("one")).unwrap();
+    rename("dir", "empty");
+    assert!(is_whiteout(&upper.join("dir")));
+    assert_eq!(read(&overlay, "empty/one").unwrap(), "other/one");
+    // A file, a symlink and a link over a whiteout.
+    rename("file", "kept");
+    let link = find(&overlay, "kept").unwrap();
+    overlay.link(&link, root, OsStr::new("file")).unwrap();
+    overlay.create_symlink(root, OsStr::new("dir"), OsStr::new("target"), OWN).unwrap();
+    assert_eq!(names(&stage.path("work")), ["numbers"], "nothing is left behind");
+    drop(overlay);
+    let overlay = self::overlay(&stage, None);
+    assert_eq!(read(&overlay, "file").unwrap(), "file");
+    assert_eq!(find(&overlay, "dir").unwrap().kind(), Kind::Symlink);
+    assert_eq!(read(&overlay, "other/one").unwrap(), "dir/one");
+    assert_eq!(errno(find(&overlay, "moved")), ENOENT);
+}
+
+#[test]
+fn data_are_found_below_files_that_have_only_metadata() {
+    let stage = Stage::new();
+    let (lower, bottom) = (stage.dir("lower"), stage.dir("bottom"));
+    for file in ["same", "dir/target", "dir/sibling", "gone"] {
+        put::file(&bottom, file, file);
+    }
+    put::file(&bottom, "dir/large", vec![b'x'; 3 << 20]);
+    metacopy(&lower, "same", 4, None);
+    metacopy(&lower, "large", 3 << 20, Some("/dir/large"));
+    metacopy(&lower, "path", 10, Some("/dir/target"));
+    metacopy(&lower, "moved/beside", 11, Some("sibling"));
+    set(&lower.join("moved"), "trusted.overlay.redirect", "/dir");
+    metacopy(&lower, "gone", 4, Some("/nowhere"));
+    metacopy(&lower, "dir", 4, None);
+    metacopy(&lower, "opaque/file", 4, None);
+    put::file(&bottom, "opaque/file", "data");
+    set(&lower.join("opaque"), "trusted.overlay.opaque", "y");
+    metacopy(&lower, "bad", 4, Some("same"));
+    set(&lower.join("bad"), "trusted.overlay.redirect", "/../same");
+
+    let overlay = overlay(&stage, None);
+    for (path, data) in [("same", "same"), ("path", "dir/target"), ("moved/beside", "dir/sibling")] {
+        assert_eq!(read(&overlay, path).unwrap(), data, "{path}");
+        assert_eq!(overlay.stat(&find(&overlay, path).unwrap()).unwrap().size, data.len() as u64);
+    }
+    // Of a large file only what changes is copied, from where the data are.
+    let large = find(&overlay, "large").unwrap();
+    overlay.write_at(&overlay.open(&large), b"y", 1 << 20).unwrap();
+    let mut bytes = vec![0; 3];
+    overlay.read_at(&overlay.open(&large), &mut bytes, (1 << 20) - 1).unwrap();
+    assert_eq!(bytes, b"xyx");
+    for path in ["gone", "dir", "opaque/file", "bad"] {
+        assert_eq!(errno(read(&overlay, path)), EIO, "{path}");
+        assert_eq!(errno(overlay.write_at(&overlay.open(&find(&overlay, path).unwrap()), b"x", 0)), EIO, "{path}");
+    }
+    let path = overlay.open(&find(&overlay, "path").unwrap());
+    overlay.write_at(&path, b"DIR", 0).unwrap();
+    drop(path);
+    drop(overlay);
+    let mut expected = vec![b'x'; 3 << 20];
+    expected[1 << 20] = b'y';
+    assert!(fs::read(stage.path("upper/large")).unwrap() == expected);
+    assert_eq!(fs::read(stage.path("upper/path")).unwrap(), b"DIR/target");
+    assert_eq!(get(&stage.path("upper/path"), "trusted.overlay.metacopy"), None);
+}
+
+/// In an upper layer the data are copied in before the mark goes: what a crash has left in between is still read below.
+#[test]
+fn an_upper_file_that_has_only_metadata_is_completed() {
+    let stage = Stage::new();
+    put::file(&stage.dir("bottom"), "file", "content");
+    put::file(&stage.dir("bottom"), "cut", "content");
+    set(&stage.dir("upper"), "trusted.overlay.uuid", "0123456789abcdef");
+    let file = metacopy(&stage.path("upper"), "file", 7, None);
+    let cut = metacopy(&stage.path("upper"), "cut", 7, None);
+    fs::write(&file, "con").unwrap();
+    fs::File::options().write(true).open(&file).unwrap().set_len(7).unwrap();
+    let overlay = overlay(&stage, None);
+    assert_eq!(read(&overlay, "file").unwrap(), "content");
+    let handle = overlay.open(&find(&overlay, "file").unwrap());
+    overlay.write_at(&handle, b"T", 3).unwrap();
+    assert_eq!(read(&overlay, "file").unwrap(), "conTent");
+    overlay.truncate(&find(&overlay, "cut").unwrap(), 3).unwrap();
+    assert_eq!(read(&overlay, "cut").unwrap(), "con");
+    for path in [&file, &cut] {
+        assert_eq!(get(path, "trusted.overlay.metacopy"), None);
+    }
+    assert_eq!((fs::read(file).unwrap(), fs::read(cut).unwrap()), (b"conTent".to_vec(), b"con".to_vec()));
+}

@@ -1,0 +1,342 @@
+//! One visible step: wherever a change is cut off, as by a crash, a fresh mount shows the tree as it was before or as it is after it. In
+//! both formats of the upper layer.
+//!
+//! Needs root, for attributes in the namespace `trusted`.
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use overlayfs::format::Wanted;
+use overlayfs::layer::{
+    Access, Allocation, Capabilities, Entry, Kind, Layer, Object, OsLayer, Owner, RenameMode, Result, Stat, StatFs,
+    Time, XattrMode,
+};
+use overlayfs::overlay::{Layers, Node, Overlay, Settings};
+use syscall::error::{EIO, Error};
+use test_common::{Stage, put};
+
+const OWN: Owner = Owner { uid: 0, gid: 0 };
+
+/// A layer to which nothing more happens after some number of changes: each one after that fails.
+struct Cut {
+    inner: OsLayer,
+    /// How many changes may still be made.
+    left: Arc<AtomicU64>,
+}
+
+impl Cut {
+    fn count(&self) -> Result<()> {
+        let less = self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
+        less.map(drop).map_err(|_| Error::new(EIO))
+    }
+}
+
+fn inner<'a>(object: Object<'a, Cut>) -> Object<'a, OsLayer> {
+    match object {
+        Object::Dir(dir) => Object::Dir(dir),
+        Object::Entry(dir, name) => Object::Entry(dir, name),
+        Object::File(file) => Object::File(file),
+    }
+}
+
+type Dir = <OsLayer as Layer>::Dir;
+type File = <OsLayer as Layer>::File;
+
+/// Defines the layer from lists of the calls that change something, and of those that do not. An argument named `object` is handed on as an
+/// object of the layer inside.
+macro_rules! cut {
+    (changing { $($change:ident($($change_argument:ident: $change_type:ty),*) -> $changed:ty;)* }
+     asking { $($ask:ident($($ask_argument:ident: $ask_type:ty),*) -> $answer:ty;)* }) => {
+        impl Layer for Cut {
+            type Dir = Dir;
+            type File = File;
+
+            $(fn $change(&self, $($change_argument: $change_type),*) -> $changed {
+                self.count()?;
+                self.inner.$change($(hand_on!($change_argument $change_argument)),*)
+            })*
+
+            $(fn $ask(&self, $($ask_argument: $ask_type),*) -> $answer {
+                self.inner.$ask($(hand_on!($ask_argument $ask_argument)),*)
+            })*
+        }
+    };
+}
+
+macro_rules! hand_on {
+    (object $argument:ident) => {
+        inner($argument)
+    };
+    ($name:ident $argument:ident) => {
+        $argument
+    };
+}
+
+cut! {
+    changing {
+        set_owner(object: Object<'_, Self>, owner: Owner) -> Result<()>;
+        set_mode(object: Object<'_, Self>, mode: u32) -> Result<()>;
+        set_times(object: Object<'_, Self>, atime: Time, mtime: Time) -> Result<()>;
+        set_xattr(object: Object<'_, Self>, name: &OsStr, value: &[u8], mode: XattrMode) -> Result<()>;
+        remove_xattr(object: Object<'_, Self>, name: &OsStr) -> Result<()>;
+        create_file(dir: &Dir, name: &OsStr, mode: u32, owner: Owner) -> Result<File>;
+        create_dir(dir: &Dir, name: &OsStr, mode: u32, owner: Owner) -> Result<()>;
+        create_symlink(dir: &Dir, name: &OsStr, target: &OsStr, owner: Owner) -> Result<()>;
+        create_node(dir: &Dir, name: &OsStr, kind: Kind, mode: u32, rdev: u64, owner: Owner) -> Result<()>;
+        link(dir: &Dir, name: &OsStr, new_dir: &Dir, new_name: &OsStr) -> Result<()>;
+        unlink(dir: &Dir, name: &OsStr) -> Result<()>;
+        remove_dir(dir: &Dir, name: &OsStr) -> Result<()>;
+        rename(dir: &Dir, name: &OsStr, new_dir: &Dir, new_name: &OsStr, mode: RenameMode) -> Result<()>;
+        write_at(file: &File, buf: &[u8], offset: u64) -> Result<usize>;
+        truncate(file: &File, size: u64) -> Result<()>;
+        copy_range(from: &File, range: Range<u64>, to: &File, offset: u64) -> Result<u64>;
+        share_data(from: &File, to: &File) -> Result<()>;
+        allocate(file: &File, how: Allocation, range: Range<u64>) -> Result<()>;
+    }
+    asking {
+        capabilities() -> Capabilities;
+        identity() -> Owner;
+        creates_as(owner: Owner) -> bool;
+        root() -> Result<Dir>;
+        hold() -> Result<()>;
+        stat_fs() -> Result<StatFs>;
+        open_dir(dir: &Dir, name: &OsStr) -> Result<Dir>;
+        list(dir: &Dir, each: &mut dyn FnMut(Entry<'_>)) -> Result<()>;
+        stat(object: Object<'_, Self>) -> Result<Stat>;
+        birth(object: Object<'_, Self>) -> Result<Option<Time>>;
+        xattr(object: Object<'_, Self>, name: &OsStr) -> Result<Vec<u8>>;
+        xattrs(object: Object<'_, Self>) -> Result<Vec<OsString>>;
+        open_file(dir: &Dir, name: &OsStr, access: Access) -> Result<File>;
+        read_link(dir: &Dir, name: &OsStr) -> Result<OsString>;
+        read_at(file: &File, buf: &mut [u8], offset: u64) -> Result<usize>;
+        sync(file: &File) -> Result<()>;
+        sync_dir(dir: &Dir) -> Result<()>;
+        next_data(file: &File, from: u64) -> Result<Option<Range<u64>>>;
+        sync_all() -> Result<()>;
+        epoch() -> Option<u128>;
+    }
+}
+
+type Cuttable = Overlay<Cut>;
+type NodeRef = Arc<Node<Cut>>;
+
+/// An overlay of the stage's directories, and how many changes may be made through it.
+fn mount(stage: &Stage, format: Wanted) -> (Cuttable, Arc<AtomicU64>) {
+    let left = Arc::new(AtomicU64::new(u64::MAX));
+    let cut = |inner| Cut { inner, left: left.clone() };
+    let (upper, work) = OsLayer::open_pair(&stage.dir("upper"), &stage.dir("work")).unwrap();
+    let lowers = ["lower", "bottom"].map(|name| cut(OsLayer::open(&stage.dir(name), false).unwrap()));
+    let layers = Layers { upper: Some(cut(upper)), work: Some(cut(work)), lowers: lowers.into() };
+    let settings = Settings { format: Some(format), ..Settings::default() };
+    (Overlay::with_settings(layers, settings).unwrap(), left)
+}
+
+fn find(overlay: &Cuttable, path: &str) -> Result<NodeRef> {
+    let mut names = path.split('/').filter(|name| !name.is_empty());
+    names.try_fold(overlay.root().clone(), |dir, name| overlay.lookup(&dir, OsStr::new(name)))
+}
+
+/// The directory that an object is or is to be in, and its name.
+fn entry<'p>(overlay: &Cuttable, path: &'p str) -> Result<(NodeRef, &'p OsStr)> {
+    let (dir, name) = path.rsplit_once('/').unwrap_or(("", path));
+    Ok((find(overlay, dir)?, OsStr::new(name)))
+}
+
+/// All that there is in the tree, by path: kinds, modes, owners, contents and targets.
+fn tree(overlay: &Cuttable) -> BTreeMap<PathBuf, String> {
+    let mut all = BTreeMap::new();
+    let mut nodes = vec![(PathBuf::new(), overlay.root().clone())];
+    while let Some((path, node)) = nodes.pop() {
+        let stat = overlay.stat(&node).unwrap();
+        let mut said = format!("{:?} {:o} {}:{}", stat.kind, stat.mode, stat.uid, stat.gid);
+        match stat.kind {
+            Kind::File => {
+                let mut bytes = vec![0; 100];
+                let read = overlay.read_at(&overlay.open(&node), &mut bytes, 0).unwrap();
+                said += &format!(" {} {}", stat.size, String::from_utf8_lossy(&bytes[..read]));
+            }
+            Kind::Symlink => said += &format!(" to {:?}", overlay.read_link(&node).unwrap()),
+            Kind::Dir => {
+                let mut names = Vec::new();
+                let mut each = |entry: overlayfs::overlay::DirEntry<'_>| {
+                    names.push(entry.name.to_owned());
+                    true
+                };
+                overlay.list(&overlay.open(&node), 0, &mut each).unwrap();
+                for name in names {
+                    nodes.push((path.join(&name), overlay.lookup(&node, &name).unwrap()));
+                }
+            }
+            _ => {}
+        }
+        all.insert(path, said);
+    }
+    all
+}
+
+type Change = (&'static str, fn(&Cuttable) -> Result<()>);
+
+fn rename(overlay: &Cuttable, from: &str, to: &str, mode: RenameMode) -> Result<()> {
+    let ((dir, name), (new_dir, new_name)) = (entry(overlay, from)?, entry(overlay, to)?);
+    overlay.rename(&dir, name, &new_dir, new_name, mode)
+}
+
+fn unlink(overlay: &Cuttable, path: &str) -> Result<()> {
+    let (dir, name) = entry(overlay, path)?;
+    overlay.unlink(&dir, name)
+}
+
+fn write(overlay: &Cuttable, path: &str) -> Result<()> {
+    overlay.write_at(&overlay.open(&find(overlay, path)?), b"UP", 0).map(drop)
+}
+
+/// What is in the upper layer before the change that is cut off: names in all the states that a name can be in.
+const BEFORE: [Change; 10] = [
+    ("whiteouts", |overlay| ["gone", "gone-too", "d/gone"].iter().try_for_each(|path| unlink(overlay, path))),
+    ("copies", |overlay| ["both", "d/both"].iter().try_for_each(|path| write(overlay, path))),
+    ("a directory gone", |overlay| {
+        unlink(overlay, "dirgone/f")?;
+        overlay.remove_dir(overlay.root(), OsStr::new("dirgone"))
+    }),
+    ("a directory that looks empty", |overlay| unlink(overlay, "looks-empty/f")),
+    ("another, with a redirect", |overlay| {
+        unlink(overlay, "emptied/f")?;
+        rename(overlay, "emptied", "looks-empty-too", RenameMode::Replace)
+    }),
+    ("own objects", |overlay| {
+        overlay.create_dir(overlay.root(), OsStr::new("own"), 0o755, OWN)?;
+        overlay.create_file(&find(overlay, "own")?, OsStr::new("file"), 0o644, OWN).map(drop)
+    }),
+    ("a redirected directory", |overlay| rename(overlay, "r", "redirected", RenameMode::Replace)),
+    ("an opaque directory", |overlay| {
+        unlink(overlay, "o/f")?;
+        overlay.remove_dir(overlay.root(), OsStr::new("o"))?;
+        overlay.create_dir(overlay.root(), OsStr::new("o"), 0o755, OWN).map(drop)
+    }),
+    ("a file in it", |overlay| overlay.create_file(&find(overlay, "o")?, OsStr::new("new"), 0o644, OWN).map(drop)),
+    ("a link", |overlay| overlay.link(&find(overlay, "own/file")?, overlay.root(), OsStr::new("linked"))),
+];
+
+/// The changes.
+const CHANGES: [Change; 32] = [
+    ("unlink lower", |overlay| unlink(overlay, "file")),
+    ("unlink both", |overlay| unlink(overlay, "both")),
+    ("unlink upper", |overlay| unlink(overlay, "own/file")),
+    ("unlink in a directory that is not copied up", |overlay| unlink(overlay, "e/f")),
+    ("create", |overlay| overlay.create_file(overlay.root(), OsStr::new("new"), 0o640, OWN).map(drop)),
+    ("create over a whiteout", |overlay| overlay.create_file(overlay.root(), OsStr::new("gone"), 0o640, OWN).map(drop)),
+    ("create over a whiteout as another", |overlay| {
+        let owner = Owner { uid: 1000, gid: 1001 };
+        overlay.create_file(overlay.root(), OsStr::new("gone"), 0o4640, owner).map(drop)
+    }),
+    ("symlink over a whiteout", |overlay| {
+        overlay.create_symlink(overlay.root(), OsStr::new("gone"), OsStr::new("x"), OWN).map(drop)
+    }),
+    ("FIFO over a whiteout", |overlay| {
+        overlay.create_node(overlay.root(), OsStr::new("gone"), Kind::Fifo, 0o600, 0, OWN).map(drop)
+    }),
+    ("mkdir over the whiteout of a directory", |overlay| {
+        overlay.create_dir(overlay.root(), OsStr::new("dirgone"), 0o751, OWN).map(drop)
+    }),
+    ("mkdir over the whiteout of a file", |overlay| {
+        overlay.create_dir(overlay.root(), OsStr::new("gone"), 0o751, OWN).map(drop)
+    }),
+    ("link", |overlay| overlay.link(&find(overlay, "file")?, overlay.root(), OsStr::new("second"))),
+    ("link over a whiteout", |overlay| overlay.link(&find(overlay, "both")?, overlay.root(), OsStr::new("gone"))),
+    ("rmdir of a directory that looks empty", |overlay| overlay.remove_dir(overlay.root(), OsStr::new("looks-empty"))),
+    ("rmdir of one with a redirect", |overlay| overlay.remove_dir(overlay.root(), OsStr::new("looks-empty-too"))),
+    ("rmdir of an empty lower one", |overlay| overlay.remove_dir(overlay.root(), OsStr::new("empty"))),
+    ("rename of a lower file", |overlay| rename(overlay, "file", "d/new", RenameMode::Replace)),
+    ("rename of a lower file over another", |overlay| rename(overlay, "file", "both", RenameMode::Replace)),
+    ("rename of a lower file to a whiteout", |overlay| rename(overlay, "file", "gone", RenameMode::Replace)),
+    ("rename of an own file to a whiteout", |overlay| rename(overlay, "own/file", "d/gone", RenameMode::Replace)),
+    ("rename of a lower directory", |overlay| rename(overlay, "d", "moved", RenameMode::Replace)),
+    ("rename of a lower directory to a whiteout", |overlay| rename(overlay, "d", "dirgone", RenameMode::Replace)),
+    ("rename of an own directory to a whiteout", |overlay| rename(overlay, "own", "dirgone", RenameMode::Replace)),
+    ("rename of a redirected directory to a whiteout", |overlay| {
+        rename(overlay, "redirected", "gone-too", RenameMode::Replace)
+    }),
+    ("rename of a redirected directory back", |overlay| rename(overlay, "redirected", "r", RenameMode::Replace)),
+    ("rename of a lower directory over one that looks empty", |overlay| {
+        rename(overlay, "d", "looks-empty", RenameMode::Replace)
+    }),
+    ("rename of an own directory over one that looks empty", |overlay| {
+        rename(overlay, "own", "looks-empty", RenameMode::Replace)
+    }),
+    ("rename of an own directory over an empty lower one", |overlay| {
+        rename(overlay, "own", "empty", RenameMode::Replace)
+    }),
+    ("rename of an opaque directory over one with a redirect", |overlay| {
+        rename(overlay, "o", "looks-empty-too", RenameMode::Replace)
+    }),
+    ("exchange of a directory and a file", |overlay| rename(overlay, "d", "own/file", RenameMode::Exchange)),
+    ("exchange of a lower and an own directory", |overlay| rename(overlay, "d", "own", RenameMode::Exchange)),
+    ("chmod", |overlay| overlay.set_mode(&find(overlay, "d/both")?, 0o600)),
+];
+
+fn stage(format: Wanted) -> Stage {
+    let stage = Stage::new();
+    for file in ["file", "both", "gone", "gone-too", "d/gone", "d/both", "d/deep/f", "dirgone/f", "r/f", "o/f", "e/f"] {
+        put::file(&stage.dir("lower"), file, file);
+    }
+    for file in ["d/bottom", "looks-empty/f", "emptied/f", "dirgone/bottom/f"] {
+        put::file(&stage.dir("bottom"), file, file);
+    }
+    put::dir(&stage.dir("bottom"), "empty");
+    let (overlay, _) = mount(&stage, format);
+    // So that a deletion is in the way of what is below two layers.
+    unlink(&overlay, "dirgone/bottom/f").unwrap();
+    overlay.remove_dir(&find(&overlay, "dirgone").unwrap(), OsStr::new("bottom")).unwrap();
+    for (what, change) in BEFORE {
+        change(&overlay).unwrap_or_else(|error| panic!("{what}: {error}"));
+    }
+    drop(overlay);
+    stage
+}
+
+fn check(format: Wanted) {
+    // As an overlay has it from the first mount on: what is made in layers is the same before and after that.
+    rustix::process::umask(rustix::fs::Mode::empty());
+    for (what, change) in CHANGES {
+        let [before, after] = [false, true].map(|changed| {
+            let stage = stage(format);
+            if changed {
+                change(&mount(&stage, format).0).unwrap_or_else(|error| panic!("{what}: {error}"));
+            }
+            tree(&mount(&stage, format).0)
+        });
+        assert_ne!(before, after, "{what}");
+        let mut seen_after = false;
+        for steps in 0.. {
+            let stage = stage(format);
+            let (overlay, left) = mount(&stage, format);
+            left.store(steps, Ordering::Relaxed);
+            let result = change(&overlay);
+            let whole = left.load(Ordering::Relaxed) > 0;
+            drop(overlay);
+            let now = tree(&mount(&stage, format).0);
+            assert!(now == before || now == after, "{what}, {steps} steps: {now:#?} is neither before nor after");
+            assert!(now == after || !seen_after, "{what}: undone by step {steps}");
+            assert!(now == after || result.is_err(), "{what}, {steps} steps: said to be done");
+            seen_after = now == after;
+            if whole {
+                assert!(result.is_ok() && seen_after, "{what}, {steps} steps");
+                break;
+            }
+        }
+    }
+}
+
+#[test]
+fn changes_of_an_image_layer_are_seen_in_one_step() {
+    check(Wanted::Oci);
+}
+
+#[test]
+fn changes_in_the_kernels_format_are_seen_in_one_step() {
+    check(Wanted::Kernel);
+}
