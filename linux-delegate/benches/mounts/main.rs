@@ -3,8 +3,8 @@
 //! `cargo bench -p linux-delegate --bench mounts -- [--quick] [--rounds N] [--rows WORD,WORD] [--json FILE] [--svg FILE]`
 //!
 //! Every round does every row on every subject, so that whatever else the machine does hits all of them alike. Printed are the medians, as
-//! ratios to the bare filesystem. All data are made in a new ext4 filesystem in a file below `target`, which is removed at the end. Needs
-//! root, /dev/fuse, git, tar, e2fsprogs and fuse-overlayfs; `docs/performance.md` says what each row does.
+//! ratios to the bare filesystem. In one more round the system calls of the daemons are counted. All data are made in a new ext4 filesystem in a file below `target`, which is removed at the end. Needs
+//! root, /dev/fuse, git, tar, e2fsprogs, strace and fuse-overlayfs; `docs/performance.md` says what each row does.
 
 mod chart;
 mod report;
@@ -85,7 +85,16 @@ fn run(arguments: &Arguments) -> Result<(), String> {
             }
         }
     }
-    let report = Report::new(&rows, &times, &memory);
+    let mut calls = BTreeMap::new();
+    for (index, row) in rows.iter().enumerate() {
+        eprintln!("counting calls: {}", row.name);
+        for subject in [Subject::FuseOverlayfs, Subject::Ours] {
+            if let Some(count) = stage.count(subject, row)? {
+                calls.insert((index, subject), count as f64 / row.operations as f64);
+            }
+        }
+    }
+    let report = Report::new(&rows, &times, &memory, &calls);
     print!("{}", report.table());
     let write = |path: &Option<PathBuf>, text: String| match path {
         Some(path) => fs::write(path, text).map_err(|error| format!("{} cannot be written: {error}.", path.display())),

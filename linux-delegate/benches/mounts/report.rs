@@ -32,6 +32,8 @@ pub struct Summary {
     pub ratio: f64,
     /// In KiB.
     pub peak: u64,
+    /// How many system calls the daemon makes for each operation; None without a daemon.
+    pub calls: Option<f64>,
 }
 
 pub struct Report {
@@ -43,6 +45,7 @@ impl Report {
         rows: &[Row],
         times: &BTreeMap<(usize, Subject), Vec<f64>>,
         memory: &BTreeMap<(usize, Subject), u64>,
+        calls: &BTreeMap<(usize, Subject), f64>,
     ) -> Self {
         let line = |(index, row): (usize, &Row)| {
             let of = |subject| {
@@ -57,7 +60,8 @@ impl Report {
                 let (least, most) =
                     (sorted.first().copied().unwrap_or(f64::NAN), sorted.last().copied().unwrap_or(f64::NAN));
                 let peak = memory.get(&(index, subject)).copied().unwrap_or_default();
-                Summary { subject, median, least, most, ratio: median / bare, peak }
+                let calls = calls.get(&(index, subject)).copied();
+                Summary { subject, median, least, most, ratio: median / bare, peak, calls }
             };
             Line { name: row.name, goal: row.goal, results: Subject::ALL.map(summary).into() }
         };
@@ -66,15 +70,29 @@ impl Report {
 
     /// A table for people, in Markdown.
     pub fn table(&self) -> String {
-        let mut text = "| work | bare, ms | kernel | fuse-overlayfs | ours | spread | goal | met |\n| --- | --- | --- | --- | --- | --- | --- | --- |\n".to_owned();
+        let columns = [
+            "work",
+            "bare, ms",
+            "kernel",
+            "fuse-overlayfs",
+            "ours",
+            "spread",
+            "goal",
+            "met",
+            "calls, f.-o.",
+            "calls, ours",
+        ];
+        let mut text = format!("| {} |\n|{}\n", columns.join(" | "), " --- |".repeat(columns.len()));
         for Line { name, goal, results } in &self.lines {
             let [bare, kernel, fuse, ours] = results.as_slice() else { continue };
             let spread = format!("{:.2}–{:.2}", ours.least / bare.median, ours.most / bare.median);
             let met = if ours.ratio <= *goal { "yes" } else { "no" };
+            let calls = |calls: Option<f64>| calls.map_or_else(String::new, |calls| format!("{calls:.2}"));
+            let (calls_fuse, calls_ours) = (calls(fuse.calls), calls(ours.calls));
             let (bare, kernel, fuse, ours) = (bare.median * 1e3, kernel.ratio, fuse.ratio, ours.ratio);
             let _ = writeln!(
                 text,
-                "| {name} | {bare:.1} | {kernel:.2} | {fuse:.2} | **{ours:.2}** | {spread} | {goal} | {met} |"
+                "| {name} | {bare:.1} | {kernel:.2} | {fuse:.2} | **{ours:.2}** | {spread} | {goal} | {met} | {calls_fuse} | {calls_ours} |"
             );
         }
         let peak = |subject: Subject| {
@@ -97,9 +115,10 @@ impl Report {
     /// All numbers: seconds, ratios, and KiB.
     pub fn json(&self) -> String {
         let result = |result: &Summary| {
-            let Summary { subject, median, least, most, ratio, peak } = result;
+            let Summary { subject, median, least, most, ratio, peak, calls } = result;
+            let calls = calls.map_or("null".to_owned(), |calls| calls.to_string());
             format!(
-                r#"{{"subject": "{}", "median": {median}, "least": {least}, "most": {most}, "ratio": {ratio}, "peak_kib": {peak}}}"#,
+                r#"{{"subject": "{}", "median": {median}, "least": {least}, "most": {most}, "ratio": {ratio}, "peak_kib": {peak}, "calls": {calls}}}"#,
                 subject.name()
             )
         };

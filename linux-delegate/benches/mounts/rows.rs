@@ -53,6 +53,8 @@ pub struct Row {
     pub name: &'static str,
     /// What is wanted of ours, as a ratio to the bare filesystem.
     pub goal: f64,
+    /// How many files, entries or writes the work is for: what system calls are counted by.
+    pub operations: usize,
     /// The part of the lower layer that is needed: it is the lower layer.
     pub part: &'static str,
     /// Each directory in the part is a lower layer.
@@ -64,12 +66,26 @@ pub struct Row {
 }
 
 impl Row {
-    const fn warm(name: &'static str, goal: f64, part: &'static str, prepare: Work, work: Work) -> Self {
-        Row { name, goal, part, pieces: false, cold: false, prepare, work }
+    const fn warm(
+        name: &'static str,
+        goal: f64,
+        operations: usize,
+        part: &'static str,
+        prepare: Work,
+        work: Work,
+    ) -> Self {
+        Row { name, goal, operations, part, pieces: false, cold: false, prepare, work }
     }
 
-    const fn cold(name: &'static str, goal: f64, part: &'static str, prepare: Work, work: Work) -> Self {
-        Row { cold: true, ..Row::warm(name, goal, part, prepare, work) }
+    const fn cold(
+        name: &'static str,
+        goal: f64,
+        operations: usize,
+        part: &'static str,
+        prepare: Work,
+        work: Work,
+    ) -> Self {
+        Row { cold: true, ..Row::warm(name, goal, operations, part, prepare, work) }
     }
 }
 
@@ -80,28 +96,31 @@ pub fn all(size: Size) -> Vec<Row> {
     } else {
         "append a byte to one large lower file"
     };
+    // Directories and what is in them; pieces of 128 KiB.
+    let (tree, pieces) = (size.dirs * 32, size.dirs / size.pieces * size.pieces * 31);
+    let (big, upper) = ((size.big >> 17) as usize, 4 * (64 << 20 >> 17));
     vec![
-        Row::cold("walk + lstat of the tree, cold", 1.3, "tree", nothing, walk),
-        Row::warm("walk + lstat of the tree, warm", 1.1, "tree", walk, walk),
-        Row { pieces: true, ..Row::cold("walk + lstat of many layers, cold", 1.3, "pieces", nothing, walk) },
-        Row::warm("open + read + close of small files, warm", 3.0, "small", read_small, read_small),
-        Row::warm("sequential read of a lower file, warm", 1.0, "big", read_big, read_big),
-        Row::warm("sequential read of an upper file, warm", 1.0, "none", make_upper, read_upper),
-        Row::warm("4 KiB random writes", 1.2, "none", make_upper, write_randomly),
-        Row::warm("append a byte to small lower files", 10.0, "appended", read_appended, append),
-        Row::warm("append again", 3.0, "appended", append, append),
-        Row::warm(one_big, 10.0, "big", nothing, append_big),
-        Row::warm("create files", 3.0, "none", nothing, create),
-        Row::warm("unlink lower files", 1.0, "small", walk, unlink),
-        Row::warm("mkdir", 2.5, "none", nothing, make_dirs),
-        Row::warm("rename files", 4.0, "none", create_renamed, rename),
-        Row::warm("rename a lower directory (mv)", 1.5, "moved", walk, rename_dir),
-        Row::cold("readdir of lower + upper entries, cold", 1.5, "listed", create_listed, list),
-        Row::warm("with lstat of each, warm", 1.3, "listed", list_all, walk),
-        Row::warm("git clone", 2.0, "repository", nothing, clone),
-        Row::warm("git status, second", 1.5, "repository", clone_and_look, status),
-        Row::warm("tar x", 2.0, "archive", nothing, unpack),
-        Row::warm("rm -rf of a lower tree", 1.0, "tree", walk, remove_tree),
+        Row::cold("walk + lstat of the tree, cold", 1.3, tree, "tree", nothing, walk),
+        Row::warm("walk + lstat of the tree, warm", 1.1, tree, "tree", walk, walk),
+        Row { pieces: true, ..Row::cold("walk + lstat of many layers, cold", 1.3, pieces, "pieces", nothing, walk) },
+        Row::warm("open + read + close of small files, warm", 3.0, size.small, "small", read_small, read_small),
+        Row::warm("sequential read of a lower file, warm", 1.0, big, "big", read_big, read_big),
+        Row::warm("sequential read of an upper file, warm", 1.0, upper, "none", make_upper, read_upper),
+        Row::warm("4 KiB random writes", 1.2, size.written, "none", make_upper, write_randomly),
+        Row::warm("append a byte to small lower files", 10.0, size.appended, "appended", read_appended, append),
+        Row::warm("append again", 3.0, size.appended, "appended", append, append),
+        Row::warm(one_big, 10.0, 1, "big", nothing, append_big),
+        Row::warm("create files", 3.0, size.created, "none", nothing, create),
+        Row::warm("unlink lower files", 1.0, size.small, "small", walk, unlink),
+        Row::warm("mkdir", 2.5, size.renamed, "none", nothing, make_dirs),
+        Row::warm("rename files", 4.0, size.renamed, "none", create_renamed, rename),
+        Row::warm("rename a lower directory (mv)", 1.5, 1, "moved", walk, rename_dir),
+        Row::cold("readdir of lower + upper entries, cold", 1.5, 2 * size.listed, "listed", create_listed, list),
+        Row::warm("with lstat of each, warm", 1.3, 2 * size.listed, "listed", list_all, walk),
+        Row::warm("git clone", 2.0, tree, "repository", nothing, clone),
+        Row::warm("git status, second", 1.5, tree, "repository", clone_and_look, status),
+        Row::warm("tar x", 2.0, tree, "archive", nothing, unpack),
+        Row::warm("rm -rf of a lower tree", 1.0, tree, "tree", walk, remove_tree),
     ]
 }
 

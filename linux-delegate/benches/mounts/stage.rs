@@ -71,6 +71,24 @@ impl Stage {
 
     /// Does a row once on new directories. Only the work itself is timed.
     pub fn measure(&self, subject: Subject, row: &Row) -> Result<Measurement, String> {
+        let view = self.ready(subject, row)?;
+        let start = Instant::now();
+        (row.work)(&view.path, self.size).map_err(|error| failure(subject, row, error))?;
+        let seconds = start.elapsed().as_secs_f64();
+        Ok(Measurement { seconds, peak: view.peak() })
+    }
+
+    /// Does a row once, and counts the system calls of the daemon; None where there is none.
+    pub fn count(&self, subject: Subject, row: &Row) -> Result<Option<u64>, String> {
+        let view = self.ready(subject, row)?;
+        let Some(daemon) = &view.daemon else { return Ok(None) };
+        let strace = Strace::attach(daemon.id(), &self.top.join("strace"))?;
+        (row.work)(&view.path, self.size).map_err(|error| failure(subject, row, error))?;
+        strace.finish().map(Some)
+    }
+
+    /// A view on which all is prepared for a row.
+    fn ready(&self, subject: Subject, row: &Row) -> Result<View, String> {
         let work = self.top.join("work");
         if work.exists() {
             fs::remove_dir_all(&work).map_err(|error| format!("{} cannot be removed: {error}.", work.display()))?;
@@ -80,19 +98,18 @@ impl Stage {
             let made = fs::create_dir_all(work.join(name));
             made.map_err(|error| format!("A directory for {} cannot be made: {error}.", row.name))?;
         }
-        let failed = |error: std::io::Error| format!("{} fails on {}: {error}.", row.name, subject.name());
+        let failed = |error| failure(subject, row, error);
         let mut view = self.view(subject, &lowers, &work)?;
         (row.prepare)(&view.path, self.size).map_err(failed)?;
         if row.cold {
             drop(view);
             view = self.view(subject, &lowers, &work)?;
-            rustix::fs::sync();
+        }
+        rustix::fs::sync();
+        if row.cold {
             fs::write("/proc/sys/vm/drop_caches", "3").map_err(failed)?;
         }
-        let start = Instant::now();
-        (row.work)(&view.path, self.size).map_err(failed)?;
-        let seconds = start.elapsed().as_secs_f64();
-        Ok(Measurement { seconds, peak: view.peak() })
+        Ok(view)
     }
 
     /// The lower layers of a row: one, or one for each of its pieces.
@@ -174,6 +191,51 @@ impl Drop for View {
             eprintln!("A daemon cannot be waited for: {error}.");
         }
     }
+}
+
+/// A count of the system calls of a process and its threads.
+struct Strace {
+    child: Child,
+    output: PathBuf,
+}
+
+impl Strace {
+    fn attach(pid: u32, output: &Path) -> Result<Self, String> {
+        let mut command = Command::new("strace");
+        command.args(["-f", "-q", "-c", "-U", "calls,name", "-o"]).arg(output).args(["-p", &pid.to_string()]);
+        let child = command.stderr(Stdio::null()).spawn();
+        let child = child.map_err(|error| format!("strace, which counts system calls, cannot be started: {error}."))?;
+        let is_traced = |task: fs::DirEntry| {
+            let status = fs::read_to_string(task.path().join("status")).unwrap_or_default();
+            status.lines().any(|line| line.starts_with("TracerPid:") && !line.ends_with("\t0"))
+        };
+        let start = Instant::now();
+        while !fs::read_dir(format!("/proc/{pid}/task")).is_ok_and(|tasks| tasks.flatten().all(is_traced)) {
+            if start.elapsed() > PATIENCE {
+                return Err("strace does not attach to the daemon.".to_owned());
+            }
+            thread::sleep(Duration::from_millis(2));
+        }
+        Ok(Self { child, output: output.to_owned() })
+    }
+
+    /// Ends the counting and answers how many calls there were.
+    fn finish(mut self) -> Result<u64, String> {
+        let failed = |error| format!("The count of system calls cannot be had: {error}.");
+        rustix::process::kill_process(rustix::process::Pid::from_child(&self.child), rustix::process::Signal::INT)
+            .map_err(|error| failed(error.into()))?;
+        self.child.wait().map_err(failed)?;
+        let text = fs::read_to_string(&self.output).map_err(failed)?;
+        if text.is_empty() {
+            return Ok(0);
+        }
+        let total = text.lines().rev().find_map(|line| line.trim().strip_suffix("total")?.trim().parse().ok());
+        total.ok_or_else(|| "strace tells no total.".to_owned())
+    }
+}
+
+fn failure(subject: Subject, row: &Row, error: std::io::Error) -> String {
+    format!("{} fails on {}: {error}.", row.name, subject.name())
 }
 
 fn start(program: &str, options: &str, point: &Path) -> Result<Child, String> {
