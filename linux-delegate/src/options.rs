@@ -65,7 +65,7 @@ Who sees what:
 
 How it works:
   timeout=SECONDS         How long the kernel believes what it is told of names and attributes. Without it, without end.
-  max_threads=N           How many requests are answered at once; threaded=0 means 1.
+  max_threads=N           How many requests are answered at once: without it 4 to 16, two for each processor. threaded=0 means 1.
   writeback=0|1           Whether the kernel holds back what is written to files, to write it in larger pieces. 1 is the default.
   door=engine|scheme      Requests are calls of the overlay's engine, the default, or go through the scheme that serves the overlay
                           on Redox: slow, for tests.

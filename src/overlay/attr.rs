@@ -1,6 +1,6 @@
 //! Attributes: read from memory where nothing changed them, set on the upper layer.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::sync::Arc;
 
 use syscall::error::{EINVAL, ENOENT, EOPNOTSUPP, Error};
@@ -13,7 +13,7 @@ use crate::layer::{Kind, Layer, Object, Owner, Result, Stat, Time};
 /// Where the object of a node is at this moment.
 pub(super) enum Spot<L: Layer> {
     Root(Arc<LayerDir<L>>),
-    Entry(Arc<LayerDir<L>>, OsString),
+    Entry(Arc<LayerDir<L>>, Arc<OsStr>),
     /// Unlinked, and open in the upper layer.
     File(Arc<OpenFile<L>>),
     /// Unlinked, and not a file that is open: what is left of it is what the node remembers.
@@ -87,7 +87,7 @@ impl<L: Layer> Overlay<L> {
             },
         };
         state.attr = Some(fresh);
-        state.stale = false;
+        (state.stale, state.times_stale) = (false, false);
         Ok(fresh)
     }
 
@@ -106,7 +106,7 @@ impl<L: Layer> Overlay<L> {
                 None => Spot::Nowhere,
             },
             (None, None) => match &state.ghost {
-                Some((dir, name)) => Spot::Entry(dir.clone(), name.clone()),
+                Some(ghost) => Spot::Entry(ghost.0.clone(), ghost.1.clone()),
                 None => Spot::Nowhere,
             },
         }
@@ -118,7 +118,7 @@ impl<L: Layer> Overlay<L> {
             return Err(Error::new(EINVAL));
         }
         if let Some(target) = &node.state.lock().target {
-            return Ok(target.clone());
+            return Ok(target.to_os_string());
         }
         let _tree = self.tree.read();
         self.read_link_within(node)
@@ -128,13 +128,13 @@ impl<L: Layer> Overlay<L> {
     pub(super) fn read_link_within(&self, node: &Arc<Node<L>>) -> Result<OsString> {
         let mut state = node.state.lock();
         if let Some(target) = &state.target {
-            return Ok(target.clone());
+            return Ok(target.to_os_string());
         }
         let Spot::Entry(dir, name) = self.spot(node, &state) else {
             return Err(Error::new(ENOENT));
         };
         let target = self.stack.layer(&dir).read_link(&*self.stack.open(&dir)?, &name)?;
-        state.target = Some(target.clone());
+        state.target = Some(target.as_os_str().into());
         Ok(target)
     }
 

@@ -3,7 +3,7 @@
 //! The copy is built complete in the work directory, and one rename puts it in place, where it hides the original and looks the
 //! same. While data is copied only the object's own content lock is held, so nobody else waits.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
@@ -213,9 +213,9 @@ impl<L: Layer> Overlay<L> {
         let open = self.stack.open(work.dir())?;
         let (place, origin) = {
             let state = node.state.lock();
-            (state.places.first().cloned(), state.origin.filter(|_| state.nlink != Some(0)))
+            (state.places.first().cloned(), state.origin().filter(|_| state.nlink != Some(0)))
         };
-        let mut home = None;
+        let mut home: Option<OsString> = None;
         let to = match &place {
             Some(place) => {
                 let mut parent = place.parent.dir()?;
@@ -266,7 +266,7 @@ impl<L: Layer> Overlay<L> {
             self.hid_name(origin);
         }
         if home.is_some() {
-            state.home = home;
+            state.home = home.map(Into::into);
             state.nlink = state.nlink.or(Some(before.nlink));
             self.inodes.link(copy.dev, copy.ino, node);
             self.inodes.keep(node);

@@ -81,7 +81,7 @@ impl<L: Layer> Overlay<L> {
                 return Err(error);
             }
         };
-        let state = State::nameless(temp, Stat { nlink: 0, ..attr });
+        let state = State::nameless(&temp, Stat { nlink: 0, ..attr });
         let node = Node::new(self.new_id(), Kind::File, state, None);
         let handle = self.open(&node);
         self.use_file(&handle);
@@ -157,7 +157,7 @@ impl<L: Layer> Overlay<L> {
             slot.whiteout = self.whiteouts_beside() && !self.uncover(&to, name, own.as_deref());
         }
         let content = own.map(|own| Dir { opaque: whited_out, ..Dir::empty(Some(own)) });
-        let place = Place { parent: parent.clone(), name: name.to_owned(), dir: to.clone() };
+        let place = Place { parent: parent.clone(), name: name.into(), dir: to.clone() };
         let state = State { has_data: true, ..State::at(place, true, None) };
         let node = Node::new(self.new_id(), new.kind(), state, content);
         slot.child = Some(node.clone());

@@ -85,11 +85,17 @@ impl<L: Layer> Overlay<L> {
         let node = &handle.node;
         self.write(handle, buf, |open| {
             // Nobody else writes before the times are set again, or he would take the ones in between for the right ones.
-            let Stat { atime, mtime, .. } = self.stat(node)?;
+            let (known, times_stale) = {
+                let state = node.state.lock();
+                (state.attr, state.times_stale)
+            };
+            let Stat { atime, mtime, .. } = known.filter(|_| !times_stale).map_or_else(|| self.stat(node), Ok)?;
             let written = self.write_open(node, open, buf, offset)?;
             self.stack.layer(&open.dir).set_times(Object::File(&open.file), atime, mtime)?;
-            if let Some(attr) = &mut node.state.lock().attr {
+            let mut state = node.state.lock();
+            if let Some(attr) = &mut state.attr {
                 (attr.atime, attr.mtime) = (atime, mtime);
+                state.times_stale = false;
             }
             Ok(written)
         })
@@ -126,7 +132,7 @@ impl<L: Layer> Overlay<L> {
         self.own(node, open, offset..offset + buf.len() as u64)?;
         let written = self.stack.layer(&open.dir).write_at(&open.file, buf, offset)?;
         let mut state = node.state.lock();
-        state.stale = true;
+        (state.stale, state.times_stale) = (true, true);
         if let Some(attr) = &mut state.attr {
             attr.size = attr.size.max(offset + written as u64);
         }
@@ -148,7 +154,7 @@ impl<L: Layer> Overlay<L> {
         self.stack.layer(&open.dir).truncate(&open.file, size)?;
         self.cut(node, &open, size)?;
         let mut state = node.state.lock();
-        state.stale = true;
+        (state.stale, state.times_stale) = (true, true);
         if let Some(attr) = &mut state.attr {
             attr.size = size;
         }

@@ -59,7 +59,7 @@ impl<L: Layer> Overlay<L> {
         if first {
             (state.home, state.nlink) = (None, None);
         }
-        state.places.push(Place { parent: dir.clone(), name: name.to_owned(), dir: to.clone() });
+        state.places.push(Place { parent: dir.clone(), name: name.into(), dir: to.clone() });
         state.stale = true;
         state.nlink = state.nlink.map(|nlink| nlink + 1);
         let attr = match &mut state.attr {

@@ -4,6 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 
+use smallvec::smallvec;
 use syscall::error::{EINVAL, EIO, ENAMETOOLONG, ENOENT, ENOTDIR, ESTALE, Error};
 
 use super::names::Names;
@@ -79,7 +80,7 @@ impl<L: Layer> Overlay<L> {
         let merging = slot.merging().filter_map(|dir| lowers.get(dir as usize));
         let merging: Vec<_> = merging.map(|dir| self.stack.child(dir, name)).collect();
 
-        let place = Place { parent: parent.clone(), name: name.to_owned(), dir: from.clone() };
+        let place = Place { parent: parent.clone(), name: slot.name.clone(), dir: from.clone() };
         let child = match attr.kind {
             Kind::Dir => self.new_dir(place, attr, merging)?,
             _ if attr.nlink > 1 => self.new_linked(place, attr)?,
@@ -124,12 +125,14 @@ impl<L: Layer> Overlay<L> {
                 let linked = self.linked(&place.dir, attr)?;
                 let mut state = match (&linked.home, &self.work) {
                     (Some(home), Some(work)) => {
-                        let at_home = Place { dir: work.dir().clone(), name: home.clone(), ..place.clone() };
-                        State { places: vec![place.clone()], ..self.new_state(at_home, linked.attr)? }
+                        let at_home = Place { dir: work.dir().clone(), name: home.as_os_str().into(), ..place.clone() };
+                        State { places: smallvec![place.clone()], ..self.new_state(at_home, linked.attr)? }
                     }
                     _ => self.new_state(place.clone(), attr)?,
                 };
-                (state.home, state.origin, state.nlink) = (linked.home, linked.origin, linked.nlink);
+                state.home = linked.home.map(Into::into);
+                state.origin = linked.origin.map(Box::new);
+                state.nlink = linked.nlink;
                 self.inodes.same(&linked.attr, Node::new(self.new_id(), attr.kind, state, None))
             }
         };
@@ -144,7 +147,7 @@ impl<L: Layer> Overlay<L> {
     /// One of the object's names and the directory that has it. None: the root, or an object of which no name is known.
     pub fn parent(&self, node: &Arc<Node<L>>) -> Option<(Arc<Node<L>>, OsString)> {
         let state = node.state.lock();
-        state.places.first().map(|place| (place.parent.clone(), place.name.clone()))
+        state.places.first().map(|place| (place.parent.clone(), place.name.to_os_string()))
     }
 
     /// The path from the root by one of the object's names; empty for the root. None if no name is left.

@@ -32,7 +32,7 @@ pub struct Names<L: Layer> {
 pub struct Slot<L: Layer> {
     number: u64,
     /// Empty: a gap.
-    pub name: Box<OsStr>,
+    pub name: Arc<OsStr>,
     /// What the upper layer has under this name.
     pub upper: Option<Upper>,
     /// Whether the upper layer has the marker of this name.
@@ -166,7 +166,7 @@ impl<L: Layer> Names<L> {
         if let Ok(found) = self.by_name.find_entry(hash, |other| *other as usize == index) {
             found.remove();
         }
-        (self.slots[index].name, self.slots[index].child) = (Box::default(), None);
+        (self.slots[index].name, self.slots[index].child) = (Arc::from(OsStr::new("")), None);
         if self.slots.len() > 16.max(2 * self.len()) {
             self.close_gaps();
         }
@@ -244,7 +244,7 @@ impl<L: Layer> Names<L> {
     /// Ends the building: names that only lower markers spoke of are no names.
     pub fn finish(&mut self) {
         for slot in self.slots.iter_mut().filter(|slot| slot.says_nothing()) {
-            slot.name = Box::default();
+            slot.name = Arc::from(OsStr::new(""));
         }
         self.close_gaps();
     }

@@ -1,12 +1,15 @@
 //! An object of the merged tree.
 //!
+//! Everything that was looked at has one of these, so what few objects have takes little room in the others.
+//!
 //! A node is what a door holds on to and what a handle follows: it stays the same object over copy-up, rename and unlink, while
 //! the place where its bytes are changes. The order of its locks is in [`super`].
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::sync::{Arc, MutexGuard};
 
+use smallvec::{SmallVec, smallvec};
 use syscall::error::{ENOTDIR, Error};
 
 use super::index::Origin;
@@ -35,22 +38,24 @@ pub struct Node<L: Layer> {
 /// Where an object is and what is known of it.
 pub(super) struct State<L: Layer> {
     /// The names that are known of it. None: the root, or an object that was unlinked. Directories have one.
-    pub places: Vec<Place<L>>,
+    pub places: SmallVec<[Place<L>; 1]>,
     /// Whether it is in the upper layer.
     pub upper: bool,
     /// The name in the work directory that holds a copied-up file of several names together while not all of them are in the
     /// upper layer. It counts as one of the layer's links.
-    pub home: Option<OsString>,
-    /// The file of a lower layer that it is or was copied from, where that has several names.
-    pub origin: Option<Origin>,
+    pub home: Option<Arc<OsStr>>,
+    /// See [`State::origin`].
+    pub origin: Option<Box<Origin>>,
     /// The partial copy of a file of which not all data is in the upper layer.
     pub partial: Option<Arc<Partial<L>>>,
     /// Where an object of a lower layer still is of which no name is known any more; never of a directory.
-    pub ghost: Option<(Arc<LayerDir<L>>, OsString)>,
+    pub ghost: Option<Box<Entry<L>>>,
     /// The attributes as the layer has them, but for the inode number and the link count, which are the overlay's.
     pub attr: Option<Stat>,
     /// Whether times and blocks of `attr` may be older than the layer's. The rest of `attr` never is.
     pub stale: bool,
+    /// Whether the times of last access and last change in `attr` may be, too.
+    pub times_stale: bool,
     /// The inode number that callers see, once it is needed.
     pub ino: Option<u64>,
     /// The count of links, where it is not the layer's: of a lower file with several names of which one was changed.
@@ -58,21 +63,24 @@ pub(super) struct State<L: Layer> {
     /// Of a file of the upper layer, whether it is known to have data of its own. Asked for only where the format allows others.
     pub has_data: bool,
     /// The target of a symlink, once it was read; it never changes.
-    pub target: Option<OsString>,
+    pub target: Option<Box<OsStr>>,
     /// Of a directory, whether it hands down an ACL, once somebody asked.
     pub default_acl: Option<bool>,
     /// How many handles are open.
-    pub handles: usize,
+    pub handles: u32,
     /// How many of them have read or written.
-    pub users: usize,
+    pub users: u32,
     /// The open file that all handles share, once one of them needed it.
     pub file: Option<Arc<OpenFile<L>>>,
 }
 
+/// A directory of a layer and a name in it.
+pub(super) type Entry<L> = (Arc<LayerDir<L>>, Arc<OsStr>);
+
 /// One name of an object.
 pub(super) struct Place<L: Layer> {
     pub parent: Arc<Node<L>>,
-    pub name: OsString,
+    pub name: Arc<OsStr>,
     /// The directory of a layer whose entry `name` the object is.
     pub dir: Arc<LayerDir<L>>,
 }
@@ -141,12 +149,12 @@ impl<L: Layer> Node<L> {
 impl<L: Layer> State<L> {
     /// The state of an object that has one name.
     pub fn at(place: Place<L>, upper: bool, attr: Option<Stat>) -> Self {
-        State { places: vec![place], ..State::unplaced(upper, attr) }
+        State { places: smallvec![place], ..State::unplaced(upper, attr) }
     }
 
     /// The state of a file of the upper layer that has no name yet, built in the work directory under the name `home`.
-    pub fn nameless(home: OsString, attr: Stat) -> Self {
-        State { home: Some(home), nlink: Some(0), has_data: true, ..State::unplaced(true, Some(attr)) }
+    pub fn nameless(home: &OsStr, attr: Stat) -> Self {
+        State { home: Some(home.into()), nlink: Some(0), has_data: true, ..State::unplaced(true, Some(attr)) }
     }
 
     /// The state of the root, which has no name.
@@ -156,7 +164,7 @@ impl<L: Layer> State<L> {
 
     fn unplaced(upper: bool, attr: Option<Stat>) -> Self {
         State {
-            places: Vec::new(),
+            places: SmallVec::new(),
             upper,
             home: None,
             origin: None,
@@ -164,6 +172,7 @@ impl<L: Layer> State<L> {
             ghost: None,
             attr,
             stale: false,
+            times_stale: false,
             ino: None,
             nlink: None,
             has_data: false,
@@ -175,6 +184,11 @@ impl<L: Layer> State<L> {
         }
     }
 
+    /// The file of a lower layer that it is or was copied from, where that has several names.
+    pub fn origin(&self) -> Option<Origin> {
+        self.origin.as_deref().copied()
+    }
+
     /// The open file, if it allows `access`.
     pub fn opened(&self, access: Access) -> Option<Arc<OpenFile<L>>> {
         self.file.as_ref().filter(|open| access == Access::Read || open.writable).cloned()
@@ -182,7 +196,7 @@ impl<L: Layer> State<L> {
 
     /// The place of the name `name` in `parent`, if it is one of this object.
     pub fn place_mut(&mut self, parent: &Arc<Node<L>>, name: &OsStr) -> Option<&mut Place<L>> {
-        self.places.iter_mut().find(|place| Arc::ptr_eq(&place.parent, parent) && place.name == name)
+        self.places.iter_mut().find(|place| Arc::ptr_eq(&place.parent, parent) && *place.name == *name)
     }
 }
 

@@ -26,7 +26,7 @@ use syscall::error::{EEXIST, EIO, ENOENT, Error};
 use super::Overlay;
 use super::copy_up::SET_ID;
 use super::names::{Slot, Upper};
-use super::node::{Node, OpenFile, Place, State};
+use super::node::{Entry, Node, OpenFile, Place, State};
 use super::progress::{PIECE, Progress};
 use super::stack::{LayerDir, Stack};
 use super::sync::Lock;
@@ -50,10 +50,10 @@ const HEADER: usize = 32;
 pub(super) struct Partial<L: Layer> {
     /// The directory of the upper layer that it is in, and its name and the map's there.
     pub dir: Arc<LayerDir<L>>,
-    pub name: OsString,
+    pub name: Arc<OsStr>,
     map: OsString,
     /// The file that lends, as an entry of a lower directory.
-    source: (Arc<LayerDir<L>>, OsString),
+    source: Entry<L>,
     chunks: Lock<Chunks>,
 }
 
@@ -182,15 +182,9 @@ impl Chunks {
 
 impl<L: Layer> Partial<L> {
     /// That of the file `source`, which has `size` bytes, for the name `name` of `dir`. None if the reserved names would be too long.
-    pub fn new(
-        dir: Arc<LayerDir<L>>,
-        name: &OsStr,
-        name_max: usize,
-        source: (Arc<LayerDir<L>>, OsString),
-        size: u64,
-    ) -> Option<Self> {
+    pub fn new(dir: Arc<LayerDir<L>>, name: &OsStr, name_max: usize, source: Entry<L>, size: u64) -> Option<Self> {
         let (name, map) = format::part_names(name, name_max)?;
-        Some(Partial { dir, name, map, source, chunks: Lock::new(Chunks::new(size)) })
+        Some(Partial { dir, name: name.into(), map, source, chunks: Lock::new(Chunks::new(size)) })
     }
 
     /// Whether the byte at `offset` is lent, and where that ends to be so.
@@ -265,7 +259,7 @@ impl<L: Layer> Overlay<L> {
         name: &OsStr,
     ) -> Result<Arc<Node<L>>> {
         let lower = self.stack.stat(from, name)?;
-        let lender = (from.clone(), name.to_owned());
+        let lender = (from.clone(), name.into());
         let partial = Partial::new(to.clone(), name, self.name_max, lender, lower.size).ok_or(Error::new(EIO))?;
         let mut copy = self.stack.stat(to, &partial.name)?;
         if let Some(map) = self.read_map(&partial)?
@@ -284,7 +278,7 @@ impl<L: Layer> Overlay<L> {
             self.stack.layer(to).set_times(Object::Entry(&*open, &partial.name), copy.atime, mtime)?;
             copy.mtime = mtime;
         }
-        let place = Place { parent: parent.clone(), name: name.to_owned(), dir: from.clone() };
+        let place = Place { parent: parent.clone(), name: name.into(), dir: from.clone() };
         let ino = self.inodes.assign(lower.dev, lower.ino);
         let node = Node::new(self.new_id(), Kind::File, State::at(place, true, Some(copy)), None);
         {

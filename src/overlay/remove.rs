@@ -136,7 +136,7 @@ impl<L: Layer> Overlay<L> {
         parent: &Arc<Node<L>>,
         name: &OsStr,
     ) {
-        let is_lost = |place: &Place<L>| Arc::ptr_eq(&place.parent, parent) && place.name == name;
+        let is_lost = |place: &Place<L>| Arc::ptr_eq(&place.parent, parent) && *place.name == *name;
         let lost = state.places.iter().position(is_lost).map(|index| state.places.remove(index));
         state.stale = state.upper;
         let mut links = 0;
@@ -155,20 +155,20 @@ impl<L: Layer> Overlay<L> {
             state.nlink = Some(links);
         }
         if links > 0 {
-            if let (Some(origin), Some(lost)) = (state.origin, &lost)
+            if let (Some(origin), Some(lost)) = (state.origin(), &lost)
                 && !self.stack.is_upper(&lost.dir)
             {
                 self.hid_name(origin);
             }
             // It may be that those were hidden by an earlier mount.
             if !state.upper && state.places.is_empty() {
-                state.ghost = lost.map(|place| (place.dir, place.name));
+                state.ghost = lost.map(|place| Box::new((place.dir, place.name)));
             }
             return;
         }
         if !state.upper && node.kind() != Kind::Dir {
             state.nlink = Some(0);
-            state.ghost = lost.map(|place| (place.dir, place.name));
+            state.ghost = lost.map(|place| Box::new((place.dir, place.name)));
         }
         if let Some(attr) = state.attr {
             self.inodes.forget_link(attr.dev, attr.ino);
@@ -186,7 +186,7 @@ impl<L: Layer> Overlay<L> {
             }
         }
         if let (Some(attr), Some(ino), true) = (state.attr, state.ino, state.upper) {
-            self.lost_copy(ino, attr.dev, attr.ino, state.origin);
+            self.lost_copy(ino, attr.dev, attr.ino, state.origin());
         }
         let ino = state.ino;
         drop(state);

@@ -305,10 +305,10 @@ impl<L: Layer> Overlay<L> {
         }
         let (home, origin, ino) = {
             let state = node.state.lock();
-            (state.home.clone(), state.origin, state.attr.map(|attr| attr.ino))
+            (state.home.clone(), state.origin(), state.attr.map(|attr| attr.ino))
         };
         let home = home.ok_or(Error::new(EIO))?;
-        let place = Place { parent: end.parent.clone(), name: end.name.to_owned(), dir: end.dir.clone() };
+        let place = Place { parent: end.parent.clone(), name: end.name.into(), dir: end.dir.clone() };
         self.link_from_home(&home, &place, end.dir)?;
         if let Some(place) = node.state.lock().place_mut(end.parent, end.name) {
             place.dir = end.dir.clone();
@@ -373,7 +373,7 @@ impl<L: Layer> Overlay<L> {
         }
         {
             let mut state = node.state.lock();
-            let place = Place { parent: new.parent.clone(), name: new.name.to_owned(), dir: new.dir.clone() };
+            let place = Place { parent: new.parent.clone(), name: new.name.into(), dir: new.dir.clone() };
             match state.place_mut(old.parent, old.name) {
                 Some(former) => *former = place,
                 None => state.places.push(place),

@@ -6,6 +6,7 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::num::NonZeroUsize;
+use std::ops::RangeInclusive;
 use std::os::fd::FromRawFd;
 use std::path::Path;
 use std::process::ExitCode;
@@ -31,8 +32,9 @@ use rustix::mount::MountFlags;
 /// The name of the scheme, which nobody but this process sees.
 const NAME: &str = "overlay";
 
-/// How many requests can be on their way at once, if nobody says.
-const THREADS: NonZeroUsize = NonZeroUsize::new(8).unwrap();
+/// How many requests can be on their way at once, if nobody says: two for each processor, since some wait for the disk, but not fewer
+/// or more than these.
+const THREADS: RangeInclusive<usize> = 4..=16;
 
 fn main() -> ExitCode {
     let done = match Command::parse(std::env::args_os().skip(1)) {
@@ -164,7 +166,9 @@ fn serve_door(door: impl Door + 'static, mount_point: &Path, how: &How, ready: O
         detach(ready).map_err(|error| format!("The mount cannot leave the terminal: {error}."))?;
     }
     log::info!("serving {shown}");
-    let served = session.run(how.threads.unwrap_or(THREADS).get());
+    let usual =
+        || (2 * thread::available_parallelism().map_or(1, NonZeroUsize::get)).clamp(*THREADS.start(), *THREADS.end());
+    let served = session.run(how.threads.map_or_else(usual, NonZeroUsize::get));
     log::info!("{shown} is unmounted");
     served.map_err(|error| format!("The mount at {shown} failed: {error}."))
 }

@@ -89,13 +89,13 @@ impl<L: Layer> EngineDoor<L> {
     }
 
     fn node(&self, number: u64) -> Result<Arc<Node<L>>> {
-        Ok(self.nodes.get(number)?.node().clone())
+        self.nodes.get(number)
     }
 
     /// The file to read or write.
     fn file(&self, number: u64) -> Result<Arc<Handle<L>>> {
-        let known = self.nodes.get(number)?;
-        Ok(self.files.get(number, || self.overlay.open(known.node())))
+        let node = self.nodes.get(number)?;
+        Ok(self.files.get(number, || self.overlay.open(&node)))
     }
 
     /// Makes a call of the engine; once more with fewer files open if there were too many.
@@ -246,8 +246,8 @@ impl<L: Layer> Door for EngineDoor<L> {
         }
         // The kernel locks the directory of an entry that it lets go, so another thread must be there for who holds that lock.
         let (Ok(_forgetting), Some(notifier)) = (self.forgetting.try_lock(), self.notifier.get()) else { return };
-        for handle in self.nodes.oldest() {
-            if let Some((parent, name)) = self.overlay.parent(handle.node())
+        for node in self.nodes.oldest() {
+            if let Some((parent, name)) = self.overlay.parent(&node)
                 && let Err(error) = notifier.forget_entry(nodes::number(&*parent), name.as_bytes())
             {
                 log::trace!("the kernel does not know {name:?}: {error}");
@@ -430,7 +430,7 @@ impl<L: Layer> Door for EngineDoor<L> {
     }
 
     fn readdir(&self, _: Caller, node: u64, _: u64, mut offset: u64, listing: &mut Listing<'_>) -> Result<()> {
-        let dir = self.nodes.get(node)?;
+        let dir = self.overlay.open(&self.nodes.get(node)?);
         let begins = offset == 0;
         if offset < BEHIND_SELF {
             let ino = self.overlay.stat(dir.node())?.ino;
@@ -459,7 +459,7 @@ impl<L: Layer> Door for EngineDoor<L> {
     }
 
     fn fsyncdir(&self, node: u64, _: u64) -> Result<()> {
-        let dir = self.nodes.get(node)?;
+        let dir = self.overlay.open(&self.nodes.get(node)?);
         self.call(|| self.overlay.sync(&dir))
     }
 

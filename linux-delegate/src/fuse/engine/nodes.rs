@@ -26,13 +26,13 @@ const BATCH: usize = 256;
 /// An object that the kernel was told of.
 struct Known<L: Layer> {
     /// Open, so that it stays usable when its last name is removed: the kernel does not say who has it open.
-    handle: Arc<Handle<L>>,
+    handle: Handle<L>,
     /// How many times the kernel was told of it and has not forgotten it.
     count: u64,
 }
 
 pub struct Nodes<L: Layer> {
-    root: Arc<Handle<L>>,
+    root: Handle<L>,
     parts: [Mutex<HashMap<u64, Known<L>>>; PARTS],
     count: AtomicUsize,
     /// What the kernel was told of, the oldest first; maybe forgotten since.
@@ -43,7 +43,7 @@ impl<L: Layer> Nodes<L> {
     /// A table of the root alone, which is never forgotten.
     pub fn new(overlay: &Overlay<L>) -> Self {
         Self {
-            root: Arc::new(overlay.open(overlay.root())),
+            root: overlay.open(overlay.root()),
             parts: std::array::from_fn(|_| Mutex::default()),
             count: AtomicUsize::new(0),
             order: Mutex::default(),
@@ -55,11 +55,11 @@ impl<L: Layer> Nodes<L> {
     }
 
     /// The object. ESTALE if the kernel should not know it.
-    pub fn get(&self, number: u64) -> Result<Arc<Handle<L>>> {
+    pub fn get(&self, number: u64) -> Result<Arc<Node<L>>> {
         if number == ROOT {
-            return Ok(self.root.clone());
+            return Ok(self.root.node().clone());
         }
-        self.part(number).get(&number).map(|known| known.handle.clone()).ok_or(Error::new(ESTALE))
+        self.part(number).get(&number).map(|known| known.handle.node().clone()).ok_or(Error::new(ESTALE))
     }
 
     /// The kernel is told of an object once more. Answers its number.
@@ -70,7 +70,7 @@ impl<L: Layer> Nodes<L> {
             let mut is_new = false;
             let make = || {
                 is_new = true;
-                Known { handle: Arc::new(overlay.open(node)), count: 0 }
+                Known { handle: overlay.open(node), count: 0 }
             };
             part.entry(number).or_insert_with(make).count += 1;
             drop(part);
@@ -83,7 +83,7 @@ impl<L: Layer> Nodes<L> {
     }
 
     /// The kernel forgets `count` of the times it was told. Answers the object if that were all.
-    pub fn forget(&self, number: u64, count: u64) -> Option<Arc<Handle<L>>> {
+    pub fn forget(&self, number: u64, count: u64) -> Option<Handle<L>> {
         let mut part = self.part(number);
         let known = part.get_mut(&number)?;
         known.count = known.count.saturating_sub(count);
@@ -104,16 +104,16 @@ impl<L: Layer> Nodes<L> {
     }
 
     /// Some of those that the kernel has known longest and should forget. They go to the end of the order, in case it does not.
-    pub fn oldest(&self) -> Vec<Arc<Handle<L>>> {
+    pub fn oldest(&self) -> Vec<Arc<Node<L>>> {
         let too_many = self.count.load(Ordering::Relaxed) > KNOWN_MAX;
         let mut found = Vec::new();
         let tries = self.order().len().min(BATCH);
         for _ in 0..tries {
             let Some(number) = self.order().pop_front() else { break };
-            let Ok(handle) = self.get(number) else { continue };
+            let Ok(node) = self.get(number) else { continue };
             self.order().push_back(number);
             if too_many {
-                found.push(handle);
+                found.push(node);
             }
         }
         found
