@@ -92,6 +92,7 @@ cut! {
         remove_dir(dir: &Dir, name: &OsStr) -> Result<()>;
         rename(dir: &Dir, name: &OsStr, new_dir: &Dir, new_name: &OsStr, mode: RenameMode) -> Result<()>;
         write_at(file: &File, buf: &[u8], offset: u64) -> Result<usize>;
+        write_through(file: &File, buf: &[u8], offset: u64) -> Result<()>;
         truncate(file: &File, size: u64) -> Result<()>;
         copy_range(from: &File, range: Range<u64>, to: &File, offset: u64) -> Result<u64>;
         share_data(from: &File, to: &File) -> Result<()>;

@@ -201,6 +201,7 @@ counted! {
     Rename: fn rename(dir: &L::Dir, name: &OsStr, new_dir: &L::Dir, new_name: &OsStr, mode: RenameMode) -> Result<()>;
     ReadAt: fn read_at(file: &L::File, buf: &mut [u8], offset: u64) -> Result<usize>;
     WriteAt: fn write_at(file: &L::File, buf: &[u8], offset: u64) -> Result<usize>;
+    WriteThrough: fn write_through(file: &L::File, buf: &[u8], offset: u64) -> Result<()>;
     Truncate: fn truncate(file: &L::File, size: u64) -> Result<()>;
     Sync: fn sync(file: &L::File) -> Result<()>;
     SyncDir: fn sync_dir(dir: &L::Dir) -> Result<()>;

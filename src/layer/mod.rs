@@ -24,6 +24,9 @@ pub use linux::LinuxLayer as OsLayer;
 #[cfg(target_os = "redox")]
 pub use redox::RedoxLayer as OsLayer;
 
+/// The unit of [`Layer::write_through`], in bytes.
+pub const THROUGH: u64 = 4096;
+
 /// What an object of a filesystem is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
@@ -179,6 +182,8 @@ pub struct Capabilities {
     pub xattrs: bool,
     /// What was never written of a file takes no space and no time.
     pub sparse: bool,
+    /// [`Layer::write_through`] works.
+    pub write_through: bool,
 }
 
 /// One directory tree. All names are single components: never empty, `.`, `..`, and without `/`. No method follows a symlink,
@@ -287,6 +292,10 @@ pub trait Layer: Send + Sync + Sized + 'static {
 
     /// Writes at `offset` and answers how many bytes were taken, at least 1 of a buffer that is not empty.
     fn write_at(&self, file: &Self::File, buf: &[u8], offset: u64) -> Result<usize>;
+
+    /// Writes all of `buf` at `offset` so that no crash of the system leaves the file without it under a name that it gets from now on. The
+    /// size may grow to the next multiple of [`THROUGH`], of which `offset` must be one. EOPNOTSUPP where only [`Layer::sync`] can do that.
+    fn write_through(&self, file: &Self::File, buf: &[u8], offset: u64) -> Result<()>;
 
     /// Sets the size. EFBIG.
     fn truncate(&self, file: &Self::File, size: u64) -> Result<()>;

@@ -197,7 +197,14 @@ impl Layer for RedoxLayer {
     type File = File;
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { exchange: false, dirs_follow_rename: false, whole_symlinks: false, xattrs: false, sparse: false }
+        Capabilities {
+            exchange: false,
+            dirs_follow_rename: false,
+            whole_symlinks: false,
+            xattrs: false,
+            sparse: false,
+            write_through: false,
+        }
     }
 
     fn root(&self) -> Result<Dir> {
@@ -453,6 +460,10 @@ impl Layer for RedoxLayer {
     }
 
     /// EOPNOTSUPP: redoxfs has no such request.
+    fn write_through(&self, _file: &File, _buf: &[u8], _offset: u64) -> Result<()> {
+        Err(Error::new(EOPNOTSUPP))
+    }
+
     fn share_data(&self, _from: &File, _to: &File) -> Result<()> {
         Err(Error::new(EOPNOTSUPP))
     }

@@ -13,11 +13,12 @@ use syscall::error::{EIO, ENOENT, EOPNOTSUPP, Error};
 use super::Overlay;
 use super::names::Upper;
 use super::node::{MERGED_NLINK, Node, OpenFile, Place};
+use super::partial::PARTIAL_FROM;
 use super::progress::{PIECE, Progress};
 use super::stack::LayerDir;
 use super::work::discard;
 use super::xattr::Xattrs;
-use crate::layer::{Access, Kind, Layer, Object, Owner, RenameMode, Result, Stat};
+use crate::layer::{Access, Kind, Layer, Object, Owner, RenameMode, Result, Stat, THROUGH};
 
 /// The modes while a copy is built that cannot have the right one from the start.
 const PRIVATE_FILE: u32 = 0o600;
@@ -28,10 +29,16 @@ pub(super) const SET_ID: u32 = 0o6000;
 /// From this size on it is asked whether the copy can share the data.
 const SHARED_FROM: u64 = 64 << 10;
 
+/// Whether the data of a copy are safe from a crash.
+enum Settled {
+    Yes,
+    No,
+}
+
 /// A copy that has no name yet.
 enum Built<L: Layer> {
     /// A regular file with its data.
-    File(L::File),
+    File(L::File, Settled),
     /// One without, and what has the data.
     Part(L::File, Arc<OpenFile<L>>),
     Other,
@@ -75,7 +82,7 @@ impl<L: Layer> Overlay<L> {
             let copy = self.stack.stat(work.dir(), &temp)?;
             match built {
                 Built::Part(file, source) => self.put_partial_in_place(node, &before, &copy, &temp, file, source),
-                Built::File(file) => self.put_in_place(node, &before, &copy, &temp, Some(file)),
+                Built::File(file, _) => self.put_in_place(node, &before, &copy, &temp, Some(file)),
                 Built::Other => self.put_in_place(node, &before, &copy, &temp, None),
             }
         });
@@ -104,7 +111,7 @@ impl<L: Layer> Overlay<L> {
             kind => upper.create_node(work, temp, kind, mode, attr.rdev, owner)?,
         }
         self.copy_attr(Object::Entry(work, temp), attr, made, &xattrs)?;
-        if let Built::File(file) = &built {
+        if let Built::File(file, Settled::No) = &built {
             // A crash after the rename must not find an empty file where the lower layer had a whole one.
             work_dir.sync(upper, file)?;
         }
@@ -120,17 +127,23 @@ impl<L: Layer> Overlay<L> {
         to: L::File,
         keep: u64,
     ) -> Result<Built<L>> {
-        let (upper, _) = self.upper()?;
+        let (upper, work) = self.upper()?;
         let size = attr.size.min(keep);
         if size >= SHARED_FROM && size == attr.size {
             match upper.share_data(&from.file, &to) {
                 Err(error) if error.errno == EOPNOTSUPP => {}
-                shared => return shared.map(|()| Built::File(to)),
+                shared => return shared.map(|()| Built::File(to, Settled::No)),
             }
         }
         if self.may_be_partial(node, attr, keep) {
             upper.truncate(&to, attr.size)?;
             return Ok(Built::Part(to, from));
+        }
+        if size == 0 {
+            return Ok(Built::File(to, Settled::Yes));
+        }
+        if size <= PARTIAL_FROM && work.writes_through(upper) && self.copy_through(&from, &to, size)? {
+            return Ok(Built::File(to, Settled::Yes));
         }
         let mut progress = (size > PIECE).then(|| {
             let path = self.path(node).unwrap_or_else(|| "a file without a name".into());
@@ -147,7 +160,32 @@ impl<L: Layer> Overlay<L> {
         if let Some(progress) = progress {
             log::info!("{}", progress.done(Instant::now()));
         }
-        Ok(Built::File(to))
+        Ok(Built::File(to, Settled::No))
+    }
+
+    /// Copies the first `size` bytes of a small file past what a crash could take away. False, and nothing is done, where the layer cannot.
+    fn copy_through(&self, from: &OpenFile<L>, to: &L::File, size: u64) -> Result<bool> {
+        let (upper, _) = self.upper()?;
+        let layer = self.stack.layer(&from.dir);
+        let (mut at, mut end) = (0, 0);
+        while at < size
+            && let Some(data) = layer.next_data(&from.file, at)?
+            && data.start < size
+        {
+            let start = data.start / THROUGH * THROUGH;
+            let mut bytes = vec![0; (data.end.min(size) - start) as usize];
+            let read = layer.read_at(&from.file, &mut bytes, start)?;
+            bytes.truncate(read);
+            match upper.write_through(to, &bytes, start) {
+                Err(error) if error.errno == EOPNOTSUPP && end == 0 => return Ok(false),
+                written => written?,
+            }
+            (at, end) = (data.end, start + (read as u64).next_multiple_of(THROUGH));
+        }
+        if end != size {
+            upper.truncate(to, size)?;
+        }
+        Ok(true)
     }
 
     /// Copies the bytes in `range` to the same place in `to`, holes left out. Calls `copied` with where it is, now and then; answers where the

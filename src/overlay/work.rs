@@ -195,6 +195,11 @@ impl<L: Layer> Work<L> {
         self.volatile
     }
 
+    /// Whether what is written to a new file may be written through, which spares a sync.
+    pub fn writes_through(&self, upper: &L) -> bool {
+        !self.volatile && upper.capabilities().write_through
+    }
+
     /// Brings a file of the upper layer to the disk before it gets its name, if anything is synced.
     pub fn sync(&self, upper: &L, file: &L::File) -> Result<()> {
         if self.volatile { Ok(()) } else { upper.sync(file) }
@@ -226,6 +231,20 @@ impl<L: Layer> Work<L> {
         format!("{:x}", self.next.fetch_add(1, Ordering::Relaxed)).into()
     }
 
+    /// Writes the content of a new file, so that a crash never finds it without under the name that it gets.
+    fn fill(&self, upper: &L, file: &L::File, content: &[u8]) -> Result<()> {
+        if self.writes_through(upper) {
+            match upper.write_through(file, content, 0) {
+                Err(error) if error.errno == EOPNOTSUPP => {}
+                written => return written.and_then(|()| upper.truncate(file, content.len() as u64)),
+            }
+        }
+        match upper.write_at(file, content, 0)? {
+            written if written == content.len() => self.sync(upper, file),
+            _ => Err(Error::new(EIO)),
+        }
+    }
+
     /// Creates a small file with its content, complete before it has its name. A file of that name is replaced, or left if it is to
     /// be empty.
     pub fn place_file(&self, stack: &Stack<L>, dir: &LayerDir<L>, name: &OsStr, content: &[u8]) -> Result<()> {
@@ -239,13 +258,8 @@ impl<L: Layer> Work<L> {
         }
         let (work, temp) = (stack.open(&self.dir)?, self.name());
         let file = upper.create_file(&work, &temp, 0o600, upper.identity())?;
-        let placed = match upper.write_at(&file, content, 0) {
-            Ok(written) if written == content.len() => {
-                self.sync(upper, &file).and_then(|()| upper.rename(&work, &temp, &to, name, RenameMode::Replace))
-            }
-            Ok(_) => Err(Error::new(EIO)),
-            Err(error) => Err(error),
-        };
+        let placed =
+            self.fill(upper, &file, content).and_then(|()| upper.rename(&work, &temp, &to, name, RenameMode::Replace));
         if placed.is_err() {
             discard(upper, &work, &temp);
         }

@@ -105,6 +105,7 @@ impl Layer for Mined {
         fn sync_dir(dir: &Self::Dir) -> Result<()>;
         fn next_data(file: &Self::File, from: u64) -> Result<Option<Range<u64>>>;
         fn copy_range(from: &Self::File, range: Range<u64>, to: &Self::File, offset: u64) -> Result<u64>;
+        fn write_through(file: &Self::File, buf: &[u8], offset: u64) -> Result<()>;
         fn share_data(from: &Self::File, to: &Self::File) -> Result<()>;
         fn epoch() -> Option<u128>;
         fn allocate(file: &Self::File, how: Allocation, range: Range<u64>) -> Result<()>;

@@ -17,6 +17,7 @@
 mod convert;
 mod identity;
 mod raw;
+mod through;
 mod xattr;
 
 use std::ffi::{OsStr, OsString};
@@ -199,6 +200,7 @@ fn capabilities(root: &OwnedFd, for_writing: bool) -> Result<Capabilities> {
         whole_symlinks: true,
         xattrs: true,
         sparse: true,
+        write_through: for_writing && through::keeps_order(root),
     })
 }
 
@@ -466,6 +468,13 @@ impl Layer for LinuxLayer {
         match retry_on_intr(|| rustix::io::pwrite(&file.0, buf, offset)).map_err(error)? {
             0 if !buf.is_empty() => Err(Error::new(EIO)),
             count => Ok(count),
+        }
+    }
+
+    fn write_through(&self, file: &File, buf: &[u8], offset: u64) -> Result<()> {
+        match self.capabilities.write_through {
+            true => through::write(&file.0, buf, offset),
+            false => Err(Error::new(EOPNOTSUPP)),
         }
     }
 

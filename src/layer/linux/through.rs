@@ -1,0 +1,74 @@
+//! Writing past the page cache, which spares an fsync where a file only has to be whole before it gets its name.
+//!
+//! A write with O_DIRECT answers when the data were handed to the disk, and, on ext4 and XFS, the size and the place of the data to the
+//! journal. A rename that comes later is in the same journal behind that, and before a journal is written the disk is told to keep what
+//! it was given. So whoever finds the name after a crash finds the data. On btrfs the place of the data may reach the disk after
+//! the name; an ext4 without a journal, or with one on another disk, promises nothing; and other filesystems are not known.
+
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use rustix::fs::OFlags;
+use rustix::io::{Errno, retry_on_intr};
+use syscall::error::{EIO, EOPNOTSUPP, Error};
+
+use super::convert::error;
+use crate::layer::{Result, THROUGH};
+
+/// The journal of an ext4 filesystem that is on its own disk is this inode.
+const JOURNAL: u32 = 8;
+
+/// Whether the filesystem of a directory brings names to the disk after what was written by [`write`] before. False where nobody tells.
+pub fn keeps_order(dir: &OwnedFd) -> bool {
+    let (Ok(filesystem), Ok(stat)) = (rustix::fs::fstatfs(dir), rustix::fs::fstat(dir)) else { return false };
+    match filesystem.f_type as u64 {
+        magic if magic == libc::XFS_SUPER_MAGIC as u64 => true,
+        magic if magic == libc::EXT4_SUPER_MAGIC as u64 => {
+            let (major, minor) = (rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev));
+            let device = std::fs::read_link(format!("/sys/dev/block/{major}:{minor}"));
+            device.is_ok_and(|device| {
+                let name = device.file_name().unwrap_or_default().display().to_string();
+                Path::new(&format!("/proc/fs/jbd2/{name}-{JOURNAL}")).exists()
+            })
+        }
+        _ => false,
+    }
+}
+
+/// Writes all of `buf` at `offset`, which must be a multiple of [`THROUGH`]; up to the next one it is filled with zeros. EOPNOTSUPP where the
+/// filesystem cannot.
+pub fn write(file: &OwnedFd, buf: &[u8], offset: u64) -> Result<()> {
+    if !offset.is_multiple_of(THROUGH) {
+        return Err(Error::new(EOPNOTSUPP));
+    }
+    let unit = THROUGH as usize;
+    let length = buf.len().next_multiple_of(unit);
+    let mut room = vec![0; length + unit];
+    let start = room.as_ptr().align_offset(unit);
+    let aligned = room.get_mut(start..start + length).ok_or(Error::new(EOPNOTSUPP))?;
+    aligned[..buf.len()].copy_from_slice(buf);
+    let flags = rustix::fs::fcntl_getfl(file).map_err(error)?;
+    rustix::fs::fcntl_setfl(file, flags | OFlags::DIRECT).map_err(unsupported)?;
+    let written = write_all(file, aligned, offset);
+    rustix::fs::fcntl_setfl(file, flags).map_err(error)?;
+    written
+}
+
+fn write_all(file: &OwnedFd, mut aligned: &[u8], mut offset: u64) -> Result<()> {
+    while !aligned.is_empty() {
+        let count = retry_on_intr(|| rustix::io::pwrite(file, aligned, offset)).map_err(unsupported)?;
+        if count == 0 {
+            return Err(Error::new(EIO));
+        }
+        aligned = &aligned[count..];
+        offset += count as u64;
+    }
+    Ok(())
+}
+
+fn unsupported(errno: Errno) -> Error {
+    match errno {
+        Errno::INVAL => Error::new(EOPNOTSUPP),
+        other => error(other),
+    }
+}

@@ -1,0 +1,105 @@
+//! Copies that need no sync: on a filesystem that brings data to the disk before the name that the file gets later.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use overlayfs::layer::counted::{Counted, Counts, Method};
+use overlayfs::layer::{Layer, OsLayer, Owner, RenameMode};
+use overlayfs::overlay::{Layers, Overlay};
+use syscall::error::EOPNOTSUPP;
+use test_common::{Stage, put};
+
+const OWN: Owner = Owner { uid: 0, gid: 0 };
+
+/// A new filesystem in a file, mounted as long as this lives.
+struct Disk(PathBuf);
+
+impl Disk {
+    fn new(stage: &Stage, words: &[&str]) -> Self {
+        let (image, point) = (stage.path("image"), stage.dir("disk"));
+        fs::File::create(&image).unwrap().set_len(64 << 20).unwrap();
+        run(Command::new(words[0]).args(&words[1..]).arg(&image));
+        run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&point));
+        Disk(point)
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        run(Command::new("umount").arg(&self.0));
+    }
+}
+
+fn run(command: &mut Command) {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Copies up files of different sizes below `disk`, one with holes, and answers how many calls wrote through and how many synced.
+fn copy_up(disk: &Path) -> (u64, u64) {
+    let (lower, upper) = (disk.join("lower"), disk.join("upper"));
+    let sizes = [0, 1, 4095, 4096, 4097, 200_000];
+    for size in sizes {
+        put::file(&lower, &size.to_string(), "0123456789".repeat(size / 10 + 1).split_at(size).0);
+    }
+    let holes = fs::File::create(lower.join("holes")).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&holes, b"middle", 500_001).unwrap();
+    holes.set_len(900_001).unwrap();
+    put::file(&lower, "dir/file", "");
+    fs::create_dir(&upper).unwrap();
+
+    let counts = Counts::default();
+    let open = |path: &Path, for_writing| Counted::new(OsLayer::open(path, for_writing).unwrap(), &counts);
+    let layers = Layers { upper: Some(open(&upper, true)), work: None, lowers: vec![open(&lower, false)] };
+    let overlay = Overlay::new(layers).unwrap();
+    counts.take();
+    let names = sizes.iter().map(usize::to_string).chain(["holes".to_owned()]);
+    for name in names {
+        let node = overlay.lookup(overlay.root(), OsStr::new(&name)).unwrap();
+        overlay.set_mode(&node, 0o640).unwrap();
+        let (below, above) = (lower.join(&name), upper.join(&name));
+        assert_eq!(fs::read(&above).unwrap(), fs::read(&below).unwrap(), "{name}");
+        let times = |path: &Path| fs::metadata(path).unwrap().modified().unwrap();
+        assert_eq!(times(&above), times(&below), "{name}");
+    }
+    assert!(
+        std::os::unix::fs::MetadataExt::blocks(&fs::metadata(upper.join("holes")).unwrap()) <= 16,
+        "the hole is kept"
+    );
+    let root = overlay.root();
+    overlay.rename(root, OsStr::new("dir"), root, OsStr::new("moved"), RenameMode::Replace).unwrap();
+    assert_eq!(fs::read(upper.join("moved/.wh..wh.redirect")).unwrap(), b"/dir");
+    let calls = counts.take();
+    (calls.of(Method::WriteThrough), calls.of(Method::Sync))
+}
+
+#[test]
+fn a_journal_keeps_the_order() {
+    let stage = Stage::new();
+    let disk = Disk::new(&stage, &["mkfs.ext4", "-q"]);
+    assert_eq!(copy_up(&disk.0), (7, 0), "six files with data and a redirect");
+}
+
+#[test]
+fn without_a_journal_copies_are_synced() {
+    let stage = Stage::new();
+    let disk = Disk::new(&stage, &["mkfs.ext4", "-q", "-O", "^has_journal"]);
+    assert_eq!(copy_up(&disk.0), (0, 7), "the empty file needs none");
+}
+
+#[test]
+fn only_whole_units_are_written_through() {
+    let stage = Stage::new();
+    let disk = Disk::new(&stage, &["mkfs.ext4", "-q"]);
+    let layer = OsLayer::open(&disk.0, true).unwrap();
+    let file = layer.create_file(&layer.root().unwrap(), OsStr::new("file"), 0o600, OWN).unwrap();
+    layer.write_through(&file, &[b'a'; 5000], 4096).unwrap();
+    assert_eq!(layer.write_through(&file, b"b", 1).unwrap_err().errno, EOPNOTSUPP);
+    let bytes = fs::read(disk.0.join("file")).unwrap();
+    assert_eq!(bytes, [vec![0; 4096], vec![b'a'; 5000], vec![0; 3192]].concat());
+    // What is written the usual way afterwards is found too.
+    assert_eq!(layer.write_at(&file, b"c", 4100).unwrap(), 1);
+    assert_eq!(fs::read(disk.0.join("file")).unwrap()[4099..4102], *b"aca");
+}
