@@ -1,9 +1,10 @@
 //! How fast the mount is, beside the bare filesystem, the kernel's overlayfs and fuse-overlayfs.
 //!
-//! `cargo bench -p linux-delegate --bench mounts -- [--quick] [--rounds N] [--rows WORD,WORD] [--json FILE] [--svg FILE]`
+//! `cargo bench -p linux-delegate --bench mounts -- [--quick] [--calls] [--rounds N] [--rows WORD,WORD] [--json FILE] [--svg FILE]`
 //!
 //! Every round does every row on every subject, so that whatever else the machine does hits all of them alike. Printed are the medians, as
-//! ratios to the bare filesystem. In one more round the system calls of the daemons are counted. All data are made in a new ext4 filesystem in a file below `target`, which is removed at the end. Needs
+//! ratios to the bare filesystem; the files are written anew after every round. With `--calls`, the system calls of the daemons are counted
+//! in a round before. All data are made in a new ext4 filesystem in a file below `target`, which is removed at the end. Needs
 //! root, /dev/fuse, git, tar, e2fsprogs, strace and fuse-overlayfs; `docs/performance.md` says what each row does.
 
 mod chart;
@@ -17,6 +18,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use report::{Measurement, Report};
+use rows::Row;
 use stage::{Stage, Subject};
 
 /// What was asked for on the command line.
@@ -24,6 +26,8 @@ struct Arguments {
     rounds: usize,
     /// A part of everything: for a first look.
     quick: bool,
+    /// System calls are counted.
+    calls: bool,
     /// Only rows whose name has one of these words.
     only: Vec<String>,
     json: Option<PathBuf>,
@@ -43,7 +47,7 @@ fn main() -> ExitCode {
 fn parse() -> Result<Arguments, String> {
     use lexopt::Arg::Long;
 
-    let mut arguments = Arguments { rounds: 5, quick: false, only: Vec::new(), json: None, svg: None };
+    let mut arguments = Arguments { rounds: 5, quick: false, calls: false, only: Vec::new(), json: None, svg: None };
     let mut parser = lexopt::Parser::from_env();
     let text = |value: std::ffi::OsString| value.into_string().map_err(|_| "A value is not UTF-8.".to_owned());
     while let Some(word) = parser.next().map_err(|error| format!("{error}."))? {
@@ -54,6 +58,7 @@ fn parse() -> Result<Arguments, String> {
             // cargo gives it to every benchmark.
             "bench" => {}
             "quick" => (arguments.quick, arguments.rounds) = (true, 2),
+            "calls" => arguments.calls = true,
             "rounds" => {
                 arguments.rounds = text(value()?)?.parse().map_err(|_| "--rounds needs a number.".to_owned())?;
             }
@@ -72,6 +77,7 @@ fn run(arguments: &Arguments) -> Result<(), String> {
         |name: &str| arguments.only.is_empty() || arguments.only.iter().any(|word| name.contains(word.as_str()));
     let rows: Vec<_> = rows::all(size).into_iter().filter(|row| wanted(row.name)).collect();
     let stage = Stage::new(size)?;
+    let calls = if arguments.calls { count_calls(&stage, &rows)? } else { BTreeMap::new() };
     let mut times: BTreeMap<(usize, Subject), Vec<f64>> = BTreeMap::new();
     let mut memory: BTreeMap<(usize, Subject), u64> = BTreeMap::new();
     for round in 1..=arguments.rounds {
@@ -84,7 +90,23 @@ fn run(arguments: &Arguments) -> Result<(), String> {
                 *known = (*known).max(peak);
             }
         }
+        let report = Report::new(&rows, &times, &memory, &calls);
+        write(&arguments.json, report.json())?;
+        write(&arguments.svg, chart::svg(&report))?;
     }
+    print!("{}", Report::new(&rows, &times, &memory, &calls).table());
+    Ok(())
+}
+
+fn write(path: &Option<PathBuf>, text: String) -> Result<(), String> {
+    match path {
+        Some(path) => fs::write(path, text).map_err(|error| format!("{} cannot be written: {error}.", path.display())),
+        None => Ok(()),
+    }
+}
+
+/// How many system calls the daemons make for each operation of each row.
+fn count_calls(stage: &Stage, rows: &[Row]) -> Result<BTreeMap<(usize, Subject), f64>, String> {
     let mut calls = BTreeMap::new();
     for (index, row) in rows.iter().enumerate() {
         eprintln!("counting calls: {}", row.name);
@@ -94,12 +116,5 @@ fn run(arguments: &Arguments) -> Result<(), String> {
             }
         }
     }
-    let report = Report::new(&rows, &times, &memory, &calls);
-    print!("{}", report.table());
-    let write = |path: &Option<PathBuf>, text: String| match path {
-        Some(path) => fs::write(path, text).map_err(|error| format!("{} cannot be written: {error}.", path.display())),
-        None => Ok(()),
-    };
-    write(&arguments.json, report.json())?;
-    write(&arguments.svg, chart::svg(&report))
+    Ok(calls)
 }
