@@ -207,9 +207,9 @@ fn what_a_crash_left_in_the_work_directory_is_swept() {
     let stage = Stage::new();
     stage.dir("lower0");
     let work = stage.dir("upper/.wh..wh.work");
-    fs::write(work.join("7"), "half a copy").unwrap();
-    fs::create_dir(work.join("8")).unwrap();
-    fs::write(work.join("8/.wh..wh..opq"), "").unwrap();
+    fs::write(work.join("tmp.7"), "half a copy").unwrap();
+    fs::create_dir(work.join("tmp.8")).unwrap();
+    fs::write(work.join("tmp.8/.wh..wh..opq"), "").unwrap();
     let (overlay, _) = mount(&stage, 1);
     assert_eq!(test_common::names(&work), ["numbers"]);
     assert!(names(&overlay, overlay.root()).is_empty());

@@ -25,7 +25,7 @@ use crate::layer::{Access, Kind, Layer, Object, RenameMode, Result, Stat, Time};
 /// The file of the records.
 const NUMBERS: &str = "numbers";
 /// The same while it is written anew.
-const NEW_NUMBERS: &str = "numbers.new";
+const NEW_NUMBERS: &str = "tmp.numbers";
 /// What the names of copies begin with.
 const LINK: &str = "link.";
 /// How many records that say nothing any more are left before the file is written anew.
