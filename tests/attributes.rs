@@ -531,7 +531,7 @@ fn a_file_that_never_gets_a_name_leaves_nothing() {
     // As a crash leaves it.
     std::mem::forget(overlay.create_temp(overlay.root(), 0o600, OWN).unwrap());
     drop(overlay);
-    put::file(&work, "left", "x");
+    put::file(&work, "tmp.left", "x");
     drop(mount(&stage));
     assert_eq!(names(&work), [""; 0]);
 }

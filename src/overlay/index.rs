@@ -163,7 +163,10 @@ impl Known {
     }
 }
 
-/// Whether the entry `name` of the work directory is of this module. Everything else is swept at mount.
+/// What the names in the work directory begin with that this module gives, whole or damaged.
+pub const NAMES: [&str; 2] = [NUMBERS, LINK];
+
+/// Whether the entry `name` of the work directory is of this module, and whole. Everything else is swept at mount.
 pub fn is_kept(name: &OsStr, kind: Kind) -> bool {
     match kind {
         Kind::Dir => false,

@@ -13,7 +13,7 @@ use syscall::error::{EEXIST, EINVAL, EIO, ENODATA, EOPNOTSUPP, EROFS, EWOULDBLOC
 
 use super::Settings;
 use super::detect::detect;
-use super::index::{Index, is_kept};
+use super::index::{Index, NAMES, is_kept};
 use super::inode::Claims;
 use super::stack::{LayerDir, Stack};
 use super::volatile::{is_marked, mark};
@@ -312,9 +312,8 @@ pub(super) fn empty<L: Layer>(layer: &L, dir: &L::Dir) -> Result<()> {
 /// Whether an overlay has put an entry into a work directory, ours or the kernel's.
 fn is_ours(name: &OsStr, kind: Kind) -> bool {
     const DIRS: [&str; 2] = ["work", "index"];
-    is_kept(name, kind)
-        || name.as_bytes().starts_with(TEMP.as_bytes())
-        || kind == Kind::Dir && DIRS.iter().any(|dir| name == *dir)
+    let starts = |prefix: &&str| name.as_bytes().starts_with(prefix.as_bytes());
+    [TEMP].iter().chain(&NAMES).any(starts) || kind == Kind::Dir && DIRS.iter().any(|dir| name == *dir)
 }
 
 /// Removes everything in the work directory but the index.
