@@ -8,6 +8,7 @@ use std::sync::{Arc, Barrier};
 
 use overlayfs::layer::counted::{Counted, Counts, Method};
 use overlayfs::layer::{Kind, OsLayer, Owner, RenameMode, Time};
+use overlayfs::options::Options;
 use overlayfs::overlay::{Layers, Node, Overlay};
 use test_common::{LowerGuard, Stage};
 
@@ -207,12 +208,24 @@ fn what_a_crash_left_in_the_work_directory_is_swept() {
     let stage = Stage::new();
     stage.dir("lower0");
     let work = stage.dir("upper/.wh..wh.work");
-    fs::write(work.join("7"), "half a copy").unwrap();
-    fs::create_dir(work.join("8")).unwrap();
-    fs::write(work.join("8/.wh..wh..opq"), "").unwrap();
+    fs::write(work.join("tmp.7"), "half a copy").unwrap();
+    fs::create_dir(work.join("tmp.8")).unwrap();
+    fs::write(work.join("tmp.8/.wh..wh..opq"), "").unwrap();
     let (overlay, _) = mount(&stage, 1);
     assert_eq!(test_common::names(&work), ["numbers"]);
     assert!(names(&overlay, overlay.root()).is_empty());
+}
+
+/// A work directory is emptied, so it must not be somebody's documents.
+#[test]
+fn a_work_directory_with_files_of_others_is_refused_and_left_alone() {
+    let stage = Stage::new();
+    let (lower, upper, work) = (stage.dir("lower0"), stage.dir("upper"), stage.dir("work"));
+    fs::write(work.join("letter"), "dear").unwrap();
+    let options = Options { lowers: vec![lower], upper: Some(upper), work: Some(work.clone()), ..Options::default() };
+    let said = overlayfs::mount::mount(&options).err().unwrap().to_string();
+    assert!(said.contains("letter is in the work directory") && said.contains(work.to_str().unwrap()), "{said}");
+    assert_eq!(fs::read_to_string(work.join("letter")).unwrap(), "dear");
 }
 
 #[test]

@@ -668,11 +668,11 @@ fn what_a_crash_has_built_is_swept_and_the_rest_kept() {
     mount.leave();
     let work = stage.path(WORK);
     let kept = names(&work);
-    for name in ["1f", "numbers.new", "link.", "link.1.2", "link.x.y.z", "link.1.2.3.4", "numbers2"] {
+    for name in ["tmp.1f", "tmp.numbers", "link.", "link.1.2", "link.x.y.z", "link.1.2.3.4"] {
         put::file(&work, name, "x");
     }
     put::file(&work, "link.1.2.3/numbers", "x");
-    put::file(&work, "dir/numbers", "x");
+    put::file(&work, "tmp.dir/numbers", "x");
     mount.again();
     mount.leave();
     assert_eq!(names(&work), kept);

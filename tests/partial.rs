@@ -1,4 +1,6 @@
 //! Partial copies: large files that are changed without being copied whole, over remounts and crashes.
+//!
+//! Needs root, loop devices and Debian's package e2fsprogs; fails without them.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -10,7 +12,7 @@ use overlayfs::layer::{Allocation, OsLayer, Owner, RenameMode, Result, Stat, Tim
 use overlayfs::overlay::{Layers, Node, Overlay, Settings};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngSeed};
-use test_common::{LowerGuard, Stage, names, put};
+use test_common::{Disk, LowerGuard, Stage, names, put};
 
 type Merged = Overlay<Counted<OsLayer>>;
 
@@ -395,6 +397,98 @@ fn a_map_of_another_time_means_nothing() {
     let overlay = mount(&stage, &counts);
     assert_eq!(read(&overlay, "dir/file"), [&content()[..], b"end"].concat());
     assert!(!map.exists());
+}
+
+/// Data of a map that was lost with the system do not come back where the original has a hole.
+#[test]
+fn what_was_never_synced_does_not_come_back_in_a_hole() {
+    let (stage, counts) = (stage(), Counts::default());
+    let holes = fs::File::create(stage.path("lower/dir/file")).unwrap();
+    holes.set_len(4 << 20).unwrap();
+    let overlay = mount(&stage, &counts);
+    overlay.write_at(&overlay.open(&find(&overlay, "dir/file")), b"never synced", 70_000).unwrap();
+    kill(overlay, &counts);
+    fs::remove_file(stage.path("upper/dir/.wh..wh.map.file")).unwrap();
+    let overlay = mount(&stage, &counts);
+    let file = find(&overlay, "dir/file");
+    overlay.write_at(&overlay.open(&file), b"x", 90_000).unwrap();
+    let mut expected = vec![0; 4 << 20];
+    expected[90_000] = b'x';
+    assert!(read(&overlay, "dir/file") == expected);
+}
+
+/// What loading a partial copy puts right is put right for good.
+#[test]
+fn a_second_kill_finds_what_the_first_mount_found() {
+    let (stage, counts) = (stage(), Counts::default());
+    let overlay = mount(&stage, &counts);
+    overlay.set_mode(&find(&overlay, "dir/file"), 0o600).unwrap();
+    kill(overlay, &counts);
+    // As if killed between the truncation and the map.
+    fs::OpenOptions::new()
+        .write(true)
+        .open(stage.path("upper/dir/.wh..wh.part.file"))
+        .unwrap()
+        .set_len(131_072)
+        .unwrap();
+    let mut expected = content();
+    expected.truncate(131_072);
+    expected.resize(900_001, 0);
+    expected[900_000] = b'x';
+    let overlay = mount(&stage, &counts);
+    overlay.write_at(&overlay.open(&find(&overlay, "dir/file")), b"x", 900_000).unwrap();
+    kill(overlay, &counts);
+    assert!(read(&mount(&stage, &counts), "dir/file") == expected);
+}
+
+#[test]
+fn a_capability_is_not_lost_with_the_data_that_come_later() {
+    let (stage, counts) = (stage(), Counts::default());
+    let name = OsStr::new("security.capability");
+    let capability = b"\x01\0\0\x02\0\x20\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
+    put::file(&stage.path("lower/dir"), "other", content());
+    rustix::fs::setxattr(stage.path("lower/dir/file"), name, capability, rustix::fs::XattrFlags::empty()).unwrap();
+    let overlay = mount(&stage, &counts);
+    let [below, above] = ["dir/file", "dir/other"].map(|path| find(&overlay, path));
+    overlay.set_times(&below, Time { sec: 1, nsec: 1 }, Time { sec: 2, nsec: 2 }).unwrap();
+    overlay.set_mode(&above, 0o755).unwrap();
+    overlay.set_xattr(&above, name, capability, overlayfs::layer::XattrMode::Set).unwrap();
+    for node in [&below, &above] {
+        overlay.sync(&overlay.open(node)).unwrap();
+        assert_eq!(overlay.xattr(node, name).unwrap(), capability);
+    }
+}
+
+/// Where there is no space for the whole file, the part is kept, also if the system goes down.
+#[test]
+fn what_cannot_be_completed_is_on_the_disk() {
+    let (stage, counts) = (stage(), Counts::default());
+    let disk = Disk::new(&stage, 16 << 20, &["mkfs.ext4", "-q"]);
+    let large: Vec<u8> = content().iter().cycle().take(24 << 20).copied().collect();
+    put::file(&stage.path("lower/dir"), "file", &large);
+    let overlay = || {
+        let open = |path: &std::path::Path, upper| Counted::new(OsLayer::open(path, upper).unwrap(), &counts);
+        let layers = Layers {
+            upper: Some(open(disk.path(), true)),
+            work: None,
+            lowers: vec![open(&stage.path("lower"), false)],
+        };
+        Overlay::new(layers).unwrap()
+    };
+    let mut expected = large;
+    for (at, word) in [(5_000_000, b"first"), (9_000_000, b"later")] {
+        let overlay = overlay();
+        overlay.write_at(&overlay.open(&find(&overlay, "dir/file")), word, at as u64).unwrap();
+        expected[at..at + word.len()].copy_from_slice(word);
+        drop(overlay);
+        let map = fs::read(disk.path().join("dir/.wh..wh.map.file")).unwrap();
+        assert_eq!(map[..16], [0; 16], "it is valid at any time");
+    }
+    let overlay = overlay();
+    let handle = overlay.open(&find(&overlay, "dir/file"));
+    let mut bytes = vec![0; expected.len()];
+    assert_eq!(overlay.read_at(&handle, &mut bytes, 0).unwrap(), expected.len());
+    assert!(bytes == expected);
 }
 
 #[test]

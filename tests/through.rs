@@ -1,41 +1,18 @@
 //! Copies that need no sync: on a filesystem that brings data to the disk before the name that the file gets later.
+//!
+//! Needs root, loop devices and Debian's package e2fsprogs; fails without them.
 
 use std::ffi::OsStr;
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
 use overlayfs::layer::counted::{Counted, Counts, Method};
 use overlayfs::layer::{Layer, OsLayer, Owner, RenameMode};
 use overlayfs::overlay::{Layers, Overlay};
 use syscall::error::EOPNOTSUPP;
-use test_common::{Stage, put};
+use test_common::{Disk, Stage, put};
 
 const OWN: Owner = Owner { uid: 0, gid: 0 };
-
-/// A new filesystem in a file, mounted as long as this lives.
-struct Disk(PathBuf);
-
-impl Disk {
-    fn new(stage: &Stage, words: &[&str]) -> Self {
-        let (image, point) = (stage.path("image"), stage.dir("disk"));
-        fs::File::create(&image).unwrap().set_len(64 << 20).unwrap();
-        run(Command::new(words[0]).args(&words[1..]).arg(&image));
-        run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&point));
-        Disk(point)
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        run(Command::new("umount").arg(&self.0));
-    }
-}
-
-fn run(command: &mut Command) {
-    let output = command.output().unwrap();
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-}
 
 /// Copies up files of different sizes below `disk`, one with holes, and answers how many calls wrote through and how many synced.
 fn copy_up(disk: &Path) -> (u64, u64) {
@@ -78,28 +55,28 @@ fn copy_up(disk: &Path) -> (u64, u64) {
 #[test]
 fn a_journal_keeps_the_order() {
     let stage = Stage::new();
-    let disk = Disk::new(&stage, &["mkfs.ext4", "-q"]);
-    assert_eq!(copy_up(&disk.0), (7, 0), "six files with data and a redirect");
+    let disk = Disk::new(&stage, 64 << 20, &["mkfs.ext4", "-q"]);
+    assert_eq!(copy_up(disk.path()), (7, 0), "six files with data and a redirect");
 }
 
 #[test]
 fn without_a_journal_copies_are_synced() {
     let stage = Stage::new();
-    let disk = Disk::new(&stage, &["mkfs.ext4", "-q", "-O", "^has_journal"]);
-    assert_eq!(copy_up(&disk.0), (0, 7), "the empty file needs none");
+    let disk = Disk::new(&stage, 64 << 20, &["mkfs.ext4", "-q", "-O", "^has_journal"]);
+    assert_eq!(copy_up(disk.path()), (0, 7), "the empty file needs none");
 }
 
 #[test]
 fn only_whole_units_are_written_through() {
     let stage = Stage::new();
-    let disk = Disk::new(&stage, &["mkfs.ext4", "-q"]);
-    let layer = OsLayer::open(&disk.0, true).unwrap();
+    let disk = Disk::new(&stage, 64 << 20, &["mkfs.ext4", "-q"]);
+    let layer = OsLayer::open(disk.path(), true).unwrap();
     let file = layer.create_file(&layer.root().unwrap(), OsStr::new("file"), 0o600, OWN).unwrap();
     layer.write_through(&file, &[b'a'; 5000], 4096).unwrap();
     assert_eq!(layer.write_through(&file, b"b", 1).unwrap_err().errno, EOPNOTSUPP);
-    let bytes = fs::read(disk.0.join("file")).unwrap();
+    let bytes = fs::read(disk.path().join("file")).unwrap();
     assert_eq!(bytes, [vec![0; 4096], vec![b'a'; 5000], vec![0; 3192]].concat());
     // What is written the usual way afterwards is found too.
     assert_eq!(layer.write_at(&file, b"c", 4100).unwrap(), 1);
-    assert_eq!(fs::read(disk.0.join("file")).unwrap()[4099..4102], *b"aca");
+    assert_eq!(fs::read(disk.path().join("file")).unwrap()[4099..4102], *b"aca");
 }

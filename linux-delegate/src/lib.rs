@@ -3,8 +3,10 @@
 //! On Redox, `libredox` and `redox-scheme` reach the kernel through relibc's `redox_*` symbols. This crate defines those symbols
 //! ([`abi`]), so a scheme daemon's own code, from `Socket::create` to `handle_sync`, runs unchanged on Linux. Behind them
 //! stands a kernel of one process ([`kernel`]): scheme sockets, descriptors and a namespace. [`client`] is the other side:
-//! processes with a uid, a gid and a pid that call the schemes the way relibc and `std::fs` do. [`fuse`] makes such calls
-//! of what Linux programs do in a FUSE mount.
+//! processes with a uid, a gid and a pid that call the schemes the way relibc and `std::fs` do.
+//!
+//! [`fuse`] is the FUSE mount: its requests become such calls (`door=scheme`), or calls of the engine, for real work. [`options`],
+//! [`identity`] and [`logger`] belong to the program `overlayfs-fuse`.
 //!
 //! Buffers are handed to the scheme by address, because the daemon and its clients are threads of one process.
 

@@ -32,7 +32,7 @@ Options:
   -f                Stay in the foreground.
   -v, --verbose     Log what matters: to standard error, or in the background to syslog.
   -d, --debug       Log every request too, and stay in the foreground; -o debug is the same.
-  -s                Answer one request at a time, as max_threads=1.
+  -s                Answer as few requests at once as possible (two), as max_threads=1.
   -h, --help        Print this.
   -V, --version     Print the version.
 

@@ -1,8 +1,8 @@
 //! How whiteouts, opaque and redirected directories are written in a layer: in the native format, which is described here, or in that of
 //! the [`kernel`].
 //!
-//! The native format is the OCI image layer format (image-spec, `layer.md`, "Whiteouts"), so an upper directory is an unpacked OCI
-//! changeset at all times: a deletion is a *marker*, an empty file with a reserved name. The two kinds of file that OCI does not
+//! The native format is the OCI image layer format (image-spec, `layer.md`, "Whiteouts"), so an upper directory at rest is an unpacked OCI
+//! changeset: a deletion is a *marker*, an empty file with a reserved name. The files that OCI does not
 //! know begin with `.wh..wh.`, which tools that unpack layers pass over. `docs/format.md` describes the format for people.
 
 pub mod kernel;
@@ -70,7 +70,7 @@ pub enum Meaning<'a> {
     Part(&'a OsStr),
     /// The map of the partial copy of this name.
     Map(&'a OsStr),
-    /// Reserved, with no meaning here: the work directory, or another tool's.
+    /// Reserved, with no meaning in a listing: the work directory, the mark of partial copies, or another tool's.
     Unknown,
 }
 

@@ -102,7 +102,7 @@ impl<L: Layer> Overlay<L> {
             Kind::File => {
                 let from = self.file(node, Access::Read)?;
                 let to = upper.create_file(work, temp, mode, owner)?;
-                built = self.build_data(node, attr, from, to, keep)?;
+                built = self.build_data(node, attr, &xattrs, (from, to), keep)?;
             }
             Kind::Symlink => {
                 let target = self.read_link(node)?;
@@ -123,8 +123,8 @@ impl<L: Layer> Overlay<L> {
         &self,
         node: &Arc<Node<L>>,
         attr: &Stat,
-        from: Arc<OpenFile<L>>,
-        to: L::File,
+        xattrs: &Xattrs,
+        (from, to): (Arc<OpenFile<L>>, L::File),
         keep: u64,
     ) -> Result<Built<L>> {
         let (upper, work) = self.upper()?;
@@ -135,7 +135,7 @@ impl<L: Layer> Overlay<L> {
                 shared => return shared.map(|()| Built::File(to, Settled::No)),
             }
         }
-        if self.may_be_partial(node, attr, keep) {
+        if self.may_be_partial(node, attr, xattrs, keep) {
             upper.truncate(&to, attr.size)?;
             return Ok(Built::Part(to, from));
         }

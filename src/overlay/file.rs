@@ -152,13 +152,13 @@ impl<L: Layer> Overlay<L> {
         // The rest of what is cut in the middle.
         self.own(node, &open, size..size + 1)?;
         self.stack.layer(&open.dir).truncate(&open.file, size)?;
-        self.cut(node, &open, size)?;
         let mut state = node.state.lock();
         (state.stale, state.times_stale) = (true, true);
         if let Some(attr) = &mut state.attr {
             attr.size = size;
         }
-        Ok(())
+        drop(state);
+        self.cut(node, &open, size)
     }
 
     /// Changes the allocation of a range of a regular file. EROFS; EOPNOTSUPP where the upper layer cannot; EISDIR; EINVAL of anything
@@ -202,7 +202,7 @@ impl<L: Layer> Overlay<L> {
         let mut filled = 0;
         while filled < buf.len() {
             let at = offset + filled as u64;
-            let (lent, end) = partial.run(at);
+            let (lent, end) = partial.run(at, offset.saturating_add(buf.len() as u64));
             let wanted = usize::try_from(end - at).map_or(buf.len(), |run| buf.len().min(filled + run));
             let piece = &mut buf[filled..wanted];
             let read = match lent {
@@ -224,7 +224,7 @@ impl<L: Layer> Overlay<L> {
             return layer.next_data(&open.file, from);
         };
         loop {
-            let (lent, end) = partial.run(from);
+            let (lent, end) = partial.run(from, u64::MAX);
             let data = match lent {
                 true => self.stack.layer(&source.dir).next_data(&source.file, from)?,
                 false => layer.next_data(&open.file, from)?,
@@ -255,17 +255,23 @@ impl<L: Layer> Overlay<L> {
         self.use_file(from);
         self.use_file(to);
         self.copy_up(&to.node)?;
-        if self.file(&from.node, Access::Read)?.lent.is_some() {
-            let _content = from.node.content.lock();
-            self.own(&from.node, &*self.file(&from.node, Access::ReadWrite)?, range.clone())?;
+        loop {
+            if self.file(&from.node, Access::Read)?.lent.is_some() {
+                let _content = from.node.content.lock();
+                self.fill(&from.node, &*self.file(&from.node, Access::ReadWrite)?, range.clone())?;
+            }
+            let _content = to.node.content.lock();
+            let source = self.file(&from.node, Access::Read)?;
+            if source.lent.as_ref().is_some_and(|lent| lent.partial.lends(&range)) {
+                // It became a partial copy meanwhile.
+                continue;
+            }
+            let target = self.file(&to.node, Access::ReadWrite)?;
+            self.own(&to.node, &target, offset..end)?;
+            let copied = self.stack.layer(&target.dir).copy_range(&source.file, range, &target.file, offset);
+            node_changed(&to.node);
+            return copied;
         }
-        let _content = to.node.content.lock();
-        let source = self.file(&from.node, Access::Read)?;
-        let target = self.file(&to.node, Access::ReadWrite)?;
-        self.own(&to.node, &target, offset..end)?;
-        let copied = self.stack.layer(&target.dir).copy_range(&source.file, range, &target.file, offset);
-        node_changed(&to.node);
-        copied
     }
 
     /// Brings what was written, and the names in a directory, to the disk. Nothing to do for what is in a lower layer, or if the overlay

@@ -25,7 +25,7 @@ use crate::layer::{Access, Kind, Layer, Object, RenameMode, Result, Stat, Time};
 /// The file of the records.
 const NUMBERS: &str = "numbers";
 /// The same while it is written anew.
-const NEW_NUMBERS: &str = "numbers.new";
+const NEW_NUMBERS: &str = "tmp.numbers";
 /// What the names of copies begin with.
 const LINK: &str = "link.";
 /// How many records that say nothing any more are left before the file is written anew.
@@ -163,7 +163,10 @@ impl Known {
     }
 }
 
-/// Whether the entry `name` of the work directory is of this module. Everything else is swept at mount.
+/// What the names in the work directory begin with that this module gives, whole or damaged.
+pub const NAMES: [&str; 2] = [NUMBERS, LINK];
+
+/// Whether the entry `name` of the work directory is of this module, and whole. Everything else is swept at mount.
 pub fn is_kept(name: &OsStr, kind: Kind) -> bool {
     match kind {
         Kind::Dir => false,

@@ -17,6 +17,7 @@
 //! | `work`, `detect` | the work directory, where things are built before they appear; in which format the upper layer is written |
 //! | `index` | what the next mount has to know of copies: their links and inode numbers |
 //! | `volatile` | the mark of an upper layer to which nothing is synced |
+//! | `sync` | the two kinds of lock |
 //!
 //! # One visible step
 //! Every operation is a sequence of steps on the upper layer of which exactly one changes the merged tree, so that a crash
@@ -29,7 +30,7 @@
 //!    may take the locks below in any order. Never held while data is copied.
 //! 3. `Node::dir`: what is in one directory. A parent's before its child's.
 //! 4. `Node::state`: where one object is. One at a time.
-//! 5. Leaves, under which nothing is called: `inode`, `index`, `stack`, `partial`.
+//! 5. Leaves, under which nothing is called: `inode`, `index`, `stack`, `partial`, `Overlay::read_dirs`.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -193,11 +194,6 @@ impl<L: Layer> Overlay<L> {
     /// Space left and limits: those of the topmost layer.
     pub fn stat_fs(&self) -> Result<StatFs> {
         self.stack.top().stat_fs()
-    }
-
-    /// Brings everything that was written to the disk.
-    pub fn sync_all(&self) -> Result<()> {
-        self.stack.upper().map_or(Ok(()), Layer::sync_all)
     }
 
     /// The upper layer and the work directory. EROFS without.

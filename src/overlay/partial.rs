@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use syscall::error::{EEXIST, EIO, ENOENT, Error};
+use syscall::error::{EEXIST, EFBIG, EIO, ENOENT, Error};
 
 use super::Overlay;
 use super::copy_up::SET_ID;
@@ -31,11 +31,21 @@ use super::progress::{PIECE, Progress};
 use super::stack::{LayerDir, Stack};
 use super::sync::Lock;
 use super::work::discard;
+use super::xattr::Xattrs;
 use crate::format::{self, Format};
-use crate::layer::{Access, Kind, Layer, Object, RenameMode, Result, Stat, Time};
+use crate::layer::{Access, Allocation, Kind, Layer, Object, RenameMode, Result, Stat, Time};
 
 /// From this size on a file is copied in part.
 pub(super) const PARTIAL_FROM: u64 = 1 << 20;
+
+/// And from this size on whole again, so that the map of any partial copy fits into memory.
+const PARTIAL_UNTIL: u64 = 16 << 40;
+
+/// The epoch of a map that means something also after the system went down, since it is synced after the data.
+const FOR_GOOD: u128 = 0;
+
+/// The attribute that every write takes from a file.
+const CAPABILITY: &str = "security.capability";
 
 /// The unit in which data is lent.
 const CHUNK: u64 = 64 << 10;
@@ -66,6 +76,8 @@ struct Chunks {
     mtime: Option<Time>,
     /// Whether there is a map.
     mapped: bool,
+    /// Whether the map is to mean something also after the system went down.
+    for_good: bool,
     /// Whether the copy has lost its reserved name, so that nobody needs a map.
     ended: bool,
 }
@@ -113,7 +125,7 @@ fn is_marked<L: Layer>(stack: &Stack<L>, root: &LayerDir<L>) -> bool {
 impl Chunks {
     fn new(size: u64) -> Self {
         let own = vec![0; size.div_ceil(CHUNK).div_ceil(8) as usize];
-        Chunks { size, own, mtime: None, mapped: false, ended: false }
+        Chunks { size, own, mtime: None, mapped: false, for_good: false, ended: false }
     }
 
     fn is_own(&self, chunk: u64) -> bool {
@@ -127,14 +139,15 @@ impl Chunks {
         }
     }
 
-    /// Whether the byte at `offset` is lent, and where that ends to be so.
-    fn run(&self, offset: u64) -> (bool, u64) {
+    /// Whether the byte at `offset` is lent, and up to where that is so; it is not looked further than `until`.
+    fn run(&self, offset: u64, until: u64) -> (bool, u64) {
         let lent = !self.is_own(offset / CHUNK) && offset < self.size;
         if offset >= self.size {
             return (false, u64::MAX);
         }
         let mut chunk = offset / CHUNK + 1;
-        while chunk * CHUNK < self.size && self.is_own(chunk) != lent {
+        let last = self.size.min(until);
+        while chunk * CHUNK < last && self.is_own(chunk) != lent {
             chunk += 1;
         }
         match chunk * CHUNK {
@@ -159,9 +172,11 @@ impl Chunks {
             return false;
         };
         let field = |range: Range<usize>| header[range].iter().rfold(0, |number, byte| number << 8 | u128::from(*byte));
-        if epoch != Some(field(0..16)) {
+        let written = field(0..16);
+        if written != FOR_GOOD && epoch != Some(written) {
             return false;
         }
+        self.for_good = written == FOR_GOOD;
         self.own.copy_from_slice(own);
         self.mtime = (field(28..32) == 1).then(|| Time { sec: field(16..24) as i64, nsec: field(24..28) as u32 });
         self.mapped = true;
@@ -187,15 +202,20 @@ impl<L: Layer> Partial<L> {
         Some(Partial { dir, name: name.into(), map, source, chunks: Lock::new(Chunks::new(size)) })
     }
 
-    /// Whether the byte at `offset` is lent, and where that ends to be so.
-    pub fn run(&self, offset: u64) -> (bool, u64) {
-        self.chunks.lock().run(offset)
+    /// Whether the byte at `offset` is lent, and up to where that is so; it is not looked further than `until`.
+    pub fn run(&self, offset: u64, until: u64) -> (bool, u64) {
+        self.chunks.lock().run(offset, until)
+    }
+
+    /// Whether anything in `range` is lent.
+    pub fn lends(&self, range: &Range<u64>) -> bool {
+        self.chunks.lock().lent_in(range).is_some()
     }
 }
 
 impl<L: Layer> Overlay<L> {
     /// Whether a file of a lower layer may be copied in part, of which `keep` bytes are needed.
-    pub(super) fn may_be_partial(&self, node: &Arc<Node<L>>, attr: &Stat, keep: u64) -> bool {
+    pub(super) fn may_be_partial(&self, node: &Arc<Node<L>>, attr: &Stat, xattrs: &Xattrs, keep: u64) -> bool {
         let able = self.stack.upper().is_some_and(|upper| upper.capabilities().sparse);
         let state = node.state.lock();
         let named = state.places.first().is_some_and(|place| format::part_names(&place.name, self.name_max).is_some());
@@ -204,6 +224,13 @@ impl<L: Layer> Overlay<L> {
             && node.kind() == Kind::File
             && attr.nlink == 1
             && attr.size.min(keep) >= PARTIAL_FROM
+            && attr.size < PARTIAL_UNTIL
+            && xattrs.iter().all(|(name, _)| name != CAPABILITY)
+    }
+
+    /// Before an attribute is set: completes a partial copy if the writing of its data would take it again.
+    pub(super) fn complete_for(&self, node: &Arc<Node<L>>, xattr: &OsStr) -> Result<()> {
+        if xattr == CAPABILITY { self.complete(node) } else { Ok(()) }
     }
 
     /// Puts a copy without data, built as `temp` in the work directory, beside its place. Nobody sees a difference. The content must be
@@ -259,24 +286,37 @@ impl<L: Layer> Overlay<L> {
         name: &OsStr,
     ) -> Result<Arc<Node<L>>> {
         let lower = self.stack.stat(from, name)?;
+        if lower.size >= PARTIAL_UNTIL {
+            return Err(Error::new(EFBIG));
+        }
         let lender = (from.clone(), name.into());
         let partial = Partial::new(to.clone(), name, self.name_max, lender, lower.size).ok_or(Error::new(EIO))?;
         let mut copy = self.stack.stat(to, &partial.name)?;
-        if let Some(map) = self.read_map(&partial)?
-            && !partial.chunks.lock().read_map(&map, self.stack.layer(to).epoch())
-        {
-            self.discard_part_file(to, &partial.map);
+        let map = self.read_map(&partial)?;
+        let valid = map.as_ref().is_some_and(|map| {
+            let epoch = self.stack.layer(to).epoch();
+            partial.chunks.lock().read_map(map, epoch)
+        });
+        if !valid {
+            if map.is_some() {
+                self.discard_part_file(to, &partial.map);
+            }
+            self.empty_part(&partial, &copy)?;
         }
-        let mtime = {
+        let (mtime, is_cut) = {
             let mut chunks = partial.chunks.lock();
+            let before = chunks.own.clone();
             // What was cut off is not lent any more, also if there was no time to say so.
             chunks.set_own(copy.size.div_ceil(CHUNK)..u64::MAX);
-            chunks.mtime.take()
+            (chunks.mtime.take(), chunks.own != before)
         };
         if let Some(mtime) = mtime {
             let open = self.stack.open(to)?;
             self.stack.layer(to).set_times(Object::Entry(&*open, &partial.name), copy.atime, mtime)?;
             copy.mtime = mtime;
+        }
+        if mtime.is_some() || is_cut {
+            self.save_map_within(parent, &partial)?;
         }
         let place = Place { parent: parent.clone(), name: name.into(), dir: from.clone() };
         let ino = self.inodes.assign(lower.dev, lower.ino);
@@ -287,6 +327,18 @@ impl<L: Layer> Overlay<L> {
             self.lend(&node, &mut state, Arc::new(partial), &copy, ino);
         }
         Ok(node)
+    }
+
+    /// Takes out of a partial copy whose map is lost what it has where the original lends: nobody knows which of it was there.
+    fn empty_part(&self, partial: &Partial<L>, copy: &Stat) -> Result<()> {
+        let layer = self.stack.layer(&partial.dir);
+        let file = layer.open_file(&*self.stack.open(&partial.dir)?, &partial.name, Access::ReadWrite)?;
+        let lent = 0..partial.chunks.lock().size.min(copy.size);
+        if layer.next_data(&file, 0)?.is_none_or(|data| data.start >= lent.end) {
+            return Ok(());
+        }
+        layer.allocate(&file, Allocation::PunchHole, lent)?;
+        layer.set_times(Object::File(&file), copy.atime, copy.mtime)
     }
 
     /// What is in a map, if there is one.
@@ -321,6 +373,9 @@ impl<L: Layer> Overlay<L> {
             let Some(chunks) = chunks else { return Ok(()) };
             let bytes = chunks.start * CHUNK..(chunks.end * CHUNK).min(size);
             self.copy_data(source, &open.file, bytes, &mut |_| {})?;
+            if partial.chunks.lock().for_good {
+                self.upper()?.0.sync(&open.file)?;
+            }
             self.take_over(node, partial, chunks)?;
         }
     }
@@ -328,10 +383,14 @@ impl<L: Layer> Overlay<L> {
     /// After the copy was truncated to `size` bytes, before which [`Overlay::own`] was called for the last one: what is behind is
     /// lent no more.
     pub(super) fn cut(&self, node: &Arc<Node<L>>, open: &OpenFile<L>, size: u64) -> Result<()> {
-        match &open.lent {
-            Some(Lent { partial, .. }) => self.take_over(node, partial, size.div_ceil(CHUNK)..u64::MAX),
-            None => Ok(()),
-        }
+        let Some(Lent { partial, .. }) = &open.lent else { return Ok(()) };
+        let changed = {
+            let mut chunks = partial.chunks.lock();
+            let before = chunks.own.clone();
+            chunks.set_own(size.div_ceil(CHUNK)..u64::MAX);
+            chunks.own != before
+        };
+        if changed { self.save_map(node, partial) } else { Ok(()) }
     }
 
     /// Notes that chunks are the copy's own.
@@ -351,25 +410,32 @@ impl<L: Layer> Overlay<L> {
 
     /// Writes the map of a partial copy that has its reserved name.
     fn save_map(&self, node: &Arc<Node<L>>, partial: &Partial<L>) -> Result<()> {
+        if partial.chunks.lock().ended {
+            return Ok(());
+        }
+        let _tree = self.tree.read();
+        let (parent, _) = self.parent(node).ok_or(Error::new(EIO))?;
+        self.save_map_within(&parent, partial)
+    }
+
+    /// As [`Overlay::save_map`], of a copy in `parent`, where the tree is locked already.
+    fn save_map_within(&self, parent: &Arc<Node<L>>, partial: &Partial<L>) -> Result<()> {
         let upper = self.stack.layer(&partial.dir);
-        let Some(epoch) = upper.epoch() else { return Ok(()) };
-        let (content, mapped) = {
+        let (content, mapped, for_good) = {
             let known = partial.chunks.lock();
-            if known.ended {
-                return Ok(());
-            }
-            (known.map(epoch), known.mapped)
+            let epoch = if known.for_good { Some(FOR_GOOD) } else { upper.epoch() };
+            let Some(epoch) = epoch else { return Ok(()) };
+            (known.map(epoch), known.mapped, known.for_good)
         };
         if !mapped {
-            let _tree = self.tree.read();
-            let (parent, _) = self.parent(node).ok_or(Error::new(EIO))?;
-            self.keeping_times(&parent, &partial.dir, |dir| {
+            self.keeping_times(parent, &partial.dir, |dir| {
                 upper.create_file(dir, &partial.map, 0o600, upper.identity()).map(drop)
             })?;
         }
         let file = upper.open_file(&*self.stack.open(&partial.dir)?, &partial.map, Access::ReadWrite)?;
         partial.chunks.lock().mapped = true;
         match upper.write_at(&file, &content, 0)? {
+            written if written == content.len() && for_good => upper.sync(&file),
             written if written == content.len() => Ok(()),
             _ => Err(Error::new(EIO)),
         }
@@ -396,20 +462,20 @@ impl<L: Layer> Overlay<L> {
                 }
                 return self.put_whole_in_place(node, &partial, &open);
             }
-            self.fill(node, &partial, &open, at..at + AT_ONCE)?;
+            self.fill(node, &open, at..at + AT_ONCE)?;
             at += AT_ONCE;
-            if let Some(said) = progress.copied(at, Instant::now()) {
+            if let Some(said) = progress.copied(at.min(size), Instant::now()) {
                 log::info!("{said}");
             }
         }
     }
 
     /// Copies what is lent in `range`, though nothing is changed there. The content must be locked.
-    fn fill(&self, node: &Arc<Node<L>>, partial: &Partial<L>, open: &OpenFile<L>, range: Range<u64>) -> Result<()> {
+    pub(super) fn fill(&self, node: &Arc<Node<L>>, open: &OpenFile<L>, range: Range<u64>) -> Result<()> {
         let (upper, _) = self.upper()?;
-        if partial.chunks.lock().lent_in(&range).is_none() {
+        let Some(Lent { partial, .. }) = open.lent.as_ref().filter(|lent| lent.partial.lends(&range)) else {
             return Ok(());
-        }
+        };
         let Stat { atime, mtime, mode, .. } = self.stat(node)?;
         partial.chunks.lock().mtime = Some(mtime);
         let filled = self.save_map(node, partial).and_then(|()| {
@@ -520,7 +586,25 @@ impl<L: Layer> Overlay<L> {
             self.meet_partials()?;
         }
         let nodes: Vec<_> = self.partials.nodes.lock().values().cloned().collect();
-        nodes.iter().try_for_each(|node| self.complete(node))
+        let completed =
+            nodes.iter().map(|node| self.complete(node).or_else(|error| self.keep_for_good(node).and(Err(error))));
+        // One that cannot be completed, for want of space maybe, is no reason to leave the others.
+        completed.collect::<Vec<_>>().into_iter().collect()
+    }
+
+    /// Brings a partial copy to the disk as it is, since nobody knows when it can be completed.
+    fn keep_for_good(&self, node: &Arc<Node<L>>) -> Result<()> {
+        let _content = node.content.lock();
+        let Some(partial) = node.state.lock().partial.clone() else { return Ok(()) };
+        let (upper, _) = self.upper()?;
+        upper.sync(&self.file(node, Access::ReadWrite)?.file)?;
+        partial.chunks.lock().for_good = true;
+        self.save_map(node, &partial)?;
+        let open = {
+            let _tree = self.tree.read();
+            self.stack.open(&partial.dir)?
+        };
+        upper.sync_dir(&open)
     }
 
     fn unmark_partials(&self) -> Result<()> {

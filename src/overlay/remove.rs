@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::sync::{Arc, MutexGuard};
 
-use syscall::error::{EIO, EISDIR, ENOENT, ENOTDIR, ENOTEMPTY, Error};
+use syscall::error::{EACCES, EIO, EISDIR, ENOENT, ENOTDIR, ENOTEMPTY, Error};
 
 use super::Overlay;
 use super::node::{Dir, Node, Place, State};
@@ -119,7 +119,11 @@ impl<L: Layer> Overlay<L> {
         drop(state);
         match node.kind() {
             Kind::File if held => {
-                let open = self.file_within(node, Access::ReadWrite)?;
+                let open = self.file_within(node, Access::ReadWrite).or_else(|error| match error.errno {
+                    // Whoever holds it may still read it.
+                    EACCES => self.file_within(node, Access::Read),
+                    _ => Err(error),
+                })?;
                 node.state.lock().file.get_or_insert(open);
                 Ok(())
             }

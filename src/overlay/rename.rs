@@ -56,7 +56,11 @@ impl<L: Layer> Overlay<L> {
             {
                 return Err(Error::new(EINVAL));
             }
-            if !self.check_rename(dir, &node, new_dir, target.as_ref(), mode)? {
+            let is_needed = {
+                let _tree = self.tree.read();
+                self.check_rename(dir, &node, new_dir, target.as_ref(), mode)?
+            };
+            if !is_needed {
                 return Ok(());
             }
             let from = self.upper_dir(dir)?;

@@ -4,6 +4,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,13 +13,16 @@ use syscall::error::{EEXIST, EINVAL, EIO, ENODATA, EOPNOTSUPP, EROFS, EWOULDBLOC
 
 use super::Settings;
 use super::detect::detect;
-use super::index::{Index, is_kept};
+use super::index::{Index, NAMES, is_kept};
 use super::inode::Claims;
 use super::stack::{LayerDir, Stack};
 use super::volatile::{is_marked, mark};
 use super::xattr::DEFAULT_ACL;
 use crate::format::{self, Format};
 use crate::layer::{Kind, Layer, Object, RenameMode, Result};
+
+/// What the names of what is built begin with.
+const TEMP: &str = "tmp.";
 
 /// Why layers cannot be stacked.
 #[derive(Debug)]
@@ -46,6 +50,8 @@ pub enum Refused {
     CannotMark(Error),
     /// The upper layer is in the kernel's format, and in the work directory is an index of hard links, which we do not understand.
     Indexed,
+    /// The work directory has an entry that no overlay has put there, and that would be removed.
+    Foreign(OsString),
     /// A layer answered an error.
     Layer(Error),
 }
@@ -89,6 +95,11 @@ impl fmt::Display for Refused {
                 "it cannot be written in the format of the kernel's overlayfs ({error}), which needs extended attributes, renames that \
                  exchange and renames that leave a whiteout"
             ),
+            Refused::Foreign(name) => write!(
+                f,
+                "{} is in the work directory, which would be emptied, and is no overlay's; name an empty directory",
+                name.display()
+            ),
             Refused::Layer(error) => write!(f, "a layer cannot be used: {error}"),
         }
     }
@@ -114,7 +125,8 @@ impl From<Refused> for Error {
             | Refused::KernelFormat(_)
             | Refused::OciFormat(_)
             | Refused::NoWork
-            | Refused::Indexed => Error::new(EINVAL),
+            | Refused::Indexed
+            | Refused::Foreign(_) => Error::new(EINVAL),
         }
     }
 }
@@ -164,6 +176,9 @@ impl<L: Layer> Work<L> {
         };
         if upper.stat(Object::Dir(&dir))?.dev != upper.stat(Object::Dir(&*root))?.dev {
             return Err(Refused::OtherFilesystem);
+        }
+        if let Some((name, _)) = entries(upper, &dir)?.into_iter().find(|(name, kind)| !is_ours(name, *kind)) {
+            return Err(Refused::Foreign(name));
         }
         let volatile = settings.volatile;
         hand_down_nothing(upper, &dir)?;
@@ -228,7 +243,7 @@ impl<L: Layer> Work<L> {
 
     /// A name in it that is free.
     pub fn name(&self) -> OsString {
-        format!("{:x}", self.next.fetch_add(1, Ordering::Relaxed)).into()
+        format!("{TEMP}{:x}", self.next.fetch_add(1, Ordering::Relaxed)).into()
     }
 
     /// Writes the content of a new file, so that a crash never finds it without under the name that it gets.
@@ -268,7 +283,7 @@ impl<L: Layer> Work<L> {
 }
 
 fn try_rename<L: Layer>(upper: &L, dir: &L::Dir) -> std::result::Result<(), Refused> {
-    let (from, to) = (OsStr::new("from"), OsStr::new("to"));
+    let (from, to) = (OsStr::new("tmp.from"), OsStr::new("tmp.to"));
     drop(upper.create_file(dir, from, 0o600, upper.identity())?);
     let renamed = upper.rename(dir, from, dir, to, RenameMode::Replace);
     upper.unlink(dir, if renamed.is_ok() { to } else { from })?;
@@ -292,6 +307,13 @@ fn hand_down_nothing<L: Layer>(layer: &L, dir: &L::Dir) -> Result<()> {
 /// Removes everything in a directory of the layer.
 pub(super) fn empty<L: Layer>(layer: &L, dir: &L::Dir) -> Result<()> {
     entries(layer, dir)?.iter().try_for_each(|(name, kind)| remove(layer, dir, name, *kind))
+}
+
+/// Whether an overlay has put an entry into a work directory, ours or the kernel's.
+fn is_ours(name: &OsStr, kind: Kind) -> bool {
+    const DIRS: [&str; 2] = ["work", "index"];
+    let starts = |prefix: &&str| name.as_bytes().starts_with(prefix.as_bytes());
+    [TEMP].iter().chain(&NAMES).any(starts) || kind == Kind::Dir && DIRS.iter().any(|dir| name == *dir)
 }
 
 /// Removes everything in the work directory but the index.

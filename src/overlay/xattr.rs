@@ -102,6 +102,7 @@ impl<L: Layer> Overlay<L> {
             return Ok(());
         }
         self.copied_up(node)?;
+        self.complete_for(node, name)?;
         let _content = node.content.lock();
         let changed = self.on_object(node, |layer, object| match change {
             Change::Set(value, mode) => layer.set_xattr(object, name, value, mode),

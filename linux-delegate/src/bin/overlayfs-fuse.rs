@@ -1,7 +1,7 @@
-//! Mounts an overlay on Linux, served by the scheme that serves it on Redox.
+//! Mounts an overlay on Linux: stacks the layers, serves them through the engine's door or the scheme's, and unmounts when it is told to.
 //!
-//! The process is three things: the scheme's daemon on one thread, the FUSE session on some, and a thread that waits for signals. Without
-//! `-f` a child of the process is all that, and the process itself waits only until the mount is there.
+//! The FUSE session has some threads, one waits for signals, and with `door=scheme` one is the scheme's daemon. Without `-f` a child of the
+//! process is all that, and the process itself waits only until the mount is there.
 
 use std::fs::File;
 use std::io::{self, Read, Write};

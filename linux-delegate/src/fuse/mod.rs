@@ -12,7 +12,6 @@
 mod dispatch;
 mod door;
 pub mod engine;
-
 pub mod mount;
 pub mod scheme;
 mod session;

@@ -115,7 +115,7 @@ fn greet(door: &impl Door, request: &[u8]) -> io::Result<Greeting> {
     if asked.major < wire::MAJOR || asked.major == wire::MAJOR && asked.minor < wire::OLDEST_MINOR {
         return Err(io::Error::new(
             ErrorKind::Unsupported,
-            format!("the kernel speaks FUSE {}.{}, and 7.31 (Linux 5.4) is needed", asked.major, asked.minor),
+            format!("the kernel speaks FUSE {}.{}, and 7.31 is needed", asked.major, asked.minor),
         ));
     }
     let offered =

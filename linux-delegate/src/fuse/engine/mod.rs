@@ -4,8 +4,8 @@
 //! attributes, listings and pages, writes pages back when it likes, and asks nobody to open a file: a file that it knows needs no
 //! request to be opened and read again. It also checks access, by the attributes that it is told.
 //!
-//! Lock order: `forgetting`, under which the kernel may make others wait, is taken by no thread that holds another. The locks of `nodes`
-//! and `files` are leaves; the engine is not called while one is held, but for opening a handle,
+//! Lock order: `waiting`, under which the kernel may make others wait, is taken by no thread that holds another. The locks of `nodes`,
+//! `files` and `ahead` are leaves; the engine is not called while one is held, but for opening a handle,
 //! which asks no layer.
 
 mod ahead;
@@ -70,8 +70,8 @@ pub struct EngineDoor<L: Layer> {
     ahead: Ahead<L>,
     settings: Settings,
     notifier: OnceLock<Notifier>,
-    /// Held by the thread that has the kernel forget.
-    forgetting: Mutex<()>,
+    /// Held by the thread that has the kernel do something for which it may need another.
+    waiting: Mutex<()>,
 }
 
 impl<L: Layer> EngineDoor<L> {
@@ -84,7 +84,7 @@ impl<L: Layer> EngineDoor<L> {
             overlay,
             settings,
             notifier: OnceLock::new(),
-            forgetting: Mutex::new(()),
+            waiting: Mutex::new(()),
         }
     }
 
@@ -200,9 +200,7 @@ impl<L: Layer> EngineDoor<L> {
             }
         }
     }
-}
 
-impl<L: Layer> EngineDoor<L> {
     /// Has the engine learn what is in a directory. What fails will fail again when somebody asks.
     fn read_ahead(&self, dir: &Arc<Node<L>>) {
         let mut names = Vec::new();
@@ -245,7 +243,7 @@ impl<L: Layer> Door for EngineDoor<L> {
             return;
         }
         // The kernel locks the directory of an entry that it lets go, so another thread must be there for who holds that lock.
-        let (Ok(_forgetting), Some(notifier)) = (self.forgetting.try_lock(), self.notifier.get()) else { return };
+        let (Ok(_waiting), Some(notifier)) = (self.waiting.try_lock(), self.notifier.get()) else { return };
         for node in self.nodes.oldest() {
             if let Some((parent, name)) = self.overlay.parent(&node)
                 && let Err(error) = notifier.forget_entry(nodes::number(&*parent), name.as_bytes())
@@ -532,16 +530,26 @@ impl<L: Layer> Door for EngineDoor<L> {
     }
 
     fn lseek(&self, node: u64, offset: u64, whence: i32) -> Result<u64> {
-        // The kernel asks without writing back what it holds, and a hole must not be told of where there are data.
-        if let Some(Err(error)) = self.notifier.get().map(|notifier| notifier.write_back(node, offset)) {
-            log::debug!("the kernel holds nothing of node {node}: {error}");
-        }
+        // The kernel asks without writing back what it holds, and a hole must not be told of where there are data. Another thread must be there
+        // for the writes; where it may not be, everything is told to be data.
+        let written = match (self.waiting.try_lock(), self.notifier.get()) {
+            (Ok(_waiting), Some(notifier)) => {
+                if let Err(error) = notifier.write_back(node, offset) {
+                    log::debug!("the kernel holds nothing of node {node}: {error}");
+                }
+                true
+            }
+            _ => false,
+        };
         let file = self.file(node)?;
         let size = self.overlay.stat(file.node())?.size;
         if offset >= size {
             return Err(Error::new(ENXIO));
         }
-        let data = self.call(|| self.overlay.next_data(&file, offset))?;
+        let data = match written {
+            true => self.call(|| self.overlay.next_data(&file, offset))?,
+            false => Some(offset..size),
+        };
         match (whence, data) {
             (libc::SEEK_DATA, Some(data)) => Ok(data.start),
             (libc::SEEK_DATA, None) => Err(Error::new(ENXIO)),
