@@ -6,6 +6,8 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use rustix::fs::FileType;
+
 /// How much of everything there is.
 #[derive(Clone, Copy)]
 pub struct Size {
@@ -186,7 +188,8 @@ fn walk(view: &Path, _: Size) -> Result<()> {
 fn walk_dir(dir: &Path) -> Result<()> {
     for entry in fs::read_dir(dir)? {
         let path = entry?.path();
-        if fs::symlink_metadata(&path)?.is_dir() {
+        // Not through std, which also asks for the time of birth.
+        if FileType::from_raw_mode(rustix::fs::lstat(&path)?.st_mode).is_dir() {
             walk_dir(&path)?;
         }
     }
