@@ -10,10 +10,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use overlayfs::format::Wanted;
+use overlayfs::layer::counted::{Counted, Counts};
 use overlayfs::layer::{Kind, OsLayer, Owner, RenameMode};
 use overlayfs::mount::mount;
 use overlayfs::options::Options;
-use overlayfs::overlay::{Node, Overlay};
+use overlayfs::overlay::{Layers, Node, Overlay, Settings};
 use rustix::fs::XattrFlags;
 use syscall::error::{EINVAL, EIO, ENOENT, EPERM, Error};
 use test_common::{Stage, names, put};
@@ -45,6 +46,36 @@ fn read(overlay: &Overlay<OsLayer>, path: &str) -> Result<String, Error> {
 
 fn errno<T>(result: Result<T, Error>) -> i32 {
     result.map(drop).map_or_else(|error| error.errno, |()| 0)
+}
+
+/// What a mount that was cut off leaves is in the way of none that follows.
+#[test]
+fn a_crash_while_mounting_is_followed_by_a_mount() {
+    for format in [Wanted::Oci, Wanted::Kernel] {
+        for calls in 0.. {
+            let (stage, counts) = (Stage::new(), Counts::default());
+            let [lower, upper, work] = ["lower", "upper", "work"].map(|name| stage.dir(name));
+            stage.dir("bottom");
+            put::file(&lower, "file", "lower");
+            let (upper, work) = OsLayer::open_pair(&upper, &work).unwrap();
+            let counted = |layer| Counted::new(layer, &counts);
+            let layers = Layers {
+                upper: Some(counted(upper)),
+                work: Some(counted(work)),
+                lowers: vec![counted(OsLayer::open(&lower, false).unwrap())],
+            };
+            counts.stop_after(calls);
+            let settings = Settings { format: Some(format), ..Settings::default() };
+            let mounted = Overlay::with_settings(layers, settings);
+            let whole = mounted.is_ok();
+            counts.stop_after(0);
+            drop(mounted);
+            assert_eq!(read(&overlay(&stage, Some(format)), "file").unwrap(), "lower", "{format:?}, {calls} calls");
+            if whole {
+                break;
+            }
+        }
+    }
 }
 
 fn set(path: &Path, name: &str, value: &str) {

@@ -16,7 +16,7 @@ use super::node::{MERGED_NLINK, Node, OpenFile, Place};
 use super::partial::PARTIAL_FROM;
 use super::progress::{PIECE, Progress};
 use super::stack::LayerDir;
-use super::work::discard;
+use super::work::{discard, discard_dir};
 use super::xattr::Xattrs;
 use crate::layer::{Access, Kind, Layer, Object, Owner, RenameMode, Result, Stat, THROUGH};
 
@@ -353,10 +353,8 @@ impl<L: Layer> Overlay<L> {
         let copied = self
             .copy_attr(Object::Entry(&*open, &temp), &before, made, &xattrs)
             .and_then(|()| self.put_dir_in_place(node, &before, &open, &temp));
-        if copied.is_err()
-            && let Err(error) = upper.remove_dir(&open, &temp)
-        {
-            log::warn!("{temp:?} stays in the work directory until the next mount: {error}");
+        if copied.is_err() {
+            discard_dir(upper, &open, &temp);
         }
         copied
     }

@@ -10,7 +10,7 @@ use super::file::Handle;
 use super::names::Upper;
 use super::node::{Dir, Node, OpenFile, Place, State};
 use super::stack::LayerDir;
-use super::work::{discard, empty};
+use super::work::{discard, discard_built};
 use crate::format::kernel;
 use crate::layer::{Kind, Layer, Object, Owner, Result, Stat};
 
@@ -229,13 +229,8 @@ impl<L: Layer> Overlay<L> {
 
     /// Removes what [`Overlay::build`] made for nothing.
     fn unbuild(&self, work: &L::Dir, temp: &OsStr, new: New<'_>) {
-        let Some(upper) = self.stack.upper() else { return };
-        if !matches!(new, New::Dir) {
-            return discard(upper, work, temp);
-        }
-        let emptied = upper.open_dir(work, temp).and_then(|made| empty(upper, &made));
-        if let Err(error) = emptied.and_then(|()| upper.remove_dir(work, temp)) {
-            log::warn!("{temp:?} stays in the work directory until the next mount: {error}");
+        if let Some(upper) = self.stack.upper() {
+            discard_built(upper, work, temp, new.kind());
         }
     }
 

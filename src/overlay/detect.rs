@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use syscall::error::{EINVAL, ENOENT, ENOTDIR, EOPNOTSUPP, EPERM, Error};
 
 use super::stack::Stack;
-use super::work::{Refused, entries};
+use super::work::{Refused, TRIAL, entries};
 use crate::format::kernel::{self, Namespace};
 use crate::format::{self, Format, Meaning, Wanted};
 use crate::layer::{Kind, Layer, Object, RenameMode, Result, XattrMode};
@@ -76,7 +76,7 @@ fn attempt<L: Layer>(upper: &L, work: &L::Dir, known: Option<Namespace>) -> Resu
     if !able.xattrs || !able.exchange {
         return Err(Error::new(EOPNOTSUPP));
     }
-    let (from, to) = (OsStr::new("from"), OsStr::new("to"));
+    let [from, to] = TRIAL.map(OsStr::new);
     drop(upper.create_file(work, from, 0o600, upper.identity())?);
     let mark = |namespace: Namespace| {
         let (name, value) = kernel::OPAQUE;

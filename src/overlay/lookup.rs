@@ -263,8 +263,8 @@ fn is_forgettable<L: Layer>(node: &Arc<Node<L>>) -> bool {
 }
 
 impl<L: Layer> Drop for Overlay<L> {
-    /// Leaves no partial copies, and nothing in the work directory. Nodes and their parents hold each other: takes them apart, without recursion, since a
-    /// tree may be deep.
+    /// Leaves no partial copies, and nothing but the index in the work directory. Nodes and their parents hold each other: takes them apart,
+    /// without recursion, since a tree may be deep.
     fn drop(&mut self) {
         self.complete_all();
         if let Some(work) = &self.work

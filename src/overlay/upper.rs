@@ -13,7 +13,7 @@ use super::Overlay;
 use super::names::Names;
 use super::node::Dir;
 use super::stack::LayerDir;
-use super::work::{discard, entries};
+use super::work::{discard, discard_dir, entries};
 use crate::format::kernel::{self, Namespace};
 use crate::format::{self, Format};
 use crate::layer::{Kind, Layer, Object, RenameMode, Result, XattrMode};
@@ -73,10 +73,8 @@ impl<L: Layer> Overlay<L> {
             discard(upper, &open, &temp);
             return Err(error);
         }
-        if kind == Kind::Dir
-            && let Err(error) = upper.remove_dir(&open, &temp)
-        {
-            log::warn!("{temp:?} stays in the work directory until the next mount: {error}");
+        if kind == Kind::Dir {
+            discard_dir(upper, &open, &temp);
         }
         Ok(())
     }

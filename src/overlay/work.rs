@@ -24,6 +24,9 @@ use crate::layer::{Kind, Layer, Object, RenameMode, Result};
 /// What the names of what is built begin with.
 const TEMP: &str = "tmp.";
 
+/// The names under which it is tried at mount what the upper layer can do.
+pub(super) const TRIAL: [&str; 2] = ["tmp.from", "tmp.to"];
+
 /// Why layers cannot be stacked.
 #[derive(Debug)]
 pub enum Refused {
@@ -177,8 +180,9 @@ impl<L: Layer> Work<L> {
         if upper.stat(Object::Dir(&dir))?.dev != upper.stat(Object::Dir(&*root))?.dev {
             return Err(Refused::OtherFilesystem);
         }
-        if let Some((name, _)) = entries(upper, &dir)?.into_iter().find(|(name, kind)| !is_ours(name, *kind)) {
-            return Err(Refused::Foreign(name));
+        let left = entries(upper, &dir)?;
+        if let Some((name, _)) = left.iter().find(|(name, kind)| !is_ours(name, *kind)) {
+            return Err(Refused::Foreign(name.clone()));
         }
         let volatile = settings.volatile;
         hand_down_nothing(upper, &dir)?;
@@ -189,7 +193,7 @@ impl<L: Layer> Work<L> {
             log::warn!("the upper layer is used though it may be damaged, as asked for by reuse_volatile");
         }
         known.check_work(upper, &dir)?;
-        sweep(upper, &dir)?;
+        sweep(upper, &dir, &left)?;
         try_rename(upper, &dir)?;
         let format = known.settle(upper, &root, &dir)?;
         if volatile {
@@ -233,7 +237,7 @@ impl<L: Layer> Work<L> {
         }
         let open = stack.open(&self.dir)?;
         self.index.finish(upper, &open)?;
-        sweep(upper, &open)
+        sweep(upper, &open, &entries(upper, &open)?)
     }
 
     /// The directory itself.
@@ -283,7 +287,7 @@ impl<L: Layer> Work<L> {
 }
 
 fn try_rename<L: Layer>(upper: &L, dir: &L::Dir) -> std::result::Result<(), Refused> {
-    let (from, to) = (OsStr::new("tmp.from"), OsStr::new("tmp.to"));
+    let [from, to] = TRIAL.map(OsStr::new);
     drop(upper.create_file(dir, from, 0o600, upper.identity())?);
     let renamed = upper.rename(dir, from, dir, to, RenameMode::Replace);
     upper.unlink(dir, if renamed.is_ok() { to } else { from })?;
@@ -305,7 +309,7 @@ fn hand_down_nothing<L: Layer>(layer: &L, dir: &L::Dir) -> Result<()> {
 }
 
 /// Removes everything in a directory of the layer.
-pub(super) fn empty<L: Layer>(layer: &L, dir: &L::Dir) -> Result<()> {
+fn empty<L: Layer>(layer: &L, dir: &L::Dir) -> Result<()> {
     entries(layer, dir)?.iter().try_for_each(|(name, kind)| remove(layer, dir, name, *kind))
 }
 
@@ -316,11 +320,10 @@ fn is_ours(name: &OsStr, kind: Kind) -> bool {
     [TEMP].iter().chain(&NAMES).any(starts) || kind == Kind::Dir && DIRS.iter().any(|dir| name == *dir)
 }
 
-/// Removes everything in the work directory but the index.
-fn sweep<L: Layer>(layer: &L, dir: &L::Dir) -> Result<()> {
-    let mut entries = entries(layer, dir)?;
-    entries.retain(|(name, kind)| !is_kept(name, *kind));
-    entries.iter().try_for_each(|(name, kind)| remove(layer, dir, name, *kind))
+/// Removes everything in the work directory, of which these are the entries, but the index.
+fn sweep<L: Layer>(layer: &L, dir: &L::Dir, entries: &[(OsString, Kind)]) -> Result<()> {
+    let mut swept = entries.iter().filter(|(name, kind)| !is_kept(name, *kind));
+    swept.try_for_each(|(name, kind)| remove(layer, dir, name, *kind))
 }
 
 fn remove<L: Layer>(layer: &L, dir: &L::Dir, name: &OsStr, kind: Kind) -> Result<()> {
@@ -341,7 +344,21 @@ pub(super) fn entries<L: Layer>(layer: &L, dir: &L::Dir) -> Result<Vec<(OsString
 
 /// Removes what was built for nothing. A failure leaves what the next mount sweeps.
 pub(super) fn discard<L: Layer>(layer: &L, dir: &L::Dir, name: &OsStr) {
-    if let Err(error) = layer.unlink(dir, name) {
+    warn_of(name, layer.unlink(dir, name));
+}
+
+/// As [`discard`], for an empty directory.
+pub(super) fn discard_dir<L: Layer>(layer: &L, dir: &L::Dir, name: &OsStr) {
+    warn_of(name, layer.remove_dir(dir, name));
+}
+
+/// As [`discard`], for an object of any kind, with the marks that were built in a directory.
+pub(super) fn discard_built<L: Layer>(layer: &L, dir: &L::Dir, name: &OsStr, kind: Kind) {
+    warn_of(name, remove(layer, dir, name, kind));
+}
+
+fn warn_of(name: &OsStr, removed: Result<()>) {
+    if let Err(error) = removed {
         log::warn!("{name:?} stays in the work directory until the next mount: {error}");
     }
 }
