@@ -5,7 +5,7 @@
 //! is created and removed meanwhile.
 //!
 //! There is one of these for each directory that was read, so they are kept small: a row of slots in the order of their numbers, and a table
-//! that finds a slot by its name. A forgotten slot stays as a gap until there are more gaps than slots.
+//! that finds a slot by its name; the hash of a name is kept, so that the table grows without hashing again. A forgotten slot stays as a gap until there are more gaps than slots.
 
 use std::collections::hash_map::RandomState;
 use std::ffi::OsStr;
@@ -31,6 +31,8 @@ pub struct Names<L: Layer> {
 /// What is known of one name.
 pub struct Slot<L: Layer> {
     number: u64,
+    /// Of the name.
+    hash: u32,
     /// Empty: a gap.
     pub name: Arc<OsStr>,
     /// What the upper layer has under this name.
@@ -117,31 +119,40 @@ impl<L: Layer> Names<L> {
         self.by_name.len()
     }
 
-    fn index(&self, name: &OsStr) -> Option<usize> {
-        let is_it = |index: &u32| *self.slots[*index as usize].name == *name;
-        self.by_name.find(self.hasher.hash_one(name), is_it).map(|index| *index as usize)
+    fn hash(&self, name: &OsStr) -> u32 {
+        self.hasher.hash_one(name) as u32
+    }
+
+    fn index(&self, name: &OsStr, hash: u32) -> Option<usize> {
+        let is_it = |index: &u32| {
+            let slot = &self.slots[*index as usize];
+            slot.hash == hash && *slot.name == *name
+        };
+        self.by_name.find(spread(hash), is_it).map(|index| *index as usize)
     }
 
     pub fn get(&self, name: &OsStr) -> Option<&Slot<L>> {
-        self.index(name).map(|index| &self.slots[index])
+        self.index(name, self.hash(name)).map(|index| &self.slots[index])
     }
 
     pub fn get_mut(&mut self, name: &OsStr) -> Option<&mut Slot<L>> {
-        self.index(name).map(|index| &mut self.slots[index])
+        self.index(name, self.hash(name)).map(|index| &mut self.slots[index])
     }
 
     /// The name's slot, new and empty if there was none.
     pub fn entry(&mut self, name: &OsStr) -> &mut Slot<L> {
-        let index = self.index(name).unwrap_or_else(|| self.add(name));
+        let hash = self.hash(name);
+        let index = self.index(name, hash).unwrap_or_else(|| self.add(name, hash));
         &mut self.slots[index]
     }
 
-    fn add(&mut self, name: &OsStr) -> usize {
+    fn add(&mut self, name: &OsStr, hash: u32) -> usize {
         let index = self.slots.len();
         let (number, name) = (self.next, name.into());
         self.next += 1;
         self.slots.push(Slot {
             number,
+            hash,
             name,
             upper: None,
             whiteout: false,
@@ -155,15 +166,15 @@ impl<L: Layer> Names<L> {
     }
 
     fn enter(&mut self, index: usize) {
-        let hash = |index: &u32| self.hasher.hash_one(&*self.slots[*index as usize].name);
+        let hash = |index: &u32| spread(self.slots[*index as usize].hash);
         self.by_name.insert_unique(hash(&(index as u32)), index as u32, hash);
     }
 
     /// Forgets the name if no layer has anything under it.
     pub fn tidy(&mut self, name: &OsStr) {
-        let Some(index) = self.index(name).filter(|index| self.slots[*index].says_nothing()) else { return };
-        let hash = self.hasher.hash_one(name);
-        if let Ok(found) = self.by_name.find_entry(hash, |other| *other as usize == index) {
+        let hash = self.hash(name);
+        let Some(index) = self.index(name, hash).filter(|index| self.slots[*index].says_nothing()) else { return };
+        if let Ok(found) = self.by_name.find_entry(spread(hash), |other| *other as usize == index) {
             found.remove();
         }
         (self.slots[index].name, self.slots[index].child) = (Arc::from(OsStr::new("")), None);
@@ -243,11 +254,22 @@ impl<L: Layer> Names<L> {
 
     /// Ends the building: names that only lower markers spoke of are no names.
     pub fn finish(&mut self) {
+        let mut gaps = false;
         for slot in self.slots.iter_mut().filter(|slot| slot.says_nothing()) {
             slot.name = Arc::from(OsStr::new(""));
+            gaps = true;
         }
-        self.close_gaps();
+        if gaps {
+            self.close_gaps();
+        } else {
+            self.slots.shrink_to_fit();
+        }
     }
+}
+
+/// A hash for the table, which looks at the highest bits as well as at the lowest.
+fn spread(hash: u32) -> u64 {
+    u64::from(hash) << 32 | u64::from(hash)
 }
 
 #[cfg(test)]

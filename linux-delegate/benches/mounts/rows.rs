@@ -63,31 +63,32 @@ pub struct Row {
     pub pieces: bool,
     /// Mounted anew and with empty caches, after the preparation.
     pub cold: bool,
-    pub prepare: Work,
+    /// Puts into the upper layer what is there before it is mounted.
+    pub upper: Work,
+    /// Done in the mount before the work.
+    pub before: Work,
     pub work: Work,
 }
 
 impl Row {
-    const fn warm(
-        name: &'static str,
-        goal: f64,
-        operations: usize,
-        part: &'static str,
-        prepare: Work,
-        work: Work,
-    ) -> Self {
-        Row { name, goal, operations, part, pieces: false, cold: false, prepare, work }
+    const fn new(name: &'static str, goal: f64, operations: usize, part: &'static str, work: Work) -> Self {
+        Row { name, goal, operations, part, pieces: false, cold: false, upper: nothing, before: nothing, work }
     }
 
-    const fn cold(
-        name: &'static str,
-        goal: f64,
-        operations: usize,
-        part: &'static str,
-        prepare: Work,
-        work: Work,
-    ) -> Self {
-        Row { cold: true, ..Row::warm(name, goal, operations, part, prepare, work) }
+    const fn after(self, before: Work) -> Self {
+        Row { before, ..self }
+    }
+
+    const fn on_upper(self, upper: Work) -> Self {
+        Row { upper, ..self }
+    }
+
+    const fn cold(self) -> Self {
+        Row { cold: true, ..self }
+    }
+
+    const fn in_pieces(self) -> Self {
+        Row { pieces: true, ..self }
     }
 }
 
@@ -102,27 +103,29 @@ pub fn all(size: Size) -> Vec<Row> {
     let (tree, pieces) = (size.dirs * 32, size.dirs / size.pieces * size.pieces * 31);
     let (big, upper) = ((size.big >> 17) as usize, 4 * (64 << 20 >> 17));
     vec![
-        Row::cold("walk + lstat of the tree, cold", 1.3, tree, "tree", nothing, walk),
-        Row::warm("walk + lstat of the tree, warm", 1.1, tree, "tree", walk, walk),
-        Row { pieces: true, ..Row::cold("walk + lstat of many layers, cold", 1.3, pieces, "pieces", nothing, walk) },
-        Row::warm("open + read + close of small files, warm", 3.0, size.small, "small", read_small, read_small),
-        Row::warm("sequential read of a lower file, warm", 1.0, big, "big", read_big, read_big),
-        Row::warm("sequential read of an upper file, warm", 1.0, upper, "none", make_upper, read_upper),
-        Row::warm("4 KiB random writes", 1.2, size.written, "none", make_upper, write_randomly),
-        Row::warm("append a byte to small lower files", 10.0, size.appended, "appended", read_appended, append),
-        Row::warm("append again", 3.0, size.appended, "appended", append, append),
-        Row::warm(one_big, 10.0, 1, "big", nothing, append_big),
-        Row::warm("create files", 3.0, size.created, "none", nothing, create),
-        Row::warm("unlink lower files", 1.0, size.small, "small", walk, unlink),
-        Row::warm("mkdir", 2.5, size.renamed, "none", nothing, make_dirs),
-        Row::warm("rename files", 4.0, size.renamed, "none", create_renamed, rename),
-        Row::warm("rename a lower directory (mv)", 1.5, 1, "moved", walk, rename_dir),
-        Row::cold("readdir of lower + upper entries, cold", 1.5, 2 * size.listed, "listed", create_listed, list),
-        Row::warm("with lstat of each, warm", 1.3, 2 * size.listed, "listed", list_all, walk),
-        Row::warm("git clone", 2.0, tree, "repository", nothing, clone),
-        Row::warm("git status, second", 1.5, tree, "repository", clone_and_look, status),
-        Row::warm("tar x", 2.0, tree, "archive", nothing, unpack),
-        Row::warm("rm -rf of a lower tree", 1.0, tree, "tree", walk, remove_tree),
+        Row::new("walk + lstat of the tree, cold", 1.3, tree, "tree", walk).cold(),
+        Row::new("walk + lstat of the tree, warm", 1.1, tree, "tree", walk).after(walk),
+        Row::new("walk + lstat of many layers, cold", 1.3, pieces, "pieces", walk).in_pieces().cold(),
+        Row::new("open + read + close of small files, warm", 3.0, size.small, "small", read_small).after(read_small),
+        Row::new("sequential read of a lower file, warm", 1.0, big, "big", read_big).after(read_big),
+        Row::new("sequential read of an upper file, warm", 1.0, upper, "none", read_upper).after(make_upper),
+        Row::new("4 KiB random writes", 1.2, size.written, "none", write_randomly).after(make_upper),
+        Row::new("append a byte to small lower files", 10.0, size.appended, "appended", append).after(read_appended),
+        Row::new("append again", 3.0, size.appended, "appended", append).after(append),
+        Row::new(one_big, 10.0, 1, "big", append_big),
+        Row::new("create files", 3.0, size.created, "none", create),
+        Row::new("unlink lower files", 1.0, size.small, "small", unlink).after(walk),
+        Row::new("mkdir", 2.5, size.renamed, "none", make_dirs),
+        Row::new("rename files", 4.0, size.renamed, "none", rename).after(create_renamed),
+        Row::new("rename a lower directory (mv)", 1.5, 1, "moved", rename_dir).after(walk),
+        Row::new("readdir of lower + upper entries, cold", 1.5, 2 * size.listed, "listed", list)
+            .on_upper(fill_listed)
+            .cold(),
+        Row::new("with lstat of each, warm", 1.3, 2 * size.listed, "listed", walk).on_upper(fill_listed).after(walk),
+        Row::new("git clone", 2.0, tree, "repository", clone),
+        Row::new("git status, second", 1.5, tree, "repository", status).after(clone_and_look),
+        Row::new("tar x", 2.0, tree, "archive", unpack),
+        Row::new("rm -rf of a lower tree", 1.0, tree, "tree", remove_tree).after(walk),
     ]
 }
 
@@ -260,7 +263,7 @@ fn create_renamed(view: &Path, size: Size) -> Result<()> {
     create_many(&view.join("new"), size.renamed)
 }
 
-fn create_listed(view: &Path, size: Size) -> Result<()> {
+fn fill_listed(view: &Path, size: Size) -> Result<()> {
     (0..size.listed).try_for_each(|index| File::create(view.join(format!("upper-{index}"))).map(drop))
 }
 
@@ -290,11 +293,6 @@ fn rename_dir(view: &Path, _: Size) -> Result<()> {
 
 fn list(view: &Path, _: Size) -> Result<()> {
     fs::read_dir(view)?.try_for_each(|entry| entry.map(drop))
-}
-
-fn list_all(view: &Path, size: Size) -> Result<()> {
-    create_listed(view, size)?;
-    walk(view, size)
 }
 
 fn clone(view: &Path, _: Size) -> Result<()> {

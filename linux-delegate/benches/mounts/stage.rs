@@ -99,8 +99,16 @@ impl Stage {
             made.map_err(|error| format!("A directory for {} cannot be made: {error}.", row.name))?;
         }
         let failed = |error| failure(subject, row, error);
+        // The bare filesystem has no layers: all is in the view.
+        let upper = if subject == Subject::Bare { "view" } else { "upper" };
+        if subject == Subject::Bare {
+            for lower in &lowers {
+                call(Command::new("cp").arg("-a").arg(lower.join(".")).arg(work.join(upper)))?;
+            }
+        }
+        (row.upper)(&work.join(upper), self.size).map_err(failed)?;
         let mut view = self.view(subject, &lowers, &work)?;
-        (row.prepare)(&view.path, self.size).map_err(failed)?;
+        (row.before)(&view.path, self.size).map_err(failed)?;
         if row.cold {
             drop(view);
             view = self.view(subject, &lowers, &work)?;
@@ -122,15 +130,10 @@ impl Stage {
         Ok(names.flatten().map(|entry| entry.path()).collect())
     }
 
-    /// Mounts the layers. The bare filesystem has a copy of them instead.
+    /// Mounts the layers, but for the bare filesystem.
     fn view(&self, subject: Subject, lowers: &[PathBuf], work: &Path) -> Result<View, String> {
         let path = work.join("view");
         if subject == Subject::Bare {
-            if fs::read_dir(&path).is_ok_and(|mut names| names.next().is_none()) {
-                for lower in lowers {
-                    call(Command::new("cp").arg("-a").arg(lower.join(".")).arg(&path))?;
-                }
-            }
             return Ok(View { path, mounted: false, daemon: None });
         }
         let list: Vec<_> = lowers.iter().map(|lower| lower.display().to_string()).collect();

@@ -18,8 +18,8 @@ use crate::fuse::wire::ROOT;
 /// In how many parts the table is, so that threads seldom wait for each other.
 const PARTS: usize = 32;
 
-/// How many objects the kernel may know before some are taken back.
-const KNOWN_MAX: usize = 1 << 16;
+/// How many objects the kernel may know before some are taken back: as many as the engine knows names.
+const KNOWN_MAX: usize = 1 << 17;
 /// How many are taken back at a time.
 const BATCH: usize = 256;
 
