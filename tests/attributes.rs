@@ -757,6 +757,8 @@ fn what_is_asked_while_names_change_is_answered_for_the_right_object() {
     let overlay = &mount(&stage);
     let (root, a, b, replaced) = (overlay.root(), OsStr::new("a"), OsStr::new("b"), OsStr::new("replaced"));
     let done = &AtomicBool::new(false);
+    let make = |name: &str| drop(overlay.create_file(root, OsStr::new(name), 0o640, OWN).unwrap());
+    make("replaced");
     std::thread::scope(|scope| {
         for (name, size) in [("a", 1), ("b", 2)] {
             let node = find(overlay, name);
@@ -781,8 +783,6 @@ fn what_is_asked_while_names_change_is_answered_for_the_right_object() {
                 }
             }
         });
-        let make = |name: &str| drop(overlay.create_file(root, OsStr::new(name), 0o640, OWN).unwrap());
-        make("replaced");
         for _ in 0..1000 {
             overlay.rename(root, a, root, b, RenameMode::Exchange).unwrap();
             make("new");
