@@ -4,7 +4,7 @@
 //!
 //! Every round does every row on every subject, so that whatever else the machine does hits all of them alike. Printed are the medians, as
 //! ratios to the bare filesystem; the files are written anew after every round. With `--calls`, the system calls of the daemons are counted
-//! in a round before. All data are made in a new ext4 filesystem in a file below `target`, which is removed at the end. Needs
+//! in a round on small data before. All data are made in a new ext4 filesystem in a file below `target`, which is removed at the end. Needs
 //! root, /dev/fuse, git, tar, e2fsprogs, strace and fuse-overlayfs; `docs/performance.md` says what each row does.
 
 mod chart;
@@ -18,7 +18,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use report::{Measurement, Report};
-use rows::Row;
+use rows::{Row, Size};
 use stage::{Stage, Subject};
 
 /// What was asked for on the command line.
@@ -72,12 +72,10 @@ fn parse() -> Result<Arguments, String> {
 }
 
 fn run(arguments: &Arguments) -> Result<(), String> {
-    let size = if arguments.quick { rows::Size::QUICK } else { rows::Size::FULL };
-    let wanted =
-        |name: &str| arguments.only.is_empty() || arguments.only.iter().any(|word| name.contains(word.as_str()));
-    let rows: Vec<_> = rows::all(size).into_iter().filter(|row| wanted(row.name)).collect();
+    let size = if arguments.quick { Size::QUICK } else { Size::FULL };
+    let calls = if arguments.calls { count_calls(arguments)? } else { BTreeMap::new() };
+    let rows = wanted(arguments, size);
     let stage = Stage::new(size)?;
-    let calls = if arguments.calls { count_calls(&stage, &rows)? } else { BTreeMap::new() };
     let mut times: BTreeMap<(usize, Subject), Vec<f64>> = BTreeMap::new();
     let mut memory: BTreeMap<(usize, Subject), u64> = BTreeMap::new();
     for round in 1..=arguments.rounds {
@@ -105,8 +103,17 @@ fn write(path: &Option<PathBuf>, text: String) -> Result<(), String> {
     }
 }
 
-/// How many system calls the daemons make for each operation of each row.
-fn count_calls(stage: &Stage, rows: &[Row]) -> Result<BTreeMap<(usize, Subject), f64>, String> {
+/// The rows that were asked for.
+fn wanted(arguments: &Arguments, size: Size) -> Vec<Row> {
+    let only = &arguments.only;
+    let is_wanted = |row: &Row| only.is_empty() || only.iter().any(|word| row.name.contains(word.as_str()));
+    rows::all(size).into_iter().filter(is_wanted).collect()
+}
+
+/// How many system calls the daemons make for each operation of each row. Counting takes long, so it is done on small data.
+fn count_calls(arguments: &Arguments) -> Result<BTreeMap<(usize, Subject), f64>, String> {
+    let stage = Stage::new(Size::QUICK)?;
+    let rows = wanted(arguments, Size::QUICK);
     let mut calls = BTreeMap::new();
     for (index, row) in rows.iter().enumerate() {
         eprintln!("counting calls: {}", row.name);
