@@ -4,136 +4,32 @@
 //! Needs root, for attributes in the namespace `trusted`.
 
 use std::collections::BTreeMap;
-use std::ffi::{OsStr, OsString};
-use std::ops::Range;
+use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use overlayfs::format::Wanted;
-use overlayfs::layer::{
-    Access, Allocation, Capabilities, Entry, Kind, Layer, Object, OsLayer, Owner, RenameMode, Result, Stat, StatFs,
-    Time, XattrMode,
-};
+use overlayfs::layer::counted::{Counted, Counts};
+use overlayfs::layer::{Kind, OsLayer, Owner, RenameMode, Result};
 use overlayfs::overlay::{Layers, Node, Overlay, Settings};
-use syscall::error::{EIO, Error};
 use test_common::{Stage, put};
 
 const OWN: Owner = Owner { uid: 0, gid: 0 };
 
-/// A layer to which nothing more happens after some number of changes: each one after that fails.
-struct Cut {
-    inner: OsLayer,
-    /// How many changes may still be made.
-    left: Arc<AtomicU64>,
-}
+type Cuttable = Overlay<Counted<OsLayer>>;
+type NodeRef = Arc<Node<Counted<OsLayer>>>;
 
-impl Cut {
-    fn count(&self) -> Result<()> {
-        let less = self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
-        less.map(drop).map_err(|_| Error::new(EIO))
-    }
-}
-
-fn inner<'a>(object: Object<'a, Cut>) -> Object<'a, OsLayer> {
-    match object {
-        Object::Dir(dir) => Object::Dir(dir),
-        Object::Entry(dir, name) => Object::Entry(dir, name),
-        Object::File(file) => Object::File(file),
-    }
-}
-
-type Dir = <OsLayer as Layer>::Dir;
-type File = <OsLayer as Layer>::File;
-
-/// Defines the layer from lists of the calls that change something, and of those that do not. An argument named `object` is handed on as an
-/// object of the layer inside.
-macro_rules! cut {
-    (changing { $($change:ident($($change_argument:ident: $change_type:ty),*) -> $changed:ty;)* }
-     asking { $($ask:ident($($ask_argument:ident: $ask_type:ty),*) -> $answer:ty;)* }) => {
-        impl Layer for Cut {
-            type Dir = Dir;
-            type File = File;
-
-            $(fn $change(&self, $($change_argument: $change_type),*) -> $changed {
-                self.count()?;
-                self.inner.$change($(hand_on!($change_argument $change_argument)),*)
-            })*
-
-            $(fn $ask(&self, $($ask_argument: $ask_type),*) -> $answer {
-                self.inner.$ask($(hand_on!($ask_argument $ask_argument)),*)
-            })*
-        }
-    };
-}
-
-macro_rules! hand_on {
-    (object $argument:ident) => {
-        inner($argument)
-    };
-    ($name:ident $argument:ident) => {
-        $argument
-    };
-}
-
-cut! {
-    changing {
-        set_owner(object: Object<'_, Self>, owner: Owner) -> Result<()>;
-        set_mode(object: Object<'_, Self>, mode: u32) -> Result<()>;
-        set_times(object: Object<'_, Self>, atime: Time, mtime: Time) -> Result<()>;
-        set_xattr(object: Object<'_, Self>, name: &OsStr, value: &[u8], mode: XattrMode) -> Result<()>;
-        remove_xattr(object: Object<'_, Self>, name: &OsStr) -> Result<()>;
-        create_file(dir: &Dir, name: &OsStr, mode: u32, owner: Owner) -> Result<File>;
-        create_dir(dir: &Dir, name: &OsStr, mode: u32, owner: Owner) -> Result<()>;
-        create_symlink(dir: &Dir, name: &OsStr, target: &OsStr, owner: Owner) -> Result<()>;
-        create_node(dir: &Dir, name: &OsStr, kind: Kind, mode: u32, rdev: u64, owner: Owner) -> Result<()>;
-        link(dir: &Dir, name: &OsStr, new_dir: &Dir, new_name: &OsStr) -> Result<()>;
-        unlink(dir: &Dir, name: &OsStr) -> Result<()>;
-        remove_dir(dir: &Dir, name: &OsStr) -> Result<()>;
-        rename(dir: &Dir, name: &OsStr, new_dir: &Dir, new_name: &OsStr, mode: RenameMode) -> Result<()>;
-        write_at(file: &File, buf: &[u8], offset: u64) -> Result<usize>;
-        write_through(file: &File, buf: &[u8], offset: u64) -> Result<()>;
-        truncate(file: &File, size: u64) -> Result<()>;
-        copy_range(from: &File, range: Range<u64>, to: &File, offset: u64) -> Result<u64>;
-        share_data(from: &File, to: &File) -> Result<()>;
-        allocate(file: &File, how: Allocation, range: Range<u64>) -> Result<()>;
-    }
-    asking {
-        capabilities() -> Capabilities;
-        identity() -> Owner;
-        creates_as(owner: Owner) -> bool;
-        root() -> Result<Dir>;
-        hold() -> Result<()>;
-        stat_fs() -> Result<StatFs>;
-        open_dir(dir: &Dir, name: &OsStr) -> Result<Dir>;
-        list(dir: &Dir, each: &mut dyn FnMut(Entry<'_>)) -> Result<()>;
-        stat(object: Object<'_, Self>) -> Result<Stat>;
-        birth(object: Object<'_, Self>) -> Result<Option<Time>>;
-        xattr(object: Object<'_, Self>, name: &OsStr) -> Result<Vec<u8>>;
-        xattrs(object: Object<'_, Self>) -> Result<Vec<OsString>>;
-        open_file(dir: &Dir, name: &OsStr, access: Access) -> Result<File>;
-        read_link(dir: &Dir, name: &OsStr) -> Result<OsString>;
-        read_at(file: &File, buf: &mut [u8], offset: u64) -> Result<usize>;
-        sync(file: &File) -> Result<()>;
-        sync_dir(dir: &Dir) -> Result<()>;
-        next_data(file: &File, from: u64) -> Result<Option<Range<u64>>>;
-        sync_all() -> Result<()>;
-        epoch() -> Option<u128>;
-    }
-}
-
-type Cuttable = Overlay<Cut>;
-type NodeRef = Arc<Node<Cut>>;
-
-/// An overlay of the stage's directories, and how many changes may be made through it.
-fn mount(stage: &Stage, format: Wanted) -> (Cuttable, Arc<AtomicU64>) {
-    let left = Arc::new(AtomicU64::new(u64::MAX));
-    let cut = |inner| Cut { inner, left: left.clone() };
+/// An overlay of the stage's directories, and what counts its calls and can stop them.
+fn mount(stage: &Stage, format: Wanted) -> (Cuttable, Counts) {
+    let counts = Counts::default();
+    let counted = |inner| Counted::new(inner, &counts);
     let (upper, work) = OsLayer::open_pair(&stage.dir("upper"), &stage.dir("work")).unwrap();
-    let lowers = ["lower", "bottom"].map(|name| cut(OsLayer::open(&stage.dir(name), false).unwrap()));
-    let layers = Layers { upper: Some(cut(upper)), work: Some(cut(work)), lowers: lowers.into() };
+    let lowers = ["lower", "bottom"].map(|name| counted(OsLayer::open(&stage.dir(name), false).unwrap()));
+    let layers = Layers { upper: Some(counted(upper)), work: Some(counted(work)), lowers: lowers.into() };
     let settings = Settings { format: Some(format), ..Settings::default() };
-    (Overlay::with_settings(layers, settings).unwrap(), left)
+    let overlay = Overlay::with_settings(layers, settings).unwrap();
+    counts.take();
+    (overlay, counts)
 }
 
 fn find(overlay: &Cuttable, path: &str) -> Result<NodeRef> {
@@ -303,31 +199,27 @@ fn check(format: Wanted) {
     // As an overlay has it from the first mount on: what is made in layers is the same before and after that.
     rustix::process::umask(rustix::fs::Mode::empty());
     for (what, change) in CHANGES {
-        let [before, after] = [false, true].map(|changed| {
-            let stage = stage(format);
-            if changed {
-                change(&mount(&stage, format).0).unwrap_or_else(|error| panic!("{what}: {error}"));
-            }
-            tree(&mount(&stage, format).0)
-        });
+        let untouched = stage(format);
+        let before = tree(&mount(&untouched, format).0);
+        let (overlay, counts) = mount(&untouched, format);
+        change(&overlay).unwrap_or_else(|error| panic!("{what}: {error}"));
+        let calls = counts.total();
+        drop(overlay);
+        let after = tree(&mount(&untouched, format).0);
         assert_ne!(before, after, "{what}");
         let mut seen_after = false;
-        for steps in 0.. {
+        for made in 0..=calls {
             let stage = stage(format);
-            let (overlay, left) = mount(&stage, format);
-            left.store(steps, Ordering::Relaxed);
+            let (overlay, counts) = mount(&stage, format);
+            counts.stop_after(made);
             let result = change(&overlay);
-            let whole = left.load(Ordering::Relaxed) > 0;
             drop(overlay);
             let now = tree(&mount(&stage, format).0);
-            assert!(now == before || now == after, "{what}, {steps} steps: {now:#?} is neither before nor after");
-            assert!(now == after || !seen_after, "{what}: undone by step {steps}");
-            assert!(now == after || result.is_err(), "{what}, {steps} steps: said to be done");
+            assert!(now == before || now == after, "{what}, {made} calls: {now:#?} is neither before nor after");
+            assert!(now == after || !seen_after, "{what}: undone by call {made}");
+            assert!(now == after || result.is_err(), "{what}, {made} calls: said to be done");
             seen_after = now == after;
-            if whole {
-                assert!(result.is_ok() && seen_after, "{what}, {steps} steps");
-                break;
-            }
+            assert!(made < calls || result.is_ok() && seen_after, "{what}: not done after {calls} calls");
         }
     }
 }
