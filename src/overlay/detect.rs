@@ -11,6 +11,7 @@ use syscall::error::{EINVAL, ENOENT, ENOTDIR, EOPNOTSUPP, EPERM, Error};
 
 use super::stack::Stack;
 use super::work::{Refused, TRIAL, entries};
+use super::xattr::names;
 use crate::format::kernel::{self, Namespace};
 use crate::format::{self, Format, Meaning, Wanted};
 use crate::layer::{Kind, Layer, Object, RenameMode, Result, XattrMode};
@@ -108,10 +109,7 @@ fn namespace<L: Layer>(stack: &Stack<L>) -> Result<Option<Namespace>> {
     if !upper.capabilities().xattrs {
         return Ok(None);
     }
-    match upper.xattrs(Object::Dir(&*stack.open(root)?)) {
-        Err(error) if error.errno == EOPNOTSUPP => Ok(None),
-        names => Ok(Namespace::of(&names?)),
-    }
+    Ok(Namespace::of(&names(upper, Object::Dir(&*stack.open(root)?))?))
 }
 
 /// The path of a file in the upper layer that has a meaning only if that is an OCI image layer.

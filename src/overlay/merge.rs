@@ -11,12 +11,13 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use syscall::error::{EIO, ENOENT, EOPNOTSUPP, Error};
+use syscall::error::{EIO, ENOENT, Error};
 
 use super::Overlay;
 use super::names::{Lower, Names, Slot};
 use super::node::{Dir, Node};
 use super::stack::LayerDir;
+use super::xattr::names;
 use crate::format::{self, Format, Meaning, kernel};
 use crate::layer::{Access, Kind, Layer, Object, Result};
 
@@ -213,20 +214,12 @@ impl<L: Layer> Overlay<L> {
 
     /// What the attributes of a directory say, in a layer that may come from the kernel's overlayfs.
     fn kernel_marks(&self, dir: &LayerDir<L>) -> Result<kernel::Marks> {
-        let mut marks = kernel::Marks::default();
-        let layer = self.stack.layer(dir);
         if !self.has_kernel_marks(dir) {
-            return Ok(marks);
+            return Ok(kernel::Marks::default());
         }
-        let open = self.stack.open(dir)?;
-        let names = match layer.xattrs(Object::Dir(&*open)) {
-            Err(error) if error.errno == EOPNOTSUPP => return Ok(marks),
-            names => names?,
-        };
-        for name in names.iter().filter(|name| kernel::is_mark(name)) {
-            marks.add(name, &layer.xattr(Object::Dir(&*open), name)?);
-        }
-        Ok(marks)
+        let (layer, open) = (self.stack.layer(dir), self.stack.open(dir)?);
+        let object = Object::Dir(&*open);
+        said(layer, object, &names(layer, object)?)
     }
 
     /// The marks of a directory in both formats.
@@ -272,7 +265,7 @@ impl<L: Layer> Overlay<L> {
             Kind::CharDev => Ok(kernel::is_whiteout(&self.stack.stat(dir, name)?)),
             // The kernel does not look for them in an upper layer.
             Kind::File if marks.file_whiteouts && !is_upper => {
-                let names = layer.xattrs(Object::Entry(&*self.stack.open(dir)?, name))?;
+                let names = names(layer, Object::Entry(&*self.stack.open(dir)?, name))?;
                 Ok(names.iter().any(|name| kernel::is_whiteout_mark(name)))
             }
             _ => Ok(false),
@@ -370,4 +363,13 @@ impl<L: Layer> Overlay<L> {
         path.extend(names.iter().rev().map(|name| Path::new(OsStr::from_bytes(name.as_bytes()))));
         Ok(path)
     }
+}
+
+/// What an object's attributes, which have these names, say in the kernel's format.
+pub(super) fn said<L: Layer>(layer: &L, object: Object<'_, L>, names: &[OsString]) -> Result<kernel::Marks> {
+    let mut marks = kernel::Marks::default();
+    for name in names.iter().filter(|name| kernel::is_mark(name)) {
+        marks.add(name, &layer.xattr(object, name)?);
+    }
+    Ok(marks)
 }

@@ -11,13 +11,12 @@ use syscall::error::{EIO, ENODATA, ENOENT, EOPNOTSUPP, Error};
 
 use super::Overlay;
 use super::attr::Spot;
+use super::merge::said;
 use super::node::Node;
 use super::stack::LayerDir;
+use super::xattr::{CAPABILITY, names};
 use crate::format::kernel::{self, Redirect};
 use crate::layer::{Access, Kind, Layer, Object, Result, XattrMode};
-
-/// The attribute of a file that every write to it removes.
-const CAPABILITY: &str = "security.capability";
 
 /// What a file that has only metadata says.
 struct Metacopy {
@@ -58,18 +57,11 @@ impl<L: Layer> Overlay<L> {
             return Ok(None);
         }
         let layer = self.stack.layer(dir);
-        let names = match layer.xattrs(file) {
-            Err(error) if error.errno == EOPNOTSUPP => return Ok(None),
-            names => names?,
-        };
+        let names = names(layer, file)?;
         let Some(mark) = names.iter().find(|name| kernel::is_metacopy_mark(name)) else {
             return Ok(None);
         };
-        let mut marks = kernel::Marks::default();
-        for name in names.iter().filter(|name| kernel::is_mark(name)) {
-            marks.add(name, &layer.xattr(file, name)?);
-        }
-        Ok(Some(Metacopy { mark: mark.clone(), redirect: marks.redirect }))
+        Ok(Some(Metacopy { mark: mark.clone(), redirect: said(layer, file, &names)?.redirect }))
     }
 
     /// The regular file whose data are those of the entry `name` of `dir`, which may again have only metadata.

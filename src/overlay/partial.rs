@@ -30,8 +30,7 @@ use super::node::{Entry, Node, OpenFile, Place, State};
 use super::progress::{PIECE, Progress};
 use super::stack::{LayerDir, Stack};
 use super::sync::Lock;
-use super::work::discard;
-use super::xattr::Xattrs;
+use super::xattr::{CAPABILITY, Xattrs};
 use crate::format::{self, Format};
 use crate::layer::{Access, Allocation, Kind, Layer, Object, RenameMode, Result, Stat, Time};
 
@@ -43,9 +42,6 @@ const PARTIAL_UNTIL: u64 = 16 << 40;
 
 /// The epoch of a map that means something also after the system went down, since it is synced after the data.
 const FOR_GOOD: u128 = 0;
-
-/// The attribute that every write takes from a file.
-const CAPABILITY: &str = "security.capability";
 
 /// The unit in which data is lent.
 const CHUNK: u64 = 64 << 10;
@@ -132,11 +128,15 @@ impl Chunks {
         chunk * CHUNK >= self.size || self.own[(chunk / 8) as usize] & 1 << (chunk % 8) != 0
     }
 
-    fn set_own(&mut self, chunks: Range<u64>) {
-        let end = chunks.end.min(self.size.div_ceil(CHUNK));
-        for chunk in chunks.start..end {
-            self.own[(chunk / 8) as usize] |= 1 << (chunk % 8);
+    /// Notes whether chunks are the copy's own. Answers whether any of them was not so before.
+    fn set_own(&mut self, chunks: Range<u64>, own: bool) -> bool {
+        let mut changed = false;
+        for chunk in chunks.start..chunks.end.min(self.size.div_ceil(CHUNK)) {
+            changed |= self.is_own(chunk) != own;
+            let (byte, bit) = ((chunk / 8) as usize, 1 << (chunk % 8));
+            self.own[byte] = if own { self.own[byte] | bit } else { self.own[byte] & !bit };
         }
+        changed
     }
 
     /// Whether the byte at `offset` is lent, and up to where that is so; it is not looked further than `until`.
@@ -305,10 +305,9 @@ impl<L: Layer> Overlay<L> {
         }
         let (mtime, is_cut) = {
             let mut chunks = partial.chunks.lock();
-            let before = chunks.own.clone();
             // What was cut off is not lent any more, also if there was no time to say so.
-            chunks.set_own(copy.size.div_ceil(CHUNK)..u64::MAX);
-            (chunks.mtime.take(), chunks.own != before)
+            let is_cut = chunks.set_own(copy.size.div_ceil(CHUNK)..u64::MAX, true);
+            (chunks.mtime.take(), is_cut)
         };
         if let Some(mtime) = mtime {
             let open = self.stack.open(to)?;
@@ -384,26 +383,16 @@ impl<L: Layer> Overlay<L> {
     /// lent no more.
     pub(super) fn cut(&self, node: &Arc<Node<L>>, open: &OpenFile<L>, size: u64) -> Result<()> {
         let Some(Lent { partial, .. }) = &open.lent else { return Ok(()) };
-        let changed = {
-            let mut chunks = partial.chunks.lock();
-            let before = chunks.own.clone();
-            chunks.set_own(size.div_ceil(CHUNK)..u64::MAX);
-            chunks.own != before
-        };
+        let changed = partial.chunks.lock().set_own(size.div_ceil(CHUNK)..u64::MAX, true);
         if changed { self.save_map(node, partial) } else { Ok(()) }
     }
 
-    /// Notes that chunks are the copy's own.
+    /// Notes that chunks that were lent are the copy's own.
     fn take_over(&self, node: &Arc<Node<L>>, partial: &Partial<L>, chunks: Range<u64>) -> Result<()> {
-        let before = partial.chunks.lock().own.clone();
-        let changed = {
-            let mut known = partial.chunks.lock();
-            known.set_own(chunks);
-            known.own != before
-        };
-        let saved = if changed { self.save_map(node, partial) } else { Ok(()) };
+        partial.chunks.lock().set_own(chunks.clone(), true);
+        let saved = self.save_map(node, partial);
         if saved.is_err() {
-            partial.chunks.lock().own = before;
+            partial.chunks.lock().set_own(chunks, false);
         }
         saved
     }
@@ -535,19 +524,17 @@ impl<L: Layer> Overlay<L> {
     pub(super) fn discard_parts_of(&self, dir: &LayerDir<L>, name: &OsStr) {
         let Some((part, map)) = format::part_names(name, self.name_max) else { return };
         for file in [map, part] {
-            let removed = self.stack.open(dir).and_then(|open| self.stack.layer(dir).unlink(&open, &file));
-            if let Err(error) = removed
-                && error.errno != ENOENT
-            {
-                log::warn!("{file:?}, which nobody needs, stays in the upper layer: {error}");
-            }
+            self.discard_part_file(dir, &file);
         }
     }
 
+    /// Removes a partial copy or a map, if it is there.
     fn discard_part_file(&self, dir: &LayerDir<L>, name: &OsStr) {
-        match self.stack.open(dir) {
-            Ok(open) => discard(self.stack.layer(dir), &open, name),
-            Err(error) => log::warn!("{name:?} stays in the upper layer: {error}"),
+        let removed = self.stack.open(dir).and_then(|open| self.stack.layer(dir).unlink(&open, name));
+        if let Err(error) = removed
+            && error.errno != ENOENT
+        {
+            log::warn!("{name:?}, which nobody needs, stays in the upper layer: {error}");
         }
     }
 

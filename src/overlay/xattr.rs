@@ -19,6 +19,8 @@ use crate::layer::{Kind, Layer, Object, Result, Time, XattrMode};
 pub(super) const DEFAULT_ACL: &str = "system.posix_acl_default";
 /// The attribute of an ACL, which has a say in the mode.
 const ACCESS_ACL: &str = "system.posix_acl_access";
+/// The attribute that every write takes from a file.
+pub(super) const CAPABILITY: &str = "security.capability";
 
 /// A change of an extended attribute.
 #[derive(Clone, Copy)]
@@ -195,6 +197,14 @@ impl<L: Layer> Overlay<L> {
     fn layer_has_xattrs(&self, node: &Arc<Node<L>>) -> bool {
         let dir: Option<Arc<LayerDir<L>>> = node.state.lock().places.first().map(|place| place.dir.clone());
         dir.is_none_or(|dir| self.stack.layer(&dir).capabilities().xattrs)
+    }
+}
+
+/// The names of an object's attributes, those of an overlay's marks too: none where it cannot have any.
+pub(super) fn names<L: Layer>(layer: &L, object: Object<'_, L>) -> Result<Vec<OsString>> {
+    match layer.xattrs(object) {
+        Err(error) if error.errno == EOPNOTSUPP => Ok(Vec::new()),
+        names => names,
     }
 }
 
