@@ -66,10 +66,13 @@ pub fn serve<L: Layer>(socket: &Socket, scheme: &mut OverlayScheme<L>) -> Result
                 detach(scheme, &mut locks, id, pid);
                 continue;
             }
-            // One request is answered before the next is read, so there is none to cancel; the others ask for nothing.
-            RequestKind::Cancellation(_) | RequestKind::MsyncMsg | RequestKind::MunmapMsg | RequestKind::MmapMsg => {
+            // It does not say which file is meant.
+            RequestKind::MsyncMsg => {
+                scheme.write_back();
                 continue;
             }
+            // One request is answered before the next is read, so there is none to cancel; the others ask for nothing.
+            RequestKind::Cancellation(_) | RequestKind::MunmapMsg | RequestKind::MmapMsg => continue,
         };
         match socket.write_response(response, SignalBehavior::Restart) {
             Ok(true) => {}
@@ -78,6 +81,7 @@ pub fn serve<L: Layer>(socket: &Socket, scheme: &mut OverlayScheme<L>) -> Result
             Err(error) => warn!("a response was not taken: {error}"),
         }
     }
+    scheme.write_back();
     Ok(())
 }
 

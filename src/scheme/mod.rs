@@ -2,15 +2,17 @@
 //!
 //! A request names an open handle and perhaps a path. This folder finds out which objects of the merged tree are meant (`path`),
 //! whether the caller may (`access`), and lets the engine do it. Each method of [`SchemeSync`] below only hands
-//! its request to the file of its subject: `open`, `names`, `data`, `attributes`.
+//! its request to the file of its subject: `open`, `names`, `data`, `attributes`, `mmap`.
 
 mod access;
 mod attributes;
 mod data;
 mod handle;
+mod mmap;
 mod names;
 mod open;
 mod path;
+mod region;
 mod request;
 
 use std::sync::Arc;
@@ -20,13 +22,14 @@ use redox_scheme::{CallerCtx, OpenResult};
 use syscall::data::{Stat, StatVfs, StdFsCallMeta, TimeSpec};
 use syscall::dirent::DirentBuf;
 use syscall::error::{EACCES, EBADF, EOPNOTSUPP, EPERM, EROFS, Error, Result};
-use syscall::flag::{EventFlags, StdFsCallKind};
+use syscall::flag::{EventFlags, MapFlags, MunmapFlags, StdFsCallKind};
 use syscall::schemev2::NewFdFlags;
 
 pub use self::request::answer;
 
 use self::access::Caller;
 use self::handle::{Handle, Table};
+use self::mmap::Mappings;
 use self::path::{Last, Walked};
 use crate::layer::Layer;
 use crate::overlay::{Node, Overlay};
@@ -37,13 +40,14 @@ pub struct OverlayScheme<L: Layer> {
     /// NAME.
     name: String,
     handles: Table<L>,
+    mappings: Mappings<L>,
 }
 
 impl<L: Layer> OverlayScheme<L> {
     /// A scheme for `overlay`. `name` is what it is going to be registered as: paths that it answers begin with it, and
     /// symlinks that name it are resolved here.
     pub fn new(overlay: Arc<Overlay<L>>, name: String) -> Self {
-        Self { overlay, name, handles: Table::new() }
+        Self { overlay, name, handles: Table::new(), mappings: Mappings::new() }
     }
 
     /// Walks a path that is relative to the directory handle `dir` unless it begins with `/`.
@@ -230,7 +234,18 @@ impl<L: Layer> SchemeSync for OverlayScheme<L> {
         self.list(id, buf, after)
     }
 
+    fn mmap_prep(&mut self, id: usize, offset: u64, size: usize, flags: MapFlags, _ctx: &CallerCtx) -> Result<usize> {
+        self.map(id, offset, size, flags)
+    }
+
+    fn munmap(&mut self, id: usize, offset: u64, size: usize, _flags: MunmapFlags, _ctx: &CallerCtx) -> Result<()> {
+        self.unmap(id, offset, size)
+    }
+
     fn on_close(&mut self, id: usize) {
+        if let Ok(open) = self.handles.open(id) {
+            self.mappings.close(&self.overlay, open.node(), id);
+        }
         self.handles.remove(id);
     }
 }

@@ -157,7 +157,7 @@ impl<L: Layer> OverlayScheme<L> {
                 caller.require(&stat, if reads { READ } else { 0 } | if writes { WRITE } else { 0 })?;
                 if truncate {
                     self.drop_set_id(node, caller)?;
-                    self.overlay.truncate(node, 0)?;
+                    self.mappings.truncate(&self.overlay, node, 0)?;
                 }
             }
             // Data goes through these on the system that holds them, not through a filesystem.

@@ -5,8 +5,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use syscall::TimeSpec;
 use syscall::error::{EACCES, EBADF, EINVAL, ENAMETOOLONG, ENOENT, EOPNOTSUPP, EPERM, ERANGE};
 use syscall::flag::{
-    EventFlags, F_GETFL, F_SETFL, MapFlags, O_APPEND, O_CREAT, O_FSYNC, O_NOFOLLOW, O_NONBLOCK, O_RDONLY, O_RDWR,
-    O_STAT, O_WRONLY, StdFsCallKind,
+    EventFlags, F_GETFL, F_SETFL, O_APPEND, O_CREAT, O_FSYNC, O_NOFOLLOW, O_NONBLOCK, O_RDONLY, O_RDWR, O_STAT,
+    O_WRONLY, StdFsCallKind,
 };
 
 use crate::support::{Stage, ann, bob, errno, eve, refused, root};
@@ -210,7 +210,6 @@ fn flags_that_change_and_flags_that_do_not() {
     assert_eq!(ask(77, 0), refused(EINVAL));
     assert_eq!(file.read(&mut [0; 8]), Ok(1), "the access mode stays");
     assert_eq!(file.fevent(EventFlags::EVENT_READ).map(drop), refused(EPERM));
-    assert_eq!(file.mmap(0, 4096, MapFlags::MAP_SHARED | MapFlags::PROT_READ), refused(EOPNOTSUPP));
     assert_eq!(file.call(&mut [0; 8], &[0, 0, 0]), refused(EOPNOTSUPP));
 }
 

@@ -268,7 +268,10 @@ impl Drop for Reader {
 /// Whether a caller waits for the answer to this request.
 pub(super) fn expects_answer(sqe: &Sqe) -> bool {
     !sqe.sqe_flags.contains(syscall::schemev2::SqeFlags::ONEWAY)
-        && !matches!(Opcode::try_from_raw(sqe.opcode), Some(Opcode::CloseMsg | Opcode::Detach | Opcode::Cancel))
+        && !matches!(
+            Opcode::try_from_raw(sqe.opcode),
+            Some(Opcode::CloseMsg | Opcode::Detach | Opcode::Cancel | Opcode::Msync)
+        )
 }
 
 /// Reads the flags of a new descriptor out of an answer. EINVAL for flags that do not exist.
