@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-/// How many bytes are copied before it is looked whether something is to be said; what is smaller is not worth a word.
-pub const PIECE: u64 = 64 << 20;
+/// How many bytes are copied before it is looked whether something is to be said or the copy is still wanted; what is smaller is not worth
+/// a word.
+pub const PIECE: u64 = 16 << 20;
 
 /// How often something is said.
 const PAUSE: Duration = Duration::from_secs(1);
