@@ -7,13 +7,10 @@ mod measure;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Instant;
 
 use linux_delegate::{Process, kernel};
 use overlayfs::options::Options;
-use overlayfs::scheme::OverlayScheme;
-use redox_scheme::Socket;
 use redox_scheme::scheme::register_sync_scheme;
 use syscall::flag::{O_DIRECTORY, O_RDONLY, SEEK_SET};
 
@@ -71,11 +68,11 @@ fn requests() {
     let overlay = overlayfs::mount::mount(&options).expect("an overlay");
     let (ready, wait) = std::sync::mpsc::channel();
     let daemon = std::thread::spawn(move || {
-        let socket = Socket::create().expect("a socket");
-        let mut scheme = OverlayScheme::new(Arc::new(overlay), NAME.to_owned());
-        register_sync_scheme(&socket, NAME, &mut scheme).expect("a free name");
-        ready.send(()).expect("somebody waits");
-        overlayfs::daemon::serve(&socket, &mut scheme)
+        overlayfs::daemon::serve(overlay, NAME, |socket, scheme, _| {
+            register_sync_scheme(socket, NAME, scheme)?;
+            ready.send(()).expect("somebody waits");
+            Ok::<_, syscall::Error>(())
+        })
     });
     wait.recv().expect("the daemon starts");
     compare(&upper);

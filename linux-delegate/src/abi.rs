@@ -16,10 +16,11 @@ use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 
 use libredox::protocol::{F_DUPFD_CLOEXEC, ProcCall, ProcMeta};
 use syscall::data::NewFdParams;
-use syscall::error::{EACCES, EBADF, EINVAL, ENODEV, ENOENT, EOPNOTSUPP, ESRCH, Error, Result, STR_ERROR};
+use syscall::error::{EACCES, EBADF, EINVAL, ENODEV, EOPNOTSUPP, ESRCH, Error, Result, STR_ERROR};
 use syscall::flag::{CallFlags, F_DUPFD, F_GETFD, F_GETFL, F_SETFD, F_SETFL};
 use syscall::schemev2::{Cqe, NewFdFlags, Sqe};
 
+use crate::client::Process;
 use crate::kernel::{self, Caller, Credentials, Description, Fd, Scheme};
 
 /// What a daemon's descriptor stands for.
@@ -110,12 +111,12 @@ unsafe fn bytes_mut<'a>(base: *mut u8, len: usize) -> &'a mut [u8] {
     if base.is_null() { &mut [] } else { unsafe { slice::from_raw_parts_mut(base, len) } }
 }
 
-/// Opens one of the two capabilities; the calling thread must not be in the null namespace (ENODEV).
+/// Opens one of the two capabilities or a file of a scheme, as relibc's `open`; the calling thread must not be in the null namespace (ENODEV).
 ///
 /// # Safety
 /// `path_base` must point to `path_len` readable bytes.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn redox_open_v1(path_base: *const u8, path_len: usize, _flags: u32, _mode: u16) -> usize {
+pub unsafe extern "C" fn redox_open_v1(path_base: *const u8, path_len: usize, flags: u32, mode: u16) -> usize {
     // SAFETY: as promised by the caller.
     let path = unsafe { bytes(path_base, path_len) };
     Error::mux(if IN_NULL_NAMESPACE.get() {
@@ -124,7 +125,10 @@ pub unsafe extern "C" fn redox_open_v1(path_base: *const u8, path_len: usize, _f
         match path {
             b"/scheme/namespace/scheme-creation-cap" => Ok(insert(Object::SchemeCreation)),
             b"/scheme/proc/proc-creds-capability" => Ok(insert(Object::ProcessCredentials)),
-            _ => Err(Error::new(ENOENT)),
+            _ => {
+                let opened = Process::of(DAEMON.clone()).with_umask(0).open(path, flags as usize, u32::from(mode));
+                opened.map(|file| insert(Object::File(Arc::new(file))))
+            }
         }
     })
 }
@@ -364,6 +368,22 @@ fn register(ns_fd: usize, name: &[u8], cap_fd: usize) -> Result<()> {
     kernel::register(name, root.description().clone())?;
     drop(remove(cap_fd));
     Ok(())
+}
+
+/// Removes the name of a scheme, given as its path. ENODEV if nobody has it and in the null namespace, EINVAL for any other path.
+///
+/// # Safety
+/// `path` must point to `len` readable bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn played_unlink(path: *const u8, len: usize) -> usize {
+    // SAFETY: as promised by the caller.
+    let path = unsafe { bytes(path, len) };
+    let name = str::from_utf8(path).ok().and_then(|path| path.strip_prefix("/scheme/"));
+    Error::mux(match name {
+        _ if IN_NULL_NAMESPACE.get() => Err(Error::new(ENODEV)),
+        Some(name) => kernel::unregister(name).map(|()| 0),
+        None => Err(Error::new(EINVAL)),
+    })
 }
 
 /// Enters the null namespace (`ens` 0) with the calling thread. EINVAL for any other.

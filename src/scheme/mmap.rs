@@ -18,14 +18,14 @@
 //! of the handle's mappings of that range went. So as long as the handle has a writable one of a page, what is unmapped counts as the
 //! others.
 //!
-//! Lock order: the table's lock is a leaf, taken before or while a file's; a file's lock comes before all of the engine's.
+//! Lock order: a file's lock, then those of the engine. That of the table and that of the holders are leaves.
 
 use std::cmp::{max, min};
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use log::error;
 use syscall::PAGE_SIZE;
@@ -37,6 +37,7 @@ use super::handle::Open;
 use super::region::Region;
 use crate::layer::{Kind, Layer};
 use crate::overlay::{self, Node, Overlay};
+use crate::sync::Lock;
 
 const PAGE: u64 = PAGE_SIZE as u64;
 /// How many bytes are read, compared and written at a time. Whole pages.
@@ -45,12 +46,14 @@ const PIECE: u64 = 128 * 1024;
 /// All files that clients have mapped.
 pub struct Mappings<L: Layer> {
     /// By the number of the node. One that is being changed has an entry too, so that nobody maps it half way.
-    files: Mutex<HashMap<u64, Arc<File<L>>>>,
+    files: Lock<HashMap<u64, Arc<File<L>>>>,
+    /// The handles that have mapped something.
+    holders: Lock<HashSet<usize>>,
 }
 
 /// One file.
 struct File<L: Layer> {
-    mapped: Mutex<Option<Mapped<L>>>,
+    mapped: Lock<Option<Mapped<L>>>,
     /// Whether there is something in `mapped` that a client may write to: what a reader asks first, who would wait for a writer otherwise.
     /// Changes under the lock of `mapped`.
     writable: AtomicBool,
@@ -81,7 +84,7 @@ impl<L: Layer> OverlayScheme<L> {
     /// file; EINVAL for no bytes, or an offset that is not on a page; EOVERFLOW behind the largest offset; ENOMEM, also for a place that is
     /// far behind all that was expected when the file was mapped first; and the errors of a write.
     pub(super) fn map(&self, id: usize, offset: u64, size: usize, flags: MapFlags) -> Result<usize> {
-        let open = self.handles.open(id)?;
+        let open = &*self.handles.open(id)?;
         if open.node().kind() != Kind::File {
             return Err(Error::new(ENODEV));
         }
@@ -109,6 +112,20 @@ impl<L: Layer> OverlayScheme<L> {
         self.mappings.unmap(&self.overlay, open.node(), id, pages(offset, size)?)
     }
 
+    /// Whether a handle has something mapped, so that closing it may take long.
+    pub fn has_mapped(&self, id: usize) -> bool {
+        self.mappings.holders.lock().contains(&id)
+    }
+
+    /// Unmaps what a handle has mapped still.
+    pub(super) fn unmap_all(&self, id: usize) {
+        if self.has_mapped(id)
+            && let Ok(open) = self.handles.open(id)
+        {
+            self.mappings.unmap_all(&self.overlay, open.node(), id);
+        }
+    }
+
     /// Writes to the files what clients have written to their memory. An error of one file does not keep the others back.
     pub fn write_back(&self) {
         self.mappings.write_all_back(&self.overlay);
@@ -124,16 +141,16 @@ fn pages(offset: u64, size: usize) -> Result<Range<u64>> {
 
 impl<L: Layer> Mappings<L> {
     pub fn new() -> Self {
-        Self { files: Mutex::default() }
+        Self { files: Lock::new(HashMap::new()), holders: Lock::new(HashSet::new()) }
     }
 
     /// As [`Overlay::read_at`].
     pub fn read(&self, overlay: &Overlay<L>, file: &overlay::Handle<L>, buf: &mut [u8], offset: u64) -> Result<usize> {
-        let found = lock(&self.files).get(&file.node().id()).cloned();
+        let found = self.files.lock().get(&file.node().id()).cloned();
         let Some(mapped_file) = found.filter(|file| file.writable.load(Ordering::Acquire)) else {
             return overlay.read_at(file, buf, offset);
         };
-        let mapped = lock(&mapped_file.mapped);
+        let mapped = mapped_file.mapped.lock();
         let read = overlay.read_at(file, buf, offset)?;
         if let Some(mapped) = &*mapped {
             for range in mapped.covered(offset..offset + read as u64, |part| part.writable) {
@@ -186,9 +203,9 @@ impl<L: Layer> Mappings<L> {
 
     /// As [`Overlay::sync`], with what clients have written to their memory.
     pub fn sync(&self, overlay: &Overlay<L>, file: &overlay::Handle<L>) -> Result<()> {
-        let found = lock(&self.files).get(&file.node().id()).cloned();
+        let found = self.files.lock().get(&file.node().id()).cloned();
         if let Some(mapped_file) = found
-            && let Some(mapped) = &*lock(&mapped_file.mapped)
+            && let Some(mapped) = &*mapped_file.mapped.lock()
         {
             mapped.write_back(overlay, 0..u64::MAX)?;
         }
@@ -196,6 +213,7 @@ impl<L: Layer> Mappings<L> {
     }
 
     fn map(&self, overlay: &Overlay<L>, open: &Open<L>, part: Part) -> Result<usize> {
+        let id = part.id;
         self.change(open.node(), |mapped| {
             let size = overlay.stat(open.node())?.size;
             let file = match mapped {
@@ -207,6 +225,9 @@ impl<L: Layer> Mappings<L> {
                 }),
             };
             let answer = file.map(overlay, size, part);
+            if answer.is_ok() {
+                self.holders.lock().insert(id);
+            }
             if file.parts.is_empty() {
                 *mapped = None;
             }
@@ -214,10 +235,13 @@ impl<L: Layer> Mappings<L> {
         })
     }
 
-    fn unmap(&self, overlay: &Overlay<L>, node: &Arc<Node<L>>, id: usize, bytes: Range<u64>) -> Result<()> {
+    fn unmap(&self, overlay: &Overlay<L>, node: &Node<L>, id: usize, bytes: Range<u64>) -> Result<()> {
         self.change(node, |mapped| {
             let file = mapped.as_mut().ok_or(Error::new(EINVAL))?;
             let answer = file.unmap(overlay, id, bytes);
+            if !file.parts.iter().any(|part| part.id == id) {
+                self.holders.lock().remove(&id);
+            }
             if file.parts.is_empty() {
                 *mapped = None;
             }
@@ -225,24 +249,24 @@ impl<L: Layer> Mappings<L> {
         })
     }
 
-    /// Forgets a handle, and with it what it has mapped, if that is anything: the kernel unmaps all before it closes the descriptor, but
-    /// says nothing when it could not map what it had asked for.
-    pub fn close(&self, overlay: &Overlay<L>, node: &Arc<Node<L>>, id: usize) {
-        if !lock(&self.files).contains_key(&node.id()) {
-            return;
-        }
+    /// Unmaps all that a handle has mapped. The kernel does that before it closes the descriptor, but says nothing when it could not map
+    /// what it had asked for.
+    fn unmap_all(&self, overlay: &Overlay<L>, node: &Node<L>, id: usize) {
         let unmapped = self.change(node, |mapped| {
+            self.holders.lock().remove(&id);
             let Some(file) = mapped else {
                 return Ok(());
             };
-            let mut outcome = Ok(());
-            for part in file.parts.clone().into_iter().filter(|part| part.id == id) {
-                outcome = outcome.and(file.unmap(overlay, id, part.bytes));
+            let held: Vec<_> = file.parts.iter().filter(|part| part.id == id).map(|part| part.bytes.clone()).collect();
+            let written = file.write_back(overlay, 0..u64::MAX);
+            file.parts.retain(|part| part.id != id);
+            for bytes in held {
+                file.release(file.uncovered(bytes));
             }
             if file.parts.is_empty() {
                 *mapped = None;
             }
-            outcome
+            written
         });
         if let Err(error) = unmapped {
             error!("what a client wrote to a mapped file is lost: {error}");
@@ -250,9 +274,9 @@ impl<L: Layer> Mappings<L> {
     }
 
     fn write_all_back(&self, overlay: &Overlay<L>) {
-        let files: Vec<Arc<File<L>>> = lock(&self.files).values().cloned().collect();
+        let files: Vec<Arc<File<L>>> = self.files.lock().values().cloned().collect();
         for file in files {
-            if let Some(mapped) = &*lock(&file.mapped)
+            if let Some(mapped) = &*file.mapped.lock()
                 && let Err(error) = mapped.write_back(overlay, 0..u64::MAX)
             {
                 error!("what a client wrote to a mapped file cannot be written to it now: {error}");
@@ -262,8 +286,8 @@ impl<L: Layer> Mappings<L> {
 
     /// Has `work` change a file, or what is mapped of it, while nobody else does. It may map the file and unmap it.
     fn change<R>(&self, node: &Node<L>, work: impl FnOnce(&mut Option<Mapped<L>>) -> R) -> R {
-        let file = Arc::clone(lock(&self.files).entry(node.id()).or_insert_with(|| Arc::new(File::new())));
-        let mut mapped = lock(&file.mapped);
+        let file = Arc::clone(self.files.lock().entry(node.id()).or_insert_with(|| Arc::new(File::new())));
+        let mut mapped = file.mapped.lock();
         let result = work(&mut mapped);
         let writable = mapped.as_ref().is_some_and(|mapped| mapped.parts.iter().any(|part| part.writable));
         file.writable.store(writable, Ordering::Release);
@@ -277,10 +301,10 @@ impl<L: Layer> Mappings<L> {
 
     /// Takes a file out of the table, unless it is mapped or somebody else is at it, who will do this.
     fn forget(&self, number: u64, file: Arc<File<L>>) {
-        let mut files = lock(&self.files);
+        let mut files = self.files.lock();
         drop(file);
         if let Entry::Occupied(mut entry) = files.entry(number)
-            && Arc::get_mut(entry.get_mut()).is_some_and(|file| file.is_unmapped())
+            && Arc::get_mut(entry.get_mut()).is_some_and(|file| file.mapped.lock().is_none())
         {
             entry.remove();
         }
@@ -289,11 +313,7 @@ impl<L: Layer> Mappings<L> {
 
 impl<L: Layer> File<L> {
     fn new() -> Self {
-        Self { mapped: Mutex::new(None), writable: AtomicBool::new(false) }
-    }
-
-    fn is_unmapped(&mut self) -> bool {
-        self.mapped.get_mut().unwrap_or_else(PoisonError::into_inner).is_none()
+        Self { mapped: Lock::new(None), writable: AtomicBool::new(false) }
     }
 }
 
@@ -416,10 +436,6 @@ impl<L: Layer> Mapped<L> {
     fn uncovered(&self, within: Range<u64>) -> Vec<Range<u64>> {
         without(&within, &self.covered(within.clone(), |_| true))
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn common(a: &Range<u64>, b: &Range<u64>) -> Range<u64> {

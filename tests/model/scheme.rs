@@ -5,15 +5,13 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::mpsc;
 use std::thread::JoinHandle;
 
 use linux_delegate::client::parse_dirents;
 use linux_delegate::{Fd, Process, kernel};
 use overlayfs::layer::{Owner, RenameMode, Stat, Time};
 use overlayfs::options::Options;
-use overlayfs::scheme::OverlayScheme;
-use redox_scheme::Socket;
 use redox_scheme::scheme::register_sync_scheme;
 use syscall::TimeSpec;
 use syscall::dirent::DirentKind;
@@ -58,11 +56,11 @@ pub fn mount(lowers: &[PathBuf], upper: &Path) -> Scheme {
     let (ready, wait) = mpsc::channel();
     let scheme_name = name.clone();
     let daemon = std::thread::spawn(move || {
-        let socket = Socket::create().unwrap();
-        let mut scheme = OverlayScheme::new(Arc::new(overlay), scheme_name.clone());
-        register_sync_scheme(&socket, &scheme_name, &mut scheme).unwrap();
-        ready.send(()).unwrap();
-        overlayfs::daemon::serve(&socket, &mut scheme)
+        overlayfs::daemon::serve(overlay, &scheme_name, |socket, scheme, _| {
+            register_sync_scheme(socket, &scheme_name, scheme)?;
+            ready.send(()).unwrap();
+            Ok(())
+        })
     });
     wait.recv().unwrap();
     let top = Process::new(0, 0).scheme_root(&name).unwrap().openat("", O_STAT, 0).unwrap();

@@ -8,11 +8,12 @@ use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 
 use linux_delegate::{Fd, Process, kernel};
+use overlayfs::daemon::Stop;
+use overlayfs::layer::OsLayer;
+use overlayfs::layer::counted::{Counted, Counts};
 use overlayfs::mount::mount;
 use overlayfs::options::Options;
-use overlayfs::overlay::Overlay;
-use overlayfs::scheme::OverlayScheme;
-use redox_scheme::Socket;
+use overlayfs::overlay::{self, Overlay, Settings};
 use redox_scheme::scheme::register_sync_scheme;
 use syscall::error::{Error, Result};
 use syscall::flag::{O_NOFOLLOW, O_STAT};
@@ -23,6 +24,7 @@ pub struct Stage {
     pub name: String,
     layers: Layers,
     daemon: Option<JoinHandle<Result<()>>>,
+    stop: Arc<Stop>,
 }
 
 /// An empty directory for the lower layer and one for the upper, gone when dropped.
@@ -44,6 +46,16 @@ impl Layers {
 
     pub fn upper(&self) -> PathBuf {
         self.0.path().join("upper")
+    }
+
+    /// An overlay of the two whose backing calls are counted. Files are copied up whole.
+    pub fn counted(&self) -> (Overlay<Counted<OsLayer>>, Counts) {
+        let counts = Counts::default();
+        let open = |path: PathBuf, for_writing| Counted::new(OsLayer::open(&path, for_writing).unwrap(), &counts);
+        let (upper, lowers) = (Some(open(self.upper(), true)), vec![open(self.lower(), false)]);
+        let settings = Settings { whole_copies: true, ..Settings::default() };
+        let overlay = Overlay::with_settings(overlay::Layers { upper, work: None, lowers }, settings).unwrap();
+        (overlay, counts)
     }
 }
 
@@ -77,14 +89,19 @@ impl Stage {
         let (ready, wait) = mpsc::channel();
         let scheme_name = name.clone();
         let daemon = std::thread::spawn(move || {
-            let socket = Socket::create().unwrap();
-            let mut scheme = OverlayScheme::new(Arc::new(overlay), scheme_name.clone());
-            register_sync_scheme(&socket, &scheme_name, &mut scheme).unwrap();
-            ready.send(()).unwrap();
-            overlayfs::daemon::serve(&socket, &mut scheme)
+            overlayfs::daemon::serve(overlay, &scheme_name, |socket, scheme, stop| {
+                register_sync_scheme(socket, &scheme_name, scheme)?;
+                ready.send(stop).unwrap();
+                Ok(())
+            })
         });
-        wait.recv().unwrap();
-        Self { name, layers, daemon: Some(daemon) }
+        let stop = wait.recv().unwrap();
+        Self { name, layers, daemon: Some(daemon), stop }
+    }
+
+    /// Has the daemon end, as a signal does.
+    pub fn stop(&self) {
+        self.stop.stop();
     }
 
     /// The path by which clients know `path` of the merged tree.
