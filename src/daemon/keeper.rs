@@ -8,6 +8,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::mem::MaybeUninit;
 use std::os::fd::FromRawFd;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -73,9 +74,14 @@ pub unsafe fn keep(
     }
     drop(is_ready);
     let (signals, signalled) = pipe().map_err(|error| format!("No pipe can be made: {error}."))?;
+    // None is missed before somebody handles it.
+    hold_signals(libc::SIG_BLOCK);
     // SAFETY: as promised by the caller: what forked above has one thread too.
     match unsafe { libc::fork() } {
-        -1 => Err(failed("No process can be started")),
+        -1 => {
+            hold_signals(libc::SIG_UNBLOCK);
+            Err(failed("No process can be started"))
+        }
         0 => {
             SIGNALLED.store(std::os::fd::IntoRawFd::into_raw_fd(signalled), Ordering::Relaxed);
             handle(on_signal_in_child);
@@ -102,10 +108,25 @@ extern "C" fn on_signal_in_parent(_: libc::c_int) {
     unsafe { libc::kill(CHILD.load(Ordering::Relaxed), libc::SIGTERM) };
 }
 
+/// Has a handler called for each signal that ends the daemon, and takes those that were held.
 fn handle(handler: extern "C" fn(libc::c_int)) {
     for signal in ENDING {
         // SAFETY: the handler calls nothing but what may be called in one.
         unsafe { libc::signal(signal, handler as libc::sighandler_t) };
+    }
+    hold_signals(libc::SIG_UNBLOCK);
+}
+
+/// Holds the signals that end the daemon (`SIG_BLOCK`), or takes them again (`SIG_UNBLOCK`).
+fn hold_signals(how: libc::c_int) {
+    let mut set = MaybeUninit::uninit();
+    // SAFETY: the set is made empty before anything else is done with it.
+    unsafe {
+        libc::sigemptyset(set.as_mut_ptr());
+        for signal in ENDING {
+            libc::sigaddset(set.as_mut_ptr(), signal);
+        }
+        libc::pthread_sigmask(how, set.as_ptr(), std::ptr::null_mut());
     }
 }
 
