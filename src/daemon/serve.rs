@@ -10,6 +10,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Sender};
 use std::thread;
 
 use libredox::Fd;
@@ -22,7 +23,7 @@ use syscall::flag::F_SETFL;
 
 use crate::layer::Layer;
 use crate::overlay::Cancel;
-use crate::scheme::{OverlayScheme, answer};
+use crate::scheme::{OverlayScheme, answer, asks_others};
 use crate::sync::Lock;
 
 /// How many requests are answered at once.
@@ -77,6 +78,17 @@ enum Work {
     WriteBack,
 }
 
+impl Work {
+    /// Whether it waits for the answer of another daemon, which might never come.
+    fn asks_others(&self) -> bool {
+        match self {
+            Work::Call(call, _) => asks_others(call),
+            Work::Descriptor(_) => true,
+            Work::Close(_) | Work::WriteBack => false,
+        }
+    }
+}
+
 /// Answers the requests of a socket until it ends or `stop` is asked for. Before the first is read, when the threads are there, `begin` is
 /// called; its error ends it all, as an error of the socket does. What clients can do is no such error: see [`answer`].
 pub fn serve<L: Layer, E: From<syscall::Error>>(
@@ -88,11 +100,14 @@ pub fn serve<L: Layer, E: From<syscall::Error>>(
     let queue = Queue { socket, stop, turn: Lock::new(false), in_hand: Lock::new(HashMap::new()) };
     thread::scope(|scope| {
         let mut turn = queue.turn.lock();
+        let queue = &queue;
+        let (asking, asked) = mpsc::channel::<Work>();
+        let mut asker = scheme.clone();
+        scope.spawn(move || asked.into_iter().for_each(|work| queue.finish(work, &mut asker)));
         let others: Vec<_> = (1..THREADS)
             .map(|_| {
-                let mut scheme = scheme.clone();
-                let queue = &queue;
-                scope.spawn(move || queue.work(&mut scheme))
+                let (mut scheme, asking) = (scheme.clone(), asking.clone());
+                scope.spawn(move || queue.work(&mut scheme, &asking))
             })
             .collect();
         if let Err(error) = begin() {
@@ -100,7 +115,7 @@ pub fn serve<L: Layer, E: From<syscall::Error>>(
             return Err(error);
         }
         drop(turn);
-        let served = queue.work(&mut scheme.clone());
+        let served = queue.work(&mut scheme.clone(), &asking);
         let all = others.into_iter().map(|other| other.join().unwrap_or(Ok(()))).chain([served]);
         let ended = all.collect::<Vec<_>>().into_iter().collect::<Result<()>>();
         scheme.write_back();
@@ -109,35 +124,37 @@ pub fn serve<L: Layer, E: From<syscall::Error>>(
 }
 
 impl Queue<'_> {
-    /// What each thread does.
-    fn work<L: Layer>(&self, scheme: &mut OverlayScheme<L>) -> Result<()> {
+    /// What each thread does that takes requests. What asks other daemons goes to the one thread for that.
+    fn work<L: Layer>(&self, scheme: &mut OverlayScheme<L>, asking: &Sender<Work>) -> Result<()> {
         while let Some(work) = self.take(scheme)? {
-            let response = match work {
-                Work::Call(call, cancel) => {
-                    let id = call.request_id();
-                    let response = cancel.during(|| answer(call, scheme));
-                    // Before the kernel can give the number to another.
-                    self.in_hand.lock().remove(&id);
-                    response
-                }
-                Work::Descriptor(request) => Response::new(scheme.on_sendfd(&request), request),
-                Work::Close(id) => {
-                    scheme.on_close(id);
-                    continue;
-                }
-                Work::WriteBack => {
-                    scheme.write_back();
-                    continue;
-                }
-            };
-            match self.socket.write_response(response, SignalBehavior::Restart) {
-                Ok(true) => {}
-                Ok(false) => *self.turn.lock() = true,
-                // The client is gone, say.
-                Err(error) => warn!("a response was not taken: {error}"),
+            let passed = if work.asks_others() { asking.send(work).map_err(|refused| refused.0) } else { Err(work) };
+            if let Err(work) = passed {
+                self.finish(work, scheme);
             }
         }
         Ok(())
+    }
+
+    /// Does what there is to do, and answers.
+    fn finish<L: Layer>(&self, work: Work, scheme: &mut OverlayScheme<L>) {
+        let response = match work {
+            Work::Call(call, cancel) => {
+                let id = call.request_id();
+                let response = cancel.during(|| answer(call, scheme));
+                // Before the kernel can give the number to another.
+                self.in_hand.lock().remove(&id);
+                response
+            }
+            Work::Descriptor(request) => Response::new(scheme.bind(self.socket, &request), request),
+            Work::Close(id) => return scheme.on_close(id),
+            Work::WriteBack => return scheme.write_back(),
+        };
+        match self.socket.write_response(response, SignalBehavior::Restart) {
+            Ok(true) => {}
+            Ok(false) => *self.turn.lock() = true,
+            // The client is gone, say.
+            Err(error) => warn!("a response was not taken: {error}"),
+        }
     }
 
     /// The next request that is to be answered. None at the end.

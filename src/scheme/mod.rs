@@ -2,7 +2,8 @@
 //!
 //! A request names an open handle and perhaps a path. This folder finds out which objects of the merged tree are meant (`path`),
 //! whether the caller may (`access`), and lets the engine do it. Each method of [`SchemeSync`] below only hands
-//! its request to the file of its subject: `open`, `names`, `data`, `attributes`, `mmap`.
+//! its request to the file of its subject: `open`, `names`, `data`, `attributes`, `mmap`,
+//! `sockets`.
 //!
 //! Several threads serve one scheme, each with a clone of [`OverlayScheme`]. The locks, in the order in which they are taken:
 //!
@@ -10,7 +11,7 @@
 //!    changed. Nobody who only opens, reads, writes or asks waits for it.
 //! 2. That of a file that is written to or mapped, see `mmap`.
 //! 3. Those of the engine.
-//! 4. Leaves: the table of handles, what changes in a handle, and the locks that clients hold (`OverlayScheme::locks`).
+//! 4. Leaves: the table of handles, what changes in a handle, the bound sockets, and the locks that clients hold (`OverlayScheme::locks`).
 
 mod access;
 mod attributes;
@@ -22,6 +23,7 @@ mod open;
 mod path;
 mod region;
 mod request;
+mod sockets;
 
 use std::sync::{Arc, MutexGuard};
 
@@ -33,12 +35,13 @@ use syscall::error::{EACCES, EBADF, EOPNOTSUPP, EPERM, EROFS, Error, Result};
 use syscall::flag::{EventFlags, MapFlags, MunmapFlags, StdFsCallKind};
 use syscall::schemev2::NewFdFlags;
 
-pub use self::request::answer;
+pub use self::request::{answer, asks_others};
 
 use self::access::Caller;
 use self::handle::{Handle, Table};
 use self::mmap::Mappings;
 use self::path::{Last, Walked};
+use self::sockets::Sockets;
 use crate::layer::Layer;
 use crate::overlay::{Node, Overlay};
 use crate::sync::Lock;
@@ -50,6 +53,7 @@ pub struct OverlayScheme<L: Layer> {
     name: Arc<str>,
     handles: Arc<Table<L>>,
     mappings: Arc<Mappings<L>>,
+    sockets: Arc<Sockets<L>>,
     /// Held while names and attributes change.
     changes: Arc<Lock<()>>,
     /// The locks that clients hold on files.
@@ -63,6 +67,7 @@ impl<L: Layer> Clone for OverlayScheme<L> {
             name: self.name.clone(),
             handles: self.handles.clone(),
             mappings: self.mappings.clone(),
+            sockets: self.sockets.clone(),
             changes: self.changes.clone(),
             locks: self.locks.clone(),
         }
@@ -78,6 +83,7 @@ impl<L: Layer> OverlayScheme<L> {
             name: name.into(),
             handles: Arc::new(Table::new()),
             mappings: Arc::new(Mappings::new()),
+            sockets: Arc::new(Sockets::new()),
             changes: Arc::new(Lock::new(())),
             locks: Arc::new(Lock::new(SchemeState::new())),
         }
@@ -275,6 +281,10 @@ impl<L: Layer> SchemeSync for OverlayScheme<L> {
             }
             _ => Err(Error::new(EOPNOTSUPP)),
         }
+    }
+
+    fn call(&mut self, id: usize, payload: &mut [u8], metadata: &[u64], _ctx: &CallerCtx) -> Result<usize> {
+        self.connect(id, payload, metadata)
     }
 
     fn getdents<'buf>(

@@ -12,7 +12,7 @@ use redox_scheme::scheme::{Op, SchemeResponse, SchemeState};
 use redox_scheme::{CallRequest, CallerCtx, Response};
 use syscall::data::{Stat, StatVfs, TimeSpec};
 use syscall::error::{EINVAL, EIO, ENOSYS, EOVERFLOW, Error, Result};
-use syscall::flag::StdFsCallKind;
+use syscall::flag::{FsCall, StdFsCallKind};
 use syscall::schemev2::{Opcode, Sqe, SqeFlags};
 
 use super::OverlayScheme;
@@ -54,6 +54,12 @@ pub fn answer<L: Layer>(call: CallRequest, scheme: &mut OverlayScheme<L>) -> Res
             Response::err(EIO, op)
         }
     }
+}
+
+/// Whether a call waits for the answer of another daemon, which might never come.
+pub fn asks_others(call: &CallRequest) -> bool {
+    let entry = queue_entry(call);
+    entry.opcode == Opcode::Call as u8 && entry.args[3] == FsCall::Connect as u64
 }
 
 /// What the kernel put into the queue for this call.

@@ -10,5 +10,6 @@ mod open;
 mod panics;
 mod paths;
 mod side_by_side;
+mod sockets;
 mod support;
 mod traps;

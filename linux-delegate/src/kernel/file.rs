@@ -348,6 +348,19 @@ impl Fd {
         self.call_with(Opcode::Call, Some(other), payload, metadata)?.number()
     }
 
+    /// Sends a descriptor to this file's scheme, as `sendfd` on this file. The sender has it no more.
+    pub fn send(&self, sent: Fd) -> Result<usize> {
+        self.send_all(vec![sent.description.clone()], &[])
+    }
+
+    /// Sends any number of open files. One word of `metadata` arrives.
+    pub(crate) fn send_all(&self, sent: Vec<Arc<Description>>, metadata: &[u64]) -> Result<usize> {
+        let word = metadata.first().copied().unwrap_or(0);
+        let args = [self.id() as u64, 0, word, sent.len() as u64, 0, self.caller.packed()];
+        let sqe = Sqe { opcode: Opcode::Sendfd as u8, args, caller: self.caller.pid as u64, ..Sqe::default() };
+        self.description.scheme.call_with(sqe, sent)?.number()
+    }
+
     /// A standard call of a filesystem, named by `kind`, on this file. EOPNOTSUPP for a kind that the kernel does not know.
     pub fn std_fs_call(&self, kind: u8, payload: &mut [u8], arg1: u64, arg2: u64) -> Result<usize> {
         self.std_fs(kind, None, payload, arg1, arg2)
