@@ -29,9 +29,6 @@ use crate::sync::Lock;
 /// How many requests are answered at once.
 const THREADS: usize = 4;
 
-/// A process id that no process has.
-const NO_PROCESS: usize = usize::MAX;
-
 /// What ends the service of a scheme from another thread.
 pub struct Stop {
     asked: AtomicBool,
@@ -203,8 +200,6 @@ impl Queue<'_> {
                     }
                 }
                 RequestKind::OnClose { id } => {
-                    // The state lets go of a closed handle's locks only when it is told so in this way.
-                    scheme.detach(id, NO_PROCESS);
                     if scheme.has_mapped(id) {
                         return Ok(Some(Work::Close(id)));
                     }

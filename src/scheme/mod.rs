@@ -17,6 +17,7 @@ mod access;
 mod attributes;
 mod data;
 mod handle;
+mod locks;
 mod mmap;
 mod names;
 mod open;
@@ -27,7 +28,7 @@ mod sockets;
 
 use std::sync::{Arc, MutexGuard};
 
-use redox_scheme::scheme::{SchemeState, SchemeSync};
+use redox_scheme::scheme::SchemeSync;
 use redox_scheme::{CallerCtx, OpenResult};
 use syscall::data::{Stat, StatVfs, StdFsCallMeta, TimeSpec};
 use syscall::dirent::DirentBuf;
@@ -39,6 +40,7 @@ pub use self::request::{answer, asks_others};
 
 use self::access::Caller;
 use self::handle::{Handle, Table};
+use self::locks::Locks;
 use self::mmap::Mappings;
 use self::path::{Last, Walked};
 use self::sockets::Sockets;
@@ -57,7 +59,7 @@ pub struct OverlayScheme<L: Layer> {
     /// Held while names and attributes change.
     changes: Arc<Lock<()>>,
     /// The locks that clients hold on files.
-    locks: Arc<Lock<SchemeState>>,
+    locks: Arc<Lock<Locks>>,
 }
 
 impl<L: Layer> Clone for OverlayScheme<L> {
@@ -85,14 +87,14 @@ impl<L: Layer> OverlayScheme<L> {
             mappings: Arc::new(Mappings::new()),
             sockets: Arc::new(Sockets::new()),
             changes: Arc::new(Lock::new(())),
-            locks: Arc::new(Lock::new(SchemeState::new())),
+            locks: Arc::new(Lock::new(Locks::new())),
         }
     }
 
     /// Releases the locks that the process `pid` holds through a handle, as the kernel says when it closes a descriptor of it.
     pub fn detach(&self, id: usize, pid: usize) {
         if let Ok(inode) = self.inode(id) {
-            self.locks.lock().on_detach(id, inode, pid);
+            self.locks.lock().detach(id, inode, pid);
         }
     }
 
@@ -305,6 +307,9 @@ impl<L: Layer> SchemeSync for OverlayScheme<L> {
     }
 
     fn on_close(&mut self, id: usize) {
+        if let Ok(inode) = self.inode(id) {
+            self.locks.lock().close(id, inode);
+        }
         self.unmap_all(id);
         self.handles.remove(id);
     }

@@ -4,6 +4,7 @@
 mod attributes;
 mod data;
 mod hostile;
+mod locks;
 mod mmap;
 mod names;
 mod open;
