@@ -42,7 +42,7 @@ pub fn answer<L: Layer>(call: CallRequest, scheme: &mut OverlayScheme<L>) -> Res
     let id = entry.args[0] as usize;
     let handled = catch_unwind(AssertUnwindSafe(|| {
         if !is_about_locks(&entry) {
-            // Nothing else looks at the locks, so nobody else has to wait for them.
+            // Nothing else looks at what is locked, so nobody else has to wait for that.
             return op.handle_sync_dont_consume(&caller, scheme, &mut SchemeState::new());
         }
         let mut locks = locks.lock();

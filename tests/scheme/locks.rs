@@ -4,6 +4,7 @@ use linux_delegate::client::Lock;
 use linux_delegate::{Fd, Process};
 use syscall::error::{EOPNOTSUPP, EWOULDBLOCK, Error, Result};
 use syscall::flag::{O_RDONLY, O_RDWR, O_STAT, O_WRONLY};
+use syscall::schemev2::{Opcode, Sqe};
 
 use crate::support::{Stage, ann, bob, refused, root};
 
@@ -142,6 +143,19 @@ fn other_requests_do_not_make_a_lock_last() {
         drop(inherited);
         other.unlock(of_process(0, 0)).unwrap();
     }
+}
+
+#[test]
+fn what_is_closed_for_good_holds_nothing() {
+    let stage = stage();
+    let (file, other) = (open(&stage, &ann()), open(&stage, &bob()));
+    file.lock(of_process(0, 5)).unwrap();
+    file.lock(of_file(5, 5)).unwrap();
+    // Without a word about the process, as when it was another that closed the last descriptor.
+    let close = Sqe { opcode: Opcode::CloseMsg as u8, args: [file.id() as u64, 0, 0, 0, 0, 0], ..Sqe::default() };
+    // SAFETY: the message has no buffer.
+    assert_eq!(unsafe { other.raw(close) }, Ok(0));
+    becomes_free(&other, of_process(0, 0));
 }
 
 #[test]

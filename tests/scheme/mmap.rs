@@ -299,6 +299,8 @@ fn a_page_is_read_anew_when_it_is_mapped_again() {
         assert_eq!(map.bytes(2 * PAGE, 1).unwrap(), [b'A' + round]);
     }
     assert_eq!(keeper.bytes(0, 2).unwrap(), b"ee");
+    file.ftruncate(PAGE as u64 + 1).unwrap();
+    assert_eq!(file.map(PAGE as u64, 2 * PAGE, READ).unwrap().bytes(0, 2 * PAGE).unwrap()[1..], [0; 2 * PAGE - 1]);
 }
 
 #[test]

@@ -34,7 +34,7 @@ struct Sockets {
     /// From whom to whom.
     connections: Vec<(usize, usize)>,
     closed: Vec<usize>,
-    /// While this is set, nothing is answered.
+    /// What the next question of a filesystem waits for.
     stuck: Option<mpsc::Receiver<()>>,
 }
 
@@ -46,6 +46,16 @@ struct NetScheme {
 
 /// What the token of a socket is made of.
 const TOKEN: u64 = 0x1234_5678_0000_0000;
+
+impl NetScheme {
+    /// Where a filesystem's questions are answered, or not.
+    fn wait(&self) {
+        let stuck = self.shared.lock().unwrap().stuck.take();
+        if let Some(stuck) = stuck {
+            let _ = stuck.recv();
+        }
+    }
+}
 
 impl SchemeSync for NetScheme {
     fn scheme_root(&mut self) -> Result<usize> {
@@ -61,10 +71,7 @@ impl SchemeSync for NetScheme {
     }
 
     fn fpath(&mut self, id: usize, buf: &mut [u8], _: &CallerCtx) -> Result<usize> {
-        let stuck = self.shared.lock().unwrap().stuck.take();
-        if let Some(stuck) = stuck {
-            let _ = stuck.recv();
-        }
+        self.wait();
         let shared = self.shared.lock().unwrap();
         let path = format!("/scheme/{}/{}", self.name, shared.bound.get(&id).map_or("", |path| path.as_str()));
         buf[..path.len()].copy_from_slice(path.as_bytes());
@@ -72,6 +79,9 @@ impl SchemeSync for NetScheme {
     }
 
     fn call(&mut self, id: usize, payload: &mut [u8], metadata: &[u64], _: &CallerCtx) -> Result<usize> {
+        if metadata[0] == SocketCall::GetToken as u64 {
+            self.wait();
+        }
         let mut shared = self.shared.lock().unwrap();
         match SocketCall::try_from_raw(metadata[0] as usize) {
             Some(SocketCall::Bind) => {
@@ -317,27 +327,35 @@ fn a_scheme_that_does_not_answer_keeps_only_other_sockets_waiting() {
     for (number, socket) in sockets.iter().enumerate() {
         socket.call(&mut format!("run/{number}").into_bytes(), &[SocketCall::Bind as u64]).unwrap();
     }
+    let run = stage.open(&ann(), "run", O_RDONLY | O_DIRECTORY).unwrap();
+    while_stuck(&stage, &net, sockets, |socket| assert_eq!(run.send(socket), Ok(1)));
+    for number in 0..6 {
+        assert!(stage.exists(&format!("run/{number}")));
+    }
+    let opened = (0..6).map(|number| stage.open(&ann(), &format!("run/{number}"), O_RDWR).unwrap()).collect();
+    while_stuck(&stage, &net, opened, |file: Fd| {
+        assert_eq!(file.call(&mut [0; 16], &[FsCall::Connect as u64]), Ok(8));
+    });
+}
+
+/// Has each of some requests made by a client of its own, while the scheme of the sockets does not answer the first question.
+fn while_stuck(stage: &Stage, net: &Net, subjects: Vec<Fd>, request: impl Fn(Fd) + Sync) {
     let (go_on, stuck) = mpsc::channel();
     net.shared.lock().unwrap().stuck = Some(stuck);
     std::thread::scope(|scope| {
-        for socket in sockets {
-            let run = stage.open(&ann(), "run", O_RDONLY | O_DIRECTORY).unwrap();
-            scope.spawn(move || assert_eq!(run.send(socket), Ok(1)));
+        for subject in subjects {
+            scope.spawn(|| request(subject));
         }
-        // Until one is asked about.
         while net.shared.lock().unwrap().stuck.is_some() {
             std::thread::yield_now();
         }
+        // Time for the other requests to arrive too.
         std::thread::sleep(Duration::from_millis(50));
         for _ in 0..100 {
             assert_eq!(stage.content("run/file"), "run/file");
         }
-        assert!(!stage.exists("run/0"));
         go_on.send(()).unwrap();
     });
-    for number in 0..6 {
-        assert!(stage.exists(&format!("run/{number}")));
-    }
 }
 
 #[test]
