@@ -208,7 +208,7 @@ impl<L: Layer> SchemeSync for OverlayScheme<L> {
 
     fn fevent(&mut self, id: usize, _flags: EventFlags, _ctx: &CallerCtx) -> Result<EventFlags> {
         self.handles.open(id)?;
-        // What can always be read and written has no events, says redoxfs with this.
+        // Says, as redoxfs does, that there is nothing to wait for: select counts it as ready.
         Err(Error::new(EPERM))
     }
 

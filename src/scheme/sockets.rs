@@ -50,7 +50,7 @@ impl<L: Layer> Sockets<L> {
 impl<L: Layer> OverlayScheme<L> {
     /// Takes a socket that a client has sent to a directory, and gives it there the name that its path ends in.
     ///
-    /// EADDRINUSE if the name is taken; ENOTDIR; EINVAL for anything but one descriptor with such a name; EACCES, EROFS and the other
+    /// EADDRINUSE if the name is taken; ENOTDIR; EINVAL for anything but one descriptor with such a name, of another scheme; EACCES, EROFS and the other
     /// errors of creating a node.
     pub fn bind(&self, socket: &Socket, request: &SendFdRequest) -> Result<usize> {
         let dir = self.handles.open(request.id())?;
@@ -66,8 +66,10 @@ impl<L: Layer> OverlayScheme<L> {
         let mut path = [0; PATH_MAX];
         let length = sent.fpath(&mut path)?;
         let path = path.get(..length).and_then(|path| str::from_utf8(path).ok()).ok_or(Error::new(EINVAL))?;
-        let (_, name) = path.rsplit_once('/').ok_or(Error::new(EINVAL))?;
-        if matches!(name, "" | "." | "..") {
+        let (place, name) = path.rsplit_once('/').ok_or(Error::new(EINVAL))?;
+        // There are no sockets of this scheme, and a layer must not be made to wait for it.
+        let is_own = format!("{place}/").starts_with(&format!("/scheme/{}/", self.name));
+        if is_own || matches!(name, "" | "." | "..") {
             return Err(Error::new(EINVAL));
         }
         self.name_socket(dir.node(), name, &Caller::of(&request.caller()), sent)?;
@@ -80,7 +82,9 @@ impl<L: Layer> OverlayScheme<L> {
         let dir_stat = self.overlay.stat(dir)?;
         caller.require_entries(&dir_stat)?;
         let (owner, mode) = caller.newborn(&dir_stat, Kind::Socket, MODE);
-        let made = self.overlay.create_node(dir, OsStr::new(name), Kind::Socket, mode, 0, owner);
+        // Some layers have to be sent the socket too.
+        let number = socket.raw() as u64;
+        let made = self.overlay.create_node(dir, OsStr::new(name), Kind::Socket, mode, number, owner);
         let node = made.map_err(|error| match error.errno {
             EEXIST => Error::new(EADDRINUSE),
             _ => error,

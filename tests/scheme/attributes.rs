@@ -209,8 +209,21 @@ fn flags_that_change_and_flags_that_do_not() {
     assert_eq!(ask(F_GETFL, 0), Ok(O_RDWR));
     assert_eq!(ask(77, 0), refused(EINVAL));
     assert_eq!(file.read(&mut [0; 8]), Ok(1), "the access mode stays");
-    assert_eq!(file.fevent(EventFlags::EVENT_READ).map(drop), refused(EPERM));
     assert_eq!(file.call(&mut [0; 8], &[77, 0, 0]), refused(EINVAL));
+}
+
+#[test]
+fn there_is_nothing_to_wait_for() {
+    let stage = Stage::new(|lower| lower.file("file", 0o644));
+    root().mkfifo(stage.path("fifo"), 0o666).unwrap();
+    for (path, flags) in [("file", O_RDONLY), ("file", O_RDWR), ("", O_RDONLY), ("fifo", O_STAT)] {
+        let open = stage.open(&root(), path, flags).unwrap();
+        for events in [EventFlags::EVENT_READ, EventFlags::EVENT_WRITE, EventFlags::empty()] {
+            assert_eq!(open.fevent(events).map(drop), refused(EPERM), "{path}");
+        }
+        assert_eq!(open.take_events(), EventFlags::empty());
+    }
+    assert_eq!(root().scheme_root(&stage.name).unwrap().fevent(EventFlags::EVENT_READ).map(drop), refused(EBADF));
 }
 
 #[test]
