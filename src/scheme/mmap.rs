@@ -36,7 +36,7 @@ use super::OverlayScheme;
 use super::handle::Open;
 use super::region::Region;
 use crate::layer::{Kind, Layer};
-use crate::overlay::{self, Node, Overlay};
+use crate::overlay::{self, Node, Overlay, check_wanted};
 use crate::sync::Lock;
 
 const PAGE: u64 = PAGE_SIZE as u64;
@@ -82,7 +82,7 @@ impl<L: Layer> OverlayScheme<L> {
     ///
     /// EACCES without the right to read, and for what is shared and writable without the right to write; ENODEV for what is no regular
     /// file; EINVAL for no bytes, or an offset that is not on a page; EOVERFLOW behind the largest offset; ENOMEM, also for a place that is
-    /// far behind all that was expected when the file was mapped first; and the errors of a write.
+    /// far behind all that was expected when the file was mapped first; ECANCELED; and the errors of a write.
     pub(super) fn map(&self, id: usize, offset: u64, size: usize, flags: MapFlags) -> Result<usize> {
         let open = &*self.handles.open(id)?;
         if open.node().kind() != Kind::File {
@@ -338,6 +338,7 @@ impl<L: Layer> Mapped<L> {
     fn fill(&self, overlay: &Overlay<L>, range: Range<u64>) -> Result<()> {
         let mut buf = Vec::new();
         for piece in pieces(range) {
+            check_wanted()?;
             buf.resize((piece.end - piece.start) as usize, 0);
             let read = read_all(overlay, &self.file, &mut buf, piece.start)?;
             self.region.write(piece.start, &buf[..read]);

@@ -1,16 +1,19 @@
 //! Files in the memory of clients.
 
 use std::fs;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, mpsc};
 use std::time::{Duration, Instant};
 
-use linux_delegate::{Fd, Mapping};
-use syscall::error::{EACCES, EBADF, EFAULT, EINVAL, ENODEV, ENOMEM, EOVERFLOW, Result};
+use linux_delegate::{Fd, Mapping, kernel};
+use overlayfs::layer::counted::Method;
+use syscall::error::{EACCES, EBADF, EFAULT, EINTR, EINVAL, ENODEV, ENOMEM, EOVERFLOW, Result};
 use syscall::flag::{
     MapFlags, MunmapFlags, O_APPEND, O_CREAT, O_DIRECTORY, O_RDONLY, O_RDWR, O_STAT, O_TRUNC, O_WRONLY,
 };
 use syscall::schemev2::{Opcode, Sqe};
 
-use crate::support::{Layer, Stage, ann, bob, errno, eve, refused, root};
+use crate::support::{Layer, Layers, Stage, ann, bob, errno, eve, refused, root};
 
 const PAGE: usize = 4096;
 const READ: MapFlags = MapFlags::MAP_SHARED.union(MapFlags::PROT_READ);
@@ -414,6 +417,42 @@ fn links_are_one_file_in_memory_too() {
     drop((map, other));
     assert_eq!(stage.content("one"), "TnE");
     assert_eq!(stage.content("two"), "TnE");
+}
+
+#[test]
+fn a_mapping_that_takes_long_keeps_nobody_waiting_and_can_be_cancelled() {
+    let layers = Layers::new();
+    fs::write(layers.lower().join("large"), vec![b'x'; 1 << 20]).unwrap();
+    fs::write(layers.lower().join("small"), "small").unwrap();
+    let (overlay, counts) = layers.counted();
+    let (arrive, arrived) = mpsc::channel();
+    let (gate, opened) = mpsc::channel::<()>();
+    let (reads, opened) = (AtomicUsize::new(0), Mutex::new(opened));
+    counts.interpose(move |method| {
+        if method == Method::ReadAt && reads.fetch_add(1, Ordering::Relaxed) == 2 {
+            arrive.send(()).unwrap();
+            opened.lock().unwrap().recv().unwrap();
+        }
+        Ok(())
+    });
+    let stage = Stage::serve(overlay, layers);
+    let who = root();
+    let file = stage.open(&who, "large", O_RDWR).unwrap();
+    let mapping = std::thread::spawn(move || (file.map(0, 1 << 20, READ).map(drop), file));
+    arrived.recv().unwrap();
+    for _ in 0..20 {
+        assert_eq!(stage.content("small"), "small");
+        assert_eq!(root().stat(stage.path("large")).unwrap().st_size, 1 << 20);
+        assert_eq!(stage.open(&root(), "large", O_RDONLY).unwrap().read_at(&mut [0; 8], 0), Ok(8));
+    }
+    kernel::interrupt(&stage.name, who.pid()).unwrap();
+    // Read by the daemon when this is answered, which it asks for behind it.
+    assert!(stage.is_alive());
+    gate.send(()).unwrap();
+    let (mapped, file) = mapping.join().unwrap();
+    assert_eq!(mapped, refused(EINTR));
+    assert_eq!(file.munmap(0, PAGE, MunmapFlags::empty()), refused(EINVAL), "nothing of it is left");
+    assert_eq!(file.map(0, 1 << 20, READ).unwrap().bytes((1 << 20) - 1, 1).unwrap(), b"x");
 }
 
 /// A generator of numbers that look random.
