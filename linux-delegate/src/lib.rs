@@ -19,4 +19,4 @@ pub mod logger;
 pub mod options;
 
 pub use client::{DirEntry, Process};
-pub use kernel::Fd;
+pub use kernel::{Fd, Mapping};

@@ -4,10 +4,13 @@
 mod attributes;
 mod data;
 mod hostile;
+mod locks;
+mod mmap;
 mod names;
 mod open;
 mod panics;
 mod paths;
 mod side_by_side;
+mod sockets;
 mod support;
 mod traps;

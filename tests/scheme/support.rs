@@ -164,6 +164,10 @@ impl Drop for Stage {
 }
 
 impl Layer<'_> {
+    pub fn path(&self, path: &str) -> PathBuf {
+        self.0.join(path)
+    }
+
     /// A file of [`ann`]'s that holds its own path.
     pub fn file(&self, path: &str, mode: u32) {
         self.file_of(path, mode, 1000, 100);
