@@ -204,6 +204,17 @@ fn paths_that_are_no_text() {
 }
 
 #[test]
+fn sizes_whose_lower_half_is_the_smallest_number() {
+    let stage = stage();
+    let file = stage.open(&ann(), "d/f", O_RDWR).unwrap();
+    for size in [1 << 31, (1 << 31) | 1 << 40] {
+        file.ftruncate(size).unwrap();
+        assert_eq!((file.fsize(), file.fstat().map(|stat| stat.st_size)), (Ok(size), Ok(size)));
+    }
+    assert!(stage.is_alive());
+}
+
+#[test]
 fn a_mapped_hole_takes_no_memory() {
     let stage = stage();
     let file = stage.open(&ann(), "d/f", O_RDWR).unwrap();
