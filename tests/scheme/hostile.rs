@@ -1,5 +1,7 @@
 //! What a client must not send, and the daemon must survive.
 
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+
 use linux_delegate::Fd;
 use linux_delegate::client::Lock;
 use syscall::data::{Stat, StatVfs};
@@ -237,6 +239,37 @@ fn memory() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
+}
+
+#[test]
+fn a_path_that_its_client_changes_while_it_is_read() {
+    let stage = stage();
+    let file = stage.open(&ann(), "d/f", O_RDWR).unwrap();
+    let dir = stage.open(&ann(), "d", O_RDONLY).unwrap();
+    let flags = SqeFlags::MULTIPLE_IDS;
+    let path = AtomicU8::new(b'n');
+    let address = path.as_ptr() as u64;
+    let args = [file.id() as u64, address, 1, StdFsCallKind::Flinkat as u64, 0, dir.id() as u64];
+    let sqe = Sqe { opcode: Opcode::StdFsCall as u8, sqe_flags: flags, args, ..Default::default() };
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                path.store(0xFF, Ordering::Relaxed);
+                path.store(b'n', Ordering::Relaxed);
+            }
+        });
+        for _ in 0..3000 {
+            // SAFETY: the buffer lives.
+            if unsafe { file.raw(sqe) }.is_ok() {
+                let _ = dir.unlinkat("n", 0);
+            }
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    let names = std::fs::read_dir(stage.upper("d")).unwrap().map(|entry| entry.unwrap().file_name());
+    assert!(names.into_iter().all(|name| name.to_str().is_some()), "a name that is no text");
+    assert!(stage.is_alive());
 }
 
 #[test]
