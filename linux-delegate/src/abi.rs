@@ -4,11 +4,12 @@
 //! namespace it can open, and descriptors of schemes. Numbers are never used twice, because `redox-scheme` closes a descriptor
 //! once more after the kernel has taken it with an answer. All functions answer as system calls do: a number, or a negated errno.
 //!
-//! The null namespace of `setrens` is that of the calling thread, since several daemons can live in one test process.
+//! Several daemons can live in one test process. So the null namespace of `setrens` is that of the calling thread, and [`act_as`] makes
+//! a thread that of another process than the one, root's, that all threads are of at first.
 //!
 //! Lock order: the table's lock is a leaf; objects that are removed are dropped after it is released.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::slice;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -16,11 +17,14 @@ use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 
 use libredox::protocol::{F_DUPFD_CLOEXEC, ProcCall, ProcMeta};
 use syscall::data::NewFdParams;
-use syscall::error::{EACCES, EBADF, EINVAL, ENODEV, ENOENT, EOPNOTSUPP, ESRCH, Error, Result, STR_ERROR};
+use syscall::error::{EACCES, EBADF, EINVAL, ENODEV, EOPNOTSUPP, ESRCH, Error, Result, STR_ERROR};
 use syscall::flag::{CallFlags, F_DUPFD, F_GETFD, F_GETFL, F_SETFD, F_SETFL};
 use syscall::schemev2::{Cqe, NewFdFlags, Sqe};
 
+use crate::client::Process;
 use crate::kernel::{self, Caller, Credentials, Description, Fd, Scheme};
+
+mod files;
 
 /// What a daemon's descriptor stands for.
 #[derive(Clone)]
@@ -53,12 +57,23 @@ const NAMESPACE: usize = FIRST - 1;
 
 static OBJECTS: LazyLock<Mutex<HashMap<usize, Object>>> = LazyLock::new(Mutex::default);
 
-/// The process of the daemons: root, with the pid of this process.
+/// The process of the daemons, unless they say otherwise: root, with the pid of this process.
 static DAEMON: LazyLock<Arc<Caller>> =
     LazyLock::new(|| Caller::new(std::process::id() as usize, Credentials { uid: 0, gid: 0 }));
 
 thread_local! {
     static IN_NULL_NAMESPACE: Cell<bool> = const { Cell::new(false) };
+    static ACTING_AS: RefCell<Option<Arc<Caller>>> = const { RefCell::new(None) };
+}
+
+/// From now on the calling thread is one of `process`: what it opens is opened by that. What is open already stays with its opener.
+pub fn act_as(process: &Process) {
+    ACTING_AS.set(Some(process.caller().clone()));
+}
+
+/// The process that the calling thread belongs to.
+fn caller() -> Arc<Caller> {
+    ACTING_AS.with_borrow(|caller| caller.as_ref().unwrap_or(&DAEMON).clone())
 }
 
 fn objects() -> MutexGuard<'static, HashMap<usize, Object>> {
@@ -110,12 +125,12 @@ unsafe fn bytes_mut<'a>(base: *mut u8, len: usize) -> &'a mut [u8] {
     if base.is_null() { &mut [] } else { unsafe { slice::from_raw_parts_mut(base, len) } }
 }
 
-/// Opens one of the two capabilities; the calling thread must not be in the null namespace (ENODEV).
+/// Opens one of the two capabilities or a file of a scheme, as relibc's `open`; the calling thread must not be in the null namespace (ENODEV).
 ///
 /// # Safety
 /// `path_base` must point to `path_len` readable bytes.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn redox_open_v1(path_base: *const u8, path_len: usize, _flags: u32, _mode: u16) -> usize {
+pub unsafe extern "C" fn redox_open_v1(path_base: *const u8, path_len: usize, flags: u32, mode: u16) -> usize {
     // SAFETY: as promised by the caller.
     let path = unsafe { bytes(path_base, path_len) };
     Error::mux(if IN_NULL_NAMESPACE.get() {
@@ -124,7 +139,10 @@ pub unsafe extern "C" fn redox_open_v1(path_base: *const u8, path_len: usize, _f
         match path {
             b"/scheme/namespace/scheme-creation-cap" => Ok(insert(Object::SchemeCreation)),
             b"/scheme/proc/proc-creds-capability" => Ok(insert(Object::ProcessCredentials)),
-            _ => Err(Error::new(ENOENT)),
+            _ => {
+                let opened = Process::of(caller()).with_umask(0).open(path, flags as usize, u32::from(mode));
+                opened.map(|file| insert(Object::File(Arc::new(file))))
+            }
         }
     })
 }

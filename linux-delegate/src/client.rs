@@ -70,7 +70,17 @@ impl Process {
 
     /// A process with a chosen pid.
     pub fn with_pid(pid: usize, uid: u32, gid: u32) -> Self {
-        Self { caller: Caller::new(pid, Credentials { uid, gid }), umask: 0o022, dir: None }
+        Self::of(Caller::new(pid, Credentials { uid, gid }))
+    }
+
+    /// A process that the kernel knows already.
+    pub(crate) fn of(caller: Arc<Caller>) -> Self {
+        Self { caller, umask: 0o022, dir: None }
+    }
+
+    /// The process as the kernel knows it.
+    pub(crate) fn caller(&self) -> &Arc<Caller> {
+        &self.caller
     }
 
     /// The same process with another umask.

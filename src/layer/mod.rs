@@ -15,7 +15,6 @@ pub use syscall::error::{Error, Result};
 pub mod counted;
 #[cfg(target_os = "linux")]
 pub mod linux;
-#[cfg(target_os = "redox")]
 pub mod redox;
 
 /// The backend of the operating system that this build runs on.
