@@ -57,13 +57,14 @@ pub trait Ground {
 
 /// A temporary directory of the host.
 pub struct Host {
-    stage: Stage,
+    /// Looks once more when it goes, so it goes first.
     guard: LowerGuard,
+    stage: Stage,
 }
 
 impl Host {
     pub fn new() -> Self {
-        Self { stage: Stage::new(), guard: LowerGuard::new(std::iter::empty::<PathBuf>()) }
+        Self { guard: LowerGuard::new(std::iter::empty::<PathBuf>()), stage: Stage::new() }
     }
 }
 
