@@ -341,7 +341,9 @@ fn sets_attributes_of_directories_and_entries() {
     layer.create_file(&root, n("file"), 0o600, ROOT).unwrap();
     let dir = layer.open_dir(&root, n("dir")).unwrap();
     let (atime, mtime) = (Time { sec: 1, nsec: 999_999_999 }, Time { sec: 4_000_000_000, nsec: 1 });
-    for object in [Object::Dir(&root), Object::Dir(&dir), Object::Entry(&root, n("file")), Object::Entry(&root, n("dir"))] {
+    for object in
+        [Object::Dir(&root), Object::Dir(&dir), Object::Entry(&root, n("file")), Object::Entry(&root, n("dir"))]
+    {
         layer.set_owner(object, ALICE).unwrap();
         layer.set_mode(object, 0o1765).unwrap();
         layer.set_times(object, atime, mtime).unwrap();

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use overlayfs::format::Wanted;
-use overlayfs::layer::{Layer, OsLayer, Owner, RenameMode, Stat, Time};
 use overlayfs::layer::redox::RedoxLayer;
+use overlayfs::layer::{Layer, OsLayer, Owner, RenameMode, Stat, Time};
 use overlayfs::options::Options;
 use overlayfs::overlay::{Handle, Layers, Node, Overlay};
 use syscall::error::{EIO, Error};

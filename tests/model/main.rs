@@ -50,10 +50,8 @@ fn check<D: Door>(
         failure_persistence: Some(Box::new(FileFailurePersistence::Direct(kept))),
         ..Config::default()
     };
-    let result =
-        TestRunner::new(config).run(&run::case(abilities), |(stack, ops)| {
-            run::run(&stack, &ops, abilities, ground(), mount)
-        });
+    let result = TestRunner::new(config)
+        .run(&run::case(abilities), |(stack, ops)| run::run(&stack, &ops, abilities, ground(), mount));
     if let Err(error) = result {
         panic!("{error}");
     }

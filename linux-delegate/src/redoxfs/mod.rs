@@ -6,13 +6,13 @@
 //! Lock order: the lock of the tree is a leaf; no request is made while it is held.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
 
 use redox_scheme::scheme::{SchemeState, SchemeSync, register_sync_scheme};
-use redox_scheme::{RequestKind, SignalBehavior, Socket};
-use syscall::error::Result;
+use redox_scheme::{RequestKind, Response, SignalBehavior, Socket};
+use syscall::error::{EIO, Result};
 use syscall::flag::EventFlags;
 
 use crate::client::Process;
@@ -34,6 +34,8 @@ pub struct Disk {
     kind: Kind,
     tree: Arc<Mutex<Tree>>,
     counter: Counter,
+    /// How many more requests are answered as they should be.
+    left: Arc<AtomicU64>,
     daemon: Option<JoinHandle<Result<()>>>,
 }
 
@@ -58,7 +60,14 @@ impl Disk {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         let name = format!("disk{}", COUNT.fetch_add(1, Ordering::Relaxed));
         let tree = Arc::new(Mutex::new(Tree::new(&name)));
-        let mut disk = Self { name, kind, tree, counter: Counter::default(), daemon: None };
+        let mut disk = Self {
+            name,
+            kind,
+            tree,
+            counter: Counter::default(),
+            left: Arc::new(AtomicU64::new(u64::MAX)),
+            daemon: None,
+        };
         disk.start();
         disk
     }
@@ -66,13 +75,13 @@ impl Disk {
     fn start(&mut self) {
         let mut scheme = Scheme::new(self.name.clone(), self.kind, self.tree.clone(), self.counter.clone());
         let (ready, wait) = mpsc::channel();
-        let name = self.name.clone();
+        let (name, left) = (self.name.clone(), self.left.clone());
         self.daemon = Some(thread::spawn(move || {
             let socket = Socket::create()?;
             register_sync_scheme(&socket, &name, &mut scheme)?;
             // Nobody waits any more if the one who started this has panicked.
             let _ = ready.send(());
-            serve(&socket, &mut scheme)
+            serve(&socket, &mut scheme, &left)
         }));
         // An end without a word shows when the daemon is asked for something.
         let _ = wait.recv();
@@ -91,6 +100,7 @@ impl Disk {
     /// answers ENODEV from now on, and its locks are gone.
     pub fn restart(&mut self) {
         self.stop();
+        self.stop_after(u64::MAX);
         self.tree().close_all();
         self.start();
     }
@@ -120,6 +130,11 @@ impl Disk {
         assert!(differing.is_empty(), "{} has changed: {:#?}", before.path, shown.collect::<Vec<_>>());
     }
 
+    /// After so many more requests the disk does nothing and answers EIO, as if the system had ended there; `u64::MAX`: it always answers.
+    pub fn stop_after(&self, requests: u64) {
+        self.left.store(requests, Ordering::Relaxed);
+    }
+
     /// The requests that have arrived since the last time, those for which nobody waits included.
     pub fn take_requests(&self) -> Requests {
         // What was sent before this has arrived when it is answered. It is not counted itself.
@@ -136,12 +151,16 @@ impl Drop for Disk {
 }
 
 /// Answers requests, one after the other, until the socket ends.
-fn serve(socket: &Socket, scheme: &mut Scheme) -> Result<()> {
+fn serve(socket: &Socket, scheme: &mut Scheme, left: &AtomicU64) -> Result<()> {
     let mut locks = SchemeState::new();
     while let Some(request) = socket.next_request(SignalBehavior::Restart)? {
         match request.kind() {
             RequestKind::Call(call) => {
-                let response = call.handle_sync(scheme, &mut locks);
+                let next = |left: u64| if left == u64::MAX { Some(left) } else { left.checked_sub(1) };
+                let response = match left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next) {
+                    Ok(_) => call.handle_sync(scheme, &mut locks),
+                    Err(_) => Response::err(EIO, call),
+                };
                 socket.write_response(response, SignalBehavior::Restart)?;
             }
             RequestKind::OnClose { id } => scheme.on_close(id),

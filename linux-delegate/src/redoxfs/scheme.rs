@@ -15,9 +15,7 @@ use redox_scheme::scheme::SchemeSync;
 use redox_scheme::{CallerCtx, OpenResult};
 use syscall::data::{Stat, StatVfs, TimeSpec};
 use syscall::dirent::{DirEntry, DirentBuf, DirentKind};
-use syscall::error::{
-    EACCES, EBADF, EEXIST, EINVAL, EIO, EISDIR, ENOENT, ENOSYS, ENOTDIR, EPERM, Error, Result,
-};
+use syscall::error::{EACCES, EBADF, EEXIST, EINVAL, EIO, EISDIR, ENOENT, ENOSYS, ENOTDIR, EPERM, Error, Result};
 use syscall::flag::{
     AT_REMOVEDIR, EventFlags, F_GETFL, F_SETFL, MODE_DIR, MODE_FILE, MODE_SYMLINK, MODE_TYPE, O_ACCMODE, O_APPEND,
     O_CREAT, O_DIRECTORY, O_EXCL, O_NOFOLLOW, O_RDONLY, O_RDWR, O_STAT, O_SYMLINK, O_TRUNC, O_WRONLY,
@@ -318,7 +316,9 @@ impl SchemeSync for Scheme {
 
     fn flink(&mut self, id: usize, path: &str, ctx: &CallerCtx) -> Result<usize> {
         self.counter.add(Request::Link);
-        self.move_or_link(id, path, ctx, |tree, object, (_, new_parent, name)| tree.enter(new_parent, &name, object.node))
+        self.move_or_link(id, path, ctx, |tree, object, (_, new_parent, name)| {
+            tree.enter(new_parent, &name, object.node)
+        })
     }
 
     fn frename(&mut self, id: usize, path: &str, ctx: &CallerCtx) -> Result<usize> {

@@ -89,11 +89,8 @@ pub struct Tree {
 impl Node {
     fn new(mode: u16, user: User) -> Self {
         let now = now();
-        let content = if mode & MODE_TYPE == MODE_DIR {
-            Content::Entries(BTreeMap::new())
-        } else {
-            Content::Bytes(Vec::new())
-        };
+        let content =
+            if mode & MODE_TYPE == MODE_DIR { Content::Entries(BTreeMap::new()) } else { Content::Bytes(Vec::new()) };
         Self { mode, uid: user.uid, gid: user.gid, links: 0, atime: now, mtime: now, ctime: now, content }
     }
 
@@ -314,13 +311,7 @@ impl Tree {
     /// What must hold before a node that was opened in `parent` gets the new path. Answers the new directory and name. EBUSY for the top
     /// directory; EACCES unless node, new directory and what has the name belong to the user; EACCES for a file over a directory, ENOTDIR for a
     /// directory over a file, ENOTEMPTY.
-    pub fn check_new_link(
-        &self,
-        id: u32,
-        parent: Option<u32>,
-        path: &str,
-        user: User,
-    ) -> Result<(u32, u32, String)> {
+    pub fn check_new_link(&self, id: u32, parent: Option<u32>, path: &str, user: User) -> Result<(u32, u32, String)> {
         let parent = parent.ok_or(Error::new(EBUSY))?;
         let node = self.node(id)?;
         let found = self.find(path, user)?;
@@ -333,9 +324,7 @@ impl Tree {
         match replaced {
             Some(replaced) if replaced.is_dir() && !node.is_dir() => Err(Error::new(EACCES)),
             Some(replaced) if !replaced.is_dir() && node.is_dir() => Err(Error::new(ENOTDIR)),
-            Some(replaced) if replaced.entries().is_ok_and(|entries| !entries.is_empty()) => {
-                Err(Error::new(ENOTEMPTY))
-            }
+            Some(replaced) if replaced.entries().is_ok_and(|entries| !entries.is_empty()) => Err(Error::new(ENOTEMPTY)),
             _ => Ok((parent, new_parent, found.name)),
         }
     }
