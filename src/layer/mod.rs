@@ -202,7 +202,8 @@ pub trait Layer: Send + Sync + Sized + 'static {
     /// The top directory.
     fn root(&self) -> Result<Self::Dir>;
 
-    /// Keeps every other daemon, also in other processes, from holding this layer until the layer is dropped. EWOULDBLOCK if one does.
+    /// Keeps every other daemon, also in other processes, from holding this layer until the layer is dropped. EWOULDBLOCK if one does;
+    /// EOPNOTSUPP where the filesystem keeps no locks.
     fn hold(&self) -> Result<()>;
 
     /// Space left and limits.

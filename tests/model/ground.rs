@@ -3,7 +3,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -201,7 +201,7 @@ impl Ground for Redoxfs {
     }
 
     fn make_symlink(&self, path: &Path, target: &OsStr) {
-        self.disk.tree().put_symlink(&self.inside(path), target.to_str().unwrap());
+        self.disk.tree().put_symlink(&self.inside(path), target.as_bytes());
     }
 
     fn make_link(&self, old: &Path, new: &Path) {

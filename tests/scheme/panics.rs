@@ -1,7 +1,6 @@
 //! A bug that panics costs the request that met it, not the daemon.
 
 use std::ffi::{OsStr, OsString};
-use std::fs;
 use std::ops::Range;
 
 use overlayfs::layer::linux::LinuxLayer;
@@ -13,7 +12,8 @@ use overlayfs::overlay::{self, Overlay};
 use syscall::error::EIO;
 use syscall::flag::{O_RDONLY, O_STAT};
 
-use crate::support::{Layers, Stage, refused, root};
+use crate::layers::Layers;
+use crate::support::{Stage, refused, root};
 
 /// A layer with a bug: to open a file named `mine` panics.
 struct Mined(LinuxLayer);
@@ -116,14 +116,10 @@ impl Layer for Mined {
 #[test]
 fn a_panic_costs_one_request() {
     let layers = Layers::new();
-    fs::write(layers.lower().join("mine"), "unreadable").unwrap();
-    fs::write(layers.lower().join("field"), "fine").unwrap();
-    let open = |path, for_writing| Mined(LinuxLayer::open(path, for_writing).unwrap());
-    let overlay = Overlay::new(overlay::Layers {
-        upper: Some(open(&layers.upper(), true)),
-        work: None,
-        lowers: vec![open(&layers.lower(), false)],
-    });
+    layers.lower().write("mine", "unreadable");
+    layers.lower().write("field", "fine");
+    let (lower, upper) = layers.open(|path, for_writing| Mined(LinuxLayer::open(path, for_writing).unwrap()));
+    let overlay = Overlay::new(overlay::Layers { upper: Some(upper), work: None, lowers: vec![lower] });
     let stage = Stage::serve(overlay.unwrap(), layers);
 
     let mine = stage.open(&root(), "mine", O_RDONLY).unwrap();

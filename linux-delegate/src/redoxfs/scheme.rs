@@ -5,8 +5,8 @@
 //! moves the entry that has the name with which the descriptor was opened, whatever that is by now. A link does not look whether its name is
 //! taken. `fsync` of a directory is EBADF.
 //!
-//! ramfs differs: a descriptor other than that of its root opens nothing; there is no rename, no link, no symlink and no removal; a
-//! listing tells no kinds, and is EINVAL unless the buffer holds all of it.
+//! ramfs differs: a descriptor other than that of its root opens nothing; there is no rename, no link, no symlink, no removal and no lock;
+//! a listing tells no kinds, and is EINVAL unless the buffer holds all of it.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,7 +15,9 @@ use redox_scheme::scheme::SchemeSync;
 use redox_scheme::{CallerCtx, OpenResult};
 use syscall::data::{Stat, StatVfs, TimeSpec};
 use syscall::dirent::{DirEntry, DirentBuf, DirentKind};
-use syscall::error::{EACCES, EBADF, EEXIST, EINVAL, EIO, EISDIR, ENOENT, ENOSYS, ENOTDIR, EPERM, Error, Result};
+use syscall::error::{
+    EACCES, EBADF, EEXIST, EINVAL, EIO, EISDIR, ENOENT, ENOSYS, ENOTDIR, EOPNOTSUPP, EPERM, Error, Result,
+};
 use syscall::flag::{
     AT_REMOVEDIR, EventFlags, F_GETFL, F_SETFL, MODE_DIR, MODE_FILE, MODE_SYMLINK, MODE_TYPE, O_ACCMODE, O_APPEND,
     O_CREAT, O_DIRECTORY, O_EXCL, O_NOFOLLOW, O_RDONLY, O_RDWR, O_STAT, O_SYMLINK, O_TRUNC, O_WRONLY,
@@ -222,7 +224,11 @@ impl SchemeSync for Scheme {
         }
     }
 
+    /// What locks are kept for.
     fn inode(&self, id: usize) -> Result<usize> {
+        if self.kind == Kind::Ramfs {
+            return Err(Error::new(EOPNOTSUPP));
+        }
         Ok(self.object(id)?.node as usize)
     }
 

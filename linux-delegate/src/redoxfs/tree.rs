@@ -451,7 +451,7 @@ impl Tree {
     }
 
     /// A symlink of root's.
-    pub fn put_symlink(&mut self, path: &str, target: &str) -> u32 {
+    pub fn put_symlink(&mut self, path: &str, target: impl Into<Vec<u8>>) -> u32 {
         self.put_bytes(path, MODE_SYMLINK | 0o777, target.into())
     }
 

@@ -11,6 +11,7 @@
 //!
 //! Lock order: the one lock, of the descriptor that holds the layer, is taken last.
 
+use std::borrow::Cow;
 use std::ffi::{OsStr, OsString};
 use std::hash::{DefaultHasher, Hasher};
 use std::ops::Range;
@@ -22,7 +23,9 @@ use libredox::Fd;
 use libredox::data::TimeSpec;
 use syscall::data::StdFsCallMeta;
 use syscall::dirent::{DirentHeader, DirentKind};
-use syscall::error::{EBADF, EEXIST, EFBIG, EINVAL, EIO, ENAMETOOLONG, ENOENT, ENOTDIR, EOPNOTSUPP, EOVERFLOW, EROFS};
+use syscall::error::{
+    EACCES, EBADF, EEXIST, EFBIG, EINVAL, EIO, ENAMETOOLONG, ENOENT, ENOTDIR, EOPNOTSUPP, EOVERFLOW, EROFS,
+};
 use syscall::flag::{
     AT_REMOVEDIR, CallFlags, MODE_CHR, MODE_DIR, MODE_FIFO, MODE_FILE, MODE_PERM, MODE_SOCK, MODE_SYMLINK, MODE_TYPE,
     O_CREAT, O_DIRECTORY, O_EXCL, O_NOFOLLOW, O_RDONLY, O_RDWR, O_STAT, O_SYMLINK, O_WRONLY, StdFsCallKind,
@@ -71,8 +74,10 @@ pub struct RedoxLayer {
 
 /// The top directory of a layer.
 struct Top {
-    /// Open for its attributes.
+    /// Open for its attributes, and where it can be, as the directory that paths are opened at.
     fd: Fd,
+    /// Where a scheme opens paths at its root only, that one, and the path of the layer from there.
+    root: Option<(Fd, String)>,
     /// Begins with `/scheme/NAME` and does not end with a slash.
     path: String,
 }
@@ -101,22 +106,28 @@ impl RedoxLayer {
     ///
     /// ENOENT, ENOTDIR, EACCES and the like as open(2); EINVAL for a path that is not UTF-8.
     pub fn open(path: &Path, for_writing: bool) -> Result<RedoxLayer> {
-        let root = Fd::open(text(path.as_os_str())?, flag_bits(O_STAT | O_DIRECTORY | O_CLOEXEC), 0)?;
-        if kind_of(mode_bits(&root.stat()?))? != Kind::Dir {
+        let fd = open(text(path.as_os_str())?)?;
+        if kind_of(mode_bits(&fd.stat()?))? != Kind::Dir {
             return Err(Error::new(ENOTDIR));
         }
         let mut buffer = [0; PATH_MAX];
-        let length = root.fpath(&mut buffer)?;
+        let length = fd.fpath(&mut buffer)?;
         let path = std::str::from_utf8(&buffer[..length]).map_err(|_| Error::new(EINVAL))?.trim_end_matches('/');
-        let scheme = path.strip_prefix("/scheme/").and_then(|path| path.split('/').next()).ok_or(Error::new(EINVAL))?;
+        let inside = path.strip_prefix("/scheme/").ok_or(Error::new(EINVAL))?;
+        let (scheme, inside) = inside.split_once('/').unwrap_or((inside, ""));
+        // ramfs opens nothing at a directory that is not its root.
+        let root = match fd.openat("", flag_bits(ITSELF | O_DIRECTORY | O_CLOEXEC), 0) {
+            Err(error) if error.errno() == EACCES => Some((open(&format!("/scheme/{scheme}/"))?, inside.to_owned())),
+            opened => opened.map(|_| None)?,
+        };
         let mut hasher = DefaultHasher::new();
         hasher.write(scheme.as_bytes());
         Ok(RedoxLayer {
             // Numbers of devices leave the high bits free.
             dev: hasher.finish() >> 16,
-            name_max: root.statvfs().map_or(NAME_MAX, |found| name_max(&found)),
+            name_max: fd.statvfs().map_or(NAME_MAX, |found| name_max(&found)),
             own: Owner { uid: id(libredox::call::geteuid()?)?, gid: id(libredox::call::getegid()?)? },
-            top: Arc::new(Top { path: path.to_owned(), fd: root }),
+            top: Arc::new(Top { path: path.to_owned(), fd, root }),
             writable: for_writing,
             held: Mutex::new(None),
         })
@@ -151,7 +162,16 @@ impl RedoxLayer {
 impl Top {
     /// Opens a path that is relative to this directory.
     fn open_at(&self, path: &str, flags: usize) -> Result<Fd> {
-        Ok(self.fd.openat(path, flag_bits(flags | O_CLOEXEC), 0)?)
+        let (fd, path) = self.at(path);
+        Ok(fd.openat(&path, flag_bits(flags | O_CLOEXEC), 0)?)
+    }
+
+    /// The descriptor that a path of the layer is asked for at, and what it is there.
+    fn at<'a>(&'a self, path: &'a str) -> (&'a Fd, Cow<'a, str>) {
+        match &self.root {
+            None => (&self.fd, path.into()),
+            Some((root, inside)) => (root, format!("{inside}/{path}").into()),
+        }
     }
 }
 
@@ -189,7 +209,8 @@ impl Place<'_> {
 
     /// Removes what is there.
     fn remove(&self, flags: usize) -> Result<()> {
-        calls::unlink_at(&self.top.fd, &self.path, flags)
+        let (fd, path) = self.top.at(&self.path);
+        calls::unlink_at(fd, &path, flags)
     }
 
     /// The path as `frename` and `flink` want it: from the root of the system. The kernel drops the scheme and resolves nothing.
@@ -492,6 +513,11 @@ impl RedoxLayer {
         }
         Ok(())
     }
+}
+
+/// Opens a directory by its path from the root of the system, for its attributes.
+fn open(path: &str) -> Result<Fd> {
+    Ok(Fd::open(path, flag_bits(O_STAT | O_DIRECTORY | O_CLOEXEC), 0)?)
 }
 
 /// Calls `act` with a descriptor of the object itself.

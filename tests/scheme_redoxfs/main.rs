@@ -1,0 +1,19 @@
+//! The tests of the scheme once more, in front of an overlay of layers on redoxfs.
+
+#[path = "../scheme/attributes.rs"]
+mod attributes;
+#[path = "../scheme/data.rs"]
+mod data;
+#[path = "../scheme/hostile.rs"]
+mod hostile;
+mod layers;
+#[path = "../scheme/names.rs"]
+mod names;
+#[path = "../scheme/open.rs"]
+mod open;
+#[path = "../scheme/paths.rs"]
+mod paths;
+#[path = "../scheme/support.rs"]
+mod support;
+#[path = "../scheme/traps.rs"]
+mod traps;
