@@ -11,3 +11,4 @@ pub mod mount;
 pub mod options;
 pub mod overlay;
 pub mod scheme;
+mod sync;

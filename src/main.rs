@@ -15,7 +15,7 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Ok(Command::Serve(arguments)) => match serve(arguments) {
-            Ok(()) => ExitCode::SUCCESS,
+            Ok(code) => code,
             Err(sentence) => fail(&sentence),
         },
         Err(error) => fail(&format!("{error} See overlayfs --help.")),
@@ -28,12 +28,21 @@ fn fail(sentence: &str) -> ExitCode {
 }
 
 #[cfg(target_os = "redox")]
-fn serve(arguments: Arguments) -> Result<(), String> {
-    overlayfs::daemon::start_log(arguments.verbose);
-    overlayfs::daemon::run(arguments)
+fn serve(arguments: Arguments) -> Result<ExitCode, String> {
+    use overlayfs::daemon::{Kept, keep, remove_name, run, start_log};
+
+    let as_child = |kept: Kept| {
+        start_log(arguments.verbose);
+        match run(&arguments, |stop| kept.ready(stop)) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(sentence) => fail(&sentence),
+        }
+    };
+    // SAFETY: nothing has started a thread yet.
+    unsafe { keep(arguments.detach, as_child, || remove_name(&arguments.name)) }
 }
 
 #[cfg(not(target_os = "redox"))]
-fn serve(_: Arguments) -> Result<(), String> {
+fn serve(_: Arguments) -> Result<ExitCode, String> {
     Err("This is the daemon for Redox, which needs a Redox kernel to serve. On Linux, overlayfs-fuse mounts the same overlay.".to_owned())
 }

@@ -17,7 +17,7 @@ overlayfs: read-only directories under one writable directory, as one merged tre
 Usage: overlayfs --lower DIR [--lower DIR ...] [--upper DIR] [--work DIR] [OPTION ...] NAME
        overlayfs -o lowerdir=DIR[:DIR ...][,upperdir=DIR][,workdir=DIR] [OPTION ...] NAME
 
-Serves the merged tree as /scheme/NAME until it is ended.
+Serves the merged tree as /scheme/NAME until it is ended, by a signal (TERM, INT) say.
 
 Options:
   --lower DIR      A directory that is only read. The first one given is the topmost: what it has hides
@@ -35,12 +35,16 @@ Options:
   -o LIST          The same as a list with commas: lowerdir (several directories, separated by colons),
                    upperdir, workdir, ro (or rw), volatile, reuse_volatile, whole_copies. A comma, colon or
                    backslash in a name is written behind a backslash.
+  --replace        Take the name also if a daemon that died has left it behind.
+  --detach         Go into the background. The command ends when the tree can be used.
+  --hand-to-init   Do not register the name, but hand the scheme to init, which does: for a unit of
+                   type = { scheme = \"NAME\" }.
   -v, --verbose    Log every request.
   -h, --help       Print this.
   -V, --version    Print the version.
 ";
 
-const OPTIONS: [&str; 10] = [
+const OPTIONS: [&str; 13] = [
     "--lower",
     "--upper",
     "--work",
@@ -48,6 +52,9 @@ const OPTIONS: [&str; 10] = [
     "--volatile",
     "--reuse-volatile",
     "--whole-copies",
+    "--replace",
+    "--detach",
+    "--hand-to-init",
     "--verbose",
     "--help",
     "--version",
@@ -92,6 +99,12 @@ pub struct Arguments {
     pub options: Options,
     /// The scheme's name.
     pub name: String,
+    /// The name is taken also if a daemon that died has left it.
+    pub replace: bool,
+    /// The program ends when the tree can be used, and the daemon goes on.
+    pub detach: bool,
+    /// The scheme is handed to init, which gives it its name.
+    pub hand_to_init: bool,
     /// Log every request.
     pub verbose: bool,
 }
@@ -115,7 +128,7 @@ impl Command {
 
         let mut options = Options::default();
         let mut name = None;
-        let mut verbose = false;
+        let (mut replace, mut detach, mut hand_to_init, mut verbose) = (false, false, false, false);
         let mut parser = lexopt::Parser::from_args(words);
         while let Some(word) = parser.next()? {
             match word {
@@ -134,6 +147,9 @@ impl Command {
                 Long("volatile") => options.volatile = true,
                 Long("reuse-volatile") => options.reuse_volatile = true,
                 Long("whole-copies") => options.whole_copies = true,
+                Long("replace") => replace = true,
+                Long("detach") => detach = true,
+                Long("hand-to-init") => hand_to_init = true,
                 Long(other) => return Err(unknown("option", &format!("--{other}"), &OPTIONS)),
                 Short(other) => return Err(Error(format!("There is no option -{other}."))),
                 Value(word) if name.is_none() => name = Some(scheme_name(&word)?),
@@ -146,7 +162,7 @@ impl Command {
         let Some(name) = name else {
             return Err(Error("The name of the scheme is missing.".to_owned()));
         };
-        Ok(Self::Serve(Arguments { options, name, verbose }))
+        Ok(Self::Serve(Arguments { options, name, replace, detach, hand_to_init, verbose }))
     }
 }
 
@@ -428,6 +444,9 @@ mod tests {
             Arguments {
                 options: Options { lowers: paths(&["/a"]), ..Options::default() },
                 name: "ro".to_owned(),
+                replace: false,
+                detach: false,
+                hand_to_init: false,
                 verbose: false,
             }
         );

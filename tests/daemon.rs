@@ -2,20 +2,22 @@
 
 use std::path::Path;
 use std::process::{Command, Output};
+use std::sync::{Arc, mpsc};
 use std::thread;
-use std::time::Duration;
 
 use linux_delegate::{Process, kernel};
-use overlayfs::daemon::run;
+use overlayfs::daemon::{Stop, remove_name, run};
 use overlayfs::options::{Arguments, Options};
 use redox_scheme::scheme::{IntoTag, Op};
 use redox_scheme::{RequestKind, Response, SignalBehavior, Socket};
+use syscall::error::{ENODEV, Error};
 use syscall::flag::O_WRONLY;
 use tempfile::TempDir;
 
 fn arguments(name: &str, lower: &Path) -> Arguments {
     let options = Options { lowers: vec![lower.to_owned()], ..Options::default() };
-    Arguments { options, name: name.to_owned(), verbose: false }
+    let name = name.to_owned();
+    Arguments { options, name, replace: false, detach: false, hand_to_init: false, verbose: false }
 }
 
 /// Sets the variable through which init tells a daemon where it waits.
@@ -34,7 +36,7 @@ fn a_daemon_from_start_to_end() {
     let pipe = init.create_this_scheme_fd(0, 77, O_WRONLY, 0).unwrap();
     set_init_notify(&pipe.to_string());
     let first = arguments("first", lower.path());
-    let daemon = thread::spawn(move || run(first));
+    let daemon = thread::spawn(move || run(&first, drop));
     let Some(RequestKind::Call(call)) =
         init.next_request(SignalBehavior::Restart).unwrap().map(|request| request.kind())
     else {
@@ -50,24 +52,50 @@ fn a_daemon_from_start_to_end() {
     assert_eq!(root.read_file("/scheme/first/f"), Ok(b"content".to_vec()));
 
     set_init_notify("no number");
-    let taken = run(arguments("first", lower.path())).unwrap_err();
+    let taken = run(&arguments("first", lower.path()), drop).unwrap_err();
     assert!(taken.contains("/scheme/first"), "{taken}");
-    let missing = run(arguments("second", &lower.path().join("none"))).unwrap_err();
+    let missing = run(&arguments("second", &lower.path().join("none")), drop).unwrap_err();
     assert!(missing.contains(&*lower.path().join("none").to_string_lossy()), "{missing}");
-    assert_eq!(kernel::unregister("second"), Err(syscall::Error::new(syscall::ENODEV)));
+    assert_eq!(kernel::unregister("second"), Err(Error::new(ENODEV)));
 
-    let third = arguments("third", lower.path());
-    let unheard = thread::spawn(move || run(third));
-    while root.scheme_root("third").is_err() {
-        thread::sleep(Duration::from_millis(1));
-    }
+    let (unheard, stop) = start(arguments("third", lower.path()));
     assert_eq!(root.read_file("/scheme/third/f"), Ok(b"content".to_vec()), "whether or not init hears of it");
+    let replacing = |name| Arguments { replace: true, ..arguments(name, lower.path()) };
+    let alive = run(&replacing("third"), drop).unwrap_err();
+    assert!(alive.contains("/scheme/third") && alive.contains("lives"), "{alive}");
+    stop.stop();
+    assert_eq!(unheard.join().unwrap(), (Ok(()), Some(ENODEV)));
+    drop(stop);
+    assert_eq!(root.read_file("/scheme/third/f"), Err(Error::new(ENODEV)), "its name is left");
 
-    for (name, thread) in [("first", daemon), ("third", unheard)] {
-        kernel::stop(name).unwrap();
-        assert_eq!(thread.join().unwrap(), Ok(()));
-        kernel::unregister(name).unwrap();
-    }
+    let stale = run(&arguments("third", lower.path()), drop).unwrap_err();
+    assert!(stale.contains("--replace"), "{stale}");
+    let (second, stop) = start(replacing("third"));
+    assert_eq!(root.read_file("/scheme/third/f"), Ok(b"content".to_vec()));
+    remove_name("third");
+    assert_eq!(root.read_file("/scheme/third/f"), Ok(b"content".to_vec()), "the name of a living daemon is left alone");
+    stop.stop();
+    assert_eq!(second.join().unwrap(), (Ok(()), Some(ENODEV)));
+    drop(stop);
+    remove_name("third");
+    assert_eq!(kernel::unregister("third"), Err(Error::new(ENODEV)));
+
+    kernel::stop("first").unwrap();
+    assert_eq!(daemon.join().unwrap(), Ok(()));
+    kernel::unregister("first").unwrap();
+}
+
+/// How a daemon ended, and the errno that an attempt to open something by a path got in its thread afterwards.
+type End = (Result<(), String>, Option<i32>);
+
+/// Starts a daemon, and comes back when it serves.
+fn start(arguments: Arguments) -> (thread::JoinHandle<End>, Arc<Stop>) {
+    let (ready, wait) = mpsc::channel();
+    let daemon = thread::spawn(move || {
+        let ended = run(&arguments, |stop| ready.send(stop).unwrap());
+        (ended, libredox::Fd::open("/scheme/first/f", 0, 0).err().map(|error| error.errno()))
+    });
+    (daemon, wait.recv().unwrap())
 }
 
 fn program(words: &[&str]) -> Output {

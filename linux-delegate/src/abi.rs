@@ -384,6 +384,22 @@ fn register(ns_fd: usize, name: &[u8], cap_fd: usize) -> Result<()> {
     Ok(())
 }
 
+/// Removes the name of a scheme, given as its path. ENODEV if nobody has it and in the null namespace, EINVAL for any other path.
+///
+/// # Safety
+/// `path` must point to `len` readable bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn played_unlink(path: *const u8, len: usize) -> usize {
+    // SAFETY: as promised by the caller.
+    let path = unsafe { bytes(path, len) };
+    let name = str::from_utf8(path).ok().and_then(|path| path.strip_prefix("/scheme/"));
+    Error::mux(match name {
+        _ if IN_NULL_NAMESPACE.get() => Err(Error::new(ENODEV)),
+        Some(name) => kernel::unregister(name).map(|()| 0),
+        None => Err(Error::new(EINVAL)),
+    })
+}
+
 /// Enters the null namespace (`ens` 0) with the calling thread. EINVAL for any other.
 ///
 /// # Safety

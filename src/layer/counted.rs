@@ -1,4 +1,4 @@
-//! A layer that counts its backing calls, for benchmarks and tests, and that can stop after any of them.
+//! A layer that counts its backing calls, for benchmarks and tests, and that can stop after any of them, or have something done before.
 //!
 //! One [`Counts`] can be shared by all layers of an overlay. Directories and files are those of the layer inside, so
 //! counted layers can be mixed as plain ones can.
@@ -6,8 +6,8 @@
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use syscall::error::EIO;
 
@@ -37,12 +37,15 @@ struct Shared {
     calls: [AtomicU64; Method::ALL.len()],
     /// How many more calls are made.
     left: AtomicU64,
+    before: RwLock<Option<Before>>,
 }
+
+type Before = Box<dyn Fn(Method) -> Result<()> + Send + Sync>;
 
 impl Default for Counts {
     fn default() -> Self {
         let calls = std::array::from_fn(|_| AtomicU64::new(0));
-        Counts(Arc::new(Shared { calls, left: AtomicU64::new(u64::MAX) }))
+        Counts(Arc::new(Shared { calls, left: AtomicU64::new(u64::MAX), before: RwLock::new(None) }))
     }
 }
 
@@ -67,6 +70,11 @@ impl Counts {
         self.0.left.store(calls, Ordering::Relaxed);
     }
 
+    /// From now on `before` is called before each call, in the thread that makes it. Its error is the answer, and the call is not made.
+    pub fn interpose(&self, before: impl Fn(Method) -> Result<()> + Send + Sync + 'static) {
+        *self.0.before.write().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(before));
+    }
+
     /// Counts a call. EIO if it is not to be made.
     fn add(&self, method: Method) -> Result<()> {
         let left = |left: u64| if left == u64::MAX { Some(left) } else { left.checked_sub(1) };
@@ -74,7 +82,10 @@ impl Counts {
             return Err(Error::new(EIO));
         }
         self.0.calls[method as usize].fetch_add(1, Ordering::Relaxed);
-        Ok(())
+        match &*self.0.before.read().unwrap_or_else(PoisonError::into_inner) {
+            Some(before) => before(method),
+            None => Ok(()),
+        }
     }
 }
 

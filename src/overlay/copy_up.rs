@@ -11,6 +11,7 @@ use std::time::Instant;
 use syscall::error::{EIO, ENOENT, EOPNOTSUPP, Error};
 
 use super::Overlay;
+use super::cancel::check;
 use super::names::Upper;
 use super::node::{MERGED_NLINK, Node, OpenFile, Place};
 use super::partial::PARTIAL_FROM;
@@ -204,6 +205,7 @@ impl<L: Layer> Overlay<L> {
             && let Some(data) = layer.next_data(&from.file, at)?
             && data.start < range.end
         {
+            check()?;
             at = data.end.min(range.end).min(data.start + PIECE);
             upper.copy_range(&from.file, data.start..at, to, data.start)?;
             copied(at);

@@ -17,10 +17,10 @@ use syscall::error::{EIO, ENOENT, Error};
 use super::Overlay;
 use super::inode::{Claim, Claims};
 use super::stack::{LayerDir, Stack};
-use super::sync::Lock;
 use super::work::discard;
 use crate::format;
 use crate::layer::{Access, Kind, Layer, Object, RenameMode, Result, Stat, Time};
+use crate::sync::Lock;
 
 /// The file of the records.
 const NUMBERS: &str = "numbers";

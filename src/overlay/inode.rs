@@ -13,8 +13,8 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Weak};
 
 use super::node::Node;
-use super::sync::Lock;
 use crate::layer::{Layer, Stat, Time};
+use crate::sync::Lock;
 
 /// Where the filesystem's number starts within an inode number.
 const DEVICE_SHIFT: u32 = 48;

@@ -17,7 +17,6 @@
 //! | `work`, `detect` | the work directory, where things are built before they appear; in which format the upper layer is written |
 //! | `index` | what the next mount has to know of copies: their links and inode numbers |
 //! | `volatile` | the mark of an upper layer to which nothing is synced |
-//! | `sync` | the two kinds of lock |
 //!
 //! # One visible step
 //! Every operation is a sequence of steps on the upper layer of which exactly one changes the merged tree, so that a crash
@@ -42,6 +41,7 @@ use crate::format::{Format, Wanted};
 use crate::layer::{Layer, Object, Result, StatFs};
 
 mod attr;
+mod cancel;
 mod copy_up;
 mod create;
 mod detect;
@@ -60,23 +60,23 @@ mod readdir;
 mod remove;
 mod rename;
 mod stack;
-mod sync;
 mod upper;
 mod volatile;
 mod work;
 mod xattr;
 
+pub use cancel::Cancel;
 pub use file::Handle;
 pub use node::Node;
 pub use readdir::DirEntry;
 pub use volatile::MARK as VOLATILE_MARK;
 pub use work::Refused;
 
+use crate::sync::{Lock, Shared};
 use inode::{Claims, Inodes};
 use node::{Dir, State};
 use partial::Partials;
 use stack::Stack;
-use sync::{Lock, Shared};
 use work::Work;
 
 /// What an overlay is made of.

@@ -16,8 +16,8 @@ use super::index::Origin;
 use super::names::{Names, Slot};
 use super::partial::{Lent, Partial};
 use super::stack::LayerDir;
-use super::sync::Lock;
 use crate::layer::{Access, Kind, Layer, Result, Stat};
+use crate::sync::Lock;
 
 /// The link count of a directory that merges several: what says that nobody counted the directories in it.
 pub(super) const MERGED_NLINK: u32 = 1;

@@ -29,10 +29,10 @@ use super::names::{Slot, Upper};
 use super::node::{Entry, Node, OpenFile, Place, State};
 use super::progress::{PIECE, Progress};
 use super::stack::{LayerDir, Stack};
-use super::sync::Lock;
 use super::xattr::{CAPABILITY, Xattrs};
 use crate::format::{self, Format};
 use crate::layer::{Access, Allocation, Kind, Layer, Object, RenameMode, Result, Stat, Time};
+use crate::sync::Lock;
 
 /// From this size on a file is copied in part.
 pub(super) const PARTIAL_FROM: u64 = 1 << 20;

@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-/// How many bytes are copied before it is looked whether something is to be said; what is smaller is not worth a word.
-pub const PIECE: u64 = 64 << 20;
+/// How many bytes are copied before it is looked whether something is to be said or the copy is still wanted; what is smaller is not worth
+/// a word.
+pub const PIECE: u64 = 16 << 20;
 
 /// How often something is said.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -49,9 +50,9 @@ mod tests {
         let after = |tenths: u64| start + Duration::from_millis(100 * tenths);
         let mut progress = Progress::new("dir/file".into(), 300 << 20, start);
         assert_eq!(progress.copied(PIECE, after(9)), None);
-        assert_eq!(progress.copied(2 * PIECE, after(11)), Some("copying up dir/file: 128 of 300 MiB".to_owned()));
-        assert_eq!(progress.copied(3 * PIECE, after(20)), None);
-        assert_eq!(progress.copied(4 * PIECE, after(21)), Some("copying up dir/file: 256 of 300 MiB".to_owned()));
+        assert_eq!(progress.copied(8 * PIECE, after(11)), Some("copying up dir/file: 128 of 300 MiB".to_owned()));
+        assert_eq!(progress.copied(9 * PIECE, after(20)), None);
+        assert_eq!(progress.copied(16 * PIECE, after(21)), Some("copying up dir/file: 256 of 300 MiB".to_owned()));
         assert_eq!(progress.done(after(25)), "copied up dir/file: 300 MiB in 2.5 s");
     }
 }

@@ -12,8 +12,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use lru::LruCache;
 
-use super::sync::Lock;
 use crate::layer::{Layer, Object, Result, Stat};
+use crate::sync::Lock;
 
 /// How many directory descriptors are kept open at most.
 const OPEN_DIRS: NonZeroUsize = NonZeroUsize::new(256).unwrap();

@@ -2,6 +2,7 @@
 
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use syscall::data::{Stat as RedoxStat, StatVfs, TimeSpec};
@@ -71,6 +72,7 @@ impl<L: Layer> OverlayScheme<L> {
     pub(super) fn set_mode(&self, id: usize, mode: u32) -> Result<()> {
         let open = self.handles.open(id)?;
         self.require_writable()?;
+        let _changing = self.changing();
         let stat = self.overlay.stat(open.node())?;
         if !open.opener.owns(&stat) {
             return Err(Error::new(EPERM));
@@ -87,6 +89,7 @@ impl<L: Layer> OverlayScheme<L> {
     pub(super) fn set_owner(&self, id: usize, uid: u32, gid: u32) -> Result<()> {
         let open = self.handles.open(id)?;
         self.require_writable()?;
+        let changing = self.changing();
         let stat = self.overlay.stat(open.node())?;
         let owner = Owner {
             uid: if uid == UNCHANGED { stat.uid } else { uid },
@@ -99,7 +102,7 @@ impl<L: Layer> OverlayScheme<L> {
             return Err(Error::new(EPERM));
         }
         if stat.kind == Kind::File {
-            self.drop_set_id(open.node(), caller)?;
+            self.drop_set_id_within(open.node(), caller, &changing)?;
         }
         self.overlay.set_owner(open.node(), owner)
     }
@@ -112,6 +115,7 @@ impl<L: Layer> OverlayScheme<L> {
             return Err(Error::new(EINVAL));
         };
         let now = now();
+        let _changing = self.changing();
         let stat = self.overlay.stat(open.node())?;
         let new_atime = resolve_time(&atime, now, stat.atime)?;
         let new_mtime = resolve_time(&mtime, now, stat.mtime)?;
@@ -130,12 +134,13 @@ impl<L: Layer> OverlayScheme<L> {
     }
 
     /// F_GETFL and F_SETFL, of whose argument only the bits count that can change. EINVAL for other commands.
-    pub(super) fn control(&mut self, id: usize, command: usize, argument: usize) -> Result<usize> {
-        let open = self.handles.open_mut(id)?;
+    pub(super) fn control(&self, id: usize, command: usize, argument: usize) -> Result<usize> {
+        let open = self.handles.open(id)?;
+        let flags = open.flags.load(Ordering::Relaxed);
         match command {
-            F_GETFL => Ok(open.flags),
+            F_GETFL => Ok(flags),
             F_SETFL => {
-                open.flags = (open.flags & !O_FCNTL_MASK) | (argument & O_FCNTL_MASK);
+                open.flags.store((flags & !O_FCNTL_MASK) | (argument & O_FCNTL_MASK), Ordering::Relaxed);
                 Ok(0)
             }
             _ => Err(Error::new(EINVAL)),
@@ -146,10 +151,10 @@ impl<L: Layer> OverlayScheme<L> {
     /// scheme, that scheme's path. ENOENT for what has no name any more, ENAMETOOLONG if the buffer does not hold all of it.
     pub(super) fn path(&self, id: usize, buf: &mut [u8]) -> Result<usize> {
         let path = match self.handles.get(id)? {
-            Handle::Elsewhere(path) => path.clone().into_bytes(),
+            Handle::Elsewhere(path) => path.as_bytes().to_vec(),
             _ => {
                 let mut path = format!("/scheme/{}", self.name).into_bytes();
-                let below = self.path_below(self.handles.open(id)?)?;
+                let below = self.path_below(&*self.handles.open(id)?)?;
                 if !below.as_os_str().is_empty() {
                     path.push(b'/');
                     path.extend_from_slice(below.as_os_str().as_bytes());
@@ -163,8 +168,8 @@ impl<L: Layer> OverlayScheme<L> {
     /// The path of an object relative to a directory above it. ENOENT if it is not below, or has no name any more; ERANGE if the buffer
     /// does not hold all of it.
     pub(super) fn relative_path(&self, dir: usize, id: usize, buf: &mut [u8]) -> Result<usize> {
-        let dir = self.path_below(self.handles.open(dir)?)?;
-        let path = self.path_below(self.handles.open(id)?)?;
+        let dir = self.path_below(&*self.handles.open(dir)?)?;
+        let path = self.path_below(&*self.handles.open(id)?)?;
         let relative = path.strip_prefix(dir).map_err(|_| Error::new(ENOENT))?;
         fill(buf, relative.as_os_str().as_bytes(), ERANGE)
     }

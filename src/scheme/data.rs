@@ -1,6 +1,7 @@
 //! Contents: reading, writing, sizes, listings.
 
 use std::os::unix::ffi::OsStrExt;
+use std::sync::atomic::Ordering;
 
 use syscall::dirent::{DirEntry, DirentBuf, DirentKind};
 use syscall::error::{EBADF, EFBIG, EINVAL, EISDIR, ENOTDIR, Error, Result};
@@ -45,10 +46,10 @@ impl<L: Layer> OverlayScheme<L> {
 
     /// Writes to a file, at its end if the handle or the request has O_APPEND; to the handle of a symlink or device to be, what it leads to.
     /// EFBIG beyond the largest offset.
-    pub(super) fn write_to(&mut self, id: usize, buf: &[u8], offset: u64, flags: u32, caller: Caller) -> Result<usize> {
+    pub(super) fn write_to(&self, id: usize, buf: &[u8], offset: u64, flags: u32, caller: Caller) -> Result<usize> {
         let open = match self.handles.get(id)? {
             Handle::Open(open) => open,
-            Handle::Unborn(unborn) => return self.bear(id, unborn.clone(), buf),
+            Handle::Unborn(unborn) => return self.bear(id, &unborn, buf),
             Handle::Scheme | Handle::Elsewhere(_) => return Err(Error::new(EBADF)),
         };
         if !open.writable {
@@ -60,7 +61,7 @@ impl<L: Layer> OverlayScheme<L> {
         if buf.is_empty() {
             return Ok(0);
         }
-        let append = (open.flags | flags as usize) & O_APPEND != 0;
+        let append = (open.flags.load(Ordering::Relaxed) | flags as usize) & O_APPEND != 0;
         if !append && OFFSET_MAX - offset < buf.len() as u64 {
             return Err(Error::new(EFBIG));
         }

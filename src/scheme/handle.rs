@@ -1,26 +1,45 @@
 //! The handles of clients: what a descriptor of this scheme stands for.
+//!
+//! Several requests may use a handle at once. What can change in one has a lock of its own, a leaf, as is that of the table; nothing that is
+//! taken out of the table is dropped while that is locked.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use syscall::error::{EBADF, EXDEV, Error, Result};
 
 use super::access::Caller;
 use crate::layer::{Kind, Layer};
 use crate::overlay::{self, Node};
+use crate::sync::{Lock, Shared};
 
 /// What one id stands for.
 pub enum Handle<L: Layer> {
     /// The scheme itself: the directory descriptor of every absolute request. No client opened it, so it has no opener.
     Scheme,
     /// An object of the merged tree.
-    Open(Open<L>),
+    Open(Arc<Open<L>>),
     /// A symlink or device node that has a name but nothing yet that it leads to, and that nobody sees: it is made when that is written.
-    Unborn(Unborn<L>),
+    Unborn(Arc<Unborn<L>>),
     /// The path in another scheme to which a path of this one leads. relibc reads it and opens it itself.
-    Elsewhere(String),
+    Elsewhere(Arc<str>),
 }
+
+impl<L: Layer> Clone for Handle<L> {
+    fn clone(&self) -> Self {
+        match self {
+            Handle::Scheme => Handle::Scheme,
+            Handle::Open(open) => Handle::Open(open.clone()),
+            Handle::Unborn(unborn) => Handle::Unborn(unborn.clone()),
+            Handle::Elsewhere(path) => Handle::Elsewhere(path.clone()),
+        }
+    }
+}
+
+/// The directory and the name through which an object was opened.
+pub type EntryOf<L> = Option<(Arc<Node<L>>, OsString)>;
 
 /// An object that a client opened.
 pub struct Open<L: Layer> {
@@ -29,12 +48,11 @@ pub struct Open<L: Layer> {
     /// Who opened it. Counts wherever a request does not say who asks.
     pub opener: Caller,
     /// The flags of the open that F_GETFL answers; those in `O_FCNTL_MASK` change with F_SETFL.
-    pub flags: usize,
+    pub flags: AtomicUsize,
     pub readable: bool,
     pub writable: bool,
-    /// The directory and the name through which it was opened, so that of several links the right one is renamed. None for the root and
-    /// where the path ended in `.` or `..`.
-    pub entry: Option<(Arc<Node<L>>, OsString)>,
+    /// So that of several links the right one is renamed. None for the root and where the path ended in `.` or `..`.
+    pub entry: Lock<EntryOf<L>>,
 }
 
 impl<L: Layer> Open<L> {
@@ -52,48 +70,36 @@ pub struct Unborn<L: Layer> {
     pub mode: u32,
 }
 
-impl<L: Layer> Clone for Unborn<L> {
-    fn clone(&self) -> Self {
-        Self {
-            dir: Arc::clone(&self.dir),
-            name: self.name.clone(),
-            maker: self.maker,
-            kind: self.kind,
-            mode: self.mode,
-        }
-    }
-}
-
 /// All handles by their id. An id is never given twice: a close that arrives late must not hit a newer handle.
 pub struct Table<L: Layer> {
-    last_id: usize,
-    handles: HashMap<usize, Handle<L>>,
+    last_id: AtomicUsize,
+    handles: Shared<HashMap<usize, Handle<L>>>,
 }
 
 impl<L: Layer> Table<L> {
     pub fn new() -> Self {
-        Self { last_id: 0, handles: HashMap::new() }
+        Self { last_id: AtomicUsize::new(0), handles: Shared::new(HashMap::new()) }
     }
 
     /// Takes a handle in and answers its id.
-    pub fn insert(&mut self, handle: Handle<L>) -> usize {
-        self.last_id += 1;
-        self.handles.insert(self.last_id, handle);
-        self.last_id
+    pub fn insert(&self, handle: Handle<L>) -> usize {
+        let id = self.last_id.fetch_add(1, Ordering::Relaxed) + 1;
+        self.handles.write().insert(id, handle);
+        id
+    }
+
+    /// Has an id that is given stand for something else from now on.
+    pub fn replace(&self, id: usize, handle: Handle<L>) {
+        let _before = self.handles.write().get_mut(&id).map(|known| std::mem::replace(known, handle));
     }
 
     /// EBADF for an id that is not, or no longer, given.
-    pub fn get(&self, id: usize) -> Result<&Handle<L>> {
-        self.handles.get(&id).ok_or(Error::new(EBADF))
-    }
-
-    /// As [`Table::get`].
-    pub fn get_mut(&mut self, id: usize) -> Result<&mut Handle<L>> {
-        self.handles.get_mut(&id).ok_or(Error::new(EBADF))
+    pub fn get(&self, id: usize) -> Result<Handle<L>> {
+        self.handles.read().get(&id).cloned().ok_or(Error::new(EBADF))
     }
 
     /// The open object behind an id. EXDEV if it is in another scheme, EBADF for everything else that is no object.
-    pub fn open(&self, id: usize) -> Result<&Open<L>> {
+    pub fn open(&self, id: usize) -> Result<Arc<Open<L>>> {
         match self.get(id)? {
             Handle::Open(open) => Ok(open),
             Handle::Elsewhere(_) => Err(Error::new(EXDEV)),
@@ -101,16 +107,7 @@ impl<L: Layer> Table<L> {
         }
     }
 
-    /// As [`Table::open`].
-    pub fn open_mut(&mut self, id: usize) -> Result<&mut Open<L>> {
-        match self.get_mut(id)? {
-            Handle::Open(open) => Ok(open),
-            Handle::Elsewhere(_) => Err(Error::new(EXDEV)),
-            Handle::Scheme | Handle::Unborn(_) => Err(Error::new(EBADF)),
-        }
-    }
-
-    pub fn remove(&mut self, id: usize) {
-        self.handles.remove(&id);
+    pub fn remove(&self, id: usize) {
+        let _closed = self.handles.write().remove(&id);
     }
 }

@@ -3,6 +3,13 @@
 //! A request names an open handle and perhaps a path. This folder finds out which objects of the merged tree are meant (`path`),
 //! whether the caller may (`access`), and lets the engine do it. Each method of [`SchemeSync`] below only hands
 //! its request to the file of its subject: `open`, `names`, `data`, `attributes`.
+//!
+//! Several threads serve one scheme, each with a clone of [`OverlayScheme`]. The locks, in the order in which they are taken:
+//!
+//! 1. `OverlayScheme::changes`, while access to a name or to attributes is checked and they are changed: so what was checked is what is
+//!    changed. Nobody who only opens, reads, writes or asks waits for it.
+//! 2. Those of the engine.
+//! 3. Leaves: the table of handles, what changes in a handle, and the locks that clients hold (`OverlayScheme::locks`).
 
 mod access;
 mod attributes;
@@ -13,9 +20,9 @@ mod open;
 mod path;
 mod request;
 
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard};
 
-use redox_scheme::scheme::SchemeSync;
+use redox_scheme::scheme::{SchemeState, SchemeSync};
 use redox_scheme::{CallerCtx, OpenResult};
 use syscall::data::{Stat, StatVfs, StdFsCallMeta, TimeSpec};
 use syscall::dirent::DirentBuf;
@@ -30,30 +37,65 @@ use self::handle::{Handle, Table};
 use self::path::{Last, Walked};
 use crate::layer::Layer;
 use crate::overlay::{Node, Overlay};
+use crate::sync::Lock;
 
-/// An overlay that clients reach as `/scheme/NAME`.
+/// An overlay that clients reach as `/scheme/NAME`. A clone is the same scheme, for another thread.
 pub struct OverlayScheme<L: Layer> {
     overlay: Arc<Overlay<L>>,
     /// NAME.
-    name: String,
-    handles: Table<L>,
+    name: Arc<str>,
+    handles: Arc<Table<L>>,
+    /// Held while names and attributes change.
+    changes: Arc<Lock<()>>,
+    /// The locks that clients hold on files.
+    locks: Arc<Lock<SchemeState>>,
+}
+
+impl<L: Layer> Clone for OverlayScheme<L> {
+    fn clone(&self) -> Self {
+        Self {
+            overlay: self.overlay.clone(),
+            name: self.name.clone(),
+            handles: self.handles.clone(),
+            changes: self.changes.clone(),
+            locks: self.locks.clone(),
+        }
+    }
 }
 
 impl<L: Layer> OverlayScheme<L> {
     /// A scheme for `overlay`. `name` is what it is going to be registered as: paths that it answers begin with it, and
     /// symlinks that name it are resolved here.
     pub fn new(overlay: Arc<Overlay<L>>, name: String) -> Self {
-        Self { overlay, name, handles: Table::new() }
+        Self {
+            overlay,
+            name: name.into(),
+            handles: Arc::new(Table::new()),
+            changes: Arc::new(Lock::new(())),
+            locks: Arc::new(Lock::new(SchemeState::new())),
+        }
+    }
+
+    /// Releases the locks that the process `pid` holds through a handle, as the kernel says when it closes a descriptor of it.
+    pub fn detach(&self, id: usize, pid: usize) {
+        if let Ok(inode) = self.inode(id) {
+            self.locks.lock().on_detach(id, inode, pid);
+        }
+    }
+
+    /// The lock for a change of names or attributes.
+    fn changing(&self) -> MutexGuard<'_, ()> {
+        self.changes.lock()
     }
 
     /// Walks a path that is relative to the directory handle `dir` unless it begins with `/`.
     fn walk(&self, dir: usize, path: &str, last: Last, caller: Caller) -> Result<Walked<L>> {
         let start = match self.handles.get(dir)? {
-            Handle::Open(open) if !path.starts_with('/') => open.node(),
-            Handle::Open(_) | Handle::Scheme => self.overlay.root(),
+            Handle::Open(open) if !path.starts_with('/') => open.node().clone(),
+            Handle::Open(_) | Handle::Scheme => self.overlay.root().clone(),
             Handle::Unborn(_) | Handle::Elsewhere(_) => return Err(Error::new(EBADF)),
         };
-        self.walk_from(start, path, last, caller)
+        self.walk_from(&start, path, last, caller)
     }
 
     fn walk_from(&self, start: &Arc<Node<L>>, path: &str, last: Last, caller: Caller) -> Result<Walked<L>> {
@@ -73,14 +115,21 @@ impl<L: Layer> OverlayScheme<L> {
         if self.overlay.is_read_only() { Err(Error::new(EROFS)) } else { Ok(()) }
     }
 
-    /// Takes the set-id bits off an object that someone without privileges is about to change.
+    /// Takes the set-id bits off an object whose content someone without privileges is about to change.
     fn drop_set_id(&self, node: &Arc<Node<L>>, caller: Caller) -> Result<()> {
-        if caller.is_root() {
+        let mode = self.overlay.stat(node)?.mode;
+        if caller.is_root() || access::without_set_id(mode) == mode {
             return Ok(());
         }
+        let changing = self.changing();
+        self.drop_set_id_within(node, caller, &changing)
+    }
+
+    /// As [`OverlayScheme::drop_set_id`], for who is changing names or attributes.
+    fn drop_set_id_within(&self, node: &Arc<Node<L>>, caller: Caller, _: &MutexGuard<'_, ()>) -> Result<()> {
         let mode = self.overlay.stat(node)?.mode;
         let dropped = access::without_set_id(mode);
-        if dropped == mode { Ok(()) } else { self.overlay.set_mode(node, dropped) }
+        if caller.is_root() || dropped == mode { Ok(()) } else { self.overlay.set_mode(node, dropped) }
     }
 }
 

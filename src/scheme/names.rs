@@ -8,7 +8,7 @@ use syscall::flag::AT_REMOVEDIR;
 
 use super::OverlayScheme;
 use super::access::{Caller, WRITE};
-use super::handle::Open;
+use super::handle::{EntryOf, Open};
 use super::path::{End, Last, Place};
 use crate::layer::{Kind, Layer, RenameMode};
 use crate::overlay::Node;
@@ -24,6 +24,7 @@ impl<L: Layer> OverlayScheme<L> {
             return Err(Error::new(EINVAL));
         }
         let remove_dir = flags & AT_REMOVEDIR != 0;
+        let _changing = self.changing();
         let place = self.walk(dir, path, Last::Name, caller)?.here()?;
         let is_top = place.dir.id() == self.overlay.root().id();
         let name = match &place.end {
@@ -47,17 +48,18 @@ impl<L: Layer> OverlayScheme<L> {
     }
 
     /// Renames the object of a handle to a path from the top of the tree. The handle goes by the new name afterwards.
-    pub(super) fn rename_handle(&mut self, id: usize, path: &str, caller: Caller) -> Result<()> {
+    pub(super) fn rename_handle(&self, id: usize, path: &str, caller: Caller) -> Result<()> {
         let open = self.handles.open(id)?;
         if open.node().id() == self.overlay.root().id() {
             return Err(Error::new(EBUSY));
         }
-        let (dir, name) = self.current_entry(open).ok_or(Error::new(ENOENT))?;
+        let _changing = self.changing();
+        let (dir, name) = self.current_entry(&open).ok_or(Error::new(ENOENT))?;
         let old = Place { end: End::Start, node: Some(Arc::clone(open.node())), dir, slash: false };
         let new = self.walk_from(self.overlay.root(), path, Last::Name, caller)?.here()?;
         let entry = new_entry(&new);
         self.rename(&old, &name, caller, &new, caller, RenameMode::Replace)?;
-        self.handles.open_mut(id)?.entry = entry;
+        *open.entry.lock() = entry;
         Ok(())
     }
 
@@ -71,6 +73,7 @@ impl<L: Layer> OverlayScheme<L> {
             _ => return Err(Error::new(EINVAL)),
         };
         let (caller, new_caller) = (self.opener(dir)?, self.opener(new_dir)?);
+        let _changing = self.changing();
         let old = self.walk(dir, path, Last::Name, caller)?.here()?;
         let new = self.walk(new_dir, new_path, Last::Name, new_caller)?.here()?;
         let End::Name(name) = &old.end else {
@@ -128,8 +131,9 @@ impl<L: Layer> OverlayScheme<L> {
     /// Gives the object of a handle a second name, at a path from the top of the tree.
     pub(super) fn link_handle(&self, id: usize, path: &str, caller: Caller) -> Result<()> {
         let open = self.handles.open(id)?;
+        let _changing = self.changing();
         let new = self.walk_from(self.overlay.root(), path, Last::Name, caller)?.here()?;
-        self.link(open, &new, caller)
+        self.link(&open, &new, caller)
     }
 
     /// Gives the object of a handle a second name, at a path relative to a directory handle, whose opener counts as the caller. There are
@@ -140,8 +144,9 @@ impl<L: Layer> OverlayScheme<L> {
         }
         let open = self.handles.open(id)?;
         let caller = self.opener(dir)?;
+        let _changing = self.changing();
         let new = self.walk(dir, path, Last::Name, caller)?.here()?;
-        self.link(open, &new, caller)
+        self.link(&open, &new, caller)
     }
 
     fn link(&self, open: &Open<L>, new: &Place<L>, caller: Caller) -> Result<()> {
@@ -161,17 +166,18 @@ impl<L: Layer> OverlayScheme<L> {
 
     /// The entry that a handle stands for: the one it was opened through while that still names the object, else another of the
     /// object's names. None for the top of the tree and for what has no name any more.
-    pub(super) fn current_entry(&self, open: &Open<L>) -> Option<(Arc<Node<L>>, OsString)> {
-        if let Some((dir, name)) = &open.entry
+    pub(super) fn current_entry(&self, open: &Open<L>) -> EntryOf<L> {
+        let entry = open.entry.lock().clone();
+        if let Some((dir, name)) = &entry
             && self.overlay.lookup(dir, name).is_ok_and(|node| node.id() == open.node().id())
         {
-            return Some((Arc::clone(dir), name.clone()));
+            return entry;
         }
         self.overlay.parent(open.node())
     }
 }
 
-fn new_entry<L: Layer>(place: &Place<L>) -> Option<(Arc<Node<L>>, OsString)> {
+fn new_entry<L: Layer>(place: &Place<L>) -> EntryOf<L> {
     match &place.end {
         End::Name(name) => Some((Arc::clone(&place.dir), OsString::from(name))),
         End::Dot | End::DotDot | End::Start => None,

@@ -2,7 +2,8 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, MutexGuard};
 
 use syscall::error::{
     EEXIST, EINVAL, EISDIR, ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR, ENXIO, EPERM, EXDEV, Error, Result,
@@ -14,10 +15,11 @@ use syscall::flag::{
 
 use super::OverlayScheme;
 use super::access::{Caller, READ, SET_GID, SET_UID, WRITE};
-use super::handle::{Handle, Open, Unborn};
+use super::handle::{EntryOf, Handle, Open, Unborn};
 use super::path::{End, Last, PATH_MAX, Place, Walked};
 use crate::layer::{Kind, Layer};
 use crate::overlay::{self, Node};
+use crate::sync::Lock;
 
 /// The type bits of a block device in a mode.
 pub const MODE_BLOCK: u16 = 0x6000;
@@ -71,7 +73,7 @@ fn access(flags: usize) -> usize {
 impl<L: Layer> OverlayScheme<L> {
     /// Opens `path`, which is relative to the directory handle `dir` unless it begins with `/`, and answers the new handle's id. The
     /// empty path names the handle's own object, whatever it is, for the new caller to have checked anew.
-    pub(super) fn open_at(&mut self, dir: usize, path: &str, flags: usize, caller: Caller) -> Result<usize> {
+    pub(super) fn open_at(&self, dir: usize, path: &str, flags: usize, caller: Caller) -> Result<usize> {
         let handle = self.open_path(dir, path, flags, caller)?;
         Ok(self.handles.insert(handle))
     }
@@ -79,6 +81,7 @@ impl<L: Layer> OverlayScheme<L> {
     fn open_path(&self, dir: usize, path: &str, flags: usize, caller: Caller) -> Result<Handle<L>> {
         let new = if flags & O_CREAT != 0 { Some(New::parse(flags)?) } else { None };
         let exclusive = new.is_some_and(|new| flags & O_EXCL != 0 || new.is_exclusive());
+        let changing = (new.is_some() || flags & O_TRUNC != 0).then(|| self.changing());
         let last = if exclusive {
             Last::Name
         } else if flags & (O_NOFOLLOW | O_SYMLINK) != 0 {
@@ -90,7 +93,9 @@ impl<L: Layer> OverlayScheme<L> {
         let place = match self.walk(dir, path, last, caller)? {
             Walked::Here(place) => place,
             // What relibc opens when it was told EXDEV, to learn where to go on.
-            Walked::Elsewhere(path) if flags & O_SYMLINK != 0 && new.is_none() => return Ok(Handle::Elsewhere(path)),
+            Walked::Elsewhere(path) if flags & O_SYMLINK != 0 && new.is_none() => {
+                return Ok(Handle::Elsewhere(path.into()));
+            }
             Walked::Elsewhere(_) => return Err(Error::new(EXDEV)),
         };
         match (&place.node, new) {
@@ -99,10 +104,12 @@ impl<L: Layer> OverlayScheme<L> {
             (Some(node), _) => {
                 let entry = match place.end {
                     End::Name(name) => Some((place.dir, OsString::from(name))),
-                    End::Start if path.is_empty() => self.handles.open(dir).ok().and_then(|open| open.entry.clone()),
+                    End::Start if path.is_empty() => {
+                        self.handles.open(dir).ok().and_then(|open| open.entry.lock().clone())
+                    }
                     End::Dot | End::DotDot | End::Start => None,
                 };
-                self.open_existing(node, entry, flags, caller)
+                self.open_existing(node, entry, flags, caller, changing.as_ref())
             }
             (None, Some(new)) => self.open_new(place, new, flags, caller),
             (None, None) => Err(Error::new(ENOENT)),
@@ -112,19 +119,20 @@ impl<L: Layer> OverlayScheme<L> {
     fn open_existing(
         &self,
         node: &Arc<Node<L>>,
-        entry: Option<(Arc<Node<L>>, OsString)>,
+        entry: EntryOf<L>,
         flags: usize,
         caller: Caller,
+        changing: Option<&MutexGuard<'_, ()>>,
     ) -> Result<Handle<L>> {
         let access = access(flags);
-        let truncate = flags & O_TRUNC != 0;
+        let truncated = changing.filter(|_| flags & O_TRUNC != 0);
         let stat = self.overlay.stat(node)?;
         match node.kind() {
             Kind::Dir => {
                 if flags & O_SYMLINK != 0 {
                     return Err(Error::new(EINVAL));
                 }
-                if access & O_WRONLY != 0 || truncate {
+                if access & O_WRONLY != 0 || truncated.is_some() {
                     return Err(Error::new(EISDIR));
                 }
                 if access & O_RDONLY != 0 {
@@ -149,14 +157,14 @@ impl<L: Layer> OverlayScheme<L> {
             }
             _ if flags & O_SYMLINK != 0 => return Err(Error::new(EINVAL)),
             Kind::File => {
-                let writes = access & O_WRONLY != 0 || truncate;
+                let writes = access & O_WRONLY != 0 || truncated.is_some();
                 if writes {
                     self.require_writable()?;
                 }
                 let reads = access & O_RDONLY != 0;
                 caller.require(&stat, if reads { READ } else { 0 } | if writes { WRITE } else { 0 })?;
-                if truncate {
-                    self.drop_set_id(node, caller)?;
+                if let Some(changing) = truncated {
+                    self.drop_set_id_within(node, caller, changing)?;
                     self.overlay.truncate(node, 0)?;
                 }
             }
@@ -167,7 +175,7 @@ impl<L: Layer> OverlayScheme<L> {
                 }
             }
         }
-        Ok(Handle::Open(open_object(self.overlay.open(node), entry, flags, caller)))
+        Ok(open_object(self.overlay.open(node), entry, flags, caller))
     }
 
     fn open_new(&self, place: Place<L>, new: New, flags: usize, caller: Caller) -> Result<Handle<L>> {
@@ -188,10 +196,13 @@ impl<L: Layer> OverlayScheme<L> {
         let mode = (flags & 0o7777) as u32;
         let file = match new {
             New::Symlink => {
-                return Ok(Handle::Unborn(Unborn { dir, name, maker: caller, kind: Kind::Symlink, mode: 0o777 }));
+                let unborn = Unborn { dir, name, maker: caller, kind: Kind::Symlink, mode: 0o777 };
+                return Ok(Handle::Unborn(Arc::new(unborn)));
             }
             New::Device(_) if !caller.is_root() => return Err(Error::new(EPERM)),
-            New::Device(kind) => return Ok(Handle::Unborn(Unborn { dir, name, maker: caller, kind, mode })),
+            New::Device(kind) => {
+                return Ok(Handle::Unborn(Arc::new(Unborn { dir, name, maker: caller, kind, mode })));
+            }
             New::File => {
                 let (owner, mode) = caller.newborn(&dir_stat, Kind::File, mode);
                 self.overlay.create_file(&dir, &name, mode, owner)?
@@ -205,7 +216,7 @@ impl<L: Layer> OverlayScheme<L> {
                 self.overlay.open(&self.overlay.create_node(&dir, &name, kind, mode, 0, owner)?)
             }
         };
-        Ok(Handle::Open(open_object(file, Some((dir, name)), flags, caller)))
+        Ok(open_object(file, Some((dir, name)), flags, caller))
     }
 
     /// Makes the symlink or device node that the handle was opened for; from then on the handle is an ordinary one. As it was checked
@@ -213,32 +224,41 @@ impl<L: Layer> OverlayScheme<L> {
     ///
     /// A symlink's target: ENOENT for an empty one, EINVAL for one with a NUL, ENAMETOOLONG for one that no path could hold. A device's
     /// number, eight bytes in the machine's order: EINVAL for anything else.
-    pub(super) fn bear(&mut self, id: usize, unborn: Unborn<L>, content: &[u8]) -> Result<usize> {
+    pub(super) fn bear(&self, id: usize, unborn: &Unborn<L>, content: &[u8]) -> Result<usize> {
         let Unborn { dir, name, maker, kind, mode } = unborn;
-        let (owner, mode) = maker.newborn(&self.overlay.stat(&dir)?, kind, mode);
+        let _changing = self.changing();
+        let (owner, mode) = maker.newborn(&self.overlay.stat(dir)?, *kind, *mode);
         let node = match kind {
             Kind::Symlink => {
                 let target = check_target(content)?;
-                self.overlay.create_symlink(&dir, &name, target, owner)?
+                self.overlay.create_symlink(dir, name, target, owner)?
             }
             _ => {
                 let number = content.try_into().map(u64::from_ne_bytes).map_err(|_| Error::new(EINVAL))?;
-                self.overlay.create_node(&dir, &name, kind, mode, number, owner)?
+                self.overlay.create_node(dir, name, *kind, mode, number, owner)?
             }
         };
-        let made = open_object(self.overlay.open(&node), Some((dir, name)), O_WRONLY, maker);
-        *self.handles.get_mut(id)? = Handle::Open(made);
+        let entry = Some((dir.clone(), name.clone()));
+        let made = open_object(self.overlay.open(&node), entry, O_WRONLY, *maker);
+        self.handles.replace(id, made);
         Ok(content.len())
     }
 
     /// The same object again, open in the same way. EINVAL for a request other than the empty one.
-    pub(super) fn duplicate(&mut self, id: usize, request: &[u8]) -> Result<usize> {
+    pub(super) fn duplicate(&self, id: usize, request: &[u8]) -> Result<usize> {
         let open = self.handles.open(id)?;
         if !request.is_empty() {
             return Err(Error::new(EINVAL));
         }
-        let copy = Open { file: self.overlay.open(open.node()), entry: open.entry.clone(), ..*open };
-        Ok(self.handles.insert(Handle::Open(copy)))
+        let copy = Open {
+            file: self.overlay.open(open.node()),
+            opener: open.opener,
+            flags: AtomicUsize::new(open.flags.load(Ordering::Relaxed)),
+            readable: open.readable,
+            writable: open.writable,
+            entry: Lock::new(open.entry.lock().clone()),
+        };
+        Ok(self.handles.insert(Handle::Open(Arc::new(copy))))
     }
 }
 
@@ -256,23 +276,18 @@ fn check_target(target: &[u8]) -> Result<&OsStr> {
 }
 
 /// An object whose access was checked, or that was just made, in the hands of a client.
-fn open_object<L: Layer>(
-    file: overlay::Handle<L>,
-    entry: Option<(Arc<Node<L>>, OsString)>,
-    flags: usize,
-    opener: Caller,
-) -> Open<L> {
+fn open_object<L: Layer>(file: overlay::Handle<L>, entry: EntryOf<L>, flags: usize, opener: Caller) -> Handle<L> {
     let access = match file.node().kind() {
         Kind::File | Kind::Dir | Kind::Symlink => access(flags),
         Kind::CharDev | Kind::BlockDev if flags & O_SYMLINK != 0 => access(flags),
         Kind::Fifo | Kind::Socket | Kind::CharDev | Kind::BlockDev => 0,
     };
-    Open {
+    Handle::Open(Arc::new(Open {
         file,
         opener,
-        flags: flags & (O_ACCMODE | O_FCNTL_MASK),
+        flags: AtomicUsize::new(flags & (O_ACCMODE | O_FCNTL_MASK)),
         readable: access & O_RDONLY != 0,
         writable: access & O_WRONLY != 0,
-        entry,
-    }
+        entry: Lock::new(entry),
+    }))
 }

@@ -24,7 +24,7 @@ const LOCK_FLAG: u64 = 1 << 63;
 const LOCK_MAX: u64 = i64::MAX as u64;
 
 /// Handles one call and answers it, whatever the client sent.
-pub fn answer<L: Layer>(call: CallRequest, scheme: &mut OverlayScheme<L>, locks: &mut SchemeState) -> Response {
+pub fn answer<L: Layer>(call: CallRequest, scheme: &mut OverlayScheme<L>) -> Response {
     let mut entry = *queue_entry(&call);
     let caller = match check(&mut entry).and_then(|()| caller(&call, &entry, scheme)) {
         Ok(caller) => caller,
@@ -38,7 +38,12 @@ pub fn answer<L: Layer>(call: CallRequest, scheme: &mut OverlayScheme<L>, locks:
     let Some(mut op) = (unsafe { Op::from_sqe_unchecked(&entry) }) else {
         return Response::err(ENOSYS, call);
     };
-    let handled = catch_unwind(AssertUnwindSafe(|| op.handle_sync_dont_consume(&caller, scheme, locks)));
+    let locks = scheme.locks.clone();
+    let handled = catch_unwind(AssertUnwindSafe(|| match is_about_locks(&entry) {
+        true => op.handle_sync_dont_consume(&caller, scheme, &mut locks.lock()),
+        // Nothing else looks at the locks, so nobody else has to wait for them.
+        false => op.handle_sync_dont_consume(&caller, scheme, &mut SchemeState::new()),
+    }));
     debug!("uid {} gid {} pid {}: {op:?}: {handled:?}", caller.uid, caller.gid, caller.pid);
     match handled {
         Ok(SchemeResponse::Regular(result)) => Response::new(result, op),
@@ -69,6 +74,13 @@ fn caller<L: Layer>(call: &CallRequest, entry: &Sqe, scheme: &OverlayScheme<L>) 
         (caller.uid, caller.gid) = (opener.uid, opener.gid);
     }
     Ok(caller)
+}
+
+/// Whether a call asks for a lock of a client's, gives one back or asks about one.
+fn is_about_locks(entry: &Sqe) -> bool {
+    let kind = StdFsCallKind::try_from_raw(entry.args[3] as u8);
+    let is_lock = matches!(kind, Some(StdFsCallKind::Lock | StdFsCallKind::Unlock | StdFsCallKind::GetLock));
+    entry.opcode == Opcode::StdFsCall as u8 && is_lock
 }
 
 /// Whether an entry can be decoded and handled by `redox_scheme`. EINVAL, or EOVERFLOW for a lock that reaches too far.

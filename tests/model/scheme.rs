@@ -4,15 +4,13 @@ use std::cell::Cell;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::mpsc;
 use std::thread::JoinHandle;
 
 use linux_delegate::client::parse_dirents;
 use linux_delegate::{Fd, Process, kernel};
 use overlayfs::layer::{Layer, Owner, RenameMode, Stat, Time};
 use overlayfs::overlay::Overlay;
-use overlayfs::scheme::OverlayScheme;
-use redox_scheme::Socket;
 use redox_scheme::scheme::register_sync_scheme;
 use syscall::TimeSpec;
 use syscall::dirent::DirentKind;
@@ -55,12 +53,12 @@ pub fn serve<L: Layer>(overlay: Overlay<L>) -> Scheme {
     let (ready, wait) = mpsc::channel();
     let scheme_name = name.clone();
     let daemon = std::thread::spawn(move || {
-        let socket = Socket::create().unwrap();
-        let mut scheme = OverlayScheme::new(Arc::new(overlay), scheme_name.clone());
-        register_sync_scheme(&socket, &scheme_name, &mut scheme).unwrap();
-        libredox::call::setrens(0, 0).unwrap();
-        ready.send(()).unwrap();
-        overlayfs::daemon::serve(&socket, &mut scheme)
+        overlayfs::daemon::serve(overlay, &scheme_name, |socket, scheme, _| {
+            register_sync_scheme(socket, &scheme_name, scheme)?;
+            libredox::call::setrens(0, 0)?;
+            ready.send(()).unwrap();
+            Ok(())
+        })
     });
     wait.recv().unwrap();
     let top = Process::new(0, 0).scheme_root(&name).unwrap().openat("", O_STAT, 0).unwrap();

@@ -5,9 +5,10 @@ use std::os::unix::fs::{PermissionsExt, chown, lchown, symlink};
 use std::path::{Path, PathBuf};
 
 use overlayfs::layer::OsLayer;
+use overlayfs::layer::counted::{Counted, Counts};
 use overlayfs::mount::mount;
 use overlayfs::options::Options;
-use overlayfs::overlay::Overlay;
+use overlayfs::overlay::{self, Overlay, Settings};
 use tempfile::TempDir;
 use test_common::LowerGuard;
 
@@ -16,9 +17,10 @@ pub const FULL: bool = true;
 /// The longest name, in bytes.
 pub const NAME_MAX: usize = 255;
 
-/// An empty directory for the lower layer and one for the upper, gone when dropped.
+/// A lower layer and an upper one, gone when dropped.
 pub struct Layers {
-    guard: LowerGuard,
+    /// Looks at the lower layer once more when it goes, so it goes first.
+    _guard: LowerGuard,
     dir: TempDir,
 }
 
@@ -26,27 +28,20 @@ pub struct Layers {
 pub struct Layer(PathBuf);
 
 impl Layers {
-    pub fn new() -> Self {
-        let layers = Self { guard: LowerGuard::new(Vec::<PathBuf>::new()), dir: TempDir::new().unwrap() };
-        for name in ["lower", "upper"] {
-            fs::create_dir(layers.path(name)).unwrap();
-            fs::set_permissions(layers.path(name), Permissions::from_mode(0o755)).unwrap();
+    /// A lower layer that `fill_lower` fills, and that must not change from then on; and an upper one.
+    pub fn new(fill_lower: impl FnOnce(&Layer)) -> Self {
+        let dir = TempDir::new().unwrap();
+        let [lower, upper] = ["lower", "upper"].map(|name| dir.path().join(name));
+        for layer in [&lower, &upper] {
+            fs::create_dir(layer).unwrap();
+            fs::set_permissions(layer, Permissions::from_mode(0o755)).unwrap();
         }
-        layers
+        fill_lower(&Layer(lower.clone()));
+        Self { _guard: LowerGuard::new([lower]), dir }
     }
 
     fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
-    }
-
-    /// The lower layer, to fill it.
-    pub fn lower(&self) -> Layer {
-        Layer(self.path("lower"))
-    }
-
-    /// From now on the lower layer must not change.
-    pub fn guard(&mut self) {
-        self.guard.add(self.path("lower"));
     }
 
     pub fn mount(&self, writable: bool) -> Overlay<OsLayer> {
@@ -54,14 +49,24 @@ impl Layers {
         mount(&Options { lowers: vec![self.path("lower")], upper, ..Options::default() }).unwrap()
     }
 
-    /// Whether the upper layer has something of this name.
-    pub fn upper_has(&self, path: &str) -> bool {
-        self.path("upper").join(path).exists()
+    /// An overlay of the two whose backing calls are counted. Files are copied up whole.
+    pub fn counted(&self) -> (Overlay<Counted<OsLayer>>, Counts) {
+        let counts = Counts::default();
+        let open = |name, for_writing| Counted::new(OsLayer::open(&self.path(name), for_writing).unwrap(), &counts);
+        let (upper, lowers) = (Some(open("upper", true)), vec![open("lower", false)]);
+        let settings = Settings { whole_copies: true, ..Settings::default() };
+        let overlay = Overlay::with_settings(overlay::Layers { upper, work: None, lowers }, settings).unwrap();
+        (overlay, counts)
     }
 
-    /// Opens both for an overlay of a backend that the test chooses.
-    pub fn open<L>(&self, open: impl Fn(&Path, bool) -> L) -> (L, L) {
-        (open(&self.path("lower"), false), open(&self.path("upper"), true))
+    /// The names in a directory of the upper layer, sorted.
+    pub fn upper_names(&self, path: &str) -> Vec<String> {
+        test_common::names(&self.path("upper").join(path))
+    }
+
+    /// The content of a file of the upper layer.
+    pub fn upper_content(&self, path: &str) -> Vec<u8> {
+        fs::read(self.path("upper").join(path)).unwrap()
     }
 }
 
@@ -72,13 +77,12 @@ impl Layer {
     }
 
     pub fn file_of(&self, path: &str, mode: u32, uid: u32, gid: u32) {
-        self.write(path, path);
-        self.set(path, mode, uid, gid);
+        self.file_with(path, path.as_bytes(), mode, uid, gid);
     }
 
-    /// A file of root's.
-    pub fn write(&self, path: &str, content: &str) {
+    pub fn file_with(&self, path: &str, content: &[u8], mode: u32, uid: u32, gid: u32) {
         fs::write(self.0.join(path), content).unwrap();
+        self.set(path, mode, uid, gid);
     }
 
     /// A directory of ann's.

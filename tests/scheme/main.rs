@@ -9,5 +9,6 @@ mod names;
 mod open;
 mod panics;
 mod paths;
+mod side_by_side;
 mod support;
 mod traps;

@@ -5,9 +5,8 @@ use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 
 use linux_delegate::{Fd, Process, kernel};
+use overlayfs::daemon::Stop;
 use overlayfs::overlay::Overlay;
-use overlayfs::scheme::OverlayScheme;
-use redox_scheme::Socket;
 use redox_scheme::scheme::register_sync_scheme;
 use syscall::error::{Error, Result};
 use syscall::flag::{O_NOFOLLOW, O_STAT};
@@ -19,6 +18,7 @@ pub struct Stage {
     pub name: String,
     pub layers: Layers,
     daemon: Option<JoinHandle<Result<()>>>,
+    stop: Arc<Stop>,
 }
 
 impl Stage {
@@ -33,9 +33,7 @@ impl Stage {
     }
 
     fn start(fill_lower: impl FnOnce(&Layer), writable: bool) -> Self {
-        let mut layers = Layers::new();
-        fill_lower(&layers.lower());
-        layers.guard();
+        let layers = Layers::new(fill_lower);
         Self::serve(layers.mount(writable), layers)
     }
 
@@ -46,15 +44,20 @@ impl Stage {
         let (ready, wait) = mpsc::channel();
         let scheme_name = name.clone();
         let daemon = std::thread::spawn(move || {
-            let socket = Socket::create().unwrap();
-            let mut scheme = OverlayScheme::new(Arc::new(overlay), scheme_name.clone());
-            register_sync_scheme(&socket, &scheme_name, &mut scheme).unwrap();
-            libredox::call::setrens(0, 0).unwrap();
-            ready.send(()).unwrap();
-            overlayfs::daemon::serve(&socket, &mut scheme)
+            overlayfs::daemon::serve(overlay, &scheme_name, |socket, scheme, stop| {
+                register_sync_scheme(socket, &scheme_name, scheme)?;
+                libredox::call::setrens(0, 0)?;
+                ready.send(stop).unwrap();
+                Ok(())
+            })
         });
-        wait.recv().unwrap();
-        Self { name, layers, daemon: Some(daemon) }
+        let stop = wait.recv().unwrap();
+        Self { name, layers, daemon: Some(daemon), stop }
+    }
+
+    /// Has the daemon end, as a signal does.
+    pub fn stop(&self) {
+        self.stop.stop();
     }
 
     /// The path by which clients know `path` of the merged tree.

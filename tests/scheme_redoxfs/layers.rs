@@ -5,56 +5,67 @@ use std::path::Path;
 
 pub use linux_delegate::redoxfs::NAME_MAX;
 use linux_delegate::redoxfs::{Disk, Snapshot};
+use overlayfs::layer::counted::{Counted, Counts};
 use overlayfs::layer::redox::RedoxLayer;
-use overlayfs::overlay::{self, Overlay};
+use overlayfs::overlay::{self, Overlay, Settings};
 use syscall::flag::MODE_TYPE;
 
 /// Renames cannot exchange, and neither FIFOs nor sockets can be made.
 pub const FULL: bool = false;
 
-/// An empty directory for the lower layer and one for the upper.
+/// A lower layer and an upper one.
 pub struct Layers {
     disk: Disk,
-    guarded: Option<Snapshot>,
+    lower: Snapshot,
 }
 
 /// A layer, while it is made.
 pub struct Layer<'a>(&'a Disk);
 
 impl Layers {
-    pub fn new() -> Self {
+    /// A lower layer that `fill_lower` fills, and that must not change from then on; and an upper one.
+    pub fn new(fill_lower: impl FnOnce(&Layer)) -> Self {
         let disk = Disk::redoxfs();
         disk.tree().put_dir("lower");
         disk.tree().put_dir("upper");
-        Self { disk, guarded: None }
+        fill_lower(&Layer(&disk));
+        Self { lower: disk.snapshot("lower"), disk }
     }
 
-    /// The lower layer, to fill it.
-    pub fn lower(&self) -> Layer<'_> {
-        Layer(&self.disk)
-    }
-
-    /// From now on the lower layer must not change.
-    pub fn guard(&mut self) {
-        self.guarded = Some(self.disk.snapshot("lower"));
+    fn open(&self, path: &str, for_writing: bool) -> RedoxLayer {
+        RedoxLayer::open(Path::new(&self.disk.path(path)), for_writing).unwrap()
     }
 
     pub fn mount(&self, writable: bool) -> Overlay<RedoxLayer> {
-        let open = |path, for_writing| RedoxLayer::open(Path::new(&self.disk.path(path)), for_writing).unwrap();
-        let upper = writable.then(|| open("upper", true));
-        Overlay::new(overlay::Layers { upper, work: None, lowers: vec![open("lower", false)] }).unwrap()
+        let upper = writable.then(|| self.open("upper", true));
+        Overlay::new(overlay::Layers { upper, work: None, lowers: vec![self.open("lower", false)] }).unwrap()
     }
 
-    /// Whether the upper layer has something of this name.
-    pub fn upper_has(&self, path: &str) -> bool {
-        self.disk.tree().get(&format!("upper/{path}")).is_some()
+    /// An overlay of the two whose backing calls are counted. Files are copied up whole.
+    pub fn counted(&self) -> (Overlay<Counted<RedoxLayer>>, Counts) {
+        let counts = Counts::default();
+        let open = |path, for_writing| Counted::new(self.open(path, for_writing), &counts);
+        let (upper, lowers) = (Some(open("upper", true)), vec![open("lower", false)]);
+        let settings = Settings { whole_copies: true, ..Settings::default() };
+        let overlay = Overlay::with_settings(overlay::Layers { upper, work: None, lowers }, settings).unwrap();
+        (overlay, counts)
+    }
+
+    /// The names in a directory of the upper layer, sorted.
+    pub fn upper_names(&self, path: &str) -> Vec<String> {
+        self.disk.tree().names(&format!("upper/{path}"))
+    }
+
+    /// The content of a file of the upper layer.
+    pub fn upper_content(&self, path: &str) -> Vec<u8> {
+        self.disk.tree().look(&format!("upper/{path}")).bytes().unwrap().clone()
     }
 }
 
 impl Drop for Layers {
     fn drop(&mut self) {
-        if let Some(guarded) = self.guarded.take_if(|_| !std::thread::panicking()) {
-            self.disk.assert_same(&guarded);
+        if !std::thread::panicking() {
+            self.disk.assert_same(&self.lower);
         }
     }
 }
@@ -66,7 +77,11 @@ impl Layer<'_> {
     }
 
     pub fn file_of(&self, path: &str, mode: u32, uid: u32, gid: u32) {
-        self.0.tree().put_file(&format!("lower/{path}"), path);
+        self.file_with(path, path.as_bytes(), mode, uid, gid);
+    }
+
+    pub fn file_with(&self, path: &str, content: &[u8], mode: u32, uid: u32, gid: u32) {
+        self.0.tree().put_file(&format!("lower/{path}"), content);
         self.set(path, mode, uid, gid);
     }
 

@@ -11,8 +11,12 @@ mod layers;
 mod names;
 #[path = "../scheme/open.rs"]
 mod open;
+#[path = "../scheme/panics.rs"]
+mod panics;
 #[path = "../scheme/paths.rs"]
 mod paths;
+#[path = "../scheme/side_by_side.rs"]
+mod side_by_side;
 #[path = "../scheme/support.rs"]
 mod support;
 #[path = "../scheme/traps.rs"]

@@ -10,7 +10,7 @@ use std::ops::RangeInclusive;
 use std::os::fd::FromRawFd;
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::{Arc, mpsc};
+use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 
 use linux_delegate::fuse::engine::{EngineDoor, Settings};
@@ -24,8 +24,6 @@ use overlayfs::layer::OsLayer;
 use overlayfs::mount::mount;
 use overlayfs::options::Options;
 use overlayfs::overlay::Overlay;
-use overlayfs::scheme::OverlayScheme;
-use redox_scheme::Socket;
 use redox_scheme::scheme::register_sync_scheme;
 use rustix::mount::MountFlags;
 
@@ -189,28 +187,19 @@ fn raise_descriptor_limit() {
 fn start_daemon(overlay: Overlay<OsLayer>) -> Result<JoinHandle<()>, String> {
     let (ready, wait) = mpsc::channel();
     let daemon = thread::spawn(move || {
-        let registered = Socket::create().and_then(|socket| {
-            let mut scheme = OverlayScheme::new(Arc::new(overlay), NAME.to_owned());
-            register_sync_scheme(&socket, NAME, &mut scheme)?;
-            Ok((socket, scheme))
+        let served = serve(overlay, NAME, |socket, scheme, _| {
+            register_sync_scheme(socket, NAME, scheme)?;
+            // Nobody waits any more only if the process is about to end.
+            let _ = ready.send(());
+            Ok::<_, syscall::Error>(())
         });
-        match registered {
-            Ok((socket, mut scheme)) => {
-                // Nobody waits any more only if the process is about to end.
-                let _ = ready.send(Ok(()));
-                if let Err(error) = serve(&socket, &mut scheme) {
-                    log::error!("The scheme's socket failed: {error}.");
-                }
-            }
-            Err(error) => {
-                let _ = ready.send(Err(error));
-            }
+        if let Err(error) = served {
+            log::error!("The scheme's socket failed: {error}.");
         }
     });
     match wait.recv() {
-        Ok(Ok(())) => Ok(daemon),
-        Ok(Err(error)) => Err(format!("The scheme cannot be registered: {error}.")),
-        Err(_) => Err("The scheme's thread panicked.".to_owned()),
+        Ok(()) => Ok(daemon),
+        Err(_) => Err("The scheme cannot be served.".to_owned()),
     }
 }
 

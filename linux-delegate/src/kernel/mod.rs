@@ -101,6 +101,13 @@ pub fn unregister(name: &str) -> Result<()> {
     root.map(drop).ok_or(Error::new(ENODEV))
 }
 
+/// Interrupts the process `pid`, as a signal does, in the calls that it makes of the scheme `name`: EINTR if the scheme cancels them. ENODEV for
+/// a name that nobody has.
+pub fn interrupt(name: &str, pid: usize) -> Result<()> {
+    root(name)?.scheme.interrupt(pid);
+    Ok(())
+}
+
 /// Ends the service of the scheme `name`: its daemon reads the end of its socket, requests that it had not read yet and all later ones
 /// answer ENODEV. The name stays. ENODEV for a name that nobody has.
 pub fn stop(name: &str) -> Result<()> {

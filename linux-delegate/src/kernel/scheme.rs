@@ -7,14 +7,14 @@
 //! Lock order: [`Scheme::state`] is a leaf.
 
 use std::cell::RefCell;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, Thread};
 
-use syscall::error::{EAGAIN, EBADFD, EINTR, EINVAL, EIO, ENODEV, Error, Result};
+use syscall::error::{EAGAIN, EBADFD, ECANCELED, EINTR, EINVAL, EIO, ENODEV, Error, Result};
 use syscall::flag::EventFlags;
-use syscall::schemev2::{Cqe, CqeOpcode, NewFdFlags, Opcode, Sqe};
+use syscall::schemev2::{Cqe, CqeOpcode, NewFdFlags, Opcode, Sqe, SqeFlags};
 
 use super::{Description, lock};
 
@@ -55,6 +55,10 @@ struct State {
     open: bool,
     queue: VecDeque<Sqe>,
     calls: HashMap<u32, Call>,
+    /// The processes whose calls they are.
+    callers: HashMap<u32, usize>,
+    /// The calls whose callers were interrupted and that the scheme was asked to cancel.
+    canceling: HashSet<u32>,
     next_tag: u32,
     /// Threads that have read from the socket and live.
     readers: usize,
@@ -80,6 +84,8 @@ impl Scheme {
                 open: true,
                 queue: VecDeque::new(),
                 calls: HashMap::new(),
+                callers: HashMap::new(),
+                canceling: HashSet::new(),
                 next_tag: 0,
                 readers: 0,
                 events: HashMap::new(),
@@ -105,6 +111,7 @@ impl Scheme {
             sqe.tag = state.next_tag;
             state.next_tag = state.next_tag.wrapping_add(1);
             state.calls.insert(sqe.tag, Call::Waiting(thread::current()));
+            state.callers.insert(sqe.tag, sqe.caller as usize);
             state.queue.push_back(sqe);
         }
         self.arrived.notify_one();
@@ -112,13 +119,33 @@ impl Scheme {
             {
                 let mut state = self.state();
                 match state.calls.remove(&sqe.tag) {
-                    Some(Call::Answered(answer)) => return Ok(answer),
+                    Some(Call::Answered(answer)) => {
+                        state.callers.remove(&sqe.tag);
+                        state.canceling.remove(&sqe.tag);
+                        return Ok(answer);
+                    }
                     Some(waiting) => state.calls.insert(sqe.tag, waiting),
                     None => return Err(Error::new(EBADFD)),
                 };
             }
             thread::park();
         }
+    }
+
+    /// Interrupts a process as a signal does: the scheme is asked to cancel each of its calls, and the process goes on waiting for what it
+    /// answers to them.
+    pub fn interrupt(&self, pid: usize) {
+        {
+            let mut state = self.state();
+            let State { queue, calls, callers, canceling, .. } = &mut *state;
+            for (tag, _) in callers.iter().filter(|(_, caller)| **caller == pid) {
+                if !matches!(calls.get(tag), Some(Call::Answered(_)) | None) && canceling.insert(*tag) {
+                    let opcode = Opcode::Cancel as u8;
+                    queue.push_back(Sqe { opcode, sqe_flags: SqeFlags::ONEWAY, tag: *tag, ..Sqe::default() });
+                }
+            }
+        }
+        self.arrived.notify_all();
     }
 
     /// Sends a message that is not answered. A daemon that is gone does not miss it.
@@ -162,11 +189,7 @@ impl Scheme {
     /// EBADFD for a tag that no request has.
     pub fn write(&self, cqe: &Cqe, take_descriptor: impl FnOnce(usize) -> Option<Arc<Description>>) -> Result<()> {
         let regular = |notify_on_detach| Answer::Regular {
-            result: Error::demux(cqe.result as usize).map_err(|error| match error.errno {
-                // Only an interrupted caller may learn that it was interrupted, and none is ever interrupted here.
-                EINTR => Error::new(EIO),
-                _ => error,
-            }),
+            result: Error::demux(cqe.result as usize),
             extra: cqe.extra_raw[0],
             notify_on_detach,
         };
@@ -188,8 +211,16 @@ impl Scheme {
         self.answer(cqe.tag, answer)
     }
 
-    fn answer(&self, tag: u32, answer: Answer) -> Result<()> {
+    fn answer(&self, tag: u32, mut answer: Answer) -> Result<()> {
         let mut state = self.state();
+        if let Answer::Regular { result: Err(error), .. } = &mut answer {
+            error.errno = match (error.errno, state.canceling.contains(&tag)) {
+                (ECANCELED, true) => EINTR,
+                // Only an interrupted caller may learn that it was interrupted.
+                (EINTR, false) => EIO,
+                (errno, _) => errno,
+            };
+        }
         let Some(call) = state.calls.get_mut(&tag) else {
             drop(state);
             return Err(Error::new(EBADFD));
@@ -267,7 +298,7 @@ impl Drop for Reader {
 
 /// Whether a caller waits for the answer to this request.
 pub(super) fn expects_answer(sqe: &Sqe) -> bool {
-    !sqe.sqe_flags.contains(syscall::schemev2::SqeFlags::ONEWAY)
+    !sqe.sqe_flags.contains(SqeFlags::ONEWAY)
         && !matches!(Opcode::try_from_raw(sqe.opcode), Some(Opcode::CloseMsg | Opcode::Detach | Opcode::Cancel))
 }
 

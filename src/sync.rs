@@ -1,4 +1,4 @@
-//! The two locks of the engine: those of `std`, without poisoning.
+//! The two locks of the project: those of `std`, without poisoning.
 //!
 //! No thread panics while it holds one by anything that a request or a layer decides; if a bug makes one panic all the same, the
 //! others go on, since the state that a lock guards says only what the layers hold, and every change of it follows the layer's.

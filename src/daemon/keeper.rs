@@ -1,0 +1,157 @@
+//! The process that waits for the daemon's end.
+//!
+//! Once it serves, the daemon is in the null namespace and cannot remove its own name. So the program forks before it opens anything: the
+//! child serves, and the parent does nothing but wait for it, hand on the signals that end programs, and remove the name when the child
+//! is gone, however it went. What it could reach through its namespace no request can ask it for.
+//!
+//! Everything here is done by a process with one thread, but for the one that waits for the word to stop.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::FromRawFd;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::thread;
+
+use super::serve::Stop;
+
+/// The signals that end the daemon well.
+const ENDING: [libc::c_int; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
+
+/// Where a signal is written to: in the child its own pipe.
+static SIGNALLED: AtomicI32 = AtomicI32::new(-1);
+/// The process to which a signal is handed on: in the parent the child.
+static CHILD: AtomicI32 = AtomicI32::new(0);
+
+/// The child's side: how it says that it is ready, and hears that it is to end.
+pub struct Kept {
+    ready: File,
+    signals: File,
+}
+
+impl Kept {
+    /// Says that clients can use the tree, and has signals end the service from now on.
+    pub fn ready(mut self, stop: Arc<Stop>) {
+        // Nobody waits for it in the foreground.
+        let _ = self.ready.write_all(&[0]);
+        thread::spawn(move || {
+            if self.signals.read_exact(&mut [0]).is_ok() {
+                stop.stop();
+            }
+        });
+    }
+}
+
+/// Has `serve` done by a child, and removes with `remove` what it leaves when it is gone. With `detach` the program ends when the child
+/// is ready, and somebody else waits for the child; otherwise it ends with the child, and as it does. The error is a sentence.
+///
+/// # Safety
+/// The process must have one thread.
+pub unsafe fn keep(
+    detach: bool,
+    serve: impl FnOnce(Kept) -> ExitCode,
+    remove: impl FnOnce(),
+) -> Result<ExitCode, String> {
+    let failed = |what: &str| format!("{what}: {}.", io::Error::last_os_error());
+    let (mut is_ready, ready) = pipe().map_err(|error| format!("No pipe can be made: {error}."))?;
+    if detach {
+        // SAFETY: as promised by the caller.
+        match unsafe { libc::fork() } {
+            -1 => return Err(failed("The program cannot go into the background")),
+            0 => {
+                // SAFETY: it touches no memory.
+                unsafe { libc::setsid() };
+            }
+            _ => {
+                drop(ready);
+                // The end of the pipe: the child has said why.
+                let served = is_ready.read_exact(&mut [0]).is_ok();
+                return Ok(if served { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+            }
+        }
+    }
+    drop(is_ready);
+    let (signals, signalled) = pipe().map_err(|error| format!("No pipe can be made: {error}."))?;
+    // None is missed before somebody handles it.
+    hold_signals(libc::SIG_BLOCK);
+    // SAFETY: as promised by the caller: what forked above has one thread too.
+    match unsafe { libc::fork() } {
+        -1 => {
+            hold_signals(libc::SIG_UNBLOCK);
+            Err(failed("No process can be started"))
+        }
+        0 => {
+            SIGNALLED.store(std::os::fd::IntoRawFd::into_raw_fd(signalled), Ordering::Relaxed);
+            handle(on_signal_in_child);
+            Ok(serve(Kept { ready, signals }))
+        }
+        child => {
+            drop((ready, signals, signalled));
+            CHILD.store(child, Ordering::Relaxed);
+            handle(on_signal_in_parent);
+            let status = wait_for(child);
+            remove();
+            Ok(status)
+        }
+    }
+}
+
+extern "C" fn on_signal_in_child(_: libc::c_int) {
+    // SAFETY: write may be called in a handler; the byte lives longer than the call.
+    unsafe { libc::write(SIGNALLED.load(Ordering::Relaxed), [0u8].as_ptr().cast(), 1) };
+}
+
+extern "C" fn on_signal_in_parent(_: libc::c_int) {
+    // SAFETY: kill may be called in a handler.
+    unsafe { libc::kill(CHILD.load(Ordering::Relaxed), libc::SIGTERM) };
+}
+
+/// Has a handler called for each signal that ends the daemon, and takes those that were held.
+fn handle(handler: extern "C" fn(libc::c_int)) {
+    for signal in ENDING {
+        // SAFETY: the handler calls nothing but what may be called in one.
+        unsafe { libc::signal(signal, handler as libc::sighandler_t) };
+    }
+    hold_signals(libc::SIG_UNBLOCK);
+}
+
+/// Holds the signals that end the daemon (`SIG_BLOCK`), or takes them again (`SIG_UNBLOCK`).
+fn hold_signals(how: libc::c_int) {
+    let mut set = MaybeUninit::uninit();
+    // SAFETY: the set is made empty before anything else is done with it.
+    unsafe {
+        libc::sigemptyset(set.as_mut_ptr());
+        for signal in ENDING {
+            libc::sigaddset(set.as_mut_ptr(), signal);
+        }
+        libc::pthread_sigmask(how, set.as_ptr(), std::ptr::null_mut());
+    }
+}
+
+/// Waits for the end of a child, and answers as it did.
+fn wait_for(child: libc::pid_t) -> ExitCode {
+    let mut status = 0;
+    loop {
+        // SAFETY: the status lives longer than the call.
+        if unsafe { libc::waitpid(child, &raw mut status, 0) } == child {
+            break;
+        }
+        if io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
+            return ExitCode::FAILURE;
+        }
+    }
+    if libc::WIFEXITED(status) { ExitCode::from(libc::WEXITSTATUS(status) as u8) } else { ExitCode::FAILURE }
+}
+
+/// The two ends of a new pipe, to read from and to write to.
+fn pipe() -> io::Result<(File, File)> {
+    let mut ends = [0; 2];
+    // SAFETY: there is room for two descriptors.
+    if unsafe { libc::pipe(ends.as_mut_ptr()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: they were just made, and nobody else has them.
+    Ok(ends.map(|end| unsafe { File::from_raw_fd(end) }).into())
+}

@@ -1,0 +1,85 @@
+//! The life of a scheme daemon: mount, register, serve.
+//!
+//! `start` is how the world learns of the scheme, `serve` the request loop, `name` how a scheme's name is removed, and `keeper` the process
+//! that waits for the daemon's end. By the time the first request is read the daemon is in the null namespace: the descriptors of its
+//! layers are then all that it can reach.
+
+mod keeper;
+mod name;
+mod serve;
+mod start;
+
+use std::sync::Arc;
+
+use redox_scheme::Socket;
+
+use crate::layer::Layer;
+use crate::mount::mount;
+use crate::options::Arguments;
+use crate::overlay::Overlay;
+use crate::scheme::OverlayScheme;
+
+pub use self::keeper::{Kept, keep};
+pub use self::serve::Stop;
+
+/// Mounts the overlay, gives the scheme its name, and serves until the scheme ends. `ready` is called when clients can use it, with what
+/// can end the service. The error is a sentence.
+pub fn run(arguments: &Arguments, ready: impl FnOnce(Arc<Stop>)) -> Result<(), String> {
+    let name = &arguments.name;
+    let overlay = mount(&arguments.options).map_err(|error| error.to_string())?;
+    let served = serve(overlay, name, |socket, scheme, stop| {
+        start::announce(socket, scheme, arguments).map_err(Ended::Said)?;
+        ready(stop);
+        libredox::call::setrens(0, 0)
+            .map(drop)
+            .map_err(|error| Ended::Said(format!("The null namespace, in which to serve, cannot be entered: {error}.")))
+    });
+    served.map_err(|ended| match ended {
+        Ended::Said(sentence) => sentence,
+        Ended::Socket(error) => format!("The socket of the scheme {name} failed: {error}."),
+    })
+}
+
+/// Serves an overlay as a scheme that calls itself `name`, until its socket ends or the service is stopped. `begin` is called before the first
+/// request is taken, and has to give the scheme its name. Its error ends it all, as one of the socket does.
+pub fn serve<L: Layer, E: From<syscall::Error>>(
+    overlay: Overlay<L>,
+    name: &str,
+    begin: impl FnOnce(&Socket, &mut OverlayScheme<L>, Arc<Stop>) -> Result<(), E>,
+) -> Result<(), E> {
+    let socket = Socket::create()?;
+    let mut scheme = OverlayScheme::new(Arc::new(overlay), name.to_owned());
+    let stop = Arc::new(Stop::new(&socket, &mut scheme)?);
+    serve::serve(&socket, &scheme.clone(), &stop, || begin(&socket, &mut scheme, stop.clone()))
+}
+
+/// Removes the name of a daemon that has ended, unless another has it already.
+pub fn remove_name(name: &str) {
+    if !name::is_served(name)
+        && let Err(error) = name::remove(name)
+    {
+        eprintln!("overlayfs: The name /scheme/{name} cannot be removed: {error}.");
+    }
+}
+
+/// Why the service ended.
+enum Ended {
+    Said(String),
+    Socket(syscall::Error),
+}
+
+impl From<syscall::Error> for Ended {
+    fn from(error: syscall::Error) -> Self {
+        Ended::Socket(error)
+    }
+}
+
+/// Sends what is logged to standard error, which init passes on to the log scheme.
+pub fn start_log(verbose: bool) {
+    let level = if verbose { log::LevelFilter::Debug } else { log::LevelFilter::Info };
+    let output = redox_log::OutputBuilder::stderr().with_filter(level).build();
+    let logger = redox_log::RedoxLogger::new().with_process_name("overlayfs".to_owned()).with_output(output);
+    if let Err(error) = logger.enable() {
+        eprintln!("overlayfs: nothing is logged: {error}");
+    }
+}

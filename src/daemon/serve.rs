@@ -1,0 +1,184 @@
+//! The request loop: several threads take requests from one socket, in turn, and answer them side by side.
+//!
+//! A thread that has read a request lets the next one read before it begins to work. So nobody waits for what takes another long, and a
+//! request needs no second thread. What the kernel only tells (a descriptor was closed, a caller has given up) is dealt with by whoever reads
+//! it, before anything behind it is read: no later request can overtake it.
+//!
+//! Locks, in the order in which they are taken: `Queue::turn`, then `Queue::in_hand`. The scheme's own are taken under neither but by what the
+//! kernel only tells, which is under `turn`.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use libredox::Fd;
+use libredox::flag::O_NONBLOCK;
+use log::{error, warn};
+use redox_scheme::scheme::SchemeSync;
+use redox_scheme::{CallRequest, Id, RequestKind, Response, SendFdRequest, SignalBehavior, Socket};
+use syscall::error::{EAGAIN, Result};
+use syscall::flag::F_SETFL;
+
+use crate::layer::Layer;
+use crate::overlay::Cancel;
+use crate::scheme::{OverlayScheme, answer};
+use crate::sync::Lock;
+
+/// How many requests are answered at once.
+const THREADS: usize = 4;
+
+/// A process id that no process has.
+const NO_PROCESS: usize = usize::MAX;
+
+/// What ends the service of a scheme from another thread.
+pub struct Stop {
+    asked: AtomicBool,
+    /// A descriptor of the scheme itself, through which whoever waits for a request is given one.
+    own: Fd,
+}
+
+impl Stop {
+    /// That of the service of `scheme` on `socket`.
+    pub fn new<L: Layer>(socket: &Socket, scheme: &mut OverlayScheme<L>) -> Result<Self> {
+        let own = Fd::new(socket.create_this_scheme_fd(0, scheme.scheme_root()?, 0, 0)?);
+        Ok(Self { asked: AtomicBool::new(false), own })
+    }
+
+    /// Has [`serve`] answer what there is and then end. Waits until it knows.
+    pub fn stop(&self) {
+        self.asked.store(true, Ordering::Release);
+        // It is refused, as there is nothing that is called so. What counts is that it comes.
+        let _ = self.own.dup(b"stop");
+    }
+
+    fn is_asked(&self) -> bool {
+        self.asked.load(Ordering::Acquire)
+    }
+}
+
+/// What the threads share.
+struct Queue<'s> {
+    socket: &'s Socket,
+    stop: &'s Stop,
+    /// Held by the thread that reads. Whether there is nothing more to read.
+    turn: Lock<bool>,
+    /// The calls that are being answered.
+    in_hand: Lock<HashMap<Id, Cancel>>,
+}
+
+/// What is left to do of a request when the next one may be read.
+enum Work {
+    Call(CallRequest, Cancel),
+    Descriptor(SendFdRequest),
+}
+
+/// Answers the requests of a socket until it ends or `stop` is asked for. Before the first is read, when the threads are there, `begin` is
+/// called; its error ends it all, as an error of the socket does. What clients can do is no such error: see [`answer`].
+pub fn serve<L: Layer, E: From<syscall::Error>>(
+    socket: &Socket,
+    scheme: &OverlayScheme<L>,
+    stop: &Stop,
+    begin: impl FnOnce() -> std::result::Result<(), E>,
+) -> std::result::Result<(), E> {
+    let queue = Queue { socket, stop, turn: Lock::new(false), in_hand: Lock::new(HashMap::new()) };
+    thread::scope(|scope| {
+        let mut turn = queue.turn.lock();
+        let others: Vec<_> = (1..THREADS)
+            .map(|_| {
+                let mut scheme = scheme.clone();
+                let queue = &queue;
+                scope.spawn(move || queue.work(&mut scheme))
+            })
+            .collect();
+        if let Err(error) = begin() {
+            *turn = true;
+            return Err(error);
+        }
+        drop(turn);
+        let served = queue.work(&mut scheme.clone());
+        let all = others.into_iter().map(|other| other.join().unwrap_or(Ok(()))).chain([served]);
+        all.collect::<Vec<_>>().into_iter().collect::<Result<()>>().map_err(E::from)
+    })
+}
+
+impl Queue<'_> {
+    /// What each thread does.
+    fn work<L: Layer>(&self, scheme: &mut OverlayScheme<L>) -> Result<()> {
+        while let Some(work) = self.take(scheme)? {
+            let response = match work {
+                Work::Call(call, cancel) => {
+                    let id = call.request_id();
+                    let response = cancel.during(|| answer(call, scheme));
+                    // Before the kernel can give the number to another.
+                    self.in_hand.lock().remove(&id);
+                    response
+                }
+                Work::Descriptor(request) => Response::new(scheme.on_sendfd(&request), request),
+            };
+            match self.socket.write_response(response, SignalBehavior::Restart) {
+                Ok(true) => {}
+                Ok(false) => *self.turn.lock() = true,
+                // The client is gone, say.
+                Err(error) => warn!("a response was not taken: {error}"),
+            }
+        }
+        Ok(())
+    }
+
+    /// The next request that is to be answered. None at the end.
+    fn take<L: Layer>(&self, scheme: &mut OverlayScheme<L>) -> Result<Option<Work>> {
+        let mut ended = self.turn.lock();
+        loop {
+            if *ended {
+                return Ok(None);
+            }
+            if self.stop.is_asked() {
+                // What is there already is answered, and nothing more is waited for.
+                self.socket.inner().fcntl(F_SETFL, O_NONBLOCK as usize)?;
+            }
+            let request = match self.socket.next_request(SignalBehavior::Restart) {
+                Ok(Some(request)) => request,
+                Ok(None) => {
+                    *ended = true;
+                    continue;
+                }
+                Err(error) if error.errno == EAGAIN && self.stop.is_asked() => {
+                    *ended = true;
+                    continue;
+                }
+                Err(error) => {
+                    *ended = true;
+                    error!("the socket of the scheme failed: {error}");
+                    return Err(error);
+                }
+            };
+            match request.kind() {
+                RequestKind::Call(call) => {
+                    let cancel = Cancel::default();
+                    self.in_hand.lock().insert(call.request_id(), cancel.clone());
+                    return Ok(Some(Work::Call(call, cancel)));
+                }
+                RequestKind::SendFd(request) => return Ok(Some(Work::Descriptor(request))),
+                RequestKind::RecvFd(request) => {
+                    let response = Response::open_dup_like(scheme.on_recvfd(&request), request);
+                    if let Err(error) = self.socket.write_response(response, SignalBehavior::Restart) {
+                        warn!("a response was not taken: {error}");
+                    }
+                }
+                RequestKind::Cancellation(request) => {
+                    if let Some(cancel) = self.in_hand.lock().get(&request.id) {
+                        cancel.cancel();
+                    }
+                }
+                RequestKind::OnClose { id } => {
+                    // The state lets go of a closed handle's locks only when it is told so in this way.
+                    scheme.detach(id, NO_PROCESS);
+                    scheme.on_close(id);
+                }
+                RequestKind::OnDetach { id, pid } => scheme.detach(id, pid),
+                // They ask for nothing.
+                RequestKind::MsyncMsg | RequestKind::MunmapMsg | RequestKind::MmapMsg => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! Several requests at once: what takes one client long is not waited for by another, and can be cancelled.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
+use std::thread;
+
+use linux_delegate::client::Lock;
+use linux_delegate::{Process, kernel};
+use overlayfs::layer::counted::{Counts, Method};
+use syscall::error::{EINTR, ENODEV, Error};
+use syscall::flag::{O_RDWR, O_STAT, O_WRONLY};
+
+use crate::layers::Layers;
+use crate::support::{Stage, names, refused, root};
+
+/// More than is copied before it is looked whether the copy is still wanted.
+const LARGE: u64 = 40 << 20;
+
+/// A stage with a large lower file `large`, whose copy-up waits at the gate after its first piece, and a small one.
+struct Gated {
+    stage: Stage,
+    /// Says that a copy-up is at the gate.
+    arrived: mpsc::Receiver<()>,
+    /// Opens the gate once.
+    gate: mpsc::Sender<()>,
+}
+
+impl Gated {
+    fn new() -> Self {
+        let layers = Layers::new(|lower| {
+            lower.file_with("large", &vec![7; LARGE as usize], 0o644, 0, 0);
+            lower.file("small", 0o644);
+        });
+        let (overlay, counts) = layers.counted();
+        let (arrive, arrived) = mpsc::channel();
+        let (gate, opened) = mpsc::channel();
+        wait_after_first_piece(&counts, arrive, opened);
+        Self { stage: Stage::serve(overlay, layers), arrived, gate }
+    }
+
+    /// Begins to write to the large file, and comes back when the copy-up is at the gate.
+    fn write_to_large(&self, who: &Process) -> thread::JoinHandle<Result<usize, Error>> {
+        let file = self.stage.open(who, "large", O_WRONLY).unwrap();
+        let writing = thread::spawn(move || file.write_at(b"x", 0));
+        self.arrived.recv().unwrap();
+        writing
+    }
+}
+
+fn wait_after_first_piece(counts: &Counts, arrive: mpsc::Sender<()>, opened: mpsc::Receiver<()>) {
+    let (pieces, opened) = (AtomicUsize::new(0), std::sync::Mutex::new(opened));
+    counts.interpose(move |method| {
+        if method == Method::CopyRange && pieces.fetch_add(1, Ordering::Relaxed) == 1 {
+            arrive.send(()).unwrap();
+            opened.lock().unwrap().recv().unwrap();
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn nobody_waits_for_the_copy_up_of_another_file() {
+    let gated = Gated::new();
+    let stage = &gated.stage;
+    let writing = gated.write_to_large(&Process::new(0, 0));
+    // All of this is answered while the copy-up waits.
+    let other = Process::new(0, 0);
+    assert_eq!(other.stat(stage.path("small")).unwrap().st_size, 5);
+    assert_eq!(other.stat(stage.path("large")).unwrap().st_size, LARGE);
+    assert_eq!(stage.content("small"), "small");
+    other.write_file(stage.path("new"), "new").unwrap();
+    other.rename(stage.path("new"), stage.path("newer")).unwrap();
+    other.write_file(stage.path("small"), "changed").unwrap();
+    let large = stage.open(&other, "large", syscall::O_RDONLY).unwrap();
+    assert_eq!((large.read_at(&mut [0; 8], LARGE - 4), large.fsize()), (Ok(4), Ok(LARGE)));
+    assert_eq!(names(other.read_dir(stage.path("")).unwrap()), ["large", "newer", "small"]);
+    other.unlink(stage.path("newer")).unwrap();
+    assert!(!writing.is_finished());
+    gated.gate.send(()).unwrap();
+    assert_eq!(writing.join().unwrap(), Ok(1));
+    assert_eq!(stage.layers.upper_content("large").len() as u64, LARGE);
+}
+
+#[test]
+fn an_interrupted_copy_up_leaves_nothing() {
+    let gated = Gated::new();
+    let stage = &gated.stage;
+    let writer = Process::new(0, 0);
+    let writing = gated.write_to_large(&writer);
+    kernel::interrupt(&stage.name, writer.pid()).unwrap();
+    // The daemon hears of the interruption before anything that was asked later.
+    assert!(stage.is_alive());
+    gated.gate.send(()).unwrap();
+    assert_eq!(writing.join().unwrap(), refused(EINTR));
+    let left = stage.layers.upper_names("");
+    assert!(!left.iter().any(|name| name == "large"), "{left:?}");
+    assert_eq!(stage.layers.upper_names(".wh..wh.work"), ["numbers"]);
+    let large = stage.open(&writer, "large", O_RDWR).unwrap();
+    let mut byte = [0];
+    assert_eq!((large.read_at(&mut byte, LARGE - 1), byte), (Ok(1), [7]));
+    assert_eq!(large.write_at(b"x", LARGE - 1), Ok(1), "the next try is not cancelled");
+    assert_eq!(stage.layers.upper_content("large")[LARGE as usize - 2..], [7, b'x']);
+}
+
+#[test]
+fn an_interruption_that_comes_too_late_changes_nothing() {
+    let stage = Stage::new(|lower| lower.file("a", 0o644));
+    let who = root();
+    thread::scope(|scope| {
+        let reading = scope.spawn(|| {
+            for _ in 0..500 {
+                assert_eq!(who.read_file(stage.path("a")), Ok(b"a".to_vec()));
+            }
+        });
+        while !reading.is_finished() {
+            kernel::interrupt(&stage.name, who.pid()).unwrap();
+        }
+    });
+}
+
+#[test]
+fn a_lock_is_free_when_its_holder_has_closed() {
+    let stage = Stage::new(|lower| lower.file("a", 0o666));
+    let lock = Lock { start: 0, len: 0, exclusive: true, of_file: false };
+    for _ in 0..300 {
+        for who in [Process::new(0, 0), Process::new(0, 0)] {
+            let file = stage.open(&who, "a", O_RDWR).unwrap();
+            file.lock(lock).unwrap();
+        }
+    }
+}
+
+#[test]
+fn clients_at_once_see_what_each_of_them_did() {
+    let stage = &Stage::new(|lower| {
+        lower.dir("d", 0o777);
+        lower.file("d/shared", 0o666);
+    });
+    thread::scope(|scope| {
+        for number in 0..4 {
+            scope.spawn(move || {
+                let who = Process::new(1000 + number, 100);
+                for round in 0..100 {
+                    let (own, moved) = (stage.path(&format!("d/{number}")), stage.path(&format!("d/moved-{number}")));
+                    who.write_file(&own, format!("{number} {round}")).unwrap();
+                    who.rename(&own, &moved).unwrap();
+                    assert_eq!(who.read_file(&moved), Ok(format!("{number} {round}").into_bytes()));
+                    assert_eq!(who.stat(&moved).unwrap().st_uid, 1000 + number);
+                    let shared = stage.open(&who, "d/shared", O_RDWR).unwrap();
+                    shared.write_at(&[b'0' + number as u8], u64::from(number)).unwrap();
+                    who.unlink(&moved).unwrap();
+                }
+            });
+        }
+    });
+    assert_eq!(stage.content("d/shared")[..4], *"0123");
+    assert_eq!(names(root().read_dir(stage.path("d")).unwrap()), ["shared"]);
+}
+
+#[test]
+fn who_is_stopped_answers_what_it_has() {
+    let gated = Gated::new();
+    let stage = &gated.stage;
+    let writing = gated.write_to_large(&Process::new(0, 0));
+    let known = stage.open(&root(), "small", O_STAT).unwrap();
+    stage.stop();
+    // This one comes too late, and is answered when the socket is closed.
+    let late = thread::spawn(move || known.fstat().map(drop));
+    assert!(!writing.is_finished());
+    gated.gate.send(()).unwrap();
+    assert_eq!(writing.join().unwrap(), Ok(1));
+    assert_eq!(late.join().unwrap(), refused(ENODEV));
+}
