@@ -149,7 +149,9 @@ fn names_are_single_components_that_redoxfs_can_store() {
 fn a_missing_name_is_enoent_everywhere() {
     let (_disk, layer, root) = upper();
     let (missing, time) = (n("missing"), Time::default());
-    fails(layer.open_dir(&root, missing), ENOENT);
+    let dir = layer.open_dir(&root, missing).unwrap();
+    fails(layer.stat(Object::Dir(&dir)), ENOENT);
+    fails(layer.list(&dir, &mut |_| ()), ENOENT);
     fails(layer.stat(Object::Entry(&root, missing)), ENOENT);
     fails(layer.set_owner(Object::Entry(&root, missing), ROOT), ENOENT);
     fails(layer.set_mode(Object::Entry(&root, missing), 0o700), ENOENT);
@@ -174,8 +176,11 @@ fn attributes_of_a_symlink_are_its_own() {
     layer.create_dir(&root, n("dir"), 0o700, ROOT).unwrap();
     layer.create_symlink(&root, n("to-dir"), n("dir"), ROOT).unwrap();
     let before = disk.snapshot("layer/file");
-    fails(layer.open_dir(&root, n("to-dir")), ENOTDIR);
-    fails(layer.open_dir(&root, n("file")), ENOTDIR);
+    for name in ["file", "to-dir"] {
+        let no_dir = layer.open_dir(&root, n(name)).unwrap();
+        fails(layer.stat(Object::Dir(&no_dir)), ENOTDIR);
+        fails(layer.set_mode(Object::Dir(&no_dir), 0o700), ENOTDIR);
+    }
     fails(layer.set_mode(Object::Entry(&root, n("link")), 0o777), EOPNOTSUPP);
     let time = Time { sec: 77, nsec: 7 };
     layer.set_times(Object::Entry(&root, n("link")), time, time).unwrap();
@@ -198,7 +203,8 @@ fn removes_and_says_why_not() {
     fails(layer.unlink(&root, n("dir")), EISDIR);
     fails(layer.remove_dir(&root, n("dir")), ENOTEMPTY);
     fails(layer.remove_dir(&dir, n("file")), ENOTDIR);
-    fails(layer.open_dir(&dir, n("file")), ENOTDIR);
+    let no_dir = layer.open_dir(&dir, n("file")).unwrap();
+    fails(layer.create_file(&no_dir, n("inside"), 0o600, ROOT), ENOTDIR);
     layer.unlink(&dir, n("file")).unwrap();
     layer.remove_dir(&root, n("dir")).unwrap();
     fails(layer.create_file(&dir, n("late"), 0o600, ROOT), ENOENT);

@@ -209,7 +209,8 @@ pub trait Layer: Send + Sync + Sized + 'static {
     /// Space left and limits.
     fn stat_fs(&self) -> Result<StatFs>;
 
-    /// Opens the directory `name`. ENOTDIR if it is something else.
+    /// Opens the directory `name`. ENOTDIR if it is something else, and ENOENT if there is nothing; a backend to which directories are paths
+    /// may say so only when it is used.
     fn open_dir(&self, dir: &Self::Dir, name: &OsStr) -> Result<Self::Dir>;
 
     /// Calls `each` for every entry but `.` and `..`, in no order.

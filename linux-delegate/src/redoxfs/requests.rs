@@ -62,6 +62,11 @@ impl Requests {
         self.0[request as usize]
     }
 
+    /// How many there were for one of so many operations, rounded up.
+    pub fn per(&self, operations: u64) -> Self {
+        Requests(self.0.map(|count| count.div_ceil(operations)))
+    }
+
     /// Of all kinds.
     pub fn total(&self) -> u64 {
         self.0.iter().sum()

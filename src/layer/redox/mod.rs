@@ -274,9 +274,8 @@ impl Layer for RedoxLayer {
     }
 
     fn open_dir(&self, dir: &Dir, name: &OsStr) -> Result<Dir> {
-        let place = dir.entry(name)?;
-        place.open(ITSELF | O_DIRECTORY)?;
-        Ok(Dir { top: dir.top.clone(), path: place.path })
+        // Whether it is there shows when it is used: a path is no descriptor.
+        Ok(Dir { top: dir.top.clone(), path: dir.entry(name)?.path })
     }
 
     fn list(&self, dir: &Dir, each: &mut dyn FnMut(Entry<'_>)) -> Result<()> {
