@@ -11,7 +11,7 @@ use overlayfs::options::{Arguments, Options};
 use redox_scheme::scheme::{IntoTag, Op};
 use redox_scheme::{RequestKind, Response, SignalBehavior, Socket};
 use syscall::error::{ENODEV, Error};
-use syscall::flag::O_WRONLY;
+use syscall::flag::{FobtainFdFlags, O_WRONLY};
 use tempfile::TempDir;
 
 fn arguments(name: &str, lower: &Path) -> Arguments {
@@ -51,7 +51,25 @@ fn a_daemon_from_start_to_end() {
     init.write_response(Response::ok(1, write.into_tag()), SignalBehavior::Restart).unwrap();
     assert_eq!(root.read_file("/scheme/first/f"), Ok(b"content".to_vec()));
 
+    // Another unit, for which init registers what it is sent.
+    let handed = Arguments { hand_to_init: true, ..arguments("handed", lower.path()) };
+    let handing = thread::spawn(move || run(&handed, drop));
+    let Some(RequestKind::SendFd(sent)) =
+        init.next_request(SignalBehavior::Restart).unwrap().map(|request| request.kind())
+    else {
+        panic!("init was sent something else");
+    };
+    assert_eq!((sent.id(), sent.num_fds()), (77, 1));
+    let mut scheme = [0];
+    sent.obtain_fd(&init, FobtainFdFlags::empty(), &mut scheme).unwrap();
+    assert!(root.scheme_root("handed").is_err(), "the name is init's to give");
+    libredox::call::register_scheme_to_ns(libredox::call::getns().unwrap(), "handed", scheme[0]).unwrap();
+    init.write_response(Response::new(Ok(1), sent), SignalBehavior::Restart).unwrap();
+    assert_eq!(root.read_file("/scheme/handed/f"), Ok(b"content".to_vec()));
+
     set_init_notify("no number");
+    let unsent = run(&Arguments { hand_to_init: true, ..arguments("unsent", lower.path()) }, drop).unwrap_err();
+    assert!(unsent.contains("INIT_NOTIFY=no number"), "{unsent}");
     let taken = run(&arguments("first", lower.path()), drop).unwrap_err();
     assert!(taken.contains("/scheme/first"), "{taken}");
     let missing = run(&arguments("second", &lower.path().join("none")), drop).unwrap_err();
@@ -80,9 +98,11 @@ fn a_daemon_from_start_to_end() {
     remove_name("third");
     assert_eq!(kernel::unregister("third"), Err(Error::new(ENODEV)));
 
-    kernel::stop("first").unwrap();
-    assert_eq!(daemon.join().unwrap(), Ok(()));
-    kernel::unregister("first").unwrap();
+    for (name, thread) in [("first", daemon), ("handed", handing)] {
+        kernel::stop(name).unwrap();
+        assert_eq!(thread.join().unwrap(), Ok(()));
+        kernel::unregister(name).unwrap();
+    }
 }
 
 /// How a daemon ended, and the errno that an attempt to open something by a path got in its thread afterwards.

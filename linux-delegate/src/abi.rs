@@ -18,7 +18,7 @@ use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use libredox::protocol::{F_DUPFD_CLOEXEC, ProcCall, ProcMeta};
 use syscall::data::NewFdParams;
 use syscall::error::{EACCES, EBADF, EINVAL, ENODEV, EOPNOTSUPP, ESRCH, Error, Result, STR_ERROR};
-use syscall::flag::{CallFlags, F_DUPFD, F_GETFD, F_GETFL, F_SETFD, F_SETFL};
+use syscall::flag::{CallFlags, F_DUPFD, F_GETFD, F_GETFL, F_SETFD, F_SETFL, SchemeSocketCall};
 use syscall::schemev2::{Cqe, NewFdFlags, Sqe};
 
 use crate::client::Process;
@@ -301,7 +301,7 @@ pub unsafe extern "C" fn redox_sys_call_v0(
 
 fn sys_call(fd: usize, payload: &mut [u8], flags: CallFlags, metadata: &[u64]) -> Result<usize> {
     if flags.contains(CallFlags::FD) {
-        return Err(Error::new(EOPNOTSUPP));
+        return pass_descriptors(get(fd)?, payload, flags, metadata);
     }
     match (get(fd)?, metadata) {
         (Object::File(file), &[kind, arg1, arg2, ..]) if flags.contains(CallFlags::STD_FS) => {
@@ -311,6 +311,35 @@ fn sys_call(fd: usize, payload: &mut [u8], flags: CallFlags, metadata: &[u64]) -
         (Object::File(file), metadata) => file.call(payload, metadata),
         (Object::ProcessCredentials, &[call, pid, ..]) if call == ProcCall::GetProcCredentials as u64 => {
             process_credentials(pid as usize, payload)
+        }
+        _ => Err(Error::new(EOPNOTSUPP)),
+    }
+}
+
+/// On a scheme's socket, takes what a client has sent with a request, and writes the numbers to the payload; on a file, sends the one whose
+/// number is in the payload.
+fn pass_descriptors(to: Object, payload: &mut [u8], flags: CallFlags, metadata: &[u64]) -> Result<usize> {
+    let numbers = payload.chunks_exact_mut(size_of::<usize>());
+    match (to, metadata) {
+        (Object::Socket(socket), &[verb, tag]) if flags.contains(CallFlags::READ) => {
+            if SchemeSocketCall::try_from_raw(verb as usize) != Some(SchemeSocketCall::ObtainFd) {
+                return Err(Error::new(EINVAL));
+            }
+            let sent = socket.scheme.obtain(tag as u32)?;
+            if sent.len() != numbers.len() {
+                return Err(Error::new(EINVAL));
+            }
+            let count = sent.len();
+            for (description, number) in sent.into_iter().zip(numbers) {
+                let file = Object::File(Arc::new(Fd::new(DAEMON.clone(), description)));
+                number.copy_from_slice(&insert(file).to_ne_bytes());
+            }
+            Ok(count)
+        }
+        (Object::File(file), metadata) if flags.contains(CallFlags::WRITE) => {
+            let sent: Option<Vec<_>> =
+                numbers.map(|number| take_description(usize::from_ne_bytes((&*number).try_into().ok()?))).collect();
+            file.send_all(sent.ok_or(Error::new(EBADF))?, metadata)
         }
         _ => Err(Error::new(EOPNOTSUPP)),
     }

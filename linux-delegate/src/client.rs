@@ -10,13 +10,14 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use libredox::protocol::{FsCall, SocketCall};
 use redox_path::{RedoxPath, RedoxStr};
 use syscall::data::{Stat, StatVfs, TimeSpec};
 use syscall::dirent::DirentHeader;
 use syscall::error::{EBADF, EEXIST, EINVAL, EIO, ELOOP, ENAMETOOLONG, ENOENT, ESRCH, EXDEV, Error, Result};
 use syscall::flag::{
-    AT_REMOVEDIR, MODE_FIFO, O_CREAT, O_DIRECTORY, O_EXCL, O_FCNTL_MASK, O_NOFOLLOW, O_RDONLY, O_STAT, O_SYMLINK,
-    O_WRONLY, StdFsCallKind,
+    AT_REMOVEDIR, MODE_FIFO, O_CREAT, O_DIRECTORY, O_EXCL, O_FCNTL_MASK, O_NOFOLLOW, O_RDONLY, O_RDWR, O_STAT,
+    O_SYMLINK, O_WRONLY, StdFsCallKind,
 };
 
 use crate::kernel::{self, Caller, Credentials, Fd, PATH_MAX};
@@ -302,6 +303,30 @@ impl Process {
     /// `opendir`, `readdir` until the end, `closedir`.
     pub fn read_dir(&self, path: impl AsRef<[u8]>) -> Result<Vec<DirEntry>> {
         self.open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0)?.entries()
+    }
+
+    /// `bind` of a socket of another scheme: that is told the path, and the directory is sent the socket. If it does not take it, the
+    /// socket is unbound again.
+    pub fn bind(&self, socket: &Fd, path: impl AsRef<[u8]>) -> Result<()> {
+        let path = self.resolve(utf8(path.as_ref())?)?;
+        let (scheme, reference) = path.as_parts().ok_or(Error::new(EINVAL))?;
+        let reference = reference.as_ref();
+        let dir = reference.rsplit_once('/').map_or("", |(dir, _)| dir);
+        let dir = format!("/scheme/{}/{dir}", scheme.as_ref());
+        socket.call(&mut reference.as_bytes().to_vec(), &[SocketCall::Bind as u64])?;
+        let named = self.open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0).and_then(|dir| dir.send(socket.dup(&[])?));
+        if named.is_err() {
+            let _ = socket.call(&mut [], &[SocketCall::Unbind as u64]);
+        }
+        named.map(drop)
+    }
+
+    /// `connect` of a socket to the one that is bound to a path.
+    pub fn connect(&self, socket: &Fd, path: impl AsRef<[u8]>) -> Result<()> {
+        let file = self.open(path, O_RDWR, 0)?;
+        let mut token = [0; 16];
+        file.call(&mut token, &[FsCall::Connect as u64])?;
+        socket.call(&mut token, &[SocketCall::Connect as u64]).map(drop)
     }
 
     /// Reads a file as `std::fs::read` does: sized by `fstat`, then until the end.

@@ -21,4 +21,4 @@ pub mod options;
 pub mod redoxfs;
 
 pub use client::{DirEntry, Process};
-pub use kernel::Fd;
+pub use kernel::{Fd, Mapping};

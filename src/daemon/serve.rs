@@ -2,13 +2,15 @@
 //!
 //! A thread that has read a request lets the next one read before it begins to work. So nobody waits for what takes another long, and a
 //! request needs no second thread. What the kernel only tells (a descriptor was closed, a caller has given up) is dealt with by whoever reads
-//! it, before anything behind it is read: no later request can overtake it.
+//! it, before anything behind it is read: no later request can overtake it. Only what has to do with mapped files may take long, and is work
+//! as a request is; the number of a closed handle is never given again, so nothing depends on when that is done.
 //!
 //! Locks, in the order in which they are taken: `Queue::turn`, then `Queue::in_hand`. The scheme's own are taken under neither but by what the
 //! kernel only tells, which is under `turn`.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Sender};
 use std::thread;
 
 use libredox::Fd;
@@ -21,14 +23,11 @@ use syscall::flag::F_SETFL;
 
 use crate::layer::Layer;
 use crate::overlay::Cancel;
-use crate::scheme::{OverlayScheme, answer};
+use crate::scheme::{OverlayScheme, answer, asks_others};
 use crate::sync::Lock;
 
 /// How many requests are answered at once.
 const THREADS: usize = 4;
-
-/// A process id that no process has.
-const NO_PROCESS: usize = usize::MAX;
 
 /// What ends the service of a scheme from another thread.
 pub struct Stop {
@@ -70,6 +69,21 @@ struct Queue<'s> {
 enum Work {
     Call(CallRequest, Cancel),
     Descriptor(SendFdRequest),
+    /// To close a handle that has mapped something.
+    Close(usize),
+    /// To write back what was written to mapped files.
+    WriteBack,
+}
+
+impl Work {
+    /// Whether it waits for the answer of another daemon, which might never come.
+    fn asks_others(&self) -> bool {
+        match self {
+            Work::Call(call, _) => asks_others(call),
+            Work::Descriptor(_) => true,
+            Work::Close(_) | Work::WriteBack => false,
+        }
+    }
 }
 
 /// Answers the requests of a socket until it ends or `stop` is asked for. Before the first is read, when the threads are there, `begin` is
@@ -83,11 +97,14 @@ pub fn serve<L: Layer, E: From<syscall::Error>>(
     let queue = Queue { socket, stop, turn: Lock::new(false), in_hand: Lock::new(HashMap::new()) };
     thread::scope(|scope| {
         let mut turn = queue.turn.lock();
+        let queue = &queue;
+        let (asking, asked) = mpsc::channel::<Work>();
+        let mut asker = scheme.clone();
+        scope.spawn(move || asked.into_iter().for_each(|work| queue.finish(work, &mut asker)));
         let others: Vec<_> = (1..THREADS)
             .map(|_| {
-                let mut scheme = scheme.clone();
-                let queue = &queue;
-                scope.spawn(move || queue.work(&mut scheme))
+                let (mut scheme, asking) = (scheme.clone(), asking.clone());
+                scope.spawn(move || queue.work(&mut scheme, &asking))
             })
             .collect();
         if let Err(error) = begin() {
@@ -95,34 +112,46 @@ pub fn serve<L: Layer, E: From<syscall::Error>>(
             return Err(error);
         }
         drop(turn);
-        let served = queue.work(&mut scheme.clone());
+        let served = queue.work(&mut scheme.clone(), &asking);
         let all = others.into_iter().map(|other| other.join().unwrap_or(Ok(()))).chain([served]);
-        all.collect::<Vec<_>>().into_iter().collect::<Result<()>>().map_err(E::from)
+        let ended = all.collect::<Vec<_>>().into_iter().collect::<Result<()>>();
+        scheme.write_back();
+        ended.map_err(E::from)
     })
 }
 
 impl Queue<'_> {
-    /// What each thread does.
-    fn work<L: Layer>(&self, scheme: &mut OverlayScheme<L>) -> Result<()> {
+    /// What each thread does that takes requests. What asks other daemons goes to the one thread for that.
+    fn work<L: Layer>(&self, scheme: &mut OverlayScheme<L>, asking: &Sender<Work>) -> Result<()> {
         while let Some(work) = self.take(scheme)? {
-            let response = match work {
-                Work::Call(call, cancel) => {
-                    let id = call.request_id();
-                    let response = cancel.during(|| answer(call, scheme));
-                    // Before the kernel can give the number to another.
-                    self.in_hand.lock().remove(&id);
-                    response
-                }
-                Work::Descriptor(request) => Response::new(scheme.on_sendfd(&request), request),
-            };
-            match self.socket.write_response(response, SignalBehavior::Restart) {
-                Ok(true) => {}
-                Ok(false) => *self.turn.lock() = true,
-                // The client is gone, say.
-                Err(error) => warn!("a response was not taken: {error}"),
+            let passed = if work.asks_others() { asking.send(work).map_err(|refused| refused.0) } else { Err(work) };
+            if let Err(work) = passed {
+                self.finish(work, scheme);
             }
         }
         Ok(())
+    }
+
+    /// Does what there is to do, and answers.
+    fn finish<L: Layer>(&self, work: Work, scheme: &mut OverlayScheme<L>) {
+        let response = match work {
+            Work::Call(call, cancel) => {
+                let id = call.request_id();
+                let response = cancel.during(|| answer(call, scheme));
+                // Before the kernel can give the number to another.
+                self.in_hand.lock().remove(&id);
+                response
+            }
+            Work::Descriptor(request) => Response::new(scheme.bind(self.socket, &request), request),
+            Work::Close(id) => return scheme.on_close(id),
+            Work::WriteBack => return scheme.write_back(),
+        };
+        match self.socket.write_response(response, SignalBehavior::Restart) {
+            Ok(true) => {}
+            Ok(false) => *self.turn.lock() = true,
+            // The client is gone, say.
+            Err(error) => warn!("a response was not taken: {error}"),
+        }
     }
 
     /// The next request that is to be answered. None at the end.
@@ -171,13 +200,16 @@ impl Queue<'_> {
                     }
                 }
                 RequestKind::OnClose { id } => {
-                    // The state lets go of a closed handle's locks only when it is told so in this way.
-                    scheme.detach(id, NO_PROCESS);
+                    if scheme.has_mapped(id) {
+                        return Ok(Some(Work::Close(id)));
+                    }
                     scheme.on_close(id);
                 }
                 RequestKind::OnDetach { id, pid } => scheme.detach(id, pid),
+                // It does not say which file is meant.
+                RequestKind::MsyncMsg => return Ok(Some(Work::WriteBack)),
                 // They ask for nothing.
-                RequestKind::MsyncMsg | RequestKind::MunmapMsg | RequestKind::MmapMsg => {}
+                RequestKind::MunmapMsg | RequestKind::MmapMsg => {}
             }
         }
     }

@@ -263,7 +263,8 @@ pub trait Layer: Send + Sync + Sized + 'static {
     /// Creates a symlink. EEXIST.
     fn create_symlink(&self, dir: &Self::Dir, name: &OsStr, target: &OsStr, owner: Owner) -> Result<()>;
 
-    /// Creates a FIFO, a socket or a device node. EEXIST; EOPNOTSUPP or EPERM where the layer cannot hold one.
+    /// Creates a FIFO, a socket or a device node. `rdev` is the number of the device; of a socket that of a descriptor of it in this process, where
+    /// there is one, since some layers make a socket in no other way (else 0). EEXIST; EOPNOTSUPP or EPERM where the layer cannot hold one.
     fn create_node(&self, dir: &Self::Dir, name: &OsStr, kind: Kind, mode: u32, rdev: u64, owner: Owner) -> Result<()>;
 
     /// The target of a symlink. EINVAL if it is something else.

@@ -42,7 +42,7 @@ impl Cancel {
 }
 
 /// ECANCELED if the request that this thread serves was cancelled.
-pub(super) fn check() -> Result<()> {
+pub fn check() -> Result<()> {
     let is_cancelled = CURRENT.with_borrow(|current| current.as_ref().is_some_and(|it| it.0.load(Ordering::Relaxed)));
     if is_cancelled { Err(Error::new(ECANCELED)) } else { Ok(()) }
 }

@@ -106,7 +106,7 @@ impl<L: Layer> Overlay<L> {
         self.create(dir, name, New::Symlink(target), 0o777, owner).map(|(node, _)| node)
     }
 
-    /// Creates a FIFO, a socket or a device node. EINVAL for another kind; EPERM or EOPNOTSUPP where the upper layer cannot hold it, and EPERM
+    /// Creates a FIFO, a socket or a device node; `rdev` as in [`Layer::create_node`]. EINVAL for another kind; EPERM or EOPNOTSUPP where the upper layer cannot hold it, and EPERM
     /// for a device that would be a whiteout there.
     pub fn create_node(
         &self,

@@ -139,6 +139,12 @@ impl<L: Layer> Overlay<L> {
         Ok(written)
     }
 
+    /// Has a regular file ready to be written, so that a write can fail for no other reason than its data. Errors as [`Overlay::write_at`].
+    pub fn prepare_write(&self, node: &Arc<Node<L>>) -> Result<()> {
+        check_file(node)?;
+        self.begin_copy_up(node, u64::MAX)
+    }
+
     /// Sets the size of a regular file. EROFS; EFBIG; EISDIR; EINVAL of anything else.
     pub fn truncate(&self, node: &Arc<Node<L>>, size: u64) -> Result<()> {
         check_file(node)?;

@@ -65,7 +65,7 @@ mod volatile;
 mod work;
 mod xattr;
 
-pub use cancel::Cancel;
+pub use cancel::{Cancel, check as check_wanted};
 pub use file::Handle;
 pub use node::Node;
 pub use readdir::DirEntry;

@@ -39,7 +39,7 @@ impl<L: Layer> OverlayScheme<L> {
             }
             _ => {
                 let len = buf.len().min(usize::try_from(OFFSET_MAX - offset).unwrap_or(usize::MAX));
-                self.overlay.read_at(&open.file, &mut buf[..len], offset)
+                self.mappings.read(&self.overlay, &open.file, &mut buf[..len], offset)
             }
         }
     }
@@ -66,7 +66,11 @@ impl<L: Layer> OverlayScheme<L> {
             return Err(Error::new(EFBIG));
         }
         self.drop_set_id(open.node(), caller)?;
-        if append { self.overlay.append(&open.file, buf) } else { self.overlay.write_at(&open.file, buf, offset) }
+        if append {
+            self.mappings.append(&self.overlay, &open.file, buf)
+        } else {
+            self.mappings.write(&self.overlay, &open.file, buf, offset)
+        }
     }
 
     /// The size of a file in bytes, or how many entries a directory has.
@@ -96,7 +100,7 @@ impl<L: Layer> OverlayScheme<L> {
             return Err(Error::new(EINVAL));
         }
         self.drop_set_id(open.node(), open.opener)?;
-        self.overlay.truncate(open.node(), size)
+        self.mappings.truncate(&self.overlay, open.node(), size)
     }
 
     /// Fills `buf` with the entries behind `after`, without `.` and `..`, as redoxfs lists them. Names that are not UTF-8
@@ -139,9 +143,9 @@ impl<L: Layer> OverlayScheme<L> {
         outcome.map(|()| buf)
     }
 
-    /// Brings the object to the disk.
+    /// Brings the object to the disk, with what clients have written to it in their memory.
     pub(super) fn sync(&self, id: usize) -> Result<()> {
-        self.overlay.sync(&self.handles.open(id)?.file)
+        self.mappings.sync(&self.overlay, &self.handles.open(id)?.file)
     }
 }
 

@@ -2,39 +2,48 @@
 //!
 //! A request names an open handle and perhaps a path. This folder finds out which objects of the merged tree are meant (`path`),
 //! whether the caller may (`access`), and lets the engine do it. Each method of [`SchemeSync`] below only hands
-//! its request to the file of its subject: `open`, `names`, `data`, `attributes`.
+//! its request to the file of its subject: `open`, `names`, `data`, `attributes`, `mmap`,
+//! `sockets`.
 //!
 //! Several threads serve one scheme, each with a clone of [`OverlayScheme`]. The locks, in the order in which they are taken:
 //!
 //! 1. `OverlayScheme::changes`, while access to a name or to attributes is checked and they are changed: so what was checked is what is
 //!    changed. Nobody who only opens, reads, writes or asks waits for it.
-//! 2. Those of the engine.
-//! 3. Leaves: the table of handles, what changes in a handle, and the locks that clients hold (`OverlayScheme::locks`).
+//! 2. That of a file that is written to or mapped, see `mmap`.
+//! 3. Those of the engine.
+//! 4. Leaves: the table of handles, what changes in a handle, the bound sockets, and the locks that clients hold (`OverlayScheme::locks`).
 
 mod access;
 mod attributes;
 mod data;
 mod handle;
+mod locks;
+mod mmap;
 mod names;
 mod open;
 mod path;
+mod region;
 mod request;
+mod sockets;
 
 use std::sync::{Arc, MutexGuard};
 
-use redox_scheme::scheme::{SchemeState, SchemeSync};
+use redox_scheme::scheme::SchemeSync;
 use redox_scheme::{CallerCtx, OpenResult};
 use syscall::data::{Stat, StatVfs, StdFsCallMeta, TimeSpec};
 use syscall::dirent::DirentBuf;
 use syscall::error::{EACCES, EBADF, EOPNOTSUPP, EPERM, EROFS, Error, Result};
-use syscall::flag::{EventFlags, StdFsCallKind};
+use syscall::flag::{EventFlags, MapFlags, MunmapFlags, StdFsCallKind};
 use syscall::schemev2::NewFdFlags;
 
-pub use self::request::answer;
+pub use self::request::{answer, asks_others};
 
 use self::access::Caller;
 use self::handle::{Handle, Table};
+use self::locks::Locks;
+use self::mmap::Mappings;
 use self::path::{Last, Walked};
+use self::sockets::Sockets;
 use crate::layer::Layer;
 use crate::overlay::{Node, Overlay};
 use crate::sync::Lock;
@@ -45,10 +54,12 @@ pub struct OverlayScheme<L: Layer> {
     /// NAME.
     name: Arc<str>,
     handles: Arc<Table<L>>,
+    mappings: Arc<Mappings<L>>,
+    sockets: Arc<Sockets<L>>,
     /// Held while names and attributes change.
     changes: Arc<Lock<()>>,
     /// The locks that clients hold on files.
-    locks: Arc<Lock<SchemeState>>,
+    locks: Arc<Lock<Locks>>,
 }
 
 impl<L: Layer> Clone for OverlayScheme<L> {
@@ -57,6 +68,8 @@ impl<L: Layer> Clone for OverlayScheme<L> {
             overlay: self.overlay.clone(),
             name: self.name.clone(),
             handles: self.handles.clone(),
+            mappings: self.mappings.clone(),
+            sockets: self.sockets.clone(),
             changes: self.changes.clone(),
             locks: self.locks.clone(),
         }
@@ -71,15 +84,17 @@ impl<L: Layer> OverlayScheme<L> {
             overlay,
             name: name.into(),
             handles: Arc::new(Table::new()),
+            mappings: Arc::new(Mappings::new()),
+            sockets: Arc::new(Sockets::new()),
             changes: Arc::new(Lock::new(())),
-            locks: Arc::new(Lock::new(SchemeState::new())),
+            locks: Arc::new(Lock::new(Locks::new())),
         }
     }
 
     /// Releases the locks that the process `pid` holds through a handle, as the kernel says when it closes a descriptor of it.
     pub fn detach(&self, id: usize, pid: usize) {
         if let Ok(inode) = self.inode(id) {
-            self.locks.lock().on_detach(id, inode, pid);
+            self.locks.lock().detach(id, inode, pid);
         }
     }
 
@@ -199,7 +214,7 @@ impl<L: Layer> SchemeSync for OverlayScheme<L> {
 
     fn fevent(&mut self, id: usize, _flags: EventFlags, _ctx: &CallerCtx) -> Result<EventFlags> {
         self.handles.open(id)?;
-        // What can always be read and written has no events, says redoxfs with this.
+        // Says, as redoxfs does, that there is nothing to wait for: select counts it as ready.
         Err(Error::new(EPERM))
     }
 
@@ -276,6 +291,10 @@ impl<L: Layer> SchemeSync for OverlayScheme<L> {
         }
     }
 
+    fn call(&mut self, id: usize, payload: &mut [u8], metadata: &[u64], _ctx: &CallerCtx) -> Result<usize> {
+        self.connect(id, payload, metadata)
+    }
+
     fn getdents<'buf>(
         &mut self,
         id: usize,
@@ -285,7 +304,19 @@ impl<L: Layer> SchemeSync for OverlayScheme<L> {
         self.list(id, buf, after)
     }
 
+    fn mmap_prep(&mut self, id: usize, offset: u64, size: usize, flags: MapFlags, _ctx: &CallerCtx) -> Result<usize> {
+        self.map(id, offset, size, flags)
+    }
+
+    fn munmap(&mut self, id: usize, offset: u64, size: usize, _flags: MunmapFlags, _ctx: &CallerCtx) -> Result<()> {
+        self.unmap(id, offset, size)
+    }
+
     fn on_close(&mut self, id: usize) {
+        if let Ok(inode) = self.inode(id) {
+            self.locks.lock().close(id, inode);
+        }
+        self.unmap_all(id);
         self.handles.remove(id);
     }
 }

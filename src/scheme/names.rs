@@ -43,7 +43,11 @@ impl<L: Layer> OverlayScheme<L> {
             (true, _) => Err(Error::new(ENOTDIR)),
             (false, Kind::Dir) => Err(Error::new(EISDIR)),
             (false, _) if place.slash => Err(Error::new(ENOTDIR)),
-            (false, _) => self.overlay.unlink(&place.dir, name),
+            (false, _) => {
+                self.overlay.unlink(&place.dir, name)?;
+                self.unbind(node);
+                Ok(())
+            }
         }
     }
 
@@ -123,7 +127,11 @@ impl<L: Layer> OverlayScheme<L> {
             }
             None => new_caller.require_entries(&new_dir)?,
         }
-        self.overlay.rename(&old.dir, name, &new.dir, OsStr::new(new_name), mode)
+        self.overlay.rename(&old.dir, name, &new.dir, OsStr::new(new_name), mode)?;
+        if let Some(replaced) = &new.node {
+            self.unbind(replaced);
+        }
+        Ok(())
     }
 
     /// Gives the object of a handle a second name, at a path from the top of the tree.

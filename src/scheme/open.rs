@@ -165,11 +165,17 @@ impl<L: Layer> OverlayScheme<L> {
                 caller.require(&rights()?, if reads { READ } else { 0 } | if writes { WRITE } else { 0 })?;
                 if let Some(changing) = truncated {
                     self.drop_set_id_within(node, caller, changing)?;
-                    self.overlay.truncate(node, 0)?;
+                    self.mappings.truncate(&self.overlay, node, 0)?;
                 }
             }
+            // relibc's connect opens it so.
+            Kind::Socket => {
+                let reads = access & O_RDONLY != 0;
+                let writes = access & O_WRONLY != 0;
+                caller.require(&rights()?, if reads { READ } else { 0 } | if writes { WRITE } else { 0 })?;
+            }
             // Data goes through these on the system that holds them, not through a filesystem.
-            Kind::Fifo | Kind::Socket | Kind::CharDev | Kind::BlockDev => {
+            Kind::Fifo | Kind::CharDev | Kind::BlockDev => {
                 if access != 0 {
                     return Err(Error::new(ENXIO));
                 }
@@ -278,9 +284,9 @@ fn check_target(target: &[u8]) -> Result<&OsStr> {
 /// An object whose access was checked, or that was just made, in the hands of a client.
 fn open_object<L: Layer>(file: overlay::Handle<L>, entry: EntryOf<L>, flags: usize, opener: Caller) -> Handle<L> {
     let access = match file.node().kind() {
-        Kind::File | Kind::Dir | Kind::Symlink => access(flags),
+        Kind::File | Kind::Dir | Kind::Symlink | Kind::Socket => access(flags),
         Kind::CharDev | Kind::BlockDev if flags & O_SYMLINK != 0 => access(flags),
-        Kind::Fifo | Kind::Socket | Kind::CharDev | Kind::BlockDev => 0,
+        Kind::Fifo | Kind::CharDev | Kind::BlockDev => 0,
     };
     Handle::Open(Arc::new(Open {
         file,

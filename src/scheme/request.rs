@@ -12,7 +12,7 @@ use redox_scheme::scheme::{Op, SchemeResponse, SchemeState};
 use redox_scheme::{CallRequest, CallerCtx, Response};
 use syscall::data::{Stat, StatVfs, TimeSpec};
 use syscall::error::{EINVAL, EIO, ENOSYS, EOVERFLOW, Error, Result};
-use syscall::flag::StdFsCallKind;
+use syscall::flag::{FsCall, StdFsCallKind};
 use syscall::schemev2::{Opcode, Sqe, SqeFlags};
 
 use super::OverlayScheme;
@@ -39,13 +39,23 @@ pub fn answer<L: Layer>(call: CallRequest, scheme: &mut OverlayScheme<L>) -> Res
         return Response::err(ENOSYS, call);
     };
     let locks = scheme.locks.clone();
-    let handled = catch_unwind(AssertUnwindSafe(|| match is_about_locks(&entry) {
-        true => op.handle_sync_dont_consume(&caller, scheme, &mut locks.lock()),
-        // Nothing else looks at the locks, so nobody else has to wait for them.
-        false => op.handle_sync_dont_consume(&caller, scheme, &mut SchemeState::new()),
+    let id = entry.args[0] as usize;
+    let handled = catch_unwind(AssertUnwindSafe(|| {
+        if !is_about_locks(&entry) {
+            // Nothing else looks at what is locked, so nobody else has to wait for that.
+            return op.handle_sync_dont_consume(&caller, scheme, &mut SchemeState::new());
+        }
+        let mut locks = locks.lock();
+        let handled = op.handle_sync_dont_consume(&caller, scheme, &mut locks.state);
+        if let SchemeResponse::RegularAndNotifyOnDetach(Ok(_)) = handled {
+            locks.locked(id, caller.pid);
+        }
+        handled
     }));
+    let notify = entry.opcode == Opcode::StdFsCall as u8 && locks.lock().are_held(id);
     debug!("uid {} gid {} pid {}: {op:?}: {handled:?}", caller.uid, caller.gid, caller.pid);
     match handled {
+        Ok(SchemeResponse::Regular(result)) if notify => Response::new_notify_on_detach(result, op),
         Ok(SchemeResponse::Regular(result)) => Response::new(result, op),
         Ok(SchemeResponse::RegularAndNotifyOnDetach(result)) => Response::new_notify_on_detach(result, op),
         Ok(SchemeResponse::Opened(result)) => Response::open_dup_like(result, op),
@@ -54,6 +64,12 @@ pub fn answer<L: Layer>(call: CallRequest, scheme: &mut OverlayScheme<L>) -> Res
             Response::err(EIO, op)
         }
     }
+}
+
+/// Whether a call waits for the answer of another daemon, which might never come.
+pub fn asks_others(call: &CallRequest) -> bool {
+    let entry = queue_entry(call);
+    entry.opcode == Opcode::Call as u8 && entry.args[3] == FsCall::Connect as u64
 }
 
 /// What the kernel put into the queue for this call.

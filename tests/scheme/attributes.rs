@@ -5,10 +5,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use syscall::TimeSpec;
 use syscall::error::{EACCES, EBADF, EINVAL, ENAMETOOLONG, ENOENT, EOPNOTSUPP, EPERM, ERANGE};
 use syscall::flag::{
-    EventFlags, F_GETFL, F_SETFL, MapFlags, O_APPEND, O_CREAT, O_FSYNC, O_NOFOLLOW, O_NONBLOCK, O_RDONLY, O_RDWR,
-    O_STAT, O_WRONLY, StdFsCallKind,
+    EventFlags, F_GETFL, F_SETFL, O_APPEND, O_CREAT, O_FSYNC, O_NOFOLLOW, O_NONBLOCK, O_RDONLY, O_RDWR, O_STAT,
+    O_WRONLY, StdFsCallKind,
 };
 
+use crate::layers::FULL;
 use crate::support::{Stage, ann, bob, errno, eve, refused, root};
 
 const NOW: TimeSpec = TimeSpec { tv_sec: 0, tv_nsec: (1 << 30) - 1 };
@@ -208,9 +209,24 @@ fn flags_that_change_and_flags_that_do_not() {
     assert_eq!(ask(F_GETFL, 0), Ok(O_RDWR));
     assert_eq!(ask(77, 0), refused(EINVAL));
     assert_eq!(file.read(&mut [0; 8]), Ok(1), "the access mode stays");
-    assert_eq!(file.fevent(EventFlags::EVENT_READ).map(drop), refused(EPERM));
-    assert_eq!(file.mmap(0, 4096, MapFlags::MAP_SHARED | MapFlags::PROT_READ), refused(EOPNOTSUPP));
-    assert_eq!(file.call(&mut [0; 8], &[0, 0, 0]), refused(EOPNOTSUPP));
+    assert_eq!(file.call(&mut [0; 8], &[77, 0, 0]), refused(EINVAL));
+}
+
+#[test]
+fn there_is_nothing_to_wait_for() {
+    let stage = Stage::new(|lower| lower.file("file", 0o644));
+    if FULL {
+        root().mkfifo(stage.path("fifo"), 0o666).unwrap();
+    }
+    let special = FULL.then_some(("fifo", O_STAT));
+    for (path, flags) in [("file", O_RDONLY), ("file", O_RDWR), ("", O_RDONLY)].into_iter().chain(special) {
+        let open = stage.open(&root(), path, flags).unwrap();
+        for events in [EventFlags::EVENT_READ, EventFlags::EVENT_WRITE, EventFlags::empty()] {
+            assert_eq!(open.fevent(events).map(drop), refused(EPERM), "{path}");
+        }
+        assert_eq!(open.take_events(), EventFlags::empty());
+    }
+    assert_eq!(root().scheme_root(&stage.name).unwrap().fevent(EventFlags::EVENT_READ).map(drop), refused(EBADF));
 }
 
 #[test]

@@ -3,7 +3,9 @@
 use linux_delegate::Fd;
 use linux_delegate::client::Lock;
 use syscall::data::{Stat, StatVfs};
-use syscall::error::{EBADF, EINVAL, ENOENT, ENOSYS, EOPNOTSUPP, EOVERFLOW, EWOULDBLOCK, Error, Result};
+use syscall::error::{
+    EBADF, ECONNREFUSED, EINVAL, ENOENT, ENOSYS, ENOTDIR, EOPNOTSUPP, EOVERFLOW, EWOULDBLOCK, Error, Result,
+};
 use syscall::flag::{O_RDONLY, O_RDWR, O_STAT, StdFsCallKind};
 use syscall::schemev2::{Opcode, Sqe, SqeFlags};
 
@@ -206,12 +208,14 @@ fn requests_that_a_filesystem_does_not_know() {
     let stage = stage();
     let file = stage.open(&ann(), "d/f", O_RDWR).unwrap();
     let id = file.id() as u64;
-    for opcode in [Opcode::Sendfd, Opcode::Call] {
-        assert_eq!(send(&file, opcode, [id, 1 << 63, 0, 0, 0, 0]), refused(EOPNOTSUPP), "{opcode:?}");
+    let dir = stage.top(&ann());
+    for count in [0, 1, 2, u64::MAX] {
+        assert_eq!(send(&file, Opcode::Sendfd, [id, 0, 0, count, 0, 0]), refused(ENOTDIR));
+        assert_eq!(send(&file, Opcode::Sendfd, [dir.id() as u64, 0, 0, count, 0, 0]), refused(EINVAL));
     }
+    assert_eq!(send(&file, Opcode::Call, [id, 1 << 63, 0, 0, 0, 0]), refused(ECONNREFUSED));
+    assert_eq!(send(&file, Opcode::Call, [id, 1 << 63, 0, 1, 0, 0]), refused(EINVAL));
     assert!(send(&file, Opcode::Recvfd, [id, 0, 1, 0, 0, 0]).is_err());
-    assert_eq!(send(&file, Opcode::MmapPrep, [id, 4096, 0, 0, 0, 0]), refused(EOPNOTSUPP));
-    assert_eq!(send(&file, Opcode::Munmap, [id, 4096, 0, 0, 0, 0]), refused(EOPNOTSUPP));
     for opcode in [Opcode::Close, Opcode::Mremap] {
         assert_eq!(send(&file, opcode, [id, 0, 0, 0, 0, 0]), refused(ENOSYS), "{opcode:?}");
     }

@@ -59,14 +59,19 @@ impl Layers {
         (overlay, counts)
     }
 
+    /// Where something of the upper layer is.
+    pub fn upper(&self, path: &str) -> PathBuf {
+        self.path("upper").join(path)
+    }
+
     /// The names in a directory of the upper layer, sorted.
     pub fn upper_names(&self, path: &str) -> Vec<String> {
-        test_common::names(&self.path("upper").join(path))
+        test_common::names(&self.upper(path))
     }
 
     /// The content of a file of the upper layer.
     pub fn upper_content(&self, path: &str) -> Vec<u8> {
-        fs::read(self.path("upper").join(path)).unwrap()
+        fs::read(self.upper(path)).unwrap()
     }
 }
 

@@ -1,4 +1,5 @@
-//! The tests of the scheme once more, in front of an overlay of layers on redoxfs.
+//! The tests of the scheme once more, in front of an overlay of layers on redoxfs: all but those that look at the upper layer with programs of
+//! the host.
 
 #[path = "../scheme/attributes.rs"]
 mod attributes;
@@ -7,6 +8,8 @@ mod data;
 #[path = "../scheme/hostile.rs"]
 mod hostile;
 mod layers;
+#[path = "../scheme/locks.rs"]
+mod locks;
 #[path = "../scheme/names.rs"]
 mod names;
 #[path = "../scheme/open.rs"]

@@ -23,7 +23,7 @@ use super::{Answer, Caller, Scheme, lock};
 /// The longest path that the kernel takes, in bytes.
 pub(crate) const PATH_MAX: usize = 4096;
 
-const PAGE_SIZE: usize = 4096;
+pub(super) const PAGE_SIZE: usize = 4096;
 
 /// The address that stands for an empty buffer: not null, and aligned for everything.
 const DANGLING: u64 = 1 << 63;
@@ -58,7 +58,8 @@ impl Description {
         lock(&self.status)
     }
 
-    fn message(&self, opcode: Opcode, pid: usize) {
+    /// Sends a message that is not answered.
+    pub(super) fn message(&self, opcode: Opcode, pid: usize) {
         let args = [self.number as u64, 0, 0, 0, 0, 0];
         self.scheme.send(Sqe { opcode: opcode as u8, args, caller: pid as u64, ..Sqe::default() });
     }
@@ -94,6 +95,10 @@ impl Fd {
 
     pub(crate) fn description(&self) -> &Arc<Description> {
         &self.description
+    }
+
+    pub(super) fn caller(&self) -> &Arc<Caller> {
+        &self.caller
     }
 
     /// The number by which the scheme knows the open file.
@@ -317,8 +322,8 @@ impl Fd {
         self.simple(Opcode::Fpath, address_mut(buf), length, 0, 0)
     }
 
-    /// Asks the scheme for memory that holds `size` bytes of the file from `offset` on; answers its address. Unlike the real kernel, which maps
-    /// it into the caller's memory too, this hands out the address in the scheme's own. EINVAL for a size of 0, an offset
+    /// Asks the scheme for memory that holds `size` bytes of the file from `offset` on; answers its address in the scheme's own memory. The
+    /// first half of [`Fd::map`]: a client never sees this address. EINVAL for a size of 0, an offset
     /// that is not on a page boundary, or memory that is not.
     pub fn mmap(&self, offset: u64, size: usize, flags: MapFlags) -> Result<usize> {
         if size == 0 || !offset.is_multiple_of(PAGE_SIZE as u64) {
@@ -328,7 +333,7 @@ impl Fd {
         if address.is_multiple_of(PAGE_SIZE) { Ok(address) } else { Err(Error::new(EINVAL)) }
     }
 
-    /// Tells the scheme that the caller has unmapped what [`Fd::mmap`] gave.
+    /// Tells the scheme that the caller has unmapped a range, as the end of a [`super::Mapping`] does.
     pub fn munmap(&self, offset: u64, size: usize, flags: MunmapFlags) -> Result<()> {
         self.simple(Opcode::Munmap, size as u64, flags.bits() as u64, offset, 0).map(drop)
     }
@@ -341,6 +346,19 @@ impl Fd {
     /// [`Fd::call`] on two files; at most two words of `metadata` arrive. EXDEV unless both are of one scheme.
     pub fn call_multiple(&self, other: &Fd, payload: &mut [u8], metadata: &[u64]) -> Result<usize> {
         self.call_with(Opcode::Call, Some(other), payload, metadata)?.number()
+    }
+
+    /// Sends a descriptor to this file's scheme, as `sendfd` on this file. The sender has it no more.
+    pub fn send(&self, sent: Fd) -> Result<usize> {
+        self.send_all(vec![sent.description.clone()], &[])
+    }
+
+    /// Sends any number of open files. One word of `metadata` arrives.
+    pub(crate) fn send_all(&self, sent: Vec<Arc<Description>>, metadata: &[u64]) -> Result<usize> {
+        let word = metadata.first().copied().unwrap_or(0);
+        let args = [self.id() as u64, 0, word, sent.len() as u64, 0, self.caller.packed()];
+        let sqe = Sqe { opcode: Opcode::Sendfd as u8, args, caller: self.caller.pid as u64, ..Sqe::default() };
+        self.description.scheme.call_with(sqe, sent)?.number()
     }
 
     /// A standard call of a filesystem, named by `kind`, on this file. EOPNOTSUPP for a kind that the kernel does not know.

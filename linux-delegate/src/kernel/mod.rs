@@ -1,6 +1,7 @@
 //! The kernel's tables: who runs, and which scheme has which name.
 //!
-//! The rest is in `scheme`, a scheme's socket with its requests and answers, and in `file`, descriptors and the system calls on them.
+//! The rest is in `scheme`, a scheme's socket with its requests and answers, in `file`, descriptors and the system calls on them, and in
+//! `memory`, files that clients have mapped.
 //!
 //! Lock order: the two tables here and the lock of each scheme and of each description are leaves. No one of them is held while
 //! another is taken, and none while a description is dropped, because that sends a message to its scheme.
@@ -13,10 +14,12 @@ use redox_path::RedoxScheme;
 use syscall::error::{EEXIST, EINVAL, ENODEV, Error, Result};
 
 mod file;
+mod memory;
 mod scheme;
 
 pub use file::Fd;
 pub(crate) use file::{Description, PATH_MAX};
+pub use memory::Mapping;
 pub(crate) use scheme::{Answer, Scheme};
 
 /// Names of schemes, each with the descriptor of its root.

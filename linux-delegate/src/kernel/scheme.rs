@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, Thread};
 
-use syscall::error::{EAGAIN, EBADFD, ECANCELED, EINTR, EINVAL, EIO, ENODEV, Error, Result};
+use syscall::error::{EAGAIN, EBADFD, ECANCELED, EINTR, EINVAL, EIO, ENODEV, ENOENT, Error, Result};
 use syscall::flag::EventFlags;
 use syscall::schemev2::{Cqe, CqeOpcode, NewFdFlags, Opcode, Sqe, SqeFlags};
 
@@ -57,6 +57,8 @@ struct State {
     calls: HashMap<u32, Call>,
     /// The processes whose calls they are.
     callers: HashMap<u32, usize>,
+    /// What was sent with a call and the scheme has not asked for yet.
+    descriptors: HashMap<u32, Vec<Arc<Description>>>,
     /// The calls whose callers were interrupted and that the scheme was asked to cancel.
     canceling: HashSet<u32>,
     next_tag: u32,
@@ -85,6 +87,7 @@ impl Scheme {
                 queue: VecDeque::new(),
                 calls: HashMap::new(),
                 callers: HashMap::new(),
+                descriptors: HashMap::new(),
                 canceling: HashSet::new(),
                 next_tag: 0,
                 readers: 0,
@@ -99,7 +102,12 @@ impl Scheme {
     }
 
     /// Sends a request, whose tag is chosen here, and waits for the answer. ENODEV if the daemon is gone or goes meanwhile.
-    pub fn call(&self, mut sqe: Sqe) -> Result<Answer> {
+    pub fn call(&self, sqe: Sqe) -> Result<Answer> {
+        self.call_with(sqe, Vec::new())
+    }
+
+    /// As [`Scheme::call`], with descriptors that the scheme may take. What it does not take is closed with the answer.
+    pub fn call_with(&self, mut sqe: Sqe, descriptors: Vec<Arc<Description>>) -> Result<Answer> {
         {
             let mut state = self.state();
             if !state.open {
@@ -112,6 +120,9 @@ impl Scheme {
             state.next_tag = state.next_tag.wrapping_add(1);
             state.calls.insert(sqe.tag, Call::Waiting(thread::current()));
             state.callers.insert(sqe.tag, sqe.caller as usize);
+            if !descriptors.is_empty() {
+                state.descriptors.insert(sqe.tag, descriptors);
+            }
             state.queue.push_back(sqe);
         }
         self.arrived.notify_one();
@@ -122,6 +133,9 @@ impl Scheme {
                     Some(Call::Answered(answer)) => {
                         state.callers.remove(&sqe.tag);
                         state.canceling.remove(&sqe.tag);
+                        let left = state.descriptors.remove(&sqe.tag);
+                        drop(state);
+                        drop(left);
                         return Ok(answer);
                     }
                     Some(waiting) => state.calls.insert(sqe.tag, waiting),
@@ -205,10 +219,20 @@ impl Scheme {
                 *self.state().events.entry(cqe.result as usize).or_default() |= flags;
                 return Ok(());
             }
-            // Clients of this kernel send no descriptors, so there is none to obtain.
+            // The old way to obtain what was sent, which `redox-scheme` does not go.
             CqeOpcode::ObtainFd => return Err(Error::new(EINVAL)),
         };
         self.answer(cqe.tag, answer)
+    }
+
+    /// Gives the scheme what was sent with a call that it has not answered yet. EINVAL for a call that is none, ENOENT for one that is answered.
+    pub fn obtain(&self, tag: u32) -> Result<Vec<Arc<Description>>> {
+        let mut state = self.state();
+        match state.calls.get(&tag) {
+            None => Err(Error::new(EINVAL)),
+            Some(Call::Answered(_)) => Err(Error::new(ENOENT)),
+            Some(_) => Ok(state.descriptors.remove(&tag).unwrap_or_default()),
+        }
     }
 
     fn answer(&self, tag: u32, mut answer: Answer) -> Result<()> {
@@ -299,7 +323,10 @@ impl Drop for Reader {
 /// Whether a caller waits for the answer to this request.
 pub(super) fn expects_answer(sqe: &Sqe) -> bool {
     !sqe.sqe_flags.contains(SqeFlags::ONEWAY)
-        && !matches!(Opcode::try_from_raw(sqe.opcode), Some(Opcode::CloseMsg | Opcode::Detach | Opcode::Cancel))
+        && !matches!(
+            Opcode::try_from_raw(sqe.opcode),
+            Some(Opcode::CloseMsg | Opcode::Detach | Opcode::Cancel | Opcode::Msync)
+        )
 }
 
 /// Reads the flags of a new descriptor out of an answer. EINVAL for flags that do not exist.

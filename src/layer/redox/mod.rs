@@ -42,6 +42,8 @@ mod calls;
 const O_CLOEXEC: usize = 0x0100_0000;
 /// The type bits of a block device in a mode, which relibc knows and the kernel does not.
 const MODE_BLOCK: u16 = 0x6000;
+/// The permission bits that redoxfs gives a socket.
+const SOCKET_MODE: u16 = 0o777;
 /// How an object itself is opened for its attributes or to be renamed, whatever it is.
 const ITSELF: usize = O_STAT | O_NOFOLLOW;
 /// The largest piece that is copied at a time, in bytes: the largest record of redoxfs.
@@ -184,6 +186,15 @@ impl Dir {
         }
         let path = if self.path.is_empty() { name.to_owned() } else { format!("{}/{name}", self.path) };
         Ok(Place { top: &self.top, path })
+    }
+}
+
+impl Dir {
+    /// Sends a descriptor to what is open here. Ours stays open.
+    fn send(&self, descriptor: usize) -> Result<()> {
+        let dir = self.top.open_at(&self.path, ITSELF | O_DIRECTORY)?;
+        dir.call_wo(&descriptor.to_ne_bytes(), CallFlags::FD | CallFlags::FD_CLONE, &[])?;
+        Ok(())
     }
 }
 
@@ -392,11 +403,31 @@ impl Layer for RedoxLayer {
         self.write_all(&link, target.as_bytes(), 0)
     }
 
-    /// EOPNOTSUPP: openat, the only way to create something, makes regular files, directories and symlinks. What relibc's mkfifo
-    /// and mknod leave behind are regular files.
-    fn create_node(&self, _: &Dir, _: &OsStr, _: Kind, _: u32, _: u64, _: Owner) -> Result<()> {
+    /// A socket, of which redoxfs has to be sent a descriptor: it names it as its path ends. So where the name is to be another, it is made in a
+    /// directory of its own and then renamed. EOPNOTSUPP for all else: openat, the only other way to create something, makes
+    /// regular files, directories and symlinks. What relibc's mkfifo and mknod leave behind are regular files.
+    fn create_node(&self, dir: &Dir, name: &OsStr, kind: Kind, mode: u32, rdev: u64, _: Owner) -> Result<()> {
         self.check_writable()?;
-        Err(Error::new(EOPNOTSUPP))
+        let number = usize::try_from(rdev).ok().filter(|number| kind == Kind::Socket && *number != 0);
+        let socket = number.ok_or(Error::new(EOPNOTSUPP))?;
+        self.changing(dir, name)?.check_absent()?;
+        let mut path = [0; PATH_MAX];
+        let length = libredox::call::fpath(socket, &mut path)?;
+        let own = path[..length].rsplit(|byte| *byte == b'/').next().map(OsStr::from_bytes).unwrap_or_default();
+        if own == name {
+            dir.send(socket)?;
+        } else {
+            let mut shelter = name.to_owned();
+            shelter.push(".d");
+            self.create_dir(dir, &shelter, 0o700, self.own)?;
+            let sheltered = self.open_dir(dir, &shelter)?;
+            let made = sheltered.send(socket).and_then(|()| {
+                let renamed = self.rename(&sheltered, own, dir, name, RenameMode::NoReplace);
+                renamed.or_else(|error| self.unlink(&sheltered, own).and(Err(error)))
+            });
+            self.remove_dir(dir, &shelter).and(made)?;
+        }
+        if permissions(mode) == SOCKET_MODE { Ok(()) } else { self.set_mode(Object::Entry(dir, name), mode) }
     }
 
     fn read_link(&self, dir: &Dir, name: &OsStr) -> Result<OsString> {

@@ -1,0 +1,239 @@
+//! Locks on files, of processes and of open files.
+
+use linux_delegate::client::Lock;
+use linux_delegate::{Fd, Process};
+use syscall::error::{EOPNOTSUPP, EWOULDBLOCK, Error, Result};
+use syscall::flag::{O_RDONLY, O_RDWR, O_STAT, O_WRONLY};
+use syscall::schemev2::{Opcode, Sqe};
+
+use crate::support::{Stage, ann, bob, refused, root};
+
+fn stage() -> Stage {
+    Stage::new(|lower| {
+        lower.file("file", 0o666);
+        lower.file("other", 0o666);
+    })
+}
+
+fn open(stage: &Stage, who: &Process) -> Fd {
+    stage.open(who, "file", O_RDWR).unwrap()
+}
+
+fn of_process(start: u64, len: u64) -> Lock {
+    Lock { start, len, exclusive: true, of_file: false }
+}
+
+fn of_file(start: u64, len: u64) -> Lock {
+    Lock { of_file: true, ..of_process(start, len) }
+}
+
+fn shared(lock: Lock) -> Lock {
+    Lock { exclusive: false, ..lock }
+}
+
+/// Locks a file once it can: what the kernel only tells the daemon reaches it after its client has gone on.
+#[track_caller]
+fn becomes_free(fd: &Fd, lock: Lock) {
+    for _ in 0..2000 {
+        match fd.lock(lock) {
+            Err(Error { errno: EWOULDBLOCK }) => std::thread::sleep(std::time::Duration::from_millis(1)),
+            result => return assert_eq!(result, Ok(())),
+        }
+    }
+    panic!("the lock is still held");
+}
+
+#[test]
+fn ranges_of_two_processes() {
+    let stage = stage();
+    let (a, b) = (open(&stage, &ann()), open(&stage, &bob()));
+    a.lock(of_process(10, 10)).unwrap();
+    for (start, len) in [(10, 1), (19, 1), (0, 11), (19, 0), (0, 0)] {
+        assert_eq!(b.lock(of_process(start, len)), refused(EWOULDBLOCK), "{start} {len}");
+        assert_eq!(b.lock(shared(of_process(start, len))), refused(EWOULDBLOCK), "{start} {len}");
+    }
+    for (start, len) in [(0, 10), (20, 1), (21, 0)] {
+        assert_eq!(b.lock(of_process(start, len)), Ok(()), "{start} {len}");
+    }
+    a.lock(of_process(12, 3)).unwrap();
+    a.unlock(of_process(12, 3)).unwrap();
+    assert_eq!(b.lock(of_process(12, 3)), Ok(()), "in the middle of what the other holds");
+    assert_eq!(b.lock(of_process(12, 4)), refused(EWOULDBLOCK));
+    assert_eq!(stage.open(&bob(), "other", O_RDWR).unwrap().lock(of_process(0, 0)), Ok(()), "another file");
+}
+
+#[test]
+fn shared_locks_and_exclusive_ones() {
+    let stage = stage();
+    let (a, b, c) = (open(&stage, &ann()), open(&stage, &bob()), open(&stage, &ann()));
+    let all = of_process(0, 0);
+    a.lock(shared(all)).unwrap();
+    b.lock(shared(all)).unwrap();
+    c.lock(shared(of_file(0, 0))).unwrap();
+    assert_eq!(a.lock(all), refused(EWOULDBLOCK), "others share it");
+    b.unlock(all).unwrap();
+    c.unlock(of_file(0, 0)).unwrap();
+    a.lock(all).unwrap();
+    assert_eq!(b.lock(shared(all)), refused(EWOULDBLOCK));
+    a.lock(shared(all)).unwrap();
+    assert_eq!(b.lock(shared(all)), Ok(()));
+}
+
+#[test]
+fn who_is_in_the_way() {
+    let stage = stage();
+    let (who, other) = (ann(), bob());
+    let (a, b) = (open(&stage, &who), open(&stage, &other));
+    assert_eq!(b.get_lock(of_process(0, 0)), Ok(None));
+    a.lock(of_process(100, 11)).unwrap();
+    let (found, pid) = b.get_lock(of_process(0, 0)).unwrap().unwrap();
+    assert_eq!((found.start, found.exclusive, pid), (100, true, who.pid()));
+    assert_eq!(b.get_lock(of_process(0, 100)), Ok(None));
+    assert_eq!(a.get_lock(of_process(0, 0)), Ok(None), "its own is not in its way");
+    a.unlock(of_process(0, 0)).unwrap();
+    a.lock(of_file(5, 1)).unwrap();
+    let (found, pid) = b.get_lock(of_process(0, 0)).unwrap().unwrap();
+    assert_eq!((found.start, found.of_file, pid), (5, true, 0));
+}
+
+#[test]
+fn a_process_lets_go_when_it_closes_any_descriptor_of_the_file() {
+    let stage = stage();
+    let who = ann();
+    let (one, two, other) = (open(&stage, &who), open(&stage, &who), open(&stage, &bob()));
+    one.lock(of_process(0, 5)).unwrap();
+    two.lock(of_process(5, 5)).unwrap();
+    assert_eq!(other.lock(of_process(0, 0)), refused(EWOULDBLOCK));
+    drop(two);
+    becomes_free(&other, of_process(0, 0));
+    drop(one);
+}
+
+#[test]
+fn a_process_lets_go_though_its_child_has_the_file_open() {
+    let stage = stage();
+    let (parent, child) = (ann(), ann());
+    let file = open(&stage, &parent);
+    let inherited = child.inherit(&file);
+    let other = open(&stage, &bob());
+    file.lock(of_process(0, 0)).unwrap();
+    assert_eq!(inherited.lock(of_process(0, 0)), refused(EWOULDBLOCK), "locks are not inherited");
+    drop(file);
+    becomes_free(&other, of_process(0, 0));
+    drop(inherited);
+}
+
+#[test]
+fn other_requests_do_not_make_a_lock_last() {
+    let stage = stage();
+    let (parent, child) = (ann(), ann());
+    let other = open(&stage, &bob());
+    for with_child in [false, true] {
+        let file = open(&stage, &parent);
+        let inherited = with_child.then(|| child.inherit(&file));
+        file.lock(of_process(0, 0)).unwrap();
+        // After each of these the kernel asks no more than this answer wants to know.
+        file.fstat().unwrap();
+        file.ftruncate(4).unwrap();
+        file.fsync().unwrap();
+        file.unlock(of_process(100, 1)).unwrap();
+        file.get_lock(of_process(0, 0)).unwrap();
+        drop(file);
+        becomes_free(&other, of_process(0, 0));
+        drop(inherited);
+        other.unlock(of_process(0, 0)).unwrap();
+    }
+}
+
+#[test]
+fn what_is_closed_for_good_holds_nothing() {
+    let stage = stage();
+    let (file, other) = (open(&stage, &ann()), open(&stage, &bob()));
+    file.lock(of_process(0, 5)).unwrap();
+    file.lock(of_file(5, 5)).unwrap();
+    // Without a word about the process, as when it was another that closed the last descriptor.
+    let close = Sqe { opcode: Opcode::CloseMsg as u8, args: [file.id() as u64, 0, 0, 0, 0, 0], ..Sqe::default() };
+    // SAFETY: the message has no buffer.
+    assert_eq!(unsafe { other.raw(close) }, Ok(0));
+    becomes_free(&other, of_process(0, 0));
+}
+
+#[test]
+fn an_open_files_lock_is_shared_by_its_descriptors_and_ends_with_the_last() {
+    let stage = stage();
+    let (parent, child) = (ann(), ann());
+    let file = open(&stage, &parent);
+    let (copy, inherited) = (file.dup(&[]).unwrap(), child.inherit(&file));
+    let other = open(&stage, &parent);
+    file.lock(of_file(0, 0)).unwrap();
+    assert_eq!(copy.lock(of_file(0, 0)), Ok(()));
+    assert_eq!(inherited.lock(of_file(0, 0)), Ok(()));
+    assert_eq!(other.lock(of_file(0, 0)), refused(EWOULDBLOCK), "the same process, but opened anew");
+    assert_eq!(other.lock(of_process(0, 0)), refused(EWOULDBLOCK));
+    drop((file, copy));
+    assert!(stage.is_alive());
+    assert_eq!(other.lock(of_file(0, 0)), refused(EWOULDBLOCK), "the child has it still");
+    drop(inherited);
+    becomes_free(&other, of_file(0, 0));
+}
+
+#[test]
+fn a_lock_stays_with_its_file() {
+    let stage = Stage::new(|lower| {
+        lower.file("file", 0o666);
+        lower.link("file", "link");
+    });
+    let (a, b) = (open(&stage, &ann()), open(&stage, &bob()));
+    a.lock(of_process(0, 0)).unwrap();
+    let is_locked = |path: &str| {
+        let opened = stage.open(&bob(), path, O_RDONLY).unwrap();
+        assert_eq!(opened.lock(shared(of_process(0, 0))), refused(EWOULDBLOCK), "{path}");
+    };
+    is_locked("link");
+    b.write(b"copied up").unwrap();
+    is_locked("file");
+    is_locked("link");
+    root().rename(stage.path("file"), stage.path("moved")).unwrap();
+    is_locked("moved");
+    root().write_file(stage.path("file"), "another").unwrap();
+    let another = stage.open(&root(), "file", O_WRONLY).unwrap();
+    assert_eq!(another.lock(of_process(0, 0)), Ok(()));
+    root().unlink(stage.path("moved")).unwrap();
+    root().unlink(stage.path("link")).unwrap();
+    assert_eq!(b.lock(of_process(0, 0)), refused(EWOULDBLOCK), "without a name too");
+    drop(a);
+    becomes_free(&b, of_process(0, 0));
+}
+
+#[test]
+fn what_can_be_locked() {
+    let stage = stage();
+    for flags in [O_STAT, O_RDONLY] {
+        let top = stage.open(&root(), "", flags).unwrap();
+        assert_eq!(top.lock(of_process(0, 1)), Ok(()), "a directory, as a daemon whose layer it is does");
+    }
+    assert_eq!(root().scheme_root(&stage.name).unwrap().lock(of_process(0, 0)), refused(EOPNOTSUPP));
+}
+
+#[test]
+fn processes_take_turns() -> Result<()> {
+    let stage = stage();
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                let who = ann();
+                for _ in 0..25 {
+                    let file = open(&stage, &who);
+                    becomes_free(&file, of_process(0, 0));
+                    let mut buf = [0; 64];
+                    let read = file.read_at(&mut buf, 0).unwrap();
+                    let count: u32 = str::from_utf8(&buf[..read]).unwrap().parse().unwrap_or(0);
+                    file.ftruncate(0).unwrap();
+                    file.write_at((count + 1).to_string().as_bytes(), 0).unwrap();
+                }
+            });
+        }
+    });
+    assert_eq!(stage.content("file"), "100");
+    Ok(())
+}

@@ -1,0 +1,371 @@
+//! Sockets that are bound to a name in the overlay, and connected to by it.
+
+use std::collections::HashMap;
+use std::fs;
+use std::os::unix::fs::FileTypeExt;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use libredox::protocol::{FsCall, SocketCall};
+use linux_delegate::{Fd, Process, kernel};
+use redox_scheme::scheme::{SchemeState, SchemeSync, register_sync_scheme};
+use redox_scheme::{CallerCtx, OpenResult, RequestKind, SignalBehavior, Socket};
+use syscall::error::{
+    EACCES, EADDRINUSE, EBADF, ECONNREFUSED, EINVAL, EISDIR, ENODEV, ENOENT, ENOTDIR, EROFS, Error, Result,
+};
+use syscall::flag::{MODE_SOCK, MODE_TYPE, O_CREAT, O_DIRECTORY, O_RDONLY, O_RDWR, O_STAT, O_WRONLY};
+use syscall::schemev2::NewFdFlags;
+
+use crate::support::{Stage, ann, bob, errno, eve, refused, root};
+
+/// The scheme that the sockets are of, as far as a filesystem has to do with it.
+struct Net {
+    name: String,
+    shared: Arc<Mutex<Sockets>>,
+    daemon: Option<JoinHandle<()>>,
+}
+
+#[derive(Default)]
+struct Sockets {
+    /// The path that each is bound to.
+    bound: HashMap<usize, String>,
+    /// From whom to whom.
+    connections: Vec<(usize, usize)>,
+    closed: Vec<usize>,
+    /// What the next question of a filesystem waits for.
+    stuck: Option<mpsc::Receiver<()>>,
+}
+
+struct NetScheme {
+    name: String,
+    last: usize,
+    shared: Arc<Mutex<Sockets>>,
+}
+
+/// What the token of a socket is made of.
+const TOKEN: u64 = 0x1234_5678_0000_0000;
+
+impl NetScheme {
+    /// Where a filesystem's questions are answered, or not.
+    fn wait(&self) {
+        let stuck = self.shared.lock().unwrap().stuck.take();
+        if let Some(stuck) = stuck {
+            let _ = stuck.recv();
+        }
+    }
+}
+
+impl SchemeSync for NetScheme {
+    fn scheme_root(&mut self) -> Result<usize> {
+        Ok(0)
+    }
+
+    fn openat(&mut self, _: usize, path: &str, flags: usize, _: u32, _: &CallerCtx) -> Result<OpenResult> {
+        if !path.is_empty() || flags & O_CREAT == 0 {
+            return Err(Error::new(EINVAL));
+        }
+        self.last += 1;
+        Ok(OpenResult::ThisScheme { number: self.last, flags: NewFdFlags::empty() })
+    }
+
+    fn fpath(&mut self, id: usize, buf: &mut [u8], _: &CallerCtx) -> Result<usize> {
+        self.wait();
+        let shared = self.shared.lock().unwrap();
+        let path = format!("/scheme/{}/{}", self.name, shared.bound.get(&id).map_or("", |path| path.as_str()));
+        buf[..path.len()].copy_from_slice(path.as_bytes());
+        Ok(path.len())
+    }
+
+    fn call(&mut self, id: usize, payload: &mut [u8], metadata: &[u64], _: &CallerCtx) -> Result<usize> {
+        if metadata[0] == SocketCall::GetToken as u64 {
+            self.wait();
+        }
+        let mut shared = self.shared.lock().unwrap();
+        match SocketCall::try_from_raw(metadata[0] as usize) {
+            Some(SocketCall::Bind) => {
+                shared.bound.insert(id, String::from_utf8(payload.to_vec()).unwrap());
+                Ok(0)
+            }
+            Some(SocketCall::Unbind) => {
+                shared.bound.remove(&id);
+                Ok(0)
+            }
+            Some(SocketCall::GetToken) if shared.bound.contains_key(&id) => {
+                payload[..8].copy_from_slice(&(TOKEN + id as u64).to_le_bytes());
+                Ok(8)
+            }
+            Some(SocketCall::Connect) => {
+                let token = u64::from_le_bytes(payload[..8].try_into().unwrap());
+                shared.connections.push((id, (token - TOKEN) as usize));
+                Ok(0)
+            }
+            _ => Err(Error::new(EINVAL)),
+        }
+    }
+
+    fn on_close(&mut self, id: usize) {
+        self.shared.lock().unwrap().closed.push(id);
+    }
+}
+
+impl Net {
+    fn new() -> Self {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let name = format!("net{}", COUNT.fetch_add(1, Ordering::Relaxed));
+        let shared: Arc<Mutex<Sockets>> = Arc::default();
+        let (ready, wait) = mpsc::channel();
+        let mut scheme = NetScheme { name: name.clone(), last: 0, shared: shared.clone() };
+        let daemon = std::thread::spawn(move || {
+            let socket = Socket::create().unwrap();
+            register_sync_scheme(&socket, &scheme.name.clone(), &mut scheme).unwrap();
+            ready.send(()).unwrap();
+            let mut state = SchemeState::new();
+            while let Some(request) = socket.next_request(SignalBehavior::Restart).unwrap() {
+                match request.kind() {
+                    RequestKind::Call(call) => {
+                        let response = call.handle_sync(&mut scheme, &mut state);
+                        let _ = socket.write_response(response, SignalBehavior::Restart);
+                    }
+                    RequestKind::OnClose { id } => scheme.on_close(id),
+                    _ => {}
+                }
+            }
+        });
+        wait.recv().unwrap();
+        Self { name, shared, daemon: Some(daemon) }
+    }
+
+    fn socket(&self, who: &Process) -> Fd {
+        who.open(format!("/scheme/{}", self.name), O_RDWR | O_CREAT, 0).unwrap()
+    }
+
+    fn connections(&self) -> Vec<(usize, usize)> {
+        self.shared.lock().unwrap().connections.clone()
+    }
+
+    /// Waits until a socket is closed by all who had it.
+    fn wait_for_close(&self, id: usize) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !self.shared.lock().unwrap().closed.contains(&id) {
+            assert!(Instant::now() < deadline, "the socket is still held");
+            std::thread::yield_now();
+        }
+    }
+}
+
+impl Drop for Net {
+    fn drop(&mut self) {
+        let _ = kernel::stop(&self.name);
+        let _ = kernel::unregister(&self.name);
+        if let Some(daemon) = self.daemon.take() {
+            daemon.join().unwrap();
+        }
+    }
+}
+
+fn stage() -> Stage {
+    Stage::new(|lower| {
+        lower.dir("run", 0o775);
+        lower.file("run/file", 0o666);
+        lower.dir("run/dir", 0o755);
+    })
+}
+
+#[test]
+fn a_socket_is_bound_and_connected_to_by_its_name() {
+    let (stage, net) = (stage(), Net::new());
+    let listener = net.socket(&ann());
+    ann().bind(&listener, stage.path("run/socket")).unwrap();
+    let stat = bob().lstat(stage.path("run/socket")).unwrap();
+    assert_eq!(stat.st_mode & MODE_TYPE, MODE_SOCK);
+    assert_eq!((stat.st_mode & 0o7777, stat.st_uid, stat.st_gid), (0o777, 1000, 100));
+    assert!(fs::symlink_metadata(stage.layers.upper("run/socket")).unwrap().file_type().is_socket());
+
+    let client = net.socket(&eve());
+    eve().connect(&client, stage.path("run/socket")).unwrap();
+    assert_eq!(net.connections(), [(client.id(), listener.id())]);
+
+    root().rename(stage.path("run/socket"), stage.path("moved")).unwrap();
+    root().link(stage.path("moved"), stage.path("linked")).unwrap();
+    root().unlink(stage.path("moved")).unwrap();
+    let other = net.socket(&bob());
+    bob().connect(&other, stage.path("linked")).unwrap();
+    assert_eq!(net.connections()[1], (other.id(), listener.id()));
+    assert_eq!(errno(bob().connect(&other, stage.path("run/socket"))), ENOENT);
+}
+
+#[test]
+fn the_overlay_holds_a_socket_until_its_last_name_is_gone() {
+    let (stage, net) = (stage(), Net::new());
+    let bind = |path: &str| {
+        let socket = net.socket(&ann());
+        ann().bind(&socket, stage.path(path)).unwrap();
+        socket.id()
+    };
+    let client = net.socket(&bob());
+
+    let first = bind("run/one");
+    bob().connect(&client, stage.path("run/one")).unwrap();
+    ann().unlink(stage.path("run/one")).unwrap();
+    net.wait_for_close(first);
+
+    let second = bind("run/one");
+    assert_ne!(first, second);
+    ann().write_file(stage.path("run/new"), "").unwrap();
+    ann().rename(stage.path("run/new"), stage.path("run/one")).unwrap();
+    net.wait_for_close(second);
+    assert_eq!(errno(bob().connect(&client, stage.path("run/file"))), ECONNREFUSED);
+
+    let third = bind("run/two");
+    let open = stage.open(&bob(), "run/two", O_RDWR).unwrap();
+    ann().unlink(stage.path("run/two")).unwrap();
+    net.wait_for_close(third);
+    assert_eq!(open.call(&mut [0; 16], &[FsCall::Connect as u64]), refused(ECONNREFUSED));
+
+    let last = bind("run/three");
+    assert!(!net.shared.lock().unwrap().closed.contains(&last));
+    drop(stage);
+    net.wait_for_close(last);
+}
+
+#[test]
+fn sockets_that_nobody_bound_here_refuse() {
+    let (stage, net) = (stage(), Net::new());
+    ann().mknod(stage.path("run/plain"), u32::from(MODE_SOCK) | 0o666).unwrap();
+    let client = net.socket(&ann());
+    for path in ["run/plain", "run/file"] {
+        assert_eq!(errno(ann().connect(&client, stage.path(path))), ECONNREFUSED, "{path}");
+    }
+    assert_eq!(errno(ann().connect(&client, stage.path("run/dir"))), EISDIR);
+    assert_eq!(errno(ann().connect(&client, stage.path("run/none"))), ENOENT);
+}
+
+#[test]
+fn who_may_bind_and_connect() {
+    let (stage, net) = (stage(), Net::new());
+    let socket = net.socket(&eve());
+    assert_eq!(errno(eve().bind(&socket, stage.path("run/socket"))), EACCES);
+    assert!(net.shared.lock().unwrap().bound.is_empty(), "it was unbound again");
+    assert!(!stage.exists("run/socket"));
+
+    ann().bind(&net.socket(&ann()), stage.path("run/socket")).unwrap();
+    ann().chmod(stage.path("run/socket"), 0o754).unwrap();
+    assert_eq!(errno(eve().connect(&socket, stage.path("run/socket"))), EACCES);
+    assert_eq!(errno(bob().connect(&socket, stage.path("run/socket"))), EACCES);
+    let mut token = [0; 16];
+    for flags in [O_STAT, O_RDONLY] {
+        let open = stage.open(&bob(), "run/socket", flags).unwrap();
+        assert_eq!(open.call(&mut token, &[FsCall::Connect as u64]), refused(EACCES));
+    }
+    ann().connect(&socket, stage.path("run/socket")).unwrap();
+    let open = stage.open(&ann(), "run/socket", O_WRONLY).unwrap();
+    assert_eq!(open.call(&mut token, &[FsCall::Connect as u64]), Ok(8));
+    assert_eq!(open.call(&mut token[..4], &[77]), refused(EINVAL));
+    assert_eq!(open.call(&mut token, &[]), Ok(8), "no word is 0, which means connect");
+    assert_eq!(open.write(b"x"), refused(EINVAL));
+    assert_eq!(open.read(&mut token), refused(EBADF));
+}
+
+#[test]
+fn names_that_are_taken_or_wrong() {
+    let (stage, net) = (stage(), Net::new());
+    let socket = net.socket(&ann());
+    for path in ["run/file", "run/dir"] {
+        assert_eq!(errno(ann().bind(&socket, stage.path(path))), EADDRINUSE, "{path}");
+    }
+    ann().bind(&socket, stage.path("run/socket")).unwrap();
+    assert_eq!(errno(ann().bind(&net.socket(&ann()), stage.path("run/socket"))), EADDRINUSE);
+    assert_eq!(errno(ann().bind(&net.socket(&ann()), stage.path("run/.wh.x"))), EINVAL);
+
+    let dir = stage.open(&ann(), "run", O_RDONLY | O_DIRECTORY).unwrap();
+    assert_eq!(dir.send(net.socket(&ann())), refused(EINVAL), "it has no path");
+    let file = stage.open(&ann(), "run/file", O_RDWR).unwrap();
+    assert_eq!(file.send(net.socket(&ann())), refused(ENOTDIR));
+
+    let stage = Stage::read_only(|lower| lower.dir("run", 0o777));
+    assert_eq!(errno(ann().bind(&net.socket(&ann()), stage.path("run/socket"))), EROFS);
+}
+
+#[test]
+fn a_socket_takes_the_place_of_a_removed_lower_name() {
+    let (stage, net) = (stage(), Net::new());
+    ann().unlink(stage.path("run/file")).unwrap();
+    let listener = net.socket(&ann());
+    ann().bind(&listener, stage.path("run/file")).unwrap();
+    let client = net.socket(&bob());
+    bob().connect(&client, stage.path("run/file")).unwrap();
+    assert_eq!(net.connections(), [(client.id(), listener.id())]);
+}
+
+#[test]
+fn a_descriptor_of_the_overlay_itself_is_no_trap() {
+    let stage = stage();
+    std::thread::scope(|scope| {
+        for client in 0..8 {
+            let stage = &stage;
+            scope.spawn(move || {
+                let who = ann();
+                let name = format!("own-{client}");
+                let path = stage.path(&format!("run/dir/{name}"));
+                who.write_file(&path, "").unwrap();
+                let run = stage.open(&who, "run", O_RDONLY | O_DIRECTORY).unwrap();
+                assert_eq!(run.send(who.open(&path, O_RDWR, 0).unwrap()), refused(EINVAL));
+                assert!(!stage.exists(&format!("run/{name}")));
+            });
+        }
+    });
+    assert!(stage.is_alive());
+}
+
+#[test]
+fn a_scheme_that_does_not_answer_keeps_only_other_sockets_waiting() {
+    let (stage, net) = (stage(), Net::new());
+    let sockets: Vec<Fd> = (0..6).map(|_| net.socket(&ann())).collect();
+    for (number, socket) in sockets.iter().enumerate() {
+        socket.call(&mut format!("run/{number}").into_bytes(), &[SocketCall::Bind as u64]).unwrap();
+    }
+    let run = stage.open(&ann(), "run", O_RDONLY | O_DIRECTORY).unwrap();
+    while_stuck(&stage, &net, sockets, |socket| assert_eq!(run.send(socket), Ok(1)));
+    for number in 0..6 {
+        assert!(stage.exists(&format!("run/{number}")));
+    }
+    let opened = (0..6).map(|number| stage.open(&ann(), &format!("run/{number}"), O_RDWR).unwrap()).collect();
+    while_stuck(&stage, &net, opened, |file: Fd| {
+        assert_eq!(file.call(&mut [0; 16], &[FsCall::Connect as u64]), Ok(8));
+    });
+}
+
+/// Has each of some requests made by a client of its own, while the scheme of the sockets does not answer the first question.
+fn while_stuck(stage: &Stage, net: &Net, subjects: Vec<Fd>, request: impl Fn(Fd) + Sync) {
+    let (go_on, stuck) = mpsc::channel();
+    net.shared.lock().unwrap().stuck = Some(stuck);
+    std::thread::scope(|scope| {
+        for subject in subjects {
+            scope.spawn(|| request(subject));
+        }
+        while net.shared.lock().unwrap().stuck.is_some() {
+            std::thread::yield_now();
+        }
+        // Time for the other requests to arrive too.
+        std::thread::sleep(Duration::from_millis(50));
+        for _ in 0..100 {
+            assert_eq!(stage.content("run/file"), "run/file");
+        }
+        go_on.send(()).unwrap();
+    });
+}
+
+#[test]
+fn a_socket_whose_scheme_is_gone() {
+    let stage = stage();
+    let net = Net::new();
+    let listener = net.socket(&ann());
+    ann().bind(&listener, stage.path("run/socket")).unwrap();
+    drop(net);
+    let open = stage.open(&bob(), "run/socket", O_RDWR).unwrap();
+    assert_eq!(open.call(&mut [0; 16], &[FsCall::Connect as u64]), refused(ENODEV));
+    ann().unlink(stage.path("run/socket")).unwrap();
+    assert_eq!(stage.open(&ann(), "run/file", O_RDWR).unwrap().call(&mut [], &[1]), refused(EINVAL));
+}
