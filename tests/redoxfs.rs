@@ -253,8 +253,9 @@ fn numbers_that_come_back_name_other_objects() {
     assert_eq!(overlay.stat(held.node()).unwrap().ino, number);
 }
 
+/// redoxfs keeps zeros as any other bytes, so a copy with holes for what is still below would spare nothing.
 #[test]
-fn a_large_file_is_copied_in_part_and_completed() {
+fn a_large_file_is_copied_whole() {
     let disk = disk();
     let content: Vec<u8> = (0..5_000_000u32).map(|index| (index % 251) as u8).collect();
     disk.tree().put_file("lower/large", content.clone());
@@ -262,13 +263,9 @@ fn a_large_file_is_copied_in_part_and_completed() {
     let overlay = plain(&disk).unwrap();
     let file = overlay.open(&find(&overlay, "large"));
     overlay.write_at(&file, b"changed", 3_000_000).unwrap();
-    let held = disk.tree().snapshot("upper").values().map(|(_, node)| node.size()).max();
-    overlay.sync(&file).unwrap();
-    drop((file, overlay));
     let mut expected = content;
     expected[3_000_000..][..7].copy_from_slice(b"changed");
     assert!(*disk.tree().look("upper/large").bytes().unwrap() == expected);
-    assert!(held.is_some());
     disk.assert_same(&before);
 }
 

@@ -95,16 +95,20 @@ fn remove(fd: usize) -> Result<Object> {
     objects().remove(&fd).ok_or(Error::new(EBADF))
 }
 
-/// Takes a file of a scheme out of the table, for the kernel to pass on.
-fn take_description(fd: usize) -> Option<Arc<Description>> {
+/// What a descriptor of a file stands for, for the kernel to pass on.
+fn description(fd: usize) -> Option<Arc<Description>> {
     match get(fd) {
-        Ok(Object::File(file)) => {
-            let removed = remove(fd);
-            drop(removed);
-            Some(file.description().clone())
-        }
+        Ok(Object::File(file)) => Some(file.description().clone()),
         _ => None,
     }
+}
+
+/// As [`description`], and closes the descriptor.
+fn take_description(fd: usize) -> Option<Arc<Description>> {
+    let passed = description(fd)?;
+    let removed = remove(fd);
+    drop(removed);
+    Some(passed)
 }
 
 /// A system call's buffer. Empty for a null pointer.
@@ -337,8 +341,12 @@ fn pass_descriptors(to: Object, payload: &mut [u8], flags: CallFlags, metadata: 
             Ok(count)
         }
         (Object::File(file), metadata) if flags.contains(CallFlags::WRITE) => {
+            let give = |number: usize| match flags.contains(CallFlags::FD_CLONE) {
+                true => description(number),
+                false => take_description(number),
+            };
             let sent: Option<Vec<_>> =
-                numbers.map(|number| take_description(usize::from_ne_bytes((&*number).try_into().ok()?))).collect();
+                numbers.map(|number| give(usize::from_ne_bytes((&*number).try_into().ok()?))).collect();
             file.send_all(sent.ok_or(Error::new(EBADF))?, metadata)
         }
         _ => Err(Error::new(EOPNOTSUPP)),

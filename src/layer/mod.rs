@@ -175,8 +175,8 @@ pub struct Capabilities {
     /// A [`Layer::Dir`] names the same directory after it, or one above it, was renamed. Where it does not, it names
     /// whatever has the old path then.
     pub dirs_follow_rename: bool,
-    /// A symlink has its target from the moment it exists.
-    pub whole_symlinks: bool,
+    /// A symlink has its target, and a socket its mode, from the moment it exists.
+    pub whole_objects: bool,
     /// Objects have extended attributes.
     pub xattrs: bool,
     /// What was never written of a file takes no space and no time.

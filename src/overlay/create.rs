@@ -135,7 +135,8 @@ impl<L: Layer> Overlay<L> {
         }
         let to = self.upper_dir(parent)?;
         let upper = self.upper()?.0;
-        let whole = !matches!(new, New::Symlink(_)) || upper.capabilities().whole_symlinks;
+        let in_steps = matches!(new, New::Symlink(_) | New::Special(Kind::Socket, _));
+        let whole = !in_steps || upper.capabilities().whole_objects;
         let in_one_step = whole && upper.creates_as(owner);
         let acl = if in_one_step && self.whiteouts_beside() { None } else { self.default_acl(parent)? };
         let _tree = self.tree.read();

@@ -1,7 +1,7 @@
 //! Layers in directories of the host.
 
 use std::fs::{self, Permissions};
-use std::os::unix::fs::{PermissionsExt, chown, lchown, symlink};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt, chown, lchown, symlink};
 use std::path::{Path, PathBuf};
 
 use overlayfs::layer::OsLayer;
@@ -57,6 +57,10 @@ impl Layers {
         let settings = Settings { whole_copies: true, ..Settings::default() };
         let overlay = Overlay::with_settings(overlay::Layers { upper, work: None, lowers }, settings).unwrap();
         (overlay, counts)
+    }
+
+    pub fn upper_is_socket(&self, path: &str) -> bool {
+        fs::symlink_metadata(self.upper(path)).unwrap().file_type().is_socket()
     }
 
     /// Where something of the upper layer is.

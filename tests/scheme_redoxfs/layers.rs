@@ -8,7 +8,7 @@ use linux_delegate::redoxfs::{Disk, Snapshot};
 use overlayfs::layer::counted::{Counted, Counts};
 use overlayfs::layer::redox::RedoxLayer;
 use overlayfs::overlay::{self, Overlay, Settings};
-use syscall::flag::MODE_TYPE;
+use syscall::flag::{MODE_SOCK, MODE_TYPE};
 
 /// Renames cannot exchange, and neither FIFOs nor sockets can be made.
 pub const FULL: bool = false;
@@ -49,6 +49,10 @@ impl Layers {
         let settings = Settings { whole_copies: true, ..Settings::default() };
         let overlay = Overlay::with_settings(overlay::Layers { upper, work: None, lowers }, settings).unwrap();
         (overlay, counts)
+    }
+
+    pub fn upper_is_socket(&self, path: &str) -> bool {
+        self.disk.tree().look(&format!("upper/{path}")).mode & MODE_TYPE == MODE_SOCK
     }
 
     /// The names in a directory of the upper layer, sorted.

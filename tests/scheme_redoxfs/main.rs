@@ -20,6 +20,8 @@ mod panics;
 mod paths;
 #[path = "../scheme/side_by_side.rs"]
 mod side_by_side;
+#[path = "../scheme/sockets.rs"]
+mod sockets;
 #[path = "../scheme/support.rs"]
 mod support;
 #[path = "../scheme/traps.rs"]

@@ -163,6 +163,10 @@ fn serve(socket: &Socket, scheme: &mut Scheme, left: &AtomicU64) -> Result<()> {
                 };
                 socket.write_response(response, SignalBehavior::Restart)?;
             }
+            RequestKind::SendFd(request) => {
+                let response = Response::new(scheme.name_socket(socket, &request), request);
+                socket.write_response(response, SignalBehavior::Restart)?;
+            }
             RequestKind::OnClose { id } => scheme.on_close(id),
             RequestKind::OnDetach { id, pid } => {
                 if let Ok(inode) = scheme.inode(id) {

@@ -36,6 +36,7 @@ requests! {
     Truncate "ftruncate",
     Times "futimens",
     List "getdents",
+    Socket "sendfd",
 }
 
 /// Counts; a clone counts in the same place.

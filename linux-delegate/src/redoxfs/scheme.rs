@@ -11,21 +11,24 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use libredox::Fd;
 use redox_scheme::scheme::SchemeSync;
-use redox_scheme::{CallerCtx, OpenResult};
+use redox_scheme::{CallerCtx, OpenResult, SendFdRequest, Socket};
 use syscall::data::{Stat, StatVfs, TimeSpec};
 use syscall::dirent::{DirEntry, DirentBuf, DirentKind};
 use syscall::error::{
     EACCES, EBADF, EEXIST, EINVAL, EIO, EISDIR, ENOENT, ENOSYS, ENOTDIR, EOPNOTSUPP, EPERM, Error, Result,
 };
 use syscall::flag::{
-    AT_REMOVEDIR, EventFlags, F_GETFL, F_SETFL, MODE_DIR, MODE_FILE, MODE_SYMLINK, MODE_TYPE, O_ACCMODE, O_APPEND,
-    O_CREAT, O_DIRECTORY, O_EXCL, O_NOFOLLOW, O_RDONLY, O_RDWR, O_STAT, O_SYMLINK, O_TRUNC, O_WRONLY,
+    AT_REMOVEDIR, EventFlags, F_GETFL, F_SETFL, FobtainFdFlags, MODE_DIR, MODE_FILE, MODE_SYMLINK, MODE_TYPE,
+    O_ACCMODE, O_APPEND, O_CREAT, O_DIRECTORY, O_EXCL, O_NOFOLLOW, O_RDONLY, O_RDWR, O_STAT, O_SYMLINK, O_TRUNC,
+    O_WRONLY,
 };
 use syscall::schemev2::NewFdFlags;
 
 use super::requests::{Counter, Request};
 use super::tree::{BLOCK, Found, Node, READ, Tree, User, WRITE, canonical, permissions};
+use crate::kernel::PATH_MAX;
 
 /// Which filesystem is played.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +45,8 @@ pub struct Scheme {
     pub counter: Counter,
     handles: BTreeMap<usize, Handle>,
     next: usize,
+    /// The sockets that have a name here, by the numbers of their nodes.
+    sockets: BTreeMap<u32, Fd>,
 }
 
 enum Handle {
@@ -71,7 +76,7 @@ impl Object {
 
 impl Scheme {
     pub fn new(name: String, kind: Kind, tree: Arc<Mutex<Tree>>, counter: Counter) -> Self {
-        Self { name, kind, tree, counter, handles: BTreeMap::new(), next: 1 }
+        Self { name, kind, tree, counter, handles: BTreeMap::new(), next: 1, sockets: BTreeMap::new() }
     }
 
     fn tree(&self) -> MutexGuard<'_, Tree> {
@@ -221,7 +226,10 @@ impl SchemeSync for Scheme {
             (true, true) if !child.permits(user, WRITE) => Err(Error::new(EACCES)),
             (false, false) if !child.is_owner(user.uid) => Err(Error::new(EACCES)),
             _ => tree.remove(parent, &name),
-        }
+        }?;
+        drop(tree);
+        self.release_sockets();
+        Ok(())
     }
 
     /// What locks are kept for.
@@ -425,6 +433,7 @@ impl SchemeSync for Scheme {
                 MODE_DIR => DirentKind::Directory,
                 MODE_FILE => DirentKind::Regular,
                 MODE_SYMLINK => DirentKind::Symlink,
+                // Of a socket too redoxfs does not say that it is one.
                 _ => DirentKind::Unspecified,
             };
             match buf.entry(DirEntry { inode: (*id).into(), next_opaque_id: index as u64 + 1, name, kind }) {
@@ -444,6 +453,30 @@ impl SchemeSync for Scheme {
 }
 
 impl Scheme {
+    /// Gives a socket, which was sent to a directory, the name there that its path ends in.
+    pub fn name_socket(&mut self, socket: &Socket, request: &SendFdRequest) -> Result<usize> {
+        self.counter.add(Request::Socket);
+        let (dir, caller) = (self.object(request.id())?.node, request.caller());
+        let mut number = usize::MAX;
+        request.obtain_fd(socket, FobtainFdFlags::empty(), std::slice::from_mut(&mut number))?;
+        let sent = Fd::new(number);
+        let user = User { uid: caller.uid, gid: caller.gid };
+        if !self.tree().node(dir)?.is_dir() {
+            return Err(Error::new(ENOTDIR));
+        }
+        if !self.tree().node(dir)?.permits(user, WRITE) {
+            return Err(Error::new(EACCES));
+        }
+        let mut path = [0; PATH_MAX];
+        let length = sent.fpath(&mut path)?;
+        let path = path.get(..length).and_then(|path| str::from_utf8(path).ok()).ok_or(Error::new(EINVAL))?;
+        let name = path.rsplit('/').next().filter(|name| !name.is_empty()).ok_or(Error::new(EINVAL))?;
+        let kind = sent.stat()?.st_mode as u16 & MODE_TYPE;
+        let node = self.tree().create(dir, name, kind | 0o777, user)?;
+        self.sockets.insert(node, sent);
+        Ok(number)
+    }
+
     /// Runs `act` with the directory in which the object was opened, the directory of the new path and its name; then the object has
     /// that path.
     fn move_or_link(
@@ -456,8 +489,8 @@ impl Scheme {
         if self.kind == Kind::Ramfs {
             return Err(Error::new(ENOSYS));
         }
-        let tree = self.tree.clone();
-        let mut tree = tree.lock().unwrap_or_else(PoisonError::into_inner);
+        let shared = self.tree.clone();
+        let mut tree = shared.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(Handle::Object(object)) = self.handles.get_mut(&id) else {
             return Err(Error::new(EBADF));
         };
@@ -465,6 +498,20 @@ impl Scheme {
         let places = tree.check_new_link(object.node, object.parent, &path, user(ctx))?;
         act(&mut tree, object, places)?;
         object.path = path;
+        drop(tree);
+        self.release_sockets();
         Ok(0)
+    }
+
+    /// Lets go of sockets that have lost their names.
+    fn release_sockets(&mut self) {
+        let has_name = |tree: &Tree, id: &u32| tree.node(*id).is_ok_and(|node| node.links > 0);
+        let gone: Vec<u32> = {
+            let tree = self.tree();
+            self.sockets.keys().filter(|id| !has_name(&tree, id)).copied().collect()
+        };
+        for id in gone {
+            self.sockets.remove(&id);
+        }
     }
 }

@@ -238,7 +238,7 @@ impl Layer for RedoxLayer {
         Capabilities {
             exchange: false,
             dirs_follow_rename: false,
-            whole_symlinks: false,
+            whole_objects: false,
             xattrs: false,
             sparse: false,
             write_through: false,
