@@ -106,11 +106,13 @@ impl<L: Layer> Overlay<L> {
         Ok(())
     }
 
-    /// Before an object loses a name: sees to it that whoever holds it can go on when that was its last. A lower layer keeps what it has.
+    /// Before an object loses a name: sees to it that whoever holds it can go on when that was its last. A lower layer keeps what it has. The
+    /// directory must be locked.
     pub(super) fn pin(&self, node: &Arc<Node<L>>) -> Result<()> {
         let mut state = node.state.lock();
-        if state.newborn && state.handles == 0 && state.attr.is_none() && state.ino.is_none() {
-            // It goes as if it had never been: nobody has seen its number, and nobody holds it.
+        // The two are the directory's, which is locked, and the caller's: nobody holds it, nor can anybody come to.
+        let unseen = state.newborn && state.attr.is_none() && state.ino.is_none();
+        if unseen && Arc::strong_count(node) == 2 {
             return Ok(());
         }
         let attr = match state.attr {

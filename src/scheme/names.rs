@@ -43,10 +43,15 @@ impl<L: Layer> OverlayScheme<L> {
             (true, _) => Err(Error::new(ENOTDIR)),
             (false, Kind::Dir) => Err(Error::new(EISDIR)),
             (false, _) if place.slash => Err(Error::new(ENOTDIR)),
-            (false, _) => {
+            (false, Kind::Socket) => {
                 self.overlay.unlink(&place.dir, name)?;
                 self.unbind(node);
                 Ok(())
+            }
+            (false, _) => {
+                // The layer is asked about what somebody holds.
+                drop(place.node);
+                self.overlay.unlink(&place.dir, name)
             }
         }
     }
