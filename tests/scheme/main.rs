@@ -3,6 +3,7 @@
 
 mod attributes;
 mod data;
+mod holes;
 mod hostile;
 mod layers;
 mod locks;
