@@ -66,7 +66,7 @@ pub struct Checker<L: Layer> {
 struct Report<L: Layer> {
     findings: Vec<Finding<L>>,
     /// The directories of the upper layer that merge, with their paths, by the path that they merge with.
-    merged: HashMap<PathBuf, Vec<(PathBuf, Arc<LayerDir<L>>)>>,
+    merged: HashMap<PathBuf, Vec<Merging<L>>>,
     /// Directories with a redirect, and where that goes.
     redirects: Vec<(PathBuf, PathBuf)>,
     /// Whether there are partial copies that are not to be removed.
@@ -128,6 +128,9 @@ impl<L: Layer> Checker<L> {
         Ok(findings)
     }
 }
+
+/// A directory of the upper layer, and its path.
+type Merging<L> = (PathBuf, Arc<LayerDir<L>>);
 
 /// Whether a layer could be held.
 fn hold<L: Layer>(layer: &L) -> Result<bool> {

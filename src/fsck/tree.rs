@@ -314,7 +314,7 @@ impl<L: Layer> Checker<L> {
             let has_map = listing.maps.contains(name);
             let path = task.path.join(&part);
             if listing.object(name).is_some() || listing.hides(name) {
-                let map = has_map.then(|| Step::Remove(map, Kind::File));
+                let map = has_map.then_some(Step::Remove(map, Kind::File));
                 let steps = map.into_iter().chain([Step::Remove(part, Kind::File)]).collect();
                 report.add(path, Damage::Outdone, Some(Repair { dir: task.dir.clone(), steps }));
                 continue;

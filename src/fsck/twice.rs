@@ -1,11 +1,9 @@
 //! Redirects to a directory of the lower layers that shows at another place of the merged tree too.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use super::{Checker, Damage, Finding, Report};
+use super::{Checker, Damage, Finding, Merging, Report};
 use crate::layer::{Layer, Result};
-use crate::overlay::stack::LayerDir;
 
 impl<L: Layer> Checker<L> {
     /// Notes them. Every directory of the upper layer must have been read.
@@ -41,9 +39,6 @@ impl<L: Layer> Checker<L> {
 }
 
 /// The directories of the upper layer that merge with this path.
-fn merging<'r, L: Layer>(
-    report: &'r Report<L>,
-    target: &Path,
-) -> impl Iterator<Item = &'r (PathBuf, Arc<LayerDir<L>>)> {
+fn merging<'r, L: Layer>(report: &'r Report<L>, target: &Path) -> impl Iterator<Item = &'r Merging<L>> {
     report.merged.get(target).into_iter().flatten()
 }
