@@ -1,7 +1,9 @@
-//! What the overlay costs, as Markdown: backing calls per operation. `cargo bench --bench cost` prints it; `docs/cost.md` is its output.
+//! What the overlay costs, as Markdown: backing calls per operation, and requests to redoxfs. `cargo bench --bench cost` prints it; `docs/cost.md` is its output.
 
 #[path = "../tests/cost/measure.rs"]
 mod measure;
+#[path = "../tests/cost/requests.rs"]
+mod requests;
 
 fn main() {
     println!("# What the overlay costs\n");
@@ -22,5 +24,16 @@ fn main() {
     println!("| lower layers | calls |\n| --- | --- |");
     for layers in [1, 4, 64] {
         println!("| {layers} | {} |", measure::cold_walk(layers));
+    }
+    println!("\n## Requests on Redox\n");
+    println!(
+        "Requests that arrive at redoxfs (the delegate's) for one operation of a program: through an overlay of two layers on it, warm, and on \
+         redoxfs itself. Nobody waits for the answer to a *close*. A file of another user than the daemon's is built in the work directory, \
+         since the scheme makes the daemon its owner at first, and its name must not show before it is the user's. `tests/cost.rs` fails if \
+         the overlay needs more than the *limit*.\n"
+    );
+    println!("| operation | goal | ratio | limit | overlay | redoxfs itself |\n| --- | --- | --- | --- | --- | --- |");
+    for row in requests::rows() {
+        println!("{}", row.line());
     }
 }

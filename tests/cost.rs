@@ -2,6 +2,8 @@
 
 #[path = "cost/measure.rs"]
 mod measure;
+#[path = "cost/requests.rs"]
+mod requests;
 
 #[test]
 fn no_operation_costs_more_than_it_may() {
@@ -19,4 +21,11 @@ fn a_cold_walk_asks_each_layer_once_for_each_directory() {
         let walk = measure::cold_walk(layers);
         assert!(walk.total() <= most, "{layers} layers: {walk}, at most {most}");
     }
+}
+
+#[test]
+fn no_operation_asks_redoxfs_more_than_it_may() {
+    let is_dear = |row: &requests::Row| row.overlay.total() > row.most;
+    let dear: Vec<_> = requests::rows().into_iter().filter(is_dear).map(|row| row.line()).collect();
+    assert!(dear.is_empty(), "{dear:#?}");
 }

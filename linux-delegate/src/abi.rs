@@ -4,11 +4,12 @@
 //! namespace it can open, and descriptors of schemes. Numbers are never used twice, because `redox-scheme` closes a descriptor
 //! once more after the kernel has taken it with an answer. All functions answer as system calls do: a number, or a negated errno.
 //!
-//! The null namespace of `setrens` is that of the calling thread, since several daemons can live in one test process.
+//! Several daemons can live in one test process. So the null namespace of `setrens` is that of the calling thread, and [`act_as`] makes
+//! a thread that of another process than the one, root's, that all threads are of at first.
 //!
 //! Lock order: the table's lock is a leaf; objects that are removed are dropped after it is released.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::slice;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -22,6 +23,8 @@ use syscall::schemev2::{Cqe, NewFdFlags, Sqe};
 
 use crate::client::Process;
 use crate::kernel::{self, Caller, Credentials, Description, Fd, Scheme};
+
+mod files;
 
 /// What a daemon's descriptor stands for.
 #[derive(Clone)]
@@ -54,12 +57,23 @@ const NAMESPACE: usize = FIRST - 1;
 
 static OBJECTS: LazyLock<Mutex<HashMap<usize, Object>>> = LazyLock::new(Mutex::default);
 
-/// The process of the daemons: root, with the pid of this process.
+/// The process of the daemons, unless they say otherwise: root, with the pid of this process.
 static DAEMON: LazyLock<Arc<Caller>> =
     LazyLock::new(|| Caller::new(std::process::id() as usize, Credentials { uid: 0, gid: 0 }));
 
 thread_local! {
     static IN_NULL_NAMESPACE: Cell<bool> = const { Cell::new(false) };
+    static ACTING_AS: RefCell<Option<Arc<Caller>>> = const { RefCell::new(None) };
+}
+
+/// From now on the calling thread is one of `process`: what it opens is opened by that. What is open already stays with its opener.
+pub fn act_as(process: &Process) {
+    ACTING_AS.set(Some(process.caller().clone()));
+}
+
+/// The process that the calling thread belongs to.
+fn caller() -> Arc<Caller> {
+    ACTING_AS.with_borrow(|caller| caller.as_ref().unwrap_or(&DAEMON).clone())
 }
 
 fn objects() -> MutexGuard<'static, HashMap<usize, Object>> {
@@ -81,16 +95,20 @@ fn remove(fd: usize) -> Result<Object> {
     objects().remove(&fd).ok_or(Error::new(EBADF))
 }
 
-/// Takes a file of a scheme out of the table, for the kernel to pass on.
-fn take_description(fd: usize) -> Option<Arc<Description>> {
+/// What a descriptor of a file stands for, for the kernel to pass on.
+fn description(fd: usize) -> Option<Arc<Description>> {
     match get(fd) {
-        Ok(Object::File(file)) => {
-            let removed = remove(fd);
-            drop(removed);
-            Some(file.description().clone())
-        }
+        Ok(Object::File(file)) => Some(file.description().clone()),
         _ => None,
     }
+}
+
+/// As [`description`], and closes the descriptor.
+fn take_description(fd: usize) -> Option<Arc<Description>> {
+    let passed = description(fd)?;
+    let removed = remove(fd);
+    drop(removed);
+    Some(passed)
 }
 
 /// A system call's buffer. Empty for a null pointer.
@@ -126,7 +144,7 @@ pub unsafe extern "C" fn redox_open_v1(path_base: *const u8, path_len: usize, fl
             b"/scheme/namespace/scheme-creation-cap" => Ok(insert(Object::SchemeCreation)),
             b"/scheme/proc/proc-creds-capability" => Ok(insert(Object::ProcessCredentials)),
             _ => {
-                let opened = Process::of(DAEMON.clone()).with_umask(0).open(path, flags as usize, u32::from(mode));
+                let opened = Process::of(caller()).with_umask(0).open(path, flags as usize, u32::from(mode));
                 opened.map(|file| insert(Object::File(Arc::new(file))))
             }
         }
@@ -264,21 +282,6 @@ fn fcntl(fd: usize, cmd: usize, arg: usize) -> Result<usize> {
     }
 }
 
-/// The path of a file, written to a buffer; answers its length.
-///
-/// # Safety
-/// `dst_base` must point to `dst_len` bytes that nothing else uses.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn redox_fpath_v1(fd: usize, dst_base: *mut u8, dst_len: usize) -> usize {
-    // SAFETY: as promised by the caller.
-    let dst = unsafe { bytes_mut(dst_base, dst_len) };
-    Error::mux(match get(fd) {
-        Ok(Object::File(file)) => file.fpath(dst),
-        Ok(_) => Err(Error::new(EBADF)),
-        Err(error) => Err(error),
-    })
-}
-
 /// Calls on a descriptor: on a file what its scheme knows; on the capability, the question for a process's credentials.
 ///
 /// # Safety
@@ -338,8 +341,12 @@ fn pass_descriptors(to: Object, payload: &mut [u8], flags: CallFlags, metadata: 
             Ok(count)
         }
         (Object::File(file), metadata) if flags.contains(CallFlags::WRITE) => {
+            let give = |number: usize| match flags.contains(CallFlags::FD_CLONE) {
+                true => description(number),
+                false => take_description(number),
+            };
             let sent: Option<Vec<_>> =
-                numbers.map(|number| take_description(usize::from_ne_bytes((&*number).try_into().ok()?))).collect();
+                numbers.map(|number| give(usize::from_ne_bytes((&*number).try_into().ok()?))).collect();
             file.send_all(sent.ok_or(Error::new(EBADF))?, metadata)
         }
         _ => Err(Error::new(EOPNOTSUPP)),

@@ -79,6 +79,11 @@ impl Process {
         Self { caller, umask: 0o022, dir: None }
     }
 
+    /// The process as the kernel knows it.
+    pub(crate) fn caller(&self) -> &Arc<Caller> {
+        &self.caller
+    }
+
     /// The same process with another umask.
     pub fn with_umask(&self, umask: u32) -> Self {
         Self { umask: umask & 0o777, ..self.clone() }

@@ -3,7 +3,8 @@
 //! On Redox, `libredox` and `redox-scheme` reach the kernel through relibc's `redox_*` symbols. This crate defines those symbols
 //! ([`abi`]), so a scheme daemon's own code, from `Socket::create` to `handle_sync`, runs unchanged on Linux. Behind them
 //! stands a kernel of one process ([`kernel`]): scheme sockets, descriptors and a namespace. [`client`] is the other side:
-//! processes with a uid, a gid and a pid that call the schemes the way relibc and `std::fs` do.
+//! processes with a uid, a gid and a pid that call the schemes the way relibc and `std::fs` do. [`redoxfs`] is a scheme for daemons that
+//! are clients of one themselves, as the overlay is of its layers.
 //!
 //! [`fuse`] is the FUSE mount: its requests become such calls (`door=scheme`), or calls of the engine, for real work. [`options`],
 //! [`identity`] and [`logger`] belong to the program `overlayfs-fuse`.
@@ -17,6 +18,7 @@ pub mod identity;
 pub mod kernel;
 pub mod logger;
 pub mod options;
+pub mod redoxfs;
 
 pub use client::{DirEntry, Process};
 pub use kernel::{Fd, Mapping};

@@ -15,7 +15,6 @@ pub use syscall::error::{Error, Result};
 pub mod counted;
 #[cfg(target_os = "linux")]
 pub mod linux;
-#[cfg(target_os = "redox")]
 pub mod redox;
 
 /// The backend of the operating system that this build runs on.
@@ -176,8 +175,8 @@ pub struct Capabilities {
     /// A [`Layer::Dir`] names the same directory after it, or one above it, was renamed. Where it does not, it names
     /// whatever has the old path then.
     pub dirs_follow_rename: bool,
-    /// A symlink has its target from the moment it exists.
-    pub whole_symlinks: bool,
+    /// A symlink has its target, and a socket its mode, from the moment it exists.
+    pub whole_objects: bool,
     /// Objects have extended attributes.
     pub xattrs: bool,
     /// What was never written of a file takes no space and no time.
@@ -203,13 +202,15 @@ pub trait Layer: Send + Sync + Sized + 'static {
     /// The top directory.
     fn root(&self) -> Result<Self::Dir>;
 
-    /// Keeps every other daemon, also in other processes, from holding this layer until the layer is dropped. EWOULDBLOCK if one does.
+    /// Keeps every other daemon, also in other processes, from holding this layer until the layer is dropped. EWOULDBLOCK if one does;
+    /// EOPNOTSUPP where the filesystem keeps no locks.
     fn hold(&self) -> Result<()>;
 
     /// Space left and limits.
     fn stat_fs(&self) -> Result<StatFs>;
 
-    /// Opens the directory `name`. ENOTDIR if it is something else.
+    /// Opens the directory `name`. ENOTDIR if it is something else, and ENOENT if there is nothing; a backend to which directories are paths
+    /// may say so only when it is used.
     fn open_dir(&self, dir: &Self::Dir, name: &OsStr) -> Result<Self::Dir>;
 
     /// Calls `each` for every entry but `.` and `..`, in no order.

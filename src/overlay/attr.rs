@@ -57,6 +57,12 @@ impl<L: Layer> Overlay<L> {
         Stat { ino, dev: self.device, nlink: state.nlink.unwrap_or(attr.nlink), ..attr }
     }
 
+    /// Attributes for the question who may do what: kind, owner and mode are as they are, times and counts may be older. So the entries that
+    /// come and go in a directory cost those who may make them no look at it.
+    pub fn rights(&self, node: &Arc<Node<L>>) -> Result<Stat> {
+        self.layer_attr(node)
+    }
+
     /// The inode number alone. The tree must be locked.
     pub(super) fn ino(&self, node: &Arc<Node<L>>) -> Result<u64> {
         let known = node.state.lock().ino;
@@ -79,7 +85,13 @@ impl<L: Layer> Overlay<L> {
                 let open = self.stack.open(&dir)?;
                 self.stack.mark(&dir, self.stack.layer(&dir).stat(Object::Dir(&*open))?)
             }
-            Spot::Entry(dir, name) => self.stack.stat(&dir, &name)?,
+            Spot::Entry(dir, name) => {
+                match state.file.as_ref().filter(|_| state.home.is_none() && state.partial.is_none()) {
+                    // What is open is asked without being looked up.
+                    Some(open) => self.stack.mark(&dir, self.stack.layer(&open.dir).stat(Object::File(&open.file))?),
+                    None => self.stack.stat(&dir, &name)?,
+                }
+            }
             Spot::File(open) => self.stack.mark(&open.dir, self.stack.layer(&open.dir).stat(Object::File(&open.file))?),
             Spot::Nowhere => match state.attr {
                 Some(attr) => attr,

@@ -45,6 +45,17 @@ enum Built<L: Layer> {
     Other,
 }
 
+impl<L: Layer> Built<L> {
+    /// The copy, which was made under this name.
+    fn object<'a>(&'a self, work: &'a L::Dir, temp: &'a OsStr) -> Object<'a, L> {
+        match self {
+            // What is open is not looked up again.
+            Built::File(file, _) | Built::Part(file, _) => Object::File(file),
+            Built::Other => Object::Entry(work, temp),
+        }
+    }
+}
+
 impl<L: Layer> Overlay<L> {
     /// Brings an object to the upper layer, all of it, with all directories above it, unless it is there. EROFS without an upper layer.
     ///
@@ -80,7 +91,7 @@ impl<L: Layer> Overlay<L> {
         let temp = work.name();
         let dir = self.stack.open(work.dir())?;
         let copied = self.build_copy(node, &before, &dir, &temp, keep).and_then(|built| {
-            let copy = self.stack.stat(work.dir(), &temp)?;
+            let copy = self.stack.mark(work.dir(), upper.stat(built.object(&dir, &temp))?);
             match built {
                 Built::Part(file, source) => self.put_partial_in_place(node, &before, &copy, &temp, file, source),
                 Built::File(file, _) => self.put_in_place(node, &before, &copy, &temp, Some(file)),
@@ -111,7 +122,7 @@ impl<L: Layer> Overlay<L> {
             }
             kind => upper.create_node(work, temp, kind, mode, attr.rdev, owner)?,
         }
-        self.copy_attr(Object::Entry(work, temp), attr, made, &xattrs)?;
+        self.copy_attr(built.object(work, temp), attr, made, &xattrs)?;
         if let Built::File(file, Settled::No) = &built {
             // A crash after the rename must not find an empty file where the lower layer had a whole one.
             work_dir.sync(upper, file)?;

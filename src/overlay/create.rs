@@ -135,7 +135,8 @@ impl<L: Layer> Overlay<L> {
         }
         let to = self.upper_dir(parent)?;
         let upper = self.upper()?.0;
-        let whole = !matches!(new, New::Symlink(_)) || upper.capabilities().whole_symlinks;
+        let in_steps = matches!(new, New::Symlink(_) | New::Special(Kind::Socket, _));
+        let whole = !in_steps || upper.capabilities().whole_objects;
         let in_one_step = whole && upper.creates_as(owner);
         let acl = if in_one_step && self.whiteouts_beside() { None } else { self.default_acl(parent)? };
         let _tree = self.tree.read();
@@ -158,7 +159,7 @@ impl<L: Layer> Overlay<L> {
         }
         let content = own.map(|own| Dir { opaque: whited_out, ..Dir::empty(Some(own)) });
         let place = Place { parent: parent.clone(), name: name.into(), dir: to.clone() };
-        let state = State { has_data: true, ..State::at(place, true, None) };
+        let state = State { has_data: true, newborn: true, ..State::at(place, true, None) };
         let node = Node::new(self.new_id(), new.kind(), state, content);
         slot.child = Some(node.clone());
         Ok((node, file.map(|file| OpenFile { file, writable: true, dir: to, lent: None })))
@@ -208,7 +209,7 @@ impl<L: Layer> Overlay<L> {
         let private = if kind == Kind::Dir { 0o700 } else { 0o600 };
         let file = self.make(work, temp, plan.new, private, upper.identity())?;
         let built = (|| {
-            let made = Object::Entry(work, temp);
+            let made = file.as_ref().map_or(Object::Entry(work, temp), Object::File);
             upper.set_owner(made, plan.owner)?;
             if kind != Kind::Symlink {
                 upper.set_mode(made, plan.mode)?;

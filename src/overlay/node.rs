@@ -62,6 +62,8 @@ pub(super) struct State<L: Layer> {
     pub nlink: Option<u32>,
     /// Of a file of the upper layer, whether it is known to have data of its own. Asked for only where the format allows others.
     pub has_data: bool,
+    /// Whether this mount made it, under the one name that it has.
+    pub newborn: bool,
     /// The target of a symlink, once it was read; it never changes.
     pub target: Option<Box<OsStr>>,
     /// Of a directory, whether it hands down an ACL, once somebody asked.
@@ -176,6 +178,7 @@ impl<L: Layer> State<L> {
             ino: None,
             nlink: None,
             has_data: false,
+            newborn: false,
             target: None,
             default_acl: None,
             handles: 0,

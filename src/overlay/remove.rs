@@ -109,6 +109,10 @@ impl<L: Layer> Overlay<L> {
     /// Before an object loses a name: sees to it that whoever holds it can go on when that was its last. A lower layer keeps what it has.
     pub(super) fn pin(&self, node: &Arc<Node<L>>) -> Result<()> {
         let mut state = node.state.lock();
+        if state.newborn && state.handles == 0 && state.attr.is_none() && state.ino.is_none() {
+            // It goes as if it had never been: nobody has seen its number, and nobody holds it.
+            return Ok(());
+        }
         let attr = match state.attr {
             Some(attr) => attr,
             None => self.refresh(node, &mut state)?,

@@ -231,7 +231,6 @@ impl<L: Layer> Overlay<L> {
                 self.remove_markers(&mut *target.dir()?)?;
             }
         }
-        self.pin(node)?;
         let leaves_marker = here.lower && !here.whiteout && !leaves_device;
         let beside = self.whiteouts_beside();
         let swaps = covered && !beside && node.kind() == Kind::Dir;

@@ -8,7 +8,7 @@ use std::ffi::OsStr;
 
 use syscall::error::{ENOENT, ENOTDIR};
 
-use crate::layer::{Layer, Result};
+use crate::layer::{Error, Layer, Object, Result};
 
 /// The path of the mark in the work directory.
 pub const MARK: &str = "work/incompat/volatile";
@@ -19,11 +19,19 @@ pub fn is_marked<L: Layer>(upper: &L, work: &L::Dir) -> Result<bool> {
     for name in MARK.split('/') {
         match upper.open_dir(above.as_ref().unwrap_or(work), OsStr::new(name)) {
             Ok(dir) => above = Some(dir),
-            Err(error) if matches!(error.errno, ENOENT | ENOTDIR) => return Ok(false),
+            Err(error) if is_missing(&error) => return Ok(false),
             Err(error) => return Err(error),
         }
     }
-    Ok(true)
+    match upper.stat(Object::Dir(above.as_ref().unwrap_or(work))) {
+        Ok(_) => Ok(true),
+        Err(error) if is_missing(&error) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn is_missing(error: &Error) -> bool {
+    matches!(error.errno, ENOENT | ENOTDIR)
 }
 
 /// Puts the mark into a work directory that is empty, and on the disk.

@@ -180,7 +180,7 @@ impl<L: Layer> Work<L> {
         if upper.stat(Object::Dir(&dir))?.dev != upper.stat(Object::Dir(&*root))?.dev {
             return Err(Refused::OtherFilesystem);
         }
-        let left = entries(upper, &dir)?;
+        let mut left = entries(upper, &dir)?;
         if let Some((name, _)) = left.iter().find(|(name, kind)| !is_ours(name, *kind)) {
             return Err(Refused::Foreign(name.clone()));
         }
@@ -193,8 +193,9 @@ impl<L: Layer> Work<L> {
             log::warn!("the upper layer is used though it may be damaged, as asked for by reuse_volatile");
         }
         known.check_work(upper, &dir)?;
-        sweep(upper, &dir, &left)?;
         try_rename(upper, &dir)?;
+        left.retain(|(name, _)| !TRIAL.iter().any(|trial| name == trial));
+        sweep(upper, &dir, &left)?;
         let format = known.settle(upper, &root, &dir)?;
         if volatile {
             mark(upper, &dir)?;
@@ -286,16 +287,29 @@ impl<L: Layer> Work<L> {
     }
 }
 
+/// Leaves nothing of what it tries, nor of an earlier trial, unless the layer cannot rename.
 fn try_rename<L: Layer>(upper: &L, dir: &L::Dir) -> std::result::Result<(), Refused> {
     let [from, to] = TRIAL.map(OsStr::new);
-    drop(upper.create_file(dir, from, 0o600, upper.identity())?);
+    match upper.create_file(dir, from, 0o600, upper.identity()) {
+        Err(error) if error.errno != EEXIST => return Err(error.into()),
+        _ => {}
+    }
     let renamed = upper.rename(dir, from, dir, to, RenameMode::Replace);
-    upper.unlink(dir, if renamed.is_ok() { to } else { from })?;
-    renamed.map_err(Refused::CannotRename)
+    let removed = upper.unlink(dir, if renamed.is_ok() { to } else { from });
+    // Who cannot rename may not be able to remove either.
+    renamed.map_err(Refused::CannotRename)?;
+    Ok(removed?)
 }
 
 fn hold<L: Layer>(layer: &L) -> std::result::Result<(), Refused> {
-    layer.hold().map_err(|error| if error.errno == EWOULDBLOCK { Refused::Held } else { error.into() })
+    match layer.hold() {
+        Err(error) if error.errno == EWOULDBLOCK => Err(Refused::Held),
+        Err(error) if error.errno == EOPNOTSUPP => {
+            log::warn!("the filesystem of the upper layer keeps no locks: nothing keeps another overlay from using it");
+            Ok(())
+        }
+        held => Ok(held?),
+    }
 }
 
 /// Takes from the work directory the ACL that what is built in it would get: a copy has the one of its original.

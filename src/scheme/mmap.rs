@@ -334,14 +334,23 @@ impl<L: Layer> Mapped<L> {
         Ok(address)
     }
 
-    /// Fills memory, which holds zeros and which no client has, with what the file holds.
+    /// Fills memory, which holds zeros and which no client has, with what the file holds. Where that is zeros the memory is not touched, so
+    /// that it takes none: anybody can have a file that is larger than all memory, if most of it is a hole.
     fn fill(&self, overlay: &Overlay<L>, range: Range<u64>) -> Result<()> {
         let mut buf = Vec::new();
-        for piece in pieces(range) {
-            check_wanted()?;
-            buf.resize((piece.end - piece.start) as usize, 0);
-            let read = read_all(overlay, &self.file, &mut buf, piece.start)?;
-            self.region.write(piece.start, &buf[..read]);
+        let mut from = range.start;
+        while from < range.end
+            && let Some(data) = overlay.next_data(&self.file, from)?
+        {
+            for piece in pieces(data.start..min(data.end, range.end)) {
+                check_wanted()?;
+                buf.resize((piece.end - piece.start) as usize, 0);
+                let read = read_all(overlay, &self.file, &mut buf, piece.start)?;
+                if buf[..read].iter().any(|byte| *byte != 0) {
+                    self.region.write(piece.start, &buf[..read]);
+                }
+            }
+            from = data.end;
         }
         Ok(())
     }

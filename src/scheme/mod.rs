@@ -132,8 +132,11 @@ impl<L: Layer> OverlayScheme<L> {
 
     /// Takes the set-id bits off an object whose content someone without privileges is about to change.
     fn drop_set_id(&self, node: &Arc<Node<L>>, caller: Caller) -> Result<()> {
-        let mode = self.overlay.stat(node)?.mode;
-        if caller.is_root() || access::without_set_id(mode) == mode {
+        if caller.is_root() {
+            return Ok(());
+        }
+        let mode = self.overlay.rights(node)?.mode;
+        if access::without_set_id(mode) == mode {
             return Ok(());
         }
         let changing = self.changing();
@@ -142,9 +145,12 @@ impl<L: Layer> OverlayScheme<L> {
 
     /// As [`OverlayScheme::drop_set_id`], for who is changing names or attributes.
     fn drop_set_id_within(&self, node: &Arc<Node<L>>, caller: Caller, _: &MutexGuard<'_, ()>) -> Result<()> {
-        let mode = self.overlay.stat(node)?.mode;
+        if caller.is_root() {
+            return Ok(());
+        }
+        let mode = self.overlay.rights(node)?.mode;
         let dropped = access::without_set_id(mode);
-        if caller.is_root() || dropped == mode { Ok(()) } else { self.overlay.set_mode(node, dropped) }
+        if dropped == mode { Ok(()) } else { self.overlay.set_mode(node, dropped) }
     }
 }
 

@@ -37,7 +37,7 @@ impl<L: Layer> OverlayScheme<L> {
         };
         let node = place.node.as_ref().ok_or(Error::new(ENOENT))?;
         self.require_writable()?;
-        caller.require_removal(&self.overlay.stat(&place.dir)?, &self.overlay.stat(node)?)?;
+        caller.require_removal(&self.overlay.rights(&place.dir)?, || self.overlay.rights(node))?;
         match (remove_dir, node.kind()) {
             (true, Kind::Dir) => self.overlay.remove_dir(&place.dir, name),
             (true, _) => Err(Error::new(ENOTDIR)),
@@ -111,23 +111,21 @@ impl<L: Layer> OverlayScheme<L> {
         }
         self.require_writable()?;
 
-        let stat = self.overlay.stat(node)?;
         let moves = old.dir.id() != new.dir.id();
-        caller.require_removal(&self.overlay.stat(&old.dir)?, &stat)?;
+        caller.require_removal(&self.overlay.rights(&old.dir)?, || self.overlay.rights(node))?;
         // A directory that gets another parent is changed itself: its `..` is.
         if moves && is_dir(node) {
-            caller.require(&stat, WRITE)?;
+            caller.require(&self.overlay.rights(node)?, WRITE)?;
         }
-        let new_dir_stat = self.overlay.stat(&new.dir)?;
+        let new_dir = self.overlay.rights(&new.dir)?;
         match &new.node {
             Some(target) => {
-                let target_stat = self.overlay.stat(target)?;
-                new_caller.require_removal(&new_dir_stat, &target_stat)?;
+                new_caller.require_removal(&new_dir, || self.overlay.rights(target))?;
                 if moves && other_is_dir {
-                    new_caller.require(&target_stat, WRITE)?;
+                    new_caller.require(&self.overlay.rights(target)?, WRITE)?;
                 }
             }
-            None => new_caller.require_entries(&new_dir_stat)?,
+            None => new_caller.require_entries(&new_dir)?,
         }
         self.overlay.rename(&old.dir, name, &new.dir, OsStr::new(new_name), mode)?;
         if let Some(replaced) = &new.node {
@@ -165,7 +163,7 @@ impl<L: Layer> OverlayScheme<L> {
             return Err(Error::new(ENOENT));
         }
         self.require_writable()?;
-        caller.require_entries(&self.overlay.stat(&new.dir)?)?;
+        caller.require_entries(&self.overlay.rights(&new.dir)?)?;
         if open.node().kind() == Kind::Dir {
             return Err(Error::new(EPERM));
         }

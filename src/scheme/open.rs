@@ -126,7 +126,7 @@ impl<L: Layer> OverlayScheme<L> {
     ) -> Result<Handle<L>> {
         let access = access(flags);
         let truncated = changing.filter(|_| flags & O_TRUNC != 0);
-        let stat = self.overlay.stat(node)?;
+        let rights = || self.overlay.rights(node);
         match node.kind() {
             Kind::Dir => {
                 if flags & O_SYMLINK != 0 {
@@ -136,7 +136,7 @@ impl<L: Layer> OverlayScheme<L> {
                     return Err(Error::new(EISDIR));
                 }
                 if access & O_RDONLY != 0 {
-                    caller.require(&stat, READ)?;
+                    caller.require(&rights()?, READ)?;
                 }
             }
             _ if flags & O_DIRECTORY != 0 => return Err(Error::new(ENOTDIR)),
@@ -162,7 +162,7 @@ impl<L: Layer> OverlayScheme<L> {
                     self.require_writable()?;
                 }
                 let reads = access & O_RDONLY != 0;
-                caller.require(&stat, if reads { READ } else { 0 } | if writes { WRITE } else { 0 })?;
+                caller.require(&rights()?, if reads { READ } else { 0 } | if writes { WRITE } else { 0 })?;
                 if let Some(changing) = truncated {
                     self.drop_set_id_within(node, caller, changing)?;
                     self.mappings.truncate(&self.overlay, node, 0)?;
@@ -172,7 +172,7 @@ impl<L: Layer> OverlayScheme<L> {
             Kind::Socket => {
                 let reads = access & O_RDONLY != 0;
                 let writes = access & O_WRONLY != 0;
-                caller.require(&stat, if reads { READ } else { 0 } | if writes { WRITE } else { 0 })?;
+                caller.require(&rights()?, if reads { READ } else { 0 } | if writes { WRITE } else { 0 })?;
             }
             // Data goes through these on the system that holds them, not through a filesystem.
             Kind::Fifo | Kind::CharDev | Kind::BlockDev => {
@@ -195,7 +195,7 @@ impl<L: Layer> OverlayScheme<L> {
             return Err(Error::new(EISDIR));
         }
         self.require_writable()?;
-        let dir_stat = self.overlay.stat(&dir)?;
+        let dir_stat = self.overlay.rights(&dir)?;
         caller.require_entries(&dir_stat)?;
 
         let name = OsString::from(name);
@@ -233,7 +233,7 @@ impl<L: Layer> OverlayScheme<L> {
     pub(super) fn bear(&self, id: usize, unborn: &Unborn<L>, content: &[u8]) -> Result<usize> {
         let Unborn { dir, name, maker, kind, mode } = unborn;
         let _changing = self.changing();
-        let (owner, mode) = maker.newborn(&self.overlay.stat(dir)?, *kind, *mode);
+        let (owner, mode) = maker.newborn(&self.overlay.rights(dir)?, *kind, *mode);
         let node = match kind {
             Kind::Symlink => {
                 let target = check_target(content)?;

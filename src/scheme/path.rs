@@ -99,7 +99,7 @@ pub fn walk<L: Layer>(
             return Err(Error::new(ENOTDIR));
         }
         if !caller.is_root() {
-            caller.require(&overlay.stat(&dir)?, SEARCH)?;
+            caller.require(&overlay.rights(&dir)?, SEARCH)?;
         }
         let behind = whole.len() - tail.len();
         if name == "." || name == ".." {

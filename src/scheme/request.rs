@@ -11,23 +11,28 @@ use log::{debug, error};
 use redox_scheme::scheme::{Op, SchemeResponse, SchemeState};
 use redox_scheme::{CallRequest, CallerCtx, Response};
 use syscall::data::{Stat, StatVfs, TimeSpec};
-use syscall::error::{EINVAL, EIO, ENOSYS, EOVERFLOW, Error, Result};
+use syscall::error::{EINVAL, EIO, ENAMETOOLONG, ENOSYS, EOVERFLOW, Error, Result};
 use syscall::flag::{FsCall, StdFsCallKind};
 use syscall::schemev2::{Opcode, Sqe, SqeFlags};
 
 use super::OverlayScheme;
+use super::path::PATH_MAX;
 use crate::layer::Layer;
 
 /// The bit that makes a lock's start one of a handle's own lock, and a lock's length an exclusive one's.
 const LOCK_FLAG: u64 = 1 << 63;
+/// Two of the longest paths, and the zero between them.
+const PATHS_MAX: u64 = 2 * PATH_MAX as u64 + 1;
 /// The last byte that can be locked.
 const LOCK_MAX: u64 = i64::MAX as u64;
 
 /// Handles one call and answers it, whatever the client sent.
 pub fn answer<L: Layer>(call: CallRequest, scheme: &mut OverlayScheme<L>) -> Response {
     let mut entry = *queue_entry(&call);
-    let caller = match check(&mut entry).and_then(|()| caller(&call, &entry, scheme)) {
-        Ok(caller) => caller,
+    let checked = check(&mut entry).and_then(|()| Ok((caller(&call, &entry, scheme)?, copy_paths(&mut entry)?)));
+    // The paths are kept until the answer.
+    let (caller, _paths) = match checked {
+        Ok(checked) => checked,
         Err(error) => {
             debug!("refused before decoding: {entry:?}: {error}");
             return Response::new(Err(error), call);
@@ -137,6 +142,26 @@ fn check(entry: &mut Sqe) -> Result<()> {
         },
         _ => Ok(()),
     }
+}
+
+/// Takes the paths of a standard call out of the client's reach, which the entry then names in their place. Paths of other requests are copies
+/// that the kernel made, but a payload is the client's own memory where it fills a page, and could change after it was found to be
+/// text. ENAMETOOLONG.
+fn copy_paths(entry: &mut Sqe) -> Result<Vec<u8>> {
+    let [_, payload, len, kind, ..] = entry.args;
+    let kind = StdFsCallKind::try_from_raw(kind as u8);
+    let has_paths = matches!(kind, Some(StdFsCallKind::Unlinkat | StdFsCallKind::Frenameat | StdFsCallKind::Flinkat));
+    if entry.opcode != Opcode::StdFsCall as u8 || !has_paths {
+        return Ok(Vec::new());
+    }
+    if len > PATHS_MAX {
+        return Err(Error::new(ENAMETOOLONG));
+    }
+    let mut paths = vec![0; len as usize];
+    // SAFETY: the kernel mapped the payload for us until we answer. It is read through no reference, as the client may write to it.
+    unsafe { ptr::copy_nonoverlapping(payload as *const u8, paths.as_mut_ptr(), paths.len()) };
+    entry.args[1] = paths.as_ptr() as u64;
+    Ok(paths)
 }
 
 fn require(condition: bool) -> Result<()> {

@@ -79,7 +79,7 @@ impl<L: Layer> OverlayScheme<L> {
     fn name_socket(&self, dir: &Arc<Node<L>>, name: &str, caller: &Caller, socket: Arc<Fd>) -> Result<()> {
         let _changing = self.changing();
         self.require_writable()?;
-        let dir_stat = self.overlay.stat(dir)?;
+        let dir_stat = self.overlay.rights(dir)?;
         caller.require_entries(&dir_stat)?;
         let (owner, mode) = caller.newborn(&dir_stat, Kind::Socket, MODE);
         // Some layers have to be sent the socket too.

@@ -1,4 +1,4 @@
-//! The engine's own API as a [`Door`].
+//! The engine's own API as a [`Door`], over any backend.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -6,53 +6,70 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use overlayfs::format::Wanted;
-use overlayfs::layer::{OsLayer, Owner, RenameMode, Stat, Time};
+use overlayfs::layer::redox::RedoxLayer;
+use overlayfs::layer::{Layer, OsLayer, Owner, RenameMode, Stat, Time};
 use overlayfs::options::Options;
-use overlayfs::overlay::{Handle, Node, Overlay};
+use overlayfs::overlay::{Handle, Layers, Node, Overlay};
 use syscall::error::{EIO, Error};
 
 use crate::Kind;
 use crate::door::{At, Door, Listed, Result};
 use crate::layer::left_in;
 
-pub struct Engine(Overlay<OsLayer>);
+pub struct Engine<L: Layer>(pub Overlay<L>);
 
 /// Mounts these layers.
-pub fn mount(lowers: &[PathBuf], upper: &Path) -> Engine {
+pub fn mount(lowers: &[PathBuf], upper: &Path) -> Overlay<OsLayer> {
     let options = Options { lowers: lowers.to_vec(), upper: Some(upper.to_owned()), ..Options::default() };
-    Engine(overlayfs::mount::mount(&options).unwrap_or_else(|error| panic!("{error}")))
+    overlayfs::mount::mount(&options).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// Mounts these layers of a redoxfs. They are opened on another thread, because from now on this one is in the null namespace.
+pub fn mount_redoxfs(lowers: &[PathBuf], upper: &Path) -> Overlay<RedoxLayer> {
+    libredox::call::setrens(0, 0).unwrap();
+    let open = |path: &Path, for_writing| RedoxLayer::open(path, for_writing).unwrap();
+    let layers = std::thread::scope(|scope| {
+        let layers = scope.spawn(|| Layers {
+            upper: Some(open(upper, true)),
+            work: None,
+            lowers: lowers.iter().map(|path| open(path, false)).collect(),
+        });
+        layers.join().unwrap()
+    });
+    Overlay::new(layers).unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// Mounts these layers in the kernel's format, with a work directory beside the upper layer. That it is this format is said at the first
 /// time only.
-pub fn mount_kernel(lowers: &[PathBuf], upper: &Path) -> Engine {
+pub fn mount_kernel(lowers: &[PathBuf], upper: &Path) -> Overlay<OsLayer> {
     let work = upper.with_added_extension("work");
     let format = (!work.exists()).then_some(Wanted::Kernel);
     fs::create_dir_all(&work).unwrap();
-    assert!(left_in(&work).is_empty(), "left in the work directory: {:?}", left_in(&work));
+    let left = left_in(fs::read_dir(&work).unwrap().map(|entry| entry.unwrap().file_name()).collect());
+    assert!(left.is_empty(), "left in the work directory: {left:?}");
     let (upper, work) = (Some(upper.to_owned()), Some(work));
     let options = Options { lowers: lowers.to_vec(), upper, work, format, ..Options::default() };
-    Engine(overlayfs::mount::mount(&options).unwrap_or_else(|error| panic!("{error}")))
+    overlayfs::mount::mount(&options).unwrap_or_else(|error| panic!("{error}"))
 }
 
 fn errno(error: Error) -> i32 {
     error.errno
 }
 
-impl Engine {
-    fn walk(&self, at: &At<Handle<OsLayer>>, path: &[OsString]) -> Result<Arc<Node<OsLayer>>> {
+impl<L: Layer> Engine<L> {
+    fn walk(&self, at: &At<Handle<L>>, path: &[OsString]) -> Result<Arc<Node<L>>> {
         let start = at.held.map_or(self.0.root(), |handle| handle.node());
         path.iter().try_fold(start.clone(), |dir, name| self.0.lookup(&dir, name)).map_err(errno)
     }
 
-    fn entry<'a>(&self, at: &At<'a, Handle<OsLayer>>) -> Result<(Arc<Node<OsLayer>>, &'a OsStr)> {
+    fn entry<'a>(&self, at: &At<'a, Handle<L>>) -> Result<(Arc<Node<L>>, &'a OsStr)> {
         let (name, parents) = at.path.split_last().expect("an entry has a name");
         Ok((self.walk(at, parents)?, name))
     }
 }
 
-impl Door for Engine {
-    type Handle = Handle<OsLayer>;
+impl<L: Layer> Door for Engine<L> {
+    type Handle = Handle<L>;
 
     fn open(&self, at: &At<Self::Handle>) -> Result<Self::Handle> {
         Ok(self.0.open(&self.walk(at, at.path)?))

@@ -6,9 +6,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
 use overlayfs::layer::{Owner, RenameMode, Stat, Time};
-use rustix::fs::{
-    self, AtFlags, CWD, FileType, Gid, Mode, OFlags, RenameFlags, ResolveFlags, Timespec, Timestamps, Uid,
-};
+use rustix::fs::{self, AtFlags, FileType, Gid, Mode, OFlags, RenameFlags, ResolveFlags, Timespec, Timestamps, Uid};
 use rustix::io::Errno;
 
 use crate::Kind;
@@ -45,6 +43,7 @@ fn kind(mode: u32) -> Kind {
 }
 
 impl Host {
+    /// Opens the door to the tree in `root`.
     pub fn new(root: &Path, follows: bool) -> Self {
         Self { root: fs::open(root, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap(), follows }
     }
@@ -249,11 +248,4 @@ impl Door for Host {
         }
         Ok(listed)
     }
-}
-
-/// Writes the merged tree into the empty directory `root`, and opens the door to it.
-pub fn mount(merged: &crate::layer::Object, root: &Path, follows: bool) -> Host {
-    crate::layer::write(merged, root);
-    assert!(fs::statat(CWD, root, AtFlags::empty()).is_ok());
-    Host::new(root, follows)
 }

@@ -1,16 +1,14 @@
 //! A layer in memory, the merge of a stack of them by the plain words of the format, and layers on disk: written for a test to mount,
-//! and read back to see what an overlay left in its upper layer. Independent of the engine: nothing of `overlayfs` is used here.
+//! and read back to see what an overlay left in its upper layer. Independent of the engine: nothing of `overlayfs` is used here. Where
+//! the disk is, is up to [`Ground`].
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
-use std::fs;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, FileType, Mode};
-
 use crate::Kind;
+use crate::ground::{Found, Ground};
 
 /// What begins every reserved name.
 pub const MARKER: &str = ".wh.";
@@ -175,62 +173,43 @@ pub fn is_a_tree(layers: &[Object]) -> bool {
 }
 
 /// Writes `layer` into the empty directory `path`, in the native format.
-pub fn write(layer: &Object, path: &Path) {
+pub fn write(ground: &dyn Ground, layer: &Object, path: &Path) {
     let mut names = BTreeMap::new();
-    write_object(layer, path, &mut names);
+    write_object(ground, layer, path, &mut names);
 }
 
-fn write_object(object: &Object, path: &Path, names: &mut BTreeMap<u64, PathBuf>) {
+fn write_object(ground: &dyn Ground, object: &Object, path: &Path, names: &mut BTreeMap<u64, PathBuf>) {
     if let Some(first) = names.get(&object.id) {
-        return fs::hard_link(first, path).unwrap();
+        return ground.make_link(first, path);
     }
     names.insert(object.id, path.to_owned());
     match &object.body {
-        Body::File(bytes) => write_sparse(path, bytes),
-        Body::Symlink(target) => std::os::unix::fs::symlink(target, path).unwrap(),
-        Body::Node(kind) => {
-            let kind = if *kind == Kind::Fifo { FileType::Fifo } else { FileType::Socket };
-            rustix::fs::mknodat(CWD, path, kind, Mode::from_raw_mode(0o600), 0).unwrap();
-        }
+        Body::File(bytes) => ground.make_file(path, bytes),
+        Body::Symlink(target) => ground.make_symlink(path, target),
+        Body::Node(kind) => ground.make_node(path, *kind),
         Body::Dir(dir) => {
-            if !path.is_dir() {
-                fs::create_dir(path).unwrap();
-            }
+            ground.make_dir(path);
             for (name, entry) in &dir.entries {
-                write_object(entry, &path.join(name), names);
+                write_object(ground, entry, &path.join(name), names);
             }
             for name in &dir.whiteouts {
-                let (marker, content) = marker(name);
-                fs::write(path.join(marker), content).unwrap();
+                let (marker, content) = marker(name, ground.name_max());
+                ground.make_file(&path.join(marker), content);
             }
             if dir.opaque {
-                fs::write(path.join(OPAQUE), "").unwrap();
+                ground.make_file(&path.join(OPAQUE), &[]);
             }
             if let Some(to) = &dir.redirect {
-                fs::write(path.join(REDIRECT), Path::new("/").join(to).as_os_str().as_bytes()).unwrap();
+                ground.make_file(&path.join(REDIRECT), Path::new("/").join(to).as_os_str().as_bytes());
             }
         }
     }
-    test_common::owner(path, object.meta.uid, object.meta.gid);
-    if object.kind() != Kind::Symlink {
-        test_common::mode(path, object.meta.mode);
-    }
-    let mtime = (object.meta.mtime.0, object.meta.mtime.1.into());
-    test_common::times(path, (1, 1), mtime);
+    ground.set_meta(path, &object.meta);
 }
 
-/// A file with holes where the bytes are zero for a while, so that copying it up meets holes.
-fn write_sparse(path: &Path, bytes: &[u8]) {
-    let file = fs::File::create_new(path).unwrap();
-    for (block, chunk) in bytes.chunks(4096).enumerate().filter(|(_, chunk)| chunk.iter().any(|byte| *byte != 0)) {
-        file.write_all_at(chunk, block as u64 * 4096).unwrap();
-    }
-    file.set_len(bytes.len() as u64).unwrap();
-}
-
-/// The marker that hides `name`, and what is in it.
-fn marker(name: &OsStr) -> (OsString, &[u8]) {
-    if MARKER.len() + name.len() <= 255 {
+/// The marker that hides `name` where names have at most `name_max` bytes, and what is in it.
+fn marker(name: &OsStr, name_max: usize) -> (OsString, &[u8]) {
+    if MARKER.len() + name.len() <= name_max {
         return ([MARKER.as_ref(), name].into_iter().collect(), &[]);
     }
     // FNV-1a, of 128 bits.
@@ -243,11 +222,12 @@ fn marker(name: &OsStr) -> (OsString, &[u8]) {
 /// Reads the layer at `path`. Panics about anything that another reader of the format would stumble over: of OCI layers, a marker that is
 /// not an empty file, a marker beside the entry that it names, a reserved name that means nothing; of the kernel's, a mark that means
 /// nothing. `ids` counts the objects.
-pub fn read(path: &Path, written: Written, ids: &mut u64) -> Object {
-    Reader { written, ids, names: BTreeMap::new() }.object(path, true)
+pub fn read(ground: &dyn Ground, path: &Path, written: Written, ids: &mut u64) -> Object {
+    Reader { ground, written, ids, names: BTreeMap::new() }.object(path, true)
 }
 
 struct Reader<'a> {
+    ground: &'a dyn Ground,
     written: Written,
     ids: &'a mut u64,
     /// The numbers of the objects, by device and inode.
@@ -256,43 +236,36 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn object(&mut self, path: &Path, is_root: bool) -> Object {
-        let stat = fs::symlink_metadata(path).unwrap();
-        let meta = Meta {
-            mode: stat.mode() & 0o7777,
-            uid: stat.uid(),
-            gid: stat.gid(),
-            mtime: (stat.mtime(), stat.mtime_nsec() as u32),
-        };
-        let id = *self.names.entry((stat.dev(), stat.ino())).or_insert_with(|| {
+        let Found { meta, kind, number, content, .. } = self.ground.look(path);
+        let id = *self.names.entry(number).or_insert_with(|| {
             *self.ids += 1;
             *self.ids
         });
-        let body = match FileType::from_raw_mode(stat.mode()) {
-            FileType::RegularFile => Body::File(fs::read(path).unwrap()),
-            FileType::Symlink => Body::Symlink(fs::read_link(path).unwrap().into_os_string()),
-            FileType::Fifo => Body::Node(Kind::Fifo),
-            FileType::Socket => Body::Node(Kind::Socket),
-            FileType::Directory if self.written == Written::Kernel => Body::Dir(self.kernel_dir(path, is_root)),
-            FileType::Directory => Body::Dir(self.dir(path, is_root)),
-            other => panic!("{}: {other:?} in a layer", path.display()),
+        let body = match kind {
+            Kind::File => Body::File(content),
+            Kind::Symlink => Body::Symlink(OsString::from_vec(content)),
+            Kind::Fifo | Kind::Socket => Body::Node(kind),
+            Kind::Dir if self.written == Written::Kernel => Body::Dir(self.kernel_dir(path, is_root)),
+            Kind::Dir => Body::Dir(self.dir(path, is_root)),
+            Kind::CharDev | Kind::BlockDev => panic!("{}: {kind:?} in a layer", path.display()),
         };
         Object { meta, id, body }
     }
 
     fn kernel_dir(&mut self, path: &Path, is_root: bool) -> Dir {
         let mut dir = Dir::default();
-        for entry in fs::read_dir(path).unwrap() {
-            let name = entry.unwrap().file_name();
+        for name in self.ground.names(path) {
             let file = path.join(&name);
-            let stat = fs::symlink_metadata(&file).unwrap();
-            if FileType::from_raw_mode(stat.mode()) == FileType::CharacterDevice && stat.rdev() == 0 {
+            let found = self.ground.look(&file);
+            if found.kind == Kind::CharDev && found.device == 0 {
                 dir.whiteouts.insert(name);
             } else {
                 dir.entries.insert(name, self.object(&file, false));
             }
         }
-        for (name, value) in attributes(path) {
+        for (name, value) in self.ground.attributes(path) {
             match (name.strip_prefix(ATTRIBUTE), &*value) {
+                (None, _) => {}
                 (Some("opaque"), b"y") => dir.opaque = true,
                 (Some("redirect"), [b'/', to @ ..]) => dir.redirect = Some(PathBuf::from(OsStr::from_bytes(to))),
                 (Some("format"), b"kernel") if is_root => {}
@@ -304,20 +277,20 @@ impl Reader<'_> {
 
     fn dir(&mut self, path: &Path, is_root: bool) -> Dir {
         let mut dir = Dir::default();
-        for entry in fs::read_dir(path).unwrap() {
-            let name = entry.unwrap().file_name();
+        for name in self.ground.names(path) {
             let file = path.join(&name);
             if !name.as_bytes().starts_with(MARKER.as_bytes()) {
                 dir.entries.insert(name, self.object(&file, false));
                 continue;
             }
             if is_root && name == WORK {
-                let left = left_in(&file);
+                let left = left_in(self.ground.names(&file));
                 assert!(left.is_empty(), "left in the work directory: {left:?}");
                 continue;
             }
-            assert!(fs::symlink_metadata(&file).unwrap().is_file(), "{}: a marker is a file", file.display());
-            let content = OsString::from_vec(fs::read(&file).unwrap());
+            let found = self.ground.look(&file);
+            assert_eq!(found.kind, Kind::File, "{}: a marker is a file", file.display());
+            let content = OsString::from_vec(found.content);
             if name == REDIRECT {
                 let to = Path::new(&content).strip_prefix("/").expect("a redirect is an absolute path");
                 dir.redirect = Some(to.to_owned());
@@ -326,12 +299,12 @@ impl Reader<'_> {
                 dir.opaque = true;
             } else {
                 let hidden = match name.as_bytes().starts_with(LONG.as_bytes()) {
-                    true => content,
+                    true => content.clone(),
                     false => OsStr::from_bytes(&name.as_bytes()[MARKER.len()..]).to_owned(),
                 };
-                let (expected, content) = marker(&hidden);
+                let (expected, expected_content) = marker(&hidden, self.ground.name_max());
                 assert_eq!(name, expected, "{}: the marker of {hidden:?}", file.display());
-                assert_eq!(fs::read(&file).unwrap(), content, "{}: what the marker contains", file.display());
+                assert_eq!(content.as_bytes(), expected_content, "{}: what the marker contains", file.display());
                 dir.whiteouts.insert(hidden);
             }
         }
@@ -341,22 +314,7 @@ impl Reader<'_> {
     }
 }
 
-/// What is in a work directory that has no business there when nothing is mounted.
-pub fn left_in(work: &Path) -> Vec<String> {
-    let names = fs::read_dir(work).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    names.filter(|name| name != "numbers" && !name.starts_with("link.")).collect()
-}
-
-/// The extended attributes of a directory that begin with the overlay's names.
-fn attributes(path: &Path) -> Vec<(String, Vec<u8>)> {
-    let mut names = vec![0; 4096];
-    let len = rustix::fs::listxattr(path, &mut names[..]).unwrap();
-    let names = names[..len].split(|byte| *byte == 0).filter(|name| name.starts_with(ATTRIBUTE.as_bytes()));
-    let value = |name: &str| {
-        let mut value = vec![0; 4096];
-        let len = rustix::fs::getxattr(path, name, &mut value[..]).unwrap();
-        value.truncate(len);
-        value
-    };
-    names.map(|name| str::from_utf8(name).unwrap()).map(|name| (name.to_owned(), value(name))).collect()
+/// Of the names in a work directory, those that have no business there when nothing is mounted.
+pub fn left_in(names: Vec<OsString>) -> Vec<OsString> {
+    names.into_iter().filter(|name| name != "numbers" && !name.as_bytes().starts_with(b"link.")).collect()
 }

@@ -10,6 +10,7 @@ use proptest::sample::Index;
 
 use crate::Kind;
 use crate::layer::{self, Body, Dir, Meta, Object};
+use crate::run::Abilities;
 
 /// One thing put into a layer. What does not fit what is there already is left out, so that every list of items is a layer.
 #[derive(Clone, Debug)]
@@ -112,13 +113,17 @@ pub fn stack() -> impl Strategy<Value = Vec<Vec<Item>>> {
     prop::collection::vec(prop::collection::vec(item(), 0..14), 1..=4)
 }
 
-/// Makes the layers, the top one first.
-pub fn build(stack: &[Vec<Item>]) -> Vec<Object> {
+/// Makes the layers, the top one first, without what the filesystem cannot hold.
+pub fn build(stack: &[Vec<Item>], abilities: Abilities) -> Vec<Object> {
+    let holds = |item: &&Item| {
+        let name_max = abilities.rules.name_max;
+        item.path.iter().all(|name| name.len() <= name_max) && (abilities.full || !matches!(item.what, What::Node(_)))
+    };
     let mut ids = 0;
     let mut layers: Vec<Object> = Vec::new();
     for items in stack.iter().rev() {
         let mut root = directory(Meta { mode: 0o755, uid: 0, gid: 0, mtime: (1, 1) }, &mut ids);
-        for item in items {
+        for item in items.iter().filter(holds) {
             let before = root.clone();
             if put(&mut root, item, &layers, &mut ids).is_none() {
                 root = before;

@@ -1,11 +1,13 @@
 //! Random sequences of operations against an in-memory reference of a filesystem, through every door: a directory of the host (which checks
-//! the reference itself), the engine's API, and the scheme through the delegate.
+//! the reference itself), the engine's API, and the scheme through the delegate. The layers lie in directories of the host, or on a redoxfs
+//! that the delegate plays.
 //!
 //! The cases are the same in every run, so that a failure is the change's that it follows. To look for more:
 //! `PROPTEST_RNG_SEED=$RANDOM PROPTEST_CASES=5000 cargo test --test model`; with `TMPDIR` on another filesystem, over that one.
 
 mod door;
 mod engine;
+mod ground;
 mod host;
 mod layer;
 mod lowers;
@@ -13,10 +15,14 @@ mod run;
 mod scheme;
 mod tree;
 
+use linux_delegate::redoxfs::NAME_MAX;
 use overlayfs::layer::{Kind, Owner, RenameMode};
 use proptest::test_runner::{Config, FileFailurePersistence, RngSeed, TestRunner};
 
 use door::Door;
+use engine::Engine;
+use ground::Ground;
+use host::Host;
 use layer::Written;
 use run::{Abilities, Mount};
 use tree::Rules;
@@ -25,7 +31,13 @@ use tree::Rules;
 const SEED: u64 = 1;
 
 /// Runs `cases` random cases (or as many as `PROPTEST_CASES` says) through a door, the kept failing ones first.
-fn check<D: Door>(kept: &'static str, cases: u32, abilities: Abilities, mount: Mount<'_, D>) {
+fn check<D: Door>(
+    kept: &'static str,
+    cases: u32,
+    abilities: Abilities,
+    ground: &dyn Fn() -> Box<dyn Ground>,
+    mount: Mount<'_, D>,
+) {
     let cases =
         std::env::var("PROPTEST_CASES").map_or(cases, |cases| cases.parse().expect("PROPTEST_CASES is a number"));
     let seed =
@@ -38,49 +50,76 @@ fn check<D: Door>(kept: &'static str, cases: u32, abilities: Abilities, mount: M
         failure_persistence: Some(Box::new(FileFailurePersistence::Direct(kept))),
         ..Config::default()
     };
-    let result =
-        TestRunner::new(config).run(&run::case(abilities), |(stack, ops)| run::run(&stack, &ops, abilities, mount));
+    let result = TestRunner::new(config)
+        .run(&run::case(abilities), |(stack, ops)| run::run(&stack, &ops, abilities, ground(), mount));
     if let Err(error) = result {
         panic!("{error}");
     }
 }
 
+/// What doors can do whose layers are on the host.
+const ON_HOST: Rules = Rules { reserves: true, follows: false, name_max: 255 };
+/// What those can do whose layers are on redoxfs.
+const ON_REDOXFS: Rules = Rules { name_max: NAME_MAX, ..ON_HOST };
+
+fn host() -> Box<dyn Ground> {
+    Box::new(ground::Host::new())
+}
+
+fn redoxfs() -> Box<dyn Ground> {
+    Box::new(ground::Redoxfs::new())
+}
+
 #[test]
 fn the_reference_does_what_the_host_does() {
-    let rules = Rules { reserves: false, follows: false };
+    let rules = Rules { reserves: false, ..ON_HOST };
     let abilities = Abilities { rules, bytes: true, full: true, layers: None };
     let kept = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/model/proptest-regressions/host.txt");
-    check(kept, 100, abilities, &|_, root, merged| host::mount(merged, root, false));
+    check(kept, 100, abilities, &host, &|_, root| Host::new(root, false));
 }
 
 #[test]
 fn the_reference_follows_symlinks_as_the_host_does() {
-    let rules = Rules { reserves: false, follows: true };
+    let rules = Rules { reserves: false, follows: true, ..ON_HOST };
     let abilities = Abilities { rules, bytes: true, full: true, layers: None };
     let kept = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/model/proptest-regressions/host-follows.txt");
-    check(kept, 100, abilities, &|_, root, merged| host::mount(merged, root, true));
+    check(kept, 100, abilities, &host, &|_, root| Host::new(root, true));
 }
 
 #[test]
 fn the_engine_does_what_the_reference_does() {
-    let rules = Rules { reserves: true, follows: false };
-    let abilities = Abilities { rules, bytes: true, full: true, layers: Some(Written::Native) };
+    let abilities = Abilities { rules: ON_HOST, bytes: true, full: true, layers: Some(Written::Native) };
     let kept = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/model/proptest-regressions/engine.txt");
-    check(kept, 400, abilities, &|lowers, upper, _| engine::mount(lowers, upper));
+    check(kept, 400, abilities, &host, &|lowers, upper| Engine(engine::mount(lowers, upper)));
 }
 
 #[test]
 fn the_engine_does_so_in_the_kernels_format() {
-    let rules = Rules { reserves: false, follows: false };
+    let rules = Rules { reserves: false, ..ON_HOST };
     let abilities = Abilities { rules, bytes: true, full: true, layers: Some(Written::Kernel) };
     let kept = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/model/proptest-regressions/engine-kernel.txt");
-    check(kept, 400, abilities, &|lowers, upper, _| engine::mount_kernel(lowers, upper));
+    check(kept, 400, abilities, &host, &|lowers, upper| Engine(engine::mount_kernel(lowers, upper)));
+}
+
+#[test]
+fn the_engine_does_so_over_redoxfs() {
+    let abilities = Abilities { rules: ON_REDOXFS, bytes: false, full: false, layers: Some(Written::Native) };
+    let kept = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/model/proptest-regressions/engine-redoxfs.txt");
+    check(kept, 400, abilities, &redoxfs, &|lowers, upper| Engine(engine::mount_redoxfs(lowers, upper)));
 }
 
 #[test]
 fn the_scheme_does_what_the_reference_does() {
-    let rules = Rules { reserves: true, follows: true };
+    let rules = Rules { follows: true, ..ON_HOST };
     let abilities = Abilities { rules, bytes: false, full: true, layers: Some(Written::Native) };
     let kept = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/model/proptest-regressions/scheme.txt");
-    check(kept, 200, abilities, &|lowers, upper, _| scheme::mount(lowers, upper));
+    check(kept, 200, abilities, &host, &|lowers, upper| scheme::serve(engine::mount(lowers, upper)));
+}
+
+#[test]
+fn the_scheme_does_so_over_redoxfs() {
+    let rules = Rules { follows: true, ..ON_REDOXFS };
+    let abilities = Abilities { rules, bytes: false, full: false, layers: Some(Written::Native) };
+    let kept = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/model/proptest-regressions/scheme-redoxfs.txt");
+    check(kept, 200, abilities, &redoxfs, &|lowers, upper| scheme::serve(engine::mount_redoxfs(lowers, upper)));
 }

@@ -11,11 +11,11 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 use proptest::test_runner::TestCaseError;
 use syscall::error::{EINVAL, ENOENT};
-use test_common::{LowerGuard, Stage};
 
 use crate::Kind;
 use crate::door::{At, Door};
-use crate::layer::{self, MARKER, Object, Written};
+use crate::ground::Ground;
+use crate::layer::{self, MARKER, Meta, Object, Written};
 use crate::lowers::{self, Item};
 use crate::tree::{self, Id, Place, ROOT, Rules, Tree};
 
@@ -70,7 +70,7 @@ pub struct Abilities {
     pub rules: Rules,
     /// Names need not be UTF-8.
     pub bytes: bool,
-    /// Sockets and FIFOs can be made, renames can be exclusive or exchange.
+    /// Sockets and FIFOs can be made, renames can exchange.
     pub full: bool,
     /// There are layers to mount again, of which the upper one is written so.
     pub layers: Option<Written>,
@@ -121,9 +121,9 @@ fn whom(abilities: Abilities) -> BoxedStrategy<Whom> {
 fn op(abilities: Abilities) -> BoxedStrategy<Op> {
     let (sel, existing, whom) = (|| sel(abilities), || existing(abilities), || whom(abilities));
     let full = prop_oneof![Just(RenameMode::NoReplace), Just(RenameMode::Exchange)];
-    let rename = some(Just(RenameMode::Replace), 50, abilities.full, full);
+    let rename = some(Just(RenameMode::Replace), 50, true, full);
     let kind = prop_oneof![4 => Just(Kind::File), 6 => Just(Kind::Dir), 1 => Just(Kind::Symlink)];
-    let kind = some(kind, 15, abilities.full, prop_oneof![Just(Kind::Fifo), Just(Kind::Socket)]);
+    let kind = some(kind, 15, true, prop_oneof![Just(Kind::Fifo), Just(Kind::Socket)]);
     let owner = (lowers::id(), lowers::id());
     let offset = prop::option::weighted(0.7, prop_oneof![0usize..20, 0usize..10_000, Just(1 << 20)]);
     let bytes = prop_oneof![
@@ -158,8 +158,8 @@ pub fn case(abilities: Abilities) -> impl Strategy<Value = (Vec<Vec<Item>>, Vec<
     (lowers::stack(), prop::collection::vec(op(abilities), 1..40))
 }
 
-/// Mounts the layers at these paths: the lower ones, top first, and the upper one. The merged tree of the lower layers comes with them.
-pub type Mount<'a, D> = &'a dyn Fn(&[PathBuf], &Path, &Object) -> D;
+/// Mounts the layers at these paths: the lower ones, top first, and the upper one. Without layers, the tree is in the latter.
+pub type Mount<'a, D> = &'a dyn Fn(&[PathBuf], &Path) -> D;
 
 type Check<T = ()> = Result<T, TestCaseError>;
 
@@ -167,16 +167,16 @@ type Check<T = ()> = Result<T, TestCaseError>;
 struct Pair<'a, D: Door> {
     mount: Mount<'a, D>,
     abilities: Abilities,
+    handles: BTreeMap<usize, D::Handle>,
+    door: Option<D>,
+    /// What the door leads to, so it outlives that.
+    ground: Box<dyn Ground>,
     /// The lower layers, top first: where they are and what is in them.
     lowers: Vec<(PathBuf, Object)>,
-    guard: LowerGuard,
-    stage: Stage,
     upper: PathBuf,
     /// How many objects of layers were given numbers.
     ids: u64,
     tree: Tree,
-    door: Option<D>,
-    handles: BTreeMap<usize, D::Handle>,
     /// The inode number of every object that was seen in this stack of layers.
     inodes: BTreeMap<Id, u64>,
     /// What files with several names in a lower layer hold there.
@@ -185,13 +185,19 @@ struct Pair<'a, D: Door> {
 }
 
 /// Runs one case. The error says what differs after which operations.
-pub fn run<D: Door>(stack: &[Vec<Item>], ops: &[Op], abilities: Abilities, mount: Mount<'_, D>) -> Check {
-    let stage = Stage::new();
-    let layers = lowers::build(stack);
+pub fn run<D: Door>(
+    stack: &[Vec<Item>],
+    ops: &[Op],
+    abilities: Abilities,
+    mut ground: Box<dyn Ground>,
+    mount: Mount<'_, D>,
+) -> Check {
+    let layers = lowers::build(stack, abilities);
     let mut lowers = Vec::new();
     for (number, layer) in layers.into_iter().enumerate() {
-        let path = stage.dir(&format!("lower{number}"));
-        layer::write(&layer, &path);
+        let path = ground.layer(&format!("lower{number}"));
+        layer::write(&*ground, &layer, &path);
+        ground.guard(&path);
         lowers.push((path, layer));
     }
     let merged = merge(&lowers);
@@ -203,13 +209,12 @@ pub fn run<D: Door>(stack: &[Vec<Item>], ops: &[Op], abilities: Abilities, mount
     let mut pair = Pair {
         mount,
         abilities,
-        guard: LowerGuard::new(lowers.iter().map(|(path, _)| path)),
+        handles: BTreeMap::new(),
+        door: None,
+        ground,
         upper: PathBuf::new(),
-        stage,
         lowers,
         ids: 1 << 32,
-        door: None,
-        handles: BTreeMap::new(),
         inodes: BTreeMap::new(),
         linked: linked_files(&tree),
         tree,
@@ -249,7 +254,7 @@ impl<D: Door> Pair<'_, D> {
         }
         self.compare()?;
         self.leave()?;
-        self.guard.check();
+        self.ground.check();
         Ok(())
     }
 
@@ -259,11 +264,10 @@ impl<D: Door> Pair<'_, D> {
 
     /// Makes an empty upper layer. The root of the merged tree has its attributes.
     fn new_upper(&mut self) {
-        self.upper = self.stage.dir(&format!("upper{}", self.lowers.len()));
+        self.upper = self.ground.layer(&format!("upper{}", self.lowers.len()));
         if self.abilities.layers.is_some() {
             let (mode, owner) = (0o750, Owner { uid: 1000, gid: 1001 });
-            test_common::mode(&self.upper, mode);
-            test_common::owner(&self.upper, owner.uid, owner.gid);
+            self.ground.set_meta(&self.upper, &Meta { mode, uid: owner.uid, gid: owner.gid, mtime: (1, 1) });
             let root = &mut self.tree.nodes[ROOT];
             // The work directory is made in it, which changes its time.
             (root.mode, root.owner, root.mtime) = (mode, owner, None);
@@ -273,7 +277,10 @@ impl<D: Door> Pair<'_, D> {
     /// Mounts the layers.
     fn enter(&mut self) {
         let paths: Vec<_> = self.lowers.iter().map(|(path, _)| path.clone()).collect();
-        self.door = Some((self.mount)(&paths, &self.upper, &merge(&self.lowers)));
+        if self.abilities.layers.is_none() {
+            layer::write(&*self.ground, &merge(&self.lowers), &self.upper);
+        }
+        self.door = Some((self.mount)(&paths, &self.upper));
     }
 
     /// Leaves the mount, and looks at what it left in the upper layer. Answers that layer.
@@ -286,7 +293,7 @@ impl<D: Door> Pair<'_, D> {
         let Some(written) = self.abilities.layers else {
             return Ok(None);
         };
-        let upper = layer::read(&self.upper, written, &mut self.ids);
+        let upper = layer::read(&*self.ground, &self.upper, written, &mut self.ids);
         let layers: Vec<_> = [&upper].into_iter().chain(self.lowers.iter().map(|(_, layer)| layer)).cloned().collect();
         self.compare_layers(&layer::merge(&layers))?;
         Ok(Some(upper))
@@ -333,7 +340,7 @@ impl<D: Door> Pair<'_, D> {
             return self.compare();
         }
         self.inodes.clear();
-        self.guard.add(&self.upper);
+        self.ground.guard(&self.upper);
         self.lowers.insert(0, (self.upper.clone(), upper));
         self.new_upper();
         for node in &mut self.tree.nodes {
@@ -476,7 +483,10 @@ impl<D: Door> Pair<'_, D> {
     }
 
     fn step(&mut self, op: &Op) -> Check {
+        let special = |kind| !matches!(kind, Kind::File | Kind::Dir | Kind::Symlink);
         match op {
+            Op::Create(_, kind, ..) if special(*kind) && !self.abilities.full => {}
+            Op::Rename(.., RenameMode::Exchange) if !self.abilities.full => {}
             Op::Create(sel, kind, mode, owner, target) => {
                 let Some(place) = self.place(sel) else { return Ok(()) };
                 let owner = Owner { uid: owner.0, gid: owner.1 };

@@ -3,15 +3,14 @@
 use std::cell::Cell;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 
 use linux_delegate::client::parse_dirents;
 use linux_delegate::{Fd, Process, kernel};
-use overlayfs::layer::{Owner, RenameMode, Stat, Time};
-use overlayfs::options::Options;
+use overlayfs::layer::{Layer, Owner, RenameMode, Stat, Time};
+use overlayfs::overlay::Overlay;
 use redox_scheme::scheme::register_sync_scheme;
 use syscall::TimeSpec;
 use syscall::dirent::DirentKind;
@@ -47,17 +46,16 @@ pub struct SchemeHandle {
     kind: Kind,
 }
 
-/// Mounts these layers under a name of their own.
-pub fn mount(lowers: &[PathBuf], upper: &Path) -> Scheme {
+/// Serves an overlay under a name of its own.
+pub fn serve<L: Layer>(overlay: Overlay<L>) -> Scheme {
     static COUNT: AtomicUsize = AtomicUsize::new(0);
     let name = format!("model{}", COUNT.fetch_add(1, Ordering::Relaxed));
-    let options = Options { lowers: lowers.to_vec(), upper: Some(upper.to_owned()), ..Options::default() };
-    let overlay = overlayfs::mount::mount(&options).unwrap_or_else(|error| panic!("{error}"));
     let (ready, wait) = mpsc::channel();
     let scheme_name = name.clone();
     let daemon = std::thread::spawn(move || {
         overlayfs::daemon::serve(overlay, &scheme_name, |socket, scheme, _| {
             register_sync_scheme(socket, &scheme_name, scheme)?;
+            libredox::call::setrens(0, 0)?;
             ready.send(()).unwrap();
             Ok(())
         })

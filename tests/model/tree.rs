@@ -55,6 +55,8 @@ pub struct Rules {
     pub reserves: bool,
     /// Symlinks in the middle of a path are followed.
     pub follows: bool,
+    /// The longest name, in bytes.
+    pub name_max: usize,
 }
 
 #[derive(Clone)]
@@ -66,7 +68,6 @@ pub struct Tree {
 }
 
 pub const ROOT: Id = 0;
-const NAME_MAX: usize = 255;
 const LINKS_MAX: usize = 40;
 
 fn fail<T>(errno: i32) -> Result<T> {
@@ -158,7 +159,7 @@ impl Tree {
         if !self.is_dir(dir) {
             return fail(ENOTDIR);
         }
-        if name.len() > NAME_MAX {
+        if name.len() > self.rules.name_max {
             // In a directory that was removed nothing can be found either.
             return Err(if self.is_dead(dir) { vec![ENAMETOOLONG, ENOENT] } else { vec![ENAMETOOLONG] });
         }
@@ -215,7 +216,7 @@ impl Tree {
         if self.is_dead(dir) {
             wrong.push(ENOENT);
         }
-        if name.len() > NAME_MAX {
+        if name.len() > self.rules.name_max {
             wrong.push(ENAMETOOLONG);
         }
         if self.rules.reserves && name.as_bytes().starts_with(MARKER.as_bytes()) {

@@ -9,6 +9,7 @@ use syscall::flag::{
     O_WRONLY, StdFsCallKind,
 };
 
+use crate::layers::FULL;
 use crate::support::{Stage, ann, bob, errno, eve, refused, root};
 
 const NOW: TimeSpec = TimeSpec { tv_sec: 0, tv_nsec: (1 << 30) - 1 };
@@ -71,7 +72,6 @@ fn modes_are_the_owners_to_set() {
     let file = stage.open(&ann(), "d/f", 0).unwrap();
     file.fchmod(0xFFFF).unwrap();
     assert_eq!(ann().stat(stage.path("d/f")).unwrap().st_mode, 0x8000 | 0o7777, "the kind is no part of it");
-    assert_eq!(std::fs::read(stage.lower("d/f")).unwrap(), b"d/f");
 }
 
 #[test]
@@ -215,8 +215,11 @@ fn flags_that_change_and_flags_that_do_not() {
 #[test]
 fn there_is_nothing_to_wait_for() {
     let stage = Stage::new(|lower| lower.file("file", 0o644));
-    root().mkfifo(stage.path("fifo"), 0o666).unwrap();
-    for (path, flags) in [("file", O_RDONLY), ("file", O_RDWR), ("", O_RDONLY), ("fifo", O_STAT)] {
+    if FULL {
+        root().mkfifo(stage.path("fifo"), 0o666).unwrap();
+    }
+    let special = FULL.then_some(("fifo", O_STAT));
+    for (path, flags) in [("file", O_RDONLY), ("file", O_RDWR), ("", O_RDONLY)].into_iter().chain(special) {
         let open = stage.open(&root(), path, flags).unwrap();
         for events in [EventFlags::EVENT_READ, EventFlags::EVENT_WRITE, EventFlags::empty()] {
             assert_eq!(open.fevent(events).map(drop), refused(EPERM), "{path}");

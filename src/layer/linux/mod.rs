@@ -197,7 +197,7 @@ fn capabilities(root: &OwnedFd, for_writing: bool) -> Result<Capabilities> {
     Ok(Capabilities {
         exchange: for_writing && EXCHANGE.contains(&filesystem),
         dirs_follow_rename: true,
-        whole_symlinks: true,
+        whole_objects: true,
         xattrs: true,
         sparse: true,
         write_through: for_writing && through::keeps_order(root),

@@ -3,7 +3,7 @@
 //! Once the daemon serves, it lives in the null namespace, where no path from the root of the system can be opened. So after
 //! [`RedoxLayer::open`] everything here goes to the scheme that holds the layer, either through a descriptor of the top directory
 //! or through a descriptor of the object itself. relibc's own `unlinkat`, `renameat` and `linkat` resolve their paths in the
-//! namespace; the calls of the kernel that they stand for do not, and are used in their place.
+//! namespace; the calls of the kernel that they stand for do not, and are used in their place ([`calls`]).
 //!
 //! redoxfs, which this is written for, knows a directory by its path, also where a descriptor of it is open. So a [`Dir`] is a path:
 //! after a rename it names whatever has that path then. A symlink that somebody else puts in the place of a directory or a file of
@@ -11,9 +11,9 @@
 //!
 //! Lock order: the one lock, of the descriptor that holds the layer, is taken last.
 
+use std::borrow::Cow;
 use std::ffi::{OsStr, OsString};
 use std::hash::{DefaultHasher, Hasher};
-use std::io;
 use std::ops::Range;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
@@ -21,27 +21,36 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use libredox::Fd;
 use libredox::data::TimeSpec;
-use libredox::flag::{
-    O_CLOEXEC, O_CREAT, O_DIRECTORY, O_EXCL, O_NOFOLLOW, O_PATH, O_RDONLY, O_RDWR, O_SYMLINK, O_WRONLY,
-};
 use syscall::data::StdFsCallMeta;
 use syscall::dirent::{DirentHeader, DirentKind};
-use syscall::error::{EBADF, EEXIST, EFBIG, EINVAL, EIO, ENAMETOOLONG, ENOENT, ENOTDIR, EOPNOTSUPP, EOVERFLOW, EROFS};
-use syscall::flag::{AT_REMOVEDIR, CallFlags, StdFsCallKind};
+use syscall::error::{
+    EACCES, EBADF, EEXIST, EFBIG, EINVAL, EIO, ENAMETOOLONG, ENOENT, ENOTDIR, EOPNOTSUPP, EOVERFLOW, EROFS,
+};
+use syscall::flag::{
+    AT_REMOVEDIR, CallFlags, MODE_CHR, MODE_DIR, MODE_FIFO, MODE_FILE, MODE_PERM, MODE_SOCK, MODE_SYMLINK, MODE_TYPE,
+    O_CREAT, O_DIRECTORY, O_EXCL, O_NOFOLLOW, O_RDONLY, O_RDWR, O_STAT, O_SYMLINK, O_WRONLY, StdFsCallKind,
+};
 
 use super::{
     Access, Allocation, Capabilities, Entry, Error, Kind, Layer, Object, Owner, RenameMode, Result, Stat, StatFs, Time,
     XattrMode,
 };
 
+mod calls;
+
+/// Close on exec: relibc's flag of its own beside those of the kernel.
+const O_CLOEXEC: usize = 0x0100_0000;
+/// The type bits of a block device in a mode, which relibc knows and the kernel does not.
+const MODE_BLOCK: u16 = 0x6000;
 /// The permission bits that redoxfs gives a socket.
-const SOCKET_MODE: u32 = 0o777;
+const SOCKET_MODE: u16 = 0o777;
 /// How an object itself is opened for its attributes or to be renamed, whatever it is.
-const ITSELF: i32 = O_PATH | O_NOFOLLOW;
+const ITSELF: usize = O_STAT | O_NOFOLLOW;
 /// The largest piece that is copied at a time, in bytes: the largest record of redoxfs.
 const COPY_PIECE: usize = 128 * 1024;
-/// The buffer of a listing, in bytes.
+/// The buffer of a listing, in bytes, and what it may grow to.
 const LIST_BUFFER: usize = 64 * 1024;
+const LIST_BUFFER_MAX: usize = LIST_BUFFER << 8;
 /// The longest path that the kernel takes, in bytes.
 const PATH_MAX: usize = 4096;
 /// The longest name that redoxfs stores, in bytes. Its statvfs does not tell.
@@ -67,8 +76,10 @@ pub struct RedoxLayer {
 
 /// The top directory of a layer.
 struct Top {
-    /// Open for its attributes.
+    /// Open for its attributes, and where it can be, as the directory that paths are opened at.
     fd: Fd,
+    /// Where a scheme opens paths at its root only, that one, and the path of the layer from there.
+    root: Option<(Fd, String)>,
     /// Begins with `/scheme/NAME` and does not end with a slash.
     path: String,
 }
@@ -97,21 +108,28 @@ impl RedoxLayer {
     ///
     /// ENOENT, ENOTDIR, EACCES and the like as open(2); EINVAL for a path that is not UTF-8.
     pub fn open(path: &Path, for_writing: bool) -> Result<RedoxLayer> {
-        let root = Fd::open(text(path.as_os_str())?, O_PATH | O_DIRECTORY | O_CLOEXEC, 0)?;
-        if kind_of(root.stat()?.st_mode)? != Kind::Dir {
+        let fd = open(text(path.as_os_str())?)?;
+        if kind_of(mode_bits(&fd.stat()?))? != Kind::Dir {
             return Err(Error::new(ENOTDIR));
         }
         let mut buffer = [0; PATH_MAX];
-        let length = root.fpath(&mut buffer)?;
+        let length = fd.fpath(&mut buffer)?;
         let path = std::str::from_utf8(&buffer[..length]).map_err(|_| Error::new(EINVAL))?.trim_end_matches('/');
-        let scheme = path.strip_prefix("/scheme/").and_then(|path| path.split('/').next()).ok_or(Error::new(EINVAL))?;
+        let inside = path.strip_prefix("/scheme/").ok_or(Error::new(EINVAL))?;
+        let (scheme, inside) = inside.split_once('/').unwrap_or((inside, ""));
+        // ramfs opens nothing at a directory that is not its root.
+        let root = match fd.openat("", flag_bits(ITSELF | O_DIRECTORY | O_CLOEXEC), 0) {
+            Err(error) if error.errno() == EACCES => Some((open(&format!("/scheme/{scheme}/"))?, inside.to_owned())),
+            opened => opened.map(|_| None)?,
+        };
         let mut hasher = DefaultHasher::new();
         hasher.write(scheme.as_bytes());
         Ok(RedoxLayer {
-            dev: hasher.finish(),
-            name_max: root.statvfs().map_or(NAME_MAX, |found| name_max(&found)),
+            // Numbers of devices leave the high bits free.
+            dev: hasher.finish() >> 16,
+            name_max: fd.statvfs().map_or(NAME_MAX, |found| name_max(&found)),
             own: Owner { uid: id(libredox::call::geteuid()?)?, gid: id(libredox::call::getegid()?)? },
-            top: Arc::new(Top { path: path.to_owned(), fd: root }),
+            top: Arc::new(Top { path: path.to_owned(), fd, root }),
             writable: for_writing,
             held: Mutex::new(None),
         })
@@ -145,8 +163,17 @@ impl RedoxLayer {
 
 impl Top {
     /// Opens a path that is relative to this directory.
-    fn open_at(&self, path: &str, flags: i32) -> Result<Fd> {
-        Ok(Fd::new(libredox::call::openat(self.fd.raw(), path, flags | O_CLOEXEC, 0)?))
+    fn open_at(&self, path: &str, flags: usize) -> Result<Fd> {
+        let (fd, path) = self.at(path);
+        Ok(fd.openat(&path, flag_bits(flags | O_CLOEXEC), 0)?)
+    }
+
+    /// The descriptor that a path of the layer is asked for at, and what it is there.
+    fn at<'a>(&'a self, path: &'a str) -> (&'a Fd, Cow<'a, str>) {
+        match &self.root {
+            None => (&self.fd, path.into()),
+            Some((root, inside)) => (root, format!("{inside}/{path}").into()),
+        }
     }
 }
 
@@ -172,14 +199,14 @@ impl Dir {
 }
 
 impl Place<'_> {
-    fn open(&self, flags: i32) -> Result<Fd> {
+    fn open(&self, flags: usize) -> Result<Fd> {
         self.top.open_at(&self.path, flags)
     }
 
     /// Creates what `flags` say. EEXIST.
-    fn create(&self, flags: i32, mode: u32) -> Result<Fd> {
+    fn create(&self, flags: usize, mode: u32) -> Result<Fd> {
         // The scheme takes the mode from the low bits of the flags.
-        self.open(flags | O_CREAT | O_EXCL | permissions(mode).cast_signed())
+        self.open(flags | O_CREAT | O_EXCL | usize::from(permissions(mode)))
     }
 
     /// EEXIST if there is something.
@@ -193,8 +220,8 @@ impl Place<'_> {
 
     /// Removes what is there.
     fn remove(&self, flags: usize) -> Result<()> {
-        syscall::unlinkat(self.top.fd.raw(), &self.path, flags)?;
-        Ok(())
+        let (fd, path) = self.top.at(&self.path);
+        calls::unlink_at(fd, &path, flags)
     }
 
     /// The path as `frename` and `flink` want it: from the root of the system. The kernel drops the scheme and resolves nothing.
@@ -211,7 +238,7 @@ impl Layer for RedoxLayer {
         Capabilities {
             exchange: false,
             dirs_follow_rename: false,
-            whole_symlinks: false,
+            whole_objects: false,
             xattrs: false,
             sparse: false,
             write_through: false,
@@ -258,9 +285,8 @@ impl Layer for RedoxLayer {
     }
 
     fn open_dir(&self, dir: &Dir, name: &OsStr) -> Result<Dir> {
-        let place = dir.entry(name)?;
-        place.open(ITSELF | O_DIRECTORY)?;
-        Ok(Dir { top: dir.top.clone(), path: place.path })
+        // Whether it is there shows when it is used: a path is no descriptor.
+        Ok(Dir { top: dir.top.clone(), path: dir.entry(name)?.path })
     }
 
     fn list(&self, dir: &Dir, each: &mut dyn FnMut(Entry<'_>)) -> Result<()> {
@@ -269,7 +295,14 @@ impl Layer for RedoxLayer {
         let mut buffer = vec![0; LIST_BUFFER];
         let mut after = 0;
         loop {
-            let filled = libredox::call::getdents(fd.raw(), &mut buffer, after)?;
+            let filled = match libredox::call::getdents(fd.raw(), &mut buffer, after) {
+                // ramfs wants room for all that is left.
+                Err(error) if error.errno() == EINVAL && buffer.len() < LIST_BUFFER_MAX => {
+                    buffer.resize(buffer.len() * 4, 0);
+                    continue;
+                }
+                filled => filled?,
+            };
             let mut records = buffer.get(..filled).ok_or(Error::new(EIO))?;
             if records.is_empty() {
                 return Ok(());
@@ -304,10 +337,10 @@ impl Layer for RedoxLayer {
     fn set_mode(&self, object: Object<'_, Self>, mode: u32) -> Result<()> {
         self.change(object, |fd| {
             // redoxfs would change the mode of a symlink.
-            if matches!(object, Object::Entry(..)) && kind_of(fd.stat()?.st_mode)? == Kind::Symlink {
+            if matches!(object, Object::Entry(..)) && kind_of(mode_bits(&fd.stat()?))? == Kind::Symlink {
                 return Err(Error::new(EOPNOTSUPP));
             }
-            Ok(fd.chmod(permissions(mode) as u16)?)
+            Ok(fd.chmod(permissions(mode))?)
         })
     }
 
@@ -410,8 +443,7 @@ impl Layer for RedoxLayer {
         let new = self.changing(new_dir, new_name)?;
         // redoxfs does not look whether the name is taken.
         new.check_absent()?;
-        syscall::flink(object.raw(), new.absolute())?;
-        Ok(())
+        calls::link(&object, &new.absolute())
     }
 
     fn unlink(&self, dir: &Dir, name: &OsStr) -> Result<()> {
@@ -432,22 +464,15 @@ impl Layer for RedoxLayer {
             RenameMode::NoReplace => new.check_absent()?,
             RenameMode::Exchange | RenameMode::Whiteout => return Err(Error::new(EINVAL)),
         }
-        syscall::frename(object.raw(), new.absolute())?;
-        Ok(())
+        calls::rename(&object, &new.absolute())
     }
 
     fn read_at(&self, file: &File, buf: &mut [u8], offset: u64) -> Result<usize> {
-        let offset = file_offset(offset)?;
-        let fd = raw(&file.0)?;
-        // SAFETY: the pointer and the length are those of a slice that may be written to.
-        answer(unsafe { libc::pread(fd, buf.as_mut_ptr().cast(), buf.len(), offset) })
+        calls::read_at(&file.0, buf, file_offset(offset)?)
     }
 
     fn write_at(&self, file: &File, buf: &[u8], offset: u64) -> Result<usize> {
-        let offset = file_offset(offset)?;
-        let fd = raw(&file.0)?;
-        // SAFETY: the pointer and the length are those of a slice.
-        match answer(unsafe { libc::pwrite(fd, buf.as_ptr().cast(), buf.len(), offset) })? {
+        match calls::write_at(&file.0, buf, file_offset(offset)?)? {
             0 if !buf.is_empty() => Err(Error::new(EIO)),
             written => Ok(written),
         }
@@ -463,11 +488,7 @@ impl Layer for RedoxLayer {
     }
 
     fn sync_dir(&self, dir: &Dir) -> Result<()> {
-        match on(Object::Dir(dir), |fd| Ok(fd.fsync()?)) {
-            // redoxfs refuses that on a directory: it has brought every change to the disk before it answered.
-            Err(error) if matches!(error.errno, EBADF | EOPNOTSUPP) => Ok(()),
-            result => result,
-        }
+        on(Object::Dir(dir), sync_dir)
     }
 
     fn next_data(&self, file: &File, from: u64) -> Result<Option<Range<u64>>> {
@@ -508,7 +529,7 @@ impl Layer for RedoxLayer {
     }
 
     fn sync_all(&self) -> Result<()> {
-        Ok(self.top.fd.fsync()?)
+        sync_dir(&self.top.fd)
     }
 }
 
@@ -524,6 +545,11 @@ impl RedoxLayer {
     }
 }
 
+/// Opens a directory by its path from the root of the system, for its attributes.
+fn open(path: &str) -> Result<Fd> {
+    Ok(Fd::open(path, flag_bits(O_STAT | O_DIRECTORY | O_CLOEXEC), 0)?)
+}
+
 /// Calls `act` with a descriptor of the object itself.
 fn on<T>(object: Object<'_, RedoxLayer>, act: impl FnOnce(&Fd) -> Result<T>) -> Result<T> {
     match object {
@@ -531,6 +557,15 @@ fn on<T>(object: Object<'_, RedoxLayer>, act: impl FnOnce(&Fd) -> Result<T>) -> 
         Object::Dir(dir) if dir.path.is_empty() => act(&dir.top.fd),
         Object::Dir(dir) => act(&dir.top.open_at(&dir.path, ITSELF | O_DIRECTORY)?),
         Object::Entry(dir, name) => act(&dir.entry(name)?.open(ITSELF)?),
+    }
+}
+
+/// Brings what is in an open directory to the disk.
+fn sync_dir(fd: &Fd) -> Result<()> {
+    match fd.fsync() {
+        // redoxfs refuses that on a directory: it has brought every change to the disk before it answered.
+        Err(error) if matches!(error.errno(), EBADF | EOPNOTSUPP) => Ok(()),
+        result => Ok(result?),
     }
 }
 
@@ -545,23 +580,23 @@ fn id(number: usize) -> Result<u32> {
 }
 
 /// The bits of a mode that can be set.
-fn permissions(mode: u32) -> u32 {
-    mode & 0o7777
+fn permissions(mode: u32) -> u16 {
+    mode as u16 & MODE_PERM
 }
 
-/// The number of a descriptor as libc wants it.
-fn raw(fd: &Fd) -> Result<libc::c_int> {
-    libc::c_int::try_from(fd.raw()).map_err(|_| Error::new(EBADF))
+/// The flags of an open as `libredox` wants them.
+fn flag_bits(flags: usize) -> libc::c_int {
+    flags as libc::c_int
+}
+
+/// The mode that relibc tells: type and permissions. Its type is signed on Redox.
+fn mode_bits(found: &libredox::data::Stat) -> u16 {
+    i64::from(found.st_mode) as u16
 }
 
 /// An offset as libc wants it. EFBIG.
 fn file_offset(offset: u64) -> Result<libc::off_t> {
     libc::off_t::try_from(offset).map_err(|_| Error::new(EFBIG))
-}
-
-/// What a call of libc answered, just now.
-fn answer(result: libc::ssize_t) -> Result<usize> {
-    usize::try_from(result).map_err(|_| Error::new(io::Error::last_os_error().raw_os_error().unwrap_or(EIO)))
 }
 
 /// The longest name of a filesystem, in bytes.
@@ -573,15 +608,15 @@ fn name_max(found: &libredox::data::StatVfs) -> u32 {
 }
 
 /// The kind that a mode tells. EIO if it is none.
-fn kind_of(mode: libc::mode_t) -> Result<Kind> {
-    match mode & libc::S_IFMT {
-        libc::S_IFREG => Ok(Kind::File),
-        libc::S_IFDIR => Ok(Kind::Dir),
-        libc::S_IFLNK => Ok(Kind::Symlink),
-        libc::S_IFIFO => Ok(Kind::Fifo),
-        libc::S_IFSOCK => Ok(Kind::Socket),
-        libc::S_IFCHR => Ok(Kind::CharDev),
-        libc::S_IFBLK => Ok(Kind::BlockDev),
+fn kind_of(mode: u16) -> Result<Kind> {
+    match mode & MODE_TYPE {
+        MODE_FILE => Ok(Kind::File),
+        MODE_DIR => Ok(Kind::Dir),
+        MODE_SYMLINK => Ok(Kind::Symlink),
+        MODE_FIFO => Ok(Kind::Fifo),
+        MODE_SOCK => Ok(Kind::Socket),
+        MODE_CHR => Ok(Kind::CharDev),
+        MODE_BLOCK => Ok(Kind::BlockDev),
         _ => Err(Error::new(EIO)),
     }
 }
@@ -612,12 +647,13 @@ fn take_record<'a>(records: &mut &'a [u8]) -> Result<(DirentHeader, &'a OsStr)> 
 }
 
 fn stat_of(found: &libredox::data::Stat, dev: u64) -> Result<Stat> {
+    let mode = mode_bits(found);
     let time = |sec, nsec| Time { sec, nsec: u32::try_from(nsec).unwrap_or(0) };
     Ok(Stat {
         dev,
         ino: found.st_ino,
-        kind: kind_of(found.st_mode)?,
-        mode: permissions(found.st_mode.cast_unsigned()),
+        kind: kind_of(mode)?,
+        mode: (mode & MODE_PERM).into(),
         nlink: u32::try_from(found.st_nlink).unwrap_or(u32::MAX),
         uid: found.st_uid,
         gid: found.st_gid,

@@ -1,0 +1,180 @@
+//! redoxfs and ramfs in memory: what the layers of an overlay are on, when it runs on Redox.
+//!
+//! [`Disk`] is a daemon that serves one as a scheme behind the delegate's kernel. Tests fill it and look at it without requests
+//! ([`Tree`]), count the requests that arrive ([`Requests`]), and end it as the end of the system would.
+//!
+//! Lock order: the lock of the tree is a leaf; no request is made while it is held.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::thread::{self, JoinHandle};
+
+use redox_scheme::scheme::{SchemeState, SchemeSync, register_sync_scheme};
+use redox_scheme::{RequestKind, Response, SignalBehavior, Socket};
+use syscall::error::{EIO, Result};
+use syscall::flag::EventFlags;
+
+use crate::client::Process;
+use crate::kernel;
+
+mod requests;
+mod scheme;
+mod tree;
+
+use requests::Counter;
+pub use requests::{Request, Requests};
+pub use scheme::Kind;
+use scheme::Scheme;
+pub use tree::{Content, NAME_MAX, Node, Tree};
+
+/// A filesystem that is served. Dropped, its daemon ends and its name is free again.
+pub struct Disk {
+    name: String,
+    kind: Kind,
+    tree: Arc<Mutex<Tree>>,
+    counter: Counter,
+    /// How many more requests are answered as they should be.
+    left: Arc<AtomicU64>,
+    daemon: Option<JoinHandle<Result<()>>>,
+}
+
+/// What was at and below a path of a disk, taken at one time.
+pub struct Snapshot {
+    path: String,
+    objects: BTreeMap<String, (u32, Node)>,
+}
+
+impl Disk {
+    /// An empty redoxfs, under a name of its own.
+    pub fn redoxfs() -> Self {
+        Self::new(Kind::Redoxfs)
+    }
+
+    /// An empty ramfs, under a name of its own.
+    pub fn ramfs() -> Self {
+        Self::new(Kind::Ramfs)
+    }
+
+    fn new(kind: Kind) -> Self {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let name = format!("disk{}", COUNT.fetch_add(1, Ordering::Relaxed));
+        let tree = Arc::new(Mutex::new(Tree::new(&name)));
+        let mut disk = Self {
+            name,
+            kind,
+            tree,
+            counter: Counter::default(),
+            left: Arc::new(AtomicU64::new(u64::MAX)),
+            daemon: None,
+        };
+        disk.start();
+        disk
+    }
+
+    fn start(&mut self) {
+        let mut scheme = Scheme::new(self.name.clone(), self.kind, self.tree.clone(), self.counter.clone());
+        let (ready, wait) = mpsc::channel();
+        let (name, left) = (self.name.clone(), self.left.clone());
+        self.daemon = Some(thread::spawn(move || {
+            let socket = Socket::create()?;
+            register_sync_scheme(&socket, &name, &mut scheme)?;
+            // Nobody waits any more if the one who started this has panicked.
+            let _ = ready.send(());
+            serve(&socket, &mut scheme, &left)
+        }));
+        // An end without a word shows when the daemon is asked for something.
+        let _ = wait.recv();
+    }
+
+    fn stop(&mut self) {
+        let _ = kernel::stop(&self.name);
+        let ended = self.daemon.take().map(JoinHandle::join);
+        let _ = kernel::unregister(&self.name);
+        if !thread::panicking() {
+            assert!(matches!(ended, Some(Ok(Ok(())))), "the daemon of {} ended with {ended:?}", self.name);
+        }
+    }
+
+    /// Ends the daemon as the end of the system would, and starts another one with what is on the disk. Every descriptor of the first
+    /// answers ENODEV from now on, and its locks are gone.
+    pub fn restart(&mut self) {
+        self.stop();
+        self.stop_after(u64::MAX);
+        self.tree().close_all();
+        self.start();
+    }
+
+    /// The path by which the system knows `path` of this filesystem.
+    pub fn path(&self, path: &str) -> String {
+        format!("/scheme/{}/{path}", self.name)
+    }
+
+    /// What is on the disk.
+    pub fn tree(&self) -> MutexGuard<'_, Tree> {
+        self.tree.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes down what is at and below `path`.
+    pub fn snapshot(&self, path: &str) -> Snapshot {
+        Snapshot { path: path.to_owned(), objects: self.tree().snapshot(path) }
+    }
+
+    /// Panics with the first differences if a part of the disk is not as it was: bytes, modes, owners, numbers, links, and all times but that of
+    /// access, which reading moves.
+    pub fn assert_same(&self, before: &Snapshot) {
+        let now = self.tree().snapshot(&before.path);
+        let paths = before.objects.keys().chain(now.keys().filter(|path| !before.objects.contains_key(*path)));
+        let differing: Vec<_> = paths.filter(|path| before.objects.get(*path) != now.get(*path)).take(10).collect();
+        let shown = differing.iter().map(|path| (path, before.objects.get(*path), now.get(*path)));
+        assert!(differing.is_empty(), "{} has changed: {:#?}", before.path, shown.collect::<Vec<_>>());
+    }
+
+    /// After so many more requests the disk does nothing and answers EIO, as if the system had ended there; `u64::MAX`: it always answers.
+    pub fn stop_after(&self, requests: u64) {
+        self.left.store(requests, Ordering::Relaxed);
+    }
+
+    /// The requests that have arrived since the last time, those for which nobody waits included.
+    pub fn take_requests(&self) -> Requests {
+        // What was sent before this has arrived when it is answered. It is not counted itself.
+        let root = Process::new(0, 0).scheme_root(&self.name);
+        let _ = root.and_then(|root| root.fevent(EventFlags::empty()));
+        self.counter.take()
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// Answers requests, one after the other, until the socket ends.
+fn serve(socket: &Socket, scheme: &mut Scheme, left: &AtomicU64) -> Result<()> {
+    let mut locks = SchemeState::new();
+    while let Some(request) = socket.next_request(SignalBehavior::Restart)? {
+        match request.kind() {
+            RequestKind::Call(call) => {
+                let next = |left: u64| if left == u64::MAX { Some(left) } else { left.checked_sub(1) };
+                let response = match left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next) {
+                    Ok(_) => call.handle_sync(scheme, &mut locks),
+                    Err(_) => Response::err(EIO, call),
+                };
+                socket.write_response(response, SignalBehavior::Restart)?;
+            }
+            RequestKind::SendFd(request) => {
+                let response = Response::new(scheme.name_socket(socket, &request), request);
+                socket.write_response(response, SignalBehavior::Restart)?;
+            }
+            RequestKind::OnClose { id } => scheme.on_close(id),
+            RequestKind::OnDetach { id, pid } => {
+                if let Ok(inode) = scheme.inode(id) {
+                    locks.on_detach(id, inode, pid);
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}

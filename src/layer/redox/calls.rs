@@ -1,0 +1,97 @@
+//! The calls of this backend for which `libredox` has no function.
+//!
+//! On Redox those of libc that work on a descriptor, and those of the kernel, since relibc's own `unlinkat`, `rename` and `link` go
+//! through the namespace. Elsewhere whoever plays the kernel defines them, as it defines the symbols that `libredox` calls: a number that
+//! libc or the kernel of this system was given would be another descriptor or another call there.
+
+pub use system::{link, read_at, rename, unlink_at, write_at};
+
+#[cfg(target_os = "redox")]
+mod system {
+    use std::io;
+
+    use libredox::Fd;
+    use syscall::error::{EBADF, EIO};
+
+    use crate::layer::{Error, Result};
+
+    /// Reads at `offset`.
+    pub fn read_at(fd: &Fd, buf: &mut [u8], offset: libc::off_t) -> Result<usize> {
+        let fd = raw(fd)?;
+        // SAFETY: the pointer and the length are those of a slice that may be written to.
+        answer(unsafe { libc::pread(fd, buf.as_mut_ptr().cast(), buf.len(), offset) })
+    }
+
+    /// Writes at `offset`.
+    pub fn write_at(fd: &Fd, buf: &[u8], offset: libc::off_t) -> Result<usize> {
+        let fd = raw(fd)?;
+        // SAFETY: the pointer and the length are those of a slice.
+        answer(unsafe { libc::pwrite(fd, buf.as_ptr().cast(), buf.len(), offset) })
+    }
+
+    /// Removes the entry `path` of a directory; `flags` is 0 or `AT_REMOVEDIR`.
+    pub fn unlink_at(dir: &Fd, path: &str, flags: usize) -> Result<()> {
+        syscall::unlinkat(dir.raw(), path, flags).map(drop)
+    }
+
+    /// Renames an object to an absolute path, of which the part that names the scheme is not looked at.
+    pub fn rename(fd: &Fd, path: &str) -> Result<()> {
+        syscall::frename(fd.raw(), path).map(drop)
+    }
+
+    /// Gives an object a second name, an absolute path as for [`rename`].
+    pub fn link(fd: &Fd, path: &str) -> Result<()> {
+        syscall::flink(fd.raw(), path).map(drop)
+    }
+
+    /// The number of a descriptor as libc wants it.
+    fn raw(fd: &Fd) -> Result<libc::c_int> {
+        libc::c_int::try_from(fd.raw()).map_err(|_| Error::new(EBADF))
+    }
+
+    /// What a call of libc answered, just now.
+    fn answer(result: libc::ssize_t) -> Result<usize> {
+        usize::try_from(result).map_err(|_| Error::new(io::Error::last_os_error().raw_os_error().unwrap_or(EIO)))
+    }
+}
+
+#[cfg(not(target_os = "redox"))]
+mod system {
+    use libredox::Fd;
+
+    use crate::layer::{Error, Result};
+
+    // All answer as system calls do: a number, or a negated errno.
+    unsafe extern "C" {
+        fn played_pread(fd: usize, base: *mut u8, len: usize, offset: libc::off_t) -> usize;
+        fn played_pwrite(fd: usize, base: *const u8, len: usize, offset: libc::off_t) -> usize;
+        fn played_unlinkat(fd: usize, path: *const u8, len: usize, flags: usize) -> usize;
+        fn played_frename(fd: usize, path: *const u8, len: usize) -> usize;
+        fn played_flink(fd: usize, path: *const u8, len: usize) -> usize;
+    }
+
+    pub fn read_at(fd: &Fd, buf: &mut [u8], offset: libc::off_t) -> Result<usize> {
+        // SAFETY: the pointer and the length are those of a slice that may be written to.
+        Error::demux(unsafe { played_pread(fd.raw(), buf.as_mut_ptr(), buf.len(), offset) })
+    }
+
+    pub fn write_at(fd: &Fd, buf: &[u8], offset: libc::off_t) -> Result<usize> {
+        // SAFETY: the pointer and the length are those of a slice.
+        Error::demux(unsafe { played_pwrite(fd.raw(), buf.as_ptr(), buf.len(), offset) })
+    }
+
+    pub fn unlink_at(dir: &Fd, path: &str, flags: usize) -> Result<()> {
+        // SAFETY: the pointer and the length are those of a string.
+        Error::demux(unsafe { played_unlinkat(dir.raw(), path.as_ptr(), path.len(), flags) }).map(drop)
+    }
+
+    pub fn rename(fd: &Fd, path: &str) -> Result<()> {
+        // SAFETY: the pointer and the length are those of a string.
+        Error::demux(unsafe { played_frename(fd.raw(), path.as_ptr(), path.len()) }).map(drop)
+    }
+
+    pub fn link(fd: &Fd, path: &str) -> Result<()> {
+        // SAFETY: the pointer and the length are those of a string.
+        Error::demux(unsafe { played_flink(fd.raw(), path.as_ptr(), path.len()) }).map(drop)
+    }
+}

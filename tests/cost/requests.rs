@@ -1,0 +1,196 @@
+//! How many requests arrive at redoxfs for what a program does: with the program's files in an overlay of layers on it, and with the same
+//! files on it directly. A request is a message to another process, so on Redox this is what time goes by. Shared by the benchmark that
+//! prints and the test that watches.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+
+use linux_delegate::redoxfs::{Disk, Requests};
+use linux_delegate::{Fd, Process, kernel};
+use overlayfs::layer::redox::RedoxLayer;
+use overlayfs::overlay::{Layers, Overlay};
+use redox_scheme::scheme::register_sync_scheme;
+use syscall::flag::{O_CREAT, O_RDONLY, O_RDWR};
+
+/// How often an operation is repeated.
+const TIMES: u64 = 10;
+
+/// What one operation costs.
+pub struct Row {
+    pub operation: &'static str,
+    /// The most that the overlay should need, as a share of what redoxfs itself is asked.
+    pub goal: f64,
+    /// The most requests for the overlay before the test fails, for as many operations as were measured.
+    pub most: u64,
+    /// What arrived.
+    pub overlay: Requests,
+    direct: Requests,
+}
+
+impl Row {
+    /// The row as Markdown; a ratio above its goal is bold.
+    pub fn line(&self) -> String {
+        let Row { operation, goal, most, overlay, direct } = self;
+        let ratio = overlay.total() as f64 / direct.total() as f64;
+        let bold = if ratio > *goal { "**" } else { "" };
+        let (most, overlay, direct) = (most.div_ceil(TIMES), overlay.per(TIMES), direct.per(TIMES));
+        format!("| {operation} | {goal} | {bold}{ratio:.2}{bold} | {most} | {overlay} | {direct} |")
+    }
+}
+
+/// A disk with two layers and a plain directory of the same content, and an overlay of the layers.
+struct Stage {
+    disk: Disk,
+    name: String,
+    daemon: Option<JoinHandle<syscall::Result<()>>>,
+}
+
+impl Stage {
+    fn new() -> Self {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let name = format!("cost{}", COUNT.fetch_add(1, Ordering::Relaxed));
+        let disk = Disk::redoxfs();
+        for number in 0..25 {
+            for (lower, upper) in [("lower", "upper"), ("plain", "plain")] {
+                disk.tree().put_file(&format!("{lower}/d/lower{number}"), [7; 8192]);
+                disk.tree().put_file(&format!("{upper}/d/upper{number}"), [7; 8192]);
+            }
+        }
+        for layer in ["lower", "upper", "plain"] {
+            disk.tree().look_mut(&format!("{layer}/d")).mode |= 0o777;
+        }
+        let open = |path, for_writing| RedoxLayer::open(Path::new(&disk.path(path)), for_writing).expect("a layer");
+        let layers = Layers { upper: Some(open("upper", true)), work: None, lowers: vec![open("lower", false)] };
+        let overlay = Overlay::new(layers).expect("an overlay");
+        let (ready, wait) = mpsc::channel();
+        let scheme_name = name.clone();
+        let daemon = std::thread::spawn(move || {
+            overlayfs::daemon::serve(overlay, &scheme_name, |socket, scheme, _| {
+                register_sync_scheme(socket, &scheme_name, scheme)?;
+                libredox::call::setrens(0, 0)?;
+                ready.send(()).expect("somebody waits");
+                Ok(())
+            })
+        });
+        wait.recv().expect("a scheme");
+        let stage = Self { disk, name, daemon: Some(daemon) };
+        for entry in root().read_dir(stage.overlay("d")).expect("a listing") {
+            root().stat(stage.overlay(&format!("d/{}", entry.name))).expect("attributes");
+        }
+        stage
+    }
+
+    fn overlay(&self, path: &str) -> String {
+        format!("/scheme/{}/{path}", self.name)
+    }
+
+    fn direct(&self, path: &str) -> String {
+        self.disk.path(&format!("plain/{path}"))
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        let _ = kernel::stop(&self.name);
+        let _ = self.daemon.take().map(JoinHandle::join);
+        let _ = kernel::unregister(&self.name);
+    }
+}
+
+fn root() -> Process {
+    Process::new(0, 0)
+}
+
+/// An absolute path for a path of the tree that is measured.
+type Paths<'a> = &'a dyn Fn(&str) -> String;
+
+/// Measures what `act` costs in both places, on what `prepare` made there. It is done once before, so that it is measured warm.
+fn row<T>(
+    operation: &'static str,
+    goal: f64,
+    most: u64,
+    prepare: impl Fn(Paths<'_>) -> T,
+    act: impl Fn(Paths<'_>, &mut T),
+) -> Row {
+    let stage = Stage::new();
+    let measure = |paths: Paths<'_>| {
+        let mut prepared = prepare(paths);
+        act(paths, &mut prepared);
+        stage.disk.take_requests();
+        for _ in 0..TIMES {
+            act(paths, &mut prepared);
+            // A descriptor may be closed after the one who closed it went on.
+            let _ = root().stat(stage.overlay(""));
+        }
+        stage.disk.take_requests()
+    };
+    let overlay = measure(&|path| stage.overlay(path));
+    let direct = measure(&|path| stage.direct(path));
+    Row { operation, goal, most, overlay, direct }
+}
+
+fn open(path: String) -> Fd {
+    root().open(path, O_RDWR, 0).expect("a file")
+}
+
+fn create_and_unlink(who: &Process, path: String) {
+    drop(who.open(&path, O_CREAT | O_RDWR, 0o644).expect("to create"));
+    who.unlink(&path).expect("to unlink");
+}
+
+/// Every operation for which there is a goal.
+pub fn rows() -> Vec<Row> {
+    let nothing = |_: Paths<'_>| ();
+    vec![
+        row("stat", 0.15, 0, nothing, |paths, ()| {
+            root().stat(paths("d/lower1")).expect("attributes");
+        }),
+        row("stat of a missing name", 0.15, 0, nothing, |paths, ()| {
+            assert!(root().stat(paths("d/missing")).is_err());
+        }),
+        row("open, close", 0.15, 0, nothing, |paths, ()| {
+            drop(root().open(paths("d/lower1"), O_RDONLY, 0).expect("a file"));
+        }),
+        row("readdir of 50 entries", 0.2, 0, nothing, |paths, ()| {
+            assert_eq!(root().read_dir(paths("d")).expect("a listing").len(), 50);
+        }),
+        row(
+            "read of 4 KiB",
+            1.3,
+            10,
+            |paths| open(paths("d/lower1")),
+            |_, file| {
+                assert_eq!(file.read_at(&mut [0; 4096], 0), Ok(4096));
+            },
+        ),
+        row(
+            "write of 4 KiB",
+            1.1,
+            10,
+            |paths| open(paths("d/upper1")),
+            |_, file| {
+                assert_eq!(file.write_at(&[1; 4096], 0), Ok(4096));
+            },
+        ),
+        row("create, unlink", 1.2, 30, nothing, |paths, ()| create_and_unlink(&root(), paths("d/new"))),
+        row("create, unlink, by another user", 1.2, 90, nothing, |paths, ()| {
+            create_and_unlink(&Process::new(1000, 100), paths("d/new"));
+        }),
+        row("rename there and back", 1.2, 60, nothing, |paths, ()| {
+            root().rename(paths("d/upper1"), paths("d/renamed")).expect("to rename");
+            root().rename(paths("d/renamed"), paths("d/upper1")).expect("to rename");
+        }),
+        row(
+            "rename of a directory there and back",
+            1.2,
+            60,
+            |paths| root().mkdir(paths("d/dir")).expect("to make it"),
+            |paths, _| {
+                root().rename(paths("d/dir"), paths("d/renamed")).expect("to rename");
+                root().rename(paths("d/renamed"), paths("d/dir")).expect("to rename");
+            },
+        ),
+    ]
+}

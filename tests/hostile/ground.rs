@@ -1,0 +1,206 @@
+//! The layers, the daemon above them, and what must hold when the client has left.
+
+use std::fs::{self, Permissions};
+use std::hint::black_box;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+
+use linux_delegate::kernel;
+use log::{Level, LevelFilter, Log, Metadata, Record};
+use overlayfs::daemon::Stop;
+use overlayfs::layer::OsLayer;
+use overlayfs::overlay::{Layers, Overlay, Settings};
+use overlayfs::scheme::OverlayScheme;
+use redox_scheme::scheme::register_sync_scheme;
+use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
+use rustix::io::Errno;
+use syscall::error::Result;
+use tempfile::TempDir;
+use test_common::put;
+
+use crate::client::{Client, Secret, assert_alive, digest};
+use crate::request::Bytes;
+use crate::tree::{Tree, assert_all_closed};
+
+/// Of the scheme.
+const NAME: &str = "hostile";
+/// What is in a file that only root may read, in a directory that only root may enter.
+const SECRET: &[u8] = b"of root alone";
+const SECRET_PATH: &str = "/secret/key";
+
+/// Two lower layers, always the same, and room for an upper one. A process has one of these.
+pub struct Ground {
+    dir: TempDir,
+    lowers: [PathBuf; 2],
+    /// Tells of every change in the lower layers.
+    changes: OwnedFd,
+    /// How many descriptors are open when no overlay is.
+    descriptors: usize,
+    /// What is shown before any change.
+    shown: Tree,
+    /// What of it only root may read or change.
+    secret: Tree,
+}
+
+impl Ground {
+    /// Makes the layers in a directory of their own in `parent`, which is best on a filesystem in memory. Needs root.
+    pub fn new(parent: &Path) -> Self {
+        log::set_logger(&Formats).unwrap();
+        let dir = TempDir::with_prefix_in("overlayfs-hostile-", parent).unwrap();
+        let lowers = [dir.path().join("above"), dir.path().join("below")];
+        fill(&lowers[0], &lowers[1]);
+        let changes = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).unwrap();
+        lowers.iter().for_each(|lower| watch(&changes, lower));
+        let mut scheme = OverlayScheme::new(Arc::new(overlay(&lowers, None, Settings::default())), NAME.to_owned());
+        let (shown, secret) = (Tree::of(&mut scheme), Tree::object(&mut scheme, SECRET_PATH));
+        drop(scheme);
+        Self { dir, lowers, changes, descriptors: open_descriptors(), shown, secret }
+    }
+
+    /// Serves a new overlay, sends it the requests that `input` stands for, and checks that the daemon outlives them.
+    pub fn run(&self, input: &[u8]) {
+        let mut bytes = Bytes::new(input);
+        let settings = bytes.byte();
+        let has = |bit: u8| settings & 1 << bit != 0;
+        log::set_max_level(if has(0) { LevelFilter::Debug } else { LevelFilter::Error });
+        let (read_only, with_root, at_once, thorough) = (has(1), has(4), has(5), has(6));
+        let settings = Settings { whole_copies: has(2), volatile: has(3), ..Settings::default() };
+        let upper = self.dir.path().join("upper");
+        if upper.exists() {
+            fs::remove_dir_all(&upper).unwrap();
+        }
+        fs::create_dir(&upper).unwrap();
+        fs::set_permissions(&upper, Permissions::from_mode(0o755)).unwrap();
+        let mount = || overlay(&self.lowers, (!read_only).then_some(&*upper), settings);
+
+        let (daemon, mut scheme) = Daemon::start(mount());
+        let secret = Secret { len: SECRET.len(), digest: digest(SECRET) };
+        let mut client = Client::new(NAME, with_root, secret, at_once);
+        while !bytes.is_empty() {
+            client.send(&mut bytes);
+        }
+        let buffers = client.leave();
+        assert_alive(NAME);
+        daemon.end();
+        drop(buffers);
+
+        assert_all_closed(&mut scheme);
+        if !with_root {
+            self.secret.assert_same(&Tree::object(&mut scheme, SECRET_PATH), "what only root may change");
+        }
+        let shown = thorough.then(|| Tree::of(&mut scheme));
+        drop(scheme);
+        if let Some(shown) = shown {
+            let mut mounted_again = OverlayScheme::new(Arc::new(mount()), NAME.to_owned());
+            shown.assert_same(&Tree::of(&mut mounted_again), "after the next mount");
+            if read_only {
+                shown.assert_same(&self.shown, "in an overlay that cannot be changed");
+            }
+        }
+        assert_eq!(open_descriptors(), self.descriptors, "open descriptors");
+        let changes = rustix::io::read(&self.changes, &mut [0; 4096]);
+        assert_eq!(changes, Err(Errno::WOULDBLOCK), "changes of a lower layer");
+    }
+}
+
+fn overlay(lowers: &[PathBuf], upper: Option<&Path>, settings: Settings) -> Overlay<OsLayer> {
+    let open = |path: &Path, for_writing| OsLayer::open(path, for_writing).unwrap();
+    let upper = upper.map(|upper| open(upper, true));
+    let lowers = lowers.iter().map(|lower| open(lower, false)).collect();
+    Overlay::with_settings(Layers { upper, work: None, lowers }, settings).unwrap()
+}
+
+/// Has `changes` tell of what changes in a directory and below.
+fn watch(changes: &OwnedFd, dir: &Path) {
+    let flags = WatchFlags::MODIFY | WatchFlags::ATTRIB | WatchFlags::CREATE | WatchFlags::DELETE | WatchFlags::MOVE;
+    inotify::add_watch(changes, dir, flags | WatchFlags::DELETE_SELF | WatchFlags::MOVE_SELF).unwrap();
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() && !path.is_symlink() {
+            watch(changes, &path);
+        }
+    }
+}
+
+/// Fills the two lower layers: what a path can lead through, and what a client may change or not.
+fn fill(above: &Path, below: &Path) {
+    put::file(above, "d/f", "of all");
+    put::file(above, "d/g", "of ann");
+    put::file(above, "d/sub/x", "deeper");
+    put::file(above, "tmp/roots", "of root");
+    put::file(above, &SECRET_PATH[1..], SECRET);
+    put::file(above, "big", "large enough to be copied in part");
+    put::file(above, "first", "two names");
+    put::link(above, "first", "second");
+    put::symlink(above, "link", "d/f");
+    put::symlink(above, "up", "../../..");
+    put::symlink(above, "top", "/d/sub");
+    put::symlink(above, "loop", "loop");
+    put::symlink(above, "out", "/scheme/file/etc");
+    put::whiteout(above, "", "gone");
+    put::file(below, "d/below", "merged");
+    put::file(below, "d/f", "hidden");
+    put::file(below, "d/sub/below/x", "deepest");
+    put::file(below, "gone", "hidden too");
+    fs::OpenOptions::new().write(true).open(above.join("big")).unwrap().set_len(3 << 20).unwrap();
+    for path in ["d", "d/sub", "d/f", "d/g", "d/sub/x", "big", "first", "link"] {
+        test_common::owner(&above.join(path), 1000, 100);
+    }
+    let modes = [("", 0o755), ("d", 0o777), ("d/sub", 0o755), ("d/f", 0o666), ("d/g", 0o644), ("d/sub/x", 0o4755)];
+    let more = [("tmp", 0o1777), ("tmp/roots", 0o644), ("secret", 0o700), (&SECRET_PATH[1..], 0o600), ("big", 0o666)];
+    for (path, mode) in modes.into_iter().chain(more).chain([("first", 0o666)]) {
+        test_common::mode(&above.join(path), mode);
+    }
+}
+
+fn open_descriptors() -> usize {
+    fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+/// Serves an overlay in a thread of its own, as the daemon does.
+struct Daemon {
+    thread: JoinHandle<Result<()>>,
+    stop: Arc<Stop>,
+}
+
+impl Daemon {
+    /// Answers the scheme too, which tells more than its clients learn.
+    fn start(overlay: Overlay<OsLayer>) -> (Self, OverlayScheme<OsLayer>) {
+        let (ready, wait) = mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            overlayfs::daemon::serve(overlay, NAME, |socket, scheme, stop| {
+                register_sync_scheme(socket, NAME, scheme)?;
+                ready.send((stop, scheme.clone())).unwrap();
+                Ok(())
+            })
+        });
+        let (stop, scheme) = wait.recv().unwrap();
+        (Self { thread, stop }, scheme)
+    }
+
+    fn end(self) {
+        self.stop.stop();
+        self.thread.join().unwrap().unwrap();
+        kernel::unregister(NAME).unwrap();
+    }
+}
+
+/// Formats what is logged, since that is code too, and writes it nowhere. An error is a bug that the daemon has caught.
+struct Formats;
+
+impl Log for Formats {
+    fn enabled(&self, _: &Metadata) -> bool {
+        true
+    }
+
+    fn log(&self, record: &Record) {
+        let text = record.args().to_string();
+        assert!(record.level() > Level::Error, "{text}");
+        black_box(text);
+    }
+
+    fn flush(&self) {}
+}

@@ -1,0 +1,56 @@
+//! The seeds of the fuzz target, and requests made of them and of chance, without a fuzzer.
+
+use std::fs;
+use std::path::Path;
+
+use test_hostile::Ground;
+
+/// How many inputs are made up.
+const MADE_UP: u64 = 1500;
+/// The longest of them, in bytes.
+const LONGEST: u64 = 400;
+
+/// Numbers that look like chance and are the same every time.
+struct Chance(u64);
+
+impl Chance {
+    /// One below `end`. SplitMix64.
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (mixed ^ mixed >> 31) % end
+    }
+}
+
+#[test]
+fn seeds() {
+    let ground = Ground::new(Path::new("/dev/shm"));
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/seeds/requests");
+    let mut seeds: Vec<Vec<u8>> =
+        fs::read_dir(folder).unwrap().map(|entry| fs::read(entry.unwrap().path()).unwrap()).collect();
+    assert!(seeds.len() > 20, "only {} seeds", seeds.len());
+    seeds.sort();
+    let mut chance = Chance(1);
+    let run = |what: &str, input: &[u8]| {
+        // Shown if it fails: it can be written to a file for the fuzz target.
+        println!("{what}: {}", input.escape_ascii());
+        ground.run(input);
+    };
+    for seed in &seeds {
+        run("seed", seed);
+    }
+    for number in 0..MADE_UP {
+        let mut input = if number % 2 == 0 {
+            seeds[chance.below(seeds.len() as u64) as usize].clone()
+        } else {
+            (0..chance.below(LONGEST)).map(|_| chance.below(256) as u8).collect()
+        };
+        for _ in 0..chance.below(8).min(input.len() as u64) {
+            let at = chance.below(input.len() as u64) as usize;
+            input[at] = chance.below(256) as u8;
+        }
+        run("made up", &input);
+    }
+}

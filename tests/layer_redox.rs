@@ -1,0 +1,521 @@
+//! The Redox layer over a redoxfs that the delegate plays, in the null namespace: every method, its errors, and what redoxfs does in a way
+//! of its own.
+#![cfg(target_os = "linux")]
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use linux_delegate::Process;
+use linux_delegate::abi::act_as;
+use linux_delegate::redoxfs::{Disk, Request};
+use overlayfs::layer::redox::{Dir, RedoxLayer};
+use overlayfs::layer::{Access, Entry, Kind, Layer, Object, Owner, RenameMode, Result, Time};
+use syscall::error::*;
+
+const ROOT: Owner = Owner { uid: 0, gid: 0 };
+const ALICE: Owner = Owner { uid: 12345, gid: 23456 };
+
+/// A layer to write on the directory `layer` of a new redoxfs, and its top. From now on the thread is in the null namespace.
+fn upper() -> (Disk, RedoxLayer, Dir) {
+    let disk = Disk::redoxfs();
+    disk.tree().put_dir("layer");
+    let layer = open(&disk, "layer", true);
+    let root = layer.root().unwrap();
+    (disk, layer, root)
+}
+
+/// Opens a directory of a disk as a layer, and enters the null namespace.
+fn open(disk: &Disk, path: &str, for_writing: bool) -> RedoxLayer {
+    let layer = RedoxLayer::open(Path::new(&disk.path(path)), for_writing).unwrap();
+    libredox::call::setrens(0, 0).unwrap();
+    layer
+}
+
+fn n(name: &str) -> &OsStr {
+    OsStr::new(name)
+}
+
+#[track_caller]
+fn fails<T>(result: Result<T>, errno: i32) {
+    match result {
+        Ok(_) => panic!("done, instead of {}", Error::new(errno)),
+        Err(error) => assert_eq!(error, Error::new(errno)),
+    }
+}
+
+fn list(layer: &RedoxLayer, dir: &Dir) -> BTreeMap<OsString, (Kind, u64)> {
+    let mut found = BTreeMap::new();
+    let mut add = |entry: Entry<'_>| {
+        assert!(found.insert(entry.name.to_owned(), (entry.kind, entry.ino)).is_none(), "{:?} twice", entry.name);
+    };
+    layer.list(dir, &mut add).unwrap();
+    found
+}
+
+fn names(layer: &RedoxLayer, dir: &Dir) -> Vec<String> {
+    list(layer, dir).into_keys().map(|name| name.into_string().unwrap()).collect()
+}
+
+fn read(layer: &RedoxLayer, dir: &Dir, name: &str) -> Vec<u8> {
+    let file = layer.open_file(dir, n(name), Access::Read).unwrap();
+    let mut buffer = vec![0; 1000];
+    let count = layer.read_at(&file, &mut buffer, 0).unwrap();
+    buffer.truncate(count);
+    buffer
+}
+
+#[test]
+fn creates_every_kind_with_the_mode_asked_for() {
+    let (disk, layer, root) = upper();
+    let file = layer.create_file(&root, n("file"), 0o6777, ROOT).unwrap();
+    layer.create_dir(&root, n("dir"), 0o7777, ROOT).unwrap();
+    layer.create_symlink(&root, n("link"), n("to/nowhere"), ROOT).unwrap();
+    for kind in [Kind::Fifo, Kind::Socket, Kind::CharDev, Kind::BlockDev] {
+        fails(layer.create_node(&root, n("node"), kind, 0o666, 0, ROOT), EOPNOTSUPP);
+    }
+
+    let expected = [("dir", Kind::Dir, 0o7777), ("file", Kind::File, 0o6777), ("link", Kind::Symlink, 0o777)];
+    let listed = list(&layer, &root);
+    assert_eq!(listed.len(), expected.len());
+    let top = layer.stat(Object::Dir(&root)).unwrap();
+    assert_ne!(top.dev, 0, "redoxfs does not tell layers apart");
+    for (name, kind, mode) in expected {
+        let stat = layer.stat(Object::Entry(&root, n(name))).unwrap();
+        assert_eq!((stat.kind, stat.mode), (kind, mode), "{name}");
+        assert_eq!((stat.uid, stat.gid, stat.dev), (0, 0, top.dev), "{name}");
+        assert_eq!(listed[n(name)], (kind, stat.ino), "{name}");
+    }
+    assert_eq!(layer.read_link(&root, n("link")).unwrap(), "to/nowhere");
+    assert_eq!(layer.stat(Object::Entry(&root, n("link"))).unwrap().size, 10);
+    assert_eq!(layer.stat(Object::File(&file)).unwrap().ino, layer.stat(Object::Entry(&root, n("file"))).unwrap().ino);
+    assert_eq!(disk.tree().text("layer/link"), "to/nowhere");
+
+    for name in listed.keys() {
+        fails(layer.create_file(&root, name, 0o600, ROOT), EEXIST);
+        fails(layer.create_dir(&root, name, 0o600, ROOT), EEXIST);
+        fails(layer.create_symlink(&root, name, n("x"), ROOT), EEXIST);
+    }
+    fails(layer.read_link(&root, n("file")), EINVAL);
+}
+
+#[test]
+fn names_are_single_components_that_redoxfs_can_store() {
+    let (disk, layer, root) = upper();
+    let long = "x".repeat(252);
+    for name in [n(&long), n("Käse \\\n")] {
+        let file = layer.create_file(&root, name, 0o600, ROOT).unwrap();
+        let ino = layer.stat(Object::File(&file)).unwrap().ino;
+        assert_eq!(list(&layer, &root)[name], (Kind::File, ino));
+        layer.rename(&root, name, &root, n("other"), RenameMode::NoReplace).unwrap();
+        layer.rename(&root, n("other"), &root, name, RenameMode::NoReplace).unwrap();
+        layer.unlink(&root, name).unwrap();
+    }
+    layer.create_file(&root, n("file"), 0o600, ROOT).unwrap();
+    let longer = "x".repeat(253);
+    fails(layer.create_file(&root, n(&longer), 0o600, ROOT), ENAMETOOLONG);
+    fails(layer.rename(&root, n("file"), &root, n(&longer), RenameMode::Replace), ENAMETOOLONG);
+    fails(layer.link(&root, n("file"), &root, n(&longer)), ENAMETOOLONG);
+    fails(layer.create_file(&root, n("a:b"), 0o600, ROOT), EINVAL);
+    assert_eq!(layer.stat_fs().unwrap().name_max, 252);
+
+    let time = Time::default();
+    let strange = OsStr::from_bytes(b"\xff");
+    for bad in [n(""), n("."), n(".."), n("file/"), n("dir/x"), n("/"), n("/etc"), n("../x"), n("fi\0le"), strange] {
+        let entry = || Object::Entry(&root, bad);
+        fails(layer.open_dir(&root, bad), EINVAL);
+        fails(layer.stat(entry()), EINVAL);
+        fails(layer.set_owner(entry(), ROOT), EINVAL);
+        fails(layer.set_mode(entry(), 0o700), EINVAL);
+        fails(layer.set_times(entry(), time, time), EINVAL);
+        fails(layer.open_file(&root, bad, Access::Read), EINVAL);
+        fails(layer.create_file(&root, bad, 0o600, ROOT), EINVAL);
+        fails(layer.create_dir(&root, bad, 0o700, ROOT), EINVAL);
+        fails(layer.create_symlink(&root, bad, n("x"), ROOT), EINVAL);
+        fails(layer.read_link(&root, bad), EINVAL);
+        fails(layer.link(&root, bad, &root, n("new")), EINVAL);
+        fails(layer.link(&root, n("file"), &root, bad), EINVAL);
+        fails(layer.unlink(&root, bad), EINVAL);
+        fails(layer.remove_dir(&root, bad), EINVAL);
+        fails(layer.rename(&root, bad, &root, n("new"), RenameMode::Replace), EINVAL);
+        fails(layer.rename(&root, n("file"), &root, bad, RenameMode::Replace), EINVAL);
+    }
+    assert_eq!(disk.tree().names("layer"), ["file"]);
+    assert_eq!(disk.tree().names(""), ["layer"]);
+}
+
+#[test]
+fn a_missing_name_is_enoent_everywhere() {
+    let (_disk, layer, root) = upper();
+    let (missing, time) = (n("missing"), Time::default());
+    let dir = layer.open_dir(&root, missing).unwrap();
+    fails(layer.stat(Object::Dir(&dir)), ENOENT);
+    fails(layer.list(&dir, &mut |_| ()), ENOENT);
+    fails(layer.stat(Object::Entry(&root, missing)), ENOENT);
+    fails(layer.set_owner(Object::Entry(&root, missing), ROOT), ENOENT);
+    fails(layer.set_mode(Object::Entry(&root, missing), 0o700), ENOENT);
+    fails(layer.set_times(Object::Entry(&root, missing), time, time), ENOENT);
+    fails(layer.open_file(&root, missing, Access::Read), ENOENT);
+    fails(layer.open_file(&root, missing, Access::ReadWrite), ENOENT);
+    fails(layer.read_link(&root, missing), ENOENT);
+    fails(layer.link(&root, missing, &root, n("new")), ENOENT);
+    fails(layer.unlink(&root, missing), ENOENT);
+    fails(layer.remove_dir(&root, missing), ENOENT);
+    for mode in [RenameMode::Replace, RenameMode::NoReplace] {
+        fails(layer.rename(&root, missing, &root, n("new"), mode), ENOENT);
+    }
+    assert!(names(&layer, &root).is_empty());
+}
+
+#[test]
+fn attributes_of_a_symlink_are_its_own() {
+    let (disk, layer, root) = upper();
+    layer.create_file(&root, n("file"), 0o640, ROOT).unwrap();
+    layer.create_symlink(&root, n("link"), n("file"), ROOT).unwrap();
+    layer.create_dir(&root, n("dir"), 0o700, ROOT).unwrap();
+    layer.create_symlink(&root, n("to-dir"), n("dir"), ROOT).unwrap();
+    let before = disk.snapshot("layer/file");
+    for name in ["file", "to-dir"] {
+        let no_dir = layer.open_dir(&root, n(name)).unwrap();
+        fails(layer.stat(Object::Dir(&no_dir)), ENOTDIR);
+        fails(layer.set_mode(Object::Dir(&no_dir), 0o700), ENOTDIR);
+    }
+    fails(layer.set_mode(Object::Entry(&root, n("link")), 0o777), EOPNOTSUPP);
+    let time = Time { sec: 77, nsec: 7 };
+    layer.set_times(Object::Entry(&root, n("link")), time, time).unwrap();
+    layer.set_owner(Object::Entry(&root, n("link")), ALICE).unwrap();
+    let link = layer.stat(Object::Entry(&root, n("link"))).unwrap();
+    assert_eq!((link.kind, link.mtime, link.uid, link.gid), (Kind::Symlink, time, ALICE.uid, ALICE.gid));
+    layer.link(&root, n("link"), &root, n("second")).unwrap();
+    assert_eq!(layer.stat(Object::Entry(&root, n("second"))).unwrap().ino, link.ino);
+    layer.rename(&root, n("link"), &root, n("moved"), RenameMode::Replace).unwrap();
+    layer.unlink(&root, n("moved")).unwrap();
+    disk.assert_same(&before);
+}
+
+#[test]
+fn removes_and_says_why_not() {
+    let (_disk, layer, root) = upper();
+    layer.create_dir(&root, n("dir"), 0o700, ROOT).unwrap();
+    let dir = layer.open_dir(&root, n("dir")).unwrap();
+    layer.create_file(&dir, n("file"), 0o600, ROOT).unwrap();
+    fails(layer.unlink(&root, n("dir")), EISDIR);
+    fails(layer.remove_dir(&root, n("dir")), ENOTEMPTY);
+    fails(layer.remove_dir(&dir, n("file")), ENOTDIR);
+    let no_dir = layer.open_dir(&dir, n("file")).unwrap();
+    fails(layer.create_file(&no_dir, n("inside"), 0o600, ROOT), ENOTDIR);
+    layer.unlink(&dir, n("file")).unwrap();
+    layer.remove_dir(&root, n("dir")).unwrap();
+    fails(layer.create_file(&dir, n("late"), 0o600, ROOT), ENOENT);
+    assert!(names(&layer, &root).is_empty());
+}
+
+#[test]
+fn renames_in_the_modes_that_there_are() {
+    let (disk, layer, root) = upper();
+    let reset = || {
+        disk.tree().put_file("layer/a", "A");
+        disk.tree().put_file("layer/b", "B");
+    };
+    reset();
+    fails(layer.rename(&root, n("a"), &root, n("b"), RenameMode::NoReplace), EEXIST);
+    fails(layer.rename(&root, n("a"), &root, n("b"), RenameMode::Exchange), EINVAL);
+    fails(layer.rename(&root, n("a"), &root, n("b"), RenameMode::Whiteout), EINVAL);
+    layer.rename(&root, n("a"), &root, n("b"), RenameMode::Replace).unwrap();
+    assert_eq!((names(&layer, &root), disk.tree().text("layer/b")), (vec!["b".to_owned()], "A".to_owned()));
+    layer.rename(&root, n("b"), &root, n("c"), RenameMode::NoReplace).unwrap();
+    assert_eq!(names(&layer, &root), ["c"]);
+    layer.unlink(&root, n("c")).unwrap();
+
+    reset();
+    layer.create_dir(&root, n("dir"), 0o700, ROOT).unwrap();
+    layer.create_dir(&root, n("empty"), 0o700, ROOT).unwrap();
+    fails(layer.rename(&root, n("dir"), &root, n("a"), RenameMode::Replace), ENOTDIR);
+    let dir = layer.open_dir(&root, n("dir")).unwrap();
+    layer.rename(&root, n("b"), &dir, n("b"), RenameMode::Replace).unwrap();
+    fails(layer.rename(&root, n("empty"), &root, n("dir"), RenameMode::Replace), ENOTEMPTY);
+    layer.rename(&root, n("dir"), &root, n("empty"), RenameMode::Replace).unwrap();
+    assert_eq!(names(&layer, &root), ["a", "empty"]);
+    assert_eq!(disk.tree().text("layer/empty/b"), "B");
+}
+
+#[test]
+fn renames_and_links_between_two_layers_of_one_filesystem() {
+    let disk = Disk::redoxfs();
+    disk.tree().put_dir("work");
+    disk.tree().put_dir("some/upper");
+    let path = |path| disk.path(path);
+    let (work, upper) = RedoxLayer::open_pair(Path::new(&path("work")), Path::new(&path("some/upper"))).unwrap();
+    libredox::call::setrens(0, 0).unwrap();
+    let (from, to) = (work.root().unwrap(), upper.root().unwrap());
+    work.create_dir(&from, n("dir"), 0o700, ROOT).unwrap();
+    work.create_file(&from, n("file"), 0o600, ROOT).unwrap();
+    upper.link(&from, n("file"), &to, n("second")).unwrap();
+    upper.rename(&from, n("dir"), &to, n("dir"), RenameMode::NoReplace).unwrap();
+    let dir = upper.open_dir(&to, n("dir")).unwrap();
+    upper.rename(&from, n("file"), &dir, n("file"), RenameMode::Replace).unwrap();
+    assert!(names(&work, &from).is_empty());
+    assert_eq!(names(&upper, &to), ["dir", "second"]);
+    assert_eq!(upper.stat(Object::Entry(&dir, n("file"))).unwrap().nlink, 2);
+    assert_eq!(disk.tree().names("some/upper/dir"), ["file"]);
+    let devices = [&from, &to].map(|dir| upper.stat(Object::Dir(dir)).unwrap().dev);
+    assert_eq!(devices[0], devices[1], "one filesystem");
+    let other = Disk::redoxfs();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let other = open(&other, "", true);
+            assert_ne!(other.stat(Object::Dir(&other.root().unwrap())).unwrap().dev, devices[0]);
+        });
+    });
+}
+
+/// That is what [`Capabilities::dirs_follow_rename`](overlayfs::layer::Capabilities) is about.
+#[test]
+fn a_directory_is_a_path() {
+    let (disk, layer, root) = upper();
+    layer.create_dir(&root, n("dir"), 0o700, ROOT).unwrap();
+    let dir = layer.open_dir(&root, n("dir")).unwrap();
+    let file = layer.create_file(&dir, n("file"), 0o600, ROOT).unwrap();
+    layer.rename(&root, n("dir"), &root, n("moved"), RenameMode::Replace).unwrap();
+    fails(layer.stat(Object::Dir(&dir)), ENOENT);
+    fails(layer.create_file(&dir, n("new"), 0o600, ROOT), ENOENT);
+    layer.create_dir(&root, n("dir"), 0o700, ROOT).unwrap();
+    layer.create_file(&dir, n("new"), 0o600, ROOT).unwrap();
+    assert_eq!(disk.tree().names("layer/dir"), ["new"], "what has the path now");
+    assert!(!layer.capabilities().dirs_follow_rename);
+    // An open file stays itself.
+    layer.write_at(&file, b"text", 0).unwrap();
+    assert_eq!(disk.tree().text("layer/moved/file"), "text");
+}
+
+#[test]
+fn links_have_one_object() {
+    let (disk, layer, root) = upper();
+    let file = layer.create_file(&root, n("a"), 0o600, ROOT).unwrap();
+    layer.link(&root, n("a"), &root, n("b")).unwrap();
+    fails(layer.link(&root, n("a"), &root, n("b")), EEXIST);
+    assert_eq!(layer.stat(Object::File(&file)).unwrap().nlink, 2);
+    assert_eq!(disk.tree().names("layer"), ["a", "b"], "redoxfs would enter a name twice");
+}
+
+#[test]
+fn reads_and_writes() {
+    let (_disk, layer, root) = upper();
+    let file = layer.create_file(&root, n("file"), 0o000, ROOT).unwrap();
+    assert_eq!(layer.write_at(&file, b"hello", 3).unwrap(), 5);
+    assert_eq!(layer.write_at(&file, b"", 100).unwrap(), 0);
+    let mut buffer = [7; 10];
+    assert_eq!(layer.read_at(&file, &mut buffer, 2).unwrap(), 6);
+    assert_eq!(&buffer[..6], b"\0hello");
+    assert_eq!(layer.read_at(&file, &mut buffer, 8).unwrap(), 0);
+    fails(layer.read_at(&file, &mut buffer, u64::MAX), EFBIG);
+
+    layer.truncate(&file, 4).unwrap();
+    assert_eq!(layer.stat(Object::File(&file)).unwrap().size, 4);
+    fails(layer.truncate(&file, u64::MAX), EFBIG);
+    layer.sync(&file).unwrap();
+    layer.sync_dir(&root).unwrap();
+    layer.sync_all().unwrap();
+
+    layer.unlink(&root, n("file")).unwrap();
+    layer.write_at(&file, b"still", 0).unwrap();
+    layer.set_mode(Object::File(&file), 0o4755).unwrap();
+    let time = Time { sec: 5, nsec: 6 };
+    layer.set_times(Object::File(&file), time, time).unwrap();
+    layer.set_owner(Object::File(&file), ALICE).unwrap();
+    let stat = layer.stat(Object::File(&file)).unwrap();
+    assert_eq!((stat.size, stat.nlink, stat.mode, stat.mtime, stat.uid), (5, 0, 0o4755, time, ALICE.uid));
+
+    layer.create_file(&root, n("again"), 0o600, ROOT).unwrap();
+    let reader = layer.open_file(&root, n("again"), Access::Read).unwrap();
+    fails(layer.write_at(&reader, b"x", 0), EBADF);
+    fails(layer.truncate(&reader, 0), EBADF);
+}
+
+#[test]
+fn opens_regular_files_only() {
+    let (_disk, layer, root) = upper();
+    layer.create_dir(&root, n("dir"), 0o700, ROOT).unwrap();
+    fails(layer.open_file(&root, n("dir"), Access::ReadWrite), EISDIR);
+}
+
+#[test]
+fn sets_attributes_of_directories_and_entries() {
+    let (_disk, layer, root) = upper();
+    layer.create_dir(&root, n("dir"), 0o700, ROOT).unwrap();
+    layer.create_file(&root, n("file"), 0o600, ROOT).unwrap();
+    let dir = layer.open_dir(&root, n("dir")).unwrap();
+    let (atime, mtime) = (Time { sec: 1, nsec: 999_999_999 }, Time { sec: 4_000_000_000, nsec: 1 });
+    for object in
+        [Object::Dir(&root), Object::Dir(&dir), Object::Entry(&root, n("file")), Object::Entry(&root, n("dir"))]
+    {
+        layer.set_owner(object, ALICE).unwrap();
+        layer.set_mode(object, 0o1765).unwrap();
+        layer.set_times(object, atime, mtime).unwrap();
+        let stat = layer.stat(object).unwrap();
+        assert_eq!((stat.uid, stat.gid, stat.mode), (ALICE.uid, ALICE.gid, 0o1765));
+        assert_eq!((stat.atime, stat.mtime), (atime, mtime));
+        fails(layer.xattr(object, n("user.x")), EOPNOTSUPP);
+        fails(layer.xattrs(object), EOPNOTSUPP);
+        assert_eq!(layer.birth(object), Ok(None));
+    }
+}
+
+#[test]
+fn copies_ranges() {
+    let (disk, layer, root) = upper();
+    let content: Vec<u8> = (0..300_000u32).map(|index| (index % 251) as u8).collect();
+    disk.tree().put_file("layer/from", content.clone());
+    let from = layer.open_file(&root, n("from"), Access::Read).unwrap();
+    let to = layer.create_file(&root, n("to"), 0o600, ROOT).unwrap();
+    assert_eq!(layer.copy_range(&from, 1000..200_000, &to, 500).unwrap(), 199_000);
+    assert_eq!(disk.tree().look("layer/to").bytes().unwrap()[500..], content[1000..200_000]);
+    assert_eq!(layer.copy_range(&from, 299_000..900_000, &to, 0).unwrap(), 1000, "the end of the source");
+    assert_eq!(layer.copy_range(&from, 300_000..300_001, &to, 0).unwrap(), 0);
+    assert_eq!(layer.next_data(&from, 7), Ok(Some(7..300_000)));
+    assert_eq!(layer.next_data(&from, 300_000), Ok(None));
+    fails(layer.share_data(&from, &to), EOPNOTSUPP);
+    fails(layer.write_through(&to, b"x", 0), EOPNOTSUPP);
+}
+
+#[test]
+fn one_process_holds_a_layer() {
+    let mut disk = Disk::redoxfs();
+    disk.tree().put_dir("layer");
+    let hold = |disk: &Disk, process: Process| {
+        std::thread::scope(|scope| {
+            let held = scope.spawn(|| {
+                act_as(&process);
+                let layer = open(disk, "layer", true);
+                layer.hold().map(|()| layer)
+            });
+            held.join().unwrap()
+        })
+    };
+    let (first, second) = (Process::new(0, 0), Process::new(0, 0));
+    let layer = hold(&disk, first.clone()).unwrap();
+    layer.hold().unwrap();
+    fails(hold(&disk, second.clone()), EWOULDBLOCK);
+    // Other calls on the layer do not take the lock away.
+    layer.stat(Object::Dir(&layer.root().unwrap())).unwrap();
+    layer.sync_all().unwrap();
+    fails(hold(&disk, second.clone()), EWOULDBLOCK);
+    drop(layer);
+    let layer = hold(&disk, second).unwrap();
+    disk.restart();
+    let again = hold(&disk, first).unwrap();
+    fails(layer.stat(Object::Dir(&layer.root().unwrap())), ENODEV);
+    again.stat(Object::Dir(&again.root().unwrap())).unwrap();
+}
+
+/// The scheme makes whoever asks the owner, so the daemon creates in its own name only.
+#[test]
+fn a_daemon_that_is_not_root() {
+    let disk = Disk::redoxfs();
+    disk.tree().put_dir("layer");
+    let top = disk.tree().look_mut("layer").clone();
+    *disk.tree().look_mut("layer") = linux_delegate::redoxfs::Node { uid: ALICE.uid, gid: ALICE.gid, ..top };
+    disk.tree().put_file("layer/roots", "text");
+    disk.tree().put_dir("layer/closed");
+    disk.tree().look_mut("layer/closed").mode &= !0o077;
+    act_as(&Process::new(ALICE.uid, ALICE.gid));
+    let layer = open(&disk, "layer", true);
+    let root = layer.root().unwrap();
+    assert_eq!(layer.identity(), ALICE);
+    assert!(layer.creates_as(ALICE) && !layer.creates_as(ROOT));
+    layer.create_file(&root, n("file"), 0o600, ALICE).unwrap();
+    assert_eq!(layer.stat(Object::Entry(&root, n("file"))).unwrap().uid, ALICE.uid);
+    assert_eq!(read(&layer, &root, "roots"), b"text");
+    fails(layer.open_file(&root, n("roots"), Access::ReadWrite), EACCES);
+    fails(layer.set_mode(Object::Entry(&root, n("roots")), 0o777), EPERM);
+    let closed = layer.open_dir(&root, n("closed")).unwrap();
+    fails(layer.list(&closed, &mut |_| ()), EACCES);
+    fails(layer.stat(Object::Entry(&closed, n("x"))), EACCES);
+}
+
+#[test]
+fn a_layer_that_is_only_read_is_never_changed() {
+    let disk = Disk::redoxfs();
+    disk.tree().put_file("layer/dir/file", "text");
+    let before = disk.snapshot("layer");
+    let layer = open(&disk, "layer", false);
+    let root = layer.root().unwrap();
+    let (file, time) = (n("file"), Time::default());
+    let dir = layer.open_dir(&root, n("dir")).unwrap();
+    assert_eq!(read(&layer, &dir, "file"), b"text");
+    fails(layer.open_file(&dir, file, Access::ReadWrite), EROFS);
+    fails(layer.create_file(&dir, n("new"), 0o600, ROOT), EROFS);
+    fails(layer.create_dir(&dir, n("new"), 0o600, ROOT), EROFS);
+    fails(layer.create_symlink(&dir, n("new"), n("x"), ROOT), EROFS);
+    fails(layer.create_node(&dir, n("new"), Kind::Fifo, 0o600, 0, ROOT), EROFS);
+    fails(layer.link(&dir, file, &dir, n("new")), EROFS);
+    fails(layer.unlink(&dir, file), EROFS);
+    fails(layer.remove_dir(&root, n("dir")), EROFS);
+    fails(layer.rename(&dir, file, &dir, n("new"), RenameMode::Replace), EROFS);
+    for object in [Object::Dir(&dir), Object::Entry(&dir, file)] {
+        fails(layer.set_owner(object, ALICE), EROFS);
+        fails(layer.set_mode(object, 0o777), EROFS);
+        fails(layer.set_times(object, time, time), EROFS);
+    }
+    disk.assert_same(&before);
+}
+
+#[test]
+fn tells_of_space() {
+    let (_disk, layer, _root) = upper();
+    let stat = layer.stat_fs().unwrap();
+    assert_eq!(stat.block_size, 4096);
+    assert!(stat.blocks_available <= stat.blocks_free && stat.blocks_free < stat.blocks && stat.blocks_free > 0);
+}
+
+#[test]
+fn opens_directories_only_and_none_in_the_null_namespace() {
+    let disk = Disk::redoxfs();
+    disk.tree().put_file("dir/file", "");
+    disk.tree().put_symlink("link", "dir");
+    let path = |name: &str| disk.path(name);
+    for for_writing in [false, true] {
+        let open = |name: &str| RedoxLayer::open(Path::new(&path(name)), for_writing);
+        fails(open("missing"), ENOENT);
+        fails(open("dir/file"), ENOTDIR);
+        fails(open("dir/file/x"), ENOTDIR);
+        fails(RedoxLayer::open(Path::new("/scheme/nobody/dir"), for_writing), ENODEV);
+        fails(RedoxLayer::open(Path::new(OsStr::from_bytes(b"/\xff")), for_writing), EINVAL);
+        let dir = open("link").unwrap();
+        assert_eq!(names(&dir, &dir.root().unwrap()), ["file"]);
+        let top = open("").unwrap();
+        assert_eq!(names(&top, &top.root().unwrap()), ["dir", "link"]);
+    }
+    libredox::call::setrens(0, 0).unwrap();
+    fails(RedoxLayer::open(Path::new(&path("dir")), false), ENODEV);
+}
+
+#[test]
+fn lists_a_large_directory_once() {
+    let (disk, layer, root) = upper();
+    for index in 0..5000 {
+        disk.tree().put_file(&format!("layer/{index:0>40}"), "");
+    }
+    disk.take_requests();
+    assert_eq!(list(&layer, &root).len(), 5000);
+    assert!(disk.take_requests().of(Request::List) <= 9, "buffers are filled");
+    assert_eq!(list(&layer, &root).len(), 5000, "each listing starts at the beginning");
+}
+
+/// ramfs tells no kinds, lists whole directories only, and opens nothing at a directory but its root.
+#[test]
+fn ramfs_can_be_read() {
+    let disk = Disk::ramfs();
+    for index in 0..3000 {
+        disk.tree().put_file(&format!("dir/{index:0>40}"), "text");
+    }
+    disk.tree().put_dir("dir/sub");
+    let layer = open(&disk, "", false);
+    let dir = layer.open_dir(&layer.root().unwrap(), n("dir")).unwrap();
+    let listed = list(&layer, &dir);
+    assert_eq!(listed.len(), 3001);
+    assert_eq!(listed[n("sub")].0, Kind::Dir);
+    assert_eq!(listed[n(&"0".repeat(40))].0, Kind::File);
+    assert_eq!(read(&layer, &dir, &"0".repeat(40)), b"text");
+}

@@ -1,0 +1,301 @@
+//! The engine over redoxfs and ramfs, where they differ from filesystems of Linux.
+
+use std::ffi::OsStr;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use linux_delegate::Process;
+use linux_delegate::abi::act_as;
+use linux_delegate::redoxfs::Disk;
+use overlayfs::layer::redox::RedoxLayer;
+use overlayfs::layer::{Kind, Owner, RenameMode, Time};
+use overlayfs::overlay::{Layers, Node, Overlay, Refused, Settings};
+use syscall::error::{EIO, ENODEV, ENOSYS};
+
+const OWN: Owner = Owner { uid: 0, gid: 0 };
+
+type NodeRef = Arc<Node<RedoxLayer>>;
+type Mounted = Result<Overlay<RedoxLayer>, Refused>;
+
+fn open(disk: &Disk, path: &str, for_writing: bool) -> RedoxLayer {
+    RedoxLayer::open(Path::new(&disk.path(path)), for_writing).unwrap()
+}
+
+/// An overlay of `upper` over `lower`, served from the null namespace.
+fn mount(upper: (&Disk, &str), lower: (&Disk, &str), settings: Settings) -> Mounted {
+    std::thread::scope(|scope| {
+        let mounted = scope.spawn(|| {
+            let (upper, lower) = (open(upper.0, upper.1, true), open(lower.0, lower.1, false));
+            libredox::call::setrens(0, 0).unwrap();
+            Overlay::with_settings(Layers { upper: Some(upper), work: None, lowers: vec![lower] }, settings)
+        });
+        mounted.join().unwrap()
+    })
+}
+
+fn plain(disk: &Disk) -> Mounted {
+    mount((disk, "upper"), (disk, "lower"), Settings::default())
+}
+
+/// A disk with an empty upper layer.
+fn disk() -> Disk {
+    let disk = Disk::redoxfs();
+    disk.tree().put_dir("upper");
+    disk.tree().put_dir("lower");
+    disk
+}
+
+fn find(overlay: &Overlay<RedoxLayer>, path: &str) -> NodeRef {
+    let mut names = path.split('/').filter(|name| !name.is_empty());
+    names.try_fold(overlay.root().clone(), |dir, name| overlay.lookup(&dir, OsStr::new(name))).unwrap()
+}
+
+fn read(overlay: &Overlay<RedoxLayer>, path: &str) -> String {
+    let mut bytes = vec![0; 100];
+    let read = overlay.read_at(&overlay.open(&find(overlay, path)), &mut bytes, 0).unwrap();
+    String::from_utf8(bytes[..read].to_vec()).unwrap()
+}
+
+fn rename(overlay: &Overlay<RedoxLayer>, from: (&NodeRef, &str), to: (&NodeRef, &str)) {
+    overlay.rename(from.0, OsStr::new(from.1), to.0, OsStr::new(to.1), RenameMode::Replace).unwrap();
+}
+
+/// The upper layer knows its directories by their paths, the engine's nodes do not.
+#[test]
+fn what_is_below_a_directory_goes_on_when_it_is_renamed() {
+    let disk = disk();
+    disk.tree().put_file("lower/merged/deep/lower", "lower");
+    let before = disk.snapshot("lower");
+    let overlay = plain(&disk).unwrap();
+    let root = overlay.root().clone();
+    let a = overlay.create_dir(&root, OsStr::new("a"), 0o755, OWN).unwrap();
+    let b = overlay.create_dir(&a, OsStr::new("b"), 0o755, OWN).unwrap();
+    let file = overlay.create_file(&b, OsStr::new("file"), 0o644, OWN).unwrap();
+    let deep = find(&overlay, "merged/deep");
+    overlay.create_file(&deep, OsStr::new("upper"), 0o644, OWN).unwrap();
+    let lower = overlay.open(&find(&overlay, "merged/deep/lower"));
+
+    rename(&overlay, (&root, "a"), (&root, "moved"));
+    rename(&overlay, (&root, "merged"), (&a, "inside"));
+    // Others take the old paths.
+    let other = overlay.create_dir(&root, OsStr::new("a"), 0o755, OWN).unwrap();
+    overlay.create_dir(&other, OsStr::new("b"), 0o755, OWN).unwrap();
+
+    overlay.write_at(&file, b"written", 0).unwrap();
+    overlay.create_file(&b, OsStr::new("new"), 0o644, OWN).unwrap();
+    overlay.set_mode(&b, 0o711).unwrap();
+    overlay.set_times(&b, Time { sec: 1, nsec: 2 }, Time { sec: 3, nsec: 4 }).unwrap();
+    overlay.write_at(&lower, b"UP", 0).unwrap();
+    overlay.create_symlink(&deep, OsStr::new("link"), OsStr::new("x"), OWN).unwrap();
+    overlay.unlink(&deep, OsStr::new("upper")).unwrap();
+    rename(&overlay, (&b, "file"), (&deep, "file"));
+    overlay.link(file.node(), &b, OsStr::new("linked")).unwrap();
+
+    assert_eq!(read(&overlay, "moved/inside/deep/file"), "written");
+    assert_eq!(read(&overlay, "moved/inside/deep/lower"), "UPwer");
+    drop((file, lower, overlay));
+    let tree = disk.tree();
+    assert_eq!(tree.names("upper/moved/b"), ["linked", "new"]);
+    assert_eq!((tree.look("upper/moved/b").mode & 0o7777, tree.look("upper/moved/b").mtime), (0o711, (3, 4)));
+    assert_eq!(tree.names("upper/moved/inside/deep"), ["file", "link", "lower"]);
+    assert_eq!(tree.names("upper/a/b"), [""; 0]);
+    drop(tree);
+    disk.assert_same(&before);
+}
+
+#[test]
+fn threads_work_below_directories_that_are_renamed() {
+    const WORKERS: usize = 3;
+    const STEPS: usize = 150;
+    let disk = disk();
+    for worker in 0..WORKERS {
+        disk.tree().put_file(&format!("lower/d{worker}/sub/lower"), "lower");
+    }
+    let before = disk.snapshot("lower");
+    let overlay = plain(&disk).unwrap();
+    let (root, done) = (overlay.root().clone(), AtomicBool::new(false));
+    let above = overlay.create_dir(&root, OsStr::new("above"), 0o755, OWN).unwrap();
+    let dirs: Vec<_> = (0..WORKERS).map(|worker| find(&overlay, &format!("d{worker}/sub"))).collect();
+    std::thread::scope(|scope| {
+        let (overlay, done, root, above) = (&overlay, &done, &root, &above);
+        scope.spawn(move || {
+            while !done.load(Ordering::Relaxed) {
+                for (from, to) in [(root, above), (above, root)] {
+                    (0..WORKERS).for_each(|worker| {
+                        let name = format!("d{worker}");
+                        rename(overlay, (from, &name), (to, &name));
+                    });
+                }
+            }
+        });
+        let work = |dir: NodeRef| {
+            for step in 0..STEPS {
+                let name = format!("f{step}");
+                let file = overlay.create_file(&dir, OsStr::new(&name), 0o644, OWN).unwrap();
+                overlay.write_at(&file, name.as_bytes(), 0).unwrap();
+                assert_eq!(overlay.stat(file.node()).unwrap().size, name.len() as u64);
+                if step % 3 == 0 {
+                    overlay.unlink(&dir, OsStr::new(&name)).unwrap();
+                } else if step % 3 == 1 {
+                    rename(overlay, (&dir, &name), (&dir, &format!("g{step}")));
+                }
+                let lower = overlay.lookup(&dir, OsStr::new("lower")).unwrap();
+                overlay.set_times(&lower, Time::default(), Time { sec: step as i64, nsec: 0 }).unwrap();
+            }
+        };
+        let workers: Vec<_> = dirs.iter().map(|dir| scope.spawn(move || work(dir.clone()))).collect();
+        let ended: Vec<_> = workers.into_iter().map(|worker| worker.join()).collect();
+        done.store(true, Ordering::Relaxed);
+        assert!(ended.iter().all(Result::is_ok));
+    });
+    drop((dirs, above, root, overlay));
+    let expected = (0..STEPS).filter(|step| step % 3 != 0);
+    let expected = expected.map(|step| (if step % 3 == 1 { format!("g{step}") } else { format!("f{step}") }, step));
+    let mut expected: Vec<_> = expected.collect();
+    expected.sort();
+    for worker in 0..WORKERS {
+        let dir = format!("upper/d{worker}/sub");
+        let tree = disk.tree();
+        let names = tree.names(&dir);
+        let made: Vec<_> = names.iter().filter(|name| *name != "lower" && !name.starts_with(".wh.")).collect();
+        assert_eq!(made, expected.iter().map(|(name, _)| name).collect::<Vec<_>>(), "{dir}");
+        for (name, step) in &expected {
+            assert_eq!(tree.text(&format!("{dir}/{name}")), format!("f{step}"));
+        }
+    }
+    disk.assert_same(&before);
+}
+
+#[test]
+fn the_owner_of_what_is_made_is_who_asked() {
+    let disk = disk();
+    let overlay = plain(&disk).unwrap();
+    let ann = Owner { uid: 1000, gid: 100 };
+    let root = overlay.root().clone();
+    let file = overlay.create_file(&root, OsStr::new("file"), 0o4750, ann).unwrap();
+    overlay.write_at(&file, b"hers", 0).unwrap();
+    overlay.create_dir(&root, OsStr::new("dir"), 0o2770, ann).unwrap();
+    overlay.create_symlink(&root, OsStr::new("link"), OsStr::new("file"), ann).unwrap();
+    let tree = disk.tree();
+    for name in ["file", "dir", "link"] {
+        let node = tree.look(&format!("upper/{name}"));
+        assert_eq!((node.uid, node.gid), (1000, 100), "{name}");
+    }
+    assert_eq!(tree.look("upper/dir").mode & 0o7777, 0o2770);
+    assert_eq!(tree.text("upper/file"), "hers");
+}
+
+#[test]
+fn two_daemons_do_not_share_an_upper_layer() {
+    let disk = disk();
+    let as_process = || {
+        std::thread::scope(|scope| {
+            let mounted = scope.spawn(|| {
+                act_as(&Process::new(0, 0));
+                let layers = [open(&disk, "upper", true), open(&disk, "lower", false)];
+                let [upper, lower] = layers;
+                Overlay::new(Layers { upper: Some(upper), work: None, lowers: vec![lower] })
+            });
+            mounted.join().unwrap()
+        })
+    };
+    let first = as_process().unwrap();
+    assert!(matches!(as_process(), Err(Refused::Held)));
+    drop(first);
+    as_process().unwrap();
+}
+
+/// redoxfs writes every change to the disk before it answers, so what there is to sync are files.
+#[test]
+fn a_volatile_overlay_ends_well() {
+    let disk = disk();
+    let settings = Settings { volatile: true, ..Settings::default() };
+    let overlay = mount((&disk, "upper"), (&disk, "lower"), settings).unwrap();
+    overlay.create_file(overlay.root(), OsStr::new("file"), 0o644, OWN).unwrap();
+    drop(overlay);
+    assert_eq!(disk.tree().names("upper/.wh..wh.work"), [""; 0], "the mark is gone");
+    plain(&disk).unwrap();
+}
+
+#[test]
+fn an_overlay_survives_the_end_of_its_filesystem() {
+    let mut disk = disk();
+    disk.tree().put_file("lower/d/file", "lower");
+    let before = disk.snapshot("lower");
+    let overlay = plain(&disk).unwrap();
+    let file = overlay.open(&find(&overlay, "d/file"));
+    overlay.write_at(&file, b"UP", 0).unwrap();
+    disk.restart();
+    assert!(matches!(overlay.write_at(&file, b"X", 0), Err(error) if [ENODEV, EIO].contains(&error.errno)));
+    drop((file, overlay));
+    let overlay = plain(&disk).unwrap();
+    assert_eq!(read(&overlay, "d/file"), "UPwer");
+    disk.assert_same(&before);
+}
+
+/// The number of a removed object is given to the next one at once.
+#[test]
+fn numbers_that_come_back_name_other_objects() {
+    let disk = disk();
+    disk.tree().put_file("lower/kept", "kept");
+    let overlay = plain(&disk).unwrap();
+    let root = overlay.root().clone();
+    let held = overlay.create_file(&root, OsStr::new("a"), 0o644, OWN).unwrap();
+    let number = overlay.stat(held.node()).unwrap().ino;
+    overlay.unlink(&root, OsStr::new("a")).unwrap();
+    for step in 0..20 {
+        let name = format!("n{}", step % 3);
+        let new = overlay.create_file(&root, OsStr::new(&name), 0o644, OWN).unwrap();
+        assert_ne!(overlay.stat(new.node()).unwrap().ino, number, "of a file that is still open");
+        overlay.unlink(&root, OsStr::new(&name)).unwrap();
+    }
+    assert_eq!(overlay.stat(held.node()).unwrap().ino, number);
+}
+
+/// redoxfs keeps zeros as any other bytes, so a copy with holes for what is still below would spare nothing.
+#[test]
+fn a_large_file_is_copied_whole() {
+    let disk = disk();
+    let content: Vec<u8> = (0..5_000_000u32).map(|index| (index % 251) as u8).collect();
+    disk.tree().put_file("lower/large", content.clone());
+    let before = disk.snapshot("lower");
+    let overlay = plain(&disk).unwrap();
+    let file = overlay.open(&find(&overlay, "large"));
+    overlay.write_at(&file, b"changed", 3_000_000).unwrap();
+    let mut expected = content;
+    expected[3_000_000..][..7].copy_from_slice(b"changed");
+    assert!(*disk.tree().look("upper/large").bytes().unwrap() == expected);
+    disk.assert_same(&before);
+}
+
+#[test]
+fn a_ramfs_can_be_a_lower_layer() {
+    let (disk, ram) = (disk(), Disk::ramfs());
+    ram.tree().put_file("dir/file", "text");
+    ram.tree().put_file("dir/gone", "text");
+    let before = ram.snapshot("");
+    for lower in ["", "dir"] {
+        let overlay = mount((&disk, "upper"), (&ram, lower), Settings::default()).unwrap();
+        let dir = find(&overlay, if lower.is_empty() { "dir" } else { "" });
+        let file = overlay.lookup(&dir, OsStr::new("file")).unwrap();
+        assert_eq!(file.kind(), Kind::File);
+        overlay.write_at(&overlay.open(&file), b"T", 0).unwrap();
+        overlay.unlink(&dir, OsStr::new("gone")).unwrap();
+        assert_eq!(overlay.stat(&file).unwrap().size, 4);
+    }
+    assert_eq!(disk.tree().text("upper/dir/file"), "Text");
+    assert_eq!(disk.tree().text("upper/file"), "Text");
+    ram.assert_same(&before);
+}
+
+#[test]
+fn a_ramfs_is_refused_as_an_upper_layer() {
+    let (disk, ram) = (disk(), Disk::ramfs());
+    ram.tree().put_dir("upper");
+    for upper in ["", "upper", ""] {
+        let refused = mount((&ram, upper), (&disk, "lower"), Settings::default()).err().unwrap();
+        assert!(matches!(refused, Refused::CannotRename(error) if error.errno == ENOSYS), "{refused}");
+        assert!(refused.to_string().contains("cannot rename"), "{refused}");
+    }
+}

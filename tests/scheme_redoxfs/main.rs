@@ -1,0 +1,28 @@
+//! The tests of the scheme once more, in front of an overlay of layers on redoxfs: all but those that look at the upper layer with programs of
+//! the host.
+
+#[path = "../scheme/attributes.rs"]
+mod attributes;
+#[path = "../scheme/data.rs"]
+mod data;
+#[path = "../scheme/hostile.rs"]
+mod hostile;
+mod layers;
+#[path = "../scheme/locks.rs"]
+mod locks;
+#[path = "../scheme/names.rs"]
+mod names;
+#[path = "../scheme/open.rs"]
+mod open;
+#[path = "../scheme/panics.rs"]
+mod panics;
+#[path = "../scheme/paths.rs"]
+mod paths;
+#[path = "../scheme/side_by_side.rs"]
+mod side_by_side;
+#[path = "../scheme/sockets.rs"]
+mod sockets;
+#[path = "../scheme/support.rs"]
+mod support;
+#[path = "../scheme/traps.rs"]
+mod traps;
