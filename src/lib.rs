@@ -2,10 +2,11 @@
 //!
 //! A request comes through a door ([`scheme`] on Redox), which knows who asks and what he may; the engine ([`overlay`]) finds and
 //! changes objects of the merged tree; a [`layer`] is one directory tree below it; [`format`](mod@format) says how deletions and renames
-//! are written down in the upper layer. `docs/design.md` has the picture.
+//! are written down in the upper layer, and [`fsck`] whether they are written well. `docs/design.md` has the picture.
 
 pub mod daemon;
 pub mod format;
+pub mod fsck;
 pub mod layer;
 pub mod mount;
 pub mod options;

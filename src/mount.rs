@@ -52,6 +52,19 @@ impl std::error::Error for Error {}
 
 /// Opens the layers that `options` name and stacks them.
 pub fn mount(options: &Options) -> Result<Overlay<OsLayer>, Error> {
+    let layers = open_layers(options, true)?;
+    let Options { volatile, reuse_volatile, whole_copies, format, read_only, .. } = *options;
+    let settings = Settings { volatile, reuse_volatile, whole_copies, format };
+    Overlay::with_settings(layers, settings).map_err(|cause| {
+        let upper = options.upper.as_ref().or(options.lowers.first());
+        let work = options.work.as_ref().filter(|_| !read_only);
+        let real = |path: &PathBuf| path.canonicalize().unwrap_or_else(|_| path.clone());
+        Error::Refused { upper: upper.map(real).unwrap_or_default(), work: work.map(real), cause }
+    })
+}
+
+/// Opens the layers that `options` name. The upper layer and the work directory are written to if `for_writing`.
+pub fn open_layers(options: &Options, for_writing: bool) -> Result<Layers<OsLayer>, Error> {
     let mut lowers = canonical("lower layer", &options.lowers)?;
     let mut upper = canonical("upper layer", options.upper.as_slice())?.pop();
     let mut work = canonical("work directory", options.work.as_slice())?.pop();
@@ -61,20 +74,19 @@ pub fn mount(options: &Options) -> Result<Overlay<OsLayer>, Error> {
     }
     check_nesting(&lowers, upper.as_deref(), work.as_deref())?;
 
-    let (upper_layer, work_layer) = match (&upper, &work) {
-        (Some(upper), Some(work)) => {
+    let (upper, work) = match (&upper, &work) {
+        (Some(upper), Some(work)) if for_writing => {
             let (upper, work) = open_pair(upper, work)?;
             (Some(upper), Some(work))
         }
-        (Some(upper), None) => (Some(open("upper layer", upper, true)?), None),
-        _ => (None, None),
+        (upper, work) => {
+            let open =
+                |what, path: &Option<PathBuf>| path.as_ref().map(|path| open(what, path, for_writing)).transpose();
+            (open("upper layer", upper)?, open("work directory", work)?)
+        }
     };
-    let opened = lowers.iter().map(|path| open("lower layer", path, false)).collect::<Result<Vec<_>, _>>()?;
-    let layers = Layers { upper: upper_layer, work: work_layer, lowers: opened };
-    let named = upper.or_else(|| lowers.first().cloned()).unwrap_or_default();
-    let Options { volatile, reuse_volatile, whole_copies, format, .. } = *options;
-    let settings = Settings { volatile, reuse_volatile, whole_copies, format };
-    Overlay::with_settings(layers, settings).map_err(|cause| Error::Refused { upper: named, work, cause })
+    let lowers = lowers.iter().map(|path| open("lower layer", path, false)).collect::<Result<Vec<_>, _>>()?;
+    Ok(Layers { upper, work, lowers })
 }
 
 /// The paths as they are without symlinks and `..`, so that they can be compared.

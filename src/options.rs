@@ -198,16 +198,16 @@ impl Options {
         }
     }
 
-    fn add_lower(&mut self, dir: OsString) -> Result<(), Error> {
+    pub(crate) fn add_lower(&mut self, dir: OsString) -> Result<(), Error> {
         self.lowers.push(directory("lower", dir)?);
         Ok(())
     }
 
-    fn set_upper(&mut self, dir: OsString) -> Result<(), Error> {
+    pub(crate) fn set_upper(&mut self, dir: OsString) -> Result<(), Error> {
         set_once("upper", &mut self.upper, dir)
     }
 
-    fn set_work(&mut self, dir: OsString) -> Result<(), Error> {
+    pub(crate) fn set_work(&mut self, dir: OsString) -> Result<(), Error> {
         set_once("work", &mut self.work, dir)
     }
 }

@@ -1,5 +1,6 @@
 //! One visible step: wherever a change is cut off, as by a crash, a fresh mount shows the tree as it was before or as it is after it. In
-//! both formats of the upper layer; on directories of the host, after any call of a layer, and on redoxfs, after any request.
+//! both formats of the upper layer; on directories of the host, after any call of a layer, and on redoxfs, after any request. So it is too if what
+//! the crash left is repaired first, and nothing that is found then is a loss.
 //!
 //! Needs root, for attributes in the namespace `trusted`.
 
@@ -10,6 +11,7 @@ use std::sync::Arc;
 
 use linux_delegate::redoxfs::{Disk, Request};
 use overlayfs::format::Wanted;
+use overlayfs::fsck::Checker;
 use overlayfs::layer::counted::{Counted, Counts};
 use overlayfs::layer::redox::RedoxLayer;
 use overlayfs::layer::{Kind, Layer, OsLayer, Owner, RenameMode, Result};
@@ -309,7 +311,28 @@ fn stage<G: Ground>(format: Wanted) -> G {
     ground
 }
 
-fn check<G: Ground>(format: Wanted) {
+/// What is looked through and repaired. Answers how much was found.
+fn repair<G: Ground>(ground: &G, when: &str) -> usize {
+    ground.stop_after(u64::MAX);
+    let (upper, work) = ground.open_pair("upper", "work");
+    let lowers = ["lower", "bottom"].map(|name| ground.open(name, false));
+    let layers = Layers { upper: Some(upper), work: Some(work), lowers: lowers.into() };
+    let checker = Checker::new(layers).unwrap_or_else(|refused| panic!("{when}: {refused}"));
+    let findings = checker.check().unwrap_or_else(|error| panic!("{when}: {error}"));
+    for finding in &findings {
+        let (path, damage) = (finding.path.display(), &finding.damage);
+        let repair = finding.repair.as_ref().filter(|_| !damage.is_loss());
+        let repair = repair.unwrap_or_else(|| panic!("{when}: {path} {damage}"));
+        checker.repair(repair).unwrap_or_else(|error| panic!("{when}: {path} {damage}: {error}"));
+    }
+    let left = checker.check().unwrap_or_else(|error| panic!("{when}: {error}"));
+    assert!(left.is_empty(), "{when}: repaired, but {} {}", left[0].path.display(), left[0].damage);
+    findings.len()
+}
+
+/// Cuts off every change after every call. What is left is mounted, or repaired before that.
+fn check<G: Ground>(format: Wanted, repairs: bool) {
+    let mut found = 0;
     // As an overlay has it from the first mount on: what is made in layers is the same before and after that.
     rustix::process::umask(rustix::fs::Mode::empty());
     let full = full_changes().into_iter().filter(|_| G::FULL);
@@ -322,6 +345,7 @@ fn check<G: Ground>(format: Wanted) {
         drop(overlay);
         let after = tree(&mount(&untouched, format));
         assert_ne!(before, after, "{what}");
+        assert_eq!(repair(&untouched, what), 0, "{what}: damage without a crash");
         let mut seen_after = false;
         for made in 0..=calls {
             let ground = stage::<G>(format);
@@ -329,6 +353,9 @@ fn check<G: Ground>(format: Wanted) {
             ground.stop_after(made);
             let result = change(&overlay);
             drop(overlay);
+            if repairs {
+                found += repair(&ground, &format!("{what}, {made} calls"));
+            }
             let now = tree(&mount(&ground, format));
             assert!(now == before || now == after, "{what}, {made} calls: {now:#?} is neither before nor after");
             assert!(now == after || !seen_after, "{what}: undone by call {made}");
@@ -337,19 +364,35 @@ fn check<G: Ground>(format: Wanted) {
             assert!(made < calls || result.is_ok() && seen_after, "{what}: not done after {calls} calls");
         }
     }
+    assert!(found > 0 || !repairs, "no crash left anything");
 }
 
 #[test]
 fn changes_of_an_image_layer_are_seen_in_one_step() {
-    check::<Host>(Wanted::Oci);
+    check::<Host>(Wanted::Oci, false);
 }
 
 #[test]
 fn changes_in_the_kernels_format_are_seen_in_one_step() {
-    check::<Host>(Wanted::Kernel);
+    check::<Host>(Wanted::Kernel, false);
 }
 
 #[test]
 fn changes_on_redoxfs_are_seen_in_one_step() {
-    check::<Redoxfs>(Wanted::Oci);
+    check::<Redoxfs>(Wanted::Oci, false);
+}
+
+#[test]
+fn what_a_crash_leaves_of_an_image_layer_is_repaired() {
+    check::<Host>(Wanted::Oci, true);
+}
+
+#[test]
+fn what_a_crash_leaves_in_the_kernels_format_is_repaired() {
+    check::<Host>(Wanted::Kernel, true);
+}
+
+#[test]
+fn what_a_crash_leaves_on_redoxfs_is_repaired() {
+    check::<Redoxfs>(Wanted::Oci, true);
 }

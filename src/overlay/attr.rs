@@ -85,13 +85,11 @@ impl<L: Layer> Overlay<L> {
                 let open = self.stack.open(&dir)?;
                 self.stack.mark(&dir, self.stack.layer(&dir).stat(Object::Dir(&*open))?)
             }
-            Spot::Entry(dir, name) => {
-                match state.file.as_ref().filter(|_| state.home.is_none() && state.partial.is_none()) {
-                    // What is open is asked without being looked up.
-                    Some(open) => self.stack.mark(&dir, self.stack.layer(&open.dir).stat(Object::File(&open.file))?),
-                    None => self.stack.stat(&dir, &name)?,
-                }
-            }
+            Spot::Entry(dir, name) => match state.file.as_ref().filter(|open| state.is_open(open, &dir)) {
+                // What is open is asked without being looked up.
+                Some(open) => self.stack.mark(&dir, self.stack.layer(&dir).stat(Object::File(&open.file))?),
+                None => self.stack.stat(&dir, &name)?,
+            },
             Spot::File(open) => self.stack.mark(&open.dir, self.stack.layer(&open.dir).stat(Object::File(&open.file))?),
             Spot::Nowhere => match state.attr {
                 Some(attr) => attr,

@@ -23,7 +23,7 @@ use crate::layer::{Access, Kind, Layer, Object, RenameMode, Result, Stat, Time};
 use crate::sync::Lock;
 
 /// The file of the records.
-const NUMBERS: &str = "numbers";
+pub(crate) const NUMBERS: &str = "numbers";
 /// The same while it is written anew.
 const NEW_NUMBERS: &str = "tmp.numbers";
 /// What the names of copies begin with.
@@ -211,7 +211,7 @@ impl<L: Layer> Index<L> {
         })?;
         let head = upper.stat(Object::Dir(dir))?.ino;
         let mut known = Known::default();
-        let read = read_numbers(upper, dir, head, &mut known).unwrap_or_else(|error| {
+        let read = read_numbers(upper, dir, Access::ReadWrite, head, &mut known).unwrap_or_else(|error| {
             log::warn!("the inode numbers of earlier mounts cannot be read: {error}");
             None
         });
@@ -317,9 +317,45 @@ impl Links {
     }
 }
 
+/// What is in a work directory, for those who only look.
+pub(crate) struct Review {
+    /// Whether every record of the numbers is one, and of this file.
+    pub whole: bool,
+    /// The copies of which not all of the original's names are hidden or links.
+    pub links: Vec<(OsString, Origin)>,
+}
+
+/// Looks at the work directory `dir`.
+pub(crate) fn review<L: Layer>(upper: &L, dir: &L::Dir) -> Result<Review> {
+    let (mut links, mut has_numbers) = (Vec::new(), false);
+    upper.list(dir, &mut |entry| {
+        has_numbers |= entry.name == NUMBERS && entry.kind == Kind::File;
+        links.extend(
+            parse_link(entry.name).filter(|_| entry.kind != Kind::Dir).map(|link| (entry.name.to_owned(), link)),
+        );
+    })?;
+    let mut known = Known::default();
+    let head = upper.stat(Object::Dir(dir))?.ino;
+    let whole = !has_numbers || read_numbers(upper, dir, Access::Read, head, &mut known)?.is_some();
+    links.retain(|(_, (_, origin, names))| known.hidden.get(origin).is_none_or(|hidden| hidden < names));
+    Ok(Review { whole, links: links.into_iter().map(|(name, (_, origin, _))| (name, origin)).collect() })
+}
+
+/// Writes the numbers of a work directory anew if they are damaged, as the next mount would.
+pub(crate) fn rewrite<L: Layer>(upper: &L, dir: &L::Dir) -> Result<()> {
+    let (index, _) = Index::open(upper, dir, false)?;
+    index.finish(upper, dir)
+}
+
 /// Reads the records into `known`. Answers the open file and how many there were behind the first; None if it has to be written anew.
-fn read_numbers<L: Layer>(upper: &L, dir: &L::Dir, head: u64, known: &mut Known) -> Result<Option<(L::File, usize)>> {
-    let file = match upper.open_file(dir, OsStr::new(NUMBERS), Access::ReadWrite) {
+fn read_numbers<L: Layer>(
+    upper: &L,
+    dir: &L::Dir,
+    access: Access,
+    head: u64,
+    known: &mut Known,
+) -> Result<Option<(L::File, usize)>> {
+    let file = match upper.open_file(dir, OsStr::new(NUMBERS), access) {
         Err(error) if error.errno == ENOENT => return Ok(None),
         file => file?,
     };

@@ -366,7 +366,7 @@ impl<L: Layer> Overlay<L> {
 }
 
 /// What an object's attributes, which have these names, say in the kernel's format.
-pub(super) fn said<L: Layer>(layer: &L, object: Object<'_, L>, names: &[OsString]) -> Result<kernel::Marks> {
+pub(crate) fn said<L: Layer>(layer: &L, object: Object<'_, L>, names: &[OsString]) -> Result<kernel::Marks> {
     let mut marks = kernel::Marks::default();
     for name in names.iter().filter(|name| kernel::is_mark(name)) {
         marks.add(name, &layer.xattr(object, name)?);

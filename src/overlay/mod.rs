@@ -46,30 +46,31 @@ mod copy_up;
 mod create;
 mod detect;
 mod file;
-mod index;
+pub(crate) mod index;
 mod inode;
 mod link;
 mod lookup;
-mod merge;
+pub(crate) mod merge;
 mod metacopy;
 mod names;
 mod node;
-mod partial;
+pub(crate) mod partial;
 mod progress;
 mod readdir;
 mod remove;
 mod rename;
-mod stack;
+pub(crate) mod stack;
 mod upper;
 mod volatile;
-mod work;
-mod xattr;
+pub(crate) mod work;
+pub(crate) mod xattr;
 
 pub use cancel::{Cancel, check as check_wanted};
 pub use file::Handle;
 pub use node::Node;
 pub use readdir::DirEntry;
 pub use volatile::MARK as VOLATILE_MARK;
+pub(crate) use volatile::is_marked as is_marked_volatile;
 pub use work::Refused;
 
 use crate::sync::{Lock, Shared};
@@ -194,6 +195,11 @@ impl<L: Layer> Overlay<L> {
     /// Space left and limits: those of the topmost layer.
     pub fn stat_fs(&self) -> Result<StatFs> {
         self.stack.top().stat_fs()
+    }
+
+    /// The layers themselves.
+    pub(crate) fn stack(&self) -> &Stack<L> {
+        &self.stack
     }
 
     /// The upper layer and the work directory. EROFS without.

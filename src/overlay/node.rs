@@ -197,6 +197,11 @@ impl<L: Layer> State<L> {
         self.file.as_ref().filter(|open| access == Access::Read || open.writable).cloned()
     }
 
+    /// Whether an open file is the object itself in the directory `dir` of a layer, and not what has the data of one that has none.
+    pub fn is_open(&self, open: &OpenFile<L>, dir: &Arc<LayerDir<L>>) -> bool {
+        self.home.is_none() && self.partial.is_none() && Arc::ptr_eq(&open.dir, dir)
+    }
+
     /// The place of the name `name` in `parent`, if it is one of this object.
     pub fn place_mut(&mut self, parent: &Arc<Node<L>>, name: &OsStr) -> Option<&mut Place<L>> {
         self.places.iter_mut().find(|place| Arc::ptr_eq(&place.parent, parent) && *place.name == *name)

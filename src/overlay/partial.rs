@@ -195,6 +195,16 @@ impl Chunks {
     }
 }
 
+/// How long the map of a partial copy of a file with so many bytes is. None: there is no partial copy of a file that large.
+pub(crate) fn map_len(size: u64) -> Option<usize> {
+    (size < PARTIAL_UNTIL).then(|| HEADER + Chunks::new(size).own.len())
+}
+
+/// Whether such a map says anything while the layer has this epoch.
+pub(crate) fn means_something(map: &[u8], size: u64, epoch: Option<u128>) -> bool {
+    Chunks::new(size).read_map(map, epoch)
+}
+
 impl<L: Layer> Partial<L> {
     /// That of the file `source`, which has `size` bytes, for the name `name` of `dir`. None if the reserved names would be too long.
     pub fn new(dir: Arc<LayerDir<L>>, name: &OsStr, name_max: usize, source: Entry<L>, size: u64) -> Option<Self> {

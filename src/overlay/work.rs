@@ -328,7 +328,7 @@ fn empty<L: Layer>(layer: &L, dir: &L::Dir) -> Result<()> {
 }
 
 /// Whether an overlay has put an entry into a work directory, ours or the kernel's.
-fn is_ours(name: &OsStr, kind: Kind) -> bool {
+pub(crate) fn is_ours(name: &OsStr, kind: Kind) -> bool {
     const DIRS: [&str; 2] = ["work", "index"];
     let starts = |prefix: &&str| name.as_bytes().starts_with(prefix.as_bytes());
     [TEMP].iter().chain(&NAMES).any(starts) || kind == Kind::Dir && DIRS.iter().any(|dir| name == *dir)
@@ -340,7 +340,8 @@ fn sweep<L: Layer>(layer: &L, dir: &L::Dir, entries: &[(OsString, Kind)]) -> Res
     swept.try_for_each(|(name, kind)| remove(layer, dir, name, *kind))
 }
 
-fn remove<L: Layer>(layer: &L, dir: &L::Dir, name: &OsStr, kind: Kind) -> Result<()> {
+/// Removes an entry of a directory, with all that is in it.
+pub(crate) fn remove<L: Layer>(layer: &L, dir: &L::Dir, name: &OsStr, kind: Kind) -> Result<()> {
     if kind != Kind::Dir {
         return layer.unlink(dir, name);
     }
@@ -350,7 +351,7 @@ fn remove<L: Layer>(layer: &L, dir: &L::Dir, name: &OsStr, kind: Kind) -> Result
 }
 
 /// What is in a directory of the layer.
-pub(super) fn entries<L: Layer>(layer: &L, dir: &L::Dir) -> Result<Vec<(OsString, Kind)>> {
+pub(crate) fn entries<L: Layer>(layer: &L, dir: &L::Dir) -> Result<Vec<(OsString, Kind)>> {
     let mut entries = Vec::new();
     layer.list(dir, &mut |entry| entries.push((entry.name.to_owned(), entry.kind)))?;
     Ok(entries)

@@ -201,7 +201,7 @@ impl<L: Layer> Overlay<L> {
 }
 
 /// The names of an object's attributes, those of an overlay's marks too: none where it cannot have any.
-pub(super) fn names<L: Layer>(layer: &L, object: Object<'_, L>) -> Result<Vec<OsString>> {
+pub(crate) fn names<L: Layer>(layer: &L, object: Object<'_, L>) -> Result<Vec<OsString>> {
     match layer.xattrs(object) {
         Err(error) if error.errno == EOPNOTSUPP => Ok(Vec::new()),
         names => names,

@@ -1,4 +1,4 @@
-//! The engine's own API as a [`Door`], over any backend.
+//! The engine's own API as a [`Door`], over any backend. What an overlay leaves on the host has no damage.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use overlayfs::format::Wanted;
+use overlayfs::fsck::Checker;
 use overlayfs::layer::redox::RedoxLayer;
 use overlayfs::layer::{Layer, OsLayer, Owner, RenameMode, Stat, Time};
+use overlayfs::mount::open_layers;
 use overlayfs::options::Options;
 use overlayfs::overlay::{Handle, Layers, Node, Overlay};
 use syscall::error::{EIO, Error};
@@ -21,7 +23,16 @@ pub struct Engine<L: Layer>(pub Overlay<L>);
 /// Mounts these layers.
 pub fn mount(lowers: &[PathBuf], upper: &Path) -> Overlay<OsLayer> {
     let options = Options { lowers: lowers.to_vec(), upper: Some(upper.to_owned()), ..Options::default() };
-    overlayfs::mount::mount(&options).unwrap_or_else(|error| panic!("{error}"))
+    mount_undamaged(&options)
+}
+
+/// Mounts layers in which an earlier mount must not have left any damage.
+fn mount_undamaged(options: &Options) -> Overlay<OsLayer> {
+    let layers = open_layers(options, false).unwrap_or_else(|error| panic!("{error}"));
+    let findings = Checker::new(layers).unwrap_or_else(|refused| panic!("{refused}")).check().unwrap();
+    let found: Vec<_> = findings.iter().map(|finding| (&finding.path, &finding.damage)).collect();
+    assert!(found.is_empty(), "damage without a crash: {found:?}");
+    overlayfs::mount::mount(options).unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// Mounts these layers of a redoxfs. They are opened on another thread, because from now on this one is in the null namespace.
@@ -49,7 +60,7 @@ pub fn mount_kernel(lowers: &[PathBuf], upper: &Path) -> Overlay<OsLayer> {
     assert!(left.is_empty(), "left in the work directory: {left:?}");
     let (upper, work) = (Some(upper.to_owned()), Some(work));
     let options = Options { lowers: lowers.to_vec(), upper, work, format, ..Options::default() };
-    overlayfs::mount::mount(&options).unwrap_or_else(|error| panic!("{error}"))
+    mount_undamaged(&options)
 }
 
 fn errno(error: Error) -> i32 {

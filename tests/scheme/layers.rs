@@ -64,7 +64,7 @@ impl Layers {
     }
 
     /// Where something of the upper layer is.
-    pub fn upper(&self, path: &str) -> PathBuf {
+    fn upper(&self, path: &str) -> PathBuf {
         self.path("upper").join(path)
     }
 

@@ -352,8 +352,9 @@ fn while_stuck(stage: &Stage, net: &Net, subjects: Vec<Fd>, request: impl Fn(Fd)
         for subject in subjects {
             scope.spawn(|| request(subject));
         }
+        let deadline = Instant::now() + Duration::from_secs(10);
         while net.shared.lock().unwrap().stuck.is_some() {
-            std::thread::yield_now();
+            assert!(Instant::now() < deadline, "nothing is asked about the sockets");
         }
         // Time for the other requests to arrive too.
         std::thread::sleep(Duration::from_millis(50));

@@ -1,5 +1,4 @@
-//! The tests of the scheme once more, in front of an overlay of layers on redoxfs: all but those that look at the upper layer with programs of
-//! the host.
+//! The tests of the scheme once more, in front of an overlay of layers on redoxfs.
 
 #[path = "../scheme/attributes.rs"]
 mod attributes;
@@ -10,6 +9,8 @@ mod hostile;
 mod layers;
 #[path = "../scheme/locks.rs"]
 mod locks;
+#[path = "../scheme/mmap.rs"]
+mod mmap;
 #[path = "../scheme/names.rs"]
 mod names;
 #[path = "../scheme/open.rs"]

@@ -1,0 +1,87 @@
+//! Checks the upper directory of an overlay, and repairs it. The exit status is that of fsck(8).
+
+use std::io;
+use std::path::Path;
+use std::process::ExitCode;
+
+use overlayfs::format;
+use overlayfs::fsck::options::{Command, HELP};
+use overlayfs::fsck::{Checker, Finding};
+use overlayfs::layer::{self, OsLayer};
+use overlayfs::mount::open_layers;
+use overlayfs::options::Options;
+
+const REPAIRED: u8 = 1;
+const LEFT: u8 = 4;
+const FAILED: u8 = 8;
+const USAGE: u8 = 16;
+
+fn main() -> ExitCode {
+    match Command::parse(std::env::args_os().skip(1)) {
+        Ok(Command::Help) => print!("{HELP}"),
+        Ok(Command::Version) => println!("overlayfs-fsck {}", env!("CARGO_PKG_VERSION")),
+        Ok(Command::Check { options, repair }) => {
+            let mut code = 0;
+            if let Err(sentence) = run(&options, repair, &mut code) {
+                eprintln!("overlayfs-fsck: {sentence}");
+                code |= FAILED;
+            }
+            return code.into();
+        }
+        Err(error) => {
+            eprintln!("overlayfs-fsck: {error} See overlayfs-fsck --help.");
+            return USAGE.into();
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+/// Sets the bits of `code` as things are found, so that they are right also if it fails then.
+fn run(options: &Options, repair: bool, code: &mut u8) -> Result<(), String> {
+    let layers = open_layers(options, repair).map_err(|error| error.to_string())?;
+    let upper = options.upper.clone().unwrap_or_default();
+    let work = options.work.clone().unwrap_or_else(|| upper.join(format::WORK));
+    let unread = |cause: &dyn std::fmt::Display| format!("{} cannot be checked: {cause}", upper.display());
+    let checker = Checker::new(layers).map_err(|refused| unread(&refused))?;
+    if checker.is_in_use() {
+        if repair {
+            return Err(format!("{} is in use by another overlay: nothing can be repaired", upper.display()));
+        }
+        println!("{} is mounted: its tree is checked as it is now, the work directory is not.", upper.display());
+    }
+    let findings = checker.check().map_err(|error| unread(&cause(error)))?;
+    let at = |finding: &Finding<_>| if finding.in_work { &work } else { &upper }.join(&finding.path);
+    for finding in &findings {
+        say(&at(finding), finding, repair);
+        if let (true, Some(repair)) = (repair, &finding.repair) {
+            let failed = |error| format!("{} cannot be repaired: {}", at(finding).display(), cause(error));
+            *code |= LEFT;
+            checker.repair(repair).map_err(failed)?;
+            *code |= REPAIRED;
+        }
+    }
+    let left = if repair { checker.check().map_err(|error| unread(&cause(error)))? } else { findings };
+    *code = *code & !LEFT | if left.is_empty() { 0 } else { LEFT };
+    if *code & REPAIRED != 0 {
+        println!("Damage was repaired.");
+    }
+    match left.len() {
+        0 => println!("{} has no damage.", upper.display()),
+        count => println!("{} has damage: {count} finding{}.", upper.display(), if count == 1 { "" } else { "s" }),
+    }
+    Ok(())
+}
+
+fn say(path: &Path, finding: &Finding<OsLayer>, repairs: bool) {
+    let loss = if finding.damage.is_loss() { " (a loss)" } else { "" };
+    print!("{}: {}{loss}. ", path.display(), finding.damage);
+    match &finding.repair {
+        Some(repair) if repairs => println!("Repair: {repair}."),
+        Some(repair) => println!("With -y: {repair}."),
+        None => println!("Left alone."),
+    }
+}
+
+fn cause(error: layer::Error) -> io::Error {
+    io::Error::from_raw_os_error(error.errno)
+}

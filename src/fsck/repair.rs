@@ -1,0 +1,97 @@
+//! What repairs do: steps, each of which is one backing call but for the removal of directories that nobody sees, and none of which changes
+//! what the merged tree shows.
+
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::sync::Arc;
+
+use syscall::error::{EBUSY, EEXIST, ENOENT, Error};
+
+use super::Checker;
+use crate::format;
+use crate::layer::{Kind, Layer, Object, RenameMode, Result};
+use crate::overlay::stack::LayerDir;
+use crate::overlay::{index, work};
+
+/// What is to be done about one finding.
+pub struct Repair<L: Layer> {
+    pub(super) dir: Arc<LayerDir<L>>,
+    pub(super) steps: Vec<Step>,
+}
+
+pub(super) enum Step {
+    /// Removes an entry, a directory with all that is in it.
+    Remove(OsString, Kind),
+    /// Creates an empty file.
+    Create(OsString),
+    /// Puts the opaque mark into a directory.
+    MakeOpaque(OsString),
+    /// Gives a file another name.
+    Rename(OsString, OsString),
+    /// Writes the records of the work directory anew, without what is none.
+    RewriteNumbers,
+}
+
+impl<L: Layer> Repair<L> {
+    pub(super) fn remove(dir: &Arc<LayerDir<L>>, name: &OsStr, kind: Kind) -> Self {
+        Repair { dir: dir.clone(), steps: vec![Step::Remove(name.to_owned(), kind)] }
+    }
+}
+
+impl<L: Layer> fmt::Display for Repair<L> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, step) in self.steps.iter().enumerate() {
+            f.write_str(if index > 0 { ", then " } else { "" })?;
+            match step {
+                Step::Remove(name, _) => write!(f, "remove {}", name.display())?,
+                Step::Create(name) => write!(f, "create {}", name.display())?,
+                Step::MakeOpaque(name) => write!(f, "put the opaque mark into {}", name.display())?,
+                Step::Rename(from, to) => write!(f, "rename {} to {}", from.display(), to.display())?,
+                Step::RewriteNumbers => f.write_str("write down again the numbers that are known")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<L: Layer> Checker<L> {
+    /// Does what a finding of this checker's last check says. EBUSY while a mount holds the layer.
+    pub fn repair(&self, repair: &Repair<L>) -> Result<()> {
+        if self.in_use {
+            return Err(Error::new(EBUSY));
+        }
+        repair.steps.iter().try_for_each(|step| self.step(&repair.dir, step))
+    }
+
+    fn step(&self, dir: &Arc<LayerDir<L>>, step: &Step) -> Result<()> {
+        let layer = self.upper.layer(dir);
+        match step {
+            Step::Remove(name, kind) => self.keeping_times(dir, |open| match work::remove(layer, open, name, *kind) {
+                Err(error) if error.errno != ENOENT => Err(error),
+                _ => Ok(()),
+            }),
+            Step::Create(name) => self.create(dir, name),
+            Step::MakeOpaque(name) => self.create(&self.upper.child(dir, name), OsStr::new(format::OPAQUE)),
+            Step::Rename(from, to) => {
+                self.keeping_times(dir, |open| layer.rename(open, from, open, to, RenameMode::Replace))
+            }
+            Step::RewriteNumbers => index::rewrite(layer, &*self.upper.open(dir)?),
+        }
+    }
+
+    fn create(&self, dir: &LayerDir<L>, name: &OsStr) -> Result<()> {
+        let layer = self.upper.layer(dir);
+        self.keeping_times(dir, |open| match layer.create_file(open, name, 0o600, layer.identity()) {
+            Err(error) if error.errno != EEXIST => Err(error),
+            _ => Ok(()),
+        })
+    }
+
+    /// The times of a directory are seen, the entries that a repair changes are not.
+    fn keeping_times(&self, dir: &LayerDir<L>, work: impl FnOnce(&L::Dir) -> Result<()>) -> Result<()> {
+        let (layer, open) = (self.upper.layer(dir), self.upper.open(dir)?);
+        let before = layer.stat(Object::Dir(&*open))?;
+        work(&open)?;
+        layer.set_times(Object::Dir(&*open), before.atime, before.mtime)
+    }
+}

@@ -1,0 +1,460 @@
+//! The walk through the upper layer, beside the same directories of the lower layers' merged tree.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use syscall::error::{ENAMETOOLONG, ENOENT, ENOTDIR};
+
+use super::repair::Step;
+use super::{Checker, Damage, Finding, Repair, Report};
+use crate::format::kernel::{self, Redirect};
+use crate::format::{self, Format, Meaning};
+use crate::layer::{Access, Kind, Layer, Object, Result};
+use crate::overlay::stack::LayerDir;
+use crate::overlay::{Node, merge, partial, xattr};
+
+/// A directory of the upper layer that is still to be read.
+struct Task<L: Layer> {
+    dir: Arc<LayerDir<L>>,
+    path: PathBuf,
+    /// What it merges with unless it says something else itself.
+    below: Below<L>,
+}
+
+/// What a directory of the upper layer merges with.
+enum Below<L: Layer> {
+    Nothing,
+    /// This directory of the lower layers' tree, at this path.
+    Dir(Arc<Node<L>>, PathBuf),
+    /// Nobody knows, so nobody knows either which markers in it mean something.
+    Unknown,
+}
+
+impl<L: Layer> Clone for Below<L> {
+    fn clone(&self) -> Self {
+        match self {
+            Below::Nothing => Below::Nothing,
+            Below::Dir(node, path) => Below::Dir(node.clone(), path.clone()),
+            Below::Unknown => Below::Unknown,
+        }
+    }
+}
+
+/// What a name shows in the lower layers.
+enum Found<L: Layer> {
+    Nothing,
+    Object(Arc<Node<L>>),
+    Unknown,
+}
+
+/// A directory of the upper layer.
+struct Listing {
+    objects: Vec<(OsString, Kind)>,
+    whiteouts: Vec<Marker>,
+    parts: Vec<OsString>,
+    maps: Vec<OsString>,
+    opaque: bool,
+    redirect: Option<SaidRedirect>,
+}
+
+struct Marker {
+    /// Its own name.
+    name: OsString,
+    hidden: OsString,
+    kind: Kind,
+}
+
+enum SaidRedirect {
+    Path(PathBuf),
+    /// Another name beside the directory.
+    Sibling(OsString),
+    /// No path, or one that cannot be read.
+    Nothing,
+}
+
+impl Listing {
+    fn object(&self, name: &OsStr) -> Option<Kind> {
+        self.objects.iter().find(|(object, _)| object == name).map(|(_, kind)| *kind)
+    }
+
+    fn hides(&self, name: &OsStr) -> bool {
+        self.whiteouts.iter().any(|marker| marker.hidden == name)
+    }
+}
+
+impl<L: Layer> Report<L> {
+    /// Notes damage of the upper layer's tree.
+    fn add(&mut self, path: PathBuf, damage: Damage, repair: Option<Repair<L>>) {
+        self.findings.push(Finding { path, in_work: false, damage, repair });
+    }
+}
+
+impl<L: Layer> Checker<L> {
+    pub(super) fn check_tree(&self, report: &mut Report<L>) -> Result<()> {
+        let below = Below::Dir(self.below.root().clone(), PathBuf::new());
+        let mut tasks = vec![Task { dir: self.root.clone(), path: PathBuf::new(), below }];
+        while let Some(task) = tasks.pop() {
+            let listing = match self.read(&task, report) {
+                // Somebody has removed it meanwhile.
+                Err(error) if self.in_use && matches!(error.errno, ENOENT | ENOTDIR) => continue,
+                listing => listing?,
+            };
+            let below = self.narrow(&task, &listing, report)?;
+            if let Below::Dir(_, target) = &below {
+                report.merged.entry(target.clone()).or_default().push((task.path.clone(), task.dir.clone()));
+            }
+            self.check_whiteouts(&task, &listing, &below, report)?;
+            self.check_parts(&task, &listing, &below, report)?;
+            for (name, kind) in &listing.objects {
+                let path = task.path.join(name);
+                match kind {
+                    Kind::Dir => {
+                        let below = if listing.hides(name) { Below::Nothing } else { self.dir_below(&below, name)? };
+                        tasks.push(Task { dir: self.upper.child(&task.dir, name), path, below });
+                    }
+                    Kind::File if self.format != Format::Oci => {
+                        self.check_metacopy(&task.dir, name, path, &below, report)?;
+                    }
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Lists a directory, and notes names that are not what they should be.
+    fn read(&self, task: &Task<L>, report: &mut Report<L>) -> Result<Listing> {
+        let (layer, open) = (self.upper.layer(&task.dir), self.upper.open(&task.dir)?);
+        let mut entries = Vec::new();
+        layer.list(&open, &mut |entry| entries.push((entry.name.to_owned(), entry.kind)))?;
+        // The order of a listing is nobody's, the order of a report should be.
+        entries.sort_by(|a, b| a.0.cmp(&b.0));
+        let mut listing = Listing {
+            objects: Vec::new(),
+            whiteouts: Vec::new(),
+            parts: Vec::new(),
+            maps: Vec::new(),
+            opaque: false,
+            redirect: None,
+        };
+        if self.format != Format::Oci {
+            self.read_kernel_marks(task, entries, &mut listing)?;
+            return Ok(listing);
+        }
+        for (name, kind) in entries {
+            let is_top = task.path.as_os_str().is_empty();
+            let right = match format::meaning(&name) {
+                Meaning::Object => {
+                    listing.objects.push((name, kind));
+                    continue;
+                }
+                Meaning::Unknown if is_top && name == format::WORK => Kind::Dir,
+                Meaning::Unknown if is_top && name == format::PARTS => Kind::File,
+                Meaning::Unknown => continue,
+                _ => Kind::File,
+            };
+            if kind != right {
+                report.add(task.path.join(&name), Damage::WrongKind, None);
+            }
+            match format::meaning(&name) {
+                Meaning::Whiteout(hidden) => {
+                    let hidden = hidden.to_owned();
+                    listing.whiteouts.push(Marker { name, hidden, kind });
+                }
+                Meaning::LongWhiteout if kind == Kind::File => {
+                    if let Some(hidden) = self.read_long(task, &name, report)? {
+                        listing.whiteouts.push(Marker { name, hidden, kind });
+                    }
+                }
+                Meaning::Opaque => listing.opaque = true,
+                Meaning::Redirect if kind == Kind::File => {
+                    let path = format::redirect_path(&self.content(&task.dir, &name)?);
+                    listing.redirect = Some(path.map_or(SaidRedirect::Nothing, SaidRedirect::Path));
+                }
+                Meaning::Redirect => listing.redirect = Some(SaidRedirect::Nothing),
+                Meaning::Part(of) if kind == Kind::File => listing.parts.push(of.to_owned()),
+                Meaning::Map(of) if kind == Kind::File => listing.maps.push(of.to_owned()),
+                _ => {}
+            }
+        }
+        Ok(listing)
+    }
+
+    fn read_kernel_marks(&self, task: &Task<L>, entries: Vec<(OsString, Kind)>, listing: &mut Listing) -> Result<()> {
+        let (layer, open) = (self.upper.layer(&task.dir), self.upper.open(&task.dir)?);
+        for (name, kind) in entries {
+            match kind {
+                Kind::CharDev if kernel::is_whiteout(&layer.stat(Object::Entry(&*open, &name))?) => {
+                    listing.whiteouts.push(Marker { hidden: name.clone(), name, kind });
+                }
+                _ => listing.objects.push((name, kind)),
+            }
+        }
+        let object = Object::Dir(&*open);
+        let marks = merge::said(layer, object, &xattr::names(layer, object)?)?;
+        listing.opaque = marks.opaque;
+        listing.redirect = marks.redirect.map(|redirect| match redirect {
+            Redirect::Path(path) => SaidRedirect::Path(path),
+            Redirect::Sibling(name) => SaidRedirect::Sibling(name),
+            Redirect::Nothing => SaidRedirect::Nothing,
+        });
+        Ok(())
+    }
+
+    /// What the whiteout of a long name hides. Notes if it should have another name; None if it hides nothing.
+    fn read_long(&self, task: &Task<L>, name: &OsStr, report: &mut Report<L>) -> Result<Option<OsString>> {
+        let hidden = OsString::from_vec(self.content(&task.dir, name)?);
+        let path = task.path.join(name);
+        let bytes = hidden.as_bytes();
+        if bytes.is_empty() || bytes.len() > self.name_max || bytes.contains(&b'/') || bytes.contains(&0) {
+            report.add(path, Damage::NamesNothing, Some(Repair::remove(&task.dir, name, Kind::File)));
+            return Ok(None);
+        }
+        let right = format::whiteout(&hidden, self.name_max);
+        if right.name != name {
+            let steps = match right.content.is_empty() {
+                true => vec![Step::Create(right.name), Step::Remove(name.to_owned(), Kind::File)],
+                false => vec![Step::Rename(name.to_owned(), right.name)],
+            };
+            report.add(path, Damage::Misnamed, Some(Repair { dir: task.dir.clone(), steps }));
+        }
+        Ok(Some(hidden))
+    }
+
+    /// The content of a small file.
+    fn content(&self, dir: &LayerDir<L>, name: &OsStr) -> Result<Vec<u8>> {
+        self.prefix(dir, name, format::CONTENT_MAX)
+    }
+
+    /// The first `len` bytes of a file, at most.
+    fn prefix(&self, dir: &LayerDir<L>, name: &OsStr, len: usize) -> Result<Vec<u8>> {
+        let layer = self.upper.layer(dir);
+        let file = layer.open_file(&*self.upper.open(dir)?, name, Access::Read)?;
+        let mut content = vec![0; len];
+        let read = layer.read_at(&file, &mut content, 0)?;
+        content.truncate(read);
+        Ok(content)
+    }
+
+    /// What a directory merges with, as it says itself.
+    fn narrow(&self, task: &Task<L>, listing: &Listing, report: &mut Report<L>) -> Result<Below<L>> {
+        let Some(redirect) = &listing.redirect else {
+            return Ok(if listing.opaque { Below::Nothing } else { task.below.clone() });
+        };
+        // In the kernel's format this is an attribute of the directory.
+        let path = if self.format == Format::Oci { task.path.join(format::REDIRECT) } else { task.path.clone() };
+        if listing.opaque {
+            // The kernel never looks at the other then, and may have left both.
+            if self.format == Format::Oci {
+                let remove = Repair::remove(&task.dir, OsStr::new(format::REDIRECT), Kind::File);
+                report.add(path, Damage::RedirectInOpaque, Some(remove));
+            }
+            return Ok(Below::Nothing);
+        }
+        let target = match (redirect, &task.below) {
+            (SaidRedirect::Path(target), _) => target.clone(),
+            (SaidRedirect::Sibling(name), Below::Dir(_, own)) if own.parent().is_some() => own.with_file_name(name),
+            (SaidRedirect::Sibling(name), _) => task.path.with_file_name(name),
+            (SaidRedirect::Nothing, _) => {
+                report.add(path, Damage::NoPath, None);
+                return Ok(Below::Unknown);
+            }
+        };
+        match self.find(&target)? {
+            Some(node) if node.kind() == Kind::Dir => {
+                report.redirects.push((task.path.clone(), target.clone()));
+                Ok(Below::Dir(node, target))
+            }
+            _ => {
+                report.add(path, Damage::Dangling(target), None);
+                Ok(Below::Unknown)
+            }
+        }
+    }
+
+    fn check_whiteouts(
+        &self,
+        task: &Task<L>,
+        listing: &Listing,
+        below: &Below<L>,
+        report: &mut Report<L>,
+    ) -> Result<()> {
+        for Marker { name, hidden, kind } in &listing.whiteouts {
+            let removable = *kind != Kind::Dir;
+            let path = task.path.join(name);
+            let remove = Step::Remove(name.clone(), *kind);
+            if let Some(object) = listing.object(hidden) {
+                let needs_mark = object == Kind::Dir && self.needs_mark(&task.dir, hidden, below)?;
+                let opaque = needs_mark.then(|| Step::MakeOpaque(hidden.clone()));
+                let steps = opaque.into_iter().chain([remove]).collect();
+                let repair = removable.then(|| Repair { dir: task.dir.clone(), steps });
+                report.add(path, Damage::BesideObject, repair);
+            } else if let Found::Nothing = self.found(below, hidden)? {
+                let repair = removable.then(|| Repair { dir: task.dir.clone(), steps: vec![remove] });
+                report.add(path, Damage::HidesNothing, repair);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a directory beside its own whiteout would merge with something if that went.
+    fn needs_mark(&self, dir: &Arc<LayerDir<L>>, name: &OsStr, below: &Below<L>) -> Result<bool> {
+        let child = self.upper.child(dir, name);
+        if self.exists(&child, OsStr::new(format::OPAQUE))? || self.exists(&child, OsStr::new(format::REDIRECT))? {
+            return Ok(false);
+        }
+        Ok(!matches!(self.found(below, name)?, Found::Nothing))
+    }
+
+    fn check_parts(&self, task: &Task<L>, listing: &Listing, below: &Below<L>, report: &mut Report<L>) -> Result<()> {
+        for name in &listing.parts {
+            let Some((part, map)) = format::part_names(name, self.name_max) else { continue };
+            let has_map = listing.maps.contains(name);
+            let path = task.path.join(&part);
+            if listing.object(name).is_some() || listing.hides(name) {
+                let map = has_map.then_some(Step::Remove(map, Kind::File));
+                let steps = map.into_iter().chain([Step::Remove(part, Kind::File)]).collect();
+                report.add(path, Damage::Outdone, Some(Repair { dir: task.dir.clone(), steps }));
+                continue;
+            }
+            report.partial = true;
+            let source = match self.found(below, name)? {
+                Found::Object(node) if node.kind() == Kind::File => self.below.stat(&node)?,
+                Found::Unknown => continue,
+                _ => {
+                    report.add(path, Damage::NoSource, None);
+                    continue;
+                }
+            };
+            let Some(len) = partial::map_len(source.size) else {
+                report.add(path, Damage::NoSource, None);
+                continue;
+            };
+            if has_map {
+                let content = self.prefix(&task.dir, &map, len)?;
+                let epoch = self.upper.layer(&task.dir).epoch();
+                if !partial::means_something(&content, source.size, epoch) {
+                    let remove = Repair::remove(&task.dir, &map, Kind::File);
+                    report.add(task.path.join(&map), Damage::MapMeansNothing, Some(remove));
+                }
+            }
+        }
+        for name in listing.maps.iter().filter(|name| !listing.parts.contains(name)) {
+            if let Some((_, map)) = format::part_names(name, self.name_max) {
+                let remove = Repair::remove(&task.dir, &map, Kind::File);
+                report.add(task.path.join(&map), Damage::OrphanMap, Some(remove));
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes whether the mark at the top says anything else of partial copies than the walk has found.
+    pub(super) fn check_partial_mark(&self, report: &mut Report<L>) -> Result<()> {
+        if self.format != Format::Oci {
+            return Ok(());
+        }
+        let name = OsStr::new(format::PARTS);
+        let (layer, open) = (self.upper.layer(&self.root), self.upper.open(&self.root)?);
+        let mark = match layer.stat(Object::Entry(&*open, name)) {
+            Err(error) if error.errno == ENOENT => None,
+            stat => Some(stat?.kind),
+        };
+        match (mark, report.partial) {
+            (Some(Kind::File), false) => {
+                let remove = Repair::remove(&self.root, name, Kind::File);
+                report.add(name.into(), Damage::MarkWithoutParts, Some(remove));
+            }
+            (None, true) => {
+                let steps = vec![Step::Create(name.to_owned())];
+                report.add(name.into(), Damage::PartsWithoutMark, Some(Repair { dir: self.root.clone(), steps }));
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Notes a file of the kernel's format that has only metadata, if its data are not found.
+    fn check_metacopy(
+        &self,
+        dir: &Arc<LayerDir<L>>,
+        name: &OsStr,
+        path: PathBuf,
+        below: &Below<L>,
+        report: &mut Report<L>,
+    ) -> Result<()> {
+        let (layer, open) = (self.upper.layer(dir), self.upper.open(dir)?);
+        let object = Object::Entry(&*open, name);
+        let names = xattr::names(layer, object)?;
+        if !names.iter().any(|name| kernel::is_metacopy_mark(name)) {
+            return Ok(());
+        }
+        let data = match merge::said(layer, object, &names)?.redirect {
+            Some(Redirect::Path(path)) => self.find(&path)?.map_or(Found::Nothing, Found::Object),
+            Some(Redirect::Sibling(sibling)) => self.found(below, &sibling)?,
+            Some(Redirect::Nothing) => Found::Nothing,
+            None => self.found(below, name)?,
+        };
+        let is_found = match data {
+            Found::Object(node) => node.kind() == Kind::File,
+            Found::Nothing => false,
+            Found::Unknown => true,
+        };
+        if !is_found {
+            report.add(path, Damage::NoData, None);
+        }
+        Ok(())
+    }
+
+    /// What the layers below show under a name of a directory.
+    fn found(&self, below: &Below<L>, name: &OsStr) -> Result<Found<L>> {
+        let dir = match below {
+            Below::Nothing => return Ok(Found::Nothing),
+            Below::Unknown => return Ok(Found::Unknown),
+            Below::Dir(dir, _) => dir,
+        };
+        Ok(self.lookup(dir, name)?.map_or(Found::Nothing, Found::Object))
+    }
+
+    /// What a directory in a directory that merges with `below` merges with, if it says nothing itself.
+    fn dir_below(&self, below: &Below<L>, name: &OsStr) -> Result<Below<L>> {
+        Ok(match (self.found(below, name)?, below) {
+            (Found::Object(node), Below::Dir(_, path)) if node.kind() == Kind::Dir => Below::Dir(node, path.join(name)),
+            (Found::Unknown, _) => Below::Unknown,
+            _ => Below::Nothing,
+        })
+    }
+
+    /// The object at a path of the lower layers' tree.
+    fn find(&self, path: &Path) -> Result<Option<Arc<Node<L>>>> {
+        let mut node = self.below.root().clone();
+        for name in path {
+            match self.lookup(&node, name)? {
+                Some(child) => node = child,
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(node))
+    }
+
+    fn lookup(&self, dir: &Arc<Node<L>>, name: &OsStr) -> Result<Option<Arc<Node<L>>>> {
+        match self.below.lookup(dir, name) {
+            Err(error) if matches!(error.errno, ENOENT | ENOTDIR | ENAMETOOLONG) => Ok(None),
+            node => node.map(Some),
+        }
+    }
+
+    /// Whether a directory of the upper layer has an object or a whiteout of a name.
+    pub(super) fn says_something(&self, dir: &LayerDir<L>, name: &OsStr) -> Result<bool> {
+        Ok(self.exists(dir, name)?
+            || self.format == Format::Oci && self.exists(dir, &format::whiteout(name, self.name_max).name)?)
+    }
+
+    fn exists(&self, dir: &LayerDir<L>, name: &OsStr) -> Result<bool> {
+        match self.upper.stat(dir, name) {
+            Err(error) if error.errno == ENOENT => Ok(false),
+            stat => stat.map(|_| true),
+        }
+    }
+}

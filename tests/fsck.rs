@@ -1,0 +1,521 @@
+//! `overlayfs-fsck` and what is behind it: each kind of damage is made by hand, found, and repaired if that loses nothing.
+//!
+//! Needs root, for devices and attributes in the namespace `trusted`.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use overlayfs::format::{Wanted, fnv1a};
+use overlayfs::fsck::{Checker, Damage, Finding};
+use overlayfs::layer::counted::{Counted, Counts};
+use overlayfs::layer::{Layer, OsLayer, Owner, RenameMode};
+use overlayfs::mount::{mount, open_layers};
+use overlayfs::options::Options;
+use overlayfs::overlay::{Layers, Node, Overlay, VOLATILE_MARK};
+use rustix::fs::{FileType, XattrFlags};
+use syscall::error::EBUSY;
+use test_common::{Detail, LowerGuard, Snapshot, Stage, put};
+
+const OWN: Owner = Owner { uid: 0, gid: 0 };
+const WORK: &str = ".wh..wh.work";
+
+/// As long as names can be.
+fn long() -> String {
+    "l".repeat(255)
+}
+
+/// Lower layers, and an upper layer that an overlay has left.
+fn stage() -> Stage {
+    let stage = Stage::new();
+    let (lower, bottom) = (stage.dir("lower"), stage.dir("bottom"));
+    for file in ["file", "file2", "d/x", "d/y", "e/z", "plain/low", "hard", &long()] {
+        put::file(&lower, file, file);
+    }
+    put::link(&lower, "hard", "hard2");
+    put::file(&bottom, "d/bottom", "bottom");
+    put::file(&bottom, "big", vec![b'b'; 2 << 20]);
+    stage.dir("upper");
+    let overlay = mount(&options(&stage)).unwrap();
+    let root = overlay.root();
+    for name in ["file", "hard"] {
+        let file = overlay.open(&overlay.lookup(root, OsStr::new(name)).unwrap());
+        overlay.write_at(&file, b"UP", 0).unwrap();
+    }
+    let d = overlay.lookup(root, OsStr::new("d")).unwrap();
+    overlay.unlink(&d, OsStr::new("x")).unwrap();
+    overlay.rename(root, OsStr::new("e"), root, OsStr::new("moved"), RenameMode::Replace).unwrap();
+    overlay.create_dir(root, OsStr::new("own"), 0o755, OWN).unwrap();
+    drop((d, overlay));
+    stage
+}
+
+fn options(stage: &Stage) -> Options {
+    let lowers = ["lower", "bottom"].map(|name| stage.path(name)).into();
+    Options { lowers, upper: Some(stage.path("upper")), ..Options::default() }
+}
+
+fn guard(stage: &Stage) -> LowerGuard {
+    LowerGuard::new(["lower", "bottom"].map(|name| stage.path(name)))
+}
+
+fn checker(options: &Options, for_writing: bool) -> Checker<OsLayer> {
+    Checker::new(open_layers(options, for_writing).unwrap()).unwrap()
+}
+
+fn said<L: Layer>(findings: &[Finding<L>]) -> Vec<(String, Damage, bool)> {
+    let path = |finding: &Finding<L>| finding.path.to_str().unwrap().to_owned();
+    findings.iter().map(|finding| (path(finding), finding.damage.clone(), finding.repair.is_some())).collect()
+}
+
+/// What is found by looking, which must leave everything as it is.
+fn look(options: &Options) -> Vec<(String, Damage, bool)> {
+    let upper = options.upper.as_ref().unwrap();
+    let before = Snapshot::take(upper, Detail::Everything);
+    let found = said(&checker(options, false).check().unwrap());
+    Snapshot::take(upper, Detail::Everything).assert_same(&before, "the upper layer that was looked at");
+    found
+}
+
+fn repair<L: Layer>(checker: &Checker<L>) -> overlayfs::layer::Result<()> {
+    let findings = checker.check()?;
+    findings.iter().filter_map(|finding| finding.repair.as_ref()).try_for_each(|repair| checker.repair(repair))
+}
+
+/// All that a mount shows, of a copy of the upper layer, since a mount cleans up. With the times of last change if so.
+fn tree(stage: &Stage, times: bool) -> BTreeMap<PathBuf, String> {
+    let copy = Stage::new();
+    let upper = copy.path("upper");
+    let copied = Command::new("cp").arg("-a").arg(stage.path("upper")).arg(&upper).status().unwrap();
+    assert!(copied.success());
+    let overlay = mount(&Options { upper: Some(upper), reuse_volatile: true, ..options(stage) }).unwrap();
+    let mut all = BTreeMap::new();
+    let mut nodes = vec![(PathBuf::new(), overlay.root().clone())];
+    while let Some((path, node)) = nodes.pop() {
+        let stat = overlay.stat(&node).unwrap();
+        let mut said = format!("{:?} {:o} {}:{}", stat.kind, stat.mode, stat.uid, stat.gid);
+        if times {
+            said += &format!(" {:?}", stat.mtime);
+        }
+        match stat.kind {
+            overlayfs::layer::Kind::File => {
+                let mut bytes = vec![0; stat.size as usize];
+                assert_eq!(overlay.read_at(&overlay.open(&node), &mut bytes, 0), Ok(bytes.len()));
+                said += &format!(" {} {:x}", stat.size, fnv1a(&bytes));
+            }
+            overlayfs::layer::Kind::Dir => nodes.extend(children(&overlay, &node, &path)),
+            _ => {}
+        }
+        all.insert(path, said);
+    }
+    all
+}
+
+type NodeRef = std::sync::Arc<Node<OsLayer>>;
+
+fn children(overlay: &Overlay<OsLayer>, node: &NodeRef, path: &Path) -> Vec<(PathBuf, NodeRef)> {
+    let mut names = Vec::new();
+    let mut each = |entry: overlayfs::overlay::DirEntry<'_>| {
+        names.push(entry.name.to_owned());
+        true
+    };
+    overlay.list(&overlay.open(node), 0, &mut each).unwrap();
+    names.iter().map(|name| (path.join(name), overlay.lookup(node, name).unwrap())).collect()
+}
+
+/// Makes damage, looks for it, and repairs it, also with the repair cut off after each of its calls.
+fn damage(make: impl Fn(&Path), path: &str, damage: Damage, repairable: bool) {
+    let expected = vec![(path.to_owned(), damage.clone(), repairable)];
+    let damaged = || {
+        let stage = stage();
+        make(&stage.path("upper"));
+        stage
+    };
+    let stage = damaged();
+    let guard = guard(&stage);
+    let options = options(&stage);
+    assert_eq!(look(&options), expected);
+    if !repairable {
+        let before = Snapshot::take(&stage.path("upper"), Detail::Everything);
+        repair(&checker(&options, true)).unwrap();
+        Snapshot::take(&stage.path("upper"), Detail::Everything).assert_same(&before, "what cannot be repaired");
+        return;
+    }
+    let (shown, shown_at) = (tree(&stage, false), tree(&stage, true));
+    repair(&checker(&options, true)).unwrap();
+    assert_eq!(look(&options), [], "after the repair of {damage:?}");
+    assert_eq!(tree(&stage, true), shown_at, "the repair of {damage:?} changed what is shown");
+    guard.check();
+
+    let mut cut = 0;
+    for calls in 0.. {
+        let stage = damaged();
+        let counts = Counts::default();
+        let done = {
+            let checker = counted(&stage, &counts);
+            let findings = checker.check().unwrap();
+            counts.stop_after(calls);
+            findings.iter().try_for_each(|finding| checker.repair(finding.repair.as_ref().unwrap())).is_ok()
+        };
+        assert_eq!(tree(&stage, false), shown, "the repair of {damage:?}, {calls} calls, changed what is shown");
+        let options = self::options(&stage);
+        let left = look(&options);
+        let worse = |found: &(String, Damage, bool)| !found.2 || found.1.is_loss() && found.1 != damage;
+        assert!(!left.iter().any(worse), "the repair of {damage:?}, {calls} calls, left {left:?}");
+        repair(&checker(&options, true)).unwrap();
+        assert_eq!(look(&options), [], "after the second repair of {damage:?}, {calls} calls");
+        if done {
+            break;
+        }
+        cut += 1;
+    }
+    assert!(cut > 0, "a repair makes a call");
+}
+
+fn counted(stage: &Stage, counts: &Counts) -> Checker<Counted<OsLayer>> {
+    let Layers { upper, work, lowers } = open_layers(&options(stage), true).unwrap();
+    let count = |layer| Counted::new(layer, counts);
+    let lowers = lowers.into_iter().map(count).collect();
+    Checker::new(Layers { upper: upper.map(count), work: work.map(count), lowers }).unwrap()
+}
+
+#[test]
+fn what_an_overlay_leaves_has_no_damage() {
+    assert_eq!(look(&options(&stage())), []);
+    // Before the first mount there is not even a work directory.
+    let stage = Stage::new();
+    for name in ["lower", "bottom", "upper"] {
+        stage.dir(name);
+    }
+    assert_eq!(look(&options(&stage)), []);
+}
+
+#[test]
+fn whiteouts_that_hide_nothing() {
+    damage(|upper| drop(put::whiteout(upper, "", "nothing")), ".wh.nothing", Damage::HidesNothing, true);
+    damage(|upper| drop(put::whiteout(upper, "d", "nothing")), "d/.wh.nothing", Damage::HidesNothing, true);
+    damage(|upper| drop(put::whiteout(upper, "moved", "x")), "moved/.wh.x", Damage::HidesNothing, true);
+    damage(|upper| drop(put::whiteout(upper, "own", "x")), "own/.wh.x", Damage::HidesNothing, true);
+}
+
+#[test]
+fn whiteouts_beside_objects() {
+    damage(|upper| drop(put::whiteout(upper, "", "file")), ".wh.file", Damage::BesideObject, true);
+    damage(|upper| drop(put::whiteout(upper, "", "moved")), ".wh.moved", Damage::BesideObject, true);
+    let plain = |upper: &Path| {
+        put::file(upper, "plain/own", "own");
+        put::whiteout(upper, "", "plain");
+    };
+    damage(plain, ".wh.plain", Damage::BesideObject, true);
+}
+
+#[test]
+fn whiteouts_of_long_names() {
+    let marker = ".wh..wh.long.0123";
+    damage(|upper| drop(put::file(upper, marker, "")), marker, Damage::NamesNothing, true);
+    damage(|upper| drop(put::file(upper, marker, "a/b")), marker, Damage::NamesNothing, true);
+    damage(|upper| drop(put::file(upper, marker, long())), marker, Damage::Misnamed, true);
+    damage(|upper| drop(put::file(upper, marker, "file2")), marker, Damage::Misnamed, true);
+}
+
+#[test]
+fn reserved_names_of_other_kinds() {
+    damage(|upper| drop(put::dir(upper, ".wh.file2")), ".wh.file2", Damage::WrongKind, false);
+    damage(|upper| drop(put::dir(upper, "own/.wh..wh..opq")), "own/.wh..wh..opq", Damage::WrongKind, false);
+    damage(|upper| drop(put::dir(upper, ".wh..wh.long.1")), ".wh..wh.long.1", Damage::WrongKind, false);
+}
+
+#[test]
+fn symlinks_are_not_followed() {
+    let stage = stage();
+    let (upper, guard) = (stage.path("upper"), guard(&stage));
+    for name in [".wh.file2", "moved/.wh..wh.redirect", "own/.wh..wh.part.x", "own/.wh..wh.map.x", ".wh..wh.parts"] {
+        let _ = fs::remove_file(upper.join(name));
+        put::symlink(&upper, name, stage.path("lower/file2").to_str().unwrap());
+    }
+    put::symlink(&upper, "link", stage.path("lower").to_str().unwrap());
+    put::symlink(&upper, &format!("{WORK}/tmp.1"), stage.path("lower").to_str().unwrap());
+    let wrong = |path: &str| (path.to_owned(), Damage::WrongKind, false);
+    let mut found = look(&options(&stage));
+    found.sort_by(|a, b| a.0.cmp(&b.0));
+    let expected = [
+        wrong(".wh..wh.parts"),
+        wrong(".wh.file2"),
+        wrong("moved/.wh..wh.redirect"),
+        ("moved/.wh..wh.redirect".to_owned(), Damage::NoPath, false),
+        wrong("own/.wh..wh.map.x"),
+        wrong("own/.wh..wh.part.x"),
+        ("tmp.1".to_owned(), Damage::Leftover, true),
+    ];
+    assert_eq!(found, expected);
+    repair(&checker(&options(&stage), true)).unwrap();
+    assert!(!test_common::exists(&upper.join(WORK).join("tmp.1")));
+    guard.check();
+}
+
+#[test]
+fn redirects() {
+    let redirect = "moved/.wh..wh.redirect";
+    for bad in ["", "e", "/../e", "/e/"] {
+        damage(|upper| drop(put::file(upper, redirect, bad)), redirect, Damage::NoPath, false);
+    }
+    for gone in ["gone", "file", "d/y/z"] {
+        let make = |upper: &Path| drop(put::file(upper, redirect, format!("/{gone}")));
+        damage(make, redirect, Damage::Dangling(gone.into()), false);
+    }
+    damage(|upper| drop(put::opaque(upper, "moved")), redirect, Damage::RedirectInOpaque, true);
+}
+
+#[test]
+fn lower_directories_that_are_seen_twice() {
+    let unhide = |upper: &Path| fs::remove_file(upper.join(".wh.e")).unwrap();
+    damage(unhide, "moved", Damage::SeenTwice("e".into()), false);
+    let again = |upper: &Path| drop(put::file(upper, "again/.wh..wh.redirect", "/d"));
+    damage(again, "again", Damage::SeenTwice("d".into()), false);
+}
+
+#[test]
+fn with_other_lower_layers_nothing_is_useless() {
+    let stage = stage();
+    let upper = stage.path("upper");
+    put::whiteout(&upper, "", "nothing");
+    put::file(&upper, "moved/.wh..wh.redirect", "/gone");
+    let found = look(&options(&stage));
+    assert!(found.contains(&(".wh.nothing".to_owned(), Damage::HidesNothing, false)), "{found:?}");
+}
+
+const PART: &str = ".wh..wh.part.big";
+const MAP: &str = ".wh..wh.map.big";
+const MARK: &str = ".wh..wh.parts";
+
+/// A partial copy of `name` of this size, which has nothing of its own.
+fn part(upper: &Path, name: &str, size: u64) {
+    let path = put::file(upper, name, "");
+    fs::File::options().write(true).open(path).unwrap().set_len(size).unwrap();
+}
+
+#[test]
+fn partial_copies() {
+    damage(|upper| part(upper, ".wh..wh.part.file", 10), ".wh..wh.part.file", Damage::Outdone, true);
+    let deleted = |upper: &Path| {
+        part(upper, PART, 2 << 20);
+        put::file(upper, MAP, "map");
+        put::whiteout(upper, "", "big");
+    };
+    damage(deleted, PART, Damage::Outdone, true);
+    damage(|upper| drop(put::file(upper, MAP, "map")), MAP, Damage::OrphanMap, true);
+    let no_source = |upper: &Path| {
+        part(upper, "own/.wh..wh.part.x", 2 << 20);
+        put::file(upper, MARK, "");
+    };
+    damage(no_source, "own/.wh..wh.part.x", Damage::NoSource, false);
+    damage(|upper| drop(put::file(upper, MARK, "")), MARK, Damage::MarkWithoutParts, true);
+    damage(|upper| part(upper, PART, 2 << 20), MARK, Damage::PartsWithoutMark, true);
+    for map in [vec![0; 3], vec![0xff; 36]] {
+        let useless = |upper: &Path| {
+            part(upper, PART, 2 << 20);
+            put::file(upper, MAP, &map);
+            put::file(upper, MARK, "");
+        };
+        damage(useless, MAP, Damage::MapMeansNothing, true);
+    }
+}
+
+#[test]
+fn a_partial_copy_that_is_good_is_no_damage() {
+    let stage = stage();
+    let upper = stage.path("upper");
+    let overlay = mount(&options(&stage)).unwrap();
+    let file = overlay.open(&overlay.lookup(overlay.root(), OsStr::new("big")).unwrap());
+    overlay.write_at(&file, b"UP", 70_000).unwrap();
+    // As if the daemon was killed.
+    let killed = Stage::new();
+    let copied = Command::new("cp").arg("-a").arg(&upper).arg(killed.path("upper")).status().unwrap();
+    assert!(copied.success());
+    let left = killed.path("upper");
+    assert!(left.join(PART).exists() && left.join(MAP).exists(), "the file was copied whole");
+    let found = look(&Options { upper: Some(left), ..options(&stage) });
+    assert!(!found.iter().any(|(_, damage, _)| damage.is_loss()), "{found:?}");
+    // The copy of the numbers is another file, and its directory too.
+    assert_eq!(found, [("numbers".to_owned(), Damage::BadNumbers, true)]);
+}
+
+#[test]
+fn leftovers_in_the_work_directory() {
+    damage(|upper| drop(put::file(upper, &format!("{WORK}/tmp.5"), "x")), "tmp.5", Damage::Leftover, true);
+    damage(|upper| drop(put::opaque(upper, &format!("{WORK}/tmp.d"))), "tmp.d", Damage::Leftover, true);
+    damage(|upper| drop(put::file(upper, &format!("{WORK}/link.5"), "x")), "link.5", Damage::Leftover, true);
+    damage(|upper| drop(put::file(upper, &format!("{WORK}/mine"), "x")), "mine", Damage::Foreign, false);
+}
+
+#[test]
+fn the_mark_of_volatile() {
+    let mark = |upper: &Path| drop(put::dir(upper, &format!("{WORK}/{VOLATILE_MARK}")));
+    damage(mark, VOLATILE_MARK, Damage::Volatile, false);
+}
+
+#[test]
+fn the_index() {
+    let torn = |upper: &Path| {
+        let numbers = upper.join(WORK).join("numbers");
+        fs::File::options().append(true).open(numbers).unwrap().write_all(&[7; 20]).unwrap();
+    };
+    damage(torn, "numbers", Damage::BadNumbers, true);
+    let changed = |upper: &Path| {
+        let numbers = upper.join(WORK).join("numbers");
+        let file = fs::File::options().write(true).open(numbers).unwrap();
+        file.write_all_at(&[7; 8], 48).unwrap();
+    };
+    damage(changed, "numbers", Damage::BadNumbers, true);
+    let name = format!("link.5.{:032x}.2", 5);
+    damage(|upper| drop(put::file(upper, &format!("{WORK}/{name}"), "x")), &name, Damage::LoneCopy, false);
+}
+
+#[test]
+fn a_copy_that_only_lower_names_show_is_no_damage() {
+    let stage = stage();
+    // The link copy of the stage's `hard`, without its name in the upper layer.
+    let upper = stage.path("upper");
+    assert_eq!(fs::metadata(upper.join("hard")).unwrap().nlink(), 2, "one in the work directory");
+    fs::remove_file(upper.join("hard")).unwrap();
+    assert_eq!(look(&options(&stage)), []);
+    let tree = tree(&stage, false);
+    assert_eq!(tree[Path::new("hard")], tree[Path::new("hard2")]);
+}
+
+#[test]
+fn the_kernels_format() {
+    let stage = Stage::new();
+    for file in ["file", "d/f", "e/f", "meta", "gone"] {
+        put::file(&stage.dir("lower"), file, file);
+    }
+    stage.dir("bottom");
+    let (upper, work) = (stage.dir("upper"), stage.dir("work"));
+    let options = || Options { work: Some(work.clone()), format: Some(Wanted::Kernel), ..self::options(&stage) };
+    let overlay = mount(&options()).unwrap();
+    let root = overlay.root();
+    overlay.unlink(root, OsStr::new("gone")).unwrap();
+    overlay.rename(root, OsStr::new("d"), root, OsStr::new("moved"), RenameMode::Replace).unwrap();
+    drop(overlay);
+    assert_eq!(look(&options()), []);
+
+    put::node(&upper, "nothing", FileType::CharacterDevice, 0, 0);
+    assert_eq!(look(&options()), [("nothing".to_owned(), Damage::HidesNothing, true)]);
+    repair(&checker(&options(), true)).unwrap();
+    assert_eq!(look(&options()), []);
+    assert!(!test_common::exists(&upper.join("nothing")) && test_common::exists(&upper.join("gone")));
+
+    put::file(&upper, "meta", "");
+    put::file(&upper, "no-data", "");
+    for name in ["meta", "no-data"] {
+        rustix::fs::setxattr(upper.join(name), "trusted.overlay.metacopy", b"", XattrFlags::empty()).unwrap();
+    }
+    put::dir(&upper, "dangling");
+    put::dir(&upper, "twice");
+    let redirect = |name: &str, to: &[u8]| {
+        rustix::fs::setxattr(upper.join(name), "trusted.overlay.redirect", to, XattrFlags::empty()).unwrap();
+    };
+    redirect("dangling", b"/nowhere");
+    redirect("twice", b"e");
+    let mut found = look(&options());
+    found.sort_by(|a, b| a.0.cmp(&b.0));
+    let expected = [
+        ("dangling".to_owned(), Damage::Dangling("nowhere".into()), false),
+        ("no-data".to_owned(), Damage::NoData, false),
+        ("twice".to_owned(), Damage::SeenTwice("e".into()), false),
+    ];
+    assert_eq!(found, expected);
+}
+
+/// Runs the program.
+fn program(words: &[&str]) -> (i32, String, String) {
+    let Output { status, stdout, stderr } =
+        Command::new(env!("CARGO_BIN_EXE_overlayfs-fsck")).args(words).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (status.code().unwrap(), text(stdout), text(stderr))
+}
+
+fn words<'w>(lower: &'w str, upper: &'w str, bottom: &'w str) -> Vec<&'w str> {
+    vec!["--lower", lower, "--lower", bottom, "--upper", upper]
+}
+
+#[test]
+fn exit_codes_are_those_of_fsck() {
+    let stage = stage();
+    let path = |name: &str| stage.path(name).to_str().unwrap().to_owned();
+    let (lower, upper, bottom) = (path("lower"), path("upper"), path("bottom"));
+    let list = format!("lowerdir={lower}:{bottom},upperdir={upper},volatile");
+    let run = |option: &str| {
+        let code = program(&[&words(&lower, &upper, &bottom)[..], &[option]].concat());
+        assert_eq!(program(&["-o", &list, "-n"]).0, if program(&["-o", &list]).0 == 0 { 0 } else { 4 });
+        code
+    };
+    let (code, said, _) = run("-n");
+    assert_eq!((code, said), (0, format!("{upper} has no damage.\n")));
+    assert_eq!(run("-y").0, 0);
+
+    put::whiteout(&stage.path("upper"), "", "nothing");
+    let (code, said, _) = run("-n");
+    let expected = format!(
+        "{upper}/.wh.nothing: hides a name that the lower layers do not have. With -y: remove .wh.nothing.\n{upper} has damage: 1 finding.\n"
+    );
+    assert_eq!((code, said), (4, expected));
+    assert_eq!(run("-y").0, 1);
+    assert_eq!(run("-n").0, 0);
+
+    put::whiteout(&stage.path("upper"), "", "nothing");
+    put::file(&stage.path("upper"), &format!("{WORK}/mine"), "x");
+    let (code, said, _) = run("-y");
+    assert_eq!(code, 5);
+    assert!(said.contains(&format!("{upper}/{WORK}/mine: is in the work directory, but is no overlay's")), "{said}");
+    assert_eq!(run("-y").0, 4);
+
+    assert_eq!(run("--help").0, 0);
+    for bad in [&["--upper", &upper][..], &["--lower", &lower], &["--lower", &lower, "--upper", &upper, "-x"]] {
+        assert_eq!(program(bad).0, 16, "{bad:?}");
+    }
+    let both = program(&[&words(&lower, &upper, &bottom)[..], &["-y", "-n"]].concat());
+    assert_eq!(both.0, 16);
+    let (code, _, said) = program(&words("/nonexistent", &upper, &bottom));
+    assert_eq!(code, 8);
+    assert!(said.contains("cannot open the lower layer /nonexistent"), "{said}");
+}
+
+#[test]
+fn a_layer_in_use_is_only_looked_at() {
+    let stage = stage();
+    let overlay = mount(&options(&stage)).unwrap();
+    put::whiteout(&stage.path("upper"), "", "nothing");
+    put::file(&stage.path("upper"), &format!("{WORK}/tmp.77"), "being built");
+    let before = Snapshot::take(&stage.path("upper"), Detail::Everything);
+    let checker = checker(&options(&stage), true);
+    assert!(checker.is_in_use());
+    let findings = checker.check().unwrap();
+    assert_eq!(said(&findings), [(".wh.nothing".to_owned(), Damage::HidesNothing, true)]);
+    assert_eq!(checker.repair(findings[0].repair.as_ref().unwrap()).unwrap_err().errno, EBUSY);
+    drop(checker);
+
+    let path = |name: &str| stage.path(name).to_str().unwrap().to_owned();
+    let (lower, upper, bottom) = (path("lower"), path("upper"), path("bottom"));
+    let (code, said, _) = program(&words(&lower, &upper, &bottom));
+    assert_eq!(code, 4);
+    assert!(said.starts_with(&format!("{upper} is mounted: ")), "{said}");
+    let (code, _, said) = program(&[&words(&lower, &upper, &bottom)[..], &["-y"]].concat());
+    assert_eq!(code, 8);
+    assert!(said.contains("is in use by another overlay"), "{said}");
+    Snapshot::take(&stage.path("upper"), Detail::Everything).assert_same(&before, "the upper layer in use");
+    drop(overlay);
+}
+
+#[test]
+fn nothing_is_mounted_while_it_is_checked() {
+    let stage = stage();
+    let checker = checker(&options(&stage), false);
+    assert!(mount(&options(&stage)).is_err());
+    drop(checker);
+    mount(&options(&stage)).unwrap();
+}
