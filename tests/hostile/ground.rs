@@ -3,15 +3,17 @@
 use std::fs::{self, Permissions};
 use std::hint::black_box;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 
 use linux_delegate::kernel;
+use linux_delegate::redoxfs::{Disk, Tree as DiskTree};
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use overlayfs::daemon::Stop;
-use overlayfs::layer::OsLayer;
+use overlayfs::layer::redox::RedoxLayer;
+use overlayfs::layer::{Layer, OsLayer};
 use overlayfs::overlay::{Layers, Overlay, Settings};
 use overlayfs::scheme::OverlayScheme;
 use redox_scheme::scheme::register_sync_scheme;
@@ -31,7 +33,8 @@ const NAME: &str = "hostile";
 const SECRET: &[u8] = b"of root alone";
 const SECRET_PATH: &str = "/secret/key";
 
-/// Two lower layers, always the same, and room for an upper one. A process has one of these.
+/// Two lower layers, always the same, and room for an upper one, on a filesystem of Linux or on a redoxfs that is played. A process has one of
+/// these.
 pub struct Ground {
     dir: TempDir,
     lowers: [PathBuf; 2],
@@ -63,24 +66,46 @@ impl Ground {
     /// Serves a new overlay, sends it the requests that `input` stands for, and checks that the daemon outlives them.
     pub fn run(&self, input: &[u8]) {
         let mut bytes = Bytes::new(input);
-        let settings = bytes.byte();
-        let has = |bit: u8| settings & 1 << bit != 0;
+        let bits = bytes.byte();
+        let has = |bit: u8| bits & 1 << bit != 0;
         log::set_max_level(if has(0) { LevelFilter::Debug } else { LevelFilter::Error });
-        let (read_only, with_root, at_once, thorough) = (has(1), has(4), has(5), has(6));
         let settings = Settings { whole_copies: has(2), volatile: has(3), ..Settings::default() };
-        let upper = self.dir.path().join("upper");
-        if upper.exists() {
-            fs::remove_dir_all(&upper).unwrap();
+        let choices = Choices { read_only: has(1), with_root: has(4), at_once: has(5), thorough: has(6) };
+        if has(7) {
+            let disk = Disk::redoxfs();
+            disk.tree().put_dir("upper");
+            for (number, lower) in self.lowers.iter().enumerate() {
+                copy(lower, &number.to_string(), &mut disk.tree());
+            }
+            let before = ["0", "1"].map(|lower| disk.snapshot(lower));
+            self.try_out(&mut bytes, choices, || {
+                let open = |path, for_writing| RedoxLayer::open(Path::new(&disk.path(path)), for_writing).unwrap();
+                let upper = (!choices.read_only).then(|| open("upper", true));
+                let lowers = ["0", "1"].map(|lower| open(lower, false)).into();
+                Overlay::with_settings(Layers { upper, work: None, lowers }, settings).unwrap()
+            });
+            before.iter().for_each(|lower| disk.assert_same(lower));
+        } else {
+            let upper = self.dir.path().join("upper");
+            if upper.exists() {
+                fs::remove_dir_all(&upper).unwrap();
+            }
+            fs::create_dir(&upper).unwrap();
+            fs::set_permissions(&upper, Permissions::from_mode(0o755)).unwrap();
+            let upper = (!choices.read_only).then_some(&*upper);
+            self.try_out(&mut bytes, choices, || overlay(&self.lowers, upper, settings));
+            let changes = rustix::io::read(&self.changes, &mut [0; 4096]);
+            assert_eq!(changes, Err(Errno::WOULDBLOCK), "changes of a lower layer");
         }
-        fs::create_dir(&upper).unwrap();
-        fs::set_permissions(&upper, Permissions::from_mode(0o755)).unwrap();
-        let mount = || overlay(&self.lowers, (!read_only).then_some(&*upper), settings);
+        assert_eq!(open_descriptors(), self.descriptors, "open descriptors");
+    }
 
+    fn try_out<L: Layer>(&self, bytes: &mut Bytes, choices: Choices, mount: impl Fn() -> Overlay<L>) {
         let (daemon, mut scheme) = Daemon::start(mount());
         let secret = Secret { len: SECRET.len(), digest: digest(SECRET) };
-        let mut client = Client::new(NAME, with_root, secret, at_once);
+        let mut client = Client::new(NAME, choices.with_root, secret, choices.at_once);
         while !bytes.is_empty() {
-            client.send(&mut bytes);
+            client.send(bytes);
         }
         let buffers = client.leave();
         assert_alive(NAME);
@@ -88,22 +113,49 @@ impl Ground {
         drop(buffers);
 
         assert_all_closed(&mut scheme);
-        if !with_root {
+        if !choices.with_root {
             self.secret.assert_same(&Tree::object(&mut scheme, SECRET_PATH), "what only root may change");
         }
-        let shown = thorough.then(|| Tree::of(&mut scheme));
+        let shown = choices.thorough.then(|| Tree::of(&mut scheme));
         drop(scheme);
         if let Some(shown) = shown {
             let mut mounted_again = OverlayScheme::new(Arc::new(mount()), NAME.to_owned());
             shown.assert_same(&Tree::of(&mut mounted_again), "after the next mount");
-            if read_only {
+            if choices.read_only {
                 shown.assert_same(&self.shown, "in an overlay that cannot be changed");
             }
         }
-        assert_eq!(open_descriptors(), self.descriptors, "open descriptors");
-        let changes = rustix::io::read(&self.changes, &mut [0; 4096]);
-        assert_eq!(changes, Err(Errno::WOULDBLOCK), "changes of a lower layer");
     }
+}
+
+/// How an overlay is tried out.
+#[derive(Clone, Copy)]
+struct Choices {
+    read_only: bool,
+    /// Root is one of the clients.
+    with_root: bool,
+    /// Requests are not waited for one by one.
+    at_once: bool,
+    /// What is shown at the end must be what the next mount shows.
+    thorough: bool,
+}
+
+/// Puts what a directory holds on a disk.
+fn copy(from: &Path, to: &str, tree: &mut DiskTree) {
+    let stat = fs::symlink_metadata(from).unwrap();
+    if stat.is_dir() {
+        tree.put_dir(to);
+        for entry in fs::read_dir(from).unwrap() {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            copy(&from.join(&name), &format!("{to}/{name}"), tree);
+        }
+    } else if stat.is_symlink() {
+        tree.put_symlink(to, fs::read_link(from).unwrap().into_os_string().into_encoded_bytes());
+    } else {
+        tree.put_file(to, fs::read(from).unwrap());
+    }
+    let node = tree.look_mut(to);
+    (node.mode, node.uid, node.gid) = (stat.mode() as u16, stat.uid(), stat.gid());
 }
 
 fn overlay(lowers: &[PathBuf], upper: Option<&Path>, settings: Settings) -> Overlay<OsLayer> {
@@ -168,7 +220,7 @@ struct Daemon {
 
 impl Daemon {
     /// Answers the scheme too, which tells more than its clients learn.
-    fn start(overlay: Overlay<OsLayer>) -> (Self, OverlayScheme<OsLayer>) {
+    fn start<L: Layer>(overlay: Overlay<L>) -> (Self, OverlayScheme<L>) {
         let (ready, wait) = mpsc::channel();
         let thread = std::thread::spawn(move || {
             overlayfs::daemon::serve(overlay, NAME, |socket, scheme, stop| {

@@ -6,7 +6,7 @@ use std::path::Path;
 use test_hostile::Ground;
 
 /// How many inputs are made up.
-const MADE_UP: u64 = 1500;
+const MADE_UP: u64 = 800;
 /// The longest of them, in bytes.
 const LONGEST: u64 = 400;
 
