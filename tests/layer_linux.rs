@@ -4,8 +4,10 @@
 //! Needs root, for mounts and owners. Mounts are made in a mount namespace of the test's own and go with it.
 #![cfg(target_os = "linux")]
 
-use std::collections::BTreeMap;
-use std::ffi::{OsStr, OsString};
+#[path = "layer/look.rs"]
+mod look;
+
+use std::ffi::OsStr;
 use std::fs;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
@@ -16,9 +18,10 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
+use look::{fails, list, n, names, read};
 use overlayfs::layer::counted::{Counted, Counts, Method};
 use overlayfs::layer::linux::{Dir, LinuxLayer};
-use overlayfs::layer::{Access, Entry, Kind, Layer, Object, Owner, RenameMode, Result, Time};
+use overlayfs::layer::{Access, Kind, Layer, Object, Owner, RenameMode, Time};
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_bind, mount_change};
 use rustix::thread::{CapabilitySet, UnshareFlags};
 use syscall::error::*;
@@ -38,39 +41,6 @@ fn upper() -> (TempDir, LinuxLayer, Dir) {
     let layer = LinuxLayer::open(temp.path(), true).unwrap();
     let root = layer.root().unwrap();
     (temp, layer, root)
-}
-
-fn n(name: &str) -> &OsStr {
-    OsStr::new(name)
-}
-
-#[track_caller]
-fn fails<T>(result: Result<T>, errno: i32) {
-    match result {
-        Ok(_) => panic!("done, instead of {}", Error::new(errno)),
-        Err(error) => assert_eq!(error, Error::new(errno)),
-    }
-}
-
-fn list(layer: &LinuxLayer, dir: &Dir) -> BTreeMap<OsString, (Kind, u64)> {
-    let mut found = BTreeMap::new();
-    let mut add = |entry: Entry<'_>| {
-        assert!(found.insert(entry.name.to_owned(), (entry.kind, entry.ino)).is_none(), "{:?} twice", entry.name);
-    };
-    layer.list(dir, &mut add).unwrap();
-    found
-}
-
-fn names(layer: &LinuxLayer, dir: &Dir) -> Vec<String> {
-    list(layer, dir).into_keys().map(|name| name.into_string().unwrap()).collect()
-}
-
-fn read(layer: &LinuxLayer, dir: &Dir, name: &str) -> Vec<u8> {
-    let file = layer.open_file(dir, n(name), Access::Read).unwrap();
-    let mut buffer = vec![0; 1000];
-    let count = layer.read_at(&file, &mut buffer, 0).unwrap();
-    buffer.truncate(count);
-    buffer
 }
 
 /// Runs `test` in a thread and passes its panic on; it fails after half a minute.

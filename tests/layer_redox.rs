@@ -2,16 +2,19 @@
 //! of its own.
 #![cfg(target_os = "linux")]
 
-use std::collections::BTreeMap;
-use std::ffi::{OsStr, OsString};
+#[path = "layer/look.rs"]
+mod look;
+
+use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use linux_delegate::Process;
 use linux_delegate::abi::act_as;
 use linux_delegate::redoxfs::{Disk, Request};
+use look::{fails, list, n, names, read};
 use overlayfs::layer::redox::{Dir, RedoxLayer};
-use overlayfs::layer::{Access, Entry, Kind, Layer, Object, Owner, RenameMode, Result, Time};
+use overlayfs::layer::{Access, Kind, Layer, Object, Owner, RenameMode, Time};
 use syscall::error::*;
 
 const ROOT: Owner = Owner { uid: 0, gid: 0 };
@@ -31,39 +34,6 @@ fn open(disk: &Disk, path: &str, for_writing: bool) -> RedoxLayer {
     let layer = RedoxLayer::open(Path::new(&disk.path(path)), for_writing).unwrap();
     libredox::call::setrens(0, 0).unwrap();
     layer
-}
-
-fn n(name: &str) -> &OsStr {
-    OsStr::new(name)
-}
-
-#[track_caller]
-fn fails<T>(result: Result<T>, errno: i32) {
-    match result {
-        Ok(_) => panic!("done, instead of {}", Error::new(errno)),
-        Err(error) => assert_eq!(error, Error::new(errno)),
-    }
-}
-
-fn list(layer: &RedoxLayer, dir: &Dir) -> BTreeMap<OsString, (Kind, u64)> {
-    let mut found = BTreeMap::new();
-    let mut add = |entry: Entry<'_>| {
-        assert!(found.insert(entry.name.to_owned(), (entry.kind, entry.ino)).is_none(), "{:?} twice", entry.name);
-    };
-    layer.list(dir, &mut add).unwrap();
-    found
-}
-
-fn names(layer: &RedoxLayer, dir: &Dir) -> Vec<String> {
-    list(layer, dir).into_keys().map(|name| name.into_string().unwrap()).collect()
-}
-
-fn read(layer: &RedoxLayer, dir: &Dir, name: &str) -> Vec<u8> {
-    let file = layer.open_file(dir, n(name), Access::Read).unwrap();
-    let mut buffer = vec![0; 1000];
-    let count = layer.read_at(&file, &mut buffer, 0).unwrap();
-    buffer.truncate(count);
-    buffer
 }
 
 #[test]

@@ -9,7 +9,7 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::mem::MaybeUninit;
-use std::os::fd::FromRawFd;
+use std::os::fd::{FromRawFd, IntoRawFd};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -83,7 +83,7 @@ pub unsafe fn keep(
             Err(failed("No process can be started"))
         }
         0 => {
-            SIGNALLED.store(std::os::fd::IntoRawFd::into_raw_fd(signalled), Ordering::Relaxed);
+            SIGNALLED.store(signalled.into_raw_fd(), Ordering::Relaxed);
             handle(on_signal_in_child);
             Ok(serve(Kept { ready, signals }))
         }

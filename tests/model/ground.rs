@@ -13,6 +13,7 @@ use syscall::flag::{MODE_DIR, MODE_FILE, MODE_PERM, MODE_SYMLINK, MODE_TYPE};
 use test_common::{LowerGuard, Stage};
 
 use crate::Kind;
+use crate::host::kind;
 use crate::layer::Meta;
 
 /// What there is of an object.
@@ -121,16 +122,7 @@ impl Ground for Host {
             gid: stat.gid(),
             mtime: (stat.mtime(), stat.mtime_nsec() as u32),
         };
-        let kind = match FileType::from_raw_mode(stat.mode()) {
-            FileType::RegularFile => Kind::File,
-            FileType::Directory => Kind::Dir,
-            FileType::Symlink => Kind::Symlink,
-            FileType::Fifo => Kind::Fifo,
-            FileType::Socket => Kind::Socket,
-            FileType::CharacterDevice => Kind::CharDev,
-            FileType::BlockDevice => Kind::BlockDev,
-            FileType::Unknown => panic!("{}: an object of no kind", path.display()),
-        };
+        let kind = kind(stat.mode());
         let content = match kind {
             Kind::File => fs::read(path).unwrap(),
             Kind::Symlink => fs::read_link(path).unwrap().into_os_string().into_vec(),

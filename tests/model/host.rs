@@ -29,7 +29,8 @@ fn errno(error: Errno) -> i32 {
     error.raw_os_error()
 }
 
-fn kind(mode: u32) -> Kind {
+/// What a mode says that an object is.
+pub fn kind(mode: u32) -> Kind {
     match FileType::from_raw_mode(mode) {
         FileType::RegularFile => Kind::File,
         FileType::Directory => Kind::Dir,
