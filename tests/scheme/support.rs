@@ -46,6 +46,13 @@ impl Stage {
         self.daemon.stop();
     }
 
+    /// Has the daemon end, whatever it is at, and waits for it.
+    pub fn end(self) -> Layers {
+        self.stop();
+        drop(self.daemon);
+        self.layers
+    }
+
     /// The path by which clients know `path` of the merged tree.
     pub fn path(&self, path: &str) -> String {
         format!("/scheme/{}/{path}", self.name())
