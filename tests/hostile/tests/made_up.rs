@@ -7,7 +7,7 @@ use std::path::Path;
 use chance::Chance;
 
 /// How many inputs of each kind are made up.
-const MADE_UP: u64 = 300;
+const MADE_UP: u64 = 200;
 /// The longest of them, in bytes.
 const LONGEST: u64 = 400;
 
