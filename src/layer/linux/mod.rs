@@ -56,6 +56,8 @@ pub struct LinuxLayer {
     own: Owner,
     /// The daemon can create objects in any name.
     acts_as_others: bool,
+    /// What [`Layer::epoch`] answers, asked for while files outside the layer can be opened.
+    epoch: Option<u128>,
     /// The descriptor whose lock holds the layer.
     held: Mutex<Option<OwnedFd>>,
 }
@@ -126,6 +128,7 @@ impl LinuxLayer {
             cloned,
             own: Owner { uid: uid.as_raw(), gid: gid.as_raw() },
             acts_as_others: for_writing && uid.is_root() && identity::keep_capabilities().is_ok(),
+            epoch: boot(),
             held: Mutex::new(None),
         })
     }
@@ -541,8 +544,7 @@ impl Layer for LinuxLayer {
     }
 
     fn epoch(&self) -> Option<u128> {
-        let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
-        u128::from_str_radix(&id.trim().replace('-', ""), 16).ok()
+        self.epoch
     }
 
     fn allocate(&self, file: &File, how: Allocation, range: Range<u64>) -> Result<()> {
@@ -603,6 +605,12 @@ impl LinuxLayer {
         };
         call(place).map_err(error)
     }
+}
+
+/// The number of this start of the system. None where nobody tells.
+fn boot() -> Option<u128> {
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    u128::from_str_radix(&id.trim().replace('-', ""), 16).ok()
 }
 
 /// A top directory, by an O_PATH descriptor.
