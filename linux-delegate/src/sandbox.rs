@@ -6,8 +6,7 @@
 //!   process that was started before (see [`crate::fuse::mount`]).
 //! - Capabilities: those over files stay, if the daemon had them.
 //! - Landlock: only what is beneath the layers' directories is opened, made, removed or renamed, lower layers are only read, and nothing of all
-//!   that is a program to run. That is asked of the kernel's own path to an object, so it holds also for a directory that somebody moves
-//!   out of a layer while the daemon has it open.
+//!   that is a program to run.
 //! - seccomp: a list of the system calls that the daemon makes. There is no other way than openat2 to open something, and none to start a
 //!   process, to open a socket, to mount, or to make memory executable. Any other call answers ENOSYS.
 //!
@@ -251,7 +250,7 @@ fn filter() -> Result<SeccompFilter, Box<dyn std::error::Error>> {
         (libc::SYS_mprotect, not_executable()?),
         // Not clone3, whose flags no filter can see: libc makes this call where that one is missing.
         (libc::SYS_clone, only(0, SeccompCmpArgLen::Qword, thread, thread)?),
-        (libc::SYS_ioctl, only(1, SeccompCmpArgLen::Dword, share, libc::FICLONE as u64)?),
+        (libc::SYS_ioctl, only(1, SeccompCmpArgLen::Dword, share, libc::FICLONE)?),
     ];
     let rules = ALLOWED.iter().map(|call| (*call, Vec::new())).chain(conditional);
     let arch = TargetArch::try_from(std::env::consts::ARCH)?;

@@ -85,6 +85,12 @@ impl Notifier {
         self.notify(wire::NOTIFY_INVAL_ENTRY, &[entry.as_bytes(), name, &[0]].concat())
     }
 
+    /// Has the kernel ask for the attributes of an object again before it uses them.
+    pub fn forget_attributes(&self, node: u64) -> io::Result<()> {
+        let inode = wire::NotifyInvalInode { node, offset: -1, length: 0 };
+        self.notify(wire::NOTIFY_INVAL_INODE, inode.as_bytes())
+    }
+
     /// Has the kernel write back, and let go of, what it holds of a file from `offset` on. The writes come as requests, which another
     /// thread must be there to take.
     pub fn write_back(&self, node: u64, offset: u64) -> io::Result<()> {
