@@ -16,7 +16,9 @@ use std::sync::Arc;
 use libredox::Fd;
 use libredox::protocol::SocketCall;
 use redox_scheme::{SendFdRequest, Socket};
-use syscall::error::{EACCES, EADDRINUSE, ECONNREFUSED, EEXIST, EINVAL, EIO, ENOTDIR, EOPNOTSUPP, Error, Result};
+use syscall::error::{
+    EACCES, EADDRINUSE, ECONNREFUSED, EEXIST, EINVAL, EIO, ENFILE, ENOTDIR, EOPNOTSUPP, Error, Result,
+};
 use syscall::flag::{CallFlags, FobtainFdFlags, FsCall};
 
 use super::OverlayScheme;
@@ -28,6 +30,9 @@ use crate::sync::Lock;
 
 /// The permission bits of a bound socket: those that redoxfs gives it, since relibc does not say which it should have.
 const MODE: u32 = 0o777;
+
+/// How many sockets may be bound at once. Each keeps a descriptor of the daemon, which needs others for files.
+const BOUND_MAX: usize = 4096;
 
 /// The sockets that were bound here.
 pub struct Sockets<L: Layer> {
@@ -50,7 +55,7 @@ impl<L: Layer> Sockets<L> {
 impl<L: Layer> OverlayScheme<L> {
     /// Takes a socket that a client has sent to a directory, and gives it there the name that its path ends in.
     ///
-    /// EADDRINUSE if the name is taken; ENOTDIR; EINVAL for anything but one descriptor with such a name, of another scheme; EACCES, EROFS and the other
+    /// EADDRINUSE if the name is taken; ENFILE if too many sockets are bound; ENOTDIR; EINVAL for anything but one descriptor with such a name, of another scheme; EACCES, EROFS and the other
     /// errors of creating a node.
     pub fn bind(&self, socket: &Socket, request: &SendFdRequest) -> Result<usize> {
         let dir = self.handles.open(request.id())?;
@@ -81,6 +86,9 @@ impl<L: Layer> OverlayScheme<L> {
         self.require_writable()?;
         let dir_stat = self.overlay.rights(dir)?;
         caller.require_entries(&dir_stat)?;
+        if self.sockets.bound.lock().len() >= BOUND_MAX {
+            return Err(Error::new(ENFILE));
+        }
         let (owner, mode) = caller.newborn(&dir_stat, Kind::Socket, MODE);
         // Some layers have to be sent the socket too.
         let number = socket.raw() as u64;
