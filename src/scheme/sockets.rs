@@ -33,7 +33,7 @@ use crate::sync::Lock;
 const MODE: u32 = 0o777;
 
 /// How many sockets may be bound at once. Each keeps a descriptor of the daemon, which needs others for files.
-const BOUND_MAX: usize = 4096;
+const BOUND_MAX: usize = 1024;
 
 /// The longest token: many times what relibc makes room for.
 const TOKEN_MAX: usize = 256;

@@ -263,7 +263,7 @@ fn sockets_without_end() {
             Ok(()) => bound.push(path),
             Err(error) => break error,
         }
-        assert!(bound.len() < 10_000, "there is no end");
+        assert!(bound.len() < 5000, "there is no end");
     };
     assert_eq!(refusal, Error::new(ENFILE));
     ann().write_file(stage.path("run/new"), "goes on").unwrap();
