@@ -24,13 +24,18 @@ pub const MOUNTING: &str = "Now it mounts.";
 /// A mount whose daemon is a child of the test. Dropped, it is unmounted by force.
 pub struct Mount {
     point: PathBuf,
-    daemon: Child,
+    pub daemon: Child,
     watchdog: Option<(Sender<()>, JoinHandle<()>)>,
 }
 
 impl Mount {
     /// Mounts with these options, a list as behind `-o`, and waits until the mount is there.
     pub fn new(point: &Path, options: &str) -> Self {
+        Self::for_long(point, options, LIFETIME)
+    }
+
+    /// As [`Mount::new`], for a mount that may be needed for this long.
+    pub fn for_long(point: &Path, options: &str, lifetime: Duration) -> Self {
         assert!(Path::new("/dev/fuse").exists(), "/dev/fuse is missing, and without it nothing can be tested here");
         println!("{MOUNTING}");
         let mut command = Command::new(program());
@@ -38,8 +43,8 @@ impl Mount {
         let (done, wait) = mpsc::channel();
         let pid = daemon.id().cast_signed();
         let watchdog = thread::spawn(move || {
-            if wait.recv_timeout(LIFETIME) == Err(RecvTimeoutError::Timeout) {
-                eprintln!("the mount is in use for {LIFETIME:?}: its daemon is killed");
+            if wait.recv_timeout(lifetime) == Err(RecvTimeoutError::Timeout) {
+                eprintln!("the mount is in use for {lifetime:?}: its daemon is killed");
                 // SAFETY: takes two numbers. The process is waited for only after this thread has ended, so it is still the daemon.
                 unsafe { libc::kill(pid, libc::SIGKILL) };
             }
