@@ -78,8 +78,25 @@ impl Bed {
         assert!(left.is_empty(), "left in the work directory of a fresh mount: {left:?}");
     }
 
+    /// Panics unless the upper layer is one at rest: nothing is to be repaired, and no file is partly copied.
+    pub fn check_at_rest(&self) {
+        assert_eq!(self.losses(false), [""; 0], "lost in an overlay that was unmounted");
+        let parts: Vec<_> = paths(&self.upper).into_iter().filter(|path| path.contains("/.wh..wh.part")).collect();
+        assert!(parts.is_empty(), "partial copies in an upper layer at rest: {parts:?}");
+    }
+
     /// Panics if a lower layer is not what it was.
     pub fn check_lowers(&self) {
         self.guard.check();
     }
+}
+
+/// What is below a directory.
+fn paths(dir: &Path) -> Vec<String> {
+    let below = |name: String| {
+        let path = dir.join(name);
+        let deeper = if path.is_dir() && !path.is_symlink() { paths(&path) } else { Vec::new() };
+        deeper.into_iter().chain([path.to_str().unwrap().to_owned()])
+    };
+    names(dir).into_iter().flat_map(below).collect()
 }
