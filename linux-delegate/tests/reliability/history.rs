@@ -43,11 +43,6 @@ impl State {
         let named = self.tree.iter().filter(|(_, entry)| **entry == Entry::File(id));
         named.map(|(path, _)| path.as_str()).collect()
     }
-
-    /// The names in a directory and what they show.
-    fn entries<'a>(&'a self, dir: &str) -> BTreeMap<&'a str, &'a Entry> {
-        self.tree.iter().filter(|(path, _)| parent(path) == dir).map(|(path, entry)| (path.as_str(), entry)).collect()
-    }
 }
 
 /// The path of the directory that has a path.
@@ -58,8 +53,8 @@ pub fn parent(path: &str) -> &str {
 /// What is on the disk after the call was answered.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Promise {
-    /// The file's data and the name by which it was synced.
-    File(FileId),
+    /// The file's data, and the name by which it was synced.
+    File(FileId, String),
     /// The names in a directory.
     Dir(String),
 }
@@ -72,6 +67,9 @@ pub struct Step {
     pub begun: u64,
     pub done: Option<u64>,
     pub promise: Option<Promise>,
+    /// The file to which it gave a name or other content, and the directories in which it changed a name.
+    pub file: Option<FileId>,
+    pub dirs: Vec<String>,
     /// The tree after it.
     pub state: State,
 }
@@ -146,7 +144,8 @@ impl Found {
 impl History {
     /// One that begins with this.
     pub fn new(state: State) -> Self {
-        Self { steps: vec![Step { what: "the beginning".to_owned(), begun: 0, done: Some(0), promise: None, state }] }
+        let what = "the beginning".to_owned();
+        Self { steps: vec![Step { what, begun: 0, done: Some(0), promise: None, file: None, dirs: Vec::new(), state }] }
     }
 
     /// What there is after the last step.
@@ -205,10 +204,10 @@ impl History {
             .filter_map(|(at, step)| step.promise.as_ref().map(|promise| (at, promise)))
             .collect();
         let floor = |id| {
-            let of_file = promises.iter().filter(|(_, promise)| **promise == Promise::File(id));
+            let of_file = promises.iter().filter(|(_, promise)| matches!(promise, Promise::File(of, _) if *of == id));
             of_file.map(|(at, _)| *at).max().unwrap_or(0)
         };
-        let first = promises.iter().map(|(at, promise)| self.last_change(promise, *at)).max().unwrap_or(0);
+        let first = promises.iter().map(|(at, promise)| self.promised(promise, *at)).max().unwrap_or(0);
         let whole = self.find(found, first..=last, floor, last);
         match order {
             Order::Kept => whole.map(|_| true),
@@ -216,14 +215,13 @@ impl History {
         }
     }
 
-    /// The last step up to `at` that changed what a promise is about.
-    fn last_change(&self, promise: &Promise, at: usize) -> usize {
-        let same = |before: &State, after: &State| match promise {
-            Promise::File(id) => before.names(*id) == after.names(*id) && before.files.get(id) == after.files.get(id),
-            Promise::Dir(dir) => before.entries(dir) == after.entries(dir),
+    /// The last step up to `at` that a promise is about.
+    fn promised(&self, promise: &Promise, at: usize) -> usize {
+        let is_meant = |step: &Step| match promise {
+            Promise::File(id, _) => step.file == Some(*id),
+            Promise::Dir(dir) => step.dirs.contains(dir),
         };
-        let changed = |step: &usize| !same(&self.steps[step - 1].state, &self.steps[*step].state);
-        (1..=at).rev().find(changed).unwrap_or(0)
+        self.steps[..=at].iter().rposition(is_meant).unwrap_or(0)
     }
 
     /// The last step of `range` after which the names were as found. The contents are those of any step from `floor` of the file to `last`.
@@ -326,24 +324,18 @@ impl History {
         last: usize,
     ) -> Result<(), String> {
         let steps = &self.steps[..=last];
-        let paths: BTreeSet<&String> = steps.iter().flat_map(|step| step.state.tree.keys()).chain(found.0.keys()).collect();
+        let paths: BTreeSet<&String> =
+            steps.iter().flat_map(|step| step.state.tree.keys()).chain(found.0.keys()).collect();
         for path in paths {
-            let promised = promises.iter().filter(|(at, promise)| match promise {
-                Promise::Dir(dir) => parent(path) == dir,
-                Promise::File(id) => steps[*at].state.tree.get(path) == Some(&Entry::File(*id)),
-            });
-            let first = promised.map(|(at, _)| *at).max().unwrap_or(0);
+            let first = promised_path(steps, promises, path);
             let there = found.0.get(path);
             let mut why = String::new();
             let fits = steps[first..].iter().any(|step| match (there, step.state.tree.get(path)) {
                 (None, None) => true,
-                (Some(there), Some(entry)) => match self.entry_fits(path, there, entry, &floor, last) {
-                    Ok(()) => true,
-                    Err(difference) => {
-                        why = difference;
-                        false
-                    }
-                },
+                (Some(there), Some(entry)) => {
+                    let fits = self.entry_fits(path, there, entry, &floor, last);
+                    fits.map_err(|difference| why = difference).is_ok()
+                }
                 _ => false,
             });
             if !fits {
@@ -352,17 +344,35 @@ impl History {
             }
         }
         for (at, promise) in promises {
-            let Promise::File(id) = promise else { continue };
-            let has_name = |step: &Step| !step.state.names(*id).is_empty();
-            let shows = |path: &str| {
-                let there = found.0.get(path);
+            let Promise::File(id, _) = promise else { continue };
+            let names: BTreeSet<&str> = steps.iter().flat_map(|step| step.state.names(*id)).collect();
+            let shows = |path: &&str| {
+                let there = found.0.get(*path);
                 there.is_some_and(|there| self.entry_fits(path, there, &Entry::File(*id), &floor, last).is_ok())
             };
-            let names: BTreeSet<&str> = steps[*at..].iter().flat_map(|step| step.state.names(*id)).collect();
-            if steps[*at..].iter().all(has_name) && !names.iter().any(|path| shows(path)) {
+            if steps[*at..].iter().all(|step| !step.state.names(*id).is_empty()) && !names.iter().any(shows) {
                 return Err(format!("file {id}, which was synced in step {at}, has none of its names {names:?}"));
             }
         }
         Ok(())
     }
+}
+
+/// From which step on a path shows what it had: it and all directories above it were promised by then, or never changed.
+fn promised_path(steps: &[Step], promises: &[(usize, &Promise)], path: &str) -> usize {
+    if path.is_empty() {
+        return steps.len() - 1;
+    }
+    let entry = |step: &Step| step.state.tree.get(path).cloned();
+    let own = match steps.iter().all(|step| entry(step) == entry(&steps[0])) {
+        true => steps.len() - 1,
+        false => {
+            let is_meant = |promise: &Promise| match promise {
+                Promise::Dir(dir) => parent(path) == dir,
+                Promise::File(_, name) => path == name,
+            };
+            promises.iter().rfind(|(_, promise)| is_meant(promise)).map_or(0, |(at, _)| *at)
+        }
+    };
+    own.min(promised_path(steps, promises, parent(path)))
 }

@@ -4,10 +4,12 @@
 //! Needs root, /dev/fuse, and for the power failures loop devices and the packages e2fsprogs, xfsprogs and btrfs-progs.
 
 mod bed;
+mod disk;
 mod history;
 mod killed;
 #[path = "../suite/mount.rs"]
 mod mount;
+mod power;
 #[path = "../suite/run.rs"]
 mod run;
 mod soak;

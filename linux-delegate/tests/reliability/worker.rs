@@ -73,6 +73,39 @@ enum Call {
     SyncDir(String),
 }
 
+impl Call {
+    /// The file that gets a name or other content, in the state afterwards.
+    fn file(&self, state: &State) -> Option<FileId> {
+        let (Call::Create(path)
+        | Call::Write { path, .. }
+        | Call::Truncate(path, _)
+        | Call::Mode(path, _)
+        | Call::Rename(_, path)
+        | Call::Link(_, path)) = self
+        else {
+            return None;
+        };
+        match state.tree.get(path) {
+            Some(Entry::File(id)) => Some(*id),
+            _ => None,
+        }
+    }
+
+    /// The directories in which names change.
+    fn dirs(&self) -> Vec<String> {
+        match self {
+            Call::Create(path)
+            | Call::Unlink(path)
+            | Call::Link(_, path)
+            | Call::Symlink(path)
+            | Call::MakeDir(path)
+            | Call::RemoveDir(path) => vec![parent(path).to_owned()],
+            Call::Rename(from, to) => vec![parent(from).to_owned(), parent(to).to_owned()],
+            Call::Write { .. } | Call::Truncate(..) | Call::Mode(..) | Call::SyncFile(_) | Call::SyncDir(_) => Vec::new(),
+        }
+    }
+}
+
 /// A program.
 pub struct Worker {
     number: usize,
@@ -154,8 +187,10 @@ impl Worker {
 
     /// Makes one call, or a few that belong together. An error is that of the call, whose step stays unanswered.
     pub fn work(&mut self) -> io::Result<()> {
-        if self.random.below(12) == 0 {
-            return self.replace();
+        match self.random.below(24) {
+            0 | 1 => return self.replace(),
+            2 => return self.sync_all_above(),
+            _ => {}
         }
         let call = loop {
             if let Some(call) = self.choose() {
@@ -174,6 +209,18 @@ impl Worker {
         self.perform(Call::Write { path: temp.clone(), offset: 0, length })?;
         self.perform(Call::SyncFile(temp.clone()))?;
         self.perform(Call::Rename(temp, target))
+    }
+
+    /// Syncs a file and all directories above it.
+    fn sync_all_above(&mut self) -> io::Result<()> {
+        let Some(path) = self.some_file() else { return Ok(()) };
+        self.perform(Call::SyncFile(path.clone()))?;
+        let mut above = path.as_str();
+        while !above.is_empty() {
+            above = parent(above);
+            self.perform(Call::SyncDir(above.to_owned()))?;
+        }
+        Ok(())
     }
 
     fn choose(&mut self) -> Option<Call> {
@@ -279,8 +326,9 @@ impl Worker {
         let mut state = self.history.state().clone();
         let seed = self.random.next();
         let promise = apply(&call, &mut state, &mut self.next_file, seed);
-        let what = format!("{call:?}");
-        self.history.begin(Step { what, begun: self.clock.load(Ordering::SeqCst), done: None, promise, state });
+        let (what, begun) = (format!("{call:?}"), self.clock.load(Ordering::SeqCst));
+        let (file, dirs) = (call.file(&state), call.dirs());
+        self.history.begin(Step { what, begun, done: None, promise, file, dirs, state });
         make(&call, &self.root, seed)?;
         self.history.done(self.clock.load(Ordering::SeqCst));
         Ok(())
@@ -321,7 +369,7 @@ fn apply(call: &Call, state: &mut State, next_file: &mut FileId, seed: u64) -> O
         Call::Link(from, to) => drop(state.tree.insert(to.clone(), Entry::File(id(state, from)))),
         Call::Symlink(path) => drop(state.tree.insert(path.clone(), Entry::Symlink(format!("to-{seed}")))),
         Call::MakeDir(path) => drop(state.tree.insert(path.clone(), Entry::Dir)),
-        Call::SyncFile(path) => return Some(Promise::File(id(state, path))),
+        Call::SyncFile(path) => return Some(Promise::File(id(state, path), path.clone())),
         Call::SyncDir(path) => return Some(Promise::Dir(path.clone())),
     }
     let named: Vec<FileId> = state.files.keys().copied().filter(|id| state.names(*id).is_empty()).collect();
@@ -344,8 +392,8 @@ fn make(call: &Call, root: &Path, seed: u64) -> io::Result<()> {
             let file = File::options().write(true).open(at(path))?;
             let data = bytes(seed, *length);
             let written = file.write_at(&data, *offset as u64)?;
-            assert_eq!(written, *length, "a write to {path} was cut short");
-            close(file)
+            close(file)?;
+            if written < *length { Err(io::ErrorKind::WriteZero.into()) } else { Ok(()) }
         }
         Call::Truncate(path, size) => File::options().write(true).open(at(path))?.set_len(*size as u64),
         Call::Mode(path, mode) => fs::set_permissions(at(path), fs::Permissions::from_mode(*mode)),

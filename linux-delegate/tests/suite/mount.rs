@@ -101,7 +101,7 @@ impl Drop for Mount {
 
 /// Whether something is mounted there.
 pub fn is_mounted(point: &Path) -> bool {
-    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    let mounts = fs::read_to_string("/proc/thread-self/mounts").unwrap();
     mounts.lines().any(|line| line.split(' ').nth(1) == point.to_str())
 }
 
