@@ -58,8 +58,11 @@ impl Bed {
     /// What `overlayfs-fsck` finds that is lost, as sentences. It repairs what it can if so.
     pub fn losses(&self, repair: bool) -> Vec<String> {
         let words = ["-o".to_owned(), self.layers()].map(OsString::from);
-        let Ok(Command::Check { options, .. }) = Command::parse(words) else { panic!("options that fsck does not take") };
-        let checker = Checker::new(open_layers(&options, repair).unwrap()).unwrap_or_else(|refused| panic!("{refused}"));
+        let Ok(Command::Check { options, .. }) = Command::parse(words) else {
+            panic!("options that fsck does not take")
+        };
+        let checker =
+            Checker::new(open_layers(&options, repair).unwrap()).unwrap_or_else(|refused| panic!("{refused}"));
         assert!(!checker.is_in_use(), "an overlay that is not mounted is in use");
         let findings = checker.check().unwrap();
         for finding in findings.iter().filter(|_| repair) {

@@ -82,7 +82,8 @@ impl Disk {
         let server = Server { fuse, size, blocks: begin, recording: recording.clone(), clock: clock.clone() };
         let server = Some(thread::spawn(move || server.run()));
         let mut disk = Self { device: String::new(), file, clock, recording, server };
-        disk.device = succeed(Command::new("losetup").args(["--find", "--show", "--sector-size", "4096"]).arg(&disk.file));
+        disk.device =
+            succeed(Command::new("losetup").args(["--find", "--show", "--sector-size", "4096"]).arg(&disk.file));
         disk
     }
 
@@ -248,7 +249,11 @@ impl Server {
 
     /// The device has blocks of this size, so it is asked to write only whole ones.
     fn write(&mut self, offset: u64, data: &[u8]) {
-        assert!(offset.is_multiple_of(BLOCK as u64) && data.len().is_multiple_of(BLOCK), "{} bytes at {offset}", data.len());
+        assert!(
+            offset.is_multiple_of(BLOCK as u64) && data.len().is_multiple_of(BLOCK),
+            "{} bytes at {offset}",
+            data.len()
+        );
         let first = offset / BLOCK as u64;
         let written: Vec<_> =
             (first..).zip(data.chunks(BLOCK)).map(|(number, block)| (number, Arc::<[u8]>::from(block))).collect();

@@ -213,6 +213,16 @@ impl History {
             Order::Kept => whole.map(|_| true),
             Order::EachName => self.check_names(found, &promises, floor, last).map(|()| whole.is_ok()),
         }
+        .map_err(|difference| format!("{difference}\nThe steps:\n{}", self.story(last, moment)))
+    }
+
+    /// The steps up to `last`, for people.
+    fn story(&self, last: usize, moment: u64) -> String {
+        let line = |(at, step): (usize, &Step)| {
+            let answered = if step.done.is_some_and(|done| done <= moment) { "" } else { " (not answered)" };
+            format!("{at} {}{answered}\n", step.what)
+        };
+        self.steps[..=last].iter().enumerate().map(line).collect()
     }
 
     /// The last step up to `at` that a promise is about.

@@ -90,12 +90,16 @@ fn check(samples: &[Sample], whole: Duration) {
         return;
     }
     let quarter = |number: u32| {
-        let of = samples.iter().filter(move |sample| (whole / 4 * number..whole / 4 * (number + 1)).contains(&sample.at));
+        let of =
+            samples.iter().filter(move |sample| (whole / 4 * number..whole / 4 * (number + 1)).contains(&sample.at));
         let (memory, descriptors): (Vec<_>, Vec<_>) = of.map(|sample| (sample.memory, sample.descriptors)).unzip();
         (memory.into_iter().max().unwrap(), descriptors.into_iter().max().unwrap())
     };
     let (before, after) = (quarter(1), quarter(3));
-    println!("second quarter: {} bytes, {} descriptors at most; last quarter: {}, {}", before.0, before.1, after.0, after.1);
+    println!(
+        "second quarter: {} bytes, {} descriptors at most; last quarter: {}, {}",
+        before.0, before.1, after.0, after.1
+    );
     assert!(after.0 <= before.0 + MORE_MEMORY, "memory grows from {} to {} bytes", before.0, after.0);
     assert!(after.1 <= before.1 + MORE_DESCRIPTORS, "descriptors grow from {} to {}", before.1, after.1);
 }

@@ -101,7 +101,9 @@ impl Call {
             | Call::MakeDir(path)
             | Call::RemoveDir(path) => vec![parent(path).to_owned()],
             Call::Rename(from, to) => vec![parent(from).to_owned(), parent(to).to_owned()],
-            Call::Write { .. } | Call::Truncate(..) | Call::Mode(..) | Call::SyncFile(_) | Call::SyncDir(_) => Vec::new(),
+            Call::Write { .. } | Call::Truncate(..) | Call::Mode(..) | Call::SyncFile(_) | Call::SyncDir(_) => {
+                Vec::new()
+            }
         }
     }
 }
@@ -178,7 +180,9 @@ impl Worker {
     /// Panics unless it finds what it left.
     pub fn compare(&mut self) {
         let found = self.find();
-        self.history.check_answered(&found).unwrap_or_else(|difference| panic!("program {}: {difference}", self.number));
+        self.history
+            .check_answered(&found)
+            .unwrap_or_else(|difference| panic!("program {}: {difference}", self.number));
     }
 
     fn own(&self) -> String {

@@ -18,6 +18,9 @@ const LIFETIME: Duration = Duration::from_secs(600);
 /// How long anything may take that happens by itself.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// How long a daemon may take to end: it brings to the disk what was not synced, and others use the disk too.
+const ENDING: Duration = Duration::from_secs(120);
+
 /// What a test prints before it mounts anything.
 pub const MOUNTING: &str = "Now it mounts.";
 
@@ -78,7 +81,7 @@ impl Mount {
 
     fn wait(&mut self) -> Option<ExitStatus> {
         let start = Instant::now();
-        while start.elapsed() < PATIENCE {
+        while start.elapsed() < ENDING {
             if let Some(status) = self.daemon.try_wait().unwrap() {
                 return Some(status);
             }
