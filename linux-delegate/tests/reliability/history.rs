@@ -307,18 +307,24 @@ impl History {
         if !versions.iter().any(|version| version.mode == found.mode) {
             return Err(format!("mode {:o}", found.mode));
         }
-        for (number, block) in bytes.chunks(BLOCK).enumerate() {
+        // Where a version ends, a block may be of two: what is behind the end of a file that lends to a partial copy is the copy's own.
+        let mut ends: Vec<usize> =
+            (0..size).step_by(BLOCK).chain(sizes.iter().copied().filter(|end| *end < size)).collect();
+        ends.push(size);
+        ends.sort_unstable();
+        for piece in ends.windows(2).filter(|piece| piece[0] < piece[1]) {
+            let (start, end) = (piece[0], piece[1]);
             // What is behind a version's end is zeros.
             let fits = |version: &&Content| {
-                let rest = version.bytes.get(number * BLOCK..).unwrap_or_default();
-                let (same, behind) = block.split_at(block.len().min(rest.len()));
+                let rest = version.bytes.get(start..).unwrap_or_default();
+                let (same, behind) = bytes[start..end].split_at((end - start).min(rest.len()));
                 rest.starts_with(same) && behind.iter().all(|byte| *byte == 0)
             };
             if !versions.iter().any(fits) {
-                let zeros = if block.iter().all(|byte| *byte == 0) { ", zeros" } else { "" };
+                let zeros = if bytes[start..end].iter().all(|byte| *byte == 0) { ", zeros," } else { "" };
                 let count = versions.len();
                 return Err(format!(
-                    "block {number} of {size} bytes{zeros} is of none of {count} versions since step {first}"
+                    "bytes {start} to {end} of {size}{zeros} are of none of {count} versions since step {first}"
                 ));
             }
         }

@@ -113,6 +113,10 @@ impl Machine {
         let seed = self.random.next();
         let mut workers: Vec<_> =
             (0..WORKERS).map(|number| Worker::new(number, &self.bed.point, seed, disk.clock.clone())).collect();
+        for worker in &mut workers {
+            // Where each name comes back for itself, what is in a directory may be at a path where it never was.
+            worker.moves_dirs = self.filesystem.order == Order::Kept;
+        }
         let ended = AtomicBool::new(false);
         thread::scope(|scope| {
             scope.spawn(|| sync_now_and_then(&self.stage.path("disk"), &ended));

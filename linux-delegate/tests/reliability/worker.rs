@@ -116,6 +116,8 @@ pub struct Worker {
     /// What tells the time of steps.
     clock: Arc<AtomicU64>,
     next_file: FileId,
+    /// Whether it renames directories.
+    pub moves_dirs: bool,
     pub history: History,
 }
 
@@ -155,6 +157,7 @@ impl Worker {
             random: Random(seed ^ (number as u64) << 32),
             clock,
             next_file: 0,
+            moves_dirs: true,
             history: History::new(State::default()),
         };
         let state = worker.find().to_state();
@@ -265,7 +268,7 @@ impl Worker {
                 let from = self.some_dir()?;
                 let to = self.free_name()?;
                 let inside = to.starts_with(&format!("{from}/")) || parent(&to) == SHARED;
-                (!inside).then_some(Call::Rename(from, to))?
+                (self.moves_dirs && !inside).then_some(Call::Rename(from, to))?
             }
             71..75 => Call::Link(self.some_file()?, self.free_name()?),
             75..77 => Call::Symlink(self.free_name()?),
