@@ -90,12 +90,13 @@ enum FoundEntry {
     File { content: Content, ino: u64 },
 }
 
-/// How names came back that nobody had promised.
+/// How names come back.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Order {
     /// All are those after one step.
     Kept,
-    /// Each for itself.
+    /// Each for itself, also those that were promised: btrfs alone, without an overlay, brings back old names of files that were renamed and whose
+    /// directories were synced.
     EachName,
 }
 
@@ -331,7 +332,8 @@ impl History {
         Ok(())
     }
 
-    /// Whether each name shows what it had after some step since it was promised, and no file that was promised is without a name.
+    /// Whether each name shows what it had after some step, with data that were there since they were promised, and no file that was promised is
+    /// without a name.
     fn check_names(
         &self,
         found: &Found,
@@ -343,10 +345,9 @@ impl History {
         let paths: BTreeSet<&String> =
             steps.iter().flat_map(|step| step.state.tree.keys()).chain(found.0.keys()).collect();
         for path in paths {
-            let first = promised_path(steps, promises, path);
             let there = found.0.get(path);
             let mut why = String::new();
-            let fits = steps[first..].iter().any(|step| match (there, step.state.tree.get(path)) {
+            let fits = steps.iter().any(|step| match (there, step.state.tree.get(path)) {
                 (None, None) => true,
                 (Some(there), Some(entry)) => {
                     let fits = self.entry_fits(path, there, entry, &floor, last);
@@ -356,7 +357,7 @@ impl History {
             });
             if !fits {
                 let there = if there.is_some() { "there" } else { "missing" };
-                return Err(format!("{path} is {there}, as after none of the steps {first} to {last}. {why}"));
+                return Err(format!("{path} is {there}, as after none of the steps up to {last}. {why}"));
             }
         }
         for (at, promise) in promises {
@@ -372,23 +373,4 @@ impl History {
         }
         Ok(())
     }
-}
-
-/// From which step on a path shows what it had: it and all directories above it were promised by then, or never changed.
-fn promised_path(steps: &[Step], promises: &[(usize, &Promise)], path: &str) -> usize {
-    if path.is_empty() {
-        return steps.len() - 1;
-    }
-    let entry = |step: &Step| step.state.tree.get(path).cloned();
-    let own = match steps.iter().all(|step| entry(step) == entry(&steps[0])) {
-        true => steps.len() - 1,
-        false => {
-            let is_meant = |promise: &Promise| match promise {
-                Promise::Dir(dir) => parent(path) == dir,
-                Promise::File(_, name) => path == name,
-            };
-            promises.iter().rfind(|(_, promise)| is_meant(promise)).map_or(0, |(at, _)| *at)
-        }
-    };
-    own.min(promised_path(steps, promises, parent(path)))
 }
