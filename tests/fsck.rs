@@ -313,6 +313,11 @@ fn partial_copies() {
         put::whiteout(upper, "", "big");
     };
     damage(deleted, PART, Damage::Outdone, true);
+    let completed = |upper: &Path| {
+        part(upper, PART, 2 << 20);
+        put::link(upper, PART, "whole");
+    };
+    damage(completed, PART, Damage::Outdone, true);
     damage(|upper| drop(put::file(upper, MAP, "map")), MAP, Damage::OrphanMap, true);
     let no_source = |upper: &Path| {
         part(upper, "own/.wh..wh.part.x", 2 << 20);

@@ -399,6 +399,20 @@ fn a_map_of_another_time_means_nothing() {
     assert!(!map.exists());
 }
 
+/// btrfs may bring back a completed copy's first name beside the one that it was renamed to.
+#[test]
+fn a_copy_that_has_another_name_keeps_its_data() {
+    let (stage, counts) = (stage(), Counts::default());
+    put::dir(&stage.path("upper"), "dir");
+    let whole = put::file(&stage.path("upper"), "whole", vec![b'w'; SIZE]);
+    let part = stage.path("upper/dir/.wh..wh.part.file");
+    fs::hard_link(&whole, &part).unwrap();
+    let overlay = mount(&stage, &counts);
+    assert!(read(&overlay, "dir/file") == content());
+    assert!(read(&overlay, "whole") == vec![b'w'; SIZE]);
+    assert!(!part.exists());
+}
+
 /// Data of a map that was lost with the system do not come back where the original has a hole.
 #[test]
 fn what_was_never_synced_does_not_come_back_in_a_hole() {

@@ -24,7 +24,7 @@ pub enum Damage {
     Dangling(PathBuf),
     /// A redirect to a directory that is seen at this path too.
     SeenTwice(PathBuf),
-    /// A partial copy beside an object or a whiteout of its name.
+    /// A partial copy beside an object or a whiteout of its name, or one that was completed and has another.
     Outdone,
     /// A partial copy of what is no file of the layers below.
     NoSource,

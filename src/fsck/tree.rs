@@ -315,7 +315,8 @@ impl<L: Layer> Checker<L> {
             let Some((part, map)) = format::part_names(name, self.name_max) else { continue };
             let has_map = listing.maps.contains(name);
             let path = task.path.join(&part);
-            if listing.object(name).is_some() || listing.hides(name) {
+            let is_whole = self.upper.stat(&task.dir, &part)?.nlink > 1;
+            if is_whole || listing.object(name).is_some() || listing.hides(name) {
                 let map = has_map.then_some(Step::Remove(map, Kind::File));
                 let steps = map.into_iter().chain([Step::Remove(part, Kind::File)]).collect();
                 report.add(path, Damage::Outdone, Some(Repair { dir: task.dir.clone(), steps }));

@@ -183,6 +183,8 @@ pub struct Capabilities {
     pub sparse: bool,
     /// [`Layer::write_through`] works.
     pub write_through: bool,
+    /// After the system went down no change of a name is there without those that were made before it.
+    pub ordered: bool,
 }
 
 /// One directory tree. All names are single components: never empty, `.`, `..`, and without `/`. No method follows a symlink,

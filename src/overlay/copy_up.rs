@@ -123,9 +123,11 @@ impl<L: Layer> Overlay<L> {
             kind => upper.create_node(work, temp, kind, mode, attr.rdev, owner)?,
         }
         self.copy_attr(built.object(work, temp), attr, made, &xattrs)?;
-        if let Built::File(file, Settled::No) = &built {
-            // A crash after the rename must not find an empty file where the lower layer had a whole one.
-            work_dir.sync(upper, file)?;
+        // A crash after the rename must not find an empty file where the lower layer had a whole one: of a partial copy the size counts.
+        match &built {
+            Built::File(file, Settled::No) => work_dir.sync(upper, file)?,
+            Built::Part(file, _) if !work_dir.writes_through(upper) => work_dir.sync(upper, file)?,
+            _ => {}
         }
         Ok(built)
     }

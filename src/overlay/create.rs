@@ -241,6 +241,7 @@ impl<L: Layer> Overlay<L> {
         let removed = (|| {
             if let Some(own) = own {
                 self.set_opaque(own)?;
+                self.settle_names(own)?;
             }
             self.remove_whiteout(dir, name)
         })();

@@ -68,9 +68,9 @@ impl<L: Layer> Overlay<L> {
         if let (true, Some(upper)) = (slot.part, &dir.upper) {
             let child = self.load_partial(parent, upper, &from, name)?;
             if let Some(slot) = self.read_dir(parent, dir)?.get_mut(name) {
-                (slot.part, slot.child) = (false, Some(child.clone()));
+                (slot.part, slot.child) = (false, child.clone());
             }
-            return Ok(Some(child));
+            return if child.is_some() { Ok(child) } else { self.load(parent, dir, name) };
         }
         let attr = self.stack.stat(&from, name)?;
         if attr.kind != visible.kind {

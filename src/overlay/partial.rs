@@ -287,14 +287,15 @@ impl<L: Layer> Overlay<L> {
         self.partials.nodes.lock().insert(node.id(), node.clone());
     }
 
-    /// The node of a name that has a partial copy, left by a daemon that was killed. `from` is the lower directory that has the name.
+    /// The node of a name that has a partial copy, left by a daemon that was killed. `from` is the lower directory that has the name. None if it
+    /// is none, and is removed.
     pub(super) fn load_partial(
         &self,
         parent: &Arc<Node<L>>,
         to: &Arc<LayerDir<L>>,
         from: &Arc<LayerDir<L>>,
         name: &OsStr,
-    ) -> Result<Arc<Node<L>>> {
+    ) -> Result<Option<Arc<Node<L>>>> {
         let lower = self.stack.stat(from, name)?;
         if lower.size >= PARTIAL_UNTIL {
             return Err(Error::new(EFBIG));
@@ -302,6 +303,12 @@ impl<L: Layer> Overlay<L> {
         let lender = (from.clone(), name.into());
         let partial = Partial::new(to.clone(), name, self.name_max, lender, lower.size).ok_or(Error::new(EIO))?;
         let mut copy = self.stack.stat(to, &partial.name)?;
+        if copy.nlink > 1 {
+            // It was completed and renamed, but after the system went down has its first name too, as btrfs may leave it: the file is the other
+            // name's, and no data may be taken out of it.
+            self.discard_parts_of(to, name);
+            return Ok(None);
+        }
         let map = self.read_map(&partial)?;
         let valid = map.as_ref().is_some_and(|map| {
             let epoch = self.stack.layer(to).epoch();
@@ -335,7 +342,7 @@ impl<L: Layer> Overlay<L> {
             state.ino = Some(ino);
             self.lend(&node, &mut state, Arc::new(partial), &copy, ino);
         }
-        Ok(node)
+        Ok(Some(node))
     }
 
     /// Takes out of a partial copy whose map is lost what it has where the original lends: nobody knows which of it was there.

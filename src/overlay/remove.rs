@@ -76,6 +76,9 @@ impl<L: Layer> Overlay<L> {
         if slot.lower.is_some() && !slot.whiteout && (!in_upper || self.whiteouts_beside()) {
             self.add_whiteout(to, name)?;
             slot.whiteout = true;
+            if in_upper {
+                self.settle_names(to)?;
+            }
         }
         if in_upper && let Some(content) = &mut content {
             self.remove_markers(content)?;

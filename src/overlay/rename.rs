@@ -226,6 +226,7 @@ impl<L: Layer> Overlay<L> {
                 if there.lower && !covered && self.whiteouts_beside() {
                     self.add_whiteout(new.dir, new.name)?;
                     self.set_whiteout(new, true)?;
+                    self.settle_names(new.dir)?;
                     covered = true;
                 }
                 self.remove_markers(&mut *target.dir()?)?;
@@ -243,6 +244,9 @@ impl<L: Layer> Overlay<L> {
             self.add_whiteout(old.dir, old.name)?;
         }
         let renamed = (|| {
+            if leaves_marker && beside {
+                self.settle_names(old.dir)?;
+            }
             let (from, to) = (self.stack.open(old.dir)?, self.stack.open(new.dir)?);
             upper.rename(&from, old.name, &to, new.name, mode)
         })();
@@ -342,9 +346,11 @@ impl<L: Layer> Overlay<L> {
             let path = self.lower_path(node)?;
             self.keeping_times(node, &own, |_| self.set_redirect(&own, &path))?;
             node.dir()?.redirect = Some(path);
+            self.settle_names(&own)?;
         } else if there.lower {
             self.keeping_times(node, &own, |_| self.set_opaque(&own))?;
             node.dir()?.opaque = true;
+            self.settle_names(&own)?;
         }
         Ok(())
     }

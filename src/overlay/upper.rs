@@ -63,6 +63,15 @@ impl<L: Layer> Overlay<L> {
         }
     }
 
+    /// Before the visible step of an operation: sees to it that what was put into `dir` for it is not missing if a crash leaves the step.
+    pub(super) fn settle_names(&self, dir: &LayerDir<L>) -> Result<()> {
+        let (upper, work) = self.upper()?;
+        if upper.capabilities().ordered || work.is_volatile() {
+            return Ok(());
+        }
+        upper.sync_dir(&*self.stack.open(dir)?)
+    }
+
     /// Where whiteouts have the names themselves: puts one in the place of an object, in one step. A directory must be empty.
     pub(super) fn replace_by_whiteout(&self, dir: &L::Dir, name: &OsStr, kind: Kind) -> Result<()> {
         let (upper, work) = self.upper()?;

@@ -18,6 +18,9 @@ const LIFETIME: Duration = Duration::from_secs(600);
 /// How long anything may take that happens by itself.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// How long a daemon may take to end: it brings to the disk what was not synced, and others use the disk too.
+const ENDING: Duration = Duration::from_secs(120);
+
 /// What a test prints before it mounts anything.
 pub const MOUNTING: &str = "Now it mounts.";
 
@@ -31,6 +34,11 @@ pub struct Mount {
 impl Mount {
     /// Mounts with these options, a list as behind `-o`, and waits until the mount is there.
     pub fn new(point: &Path, options: &str) -> Self {
+        Self::for_long(point, options, LIFETIME)
+    }
+
+    /// As [`Mount::new`], for a mount that may be needed for this long.
+    pub fn for_long(point: &Path, options: &str, lifetime: Duration) -> Self {
         assert!(Path::new("/dev/fuse").exists(), "/dev/fuse is missing, and without it nothing can be tested here");
         println!("{MOUNTING}");
         let mut command = Command::new(program());
@@ -38,8 +46,8 @@ impl Mount {
         let (done, wait) = mpsc::channel();
         let pid = daemon.id().cast_signed();
         let watchdog = thread::spawn(move || {
-            if wait.recv_timeout(LIFETIME) == Err(RecvTimeoutError::Timeout) {
-                eprintln!("the mount is in use for {LIFETIME:?}: its daemon is killed");
+            if wait.recv_timeout(lifetime) == Err(RecvTimeoutError::Timeout) {
+                eprintln!("the mount is in use for {lifetime:?}: its daemon is killed");
                 // SAFETY: takes two numbers. The process is waited for only after this thread has ended, so it is still the daemon.
                 unsafe { libc::kill(pid, libc::SIGKILL) };
             }
@@ -73,7 +81,7 @@ impl Mount {
 
     fn wait(&mut self) -> Option<ExitStatus> {
         let start = Instant::now();
-        while start.elapsed() < PATIENCE {
+        while start.elapsed() < ENDING {
             if let Some(status) = self.daemon.try_wait().unwrap() {
                 return Some(status);
             }
@@ -96,7 +104,7 @@ impl Drop for Mount {
 
 /// Whether something is mounted there.
 pub fn is_mounted(point: &Path) -> bool {
-    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    let mounts = fs::read_to_string("/proc/thread-self/mounts").unwrap();
     mounts.lines().any(|line| line.split(' ').nth(1) == point.to_str())
 }
 

@@ -199,13 +199,16 @@ fn capabilities(root: &OwnedFd, for_writing: bool) -> Result<Capabilities> {
         libc::BCACHEFS_SUPER_MAGIC as u64,
     ];
     let filesystem = rustix::fs::fstatfs(root).map_err(error)?.f_type as u64;
+    let keeps_order = for_writing && through::keeps_order(root);
     Ok(Capabilities {
         exchange: for_writing && EXCHANGE.contains(&filesystem),
         dirs_follow_rename: true,
         whole_objects: true,
         xattrs: true,
         sparse: true,
-        write_through: for_writing && through::keeps_order(root),
+        write_through: keeps_order,
+        // Nothing of a tmpfs is there then.
+        ordered: keeps_order || filesystem == libc::TMPFS_MAGIC as u64,
     })
 }
 

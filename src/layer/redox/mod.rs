@@ -242,6 +242,8 @@ impl Layer for RedoxLayer {
             xattrs: false,
             sparse: false,
             write_through: false,
+            // redoxfs never overwrites a tree: what is on the disk is all that there was at one time.
+            ordered: true,
         }
     }
 

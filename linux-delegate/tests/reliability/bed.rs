@@ -1,0 +1,105 @@
+//! The layers of one overlay, what it is mounted with, and what is true of them when it is not mounted.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use overlayfs::fsck::Checker;
+use overlayfs::fsck::options::Command;
+use overlayfs::mount::open_layers;
+use test_common::{LowerGuard, Stage, names, put};
+
+use crate::mount::Mount;
+use crate::worker::Worker;
+
+pub struct Bed {
+    pub point: PathBuf,
+    lowers: [PathBuf; 2],
+    guard: LowerGuard,
+    upper: PathBuf,
+    work: PathBuf,
+}
+
+impl Bed {
+    /// Lower layers with what `workers` programs begin with and what `furnish` adds, and an empty upper one, below `changes`.
+    pub fn new(stage: &Stage, changes: &Path, workers: usize, furnish: impl FnOnce(&Path)) -> Self {
+        let lowers = ["top", "bottom"].map(|name| stage.dir(name));
+        for number in 0..workers {
+            Worker::furnish(number, &lowers[0], &lowers[1]);
+        }
+        furnish(&lowers[1]);
+        let guard = LowerGuard::new(&lowers);
+        let [upper, work] = ["upper", "work"].map(|name| put::dir(changes, name));
+        Self { point: stage.dir("mount"), lowers, guard, upper, work }
+    }
+
+    /// From now on with an upper layer that is empty.
+    pub fn clear(&self) {
+        for dir in [&self.upper, &self.work] {
+            std::fs::remove_dir_all(dir).unwrap();
+            std::fs::create_dir(dir).unwrap();
+        }
+    }
+
+    fn layers(&self) -> String {
+        let [top, bottom] = self.lowers.each_ref().map(|lower| lower.display());
+        format!("lowerdir={top}:{bottom},upperdir={},workdir={}", self.upper.display(), self.work.display())
+    }
+
+    /// Mounts it with these options, each with a comma before it.
+    pub fn mount(&self, way: &str) -> Mount {
+        Mount::new(&self.point, &self.options(way))
+    }
+
+    /// The list behind `-o`.
+    pub fn options(&self, way: &str) -> String {
+        self.layers() + way
+    }
+
+    /// What `overlayfs-fsck` finds that is lost, as sentences. It repairs what it can if so.
+    pub fn losses(&self, repair: bool) -> Vec<String> {
+        let words = ["-o".to_owned(), self.layers()].map(OsString::from);
+        let Ok(Command::Check { options, .. }) = Command::parse(words) else {
+            panic!("options that fsck does not take")
+        };
+        let checker =
+            Checker::new(open_layers(&options, repair).unwrap()).unwrap_or_else(|refused| panic!("{refused}"));
+        assert!(!checker.is_in_use(), "an overlay that is not mounted is in use");
+        let findings = checker.check().unwrap();
+        for finding in findings.iter().filter(|_| repair) {
+            if let Some(repair) = &finding.repair {
+                checker.repair(repair).unwrap();
+            }
+        }
+        let lost = findings.iter().filter(|finding| finding.damage.is_loss());
+        lost.map(|finding| format!("{}: {}", finding.path.display(), finding.damage)).collect()
+    }
+
+    /// Panics if anything is in the work directory that is not kept for the next mount.
+    pub fn check_work(&self) {
+        let kept = |name: &String| name.starts_with("link.") || ["numbers", "work", "index"].contains(&name.as_str());
+        let left: Vec<_> = names(&self.work).into_iter().filter(|name| !kept(name)).collect();
+        assert!(left.is_empty(), "left in the work directory of a fresh mount: {left:?}");
+    }
+
+    /// Panics unless the upper layer is one at rest: nothing is to be repaired, and no file is partly copied.
+    pub fn check_at_rest(&self) {
+        assert_eq!(self.losses(false), [""; 0], "lost in an overlay that was unmounted");
+        let parts: Vec<_> = paths(&self.upper).into_iter().filter(|path| path.contains("/.wh..wh.part")).collect();
+        assert!(parts.is_empty(), "partial copies in an upper layer at rest: {parts:?}");
+    }
+
+    /// Panics if a lower layer is not what it was.
+    pub fn check_lowers(&self) {
+        self.guard.check();
+    }
+}
+
+/// What is below a directory.
+fn paths(dir: &Path) -> Vec<String> {
+    let below = |name: String| {
+        let path = dir.join(name);
+        let deeper = if path.is_dir() && !path.is_symlink() { paths(&path) } else { Vec::new() };
+        deeper.into_iter().chain([path.to_str().unwrap().to_owned()])
+    };
+    names(dir).into_iter().flat_map(below).collect()
+}

@@ -1,0 +1,376 @@
+//! What a program did to its files, step by step, and which trees a crash may leave of it.
+//!
+//! A step is one call that changes the tree, or one that asks for something to be kept. After a crash each name must show what it had after
+//! some step, and so must each block of a file: from the last step that was promised to the last one that was begun.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::Arc;
+
+/// The unit that a filesystem writes whole or not at all.
+pub const BLOCK: usize = 4096;
+
+/// A file, under whatever names.
+pub type FileId = usize;
+
+/// What a path shows.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Entry {
+    Dir,
+    Symlink(String),
+    File(FileId),
+}
+
+/// What is in a file.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Content {
+    pub bytes: Arc<Vec<u8>>,
+    pub mode: u32,
+}
+
+/// All that a program has at one time.
+#[derive(Clone, Default, PartialEq, Eq, Debug)]
+pub struct State {
+    pub tree: BTreeMap<String, Entry>,
+    pub files: HashMap<FileId, Content>,
+}
+
+impl State {
+    /// The names of a file.
+    pub fn names(&self, id: FileId) -> Vec<&str> {
+        let named = self.tree.iter().filter(|(_, entry)| **entry == Entry::File(id));
+        named.map(|(path, _)| path.as_str()).collect()
+    }
+}
+
+/// The path of the directory that has a path.
+pub fn parent(path: &str) -> &str {
+    path.rsplit_once('/').map_or("", |(parent, _)| parent)
+}
+
+/// What is on the disk after the call was answered.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Promise {
+    /// The file's data, and the name by which it was synced.
+    File(FileId, String),
+    /// The names in a directory.
+    Dir(String),
+}
+
+/// A call.
+pub struct Step {
+    /// For people.
+    pub what: String,
+    /// When it was begun and answered, by the clock of the test. None: it was not answered.
+    pub begun: u64,
+    pub done: Option<u64>,
+    pub promise: Option<Promise>,
+    /// The file to which it gave a name or other content, and the directories in which it changed a name.
+    pub file: Option<FileId>,
+    pub dirs: Vec<String>,
+    /// The tree after it.
+    pub state: State,
+}
+
+/// The calls of one program, in their order.
+pub struct History {
+    steps: Vec<Step>,
+}
+
+/// A tree as it was found.
+#[derive(Default)]
+pub struct Found(BTreeMap<String, FoundEntry>);
+
+#[derive(PartialEq, Eq)]
+enum FoundEntry {
+    Dir,
+    Symlink(String),
+    File { content: Content, ino: u64 },
+}
+
+/// How names come back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Order {
+    /// All are those after one step.
+    Kept,
+    /// Each for itself, also those that were promised: btrfs alone, without an overlay, brings back old names of files that were renamed and whose
+    /// directories were synced.
+    EachName,
+}
+
+impl Found {
+    /// Takes down what is at `path`, with all below it, if there is anything.
+    pub fn add(&mut self, root: &Path, path: &str) {
+        let full = root.join(path);
+        let Ok(metadata) = full.symlink_metadata() else { return };
+        let entry = if metadata.is_dir() {
+            for entry in fs::read_dir(&full).unwrap() {
+                self.add(root, &format!("{path}/{}", entry.unwrap().file_name().to_str().unwrap()));
+            }
+            FoundEntry::Dir
+        } else if metadata.is_symlink() {
+            FoundEntry::Symlink(fs::read_link(&full).unwrap().to_str().unwrap().to_owned())
+        } else {
+            let bytes = fs::read(&full).unwrap_or_else(|error| panic!("{} cannot be read: {error}", full.display()));
+            assert_eq!(bytes.len() as u64, metadata.len(), "the size of {}", full.display());
+            let content = Content { bytes: Arc::new(bytes), mode: metadata.mode() & 0o7777 };
+            FoundEntry::File { content, ino: metadata.ino() }
+        };
+        self.0.insert(path.to_owned(), entry);
+    }
+
+    /// What was found, with files numbered from 0.
+    pub fn to_state(&self) -> State {
+        let mut state = State::default();
+        let mut numbers = HashMap::new();
+        for (path, entry) in &self.0 {
+            let entry = match entry {
+                FoundEntry::Dir => Entry::Dir,
+                FoundEntry::Symlink(target) => Entry::Symlink(target.clone()),
+                FoundEntry::File { content, ino } => {
+                    let next = numbers.len();
+                    let id = *numbers.entry(*ino).or_insert(next);
+                    state.files.insert(id, content.clone());
+                    Entry::File(id)
+                }
+            };
+            state.tree.insert(path.clone(), entry);
+        }
+        state
+    }
+}
+
+impl History {
+    /// One that begins with this.
+    pub fn new(state: State) -> Self {
+        let what = "the beginning".to_owned();
+        Self { steps: vec![Step { what, begun: 0, done: Some(0), promise: None, file: None, dirs: Vec::new(), state }] }
+    }
+
+    /// What there is after the last step.
+    pub fn state(&self) -> &State {
+        &self.last().state
+    }
+
+    /// The last step.
+    pub fn last(&self) -> &Step {
+        self.steps.last().expect("there is a first one")
+    }
+
+    /// Adds a step that was begun.
+    pub fn begin(&mut self, step: Step) {
+        self.steps.push(step);
+    }
+
+    /// The last step was answered.
+    pub fn done(&mut self, now: u64) {
+        self.steps.last_mut().expect("there is a first one").done = Some(now);
+    }
+
+    /// How many steps were begun before a moment.
+    pub fn begun_by(&self, moment: u64) -> usize {
+        self.steps.partition_point(|step| step.begun <= moment)
+    }
+
+    /// Forgets how it came to what is now.
+    pub fn settle(&mut self) {
+        self.steps.drain(..self.steps.len() - 1);
+    }
+
+    /// What was found is all that was answered, also if the daemon was killed, and what was not answered is there or not. Goes on with it.
+    pub fn check_answered(&mut self, found: &Found) -> Result<(), String> {
+        let last = self.steps.len() - 1;
+        let first = self.steps.iter().rposition(|step| step.done.is_some()).expect("the beginning is done");
+        let at = self.find(found, first..=last, |_| first, last)?;
+        let mut state = self.steps[at].state.clone();
+        for (path, entry) in &state.tree {
+            if let (Entry::File(id), Some(FoundEntry::File { content, .. })) = (entry, found.0.get(path)) {
+                state.files.insert(*id, content.clone());
+            }
+        }
+        *self = Self::new(state);
+        Ok(())
+    }
+
+    /// After the power was cut at `moment`: what was found has all that was promised, and nothing is half there. Answers whether the names are
+    /// those after one step.
+    pub fn check_cut(&self, found: &Found, moment: u64, order: Order) -> Result<bool, String> {
+        let last = self.begun_by(moment) - 1;
+        let promises: Vec<(usize, &Promise)> = self.steps[..=last]
+            .iter()
+            .enumerate()
+            .filter(|(_, step)| step.done.is_some_and(|done| done <= moment))
+            .filter_map(|(at, step)| step.promise.as_ref().map(|promise| (at, promise)))
+            .collect();
+        let floor = |id| {
+            let of_file = promises.iter().filter(|(_, promise)| matches!(promise, Promise::File(of, _) if *of == id));
+            of_file.map(|(at, _)| *at).max().unwrap_or(0)
+        };
+        let first = promises.iter().map(|(at, promise)| self.promised(promise, *at)).max().unwrap_or(0);
+        let whole = self.find(found, first..=last, floor, last);
+        match order {
+            Order::Kept => whole.map(|_| true),
+            Order::EachName => self.check_names(found, &promises, floor, last).map(|()| whole.is_ok()),
+        }
+        .map_err(|difference| format!("{difference}\nThe steps:\n{}", self.story(last, moment)))
+    }
+
+    /// The steps up to `last`, for people.
+    fn story(&self, last: usize, moment: u64) -> String {
+        let line = |(at, step): (usize, &Step)| {
+            let answered = if step.done.is_some_and(|done| done <= moment) { "" } else { " (not answered)" };
+            format!("{at} {}{answered}\n", step.what)
+        };
+        self.steps[..=last].iter().enumerate().map(line).collect()
+    }
+
+    /// The last step up to `at` that a promise is about.
+    fn promised(&self, promise: &Promise, at: usize) -> usize {
+        let is_meant = |step: &Step| match promise {
+            Promise::File(id, _) => step.file == Some(*id),
+            Promise::Dir(dir) => step.dirs.contains(dir),
+        };
+        self.steps[..=at].iter().rposition(is_meant).unwrap_or(0)
+    }
+
+    /// The last step of `range` after which the names were as found. The contents are those of any step from `floor` of the file to `last`.
+    fn find(
+        &self,
+        found: &Found,
+        range: std::ops::RangeInclusive<usize>,
+        floor: impl Fn(FileId) -> usize,
+        last: usize,
+    ) -> Result<usize, String> {
+        let mut why = String::new();
+        for at in range.clone().rev() {
+            match self.fits(found, at, &floor, last) {
+                Ok(()) => return Ok(at),
+                Err(difference) => why += &format!("\n  not after step {at}, {}: {difference}", self.steps[at].what),
+            }
+        }
+        Err(format!("what was found is the tree after none of the steps {range:?}:{why}"))
+    }
+
+    fn fits(&self, found: &Found, at: usize, floor: &impl Fn(FileId) -> usize, last: usize) -> Result<(), String> {
+        let state = &self.steps[at].state;
+        if let Some(path) = found.0.keys().find(|path| !state.tree.contains_key(*path)) {
+            return Err(format!("{path} is there"));
+        }
+        let mut inodes = HashMap::new();
+        for (path, entry) in &state.tree {
+            let there = found.0.get(path).ok_or_else(|| format!("{path} is missing"))?;
+            self.entry_fits(path, there, entry, floor, last)?;
+            if let (Entry::File(id), FoundEntry::File { ino, .. }) = (entry, there)
+                && *inodes.entry(*id).or_insert(*ino) != *ino
+            {
+                return Err(format!("{path} is another file than {:?}", state.names(*id)));
+            }
+        }
+        Ok(())
+    }
+
+    fn entry_fits(
+        &self,
+        path: &str,
+        there: &FoundEntry,
+        entry: &Entry,
+        floor: &impl Fn(FileId) -> usize,
+        last: usize,
+    ) -> Result<(), String> {
+        match (there, entry) {
+            (FoundEntry::Dir, Entry::Dir) => Ok(()),
+            (FoundEntry::Symlink(found), Entry::Symlink(target)) if found == target => Ok(()),
+            (FoundEntry::File { content, .. }, Entry::File(id)) => self
+                .content_fits(content, *id, floor(*id), last)
+                .map_err(|difference| format!("{path}, file {id}: {difference}")),
+            _ => Err(format!("{path} is not {entry:?}")),
+        }
+    }
+
+    /// Whether each block is that of some version of the file.
+    fn content_fits(&self, found: &Content, id: FileId, first: usize, last: usize) -> Result<(), String> {
+        let mut versions: Vec<&Content> = Vec::new();
+        for content in self.steps[first..=last].iter().filter_map(|step| step.state.files.get(&id)) {
+            if !versions.last().is_some_and(|before| Arc::ptr_eq(&before.bytes, &content.bytes) && *before == content) {
+                versions.push(content);
+            }
+        }
+        let sizes: Vec<_> = versions.iter().map(|version| version.bytes.len()).collect();
+        let bytes = &found.bytes;
+        let (least, most) = (sizes.iter().min().copied().unwrap_or(0), sizes.iter().max().copied().unwrap_or(0));
+        // A long write may have come as far as the end of a block.
+        let size = bytes.len();
+        if !sizes.contains(&size) && !(least < size && size < most && size.is_multiple_of(BLOCK)) {
+            return Err(format!("{size} bytes, and the sizes since step {first} are {sizes:?}"));
+        }
+        if !versions.iter().any(|version| version.mode == found.mode) {
+            return Err(format!("mode {:o}", found.mode));
+        }
+        // Where a version ends, a block may be of two: what is behind the end of a file that lends to a partial copy is the copy's own.
+        let mut ends: Vec<usize> =
+            (0..size).step_by(BLOCK).chain(sizes.iter().copied().filter(|end| *end < size)).collect();
+        ends.push(size);
+        ends.sort_unstable();
+        for piece in ends.windows(2).filter(|piece| piece[0] < piece[1]) {
+            let (start, end) = (piece[0], piece[1]);
+            // What is behind a version's end is zeros.
+            let fits = |version: &&Content| {
+                let rest = version.bytes.get(start..).unwrap_or_default();
+                let (same, behind) = bytes[start..end].split_at((end - start).min(rest.len()));
+                rest.starts_with(same) && behind.iter().all(|byte| *byte == 0)
+            };
+            if !versions.iter().any(fits) {
+                let zeros = if bytes[start..end].iter().all(|byte| *byte == 0) { ", zeros," } else { "" };
+                let count = versions.len();
+                return Err(format!(
+                    "bytes {start} to {end} of {size}{zeros} are of none of {count} versions since step {first}"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether each name shows what it had after some step, with data that were there since they were promised, and no file that was promised is
+    /// without a name.
+    fn check_names(
+        &self,
+        found: &Found,
+        promises: &[(usize, &Promise)],
+        floor: impl Fn(FileId) -> usize,
+        last: usize,
+    ) -> Result<(), String> {
+        let steps = &self.steps[..=last];
+        let paths: BTreeSet<&String> =
+            steps.iter().flat_map(|step| step.state.tree.keys()).chain(found.0.keys()).collect();
+        for path in paths {
+            let there = found.0.get(path);
+            let mut why = String::new();
+            let fits = steps.iter().any(|step| match (there, step.state.tree.get(path)) {
+                (None, None) => true,
+                (Some(there), Some(entry)) => {
+                    let fits = self.entry_fits(path, there, entry, &floor, last);
+                    fits.map_err(|difference| why = difference).is_ok()
+                }
+                _ => false,
+            });
+            if !fits {
+                let there = if there.is_some() { "there" } else { "missing" };
+                return Err(format!("{path} is {there}, as after none of the steps up to {last}. {why}"));
+            }
+        }
+        for (at, promise) in promises {
+            let Promise::File(id, _) = promise else { continue };
+            let names: BTreeSet<&str> = steps.iter().flat_map(|step| step.state.names(*id)).collect();
+            let shows = |path: &&str| {
+                let there = found.0.get(*path);
+                there.is_some_and(|there| self.entry_fits(path, there, &Entry::File(*id), &floor, last).is_ok())
+            };
+            if steps[*at..].iter().all(|step| !step.state.names(*id).is_empty()) && !names.iter().any(shows) {
+                return Err(format!("file {id}, which was synced in step {at}, has none of its names {names:?}"));
+            }
+        }
+        Ok(())
+    }
+}

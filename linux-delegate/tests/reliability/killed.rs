@@ -1,0 +1,149 @@
+//! The daemon is killed under load, again and again, and while it ends. All that it had answered is there afterwards, what it was doing is
+//! done or not, and nothing else is left.
+//!
+//! OVERLAYFS_KILLS says how often, OVERLAYFS_SEED begins another sequence.
+
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use test_common::Stage;
+
+use crate::bed::Bed;
+use crate::mount::Mount;
+use crate::setting;
+use crate::worker::{Random, Worker};
+
+/// How many programs work at once.
+const WORKERS: usize = 4;
+
+/// What an overlay is mounted with, beside its layers. Each has its own upper layer.
+const WAYS: [&str; 5] = ["", ",writeback=0", ",whole_copies", ",format=kernel", ",door=scheme"];
+
+/// How often the daemon of an upper layer is killed at most. Then there is another one, so that there is something to copy up.
+const KILLS: u64 = 10;
+
+/// How long the programs work at most before the daemon is killed.
+const LONGEST: Duration = Duration::from_millis(250);
+
+/// How long a daemon that ends may work before it is killed, at most.
+const ENDING: Duration = Duration::from_millis(30);
+
+struct Run {
+    bed: Bed,
+    random: Random,
+    kills: u64,
+    calls: usize,
+    /// How many calls were not answered, and how many of these had no effect.
+    cut_off: usize,
+    undone: usize,
+}
+
+impl Run {
+    fn pause(&mut self, longest: Duration) {
+        thread::sleep(Duration::from_micros(self.random.next() % longest.as_micros() as u64));
+    }
+
+    /// All calls that a life of an upper layer takes.
+    fn live(&mut self, way: &str, kills: u64) {
+        self.bed.clear();
+        let mut mount = self.bed.mount(way);
+        let seed = self.random.next();
+        let clock = Arc::new(AtomicU64::new(0));
+        let mut workers: Vec<_> =
+            (0..WORKERS).map(|number| Worker::new(number, &self.bed.point, seed, clock.clone())).collect();
+        for _ in 0..kills {
+            match self.random.below(4) {
+                0 => self.kill_at_the_end(mount, &mut workers),
+                _ => self.kill_at_work(mount, &mut workers),
+            }
+            self.kills += 1;
+            let repair = self.random.below(2) == 0;
+            assert_eq!(self.bed.losses(repair), [""; 0], "lost by kill {}{way}", self.kills);
+            mount = self.bed.mount(way);
+            self.bed.check_work();
+            self.compare(&mut workers);
+        }
+        mount.unmount();
+        self.bed.check_at_rest();
+        let mount = self.bed.mount(way);
+        self.compare(&mut workers);
+        mount.unmount();
+        self.bed.check_lowers();
+    }
+
+    fn compare(&mut self, workers: &mut [Worker]) {
+        for worker in workers {
+            let cut_off = worker.history.last().done.is_none();
+            let after = worker.history.state().clone();
+            worker.compare();
+            self.cut_off += usize::from(cut_off);
+            self.undone += usize::from(cut_off && *worker.history.state() != after);
+        }
+    }
+
+    fn kill_at_work(&mut self, mut mount: Mount, workers: &mut [Worker]) {
+        let killed = AtomicBool::new(false);
+        self.calls += thread::scope(|scope| {
+            let working: Vec<_> =
+                workers.iter_mut().map(|worker| scope.spawn(|| work_until_killed(worker, &killed))).collect();
+            self.pause(LONGEST);
+            killed.store(true, Ordering::SeqCst);
+            mount.daemon.kill().unwrap();
+            working.into_iter().map(|thread| thread.join().unwrap()).sum::<usize>()
+        });
+    }
+
+    /// Kills a daemon that is unmounted, and completes what is to be completed.
+    fn kill_at_the_end(&mut self, mut mount: Mount, workers: &mut [Worker]) {
+        const CALLS: usize = 30;
+        thread::scope(|scope| {
+            for worker in workers {
+                scope.spawn(|| (0..CALLS).for_each(|_| call(worker).unwrap()));
+            }
+        });
+        self.calls += CALLS * WORKERS;
+        assert!(Command::new("umount").arg(&self.bed.point).status().unwrap().success());
+        self.pause(ENDING);
+        mount.daemon.kill().unwrap();
+    }
+}
+
+/// Works until there is nobody to answer any more. Answers how many calls were made.
+fn work_until_killed(worker: &mut Worker, killed: &AtomicBool) -> usize {
+    let mut calls = 0;
+    loop {
+        match call(worker) {
+            Ok(()) => calls += 1,
+            Err(error) => {
+                assert!(killed.load(Ordering::SeqCst), "{error}");
+                return calls;
+            }
+        }
+    }
+}
+
+fn call(worker: &mut Worker) -> Result<(), String> {
+    let done = worker.work();
+    done.map(|()| worker.history.settle()).map_err(|error| format!("{}: {error}", worker.history.last().what))
+}
+
+#[test]
+fn what_was_answered_is_there_after_a_kill() {
+    let kills = setting("OVERLAYFS_KILLS", 15);
+    let stage = Stage::new();
+    let bed = Bed::new(&stage, stage.root(), WORKERS, |_| ());
+    let random = Random(setting("OVERLAYFS_SEED", 1));
+    let mut run = Run { bed, random, kills: 0, calls: 0, cut_off: 0, undone: 0 };
+    for way in WAYS.iter().cycle() {
+        let few = KILLS.min(kills.div_ceil(WAYS.len() as u64)).min(kills - run.kills);
+        if few == 0 {
+            break;
+        }
+        run.live(way, few);
+    }
+    let Run { kills, calls, cut_off, undone, .. } = run;
+    println!("{kills} kills in {calls} calls; {cut_off} calls were cut off, {undone} of which were not done");
+}

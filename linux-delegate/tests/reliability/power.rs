@@ -1,0 +1,207 @@
+//! The power fails while programs work in an overlay whose upper layer is on a real filesystem. What they had synced is there afterwards, and
+//! nothing is half there.
+//!
+//! One run is recorded for each filesystem, and cut at many moments. OVERLAYFS_CUTS says at how many, OVERLAYFS_CALLS how many calls each
+//! program makes, OVERLAYFS_SEED begins another sequence.
+
+use std::fs::File;
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use overlayfs::fsck::Damage;
+use rustix::mount::{MountPropagationFlags, mount_bind, mount_change};
+use rustix::thread::UnshareFlags;
+use test_common::{Stage, put};
+
+use crate::bed::Bed;
+use crate::disk::{Blocks, Disk, Mounted, Recording, succeed};
+use crate::history::Order;
+use crate::mount::program;
+use crate::worker::{Random, Worker};
+use crate::{run, setting};
+
+/// How many programs work at once.
+const WORKERS: usize = 3;
+
+/// How often something else has the filesystem written to the disk.
+const SYNC_EVERY: Duration = Duration::from_millis(150);
+
+/// A filesystem of the upper layer.
+struct Filesystem {
+    make: &'static [&'static str],
+    options: &'static str,
+    /// In bytes.
+    size: u64,
+    /// Of its changes of names that were not synced.
+    order: Order,
+}
+
+const EXT4: Filesystem = Filesystem {
+    make: &["mkfs.ext4", "-q", "-E", "nodiscard"],
+    options: "commit=1",
+    size: 256 << 20,
+    order: Order::Kept,
+};
+const XFS: Filesystem =
+    Filesystem { make: &["mkfs.xfs", "-q", "-K"], options: "defaults", size: 320 << 20, order: Order::Kept };
+const BTRFS: Filesystem =
+    Filesystem { make: &["mkfs.btrfs", "-q", "-K"], options: "commit=1", size: 320 << 20, order: Order::EachName };
+
+/// Where a run of the system has its name, which partial copies remember.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// What was done until the power may have failed.
+struct Recorded {
+    recording: Recording,
+    /// After which event the overlay was there, and after which the programs had ended.
+    begin: u64,
+    worked: u64,
+    workers: Vec<Worker>,
+}
+
+/// A system whose power can fail.
+struct Machine {
+    filesystem: &'static Filesystem,
+    random: Random,
+    bed: Bed,
+    stage: Stage,
+}
+
+impl Machine {
+    /// One with an empty upper layer, and with what is on its disk.
+    fn new(filesystem: &'static Filesystem) -> (Self, Blocks) {
+        // Mounts of this thread and those that it starts are their own.
+        // SAFETY: descriptors stay shared.
+        unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }.unwrap();
+        mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).unwrap();
+        let stage = Stage::new();
+        let random = Random(setting("OVERLAYFS_SEED", 1));
+        let disk = Disk::new(&stage, filesystem.size, Blocks::new());
+        succeed(Command::new(filesystem.make[0]).args(&filesystem.make[1..]).arg(disk.device()));
+        let mounted = Mounted::new(&disk, &stage.dir("disk"), filesystem.options);
+        let bed = Bed::new(&stage, &stage.path("disk"), WORKERS, |_| ());
+        drop(mounted);
+        let recording = disk.recording();
+        let blocks = recording.cut(recording.end(), &mut Random(0));
+        drop(disk);
+        let mut machine = Self { filesystem, random, bed, stage };
+        mount_bind(put::file(machine.stage.root(), "boot_id", ""), BOOT_ID).unwrap();
+        machine.boot();
+        (machine, blocks)
+    }
+
+    /// The system runs from now on, and not since it did before.
+    fn boot(&mut self) {
+        put::file(self.stage.root(), "boot_id", format!("{:016x}{:016x}\n", self.random.next(), self.random.next()));
+    }
+
+    /// A disk with this on it, and its filesystem mounted.
+    fn disk(&self, blocks: Blocks) -> (Disk, Mounted) {
+        let disk = Disk::new(&self.stage, self.filesystem.size, blocks);
+        let mounted = Mounted::new(&disk, &self.stage.path("disk"), self.filesystem.options);
+        (disk, mounted)
+    }
+
+    /// Has programs work.
+    fn record(&mut self, blocks: Blocks, way: &str, calls: u64) -> Recorded {
+        let (disk, mounted) = self.disk(blocks);
+        let mount = self.bed.mount(way);
+        let begin = disk.clock.load(Ordering::SeqCst);
+        let seed = self.random.next();
+        let mut workers: Vec<_> =
+            (0..WORKERS).map(|number| Worker::new(number, &self.bed.point, seed, disk.clock.clone())).collect();
+        for worker in &mut workers {
+            // Where each name comes back for itself, what is in a directory may be at a path where it never was.
+            worker.moves_dirs = self.filesystem.order == Order::Kept;
+        }
+        let ended = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| sync_now_and_then(&self.stage.path("disk"), &ended));
+            let working: Vec<_> = workers
+                .iter_mut()
+                .map(|worker| scope.spawn(|| (0..calls).for_each(|_| worker.work().expect("the call succeeds"))))
+                .collect();
+            working.into_iter().for_each(|thread| thread.join().unwrap());
+            ended.store(true, Ordering::SeqCst);
+        });
+        let worked = disk.clock.load(Ordering::SeqCst);
+        mount.unmount();
+        let recording = disk.recording();
+        drop(mounted);
+        Recorded { recording, begin, worked, workers }
+    }
+}
+
+/// Has the filesystem write what it holds back, at moments that have nothing to do with what programs do.
+fn sync_now_and_then(dir: &Path, ended: &AtomicBool) {
+    let dir = File::open(dir).unwrap();
+    while !ended.load(Ordering::SeqCst) {
+        thread::sleep(SYNC_EVERY);
+        rustix::fs::syncfs(&dir).unwrap();
+    }
+}
+
+fn cut(filesystem: &'static Filesystem) {
+    let (mut machine, blocks) = Machine::new(filesystem);
+    let Recorded { recording, begin, workers, .. } = machine.record(blocks, "", setting("OVERLAYFS_CALLS", 60));
+    let (cuts, mut not_one_step) = (setting("OVERLAYFS_CUTS", 3), 0);
+    for number in 1..=cuts {
+        let moment = begin + machine.random.next() % (recording.end() + 1 - begin);
+        machine.boot();
+        let blocks = recording.cut(moment, &mut machine.random);
+        let (_disk, _mounted) = machine.disk(blocks);
+        let when = format!("{}, cut {number} after event {moment} of {}", filesystem.make[0], recording.end());
+        let repair = machine.random.below(2) == 0;
+        let mut lost = machine.bed.losses(repair);
+        // What was written to a partial copy and not synced.
+        lost.retain(|finding| !finding.ends_with(&Damage::MapMeansNothing.to_string()));
+        assert_eq!(lost, [""; 0], "{when}");
+        let mount = machine.bed.mount("");
+        machine.bed.check_work();
+        for worker in &workers {
+            let checked = worker.history.check_cut(&worker.find(), moment, filesystem.order);
+            let one_step = checked.unwrap_or_else(|difference| panic!("{when}: {difference}"));
+            not_one_step += u64::from(!one_step);
+        }
+        mount.unmount();
+    }
+    println!("{}: {cuts} cuts, names not those after one step: {not_one_step}", filesystem.make[0]);
+}
+
+#[test]
+fn ext4_keeps_what_was_synced() {
+    cut(&EXT4);
+}
+
+#[test]
+fn xfs_keeps_what_was_synced() {
+    cut(&XFS);
+}
+
+#[test]
+fn btrfs_keeps_what_was_synced() {
+    cut(&BTRFS);
+}
+
+/// An overlay that syncs nothing is refused, whatever came of it.
+#[test]
+fn what_is_volatile_is_refused_after_a_cut() {
+    let (mut machine, blocks) = Machine::new(&EXT4);
+    let Recorded { recording, begin, worked, .. } = machine.record(blocks, ",volatile", 20);
+    // At the end the mark goes.
+    for _ in 0..setting("OVERLAYFS_CUTS", 3) {
+        let moment = begin + machine.random.next() % (worked + 1 - begin);
+        machine.boot();
+        let blocks = recording.cut(moment, &mut machine.random);
+        let (_disk, _mounted) = machine.disk(blocks);
+        let losses = machine.bed.losses(false);
+        assert!(losses.iter().any(|finding| finding.ends_with(&Damage::Volatile.to_string())), "{losses:?}");
+        let mut command = run::command(program());
+        let output = run::finish(command.args(["-f", "-o", &machine.bed.options("")]).arg(&machine.bed.point));
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && said.contains("reuse_volatile"), "mounted after event {moment}: {said}");
+    }
+}

@@ -1,0 +1,290 @@
+//! Hours of mixed work: programs that change what they have at random and know what they should find, git, tar and what compilers do, and
+//! files that are copied up all the time. One overlay stays mounted until the end; another is mounted anew every now and then.
+//!
+//! OVERLAYFS_SOAK_SECONDS says how long. Memory and descriptors of the first daemon are written down as a table, which is seen with
+//! `--nocapture`. They must not grow once all has been done a few times.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use test_common::{Stage, put};
+
+use crate::bed::Bed;
+use crate::mount::Mount;
+use crate::worker::{Random, Worker, bytes};
+use crate::{run, setting};
+
+/// How many programs work at random in the overlay that stays.
+const WORKERS: usize = 2;
+
+/// How many calls a program makes before it looks whether everything is as it should be.
+const CALLS: usize = 200;
+
+/// A pause between two calls, so that two hours are not two hours of a busy disk.
+const PAUSE: Duration = Duration::from_millis(2);
+
+/// How many seconds pass between two files that are copied up, small and large ones.
+const SMALL_EVERY: f64 = 0.3;
+const LARGE_EVERY: f64 = 3.0;
+
+const SMALL: usize = 3000;
+const LARGE: u64 = (2 << 20) + 77;
+
+/// The shortest run of which it is said whether anything grows: a shorter one is all warm-up.
+const TELLS: Duration = Duration::from_secs(300);
+
+/// What a daemon may need at any time.
+const MOST_MEMORY: u64 = 256 << 20;
+const MOST_DESCRIPTORS: usize = 1000;
+
+/// By how much the largest value of the last quarter may exceed that of the second one.
+const MORE_MEMORY: u64 = 16 << 20;
+const MORE_DESCRIPTORS: usize = 64;
+
+/// What git, tar and compilers do with a tree. Fails if a file is not what it should be.
+const PROGRAMS: &str = r#"
+rm -rf work clone && mkdir work && cd work
+tar -C ../tree -cf - . | tar -xf -
+diff -r ../tree .
+git init -q . && git add -A && git commit -qm one
+for d in d*; do echo change >> $d/f1; git mv $d/f2 $d/g2; mv $d moved-$d; done
+git add -A && git commit -qm two && git gc -q && git fsck --full --no-progress
+git clone -q . ../clone && git -C ../clone fsck --full --no-progress
+diff -r --exclude=.git . ../clone
+git checkout -q HEAD~1 && diff -r --exclude=.git ../tree .
+mkdir -p target/deps
+for i in $(seq 100); do
+    echo object $i > target/deps/.tmp$i && mv target/deps/.tmp$i target/deps/o$i && ln target/deps/o$i target/o$i
+done
+cat target/deps/o* > target/all && cat target/o* | cmp - target/all
+cd .. && rm -rf work clone
+"#;
+
+/// One line of the table.
+struct Sample {
+    at: Duration,
+    memory: u64,
+    descriptors: usize,
+}
+
+/// What a daemon needs now.
+fn sample(pid: u32, at: Duration) -> Sample {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    let kilobytes: u64 = resident.trim().trim_end_matches(" kB").parse().unwrap();
+    Sample { at, memory: kilobytes << 10, descriptors: fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count() }
+}
+
+fn check(samples: &[Sample], whole: Duration) {
+    for Sample { at, memory, descriptors } in samples {
+        assert!(*memory < MOST_MEMORY, "after {at:?} the daemon has {memory} bytes of memory");
+        assert!(*descriptors < MOST_DESCRIPTORS, "after {at:?} the daemon has {descriptors} descriptors");
+    }
+    if whole < TELLS {
+        return;
+    }
+    let quarter = |number: u32| {
+        let of =
+            samples.iter().filter(move |sample| (whole / 4 * number..whole / 4 * (number + 1)).contains(&sample.at));
+        let (memory, descriptors): (Vec<_>, Vec<_>) = of.map(|sample| (sample.memory, sample.descriptors)).unzip();
+        (memory.into_iter().max().unwrap(), descriptors.into_iter().max().unwrap())
+    };
+    let (before, after) = (quarter(1), quarter(3));
+    println!(
+        "second quarter: {} bytes, {} descriptors at most; last quarter: {}, {}",
+        before.0, before.1, after.0, after.1
+    );
+    assert!(after.0 <= before.0 + MORE_MEMORY, "memory grows from {} to {} bytes", before.0, after.0);
+    assert!(after.1 <= before.1 + MORE_DESCRIPTORS, "descriptors grow from {} to {}", before.1, after.1);
+}
+
+/// Until when to work. Ends early when somebody else fails, so that his message is seen soon.
+struct Watch {
+    start: Instant,
+    length: Duration,
+    failed: AtomicBool,
+}
+
+impl Watch {
+    fn goes_on(&self) -> bool {
+        self.start.elapsed() < self.length && !self.failed.load(Ordering::Relaxed)
+    }
+}
+
+/// Tells the others when its thread panics.
+struct Alarm<'a>(&'a Watch);
+
+impl Drop for Alarm<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.0.failed.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Works at random, and looks after every few calls.
+fn work_at_random(worker: &mut Worker, watch: &Watch, until: Duration) {
+    while watch.goes_on() && watch.start.elapsed() < until {
+        for _ in 0..CALLS {
+            worker.work().unwrap_or_else(|error| panic!("{}: {error}", worker.history.last().what));
+            worker.history.settle();
+            thread::sleep(PAUSE);
+        }
+        worker.compare();
+    }
+}
+
+/// Copies files up all the time, until there are none left.
+fn copy_up(mount: &Path, watch: &Watch) {
+    let mut random = Random(7);
+    let (mut small, mut large) = (0, 0);
+    while watch.goes_on() {
+        let seconds = watch.start.elapsed().as_secs_f64();
+        while (small as f64) * SMALL_EVERY < seconds {
+            let path = mount.join(small_file(small));
+            let mut file = File::options().append(true).open(&path).unwrap();
+            file.write_all(b"more").unwrap();
+            drop(file);
+            assert!(fs::read(&path).unwrap() == [bytes(small as u64, SMALL), b"more".to_vec()].concat(), "{path:?}");
+            match random.below(4) {
+                0 => fs::remove_file(&path).unwrap(),
+                1 => fs::rename(&path, path.with_extension("renamed")).unwrap(),
+                _ => {}
+            }
+            small += 1;
+        }
+        while (large as f64) * LARGE_EVERY < seconds {
+            let path = mount.join(format!("ration/large/{large}"));
+            let file = File::options().read(true).write(true).open(&path).unwrap();
+            file.write_all_at(b"changed", LARGE / 2).unwrap();
+            // Few stay as they are, for the rest of each is copied at the end.
+            let fate = random.below(16);
+            if (1..8).contains(&fate) {
+                file.sync_all().unwrap();
+            }
+            let mut end = [0; 7];
+            file.read_exact_at(&mut end, LARGE - 7).unwrap();
+            assert_eq!(&end, b"the end", "{path:?}");
+            drop(file);
+            let content = fs::read(&path).unwrap();
+            let at = LARGE as usize / 2;
+            assert!(content[at..at + 7] == *b"changed" && content.len() as u64 == LARGE, "{path:?}");
+            if fate >= 8 {
+                fs::remove_file(&path).unwrap();
+            }
+            large += 1;
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+    println!("copied up: {small} small files and {large} large ones");
+}
+
+fn small_file(number: usize) -> String {
+    format!("ration/small/{}/{number}", number / 100)
+}
+
+/// Does what programs do, from the beginning again and again.
+fn run_programs(mount: &Path, watch: &Watch) {
+    let mut rounds = 0;
+    while watch.goes_on() {
+        let mut command = run::command("sh");
+        command.args(["-euc", PROGRAMS]).current_dir(mount);
+        command.env("HOME", "/nonexistent").env("GIT_CONFIG_GLOBAL", "/dev/null").env("GIT_CONFIG_NOSYSTEM", "1");
+        for who in ["AUTHOR", "COMMITTER"] {
+            command.env(format!("GIT_{who}_NAME"), "Somebody").env(format!("GIT_{who}_EMAIL"), "somebody@example.org");
+        }
+        let output = run::finish(&mut command);
+        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "round {rounds} of the programs fails:\n{out}{err}");
+        rounds += 1;
+        thread::sleep(PAUSE * 500);
+    }
+    println!("rounds of git, tar and the others: {rounds}");
+}
+
+/// Mounts an overlay anew, again and again, with an empty upper layer now and then.
+fn remount(bed: &Bed, watch: &Watch, period: Duration) {
+    let mut mounts = 0;
+    while watch.goes_on() {
+        bed.clear();
+        let mut mount = bed.mount("");
+        let mut worker = Worker::new(0, &bed.point, mounts, Arc::new(AtomicU64::new(0)));
+        for _ in 0..5 {
+            work_at_random(&mut worker, watch, watch.start.elapsed() + period);
+            mount.unmount();
+            bed.check_at_rest();
+            mount = bed.mount("");
+            bed.check_work();
+            worker.compare();
+            mounts += 1;
+        }
+        mount.unmount();
+    }
+    println!("mounts of the second overlay: {mounts}");
+}
+
+#[test]
+fn memory_and_descriptors_stay_what_they_are() {
+    let length = Duration::from_secs(setting("OVERLAYFS_SOAK_SECONDS", 6));
+    let (stays, anew) = (Stage::new(), Stage::new());
+    let seconds = length.as_secs_f64();
+    let bed = Bed::new(&stays, stays.root(), WORKERS, |lower| {
+        for number in 0..(seconds / SMALL_EVERY) as usize + 1 {
+            put::file(lower, &small_file(number), bytes(number as u64, SMALL));
+        }
+        for number in 0..(seconds / LARGE_EVERY) as usize + 1 {
+            let file = File::create(put::file(lower, &format!("ration/large/{number}"), "")).unwrap();
+            file.write_all_at(b"the end", LARGE - 7).unwrap();
+        }
+        for number in 0..200 {
+            let path = format!("tree/d{}/f{}", number / 10, number % 10);
+            put::file(lower, &path, bytes(number, 100 + 100 * number as usize));
+        }
+    });
+    let other = Bed::new(&anew, anew.root(), 1, |_| ());
+    // Longer than the work, since what was partly copied is completed at the end.
+    let mount = Mount::for_long(&bed.point, &bed.options(""), length + Duration::from_secs(600));
+    let pid = mount.daemon.id();
+    let watch = Watch { start: Instant::now(), length, failed: AtomicBool::new(false) };
+    let mut samples = Vec::new();
+    thread::scope(|scope| {
+        let (watch, bed) = (&watch, &bed);
+        for number in 0..WORKERS {
+            scope.spawn(move || {
+                let _alarm = Alarm(watch);
+                let mut worker = Worker::new(number, &bed.point, 1, Arc::new(AtomicU64::new(0)));
+                work_at_random(&mut worker, watch, length);
+            });
+        }
+        scope.spawn(|| {
+            let _alarm = Alarm(watch);
+            copy_up(&bed.point, watch);
+        });
+        scope.spawn(|| {
+            let _alarm = Alarm(watch);
+            run_programs(&bed.point, watch);
+        });
+        scope.spawn(|| {
+            let _alarm = Alarm(watch);
+            remount(&other, watch, (length / 100).max(Duration::from_secs(1)));
+        });
+        println!("seconds  memory in KiB  descriptors");
+        while watch.goes_on() {
+            let now = sample(pid, watch.start.elapsed());
+            println!("{:7}  {:13}  {:11}", now.at.as_secs(), now.memory >> 10, now.descriptors);
+            samples.push(now);
+            thread::sleep((length / 240).max(Duration::from_millis(500)));
+        }
+    });
+    mount.unmount();
+    bed.check_lowers();
+    other.check_lowers();
+    bed.check_at_rest();
+    check(&samples, length);
+}

@@ -1,0 +1,424 @@
+//! A program that changes its part of a tree at random, one call at a time, and writes its history.
+//!
+//! It has a directory for itself, and files in one that all programs use.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::IntoRawFd;
+use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use test_common::{mode, put};
+
+use crate::history::{BLOCK, Content, Entry, FileId, Found, History, Promise, State, Step, parent};
+
+/// The directory that all programs use.
+const SHARED: &str = "shared";
+
+/// The most bytes that a file gets.
+const LARGEST: usize = 3 << 20;
+
+/// How many names a program has at most.
+const NAMES: usize = 60;
+
+/// A small generator of random numbers (splitmix64).
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ mixed >> 31
+    }
+
+    /// A number below `end`, which is not 0.
+    pub fn below(&mut self, end: usize) -> usize {
+        (self.next() % end as u64) as usize
+    }
+
+    /// One of these. Panics if there is none.
+    pub fn of<'a, T>(&mut self, all: &'a [T]) -> &'a T {
+        &all[self.below(all.len())]
+    }
+}
+
+/// Bytes like no others, so that it can be told from where a block is.
+pub fn bytes(seed: u64, length: usize) -> Vec<u8> {
+    let mut random = Random(seed);
+    let mut bytes = Vec::with_capacity(length + 8);
+    while bytes.len() < length {
+        bytes.extend_from_slice(&random.next().to_le_bytes());
+    }
+    bytes.truncate(length);
+    bytes
+}
+
+/// One call that changes a tree. Paths are relative to its root.
+#[derive(Clone, Debug)]
+enum Call {
+    Create(String),
+    Write { path: String, offset: usize, length: usize },
+    Truncate(String, usize),
+    Mode(String, u32),
+    Unlink(String),
+    Rename(String, String),
+    Link(String, String),
+    Symlink(String),
+    MakeDir(String),
+    RemoveDir(String),
+    SyncFile(String),
+    SyncDir(String),
+}
+
+impl Call {
+    /// The file that gets a name or other content, in the state afterwards.
+    fn file(&self, state: &State) -> Option<FileId> {
+        let (Call::Create(path)
+        | Call::Write { path, .. }
+        | Call::Truncate(path, _)
+        | Call::Mode(path, _)
+        | Call::Rename(_, path)
+        | Call::Link(_, path)) = self
+        else {
+            return None;
+        };
+        match state.tree.get(path) {
+            Some(Entry::File(id)) => Some(*id),
+            _ => None,
+        }
+    }
+
+    /// The directories in which names change.
+    fn dirs(&self) -> Vec<String> {
+        match self {
+            Call::Create(path)
+            | Call::Unlink(path)
+            | Call::Link(_, path)
+            | Call::Symlink(path)
+            | Call::MakeDir(path)
+            | Call::RemoveDir(path) => vec![parent(path).to_owned()],
+            Call::Rename(from, to) => vec![parent(from).to_owned(), parent(to).to_owned()],
+            Call::Write { .. } | Call::Truncate(..) | Call::Mode(..) | Call::SyncFile(_) | Call::SyncDir(_) => {
+                Vec::new()
+            }
+        }
+    }
+}
+
+/// A program.
+pub struct Worker {
+    number: usize,
+    root: PathBuf,
+    random: Random,
+    /// What tells the time of steps.
+    clock: Arc<AtomicU64>,
+    next_file: FileId,
+    /// Whether it renames directories.
+    pub moves_dirs: bool,
+    pub history: History,
+}
+
+impl Worker {
+    /// Puts what the program begins with into two lower layers, the upper one first.
+    pub fn furnish(number: usize, upper: &Path, lower: &Path) {
+        let own = format!("w{number}");
+        let mut seed = number as u64 * 1000;
+        let mut file = |layer: &Path, path: &str, length: usize| {
+            seed += 1;
+            mode(&put::file(layer, path, bytes(seed, length)), 0o644);
+        };
+        for (index, length) in [0, 10, 3000, 4096, 9000, 70_000].into_iter().enumerate() {
+            file(upper, &format!("{own}/small{index}"), length);
+        }
+        file(lower, &format!("{own}/big0"), (1 << 20) + 100);
+        file(lower, &format!("{own}/big1"), 2_500_000);
+        for path in ["dir/a", "dir/b", "dir/sub/c", "two/x"] {
+            file(upper, &format!("{own}/{path}"), 5000);
+        }
+        file(lower, &format!("{own}/two/y"), 5001);
+        file(lower, &format!("{own}/two/z/deep"), 300);
+        file(lower, &format!("{own}/hard"), 6000);
+        put::link(lower, &format!("{own}/hard"), &format!("{own}/hard-too"));
+        put::symlink(upper, &format!("{own}/symlink"), "small1");
+        for index in 0..3 {
+            file(upper, &format!("{SHARED}/{own}-{index}"), 2000);
+        }
+        file(lower, &format!("{SHARED}/{own}-large"), 1_200_000);
+    }
+
+    /// The program with this number in the tree at `root`, where it finds what it begins with.
+    pub fn new(number: usize, root: &Path, seed: u64, clock: Arc<AtomicU64>) -> Self {
+        let mut worker = Self {
+            number,
+            root: root.to_owned(),
+            random: Random(seed ^ (number as u64) << 32),
+            clock,
+            next_file: 0,
+            moves_dirs: true,
+            history: History::new(State::default()),
+        };
+        let state = worker.find().to_state();
+        worker.next_file = state.files.len();
+        worker.history = History::new(state);
+        worker
+    }
+
+    /// All that it has, as it is now.
+    pub fn find(&self) -> Found {
+        let mut found = Found::default();
+        found.add(&self.root, &self.own());
+        let prefix = format!("{}-", self.own());
+        for entry in fs::read_dir(self.root.join(SHARED)).unwrap() {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            if name.starts_with(&prefix) {
+                found.add(&self.root, &format!("{SHARED}/{name}"));
+            }
+        }
+        found
+    }
+
+    /// Panics unless it finds what it left.
+    pub fn compare(&mut self) {
+        let found = self.find();
+        self.history
+            .check_answered(&found)
+            .unwrap_or_else(|difference| panic!("program {}: {difference}", self.number));
+    }
+
+    fn own(&self) -> String {
+        format!("w{}", self.number)
+    }
+
+    /// Makes one call, or a few that belong together. An error is that of the call, whose step stays unanswered.
+    pub fn work(&mut self) -> io::Result<()> {
+        match self.random.below(24) {
+            0 | 1 => return self.replace(),
+            2 => return self.sync_all_above(),
+            _ => {}
+        }
+        let call = loop {
+            if let Some(call) = self.choose() {
+                break call;
+            }
+        };
+        self.perform(call)
+    }
+
+    /// Writes a file as editors do: completely, under another name first.
+    fn replace(&mut self) -> io::Result<()> {
+        let (temp, length) = (self.free_name(), 1 + self.random.below(20_000));
+        let Some(target) = self.some_file() else { return Ok(()) };
+        let Some(temp) = temp else { return self.perform(Call::Unlink(target)) };
+        self.perform(Call::Create(temp.clone()))?;
+        self.perform(Call::Write { path: temp.clone(), offset: 0, length })?;
+        self.perform(Call::SyncFile(temp.clone()))?;
+        self.perform(Call::Rename(temp, target))
+    }
+
+    /// Syncs a file and all directories above it.
+    fn sync_all_above(&mut self) -> io::Result<()> {
+        let Some(path) = self.some_file() else { return Ok(()) };
+        self.perform(Call::SyncFile(path.clone()))?;
+        let mut above = path.as_str();
+        while !above.is_empty() {
+            above = parent(above);
+            self.perform(Call::SyncDir(above.to_owned()))?;
+        }
+        Ok(())
+    }
+
+    fn choose(&mut self) -> Option<Call> {
+        let kind = self.random.below(100);
+        Some(match kind {
+            0..10 => Call::Create(self.free_name()?),
+            10..40 => {
+                let path = self.some_file()?;
+                let size = self.size(&path);
+                let (offset, length) = match self.random.below(4) {
+                    0 => (size, 1 + self.random.below(9000)),
+                    1 => {
+                        // Inside one block.
+                        let offset = self.random.below(size + 1);
+                        (offset, 1 + self.random.below(BLOCK - offset % BLOCK))
+                    }
+                    2 => (self.random.below(size + 1), 1 + self.random.below(9000)),
+                    _ => (self.random.below(size + 1), 1 + self.random.below(200_000)),
+                };
+                (offset + length <= LARGEST).then_some(Call::Write { path, offset, length })?
+            }
+            40..45 => {
+                let path = self.some_file()?;
+                let size = self.size(&path);
+                let size = if self.random.below(3) == 0 { 0 } else { self.random.below(size + 5000) };
+                (size <= LARGEST).then_some(Call::Truncate(path, size))?
+            }
+            45..50 => Call::Mode(self.some_file()?, *self.random.of(&[0o644, 0o600, 0o755])),
+            50..57 => Call::Unlink(self.some_path(|entry| *entry != Entry::Dir)?),
+            57..67 => {
+                let from = self.some_path(|entry| *entry != Entry::Dir)?;
+                let to = if self.random.below(3) == 0 { self.some_file()? } else { self.free_name()? };
+                // Two names of one file: nothing happens then.
+                let tree = &self.history.state().tree;
+                (from != to && tree.get(&from) != tree.get(&to)).then_some(Call::Rename(from, to))?
+            }
+            67..71 => {
+                let from = self.some_dir()?;
+                let to = self.free_name()?;
+                let inside = to.starts_with(&format!("{from}/")) || parent(&to) == SHARED;
+                (self.moves_dirs && !inside).then_some(Call::Rename(from, to))?
+            }
+            71..75 => Call::Link(self.some_file()?, self.free_name()?),
+            75..77 => Call::Symlink(self.free_name()?),
+            77..81 => {
+                let path = self.free_name()?;
+                (parent(&path) != SHARED).then_some(Call::MakeDir(path))?
+            }
+            81..83 => {
+                let path = self.some_dir()?;
+                let is_empty = !self.history.state().tree.keys().any(|other| parent(other) == path);
+                is_empty.then_some(Call::RemoveDir(path))?
+            }
+            83..93 => Call::SyncFile(self.some_file()?),
+            _ => {
+                let dirs = self.dirs();
+                Call::SyncDir(self.random.of(&dirs).clone())
+            }
+        })
+    }
+
+    fn some_path(&mut self, wanted: impl Fn(&Entry) -> bool) -> Option<String> {
+        let tree = &self.history.state().tree;
+        let all: Vec<String> = tree.iter().filter(|(_, entry)| wanted(entry)).map(|(path, _)| path.clone()).collect();
+        (!all.is_empty()).then(|| self.random.of(&all).clone())
+    }
+
+    fn some_file(&mut self) -> Option<String> {
+        self.some_path(|entry| matches!(entry, Entry::File(_)))
+    }
+
+    /// One that can go: not the program's own.
+    fn some_dir(&mut self) -> Option<String> {
+        let own = self.own();
+        self.some_path(|entry| *entry == Entry::Dir).filter(|path| *path != own)
+    }
+
+    /// The directories that a file can be put into.
+    fn dirs(&self) -> Vec<String> {
+        let tree = &self.history.state().tree;
+        let own = tree.iter().filter(|(_, entry)| **entry == Entry::Dir).map(|(path, _)| path.clone());
+        own.chain([SHARED.to_owned()]).collect()
+    }
+
+    fn free_name(&mut self) -> Option<String> {
+        let dirs = self.dirs();
+        let dir = self.random.of(&dirs).clone();
+        let prefix = if dir == SHARED { format!("{}-", self.own()) } else { String::new() };
+        let path = format!("{dir}/{prefix}n{}", self.random.below(20));
+        let tree = &self.history.state().tree;
+        (tree.len() < NAMES && path.matches('/').count() < 8 && !tree.contains_key(&path)).then_some(path)
+    }
+
+    fn size(&self, path: &str) -> usize {
+        let state = self.history.state();
+        match state.tree.get(path) {
+            Some(Entry::File(id)) => state.files[id].bytes.len(),
+            _ => 0,
+        }
+    }
+
+    fn perform(&mut self, call: Call) -> io::Result<()> {
+        let mut state = self.history.state().clone();
+        let seed = self.random.next();
+        let promise = apply(&call, &mut state, &mut self.next_file, seed);
+        let (what, begun) = (format!("{call:?}"), self.clock.load(Ordering::SeqCst));
+        let (file, dirs) = (call.file(&state), call.dirs());
+        self.history.begin(Step { what, begun, done: None, promise, file, dirs, state });
+        make(&call, &self.root, seed)?;
+        self.history.done(self.clock.load(Ordering::SeqCst));
+        Ok(())
+    }
+}
+
+/// Does to a state what the call does to a tree. Answers what the call promises.
+fn apply(call: &Call, state: &mut State, next_file: &mut FileId, seed: u64) -> Option<Promise> {
+    let id = |state: &State, path: &str| match state.tree[path] {
+        Entry::File(id) => id,
+        _ => panic!("{path} is no file"),
+    };
+    match call {
+        Call::Create(path) => {
+            state.tree.insert(path.clone(), Entry::File(*next_file));
+            state.files.insert(*next_file, Content { bytes: Arc::default(), mode: 0o600 });
+            *next_file += 1;
+        }
+        Call::Write { path, offset, length } => change(state, id(state, path), |content| {
+            content.resize(content.len().max(offset + length), 0);
+            content[*offset..offset + length].copy_from_slice(&bytes(seed, *length));
+        }),
+        Call::Truncate(path, size) => change(state, id(state, path), |content| content.resize(*size, 0)),
+        Call::Mode(path, mode) => {
+            let id = id(state, path);
+            state.files.get_mut(&id).unwrap().mode = *mode;
+        }
+        Call::Unlink(path) | Call::RemoveDir(path) => drop(state.tree.remove(path)),
+        Call::Rename(from, to) => {
+            let below = format!("{from}/");
+            let moved: Vec<String> =
+                state.tree.keys().filter(|path| *path == from || path.starts_with(&below)).cloned().collect();
+            for path in moved {
+                let entry = state.tree.remove(&path).unwrap();
+                state.tree.insert(format!("{to}{}", &path[from.len()..]), entry);
+            }
+        }
+        Call::Link(from, to) => drop(state.tree.insert(to.clone(), Entry::File(id(state, from)))),
+        Call::Symlink(path) => drop(state.tree.insert(path.clone(), Entry::Symlink(format!("to-{seed}")))),
+        Call::MakeDir(path) => drop(state.tree.insert(path.clone(), Entry::Dir)),
+        Call::SyncFile(path) => return Some(Promise::File(id(state, path), path.clone())),
+        Call::SyncDir(path) => return Some(Promise::Dir(path.clone())),
+    }
+    let named: Vec<FileId> = state.files.keys().copied().filter(|id| state.names(*id).is_empty()).collect();
+    state.files.retain(|id, _| !named.contains(id));
+    None
+}
+
+fn change(state: &mut State, id: FileId, how: impl FnOnce(&mut Vec<u8>)) {
+    let content = state.files.get_mut(&id).unwrap();
+    let mut bytes = content.bytes.to_vec();
+    how(&mut bytes);
+    content.bytes = Arc::new(bytes);
+}
+
+fn make(call: &Call, root: &Path, seed: u64) -> io::Result<()> {
+    let at = |path: &str| root.join(path);
+    match call {
+        Call::Create(path) => close(File::options().write(true).create_new(true).mode(0o600).open(at(path))?),
+        Call::Write { path, offset, length } => {
+            let file = File::options().write(true).open(at(path))?;
+            let data = bytes(seed, *length);
+            let written = file.write_at(&data, *offset as u64)?;
+            close(file)?;
+            if written < *length { Err(io::ErrorKind::WriteZero.into()) } else { Ok(()) }
+        }
+        Call::Truncate(path, size) => File::options().write(true).open(at(path))?.set_len(*size as u64),
+        Call::Mode(path, mode) => fs::set_permissions(at(path), fs::Permissions::from_mode(*mode)),
+        Call::Unlink(path) => fs::remove_file(at(path)),
+        Call::Rename(from, to) => fs::rename(at(from), at(to)),
+        Call::Link(from, to) => fs::hard_link(at(from), at(to)),
+        Call::Symlink(path) => symlink(format!("to-{seed}"), at(path)),
+        Call::MakeDir(path) => fs::create_dir(at(path)),
+        Call::RemoveDir(path) => fs::remove_dir(at(path)),
+        Call::SyncFile(path) | Call::SyncDir(path) => File::open(at(path))?.sync_all(),
+    }
+}
+
+/// Closes a file, and hears whether what was written to it was taken.
+fn close(file: File) -> io::Result<()> {
+    // SAFETY: the descriptor is the file's own, which is given up.
+    match unsafe { libc::close(file.into_raw_fd()) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
