@@ -164,7 +164,8 @@ impl<L: Layer> Overlay<L> {
             attr.size = size;
         }
         drop(state);
-        self.cut(node, &open, size)
+        self.cut(node, &open, size);
+        Ok(())
     }
 
     /// Changes the allocation of a range of a regular file. EROFS; EOPNOTSUPP where the upper layer cannot; EISDIR; EINVAL of anything
