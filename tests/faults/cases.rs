@@ -110,7 +110,7 @@ pub fn table(full: bool) -> Vec<Op> {
             ops.push(Rename(f(), s(over), RenameMode::Replace));
         }
         if full {
-            ops.extend([SetXattr(f(), 1), Punch(f(), 2, 9000), Reserve(f(), LARGE + 9000)]);
+            ops.extend([SetXattr(f(), 1), RemoveXattr(f()), Punch(f(), 2, 9000), Reserve(f(), LARGE + 9000)]);
             ops.extend(["both", "own", "big"].map(|other| Rename(f(), s(other), RenameMode::Exchange)));
         }
     }
@@ -236,7 +236,7 @@ pub fn random_op(random: &mut Random, full: bool) -> Op {
         26 => [Hold(one.clone()), WriteHeld(byte), CopyRange(one, other)][random.below(3)].clone(),
         27 => [Remount, Crash][random.below(2)].clone(),
         28 => Rename(one, other, RenameMode::Exchange),
-        29 => SetXattr(one, byte),
+        29 => [SetXattr(one.clone(), byte), RemoveXattr(one)][random.below(2)].clone(),
         30 => Punch(one, place, 6000),
         _ => Fifo(one),
     }

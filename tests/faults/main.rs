@@ -20,6 +20,7 @@ mod ground;
 mod memory;
 mod op;
 mod points;
+mod power;
 mod random;
 mod view;
 
@@ -31,9 +32,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use overlayfs::format::Wanted;
 
 use ground::{Ground, Host, InMemory, Redoxfs, Start};
-use memory::Abilities;
+use memory::{Abilities, Order};
 use op::{Op, Session};
 use points::{Case, Tried};
+use power::Outage;
 use random::Random;
 
 /// How much is tried.
@@ -70,15 +72,9 @@ impl Plan {
 
     /// Tries so many random sequences, of their points one of so many.
     fn random<G: Ground>(self, abilities: Abilities, seeds: std::ops::Range<u64>, one_of: u64, tried: &mut Tried) {
-        let full = G::FULL && abilities.exchange;
         for seed in seeds {
-            let start = cases::random_start(seed, full, abilities);
+            let (start, ops) = random_case::<G>(abilities, seed);
             let prepared = G::make(&start);
-            let mut random = Random::new(seed + (1 << 32));
-            let scratch = G::make(&start);
-            let mut session = Session::new(&scratch, start.mounting).unwrap();
-            let ops = cases::random_ops(&mut random, full, 10, |op| session.apply(op).is_ok());
-            drop(session);
             for (index, op) in ops.iter().enumerate().filter(|(_, op)| !matches!(op, Op::Crash | Op::Hold(_))) {
                 let seed = seed << 8 | index as u64;
                 let case = Case { start: &start, warm: &ops[..index], op, one_of, seed };
@@ -90,9 +86,54 @@ impl Plan {
     }
 }
 
+impl Plan {
+    fn lose_power(self, outage: &Outage<'_>, prepared: &InMemory, tried: &mut Tried) {
+        if catch_unwind(AssertUnwindSafe(|| outage.sweep(prepared, tried))).is_err() {
+            self.failed.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// The power goes during and after each operation of a table; of its rows one of so many are tried, and of the states.
+    fn power_table(self, start: &Start, order: Order, rows: u64, one_of: u64, tried: &mut Tried) {
+        let prepared = InMemory::make(start);
+        let all = cases::table(start.abilities.exchange).into_iter().map(|op| (Vec::new(), op));
+        for (number, (mut ops, op)) in all.chain(cases::held()).enumerate() {
+            let seed = number as u64;
+            if !Random::new(seed).next().is_multiple_of(rows) {
+                continue;
+            }
+            let from = ops.len();
+            let paths = op.paths();
+            ops.push(op);
+            ops.extend(paths.into_iter().map(Op::Sync));
+            self.lose_power(&Outage { start, ops: &ops, order, from, one_of, seed }, &prepared, tried);
+        }
+    }
+
+    fn power_random(self, abilities: Abilities, order: Order, seeds: std::ops::Range<u64>, one_of: u64, tried: &mut Tried) {
+        for seed in seeds {
+            let (start, ops) = random_case::<InMemory>(abilities, seed);
+            let prepared = InMemory::make(&start);
+            self.lose_power(&Outage { start: &start, ops: &ops, order, from: 0, one_of, seed }, &prepared, tried);
+        }
+    }
+}
+
+/// Random layers and operations.
+fn random_case<G: Ground>(abilities: Abilities, seed: u64) -> (Start, Vec<Op>) {
+    let full = G::FULL && abilities.exchange;
+    let start = cases::random_start(seed, full, abilities);
+    let scratch = G::make(&start);
+    let mut session = Session::new(&scratch, start.mounting).unwrap();
+    let mut random = Random::new(seed + (1 << 32));
+    let ops = cases::random_ops(&mut random, full, 10, |op| session.apply(op).is_ok());
+    drop(session);
+    (start, ops)
+}
+
 type Part = (&'static str, fn(Plan, &mut Tried));
 
-const PARTS: [Part; 12] = [
+const PARTS: [Part; 18] = [
     ("table", |plan, tried| {
         let start = cases::start(Wanted::Oci, false, Abilities::EXT4, true);
         plan.table::<InMemory>(&start, 1, plan.one_of(1, 60), tried);
@@ -136,6 +177,29 @@ const PARTS: [Part; 12] = [
     }),
     ("random-redoxfs", |plan, tried| {
         plan.random::<Redoxfs>(Abilities::FEW, 3000..plan.one_of(3020, 3002), plan.one_of(1, 20), tried);
+    }),
+    ("power", |plan, tried| {
+        let start = cases::start(Wanted::Oci, false, Abilities::EXT4, true);
+        plan.power_table(&start, Order::Journaled, plan.one_of(1, 4), plan.one_of(2, 100), tried);
+    }),
+    ("power-kernel", |plan, tried| {
+        let start = cases::start(Wanted::Kernel, false, Abilities::SHARING, true);
+        plan.power_table(&start, Order::Journaled, plan.one_of(1, 10), plan.one_of(4, 100), tried);
+    }),
+    ("power-few-abilities", |plan, tried| {
+        let start = cases::start(Wanted::Oci, false, Abilities::FEW, true);
+        plan.power_table(&start, Order::Journaled, plan.one_of(1, 10), plan.one_of(4, 100), tried);
+    }),
+    ("power-random", |plan, tried| {
+        plan.power_random(Abilities::EXT4, Order::Journaled, 4000..plan.one_of(4300, 4010), plan.one_of(10, 200), tried);
+        plan.power_random(Abilities::FEW, Order::Journaled, 5000..plan.one_of(5200, 5005), plan.one_of(10, 200), tried);
+    }),
+    ("power-no-order", |plan, tried| {
+        let start = cases::start(Wanted::Oci, false, Abilities::FEW, true);
+        plan.power_table(&start, Order::None, plan.one_of(1, 10), plan.one_of(4, 100), tried);
+    }),
+    ("power-no-order-random", |plan, tried| {
+        plan.power_random(Abilities::FEW, Order::None, 6000..plan.one_of(6100, 6005), plan.one_of(10, 200), tried);
     }),
 ];
 

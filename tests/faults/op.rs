@@ -53,6 +53,37 @@ pub enum Op {
     Crash,
 }
 
+impl Op {
+    /// The paths that it is about.
+    pub fn paths(&self) -> Vec<String> {
+        match self {
+            Op::Create(path)
+            | Op::CreateAs(path, _)
+            | Op::Mkdir(path)
+            | Op::MkdirAs(path, _)
+            | Op::Symlink(path)
+            | Op::Fifo(path)
+            | Op::Temp(path)
+            | Op::Unlink(path)
+            | Op::Rmdir(path)
+            | Op::Write(path, ..)
+            | Op::Append(path, ..)
+            | Op::Truncate(path, _)
+            | Op::Punch(path, ..)
+            | Op::Reserve(path, _)
+            | Op::Chmod(path, _)
+            | Op::Chown(path, _)
+            | Op::Times(path, _)
+            | Op::SetXattr(path, _)
+            | Op::RemoveXattr(path)
+            | Op::Sync(path)
+            | Op::Hold(path) => vec![path.clone()],
+            Op::Link(from, to) | Op::Rename(from, to, _) | Op::CopyRange(from, to) => vec![from.clone(), to.clone()],
+            Op::WriteHeld(_) | Op::Remount | Op::Crash => Vec::new(),
+        }
+    }
+}
+
 /// How the layers are mounted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mounting {

@@ -17,8 +17,9 @@ pub type View = BTreeMap<String, Seen>;
 /// What is seen of an object.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Seen {
-    /// Kind, mode, owner, target of a symlink, extended attributes.
+    /// Kind, owner, target of a symlink, extended attributes.
     pub said: String,
+    pub mode: u32,
     pub content: Option<Content>,
     /// Tells the names of one object from those of others.
     pub ino: u64,
@@ -74,11 +75,17 @@ pub fn without_held(view: &View) -> View {
     view.iter().filter(|(path, _)| !path.starts_with("//")).map(|(path, seen)| (path.clone(), seen.clone())).collect()
 }
 
+/// The same without set-id bits, which a change of the owner may take.
+pub fn without_set_id(mut view: View) -> View {
+    view.values_mut().for_each(|seen| seen.mode &= !0o6000);
+    view
+}
+
 fn see<L: Layer>(overlay: &Overlay<L>, handle: &Handle<L>, path: &str) -> Seen {
     let node = handle.node();
     let Stat { kind, mode, uid, gid, size, ino, mtime, .. } =
         overlay.stat(node).unwrap_or_else(|error| panic!("{path}: {error}"));
-    let mut said = format!("{kind:?} {mode:o} {uid}:{gid}");
+    let mut said = format!("{kind:?} {uid}:{gid}");
     match overlay.xattrs(node) {
         Err(error) if error.errno == EOPNOTSUPP => {}
         names => {
@@ -95,7 +102,7 @@ fn see<L: Layer>(overlay: &Overlay<L>, handle: &Handle<L>, path: &str) -> Seen {
         }
         _ => None,
     };
-    Seen { said, content, ino, mtime }
+    Seen { said, mode, content, ino, mtime }
 }
 
 fn content<L: Layer>(overlay: &Overlay<L>, handle: &Handle<L>, size: u64) -> Content {
@@ -125,8 +132,8 @@ const ZEROS: [u8; PAGE as usize] = [0; PAGE as usize];
 pub fn difference(expected: &View, found: &View, times: impl Fn(&str, &Seen) -> bool) -> Option<String> {
     for (path, one) in expected {
         let Some(other) = found.get(path) else { return Some(format!("{path} is missing")) };
-        if one.said != other.said {
-            return Some(format!("{path}: {} instead of {}", other.said, one.said));
+        if (&one.said, one.mode) != (&other.said, other.mode) {
+            return Some(format!("{path}: {} {:o} instead of {} {:o}", other.said, other.mode, one.said, one.mode));
         }
         if one.content != other.content {
             return Some(format!("{path} has {} instead of {}", brief(&other.content), brief(&one.content)));

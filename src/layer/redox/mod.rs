@@ -400,7 +400,8 @@ impl Layer for RedoxLayer {
     /// Redox has no single step for this: a crash in between leaves a symlink with an empty target.
     fn create_symlink(&self, dir: &Dir, name: &OsStr, target: &OsStr, _owner: Owner) -> Result<()> {
         let link = File(self.changing(dir, name)?.create(O_SYMLINK | O_WRONLY, 0o777)?);
-        write_all(self, &link, target.as_bytes(), 0)
+        let written = write_all(self, &link, target.as_bytes(), 0);
+        written.or_else(|error| self.unlink(dir, name).and(Err(error)))
     }
 
     /// A socket, of which redoxfs has to be sent a descriptor: it names it as its path ends. So where the name is to be another, it is made in a
