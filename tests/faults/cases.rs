@@ -11,21 +11,36 @@ use crate::random::Random;
 /// The files of the table, each in another state.
 const FILES: [&str; 12] = [
     // Of the lower layer; copied up; of the upper layer alone; in a merged directory, and copied up there.
-    "file", "both", "own/file", "d/gone-not", "d/both",
+    "file",
+    "both",
+    "own/file",
+    "d/gone-not",
+    "d/both",
     // In a directory that only a lower layer has, two levels deep.
     "e/g/f",
     // One of two names of a lower file; one of two, of which the other was copied up; one of two of an own file.
-    "l1", "c1", "linked",
+    "l1",
+    "c1",
+    "linked",
     // Large: lower; copied in part; in part, in a directory that was renamed.
-    "big", "part", "redirected/part",
+    "big",
+    "part",
+    "redirected/part",
 ];
 
 /// The directories of the table.
 const DIRS: [&str; 9] = [
     // Merged; of one lower layer; opaque; redirected; of the upper layer alone.
-    "d", "e", "o", "redirected", "own",
+    "d",
+    "e",
+    "o",
+    "redirected",
+    "own",
     // Merged and empty to look at; the same with a redirect; empty in a lower layer; empty in the upper one.
-    "looks-empty", "looks-empty-too", "empty", "own-empty",
+    "looks-empty",
+    "looks-empty-too",
+    "empty",
+    "own-empty",
 ];
 
 /// Names that are free, or were removed: a file's, a directory's, in a merged directory, in one that is not copied up, in an opaque one.
@@ -39,9 +54,25 @@ fn placed(layer: &'static str, path: &str, item: Item) -> Placed {
     (layer, s(path), item)
 }
 
+/// How many of the last operations of [`start`] copy files in part.
+pub const PARTS: usize = 2;
+
 /// The tree of the table, with names in every state that a name can be in.
 pub fn start(format: Wanted, whole_copies: bool, abilities: Abilities, full: bool) -> Start {
-    let files = ["file", "both", "gone", "gone-too", "d/gone", "d/gone-not", "d/both", "d/deep/f", "dirgone/f", "r/f", "o/f", "e/g/f"];
+    let files = [
+        "file",
+        "both",
+        "gone",
+        "gone-too",
+        "d/gone",
+        "d/gone-not",
+        "d/both",
+        "d/deep/f",
+        "dirgone/f",
+        "r/f",
+        "o/f",
+        "e/g/f",
+    ];
     let mut lowers: Vec<_> = files.iter().map(|path| placed("lower", path, Item::File)).collect();
     lowers.extend(["l1", "c1"].map(|path| placed("lower", path, Item::File)));
     lowers.push(placed("lower", "l2", Item::Link(s("l1"))));
@@ -125,14 +156,18 @@ pub fn table(full: bool) -> Vec<Op> {
             Create(s(&format!("{dir}/made"))),
             Rename(s("file"), s(&format!("{dir}/moved")), RenameMode::Replace),
         ]);
-        for to in ["moved", "e/moved", "gone-too", "dirgone", "r", "looks-empty", "looks-empty-too", "empty", "own-empty"] {
+        for to in
+            ["moved", "e/moved", "gone-too", "dirgone", "r", "looks-empty", "looks-empty-too", "empty", "own-empty"]
+        {
             if to != dir {
                 ops.push(Rename(d(), s(to), RenameMode::Replace));
             }
         }
         if full {
             ops.push(SetXattr(d(), 2));
-            ops.extend(["both", "file", "own", "redirected", "looks-empty"].map(|to| Rename(d(), s(to), RenameMode::Exchange)));
+            ops.extend(
+                ["both", "file", "own", "redirected", "looks-empty"].map(|to| Rename(d(), s(to), RenameMode::Exchange)),
+            );
         }
     }
     for name in FREE {
@@ -206,7 +241,11 @@ pub fn random_start(seed: u64, full: bool, abilities: Abilities) -> Start {
             lowers.push((layer, path, item));
         }
     }
-    let format = if full && abilities.exchange && abilities.xattrs && random.below(3) == 0 { Wanted::Kernel } else { Wanted::Oci };
+    let format = if full && abilities.exchange && abilities.xattrs && random.below(3) == 0 {
+        Wanted::Kernel
+    } else {
+        Wanted::Oci
+    };
     let mounting = Mounting { format, whole_copies: random.below(6) == 0 };
     Start { lowers, ops: Vec::new(), mounting, abilities }
 }

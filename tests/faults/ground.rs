@@ -304,7 +304,9 @@ impl Ground for Redoxfs {
 
     fn new(_: Abilities) -> Self {
         let disk = redoxfs::Disk::redoxfs();
-        LAYERS.iter().for_each(|name| { disk.tree().put_dir(name); });
+        LAYERS.iter().for_each(|name| {
+            disk.tree().put_dir(name);
+        });
         Redoxfs(disk)
     }
 

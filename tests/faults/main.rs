@@ -95,13 +95,17 @@ impl Plan {
 
     /// The power goes during and after each operation of a table; of its rows one of so many are tried, and of the states.
     fn power_table(self, start: &Start, order: Order, rows: u64, one_of: u64, tried: &mut Tried) {
-        let prepared = InMemory::make(start);
+        // What is copied in part is so until the power goes.
+        let mut start = start.clone();
+        let parts = start.ops.split_off(start.ops.len() - cases::PARTS);
+        let (start, prepared) = (&start, InMemory::make(&start));
         let all = cases::table(start.abilities.exchange).into_iter().map(|op| (Vec::new(), op));
-        for (number, (mut ops, op)) in all.chain(cases::held()).enumerate() {
+        for (number, (warm, op)) in all.chain(cases::held()).enumerate() {
             let seed = number as u64;
             if !Random::new(seed).next().is_multiple_of(rows) {
                 continue;
             }
+            let mut ops = [&parts[..], &warm].concat();
             let from = ops.len();
             let paths = op.paths();
             ops.push(op);
@@ -110,7 +114,14 @@ impl Plan {
         }
     }
 
-    fn power_random(self, abilities: Abilities, order: Order, seeds: std::ops::Range<u64>, one_of: u64, tried: &mut Tried) {
+    fn power_random(
+        self,
+        abilities: Abilities,
+        order: Order,
+        seeds: std::ops::Range<u64>,
+        one_of: u64,
+        tried: &mut Tried,
+    ) {
         for seed in seeds {
             let (start, ops) = random_case::<InMemory>(abilities, seed);
             let prepared = InMemory::make(&start);
@@ -136,38 +147,38 @@ type Part = (&'static str, fn(Plan, &mut Tried));
 const PARTS: [Part; 18] = [
     ("table", |plan, tried| {
         let start = cases::start(Wanted::Oci, false, Abilities::EXT4, true);
-        plan.table::<InMemory>(&start, 1, plan.one_of(1, 60), tried);
+        plan.table::<InMemory>(&start, plan.one_of(1, 6), plan.one_of(1, 10), tried);
     }),
     ("table-kernel", |plan, tried| {
         let start = cases::start(Wanted::Kernel, false, Abilities::EXT4, true);
-        plan.table::<InMemory>(&start, plan.one_of(1, 4), plan.one_of(1, 20), tried);
+        plan.table::<InMemory>(&start, plan.one_of(1, 12), plan.one_of(1, 10), tried);
     }),
     ("table-few-abilities", |plan, tried| {
         let start = cases::start(Wanted::Oci, false, Abilities::FEW, true);
-        plan.table::<InMemory>(&start, plan.one_of(1, 4), plan.one_of(1, 20), tried);
+        plan.table::<InMemory>(&start, plan.one_of(1, 12), plan.one_of(1, 10), tried);
     }),
     ("table-shared-data", |plan, tried| {
         let start = cases::start(Wanted::Oci, false, Abilities::SHARING, true);
-        plan.table::<InMemory>(&start, plan.one_of(1, 8), plan.one_of(1, 20), tried);
+        plan.table::<InMemory>(&start, plan.one_of(1, 30), plan.one_of(1, 10), tried);
     }),
     ("table-whole-copies", |plan, tried| {
         let start = cases::start(Wanted::Oci, true, Abilities::EXT4, true);
-        plan.table::<InMemory>(&start, plan.one_of(1, 8), plan.one_of(1, 20), tried);
+        plan.table::<InMemory>(&start, plan.one_of(1, 30), plan.one_of(1, 10), tried);
     }),
     ("table-redoxfs", |plan, tried| {
         let start = cases::start(Wanted::Oci, false, Abilities::FEW, false);
-        plan.table::<Redoxfs>(&start, plan.one_of(1, 8), plan.one_of(1, 40), tried);
+        plan.table::<Redoxfs>(&start, plan.one_of(8, 40), plan.one_of(4, 20), tried);
     }),
     ("table-host", |plan, tried| {
         let start = cases::start(Wanted::Oci, false, Abilities::EXT4, true);
-        plan.table::<Host>(&start, plan.one_of(4, 60), plan.one_of(30, 40), tried);
+        plan.table::<Host>(&start, plan.one_of(10, 150), plan.one_of(30, 40), tried);
     }),
     ("table-host-kernel", |plan, tried| {
         let start = cases::start(Wanted::Kernel, false, Abilities::EXT4, true);
-        plan.table::<Host>(&start, plan.one_of(4, 60), plan.one_of(30, 40), tried);
+        plan.table::<Host>(&start, plan.one_of(10, 150), plan.one_of(30, 40), tried);
     }),
     ("random", |plan, tried| {
-        plan.random::<InMemory>(Abilities::EXT4, 0..plan.one_of(300, 10), plan.one_of(1, 10), tried);
+        plan.random::<InMemory>(Abilities::EXT4, 0..plan.one_of(300, 6), plan.one_of(1, 10), tried);
     }),
     ("random-few-abilities", |plan, tried| {
         plan.random::<InMemory>(Abilities::FEW, 1000..plan.one_of(1100, 1004), plan.one_of(1, 10), tried);
@@ -176,27 +187,33 @@ const PARTS: [Part; 18] = [
         plan.random::<InMemory>(Abilities::SHARING, 2000..plan.one_of(2100, 2004), plan.one_of(1, 10), tried);
     }),
     ("random-redoxfs", |plan, tried| {
-        plan.random::<Redoxfs>(Abilities::FEW, 3000..plan.one_of(3020, 3002), plan.one_of(1, 20), tried);
+        plan.random::<Redoxfs>(Abilities::FEW, 3000..plan.one_of(3006, 3001), plan.one_of(4, 20), tried);
     }),
     ("power", |plan, tried| {
         let start = cases::start(Wanted::Oci, false, Abilities::EXT4, true);
-        plan.power_table(&start, Order::Journaled, plan.one_of(1, 4), plan.one_of(2, 100), tried);
+        plan.power_table(&start, Order::Journaled, plan.one_of(1, 20), plan.one_of(2, 60), tried);
     }),
     ("power-kernel", |plan, tried| {
         let start = cases::start(Wanted::Kernel, false, Abilities::SHARING, true);
-        plan.power_table(&start, Order::Journaled, plan.one_of(1, 10), plan.one_of(4, 100), tried);
+        plan.power_table(&start, Order::Journaled, plan.one_of(1, 60), plan.one_of(4, 60), tried);
     }),
     ("power-few-abilities", |plan, tried| {
         let start = cases::start(Wanted::Oci, false, Abilities::FEW, true);
-        plan.power_table(&start, Order::Journaled, plan.one_of(1, 10), plan.one_of(4, 100), tried);
+        plan.power_table(&start, Order::Journaled, plan.one_of(1, 60), plan.one_of(4, 60), tried);
     }),
     ("power-random", |plan, tried| {
-        plan.power_random(Abilities::EXT4, Order::Journaled, 4000..plan.one_of(4300, 4010), plan.one_of(10, 200), tried);
+        plan.power_random(
+            Abilities::EXT4,
+            Order::Journaled,
+            4000..plan.one_of(4300, 4006),
+            plan.one_of(10, 200),
+            tried,
+        );
         plan.power_random(Abilities::FEW, Order::Journaled, 5000..plan.one_of(5200, 5005), plan.one_of(10, 200), tried);
     }),
     ("power-no-order", |plan, tried| {
         let start = cases::start(Wanted::Oci, false, Abilities::FEW, true);
-        plan.power_table(&start, Order::None, plan.one_of(1, 10), plan.one_of(4, 100), tried);
+        plan.power_table(&start, Order::None, plan.one_of(1, 60), plan.one_of(4, 60), tried);
     }),
     ("power-no-order-random", |plan, tried| {
         plan.power_random(Abilities::FEW, Order::None, 6000..plan.one_of(6100, 6005), plan.one_of(10, 200), tried);
@@ -205,14 +222,16 @@ const PARTS: [Part; 18] = [
 
 fn main() -> ExitCode {
     static FAILED: AtomicUsize = AtomicUsize::new(0);
-    let plan = Plan { full: std::env::var_os("OVERLAYFS_FAULTS").is_some_and(|wanted| wanted == "full"), failed: &FAILED };
+    let plan =
+        Plan { full: std::env::var_os("OVERLAYFS_FAULTS").is_some_and(|wanted| wanted == "full"), failed: &FAILED };
     let wanted: Vec<_> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
     // As an overlay has it from the first mount on: what is made in layers is the same before and after that.
     rustix::process::umask(rustix::fs::Mode::empty());
     let (mut tried, begun) = (Tried::default(), std::time::Instant::now());
     // On the host descriptors are counted, which are the whole process's: alone.
     let is_alone = |part: &&Part| part.0.contains("host");
-    let parts = || PARTS.iter().filter(|part| wanted.is_empty() || wanted.iter().any(|wanted| part.0.contains(&**wanted)));
+    let parts =
+        || PARTS.iter().filter(|part| wanted.is_empty() || wanted.iter().any(|wanted| part.0.contains(&**wanted)));
     let (alone, together): (Vec<_>, Vec<_>) = parts().partition(is_alone);
     let next = Mutex::new(together.into_iter());
     std::thread::scope(|scope| {

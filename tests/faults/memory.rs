@@ -379,7 +379,9 @@ impl Tree {
             What::Size { ino, size } => self.fill(*ino, now, |content| content.resize(*size))?,
             What::Clear { ino, range } => self.fill(*ino, now, |content| content.clear(range.clone()))?,
             What::Share { ino, content: shared } => self.fill(*ino, now, |content| *content = shared.clone())?,
-            What::Write { ino, offset, bytes } => self.fill(*ino, now, |content| content.write(*offset, bytes, keep))?,
+            What::Write { ino, offset, bytes } => {
+                self.fill(*ino, now, |content| content.write(*offset, bytes, keep))?
+            }
         }
         Some(())
     }

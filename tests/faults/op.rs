@@ -195,9 +195,7 @@ impl<'s, S: Source> Session<'s, S> {
                 let (dir, name) = self.entry(path)?;
                 let handle = overlay.create_temp(&dir, 0o640, OTHER)?;
                 let node = handle.node().clone();
-                let linked = self
-                    .write(&handle, Some(0), &[b't'; 100])
-                    .and_then(|()| overlay.link(&node, &dir, name));
+                let linked = self.write(&handle, Some(0), &[b't'; 100]).and_then(|()| overlay.link(&node, &dir, name));
                 drop(handle);
                 overlay.release(node);
                 linked

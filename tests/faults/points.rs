@@ -244,7 +244,11 @@ impl Case<'_> {
         let left: Vec<_> = ground.work().into_iter().filter(|name| name.starts_with("tmp.")).collect();
         // What could not be removed is there until the next mount.
         let removes = matches!(struck, "unlink" | "remove_dir" | "unlinkat" | "open_dir" | "list");
-        assert!(left.is_empty() || removes && (is_done || usual.result == result), "{}: answered {result:?} and left {left:?}", what());
+        assert!(
+            left.is_empty() || removes && (is_done || usual.result == result),
+            "{}: answered {result:?} and left {left:?}",
+            what()
+        );
         if looks {
             let now = look(self, &session);
             if let Some(wrong) = usual.differs::<G>(expected, &now, struck) {

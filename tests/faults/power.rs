@@ -30,6 +30,8 @@ pub struct Outage<'c> {
 struct History {
     /// What it was before each operation, and after the last.
     states: Vec<View>,
+    /// What the lower layers show alone.
+    below: View,
     /// What each operation brought to the disk, if it was a sync.
     synced: Vec<Option<Synced>>,
 }
@@ -47,7 +49,8 @@ fn looked<S: Source>(session: &Session<'_, S>) -> View {
 /// What is found of an object but for the content of a file: its names and what is said of it, and of a directory what is in it.
 fn traits(view: &View, ino: u64) -> BTreeSet<(String, String, u32, u64)> {
     let own: Vec<_> = view.iter().filter(|(_, seen)| seen.ino == ino).collect();
-    let mut found: BTreeSet<_> = own.iter().map(|(path, seen)| ((*path).clone(), seen.said.clone(), seen.mode, ino)).collect();
+    let mut found: BTreeSet<_> =
+        own.iter().map(|(path, seen)| ((*path).clone(), seen.said.clone(), seen.mode, ino)).collect();
     for (path, _) in own.iter().filter(|(_, seen)| seen.content.is_none()) {
         let prefix = if path.is_empty() { String::new() } else { format!("{path}/") };
         let inside = view.iter().filter(|(other, _)| {
@@ -62,7 +65,9 @@ impl History {
     fn of(outage: &Outage<'_>, prepared: &InMemory) -> Self {
         let ground = prepared.copy().unwrap();
         let mut session = Session::new(&ground, outage.start.mounting).unwrap();
-        let mut history = History { states: vec![looked(&session)], synced: Vec::new() };
+        let bare = InMemory::make(&Start { ops: Vec::new(), ..outage.start.clone() });
+        let below = looked(&Session::new(&bare, outage.start.mounting).unwrap());
+        let mut history = History { states: vec![looked(&session)], below, synced: Vec::new() };
         for op in outage.ops {
             let done = session.apply(op);
             history.states.push(looked(&session));
@@ -122,7 +127,8 @@ impl History {
                     Order::None => 0,
                 };
                 let states = self.states[since..=during + 1].iter().flat_map(|state| state.values());
-                contents.extend(states.filter(|other| other.ino == seen.ino).filter_map(|other| other.content.as_ref()));
+                contents
+                    .extend(states.filter(|other| other.ino == seen.ino).filter_map(|other| other.content.as_ref()));
             }
         }
         contents
@@ -134,8 +140,9 @@ impl History {
             let name = path.rsplit('/').next();
             let versions = self.contents(during, Order::None, |other, _| other.rsplit('/').next() == name);
             let wrong = wrong_content(seen.content.as_ref()?, &versions)?;
-            // It may have got there under another name.
-            let versions = self.contents(during, Order::None, |_, _| true);
+            // It may have got there under another name, or be what was changed or removed.
+            let mut versions = self.contents(during, Order::None, |_, _| true);
+            versions.extend(self.below.values().filter_map(|seen| seen.content.as_ref()));
             versions.iter().all(|version| Some(*version) != seen.content.as_ref()).then(|| format!("{path}: {wrong}"))
         })
     }
@@ -153,7 +160,8 @@ fn wrong_content(found: &Content, versions: &[&Content]) -> Option<String> {
     }
     let pages: BTreeSet<_> = versions.iter().chain([&found]).flat_map(|content| content.pages.keys()).collect();
     for page in pages {
-        if versions.iter().any(|version| version.pages.get(page) == found.pages.get(page)) && (page + 1) * PAGE <= least {
+        if versions.iter().any(|version| version.pages.get(page) == found.pages.get(page)) && (page + 1) * PAGE <= least
+        {
             continue;
         }
         for at in page * PAGE..((page + 1) * PAGE).min(found.size) {
@@ -226,7 +234,8 @@ impl Outage<'_> {
             format!("{loss:?} after {calls} calls of the last of {ops:?} ({mounting:?}, {abilities:?})")
         };
         if self.order == Order::Journaled {
-            let checker = Checker::new(ground.layers().unwrap()).unwrap_or_else(|refused| panic!("{}: {refused}", what()));
+            let checker =
+                Checker::new(ground.layers().unwrap()).unwrap_or_else(|refused| panic!("{}: {refused}", what()));
             for finding in checker.check().unwrap() {
                 // Of data that were not synced.
                 let expected = finding.damage == Damage::MapMeansNothing;

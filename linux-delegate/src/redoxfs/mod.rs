@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
 
-use redox_scheme::scheme::{SchemeState, SchemeSync, register_sync_scheme};
 use overlayfs::layer::counted::Fault;
+use redox_scheme::scheme::{SchemeState, SchemeSync, register_sync_scheme};
 use redox_scheme::{RequestKind, Response, SignalBehavior, Socket};
 use syscall::error::Result;
 use syscall::flag::EventFlags;
