@@ -5,7 +5,7 @@
 //!
 //! - with [`Order::Journaled`], as ext4, XFS, btrfs and redoxfs have it, changes of names and attributes are there up to some moment and not
 //!   from there on, a sync of an object includes all that was changed before the object was; what was written to files is there or not, page
-//!   by page, whenever it was written;
+//!   by page, but what makes a file longer or fills a hole, which needs more than the page, is not there before what was changed before it;
 //! - with [`Order::None`] each single change is there or not, if what it changes is there.
 //!
 //! Lock order: the lock of the disk is a leaf.
@@ -167,7 +167,7 @@ enum What {
     Create { dir: u64, name: OsString, ino: u64, inode: Box<Inode> },
     Link { ino: u64, dir: u64, name: OsString },
     Remove { dir: u64, name: OsString, ino: u64 },
-    Rename { from: (u64, OsString), to: (u64, OsString), ino: u64, mode: RenameMode, device: u64 },
+    Rename { from: (u64, OsString), to: (u64, OsString), ino: u64, other: u64, mode: RenameMode, device: u64 },
     Mode { ino: u64, mode: u32 },
     Owner { ino: u64, owner: Owner },
     Times { ino: u64, atime: Time, mtime: Time },
@@ -185,7 +185,7 @@ impl What {
             What::Create { dir, ino, .. } | What::Link { dir, ino, .. } | What::Remove { dir, ino, .. } => {
                 *dir == object || *ino == object
             }
-            What::Rename { from, to, ino, .. } => from.0 == object || to.0 == object || *ino == object,
+            What::Rename { from, to, ino, other, .. } => [from.0, to.0, *ino, *other].contains(&object),
             _ => self.object() == Some(object),
         }
     }
@@ -231,14 +231,15 @@ impl Content {
         self.size = size;
     }
 
-    /// Writes those pages of a write for which `keep` is true.
-    fn write(&mut self, offset: u64, bytes: &[u8], mut keep: impl FnMut() -> bool) {
+    /// Writes those pages of a write for which `keep` is true, which is told whether the page is there already.
+    fn write(&mut self, offset: u64, bytes: &[u8], mut keep: impl FnMut(bool) -> bool) {
         let mut done = 0;
         while done < bytes.len() {
             let at = offset + done as u64;
             let start = (at % PAGE) as usize;
             let count = (PAGE as usize - start).min(bytes.len() - done);
-            if keep() {
+            let is_there = self.pages.contains_key(&(at / PAGE)) && at + count as u64 <= self.size;
+            if keep(is_there) {
                 let page = self.pages.entry(at / PAGE).or_insert_with(|| Arc::new(vec![0; PAGE as usize]));
                 Arc::make_mut(page)[start..start + count].copy_from_slice(&bytes[done..done + count]);
                 self.size = self.size.max(at + count as u64);
@@ -317,7 +318,7 @@ impl Tree {
 
     /// Makes a change, unless what it changes is not as it was when the change was made first. Of what is written those pages are written for
     /// which `keep` is true.
-    fn apply(&mut self, change: &Change, keep: impl FnMut() -> bool) -> Option<()> {
+    fn apply(&mut self, change: &Change, keep: impl FnMut(bool) -> bool) -> Option<()> {
         let now = change.now;
         match &change.what {
             What::Create { dir, name, ino, inode } => {
@@ -335,7 +336,7 @@ impl Tree {
                 self.leave(*dir, name, now)?;
                 self.change(*ino, now, |inode| inode.nlink -= 1)?;
             }
-            What::Rename { from, to, ino, mode, device } => {
+            What::Rename { from, to, ino, mode, device, .. } => {
                 self.at(from.0, &from.1, *ino)?;
                 let target = self.entries(to.0).ok()?.get(&to.1).copied();
                 match (mode, target) {
@@ -498,7 +499,7 @@ impl State {
     fn make_synced(&mut self, what: What, synced: bool) -> Result<()> {
         self.clock += 1;
         let change = Change { what, now: Time { sec: self.clock, nsec: 0 }, synced };
-        self.tree.apply(&change, || true).ok_or(Error::new(EINVAL))?;
+        self.tree.apply(&change, |_| true).ok_or(Error::new(EINVAL))?;
         self.log.push(change);
         Ok(())
     }
@@ -633,7 +634,8 @@ impl Disk {
             let some = loss.data == Data::Some && !change.synced;
             if is_there {
                 // What cannot be changed because something before it is not there is not there either.
-                let _ = tree.apply(change, || !some || random.below(2) > 0);
+                let in_place = loss.order == Order::Journaled && index >= loss.kept && !change.synced;
+                let _ = tree.apply(change, |is_there| (is_there || !in_place) && (!some || random.below(2) > 0));
             }
         }
         let state = State {
@@ -887,10 +889,12 @@ impl Layer for Memory {
                 _ => {}
             },
         }
+        // What it changes places with, if anything.
+        let other = state.tree.entry(new_dir.0, new_name).unwrap_or(0);
         state.next += 1;
         let device = state.next;
         let (from, to) = ((dir.0, name.to_owned()), (new_dir.0, new_name.to_owned()));
-        state.make(What::Rename { from, to, ino, mode, device })
+        state.make(What::Rename { from, to, ino, other, mode, device })
     }
 
     fn read_at(&self, file: &File, buf: &mut [u8], offset: u64) -> Result<usize> {

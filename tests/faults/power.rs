@@ -118,6 +118,7 @@ impl History {
 
     /// The contents that the objects for which `is_meant` is true have had since they were synced last.
     fn contents(&self, during: usize, order: Order, is_meant: impl Fn(&str, u64) -> bool) -> Vec<&Content> {
+        const EMPTY: &Content = &Content { size: 0, pages: std::collections::BTreeMap::new() };
         let mut contents = Vec::new();
         for (path, seen) in self.states[..=during + 1].iter().flatten() {
             if is_meant(path, seen.ino) {
@@ -126,6 +127,9 @@ impl History {
                     Order::Journaled => self.synced[..during].iter().rposition(is_last).map_or(0, |op| op + 1),
                     Order::None => 0,
                 };
+                // A new file was empty before it was anything else.
+                let is_new = self.states[0].values().all(|other| other.ino != seen.ino);
+                contents.extend((since == 0 && is_new).then_some(EMPTY));
                 let states = self.states[since..=during + 1].iter().flat_map(|state| state.values());
                 contents
                     .extend(states.filter(|other| other.ino == seen.ino).filter_map(|other| other.content.as_ref()));
