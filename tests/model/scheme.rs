@@ -3,15 +3,12 @@
 use std::cell::Cell;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc;
-use std::thread::JoinHandle;
 
 use linux_delegate::client::parse_dirents;
-use linux_delegate::{Fd, Process, kernel};
+use linux_delegate::daemon::unused_name;
+use linux_delegate::{Daemon, Fd, Process};
 use overlayfs::layer::{Layer, Owner, RenameMode, Stat, Time};
 use overlayfs::overlay::Overlay;
-use redox_scheme::scheme::register_sync_scheme;
 use syscall::TimeSpec;
 use syscall::dirent::DirentKind;
 use syscall::error::{EBADF, EINVAL, EIO, EISDIR, Error};
@@ -33,10 +30,9 @@ const SET_ID: u32 = 0o6000;
 const LONGEST_RECORD: usize = 512;
 
 pub struct Scheme {
-    name: String,
     /// The top directory.
     top: Fd,
-    daemon: Option<JoinHandle<syscall::Result<()>>>,
+    daemon: Daemon,
     /// Turns with every request that can be made in two ways.
     turn: Cell<bool>,
 }
@@ -48,33 +44,9 @@ pub struct SchemeHandle {
 
 /// Serves an overlay under a name of its own.
 pub fn serve<L: Layer>(overlay: Overlay<L>) -> Scheme {
-    static COUNT: AtomicUsize = AtomicUsize::new(0);
-    let name = format!("model{}", COUNT.fetch_add(1, Ordering::Relaxed));
-    let (ready, wait) = mpsc::channel();
-    let scheme_name = name.clone();
-    let daemon = std::thread::spawn(move || {
-        overlayfs::daemon::serve(overlay, &scheme_name, |socket, scheme, _| {
-            register_sync_scheme(socket, &scheme_name, scheme)?;
-            libredox::call::setrens(0, 0)?;
-            ready.send(()).unwrap();
-            Ok(())
-        })
-    });
-    wait.recv().unwrap();
-    let top = Process::new(0, 0).scheme_root(&name).unwrap().openat("", O_STAT, 0).unwrap();
-    Scheme { name, top, daemon: Some(daemon), turn: Cell::new(false) }
-}
-
-impl Drop for Scheme {
-    fn drop(&mut self) {
-        let _ = kernel::stop(&self.name);
-        // Until the daemon has ended the upper layer is its own.
-        let served = self.daemon.take().map(JoinHandle::join);
-        let _ = kernel::unregister(&self.name);
-        if !std::thread::panicking() {
-            assert!(matches!(served, Some(Ok(Ok(())))), "the daemon ended with {served:?}");
-        }
-    }
+    let daemon = Daemon::serve(overlay, unused_name("model"));
+    let top = Process::new(0, 0).scheme_root(daemon.name()).unwrap().openat("", O_STAT, 0).unwrap();
+    Scheme { top, daemon, turn: Cell::new(false) }
 }
 
 fn errno(error: Error) -> i32 {
@@ -131,7 +103,7 @@ impl Scheme {
         self.turn.set(!self.turn.get());
         let path = at.path.join(OsStr::new("/")).into_vec();
         let usable = at.held.is_none() && self.turn.get();
-        usable.then(|| [format!("/scheme/{}/", self.name).as_bytes(), &path].concat())
+        usable.then(|| [format!("/scheme/{}/", self.daemon.name()).as_bytes(), &path].concat())
     }
 
     fn remove(&self, at: &At<SchemeHandle>, flags: usize) -> Result<()> {
