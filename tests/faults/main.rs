@@ -104,7 +104,9 @@ impl Plan {
         let all = cases::table(start.abilities.exchange).into_iter().map(|op| (Vec::new(), op));
         for (number, (warm, op)) in all.chain(cases::held()).enumerate() {
             let seed = number as u64;
-            if !Random::new(seed).next().is_multiple_of(rows) {
+            // What is written to a file after it was unlinked may be in it if the power brings the name back: no state has it.
+            let is_unlinked = matches!(op, Op::WriteHeld(_)) && warm.iter().any(|op| matches!(op, Op::Unlink(_)));
+            if is_unlinked || !Random::new(seed).next().is_multiple_of(rows) {
                 continue;
             }
             let mut ops = [&parts[..], &warm].concat();
@@ -125,7 +127,8 @@ impl Plan {
         tried: &mut Tried,
     ) {
         for seed in seeds {
-            let (mut start, ops) = random_case::<InMemory>(abilities, seed);
+            let (mut start, mut ops) = random_case::<InMemory>(abilities, seed);
+            ops.retain(|op| !matches!(op, Op::WriteHeld(_)));
             // What is copied in part needs an order.
             start.mounting.whole_copies |= order == Order::None;
             let prepared = InMemory::make(&start);
