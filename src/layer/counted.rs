@@ -1,4 +1,4 @@
-//! A layer that counts its backing calls, for benchmarks and tests, and that can stop after any of them, or have something done before.
+//! A layer that counts its backing calls, for benchmarks and tests, and that can stop or fail at any of them, or have something done before.
 //!
 //! One [`Counts`] can be shared by all layers of an overlay. Directories and files are those of the layer inside, so
 //! counted layers can be mixed as plain ones can.
@@ -6,7 +6,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use syscall::error::EIO;
@@ -35,9 +35,23 @@ pub struct Counts(Arc<Shared>);
 
 struct Shared {
     calls: [AtomicU64; Method::ALL.len()],
-    /// How many more calls are made.
+    /// How many more calls are made before the fault.
     left: AtomicU64,
+    fault: RwLock<Fault>,
+    /// The method at which something went wrong, as its number and one.
+    struck: AtomicUsize,
     before: RwLock<Option<Before>>,
+}
+
+/// What goes wrong at a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// From then on nothing is done, and the answer is EIO, as if the daemon had ended there.
+    Stop,
+    /// The call is not made, and the answer is this errno. Later calls are made.
+    Errno(i32),
+    /// If the call is a write, it takes only half of the bytes. Later calls are made.
+    ShortWrite,
 }
 
 type Before = Box<dyn Fn(Method) -> Result<()> + Send + Sync>;
@@ -45,7 +59,8 @@ type Before = Box<dyn Fn(Method) -> Result<()> + Send + Sync>;
 impl Default for Counts {
     fn default() -> Self {
         let calls = std::array::from_fn(|_| AtomicU64::new(0));
-        Counts(Arc::new(Shared { calls, left: AtomicU64::new(u64::MAX), before: RwLock::new(None) }))
+        let (left, fault) = (AtomicU64::new(u64::MAX), RwLock::new(Fault::Stop));
+        Counts(Arc::new(Shared { calls, left, fault, struck: AtomicUsize::new(0), before: RwLock::new(None) }))
     }
 }
 
@@ -65,9 +80,22 @@ impl Counts {
         self.tally().total()
     }
 
-    /// After so many more calls the layers do nothing and answer EIO, as if the daemon had ended there.
+    /// After so many more calls the layers do nothing and answer EIO, as if the daemon had ended there; `u64::MAX`: nothing goes wrong.
     pub fn stop_after(&self, calls: u64) {
+        self.fault_after(calls, Fault::Stop);
+    }
+
+    /// After so many more calls this goes wrong; `u64::MAX`: nothing does.
+    pub fn fault_after(&self, calls: u64, fault: Fault) {
+        *self.0.fault.write().unwrap_or_else(PoisonError::into_inner) = fault;
+        self.0.struck.store(0, Ordering::Relaxed);
         self.0.left.store(calls, Ordering::Relaxed);
+    }
+
+    /// The method at which something went wrong since [`Counts::fault_after`] was called last.
+    pub fn struck(&self) -> Option<Method> {
+        let struck = self.0.struck.load(Ordering::Relaxed);
+        struck.checked_sub(1).map(|index| Method::ALL[index])
     }
 
     /// From now on `before` is called before each call, in the thread that makes it. Its error is the answer, and the call is not made.
@@ -75,17 +103,30 @@ impl Counts {
         *self.0.before.write().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(before));
     }
 
-    /// Counts a call. EIO if it is not to be made.
-    fn add(&self, method: Method) -> Result<()> {
+    /// Counts a call. Answers whether it is one that takes only half of what it could; an errno if it is not to be made.
+    fn add(&self, method: Method) -> Result<bool> {
         let left = |left: u64| if left == u64::MAX { Some(left) } else { left.checked_sub(1) };
-        if self.0.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, left).is_err() {
-            return Err(Error::new(EIO));
+        let fault = match self.0.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, left) {
+            Ok(_) => None,
+            Err(_) => Some(*self.0.fault.read().unwrap_or_else(PoisonError::into_inner)),
+        };
+        if fault.is_some() {
+            // What comes after a stop is no news.
+            let _ = self.0.struck.compare_exchange(0, method as usize + 1, Ordering::Relaxed, Ordering::Relaxed);
+        }
+        match fault {
+            Some(Fault::Stop) => return Err(Error::new(EIO)),
+            Some(_) => self.0.left.store(u64::MAX, Ordering::Relaxed),
+            None => {}
         }
         self.0.calls[method as usize].fetch_add(1, Ordering::Relaxed);
-        match &*self.0.before.read().unwrap_or_else(PoisonError::into_inner) {
-            Some(before) => before(method),
-            None => Ok(()),
+        if let Some(Fault::Errno(errno)) = fault {
+            return Err(Error::new(errno));
         }
+        if let Some(before) = &*self.0.before.read().unwrap_or_else(PoisonError::into_inner) {
+            before(method)?;
+        }
+        Ok(fault == Some(Fault::ShortWrite))
     }
 }
 
@@ -125,7 +166,7 @@ impl fmt::Display for Tally {
 }
 
 /// Defines [`Method`] and the layer that counts, from a list of the calls. An argument named `object` is handed on as
-/// an object of the layer inside.
+/// an object of the layer inside, one named `taken` may be cut short.
 macro_rules! counted {
     ($($method:ident: fn $name:ident($($argument:ident: $type:ty),*) -> $answer:ty;)*) => {
         /// A method of [`Layer`] that is a backing call.
@@ -167,19 +208,22 @@ macro_rules! counted {
             }
 
             $(fn $name(&self, $($argument: $type),*) -> $answer {
-                self.counts.add(Method::$method)?;
-                self.inner.$name($(hand_on!($argument $argument)),*)
+                let _is_short = self.counts.add(Method::$method)?;
+                self.inner.$name($(hand_on!($argument $argument _is_short)),*)
             })*
         }
     };
 }
 
-/// An argument, given as its name and itself, as the layer inside takes it.
+/// An argument, given as its name and itself, as the layer inside takes it. The last says whether a write is cut short.
 macro_rules! hand_on {
-    (object $argument:ident) => {
+    (object $argument:ident $is_short:ident) => {
         inner_object($argument)
     };
-    ($name:ident $argument:ident) => {
+    (taken $argument:ident $is_short:ident) => {
+        if $is_short { &$argument[..$argument.len().div_ceil(2)] } else { $argument }
+    };
+    ($name:ident $argument:ident $is_short:ident) => {
         $argument
     };
 }
@@ -211,7 +255,7 @@ counted! {
     RemoveDir: fn remove_dir(dir: &L::Dir, name: &OsStr) -> Result<()>;
     Rename: fn rename(dir: &L::Dir, name: &OsStr, new_dir: &L::Dir, new_name: &OsStr, mode: RenameMode) -> Result<()>;
     ReadAt: fn read_at(file: &L::File, buf: &mut [u8], offset: u64) -> Result<usize>;
-    WriteAt: fn write_at(file: &L::File, buf: &[u8], offset: u64) -> Result<usize>;
+    WriteAt: fn write_at(file: &L::File, taken: &[u8], offset: u64) -> Result<usize>;
     WriteThrough: fn write_through(file: &L::File, buf: &[u8], offset: u64) -> Result<()>;
     Truncate: fn truncate(file: &L::File, size: u64) -> Result<()>;
     Sync: fn sync(file: &L::File) -> Result<()>;

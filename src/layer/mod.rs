@@ -10,6 +10,7 @@
 use std::ffi::{OsStr, OsString};
 use std::ops::Range;
 
+use syscall::error::EIO;
 pub use syscall::error::{Error, Result};
 
 pub mod counted;
@@ -185,6 +186,16 @@ pub struct Capabilities {
     pub write_through: bool,
     /// After the system went down no change of a name is there without those that were made before it.
     pub ordered: bool,
+}
+
+/// Writes all of `bytes` at `offset`, in as many calls as the layer takes.
+pub fn write_all<L: Layer>(layer: &L, file: &L::File, mut bytes: &[u8], mut offset: u64) -> Result<()> {
+    while !bytes.is_empty() {
+        let written = layer.write_at(file, bytes, offset)?;
+        bytes = bytes.get(written..).ok_or(Error::new(EIO))?;
+        offset += written as u64;
+    }
+    Ok(())
 }
 
 /// One directory tree. All names are single components: never empty, `.`, `..`, and without `/`. No method follows a symlink,

@@ -163,9 +163,15 @@ impl<L: Layer> Overlay<L> {
         let _content = node.content.lock();
         let before = self.stat(node)?;
         self.apply(node, Change::Owner(owner))?;
-        // The filesystem below may clear set-id bits by itself.
-        if before.kind != Kind::Symlink && before.mode & 0o6000 != 0 && self.stat(node)?.mode != before.mode {
-            self.apply(node, Change::Mode(before.mode))?;
+        // The filesystem below may clear set-id bits by itself, as POSIX allows it to: if they cannot be set again, the owner is changed all the same.
+        if before.kind != Kind::Symlink && before.mode & 0o6000 != 0 {
+            let kept = self.stat(node).and_then(|after| match after.mode == before.mode {
+                true => Ok(()),
+                false => self.apply(node, Change::Mode(before.mode)),
+            });
+            if let Err(error) = kept {
+                log::warn!("a file lost its set-id bits with a change of its owner: {error}");
+            }
         }
         Ok(())
     }
@@ -187,7 +193,7 @@ impl<L: Layer> Overlay<L> {
         let state = node.state.lock();
         let nowhere = matches!(self.spot(node, &state), Spot::Nowhere);
         drop(state);
-        if nowhere { Ok(()) } else { self.begin_copy_up(node, u64::MAX) }
+        if nowhere { Ok(()) } else { self.begin_copy_up(node, u64::MAX).map(drop) }
     }
 
     fn apply(&self, node: &Arc<Node<L>>, change: Change) -> Result<()> {

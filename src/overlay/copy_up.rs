@@ -65,18 +65,18 @@ impl<L: Layer> Overlay<L> {
         self.complete(node)
     }
 
-    /// As [`Overlay::copy_up`], but of a large file maybe without its data, and of any regular file only the first `keep` bytes, since it is
-    /// going to be truncated.
-    pub(super) fn begin_copy_up(&self, node: &Arc<Node<L>>, keep: u64) -> Result<()> {
+    /// As [`Overlay::copy_up`], but of a large file maybe without its data, and maybe of any regular file only the first `keep` bytes. Answers
+    /// whether it is so: then the copy in its place is the file truncated, of this moment, and there is nothing more to do for that.
+    pub(super) fn begin_copy_up(&self, node: &Arc<Node<L>>, keep: u64) -> Result<bool> {
         let (upper, work) = self.upper()?;
         if node.kind() == Kind::Dir {
-            return self.upper_dir(node).map(drop);
+            return self.upper_dir(node).map(|_| false);
         }
         let parent = {
             let state = node.state.lock();
             if state.upper {
                 drop(state);
-                return self.bring_data(node, keep);
+                return self.bring_data(node, keep).map(|()| false);
             }
             state.places.first().map(|place| place.parent.clone())
         };
@@ -85,7 +85,7 @@ impl<L: Layer> Overlay<L> {
         }
         let _content = node.content.lock();
         if node.state.lock().upper {
-            return Ok(());
+            return Ok(false);
         }
         let before = self.layer_attr(node)?;
         let temp = work.name();
@@ -93,9 +93,13 @@ impl<L: Layer> Overlay<L> {
         let copied = self.build_copy(node, &before, &dir, &temp, keep).and_then(|built| {
             let copy = self.stack.mark(work.dir(), upper.stat(built.object(&dir, &temp))?);
             match built {
-                Built::Part(file, source) => self.put_partial_in_place(node, &before, &copy, &temp, file, source),
-                Built::File(file, _) => self.put_in_place(node, &before, &copy, &temp, Some(file)),
-                Built::Other => self.put_in_place(node, &before, &copy, &temp, None),
+                Built::Part(file, source) => {
+                    self.put_partial_in_place(node, &before, &copy, &temp, file, source).map(|()| false)
+                }
+                Built::File(file, _) => {
+                    self.put_in_place(node, &before, &copy, &temp, Some(file)).map(|()| copy.size < before.size)
+                }
+                Built::Other => self.put_in_place(node, &before, &copy, &temp, None).map(|()| false),
             }
         });
         if copied.is_err() {
@@ -122,7 +126,11 @@ impl<L: Layer> Overlay<L> {
             }
             kind => upper.create_node(work, temp, kind, mode, attr.rdev, owner)?,
         }
-        self.copy_attr(built.object(work, temp), attr, made, &xattrs)?;
+        let object = built.object(work, temp);
+        self.copy_attr(object, attr, made, &xattrs)?;
+        if !matches!(built, Built::File(..)) || attr.size <= keep {
+            upper.set_times(object, attr.atime, attr.mtime)?;
+        }
         // A crash after the rename must not find an empty file where the lower layer had a whole one: of a partial copy the size counts.
         match &built {
             Built::File(file, Settled::No) => work_dir.sync(upper, file)?,
@@ -237,7 +245,7 @@ impl<L: Layer> Overlay<L> {
         Ok((owner, if xattrs.is_empty() && attr.mode & SET_ID == 0 { attr.mode } else { private }))
     }
 
-    /// Gives a copy, made with this owner and mode, what it still lacks, in an order in which none undoes another: a change of the owner takes
+    /// Gives a copy, made with this owner and mode, what it still lacks but for its times, in an order in which none undoes another: a change of the owner takes
     /// set-id bits and capabilities, and an ACL, which says the same as the mode, may take the set-group-id bit.
     fn copy_attr(&self, copy: Object<'_, L>, attr: &Stat, made: (Owner, u32), xattrs: &Xattrs) -> Result<()> {
         let (upper, _) = self.upper()?;
@@ -249,7 +257,7 @@ impl<L: Layer> Overlay<L> {
         if attr.kind != Kind::Symlink && made != (owner, attr.mode) {
             upper.set_mode(copy, attr.mode)?;
         }
-        upper.set_times(copy, attr.atime, attr.mtime)
+        Ok(())
     }
 
     /// The visible step, which nobody sees: the copy takes the place of the original.
@@ -307,8 +315,8 @@ impl<L: Layer> Overlay<L> {
         state.upper = true;
         state.has_data = true;
         state.ghost = None;
-        state.stale = true;
-        state.attr = Some(Stat { dev: copy.dev, ino: copy.ino, ..*before });
+        (state.stale, state.times_stale) = (true, copy.size < before.size);
+        state.attr = Some(Stat { dev: copy.dev, ino: copy.ino, size: copy.size, ..*before });
         if let (Some(to), Some(place)) = (&to, state.places.first_mut()) {
             place.dir = to.clone();
         }
@@ -367,6 +375,7 @@ impl<L: Layer> Overlay<L> {
         upper.create_dir(&open, &temp, mode, owner)?;
         let copied = self
             .copy_attr(Object::Entry(&*open, &temp), &before, made, &xattrs)
+            .and_then(|()| upper.set_times(Object::Entry(&*open, &temp), before.atime, before.mtime))
             .and_then(|()| self.put_dir_in_place(node, &before, &open, &temp));
         if copied.is_err() {
             discard_dir(upper, &open, &temp);

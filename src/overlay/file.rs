@@ -142,7 +142,7 @@ impl<L: Layer> Overlay<L> {
     /// Has a regular file ready to be written, so that a write can fail for no other reason than its data. Errors as [`Overlay::write_at`].
     pub fn prepare_write(&self, node: &Arc<Node<L>>) -> Result<()> {
         check_file(node)?;
-        self.begin_copy_up(node, u64::MAX)
+        self.begin_copy_up(node, u64::MAX).map(drop)
     }
 
     /// Sets the size of a regular file. EROFS; EFBIG; EISDIR; EINVAL of anything else.
@@ -152,7 +152,9 @@ impl<L: Layer> Overlay<L> {
         if i64::try_from(size).is_err() {
             return Err(Error::new(EFBIG));
         }
-        self.begin_copy_up(node, size)?;
+        if self.begin_copy_up(node, size)? {
+            return Ok(());
+        }
         let _content = node.content.lock();
         let open = self.file(node, Access::ReadWrite)?;
         // The rest of what is cut in the middle.
@@ -164,7 +166,8 @@ impl<L: Layer> Overlay<L> {
             attr.size = size;
         }
         drop(state);
-        self.cut(node, &open, size)
+        self.cut(node, &open, size);
+        Ok(())
     }
 
     /// Changes the allocation of a range of a regular file. EROFS; EOPNOTSUPP where the upper layer cannot; EISDIR; EINVAL of anything

@@ -19,7 +19,7 @@ use super::inode::{Claim, Claims};
 use super::stack::{LayerDir, Stack};
 use super::work::discard;
 use crate::format;
-use crate::layer::{Access, Kind, Layer, Object, RenameMode, Result, Stat, Time};
+use crate::layer::{Access, Kind, Layer, Object, RenameMode, Result, Stat, Time, write_all};
 use crate::sync::Lock;
 
 /// The file of the records.
@@ -251,12 +251,9 @@ impl<L: Layer> Index<L> {
         let Some(file) = &self.numbers else { return };
         let bytes: Vec<_> = records.iter().flat_map(|record| record.to_bytes()).collect();
         let at = self.end.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-        let short = match upper.write_at(file, &bytes, at) {
-            Ok(written) if written == bytes.len() => return,
-            Ok(_) => Error::new(EIO),
-            Err(error) => error,
-        };
-        log::warn!("inode numbers and links are not kept for the next mount: {short}");
+        if let Err(error) = write_all(upper, file, &bytes, at) {
+            log::warn!("inode numbers and links are not kept for the next mount: {error}");
+        }
     }
 
     /// Whether a lower file with this inode number may have been copied up while it had other names.
@@ -383,10 +380,7 @@ fn write_numbers<L: Layer>(upper: &L, dir: &L::Dir, head: u64, known: &Known, vo
     let written = (|| {
         let first = Record::Head { dir: head, file: upper.stat(Object::File(&file))?.ino };
         let bytes: Vec<_> = [first].into_iter().chain(known.records()).flat_map(Record::to_bytes).collect();
-        let mut at = 0;
-        while at < bytes.len() {
-            at += upper.write_at(&file, &bytes[at..], at as u64)?;
-        }
+        write_all(upper, &file, &bytes, 0)?;
         if known.len() > 0 && !volatile {
             upper.sync(&file)?;
         }

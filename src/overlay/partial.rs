@@ -31,7 +31,7 @@ use super::progress::{PIECE, Progress};
 use super::stack::{LayerDir, Stack};
 use super::xattr::{CAPABILITY, Xattrs};
 use crate::format::{self, Format};
-use crate::layer::{Access, Allocation, Kind, Layer, Object, RenameMode, Result, Stat, Time};
+use crate::layer::{Access, Allocation, Kind, Layer, Object, RenameMode, Result, Stat, Time, write_all};
 use crate::sync::Lock;
 
 /// From this size on a file is copied in part.
@@ -72,6 +72,8 @@ struct Chunks {
     mtime: Option<Time>,
     /// Whether there is a map.
     mapped: bool,
+    /// Whether the map lacks what was cut off, which must be in it before the copy grows again.
+    unsaved: bool,
     /// Whether the map is to mean something also after the system went down.
     for_good: bool,
     /// Whether the copy has lost its reserved name, so that nobody needs a map.
@@ -121,7 +123,7 @@ fn is_marked<L: Layer>(stack: &Stack<L>, root: &LayerDir<L>) -> bool {
 impl Chunks {
     fn new(size: u64) -> Self {
         let own = vec![0; size.div_ceil(CHUNK).div_ceil(8) as usize];
-        Chunks { size, own, mtime: None, mapped: false, for_good: false, ended: false }
+        Chunks { size, own, mtime: None, mapped: false, unsaved: false, for_good: false, ended: false }
     }
 
     fn is_own(&self, chunk: u64) -> bool {
@@ -381,6 +383,9 @@ impl<L: Layer> Overlay<L> {
     /// Before bytes in `range` are changed: makes the copy's own what is lent there, which nobody sees. The content must be locked.
     pub(super) fn own(&self, node: &Arc<Node<L>>, open: &OpenFile<L>, range: Range<u64>) -> Result<()> {
         let Some(Lent { partial, source }) = &open.lent else { return Ok(()) };
+        if partial.chunks.lock().unsaved {
+            self.save_map(node, partial)?;
+        }
         loop {
             let (chunks, size) = {
                 let chunks = partial.chunks.lock();
@@ -397,11 +402,14 @@ impl<L: Layer> Overlay<L> {
     }
 
     /// After the copy was truncated to `size` bytes, before which [`Overlay::own`] was called for the last one: what is behind is
-    /// lent no more.
-    pub(super) fn cut(&self, node: &Arc<Node<L>>, open: &OpenFile<L>, size: u64) -> Result<()> {
-        let Some(Lent { partial, .. }) = &open.lent else { return Ok(()) };
+    /// lent no more. If that cannot be written down now it is later: as long as the copy is no larger its size says the same.
+    pub(super) fn cut(&self, node: &Arc<Node<L>>, open: &OpenFile<L>, size: u64) {
+        let Some(Lent { partial, .. }) = &open.lent else { return };
         let changed = partial.chunks.lock().set_own(size.div_ceil(CHUNK)..u64::MAX, true);
-        if changed { self.save_map(node, partial) } else { Ok(()) }
+        if changed && let Err(error) = self.save_map(node, partial) {
+            log::warn!("the map of a file that was cut is to be written again: {error}");
+            partial.chunks.lock().unsaved = true;
+        }
     }
 
     /// Notes that chunks that were lent are the copy's own.
@@ -433,18 +441,24 @@ impl<L: Layer> Overlay<L> {
             let Some(epoch) = epoch else { return Ok(()) };
             (known.map(epoch), known.mapped, known.for_good)
         };
-        if !mapped {
-            self.keeping_times(parent, &partial.dir, |dir| {
-                upper.create_file(dir, &partial.map, 0o600, upper.identity()).map(drop)
-            })?;
+        let file = match mapped {
+            true => upper.open_file(&*self.stack.open(&partial.dir)?, &partial.map, Access::ReadWrite)?,
+            false => {
+                let mut made = None;
+                self.keeping_times(parent, &partial.dir, |dir| {
+                    made = Some(upper.create_file(dir, &partial.map, 0o600, upper.identity())?);
+                    partial.chunks.lock().mapped = true;
+                    Ok(())
+                })?;
+                made.ok_or(Error::new(EIO))?
+            }
+        };
+        write_all(upper, &file, &content, 0)?;
+        if for_good {
+            upper.sync(&file)?;
         }
-        let file = upper.open_file(&*self.stack.open(&partial.dir)?, &partial.map, Access::ReadWrite)?;
-        partial.chunks.lock().mapped = true;
-        match upper.write_at(&file, &content, 0)? {
-            written if written == content.len() && for_good => upper.sync(&file),
-            written if written == content.len() => Ok(()),
-            _ => Err(Error::new(EIO)),
-        }
+        partial.chunks.lock().unsaved = false;
+        Ok(())
     }
 
     /// Completes a partial copy and gives it its own name. Does nothing for anything else.
@@ -484,15 +498,17 @@ impl<L: Layer> Overlay<L> {
         };
         let Stat { atime, mtime, mode, .. } = self.stat(node)?;
         partial.chunks.lock().mtime = Some(mtime);
-        let filled = self.save_map(node, partial).and_then(|()| {
-            self.own(node, open, range)?;
+        let filled = self.save_map(node, partial).and_then(|()| self.own(node, open, range));
+        // Also of what was copied before it failed nobody is to see anything.
+        let mended = (|| {
             if mode & SET_ID != 0 {
                 upper.set_mode(Object::File(&open.file), mode)?;
             }
             upper.set_times(Object::File(&open.file), atime, mtime)
-        });
+        })();
         partial.chunks.lock().mtime = None;
-        filled.and_then(|()| self.save_map(node, partial))
+        let saved = self.save_map(node, partial);
+        filled.and(mended).and(saved)
     }
 
     /// Gives a copy that is complete its own name. The content must be locked.

@@ -187,6 +187,8 @@ impl<L: Layer> Overlay<L> {
             self.inodes.forget_link(attr.dev, attr.ino);
         }
         if let Some(partial) = state.partial.take() {
+            // Also if the copy cannot be removed.
+            state.nlink = Some(0);
             self.discard_partial(node, &partial);
         }
         if let Some(home) = state.home.take()

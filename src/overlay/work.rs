@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use syscall::error::{EEXIST, EINVAL, EIO, ENODATA, EOPNOTSUPP, EROFS, EWOULDBLOCK, Error};
+use syscall::error::{EEXIST, EINVAL, ENODATA, EOPNOTSUPP, EROFS, EWOULDBLOCK, Error};
 
 use super::Settings;
 use super::detect::detect;
@@ -19,7 +19,7 @@ use super::stack::{LayerDir, Stack};
 use super::volatile::{is_marked, mark};
 use super::xattr::DEFAULT_ACL;
 use crate::format::{self, Format};
-use crate::layer::{Kind, Layer, Object, RenameMode, Result};
+use crate::layer::{Kind, Layer, Object, RenameMode, Result, write_all};
 
 /// What the names of what is built begin with.
 const TEMP: &str = "tmp.";
@@ -259,10 +259,8 @@ impl<L: Layer> Work<L> {
                 written => return written.and_then(|()| upper.truncate(file, content.len() as u64)),
             }
         }
-        match upper.write_at(file, content, 0)? {
-            written if written == content.len() => self.sync(upper, file),
-            _ => Err(Error::new(EIO)),
-        }
+        write_all(upper, file, content, 0)?;
+        self.sync(upper, file)
     }
 
     /// Creates a small file with its content, complete before it has its name. A file of that name is replaced, or left if it is to

@@ -6,13 +6,14 @@
 //! Lock order: the lock of the tree is a leaf; no request is made while it is held.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
 
+use overlayfs::layer::counted::Fault;
 use redox_scheme::scheme::{SchemeState, SchemeSync, register_sync_scheme};
 use redox_scheme::{RequestKind, Response, SignalBehavior, Socket};
-use syscall::error::{EIO, Result};
+use syscall::error::Result;
 use syscall::flag::EventFlags;
 
 use crate::client::Process;
@@ -34,8 +35,6 @@ pub struct Disk {
     kind: Kind,
     tree: Arc<Mutex<Tree>>,
     counter: Counter,
-    /// How many more requests are answered as they should be.
-    left: Arc<AtomicU64>,
     daemon: Option<JoinHandle<Result<()>>>,
 }
 
@@ -60,14 +59,7 @@ impl Disk {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         let name = format!("disk{}", COUNT.fetch_add(1, Ordering::Relaxed));
         let tree = Arc::new(Mutex::new(Tree::new(&name)));
-        let mut disk = Self {
-            name,
-            kind,
-            tree,
-            counter: Counter::default(),
-            left: Arc::new(AtomicU64::new(u64::MAX)),
-            daemon: None,
-        };
+        let mut disk = Self { name, kind, tree, counter: Counter::default(), daemon: None };
         disk.start();
         disk
     }
@@ -75,13 +67,13 @@ impl Disk {
     fn start(&mut self) {
         let mut scheme = Scheme::new(self.name.clone(), self.kind, self.tree.clone(), self.counter.clone());
         let (ready, wait) = mpsc::channel();
-        let (name, left) = (self.name.clone(), self.left.clone());
+        let name = self.name.clone();
         self.daemon = Some(thread::spawn(move || {
             let socket = Socket::create()?;
             register_sync_scheme(&socket, &name, &mut scheme)?;
             // Nobody waits any more if the one who started this has panicked.
             let _ = ready.send(());
-            serve(&socket, &mut scheme, &left)
+            serve(&socket, &mut scheme)
         }));
         // An end without a word shows when the daemon is asked for something.
         let _ = wait.recv();
@@ -132,7 +124,28 @@ impl Disk {
 
     /// After so many more requests the disk does nothing and answers EIO, as if the system had ended there; `u64::MAX`: it always answers.
     pub fn stop_after(&self, requests: u64) {
-        self.left.store(requests, Ordering::Relaxed);
+        self.fault_after(requests, Fault::Stop);
+    }
+
+    /// After so many more requests this goes wrong; `u64::MAX`: nothing does.
+    pub fn fault_after(&self, requests: u64, fault: Fault) {
+        self.counter.fault_after(requests, fault);
+    }
+
+    /// The request at which something went wrong since [`Disk::fault_after`] was called last.
+    pub fn struck(&self) -> Option<Request> {
+        self.counter.struck()
+    }
+
+    /// How many descriptors of objects are open.
+    pub fn open(&self) -> usize {
+        self.tree().open()
+    }
+
+    /// Has what another disk has, and nothing is open.
+    pub fn copy_from(&self, other: &Disk) {
+        let tree = other.tree().copy(&self.name);
+        *self.tree() = tree;
     }
 
     /// The requests that have arrived since the last time, those for which nobody waits included.
@@ -151,16 +164,12 @@ impl Drop for Disk {
 }
 
 /// Answers requests, one after the other, until the socket ends.
-fn serve(socket: &Socket, scheme: &mut Scheme, left: &AtomicU64) -> Result<()> {
+fn serve(socket: &Socket, scheme: &mut Scheme) -> Result<()> {
     let mut locks = SchemeState::new();
     while let Some(request) = socket.next_request(SignalBehavior::Restart)? {
         match request.kind() {
             RequestKind::Call(call) => {
-                let next = |left: u64| if left == u64::MAX { Some(left) } else { left.checked_sub(1) };
-                let response = match left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next) {
-                    Ok(_) => call.handle_sync(scheme, &mut locks),
-                    Err(_) => Response::err(EIO, call),
-                };
+                let response = call.handle_sync(scheme, &mut locks);
                 socket.write_response(response, SignalBehavior::Restart)?;
             }
             RequestKind::SendFd(request) => {

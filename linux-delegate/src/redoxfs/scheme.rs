@@ -200,7 +200,7 @@ impl SchemeSync for Scheme {
     }
 
     fn openat(&mut self, dir: usize, path: &str, flags: usize, _: u32, ctx: &CallerCtx) -> Result<OpenResult> {
-        self.counter.add(Request::Open);
+        self.counter.add(Request::Open)?;
         let path = self.path(dir, path)?;
         let object = self.open(path, flags, user(ctx))?;
         let number = self.add(Handle::Object(object));
@@ -208,7 +208,7 @@ impl SchemeSync for Scheme {
     }
 
     fn unlinkat(&mut self, dir: usize, path: &str, flags: usize, ctx: &CallerCtx) -> Result<()> {
-        self.counter.add(Request::Unlink);
+        self.counter.add(Request::Unlink)?;
         if self.kind == Kind::Ramfs {
             return Err(Error::new(ENOSYS));
         }
@@ -241,7 +241,7 @@ impl SchemeSync for Scheme {
     }
 
     fn read(&mut self, id: usize, buf: &mut [u8], offset: u64, _: u32, _: &CallerCtx) -> Result<usize> {
-        self.counter.add(Request::Read);
+        self.counter.add(Request::Read)?;
         let object = self.object(id)?;
         if self.tree().node(object.node)?.is_dir() {
             return Err(Error::new(EISDIR));
@@ -251,7 +251,8 @@ impl SchemeSync for Scheme {
     }
 
     fn write(&mut self, id: usize, buf: &[u8], offset: u64, _: u32, _: &CallerCtx) -> Result<usize> {
-        self.counter.add(Request::Write);
+        let is_short = self.counter.add(Request::Write)?;
+        let buf = if is_short { &buf[..buf.len().div_ceil(2)] } else { buf };
         let object = self.object(id)?;
         let mut tree = self.tree();
         let node = tree.node(object.node)?;
@@ -264,13 +265,13 @@ impl SchemeSync for Scheme {
     }
 
     fn fsize(&mut self, id: usize, _: &CallerCtx) -> Result<u64> {
-        self.counter.add(Request::Size);
+        self.counter.add(Request::Size)?;
         let object = self.object(id)?;
         Ok(self.tree().node(object.node)?.size())
     }
 
     fn fchmod(&mut self, id: usize, mode: u16, _: &CallerCtx) -> Result<()> {
-        self.counter.add(Request::Chmod);
+        self.counter.add(Request::Chmod)?;
         let object = self.object(id)?;
         let mut tree = self.tree();
         let node = tree.node_mut(object.node)?;
@@ -282,7 +283,7 @@ impl SchemeSync for Scheme {
     }
 
     fn fchown(&mut self, id: usize, uid: u32, gid: u32, _: &CallerCtx) -> Result<()> {
-        self.counter.add(Request::Chown);
+        self.counter.add(Request::Chown)?;
         let object = self.object(id)?;
         let mut tree = self.tree();
         let node = tree.node_mut(object.node)?;
@@ -299,7 +300,7 @@ impl SchemeSync for Scheme {
     }
 
     fn fcntl(&mut self, id: usize, cmd: usize, arg: usize, _: &CallerCtx) -> Result<usize> {
-        self.counter.add(Request::Control);
+        self.counter.add(Request::Control)?;
         let Some(Handle::Object(object)) = self.handles.get_mut(&id) else {
             return Err(Error::new(EBADF));
         };
@@ -319,7 +320,7 @@ impl SchemeSync for Scheme {
     }
 
     fn fpath(&mut self, id: usize, buf: &mut [u8], _: &CallerCtx) -> Result<usize> {
-        self.counter.add(Request::Path);
+        self.counter.add(Request::Path)?;
         let path = match &*self.object(id)?.path {
             "" => format!("/scheme/{}", self.name),
             path => format!("/scheme/{}/{path}", self.name),
@@ -329,14 +330,14 @@ impl SchemeSync for Scheme {
     }
 
     fn flink(&mut self, id: usize, path: &str, ctx: &CallerCtx) -> Result<usize> {
-        self.counter.add(Request::Link);
+        self.counter.add(Request::Link)?;
         self.move_or_link(id, path, ctx, |tree, object, (_, new_parent, name)| {
             tree.enter(new_parent, &name, object.node)
         })
     }
 
     fn frename(&mut self, id: usize, path: &str, ctx: &CallerCtx) -> Result<usize> {
-        self.counter.add(Request::Rename);
+        self.counter.add(Request::Rename)?;
         self.move_or_link(id, path, ctx, |tree, object, (parent, new_parent, name)| {
             let old = object.path.rsplit('/').next().unwrap_or_default();
             tree.rename(parent, old, new_parent, &name)
@@ -344,7 +345,7 @@ impl SchemeSync for Scheme {
     }
 
     fn fstat(&mut self, id: usize, stat: &mut Stat, _: &CallerCtx) -> Result<()> {
-        self.counter.add(Request::Stat);
+        self.counter.add(Request::Stat)?;
         let object = self.object(id)?;
         let tree = self.tree();
         let node = tree.node(object.node)?;
@@ -369,7 +370,7 @@ impl SchemeSync for Scheme {
     }
 
     fn fstatvfs(&mut self, id: usize, stat: &mut StatVfs, _: &CallerCtx) -> Result<()> {
-        self.counter.add(Request::StatFs);
+        self.counter.add(Request::StatFs)?;
         self.object(id)?;
         let (blocks, free) = self.tree().space();
         *stat = StatVfs { f_bsize: BLOCK as u32, f_blocks: blocks, f_bfree: free, f_bavail: free };
@@ -377,7 +378,7 @@ impl SchemeSync for Scheme {
     }
 
     fn fsync(&mut self, id: usize, _: &CallerCtx) -> Result<()> {
-        self.counter.add(Request::Sync);
+        self.counter.add(Request::Sync)?;
         let object = self.object(id)?;
         if self.kind == Kind::Redoxfs && self.tree().node(object.node)?.is_dir() {
             return Err(Error::new(EBADF));
@@ -386,7 +387,7 @@ impl SchemeSync for Scheme {
     }
 
     fn ftruncate(&mut self, id: usize, len: u64, _: &CallerCtx) -> Result<()> {
-        self.counter.add(Request::Truncate);
+        self.counter.add(Request::Truncate)?;
         let object = self.object(id)?;
         let mut tree = self.tree();
         if tree.node(object.node)?.is_dir() {
@@ -397,7 +398,7 @@ impl SchemeSync for Scheme {
     }
 
     fn futimens(&mut self, id: usize, times: &[TimeSpec], _: &CallerCtx) -> Result<()> {
-        self.counter.add(Request::Times);
+        self.counter.add(Request::Times)?;
         let object = self.object(id)?;
         let mut tree = self.tree();
         let node = tree.node_mut(object.node)?;
@@ -417,7 +418,7 @@ impl SchemeSync for Scheme {
         mut buf: DirentBuf<&'buf mut [u8]>,
         after: u64,
     ) -> Result<DirentBuf<&'buf mut [u8]>> {
-        self.counter.add(Request::List);
+        self.counter.add(Request::List)?;
         let object = self.object(id)?;
         let tree = self.tree();
         if !tree.node(object.node)?.is_dir() {
@@ -445,7 +446,7 @@ impl SchemeSync for Scheme {
     }
 
     fn on_close(&mut self, id: usize) {
-        self.counter.add(Request::Close);
+        self.counter.count(Request::Close);
         if let Some(Handle::Object(object)) = self.handles.remove(&id) {
             self.tree().closed(object.node);
         }
@@ -455,7 +456,7 @@ impl SchemeSync for Scheme {
 impl Scheme {
     /// Gives a socket, which was sent to a directory, the name there that its path ends in.
     pub fn name_socket(&mut self, socket: &Socket, request: &SendFdRequest) -> Result<usize> {
-        self.counter.add(Request::Socket);
+        self.counter.add(Request::Socket)?;
         let (dir, caller) = (self.object(request.id())?.node, request.caller());
         let mut number = usize::MAX;
         request.obtain_fd(socket, FobtainFdFlags::empty(), std::slice::from_mut(&mut number))?;

@@ -383,6 +383,16 @@ impl Tree {
         }
     }
 
+    /// How many descriptors are open.
+    pub fn open(&self) -> usize {
+        self.open.values().sum()
+    }
+
+    /// The same tree for a filesystem with the name `scheme`, and nothing open.
+    pub fn copy(&self, scheme: &str) -> Self {
+        Self { nodes: self.nodes.clone(), open: BTreeMap::new(), scheme: scheme.to_owned() }
+    }
+
     /// What is left when the system went down: nothing is open.
     pub fn close_all(&mut self) {
         for id in std::mem::take(&mut self.open).into_keys() {

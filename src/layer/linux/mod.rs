@@ -37,7 +37,7 @@ use syscall::error::{EBUSY, EFBIG, EINVAL, EIO, ENOENT, ENOTDIR, EOPNOTSUPP, EPE
 
 use super::{
     Access, Allocation, Capabilities, Entry, Error, Kind, Layer, Object, Owner, RenameMode, Result, Stat, StatFs, Time,
-    XattrMode,
+    XattrMode, write_all,
 };
 use convert::{error, kind_of, mode_of, stat_of, timespec};
 use identity::ActingAs;
@@ -582,10 +582,7 @@ impl LinuxLayer {
         while at < range.end {
             let piece = usize::try_from(range.end - at).map_or(COPY_PIECE, |rest| rest.min(COPY_PIECE));
             let count = self.read_at(from, &mut buffer[..piece], at)?;
-            let mut written = 0;
-            while written < count {
-                written += self.write_at(to, &buffer[written..count], offset + (at - range.start) + written as u64)?;
-            }
+            write_all(self, to, &buffer[..count], offset + (at - range.start))?;
             at += count as u64;
             if count < piece {
                 break;

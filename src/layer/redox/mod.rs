@@ -33,7 +33,7 @@ use syscall::flag::{
 
 use super::{
     Access, Allocation, Capabilities, Entry, Error, Kind, Layer, Object, Owner, RenameMode, Result, Stat, StatFs, Time,
-    XattrMode,
+    XattrMode, write_all,
 };
 
 mod calls;
@@ -402,7 +402,8 @@ impl Layer for RedoxLayer {
     /// Redox has no single step for this: a crash in between leaves a symlink with an empty target.
     fn create_symlink(&self, dir: &Dir, name: &OsStr, target: &OsStr, _owner: Owner) -> Result<()> {
         let link = File(self.changing(dir, name)?.create(O_SYMLINK | O_WRONLY, 0o777)?);
-        self.write_all(&link, target.as_bytes(), 0)
+        let written = write_all(self, &link, target.as_bytes(), 0);
+        written.or_else(|error| self.unlink(dir, name).and(Err(error)))
     }
 
     /// A socket, of which redoxfs has to be sent a descriptor: it names it as its path ends. So where the name is to be another, it is made in a
@@ -507,7 +508,7 @@ impl Layer for RedoxLayer {
             if read == 0 {
                 break;
             }
-            self.write_all(to, &piece[..read], offset + (at - range.start))?;
+            write_all(self, to, &piece[..read], offset + (at - range.start))?;
             at += read as u64;
         }
         Ok(at - range.start)
@@ -532,18 +533,6 @@ impl Layer for RedoxLayer {
 
     fn sync_all(&self) -> Result<()> {
         sync_dir(&self.top.fd)
-    }
-}
-
-impl RedoxLayer {
-    /// Writes all of `buf` at `offset`.
-    fn write_all(&self, file: &File, mut buf: &[u8], mut offset: u64) -> Result<()> {
-        while !buf.is_empty() {
-            let written = self.write_at(file, buf, offset)?;
-            buf = &buf[written..];
-            offset += written as u64;
-        }
-        Ok(())
     }
 }
 

@@ -1,0 +1,371 @@
+//! Where layers lie, and what can go wrong there: a filesystem in memory, directories of the host, or a redoxfs that the delegate plays.
+
+use std::ffi::OsStr;
+use std::path::Path;
+
+use linux_delegate::redoxfs;
+use overlayfs::layer::counted::{Counted, Counts, Fault};
+use overlayfs::layer::redox::RedoxLayer;
+use overlayfs::layer::{Kind, Layer, OsLayer, Result};
+use overlayfs::overlay::Layers;
+use rustix::fs::FileType;
+use test_common::{Detail, Snapshot, Stage, names, put};
+
+use crate::memory::{self, Abilities, Memory};
+use crate::op::{Mounting, Op, Session, Source};
+
+/// The bytes of a large file: not a whole number of chunks, and mostly holes.
+pub const LARGE: u64 = (1 << 20) + 200_000;
+/// Where it has data: beginnings of pages.
+pub const LARGE_DATA: [u64; 5] = [0, 16 << 12, 17 << 12, 150 << 12, LARGE / 4096 * 4096];
+
+/// What is put into a lower layer.
+#[derive(Clone, Debug)]
+pub enum Item {
+    /// A file that has its path as its content.
+    File,
+    /// A file that is not copied up at once.
+    Large,
+    Dir,
+    Symlink,
+    Fifo,
+    /// A further name of a file.
+    Link(String),
+}
+
+/// An object of a lower layer: which layer, its path, and what it is.
+pub type Placed = (&'static str, String, Item);
+
+/// What a case begins with.
+#[derive(Clone, Debug)]
+pub struct Start {
+    pub lowers: Vec<Placed>,
+    /// What was done before.
+    pub ops: Vec<Op>,
+    pub mounting: Mounting,
+    pub abilities: Abilities,
+}
+
+pub trait Ground: Source + Sized {
+    /// What was at one time in the lower layers.
+    type Lowers;
+    /// What it is called in the report.
+    const NAME: &str;
+    /// Whether there are FIFOs, extended attributes and renames that exchange.
+    const FULL: bool;
+    /// Whether the same operations lead to the same times.
+    const TIMED: bool;
+
+    fn new(abilities: Abilities) -> Self;
+    /// Another one that is as this one is, where that is cheaper than to make it anew.
+    fn copy(&self) -> Option<Self>;
+    fn put(&self, placed: &Placed);
+    /// After so many more calls this goes wrong; `u64::MAX`: nothing does.
+    fn fault_after(&self, calls: u64, fault: Fault);
+    /// The call at which something went wrong since then.
+    fn struck(&self) -> Option<&'static str>;
+    /// How many calls there were since the last time.
+    fn take_calls(&self) -> u64;
+    fn lowers(&self) -> Self::Lowers;
+    /// Panics if the lower layers have changed.
+    fn check_lowers(&self, before: &Self::Lowers);
+    /// What is in the work directory.
+    fn work(&self) -> Vec<String>;
+    /// How many files are open, and what else holds something of the system.
+    fn open(&self) -> (usize, usize);
+
+    fn make(start: &Start) -> Self {
+        let ground = Self::new(start.abilities);
+        start.lowers.iter().for_each(|placed| ground.put(placed));
+        let mut session = Session::new(&ground, start.mounting).unwrap();
+        for op in &start.ops {
+            session.apply(op).unwrap_or_else(|error| panic!("{op:?}: {error}"));
+        }
+        // What is copied in part stays so.
+        session.crash();
+        ground
+    }
+}
+
+/// The layers that two functions open.
+fn layers<L: Layer>(pair: (L, L), lower: impl Fn(&str) -> Result<L>) -> Result<Layers<L>> {
+    Ok(Layers { upper: Some(pair.0), work: Some(pair.1), lowers: vec![lower("lower")?, lower("bottom")?] })
+}
+
+const LAYERS: [&str; 4] = ["upper", "work", "lower", "bottom"];
+
+/// In memory, where the calls are those of the layers.
+pub struct InMemory {
+    pub disk: memory::Disk,
+    pub counts: Counts,
+}
+
+impl InMemory {
+    pub fn with(disk: memory::Disk) -> Self {
+        InMemory { disk, counts: Counts::default() }
+    }
+}
+
+impl Source for InMemory {
+    type Layer = Counted<Memory>;
+
+    fn layers(&self) -> Result<Layers<Self::Layer>> {
+        let open = |name: &str, for_writing| Counted::new(self.disk.layer(name, for_writing), &self.counts);
+        layers((open("upper", true), open("work", true)), |name| Ok(open(name, false)))
+    }
+
+    fn stop(&self, stopped: bool) {
+        self.counts.stop_after(if stopped { 0 } else { u64::MAX });
+    }
+}
+
+impl Ground for InMemory {
+    type Lowers = [memory::Snapshot; 2];
+    const NAME: &str = "memory";
+    const FULL: bool = true;
+    const TIMED: bool = true;
+
+    fn new(abilities: Abilities) -> Self {
+        InMemory::with(memory::Disk::new(abilities, &LAYERS))
+    }
+
+    fn copy(&self) -> Option<Self> {
+        Some(InMemory::with(self.disk.copy()))
+    }
+
+    fn put(&self, (layer, path, item): &Placed) {
+        let layer = self.disk.layer(layer, true);
+        let own = layer.identity();
+        let mut dir = layer.root().unwrap();
+        let names: Vec<_> = path.split('/').map(OsStr::new).collect();
+        let (name, parents) = names.split_last().unwrap();
+        for parent in parents {
+            let _ = layer.create_dir(&dir, parent, 0o755, own);
+            dir = layer.open_dir(&dir, parent).unwrap();
+        }
+        match item {
+            Item::File => {
+                let file = layer.create_file(&dir, name, 0o644, own).unwrap();
+                layer.write_at(&file, path.as_bytes(), 0).unwrap();
+            }
+            Item::Large => {
+                let file = layer.create_file(&dir, name, 0o644, own).unwrap();
+                layer.truncate(&file, LARGE).unwrap();
+                for at in LARGE_DATA {
+                    layer.write_at(&file, &vec![b'L'; 4096.min(LARGE - at) as usize], at).unwrap();
+                }
+            }
+            Item::Dir => drop(layer.create_dir(&dir, name, 0o755, own)),
+            Item::Symlink => layer.create_symlink(&dir, name, OsStr::new("target"), own).unwrap(),
+            Item::Fifo => layer.create_node(&dir, name, Kind::Fifo, 0o644, 0, own).unwrap(),
+            Item::Link(old) => layer.link(&dir, OsStr::new(old), &dir, name).unwrap(),
+        }
+    }
+
+    fn fault_after(&self, calls: u64, fault: Fault) {
+        self.counts.fault_after(calls, fault);
+    }
+
+    fn struck(&self) -> Option<&'static str> {
+        self.counts.struck().map(|method| method.name())
+    }
+
+    fn take_calls(&self) -> u64 {
+        self.counts.take().total()
+    }
+
+    fn lowers(&self) -> Self::Lowers {
+        ["lower", "bottom"].map(|name| self.disk.snapshot(name))
+    }
+
+    fn check_lowers(&self, before: &Self::Lowers) {
+        before.iter().for_each(|lower| self.disk.assert_same(lower));
+    }
+
+    fn work(&self) -> Vec<String> {
+        self.disk.names("work")
+    }
+
+    fn open(&self) -> (usize, usize) {
+        let (dirs, files) = self.disk.open();
+        (files, dirs)
+    }
+}
+
+/// Directories of the host, whose calls are those of the layers.
+pub struct Host {
+    stage: Stage,
+    counts: Counts,
+}
+
+impl Source for Host {
+    type Layer = Counted<OsLayer>;
+
+    fn layers(&self) -> Result<Layers<Self::Layer>> {
+        let (upper, work) = OsLayer::open_pair(&self.stage.dir("upper"), &self.stage.dir("work"))?;
+        let pair = (Counted::new(upper, &self.counts), Counted::new(work, &self.counts));
+        layers(pair, |name| Ok(Counted::new(OsLayer::open(&self.stage.dir(name), false)?, &self.counts)))
+    }
+
+    fn stop(&self, stopped: bool) {
+        self.counts.stop_after(if stopped { 0 } else { u64::MAX });
+    }
+}
+
+impl Ground for Host {
+    type Lowers = [Snapshot; 2];
+    const NAME: &str = "host";
+    const FULL: bool = true;
+    const TIMED: bool = false;
+
+    fn new(_: Abilities) -> Self {
+        let stage = Stage::new();
+        LAYERS.iter().for_each(|name| drop(stage.dir(name)));
+        Host { stage, counts: Counts::default() }
+    }
+
+    fn copy(&self) -> Option<Self> {
+        None
+    }
+
+    fn put(&self, (layer, path, item): &Placed) {
+        let dir = &self.stage.dir(layer);
+        match item {
+            Item::File => drop(put::file(dir, path, path)),
+            Item::Large => {
+                let file = std::fs::File::create(put::file(dir, path, "")).unwrap();
+                file.set_len(LARGE).unwrap();
+                for at in LARGE_DATA {
+                    let bytes = vec![b'L'; 4096.min(LARGE - at) as usize];
+                    std::os::unix::fs::FileExt::write_all_at(&file, &bytes, at).unwrap();
+                }
+            }
+            Item::Dir => drop(put::dir(dir, path)),
+            Item::Symlink => drop(put::symlink(dir, path, "target")),
+            Item::Fifo => drop(put::node(dir, path, FileType::Fifo, 0o644, 0)),
+            Item::Link(old) => {
+                let above = Path::new(path).parent().unwrap();
+                drop(put::link(dir, above.join(old).to_str().unwrap(), path));
+            }
+        }
+    }
+
+    fn fault_after(&self, calls: u64, fault: Fault) {
+        self.counts.fault_after(calls, fault);
+    }
+
+    fn struck(&self) -> Option<&'static str> {
+        self.counts.struck().map(|method| method.name())
+    }
+
+    fn take_calls(&self) -> u64 {
+        self.counts.take().total()
+    }
+
+    fn lowers(&self) -> Self::Lowers {
+        ["lower", "bottom"].map(|name| Snapshot::take(&self.stage.dir(name), Detail::Everything))
+    }
+
+    fn check_lowers(&self, before: &Self::Lowers) {
+        before.iter().zip(self.lowers()).for_each(|(before, now)| before.assert_same(&now, "a lower layer"));
+    }
+
+    fn work(&self) -> Vec<String> {
+        names(&self.stage.dir("work"))
+    }
+
+    fn open(&self) -> (usize, usize) {
+        (0, std::fs::read_dir("/proc/self/fd").unwrap().count())
+    }
+}
+
+/// A redoxfs, whose calls are the requests that it answers.
+pub struct Redoxfs(redoxfs::Disk);
+
+impl Source for Redoxfs {
+    type Layer = RedoxLayer;
+
+    fn layers(&self) -> Result<Layers<RedoxLayer>> {
+        let [upper, work] = ["upper", "work"].map(|name| self.0.path(name));
+        let pair = RedoxLayer::open_pair(Path::new(&upper), Path::new(&work))?;
+        layers(pair, |name| RedoxLayer::open(Path::new(&self.0.path(name)), false))
+    }
+
+    fn stop(&self, stopped: bool) {
+        self.0.stop_after(if stopped { 0 } else { u64::MAX });
+    }
+}
+
+impl Ground for Redoxfs {
+    type Lowers = [redoxfs::Snapshot; 2];
+    const NAME: &str = "redoxfs";
+    const FULL: bool = false;
+    const TIMED: bool = false;
+
+    fn new(_: Abilities) -> Self {
+        let disk = redoxfs::Disk::redoxfs();
+        LAYERS.iter().for_each(|name| {
+            disk.tree().put_dir(name);
+        });
+        Redoxfs(disk)
+    }
+
+    fn copy(&self) -> Option<Self> {
+        let disk = redoxfs::Disk::redoxfs();
+        disk.copy_from(&self.0);
+        Some(Redoxfs(disk))
+    }
+
+    fn put(&self, (layer, path, item): &Placed) {
+        let mut tree = self.0.tree();
+        let full = format!("{layer}/{path}");
+        match item {
+            Item::File => drop(tree.put_file(&full, path.as_str())),
+            Item::Large => {
+                let mut bytes = vec![0; LARGE as usize];
+                for at in LARGE_DATA {
+                    bytes[at as usize..(at + 4096).min(LARGE) as usize].fill(b'L');
+                }
+                tree.put_file(&full, bytes);
+            }
+            Item::Dir => drop(tree.put_dir(&full)),
+            Item::Symlink => drop(tree.put_symlink(&full, "target")),
+            Item::Fifo => {}
+            Item::Link(old) => {
+                let (above, _) = full.rsplit_once('/').unwrap();
+                tree.put_link(&format!("{above}/{old}"), &full);
+            }
+        }
+    }
+
+    fn fault_after(&self, calls: u64, fault: Fault) {
+        self.0.fault_after(calls, fault);
+    }
+
+    fn struck(&self) -> Option<&'static str> {
+        self.0.struck().map(|request| request.name())
+    }
+
+    fn take_calls(&self) -> u64 {
+        let requests = self.0.take_requests();
+        requests.total() - requests.of(redoxfs::Request::Close)
+    }
+
+    fn lowers(&self) -> Self::Lowers {
+        ["lower", "bottom"].map(|name| self.0.snapshot(name))
+    }
+
+    fn check_lowers(&self, before: &Self::Lowers) {
+        before.iter().for_each(|lower| self.0.assert_same(lower));
+    }
+
+    fn work(&self) -> Vec<String> {
+        self.0.tree().names("work")
+    }
+
+    fn open(&self) -> (usize, usize) {
+        // What was closed before this has arrived when it is answered.
+        self.0.take_requests();
+        (0, self.0.open())
+    }
+}

@@ -1,0 +1,269 @@
+//! Faults, by exhaustion: each call of a layer that an operation makes is the one after which nothing is done any more, as if the daemon had
+//! been killed there, or the one that fails. Then nothing is lost, torn or left behind:
+//!
+//! - Ended after any call, a fresh mount shows the tree as it was before or as it is after the operation. So it is too if what the crash left is
+//!   repaired first, of which nothing is a loss.
+//! - If one call fails with EIO, ENOSPC, EDQUOT, EMFILE or EINTR, or a write takes only half of the bytes, the caller gets that errno and nothing is
+//!   changed, in this mount and in a fresh one, or the operation is done all the same. Nothing is left open or in the work directory, what comes next
+//!   works, and so does the same operation again.
+//! - In any case the lower layers are byte for byte as they were.
+//!
+//! And the power goes at every call (`power`), so that what was not synced may be lost.
+//!
+//! It is tried with a table of operations on objects in every state (`cases`) and with random sequences; on a filesystem in memory with the
+//! abilities of several (`memory`), on a redoxfs that the delegate plays, where the calls are requests, and on the host, in both formats of the
+//! upper layer.
+//!
+//! `cargo test --test faults` tries a sample that is the same in every run, and says how many points it were. All of them, some hundreds of
+//! thousands: `OVERLAYFS_FAULTS=full cargo test --release --test faults`; only some parts: add `-- NAME`. Needs root.
+
+mod cases;
+mod ground;
+mod memory;
+mod op;
+mod points;
+mod power;
+mod random;
+mod view;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use overlayfs::format::Wanted;
+
+use ground::{Ground, Host, InMemory, Redoxfs, Start};
+use memory::{Abilities, Order};
+use op::{Op, Session};
+use points::{Case, Tried};
+use power::Outage;
+use random::Random;
+
+/// How much is tried.
+#[derive(Clone, Copy)]
+struct Plan {
+    full: bool,
+    /// Cases that went wrong are told and counted, and the next ones tried.
+    failed: &'static AtomicUsize,
+}
+
+impl Plan {
+    /// One of so many, of which a sample is one of `sampled`.
+    fn one_of(self, full: u64, sampled: u64) -> u64 {
+        if self.full { full } else { sampled }
+    }
+
+    fn sweep<G: Ground>(self, case: &Case<'_>, prepared: &G, tried: &mut Tried) {
+        if catch_unwind(AssertUnwindSafe(|| case.sweep(prepared, tried))).is_err() {
+            self.failed.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Tries a table: of its rows one of so many, and of their points.
+    fn table<G: Ground>(self, start: &Start, rows: u64, one_of: u64, tried: &mut Tried) {
+        let prepared = G::make(start);
+        let all = cases::table(G::FULL && start.abilities.exchange).into_iter().map(|op| (Vec::new(), op));
+        for (number, (warm, op)) in all.chain(cases::held()).enumerate() {
+            let seed = number as u64;
+            if Random::new(seed).next().is_multiple_of(rows) {
+                self.sweep(&Case { start, warm: &warm, op: &op, one_of, seed }, &prepared, tried);
+            }
+        }
+    }
+
+    /// Tries so many random sequences, of their points one of so many.
+    fn random<G: Ground>(self, abilities: Abilities, seeds: std::ops::Range<u64>, one_of: u64, tried: &mut Tried) {
+        for seed in seeds {
+            let (start, ops) = random_case::<G>(abilities, seed);
+            let prepared = G::make(&start);
+            for (index, op) in ops.iter().enumerate().filter(|(_, op)| !matches!(op, Op::Crash | Op::Hold(_))) {
+                let seed = seed << 8 | index as u64;
+                let case = Case { start: &start, warm: &ops[..index], op, one_of, seed };
+                if self.full || seed.is_multiple_of(3) {
+                    self.sweep(&case, &prepared, tried);
+                }
+            }
+        }
+    }
+}
+
+impl Plan {
+    fn lose_power(self, outage: &Outage<'_>, prepared: &InMemory, tried: &mut Tried) {
+        if catch_unwind(AssertUnwindSafe(|| outage.sweep(prepared, tried))).is_err() {
+            self.failed.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// The power goes during and after each operation of a table; of its rows one of so many are tried, and of the states.
+    fn power_table(self, start: &Start, order: Order, rows: u64, one_of: u64, tried: &mut Tried) {
+        // What is copied in part is so until the power goes.
+        let mut start = start.clone();
+        let parts = start.ops.split_off(start.ops.len() - cases::PARTS);
+        let (start, prepared) = (&start, InMemory::make(&start));
+        let all = cases::table(start.abilities.exchange).into_iter().map(|op| (Vec::new(), op));
+        for (number, (warm, op)) in all.chain(cases::held()).enumerate() {
+            let seed = number as u64;
+            // What is written to a file after it was unlinked may be in it if the power brings the name back: no state has it.
+            let is_unlinked = matches!(op, Op::WriteHeld(_)) && warm.iter().any(|op| matches!(op, Op::Unlink(_)));
+            if is_unlinked || !Random::new(seed).next().is_multiple_of(rows) {
+                continue;
+            }
+            let mut ops = [&parts[..], &warm].concat();
+            let from = ops.len();
+            let paths = op.paths();
+            ops.push(op);
+            ops.extend(paths.into_iter().map(Op::Sync));
+            self.lose_power(&Outage { start, ops: &ops, order, from, one_of, seed }, &prepared, tried);
+        }
+    }
+
+    fn power_random(
+        self,
+        abilities: Abilities,
+        order: Order,
+        seeds: std::ops::Range<u64>,
+        one_of: u64,
+        tried: &mut Tried,
+    ) {
+        for seed in seeds {
+            let (mut start, mut ops) = random_case::<InMemory>(abilities, seed);
+            ops.retain(|op| !matches!(op, Op::WriteHeld(_)));
+            // What is copied in part needs an order.
+            start.mounting.whole_copies |= order == Order::None;
+            let prepared = InMemory::make(&start);
+            self.lose_power(&Outage { start: &start, ops: &ops, order, from: 0, one_of, seed }, &prepared, tried);
+        }
+    }
+}
+
+/// Random layers and operations.
+fn random_case<G: Ground>(abilities: Abilities, seed: u64) -> (Start, Vec<Op>) {
+    let full = G::FULL && abilities.exchange;
+    let start = cases::random_start(seed, full, abilities);
+    let scratch = G::make(&start);
+    let mut session = Session::new(&scratch, start.mounting).unwrap();
+    let mut random = Random::new(seed + (1 << 32));
+    let ops = cases::random_ops(&mut random, full, 10, |op| session.apply(op).is_ok());
+    drop(session);
+    (start, ops)
+}
+
+type Part = (&'static str, fn(Plan, &mut Tried));
+
+const PARTS: [Part; 18] = [
+    ("table", |plan, tried| {
+        let start = cases::start(Wanted::Oci, false, Abilities::EXT4, true);
+        plan.table::<InMemory>(&start, plan.one_of(1, 6), plan.one_of(1, 10), tried);
+    }),
+    ("table-kernel", |plan, tried| {
+        let start = cases::start(Wanted::Kernel, false, Abilities::EXT4, true);
+        plan.table::<InMemory>(&start, plan.one_of(1, 12), plan.one_of(1, 10), tried);
+    }),
+    ("table-few-abilities", |plan, tried| {
+        let start = cases::start(Wanted::Oci, false, Abilities::FEW, true);
+        plan.table::<InMemory>(&start, plan.one_of(1, 12), plan.one_of(1, 10), tried);
+    }),
+    ("table-shared-data", |plan, tried| {
+        let start = cases::start(Wanted::Oci, false, Abilities::SHARING, true);
+        plan.table::<InMemory>(&start, plan.one_of(1, 30), plan.one_of(1, 10), tried);
+    }),
+    ("table-whole-copies", |plan, tried| {
+        let start = cases::start(Wanted::Oci, true, Abilities::EXT4, true);
+        plan.table::<InMemory>(&start, plan.one_of(1, 30), plan.one_of(1, 10), tried);
+    }),
+    ("table-redoxfs", |plan, tried| {
+        let start = cases::start(Wanted::Oci, false, Abilities::FEW, false);
+        plan.table::<Redoxfs>(&start, plan.one_of(8, 40), plan.one_of(4, 20), tried);
+    }),
+    ("table-host", |plan, tried| {
+        let start = cases::start(Wanted::Oci, false, Abilities::EXT4, true);
+        plan.table::<Host>(&start, plan.one_of(10, 150), plan.one_of(30, 40), tried);
+    }),
+    ("table-host-kernel", |plan, tried| {
+        let start = cases::start(Wanted::Kernel, false, Abilities::EXT4, true);
+        plan.table::<Host>(&start, plan.one_of(10, 150), plan.one_of(30, 40), tried);
+    }),
+    ("random", |plan, tried| {
+        plan.random::<InMemory>(Abilities::EXT4, 0..plan.one_of(300, 6), plan.one_of(1, 10), tried);
+    }),
+    ("random-few-abilities", |plan, tried| {
+        plan.random::<InMemory>(Abilities::FEW, 1000..plan.one_of(1100, 1004), plan.one_of(1, 10), tried);
+    }),
+    ("random-shared-data", |plan, tried| {
+        plan.random::<InMemory>(Abilities::SHARING, 2000..plan.one_of(2100, 2004), plan.one_of(1, 10), tried);
+    }),
+    ("random-redoxfs", |plan, tried| {
+        plan.random::<Redoxfs>(Abilities::FEW, 3000..plan.one_of(3006, 3001), plan.one_of(4, 20), tried);
+    }),
+    ("power", |plan, tried| {
+        let start = cases::start(Wanted::Oci, false, Abilities::EXT4, true);
+        plan.power_table(&start, Order::Journaled, plan.one_of(1, 20), plan.one_of(2, 60), tried);
+    }),
+    ("power-kernel", |plan, tried| {
+        let start = cases::start(Wanted::Kernel, false, Abilities::SHARING, true);
+        plan.power_table(&start, Order::Journaled, plan.one_of(1, 60), plan.one_of(4, 60), tried);
+    }),
+    ("power-few-abilities", |plan, tried| {
+        let start = cases::start(Wanted::Oci, false, Abilities::FEW, true);
+        plan.power_table(&start, Order::Journaled, plan.one_of(1, 60), plan.one_of(4, 60), tried);
+    }),
+    ("power-random", |plan, tried| {
+        plan.power_random(
+            Abilities::EXT4,
+            Order::Journaled,
+            4000..plan.one_of(4300, 4006),
+            plan.one_of(10, 200),
+            tried,
+        );
+        plan.power_random(Abilities::FEW, Order::Journaled, 5000..plan.one_of(5200, 5005), plan.one_of(10, 200), tried);
+    }),
+    ("power-no-order", |plan, tried| {
+        let start = cases::start(Wanted::Oci, true, Abilities::FEW, true);
+        plan.power_table(&start, Order::None, plan.one_of(1, 60), plan.one_of(4, 60), tried);
+    }),
+    ("power-no-order-random", |plan, tried| {
+        plan.power_random(Abilities::FEW, Order::None, 6000..plan.one_of(6100, 6005), plan.one_of(10, 200), tried);
+    }),
+];
+
+fn main() -> ExitCode {
+    static FAILED: AtomicUsize = AtomicUsize::new(0);
+    let plan =
+        Plan { full: std::env::var_os("OVERLAYFS_FAULTS").is_some_and(|wanted| wanted == "full"), failed: &FAILED };
+    let wanted: Vec<_> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
+    // As an overlay has it from the first mount on: what is made in layers is the same before and after that.
+    rustix::process::umask(rustix::fs::Mode::empty());
+    let (mut tried, begun) = (Tried::default(), std::time::Instant::now());
+    // On the host descriptors are counted, which are the whole process's: alone.
+    let is_alone = |part: &&Part| part.0.contains("host");
+    let parts =
+        || PARTS.iter().filter(|part| wanted.is_empty() || wanted.iter().any(|wanted| part.0.contains(&**wanted)));
+    let (alone, together): (Vec<_>, Vec<_>) = parts().partition(is_alone);
+    let next = Mutex::new(together.into_iter());
+    std::thread::scope(|scope| {
+        let work = || {
+            let mut tried = Tried::default();
+            loop {
+                let part = next.lock().unwrap().next();
+                let Some((name, run)) = part else { return tried };
+                run(plan, &mut tried);
+                eprintln!("{name}: done after {:.0?}", begun.elapsed());
+            }
+        };
+        let threads: Vec<_> = (0..2).map(|_| scope.spawn(work)).collect();
+        threads.into_iter().for_each(|thread| tried.merge(thread.join().unwrap()));
+    });
+    for (name, run) in alone {
+        run(plan, &mut tried);
+        eprintln!("{name}: done after {:.0?}", begun.elapsed());
+    }
+    println!("{tried}");
+    match FAILED.load(Ordering::Relaxed) {
+        0 => ExitCode::SUCCESS,
+        failed => {
+            println!("{failed} cases went wrong");
+            ExitCode::FAILURE
+        }
+    }
+}

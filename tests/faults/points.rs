@@ -1,0 +1,304 @@
+//! One operation, and every point of it at which something can go wrong: it ends there for good, as with a crash of the daemon, or one call of
+//! a layer fails and later ones do not.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use overlayfs::fsck::Checker;
+use overlayfs::layer::counted::Fault;
+use overlayfs::layer::{Error, Result};
+use syscall::error::{EDQUOT, EINTR, EIO, EMFILE, ENOSPC, EXDEV};
+
+use crate::ground::{Ground, Start};
+use crate::op::{Op, Session};
+use crate::random::Random;
+use crate::view::{Seen, View, difference, view, without_held, without_set_id};
+
+/// What a call answers when it fails.
+const ERRNOS: [(i32, &str); 5] =
+    [(EIO, "EIO"), (ENOSPC, "ENOSPC"), (EDQUOT, "EDQUOT"), (EMFILE, "EMFILE"), (EINTR, "EINTR")];
+
+/// An operation, after what.
+pub struct Case<'c> {
+    pub start: &'c Start,
+    /// What is done in the same mount before.
+    pub warm: &'c [Op],
+    pub op: &'c Op,
+    /// Which of the points are tried: one of so many, and a number that says which.
+    pub one_of: u64,
+    pub seed: u64,
+}
+
+/// How many points were tried, by ground and kind.
+#[derive(Default)]
+pub struct Tried(BTreeMap<(&'static str, &'static str), u64>);
+
+impl Tried {
+    pub fn add(&mut self, ground: &'static str, kind: &'static str) {
+        *self.0.entry((ground, kind)).or_default() += 1;
+    }
+
+    pub fn merge(&mut self, other: Tried) {
+        other.0.into_iter().for_each(|(of, count)| *self.0.entry(of).or_default() += count);
+    }
+
+    pub fn total(&self) -> u64 {
+        self.0.values().sum()
+    }
+}
+
+impl fmt::Display for Tried {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut last = "";
+        for ((ground, kind), count) in &self.0 {
+            if *ground != last {
+                writeln!(f, "{ground}:")?;
+                last = ground;
+            }
+            writeln!(f, "  {count:8}  {kind}")?;
+        }
+        write!(f, "{} points in all", self.total())
+    }
+}
+
+/// What the operation does if nothing goes wrong.
+struct Usual {
+    result: Result<()>,
+    calls: u64,
+    /// What the mount shows before and after it, and how many files are open at most.
+    before: View,
+    after: View,
+    files: usize,
+}
+
+impl Usual {
+    /// Whether the operation leaves the time of an object alone.
+    fn keeps_time(&self, path: &str, seen: &Seen) -> bool {
+        // Those of directories are put back after the step that changes them, which is one step more.
+        let time = |view: &View| view.get(path).filter(|seen| seen.content.is_some()).map(|seen| seen.mtime);
+        time(&self.before) == time(&self.after) && time(&self.before) == Some(seen.mtime)
+    }
+
+    fn differs<G: Ground>(&self, expected: &View, found: &View, struck: &str) -> Option<String> {
+        // Times that cannot be put back are not.
+        let timed = G::TIMED && struck != "set_times";
+        difference(expected, found, |path, seen| timed && self.keeps_time(path, seen))
+    }
+}
+
+fn again<G: Ground>(case: &Case<'_>, prepared: &G) -> G {
+    prepared.copy().unwrap_or_else(|| G::make(case.start))
+}
+
+/// A mount in which everything was done that comes before.
+fn warm<'g, G: Ground>(case: &Case<'_>, ground: &'g G) -> Session<'g, G> {
+    let mut session = Session::new(ground, case.start.mounting).unwrap();
+    for op in case.warm {
+        // What cannot be done cannot be done every time.
+        let _ = session.apply(op);
+    }
+    ground.take_calls();
+    session
+}
+
+fn fresh<G: Ground>(case: &Case<'_>, ground: &G) -> View {
+    look(case, &Session::new(ground, case.start.mounting).unwrap())
+}
+
+fn look<G: Ground>(case: &Case<'_>, session: &Session<'_, G>) -> View {
+    let view = view(session);
+    if matches!(case.op, Op::Chown(..)) { without_set_id(view) } else { view }
+}
+
+fn usual<G: Ground>(case: &Case<'_>, prepared: &G) -> Usual {
+    let ground = again(case, prepared);
+    let session = warm(case, &ground);
+    let before = look(case, &session);
+    let mut files = ground.open().0;
+    session.crash();
+    let shown = fresh(case, &ground);
+    let wrong = difference(&without_held(&before), &shown, |_, _| true);
+    assert!(wrong.is_none(), "before {}: another mount shows something else: {}", case.what::<G>(), wrong.unwrap());
+
+    let ground = again(case, prepared);
+    let mut session = warm(case, &ground);
+    let result = session.apply(case.op);
+    let calls = ground.take_calls();
+    let after = look(case, &session);
+    files = files.max(ground.open().0);
+    drop(session);
+    assert_eq!(damage(&ground, false, || case.what::<G>()), 0, "{}: damage without a crash", case.what::<G>());
+    let shown = fresh(case, &ground);
+    let wrong = difference(&without_held(&after), &shown, |_, _| true);
+    assert!(wrong.is_none(), "after {}: another mount shows something else: {}", case.what::<G>(), wrong.unwrap());
+    if let Err(error) = result {
+        let wrong = difference(&before, &after, |_, _| G::TIMED);
+        assert!(wrong.is_none(), "{}: refused with {error}, but {}", case.what::<G>(), wrong.unwrap());
+    }
+    Usual { result, calls, before, after, files }
+}
+
+impl Case<'_> {
+    fn what<G: Ground>(&self) -> String {
+        let Start { mounting, abilities, .. } = self.start;
+        format!("{:?} after {:?} ({}, {mounting:?}, {abilities:?})", self.op, self.warm, G::NAME)
+    }
+
+    /// Whether a point is one of those that are tried.
+    fn is_tried(&self, call: u64, kind: usize) -> bool {
+        let number = Random::new(self.seed ^ call << 8 ^ (kind as u64) << 40).next();
+        number.is_multiple_of(self.one_of)
+    }
+
+    /// Tries every point.
+    pub fn sweep<G: Ground>(&self, prepared: &G, tried: &mut Tried) {
+        let usual = usual(self, prepared);
+        let mut seen_after = false;
+        for calls in 0..=usual.calls {
+            if self.is_tried(calls, 0) {
+                seen_after = self.stop(prepared, &usual, calls, seen_after);
+                tried.add(G::NAME, "stop");
+            }
+            if calls == usual.calls {
+                break;
+            }
+            for (number, (errno, name)) in ERRNOS.iter().enumerate() {
+                if self.is_tried(calls, 1 + number) && self.fail(prepared, &usual, calls, Fault::Errno(*errno)) {
+                    tried.add(G::NAME, name);
+                }
+            }
+            if self.is_tried(calls, 1 + ERRNOS.len()) && self.fail(prepared, &usual, calls, Fault::ShortWrite) {
+                tried.add(G::NAME, "short write");
+            }
+        }
+    }
+
+    /// The daemon ends after so many calls. Answers whether the operation is seen then.
+    fn stop<G: Ground>(&self, prepared: &G, usual: &Usual, calls: u64, seen_after: bool) -> bool {
+        let ground = again(self, prepared);
+        let lowers = ground.lowers();
+        let mut session = warm(self, &ground);
+        ground.fault_after(calls, Fault::Stop);
+        let result = session.apply(self.op);
+        let struck = ground.struck().unwrap_or("all");
+        let what = || format!("stopped after {calls} calls ({struck}) of {}", self.what::<G>());
+        session.crash();
+        // With and without a repair of what the crash left.
+        let repairs = calls.is_multiple_of(2);
+        damage(&ground, repairs, what);
+        let session = Session::new(&ground, self.start.mounting).unwrap();
+        let now = look(self, &session);
+        let [before, after] = [&usual.before, &usual.after].map(without_held);
+        let not_before = usual.differs::<G>(&before, &now, struck);
+        let not_after = usual.differs::<G>(&after, &now, struck);
+        let is_after = not_after.is_none();
+        if let (Some(not_before), Some(not_after)) = (&not_before, &not_after) {
+            panic!("{}: neither before ({not_before}) nor after ({not_after})", what());
+        }
+        assert!(is_after || !seen_after, "{}: was done one call before", what());
+        assert!(is_after || result.is_err(), "{}: was said to be done", what());
+        assert!(is_after || calls < usual.calls, "{}: is not done after all calls", what());
+        drop(session);
+        let left = damage(&ground, false, what);
+        assert!(left == 0 || !repairs, "{}: left by a mount that ended well", what());
+        ground.check_lowers(&lowers);
+        is_after
+    }
+
+    /// After so many calls one goes wrong. Answers whether it was one that can go wrong so.
+    fn fail<G: Ground>(&self, prepared: &G, usual: &Usual, calls: u64, fault: Fault) -> bool {
+        let ground = again(self, prepared);
+        let lowers = ground.lowers();
+        let closed = ground.open();
+        let mut session = warm(self, &ground);
+        ground.fault_after(calls, fault);
+        let result = session.apply(self.op);
+        // None: the calls are not the same each time.
+        let Some(struck) = ground.struck() else { return false };
+        ground.fault_after(u64::MAX, Fault::Stop);
+        if fault == Fault::ShortWrite && !struck.starts_with("write") {
+            return false;
+        }
+        let what = || format!("{fault:?} after {calls} calls ({struck}) of {}", self.what::<G>());
+        if let Err(Error { errno }) = result {
+            let injected = matches!(fault, Fault::Errno(injected) if injected == errno);
+            // A filesystem says so when an attribute has no room for a long redirect.
+            let no_room = fault == Fault::Errno(ENOSPC) && struck == "set_xattr" && errno == EXDEV;
+            // The kernel of Redox has no EINTR of a request that nobody interrupted.
+            let translated = fault == Fault::Errno(EINTR) && G::NAME == "redoxfs" && errno == EIO;
+            let is_usual = usual.result == result;
+            assert!(injected || no_room || translated || is_usual, "{}: answered errno {errno}", what());
+        } else {
+            assert!(usual.result.is_ok(), "{}: is done, though it cannot be", what());
+        }
+        let is_done = result.is_ok();
+        let expected = if is_done { &usual.after } else { &usual.before };
+        // Looking at things may mend them, so not always.
+        let looks = matches!(fault, Fault::Errno(EIO | EMFILE) | Fault::ShortWrite);
+        // What was refused to be mounted has to be mounted before it can be looked at.
+        let refused = self.op == &Op::Remount && !is_done;
+        if refused {
+            session.apply(&Op::Chmod("no/such/name".into(), 0)).unwrap_err();
+        }
+        let expected = if refused { &usual.after } else { expected };
+        let left: Vec<_> = ground.work().into_iter().filter(|name| name.starts_with("tmp.")).collect();
+        // What could not be removed is there until the next mount.
+        let removes = matches!(struck, "unlink" | "remove_dir" | "unlinkat" | "open_dir" | "list");
+        assert!(
+            left.is_empty() || removes && (is_done || usual.result == result),
+            "{}: answered {result:?} and left {left:?}",
+            what()
+        );
+        if looks {
+            let now = look(self, &session);
+            if let Some(wrong) = usual.differs::<G>(expected, &now, struck) {
+                panic!("{}: answered {result:?}, but {wrong}", what());
+            }
+            assert!(ground.open().0 <= usual.files, "{}: files are left open", what());
+        }
+        if !is_done && !refused {
+            let repeated = session.apply(self.op);
+            assert_eq!(repeated, usual.result, "{}: answered {result:?}; repeated", what());
+        }
+        let now = look(self, &session);
+        if let Some(wrong) = usual.differs::<G>(&usual.after, &now, struck) {
+            panic!("{}: answered {result:?}; repeated, but {wrong}", what());
+        }
+        for op in [Op::Create("zz".into()), Op::Unlink("zz".into())] {
+            let next = session.apply(&op);
+            assert!(next.is_ok(), "{}: {op:?} after it: {next:?}", what());
+        }
+        drop(session);
+        let left = damage(&ground, false, what);
+        // What could not be tidied up is there, and nothing depends on records that could not be written.
+        assert!(left == 0 || is_done || struck.starts_with("write"), "{}: left by a mount that ended well", what());
+        assert_eq!(ground.open(), closed, "{}: left open", what());
+        let now = fresh(self, &ground);
+        let after = without_held(&usual.after);
+        if let Some(wrong) = usual.differs::<G>(&after, &now, struck) {
+            panic!("{}: answered {result:?}; repeated, mounted again: {wrong}", what());
+        }
+        ground.check_lowers(&lowers);
+        true
+    }
+}
+
+/// What is wrong with the upper layer: nothing that is a loss, and nothing that cannot be repaired. Answers how much; repaired, if it is to
+/// be, there is nothing more.
+pub fn damage<G: Ground>(ground: &G, repair: bool, when: impl Fn() -> String) -> usize {
+    let checker = Checker::new(ground.layers().unwrap()).unwrap_or_else(|refused| panic!("{}: {refused}", when()));
+    let findings = checker.check().unwrap_or_else(|error| panic!("{}: {error}", when()));
+    for finding in &findings {
+        let (path, damage) = (finding.path.display(), &finding.damage);
+        let repairable = finding.repair.as_ref().filter(|_| !damage.is_loss());
+        let repairable = repairable.unwrap_or_else(|| panic!("{}: {path} {damage}", when()));
+        if repair {
+            checker.repair(repairable).unwrap_or_else(|error| panic!("{}: {path} {damage}: {error}", when()));
+        }
+    }
+    if repair {
+        let left = checker.check().unwrap_or_else(|error| panic!("{}: {error}", when()));
+        assert!(left.is_empty(), "{}: repaired, but {} {}", when(), left[0].path.display(), left[0].damage);
+    }
+    findings.len()
+}

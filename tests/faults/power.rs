@@ -1,0 +1,270 @@
+//! The power goes at any call, and of what was not synced some is lost. What a fresh mount shows then is explained by the states that the tree
+//! went through: it has the names and attributes of one of them, and in each file every byte is one that the file had there since it was synced
+//! last, or, where it grew, zero. What was synced is there.
+
+use std::collections::BTreeSet;
+
+use overlayfs::fsck::{Checker, Damage};
+use overlayfs::layer::counted::Fault;
+
+use crate::ground::{Ground, InMemory, Start};
+use crate::memory::{Data, Loss, Order, PAGE};
+use crate::op::{Op, Session, Source};
+use crate::points::Tried;
+use crate::random::Random;
+use crate::view::{Content, View, view, without_held, without_set_id};
+
+/// A sequence of operations during which the power goes.
+pub struct Outage<'c> {
+    pub start: &'c Start,
+    pub ops: &'c [Op],
+    pub order: Order,
+    /// The first operation during which it goes.
+    pub from: usize,
+    /// Which of the states are tried: one of so many.
+    pub one_of: u64,
+    pub seed: u64,
+}
+
+/// What the tree went through, and what was promised.
+struct History {
+    /// What it was before each operation, and after the last.
+    states: Vec<View>,
+    /// What the lower layers show alone.
+    below: View,
+    /// What each operation brought to the disk, if it was a sync.
+    synced: Vec<Option<Synced>>,
+}
+
+struct Synced {
+    ino: u64,
+    /// The state that has all its names and attributes for the first time.
+    since: usize,
+}
+
+fn looked<S: Source>(session: &Session<'_, S>) -> View {
+    without_set_id(without_held(&view(session)))
+}
+
+/// What is found of an object but for the content of a file: its names and what is said of it, and of a directory what is in it.
+fn traits(view: &View, ino: u64) -> BTreeSet<(String, String, u32, u64)> {
+    let own: Vec<_> = view.iter().filter(|(_, seen)| seen.ino == ino).collect();
+    let mut found: BTreeSet<_> =
+        own.iter().map(|(path, seen)| ((*path).clone(), seen.said.clone(), seen.mode, ino)).collect();
+    for (path, _) in own.iter().filter(|(_, seen)| seen.content.is_none()) {
+        let prefix = if path.is_empty() { String::new() } else { format!("{path}/") };
+        let inside = view.iter().filter(|(other, _)| {
+            other.strip_prefix(&prefix).is_some_and(|name| !name.is_empty() && !name.contains('/'))
+        });
+        found.extend(inside.map(|(other, seen)| (other.clone(), String::new(), 0, seen.ino)));
+    }
+    found
+}
+
+impl History {
+    fn of(outage: &Outage<'_>, prepared: &InMemory) -> Self {
+        let ground = prepared.copy().unwrap();
+        let mut session = Session::new(&ground, outage.start.mounting).unwrap();
+        let bare = InMemory::make(&Start { ops: Vec::new(), ..outage.start.clone() });
+        let below = looked(&Session::new(&bare, outage.start.mounting).unwrap());
+        let mut history = History { states: vec![looked(&session)], below, synced: Vec::new() };
+        for op in outage.ops {
+            let done = session.apply(op);
+            history.states.push(looked(&session));
+            let synced = match op {
+                Op::Sync(path) if done.is_ok() => history.states.last().unwrap().get(path).map(|seen| seen.ino),
+                _ => None,
+            };
+            let synced = synced.map(|ino| {
+                let now = traits(history.states.last().unwrap(), ino);
+                let since = history.states.iter().rposition(|state| traits(state, ino) != now);
+                Synced { ino, since: since.map_or(0, |before| before + 1) }
+            });
+            history.synced.push(synced);
+        }
+        history
+    }
+
+    /// Why this is not what there can be when the power went during the operation `during`; None if it can be.
+    fn refutes(&self, found: &View, during: usize, order: Order) -> Option<String> {
+        let last = during + 1;
+        let synced = self.synced[..during].iter().flatten();
+        let first = synced.map(|synced| synced.since).max().unwrap_or(0);
+        let mut why = String::new();
+        for state in (first..=last).rev() {
+            let wrong = self.differs(found, state, during, order)?;
+            why += &format!("\n  not as after {state} operations: {wrong}");
+        }
+        Some(why)
+    }
+
+    fn differs(&self, found: &View, state: usize, during: usize, order: Order) -> Option<String> {
+        let expected = &self.states[state];
+        for (path, seen) in expected {
+            let Some(now) = found.get(path) else { return Some(format!("{path} is missing")) };
+            if (&now.said, now.mode) != (&seen.said, seen.mode) {
+                return Some(format!("{path} is {} {:o} and not {} {:o}", now.said, now.mode, seen.said, seen.mode));
+            }
+            if let Some(content) = &now.content
+                && let Some(wrong) = wrong_content(content, &self.contents(during, order, |_, other| other == seen.ino))
+            {
+                return Some(format!("{path}: {wrong}"));
+            }
+        }
+        found.keys().find(|path| !expected.contains_key(*path)).map(|path| format!("{path} should not be there"))
+    }
+
+    /// The contents that the objects for which `is_meant` is true have had since they were synced last.
+    fn contents(&self, during: usize, order: Order, is_meant: impl Fn(&str, u64) -> bool) -> Vec<&Content> {
+        const EMPTY: &Content = &Content { size: 0, pages: std::collections::BTreeMap::new() };
+        let mut contents = Vec::new();
+        for (path, seen) in self.states[..=during + 1].iter().flatten() {
+            if is_meant(path, seen.ino) {
+                let is_last = |synced: &Option<Synced>| synced.as_ref().is_some_and(|synced| synced.ino == seen.ino);
+                let since = match order {
+                    Order::Journaled => self.synced[..during].iter().rposition(is_last).map_or(0, |op| op + 1),
+                    Order::None => 0,
+                };
+                // A new file was empty before it was anything else.
+                let is_new = self.states[0].values().all(|other| other.ino != seen.ino);
+                contents.extend((since == 0 && is_new).then_some(EMPTY));
+                let states = self.states[since..=during + 1].iter().flat_map(|state| state.values());
+                contents
+                    .extend(states.filter(|other| other.ino == seen.ino).filter_map(|other| other.content.as_ref()));
+            }
+        }
+        contents
+    }
+
+    /// Why a file has what no file of its name had. Names and attributes may be a mixture.
+    fn refutes_contents(&self, found: &View, during: usize) -> Option<String> {
+        found.iter().find_map(|(path, seen)| {
+            let name = path.rsplit('/').next();
+            let versions = self.contents(during, Order::None, |other, _| other.rsplit('/').next() == name);
+            let wrong = wrong_content(seen.content.as_ref()?, &versions)?;
+            // It may have got there under another name, or be what was changed or removed.
+            let mut versions = self.contents(during, Order::None, |_, _| true);
+            versions.extend(self.below.values().filter_map(|seen| seen.content.as_ref()));
+            versions.iter().all(|version| Some(*version) != seen.content.as_ref()).then(|| format!("{path}: {wrong}"))
+        })
+    }
+}
+
+/// Why a file with these contents cannot have this one after the power went.
+fn wrong_content(found: &Content, versions: &[&Content]) -> Option<String> {
+    if versions.contains(&found) {
+        return None;
+    }
+    let sizes = || versions.iter().map(|version| version.size);
+    let (least, most) = (sizes().min()?, sizes().max()?);
+    if !(least..=most).contains(&found.size) {
+        return Some(format!("{} bytes are not between {least} and {most}", found.size));
+    }
+    let pages: BTreeSet<_> = versions.iter().chain([&found]).flat_map(|content| content.pages.keys()).collect();
+    for page in pages {
+        if versions.iter().any(|version| version.pages.get(page) == found.pages.get(page)) && (page + 1) * PAGE <= least
+        {
+            continue;
+        }
+        for at in page * PAGE..((page + 1) * PAGE).min(found.size) {
+            let byte = found.byte(at);
+            if !versions.iter().any(|version| version.byte(at) == byte) && (byte != 0 || at < least) {
+                return Some(format!("byte {at} is {byte}, which it never was"));
+            }
+        }
+    }
+    None
+}
+
+impl Outage<'_> {
+    /// Tries it. Answers how many states were a mixture, which is asserted to be none where the filesystem has an order.
+    pub fn sweep(&self, prepared: &InMemory, tried: &mut Tried) -> u64 {
+        let history = History::of(self, prepared);
+        let mut mixtures = 0;
+        for during in self.from..self.ops.len() {
+            for calls in 0.. {
+                let ground = prepared.copy().unwrap();
+                let mut session = Session::new(&ground, self.start.mounting).unwrap();
+                for op in &self.ops[..during] {
+                    let _ = session.apply(op);
+                }
+                ground.fault_after(calls, Fault::Stop);
+                let _ = session.apply(&self.ops[during]);
+                let is_last = ground.struck().is_none();
+                session.crash();
+                for loss in self.losses(&ground, during, calls) {
+                    mixtures += u64::from(self.lose(&ground, loss, &history, during, calls, tried));
+                }
+                if is_last {
+                    break;
+                }
+            }
+        }
+        mixtures
+    }
+
+    /// What may be lost then.
+    fn losses(&self, ground: &InMemory, during: usize, calls: u64) -> Vec<Loss> {
+        let seed = self.seed ^ (during as u64) << 48 ^ calls << 32;
+        let mut random = Random::new(seed);
+        let (settled, changes) = (ground.disk.settled(), ground.disk.changes());
+        let mut losses = Vec::new();
+        for kept in settled..=changes {
+            for data in [Data::All, Data::None, Data::Some] {
+                let is_tried = random.next().is_multiple_of(self.one_of);
+                let loss = Loss { order: self.order, kept, data, seed: random.next() };
+                losses.extend(is_tried.then_some(loss));
+            }
+        }
+        losses
+    }
+
+    fn lose(
+        &self,
+        before: &InMemory,
+        loss: Loss,
+        history: &History,
+        during: usize,
+        calls: u64,
+        tried: &mut Tried,
+    ) -> bool {
+        let ground = InMemory::with(before.disk.after_loss(loss));
+        let lowers = ground.lowers();
+        let Start { mounting, abilities, .. } = self.start;
+        let what = || {
+            let ops = &self.ops[..=during];
+            format!("{loss:?} after {calls} calls of the last of {ops:?} ({mounting:?}, {abilities:?})")
+        };
+        if self.order == Order::Journaled {
+            let checker =
+                Checker::new(ground.layers().unwrap()).unwrap_or_else(|refused| panic!("{}: {refused}", what()));
+            for finding in checker.check().unwrap() {
+                // Of data that were not synced.
+                let expected = finding.damage == Damage::MapMeansNothing;
+                let is_lost = finding.damage.is_loss() && !expected;
+                assert!(!is_lost, "{}: {} {}", what(), finding.path.display(), finding.damage);
+            }
+        }
+        let session = Session::new(&ground, *mounting).unwrap_or_else(|error| panic!("{}: {error}", what()));
+        let found = looked(&session);
+        drop(session);
+        ground.check_lowers(&lowers);
+        let wrong = history.refutes(&found, during, self.order);
+        match self.order {
+            Order::Journaled => {
+                tried.add("memory", "power, in order");
+                assert!(wrong.is_none(), "{}: {}", what(), wrong.unwrap());
+                false
+            }
+            Order::None => {
+                tried.add("memory", "power, in no order");
+                let torn = history.refutes_contents(&found, during);
+                assert!(torn.is_none(), "{}: {}", what(), torn.unwrap());
+                if wrong.is_some() {
+                    tried.add("memory", "of these a mixture of states");
+                }
+                wrong.is_some()
+            }
+        }
+    }
+}
