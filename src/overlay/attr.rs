@@ -96,8 +96,7 @@ impl<L: Layer> Overlay<L> {
                 None => return Err(Error::new(ENOENT)),
             },
         };
-        state.attr = Some(fresh);
-        (state.stale, state.times_stale) = (false, false);
+        state.refresh(fresh);
         Ok(fresh)
     }
 
@@ -187,7 +186,7 @@ impl<L: Layer> Overlay<L> {
         let state = node.state.lock();
         let nowhere = matches!(self.spot(node, &state), Spot::Nowhere);
         drop(state);
-        if nowhere { Ok(()) } else { self.begin_copy_up(node, u64::MAX) }
+        if nowhere { Ok(()) } else { self.begin_copy_up(node, u64::MAX).map(drop) }
     }
 
     fn apply(&self, node: &Arc<Node<L>>, change: Change) -> Result<()> {

@@ -20,6 +20,7 @@ use super::stack::LayerDir;
 use super::work::{discard, discard_dir};
 use super::xattr::Xattrs;
 use crate::layer::{Access, Kind, Layer, Object, Owner, RenameMode, Result, Stat, THROUGH};
+use crate::sync::Guard;
 
 /// The modes while a copy is built that cannot have the right one from the start.
 const PRIVATE_FILE: u32 = 0o600;
@@ -61,31 +62,32 @@ impl<L: Layer> Overlay<L> {
     ///
     /// The caller must hold neither the tree nor the content of any node.
     pub(super) fn copy_up(&self, node: &Arc<Node<L>>) -> Result<()> {
-        self.begin_copy_up(node, u64::MAX)?;
+        drop(self.begin_copy_up(node, u64::MAX)?);
         self.complete(node)
     }
 
-    /// As [`Overlay::copy_up`], but of a large file maybe without its data, and of any regular file only the first `keep` bytes, since it is
-    /// going to be truncated.
-    pub(super) fn begin_copy_up(&self, node: &Arc<Node<L>>, keep: u64) -> Result<()> {
+    /// As [`Overlay::copy_up`], but of a large file maybe without its data, and of any regular file only the first `keep` bytes. Answers with
+    /// the content locked, so that who is going to truncate the file does before anybody else changes what is left of it.
+    pub(super) fn begin_copy_up<'n>(&self, node: &'n Arc<Node<L>>, keep: u64) -> Result<Guard<'n, ()>> {
         let (upper, work) = self.upper()?;
         if node.kind() == Kind::Dir {
-            return self.upper_dir(node).map(drop);
+            self.upper_dir(node)?;
+            return Ok(node.content.lock());
         }
         let parent = {
             let state = node.state.lock();
-            if state.upper {
-                drop(state);
-                return self.bring_data(node, keep);
-            }
-            state.places.first().map(|place| place.parent.clone())
+            state.places.first().filter(|_| !state.upper).map(|place| place.parent.clone())
         };
         if let Some(parent) = parent {
-            self.upper_dir(&parent)?;
+            match self.upper_dir(&parent) {
+                // The name was removed meanwhile, and then the directory.
+                Err(error) if error.errno == ENOENT => {}
+                up => drop(up?),
+            }
         }
-        let _content = node.content.lock();
+        let content = node.content.lock();
         if node.state.lock().upper {
-            return Ok(());
+            return self.bring_data(node, keep).map(|()| content);
         }
         let before = self.layer_attr(node)?;
         let temp = work.name();
@@ -101,7 +103,7 @@ impl<L: Layer> Overlay<L> {
         if copied.is_err() {
             discard(upper, &dir, &temp);
         }
-        copied
+        copied.map(|()| content)
     }
 
     /// Makes the copy of anything but a directory, complete but for its name, and maybe for its data.
@@ -267,10 +269,10 @@ impl<L: Layer> Overlay<L> {
             (state.places.first().cloned(), state.origin().filter(|_| state.nlink != Some(0)))
         };
         let mut home: Option<OsString> = None;
-        let to = match &place {
-            Some(place) => {
-                let mut parent = place.parent.dir()?;
-                let to = parent.upper.clone().ok_or(Error::new(EIO))?;
+        let mut parent = place.as_ref().map(|place| place.parent.dir()).transpose()?;
+        let to = parent.as_ref().and_then(|parent| parent.upper.clone());
+        let to = match (&place, &mut parent, to, origin) {
+            (Some(place), Some(parent), Some(to), _) => {
                 if let Some(origin) = origin {
                     // The other names still are in the lower layer: the file stays where all of them find it.
                     home = Some(self.keep_copy(origin, before, temp)?);
@@ -283,23 +285,24 @@ impl<L: Layer> Overlay<L> {
                     self.unkeep_copy(home, temp);
                 }
                 placed?;
-                let names = self.read_dir(&place.parent, &mut parent)?;
+                let names = self.read_dir(&place.parent, parent)?;
                 names.entry(&place.name).upper = Some(Upper { kind: node.kind(), ino: Some(copy.ino) });
                 Some(to)
             }
-            None => {
-                match origin {
-                    // None of the names that are left is known yet.
-                    Some(origin) => home = Some(self.keep_copy(origin, before, temp)?),
-                    // Unlinked, but open: a file without a name.
-                    None => {
-                        upper.unlink(&open, temp)?;
-                        self.inodes.forget_link(before.dev, before.ino);
-                    }
-                }
+            // None of the names that are left was known when the copy was begun.
+            (_, _, _, Some(origin)) => {
+                home = Some(self.keep_copy(origin, before, temp)?);
                 None
             }
+            // Unlinked, but open: a file without a name.
+            (None, _, _, None) => {
+                upper.unlink(&open, temp)?;
+                self.inodes.forget_link(before.dev, before.ino);
+                None
+            }
+            _ => return Err(Error::new(EIO)),
         };
+        drop(parent);
         let mut state = node.state.lock();
         let ino = *state.ino.get_or_insert_with(|| self.inodes.assign(before.dev, before.ino));
         state.upper = true;

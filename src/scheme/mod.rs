@@ -26,7 +26,7 @@ mod region;
 mod request;
 mod sockets;
 
-use std::sync::{Arc, MutexGuard};
+use std::sync::Arc;
 
 use redox_scheme::scheme::SchemeSync;
 use redox_scheme::{CallerCtx, OpenResult};
@@ -46,7 +46,7 @@ use self::path::{Last, Walked};
 use self::sockets::Sockets;
 use crate::layer::Layer;
 use crate::overlay::{Node, Overlay};
-use crate::sync::Lock;
+use crate::sync::{Guard, Lock};
 
 /// An overlay that clients reach as `/scheme/NAME`. A clone is the same scheme, for another thread.
 pub struct OverlayScheme<L: Layer> {
@@ -99,7 +99,7 @@ impl<L: Layer> OverlayScheme<L> {
     }
 
     /// The lock for a change of names or attributes.
-    fn changing(&self) -> MutexGuard<'_, ()> {
+    fn changing(&self) -> Guard<'_, ()> {
         self.changes.lock()
     }
 
@@ -144,7 +144,7 @@ impl<L: Layer> OverlayScheme<L> {
     }
 
     /// As [`OverlayScheme::drop_set_id`], for who is changing names or attributes.
-    fn drop_set_id_within(&self, node: &Arc<Node<L>>, caller: Caller, _: &MutexGuard<'_, ()>) -> Result<()> {
+    fn drop_set_id_within(&self, node: &Arc<Node<L>>, caller: Caller, _: &Guard<'_, ()>) -> Result<()> {
         if caller.is_root() {
             return Ok(());
         }

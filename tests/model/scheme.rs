@@ -14,7 +14,7 @@ use overlayfs::overlay::Overlay;
 use redox_scheme::scheme::register_sync_scheme;
 use syscall::TimeSpec;
 use syscall::dirent::DirentKind;
-use syscall::error::{EBADF, EINVAL, EIO, EISDIR, Error};
+use syscall::error::{EBADF, EINVAL, EIO, EISDIR, ENOTDIR, Error};
 use syscall::flag::{
     AT_REMOVEDIR, MODE_CHR, MODE_DIR, MODE_FIFO, MODE_FILE, MODE_SOCK, MODE_SYMLINK, MODE_TYPE, O_CREAT, O_DIRECTORY,
     O_EXCL, O_NOFOLLOW, O_RDONLY, O_RDWR, O_STAT, O_SYMLINK, O_WRONLY,
@@ -36,6 +36,7 @@ pub struct Scheme {
     name: String,
     /// The top directory.
     top: Fd,
+    /// Of the first client alone.
     daemon: Option<JoinHandle<syscall::Result<()>>>,
     /// Turns with every request that can be made in two ways.
     turn: Cell<bool>,
@@ -67,12 +68,13 @@ pub fn serve<L: Layer>(overlay: Overlay<L>) -> Scheme {
 
 impl Drop for Scheme {
     fn drop(&mut self) {
+        let Some(daemon) = self.daemon.take() else { return };
         let _ = kernel::stop(&self.name);
         // Until the daemon has ended the upper layer is its own.
-        let served = self.daemon.take().map(JoinHandle::join);
+        let served = daemon.join();
         let _ = kernel::unregister(&self.name);
         if !std::thread::panicking() {
-            assert!(matches!(served, Some(Ok(Ok(())))), "the daemon ended with {served:?}");
+            assert!(matches!(served, Ok(Ok(()))), "the daemon ended with {served:?}");
         }
     }
 }
@@ -121,6 +123,13 @@ impl SchemeHandle {
 }
 
 impl Scheme {
+    /// Another client of the same daemon, which must outlive it.
+    #[cfg(not(shuttle))]
+    pub fn another(&self) -> Self {
+        let top = Process::new(0, 0).scheme_root(&self.name).unwrap().openat("", O_STAT, 0).unwrap();
+        Scheme { name: self.name.clone(), top, daemon: None, turn: Cell::new(false) }
+    }
+
     /// The directory handle of a request and the path relative to it.
     fn start<'a>(&'a self, at: &At<'a, SchemeHandle>) -> (&'a Fd, Vec<u8>) {
         (at.held.map_or(&self.top, |handle| &handle.fd), at.path.join(OsStr::new("/")).into_vec())
@@ -156,15 +165,21 @@ impl Door for Scheme {
 
     fn open(&self, at: &At<Self::Handle>) -> Result<Self::Handle> {
         let (dir, path) = self.start(at);
-        let named = dir.openat(&path, O_STAT | O_NOFOLLOW, 0).map_err(errno)?;
-        let kind = kind(named.fstat().map_err(errno)?.st_mode);
-        let flags = match kind {
-            Kind::File => O_RDWR | O_NOFOLLOW,
-            Kind::Dir => O_RDONLY | O_DIRECTORY,
-            Kind::Symlink => O_SYMLINK | O_RDONLY,
-            Kind::Fifo | Kind::Socket | Kind::CharDev | Kind::BlockDev => O_STAT | O_NOFOLLOW,
-        };
-        Ok(SchemeHandle { fd: dir.openat(path, flags, 0).map_err(errno)?, kind })
+        loop {
+            let named = dir.openat(&path, O_STAT | O_NOFOLLOW, 0).map_err(errno)?;
+            let kind = kind(named.fstat().map_err(errno)?.st_mode);
+            let flags = match kind {
+                Kind::File => O_RDWR | O_NOFOLLOW,
+                Kind::Dir => O_RDONLY | O_DIRECTORY,
+                Kind::Symlink => O_SYMLINK | O_RDONLY,
+                Kind::Fifo | Kind::Socket | Kind::CharDev | Kind::BlockDev => O_STAT | O_NOFOLLOW,
+            };
+            match dir.openat(&path, flags, 0) {
+                // By now it is something of another kind.
+                Err(error) if matches!(error.errno, EISDIR | ENOTDIR) => {}
+                opened => return Ok(SchemeHandle { fd: opened.map_err(errno)?, kind }),
+            }
+        }
     }
 
     fn create(&self, at: &At<Self::Handle>, kind: Kind, mode: u32, owner: Owner, target: &OsStr) -> Result<()> {
@@ -309,6 +324,10 @@ impl Door for Scheme {
             for entry in parse_dirents(&records[..len]).map_err(errno)? {
                 listed.push(Listed { name: entry.name.into(), ino: entry.ino, kind: listed_kind(entry.kind) });
                 after = entry.next;
+            }
+            if len + LONGEST_RECORD <= size {
+                // There was room for one more.
+                return Ok(listed);
             }
         }
     }
