@@ -208,7 +208,7 @@ fn directories_move_while_others_work_below_them() {
 
 #[test]
 fn files_are_copied_up_while_their_names_change() {
-    for round in 0..times(25) {
+    for round in 0..times(20) {
         let stage = Stage::new();
         let lower = stage.dir("lower");
         let base: Vec<u8> = (0..LARGE).map(|index| (index / 4096) as u8 | 1).collect();
