@@ -4,13 +4,11 @@
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::path::Path;
-use std::sync::mpsc;
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::Instant;
 
-use linux_delegate::{Process, kernel};
+use linux_delegate::{Daemon, Process};
 use overlayfs::options::Options;
-use redox_scheme::scheme::register_sync_scheme;
 use syscall::flag::{O_DIRECTORY, O_RDONLY, O_WRONLY, SEEK_SET};
 use tempfile::TempDir;
 
@@ -56,8 +54,8 @@ type Pair<'a> = (&'static str, &'a dyn Fn(), &'a dyn Fn());
 
 /// An overlay that is served, of two directories.
 struct Served {
+    _daemon: Daemon,
     dir: TempDir,
-    daemon: Option<JoinHandle<Result<(), syscall::Error>>>,
 }
 
 impl Served {
@@ -71,25 +69,7 @@ impl Served {
         fill(&lower, &upper);
         let options = Options { lowers: vec![lower], upper: Some(upper), whole_copies: true, ..Options::default() };
         let overlay = overlayfs::mount::mount(&options).expect("an overlay");
-        let (ready, wait) = mpsc::channel();
-        let daemon = thread::spawn(move || {
-            overlayfs::daemon::serve(overlay, NAME, |socket, scheme, _| {
-                register_sync_scheme(socket, NAME, scheme)?;
-                ready.send(()).expect("somebody waits");
-                Ok(())
-            })
-        });
-        wait.recv().expect("the daemon starts");
-        Self { dir, daemon: Some(daemon) }
-    }
-}
-
-impl Drop for Served {
-    fn drop(&mut self) {
-        kernel::stop(NAME).expect("the scheme to be served");
-        let ended = self.daemon.take().map(JoinHandle::join);
-        assert!(matches!(ended, Some(Ok(Ok(())))), "the daemon ends in peace");
-        kernel::unregister(NAME).expect("the name to be left");
+        Self { _daemon: Daemon::serve(overlay, NAME), dir }
     }
 }
 

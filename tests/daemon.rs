@@ -1,13 +1,19 @@
 //! The daemon from its options to its end, and the program around it.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::process::{Command, Output};
-use std::sync::{Arc, mpsc};
-use std::thread;
+use std::sync::{Arc, Mutex, mpsc};
+use std::thread::{self, ThreadId};
+use std::time::Duration;
 
-use linux_delegate::{Process, kernel};
+use linux_delegate::abi::act_as;
+use linux_delegate::{Daemon, Process, kernel};
 use overlayfs::daemon::{Stop, remove_name, run};
+use overlayfs::layer::OsLayer;
+use overlayfs::layer::counted::{Counted, Counts};
 use overlayfs::options::{Arguments, Options};
+use overlayfs::overlay::{Layers, Overlay};
 use redox_scheme::scheme::{IntoTag, Op};
 use redox_scheme::{RequestKind, Response, SignalBehavior, Socket};
 use syscall::error::{ENODEV, Error};
@@ -105,6 +111,42 @@ fn a_daemon_from_start_to_end() {
     }
 }
 
+#[test]
+fn every_thread_of_it_is_in_the_null_namespace() {
+    let lower = TempDir::new().unwrap();
+    for name in 0..64 {
+        std::fs::write(lower.path().join(name.to_string()), "").unwrap();
+    }
+    let counts = Counts::default();
+    let threads: Arc<Mutex<HashMap<ThreadId, Option<i32>>>> = Arc::default();
+    let seen = threads.clone();
+    let layer = OsLayer::open(lower.path(), false).unwrap();
+    let layers = Layers { upper: None, work: None, lowers: vec![Counted::new(layer, &counts)] };
+    let overlay = Overlay::new(layers).unwrap();
+    counts.interpose(move |_| {
+        let errno = libredox::call::getns().err().map(|error| error.errno());
+        seen.lock().unwrap().insert(thread::current().id(), errno);
+        // Long enough that others have to take the next requests.
+        thread::sleep(Duration::from_millis(1));
+        Ok(())
+    });
+    let daemon = Daemon::serve(overlay, "threads");
+    thread::scope(|scope| {
+        for client in 0..4 {
+            scope.spawn(move || {
+                let root = Process::new(0, 0);
+                for file in client * 16..(client + 1) * 16 {
+                    root.stat(format!("/scheme/threads/{file}")).unwrap();
+                }
+            });
+        }
+    });
+    drop(daemon);
+    let threads = threads.lock().unwrap();
+    assert!(threads.len() > 1, "one thread did it all");
+    assert!(threads.values().all(|errno| *errno == Some(ENODEV)), "{threads:?}");
+}
+
 /// How a daemon ended, and the errno that an attempt to open something by a path got in its thread afterwards.
 type End = (Result<(), String>, Option<i32>);
 
@@ -112,6 +154,7 @@ type End = (Result<(), String>, Option<i32>);
 fn start(arguments: Arguments) -> (thread::JoinHandle<End>, Arc<Stop>) {
     let (ready, wait) = mpsc::channel();
     let daemon = thread::spawn(move || {
+        act_as(&Process::new(0, 0));
         let ended = run(&arguments, |stop| ready.send(stop).unwrap());
         (ended, libredox::Fd::open("/scheme/first/f", 0, 0).err().map(|error| error.errno()))
     });

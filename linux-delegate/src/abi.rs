@@ -4,16 +4,17 @@
 //! namespace it can open, and descriptors of schemes. Numbers are never used twice, because `redox-scheme` closes a descriptor
 //! once more after the kernel has taken it with an answer. All functions answer as system calls do: a number, or a negated errno.
 //!
-//! Several daemons can live in one test process. So the null namespace of `setrens` is that of the calling thread, and [`act_as`] makes
-//! a thread that of another process than the one, root's, that all threads are of at first.
+//! Several daemons can live in one test process. So each thread is one of a [`Program`], as are those that it starts: all of them act as
+//! the same process, and enter the null namespace together. A thread that no program has started is one of its own, root's.
 //!
 //! Lock order: the table's lock is a leaf; objects that are removed are dropped after it is released.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::slice;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::thread;
 
 use libredox::protocol::{F_DUPFD_CLOEXEC, ProcCall, ProcMeta};
 use syscall::data::NewFdParams;
@@ -61,19 +62,43 @@ static OBJECTS: LazyLock<Mutex<HashMap<usize, Object>>> = LazyLock::new(Mutex::d
 static DAEMON: LazyLock<Arc<Caller>> =
     LazyLock::new(|| Caller::new(std::process::id() as usize, Credentials { uid: 0, gid: 0 }));
 
+/// What the threads of a daemon have in common.
+struct Program {
+    caller: Arc<Caller>,
+    in_null_namespace: AtomicBool,
+}
+
+impl Program {
+    fn new(caller: &Arc<Caller>) -> Arc<Self> {
+        Arc::new(Self { caller: caller.clone(), in_null_namespace: AtomicBool::new(false) })
+    }
+}
+
 thread_local! {
-    static IN_NULL_NAMESPACE: Cell<bool> = const { Cell::new(false) };
-    static ACTING_AS: RefCell<Option<Arc<Caller>>> = const { RefCell::new(None) };
+    static PROGRAM: RefCell<Arc<Program>> = RefCell::new(Program::new(&DAEMON));
 }
 
-/// From now on the calling thread is one of `process`: what it opens is opened by that. What is open already stays with its opener.
+/// From now on the calling thread, with those that it starts, is a program of its own that acts as `process`: what it opens is opened by
+/// that. What is open already stays with its opener.
 pub fn act_as(process: &Process) {
-    ACTING_AS.set(Some(process.caller().clone()));
+    PROGRAM.set(Program::new(process.caller()));
+    thread::add_spawn_hook(|_| {
+        let program = program();
+        || PROGRAM.set(program)
+    });
 }
 
-/// The process that the calling thread belongs to.
-fn caller() -> Arc<Caller> {
-    ACTING_AS.with_borrow(|caller| caller.as_ref().unwrap_or(&DAEMON).clone())
+/// The process that the calling thread acts as.
+pub fn process() -> Process {
+    Process::of(program().caller.clone())
+}
+
+fn program() -> Arc<Program> {
+    PROGRAM.with_borrow(Arc::clone)
+}
+
+fn in_null_namespace() -> bool {
+    program().in_null_namespace.load(Ordering::Relaxed)
 }
 
 fn objects() -> MutexGuard<'static, HashMap<usize, Object>> {
@@ -129,7 +154,7 @@ unsafe fn bytes_mut<'a>(base: *mut u8, len: usize) -> &'a mut [u8] {
     if base.is_null() { &mut [] } else { unsafe { slice::from_raw_parts_mut(base, len) } }
 }
 
-/// Opens one of the two capabilities or a file of a scheme, as relibc's `open`; the calling thread must not be in the null namespace (ENODEV).
+/// Opens one of the two capabilities or a file of a scheme, as relibc's `open`; ENODEV in the null namespace.
 ///
 /// # Safety
 /// `path_base` must point to `path_len` readable bytes.
@@ -137,14 +162,14 @@ unsafe fn bytes_mut<'a>(base: *mut u8, len: usize) -> &'a mut [u8] {
 pub unsafe extern "C" fn redox_open_v1(path_base: *const u8, path_len: usize, flags: u32, mode: u16) -> usize {
     // SAFETY: as promised by the caller.
     let path = unsafe { bytes(path_base, path_len) };
-    Error::mux(if IN_NULL_NAMESPACE.get() {
+    Error::mux(if in_null_namespace() {
         Err(Error::new(ENODEV))
     } else {
         match path {
             b"/scheme/namespace/scheme-creation-cap" => Ok(insert(Object::SchemeCreation)),
             b"/scheme/proc/proc-creds-capability" => Ok(insert(Object::ProcessCredentials)),
             _ => {
-                let opened = Process::of(caller()).with_umask(0).open(path, flags as usize, u32::from(mode));
+                let opened = process().with_umask(0).open(path, flags as usize, u32::from(mode));
                 opened.map(|file| insert(Object::File(Arc::new(file))))
             }
         }
@@ -386,13 +411,13 @@ fn process_credentials(pid: usize, buf: &mut [u8]) -> Result<usize> {
     Ok(meta.len())
 }
 
-/// The namespace of the calling thread. ENODEV in the null namespace.
+/// The namespace. ENODEV in the null namespace.
 ///
 /// # Safety
 /// None is needed.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn redox_get_ns_v0() -> usize {
-    Error::mux(if IN_NULL_NAMESPACE.get() { Err(Error::new(ENODEV)) } else { Ok(NAMESPACE) })
+    Error::mux(if in_null_namespace() { Err(Error::new(ENODEV)) } else { Ok(NAMESPACE) })
 }
 
 /// Gives the scheme whose root is `cap_fd` a name, and takes that descriptor. EEXIST if the name is taken.
@@ -431,13 +456,13 @@ pub unsafe extern "C" fn played_unlink(path: *const u8, len: usize) -> usize {
     let path = unsafe { bytes(path, len) };
     let name = str::from_utf8(path).ok().and_then(|path| path.strip_prefix("/scheme/"));
     Error::mux(match name {
-        _ if IN_NULL_NAMESPACE.get() => Err(Error::new(ENODEV)),
+        _ if in_null_namespace() => Err(Error::new(ENODEV)),
         Some(name) => kernel::unregister(name).map(|()| 0),
         None => Err(Error::new(EINVAL)),
     })
 }
 
-/// Enters the null namespace (`ens` 0) with the calling thread. EINVAL for any other.
+/// Enters the null namespace (`ens` 0) with all threads of the program. EINVAL for any other.
 ///
 /// # Safety
 /// None is needed.
@@ -446,7 +471,7 @@ pub unsafe extern "C" fn redox_setrens_v1(_rns: usize, ens: usize) -> usize {
     if ens != 0 {
         return Error::mux(Err(Error::new(EINVAL)));
     }
-    IN_NULL_NAMESPACE.set(true);
+    program().in_null_namespace.store(true, Ordering::Relaxed);
     0
 }
 

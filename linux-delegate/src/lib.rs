@@ -4,15 +4,18 @@
 //! ([`abi`]), so a scheme daemon's own code, from `Socket::create` to `handle_sync`, runs unchanged on Linux. Behind them
 //! stands a kernel of one process ([`kernel`]): scheme sockets, descriptors and a namespace. [`client`] is the other side:
 //! processes with a uid, a gid and a pid that call the schemes the way relibc and `std::fs` do. [`redoxfs`] is a scheme for daemons that
-//! are clients of one themselves, as the overlay is of its layers.
+//! are clients of one themselves, as the overlay is of its layers. [`daemon`] is an overlay's daemon, to be used by tests.
 //!
 //! [`fuse`] is the FUSE mount: its requests become such calls (`door=scheme`), or calls of the engine, for real work. [`options`],
 //! [`identity`] and [`logger`] belong to the program `overlayfs-fuse`.
 //!
 //! Buffers are handed to the scheme by address, because the daemon and its clients are threads of one process.
 
+#![feature(thread_spawn_hook)]
+
 pub mod abi;
 pub mod client;
+pub mod daemon;
 pub mod fuse;
 pub mod identity;
 pub mod kernel;
@@ -21,4 +24,5 @@ pub mod options;
 pub mod redoxfs;
 
 pub use client::{DirEntry, Process};
+pub use daemon::Daemon;
 pub use kernel::{Fd, Mapping};

@@ -1,9 +1,10 @@
 //! The life of a scheme daemon: mount, register, serve.
 //!
-//! `start` is how the world learns of the scheme, `serve` the request loop, `name` how a scheme's name is removed, and `keeper` the process
+//! `start` is how the world learns of the scheme, `serve` the request loop, `asking` what waits for other daemons, `name` how a scheme's name is removed, and `keeper` the process
 //! that waits for the daemon's end. By the time the first request is read the daemon is in the null namespace: the descriptors of its
 //! layers are then all that it can reach.
 
+mod asking;
 mod keeper;
 mod name;
 mod serve;
@@ -47,7 +48,7 @@ pub fn serve<L: Layer, E: From<syscall::Error>>(
     name: &str,
     begin: impl FnOnce(&Socket, &mut OverlayScheme<L>, Arc<Stop>) -> Result<(), E>,
 ) -> Result<(), E> {
-    let socket = Socket::create()?;
+    let socket = Arc::new(Socket::create()?);
     let mut scheme = OverlayScheme::new(Arc::new(overlay), name.to_owned());
     let stop = Arc::new(Stop::new(&socket, &mut scheme)?);
     serve::serve(&socket, &scheme.clone(), &stop, || begin(&socket, &mut scheme, stop.clone()))

@@ -5,25 +5,26 @@
 //! it, before anything behind it is read: no later request can overtake it. Only what has to do with mapped files may take long, and is work
 //! as a request is; the number of a closed handle is never given again, so nothing depends on when that is done.
 //!
-//! Locks, in the order in which they are taken: `Queue::turn`, then `Queue::in_hand`. The scheme's own are taken under neither but by what the
-//! kernel only tells, which is under `turn`.
+//! Locks, in the order in which they are taken: `Queue::turn`, then `Queue::in_hand`, then those of `asking`. The scheme's own are taken under
+//! `turn` by what the kernel only tells, and to find out what is to be asked.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self, Sender};
 use std::thread;
 
 use libredox::Fd;
 use libredox::flag::O_NONBLOCK;
 use log::{error, warn};
 use redox_scheme::scheme::SchemeSync;
-use redox_scheme::{CallRequest, Id, RequestKind, Response, SendFdRequest, SignalBehavior, Socket};
+use redox_scheme::{CallRequest, Id, RequestKind, Response, SignalBehavior, Socket};
 use syscall::error::{EAGAIN, Result};
 use syscall::flag::F_SETFL;
 
+use super::asking::{Asking, Request};
 use crate::layer::Layer;
 use crate::overlay::Cancel;
-use crate::scheme::{OverlayScheme, answer, asks_others};
+use crate::scheme::{OverlayScheme, answer, is_connect};
 use crate::sync::Lock;
 
 /// How many requests are answered at once.
@@ -56,9 +57,10 @@ impl Stop {
 }
 
 /// What the threads share.
-struct Queue<'s> {
+struct Queue<'s, L: Layer> {
     socket: &'s Socket,
     stop: &'s Stop,
+    asking: Asking<L>,
     /// Held by the thread that reads. Whether there is nothing more to read.
     turn: Lock<bool>,
     /// The calls that are being answered.
@@ -68,43 +70,29 @@ struct Queue<'s> {
 /// What is left to do of a request when the next one may be read.
 enum Work {
     Call(CallRequest, Cancel),
-    Descriptor(SendFdRequest),
     /// To close a handle that has mapped something.
     Close(usize),
     /// To write back what was written to mapped files.
     WriteBack,
 }
 
-impl Work {
-    /// Whether it waits for the answer of another daemon, which might never come.
-    fn asks_others(&self) -> bool {
-        match self {
-            Work::Call(call, _) => asks_others(call),
-            Work::Descriptor(_) => true,
-            Work::Close(_) | Work::WriteBack => false,
-        }
-    }
-}
-
 /// Answers the requests of a socket until it ends or `stop` is asked for. Before the first is read, when the threads are there, `begin` is
 /// called; its error ends it all, as an error of the socket does. What clients can do is no such error: see [`answer`].
 pub fn serve<L: Layer, E: From<syscall::Error>>(
-    socket: &Socket,
+    socket: &Arc<Socket>,
     scheme: &OverlayScheme<L>,
     stop: &Stop,
     begin: impl FnOnce() -> std::result::Result<(), E>,
 ) -> std::result::Result<(), E> {
-    let queue = Queue { socket, stop, turn: Lock::new(false), in_hand: Lock::new(HashMap::new()) };
+    let asking = Asking::new(socket, scheme);
+    let queue = Queue { socket, stop, asking, turn: Lock::new(false), in_hand: Lock::new(HashMap::new()) };
     thread::scope(|scope| {
         let mut turn = queue.turn.lock();
         let queue = &queue;
-        let (asking, asked) = mpsc::channel::<Work>();
-        let mut asker = scheme.clone();
-        scope.spawn(move || asked.into_iter().for_each(|work| queue.finish(work, &mut asker)));
         let others: Vec<_> = (1..THREADS)
             .map(|_| {
-                let (mut scheme, asking) = (scheme.clone(), asking.clone());
-                scope.spawn(move || queue.work(&mut scheme, &asking))
+                let mut scheme = scheme.clone();
+                scope.spawn(move || queue.work(&mut scheme))
             })
             .collect();
         if let Err(error) = begin() {
@@ -112,28 +100,26 @@ pub fn serve<L: Layer, E: From<syscall::Error>>(
             return Err(error);
         }
         drop(turn);
-        let served = queue.work(&mut scheme.clone(), &asking);
+        let served = queue.work(&mut scheme.clone());
         let all = others.into_iter().map(|other| other.join().unwrap_or(Ok(()))).chain([served]);
         let ended = all.collect::<Vec<_>>().into_iter().collect::<Result<()>>();
+        queue.asking.end();
         scheme.write_back();
         ended.map_err(E::from)
     })
 }
 
-impl Queue<'_> {
-    /// What each thread does that takes requests. What asks other daemons goes to the one thread for that.
-    fn work<L: Layer>(&self, scheme: &mut OverlayScheme<L>, asking: &Sender<Work>) -> Result<()> {
+impl<L: Layer> Queue<'_, L> {
+    /// What each thread does.
+    fn work(&self, scheme: &mut OverlayScheme<L>) -> Result<()> {
         while let Some(work) = self.take(scheme)? {
-            let passed = if work.asks_others() { asking.send(work).map_err(|refused| refused.0) } else { Err(work) };
-            if let Err(work) = passed {
-                self.finish(work, scheme);
-            }
+            self.finish(work, scheme);
         }
         Ok(())
     }
 
     /// Does what there is to do, and answers.
-    fn finish<L: Layer>(&self, work: Work, scheme: &mut OverlayScheme<L>) {
+    fn finish(&self, work: Work, scheme: &mut OverlayScheme<L>) {
         let response = match work {
             Work::Call(call, cancel) => {
                 let id = call.request_id();
@@ -142,7 +128,6 @@ impl Queue<'_> {
                 self.in_hand.lock().remove(&id);
                 response
             }
-            Work::Descriptor(request) => Response::new(scheme.bind(self.socket, &request), request),
             Work::Close(id) => return scheme.on_close(id),
             Work::WriteBack => return scheme.write_back(),
         };
@@ -155,7 +140,7 @@ impl Queue<'_> {
     }
 
     /// The next request that is to be answered. None at the end.
-    fn take<L: Layer>(&self, scheme: &mut OverlayScheme<L>) -> Result<Option<Work>> {
+    fn take(&self, scheme: &mut OverlayScheme<L>) -> Result<Option<Work>> {
         let mut ended = self.turn.lock();
         loop {
             if *ended {
@@ -182,23 +167,23 @@ impl Queue<'_> {
                 }
             };
             match request.kind() {
+                RequestKind::Call(call) if is_connect(&call) => self.asking.start(Request::Connect(call)),
+                RequestKind::SendFd(request) => self.asking.start(Request::Bind(request)),
                 RequestKind::Call(call) => {
                     let cancel = Cancel::default();
                     self.in_hand.lock().insert(call.request_id(), cancel.clone());
                     return Ok(Some(Work::Call(call, cancel)));
                 }
-                RequestKind::SendFd(request) => return Ok(Some(Work::Descriptor(request))),
                 RequestKind::RecvFd(request) => {
                     let response = Response::open_dup_like(scheme.on_recvfd(&request), request);
                     if let Err(error) = self.socket.write_response(response, SignalBehavior::Restart) {
                         warn!("a response was not taken: {error}");
                     }
                 }
-                RequestKind::Cancellation(request) => {
-                    if let Some(cancel) = self.in_hand.lock().get(&request.id) {
-                        cancel.cancel();
-                    }
-                }
+                RequestKind::Cancellation(request) => match self.in_hand.lock().get(&request.id) {
+                    Some(cancel) => cancel.cancel(),
+                    None => self.asking.cancel(request.id),
+                },
                 RequestKind::OnClose { id } => {
                     if scheme.has_mapped(id) {
                         return Ok(Some(Work::Close(id)));

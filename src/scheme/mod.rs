@@ -36,7 +36,8 @@ use syscall::error::{EACCES, EBADF, EOPNOTSUPP, EPERM, EROFS, Error, Result};
 use syscall::flag::{EventFlags, MapFlags, MunmapFlags, StdFsCallKind};
 use syscall::schemev2::NewFdFlags;
 
-pub use self::request::{answer, asks_others};
+pub use self::request::{answer, give, is_connect};
+pub use self::sockets::{path_of, token_of};
 
 use self::access::Caller;
 use self::handle::{Handle, Table};
@@ -289,10 +290,6 @@ impl<L: Layer> SchemeSync for OverlayScheme<L> {
             }
             _ => Err(Error::new(EOPNOTSUPP)),
         }
-    }
-
-    fn call(&mut self, id: usize, payload: &mut [u8], metadata: &[u64], _ctx: &CallerCtx) -> Result<usize> {
-        self.connect(id, payload, metadata)
     }
 
     fn getdents<'buf>(

@@ -71,10 +71,25 @@ pub fn answer<L: Layer>(call: CallRequest, scheme: &mut OverlayScheme<L>) -> Res
     }
 }
 
-/// Whether a call waits for the answer of another daemon, which might never come.
-pub fn asks_others(call: &CallRequest) -> bool {
+/// Whether a call asks for the token of a socket that was bound here.
+pub fn is_connect(call: &CallRequest) -> bool {
     let entry = queue_entry(call);
-    entry.opcode == Opcode::Call as u8 && entry.args[3] == FsCall::Connect as u64
+    let is_for_one = !entry.sqe_flags.contains(SqeFlags::MULTIPLE_IDS);
+    entry.opcode == Opcode::Call as u8 && is_for_one && entry.args[3] == FsCall::Connect as u64
+}
+
+/// The handle that a call is for.
+pub(super) fn target(call: &CallRequest) -> usize {
+    queue_entry(call).args[0] as usize
+}
+
+/// Writes what is told to the start of the caller's buffer, and answers how many bytes it is. EINVAL if it does not fit.
+pub fn give(call: &CallRequest, told: &[u8]) -> Result<usize> {
+    let [_, buffer, len, ..] = queue_entry(call).args;
+    require(told.len() as u64 <= len)?;
+    // SAFETY: the kernel mapped this many bytes for us to write to until we answer. They are written through no reference, as the client may too.
+    unsafe { ptr::copy_nonoverlapping(told.as_ptr(), buffer as *mut u8, told.len()) };
+    Ok(told.len())
 }
 
 /// What the kernel put into the queue for this call.

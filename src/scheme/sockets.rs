@@ -6,8 +6,10 @@
 //! descriptor as long as the node has a name and the daemon lives. A socket of a layer, or of an earlier daemon, has none, and a
 //! connection to it is refused.
 //!
-//! Both requests ask another scheme and wait for its answer. Anybody may send a descriptor of any scheme, of this one even, so they are
-//! not answered by a thread that others wait for: see [`super::asks_others`].
+//! For both, another scheme has to be asked, and waited for. Anybody may send a descriptor of any scheme, of this one even, so whoever serves the scheme
+//! asks where nobody else waits: first what is to be asked ([`OverlayScheme::sent`], [`OverlayScheme::bound`]), then the question ([`path_of`],
+//! [`token_of`]), for which nothing of the scheme is needed, and then what follows from the answer ([`OverlayScheme::bind`],
+//! [`super::give`]).
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -15,19 +17,23 @@ use std::sync::Arc;
 
 use libredox::Fd;
 use libredox::protocol::SocketCall;
-use redox_scheme::{SendFdRequest, Socket};
-use syscall::error::{EACCES, EADDRINUSE, ECONNREFUSED, EEXIST, EINVAL, EIO, ENOTDIR, EOPNOTSUPP, Error, Result};
-use syscall::flag::{CallFlags, FobtainFdFlags, FsCall};
+use redox_scheme::{CallRequest, SendFdRequest, Socket};
+use syscall::error::{EACCES, EADDRINUSE, ECONNREFUSED, EEXIST, EINVAL, ENOTDIR, Error, Result};
+use syscall::flag::{CallFlags, FobtainFdFlags};
 
 use super::OverlayScheme;
 use super::access::Caller;
 use super::path::PATH_MAX;
+use super::request::target;
 use crate::layer::{Kind, Layer};
 use crate::overlay::{self, Node};
 use crate::sync::Lock;
 
 /// The permission bits of a bound socket: those that redoxfs gives it, since relibc does not say which it should have.
 const MODE: u32 = 0o777;
+
+/// The longest token: many times what relibc makes room for.
+const TOKEN_MAX: usize = 256;
 
 /// The sockets that were bound here.
 pub struct Sockets<L: Layer> {
@@ -48,13 +54,9 @@ impl<L: Layer> Sockets<L> {
 }
 
 impl<L: Layer> OverlayScheme<L> {
-    /// Takes a socket that a client has sent to a directory, and gives it there the name that its path ends in.
-    ///
-    /// EADDRINUSE if the name is taken; ENOTDIR; EINVAL for anything but one descriptor with such a name, of another scheme; EACCES, EROFS and the other
-    /// errors of creating a node.
-    pub fn bind(&self, socket: &Socket, request: &SendFdRequest) -> Result<usize> {
-        let dir = self.handles.open(request.id())?;
-        if dir.node().kind() != Kind::Dir {
+    /// The socket that a client sends to a directory. ENOTDIR; EINVAL for anything but one descriptor.
+    pub fn sent(&self, socket: &Socket, request: &SendFdRequest) -> Result<Arc<Fd>> {
+        if self.handles.open(request.id())?.node().kind() != Kind::Dir {
             return Err(Error::new(ENOTDIR));
         }
         if request.num_fds() != 1 {
@@ -62,17 +64,23 @@ impl<L: Layer> OverlayScheme<L> {
         }
         let mut number = usize::MAX;
         request.obtain_fd(socket, FobtainFdFlags::empty(), std::slice::from_mut(&mut number))?;
-        let sent = Arc::new(Fd::new(number));
-        let mut path = [0; PATH_MAX];
-        let length = sent.fpath(&mut path)?;
-        let path = path.get(..length).and_then(|path| str::from_utf8(path).ok()).ok_or(Error::new(EINVAL))?;
+        Ok(Arc::new(Fd::new(number)))
+    }
+
+    /// Gives the socket of a request, which was [`Self::sent`], the name that its path ends in.
+    ///
+    /// EADDRINUSE if the name is taken; EINVAL if the path has no such name, or is of this scheme; EACCES, EROFS and the other errors of creating a
+    /// node.
+    pub fn bind(&self, request: &SendFdRequest, socket: Arc<Fd>, path: &[u8]) -> Result<usize> {
+        let dir = self.handles.open(request.id())?;
+        let path = str::from_utf8(path).map_err(|_| Error::new(EINVAL))?;
         let (place, name) = path.rsplit_once('/').ok_or(Error::new(EINVAL))?;
         // There are no sockets of this scheme, and a layer must not be made to wait for it.
         let is_own = format!("{place}/").starts_with(&format!("/scheme/{}/", self.name));
         if is_own || matches!(name, "" | "." | "..") {
             return Err(Error::new(EINVAL));
         }
-        self.name_socket(dir.node(), name, &Caller::of(&request.caller()), sent)?;
+        self.name_socket(dir.node(), name, &Caller::of(&request.caller()), socket)?;
         Ok(1)
     }
 
@@ -93,23 +101,15 @@ impl<L: Layer> OverlayScheme<L> {
         Ok(())
     }
 
-    /// Answers what `connect` is to hand to its socket, written to the start of `token`. A handle that was opened to write counts as the right to
-    /// connect. EACCES; ECONNREFUSED for what is no socket, or one that was not bound here; EINVAL for another call than FsCall::Connect.
-    pub(super) fn connect(&self, id: usize, token: &mut [u8], metadata: &[u64]) -> Result<usize> {
-        let verb = metadata.first().and_then(|verb| FsCall::try_from_raw(usize::try_from(*verb).ok()?));
-        match verb {
-            Some(FsCall::Connect) => {}
-            Some(_) => return Err(Error::new(EOPNOTSUPP)),
-            None => return Err(Error::new(EINVAL)),
-        }
-        let open = self.handles.open(id)?;
+    /// The socket for whose token a call that [`is_connect`](super::is_connect) asks, and the user who asks. A handle that was opened to write counts as
+    /// the right to connect. EACCES; ECONNREFUSED for what is no socket, or one that was not bound here.
+    pub fn bound(&self, call: &CallRequest) -> Result<(u32, Arc<Fd>)> {
+        let open = self.handles.open(target(call))?;
         if open.node().kind() == Kind::Socket && !open.writable {
             return Err(Error::new(EACCES));
         }
         let socket = self.sockets.bound.lock().get(&open.node().id()).map(|bound| bound.socket.clone());
-        let socket = socket.ok_or(Error::new(ECONNREFUSED))?;
-        let length = socket.call_ro(token, CallFlags::empty(), &[SocketCall::GetToken as u64])?;
-        if length <= token.len() { Ok(length) } else { Err(Error::new(EIO)) }
+        Ok((open.opener.uid, socket.ok_or(Error::new(ECONNREFUSED))?))
     }
 
     /// Lets go of the socket of a node that has lost its last name.
@@ -118,4 +118,20 @@ impl<L: Layer> OverlayScheme<L> {
             let _gone = self.sockets.bound.lock().remove(&node.id());
         }
     }
+}
+
+/// The path that a socket is bound to, as its own scheme says it.
+pub fn path_of(socket: &Fd) -> Result<Vec<u8>> {
+    let mut path = vec![0; PATH_MAX];
+    let length = socket.fpath(&mut path)?;
+    path.truncate(length);
+    Ok(path)
+}
+
+/// What a client is to hand to its own socket to have it connected to this one.
+pub fn token_of(socket: &Fd) -> Result<Vec<u8>> {
+    let mut token = vec![0; TOKEN_MAX];
+    let length = socket.call_ro(&mut token, CallFlags::empty(), &[SocketCall::GetToken as u64])?;
+    token.truncate(length);
+    Ok(token)
 }

@@ -3,15 +3,12 @@
 //! prints and the test that watches.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc;
-use std::thread::JoinHandle;
 
+use linux_delegate::daemon::unused_name;
 use linux_delegate::redoxfs::{Disk, Requests};
-use linux_delegate::{Fd, Process, kernel};
+use linux_delegate::{Daemon, Fd, Process};
 use overlayfs::layer::redox::RedoxLayer;
 use overlayfs::overlay::{Layers, Overlay};
-use redox_scheme::scheme::register_sync_scheme;
 use syscall::flag::{O_CREAT, O_RDONLY, O_RDWR};
 
 /// How often an operation is repeated.
@@ -42,15 +39,13 @@ impl Row {
 
 /// A disk with two layers and a plain directory of the same content, and an overlay of the layers.
 struct Stage {
+    // Dropped first, while there is a disk.
+    daemon: Daemon,
     disk: Disk,
-    name: String,
-    daemon: Option<JoinHandle<syscall::Result<()>>>,
 }
 
 impl Stage {
     fn new() -> Self {
-        static COUNT: AtomicUsize = AtomicUsize::new(0);
-        let name = format!("cost{}", COUNT.fetch_add(1, Ordering::Relaxed));
         let disk = Disk::redoxfs();
         for number in 0..25 {
             for (lower, upper) in [("lower", "upper"), ("plain", "plain")] {
@@ -64,18 +59,7 @@ impl Stage {
         let open = |path, for_writing| RedoxLayer::open(Path::new(&disk.path(path)), for_writing).expect("a layer");
         let layers = Layers { upper: Some(open("upper", true)), work: None, lowers: vec![open("lower", false)] };
         let overlay = Overlay::new(layers).expect("an overlay");
-        let (ready, wait) = mpsc::channel();
-        let scheme_name = name.clone();
-        let daemon = std::thread::spawn(move || {
-            overlayfs::daemon::serve(overlay, &scheme_name, |socket, scheme, _| {
-                register_sync_scheme(socket, &scheme_name, scheme)?;
-                libredox::call::setrens(0, 0)?;
-                ready.send(()).expect("somebody waits");
-                Ok(())
-            })
-        });
-        wait.recv().expect("a scheme");
-        let stage = Self { disk, name, daemon: Some(daemon) };
+        let stage = Self { daemon: Daemon::serve(overlay, unused_name("cost")), disk };
         for entry in root().read_dir(stage.overlay("d")).expect("a listing") {
             root().stat(stage.overlay(&format!("d/{}", entry.name))).expect("attributes");
         }
@@ -83,19 +67,11 @@ impl Stage {
     }
 
     fn overlay(&self, path: &str) -> String {
-        format!("/scheme/{}/{path}", self.name)
+        format!("/scheme/{}/{path}", self.daemon.name())
     }
 
     fn direct(&self, path: &str) -> String {
         self.disk.path(&format!("plain/{path}"))
-    }
-}
-
-impl Drop for Stage {
-    fn drop(&mut self) {
-        let _ = kernel::stop(&self.name);
-        let _ = self.daemon.take().map(JoinHandle::join);
-        let _ = kernel::unregister(&self.name);
     }
 }
 

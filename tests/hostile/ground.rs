@@ -5,21 +5,17 @@ use std::hint::black_box;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, mpsc};
-use std::thread::JoinHandle;
+use std::sync::Arc;
 
-use linux_delegate::kernel;
+use linux_delegate::Daemon;
 use linux_delegate::redoxfs::{Disk, Tree as DiskTree};
 use log::{Level, LevelFilter, Log, Metadata, Record};
-use overlayfs::daemon::Stop;
 use overlayfs::layer::redox::RedoxLayer;
 use overlayfs::layer::{Layer, OsLayer};
 use overlayfs::overlay::{Layers, Overlay, Settings};
 use overlayfs::scheme::OverlayScheme;
-use redox_scheme::scheme::register_sync_scheme;
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use rustix::io::Errno;
-use syscall::error::Result;
 use tempfile::TempDir;
 use test_common::put;
 
@@ -101,7 +97,7 @@ impl Ground {
     }
 
     fn try_out<L: Layer>(&self, bytes: &mut Bytes, choices: Choices, mount: impl Fn() -> Overlay<L>) {
-        let (daemon, mut scheme) = Daemon::start(mount());
+        let (daemon, mut scheme) = Daemon::watched(mount(), NAME);
         let secret = Secret { len: SECRET.len(), digest: digest(SECRET) };
         let mut client = Client::new(NAME, choices.with_root, secret, choices.at_once);
         while !bytes.is_empty() {
@@ -109,7 +105,8 @@ impl Ground {
         }
         let buffers = client.leave();
         assert_alive(NAME);
-        daemon.end();
+        daemon.stop();
+        drop(daemon);
         drop(buffers);
 
         assert_all_closed(&mut scheme);
@@ -210,34 +207,6 @@ fn fill(above: &Path, below: &Path) {
 
 fn open_descriptors() -> usize {
     fs::read_dir("/proc/self/fd").unwrap().count()
-}
-
-/// Serves an overlay in a thread of its own, as the daemon does.
-struct Daemon {
-    thread: JoinHandle<Result<()>>,
-    stop: Arc<Stop>,
-}
-
-impl Daemon {
-    /// Answers the scheme too, which tells more than its clients learn.
-    fn start<L: Layer>(overlay: Overlay<L>) -> (Self, OverlayScheme<L>) {
-        let (ready, wait) = mpsc::channel();
-        let thread = std::thread::spawn(move || {
-            overlayfs::daemon::serve(overlay, NAME, |socket, scheme, stop| {
-                register_sync_scheme(socket, NAME, scheme)?;
-                ready.send((stop, scheme.clone())).unwrap();
-                Ok(())
-            })
-        });
-        let (stop, scheme) = wait.recv().unwrap();
-        (Self { thread, stop }, scheme)
-    }
-
-    fn end(self) {
-        self.stop.stop();
-        self.thread.join().unwrap().unwrap();
-        kernel::unregister(NAME).unwrap();
-    }
 }
 
 /// Formats what is logged, since that is code too, and writes it nowhere. An error is a bug that the daemon has caught.

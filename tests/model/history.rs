@@ -33,6 +33,7 @@ pub enum Op {
     Write(usize, Option<usize>, u8),
     Truncate(usize, usize),
     SetMode(usize, u32),
+    Sync(usize),
     List(usize),
 }
 
@@ -96,6 +97,7 @@ impl State {
             Op::Write(slot, offset, byte) => tree.write(tree.handles[slot], *offset, &[*byte]),
             Op::Truncate(slot, size) => tree.truncate(tree.handles[slot], *size),
             Op::SetMode(slot, mode) => tree.set_mode(tree.handles[slot], *mode),
+            Op::Sync(_) => Ok(()),
             Op::Read(slot, offset) => {
                 let read = tree.read(tree.handles[slot], *offset, 1);
                 return match (read, &event.answer) {

@@ -132,22 +132,27 @@ fn the_scheme_does_so_over_redoxfs() {
 
 /// How much the threads do to one stack of layers.
 #[cfg(not(shuttle))]
-const THREADS: Size = Size { threads: 8, ops: 5, rounds: 12, mounts: 2 };
+const THREADS: Size = Size { threads: 8, ops: 5, rounds: 12, mounts: 2, exchanges: true };
 
 /// Has threads work on `stages` stacks of layers, or as many as `THREADS_STAGES` says.
 #[cfg(not(shuttle))]
-fn check_threads<D: Door<Handle: Send> + Send>(stages: u64, mount: Mount<'_, Vec<D>>) {
+fn check_threads<D: Door<Handle: Send> + Send>(
+    stages: u64,
+    size: Size,
+    ground: &dyn Fn() -> Box<dyn Ground>,
+    mount: Mount<'_, Vec<D>>,
+) {
     let number = |name, usual| std::env::var(name).map_or(usual, |text| text.parse().expect("a number"));
     let seed = number("THREADS_SEED", SEED);
     for stage in 0..number("THREADS_STAGES", stages) {
-        threads::check(seed + stage, THREADS, mount);
+        threads::check(seed + stage, size, ground(), mount);
     }
 }
 
 #[cfg(not(shuttle))]
 #[test]
 fn threads_in_the_engine_are_answered_as_in_some_order() {
-    check_threads(6, &|lowers, upper| {
+    check_threads(6, THREADS, &host, &|lowers, upper| {
         let engine = Engine::new(engine::mount_slowed(lowers, upper, std::thread::yield_now));
         vec![engine; THREADS.threads]
     });
@@ -155,11 +160,17 @@ fn threads_in_the_engine_are_answered_as_in_some_order() {
 
 #[cfg(not(shuttle))]
 #[test]
+fn threads_over_redoxfs_are_answered_as_in_some_order() {
+    check_threads(3, Size { exchanges: false, ..THREADS }, &redoxfs, &|lowers, upper| {
+        vec![Engine::new(engine::mount_redoxfs(lowers, upper)); THREADS.threads]
+    });
+}
+
+#[cfg(not(shuttle))]
+#[test]
 fn clients_of_the_scheme_are_answered_as_in_some_order() {
-    check_threads(3, &|lowers, upper| {
+    check_threads(3, THREADS, &host, &|lowers, upper| {
         let scheme = scheme::serve(engine::mount_slowed(lowers, upper, std::thread::yield_now));
-        let mut clients: Vec<_> = (1..THREADS.threads).map(|_| scheme.another()).collect();
-        clients.push(scheme);
-        clients
+        (0..THREADS.threads).map(|_| scheme.another()).collect()
     });
 }

@@ -16,6 +16,7 @@ use shuttle::scheduler::{PctScheduler, RandomScheduler, ReplayScheduler, Schedul
 use shuttle::{Config, Runner};
 
 use crate::engine::{self, Engine};
+use crate::ground::Host;
 use crate::threads::{self, Size};
 
 /// How often the threads of one schedule are changed at a place that is chosen with care.
@@ -42,7 +43,7 @@ fn run(scheduler: impl Scheduler + 'static, test: impl Fn() + Send + Sync + 'sta
 
 fn random_operations(size: Size) -> impl Fn() + Send + Sync + 'static {
     move || {
-        threads::check(thread_rng().r#gen(), size, &|lowers, upper| {
+        threads::check(thread_rng().r#gen(), size, Box::new(Host::new()), &|lowers, upper| {
             let overlay = engine::mount_slowed(lowers, upper, shuttle::thread::yield_now);
             let engine: Engine<Counted<OsLayer>> = Engine::new(overlay);
             vec![engine; size.threads]
@@ -50,7 +51,7 @@ fn random_operations(size: Size) -> impl Fn() + Send + Sync + 'static {
     }
 }
 
-const SMALL: Size = Size { threads: 3, ops: 3, rounds: 2, mounts: 1 };
+const SMALL: Size = Size { threads: 3, ops: 3, rounds: 2, mounts: 1, exchanges: true };
 
 #[test]
 fn random_operations_in_random_orders() {

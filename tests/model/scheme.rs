@@ -3,15 +3,13 @@
 use std::cell::Cell;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc;
-use std::thread::JoinHandle;
+use std::sync::Arc;
 
 use linux_delegate::client::parse_dirents;
-use linux_delegate::{Fd, Process, kernel};
+use linux_delegate::daemon::unused_name;
+use linux_delegate::{Daemon, Fd, Process};
 use overlayfs::layer::{Layer, Owner, RenameMode, Stat, Time};
 use overlayfs::overlay::Overlay;
-use redox_scheme::scheme::register_sync_scheme;
 use syscall::TimeSpec;
 use syscall::dirent::DirentKind;
 use syscall::error::{EBADF, EINVAL, EIO, EISDIR, ENOTDIR, Error};
@@ -33,11 +31,10 @@ const SET_ID: u32 = 0o6000;
 const LONGEST_RECORD: usize = 512;
 
 pub struct Scheme {
-    name: String,
     /// The top directory.
     top: Fd,
-    /// Of the first client alone.
-    daemon: Option<JoinHandle<syscall::Result<()>>>,
+    /// Ends with its last client.
+    daemon: Arc<Daemon>,
     /// Turns with every request that can be made in two ways.
     turn: Cell<bool>,
 }
@@ -49,34 +46,7 @@ pub struct SchemeHandle {
 
 /// Serves an overlay under a name of its own.
 pub fn serve<L: Layer>(overlay: Overlay<L>) -> Scheme {
-    static COUNT: AtomicUsize = AtomicUsize::new(0);
-    let name = format!("model{}", COUNT.fetch_add(1, Ordering::Relaxed));
-    let (ready, wait) = mpsc::channel();
-    let scheme_name = name.clone();
-    let daemon = std::thread::spawn(move || {
-        overlayfs::daemon::serve(overlay, &scheme_name, |socket, scheme, _| {
-            register_sync_scheme(socket, &scheme_name, scheme)?;
-            libredox::call::setrens(0, 0)?;
-            ready.send(()).unwrap();
-            Ok(())
-        })
-    });
-    wait.recv().unwrap();
-    let top = Process::new(0, 0).scheme_root(&name).unwrap().openat("", O_STAT, 0).unwrap();
-    Scheme { name, top, daemon: Some(daemon), turn: Cell::new(false) }
-}
-
-impl Drop for Scheme {
-    fn drop(&mut self) {
-        let Some(daemon) = self.daemon.take() else { return };
-        let _ = kernel::stop(&self.name);
-        // Until the daemon has ended the upper layer is its own.
-        let served = daemon.join();
-        let _ = kernel::unregister(&self.name);
-        if !std::thread::panicking() {
-            assert!(matches!(served, Ok(Ok(()))), "the daemon ended with {served:?}");
-        }
-    }
+    Scheme::client(Arc::new(Daemon::serve(overlay, unused_name("model"))))
 }
 
 fn errno(error: Error) -> i32 {
@@ -123,11 +93,15 @@ impl SchemeHandle {
 }
 
 impl Scheme {
-    /// Another client of the same daemon, which must outlive it.
+    fn client(daemon: Arc<Daemon>) -> Self {
+        let top = Process::new(0, 0).scheme_root(daemon.name()).unwrap().openat("", O_STAT, 0).unwrap();
+        Scheme { top, daemon, turn: Cell::new(false) }
+    }
+
+    /// Another client of the same daemon.
     #[cfg(not(shuttle))]
     pub fn another(&self) -> Self {
-        let top = Process::new(0, 0).scheme_root(&self.name).unwrap().openat("", O_STAT, 0).unwrap();
-        Scheme { name: self.name.clone(), top, daemon: None, turn: Cell::new(false) }
+        Self::client(self.daemon.clone())
     }
 
     /// The directory handle of a request and the path relative to it.
@@ -140,7 +114,7 @@ impl Scheme {
         self.turn.set(!self.turn.get());
         let path = at.path.join(OsStr::new("/")).into_vec();
         let usable = at.held.is_none() && self.turn.get();
-        usable.then(|| [format!("/scheme/{}/", self.name).as_bytes(), &path].concat())
+        usable.then(|| [format!("/scheme/{}/", self.daemon.name()).as_bytes(), &path].concat())
     }
 
     fn remove(&self, at: &At<SchemeHandle>, flags: usize) -> Result<()> {

@@ -21,7 +21,7 @@ use overlayfs::layer::Stat;
 use shuttle::{sync::Barrier, thread::scope};
 
 use crate::door::{At, Door};
-use crate::ground::{Ground, Host};
+use crate::ground::Ground;
 use crate::history::{Answer, Event, Op, Scene, Seen, State, explain};
 use crate::layer::{self, Body, Dir, Meta, Object, Written};
 use crate::run::Mount;
@@ -38,6 +38,8 @@ pub struct Size {
     pub rounds: usize,
     /// How many mounts there are of one stack of layers.
     pub mounts: usize,
+    /// Renames can exchange.
+    pub exchanges: bool,
 }
 
 /// How many objects each thread holds: the first are directories.
@@ -94,14 +96,18 @@ fn lowers() -> Vec<Object> {
 }
 
 /// Has threads work on one stack of layers, through doors that `mount` opens, one for each.
-pub fn check<D: Door<Handle: Send> + Send>(seed: u64, size: Size, mount: Mount<'_, Vec<D>>) {
+pub fn check<D: Door<Handle: Send> + Send>(
+    seed: u64,
+    size: Size,
+    mut ground: Box<dyn Ground>,
+    mount: Mount<'_, Vec<D>>,
+) {
     let mut dice = Dice(seed);
-    let mut ground = Host::new();
     let layers = lowers();
     let mut paths = Vec::new();
     for (number, layer) in layers.iter().enumerate() {
         let path = ground.layer(&format!("lower{number}"));
-        layer::write(&ground, layer, &path);
+        layer::write(&*ground, layer, &path);
         ground.guard(&path);
         paths.push(path);
     }
@@ -114,7 +120,7 @@ pub fn check<D: Door<Handle: Send> + Send>(seed: u64, size: Size, mount: Mount<'
     for _ in 0..size.mounts {
         state =
             rounds(mount(&paths, &upper), state, size, &mut dice).unwrap_or_else(|said| panic!("seed {seed}: {said}"));
-        check_layers(&ground, &layers, &upper, &state.tree);
+        check_layers(&*ground, &layers, &upper, &state.tree);
     }
     ground.check();
 }
@@ -140,7 +146,7 @@ fn rounds<D: Door<Handle: Send> + Send>(
         for (number, thread) in threads.iter_mut().enumerate() {
             hold(number, thread, &mut state, dice);
         }
-        let plans: Vec<_> = (0..size.threads).map(|number| plan(number, size.ops, dice)).collect();
+        let plans: Vec<_> = (0..size.threads).map(|number| plan(number, size, dice)).collect();
         let (barrier, clock) = (Barrier::new(size.threads), AtomicU64::new(0));
         scope(|scope| {
             for (thread, plan) in threads.iter_mut().zip(plans) {
@@ -188,14 +194,14 @@ fn slot(thread: usize, index: usize) -> usize {
     thread * HELD + index
 }
 
-fn plan(number: usize, ops: usize, dice: &mut Dice) -> Vec<Op> {
+fn plan(number: usize, size: Size, dice: &mut Dice) -> Vec<Op> {
     let place = |dice: &mut Dice| {
         let held = Some(slot(number, dice.roll(HELD_DIRS)));
         Place { held, path: vec![OsString::from(*dice.pick(&NAMES))] }
     };
     let file = |dice: &mut Dice| slot(number, HELD_DIRS + dice.roll(HELD - HELD_DIRS));
     let any = |dice: &mut Dice| slot(number, dice.roll(HELD));
-    let op = |dice: &mut Dice| match dice.roll(24) {
+    let op = |dice: &mut Dice| match dice.roll(25) {
         0..4 => Op::Open(file(dice), place(dice)),
         4..6 => Op::Create(place(dice), *dice.pick(&[Kind::File, Kind::File, Kind::Dir]), 0o600 + dice.roll(8) as u32),
         6 => Op::Link(file(dice), place(dice)),
@@ -203,7 +209,8 @@ fn plan(number: usize, ops: usize, dice: &mut Dice) -> Vec<Op> {
         9 => Op::RemoveDir(place(dice)),
         10..14 => {
             let modes = [RenameMode::Replace, RenameMode::Replace, RenameMode::NoReplace, RenameMode::Exchange];
-            Op::Rename(place(dice), place(dice), *dice.pick(&modes))
+            let modes = if size.exchanges { &modes[..] } else { &modes[..3] };
+            Op::Rename(place(dice), place(dice), *dice.pick(modes))
         }
         14..17 => Op::Stat(any(dice)),
         17..19 => Op::Read(file(dice), dice.roll(8)),
@@ -211,9 +218,10 @@ fn plan(number: usize, ops: usize, dice: &mut Dice) -> Vec<Op> {
         20 => Op::Write(file(dice), None, b'0' + number as u8),
         21 => Op::Truncate(file(dice), dice.roll(8)),
         22 => Op::SetMode(any(dice), 0o700 + dice.roll(8) as u32),
+        23 => Op::Sync(any(dice)),
         _ => Op::List(slot(number, dice.roll(HELD_DIRS))),
     };
-    (0..ops).map(|_| op(dice)).collect()
+    (0..size.ops).map(|_| op(dice)).collect()
 }
 
 impl<D: Door> Thread<D> {
@@ -248,6 +256,7 @@ impl<D: Door> Thread<D> {
             Op::Write(slot, offset, byte) => door.write(&handles[slot], offset.map(|at| at as u64), &[*byte])?,
             Op::Truncate(slot, size) => door.truncate(&handles[slot], *size as u64)?,
             Op::SetMode(slot, mode) => door.set_mode(&handles[slot], *mode)?,
+            Op::Sync(slot) => door.sync(&handles[slot])?,
             Op::List(slot) => {
                 let mut names: Vec<_> = door.list(&handles[slot], 1000)?.into_iter().map(|entry| entry.name).collect();
                 names.sort();

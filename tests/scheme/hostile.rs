@@ -248,7 +248,7 @@ fn requests_that_a_filesystem_does_not_know() {
         assert_eq!(send(&file, Opcode::Sendfd, [dir.id() as u64, 0, 0, count, 0, 0]), refused(EINVAL));
     }
     assert_eq!(send(&file, Opcode::Call, [id, 1 << 63, 0, 0, 0, 0]), refused(ECONNREFUSED));
-    assert_eq!(send(&file, Opcode::Call, [id, 1 << 63, 0, 1, 0, 0]), refused(EINVAL));
+    assert_eq!(send(&file, Opcode::Call, [id, 1 << 63, 0, 1, 0, 0]), refused(EOPNOTSUPP));
     assert!(send(&file, Opcode::Recvfd, [id, 0, 1, 0, 0, 0]).is_err());
     for opcode in [Opcode::Close, Opcode::Mremap] {
         assert_eq!(send(&file, opcode, [id, 0, 0, 0, 0, 0]), refused(ENOSYS), "{opcode:?}");

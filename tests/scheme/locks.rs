@@ -212,7 +212,7 @@ fn what_can_be_locked() {
         let top = stage.open(&root(), "", flags).unwrap();
         assert_eq!(top.lock(of_process(0, 1)), Ok(()), "a directory, as a daemon whose layer it is does");
     }
-    assert_eq!(root().scheme_root(&stage.name).unwrap().lock(of_process(0, 0)), refused(EOPNOTSUPP));
+    assert_eq!(root().scheme_root(stage.name()).unwrap().lock(of_process(0, 0)), refused(EOPNOTSUPP));
 }
 
 #[test]

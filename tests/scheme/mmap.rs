@@ -459,7 +459,7 @@ fn a_mapping_that_takes_long_keeps_nobody_waiting_and_can_be_cancelled() {
         assert_eq!(root().stat(stage.path("large")).unwrap().st_size, 1 << 20);
         assert_eq!(stage.open(&root(), "large", O_RDONLY).unwrap().read_at(&mut [0; 8], 0), Ok(8));
     }
-    kernel::interrupt(&stage.name, who.pid()).unwrap();
+    kernel::interrupt(stage.name(), who.pid()).unwrap();
     // Read by the daemon when this is answered, which it asks for behind it.
     assert!(stage.is_alive());
     gate.send(()).unwrap();

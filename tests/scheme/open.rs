@@ -341,7 +341,7 @@ fn the_empty_path_names_the_handles_own_object() {
         lower.file("d/f", 0o640);
         lower.symlink("f", "d/l");
     });
-    let top = ann().scheme_root(&stage.name).unwrap().openat("", O_RDONLY, 0).unwrap();
+    let top = ann().scheme_root(stage.name()).unwrap().openat("", O_RDONLY, 0).unwrap();
     assert_eq!(names(top.entries().unwrap()), ["d"]);
 
     let file = stage.open(&ann(), "d/f", O_STAT).unwrap();

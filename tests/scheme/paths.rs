@@ -16,7 +16,7 @@ fn dots_and_slashes() {
         lower.file("a/b/f", 0o644);
         lower.file("top", 0o644);
     });
-    let root_fd = ann().scheme_root(&stage.name).unwrap();
+    let root_fd = ann().scheme_root(stage.name()).unwrap();
     let content = |path: &str| {
         let mut buf = [0; 16];
         let len = root_fd.openat(path, O_RDONLY, 0).unwrap().read(&mut buf).unwrap();
@@ -33,7 +33,7 @@ fn dots_and_slashes() {
     for path in ["", "/", "//", ".", "..", "/..", "a/.."] {
         let mut buf = [0; 64];
         let len = root_fd.openat(path, O_RDONLY, 0).unwrap().fpath(&mut buf).unwrap();
-        assert_eq!(&buf[..len], format!("/scheme/{}", stage.name).as_bytes(), "{path}");
+        assert_eq!(&buf[..len], format!("/scheme/{}", stage.name()).as_bytes(), "{path}");
     }
     let longest = format!("{}top", "./".repeat(2046));
     assert_eq!(longest.len(), 4095);
@@ -83,7 +83,7 @@ fn symlinks_lead_on_at_the_end_and_in_the_middle() {
         lower.symlink("/a/b/f", "from-top");
         lower.symlink("../../../a/b", "above");
     });
-    let name = stage.name.clone();
+    let name = stage.name().to_owned();
     root().symlink(format!("/scheme/{name}/a/b"), stage.path("named")).unwrap();
     root().symlink(format!("/scheme/{name}"), stage.path("whole")).unwrap();
     for path in [
@@ -138,8 +138,8 @@ fn symlinks_into_another_scheme_are_the_clients_to_follow() {
         lower.file("d/f", 0o644);
     });
     let stage = Stage::new(|lower| {
-        lower.symlink(format!("/scheme/{}/d", other.name), "dir");
-        lower.symlink(format!("/scheme/{}/d/f", other.name), "file");
+        lower.symlink(format!("/scheme/{}/d", other.name()), "dir");
+        lower.symlink(format!("/scheme/{}/d/f", other.name()), "file");
         lower.symlink("file", "chain");
         lower.symlink("/scheme", "schemes");
         lower.file("f", 0o644);
@@ -161,7 +161,7 @@ fn symlinks_into_another_scheme_are_the_clients_to_follow() {
     let link = top.openat("file", O_SYMLINK | O_RDONLY, 0).unwrap();
     assert_eq!(link.path(), Ok(stage.path("file")));
     let outside = top.openat("dir/../d//f", O_SYMLINK | O_RDONLY, 0).unwrap();
-    let target = format!("/scheme/{}/d/../d//f", other.name);
+    let target = format!("/scheme/{}/d/../d//f", other.name());
     let mut buf = [0; 64];
     let len = outside.fpath(&mut buf).unwrap();
     assert_eq!(&buf[..len], target.as_bytes());

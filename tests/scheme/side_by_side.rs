@@ -87,7 +87,7 @@ fn an_interrupted_copy_up_leaves_nothing() {
     let stage = &gated.stage;
     let writer = Process::new(0, 0);
     let writing = gated.write_to_large(&writer);
-    kernel::interrupt(&stage.name, writer.pid()).unwrap();
+    kernel::interrupt(stage.name(), writer.pid()).unwrap();
     // The daemon hears of the interruption before anything that was asked later.
     assert!(stage.is_alive());
     gated.gate.send(()).unwrap();
@@ -113,7 +113,7 @@ fn an_interruption_that_comes_too_late_changes_nothing() {
             }
         });
         while !reading.is_finished() {
-            kernel::interrupt(&stage.name, who.pid()).unwrap();
+            kernel::interrupt(stage.name(), who.pid()).unwrap();
         }
     });
 }

@@ -12,7 +12,8 @@ use redox_scheme::scheme::{SchemeState, SchemeSync, register_sync_scheme};
 use redox_scheme::{CallerCtx, OpenResult, RequestKind, SignalBehavior, Socket};
 use syscall::data::Stat;
 use syscall::error::{
-    EACCES, EADDRINUSE, EBADF, ECONNREFUSED, EINVAL, EISDIR, ENODEV, ENOENT, ENOTDIR, EROFS, Error, Result,
+    EACCES, EADDRINUSE, EAGAIN, EBADF, ECONNREFUSED, EINTR, EINVAL, EISDIR, ENODEV, ENOENT, ENOTDIR, EOPNOTSUPP, EROFS,
+    Error, Result,
 };
 use syscall::flag::{MODE_SOCK, MODE_TYPE, O_CREAT, O_DIRECTORY, O_RDONLY, O_RDWR, O_STAT, O_WRONLY};
 use syscall::schemev2::NewFdFlags;
@@ -150,6 +151,22 @@ impl Net {
         self.shared.lock().unwrap().connections.clone()
     }
 
+    /// From the next question on nothing is answered, until what this answers is dropped.
+    fn hold_back(&self) -> mpsc::Sender<()> {
+        let (go_on, stuck) = mpsc::channel();
+        self.shared.lock().unwrap().stuck = Some(stuck);
+        go_on
+    }
+
+    /// Waits until a question is held back.
+    fn wait_until_asked(&self) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while self.shared.lock().unwrap().stuck.is_some() {
+            assert!(Instant::now() < deadline, "nothing is asked about the sockets");
+            std::thread::yield_now();
+        }
+    }
+
     /// Waits until a socket is closed by all who had it.
     fn wait_for_close(&self, id: usize) {
         let deadline = Instant::now() + Duration::from_secs(10);
@@ -269,7 +286,8 @@ fn who_may_bind_and_connect() {
     ann().connect(&socket, stage.path("run/socket")).unwrap();
     let open = stage.open(&ann(), "run/socket", O_WRONLY).unwrap();
     assert_eq!(open.call(&mut token, &[FsCall::Connect as u64]), Ok(8));
-    assert_eq!(open.call(&mut token[..4], &[77]), refused(EINVAL));
+    assert_eq!(open.call(&mut token, &[77]), refused(EOPNOTSUPP));
+    assert_eq!(open.call(&mut token[..4], &[FsCall::Connect as u64]), refused(EINVAL), "it does not fit");
     assert_eq!(open.call(&mut token, &[]), Ok(8), "no word is 0, which means connect");
     assert_eq!(open.write(b"x"), refused(EINVAL));
     assert_eq!(open.read(&mut token), refused(EBADF));
@@ -327,42 +345,101 @@ fn a_descriptor_of_the_overlay_itself_is_no_trap() {
 }
 
 #[test]
-fn a_scheme_that_does_not_answer_keeps_only_other_sockets_waiting() {
-    let (stage, net) = (stage(), Net::new());
-    let sockets: Vec<Fd> = (0..6).map(|_| net.socket(&ann())).collect();
-    for (number, socket) in sockets.iter().enumerate() {
-        socket.call(&mut format!("run/{number}").into_bytes(), &[SocketCall::Bind as u64]).unwrap();
+fn a_scheme_that_does_not_answer_keeps_nobody_else_waiting() {
+    let (stage, net, stuck) = (stage(), Net::new(), Net::new());
+    for net in [&net, &stuck] {
+        ann().bind(&net.socket(&ann()), stage.path(&format!("run/{}", net.name))).unwrap();
     }
     let run = stage.open(&ann(), "run", O_RDONLY | O_DIRECTORY).unwrap();
-    while_stuck(&stage, &net, sockets, |socket| assert_eq!(run.send(socket), Ok(1)));
-    for number in 0..6 {
-        assert!(stage.exists(&format!("run/{number}")));
-    }
-    let opened = (0..6).map(|number| stage.open(&ann(), &format!("run/{number}"), O_RDWR).unwrap()).collect();
-    while_stuck(&stage, &net, opened, |file: Fd| {
-        assert_eq!(file.call(&mut [0; 16], &[FsCall::Connect as u64]), Ok(8));
+    let late = stuck.socket(&ann());
+    late.call(&mut b"run/late".to_vec(), &[SocketCall::Bind as u64]).unwrap();
+    let listener = stage.open(&ann(), &format!("run/{}", stuck.name), O_RDWR).unwrap();
+    let go_on = stuck.hold_back();
+    std::thread::scope(|scope| {
+        let binding = scope.spawn(|| run.send(late));
+        let connecting = scope.spawn(|| listener.call(&mut [0; 16], &[FsCall::Connect as u64]));
+        stuck.wait_until_asked();
+        for round in 0..10 {
+            ann().bind(&net.socket(&ann()), stage.path(&format!("run/{round}"))).unwrap();
+            ann().connect(&net.socket(&ann()), stage.path(&format!("run/{}", net.name))).unwrap();
+            assert_eq!(stage.content("run/file"), "run/file");
+        }
+        assert!(!binding.is_finished() && !connecting.is_finished());
+        drop(go_on);
+        assert_eq!((binding.join().unwrap(), connecting.join().unwrap()), (Ok(1), Ok(8)));
+    });
+    assert!(stage.exists("run/late"));
+}
+
+#[test]
+fn who_waits_for_such_a_scheme_can_give_up() {
+    let (stage, net) = (stage(), Net::new());
+    ann().bind(&net.socket(&ann()), stage.path("run/socket")).unwrap();
+    let who = ann();
+    let open = stage.open(&who, "run/socket", O_RDWR).unwrap();
+    let go_on = net.hold_back();
+    std::thread::scope(|scope| {
+        let connecting = scope.spawn(|| open.call(&mut [0; 16], &[FsCall::Connect as u64]));
+        net.wait_until_asked();
+        kernel::interrupt(stage.name(), who.pid()).unwrap();
+        assert_eq!(connecting.join().unwrap(), refused(EINTR));
+    });
+    drop(go_on);
+    ann().connect(&net.socket(&ann()), stage.path("run/socket")).unwrap();
+}
+
+#[test]
+fn who_waits_for_such_a_scheme_does_not_hold_up_the_end() {
+    let (stage, net) = (stage(), Net::new());
+    let run = stage.open(&ann(), "run", O_RDONLY | O_DIRECTORY).unwrap();
+    let socket = net.socket(&ann());
+    let id = socket.id();
+    socket.call(&mut b"run/socket".to_vec(), &[SocketCall::Bind as u64]).unwrap();
+    let go_on = net.hold_back();
+    std::thread::scope(|scope| {
+        let binding = scope.spawn(|| run.send(socket));
+        net.wait_until_asked();
+        let layers = stage.end();
+        assert_eq!(binding.join().unwrap(), refused(ENODEV));
+        drop(go_on);
+        net.wait_for_close(id);
+        assert!(!Stage::serve(layers.mount(true), layers).exists("run/socket"));
     });
 }
 
-/// Has each of some requests made by a client of its own, while the scheme of the sockets does not answer the first question.
-fn while_stuck(stage: &Stage, net: &Net, subjects: Vec<Fd>, request: impl Fn(Fd) + Sync) {
-    let (go_on, stuck) = mpsc::channel();
-    net.shared.lock().unwrap().stuck = Some(stuck);
+#[test]
+fn one_user_cannot_have_many_threads() {
+    let (stage, net) = (stage(), Net::new());
+    ann().bind(&net.socket(&ann()), stage.path("run/socket")).unwrap();
+    let (who, other) = (ann(), bob());
+    let open = |who: &Process| stage.open(who, "run/socket", O_RDWR).unwrap();
+    let connect = |open: &Fd| open.call(&mut [0; 16], &[FsCall::Connect as u64]);
+    let anns = open(&who);
+    let go_on = net.hold_back();
     std::thread::scope(|scope| {
-        for subject in subjects {
-            scope.spawn(|| request(subject));
-        }
+        let waiting: Vec<_> = (0..40).map(|_| scope.spawn(|| connect(&anns))).collect();
+        // Giving up gives no thread back.
         let deadline = Instant::now() + Duration::from_secs(10);
-        while net.shared.lock().unwrap().stuck.is_some() {
-            assert!(Instant::now() < deadline, "nothing is asked about the sockets");
+        while waiting.iter().filter(|connecting| connecting.is_finished()).count() < 24 {
+            assert!(Instant::now() < deadline, "more than 16 wait");
+            std::thread::yield_now();
         }
-        // Time for the other requests to arrive too.
-        std::thread::sleep(Duration::from_millis(50));
-        for _ in 0..100 {
-            assert_eq!(stage.content("run/file"), "run/file");
-        }
-        go_on.send(()).unwrap();
+        net.wait_until_asked();
+        kernel::interrupt(stage.name(), who.pid()).unwrap();
+        let mut answers: Vec<_> = waiting.into_iter().map(|connecting| connecting.join().unwrap()).collect();
+        answers.sort_by_key(|answer| answer.map_err(|error| error.errno));
+        let expected = [(EINTR, 16), (EAGAIN, 24)].into_iter().flat_map(|(errno, count)| vec![refused(errno); count]);
+        assert_eq!(answers, expected.collect::<Vec<_>>());
+        assert_eq!(connect(&anns), refused(EAGAIN));
+        let bobs = open(&other);
+        let connecting = scope.spawn(move || connect(&bobs));
+        drop(go_on);
+        assert_eq!(connecting.join().unwrap(), Ok(8), "another user");
     });
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while connect(&anns) != Ok(8) {
+        assert!(Instant::now() < deadline, "the threads have not ended");
+    }
 }
 
 #[test]
@@ -375,5 +452,5 @@ fn a_socket_whose_scheme_is_gone() {
     let open = stage.open(&bob(), "run/socket", O_RDWR).unwrap();
     assert_eq!(open.call(&mut [0; 16], &[FsCall::Connect as u64]), refused(ENODEV));
     ann().unlink(stage.path("run/socket")).unwrap();
-    assert_eq!(stage.open(&ann(), "run/file", O_RDWR).unwrap().call(&mut [], &[1]), refused(EINVAL));
+    assert_eq!(stage.open(&ann(), "run/file", O_RDWR).unwrap().call(&mut [], &[1]), refused(EOPNOTSUPP));
 }

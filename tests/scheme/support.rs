@@ -1,24 +1,18 @@
 //! A scheme over fresh layers, and the people who use it.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, mpsc};
-use std::thread::JoinHandle;
-
-use linux_delegate::{Fd, Process, kernel};
-use overlayfs::daemon::Stop;
+use linux_delegate::daemon::unused_name;
+use linux_delegate::{Daemon, Fd, Process};
 use overlayfs::overlay::Overlay;
-use redox_scheme::scheme::register_sync_scheme;
 use syscall::error::{Error, Result};
 use syscall::flag::{O_NOFOLLOW, O_STAT};
 
 use crate::layers::{Layer, Layers};
 
-/// A running scheme named [`Stage::name`]. Dropped, it ends and its name is free again, and the lower layer must be what it was.
+/// A running scheme. Dropped, it ends and its name is free again, and the lower layer must be what it was.
 pub struct Stage {
-    pub name: String,
+    // Dropped first, while there are layers.
+    daemon: Daemon,
     pub layers: Layers,
-    daemon: Option<JoinHandle<Result<()>>>,
-    stop: Arc<Stop>,
 }
 
 impl Stage {
@@ -39,30 +33,29 @@ impl Stage {
 
     /// Serves an overlay that was made of these layers.
     pub fn serve<L: overlayfs::layer::Layer>(overlay: Overlay<L>, layers: Layers) -> Self {
-        static COUNT: AtomicUsize = AtomicUsize::new(0);
-        let name = format!("overlay{}", COUNT.fetch_add(1, Ordering::Relaxed));
-        let (ready, wait) = mpsc::channel();
-        let scheme_name = name.clone();
-        let daemon = std::thread::spawn(move || {
-            overlayfs::daemon::serve(overlay, &scheme_name, |socket, scheme, stop| {
-                register_sync_scheme(socket, &scheme_name, scheme)?;
-                libredox::call::setrens(0, 0)?;
-                ready.send(stop).unwrap();
-                Ok(())
-            })
-        });
-        let stop = wait.recv().unwrap();
-        Self { name, layers, daemon: Some(daemon), stop }
+        Self { daemon: Daemon::serve(overlay, unused_name("overlay")), layers }
+    }
+
+    /// What it serves is `/scheme/NAME`.
+    pub fn name(&self) -> &str {
+        self.daemon.name()
     }
 
     /// Has the daemon end, as a signal does.
     pub fn stop(&self) {
-        self.stop.stop();
+        self.daemon.stop();
+    }
+
+    /// Has the daemon end, whatever it is at, and waits for it.
+    pub fn end(self) -> Layers {
+        self.stop();
+        drop(self.daemon);
+        self.layers
     }
 
     /// The path by which clients know `path` of the merged tree.
     pub fn path(&self, path: &str) -> String {
-        format!("/scheme/{}/{path}", self.name)
+        format!("/scheme/{}/{path}", self.name())
     }
 
     /// Opens a path of the merged tree.
@@ -97,17 +90,6 @@ impl Stage {
     /// Whether the daemon still answers.
     pub fn is_alive(&self) -> bool {
         self.exists("")
-    }
-}
-
-impl Drop for Stage {
-    fn drop(&mut self) {
-        let _ = kernel::stop(&self.name);
-        let served = self.daemon.take().map(JoinHandle::join);
-        let _ = kernel::unregister(&self.name);
-        if !std::thread::panicking() {
-            assert!(matches!(served, Some(Ok(Ok(())))), "the daemon ended with {served:?}");
-        }
     }
 }
 

@@ -61,7 +61,7 @@ fn unlinkat_as_a_standard_call_has_the_rights_of_the_directorys_opener() {
     let seen_by_eve = stage.open(&eve(), "anns", O_STAT).unwrap();
     assert_eq!(seen_by_eve.std_unlinkat("f", 0), refused(EACCES));
     assert_eq!(seen_by_eve.std_unlinkat("d", AT_REMOVEDIR), refused(EACCES));
-    assert_eq!(eve().scheme_root(&stage.name).unwrap().std_unlinkat("anns/f", 0), refused(EACCES), "it has no opener");
+    assert_eq!(eve().scheme_root(stage.name()).unwrap().std_unlinkat("anns/f", 0), refused(EACCES), "it has no opener");
     anns.std_unlinkat("f", 0).unwrap();
     anns.std_unlinkat("d", AT_REMOVEDIR).unwrap();
 }
@@ -75,7 +75,7 @@ fn two_handle_calls_have_the_rights_of_both_openers() {
     assert_eq!(eves.frenameat("f", &anns, "f", 0), refused(EACCES));
     let file = stage.open(&eve(), "eves/f", O_STAT).unwrap();
     assert_eq!(file.flinkat(&anns, "g", 0), refused(EACCES));
-    let root_cap = eve().scheme_root(&stage.name).unwrap();
+    let root_cap = eve().scheme_root(stage.name()).unwrap();
     assert_eq!(root_cap.frenameat("anns/f", &tmp, "f", 0), refused(EACCES));
     assert_eq!(file.flinkat(&root_cap, "anns/g", 0), refused(EACCES));
 

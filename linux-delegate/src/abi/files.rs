@@ -8,7 +8,7 @@ use std::sync::Arc;
 use syscall::data::TimeSpec;
 use syscall::error::{EBADF, Error, Result};
 
-use super::{Object, bytes, bytes_mut, caller, get, insert};
+use super::{Object, bytes, bytes_mut, get, insert, program};
 use crate::kernel::Fd;
 
 /// A descriptor that is a file. EBADF for anything else.
@@ -168,7 +168,7 @@ pub unsafe extern "C" fn redox_getdents_v0(fd: usize, buf: *mut u8, buf_len: usi
 /// None is needed.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn redox_get_euid_v1() -> usize {
-    caller().credentials.uid as usize
+    program().caller.credentials.uid as usize
 }
 
 /// The group that the daemon acts as.
@@ -177,7 +177,7 @@ pub unsafe extern "C" fn redox_get_euid_v1() -> usize {
 /// None is needed.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn redox_get_egid_v1() -> usize {
-    caller().credentials.gid as usize
+    program().caller.credentials.gid as usize
 }
 
 /// libc's `pread`.

@@ -1,0 +1,77 @@
+//! An overlay served under a name, by a daemon that is a thread: for tests and benchmarks.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread::{self, JoinHandle};
+
+use overlayfs::daemon::{Stop, serve};
+use overlayfs::layer::Layer;
+use overlayfs::overlay::Overlay;
+use overlayfs::scheme::OverlayScheme;
+use redox_scheme::scheme::register_sync_scheme;
+use syscall::error::Result;
+
+use crate::{abi, kernel};
+
+/// A running daemon. Dropped, it ends and its name is free again.
+pub struct Daemon {
+    name: String,
+    thread: Option<JoinHandle<Result<()>>>,
+    stop: Arc<Stop>,
+}
+
+impl Daemon {
+    /// Serves `overlay` as `/scheme/NAME`, in a program of its own and in the null namespace. Comes back when clients can use it.
+    ///
+    /// Panics if it does not start: the name is taken, say.
+    pub fn serve<L: Layer>(overlay: Overlay<L>, name: impl Into<String>) -> Self {
+        Self::watched(overlay, name).0
+    }
+
+    /// As [`Daemon::serve`], with the scheme too, which tells more than its clients learn.
+    pub fn watched<L: Layer>(overlay: Overlay<L>, name: impl Into<String>) -> (Self, OverlayScheme<L>) {
+        let name = name.into();
+        let (ready, wait) = mpsc::channel();
+        let (scheme_name, process) = (name.clone(), abi::process());
+        let thread = thread::spawn(move || {
+            abi::act_as(&process);
+            serve(overlay, &scheme_name, |socket, scheme, stop| {
+                register_sync_scheme(socket, &scheme_name, scheme)?;
+                libredox::call::setrens(0, 0)?;
+                let _ = ready.send((stop, scheme.clone()));
+                Ok(())
+            })
+        });
+        let (stop, scheme) = wait.recv().unwrap_or_else(|_| panic!("the daemon of {name} did not start"));
+        (Self { name, thread: Some(thread), stop }, scheme)
+    }
+
+    /// What it serves is `/scheme/NAME`.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Has it answer what there is and then end, as a signal does.
+    pub fn stop(&self) {
+        self.stop.stop();
+    }
+}
+
+impl Drop for Daemon {
+    /// Panics if the daemon ended with an error.
+    fn drop(&mut self) {
+        let _ = kernel::stop(&self.name);
+        // Until it has ended, the upper layer is its own.
+        let ended = self.thread.take().map(JoinHandle::join);
+        let _ = kernel::unregister(&self.name);
+        if !thread::panicking() {
+            assert!(matches!(ended, Some(Ok(Ok(())))), "the daemon of {} ended with {ended:?}", self.name);
+        }
+    }
+}
+
+/// A name for a scheme that nobody else has: `prefix` and a number.
+pub fn unused_name(prefix: &str) -> String {
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    format!("{prefix}{}", COUNT.fetch_add(1, Ordering::Relaxed))
+}
