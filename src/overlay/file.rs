@@ -291,14 +291,16 @@ impl<L: Layer> Overlay<L> {
         let node = &handle.node;
         match node.kind() {
             Kind::Dir => {
+                let tree = self.tree.read();
                 let open = {
-                    let _tree = self.tree.read();
                     let dir = node.dir()?;
                     match dir.upper.as_ref().filter(|_| !dir.removed) {
                         Some(to) => self.stack.open(to)?,
                         None => return Ok(()),
                     }
                 };
+                // What is only a path must not be renamed before it is synced.
+                let _tree = Some(tree).filter(|_| !upper.capabilities().dirs_follow_rename);
                 upper.sync_dir(&open)
             }
             Kind::File if node.state.lock().upper => {
