@@ -58,6 +58,19 @@ impl<L: Layer> Built<L> {
 }
 
 impl<L: Layer> Overlay<L> {
+    /// Whether a change of a file's attributes, or of its names, will copy much up first, or what is missing of a partial copy.
+    pub fn will_copy(&self, node: &Arc<Node<L>>, names: bool) -> bool {
+        let state = node.state.lock();
+        let is_large = state.attr.is_some_and(|attr| attr.size >= PARTIAL_FROM);
+        node.kind() == Kind::File && is_large && (!state.upper || names && state.partial.is_some())
+    }
+
+    /// Does so, for a door that keeps others waiting while it makes the change. EROFS; EISDIR; EINVAL of anything else that is no regular file.
+    pub fn prepare_change(&self, node: &Arc<Node<L>>, names: bool) -> Result<()> {
+        self.prepare_write(node)?;
+        if names { self.complete(node) } else { Ok(()) }
+    }
+
     /// Brings an object to the upper layer, all of it, with all directories above it, unless it is there. EROFS without an upper layer.
     ///
     /// The caller must hold neither the tree nor the content of any node.

@@ -131,6 +131,21 @@ impl<L: Layer> OverlayScheme<L> {
         if self.overlay.is_read_only() { Err(Error::new(EROFS)) } else { Ok(()) }
     }
 
+    /// Before a change of a file's attributes or `names` that is allowed, and for which others wait: if it has to be copied up first, that is done
+    /// while nobody waits. None: it was, and everything is to be asked again.
+    fn copied_ahead<'c>(
+        &self,
+        changing: Guard<'c, ()>,
+        node: &Arc<Node<L>>,
+        names: bool,
+    ) -> Result<Option<Guard<'c, ()>>> {
+        if !self.overlay.will_copy(node, names) {
+            return Ok(Some(changing));
+        }
+        drop(changing);
+        self.overlay.prepare_change(node, names).map(|()| None)
+    }
+
     /// Takes the set-id bits off an object whose content someone without privileges is about to change.
     fn drop_set_id(&self, node: &Arc<Node<L>>, caller: Caller) -> Result<()> {
         if caller.is_root() {
