@@ -300,7 +300,7 @@ impl<L: Layer> Overlay<L> {
                     }
                 };
                 // What is only a path must not be renamed before it is synced.
-                let _tree = Some(tree).filter(|_| !upper.capabilities().dirs_follow_rename);
+                let _tree = (!upper.capabilities().dirs_follow_rename).then_some(tree);
                 upper.sync_dir(&open)
             }
             Kind::File if node.state.lock().upper => {
