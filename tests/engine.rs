@@ -10,7 +10,7 @@ use overlayfs::layer::counted::{Counted, Counts, Method};
 use overlayfs::layer::{Kind, OsLayer, Owner, RenameMode, Time};
 use overlayfs::options::Options;
 use overlayfs::overlay::{Layers, Node, Overlay};
-use test_common::{LowerGuard, Stage};
+use test_common::{LowerGuard, Stage, put};
 
 type Counting = Counted<OsLayer>;
 
@@ -86,6 +86,32 @@ fn five_hundred_lower_layers_merge() {
     drop(overlay);
     let (overlay, _) = mount(&stage, 500);
     assert_eq!(names(&overlay, &find(&overlay, "moved/deep")).len(), 500);
+    guard.check();
+}
+
+#[test]
+fn what_is_called_as_a_marker_and_is_no_file() {
+    let stage = Stage::new();
+    for layer in ["upper", "lower0"] {
+        stage.dir(&format!("{layer}/d/.wh..wh.redirect"));
+        stage.dir(&format!("{layer}/.wh..wh.long.{}", "0".repeat(32)));
+    }
+    stage.dir("lower0/.wh..wh.part.big");
+    stage.dir("upper/d/.wh..wh.part.big");
+    stage.dir("upper/d/.wh..wh.map.big");
+    put::file(&stage.path("lower0"), "d/big", "by a redirect that nobody can read");
+    put::file(&stage.path("lower0"), "big", vec![b'b'; 2 << 20]);
+    let guard = LowerGuard::new([stage.path("lower0")]);
+    let (overlay, _) = mount(&stage, 1);
+    let mut shown = names(&overlay, overlay.root());
+    shown.sort();
+    assert_eq!(shown, ["big", "d"]);
+    assert_eq!(names(&overlay, &find(&overlay, "d")), [""; 0]);
+    let big = overlay.open(&find(&overlay, "big"));
+    overlay.write_at(&big, b"changed", 0).unwrap();
+    drop((big, overlay));
+    let (overlay, _) = mount(&stage, 1);
+    assert!(read(&overlay, "big").starts_with("changedbbb"));
     guard.check();
 }
 

@@ -220,6 +220,7 @@ fn whiteouts_of_long_names() {
     damage(|upper| drop(put::file(upper, marker, "a/b")), marker, Damage::NamesNothing, true);
     damage(|upper| drop(put::file(upper, marker, long())), marker, Damage::Misnamed, true);
     damage(|upper| drop(put::file(upper, marker, "file2")), marker, Damage::Misnamed, true);
+    damage(|upper| drop(put::file(upper, marker, "nothing")), marker, Damage::HidesNothing, true);
 }
 
 #[test]
@@ -227,6 +228,11 @@ fn reserved_names_of_other_kinds() {
     damage(|upper| drop(put::dir(upper, ".wh.file2")), ".wh.file2", Damage::WrongKind, false);
     damage(|upper| drop(put::dir(upper, "own/.wh..wh..opq")), "own/.wh..wh..opq", Damage::WrongKind, false);
     damage(|upper| drop(put::dir(upper, ".wh..wh.long.1")), ".wh..wh.long.1", Damage::WrongKind, false);
+    let redirect = |upper: &Path| {
+        put::opaque(upper, "own");
+        put::dir(upper, "own/.wh..wh.redirect");
+    };
+    damage(redirect, "own/.wh..wh.redirect", Damage::WrongKind, false);
 }
 
 #[test]

@@ -14,6 +14,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
@@ -22,6 +23,7 @@ use look::{fails, list, n, names, read};
 use overlayfs::layer::counted::{Counted, Counts, Method};
 use overlayfs::layer::linux::{Dir, LinuxLayer};
 use overlayfs::layer::{Access, Kind, Layer, Object, Owner, RenameMode, Time};
+use rustix::fs::CWD;
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_bind, mount_change};
 use rustix::thread::{CapabilitySet, UnshareFlags};
 use syscall::error::*;
@@ -639,6 +641,52 @@ fn what_a_directory_hands_down() {
             }
         }
     }
+}
+
+/// What is in the place of a new object when its group is set, because somebody who may rename in the directory has just put it there, is not
+/// touched: or he would be given a file of root's.
+#[test]
+fn another_object_in_the_place_of_a_new_one_is_left_alone() {
+    let (temp, layer, root) = upper();
+    layer.set_owner(Object::Dir(&root), Owner { uid: ALICE.uid, gid: 777 }).unwrap();
+    layer.set_mode(Object::Dir(&root), 0o2777).unwrap();
+    let (kept, secret, new) = (temp.path().join("kept"), temp.path().join("secret"), temp.path().join("new"));
+    fs::write(&kept, "of root").unwrap();
+    fs::set_permissions(&kept, fs::Permissions::from_mode(0o600)).unwrap();
+    rustix::fs::chown(&kept, None, Some(rustix::fs::Gid::ROOT)).unwrap();
+    let before = fs::metadata(&kept).unwrap();
+
+    let (exchanged, done) = (AtomicUsize::new(0), AtomicBool::new(false));
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let flags = rustix::fs::RenameFlags::EXCHANGE;
+            while !done.load(Ordering::Relaxed) {
+                if rustix::fs::renameat_with(CWD, &secret, CWD, &new, flags).is_ok() {
+                    exchanged.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        });
+        for round in 0..2000 {
+            let _ = fs::remove_file(&secret);
+            fs::hard_link(&kept, &secret).unwrap();
+            let made = match round % 4 {
+                0 => layer.create_dir(&root, n("new"), 0o750, ALICE),
+                1 => layer.create_symlink(&root, n("new"), n("x"), ALICE),
+                2 => layer.create_node(&root, n("new"), Kind::Fifo, 0o640, 0, ALICE),
+                _ => layer.create_file(&root, n("new"), 0o640, ALICE).map(drop),
+            };
+            let found = fs::metadata(&kept).unwrap();
+            let same = (found.uid(), found.gid(), found.mode()) == (before.uid(), before.gid(), before.mode());
+            assert!(same, "after {round} rounds, the last of which answered {made:?}: {found:?}");
+            // Whichever of the names is whose now.
+            for name in [&new, &secret] {
+                let _ = fs::remove_file(name);
+                let _ = fs::remove_dir(name);
+            }
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    assert!(exchanged.into_inner() > 100, "nobody was in the way");
 }
 
 #[test]

@@ -7,7 +7,7 @@
 //! are clients of one themselves, as the overlay is of its layers. [`daemon`] is an overlay's daemon, to be used by tests.
 //!
 //! [`fuse`] is the FUSE mount: its requests become such calls (`door=scheme`), or calls of the engine, for real work. [`options`],
-//! [`identity`] and [`logger`] belong to the program `overlayfs-fuse`.
+//! [`identity`], [`logger`] and [`sandbox`] belong to the program `overlayfs-fuse`.
 //!
 //! Buffers are handed to the scheme by address, because the daemon and its clients are threads of one process.
 
@@ -22,6 +22,7 @@ pub mod kernel;
 pub mod logger;
 pub mod options;
 pub mod redoxfs;
+pub mod sandbox;
 
 pub use client::{DirEntry, Process};
 pub use daemon::Daemon;

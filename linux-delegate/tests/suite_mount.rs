@@ -74,9 +74,13 @@ fn start(list: &str, point: &Path) -> Output {
     run::finish(run::command(program()).args(["-o", list]).arg(point))
 }
 
-/// The processes that were started with this mount point and have not ended.
+/// The daemons that were started with this mount point and have not ended.
 fn daemons(point: &Path) -> Vec<i32> {
     let is_daemon = |pid: &i32| {
+        // The other process of each mount has another name.
+        if fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim_end() == "unmounter" {
+            return false;
+        }
         let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let mut words = words.split(|byte| *byte == 0);
         words.next() == Some(program().as_bytes()) && words.any(|word| Some(word) == point.to_str().map(str::as_bytes))

@@ -8,6 +8,8 @@
 #[macro_use]
 #[path = "suite/doors.rs"]
 mod doors;
+#[path = "suite/child.rs"]
+mod child;
 #[path = "suite/mount.rs"]
 mod mount;
 #[path = "suite/run.rs"]
@@ -25,6 +27,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::thread;
 
+use child::{as_another_user, in_a_child};
 use mount::Mount;
 use rustix::fs::{
     AtFlags, CWD, FallocateFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags, SeekFrom, StatxFlags, XattrFlags,
@@ -68,31 +71,6 @@ fn said(program: &str, arguments: &[&str], path: &Path) -> String {
     let output = run::finish(run::command(program).args(arguments).arg(path));
     assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
-}
-
-/// Runs `work` in another process; answers whether it found what it expected.
-fn in_a_child(work: impl Fn() -> bool) -> bool {
-    // SAFETY: the child makes only system calls of its own and ends without returning.
-    let pid = unsafe { libc::fork() };
-    if pid == 0 {
-        let done = work();
-        // SAFETY: takes a number and does not return.
-        unsafe { libc::_exit(i32::from(!done)) };
-    }
-    let mut status = 0;
-    // SAFETY: the status is written to a variable of that type.
-    assert_eq!(unsafe { libc::waitpid(pid, &mut status, 0) }, pid);
-    status == 0
-}
-
-/// Runs `work` in another process with the ids of another user; answers whether it found what it expected.
-fn as_another_user(work: impl Fn() -> bool) -> bool {
-    in_a_child(|| {
-        // SAFETY: takes numbers only; the calls change this process alone.
-        let changed =
-            unsafe { libc::setgroups(0, std::ptr::null()) == 0 && libc::setgid(4242) == 0 && libc::setuid(4242) == 0 };
-        changed && work()
-    })
 }
 
 fn xattr(path: &Path, name: &str) -> Result<Vec<u8>, Errno> {

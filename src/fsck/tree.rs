@@ -70,8 +70,10 @@ enum SaidRedirect {
     Path(PathBuf),
     /// Another name beside the directory.
     Sibling(OsString),
-    /// No path, or one that cannot be read.
+    /// No path.
     Nothing,
+    /// It is no file: noted already.
+    NoFile,
 }
 
 impl Listing {
@@ -173,7 +175,7 @@ impl<L: Layer> Checker<L> {
                     let path = format::redirect_path(&self.content(&task.dir, &name)?);
                     listing.redirect = Some(path.map_or(SaidRedirect::Nothing, SaidRedirect::Path));
                 }
-                Meaning::Redirect => listing.redirect = Some(SaidRedirect::Nothing),
+                Meaning::Redirect => listing.redirect = Some(SaidRedirect::NoFile),
                 Meaning::Part(of) if kind == Kind::File => listing.parts.push(of.to_owned()),
                 Meaning::Map(of) if kind == Kind::File => listing.maps.push(of.to_owned()),
                 _ => {}
@@ -203,7 +205,7 @@ impl<L: Layer> Checker<L> {
         Ok(())
     }
 
-    /// What the whiteout of a long name hides. Notes if it should have another name; None if it hides nothing.
+    /// What the whiteout of a long name hides. Notes if it names nothing, which is None.
     fn read_long(&self, task: &Task<L>, name: &OsStr, report: &mut Report<L>) -> Result<Option<OsString>> {
         let hidden = OsString::from_vec(self.content(&task.dir, name)?);
         let path = task.path.join(name);
@@ -211,14 +213,6 @@ impl<L: Layer> Checker<L> {
         if bytes.is_empty() || bytes.len() > self.name_max || bytes.contains(&b'/') || bytes.contains(&0) {
             report.add(path, Damage::NamesNothing, Some(Repair::remove(&task.dir, name, Kind::File)));
             return Ok(None);
-        }
-        let right = format::whiteout(&hidden, self.name_max);
-        if right.name != name {
-            let steps = match right.content.is_empty() {
-                true => vec![Step::Create(right.name), Step::Remove(name.to_owned(), Kind::File)],
-                false => vec![Step::Rename(name.to_owned(), right.name)],
-            };
-            report.add(path, Damage::Misnamed, Some(Repair { dir: task.dir.clone(), steps }));
         }
         Ok(Some(hidden))
     }
@@ -247,7 +241,7 @@ impl<L: Layer> Checker<L> {
         let path = if self.format == Format::Oci { task.path.join(format::REDIRECT) } else { task.path.clone() };
         if listing.opaque {
             // The kernel never looks at the other then, and may have left both.
-            if self.format == Format::Oci {
+            if self.format == Format::Oci && !matches!(redirect, SaidRedirect::NoFile) {
                 let remove = Repair::remove(&task.dir, OsStr::new(format::REDIRECT), Kind::File);
                 report.add(path, Damage::RedirectInOpaque, Some(remove));
             }
@@ -257,7 +251,7 @@ impl<L: Layer> Checker<L> {
             (SaidRedirect::Path(target), _) => target.clone(),
             (SaidRedirect::Sibling(name), Below::Dir(_, own)) if own.parent().is_some() => own.with_file_name(name),
             (SaidRedirect::Sibling(name), _) => task.path.with_file_name(name),
-            (SaidRedirect::Nothing, _) => {
+            (SaidRedirect::Nothing | SaidRedirect::NoFile, _) => {
                 report.add(path, Damage::NoPath, None);
                 return Ok(Below::Unknown);
             }
@@ -294,6 +288,14 @@ impl<L: Layer> Checker<L> {
             } else if let Found::Nothing = self.found(below, hidden)? {
                 let repair = removable.then(|| Repair { dir: task.dir.clone(), steps: vec![remove] });
                 report.add(path, Damage::HidesNothing, repair);
+            } else if format::meaning(name) == Meaning::LongWhiteout && self.format == Format::Oci {
+                let right = format::whiteout(hidden, self.name_max);
+                let steps = match right.content.is_empty() {
+                    _ if right.name == *name => continue,
+                    true => vec![Step::Create(right.name), remove],
+                    false => vec![Step::Rename(name.clone(), right.name)],
+                };
+                report.add(path, Damage::Misnamed, Some(Repair { dir: task.dir.clone(), steps }));
             }
         }
         Ok(())

@@ -129,7 +129,7 @@ impl<L: Layer> Overlay<L> {
             for dir in dirs {
                 if let Some(child) = self.lower_dir(&dir, name)? {
                     below.push(child);
-                } else if self.lower_exists(&dir, name)? {
+                } else if self.kind_in(&dir, name)?.is_some() {
                     break;
                 }
                 if self.is_whited_out(&dir, name)? {
@@ -168,16 +168,23 @@ impl<L: Layer> Overlay<L> {
         })
     }
 
-    fn lower_exists(&self, dir: &LayerDir<L>, name: &OsStr) -> Result<bool> {
+    /// What is there under a name of a layer's directory.
+    fn kind_in(&self, dir: &LayerDir<L>, name: &OsStr) -> Result<Option<Kind>> {
         match self.stack.stat(dir, name) {
-            Ok(_) => Ok(true),
-            Err(error) if error.errno == ENOENT => Ok(false),
+            Ok(stat) => Ok(Some(stat.kind)),
+            Err(error) if error.errno == ENOENT => Ok(None),
             Err(error) => Err(error),
         }
     }
 
     pub(super) fn is_whited_out(&self, dir: &LayerDir<L>, name: &OsStr) -> Result<bool> {
-        self.lower_exists(dir, &format::whiteout(name, self.name_max).name)
+        let marker = format::whiteout(name, self.name_max);
+        match self.kind_in(dir, &marker.name)? {
+            Some(kind) if !marker.content.is_empty() => {
+                Ok(self.read_content(dir, &marker.name, kind)? == marker.content)
+            }
+            found => Ok(found.is_some()),
+        }
     }
 
     /// Whether `dir` is in an upper layer that is written in the kernel's format, where no name is reserved.
@@ -204,11 +211,9 @@ impl<L: Layer> Overlay<L> {
         if self.is_kernel_upper(dir) {
             return self.with_kernel_marks(dir, Marks::default(), &self.kernel_marks(dir)?);
         }
-        let redirect = match self.lower_exists(dir, OsStr::new(format::REDIRECT))? {
-            true => Some(self.read_content(dir, OsStr::new(format::REDIRECT))?),
-            false => None,
-        };
-        let marks = self.marks_of(dir, self.lower_exists(dir, OsStr::new(format::OPAQUE))?, redirect);
+        let redirect = self.kind_in(dir, OsStr::new(format::REDIRECT))?;
+        let opaque = self.kind_in(dir, OsStr::new(format::OPAQUE))?.is_some();
+        let marks = self.marks_of(dir, opaque, redirect)?;
         self.with_kernel_marks(dir, marks, &self.kernel_marks(dir)?)
     }
 
@@ -285,10 +290,11 @@ impl<L: Layer> Overlay<L> {
         result
     }
 
-    /// The marks of a directory that has the opaque mark or not, and a redirect with this content or none. A redirect that is no
+    /// The marks of a directory that has the opaque mark or not, and a redirect of this kind or none. A redirect that is no
     /// path hides what is below, since nobody knows what it was to show.
-    fn marks_of(&self, dir: &LayerDir<L>, opaque: bool, redirect: Option<Vec<u8>>) -> Marks {
-        match redirect.as_deref().map(format::redirect_path) {
+    fn marks_of(&self, dir: &LayerDir<L>, opaque: bool, redirect: Option<Kind>) -> Result<Marks> {
+        let redirect = redirect.map(|kind| self.read_content(dir, OsStr::new(format::REDIRECT), kind)).transpose()?;
+        Ok(match redirect.as_deref().map(format::redirect_path) {
             None => Marks { opaque, redirect: None },
             Some(Some(path)) => Marks { opaque, redirect: Some(path) },
             Some(None) => {
@@ -298,7 +304,7 @@ impl<L: Layer> Overlay<L> {
                 );
                 Marks { opaque: true, redirect: None }
             }
-        }
+        })
     }
 
     fn list_layer(&self, dir: &LayerDir<L>) -> Result<Listing> {
@@ -307,32 +313,31 @@ impl<L: Layer> Overlay<L> {
         let mut whiteouts = Vec::new();
         let mut long = Vec::new();
         let (mut parts, mut maps) = (Vec::new(), Vec::new());
-        let (mut opaque, mut has_redirect, mut foreign) = (false, false, false);
+        let (mut opaque, mut redirect, mut foreign) = (false, None, false);
         self.stack.layer(dir).list(&open, &mut |entry| match self.meaning(dir, entry.name) {
             Meaning::Object => objects.push((entry.name.to_owned(), entry.kind, entry.ino)),
             Meaning::Whiteout(name) => whiteouts.push(name.to_owned()),
-            Meaning::LongWhiteout => long.push(entry.name.to_owned()),
+            Meaning::LongWhiteout => long.push((entry.name.to_owned(), entry.kind)),
             Meaning::Opaque => opaque = true,
-            Meaning::Redirect => has_redirect = true,
-            Meaning::Part(name) => parts.push(name.to_owned()),
-            Meaning::Map(name) => maps.push(name.to_owned()),
-            Meaning::Unknown => foreign = true,
+            Meaning::Redirect => redirect = Some(entry.kind),
+            Meaning::Part(name) if entry.kind == Kind::File => parts.push(name.to_owned()),
+            Meaning::Map(name) if entry.kind == Kind::File => maps.push(name.to_owned()),
+            Meaning::Part(_) | Meaning::Map(_) | Meaning::Unknown => foreign = true,
         })?;
-        for marker in long {
-            whiteouts.push(OsString::from_vec(self.read_content(dir, &marker)?));
+        for (marker, kind) in long {
+            whiteouts.push(OsString::from_vec(self.read_content(dir, &marker, kind)?));
         }
-        let redirect = match has_redirect {
-            true => Some(self.read_content(dir, OsStr::new(format::REDIRECT))?),
-            false => None,
-        };
         let more = self.kernel_marks(dir)?;
         self.kernel_whiteouts(dir, &more, &mut objects, &mut whiteouts)?;
-        let marks = self.with_kernel_marks(dir, self.marks_of(dir, opaque, redirect), &more)?;
+        let marks = self.with_kernel_marks(dir, self.marks_of(dir, opaque, redirect)?, &more)?;
         Ok(Listing { objects, whiteouts, parts, maps, marks, foreign })
     }
 
-    /// The content of a small file of the format.
-    pub(super) fn read_content(&self, dir: &LayerDir<L>, name: &OsStr) -> Result<Vec<u8>> {
+    /// The content of a small file of the format: nothing if what has its name is no file.
+    fn read_content(&self, dir: &LayerDir<L>, name: &OsStr, kind: Kind) -> Result<Vec<u8>> {
+        if kind != Kind::File {
+            return Ok(Vec::new());
+        }
         let layer = self.stack.layer(dir);
         let file = layer.open_file(&*self.stack.open(dir)?, name, Access::Read)?;
         let size = layer.stat(Object::File(&file))?.size;

@@ -197,6 +197,11 @@ impl<L: Layer> Overlay<L> {
         self.stack.top().stat_fs()
     }
 
+    /// Closes the directories of layers that are kept open for speed alone: for who has run out of descriptors.
+    pub fn close_dirs(&self) {
+        self.stack.close_dirs();
+    }
+
     /// The layers themselves.
     pub(crate) fn stack(&self) -> &Stack<L> {
         &self.stack

@@ -210,9 +210,14 @@ impl<L: Layer> Stack<L> {
             let _before = std::mem::replace(&mut *place.lock(), (parent.clone(), name.to_owned()));
         }
         if !self.layer(dir).capabilities().dirs_follow_rename {
-            let mut all = LruCache::new(OPEN_DIRS);
-            std::mem::swap(&mut *self.open.lock(), &mut all);
+            self.close_dirs();
         }
+    }
+
+    /// Closes the descriptors that are kept.
+    pub fn close_dirs(&self) {
+        let mut all = LruCache::new(OPEN_DIRS);
+        std::mem::swap(&mut *self.open.lock(), &mut all);
     }
 
     fn new_id(&self) -> u64 {

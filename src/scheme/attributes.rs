@@ -155,7 +155,8 @@ impl<L: Layer> OverlayScheme<L> {
     }
 
     /// The path of an object as clients write it, `/scheme/NAME/…`, by its current name; of a handle that leads to another
-    /// scheme, that scheme's path. ENOENT for what has no name any more, ENAMETOOLONG if the buffer does not hold all of it.
+    /// scheme, that scheme's path. ENOENT for what has no name any more, EACCES if it is where the opener may not go, ENAMETOOLONG if the
+    /// buffer does not hold all of it.
     pub(super) fn path(&self, id: usize, buf: &mut [u8]) -> Result<usize> {
         let path = match self.handles.get(id)? {
             Handle::Elsewhere(path) => path.as_bytes().to_vec(),
@@ -181,9 +182,9 @@ impl<L: Layer> OverlayScheme<L> {
         fill(buf, relative.as_os_str().as_bytes(), ERANGE)
     }
 
-    /// The path of an open object from the top of the tree. ENOENT.
+    /// The path of an open object from the top of the tree. ENOENT; EACCES if its only name is where its opener may not go.
     fn path_below(&self, open: &Open<L>) -> Result<PathBuf> {
-        let path = match self.current_entry(open) {
+        let path = match self.current_entry(open, open.opener)? {
             Some((dir, name)) => self.overlay.path(&dir).map(|dir| dir.join(name)),
             None => self.overlay.path(open.node()),
         };

@@ -7,7 +7,7 @@ use syscall::error::{EBUSY, EEXIST, EINVAL, EISDIR, ENOENT, ENOTDIR, ENOTEMPTY, 
 use syscall::flag::AT_REMOVEDIR;
 
 use super::OverlayScheme;
-use super::access::{Caller, WRITE};
+use super::access::{Caller, SEARCH, WRITE};
 use super::handle::{EntryOf, Open};
 use super::path::{End, Last, Place};
 use crate::layer::{Kind, Layer, RenameMode};
@@ -65,7 +65,7 @@ impl<L: Layer> OverlayScheme<L> {
         }
         loop {
             let changing = self.changing();
-            let (dir, name) = self.current_entry(&open).ok_or(Error::new(ENOENT))?;
+            let (dir, name) = self.current_entry(&open, caller)?.ok_or(Error::new(ENOENT))?;
             let old = Place { end: End::Start, node: Some(Arc::clone(open.node())), dir, slash: false };
             let new = self.walk_from(self.overlay.root(), path, Last::Name, caller)?.here()?;
             let entry = new_entry(&new);
@@ -194,15 +194,22 @@ impl<L: Layer> OverlayScheme<L> {
     }
 
     /// The entry that a handle stands for: the one it was opened through while that still names the object, else another of the
-    /// object's names. None for the top of the tree and for what has no name any more.
-    pub(super) fn current_entry(&self, open: &Open<L>) -> EntryOf<L> {
+    /// object's names. None for the top of the tree and for what has no name any more. EACCES for another name if the caller may not search all
+    /// directories above it, since he could not have come there by himself.
+    pub(super) fn current_entry(&self, open: &Open<L>, caller: Caller) -> Result<EntryOf<L>> {
         let entry = open.entry.lock().clone();
         if let Some((dir, name)) = &entry
             && self.overlay.lookup(dir, name).is_ok_and(|node| node.id() == open.node().id())
         {
-            return entry;
+            return Ok(entry);
         }
-        self.overlay.parent(open.node())
+        let other = self.overlay.parent(open.node());
+        let mut above = other.as_ref().map(|(dir, _)| dir.clone());
+        while let Some(dir) = above {
+            caller.require(&self.overlay.rights(&dir)?, SEARCH)?;
+            above = self.overlay.parent(&dir).map(|(parent, _)| parent);
+        }
+        Ok(other)
     }
 }
 

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use libredox::Fd;
 use libredox::protocol::SocketCall;
 use redox_scheme::{CallRequest, SendFdRequest, Socket};
-use syscall::error::{EACCES, EADDRINUSE, ECONNREFUSED, EEXIST, EINVAL, ENOTDIR, Error, Result};
+use syscall::error::{EACCES, EADDRINUSE, ECONNREFUSED, EEXIST, EINVAL, ENFILE, ENOTDIR, Error, Result};
 use syscall::flag::{CallFlags, FobtainFdFlags};
 
 use super::OverlayScheme;
@@ -31,6 +31,9 @@ use crate::sync::Lock;
 
 /// The permission bits of a bound socket: those that redoxfs gives it, since relibc does not say which it should have.
 const MODE: u32 = 0o777;
+
+/// How many sockets may be bound at once. Each keeps a descriptor of the daemon, which needs others for files.
+const BOUND_MAX: usize = 4096;
 
 /// The longest token: many times what relibc makes room for.
 const TOKEN_MAX: usize = 256;
@@ -69,8 +72,8 @@ impl<L: Layer> OverlayScheme<L> {
 
     /// Gives the socket of a request, which was [`Self::sent`], the name that its path ends in.
     ///
-    /// EADDRINUSE if the name is taken; EINVAL if the path has no such name, or is of this scheme; EACCES, EROFS and the other errors of creating a
-    /// node.
+    /// EADDRINUSE if the name is taken; ENFILE if too many sockets are bound; EINVAL if the path has no such name, or is of this scheme; EACCES,
+    /// EROFS and the other errors of creating a node.
     pub fn bind(&self, request: &SendFdRequest, socket: Arc<Fd>, path: &[u8]) -> Result<usize> {
         let dir = self.handles.open(request.id())?;
         let path = str::from_utf8(path).map_err(|_| Error::new(EINVAL))?;
@@ -89,6 +92,9 @@ impl<L: Layer> OverlayScheme<L> {
         self.require_writable()?;
         let dir_stat = self.overlay.rights(dir)?;
         caller.require_entries(&dir_stat)?;
+        if self.sockets.bound.lock().len() >= BOUND_MAX {
+            return Err(Error::new(ENFILE));
+        }
         let (owner, mode) = caller.newborn(&dir_stat, Kind::Socket, MODE);
         // Some layers have to be sent the socket too.
         let number = socket.raw() as u64;

@@ -1,4 +1,5 @@
-//! A client that lies: any bytes become requests, which go to a daemon that serves a small overlay, as it would on Redox.
+//! Those who lie: any bytes become the requests of a client, which go to a daemon that serves a small overlay, as it would on Redox; what is
+//! found in layers; and the words of a command line.
 //!
 //! | file | subject |
 //! | --- | --- |
@@ -6,13 +7,19 @@
 //! | `client` | who sends, what he has open, and what must hold of every answer |
 //! | `request` | from bytes to a request: mostly one that a client could send, sometimes anything that the kernel lets through |
 //! | `tree` | what the scheme shows, to be compared |
+//! | `found` | layers that somebody else has filled |
+//! | `kernel` | a Linux kernel that lies to the mount |
+//! | `words` | command lines and lists of options |
 //!
 //! A panic is how all of this fails. Those of the daemon are caught by it; who runs this sees to it that they end the process
 //! all the same.
 
 mod client;
+pub mod found;
 mod ground;
+pub mod kernel;
 mod request;
 mod tree;
+pub mod words;
 
 pub use ground::Ground;

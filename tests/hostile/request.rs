@@ -28,19 +28,19 @@ impl<'a> Bytes<'a> {
     }
 
     /// As many as there are, up to `len`.
-    fn take(&mut self, len: usize) -> &'a [u8] {
+    pub fn take(&mut self, len: usize) -> &'a [u8] {
         let (taken, rest) = self.0.split_at(len.min(self.0.len()));
         self.0 = rest;
         taken
     }
 
     /// One of a few.
-    fn choose<T: Copy>(&mut self, from: &[T]) -> T {
+    pub fn choose<T: Copy>(&mut self, from: &[T]) -> T {
         from[usize::from(self.byte()) % from.len()]
     }
 
     /// A number near a border, a small one, or any.
-    fn number(&mut self) -> u64 {
+    pub fn number(&mut self) -> u64 {
         const BORDERS: [u64; 20] = [
             0,
             1,

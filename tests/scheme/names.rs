@@ -177,6 +177,31 @@ fn a_handle_goes_by_its_current_name() {
     assert_eq!(stage.content("c/h"), "another");
 }
 
+/// A file that has lost the name it was opened by is not renamed by another name, or told of, where its opener may not go.
+#[test]
+fn a_handle_leads_to_no_name_that_its_opener_cannot_reach() {
+    let stage = Stage::new(|lower| {
+        lower.dir("pub", 0o777);
+        lower.dir("private", 0o700);
+        lower.dir("private/open", 0o777);
+        lower.file("pub/f", 0o666);
+    });
+    root().link(stage.path("pub/f"), stage.path("private/open/secret-name")).unwrap();
+    let handle = stage.open(&eve(), "pub/f", O_STAT).unwrap();
+    assert_eq!(handle.path(), Ok(stage.path("pub/f")));
+    root().unlink(stage.path("pub/f")).unwrap();
+
+    assert_eq!(handle.path(), refused(EACCES));
+    assert_eq!(handle.frename(stage.path("pub/mine")), refused(EACCES));
+    assert_eq!(stage.content("private/open/secret-name"), "pub/f");
+    let by_ann = stage.open(&ann(), "private/open/secret-name", O_STAT).unwrap();
+    assert_eq!(by_ann.path(), Ok(stage.path("private/open/secret-name")));
+    root().chmod(stage.path("private"), 0o711).unwrap();
+    assert_eq!(handle.path(), Ok(stage.path("private/open/secret-name")));
+    handle.frename(stage.path("pub/mine")).unwrap();
+    assert_eq!(stage.content("pub/mine"), "pub/f");
+}
+
 /// A layer may know its directories by their paths. Handles do not show that.
 #[test]
 fn what_is_open_below_a_directory_stays_open_when_it_is_renamed() {

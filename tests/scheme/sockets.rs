@@ -12,8 +12,8 @@ use redox_scheme::scheme::{SchemeState, SchemeSync, register_sync_scheme};
 use redox_scheme::{CallerCtx, OpenResult, RequestKind, SignalBehavior, Socket};
 use syscall::data::Stat;
 use syscall::error::{
-    EACCES, EADDRINUSE, EAGAIN, EBADF, ECONNREFUSED, EINTR, EINVAL, EISDIR, ENODEV, ENOENT, ENOTDIR, EOPNOTSUPP, EROFS,
-    Error, Result,
+    EACCES, EADDRINUSE, EAGAIN, EBADF, ECONNREFUSED, EINTR, EINVAL, EISDIR, ENFILE, ENODEV, ENOENT, ENOTDIR,
+    EOPNOTSUPP, EROFS, Error, Result,
 };
 use syscall::flag::{MODE_SOCK, MODE_TYPE, O_CREAT, O_DIRECTORY, O_RDONLY, O_RDWR, O_STAT, O_WRONLY};
 use syscall::schemev2::NewFdFlags;
@@ -250,6 +250,25 @@ fn the_overlay_holds_a_socket_until_its_last_name_is_gone() {
     assert!(!net.shared.lock().unwrap().closed.contains(&last));
     drop(stage);
     net.wait_for_close(last);
+}
+
+/// Each bound socket is a descriptor of the daemon's, so there is an end, before that of the descriptors.
+#[test]
+fn sockets_without_end() {
+    let (stage, net) = (stage(), Net::new());
+    let mut bound = Vec::new();
+    let refusal = loop {
+        let path = stage.path(&format!("run/{}", bound.len()));
+        match ann().bind(&net.socket(&ann()), &path) {
+            Ok(()) => bound.push(path),
+            Err(error) => break error,
+        }
+        assert!(bound.len() < 10_000, "there is no end");
+    };
+    assert_eq!(refusal, Error::new(ENFILE));
+    ann().write_file(stage.path("run/new"), "goes on").unwrap();
+    ann().unlink(&bound[7]).unwrap();
+    ann().bind(&net.socket(&ann()), &bound[7]).unwrap();
 }
 
 #[test]

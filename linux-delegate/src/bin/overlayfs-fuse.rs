@@ -1,7 +1,8 @@
 //! Mounts an overlay on Linux: stacks the layers, serves them through the engine's door or the scheme's, and unmounts when it is told to.
 //!
 //! The FUSE session has some threads, one waits for signals, and with `door=scheme` one is the scheme's daemon. Without `-f` a child of the
-//! process is all that, and the process itself waits only until the mount is there.
+//! process is all that, and the process itself waits only until the mount is there. Before the threads are started, the daemon gives up what it
+//! does not need any more; unmounting, which it then may not, is left to a child of its own.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -14,10 +15,11 @@ use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 
 use linux_delegate::fuse::engine::{EngineDoor, Settings};
-use linux_delegate::fuse::mount::{self as fuse_mount, Mounted};
+use linux_delegate::fuse::mount::{self as fuse_mount, Unmounter};
 use linux_delegate::fuse::scheme::SchemeDoor;
 use linux_delegate::fuse::{Door, Session};
 use linux_delegate::options::{Command, HELP, MountOptions, WhichDoor};
+use linux_delegate::sandbox::Sandbox;
 use linux_delegate::{kernel, logger};
 use overlayfs::daemon::serve;
 use overlayfs::layer::OsLayer;
@@ -115,16 +117,30 @@ fn run(options: &MountOptions, ready: Option<File>) -> Result<(), String> {
     if !mount_point.is_dir() {
         return Err(format!("The mount point {} cannot be used: it is not a directory.", mount_point.display()));
     }
+    // Before the layers are held, so that only the daemon holds them.
+    let unmounter = Unmounter::start(&mount_point)
+        .map_err(|error| format!("No process can be started that unmounts {}: {error}.", mount_point.display()))?;
     log_layers(&options.layers);
     let overlay = mount(&options.layers).map_err(|error| format!("The layers cannot be stacked: {error}."))?;
-    let how = How { mount: mount_options(options, overlay.is_read_only()), threads: options.max_threads };
+    let usual =
+        || (2 * thread::available_parallelism().map_or(1, NonZeroUsize::get)).clamp(*THREADS.start(), *THREADS.end());
+    let how = How {
+        mount: mount_options(options, overlay.is_read_only()),
+        threads: options.max_threads.map_or_else(usual, NonZeroUsize::get),
+        unmounter,
+        sandbox: match options.door {
+            WhichDoor::Engine => Some(Sandbox::new(&options.layers)?),
+            WhichDoor::Scheme => None,
+        },
+        ready,
+    };
     match options.door {
-        WhichDoor::Engine => serve_door(EngineDoor::new(overlay, settings(options)), &mount_point, &how, ready),
+        WhichDoor::Engine => serve_door(EngineDoor::new(overlay, settings(options)), &mount_point, how),
         WhichDoor::Scheme => {
             let daemon = start_daemon(overlay)?;
             let door =
                 SchemeDoor::new(NAME).map_err(|error| format!("The root of the overlay cannot be opened: {error}."))?;
-            let served = serve_door(door, &mount_point, &how, ready);
+            let served = serve_door(door, &mount_point, how);
             // ENODEV means that the daemon has ended by itself, which joining it tells.
             let _ = kernel::stop(NAME);
             daemon.join().map_err(|_| "The scheme's thread panicked.".to_owned())?;
@@ -149,24 +165,35 @@ fn log_layers(layers: &Options) {
 /// How a door is mounted and served.
 struct How {
     mount: fuse_mount::Options,
-    threads: Option<NonZeroUsize>,
+    threads: usize,
+    unmounter: Unmounter,
+    /// None for the door of the scheme, which is there for tests: its daemon is a thread that runs already.
+    sandbox: Option<Sandbox>,
+    /// Who waits for the mount, if anybody does.
+    ready: Option<File>,
 }
 
 /// Mounts a door and serves it until it is unmounted.
-fn serve_door(door: impl Door + 'static, mount_point: &Path, how: &How, ready: Option<File>) -> Result<(), String> {
+fn serve_door(door: impl Door + 'static, mount_point: &Path, how: How) -> Result<(), String> {
     let shown = mount_point.display();
-    let (device, mounted) = fuse_mount::mount(mount_point, &how.mount)
+    let device = fuse_mount::mount(mount_point, &how.mount)
         .map_err(|error| format!("The overlay cannot be mounted at {shown}: {error}."))?;
-    let session = Session::start(device, door)
+    let session = Session::start(device, door, how.threads)
         .map_err(|error| format!("The kernel and the mount at {shown} cannot agree: {error}."))?;
-    thread::spawn(move || unmount_on_signal(&mounted));
-    if let Some(ready) = ready {
-        detach(ready).map_err(|error| format!("The mount cannot leave the terminal: {error}."))?;
+    let detached = |error| format!("The mount cannot leave the terminal: {error}.");
+    if how.ready.is_some() {
+        leave_terminal().map_err(detached)?;
+    }
+    if let Some(sandbox) = how.sandbox {
+        sandbox.enter();
+    }
+    let unmounter = how.unmounter;
+    thread::spawn(move || unmount_on_signal(unmounter));
+    if let Some(mut ready) = how.ready {
+        ready.write_all(&[1]).map_err(detached)?;
     }
     log::info!("serving {shown}");
-    let usual =
-        || (2 * thread::available_parallelism().map_or(1, NonZeroUsize::get)).clamp(*THREADS.start(), *THREADS.end());
-    let served = session.run(how.threads.map_or_else(usual, NonZeroUsize::get));
+    let served = session.run();
     log::info!("{shown} is unmounted");
     served.map_err(|error| format!("The mount at {shown} failed: {error}."))
 }
@@ -248,19 +275,19 @@ fn block_signals() {
 }
 
 /// Waits for a signal and unmounts; whoever still uses the mount keeps what he has until he is done, and then the session ends.
-fn unmount_on_signal(mounted: &Mounted) {
+fn unmount_on_signal(mut unmounter: Unmounter) {
     let mut signal = 0;
     // SAFETY: the set is whole, and the number is written to a variable of that type.
     if unsafe { libc::sigwait(&end_signals(), &mut signal) } != 0 {
         return;
     }
-    if let Err(error) = mounted.unmount() {
+    if let Err(error) = unmounter.unmount() {
         log::error!("The mount cannot be taken away: {error}.");
     }
 }
 
-/// Lets go of the terminal and of the working directory, and tells the waiting parent. Messages go to syslog from now on.
-fn detach(mut ready: File) -> io::Result<()> {
+/// Lets go of the terminal and of the working directory. Messages go to syslog from now on.
+fn leave_terminal() -> io::Result<()> {
     std::env::set_current_dir("/")?;
     let null = File::options().read(true).write(true).open("/dev/null")?;
     for stream in 0..3 {
@@ -270,5 +297,5 @@ fn detach(mut ready: File) -> io::Result<()> {
         }
     }
     logger::leave_terminal();
-    ready.write_all(&[1])
+    Ok(())
 }

@@ -276,7 +276,7 @@ fn perform(
         }
         opcode::FALLOCATE => {
             let allocate: wire::FallocateIn = body.take()?;
-            door.fallocate(node, allocate.mode as i32, allocate.offset, allocate.length).map(done)
+            door.fallocate(caller, node, allocate.mode as i32, allocate.offset, allocate.length).map(done)
         }
         opcode::LSEEK => {
             let seek: wire::LseekIn = body.take()?;
@@ -285,7 +285,8 @@ fn perform(
         }
         opcode::COPY_FILE_RANGE => {
             let copy: wire::CopyFileRangeIn = body.take()?;
-            let copied = door.copy_file_range((node, copy.offset), (copy.to_node, copy.to_offset), copy.length)?;
+            let copied =
+                door.copy_file_range(caller, (node, copy.offset), (copy.to_node, copy.to_offset), copy.length)?;
             put(answer, wire::WriteOut { size: copied as u32, padding: 0 }.as_bytes())
         }
         _ => Err(Error::new(ENOSYS)),

@@ -137,14 +137,14 @@ pub trait Door: Send + Sync {
         Err(Error::new(ENOSYS))
     }
     /// `mode` is that of fallocate(2).
-    fn fallocate(&self, _node: u64, _mode: i32, _offset: u64, _length: u64) -> Result<()> {
+    fn fallocate(&self, _caller: Caller, _node: u64, _mode: i32, _offset: u64, _length: u64) -> Result<()> {
         Err(Error::new(ENOSYS))
     }
     /// `whence` is SEEK_DATA or SEEK_HOLE.
     fn lseek(&self, _node: u64, _offset: u64, _whence: i32) -> Result<u64> {
         Err(Error::new(ENOSYS))
     }
-    fn copy_file_range(&self, _from: (u64, u64), _to: (u64, u64), _length: u64) -> Result<u64> {
+    fn copy_file_range(&self, _caller: Caller, _from: (u64, u64), _to: (u64, u64), _length: u64) -> Result<u64> {
         Err(Error::new(ENOSYS))
     }
 }

@@ -9,13 +9,13 @@
 //! | `scheme` | the door whose every request goes through the scheme that serves Redox |
 //! | `engine` | the door that calls the engine, for real work |
 
-mod dispatch;
+pub mod dispatch;
 mod door;
 pub mod engine;
 pub mod mount;
 pub mod scheme;
 mod session;
-mod wire;
+pub mod wire;
 
 pub use door::Door;
 pub use session::{Notifier, Session};

@@ -1,13 +1,17 @@
 //! Mounting and unmounting: by the system calls, or by `fusermount3` for a user who may not.
+//!
+//! Both need rights that the daemon gives up once it serves. So a process of its own, which has them and does nothing else, waits until the
+//! mount is to be taken away.
 
 use std::ffi::{CString, OsStr, OsString};
 use std::fs::File;
-use std::io::{self, ErrorKind, IoSliceMut};
+use std::io::{self, ErrorKind, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Command, Stdio};
 
 use rustix::fs::{CWD, FileType};
 use rustix::mount::{MountFlags, UnmountFlags};
@@ -31,32 +35,76 @@ pub struct Options {
     pub default_permissions: bool,
 }
 
-/// A mounted filesystem. It stays mounted when this is dropped.
-pub struct Mounted {
-    path: PathBuf,
-    /// A user who may not mount may not unmount either.
-    by_helper: bool,
-}
-
 /// Mounts a filesystem at the directory `path`, which must be absolute. Answers the device whose requests are to be served.
-pub fn mount(path: &Path, options: &Options) -> io::Result<(OwnedFd, Mounted)> {
+pub fn mount(path: &Path, options: &Options) -> io::Result<OwnedFd> {
     match mount_by_call(path, options) {
-        Ok(device) => Ok((device, Mounted { path: path.to_owned(), by_helper: false })),
-        Err(error) if error.kind() == ErrorKind::PermissionDenied => {
-            mount_by_helper(path, options).map(|device| (device, Mounted { path: path.to_owned(), by_helper: true }))
-        }
-        Err(error) => Err(error),
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => mount_by_helper(path, options),
+        mounted => mounted,
     }
 }
 
-impl Mounted {
-    /// Takes the mount away from the tree at once. Programs that have files open keep them, and serving ends with the last of them.
-    pub fn unmount(&self) -> io::Result<()> {
-        if self.by_helper {
-            let done = Command::new("fusermount3").args(["-u", "-z", "-q", "--"]).arg(&self.path).status()?;
-            return if done.success() { Ok(()) } else { Err(io::Error::other("fusermount3 failed")) };
+/// A process that waits to unmount what is mounted at a path. It ends with this one.
+pub struct Unmounter(UnixStream);
+
+impl Unmounter {
+    /// Starts it, for what is going to be mounted at `path`, which must be absolute. To be called before this process has opened anything
+    /// that must be closed when it ends, and before it has other threads.
+    pub fn start(path: &Path) -> io::Result<Self> {
+        let (ours, theirs) = UnixStream::pair()?;
+        // SAFETY: there is no other thread, so the child has all that this process has.
+        match unsafe { libc::fork() } {
+            -1 => Err(io::Error::last_os_error()),
+            0 => {
+                drop(ours);
+                wait_to_unmount(theirs, path);
+                // SAFETY: takes a number and does not return. Nothing of what the parent would do at its end is this child's to do.
+                unsafe { libc::_exit(0) }
+            }
+            _ => Ok(Self(ours)),
         }
-        Ok(rustix::mount::unmount(&self.path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)?)
+    }
+
+    /// Takes the mount away from the tree at once. Programs that have files open keep them, and serving ends with the last of them.
+    pub fn unmount(&mut self) -> io::Result<()> {
+        self.0.write_all(&[0])?;
+        let mut answer = [0; size_of::<i32>()];
+        self.0.read_exact(&mut answer)?;
+        match i32::from_ne_bytes(answer) {
+            0 => Ok(()),
+            errno => Err(io::Error::from_raw_os_error(errno)),
+        }
+    }
+}
+
+/// Unmounts whenever the other process asks for it, and answers an errno or 0, until that has ended.
+fn wait_to_unmount(mut line: UnixStream, path: &Path) {
+    // So that who looks for the daemon by its name finds one.
+    let _ = rustix::thread::set_name(c"unmounter");
+    // Whoever waits for the end of what the daemon prints does not wait for this process.
+    if let Ok(null) = File::options().read(true).write(true).open("/dev/null") {
+        for stream in 0..3 {
+            // SAFETY: the first descriptor is open, the second is one of the three streams, which std only refers to by number.
+            unsafe { libc::dup2(null.as_raw_fd(), stream) };
+        }
+    }
+    let _ = std::env::set_current_dir("/");
+    while line.read_exact(&mut [0]).is_ok() {
+        let errno = unmount(path).err().map_or(0, |error| error.raw_os_error().unwrap_or(libc::EIO));
+        if line.write_all(&errno.to_ne_bytes()).is_err() {
+            return;
+        }
+    }
+}
+
+fn unmount(path: &Path) -> io::Result<()> {
+    match rustix::mount::unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+        // A user who may not mount may not unmount either.
+        Err(rustix::io::Errno::PERM) => {
+            let mut helper = Command::new("fusermount3");
+            let done = helper.args(["-u", "-z", "-q", "--"]).arg(path).stdin(Stdio::null()).status()?;
+            if done.success() { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::EPERM)) }
+        }
+        unmounted => Ok(unmounted?),
     }
 }
 

@@ -28,13 +28,16 @@ const IOC_CLONE: libc::Ioctl = 0x8004_e500_u32 as libc::Ioctl;
 /// A mounted filesystem before it serves.
 pub struct Session<D> {
     door: Arc<D>,
+    /// The device, and a clone of it for each thread but one.
     device: Arc<File>,
+    clones: Vec<File>,
     agreed: Agreed,
 }
 
 impl<D: Door + 'static> Session<D> {
-    /// Agrees with the kernel on how the mount of `device` works. Waits until the kernel has begun, which it does at mount.
-    pub fn start(device: OwnedFd, door: D) -> io::Result<Self> {
+    /// Agrees with the kernel on how the mount of `device` works, and prepares for `threads` threads, two at least. Waits until the kernel
+    /// has begun, which it does at mount.
+    pub fn start(device: OwnedFd, door: D, threads: usize) -> io::Result<Self> {
         let device = Arc::new(File::from(device));
         let mut request = vec![0; MAX_DATA + MAX_HEAD];
         loop {
@@ -43,17 +46,20 @@ impl<D: Door + 'static> Session<D> {
             (&*device).write_all(&answered.bytes)?;
             if let Some(agreed) = answered.agreed {
                 door.begin(Notifier(device.clone()));
-                return Ok(Self { door: Arc::new(door), device, agreed });
+                // One may have to wait for what another answers.
+                let clones = (1..threads.max(2)).map(|_| clone(&device)).collect::<io::Result<_>>()?;
+                return Ok(Self { door: Arc::new(door), device, clones, agreed });
             }
         }
     }
 
-    /// Serves on `threads` threads, two at least, until the filesystem is unmounted. The error is that of the thread that failed first.
-    pub fn run(self, threads: usize) -> io::Result<()> {
-        // One may have to wait for what another answers.
-        let others: Vec<_> = (1..threads.max(2))
-            .map(|_| {
-                let (door, agreed, device) = (self.door.clone(), self.agreed, clone(&self.device)?);
+    /// Starts the threads and serves until the filesystem is unmounted. The error is that of the thread that failed first.
+    pub fn run(self) -> io::Result<()> {
+        let others: Vec<_> = self
+            .clones
+            .into_iter()
+            .map(|device| {
+                let (door, agreed) = (self.door.clone(), self.agreed);
                 thread::Builder::new().name("request".to_owned()).spawn(move || serve(&*door, &agreed, &device))
             })
             .collect::<io::Result<_>>()?;
@@ -77,6 +83,12 @@ impl Notifier {
     pub fn forget_entry(&self, parent: u64, name: &[u8]) -> io::Result<()> {
         let entry = wire::NotifyInvalEntry { parent, name_length: name.len() as u32, flags: 0 };
         self.notify(wire::NOTIFY_INVAL_ENTRY, &[entry.as_bytes(), name, &[0]].concat())
+    }
+
+    /// Has the kernel ask for the attributes of an object again before it uses them.
+    pub fn forget_attributes(&self, node: u64) -> io::Result<()> {
+        let inode = wire::NotifyInvalInode { node, offset: -1, length: 0 };
+        self.notify(wire::NOTIFY_INVAL_INODE, inode.as_bytes())
     }
 
     /// Has the kernel write back, and let go of, what it holds of a file from `offset` on. The writes come as requests, which another

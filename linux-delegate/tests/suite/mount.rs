@@ -24,7 +24,7 @@ pub const MOUNTING: &str = "Now it mounts.";
 /// A mount whose daemon is a child of the test. Dropped, it is unmounted by force.
 pub struct Mount {
     point: PathBuf,
-    daemon: Child,
+    pub daemon: Child,
     watchdog: Option<(Sender<()>, JoinHandle<()>)>,
 }
 

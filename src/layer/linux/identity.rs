@@ -7,7 +7,9 @@
 use std::cell::Cell;
 
 use rustix::io::Result;
-use rustix::thread::{CapabilitiesSecureBits, capabilities_secure_bits, set_capabilities_secure_bits};
+use rustix::thread::{
+    CapabilitiesSecureBits, CapabilitySet, capabilities, capabilities_secure_bits, set_capabilities_secure_bits,
+};
 
 use crate::layer::Owner;
 
@@ -15,8 +17,14 @@ thread_local! {
     static KEEPS_CAPABILITIES: Cell<bool> = const { Cell::new(false) };
 }
 
+/// Whether this thread, and those that it starts, can act in the name of others.
+pub fn can_act() -> bool {
+    let ids = CapabilitySet::SETUID | CapabilitySet::SETGID;
+    keep_capabilities().is_ok() && capabilities(None).is_ok_and(|sets| sets.effective.contains(ids))
+}
+
 /// Lets this thread keep its capabilities while it acts in another name. EPERM without CAP_SETPCAP.
-pub fn keep_capabilities() -> Result<()> {
+fn keep_capabilities() -> Result<()> {
     if !KEEPS_CAPABILITIES.get() {
         let bits = capabilities_secure_bits()?;
         if !bits.contains(CapabilitiesSecureBits::NO_SETUID_FIXUP) {

@@ -56,6 +56,8 @@ pub struct LinuxLayer {
     own: Owner,
     /// The daemon can create objects in any name.
     acts_as_others: bool,
+    /// What [`Layer::epoch`] answers, asked for while files outside the layer can be opened.
+    epoch: Option<u128>,
     /// The descriptor whose lock holds the layer.
     held: Mutex<Option<OwnedFd>>,
 }
@@ -125,7 +127,8 @@ impl LinuxLayer {
             root,
             cloned,
             own: Owner { uid: uid.as_raw(), gid: gid.as_raw() },
-            acts_as_others: for_writing && uid.is_root() && identity::keep_capabilities().is_ok(),
+            acts_as_others: for_writing && uid.is_root() && identity::can_act(),
+            epoch: boot(),
             held: Mutex::new(None),
         })
     }
@@ -169,15 +172,17 @@ impl LinuxLayer {
     /// It has, unless the directory has a default ACL or hands down its group, the caller asked for set-id bits of a
     /// directory, which mkdir(2) ignores, or the daemon lacks a capability. If it cannot be mended, the object is
     /// removed.
+    ///
+    /// Whoever else may rename in the directory can put something else in the place of what was made: a file of root's, to have it given to
+    /// him. So what is mended is one object, by its descriptor, and one that belongs to somebody else than who made it is left alone (EPERM).
     fn settle(&self, dir: BorrowedFd<'_>, name: &OsStr, asked: (Owner, Option<u32>)) -> Result<()> {
-        let flags = AtFlags::SYMLINK_NOFOLLOW;
-        let made = stat_of(&rustix::fs::statat(dir, name, flags).map_err(error)?)?;
-        let result = mend(dir, name, flags, &made, asked);
-        if result.is_err() {
-            let remove = if made.kind == Kind::Dir { AtFlags::REMOVEDIR } else { AtFlags::empty() };
-            rustix::fs::unlinkat(dir, name, remove).map_err(error)?;
+        let found = stat_of(&rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).map_err(error)?)?;
+        if is_right(&found, asked) {
+            return Ok(());
         }
-        result
+        let opened = raw::open_at(dir, name, OFlags::PATH, Mode::empty()).map_err(error);
+        let mended = opened.and_then(|made| mend(dir, made.as_fd(), asked));
+        mended.or_else(|error| undo(dir, name, found.kind).and(Err(error)))
     }
 }
 
@@ -386,7 +391,7 @@ impl Layer for LinuxLayer {
         self.own
     }
 
-    /// True for the daemon's own ids, and for all others if it is root and has CAP_SETPCAP.
+    /// True for the daemon's own ids, and for all others if it is root and has CAP_SETPCAP, CAP_SETUID and CAP_SETGID.
     fn creates_as(&self, owner: Owner) -> bool {
         owner == self.own || (self.acts_as_others && owner.uid != u32::MAX && owner.gid != u32::MAX)
     }
@@ -395,7 +400,8 @@ impl Layer for LinuxLayer {
         let (dir, name) = (dir.fd()?, single(name)?);
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR;
         let fd = self.acting_as(owner, || raw::open_at(dir, name, flags, mode_of(mode)))?;
-        self.settle(dir, name, (owner, Some(mode)))?;
+        let mended = mend(dir, fd.as_fd(), (owner, Some(mode)));
+        mended.or_else(|error| undo(dir, name, Kind::File).and(Err(error)))?;
         Ok(File(fd))
     }
 
@@ -541,8 +547,7 @@ impl Layer for LinuxLayer {
     }
 
     fn epoch(&self) -> Option<u128> {
-        let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
-        u128::from_str_radix(&id.trim().replace('-', ""), 16).ok()
+        self.epoch
     }
 
     fn allocate(&self, file: &File, how: Allocation, range: Range<u64>) -> Result<()> {
@@ -605,6 +610,12 @@ impl LinuxLayer {
     }
 }
 
+/// The number of this start of the system. None where nobody tells.
+fn boot() -> Option<u128> {
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    u128::from_str_radix(&id.trim().replace('-', ""), 16).ok()
+}
+
 /// A top directory, by an O_PATH descriptor.
 fn open_top(above: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd> {
     rustix::fs::openat(above, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map_err(error)
@@ -658,29 +669,39 @@ fn covered(dir: BorrowedFd<'_>, name: &OsStr) -> Result<Stat> {
     Ok(Stat { ino, kind, mode, nlink, rdev: 0, size: 0, blocks: 0, ..parent })
 }
 
-/// Gives a new object the owner and the mode asked for, where they differ from those it was made with.
-fn mend(
-    dir: BorrowedFd<'_>,
-    name: &OsStr,
-    flags: AtFlags,
-    made: &Stat,
-    (owner, mode): (Owner, Option<u32>),
-) -> Result<()> {
-    let owned = (made.uid, made.gid) == (owner.uid, owner.gid);
-    if !owned {
-        change_owner(dir, name, flags, owner)?;
-    }
-    let Some(asked) = mode.map(|mode| mode & 0o7777) else { return Ok(()) };
-    // A change of the owner drops set-id bits.
-    if owned && made.mode == asked {
+/// Whether a new object has the owner and the mode asked for.
+fn is_right(made: &Stat, (owner, mode): (Owner, Option<u32>)) -> bool {
+    (made.uid, made.gid) == (owner.uid, owner.gid) && mode.is_none_or(|mode| made.mode == mode & 0o7777)
+}
+
+/// Removes a new object that cannot be mended.
+fn undo(dir: BorrowedFd<'_>, name: &OsStr, kind: Kind) -> Result<()> {
+    let flags = if kind == Kind::Dir { AtFlags::REMOVEDIR } else { AtFlags::empty() };
+    rustix::fs::unlinkat(dir, name, flags).map_err(error)
+}
+
+/// Gives a new object of `dir` the owner and the mode asked for, where they differ from those it was made with. EPERM if another user owns it.
+fn mend(dir: BorrowedFd<'_>, object: BorrowedFd<'_>, (owner, mode): (Owner, Option<u32>)) -> Result<()> {
+    let itself = OsStr::new("");
+    let made = stat_of(&rustix::fs::fstat(object).map_err(error)?)?;
+    if is_right(&made, (owner, mode)) {
         return Ok(());
     }
+    if made.uid != owner.uid {
+        return Err(Error::new(EPERM));
+    }
+    let owned = made.gid == owner.gid;
+    if !owned {
+        change_owner(object, itself, AtFlags::EMPTY_PATH, owner)?;
+    }
+    // A change of the owner drops set-id bits.
+    let Some(asked) = mode.map(|mode| mode & 0o7777) else { return Ok(()) };
     // What a default ACL made of the permissions is right.
     let right = if hands_down_acl(dir) { made.mode & 0o777 | asked & 0o7000 } else { asked };
     if owned && made.mode == right {
         return Ok(());
     }
-    raw::change_mode(dir, name, flags, mode_of(right)).map_err(error)
+    raw::change_mode(object, itself, AtFlags::EMPTY_PATH, mode_of(right)).map_err(error)
 }
 
 /// Whether a directory has a default ACL.

@@ -1,28 +1,18 @@
 //! The seeds of the fuzz target, and requests made of them and of chance, without a fuzzer.
 
+mod chance;
+
 use std::fs;
 use std::path::Path;
 
 use test_hostile::Ground;
 
+use chance::Chance;
+
 /// How many inputs are made up.
 const MADE_UP: u64 = 800;
 /// The longest of them, in bytes.
 const LONGEST: u64 = 400;
-
-/// Numbers that look like chance and are the same every time.
-struct Chance(u64);
-
-impl Chance {
-    /// One below `end`. SplitMix64.
-    fn below(&mut self, end: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (mixed ^ mixed >> 31) % end
-    }
-}
 
 #[test]
 fn seeds() {

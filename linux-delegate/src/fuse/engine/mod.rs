@@ -98,11 +98,12 @@ impl<L: Layer> EngineDoor<L> {
         Ok(self.files.get(number, || self.overlay.open(&node)))
     }
 
-    /// Makes a call of the engine; once more with fewer files open if there were too many.
+    /// Makes a call of the engine; once more with nothing open that need not be if there was too much.
     fn call<T>(&self, mut call: impl FnMut() -> Result<T>) -> Result<T> {
         match call() {
             Err(error) if matches!(error.errno, EMFILE | ENFILE) => {
                 self.files.close_all();
+                self.overlay.close_dirs();
                 call()
             }
             result => result,
@@ -138,11 +139,27 @@ impl<L: Layer> EngineDoor<L> {
         })
     }
 
-    /// Takes the set-id bits that do not survive a change by somebody who has no right to them.
+    /// Takes the set-id bits that do not survive a change by somebody who has no right to them. Before it is made, so that nobody runs what is
+    /// changed with the rights of what was there.
     fn drop_set_id(&self, node: &Arc<Node<L>>) -> Result<()> {
         let mode = self.overlay.stat(node)?.mode;
         let kept = without_set_id(mode);
-        if kept == mode { Ok(()) } else { self.overlay.set_mode(node, kept) }
+        if kept == mode {
+            return Ok(());
+        }
+        self.overlay.set_mode(node, kept)?;
+        // Or the kernel would run the file with the rights that it had.
+        if let Some(notifier) = self.notifier.get()
+            && let Err(error) = notifier.forget_attributes(nodes::number(&**node))
+        {
+            log::debug!("the kernel knows no attributes of {node}: {error}", node = nodes::number(&**node));
+        }
+        Ok(())
+    }
+
+    /// As [`EngineDoor::drop_set_id`], where the kernel does not say whether the caller has a right to them: root has.
+    fn drop_set_id_for(&self, caller: Caller, node: &Arc<Node<L>>) -> Result<()> {
+        if caller.uid == 0 { Ok(()) } else { self.drop_set_id(node) }
     }
 
     /// EOPNOTSUPP for an ACL where there are none.
@@ -278,12 +295,12 @@ impl<L: Layer> Door for EngineDoor<L> {
         let node = self.node(number)?;
         let is_set = |field| change.valid & field != 0;
         if is_set(set::SIZE) {
+            if is_set(set::KILL_SUIDGID) {
+                self.drop_set_id(&node)?;
+            }
             // With the size that a file has, truncate(2) changes no times, and the kernel keeps those that it knows.
             if is_set(set::MTIME) || self.call(|| self.overlay.stat(&node))?.size != change.size {
                 self.call(|| self.overlay.truncate(&node, change.size))?;
-            }
-            if is_set(set::KILL_SUIDGID) {
-                self.drop_set_id(&node)?;
             }
         }
         if is_set(set::UID | set::GID) {
@@ -403,6 +420,9 @@ impl<L: Layer> Door for EngineDoor<L> {
 
     fn write(&self, _: Caller, node: u64, write: Write<'_>) -> Result<usize> {
         let file = self.file(node)?;
+        if write.flags & wire::WRITE_KILL_SUIDGID != 0 {
+            self.drop_set_id(file.node())?;
+        }
         let held_back = write.flags & wire::WRITE_CACHE != 0;
         let mut done = 0;
         while done < write.data.len() {
@@ -415,9 +435,6 @@ impl<L: Layer> Door for EngineDoor<L> {
                 Err(error) if done == 0 => return Err(error),
                 Err(_) => break,
             }
-        }
-        if write.flags & wire::WRITE_KILL_SUIDGID != 0 {
-            self.drop_set_id(file.node())?;
         }
         Ok(done)
     }
@@ -522,10 +539,11 @@ impl<L: Layer> Door for EngineDoor<L> {
         self.call(|| self.overlay.remove_xattr(&node, name))
     }
 
-    fn fallocate(&self, node: u64, mode: i32, offset: u64, length: u64) -> Result<()> {
+    fn fallocate(&self, caller: Caller, node: u64, mode: i32, offset: u64, length: u64) -> Result<()> {
         let how = allocation(mode).ok_or(Error::new(EOPNOTSUPP))?;
         let end = offset.checked_add(length).ok_or(Error::new(EFBIG))?;
         let file = self.file(node)?;
+        self.drop_set_id_for(caller, file.node())?;
         self.call(|| self.overlay.allocate(&file, how, offset..end))
     }
 
@@ -559,9 +577,10 @@ impl<L: Layer> Door for EngineDoor<L> {
         }
     }
 
-    fn copy_file_range(&self, from: (u64, u64), to: (u64, u64), length: u64) -> Result<u64> {
+    fn copy_file_range(&self, caller: Caller, from: (u64, u64), to: (u64, u64), length: u64) -> Result<u64> {
         let (source, target) = (self.file(from.0)?, self.file(to.0)?);
         let end = from.1.checked_add(length).ok_or(Error::new(EINVAL))?;
+        self.drop_set_id_for(caller, target.node())?;
         self.call(|| self.overlay.copy_range(&source, from.1..end, &target, to.1))
     }
 

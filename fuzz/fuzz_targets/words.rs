@@ -1,0 +1,7 @@
+//! Command lines and lists of options; the crate `test-hostile` has all of it.
+
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|input: &[u8]| test_hostile::words::run(input));

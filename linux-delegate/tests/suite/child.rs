@@ -1,0 +1,26 @@
+//! Work in a process of its own, as this user or as another.
+
+/// Runs `work` in another process; answers whether it found what it expected.
+pub fn in_a_child(work: impl Fn() -> bool) -> bool {
+    // SAFETY: the child makes only system calls of its own and ends without returning.
+    let pid = unsafe { libc::fork() };
+    if pid == 0 {
+        let done = work();
+        // SAFETY: takes a number and does not return.
+        unsafe { libc::_exit(i32::from(!done)) };
+    }
+    let mut status = 0;
+    // SAFETY: the status is written to a variable of that type.
+    assert_eq!(unsafe { libc::waitpid(pid, &mut status, 0) }, pid);
+    status == 0
+}
+
+/// Runs `work` in another process with the ids of another user; answers whether it found what it expected.
+pub fn as_another_user(work: impl Fn() -> bool) -> bool {
+    in_a_child(|| {
+        // SAFETY: takes numbers only; the calls change this process alone.
+        let changed =
+            unsafe { libc::setgroups(0, std::ptr::null()) == 0 && libc::setgid(4242) == 0 && libc::setuid(4242) == 0 };
+        changed && work()
+    })
+}

@@ -1,0 +1,172 @@
+//! A kernel that lies: any bytes become FUSE requests to a mount of a small overlay. Needs root.
+//!
+//! Each is answered, with an errno that there is, and after them the next mount works. Nothing of a lower layer changes.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use linux_delegate::fuse::Door;
+use linux_delegate::fuse::dispatch::{Agreed, Buffers, handle};
+use linux_delegate::fuse::engine::{EngineDoor, Settings};
+use linux_delegate::fuse::wire::{EntryOut, InHeader, OutHeader, ROOT, opcode};
+use overlayfs::layer::OsLayer;
+use overlayfs::overlay::{Layers, Overlay};
+use tempfile::TempDir;
+use test_common::{Detail, Snapshot, put};
+use zerocopy::{FromBytes, IntoBytes};
+
+use crate::request::Bytes;
+
+/// The most that is asked for at once.
+const MAX_ANSWER: usize = 64 << 10;
+/// Names, targets and attributes, as bytes that a zero ends or not.
+const NAMES: [&[u8]; 18] = [
+    b"a\0",
+    b"b\0",
+    b"d\0",
+    b"e\0",
+    b"f\0",
+    b"g\0",
+    b".\0",
+    b"..\0",
+    b"\0",
+    b"d/f\0",
+    b".wh.a\0",
+    b".wh..wh.work\0",
+    b"x",
+    b"user.x\0",
+    b"trusted.overlay.opaque\0",
+    b"security.capability\0",
+    b"system.posix_acl_access\0",
+    b"/\0",
+];
+
+/// Requests: how many words of 32 bits come behind the header, how many names, and whether there are data.
+const SHAPES: [(u32, usize, usize, bool); 40] = [
+    (opcode::LOOKUP, 0, 1, false),
+    (opcode::LOOKUP, 0, 1, false),
+    (opcode::LOOKUP, 0, 1, false),
+    (opcode::FORGET, 2, 0, false),
+    (opcode::GETATTR, 4, 0, false),
+    (opcode::SETATTR, 22, 0, false),
+    (opcode::READLINK, 0, 0, false),
+    (opcode::SYMLINK, 0, 2, false),
+    (opcode::MKNOD, 4, 1, false),
+    (opcode::MKDIR, 2, 1, false),
+    (opcode::UNLINK, 0, 1, false),
+    (opcode::RMDIR, 0, 1, false),
+    (opcode::RENAME, 2, 2, false),
+    (opcode::LINK, 2, 1, false),
+    (opcode::OPEN, 2, 0, false),
+    (opcode::READ, 10, 0, false),
+    (opcode::WRITE, 10, 0, true),
+    (opcode::STATFS, 0, 0, false),
+    (opcode::RELEASE, 6, 0, false),
+    (opcode::FSYNC, 4, 0, false),
+    (opcode::SETXATTR, 2, 1, true),
+    (opcode::GETXATTR, 2, 1, false),
+    (opcode::LISTXATTR, 2, 0, false),
+    (opcode::REMOVEXATTR, 0, 1, false),
+    (opcode::OPENDIR, 2, 0, false),
+    (opcode::READDIR, 10, 0, false),
+    (opcode::RELEASEDIR, 6, 0, false),
+    (opcode::FSYNCDIR, 4, 0, false),
+    (opcode::ACCESS, 2, 0, false),
+    (opcode::CREATE, 4, 1, false),
+    (opcode::INTERRUPT, 2, 0, false),
+    (opcode::BATCH_FORGET, 10, 0, false),
+    (opcode::FALLOCATE, 8, 0, false),
+    (opcode::READDIRPLUS, 10, 0, false),
+    (opcode::RENAME2, 4, 2, false),
+    (opcode::LSEEK, 6, 0, false),
+    (opcode::COPY_FILE_RANGE, 14, 0, false),
+    (opcode::TMPFILE, 4, 1, false),
+    (opcode::STATX, 6, 0, false),
+    (77, 4, 1, true),
+];
+
+/// Makes layers in a directory of their own in `parent`, which is best on a filesystem in memory, and sends a mount of them what `input` stands
+/// for.
+pub fn run(parent: &Path, input: &[u8]) {
+    let mut bytes = Bytes::new(input);
+    let dir = TempDir::with_prefix_in("overlayfs-kernel-", parent).unwrap();
+    let [lower, upper] = ["lower", "upper"].map(|name| dir.path().join(name));
+    fs::create_dir(&upper).unwrap();
+    put::file(&lower, "a", "file");
+    put::file(&lower, "d/f", vec![7; 3 << 20]);
+    put::file(&lower, "d/e/g", "deep");
+    put::link(&lower, "a", "b");
+    put::symlink(&lower, "e", "d/f");
+    let before = Snapshot::take(&lower, Detail::Xattrs);
+    let mount = || {
+        let open = |path, for_writing| OsLayer::open(path, for_writing).unwrap();
+        let layers = Layers { upper: Some(open(&upper, true)), work: None, lowers: vec![open(&lower, false)] };
+        Overlay::new(layers).unwrap()
+    };
+    let door = EngineDoor::new(mount(), Settings::default());
+    let agreed = Agreed { flags: door.setup(u64::MAX).flags, valid: Duration::MAX, max_answer: MAX_ANSWER };
+    let mut nodes = vec![ROOT];
+    let mut buffers = Buffers::default();
+    while !bytes.is_empty() {
+        let request = request(&mut bytes, &nodes);
+        let (header, _) = InHeader::read_from_prefix(&request).unwrap();
+        if !handle(&door, &agreed, &request, &mut buffers) {
+            continue;
+        }
+        let answer = buffers.parts().concat();
+        let (out, body) = OutHeader::read_from_prefix(&answer).unwrap();
+        assert_eq!((out.unique, out.len as usize), (header.unique, answer.len()));
+        assert!((-133..=0).contains(&out.error), "errno {} for {}", out.error, header.opcode);
+        assert!(out.error == 0 || body.is_empty());
+        let names = matches!(
+            header.opcode,
+            opcode::LOOKUP | opcode::MKDIR | opcode::CREATE | opcode::SYMLINK | opcode::LINK | opcode::TMPFILE
+        );
+        if let (0, true, Ok((entry, _))) = (out.error, names, EntryOut::read_from_prefix(body)) {
+            nodes.push(entry.node);
+        }
+    }
+    drop(door);
+    let overlay = mount();
+    overlay.list(&overlay.open(overlay.root()), 0, &mut |_| true).unwrap();
+    before.assert_same(&Snapshot::take(&lower, Detail::Xattrs), "the lower layer");
+}
+
+fn request(bytes: &mut Bytes, nodes: &[u64]) -> Vec<u8> {
+    let node = |bytes: &mut Bytes| match bytes.byte() {
+        known @ 0..240 => nodes[nodes.len() - 1 - usize::from(known) % nodes.len()],
+        _ => bytes.number(),
+    };
+    let (opcode, words, names, data) = bytes.choose(&SHAPES);
+    let mut body = Vec::new();
+    for word in 0..words {
+        let number = match bytes.byte() % 4 {
+            // What the kernel names by its number is mostly there.
+            0 if word % 2 == 0 => node(bytes) as u32,
+            1 => 0,
+            2 => u32::from(bytes.byte()),
+            _ => bytes.number() as u32,
+        };
+        body.extend_from_slice(&number.to_ne_bytes());
+    }
+    if opcode == opcode::FALLOCATE {
+        // What is allocated is memory here: offset and length are small.
+        body[11..16].fill(0);
+        body[19..24].fill(0);
+    }
+    for _ in 0..names {
+        body.extend_from_slice(bytes.choose(&NAMES));
+    }
+    if data {
+        let length = usize::from(bytes.byte());
+        body.extend_from_slice(bytes.take(length));
+    }
+    if bytes.byte() < 8 {
+        body.truncate(usize::from(bytes.byte()));
+    }
+    let node = node(bytes);
+    let uid = bytes.choose(&[0, 1000, u32::MAX]);
+    let header = InHeader { opcode, unique: 7, node, uid, gid: uid, pid: 1, ..InHeader::default() };
+    [header.as_bytes(), &body].concat()
+}

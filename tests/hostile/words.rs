@@ -1,0 +1,47 @@
+//! Command lines and lists of options, of any bytes: each is taken or refused with a sentence, and a path that is written as the documents say is
+//! read as it was.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+
+use linux_delegate::options::Command as MountCommand;
+use overlayfs::fsck::options::Command as CheckCommand;
+use overlayfs::options::{Command, Options, split_list};
+
+/// Takes `input` as the words of each command line, with zeros between them, as a list behind `-o`, and as a path.
+pub fn run(input: &[u8]) {
+    let words = || input.split(|byte| *byte == 0).map(|word| OsString::from_vec(word.to_vec()));
+    say(Command::parse(words()));
+    say(CheckCommand::parse(words()));
+    say(MountCommand::parse(words()));
+    let list = || ["-o", "", "overlay"].into_iter().map(|word| if word.is_empty() { input } else { word.as_bytes() });
+    say(Command::parse(list().map(|word| OsString::from_vec(word.to_vec()))));
+    say(MountCommand::parse(list().map(|word| OsString::from_vec(word.to_vec()))));
+
+    // A value that begins with a quote is read up to the next one.
+    if !input.is_empty() && !input.contains(&0) && input[0] != b'"' {
+        let escaped: Vec<u8> = input
+            .iter()
+            .flat_map(|byte| match byte {
+                b',' | b':' | b'\\' => vec![b'\\', *byte],
+                _ => vec![*byte],
+            })
+            .collect();
+        let list =
+            [b"lowerdir=", &escaped[..], b":", &escaped, b",upperdir=", &escaped, b",workdir=", &escaped].concat();
+        let mut options = Options::default();
+        for item in split_list(OsStr::from_bytes(&list)).unwrap() {
+            options.add(&item).unwrap();
+        }
+        let path = OsStr::from_bytes(input);
+        assert_eq!(options.lowers, [path, path]);
+        assert_eq!((options.upper, options.work), (Some(path.into()), Some(path.into())));
+    }
+}
+
+fn say<T>(parsed: Result<T, overlayfs::options::Error>) {
+    if let Err(error) = parsed {
+        let sentence = error.to_string();
+        assert!(sentence.ends_with(['.', '?']), "{sentence}");
+    }
+}

@@ -1,0 +1,132 @@
+//! A layer that is gone for a while, as a server of files is that has been restarted (ESTALE), or a disk that does not answer: below the engine,
+//! every operation says so and changes nothing, and does what it should once the layer is back.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use overlayfs::layer::counted::{Counted, Counts};
+use overlayfs::layer::{Kind, OsLayer, Owner, RenameMode, Result, Time, XattrMode};
+use overlayfs::overlay::{Layers, Node, Overlay};
+use syscall::error::{EIO, ENOSPC, EROFS, ESTALE, Error};
+use test_common::{Detail, LowerGuard, Snapshot, Stage, put};
+
+type Counting = Counted<OsLayer>;
+
+const OWN: Owner = Owner { uid: 0, gid: 0 };
+
+fn mount(stage: &Stage, counts: &Counts) -> Overlay<Counting> {
+    let open = |name: &str, for_writing| Counted::new(OsLayer::open(&stage.dir(name), for_writing).unwrap(), counts);
+    Overlay::new(Layers { upper: Some(open("upper", true)), work: None, lowers: vec![open("lower", false)] }).unwrap()
+}
+
+fn find(overlay: &Overlay<Counting>, path: &str) -> Result<Arc<Node<Counting>>> {
+    path.split('/').try_fold(overlay.root().clone(), |dir, name| overlay.lookup(&dir, OsStr::new(name)))
+}
+
+/// Directories of a lower layer, one for each operation, and one of the upper.
+fn fill(stage: &Stage, count: usize) {
+    let lower = stage.dir("lower");
+    for index in 0..count {
+        put::file(&lower, &format!("{index}/file"), "content");
+        put::symlink(&lower, &format!("{index}/symlink"), "file");
+        put::dir(&lower, &format!("{index}/empty"));
+    }
+    put::file(&stage.dir("upper"), "in-upper/file", "content");
+}
+
+type Work = fn(&Overlay<Counting>, &str) -> Result<()>;
+
+/// Each of them asks a layer something, in a directory of its own.
+const WORKS: [(&str, Work); 16] = [
+    ("lookup", |overlay, dir| find(overlay, &format!("{dir}/file")).map(drop)),
+    ("list", |overlay, dir| overlay.list(&overlay.open(&find(overlay, dir)?), 0, &mut |_| true)),
+    ("read", |overlay, dir| {
+        overlay.read_at(&overlay.open(&find(overlay, &format!("{dir}/file"))?), &mut [0; 9], 0).map(drop)
+    }),
+    ("read a link", |overlay, dir| overlay.read_link(&find(overlay, &format!("{dir}/symlink"))?).map(drop)),
+    ("attributes", |overlay, dir| overlay.xattrs(&find(overlay, &format!("{dir}/file"))?).map(drop)),
+    ("create", |overlay, dir| overlay.create_file(&find(overlay, dir)?, OsStr::new("new"), 0o600, OWN).map(drop)),
+    ("mkdir", |overlay, dir| overlay.create_dir(&find(overlay, dir)?, OsStr::new("new"), 0o700, OWN).map(drop)),
+    ("symlink", |overlay, dir| {
+        overlay.create_symlink(&find(overlay, dir)?, OsStr::new("new"), OsStr::new("x"), OWN).map(drop)
+    }),
+    ("mknod", |overlay, dir| {
+        overlay.create_node(&find(overlay, dir)?, OsStr::new("new"), Kind::Fifo, 0o600, 0, OWN).map(drop)
+    }),
+    ("unlink", |overlay, dir| overlay.unlink(&find(overlay, dir)?, OsStr::new("file"))),
+    ("rmdir", |overlay, dir| overlay.remove_dir(&find(overlay, dir)?, OsStr::new("empty"))),
+    ("rename", |overlay, dir| {
+        let parent = find(overlay, dir)?;
+        overlay.rename(&parent, OsStr::new("file"), &parent, OsStr::new("new"), RenameMode::Replace)
+    }),
+    ("link", |overlay, dir| {
+        overlay.link(&find(overlay, &format!("{dir}/file"))?, &find(overlay, dir)?, OsStr::new("new"))
+    }),
+    ("write", |overlay, dir| {
+        let file = overlay.open(&find(overlay, &format!("{dir}/file"))?);
+        overlay.write_at(&file, b"x", 0).map(drop)
+    }),
+    ("set attributes", |overlay, dir| {
+        let file = find(overlay, &format!("{dir}/file"))?;
+        overlay.set_mode(&file, 0o640)?;
+        overlay.set_owner(&file, Owner { uid: 7, gid: 8 })?;
+        overlay.set_times(&file, Time { sec: 1, nsec: 2 }, Time { sec: 3, nsec: 4 })?;
+        overlay.set_xattr(&file, OsStr::new("user.a"), b"b", XattrMode::Set)
+    }),
+    ("sync", |overlay, dir| {
+        let file = overlay.open(&find(overlay, &format!("{dir}/file"))?);
+        overlay.truncate(file.node(), 3)?;
+        overlay.sync(&file)
+    }),
+];
+
+fn tree(path: &Path) -> Snapshot {
+    Snapshot::take(path, Detail::Contents)
+}
+
+#[test]
+fn a_layer_that_is_gone_for_a_while() {
+    for errno in [ESTALE, EIO, ENOSPC, EROFS] {
+        let stage = Stage::new();
+        fill(&stage, WORKS.len());
+        let guard = LowerGuard::new([stage.path("lower")]);
+        let (counts, gone) = (Counts::default(), Arc::new(AtomicBool::new(false)));
+        let overlay = mount(&stage, &counts);
+        let is_gone = gone.clone();
+        counts.interpose(move |_| if is_gone.load(Ordering::Relaxed) { Err(Error::new(errno)) } else { Ok(()) });
+        // Of some nothing is known before, of others the names.
+        for index in (0..WORKS.len()).step_by(2) {
+            find(&overlay, &index.to_string()).unwrap();
+        }
+        let before = tree(&stage.path("upper"));
+
+        gone.store(true, Ordering::Relaxed);
+        for _ in 0..3 {
+            for (index, (name, work)) in WORKS.iter().enumerate() {
+                assert_eq!(work(&overlay, &index.to_string()), Err(Error::new(errno)), "{name}");
+            }
+            assert!(overlay.stat(overlay.root()).is_ok(), "what is known is told");
+        }
+        before.assert_same(&tree(&stage.path("upper")), "the upper layer");
+
+        gone.store(false, Ordering::Relaxed);
+        for (index, (name, work)) in WORKS.iter().enumerate() {
+            assert_eq!(work(&overlay, &index.to_string()), Ok(()), "{name}");
+        }
+        let there = |path: &str| find(&overlay, path).is_ok();
+        for (index, (name, _)) in WORKS.iter().enumerate() {
+            let makes = ["create", "mkdir", "symlink", "mknod", "rename", "link"].contains(name);
+            let takes = ["unlink", "rename"].contains(name);
+            assert_eq!(there(&format!("{index}/new")), makes, "{name}");
+            assert_eq!(there(&format!("{index}/file")), !takes, "{name}");
+            assert_eq!(there(&format!("{index}/empty")), *name != "rmdir", "{name}");
+        }
+        drop(overlay);
+        let left: Vec<_> = fs::read_dir(stage.path("upper/.wh..wh.work")).unwrap().flatten().collect();
+        assert!(!left.iter().any(|entry| entry.file_name().to_str().unwrap().starts_with("tmp.")), "{left:?}");
+        guard.check();
+    }
+}
