@@ -1,9 +1,19 @@
-//! The two locks of the project: those of `std`, without poisoning.
+//! The two locks of the project: those of `std`, without poisoning. With `--cfg shuttle` they are those of the crate shuttle, which decides at
+//! each who is next, so that a test can try thousands of orders (`scripts/schedules`).
 //!
 //! No thread panics while it holds one by anything that a request or a layer decides; if a bug makes one panic all the same, the
 //! others go on, since the state that a lock guards says only what the layers hold, and every change of it follows the layer's.
 
-use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+#[cfg(not(shuttle))]
+use std::sync as locks;
+use std::sync::PoisonError;
+
+use locks::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
+#[cfg(shuttle)]
+use shuttle::sync as locks;
+
+/// What a [`Lock`] guards, while it is locked.
+pub use locks::MutexGuard as Guard;
 
 /// A lock for one.
 pub struct Lock<T>(Mutex<T>);
@@ -13,7 +23,7 @@ impl<T> Lock<T> {
         Lock(Mutex::new(value))
     }
 
-    pub fn lock(&self) -> MutexGuard<'_, T> {
+    pub fn lock(&self) -> Guard<'_, T> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -286,6 +286,25 @@ fn renamed_and_further_names_are_links_too() {
     mount.numbers();
 }
 
+/// The names that are left are none that anybody has looked at.
+#[test]
+fn a_link_of_what_lost_all_names_that_were_known_is_one_of_the_others_too() {
+    let stage = stage();
+    let mut mount = Mount::new(&stage);
+    let held = mount.overlay().open(&mount.find("a"));
+    mount.write("a", "new");
+    mount.unlink("a");
+    mount.overlay().link(held.node(), mount.overlay().root(), OsStr::new("again")).unwrap();
+    assert_eq!(mount.overlay().stat(held.node()).unwrap().nlink, 3);
+    drop(held);
+    for _ in 0..2 {
+        for path in ["again", "dir/b", "c"] {
+            assert_eq!((mount.read(path).as_str(), mount.nlink(path)), ("new", 3), "{path}");
+        }
+        mount.again();
+    }
+}
+
 #[test]
 fn links_of_symlinks_are_links_too() {
     let stage = stage();

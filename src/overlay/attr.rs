@@ -96,8 +96,7 @@ impl<L: Layer> Overlay<L> {
                 None => return Err(Error::new(ENOENT)),
             },
         };
-        state.attr = Some(fresh);
-        (state.stale, state.times_stale) = (false, false);
+        state.refresh(fresh);
         Ok(fresh)
     }
 
@@ -190,10 +189,15 @@ impl<L: Layer> Overlay<L> {
     /// Brings the object to the upper layer, if it still is anywhere.
     pub(super) fn copied_up(&self, node: &Arc<Node<L>>) -> Result<()> {
         self.upper()?;
-        let state = node.state.lock();
-        let nowhere = matches!(self.spot(node, &state), Spot::Nowhere);
-        drop(state);
-        if nowhere { Ok(()) } else { self.begin_copy_up(node, u64::MAX).map(drop) }
+        let is_nowhere = || matches!(self.spot(node, &node.state.lock()), Spot::Nowhere);
+        if is_nowhere() {
+            return Ok(());
+        }
+        match self.begin_copy_up(node, u64::MAX) {
+            // A directory that was removed just now.
+            Err(error) if error.errno == ENOENT && is_nowhere() => Ok(()),
+            up => up.map(drop),
+        }
     }
 
     fn apply(&self, node: &Arc<Node<L>>, change: Change) -> Result<()> {

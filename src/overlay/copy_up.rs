@@ -20,6 +20,7 @@ use super::stack::LayerDir;
 use super::work::{discard, discard_dir};
 use super::xattr::Xattrs;
 use crate::layer::{Access, Kind, Layer, Object, Owner, RenameMode, Result, Stat, THROUGH};
+use crate::sync::Guard;
 
 /// The modes while a copy is built that cannot have the right one from the start.
 const PRIVATE_FILE: u32 = 0o600;
@@ -34,6 +35,13 @@ const SHARED_FROM: u64 = 64 << 10;
 enum Settled {
     Yes,
     No,
+}
+
+/// An object that is in the upper layer. Its content is locked as long as this lives, so that who is going to change it does before anybody else.
+pub(super) struct CopiedUp<'n> {
+    _content: Guard<'n, ()>,
+    /// The copy has only what was to be kept: it took its place as the truncated file, of this moment, and there is nothing more to do for that.
+    pub is_cut: bool,
 }
 
 /// A copy that has no name yet.
@@ -57,35 +65,48 @@ impl<L: Layer> Built<L> {
 }
 
 impl<L: Layer> Overlay<L> {
+    /// Whether a change of a file's attributes, or of its names, will copy much up first, or what is missing of a partial copy.
+    pub fn will_copy(&self, node: &Arc<Node<L>>, names: bool) -> bool {
+        let state = node.state.lock();
+        let is_large = state.attr.is_some_and(|attr| attr.size >= PARTIAL_FROM);
+        node.kind() == Kind::File && is_large && (!state.upper || names && state.partial.is_some())
+    }
+
+    /// Does so, for a door that keeps others waiting while it makes the change. EROFS; EISDIR; EINVAL of anything else that is no regular file.
+    pub fn prepare_change(&self, node: &Arc<Node<L>>, names: bool) -> Result<()> {
+        self.prepare_write(node)?;
+        if names { self.complete(node) } else { Ok(()) }
+    }
+
     /// Brings an object to the upper layer, all of it, with all directories above it, unless it is there. EROFS without an upper layer.
     ///
     /// The caller must hold neither the tree nor the content of any node.
     pub(super) fn copy_up(&self, node: &Arc<Node<L>>) -> Result<()> {
-        self.begin_copy_up(node, u64::MAX)?;
+        drop(self.begin_copy_up(node, u64::MAX)?);
         self.complete(node)
     }
 
-    /// As [`Overlay::copy_up`], but of a large file maybe without its data, and maybe of any regular file only the first `keep` bytes. Answers
-    /// whether it is so: then the copy in its place is the file truncated, of this moment, and there is nothing more to do for that.
-    pub(super) fn begin_copy_up(&self, node: &Arc<Node<L>>, keep: u64) -> Result<bool> {
+    /// As [`Overlay::copy_up`], but of a large file maybe without its data, and maybe of any regular file only the first `keep` bytes.
+    pub(super) fn begin_copy_up<'n>(&self, node: &'n Arc<Node<L>>, keep: u64) -> Result<CopiedUp<'n>> {
         let (upper, work) = self.upper()?;
         if node.kind() == Kind::Dir {
-            return self.upper_dir(node).map(|_| false);
+            self.upper_dir(node)?;
+            return Ok(CopiedUp { _content: node.content.lock(), is_cut: false });
         }
         let parent = {
             let state = node.state.lock();
-            if state.upper {
-                drop(state);
-                return self.bring_data(node, keep).map(|()| false);
-            }
-            state.places.first().map(|place| place.parent.clone())
+            state.places.first().filter(|_| !state.upper).map(|place| place.parent.clone())
         };
         if let Some(parent) = parent {
-            self.upper_dir(&parent)?;
+            match self.upper_dir(&parent) {
+                // The name was removed meanwhile, and then the directory.
+                Err(error) if error.errno == ENOENT => {}
+                up => drop(up?),
+            }
         }
-        let _content = node.content.lock();
+        let content = node.content.lock();
         if node.state.lock().upper {
-            return Ok(false);
+            return self.bring_data(node, keep).map(|()| CopiedUp { _content: content, is_cut: false });
         }
         let before = self.layer_attr(node)?;
         let temp = work.name();
@@ -105,7 +126,7 @@ impl<L: Layer> Overlay<L> {
         if copied.is_err() {
             discard(upper, &dir, &temp);
         }
-        copied
+        copied.map(|is_cut| CopiedUp { _content: content, is_cut })
     }
 
     /// Makes the copy of anything but a directory, complete but for its name, and maybe for its data.
@@ -277,10 +298,10 @@ impl<L: Layer> Overlay<L> {
             (state.places.first().cloned(), state.origin().filter(|_| state.nlink != Some(0)))
         };
         let mut home: Option<OsString> = None;
-        let to = match &place {
-            Some(place) => {
-                let mut parent = place.parent.dir()?;
-                let to = parent.upper.clone().ok_or(Error::new(EIO))?;
+        let mut parent = place.as_ref().map(|place| place.parent.dir()).transpose()?;
+        let to = parent.as_ref().and_then(|parent| parent.upper.clone());
+        let to = match (&place, &mut parent, to, origin) {
+            (Some(place), Some(parent), Some(to), _) => {
                 if let Some(origin) = origin {
                     // The other names still are in the lower layer: the file stays where all of them find it.
                     home = Some(self.keep_copy(origin, before, temp)?);
@@ -293,23 +314,24 @@ impl<L: Layer> Overlay<L> {
                     self.unkeep_copy(home, temp);
                 }
                 placed?;
-                let names = self.read_dir(&place.parent, &mut parent)?;
+                let names = self.read_dir(&place.parent, parent)?;
                 names.entry(&place.name).upper = Some(Upper { kind: node.kind(), ino: Some(copy.ino) });
                 Some(to)
             }
-            None => {
-                match origin {
-                    // None of the names that are left is known yet.
-                    Some(origin) => home = Some(self.keep_copy(origin, before, temp)?),
-                    // Unlinked, but open: a file without a name.
-                    None => {
-                        upper.unlink(&open, temp)?;
-                        self.inodes.forget_link(before.dev, before.ino);
-                    }
-                }
+            // None of the names that are left was known when the copy was begun.
+            (_, _, _, Some(origin)) => {
+                home = Some(self.keep_copy(origin, before, temp)?);
                 None
             }
+            // Unlinked, but open: a file without a name.
+            (None, _, _, None) => {
+                upper.unlink(&open, temp)?;
+                self.inodes.forget_link(before.dev, before.ino);
+                None
+            }
+            _ => return Err(Error::new(EIO)),
         };
+        drop(parent);
         let mut state = node.state.lock();
         let ino = *state.ino.get_or_insert_with(|| self.inodes.assign(before.dev, before.ino));
         state.upper = true;

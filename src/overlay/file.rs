@@ -36,9 +36,9 @@ impl<L: Layer> Drop for Handle<L> {
         if *self.used.get_mut() {
             state.users -= 1;
         }
-        // One of the upper layer that has no name any more cannot be opened again.
-        let unused = state.users == 0 && (!state.places.is_empty() || state.ghost.is_some());
-        let file = if state.handles == 0 || unused { state.file.take() } else { None };
+        // One of the upper layer that has no name any more cannot be opened again, and somebody may be about to.
+        let can_be_opened = !state.places.is_empty() || state.ghost.is_some() || state.home.is_some();
+        let file = if state.users == 0 && can_be_opened { state.file.take() } else { None };
         drop(state);
         drop(file);
     }
@@ -119,8 +119,7 @@ impl<L: Layer> Overlay<L> {
             return Ok(0);
         }
         self.use_file(handle);
-        self.begin_copy_up(node, u64::MAX)?;
-        let _content = node.content.lock();
+        let _content = self.begin_copy_up(node, u64::MAX)?;
         work(&*self.file(node, Access::ReadWrite)?)
     }
 
@@ -130,13 +129,14 @@ impl<L: Layer> Overlay<L> {
             return Err(Error::new(EFBIG));
         }
         self.own(node, open, offset..offset + buf.len() as u64)?;
-        let written = self.stack.layer(&open.dir).write_at(&open.file, buf, offset)?;
+        node.state.lock().begin_change();
+        let written = self.stack.layer(&open.dir).write_at(&open.file, buf, offset);
         let mut state = node.state.lock();
-        (state.stale, state.times_stale) = (true, true);
-        if let Some(attr) = &mut state.attr {
+        state.end_change();
+        if let (Some(attr), Ok(written)) = (&mut state.attr, written) {
             attr.size = attr.size.max(offset + written as u64);
         }
-        Ok(written)
+        written
     }
 
     /// Has a regular file ready to be written, so that a write can fail for no other reason than its data. Errors as [`Overlay::write_at`].
@@ -152,20 +152,22 @@ impl<L: Layer> Overlay<L> {
         if i64::try_from(size).is_err() {
             return Err(Error::new(EFBIG));
         }
-        if self.begin_copy_up(node, size)? {
+        let up = self.begin_copy_up(node, size)?;
+        if up.is_cut {
             return Ok(());
         }
-        let _content = node.content.lock();
         let open = self.file(node, Access::ReadWrite)?;
         // The rest of what is cut in the middle.
         self.own(node, &open, size..size + 1)?;
-        self.stack.layer(&open.dir).truncate(&open.file, size)?;
+        node.state.lock().begin_change();
+        let truncated = self.stack.layer(&open.dir).truncate(&open.file, size);
         let mut state = node.state.lock();
-        (state.stale, state.times_stale) = (true, true);
-        if let Some(attr) = &mut state.attr {
+        state.end_change();
+        if let (Some(attr), Ok(())) = (&mut state.attr, truncated) {
             attr.size = size;
         }
         drop(state);
+        truncated?;
         self.cut(node, &open, size);
         Ok(())
     }
@@ -293,14 +295,16 @@ impl<L: Layer> Overlay<L> {
         let node = &handle.node;
         match node.kind() {
             Kind::Dir => {
+                let tree = self.tree.read();
                 let open = {
-                    let _tree = self.tree.read();
                     let dir = node.dir()?;
                     match dir.upper.as_ref().filter(|_| !dir.removed) {
                         Some(to) => self.stack.open(to)?,
                         None => return Ok(()),
                     }
                 };
+                // What is only a path must not be renamed before it is synced.
+                let _tree = (!upper.capabilities().dirs_follow_rename).then_some(tree);
                 upper.sync_dir(&open)
             }
             Kind::File if node.state.lock().upper => {

@@ -40,7 +40,8 @@ impl<L: Layer> Overlay<L> {
             (None, Some(place)) => (place.dir.clone(), place.name.clone()),
             (None, None) => return Err(Error::new(ENOENT)),
         };
-        let first = state.places.is_empty();
+        // Where only names are left that nobody asked for yet, it has some.
+        let first = state.nlink == Some(0);
         let (from, into) = (self.stack.open(&from)?, self.stack.open(&to)?);
         let over_whiteout = whited_out && !self.whiteouts_beside();
         match (first, over_whiteout) {

@@ -92,15 +92,12 @@ impl<L: Layer> Overlay<L> {
     }
 
     /// Copies the data of a file of the upper layer into it, unless they are there: but for what is behind the first `keep` bytes, where the
-    /// file is cut, since it is going to be truncated.
-    ///
-    /// The caller must hold neither the tree nor the content of any node.
+    /// file is cut, since it is going to be truncated. The content must be locked, and the tree must not be.
     pub(super) fn bring_data(&self, node: &Arc<Node<L>>, keep: u64) -> Result<()> {
         if self.whiteouts_beside() || node.kind() != Kind::File || node.state.lock().has_data {
             return Ok(());
         }
         let (upper, work) = self.upper()?;
-        let _content = node.content.lock();
         if let Some((to, mark)) = self.incomplete(node)? {
             let attr = upper.stat(Object::File(&to))?;
             let from = self.file(node, Access::Read)?;
@@ -129,10 +126,13 @@ impl<L: Layer> Overlay<L> {
         Ok(())
     }
 
-    /// As [`Overlay::bring_data`], for a file that may lose its last name while somebody holds it.
+    /// As [`Overlay::bring_data`], for a file that may lose its last name while somebody holds it or has found it. The caller has one reference
+    /// to the node, and must hold neither the tree nor the content of any.
     pub(super) fn bring_held_data(&self, node: &Arc<Node<L>>) -> Result<()> {
+        let _content = node.content.lock();
         let state = node.state.lock();
-        let held = state.upper && state.handles > 0;
+        // The two are the directory's and the caller's.
+        let held = state.upper && (state.handles > 0 || Arc::strong_count(node) > 2);
         drop(state);
         if held { self.bring_data(node, u64::MAX) } else { Ok(()) }
     }

@@ -7,7 +7,7 @@
 
 use std::ffi::OsStr;
 use std::path::PathBuf;
-use std::sync::{Arc, MutexGuard};
+use std::sync::Arc;
 
 use smallvec::{SmallVec, smallvec};
 use syscall::error::{ENOTDIR, Error};
@@ -17,7 +17,7 @@ use super::names::{Names, Slot};
 use super::partial::{Lent, Partial};
 use super::stack::LayerDir;
 use crate::layer::{Access, Kind, Layer, Result, Stat};
-use crate::sync::Lock;
+use crate::sync::{Guard, Lock};
 
 /// The link count of a directory that merges several: what says that nobody counted the directories in it.
 pub(super) const MERGED_NLINK: u32 = 1;
@@ -56,6 +56,8 @@ pub(super) struct State<L: Layer> {
     pub stale: bool,
     /// Whether the times of last access and last change in `attr` may be, too.
     pub times_stale: bool,
+    /// Whether the layer is just changing the content, so that what it says of the size is soon not true any more.
+    pub changing: bool,
     /// The inode number that callers see, once it is needed.
     pub ino: Option<u64>,
     /// The count of links, where it is not the layer's: of a lower file with several names of which one was changed.
@@ -143,7 +145,7 @@ impl<L: Layer> Node<L> {
     }
 
     /// The content of a directory. ENOTDIR of anything else.
-    pub(super) fn dir(&self) -> Result<MutexGuard<'_, Dir<L>>> {
+    pub(super) fn dir(&self) -> Result<Guard<'_, Dir<L>>> {
         self.dir.as_ref().map(|dir| dir.lock()).ok_or(Error::new(ENOTDIR))
     }
 }
@@ -175,6 +177,7 @@ impl<L: Layer> State<L> {
             attr,
             stale: false,
             times_stale: false,
+            changing: false,
             ino: None,
             nlink: None,
             has_data: false,
@@ -190,6 +193,24 @@ impl<L: Layer> State<L> {
     /// The file of a lower layer that it is or was copied from, where that has several names.
     pub fn origin(&self) -> Option<Origin> {
         self.origin.as_deref().copied()
+    }
+
+    /// Before the layer changes the content: until [`State::end_change`] everybody who asks for attributes asks the layer, since who reads what
+    /// was just written must not be told of a size from before. The content must be locked.
+    pub fn begin_change(&mut self) {
+        (self.changing, self.stale) = (true, true);
+    }
+
+    /// After the layer has changed the content, or failed to.
+    pub fn end_change(&mut self) {
+        self.changing = false;
+        (self.stale, self.times_stale) = (true, true);
+    }
+
+    /// Takes over what the layer has just said.
+    pub fn refresh(&mut self, fresh: Stat) {
+        self.attr = Some(fresh);
+        (self.stale, self.times_stale) = (self.changing, self.changing);
     }
 
     /// The open file, if it allows `access`.

@@ -1,15 +1,16 @@
 //! Removing names: unlink, rmdir, and what becomes of an object that lost one.
 
 use std::ffi::OsStr;
-use std::sync::{Arc, MutexGuard};
+use std::sync::Arc;
 
 use syscall::error::{EACCES, EIO, EISDIR, ENOENT, ENOTDIR, ENOTEMPTY, Error};
 
 use super::Overlay;
-use super::node::{Dir, Node, Place, State};
+use super::node::{Dir, Node, OpenFile, Place, State};
 use super::stack::LayerDir;
 use super::work::discard;
 use crate::layer::{Access, Kind, Layer, Result};
+use crate::sync::Guard;
 
 impl<L: Layer> Overlay<L> {
     /// Removes a name of anything but a directory. ENOENT, EISDIR, EROFS.
@@ -27,7 +28,7 @@ impl<L: Layer> Overlay<L> {
             let child = self.lookup(parent, name)?;
             match (child.kind(), is_dir) {
                 (Kind::Dir, false) => return Err(Error::new(EISDIR)),
-                (Kind::Dir, true) => self.check_empty(&child)?,
+                (Kind::Dir, true) => self.check_empty(parent, name, &child)?,
                 (_, true) => return Err(Error::new(ENOTDIR)),
                 (_, false) => {}
             }
@@ -46,10 +47,16 @@ impl<L: Layer> Overlay<L> {
         }
     }
 
-    /// ENOTEMPTY if there is anything in a directory.
-    fn check_empty(&self, node: &Arc<Node<L>>) -> Result<()> {
+    /// ENOTEMPTY if there is anything in the directory `node`, and it still is the entry `name` of `parent`.
+    fn check_empty(&self, parent: &Arc<Node<L>>, name: &OsStr, node: &Arc<Node<L>>) -> Result<()> {
         let _tree = self.tree.read();
-        if self.read_dir(node, &mut *node.dir()?)?.is_empty() { Ok(()) } else { Err(Error::new(ENOTEMPTY)) }
+        let mut above = parent.dir()?;
+        let is_there = self.load(parent, &mut above, name)?.is_some_and(|now| Arc::ptr_eq(&now, node));
+        if !is_there || self.read_dir(node, &mut *node.dir()?)?.is_empty() {
+            Ok(())
+        } else {
+            Err(Error::new(ENOTEMPTY))
+        }
     }
 
     fn remove_locked(
@@ -70,7 +77,7 @@ impl<L: Layer> Overlay<L> {
         {
             return Err(Error::new(ENOTEMPTY));
         }
-        self.pin(child)?;
+        let pinned = self.pin(child)?;
         let slot = self.read_dir(parent, dir)?.get_mut(name).ok_or(Error::new(EIO))?;
         let in_upper = slot.upper.is_some();
         if slot.lower.is_some() && !slot.whiteout && (!in_upper || self.whiteouts_beside()) {
@@ -95,7 +102,7 @@ impl<L: Layer> Overlay<L> {
             _ if in_upper => upper.unlink(&open, name)?,
             _ => {}
         }
-        self.lost_name(child, state, parent, name);
+        self.lost_name(child, state, parent, name, pinned);
         slot.upper = None;
         slot.child = None;
         if let Some(names) = &mut dir.names {
@@ -109,14 +116,16 @@ impl<L: Layer> Overlay<L> {
         Ok(())
     }
 
-    /// Before an object loses a name: sees to it that whoever holds it can go on when that was its last. A lower layer keeps what it has. The
-    /// directory must be locked.
-    pub(super) fn pin(&self, node: &Arc<Node<L>>) -> Result<()> {
+    /// Before an object loses a name: sees to it that whoever holds it can go on when that was its last. Answers the open file that is needed for
+    /// that, for [`Overlay::lost_name`]. A lower layer keeps what it has. The directory must be locked, and the caller has one reference to the
+    /// node.
+    pub(super) fn pin(&self, node: &Arc<Node<L>>) -> Result<Option<Arc<OpenFile<L>>>> {
         let mut state = node.state.lock();
-        // The two are the directory's, which is locked, and the caller's: nobody holds it, nor can anybody come to.
+        // The two are the directory's, which is locked, and the caller's: nobody has found it, nor can anybody come to.
+        let is_found = Arc::strong_count(node) > 2;
         let unseen = state.newborn && state.attr.is_none() && state.ino.is_none();
-        if unseen && Arc::strong_count(node) == 2 {
-            return Ok(());
+        if unseen && !is_found {
+            return Ok(None);
         }
         let attr = match state.attr {
             Some(attr) => attr,
@@ -124,7 +133,8 @@ impl<L: Layer> Overlay<L> {
         };
         // Given while the layer still has the object: later its number may be that of a new one.
         state.ino.get_or_insert_with(|| self.inodes.assign(attr.dev, attr.ino));
-        let held = state.handles > 0 && state.upper;
+        // Who has found it by its last name may be about to open it.
+        let held = state.upper && (state.handles > 0 || is_found && state.places.len() == 1);
         drop(state);
         match node.kind() {
             Kind::File if held => {
@@ -132,25 +142,29 @@ impl<L: Layer> Overlay<L> {
                     // Whoever holds it may still read it.
                     EACCES => self.file_within(node, Access::Read),
                     _ => Err(error),
-                })?;
-                node.state.lock().file.get_or_insert(open);
-                Ok(())
+                });
+                open.map(Some)
             }
-            Kind::Symlink if held => self.read_link_within(node).map(drop),
-            _ => Ok(()),
+            Kind::Symlink if held => self.read_link_within(node).map(|_| None),
+            _ => Ok(None),
         }
     }
 
-    /// After an object lost the name `name` in `parent`: what is left of it. Its state was locked before it did.
+    /// After an object lost the name `name` in `parent`: what is left of it. Its state was locked before it did, and `pinned` is what
+    /// [`Overlay::pin`] answered.
     pub(super) fn lost_name(
         &self,
         node: &Arc<Node<L>>,
-        mut state: MutexGuard<'_, State<L>>,
+        mut state: Guard<'_, State<L>>,
         parent: &Arc<Node<L>>,
         name: &OsStr,
+        pinned: Option<Arc<OpenFile<L>>>,
     ) {
         let is_lost = |place: &Place<L>| Arc::ptr_eq(&place.parent, parent) && *place.name == *name;
         let lost = state.places.iter().position(is_lost).map(|index| state.places.remove(index));
+        if pinned.is_some() && state.places.is_empty() && state.opened(Access::ReadWrite).is_none() {
+            state.file = pinned;
+        }
         state.stale = state.upper;
         let mut links = 0;
         let in_upper = state.upper;

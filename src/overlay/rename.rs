@@ -56,12 +56,15 @@ impl<L: Layer> Overlay<L> {
             {
                 return Err(Error::new(EINVAL));
             }
-            let is_needed = {
-                let _tree = self.tree.read();
-                self.check_rename(dir, &node, new_dir, target.as_ref(), mode)?
-            };
-            if !is_needed {
-                return Ok(());
+            {
+                // What cannot be renamed copies nothing up.
+                let _tree = self.tree.write();
+                if !self.shows(dir, name, Some(&node))? || !self.shows(new_dir, new_name, target.as_ref())? {
+                    continue;
+                }
+                if !self.check_rename(dir, &node, new_dir, target.as_ref(), mode)? {
+                    return Ok(());
+                }
             }
             let from = self.upper_dir(dir)?;
             self.copy_up(&node)?;
@@ -77,14 +80,7 @@ impl<L: Layer> Overlay<L> {
             contents.sort_by_key(|node| node.id());
             let _contents: Vec<_> = contents.iter().map(|node| node.content.lock()).collect();
             let _tree = self.tree.write();
-            let same = |now: &Option<Arc<Node<L>>>, then: Option<&Arc<Node<L>>>| match (now, then) {
-                (Some(now), Some(then)) => Arc::ptr_eq(now, then),
-                (None, None) => true,
-                _ => false,
-            };
-            let now = self.found(dir, name)?;
-            let target_now = self.found(new_dir, new_name)?;
-            if !same(&now, Some(&node)) || !same(&target_now, target.as_ref()) {
+            if !self.shows(dir, name, Some(&node))? || !self.shows(new_dir, new_name, target.as_ref())? {
                 // Somebody was faster.
                 continue;
             }
@@ -98,6 +94,11 @@ impl<L: Layer> Overlay<L> {
                 (target, mode) => self.replace(old, &node, new, target.as_ref(), mode == RenameMode::Whiteout),
             };
         }
+    }
+
+    /// Whether `name` of `dir` still shows what was found there.
+    fn shows(&self, dir: &Arc<Node<L>>, name: &OsStr, found: Option<&Arc<Node<L>>>) -> Result<bool> {
+        Ok(self.found(dir, name)?.as_ref().map(Arc::as_ptr) == found.map(Arc::as_ptr))
     }
 
     fn target(&self, dir: &Arc<Node<L>>, name: &OsStr) -> Result<Option<Arc<Node<L>>>> {
@@ -219,8 +220,9 @@ impl<L: Layer> Overlay<L> {
         self.bring_name(old, node, here)?;
         self.prepare_move(node, there)?;
         let mut covered = there.whiteout;
+        let mut pinned = None;
         if let Some(target) = target {
-            self.pin(target)?;
+            pinned = self.pin(target)?;
             if target.kind() == Kind::Dir && there.upper.is_some() {
                 // The layer replaces a directory only if nothing is in it, and the marker keeps it as empty as it looks.
                 if there.lower && !covered && self.whiteouts_beside() {
@@ -265,7 +267,7 @@ impl<L: Layer> Overlay<L> {
             if let Ok(mut dir) = target.dir() {
                 dir.removed = true;
             }
-            self.lost_name(target, target.state.lock(), new.parent, new.name);
+            self.lost_name(target, target.state.lock(), new.parent, new.name, pinned);
         }
         let moved = self.leave(old)?;
         if leaves_device {

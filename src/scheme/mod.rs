@@ -26,7 +26,7 @@ mod region;
 mod request;
 mod sockets;
 
-use std::sync::{Arc, MutexGuard};
+use std::sync::Arc;
 
 use redox_scheme::scheme::SchemeSync;
 use redox_scheme::{CallerCtx, OpenResult};
@@ -47,7 +47,7 @@ use self::path::{Last, Walked};
 use self::sockets::Sockets;
 use crate::layer::Layer;
 use crate::overlay::{Node, Overlay};
-use crate::sync::Lock;
+use crate::sync::{Guard, Lock};
 
 /// An overlay that clients reach as `/scheme/NAME`. A clone is the same scheme, for another thread.
 pub struct OverlayScheme<L: Layer> {
@@ -100,7 +100,7 @@ impl<L: Layer> OverlayScheme<L> {
     }
 
     /// The lock for a change of names or attributes.
-    fn changing(&self) -> MutexGuard<'_, ()> {
+    fn changing(&self) -> Guard<'_, ()> {
         self.changes.lock()
     }
 
@@ -131,6 +131,21 @@ impl<L: Layer> OverlayScheme<L> {
         if self.overlay.is_read_only() { Err(Error::new(EROFS)) } else { Ok(()) }
     }
 
+    /// Before a change of a file's attributes or `names` that is allowed, and for which others wait: if it has to be copied up first, that is done
+    /// while nobody waits. None: it was, and everything is to be asked again.
+    fn copied_ahead<'c>(
+        &self,
+        changing: Guard<'c, ()>,
+        node: &Arc<Node<L>>,
+        names: bool,
+    ) -> Result<Option<Guard<'c, ()>>> {
+        if !self.overlay.will_copy(node, names) {
+            return Ok(Some(changing));
+        }
+        drop(changing);
+        self.overlay.prepare_change(node, names).map(|()| None)
+    }
+
     /// Takes the set-id bits off an object whose content someone without privileges is about to change.
     fn drop_set_id(&self, node: &Arc<Node<L>>, caller: Caller) -> Result<()> {
         if caller.is_root() {
@@ -145,7 +160,7 @@ impl<L: Layer> OverlayScheme<L> {
     }
 
     /// As [`OverlayScheme::drop_set_id`], for who is changing names or attributes.
-    fn drop_set_id_within(&self, node: &Arc<Node<L>>, caller: Caller, _: &MutexGuard<'_, ()>) -> Result<()> {
+    fn drop_set_id_within(&self, node: &Arc<Node<L>>, caller: Caller, _: &Guard<'_, ()>) -> Result<()> {
         if caller.is_root() {
             return Ok(());
         }

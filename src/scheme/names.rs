@@ -12,6 +12,7 @@ use super::handle::{EntryOf, Open};
 use super::path::{End, Last, Place};
 use crate::layer::{Kind, Layer, RenameMode};
 use crate::overlay::Node;
+use crate::sync::Guard;
 
 /// renameat2's flags, with the same values on every system that has them.
 const RENAME_NOREPLACE: u32 = 1;
@@ -62,14 +63,17 @@ impl<L: Layer> OverlayScheme<L> {
         if open.node().id() == self.overlay.root().id() {
             return Err(Error::new(EBUSY));
         }
-        let _changing = self.changing();
-        let (dir, name) = self.current_entry(&open, caller)?.ok_or(Error::new(ENOENT))?;
-        let old = Place { end: End::Start, node: Some(Arc::clone(open.node())), dir, slash: false };
-        let new = self.walk_from(self.overlay.root(), path, Last::Name, caller)?.here()?;
-        let entry = new_entry(&new);
-        self.rename(&old, &name, caller, &new, caller, RenameMode::Replace)?;
-        *open.entry.lock() = entry;
-        Ok(())
+        loop {
+            let changing = self.changing();
+            let (dir, name) = self.current_entry(&open, caller)?.ok_or(Error::new(ENOENT))?;
+            let old = Place { end: End::Start, node: Some(Arc::clone(open.node())), dir, slash: false };
+            let new = self.walk_from(self.overlay.root(), path, Last::Name, caller)?.here()?;
+            let entry = new_entry(&new);
+            if self.rename(changing, (&old, &name, caller), (&new, caller), RenameMode::Replace)? {
+                *open.entry.lock() = entry;
+                return Ok(());
+            }
+        }
     }
 
     /// Renames a path to another, each relative to a directory handle. As the request does not say who asks, the openers of the
@@ -82,24 +86,27 @@ impl<L: Layer> OverlayScheme<L> {
             _ => return Err(Error::new(EINVAL)),
         };
         let (caller, new_caller) = (self.opener(dir)?, self.opener(new_dir)?);
-        let _changing = self.changing();
-        let old = self.walk(dir, path, Last::Name, caller)?.here()?;
-        let new = self.walk(new_dir, new_path, Last::Name, new_caller)?.here()?;
-        let End::Name(name) = &old.end else {
-            return Err(Error::new(EBUSY));
-        };
-        self.rename(&old, OsStr::new(name), caller, &new, new_caller, mode)
+        loop {
+            let changing = self.changing();
+            let old = self.walk(dir, path, Last::Name, caller)?.here()?;
+            let new = self.walk(new_dir, new_path, Last::Name, new_caller)?.here()?;
+            let End::Name(name) = &old.end else {
+                return Err(Error::new(EBUSY));
+            };
+            if self.rename(changing, (&old, OsStr::new(name), caller), (&new, new_caller), mode)? {
+                return Ok(());
+            }
+        }
     }
 
+    /// False if everything is to be asked again.
     fn rename(
         &self,
-        old: &Place<L>,
-        name: &OsStr,
-        caller: Caller,
-        new: &Place<L>,
-        new_caller: Caller,
+        changing: Guard<'_, ()>,
+        (old, name, caller): (&Place<L>, &OsStr, Caller),
+        (new, new_caller): (&Place<L>, Caller),
         mode: RenameMode,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let End::Name(new_name) = &new.end else {
             return Err(Error::new(if mode == RenameMode::NoReplace { EEXIST } else { EBUSY }));
         };
@@ -132,19 +139,24 @@ impl<L: Layer> OverlayScheme<L> {
             }
             None => new_caller.require_entries(&new_dir)?,
         }
+        let Some(_changing) = self.copied_ahead(changing, node, true)? else { return Ok(false) };
         self.overlay.rename(&old.dir, name, &new.dir, OsStr::new(new_name), mode)?;
         if let Some(replaced) = &new.node {
             self.unbind(replaced);
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Gives the object of a handle a second name, at a path from the top of the tree.
     pub(super) fn link_handle(&self, id: usize, path: &str, caller: Caller) -> Result<()> {
         let open = self.handles.open(id)?;
-        let _changing = self.changing();
-        let new = self.walk_from(self.overlay.root(), path, Last::Name, caller)?.here()?;
-        self.link(&open, &new, caller)
+        loop {
+            let changing = self.changing();
+            let new = self.walk_from(self.overlay.root(), path, Last::Name, caller)?.here()?;
+            if self.link(changing, &open, &new, caller)? {
+                return Ok(());
+            }
+        }
     }
 
     /// Gives the object of a handle a second name, at a path relative to a directory handle, whose opener counts as the caller. There are
@@ -155,12 +167,17 @@ impl<L: Layer> OverlayScheme<L> {
         }
         let open = self.handles.open(id)?;
         let caller = self.opener(dir)?;
-        let _changing = self.changing();
-        let new = self.walk(dir, path, Last::Name, caller)?.here()?;
-        self.link(&open, &new, caller)
+        loop {
+            let changing = self.changing();
+            let new = self.walk(dir, path, Last::Name, caller)?.here()?;
+            if self.link(changing, &open, &new, caller)? {
+                return Ok(());
+            }
+        }
     }
 
-    fn link(&self, open: &Open<L>, new: &Place<L>, caller: Caller) -> Result<()> {
+    /// False if everything is to be asked again.
+    fn link(&self, changing: Guard<'_, ()>, open: &Open<L>, new: &Place<L>, caller: Caller) -> Result<bool> {
         let (End::Name(name), None) = (&new.end, &new.node) else {
             return Err(Error::new(EEXIST));
         };
@@ -172,7 +189,8 @@ impl<L: Layer> OverlayScheme<L> {
         if open.node().kind() == Kind::Dir {
             return Err(Error::new(EPERM));
         }
-        self.overlay.link(open.node(), &new.dir, OsStr::new(name))
+        let Some(_changing) = self.copied_ahead(changing, open.node(), true)? else { return Ok(false) };
+        self.overlay.link(open.node(), &new.dir, OsStr::new(name)).map(|()| true)
     }
 
     /// The entry that a handle stands for: the one it was opened through while that still names the object, else another of the

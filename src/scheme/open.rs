@@ -2,8 +2,8 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, MutexGuard};
 
 use syscall::error::{
     EEXIST, EINVAL, EISDIR, ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR, ENXIO, EPERM, EXDEV, Error, Result,
@@ -19,7 +19,7 @@ use super::handle::{EntryOf, Handle, Open, Unborn};
 use super::path::{End, Last, PATH_MAX, Place, Walked};
 use crate::layer::{Kind, Layer};
 use crate::overlay::{self, Node};
-use crate::sync::Lock;
+use crate::sync::{Guard, Lock};
 
 /// The type bits of a block device in a mode.
 pub const MODE_BLOCK: u16 = 0x6000;
@@ -122,7 +122,7 @@ impl<L: Layer> OverlayScheme<L> {
         entry: EntryOf<L>,
         flags: usize,
         caller: Caller,
-        changing: Option<&MutexGuard<'_, ()>>,
+        changing: Option<&Guard<'_, ()>>,
     ) -> Result<Handle<L>> {
         let access = access(flags);
         let truncated = changing.filter(|_| flags & O_TRUNC != 0);

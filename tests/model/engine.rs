@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use overlayfs::format::Wanted;
 use overlayfs::fsck::Checker;
+use overlayfs::layer::counted::{Counted, Counts};
 use overlayfs::layer::redox::RedoxLayer;
 use overlayfs::layer::{Layer, OsLayer, Owner, RenameMode, Stat, Time};
 use overlayfs::mount::open_layers;
@@ -18,7 +19,20 @@ use crate::Kind;
 use crate::door::{At, Door, Listed, Result};
 use crate::layer::left_in;
 
-pub struct Engine<L: Layer>(pub Overlay<L>);
+/// Clones lead to the same overlay.
+pub struct Engine<L: Layer>(Arc<Overlay<L>>);
+
+impl<L: Layer> Clone for Engine<L> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<L: Layer> Engine<L> {
+    pub fn new(overlay: Overlay<L>) -> Self {
+        Self(Arc::new(overlay))
+    }
+}
 
 /// Mounts these layers.
 pub fn mount(lowers: &[PathBuf], upper: &Path) -> Overlay<OsLayer> {
@@ -26,13 +40,37 @@ pub fn mount(lowers: &[PathBuf], upper: &Path) -> Overlay<OsLayer> {
     mount_undamaged(&options)
 }
 
+/// As [`mount`], of layers that do `before` before each call.
+pub fn mount_slowed(
+    lowers: &[PathBuf],
+    upper: &Path,
+    before: impl Fn() + Send + Sync + 'static,
+) -> Overlay<Counted<OsLayer>> {
+    let options = Options { lowers: lowers.to_vec(), upper: Some(upper.to_owned()), ..Options::default() };
+    check_undamaged(&options);
+    let counts = Counts::default();
+    counts.interpose(move |_| {
+        before();
+        Ok(())
+    });
+    let counted = |layer| Counted::new(layer, &counts);
+    let Layers { upper, work, lowers } = open_layers(&options, true).unwrap_or_else(|error| panic!("{error}"));
+    let lowers = lowers.into_iter().map(counted).collect();
+    let layers = Layers { upper: upper.map(counted), work: work.map(counted), lowers };
+    Overlay::new(layers).unwrap_or_else(|refused| panic!("{refused}"))
+}
+
 /// Mounts layers in which an earlier mount must not have left any damage.
 fn mount_undamaged(options: &Options) -> Overlay<OsLayer> {
+    check_undamaged(options);
+    overlayfs::mount::mount(options).unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn check_undamaged(options: &Options) {
     let layers = open_layers(options, false).unwrap_or_else(|error| panic!("{error}"));
     let findings = Checker::new(layers).unwrap_or_else(|refused| panic!("{refused}")).check().unwrap();
     let found: Vec<_> = findings.iter().map(|finding| (&finding.path, &finding.damage)).collect();
     assert!(found.is_empty(), "damage without a crash: {found:?}");
-    overlayfs::mount::mount(options).unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// Mounts these layers of a redoxfs. They are opened on another thread, because from now on this one is in the null namespace.
@@ -178,7 +216,7 @@ impl<L: Layer> Door for Engine<L> {
                 true
             });
             result.map_err(errno)?;
-            if listed.len() == before {
+            if listed.len() < before + chunk {
                 return Ok(listed);
             }
         }

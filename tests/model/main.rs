@@ -8,11 +8,15 @@
 mod door;
 mod engine;
 mod ground;
+mod history;
 mod host;
 mod layer;
 mod lowers;
 mod run;
+#[cfg(shuttle)]
+mod schedules;
 mod scheme;
+mod threads;
 mod tree;
 
 use linux_delegate::redoxfs::NAME_MAX;
@@ -25,6 +29,8 @@ use ground::Ground;
 use host::Host;
 use layer::Written;
 use run::{Abilities, Mount};
+#[cfg(not(shuttle))]
+use threads::Size;
 use tree::Rules;
 
 /// Where the random cases start, unless `PROPTEST_RNG_SEED` says.
@@ -90,7 +96,7 @@ fn the_reference_follows_symlinks_as_the_host_does() {
 fn the_engine_does_what_the_reference_does() {
     let abilities = Abilities { rules: ON_HOST, bytes: true, full: true, layers: Some(Written::Native) };
     let kept = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/model/proptest-regressions/engine.txt");
-    check(kept, 400, abilities, &host, &|lowers, upper| Engine(engine::mount(lowers, upper)));
+    check(kept, 400, abilities, &host, &|lowers, upper| Engine::new(engine::mount(lowers, upper)));
 }
 
 #[test]
@@ -98,14 +104,14 @@ fn the_engine_does_so_in_the_kernels_format() {
     let rules = Rules { reserves: false, ..ON_HOST };
     let abilities = Abilities { rules, bytes: true, full: true, layers: Some(Written::Kernel) };
     let kept = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/model/proptest-regressions/engine-kernel.txt");
-    check(kept, 400, abilities, &host, &|lowers, upper| Engine(engine::mount_kernel(lowers, upper)));
+    check(kept, 400, abilities, &host, &|lowers, upper| Engine::new(engine::mount_kernel(lowers, upper)));
 }
 
 #[test]
 fn the_engine_does_so_over_redoxfs() {
     let abilities = Abilities { rules: ON_REDOXFS, bytes: false, full: false, layers: Some(Written::Native) };
     let kept = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/model/proptest-regressions/engine-redoxfs.txt");
-    check(kept, 400, abilities, &redoxfs, &|lowers, upper| Engine(engine::mount_redoxfs(lowers, upper)));
+    check(kept, 400, abilities, &redoxfs, &|lowers, upper| Engine::new(engine::mount_redoxfs(lowers, upper)));
 }
 
 #[test]
@@ -122,4 +128,49 @@ fn the_scheme_does_so_over_redoxfs() {
     let abilities = Abilities { rules, bytes: false, full: false, layers: Some(Written::Native) };
     let kept = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/model/proptest-regressions/scheme-redoxfs.txt");
     check(kept, 200, abilities, &redoxfs, &|lowers, upper| scheme::serve(engine::mount_redoxfs(lowers, upper)));
+}
+
+/// How much the threads do to one stack of layers.
+#[cfg(not(shuttle))]
+const THREADS: Size = Size { threads: 8, ops: 5, rounds: 12, mounts: 2, exchanges: true };
+
+/// Has threads work on `stages` stacks of layers, or as many as `THREADS_STAGES` says.
+#[cfg(not(shuttle))]
+fn check_threads<D: Door<Handle: Send> + Send>(
+    stages: u64,
+    size: Size,
+    ground: &dyn Fn() -> Box<dyn Ground>,
+    mount: Mount<'_, Vec<D>>,
+) {
+    let number = |name, usual| std::env::var(name).map_or(usual, |text| text.parse().expect("a number"));
+    let seed = number("THREADS_SEED", SEED);
+    for stage in 0..number("THREADS_STAGES", stages) {
+        threads::check(seed + stage, size, ground(), mount);
+    }
+}
+
+#[cfg(not(shuttle))]
+#[test]
+fn threads_in_the_engine_are_answered_as_in_some_order() {
+    check_threads(6, THREADS, &host, &|lowers, upper| {
+        let engine = Engine::new(engine::mount_slowed(lowers, upper, std::thread::yield_now));
+        vec![engine; THREADS.threads]
+    });
+}
+
+#[cfg(not(shuttle))]
+#[test]
+fn threads_over_redoxfs_are_answered_as_in_some_order() {
+    check_threads(3, Size { exchanges: false, ..THREADS }, &redoxfs, &|lowers, upper| {
+        vec![Engine::new(engine::mount_redoxfs(lowers, upper)); THREADS.threads]
+    });
+}
+
+#[cfg(not(shuttle))]
+#[test]
+fn clients_of_the_scheme_are_answered_as_in_some_order() {
+    check_threads(3, THREADS, &host, &|lowers, upper| {
+        let scheme = scheme::serve(engine::mount_slowed(lowers, upper, std::thread::yield_now));
+        (0..THREADS.threads).map(|_| scheme.another()).collect()
+    });
 }

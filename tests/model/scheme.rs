@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::sync::Arc;
 
 use linux_delegate::client::parse_dirents;
 use linux_delegate::daemon::unused_name;
@@ -11,7 +12,7 @@ use overlayfs::layer::{Layer, Owner, RenameMode, Stat, Time};
 use overlayfs::overlay::Overlay;
 use syscall::TimeSpec;
 use syscall::dirent::DirentKind;
-use syscall::error::{EBADF, EINVAL, EIO, EISDIR, Error};
+use syscall::error::{EBADF, EINVAL, EIO, EISDIR, ENOTDIR, Error};
 use syscall::flag::{
     AT_REMOVEDIR, MODE_CHR, MODE_DIR, MODE_FIFO, MODE_FILE, MODE_SOCK, MODE_SYMLINK, MODE_TYPE, O_CREAT, O_DIRECTORY,
     O_EXCL, O_NOFOLLOW, O_RDONLY, O_RDWR, O_STAT, O_SYMLINK, O_WRONLY,
@@ -32,7 +33,8 @@ const LONGEST_RECORD: usize = 512;
 pub struct Scheme {
     /// The top directory.
     top: Fd,
-    daemon: Daemon,
+    /// Ends with its last client.
+    daemon: Arc<Daemon>,
     /// Turns with every request that can be made in two ways.
     turn: Cell<bool>,
 }
@@ -44,9 +46,7 @@ pub struct SchemeHandle {
 
 /// Serves an overlay under a name of its own.
 pub fn serve<L: Layer>(overlay: Overlay<L>) -> Scheme {
-    let daemon = Daemon::serve(overlay, unused_name("model"));
-    let top = Process::new(0, 0).scheme_root(daemon.name()).unwrap().openat("", O_STAT, 0).unwrap();
-    Scheme { top, daemon, turn: Cell::new(false) }
+    Scheme::client(Arc::new(Daemon::serve(overlay, unused_name("model"))))
 }
 
 fn errno(error: Error) -> i32 {
@@ -93,6 +93,17 @@ impl SchemeHandle {
 }
 
 impl Scheme {
+    fn client(daemon: Arc<Daemon>) -> Self {
+        let top = Process::new(0, 0).scheme_root(daemon.name()).unwrap().openat("", O_STAT, 0).unwrap();
+        Scheme { top, daemon, turn: Cell::new(false) }
+    }
+
+    /// Another client of the same daemon.
+    #[cfg(not(shuttle))]
+    pub fn another(&self) -> Self {
+        Self::client(self.daemon.clone())
+    }
+
     /// The directory handle of a request and the path relative to it.
     fn start<'a>(&'a self, at: &At<'a, SchemeHandle>) -> (&'a Fd, Vec<u8>) {
         (at.held.map_or(&self.top, |handle| &handle.fd), at.path.join(OsStr::new("/")).into_vec())
@@ -128,15 +139,21 @@ impl Door for Scheme {
 
     fn open(&self, at: &At<Self::Handle>) -> Result<Self::Handle> {
         let (dir, path) = self.start(at);
-        let named = dir.openat(&path, O_STAT | O_NOFOLLOW, 0).map_err(errno)?;
-        let kind = kind(named.fstat().map_err(errno)?.st_mode);
-        let flags = match kind {
-            Kind::File => O_RDWR | O_NOFOLLOW,
-            Kind::Dir => O_RDONLY | O_DIRECTORY,
-            Kind::Symlink => O_SYMLINK | O_RDONLY,
-            Kind::Fifo | Kind::Socket | Kind::CharDev | Kind::BlockDev => O_STAT | O_NOFOLLOW,
-        };
-        Ok(SchemeHandle { fd: dir.openat(path, flags, 0).map_err(errno)?, kind })
+        loop {
+            let named = dir.openat(&path, O_STAT | O_NOFOLLOW, 0).map_err(errno)?;
+            let kind = kind(named.fstat().map_err(errno)?.st_mode);
+            let flags = match kind {
+                Kind::File => O_RDWR | O_NOFOLLOW,
+                Kind::Dir => O_RDONLY | O_DIRECTORY,
+                Kind::Symlink => O_SYMLINK | O_RDONLY,
+                Kind::Fifo | Kind::Socket | Kind::CharDev | Kind::BlockDev => O_STAT | O_NOFOLLOW,
+            };
+            match dir.openat(&path, flags, 0) {
+                // By now it is something of another kind.
+                Err(error) if matches!(error.errno, EISDIR | ENOTDIR) => {}
+                opened => return Ok(SchemeHandle { fd: opened.map_err(errno)?, kind }),
+            }
+        }
     }
 
     fn create(&self, at: &At<Self::Handle>, kind: Kind, mode: u32, owner: Owner, target: &OsStr) -> Result<()> {
@@ -281,6 +298,10 @@ impl Door for Scheme {
             for entry in parse_dirents(&records[..len]).map_err(errno)? {
                 listed.push(Listed { name: entry.name.into(), ino: entry.ino, kind: listed_kind(entry.kind) });
                 after = entry.next;
+            }
+            if len + LONGEST_RECORD <= size {
+                // There was room for one more.
+                return Ok(listed);
             }
         }
     }

@@ -82,6 +82,24 @@ fn nobody_waits_for_the_copy_up_of_another_file() {
 }
 
 #[test]
+fn nobody_waits_for_the_copy_up_that_a_name_needs() {
+    let gated = Gated::new();
+    let stage = &gated.stage;
+    let file = stage.open(&root(), "large", O_STAT).unwrap();
+    let path = stage.path("linked");
+    let linking = thread::spawn(move || file.flink(path));
+    gated.arrived.recv().unwrap();
+    let other = Process::new(0, 0);
+    other.write_file(stage.path("new"), "new").unwrap();
+    other.rename(stage.path("new"), stage.path("newer")).unwrap();
+    stage.open(&other, "small", O_STAT).unwrap().fchmod(0o600).unwrap();
+    assert!(!linking.is_finished());
+    gated.gate.send(()).unwrap();
+    linking.join().unwrap().unwrap();
+    assert_eq!(stage.layers.upper_content("linked").len() as u64, LARGE);
+}
+
+#[test]
 fn an_interrupted_copy_up_leaves_nothing() {
     let gated = Gated::new();
     let stage = &gated.stage;

@@ -1,0 +1,218 @@
+//! What several threads asked at once and what they were answered, and the question whether one thing after the other could have been answered
+//! so: whether the history is linearizable.
+//!
+//! An operation takes effect at one moment between its question and its answer. So what was answered before another was asked comes
+//! before it, and of what overlapped any order may be the one: all are tried that still fit, each state once.
+
+use std::collections::hash_map::DefaultHasher;
+use std::collections::{BTreeMap, HashSet};
+use std::ffi::{OsStr, OsString};
+use std::fmt::{self, Write as _};
+use std::hash::Hasher;
+use std::path::PathBuf;
+
+use overlayfs::layer::Stat;
+
+use crate::tree::{Id, Place, Tree};
+use crate::{Kind, Owner, RenameMode};
+
+const OWN: Owner = Owner { uid: 0, gid: 0 };
+
+/// What one thread asks: one operation on names in directories that it holds, or on what it holds. Numbers are those of what is held.
+#[derive(Clone, Debug)]
+pub enum Op {
+    Open(usize, Place),
+    Create(Place, Kind, u32),
+    Link(usize, Place),
+    Unlink(Place),
+    RemoveDir(Place),
+    Rename(Place, Place, RenameMode),
+    Stat(usize),
+    /// One byte, since no filesystem promises that more are read in one step.
+    Read(usize, usize),
+    Write(usize, Option<usize>, u8),
+    Truncate(usize, usize),
+    SetMode(usize, u32),
+    Sync(usize),
+    List(usize),
+}
+
+#[derive(Clone, Debug)]
+pub enum Answer {
+    Done,
+    Failed(i32),
+    Stat(Stat),
+    Bytes(Vec<u8>),
+    Names(Vec<OsString>),
+}
+
+/// An operation, with what was answered, and when by a clock that all threads share.
+#[derive(Clone, Debug)]
+pub struct Event {
+    pub op: Op,
+    pub answer: Answer,
+    pub asked: u64,
+    pub answered: u64,
+}
+
+/// An object of a tree that was looked at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    pub path: PathBuf,
+    pub kind: Kind,
+    pub mode: u32,
+    /// Of anything but a directory.
+    pub links: u32,
+    pub number: u64,
+    pub data: Vec<u8>,
+}
+
+/// All that there is.
+pub struct Scene {
+    /// Sorted by path.
+    pub seen: Vec<Seen>,
+    pub held: Vec<(usize, Stat)>,
+}
+
+/// The reference, and the inode numbers that were seen.
+#[derive(Clone)]
+pub struct State {
+    pub tree: Tree,
+    pub numbers: BTreeMap<Id, u64>,
+}
+
+impl State {
+    /// Does what was asked. Answers whether that is what was answered.
+    pub fn takes(&mut self, event: &Event) -> bool {
+        let tree = &mut self.tree;
+        let done = match &event.op {
+            Op::Open(slot, place) => tree.find(place).map(|id| {
+                tree.handles.insert(*slot, id);
+            }),
+            Op::Create(place, kind, mode) => tree.create(place, *kind, *mode, OWN, OsStr::new("")).map(drop),
+            Op::Link(slot, place) => tree.link(tree.handles[slot], place),
+            Op::Unlink(place) => tree.unlink(place),
+            Op::RemoveDir(place) => tree.remove_dir(place),
+            Op::Rename(from, to, mode) => tree.rename(from, to, *mode),
+            Op::Write(slot, offset, byte) => tree.write(tree.handles[slot], *offset, &[*byte]),
+            Op::Truncate(slot, size) => tree.truncate(tree.handles[slot], *size),
+            Op::SetMode(slot, mode) => tree.set_mode(tree.handles[slot], *mode),
+            Op::Sync(_) => Ok(()),
+            Op::Read(slot, offset) => {
+                let read = tree.read(tree.handles[slot], *offset, 1);
+                return match (read, &event.answer) {
+                    (Ok(bytes), Answer::Bytes(real)) => bytes == *real,
+                    (Err(errnos), Answer::Failed(errno)) => errnos.contains(errno),
+                    _ => false,
+                };
+            }
+            Op::List(slot) => {
+                let names = tree.list(tree.handles[slot]);
+                return matches!((names, &event.answer), (Ok(names), Answer::Names(real)) if names == *real);
+            }
+            Op::Stat(slot) => {
+                let id = tree.handles[slot];
+                return matches!(&event.answer, Answer::Stat(stat) if self.shows(id, stat));
+            }
+        };
+        match (done, &event.answer) {
+            (Ok(()), Answer::Done) => true,
+            (Err(errnos), Answer::Failed(errno)) => errnos.contains(errno),
+            _ => false,
+        }
+    }
+
+    fn shows(&mut self, id: Id, stat: &Stat) -> bool {
+        let node = self.tree.node(id);
+        let links = match node.kind {
+            Kind::Dir => (stat.nlink == 0) == (node.names == 0),
+            _ => stat.nlink == node.names + node.unseen,
+        };
+        let size = node.kind == Kind::Dir || stat.size == node.data.len() as u64;
+        links && size && stat.kind == node.kind && stat.mode == node.mode && self.is_number(id, stat.ino)
+    }
+
+    /// Whether this can be the object's inode number: always the same, and no other's that is there or held.
+    fn is_number(&mut self, id: Id, number: u64) -> bool {
+        let tree = &self.tree;
+        let is_there = |id: Id| tree.node(id).names > 0 || tree.handles.values().any(|held| *held == id);
+        let is_taken = self.numbers.iter().any(|(other, known)| *known == number && *other != id && is_there(*other));
+        *self.numbers.entry(id).or_insert(number) == number && !is_taken
+    }
+
+    /// Whether what is held and the tree are what was seen when nobody changed anything.
+    pub fn looks_like(&mut self, Scene { held, seen }: &Scene) -> bool {
+        if !held.iter().all(|(slot, stat)| self.shows(self.tree.handles[slot], stat)) {
+            return false;
+        }
+        let mut paths = self.tree.paths();
+        paths.sort();
+        paths.len() == seen.len()
+            && paths.iter().zip(seen).all(|((path, id), seen)| {
+                let node = self.tree.node(*id);
+                let links = node.kind == Kind::Dir || seen.links == node.names + node.unseen;
+                let same = (path, node.kind, node.mode, &node.data) == (&seen.path, seen.kind, seen.mode, &seen.data);
+                links && same && self.is_number(*id, seen.number)
+            })
+    }
+
+    fn digest(&self) -> u64 {
+        let mut digest = Digest(DefaultHasher::new());
+        let _ = write!(digest, "{:?}{:?}{:?}", self.tree.nodes, self.tree.handles, self.numbers);
+        digest.0.finish()
+    }
+}
+
+struct Digest(DefaultHasher);
+
+impl fmt::Write for Digest {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.0.write(text.as_bytes());
+        Ok(())
+    }
+}
+
+/// The state after an order of all events, those of each thread in theirs, that explains every answer and what is there at the end. If there is no
+/// such order: how many events of each thread the longest has that explains their answers.
+pub fn explain(start: &State, threads: &[Vec<Event>], end: &Scene) -> Result<State, Vec<usize>> {
+    let mut search = Search { threads, end, tried: HashSet::new(), farthest: vec![0; threads.len()] };
+    search.from(start, &mut vec![0; threads.len()]).ok_or(search.farthest)
+}
+
+struct Search<'a> {
+    threads: &'a [Vec<Event>],
+    end: &'a Scene,
+    /// How far each thread was, and the digest of the state.
+    tried: HashSet<(Vec<usize>, u64)>,
+    farthest: Vec<usize>,
+}
+
+impl Search<'_> {
+    fn from(&mut self, state: &State, at: &mut Vec<usize>) -> Option<State> {
+        let threads = self.threads;
+        if at.iter().sum::<usize>() > self.farthest.iter().sum() {
+            self.farthest.clone_from(at);
+        }
+        let next = |thread: usize, at: &[usize]| threads[thread].get(at[thread]);
+        let Some(first) = (0..at.len()).filter_map(|thread| next(thread, at)).map(|event| event.answered).min() else {
+            let mut state = state.clone();
+            return state.looks_like(self.end).then_some(state);
+        };
+        if !self.tried.insert((at.clone(), state.digest())) {
+            return None;
+        }
+        for thread in 0..at.len() {
+            // What was asked after another was answered comes after it.
+            let Some(event) = next(thread, at).filter(|event| event.asked < first) else { continue };
+            let mut after = state.clone();
+            if after.takes(event) {
+                at[thread] += 1;
+                if let Some(end) = self.from(&after, at) {
+                    return Some(end);
+                }
+                at[thread] -= 1;
+            }
+        }
+        None
+    }
+}

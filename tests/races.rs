@@ -1,0 +1,336 @@
+//! Races that are known to be dangerous, many times each: directories that move while others work below them, files that are copied up
+//! while they lose and get names, listings while everything changes. Each has something that must hold throughout, and at the end the tree
+//! is the same after a new mount, the upper layer has no damage, and the lower one is what it was.
+//!
+//! `RACES=20 cargo test --test races` does twenty times as much. Random operations at once are in `tests/model`.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use overlayfs::fsck::Checker;
+use overlayfs::layer::counted::{Counted, Counts};
+use overlayfs::layer::{Kind, OsLayer, Owner, RenameMode, Result};
+use overlayfs::overlay::{Handle, Layers, Node, Overlay};
+use syscall::error::ENOENT;
+use test_common::{LowerGuard, Stage, put};
+
+type Layered = Counted<OsLayer>;
+type Merged = Overlay<Layered>;
+
+const OWN: Owner = Owner { uid: 0, gid: 0 };
+
+/// Enough for a partial copy.
+const LARGE: usize = (1 << 20) + 300_000;
+
+fn times(usual: usize) -> usize {
+    usual * std::env::var("RACES").map_or(1, |times| times.parse().expect("RACES is a number"))
+}
+
+fn name(name: &str) -> &OsStr {
+    OsStr::new(name)
+}
+
+/// The directories `lower` and `upper` of a stage, in that order.
+fn open(stage: &Stage) -> Layers<Layered> {
+    let counts = Counts::default();
+    // Somebody else may come between any two calls.
+    counts.interpose(|_| {
+        thread::yield_now();
+        Ok(())
+    });
+    let open = |name: &str, for_writing| Counted::new(OsLayer::open(&stage.dir(name), for_writing).unwrap(), &counts);
+    Layers { upper: Some(open("upper", true)), work: None, lowers: vec![open("lower", false)] }
+}
+
+fn mount(stage: &Stage) -> Merged {
+    Overlay::new(open(stage)).unwrap()
+}
+
+fn find(overlay: &Merged, path: &str) -> Result<Arc<Node<Layered>>> {
+    path.split('/').try_fold(overlay.root().clone(), |dir, part| overlay.lookup(&dir, name(part)))
+}
+
+fn read(overlay: &Merged, handle: &Handle<Layered>) -> Vec<u8> {
+    let mut bytes = vec![0; 2 * LARGE];
+    let read = overlay.read_at(handle, &mut bytes, 0).unwrap();
+    bytes.truncate(read);
+    bytes
+}
+
+/// The names in a directory, with how often each was met, listed in small pieces.
+fn list(overlay: &Merged, dir: &Arc<Node<Layered>>) -> HashMap<String, usize> {
+    let (handle, mut met, mut after) = (overlay.open(dir), HashMap::new(), 0);
+    loop {
+        let mut piece = 0;
+        let from = after;
+        let each = &mut |entry: overlayfs::overlay::DirEntry<'_>| {
+            *met.entry(entry.name.to_str().unwrap().to_owned()).or_default() += 1;
+            (after, piece) = (entry.offset, piece + 1);
+            piece < 5
+        };
+        overlay.list(&handle, from, each).unwrap();
+        if piece == 0 {
+            return met;
+        }
+    }
+}
+
+/// All there is: links and contents.
+fn tree(overlay: &Merged) -> BTreeMap<PathBuf, (Kind, u32, Vec<u8>)> {
+    let mut all = BTreeMap::new();
+    let mut nodes = vec![(PathBuf::new(), overlay.root().clone())];
+    while let Some((path, node)) = nodes.pop() {
+        let stat = overlay.stat(&node).unwrap();
+        let (mut links, mut content) = (0, Vec::new());
+        if stat.kind == Kind::Dir {
+            for (name, met) in list(overlay, &node) {
+                assert_eq!(met, 1, "{name} in {path:?}");
+                nodes.push((path.join(&name), overlay.lookup(&node, OsStr::new(&name)).unwrap()));
+            }
+        } else {
+            (links, content) = (stat.nlink, read(overlay, &overlay.open(&node)));
+        }
+        all.insert(path, (stat.kind, links, content));
+    }
+    all
+}
+
+/// Ends an overlay, and looks at what it left.
+fn leave(overlay: Merged, stage: &Stage, guard: &LowerGuard) {
+    let before = tree(&overlay);
+    drop(overlay);
+    let findings = Checker::new(open(stage)).unwrap().check().unwrap();
+    assert!(findings.is_empty(), "{} {}", findings[0].path.display(), findings[0].damage);
+    assert_eq!(
+        test_common::names(&stage.path("upper/.wh..wh.work")).iter().filter(|n| n.starts_with("tmp")).count(),
+        0
+    );
+    let after = tree(&mount(stage));
+    let paths = |tree: &BTreeMap<PathBuf, _>| tree.keys().cloned().collect::<Vec<_>>();
+    assert_eq!(paths(&before), paths(&after), "after a new mount");
+    assert!(before == after, "contents or links differ after a new mount");
+    guard.check();
+}
+
+/// Sets the flag also when the thread panics, so that nobody goes on without end.
+struct Ends<'a>(&'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Does `work` until the other threads have ended.
+fn until(ended: &AtomicBool, mut work: impl FnMut(usize)) {
+    for round in 0.. {
+        work(round);
+        if ended.load(Ordering::Relaxed) {
+            return;
+        }
+    }
+}
+
+#[test]
+fn directories_move_while_others_work_below_them() {
+    let stage = Stage::new();
+    let lower = stage.dir("lower");
+    for number in 0..20 {
+        put::file(&lower, &format!("from/dir/deep/stays{number}"), number.to_string());
+    }
+    put::dir(&lower, "to");
+    // It merges.
+    put::file(&stage.dir("upper"), "from/dir/deep/own", "own");
+    let guard = LowerGuard::new([&lower]);
+    let overlay = mount(&stage);
+    let [from, to, dir, deep] = ["from", "to", "from/dir", "from/dir/deep"].map(|path| find(&overlay, path).unwrap());
+    let ended = &AtomicBool::new(false);
+    let made = thread::scope(|scope| {
+        let (overlay, from, to, dir, deep) = (&overlay, &from, &to, &dir, &deep);
+        scope.spawn(move || {
+            let _ends = Ends(ended);
+            for _ in 0..times(300) {
+                overlay.rename(from, name("dir"), to, name("moved"), RenameMode::Replace).unwrap();
+                overlay.rename(dir, name("deep"), dir, name("deeper"), RenameMode::NoReplace).unwrap();
+                overlay.rename(to, name("moved"), from, name("dir"), RenameMode::Replace).unwrap();
+                overlay.rename(dir, name("deeper"), dir, name("deep"), RenameMode::NoReplace).unwrap();
+            }
+        });
+        scope.spawn(move || {
+            until(ended, |_| {
+                for path in ["from/dir", "to/moved", "from/dir/deep/stays3", "to/moved/deeper/stays3"] {
+                    match find(overlay, path) {
+                        Ok(node) => assert_eq!(node.kind() == Kind::Dir, path.ends_with(['r', 'd'])),
+                        Err(error) => assert_eq!(error.errno, ENOENT, "{path}"),
+                    }
+                }
+                let path = overlay.path(deep).unwrap();
+                let known = ["from/dir/deep", "from/dir/deeper", "to/moved/deep", "to/moved/deeper"];
+                assert!(known.iter().any(|known| path == Path::new(known)), "{path:?}");
+            });
+        });
+        scope.spawn(move || {
+            until(ended, |_| {
+                let met = list(overlay, deep);
+                for number in 0..20 {
+                    assert_eq!(met.get(&format!("stays{number}")), Some(&1));
+                }
+            });
+        });
+        let maker = scope.spawn(move || {
+            let mut made = 0;
+            until(ended, |round| {
+                let new = format!("new{round}");
+                let file = overlay.create_file(deep, name(&new), 0o600, OWN).unwrap();
+                overlay.write_at(&file, new.as_bytes(), 0).unwrap();
+                let again = overlay.open(&overlay.lookup(deep, name(&new)).unwrap());
+                assert_eq!(read(overlay, &again), new.as_bytes());
+                if round % 2 == 0 {
+                    overlay.unlink(deep, name(&new)).unwrap();
+                }
+                let stays = overlay.lookup(deep, name(&format!("stays{}", round % 20))).unwrap();
+                overlay.set_mode(&stays, 0o600 + round as u32 % 8).unwrap();
+                made = round;
+            });
+            made
+        });
+        maker.join().unwrap()
+    });
+    let left = 20 + 1 + made.div_ceil(2);
+    assert_eq!(list(&overlay, &deep).len(), left, "what stays, the upper layer's own, and half of what was made");
+    drop([from, to, dir, deep]);
+    leave(overlay, &stage, &guard);
+}
+
+#[test]
+fn files_are_copied_up_while_their_names_change() {
+    for round in 0..times(20) {
+        let stage = Stage::new();
+        let lower = stage.dir("lower");
+        let base: Vec<u8> = (0..LARGE).map(|index| (index / 4096) as u8 | 1).collect();
+        put::file(&lower, "dir/large", &base);
+        put::file(&lower, "dir/small", &base[..5000]);
+        put::link(&lower, "dir/small", "other/linked");
+        stage.dir("upper");
+        let guard = LowerGuard::new([&lower]);
+        let overlay = mount(&stage);
+        let held = ["dir/large", "dir/small", "other/linked"].map(|path| overlay.open(&find(&overlay, path).unwrap()));
+        thread::scope(|scope| {
+            let (overlay, held) = (&overlay, &held);
+            for number in 0..3u8 {
+                // Each has bytes of its own in every file, which nobody else may take from him.
+                scope.spawn(move || {
+                    for step in 0..6usize {
+                        for (file, large) in held.iter().zip([true, false, false]) {
+                            let at = 100 * usize::from(number) + if large { step * 200_000 } else { step };
+                            overlay.write_at(file, &[number], at as u64).unwrap();
+                            let mut byte = [255];
+                            assert_eq!(overlay.read_at(file, &mut byte, at as u64), Ok(1));
+                            assert_eq!(byte, [number]);
+                        }
+                        overlay.set_mode(held[usize::from(number)].node(), 0o600 + step as u32).unwrap();
+                    }
+                });
+            }
+            scope.spawn(move || {
+                overlay.sync(&held[round % 3]).unwrap();
+                overlay.sync(&held[0]).unwrap();
+            });
+            scope.spawn(move || {
+                let [dir, other] = ["dir", "other"].map(|path| find(overlay, path).unwrap());
+                let (large, small) = (held[0].node(), held[1].node());
+                match round % 5 {
+                    0 => overlay.unlink(&dir, name("large")).unwrap(),
+                    1 => overlay.rename(&dir, name("large"), &other, name("large"), RenameMode::Replace).unwrap(),
+                    2 => {
+                        overlay.rename(overlay.root(), name("dir"), &other, name("moved"), RenameMode::Replace).unwrap()
+                    }
+                    3 => overlay.link(large, &other, name("second")).unwrap(),
+                    _ => overlay.rename(&other, name("linked"), &dir, name("large"), RenameMode::Replace).unwrap(),
+                }
+                match round % 4 {
+                    0 => drop(overlay.unlink(&dir, name("small"))),
+                    1 => drop(overlay.rename(&dir, name("small"), &other, name("small"), RenameMode::Replace)),
+                    2 => drop(overlay.link(small, overlay.root(), name("third"))),
+                    _ => {}
+                }
+            });
+        });
+        for (file, large) in held.iter().zip([true, false, false]) {
+            let mut expected = if large { base.clone() } else { base[..5000].to_vec() };
+            for number in 0..3u8 {
+                for step in 0..6usize {
+                    expected[100 * usize::from(number) + if large { step * 200_000 } else { step }] = number;
+                }
+            }
+            assert!(read(&overlay, file) == expected, "round {round}: what was written or what was there is lost");
+        }
+        drop(held);
+        leave(overlay, &stage, &guard);
+    }
+}
+
+#[test]
+fn listings_meet_what_stays_whatever_happens() {
+    let stage = Stage::new();
+    let lower = stage.dir("lower");
+    for number in 0..100 {
+        for kind in ["stays", "goes", "moves", "changes"] {
+            put::file(&lower, &format!("dir/{kind}{number}"), "data");
+        }
+    }
+    put::file(&stage.dir("upper"), "dir/own", "own");
+    let guard = LowerGuard::new([&lower]);
+    let overlay = mount(&stage);
+    let dir = find(&overlay, "dir").unwrap();
+    let ended = &AtomicBool::new(false);
+    thread::scope(|scope| {
+        let (overlay, dir) = (&overlay, &dir);
+        let change = move |work: fn(&Merged, &Arc<Node<Layered>>, usize)| {
+            move || {
+                for number in 0..100 {
+                    work(overlay, dir, number);
+                }
+            }
+        };
+        let changes = [
+            scope.spawn(change(|overlay, dir, number| {
+                overlay.unlink(dir, name(&format!("goes{number}"))).unwrap();
+                drop(overlay.create_file(dir, name(&format!("comes{number}")), 0o600, OWN).unwrap());
+            })),
+            scope.spawn(change(|overlay, dir, number| {
+                let (old, new) = (format!("moves{number}"), format!("moved{number}"));
+                overlay.rename(dir, name(&old), overlay.root(), name(&new), RenameMode::Replace).unwrap();
+                overlay.rename(overlay.root(), name(&new), dir, name(&new), RenameMode::Replace).unwrap();
+            })),
+            scope.spawn(change(|overlay, dir, number| {
+                let file = overlay.lookup(dir, name(&format!("changes{number}"))).unwrap();
+                overlay.write_at(&overlay.open(&file), b"more", 4).unwrap();
+                overlay.link(&file, dir, name(&format!("linked{number}"))).unwrap();
+            })),
+        ];
+        for _ in 0..2 {
+            scope.spawn(move || {
+                until(ended, |_| {
+                    let met = list(overlay, dir);
+                    for number in 0..100 {
+                        for kind in ["stays", "changes"] {
+                            assert_eq!(met.get(&format!("{kind}{number}")), Some(&1), "{kind}{number}");
+                        }
+                    }
+                    assert!(met.values().all(|times| *times == 1));
+                });
+            });
+        }
+        let _ends = Ends(ended);
+        for change in changes {
+            change.join().unwrap();
+        }
+    });
+    drop(dir);
+    leave(overlay, &stage, &guard);
+}

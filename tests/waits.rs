@@ -1,0 +1,227 @@
+//! Who waits when a layer does not answer: a network filesystem that hangs, another daemon that is stopped. One operation is stuck in one call
+//! of a layer, and of all others, of which each is tried alone, exactly those wait that are said here.
+//!
+//! Data that is read, written, copied or synced keeps only those waiting who want to change the same object. Whoever needs an answer
+//! about names holds the directory meanwhile, and keeps renames, which need the whole tree, waiting. `docs/design.md` has the locks.
+
+use std::cell::Cell;
+use std::ffi::OsStr;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use overlayfs::layer::counted::{Counted, Counts, Method};
+use overlayfs::layer::{OsLayer, Owner, RenameMode, Result};
+use overlayfs::overlay::{Handle, Layers, Node, Overlay};
+use test_common::{Stage, put};
+
+type Counting = Counted<OsLayer>;
+
+const OWN: Owner = Owner { uid: 0, gid: 0 };
+
+/// Who has not ended by then waits.
+const PATIENCE: Duration = Duration::from_millis(400);
+
+thread_local! {
+    /// The call in which this thread is to be stuck.
+    static STUCK_IN: Cell<Option<Method>> = const { Cell::new(None) };
+}
+
+/// A directory `here` with what somebody is stuck with, and one `elsewhere`.
+struct Tree {
+    overlay: Overlay<Counting>,
+    here: Arc<Node<Counting>>,
+    elsewhere: Arc<Node<Counting>>,
+    /// `here/file`, which is in the lower layer, and `here/own`, which is in the upper one; both were read.
+    file: Handle<Counting>,
+    own: Handle<Counting>,
+    /// `elsewhere/file`.
+    other: Handle<Counting>,
+    _stage: Stage,
+}
+
+type Operation = fn(&Tree) -> Result<()>;
+
+fn name(name: &str) -> &OsStr {
+    OsStr::new(name)
+}
+
+fn read(tree: &Tree, handle: &Handle<Counting>) -> Result<()> {
+    tree.overlay.read_at(handle, &mut [0; 4], 0).map(drop)
+}
+
+fn write(tree: &Tree, handle: &Handle<Counting>) -> Result<()> {
+    tree.overlay.write_at(handle, b"x", 0).map(drop)
+}
+
+fn find(tree: &Tree, dir: &Arc<Node<Counting>>, file: &str) -> Result<()> {
+    tree.overlay.lookup(dir, name(file)).map(drop)
+}
+
+fn list(tree: &Tree, dir: &Arc<Node<Counting>>) -> Result<()> {
+    tree.overlay.list(&tree.overlay.open(dir), 0, &mut |_| true)
+}
+
+fn create(tree: &Tree, dir: &Arc<Node<Counting>>) -> Result<()> {
+    tree.overlay.create_file(dir, name("new"), 0o600, OWN).map(drop)
+}
+
+fn rename(tree: &Tree, dir: &Arc<Node<Counting>>, from: &str) -> Result<()> {
+    tree.overlay.rename(dir, name(from), dir, name("renamed"), RenameMode::Replace)
+}
+
+impl Tree {
+    /// A tree in which threads get stuck, which say so to `arrived`, and go on when they hear from `gate`.
+    fn new(arrived: Sender<()>, gate: Receiver<()>) -> Self {
+        let stage = Stage::new();
+        let lower = stage.dir("lower");
+        for dir in ["here", "elsewhere"] {
+            for file in ["file", "untouched", "moves"] {
+                put::file(&lower, &format!("{dir}/{file}"), "data");
+            }
+            put::file(&lower, &format!("{dir}/dir/file"), "data");
+        }
+        put::file(&stage.dir("upper"), "here/own", "data");
+        let counts = Counts::default();
+        let open =
+            |name: &str, for_writing| Counted::new(OsLayer::open(&stage.dir(name), for_writing).unwrap(), &counts);
+        let layers = Layers { upper: Some(open("upper", true)), work: None, lowers: vec![open("lower", false)] };
+        let overlay = Overlay::new(layers).unwrap();
+        let find = |path: &str| {
+            path.split('/').fold(overlay.root().clone(), |dir, part| overlay.lookup(&dir, name(part)).unwrap())
+        };
+        let open = |path| overlay.open(&find(path));
+        let tree = Tree {
+            here: find("here"),
+            elsewhere: find("elsewhere"),
+            file: open("here/file"),
+            own: open("here/own"),
+            other: open("elsewhere/file"),
+            _stage: stage,
+            overlay,
+        };
+        for handle in [&tree.file, &tree.own, &tree.other] {
+            read(&tree, handle).unwrap();
+        }
+        for dir in [&tree.here, &tree.elsewhere] {
+            list(&tree, dir).unwrap();
+        }
+        let gate = Mutex::new(gate);
+        counts.interpose(move |method| {
+            if STUCK_IN.get() == Some(method) {
+                STUCK_IN.set(None);
+                arrived.send(()).unwrap();
+                gate.lock().unwrap().recv().unwrap();
+            }
+            Ok(())
+        });
+        tree
+    }
+}
+
+/// Everything that others want to do meanwhile.
+const OTHERS: [(&str, Operation); 17] = [
+    ("read the file", |tree| read(tree, &tree.file)),
+    ("stat the file", |tree| tree.overlay.stat(tree.file.node()).map(drop)),
+    ("write to the file", |tree| write(tree, &tree.file)),
+    ("unlink the file", |tree| tree.overlay.unlink(&tree.here, name("file"))),
+    ("read the other file", |tree| read(tree, &tree.own)),
+    ("write to the other file", |tree| write(tree, &tree.own)),
+    ("find what is known here", |tree| find(tree, &tree.here, "own")),
+    ("find what is not known here", |tree| find(tree, &tree.here, "untouched")),
+    ("list here", |tree| list(tree, &tree.here)),
+    ("create here", |tree| create(tree, &tree.here)),
+    ("read elsewhere", |tree| read(tree, &tree.other)),
+    ("write elsewhere", |tree| write(tree, &tree.other)),
+    ("find elsewhere", |tree| find(tree, &tree.elsewhere, "untouched")),
+    ("list elsewhere", |tree| list(tree, &tree.elsewhere)),
+    ("create elsewhere", |tree| create(tree, &tree.elsewhere)),
+    ("rename elsewhere", |tree| rename(tree, &tree.elsewhere, "moves")),
+    ("rename a directory elsewhere", |tree| rename(tree, &tree.elsewhere, "dir")),
+];
+
+/// Has `stuck` get stuck in `method` while each of the others is tried, and says who waits.
+fn check(stuck: Operation, method: Method, waiting: &[&str]) {
+    let waits = |other: Operation| {
+        let ((arrived, arrival), (gate, opened), (ended, end)) = (mpsc::channel(), mpsc::channel(), mpsc::channel());
+        let tree = &Tree::new(arrived, opened);
+        thread::scope(|scope| {
+            let stuck = scope.spawn(move || {
+                STUCK_IN.set(Some(method));
+                stuck(tree)
+            });
+            arrival.recv_timeout(10 * PATIENCE).expect("it does not get stuck");
+            scope.spawn(move || {
+                // It may come too late to be possible.
+                let _ = other(tree);
+                ended.send(()).unwrap();
+            });
+            let waits = end.recv_timeout(PATIENCE).is_err();
+            assert!(!stuck.is_finished());
+            gate.send(()).unwrap();
+            assert_eq!(stuck.join().unwrap(), Ok(()));
+            if waits {
+                end.recv().unwrap();
+            }
+            waits
+        })
+    };
+    let found: Vec<_> = OTHERS.iter().filter(|(_, other)| waits(*other)).map(|(what, _)| *what).collect();
+    assert_eq!(found, waiting, "who waits for {}", method.name());
+}
+
+const NOBODY: &[&str] = &[];
+const WHO_CHANGES_THE_FILE: &[&str] = &["write to the file", "unlink the file"];
+
+#[test]
+fn nobody_waits_for_what_is_read() {
+    check(|tree| read(tree, &tree.file), Method::ReadAt, NOBODY);
+}
+
+#[test]
+fn who_changes_the_same_file_waits_for_its_copy_up() {
+    let write: Operation = |tree| write(tree, &tree.file);
+    check(write, Method::CreateFile, WHO_CHANGES_THE_FILE);
+    check(write, Method::SetTimes, WHO_CHANGES_THE_FILE);
+}
+
+#[test]
+fn who_changes_the_same_file_waits_for_a_write_and_a_truncation() {
+    let waiting = &["write to the other file"];
+    check(|tree| write(tree, &tree.own), Method::WriteAt, waiting);
+    check(|tree| tree.overlay.truncate(tree.own.node(), 4), Method::Truncate, waiting);
+}
+
+#[test]
+fn nobody_waits_for_a_sync() {
+    check(|tree| tree.overlay.sync(&tree.own), Method::Sync, NOBODY);
+    check(|tree| tree.overlay.sync(&tree.overlay.open(&tree.here)), Method::SyncDir, NOBODY);
+}
+
+/// Who needs the directory `here`, and renames, which need all.
+const WHO_NEEDS_THE_DIRECTORY: &[&str] = &[
+    "unlink the file",
+    "find what is known here",
+    "find what is not known here",
+    "list here",
+    "create here",
+    "rename elsewhere",
+    "rename a directory elsewhere",
+];
+
+#[test]
+fn who_needs_the_directory_waits_for_what_is_looked_up_and_made_there() {
+    // The copy gets its name there.
+    let waiting = &[&["write to the file"], WHO_NEEDS_THE_DIRECTORY].concat();
+    check(|tree| find(tree, &tree.here, "untouched"), Method::Stat, waiting);
+    check(|tree| create(tree, &tree.here), Method::CreateFile, waiting);
+    check(|tree| tree.overlay.unlink(&tree.here, name("file")), Method::CreateFile, waiting);
+}
+
+#[test]
+fn who_needs_names_waits_for_a_rename() {
+    let data = ["read the file", "stat the file", "read the other file", "read elsewhere"];
+    let waiting: Vec<_> = OTHERS.iter().map(|(what, _)| *what).filter(|what| !data.contains(what)).collect();
+    check(|tree| rename(tree, &tree.here, "own"), Method::Rename, &waiting);
+}
