@@ -302,7 +302,11 @@ impl Layer for LinuxLayer {
     fn list(&self, dir: &Dir, each: &mut dyn FnMut(Entry<'_>)) -> Result<()> {
         let DirState::Open(fd, unread) = &dir.0 else { return Ok(()) };
         let reopened = match unread.swap(false, Ordering::Relaxed) {
-            true => None,
+            true => {
+                // btrfs lists what there was when the directory was opened, or sought in.
+                rustix::fs::seek(fd, SeekFrom::Start(0)).map_err(error)?;
+                None
+            }
             false => Some(raw::reopen_dir(fd.as_fd()).map_err(error)?),
         };
         let mut result = Ok(());
