@@ -18,7 +18,7 @@ use super::partial::PARTIAL_FROM;
 use super::progress::{PIECE, Progress};
 use super::stack::LayerDir;
 use super::work::{discard, discard_dir};
-use super::xattr::Xattrs;
+use super::xattr::{CAPABILITY, Xattrs};
 use crate::layer::{Access, Kind, Layer, Object, Owner, RenameMode, Result, Stat, THROUGH};
 use crate::sync::Guard;
 
@@ -132,7 +132,7 @@ impl<L: Layer> Overlay<L> {
     /// Makes the copy of anything but a directory, complete but for its name, and maybe for its data.
     fn build_copy(&self, node: &Arc<Node<L>>, attr: &Stat, work: &L::Dir, temp: &OsStr, keep: u64) -> Result<Built<L>> {
         let (upper, work_dir) = self.upper()?;
-        let xattrs = self.xattrs_to_copy(node)?;
+        let mut xattrs = self.xattrs_to_copy(node)?;
         let made @ (owner, mode) = self.made_as(attr, &xattrs, PRIVATE_FILE)?;
         let mut built = Built::Other;
         match node.kind() {
@@ -148,8 +148,13 @@ impl<L: Layer> Overlay<L> {
             kind => upper.create_node(work, temp, kind, mode, attr.rdev, owner)?,
         }
         let object = built.object(work, temp);
+        let is_cut = matches!(built, Built::File(..)) && keep < attr.size;
+        if is_cut {
+            // As truncating does.
+            xattrs.retain(|(name, _)| name != CAPABILITY);
+        }
         self.copy_attr(object, attr, made, &xattrs)?;
-        if !matches!(built, Built::File(..)) || attr.size <= keep {
+        if !is_cut {
             upper.set_times(object, attr.atime, attr.mtime)?;
         }
         // A crash after the rename must not find an empty file where the lower layer had a whole one: of a partial copy the size counts.
