@@ -219,11 +219,17 @@ const PARTS: [Part; 18] = [
         plan.power_random(Abilities::FEW, Order::Journaled, 5000..plan.one_of(5200, 5005), plan.one_of(10, 200), tried);
     }),
     ("power-no-order", |plan, tried| {
-        let start = cases::start(Wanted::Oci, true, Abilities::FEW, true);
+        let start = cases::start(Wanted::Oci, true, Abilities::UNORDERED, true);
         plan.power_table(&start, Order::None, plan.one_of(1, 60), plan.one_of(4, 60), tried);
     }),
     ("power-no-order-random", |plan, tried| {
-        plan.power_random(Abilities::FEW, Order::None, 6000..plan.one_of(6100, 6005), plan.one_of(10, 200), tried);
+        plan.power_random(
+            Abilities::UNORDERED,
+            Order::None,
+            6000..plan.one_of(6100, 6005),
+            plan.one_of(10, 200),
+            tried,
+        );
     }),
 ];
 

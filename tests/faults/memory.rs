@@ -68,6 +68,8 @@ impl Abilities {
         whole_objects: false,
         ordered: true,
     };
+    /// The same, and it brings back each change of a name for itself.
+    pub const UNORDERED: Self = Self { ordered: false, ..Self::FEW };
 }
 
 /// Of unsynced changes of names and attributes, which there are after the power went.
