@@ -551,3 +551,24 @@ fn whole_copies_are_made_if_asked_for() {
     overlay.set_mode(&find(&overlay, "dir/file"), 0o600).unwrap();
     assert_eq!(fs::read(stage.path("upper/dir/file")).unwrap(), content());
 }
+
+#[test]
+fn what_is_cut_off_is_not_lent() {
+    let stage = stage();
+    let counts = Counts::default();
+    let overlay = mount(&stage, &counts);
+    let file = find(&overlay, "dir/file");
+    overlay.write_at(&overlay.open(&file), &[112; 9000], 70_000).unwrap();
+    overlay.truncate(&file, 3).unwrap();
+    assert_eq!(read(&overlay, "dir/file"), content()[..3]);
+    drop(file);
+    kill(overlay, &counts);
+    // As after a power failure.
+    fs::remove_file(stage.path("upper/dir/.wh..wh.map.file")).unwrap();
+    let overlay = mount(&stage, &counts);
+    assert_eq!(read(&overlay, "dir/file"), content()[..3]);
+    overlay.truncate(&find(&overlay, "dir/file"), 10).unwrap();
+    assert_eq!(read(&overlay, "dir/file"), [&content()[..3], &[0; 7]].concat());
+    drop(overlay);
+    assert_eq!(read(&mount(&stage, &counts), "dir/file").len(), 10);
+}

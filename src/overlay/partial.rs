@@ -304,6 +304,7 @@ impl<L: Layer> Overlay<L> {
         }
         let lender = (from.clone(), name.into());
         let partial = Partial::new(to.clone(), name, self.name_max, lender, lower.size).ok_or(Error::new(EIO))?;
+        let partial = Arc::new(partial);
         let mut copy = self.stack.stat(to, &partial.name)?;
         if copy.nlink > 1 {
             // It was completed and renamed, but after the system went down has its first name too, as btrfs may leave it: the file is the other
@@ -322,6 +323,7 @@ impl<L: Layer> Overlay<L> {
             }
             self.empty_part(&partial, &copy)?;
         }
+        self.own_end(&partial, &copy)?;
         let (mtime, is_cut) = {
             let mut chunks = partial.chunks.lock();
             // What was cut off is not lent any more, also if there was no time to say so.
@@ -342,7 +344,7 @@ impl<L: Layer> Overlay<L> {
         {
             let mut state = node.state.lock();
             state.ino = Some(ino);
-            self.lend(&node, &mut state, Arc::new(partial), &copy, ino);
+            self.lend(&node, &mut state, partial, &copy, ino);
         }
         Ok(Some(node))
     }
@@ -357,6 +359,26 @@ impl<L: Layer> Overlay<L> {
         }
         layer.allocate(&file, Allocation::PunchHole, lent)?;
         layer.set_times(Object::File(&file), copy.atime, copy.mtime)
+    }
+
+    /// Makes the chunk that a partial copy ends in its own if it was cut there, but its map, which said so, is lost: what is lent reaches to the end
+    /// of its chunk. Whether that is written down does not matter, as the next mount would do the same.
+    fn own_end(&self, partial: &Arc<Partial<L>>, copy: &Stat) -> Result<()> {
+        let last = copy.size / CHUNK;
+        let is_cut = copy.size < partial.chunks.lock().size && !copy.size.is_multiple_of(CHUNK);
+        if !is_cut || !partial.lends(&(last * CHUNK..copy.size)) {
+            return Ok(());
+        }
+        let layer = self.stack.layer(&partial.dir);
+        let file = layer.open_file(&*self.stack.open(&partial.dir)?, &partial.name, Access::ReadWrite)?;
+        let lent = self.open_lent(partial)?;
+        self.copy_data(&lent.source, &file, last * CHUNK..copy.size, &mut |_| {})?;
+        layer.set_times(Object::File(&file), copy.atime, copy.mtime)?;
+        if partial.chunks.lock().for_good {
+            layer.sync(&file)?;
+        }
+        partial.chunks.lock().set_own(last..last + 1, true);
+        Ok(())
     }
 
     /// What is in a map, if there is one.

@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 
 use overlayfs::fsck::{Checker, Damage};
+use overlayfs::layer::Kind;
 use overlayfs::layer::counted::Fault;
 
 use crate::ground::{Ground, InMemory, Start};
@@ -72,7 +73,11 @@ impl History {
             let done = session.apply(op);
             history.states.push(looked(&session));
             let synced = match op {
-                Op::Sync(path) if done.is_ok() => history.states.last().unwrap().get(path).map(|seen| seen.ino),
+                // Nobody can sync anything else: it cannot be opened.
+                Op::Sync(path) if done.is_ok() => {
+                    let seen = history.states.last().unwrap().get(path);
+                    seen.filter(|seen| matches!(seen.kind, Kind::File | Kind::Dir)).map(|seen| seen.ino)
+                }
                 _ => None,
             };
             let synced = synced.map(|ino| {

@@ -17,7 +17,8 @@ pub type View = BTreeMap<String, Seen>;
 /// What is seen of an object.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Seen {
-    /// Kind, owner, target of a symlink, extended attributes.
+    pub kind: Kind,
+    /// Kind, owner, target of a symlink, extended attributes, in words.
     pub said: String,
     pub mode: u32,
     pub content: Option<Content>,
@@ -102,7 +103,7 @@ fn see<L: Layer>(overlay: &Overlay<L>, handle: &Handle<L>, path: &str) -> Seen {
         }
         _ => None,
     };
-    Seen { said, mode, content, ino, mtime }
+    Seen { kind, said, mode, content, ino, mtime }
 }
 
 fn content<L: Layer>(overlay: &Overlay<L>, handle: &Handle<L>, size: u64) -> Content {
