@@ -13,7 +13,7 @@ use crate::memory::{Data, Loss, Order, PAGE};
 use crate::op::{Op, Session, Source};
 use crate::points::Tried;
 use crate::random::Random;
-use crate::view::{Content, View, view, without_held, without_set_id};
+use crate::view::{Content, Seen, View, view, without_held, without_set_id};
 
 /// A sequence of operations during which the power goes.
 pub struct Outage<'c> {
@@ -73,10 +73,9 @@ impl History {
             let done = session.apply(op);
             history.states.push(looked(&session));
             let synced = match op {
-                // Nobody can sync anything else: it cannot be opened.
                 Op::Sync(path) if done.is_ok() => {
                     let seen = history.states.last().unwrap().get(path);
-                    seen.filter(|seen| matches!(seen.kind, Kind::File | Kind::Dir)).map(|seen| seen.ino)
+                    seen.filter(|seen| is_brought(seen, &history.below)).map(|seen| seen.ino)
                 }
                 _ => None,
             };
@@ -179,6 +178,16 @@ fn wrong_content(found: &Content, versions: &[&Content]) -> Option<String> {
         }
     }
     None
+}
+
+/// Whether a sync brings an object to the disk. Nobody can open anything but files and directories to sync it, and of a file that is as a lower layer
+/// has it there is nothing to bring.
+fn is_brought(seen: &Seen, below: &View) -> bool {
+    match seen.kind {
+        Kind::Dir => true,
+        Kind::File => !below.values().any(|lower| lower == seen),
+        _ => false,
+    }
 }
 
 impl Outage<'_> {
