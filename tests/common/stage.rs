@@ -15,8 +15,6 @@ impl Stage {
     #[expect(clippy::new_without_default, reason = "makes a directory, which a default value should not do")]
     pub fn new() -> Self {
         assert!(rustix::process::geteuid().is_root(), "this test gives files to other users: run it as root");
-        // As the first layer that is opened for writing does, and what one test makes must not depend on that of another.
-        rustix::process::umask(rustix::fs::Mode::empty());
         Self { dir: tempfile::Builder::new().prefix("overlayfs-test-").tempdir().unwrap() }
     }
 
