@@ -656,8 +656,23 @@ fn another_object_in_the_place_of_a_new_one_is_left_alone() {
     rustix::fs::chown(&kept, None, Some(rustix::fs::Gid::ROOT)).unwrap();
     let before = fs::metadata(&kept).unwrap();
 
+    /// Also if something panics, or the other thread would go on without end.
+    struct Done<'d>(&'d AtomicBool);
+    impl Drop for Done<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+    // While one of the names is gone nobody exchanges them; until then what has this name may be a file or a directory.
+    let clear = |name: &Path| {
+        while name.symlink_metadata().is_ok() {
+            let _ = fs::remove_file(name);
+            let _ = fs::remove_dir(name);
+        }
+    };
     let (exchanged, done) = (AtomicUsize::new(0), AtomicBool::new(false));
     let touched = thread::scope(|scope| {
+        let _done = Done(&done);
         scope.spawn(|| {
             let flags = rustix::fs::RenameFlags::EXCHANGE;
             while !done.load(Ordering::Relaxed) {
@@ -666,8 +681,8 @@ fn another_object_in_the_place_of_a_new_one_is_left_alone() {
                 }
             }
         });
-        let touched = (0..2000).find_map(|round| {
-            let _ = fs::remove_file(&secret);
+        (0..2000).find_map(|round| {
+            clear(&secret);
             fs::hard_link(&kept, &secret).unwrap();
             let made = match round % 4 {
                 0 => layer.create_dir(&root, n("new"), 0o750, ALICE),
@@ -677,15 +692,9 @@ fn another_object_in_the_place_of_a_new_one_is_left_alone() {
             };
             let found = fs::metadata(&kept).unwrap();
             let same = (found.uid(), found.gid(), found.mode()) == (before.uid(), before.gid(), before.mode());
-            // Whichever of the names is whose now.
-            for name in [&new, &secret] {
-                let _ = fs::remove_file(name);
-                let _ = fs::remove_dir(name);
-            }
+            clear(&new);
             (!same).then(|| format!("after {round} rounds, the last of which answered {made:?}: {found:?}"))
-        });
-        done.store(true, Ordering::Relaxed);
-        touched
+        })
     });
     assert_eq!(touched, None);
     assert!(exchanged.into_inner() > 100, "nobody was in the way");
