@@ -135,11 +135,7 @@ impl Command {
                 Short('h') | Long("help") => return Ok(Self::Help),
                 Short('V') | Long("version") => return Ok(Self::Version),
                 Short('v') | Long("verbose") => verbose = true,
-                Short('o') => {
-                    for item in split_list(&parser.value()?)? {
-                        options.add(&item)?;
-                    }
-                }
+                Short('o') => options.add_list(&parser.value()?)?,
                 Long("lower") => options.add_lower(parser.value()?)?,
                 Long("upper") => options.set_upper(parser.value()?)?,
                 Long("work") => options.set_work(parser.value()?)?,
@@ -167,6 +163,11 @@ impl Command {
 }
 
 impl Options {
+    /// Takes in what stands behind `-o`, whose items must all be among [`KEYS`].
+    pub fn add_list(&mut self, list: &OsStr) -> Result<(), Error> {
+        split_list(list)?.iter().try_for_each(|item| self.add(item))
+    }
+
     /// Takes in one item of an `-o` list, one of [`KEYS`].
     pub fn add(&mut self, item: &ListItem) -> Result<(), Error> {
         match item.key.as_str() {

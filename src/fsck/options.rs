@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 
-use crate::options::{Error, Options, split_list, unknown};
+use crate::options::{Error, Options, unknown};
 
 /// What `--help` prints.
 pub const HELP: &str = "\
@@ -60,11 +60,7 @@ impl Command {
                 Short('V') | Long("version") => return Ok(Self::Version),
                 Short('y') => yes = true,
                 Short('n') => no = true,
-                Short('o') => {
-                    for item in split_list(&parser.value()?)? {
-                        options.add(&item)?;
-                    }
-                }
+                Short('o') => options.add_list(&parser.value()?)?,
                 Long("lower") => options.add_lower(parser.value()?)?,
                 Long("upper") => options.set_upper(parser.value()?)?,
                 Long("work") => options.set_work(parser.value()?)?,
