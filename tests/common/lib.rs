@@ -1,12 +1,14 @@
 //! Helpers of the whole-system tests: temporary directories for layers, small trees to fill them with, snapshots of real directory
-//! trees, and the guard that proves that a lower layer was left alone.
+//! trees, random numbers that stay the same, and the guard that proves that a lower layer was left alone.
 
 mod disk;
 mod guard;
+mod random;
 mod snapshot;
 mod stage;
 
 pub use disk::Disk;
 pub use guard::LowerGuard;
+pub use random::Random;
 pub use snapshot::{Detail, Snapshot};
 pub use stage::{Stage, exists, mode, names, owner, put, times};

@@ -2,11 +2,11 @@
 
 use overlayfs::format::Wanted;
 use overlayfs::layer::RenameMode;
+use test_common::Random;
 
 use crate::ground::{Item, LARGE, Placed, Start};
 use crate::memory::Abilities;
 use crate::op::{Mounting, OTHER, Op, Op::*};
-use crate::random::Random;
 
 /// The files of the table, each in another state.
 const FILES: [&str; 12] = [
@@ -210,7 +210,7 @@ fn path(random: &mut Random) -> String {
 
 /// Random lower layers.
 pub fn random_start(seed: u64, full: bool, abilities: Abilities) -> Start {
-    let mut random = Random::new(seed);
+    let mut random = Random(seed);
     let mut lowers: Vec<Placed> = Vec::new();
     for layer in ["lower", "bottom"] {
         let mut files: Vec<String> = Vec::new();

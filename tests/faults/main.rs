@@ -23,7 +23,6 @@ mod memory;
 mod op;
 mod points;
 mod power;
-mod random;
 mod view;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -32,13 +31,13 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use overlayfs::format::Wanted;
+use test_common::Random;
 
 use ground::{Ground, Host, InMemory, Redoxfs, Start};
 use memory::{Abilities, Order};
 use op::{Op, Session};
 use points::{Case, Tried};
 use power::Outage;
-use random::Random;
 
 /// How much is tried.
 #[derive(Clone, Copy)]
@@ -66,7 +65,7 @@ impl Plan {
         let all = cases::table(G::FULL && start.abilities.exchange).into_iter().map(|op| (Vec::new(), op));
         for (number, (warm, op)) in all.chain(cases::held()).enumerate() {
             let seed = number as u64;
-            if Random::new(seed).next().is_multiple_of(rows) {
+            if Random(seed).number().is_multiple_of(rows) {
                 self.sweep(&Case { start, warm: &warm, op: &op, one_of, seed }, &prepared, tried);
             }
         }
@@ -106,7 +105,7 @@ impl Plan {
             let seed = number as u64;
             // What is written to a file after it was unlinked may be in it if the power brings the name back: no state has it.
             let is_unlinked = matches!(op, Op::WriteHeld(_)) && warm.iter().any(|op| matches!(op, Op::Unlink(_)));
-            if is_unlinked || !Random::new(seed).next().is_multiple_of(rows) {
+            if is_unlinked || !Random(seed).number().is_multiple_of(rows) {
                 continue;
             }
             let mut ops = [&parts[..], &warm].concat();
@@ -143,7 +142,7 @@ fn random_case<G: Ground>(abilities: Abilities, seed: u64) -> (Start, Vec<Op>) {
     let start = cases::random_start(seed, full, abilities);
     let scratch = G::make(&start);
     let mut session = Session::new(&scratch, start.mounting).unwrap();
-    let mut random = Random::new(seed + (1 << 32));
+    let mut random = Random(seed + (1 << 32));
     let ops = cases::random_ops(&mut random, full, 10, |op| session.apply(op).is_ok());
     drop(session);
     (start, ops)

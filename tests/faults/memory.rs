@@ -22,8 +22,7 @@ use overlayfs::layer::{
 use syscall::error::{
     EEXIST, EINVAL, EISDIR, ENODATA, ENOENT, ENOTDIR, ENOTEMPTY, EOPNOTSUPP, EPERM, EROFS, EWOULDBLOCK,
 };
-
-use crate::random::Random;
+use test_common::Random;
 
 /// The unit in which what is written gets to the disk.
 pub const PAGE: u64 = 4096;
@@ -628,7 +627,7 @@ impl Disk {
     /// Another one, as this one may be found if the power goes now.
     pub fn after_loss(&self, loss: Loss) -> Self {
         let state = self.state();
-        let mut random = Random::new(loss.seed);
+        let mut random = Random(loss.seed);
         let mut tree = state.start.clone();
         for (index, change) in state.log.iter().enumerate() {
             let is_there = match (loss.order, &change.what, loss.data) {

@@ -8,10 +8,10 @@ use overlayfs::fsck::Checker;
 use overlayfs::layer::counted::Fault;
 use overlayfs::layer::{Error, Result};
 use syscall::error::{EDQUOT, EINTR, EIO, EMFILE, ENOSPC, EXDEV};
+use test_common::Random;
 
 use crate::ground::{Ground, Start};
 use crate::op::{Op, Session};
-use crate::random::Random;
 use crate::view::{Seen, View, difference, view, without_held, without_set_id};
 
 /// What a call answers when it fails.
@@ -146,7 +146,7 @@ impl Case<'_> {
 
     /// Whether a point is one of those that are tried.
     fn is_tried(&self, call: u64, kind: usize) -> bool {
-        let number = Random::new(self.seed ^ call << 8 ^ (kind as u64) << 40).next();
+        let number = Random(self.seed ^ call << 8 ^ (kind as u64) << 40).number();
         number.is_multiple_of(self.one_of)
     }
 

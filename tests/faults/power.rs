@@ -7,12 +7,12 @@ use std::collections::BTreeSet;
 use overlayfs::fsck::{Checker, Damage};
 use overlayfs::layer::Kind;
 use overlayfs::layer::counted::Fault;
+use test_common::Random;
 
 use crate::ground::{Ground, InMemory, Start};
 use crate::memory::{Data, Loss, Order, PAGE};
 use crate::op::{Op, Session, Source};
 use crate::points::Tried;
-use crate::random::Random;
 use crate::view::{Content, Seen, View, view, without_held, without_set_id};
 
 /// A sequence of operations during which the power goes.
@@ -220,13 +220,13 @@ impl Outage<'_> {
     /// What may be lost then.
     fn losses(&self, ground: &InMemory, during: usize, calls: u64) -> Vec<Loss> {
         let seed = self.seed ^ (during as u64) << 48 ^ calls << 32;
-        let mut random = Random::new(seed);
+        let mut random = Random(seed);
         let (settled, changes) = (ground.disk.settled(), ground.disk.changes());
         let mut losses = Vec::new();
         for kept in settled..=changes {
             for data in [Data::All, Data::None, Data::Some] {
-                let is_tried = random.next().is_multiple_of(self.one_of);
-                let loss = Loss { order: self.order, kept, data, seed: random.next() };
+                let is_tried = random.number().is_multiple_of(self.one_of);
+                let loss = Loss { order: self.order, kept, data, seed: random.number() };
                 losses.extend(is_tried.then_some(loss));
             }
         }

@@ -6,7 +6,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 use linux_delegate::options::Command as MountCommand;
 use overlayfs::fsck::options::Command as CheckCommand;
-use overlayfs::options::{Command, Options, split_list};
+use overlayfs::options::{Command, Options};
 
 /// Takes `input` as the words of each command line, with zeros between them, as a list behind `-o`, and as a path.
 pub fn run(input: &[u8]) {
@@ -30,9 +30,7 @@ pub fn run(input: &[u8]) {
         let list =
             [b"lowerdir=", &escaped[..], b":", &escaped, b",upperdir=", &escaped, b",workdir=", &escaped].concat();
         let mut options = Options::default();
-        for item in split_list(OsStr::from_bytes(&list)).unwrap() {
-            options.add(&item).unwrap();
-        }
+        options.add_list(OsStr::from_bytes(&list)).unwrap();
         let path = OsStr::from_bytes(input);
         assert_eq!(options.lowers, [path, path]);
         assert_eq!((options.upper, options.work), (Some(path.into()), Some(path.into())));

@@ -19,6 +19,7 @@ use std::thread::scope;
 use overlayfs::layer::Stat;
 #[cfg(shuttle)]
 use shuttle::{sync::Barrier, thread::scope};
+use test_common::Random;
 
 use crate::door::{At, Door};
 use crate::ground::Ground;
@@ -46,24 +47,6 @@ pub struct Size {
 const HELD: usize = 6;
 const HELD_DIRS: usize = 3;
 const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
-
-/// Numbers that look random, the same for the same seed.
-pub struct Dice(pub u64);
-
-impl Dice {
-    /// A number below `limit`.
-    pub fn roll(&mut self, limit: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut number = self.0;
-        number = (number ^ number >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        number = (number ^ number >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((number ^ number >> 31) % limit as u64) as usize
-    }
-
-    pub fn pick<'a, T>(&mut self, all: &'a [T]) -> &'a T {
-        &all[self.roll(all.len())]
-    }
-}
 
 /// Two layers in which names merge, hide and link.
 fn lowers() -> Vec<Object> {
@@ -102,7 +85,7 @@ pub fn check<D: Door<Handle: Send> + Send>(
     mut ground: Box<dyn Ground>,
     mount: Mount<'_, Vec<D>>,
 ) {
-    let mut dice = Dice(seed);
+    let mut dice = Random(seed);
     let layers = lowers();
     let mut paths = Vec::new();
     for (number, layer) in layers.iter().enumerate() {
@@ -137,7 +120,7 @@ fn rounds<D: Door<Handle: Send> + Send>(
     doors: Vec<D>,
     mut state: State,
     size: Size,
-    dice: &mut Dice,
+    dice: &mut Random,
 ) -> Result<State, String> {
     assert_eq!(doors.len(), size.threads);
     let mut threads: Vec<_> =
@@ -170,17 +153,17 @@ fn rounds<D: Door<Handle: Send> + Send>(
 }
 
 /// Has a thread open what it is to hold.
-fn hold<D: Door>(number: usize, thread: &mut Thread<D>, state: &mut State, dice: &mut Dice) {
+fn hold<D: Door>(number: usize, thread: &mut Thread<D>, state: &mut State, dice: &mut Random) {
     let paths = state.tree.paths();
     for index in 0..HELD {
         let wants_dir = index < HELD_DIRS;
         // Some keep what they had in the round before, which may have been moved or removed since.
-        if thread.handles.contains_key(&slot(number, index)) && dice.roll(3) == 0 {
+        if thread.handles.contains_key(&slot(number, index)) && dice.below(3) == 0 {
             continue;
         }
         let fit: Vec<_> =
             paths.iter().filter(|(_, id)| (state.tree.node(*id).kind == Kind::Dir) == wants_dir).collect();
-        let (path, id) = if fit.is_empty() { &paths[0] } else { *dice.pick(&fit) };
+        let (path, id) = if fit.is_empty() { &paths[0] } else { *dice.one_of(&fit) };
         let names: Vec<_> = path.iter().map(OsStr::to_owned).collect();
         let handle = thread.door.open(&At { held: None, path: &names });
         let handle = handle.unwrap_or_else(|errno| panic!("{}: {errno}", path.display()));
@@ -194,32 +177,34 @@ fn slot(thread: usize, index: usize) -> usize {
     thread * HELD + index
 }
 
-fn plan(number: usize, size: Size, dice: &mut Dice) -> Vec<Op> {
-    let place = |dice: &mut Dice| {
-        let held = Some(slot(number, dice.roll(HELD_DIRS)));
-        Place { held, path: vec![OsString::from(*dice.pick(&NAMES))] }
+fn plan(number: usize, size: Size, dice: &mut Random) -> Vec<Op> {
+    let place = |dice: &mut Random| {
+        let held = Some(slot(number, dice.below(HELD_DIRS)));
+        Place { held, path: vec![OsString::from(*dice.one_of(&NAMES))] }
     };
-    let file = |dice: &mut Dice| slot(number, HELD_DIRS + dice.roll(HELD - HELD_DIRS));
-    let any = |dice: &mut Dice| slot(number, dice.roll(HELD));
-    let op = |dice: &mut Dice| match dice.roll(25) {
+    let file = |dice: &mut Random| slot(number, HELD_DIRS + dice.below(HELD - HELD_DIRS));
+    let any = |dice: &mut Random| slot(number, dice.below(HELD));
+    let op = |dice: &mut Random| match dice.below(25) {
         0..4 => Op::Open(file(dice), place(dice)),
-        4..6 => Op::Create(place(dice), *dice.pick(&[Kind::File, Kind::File, Kind::Dir]), 0o600 + dice.roll(8) as u32),
+        4..6 => {
+            Op::Create(place(dice), *dice.one_of(&[Kind::File, Kind::File, Kind::Dir]), 0o600 + dice.below(8) as u32)
+        }
         6 => Op::Link(file(dice), place(dice)),
         7..9 => Op::Unlink(place(dice)),
         9 => Op::RemoveDir(place(dice)),
         10..14 => {
             let modes = [RenameMode::Replace, RenameMode::Replace, RenameMode::NoReplace, RenameMode::Exchange];
             let modes = if size.exchanges { &modes[..] } else { &modes[..3] };
-            Op::Rename(place(dice), place(dice), *dice.pick(modes))
+            Op::Rename(place(dice), place(dice), *dice.one_of(modes))
         }
         14..17 => Op::Stat(any(dice)),
-        17..19 => Op::Read(file(dice), dice.roll(8)),
-        19 => Op::Write(file(dice), Some(dice.roll(8)), b'0' + number as u8),
+        17..19 => Op::Read(file(dice), dice.below(8)),
+        19 => Op::Write(file(dice), Some(dice.below(8)), b'0' + number as u8),
         20 => Op::Write(file(dice), None, b'0' + number as u8),
-        21 => Op::Truncate(file(dice), dice.roll(8)),
-        22 => Op::SetMode(any(dice), 0o700 + dice.roll(8) as u32),
+        21 => Op::Truncate(file(dice), dice.below(8)),
+        22 => Op::SetMode(any(dice), 0o700 + dice.below(8) as u32),
         23 => Op::Sync(any(dice)),
-        _ => Op::List(slot(number, dice.roll(HELD_DIRS))),
+        _ => Op::List(slot(number, dice.below(HELD_DIRS))),
     };
     (0..size.ops).map(|_| op(dice)).collect()
 }

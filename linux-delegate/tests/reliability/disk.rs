@@ -14,10 +14,9 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
 use rustix::mount::{MountFlags, UnmountFlags};
-use test_common::{Stage, put};
+use test_common::{Random, Stage, put};
 
 use crate::history::BLOCK;
-use crate::worker::Random;
 
 /// What is on a disk, by the number of the block. What is not there is zeros.
 pub type Blocks = HashMap<u64, Arc<[u8]>>;
@@ -50,7 +49,7 @@ impl Recording {
         let kept = random.below(5) as u64;
         for (at, event) in events.iter().enumerate() {
             if let Event::Write(number, data) = event
-                && (at < flushed || random.next() % 4 < kept)
+                && (at < flushed || random.number() % 4 < kept)
             {
                 blocks.insert(*number, data.clone());
             }

@@ -9,12 +9,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use test_common::Stage;
+use test_common::{Random, Stage};
 
 use crate::bed::Bed;
 use crate::mount::Mount;
 use crate::setting;
-use crate::worker::{Random, Worker};
+use crate::worker::Worker;
 
 /// How many programs work at once.
 const WORKERS: usize = 4;
@@ -43,14 +43,14 @@ struct Run {
 
 impl Run {
     fn pause(&mut self, longest: Duration) {
-        thread::sleep(Duration::from_micros(self.random.next() % longest.as_micros() as u64));
+        thread::sleep(Duration::from_micros(self.random.number() % longest.as_micros() as u64));
     }
 
     /// All calls that a life of an upper layer takes.
     fn live(&mut self, way: &str, kills: u64) {
         self.bed.clear();
         let mut mount = self.bed.mount(way);
-        let seed = self.random.next();
+        let seed = self.random.number();
         let clock = Arc::new(AtomicU64::new(0));
         let mut workers: Vec<_> =
             (0..WORKERS).map(|number| Worker::new(number, &self.bed.point, seed, clock.clone())).collect();

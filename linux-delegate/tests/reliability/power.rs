@@ -14,13 +14,13 @@ use std::time::Duration;
 use overlayfs::fsck::Damage;
 use rustix::mount::{MountPropagationFlags, mount_bind, mount_change};
 use rustix::thread::UnshareFlags;
-use test_common::{Stage, put};
+use test_common::{Random, Stage, put};
 
 use crate::bed::Bed;
 use crate::disk::{Blocks, Disk, Mounted, Recording, succeed};
 use crate::history::Order;
 use crate::mount::program;
-use crate::worker::{Random, Worker};
+use crate::worker::Worker;
 use crate::{run, setting};
 
 /// How many programs work at once.
@@ -95,7 +95,11 @@ impl Machine {
 
     /// The system runs from now on, and not since it did before.
     fn boot(&mut self) {
-        put::file(self.stage.root(), "boot_id", format!("{:016x}{:016x}\n", self.random.next(), self.random.next()));
+        put::file(
+            self.stage.root(),
+            "boot_id",
+            format!("{:016x}{:016x}\n", self.random.number(), self.random.number()),
+        );
     }
 
     /// A disk with this on it, and its filesystem mounted.
@@ -110,7 +114,7 @@ impl Machine {
         let (disk, mounted) = self.disk(blocks);
         let mount = self.bed.mount(way);
         let begin = disk.clock.load(Ordering::SeqCst);
-        let seed = self.random.next();
+        let seed = self.random.number();
         let mut workers: Vec<_> =
             (0..WORKERS).map(|number| Worker::new(number, &self.bed.point, seed, disk.clock.clone())).collect();
         for worker in &mut workers {
@@ -149,7 +153,7 @@ fn cut(filesystem: &'static Filesystem) {
     let Recorded { recording, begin, workers, .. } = machine.record(blocks, "", setting("OVERLAYFS_CALLS", 60));
     let (cuts, mut not_one_step) = (setting("OVERLAYFS_CUTS", 3), 0);
     for number in 1..=cuts {
-        let moment = begin + machine.random.next() % (recording.end() + 1 - begin);
+        let moment = begin + machine.random.number() % (recording.end() + 1 - begin);
         machine.boot();
         let blocks = recording.cut(moment, &mut machine.random);
         let (_disk, _mounted) = machine.disk(blocks);
@@ -193,7 +197,7 @@ fn what_is_volatile_is_refused_after_a_cut() {
     let Recorded { recording, begin, worked, .. } = machine.record(blocks, ",volatile", 20);
     // At the end the mark goes.
     for _ in 0..setting("OVERLAYFS_CUTS", 3) {
-        let moment = begin + machine.random.next() % (worked + 1 - begin);
+        let moment = begin + machine.random.number() % (worked + 1 - begin);
         machine.boot();
         let blocks = recording.cut(moment, &mut machine.random);
         let (_disk, _mounted) = machine.disk(blocks);

@@ -13,11 +13,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use test_common::{Stage, put};
+use test_common::{Random, Stage, put};
 
 use crate::bed::Bed;
 use crate::mount::Mount;
-use crate::worker::{Random, Worker, bytes};
+use crate::worker::{Worker, bytes};
 use crate::{run, setting};
 
 /// How many programs work at random in the overlay that stays.

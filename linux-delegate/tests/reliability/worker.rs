@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use test_common::{mode, put};
+use test_common::{Random, mode, put};
 
 use crate::history::{BLOCK, Content, Entry, FileId, Found, History, Promise, State, Step, parent};
 
@@ -23,34 +23,12 @@ const LARGEST: usize = 3 << 20;
 /// How many names a program has at most.
 const NAMES: usize = 60;
 
-/// A small generator of random numbers (splitmix64).
-pub struct Random(pub u64);
-
-impl Random {
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ mixed >> 31
-    }
-
-    /// A number below `end`, which is not 0.
-    pub fn below(&mut self, end: usize) -> usize {
-        (self.next() % end as u64) as usize
-    }
-
-    /// One of these. Panics if there is none.
-    pub fn of<'a, T>(&mut self, all: &'a [T]) -> &'a T {
-        &all[self.below(all.len())]
-    }
-}
-
 /// Bytes like no others, so that it can be told from where a block is.
 pub fn bytes(seed: u64, length: usize) -> Vec<u8> {
     let mut random = Random(seed);
     let mut bytes = Vec::with_capacity(length + 8);
     while bytes.len() < length {
-        bytes.extend_from_slice(&random.next().to_le_bytes());
+        bytes.extend_from_slice(&random.number().to_le_bytes());
     }
     bytes.truncate(length);
     bytes
@@ -255,7 +233,7 @@ impl Worker {
                 let size = if self.random.below(3) == 0 { 0 } else { self.random.below(size + 5000) };
                 (size <= LARGEST).then_some(Call::Truncate(path, size))?
             }
-            45..50 => Call::Mode(self.some_file()?, *self.random.of(&[0o644, 0o600, 0o755])),
+            45..50 => Call::Mode(self.some_file()?, *self.random.one_of(&[0o644, 0o600, 0o755])),
             50..57 => Call::Unlink(self.some_path(|entry| *entry != Entry::Dir)?),
             57..67 => {
                 let from = self.some_path(|entry| *entry != Entry::Dir)?;
@@ -284,7 +262,7 @@ impl Worker {
             83..93 => Call::SyncFile(self.some_file()?),
             _ => {
                 let dirs = self.dirs();
-                Call::SyncDir(self.random.of(&dirs).clone())
+                Call::SyncDir(self.random.one_of(&dirs).clone())
             }
         })
     }
@@ -292,7 +270,7 @@ impl Worker {
     fn some_path(&mut self, wanted: impl Fn(&Entry) -> bool) -> Option<String> {
         let tree = &self.history.state().tree;
         let all: Vec<String> = tree.iter().filter(|(_, entry)| wanted(entry)).map(|(path, _)| path.clone()).collect();
-        (!all.is_empty()).then(|| self.random.of(&all).clone())
+        (!all.is_empty()).then(|| self.random.one_of(&all).clone())
     }
 
     fn some_file(&mut self) -> Option<String> {
@@ -314,7 +292,7 @@ impl Worker {
 
     fn free_name(&mut self) -> Option<String> {
         let dirs = self.dirs();
-        let dir = self.random.of(&dirs).clone();
+        let dir = self.random.one_of(&dirs).clone();
         let prefix = if dir == SHARED { format!("{}-", self.own()) } else { String::new() };
         let path = format!("{dir}/{prefix}n{}", self.random.below(20));
         let tree = &self.history.state().tree;
@@ -331,7 +309,7 @@ impl Worker {
 
     fn perform(&mut self, call: Call) -> io::Result<()> {
         let mut state = self.history.state().clone();
-        let seed = self.random.next();
+        let seed = self.random.number();
         let promise = apply(&call, &mut state, &mut self.next_file, seed);
         let (what, begun) = (format!("{call:?}"), self.clock.load(Ordering::SeqCst));
         let (file, dirs) = (call.file(&state), call.dirs());

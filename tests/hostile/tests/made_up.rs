@@ -1,15 +1,13 @@
 //! Layers, requests of a kernel, and command lines, made of chance, without a fuzzer.
 
-mod chance;
-
 use std::path::Path;
 
-use chance::Chance;
+use test_common::Random;
 
 /// How many inputs of each kind are made up.
-const MADE_UP: u64 = 200;
+const MADE_UP: usize = 200;
 /// The longest of them, in bytes.
-const LONGEST: u64 = 400;
+const LONGEST: usize = 400;
 
 #[test]
 fn found_layers() {
@@ -22,7 +20,7 @@ fn kernel() {
 }
 
 fn by_chance(seed: u64, run: impl Fn(&[u8])) {
-    let mut chance = Chance(seed);
+    let mut chance = Random(seed);
     for _ in 0..MADE_UP {
         let input: Vec<u8> = (0..chance.below(LONGEST)).map(|_| chance.below(256) as u8).collect();
         println!("{}", input.escape_ascii());
@@ -50,13 +48,13 @@ fn words() {
         "uidmapping=0:1:2",
         "x",
     ];
-    let mut chance = Chance(3);
+    let mut chance = Random(3);
     for _ in 0..MADE_UP {
         let mut input = Vec::new();
         for _ in 0..chance.below(12) {
             match chance.below(4) {
                 0 => input.push(chance.below(256) as u8),
-                _ => input.extend_from_slice(WORDS[chance.below(WORDS.len() as u64) as usize].as_bytes()),
+                _ => input.extend_from_slice(WORDS[chance.below(WORDS.len())].as_bytes()),
             }
         }
         println!("{}", input.escape_ascii());

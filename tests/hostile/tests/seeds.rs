@@ -1,18 +1,15 @@
 //! The seeds of the fuzz target, and requests made of them and of chance, without a fuzzer.
 
-mod chance;
-
 use std::fs;
 use std::path::Path;
 
+use test_common::Random;
 use test_hostile::Ground;
 
-use chance::Chance;
-
 /// How many inputs are made up.
-const MADE_UP: u64 = 800;
+const MADE_UP: usize = 800;
 /// The longest of them, in bytes.
-const LONGEST: u64 = 400;
+const LONGEST: usize = 400;
 
 #[test]
 fn seeds() {
@@ -22,7 +19,7 @@ fn seeds() {
         fs::read_dir(folder).unwrap().map(|entry| fs::read(entry.unwrap().path()).unwrap()).collect();
     assert!(seeds.len() > 20, "only {} seeds", seeds.len());
     seeds.sort();
-    let mut chance = Chance(1);
+    let mut chance = Random(1);
     let run = |what: &str, input: &[u8]| {
         // Shown if it fails: it can be written to a file for the fuzz target.
         println!("{what}: {}", input.escape_ascii());
@@ -33,12 +30,12 @@ fn seeds() {
     }
     for number in 0..MADE_UP {
         let mut input = if number % 2 == 0 {
-            seeds[chance.below(seeds.len() as u64) as usize].clone()
+            seeds[chance.below(seeds.len())].clone()
         } else {
             (0..chance.below(LONGEST)).map(|_| chance.below(256) as u8).collect()
         };
-        for _ in 0..chance.below(8).min(input.len() as u64) {
-            let at = chance.below(input.len() as u64) as usize;
+        for _ in 0..chance.below(8).min(input.len()) {
+            let at = chance.below(input.len());
             input[at] = chance.below(256) as u8;
         }
         run("made up", &input);
