@@ -28,6 +28,12 @@ impl<T> Lock<T> {
     }
 }
 
+impl<T: Default> Default for Lock<T> {
+    fn default() -> Self {
+        Self::new(T::default())
+    }
+}
+
 /// A lock for many that read or one that writes.
 pub struct Shared<T>(RwLock<T>);
 

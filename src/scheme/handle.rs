@@ -2,18 +2,27 @@
 //!
 //! Several requests may use a handle at once. What can change in one has a lock of its own, a leaf, as is that of the table; nothing that is
 //! taken out of the table is dropped while that is locked.
+//!
+//! The kernel limits how many descriptors a process has, but neither how many processes a user has nor what they send each other, so
+//! how many handles there are is limited here.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use syscall::error::{EBADF, EXDEV, Error, Result};
+use syscall::error::{EBADF, ENFILE, EXDEV, Error, Result};
 
 use super::access::Caller;
+use super::quota::{Quota, Share};
 use crate::layer::{Kind, Layer};
 use crate::overlay::{self, Node};
 use crate::sync::{Lock, Shared};
+
+/// How many handles the clients of one user may have: as many as the kernel lets one process have.
+const OF_USER_MAX: usize = 1 << 16;
+/// How many handles there may be: some tens of megabytes of memory.
+const IN_ALL_MAX: usize = 1 << 18;
 
 /// What one id stands for.
 pub enum Handle<L: Layer> {
@@ -73,29 +82,43 @@ pub struct Unborn<L: Layer> {
 /// All handles by their id. An id is never given twice: a close that arrives late must not hit a newer handle.
 pub struct Table<L: Layer> {
     last_id: AtomicUsize,
-    handles: Shared<HashMap<usize, Handle<L>>>,
+    handles: Shared<HashMap<usize, Known<L>>>,
+    quota: Arc<Quota>,
+}
+
+struct Known<L: Layer> {
+    handle: Handle<L>,
+    _room: Share,
 }
 
 impl<L: Layer> Table<L> {
     pub fn new() -> Self {
-        Self { last_id: AtomicUsize::new(0), handles: Shared::new(HashMap::new()) }
+        let quota = Quota::new(OF_USER_MAX, IN_ALL_MAX, ENFILE);
+        Self { last_id: AtomicUsize::new(0), handles: Shared::new(HashMap::new()), quota }
+    }
+
+    /// Room for a handle of a user's: what is asked for before anything is made. ENFILE.
+    pub fn room(&self, user: u32) -> Result<Share> {
+        let mut room = self.quota.share(user);
+        room.set(1)?;
+        Ok(room)
     }
 
     /// Takes a handle in and answers its id.
-    pub fn insert(&self, handle: Handle<L>) -> usize {
+    pub fn insert(&self, handle: Handle<L>, room: Share) -> usize {
         let id = self.last_id.fetch_add(1, Ordering::Relaxed) + 1;
-        self.handles.write().insert(id, handle);
+        self.handles.write().insert(id, Known { handle, _room: room });
         id
     }
 
     /// Has an id that is given stand for something else from now on.
     pub fn replace(&self, id: usize, handle: Handle<L>) {
-        let _before = self.handles.write().get_mut(&id).map(|known| std::mem::replace(known, handle));
+        let _before = self.handles.write().get_mut(&id).map(|known| std::mem::replace(&mut known.handle, handle));
     }
 
     /// EBADF for an id that is not, or no longer, given.
     pub fn get(&self, id: usize) -> Result<Handle<L>> {
-        self.handles.read().get(&id).cloned().ok_or(Error::new(EBADF))
+        self.handles.read().get(&id).map(|known| known.handle.clone()).ok_or(Error::new(EBADF))
     }
 
     /// The open object behind an id. EXDEV if it is in another scheme, EBADF for everything else that is no object.

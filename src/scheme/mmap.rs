@@ -18,11 +18,15 @@
 //! of the handle's mappings of that range went. So as long as the handle has a writable one of a page, what is unmapped counts as the
 //! others.
 //!
+//! What counts as a client's is every page that it has mapped, holes too, as the kernel may come and have any of them filled. The pages of one file count once
+//! for a user, however many mappings he has of them.
+//!
 //! Lock order: a file's lock, then those of the engine. That of the table and that of the holders are leaves.
 
 use std::cmp::{max, min};
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
+use std::mem::replace;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -34,7 +38,8 @@ use syscall::flag::MapFlags;
 
 use super::OverlayScheme;
 use super::handle::Open;
-use super::region::Region;
+use super::quota::{Quota, Share};
+use super::region::{self, Region};
 use crate::layer::{Kind, Layer};
 use crate::overlay::{self, Node, Overlay, check_wanted};
 use crate::sync::Lock;
@@ -43,12 +48,28 @@ const PAGE: u64 = PAGE_SIZE as u64;
 /// How many bytes are read, compared and written at a time. Whole pages.
 const PIECE: u64 = 128 * 1024;
 
+/// How many mappings the clients of one user may have. All of a file are looked at for every request.
+const MAPPINGS_OF_USER_MAX: usize = 1 << 14;
+/// How many mappings there may be.
+const MAPPINGS_MAX: usize = 1 << 16;
+
 /// All files that clients have mapped.
 pub struct Mappings<L: Layer> {
     /// By the number of the node. One that is being changed has an entry too, so that nobody maps it half way.
     files: Lock<HashMap<u64, Arc<File<L>>>>,
     /// The handles that have mapped something.
     holders: Lock<HashSet<usize>>,
+    limits: Limits,
+}
+
+/// Of what clients can have only so much.
+struct Limits {
+    /// Pages that are lent: of one user half of the machine's, in all three quarters.
+    pages: Arc<Quota>,
+    /// Mappings, or what is left of them.
+    parts: Arc<Quota>,
+    /// Bytes of address space.
+    room: Arc<Quota>,
 }
 
 /// One file.
@@ -64,6 +85,14 @@ struct Mapped<L: Layer> {
     file: overlay::Handle<L>,
     region: Region,
     parts: Vec<Part>,
+    /// What each user has of it, by what he has in `parts`.
+    charges: HashMap<u32, Charge>,
+    _room: Share,
+}
+
+struct Charge {
+    pages: Share,
+    parts: Share,
 }
 
 /// What was mapped by one request, or is left of that.
@@ -71,6 +100,8 @@ struct Mapped<L: Layer> {
 struct Part {
     /// The handle's id.
     id: usize,
+    /// Who opened it.
+    user: u32,
     /// Whole pages, in bytes of the file.
     bytes: Range<u64>,
     /// Whether what the client writes there is meant for the file.
@@ -81,8 +112,8 @@ impl<L: Layer> OverlayScheme<L> {
     /// Answers the address of `size` bytes of a file from `offset` on, of which the kernel then lends the pages to the client.
     ///
     /// EACCES without the right to read, and for what is shared and writable without the right to write; ENODEV for what is no regular
-    /// file; EINVAL for no bytes, or an offset that is not on a page; EOVERFLOW behind the largest offset; ENOMEM, also for a place that is
-    /// far behind all that was expected when the file was mapped first; ECANCELED; and the errors of a write.
+    /// file; EINVAL for no bytes, or an offset that is not on a page; EOVERFLOW behind the largest offset; ENOMEM, also for more than clients may
+    /// have, and for a place that is far behind all that was expected when the file was mapped first; ECANCELED; and the errors of a write.
     pub(super) fn map(&self, id: usize, offset: u64, size: usize, flags: MapFlags) -> Result<usize> {
         let open = &*self.handles.open(id)?;
         if open.node().kind() != Kind::File {
@@ -100,16 +131,23 @@ impl<L: Layer> OverlayScheme<L> {
             self.drop_set_id(open.node(), open.opener)?;
             self.overlay.prepare_write(open.node())?;
         }
-        self.mappings.map(&self.overlay, open, Part { id, bytes, writable })
+        let address = self.mappings.map(&self.overlay, open, Part { id, user: open.opener.uid, bytes, writable })?;
+        // Who has given up may have closed it meanwhile.
+        if let Err(closed) = self.handles.get(id) {
+            self.mappings.unmap_all(&self.overlay, open, id);
+            return Err(closed);
+        }
+        Ok(address)
     }
 
-    /// Takes back what [`OverlayScheme::map`] gave, or a part of it. EINVAL for what was not given.
+    /// Takes back what [`OverlayScheme::map`] gave, or a part of it. EINVAL for what was not given; ENOMEM if that would make two mappings of one, and
+    /// there are too many: then all of it stays until the handle is closed.
     pub(super) fn unmap(&self, id: usize, offset: u64, size: usize) -> Result<()> {
         let open = self.handles.open(id)?;
         if size == 0 || !offset.is_multiple_of(PAGE) {
             return Err(Error::new(EINVAL));
         }
-        self.mappings.unmap(&self.overlay, open.node(), id, pages(offset, size)?)
+        self.mappings.unmap(&self.overlay, &open, id, pages(offset, size)?)
     }
 
     /// Whether a handle has something mapped, so that closing it may take long.
@@ -117,12 +155,10 @@ impl<L: Layer> OverlayScheme<L> {
         self.mappings.holders.lock().contains(&id)
     }
 
-    /// Unmaps what a handle has mapped still.
-    pub(super) fn unmap_all(&self, id: usize) {
-        if self.has_mapped(id)
-            && let Ok(open) = self.handles.open(id)
-        {
-            self.mappings.unmap_all(&self.overlay, open.node(), id);
+    /// Unmaps what a handle that is closed has mapped still.
+    pub(super) fn unmap_all(&self, id: usize, open: &Open<L>) {
+        if self.has_mapped(id) {
+            self.mappings.unmap_all(&self.overlay, open, id);
         }
     }
 
@@ -141,7 +177,7 @@ fn pages(offset: u64, size: usize) -> Result<Range<u64>> {
 
 impl<L: Layer> Mappings<L> {
     pub fn new() -> Self {
-        Self { files: Lock::new(HashMap::new()), holders: Lock::new(HashSet::new()) }
+        Self { files: Lock::new(HashMap::new()), holders: Lock::new(HashSet::new()), limits: Limits::new() }
     }
 
     /// As [`Overlay::read_at`].
@@ -218,13 +254,20 @@ impl<L: Layer> Mappings<L> {
             let size = overlay.stat(open.node())?.size;
             let file = match mapped {
                 Some(file) => file,
-                None => mapped.insert(Mapped {
-                    file: overlay.open(open.node()),
-                    region: Region::reserve(max(size, part.bytes.end))?,
-                    parts: Vec::new(),
-                }),
+                None => {
+                    let end = max(size, part.bytes.end);
+                    let mut room = self.limits.room.share(part.user);
+                    room.set(region::room_for(end)?)?;
+                    mapped.insert(Mapped {
+                        file: overlay.open(open.node()),
+                        region: Region::reserve(end)?,
+                        parts: Vec::new(),
+                        charges: HashMap::new(),
+                        _room: room,
+                    })
+                }
             };
-            let answer = file.map(overlay, size, part);
+            let answer = file.map(overlay, &self.limits, size, part);
             if answer.is_ok() {
                 self.holders.lock().insert(id);
             }
@@ -235,10 +278,10 @@ impl<L: Layer> Mappings<L> {
         })
     }
 
-    fn unmap(&self, overlay: &Overlay<L>, node: &Node<L>, id: usize, bytes: Range<u64>) -> Result<()> {
-        self.change(node, |mapped| {
+    fn unmap(&self, overlay: &Overlay<L>, open: &Open<L>, id: usize, bytes: Range<u64>) -> Result<()> {
+        self.change(open.node(), |mapped| {
             let file = mapped.as_mut().ok_or(Error::new(EINVAL))?;
-            let answer = file.unmap(overlay, id, bytes);
+            let answer = file.unmap(overlay, &self.limits, (id, open.opener.uid), bytes);
             if !file.parts.iter().any(|part| part.id == id) {
                 self.holders.lock().remove(&id);
             }
@@ -251,8 +294,9 @@ impl<L: Layer> Mappings<L> {
 
     /// Unmaps all that a handle has mapped. The kernel does that before it closes the descriptor, but says nothing when it could not map
     /// what it had asked for.
-    fn unmap_all(&self, overlay: &Overlay<L>, node: &Node<L>, id: usize) {
-        let unmapped = self.change(node, |mapped| {
+    fn unmap_all(&self, overlay: &Overlay<L>, open: &Open<L>, id: usize) {
+        let user = open.opener.uid;
+        let unmapped = self.change(open.node(), |mapped| {
             self.holders.lock().remove(&id);
             let Some(file) = mapped else {
                 return Ok(());
@@ -260,6 +304,8 @@ impl<L: Layer> Mappings<L> {
             let held: Vec<_> = file.parts.iter().filter(|part| part.id == id).map(|part| part.bytes.clone()).collect();
             let written = file.write_back(overlay, 0..u64::MAX);
             file.parts.retain(|part| part.id != id);
+            // Nothing is refused to who has less.
+            let _ = file.charge(&self.limits, user);
             for bytes in held {
                 file.release(file.uncovered(bytes));
             }
@@ -311,6 +357,22 @@ impl<L: Layer> Mappings<L> {
     }
 }
 
+impl Limits {
+    fn new() -> Self {
+        let pages = region::memory();
+        Self {
+            pages: Quota::new(pages / 2, pages / 4 * 3, ENOMEM),
+            parts: Quota::new(MAPPINGS_OF_USER_MAX, MAPPINGS_MAX, ENOMEM),
+            room: Quota::new(region::SPACE / 2, region::SPACE, ENOMEM),
+        }
+    }
+
+    /// That of a user who has nothing yet.
+    fn charge(&self, user: u32) -> Charge {
+        Charge { pages: self.pages.share(user), parts: self.parts.share(user) }
+    }
+}
+
 impl<L: Layer> File<L> {
     fn new() -> Self {
         Self { mapped: Lock::new(None), writable: AtomicBool::new(false) }
@@ -319,19 +381,36 @@ impl<L: Layer> File<L> {
 
 impl<L: Layer> Mapped<L> {
     /// Fills what nobody else has mapped already. `size` is the file's.
-    fn map(&mut self, overlay: &Overlay<L>, size: u64, part: Part) -> Result<usize> {
+    fn map(&mut self, overlay: &Overlay<L>, limits: &Limits, size: u64, part: Part) -> Result<usize> {
         if part.bytes.end > self.region.room() {
             return Err(Error::new(ENOMEM));
         }
-        let new = self.uncovered(part.bytes.clone());
-        let filled = new.iter().try_for_each(|range| self.fill(overlay, range.start..min(range.end, size)));
+        let (user, bytes) = (part.user, part.bytes.clone());
+        let new = self.uncovered(bytes.clone());
+        self.parts.push(part);
+        let filled = self.charge(limits, user).and_then(|()| {
+            let filled = new.iter().try_for_each(|range| self.fill(overlay, range.start..min(range.end, size)));
+            filled.inspect_err(|_| self.release(new))
+        });
         if let Err(error) = filled {
-            self.release(new);
+            self.parts.pop();
+            let _ = self.charge(limits, user);
             return Err(error);
         }
-        let address = self.region.address(part.bytes.start);
-        self.parts.push(part);
-        Ok(address)
+        Ok(self.region.address(bytes.start))
+    }
+
+    /// Counts what a user has mapped. ENOMEM if that is too much, and more than it was: then it has to be made what it was, and counted again.
+    fn charge(&mut self, limits: &Limits, user: u32) -> Result<()> {
+        let parts = self.parts.iter().filter(|part| part.user == user).count();
+        if parts == 0 {
+            self.charges.remove(&user);
+            return Ok(());
+        }
+        let bytes: u64 = self.covered(0..u64::MAX, |part| part.user == user).iter().map(|it| it.end - it.start).sum();
+        let charge = self.charges.entry(user).or_insert_with(|| limits.charge(user));
+        charge.parts.set(parts)?;
+        charge.pages.set((bytes / PAGE) as usize)
     }
 
     /// Fills memory, which holds zeros and which no client has, with what the file holds. Where that is zeros the memory is not touched, so
@@ -355,18 +434,24 @@ impl<L: Layer> Mapped<L> {
         Ok(())
     }
 
-    /// Takes a range from what a handle has mapped, each page once. EINVAL if it has nothing of it; else the first error of writing back,
-    /// after which the range is unmapped all the same.
-    fn unmap(&mut self, overlay: &Overlay<L>, id: usize, bytes: Range<u64>) -> Result<()> {
+    /// Takes a range from what a handle of a user's has mapped, each page once. EINVAL if it has nothing of it; ENOMEM if it leaves too many parts, and then
+    /// nothing is taken; else the first error of writing back, after which the range is unmapped all the same.
+    fn unmap(
+        &mut self,
+        overlay: &Overlay<L>,
+        limits: &Limits,
+        (id, user): (usize, u32),
+        bytes: Range<u64>,
+    ) -> Result<()> {
         let written = self.write_back(overlay, bytes.clone());
         // The writable ones last: see above.
         self.parts.sort_by_key(|part| part.writable);
         let mut wanted = vec![bytes.clone()];
         let mut kept = Vec::with_capacity(self.parts.len());
         let mut any = false;
-        for part in self.parts.drain(..) {
+        for part in &self.parts {
             if part.id != id {
-                kept.push(part);
+                kept.push(part.clone());
                 continue;
             }
             let taken: Vec<_> =
@@ -375,9 +460,14 @@ impl<L: Layer> Mapped<L> {
             wanted = wanted.iter().flat_map(|range| without(range, &taken)).collect();
             kept.extend(without(&part.bytes, &taken).into_iter().map(|bytes| Part { bytes, ..part.clone() }));
         }
-        self.parts = kept;
         if !any {
             return Err(Error::new(EINVAL));
+        }
+        let before = replace(&mut self.parts, kept);
+        if let Err(error) = self.charge(limits, user) {
+            self.parts = before;
+            let _ = self.charge(limits, user);
+            return Err(error);
         }
         self.release(self.uncovered(bytes));
         written

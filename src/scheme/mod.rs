@@ -11,7 +11,8 @@
 //!    changed. Nobody who only opens, reads, writes or asks waits for it.
 //! 2. That of a file that is written to or mapped, see `mmap`.
 //! 3. Those of the engine.
-//! 4. Leaves: the table of handles, what changes in a handle, the bound sockets, and the locks that clients hold (`OverlayScheme::locks`).
+//! 4. Leaves: the table of handles, what changes in a handle, the bound sockets, the locks that clients hold (`OverlayScheme::locks`), and what is
+//!    taken of a quota.
 
 mod access;
 mod attributes;
@@ -22,6 +23,7 @@ mod mmap;
 mod names;
 mod open;
 mod path;
+mod quota;
 mod region;
 mod request;
 mod sockets;
@@ -94,8 +96,8 @@ impl<L: Layer> OverlayScheme<L> {
 
     /// Releases the locks that the process `pid` holds through a handle, as the kernel says when it closes a descriptor of it.
     pub fn detach(&self, id: usize, pid: usize) {
-        if let Ok(inode) = self.inode(id) {
-            self.locks.lock().detach(id, inode, pid);
+        if let Ok(open) = self.handles.open(id) {
+            self.locks.lock().detach(id, open.node().id(), pid);
         }
     }
 
@@ -177,7 +179,7 @@ fn opened(number: usize) -> OpenResult {
 
 impl<L: Layer> SchemeSync for OverlayScheme<L> {
     fn scheme_root(&mut self) -> Result<usize> {
-        Ok(self.handles.insert(Handle::Scheme))
+        Ok(self.handles.insert(Handle::Scheme, self.handles.room(0)?))
     }
 
     fn openat(
@@ -325,10 +327,12 @@ impl<L: Layer> SchemeSync for OverlayScheme<L> {
     }
 
     fn on_close(&mut self, id: usize) {
-        if let Ok(inode) = self.inode(id) {
-            self.locks.lock().close(id, inode);
-        }
-        self.unmap_all(id);
+        let open = self.handles.open(id);
+        // First, so that who is still at work for the handle finds it gone, or else what he has made is found here.
         self.handles.remove(id);
+        if let Ok(open) = open {
+            self.locks.lock().close(id, open.node().id());
+            self.unmap_all(id, &open);
+        }
     }
 }

@@ -74,8 +74,9 @@ impl<L: Layer> OverlayScheme<L> {
     /// Opens `path`, which is relative to the directory handle `dir` unless it begins with `/`, and answers the new handle's id. The
     /// empty path names the handle's own object, whatever it is, for the new caller to have checked anew.
     pub(super) fn open_at(&self, dir: usize, path: &str, flags: usize, caller: Caller) -> Result<usize> {
+        let room = self.handles.room(caller.uid)?;
         let handle = self.open_path(dir, path, flags, caller)?;
-        Ok(self.handles.insert(handle))
+        Ok(self.handles.insert(handle, room))
     }
 
     fn open_path(&self, dir: usize, path: &str, flags: usize, caller: Caller) -> Result<Handle<L>> {
@@ -264,7 +265,7 @@ impl<L: Layer> OverlayScheme<L> {
             writable: open.writable,
             entry: Lock::new(open.entry.lock().clone()),
         };
-        Ok(self.handles.insert(Handle::Open(Arc::new(copy))))
+        Ok(self.handles.insert(Handle::Open(Arc::new(copy)), self.handles.room(open.opener.uid)?))
     }
 }
 

@@ -10,6 +10,8 @@
 use std::ops::Range;
 use std::ptr::{self, NonNull};
 
+#[cfg(target_os = "redox")]
+use libredox::{Fd, flag::O_PATH};
 use syscall::PAGE_SIZE;
 use syscall::error::{ENOMEM, Error, Result};
 
@@ -23,6 +25,12 @@ const KIND: libc::c_int = libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_NOR
 /// The least room for a file, in bytes: address space, not memory.
 const ROOM: usize = if usize::BITS == 64 { 1 << 32 } else { 1 << 24 };
 
+/// How much address space regions may take, in bytes: half of what a process has, as the daemon needs some for itself.
+pub const SPACE: usize = if usize::BITS == 64 { 1 << 46 } else { 1 << 30 };
+
+/// How many pages of memory the machine is taken to have if it does not say: 2 GiB.
+const MEMORY: usize = (2 << 30) / PAGE_SIZE;
+
 /// The memory of one file. Offsets are bytes of the file; all of those given to a method must lie within [`Region::room`].
 pub struct Region {
     base: NonNull<u8>,
@@ -33,10 +41,9 @@ pub struct Region {
 unsafe impl Send for Region {}
 
 impl Region {
-    /// A region for a file of which `end` bytes are needed now: twice as many, since files grow. ENOMEM.
+    /// A region for a file of which `end` bytes are needed now. ENOMEM.
     pub fn reserve(end: u64) -> Result<Self> {
-        let room = usize::try_from(end).ok().and_then(|end| end.checked_mul(2)?.checked_next_multiple_of(PAGE_SIZE));
-        let len = room.ok_or(Error::new(ENOMEM))?.max(ROOM);
+        let len = room_for(end)?;
         let base = map(ptr::null_mut(), len, 0)?;
         Ok(Self { base, len })
     }
@@ -90,6 +97,27 @@ impl Region {
         // SAFETY: the place is within the mapping, or just behind it.
         unsafe { self.base.add(offset as usize) }
     }
+}
+
+/// How much address space a region takes for a file of which `end` bytes are needed now: twice as many, since files grow. ENOMEM.
+pub fn room_for(end: u64) -> Result<usize> {
+    let room = usize::try_from(end).ok().and_then(|end| end.checked_mul(2)?.checked_next_multiple_of(PAGE_SIZE));
+    Ok(room.ok_or(Error::new(ENOMEM))?.max(ROOM))
+}
+
+/// How many pages of memory the machine has.
+#[cfg(target_os = "redox")]
+pub fn memory() -> usize {
+    let told = Fd::open("/scheme/memory", O_PATH, 0).and_then(|memory| memory.statvfs());
+    told.map_or(MEMORY, |told| told.f_blocks as usize)
+}
+
+/// How many pages of memory the machine has.
+#[cfg(not(target_os = "redox"))]
+pub fn memory() -> usize {
+    // SAFETY: this only answers a number.
+    let told = unsafe { libc::sysconf(libc::_SC_PHYS_PAGES) };
+    usize::try_from(told).unwrap_or(MEMORY)
 }
 
 impl Drop for Region {

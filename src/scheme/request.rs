@@ -4,6 +4,7 @@
 //! clients say: an `fstat` into a short buffer or a lock beyond the largest offset would end the daemon. So every entry is checked
 //! before it is decoded. A panic of any other origin costs the request during which it happens, no more.
 
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
 
@@ -11,11 +12,12 @@ use log::{debug, error};
 use redox_scheme::scheme::{Op, SchemeResponse, SchemeState};
 use redox_scheme::{CallRequest, CallerCtx, Response};
 use syscall::data::{Stat, StatVfs, TimeSpec};
-use syscall::error::{EINVAL, EIO, ENAMETOOLONG, ENOSYS, EOVERFLOW, Error, Result};
+use syscall::error::{EINVAL, EIO, ENAMETOOLONG, ENOSYS, EOVERFLOW, ESRCH, Error, Result};
 use syscall::flag::{FsCall, StdFsCallKind};
 use syscall::schemev2::{Opcode, Sqe, SqeFlags};
 
 use super::OverlayScheme;
+use super::locks::{Owner, Record};
 use super::path::PATH_MAX;
 use crate::layer::Layer;
 
@@ -29,7 +31,7 @@ const LOCK_MAX: u64 = i64::MAX as u64;
 /// Handles one call and answers it, whatever the client sent.
 pub fn answer<L: Layer>(call: CallRequest, scheme: &mut OverlayScheme<L>) -> Response {
     let mut entry = *queue_entry(&call);
-    let checked = check(&mut entry).and_then(|()| Ok((caller(&call, &entry, scheme)?, copy_paths(&mut entry)?)));
+    let checked = check(&entry).and_then(|()| Ok((caller(&call, &entry, scheme)?, copy_paths(&mut entry)?)));
     // The paths are kept until the answer.
     let (caller, _paths) = match checked {
         Ok(checked) => checked,
@@ -43,26 +45,18 @@ pub fn answer<L: Layer>(call: CallRequest, scheme: &mut OverlayScheme<L>) -> Res
     let Some(mut op) = (unsafe { Op::from_sqe_unchecked(&entry) }) else {
         return Response::err(ENOSYS, call);
     };
-    let locks = scheme.locks.clone();
-    let id = entry.args[0] as usize;
-    let handled = catch_unwind(AssertUnwindSafe(|| {
-        if !is_about_locks(&entry) {
-            // Nothing else looks at what is locked, so nobody else has to wait for that.
-            return op.handle_sync_dont_consume(&caller, scheme, &mut SchemeState::new());
-        }
-        let mut locks = locks.lock();
-        let handled = op.handle_sync_dont_consume(&caller, scheme, &mut locks.state);
-        if let SchemeResponse::RegularAndNotifyOnDetach(Ok(_)) = handled {
-            locks.locked(id, caller.pid);
-        }
-        handled
+    let handled = catch_unwind(AssertUnwindSafe(|| match about_locks(&entry) {
+        Some(kind) => lock(&call, &entry, kind, caller.pid, scheme).into(),
+        // Nothing is kept in the state but locks.
+        None => op.handle_sync_dont_consume(&caller, scheme, &mut SchemeState::new()),
     }));
-    let notify = entry.opcode == Opcode::StdFsCall as u8 && locks.lock().are_held(id);
+    let notify = entry.opcode == Opcode::StdFsCall as u8 && scheme.locks.lock().are_held(entry.args[0] as usize);
     debug!("uid {} gid {} pid {}: {op:?}: {handled:?}", caller.uid, caller.gid, caller.pid);
     match handled {
         Ok(SchemeResponse::Regular(result)) if notify => Response::new_notify_on_detach(result, op),
-        Ok(SchemeResponse::Regular(result)) => Response::new(result, op),
-        Ok(SchemeResponse::RegularAndNotifyOnDetach(result)) => Response::new_notify_on_detach(result, op),
+        Ok(SchemeResponse::Regular(result) | SchemeResponse::RegularAndNotifyOnDetach(result)) => {
+            Response::new(result, op)
+        }
         Ok(SchemeResponse::Opened(result)) => Response::open_dup_like(result, op),
         Err(_) => {
             error!("panicked while handling {op:?}");
@@ -112,17 +106,48 @@ fn caller<L: Layer>(call: &CallRequest, entry: &Sqe, scheme: &OverlayScheme<L>) 
     Ok(caller)
 }
 
-/// Whether a call asks for a lock of a client's, gives one back or asks about one.
-fn is_about_locks(entry: &Sqe) -> bool {
-    let kind = StdFsCallKind::try_from_raw(entry.args[3] as u8);
-    let is_lock = matches!(kind, Some(StdFsCallKind::Lock | StdFsCallKind::Unlock | StdFsCallKind::GetLock));
-    entry.opcode == Opcode::StdFsCall as u8 && is_lock
+/// Whether a call asks for a lock, gives one back or asks about one, and which.
+fn about_locks(entry: &Sqe) -> Option<StdFsCallKind> {
+    let kind = StdFsCallKind::try_from_raw(entry.args[3] as u8).filter(|_| entry.opcode == Opcode::StdFsCall as u8);
+    kind.filter(|kind| matches!(kind, StdFsCallKind::Lock | StdFsCallKind::Unlock | StdFsCallKind::GetLock))
 }
 
-/// Whether an entry can be decoded and handled by `redox_scheme`. EINVAL, or EOVERFLOW for a lock that reaches too far.
+/// Handles a call about locks, of the process `pid` or of a handle. EBADF, ENOLCK; EWOULDBLOCK for a lock that is not free.
 ///
-/// A question for the lock on everything from some byte on is put in the one way in which the crate can answer it.
-fn check(entry: &mut Sqe) -> Result<()> {
+/// Who asks about a lock is told one of another's in the range, also if both are shared, and the pid of its process: relibc does not say
+/// which it means to get. ESRCH if there is none.
+fn lock<L: Layer>(
+    call: &CallRequest,
+    entry: &Sqe,
+    kind: StdFsCallKind,
+    pid: usize,
+    scheme: &OverlayScheme<L>,
+) -> Result<usize> {
+    let [id, _, _, _, start, length] = entry.args;
+    let id = id as usize;
+    // Before it is asked for the handle: who closes that releases what is locked afterwards.
+    let mut locks = scheme.locks.lock();
+    let open = scheme.handles.open(id)?;
+    let owner = if start & LOCK_FLAG == 0 { Owner::Process(pid) } else { Owner::Handle(id) };
+    let (start, exclusive, length) = (start & !LOCK_FLAG, length & LOCK_FLAG != 0, length & !LOCK_FLAG);
+    let end = if length == 0 { LOCK_MAX + 1 } else { start + length };
+    let record = Record { file: open.node().id(), owner, user: open.opener.uid, bytes: start..end, exclusive };
+    match kind {
+        StdFsCallKind::Lock => locks.lock(id, &record).map(|()| 0),
+        StdFsCallKind::Unlock => locks.unlock(&record).map(|()| 0),
+        _ => {
+            let found = locks.others(&record).next().ok_or(Error::new(ESRCH))?;
+            let Range { start, end } = found.bytes;
+            let length = if end > LOCK_MAX { 0 } else { end - start };
+            let words = [start, length | if found.exclusive { LOCK_FLAG } else { 0 }];
+            give(call, words.map(u64::to_ne_bytes).as_flattened())?;
+            Ok(if let Owner::Process(pid) = found.owner { pid } else { 0 })
+        }
+    }
+}
+
+/// Whether an entry can be decoded and handled. EINVAL, or EOVERFLOW for a lock that reaches too far.
+fn check(entry: &Sqe) -> Result<()> {
     let [_, buffer, len, kind, start, length] = entry.args;
     match Opcode::try_from_raw(entry.opcode) {
         Some(Opcode::OpenAt | Opcode::UnlinkAt | Opcode::Flink | Opcode::Frename) => {
@@ -147,9 +172,6 @@ fn check(entry: &mut Sqe) -> Result<()> {
                 }
                 if kind == StdFsCallKind::GetLock {
                     require(len as usize == size_of::<[u64; 2]>() && is_aligned::<[u64; 2]>(buffer))?;
-                    if length == 0 {
-                        entry.args[5] |= (LOCK_MAX - start).max(1);
-                    }
                 }
                 Ok(())
             }

@@ -1,8 +1,10 @@
 //! Files larger than any disk and memory, which are mostly holes: so only where the layers know holes.
 
-use syscall::flag::{MapFlags, MunmapFlags, O_RDWR};
+use linux_delegate::Fd;
+use syscall::error::{ENOMEM, Error, Result};
+use syscall::flag::{MapFlags, MunmapFlags, O_CREAT, O_RDWR};
 
-use crate::support::{Stage, ann};
+use crate::support::{Stage, ann, bob, refused};
 
 fn stage() -> Stage {
     Stage::new(|lower| {
@@ -26,7 +28,7 @@ fn sizes_whose_lower_half_is_the_smallest_number() {
 fn a_mapped_hole_takes_no_memory() {
     let stage = stage();
     let file = stage.open(&ann(), "d/f", O_RDWR).unwrap();
-    let (middle, size) = (1 << 35, 1 << 36);
+    let (middle, size) = (1 << 30, 1 << 31);
     file.ftruncate(1 << 40).unwrap();
     file.write_at(b"x", middle).unwrap();
     let before = memory();
@@ -35,9 +37,79 @@ fn a_mapped_hole_takes_no_memory() {
     let byte = unsafe { (address as *const u8).add(middle as usize).read() };
     assert_eq!(byte, b'x');
     // Other tests take some at the same time.
-    assert!(memory() < before + (1 << 30), "{} of {before} bytes", memory());
+    assert!(memory() < before + (1 << 29), "{} of {before} bytes", memory());
     file.munmap(0, size, MunmapFlags::empty()).unwrap();
     assert!(stage.is_alive());
+}
+
+#[test]
+fn mapped_memory_without_end() {
+    const GIB: usize = 1 << 30;
+    // SAFETY: this only answers a number.
+    let machine = unsafe { libc::sysconf(libc::_SC_PHYS_PAGES) } as usize * 4096;
+    let stage = stage();
+    let file = stage.open(&ann(), "d/f", O_RDWR).unwrap();
+    file.ftruncate(1 << 40).unwrap();
+    let again = stage.open(&ann(), "d/f", O_RDWR).unwrap();
+    let map = |file: &Fd, gib: usize| {
+        file.mmap((gib * GIB) as u64, GIB, MapFlags::PROT_READ | MapFlags::MAP_SHARED).map(drop)
+    };
+    let end = |file: &Fd, from: usize| {
+        let refusal = (from..).find_map(|gib| map(file, gib).err().map(|error| (gib, error)));
+        let (gib, error) = refusal.unwrap();
+        assert_eq!(error, Error::new(ENOMEM));
+        gib
+    };
+    assert_eq!(file.mmap(0, machine, MapFlags::PROT_READ | MapFlags::MAP_SHARED), refused(ENOMEM));
+    let anns = end(&file, 0);
+    assert!(anns >= 1 && anns * GIB <= machine / 2, "{anns} GiB of {machine} bytes");
+    assert_eq!(map(&again, 0), Ok(()), "what the same user has mapped already");
+    assert_eq!(map(&again, anns), refused(ENOMEM));
+
+    let bobs = stage.open(&bob(), "d/f", O_RDWR).unwrap();
+    let bobs_end = end(&bobs, anns);
+    assert!(bobs_end > anns && bobs_end * GIB <= machine, "all together: {bobs_end} GiB");
+    bobs.munmap((anns * GIB) as u64, (bobs_end - anns) * GIB, MunmapFlags::empty()).unwrap();
+    file.munmap(0, GIB, MunmapFlags::empty()).unwrap();
+    assert_eq!(map(&again, anns), refused(ENOMEM), "the first is mapped by the other handle still");
+    again.munmap(0, GIB, MunmapFlags::empty()).unwrap();
+    assert_eq!(map(&again, anns), Ok(()));
+    assert_eq!(map(&again, 0), refused(ENOMEM));
+    drop(file);
+    assert_eq!(retry(|| map(&again, 0)), Ok(()), "what was closed has nothing mapped");
+    assert!(stage.is_alive());
+}
+
+/// A close reaches the daemon after its client has gone on.
+fn retry(mut request: impl FnMut() -> Result<()>) -> Result<()> {
+    for _ in 0..1000 {
+        match request() {
+            Err(Error { errno: ENOMEM }) => std::thread::sleep(std::time::Duration::from_millis(1)),
+            other => return other,
+        }
+    }
+    request()
+}
+
+/// The regions of files that are holes leave the daemon address space for itself.
+#[test]
+fn mapped_files_without_end() {
+    let stage = stage();
+    let page = |name: &str| {
+        let file = stage.open(&ann(), name, O_RDWR | O_CREAT | 0o600).unwrap();
+        file.ftruncate(1 << 42).unwrap();
+        file.mmap(0, 4096, MapFlags::PROT_READ | MapFlags::MAP_SHARED).map(|_| file)
+    };
+    let mut files = Vec::new();
+    let refusal = loop {
+        match page(&format!("d/{}", files.len())) {
+            Ok(file) => files.push(file),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!((refusal, files.len()), (Error::new(ENOMEM), 4), "32 TiB of address space");
+    drop(files.pop());
+    assert_eq!(retry(|| page("d/more").map(|file| files.push(file))), Ok(()));
 }
 
 /// How many bytes of memory this process has.

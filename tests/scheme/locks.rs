@@ -2,7 +2,7 @@
 
 use linux_delegate::client::Lock;
 use linux_delegate::{Fd, Process};
-use syscall::error::{EOPNOTSUPP, EWOULDBLOCK, Error, Result};
+use syscall::error::{EBADF, ENOLCK, EWOULDBLOCK, Error, Result};
 use syscall::flag::{O_RDONLY, O_RDWR, O_STAT, O_WRONLY};
 use syscall::schemev2::{Opcode, Sqe};
 
@@ -212,7 +212,65 @@ fn what_can_be_locked() {
         let top = stage.open(&root(), "", flags).unwrap();
         assert_eq!(top.lock(of_process(0, 1)), Ok(()), "a directory, as a daemon whose layer it is does");
     }
-    assert_eq!(root().scheme_root(stage.name()).unwrap().lock(of_process(0, 0)), refused(EOPNOTSUPP));
+    assert_eq!(root().scheme_root(stage.name()).unwrap().lock(of_process(0, 0)), refused(EBADF));
+}
+
+/// Locks every second byte through a descriptor until that is refused, and says how often it was not.
+fn lock_without_end(fd: &Fd, lock: fn(u64, u64) -> Lock) -> u64 {
+    for count in 0..20_000 {
+        match fd.lock(lock(2 * count, 1)) {
+            Ok(()) => {}
+            Err(error) => {
+                assert_eq!(error, Error::new(ENOLCK));
+                return count;
+            }
+        }
+    }
+    panic!("there is no end");
+}
+
+#[test]
+fn locks_without_end() {
+    let stage = stage();
+    let (one, two, other) = (ann(), ann(), bob());
+    let file = open(&stage, &one);
+    let second = stage.open(&two, "other", O_RDWR).unwrap();
+    let count = lock_without_end(&file, of_process);
+    assert_eq!(second.lock(of_process(0, 1)), refused(ENOLCK), "another process of the same user, and another file");
+    assert_eq!(second.lock(of_file(0, 1)), refused(ENOLCK));
+    assert_eq!(stage.open(&other, "other", O_RDWR).unwrap().lock(of_process(0, 0)), Ok(()), "another user");
+
+    file.unlock(of_process(0, 1)).unwrap();
+    assert_eq!(second.lock(of_file(0, 9)), Ok(()));
+    assert_eq!(second.unlock(of_file(4, 1)), refused(ENOLCK), "two of one");
+    assert_eq!(file.lock(of_process(0, 0)), Ok(()), "one of many");
+    second.unlock(of_file(0, 0)).unwrap();
+    assert_eq!(lock_without_end(&second, of_file), count - 1);
+    drop(second);
+    let again = stage.open(&two, "other", O_RDWR).unwrap();
+    becomes_free(&again, of_process(0, 9));
+    again.unlock(of_process(0, 0)).unwrap();
+    drop(file);
+    becomes_free(&stage.open(&other, "file", O_RDWR).unwrap(), of_process(0, 0));
+    assert_eq!(lock_without_end(&again, of_file), count, "what was closed has no locks");
+}
+
+#[test]
+fn a_lock_that_is_laid_over_many_replaces_them() {
+    let stage = stage();
+    let (a, b) = (open(&stage, &ann()), open(&stage, &bob()));
+    for start in [0, 2, 4] {
+        a.lock(of_process(start, 1)).unwrap();
+    }
+    a.lock(of_process(0, 5)).unwrap();
+    a.lock(shared(of_process(0, 5))).unwrap();
+    assert_eq!(b.lock(shared(of_process(0, 0))), Ok(()));
+    a.unlock(of_process(0, 0)).unwrap();
+    assert_eq!(b.lock(of_process(0, 0)), Ok(()));
+    let (found, _) = a.get_lock(of_process(7, 1)).unwrap().unwrap();
+    assert_eq!((found.start, found.len, found.exclusive), (0, 0, true), "up to the end");
+    b.unlock(of_process(3, 0)).unwrap();
+    assert_eq!(a.get_lock(of_process(0, 0)).unwrap().unwrap().0.len, 3);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use linux_delegate::{Fd, Mapping, kernel};
 use overlayfs::layer::counted::Method;
-use syscall::error::{EACCES, EBADF, EFAULT, EINTR, EINVAL, ENODEV, ENOMEM, EOVERFLOW, Result};
+use syscall::error::{EACCES, EBADF, EFAULT, EINTR, EINVAL, ENODEV, ENOMEM, EOVERFLOW, Error, Result};
 use syscall::flag::{
     MapFlags, MunmapFlags, O_APPEND, O_CREAT, O_DIRECTORY, O_RDONLY, O_RDWR, O_STAT, O_TRUNC, O_WRONLY,
 };
@@ -432,8 +432,8 @@ fn links_are_one_file_in_memory_too() {
     assert_eq!(stage.content("two"), "TnE");
 }
 
-#[test]
-fn a_mapping_that_takes_long_keeps_nobody_waiting_and_can_be_cancelled() {
+/// A stage with a file `large`, of which the first mapping waits at a gate, and a small one; what says that it is there, and what opens the gate.
+fn gated() -> (Stage, mpsc::Receiver<()>, mpsc::Sender<()>) {
     let layers = Layers::new(|lower| {
         lower.file_with("large", &vec![b'x'; 1 << 20], 0o644, 0, 0);
         lower.file("small", 0o644);
@@ -449,7 +449,27 @@ fn a_mapping_that_takes_long_keeps_nobody_waiting_and_can_be_cancelled() {
         }
         Ok(())
     });
-    let stage = Stage::serve(overlay, layers);
+    (Stage::serve(overlay, layers), arrived, gate)
+}
+
+#[test]
+fn a_file_that_is_closed_while_it_is_mapped_is_not_mapped() {
+    let (stage, arrived, gate) = gated();
+    let (file, other) = (stage.open(&root(), "large", O_RDWR).unwrap(), stage.top(&root()));
+    let close = Sqe { opcode: Opcode::CloseMsg as u8, args: [file.id() as u64, 0, 0, 0, 0, 0], ..Sqe::default() };
+    let mapping = std::thread::spawn(move || file.map(0, 1 << 20, READ).map(drop));
+    arrived.recv().unwrap();
+    // SAFETY: the message has no buffer.
+    assert_eq!(unsafe { other.raw(close) }, Ok(0));
+    // Read by the daemon when this is answered, which it asks for behind it.
+    assert!(stage.is_alive());
+    gate.send(()).unwrap();
+    assert_eq!(mapping.join().unwrap(), refused(EBADF));
+}
+
+#[test]
+fn a_mapping_that_takes_long_keeps_nobody_waiting_and_can_be_cancelled() {
+    let (stage, arrived, gate) = gated();
     let who = root();
     let file = stage.open(&who, "large", O_RDWR).unwrap();
     let mapping = std::thread::spawn(move || (file.map(0, 1 << 20, READ).map(drop), file));
@@ -581,4 +601,30 @@ fn clients_at_the_same_time_lose_nothing() {
             assert_eq!(end[client * PAGE + 100 + round], round as u8 + 1, "client {client}, written in round {round}");
         }
     }
+}
+
+#[test]
+fn mappings_without_end() {
+    let stage = Stage::new(|lower| {
+        for file in 0..=16 {
+            lower.file(&format!("{file}"), 0o666);
+        }
+    });
+    let open = |file: usize| stage.open(&ann(), &file.to_string(), O_RDONLY).unwrap();
+    let (files, single) = ((0..16).map(open).collect::<Vec<_>>(), open(16));
+    single.mmap(0, 3 * PAGE, READ).unwrap();
+    let refusal = (1..20_000).find_map(|count| {
+        let mapped = files[count / 1025].mmap(0, PAGE, READ);
+        mapped.err().map(|error| (count, error))
+    });
+    assert_eq!(refusal, Some((1 << 14, Error::new(ENOMEM))));
+    let other = stage.open(&bob(), "0", O_RDONLY).unwrap();
+    assert!(other.mmap(0, PAGE, READ).is_ok(), "another user");
+    let unmap_the_middle = || single.munmap(PAGE as u64, PAGE, MunmapFlags::empty());
+    assert_eq!(unmap_the_middle(), refused(ENOMEM), "two of one");
+    files[0].munmap(0, PAGE, MunmapFlags::empty()).unwrap();
+    assert_eq!(unmap_the_middle(), Ok(()));
+    assert_eq!(files[0].mmap(0, PAGE, READ), refused(ENOMEM));
+    single.munmap(0, PAGE, MunmapFlags::empty()).unwrap();
+    assert!(files[0].mmap(0, PAGE, READ).is_ok());
 }

@@ -1,8 +1,11 @@
 //! `openat`: flags, access modes, making objects.
 
+use std::time::{Duration, Instant};
+
 use linux_delegate::Process;
 use syscall::error::{
-    EACCES, EBADF, EEXIST, EINVAL, EISDIR, ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR, ENXIO, EOPNOTSUPP, EPERM, EROFS,
+    EACCES, EBADF, EEXIST, EINVAL, EISDIR, ELOOP, ENAMETOOLONG, ENFILE, ENOENT, ENOTDIR, ENXIO, EOPNOTSUPP, EPERM,
+    EROFS, Error,
 };
 use syscall::flag::{
     MODE_CHR, MODE_DIR, MODE_FIFO, MODE_SOCK, MODE_SYMLINK, MODE_TYPE, O_CREAT, O_DIRECTORY, O_EXCL, O_NOFOLLOW,
@@ -419,5 +422,29 @@ fn an_id_is_never_given_twice() {
         let id = stage.open(&me, "f", O_RDONLY).unwrap().id();
         assert!(id > last, "{id} after {last}");
         last = id;
+    }
+}
+
+#[test]
+fn handles_without_end() {
+    let stage = Stage::new(|lower| lower.file("file", 0o644));
+    let who = ann();
+    let mut open = Vec::new();
+    let refusal = loop {
+        match stage.open(&who, "file", O_STAT) {
+            Ok(file) => open.push(file),
+            Err(error) => break error,
+        }
+        assert!(open.len() < 100_000, "there is no end");
+    };
+    assert_eq!(refusal, Error::new(ENFILE));
+    assert_eq!(errno(stage.open(&ann(), "new", O_CREAT | O_RDWR | 0o600)), ENFILE);
+    assert!(!stage.exists("new"), "nothing was made");
+    assert!(stage.open(&bob(), "file", O_RDONLY).is_ok(), "another user");
+    drop(open);
+    // What was closed is told to the daemon, and does not keep anybody waiting.
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while stage.open(&ann(), "file", O_RDONLY).is_err() {
+        assert!(Instant::now() < deadline, "there is no room again");
     }
 }

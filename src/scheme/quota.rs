@@ -1,0 +1,100 @@
+//! How much clients may have of what costs the daemon memory: those of one user, and all together.
+//!
+//! What a client has is its user's who opened the handle through which it was asked for. The lock here is a leaf.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use syscall::error::{Error, Result};
+
+use crate::sync::Lock;
+
+/// A limit for one kind of thing, and how much of it is taken.
+pub struct Quota {
+    of_user: usize,
+    in_all: usize,
+    /// What who asks for more is answered.
+    errno: i32,
+    taken: Lock<Taken>,
+}
+
+#[derive(Default)]
+struct Taken {
+    in_all: usize,
+    /// By user. Those who have nothing are not here.
+    of_users: HashMap<u32, usize>,
+}
+
+/// What somebody has taken of a quota. Dropped, it is given back.
+pub struct Share {
+    quota: Arc<Quota>,
+    user: u32,
+    count: usize,
+}
+
+impl Quota {
+    /// A quota of which clients of one user can have `of_user`, and all together `in_all`.
+    pub fn new(of_user: usize, in_all: usize, errno: i32) -> Arc<Self> {
+        Arc::new(Self { of_user, in_all, errno, taken: Lock::default() })
+    }
+
+    /// A share for `user`, of nothing yet.
+    pub fn share(self: &Arc<Self>, user: u32) -> Share {
+        Share { quota: Arc::clone(self), user, count: 0 }
+    }
+}
+
+impl Share {
+    /// Has it be of `count` from now on. The quota's error if that is too much; it stays as it was then, and never if it gets less.
+    pub fn set(&mut self, count: usize) -> Result<()> {
+        let Quota { of_user, in_all, errno, taken } = &*self.quota;
+        let mut taken = taken.lock();
+        let others = taken.in_all - self.count;
+        let own = taken.of_users.get(&self.user).copied().unwrap_or_default() - self.count;
+        let fits = |others: usize, limit: usize| others.checked_add(count).is_some_and(|sum| sum <= limit);
+        if count > self.count && !(fits(own, *of_user) && fits(others, *in_all)) {
+            return Err(Error::new(*errno));
+        }
+        taken.in_all = others + count;
+        match own + count {
+            0 => taken.of_users.remove(&self.user),
+            sum => taken.of_users.insert(self.user, sum),
+        };
+        self.count = count;
+        Ok(())
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        // Less is never refused.
+        let _ = self.set(0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use syscall::error::ENOMEM;
+
+    #[test]
+    fn a_user_and_all_have_limits() {
+        let quota = Quota::new(10, 15, ENOMEM);
+        let too_much = Err(Error::new(ENOMEM));
+        let [mut anns, mut more, mut bobs, mut eves] = [1, 1, 2, 3].map(|user| quota.share(user));
+        assert_eq!(anns.set(6), Ok(()));
+        assert_eq!(more.set(5), too_much);
+        assert_eq!(more.set(4), Ok(()));
+        assert_eq!(anns.set(7), too_much);
+        assert_eq!(bobs.set(5), Ok(()));
+        assert_eq!(eves.set(1), too_much, "all together have 15");
+        assert_eq!(anns.set(5), Ok(()));
+        assert_eq!(eves.set(1), Ok(()));
+        assert_eq!(eves.set(usize::MAX), too_much);
+        drop((anns, more, bobs));
+        assert_eq!(eves.set(10), Ok(()));
+        drop(eves);
+        let taken = quota.taken.lock();
+        assert!(taken.of_users.is_empty() && taken.in_all == 0);
+    }
+}
