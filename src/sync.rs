@@ -1,4 +1,4 @@
-//! The two locks of the project: those of `std`, without poisoning. With `--cfg shuttle` they are those of the crate shuttle, which decides at
+//! The two locks of the project, and what waits for a change of what one guards: those of `std`, without poisoning. With `--cfg shuttle` they are those of the crate shuttle, which decides at
 //! each who is next, so that a test can try thousands of orders (`scripts/schedules`).
 //!
 //! No thread panics while it holds one by anything that a request or a layer decides; if a bug makes one panic all the same, the
@@ -8,7 +8,7 @@
 use std::sync as locks;
 use std::sync::PoisonError;
 
-use locks::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use locks::{Condvar, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 #[cfg(shuttle)]
 use shuttle::sync as locks;
 
@@ -31,6 +31,25 @@ impl<T> Lock<T> {
 impl<T: Default> Default for Lock<T> {
     fn default() -> Self {
         Self::new(T::default())
+    }
+}
+
+/// Something that those who have a [`Lock`] may wait for.
+pub struct Condition(Condvar);
+
+impl Condition {
+    pub fn new() -> Self {
+        Condition(Condvar::new())
+    }
+
+    /// Unlocks until somebody notifies, or for a while: it is to be looked again.
+    pub fn wait<'g, T>(&self, guard: Guard<'g, T>) -> Guard<'g, T> {
+        self.0.wait(guard).unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Wakes all that wait.
+    pub fn notify_all(&self) {
+        self.0.notify_all();
     }
 }
 

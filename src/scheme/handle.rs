@@ -99,9 +99,7 @@ impl<L: Layer> Table<L> {
 
     /// Room for a handle of a user's: what is asked for before anything is made. ENFILE.
     pub fn room(&self, user: u32) -> Result<Share> {
-        let mut room = self.quota.share(user);
-        room.set(1)?;
-        Ok(room)
+        self.quota.take(user, 1)
     }
 
     /// Takes a handle in and answers its id.

@@ -256,8 +256,7 @@ impl<L: Layer> Mappings<L> {
                 Some(file) => file,
                 None => {
                     let end = max(size, part.bytes.end);
-                    let mut room = self.limits.room.share(part.user);
-                    room.set(region::room_for(end)?)?;
+                    let room = self.limits.room.take(part.user, region::room_for(end)?)?;
                     mapped.insert(Mapped {
                         file: overlay.open(open.node()),
                         region: Region::reserve(end)?,

@@ -7,8 +7,8 @@
 //!
 //! Several threads serve one scheme, each with a clone of [`OverlayScheme`]. The locks, in the order in which they are taken:
 //!
-//! 1. `OverlayScheme::changes`, while access to a name or to attributes is checked and they are changed: so what was checked is what is
-//!    changed. Nobody who only opens, reads, writes or asks waits for it.
+//! 1. What a change of names or attributes is about, see `changes`: so what was checked is what is changed. Nobody who only opens, reads,
+//!    writes or asks waits for it.
 //! 2. That of a file that is written to or mapped, see `mmap`.
 //! 3. Those of the engine.
 //! 4. Leaves: the table of handles, what changes in a handle, the bound sockets, the locks that clients hold (`OverlayScheme::locks`), and what is
@@ -16,6 +16,7 @@
 
 mod access;
 mod attributes;
+mod changes;
 mod data;
 mod handle;
 mod locks;
@@ -42,6 +43,7 @@ pub use self::request::{answer, give, is_connect};
 pub use self::sockets::{path_of, token_of};
 
 use self::access::Caller;
+use self::changes::{Changes, Under};
 use self::handle::{Handle, Table};
 use self::locks::Locks;
 use self::mmap::Mappings;
@@ -49,7 +51,7 @@ use self::path::{Last, Walked};
 use self::sockets::Sockets;
 use crate::layer::Layer;
 use crate::overlay::{Node, Overlay};
-use crate::sync::{Guard, Lock};
+use crate::sync::Lock;
 
 /// An overlay that clients reach as `/scheme/NAME`. A clone is the same scheme, for another thread.
 pub struct OverlayScheme<L: Layer> {
@@ -59,8 +61,8 @@ pub struct OverlayScheme<L: Layer> {
     handles: Arc<Table<L>>,
     mappings: Arc<Mappings<L>>,
     sockets: Arc<Sockets<L>>,
-    /// Held while names and attributes change.
-    changes: Arc<Lock<()>>,
+    /// The changes of names and attributes that are under way.
+    changes: Arc<Changes>,
     /// The locks that clients hold on files.
     locks: Arc<Lock<Locks>>,
 }
@@ -89,7 +91,7 @@ impl<L: Layer> OverlayScheme<L> {
             handles: Arc::new(Table::new()),
             mappings: Arc::new(Mappings::new()),
             sockets: Arc::new(Sockets::new()),
-            changes: Arc::new(Lock::new(())),
+            changes: Arc::new(Changes::new()),
             locks: Arc::new(Lock::new(Locks::new())),
         }
     }
@@ -99,11 +101,6 @@ impl<L: Layer> OverlayScheme<L> {
         if let Ok(open) = self.handles.open(id) {
             self.locks.lock().detach(id, open.node().id(), pid);
         }
-    }
-
-    /// The lock for a change of names or attributes.
-    fn changing(&self) -> Guard<'_, ()> {
-        self.changes.lock()
     }
 
     /// Walks a path that is relative to the directory handle `dir` unless it begins with `/`.
@@ -135,16 +132,11 @@ impl<L: Layer> OverlayScheme<L> {
 
     /// Before a change of a file's attributes or `names` that is allowed, and for which others wait: if it has to be copied up first, that is done
     /// while nobody waits. None: it was, and everything is to be asked again.
-    fn copied_ahead<'c>(
-        &self,
-        changing: Guard<'c, ()>,
-        node: &Arc<Node<L>>,
-        names: bool,
-    ) -> Result<Option<Guard<'c, ()>>> {
+    fn copied_ahead<'c>(&self, under: Under<'c>, node: &Arc<Node<L>>, names: bool) -> Result<Option<Under<'c>>> {
         if !self.overlay.will_copy(node, names) {
-            return Ok(Some(changing));
+            return Ok(Some(under));
         }
-        drop(changing);
+        drop(under);
         self.overlay.prepare_change(node, names).map(|()| None)
     }
 
@@ -157,12 +149,12 @@ impl<L: Layer> OverlayScheme<L> {
         if access::without_set_id(mode) == mode {
             return Ok(());
         }
-        let changing = self.changing();
-        self.drop_set_id_within(node, caller, &changing)
+        let under = self.changes.of_one(node);
+        self.drop_set_id_within(node, caller, &under)
     }
 
-    /// As [`OverlayScheme::drop_set_id`], for who is changing names or attributes.
-    fn drop_set_id_within(&self, node: &Arc<Node<L>>, caller: Caller, _: &Guard<'_, ()>) -> Result<()> {
+    /// As [`OverlayScheme::drop_set_id`], for who is changing the object.
+    fn drop_set_id_within(&self, node: &Arc<Node<L>>, caller: Caller, _: &Under<'_>) -> Result<()> {
         if caller.is_root() {
             return Ok(());
         }

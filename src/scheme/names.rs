@@ -8,11 +8,11 @@ use syscall::flag::AT_REMOVEDIR;
 
 use super::OverlayScheme;
 use super::access::{Caller, SEARCH, WRITE};
+use super::changes::Under;
 use super::handle::{EntryOf, Open};
-use super::path::{End, Last, Place};
+use super::path::{End, Last, Place, Walked};
 use crate::layer::{Kind, Layer, RenameMode};
 use crate::overlay::Node;
-use crate::sync::Guard;
 
 /// renameat2's flags, with the same values on every system that has them.
 const RENAME_NOREPLACE: u32 = 1;
@@ -25,8 +25,11 @@ impl<L: Layer> OverlayScheme<L> {
             return Err(Error::new(EINVAL));
         }
         let remove_dir = flags & AT_REMOVEDIR != 0;
-        let _changing = self.changing();
-        let place = self.walk(dir, path, Last::Name, caller)?.here()?;
+        let (_under, place) = self.changes.of(|| {
+            let place = self.walk(dir, path, Last::Name, caller)?.here()?;
+            let nodes = place.nodes();
+            Ok((place, nodes))
+        })?;
         let is_top = place.dir.id() == self.overlay.root().id();
         let name = match &place.end {
             End::Name(name) => OsStr::new(name),
@@ -64,12 +67,15 @@ impl<L: Layer> OverlayScheme<L> {
             return Err(Error::new(EBUSY));
         }
         loop {
-            let changing = self.changing();
-            let (dir, name) = self.current_entry(&open, caller)?.ok_or(Error::new(ENOENT))?;
-            let old = Place { end: End::Start, node: Some(Arc::clone(open.node())), dir, slash: false };
-            let new = self.walk_from(self.overlay.root(), path, Last::Name, caller)?.here()?;
+            let (under, (name, old, new)) = self.changes.of(|| {
+                let (dir, name) = self.current_entry(&open, caller)?.ok_or(Error::new(ENOENT))?;
+                let old = Place { end: End::Start, node: Some(Arc::clone(open.node())), dir, slash: false };
+                let new = self.walk_from(self.overlay.root(), path, Last::Name, caller)?.here()?;
+                let nodes = old.nodes().into_iter().chain(new.nodes()).collect();
+                Ok(((name, old, new), nodes))
+            })?;
             let entry = new_entry(&new);
-            if self.rename(changing, (&old, &name, caller), (&new, caller), RenameMode::Replace)? {
+            if self.rename(under, (&old, &name, caller), (&new, caller), RenameMode::Replace)? {
                 *open.entry.lock() = entry;
                 return Ok(());
             }
@@ -87,13 +93,16 @@ impl<L: Layer> OverlayScheme<L> {
         };
         let (caller, new_caller) = (self.opener(dir)?, self.opener(new_dir)?);
         loop {
-            let changing = self.changing();
-            let old = self.walk(dir, path, Last::Name, caller)?.here()?;
-            let new = self.walk(new_dir, new_path, Last::Name, new_caller)?.here()?;
+            let (under, (old, new)) = self.changes.of(|| {
+                let old = self.walk(dir, path, Last::Name, caller)?.here()?;
+                let new = self.walk(new_dir, new_path, Last::Name, new_caller)?.here()?;
+                let nodes = old.nodes().into_iter().chain(new.nodes()).collect();
+                Ok(((old, new), nodes))
+            })?;
             let End::Name(name) = &old.end else {
                 return Err(Error::new(EBUSY));
             };
-            if self.rename(changing, (&old, OsStr::new(name), caller), (&new, new_caller), mode)? {
+            if self.rename(under, (&old, OsStr::new(name), caller), (&new, new_caller), mode)? {
                 return Ok(());
             }
         }
@@ -102,7 +111,7 @@ impl<L: Layer> OverlayScheme<L> {
     /// False if everything is to be asked again.
     fn rename(
         &self,
-        changing: Guard<'_, ()>,
+        under: Under<'_>,
         (old, name, caller): (&Place<L>, &OsStr, Caller),
         (new, new_caller): (&Place<L>, Caller),
         mode: RenameMode,
@@ -139,7 +148,7 @@ impl<L: Layer> OverlayScheme<L> {
             }
             None => new_caller.require_entries(&new_dir)?,
         }
-        let Some(_changing) = self.copied_ahead(changing, node, true)? else { return Ok(false) };
+        let Some(_under) = self.copied_ahead(under, node, true)? else { return Ok(false) };
         self.overlay.rename(&old.dir, name, &new.dir, OsStr::new(new_name), mode)?;
         if let Some(replaced) = &new.node {
             self.unbind(replaced);
@@ -151,9 +160,8 @@ impl<L: Layer> OverlayScheme<L> {
     pub(super) fn link_handle(&self, id: usize, path: &str, caller: Caller) -> Result<()> {
         let open = self.handles.open(id)?;
         loop {
-            let changing = self.changing();
-            let new = self.walk_from(self.overlay.root(), path, Last::Name, caller)?.here()?;
-            if self.link(changing, &open, &new, caller)? {
+            let find = || self.walk_from(self.overlay.root(), path, Last::Name, caller);
+            if self.link(&open, find, caller)? {
                 return Ok(());
             }
         }
@@ -168,16 +176,20 @@ impl<L: Layer> OverlayScheme<L> {
         let open = self.handles.open(id)?;
         let caller = self.opener(dir)?;
         loop {
-            let changing = self.changing();
-            let new = self.walk(dir, path, Last::Name, caller)?.here()?;
-            if self.link(changing, &open, &new, caller)? {
+            if self.link(&open, || self.walk(dir, path, Last::Name, caller), caller)? {
                 return Ok(());
             }
         }
     }
 
     /// False if everything is to be asked again.
-    fn link(&self, changing: Guard<'_, ()>, open: &Open<L>, new: &Place<L>, caller: Caller) -> Result<bool> {
+    fn link(&self, open: &Open<L>, find: impl Fn() -> Result<Walked<L>>, caller: Caller) -> Result<bool> {
+        let (under, new) = self.changes.of(|| {
+            let new = find()?.here()?;
+            let mut nodes = new.nodes();
+            nodes.push(open.node().id());
+            Ok((new, nodes))
+        })?;
         let (End::Name(name), None) = (&new.end, &new.node) else {
             return Err(Error::new(EEXIST));
         };
@@ -189,7 +201,7 @@ impl<L: Layer> OverlayScheme<L> {
         if open.node().kind() == Kind::Dir {
             return Err(Error::new(EPERM));
         }
-        let Some(_changing) = self.copied_ahead(changing, open.node(), true)? else { return Ok(false) };
+        let Some(_under) = self.copied_ahead(under, open.node(), true)? else { return Ok(false) };
         self.overlay.link(open.node(), &new.dir, OsStr::new(name)).map(|()| true)
     }
 

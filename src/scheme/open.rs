@@ -15,11 +15,12 @@ use syscall::flag::{
 
 use super::OverlayScheme;
 use super::access::{Caller, READ, SET_GID, SET_UID, WRITE};
+use super::changes::{Numbers, Under};
 use super::handle::{EntryOf, Handle, Open, Unborn};
 use super::path::{End, Last, PATH_MAX, Place, Walked};
 use crate::layer::{Kind, Layer};
 use crate::overlay::{self, Node};
-use crate::sync::{Guard, Lock};
+use crate::sync::Lock;
 
 /// The type bits of a block device in a mode.
 pub const MODE_BLOCK: u16 = 0x6000;
@@ -82,7 +83,6 @@ impl<L: Layer> OverlayScheme<L> {
     fn open_path(&self, dir: usize, path: &str, flags: usize, caller: Caller) -> Result<Handle<L>> {
         let new = if flags & O_CREAT != 0 { Some(New::parse(flags)?) } else { None };
         let exclusive = new.is_some_and(|new| flags & O_EXCL != 0 || new.is_exclusive());
-        let changing = (new.is_some() || flags & O_TRUNC != 0).then(|| self.changing());
         let last = if exclusive {
             Last::Name
         } else if flags & (O_NOFOLLOW | O_SYMLINK) != 0 {
@@ -91,7 +91,18 @@ impl<L: Layer> OverlayScheme<L> {
             Last::Follow
         };
 
-        let place = match self.walk(dir, path, last, caller)? {
+        let (under, walked) = self.changes.of(|| {
+            let walked = self.walk(dir, path, last, caller)?;
+            let nodes = match &walked {
+                Walked::Here(Place { node: Some(node), .. }) if flags & O_TRUNC != 0 => {
+                    Numbers::from_slice(&[node.id()])
+                }
+                Walked::Here(Place { node: None, dir, .. }) if new.is_some() => Numbers::from_slice(&[dir.id()]),
+                _ => Numbers::new(),
+            };
+            Ok((walked, nodes))
+        })?;
+        let place = match walked {
             Walked::Here(place) => place,
             // What relibc opens when it was told EXDEV, to learn where to go on.
             Walked::Elsewhere(path) if flags & O_SYMLINK != 0 && new.is_none() => {
@@ -110,7 +121,7 @@ impl<L: Layer> OverlayScheme<L> {
                     }
                     End::Dot | End::DotDot | End::Start => None,
                 };
-                self.open_existing(node, entry, flags, caller, changing.as_ref())
+                self.open_existing(node, entry, flags, caller, &under)
             }
             (None, Some(new)) => self.open_new(place, new, flags, caller),
             (None, None) => Err(Error::new(ENOENT)),
@@ -123,17 +134,17 @@ impl<L: Layer> OverlayScheme<L> {
         entry: EntryOf<L>,
         flags: usize,
         caller: Caller,
-        changing: Option<&Guard<'_, ()>>,
+        under: &Under<'_>,
     ) -> Result<Handle<L>> {
         let access = access(flags);
-        let truncated = changing.filter(|_| flags & O_TRUNC != 0);
+        let truncates = flags & O_TRUNC != 0;
         let rights = || self.overlay.rights(node);
         match node.kind() {
             Kind::Dir => {
                 if flags & O_SYMLINK != 0 {
                     return Err(Error::new(EINVAL));
                 }
-                if access & O_WRONLY != 0 || truncated.is_some() {
+                if access & O_WRONLY != 0 || truncates {
                     return Err(Error::new(EISDIR));
                 }
                 if access & O_RDONLY != 0 {
@@ -158,14 +169,14 @@ impl<L: Layer> OverlayScheme<L> {
             }
             _ if flags & O_SYMLINK != 0 => return Err(Error::new(EINVAL)),
             Kind::File => {
-                let writes = access & O_WRONLY != 0 || truncated.is_some();
+                let writes = access & O_WRONLY != 0 || truncates;
                 if writes {
                     self.require_writable()?;
                 }
                 let reads = access & O_RDONLY != 0;
                 caller.require(&rights()?, if reads { READ } else { 0 } | if writes { WRITE } else { 0 })?;
-                if let Some(changing) = truncated {
-                    self.drop_set_id_within(node, caller, changing)?;
+                if truncates {
+                    self.drop_set_id_within(node, caller, under)?;
                     self.mappings.truncate(&self.overlay, node, 0)?;
                 }
             }
@@ -233,7 +244,7 @@ impl<L: Layer> OverlayScheme<L> {
     /// number, eight bytes in the machine's order: EINVAL for anything else.
     pub(super) fn bear(&self, id: usize, unborn: &Unborn<L>, content: &[u8]) -> Result<usize> {
         let Unborn { dir, name, maker, kind, mode } = unborn;
-        let _changing = self.changing();
+        let _under = self.changes.of_one(dir);
         let (owner, mode) = maker.newborn(&self.overlay.rights(dir)?, *kind, *mode);
         let node = match kind {
             Kind::Symlink => {

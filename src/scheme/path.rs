@@ -6,11 +6,13 @@
 
 use std::borrow::Cow;
 use std::ffi::OsStr;
+use std::iter;
 use std::sync::Arc;
 
 use syscall::error::{EINVAL, ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR, EXDEV, Error, Result};
 
 use super::access::{Caller, SEARCH};
+use super::changes::Numbers;
 use crate::layer::{Kind, Layer};
 use crate::overlay::{Node, Overlay};
 
@@ -49,6 +51,13 @@ pub struct Place<L: Layer> {
     pub node: Option<Arc<Node<L>>>,
     /// A slash follows the name, so only a directory can be meant.
     pub slash: bool,
+}
+
+impl<L: Layer> Place<L> {
+    /// What a change of the name is about: the directory, and what has the name.
+    pub fn nodes(&self) -> Numbers {
+        iter::once(&self.dir).chain(&self.node).map(|node| node.id()).collect()
+    }
 }
 
 /// Where a path leads.

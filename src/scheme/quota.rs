@@ -38,6 +38,12 @@ impl Quota {
         Arc::new(Self { of_user, in_all, errno, taken: Lock::default() })
     }
 
+    /// A share of `count` for `user`. The quota's error if that is too much.
+    pub fn take(self: &Arc<Self>, user: u32, count: usize) -> Result<Share> {
+        let mut share = self.share(user);
+        share.set(count).map(|()| share)
+    }
+
     /// A share for `user`, of nothing yet.
     pub fn share(self: &Arc<Self>, user: u32) -> Share {
         Share { quota: Arc::clone(self), user, count: 0 }

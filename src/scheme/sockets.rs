@@ -24,6 +24,7 @@ use syscall::flag::{CallFlags, FobtainFdFlags};
 use super::OverlayScheme;
 use super::access::Caller;
 use super::path::PATH_MAX;
+use super::quota::{Quota, Share};
 use super::request::target;
 use crate::layer::{Kind, Layer};
 use crate::overlay::{self, Node};
@@ -42,17 +43,19 @@ const TOKEN_MAX: usize = 256;
 pub struct Sockets<L: Layer> {
     /// By the number of the node.
     bound: Lock<HashMap<u64, Bound<L>>>,
+    quota: Arc<Quota>,
 }
 
 struct Bound<L: Layer> {
     /// Keeps the node what it is.
     _node: overlay::Handle<L>,
     socket: Arc<Fd>,
+    _room: Share,
 }
 
 impl<L: Layer> Sockets<L> {
     pub fn new() -> Self {
-        Self { bound: Lock::new(HashMap::new()) }
+        Self { bound: Lock::new(HashMap::new()), quota: Quota::new(BOUND_MAX, BOUND_MAX, ENFILE) }
     }
 }
 
@@ -88,13 +91,11 @@ impl<L: Layer> OverlayScheme<L> {
     }
 
     fn name_socket(&self, dir: &Arc<Node<L>>, name: &str, caller: &Caller, socket: Arc<Fd>) -> Result<()> {
-        let _changing = self.changing();
+        let _under = self.changes.of_one(dir);
         self.require_writable()?;
         let dir_stat = self.overlay.rights(dir)?;
         caller.require_entries(&dir_stat)?;
-        if self.sockets.bound.lock().len() >= BOUND_MAX {
-            return Err(Error::new(ENFILE));
-        }
+        let room = self.sockets.quota.take(caller.uid, 1)?;
         let (owner, mode) = caller.newborn(&dir_stat, Kind::Socket, MODE);
         // Some layers have to be sent the socket too.
         let number = socket.raw() as u64;
@@ -103,7 +104,7 @@ impl<L: Layer> OverlayScheme<L> {
             EEXIST => Error::new(EADDRINUSE),
             _ => error,
         })?;
-        self.sockets.bound.lock().insert(node.id(), Bound { _node: self.overlay.open(&node), socket });
+        self.sockets.bound.lock().insert(node.id(), Bound { _node: self.overlay.open(&node), socket, _room: room });
         Ok(())
     }
 

@@ -1,17 +1,18 @@
 //! Several requests at once: what takes one client long is not waited for by another, and can be cancelled.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
 use std::thread;
+use std::time::Duration;
 
 use linux_delegate::client::Lock;
-use linux_delegate::{Process, kernel};
+use linux_delegate::{Fd, Process, kernel};
 use overlayfs::layer::counted::{Counts, Method};
 use syscall::error::{EINTR, ENODEV, Error};
 use syscall::flag::{O_RDWR, O_STAT, O_WRONLY};
 
 use crate::layers::Layers;
-use crate::support::{Stage, names, refused, root};
+use crate::support::{Stage, bob, names, refused, root};
 
 /// More than is copied before it is looked whether the copy is still wanted.
 const LARGE: u64 = 40 << 20;
@@ -97,6 +98,128 @@ fn nobody_waits_for_the_copy_up_that_a_name_needs() {
     gated.gate.send(()).unwrap();
     linking.join().unwrap().unwrap();
     assert_eq!(stage.layers.upper_content("linked").len() as u64, LARGE);
+}
+
+/// Who has not ended by then waits.
+const PATIENCE: Duration = Duration::from_millis(400);
+
+/// The directories `here` and `elsewhere` and `sticky` with two files of bob's.
+struct Dirs {
+    stage: Stage,
+    here: Fd,
+    sticky: Fd,
+    /// `sticky/file`.
+    file: Fd,
+}
+
+/// Where somebody is stuck in one call of a layer once the flag is set.
+struct Stuck {
+    dirs: Dirs,
+    armed: Arc<AtomicBool>,
+    arrived: mpsc::Receiver<()>,
+    gate: mpsc::Sender<()>,
+}
+
+impl Stuck {
+    fn new(method: Method) -> Self {
+        let layers = Layers::new(|_| {});
+        let (overlay, counts) = layers.counted();
+        let ((arrive, arrived), (gate, opened)) = (mpsc::channel(), mpsc::channel::<()>());
+        let opened = std::sync::Mutex::new(opened);
+        let armed = Arc::new(AtomicBool::new(false));
+        let is_armed = armed.clone();
+        counts.interpose(move |called| {
+            if called == method && is_armed.swap(false, Ordering::Relaxed) {
+                arrive.send(()).unwrap();
+                opened.lock().unwrap().recv().unwrap();
+            }
+            Ok(())
+        });
+        let stage = Stage::serve(overlay, layers);
+        let who = root();
+        for dir in ["here", "elsewhere", "sticky"] {
+            who.mkdir(stage.path(dir)).unwrap();
+            for file in ["file", "other", "old"] {
+                who.write_file(stage.path(&format!("{dir}/{file}")), file).unwrap();
+            }
+        }
+        let [here, sticky, file] = ["here", "sticky", "sticky/file"].map(|path| attributes(&stage, path));
+        sticky.fchmod(0o1777).unwrap();
+        file.fchown(1001, 100).unwrap();
+        file.fstat().unwrap();
+        // Its attributes have to be asked for when they count.
+        attributes(&stage, "sticky/other").fchown(1001, 100).unwrap();
+        Self { dirs: Dirs { stage, here, sticky, file }, armed, arrived, gate }
+    }
+
+    /// Has one operation be stuck while each of the others is tried, and says which of these wait.
+    fn who_waits<'o>(&self, stuck: Operation, others: &[(&'o str, Operation)]) -> Vec<&'o str> {
+        let dirs = &self.dirs;
+        thread::scope(|scope| {
+            self.armed.store(true, Ordering::Relaxed);
+            let stuck = scope.spawn(move || stuck(dirs));
+            self.arrived.recv_timeout(10 * PATIENCE).expect("it does not get stuck");
+            let mut waiting = Vec::new();
+            for (what, other) in others {
+                let (ended, end) = mpsc::channel();
+                scope.spawn(move || {
+                    other(dirs);
+                    // Nobody listens any more to who waited.
+                    let _ = ended.send(());
+                });
+                if end.recv_timeout(PATIENCE).is_err() {
+                    waiting.push(*what);
+                }
+            }
+            assert!(!stuck.is_finished());
+            self.gate.send(()).unwrap();
+            waiting
+        })
+    }
+}
+
+type Operation = fn(&Dirs);
+
+fn attributes(stage: &Stage, path: &str) -> Fd {
+    stage.open(&root(), path, O_STAT).unwrap()
+}
+
+#[test]
+fn a_stuck_change_keeps_nobody_waiting_in_another_directory() {
+    let elsewhere: [(&str, Operation); 9] = [
+        ("create", |it| root().write_file(it.stage.path("elsewhere/new"), "new").unwrap()),
+        ("truncate", |it| root().write_file(it.stage.path("elsewhere/file"), "new").unwrap()),
+        ("mkdir", |it| root().mkdir(it.stage.path("elsewhere/dir")).unwrap()),
+        ("symlink", |it| root().symlink("file", it.stage.path("elsewhere/link")).unwrap()),
+        ("chmod", |it| attributes(&it.stage, "elsewhere/file").fchmod(0o600).unwrap()),
+        ("chown", |it| attributes(&it.stage, "elsewhere/file").fchown(1000, 100).unwrap()),
+        ("chmod of the directory", |it| attributes(&it.stage, "elsewhere").fchmod(0o755).unwrap()),
+        ("link", |it| attributes(&it.stage, "elsewhere/other").flink(it.stage.path("elsewhere/linked")).unwrap()),
+        ("unlink", |it| root().unlink(it.stage.path("elsewhere/old")).unwrap()),
+    ];
+    let changes: [(Method, Operation); 3] = [
+        (Method::CreateFile, |it| root().write_file(it.stage.path("here/new"), "new").unwrap()),
+        (Method::Unlink, |it| root().unlink(it.stage.path("here/file")).unwrap()),
+        (Method::SetMode, |it| it.here.fchmod(0o700).unwrap()),
+    ];
+    for (method, change) in changes {
+        let waiting = Stuck::new(method).who_waits(change, &elsewhere);
+        assert!(waiting.is_empty(), "{waiting:?} wait for {}", method.name());
+    }
+}
+
+#[test]
+fn what_was_checked_does_not_change_before_it_is_done() {
+    let others: [(&str, Operation); 2] = [
+        ("chmod of the directory", |it| it.sticky.fchmod(0o755).unwrap()),
+        ("chown of the victim", |it| it.file.fchown(1000, 100).unwrap()),
+    ];
+    for other in others {
+        let change: Operation = |it| bob().rename(it.stage.path("sticky/file"), it.stage.path("sticky/other")).unwrap();
+        // Bob may move his file, and it is looked whether the other is his too.
+        let waiting = Stuck::new(Method::Stat).who_waits(change, &[other]);
+        assert_eq!(waiting, [other.0]);
+    }
 }
 
 #[test]

@@ -1,0 +1,84 @@
+//! Changes of names and attributes: what was checked is what is changed.
+//!
+//! Whoever checks access and then changes something does both while the change is [`Under`] way for the directories whose names change, and for the
+//! objects that are changed or lose a name. Nobody else changes any of these meanwhile, nor who may do what in them. Nobody waits who changes
+//! something else, or who only opens, reads, writes or asks.
+//!
+//! Which objects are meant a path tells, and that before anything is held. So it is walked again afterwards, until it leads to what is held
+//! ([`Changes::of`]). The directories above are not held: the right to search them is asked on the way.
+//!
+//! All that a change needs is taken at once, when it is free, and nobody asks for more while he has something: so there is no order, and no
+//! two wait for each other.
+
+use std::collections::HashSet;
+
+use smallvec::SmallVec;
+use syscall::error::Result;
+
+use crate::layer::Layer;
+use crate::overlay::Node;
+use crate::sync::{Condition, Lock};
+
+/// The numbers of the nodes that a change is about.
+pub type Numbers = SmallVec<[u64; 4]>;
+
+/// The changes that are under way.
+pub struct Changes {
+    /// The nodes that they are about.
+    taken: Lock<HashSet<u64>>,
+    /// Some are free again.
+    freed: Condition,
+}
+
+/// A change that is under way.
+pub struct Under<'c> {
+    changes: &'c Changes,
+    nodes: Numbers,
+}
+
+impl Changes {
+    pub fn new() -> Self {
+        Self { taken: Lock::new(HashSet::new()), freed: Condition::new() }
+    }
+
+    /// Begins a change of one node.
+    pub fn of_one<L: Layer>(&self, node: &Node<L>) -> Under<'_> {
+        self.begin(Numbers::from_slice(&[node.id()]))
+    }
+
+    /// Begins a change of what `find` finds, and says of which nodes it is one.
+    pub fn of<T>(&self, find: impl Fn() -> Result<(T, Numbers)>) -> Result<(Under<'_>, T)> {
+        let (mut found, mut nodes) = find()?;
+        loop {
+            let under = self.begin(nodes);
+            if under.nodes.is_empty() {
+                return Ok((under, found));
+            }
+            (found, nodes) = find()?;
+            if nodes.iter().all(|node| under.nodes.contains(node)) {
+                return Ok((under, found));
+            }
+        }
+    }
+
+    fn begin(&self, mut nodes: Numbers) -> Under<'_> {
+        nodes.sort_unstable();
+        nodes.dedup();
+        let mut taken = self.taken.lock();
+        while nodes.iter().any(|node| taken.contains(node)) {
+            taken = self.freed.wait(taken);
+        }
+        taken.extend(&nodes);
+        Under { changes: self, nodes }
+    }
+}
+
+impl Drop for Under<'_> {
+    fn drop(&mut self) {
+        let mut taken = self.changes.taken.lock();
+        for node in &self.nodes {
+            taken.remove(node);
+        }
+        self.changes.freed.notify_all();
+    }
+}
