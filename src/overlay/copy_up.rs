@@ -312,7 +312,7 @@ impl<L: Layer> Overlay<L> {
                     home = Some(self.keep_copy(origin, before, temp)?);
                 }
                 let placed = self.keeping_times(&place.parent, &to, |dir| match &home {
-                    Some(home) => upper.link(&open, home, dir, &place.name),
+                    Some(home) => upper.link(Object::Entry(&*open, home), dir, &place.name),
                     None => upper.rename(&open, temp, dir, &place.name, RenameMode::Replace),
                 });
                 if let (Err(_), Some(home)) = (&placed, &home) {
@@ -459,6 +459,6 @@ impl<L: Layer> Overlay<L> {
     pub(super) fn link_from_home(&self, home: &OsStr, place: &Place<L>, to: &LayerDir<L>) -> Result<()> {
         let (upper, work) = self.upper()?;
         let open = self.stack.open(work.dir())?;
-        self.keeping_times(&place.parent, to, |dir| upper.link(&open, home, dir, &place.name))
+        self.keeping_times(&place.parent, to, |dir| upper.link(Object::Entry(&*open, home), dir, &place.name))
     }
 }
