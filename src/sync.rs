@@ -1,5 +1,5 @@
-//! The two locks of the project, and what waits for a change of what one guards: those of `std`, without poisoning. With `--cfg shuttle` they are those of the crate shuttle, which decides at
-//! each who is next, so that a test can try thousands of orders (`scripts/schedules`).
+//! The two locks of the project, and the condition that somebody with a lock may wait for: those of `std`, without poisoning. With
+//! `--cfg shuttle` they are those of the crate shuttle, which decides at each who is next, so that a test can try thousands of orders (`scripts/schedules`).
 //!
 //! No thread panics while it holds one by anything that a request or a layer decides; if a bug makes one panic all the same, the
 //! others go on, since the state that a lock guards says only what the layers hold, and every change of it follows the layer's.
@@ -8,12 +8,14 @@
 use std::sync as locks;
 use std::sync::PoisonError;
 
-use locks::{Condvar, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use locks::{Condvar, Mutex, RwLock};
 #[cfg(shuttle)]
 use shuttle::sync as locks;
 
 /// What a [`Lock`] guards, while it is locked.
 pub use locks::MutexGuard as Guard;
+/// What a [`Shared`] guards, while it is locked by many or by one.
+pub use locks::{RwLockReadGuard as ReadGuard, RwLockWriteGuard as WriteGuard};
 
 /// A lock for one.
 pub struct Lock<T>(Mutex<T>);
@@ -61,11 +63,11 @@ impl<T> Shared<T> {
         Shared(RwLock::new(value))
     }
 
-    pub fn read(&self) -> RwLockReadGuard<'_, T> {
+    pub fn read(&self) -> ReadGuard<'_, T> {
         self.0.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub fn write(&self) -> RwLockWriteGuard<'_, T> {
+    pub fn write(&self) -> WriteGuard<'_, T> {
         self.0.write().unwrap_or_else(PoisonError::into_inner)
     }
 }

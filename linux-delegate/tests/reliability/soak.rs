@@ -2,7 +2,8 @@
 //! files that are copied up all the time. One overlay stays mounted until the end; another is mounted anew every now and then.
 //!
 //! OVERLAYFS_SOAK_SECONDS says how long. Memory and descriptors of the first daemon are written down as a table, which is seen with
-//! `--nocapture`. They must not grow once all has been done a few times.
+//! `--nocapture`. They must not grow once all has been done a few times. What the daemon may remember has a limit, which the work alone would
+//! reach after a day; in a run that is long enough to tell, more files than that are looked at before it begins, and again all the time.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -37,14 +38,22 @@ const SMALL: usize = 3000;
 const LARGE: u64 = (2 << 20) + 77;
 
 /// The shortest run of which it is said whether anything grows: a shorter one is all warm-up.
-const TELLS: Duration = Duration::from_secs(300);
+const TELLS: Duration = Duration::from_secs(600);
+
+/// The directories and the files in each that a run which tells has besides, so that the daemon knows as many objects and names as it may
+/// (131,072) throughout.
+const CROWDS: usize = 160;
+const CROWD: usize = 1000;
+
+/// How long until another of these directories is looked at.
+const CROWD_EVERY: Duration = Duration::from_secs(1);
 
 /// What a daemon may need at any time.
 const MOST_MEMORY: u64 = 256 << 20;
 const MOST_DESCRIPTORS: usize = 1000;
 
 /// By how much the largest value of the last quarter may exceed that of the second one.
-const MORE_MEMORY: u64 = 16 << 20;
+const MORE_MEMORY: u64 = 4 << 20;
 const MORE_DESCRIPTORS: usize = 64;
 
 /// What git, tar and compilers do with a tree. Fails if a file is not what it should be.
@@ -81,14 +90,16 @@ fn sample(pid: u32, at: Duration) -> Sample {
     Sample { at, memory: kilobytes << 10, descriptors: fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count() }
 }
 
-fn check(samples: &[Sample], whole: Duration) {
+/// Panics if the daemon ever needed too much.
+fn check(samples: &[Sample]) {
     for Sample { at, memory, descriptors } in samples {
         assert!(*memory < MOST_MEMORY, "after {at:?} the daemon has {memory} bytes of memory");
         assert!(*descriptors < MOST_DESCRIPTORS, "after {at:?} the daemon has {descriptors} descriptors");
     }
-    if whole < TELLS {
-        return;
-    }
+}
+
+/// Panics if the daemon needs more and more.
+fn check_growth(samples: &[Sample], whole: Duration) {
     let quarter = |number: u32| {
         let of =
             samples.iter().filter(move |sample| (whole / 4 * number..whole / 4 * (number + 1)).contains(&sample.at));
@@ -189,6 +200,31 @@ fn small_file(number: usize) -> String {
     format!("ration/small/{}/{number}", number / 100)
 }
 
+/// The directory of a crowd of files.
+fn crowd(number: usize) -> String {
+    format!("crowds/{number}")
+}
+
+/// Looks at each file of a crowd.
+fn look_at(dir: &Path) {
+    for name in 0..CROWD {
+        let path = dir.join(name.to_string());
+        let metadata = path.symlink_metadata().unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        assert!(metadata.is_file() && metadata.len() == 0, "{} is no empty file", path.display());
+    }
+}
+
+/// Looks at one crowd after the other, from the beginning again and again.
+fn look_around(mount: &Path, watch: &Watch) {
+    let mut looks = 0;
+    while watch.goes_on() {
+        look_at(&mount.join(crowd(looks % CROWDS)));
+        looks += 1;
+        thread::sleep(CROWD_EVERY);
+    }
+    println!("crowds looked at: {looks}");
+}
+
 /// Does what programs do, from the beginning again and again.
 fn run_programs(mount: &Path, watch: &Watch) {
     let mut rounds = 0;
@@ -233,7 +269,8 @@ fn remount(bed: &Bed, watch: &Watch, period: Duration) {
 fn memory_and_descriptors_stay_what_they_are() {
     let length = Duration::from_secs(setting("OVERLAYFS_SOAK_SECONDS", 6));
     let (stays, anew) = (Stage::new(), Stage::new());
-    let seconds = length.as_secs_f64();
+    let (seconds, tells) = (length.as_secs_f64(), length >= TELLS);
+    let crowds = if tells { CROWDS } else { 0 };
     let bed = Bed::new(&stays, stays.root(), WORKERS, |lower| {
         for number in 0..(seconds / SMALL_EVERY) as usize + 1 {
             put::file(lower, &small_file(number), bytes(number as u64, SMALL));
@@ -246,11 +283,21 @@ fn memory_and_descriptors_stay_what_they_are() {
             let path = format!("tree/d{}/f{}", number / 10, number % 10);
             put::file(lower, &path, bytes(number, 100 + 100 * number as usize));
         }
+        for dir in (0..crowds).map(|number| put::dir(lower, &crowd(number))) {
+            for name in 0..CROWD {
+                File::create(dir.join(name.to_string())).unwrap();
+            }
+        }
     });
     let other = Bed::new(&anew, anew.root(), 1, |_| ());
     // Longer than the work, since what was partly copied is completed at the end.
     let mount = Mount::for_long(&bed.point, &bed.options(""), length + Duration::from_secs(600));
     let pid = mount.daemon.id();
+    let start = Instant::now();
+    for number in 0..crowds {
+        look_at(&bed.point.join(crowd(number)));
+    }
+    println!("{} files were looked at in {:?}", crowds * CROWD, start.elapsed());
     let watch = Watch { start: Instant::now(), length, failed: AtomicBool::new(false) };
     let mut samples = Vec::new();
     thread::scope(|scope| {
@@ -270,6 +317,12 @@ fn memory_and_descriptors_stay_what_they_are() {
             let _alarm = Alarm(watch);
             run_programs(&bed.point, watch);
         });
+        if tells {
+            scope.spawn(|| {
+                let _alarm = Alarm(watch);
+                look_around(&bed.point, watch);
+            });
+        }
         scope.spawn(|| {
             let _alarm = Alarm(watch);
             remount(&other, watch, (length / 100).max(Duration::from_secs(1)));
@@ -286,5 +339,8 @@ fn memory_and_descriptors_stay_what_they_are() {
     bed.check_lowers();
     other.check_lowers();
     bed.check_at_rest();
-    check(&samples, length);
+    check(&samples);
+    if tells {
+        check_growth(&samples, length);
+    }
 }
