@@ -8,6 +8,9 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::SystemTime;
+
+use test_common::xattrs;
 
 /// The unit that a filesystem writes whole or not at all.
 pub const BLOCK: usize = 4096;
@@ -23,11 +26,15 @@ pub enum Entry {
     File(FileId),
 }
 
-/// What is in a file.
-#[derive(Clone, PartialEq, Eq, Debug)]
+/// What is in a file, and what is said of it.
+#[derive(Clone, Default, PartialEq, Eq, Debug)]
 pub struct Content {
     pub bytes: Arc<Vec<u8>>,
     pub mode: u32,
+    /// When the bytes were last changed. None: at a moment that nobody knows, after somebody had set it.
+    pub mtime: Option<SystemTime>,
+    /// Those that are the program's (`user.`).
+    pub xattrs: BTreeMap<String, Vec<u8>>,
 }
 
 /// All that a program has at one time.
@@ -42,6 +49,15 @@ impl State {
     pub fn names(&self, id: FileId) -> Vec<&str> {
         let named = self.tree.iter().filter(|(_, entry)| **entry == Entry::File(id));
         named.map(|(path, _)| path.as_str()).collect()
+    }
+
+    /// Whether this is what was found, but for times that nobody knows.
+    pub fn is(&self, found: &Self) -> bool {
+        let fits = |(id, content): (&FileId, &Content)| {
+            let found = found.files.get(id);
+            found.is_some_and(|found| *found == Content { mtime: content.mtime.or(found.mtime), ..content.clone() })
+        };
+        self.tree == found.tree && self.files.iter().all(fits)
     }
 }
 
@@ -115,7 +131,10 @@ impl Found {
         } else {
             let bytes = fs::read(&full).unwrap_or_else(|error| panic!("{} cannot be read: {error}", full.display()));
             assert_eq!(bytes.len() as u64, metadata.len(), "the size of {}", full.display());
-            let content = Content { bytes: Arc::new(bytes), mode: metadata.mode() & 0o7777 };
+            let mut xattrs = xattrs(&full);
+            xattrs.retain(|name, _| name.starts_with("user."));
+            let (mode, mtime) = (metadata.mode() & 0o7777, Some(metadata.modified().unwrap()));
+            let content = Content { bytes: Arc::new(bytes), mode, mtime, xattrs };
             FoundEntry::File { content, ino: metadata.ino() }
         };
         self.0.insert(path.to_owned(), entry);
@@ -307,6 +326,19 @@ impl History {
         }
         if !versions.iter().any(|version| version.mode == found.mode) {
             return Err(format!("mode {:o}", found.mode));
+        }
+        if !versions.iter().any(|version| version.mtime.is_none() || version.mtime == found.mtime) {
+            let times: Vec<_> = versions.iter().map(|version| version.mtime).collect();
+            return Err(format!("the time of last change is {:?}, and was {times:?} since step {first}", found.mtime));
+        }
+        let names: BTreeSet<&String> =
+            versions.iter().copied().chain([found]).flat_map(|version| version.xattrs.keys()).collect();
+        for name in names {
+            let value = found.xattrs.get(name);
+            if !versions.iter().any(|version| version.xattrs.get(name) == value) {
+                let length = value.map(Vec::len);
+                return Err(format!("{name} has {length:?} bytes, which it did not have since step {first}"));
+            }
         }
         // Where a version ends, a block may be of two: what is behind the end of a file that lends to a partial copy is the copy's own.
         let mut ends: Vec<usize> =
