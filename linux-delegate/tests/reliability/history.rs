@@ -106,6 +106,16 @@ enum FoundEntry {
     File { content: Content, ino: u64 },
 }
 
+/// Which versions of a file may be found.
+#[derive(Clone, Copy)]
+struct Floor {
+    /// Those after this step, and later ones.
+    step: usize,
+    /// Whether the time of last change is that of one of them, too. That of a copy of which parts are still lent by a lower layer is lost if the
+    /// power fails while the rest is copied.
+    timed: bool,
+}
+
 /// How names come back.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Order {
@@ -202,7 +212,7 @@ impl History {
     pub fn check_answered(&mut self, found: &Found) -> Result<(), String> {
         let last = self.steps.len() - 1;
         let first = self.steps.iter().rposition(|step| step.done.is_some()).expect("the beginning is done");
-        let at = self.find(found, first..=last, |_| first, last)?;
+        let at = self.find(found, first..=last, |_| Floor { step: first, timed: true }, last)?;
         let mut state = self.steps[at].state.clone();
         for (path, entry) in &state.tree {
             if let (Entry::File(id), Some(FoundEntry::File { content, .. })) = (entry, found.0.get(path)) {
@@ -225,7 +235,8 @@ impl History {
             .collect();
         let floor = |id| {
             let of_file = promises.iter().filter(|(_, promise)| matches!(promise, Promise::File(of, _) if *of == id));
-            of_file.map(|(at, _)| *at).max().unwrap_or(0)
+            let step = of_file.map(|(at, _)| *at).max();
+            Floor { step: step.unwrap_or(0), timed: step.is_some() }
         };
         let first = promises.iter().map(|(at, promise)| self.promised(promise, *at)).max().unwrap_or(0);
         let whole = self.find(found, first..=last, floor, last);
@@ -259,7 +270,7 @@ impl History {
         &self,
         found: &Found,
         range: std::ops::RangeInclusive<usize>,
-        floor: impl Fn(FileId) -> usize,
+        floor: impl Fn(FileId) -> Floor,
         last: usize,
     ) -> Result<usize, String> {
         let mut why = String::new();
@@ -272,7 +283,7 @@ impl History {
         Err(format!("what was found is the tree after none of the steps {range:?}:{why}"))
     }
 
-    fn fits(&self, found: &Found, at: usize, floor: &impl Fn(FileId) -> usize, last: usize) -> Result<(), String> {
+    fn fits(&self, found: &Found, at: usize, floor: &impl Fn(FileId) -> Floor, last: usize) -> Result<(), String> {
         let state = &self.steps[at].state;
         if let Some(path) = found.0.keys().find(|path| !state.tree.contains_key(*path)) {
             return Err(format!("{path} is there"));
@@ -295,7 +306,7 @@ impl History {
         path: &str,
         there: &FoundEntry,
         entry: &Entry,
-        floor: &impl Fn(FileId) -> usize,
+        floor: &impl Fn(FileId) -> Floor,
         last: usize,
     ) -> Result<(), String> {
         match (there, entry) {
@@ -309,7 +320,8 @@ impl History {
     }
 
     /// Whether each block is that of some version of the file.
-    fn content_fits(&self, found: &Content, id: FileId, first: usize, last: usize) -> Result<(), String> {
+    fn content_fits(&self, found: &Content, id: FileId, floor: Floor, last: usize) -> Result<(), String> {
+        let first = floor.step;
         let mut versions: Vec<&Content> = Vec::new();
         for content in self.steps[first..=last].iter().filter_map(|step| step.state.files.get(&id)) {
             if !versions.last().is_some_and(|before| Arc::ptr_eq(&before.bytes, &content.bytes) && *before == content) {
@@ -327,7 +339,7 @@ impl History {
         if !versions.iter().any(|version| version.mode == found.mode) {
             return Err(format!("mode {:o}", found.mode));
         }
-        if !versions.iter().any(|version| version.mtime.is_none() || version.mtime == found.mtime) {
+        if floor.timed && !versions.iter().any(|version| version.mtime.is_none() || version.mtime == found.mtime) {
             let times: Vec<_> = versions.iter().map(|version| version.mtime).collect();
             return Err(format!("the time of last change is {:?}, and was {times:?} since step {first}", found.mtime));
         }
@@ -370,7 +382,7 @@ impl History {
         &self,
         found: &Found,
         promises: &[(usize, &Promise)],
-        floor: impl Fn(FileId) -> usize,
+        floor: impl Fn(FileId) -> Floor,
         last: usize,
     ) -> Result<(), String> {
         let steps = &self.steps[..=last];

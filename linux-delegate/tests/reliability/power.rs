@@ -26,9 +26,6 @@ use crate::{run, setting};
 /// How many programs work at once.
 const WORKERS: usize = 3;
 
-/// What an overlay is mounted with, beside its layers. Each has its own recordings.
-const WAYS: [&str; 3] = ["", ",whole_copies", ",format=kernel"];
-
 /// At how many moments a recording is cut at most. Then there is another one.
 const CUTS: u64 = 20;
 
@@ -43,6 +40,8 @@ struct Filesystem {
     size: u64,
     /// Of its changes of names that were not synced.
     order: Order,
+    /// What an overlay is mounted with, beside its layers. Each has its own recordings.
+    ways: &'static [&'static str],
 }
 
 const EXT4: Filesystem = Filesystem {
@@ -50,11 +49,23 @@ const EXT4: Filesystem = Filesystem {
     options: "commit=1",
     size: 256 << 20,
     order: Order::Kept,
+    ways: &["", ",whole_copies", ",format=kernel"],
 };
-const XFS: Filesystem =
-    Filesystem { make: &["mkfs.xfs", "-q", "-K"], options: "defaults", size: 320 << 20, order: Order::Kept };
-const BTRFS: Filesystem =
-    Filesystem { make: &["mkfs.btrfs", "-q", "-K"], options: "commit=1", size: 320 << 20, order: Order::EachName };
+const XFS: Filesystem = Filesystem {
+    make: &["mkfs.xfs", "-q", "-K"],
+    options: "defaults",
+    size: 320 << 20,
+    order: Order::Kept,
+    ways: EXT4.ways,
+};
+const BTRFS: Filesystem = Filesystem {
+    make: &["mkfs.btrfs", "-q", "-K"],
+    options: "commit=1",
+    size: 320 << 20,
+    order: Order::EachName,
+    // With `format=kernel` the whiteout that a rename leaves may be lost: btrfs alone loses it, too.
+    ways: &["", ",whole_copies"],
+};
 
 /// Where a run of the system has its name, which partial copies remember.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
@@ -169,8 +180,8 @@ fn sync_now_and_then(dir: &Path, ended: &AtomicBool) {
 fn cut(filesystem: &'static Filesystem) {
     let (mut machine, blocks) = Machine::new(filesystem);
     let (cuts, mut number, mut not_one_step) = (setting("OVERLAYFS_CUTS", 3), 0, 0);
-    for way in WAYS.iter().cycle() {
-        let few = CUTS.min(cuts.div_ceil(WAYS.len() as u64)).min(cuts - number);
+    for way in filesystem.ways.iter().cycle() {
+        let few = CUTS.min(cuts.div_ceil(filesystem.ways.len() as u64)).min(cuts - number);
         if few == 0 {
             break;
         }
