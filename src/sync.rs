@@ -8,12 +8,14 @@
 use std::sync as locks;
 use std::sync::PoisonError;
 
-use locks::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use locks::{Mutex, RwLock};
 #[cfg(shuttle)]
 use shuttle::sync as locks;
 
 /// What a [`Lock`] guards, while it is locked.
 pub use locks::MutexGuard as Guard;
+/// What a [`Shared`] guards, while it is locked by many or by one.
+pub use locks::{RwLockReadGuard as ReadGuard, RwLockWriteGuard as WriteGuard};
 
 /// A lock for one.
 pub struct Lock<T>(Mutex<T>);
@@ -36,11 +38,11 @@ impl<T> Shared<T> {
         Shared(RwLock::new(value))
     }
 
-    pub fn read(&self) -> RwLockReadGuard<'_, T> {
+    pub fn read(&self) -> ReadGuard<'_, T> {
         self.0.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub fn write(&self) -> RwLockWriteGuard<'_, T> {
+    pub fn write(&self) -> WriteGuard<'_, T> {
         self.0.write().unwrap_or_else(PoisonError::into_inner)
     }
 }

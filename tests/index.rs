@@ -305,6 +305,34 @@ fn a_link_of_what_lost_all_names_that_were_known_is_one_of_the_others_too() {
     }
 }
 
+/// As above, of a file that was in the upper layer before: nothing but the open file leads to it.
+#[test]
+fn a_link_of_an_open_file_that_lost_its_name_is_one_of_the_others_too() {
+    let stage = stage();
+    put::file(&stage.dir("upper"), "own", "new");
+    put::link(&stage.dir("upper"), "own", "own too");
+    let mut mount = Mount::new(&stage);
+    let held = mount.overlay().open(&mount.find("own"));
+    mount.unlink("own");
+    mount.overlay().link(held.node(), mount.overlay().root(), OsStr::new("again")).unwrap();
+    mount.unlink("again");
+    // Over the whiteout of a lower layer's name, too.
+    mount.unlink("other");
+    mount.overlay().link(held.node(), mount.overlay().root(), OsStr::new("other")).unwrap();
+    assert_eq!(mount.ino("other"), mount.ino("own too"));
+    for _ in 0..2 {
+        for path in ["other", "own too"] {
+            assert_eq!((mount.read(path).as_str(), mount.nlink(path)), ("new", 2), "{path}");
+        }
+        mount.again();
+    }
+    let held = mount.overlay().open(&mount.find("other"));
+    mount.unlink("other");
+    mount.unlink("own too");
+    let gone = mount.overlay().link(held.node(), mount.overlay().root(), OsStr::new("again"));
+    assert_eq!(gone.unwrap_err().errno, libc::ENOENT);
+}
+
 #[test]
 fn links_of_symlinks_are_links_too() {
     let stage = stage();

@@ -184,8 +184,8 @@ fn names_are_single_components_of_any_bytes() {
         fails(layer.create_symlink(&root, bad, n("x"), ROOT), EINVAL);
         fails(layer.create_node(&root, bad, Kind::Fifo, 0o600, 0, ROOT), EINVAL);
         fails(layer.read_link(&root, bad), EINVAL);
-        fails(layer.link(&root, bad, &root, n("new")), EINVAL);
-        fails(layer.link(&root, n("file"), &root, bad), EINVAL);
+        fails(layer.link(Object::Entry(&root, bad), &root, n("new")), EINVAL);
+        fails(layer.link(Object::Entry(&root, n("file")), &root, bad), EINVAL);
         fails(layer.unlink(&root, bad), EINVAL);
         fails(layer.remove_dir(&root, bad), EINVAL);
         fails(layer.rename(&root, bad, &root, n("new"), RenameMode::Replace), EINVAL);
@@ -206,7 +206,7 @@ fn a_missing_name_is_enoent_everywhere() {
     fails(layer.open_file(&root, missing, Access::Read), ENOENT);
     fails(layer.open_file(&root, missing, Access::ReadWrite), ENOENT);
     fails(layer.read_link(&root, missing), ENOENT);
-    fails(layer.link(&root, missing, &root, n("new")), ENOENT);
+    fails(layer.link(Object::Entry(&root, missing), &root, n("new")), ENOENT);
     fails(layer.unlink(&root, missing), ENOENT);
     fails(layer.remove_dir(&root, missing), ENOENT);
     for mode in [RenameMode::Replace, RenameMode::NoReplace, RenameMode::Exchange] {
@@ -251,7 +251,7 @@ fn a_symlink_is_never_followed() {
     layer.set_owner(Object::Entry(&root, n("link")), ALICE).unwrap();
     let link = layer.stat(Object::Entry(&root, n("link"))).unwrap();
     assert_eq!((link.mtime, link.uid, link.gid), (time, ALICE.uid, ALICE.gid));
-    layer.link(&root, n("link"), &root, n("second")).unwrap();
+    layer.link(Object::Entry(&root, n("link")), &root, n("second")).unwrap();
     assert_eq!(layer.stat(Object::Entry(&root, n("second"))).unwrap().ino, link.ino);
     layer.unlink(&root, n("link")).unwrap();
     assert_eq!(layer.stat(Object::Entry(&root, n("file"))).unwrap(), before);
@@ -328,7 +328,7 @@ fn renames_and_links_between_two_layers_of_one_filesystem() {
     work.create_dir(&from, n("dir"), 0o700, ROOT).unwrap();
     work.create_file(&from, n("file"), 0o600, ROOT).unwrap();
     let dir = work.open_dir(&from, n("dir")).unwrap();
-    upper.link(&from, n("file"), &to, n("second")).unwrap();
+    upper.link(Object::Entry(&from, n("file")), &to, n("second")).unwrap();
     upper.rename(&from, n("dir"), &to, n("dir"), RenameMode::NoReplace).unwrap();
     upper.rename(&from, n("file"), &dir, n("file"), RenameMode::Replace).unwrap();
     assert!(names(&work, &from).is_empty());
@@ -342,11 +342,16 @@ fn renames_and_links_between_two_layers_of_one_filesystem() {
 fn links_have_one_object() {
     let (_temp, layer, root) = upper();
     let file = layer.create_file(&root, n("a"), 0o600, ROOT).unwrap();
-    layer.link(&root, n("a"), &root, n("b")).unwrap();
-    fails(layer.link(&root, n("a"), &root, n("b")), EEXIST);
+    layer.link(Object::Entry(&root, n("a")), &root, n("b")).unwrap();
+    fails(layer.link(Object::Entry(&root, n("a")), &root, n("b")), EEXIST);
     assert_eq!(layer.stat(Object::File(&file)).unwrap().nlink, 2);
+    layer.unlink(&root, n("a")).unwrap();
+    layer.link(Object::File(&file), &root, n("a")).unwrap();
+    fails(layer.link(Object::File(&file), &root, n("b")), EEXIST);
+    fails(layer.link(Object::Dir(&root), &root, n("dir2")), EPERM);
+    assert_eq!(layer.stat(Object::Entry(&root, n("a"))).unwrap().nlink, 2);
     layer.create_dir(&root, n("dir"), 0o700, ROOT).unwrap();
-    fails(layer.link(&root, n("dir"), &root, n("dir2")), EPERM);
+    fails(layer.link(Object::Entry(&root, n("dir")), &root, n("dir2")), EPERM);
 }
 
 #[test]
@@ -815,7 +820,7 @@ fn mounted_inside(way: Way, mounts_first: bool, mount_on: impl Fn(&Path)) {
     fails(layer.remove_dir(&root, n("dir")), EBUSY);
     fails(layer.unlink(&root, n("file")), EBUSY);
     fails(layer.rename(&root, n("dir"), &root, n("new"), RenameMode::Replace), EBUSY);
-    fails(layer.link(&root, n("file"), &root, n("new")), EXDEV);
+    fails(layer.link(Object::Entry(&root, n("file")), &root, n("new")), EXDEV);
     for object in [Object::Dir(&dir), Object::Entry(&root, n("dir")), Object::Entry(&root, n("file"))] {
         fails(layer.set_mode(object, 0o777), EBUSY);
         fails(layer.set_owner(object, ALICE), EBUSY);

@@ -86,7 +86,7 @@ fn names_are_single_components_that_redoxfs_can_store() {
     let longer = "x".repeat(253);
     fails(layer.create_file(&root, n(&longer), 0o600, ROOT), ENAMETOOLONG);
     fails(layer.rename(&root, n("file"), &root, n(&longer), RenameMode::Replace), ENAMETOOLONG);
-    fails(layer.link(&root, n("file"), &root, n(&longer)), ENAMETOOLONG);
+    fails(layer.link(Object::Entry(&root, n("file")), &root, n(&longer)), ENAMETOOLONG);
     fails(layer.create_file(&root, n("a:b"), 0o600, ROOT), EINVAL);
     assert_eq!(layer.stat_fs().unwrap().name_max, 252);
 
@@ -104,8 +104,8 @@ fn names_are_single_components_that_redoxfs_can_store() {
         fails(layer.create_dir(&root, bad, 0o700, ROOT), EINVAL);
         fails(layer.create_symlink(&root, bad, n("x"), ROOT), EINVAL);
         fails(layer.read_link(&root, bad), EINVAL);
-        fails(layer.link(&root, bad, &root, n("new")), EINVAL);
-        fails(layer.link(&root, n("file"), &root, bad), EINVAL);
+        fails(layer.link(Object::Entry(&root, bad), &root, n("new")), EINVAL);
+        fails(layer.link(Object::Entry(&root, n("file")), &root, bad), EINVAL);
         fails(layer.unlink(&root, bad), EINVAL);
         fails(layer.remove_dir(&root, bad), EINVAL);
         fails(layer.rename(&root, bad, &root, n("new"), RenameMode::Replace), EINVAL);
@@ -129,7 +129,7 @@ fn a_missing_name_is_enoent_everywhere() {
     fails(layer.open_file(&root, missing, Access::Read), ENOENT);
     fails(layer.open_file(&root, missing, Access::ReadWrite), ENOENT);
     fails(layer.read_link(&root, missing), ENOENT);
-    fails(layer.link(&root, missing, &root, n("new")), ENOENT);
+    fails(layer.link(Object::Entry(&root, missing), &root, n("new")), ENOENT);
     fails(layer.unlink(&root, missing), ENOENT);
     fails(layer.remove_dir(&root, missing), ENOENT);
     for mode in [RenameMode::Replace, RenameMode::NoReplace] {
@@ -157,7 +157,7 @@ fn attributes_of_a_symlink_are_its_own() {
     layer.set_owner(Object::Entry(&root, n("link")), ALICE).unwrap();
     let link = layer.stat(Object::Entry(&root, n("link"))).unwrap();
     assert_eq!((link.kind, link.mtime, link.uid, link.gid), (Kind::Symlink, time, ALICE.uid, ALICE.gid));
-    layer.link(&root, n("link"), &root, n("second")).unwrap();
+    layer.link(Object::Entry(&root, n("link")), &root, n("second")).unwrap();
     assert_eq!(layer.stat(Object::Entry(&root, n("second"))).unwrap().ino, link.ino);
     layer.rename(&root, n("link"), &root, n("moved"), RenameMode::Replace).unwrap();
     layer.unlink(&root, n("moved")).unwrap();
@@ -221,7 +221,7 @@ fn renames_and_links_between_two_layers_of_one_filesystem() {
     let (from, to) = (work.root().unwrap(), upper.root().unwrap());
     work.create_dir(&from, n("dir"), 0o700, ROOT).unwrap();
     work.create_file(&from, n("file"), 0o600, ROOT).unwrap();
-    upper.link(&from, n("file"), &to, n("second")).unwrap();
+    upper.link(Object::Entry(&from, n("file")), &to, n("second")).unwrap();
     upper.rename(&from, n("dir"), &to, n("dir"), RenameMode::NoReplace).unwrap();
     let dir = upper.open_dir(&to, n("dir")).unwrap();
     upper.rename(&from, n("file"), &dir, n("file"), RenameMode::Replace).unwrap();
@@ -263,9 +263,14 @@ fn a_directory_is_a_path() {
 fn links_have_one_object() {
     let (disk, layer, root) = upper();
     let file = layer.create_file(&root, n("a"), 0o600, ROOT).unwrap();
-    layer.link(&root, n("a"), &root, n("b")).unwrap();
-    fails(layer.link(&root, n("a"), &root, n("b")), EEXIST);
+    layer.link(Object::Entry(&root, n("a")), &root, n("b")).unwrap();
+    fails(layer.link(Object::Entry(&root, n("a")), &root, n("b")), EEXIST);
     assert_eq!(layer.stat(Object::File(&file)).unwrap().nlink, 2);
+    layer.unlink(&root, n("a")).unwrap();
+    layer.link(Object::File(&file), &root, n("a")).unwrap();
+    fails(layer.link(Object::File(&file), &root, n("b")), EEXIST);
+    fails(layer.link(Object::Dir(&root), &root, n("dir2")), EPERM);
+    assert_eq!(layer.stat(Object::Entry(&root, n("a"))).unwrap().nlink, 2);
     assert_eq!(disk.tree().names("layer"), ["a", "b"], "redoxfs would enter a name twice");
 }
 
@@ -419,7 +424,7 @@ fn a_layer_that_is_only_read_is_never_changed() {
     fails(layer.create_dir(&dir, n("new"), 0o600, ROOT), EROFS);
     fails(layer.create_symlink(&dir, n("new"), n("x"), ROOT), EROFS);
     fails(layer.create_node(&dir, n("new"), Kind::Fifo, 0o600, 0, ROOT), EROFS);
-    fails(layer.link(&dir, file, &dir, n("new")), EROFS);
+    fails(layer.link(Object::Entry(&dir, file), &dir, n("new")), EROFS);
     fails(layer.unlink(&dir, file), EROFS);
     fails(layer.remove_dir(&root, n("dir")), EROFS);
     fails(layer.rename(&dir, file, &dir, n("new"), RenameMode::Replace), EROFS);

@@ -15,7 +15,7 @@ use overlayfs::fsck::Checker;
 use overlayfs::layer::counted::{Counted, Counts};
 use overlayfs::layer::{Kind, OsLayer, Owner, RenameMode, Result};
 use overlayfs::overlay::{Handle, Layers, Node, Overlay};
-use syscall::error::ENOENT;
+use syscall::error::{ENOENT, ENOTEMPTY};
 use test_common::{LowerGuard, Stage, put};
 
 type Layered = Counted<OsLayer>;
@@ -332,5 +332,65 @@ fn listings_meet_what_stays_whatever_happens() {
         }
     });
     drop(dir);
+    leave(overlay, &stage, &guard);
+}
+
+/// Some directories are in one another, some are not, and who goes to and fro needs two of them at once.
+#[test]
+fn files_go_from_every_directory_to_every_other() {
+    let stage = Stage::new();
+    let lower = stage.dir("lower");
+    let paths = ["a", "a/b", "a/b/c", "d", "d/e"];
+    for path in paths {
+        put::file(&lower, &format!("{path}/stays"), path);
+    }
+    for number in 1..=4 {
+        put::file(&lower, &format!("a/file{number}"), number.to_string());
+    }
+    stage.dir("upper");
+    let guard = LowerGuard::new([&lower]);
+    let overlay = mount(&stage);
+    let dirs = paths.map(|path| find(&overlay, path).unwrap());
+    let ended = &AtomicBool::new(false);
+    thread::scope(|scope| {
+        let (overlay, dirs) = (&overlay, &dirs);
+        let movers = [1, 2, 3, 4].map(|number| {
+            scope.spawn(move || {
+                let file = format!("file{number}");
+                let held = overlay.open(&overlay.lookup(&dirs[0], name(&file)).unwrap());
+                for round in 0..times(50) {
+                    // The steps of each are other ones; what is not a multiple of five leads to all directories in turn.
+                    let [from, to] = [round, round + 1].map(|round| &dirs[round * number % dirs.len()]);
+                    overlay.rename(from, name(&file), to, name(&file), RenameMode::NoReplace).unwrap();
+                    assert_eq!(overlay.lookup(to, name(&file)).unwrap().id(), held.node().id());
+                    assert_eq!(overlay.stat(held.node()).unwrap().nlink, 1);
+                    assert_eq!(read(overlay, &held), number.to_string().as_bytes());
+                    // Two replace what the others have made.
+                    overlay.create_file(to, name(&format!("new{number}")), 0o600, OWN).unwrap();
+                    let new = name("new");
+                    overlay.rename(to, name(&format!("new{number}")), from, new, RenameMode::Replace).unwrap();
+                }
+            })
+        });
+        scope.spawn(move || {
+            until(ended, |round| {
+                let (parent, dir) = (&dirs[round % 3], name("dir"));
+                overlay.create_dir(parent, dir, 0o700, OWN).unwrap();
+                overlay.remove_dir(parent, dir).unwrap();
+                let inside = ["b", "c"][round % 2];
+                let kept = overlay.remove_dir(&dirs[round % 2], name(inside));
+                assert_eq!(kept.unwrap_err().errno, ENOTEMPTY);
+                assert_eq!(list(overlay, parent).get("stays"), Some(&1));
+            });
+        });
+        let _ends = Ends(ended);
+        for mover in movers {
+            mover.join().unwrap();
+        }
+    });
+    let tree = tree(&overlay);
+    let ends_with = |file: &str| tree.keys().filter(|path| path.file_name() == Some(name(file))).count();
+    assert_eq!(["file1", "file2", "file3", "file4", "new"].map(ends_with), [1, 1, 1, 1, dirs.len()]);
+    drop(dirs);
     leave(overlay, &stage, &guard);
 }

@@ -2,7 +2,7 @@
 //! of a layer, and of all others, of which each is tried alone, exactly those wait that are said here.
 //!
 //! Data that is read, written, copied or synced keeps only those waiting who want to change the same object. Whoever needs an answer
-//! about names holds the directory meanwhile, and keeps renames, which need the whole tree, waiting. `docs/design.md` has the locks.
+//! about names holds the directory meanwhile, and keeps who renames a directory, who needs the whole tree, waiting. `docs/design.md` has the locks.
 
 use std::cell::Cell;
 use std::ffi::OsStr;
@@ -83,6 +83,7 @@ impl Tree {
             put::file(&lower, &format!("{dir}/dir/file"), "data");
         }
         put::file(&stage.dir("upper"), "here/own", "data");
+        put::file(&stage.dir("upper"), "here/own dir/file", "data");
         let counts = Counts::default();
         let open =
             |name: &str, for_writing| Counted::new(OsLayer::open(&stage.dir(name), for_writing).unwrap(), &counts);
@@ -121,7 +122,7 @@ impl Tree {
 }
 
 /// Everything that others want to do meanwhile.
-const OTHERS: [(&str, Operation); 17] = [
+const OTHERS: [(&str, Operation); 18] = [
     ("read the file", |tree| read(tree, &tree.file)),
     ("stat the file", |tree| tree.overlay.stat(tree.file.node()).map(drop)),
     ("write to the file", |tree| write(tree, &tree.file)),
@@ -138,6 +139,10 @@ const OTHERS: [(&str, Operation); 17] = [
     ("list elsewhere", |tree| list(tree, &tree.elsewhere)),
     ("create elsewhere", |tree| create(tree, &tree.elsewhere)),
     ("rename elsewhere", |tree| rename(tree, &tree.elsewhere, "moves")),
+    ("rename across elsewhere", |tree| {
+        let dir = tree.overlay.lookup(&tree.elsewhere, name("dir"))?;
+        tree.overlay.rename(&tree.elsewhere, name("moves"), &dir, name("renamed"), RenameMode::Replace)
+    }),
     ("rename a directory elsewhere", |tree| rename(tree, &tree.elsewhere, "dir")),
 ];
 
@@ -199,14 +204,13 @@ fn nobody_waits_for_a_sync() {
     check(|tree| tree.overlay.sync(&tree.overlay.open(&tree.here)), Method::SyncDir, NOBODY);
 }
 
-/// Who needs the directory `here`, and renames, which need all.
+/// Who needs the directory `here`, and who moves a directory and so needs all.
 const WHO_NEEDS_THE_DIRECTORY: &[&str] = &[
     "unlink the file",
     "find what is known here",
     "find what is not known here",
     "list here",
     "create here",
-    "rename elsewhere",
     "rename a directory elsewhere",
 ];
 
@@ -220,8 +224,24 @@ fn who_needs_the_directory_waits_for_what_is_looked_up_and_made_there() {
 }
 
 #[test]
-fn who_needs_names_waits_for_a_rename() {
+fn who_needs_the_directory_or_the_file_waits_for_a_rename_of_a_file() {
+    let the_file = ["write to the file", "read the other file", "write to the other file"];
+    let waiting = [&the_file, WHO_NEEDS_THE_DIRECTORY].concat();
+    let mut waiting: Vec<_> = OTHERS.iter().map(|(what, _)| *what).filter(|what| waiting.contains(what)).collect();
+    check(|tree| rename(tree, &tree.here, "own"), Method::Rename, &waiting);
+    // Who goes from one directory to another waits for each other.
+    let last = waiting.len() - 1;
+    waiting.insert(last, "rename across elsewhere");
+    let across: Operation = |tree| {
+        let dir = tree.overlay.lookup(&tree.here, name("own dir"))?;
+        tree.overlay.rename(&tree.here, name("own"), &dir, name("renamed"), RenameMode::Replace)
+    };
+    check(across, Method::Rename, &waiting);
+}
+
+#[test]
+fn who_needs_names_waits_for_a_rename_of_a_directory() {
     let data = ["read the file", "stat the file", "read the other file", "read elsewhere"];
     let waiting: Vec<_> = OTHERS.iter().map(|(what, _)| *what).filter(|what| !data.contains(what)).collect();
-    check(|tree| rename(tree, &tree.here, "own"), Method::Rename, &waiting);
+    check(|tree| rename(tree, &tree.here, "own dir"), Method::Rename, &waiting);
 }

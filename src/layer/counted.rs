@@ -250,7 +250,7 @@ counted! {
     CreateNode:
         fn create_node(dir: &L::Dir, name: &OsStr, kind: Kind, mode: u32, rdev: u64, owner: Owner) -> Result<()>;
     ReadLink: fn read_link(dir: &L::Dir, name: &OsStr) -> Result<OsString>;
-    Link: fn link(dir: &L::Dir, name: &OsStr, new_dir: &L::Dir, new_name: &OsStr) -> Result<()>;
+    Link: fn link(object: Object<'_, Self>, new_dir: &L::Dir, new_name: &OsStr) -> Result<()>;
     Unlink: fn unlink(dir: &L::Dir, name: &OsStr) -> Result<()>;
     RemoveDir: fn remove_dir(dir: &L::Dir, name: &OsStr) -> Result<()>;
     Rename: fn rename(dir: &L::Dir, name: &OsStr, new_dir: &L::Dir, new_name: &OsStr, mode: RenameMode) -> Result<()>;

@@ -283,8 +283,9 @@ pub trait Layer: Send + Sync + Sized + 'static {
     /// The target of a symlink. EINVAL if it is something else.
     fn read_link(&self, dir: &Self::Dir, name: &OsStr) -> Result<OsString>;
 
-    /// Gives the object (not a directory) a second name. EEXIST, EMLINK; EOPNOTSUPP where the layer has no links.
-    fn link(&self, dir: &Self::Dir, name: &OsStr, new_dir: &Self::Dir, new_name: &OsStr) -> Result<()>;
+    /// Gives the object a further name. EEXIST, EMLINK; EPERM for a directory; ENOENT for an open file that has no name, or where the
+    /// system does not let one be named by its descriptor; EOPNOTSUPP where the layer has no links.
+    fn link(&self, object: Object<'_, Self>, new_dir: &Self::Dir, new_name: &OsStr) -> Result<()>;
 
     /// Removes a name that is not a directory's. EISDIR.
     fn unlink(&self, dir: &Self::Dir, name: &OsStr) -> Result<()>;

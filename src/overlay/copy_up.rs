@@ -18,7 +18,7 @@ use super::partial::PARTIAL_FROM;
 use super::progress::{PIECE, Progress};
 use super::stack::LayerDir;
 use super::work::{discard, discard_dir};
-use super::xattr::{CAPABILITY, Xattrs};
+use super::xattr::CAPABILITY;
 use crate::layer::{Access, Kind, Layer, Object, Owner, RenameMode, Result, Stat, THROUGH};
 use crate::sync::Guard;
 
@@ -151,9 +151,9 @@ impl<L: Layer> Overlay<L> {
         let is_cut = matches!(built, Built::File(..)) && keep < attr.size;
         if is_cut {
             // As truncating does.
-            xattrs.retain(|(name, _)| name != CAPABILITY);
+            xattrs.retain(|name| name != CAPABILITY);
         }
-        self.copy_attr(object, attr, made, &xattrs)?;
+        self.copy_attr(node, object, attr, made, &xattrs)?;
         if !is_cut {
             upper.set_times(object, attr.atime, attr.mtime)?;
         }
@@ -171,7 +171,7 @@ impl<L: Layer> Overlay<L> {
         &self,
         node: &Arc<Node<L>>,
         attr: &Stat,
-        xattrs: &Xattrs,
+        xattrs: &[OsString],
         (from, to): (Arc<OpenFile<L>>, L::File),
         keep: u64,
     ) -> Result<Built<L>> {
@@ -262,7 +262,7 @@ impl<L: Layer> Overlay<L> {
 
     /// The owner and the mode that a copy is made with: the right ones from the start where nothing forbids it. Set-id bits would not survive
     /// the writing, and attributes can be set only on what can be written.
-    fn made_as(&self, attr: &Stat, xattrs: &Xattrs, private: u32) -> Result<(Owner, u32)> {
+    fn made_as(&self, attr: &Stat, xattrs: &[OsString], private: u32) -> Result<(Owner, u32)> {
         let (upper, _) = self.upper()?;
         let owner = Owner { uid: attr.uid, gid: attr.gid };
         if !upper.creates_as(owner) {
@@ -271,15 +271,22 @@ impl<L: Layer> Overlay<L> {
         Ok((owner, if xattrs.is_empty() && attr.mode & SET_ID == 0 { attr.mode } else { private }))
     }
 
-    /// Gives a copy, made with this owner and mode, what it still lacks but for its times, in an order in which none undoes another: a change of the owner takes
+    /// Gives the copy of an object, made with this owner and mode, what it still lacks but for its times, in an order in which none undoes another: a change of the owner takes
     /// set-id bits and capabilities, and an ACL, which says the same as the mode, may take the set-group-id bit.
-    fn copy_attr(&self, copy: Object<'_, L>, attr: &Stat, made: (Owner, u32), xattrs: &Xattrs) -> Result<()> {
+    fn copy_attr(
+        &self,
+        node: &Arc<Node<L>>,
+        copy: Object<'_, L>,
+        attr: &Stat,
+        made: (Owner, u32),
+        xattrs: &[OsString],
+    ) -> Result<()> {
         let (upper, _) = self.upper()?;
         let owner = Owner { uid: attr.uid, gid: attr.gid };
         if made.0 != owner {
             upper.set_owner(copy, owner)?;
         }
-        self.copy_xattrs(copy, xattrs)?;
+        self.copy_xattrs(node, copy, xattrs)?;
         if attr.kind != Kind::Symlink && made != (owner, attr.mode) {
             upper.set_mode(copy, attr.mode)?;
         }
@@ -312,7 +319,7 @@ impl<L: Layer> Overlay<L> {
                     home = Some(self.keep_copy(origin, before, temp)?);
                 }
                 let placed = self.keeping_times(&place.parent, &to, |dir| match &home {
-                    Some(home) => upper.link(&open, home, dir, &place.name),
+                    Some(home) => upper.link(Object::Entry(&*open, home), dir, &place.name),
                     None => upper.rename(&open, temp, dir, &place.name, RenameMode::Replace),
                 });
                 if let (Err(_), Some(home)) = (&placed, &home) {
@@ -401,7 +408,7 @@ impl<L: Layer> Overlay<L> {
         let made @ (owner, mode) = self.made_as(&before, &xattrs, PRIVATE_DIR)?;
         upper.create_dir(&open, &temp, mode, owner)?;
         let copied = self
-            .copy_attr(Object::Entry(&*open, &temp), &before, made, &xattrs)
+            .copy_attr(node, Object::Entry(&*open, &temp), &before, made, &xattrs)
             .and_then(|()| upper.set_times(Object::Entry(&*open, &temp), before.atime, before.mtime))
             .and_then(|()| self.put_dir_in_place(node, &before, &open, &temp));
         if copied.is_err() {
@@ -459,6 +466,6 @@ impl<L: Layer> Overlay<L> {
     pub(super) fn link_from_home(&self, home: &OsStr, place: &Place<L>, to: &LayerDir<L>) -> Result<()> {
         let (upper, work) = self.upper()?;
         let open = self.stack.open(work.dir())?;
-        self.keeping_times(&place.parent, to, |dir| upper.link(&open, home, dir, &place.name))
+        self.keeping_times(&place.parent, to, |dir| upper.link(Object::Entry(&*open, home), dir, &place.name))
     }
 }

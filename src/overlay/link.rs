@@ -6,10 +6,11 @@ use std::sync::Arc;
 use syscall::error::{ENOENT, EPERM, Error};
 
 use super::Overlay;
+use super::attr::Spot;
 use super::names::Upper;
 use super::node::{Node, Place};
 use super::work::discard;
-use crate::layer::{Kind, Layer, Result};
+use crate::layer::{Kind, Layer, Object, Result};
 
 impl<L: Layer> Overlay<L> {
     /// Gives an object the further name `name` in `dir`, or its first one to a file that has none yet.
@@ -35,21 +36,31 @@ impl<L: Layer> Overlay<L> {
         let whited_out = self.check_free(dir, &mut names, name)?;
         // Until it is known where the object is now, nobody asks for it by its name.
         let mut state = node.state.lock();
-        let (from, from_name) = match (&state.home, state.places.first()) {
-            (Some(home), _) => (work.dir().clone(), home.clone()),
-            (None, Some(place)) => (place.dir.clone(), place.name.clone()),
-            (None, None) => return Err(Error::new(ENOENT)),
+        let attr = match state.attr {
+            Some(attr) => attr,
+            None => self.refresh(node, &mut state)?,
         };
-        // Where only names are left that nobody asked for yet, it has some.
-        let first = state.nlink == Some(0);
-        let (from, into) = (self.stack.open(&from)?, self.stack.open(&to)?);
+        let is_nameless = state.nlink.unwrap_or(attr.nlink) == 0;
+        let first = if is_nameless { Some(state.home.clone().ok_or(Error::new(ENOENT))?) } else { None };
+        let spot = self.spot(node, &state);
+        let from_dir = match &spot {
+            Spot::Entry(dir, _) => Some(self.stack.open(dir)?),
+            _ => None,
+        };
+        let from = match (&spot, &from_dir) {
+            (Spot::Entry(_, name), Some(dir)) => Object::Entry(&**dir, name),
+            // It has names, but nobody has asked for them.
+            (Spot::File(open), _) => Object::File(&open.file),
+            _ => return Err(Error::new(ENOENT)),
+        };
+        let into = self.stack.open(&to)?;
         let over_whiteout = whited_out && !self.whiteouts_beside();
-        match (first, over_whiteout) {
-            (true, _) => self.put(&from_name, &into, name, node.kind(), over_whiteout)?,
-            (false, false) => upper.link(&from, &from_name, &into, name)?,
-            (false, true) => {
+        match (&first, over_whiteout) {
+            (Some(home), _) => self.put(home, &into, name, node.kind(), over_whiteout)?,
+            (None, false) => upper.link(from, &into, name)?,
+            (None, true) => {
                 let (open, temp) = (self.stack.open(work.dir())?, work.name());
-                upper.link(&from, &from_name, &open, &temp)?;
+                upper.link(from, &open, &temp)?;
                 if let Err(error) = self.put(&temp, &into, name, node.kind(), true) {
                     discard(upper, &open, &temp);
                     return Err(error);
@@ -57,7 +68,7 @@ impl<L: Layer> Overlay<L> {
             }
         }
 
-        if first {
+        if first.is_some() {
             (state.home, state.nlink) = (None, None);
         }
         state.places.push(Place { parent: dir.clone(), name: name.into(), dir: to.clone() });

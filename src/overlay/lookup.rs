@@ -29,14 +29,18 @@ impl<L: Layer> Overlay<L> {
 
     /// As [`Overlay::lookup`], where the tree is locked already.
     pub(super) fn find(&self, parent: &Arc<Node<L>>, name: &OsStr) -> Result<Arc<Node<L>>> {
-        let mut dir = parent.dir()?;
+        self.find_in(parent, &mut *parent.dir()?, name)
+    }
+
+    /// As [`Overlay::find`], where the directory is locked already.
+    pub(super) fn find_in(&self, parent: &Arc<Node<L>>, dir: &mut Dir<L>, name: &OsStr) -> Result<Arc<Node<L>>> {
         if name.len() > self.name_max {
             return Err(Error::new(ENAMETOOLONG));
         }
         if dir.removed || self.is_reserved(name) {
             return Err(Error::new(ENOENT));
         }
-        self.load(parent, &mut dir, name)?.ok_or(Error::new(ENOENT))
+        self.load(parent, dir, name)?.ok_or(Error::new(ENOENT))
     }
 
     /// Whether a new object may be called `name` in `parent`. ENOTDIR; EINVAL for a reserved name; ENAMETOOLONG.
@@ -198,14 +202,21 @@ impl<L: Layer> Overlay<L> {
 
     /// Says that a door has no more use for an object: unless somebody else has, what the layers can tell again is forgotten.
     pub fn release(&self, node: Arc<Node<L>>) {
-        let _tree = self.tree.read();
-        let Some((parent, name)) = self.parent(&node) else { return self.discard_home(&node) };
-        let Ok(mut dir) = parent.dir() else { return };
-        let Some(slot) = dir.names.as_mut().and_then(|names| names.get_mut(&name)) else { return };
-        // The two are this one and the directory's.
-        let unused = Arc::strong_count(&node) == 2 && is_forgettable(&node);
-        if unused && slot.child.as_ref().is_some_and(|child| Arc::ptr_eq(child, &node)) && slot.forget_child() {
-            node.state.lock().places.clear();
+        loop {
+            let _tree = self.tree.read();
+            let Some((parent, name)) = self.parent(&node) else { return self.discard_home(&node) };
+            let Ok(mut dir) = parent.dir() else { return };
+            if self.parent(&node).is_none_or(|(now, as_now)| !Arc::ptr_eq(&now, &parent) || as_now != name) {
+                // Somebody was faster.
+                continue;
+            }
+            let Some(slot) = dir.names.as_mut().and_then(|names| names.get_mut(&name)) else { return };
+            // The two are this one and the directory's.
+            let unused = Arc::strong_count(&node) == 2 && is_forgettable(&node);
+            if unused && slot.child.as_ref().is_some_and(|child| Arc::ptr_eq(child, &node)) && slot.forget_child() {
+                node.state.lock().places.clear();
+            }
+            return;
         }
     }
 

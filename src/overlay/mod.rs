@@ -25,11 +25,12 @@
 //!
 //! # Locks, in the order in which they are taken
 //! 1. `Node::content`: the content and the names of one object. Two only for a rename, the smaller id first.
-//! 2. `Overlay::tree`: shared by whatever uses a name; exclusive for a rename and for forgetting nodes, which then
-//!    may take the locks below in any order. Never held while data is copied.
-//! 3. `Node::dir`: what is in one directory. A parent's before its child's.
-//! 4. `Node::state`: where one object is. One at a time.
-//! 5. Leaves, under which nothing is called: `inode`, `index`, `stack`, `partial`, `Overlay::read_dirs`.
+//! 2. `Overlay::across`: by who locks two directories of which neither need be in the other, to rename a file from one to the other.
+//! 3. `Overlay::tree`: shared by whatever uses a name; exclusive for a rename of a directory and for forgetting nodes, which then
+//!    may take the locks of directories in any order. Never held while data is copied.
+//! 4. `Node::dir`: what is in one directory. A parent's before its child's.
+//! 5. `Node::state`: where one object is. One at a time, but for a rename, which has the content of both.
+//! 6. Leaves, under which nothing is called: `inode`, `index`, `stack`, `partial`, `Overlay::read_dirs`.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -117,6 +118,7 @@ pub struct Overlay<L: Layer> {
     hidden: HashSet<(u64, u64)>,
     /// The longest name that an entry can have.
     name_max: usize,
+    across: Lock<()>,
     tree: Shared<()>,
     partials: Partials<L>,
     next_id: AtomicU64,
@@ -175,6 +177,7 @@ impl<L: Layer> Overlay<L> {
             device,
             hidden,
             name_max,
+            across: Lock::new(()),
             tree: Shared::new(()),
             partials,
             next_id: AtomicU64::new(1),

@@ -29,7 +29,7 @@ use super::names::{Slot, Upper};
 use super::node::{Entry, Node, OpenFile, Place, State};
 use super::progress::{PIECE, Progress};
 use super::stack::{LayerDir, Stack};
-use super::xattr::{CAPABILITY, Xattrs};
+use super::xattr::CAPABILITY;
 use crate::format::{self, Format};
 use crate::layer::{Access, Allocation, Kind, Layer, Object, RenameMode, Result, Stat, Time, write_all};
 use crate::sync::Lock;
@@ -227,7 +227,7 @@ impl<L: Layer> Partial<L> {
 
 impl<L: Layer> Overlay<L> {
     /// Whether a file of a lower layer may be copied in part, of which `keep` bytes are needed.
-    pub(super) fn may_be_partial(&self, node: &Arc<Node<L>>, attr: &Stat, xattrs: &Xattrs, keep: u64) -> bool {
+    pub(super) fn may_be_partial(&self, node: &Arc<Node<L>>, attr: &Stat, xattrs: &[OsString], keep: u64) -> bool {
         let able = self.stack.upper().is_some_and(|upper| upper.capabilities().sparse);
         let state = node.state.lock();
         let named = state.places.first().is_some_and(|place| format::part_names(&place.name, self.name_max).is_some());
@@ -237,7 +237,7 @@ impl<L: Layer> Overlay<L> {
             && attr.nlink == 1
             && attr.size.min(keep) >= PARTIAL_FROM
             && attr.size < PARTIAL_UNTIL
-            && xattrs.iter().all(|(name, _)| name != CAPABILITY)
+            && xattrs.iter().all(|name| name != CAPABILITY)
     }
 
     /// Before an attribute is set: completes a partial copy if the writing of its data would take it again.

@@ -5,15 +5,17 @@
 //! is below, and EXDEV only where the upper layer's format has no redirects.
 
 use std::ffi::OsStr;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use syscall::error::{EEXIST, EINVAL, EIO, EISDIR, ENOENT, ENOTDIR, ENOTEMPTY, EXDEV, Error};
 
 use super::Overlay;
 use super::names::Upper;
-use super::node::{Node, Place};
+use super::node::{Dir, Node, Place, State};
 use super::stack::LayerDir;
 use crate::layer::{Kind, Layer, RenameMode, Result};
+use crate::sync::{Guard, ReadGuard, WriteGuard};
 
 /// One end of a rename.
 struct End<'a, L: Layer> {
@@ -29,6 +31,42 @@ struct There {
     upper: Option<Upper>,
     lower: bool,
     whiteout: bool,
+}
+
+/// The directories of both ends, locked.
+struct Dirs<'a, L: Layer> {
+    /// One, if they are the same.
+    locked: Vec<LockedDir<'a, L>>,
+    _tree: Tree<'a>,
+    _across: Option<Guard<'a, ()>>,
+}
+
+struct LockedDir<'a, L: Layer> {
+    node: &'a Arc<Node<L>>,
+    content: Guard<'a, Dir<L>>,
+    /// Its path in the merged lower layers; None if no directory is to move.
+    path: Option<PathBuf>,
+}
+
+/// How much of the tree is locked.
+enum Tree<'a> {
+    /// Directories stay where they are.
+    Shared {
+        _guard: ReadGuard<'a, ()>,
+    },
+    Exclusive {
+        _guard: WriteGuard<'a, ()>,
+    },
+}
+
+impl<'a, L: Layer> Dirs<'a, L> {
+    fn locked(&mut self, node: &Arc<Node<L>>) -> Result<&mut LockedDir<'a, L>> {
+        self.locked.iter_mut().find(|dir| Arc::ptr_eq(dir.node, node)).ok_or(Error::new(EIO))
+    }
+
+    fn dir(&mut self, node: &Arc<Node<L>>) -> Result<&mut Dir<L>> {
+        self.locked(node).map(|dir| &mut *dir.content)
+    }
 }
 
 impl<L: Layer> Overlay<L> {
@@ -48,7 +86,10 @@ impl<L: Layer> Overlay<L> {
         self.check_new_name(new_dir, new_name)?;
         loop {
             let node = self.lookup(dir, name)?;
-            let target = self.target(new_dir, new_name)?;
+            let target = match self.lookup(new_dir, new_name) {
+                Err(error) if error.errno == ENOENT => None,
+                found => Some(found?),
+            };
             let (upper, _) = self.upper()?;
             // Where a device is a whiteout, none is left for callers.
             if mode == RenameMode::Exchange && !upper.capabilities().exchange
@@ -56,10 +97,14 @@ impl<L: Layer> Overlay<L> {
             {
                 return Err(Error::new(EINVAL));
             }
+            let moves_dir = [Some(&node), target.as_ref()].into_iter().flatten().any(|node| node.kind() == Kind::Dir);
+            let is_as_found = |dirs: &mut Dirs<'_, L>| -> Result<bool> {
+                Ok(self.shows(dirs, dir, name, Some(&node))? && self.shows(dirs, new_dir, new_name, target.as_ref())?)
+            };
             {
                 // What cannot be renamed copies nothing up.
-                let _tree = self.tree.write();
-                if !self.shows(dir, name, Some(&node))? || !self.shows(new_dir, new_name, target.as_ref())? {
+                let mut dirs = self.lock_dirs(dir, new_dir, moves_dir)?;
+                if !is_as_found(&mut dirs)? {
                     continue;
                 }
                 if !self.check_rename(dir, &node, new_dir, target.as_ref(), mode)? {
@@ -79,8 +124,8 @@ impl<L: Layer> Overlay<L> {
             let mut contents: Vec<_> = target.iter().chain([&node]).collect();
             contents.sort_by_key(|node| node.id());
             let _contents: Vec<_> = contents.iter().map(|node| node.content.lock()).collect();
-            let _tree = self.tree.write();
-            if !self.shows(dir, name, Some(&node))? || !self.shows(new_dir, new_name, target.as_ref())? {
+            let mut dirs = self.lock_dirs(dir, new_dir, moves_dir)?;
+            if !is_as_found(&mut dirs)? {
                 // Somebody was faster.
                 continue;
             }
@@ -90,35 +135,64 @@ impl<L: Layer> Overlay<L> {
             let old = &End { parent: dir, name, dir: &from };
             let new = &End { parent: new_dir, name: new_name, dir: &to };
             return match (&target, mode) {
-                (Some(target), RenameMode::Exchange) => self.exchange(old, &node, new, target),
-                (target, mode) => self.replace(old, &node, new, target.as_ref(), mode == RenameMode::Whiteout),
+                (Some(target), RenameMode::Exchange) => self.exchange(&mut dirs, old, &node, new, target),
+                (target, mode) => {
+                    self.replace(&mut dirs, old, &node, new, target.as_ref(), mode == RenameMode::Whiteout)
+                }
             };
         }
     }
 
-    /// Whether `name` of `dir` still shows what was found there.
-    fn shows(&self, dir: &Arc<Node<L>>, name: &OsStr, found: Option<&Arc<Node<L>>>) -> Result<bool> {
-        Ok(self.found(dir, name)?.as_ref().map(Arc::as_ptr) == found.map(Arc::as_ptr))
+    /// Locks two directories, or one, and the tree: as a whole only if a directory is to move, since then paths change.
+    fn lock_dirs<'a>(
+        &'a self,
+        dir: &'a Arc<Node<L>>,
+        new_dir: &'a Arc<Node<L>>,
+        moves_dir: bool,
+    ) -> Result<Dirs<'a, L>> {
+        let is_across = !Arc::ptr_eq(dir, new_dir);
+        let across = (is_across && !moves_dir).then(|| self.across.lock());
+        let tree = match moves_dir {
+            true => Tree::Exclusive { _guard: self.tree.write() },
+            false => Tree::Shared { _guard: self.tree.read() },
+        };
+        let mut nodes = vec![dir];
+        if is_across {
+            nodes.push(new_dir);
+            if self.is_within(dir, new_dir) {
+                nodes.reverse();
+            }
+        }
+        let paths: Vec<_> =
+            nodes.iter().map(|node| moves_dir.then(|| self.lower_path(node)).transpose()).collect::<Result<_>>()?;
+        let locked: Result<_> = nodes
+            .into_iter()
+            .zip(paths)
+            .map(|(node, path)| Ok(LockedDir { node, content: node.dir()?, path }))
+            .collect();
+        Ok(Dirs { locked: locked?, _tree: tree, _across: across })
     }
 
-    fn target(&self, dir: &Arc<Node<L>>, name: &OsStr) -> Result<Option<Arc<Node<L>>>> {
-        let _tree = self.tree.read();
-        self.found(dir, name)
-    }
-
-    /// As [`Overlay::find`], with None for a name that does not exist in a directory that does.
-    fn found(&self, dir: &Arc<Node<L>>, name: &OsStr) -> Result<Option<Arc<Node<L>>>> {
-        if dir.dir()?.removed {
+    /// Whether `name` of `parent` still shows what was found there. ENOENT if the directory was removed.
+    fn shows(
+        &self,
+        dirs: &mut Dirs<'_, L>,
+        parent: &Arc<Node<L>>,
+        name: &OsStr,
+        found: Option<&Arc<Node<L>>>,
+    ) -> Result<bool> {
+        let dir = dirs.dir(parent)?;
+        if dir.removed {
             return Err(Error::new(ENOENT));
         }
-        match self.find(dir, name) {
-            Ok(node) => Ok(Some(node)),
-            Err(error) if error.errno == ENOENT => Ok(None),
+        match self.find_in(parent, dir, name) {
+            Ok(node) => Ok(found.is_some_and(|found| Arc::ptr_eq(found, &node))),
+            Err(error) if error.errno == ENOENT => Ok(found.is_none()),
             Err(error) => Err(error),
         }
     }
 
-    /// Whether there is anything to do, if the rename may be made.
+    /// Whether there is anything to do, if the rename may be made. What is asked of the two directories is asked without their locks.
     fn check_rename(
         &self,
         dir: &Arc<Node<L>>,
@@ -142,14 +216,17 @@ impl<L: Layer> Overlay<L> {
         if Arc::ptr_eq(node, target) {
             return Ok(false);
         }
+        // What the directory is in is neither empty nor to be looked into, since it may be locked.
+        let is_above = target.kind() == Kind::Dir && self.is_within(dir, target);
         self.check_movable(node)?;
         if mode == RenameMode::Exchange {
-            self.check_movable(target)?;
-            return if target.kind() == Kind::Dir && self.is_within(dir, target) { fail(EINVAL) } else { Ok(true) };
+            return if is_above { fail(EINVAL) } else { self.check_movable(target).map(|()| true) };
         }
         match (node.kind(), target.kind()) {
             (Kind::Dir, Kind::Dir) => {
-                if self.read_dir(target, &mut *target.dir()?)?.is_empty() {
+                if is_above {
+                    fail(ENOTEMPTY)
+                } else if self.read_dir(target, &mut *target.dir()?)?.is_empty() {
                     Ok(true)
                 } else {
                     fail(ENOTEMPTY)
@@ -185,30 +262,29 @@ impl<L: Layer> Overlay<L> {
         }
     }
 
-    fn there(&self, end: &End<'_, L>) -> Result<There> {
-        let mut dir = end.parent.dir()?;
-        let slot = self.read_dir(end.parent, &mut dir)?.get(end.name);
+    fn there(&self, dirs: &mut Dirs<'_, L>, end: &End<'_, L>) -> Result<There> {
+        let slot = self.read_dir(end.parent, dirs.dir(end.parent)?)?.get(end.name);
         Ok(match slot {
             Some(slot) => There { upper: slot.upper, lower: slot.lower.is_some(), whiteout: slot.whiteout },
             None => There { upper: None, lower: false, whiteout: false },
         })
     }
 
-    fn set_whiteout(&self, end: &End<'_, L>, whiteout: bool) -> Result<()> {
-        let mut dir = end.parent.dir()?;
-        let names = self.read_dir(end.parent, &mut dir)?;
+    fn set_whiteout(&self, dirs: &mut Dirs<'_, L>, end: &End<'_, L>, whiteout: bool) -> Result<()> {
+        let names = self.read_dir(end.parent, dirs.dir(end.parent)?)?;
         names.entry(end.name).whiteout = whiteout;
         names.tidy(end.name);
         Ok(())
     }
 
     /// The rename to a name that is free, or whose object it replaces. A device may be left, which hides what lower layers have as any
-    /// object does. The tree is locked exclusively.
+    /// object does.
     ///
     /// Where whiteouts have the names themselves, the one of the old name comes with the rename, and the one of the new name is replaced, or,
     /// since a directory replaces nothing but a directory, changes places with it.
     fn replace(
         &self,
+        dirs: &mut Dirs<'_, L>,
         old: &End<'_, L>,
         node: &Arc<Node<L>>,
         new: &End<'_, L>,
@@ -216,9 +292,9 @@ impl<L: Layer> Overlay<L> {
         leaves_device: bool,
     ) -> Result<()> {
         let (upper, _) = self.upper()?;
-        let (here, there) = (self.there(old)?, self.there(new)?);
-        self.bring_name(old, node, here)?;
-        self.prepare_move(node, there)?;
+        let (here, there) = (self.there(dirs, old)?, self.there(dirs, new)?);
+        self.bring_name(dirs, old, node, here)?;
+        self.prepare_move(dirs, old, node, there)?;
         let mut covered = there.whiteout;
         let mut pinned = None;
         if let Some(target) = target {
@@ -227,7 +303,7 @@ impl<L: Layer> Overlay<L> {
                 // The layer replaces a directory only if nothing is in it, and the marker keeps it as empty as it looks.
                 if there.lower && !covered && self.whiteouts_beside() {
                     self.add_whiteout(new.dir, new.name)?;
-                    self.set_whiteout(new, true)?;
+                    self.set_whiteout(dirs, new, true)?;
                     self.settle_names(new.dir)?;
                     covered = true;
                 }
@@ -250,35 +326,39 @@ impl<L: Layer> Overlay<L> {
                 self.settle_names(old.dir)?;
             }
             let (from, to) = (self.stack.open(old.dir)?, self.stack.open(new.dir)?);
-            upper.rename(&from, old.name, &to, new.name, mode)
+            let states = (node.state.lock(), target.map(|target| target.state.lock()));
+            upper.rename(&from, old.name, &to, new.name, mode).map(|()| states)
         })();
-        if let Err(error) = renamed {
-            if leaves_marker
-                && beside
-                && let Err(error) = self.remove_whiteout(old.dir, old.name)
-            {
-                log::warn!("the marker of {:?} stays beside it: {error}", old.name);
-                self.set_whiteout(old, true)?;
+        let (state, target_state) = match renamed {
+            Ok(states) => states,
+            Err(error) => {
+                if leaves_marker
+                    && beside
+                    && let Err(error) = self.remove_whiteout(old.dir, old.name)
+                {
+                    log::warn!("the marker of {:?} stays beside it: {error}", old.name);
+                    self.set_whiteout(dirs, old, true)?;
+                }
+                return Err(error);
             }
-            return Err(error);
-        }
+        };
 
-        if let Some(target) = target {
+        moved(state, new, old);
+        if let (Some(target), Some(state)) = (target, target_state) {
+            self.lost_name(target, state, new.parent, new.name, pinned);
             if let Ok(mut dir) = target.dir() {
                 dir.removed = true;
             }
-            self.lost_name(target, target.state.lock(), new.parent, new.name, pinned);
         }
-        let moved = self.leave(old)?;
+        let upper = self.leave(dirs, old)?;
         if leaves_device {
-            let mut dir = old.parent.dir()?;
-            let slot = self.read_dir(old.parent, &mut dir)?.entry(old.name);
+            let slot = self.read_dir(old.parent, dirs.dir(old.parent)?)?.entry(old.name);
             slot.upper = Some(Upper { kind: Kind::CharDev, ino: None });
             slot.whiteout = here.whiteout;
         }
-        self.arrive(new, node, moved, old)?;
+        self.arrive(dirs, new, node, upper)?;
         if covered && !beside {
-            self.set_whiteout(new, false)?;
+            self.set_whiteout(dirs, new, false)?;
         }
         // A whiteout that hides nothing, or nothing any more.
         let idle = if swaps && !leaves_marker { Some(old) } else { (covered && beside).then_some(new) };
@@ -287,28 +367,43 @@ impl<L: Layer> Overlay<L> {
             if let Err(error) = &gone {
                 log::warn!("the whiteout of {:?} stays: {error}", end.name);
             }
-            self.set_whiteout(end, gone.is_err())?;
+            self.set_whiteout(dirs, end, gone.is_err())?;
         }
+        old.parent.state.lock().stale = true;
+        new.parent.state.lock().stale = true;
         Ok(())
     }
 
-    /// The exchange of two objects. The tree is locked exclusively.
-    fn exchange(&self, old: &End<'_, L>, node: &Arc<Node<L>>, new: &End<'_, L>, target: &Arc<Node<L>>) -> Result<()> {
+    /// The exchange of two objects.
+    fn exchange(
+        &self,
+        dirs: &mut Dirs<'_, L>,
+        old: &End<'_, L>,
+        node: &Arc<Node<L>>,
+        new: &End<'_, L>,
+        target: &Arc<Node<L>>,
+    ) -> Result<()> {
         let (upper, _) = self.upper()?;
-        let (here, there) = (self.there(old)?, self.there(new)?);
-        self.bring_name(old, node, here)?;
-        self.bring_name(new, target, there)?;
-        self.prepare_move(node, there)?;
-        self.prepare_move(target, here)?;
+        let (here, there) = (self.there(dirs, old)?, self.there(dirs, new)?);
+        self.bring_name(dirs, old, node, here)?;
+        self.bring_name(dirs, new, target, there)?;
+        self.prepare_move(dirs, old, node, there)?;
+        self.prepare_move(dirs, new, target, here)?;
         let (from, to) = (self.stack.open(old.dir)?, self.stack.open(new.dir)?);
+        let (state, target_state) = (node.state.lock(), target.state.lock());
         upper.rename(&from, old.name, &to, new.name, RenameMode::Exchange)?;
-        let (node_upper, target_upper) = (self.there(old)?.upper, self.there(new)?.upper);
-        self.arrive(new, node, node_upper, old)?;
-        self.arrive(old, target, target_upper, new)
+        moved(state, new, old);
+        moved(target_state, old, new);
+        let (node_upper, target_upper) = (self.there(dirs, old)?.upper, self.there(dirs, new)?.upper);
+        self.arrive(dirs, new, node, node_upper)?;
+        self.arrive(dirs, old, target, target_upper)?;
+        old.parent.state.lock().stale = true;
+        new.parent.state.lock().stale = true;
+        Ok(())
     }
 
     /// Sees to it that the name that is going to be renamed is in the upper layer, not only another name of the same file.
-    fn bring_name(&self, end: &End<'_, L>, node: &Arc<Node<L>>, there: There) -> Result<()> {
+    fn bring_name(&self, dirs: &mut Dirs<'_, L>, end: &End<'_, L>, node: &Arc<Node<L>>, there: There) -> Result<()> {
         if there.upper.is_some() {
             return Ok(());
         }
@@ -325,27 +420,28 @@ impl<L: Layer> Overlay<L> {
         if let Some(origin) = origin {
             self.hid_name(origin);
         }
-        self.read_dir(end.parent, &mut *end.parent.dir()?)?.entry(end.name).upper =
+        self.read_dir(end.parent, dirs.dir(end.parent)?)?.entry(end.name).upper =
             Some(Upper { kind: node.kind(), ino });
         Ok(())
     }
 
-    /// Makes a directory independent of its name, if it is one: it keeps merging with what it merges with now, and with nothing else.
-    fn prepare_move(&self, node: &Arc<Node<L>>, there: There) -> Result<()> {
+    /// Makes a directory independent of its name `end`, if it is one: it keeps merging with what it merges with now, and with nothing else.
+    fn prepare_move(&self, dirs: &mut Dirs<'_, L>, end: &End<'_, L>, node: &Arc<Node<L>>, there: There) -> Result<()> {
         if node.kind() != Kind::Dir {
             return Ok(());
         }
-        let (merges, opaque, redirected, own) = {
+        let (merges, opaque, redirect, own) = {
             let mut dir = node.dir()?;
             self.read_dir(node, &mut dir)?;
-            (!dir.lowers.is_empty(), dir.opaque, dir.redirect.is_some(), self.known_upper(&dir)?)
+            (!dir.lowers.is_empty(), dir.opaque, dir.redirect.clone(), self.known_upper(&dir)?)
         };
         // The kernel may have written a redirect that counts only beside its present place.
-        if opaque || redirected && self.whiteouts_beside() {
+        if opaque || redirect.is_some() && self.whiteouts_beside() {
             return Ok(());
         }
-        if merges || redirected {
-            let path = self.lower_path(node)?;
+        if merges || redirect.is_some() {
+            let above = dirs.locked(end.parent)?.path.as_ref();
+            let path = redirect.or(above.map(|above| above.join(end.name))).ok_or(Error::new(EIO))?;
             self.keeping_times(node, &own, |_| self.set_redirect(&own, &path))?;
             node.dir()?.redirect = Some(path);
             self.settle_names(&own)?;
@@ -358,9 +454,8 @@ impl<L: Layer> Overlay<L> {
     }
 
     /// Takes an object off its old name. Answers what the upper layer had there.
-    fn leave(&self, old: &End<'_, L>) -> Result<Option<Upper>> {
-        let mut dir = old.parent.dir()?;
-        let names = self.read_dir(old.parent, &mut dir)?;
+    fn leave(&self, dirs: &mut Dirs<'_, L>, old: &End<'_, L>) -> Result<Option<Upper>> {
+        let names = self.read_dir(old.parent, dirs.dir(old.parent)?)?;
         let slot = names.entry(old.name);
         slot.child = None;
         slot.whiteout = slot.lower.is_some();
@@ -370,29 +465,31 @@ impl<L: Layer> Overlay<L> {
     }
 
     /// Enters an object under its new name.
-    fn arrive(&self, new: &End<'_, L>, node: &Arc<Node<L>>, upper: Option<Upper>, old: &End<'_, L>) -> Result<()> {
-        {
-            let mut dir = new.parent.dir()?;
-            let slot = self.read_dir(new.parent, &mut dir)?.entry(new.name);
-            slot.upper = upper;
-            slot.child = Some(node.clone());
-        }
+    fn arrive(
+        &self,
+        dirs: &mut Dirs<'_, L>,
+        new: &End<'_, L>,
+        node: &Arc<Node<L>>,
+        upper: Option<Upper>,
+    ) -> Result<()> {
+        let slot = self.read_dir(new.parent, dirs.dir(new.parent)?)?.entry(new.name);
+        slot.upper = upper;
+        slot.child = Some(node.clone());
         if let Ok(dir) = node.dir()
             && let Some(own) = &dir.upper
         {
             self.stack.moved(own, new.dir, new.name);
         }
-        {
-            let mut state = node.state.lock();
-            let place = Place { parent: new.parent.clone(), name: new.name.into(), dir: new.dir.clone() };
-            match state.place_mut(old.parent, old.name) {
-                Some(former) => *former = place,
-                None => state.places.push(place),
-            }
-            state.stale = true;
-        }
-        new.parent.state.lock().stale = true;
-        old.parent.state.lock().stale = true;
         Ok(())
     }
+}
+
+/// Notes that an object has moved. Its state was locked before it did, so that nobody asks for it by its old name.
+fn moved<L: Layer>(mut state: Guard<'_, State<L>>, new: &End<'_, L>, old: &End<'_, L>) {
+    let place = Place { parent: new.parent.clone(), name: new.name.into(), dir: new.dir.clone() };
+    match state.place_mut(old.parent, old.name) {
+        Some(former) => *former = place,
+        None => state.places.push(place),
+    }
+    state.stale = true;
 }

@@ -161,32 +161,28 @@ impl<L: Layer> Overlay<L> {
         })
     }
 
-    /// The attributes that a copy of an object of a lower layer is to get.
-    pub(super) fn xattrs_to_copy(&self, node: &Arc<Node<L>>) -> Result<Xattrs> {
+    /// The names of the attributes that a copy of an object of a lower layer is to get.
+    pub(super) fn xattrs_to_copy(&self, node: &Arc<Node<L>>) -> Result<Vec<OsString>> {
         if !self.upper()?.0.capabilities().xattrs || !self.layer_has_xattrs(node) {
             return Ok(Vec::new());
         }
-        let names = match self.xattrs(node) {
-            Err(error) if error.errno == EOPNOTSUPP => return Ok(Vec::new()),
-            names => names?,
-        };
-        let mut found = Vec::new();
-        for name in names {
-            match self.xattr(node, &name) {
-                // Listed, but not for us to read.
-                Err(error) if matches!(error.errno, ENODATA | EOPNOTSUPP) => {}
-                value => found.push((name, value?)),
-            }
+        match self.xattrs(node) {
+            Err(error) if error.errno == EOPNOTSUPP => Ok(Vec::new()),
+            names => names,
         }
-        Ok(found)
     }
 
-    /// Gives a copy its attributes. What the upper layer cannot hold is left out, but for what has a say in who may do what: then
-    /// EOPNOTSUPP, as the kernel's overlayfs answers.
-    pub(super) fn copy_xattrs(&self, copy: Object<'_, L>, xattrs: &Xattrs) -> Result<()> {
+    /// Gives the copy of an object of a lower layer these attributes of it, one after the other, since a file can have gigabytes of them. What the
+    /// upper layer cannot hold is left out, but for what has a say in who may do what: then EOPNOTSUPP, as the kernel's overlayfs answers.
+    pub(super) fn copy_xattrs(&self, node: &Arc<Node<L>>, copy: Object<'_, L>, names: &[OsString]) -> Result<()> {
         let (upper, _) = self.upper()?;
-        for (name, value) in xattrs {
-            match upper.set_xattr(copy, name, value, XattrMode::Set) {
+        for name in names {
+            let value = match self.xattr(node, name) {
+                // Listed, but not for us to read.
+                Err(error) if matches!(error.errno, ENODATA | EOPNOTSUPP) => continue,
+                value => value?,
+            };
+            match upper.set_xattr(copy, name, &value, XattrMode::Set) {
                 Err(error) if error.errno == EOPNOTSUPP && !matters(name) => {}
                 set => set?,
             }
@@ -207,9 +203,6 @@ pub(crate) fn names<L: Layer>(layer: &L, object: Object<'_, L>) -> Result<Vec<Os
         names => names,
     }
 }
-
-/// Names and values.
-pub(super) type Xattrs = Vec<(OsString, Vec<u8>)>;
 
 /// The part of an ACL that `mode` leaves: the permissions of the owner, of others, and of the mask, or of the group where there is none, are
 /// not more than those of the mode.

@@ -6,7 +6,7 @@ use std::path::Path;
 use linux_delegate::redoxfs;
 use overlayfs::layer::counted::{Counted, Counts, Fault};
 use overlayfs::layer::redox::RedoxLayer;
-use overlayfs::layer::{Kind, Layer, OsLayer, Result};
+use overlayfs::layer::{Kind, Layer, Object, OsLayer, Result};
 use overlayfs::overlay::Layers;
 use rustix::fs::FileType;
 use test_common::{Detail, Snapshot, Stage, names, put};
@@ -158,7 +158,7 @@ impl Ground for InMemory {
             Item::Dir => drop(layer.create_dir(&dir, name, 0o755, own)),
             Item::Symlink => layer.create_symlink(&dir, name, OsStr::new("target"), own).unwrap(),
             Item::Fifo => layer.create_node(&dir, name, Kind::Fifo, 0o644, 0, own).unwrap(),
-            Item::Link(old) => layer.link(&dir, OsStr::new(old), &dir, name).unwrap(),
+            Item::Link(old) => layer.link(Object::Entry(&dir, OsStr::new(old)), &dir, name).unwrap(),
         }
     }
 

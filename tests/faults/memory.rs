@@ -847,9 +847,9 @@ impl Layer for Memory {
         })
     }
 
-    fn link(&self, dir: &Dir, name: &OsStr, new_dir: &Dir, new_name: &OsStr) -> Result<()> {
+    fn link(&self, object: Object<'_, Self>, new_dir: &Dir, new_name: &OsStr) -> Result<()> {
         let mut state = self.change()?;
-        let ino = state.tree.entry(dir.0, name)?;
+        let ino = find(&state, object)?;
         match state.tree.entry(new_dir.0, new_name) {
             _ if state.tree.entries(ino).is_ok() => Err(Error::new(EPERM)),
             Ok(_) => Err(Error::new(EEXIST)),

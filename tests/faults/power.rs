@@ -47,17 +47,18 @@ fn looked<S: Source>(session: &Session<'_, S>) -> View {
     without_set_id(without_held(&view(session)))
 }
 
-/// What is found of an object but for the content of a file: its names and what is said of it, and of a directory what is in it.
-fn traits(view: &View, ino: u64) -> BTreeSet<(String, String, u32, u64)> {
-    let own: Vec<_> = view.iter().filter(|(_, seen)| seen.ino == ino).collect();
-    let mut found: BTreeSet<_> =
-        own.iter().map(|(path, seen)| ((*path).clone(), seen.said.clone(), seen.mode, ino)).collect();
-    for (path, _) in own.iter().filter(|(_, seen)| seen.content.is_none()) {
-        let prefix = if path.is_empty() { String::new() } else { format!("{path}/") };
-        let inside = view.iter().filter(|(other, _)| {
-            other.strip_prefix(&prefix).is_some_and(|name| !name.is_empty() && !name.contains('/'))
-        });
-        found.extend(inside.map(|(other, seen)| (other.clone(), String::new(), 0, seen.ino)));
+/// What is found of an object but for the content of a file: its names, each with the number of the directory that has it, and what is said of
+/// it; of a directory also what is in it. What is above that directory is not the object's.
+fn traits(view: &View, ino: u64) -> BTreeSet<(u64, String, String, u32)> {
+    let mut found = BTreeSet::new();
+    for (path, seen) in view {
+        let (above, name) = path.rsplit_once('/').unwrap_or(("", path));
+        let parent = if path.is_empty() { 0 } else { view[above].ino };
+        if seen.ino == ino {
+            found.insert((parent, name.to_owned(), seen.said.clone(), seen.mode));
+        } else if parent == ino {
+            found.insert((parent, name.to_owned(), seen.ino.to_string(), 0));
+        }
     }
     found
 }

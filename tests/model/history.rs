@@ -12,7 +12,6 @@ use std::hash::Hasher;
 use std::path::PathBuf;
 
 use overlayfs::layer::Stat;
-use syscall::error::ENOENT;
 
 use crate::tree::{Id, Place, Tree};
 use crate::{Kind, Owner, RenameMode};
@@ -85,11 +84,6 @@ pub struct State {
 impl State {
     /// Does what was asked. Answers whether that is what was answered.
     pub fn takes(&mut self, event: &Event) -> bool {
-        if let (Op::Link(slot, place), Answer::Failed(ENOENT)) = (&event.op, &event.answer) {
-            // Not promised of what could be linked: the names of a file that the overlay knows may be gone, and nobody have asked for its others.
-            let mut tried = self.tree.clone();
-            return tried.link(tried.handles[slot], place).map_or_else(|errnos| errnos.contains(&ENOENT), |()| true);
-        }
         let tree = &mut self.tree;
         let done = match &event.op {
             Op::Open(slot, place) => tree.find(place).map(|id| {

@@ -454,8 +454,13 @@ impl Layer for LinuxLayer {
         Ok(OsString::from_vec(target.into_bytes()))
     }
 
-    fn link(&self, dir: &Dir, name: &OsStr, new_dir: &Dir, new_name: &OsStr) -> Result<()> {
-        rustix::fs::linkat(dir.fd()?, single(name)?, new_dir.fd()?, single(new_name)?, AtFlags::empty()).map_err(error)
+    fn link(&self, object: Object<'_, Self>, new_dir: &Dir, new_name: &OsStr) -> Result<()> {
+        let (fd, name, flags) = match object {
+            Object::Dir(_) => return Err(Error::new(EPERM)),
+            Object::Entry(dir, name) => (dir.fd()?, single(name)?, AtFlags::empty()),
+            Object::File(file) => (file.0.as_fd(), OsStr::new(""), AtFlags::EMPTY_PATH),
+        };
+        rustix::fs::linkat(fd, name, new_dir.fd()?, single(new_name)?, flags).map_err(error)
     }
 
     fn unlink(&self, dir: &Dir, name: &OsStr) -> Result<()> {

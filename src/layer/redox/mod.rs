@@ -24,7 +24,7 @@ use libredox::data::TimeSpec;
 use syscall::data::StdFsCallMeta;
 use syscall::dirent::{DirentHeader, DirentKind};
 use syscall::error::{
-    EACCES, EBADF, EEXIST, EFBIG, EINVAL, EIO, ENAMETOOLONG, ENOENT, ENOTDIR, EOPNOTSUPP, EOVERFLOW, EROFS,
+    EACCES, EBADF, EEXIST, EFBIG, EINVAL, EIO, ENAMETOOLONG, ENOENT, ENOTDIR, EOPNOTSUPP, EOVERFLOW, EPERM, EROFS,
 };
 use syscall::flag::{
     AT_REMOVEDIR, CallFlags, MODE_CHR, MODE_DIR, MODE_FIFO, MODE_FILE, MODE_PERM, MODE_SOCK, MODE_SYMLINK, MODE_TYPE,
@@ -441,12 +441,20 @@ impl Layer for RedoxLayer {
         Ok(OsString::from_vec(target))
     }
 
-    fn link(&self, dir: &Dir, name: &OsStr, new_dir: &Dir, new_name: &OsStr) -> Result<()> {
-        let object = self.changing(dir, name)?.open(ITSELF)?;
+    fn link(&self, object: Object<'_, Self>, new_dir: &Dir, new_name: &OsStr) -> Result<()> {
+        let opened;
+        let object = match object {
+            Object::Dir(_) => return Err(Error::new(EPERM)),
+            Object::Entry(dir, name) => {
+                opened = self.changing(dir, name)?.open(ITSELF)?;
+                &opened
+            }
+            Object::File(file) => &file.0,
+        };
         let new = self.changing(new_dir, new_name)?;
         // redoxfs does not look whether the name is taken.
         new.check_absent()?;
-        calls::link(&object, &new.absolute())
+        calls::link(object, &new.absolute())
     }
 
     fn unlink(&self, dir: &Dir, name: &OsStr) -> Result<()> {
