@@ -16,11 +16,9 @@ use crate::history::{BLOCK, Content, Entry, FileId, Promise, State, parent};
 
 /// How what was written through a mapping is brought to the disk.
 #[derive(Clone, Copy, Debug)]
-pub enum Sync {
-    /// By msync(2).
-    Mapping,
-    /// By fsync(2).
-    File,
+pub enum SyncBy {
+    Msync,
+    Fsync,
 }
 
 /// One call that changes a tree, or has something of it brought to the disk. Paths are relative to its root.
@@ -37,7 +35,7 @@ pub enum Call {
         path: String,
         offset: usize,
         length: usize,
-        sync: Sync,
+        sync: SyncBy,
     },
     Truncate(String, usize),
     Mode(String, u32),
@@ -204,7 +202,7 @@ fn change(state: &mut State, id: FileId, how: impl FnOnce(&mut Vec<u8>)) {
 
 /// Puts data into a file through a mapping of the pages where they go, and has them brought to the disk before they are unmapped: that would wait for
 /// the disk too, while this process, which may have to serve the disk, can map no memory.
-fn store(path: &Path, offset: usize, data: &[u8], sync: Sync) -> io::Result<()> {
+fn store(path: &Path, offset: usize, data: &[u8], sync: SyncBy) -> io::Result<()> {
     let file = File::options().read(true).write(true).open(path)?;
     let within = offset % BLOCK;
     let (start, length) = (offset - within, within + data.len());
@@ -220,8 +218,8 @@ fn store(path: &Path, offset: usize, data: &[u8], sync: Sync) -> io::Result<()> 
     let stored = unsafe {
         ptr::copy_nonoverlapping(data.as_ptr(), map.cast::<u8>().add(within), data.len());
         let synced = match sync {
-            Sync::Mapping => answer(libc::msync(map, length, libc::MS_SYNC)),
-            Sync::File => file.sync_all(),
+            SyncBy::Msync => answer(libc::msync(map, length, libc::MS_SYNC)),
+            SyncBy::Fsync => file.sync_all(),
         };
         synced.and(answer(libc::munmap(map, length)))
     };

@@ -12,7 +12,7 @@ use std::time::Duration;
 use rustix::fs::XattrFlags;
 use test_common::{Random, mode, put};
 
-use crate::call::{Call, Sync, bytes};
+use crate::call::{Call, SyncBy, bytes};
 use crate::history::{BLOCK, Content, Entry, FileId, Found, History, State, Step, parent};
 
 /// The directory that all programs use.
@@ -216,7 +216,7 @@ impl Worker {
                     path,
                     offset,
                     length,
-                    sync: *self.random.one_of(&[Sync::Mapping, Sync::File]),
+                    sync: *self.random.one_of(&[SyncBy::Msync, SyncBy::Fsync]),
                 })?
             }
             91..97 => {
