@@ -9,9 +9,11 @@ mod look;
 
 use std::ffi::OsStr;
 use std::fs;
+use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -552,6 +554,23 @@ fn one_daemon_holds_a_layer() {
     drop(layer);
     assert!(!locked_elsewhere());
     second.hold().unwrap();
+}
+
+#[test]
+fn a_program_that_is_being_started_does_not_hold_a_layer() {
+    let (temp, layer, _root) = upper();
+    layer.hold().unwrap();
+    let ((mut begun, mut tell), (mut wait, mut go)) = (io::pipe().unwrap(), io::pipe().unwrap());
+    let mut command = Command::new("true");
+    // SAFETY: between fork(2) and execve(2) there are only read(2) and write(2).
+    unsafe { command.pre_exec(move || tell.write_all(&[0]).and_then(|()| wait.read_exact(&mut [0]))) };
+    let starting = thread::spawn(move || command.status().unwrap());
+    begun.read_exact(&mut [0]).unwrap();
+    drop(layer);
+    let held = LinuxLayer::open(temp.path(), true).unwrap().hold();
+    go.write_all(&[0]).unwrap();
+    assert!(starting.join().unwrap().success());
+    held.unwrap();
 }
 
 #[test]

@@ -10,5 +10,5 @@ mod stage;
 pub use disk::Disk;
 pub use guard::LowerGuard;
 pub use random::Random;
-pub use snapshot::{Detail, Snapshot};
+pub use snapshot::{Detail, Snapshot, xattrs};
 pub use stage::{Stage, exists, mode, names, owner, put, times};

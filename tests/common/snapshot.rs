@@ -152,7 +152,7 @@ impl Taker {
             object.insert("mtime", format!("{}.{:09}", stat.st_mtime, stat.st_mtime_nsec));
         }
         if matches!(self.detail, Detail::Xattrs | Detail::Everything) {
-            object.insert("xattrs", xattrs(dir, name));
+            object.insert("xattrs", xattrs_at(dir, name));
         }
         if self.detail == Detail::Everything {
             everything(&mut object, kind, &stat);
@@ -193,24 +193,33 @@ fn digest(dir: BorrowedFd<'_>, name: &OsStr, path: &Path) -> String {
     format!("{} bytes #{:016x}", bytes.len(), hasher.finish())
 }
 
-/// The extended attributes of an object, also of a symlink.
-fn xattrs(dir: BorrowedFd<'_>, name: &OsStr) -> String {
+/// The extended attributes of an object, also of a symlink, as text.
+fn xattrs_at(dir: BorrowedFd<'_>, name: &OsStr) -> String {
     // There are no calls that begin at a directory.
     let path = match dir.as_raw_fd() {
         at_cwd if at_cwd < 0 => PathBuf::from(name),
         at => Path::new("/proc/self/fd").join(at.to_string()).join(name),
     };
-    let mut list = Vec::with_capacity(64 << 10);
-    match rustix::fs::llistxattr(&path, rustix::buffer::spare_capacity(&mut list)) {
-        Err(Errno::OPNOTSUPP) => return String::new(),
-        result => result.unwrap(),
-    };
     let mut out = String::new();
-    for name in list.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
-        let mut value = Vec::with_capacity(64 << 10);
-        let buffer = rustix::buffer::spare_capacity(&mut value);
-        rustix::fs::lgetxattr(&path, OsStr::from_bytes(name), buffer).unwrap();
-        write!(out, "{}={} ", name.escape_ascii(), value.escape_ascii()).unwrap();
+    for (name, value) in xattrs(&path) {
+        write!(out, "{}={} ", name, value.escape_ascii()).unwrap();
     }
     out
+}
+
+/// The extended attributes of an object, also of a symlink. None where there are no such things.
+pub fn xattrs(path: &Path) -> BTreeMap<String, Vec<u8>> {
+    let mut list = Vec::with_capacity(64 << 10);
+    match rustix::fs::llistxattr(path, rustix::buffer::spare_capacity(&mut list)) {
+        Err(Errno::OPNOTSUPP) => return BTreeMap::new(),
+        result => result.unwrap(),
+    };
+    let names = list.split(|byte| *byte == 0).filter(|name| !name.is_empty());
+    let get = |name: &[u8]| {
+        let mut value = Vec::with_capacity(64 << 10);
+        let buffer = rustix::buffer::spare_capacity(&mut value);
+        rustix::fs::lgetxattr(path, OsStr::from_bytes(name), buffer).unwrap();
+        (name.escape_ascii().to_string(), value)
+    };
+    names.map(get).collect()
 }

@@ -17,6 +17,7 @@
 //! `cargo test --test faults` tries a sample that is the same in every run, and says how many points it were. All of them, some hundreds of
 //! thousands: `OVERLAYFS_FAULTS=full cargo test --release --test faults`; only some parts: add `-- NAME`. Needs root.
 
+mod allocated;
 mod cases;
 mod ground;
 mod memory;

@@ -10,6 +10,7 @@ use overlayfs::layer::{Error, Result};
 use syscall::error::{EDQUOT, EINTR, EIO, EMFILE, ENOSPC, EXDEV};
 use test_common::Random;
 
+use crate::allocated;
 use crate::ground::{Ground, Start};
 use crate::op::{Op, Session};
 use crate::view::{Seen, View, difference, view, without_held, without_set_id};
@@ -207,6 +208,16 @@ impl Case<'_> {
 
     /// After so many calls one goes wrong. Answers whether it was one that can go wrong so.
     fn fail<G: Ground>(&self, prepared: &G, usual: &Usual, calls: u64, fault: Fault) -> bool {
+        let before = allocated::bytes();
+        let is_tried = self.go_wrong(prepared, usual, calls, fault);
+        if G::NAME == "memory" {
+            let left = allocated::bytes() - before;
+            assert_eq!(left, 0, "{fault:?} after {calls} calls of {}: bytes of memory are left", self.what::<G>());
+        }
+        is_tried
+    }
+
+    fn go_wrong<G: Ground>(&self, prepared: &G, usual: &Usual, calls: u64, fault: Fault) -> bool {
         let ground = again(self, prepared);
         let lowers = ground.lowers();
         let closed = ground.open();

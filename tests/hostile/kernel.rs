@@ -94,7 +94,7 @@ pub fn run(parent: &Path, input: &[u8]) {
     let [lower, upper] = ["lower", "upper"].map(|name| dir.path().join(name));
     fs::create_dir(&upper).unwrap();
     put::file(&lower, "a", "file");
-    put::file(&lower, "d/f", vec![7; 3 << 20]);
+    put::file(&lower, "d/f", vec![7; (1 << 20) + 1]);
     put::file(&lower, "d/e/g", "deep");
     put::link(&lower, "a", "b");
     put::symlink(&lower, "e", "d/f");

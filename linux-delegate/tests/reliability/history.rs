@@ -8,6 +8,9 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::SystemTime;
+
+use test_common::xattrs;
 
 /// The unit that a filesystem writes whole or not at all.
 pub const BLOCK: usize = 4096;
@@ -23,11 +26,15 @@ pub enum Entry {
     File(FileId),
 }
 
-/// What is in a file.
-#[derive(Clone, PartialEq, Eq, Debug)]
+/// What is in a file, and what is said of it.
+#[derive(Clone, Default, PartialEq, Eq, Debug)]
 pub struct Content {
     pub bytes: Arc<Vec<u8>>,
     pub mode: u32,
+    /// When the bytes were last changed. None: at a moment that nobody knows, after somebody had set it.
+    pub mtime: Option<SystemTime>,
+    /// Those that are the program's (`user.`).
+    pub xattrs: BTreeMap<String, Vec<u8>>,
 }
 
 /// All that a program has at one time.
@@ -42,6 +49,15 @@ impl State {
     pub fn names(&self, id: FileId) -> Vec<&str> {
         let named = self.tree.iter().filter(|(_, entry)| **entry == Entry::File(id));
         named.map(|(path, _)| path.as_str()).collect()
+    }
+
+    /// Whether this is what was found, but for times that nobody knows.
+    pub fn is(&self, found: &Self) -> bool {
+        let fits = |(id, content): (&FileId, &Content)| {
+            let found = found.files.get(id);
+            found.is_some_and(|found| *found == Content { mtime: content.mtime.or(found.mtime), ..content.clone() })
+        };
+        self.tree == found.tree && self.files.iter().all(fits)
     }
 }
 
@@ -90,6 +106,16 @@ enum FoundEntry {
     File { content: Content, ino: u64 },
 }
 
+/// Which versions of a file may be found.
+#[derive(Clone, Copy)]
+struct Floor {
+    /// Those after this step, and later ones.
+    step: usize,
+    /// Whether the time of last change is that of one of them, too. That of a copy of which parts are still lent by a lower layer is lost if the
+    /// power fails while the rest is copied.
+    timed: bool,
+}
+
 /// How names come back.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Order {
@@ -115,7 +141,10 @@ impl Found {
         } else {
             let bytes = fs::read(&full).unwrap_or_else(|error| panic!("{} cannot be read: {error}", full.display()));
             assert_eq!(bytes.len() as u64, metadata.len(), "the size of {}", full.display());
-            let content = Content { bytes: Arc::new(bytes), mode: metadata.mode() & 0o7777 };
+            let mut xattrs = xattrs(&full);
+            xattrs.retain(|name, _| name.starts_with("user."));
+            let (mode, mtime) = (metadata.mode() & 0o7777, Some(metadata.modified().unwrap()));
+            let content = Content { bytes: Arc::new(bytes), mode, mtime, xattrs };
             FoundEntry::File { content, ino: metadata.ino() }
         };
         self.0.insert(path.to_owned(), entry);
@@ -183,7 +212,7 @@ impl History {
     pub fn check_answered(&mut self, found: &Found) -> Result<(), String> {
         let last = self.steps.len() - 1;
         let first = self.steps.iter().rposition(|step| step.done.is_some()).expect("the beginning is done");
-        let at = self.find(found, first..=last, |_| first, last)?;
+        let at = self.find(found, first..=last, |_| Floor { step: first, timed: true }, last)?;
         let mut state = self.steps[at].state.clone();
         for (path, entry) in &state.tree {
             if let (Entry::File(id), Some(FoundEntry::File { content, .. })) = (entry, found.0.get(path)) {
@@ -206,7 +235,8 @@ impl History {
             .collect();
         let floor = |id| {
             let of_file = promises.iter().filter(|(_, promise)| matches!(promise, Promise::File(of, _) if *of == id));
-            of_file.map(|(at, _)| *at).max().unwrap_or(0)
+            let step = of_file.map(|(at, _)| *at).max();
+            Floor { step: step.unwrap_or(0), timed: step.is_some() }
         };
         let first = promises.iter().map(|(at, promise)| self.promised(promise, *at)).max().unwrap_or(0);
         let whole = self.find(found, first..=last, floor, last);
@@ -240,7 +270,7 @@ impl History {
         &self,
         found: &Found,
         range: std::ops::RangeInclusive<usize>,
-        floor: impl Fn(FileId) -> usize,
+        floor: impl Fn(FileId) -> Floor,
         last: usize,
     ) -> Result<usize, String> {
         let mut why = String::new();
@@ -253,7 +283,7 @@ impl History {
         Err(format!("what was found is the tree after none of the steps {range:?}:{why}"))
     }
 
-    fn fits(&self, found: &Found, at: usize, floor: &impl Fn(FileId) -> usize, last: usize) -> Result<(), String> {
+    fn fits(&self, found: &Found, at: usize, floor: &impl Fn(FileId) -> Floor, last: usize) -> Result<(), String> {
         let state = &self.steps[at].state;
         if let Some(path) = found.0.keys().find(|path| !state.tree.contains_key(*path)) {
             return Err(format!("{path} is there"));
@@ -276,7 +306,7 @@ impl History {
         path: &str,
         there: &FoundEntry,
         entry: &Entry,
-        floor: &impl Fn(FileId) -> usize,
+        floor: &impl Fn(FileId) -> Floor,
         last: usize,
     ) -> Result<(), String> {
         match (there, entry) {
@@ -290,7 +320,8 @@ impl History {
     }
 
     /// Whether each block is that of some version of the file.
-    fn content_fits(&self, found: &Content, id: FileId, first: usize, last: usize) -> Result<(), String> {
+    fn content_fits(&self, found: &Content, id: FileId, floor: Floor, last: usize) -> Result<(), String> {
+        let first = floor.step;
         let mut versions: Vec<&Content> = Vec::new();
         for content in self.steps[first..=last].iter().filter_map(|step| step.state.files.get(&id)) {
             if !versions.last().is_some_and(|before| Arc::ptr_eq(&before.bytes, &content.bytes) && *before == content) {
@@ -307,6 +338,19 @@ impl History {
         }
         if !versions.iter().any(|version| version.mode == found.mode) {
             return Err(format!("mode {:o}", found.mode));
+        }
+        if floor.timed && !versions.iter().any(|version| version.mtime.is_none() || version.mtime == found.mtime) {
+            let times: Vec<_> = versions.iter().map(|version| version.mtime).collect();
+            return Err(format!("the time of last change is {:?}, and was {times:?} since step {first}", found.mtime));
+        }
+        let names: BTreeSet<&String> =
+            versions.iter().copied().chain([found]).flat_map(|version| version.xattrs.keys()).collect();
+        for name in names {
+            let value = found.xattrs.get(name);
+            if !versions.iter().any(|version| version.xattrs.get(name) == value) {
+                let length = value.map(Vec::len);
+                return Err(format!("{name} has {length:?} bytes, which it did not have since step {first}"));
+            }
         }
         // Where a version ends, a block may be of two: what is behind the end of a file that lends to a partial copy is the copy's own.
         let mut ends: Vec<usize> =
@@ -338,7 +382,7 @@ impl History {
         &self,
         found: &Found,
         promises: &[(usize, &Promise)],
-        floor: impl Fn(FileId) -> usize,
+        floor: impl Fn(FileId) -> Floor,
         last: usize,
     ) -> Result<(), String> {
         let steps = &self.steps[..=last];

@@ -4,6 +4,7 @@
 //! Needs root, /dev/fuse, and for the power failures loop devices and the packages e2fsprogs, xfsprogs and btrfs-progs.
 
 mod bed;
+mod call;
 mod disk;
 mod history;
 mod killed;

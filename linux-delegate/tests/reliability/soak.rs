@@ -17,8 +17,9 @@ use std::time::{Duration, Instant};
 use test_common::{Random, Stage, put};
 
 use crate::bed::Bed;
+use crate::call::bytes;
 use crate::mount::Mount;
-use crate::worker::{Worker, bytes};
+use crate::worker::Worker;
 use crate::{run, setting};
 
 /// How many programs work at random in the overlay that stays.

@@ -2,17 +2,18 @@
 //!
 //! It has a directory for itself, and files in one that all programs use.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
-use std::os::fd::IntoRawFd;
-use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
+use rustix::fs::XattrFlags;
 use test_common::{Random, mode, put};
 
-use crate::history::{BLOCK, Content, Entry, FileId, Found, History, Promise, State, Step, parent};
+use crate::call::{Call, SyncBy, bytes};
+use crate::history::{BLOCK, Content, Entry, FileId, Found, History, State, Step, parent};
 
 /// The directory that all programs use.
 const SHARED: &str = "shared";
@@ -23,68 +24,9 @@ const LARGEST: usize = 3 << 20;
 /// How many names a program has at most.
 const NAMES: usize = 60;
 
-/// Bytes like no others, so that it can be told from where a block is.
-pub fn bytes(seed: u64, length: usize) -> Vec<u8> {
-    let mut random = Random(seed);
-    let mut bytes = Vec::with_capacity(length + 8);
-    while bytes.len() < length {
-        bytes.extend_from_slice(&random.number().to_le_bytes());
-    }
-    bytes.truncate(length);
-    bytes
-}
-
-/// One call that changes a tree. Paths are relative to its root.
-#[derive(Clone, Debug)]
-enum Call {
-    Create(String),
-    Write { path: String, offset: usize, length: usize },
-    Truncate(String, usize),
-    Mode(String, u32),
-    Unlink(String),
-    Rename(String, String),
-    Link(String, String),
-    Symlink(String),
-    MakeDir(String),
-    RemoveDir(String),
-    SyncFile(String),
-    SyncDir(String),
-}
-
-impl Call {
-    /// The file that gets a name or other content, in the state afterwards.
-    fn file(&self, state: &State) -> Option<FileId> {
-        let (Call::Create(path)
-        | Call::Write { path, .. }
-        | Call::Truncate(path, _)
-        | Call::Mode(path, _)
-        | Call::Rename(_, path)
-        | Call::Link(_, path)) = self
-        else {
-            return None;
-        };
-        match state.tree.get(path) {
-            Some(Entry::File(id)) => Some(*id),
-            _ => None,
-        }
-    }
-
-    /// The directories in which names change.
-    fn dirs(&self) -> Vec<String> {
-        match self {
-            Call::Create(path)
-            | Call::Unlink(path)
-            | Call::Link(_, path)
-            | Call::Symlink(path)
-            | Call::MakeDir(path)
-            | Call::RemoveDir(path) => vec![parent(path).to_owned()],
-            Call::Rename(from, to) => vec![parent(from).to_owned(), parent(to).to_owned()],
-            Call::Write { .. } | Call::Truncate(..) | Call::Mode(..) | Call::SyncFile(_) | Call::SyncDir(_) => {
-                Vec::new()
-            }
-        }
-    }
-}
+/// The extended attributes that it sets, and the most bytes of each: together with the overlay's own they fit into a block, as they must on ext4.
+const XATTRS: [&str; 3] = ["user.one", "user.two", "user.three"];
+const LARGEST_XATTR: usize = 900;
 
 /// A program.
 pub struct Worker {
@@ -96,6 +38,8 @@ pub struct Worker {
     next_file: FileId,
     /// Whether it renames directories.
     pub moves_dirs: bool,
+    /// Whether it sets extended attributes.
+    pub has_xattrs: bool,
     pub history: History,
 }
 
@@ -106,7 +50,9 @@ impl Worker {
         let mut seed = number as u64 * 1000;
         let mut file = |layer: &Path, path: &str, length: usize| {
             seed += 1;
-            mode(&put::file(layer, path, bytes(seed, length)), 0o644);
+            let path = put::file(layer, path, bytes(seed, length));
+            mode(&path, 0o644);
+            rustix::fs::setxattr(&path, XATTRS[0], &bytes(seed, 50), XattrFlags::empty()).unwrap();
         };
         for (index, length) in [0, 10, 3000, 4096, 9000, 70_000].into_iter().enumerate() {
             file(upper, &format!("{own}/small{index}"), length);
@@ -136,6 +82,7 @@ impl Worker {
             clock,
             next_file: 0,
             moves_dirs: true,
+            has_xattrs: true,
             history: History::new(State::default()),
         };
         let state = worker.find().to_state();
@@ -209,7 +156,7 @@ impl Worker {
     }
 
     fn choose(&mut self) -> Option<Call> {
-        let kind = self.random.below(100);
+        let kind = self.random.below(120);
         Some(match kind {
             0..10 => Call::Create(self.free_name()?),
             10..40 => {
@@ -259,7 +206,34 @@ impl Worker {
                 let is_empty = !self.history.state().tree.keys().any(|other| parent(other) == path);
                 is_empty.then_some(Call::RemoveDir(path))?
             }
-            83..93 => Call::SyncFile(self.some_file()?),
+            83..91 => {
+                let path = self.some_file()?;
+                let size = self.size(&path);
+                let offset = self.random.below(size.max(1));
+                let most = *self.random.one_of(&[100, 9000, 200_000]);
+                let length = (1 + self.random.below(most)).min(size - offset);
+                (length > 0).then(|| Call::Store {
+                    path,
+                    offset,
+                    length,
+                    sync: *self.random.one_of(&[SyncBy::Msync, SyncBy::Fsync]),
+                })?
+            }
+            91..97 => {
+                let since = Duration::from_nanos(self.random.number() >> 2);
+                Call::Time(self.some_file()?, since)
+            }
+            97..103 => {
+                let (path, name) = (self.some_file()?, self.random.one_of(&XATTRS).to_string());
+                let length = 1 + self.random.below(LARGEST_XATTR);
+                self.has_xattrs.then_some(Call::SetXattr(path, name, length))?
+            }
+            103..106 => {
+                let path = self.some_file()?;
+                let names: Vec<String> = self.content(&path)?.xattrs.keys().cloned().collect();
+                (!names.is_empty()).then(|| Call::RemoveXattr(path, self.random.one_of(&names).clone()))?
+            }
+            106..114 => Call::SyncFile(self.some_file()?),
             _ => {
                 let dirs = self.dirs();
                 Call::SyncDir(self.random.one_of(&dirs).clone())
@@ -299,104 +273,28 @@ impl Worker {
         (tree.len() < NAMES && path.matches('/').count() < 8 && !tree.contains_key(&path)).then_some(path)
     }
 
-    fn size(&self, path: &str) -> usize {
+    /// What a file has.
+    fn content(&self, path: &str) -> Option<&Content> {
         let state = self.history.state();
         match state.tree.get(path) {
-            Some(Entry::File(id)) => state.files[id].bytes.len(),
-            _ => 0,
+            Some(Entry::File(id)) => state.files.get(id),
+            _ => None,
         }
+    }
+
+    fn size(&self, path: &str) -> usize {
+        self.content(path).map_or(0, |content| content.bytes.len())
     }
 
     fn perform(&mut self, call: Call) -> io::Result<()> {
         let mut state = self.history.state().clone();
         let seed = self.random.number();
-        let promise = apply(&call, &mut state, &mut self.next_file, seed);
+        let promise = call.apply(&mut state, &mut self.next_file, seed);
         let (what, begun) = (format!("{call:?}"), self.clock.load(Ordering::SeqCst));
         let (file, dirs) = (call.file(&state), call.dirs());
         self.history.begin(Step { what, begun, done: None, promise, file, dirs, state });
-        make(&call, &self.root, seed)?;
+        call.make(&self.root, seed)?;
         self.history.done(self.clock.load(Ordering::SeqCst));
         Ok(())
-    }
-}
-
-/// Does to a state what the call does to a tree. Answers what the call promises.
-fn apply(call: &Call, state: &mut State, next_file: &mut FileId, seed: u64) -> Option<Promise> {
-    let id = |state: &State, path: &str| match state.tree[path] {
-        Entry::File(id) => id,
-        _ => panic!("{path} is no file"),
-    };
-    match call {
-        Call::Create(path) => {
-            state.tree.insert(path.clone(), Entry::File(*next_file));
-            state.files.insert(*next_file, Content { bytes: Arc::default(), mode: 0o600 });
-            *next_file += 1;
-        }
-        Call::Write { path, offset, length } => change(state, id(state, path), |content| {
-            content.resize(content.len().max(offset + length), 0);
-            content[*offset..offset + length].copy_from_slice(&bytes(seed, *length));
-        }),
-        Call::Truncate(path, size) => change(state, id(state, path), |content| content.resize(*size, 0)),
-        Call::Mode(path, mode) => {
-            let id = id(state, path);
-            state.files.get_mut(&id).unwrap().mode = *mode;
-        }
-        Call::Unlink(path) | Call::RemoveDir(path) => drop(state.tree.remove(path)),
-        Call::Rename(from, to) => {
-            let below = format!("{from}/");
-            let moved: Vec<String> =
-                state.tree.keys().filter(|path| *path == from || path.starts_with(&below)).cloned().collect();
-            for path in moved {
-                let entry = state.tree.remove(&path).unwrap();
-                state.tree.insert(format!("{to}{}", &path[from.len()..]), entry);
-            }
-        }
-        Call::Link(from, to) => drop(state.tree.insert(to.clone(), Entry::File(id(state, from)))),
-        Call::Symlink(path) => drop(state.tree.insert(path.clone(), Entry::Symlink(format!("to-{seed}")))),
-        Call::MakeDir(path) => drop(state.tree.insert(path.clone(), Entry::Dir)),
-        Call::SyncFile(path) => return Some(Promise::File(id(state, path), path.clone())),
-        Call::SyncDir(path) => return Some(Promise::Dir(path.clone())),
-    }
-    let named: Vec<FileId> = state.files.keys().copied().filter(|id| state.names(*id).is_empty()).collect();
-    state.files.retain(|id, _| !named.contains(id));
-    None
-}
-
-fn change(state: &mut State, id: FileId, how: impl FnOnce(&mut Vec<u8>)) {
-    let content = state.files.get_mut(&id).unwrap();
-    let mut bytes = content.bytes.to_vec();
-    how(&mut bytes);
-    content.bytes = Arc::new(bytes);
-}
-
-fn make(call: &Call, root: &Path, seed: u64) -> io::Result<()> {
-    let at = |path: &str| root.join(path);
-    match call {
-        Call::Create(path) => close(File::options().write(true).create_new(true).mode(0o600).open(at(path))?),
-        Call::Write { path, offset, length } => {
-            let file = File::options().write(true).open(at(path))?;
-            let data = bytes(seed, *length);
-            let written = file.write_at(&data, *offset as u64)?;
-            close(file)?;
-            if written < *length { Err(io::ErrorKind::WriteZero.into()) } else { Ok(()) }
-        }
-        Call::Truncate(path, size) => File::options().write(true).open(at(path))?.set_len(*size as u64),
-        Call::Mode(path, mode) => fs::set_permissions(at(path), fs::Permissions::from_mode(*mode)),
-        Call::Unlink(path) => fs::remove_file(at(path)),
-        Call::Rename(from, to) => fs::rename(at(from), at(to)),
-        Call::Link(from, to) => fs::hard_link(at(from), at(to)),
-        Call::Symlink(path) => symlink(format!("to-{seed}"), at(path)),
-        Call::MakeDir(path) => fs::create_dir(at(path)),
-        Call::RemoveDir(path) => fs::remove_dir(at(path)),
-        Call::SyncFile(path) | Call::SyncDir(path) => File::open(at(path))?.sync_all(),
-    }
-}
-
-/// Closes a file, and hears whether what was written to it was taken.
-fn close(file: File) -> io::Result<()> {
-    // SAFETY: the descriptor is the file's own, which is given up.
-    match unsafe { libc::close(file.into_raw_fd()) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
     }
 }

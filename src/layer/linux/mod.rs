@@ -59,7 +59,7 @@ pub struct LinuxLayer {
     /// What [`Layer::epoch`] answers, asked for while files outside the layer can be opened.
     epoch: Option<u128>,
     /// The descriptor whose lock holds the layer.
-    held: Mutex<Option<OwnedFd>>,
+    held: Mutex<Option<Held>>,
 }
 
 /// A directory of a [`LinuxLayer`].
@@ -241,6 +241,17 @@ impl AsFd for Target<'_> {
     }
 }
 
+/// The lock of a layer. It is given back, and not only closed: a program that this process is just starting has the descriptor too, and would keep
+/// the lock until it is executed.
+struct Held(OwnedFd);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // It ends with the last descriptor in any case.
+        let _ = rustix::fs::flock(&self.0, FlockOperation::Unlock);
+    }
+}
+
 impl Layer for LinuxLayer {
     type Dir = Dir;
     type File = File;
@@ -263,7 +274,7 @@ impl Layer for LinuxLayer {
                 Errno::WOULDBLOCK => Error::new(EWOULDBLOCK),
                 other => error(other),
             })?;
-            *held = Some(root);
+            *held = Some(Held(root));
         }
         Ok(())
     }

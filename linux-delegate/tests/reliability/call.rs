@@ -1,0 +1,241 @@
+//! The calls by which a program changes its part of a tree: what each does to the tree, how it is made, and what it promises.
+
+use std::fs::{self, File, FileTimes};
+use std::io;
+use std::os::fd::{AsRawFd, IntoRawFd};
+use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt, symlink};
+use std::path::Path;
+use std::ptr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use rustix::fs::XattrFlags;
+use test_common::Random;
+
+use crate::history::{BLOCK, Content, Entry, FileId, Promise, State, parent};
+
+/// How what was written through a mapping is brought to the disk.
+#[derive(Clone, Copy, Debug)]
+pub enum SyncBy {
+    Msync,
+    Fsync,
+}
+
+/// One call that changes a tree, or has something of it brought to the disk. Paths are relative to its root.
+#[derive(Clone, Debug)]
+pub enum Call {
+    Create(String),
+    Write {
+        path: String,
+        offset: usize,
+        length: usize,
+    },
+    /// A write through a shared mapping, which ends inside the file, and is synced.
+    Store {
+        path: String,
+        offset: usize,
+        length: usize,
+        sync: SyncBy,
+    },
+    Truncate(String, usize),
+    Mode(String, u32),
+    /// Sets the time of the last change of the contents, since 1970.
+    Time(String, Duration),
+    /// The path, the name of the attribute, and the length of its value.
+    SetXattr(String, String, usize),
+    RemoveXattr(String, String),
+    Unlink(String),
+    Rename(String, String),
+    Link(String, String),
+    Symlink(String),
+    MakeDir(String),
+    RemoveDir(String),
+    SyncFile(String),
+    SyncDir(String),
+}
+
+impl Call {
+    /// The file that gets a name, other content or other attributes, in the state afterwards.
+    pub fn file(&self, state: &State) -> Option<FileId> {
+        let (Call::Create(path)
+        | Call::Write { path, .. }
+        | Call::Store { path, .. }
+        | Call::Truncate(path, _)
+        | Call::Mode(path, _)
+        | Call::Time(path, _)
+        | Call::SetXattr(path, ..)
+        | Call::RemoveXattr(path, _)
+        | Call::Rename(_, path)
+        | Call::Link(_, path)) = self
+        else {
+            return None;
+        };
+        match state.tree.get(path) {
+            Some(Entry::File(id)) => Some(*id),
+            _ => None,
+        }
+    }
+
+    /// The directories in which names change.
+    pub fn dirs(&self) -> Vec<String> {
+        match self {
+            Call::Create(path)
+            | Call::Unlink(path)
+            | Call::Link(_, path)
+            | Call::Symlink(path)
+            | Call::MakeDir(path)
+            | Call::RemoveDir(path) => vec![parent(path).to_owned()],
+            Call::Rename(from, to) => vec![parent(from).to_owned(), parent(to).to_owned()],
+            _ => Vec::new(),
+        }
+    }
+
+    /// Does to a state what the call does to a tree. New contents are made from `seed`. Answers what the call promises.
+    pub fn apply(&self, state: &mut State, next_file: &mut FileId, seed: u64) -> Option<Promise> {
+        let id = |state: &State, path: &str| match state.tree[path] {
+            Entry::File(id) => id,
+            _ => panic!("{path} is no file"),
+        };
+        let mut promise = None;
+        match self {
+            Call::Create(path) => {
+                state.tree.insert(path.clone(), Entry::File(*next_file));
+                state.files.insert(*next_file, Content { mode: 0o600, ..Content::default() });
+                *next_file += 1;
+            }
+            Call::Write { path, offset, length } => change(state, id(state, path), |content| {
+                content.resize(content.len().max(offset + length), 0);
+                content[*offset..offset + length].copy_from_slice(&bytes(seed, *length));
+            }),
+            Call::Store { path, offset, length, .. } => {
+                let id = id(state, path);
+                change(state, id, |content| {
+                    content[*offset..offset + length].copy_from_slice(&bytes(seed, *length));
+                });
+                promise = Some(Promise::File(id, path.clone()));
+            }
+            Call::Truncate(path, size) => change(state, id(state, path), |content| content.resize(*size, 0)),
+            Call::Mode(path, mode) => attributes(state, id(state, path)).mode = *mode,
+            Call::Time(path, mtime) => attributes(state, id(state, path)).mtime = Some(SystemTime::UNIX_EPOCH + *mtime),
+            Call::SetXattr(path, name, length) => {
+                let value = bytes(seed, *length);
+                attributes(state, id(state, path)).xattrs.insert(name.clone(), value);
+            }
+            Call::RemoveXattr(path, name) => drop(attributes(state, id(state, path)).xattrs.remove(name)),
+            Call::Unlink(path) | Call::RemoveDir(path) => drop(state.tree.remove(path)),
+            Call::Rename(from, to) => {
+                let below = format!("{from}/");
+                let moved: Vec<String> =
+                    state.tree.keys().filter(|path| *path == from || path.starts_with(&below)).cloned().collect();
+                for path in moved {
+                    let entry = state.tree.remove(&path).unwrap();
+                    state.tree.insert(format!("{to}{}", &path[from.len()..]), entry);
+                }
+            }
+            Call::Link(from, to) => drop(state.tree.insert(to.clone(), Entry::File(id(state, from)))),
+            Call::Symlink(path) => drop(state.tree.insert(path.clone(), Entry::Symlink(format!("to-{seed}")))),
+            Call::MakeDir(path) => drop(state.tree.insert(path.clone(), Entry::Dir)),
+            Call::SyncFile(path) => promise = Some(Promise::File(id(state, path), path.clone())),
+            Call::SyncDir(path) => promise = Some(Promise::Dir(path.clone())),
+        }
+        let nameless: Vec<FileId> = state.files.keys().copied().filter(|id| state.names(*id).is_empty()).collect();
+        state.files.retain(|id, _| !nameless.contains(id));
+        promise
+    }
+
+    /// Makes the call in the tree at `root`, with the same `seed`.
+    pub fn make(&self, root: &Path, seed: u64) -> io::Result<()> {
+        let at = |path: &str| root.join(path);
+        match self {
+            Call::Create(path) => close(File::options().write(true).create_new(true).mode(0o600).open(at(path))?),
+            Call::Write { path, offset, length } => {
+                let file = File::options().write(true).open(at(path))?;
+                let data = bytes(seed, *length);
+                let written = file.write_at(&data, *offset as u64)?;
+                close(file)?;
+                if written < *length { Err(io::ErrorKind::WriteZero.into()) } else { Ok(()) }
+            }
+            Call::Store { path, offset, length, sync } => store(&at(path), *offset, &bytes(seed, *length), *sync),
+            Call::Truncate(path, size) => File::options().write(true).open(at(path))?.set_len(*size as u64),
+            Call::Mode(path, mode) => fs::set_permissions(at(path), fs::Permissions::from_mode(*mode)),
+            Call::Time(path, mtime) => {
+                File::open(at(path))?.set_times(FileTimes::new().set_modified(SystemTime::UNIX_EPOCH + *mtime))
+            }
+            Call::SetXattr(path, name, length) => {
+                Ok(rustix::fs::setxattr(at(path), name, &bytes(seed, *length), XattrFlags::empty())?)
+            }
+            Call::RemoveXattr(path, name) => Ok(rustix::fs::removexattr(at(path), name)?),
+            Call::Unlink(path) => fs::remove_file(at(path)),
+            Call::Rename(from, to) => fs::rename(at(from), at(to)),
+            Call::Link(from, to) => fs::hard_link(at(from), at(to)),
+            Call::Symlink(path) => symlink(format!("to-{seed}"), at(path)),
+            Call::MakeDir(path) => fs::create_dir(at(path)),
+            Call::RemoveDir(path) => fs::remove_dir(at(path)),
+            Call::SyncFile(path) | Call::SyncDir(path) => File::open(at(path))?.sync_all(),
+        }
+    }
+}
+
+/// Bytes like no others, so that it can be told from where a block is.
+pub fn bytes(seed: u64, length: usize) -> Vec<u8> {
+    let mut random = Random(seed);
+    let mut bytes = Vec::with_capacity(length + 8);
+    while bytes.len() < length {
+        bytes.extend_from_slice(&random.number().to_le_bytes());
+    }
+    bytes.truncate(length);
+    bytes
+}
+
+fn attributes(state: &mut State, id: FileId) -> &mut Content {
+    state.files.get_mut(&id).unwrap()
+}
+
+/// Changes the bytes of a file now.
+fn change(state: &mut State, id: FileId, how: impl FnOnce(&mut Vec<u8>)) {
+    let content = attributes(state, id);
+    let mut bytes = content.bytes.to_vec();
+    how(&mut bytes);
+    content.bytes = Arc::new(bytes);
+    content.mtime = None;
+}
+
+/// Puts data into a file through a mapping of the pages where they go, and has them brought to the disk before they are unmapped: that would wait for
+/// the disk too, while this process, which may have to serve the disk, can map no memory.
+fn store(path: &Path, offset: usize, data: &[u8], sync: SyncBy) -> io::Result<()> {
+    let file = File::options().read(true).write(true).open(path)?;
+    let within = offset % BLOCK;
+    let (start, length) = (offset - within, within + data.len());
+    // What is in the page cache can be stored to without asking the daemon. If it has gone, that would be SIGBUS, and this is an error.
+    file.read_exact_at(&mut vec![0; length], start as u64)?;
+    let (protection, fd) = (libc::PROT_READ | libc::PROT_WRITE, file.as_raw_fd());
+    // SAFETY: the mapping is new, at no place that was asked for.
+    let map = unsafe { libc::mmap(ptr::null_mut(), length, protection, libc::MAP_SHARED, fd, start as libc::off_t) };
+    if map == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the pages are those of the mapping, of which nobody else knows, and which ends with this block.
+    let stored = unsafe {
+        ptr::copy_nonoverlapping(data.as_ptr(), map.cast::<u8>().add(within), data.len());
+        let synced = match sync {
+            SyncBy::Msync => answer(libc::msync(map, length, libc::MS_SYNC)),
+            SyncBy::Fsync => file.sync_all(),
+        };
+        synced.and(answer(libc::munmap(map, length)))
+    };
+    stored.and(close(file))
+}
+
+/// Closes a file, and hears whether what was written to it was taken.
+fn close(file: File) -> io::Result<()> {
+    // SAFETY: the descriptor is the file's own, which is given up.
+    answer(unsafe { libc::close(file.into_raw_fd()) })
+}
+
+/// What a call of the C library tells.
+fn answer(code: libc::c_int) -> io::Result<()> {
+    match code {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}

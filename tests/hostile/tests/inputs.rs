@@ -1,0 +1,67 @@
+//! The inputs of the fuzz targets that are kept, and others made of them and of chance, without a fuzzer.
+
+use std::fs;
+use std::path::Path;
+use std::sync::{LazyLock, Mutex, PoisonError};
+
+use test_common::Random;
+use test_hostile::{Ground, found, kernel, words};
+
+/// Where the layers are, in memory.
+const PLACE: &str = "/dev/shm";
+/// One at a time, since the descriptors of the whole process are counted.
+static ALONE: Mutex<()> = Mutex::new(());
+/// The longest input that is all chance, in bytes.
+const LONGEST: usize = 400;
+
+/// Has `run` take what is kept for a target and `made_up` other inputs.
+fn try_all(target: &str, made_up: usize, run: impl Fn(&[u8])) {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/seeds").join(target);
+    let mut seeds: Vec<Vec<u8>> =
+        fs::read_dir(folder).unwrap().map(|entry| fs::read(entry.unwrap().path()).unwrap()).collect();
+    assert!(seeds.len() > 20, "only {} seeds", seeds.len());
+    seeds.sort();
+    let run = |what: &str, input: &[u8]| {
+        // Shown if it fails: it can be written to a file for the fuzz target.
+        println!("{what}: {}", input.escape_ascii());
+        run(input);
+    };
+    for seed in &seeds {
+        run("seed", seed);
+    }
+    let mut chance = Random(1);
+    for number in 0..made_up {
+        let mut input = if number % 2 == 0 {
+            chance.one_of(&seeds).clone()
+        } else {
+            (0..chance.below(LONGEST)).map(|_| chance.below(256) as u8).collect()
+        };
+        for _ in 0..chance.below(8).min(input.len()) {
+            let at = chance.below(input.len());
+            input[at] = chance.below(256) as u8;
+        }
+        run("made up", &input);
+    }
+}
+
+#[test]
+fn requests() {
+    let ground = LazyLock::new(|| Ground::new(Path::new(PLACE)));
+    try_all("requests", 800, |input| ground.run(input));
+}
+
+#[test]
+fn found_layers() {
+    try_all("found", 150, |input| found::run(Path::new(PLACE), input));
+}
+
+#[test]
+fn fuse_requests() {
+    try_all("kernel", 150, |input| kernel::run(Path::new(PLACE), input));
+}
+
+#[test]
+fn command_lines() {
+    try_all("words", 2000, words::run);
+}
