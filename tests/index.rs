@@ -333,6 +333,22 @@ fn a_link_of_an_open_file_that_lost_its_name_is_one_of_the_others_too() {
     assert_eq!(gone.unwrap_err().errno, libc::ENOENT);
 }
 
+/// The layer counts one name of it when it is asked for.
+#[test]
+fn the_last_name_of_an_open_file_leads_to_it() {
+    let stage = stage();
+    put::file(&stage.dir("upper"), "own", "new");
+    put::link(&stage.dir("upper"), "own", "own too");
+    let mut mount = Mount::new(&stage);
+    let held = mount.overlay().open(&mount.find("own"));
+    mount.unlink("own");
+    assert_eq!(mount.find("own too").id(), held.node().id());
+    mount.write("own too", "longer than before");
+    assert_eq!(mount.overlay().stat(held.node()).unwrap().size, 18);
+    mount.unlink("own too");
+    assert_eq!(mount.overlay().stat(held.node()).unwrap().nlink, 0);
+}
+
 #[test]
 fn links_of_symlinks_are_links_too() {
     let stage = stage();

@@ -87,7 +87,8 @@ impl<L: Layer> Overlay<L> {
         let place = Place { parent: parent.clone(), name: slot.name.clone(), dir: from.clone() };
         let child = match attr.kind {
             Kind::Dir => self.new_dir(place, attr, merging)?,
-            _ if attr.nlink > 1 => self.new_linked(place, attr)?,
+            // Also the last name that is left, while somebody holds the object by another that is gone.
+            _ if attr.nlink > 1 || self.inodes.held(&attr).is_some() => self.new_linked(place, attr)?,
             kind => {
                 let state = self.new_state(place, attr)?;
                 Node::new(self.new_id(), kind, state, None)

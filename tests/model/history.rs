@@ -140,20 +140,23 @@ impl State {
         *self.numbers.entry(id).or_insert(number) == number && !is_taken
     }
 
-    /// Whether what is held and the tree are what was seen when nobody changed anything.
-    pub fn looks_like(&mut self, Scene { held, seen }: &Scene) -> bool {
-        if !held.iter().all(|(slot, stat)| self.shows(self.tree.handles[slot], stat)) {
-            return false;
+    /// What differs between what is held, and the tree, and what was seen when nobody changed anything.
+    pub fn differs(&mut self, Scene { held, seen }: &Scene) -> Option<String> {
+        if let Some((slot, stat)) = held.iter().find(|(slot, stat)| !self.shows(self.tree.handles[slot], stat)) {
+            return Some(format!("{slot} holds object {}, and not {stat:?}", self.tree.handles[slot]));
         }
         let mut paths = self.tree.paths();
         paths.sort();
-        paths.len() == seen.len()
-            && paths.iter().zip(seen).all(|((path, id), seen)| {
-                let node = self.tree.node(*id);
-                let links = node.kind == Kind::Dir || seen.links == node.names + node.unseen;
-                let same = (path, node.kind, node.mode, &node.data) == (&seen.path, seen.kind, seen.mode, &seen.data);
-                links && same && self.is_number(*id, seen.number)
-            })
+        if paths.len() != seen.len() {
+            return Some(format!("there are {} objects", paths.len()));
+        }
+        paths.iter().zip(seen).find_map(|((path, id), seen)| {
+            let node = self.tree.node(*id);
+            let links = node.kind == Kind::Dir || seen.links == node.names + node.unseen;
+            let same = (path, node.kind, node.mode, &node.data) == (&seen.path, seen.kind, seen.mode, &seen.data);
+            let is_same = links && same && self.is_number(*id, seen.number);
+            (!is_same).then(|| format!("{} is object {id}", path.display()))
+        })
     }
 
     fn digest(&self) -> u64 {
@@ -173,10 +176,19 @@ impl fmt::Write for Digest {
 }
 
 /// The state after an order of all events, those of each thread in theirs, that explains every answer and what is there at the end. If there is no
-/// such order: how many events of each thread the longest has that explains their answers.
-pub fn explain(start: &State, threads: &[Vec<Event>], end: &Scene) -> Result<State, Vec<usize>> {
-    let mut search = Search { threads, end, tried: HashSet::new(), farthest: vec![0; threads.len()] };
+/// such order: how far the longest comes.
+pub fn explain(start: &State, threads: &[Vec<Event>], end: &Scene) -> Result<State, Farthest> {
+    let farthest = Farthest { events: vec![0; threads.len()], difference: None };
+    let mut search = Search { threads, end, tried: HashSet::new(), farthest };
     search.from(start, &mut vec![0; threads.len()]).ok_or(search.farthest)
+}
+
+/// How far an order explains what was seen.
+pub struct Farthest {
+    /// How many events of each thread.
+    pub events: Vec<usize>,
+    /// If it is all of them, what is another way at the end.
+    pub difference: Option<String>,
 }
 
 struct Search<'a> {
@@ -184,19 +196,20 @@ struct Search<'a> {
     end: &'a Scene,
     /// How far each thread was, and the digest of the state.
     tried: HashSet<(Vec<usize>, u64)>,
-    farthest: Vec<usize>,
+    farthest: Farthest,
 }
 
 impl Search<'_> {
     fn from(&mut self, state: &State, at: &mut Vec<usize>) -> Option<State> {
         let threads = self.threads;
-        if at.iter().sum::<usize>() > self.farthest.iter().sum() {
-            self.farthest.clone_from(at);
+        if at.iter().sum::<usize>() > self.farthest.events.iter().sum() {
+            self.farthest.events.clone_from(at);
         }
         let next = |thread: usize, at: &[usize]| threads[thread].get(at[thread]);
         let Some(first) = (0..at.len()).filter_map(|thread| next(thread, at)).map(|event| event.answered).min() else {
             let mut state = state.clone();
-            return state.looks_like(self.end).then_some(state);
+            self.farthest.difference = state.differs(self.end);
+            return self.farthest.difference.is_none().then_some(state);
         };
         if !self.tried.insert((at.clone(), state.digest())) {
             return None;

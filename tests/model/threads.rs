@@ -23,7 +23,7 @@ use test_common::Random;
 
 use crate::door::{At, Door};
 use crate::ground::Ground;
-use crate::history::{Answer, Event, Op, Scene, Seen, State, explain};
+use crate::history::{Answer, Event, Farthest, Op, Scene, Seen, State, explain};
 use crate::layer::{self, Body, Dir, Meta, Object, Written};
 use crate::run::Mount;
 use crate::tree::{Place, Rules, Tree};
@@ -145,7 +145,8 @@ fn rounds<D: Door<Handle: Send> + Send>(
         state = explain(&state, &events, &end).map_err(|far| told(&state, &events, &far, &end))?;
         forget(&mut state);
     }
-    assert!(state.looks_like(&look(&threads)), "what was seen changes though nobody changes it");
+    let difference = state.differs(&look(&threads));
+    assert_eq!(difference, None, "what was seen changes though nobody changes it");
     state.tree.handles.clear();
     // Numbers from a counter are those of one mount.
     state.numbers.retain(|_, number| *number < 1 << 63);
@@ -307,7 +308,7 @@ fn check_layers(ground: &dyn Ground, lowers: &[Object], upper: &Path, tree: &Tre
 }
 
 /// A round that cannot be explained, for people.
-fn told(state: &State, threads: &[Vec<Event>], far: &[usize], end: &Scene) -> String {
+fn told(state: &State, threads: &[Vec<Event>], far: &Farthest, end: &Scene) -> String {
     let mut said =
         "no order of this explains the answers and the end; the longest has what is not marked.\nbefore:\n".to_owned();
     let unlinked = state.tree.handles.values().filter(|id| state.tree.node(**id).names == 0);
@@ -327,7 +328,7 @@ fn told(state: &State, threads: &[Vec<Event>], far: &[usize], end: &Scene) -> St
     let mut events: Vec<_> = threads.iter().enumerate().flat_map(of_thread).collect();
     events.sort_by_key(|(_, (_, event))| event.asked);
     for (index, (thread, Event { op, answer, asked, answered })) in events {
-        let mark = if index < far[thread] { ' ' } else { '!' };
+        let mark = if index < far.events[thread] { ' ' } else { '!' };
         let answer = match answer {
             Answer::Stat(Stat { kind, mode, size, nlink, ino, .. }) => {
                 format!("{kind:?} {mode:o} {size} bytes ×{nlink} number {ino:x}")
@@ -344,6 +345,9 @@ fn told(state: &State, threads: &[Vec<Event>], far: &[usize], end: &Scene) -> St
             path.display(),
             data.escape_ascii()
         );
+    }
+    if let Some(difference) = &far.difference {
+        let _ = writeln!(said, "At the end of one order that explains all answers: {difference}");
     }
     said
 }
