@@ -339,7 +339,7 @@ fn the_last_name_of_an_open_file_leads_to_it() {
     let stage = stage();
     put::file(&stage.dir("upper"), "own", "new");
     put::link(&stage.dir("upper"), "own", "own too");
-    let mut mount = Mount::new(&stage);
+    let mount = Mount::new(&stage);
     let held = mount.overlay().open(&mount.find("own"));
     mount.unlink("own");
     assert_eq!(mount.find("own too").id(), held.node().id());

@@ -162,6 +162,10 @@ impl<L: Layer> Overlay<L> {
         let state = State { has_data: true, newborn: true, ..State::at(place, true, None) };
         let node = Node::new(self.new_id(), new.kind(), state, content);
         slot.child = Some(node.clone());
+        self.known.add_name();
+        if node.kind() == Kind::Dir {
+            self.known.add_dir(&node, 0);
+        }
         Ok((node, file.map(|file| OpenFile { file, writable: true, dir: to, lent: None })))
     }
 

@@ -89,6 +89,7 @@ impl<L: Layer> Overlay<L> {
         let slot = self.read_dir(dir, &mut names)?.entry(name);
         slot.upper = Some(Upper { kind: node.kind(), ino: attr.map(|attr| attr.ino) });
         slot.child = Some(node.clone());
+        self.known.add_name();
         if whited_out {
             slot.whiteout = self.whiteouts_beside() && !self.uncover(&to, name, None);
         }

@@ -1,21 +1,17 @@
-//! From a name to a node, and what is forgotten again when too much is known.
+//! From a name to a node.
 
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
 use smallvec::smallvec;
 use syscall::error::{EINVAL, EIO, ENAMETOOLONG, ENOENT, ENOTDIR, ESTALE, Error};
 
+use super::Overlay;
 use super::names::Names;
 use super::node::{Dir, MERGED_NLINK, Node, Place, State};
 use super::stack::LayerDir;
-use super::work::discard;
-use super::{Overlay, ReadDirs};
 use crate::layer::{Kind, Layer, Result, Stat};
-
-/// How many names are remembered. An object that somebody holds is never forgotten.
-pub(super) const NAMES_MAX: usize = 1 << 17;
 
 impl<L: Layer> Overlay<L> {
     /// The object `name` of `dir`. Names are taken as they are: `.` and `..` are the door's.
@@ -167,111 +163,6 @@ impl<L: Layer> Overlay<L> {
         }
         Some(names.iter().rev().collect())
     }
-
-    /// Counts a directory that was read.
-    pub(super) fn count_read(&self, node: &Arc<Node<L>>, names: usize) {
-        let mut read = self.read_dirs.lock();
-        read.names += names;
-        read.dirs.push_back((Arc::downgrade(node), names));
-    }
-
-    /// Forgets directories that nobody holds, the oldest first, if too many names are known.
-    pub(super) fn forget_some(&self) {
-        let too_many = |read: &ReadDirs<L>| read.names > read.limit;
-        if !too_many(&self.read_dirs.lock()) {
-            return;
-        }
-        let _tree = self.tree.write();
-        let tries = self.read_dirs.lock().dirs.len();
-        for _ in 0..tries {
-            let mut read = self.read_dirs.lock();
-            let Some((node, names)) = (if read.names > NAMES_MAX { read.dirs.pop_front() } else { None }) else {
-                break;
-            };
-            drop(read);
-            let kept = Weak::upgrade(&node).is_some_and(|node| !self.forget(&node));
-            let mut read = self.read_dirs.lock();
-            match kept {
-                true => read.dirs.push_back((node, names)),
-                false => read.names = read.names.saturating_sub(names),
-            }
-        }
-        // What is held as a whole is not tried again at every call.
-        let mut read = self.read_dirs.lock();
-        read.limit = NAMES_MAX.max(2 * read.names);
-    }
-
-    /// Says that a door has no more use for an object: unless somebody else has, what the layers can tell again is forgotten.
-    pub fn release(&self, node: Arc<Node<L>>) {
-        loop {
-            let _tree = self.tree.read();
-            let Some((parent, name)) = self.parent(&node) else { return self.discard_home(&node) };
-            let Ok(mut dir) = parent.dir() else { return };
-            if self.parent(&node).is_none_or(|(now, as_now)| !Arc::ptr_eq(&now, &parent) || as_now != name) {
-                // Somebody was faster.
-                continue;
-            }
-            let Some(slot) = dir.names.as_mut().and_then(|names| names.get_mut(&name)) else { return };
-            // The two are this one and the directory's.
-            let unused = Arc::strong_count(&node) == 2 && is_forgettable(&node);
-            if unused && slot.child.as_ref().is_some_and(|child| Arc::ptr_eq(child, &node)) && slot.forget_child() {
-                node.state.lock().places.clear();
-            }
-            return;
-        }
-    }
-
-    /// Removes what is left in the work directory of a file that never got a name and that nobody has open.
-    fn discard_home(&self, node: &Arc<Node<L>>) {
-        let mut state = node.state.lock();
-        let unused = state.handles == 0 && state.places.is_empty() && state.nlink == Some(0);
-        let home = if unused { state.home.take() } else { None };
-        drop(state);
-        if let (Some(home), Ok((upper, work))) = (home, self.upper())
-            && let Ok(open) = self.stack.open(work.dir())
-        {
-            discard(upper, &open, &home);
-        }
-    }
-
-    /// Forgets what is in a directory, but for what is held. Answers whether nothing is left. The tree must be locked exclusively.
-    fn forget(&self, node: &Arc<Node<L>>) -> bool {
-        let Ok(mut dir) = node.dir() else {
-            return true;
-        };
-        let mut left = node.state.lock().handles > 0 || dir.removed;
-        let Some(names) = &mut dir.names else {
-            return true;
-        };
-        for slot in names.slots_mut() {
-            let Some(child) = &slot.child else { continue };
-            if Arc::strong_count(child) > 1 || !is_forgettable(child) {
-                left = true;
-                continue;
-            }
-            let child = child.clone();
-            match slot.forget_child() {
-                true => child.state.lock().places.clear(),
-                false => left = true,
-            }
-        }
-        if !left {
-            dir.names = None;
-        }
-        !left
-    }
-}
-
-/// Whether all that is known of a node can be learned again from the layers.
-fn is_forgettable<L: Layer>(node: &Arc<Node<L>>) -> bool {
-    if node.dir().is_ok_and(|dir| dir.names.is_some()) {
-        return false;
-    }
-    let state = node.state.lock();
-    let remade = node.kind() == Kind::Dir || (state.nlink.is_none() && state.home.is_none());
-    let one_name =
-        state.places.len() <= 1 && (node.kind() == Kind::Dir || state.attr.is_none_or(|attr| attr.nlink <= 1));
-    remade && state.handles == 0 && one_name
 }
 
 impl<L: Layer> Drop for Overlay<L> {

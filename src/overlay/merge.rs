@@ -85,7 +85,7 @@ impl<L: Layer> Overlay<L> {
                 dir.foreign |= self.sort_parts(upper, &mut names, &parts, &maps);
             }
             dir.lowers = lowers;
-            self.count_read(node, names.len());
+            self.known.add_dir(node, names.len());
             dir.names = Some(names);
         }
         dir.names.as_mut().ok_or(Error::new(EIO))

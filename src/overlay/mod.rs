@@ -8,7 +8,7 @@
 //! | `stack` | the layers and the directories in them |
 //! | `node`, `names`, `inode` | objects, the names of a directory, inode numbers |
 //! | `merge` | one directory read from all its layers: whiteouts, opaque and redirected directories |
-//! | `lookup` | from a name to a node; what is forgotten again |
+//! | `lookup`, `forget` | from a name to a node; what is forgotten again |
 //! | `attr`, `xattr`, `file`, `readdir` | attributes; extended ones; handles, reading and writing; listings |
 //! | `copy_up`, `partial`, `progress` | from a lower layer to the upper one; of a large file, at first only in part; what is said if that takes long |
 //! | `create`, `remove`, `rename`, `link` | changes of names |
@@ -30,11 +30,11 @@
 //!    may take the locks of directories in any order. Never held while data is copied.
 //! 4. `Node::dir`: what is in one directory. A parent's before its child's.
 //! 5. `Node::state`: where one object is. One at a time, but for a rename, which has the content of both.
-//! 6. Leaves, under which nothing is called: `inode`, `index`, `stack`, `partial`, `Overlay::read_dirs`.
+//! 6. Leaves, under which nothing is called: `inode`, `index`, `stack`, `partial`, `forget`.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::HashSet;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
 
 use syscall::error::{EROFS, Error};
 
@@ -47,6 +47,7 @@ mod copy_up;
 mod create;
 mod detect;
 mod file;
+mod forget;
 pub(crate) mod index;
 mod inode;
 mod link;
@@ -75,6 +76,7 @@ pub(crate) use volatile::is_marked as is_marked_volatile;
 pub use work::Refused;
 
 use crate::sync::{Lock, Shared};
+use forget::Known;
 use inode::{Claims, Inodes};
 use node::{Dir, State};
 use partial::Partials;
@@ -122,15 +124,7 @@ pub struct Overlay<L: Layer> {
     tree: Shared<()>,
     partials: Partials<L>,
     next_id: AtomicU64,
-    /// The directories that were read, the oldest first: what is forgotten when too many names are known.
-    read_dirs: Lock<ReadDirs<L>>,
-}
-
-struct ReadDirs<L: Layer> {
-    dirs: VecDeque<(Weak<Node<L>>, usize)>,
-    names: usize,
-    /// How many names may be known before some are forgotten.
-    limit: usize,
+    known: Known<L>,
 }
 
 impl<L: Layer> Overlay<L> {
@@ -181,7 +175,7 @@ impl<L: Layer> Overlay<L> {
             tree: Shared::new(()),
             partials,
             next_id: AtomicU64::new(1),
-            read_dirs: Lock::new(ReadDirs { dirs: VecDeque::new(), names: 0, limit: lookup::NAMES_MAX }),
+            known: Known::new(),
         })
     }
 

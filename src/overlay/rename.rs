@@ -475,6 +475,7 @@ impl<L: Layer> Overlay<L> {
         let slot = self.read_dir(new.parent, dirs.dir(new.parent)?)?.entry(new.name);
         slot.upper = upper;
         slot.child = Some(node.clone());
+        self.known.add_name();
         if let Ok(dir) = node.dir()
             && let Some(own) = &dir.upper
         {

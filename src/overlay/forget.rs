@@ -1,0 +1,240 @@
+//! What is forgotten again when too much is known.
+//!
+//! A directory that was read, or made, is known with all its names, and those of its objects that were looked up are nodes. An object that
+//! nobody holds any more is forgotten when the door says so ([`Overlay::release`]). Directories stay known, which spares reading them again;
+//! they and their names are counted, and when they are too many, the oldest are forgotten that nobody holds. What is forgotten can be
+//! learned again from the layers.
+
+use std::collections::{HashSet, VecDeque};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+
+use super::Overlay;
+use super::names::Slot;
+use super::node::Node;
+use super::work::discard;
+use crate::layer::{Kind, Layer};
+use crate::sync::Lock;
+
+/// How many names and directories may be known before some are forgotten.
+const KNOWN_MAX: usize = 1 << 17;
+
+/// The directories that are known.
+pub(super) struct Known<L: Layer> {
+    /// The oldest first, some of them twice or gone.
+    dirs: Lock<VecDeque<Weak<Node<L>>>>,
+    /// How many they and their names are at most: what is removed is taken off only when all are counted again.
+    count: AtomicUsize,
+    /// How many there may be until then.
+    limit: AtomicUsize,
+    /// How many there should be.
+    most: usize,
+}
+
+impl<L: Layer> Known<L> {
+    pub fn new() -> Self {
+        Known {
+            dirs: Lock::new(VecDeque::new()),
+            count: AtomicUsize::new(0),
+            limit: AtomicUsize::new(KNOWN_MAX),
+            most: KNOWN_MAX,
+        }
+    }
+
+    /// Counts a directory that has just been read or made, with so many names.
+    pub fn add_dir(&self, node: &Arc<Node<L>>, names: usize) {
+        self.count.fetch_add(1 + names, Ordering::Relaxed);
+        self.dirs.lock().push_back(Arc::downgrade(node));
+    }
+
+    /// Counts a new name in a directory that is known.
+    pub fn add_name(&self) {
+        self.count.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn is_too_much(&self) -> bool {
+        self.count.load(Ordering::Relaxed) > self.limit.load(Ordering::Relaxed)
+    }
+}
+
+/// What is known with a directory: itself and its names. 0 if it is not known any more.
+fn size<L: Layer>(node: &Node<L>) -> usize {
+    node.dir().ok().and_then(|dir| dir.names.as_ref().map(|names| 1 + names.len())).unwrap_or(0)
+}
+
+impl<L: Layer> Overlay<L> {
+    /// Forgets directories that nobody holds, the oldest first, if too much is known. The caller must hold no lock.
+    pub(super) fn forget_some(&self) {
+        if !self.known.is_too_much() {
+            return;
+        }
+        let _tree = self.tree.write();
+        if !self.known.is_too_much() {
+            // Somebody was faster.
+            return;
+        }
+        let mut met = HashSet::new();
+        let dirs = std::mem::take(&mut *self.known.dirs.lock());
+        let mut dirs: Vec<_> = dirs
+            .into_iter()
+            .filter(|dir| dir.upgrade().is_some_and(|node| size(&node) > 0 && met.insert(node.id())))
+            .collect();
+        let mut count: usize = dirs.iter().filter_map(Weak::upgrade).map(|node| size(&node)).sum();
+        dirs.retain(|dir| {
+            let Some(node) = dir.upgrade().filter(|_| count > self.known.most) else { return true };
+            let size = size(&node);
+            let is_forgotten = self.forget(&node);
+            if is_forgotten {
+                count -= size;
+                self.let_go(node);
+            }
+            !is_forgotten
+        });
+        self.known.dirs.lock().extend(dirs);
+        self.known.count.store(count, Ordering::Relaxed);
+        // What is held as a whole is not tried again at every call.
+        self.known.limit.store(self.known.most.max(2 * count), Ordering::Relaxed);
+    }
+
+    /// Forgets what is in a directory, but for what is held. Answers whether nothing is left. The tree must be locked exclusively.
+    fn forget(&self, node: &Arc<Node<L>>) -> bool {
+        let Ok(mut dir) = node.dir() else {
+            return true;
+        };
+        let mut left = node.state.lock().handles > 0 || dir.removed;
+        let Some(names) = &mut dir.names else {
+            return true;
+        };
+        for slot in names.slots_mut() {
+            let Some(child) = &slot.child else { continue };
+            if Arc::strong_count(child) > 1 || !is_forgettable(child) {
+                left = true;
+                continue;
+            }
+            let child = child.clone();
+            left |= !self.forget_child(slot, &child);
+        }
+        if !left {
+            dir.names = None;
+        }
+        !left
+    }
+
+    /// Says that a door has no more use for an object: unless somebody else has, what the layers can tell again is forgotten.
+    pub fn release(&self, node: Arc<Node<L>>) {
+        let _tree = self.tree.read();
+        self.let_go(node);
+    }
+
+    /// Takes the node from its name, which keeps the number. False, and nothing is done, if that cannot be learned.
+    fn forget_child(&self, slot: &mut Slot<L>, child: &Arc<Node<L>>) -> bool {
+        // What was made, and of which nobody has asked anything since, has no number yet.
+        let is_unknown = child.state.lock().attr.is_none();
+        if is_unknown && self.stat_within(child).is_err() || !slot.forget_child() {
+            return false;
+        }
+        child.state.lock().places.clear();
+        true
+    }
+
+    /// As [`Overlay::release`], where the tree is locked already.
+    fn let_go(&self, node: Arc<Node<L>>) {
+        loop {
+            let Some((parent, name)) = self.parent(&node) else { return self.discard_home(&node) };
+            let Ok(mut dir) = parent.dir() else { return };
+            if self.parent(&node).is_none_or(|(now, as_now)| !Arc::ptr_eq(&now, &parent) || as_now != name) {
+                // Somebody was faster.
+                continue;
+            }
+            let Some(slot) = dir.names.as_mut().and_then(|names| names.get_mut(&name)) else { return };
+            // The two are this one and the directory's.
+            let unused = Arc::strong_count(&node) == 2 && is_forgettable(&node);
+            if unused && slot.child.as_ref().is_some_and(|child| Arc::ptr_eq(child, &node)) {
+                self.forget_child(slot, &node);
+            }
+            return;
+        }
+    }
+
+    /// Removes what is left in the work directory of a file that never got a name and that nobody has open.
+    fn discard_home(&self, node: &Arc<Node<L>>) {
+        let mut state = node.state.lock();
+        let unused = state.handles == 0 && state.places.is_empty() && state.nlink == Some(0);
+        let home = if unused { state.home.take() } else { None };
+        drop(state);
+        if let (Some(home), Ok((upper, work))) = (home, self.upper())
+            && let Ok(open) = self.stack.open(work.dir())
+        {
+            discard(upper, &open, &home);
+        }
+    }
+}
+
+/// Whether all that is known of a node can be learned again from the layers.
+fn is_forgettable<L: Layer>(node: &Arc<Node<L>>) -> bool {
+    if node.dir().is_ok_and(|dir| dir.names.is_some()) {
+        return false;
+    }
+    let state = node.state.lock();
+    let remade = node.kind() == Kind::Dir || (state.nlink.is_none() && state.home.is_none());
+    let one_name =
+        state.places.len() <= 1 && (node.kind() == Kind::Dir || state.attr.is_none_or(|attr| attr.nlink <= 1));
+    remade && state.handles == 0 && one_name
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsStr;
+
+    use super::*;
+    use crate::layer::{OsLayer, Owner};
+    use crate::overlay::Layers;
+
+    /// An overlay that should know no more than a hundred names.
+    fn mount(place: &tempfile::TempDir) -> Overlay<OsLayer> {
+        let upper = Some(OsLayer::open(place.path(), true).unwrap());
+        let mut overlay = Overlay::new(Layers { upper, work: None, lowers: Vec::new() }).unwrap();
+        (overlay.known.most, overlay.known.limit) = (100, AtomicUsize::new(100));
+        overlay
+    }
+
+    fn make(overlay: &Overlay<OsLayer>, name: &str) -> Weak<Node<OsLayer>> {
+        let owner = Owner { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() };
+        Arc::downgrade(&overlay.create_dir(overlay.root(), OsStr::new(name), 0o700, owner).unwrap())
+    }
+
+    #[test]
+    fn directories_that_were_made_are_forgotten() {
+        let place = tempfile::tempdir().unwrap();
+        let overlay = mount(&place);
+        let made: Vec<_> = (0..1000).map(|number| make(&overlay, &format!("{number}"))).collect();
+        overlay.lookup(overlay.root(), OsStr::new("0")).unwrap();
+        let known = made.iter().filter(|node| node.upgrade().is_some()).count();
+        assert!(known < 300, "{known} of 1000 are known");
+        let mut entries = Vec::new();
+        overlay
+            .list(&overlay.open(overlay.root()), 0, &mut |entry| {
+                entries.push((entry.name.to_owned(), entry.ino));
+                true
+            })
+            .unwrap();
+        assert_eq!(entries.len(), 1000);
+        for (name, ino) in entries {
+            let node = overlay.lookup(overlay.root(), &name).unwrap();
+            assert_eq!(overlay.stat(&node).unwrap().ino, ino, "{name:?}");
+        }
+    }
+
+    #[test]
+    fn directories_that_are_gone_are_not_counted_for_ever() {
+        let place = tempfile::tempdir().unwrap();
+        let overlay = mount(&place);
+        for number in 0..1000 {
+            let name = format!("{number}");
+            make(&overlay, &name);
+            overlay.remove_dir(overlay.root(), OsStr::new(&name)).unwrap();
+        }
+        let counted = overlay.known.dirs.lock().len();
+        assert!(counted <= 101, "{counted} are counted");
+    }
+}
