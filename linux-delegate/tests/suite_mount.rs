@@ -110,7 +110,7 @@ fn in_the_background_it_returns_with_the_mount_ready_and_ends_with_umount() {
     assert!(is_mounted(&point));
     assert_eq!(fs::read_to_string(point.join("dir/file")).unwrap(), "data");
     assert_eq!(daemons(&point).len(), 1);
-    assert!(umount(&point));
+    eventually("it is unmounted", || umount(&point));
     eventually("the daemon has ended", || daemons(&point).is_empty());
 }
 
@@ -423,7 +423,7 @@ fn a_large_tree_is_walked_in_bounded_memory_with_few_descriptors() {
     let taken = memory(daemon.id());
     assert!(taken < MEMORY, "the daemon takes {taken} KiB for {entries} entries");
 
-    assert!(process::Command::new("umount").arg(&point).status().unwrap().success());
+    eventually("it is unmounted", || umount(&point));
     assert!(daemon.wait().unwrap().success());
 }
 
