@@ -7,11 +7,10 @@ use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use overlayfs::layer::counted::{Counted, Counts, Method};
 use overlayfs::layer::{Kind, OsLayer, Owner, RenameMode, Time};
-use overlayfs::overlay::{Layers, Node, Overlay, Refused, Settings};
+use overlayfs::overlay::{Layers, Node, Overlay, Settings};
 use test_common::{LowerGuard, Stage, names, put};
 
 const OWN: Owner = Owner { uid: 0, gid: 0 };
@@ -49,19 +48,9 @@ impl<'a> Mount<'a> {
         let open = |name: &str, for_writing| {
             Counted::new(OsLayer::open(&self.stage.dir(name), for_writing).unwrap(), &self.counts)
         };
-        let overlay = || {
-            let lowers = self.lowers.iter().map(|name| open(name, false)).collect();
-            Overlay::with_settings(Layers { upper: Some(open("upper", true)), work: None, lowers }, self.settings)
-        };
-        // A process that another test starts has what this one held for as long as it takes to become another program.
-        let mut tries = 500;
-        self.overlay = loop {
-            match overlay() {
-                Err(Refused::Held) if tries > 0 => tries -= 1,
-                overlay => break Some(overlay.unwrap()),
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        };
+        let lowers = self.lowers.iter().map(|name| open(name, false)).collect();
+        let layers = Layers { upper: Some(open("upper", true)), work: None, lowers };
+        self.overlay = Some(Overlay::with_settings(layers, self.settings).unwrap());
     }
 
     /// As after a crash: nothing of the end of the overlay is done.

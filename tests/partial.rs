@@ -6,11 +6,10 @@ use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use overlayfs::layer::counted::{Counted, Counts, Method};
 use overlayfs::layer::{Allocation, OsLayer, Owner, RenameMode, Result, Stat, Time};
-use overlayfs::overlay::{Layers, Node, Overlay, Refused, Settings};
+use overlayfs::overlay::{Layers, Node, Overlay, Settings};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngSeed};
 use syscall::error::{EOPNOTSUPP, Error};
@@ -39,15 +38,8 @@ fn mount_with(stage: &Stage, counts: &Counts, settings: Settings) -> Merged {
     // A copy that shares the blocks of its original is never a partial one.
     counts.interpose(|method| if method == Method::ShareData { Err(Error::new(EOPNOTSUPP)) } else { Ok(()) });
     let open = |name: &str, for_writing| Counted::new(OsLayer::open(&stage.path(name), for_writing).unwrap(), counts);
-    let begun = Instant::now();
-    loop {
-        let layers = Layers { upper: Some(open("upper", true)), work: None, lowers: vec![open("lower", false)] };
-        match Overlay::with_settings(layers, settings) {
-            // A program that another test starts has all that is open here for a moment, also what is closed meanwhile.
-            Err(Refused::Held) if begun.elapsed() < Duration::from_secs(10) => {}
-            mounted => return mounted.unwrap(),
-        }
-    }
+    let layers = Layers { upper: Some(open("upper", true)), work: None, lowers: vec![open("lower", false)] };
+    Overlay::with_settings(layers, settings).unwrap()
 }
 
 fn mount(stage: &Stage, counts: &Counts) -> Merged {
