@@ -5,7 +5,8 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::thread;
 
 use overlayfs::layer::counted::{Counted, Counts, Method};
 use overlayfs::layer::{Allocation, OsLayer, Owner, RenameMode, Result, Stat, Time};
@@ -566,4 +567,27 @@ fn what_is_cut_off_is_not_lent() {
     assert_eq!(read(&overlay, "dir/file"), [&content()[..3], &[0; 7]].concat());
     drop(overlay);
     assert_eq!(read(&mount(&stage, &counts), "dir/file").len(), 10);
+}
+
+#[test]
+fn a_copy_that_gets_its_name_is_there_throughout() {
+    let (stage, counts) = (stage(), Counts::default());
+    let overlay = Arc::new(mount(&stage, &counts));
+    let (dir, node) = (find(&overlay, "dir"), find(&overlay, "dir/file"));
+    overlay.write_at(&overlay.open(&node), b"new", 0).unwrap();
+    assert!(has_parts(&stage));
+    // Its map is removed when the copy has its own name already.
+    let (read, seen) = mpsc::channel();
+    let (reader, file) = (overlay.clone(), node.clone());
+    counts.interpose(move |method| {
+        if method == Method::Unlink {
+            let (reader, file, mut bytes) = (reader.clone(), file.clone(), [0; 3]);
+            let other = thread::spawn(move || reader.read_at(&reader.open(&file), &mut bytes, 0).map(|_| bytes));
+            let _ = read.send(other.join().unwrap());
+        }
+        Ok(())
+    });
+    overlay.rename(&dir, OsStr::new("file"), &dir, OsStr::new("moved"), RenameMode::Replace).unwrap();
+    assert_eq!(seen.try_iter().next(), Some(Ok(*b"new")));
+    counts.interpose(|_| Ok(()));
 }

@@ -444,7 +444,8 @@ impl<L: Layer> Overlay<L> {
         Ok(())
     }
 
-    /// Does something in a directory of the upper layer that nobody is to see, and puts its times back. The tree must be locked.
+    /// Does something in a directory of the upper layer that nobody is to see, and puts its times back. The directory must be locked, so that
+    /// nobody else changes them meanwhile, or the tree as a whole.
     pub(super) fn keeping_times(
         &self,
         node: &Arc<Node<L>>,

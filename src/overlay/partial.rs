@@ -259,15 +259,17 @@ impl<L: Layer> Overlay<L> {
         let (upper, work) = self.upper()?;
         let _tree = self.tree.read();
         let place = node.state.lock().places.first().cloned().ok_or(Error::new(EIO))?;
-        let to = place.parent.dir()?.upper.clone().ok_or(Error::new(EIO))?;
+        self.mark_partials()?;
+        let parent = place.parent.dir()?;
+        let to = self.known_upper(&parent)?;
         let lender = (place.dir.clone(), place.name.clone());
         let partial =
             Partial::new(to.clone(), &place.name, self.name_max, lender, before.size).ok_or(Error::new(EIO))?;
-        self.mark_partials()?;
         let open = self.stack.open(work.dir())?;
         self.keeping_times(&place.parent, &to, |dir| {
             upper.rename(&open, temp, dir, &partial.name, RenameMode::Replace)
         })?;
+        drop(parent);
         let partial = Arc::new(partial);
         let mut state = node.state.lock();
         let ino = *state.ino.get_or_insert_with(|| self.inodes.assign(before.dev, before.ino));
@@ -451,10 +453,13 @@ impl<L: Layer> Overlay<L> {
         }
         let _tree = self.tree.read();
         let (parent, _) = self.parent(node).ok_or(Error::new(EIO))?;
+        // The map gets its name.
+        let is_new = !partial.chunks.lock().mapped;
+        let _dir = if is_new { Some(parent.dir()?) } else { None };
         self.save_map_within(&parent, partial)
     }
 
-    /// As [`Overlay::save_map`], of a copy in `parent`, where the tree is locked already.
+    /// As [`Overlay::save_map`], of a copy in `parent`, where the tree is locked already, and that directory unless there is a map.
     fn save_map_within(&self, parent: &Arc<Node<L>>, partial: &Partial<L>) -> Result<()> {
         let upper = self.stack.layer(&partial.dir);
         let (content, mapped, for_good) = {
@@ -540,19 +545,21 @@ impl<L: Layer> Overlay<L> {
         let _tree = self.tree.read();
         let place = node.state.lock().places.first().cloned().ok_or(Error::new(EIO))?;
         let mut parent = place.parent.dir()?;
+        let mut ino = None;
         self.keeping_times(&place.parent, &partial.dir, |dir| {
+            // Until it is known where the object is now, nobody asks for it by its name.
+            let mut state = node.state.lock();
             upper.rename(dir, &partial.name, dir, &place.name, RenameMode::Replace)?;
+            if let Some(place) = state.places.first_mut() {
+                place.dir = partial.dir.clone();
+            }
+            (state.partial, state.stale) = (None, true);
+            ino = state.attr.map(|attr| attr.ino);
+            drop(state);
             self.end(node, partial);
             Ok(())
         })?;
-        let mut state = node.state.lock();
-        let ino = state.attr.map(|attr| attr.ino);
         self.read_dir(&place.parent, &mut parent)?.entry(&place.name).upper = Some(Upper { kind: Kind::File, ino });
-        if let Some(place) = state.places.first_mut() {
-            place.dir = partial.dir.clone();
-        }
-        state.partial = None;
-        state.stale = true;
         Ok(())
     }
 
@@ -600,6 +607,7 @@ impl<L: Layer> Overlay<L> {
         }
         let (upper, _) = self.upper()?;
         let root = self.stack.upper_root().ok_or(Error::new(EIO))?;
+        let _dir = self.root.dir()?;
         self.keeping_times(&self.root, root, |dir| {
             match upper.create_file(dir, OsStr::new(format::PARTS), 0o600, upper.identity()) {
                 Err(error) if error.errno != EEXIST => Err(error),
@@ -653,6 +661,7 @@ impl<L: Layer> Overlay<L> {
         let (upper, _) = self.upper()?;
         let root = self.stack.upper_root().ok_or(Error::new(EIO))?;
         let _tree = self.tree.read();
+        let _dir = self.root.dir()?;
         self.keeping_times(&self.root, root, |dir| upper.unlink(dir, OsStr::new(format::PARTS)))
     }
 
