@@ -11,12 +11,12 @@ use std::sync::{Arc, Weak};
 
 use super::Overlay;
 use super::names::Slot;
-use super::node::Node;
+use super::node::{Node, State};
 use super::work::discard;
 use crate::layer::{Kind, Layer};
 use crate::sync::Lock;
 
-/// How many names and directories may be known before some are forgotten.
+/// How many names and directories may be known before some are forgotten: until seven eighths are left, so that it is not done all the time.
 const KNOWN_MAX: usize = 1 << 17;
 
 /// The directories that are known.
@@ -73,6 +73,7 @@ impl<L: Layer> Overlay<L> {
             // Somebody was faster.
             return;
         }
+        let enough = self.known.most / 8 * 7;
         let mut met = HashSet::new();
         let dirs = std::mem::take(&mut *self.known.dirs.lock());
         let mut dirs: Vec<_> = dirs
@@ -81,7 +82,7 @@ impl<L: Layer> Overlay<L> {
             .collect();
         let mut count: usize = dirs.iter().filter_map(Weak::upgrade).map(|node| size(&node)).sum();
         dirs.retain(|dir| {
-            let Some(node) = dir.upgrade().filter(|_| count > self.known.most) else { return true };
+            let Some(node) = dir.upgrade().filter(|_| count > enough) else { return true };
             let size = size(&node);
             let is_forgotten = self.forget(&node);
             if is_forgotten {
@@ -93,7 +94,8 @@ impl<L: Layer> Overlay<L> {
         self.known.dirs.lock().extend(dirs);
         self.known.count.store(count, Ordering::Relaxed);
         // What is held as a whole is not tried again at every call.
-        self.known.limit.store(self.known.most.max(2 * count), Ordering::Relaxed);
+        let limit = if count > enough { self.known.most.max(2 * count) } else { self.known.most };
+        self.known.limit.store(limit, Ordering::Relaxed);
     }
 
     /// Forgets what is in a directory, but for what is held. Answers whether nothing is left. The tree must be locked exclusively.
@@ -126,14 +128,22 @@ impl<L: Layer> Overlay<L> {
         self.let_go(node);
     }
 
-    /// Takes the node from its name, which keeps the number. False, and nothing is done, if that cannot be learned.
+    /// Takes the node from its name, which keeps the number. False, and nothing is done, if that cannot be learned, or others lead to it.
     fn forget_child(&self, slot: &mut Slot<L>, child: &Arc<Node<L>>) -> bool {
+        let mut state = child.state.lock();
         // What was made, and of which nobody has asked anything since, has no number yet.
-        let is_unknown = child.state.lock().attr.is_none();
-        if is_unknown && self.stat_within(child).is_err() || !slot.forget_child() {
+        let attr = match state.attr {
+            Some(attr) => attr,
+            None => match self.refresh(child, &mut state) {
+                Ok(attr) => attr,
+                Err(_) => return false,
+            },
+        };
+        if !has_one_name(child, &state) {
             return false;
         }
-        child.state.lock().places.clear();
+        slot.forget_child(attr.ino);
+        state.places.clear();
         true
     }
 
@@ -177,9 +187,12 @@ fn is_forgettable<L: Layer>(node: &Arc<Node<L>>) -> bool {
     }
     let state = node.state.lock();
     let remade = node.kind() == Kind::Dir || (state.nlink.is_none() && state.home.is_none());
-    let one_name =
-        state.places.len() <= 1 && (node.kind() == Kind::Dir || state.attr.is_none_or(|attr| attr.nlink <= 1));
-    remade && state.handles == 0 && one_name
+    remade && state.handles == 0 && has_one_name(node, &state)
+}
+
+/// Whether no other name leads to a node, as far as is known.
+fn has_one_name<L: Layer>(node: &Node<L>, state: &State<L>) -> bool {
+    state.places.len() <= 1 && (node.kind() == Kind::Dir || state.attr.is_none_or(|attr| attr.nlink <= 1))
 }
 
 #[cfg(test)]

@@ -79,19 +79,12 @@ impl<L: Layer> Slot<L> {
         }
     }
 
-    /// Lets go of the object, keeping its inode number for listings. False, and nothing is done, if that is not known.
-    pub fn forget_child(&mut self) -> bool {
-        let Some(child) = &self.child else { return true };
-        if let Some(upper) = &mut self.upper
-            && upper.ino.is_none()
-        {
-            upper.ino = child.state.lock().attr.map(|attr| attr.ino);
-            if upper.ino.is_none() {
-                return false;
-            }
+    /// Lets go of the object, keeping for listings the number that its layer has for it.
+    pub fn forget_child(&mut self, ino: u64) {
+        if let Some(upper) = &mut self.upper {
+            upper.ino.get_or_insert(ino);
         }
         self.child = None;
-        true
     }
 
     /// The indices, among the directory's lower layers, of the directories that merge under this name.
