@@ -111,7 +111,12 @@ impl<L: Layer> Table<L> {
 
     /// Has an id that is given stand for something else from now on.
     pub fn replace(&self, id: usize, handle: Handle<L>) {
-        let _before = self.handles.write().get_mut(&id).map(|known| std::mem::replace(&mut known.handle, handle));
+        let mut handles = self.handles.write();
+        let _before = match handles.get_mut(&id) {
+            Some(known) => std::mem::replace(&mut known.handle, handle),
+            None => handle,
+        };
+        drop(handles);
     }
 
     /// EBADF for an id that is not, or no longer, given.

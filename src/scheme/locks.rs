@@ -8,12 +8,16 @@
 //! processes that came by it are released.
 
 use std::cmp::{max, min};
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
+use std::sync::Arc;
 
 use syscall::error::{ENOLCK, EWOULDBLOCK, Error, Result};
 
-/// How many ranges may be locked through the handles of one user: four times what OpenBSD and NetBSD allow him.
+use super::quota::{Quota, Share};
+
+/// How many ranges may be locked through the handles of one user, and how many processes may lock through each of them, together: four times what OpenBSD and NetBSD allow him.
 const OF_USER_MAX: usize = 4096;
 /// How many ranges may be locked. All of them are looked at for every lock.
 const IN_ALL_MAX: usize = 16384;
@@ -43,7 +47,15 @@ pub struct Locks {
     /// Those of one owner do not overlap, and where two of one kind would touch there is one.
     held: Vec<Record>,
     /// Through which handles processes have locked, and which.
-    holders: HashMap<usize, HashSet<usize>>,
+    holders: HashMap<usize, Holders>,
+    /// Limits these processes, each counted for each handle, as the ranges are.
+    quota: Arc<Quota>,
+}
+
+/// The processes that have locked something through a handle.
+struct Holders {
+    pids: HashSet<usize>,
+    share: Share,
 }
 
 impl Record {
@@ -66,7 +78,7 @@ impl Record {
 
 impl Locks {
     pub fn new() -> Self {
-        Self { held: Vec::new(), holders: HashMap::new() }
+        Self { held: Vec::new(), holders: HashMap::new(), quota: Quota::new(OF_USER_MAX, IN_ALL_MAX, ENOLCK) }
     }
 
     /// Locks a range through the handle `id`, whatever lock its owner had on it. EWOULDBLOCK if another's is in the way; ENOLCK if there
@@ -75,9 +87,24 @@ impl Locks {
         if self.others(wanted).any(|held| held.exclusive || wanted.exclusive) {
             return Err(Error::new(EWOULDBLOCK));
         }
-        self.put(wanted, true)?;
-        if let Owner::Process(pid) = wanted.owner {
-            self.holders.entry(id).or_default().insert(pid);
+        let Owner::Process(pid) = wanted.owner else { return self.put(wanted, true) };
+        if self.holders.get(&id).is_none_or(|holders| !holders.pids.contains(&pid)) {
+            self.hold(id, pid, wanted.user)?;
+        }
+        self.put(wanted, true)
+    }
+
+    /// Remembers that a process locks through a handle. ENOLCK.
+    fn hold(&mut self, id: usize, pid: usize, user: u32) -> Result<()> {
+        match self.holders.entry(id) {
+            Entry::Occupied(mut entry) => {
+                let Holders { pids, share } = entry.get_mut();
+                share.set(pids.len() + 1)?;
+                pids.insert(pid);
+            }
+            Entry::Vacant(entry) => {
+                entry.insert(Holders { share: self.quota.take(user, 1)?, pids: HashSet::from([pid]) });
+            }
         }
         Ok(())
     }
@@ -124,9 +151,12 @@ impl Locks {
     /// Releases what a process holds on the file of a handle of which it has closed a descriptor.
     pub fn detach(&mut self, id: usize, file: u64, pid: usize) {
         self.release(Owner::Process(pid), file);
-        if let Some(holders) = self.holders.get_mut(&id) {
-            holders.remove(&pid);
-            if holders.is_empty() {
+        if let Some(Holders { pids, share }) = self.holders.get_mut(&id)
+            && pids.remove(&pid)
+        {
+            // Less is never refused.
+            let _ = share.set(pids.len());
+            if pids.is_empty() {
                 self.holders.remove(&id);
             }
         }
@@ -134,7 +164,7 @@ impl Locks {
 
     /// Releases what is held through a handle that is closed.
     pub fn close(&mut self, id: usize, file: u64) {
-        for pid in self.holders.remove(&id).into_iter().flatten() {
+        for pid in self.holders.remove(&id).into_iter().flat_map(|holders| holders.pids) {
             self.release(Owner::Process(pid), file);
         }
         self.release(Owner::Handle(id), file);
@@ -201,5 +231,21 @@ mod tests {
         assert_eq!(locks.lock(1, &record(1, 1 << 40..1 << 41, false)), too_many);
         assert_eq!(locks.lock(1, &record(1, 0..1 << 40, false)), Ok(()), "one of many");
         assert_eq!(locks.lock(1, &record(1, 1 << 41..1 << 42, false)), Ok(()));
+    }
+
+    #[test]
+    fn who_has_locked_has_limits_too() {
+        let mut locks = Locks::new();
+        let by = |pid| Record { user: 1, ..record(pid, 0..1, false) };
+        for number in 0..OF_USER_MAX {
+            locks.lock(number % 7, &by(number)).unwrap();
+            locks.unlock(&by(number)).unwrap();
+        }
+        assert_eq!(locks.lock(7, &by(OF_USER_MAX)), Err(Error::new(ENOLCK)));
+        assert_eq!(locks.lock(0, &by(0)), Ok(()), "he has already");
+        locks.detach(1, 1, 1);
+        assert_eq!(locks.lock(7, &by(OF_USER_MAX)), Ok(()));
+        locks.close(2, 1);
+        assert_eq!(locks.lock(7, &by(OF_USER_MAX + 1)), Ok(()));
     }
 }

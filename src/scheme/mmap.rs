@@ -87,12 +87,13 @@ struct Mapped<L: Layer> {
     parts: Vec<Part>,
     /// What each user has of it, by what he has in `parts`.
     charges: HashMap<u32, Charge>,
-    _room: Share,
 }
 
 struct Charge {
     pages: Share,
     parts: Share,
+    /// All of the region's address space, whoever else has a part of it.
+    room: Share,
 }
 
 /// What was mapped by one request, or is left of that.
@@ -256,13 +257,11 @@ impl<L: Layer> Mappings<L> {
                 Some(file) => file,
                 None => {
                     let end = max(size, part.bytes.end);
-                    let room = self.limits.room.take(part.user, region::room_for(end)?)?;
                     mapped.insert(Mapped {
                         file: overlay.open(open.node()),
                         region: Region::reserve(end)?,
                         parts: Vec::new(),
                         charges: HashMap::new(),
-                        _room: room,
                     })
                 }
             };
@@ -368,7 +367,7 @@ impl Limits {
 
     /// That of a user who has nothing yet.
     fn charge(&self, user: u32) -> Charge {
-        Charge { pages: self.pages.share(user), parts: self.parts.share(user) }
+        Charge { pages: self.pages.share(user), parts: self.parts.share(user), room: self.room.share(user) }
     }
 }
 
@@ -408,6 +407,7 @@ impl<L: Layer> Mapped<L> {
         }
         let bytes: u64 = self.covered(0..u64::MAX, |part| part.user == user).iter().map(|it| it.end - it.start).sum();
         let charge = self.charges.entry(user).or_insert_with(|| limits.charge(user));
+        charge.room.set(self.region.room() as usize)?;
         charge.parts.set(parts)?;
         charge.pages.set((bytes / PAGE) as usize)
     }

@@ -190,7 +190,7 @@ impl<L: Layer> SchemeSync for OverlayScheme<L> {
     }
 
     fn inode(&self, id: usize) -> Result<usize> {
-        // Not the st_ino that clients see: this one is unique over the whole mount, which locks rely on.
+        // Not the st_ino that clients see: this one is unique over the whole mount.
         Ok(self.handles.open(id)?.node().id() as usize)
     }
 

@@ -23,7 +23,7 @@ const KIND: libc::c_int = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
 const KIND: libc::c_int = libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
 
 /// The least room for a file, in bytes: address space, not memory.
-const ROOM: usize = if usize::BITS == 64 { 1 << 32 } else { 1 << 24 };
+const ROOM: usize = if usize::BITS == 64 { 1 << 32 } else { 1 << 22 };
 
 /// How much address space regions may take, in bytes: half of what a process has, as the daemon needs some for itself.
 pub const SPACE: usize = if usize::BITS == 64 { 1 << 46 } else { 1 << 30 };
@@ -100,7 +100,7 @@ impl Region {
 }
 
 /// How much address space a region takes for a file of which `end` bytes are needed now: twice as many, since files grow. ENOMEM.
-pub fn room_for(end: u64) -> Result<usize> {
+fn room_for(end: u64) -> Result<usize> {
     let room = usize::try_from(end).ok().and_then(|end| end.checked_mul(2)?.checked_next_multiple_of(PAGE_SIZE));
     Ok(room.ok_or(Error::new(ENOMEM))?.max(ROOM))
 }
