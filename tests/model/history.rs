@@ -71,7 +71,8 @@ pub struct Seen {
 pub struct Scene {
     /// Sorted by path.
     pub seen: Vec<Seen>,
-    pub held: Vec<(usize, Stat)>,
+    /// What is held, by its slot, with what is in it: a file that was unlinked is not among those that are seen.
+    pub held: Vec<(usize, (Stat, Vec<u8>))>,
 }
 
 /// The reference, and the inode numbers that were seen.
@@ -142,8 +143,11 @@ impl State {
 
     /// What differs between what is held, and the tree, and what was seen when nobody changed anything.
     pub fn differs(&mut self, Scene { held, seen }: &Scene) -> Option<String> {
-        if let Some((slot, stat)) = held.iter().find(|(slot, stat)| !self.shows(self.tree.handles[slot], stat)) {
-            return Some(format!("{slot} holds object {}, and not {stat:?}", self.tree.handles[slot]));
+        for (slot, (stat, data)) in held {
+            let id = self.tree.handles[slot];
+            if !self.shows(id, stat) || *data != self.tree.node(id).data {
+                return Some(format!("{slot} holds object {id}, and not {stat:?} \"{}\"", data.escape_ascii()));
+            }
         }
         let mut paths = self.tree.paths();
         paths.sort();

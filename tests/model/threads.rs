@@ -255,7 +255,14 @@ impl<D: Door> Thread<D> {
 
 /// Looks at everything that has a name or is held.
 fn look<D: Door>(threads: &[Thread<D>]) -> Scene {
-    let stat = |thread: &Thread<D>, handle| thread.door.stat(handle).unwrap_or_else(|errno| panic!("stat: {errno}"));
+    let stat = |thread: &Thread<D>, handle| {
+        let stat = thread.door.stat(handle).unwrap_or_else(|errno| panic!("stat: {errno}"));
+        let data = match stat.kind {
+            Kind::Dir => Vec::new(),
+            _ => thread.door.read(handle, 0, 1 << 16).unwrap_or_else(|errno| panic!("read: {errno}")),
+        };
+        (stat, data)
+    };
     let held =
         threads.iter().flat_map(|thread| thread.handles.iter().map(move |(slot, held)| (*slot, stat(thread, held))));
     let (held, door) = (held.collect(), &threads[0].door);
