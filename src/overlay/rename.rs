@@ -369,8 +369,6 @@ impl<L: Layer> Overlay<L> {
             }
             self.set_whiteout(dirs, end, gone.is_err())?;
         }
-        old.parent.state.lock().stale = true;
-        new.parent.state.lock().stale = true;
         Ok(())
     }
 
@@ -396,10 +394,7 @@ impl<L: Layer> Overlay<L> {
         moved(target_state, old, new);
         let (node_upper, target_upper) = (self.there(dirs, old)?.upper, self.there(dirs, new)?.upper);
         self.arrive(dirs, new, node, node_upper)?;
-        self.arrive(dirs, old, target, target_upper)?;
-        old.parent.state.lock().stale = true;
-        new.parent.state.lock().stale = true;
-        Ok(())
+        self.arrive(dirs, old, target, target_upper)
     }
 
     /// Sees to it that the name that is going to be renamed is in the upper layer, not only another name of the same file.
@@ -461,6 +456,7 @@ impl<L: Layer> Overlay<L> {
         slot.whiteout = slot.lower.is_some();
         let upper = slot.upper.take();
         names.tidy(old.name);
+        old.parent.state.lock().stale = true;
         Ok(upper)
     }
 
@@ -476,6 +472,7 @@ impl<L: Layer> Overlay<L> {
         slot.upper = upper;
         slot.child = Some(node.clone());
         self.known.add_name();
+        new.parent.state.lock().stale = true;
         if let Ok(dir) = node.dir()
             && let Some(own) = &dir.upper
         {
