@@ -41,9 +41,10 @@ pub struct Region {
 unsafe impl Send for Region {}
 
 impl Region {
-    /// A region for a file of which `end` bytes are needed now. ENOMEM.
+    /// A region for a file of which `end` bytes are needed now: twice as many, since files grow. ENOMEM.
     pub fn reserve(end: u64) -> Result<Self> {
-        let len = room_for(end)?;
+        let room = usize::try_from(end).ok().and_then(|end| end.checked_mul(2)?.checked_next_multiple_of(PAGE_SIZE));
+        let len = room.ok_or(Error::new(ENOMEM))?.max(ROOM);
         let base = map(ptr::null_mut(), len, 0)?;
         Ok(Self { base, len })
     }
@@ -97,12 +98,6 @@ impl Region {
         // SAFETY: the place is within the mapping, or just behind it.
         unsafe { self.base.add(offset as usize) }
     }
-}
-
-/// How much address space a region takes for a file of which `end` bytes are needed now: twice as many, since files grow. ENOMEM.
-fn room_for(end: u64) -> Result<usize> {
-    let room = usize::try_from(end).ok().and_then(|end| end.checked_mul(2)?.checked_next_multiple_of(PAGE_SIZE));
-    Ok(room.ok_or(Error::new(ENOMEM))?.max(ROOM))
 }
 
 /// How many pages of memory the machine has.
