@@ -1,0 +1,138 @@
+//! The partial copies of an overlay: the mark that there may be some, and the end, by which all are completed.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use syscall::error::{EEXIST, EIO, Error};
+
+use crate::format::{self, Format};
+use crate::layer::{Access, Kind, Layer, Result};
+use crate::overlay::Overlay;
+use crate::overlay::names::Slot;
+use crate::overlay::node::Node;
+use crate::overlay::stack::{LayerDir, Stack};
+use crate::sync::Lock;
+
+/// The partial copies of an overlay.
+pub(in crate::overlay) struct Partials<L: Layer> {
+    /// Those that were met, by the node's id.
+    pub(super) nodes: Lock<HashMap<u64, Arc<Node<L>>>>,
+    /// Whether there are to be none.
+    pub(super) unwanted: bool,
+    /// Whether the upper layer has the mark.
+    pub(super) marked: AtomicBool,
+    /// Whether it had it at the start, so that there may be some that were not met.
+    pub(super) left: bool,
+}
+
+impl<L: Layer> Partials<L> {
+    /// Those of an overlay that begins: `unwanted`, or not to be had in an upper layer of this format. Lower layers with the mark are
+    /// complained about.
+    pub fn new(stack: &Stack<L>, unwanted: bool, format: Format) -> Result<Self> {
+        for root in stack.lower_roots().iter().filter(|root| is_marked(stack, root)) {
+            log::warn!(
+                "an overlay did not complete layer {}: large files that it changed show as they were before",
+                root.index()
+            );
+        }
+        // They need reserved names.
+        let possible = format == Format::Oci;
+        let left = possible && stack.upper_root().is_some_and(|root| is_marked(stack, root));
+        let unwanted = unwanted || !possible;
+        Ok(Partials { nodes: Lock::new(HashMap::new()), unwanted, marked: AtomicBool::new(left), left })
+    }
+}
+
+fn is_marked<L: Layer>(stack: &Stack<L>, root: &LayerDir<L>) -> bool {
+    stack.stat(root, OsStr::new(format::PARTS)).is_ok()
+}
+
+impl<L: Layer> Overlay<L> {
+    /// Puts the mark at the top of the upper layer, unless it is there. The tree must be locked.
+    pub(super) fn mark_partials(&self) -> Result<()> {
+        if self.partials.marked.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let (upper, _) = self.upper()?;
+        let root = self.stack.upper_root().ok_or(Error::new(EIO))?;
+        let _dir = self.root.dir()?;
+        self.keeping_times(&self.root, root, |dir| {
+            match upper.create_file(dir, OsStr::new(format::PARTS), 0o600, upper.identity()) {
+                Err(error) if error.errno != EEXIST => Err(error),
+                _ => Ok(()),
+            }
+        })?;
+        self.partials.marked.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Completes every partial copy, at the end of the overlay.
+    pub(in crate::overlay) fn complete_all(&self) {
+        let done = self.try_complete_all().and_then(|()| match self.partials.marked.load(Ordering::Acquire) {
+            true => self.unmark_partials(),
+            false => Ok(()),
+        });
+        if let Err(error) = done {
+            log::warn!(
+                "the upper layer has files of which only an overlay knows the rest, until the next one ends: {error}"
+            );
+        }
+    }
+
+    fn try_complete_all(&self) -> Result<()> {
+        if self.partials.left {
+            self.meet_partials()?;
+        }
+        let nodes: Vec<_> = self.partials.nodes.lock().values().cloned().collect();
+        let completed =
+            nodes.iter().map(|node| self.complete(node).or_else(|error| self.keep_for_good(node).and(Err(error))));
+        // One that cannot be completed, for want of space maybe, is no reason to leave the others.
+        completed.collect::<Vec<_>>().into_iter().collect()
+    }
+
+    /// Brings a partial copy to the disk as it is, since nobody knows when it can be completed.
+    fn keep_for_good(&self, node: &Arc<Node<L>>) -> Result<()> {
+        let _content = node.content.lock();
+        let Some(partial) = node.state.lock().partial.clone() else { return Ok(()) };
+        let (upper, _) = self.upper()?;
+        upper.sync(&self.file(node, Access::ReadWrite)?.file)?;
+        partial.chunks.lock().for_good = true;
+        self.save_map(node, &partial)?;
+        let open = {
+            let _tree = self.tree.read();
+            self.stack.open(&partial.dir)?
+        };
+        upper.sync_dir(&open)
+    }
+
+    fn unmark_partials(&self) -> Result<()> {
+        let (upper, _) = self.upper()?;
+        let root = self.stack.upper_root().ok_or(Error::new(EIO))?;
+        let _tree = self.tree.read();
+        let _dir = self.root.dir()?;
+        self.keeping_times(&self.root, root, |dir| upper.unlink(dir, OsStr::new(format::PARTS)))
+    }
+
+    /// Looks up every partial copy in the upper layer.
+    fn meet_partials(&self) -> Result<()> {
+        let mut dirs = vec![self.root.clone()];
+        while let Some(dir) = dirs.pop() {
+            let names: Vec<_> = {
+                let _tree = self.tree.read();
+                let mut content = dir.dir()?;
+                let slots = self.read_dir(&dir, &mut content)?.after(0);
+                let in_upper = |slot: &Slot<L>| slot.upper.is_some_and(|upper| upper.kind == Kind::Dir);
+                slots.filter(|(_, slot)| slot.part || in_upper(slot)).map(|(_, slot)| slot.name.clone()).collect()
+            };
+            for name in names {
+                let child = self.lookup(&dir, &name)?;
+                if child.kind() == Kind::Dir {
+                    dirs.push(child);
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,102 @@
+//! A partial copy gets the rest of its data, and its own name.
+
+use std::ffi::OsStr;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Instant;
+
+use syscall::error::{EIO, Error};
+
+use super::{Lent, Partial};
+use crate::layer::{Access, Kind, Layer, Object, RenameMode, Result, Stat};
+use crate::overlay::Overlay;
+use crate::overlay::copy_up::SET_ID;
+use crate::overlay::names::Upper;
+use crate::overlay::node::{Node, OpenFile};
+use crate::overlay::progress::{PIECE, Progress};
+use crate::overlay::xattr::CAPABILITY;
+
+/// How much is copied at once while a copy is completed, between which others can write.
+const AT_ONCE: u64 = 4 << 20;
+
+impl<L: Layer> Overlay<L> {
+    /// Completes a partial copy and gives it its own name. Does nothing for anything else.
+    ///
+    /// The caller must hold neither the tree nor the content of any node.
+    pub(in crate::overlay) fn complete(&self, node: &Arc<Node<L>>) -> Result<()> {
+        let Some(partial) = node.state.lock().partial.clone() else { return Ok(()) };
+        let open = self.file(node, Access::ReadWrite)?;
+        let size = partial.chunks.lock().size;
+        let path = self.path(node).unwrap_or_default();
+        let mut progress = Progress::new(path, size, Instant::now());
+        let mut at = 0;
+        loop {
+            let _content = node.content.lock();
+            if node.state.lock().partial.is_none() {
+                return Ok(());
+            }
+            if at >= size {
+                if size > PIECE {
+                    log::info!("{}", progress.done(Instant::now()));
+                }
+                return self.put_whole_in_place(node, &partial, &open);
+            }
+            self.fill(node, &open, at..at + AT_ONCE)?;
+            at += AT_ONCE;
+            if let Some(said) = progress.copied(at.min(size), Instant::now()) {
+                log::info!("{said}");
+            }
+        }
+    }
+
+    /// Before an attribute is set: completes a partial copy if the writing of its data would take it again.
+    pub(in crate::overlay) fn complete_for(&self, node: &Arc<Node<L>>, xattr: &OsStr) -> Result<()> {
+        if xattr == CAPABILITY { self.complete(node) } else { Ok(()) }
+    }
+
+    /// Copies what is lent in `range`, though nothing is changed there. The content must be locked.
+    pub(in crate::overlay) fn fill(&self, node: &Arc<Node<L>>, open: &OpenFile<L>, range: Range<u64>) -> Result<()> {
+        let (upper, _) = self.upper()?;
+        let Some(Lent { partial, .. }) = open.lent.as_ref().filter(|lent| lent.partial.lends(&range)) else {
+            return Ok(());
+        };
+        let Stat { atime, mtime, mode, .. } = self.stat(node)?;
+        partial.chunks.lock().mtime = Some(mtime);
+        let filled = self.save_map(node, partial).and_then(|()| self.own(node, open, range));
+        // Also of what was copied before it failed nobody is to see anything.
+        let mended = (|| {
+            if mode & SET_ID != 0 {
+                upper.set_mode(Object::File(&open.file), mode)?;
+            }
+            upper.set_times(Object::File(&open.file), atime, mtime)
+        })();
+        partial.chunks.lock().mtime = None;
+        let saved = self.save_map(node, partial);
+        filled.and(mended).and(saved)
+    }
+
+    /// Gives a copy that is complete its own name. The content must be locked.
+    fn put_whole_in_place(&self, node: &Arc<Node<L>>, partial: &Partial<L>, open: &OpenFile<L>) -> Result<()> {
+        let (upper, work) = self.upper()?;
+        work.sync(upper, &open.file)?;
+        let _tree = self.tree.read();
+        let place = node.state.lock().places.first().cloned().ok_or(Error::new(EIO))?;
+        let mut parent = place.parent.dir()?;
+        let mut ino = None;
+        self.keeping_times(&place.parent, &partial.dir, |dir| {
+            // Until it is known where the object is now, nobody asks for it by its name.
+            let mut state = node.state.lock();
+            upper.rename(dir, &partial.name, dir, &place.name, RenameMode::Replace)?;
+            if let Some(place) = state.places.first_mut() {
+                place.dir = partial.dir.clone();
+            }
+            (state.partial, state.stale) = (None, true);
+            ino = state.attr.map(|attr| attr.ino);
+            drop(state);
+            self.end(node, partial);
+            Ok(())
+        })?;
+        self.read_dir(&place.parent, &mut parent)?.entry(&place.name).upper = Some(Upper { kind: Kind::File, ino });
+        Ok(())
+    }
+}

@@ -1,0 +1,107 @@
+//! Partial copies that a daemon left that was killed.
+
+use std::ffi::OsStr;
+use std::sync::Arc;
+
+use syscall::error::{EFBIG, EIO, Error};
+
+use super::chunks::CHUNK;
+use super::{PARTIAL_UNTIL, Partial};
+use crate::layer::{Access, Allocation, Kind, Layer, Object, Result, Stat};
+use crate::overlay::Overlay;
+use crate::overlay::node::{Node, Place, State};
+use crate::overlay::stack::LayerDir;
+
+impl<L: Layer> Overlay<L> {
+    /// The node of a name that has a partial copy, left by a daemon that was killed. `from` is the lower directory that has the name. None if it
+    /// is none, and is removed.
+    pub(in crate::overlay) fn load_partial(
+        &self,
+        parent: &Arc<Node<L>>,
+        to: &Arc<LayerDir<L>>,
+        from: &Arc<LayerDir<L>>,
+        name: &OsStr,
+    ) -> Result<Option<Arc<Node<L>>>> {
+        let lower = self.stack.stat(from, name)?;
+        if lower.size >= PARTIAL_UNTIL {
+            return Err(Error::new(EFBIG));
+        }
+        let lender = (from.clone(), name.into());
+        let partial = Partial::new(to.clone(), name, self.name_max, lender, lower.size).ok_or(Error::new(EIO))?;
+        let partial = Arc::new(partial);
+        let mut copy = self.stack.stat(to, &partial.name)?;
+        if copy.nlink > 1 {
+            // It was completed and renamed, but after the system went down has its first name too, as btrfs may leave it: the file is the other
+            // name's, and no data may be taken out of it.
+            self.discard_parts_of(to, name);
+            return Ok(None);
+        }
+        let map = self.read_map(&partial)?;
+        let valid = map.as_ref().is_some_and(|map| {
+            let epoch = self.stack.layer(to).epoch();
+            partial.chunks.lock().read_map(map, epoch)
+        });
+        if !valid {
+            if map.is_some() {
+                self.discard_part_file(to, &partial.map);
+            }
+            self.empty_part(&partial, &copy)?;
+        }
+        self.own_end(&partial, &copy)?;
+        let (mtime, is_cut) = {
+            let mut chunks = partial.chunks.lock();
+            // What was cut off is not lent any more, also if there was no time to say so.
+            let is_cut = chunks.set_own(copy.size.div_ceil(CHUNK)..u64::MAX, true);
+            (chunks.mtime.take(), is_cut)
+        };
+        if let Some(mtime) = mtime {
+            let open = self.stack.open(to)?;
+            self.stack.layer(to).set_times(Object::Entry(&*open, &partial.name), copy.atime, mtime)?;
+            copy.mtime = mtime;
+        }
+        if mtime.is_some() || is_cut {
+            self.save_map_within(parent, &partial)?;
+        }
+        let place = Place { parent: parent.clone(), name: name.into(), dir: from.clone() };
+        let ino = self.inodes.assign(lower.dev, lower.ino);
+        let node = Node::new(self.new_id(), Kind::File, State::at(place, true, Some(copy)), None);
+        {
+            let mut state = node.state.lock();
+            state.ino = Some(ino);
+            self.lend(&node, &mut state, partial, &copy, ino);
+        }
+        Ok(Some(node))
+    }
+
+    /// Takes out of a partial copy whose map is lost what it has where the original lends: nobody knows which of it was there.
+    fn empty_part(&self, partial: &Partial<L>, copy: &Stat) -> Result<()> {
+        let layer = self.stack.layer(&partial.dir);
+        let file = layer.open_file(&*self.stack.open(&partial.dir)?, &partial.name, Access::ReadWrite)?;
+        let lent = 0..partial.chunks.lock().size.min(copy.size);
+        if layer.next_data(&file, 0)?.is_none_or(|data| data.start >= lent.end) {
+            return Ok(());
+        }
+        layer.allocate(&file, Allocation::PunchHole, lent)?;
+        layer.set_times(Object::File(&file), copy.atime, copy.mtime)
+    }
+
+    /// Makes the chunk that a partial copy ends in its own if it was cut there, but its map, which said so, is lost: what is lent reaches to the end
+    /// of its chunk. Whether that is written down does not matter, as the next mount would do the same.
+    fn own_end(&self, partial: &Arc<Partial<L>>, copy: &Stat) -> Result<()> {
+        let last = copy.size / CHUNK;
+        let is_cut = copy.size < partial.chunks.lock().size && !copy.size.is_multiple_of(CHUNK);
+        if !is_cut || !partial.lends(&(last * CHUNK..copy.size)) {
+            return Ok(());
+        }
+        let layer = self.stack.layer(&partial.dir);
+        let file = layer.open_file(&*self.stack.open(&partial.dir)?, &partial.name, Access::ReadWrite)?;
+        let lent = self.open_lent(partial)?;
+        self.copy_data(&lent.source, &file, last * CHUNK..copy.size, &mut |_| {})?;
+        layer.set_times(Object::File(&file), copy.atime, copy.mtime)?;
+        if partial.chunks.lock().for_good {
+            layer.sync(&file)?;
+        }
+        partial.chunks.lock().set_own(last..last + 1, true);
+        Ok(())
+    }
+}

@@ -1,0 +1,111 @@
+//! What is lent becomes the copy's own, and the map beside it says so.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use syscall::error::{EIO, ENOENT, Error};
+
+use super::chunks::{CHUNK, FOR_GOOD, HEADER};
+use super::{Lent, Partial};
+use crate::layer::{Access, Layer, Result, write_all};
+use crate::overlay::Overlay;
+use crate::overlay::node::{Node, OpenFile};
+
+impl<L: Layer> Overlay<L> {
+    /// Before bytes in `range` are changed: makes the copy's own what is lent there, which nobody sees. The content must be locked.
+    pub(in crate::overlay) fn own(&self, node: &Arc<Node<L>>, open: &OpenFile<L>, range: Range<u64>) -> Result<()> {
+        let Some(Lent { partial, source }) = &open.lent else { return Ok(()) };
+        if partial.chunks.lock().unsaved {
+            self.save_map(node, partial)?;
+        }
+        loop {
+            let (chunks, size) = {
+                let chunks = partial.chunks.lock();
+                (chunks.lent_in(&range), chunks.size)
+            };
+            let Some(chunks) = chunks else { return Ok(()) };
+            let bytes = chunks.start * CHUNK..(chunks.end * CHUNK).min(size);
+            self.copy_data(source, &open.file, bytes, &mut |_| {})?;
+            if partial.chunks.lock().for_good {
+                self.upper()?.0.sync(&open.file)?;
+            }
+            self.take_over(node, partial, chunks)?;
+        }
+    }
+
+    /// After the copy was truncated to `size` bytes, before which [`Overlay::own`] was called for the last one: what is behind is
+    /// lent no more. If that cannot be written down now it is later: as long as the copy is no larger its size says the same.
+    pub(in crate::overlay) fn cut(&self, node: &Arc<Node<L>>, open: &OpenFile<L>, size: u64) {
+        let Some(Lent { partial, .. }) = &open.lent else { return };
+        let changed = partial.chunks.lock().set_own(size.div_ceil(CHUNK)..u64::MAX, true);
+        if changed && let Err(error) = self.save_map(node, partial) {
+            log::warn!("the map of a file that was cut is to be written again: {error}");
+            partial.chunks.lock().unsaved = true;
+        }
+    }
+
+    /// Notes that chunks that were lent are the copy's own.
+    fn take_over(&self, node: &Arc<Node<L>>, partial: &Partial<L>, chunks: Range<u64>) -> Result<()> {
+        partial.chunks.lock().set_own(chunks.clone(), true);
+        let saved = self.save_map(node, partial);
+        if saved.is_err() {
+            partial.chunks.lock().set_own(chunks, false);
+        }
+        saved
+    }
+
+    /// What is in a map, if there is one.
+    pub(super) fn read_map(&self, partial: &Partial<L>) -> Result<Option<Vec<u8>>> {
+        let layer = self.stack.layer(&partial.dir);
+        let file = match layer.open_file(&*self.stack.open(&partial.dir)?, &partial.map, Access::Read) {
+            Err(error) if error.errno == ENOENT => return Ok(None),
+            file => file?,
+        };
+        let mut content = vec![0; HEADER + partial.chunks.lock().own.len()];
+        let read = layer.read_at(&file, &mut content, 0)?;
+        content.truncate(read);
+        Ok(Some(content))
+    }
+
+    /// Writes the map of a partial copy that has its reserved name.
+    pub(super) fn save_map(&self, node: &Arc<Node<L>>, partial: &Partial<L>) -> Result<()> {
+        if partial.chunks.lock().ended {
+            return Ok(());
+        }
+        let _tree = self.tree.read();
+        let (parent, _) = self.parent(node).ok_or(Error::new(EIO))?;
+        // The map gets its name.
+        let is_new = !partial.chunks.lock().mapped;
+        let _dir = if is_new { Some(parent.dir()?) } else { None };
+        self.save_map_within(&parent, partial)
+    }
+
+    /// As [`Overlay::save_map`], of a copy in `parent`, where the tree is locked already, and that directory unless there is a map.
+    pub(super) fn save_map_within(&self, parent: &Arc<Node<L>>, partial: &Partial<L>) -> Result<()> {
+        let upper = self.stack.layer(&partial.dir);
+        let (content, mapped, for_good) = {
+            let known = partial.chunks.lock();
+            let epoch = if known.for_good { Some(FOR_GOOD) } else { upper.epoch() };
+            let Some(epoch) = epoch else { return Ok(()) };
+            (known.map(epoch), known.mapped, known.for_good)
+        };
+        let file = match mapped {
+            true => upper.open_file(&*self.stack.open(&partial.dir)?, &partial.map, Access::ReadWrite)?,
+            false => {
+                let mut made = None;
+                self.keeping_times(parent, &partial.dir, |dir| {
+                    made = Some(upper.create_file(dir, &partial.map, 0o600, upper.identity())?);
+                    partial.chunks.lock().mapped = true;
+                    Ok(())
+                })?;
+                made.ok_or(Error::new(EIO))?
+            }
+        };
+        write_all(upper, &file, &content, 0)?;
+        if for_good {
+            upper.sync(&file)?;
+        }
+        partial.chunks.lock().unsaved = false;
+        Ok(())
+    }
+}

@@ -1,0 +1,187 @@
+//! Partial copies: a large file is changed without a copy of all its data.
+//!
+//! A partial copy is a sparse file of the upper layer, beside its place under a reserved name. It has all attributes of the file, and
+//! of its data what was changed; the rest is *lent* by the lower layer, in chunks. So it looks like the original until something is
+//! changed, and goes along when its directory is renamed. Tools that read the layer pass over it. It is completed, and gets its own
+//! name, before it is synced, linked, renamed or copied from within the layer, and when the overlay ends: at rest there is none.
+//!
+//! The *map* beside it says which chunks are its own, so that nothing is lost with the daemon. It is not synced with them, so after the
+//! system went down it means nothing and all chunks are lent again: what was written there was never promised.
+//!
+//! While there may be some, the layer has a mark at its top, so that what a daemon left that was killed is completed by the next.
+//!
+//! A partial copy counts only where the name shows a file of a lower layer: any object of the upper layer, and a whiteout, outdoes it.
+//!
+//! Locks: `Partial::chunks` and `Partials::nodes` are leaves. The former changes under the content lock of the node alone.
+
+mod all;
+mod chunks;
+mod complete;
+mod found;
+mod map;
+
+use std::ffi::{OsStr, OsString};
+use std::ops::Range;
+use std::sync::Arc;
+
+use syscall::error::{EIO, ENOENT, Error};
+
+use super::Overlay;
+use super::node::{Entry, Node, OpenFile, State};
+use super::stack::LayerDir;
+use super::xattr::CAPABILITY;
+use crate::format;
+use crate::layer::{Access, Kind, Layer, RenameMode, Result, Stat};
+use crate::sync::Lock;
+
+pub(super) use all::Partials;
+use chunks::Chunks;
+pub(crate) use chunks::{map_len, means_something};
+
+/// From this size on a file is copied in part.
+pub(super) const PARTIAL_FROM: u64 = 1 << 20;
+
+/// And from this size on whole again, so that the map of any partial copy fits into memory.
+const PARTIAL_UNTIL: u64 = 16 << 40;
+
+/// A partial copy.
+pub(super) struct Partial<L: Layer> {
+    /// The directory of the upper layer that it is in, and its name and the map's there.
+    pub dir: Arc<LayerDir<L>>,
+    pub name: Arc<OsStr>,
+    map: OsString,
+    /// The file that lends, as an entry of a lower directory.
+    source: Entry<L>,
+    chunks: Lock<Chunks>,
+}
+
+/// What an open partial copy reads what it does not have from.
+pub(super) struct Lent<L: Layer> {
+    pub partial: Arc<Partial<L>>,
+    pub source: Arc<OpenFile<L>>,
+}
+
+impl<L: Layer> Partial<L> {
+    /// That of the file `source`, which has `size` bytes, for the name `name` of `dir`. None if the reserved names would be too long.
+    pub fn new(dir: Arc<LayerDir<L>>, name: &OsStr, name_max: usize, source: Entry<L>, size: u64) -> Option<Self> {
+        let (name, map) = format::part_names(name, name_max)?;
+        Some(Partial { dir, name: name.into(), map, source, chunks: Lock::new(Chunks::new(size)) })
+    }
+
+    /// Whether the byte at `offset` is lent, and up to where that is so; it is not looked further than `until`.
+    pub fn run(&self, offset: u64, until: u64) -> (bool, u64) {
+        self.chunks.lock().run(offset, until)
+    }
+
+    /// Whether anything in `range` is lent.
+    pub fn lends(&self, range: &Range<u64>) -> bool {
+        self.chunks.lock().lent_in(range).is_some()
+    }
+}
+
+impl<L: Layer> Overlay<L> {
+    /// Whether a file of a lower layer may be copied in part, of which `keep` bytes are needed.
+    pub(super) fn may_be_partial(&self, node: &Arc<Node<L>>, attr: &Stat, xattrs: &[OsString], keep: u64) -> bool {
+        let able = self.stack.upper().is_some_and(|upper| upper.capabilities().sparse);
+        let state = node.state.lock();
+        let named = state.places.first().is_some_and(|place| format::part_names(&place.name, self.name_max).is_some());
+        able && named
+            && !self.partials.unwanted
+            && node.kind() == Kind::File
+            && attr.nlink == 1
+            && attr.size.min(keep) >= PARTIAL_FROM
+            && attr.size < PARTIAL_UNTIL
+            && xattrs.iter().all(|name| name != CAPABILITY)
+    }
+
+    /// Puts a copy without data, built as `temp` in the work directory, beside its place. Nobody sees a difference. The content must be
+    /// locked.
+    pub(super) fn put_partial_in_place(
+        &self,
+        node: &Arc<Node<L>>,
+        before: &Stat,
+        copy: &Stat,
+        temp: &OsStr,
+        file: L::File,
+        source: Arc<OpenFile<L>>,
+    ) -> Result<()> {
+        let (upper, work) = self.upper()?;
+        let _tree = self.tree.read();
+        let place = node.state.lock().places.first().cloned().ok_or(Error::new(EIO))?;
+        self.mark_partials()?;
+        let parent = place.parent.dir()?;
+        let to = self.known_upper(&parent)?;
+        let lender = (place.dir.clone(), place.name.clone());
+        let partial =
+            Partial::new(to.clone(), &place.name, self.name_max, lender, before.size).ok_or(Error::new(EIO))?;
+        let open = self.stack.open(work.dir())?;
+        self.keeping_times(&place.parent, &to, |dir| {
+            upper.rename(&open, temp, dir, &partial.name, RenameMode::Replace)
+        })?;
+        drop(parent);
+        let partial = Arc::new(partial);
+        let mut state = node.state.lock();
+        let ino = *state.ino.get_or_insert_with(|| self.inodes.assign(before.dev, before.ino));
+        state.attr = Some(Stat { dev: copy.dev, ino: copy.ino, ..*before });
+        self.lend(node, &mut state, partial.clone(), copy, ino);
+        let lent = Some(Lent { partial, source });
+        let open = Arc::new(OpenFile { file, writable: true, dir: to, lent });
+        let open = if state.users > 0 { Some(open) } else { None };
+        let _closed = std::mem::replace(&mut state.file, open);
+        Ok(())
+    }
+
+    /// Makes a node that of a partial copy.
+    fn lend(&self, node: &Arc<Node<L>>, state: &mut State<L>, partial: Arc<Partial<L>>, copy: &Stat, ino: u64) {
+        self.copied(ino, copy, None);
+        state.upper = true;
+        state.stale = true;
+        state.partial = Some(partial);
+        self.partials.nodes.lock().insert(node.id(), node.clone());
+    }
+
+    /// What lends to a partial copy, opened.
+    pub(super) fn open_lent(&self, partial: &Arc<Partial<L>>) -> Result<Lent<L>> {
+        let (dir, name) = &partial.source;
+        let (dir, file) = self.open_data(dir.clone(), name, Access::Read)?;
+        let source = Arc::new(OpenFile { file, writable: false, dir, lent: None });
+        Ok(Lent { partial: partial.clone(), source })
+    }
+
+    /// Removes what there is of a partial copy that lost its name. Whoever has it open keeps it.
+    pub(super) fn discard_partial(&self, node: &Arc<Node<L>>, partial: &Partial<L>) {
+        self.end(node, partial);
+        self.discard_part_file(&partial.dir, &partial.name);
+    }
+
+    /// Ends the need for a map.
+    fn end(&self, node: &Arc<Node<L>>, partial: &Partial<L>) {
+        let mapped = {
+            let mut chunks = partial.chunks.lock();
+            chunks.ended = true;
+            std::mem::take(&mut chunks.mapped)
+        };
+        if mapped {
+            self.discard_part_file(&partial.dir, &partial.map);
+        }
+        let _kept = self.partials.nodes.lock().remove(&node.id());
+    }
+
+    /// Removes the partial copy of a name that shows something else, and its map.
+    pub(super) fn discard_parts_of(&self, dir: &LayerDir<L>, name: &OsStr) {
+        let Some((part, map)) = format::part_names(name, self.name_max) else { return };
+        for file in [map, part] {
+            self.discard_part_file(dir, &file);
+        }
+    }
+
+    /// Removes a partial copy or a map, if it is there.
+    fn discard_part_file(&self, dir: &LayerDir<L>, name: &OsStr) {
+        let removed = self.stack.open(dir).and_then(|open| self.stack.layer(dir).unlink(&open, name));
+        if let Err(error) = removed
+            && error.errno != ENOENT
+        {
+            log::warn!("{name:?}, which nobody needs, stays in the upper layer: {error}");
+        }
+    }
+}
