@@ -511,6 +511,99 @@ fn a_new_object_never_has_the_number_of_a_copy_that_is_gone() {
 }
 
 #[test]
+fn who_gets_the_number_of_what_is_gone_and_held_keeps_its_own() {
+    type Make = fn(&Mount<'_>, &OsStr);
+    let kinds: [(Kind, Make); 4] = [
+        (Kind::Dir, |mount, name| drop(mount.overlay().create_dir(mount.overlay().root(), name, 0o755, OWN).unwrap())),
+        (Kind::Symlink, |mount, name| {
+            drop(mount.overlay().create_symlink(mount.overlay().root(), name, OsStr::new("to"), OWN).unwrap());
+        }),
+        (Kind::CharDev, |mount, name| {
+            let (root, kind) = (mount.overlay().root(), Kind::CharDev);
+            drop(mount.overlay().create_node(root, name, kind, 0o600, 0x103, OWN).unwrap());
+        }),
+        (Kind::File, |mount, name| mount.create(name.to_str().unwrap())),
+    ];
+    for (kind, make) in kinds {
+        let stage = stage();
+        let mut mount = Mount::new(&stage);
+        let mut held = Vec::new();
+        for round in 0..20 {
+            let name = format!("gone{round}");
+            make(&mount, OsStr::new(&name));
+            let node = mount.find(&name);
+            held.push((mount.ino(&name), node.clone()));
+            match kind {
+                Kind::Dir => mount.overlay().remove_dir(mount.overlay().root(), OsStr::new(&name)).unwrap(),
+                _ => mount.unlink(&name),
+            }
+            make(&mount, OsStr::new(&format!("new{round}")));
+        }
+        let numbers = mount.numbers();
+        for (ino, node) in &held {
+            assert_eq!(mount.overlay().stat(node).unwrap().ino, *ino, "{kind:?}");
+            assert!(!numbers.values().any(|other| other == ino), "{kind:?}: two objects have {ino}");
+        }
+        drop(held);
+        for _ in 0..2 {
+            mount.again();
+            assert_eq!(mount.numbers(), numbers, "{kind:?}");
+        }
+    }
+}
+
+/// Unmounts what is mounted there.
+struct Unmount(std::path::PathBuf);
+
+impl Drop for Unmount {
+    fn drop(&mut self) {
+        sh(&format!("umount {}", self.0.display()));
+    }
+}
+
+fn sh(script: &str) {
+    assert!(std::process::Command::new("sh").args(["-ec", script]).status().unwrap().success(), "{script}");
+}
+
+#[test]
+fn numbers_that_take_all_bits_are_the_same_in_every_mount() {
+    let stage = stage();
+    let (other, nested) = (stage.dir("other"), stage.dir("nested"));
+    sh(&format!("mount -t tmpfs none {}", other.display()));
+    let _other = Unmount(other.clone());
+    for number in 0..100 {
+        put::file(&other, &format!("layer/many/{number}"), "x");
+    }
+    put::link(&other, "layer/many/0", "layer/link");
+    let options = format!("lowerdir={}:{},xino=on", other.join("layer").display(), stage.path("lower").display());
+    sh(&format!("mount -t overlay -o {options} none {}", nested.display()));
+    let _nested = Unmount(nested.clone());
+    let large = fs::metadata(nested.join("many/7")).unwrap().ino();
+    assert_ne!(large >> 48, 0, "the test needs large numbers");
+
+    let mut mount = Mount::of(&stage, &["nested"]);
+    let before = mount.numbers();
+    mount.again();
+    // In another order than before.
+    for path in ["many/99", "many/5", "link", "a", "many/7"] {
+        assert_eq!(mount.ino(path), before[&format!("/{path}")], "{path}");
+    }
+    assert_eq!(mount.numbers(), before);
+    for path in ["many/7", "many/0", "many/50"] {
+        mount.touch(path);
+    }
+    mount.rename("many/50", "fifty");
+    let mut moved = before.clone();
+    let fifty = moved.remove("/many/50").unwrap();
+    moved.insert("/fifty".to_owned(), fifty);
+    assert_eq!(mount.numbers(), moved);
+    mount.crash();
+    assert_eq!(mount.ino("many/98"), before["/many/98"]);
+    assert_eq!(mount.numbers(), moved);
+    mount.leave();
+}
+
+#[test]
 fn a_crash_after_an_operation_loses_nothing() {
     let stage = stage();
     let mut mount = Mount::new(&stage);

@@ -53,7 +53,7 @@ impl<L: Layer> Overlay<L> {
     }
 
     fn shown(&self, state: &mut State<L>, attr: Stat) -> Stat {
-        let ino = *state.ino.get_or_insert_with(|| self.inodes.assign(attr.dev, attr.ino));
+        let ino = *state.ino.get_or_insert_with(|| self.number(&attr));
         Stat { ino, dev: self.device, nlink: state.nlink.unwrap_or(attr.nlink), ..attr }
     }
 

@@ -345,7 +345,7 @@ impl<L: Layer> Overlay<L> {
         };
         drop(parent);
         let mut state = node.state.lock();
-        let ino = *state.ino.get_or_insert_with(|| self.inodes.assign(before.dev, before.ino));
+        let ino = *state.ino.get_or_insert_with(|| self.number(before));
         state.upper = true;
         state.has_data = true;
         state.ghost = None;
@@ -432,7 +432,7 @@ impl<L: Layer> Overlay<L> {
         node.dir()?.upper = Some(self.stack.child(&to, &place.name));
 
         let mut state = node.state.lock();
-        let ino = *state.ino.get_or_insert_with(|| self.inodes.assign(before.dev, before.ino));
+        let ino = *state.ino.get_or_insert_with(|| self.number(before));
         self.copied(ino, &copy, None);
         state.upper = true;
         state.stale = true;

@@ -469,6 +469,15 @@ impl<L: Layer> Overlay<L> {
         }
     }
 
+    /// The number that an object with these attributes shows from now on, as [`Inodes::assign`](super::inode::Inodes::assign) has it.
+    pub(super) fn number(&self, attr: &Stat) -> u64 {
+        let (number, is_new) = self.inodes.assign(attr.dev, attr.ino);
+        if let (true, Ok((upper, work))) = (is_new, self.upper()) {
+            work.index().append(upper, &[Record::Number { copy: attr.ino, number, time: attr.ctime }]);
+        }
+        number
+    }
+
     /// Before the entry `name` of `dir` gets its number: finds out whether an earlier mount gave it one.
     pub(super) fn settle(&self, dir: &Arc<LayerDir<L>>, name: &OsStr, attr: &Stat) -> Result<()> {
         if let Some(time) = self.inodes.claimed_at(attr.dev, attr.ino) {

@@ -1,8 +1,9 @@
 //! Inode numbers: unique among the objects of the merged tree that anyone holds, and the same over copy-up and in the next mount.
 //!
 //! An object keeps the number of the layer that it was first seen in. The topmost layer's are left as they are, those of every other are
-//! set apart by their high bits, in which layers are counted from the bottom. The few numbers that would meet another's are replaced by one
-//! from a counter.
+//! set apart by their high bits, in which layers are counted from the bottom. A number that needs the high bits itself is replaced by a
+//! digest of layer and number, which every mount finds again; it is remembered, so that two objects never have the same. A number that another
+//! object still has is replaced by one from a counter, which is written down for the next mount.
 //!
 //! What earlier mounts wrote down of copies ([`Claims`]) is believed when a copy is met that can be the one, and only if nobody else has the
 //! number by then: somebody may have changed the upper layer in between.
@@ -13,6 +14,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Weak};
 
 use super::node::Node;
+use crate::format::fnv1a;
 use crate::layer::{Layer, Stat, Time};
 use crate::sync::Lock;
 
@@ -20,6 +22,8 @@ use crate::sync::Lock;
 const DEVICE_SHIFT: u32 = 48;
 /// From here on numbers come from the counter.
 const COUNTED: u64 = 1 << 63;
+/// And from here on they are digests.
+const DIGESTED: u64 = 3 << 62;
 /// The number that doors and filesystems keep for the root.
 const ROOT: u64 = 1;
 
@@ -49,8 +53,10 @@ struct Tables<L: Layer> {
     claims: Claims,
     /// The same by what they claim.
     claimed: HashMap<u64, u64>,
-    /// The numbers that copies have from their originals.
+    /// The numbers of objects of the upper layer that are written down: those that copies have from their originals, and those of the counter.
     copied: HashSet<u64>,
+    /// The objects whose number is a digest, by that: filesystem and the layer's number.
+    digested: HashMap<u64, (u64, u64)>,
     counter: u64,
     /// Unlinked objects that somebody may still hold, by number, which the filesystem may give to a new object meanwhile.
     unlinked: HashMap<u64, Weak<Node<L>>>,
@@ -69,7 +75,7 @@ impl<L: Layer> Inodes<L> {
         claims.retain(|_, claim| claim.number >> DEVICE_SHIFT != 0);
         let claimed: HashMap<_, _> = claims.iter().map(|(ino, claim)| (claim.number, *ino)).collect();
         claims.retain(|ino, claim| claimed.get(&claim.number) == Some(ino));
-        let counted = claimed.keys().filter(|number| **number >= COUNTED).max();
+        let counted = claimed.keys().filter(|number| (COUNTED..DIGESTED).contains(*number)).max();
         let from_bottom = devices.iter().rev().zip(1..).map(|(device, index)| (*device, index));
         let mut indices: HashMap<_, _> = from_bottom.collect();
         indices.extend(devices.first().map(|top| (*top, 0)));
@@ -82,6 +88,7 @@ impl<L: Layer> Inodes<L> {
                 claims,
                 claimed,
                 copied: HashSet::new(),
+                digested: HashMap::new(),
                 unlinked: HashMap::new(),
                 linked: HashMap::new(),
                 kept: HashMap::new(),
@@ -102,28 +109,39 @@ impl<L: Layer> Inodes<L> {
             return None;
         }
         let visible = tables.visible(device, ino);
-        let contested =
-            tables.upper != Some(device) && (tables.claimed.contains_key(&visible) || tables.copied.contains(&visible));
+        let contested = match tables.upper == Some(device) {
+            true => tables.is_held(visible),
+            false => tables.claimed.contains_key(&visible) || tables.copied.contains(&visible),
+        };
         (!contested).then_some(visible)
     }
 
     /// As [`Inodes::visible`], for an object that is met anew: never a number that another has, be that unlinked and still held, or a copy.
-    pub fn assign(&self, device: u64, ino: u64) -> u64 {
+    /// Answers also whether only a record tells the next mount which number an object of the upper layer has.
+    pub fn assign(&self, device: u64, ino: u64) -> (u64, bool) {
         let mut tables = self.tables.lock();
         if tables.upper == Some(device) {
             // Whatever had this number in the layer is gone.
             tables.take_claim(ino);
         }
         let visible = tables.visible(device, ino);
-        let mut taken = tables.unlinked.get(&visible).is_some_and(|node| node.strong_count() > 0);
-        if tables.upper != Some(device) {
+        let in_upper = tables.upper == Some(device);
+        let mut taken = tables.is_held(visible);
+        if !in_upper {
             // It shows, so a copy that has the number from it is not where it was put.
             if let Some(copy) = tables.claimed.get(&visible).copied() {
                 tables.take_claim(copy);
             }
             taken |= tables.copied.contains(&visible);
         }
-        if taken { tables.renumber(device, ino) } else { visible }
+        if !taken {
+            return (visible, false);
+        }
+        let number = tables.renumber(device, ino);
+        if in_upper {
+            tables.copied.insert(number);
+        }
+        (number, in_upper)
     }
 
     /// Says that the object `ino` of `device`, copied up from one that callers know as `visible`, keeps that number.
@@ -149,8 +167,8 @@ impl<L: Layer> Inodes<L> {
         }
     }
 
-    /// Says that the object `ino` of the upper layer, which callers know as `visible`, has no name any more. Answers whether it is a copy that
-    /// had its original's number.
+    /// Says that the object `ino` of the upper layer, which callers know as `visible`, has no name any more. Answers whether a record says that it
+    /// has this number.
     pub fn forget_copy(&self, device: u64, ino: u64, visible: u64) -> bool {
         let mut tables = self.tables.lock();
         // The layer may have given `ino` to another copy by now.
@@ -160,7 +178,7 @@ impl<L: Layer> Inodes<L> {
         tables.copied.remove(&visible)
     }
 
-    /// Says that the object numbered `visible` has no name any more.
+    /// Says that the object numbered `visible` has no name any more, or is about to lose the last.
     pub fn unlinked(&self, node: &Arc<Node<L>>, visible: u64) {
         let mut tables = self.tables.lock();
         tables.unlinked.insert(visible, Arc::downgrade(node));
@@ -216,8 +234,23 @@ impl<L: Layer> Tables<L> {
         if ino != ROOT && ino >> DEVICE_SHIFT == 0 && index < COUNTED >> DEVICE_SHIFT {
             index << DEVICE_SHIFT | ino
         } else {
-            self.renumber(device, ino)
+            self.digest(device, index, ino)
         }
+    }
+
+    /// The number of an object whose own leaves no room for that of its layer, which is `index`.
+    fn digest(&mut self, device: u64, index: u64, ino: u64) -> u64 {
+        let words = [index.to_le_bytes(), ino.to_le_bytes()];
+        let mut number = DIGESTED | fnv1a(words.as_flattened()) as u64;
+        while *self.digested.entry(number).or_insert((device, ino)) != (device, ino) {
+            number = DIGESTED | number.wrapping_add(1);
+        }
+        number
+    }
+
+    /// Whether an object without a name, which somebody holds, has this number.
+    fn is_held(&self, number: u64) -> bool {
+        self.unlinked.get(&number).is_some_and(|node| node.strong_count() > 0)
     }
 
     fn take_claim(&mut self, ino: u64) -> Option<Claim> {
@@ -239,5 +272,40 @@ impl<L: Layer> Tables<L> {
             self.linked.retain(|_, node| node.strong_count() > 0);
             self.sweep_at = 1024.max(2 * (self.unlinked.len() + self.linked.len()));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layer::OsLayer;
+
+    fn inodes() -> Inodes<OsLayer> {
+        Inodes::new(&[7, 8, 9], true, Claims::new())
+    }
+
+    #[test]
+    fn large_numbers_are_found_again_in_any_order() {
+        let objects: Vec<_> = (0..1000)
+            .flat_map(|ino| [(8, ino << 48), (9, ino << 48), (9, u64::MAX - ino), (7, !(ino << 20))])
+            .collect();
+        let (one, other) = (inodes(), inodes());
+        let numbers: Vec<_> = objects.iter().map(|(device, ino)| one.assign(*device, *ino)).collect();
+        for ((device, ino), number) in objects.iter().zip(&numbers).rev() {
+            assert_eq!(other.assign(*device, *ino), *number);
+            assert_eq!(other.listed(*device, *ino), Some(number.0));
+        }
+        assert_eq!(numbers.iter().collect::<HashSet<_>>().len(), numbers.len());
+    }
+
+    #[test]
+    fn digests_that_meet_are_told_apart() {
+        let inodes = inodes();
+        let number = inodes.visible(8, 1 << 60);
+        inodes.tables.lock().digested.insert(number, (9, 1 << 61));
+        let other = inodes.visible(8, 1 << 60);
+        assert_ne!(other, number);
+        assert_eq!(inodes.visible(8, 1 << 60), other);
+        assert!(number >= DIGESTED && other >= DIGESTED);
     }
 }

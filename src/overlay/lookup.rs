@@ -100,7 +100,7 @@ impl<L: Layer> Overlay<L> {
     fn new_state(&self, place: Place<L>, attr: Stat) -> Result<State<L>> {
         self.settle(&place.dir, &place.name, &attr)?;
         let in_upper = self.stack.is_upper(&place.dir);
-        let ino = self.inodes.assign(attr.dev, attr.ino);
+        let ino = self.number(&attr);
         Ok(State { ino: Some(ino), ..State::at(place, in_upper, Some(attr)) })
     }
 

@@ -132,7 +132,11 @@ impl<L: Layer> Overlay<L> {
             None => self.refresh(node, &mut state)?,
         };
         // Given while the layer still has the object: later its number may be that of a new one.
-        state.ino.get_or_insert_with(|| self.inodes.assign(attr.dev, attr.ino));
+        let ino = *state.ino.get_or_insert_with(|| self.number(&attr));
+        if state.upper {
+            // Before the layer can give it to another object.
+            self.inodes.unlinked(node, ino);
+        }
         // Who has found it by its last name may be about to open it.
         let held = state.upper && (state.handles > 0 || is_found && state.places.len() == 1);
         drop(state);

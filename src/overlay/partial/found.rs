@@ -63,7 +63,7 @@ impl<L: Layer> Overlay<L> {
             self.save_map_within(parent, &partial)?;
         }
         let place = Place { parent: parent.clone(), name: name.into(), dir: from.clone() };
-        let ino = self.inodes.assign(lower.dev, lower.ino);
+        let ino = self.number(&lower);
         let node = Node::new(self.new_id(), Kind::File, State::at(place, true, Some(copy)), None);
         {
             let mut state = node.state.lock();

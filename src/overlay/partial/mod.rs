@@ -121,7 +121,7 @@ impl<L: Layer> Overlay<L> {
         drop(parent);
         let partial = Arc::new(partial);
         let mut state = node.state.lock();
-        let ino = *state.ino.get_or_insert_with(|| self.inodes.assign(before.dev, before.ino));
+        let ino = *state.ino.get_or_insert_with(|| self.number(before));
         state.attr = Some(Stat { dev: copy.dev, ino: copy.ino, ..*before });
         self.lend(node, &mut state, partial.clone(), copy, ino);
         let lent = Some(Lent { partial, source });
