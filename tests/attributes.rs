@@ -15,7 +15,7 @@ use overlayfs::layer::{Allocation, Error, Kind, OsLayer, Owner, RenameMode, Time
 use overlayfs::overlay::{Layers, Node, Overlay};
 use rustix::fs::{AtFlags, CWD, FileType, OFlags, StatxFlags, XattrFlags};
 use rustix::io::Errno;
-use syscall::error::{EEXIST, EFBIG, EINVAL, EISDIR, ENODATA, ENOENT, EPERM, EROFS};
+use syscall::error::{EEXIST, EFBIG, EINVAL, EISDIR, ENODATA, ENOENT, EOPNOTSUPP, EROFS};
 use test_common::{LowerGuard, Stage, exists, mode, names, owner, put, times};
 
 type NodeRef = Arc<Node<OsLayer>>;
@@ -239,21 +239,60 @@ fn a_copy_has_all_the_attributes_of_its_original_but_the_overlays_own() {
     guard.check();
 }
 
+/// The marks of the layers are out of reach. Attributes of the same names are escaped: the layers may be those of another overlay.
 #[test]
-fn the_overlays_own_attributes_are_out_of_reach() {
+fn attributes_of_other_overlays_are_escaped() {
     let stage = Stage::new();
     let file = put::file(&stage.dir("lower"), "file", "x");
+    let own = [
+        ("trusted.overlay.opaque", "trusted.overlay.overlay.opaque"),
+        ("user.overlay.overlay.redirect", "user.overlay.overlay.overlay.redirect"),
+        ("user.fuseoverlayfs.origin", "user.fuseoverlayfs.overlay.origin"),
+    ];
+    for (name, stored) in own {
+        set_host_xattr(&file, name, b"mark");
+        set_host_xattr(&file, stored, b"lower");
+    }
+    // Of the marks the second is an escaped attribute itself.
+    let guard = LowerGuard::new([stage.path("lower")]);
     let overlay = mount(&stage);
     let node = find(&overlay, "file");
-    for name in ["trusted.overlay.opaque", "user.overlay.opaque", "user.fuseoverlayfs.opaque"] {
-        set_host_xattr(&file, name, b"y");
-        let name = OsStr::new(name);
-        assert_eq!(errno(overlay.xattr(&node, name)), ENODATA);
-        assert_eq!(errno(overlay.set_xattr(&node, name, b"x", XattrMode::Set)), EPERM);
-        assert_eq!(errno(overlay.remove_xattr(&node, name)), EPERM);
+    let all = [
+        "trusted.overlay.opaque",
+        "user.fuseoverlayfs.origin",
+        "user.overlay.overlay.redirect",
+        "user.overlay.redirect",
+    ];
+    assert_eq!(xattrs(&overlay, &node), all);
+    for (name, _) in own {
+        assert_eq!(xattr(&overlay, &node, name).unwrap(), b"lower", "{name}");
     }
-    assert_eq!(xattrs(&overlay, &node), [""; 0]);
     assert!(!exists(&stage.path("upper/file")));
+
+    overlay.set_owner(&node, OTHER).unwrap();
+    assert_eq!(xattrs(&overlay, &node), all, "of the copy");
+    let upper = stage.path("upper/file");
+    for (name, stored) in own {
+        assert_eq!(host_xattr(&upper, stored).unwrap(), b"lower", "{stored}");
+        let (name, other) = (OsStr::new(name), b"upper");
+        assert_eq!(errno(overlay.set_xattr(&node, name, other, XattrMode::Create)), EEXIST);
+        overlay.set_xattr(&node, name, other, XattrMode::Replace).unwrap();
+        assert_eq!(host_xattr(&upper, stored).unwrap(), other);
+        assert_eq!(overlay.xattr(&node, name).unwrap(), other);
+    }
+    assert_eq!(host_xattr(&upper, "trusted.overlay.opaque"), None);
+    for (name, _) in own {
+        overlay.remove_xattr(&node, OsStr::new(name)).unwrap();
+        assert_eq!(errno(overlay.xattr(&node, OsStr::new(name))), ENODATA);
+    }
+    assert_eq!(xattrs(&overlay, &node), ["user.overlay.redirect"]);
+
+    let fits = format!("user.overlay.{}", "x".repeat(255 - "user.overlay.overlay.".len()));
+    set(&overlay, &node, &fits, b"y");
+    let long = fits + "x";
+    assert_eq!(errno(overlay.set_xattr(&node, OsStr::new(&long), b"y", XattrMode::Set)), EOPNOTSUPP);
+    assert_eq!(errno(overlay.xattr(&node, OsStr::new(&long))), EOPNOTSUPP);
+    guard.check();
 }
 
 #[test]

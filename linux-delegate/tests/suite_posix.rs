@@ -305,7 +305,7 @@ fn extended_attributes_that_only_root_sees(door: &str) {
     });
 }
 
-/// Those by which overlays mark their layers are nobody's.
+/// Those by which overlays mark their layers are nobody's; what programs store by these names is kept apart from them.
 #[test]
 fn the_overlays_own_attributes_are_hidden_and_protected() {
     let stage = Stage::new();
@@ -316,11 +316,16 @@ fn the_overlays_own_attributes_are_hidden_and_protected() {
     let path = point.join("file");
     assert_eq!(xattr(&path, "user.overlay.origin"), Err(Errno::NODATA));
     assert_eq!(xattrs(&path), [""; 0]);
-    for name in ["trusted.overlay.opaque", "user.overlay.redirect", "user.fuseoverlayfs.opaque"] {
-        let set = rustix::fs::setxattr(&path, name, b"y", XattrFlags::empty());
-        assert_eq!(set, Err(Errno::PERM), "{name}");
-        assert_eq!(rustix::fs::removexattr(&path, name), Err(Errno::PERM), "{name}");
+    let names = ["trusted.overlay.opaque", "user.fuseoverlayfs.opaque", "user.overlay.redirect"];
+    for name in names {
+        assert_eq!(rustix::fs::removexattr(&path, name), Err(Errno::NODATA), "{name}");
+        set_xattr(&path, name, b"y");
+        assert_eq!(xattr(&upper.join("file"), name), Err(Errno::NODATA), "{name} is no mark");
     }
+    assert_eq!(xattrs(&path), names);
+    let copy = point.join("copy");
+    said("cp", &["-a", path.to_str().unwrap()], &copy);
+    assert_eq!(xattrs(&copy), names);
     mount.unmount();
 }
 

@@ -5,6 +5,7 @@
 //! changeset: a deletion is a *marker*, an empty file with a reserved name. The files that OCI does not
 //! know begin with `.wh..wh.`, which tools that unpack layers pass over. `docs/format.md` describes the format for people.
 
+pub mod attribute;
 pub mod kernel;
 
 use std::ffi::{OsStr, OsString};
@@ -100,12 +101,6 @@ pub fn meaning(name: &OsStr) -> Meaning<'_> {
 /// Whether a name can neither be created nor looked up through the mount.
 pub fn is_reserved(name: &OsStr) -> bool {
     name.as_bytes().starts_with(PREFIX)
-}
-
-/// Whether an extended attribute belongs to an overlay, this one or another program's: it is neither shown nor set through the mount.
-pub fn is_own_xattr(name: &OsStr) -> bool {
-    const OWN: [&[u8]; 4] = [b"trusted.overlay.", b"user.overlay.", b"user.fuseoverlayfs.", b"trusted.fuseoverlayfs."];
-    OWN.iter().any(|prefix| name.as_bytes().starts_with(prefix))
 }
 
 /// The marker that hides one name.

@@ -1,18 +1,20 @@
 //! Extended attributes, ACLs among them.
 //!
-//! Those by which an overlay marks its layers are not shown and cannot be set.
+//! Those by which an overlay marks its layers are not shown. Those of another overlay, whose layers are here, are escaped
+//! ([`attribute`]).
 
+use std::borrow::Cow;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
-use syscall::error::{EEXIST, ENODATA, ENOENT, EOPNOTSUPP, EPERM, Error};
+use syscall::error::{EEXIST, ENODATA, ENOENT, EOPNOTSUPP, Error};
 
 use super::Overlay;
 use super::attr::Spot;
 use super::node::Node;
 use super::stack::LayerDir;
-use crate::format::is_own_xattr;
+use crate::format::attribute;
 use crate::layer::{Kind, Layer, Object, Result, Time, XattrMode};
 
 /// The attribute by which a directory hands down access to what is created in it.
@@ -22,6 +24,9 @@ const ACCESS_ACL: &str = "system.posix_acl_access";
 /// The attribute that every write takes from a file.
 pub(super) const CAPABILITY: &str = "security.capability";
 
+/// The longest name of an extended attribute, in bytes.
+const NAME_MAX: usize = 255;
+
 /// A change of an extended attribute.
 #[derive(Clone, Copy)]
 enum Change<'a> {
@@ -30,22 +35,28 @@ enum Change<'a> {
 }
 
 impl<L: Layer> Overlay<L> {
-    /// The value of an extended attribute. ENODATA if there is none of that name; EOPNOTSUPP where the layer has none.
+    /// The value of an extended attribute. ENODATA if there is none of that name; EOPNOTSUPP where the layer has none, or the name is too long.
     pub fn xattr(&self, node: &Arc<Node<L>>, name: &OsStr) -> Result<Vec<u8>> {
-        if is_own_xattr(name) {
-            return Err(Error::new(ENODATA));
-        }
+        self.stored_xattr(node, &*stored(name)?)
+    }
+
+    /// As [`Overlay::xattr`], of the attribute that layers store by this name.
+    fn stored_xattr(&self, node: &Arc<Node<L>>, name: &OsStr) -> Result<Vec<u8>> {
         self.on_object(node, |layer, object| layer.xattr(object, name))?.ok_or(Error::new(ENODATA))
     }
 
     /// The names of the extended attributes. EOPNOTSUPP where the layer has none.
     pub fn xattrs(&self, node: &Arc<Node<L>>) -> Result<Vec<OsString>> {
-        let mut names = self.on_object(node, |layer, object| layer.xattrs(object))?.unwrap_or_default();
-        names.retain(|name| !is_own_xattr(name));
-        Ok(names)
+        let names = self.stored_xattrs(node)?;
+        Ok(names.iter().filter_map(|name| attribute::shown(name)).map(Cow::into_owned).collect())
     }
 
-    /// Sets an extended attribute. EEXIST and ENODATA as `mode` says; EPERM for a name that is the overlay's own; EROFS; EOPNOTSUPP.
+    /// The names by which the layer stores the attributes, its marks too.
+    fn stored_xattrs(&self, node: &Arc<Node<L>>) -> Result<Vec<OsString>> {
+        Ok(self.on_object(node, |layer, object| layer.xattrs(object))?.unwrap_or_default())
+    }
+
+    /// Sets an extended attribute. EEXIST and ENODATA as `mode` says; EROFS; EOPNOTSUPP where the upper layer has none, or the name is too long.
     pub fn set_xattr(&self, node: &Arc<Node<L>>, name: &OsStr, value: &[u8], mode: XattrMode) -> Result<()> {
         self.change_xattr(node, name, Change::Set(value, mode))
     }
@@ -94,12 +105,10 @@ impl<L: Layer> Overlay<L> {
 
     fn change_xattr(&self, node: &Arc<Node<L>>, name: &OsStr, change: Change<'_>) -> Result<()> {
         let (upper, _) = self.upper()?;
-        if is_own_xattr(name) {
-            return Err(Error::new(EPERM));
-        }
         if !upper.capabilities().xattrs {
             return Err(Error::new(EOPNOTSUPP));
         }
+        let stored = stored(name)?;
         if !node.state.lock().upper && !self.is_change(node, name, change)? {
             return Ok(());
         }
@@ -107,8 +116,8 @@ impl<L: Layer> Overlay<L> {
         self.complete_for(node, name)?;
         let _content = node.content.lock();
         let changed = self.on_object(node, |layer, object| match change {
-            Change::Set(value, mode) => layer.set_xattr(object, name, value, mode),
-            Change::Remove => layer.remove_xattr(object, name),
+            Change::Set(value, mode) => layer.set_xattr(object, &stored, value, mode),
+            Change::Remove => layer.remove_xattr(object, &stored),
         });
         changed?.ok_or(Error::new(ENOENT))?;
         let mut state = node.state.lock();
@@ -161,15 +170,17 @@ impl<L: Layer> Overlay<L> {
         })
     }
 
-    /// The names of the attributes that a copy of an object of a lower layer is to get.
+    /// The names, as stored, of the attributes that a copy of an object of a lower layer is to get.
     pub(super) fn xattrs_to_copy(&self, node: &Arc<Node<L>>) -> Result<Vec<OsString>> {
         if !self.upper()?.0.capabilities().xattrs || !self.layer_has_xattrs(node) {
             return Ok(Vec::new());
         }
-        match self.xattrs(node) {
-            Err(error) if error.errno == EOPNOTSUPP => Ok(Vec::new()),
-            names => names,
-        }
+        let mut names = match self.stored_xattrs(node) {
+            Err(error) if error.errno == EOPNOTSUPP => return Ok(Vec::new()),
+            names => names?,
+        };
+        names.retain(|name| attribute::shown(name).is_some());
+        Ok(names)
     }
 
     /// Gives the copy of an object of a lower layer these attributes of it, one after the other, since a file can have gigabytes of them. What the
@@ -177,7 +188,7 @@ impl<L: Layer> Overlay<L> {
     pub(super) fn copy_xattrs(&self, node: &Arc<Node<L>>, copy: Object<'_, L>, names: &[OsString]) -> Result<()> {
         let (upper, _) = self.upper()?;
         for name in names {
-            let value = match self.xattr(node, name) {
+            let value = match self.stored_xattr(node, name) {
                 // Listed, but not for us to read.
                 Err(error) if matches!(error.errno, ENODATA | EOPNOTSUPP) => continue,
                 value => value?,
@@ -194,6 +205,12 @@ impl<L: Layer> Overlay<L> {
         let dir: Option<Arc<LayerDir<L>>> = node.state.lock().places.first().map(|place| place.dir.clone());
         dir.is_none_or(|dir| self.stack.layer(&dir).capabilities().xattrs)
     }
+}
+
+/// The name by which layers store the attribute that is shown as `name`. EOPNOTSUPP if it is too long, as the kernel's overlayfs answers.
+fn stored(name: &OsStr) -> Result<Cow<'_, OsStr>> {
+    let stored = attribute::stored(name);
+    if stored != name && stored.len() > NAME_MAX { Err(Error::new(EOPNOTSUPP)) } else { Ok(stored) }
 }
 
 /// The names of an object's attributes, those of an overlay's marks too: none where it cannot have any.
