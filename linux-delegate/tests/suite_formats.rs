@@ -3,6 +3,8 @@
 //!
 //! Needs root, /dev/fuse and Debian's package fuse-overlayfs; fails without them.
 
+#[path = "suite/changes.rs"]
+mod changes;
 #[path = "suite/mount.rs"]
 mod mount;
 #[path = "suite/run.rs"]
@@ -14,43 +16,12 @@ use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::{Duration, SystemTime};
 
-use mount::{Mount, eventually, is_mounted};
+use changes::{AGAIN, CHANGES, make_lower, mount_fuse_overlayfs, mount_kernel, shell, umount};
+use mount::Mount;
 use rustix::fs::{CWD, FileType, Mode, XattrFlags};
-use test_common::{Detail, LowerGuard, Snapshot, Stage, mode, names, put};
-
-/// Deletions, directories made anew, renames into the same and into other directories, again and again.
-const CHANGES: &str = "
-rm a/gone; rm -r a/tree; mkdir a/tree; echo new > a/tree/new
-echo changed >> a/file; mv a/file a/renamed; rm b/file
-mv b/dir b/renamed; echo more > b/renamed/more; mv c/dir d/moved; rm d/moved/one
-rm -r e; echo file > e; rm f; mkdir f; echo in > f/in
-mkdir new; mv b/renamed/sub new/sub; echo x > new/sub/x; ln -s a link; mkfifo pipe
-";
-
-fn make_lower(dir: &Path) {
-    for file in
-        ["a/gone", "a/file", "a/tree/old", "a/tree/deep/old", "b/file", "b/dir/one", "b/dir/sub/two", "c/dir/one"]
-    {
-        put::file(dir, file, file);
-    }
-    for file in ["c/dir/two", "d/other", "e/file", "f"] {
-        put::file(dir, file, file);
-    }
-}
-
-fn shell(dir: &Path, script: &str) {
-    let done = run::finish(run::command("sh").args(["-euc", script]).current_dir(dir));
-    assert!(done.status.success(), "{script}: {}", String::from_utf8_lossy(&done.stderr));
-}
-
-fn umount(point: &Path) {
-    eventually("it is unmounted", || {
-        run::command("umount").arg(point).stderr(Stdio::null()).status().unwrap().success()
-    });
-}
+use test_common::{Detail, LowerGuard, Snapshot, Stage, mode, names};
 
 /// Has another overlay make a layer over a lower one, twice, and compares what it shows of the three with what ours shows.
 fn compare(start: impl Fn(&str, &Path)) {
@@ -59,8 +30,7 @@ fn compare(start: impl Fn(&str, &Path)) {
     let [lower, first, second, point] = ["lower", "first", "second", "mount"].map(|name| stage.dir(name));
     make_lower(&lower);
     let mut below = lower.display().to_string();
-    let again = "rm -r a/tree; mv d/moved d/again; rm b/renamed/more; mv new/sub b/back; rm f/in; echo y > new/y";
-    for (upper, script) in [(&first, CHANGES), (&second, again)] {
+    for (upper, script) in [(&first, CHANGES), (&second, AGAIN)] {
         let work = stage.dir(&format!("work-{}", upper.file_name().unwrap().to_str().unwrap()));
         start(&format!("lowerdir={below},upperdir={},workdir={}", upper.display(), work.display()), &point);
         shell(&point, script);
@@ -84,12 +54,6 @@ fn compare(start: impl Fn(&str, &Path)) {
     );
     mount.unmount();
     guard.check();
-}
-
-fn mount_kernel(options: &str, point: &Path) {
-    let mut command = run::command("mount");
-    let done = run::finish(command.args(["-t", "overlay", "overlay", "-o", options]).arg(point));
-    assert!(done.status.success(), "{options}: {}", String::from_utf8_lossy(&done.stderr));
 }
 
 fn kernel(options: &str, point: &Path) {
@@ -117,11 +81,7 @@ fn layers_with_the_attributes_of_a_user() {
 
 #[test]
 fn layers_of_fuse_overlayfs() {
-    compare(|options, point| {
-        let done = run::finish(run::command("fuse-overlayfs").args(["-o", options]).arg(point));
-        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-        eventually("it is mounted", || is_mounted(point));
-    });
+    compare(mount_fuse_overlayfs);
 }
 
 /// Files of which only the metadata were copied up, renamed and in renamed directories, twice: in lower layers, and then changed there.

@@ -16,9 +16,7 @@ const ESCAPE: &str = "overlay.";
 /// The name by which layers store the attribute that the merged tree shows as `name`.
 pub fn stored(name: &OsStr) -> Cow<'_, OsStr> {
     match own(name) {
-        Some((prefix, rest)) => {
-            Cow::Owned(OsString::from_vec([prefix.as_bytes(), ESCAPE.as_bytes(), rest].concat()))
-        }
+        Some((prefix, rest)) => Cow::Owned(OsString::from_vec([prefix.as_bytes(), ESCAPE.as_bytes(), rest].concat())),
         None => Cow::Borrowed(name),
     }
 }

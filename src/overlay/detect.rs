@@ -2,15 +2,16 @@
 //!
 //! An upper layer in the kernel's format says so by the attributes of its top: the kernel leaves some there when it mounts, and we leave
 //! [`kernel::FORMAT`] before anything else is written. Every other is an OCI image layer. Where the kernel's format is asked for and
-//! there is no such attribute yet, the whole layer is looked through once for what only the other format has.
+//! there is no such attribute yet, the whole layer is looked through once for what only the other format has. Where reserved names cannot be
+//! made, since the layer lies on another overlay, it is written in the kernel's format if nobody wants the other.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
-use syscall::error::{EINVAL, ENOENT, ENOTDIR, EOPNOTSUPP, EPERM, Error};
+use syscall::error::{EEXIST, EINVAL, ENOENT, ENOTDIR, EOPNOTSUPP, EPERM, Error};
 
 use super::stack::Stack;
-use super::work::{Refused, TRIAL, entries};
+use super::work::{Refused, TRIAL, TRIAL_MARKER, entries};
 use super::xattr::names;
 use crate::format::kernel::{self, Namespace};
 use crate::format::{self, Format, Meaning, Wanted};
@@ -55,6 +56,35 @@ impl Known {
         if entries(upper, &index)?.is_empty() { Ok(()) } else { Err(Refused::Indexed) }
     }
 
+    /// The kernel's format for a layer that cannot be written in the native one: it takes no reserved names. Asked in the work directory.
+    pub fn if_possible<L: Layer>(
+        self,
+        upper: &L,
+        work: &L::Dir,
+        wanted: Option<Wanted>,
+    ) -> std::result::Result<Self, Refused> {
+        if self.is_kernel() {
+            return Ok(self);
+        }
+        let name = OsStr::new(TRIAL_MARKER);
+        match upper.create_file(work, name, 0o600, upper.identity()) {
+            Err(error) if error.errno == EINVAL => match wanted {
+                None if attempt(upper, work, None).is_ok() => {
+                    log::info!(
+                        "the upper layer takes no names that begin with .wh.: it is written in the kernel's format"
+                    );
+                    Ok(Known::Kernel(None))
+                }
+                _ => Err(Refused::NoMarkers(error)),
+            },
+            Err(error) if error.errno != EEXIST => Err(error.into()),
+            _ => {
+                upper.unlink(work, name)?;
+                Ok(self)
+            }
+        }
+    }
+
     /// Sees to it that the upper layer can be written so and is marked, if need be, at its top `root`. What has to be tried is tried in the
     /// work directory.
     pub fn settle<L: Layer>(self, upper: &L, root: &L::Dir, work: &L::Dir) -> std::result::Result<Format, Refused> {
@@ -78,10 +108,15 @@ fn attempt<L: Layer>(upper: &L, work: &L::Dir, known: Option<Namespace>) -> Resu
         return Err(Error::new(EOPNOTSUPP));
     }
     let [from, to] = TRIAL.map(OsStr::new);
-    drop(upper.create_file(work, from, 0o600, upper.identity())?);
+    for name in [from, to] {
+        drop(upper.create_file(work, name, 0o600, upper.identity())?);
+    }
     let mark = |namespace: Namespace| {
         let (name, value) = kernel::OPAQUE;
-        upper.set_xattr(Object::Entry(work, from), &namespace.name(name), value, XattrMode::Set).map(|()| namespace)
+        let object = Object::Entry(work, from);
+        upper.set_xattr(object, &namespace.name(name), value, XattrMode::Set)?;
+        // fuse-overlayfs takes some of these attributes, and does not give them back.
+        if upper.xattr(object, &namespace.name(name))? == value { Ok(namespace) } else { Err(Error::new(EINVAL)) }
     };
     let namespace = match known {
         Some(known) => mark(known),
@@ -90,7 +125,10 @@ fn attempt<L: Layer>(upper: &L, work: &L::Dir, known: Option<Namespace>) -> Resu
             marked => marked,
         },
     };
+    let exchanged = upper.rename(work, from, work, to, RenameMode::Exchange);
+    upper.unlink(work, to)?;
     let left = namespace.and_then(|namespace| {
+        exchanged?;
         upper.rename(work, from, work, to, RenameMode::Whiteout)?;
         upper.unlink(work, to)?;
         Ok((namespace, upper.stat(Object::Entry(work, from))?))

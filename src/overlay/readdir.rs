@@ -44,16 +44,14 @@ impl<L: Layer> Overlay<L> {
             };
             for (offset, slot) in names.after(after) {
                 let Some(visible) = slot.visible() else { continue };
-                let ino = match (&slot.child, visible.ino) {
-                    (Some(child), _) => self.ino(child)?,
-                    (None, Some(ino)) => match self.listed_ino(dir.shown(slot).ok_or(Error::new(EIO))?, ino) {
-                        Some(ino) => ino,
-                        None => {
-                            unseen = Some(slot.name.clone());
-                            break;
-                        }
-                    },
-                    (None, None) => return Err(Error::new(EIO)),
+                let from = dir.shown(slot).ok_or(Error::new(EIO))?;
+                let known = match (&slot.child, visible.ino) {
+                    (Some(child), _) => Some(self.ino(child)?),
+                    (None, ino) => ino.and_then(|ino| self.listed_ino(from, ino)),
+                };
+                let Some(ino) = known else {
+                    unseen = Some(slot.name.clone());
+                    break;
                 };
                 if !each(DirEntry { name: &slot.name, ino, kind: visible.kind, offset }) {
                     return Ok(());

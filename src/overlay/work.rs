@@ -26,6 +26,8 @@ const TEMP: &str = "tmp.";
 
 /// The names under which it is tried at mount what the upper layer can do.
 pub(super) const TRIAL: [&str; 2] = ["tmp.from", "tmp.to"];
+/// The reserved name under which it is tried whether there can be any.
+pub(super) const TRIAL_MARKER: &str = ".wh.tmp";
 
 /// Why layers cannot be stacked.
 #[derive(Debug)]
@@ -51,6 +53,9 @@ pub enum Refused {
     NoWork,
     /// The upper layer is or is to be written in the kernel's format, and its filesystem cannot or this user may not.
     CannotMark(Error),
+    /// The upper layer takes no names that begin with `.wh.`, as one on another overlay of the native format, and it was to be written so, or
+    /// cannot be written in the kernel's format either.
+    NoMarkers(Error),
     /// The upper layer is in the kernel's format, and in the work directory is an index of hard links, which we do not understand.
     Indexed,
     /// The work directory has an entry that no overlay has put there, and that would be removed.
@@ -93,6 +98,12 @@ impl fmt::Display for Refused {
                 "the kernel's overlayfs, with its option index=on, has written down there which files are hard links, and we would lose \
                  that. To do without, remove the directory index from the work directory"
             ),
+            Refused::NoMarkers(error) => write!(
+                f,
+                "names that begin with .wh. cannot be made there ({error}), so it seems to lie on another overlay. With a work directory \
+                 (workdir=DIR) and without format=oci it is written in the format of the kernel's overlayfs, if that overlay keeps extended \
+                 attributes; otherwise put it on another filesystem"
+            ),
             Refused::CannotMark(error) => write!(
                 f,
                 "it cannot be written in the format of the kernel's overlayfs ({error}), which needs extended attributes, renames that \
@@ -119,7 +130,10 @@ impl From<Error> for Refused {
 impl From<Refused> for Error {
     fn from(refused: Refused) -> Self {
         match refused {
-            Refused::Layer(error) | Refused::CannotRename(error) | Refused::CannotMark(error) => error,
+            Refused::Layer(error)
+            | Refused::CannotRename(error)
+            | Refused::NoMarkers(error)
+            | Refused::CannotMark(error) => error,
             Refused::ReadOnly => Error::new(EROFS),
             Refused::Held => Error::new(EWOULDBLOCK),
             Refused::NoLayer
@@ -172,6 +186,7 @@ impl<L: Layer> Work<L> {
             None => {
                 let name = OsStr::new(format::WORK);
                 match upper.create_dir(&root, name, 0o700, upper.identity()) {
+                    Err(error) if error.errno == EINVAL => return Err(Refused::NoMarkers(error)),
                     Err(error) if error.errno != EEXIST => return Err(error.into()),
                     _ => upper.open_dir(&root, name)?,
                 }
@@ -194,7 +209,9 @@ impl<L: Layer> Work<L> {
         }
         known.check_work(upper, &dir)?;
         try_rename(upper, &dir)?;
-        left.retain(|(name, _)| !TRIAL.iter().any(|trial| name == trial));
+        // A work directory inside the upper layer has a reserved name itself.
+        let known = if layer.is_some() { known.if_possible(upper, &dir, settings.format)? } else { known };
+        left.retain(|(name, _)| !TRIAL.iter().chain([&TRIAL_MARKER]).any(|trial| name == trial));
         sweep(upper, &dir, &left)?;
         let format = known.settle(upper, &root, &dir)?;
         if volatile {
@@ -329,7 +346,7 @@ fn empty<L: Layer>(layer: &L, dir: &L::Dir) -> Result<()> {
 pub(crate) fn is_ours(name: &OsStr, kind: Kind) -> bool {
     const DIRS: [&str; 2] = ["work", "index"];
     let starts = |prefix: &&str| name.as_bytes().starts_with(prefix.as_bytes());
-    [TEMP].iter().chain(&NAMES).any(starts) || kind == Kind::Dir && DIRS.iter().any(|dir| name == *dir)
+    [TEMP, TRIAL_MARKER].iter().chain(&NAMES).any(starts) || kind == Kind::Dir && DIRS.iter().any(|dir| name == *dir)
 }
 
 /// Removes everything in the work directory, of which these are the entries, but the index.

@@ -37,7 +37,7 @@ enum Change<'a> {
 impl<L: Layer> Overlay<L> {
     /// The value of an extended attribute. ENODATA if there is none of that name; EOPNOTSUPP where the layer has none, or the name is too long.
     pub fn xattr(&self, node: &Arc<Node<L>>, name: &OsStr) -> Result<Vec<u8>> {
-        self.stored_xattr(node, &*stored(name)?)
+        self.stored_xattr(node, &stored(name)?)
     }
 
     /// As [`Overlay::xattr`], of the attribute that layers store by this name.

@@ -189,14 +189,15 @@ impl LinuxLayer {
 /// What the filesystem of a layer can do.
 fn capabilities(root: &OwnedFd, for_writing: bool) -> Result<Capabilities> {
     // No call tells whether a filesystem can exchange, short of doing it: the kernel looks the names up first. So these are the
-    // ones that can; for the rest no is the safe answer.
-    const EXCHANGE: [u64; 6] = [
+    // ones that can; for the rest no is the safe answer. Of FUSE each filesystem answers for itself, with EINVAL if it cannot.
+    const EXCHANGE: [u64; 7] = [
         libc::EXT4_SUPER_MAGIC as u64,
         libc::XFS_SUPER_MAGIC as u64,
         libc::BTRFS_SUPER_MAGIC as u64,
         libc::TMPFS_MAGIC as u64,
         libc::F2FS_SUPER_MAGIC as u64,
         libc::BCACHEFS_SUPER_MAGIC as u64,
+        libc::FUSE_SUPER_MAGIC as u64,
     ];
     let filesystem = rustix::fs::fstatfs(root).map_err(error)?.f_type as u64;
     let keeps_order = for_writing && through::keeps_order(root);

@@ -1,0 +1,151 @@
+//! Overlays whose layers lie on overlays: this one on itself, on the kernel's and on fuse-overlayfs, and those on this one.
+//!
+//! Needs root, /dev/fuse and Debian's package fuse-overlayfs; fails without them.
+
+#[path = "suite/changes.rs"]
+mod changes;
+#[path = "suite/mount.rs"]
+mod mount;
+#[path = "suite/run.rs"]
+mod run;
+
+use std::path::Path;
+
+use changes::{AGAIN, CHANGES, make_lower, mount_fuse_overlayfs, mount_kernel, shell, umount};
+use mount::{Mount, eventually, is_mounted, program};
+use test_common::{Detail, LowerGuard, Snapshot, Stage, mode};
+
+/// How an overlay is mounted by others than the test program's own child.
+type Start = fn(&str, &Path);
+
+fn ours(options: &str, point: &Path) {
+    eventually("what was mounted here before has ended", || {
+        let done = run::finish(run::command(program()).args(["-o", options]).arg(point));
+        let said = String::from_utf8_lossy(&done.stderr);
+        assert!(done.status.success() || said.contains("in use by another overlay"), "{options}: {said}");
+        done.status.success()
+    });
+}
+
+fn kernel_with_redirects(options: &str, point: &Path) {
+    mount_kernel(&format!("{options},redirect_dir=on,metacopy=on"), point);
+}
+
+/// Has `inner` work on layers that lie in the tree of `outer`, twice, and compares what it shows with a directory in which the same is done.
+fn nest(outer: impl Fn(&str, &Path), more: &str, inner: Start, scripts: [&str; 2]) {
+    let stage = Stage::new();
+    mode(stage.root(), 0o755);
+    let [lower, upper, work, point, inner_point, plain] =
+        ["lower", "upper", "work", "mount", "inner", "plain"].map(|name| stage.dir(name));
+    let inner_lower = lower.join("lower");
+    make_lower(&inner_lower);
+    make_lower(&plain);
+    let guard = LowerGuard::new([&lower]);
+    let outer_options =
+        format!("lowerdir={},upperdir={},workdir={}{more}", lower.display(), upper.display(), work.display());
+    let [inner_lower, inner_upper, inner_work] = ["lower", "upper", "work"].map(|name| point.join(name));
+    let inner_options = format!(
+        "lowerdir={},upperdir={},workdir={}",
+        inner_lower.display(),
+        inner_upper.display(),
+        inner_work.display()
+    );
+    for script in scripts.into_iter().chain([":"]) {
+        outer(&outer_options, &point);
+        shell(&point, "mkdir -p upper work");
+        inner(&inner_options, &inner_point);
+        for dir in [&inner_point, &plain] {
+            shell(dir, script);
+        }
+        let [found, expected] = [&inner_point, &plain].map(|dir| Snapshot::take(dir, Detail::Contents));
+        expected.assert_same(&found, "the inner overlay");
+        umount(&inner_point);
+        inner(&inner_options, &inner_point);
+        expected.assert_same(&Snapshot::take(&inner_point, Detail::Contents), "the inner overlay, mounted anew");
+        umount(&inner_point);
+        umount(&point);
+    }
+    guard.check();
+}
+
+#[test]
+fn ours_on_ours() {
+    for more in ["", ",format=kernel"] {
+        nest(ours, more, ours, [CHANGES, AGAIN]);
+    }
+}
+
+/// fuse-overlayfs makes names that begin with `.wh.` when it renames directories, for which the outer overlay needs the kernel's format.
+#[test]
+fn fuse_overlayfs_on_ours() {
+    nest(ours, ",format=kernel", mount_fuse_overlayfs, [CHANGES, AGAIN]);
+    let scripts = [
+        "rm a/gone; rm -r a/tree; mkdir a/tree; echo new > a/tree/new; echo more >> b/file; mv b/file b/renamed; rm -r e; echo x > e",
+        "rm -r a b/dir; mkdir b/dir; rm e; mkdir -p e/e; mv d/other d/new",
+    ];
+    nest(ours, "", mount_fuse_overlayfs, scripts);
+}
+
+#[test]
+fn ours_on_the_kernels_overlayfs() {
+    nest(mount_kernel, ",redirect_dir=on,index=off", ours, [CHANGES, AGAIN]);
+}
+
+/// It takes no names that begin with `.wh.`, and does not give back the attributes that it takes.
+#[test]
+fn ours_on_fuse_overlayfs_is_refused() {
+    let stage = Stage::new();
+    let [lower, upper, work, outer, point] = ["lower", "upper", "work", "outer", "mount"].map(|name| stage.dir(name));
+    make_lower(&lower);
+    let options = |dir: &Path, work: &Path| {
+        format!("lowerdir={},upperdir={},workdir={}", lower.display(), dir.display(), work.display())
+    };
+    mount_fuse_overlayfs(&options(&upper, &work), &outer);
+    shell(&outer, "mkdir upper work");
+    let inner = options(&outer.join("upper"), &outer.join("work"));
+    for more in ["", ",format=oci", ",format=kernel"] {
+        let done = run::finish(run::command(program()).args(["-o", &format!("{inner}{more}")]).arg(&point));
+        let said = String::from_utf8_lossy(&done.stderr);
+        assert!(!done.status.success() && said.contains(&format!("{}", outer.join("upper").display())), "{said}");
+        assert!(
+            said.contains("names that begin with .wh. cannot be made there") == (more != ",format=kernel"),
+            "{said}"
+        );
+        assert!(!is_mounted(&point));
+        shell(&outer, "rmdir upper work; mkdir upper work");
+    }
+    let mount = Mount::new(&point, &format!("lowerdir={}", outer.display()));
+    let [found, expected] = [&point, &outer].map(|dir| Snapshot::take(dir, Detail::Contents));
+    expected.assert_same(&found, "fuse-overlayfs as a lower layer");
+    mount.unmount();
+    umount(&outer);
+}
+
+/// Layers of the kernel's overlayfs that are copied into the tree of ours keep their devices and attributes there, and go on being layers.
+#[test]
+fn the_kernels_overlayfs_on_ours() {
+    let stage = Stage::new();
+    mode(stage.root(), 0o755);
+    let [lower, first, work, point, upper, outer_work, outer] =
+        ["lower", "first", "work", "mount", "upper", "outer-work", "outer"].map(|name| stage.dir(name));
+    make_lower(&lower);
+    let (own, below) = (first.display(), lower.display());
+    let options = format!("lowerdir={below},upperdir={own},workdir={}", work.display());
+    mount_kernel(&format!("{options},redirect_dir=on,metacopy=on,index=off"), &point);
+    shell(&point, &format!("{CHANGES} chmod 600 d/other"));
+    let expected = Snapshot::take(&point, Detail::Xattrs);
+    umount(&point);
+
+    let empty = stage.dir("empty");
+    let options = format!("lowerdir={},upperdir={},workdir={}", empty.display(), upper.display(), outer_work.display());
+    let mount = Mount::new(&outer, &options);
+    shell(&outer, &format!("cp -a {below} {own} ."));
+    mount.unmount();
+    let mount = Mount::new(&outer, &options);
+    for start in [kernel_with_redirects as Start, ours] {
+        start(&format!("lowerdir={0}/first:{0}/lower", outer.display()), &point);
+        expected.assert_same(&Snapshot::take(&point, Detail::Xattrs), "over layers in ours");
+        umount(&point);
+    }
+    mount.unmount();
+}
