@@ -6,8 +6,13 @@
 use overlayfs::layer::Owner;
 use syscall::error::{EINVAL, EOVERFLOW, Error, Result};
 
-/// What an id is shown as that has no other: what the kernel calls the overflow id.
-pub const NOBODY: u32 = 65534;
+/// What the kernel is told of an owner that is not mapped: no id. It shows 65534, the overflow id, lets nobody change the object, as on a mount with
+/// mapped ids, and no user has it.
+pub const UNMAPPED: u32 = u32::MAX;
+
+/// What an id in an ACL is shown as that is not mapped: the last one there is. The kernel takes no ACL with [`UNMAPPED`] in it, and 65534 may be a
+/// user's.
+const UNMAPPED_IN_ACL: u32 = u32::MAX - 1;
 
 /// The tags of the entries of a POSIX ACL that name somebody.
 const ACL_USER: u16 = 0x02;
@@ -86,6 +91,13 @@ impl IdMap {
     }
 }
 
+/// A mode without the set-id bits of ids that the two owners do not share.
+fn without_foreign(mode: u32, owner: Owner, other: Owner) -> u32 {
+    let user = if owner.uid == other.uid { 0 } else { libc::S_ISUID };
+    let group = if owner.gid == other.gid { 0 } else { libc::S_ISGID };
+    mode & !(user | group)
+}
+
 fn moved(id: u32, from: u32, to: u32, length: u32) -> Option<u32> {
     id.checked_sub(from).filter(|distance| *distance < length).map(|distance| to + distance)
 }
@@ -96,12 +108,30 @@ impl Identity {
         *self == Self::default()
     }
 
-    /// Who is shown as the owner of what belongs to `owner` in a layer. [`NOBODY`] for ids that are not mapped.
+    /// Who is shown as the owner of what belongs to `owner` in a layer. [`UNMAPPED`] for ids that are not mapped.
     pub fn shown(&self, owner: Owner) -> Owner {
+        let mapped = self.mapped(owner);
+        Owner { uid: self.squash_user.unwrap_or(mapped.uid), gid: self.squash_group.unwrap_or(mapped.gid) }
+    }
+
+    /// As [`Identity::shown`], without squashing.
+    fn mapped(&self, owner: Owner) -> Owner {
         Owner {
-            uid: self.squash_user.unwrap_or_else(|| self.users.shown(owner.uid).unwrap_or(NOBODY)),
-            gid: self.squash_group.unwrap_or_else(|| self.groups.shown(owner.gid).unwrap_or(NOBODY)),
+            uid: self.users.shown(owner.uid).unwrap_or(UNMAPPED),
+            gid: self.groups.shown(owner.gid).unwrap_or(UNMAPPED),
         }
+    }
+
+    /// The bits of `mode` that a file which belongs to `owner` in a layer may have there: a set-id bit only where the id that it gives is shown as
+    /// what it is. Who is shown as the owner can change the file, and outside the mount the bit would give him the rights of the other.
+    pub fn mode_to_store(&self, owner: Owner, mode: u32) -> u32 {
+        without_foreign(mode, owner, self.shown(owner))
+    }
+
+    /// The bits of the mode of a file of a layer that are shown: a set-id bit only where the id that it gives is not a squashed one. Whoever
+    /// owns the file may have put the bit there, to give his own rights.
+    pub fn mode_to_show(&self, owner: Owner, mode: u32) -> u32 {
+        without_foreign(mode, self.mapped(owner), self.shown(owner))
     }
 
     /// Who owns in the layer what `caller` creates. EOVERFLOW if his ids are not mapped, as the kernel answers on a mount with
@@ -127,7 +157,7 @@ impl Identity {
     /// those that are shown. Squashing has no part in it: it is of owners only. What is no ACL stays as it is.
     pub fn show_acl(&self, acl: &mut [u8]) {
         for (map, id) in self.ids_in(acl) {
-            let shown = map.shown(u32::from_le_bytes(*id)).unwrap_or(NOBODY);
+            let shown = map.shown(u32::from_le_bytes(*id)).unwrap_or(UNMAPPED_IN_ACL);
             *id = shown.to_le_bytes();
         }
     }
@@ -212,8 +242,8 @@ mod tests {
     #[test]
     fn what_is_not_mapped_is_nobodys() {
         let identity = namespace();
-        assert_eq!(identity.shown(owner(65_537, 70_000)), owner(NOBODY, NOBODY));
-        assert_eq!(identity.shown(owner(0, 70_000)), owner(1000, NOBODY));
+        assert_eq!(identity.shown(owner(65_537, 70_000)), owner(UNMAPPED, UNMAPPED));
+        assert_eq!(identity.shown(owner(0, 70_000)), owner(1000, UNMAPPED));
         for unmapped in [0, 999, 1001, 109_999, 175_536, u32::MAX - 1] {
             assert_eq!(identity.of_new(owner(unmapped, 1000)), Err(Error::new(EOVERFLOW)), "{unmapped}");
             assert_eq!(identity.of_new(owner(1000, unmapped)), Err(Error::new(EOVERFLOW)), "{unmapped}");
@@ -232,6 +262,29 @@ mod tests {
         let user = Identity { squash_user: Some(1234), ..Identity::default() };
         assert_eq!(user.shown(owner(7, 8)), owner(1234, 8));
         assert_eq!(user.of_new(owner(7, 8)), Ok(owner(7, 8)));
+    }
+
+    #[test]
+    fn set_id_bits_are_for_who_is_shown_as_what_he_is() {
+        let plain = Identity::default();
+        assert_eq!(plain.mode_to_store(owner(0, 7), 0o6755), 0o6755);
+        assert_eq!(plain.mode_to_show(owner(0, 7), 0o6755), 0o6755);
+
+        // A mapped id is the same user: his programs work, but outside they must not.
+        let mapped = namespace();
+        assert_eq!(mapped.mode_to_store(owner(0, 7), 0o6755), 0o755);
+        assert_eq!(mapped.mode_to_show(owner(0, 7), 0o6755), 0o6755);
+        let same = Identity { users: map(&[(0, 0, 10)]), ..Identity::default() };
+        assert_eq!(same.mode_to_store(owner(7, 7), 0o6755), 0o6755);
+
+        let squashed = Identity { squash_user: Some(1000), ..Identity::default() };
+        for mode in [Identity::mode_to_store, Identity::mode_to_show] {
+            assert_eq!(mode(&squashed, owner(0, 7), 0o6755), 0o2755);
+            assert_eq!(mode(&squashed, owner(1000, 7), 0o6755), 0o6755);
+        }
+        // What is mapped to the squashed id is that user's.
+        let both = Identity { squash_user: Some(1000), squash_group: Some(5), ..namespace() };
+        assert_eq!(both.mode_to_show(owner(0, 0), 0o6755), 0o4755);
     }
 
     #[test]
@@ -279,7 +332,7 @@ mod tests {
         let mut unmapped = acl(&[(0x02, 70_000)]);
         assert_eq!(identity.store_acl(&mut acl(&[(0x08, 70_000)])), Err(Error::new(EINVAL)));
         identity.show_acl(&mut unmapped);
-        assert_eq!(unmapped, acl(&[(0x02, NOBODY)]));
+        assert_eq!(unmapped, acl(&[(0x02, UNMAPPED_IN_ACL)]));
     }
 
     #[test]

@@ -17,10 +17,15 @@ pub fn in_a_child(work: impl Fn() -> bool) -> bool {
 
 /// Runs `work` in another process with the ids of another user; answers whether it found what it expected.
 pub fn as_another_user(work: impl Fn() -> bool) -> bool {
+    as_user(4242, work)
+}
+
+/// Runs `work` in another process with this number as user and group, and no other groups; answers whether it found what it expected.
+pub fn as_user(id: u32, work: impl Fn() -> bool) -> bool {
     in_a_child(|| {
         // SAFETY: takes numbers only; the calls change this process alone.
         let changed =
-            unsafe { libc::setgroups(0, std::ptr::null()) == 0 && libc::setgid(4242) == 0 && libc::setuid(4242) == 0 };
+            unsafe { libc::setgroups(0, std::ptr::null()) == 0 && libc::setgid(id) == 0 && libc::setuid(id) == 0 };
         changed && work()
     })
 }

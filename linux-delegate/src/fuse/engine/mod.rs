@@ -18,7 +18,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use overlayfs::layer::{Allocation, Kind, Layer, Owner, RenameMode, Time, XattrMode};
+use overlayfs::layer::{Allocation, Kind, Layer, Owner, RenameMode, Stat, Time, XattrMode};
 use overlayfs::overlay::{DirEntry, Handle, Node, Overlay};
 use syscall::error::{EEXIST, EFBIG, EINVAL, EMFILE, ENFILE, ENOENT, ENXIO, EOPNOTSUPP, Error, Result};
 
@@ -119,8 +119,12 @@ impl<L: Layer> EngineDoor<L> {
     /// Attributes as they are shown.
     fn attr(&self, node: &Arc<Node<L>>) -> Result<Attr> {
         let mut stat = self.call(|| self.overlay.stat(node))?;
-        let owner = self.settings.identity.shown(Owner { uid: stat.uid, gid: stat.gid });
+        let (identity, stored) = (&self.settings.identity, owner_of(&stat));
+        let owner = identity.shown(stored);
         (stat.uid, stat.gid) = (owner.uid, owner.gid);
+        if stat.kind != Kind::Dir {
+            stat.mode = identity.mode_to_show(stored, stat.mode);
+        }
         if self.settings.static_nlink && stat.kind == Kind::Dir && stat.nlink > 1 {
             stat.nlink = 1;
         }
@@ -133,18 +137,25 @@ impl<L: Layer> EngineDoor<L> {
         let umask = if self.call(|| self.overlay.has_default_acl(parent))? { 0 } else { mode.umask };
         let mode = mode.mode & !umask & 0o7777;
         let owner = self.settings.identity.of_new(Owner { uid: caller.uid, gid: caller.gid })?;
-        Ok(match above.mode & libc::S_ISGID {
-            0 => (owner, mode),
-            handed => (Owner { gid: above.gid, ..owner }, mode | if is_dir { handed } else { 0 }),
-        })
+        let (owner, handed) = match above.mode & libc::S_ISGID {
+            0 => (owner, 0),
+            handed => (Owner { gid: above.gid, ..owner }, handed),
+        };
+        Ok((owner, if is_dir { mode | handed } else { self.settings.identity.mode_to_store(owner, mode) }))
     }
 
-    /// Takes the set-id bits that do not survive a change by somebody who has no right to them. Before it is made, so that nobody runs what is
+    /// Takes the set-id bits that do not survive a change of the content or the owner: those that somebody has no right to who makes it, if he is
+    /// said to be such (`by_another`), and those that the file must not have in its layer. Before it is made, so that nobody runs what is
     /// changed with the rights of what was there.
-    fn drop_set_id(&self, node: &Arc<Node<L>>) -> Result<()> {
-        let mode = self.overlay.stat(node)?.mode;
-        let kept = without_set_id(mode);
-        if kept == mode {
+    fn drop_set_id(&self, node: &Arc<Node<L>>, by_another: bool) -> Result<()> {
+        let identity = &self.settings.identity;
+        if !by_another && identity.is_plain() {
+            return Ok(());
+        }
+        let stat = self.overlay.stat(node)?;
+        let kept =
+            identity.mode_to_store(owner_of(&stat), if by_another { without_set_id(stat.mode) } else { stat.mode });
+        if kept == stat.mode || stat.kind == Kind::Dir {
             return Ok(());
         }
         self.overlay.set_mode(node, kept)?;
@@ -159,7 +170,7 @@ impl<L: Layer> EngineDoor<L> {
 
     /// As [`EngineDoor::drop_set_id`], where the kernel does not say whether the caller has a right to them: root has.
     fn drop_set_id_for(&self, caller: Caller, node: &Arc<Node<L>>) -> Result<()> {
-        if caller.uid == 0 { Ok(()) } else { self.drop_set_id(node) }
+        self.drop_set_id(node, caller.uid != 0)
     }
 
     /// EOPNOTSUPP for an ACL where there are none.
@@ -295,9 +306,7 @@ impl<L: Layer> Door for EngineDoor<L> {
         let node = self.node(number)?;
         let is_set = |field| change.valid & field != 0;
         if is_set(set::SIZE) {
-            if is_set(set::KILL_SUIDGID) {
-                self.drop_set_id(&node)?;
-            }
+            self.drop_set_id(&node, is_set(set::KILL_SUIDGID))?;
             // With the size that a file has, truncate(2) changes no times, and the kernel keeps those that it knows.
             if is_set(set::MTIME) || self.call(|| self.overlay.stat(&node))?.size != change.size {
                 self.call(|| self.overlay.truncate(&node, change.size))?;
@@ -308,13 +317,17 @@ impl<L: Layer> Door for EngineDoor<L> {
             let (uid, gid) = (is_set(set::UID).then_some(change.uid), is_set(set::GID).then_some(change.gid));
             let (uid, gid) = self.settings.identity.to_set(uid, gid)?;
             let owner = Owner { uid: uid.unwrap_or(before.uid), gid: gid.unwrap_or(before.gid) };
-            self.call(|| self.overlay.set_owner(&node, owner))?;
-            if !matches!(node.kind(), Kind::Dir | Kind::Symlink) && !is_set(set::MODE) {
-                self.drop_set_id(&node)?;
+            if node.kind() != Kind::Symlink {
+                self.drop_set_id(&node, true)?;
             }
+            self.call(|| self.overlay.set_owner(&node, owner))?;
         }
         if is_set(set::MODE) {
-            self.call(|| self.overlay.set_mode(&node, change.mode & 0o7777))?;
+            let mut mode = change.mode & 0o7777;
+            if node.kind() != Kind::Dir {
+                mode = self.settings.identity.mode_to_store(owner_of(&self.overlay.stat(&node)?), mode);
+            }
+            self.call(|| self.overlay.set_mode(&node, mode))?;
         }
         if is_set(set::ATIME | set::MTIME) {
             let before = self.overlay.stat(&node)?;
@@ -420,9 +433,7 @@ impl<L: Layer> Door for EngineDoor<L> {
 
     fn write(&self, _: Caller, node: u64, write: Write<'_>) -> Result<usize> {
         let file = self.file(node)?;
-        if write.flags & wire::WRITE_KILL_SUIDGID != 0 {
-            self.drop_set_id(file.node())?;
-        }
+        self.drop_set_id(file.node(), write.flags & wire::WRITE_KILL_SUIDGID != 0)?;
         let held_back = write.flags & wire::WRITE_CACHE != 0;
         let mut done = 0;
         while done < write.data.len() {
@@ -598,6 +609,10 @@ impl<L: Layer> Door for EngineDoor<L> {
             ..StatFs::default()
         })
     }
+}
+
+fn owner_of(stat: &Stat) -> Owner {
+    Owner { uid: stat.uid, gid: stat.gid }
 }
 
 /// Whether an extended attribute is a POSIX ACL.

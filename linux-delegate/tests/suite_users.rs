@@ -1,0 +1,284 @@
+//! As whose things are shown: mapped and squashed owners, owners that a user's daemon cannot give, and what the owner of a part of a layer can
+//! have shown of what is not his.
+//!
+//! Needs root and /dev/fuse.
+
+#[path = "suite/child.rs"]
+mod child;
+#[path = "suite/mount.rs"]
+mod mount;
+
+use std::fs::{self, File, OpenOptions};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use child::{as_another_user, as_user, in_a_child};
+use mount::Mount;
+use rustix::fs::{
+    AtFlags, CWD, FallocateFlags, FileType, Gid, Mode, RenameFlags, Timespec, Timestamps, Uid, XattrFlags,
+};
+use rustix::io::Errno;
+use test_common::{LowerGuard, Stage, mode, names, owner, put};
+
+/// The user that [`as_another_user`] is.
+const USER: u32 = 4242;
+/// A user who seldom has anything.
+const NOBODY: u32 = 65534;
+
+/// Directories for one mount, which other users may enter.
+struct Bed {
+    stage: Stage,
+}
+
+impl Bed {
+    fn new() -> Self {
+        let stage = Stage::new();
+        mode(stage.root(), 0o755);
+        for name in ["lower", "upper", "mount"] {
+            stage.dir(name);
+        }
+        Self { stage }
+    }
+
+    fn path(&self, path: &str) -> PathBuf {
+        self.stage.path(path)
+    }
+
+    /// root's mount of the layers, with these options too.
+    fn mount(&self, more: &str) -> Mount {
+        let [lower, upper] = ["lower", "upper"].map(|name| self.path(name));
+        let layers = format!("lowerdir={},upperdir={}", lower.display(), upper.display());
+        Mount::new(&self.path("mount"), &format!("{layers},{more}"))
+    }
+}
+
+/// What somebody tries with a directory in which there are others.
+type Try = fn(&Path) -> rustix::io::Result<()>;
+
+fn open(path: &Path, options: &mut OpenOptions) -> rustix::io::Result<File> {
+    options.open(path).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
+}
+
+fn io<T>(result: std::io::Result<T>) -> rustix::io::Result<()> {
+    result.map(drop).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
+}
+
+/// Stores to a file through a shared mapping.
+fn store(path: &Path) -> rustix::io::Result<()> {
+    let file = open(path, File::options().read(true).write(true))?;
+    let (rights, length) = (libc::PROT_READ | libc::PROT_WRITE, 4096);
+    // SAFETY: a new mapping of a file that is not empty; its first byte is within it.
+    let stored = unsafe {
+        let at = libc::mmap(std::ptr::null_mut(), length, rights, libc::MAP_SHARED, file.as_raw_fd(), 0);
+        if at != libc::MAP_FAILED {
+            at.cast::<u8>().write(b'X');
+        }
+        at != libc::MAP_FAILED && libc::msync(at, length, libc::MS_SYNC) == 0
+    };
+    if stored { Ok(()) } else { io::<()>(Err(std::io::Error::last_os_error())) }
+}
+
+const ANY_TIME: Timestamps = Timestamps {
+    last_access: Timespec { tv_sec: 1, tv_nsec: 0 },
+    last_modification: Timespec { tv_sec: 1, tv_nsec: 0 },
+};
+
+/// Ids that are not mapped are nobody's: neither root nor the user with the number that the kernel shows for them can change the objects, as on a
+/// mount with mapped ids.
+#[test]
+fn what_is_not_mapped_is_changed_by_nobody() {
+    let tries: [(&str, Try); 24] = [
+        ("write", |dir| open(&dir.join("file"), File::options().write(true)).map(drop)),
+        ("append", |dir| open(&dir.join("file"), File::options().append(true)).map(drop)),
+        ("empty", |dir| open(&dir.join("file"), File::options().write(true).truncate(true)).map(drop)),
+        ("truncate", |dir| {
+            let path = std::ffi::CString::new(dir.join("file").to_str().unwrap()).unwrap();
+            // SAFETY: a path and a number.
+            if unsafe { libc::truncate(path.as_ptr(), 1) } == 0 {
+                Ok(())
+            } else {
+                io::<()>(Err(std::io::Error::last_os_error()))
+            }
+        }),
+        ("store", |dir| store(&dir.join("file"))),
+        ("chmod", |dir| rustix::fs::chmod(dir.join("file"), Mode::RWXU | Mode::SUID)),
+        ("chmod of a directory", |dir| rustix::fs::chmod(dir.join("dir"), Mode::RWXU)),
+        ("chown to himself", |dir| {
+            let (uid, gid) = (rustix::process::getuid(), rustix::process::getgid());
+            rustix::fs::chown(dir.join("file"), Some(uid), None).and(rustix::fs::chown(
+                dir.join("file"),
+                None,
+                Some(gid),
+            ))
+        }),
+        ("chgrp", |dir| rustix::fs::chown(dir.join("file"), None, Some(Gid::from_raw(NOBODY)))),
+        ("chown to nobody", |dir| rustix::fs::chown(dir.join("file"), Some(Uid::from_raw(NOBODY)), None)),
+        ("times", |dir| rustix::fs::utimensat(CWD, dir.join("file"), &ANY_TIME, AtFlags::empty())),
+        ("attribute", |dir| rustix::fs::setxattr(dir.join("file"), "user.a", b"b", XattrFlags::empty())),
+        ("no attribute", |dir| rustix::fs::removexattr(dir.join("file"), "user.there")),
+        ("unlink in it", |dir| rustix::fs::unlink(dir.join("dir/inner"))),
+        ("unlink", |dir| rustix::fs::unlink(dir.join("file"))),
+        ("rmdir", |dir| rustix::fs::rmdir(dir.join("empty"))),
+        ("rename", |dir| rustix::fs::rename(dir.join("file"), dir.join("other"))),
+        ("rename over", |dir| rustix::fs::rename(dir.join("mine"), dir.join("file"))),
+        ("exchange", |dir| {
+            rustix::fs::renameat_with(CWD, dir.join("mine"), CWD, dir.join("file"), RenameFlags::EXCHANGE)
+        }),
+        ("rename into it", |dir| rustix::fs::rename(dir.join("mine"), dir.join("dir/mine"))),
+        ("link", |dir| rustix::fs::link(dir.join("file"), dir.join("link"))),
+        ("create in it", |dir| open(&dir.join("dir/new"), File::options().write(true).create(true)).map(drop)),
+        ("mkdir in it", |dir| rustix::fs::mkdir(dir.join("dir/new"), Mode::RWXU)),
+        ("mknod in it", |dir| rustix::fs::mknodat(CWD, dir.join("dir/new"), FileType::Fifo, Mode::RWXU, 0)),
+    ];
+    let bed = Bed::new();
+    let lower = bed.path("lower");
+    let dir = put::dir(&lower, "shared");
+    for (path, kind) in [("file", 0o666), ("dir/inner", 0o666)] {
+        let path = put::file(&dir, path, "content");
+        mode(&path, kind);
+        owner(&path, 5000, 5000);
+        rustix::fs::setxattr(&path, "user.there", b"x", XattrFlags::empty()).unwrap();
+    }
+    for path in ["dir", "empty"] {
+        mode(&put::dir(&dir, path), 0o777);
+        owner(&dir.join(path), 5000, 5000);
+    }
+    mode(&put::file(&dir, "mine", "of all"), 0o666);
+    mode(&dir, 0o777);
+    let guard = LowerGuard::new([lower]);
+    // All but 5000; also with the id that stands for those which are not mapped taken by a user.
+    let map = "0:0:5000:5001:5001:100000";
+    let mount = bed.mount(&format!("uidmapping={map},gidmapping={map}"));
+    let shared = bed.path("mount/shared");
+    let shown = fs::metadata(shared.join("file")).unwrap();
+    assert_eq!((shown.uid(), shown.gid()), (NOBODY, NOBODY));
+    let refused = |error| matches!(error, Errno::ACCESS | Errno::PERM | Errno::OVERFLOW);
+    for (name, attempt) in tries {
+        for id in [0, NOBODY, USER] {
+            if (name, id) == ("chown to himself", 0) || (name, id) == ("chown to nobody", NOBODY) {
+                continue;
+            }
+            assert!(as_user(id, || attempt(&shared).is_err_and(refused)), "{name}, by {id}: {:?}", attempt(&shared));
+        }
+    }
+    assert_eq!(names(&bed.path("upper")), [".wh..wh.work"], "nothing was copied up");
+    // What others may read they read, and root gives it to somebody.
+    assert!(as_another_user(|| fs::read(shared.join("file")).is_ok_and(|found| found == b"content")));
+    owner(&shared.join("file"), 7, 8);
+    assert!(as_user(7, || open(&shared.join("file"), File::options().write(true)).is_ok()));
+    mount.unmount();
+    drop(guard);
+}
+
+/// The set-id files below a directory, with their owners, but for directories.
+fn set_id_files(dir: &Path) -> Vec<(PathBuf, u32, u32, u32)> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        let stat = fs::symlink_metadata(&path).unwrap();
+        if stat.is_dir() {
+            found.extend(set_id_files(&path));
+        } else if stat.mode() & 0o6000 != 0 {
+            found.push((path, stat.mode() & 0o7777, stat.uid(), stat.gid()));
+        }
+    }
+    found
+}
+
+/// What a user does who is shown as the owner of what is not his.
+const EDITS: [(&str, Try); 14] = [
+    ("chmod", |dir| rustix::fs::chmod(dir.join("file"), Mode::from_raw_mode(0o6755))),
+    ("chmod of a program", |dir| rustix::fs::chmod(dir.join("chmod"), Mode::from_raw_mode(0o6775))),
+    ("write", |dir| io(open(&dir.join("write"), File::options().write(true))?.write_at(b"X", 0))),
+    ("store", |dir| store(&dir.join("store"))),
+    ("truncate", |dir| io(open(&dir.join("truncate"), File::options().write(true))?.set_len(3))),
+    ("allocate", |dir| {
+        rustix::fs::fallocate(
+            open(&dir.join("allocate"), File::options().write(true))?,
+            FallocateFlags::empty(),
+            0,
+            9000,
+        )
+    }),
+    ("copy", |dir| {
+        let (from, to) = (
+            open(&dir.join("file"), File::options().read(true))?,
+            open(&dir.join("copy"), File::options().write(true))?,
+        );
+        rustix::fs::copy_file_range(&from, None, &to, None, 4).map(drop)
+    }),
+    ("chown", |dir| rustix::fs::chown(dir.join("chown"), None, Some(rustix::process::getgid()))),
+    ("rename", |dir| rustix::fs::rename(dir.join("rename"), dir.join("renamed")).and(store(&dir.join("renamed")))),
+    ("link", |dir| rustix::fs::link(dir.join("link"), dir.join("linked")).and(store(&dir.join("linked")))),
+    ("create", |dir| open(&dir.join("new"), File::options().write(true).create_new(true).mode(0o6755)).map(drop)),
+    ("create for another group", |dir| {
+        open(&dir.join("handed/new"), File::options().write(true).create_new(true).mode(0o6755)).map(drop)
+    }),
+    ("mknod", |dir| rustix::fs::mknodat(CWD, dir.join("node"), FileType::RegularFile, Mode::from_raw_mode(0o6755), 0)),
+    ("chmod of the new", |dir| {
+        rustix::fs::chmod(dir.join("new"), Mode::from_raw_mode(0o6755))
+            .and(rustix::fs::chmod(dir.join("handed/new"), Mode::from_raw_mode(0o6755)))
+    }),
+];
+
+/// Programs of root's with set-id bits, one for each of [`EDITS`], and a directory that hands down root's group.
+fn programs(dir: &Path) {
+    for name in ["chmod", "write", "store", "truncate", "allocate", "copy", "chown", "rename", "link"] {
+        mode(&put::file(dir, name, "a program"), 0o6755);
+    }
+    put::file(dir, "file", "content");
+    mode(&put::dir(dir, "handed"), 0o2755);
+}
+
+/// In a layer no file has set-id bits that gives the rights of another than it is shown to belong to: whoever is shown as the owner may change
+/// it, and outside the mount it would run with the rights of who it is stored as.
+#[test]
+fn no_set_id_bit_is_stored_for_another_than_is_shown() {
+    for options in ["squash_to_uid=4242,squash_to_gid=4242", "uidmapping=0:4242:1,gidmapping=0:4242:1"] {
+        let bed = Bed::new();
+        programs(&put::dir(&bed.path("lower"), "below"));
+        programs(&put::dir(&bed.path("upper"), "above"));
+        let guard = LowerGuard::new([bed.path("lower")]);
+        let mount = bed.mount(options);
+        for place in ["below", "above"] {
+            let dir = bed.path("mount").join(place);
+            for (name, edit) in EDITS {
+                assert!(as_another_user(|| edit(&dir) == Ok(())), "{options}: {name} {place}");
+            }
+        }
+        mount.unmount();
+        drop(guard);
+        let unsafe_ones: Vec<_> = set_id_files(&bed.path("upper"))
+            .into_iter()
+            .filter(|(_, bits, uid, gid)| bits & 0o4000 != 0 && *uid != USER || bits & 0o2000 != 0 && *gid != USER)
+            .collect();
+        assert!(unsafe_ones.is_empty(), "{options}: {unsafe_ones:x?}");
+        assert_eq!(fs::read(bed.path("upper/below/store")).unwrap(), b"X program");
+    }
+}
+
+/// Whoever has a file in a layer may give his own rights by it, and not those of who everything is shown to belong to.
+#[test]
+fn a_squashed_file_gives_nobodys_rights() {
+    let bed = Bed::new();
+    for (id, name) in [(USER, "of-the-user"), (0, "of-root")] {
+        let path = bed.path("lower").join(name);
+        fs::copy("/usr/bin/id", &path).unwrap();
+        owner(&path, id, id);
+        mode(&path, 0o6755);
+    }
+    let runs_as = |name: &str| {
+        let output = std::process::Command::new(bed.path("mount").join(name)).arg("-u").output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let mount = bed.mount("squash_to_root");
+    assert!(as_another_user(|| runs_as("of-the-user") == "4242\n"), "root's rights came out of a user's file");
+    assert!(as_another_user(|| runs_as("of-root") == "0\n"));
+    mount.unmount();
+    // An id that is mapped is the same user by another number: su works in a container.
+    let mount = bed.mount("uidmapping=0:7000:1:4242:4242:1,gidmapping=0:7000:1:4242:4242:1");
+    assert!(as_another_user(|| runs_as("of-root") == "7000\n"));
+    mount.unmount();
+    assert!(in_a_child(|| set_id_files(&bed.path("upper")).is_empty()));
+}
