@@ -76,7 +76,7 @@ Of mount(8):
   lazytime nolazytime nosymfollow symfollow sync async dirsync
 
 Accepted without effect:
-  auto noauto user nouser users owner group nofail defaults comment _netdev helper uhelper silent loud nomand iversion
+  auto noauto user nouser users owner group nofail defaults comment _netdev helper uhelper private silent loud nomand iversion
   noiversion x-... X-...
   xino redirect_dir=on metacopy=on|off noxattrs=0 fast_ino fast_ino_check context fscontext defcontext rootcontext
   clone_fd max_idle_threads kernel_cache big_writes nonempty splice_read splice_write splice_move max_write
@@ -238,7 +238,7 @@ const FLAGS: [(&str, MountFlags, bool); 21] = [
 ];
 
 /// The options that mean what is so anyway, are advice that is not needed, or are for whoever reads fstab. Their values are passed over.
-const WITHOUT_EFFECT: [&str; 34] = [
+const WITHOUT_EFFECT: [&str; 35] = [
     "auto",
     "noauto",
     "user",
@@ -273,6 +273,7 @@ const WITHOUT_EFFECT: [&str; 34] = [
     "fscontext",
     "defcontext",
     "rootcontext",
+    "private",
 ];
 
 /// The options of fuse-overlayfs, of libfuse and of the kernel's overlayfs that are not for us, with the reason.

@@ -10,7 +10,8 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use test_common::{Stage, mode};
+use rustix::fs::{CWD, FileType, Mode};
+use test_common::{Stage, mode, put};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_overlayfs-fuse");
 
@@ -90,6 +91,49 @@ fn a_container_is_built_and_run() {
     let run = ["run", "--rm", "--network=none", limits[0], limits[1], "localhost/built", "sh", "-c", CHECKS];
     for _ in 0..2 {
         assert_eq!(podman.run(&run), "from below\nmore\n", "a container leaves nothing in the image");
+    }
+}
+
+/// More files than the kernel may know at once, and how many of them are in one directory.
+const MANY: usize = 140_000;
+const IN_ONE: usize = 500;
+
+/// Looks at all of them, and then writes to the volumes.
+const LOOK: &str = "\
+set -e
+find /many -type f -size +1 >/dev/null
+echo more > /volumes/dir/new; echo more > /volumes/file; echo more > /volumes/a/b/c/deep
+find /many -name 0 | grep -c .
+cat /volumes/dir/new
+";
+
+#[test]
+fn volumes_stay_while_a_container_looks_at_more_than_is_remembered() {
+    let podman = Podman { stage: Stage::new() };
+    root_filesystem(&podman.stage);
+    let rootfs = podman.stage.path("rootfs");
+    symlink("busybox", rootfs.join("bin/find")).unwrap();
+    for dir in 0..MANY / IN_ONE {
+        let dir = put::dir(&rootfs, &format!("many/{dir}"));
+        for file in 0..IN_ONE {
+            let path = dir.join(file.to_string());
+            rustix::fs::mknodat(CWD, path, FileType::RegularFile, Mode::RUSR, 0).unwrap();
+        }
+    }
+    let volumes = podman.stage.dir("volumes");
+    put::dir(&volumes, "dir");
+    let mounts = ["file", "deep"].map(|name| put::file(&volumes, name, "")).into_iter().chain([volumes.join("dir")]);
+    let volumes: Vec<_> = mounts.zip(["file", "a/b/c/deep", "dir"]).collect();
+    let named = volumes.iter().map(|(from, to)| format!("-v={}:/volumes/{to}", from.display()));
+    let named: Vec<_> = named.collect();
+    let mut run = vec!["run", "--rm", "--network=none", "--ulimit=nofile=1024:1024", "--ulimit=nproc=1000:1000"];
+    run.extend(named.iter().map(String::as_str));
+    run.push("--rootfs");
+    let rootfs = format!("{}:O", rootfs.display());
+    run.extend([rootfs.as_str(), "sh", "-c", LOOK]);
+    assert_eq!(podman.run(&run), format!("{}\nmore\n", MANY / IN_ONE));
+    for file in ["dir/new", "file", "deep"] {
+        assert_eq!(fs::read_to_string(podman.stage.path("volumes").join(file)).unwrap(), "more\n", "{file}");
     }
 }
 

@@ -32,13 +32,10 @@ pub(super) struct Known<L: Layer> {
 }
 
 impl<L: Layer> Known<L> {
-    pub fn new() -> Self {
-        Known {
-            dirs: Lock::new(VecDeque::new()),
-            count: AtomicUsize::new(0),
-            limit: AtomicUsize::new(KNOWN_MAX),
-            most: KNOWN_MAX,
-        }
+    /// Nothing yet, and `most` names and directories later, or as many as is usual.
+    pub fn new(most: Option<usize>) -> Self {
+        let most = most.unwrap_or(KNOWN_MAX);
+        Known { dirs: Lock::new(VecDeque::new()), count: AtomicUsize::new(0), limit: AtomicUsize::new(most), most }
     }
 
     /// Counts a directory that has just been read or made, with so many names.
@@ -201,14 +198,13 @@ mod tests {
 
     use super::*;
     use crate::layer::{OsLayer, Owner};
-    use crate::overlay::Layers;
+    use crate::overlay::{Layers, Settings};
 
     /// An overlay that should know no more than a hundred names.
     fn mount(place: &tempfile::TempDir) -> Overlay<OsLayer> {
         let upper = Some(OsLayer::open(place.path(), true).unwrap());
-        let mut overlay = Overlay::new(Layers { upper, work: None, lowers: Vec::new() }).unwrap();
-        (overlay.known.most, overlay.known.limit) = (100, AtomicUsize::new(100));
-        overlay
+        let settings = Settings { known_max: Some(100), ..Settings::default() };
+        Overlay::with_settings(Layers { upper, work: None, lowers: Vec::new() }, settings).unwrap()
     }
 
     fn make(overlay: &Overlay<OsLayer>, name: &str) -> Weak<Node<OsLayer>> {

@@ -106,6 +106,8 @@ pub struct Settings {
     pub whole_copies: bool,
     /// How the upper layer is to be written. None: as it is written already, a new one as an OCI image layer.
     pub format: Option<Wanted>,
+    /// How many directories and names in them are remembered before some are forgotten. None: as many as is usual.
+    pub known_max: Option<usize>,
 }
 
 /// A merged tree.
@@ -175,7 +177,7 @@ impl<L: Layer> Overlay<L> {
             tree: Shared::new(()),
             partials,
             next_id: AtomicU64::new(1),
-            known: Known::new(),
+            known: Known::new(settings.known_max),
         })
     }
 

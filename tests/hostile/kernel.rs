@@ -105,7 +105,8 @@ pub fn run(parent: &Path, input: &[u8]) {
         Overlay::new(layers).unwrap()
     };
     let door = EngineDoor::new(mount(), Settings::default());
-    let agreed = Agreed { flags: door.setup(u64::MAX).flags, valid: Duration::MAX, max_answer: MAX_ANSWER };
+    let agreed =
+        Agreed { flags: door.setup(u64::MAX).flags, valid: Duration::MAX, max_answer: MAX_ANSWER, prunes: true };
     let mut nodes = vec![ROOT];
     let mut buffers = Buffers::default();
     while !bytes.is_empty() {

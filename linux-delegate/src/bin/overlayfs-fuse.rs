@@ -239,6 +239,7 @@ fn settings(options: &MountOptions) -> Settings {
         acl: options.acl,
         writeback: options.writeback,
         valid: options.timeout.unwrap_or(usual.valid),
+        ..usual
     }
 }
 

@@ -19,6 +19,8 @@ pub struct Agreed {
     pub valid: Duration,
     /// The most that a READ or a listing can ask for, in bytes.
     pub max_answer: usize,
+    /// Whether the kernel can be asked to let go of objects.
+    pub prunes: bool,
 }
 
 /// What an answer is made in. Kept from one request to the next.

@@ -45,12 +45,17 @@ impl<D: Door + 'static> Session<D> {
             let answered = greet(&door, &request[..length])?;
             (&*device).write_all(&answered.bytes)?;
             if let Some(agreed) = answered.agreed {
-                door.begin(Notifier(device.clone()));
+                door.begin(Notifier { device: device.clone(), prunes: agreed.prunes });
                 // One may have to wait for what another answers.
                 let clones = (1..threads.max(2)).map(|_| clone(&device)).collect::<io::Result<_>>()?;
                 return Ok(Self { door: Arc::new(door), device, clones, agreed });
             }
         }
+    }
+
+    /// Who answers the requests.
+    pub fn door(&self) -> Arc<D> {
+        self.door.clone()
     }
 
     /// Starts the threads and serves until the filesystem is unmounted. The error is that of the thread that failed first.
@@ -74,15 +79,25 @@ impl<D: Door + 'static> Session<D> {
 
 /// Tells the kernel what it does not ask for.
 #[derive(Clone)]
-pub struct Notifier(Arc<File>);
+pub struct Notifier {
+    device: Arc<File>,
+    /// Whether the kernel can be asked to let go of objects.
+    prunes: bool,
+}
 
 impl Notifier {
-    /// Has the kernel let go of the entry `name` of `parent`, if nobody uses it.
+    /// Whether [`Notifier::prune`] can be called.
+    pub fn can_prune(&self) -> bool {
+        self.prunes
+    }
+
+    /// Has the kernel let go of those of these objects that nobody uses. A directory of which it knows an entry is in use, and so is an object
+    /// with a mount on it. To invalidate entries instead would take mounts away.
     ///
-    /// The kernel locks the directory meanwhile, so this must not be called by a thread that a request on it waits for.
-    pub fn forget_entry(&self, parent: u64, name: &[u8]) -> io::Result<()> {
-        let entry = wire::NotifyInvalEntry { parent, name_length: name.len() as u32, flags: 0 };
-        self.notify(wire::NOTIFY_INVAL_ENTRY, &[entry.as_bytes(), name, &[0]].concat())
+    /// What the kernel holds of a file is written back before, so another thread must be there to take the requests.
+    pub fn prune(&self, nodes: &[u64]) -> io::Result<()> {
+        let prune = wire::NotifyPrune { count: nodes.len() as u32, ..wire::NotifyPrune::default() };
+        self.notify(wire::NOTIFY_PRUNE, &[prune.as_bytes(), nodes.as_bytes()].concat())
     }
 
     /// Has the kernel ask for the attributes of an object again before it uses them.
@@ -102,7 +117,7 @@ impl Notifier {
     fn notify(&self, code: i32, body: &[u8]) -> io::Result<()> {
         let length = size_of::<OutHeader>() + body.len();
         let header = OutHeader { len: length as u32, error: code, unique: 0 };
-        (&*self.0).write_all(&[header.as_bytes(), body].concat())
+        (&*self.device).write_all(&[header.as_bytes(), body].concat())
     }
 }
 
@@ -150,7 +165,7 @@ fn greet(door: &impl Door, request: &[u8]) -> io::Result<Greeting> {
     };
     let length = size_of::<OutHeader>() + size_of::<InitOut>();
     let head = OutHeader { len: length as u32, error: 0, unique: header.unique };
-    let agreed = Agreed { flags, valid, max_answer: MAX_DATA };
+    let agreed = Agreed { flags, valid, max_answer: MAX_DATA, prunes: asked.minor >= wire::PRUNE_MINOR };
     let agreed = (asked.major == wire::MAJOR).then_some(agreed);
     Ok(Greeting { bytes: [head.as_bytes(), out.as_bytes()].concat(), agreed })
 }

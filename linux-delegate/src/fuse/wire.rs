@@ -8,6 +8,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// The version that is spoken. Linux answers with its own where that is lower.
 pub const MAJOR: u32 = 7;
 pub const MINOR: u32 = 41;
+/// From this one on the kernel can be asked to let go of objects (`FUSE_NOTIFY_PRUNE`): Linux 6.18.
+pub const PRUNE_MINOR: u32 = 45;
 /// The oldest version that has everything a door relies on: Linux 5.4.
 pub const OLDEST_MINOR: u32 = 31;
 
@@ -103,8 +105,8 @@ pub const WRITE_KILL_SUIDGID: u32 = 1 << 2;
 pub const SETXATTR_ACL_KILL_SGID: u32 = 1 << 0;
 /// A notification that what the kernel holds of a file may not be valid (`FUSE_NOTIFY_INVAL_INODE`).
 pub const NOTIFY_INVAL_INODE: i32 = 2;
-/// A notification that an entry may have changed (`FUSE_NOTIFY_INVAL_ENTRY`).
-pub const NOTIFY_INVAL_ENTRY: i32 = 3;
+/// A notification that objects need not be remembered (`FUSE_NOTIFY_PRUNE`).
+pub const NOTIFY_PRUNE: i32 = 9;
 
 /// Defines structures as they come from or go to the kernel.
 macro_rules! wire {
@@ -190,7 +192,8 @@ wire! {
     /// An entry of a listing; the name follows, filled up to a multiple of eight bytes.
     Dirent { ino: u64, offset: u64, name_length: u32, kind: u32 }
     NotifyInvalInode { node: u64, offset: i64, length: i64 }
-    NotifyInvalEntry { parent: u64, name_length: u32, flags: u32 }
+    /// The numbers of so many objects follow.
+    NotifyPrune { count: u32, padding: u32, spare: u64 }
 }
 
 /// A duration as answers have it: seconds and nanoseconds.

@@ -41,6 +41,9 @@ const AHEAD_MAX: usize = 4096;
 /// How long the kernel believes what it is told, if nobody says: without end, since nobody else changes the layers.
 const WITHOUT_END: Duration = Duration::from_secs(1 << 32);
 
+/// How many objects the kernel may know, if nobody says: as many as the engine knows names.
+const KNOWN_MAX: usize = 1 << 17;
+
 /// What people can choose.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -54,11 +57,20 @@ pub struct Settings {
     pub writeback: bool,
     /// How long the kernel may believe what it is told.
     pub valid: Duration,
+    /// How many objects the kernel may know before it is to let go of some.
+    pub known_max: usize,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { identity: Identity::default(), static_nlink: false, acl: true, writeback: true, valid: WITHOUT_END }
+        Self {
+            identity: Identity::default(),
+            static_nlink: false,
+            acl: true,
+            writeback: true,
+            valid: WITHOUT_END,
+            known_max: KNOWN_MAX,
+        }
     }
 }
 
@@ -78,7 +90,7 @@ impl<L: Layer> EngineDoor<L> {
     /// The tree of `overlay`.
     pub fn new(overlay: Overlay<L>, settings: Settings) -> Self {
         Self {
-            nodes: Nodes::new(&overlay),
+            nodes: Nodes::new(&overlay, settings.known_max),
             files: Files::new(),
             ahead: Ahead::new(),
             overlay,
@@ -86,6 +98,11 @@ impl<L: Layer> EngineDoor<L> {
             notifier: OnceLock::new(),
             waiting: Mutex::new(()),
         }
+    }
+
+    /// How many objects the kernel knows.
+    pub fn known(&self) -> usize {
+        self.nodes.count()
     }
 
     fn node(&self, number: u64) -> Result<Arc<Node<L>>> {
@@ -267,17 +284,16 @@ impl<L: Layer> Door for EngineDoor<L> {
             self.read_ahead(&dir);
             self.ahead.done();
         }
-        if !self.nodes.are_too_many() {
+        if !self.nodes.is_due() {
             return;
         }
-        // The kernel locks the directory of an entry that it lets go, so another thread must be there for who holds that lock.
+        // The kernel writes back what it lets go of, so another thread must be there to take that.
         let (Ok(_waiting), Some(notifier)) = (self.waiting.try_lock(), self.notifier.get()) else { return };
-        for node in self.nodes.oldest() {
-            if let Some((parent, name)) = self.overlay.parent(&node)
-                && let Err(error) = notifier.forget_entry(nodes::number(&*parent), name.as_bytes())
-            {
-                log::trace!("the kernel does not know {name:?}: {error}");
-            }
+        let oldest = self.nodes.oldest();
+        if notifier.can_prune()
+            && let Err(error) = notifier.prune(&oldest)
+        {
+            log::debug!("the kernel does not forget: {error}");
         }
     }
 

@@ -1,7 +1,7 @@
 //! The objects that the kernel knows: each is kept as long as the kernel may ask for it.
 //!
-//! The kernel would remember without end. So there is an order of what it was told, and the oldest are to be taken back when there are too
-//! many.
+//! The kernel would remember without end. So there is an order of what it was told, and it is to let go of the oldest when there are too many. What is in
+//! use stays then: a directory with known objects in it, or a mount point.
 //!
 //! The locks, of the parts of the table and of the order, are leaves; that of the order is never taken under another.
 
@@ -18,10 +18,10 @@ use crate::fuse::wire::ROOT;
 /// In how many parts the table is, so that threads seldom wait for each other.
 const PARTS: usize = 32;
 
-/// How many objects the kernel may know before some are taken back: as many as the engine knows names.
-const KNOWN_MAX: usize = 1 << 17;
-/// How many are taken back at a time.
+/// How many are to go at a time.
 const BATCH: usize = 256;
+/// After how many new objects there is a next time, so that those in use, however many, are not tried at every request.
+const NEW_MIN: usize = BATCH / 8;
 
 /// An object that the kernel was told of.
 struct Known<L: Layer> {
@@ -35,17 +35,23 @@ pub struct Nodes<L: Layer> {
     root: Handle<L>,
     parts: [Mutex<HashMap<u64, Known<L>>>; PARTS],
     count: AtomicUsize,
+    /// How many there may be.
+    most: usize,
+    /// How many came since some were to expire.
+    new: AtomicUsize,
     /// What the kernel was told of, the oldest first; maybe forgotten since.
     order: Mutex<VecDeque<u64>>,
 }
 
 impl<L: Layer> Nodes<L> {
-    /// A table of the root alone, which is never forgotten.
-    pub fn new(overlay: &Overlay<L>) -> Self {
+    /// A table of the root alone, which is never forgotten, and of `most` objects if possible.
+    pub fn new(overlay: &Overlay<L>, most: usize) -> Self {
         Self {
             root: overlay.open(overlay.root()),
             parts: std::array::from_fn(|_| Mutex::default()),
             count: AtomicUsize::new(0),
+            most,
+            new: AtomicUsize::new(0),
             order: Mutex::default(),
         }
     }
@@ -76,6 +82,7 @@ impl<L: Layer> Nodes<L> {
             drop(part);
             if is_new {
                 self.count.fetch_add(1, Ordering::Relaxed);
+                self.new.fetch_add(1, Ordering::Relaxed);
                 self.order().push_back(number);
             }
         }
@@ -98,25 +105,32 @@ impl<L: Layer> Nodes<L> {
         self.order.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether there is more than should be.
-    pub fn are_too_many(&self) -> bool {
-        self.count.load(Ordering::Relaxed) > KNOWN_MAX || self.order().len() > 2 * KNOWN_MAX
+    /// How many objects the kernel knows.
+    pub fn count(&self) -> usize {
+        self.count.load(Ordering::Relaxed)
     }
 
-    /// Some of those that the kernel has known longest and should forget. They go to the end of the order, in case it does not.
-    pub fn oldest(&self) -> Vec<Arc<Node<L>>> {
-        let too_many = self.count.load(Ordering::Relaxed) > KNOWN_MAX;
-        let mut found = Vec::new();
-        let tries = self.order().len().min(BATCH);
-        for _ in 0..tries {
-            let Some(number) = self.order().pop_front() else { break };
-            let Ok(node) = self.get(number) else { continue };
-            self.order().push_back(number);
-            if too_many {
-                found.push(node);
-            }
+    /// Whether it is time to ask for the [`Nodes::oldest`].
+    pub fn is_due(&self) -> bool {
+        let count = self.count();
+        let is_due = count > self.most && self.new.load(Ordering::Relaxed) >= NEW_MIN;
+        is_due || self.order().len() > 2 * count.max(self.most)
+    }
+
+    /// Some of those that the kernel has known longest and should let go of, if there are too many. They go to the end of the order, in case it
+    /// does not.
+    pub fn oldest(&self) -> Vec<u64> {
+        self.new.store(0, Ordering::Relaxed);
+        let mut order = self.order();
+        let oldest = order.len().min(BATCH);
+        let mut oldest: Vec<_> = order.drain(..oldest).collect();
+        drop(order);
+        oldest.retain(|number| self.get(*number).is_ok());
+        self.order().extend(&oldest);
+        if self.count() <= self.most {
+            oldest.clear();
         }
-        found
+        oldest
     }
 }
 
