@@ -373,11 +373,11 @@ fn the_mark_of_volatile() {
 
 #[test]
 fn the_index() {
-    let torn = |upper: &Path| {
+    let foreign = |upper: &Path| {
         let numbers = upper.join(WORK).join("numbers");
-        fs::File::options().append(true).open(numbers).unwrap().write_all(&[7; 20]).unwrap();
+        fs::File::options().append(true).open(numbers).unwrap().write_all(&[7; 48]).unwrap();
     };
-    damage(torn, "numbers", Damage::BadNumbers, true);
+    damage(foreign, "numbers", Damage::BadNumbers, true);
     let changed = |upper: &Path| {
         let numbers = upper.join(WORK).join("numbers");
         let file = fs::File::options().write(true).open(numbers).unwrap();
@@ -386,6 +386,27 @@ fn the_index() {
     damage(changed, "numbers", Damage::BadNumbers, true);
     let name = format!("link.5.{:032x}.2", 5);
     damage(|upper| drop(put::file(upper, &format!("{WORK}/{name}"), "x")), &name, Damage::LoneCopy, false);
+}
+
+#[test]
+fn what_a_power_failure_takes_of_the_numbers_is_no_damage() {
+    let failures: [&dyn Fn(&fs::File); 4] = [
+        &|numbers| numbers.set_len(0).unwrap(),
+        &|numbers| numbers.set_len(100).unwrap(),
+        &|numbers| numbers.set_len(4096).unwrap(),
+        &|numbers| {
+            numbers.set_len(0).unwrap();
+            numbers.set_len(960).unwrap();
+        },
+    ];
+    for fail in failures {
+        let stage = stage();
+        let work = stage.path("upper").join(WORK);
+        fail(&fs::File::options().write(true).open(work.join("numbers")).unwrap());
+        assert_eq!(look(&options(&stage)), []);
+        drop(mount(&options(&stage)).unwrap());
+        assert_eq!(look(&options(&stage)), []);
+    }
 }
 
 #[test]

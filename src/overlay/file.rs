@@ -285,11 +285,11 @@ impl<L: Layer> Overlay<L> {
         }
     }
 
-    /// Brings what was written, and the names in a directory, to the disk. Nothing to do for what is in a lower layer, or if the overlay
+    /// Brings what was written, and the names in a directory, to the disk, with inode number and count of links. Nothing to do for what is in a lower layer, or if the overlay
     /// is volatile.
     pub fn sync(&self, handle: &Handle<L>) -> Result<()> {
-        let upper = match self.upper() {
-            Ok((upper, work)) if !work.is_volatile() => upper,
+        let (upper, work) = match self.upper() {
+            Ok((upper, work)) if !work.is_volatile() => (upper, work),
             _ => return Ok(()),
         };
         let node = &handle.node;
@@ -305,14 +305,16 @@ impl<L: Layer> Overlay<L> {
                 };
                 // What is only a path must not be renamed before it is synced.
                 let _tree = (!upper.capabilities().dirs_follow_rename).then_some(tree);
-                upper.sync_dir(&open)
+                upper.sync_dir(&open)?;
             }
             Kind::File if node.state.lock().upper => {
                 self.complete(node)?;
-                upper.sync(&self.file(node, Access::Read)?.file)
+                upper.sync(&self.file(node, Access::Read)?.file)?;
             }
-            _ => Ok(()),
+            _ => return Ok(()),
         }
+        let ino = node.state.lock().attr.map(|attr| attr.ino);
+        work.index().sync(upper, ino)
     }
 
     /// The open file of a node, opened if there is none that allows `access`. For writing the node must be in the upper layer.

@@ -41,6 +41,16 @@ pub struct Index<L: Layer> {
     /// Where the next record goes.
     end: AtomicU64,
     links: Lock<Links>,
+    unsynced: Lock<Unsynced>,
+}
+
+/// The objects of which records may not be on the disk.
+#[derive(Default)]
+struct Unsynced {
+    /// How many records were written.
+    written: u64,
+    /// By the inode number of the copy, how many there were with its last one.
+    copies: HashMap<u64, u64>,
 }
 
 #[derive(Default)]
@@ -122,6 +132,16 @@ impl Record {
             _ => None,
         }
     }
+}
+
+/// What is in the file of the records.
+enum Numbers<L: Layer> {
+    /// Records, so many behind the first; and the open file.
+    Whole(L::File, usize),
+    /// The file is missing, or lacks what a power failure takes of what was not synced.
+    Cut,
+    /// It has what is no record, or is a copy of the file.
+    Damaged,
 }
 
 /// What the records say together.
@@ -213,7 +233,7 @@ impl<L: Layer> Index<L> {
         let mut known = Known::default();
         let read = read_numbers(upper, dir, Access::ReadWrite, head, &mut known).unwrap_or_else(|error| {
             log::warn!("the inode numbers of earlier mounts cannot be read: {error}");
-            None
+            Numbers::Damaged
         });
         for (name, copy, (ino, origin, names)) in found {
             if known.hidden.get(&origin).is_some_and(|hidden| *hidden >= names) {
@@ -225,7 +245,11 @@ impl<L: Layer> Index<L> {
             links.add(ino, origin, Kept { name, names, copy });
         }
         let written = match read {
-            Some((file, records)) if records <= 2 * known.len() + DEAD_MAX => Ok((file, records + 1)),
+            Numbers::Whole(file, records) if records <= 2 * known.len() + DEAD_MAX => {
+                // So that a later sync of an object need not ask for what an earlier mount has written of it.
+                let synced = if known.len() > 0 && !volatile { upper.sync(&file) } else { Ok(()) };
+                synced.map(|()| (file, records + 1))
+            }
             _ => write_numbers(upper, dir, head, &known, volatile).map(|file| (file, known.len() + 1)),
         };
         let (numbers, records) = match written {
@@ -237,7 +261,7 @@ impl<L: Layer> Index<L> {
         };
         links.hidden = known.hidden;
         let end = AtomicU64::new((records * Record::SIZE) as u64);
-        Ok((Index { numbers, end, links: Lock::new(links) }, known.claims))
+        Ok((Index { numbers, end, links: Lock::new(links), unsynced: Lock::default() }, known.claims))
     }
 
     /// Removes the file if there is nothing in it.
@@ -253,7 +277,38 @@ impl<L: Layer> Index<L> {
         let at = self.end.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         if let Err(error) = write_all(upper, file, &bytes, at) {
             log::warn!("inode numbers and links are not kept for the next mount: {error}");
+            return;
         }
+        let copies: Vec<_> = records.iter().filter_map(|record| self.copy_of(record)).collect();
+        let mut unsynced = self.unsynced.lock();
+        unsynced.written += 1;
+        let written = unsynced.written;
+        unsynced.copies.extend(copies.into_iter().map(|copy| (copy, written)));
+    }
+
+    /// The copy of which a record says something that its next mount needs.
+    fn copy_of(&self, record: &Record) -> Option<u64> {
+        match record {
+            Record::Number { copy, .. } => Some(*copy),
+            Record::Hidden { origin, .. } => self.links.lock().copies.get(origin).map(|kept| kept.copy),
+            Record::Head { .. } | Record::Gone { .. } => None,
+        }
+    }
+
+    /// Brings to the disk what was written down of the object of the upper layer with the inode number `ino`. None: it may be any.
+    pub fn sync(&self, upper: &L, ino: Option<u64>) -> Result<()> {
+        let written = {
+            let unsynced = self.unsynced.lock();
+            if ino.map_or(unsynced.copies.is_empty(), |ino| !unsynced.copies.contains_key(&ino)) {
+                return Ok(());
+            }
+            unsynced.written
+        };
+        if let Some(file) = &self.numbers {
+            upper.sync(file)?;
+        }
+        self.unsynced.lock().copies.retain(|_, at| *at > written);
+        Ok(())
     }
 
     /// Whether a lower file with this inode number may have been copied up while it had other names.
@@ -316,7 +371,7 @@ impl Links {
 
 /// What is in a work directory, for those who only look.
 pub(crate) struct Review {
-    /// Whether every record of the numbers is one, and of this file.
+    /// Whether every record of the numbers is one, and of this file, but for what a power failure takes.
     pub whole: bool,
     /// The copies of which not all of the original's names are hidden or links.
     pub links: Vec<(OsString, Origin)>,
@@ -333,7 +388,7 @@ pub(crate) fn review<L: Layer>(upper: &L, dir: &L::Dir) -> Result<Review> {
     })?;
     let mut known = Known::default();
     let head = upper.stat(Object::Dir(dir))?.ino;
-    let whole = !has_numbers || read_numbers(upper, dir, Access::Read, head, &mut known)?.is_some();
+    let whole = !has_numbers || !matches!(read_numbers(upper, dir, Access::Read, head, &mut known)?, Numbers::Damaged);
     links.retain(|(_, (_, origin, names))| known.hidden.get(origin).is_none_or(|hidden| hidden < names));
     Ok(Review { whole, links: links.into_iter().map(|(name, (_, origin, _))| (name, origin)).collect() })
 }
@@ -344,34 +399,41 @@ pub(crate) fn rewrite<L: Layer>(upper: &L, dir: &L::Dir) -> Result<()> {
     index.finish(upper, dir)
 }
 
-/// Reads the records into `known`. Answers the open file and how many there were behind the first; None if it has to be written anew.
-fn read_numbers<L: Layer>(
-    upper: &L,
-    dir: &L::Dir,
-    access: Access,
-    head: u64,
-    known: &mut Known,
-) -> Result<Option<(L::File, usize)>> {
+/// Reads the records into `known`.
+fn read_numbers<L: Layer>(upper: &L, dir: &L::Dir, access: Access, head: u64, known: &mut Known) -> Result<Numbers<L>> {
     let file = match upper.open_file(dir, OsStr::new(NUMBERS), access) {
-        Err(error) if error.errno == ENOENT => return Ok(None),
+        Err(error) if error.errno == ENOENT => return Ok(Numbers::Cut),
         file => file?,
     };
     let stat = upper.stat(Object::File(&file))?;
     let mut bytes = vec![0; usize::try_from(stat.size).map_err(|_| Error::new(EIO))?];
     let read = upper.read_at(&file, &mut bytes, 0)?;
-    let mut records = bytes[..read].chunks(Record::SIZE).map(Record::from_bytes);
-    if records.next() != Some(Some(Record::Head { dir: head, file: stat.ino })) {
-        return Ok(None);
-    }
-    let (mut count, mut whole) = (0, true);
-    for record in records {
-        match record {
-            Some(record) => known.add(record),
-            None => whole = false,
+    let bytes = &bytes[..read];
+    let (mut cut, mut damaged) = (bytes.is_empty(), false);
+    for (index, chunk) in bytes.chunks(Record::SIZE).enumerate() {
+        match Record::from_bytes(chunk) {
+            Some(record) if (index == 0) == (record == Record::Head { dir: head, file: stat.ino }) => known.add(record),
+            // It may be of another file, of which nothing is believed.
+            None if index == 0 && is_cut(chunk, 0) => return Ok(Numbers::Cut),
+            _ if index == 0 => return Ok(Numbers::Damaged),
+            _ if is_cut(chunk, index * Record::SIZE) => cut = true,
+            _ => damaged = true,
         }
-        count += 1;
     }
-    Ok(whole.then_some((file, count)))
+    Ok(match (damaged, cut) {
+        (true, _) => Numbers::Damaged,
+        (false, true) => Numbers::Cut,
+        (false, false) => Numbers::Whole(file, (read / Record::SIZE).saturating_sub(1)),
+    })
+}
+
+/// Whether a power failure may have made this, at `offset` in the file, of a record that was not synced: the end is missing, or zeros are in a
+/// block of the disk that was not written.
+fn is_cut(bytes: &[u8], offset: usize) -> bool {
+    const BLOCK: usize = 512;
+    let is_zero = |bytes: &[u8]| bytes.iter().all(|byte| *byte == 0);
+    let edge = (BLOCK - offset % BLOCK).min(bytes.len());
+    bytes.len() < Record::SIZE || is_zero(&bytes[..edge]) || edge < bytes.len() && is_zero(&bytes[edge..])
 }
 
 fn write_numbers<L: Layer>(upper: &L, dir: &L::Dir, head: u64, known: &Known, volatile: bool) -> Result<L::File> {
@@ -512,6 +574,20 @@ mod tests {
             }
         }
         assert_eq!(Record::from_bytes(&[0; Record::SIZE]), None);
+    }
+
+    #[test]
+    fn what_a_power_failure_leaves_of_a_record_is_no_damage() {
+        let bytes = Record::Number { copy: 2, number: 3 << 48, time: Time { sec: 1 << 60, nsec: 1 } }.to_bytes();
+        let zeroed = |range: std::ops::Range<usize>| {
+            let mut torn = bytes;
+            torn[range].fill(0);
+            torn
+        };
+        assert!(is_cut(&bytes[..47], 48) && is_cut(&zeroed(0..48), 48));
+        // This one lies across the end of a block: 32 bytes are in the first, 16 in the second.
+        assert!(is_cut(&zeroed(0..32), 480) && is_cut(&zeroed(32..48), 480));
+        assert!(!is_cut(&zeroed(0..31), 480) && !is_cut(&zeroed(32..48), 528) && !is_cut(&bytes, 480));
     }
 
     #[test]

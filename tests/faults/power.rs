@@ -110,6 +110,15 @@ impl History {
             if (&now.said, now.mode) != (&seen.said, seen.mode) {
                 return Some(format!("{path} is {} {:o} and not {} {:o}", now.said, now.mode, seen.said, seen.mode));
             }
+            if let Some(nlink) = self.synced_links(expected, seen, during)
+                && (now.ino, now.nlink) != (seen.ino, nlink)
+            {
+                let (ino, links) = (now.ino, now.nlink);
+                return Some(format!(
+                    "{path} has the number {ino} and {links} links, and not {} and {nlink}",
+                    seen.ino
+                ));
+            }
             if let Some(content) = &now.content
                 && let Some(wrong) = wrong_content(content, &self.contents(during, order, |_, other| other == seen.ino))
             {
@@ -117,6 +126,14 @@ impl History {
             }
         }
         found.keys().find(|path| !expected.contains_key(*path)).map(|path| format!("{path} should not be there"))
+    }
+
+    /// How many links a file of a state must have, which keeps its number, since it was synced with the names that it has there. None: it was not.
+    fn synced_links(&self, state: &View, seen: &Seen, during: usize) -> Option<u32> {
+        let names = |view: &View| view.values().filter(|other| other.ino == seen.ino).count();
+        let synced = self.synced[..during].iter().zip(&self.states[1..]).rev();
+        let mut synced = synced.filter(|(synced, _)| synced.as_ref().is_some_and(|synced| synced.ino == seen.ino));
+        synced.find(|(_, then)| seen.kind == Kind::File && names(then) == names(state)).map(|_| seen.nlink)
     }
 
     /// The contents that the objects for which `is_meant` is true have had since they were synced last.

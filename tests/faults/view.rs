@@ -24,6 +24,7 @@ pub struct Seen {
     pub content: Option<Content>,
     /// Tells the names of one object from those of others.
     pub ino: u64,
+    pub nlink: u32,
     pub mtime: Time,
 }
 
@@ -84,7 +85,7 @@ pub fn without_set_id(mut view: View) -> View {
 
 fn see<L: Layer>(overlay: &Overlay<L>, handle: &Handle<L>, path: &str) -> Seen {
     let node = handle.node();
-    let Stat { kind, mode, uid, gid, size, ino, mtime, .. } =
+    let Stat { kind, mode, uid, gid, size, ino, nlink, mtime, .. } =
         overlay.stat(node).unwrap_or_else(|error| panic!("{path}: {error}"));
     let mut said = format!("{kind:?} {uid}:{gid}");
     match overlay.xattrs(node) {
@@ -103,7 +104,7 @@ fn see<L: Layer>(overlay: &Overlay<L>, handle: &Handle<L>, path: &str) -> Seen {
         }
         _ => None,
     };
-    Seen { kind, said, mode, content, ino, mtime }
+    Seen { kind, said, mode, content, ino, nlink, mtime }
 }
 
 fn content<L: Layer>(overlay: &Overlay<L>, handle: &Handle<L>, size: u64) -> Content {
