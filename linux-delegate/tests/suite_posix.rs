@@ -415,6 +415,14 @@ fn set_id_bits_go_with_a_change_by_another(door: &str) {
         mode(&path, 0o6777);
         assert!(as_another_user(|| open(&path).set_len(3).is_ok()));
         assert_eq!(mode_now(), 0o777);
+        mode(&path, 0o2767);
+        assert!(as_another_user(|| open(&path).set_len(2).is_ok()));
+        assert_eq!(mode_now(), 0o767, "without the group's right to execute, by a stranger");
+        std::os::unix::fs::chown(&path, None, Some(4242)).unwrap();
+        mode(&path, 0o2767);
+        assert!(as_another_user(|| open(&path).set_len(1).is_ok()));
+        assert!(as_another_user(|| open(&path).write_all_at(b"y", 0).is_ok()));
+        assert_eq!(mode_now(), 0o2767, "the same, by one of the group");
         mode(&path, 0o6777);
         open(&path).write_all_at(b"z", 0).unwrap();
         assert_eq!(mode_now(), 0o6777, "root may keep them");

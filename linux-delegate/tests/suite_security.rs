@@ -316,6 +316,9 @@ fn the_other_name_of_a_lower_file_is_not_written_through() {
 
 // Those who use the mount.
 
+/// With and without the right of a group to execute: without it the bit is a sign for mandatory locks.
+const SET_ID_MODES: [u32; 5] = [0o4777, 0o2777, 0o6777, 0o2767, 0o6767];
+
 /// Whoever changes a file that he does not own, in whatever way, takes its set-id bits and its capabilities, as on any filesystem.
 #[test]
 fn every_change_by_another_takes_set_id_bits_and_capabilities() {
@@ -353,7 +356,7 @@ fn every_change_by_another_takes_set_id_bits_and_capabilities() {
     let prepare = |dir: &Path| {
         put::file(dir, "source", "source of data");
         for (index, _) in changes.iter().enumerate() {
-            for bits in [0o4777, 0o2777, 0o6777] {
+            for bits in SET_ID_MODES {
                 let path = put::file(dir, &format!("{index}-{bits:o}"), "content");
                 rustix::fs::setxattr(&path, "security.capability", &capability, XattrFlags::empty()).unwrap();
                 mode(&path, bits);
@@ -361,7 +364,7 @@ fn every_change_by_another_takes_set_id_bits_and_capabilities() {
         }
     };
     let change = |dir: &Path| {
-        let all = |index: usize| [0o4777, 0o2777, 0o6777].map(|bits| dir.join(format!("{index}-{bits:o}")));
+        let all = |index: usize| SET_ID_MODES.map(|bits| dir.join(format!("{index}-{bits:o}")));
         assert!(as_another_user(|| changes
             .iter()
             .enumerate()

@@ -10,6 +10,15 @@ use super::node::{Node, OpenFile, State};
 use super::stack::LayerDir;
 use crate::layer::{Kind, Layer, Object, Owner, Result, Stat, Time};
 
+/// Set-user-id.
+pub const SET_UID: u32 = 0o4000;
+/// Set-group-id.
+pub const SET_GID: u32 = 0o2000;
+const GROUP_EXECUTE: u32 = 0o010;
+
+/// The bits by which a program gets its owner's or its group's rights.
+pub(super) const SET_ID: u32 = SET_UID | SET_GID;
+
 /// Where the object of a node is at this moment.
 pub(super) enum Spot<L: Layer> {
     Root(Arc<LayerDir<L>>),
@@ -26,6 +35,13 @@ enum Change {
     Mode(u32),
     Owner(Owner),
     Times(Time, Time),
+}
+
+/// The mode of a file after somebody without privileges, who works with the group `gid`, changed its contents or its owner. As on Linux since 6.2,
+/// set-group-id without group execute, the sign for mandatory locks, is kept for members of the file's group alone.
+pub fn without_set_id(file: &Stat, gid: u32) -> u32 {
+    let kept = file.mode & GROUP_EXECUTE == 0 && file.gid == gid;
+    file.mode & !(if kept { SET_UID } else { SET_UID | SET_GID })
 }
 
 impl<L: Layer> Overlay<L> {
@@ -54,7 +70,8 @@ impl<L: Layer> Overlay<L> {
 
     fn shown(&self, state: &mut State<L>, attr: Stat) -> Stat {
         let ino = *state.ino.get_or_insert_with(|| self.number(&attr));
-        Stat { ino, dev: self.device, nlink: state.nlink.unwrap_or(attr.nlink), ..attr }
+        let (atime, mtime) = (self.times.kept(attr.atime), self.times.kept(attr.mtime));
+        Stat { ino, dev: self.device, nlink: state.nlink.unwrap_or(attr.nlink), atime, mtime, ..attr }
     }
 
     /// Attributes for the question who may do what: kind, owner and mode are as they are, times and counts may be older. So the entries that
@@ -163,7 +180,7 @@ impl<L: Layer> Overlay<L> {
         let before = self.stat(node)?;
         self.apply(node, Change::Owner(owner))?;
         // The filesystem below may clear set-id bits by itself, as POSIX allows it to: if they cannot be set again, the owner is changed all the same.
-        if before.kind != Kind::Symlink && before.mode & 0o6000 != 0 {
+        if before.kind != Kind::Symlink && before.mode & SET_ID != 0 {
             let kept = self.stat(node).and_then(|after| match after.mode == before.mode {
                 true => Ok(()),
                 false => self.apply(node, Change::Mode(before.mode)),
@@ -175,9 +192,9 @@ impl<L: Layer> Overlay<L> {
         Ok(())
     }
 
-    /// Sets the times of last access and last change. EROFS.
+    /// Sets the times of last access and last change, to those that the upper layer keeps ([`Overlay::times`]). EROFS.
     pub fn set_times(&self, node: &Arc<Node<L>>, atime: Time, mtime: Time) -> Result<()> {
-        self.change(node, Change::Times(atime, mtime))
+        self.change(node, Change::Times(self.times.kept(atime), self.times.kept(mtime)))
     }
 
     fn change(&self, node: &Arc<Node<L>>, change: Change) -> Result<()> {
@@ -230,5 +247,34 @@ impl<L: Layer> Overlay<L> {
             _ => state.stale = true,
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn set_id_bits_that_are_dropped() {
+        let file = |mode| Stat {
+            dev: 0,
+            ino: 1,
+            kind: Kind::File,
+            mode,
+            nlink: 1,
+            uid: 1000,
+            gid: 100,
+            rdev: 0,
+            size: 0,
+            blksize: 4096,
+            blocks: 0,
+            atime: Time::default(),
+            mtime: Time::default(),
+            ctime: Time::default(),
+        };
+        assert_eq!(without_set_id(&file(0o6755), 100), 0o755);
+        assert_eq!(without_set_id(&file(0o6745), 100), 0o2745, "mandatory locking's bit, by a member");
+        assert_eq!(without_set_id(&file(0o6745), 200), 0o745);
+        assert_eq!(without_set_id(&file(0o1644), 200), 0o1644);
     }
 }

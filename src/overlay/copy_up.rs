@@ -11,6 +11,7 @@ use std::time::Instant;
 use syscall::error::{EIO, ENOENT, EOPNOTSUPP, Error};
 
 use super::Overlay;
+use super::attr::SET_ID;
 use super::cancel::check;
 use super::names::Upper;
 use super::node::{MERGED_NLINK, Node, OpenFile, Place};
@@ -25,8 +26,6 @@ use crate::sync::Guard;
 /// The modes while a copy is built that cannot have the right one from the start.
 const PRIVATE_FILE: u32 = 0o600;
 const PRIVATE_DIR: u32 = 0o700;
-/// The bits by which a program gets its owner's or its group's rights.
-pub(super) const SET_ID: u32 = 0o6000;
 
 /// From this size on it is asked whether the copy can share the data.
 const SHARED_FROM: u64 = 64 << 10;

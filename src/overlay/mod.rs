@@ -62,15 +62,18 @@ mod readdir;
 mod remove;
 mod rename;
 pub(crate) mod stack;
+mod times;
 mod upper;
 mod volatile;
 pub(crate) mod work;
 pub(crate) mod xattr;
 
+pub use attr::{SET_GID, SET_UID, without_set_id};
 pub use cancel::{Cancel, check as check_wanted};
 pub use file::Handle;
 pub use node::Node;
 pub use readdir::DirEntry;
+pub use times::Times;
 pub use volatile::MARK as VOLATILE_MARK;
 pub(crate) use volatile::is_marked as is_marked_volatile;
 pub use work::Refused;
@@ -122,6 +125,8 @@ pub struct Overlay<L: Layer> {
     hidden: HashSet<(u64, u64)>,
     /// The longest name that an entry can have.
     name_max: usize,
+    /// The times that the upper layer keeps; without one, all.
+    times: Times,
     across: Lock<()>,
     tree: Shared<()>,
     partials: Partials<L>,
@@ -160,6 +165,7 @@ impl<L: Layer> Overlay<L> {
         let name_max = stack.top().stat_fs()?.name_max as usize;
 
         let format = work.as_ref().map_or(Format::default(), Work::format);
+        let times = work.as_ref().map_or_else(Times::default, Work::times);
         let partials = Partials::new(&stack, settings.whole_copies, format)?;
         let inodes = Inodes::new(&stack.marked_devices().collect::<Vec<_>>(), has_upper, claims);
         let dir = Dir::unread(stack.upper_root().cloned(), stack.lower_roots().to_vec());
@@ -173,6 +179,7 @@ impl<L: Layer> Overlay<L> {
             device,
             hidden,
             name_max,
+            times,
             across: Lock::new(()),
             tree: Shared::new(()),
             partials,
@@ -189,6 +196,11 @@ impl<L: Layer> Overlay<L> {
     /// Whether there is no upper layer, so that every change answers EROFS.
     pub fn is_read_only(&self) -> bool {
         self.work.is_none()
+    }
+
+    /// The times that can be set, and are shown.
+    pub fn times(&self) -> Times {
+        self.times
     }
 
     /// Space left and limits: those of the topmost layer.

@@ -16,6 +16,7 @@ use super::detect::detect;
 use super::index::{Index, NAMES, is_kept};
 use super::inode::Claims;
 use super::stack::{LayerDir, Stack};
+use super::times::Times;
 use super::volatile::{is_marked, mark};
 use super::xattr::DEFAULT_ACL;
 use crate::format::{self, Format};
@@ -157,6 +158,7 @@ pub struct Work<L: Layer> {
     volatile: bool,
     /// How the upper layer is written.
     format: Format,
+    times: Times,
     index: Index<L>,
 }
 
@@ -208,7 +210,7 @@ impl<L: Layer> Work<L> {
             log::warn!("the upper layer is used though it may be damaged, as asked for by reuse_volatile");
         }
         known.check_work(upper, &dir)?;
-        try_rename(upper, &dir)?;
+        let times = try_layer(upper, &dir)?;
         // A work directory inside the upper layer has a reserved name itself.
         let known = if layer.is_some() { known.if_possible(upper, &dir, settings.format)? } else { known };
         left.retain(|(name, _)| !TRIAL.iter().chain([&TRIAL_MARKER]).any(|trial| name == trial));
@@ -219,7 +221,7 @@ impl<L: Layer> Work<L> {
         }
         let (index, claims) = Index::open(upper, &dir, volatile)?;
         let dir = stack.anchored(0, dir);
-        Ok((Work { dir, _layer: layer, next: AtomicU64::new(0), volatile, format, index }, claims))
+        Ok((Work { dir, _layer: layer, next: AtomicU64::new(0), volatile, format, times, index }, claims))
     }
 
     /// What the next mount has to know of copies.
@@ -240,6 +242,11 @@ impl<L: Layer> Work<L> {
     /// Brings a file of the upper layer to the disk before it gets its name, if anything is synced.
     pub fn sync(&self, upper: &L, file: &L::File) -> Result<()> {
         if self.volatile { Ok(()) } else { upper.sync(file) }
+    }
+
+    /// The times that the upper layer keeps.
+    pub fn times(&self) -> Times {
+        self.times
     }
 
     /// How the upper layer is written.
@@ -302,18 +309,21 @@ impl<L: Layer> Work<L> {
     }
 }
 
-/// Leaves nothing of what it tries, nor of an earlier trial, unless the layer cannot rename.
-fn try_rename<L: Layer>(upper: &L, dir: &L::Dir) -> std::result::Result<(), Refused> {
+/// Tries whether the layer can rename, and which times it keeps. Leaves nothing of what it tries, nor of an earlier trial, unless the layer
+/// cannot rename.
+fn try_layer<L: Layer>(upper: &L, dir: &L::Dir) -> std::result::Result<Times, Refused> {
     let [from, to] = TRIAL.map(OsStr::new);
     match upper.create_file(dir, from, 0o600, upper.identity()) {
         Err(error) if error.errno != EEXIST => return Err(error.into()),
         _ => {}
     }
+    let times = Times::learn(upper, Object::Entry(dir, from));
     let renamed = upper.rename(dir, from, dir, to, RenameMode::Replace);
     let removed = upper.unlink(dir, if renamed.is_ok() { to } else { from });
     // Who cannot rename may not be able to remove either.
     renamed.map_err(Refused::CannotRename)?;
-    Ok(removed?)
+    removed?;
+    Ok(times)
 }
 
 fn hold<L: Layer>(layer: &L) -> std::result::Result<(), Refused> {

@@ -9,6 +9,7 @@ use redox_scheme::CallerCtx;
 use syscall::error::{EACCES, EPERM, Error, Result};
 
 use crate::layer::{Kind, Owner, Stat};
+pub use crate::overlay::{SET_GID, SET_UID};
 
 /// The right to read a file or list a directory.
 pub const READ: u32 = 4;
@@ -17,10 +18,7 @@ pub const WRITE: u32 = 2;
 /// The right to look names up in a directory.
 pub const SEARCH: u32 = 1;
 
-pub const SET_UID: u32 = 0o4000;
-pub const SET_GID: u32 = 0o2000;
 pub const STICKY: u32 = 0o1000;
-const GROUP_EXECUTE: u32 = 0o010;
 
 /// Who asks: the effective user and group of a client's process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,13 +90,6 @@ impl Caller {
     }
 }
 
-/// A mode after someone without privileges changed the object's contents or owner. Set-group-id without group execute is left,
-/// as Linux does: it never gave anyone a group.
-pub fn without_set_id(mode: u32) -> u32 {
-    let set_gid = if mode & GROUP_EXECUTE != 0 { SET_GID } else { 0 };
-    mode & !(SET_UID | set_gid)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -158,12 +149,5 @@ mod tests {
         assert_eq!(ANN.newborn(&shared, Kind::Dir, 0o755), (Owner { uid: 1000, gid: 7 }, 0o2755));
         assert_eq!(ANN.newborn(&shared, Kind::File, 0o2755), (Owner { uid: 1000, gid: 7 }, 0o755));
         assert_eq!(ROOT.newborn(&shared, Kind::File, 0o2755), (Owner { uid: 0, gid: 7 }, 0o2755));
-    }
-
-    #[test]
-    fn set_id_bits_that_are_dropped() {
-        assert_eq!(without_set_id(0o6755), 0o755);
-        assert_eq!(without_set_id(0o6745), 0o2745, "mandatory locking's bit, no right of a group");
-        assert_eq!(without_set_id(0o1644), 0o1644);
     }
 }

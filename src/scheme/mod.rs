@@ -50,7 +50,7 @@ use self::mmap::Mappings;
 use self::path::{Last, Walked};
 use self::sockets::Sockets;
 use crate::layer::Layer;
-use crate::overlay::{Node, Overlay};
+use crate::overlay::{Node, Overlay, without_set_id};
 use crate::sync::Lock;
 
 /// An overlay that clients reach as `/scheme/NAME`. A clone is the same scheme, for another thread.
@@ -145,8 +145,8 @@ impl<L: Layer> OverlayScheme<L> {
         if caller.is_root() {
             return Ok(());
         }
-        let mode = self.overlay.rights(node)?.mode;
-        if access::without_set_id(mode) == mode {
+        let found = self.overlay.rights(node)?;
+        if without_set_id(&found, caller.gid) == found.mode {
             return Ok(());
         }
         let under = self.changes.of_one(node);
@@ -158,9 +158,9 @@ impl<L: Layer> OverlayScheme<L> {
         if caller.is_root() {
             return Ok(());
         }
-        let mode = self.overlay.rights(node)?.mode;
-        let dropped = access::without_set_id(mode);
-        if dropped == mode { Ok(()) } else { self.overlay.set_mode(node, dropped) }
+        let found = self.overlay.rights(node)?;
+        let dropped = without_set_id(&found, caller.gid);
+        if dropped == found.mode { Ok(()) } else { self.overlay.set_mode(node, dropped) }
     }
 }
 

@@ -57,6 +57,8 @@ pub struct Setup {
     pub flags: u64,
     /// How long the kernel may believe an entry and its attributes.
     pub valid: Duration,
+    /// Nanoseconds from one time that is kept to the next, a second at most: the kernel makes no finer ones.
+    pub time_gran: u32,
 }
 
 /// Answers the requests of a mount, from several threads at once.

@@ -147,7 +147,7 @@ fn greet(door: &impl Door, request: &[u8]) -> io::Result<Greeting> {
     }
     let offered =
         u64::from(asked.flags) | if asked.flags as u64 & init::INIT_EXT != 0 { (asked.flags2 as u64) << 32 } else { 0 };
-    let Setup { flags, valid } = door.setup(offered);
+    let Setup { flags, valid, time_gran } = door.setup(offered);
     let always = init::ASYNC_READ | init::BIG_WRITES | init::MAX_PAGES | init::INIT_EXT | init::ASYNC_DIO;
     let flags = (flags | always) & offered;
     let out = InitOut {
@@ -159,7 +159,7 @@ fn greet(door: &impl Door, request: &[u8]) -> io::Result<Greeting> {
         max_background: BACKGROUND,
         congestion_threshold: BACKGROUND / 4 * 3,
         max_write: MAX_DATA as u32,
-        time_gran: 1,
+        time_gran,
         max_pages: (MAX_DATA / PAGE) as u16,
         ..InitOut::default()
     };

@@ -10,7 +10,7 @@ use syscall::error::{EIO, Error};
 use super::{Lent, Partial};
 use crate::layer::{Access, Kind, Layer, Object, RenameMode, Result, Stat};
 use crate::overlay::Overlay;
-use crate::overlay::copy_up::SET_ID;
+use crate::overlay::attr::SET_ID;
 use crate::overlay::names::Upper;
 use crate::overlay::node::{Node, OpenFile};
 use crate::overlay::progress::{PIECE, Progress};

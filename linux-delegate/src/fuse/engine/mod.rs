@@ -11,6 +11,7 @@
 mod ahead;
 mod convert;
 mod files;
+mod misdated;
 mod nodes;
 
 use std::ffi::{OsStr, OsString};
@@ -19,7 +20,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use overlayfs::layer::{Allocation, Kind, Layer, Owner, RenameMode, Stat, Time, XattrMode};
-use overlayfs::overlay::{DirEntry, Handle, Node, Overlay};
+use overlayfs::overlay::{DirEntry, Handle, Node, Overlay, without_set_id};
 use syscall::error::{EEXIST, EFBIG, EINVAL, EMFILE, ENFILE, ENOENT, ENXIO, EOPNOTSUPP, Error, Result};
 
 use super::door::{Birth, Caller, Door, Entry, Listing, NewMode, Opened, Setup, StatFs, Write};
@@ -29,6 +30,7 @@ use crate::identity::Identity;
 use ahead::Ahead;
 use convert::{attr, kind_bits, kind_of};
 use files::Files;
+use misdated::Misdated;
 use nodes::Nodes;
 
 /// Where a listing goes on behind `.` and behind `..`: offsets that the engine does not give.
@@ -82,6 +84,7 @@ pub struct EngineDoor<L: Layer> {
     ahead: Ahead<L>,
     settings: Settings,
     notifier: OnceLock<Notifier>,
+    misdated: Misdated,
     /// Held by the thread that has the kernel do something for which it may need another.
     waiting: Mutex<()>,
 }
@@ -96,6 +99,7 @@ impl<L: Layer> EngineDoor<L> {
             overlay,
             settings,
             notifier: OnceLock::new(),
+            misdated: Misdated::default(),
             waiting: Mutex::new(()),
         }
     }
@@ -162,16 +166,20 @@ impl<L: Layer> EngineDoor<L> {
     }
 
     /// Takes the set-id bits that do not survive a change of the content or the owner: those that somebody has no right to who makes it, if he is
-    /// said to be such (`by_another`), and those that the file must not have in its layer. Before it is made, so that nobody runs what is
-    /// changed with the rights of what was there.
-    fn drop_set_id(&self, node: &Arc<Node<L>>, by_another: bool) -> Result<()> {
+    /// said to be such (`by`), and those that the file must not have in its layer. Before it is made, so that nobody runs what is changed with
+    /// the rights of what was there. Of the caller's groups the kernel tells one.
+    fn drop_set_id(&self, node: &Arc<Node<L>>, by: Option<Caller>) -> Result<()> {
         let identity = &self.settings.identity;
-        if !by_another && identity.is_plain() {
+        if by.is_none() && identity.is_plain() {
             return Ok(());
         }
         let stat = self.overlay.stat(node)?;
-        let kept =
-            identity.mode_to_store(owner_of(&stat), if by_another { without_set_id(stat.mode) } else { stat.mode });
+        let left = by.map_or(stat.mode, |caller| {
+            let gid = identity.shown(owner_of(&stat)).gid;
+            // Root, who changes an owner, is of every group.
+            without_set_id(&Stat { gid, ..stat }, if caller.uid == 0 { gid } else { caller.gid })
+        });
+        let kept = identity.mode_to_store(owner_of(&stat), left);
         if kept == stat.mode || stat.kind == Kind::Dir {
             return Ok(());
         }
@@ -187,7 +195,7 @@ impl<L: Layer> EngineDoor<L> {
 
     /// As [`EngineDoor::drop_set_id`], where the kernel does not say whether the caller has a right to them: root has.
     fn drop_set_id_for(&self, caller: Caller, node: &Arc<Node<L>>) -> Result<()> {
-        self.drop_set_id(node, caller.uid != 0)
+        self.drop_set_id(node, (caller.uid != 0).then_some(caller))
     }
 
     /// EOPNOTSUPP for an ACL where there are none.
@@ -272,7 +280,8 @@ impl<L: Layer> Door for EngineDoor<L> {
             | init::SETXATTR_EXT
             | if self.settings.acl { init::POSIX_ACL } else { 0 }
             | if self.settings.writeback { init::WRITEBACK_CACHE } else { 0 };
-        Setup { flags, valid: self.settings.valid }
+        let time_gran = self.overlay.times().unit().min(1_000_000_000) as u32;
+        Setup { flags, valid: self.settings.valid, time_gran }
     }
 
     fn begin(&self, notifier: Notifier) {
@@ -318,11 +327,11 @@ impl<L: Layer> Door for EngineDoor<L> {
         self.attr(&self.node(node)?)
     }
 
-    fn setattr(&self, _: Caller, number: u64, change: &SetattrIn) -> Result<Attr> {
+    fn setattr(&self, caller: Caller, number: u64, change: &SetattrIn) -> Result<Attr> {
         let node = self.node(number)?;
         let is_set = |field| change.valid & field != 0;
         if is_set(set::SIZE) {
-            self.drop_set_id(&node, is_set(set::KILL_SUIDGID))?;
+            self.drop_set_id(&node, is_set(set::KILL_SUIDGID).then_some(caller))?;
             // With the size that a file has, truncate(2) changes no times, and the kernel keeps those that it knows.
             if is_set(set::MTIME) || self.call(|| self.overlay.stat(&node))?.size != change.size {
                 self.call(|| self.overlay.truncate(&node, change.size))?;
@@ -334,7 +343,7 @@ impl<L: Layer> Door for EngineDoor<L> {
             let (uid, gid) = self.settings.identity.to_set(uid, gid)?;
             let owner = Owner { uid: uid.unwrap_or(before.uid), gid: gid.unwrap_or(before.gid) };
             if node.kind() != Kind::Symlink {
-                self.drop_set_id(&node, true)?;
+                self.drop_set_id(&node, Some(caller))?;
             }
             self.call(|| self.overlay.set_owner(&node, owner))?;
         }
@@ -354,11 +363,21 @@ impl<L: Layer> Door for EngineDoor<L> {
                 (true, false) => given,
             };
             let given = (convert::time(change.atime, change.atimensec), convert::time(change.mtime, change.mtimensec));
-            let atime = chosen(set::ATIME, set::ATIME_NOW, given.0, before.atime);
-            let mtime = chosen(set::MTIME, set::MTIME_NOW, given.1, before.mtime);
+            let asked = given.1;
+            let times = self.overlay.times();
+            let atime = times.kept(chosen(set::ATIME, set::ATIME_NOW, given.0, before.atime));
+            let mtime = times.kept(chosen(set::MTIME, set::MTIME_NOW, given.1, before.mtime));
             // The kernel writes back the times of every inode that it lets go, also of one that only lost a name.
             if (atime, mtime) != (before.atime, before.mtime) {
                 self.call(|| self.overlay.set_times(&node, atime, mtime))?;
+            }
+            if self.settings.writeback
+                && is_set(set::MTIME)
+                && node.kind() == Kind::File
+                && asked != mtime
+                && let Some(notifier) = self.notifier.get()
+            {
+                self.misdated.add(notifier, number);
             }
         }
         self.attr(&node)
@@ -447,10 +466,11 @@ impl<L: Layer> Door for EngineDoor<L> {
         Ok(done)
     }
 
-    fn write(&self, _: Caller, node: u64, write: Write<'_>) -> Result<usize> {
+    fn write(&self, caller: Caller, node: u64, write: Write<'_>) -> Result<usize> {
         let file = self.file(node)?;
-        self.drop_set_id(file.node(), write.flags & wire::WRITE_KILL_SUIDGID != 0)?;
-        let held_back = write.flags & wire::WRITE_CACHE != 0;
+        self.drop_set_id(file.node(), (write.flags & wire::WRITE_KILL_SUIDGID != 0).then_some(caller))?;
+        // Where the kernel keeps no times, a store through a mapping changes them when it is written.
+        let held_back = self.settings.writeback && write.flags & wire::WRITE_CACHE != 0;
         let mut done = 0;
         while done < write.data.len() {
             let (rest, offset) = (&write.data[done..], write.offset + done as u64);
@@ -651,12 +671,6 @@ fn allocation(mode: i32) -> Option<Allocation> {
         libc::FALLOC_FL_UNSHARE_RANGE => Allocation::Unshare,
         _ => return None,
     })
-}
-
-/// A mode without the bits that a change by another takes: set-user-id, and set-group-id where it is not only a sign for locks.
-fn without_set_id(mode: u32) -> u32 {
-    let group = if mode & libc::S_IXGRP != 0 { libc::S_ISGID } else { 0 };
-    mode & !(libc::S_ISUID | group)
 }
 
 fn now() -> Time {

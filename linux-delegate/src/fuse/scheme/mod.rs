@@ -180,7 +180,7 @@ impl Door for SchemeDoor {
             | init::HANDLE_KILLPRIV_V2
             | init::PARALLEL_DIROPS
             | init::DONT_MASK;
-        Setup { flags, valid: Duration::ZERO }
+        Setup { flags, valid: Duration::ZERO, time_gran: 1 }
     }
 
     fn lookup(&self, caller: Caller, parent: u64, name: &OsStr) -> Result<Option<Entry>> {

@@ -1,0 +1,145 @@
+//! Times that stay what they are: over what the system forgets, over an fsync and over another mount, on an upper layer with coarse times too.
+//!
+//! Needs root, /dev/fuse, loop devices and mkfs.ext4.
+
+#[macro_use]
+#[path = "suite/doors.rs"]
+mod doors;
+#[path = "suite/mount.rs"]
+mod mount;
+#[path = "suite/run.rs"]
+mod run;
+
+use std::fs::{self, File, OpenOptions};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use mount::{Mount, eventually};
+use rustix::mount::UnmountFlags;
+use test_common::{LowerGuard, Stage, put, times};
+
+type Moment = (i64, i64);
+
+fn mtime(path: &Path) -> Moment {
+    let found = fs::symlink_metadata(path).unwrap();
+    (found.mtime(), found.mtime_nsec())
+}
+
+/// Has the system forget what it knows.
+fn drop_caches() {
+    rustix::fs::sync();
+    fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
+}
+
+/// An ext4 filesystem with inodes of 128 bytes: its times are whole seconds from 1901 to 2038. Unmounted when it is dropped.
+struct Coarse(PathBuf);
+
+impl Coarse {
+    fn new(stage: &Stage) -> Self {
+        let image = stage.path("image");
+        File::create(&image).unwrap().set_len(16 << 20).unwrap();
+        run::finish(run::command("mkfs.ext4").args(["-q", "-I", "128"]).arg(&image));
+        let point = stage.dir("coarse");
+        assert!(run::finish(run::command("mount").args(["-o", "loop"]).arg(&image).arg(&point)).status.success());
+        Self(point)
+    }
+}
+
+impl Drop for Coarse {
+    fn drop(&mut self) {
+        let _ = rustix::mount::unmount(&self.0, UnmountFlags::DETACH);
+    }
+}
+
+fn times_are_as_coarse_as_the_upper_layer_keeps_them(door: &str) {
+    for format in ["oci", "kernel"] {
+        let stage = Stage::new();
+        let coarse = Coarse::new(&stage);
+        let [lower, point] = ["lower", "mount"].map(|name| stage.dir(name));
+        let [upper, work] = ["upper", "work"].map(|name| put::dir(&coarse.0, name));
+        for name in ["read", "written", "dir/in"] {
+            times(&put::file(&lower, name, "lower"), (1_000_000_000, 7), (1_000_000_000, 123_456_789));
+        }
+        times(&lower.join("dir"), (1_000_000_000, 7), (1_000_000_000, 123_456_789));
+        let guard = LowerGuard::new([&lower]);
+        let options = format!(
+            "door={door},format={format},lowerdir={},upperdir={},workdir={}",
+            lower.display(),
+            upper.display(),
+            work.display()
+        );
+        let mount = Mount::new(&point, &options);
+
+        fs::write(point.join("new"), "new").unwrap();
+        fs::write(point.join("set"), "set").unwrap();
+        times(&point.join("set"), (1_000_000_001, 500_000_000), (1_000_000_003, 987_654_321));
+        assert_eq!(mtime(&point.join("set")), (1_000_000_003, 0));
+        for name in ["read", "written", "dir", "dir/in"] {
+            assert_eq!(mtime(&point.join(name)), (1_000_000_000, 0), "{name}");
+        }
+        fs::set_permissions(point.join("written"), fs::metadata(point.join("read")).unwrap().permissions()).unwrap();
+        fs::set_permissions(point.join("dir"), fs::metadata(point.join("dir")).unwrap().permissions()).unwrap();
+        // Times that are out of range; who asks at once may still be told what was asked for.
+        for (name, year) in [("early", -6_000_000_000), ("late", 16_725_225_600)] {
+            fs::write(point.join(name), "").unwrap();
+            times(&point.join(name), (year, 5), (year, 5));
+            let limit = if year < 0 { i64::from(i32::MIN) } else { i64::from(i32::MAX) };
+            eventually("the time is one that the layer keeps", || mtime(&point.join(name)) == (limit, 0));
+        }
+
+        let names = ["new", "set", "read", "written", "dir", "dir/in", "early", "late"];
+        let before = names.map(|name| mtime(&point.join(name)));
+        assert_eq!(before[0].1, 0, "whole seconds");
+        drop_caches();
+        assert_eq!(names.map(|name| mtime(&point.join(name))), before, "after the caches were dropped");
+        mount.unmount();
+        let mount = Mount::new(&point, &options);
+        assert_eq!(names.map(|name| mtime(&point.join(name))), before, "in the next mount");
+        mount.unmount();
+        guard.check();
+    }
+}
+
+fn store(path: &Path) {
+    let file = OpenOptions::new().read(true).write(true).open(path).unwrap();
+    // SAFETY: the mapping is of one page of a file that has as many bytes; it is used before it is taken away, and by nobody else.
+    unsafe {
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let page = libc::mmap(std::ptr::null_mut(), 4096, protection, libc::MAP_SHARED, file.as_raw_fd(), 0);
+        assert_ne!(page, libc::MAP_FAILED);
+        *page.cast::<u8>() += 1;
+        assert_eq!(libc::msync(page, 4096, libc::MS_SYNC), 0);
+        assert_eq!(libc::munmap(page, 4096), 0);
+    }
+}
+
+#[test]
+fn a_store_through_a_mapping_changes_the_time() {
+    for writeback in [0, 1] {
+        let stage = Stage::new();
+        let [lower, upper, point] = ["lower", "upper", "mount"].map(|name| stage.dir(name));
+        put::file(&lower, "file", [1; 4096]);
+        times(&lower.join("file"), (1_000_000_000, 0), (1_000_000_000, 0));
+        let options = format!("writeback={writeback},lowerdir={},upperdir={}", lower.display(), upper.display());
+        let mount = Mount::new(&point, &options);
+        let path = point.join("file");
+        let mut before = mtime(&path);
+        for round in 0..2 {
+            store(&path);
+            let after = mtime(&path);
+            assert!(after > before, "writeback={writeback}, round {round}: {after:?}");
+            before = after;
+        }
+        File::open(&path).unwrap().sync_all().unwrap();
+        drop_caches();
+        assert_eq!(mtime(&path), before, "writeback={writeback}");
+        mount.unmount();
+        assert_eq!(fs::read(upper.join("file")).unwrap()[0], 3);
+        assert_eq!(mtime(&upper.join("file")), before);
+    }
+}
+
+through_both_doors! {
+    times_are_as_coarse_as_the_upper_layer_keeps_them,
+}
