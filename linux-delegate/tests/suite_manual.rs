@@ -1,0 +1,186 @@
+//! The examples of the manual and of README, run as they are printed: each in a mount namespace of its own, in which what they name is there.
+//! An example that no test knows is a failure.
+//!
+//! Needs root, /dev/fuse, and of Debian's packages fuse3, util-linux and podman.
+
+#[path = "suite/run.rs"]
+mod run;
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::{FileTypeExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use test_common::{Stage, exists, put};
+
+/// The page, and README.
+const MANUAL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/overlayfs-fuse.1");
+const README: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md");
+
+/// The program under test.
+fn program() -> String {
+    std::env::var("OVERLAYFS_FUSE").unwrap_or_else(|_| env!("CARGO_BIN_EXE_overlayfs-fuse").to_owned())
+}
+
+/// The examples of the manual.
+fn of_manual() -> Vec<String> {
+    let page = fs::read_to_string(MANUAL).unwrap();
+    let (_, section) = page.split_once(".Sh EXAMPLES\n").unwrap();
+    let (section, _) = section.split_once(".Sh ").unwrap();
+    let blocks = section.split(".Bd -literal -offset indent\n").skip(1);
+    let text = |block: &str| block.split_once(".Ed\n").unwrap().0.replace("\\-", "-");
+    blocks.map(text).collect()
+}
+
+/// The examples of README that are about the mount on Linux.
+fn of_readme() -> Vec<String> {
+    let page = fs::read_to_string(README).unwrap();
+    let (_, section) = page.split_once("## Mount it on Linux\n").unwrap();
+    let (section, _) = section.split_once("\n## ").unwrap();
+    section.split("```\n").skip(1).step_by(2).map(str::to_owned).collect()
+}
+
+/// The one example of these in which `word` is.
+fn one(examples: &[String], word: &str) -> String {
+    let found: Vec<_> = examples.iter().filter(|example| example.contains(word)).collect();
+    assert_eq!(found.len(), 1, "examples with {word}");
+    found[0].clone()
+}
+
+/// An example with `check` before the line that begins with `end`.
+fn checked(example: &str, check: &str, end: &str) -> String {
+    let at = example.find(&format!("\n{end}")).unwrap_or_else(|| panic!("no line of {example:?} begins with {end}"));
+    format!("{}\n{check}{}", &example[..at], &example[at..])
+}
+
+/// Where examples run: the program is found, and a home is there.
+struct Bench {
+    stage: Stage,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let stage = Stage::new();
+        stage.dir("home");
+        symlink(program(), stage.dir("bin").join("overlayfs-fuse")).unwrap();
+        // What the examples build is built.
+        symlink("/bin/true", stage.dir("bin").join("cargo")).unwrap();
+        symlink(program(), put::dir(stage.root(), "target/release").join("overlayfs-fuse")).unwrap();
+        Self { stage }
+    }
+
+    /// Runs a shell script in a mount namespace of its own, with `input` for what reads it. It must succeed.
+    fn run(&self, script: &str, input: &str) {
+        let path = format!("{}:{}", self.stage.path("bin").display(), std::env::var("PATH").unwrap());
+        let mut command = run::command("unshare");
+        command.args(["--mount", "--propagation", "private", "sh", "-e", "-c", script]);
+        command.current_dir(self.stage.root()).env("PATH", path).env("HOME", self.stage.path("home"));
+        let mut child =
+            command.env("SHELL", "/bin/sh").stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{script}\n{}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    fn home(&self, name: &str) -> PathBuf {
+        self.stage.path("home").join(name)
+    }
+}
+
+/// Puts the program where the examples of system files say that it is, with nothing else there.
+const INSTALLED: &str = r#"
+    found=$(readlink -f "$(command -v overlayfs-fuse)")
+    cp "$found" "$HOME/program"
+    mount -t tmpfs tmpfs /usr/local/bin
+    cp "$HOME/program" /usr/local/bin/overlayfs-fuse
+"#;
+
+#[test]
+fn all_examples_are_known() {
+    assert_eq!((of_manual().len(), of_readme().len()), (4, 3), "an example has come or gone: run it here");
+}
+
+#[test]
+fn changes_of_ones_own() {
+    let check = r#"
+        test -d "$HOME/merged/doc"
+        echo changed > "$HOME/merged/of-my-own"
+    "#;
+    for (example, end) in [
+        (one(&of_manual(), "fusermount3"), "fusermount3"),
+        (one(&of_readme(), "target/release"), "umount"),
+    ] {
+        let bench = Bench::new();
+        bench.run(&checked(&example, check, end), "");
+        assert_eq!(fs::read_to_string(bench.home("changes/of-my-own")).unwrap(), "changed\n");
+        assert!(!exists(&bench.home("merged/of-my-own")), "it is unmounted");
+    }
+}
+
+#[test]
+fn a_sandbox_of_the_whole_system() {
+    let bench = Bench::new();
+    let name = format!("/etc/overlayfs-test-{}", std::process::id());
+    let tried = format!(
+        "echo x > /dev/null && test -c /dev/null && test -r /proc/self/status && test -d /sys/kernel && echo x > {name} && exit 0\nexit 1\n"
+    );
+    bench.run(&one(&of_manual(), "chroot"), &tried);
+    assert!(!exists(Path::new(&name)), "it leaves no trace");
+    assert!(!exists(Path::new("/var/try")));
+    assert!(fs::metadata("/dev/null").unwrap().file_type().is_char_device());
+}
+
+#[test]
+fn an_entry_of_fstab() {
+    let bench = Bench::new();
+    let table = bench.home("fstab");
+    fs::write(&table, one(&of_manual(), "nofail")).unwrap();
+    let script = format!(
+        "{INSTALLED}
+        mount -t tmpfs tmpfs /srv
+        mkdir /srv/base /srv/changes /srv/data
+        echo base > /srv/base/file
+        mount --fstab {} /srv/data
+        grep -q base /srv/data/file
+        echo changed > /srv/data/file
+        umount /srv/data
+        grep -q changed /srv/changes/file",
+        table.display()
+    );
+    bench.run(&script, "");
+}
+
+#[test]
+fn by_the_program_mount() {
+    let example = one(&of_readme(), "mount -t fuse");
+    let script = format!(
+        "{INSTALLED}
+        mount -t tmpfs tmpfs /home
+        mkdir -p /home/user/changes /home/user/merged
+        {example}
+        test -d /home/user/merged/doc
+        echo changed > /home/user/merged/file
+        umount /home/user/merged
+        grep -q changed /home/user/changes/file"
+    );
+    Bench::new().run(&script, "");
+}
+
+#[test]
+fn the_storage_of_podman() {
+    for example in [one(&of_manual(), "[storage]"), one(&of_readme(), "[storage]")] {
+        let bench = Bench::new();
+        let home = bench.stage.path("home");
+        let places =
+            format!("[storage]\ngraphroot = \"{0}/graph\"\nrunroot = \"{0}/run\"", home.display());
+        fs::write(home.join("storage.conf"), example.replacen("[storage]", &places, 1)).unwrap();
+        let script = format!(
+            "{INSTALLED}
+            export CONTAINERS_STORAGE_CONF=$HOME/storage.conf
+            podman info --format '{{{{.Store.GraphDriverName}}}} {{{{.Store.GraphOptions}}}}' > $HOME/said
+            grep -q '^overlay .*/usr/local/bin/overlayfs-fuse' $HOME/said"
+        );
+        bench.run(&script, "");
+    }
+}
