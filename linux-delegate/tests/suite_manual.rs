@@ -6,11 +6,9 @@
 #[path = "suite/run.rs"]
 mod run;
 
-use std::fs;
-use std::io::Write;
+use std::fs::{self, File};
 use std::os::unix::fs::{FileTypeExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 
 use test_common::{Stage, exists, put};
 
@@ -76,10 +74,8 @@ impl Bench {
         let mut command = run::command("unshare");
         command.args(["--mount", "--propagation", "private", "sh", "-e", "-c", script]);
         command.current_dir(self.stage.root()).env("PATH", path).env("HOME", self.stage.path("home"));
-        let mut child =
-            command.env("SHELL", "/bin/sh").stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
-        let output = child.wait_with_output().unwrap();
+        let answers = put::file(self.stage.root(), "input", input);
+        let output = run::finish(command.env("SHELL", "/bin/sh").stdin(File::open(answers).unwrap()));
         assert!(output.status.success(), "{script}\n{}", String::from_utf8_lossy(&output.stderr));
     }
 
@@ -107,10 +103,9 @@ fn changes_of_ones_own() {
         test -d "$HOME/merged/doc"
         echo changed > "$HOME/merged/of-my-own"
     "#;
-    for (example, end) in [
-        (one(&of_manual(), "fusermount3"), "fusermount3"),
-        (one(&of_readme(), "target/release"), "umount"),
-    ] {
+    for (example, end) in
+        [(one(&of_manual(), "fusermount3"), "fusermount3"), (one(&of_readme(), "target/release"), "umount")]
+    {
         let bench = Bench::new();
         bench.run(&checked(&example, check, end), "");
         assert_eq!(fs::read_to_string(bench.home("changes/of-my-own")).unwrap(), "changed\n");
@@ -160,9 +155,9 @@ fn by_the_program_mount() {
         mkdir -p /home/user/changes /home/user/merged
         {example}
         test -d /home/user/merged/doc
-        echo changed > /home/user/merged/file
+        echo changed > /home/user/merged/of-my-own
         umount /home/user/merged
-        grep -q changed /home/user/changes/file"
+        grep -q changed /home/user/changes/of-my-own"
     );
     Bench::new().run(&script, "");
 }
@@ -172,8 +167,7 @@ fn the_storage_of_podman() {
     for example in [one(&of_manual(), "[storage]"), one(&of_readme(), "[storage]")] {
         let bench = Bench::new();
         let home = bench.stage.path("home");
-        let places =
-            format!("[storage]\ngraphroot = \"{0}/graph\"\nrunroot = \"{0}/run\"", home.display());
+        let places = format!("[storage]\ngraphroot = \"{0}/graph\"\nrunroot = \"{0}/run\"", home.display());
         fs::write(home.join("storage.conf"), example.replacen("[storage]", &places, 1)).unwrap();
         let script = format!(
             "{INSTALLED}
