@@ -3,6 +3,8 @@
 //!
 //! Needs root, /dev/fuse, loop devices and mkfs.ext4.
 
+#[path = "suite/disk.rs"]
+mod disk;
 #[path = "suite/mount.rs"]
 mod mount;
 
@@ -10,64 +12,20 @@ use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
+use disk::{Disk, run};
 use mount::{Mount, eventually};
 use rustix::mount::{MountFlags, UnmountFlags};
 use test_common::{Detail, Snapshot, Stage, exists, names, put};
 
 const MIB: u64 = 1 << 20;
 
-/// A filesystem for layers. Unmounted when it is dropped, if it is still mounted.
-struct Disk {
-    point: PathBuf,
-}
-
-impl Disk {
-    /// An ext4 filesystem, with a journal or without (`^has_journal`), in the file `image`, which is made.
-    fn ext4(stage: &Stage, image: &Path, size: u64, journal: &str) -> Self {
-        File::create(image).unwrap().set_len(size).unwrap();
-        let early = "lazy_itable_init=0,lazy_journal_init=0";
-        run(Command::new("mkfs.ext4").args(["-q", "-O", journal, "-E", early]).arg(image));
-        let disk = Self { point: stage.dir("disk") };
-        disk.mount(image);
-        disk
-    }
-
-    fn mount(&self, image: &Path) {
-        run(Command::new("mount").args(["-o", "loop"]).arg(image).arg(&self.point));
-    }
-
-    /// A filesystem in memory.
-    fn memory(point: PathBuf, size: u64) -> Self {
-        let size = CString::new(format!("size={size}")).unwrap();
-        rustix::mount::mount("tmpfs", &point, "tmpfs", MountFlags::empty(), size.as_c_str()).unwrap();
-        Self { point }
-    }
-
-    fn dir(&self, name: &str) -> PathBuf {
-        put::dir(&self.point, name)
-    }
-
-    /// Gives a filesystem in memory another size.
-    fn resize(&self, size: u64) {
-        let size = CString::new(format!("size={size}")).unwrap();
-        rustix::mount::mount_remount(&self.point, MountFlags::empty(), size.as_c_str()).unwrap();
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        if mount::is_mounted(&self.point) {
-            let _ = rustix::mount::unmount(&self.point, UnmountFlags::DETACH);
-        }
-    }
-}
-
-fn run(command: &mut Command) {
-    let output = command.output().unwrap();
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+/// Gives a filesystem in memory another size.
+fn resize(disk: &Disk, size: u64) {
+    let size = CString::new(format!("size={size}")).unwrap();
+    rustix::mount::mount_remount(&disk.point, MountFlags::empty(), size.as_c_str()).unwrap();
 }
 
 fn mounted(stage: &Stage, lower: &Path, upper: &Path) -> Mount {
@@ -164,7 +122,7 @@ fn a_copy_for_which_there_is_no_room() {
     }
     assert!(fs::read(&file).unwrap() == vec![7; 3 << 20]);
     assert!(free() + 8 >= before, "{} blocks of {before} are left", free());
-    disk.resize(16 * MIB);
+    resize(&disk, 16 * MIB);
     write(&stage.path("mount/large"), b"changed").unwrap();
     assert_eq!(fs::read(&file).unwrap(), b"changed");
     mount.unmount();
@@ -315,7 +273,7 @@ fn a_disk_that_cannot_be_written() {
     assert_eq!(fs::read_to_string(point.join("synced")).unwrap(), "before");
     assert_eq!(fs::read_to_string(point.join("dir/file")).unwrap(), "lower");
 
-    thin.resize(128 * MIB);
+    resize(&thin, 128 * MIB);
     for name in names(&point).iter().filter(|name| name.starts_with("lost-")) {
         fs::remove_file(point.join(name)).unwrap();
     }

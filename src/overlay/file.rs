@@ -145,6 +145,20 @@ impl<L: Layer> Overlay<L> {
         self.begin_copy_up(node, u64::MAX).map(drop)
     }
 
+    /// Opens a regular file for writing where that changes nothing, so that what its layer has against it is said before anything is written:
+    /// EPERM of a file that is immutable or append-only. False where a write first copies something up. Otherwise errors as
+    /// [`Overlay::write_at`].
+    pub fn open_for_writing(&self, handle: &Handle<L>) -> Result<bool> {
+        let node = &handle.node;
+        check_file(node)?;
+        self.upper()?;
+        if !node.state.lock().upper || !self.is_whole(node)? {
+            return Ok(false);
+        }
+        self.use_file(handle);
+        self.file(node, Access::ReadWrite).map(|_| true)
+    }
+
     /// Sets the size of a regular file. EROFS; EFBIG; EISDIR; EINVAL of anything else.
     pub fn truncate(&self, node: &Arc<Node<L>>, size: u64) -> Result<()> {
         check_file(node)?;

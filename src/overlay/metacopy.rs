@@ -126,6 +126,17 @@ impl<L: Layer> Overlay<L> {
         Ok(())
     }
 
+    /// Whether a file of the upper layer has data of its own, so that there are none to bring.
+    pub(super) fn is_whole(&self, node: &Arc<Node<L>>) -> Result<bool> {
+        if self.whiteouts_beside() || node.state.lock().has_data {
+            return Ok(true);
+        }
+        let _content = node.content.lock();
+        let is_whole = self.incomplete(node)?.is_none();
+        node.state.lock().has_data |= is_whole;
+        Ok(is_whole)
+    }
+
     /// As [`Overlay::bring_data`], for a file that may lose its last name while somebody holds it or has found it. The caller has one reference
     /// to the node, and must hold neither the tree nor the content of any.
     pub(super) fn bring_held_data(&self, node: &Arc<Node<L>>) -> Result<()> {

@@ -61,6 +61,7 @@ mod progress;
 mod readdir;
 mod remove;
 mod rename;
+mod room;
 pub(crate) mod stack;
 mod times;
 mod upper;

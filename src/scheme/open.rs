@@ -193,7 +193,11 @@ impl<L: Layer> OverlayScheme<L> {
                 }
             }
         }
-        Ok(open_object(self.overlay.open(node), entry, flags, caller))
+        let file = self.overlay.open(node);
+        if node.kind() == Kind::File && access & O_WRONLY != 0 && !truncates {
+            self.overlay.open_for_writing(&file)?;
+        }
+        Ok(open_object(file, entry, flags, caller))
     }
 
     fn open_new(&self, place: Place<L>, new: New, flags: usize, caller: Caller) -> Result<Handle<L>> {

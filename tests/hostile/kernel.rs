@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use linux_delegate::fuse::Door;
 use linux_delegate::fuse::dispatch::{Agreed, Buffers, handle};
-use linux_delegate::fuse::engine::{EngineDoor, Settings};
+use linux_delegate::fuse::engine::{EngineDoor, Fixed, Settings};
 use linux_delegate::fuse::wire::{EntryOut, InHeader, OutHeader, ROOT, opcode};
 use overlayfs::layer::OsLayer;
 use overlayfs::overlay::{Layers, Overlay};
@@ -104,7 +104,7 @@ pub fn run(parent: &Path, input: &[u8]) {
         let layers = Layers { upper: Some(open(&upper, true)), work: None, lowers: vec![open(&lower, false)] };
         Overlay::new(layers).unwrap()
     };
-    let door = EngineDoor::new(mount(), Settings::default());
+    let door = EngineDoor::new(mount(), Fixed::none(), Settings::default());
     let agreed =
         Agreed { flags: door.setup(u64::MAX).flags, valid: Duration::MAX, max_answer: MAX_ANSWER, prunes: true };
     let mut nodes = vec![ROOT];

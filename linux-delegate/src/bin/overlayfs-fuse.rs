@@ -14,7 +14,7 @@ use std::process::ExitCode;
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 
-use linux_delegate::fuse::engine::{EngineDoor, Settings};
+use linux_delegate::fuse::engine::{EngineDoor, Fixed, Settings};
 use linux_delegate::fuse::mount::{self as fuse_mount, Unmounter};
 use linux_delegate::fuse::scheme::SchemeDoor;
 use linux_delegate::fuse::{Door, Session};
@@ -135,7 +135,10 @@ fn run(options: &MountOptions, ready: Option<File>) -> Result<(), String> {
         ready,
     };
     match options.door {
-        WhichDoor::Engine => serve_door(EngineDoor::new(overlay, settings(options)), &mount_point, how),
+        WhichDoor::Engine => {
+            let fixed = fixed(&options.layers)?;
+            serve_door(EngineDoor::new(overlay, fixed, settings(options)), &mount_point, how)
+        }
         WhichDoor::Scheme => {
             let daemon = start_daemon(overlay)?;
             let door =
@@ -228,6 +231,14 @@ fn start_daemon(overlay: Overlay<OsLayer>) -> Result<JoinHandle<()>, String> {
         Ok(()) => Ok(daemon),
         Err(_) => Err("The scheme cannot be served.".to_owned()),
     }
+}
+
+/// What is known of fixed files in the layer that is written to.
+fn fixed(layers: &Options) -> Result<Fixed, String> {
+    let Some(upper) = layers.upper.as_ref().filter(|_| !layers.read_only) else { return Ok(Fixed::none()) };
+    let top = File::open(upper)
+        .map_err(|error| format!("The upper layer {} cannot be opened again: {error}.", upper.display()))?;
+    Ok(Fixed::new(top.into()))
 }
 
 /// What was chosen for the door of the engine.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use syscall::error::{EINVAL, ENOSYS, ERANGE, Error, Result};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use super::door::{Caller, Door, Entry, Listing, NewMode, Opened, Write, entry_out};
+use super::door::{Caller, Door, Entry, Listing, NewMode, Opened, Valid, Write, entry_out};
 use super::wire::{self, InHeader, OutHeader, init, opcode};
 
 /// What was agreed on when the mount began.
@@ -117,6 +117,7 @@ fn perform(
     buffers: &mut Buffers,
 ) -> Result<Answer> {
     let answer = &mut buffers.head;
+    let valid = Valid { usual: agreed.valid, files_expire: door.files_expire() };
     let caller = Caller { uid: header.uid, gid: header.gid, pid: header.pid };
     let node = header.node;
     let put = |answer: &mut Vec<u8>, bytes: &[u8]| {
@@ -124,11 +125,11 @@ fn perform(
         Ok(Answer::Made)
     };
     let put_entry = |answer: &mut Vec<u8>, entry: &Entry| {
-        answer.extend_from_slice(entry_out(Some(entry), agreed.valid).as_bytes());
+        answer.extend_from_slice(entry_out(Some(entry), valid).as_bytes());
         Ok(Answer::Made)
     };
     let put_attr = |answer: &mut Vec<u8>, attr: wire::Attr| {
-        let (valid, valid_nsec) = wire::valid_for(agreed.valid);
+        let (valid, valid_nsec) = wire::valid_for(valid.of(&attr));
         answer.extend_from_slice(wire::AttrOut { valid, valid_nsec, dummy: 0, attr }.as_bytes());
         Ok(Answer::Made)
     };
@@ -137,7 +138,7 @@ fn perform(
     match header.opcode {
         opcode::LOOKUP => {
             let found = door.lookup(caller, node, body.text()?)?;
-            put(answer, entry_out(found.as_ref(), agreed.valid).as_bytes())
+            put(answer, entry_out(found.as_ref(), valid).as_bytes())
         }
         opcode::FORGET => {
             let forget: wire::ForgetIn = body.take()?;
@@ -158,7 +159,7 @@ fn perform(
         opcode::SETATTR => put_attr(answer, door.setattr(caller, node, &body.take()?)?),
         opcode::STATX => {
             let (attr, birth) = door.birth(node)?;
-            put(answer, statx_out(agreed, &attr, birth).as_bytes())
+            put(answer, statx_out(valid, &attr, birth).as_bytes())
         }
         opcode::READLINK => put(answer, door.readlink(caller, node)?.as_bytes()),
         opcode::SYMLINK => {
@@ -243,7 +244,7 @@ fn perform(
         }
         opcode::GETXATTR => {
             let get: wire::GetxattrIn = body.take()?;
-            put_sized(answer, get.size, &door.getxattr(caller, node, body.text()?)?)
+            put_sized(answer, get.size, &door.getxattr(caller, node, body.text()?, get.size == 0)?)
         }
         opcode::LISTXATTR => {
             let list: wire::GetxattrIn = body.take()?;
@@ -258,7 +259,7 @@ fn perform(
         opcode::OPENDIR => put(answer, open_out(door.opendir(caller, node)?).as_bytes()),
         opcode::READDIR | opcode::READDIRPLUS => {
             let read: wire::ReadIn = body.take()?;
-            let plus = (header.opcode == opcode::READDIRPLUS).then_some(agreed.valid);
+            let plus = (header.opcode == opcode::READDIRPLUS).then_some(valid);
             let mut listing = Listing::new(answer, (read.size as usize).min(agreed.max_answer), plus);
             door.readdir(caller, node, read.fh, read.offset, &mut listing)?;
             Ok(Answer::Made)
@@ -311,10 +312,10 @@ fn put_sized(answer: &mut Vec<u8>, room: u32, value: &[u8]) -> Result<Answer> {
     Ok(Answer::Made)
 }
 
-fn statx_out(agreed: &Agreed, attr: &wire::Attr, birth: Option<(i64, u32)>) -> wire::StatxOut {
+fn statx_out(valid: Valid, attr: &wire::Attr, birth: Option<(i64, u32)>) -> wire::StatxOut {
     let time = |sec: u64, nsec| wire::StatxTime { sec: sec as i64, nsec, reserved: 0 };
     let device = wire::device_from_wire(attr.rdev);
-    let (valid, valid_nsec) = wire::valid_for(agreed.valid);
+    let (valid, valid_nsec) = wire::valid_for(valid.of(attr));
     let mask = libc::STATX_BASIC_STATS | if birth.is_some() { libc::STATX_BTIME } else { 0 };
     let stat = wire::Statx {
         mask,

@@ -50,6 +50,22 @@ pub type StatFs = super::wire::StatfsOut;
 /// A time of creation in seconds and nanoseconds since 1970.
 pub type Birth = (i64, u32);
 
+/// How long the kernel may believe what it is told of an object.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Valid {
+    pub usual: Duration,
+    /// Attributes of files are asked for again whenever they are used.
+    pub files_expire: bool,
+}
+
+impl Valid {
+    /// For these attributes.
+    pub fn of(self, attr: &Attr) -> Duration {
+        let expires = self.files_expire && attr.mode & libc::S_IFMT == libc::S_IFREG;
+        if expires { Duration::ZERO } else { self.usual }
+    }
+}
+
 /// How a mount is set up.
 #[derive(Clone, Copy, Debug)]
 pub struct Setup {
@@ -71,6 +87,16 @@ pub trait Door: Send + Sync {
 
     /// Called by a thread between two requests. One may wait here for what others answer, not two.
     fn rest(&self) {}
+
+    /// Called by a thread that does nothing else, from when requests are served. Answers when it wants to be called again.
+    fn watch(&self) -> Duration {
+        Duration::MAX
+    }
+
+    /// Whether the kernel must ask for the attributes of a file whenever it uses them, so that it also asks before each write.
+    fn files_expire(&self) -> bool {
+        false
+    }
 
     /// None is an answer that the kernel keeps, ENOENT one that it does not.
     fn lookup(&self, caller: Caller, parent: u64, name: &OsStr) -> Result<Option<Entry>>;
@@ -117,7 +143,8 @@ pub trait Door: Send + Sync {
     fn birth(&self, _node: u64) -> Result<(Attr, Option<Birth>)> {
         Err(Error::new(ENOSYS))
     }
-    fn getxattr(&self, _: Caller, _node: u64, _name: &OsStr) -> Result<Vec<u8>> {
+    /// `only_size` if the value is not told.
+    fn getxattr(&self, _: Caller, _node: u64, _name: &OsStr, _only_size: bool) -> Result<Vec<u8>> {
         Err(Error::new(ENOSYS))
     }
     /// `flags` are those of setxattr(2).
@@ -170,12 +197,12 @@ pub struct Listing<'a> {
     start: usize,
     end: usize,
     /// With attributes: each entry but `.` and `..` counts as one that the kernel was told of.
-    plus: Option<Duration>,
+    plus: Option<Valid>,
 }
 
 impl<'a> Listing<'a> {
     /// A listing of at most `room` bytes at the end of `answer`; with attributes that are valid for `plus`, or without.
-    pub(super) fn new(answer: &'a mut Vec<u8>, room: usize, plus: Option<Duration>) -> Self {
+    pub(super) fn new(answer: &'a mut Vec<u8>, room: usize, plus: Option<Valid>) -> Self {
         let start = answer.len();
         Self { answer, start, end: start + room, plus }
     }
@@ -220,8 +247,9 @@ impl<'a> Listing<'a> {
 
     /// Adds an entry with its attributes, which must fit.
     pub fn add_entry(&mut self, entry: &Entry, offset: u64, name: &OsStr) {
-        let valid = self.plus.unwrap_or_default();
-        self.answer.extend_from_slice(entry_out(Some(entry), valid).as_bytes());
+        if let Some(valid) = self.plus {
+            self.answer.extend_from_slice(entry_out(Some(entry), valid).as_bytes());
+        }
         self.add_dirent(entry.attr.ino, offset, entry.attr.mode, name);
     }
 
@@ -235,16 +263,9 @@ impl<'a> Listing<'a> {
 }
 
 /// The answer that tells of an entry, or that there is none.
-pub(super) fn entry_out(entry: Option<&Entry>, valid: Duration) -> EntryOut {
-    let (sec, nsec) = valid_for(valid);
+pub(super) fn entry_out(entry: Option<&Entry>, valid: Valid) -> EntryOut {
+    let (sec, nsec) = valid_for(valid.usual);
     let (node, attr) = entry.map_or_else(Default::default, |entry| (entry.node, entry.attr));
-    EntryOut {
-        node,
-        generation: 0,
-        entry_valid: sec,
-        attr_valid: sec,
-        entry_valid_nsec: nsec,
-        attr_valid_nsec: nsec,
-        attr,
-    }
+    let (attr_valid, attr_valid_nsec) = valid_for(valid.of(&attr));
+    EntryOut { node, generation: 0, entry_valid: sec, attr_valid, entry_valid_nsec: nsec, attr_valid_nsec, attr }
 }

@@ -6,7 +6,8 @@
 use std::fs::File;
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::mpsc::RecvTimeoutError;
+use std::sync::{Arc, mpsc};
 use std::thread;
 
 use zerocopy::{FromBytes, IntoBytes};
@@ -68,7 +69,16 @@ impl<D: Door + 'static> Session<D> {
                 thread::Builder::new().name("request".to_owned()).spawn(move || serve(&*door, &agreed, &device))
             })
             .collect::<io::Result<_>>()?;
+        let (end, ended) = mpsc::channel::<()>();
+        let door = self.door.clone();
+        let watch = thread::Builder::new().name("watch".to_owned()).spawn(move || {
+            // The other end is dropped when there is nothing more to watch.
+            while ended.recv_timeout(door.watch()) == Err(RecvTimeoutError::Timeout) {}
+        })?;
         let mut result = serve(&*self.door, &self.agreed, &self.device);
+        drop(end);
+        let watched = watch.join().map_err(|_| io::Error::other("a thread panicked"));
+        result = result.and(watched);
         for other in others {
             let ended = other.join().unwrap_or_else(|_| Err(io::Error::other("a thread panicked")));
             result = result.and(ended);

@@ -93,6 +93,8 @@ pub mod set {
     pub const ATIME_NOW: u32 = 1 << 7;
     pub const MTIME_NOW: u32 = 1 << 8;
     pub const KILL_SUIDGID: u32 = 1 << 11;
+    /// Any of those that are something to set.
+    pub const ANY: u32 = MODE | UID | GID | SIZE | ATIME | MTIME;
 }
 
 /// What the kernel has of a file's content stays valid when the file is opened again (`FOPEN_KEEP_CACHE`).

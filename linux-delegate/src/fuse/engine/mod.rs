@@ -9,10 +9,13 @@
 //! which asks no layer.
 
 mod ahead;
+mod announce;
 mod convert;
 mod files;
+mod fixed;
 mod misdated;
 mod nodes;
+mod space;
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -21,17 +24,20 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use overlayfs::layer::{Allocation, Kind, Layer, Owner, RenameMode, Stat, Time, XattrMode};
 use overlayfs::overlay::{DirEntry, Handle, Node, Overlay, without_set_id};
-use syscall::error::{EEXIST, EFBIG, EINVAL, EMFILE, ENFILE, ENOENT, ENXIO, EOPNOTSUPP, Error, Result};
+use syscall::error::{EEXIST, EFBIG, EINVAL, EMFILE, ENFILE, ENOENT, ENOSYS, ENXIO, EOPNOTSUPP, Error, Result};
 
 use super::door::{Birth, Caller, Door, Entry, Listing, NewMode, Opened, Setup, StatFs, Write};
 use super::session::Notifier;
 use super::wire::{self, Attr, SetattrIn, init, set};
 use crate::identity::Identity;
 use ahead::Ahead;
+use announce::{CAPABILITY, Told};
 use convert::{attr, kind_bits, kind_of};
 use files::Files;
+pub use fixed::Fixed;
 use misdated::Misdated;
 use nodes::Nodes;
+use space::Space;
 
 /// Where a listing goes on behind `.` and behind `..`: offsets that the engine does not give.
 const BEHIND_SELF: u64 = 1;
@@ -82,6 +88,9 @@ pub struct EngineDoor<L: Layer> {
     nodes: Nodes<L>,
     files: Files<L>,
     ahead: Ahead<L>,
+    told: Told,
+    space: Space,
+    fixed: Fixed,
     settings: Settings,
     notifier: OnceLock<Notifier>,
     misdated: Misdated,
@@ -90,12 +99,15 @@ pub struct EngineDoor<L: Layer> {
 }
 
 impl<L: Layer> EngineDoor<L> {
-    /// The tree of `overlay`.
-    pub fn new(overlay: Overlay<L>, settings: Settings) -> Self {
+    /// The tree of `overlay`, in whose upper layer there are `fixed` files.
+    pub fn new(overlay: Overlay<L>, fixed: Fixed, settings: Settings) -> Self {
         Self {
             nodes: Nodes::new(&overlay, settings.known_max),
             files: Files::new(),
             ahead: Ahead::new(),
+            told: Told::new(),
+            space: Space::new(),
+            fixed,
             overlay,
             settings,
             notifier: OnceLock::new(),
@@ -293,6 +305,7 @@ impl<L: Layer> Door for EngineDoor<L> {
             self.read_ahead(&dir);
             self.ahead.done();
         }
+        self.fixed.look();
         if !self.nodes.is_due() {
             return;
         }
@@ -306,6 +319,25 @@ impl<L: Layer> Door for EngineDoor<L> {
         }
     }
 
+    fn watch(&self) -> Duration {
+        self.watch_space()
+    }
+
+    fn files_expire(&self) -> bool {
+        self.space.is_scarce()
+    }
+
+    fn open(&self, _: Caller, node: u64, flags: i32) -> Result<Opened> {
+        if self.fixed.is_none() {
+            return Err(Error::new(ENOSYS));
+        }
+        if flags & libc::O_ACCMODE != libc::O_RDONLY {
+            let file = self.file(node)?;
+            self.call(|| self.overlay.open_for_writing(&file))?;
+        }
+        Ok(Opened { fh: 0, flags: wire::FOPEN_KEEP_CACHE })
+    }
+
     fn lookup(&self, _: Caller, parent: u64, name: &OsStr) -> Result<Option<Entry>> {
         let dir = self.node(parent)?;
         match self.call(|| self.overlay.lookup(&dir, name)) {
@@ -317,6 +349,7 @@ impl<L: Layer> Door for EngineDoor<L> {
 
     fn forget(&self, node: u64, count: u64) {
         let Some(forgotten) = self.nodes.forget(node, count) else { return };
+        let _forgetting = self.space.forget(node);
         self.files.close(node);
         let node = forgotten.node().clone();
         drop(forgotten);
@@ -330,6 +363,9 @@ impl<L: Layer> Door for EngineDoor<L> {
     fn setattr(&self, caller: Caller, number: u64, change: &SetattrIn) -> Result<Attr> {
         let node = self.node(number)?;
         let is_set = |field| change.valid & field != 0;
+        if !is_set(set::ANY) {
+            self.announced(number, &node)?;
+        }
         if is_set(set::SIZE) {
             self.drop_set_id(&node, is_set(set::KILL_SUIDGID).then_some(caller))?;
             // With the size that a file has, truncate(2) changes no times, and the kernel keeps those that it knows.
@@ -471,7 +507,7 @@ impl<L: Layer> Door for EngineDoor<L> {
         self.drop_set_id(file.node(), (write.flags & wire::WRITE_KILL_SUIDGID != 0).then_some(caller))?;
         // Where the kernel keeps no times, a store through a mapping changes them when it is written.
         let held_back = self.settings.writeback && write.flags & wire::WRITE_CACHE != 0;
-        let mut done = 0;
+        let (mut done, mut failed) = (0, None);
         while done < write.data.len() {
             let (rest, offset) = (&write.data[done..], write.offset + done as u64);
             match self.call(|| match held_back {
@@ -479,11 +515,18 @@ impl<L: Layer> Door for EngineDoor<L> {
                 false => self.overlay.write_at(&file, rest, offset),
             }) {
                 Ok(count) => done += count,
-                Err(error) if done == 0 => return Err(error),
+                Err(error) if done == 0 => {
+                    failed = Some(error);
+                    break;
+                }
                 Err(_) => break,
             }
         }
-        Ok(done)
+        let written = failed.map_or(Ok(done), Err);
+        if held_back {
+            self.written_back(node, written);
+        }
+        written
     }
 
     fn fsync(&self, node: u64, _: u64) -> Result<()> {
@@ -540,10 +583,14 @@ impl<L: Layer> Door for EngineDoor<L> {
         Ok((self.attr(&node)?, birth.map(|time| (time.sec, time.nsec))))
     }
 
-    fn getxattr(&self, _: Caller, node: u64, name: &OsStr) -> Result<Vec<u8>> {
+    fn getxattr(&self, caller: Caller, number: u64, name: &OsStr, only_size: bool) -> Result<Vec<u8>> {
         self.check_acl(name)?;
-        let node = self.node(node)?;
-        let mut value = self.call(|| self.overlay.xattr(&node, name))?;
+        let node = self.node(number)?;
+        let value = self.call(|| self.overlay.xattr(&node, name));
+        if name == CAPABILITY {
+            return self.capability(caller, (number, &node), value, only_size);
+        }
+        let mut value = value?;
         if is_acl(name) {
             self.settings.identity.show_acl(&mut value);
         }
@@ -580,8 +627,11 @@ impl<L: Layer> Door for EngineDoor<L> {
         Ok(names)
     }
 
-    fn removexattr(&self, _: Caller, node: u64, name: &OsStr) -> Result<()> {
+    fn removexattr(&self, caller: Caller, node: u64, name: &OsStr) -> Result<()> {
         self.check_acl(name)?;
+        if name == CAPABILITY && self.told.take(node, caller.pid) {
+            return Ok(());
+        }
         let node = self.node(node)?;
         self.call(|| self.overlay.remove_xattr(&node, name))
     }

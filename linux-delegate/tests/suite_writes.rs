@@ -1,0 +1,283 @@
+//! A write that was taken is not lost: programs that do not look at what close(2) answers are told by open(2) or write(2), as on a filesystem
+//! without an overlay and on the kernel's overlayfs.
+//!
+//! Needs root, /dev/fuse, loop devices, mkfs.ext4, chattr, setfacl, python3 and sqlite3.
+
+#[path = "suite/disk.rs"]
+mod disk;
+#[macro_use]
+#[path = "suite/doors.rs"]
+mod doors;
+#[path = "suite/mount.rs"]
+mod mount;
+#[path = "suite/run.rs"]
+mod run;
+
+use std::ffi::CString;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use disk::Disk;
+use mount::Mount;
+use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
+use rustix::mount::UnmountFlags;
+use test_common::{Detail, LowerGuard, Snapshot, Stage, put};
+
+const MIB: u64 = 1 << 20;
+
+/// Programs that write the text `$1` to the file `$0`, which is there.
+const WRITERS: &[&str] = &[
+    r#"echo "$1" >> "$0""#,
+    r#"printf '%s\n' "$1" >> "$0""#,
+    r#"cat >> "$0" <<< "$1""#,
+    r#"python3 -c 'import sys; file = open(sys.argv[1], "a"); file.write(sys.argv[2] + "\n"); file.close()' "$0" "$1""#,
+    r#"awk -v text="$1" -v file="$0" 'BEGIN { print text >> file }'"#,
+    r#"echo "$1" | dd of="$0" oflag=append conv=notrunc status=none"#,
+    r#"echo "$1" | tee -a "$0" > /dev/null"#,
+];
+
+/// Directories for a mount on a filesystem of their own.
+struct Bed {
+    stage: Stage,
+    disk: Disk,
+}
+
+impl Bed {
+    fn new(size: u64) -> Self {
+        let stage = Stage::new();
+        let disk = Disk::ext4(&stage, &stage.path("image"), size, "has_journal");
+        for name in ["lower", "upper", "work"] {
+            disk.dir(name);
+        }
+        Self { stage, disk }
+    }
+
+    fn path(&self, path: &str) -> PathBuf {
+        self.disk.point.join(path)
+    }
+
+    fn mounted(&self, path: &str) -> PathBuf {
+        self.stage.path("mount").join(path)
+    }
+
+    fn options(&self) -> String {
+        let [lower, upper, work] = ["lower", "upper", "work"].map(|name| self.path(name).display().to_string());
+        format!("lowerdir={lower},upperdir={upper},workdir={work}")
+    }
+
+    fn mount(&self, more: &str) -> Mount {
+        Mount::new(&self.stage.dir("mount"), &format!("{}{more}", self.options()))
+    }
+}
+
+/// Runs a script in bash with two arguments. Whether it says that it has done all.
+fn runs(script: &str, file: &Path, text: &str) -> bool {
+    run::finish(run::command("bash").args(["-c", script]).arg(file).arg(text)).status.success()
+}
+
+/// Every writer either says that it failed, or the text is in the file, also after another mount. Answers how many failed.
+fn write_all_ways(files: &[PathBuf], told: &mut Vec<(PathBuf, String)>) -> usize {
+    let mut failed = 0;
+    for file in files {
+        for (number, writer) in WRITERS.iter().enumerate() {
+            let text = format!("text {number}");
+            match runs(writer, file, &text) {
+                true => told.push((file.clone(), text)),
+                false => failed += 1,
+            }
+        }
+    }
+    failed
+}
+
+#[track_caller]
+fn check(told: &[(PathBuf, String)]) {
+    for (file, text) in told {
+        let content = fs::read(file).unwrap();
+        let found = content.windows(text.len()).any(|part| part == text.as_bytes());
+        assert!(found, "{text:?} was written to {} and is not there", file.display());
+    }
+}
+
+/// Takes all of the space that is left.
+fn fill(path: &Path) {
+    let file = File::create(path).unwrap();
+    let mut at = 0;
+    for size in [64 * MIB, MIB, 64 << 10] {
+        while rustix::fs::fallocate(&file, FallocateFlags::empty(), at, size).is_ok() {
+            at += size;
+        }
+    }
+    while file.write_all_at(&[1; 1024], at).and_then(|()| file.sync_all()).is_ok() {
+        at += 1024;
+    }
+}
+
+/// In a small filesystem the kernel asks before every write; in a large one it has been told that it need not, before the space was gone.
+fn a_full_disk(size: u64, more: &str) {
+    let bed = Bed::new(size);
+    for name in ["one", "two", "three"] {
+        put::file(&bed.path("lower"), name, "lower");
+        // Any text more needs a block more.
+        put::file(&bed.path("upper"), &format!("upper-{name}"), vec![b'-'; 4096]);
+    }
+    let guard = LowerGuard::new([bed.path("lower")]);
+    let mount = bed.mount(more);
+    let known: Vec<_> = ["upper-one", "upper-two"].map(|name| bed.mounted(name)).into();
+    let held = OpenOptions::new().append(true).open(&known[0]).unwrap();
+    (&held).write_all(&[b'+'; 4096]).unwrap();
+    let mut told = Vec::new();
+    assert_eq!(write_all_ways(&known[1..], &mut told), 0, "there is space");
+
+    fill(&bed.path("filler"));
+    // Who makes a file looks at once; the others follow.
+    assert!(!runs(r#"echo "$1" > "$0""#, &bed.mounted("new"), "text"));
+    let refused = (&held).write_all(&[b'+'; 8192]).and_then(|()| (&held).write_all(&[b'+'; 8192])).unwrap_err();
+    assert_eq!(refused.raw_os_error(), Some(libc::ENOSPC), "a file that was open");
+    let files: Vec<_> = ["upper-two", "upper-three", "one"].map(|name| bed.mounted(name)).into();
+    let failed = write_all_ways(&files, &mut told);
+    assert!(failed > 0, "nothing failed");
+    for script in [
+        r#"cp /bin/sh "$0""#,
+        r#"sqlite3 "$0" 'create table t (x); insert into t values (randomblob(100000));'"#,
+        r#"cat /bin/sh > "$0""#,
+        r#"dd if=/bin/sh of="$0" bs=4k status=none"#,
+    ] {
+        assert!(!runs(script, &bed.mounted("more"), ""), "{script}");
+        let _ = fs::remove_file(bed.mounted("more"));
+    }
+    check(&told);
+
+    // Space that is given back is there at once.
+    fs::remove_file(bed.path("filler")).unwrap();
+    assert_eq!(write_all_ways(&files, &mut told), 0, "there is space again");
+    check(&told);
+    drop(held);
+    mount.unmount();
+    let mount = bed.mount("");
+    check(&told);
+    mount.unmount();
+    guard.check();
+}
+
+#[test]
+fn a_full_small_disk() {
+    a_full_disk(24 * MIB, "");
+}
+
+#[test]
+fn a_full_disk_without_write_back() {
+    a_full_disk(24 * MIB, ",writeback=0");
+}
+
+#[test]
+fn a_disk_that_others_fill() {
+    // More than the kernel holds back for one mount.
+    a_full_disk(1024 * MIB, "");
+}
+
+/// The same calls on the kernel's overlayfs and on ours.
+fn refusals(point: &Path) -> Vec<(String, Option<i32>)> {
+    let mut said = Vec::new();
+    for name in ["immutable", "append"] {
+        let file = point.join(name);
+        let mut say = |what: &str, result: io::Result<()>| {
+            said.push((format!("{what} {name}"), result.err().and_then(|error| error.raw_os_error())));
+        };
+        let open = |options: &mut OpenOptions| options.open(&file).map(drop);
+        say("open for reading", open(OpenOptions::new().read(true)));
+        say("open for writing", open(OpenOptions::new().write(true)));
+        say("open for both", open(OpenOptions::new().read(true).write(true)));
+        say("open and truncate", open(OpenOptions::new().write(true).custom_flags(libc::O_TRUNC)));
+        let path = CString::new(file.as_os_str().as_encoded_bytes()).unwrap();
+        // SAFETY: the path is a C string that outlives the call.
+        let truncated = unsafe { libc::truncate(path.as_ptr(), 0) };
+        say("truncate", if truncated == 0 { Ok(()) } else { Err(io::Error::last_os_error()) });
+        say("unlink", fs::remove_file(&file));
+        say("rename", fs::rename(&file, point.join("other")));
+        say("link", fs::hard_link(&file, point.join("other")));
+        say("chmod", fs::set_permissions(&file, fs::Permissions::from_mode(0o600)));
+        say("rename over", fs::rename(point.join("usual"), &file));
+        assert_eq!(fs::read_to_string(&file).unwrap(), "old", "{name}");
+    }
+    said.push(("open the usual".to_owned(), OpenOptions::new().write(true).open(point.join("usual")).err().map(|_| 1)));
+    said
+}
+
+/// A file of the upper layer that nobody may write to, on the kernel's overlayfs and on ours.
+fn files_that_are_fixed(door: &str) {
+    let mut right = None;
+    for kind in ["linux", "oci", "kernel"] {
+        let bed = Bed::new(24 * MIB);
+        let upper = bed.path("upper");
+        for name in ["immutable", "append", "usual", "later"] {
+            put::file(&upper, name, "old");
+        }
+        put::dir(&upper, "dir");
+        put::file(&bed.path("lower"), "dir/lower", "lower");
+        let flags = |flag: &str, path: &str| disk::run(Command::new("chattr").arg(flag).arg(upper.join(path)));
+        flags("+i", "immutable");
+        flags("+a", "append");
+        let point = bed.stage.dir("mount");
+        if kind == "linux" {
+            disk::run(Command::new("mount").args(["-t", "overlay", "overlay", "-o", &bed.options()]).arg(&point));
+            right = Some(refusals(&point));
+            rustix::mount::unmount(&point, UnmountFlags::empty()).unwrap();
+            continue;
+        }
+        let mount = bed.mount(&format!(",door={door},format={kind}"));
+        assert_eq!(Some(refusals(&point)), right, "{kind}");
+        // What becomes so behind the overlay's back is found by a write.
+        for file in ["later", "dir/lower"] {
+            assert!(fs::read(point.join(file)).is_ok());
+        }
+        flags("+i", "later");
+        flags("+i", "dir");
+        for file in ["later", "dir/lower"] {
+            let open = OpenOptions::new().append(true).open(point.join(file));
+            let refused = open.and_then(|mut file| file.write_all(b"x")).unwrap_err();
+            assert_eq!(refused.raw_os_error(), Some(libc::EPERM), "{file}");
+        }
+        mount.unmount();
+    }
+}
+
+through_both_doors!(files_that_are_fixed);
+
+/// Who reads attributes writes nothing.
+#[test]
+fn questions_copy_nothing_up() {
+    let bed = Bed::new(24 * MIB);
+    put::file(&bed.path("lower"), "file", "lower");
+    put::file(&bed.path("upper"), "upper", "upper");
+    let mount = bed.mount("");
+    let before = Snapshot::take(&bed.path("upper"), Detail::Times);
+    for name in ["file", "upper"] {
+        let file = bed.mounted(name);
+        for size in [0, 100] {
+            let asked = rustix::fs::getxattr(&file, "security.capability", &mut vec![0; size]);
+            assert_eq!(asked, Err(Errno::NODATA));
+        }
+        assert_eq!(rustix::fs::removexattr(&file, "security.capability"), Err(Errno::NODATA));
+        fs::read(&file).unwrap();
+        assert!(runs(
+            r#"ls --color=always -l "$0" && cp -a "$0" /dev/null && tar --xattrs -cf - "$0" > /dev/null"#,
+            &file,
+            ""
+        ));
+    }
+    before.assert_same(&Snapshot::take(&bed.path("upper"), Detail::Times), "the upper layer");
+    // A real one is there, and goes with the first write.
+    let file = bed.mounted("file");
+    let value = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    rustix::fs::setxattr(&file, "security.capability", &value, rustix::fs::XattrFlags::empty()).unwrap();
+    assert_eq!(rustix::fs::getxattr(&file, "security.capability", &mut [0; 100][..]), Ok(20));
+    OpenOptions::new().append(true).open(&file).unwrap().write_all(b"x").unwrap();
+    assert_eq!(rustix::fs::getxattr(&file, "security.capability", &mut [0; 100][..]), Err(Errno::NODATA));
+    mount.unmount();
+    assert_eq!(fs::read_to_string(bed.path("upper/file")).unwrap(), "lowerx");
+}
