@@ -14,7 +14,11 @@ pub const UNMAPPED: u32 = u32::MAX;
 /// user's.
 const UNMAPPED_IN_ACL: u32 = u32::MAX - 1;
 
-/// The tags of the entries of a POSIX ACL that name somebody.
+/// What the system calls who has no id in the user namespace of the daemon, in an ACL of a layer.
+const STRANGER: u32 = u32::MAX;
+
+/// The tags of the entries of a POSIX ACL that name somebody, and of that for all others.
+const ACL_OTHER: u16 = 0x20;
 const ACL_USER: u16 = 0x02;
 const ACL_GROUP: u16 = 0x08;
 /// The sizes of the head of a POSIX ACL, as an extended attribute has it, and of one entry: tag, permissions, id.
@@ -186,6 +190,32 @@ impl Identity {
     }
 }
 
+/// Takes from the ACL of a layer the entries of who has no id in the user namespace of the daemon, since the kernel takes no ACL that has them. Nobody
+/// who reaches the mount is such a user. He may be in such a group; so that he gains nothing, all others have no more rights than it. Answers
+/// whether there was such an entry.
+pub fn hide_strangers(acl: &mut Vec<u8>) -> bool {
+    let Some((head, entries)) = acl.split_at_checked(ACL_HEAD) else { return false };
+    let (entries, rest) = entries.as_chunks::<ACL_ENTRY>();
+    let tag = |entry: &[u8; ACL_ENTRY]| u16::from_le_bytes([entry[0], entry[1]]);
+    let is_stranger = |entry: &&[u8; ACL_ENTRY]| {
+        matches!(tag(entry), ACL_USER | ACL_GROUP) && entry.last_chunk() == Some(&STRANGER.to_le_bytes())
+    };
+    let (strangers, known): (Vec<[u8; ACL_ENTRY]>, Vec<[u8; ACL_ENTRY]>) = entries.iter().partition(is_stranger);
+    if strangers.is_empty() {
+        return false;
+    }
+    let groups = strangers.iter().filter(|entry| tag(entry) == ACL_GROUP);
+    let left = groups.fold(u8::MAX, |left, entry| left & entry[2]);
+    let shown = known.into_iter().map(|mut entry| {
+        if tag(&entry) == ACL_OTHER {
+            entry[2] &= left;
+        }
+        entry
+    });
+    *acl = [head, shown.collect::<Vec<_>>().as_flattened(), rest].concat();
+    true
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -336,10 +366,28 @@ mod tests {
     }
 
     #[test]
+    fn who_has_no_id_here_is_not_shown() {
+        let mut value = acl(&[(0x01, STRANGER), (0x02, 5), (0x04, STRANGER), (0x20, STRANGER)]);
+        let before = value.clone();
+        assert!(!hide_strangers(&mut value));
+        assert_eq!(value, before, "what has no name has no id");
+        let mut value = acl(&[(0x01, STRANGER), (0x02, STRANGER), (0x02, 5), (0x04, STRANGER), (0x20, STRANGER)]);
+        assert!(hide_strangers(&mut value));
+        assert_eq!(value, before);
+        let mut value = acl(&[(0x04, STRANGER), (0x08, STRANGER), (0x20, STRANGER)]);
+        value[ACL_HEAD + ACL_ENTRY + 2] = 4;
+        assert!(hide_strangers(&mut value));
+        let mut shown = acl(&[(0x04, STRANGER), (0x20, STRANGER)]);
+        shown[ACL_HEAD + ACL_ENTRY + 2] = 4;
+        assert_eq!(value, shown, "others have no more than the group");
+    }
+
+    #[test]
     fn what_is_no_acl_stays_as_it_is() {
         for length in 0..20 {
             let before = vec![0xff; length];
             let mut value = before.clone();
+            hide_strangers(&mut value.clone());
             namespace().show_acl(&mut value);
             assert_eq!(namespace().store_acl(&mut value), Ok(()));
             assert_eq!(value, before);

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use linux_delegate::fuse::engine::{EngineDoor, Settings};
+use linux_delegate::fuse::engine::{EngineDoor, Fixed, Settings};
 use linux_delegate::fuse::{Session, mount};
 use overlayfs::layer::OsLayer;
 use overlayfs::overlay::{self, Layers, Overlay};
@@ -53,7 +53,7 @@ impl Mounted {
         };
         let settings = Settings { known_max: KNOWN_MAX, ..Settings::default() };
         let device = mount::mount(&point, &options).unwrap();
-        let session = Session::start(device, EngineDoor::new(overlay(stage), settings), 4).unwrap();
+        let session = Session::start(device, EngineDoor::new(overlay(stage), Fixed::none(), settings), 4).unwrap();
         let door = session.door();
         let serving = thread::spawn(move || session.run().unwrap());
         Self { point, door: Some(door), serving: Some(serving) }

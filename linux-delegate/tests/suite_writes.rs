@@ -25,7 +25,7 @@ use mount::Mount;
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
-use test_common::{Detail, LowerGuard, Snapshot, Stage, put};
+use test_common::{Detail, LowerGuard, Snapshot, Stage, mode, owner, put};
 
 const MIB: u64 = 1 << 20;
 
@@ -280,4 +280,73 @@ fn questions_copy_nothing_up() {
     assert_eq!(rustix::fs::getxattr(&file, "security.capability", &mut [0; 100][..]), Err(Errno::NODATA));
     mount.unmount();
     assert_eq!(fs::read_to_string(bed.path("upper/file")).unwrap(), "lowerx");
+}
+
+/// A user's own mount, in a namespace where nobody else has an id. The arguments are a directory and the program.
+const IN_NAMESPACE: &str = r#"
+cd "$0" && mount --bind fuse /dev/fuse
+"$1" -f -o lowerdir=lower,upperdir=upper,workdir=work mount &
+until mountpoint -q mount; do sleep 0.05; done
+say() { name=$1; shift; "$@" > out 2>&1; echo "$name $? $(tail -n 1 out)"; }
+say read cat mount/dir/file
+say acl getfacl -cn mount/dir
+say append sh -c 'echo x >> mount/acl'
+say chmod chmod 700 mount/acl
+say new sh -c 'echo x > mount/dir/new'
+say move mv -T mount/dir mount/moved
+say append-above sh -c 'echo x >> mount/upper/file'
+say chmod-above chmod 750 mount/upper/file
+say new-above sh -c 'echo x > mount/upper/new'
+say set-above setfacl -m u:0:rwx mount/upper/file
+say owner sh -c 'echo x >> mount/owner'
+cat mount/owner
+umount mount && wait
+"#;
+
+/// ACLs and owners of which the namespace of the daemon knows nothing: what is in the upper layer is kept as it is, and what cannot be copied is told.
+#[test]
+fn ids_that_the_namespace_lacks() {
+    let stage = Stage::new();
+    mode(stage.root(), 0o777);
+    let [lower, upper, ..] = ["lower", "upper", "work", "mount"].map(|name| stage.dir(name));
+    for (layer, path) in [(&lower, "dir/file"), (&lower, "acl"), (&lower, "owner"), (&upper, "upper/file")] {
+        put::file(layer, path, "old\n");
+    }
+    let acl = |entries: &str, path: PathBuf| disk::run(Command::new("setfacl").args(["-m", entries]).arg(path));
+    acl("u:5:rwx,d:u:5:rwx", lower.join("dir"));
+    acl("u:5:rwx,d:u:5:rwx", upper.join("upper"));
+    acl("u:5:rw", lower.join("acl"));
+    acl("u:5:rw", upper.join("upper/file"));
+    disk::run(Command::new("chown").args(["-R", "4242:4242"]).arg(stage.root()));
+    owner(&lower.join("owner"), 5, 5);
+    mode(&lower.join("owner"), 0o666);
+    let guard = LowerGuard::new([lower.clone()]);
+    let prepare = r#"
+        cp "$2" "$1/program" && chmod 755 "$1/program" && mknod -m 666 "$1/fuse" c 10 229
+        exec setpriv --reuid 4242 --regid 4242 --clear-groups unshare --user --map-root-user --mount sh -c "$3" "$1" ./program
+    "#;
+    let program = mount::program();
+    let mut command = run::command("sh");
+    let output = run::finish(command.args(["-c", prepare, "sh"]).arg(stage.root()).args([&program, IN_NAMESPACE]));
+    let said = String::from_utf8(output.stdout).unwrap();
+    let overflow = "Value too large for defined data type";
+    let lines: Vec<_> = said.lines().collect();
+    let said_of = |name: &str| {
+        let line = lines.iter().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("{name} is missing in {said}{}", String::from_utf8_lossy(&output.stderr)))
+    };
+    for (name, right) in [("read", "0 old"), ("append-above", "0 "), ("chmod-above", "0 "), ("new-above", "0 ")] {
+        assert_eq!(said_of(name), right, "{name}");
+    }
+    assert!(said_of("acl").starts_with("0 "), "{}", said_of("acl"));
+    for name in ["append", "chmod", "new", "move"] {
+        let said = said_of(name);
+        assert!(!said.starts_with('0') && (name == "append" || said.ends_with(overflow)), "{name}: {said}");
+    }
+    assert!(said_of("set-above").ends_with("Invalid argument"), "{}", said_of("set-above"));
+    assert_eq!(said_of("owner").starts_with("0 "), lines.last() == Some(&"x"), "{said}");
+    let kept =
+        Command::new("getfacl").args(["-cn", "--absolute-names"]).arg(upper.join("upper/file")).output().unwrap();
+    assert!(String::from_utf8_lossy(&kept.stdout).contains("user:5:rw"), "the entry is kept");
+    guard.check();
 }

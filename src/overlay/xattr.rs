@@ -8,7 +8,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
-use syscall::error::{EEXIST, ENODATA, ENOENT, EOPNOTSUPP, Error};
+use syscall::error::{EEXIST, EINVAL, ENODATA, ENOENT, EOPNOTSUPP, EOVERFLOW, Error};
 
 use super::Overlay;
 use super::attr::Spot;
@@ -95,10 +95,9 @@ impl<L: Layer> Overlay<L> {
 
     /// Gives a new object of the upper layer, made with `mode`, what `default`, the default ACL of its directory, says.
     pub(super) fn inherit(&self, made: Object<'_, L>, kind: Kind, mode: u32, default: &[u8]) -> Result<()> {
-        let (upper, _) = self.upper()?;
-        upper.set_xattr(made, OsStr::new(ACCESS_ACL), &masked(default, mode), XattrMode::Set)?;
+        self.give_xattr(made, OsStr::new(ACCESS_ACL), &masked(default, mode))?;
         match kind {
-            Kind::Dir => upper.set_xattr(made, OsStr::new(DEFAULT_ACL), default, XattrMode::Set),
+            Kind::Dir => self.give_xattr(made, OsStr::new(DEFAULT_ACL), default),
             _ => Ok(()),
         }
     }
@@ -184,21 +183,30 @@ impl<L: Layer> Overlay<L> {
     }
 
     /// Gives the copy of an object of a lower layer these attributes of it, one after the other, since a file can have gigabytes of them. What the
-    /// upper layer cannot hold is left out, but for what has a say in who may do what: then EOPNOTSUPP, as the kernel's overlayfs answers.
+    /// upper layer cannot hold is left out, but for what has a say in who may do what: then EOPNOTSUPP, as the kernel's overlayfs answers, or EOVERFLOW.
     pub(super) fn copy_xattrs(&self, node: &Arc<Node<L>>, copy: Object<'_, L>, names: &[OsString]) -> Result<()> {
-        let (upper, _) = self.upper()?;
         for name in names {
             let value = match self.stored_xattr(node, name) {
                 // Listed, but not for us to read.
                 Err(error) if matches!(error.errno, ENODATA | EOPNOTSUPP) => continue,
                 value => value?,
             };
-            match upper.set_xattr(copy, name, &value, XattrMode::Set) {
+            match self.give_xattr(copy, name, &value) {
                 Err(error) if error.errno == EOPNOTSUPP && !matters(name) => {}
-                set => set?,
+                given => given?,
             }
         }
         Ok(())
+    }
+
+    /// Gives a new object of the upper layer an attribute that another object has. EOVERFLOW of an ACL that names ids which the daemon's user
+    /// namespace lacks: what it reads of them it cannot write.
+    fn give_xattr(&self, made: Object<'_, L>, name: &OsStr, value: &[u8]) -> Result<()> {
+        let is_acl = name == ACCESS_ACL || name == DEFAULT_ACL;
+        match self.upper()?.0.set_xattr(made, name, value, XattrMode::Set) {
+            Err(error) if error.errno == EINVAL && is_acl => Err(Error::new(EOVERFLOW)),
+            given => given,
+        }
     }
 
     fn layer_has_xattrs(&self, node: &Arc<Node<L>>) -> bool {

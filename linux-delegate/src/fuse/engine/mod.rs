@@ -29,7 +29,7 @@ use syscall::error::{EEXIST, EFBIG, EINVAL, EMFILE, ENFILE, ENOENT, ENOSYS, ENXI
 use super::door::{Birth, Caller, Door, Entry, Listing, NewMode, Opened, Setup, StatFs, Write};
 use super::session::Notifier;
 use super::wire::{self, Attr, SetattrIn, init, set};
-use crate::identity::Identity;
+use crate::identity::{Identity, hide_strangers};
 use ahead::Ahead;
 use announce::{CAPABILITY, Told};
 use convert::{attr, kind_bits, kind_of};
@@ -592,6 +592,7 @@ impl<L: Layer> Door for EngineDoor<L> {
         }
         let mut value = value?;
         if is_acl(name) {
+            hide_strangers(&mut value);
             self.settings.identity.show_acl(&mut value);
         }
         Ok(value)
@@ -610,6 +611,10 @@ impl<L: Layer> Door for EngineDoor<L> {
             self.settings.identity.store_acl(&mut value)?;
         }
         let node = self.node(node)?;
+        // What is not shown must not get lost without a word. On the kernel's overlayfs it is shown, and then cannot be set.
+        if is_acl(name) && self.overlay.xattr(&node, name).is_ok_and(|mut before| hide_strangers(&mut before)) {
+            return Err(Error::new(EINVAL));
+        }
         self.call(|| self.overlay.set_xattr(&node, name, &value, mode))?;
         if kill_sgid {
             let mode = self.overlay.stat(&node)?.mode;
