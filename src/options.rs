@@ -32,9 +32,11 @@ Options:
   --reuse-volatile Use the upper directory also if it is marked, and take the mark away.
   --whole-copies   A file of a lower directory is copied whole before its first change. Without this a large one
                    may lack data that did not change until it is synced, linked, renamed or the overlay ends.
+  --trust-layers   Redirects in the layers count, whoever may have made them. Without this one that a user could have
+                   made leads only where he may read.
   -o LIST          The same as a list with commas: lowerdir (several directories, separated by colons),
-                   upperdir, workdir, ro (or rw), volatile, reuse_volatile, whole_copies. A comma, colon or
-                   backslash in a name is written behind a backslash.
+                   upperdir, workdir, ro (or rw), volatile, reuse_volatile, whole_copies, userxattr (trust-layers).
+                   A comma, colon or backslash in a name is written behind a backslash.
   --replace        Take the name also if a daemon that died has left it behind.
   --detach         Go into the background. The command ends when the tree can be used.
   --hand-to-init   Do not register the name, but hand the scheme to init, which does: for a unit of
@@ -44,7 +46,7 @@ Options:
   -V, --version    Print the version.
 ";
 
-const OPTIONS: [&str; 13] = [
+const OPTIONS: [&str; 14] = [
     "--lower",
     "--upper",
     "--work",
@@ -52,6 +54,7 @@ const OPTIONS: [&str; 13] = [
     "--volatile",
     "--reuse-volatile",
     "--whole-copies",
+    "--trust-layers",
     "--replace",
     "--detach",
     "--hand-to-init",
@@ -61,8 +64,8 @@ const OPTIONS: [&str; 13] = [
 ];
 
 /// The items of a list that [`Options::add`] takes.
-pub const KEYS: [&str; 8] =
-    ["lowerdir", "upperdir", "workdir", "ro", "rw", "volatile", "reuse_volatile", "whole_copies"];
+pub const KEYS: [&str; 9] =
+    ["lowerdir", "upperdir", "workdir", "ro", "rw", "volatile", "reuse_volatile", "whole_copies", "userxattr"];
 
 /// The layers of a mount.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -80,6 +83,8 @@ pub struct Options {
     pub reuse_volatile: bool,
     /// A large file is copied up whole before its first change.
     pub whole_copies: bool,
+    /// What redirects in the layers say counts, whoever may have made them.
+    pub trusted: bool,
     /// How the upper layer is written. None: as it is already, or as an OCI image layer. The daemon of Redox, where there is nothing else,
     /// has no option for it.
     pub format: Option<Wanted>,
@@ -143,6 +148,7 @@ impl Command {
                 Long("volatile") => options.volatile = true,
                 Long("reuse-volatile") => options.reuse_volatile = true,
                 Long("whole-copies") => options.whole_copies = true,
+                Long("trust-layers") => options.trusted = true,
                 Long("replace") => replace = true,
                 Long("detach") => detach = true,
                 Long("hand-to-init") => hand_to_init = true,
@@ -181,6 +187,7 @@ impl Options {
             "volatile" => item.switch(&mut self.volatile, true),
             "reuse_volatile" => item.switch(&mut self.reuse_volatile, true),
             "whole_copies" => item.switch(&mut self.whole_copies, true),
+            "userxattr" => item.switch(&mut self.trusted, true),
             other => Err(unknown("mount option", other, &KEYS)),
         }
     }
@@ -504,18 +511,19 @@ mod tests {
 
     #[test]
     fn switches() {
-        let arguments =
-            served(&["--lower", "/a", "--read-only", "--volatile", "--reuse-volatile", "--whole-copies", "x"]);
+        let switches = ["--read-only", "--volatile", "--reuse-volatile", "--whole-copies", "--trust-layers"];
+        let arguments = served(&[&["--lower", "/a"], &switches[..], &["x"]].concat());
         let all = Options {
             lowers: paths(&["/a"]),
             read_only: true,
             volatile: true,
             reuse_volatile: true,
             whole_copies: true,
+            trusted: true,
             ..Options::default()
         };
         assert_eq!(arguments.options, all);
-        assert_eq!(served(&["-o", "lowerdir=/a,ro,volatile,reuse_volatile,whole_copies", "x"]).options, all);
+        assert_eq!(served(&["-o", "lowerdir=/a,ro,volatile,reuse_volatile,whole_copies,userxattr", "x"]).options, all);
         assert!(!served(&["-o", "lowerdir=/a,ro,rw", "x"]).options.read_only, "the last counts");
     }
 

@@ -51,6 +51,8 @@ Layers:
   reuse_volatile          Use the upper directory also if it is marked, and take the mark away.
   whole_copies            A file of a lower directory is copied whole before its first change. Without this a large one may lack data
                           that did not change until it is synced, linked, renamed or the tree is unmounted.
+  userxattr               The layers are trusted: redirects and marks of metadata in them count, whoever may have made them. Without this
+                          one that a user could have made leads only to what he may read.
 
 Who sees what:
   allow_other             Other users may use the mount. root's mounts always allow it.
@@ -277,7 +279,7 @@ const WITHOUT_EFFECT: [&str; 35] = [
 ];
 
 /// The options of fuse-overlayfs, of libfuse and of the kernel's overlayfs that are not for us, with the reason.
-const REFUSED: [(&str, &str); 16] = [
+const REFUSED: [(&str, &str); 15] = [
     ("allow_root", "the kernel knows allow_other, for everybody, and nothing between"),
     ("auto_unmount", "a mount whose program was killed stays until it is unmounted"),
     ("subtype", "the type is always fuse.overlayfs-fuse"),
@@ -292,7 +294,6 @@ const REFUSED: [(&str, &str); 16] = [
     ("negative_timeout", "there is one timeout for all"),
     ("index", "it is an option of the kernel's overlayfs only"),
     ("nfs_export", "it is an option of the kernel's overlayfs only"),
-    ("userxattr", "which attributes can be used is found out at mount"),
     ("mand", "Linux has no mandatory locks any more"),
 ];
 

@@ -12,6 +12,7 @@ use std::fs::{self, File, OpenOptions};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use child::{as_another_user, as_user, in_a_child};
 use mount::Mount;
@@ -269,7 +270,7 @@ fn a_squashed_file_gives_nobodys_rights() {
         mode(&path, 0o6755);
     }
     let runs_as = |name: &str| {
-        let output = std::process::Command::new(bed.path("mount").join(name)).arg("-u").output().unwrap();
+        let output = Command::new(bed.path("mount").join(name)).arg("-u").output().unwrap();
         String::from_utf8(output.stdout).unwrap()
     };
     let mount = bed.mount("squash_to_root");
@@ -281,4 +282,177 @@ fn a_squashed_file_gives_nobodys_rights() {
     assert!(as_another_user(|| runs_as("of-root") == "7000\n"));
     mount.unmount();
     assert!(in_a_child(|| set_id_files(&bed.path("upper")).is_empty()));
+}
+
+fn attribute(path: &Path, name: &str, value: &str) {
+    rustix::fs::setxattr(path, name, value.as_bytes(), XattrFlags::empty()).unwrap();
+}
+
+/// A file of a user's, or of root's, in a layer.
+fn file_of(id: u32, layer: &Path, path: &str, content: &str, bits: u32) -> PathBuf {
+    let path = put::file(layer, path, content);
+    owner(&path, id, id);
+    mode(&path, bits);
+    path
+}
+
+fn dir_of(id: u32, layer: &Path, path: &str, bits: u32) -> PathBuf {
+    let path = put::dir(layer, path);
+    owner(&path, id, id);
+    mode(&path, bits);
+    path
+}
+
+/// What [`USER`] finds to read below the mount.
+fn readable(mount: &Path) -> Vec<String> {
+    let script = "cd \"$1\" && find . -type f -readable -exec cat {} + | sort -u";
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid", "4242", "--regid", "4242", "--clear-groups", "sh", "-c", script, "sh"]).arg(mount);
+    let output = command.stderr(Stdio::null()).output().unwrap();
+    String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect()
+}
+
+/// What root has for himself in a layer, and what all may read.
+fn roots_layer(layer: &Path) {
+    dir_of(0, layer, "secret", 0o700);
+    file_of(0, layer, "secret/file", "secret behind a directory\n", 0o644);
+    dir_of(0, layer, "secret/open", 0o755);
+    file_of(0, layer, "secret/open/file", "secret behind two directories\n", 0o644);
+    file_of(USER, layer, "secret/of-the-user", "of the user, behind a directory\n", 0o600);
+    dir_of(0, layer, "open", 0o755);
+    file_of(0, layer, "open/file", "open\n", 0o644);
+    dir_of(0, layer, "open/closed", 0o700);
+    file_of(0, layer, "open/closed/file", "secret in an open directory\n", 0o644);
+    file_of(0, layer, "private", "private file\n", 0o600);
+    file_of(0, layer, "public", "public file\n", 0o644);
+    dir_of(USER, layer, "home", 0o755);
+    file_of(0, layer, "home/same", "private file at home\n", 0o600);
+}
+
+/// What the owner of a directory can put there to have more of what is below shown. `redirect` makes a directory redirect.
+fn users_layer(layer: &Path, redirect: fn(&Path, &str)) {
+    dir_of(USER, layer, "home", 0o755);
+    for (name, target) in
+        [("dir", "/secret"), ("deep", "/secret/open"), ("wide", "/open"), ("chain", "/home/wide/closed")]
+    {
+        redirect(&dir_of(USER, layer, &format!("home/{name}"), 0o755), target);
+    }
+    dir_of(USER, layer, "home/wide/closed", 0o755);
+    let length = |path: &Path, target: &Path| {
+        File::options().write(true).open(path).unwrap().set_len(fs::metadata(target).unwrap().len())
+    };
+    let base = layer.parent().unwrap().join("lower");
+    for (name, target) in
+        [("same", "home/same"), ("file", "private"), ("good", "public"), ("hidden", "secret/of-the-user")]
+    {
+        let path = file_of(USER, layer, &format!("home/{name}"), "", 0o644);
+        length(&path, &base.join(target)).unwrap();
+        attribute(&path, "user.overlay.metacopy", "");
+        if name != "same" {
+            attribute(&path, "user.overlay.redirect", &format!("/{target}"));
+        }
+    }
+}
+
+fn redirect_file(dir: &Path, target: &str) {
+    file_of(USER, dir, ".wh..wh.redirect", target, 0o644);
+}
+
+fn redirect_attribute(dir: &Path, target: &str) {
+    attribute(dir, "user.overlay.redirect", target);
+}
+
+/// The owner of a directory of a layer has nothing shown by redirects and marks of metadata that he could not read without them, also where
+/// a directory of his lies over one. Who mounts can say that the layers are trusted.
+#[test]
+fn redirects_of_users_lead_where_they_may_read() {
+    for redirect in [redirect_file, redirect_attribute] {
+        let bed = Bed::new();
+        roots_layer(&bed.path("lower"));
+        users_layer(&bed.stage.dir("user"), redirect);
+        let guard = LowerGuard::new([bed.path("lower"), bed.path("user")]);
+        let [lower, user] = ["lower", "user"].map(|name| bed.path(name));
+        let layers = format!("lowerdir={}:{}", user.display(), lower.display());
+        let point = bed.path("mount");
+
+        let mount = Mount::new(&point, &layers);
+        assert_eq!(readable(&point), ["open", "public file"]);
+        // As root sees them, too.
+        assert_eq!(names(&point.join("home/wide")), ["closed", "file"]);
+        for empty in ["home/dir", "home/deep", "home/wide/closed", "home/chain"] {
+            assert!(names(&point.join(empty)).is_empty(), "{empty}");
+        }
+        assert_eq!(fs::read_to_string(point.join("home/good")).unwrap(), "public file\n");
+        assert!(fs::read(point.join("home/file")).is_err());
+        mount.unmount();
+
+        let mount = Mount::new(&point, &format!("{layers},userxattr"));
+        assert_eq!(
+            readable(&point),
+            [
+                "of the user, behind a directory",
+                "open",
+                "private file",
+                "private file at home",
+                "public file",
+                "secret behind a directory",
+                "secret behind two directories",
+                "secret in an open directory",
+            ]
+        );
+        mount.unmount();
+        drop(guard);
+    }
+}
+
+/// The same in the upper layer; what the overlay writes there by itself is no way around it, and stays as it is for those who own what they move.
+#[test]
+fn the_overlay_launders_no_redirect() {
+    let bed = Bed::new();
+    roots_layer(&bed.path("lower"));
+    dir_of(USER, &bed.path("lower"), "home/own/inner", 0o755);
+    owner(&bed.path("lower/home/own"), USER, USER);
+    file_of(USER, &bed.path("lower"), "home/own/inner/file", "own\n", 0o600);
+    users_layer(&bed.path("upper"), redirect_file);
+    let mount = bed.mount("");
+    let home = bed.path("mount/home");
+    let moved = |from: &str, to: &str| {
+        let (from, to) = (home.join(from), home.join(to));
+        move || as_another_user(|| rustix::fs::rename(&from, &to) == Ok(()))
+    };
+    assert!(as_another_user(|| {
+        rustix::fs::rename(home.join("wide/closed"), home.join("taken")) == Err(Errno::XDEV)
+    }));
+    assert!(moved("wide", "moved")() && moved("dir", "moved-too")());
+    assert!(moved("own", "renamed")() && moved("renamed/inner", "inner")());
+    mount.unmount();
+    // As the lower layer of another mount, above the same.
+    let [lower, upper] = ["lower", "upper"].map(|name| bed.path(name));
+    let mount = Mount::new(&bed.path("mount"), &format!("lowerdir={}:{}", upper.display(), lower.display()));
+    assert_eq!(readable(&bed.path("mount")), ["open", "own", "public file"]);
+    assert_eq!(names(&home.join("moved")), ["closed", "file"]);
+    assert_eq!(fs::read_to_string(home.join("inner/file")).unwrap(), "own\n");
+    mount.unmount();
+}
+
+/// What root's overlay has written in a directory of a user's counts.
+#[test]
+fn redirects_of_root_count_wherever_they_are() {
+    let bed = Bed::new();
+    let lower = bed.path("lower");
+    dir_of(0, &lower, "secret", 0o700);
+    file_of(0, &lower, "secret/file", "secret\n", 0o644);
+    let user = bed.stage.dir("user");
+    let dir = dir_of(USER, &user, "by-root", 0o755);
+    file_of(0, &dir, ".wh..wh.redirect", "/secret", 0o644);
+    let dir = dir_of(USER, &user, "by-anybody", 0o755);
+    file_of(0, &dir, ".wh..wh.redirect", "/secret", 0o666);
+    attribute(&dir_of(USER, &user, "trusted", 0o755), "trusted.overlay.redirect", "/secret");
+    attribute(&dir_of(0, &user, "of-root", 0o755), "user.overlay.redirect", "/secret");
+    let layers = format!("lowerdir={}:{}", user.display(), lower.display());
+    let mount = Mount::new(&bed.path("mount"), &layers);
+    for (name, shown) in [("by-root", true), ("by-anybody", false), ("trusted", true), ("of-root", true)] {
+        assert_eq!(bed.path("mount").join(name).join("file").exists(), shown, "{name}");
+    }
+    mount.unmount();
 }

@@ -66,6 +66,8 @@ pub struct Marks {
     pub file_whiteouts: bool,
     /// Where it merges with the layers below, instead of by its own path.
     pub redirect: Option<Redirect>,
+    /// The redirect is in the namespace of users. One in root's counts more.
+    pub redirect_is_users: bool,
 }
 
 /// What a redirect names. A directory or a file whose redirect names nothing merges with nothing, since nobody knows what it was to show.
@@ -81,10 +83,13 @@ pub enum Redirect {
 impl Marks {
     /// Takes in one attribute.
     pub fn add(&mut self, name: &OsStr, value: &[u8]) {
+        let is_users = is_users_mark(name);
         match (mark(name), value) {
             (Some("opaque"), b"y") => self.opaque = true,
             (Some("opaque"), b"x") => self.file_whiteouts = true,
-            (Some(REDIRECT), value) => self.redirect = Some(redirect(value)),
+            (Some(REDIRECT), value) if self.redirect.is_none() || !is_users => {
+                (self.redirect, self.redirect_is_users) = (Some(redirect(value)), is_users);
+            }
             _ => {}
         }
     }
@@ -93,6 +98,11 @@ impl Marks {
 /// Whether an attribute may say something to [`Marks::add`].
 pub fn is_mark(name: &OsStr) -> bool {
     matches!(mark(name), Some("opaque" | REDIRECT))
+}
+
+/// Whether the owner of an object can give it this attribute.
+pub fn is_users_mark(name: &OsStr) -> bool {
+    name.as_bytes().starts_with(b"user.")
 }
 
 /// Whether a regular file with this attribute has only metadata of its own.
@@ -158,6 +168,12 @@ mod tests {
             }
         }
         assert!(is_metacopy_mark(OsStr::new("user.overlay.metacopy")));
+        let both = [("trusted.overlay.redirect", &b"/root"[..]), ("user.overlay.redirect", b"/user")];
+        for order in [[0, 1], [1, 0]] {
+            let mut marks = Marks::default();
+            order.iter().for_each(|at| marks.add(OsStr::new(both[*at].0), both[*at].1));
+            assert_eq!((marks.redirect, marks.redirect_is_users), (Some(Redirect::Path("root".into())), false));
+        }
         assert!(marks("user.fuseoverlayfs.opaque", b"y").opaque);
         assert_eq!(marks("user.opaque", b"y"), Marks::default());
     }

@@ -23,7 +23,7 @@ use crate::format::kernel::Namespace;
 use crate::format::{self, Format};
 use crate::layer::{Layer, Object, Result};
 use crate::overlay::stack::{LayerDir, Stack};
-use crate::overlay::{Layers, Overlay, Refused, xattr};
+use crate::overlay::{Layers, Overlay, Refused, Settings, xattr};
 
 mod damage;
 pub mod options;
@@ -84,7 +84,11 @@ impl<L: Layer> Checker<L> {
         if let Some(layer) = &work_layer {
             in_use |= !hold(layer)?;
         }
-        let below = Overlay::new(Layers { upper: None, work: None, lowers })?;
+        let below = Overlay::with_settings(
+            Layers { upper: None, work: None, lowers },
+            // So that no marker is called useless which another mount needs.
+            Settings { trusted: true, ..Settings::default() },
+        )?;
         let upper = Stack::new(vec![upper], true)?;
         let root = upper.upper_root().ok_or(Refused::NoLayer)?.clone();
         let (layer, open) = (upper.layer(&root), upper.open(&root)?);

@@ -17,9 +17,10 @@ use super::Overlay;
 use super::names::{Lower, Names, Slot};
 use super::node::{Dir, Node};
 use super::stack::LayerDir;
+use super::trust::{Author, Way};
 use super::xattr::names;
 use crate::format::{self, Format, Meaning, kernel};
-use crate::layer::{Access, Kind, Layer, Object, Result};
+use crate::layer::{Access, Kind, Layer, Object, Result, Stat};
 
 /// What one layer has in one directory.
 struct Listing {
@@ -37,7 +38,7 @@ struct Listing {
 #[derive(Default)]
 struct Marks {
     opaque: bool,
-    redirect: Option<PathBuf>,
+    redirect: Option<Way>,
 }
 
 impl<L: Layer> Overlay<L> {
@@ -64,6 +65,10 @@ impl<L: Layer> Overlay<L> {
             let mut lowers = Vec::new();
             rest.reverse();
             while let Some(lower) = rest.pop() {
+                // What is the first to be shown has its own attributes, which say who may read it.
+                if (dir.upper.is_some() || !lowers.is_empty()) && !self.may_merge(&lower)? {
+                    break;
+                }
                 let listing = self.list_layer(&lower)?;
                 let index = lowers.len() as u32;
                 for (name, kind, ino) in &listing.objects {
@@ -115,19 +120,24 @@ impl<L: Layer> Overlay<L> {
     fn narrow(&self, dir: &LayerDir<L>, marks: &Marks, rest: &mut Vec<Arc<LayerDir<L>>>) -> Result<()> {
         if marks.opaque {
             rest.clear();
-        } else if let Some(path) = &marks.redirect {
-            *rest = self.resolve(path, self.stack.roots_below(dir).to_vec())?;
+        } else if let Some(way) = &marks.redirect {
+            let way = Way { author: Author::and(way.author, dir.author()), ..way.clone() };
+            *rest = self.resolve(&way, self.stack.roots_below(dir).to_vec())?;
         }
         Ok(())
     }
 
-    /// The directories that merge under `path` of the tree that `roots` make, topmost first: none if it is not a directory there.
-    pub(super) fn resolve(&self, path: &Path, roots: Vec<Arc<LayerDir<L>>>) -> Result<Vec<Arc<LayerDir<L>>>> {
+    /// The directories that merge under a path of the tree that `roots` make, topmost first: none if it is not a directory there, or one that
+    /// the author of the way may not go.
+    pub(super) fn resolve(&self, way: &Way, roots: Vec<Arc<LayerDir<L>>>) -> Result<Vec<Arc<LayerDir<L>>>> {
         let mut dirs = self.merging(roots)?;
-        for name in path.iter() {
+        for name in way.path.iter() {
             let mut below = Vec::new();
             for dir in dirs {
-                if let Some(child) = self.lower_dir(&dir, name)? {
+                if let Some(child) = self.lower_dir(&dir, name, way.author)? {
+                    if way.author.is_some() && !self.may_merge(&child)? {
+                        break;
+                    }
                     below.push(child);
                 } else if self.kind_in(&dir, name)?.is_some() {
                     break;
@@ -145,13 +155,17 @@ impl<L: Layer> Overlay<L> {
     fn merging(&self, candidates: Vec<Arc<LayerDir<L>>>) -> Result<Vec<Arc<LayerDir<L>>>> {
         let mut dirs = Vec::new();
         for dir in candidates {
+            if !dirs.is_empty() && !self.may_merge(&dir)? {
+                break;
+            }
             let marks = self.marks(&dir)?;
             let below = self.stack.roots_below(&dir).to_vec();
+            let author = dir.author();
             dirs.push(dir);
             if marks.opaque {
                 break;
-            } else if let Some(path) = marks.redirect {
-                dirs.extend(self.resolve(&path, below)?);
+            } else if let Some(way) = marks.redirect {
+                dirs.extend(self.resolve(&Way { author: Author::and(way.author, author), ..way }, below)?);
                 break;
             }
         }
@@ -159,9 +173,14 @@ impl<L: Layer> Overlay<L> {
     }
 
     /// The directory `name` of `dir`, None if there is none.
-    fn lower_dir(&self, dir: &Arc<LayerDir<L>>, name: &OsStr) -> Result<Option<Arc<LayerDir<L>>>> {
+    fn lower_dir(
+        &self,
+        dir: &Arc<LayerDir<L>>,
+        name: &OsStr,
+        author: Option<Author>,
+    ) -> Result<Option<Arc<LayerDir<L>>>> {
         Ok(match self.stack.stat(dir, name) {
-            Ok(stat) if stat.kind == Kind::Dir => Some(self.stack.child(dir, name)),
+            Ok(stat) if stat.kind == Kind::Dir => Some(self.stack.child_for(dir, name, author)),
             Ok(_) => None,
             Err(error) if error.errno == ENOENT => None,
             Err(error) => return Err(error),
@@ -181,7 +200,7 @@ impl<L: Layer> Overlay<L> {
         let marker = format::whiteout(name, self.name_max);
         match self.kind_in(dir, &marker.name)? {
             Some(kind) if !marker.content.is_empty() => {
-                Ok(self.read_content(dir, &marker.name, kind)? == marker.content)
+                Ok(self.read_content(dir, &marker.name, kind)?.0 == marker.content)
             }
             found => Ok(found.is_some()),
         }
@@ -229,27 +248,31 @@ impl<L: Layer> Overlay<L> {
 
     /// The marks of a directory in both formats.
     fn with_kernel_marks(&self, dir: &LayerDir<L>, marks: Marks, more: &kernel::Marks) -> Result<Marks> {
-        let (opaque, redirect) = match &more.redirect {
+        let (opaque, mut redirect) = match &more.redirect {
             None => (false, None),
-            Some(kernel::Redirect::Path(path)) => (false, Some(path.clone())),
+            Some(kernel::Redirect::Path(path)) => (false, Some(Way { path: path.clone(), author: None })),
             Some(kernel::Redirect::Sibling(name)) => {
                 let above = self.stack.parent(dir).map(|(above, _)| self.path_below(&above)).transpose()?.flatten();
                 (above.is_none(), above.map(|above| above.join(name)))
             }
             Some(kernel::Redirect::Nothing) => (true, None),
         };
+        if let (Some(way), true) = (&mut redirect, more.redirect_is_users) {
+            let stat = self.stack.layer(dir).stat(Object::Dir(&*self.stack.open(dir)?))?;
+            way.author = Author::and(way.author, self.author(&stat));
+        }
         Ok(Marks { opaque: marks.opaque || more.opaque || opaque, redirect: marks.redirect.or(redirect) })
     }
 
     /// The path, in the layers below its own, of what a directory merges with; None if it merges with nothing.
-    pub(super) fn path_below(&self, dir: &Arc<LayerDir<L>>) -> Result<Option<PathBuf>> {
+    pub(super) fn path_below(&self, dir: &Arc<LayerDir<L>>) -> Result<Option<Way>> {
         let marks = self.marks(dir)?;
         if marks.opaque || marks.redirect.is_some() {
             return Ok(marks.redirect.filter(|_| !marks.opaque));
         }
         match self.stack.parent(dir) {
             Some((above, name)) => Ok(self.path_below(&above)?.map(|above| above.join(name))),
-            None => Ok(Some(PathBuf::new())),
+            None => Ok(Some(Way { path: PathBuf::new(), author: None })),
         }
     }
 
@@ -293,11 +316,13 @@ impl<L: Layer> Overlay<L> {
     /// The marks of a directory that has the opaque mark or not, and a redirect of this kind or none. A redirect that is no
     /// path hides what is below, since nobody knows what it was to show.
     fn marks_of(&self, dir: &LayerDir<L>, opaque: bool, redirect: Option<Kind>) -> Result<Marks> {
-        let redirect = redirect.map(|kind| self.read_content(dir, OsStr::new(format::REDIRECT), kind)).transpose()?;
-        Ok(match redirect.as_deref().map(format::redirect_path) {
-            None => Marks { opaque, redirect: None },
-            Some(Some(path)) => Marks { opaque, redirect: Some(path) },
-            Some(None) => {
+        let Some(kind) = redirect else {
+            return Ok(Marks { opaque, redirect: None });
+        };
+        let (content, stat) = self.read_content(dir, OsStr::new(format::REDIRECT), kind)?;
+        Ok(match format::redirect_path(&content).zip(stat) {
+            Some((path, stat)) => Marks { opaque, redirect: Some(Way { path, author: self.author(&stat) }) },
+            None => {
                 log::warn!(
                     "a directory of layer {} has a redirect that names no path: nothing merges with it",
                     dir.index()
@@ -325,7 +350,7 @@ impl<L: Layer> Overlay<L> {
             Meaning::Part(_) | Meaning::Map(_) | Meaning::Unknown => foreign = true,
         })?;
         for (marker, kind) in long {
-            whiteouts.push(OsString::from_vec(self.read_content(dir, &marker, kind)?));
+            whiteouts.push(OsString::from_vec(self.read_content(dir, &marker, kind)?.0));
         }
         let more = self.kernel_marks(dir)?;
         self.kernel_whiteouts(dir, &more, &mut objects, &mut whiteouts)?;
@@ -333,28 +358,28 @@ impl<L: Layer> Overlay<L> {
         Ok(Listing { objects, whiteouts, parts, maps, marks, foreign })
     }
 
-    /// The content of a small file of the format: nothing if what has its name is no file.
-    fn read_content(&self, dir: &LayerDir<L>, name: &OsStr, kind: Kind) -> Result<Vec<u8>> {
+    /// The content of a small file of the format, and its attributes: nothing if what has its name is no file.
+    fn read_content(&self, dir: &LayerDir<L>, name: &OsStr, kind: Kind) -> Result<(Vec<u8>, Option<Stat>)> {
         if kind != Kind::File {
-            return Ok(Vec::new());
+            return Ok((Vec::new(), None));
         }
         let layer = self.stack.layer(dir);
         let file = layer.open_file(&*self.stack.open(dir)?, name, Access::Read)?;
-        let size = layer.stat(Object::File(&file))?.size;
-        let mut content = vec![0; (size as usize).min(format::CONTENT_MAX)];
+        let stat = layer.stat(Object::File(&file))?;
+        let mut content = vec![0; (stat.size as usize).min(format::CONTENT_MAX)];
         let read = layer.read_at(&file, &mut content, 0)?;
         content.truncate(read);
-        Ok(content)
+        Ok((content, Some(stat)))
     }
 
-    /// The path in the merged lower layers that a directory of the upper layer merges with. None of the directories on the way may
-    /// be locked.
+    /// The path in the merged lower layers that a directory of the upper layer merges with. EXDEV if that is on the word of somebody who is not
+    /// trusted: what the overlay writes down is. None of the directories on the way may be locked.
     pub(super) fn lower_path(&self, node: &Arc<Node<L>>) -> Result<PathBuf> {
         let mut names = Vec::new();
         let mut node = node.clone();
         let mut path = loop {
-            if let Some(redirect) = node.dir()?.redirect.clone() {
-                break redirect;
+            if let Some(way) = node.dir()?.redirect.clone() {
+                break way.trusted()?;
             }
             let place = node.state.lock().places.first().cloned();
             match place {

@@ -14,6 +14,7 @@ use super::attr::Spot;
 use super::merge::said;
 use super::node::Node;
 use super::stack::LayerDir;
+use super::trust::{Author, Way};
 use super::xattr::{CAPABILITY, names};
 use crate::format::kernel::{self, Redirect};
 use crate::layer::{Access, Kind, Layer, Object, Result, XattrMode};
@@ -23,6 +24,8 @@ struct Metacopy {
     /// The attribute that says so.
     mark: OsString,
     redirect: Option<Redirect>,
+    /// On whose word, if it is not trusted.
+    author: Option<Author>,
 }
 
 impl<L: Layer> Overlay<L> {
@@ -35,6 +38,7 @@ impl<L: Layer> Overlay<L> {
         access: Access,
     ) -> Result<(Arc<LayerDir<L>>, L::File)> {
         let mut name = name.to_owned();
+        let mut author = None;
         loop {
             let file = self.stack.layer(&dir).open_file(&*self.stack.open(&dir)?, &name, access)?;
             if access == Access::ReadWrite {
@@ -43,8 +47,12 @@ impl<L: Layer> Overlay<L> {
             let Some(metacopy) = self.metacopy(&dir, Object::File(&file))? else {
                 return Ok((dir, file));
             };
-            let Some((below, below_name)) = self.find_data(&dir, &name, metacopy.redirect)? else {
-                log::warn!("{name:?} of layer {} has only metadata, and no data are found below it", dir.index());
+            author = Author::and(author, metacopy.author);
+            let Some((below, below_name)) = self.find_data(&dir, &name, metacopy.redirect, author)? else {
+                log::warn!(
+                    "{name:?} of layer {} has only metadata, and no data that it may show are found below it",
+                    dir.index()
+                );
                 return Err(Error::new(EIO));
             };
             (dir, name) = (below, below_name);
@@ -58,10 +66,16 @@ impl<L: Layer> Overlay<L> {
         }
         let layer = self.stack.layer(dir);
         let names = names(layer, file)?;
-        let Some(mark) = names.iter().find(|name| kernel::is_metacopy_mark(name)) else {
+        // Root's, if there are two.
+        let Some(mark) = names.iter().filter(|name| kernel::is_metacopy_mark(name)).min() else {
             return Ok(None);
         };
-        Ok(Some(Metacopy { mark: mark.clone(), redirect: said(layer, file, &names)?.redirect }))
+        let marks = said(layer, file, &names)?;
+        let author = match kernel::is_users_mark(mark) || marks.redirect_is_users {
+            true => self.author(&layer.stat(file)?),
+            false => None,
+        };
+        Ok(Some(Metacopy { mark: mark.clone(), redirect: marks.redirect, author }))
     }
 
     /// The regular file whose data are those of the entry `name` of `dir`, which may again have only metadata.
@@ -70,18 +84,23 @@ impl<L: Layer> Overlay<L> {
         dir: &Arc<LayerDir<L>>,
         name: &OsStr,
         redirect: Option<Redirect>,
+        author: Option<Author>,
     ) -> Result<Option<(Arc<LayerDir<L>>, OsString)>> {
-        let path = match redirect {
-            Some(Redirect::Path(path)) => Some(path),
+        let way = match redirect {
+            Some(Redirect::Path(path)) => Some(Way { path, author: None }),
             Some(Redirect::Sibling(sibling)) => self.path_below(dir)?.map(|above| above.join(sibling)),
             Some(Redirect::Nothing) => None,
             None => self.path_below(dir)?.map(|above| above.join(name)),
         };
-        let Some((parent, name)) = path.as_deref().and_then(|path| path.parent().zip(path.file_name())) else {
+        let Some(way) = way else { return Ok(None) };
+        let author = Author::and(author, Author::and(way.author, dir.author()));
+        let Some((parent, name)) = way.path.parent().zip(way.path.file_name()) else {
             return Ok(None);
         };
-        for below in self.resolve(parent, self.stack.roots_below(dir).to_vec())? {
+        let parent = Way { path: parent.to_owned(), author };
+        for below in self.resolve(&parent, self.stack.roots_below(dir).to_vec())? {
             match self.stack.stat(&below, name) {
+                Ok(stat) if !self.may_lend(author, &stat) => return Ok(None),
                 Ok(stat) => return Ok((stat.kind == Kind::File).then(|| (below, name.to_owned()))),
                 Err(error) if error.errno != ENOENT => return Err(error),
                 Err(_) if self.is_whited_out(&below, name)? => return Ok(None),

@@ -13,6 +13,7 @@
 //! | `copy_up`, `partial`, `progress` | from a lower layer to the upper one; of a large file, at first only in part; what is said if that takes long |
 //! | `create`, `remove`, `rename`, `link` | changes of names |
 //! | `upper` | how deletions and marks are written to the upper layer, in each format |
+//! | `trust` | whose redirects and marks of metadata count |
 //! | `metacopy` | files that have only metadata of their own |
 //! | `work`, `detect` | the work directory, where things are built before they appear; in which format the upper layer is written |
 //! | `index` | what the next mount has to know of copies: their links and inode numbers |
@@ -64,6 +65,7 @@ mod rename;
 mod room;
 pub(crate) mod stack;
 mod times;
+mod trust;
 mod upper;
 mod volatile;
 pub(crate) mod work;
@@ -108,6 +110,8 @@ pub struct Settings {
     /// A file is copied up whole before its first change, however large, so that the upper layer always has all of it. Otherwise a large file is
     /// completed when it is synced, linked or renamed, and when the overlay is dropped. In the kernel's format copies are always whole.
     pub whole_copies: bool,
+    /// What redirects and marks of metadata in the layers say counts, whoever may have written it.
+    pub trusted: bool,
     /// How the upper layer is to be written. None: as it is written already, a new one as an OCI image layer.
     pub format: Option<Wanted>,
     /// How many directories and names in them are remembered before some are forgotten. None: as many as is usual.
@@ -118,6 +122,7 @@ pub struct Settings {
 pub struct Overlay<L: Layer> {
     stack: Stack<L>,
     work: Option<Work<L>>,
+    trusted: bool,
     root: Arc<Node<L>>,
     inodes: Inodes<L>,
     /// The device number that every object of the tree shows.
@@ -175,6 +180,7 @@ impl<L: Layer> Overlay<L> {
         Ok(Overlay {
             stack,
             work,
+            trusted: settings.trusted,
             root,
             inodes,
             device,

@@ -6,7 +6,6 @@
 //! the place where its bytes are changes. The order of its locks is in [`super`].
 
 use std::ffi::OsStr;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use smallvec::{SmallVec, smallvec};
@@ -16,6 +15,7 @@ use super::index::Origin;
 use super::names::{Names, Slot};
 use super::partial::{Lent, Partial};
 use super::stack::LayerDir;
+use super::trust::Way;
 use crate::layer::{Access, Kind, Layer, Result, Stat};
 use crate::sync::{Guard, Lock};
 
@@ -114,7 +114,7 @@ pub(super) struct Dir<L: Layer> {
     /// Whether the upper directory has the opaque mark. Known once `names` is there.
     pub opaque: bool,
     /// The path in the merged lower layers that the upper directory names for itself. Known once `names` is there.
-    pub redirect: Option<PathBuf>,
+    pub redirect: Option<Way>,
     /// Whether the upper directory has reserved names that mean nothing to us. Known once `names` is there.
     pub foreign: bool,
     /// Every name, once the directory was read.

@@ -14,6 +14,7 @@ use super::Overlay;
 use super::names::Upper;
 use super::node::{Dir, Node, Place, State};
 use super::stack::LayerDir;
+use super::trust::Way;
 use crate::layer::{Kind, Layer, RenameMode, Result};
 use crate::sync::{Guard, ReadGuard, WriteGuard};
 
@@ -436,9 +437,12 @@ impl<L: Layer> Overlay<L> {
         }
         if merges || redirect.is_some() {
             let above = dirs.locked(end.parent)?.path.as_ref();
-            let path = redirect.or(above.map(|above| above.join(end.name))).ok_or(Error::new(EIO))?;
+            let path = match redirect {
+                Some(way) => way.trusted()?,
+                None => above.map(|above| above.join(end.name)).ok_or(Error::new(EIO))?,
+            };
             self.keeping_times(node, &own, |_| self.set_redirect(&own, &path))?;
-            node.dir()?.redirect = Some(path);
+            node.dir()?.redirect = Some(Way { path, author: None });
             self.settle_names(&own)?;
         } else if there.lower {
             self.keeping_times(node, &own, |_| self.set_opaque(&own))?;

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use lru::LruCache;
 
+use super::trust::Author;
 use crate::layer::{Layer, Object, Result, Stat};
 use crate::sync::Lock;
 
@@ -36,6 +37,8 @@ pub struct LayerDir<L: Layer> {
     id: u64,
     /// Index into the stack; never changes.
     layer: usize,
+    /// Who had it merged with what is above it, if his word is not trusted.
+    author: Option<Author>,
     anchor: Anchor<L>,
 }
 
@@ -135,13 +138,19 @@ impl<L: Layer> Stack<L> {
 
     /// A directory of layer `index` that stays open.
     pub fn anchored(&self, index: usize, dir: L::Dir) -> Arc<LayerDir<L>> {
-        Arc::new(LayerDir { id: self.new_id(), layer: index, anchor: Anchor::Open(Arc::new(dir)) })
+        Arc::new(LayerDir { id: self.new_id(), layer: index, author: None, anchor: Anchor::Open(Arc::new(dir)) })
     }
 
     /// The directory `name` of `parent`. Nothing is asked of the layer.
     pub fn child(&self, parent: &Arc<LayerDir<L>>, name: &OsStr) -> Arc<LayerDir<L>> {
+        self.child_for(parent, name, None)
+    }
+
+    /// As [`Stack::child`], where it also is on the word of `author` that the directory is looked for there.
+    pub fn child_for(&self, parent: &Arc<LayerDir<L>>, name: &OsStr, author: Option<Author>) -> Arc<LayerDir<L>> {
+        let author = Author::and(parent.author, author);
         let place = Lock::new((parent.clone(), name.to_owned()));
-        Arc::new(LayerDir { id: self.new_id(), layer: parent.layer, anchor: Anchor::Entry(place) })
+        Arc::new(LayerDir { id: self.new_id(), layer: parent.layer, author, anchor: Anchor::Entry(place) })
     }
 
     /// A descriptor of `dir`: none, one, or as many backing calls as there are directories above it whose descriptor is not open.
@@ -229,6 +238,11 @@ impl<L: Layer> LayerDir<L> {
     /// Which layer of the stack this is, the topmost being 0.
     pub fn index(&self) -> usize {
         self.layer
+    }
+
+    /// Who had this directory, or one above it, merged with what is above it, if his word is not trusted.
+    pub fn author(&self) -> Option<Author> {
+        self.author
     }
 }
 

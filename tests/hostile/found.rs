@@ -112,8 +112,14 @@ pub fn run(parent: &Path, input: &[u8]) {
     fill(&layers, &mut bytes);
 
     let format = [None, Some(Wanted::Oci), Some(Wanted::Kernel), None][usize::from(bits >> 6)];
-    let settings =
-        Settings { whole_copies: has(0), volatile: has(1), reuse_volatile: has(2), format, ..Settings::default() };
+    let settings = Settings {
+        whole_copies: has(0),
+        volatile: has(1),
+        reuse_volatile: has(2),
+        trusted: bits >> 6 == 3,
+        format,
+        ..Settings::default()
+    };
     let work = has(3).then(|| dir.path().join("work"));
     work.iter().for_each(|work| fs::create_dir(work).unwrap());
     let open = |path: &Path, for_writing| OsLayer::open(path, for_writing).unwrap();
