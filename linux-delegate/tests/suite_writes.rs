@@ -1,7 +1,7 @@
 //! A write that was taken is not lost: programs that do not look at what close(2) answers are told by open(2) or write(2), as on a filesystem
 //! without an overlay and on the kernel's overlayfs.
 //!
-//! Needs root, /dev/fuse, loop devices, mkfs.ext4, chattr, setfacl, python3 and sqlite3.
+//! Needs root, /dev/fuse, loop devices, mkfs.ext4, btrfs, chattr, setfacl, python3 and sqlite3.
 
 #[path = "suite/disk.rs"]
 mod disk;
@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use disk::Disk;
-use mount::Mount;
+use mount::{Mount, eventually};
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
@@ -180,6 +180,50 @@ fn a_disk_that_others_fill() {
     a_full_disk(1024 * MIB, "");
 }
 
+/// A quota of which the statistics of the filesystem say nothing. The first that meets it may be a write that was taken already; here it is the
+/// creation of a file.
+#[test]
+fn a_quota_that_is_exhausted() {
+    let stage = Stage::new();
+    let image = stage.path("image");
+    File::create(&image).unwrap().set_len(600 * MIB).unwrap();
+    disk::run(Command::new("mkfs.btrfs").arg("-q").arg(&image));
+    let disk = Disk { point: stage.dir("disk") };
+    disk.mount(&image);
+    let volume = disk.point.join("volume");
+    let btrfs = |words: &[&str]| disk::run(Command::new("btrfs").args(words));
+    btrfs(&["subvolume", "create", volume.to_str().unwrap()]);
+    for (layer, name) in [("lower", "lower"), ("upper", "one"), ("upper", "two")] {
+        put::file(&put::dir(&volume, layer), name, vec![b'-'; 4096]);
+    }
+    btrfs(&["quota", "enable", disk.point.to_str().unwrap()]);
+    btrfs(&["qgroup", "limit", "8M", volume.to_str().unwrap()]);
+    disk::run(Command::new("sync").arg("-f").arg(&disk.point));
+    let [lower, upper] = ["lower", "upper"].map(|name| volume.join(name).display().to_string());
+    let mount = Mount::new(&stage.dir("mount"), &format!("lowerdir={lower},upperdir={upper}"));
+    let mounted = |name: &str| stage.path("mount").join(name);
+    let files: Vec<_> = ["one", "two", "lower"].map(mounted).into();
+    let mut told = Vec::new();
+    assert_eq!(write_all_ways(&files[..1], &mut told), 0, "there is space");
+
+    let filler = File::create(volume.join("filler")).unwrap();
+    let piece = vec![1; 64 << 10];
+    for at in 0.. {
+        let offset = at * piece.len() as u64;
+        if filler.write_all_at(&piece, offset).and_then(|()| filler.sync_all()).is_err() {
+            break;
+        }
+    }
+    eventually("the quota is exhausted", || {
+        let more = mounted("more");
+        fs::write(&more, vec![1; 64 << 10]).and_then(|()| File::open(&more)?.sync_all()).is_err()
+    });
+    let failed = write_all_ways(&files, &mut told);
+    assert_eq!(failed, files.len() * WRITERS.len(), "something was taken");
+    check(&told);
+    mount.unmount();
+}
+
 /// The same calls on the kernel's overlayfs and on ours.
 fn refusals(point: &Path) -> Vec<(String, Option<i32>)> {
     let mut said = Vec::new();
@@ -265,9 +309,9 @@ fn questions_copy_nothing_up() {
         assert_eq!(rustix::fs::removexattr(&file, "security.capability"), Err(Errno::NODATA));
         fs::read(&file).unwrap();
         assert!(runs(
-            r#"ls --color=always -l "$0" && cp -a "$0" /dev/null && tar --xattrs -cf - "$0" > /dev/null"#,
+            r#"ls --color=always -l "$0" && cp -a "$0" "$1" && tar --xattrs -cf - "$0" > /dev/null"#,
             &file,
-            ""
+            &bed.stage.path("copy").display().to_string()
         ));
     }
     before.assert_same(&Snapshot::take(&bed.path("upper"), Detail::Times), "the upper layer");

@@ -24,7 +24,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use overlayfs::layer::{Allocation, Kind, Layer, Owner, RenameMode, Stat, Time, XattrMode};
 use overlayfs::overlay::{DirEntry, Handle, Node, Overlay, without_set_id};
-use syscall::error::{EEXIST, EFBIG, EINVAL, EMFILE, ENFILE, ENOENT, ENOSYS, ENXIO, EOPNOTSUPP, Error, Result};
+use syscall::error::{EDQUOT, EEXIST, EFBIG, EINVAL, EMFILE, ENFILE, ENOENT, ENOSYS, ENXIO, EOPNOTSUPP, Error, Result};
 
 use super::door::{Birth, Caller, Door, Entry, Listing, NewMode, Opened, Setup, StatFs, Write};
 use super::session::Notifier;
@@ -138,6 +138,10 @@ impl<L: Layer> EngineDoor<L> {
                 self.files.close_all();
                 self.overlay.close_dirs();
                 call()
+            }
+            Err(error) if error.errno == EDQUOT => {
+                self.quota_exhausted();
+                Err(error)
             }
             result => result,
         }

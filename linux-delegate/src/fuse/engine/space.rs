@@ -174,9 +174,6 @@ impl<L: Layer> EngineDoor<L> {
                 }
             }
             Err(error) if matches!(error.errno, ENOSPC | EDQUOT) => {
-                if error.errno == EDQUOT {
-                    *self.space.exhausted() = Some(Instant::now());
-                }
                 if let Some(failed) = &mut self.space.held().failed {
                     failed.insert(number, error.errno);
                 }
@@ -184,6 +181,12 @@ impl<L: Layer> EngineDoor<L> {
             }
             Err(_) => {}
         }
+    }
+
+    /// A quota is exhausted, which the statistics of a filesystem mostly do not tell.
+    pub(super) fn quota_exhausted(&self) {
+        *self.space.exhausted() = Some(Instant::now());
+        self.look_for_space();
     }
 
     /// Before a write to a file is taken, where space is scarce: has the kernel write back what it may hold, and tries whether there is room.
@@ -198,7 +201,7 @@ impl<L: Layer> EngineDoor<L> {
             held.files.insert(number);
             held.writes += 1;
             held.writes.saturating_mul(LARGE) > self.space.free.load(Ordering::Relaxed) / 2
-        };
+        } || self.space.is_exhausted();
         if is_too_much && let Some(errno) = self.write_back_held(number) {
             return Err(Error::new(errno));
         }
@@ -211,7 +214,8 @@ impl<L: Layer> EngineDoor<L> {
     /// Whether there is room for one more write to a file. ENOSPC, EDQUOT.
     fn has_room(&self, node: &Arc<Node<L>>) -> Result<()> {
         let Some(found) = self.look_for_space() else { return Ok(()) };
-        let least = LARGE.min(found.blocks.saturating_mul(found.block_size.into()) / SMALL_PART);
+        let whole = found.blocks.saturating_mul(found.block_size.into());
+        let least = (whole / SMALL_PART).clamp(found.block_size.into(), LARGE.max(found.block_size.into()));
         if !self.space.is_exhausted() && available(&found) > 4 * least {
             return Ok(());
         }
@@ -240,6 +244,7 @@ impl<L: Layer> EngineDoor<L> {
     }
 }
 
+/// How many bytes are free; without end where the filesystem does not count them.
 fn available(found: &StatFs) -> u64 {
-    found.blocks_available.saturating_mul(found.block_size.into())
+    if found.blocks == 0 { u64::MAX } else { found.blocks_available.saturating_mul(found.block_size.into()) }
 }
