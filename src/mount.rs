@@ -53,8 +53,9 @@ impl std::error::Error for Error {}
 /// Opens the layers that `options` name and stacks them.
 pub fn mount(options: &Options) -> Result<Overlay<OsLayer>, Error> {
     let layers = open_layers(options, true)?;
-    let Options { volatile, reuse_volatile, whole_copies, trusted, format, read_only, .. } = *options;
-    let settings = Settings { volatile, reuse_volatile, whole_copies, trusted, format, ..Settings::default() };
+    let Options { volatile, reuse_volatile, whole_copies, trusted, no_redirects, format, read_only, .. } = *options;
+    let settings =
+        Settings { volatile, reuse_volatile, whole_copies, trusted, no_redirects, format, ..Settings::default() };
     Overlay::with_settings(layers, settings).map_err(|cause| {
         let upper = options.upper.as_ref().or(options.lowers.first());
         let work = options.work.as_ref().filter(|_| !read_only);

@@ -34,9 +34,11 @@ Options:
                    may lack data that did not change until it is synced, linked, renamed or the overlay ends.
   --trust-layers   Redirects in the layers count, whoever may have made them. Without this one that a user could have
                    made leads only where he may read.
+  --no-redirects   A directory that lower ones have cannot be renamed (EXDEV; mv copies it then): for programs that read
+                   the upper directory and do not know where such a directory came from.
   -o LIST          The same as a list with commas: lowerdir (several directories, separated by colons),
-                   upperdir, workdir, ro (or rw), volatile, reuse_volatile, whole_copies, userxattr (trust-layers).
-                   A comma, colon or backslash in a name is written behind a backslash.
+                   upperdir, workdir, ro (or rw), volatile, reuse_volatile, whole_copies, userxattr (trust-layers),
+                   redirect_dir=off (no-redirects). A comma, colon or backslash in a name is written behind a backslash.
   --replace        Take the name also if a daemon that died has left it behind.
   --detach         Go into the background. The command ends when the tree can be used.
   --hand-to-init   Do not register the name, but hand the scheme to init, which does: for a unit of
@@ -46,7 +48,7 @@ Options:
   -V, --version    Print the version.
 ";
 
-const OPTIONS: [&str; 14] = [
+const OPTIONS: [&str; 15] = [
     "--lower",
     "--upper",
     "--work",
@@ -55,6 +57,7 @@ const OPTIONS: [&str; 14] = [
     "--reuse-volatile",
     "--whole-copies",
     "--trust-layers",
+    "--no-redirects",
     "--replace",
     "--detach",
     "--hand-to-init",
@@ -64,8 +67,18 @@ const OPTIONS: [&str; 14] = [
 ];
 
 /// The items of a list that [`Options::add`] takes.
-pub const KEYS: [&str; 9] =
-    ["lowerdir", "upperdir", "workdir", "ro", "rw", "volatile", "reuse_volatile", "whole_copies", "userxattr"];
+pub const KEYS: [&str; 10] = [
+    "lowerdir",
+    "upperdir",
+    "workdir",
+    "ro",
+    "rw",
+    "volatile",
+    "reuse_volatile",
+    "whole_copies",
+    "userxattr",
+    "redirect_dir",
+];
 
 /// The layers of a mount.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -85,6 +98,8 @@ pub struct Options {
     pub whole_copies: bool,
     /// What redirects in the layers say counts, whoever may have made them.
     pub trusted: bool,
+    /// A directory that lower layers have cannot be renamed.
+    pub no_redirects: bool,
     /// How the upper layer is written. None: as it is already, or as an OCI image layer. The daemon of Redox, where there is nothing else,
     /// has no option for it.
     pub format: Option<Wanted>,
@@ -149,6 +164,7 @@ impl Command {
                 Long("reuse-volatile") => options.reuse_volatile = true,
                 Long("whole-copies") => options.whole_copies = true,
                 Long("trust-layers") => options.trusted = true,
+                Long("no-redirects") => options.no_redirects = true,
                 Long("replace") => replace = true,
                 Long("detach") => detach = true,
                 Long("hand-to-init") => hand_to_init = true,
@@ -188,6 +204,11 @@ impl Options {
             "reuse_volatile" => item.switch(&mut self.reuse_volatile, true),
             "whole_copies" => item.switch(&mut self.whole_copies, true),
             "userxattr" => item.switch(&mut self.trusted, true),
+            "redirect_dir" => {
+                let words = [("on", false), ("off", true), ("follow", true)];
+                self.no_redirects = item.choice(&words)?;
+                Ok(())
+            }
             other => Err(unknown("mount option", other, &KEYS)),
         }
     }
@@ -269,6 +290,18 @@ impl ListItem {
         };
         let (key, value) = (&self.key, String::from_utf8_lossy(value));
         Err(Error(format!("The mount option {key} takes no value, but {value} is given.")))
+    }
+
+    /// The meaning of a value that is one of some words.
+    pub fn choice<T: Copy>(&self, words: &[(&str, T)]) -> Result<T, Error> {
+        let key = &self.key;
+        let all: Vec<_> = words.iter().map(|(word, _)| format!("{key}={word}")).collect();
+        let all = all.join(" or ");
+        let value = self.value("VALUE").map_err(|_| Error(format!("The mount option {key} needs a value: {all}.")))?;
+        let found = words.iter().find(|(word, _)| value == *word);
+        found
+            .map(|(_, meaning)| *meaning)
+            .ok_or_else(|| Error(format!("There is no {key}={}: it is {all}.", value.display())))
     }
 
     fn escaped_value(&self, what: &str) -> Result<&[u8], Error> {
@@ -511,7 +544,8 @@ mod tests {
 
     #[test]
     fn switches() {
-        let switches = ["--read-only", "--volatile", "--reuse-volatile", "--whole-copies", "--trust-layers"];
+        let switches =
+            ["--read-only", "--volatile", "--reuse-volatile", "--whole-copies", "--trust-layers", "--no-redirects"];
         let arguments = served(&[&["--lower", "/a"], &switches[..], &["x"]].concat());
         let all = Options {
             lowers: paths(&["/a"]),
@@ -520,10 +554,12 @@ mod tests {
             reuse_volatile: true,
             whole_copies: true,
             trusted: true,
+            no_redirects: true,
             ..Options::default()
         };
         assert_eq!(arguments.options, all);
-        assert_eq!(served(&["-o", "lowerdir=/a,ro,volatile,reuse_volatile,whole_copies,userxattr", "x"]).options, all);
+        let list = "lowerdir=/a,ro,volatile,reuse_volatile,whole_copies,userxattr,redirect_dir=off";
+        assert_eq!(served(&["-o", list, "x"]).options, all);
         assert!(!served(&["-o", "lowerdir=/a,ro,rw", "x"]).options.read_only, "the last counts");
     }
 
@@ -555,6 +591,10 @@ mod tests {
             (&["-o", "lowerdir", "x"], "The mount option lowerdir needs a value: lowerdir=DIR."),
             (&["-o", "ro=1", "x"], "The mount option ro takes no value, but 1 is given."),
             (&["-o", "reusevolatle", "x"], "There is no mount option reusevolatle. Did you mean reuse_volatile?"),
+            (
+                &["-o", "redirect_dir=nofollow", "x"],
+                "There is no redirect_dir=nofollow: it is redirect_dir=on or redirect_dir=off or redirect_dir=follow.",
+            ),
             (&["-o", "upperdri=/a", "x"], "There is no mount option upperdri. Did you mean upperdir?"),
             (
                 &["--lower", "/a", "--upper", "/u", "-o", "upperdir=/v", "x"],

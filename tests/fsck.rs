@@ -553,3 +553,22 @@ fn nothing_is_mounted_while_it_is_checked() {
     drop(checker);
     mount(&options(&stage)).unwrap();
 }
+
+/// What fuse-overlayfs has left: devices for deletions, one of them beside its opaque mark. Where somebody has made such a device, none is a deletion.
+#[test]
+fn a_layer_of_fuse_overlayfs_is_not_damaged() {
+    let stage = stage();
+    let upper = stage.path("upper");
+    for name in ["file2", "d/y", "own/.wh..opq", "nothing"] {
+        put::node(&upper, name, FileType::CharacterDevice, 0o600, 0);
+    }
+    put::file(&upper, "own/.wh..wh..opq", "");
+    let options = options(&stage);
+    assert_eq!(look(&options), [("nothing".to_owned(), Damage::HidesNothing, true)]);
+    put::file(&upper, ".wh..wh.devices", "");
+    assert_eq!(look(&options), []);
+    fs::remove_file(upper.join(".wh..wh.devices")).unwrap();
+    repair(&checker(&options, true)).unwrap();
+    assert_eq!(look(&options), []);
+    assert!(!test_common::exists(&upper.join("nothing")) && test_common::exists(&upper.join("file2")));
+}

@@ -1,5 +1,5 @@
 //! Upper layers in the format of the kernel's overlayfs: when a layer is in it, what it then cannot hold, the steps of its changes, and
-//! files that have only metadata of their own.
+//! files that have only metadata of their own; and what of it there is in upper layers of the native format.
 //!
 //! Needs root, for attributes in the namespace `trusted`.
 
@@ -15,9 +15,9 @@ use overlayfs::layer::{Kind, OsLayer, Owner, RenameMode};
 use overlayfs::mount::mount;
 use overlayfs::options::Options;
 use overlayfs::overlay::{Layers, Node, Overlay, Settings};
-use rustix::fs::XattrFlags;
+use rustix::fs::{FileType, XattrFlags};
 use syscall::error::{EINVAL, EIO, ENOENT, EPERM, Error};
-use test_common::{Stage, names, put};
+use test_common::{LowerGuard, Stage, names, put};
 
 const OWN: Owner = Owner { uid: 0, gid: 0 };
 
@@ -309,4 +309,57 @@ fn an_upper_file_that_has_only_metadata_is_completed() {
         assert_eq!(get(path, "trusted.overlay.metacopy"), None);
     }
     assert_eq!((fs::read(file).unwrap(), fs::read(cut).unwrap()), (b"conTent".to_vec(), b"con".to_vec()));
+}
+
+/// In the native format a device with the number 0 is a deletion of fuse-overlayfs, until somebody has made one that is a device.
+#[test]
+fn devices_are_deletions_until_one_is_made() {
+    let stage = Stage::new();
+    let (lower, upper) = (stage.dir("lower"), stage.dir("upper"));
+    for file in ["gone", "again", "dir/gone", "unseen/gone"] {
+        put::file(&lower, file, file);
+    }
+    for name in ["gone", "again", "nothing", "dir/gone", "unseen/gone"] {
+        put::node(&upper, name, FileType::CharacterDevice, 0o600, 0);
+    }
+    put::node(&upper, "null", FileType::CharacterDevice, 0o666, 0x103);
+    let guard = LowerGuard::new([lower]);
+    let overlay = self::overlay(&stage, None);
+    let root = overlay.root().clone();
+    for path in ["gone", "again", "nothing", "dir/gone"] {
+        assert_eq!(errno(find(&overlay, path)), ENOENT, "{path}");
+    }
+    assert_eq!(find(&overlay, "null").unwrap().kind(), Kind::CharDev);
+    assert_eq!(names(&upper.join("dir")), [".wh.gone"], "a marker, as soon as it is read");
+    assert!(is_whiteout(&upper.join("unseen/gone")), "nobody has read it");
+    drop(overlay.create_file(&root, OsStr::new("again"), 0o600, OWN).unwrap());
+
+    let device = |overlay: &Overlay<OsLayer>, name: &str| {
+        overlay.create_node(overlay.root(), OsStr::new(name), Kind::CharDev, 0o600, 0, OWN)
+    };
+    device(&overlay, "device").unwrap();
+    assert!(is_whiteout(&upper.join("device")) && test_common::exists(&upper.join(".wh..wh.devices")));
+    assert_eq!(names(&upper.join("unseen")), [".wh.gone"]);
+    overlay.rename(&root, OsStr::new("again"), &root, OsStr::new("moved"), RenameMode::Whiteout).unwrap();
+    drop(overlay);
+    for turn in 0..2 {
+        // The second time the layer is a lower one.
+        let mut options = self::options(&stage, None);
+        if turn == 1 {
+            options.lowers.insert(0, upper.clone());
+            options.upper = Some(stage.dir("second"));
+            options.work = Some(stage.dir("second-work"));
+        }
+        let overlay = mount(&options).unwrap();
+        for path in ["gone", "nothing", "dir/gone", "unseen/gone"] {
+            assert_eq!(errno(find(&overlay, path)), ENOENT, "{path}");
+        }
+        for name in ["device", "again"] {
+            let node = find(&overlay, name).unwrap();
+            assert_eq!(node.kind(), Kind::CharDev, "{name}");
+            overlay.set_mode(&node, 0o640).unwrap();
+        }
+    }
+    assert!(is_whiteout(&stage.path("second/device")) && test_common::exists(&stage.path("second/.wh..wh.devices")));
+    guard.check();
 }

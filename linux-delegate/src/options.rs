@@ -53,6 +53,8 @@ Layers:
                           that did not change until it is synced, linked, renamed or the tree is unmounted.
   userxattr               The layers are trusted: redirects and marks of metadata in them count, whoever may have made them. Without this
                           one that a user could have made leads only to what he may read.
+  redirect_dir=on|off     off: a directory that lower ones have cannot be renamed (EXDEV; mv copies it then): for programs that
+                          read the upper directory and do not know where such a directory came from. follow is the same as off.
 
 Who sees what:
   allow_other             Other users may use the mount. root's mounts always allow it.
@@ -80,7 +82,7 @@ Of mount(8):
 Accepted without effect:
   auto noauto user nouser users owner group nofail defaults comment _netdev helper uhelper private silent loud nomand iversion
   noiversion x-... X-...
-  xino redirect_dir=on metacopy=on|off noxattrs=0 fast_ino fast_ino_check context fscontext defcontext rootcontext
+  xino metacopy=on|off noxattrs=0 fast_ino fast_ino_check context fscontext defcontext rootcontext
   clone_fd max_idle_threads kernel_cache big_writes nonempty splice_read splice_write splice_move max_write
 ";
 
@@ -172,7 +174,7 @@ type Apply = fn(&mut MountOptions, &ListItem) -> Result<(), Error>;
 const LONG_WORDS: [&str; 4] = ["--verbose", "--debug", "--help", "--version"];
 
 /// The options whose value is looked at.
-const CHECKED: [(&str, Apply); 21] = [
+const CHECKED: [(&str, Apply); 20] = [
     ("allow_other", |options, item| item.switch(&mut options.allow_other, true)),
     ("uidmapping", |options, item| set(&mut options.identity.users, id_map(item))),
     ("gidmapping", |options, item| set(&mut options.identity.groups, id_map(item))),
@@ -189,17 +191,17 @@ const CHECKED: [(&str, Apply); 21] = [
     ("max_threads", |options, item| set(&mut options.max_threads, number(item, "a number above 0").map(Some))),
     ("threaded", |options, item| {
         let one = [("0", Some(NonZeroUsize::MIN)), ("1", None)];
-        set(&mut options.max_threads, choice(item, &one))
+        set(&mut options.max_threads, item.choice(&one))
     }),
-    ("writeback", |options, item| set(&mut options.writeback, choice(item, &[("0", false), ("1", true)]))),
-    ("fsync", |options, item| set(&mut options.layers.volatile, choice(item, &[("0", true), ("1", false)]))),
+    ("writeback", |options, item| set(&mut options.writeback, item.choice(&[("0", false), ("1", true)]))),
+    ("fsync", |options, item| set(&mut options.layers.volatile, item.choice(&[("0", true), ("1", false)]))),
     ("format", |options, item| {
         let formats = [("oci", Wanted::Oci), ("kernel", Wanted::Kernel)];
-        set(&mut options.layers.format, choice(item, &formats).map(Some))
+        set(&mut options.layers.format, item.choice(&formats).map(Some))
     }),
     ("door", |options, item| {
         let doors = [("engine", WhichDoor::Engine), ("scheme", WhichDoor::Scheme)];
-        set(&mut options.door, choice(item, &doors))
+        set(&mut options.door, item.choice(&doors))
     }),
     ("fsname", |options, item| set(&mut options.source, item.value("NAME").map(Some))),
     ("debug", |options, item| {
@@ -207,10 +209,9 @@ const CHECKED: [(&str, Apply); 21] = [
         item.switch(&mut options.foreground, true)
     }),
     // Inode numbers are always as with `on`.
-    ("xino", |_, item| choice(item, &[("off", ()), ("auto", ()), ("on", ())])),
+    ("xino", |_, item| item.choice(&[("off", ()), ("auto", ()), ("on", ())])),
     // What is copied up is copied whole, and what was not is read in lower layers.
-    ("metacopy", |_, item| choice(item, &[("off", ()), ("on", ())])),
-    ("redirect_dir", |_, item| only(item, "on", "directories that lower layers have can always be renamed")),
+    ("metacopy", |_, item| item.choice(&[("off", ()), ("on", ())])),
     ("noxattrs", |_, item| only(item, "0", "there are always extended attributes where the layers have them")),
 ];
 
@@ -382,18 +383,6 @@ fn set<T>(slot: &mut T, value: Result<T, Error>) -> Result<(), Error> {
 fn wrong(item: &ListItem, value: impl Display, what: &str) -> Error {
     let key = &item.key;
     Error::new(format!("The mount option {key} needs {what}, which {value} is not."))
-}
-
-/// A value that is one of some words.
-fn choice<T: Copy>(item: &ListItem, words: &[(&str, T)]) -> Result<T, Error> {
-    let key = &item.key;
-    let all: Vec<_> = words.iter().map(|(word, _)| format!("{key}={word}")).collect();
-    let all = all.join(" or ");
-    let value = item.value("VALUE").map_err(|_| Error::new(format!("The mount option {key} needs a value: {all}.")))?;
-    let found = words.iter().find(|(word, _)| value == *word);
-    found
-        .map(|(_, meaning)| *meaning)
-        .ok_or_else(|| Error::new(format!("There is no {key}={}: it is {all}.", value.display())))
 }
 
 /// A value that can be only one, for a reason.
@@ -608,10 +597,6 @@ mod tests {
             (&["-o", "max_threads=0"], "The mount option max_threads needs a number above 0, which 0 is not."),
             (&["-o", "door"], "The mount option door needs a value: door=engine or door=scheme."),
             (&["-o", "format=tar"], "There is no format=tar: it is format=oci or format=kernel."),
-            (
-                &["-o", "redirect_dir=off"],
-                "There is no redirect_dir=off: directories that lower layers have can always be renamed.",
-            ),
             (
                 &["-o", "uidmapping=0:1000"],
                 "The mount option uidmapping needs numbers in threes, A:B:N:A:B:N, which 0:1000 is not.",

@@ -163,18 +163,21 @@ fn an_upper_layer_with_files_that_have_only_metadata() {
 }
 
 /// Numbers that look random and are the same in every run (xorshift).
-struct Random(u64);
+struct Random {
+    state: u64,
+    names: &'static [&'static str],
+}
 
 impl Random {
     fn below(&mut self, limit: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 11) as usize % limit
+        self.state ^= self.state << 13;
+        self.state ^= self.state >> 7;
+        self.state ^= self.state << 17;
+        (self.state >> 11) as usize % limit
     }
 
     fn path(&mut self, root: &Path) -> PathBuf {
-        (0..=self.below(3)).fold(root.to_owned(), |path, _| path.join(["a", "b", "c", "d", ".wh.e"][self.below(5)]))
+        (0..=self.below(3)).fold(root.to_owned(), |path, _| path.join(self.names[self.below(self.names.len())]))
     }
 }
 
@@ -213,16 +216,28 @@ fn change(root: &Path, random: &mut Random) -> io::Result<()> {
     }
 }
 
-/// Ours and the kernel's overlayfs mount the same layers in turn, each changes them, and each must show what the other has left. `first`
-/// is what makes the upper layer.
-fn in_turn(kernel: impl Fn(&str, &Path), more: &str, kernel_first: bool) {
+/// What is compared, the names that changes are made to, and how often all is done.
+struct How {
+    names: &'static [&'static str],
+    detail: Detail,
+    seeds: u64,
+}
+
+const WITH_THE_KERNEL: How = How { names: &["a", "b", "c", "d", ".wh.e"], detail: Detail::Xattrs, seeds: 12 };
+/// fuse-overlayfs makes directories whose names begin with `.wh.`, and does not show them; and it changes times of directories.
+const WITH_FUSE_OVERLAYFS: How = How { names: &["a", "b", "c", "d"], detail: Detail::Contents, seeds: 5 };
+
+/// Ours and another overlay mount the same layers in turn, each changes them, and each must show what the other has left. What ours is told `more`
+/// it is told once, and in every mount what is in `always`.
+fn in_turn(other: impl Fn(&str, &Path), (more, always): (&str, &str), other_first: bool, how: How) {
+    let How { names, detail, seeds } = how;
     let mut done = 0;
-    for seed in 1..=12 {
+    for seed in 1..=seeds {
         let stage = Stage::new();
         mode(stage.root(), 0o755);
         let [lower, bottom, upper, work, point] =
             ["lower", "bottom", "upper", "work", "mount"].map(|name| stage.dir(name));
-        let mut random = Random(0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(seed));
+        let mut random = Random { state: 0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(seed), names };
         for layer in [&lower, &bottom] {
             for _ in 0..30 {
                 let path = random.path(layer);
@@ -236,25 +251,31 @@ fn in_turn(kernel: impl Fn(&str, &Path), more: &str, kernel_first: bool) {
                 }
             }
         }
-        let guard = LowerGuard::new([&lower, &bottom]);
-        let (lower, bottom, upper, work) = (lower.display(), bottom.display(), upper.display(), work.display());
-        let options = format!("lowerdir={lower}:{bottom},upperdir={upper},workdir={work}");
+        // fuse-overlayfs changes times of access.
+        let lowers = [&lower, &bottom].map(|lower| Snapshot::take(lower, Detail::Xattrs));
+        let options = format!(
+            "lowerdir={}:{},upperdir={},workdir={}",
+            lower.display(),
+            bottom.display(),
+            upper.display(),
+            work.display()
+        );
         let mut expected: Option<Snapshot> = None;
-        for turn in usize::from(!kernel_first)..6 {
+        for turn in usize::from(!other_first)..6 {
             let ours = turn % 2 == 1;
             let mount = match ours {
                 // What the layer is written in is said once.
-                true if expected.is_none() => Some(Mount::new(&point, &format!("{options}{more}"))),
-                true => Some(Mount::new(&point, &options)),
+                true if expected.is_none() => Some(Mount::new(&point, &format!("{options}{more}{always}"))),
+                true => Some(Mount::new(&point, &format!("{options}{always}"))),
                 false => None,
             };
             if !ours {
-                kernel(&options, &point);
+                other(&options, &point);
             }
             if let Some(expected) = &expected {
-                let who = if ours { "ours" } else { "the kernel's" };
+                let who = if ours { "ours" } else { "the other" };
                 expected.assert_same(
-                    &Snapshot::take(&point, Detail::Xattrs),
+                    &Snapshot::take(&point, detail),
                     &format!("seed {seed}, turn {turn}: what {who} shows"),
                 );
             }
@@ -262,39 +283,89 @@ fn in_turn(kernel: impl Fn(&str, &Path), more: &str, kernel_first: bool) {
             if !ours {
                 // Of a user's mount the kernel may take two names of a file that it has copied up for two files, until it is mounted again.
                 umount(&point);
-                kernel(&options, &point);
+                other(&options, &point);
             }
-            expected = Some(Snapshot::take(&point, Detail::Xattrs));
+            expected = Some(Snapshot::take(&point, detail));
             match mount {
                 Some(mount) => mount.unmount(),
                 None => umount(&point),
             }
         }
-        guard.check();
+        for (before, layer) in lowers.iter().zip([&lower, &bottom]) {
+            before.assert_same(&Snapshot::take(layer, Detail::Xattrs), "a lower layer");
+        }
     }
-    assert!(done > 12 * 5 * 10, "only {done} changes could be made");
+    assert!(done as u64 > seeds * 5 * 8, "only {done} changes could be made");
 }
 
 #[test]
 fn upper_layers_that_the_kernel_reads_and_writes() {
-    in_turn(kernel, ",format=kernel", false);
+    in_turn(kernel, (",format=kernel", ""), false, WITH_THE_KERNEL);
 }
 
 #[test]
 fn upper_layers_that_the_kernel_has_begun() {
-    in_turn(kernel, "", true);
+    in_turn(kernel, ("", ""), true, WITH_THE_KERNEL);
 }
 
 /// With the attributes of a user, which root uses where it finds them.
 #[test]
 fn upper_layers_of_a_user() {
     let is_user = std::env::var_os(unprivileged::VARIABLE).is_some();
-    in_turn(kernel_of_a_user, ",format=kernel", !is_user);
+    in_turn(kernel_of_a_user, (",format=kernel", ""), !is_user, WITH_THE_KERNEL);
 }
 
 #[test]
 fn upper_layers_as_an_unprivileged_user() {
     unprivileged::again(&["upper_layers_of_a_user"], &[], &[]);
+}
+
+/// The native format, with the devices that fuse-overlayfs has for deletions.
+#[test]
+fn upper_layers_that_fuse_overlayfs_has_begun() {
+    in_turn(mount_fuse_overlayfs, ("", ",redirect_dir=off"), true, WITH_FUSE_OVERLAYFS);
+}
+
+#[test]
+fn upper_layers_that_fuse_overlayfs_goes_on_with() {
+    in_turn(mount_fuse_overlayfs, ("", ",redirect_dir=off"), false, WITH_FUSE_OVERLAYFS);
+}
+
+/// Deletions, opaque directories and what is put in their place, by both, one after the other.
+#[test]
+fn a_layer_of_fuse_overlayfs_is_gone_on_with() {
+    let stage = Stage::new();
+    mode(stage.root(), 0o755);
+    let [lower, upper, work, point] = ["lower", "upper", "work", "mount"].map(|name| stage.dir(name));
+    make_lower(&lower);
+    let options = format!("lowerdir={},upperdir={},workdir={}", lower.display(), upper.display(), work.display());
+    mount_fuse_overlayfs(&options, &point);
+    shell(&point, "rm a/gone f b/file; rm -r a/tree b/dir; mkdir a/tree; echo new > a/tree/new; mv d/other d/moved");
+    umount(&point);
+    shell(&upper, "test -c a/gone; test -c f; test -c b/dir; test -c d/other");
+
+    let mount = Mount::new(&point, &options);
+    shell(
+        &point,
+        "test ! -e a/gone; test ! -e f; test -z \"$(ls -A b)\"; test \"$(ls a/tree)\" = new; test \"$(ls d)\" = moved
+        echo again > a/gone; mkdir f b/dir; mv d/moved b/file; ln b/file d/other; rm -r a/tree; rm c/dir/one",
+    );
+    let expected = Snapshot::take(&point, Detail::Contents);
+    mount.unmount();
+    mount_fuse_overlayfs(&options, &point);
+    expected.assert_same(&Snapshot::take(&point, Detail::Contents), "what fuse-overlayfs shows");
+    shell(&point, "rm a/gone c/dir/two; rmdir b/dir; mkdir a/tree");
+    umount(&point);
+    for more in [",ro", ""] {
+        let mount = Mount::new(&point, &format!("{options}{more}"));
+        shell(&point, "test ! -e a/gone; test \"$(ls b)\" = file; test -z \"$(find c/dir a/tree f -type f)\"");
+        mount.unmount();
+    }
+}
+
+#[test]
+fn a_layer_of_fuse_overlayfs_as_an_unprivileged_user() {
+    unprivileged::again(&["a_layer_of_fuse_overlayfs_is_gone_on_with"], &[], &[]);
 }
 
 /// What the kernel does when a directory of a lower layer is renamed, ours does too, where it can have no redirects.
@@ -312,4 +383,30 @@ fn a_user_cannot_rename_lower_directories_in_the_kernels_format() {
     assert_eq!(names(&upper), [""; 0], "nothing was copied up for it");
     shell(&point, "mv c/dir new; mkdir own; mv own other; test \"$(cat new/one)\" = c/dir/one; test ! -e c/dir");
     mount.unmount();
+}
+
+/// With redirect_dir=off the layer has nothing that other programs do not know.
+#[test]
+fn without_redirects_other_readers_see_renamed_directories_whole() {
+    for format in ["oci", "kernel"] {
+        let stage = Stage::new();
+        let [lower, upper, work, point] = ["lower", "upper", "work", "mount"].map(|name| stage.dir(name));
+        make_lower(&lower);
+        let options = format!(
+            "lowerdir={},upperdir={},workdir={},format={format}",
+            lower.display(),
+            upper.display(),
+            work.display()
+        );
+        let mount = Mount::new(&point, &options);
+        shell(&point, "mv b/dir b/earlier");
+        mount.unmount();
+        let mount = Mount::new(&point, &format!("{options},redirect_dir=off"));
+        let refused = fs::rename(point.join("c/dir"), point.join("new")).unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(libc::EXDEV), "{format}");
+        shell(&point, "mv c/dir new; mkdir own; mv own other; test \"$(cat new/one)\" = c/dir/one; test ! -e c/dir");
+        shell(&upper, "test \"$(cat new/one)\" = c/dir/one");
+        shell(&point, "test \"$(cat b/earlier/one)\" = b/dir/one; mv b/earlier b/later; cat b/later/sub/two");
+        mount.unmount();
+    }
 }

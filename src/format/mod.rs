@@ -33,6 +33,9 @@ const MAP_PREFIX: &[u8] = b".wh..wh.map.";
 /// The mark, at the top of a layer, that there may be partial copies in it.
 pub const PARTS: &str = ".wh..wh.parts";
 
+/// The mark, at the top of a layer, that character devices with the number 0 are devices in it, and no deletions.
+pub const DEVICES: &str = ".wh..wh.devices";
+
 /// The longest content of a file of the format that is read: any path that a system accepts is shorter.
 pub const CONTENT_MAX: usize = 64 * 1024;
 
@@ -71,7 +74,7 @@ pub enum Meaning<'a> {
     Part(&'a OsStr),
     /// The map of the partial copy of this name.
     Map(&'a OsStr),
-    /// Reserved, with no meaning in a listing: the work directory, the mark of partial copies, or another tool's.
+    /// Reserved, with no meaning in a listing: the work directory, a mark of the whole layer, or another tool's.
     Unknown,
 }
 

@@ -148,12 +148,18 @@ impl<L: Layer> Checker<L> {
         for (name, kind) in entries {
             let is_top = task.path.as_os_str().is_empty();
             let right = match format::meaning(&name) {
+                Meaning::Object if kind == Kind::CharDev && self.is_deletion(task, &name)? => {
+                    listing.whiteouts.push(Marker { hidden: name.clone(), name, kind });
+                    continue;
+                }
                 Meaning::Object => {
                     listing.objects.push((name, kind));
                     continue;
                 }
+                // fuse-overlayfs leaves one beside its opaque mark.
+                Meaning::Whiteout(_) if kind == Kind::CharDev => continue,
                 Meaning::Unknown if is_top && name == format::WORK => Kind::Dir,
-                Meaning::Unknown if is_top && name == format::PARTS => Kind::File,
+                Meaning::Unknown if is_top && (name == format::PARTS || name == format::DEVICES) => Kind::File,
                 Meaning::Unknown => continue,
                 _ => Kind::File,
             };
@@ -182,6 +188,12 @@ impl<L: Layer> Checker<L> {
             }
         }
         Ok(listing)
+    }
+
+    /// Whether a device in a layer of the native format is a deletion of fuse-overlayfs.
+    fn is_deletion(&self, task: &Task<L>, name: &OsStr) -> Result<bool> {
+        Ok(kernel::is_whiteout(&self.upper.stat(&task.dir, name)?)
+            && !self.exists(&self.root, OsStr::new(format::DEVICES))?)
     }
 
     fn read_kernel_marks(&self, task: &Task<L>, entries: Vec<(OsString, Kind)>, listing: &mut Listing) -> Result<()> {

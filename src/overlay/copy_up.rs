@@ -20,6 +20,7 @@ use super::progress::{PIECE, Progress};
 use super::stack::LayerDir;
 use super::work::{discard, discard_dir};
 use super::xattr::CAPABILITY;
+use crate::format::kernel;
 use crate::layer::{Access, Kind, Layer, Object, Owner, RenameMode, Result, Stat, THROUGH};
 use crate::sync::Guard;
 
@@ -144,7 +145,12 @@ impl<L: Layer> Overlay<L> {
                 let target = self.read_link(node)?;
                 upper.create_symlink(work, temp, &target, owner)?;
             }
-            kind => upper.create_node(work, temp, kind, mode, attr.rdev, owner)?,
+            kind => {
+                if kernel::is_whiteout(attr) {
+                    self.prepare_device()?;
+                }
+                upper.create_node(work, temp, kind, mode, attr.rdev, owner)?;
+            }
         }
         let object = built.object(work, temp);
         let is_cut = matches!(built, Built::File(..)) && keep < attr.size;

@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::sync::Arc;
 
-use syscall::error::{EEXIST, EINVAL, EIO, ENOENT, EPERM, Error};
+use syscall::error::{EEXIST, EINVAL, EIO, ENOENT, Error};
 
 use super::Overlay;
 use super::file::Handle;
@@ -120,8 +120,9 @@ impl<L: Layer> Overlay<L> {
         if !matches!(kind, Kind::Fifo | Kind::Socket | Kind::CharDev | Kind::BlockDev) {
             return Err(Error::new(EINVAL));
         }
-        if !self.whiteouts_beside() && kernel::is_whiteout_device(kind, rdev) {
-            return Err(Error::new(EPERM));
+        if kernel::is_whiteout_device(kind, rdev) {
+            self.check_new_name(dir, name)?;
+            self.prepare_device()?;
         }
         self.create(dir, name, New::Special(kind, rdev), mode, owner).map(|(node, _)| node)
     }

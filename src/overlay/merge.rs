@@ -26,6 +26,8 @@ use crate::layer::{Access, Kind, Layer, Object, Result, Stat};
 struct Listing {
     objects: Vec<(OsString, Kind, u64)>,
     whiteouts: Vec<OsString>,
+    /// Those of which a device is the deletion.
+    devices: Vec<OsString>,
     /// The names that have partial copies, and those that have maps of some.
     parts: Vec<OsString>,
     maps: Vec<OsString>,
@@ -55,6 +57,12 @@ impl<L: Layer> Overlay<L> {
                 }
                 for name in &listing.whiteouts {
                     names.add_whiteout(name);
+                }
+                if self.whiteouts_beside() && !listing.devices.is_empty() {
+                    match self.make_markers(&upper, &listing.devices) {
+                        Err(error) => log::warn!("deletions of fuse-overlayfs cannot be written as markers: {error}"),
+                        Ok(()) => node.state.lock().stale = true,
+                    }
                 }
                 self.narrow(&upper, &listing.marks, &mut rest)?;
                 dir.foreign = listing.foreign;
@@ -207,7 +215,7 @@ impl<L: Layer> Overlay<L> {
     }
 
     /// Whether `dir` is in an upper layer that is written in the kernel's format, where no name is reserved.
-    fn is_kernel_upper(&self, dir: &LayerDir<L>) -> bool {
+    pub(super) fn is_kernel_upper(&self, dir: &LayerDir<L>) -> bool {
         self.stack.is_upper(dir) && self.format() != Format::Oci
     }
 
@@ -276,21 +284,18 @@ impl<L: Layer> Overlay<L> {
         }
     }
 
-    /// Takes out of the objects of a layer that may come from the kernel's overlayfs those that are deletions.
+    /// Takes out of the objects of a layer that may come from another overlay those that are deletions. Answers which of these are devices.
     fn kernel_whiteouts(
         &self,
         dir: &LayerDir<L>,
         marks: &kernel::Marks,
         objects: &mut Vec<(OsString, Kind, u64)>,
         whiteouts: &mut Vec<OsString>,
-    ) -> Result<()> {
+    ) -> Result<Vec<OsString>> {
         let is_upper = self.stack.is_upper(dir);
-        if is_upper && !self.is_kernel_upper(dir) {
-            return Ok(());
-        }
         let layer = self.stack.layer(dir);
         let is_whiteout = |name: &OsStr, kind| match kind {
-            Kind::CharDev => Ok(kernel::is_whiteout(&self.stack.stat(dir, name)?)),
+            Kind::CharDev => Ok(kernel::is_whiteout(&self.stack.stat(dir, name)?) && !self.has_devices(dir)?),
             // The kernel does not look for them in an upper layer.
             Kind::File if marks.file_whiteouts && !is_upper => {
                 let names = names(layer, Object::Entry(&*self.stack.open(dir)?, name))?;
@@ -298,11 +303,15 @@ impl<L: Layer> Overlay<L> {
             }
             _ => Ok(false),
         };
+        let mut devices = Vec::new();
         let mut result = Ok(());
         objects.retain(|(name, kind, _)| match is_whiteout(name, *kind) {
             Ok(false) => true,
             Ok(true) => {
                 whiteouts.push(name.clone());
+                if *kind == Kind::CharDev {
+                    devices.push(name.clone());
+                }
                 false
             }
             Err(error) => {
@@ -310,7 +319,7 @@ impl<L: Layer> Overlay<L> {
                 true
             }
         });
-        result
+        result.map(|()| devices)
     }
 
     /// The marks of a directory that has the opaque mark or not, and a redirect of this kind or none. A redirect that is no
@@ -353,9 +362,9 @@ impl<L: Layer> Overlay<L> {
             whiteouts.push(OsString::from_vec(self.read_content(dir, &marker, kind)?.0));
         }
         let more = self.kernel_marks(dir)?;
-        self.kernel_whiteouts(dir, &more, &mut objects, &mut whiteouts)?;
+        let devices = self.kernel_whiteouts(dir, &more, &mut objects, &mut whiteouts)?;
         let marks = self.with_kernel_marks(dir, self.marks_of(dir, opaque, redirect)?, &more)?;
-        Ok(Listing { objects, whiteouts, parts, maps, marks, foreign })
+        Ok(Listing { objects, whiteouts, devices, parts, maps, marks, foreign })
     }
 
     /// The content of a small file of the format, and its attributes: nothing if what has its name is no file.

@@ -14,6 +14,7 @@
 //! | `create`, `remove`, `rename`, `link` | changes of names |
 //! | `upper` | how deletions and marks are written to the upper layer, in each format |
 //! | `trust` | whose redirects and marks of metadata count |
+//! | `devices` | devices with the number 0: whether they are devices or deletions |
 //! | `metacopy` | files that have only metadata of their own |
 //! | `work`, `detect` | the work directory, where things are built before they appear; in which format the upper layer is written |
 //! | `index` | what the next mount has to know of copies: their links and inode numbers |
@@ -47,6 +48,7 @@ mod cancel;
 mod copy_up;
 mod create;
 mod detect;
+mod devices;
 mod file;
 mod forget;
 pub(crate) mod index;
@@ -112,6 +114,9 @@ pub struct Settings {
     pub whole_copies: bool,
     /// What redirects and marks of metadata in the layers say counts, whoever may have written it.
     pub trusted: bool,
+    /// A directory that lower layers have cannot be renamed (EXDEV), so that the upper layer gets no redirects, which other programs that read it
+    /// do not know. Those that are there are followed.
+    pub no_redirects: bool,
     /// How the upper layer is to be written. None: as it is written already, a new one as an OCI image layer.
     pub format: Option<Wanted>,
     /// How many directories and names in them are remembered before some are forgotten. None: as many as is usual.
@@ -136,8 +141,11 @@ pub struct Overlay<L: Layer> {
     across: Lock<()>,
     tree: Shared<()>,
     partials: Partials<L>,
+    /// A directory may get a redirect.
+    redirects: bool,
     next_id: AtomicU64,
     known: Known<L>,
+    devices: devices::Marked,
 }
 
 impl<L: Layer> Overlay<L> {
@@ -190,8 +198,10 @@ impl<L: Layer> Overlay<L> {
             across: Lock::new(()),
             tree: Shared::new(()),
             partials,
+            redirects: !settings.no_redirects,
             next_id: AtomicU64::new(1),
             known: Known::new(settings.known_max),
+            devices: devices::Marked::default(),
         })
     }
 

@@ -2,7 +2,7 @@
 //!
 //! What moves is in the upper layer by then. A directory that merges with lower ones takes a redirect along, which says with
 //! which; one that does not, but comes to a name that lower layers have, takes the opaque mark. So a rename is one step whatever
-//! is below, and EXDEV only where the upper layer's format has no redirects.
+//! is below, and EXDEV only where there are to be no redirects.
 
 use std::ffi::OsStr;
 use std::path::PathBuf;
@@ -75,7 +75,8 @@ impl<L: Layer> Overlay<L> {
     ///
     /// Errors are those of rename(2): ENOENT; EEXIST for [`RenameMode::NoReplace`]; EISDIR, ENOTDIR, ENOTEMPTY for what may not be
     /// replaced; EINVAL for a directory into itself, for a reserved new name, and for a mode that the upper layer lacks; EROFS;
-    /// ENAMETOOLONG. EXDEV only for a directory that lower layers have, where the upper layer's format has no room for a redirect.
+    /// ENAMETOOLONG. EXDEV only for a directory that lower layers have, where the upper layer's format has no room for a redirect, or there are to
+    /// be none.
     pub fn rename(
         &self,
         dir: &Arc<Node<L>>,
@@ -97,6 +98,9 @@ impl<L: Layer> Overlay<L> {
                 || mode == RenameMode::Whiteout && !self.whiteouts_beside()
             {
                 return Err(Error::new(EINVAL));
+            }
+            if mode == RenameMode::Whiteout {
+                self.prepare_device()?;
             }
             let moves_dir = [Some(&node), target.as_ref()].into_iter().flatten().any(|node| node.kind() == Kind::Dir);
             let is_as_found = |dirs: &mut Dirs<'_, L>| -> Result<bool> {

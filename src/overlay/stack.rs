@@ -95,6 +95,11 @@ impl<L: Layer> Stack<L> {
         &self.roots[dir.layer + 1..]
     }
 
+    /// The top of the layer that `dir` is in.
+    pub fn root(&self, dir: &LayerDir<L>) -> &Arc<LayerDir<L>> {
+        &self.roots[dir.layer]
+    }
+
     /// The layer that `dir` is in.
     pub fn layer(&self, dir: &LayerDir<L>) -> &L {
         &self.layers[dir.layer]

@@ -31,7 +31,7 @@ impl<L: Layer> Overlay<L> {
 
     /// Whether a directory that lower layers have can be renamed: the kernel follows no redirects in the attributes of users.
     pub(super) fn can_redirect(&self) -> bool {
-        self.format() != Format::Kernel(Namespace::User)
+        self.redirects && self.format() != Format::Kernel(Namespace::User)
     }
 
     /// Creates the whiteout of `name`. Where it has the name itself, that must be free.

@@ -117,6 +117,7 @@ pub fn run(parent: &Path, input: &[u8]) {
         volatile: has(1),
         reuse_volatile: has(2),
         trusted: bits >> 6 == 3,
+        no_redirects: has(4),
         format,
         ..Settings::default()
     };

@@ -1,0 +1,98 @@
+//! Character devices with the number 0, which are deletions to other overlays.
+//!
+//! An upper layer of the native format may have been written by fuse-overlayfs, before or in turn with ours: a deletion is such a device then. So it
+//! is here, and becomes a marker as soon as somebody reads the directory that it is in. But programs can make such devices too; another overlay does,
+//! whose layers lie on this one. Before the first one is made, the layer gets a mark ([`format::DEVICES`]), and from then on they are
+//! devices; all that were deletions are markers by then.
+
+use std::collections::HashMap;
+use std::ffi::{OsStr, OsString};
+use std::sync::Arc;
+
+use syscall::error::{EEXIST, EIO, ENOENT, EPERM, Error};
+
+use super::Overlay;
+use super::stack::LayerDir;
+use crate::format::{self, Meaning, kernel};
+use crate::layer::{Kind, Layer, Object, Result};
+use crate::sync::Lock;
+
+/// Which layers, by their index, have the mark; those that were asked. A leaf.
+#[derive(Default)]
+pub(super) struct Marked(Lock<HashMap<usize, bool>>);
+
+impl<L: Layer> Overlay<L> {
+    /// Whether such a device is a device in the layer that `dir` is in, and no deletion.
+    pub(super) fn has_devices(&self, dir: &LayerDir<L>) -> Result<bool> {
+        if self.is_kernel_upper(dir) {
+            return Ok(false);
+        }
+        if let Some(known) = self.devices.0.lock().get(&dir.index()) {
+            return Ok(*known);
+        }
+        let marked = match self.stack.stat(self.stack.root(dir), OsStr::new(format::DEVICES)) {
+            Err(error) if error.errno == ENOENT => false,
+            found => found.map(|_| true)?,
+        };
+        self.devices.0.lock().insert(dir.index(), marked);
+        Ok(marked)
+    }
+
+    /// Before the first such device is made in the upper layer: makes markers of those that are deletions, and marks the layer. EPERM in the kernel's
+    /// format, where they are deletions whoever made them.
+    ///
+    /// The caller must hold neither the tree nor any directory.
+    pub(super) fn prepare_device(&self) -> Result<()> {
+        if !self.whiteouts_beside() {
+            return Err(Error::new(EPERM));
+        }
+        let (upper, _) = self.upper()?;
+        let root = self.stack.upper_root().ok_or(Error::new(EIO))?;
+        if self.has_devices(root)? {
+            return Ok(());
+        }
+        let _tree = self.tree.write();
+        let mut dirs = vec![root.clone()];
+        while let Some(dir) = dirs.pop() {
+            let (mut found, mut below) = (Vec::new(), Vec::new());
+            upper.list(&*self.stack.open(&dir)?, &mut |entry| match (format::meaning(entry.name), entry.kind) {
+                (Meaning::Object, Kind::CharDev) => found.push(entry.name.to_owned()),
+                (Meaning::Object, Kind::Dir) => below.push(entry.name.to_owned()),
+                _ => {}
+            })?;
+            let mut deletions = Vec::new();
+            for name in found {
+                if kernel::is_whiteout(&self.stack.stat(&dir, &name)?) {
+                    deletions.push(name);
+                }
+            }
+            self.make_markers(&dir, &deletions)?;
+            dirs.extend(below.iter().map(|name| self.stack.child(&dir, name)));
+        }
+        let _dir = self.root.dir()?;
+        self.keeping_times(&self.root, root, |dir| {
+            match upper.create_file(dir, OsStr::new(format::DEVICES), 0o600, upper.identity()) {
+                Err(error) if error.errno != EEXIST => Err(error),
+                _ => Ok(()),
+            }
+        })?;
+        self.settle_names(root)?;
+        self.devices.0.lock().insert(root.index(), true);
+        Ok(())
+    }
+
+    /// Replaces devices that are deletions, in a directory of the upper layer, by markers. Each step leaves the names deleted, and the directory's
+    /// times stay.
+    pub(super) fn make_markers(&self, dir: &Arc<LayerDir<L>>, names: &[OsString]) -> Result<()> {
+        if names.is_empty() {
+            return Ok(());
+        }
+        let (upper, _) = self.upper()?;
+        let open = self.stack.open(dir)?;
+        let before = upper.stat(Object::Dir(&*open))?;
+        names.iter().try_for_each(|name| self.add_whiteout(dir, name))?;
+        self.settle_names(dir)?;
+        names.iter().try_for_each(|name| upper.unlink(&open, name))?;
+        upper.set_times(Object::Dir(&*open), before.atime, before.mtime)
+    }
+}
