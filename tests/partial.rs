@@ -326,6 +326,61 @@ fn attributes_and_the_end_of_a_large_file_change_without_a_copy() {
     assert_eq!(fs::read(stage.path("upper/dir/file")).unwrap(), expected);
 }
 
+/// The bytes that this thread has given to the system to be written.
+fn written() -> u64 {
+    let io = fs::read_to_string("/proc/thread-self/io").unwrap();
+    io.lines().find_map(|line| line.strip_prefix("wchar: ")).unwrap().parse().unwrap()
+}
+
+/// The map of such a file has 2.5 MiB; what is done to it costs that once, and then what is changed.
+#[test]
+fn what_a_huge_sparse_file_costs_is_what_is_changed() {
+    const HUGE: u64 = 1280 << 30;
+    const EXTENTS: u64 = 500;
+    let map = HUGE / (64 << 10) / 8;
+    let (stage, counts) = (Stage::new(), Counts::default());
+    stage.dir("upper");
+    let file = put::file(&stage.dir("lower/dir"), "file", "data");
+    let file = fs::File::options().write(true).open(file).unwrap();
+    file.set_len(HUGE).unwrap();
+    let overlay = mount(&stage, &counts);
+    let handle = overlay.open(&find(&overlay, "dir/file"));
+    overlay.write_at(&handle, b"x", HUGE / 2).unwrap();
+    counts.take();
+    let before = written();
+    for extent in 0..EXTENTS {
+        overlay.write_at(&handle, b"x", extent * 37 % EXTENTS * (HUGE / EXTENTS) + 1).unwrap();
+    }
+    let (calls, bytes) = (counts.take(), written() - before);
+    assert!(calls.total() <= 6 * EXTENTS, "{calls} for {EXTENTS} writes");
+    assert!(bytes <= 64 * EXTENTS, "{bytes} bytes for {EXTENTS} writes");
+
+    let mut found = 0;
+    let mut at = 0;
+    while let Some(data) = overlay.next_data(&handle, at).unwrap() {
+        (found, at) = (found + 1, data.end);
+    }
+    let calls = counts.take();
+    assert_eq!(found, EXTENTS);
+    assert!(calls.total() <= 4 * EXTENTS, "{calls} to find {EXTENTS} extents");
+
+    let before = written();
+    overlay.sync(&handle).unwrap();
+    let (calls, bytes) = (counts.take(), written() - before);
+    // Between two extents nothing is copied, but the map says so.
+    assert!(calls.total() <= 16 * EXTENTS, "{calls} to complete {EXTENTS} extents");
+    assert!(
+        bytes <= 2 * map + 64 * 3 * EXTENTS,
+        "{bytes} bytes to complete {EXTENTS} extents, where the map has {map}"
+    );
+    let copy = fs::File::open(stage.path("upper/dir/file")).unwrap();
+    assert_eq!(copy.metadata().unwrap().len(), HUGE);
+    assert!(copy.metadata().unwrap().blocks() * 512 <= (EXTENTS + 2) * (64 << 10), "it is sparse");
+    let mut start = [0; 5];
+    std::os::unix::fs::FileExt::read_exact_at(&copy, &mut start, 0).unwrap();
+    assert_eq!(&start, b"dxta\0");
+}
+
 #[test]
 fn a_removed_partial_copy_leaves_nothing_and_stays_open() {
     let (stage, counts) = (stage(), Counts::default());

@@ -249,11 +249,13 @@ impl<L: Layer> Overlay<L> {
             return layer.next_data(&open.file, from);
         };
         loop {
-            let (lent, end) = partial.run(from, u64::MAX);
+            let (lent, _) = partial.run(from, from);
             let data = match lent {
                 true => self.stack.layer(&source.dir).next_data(&source.file, from)?,
                 false => layer.next_data(&open.file, from)?,
             };
+            // No further than where it matters, so that who goes from data to data looks at each part of the map once.
+            let (_, end) = partial.run(from, data.as_ref().map_or(u64::MAX, |data| data.end));
             match data {
                 Some(data) if data.start < end => return Ok(Some(data.start..data.end.min(end))),
                 _ if end == u64::MAX => return Ok(None),

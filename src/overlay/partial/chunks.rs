@@ -14,11 +14,18 @@ pub(super) const CHUNK: u64 = 64 << 10;
 /// The part of a map before its bits: the layer's epoch, and a time.
 pub(super) const HEADER: usize = 32;
 
+/// How many chunks a word of bits is for.
+const WORD: u64 = 64;
+
 pub(super) struct Chunks {
     /// How many bytes the source has. What is behind is the copy's own.
     pub size: u64,
-    /// A bit for each chunk that is the copy's own, the lowest bit of a byte first.
-    pub own: Vec<u8>,
+    /// A bit for each chunk that is the copy's own, the lowest bit of a word first.
+    own: Vec<u64>,
+    /// The words that may not be in the map as they are here.
+    unwritten: Range<usize>,
+    /// The header that the map has. None: it lacks everything.
+    pub written: Option<[u8; HEADER]>,
     /// What the time of last change is to be, while data is copied that callers do not change.
     pub mtime: Option<Time>,
     /// Whether there is a map.
@@ -31,69 +38,79 @@ pub(super) struct Chunks {
     pub ended: bool,
 }
 
+/// What is to be written to a map: the bits first.
+pub(super) struct Update {
+    /// None: the map has these already.
+    pub bits: Option<(Vec<u8>, u64)>,
+    pub header: Option<[u8; HEADER]>,
+}
+
 impl Chunks {
     pub(super) fn new(size: u64) -> Self {
-        let own = vec![0; size.div_ceil(CHUNK).div_ceil(8) as usize];
-        Chunks { size, own, mtime: None, mapped: false, unsaved: false, for_good: false, ended: false }
+        Chunks {
+            size,
+            own: vec![0; size.div_ceil(CHUNK).div_ceil(WORD) as usize],
+            unwritten: 0..0,
+            written: None,
+            mtime: None,
+            mapped: false,
+            unsaved: false,
+            for_good: false,
+            ended: false,
+        }
     }
 
-    pub(super) fn is_own(&self, chunk: u64) -> bool {
-        chunk * CHUNK >= self.size || self.own[(chunk / 8) as usize] & 1 << (chunk % 8) != 0
+    fn is_own(&self, chunk: u64) -> bool {
+        chunk * CHUNK >= self.size || self.own[(chunk / WORD) as usize] & 1 << (chunk % WORD) != 0
+    }
+
+    /// The first chunk from `from` on that is the copy's own, or that is not; `until` if none before that is.
+    fn next(&self, own: bool, from: u64, until: u64) -> u64 {
+        let mut chunk = from;
+        while chunk < until {
+            let word = self.own[(chunk / WORD) as usize];
+            let found = if own { word } else { !word } >> (chunk % WORD);
+            if found != 0 {
+                return until.min(chunk + u64::from(found.trailing_zeros()));
+            }
+            chunk = (chunk / WORD + 1) * WORD;
+        }
+        from.max(until)
     }
 
     /// Notes whether chunks are the copy's own. Answers whether any of them was not so before.
     pub(super) fn set_own(&mut self, chunks: Range<u64>, own: bool) -> bool {
+        let end = chunks.end.min(self.size.div_ceil(CHUNK));
         let mut changed = false;
-        for chunk in chunks.start..chunks.end.min(self.size.div_ceil(CHUNK)) {
-            changed |= self.is_own(chunk) != own;
-            let (byte, bit) = ((chunk / 8) as usize, 1 << (chunk % 8));
-            self.own[byte] = if own { self.own[byte] | bit } else { self.own[byte] & !bit };
+        let mut chunk = chunks.start;
+        while chunk < end {
+            let (index, next) = ((chunk / WORD) as usize, end.min((chunk / WORD + 1) * WORD));
+            let bits = (u64::MAX >> (WORD - (next - chunk))) << (chunk % WORD);
+            let word = if own { self.own[index] | bits } else { self.own[index] & !bits };
+            if word != self.own[index] {
+                self.own[index] = word;
+                self.unwritten = match self.unwritten.is_empty() {
+                    true => index..index + 1,
+                    false => self.unwritten.start.min(index)..self.unwritten.end.max(index + 1),
+                };
+                changed = true;
+            }
+            chunk = next;
         }
         changed
     }
 
     /// Whether the byte at `offset` is lent, and up to where that is so; it is not looked further than `until`.
     pub(super) fn run(&self, offset: u64, until: u64) -> (bool, u64) {
-        let lent = !self.is_own(offset / CHUNK) && offset < self.size;
         if offset >= self.size {
             return (false, u64::MAX);
         }
-        let mut chunk = offset / CHUNK + 1;
-        let last = self.size.min(until);
-        while chunk * CHUNK < last && self.is_own(chunk) != lent {
-            chunk += 1;
-        }
-        match chunk * CHUNK {
+        let lent = !self.is_own(offset / CHUNK);
+        match self.next(lent, offset / CHUNK + 1, self.size.min(until).div_ceil(CHUNK)) * CHUNK {
             end if end < self.size => (lent, end),
             _ if lent => (lent, self.size),
             _ => (lent, u64::MAX),
         }
-    }
-
-    /// The map's content.
-    pub(super) fn map(&self, epoch: u128) -> Vec<u8> {
-        let time = self.mtime.unwrap_or_default();
-        let is_set = u32::from(self.mtime.is_some());
-        let header =
-            [&epoch.to_le_bytes()[..], &time.sec.to_le_bytes(), &time.nsec.to_le_bytes(), &is_set.to_le_bytes()];
-        [&header.concat()[..], &self.own].concat()
-    }
-
-    /// Takes over what a map says, if it is whole and of this epoch.
-    pub(super) fn read_map(&mut self, map: &[u8], epoch: Option<u128>) -> bool {
-        let Some((header, own)) = map.split_at_checked(HEADER).filter(|(_, own)| own.len() == self.own.len()) else {
-            return false;
-        };
-        let field = |range: Range<usize>| header[range].iter().rfold(0, |number, byte| number << 8 | u128::from(*byte));
-        let written = field(0..16);
-        if written != FOR_GOOD && epoch != Some(written) {
-            return false;
-        }
-        self.for_good = written == FOR_GOOD;
-        self.own.copy_from_slice(own);
-        self.mtime = (field(28..32) == 1).then(|| Time { sec: field(16..24) as i64, nsec: field(24..28) as u32 });
-        self.mapped = true;
-        true
     }
 
     /// The first chunks in `range` that are lent, one after the other.
@@ -102,18 +119,124 @@ impl Chunks {
             return None;
         }
         let last = range.end.min(self.size).div_ceil(CHUNK);
-        let start = (range.start / CHUNK..last).find(|chunk| !self.is_own(*chunk))?;
-        let end = (start..last).find(|chunk| self.is_own(*chunk)).unwrap_or(last);
-        Some(start..end)
+        let start = self.next(false, range.start / CHUNK, last);
+        (start < last).then(|| start..self.next(true, start, last))
+    }
+
+    /// How many bytes of bits a map has.
+    pub(super) fn bytes(&self) -> usize {
+        self.size.div_ceil(CHUNK).div_ceil(8) as usize
+    }
+
+    /// The bits of these words, as the map has them, and where.
+    fn bits(&self, words: Range<usize>) -> (Vec<u8>, u64) {
+        let at = words.start * size_of::<u64>();
+        let mut bits: Vec<_> = self.own[words].iter().flat_map(|word| word.to_le_bytes()).collect();
+        bits.truncate(self.bytes() - at);
+        (bits, (HEADER + at) as u64)
+    }
+
+    fn header(&self, epoch: u128) -> [u8; HEADER] {
+        let time = self.mtime.unwrap_or_default();
+        let mut header = [0; HEADER];
+        header[..16].copy_from_slice(&epoch.to_le_bytes());
+        header[16..24].copy_from_slice(&time.sec.to_le_bytes());
+        header[24..28].copy_from_slice(&time.nsec.to_le_bytes());
+        header[28..].copy_from_slice(&u32::from(self.mtime.is_some()).to_le_bytes());
+        header
+    }
+
+    /// What the map lacks. A map that has nothing gets all in one piece, since it means something as soon as it is whole.
+    pub(super) fn update(&self, epoch: u128) -> Update {
+        let header = self.header(epoch);
+        let Some(written) = self.written else {
+            let (bits, _) = self.bits(0..self.own.len());
+            return Update { bits: Some(([&header[..], &bits].concat(), 0)), header: None };
+        };
+        let bits = (!self.unwritten.is_empty()).then(|| self.bits(self.unwritten.clone()));
+        Update { bits, header: (written != header).then_some(header) }
+    }
+
+    /// Says that the map has everything, or, since writing it failed, maybe nothing.
+    pub(super) fn wrote(&mut self, epoch: u128, is_done: bool) {
+        self.written = is_done.then(|| self.header(epoch));
+        self.unwritten = 0..0;
+        self.unsaved &= !is_done;
+    }
+
+    /// Takes over what a map says, if it is whole and of this epoch.
+    pub(super) fn read_map(&mut self, map: &[u8], epoch: Option<u128>) -> bool {
+        let Some((header, own)) = map.split_first_chunk::<HEADER>().filter(|(_, own)| own.len() == self.bytes()) else {
+            return false;
+        };
+        let field = |range: Range<usize>| header[range].iter().rfold(0, |number, byte| number << 8 | u128::from(*byte));
+        let epoch_written = field(0..16);
+        if epoch_written != FOR_GOOD && epoch != Some(epoch_written) {
+            return false;
+        }
+        self.for_good = epoch_written == FOR_GOOD;
+        for (word, bytes) in self.own.iter_mut().zip(own.chunks(size_of::<u64>())) {
+            *word = bytes.iter().rfold(0, |word, byte| word << 8 | u64::from(*byte));
+        }
+        self.mtime = (field(28..32) == 1).then(|| Time { sec: field(16..24) as i64, nsec: field(24..28) as u32 });
+        (self.mapped, self.written, self.unwritten) = (true, Some(*header), 0..0);
+        true
     }
 }
 
 /// How long the map of a partial copy of a file with so many bytes is. None: there is no partial copy of a file that large.
 pub(crate) fn map_len(size: u64) -> Option<usize> {
-    (size < PARTIAL_UNTIL).then(|| HEADER + Chunks::new(size).own.len())
+    (size < PARTIAL_UNTIL).then(|| HEADER + size.div_ceil(CHUNK).div_ceil(8) as usize)
 }
 
 /// Whether such a map says anything while the layer has this epoch.
 pub(crate) fn means_something(map: &[u8], size: u64, epoch: Option<u128>) -> bool {
     Chunks::new(size).read_map(map, epoch)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a plain row of truth values would say.
+    #[test]
+    fn words_say_what_a_row_of_chunks_says() {
+        const COUNT: usize = 200;
+        let size = COUNT as u64 * CHUNK - 100;
+        let mut chunks = Chunks::new(size);
+        let mut row = [false; COUNT];
+        let mut map = vec![0; map_len(size).unwrap()];
+        // Ranges that begin and end at every place in a word.
+        for step in 0..2000 {
+            let (start, length, own) = (step * 37 % COUNT, step * 13 % 140, step % 3 != 0);
+            let end = (start + length).min(COUNT);
+            let changes = row[start..end].iter().any(|known| *known != own);
+            row[start..end].fill(own);
+            assert_eq!(chunks.set_own(start as u64..(start + length) as u64, own), changes, "step {step}");
+            let expected = row.iter().position(|own| !own).map(|start| {
+                let end = row[start..].iter().position(|own| *own).map_or(COUNT, |length| start + length);
+                start as u64..end as u64
+            });
+            assert_eq!(chunks.lent_in(&(0..u64::MAX)), expected, "step {step}");
+            let (lent, end) = chunks.run(start as u64 * CHUNK + 1, u64::MAX);
+            let same = row[start..].iter().take_while(|own| **own == row[start]).count();
+            let expected = match start + same {
+                COUNT if row[start] => u64::MAX,
+                COUNT => size,
+                end => end as u64 * CHUNK,
+            };
+            assert_eq!((lent, end), (!row[start], expected), "step {step}");
+
+            let Update { bits, header } = chunks.update(7);
+            if let Some((bits, at)) = bits {
+                map[at as usize..at as usize + bits.len()].copy_from_slice(&bits);
+            }
+            assert!(header.is_none());
+            chunks.wrote(7, true);
+            let mut read = Chunks::new(size);
+            assert!(read.read_map(&map, Some(7)));
+            assert_eq!(read.own, chunks.own, "step {step}");
+        }
+        assert!(!Chunks::new(size).read_map(&map, Some(8)) && !Chunks::new(size + CHUNK * 8).read_map(&map, Some(7)));
+    }
 }

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use syscall::error::{EIO, Error};
 
+use super::chunks::CHUNK;
 use super::{Lent, Partial};
 use crate::layer::{Access, Kind, Layer, Object, RenameMode, Result, Stat};
 use crate::overlay::Overlay;
@@ -16,7 +17,7 @@ use crate::overlay::node::{Node, OpenFile};
 use crate::overlay::progress::{PIECE, Progress};
 use crate::overlay::xattr::CAPABILITY;
 
-/// How much is copied at once while a copy is completed, between which others can write.
+/// How many bytes of data are copied at once while a copy is completed, between which others can write.
 const AT_ONCE: u64 = 4 << 20;
 
 impl<L: Layer> Overlay<L> {
@@ -35,18 +36,30 @@ impl<L: Layer> Overlay<L> {
             if node.state.lock().partial.is_none() {
                 return Ok(());
             }
-            if at >= size {
+            let piece = self.next_piece(&open, at..size)?;
+            if piece.is_empty() {
                 if size > PIECE {
                     log::info!("{}", progress.done(Instant::now()));
                 }
                 return self.put_whole_in_place(node, &partial, &open);
             }
-            self.fill(node, &open, at..at + AT_ONCE)?;
-            at += AT_ONCE;
-            if let Some(said) = progress.copied(at.min(size), Instant::now()) {
+            at = piece.end;
+            self.fill(node, &open, piece)?;
+            if let Some(said) = progress.copied(at, Instant::now()) {
                 log::info!("{said}");
             }
         }
+    }
+
+    /// What of `rest` is filled next; empty if nothing is lent there. A hole of the source takes no time, however large it is.
+    fn next_piece(&self, open: &OpenFile<L>, rest: Range<u64>) -> Result<Range<u64>> {
+        let none = rest.end..rest.end;
+        let Some(Lent { partial, source }) = &open.lent else { return Ok(none) };
+        let Some(chunks) = partial.chunks.lock().lent_in(&rest) else { return Ok(none) };
+        let start = chunks.start * CHUNK;
+        let data = self.stack.layer(&source.dir).next_data(&source.file, start)?;
+        let hole = data.map_or(rest.end, |data| data.start).min(chunks.end * CHUNK);
+        Ok(start..rest.end.min(hole + AT_ONCE))
     }
 
     /// Before an attribute is set: completes a partial copy if the writing of its data would take it again.

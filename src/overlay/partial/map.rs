@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use syscall::error::{EIO, ENOENT, Error};
 
-use super::chunks::{CHUNK, FOR_GOOD, HEADER};
+use super::chunks::{CHUNK, FOR_GOOD, HEADER, Update};
 use super::{Lent, Partial};
 use crate::layer::{Access, Layer, Result, write_all};
 use crate::overlay::Overlay;
@@ -18,12 +18,14 @@ impl<L: Layer> Overlay<L> {
         if partial.chunks.lock().unsaved {
             self.save_map(node, partial)?;
         }
+        let mut rest = range;
         loop {
             let (chunks, size) = {
                 let chunks = partial.chunks.lock();
-                (chunks.lent_in(&range), chunks.size)
+                (chunks.lent_in(&rest), chunks.size)
             };
             let Some(chunks) = chunks else { return Ok(()) };
+            rest.start = chunks.end * CHUNK;
             let bytes = chunks.start * CHUNK..(chunks.end * CHUNK).min(size);
             self.copy_data(source, &open.file, bytes, &mut |_| {})?;
             if partial.chunks.lock().for_good {
@@ -61,7 +63,7 @@ impl<L: Layer> Overlay<L> {
             Err(error) if error.errno == ENOENT => return Ok(None),
             file => file?,
         };
-        let mut content = vec![0; HEADER + partial.chunks.lock().own.len()];
+        let mut content = vec![0; HEADER + partial.chunks.lock().bytes()];
         let read = layer.read_at(&file, &mut content, 0)?;
         content.truncate(read);
         Ok(Some(content))
@@ -83,12 +85,15 @@ impl<L: Layer> Overlay<L> {
     /// As [`Overlay::save_map`], of a copy in `parent`, where the tree is locked already, and that directory unless there is a map.
     pub(super) fn save_map_within(&self, parent: &Arc<Node<L>>, partial: &Partial<L>) -> Result<()> {
         let upper = self.stack.layer(&partial.dir);
-        let (content, mapped, for_good) = {
+        let (update, epoch, mapped, for_good) = {
             let known = partial.chunks.lock();
             let epoch = if known.for_good { Some(FOR_GOOD) } else { upper.epoch() };
             let Some(epoch) = epoch else { return Ok(()) };
-            (known.map(epoch), known.mapped, known.for_good)
+            (known.update(epoch), epoch, known.mapped, known.for_good)
         };
+        if update.bits.is_none() && update.header.is_none() {
+            return Ok(());
+        }
         let file = match mapped {
             true => upper.open_file(&*self.stack.open(&partial.dir)?, &partial.map, Access::ReadWrite)?,
             false => {
@@ -101,11 +106,23 @@ impl<L: Layer> Overlay<L> {
                 made.ok_or(Error::new(EIO))?
             }
         };
-        write_all(upper, &file, &content, 0)?;
-        if for_good {
-            upper.sync(&file)?;
+        let written = self.write_map(&file, &update, for_good);
+        partial.chunks.lock().wrote(epoch, written.is_ok());
+        written
+    }
+
+    /// Writes to a map what it lacks. A header that makes it mean something for good comes after bits that are on the disk.
+    fn write_map(&self, file: &L::File, update: &Update, for_good: bool) -> Result<()> {
+        let (upper, _) = self.upper()?;
+        if let Some((bits, at)) = &update.bits {
+            write_all(upper, file, bits, *at)?;
         }
-        partial.chunks.lock().unsaved = false;
-        Ok(())
+        if let Some(header) = &update.header {
+            if for_good {
+                upper.sync(file)?;
+            }
+            write_all(upper, file, header, 0)?;
+        }
+        if for_good { upper.sync(file) } else { Ok(()) }
     }
 }
