@@ -1,7 +1,7 @@
 //! A mount at work: the FUSE device, the agreement with the kernel, and the threads that take its requests.
 //!
 //! Each thread has its own clone of the device and its own two buffers, and answers a request before it takes the next. There is no
-//! lock.
+//! lock. One more thread only calls [`Door::watch`].
 
 use std::fs::File;
 use std::io::{self, ErrorKind, IoSlice, Read, Write};

@@ -127,3 +127,51 @@ fn is_fixed(dir: &OwnedFd, name: &OsStr) -> bool {
     let stat = rustix::fs::statx(dir, name, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::empty());
     stat.is_ok_and(|stat| stat.stx_attributes.intersects(fixed))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File};
+
+    use super::*;
+
+    fn fixed(top: &Path) -> Fixed {
+        Fixed::new(File::open(top).unwrap().into())
+    }
+
+    #[test]
+    fn a_small_layer_is_known_at_once_and_a_large_one_in_steps() {
+        let stage = tempfile::tempdir().unwrap();
+        fs::create_dir(stage.path().join("dir")).unwrap();
+        fs::write(stage.path().join("dir/file"), "").unwrap();
+        assert!(fixed(stage.path()).is_none());
+        for index in 0..100 {
+            fs::create_dir_all(stage.path().join(format!("dir/{index}/below"))).unwrap();
+        }
+        let fixed = fixed(stage.path());
+        assert!(!fixed.is_none());
+        // A directory is read in one step, and its end is found in another.
+        let steps = (0..1000).take_while(|_| {
+            fixed.look();
+            !fixed.is_none()
+        });
+        let steps = steps.count();
+        assert!((200..500).contains(&steps), "{steps}");
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_passed_over() {
+        let stage = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("/", stage.path().join("link")).unwrap();
+        fs::create_dir(stage.path().join("gone")).unwrap();
+        let fixed = Fixed { known: AtomicU8::new(LOOKING), walk: Mutex::new(None) };
+        let unread = vec![PathBuf::from("gone"), PathBuf::from("link"), PathBuf::from("..")];
+        let top = File::open(stage.path()).unwrap().into();
+        *fixed.walk.lock().unwrap() = Some(Walk { top, open: None, unread });
+        fs::remove_dir(stage.path().join("gone")).unwrap();
+        for _ in 0..4 {
+            assert!(!fixed.is_none());
+            fixed.look();
+        }
+        assert!(fixed.is_none());
+    }
+}
