@@ -1,8 +1,9 @@
 //! The engine where random operations do not reach: very many layers, very large directories, several threads.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::fs;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Barrier};
 
@@ -133,6 +134,124 @@ fn a_large_directory_is_read_once_and_listed_whole() {
     }
     let calls = counts.take();
     assert!(calls.total() < 20, "as many calls as for a small directory: {calls}");
+}
+
+/// What is done to each name while it is listed.
+type ToEach = fn(&Overlay<Counting>, &Arc<Node<Counting>>, &str);
+
+/// However many names come and go meanwhile, a listing ends.
+#[test]
+fn a_listing_ends_whatever_is_done_to_what_it_meets() {
+    const ENTRIES: usize = 1000;
+    let to_each: [(&str, ToEach); 4] = [
+        ("renamed and back", |overlay, dir, name| {
+            for (from, to) in [(name, "tmp"), ("tmp", name)] {
+                overlay.rename(dir, OsStr::new(from), dir, OsStr::new(to), RenameMode::Replace).unwrap();
+            }
+        }),
+        ("removed and made again", |overlay, dir, name| {
+            overlay.unlink(dir, OsStr::new(name)).unwrap();
+            drop(overlay.create_file(dir, OsStr::new(name), 0o600, OWN).unwrap());
+        }),
+        ("renamed to a longer name", |overlay, dir, name| {
+            let longer = format!("{name}x");
+            overlay.rename(dir, OsStr::new(name), dir, OsStr::new(&longer), RenameMode::Replace).unwrap();
+        }),
+        ("linked", |overlay, dir, name| {
+            let file = overlay.lookup(dir, OsStr::new(name)).unwrap();
+            overlay.link(&file, dir, OsStr::new(&format!("{name}x"))).unwrap();
+        }),
+    ];
+    for (what, change) in to_each {
+        let stage = Stage::new();
+        (0..ENTRIES / 2).for_each(|number| drop(put::file(&stage.dir("lower0/d"), &format!("l{number}"), "")));
+        (0..ENTRIES / 2).for_each(|number| drop(put::file(&stage.dir("upper/d"), &format!("u{number}"), "")));
+        let (overlay, _) = mount(&stage, 1);
+        let dir = find(&overlay, "d");
+        let handle = overlay.open(&dir);
+        let (mut met, mut after) = (HashMap::<String, usize>::new(), 0);
+        loop {
+            let mut names = Vec::new();
+            let from = after;
+            let each = &mut |entry: overlayfs::overlay::DirEntry<'_>| {
+                names.push(entry.name.to_str().unwrap().to_owned());
+                after = entry.offset;
+                names.len() < 10
+            };
+            overlay.list(&handle, from, each).unwrap();
+            if names.is_empty() {
+                break;
+            }
+            for name in names {
+                *met.entry(name.clone()).or_default() += 1;
+                change(&overlay, &dir, &name);
+            }
+            assert!(met.values().sum::<usize>() < 4 * ENTRIES, "{what}: a listing has no end");
+        }
+        let old = |name: &&String| name.trim_end_matches('x') == name.as_str();
+        assert_eq!(met.keys().filter(old).count(), ENTRIES, "{what}: what was there was met");
+        let twice: Vec<_> = met.iter().filter(|(name, times)| *name != "tmp" && **times != 1).collect();
+        assert!(twice.is_empty(), "{what}: {twice:?}");
+    }
+}
+
+/// The offsets of a listing are those of the next mount, too.
+#[test]
+fn a_listing_goes_on_in_the_next_mount() {
+    let stage = Stage::new();
+    (0..100).for_each(|number| drop(put::file(&stage.dir("lower0/d"), &format!("l{number}"), "")));
+    (0..100).for_each(|number| drop(put::file(&stage.dir("upper/d"), &format!("u{number}"), "")));
+    let (mut met, mut after) = (HashSet::new(), 0);
+    for mount_number in 0.. {
+        let (overlay, _) = mount(&stage, 1);
+        let dir = find(&overlay, "d");
+        let (from, before) = (after, met.len());
+        let each = &mut |entry: overlayfs::overlay::DirEntry<'_>| {
+            let name = entry.name.to_str().unwrap().to_owned();
+            assert!(name.starts_with("new") || met.insert(name), "{:?} twice", entry.name);
+            after = entry.offset;
+            met.len() < before + 30
+        };
+        overlay.list(&overlay.open(&dir), from, each).unwrap();
+        if met.len() == before {
+            break;
+        }
+        drop(overlay.create_file(&dir, OsStr::new(&format!("new{mount_number}")), 0o600, OWN).unwrap());
+    }
+    assert_eq!(met.len(), 200);
+}
+
+#[test]
+fn a_tree_deeper_than_any_stack_is_let_go() {
+    const DEPTH: usize = 2000;
+    const STACK: usize = 200 << 10;
+    let stage = Stage::new();
+    let (overlay, _) = mount(&stage, 1);
+    // From the bottom to the top, since no path leads that deep.
+    let root = overlay.root().clone();
+    overlay.create_dir(&root, OsStr::new("d"), 0o700, OWN).unwrap();
+    for _ in 0..DEPTH {
+        let above = overlay.create_dir(&root, OsStr::new("new"), 0o700, OWN).unwrap();
+        overlay.rename(&root, OsStr::new("d"), &above, OsStr::new("d"), RenameMode::Replace).unwrap();
+        overlay.rename(&root, OsStr::new("new"), &root, OsStr::new("d"), RenameMode::Replace).unwrap();
+    }
+    drop(root);
+    let ends = std::thread::Builder::new().stack_size(STACK).spawn(move || drop(overlay));
+    ends.unwrap().join().unwrap();
+    remove_deep(&stage.path("upper"), "d");
+}
+
+/// Removes a tree of any depth.
+fn remove_deep(dir: &Path, name: &str) {
+    loop {
+        let inner = dir.join(name).join("d");
+        if !inner.exists() {
+            return fs::remove_dir(dir.join(name)).unwrap();
+        }
+        fs::rename(inner, dir.join("inner")).unwrap();
+        fs::remove_dir(dir.join(name)).unwrap();
+        fs::rename(dir.join("inner"), dir.join(name)).unwrap();
+    }
 }
 
 #[test]

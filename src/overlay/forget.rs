@@ -198,7 +198,7 @@ mod tests {
 
     use super::*;
     use crate::layer::{OsLayer, Owner};
-    use crate::overlay::{Layers, Settings};
+    use crate::overlay::{DirEntry, Layers, Settings};
 
     /// An overlay that should know no more than a hundred names.
     fn mount(place: &tempfile::TempDir) -> Overlay<OsLayer> {
@@ -208,8 +208,11 @@ mod tests {
     }
 
     fn make(overlay: &Overlay<OsLayer>, name: &str) -> Weak<Node<OsLayer>> {
-        let owner = Owner { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() };
-        Arc::downgrade(&overlay.create_dir(overlay.root(), OsStr::new(name), 0o700, owner).unwrap())
+        Arc::downgrade(&overlay.create_dir(overlay.root(), OsStr::new(name), 0o700, owner()).unwrap())
+    }
+
+    fn owner() -> Owner {
+        Owner { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() }
     }
 
     #[test]
@@ -245,5 +248,46 @@ mod tests {
         }
         let counted = overlay.known.dirs.lock().len();
         assert!(counted <= 101, "{counted} are counted");
+    }
+
+    /// A directory that is listed in pieces is forgotten between two of them.
+    #[test]
+    fn a_listing_goes_on_in_a_directory_that_was_forgotten() {
+        let place = tempfile::tempdir().unwrap();
+        let mut overlay = mount(&place);
+        overlay.known.most = 8;
+        let dir = make(&overlay, "dir").upgrade().unwrap();
+        let create = |name: &str| drop(overlay.create_dir(&dir, OsStr::new(name), 0o700, owner()).unwrap());
+        (0..50).for_each(|number| create(&format!("stays{number}")));
+        drop(dir);
+        let (mut met, mut after) = (Vec::new(), 0);
+        for round in 0.. {
+            let dir = overlay.lookup(overlay.root(), OsStr::new("dir")).unwrap();
+            let from = after;
+            let mut piece = 0;
+            let each = &mut |entry: DirEntry<'_>| {
+                met.push(entry.name.to_owned());
+                (after, piece) = (entry.offset, piece + 1);
+                piece < 7
+            };
+            overlay.list(&overlay.open(&dir), from, each).unwrap();
+            if piece == 0 {
+                break;
+            }
+            overlay.create_dir(&dir, OsStr::new(&format!("comes{round}")), 0o700, owner()).unwrap();
+            let (dir, held) = (Arc::downgrade(&dir), dir);
+            drop(held);
+            // What is in it is forgotten first.
+            for _ in 0..3 {
+                overlay.known.limit.store(0, Ordering::Relaxed);
+                assert!(overlay.lookup(overlay.root(), OsStr::new("missing")).is_err());
+            }
+            assert!(dir.upgrade().is_none_or(|dir| dir.dir().unwrap().names.is_none()), "the directory is known");
+        }
+        let mut stayed: Vec<_> = met.iter().filter(|name| name.as_encoded_bytes().starts_with(b"stays")).collect();
+        assert_eq!(stayed.len(), 50);
+        stayed.sort();
+        stayed.dedup();
+        assert_eq!(stayed.len(), 50);
     }
 }

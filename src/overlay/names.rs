@@ -1,39 +1,42 @@
 //! The names of one merged directory: for each, what the upper layer and the lower layers have there.
 //!
-//! Names keep the order in which they came, and each has a number that is never given again while the table lives: the offset
-//! of a listing. So a listing that goes on behind an offset meets every name that was there all the time exactly once, whatever
-//! is created and removed meanwhile.
+//! A name has a number, the offset of a listing. It is a digest of the name, so it is the same whenever the directory is read, after the
+//! directory was forgotten, and in the next mount. Names are kept and listed in the order of their numbers. So a listing that goes on behind
+//! an offset meets every name that was there all the time exactly once, whatever is created and removed meanwhile. And it ends: what
+//! comes lies in no order, also behind it.
 //!
-//! There is one of these for each directory that was read, so they are kept small: a row of slots in the order of their numbers, and a table
-//! that finds a slot by its name; the hash of a name is kept, so that the table grows without hashing again. A forgotten slot stays as a gap until there are more gaps than slots.
+//! If two names of a directory have one digest, the later one takes another digest of its name, and keeps it as long as the directory is known.
+//! When the directory is read, their order is that of their bytes. Nobody meets such names by chance.
+//!
+//! There is one of these for each directory that was read, so they are kept small.
 
-use std::collections::hash_map::RandomState;
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::hash::BuildHasher;
+use std::hash::{DefaultHasher, Hasher};
+use std::ops::Bound;
+use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
-
-use hashbrown::HashTable;
 
 use super::node::Node;
 use crate::layer::{Kind, Layer};
 
-/// The number of the first name: 1 and 2 are left to a door's `.` and `..`.
+/// The lowest number: 1 and 2 are left to a door's `.` and `..`.
 const FIRST: u64 = 3;
 
+/// How many bits a digest has: a number is positive also where it is signed, and not the highest one.
+#[cfg(not(test))]
+fn bits() -> u32 {
+    62
+}
+
 pub struct Names<L: Layer> {
-    slots: Vec<Slot<L>>,
-    /// Indices of slots that are no gaps.
-    by_name: HashTable<u32>,
-    hasher: RandomState,
-    next: u64,
+    slots: BTreeMap<u64, Slot<L>>,
+    /// Which digest of its name a number is at most: 0 unless two names have one digest.
+    last: u32,
 }
 
 /// What is known of one name.
 pub struct Slot<L: Layer> {
-    number: u64,
-    /// Of the name.
-    hash: u32,
-    /// Empty: a gap.
     pub name: Arc<OsStr>,
     /// What the upper layer has under this name.
     pub upper: Option<Upper>,
@@ -103,107 +106,91 @@ impl<L: Layer> Slot<L> {
     }
 }
 
+/// The digest `nth` of a name.
+fn digest(name: &OsStr, nth: u32) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    hasher.write_u32(nth);
+    hasher.write(name.as_bytes());
+    FIRST + (hasher.finish() >> (u64::BITS - bits()))
+}
+
 impl<L: Layer> Names<L> {
     pub fn new() -> Self {
-        Names { slots: Vec::new(), by_name: HashTable::new(), hasher: RandomState::new(), next: FIRST }
+        Names { slots: BTreeMap::new(), last: 0 }
     }
 
     pub fn len(&self) -> usize {
-        self.by_name.len()
+        self.slots.len()
     }
 
-    fn hash(&self, name: &OsStr) -> u32 {
-        self.hasher.hash_one(name) as u32
+    /// The number of a name that is there.
+    fn number(&self, name: &OsStr) -> Option<u64> {
+        let is_it = |number: &u64| self.slots.get(number).is_some_and(|slot| *slot.name == *name);
+        (0..=self.last).map(|nth| digest(name, nth)).find(is_it)
     }
 
-    fn index(&self, name: &OsStr, hash: u32) -> Option<usize> {
-        let is_it = |index: &u32| {
-            let slot = &self.slots[*index as usize];
-            slot.hash == hash && *slot.name == *name
-        };
-        self.by_name.find(spread(hash), is_it).map(|index| *index as usize)
+    /// A number for a name that is not there.
+    fn free(&mut self, name: &OsStr) -> u64 {
+        let mut nth = 0;
+        loop {
+            let number = digest(name, nth);
+            if !self.slots.contains_key(&number) {
+                self.last = self.last.max(nth);
+                return number;
+            }
+            nth += 1;
+        }
     }
 
     pub fn get(&self, name: &OsStr) -> Option<&Slot<L>> {
-        self.index(name, self.hash(name)).map(|index| &self.slots[index])
+        self.slots.get(&self.number(name)?)
     }
 
     pub fn get_mut(&mut self, name: &OsStr) -> Option<&mut Slot<L>> {
-        self.index(name, self.hash(name)).map(|index| &mut self.slots[index])
+        self.slots.get_mut(&self.number(name)?)
     }
 
     /// The name's slot, new and empty if there was none.
     pub fn entry(&mut self, name: &OsStr) -> &mut Slot<L> {
-        let hash = self.hash(name);
-        let index = self.index(name, hash).unwrap_or_else(|| self.add(name, hash));
-        &mut self.slots[index]
-    }
-
-    fn add(&mut self, name: &OsStr, hash: u32) -> usize {
-        let index = self.slots.len();
-        let (number, name) = (self.next, name.into());
-        self.next += 1;
-        self.slots.push(Slot {
-            number,
-            hash,
-            name,
+        let number = self.number(name).unwrap_or_else(|| self.free(name));
+        self.slots.entry(number).or_insert_with(|| Slot {
+            name: name.into(),
             upper: None,
             whiteout: false,
             part: false,
             lower: None,
             closed: false,
             child: None,
-        });
-        self.enter(index);
-        index
-    }
-
-    fn enter(&mut self, index: usize) {
-        let hash = |index: &u32| spread(self.slots[*index as usize].hash);
-        self.by_name.insert_unique(hash(&(index as u32)), index as u32, hash);
+        })
     }
 
     /// Forgets the name if no layer has anything under it.
     pub fn tidy(&mut self, name: &OsStr) {
-        let hash = self.hash(name);
-        let Some(index) = self.index(name, hash).filter(|index| self.slots[*index].says_nothing()) else { return };
-        if let Ok(found) = self.by_name.find_entry(spread(hash), |other| *other as usize == index) {
-            found.remove();
-        }
-        (self.slots[index].name, self.slots[index].child) = (Arc::from(OsStr::new("")), None);
-        if self.slots.len() > 16.max(2 * self.len()) {
-            self.close_gaps();
-        }
-    }
-
-    fn close_gaps(&mut self) {
-        self.slots.retain(|slot| !slot.name.is_empty());
-        self.slots.shrink_to_fit();
-        self.by_name = HashTable::with_capacity(self.slots.len());
-        for index in 0..self.slots.len() {
-            self.enter(index);
+        if let Some(number) = self.number(name)
+            && self.slots.get(&number).is_some_and(Slot::says_nothing)
+        {
+            self.slots.remove(&number);
         }
     }
 
     /// The slots numbered above `after`, with their numbers, in order.
     pub fn after(&self, after: u64) -> impl Iterator<Item = (u64, &Slot<L>)> {
-        let from = self.slots.partition_point(|slot| slot.number <= after);
-        self.slots[from..].iter().filter(|slot| !slot.name.is_empty()).map(|slot| (slot.number, slot))
+        self.slots.range((Bound::Excluded(after), Bound::Unbounded)).map(|(number, slot)| (*number, slot))
     }
 
     /// All slots.
     pub fn slots_mut(&mut self) -> impl Iterator<Item = &mut Slot<L>> {
-        self.slots.iter_mut().filter(|slot| !slot.name.is_empty())
+        self.slots.values_mut()
     }
 
     /// Whether no name is visible.
     pub fn is_empty(&self) -> bool {
-        self.slots.iter().all(|slot| slot.visible().is_none())
+        self.slots.values().all(|slot| slot.visible().is_none())
     }
 
     /// Whether the upper layer's directory has markers of names.
     pub fn has_whiteouts(&self) -> bool {
-        self.slots.iter().any(|slot| slot.whiteout)
+        self.slots.values().any(|slot| slot.whiteout)
     }
 
     /// Enters an object of the upper layer's directory.
@@ -247,55 +234,103 @@ impl<L: Layer> Names<L> {
 
     /// Ends the building: names that only lower markers spoke of are no names.
     pub fn finish(&mut self) {
-        let mut gaps = false;
-        for slot in self.slots.iter_mut().filter(|slot| slot.says_nothing()) {
-            slot.name = Arc::from(OsStr::new(""));
-            gaps = true;
+        self.slots.retain(|_, slot| !slot.says_nothing());
+        if self.last > 0 {
+            // So that numbers do not depend on the order in which the layers list names.
+            let mut slots: Vec<_> = std::mem::take(&mut self.slots).into_values().collect();
+            slots.sort_by(|one, other| one.name.cmp(&other.name));
+            self.last = 0;
+            for slot in slots {
+                let number = self.free(&slot.name);
+                self.slots.insert(number, slot);
+            }
         }
-        if gaps {
-            self.close_gaps();
-        } else {
-            self.slots.shrink_to_fit();
-        }
+        // The nodes of a tree that is made of what is sorted have no gaps.
+        self.slots = std::mem::take(&mut self.slots).into_iter().collect();
     }
 }
 
-/// A hash for the table, which looks at the highest bits as well as at the lowest.
-fn spread(hash: u32) -> u64 {
-    u64::from(hash) << 32 | u64::from(hash)
+#[cfg(test)]
+fn bits() -> u32 {
+    tests::BITS.get()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
     use crate::layer::OsLayer;
 
+    thread_local! {
+        /// How many bits a digest has.
+        pub static BITS: Cell<u32> = const { Cell::new(62) };
+    }
+
+    fn names(all: impl Iterator<Item = u64>) -> Names<OsLayer> {
+        let mut names = Names::new();
+        all.for_each(|index| names.add_upper(OsStr::new(&index.to_string()), Kind::File, index));
+        names.finish();
+        names
+    }
+
+    fn numbers(names: &Names<OsLayer>) -> Vec<(u64, Arc<OsStr>)> {
+        names.after(0).map(|(number, slot)| (number, slot.name.clone())).collect()
+    }
+
+    fn remove(names: &mut Names<OsLayer>, name: u64) {
+        let name = name.to_string();
+        names.entry(OsStr::new(&name)).upper = None;
+        names.tidy(OsStr::new(&name));
+        assert!(names.get(OsStr::new(&name)).is_none());
+    }
+
     #[test]
     fn names_and_numbers_stay_while_others_go() {
-        let mut names = Names::<OsLayer>::new();
-        for index in 0..1000 {
-            names.add_upper(OsStr::new(&index.to_string()), Kind::File, index);
+        // Few bits, and many names have one digest.
+        for bits in [62, 11] {
+            BITS.set(bits);
+            let mut names = names(0..1000);
+            let before = numbers(&names);
+            assert_eq!(before.len(), 1000);
+            assert!(before.is_sorted_by_key(|(number, _)| *number) && before[0].0 >= FIRST);
+            assert!(before.windows(2).all(|pair| pair[0].0 != pair[1].0));
+            (0..1000).filter(|index| index % 10 != 0).for_each(|index| remove(&mut names, index));
+            (2000..2500).for_each(|index| names.add_upper(OsStr::new(&index.to_string()), Kind::File, index));
+            assert_eq!(names.len(), 600);
+            let after = numbers(&names);
+            let stayed = |(_, name): &&(u64, Arc<OsStr>)| {
+                name.to_str().unwrap().parse::<u64>().unwrap().is_multiple_of(10) && name.len() < 4
+            };
+            let stay = before.iter().filter(stayed).cloned().collect::<Vec<_>>();
+            assert!(stay.iter().all(|pair| after.contains(pair)), "a name keeps its number");
+            assert_eq!(names.after(after[50].0).count(), 549);
+            for index in (0..1000).step_by(10) {
+                let slot = names.get(OsStr::new(&index.to_string())).unwrap();
+                assert_eq!(slot.visible().unwrap().ino, Some(index));
+            }
         }
-        names.finish();
-        let numbers = |names: &Names<OsLayer>| -> Vec<_> {
-            names.after(0).map(|(number, slot)| (number, slot.name.to_owned())).collect()
-        };
+    }
+
+    #[test]
+    fn numbers_are_the_same_when_the_directory_is_read_again() {
+        for bits in [62, 11] {
+            BITS.set(bits);
+            assert_eq!(numbers(&names(0..1000)), numbers(&names((0..1000).rev())), "in another order");
+        }
+    }
+
+    #[test]
+    fn a_name_that_comes_again_has_its_number_again() {
+        let mut names = names(0..1000);
         let before = numbers(&names);
-        for index in (0..1000).filter(|index| index % 10 != 0) {
-            let name = index.to_string();
-            names.entry(OsStr::new(&name)).upper = None;
-            names.tidy(OsStr::new(&name));
-            assert!(names.get(OsStr::new(&name)).is_none());
-        }
-        names.add_upper(OsStr::new("1"), Kind::File, 5);
-        assert_eq!(names.len(), 101);
-        assert!(names.slots.len() <= 202, "gaps are closed");
-        let after = numbers(&names);
-        assert_eq!(after[..100], before.into_iter().step_by(10).collect::<Vec<_>>());
-        assert_eq!(after[100], (FIRST + 1000, OsStr::new("1").into()), "a name that comes again has a new number");
-        assert_eq!(names.after(after[50].0).count(), 50);
-        for index in (0..1000).step_by(10) {
-            assert_eq!(names.get(OsStr::new(&index.to_string())).unwrap().visible().unwrap().ino, Some(index));
-        }
+        remove(&mut names, 500);
+        names.add_upper(OsStr::new("500"), Kind::File, 500);
+        assert_eq!(numbers(&names), before);
+    }
+
+    #[test]
+    fn offsets_fit_wherever_they_are_kept() {
+        assert!(numbers(&names(0..1000)).iter().all(|(number, _)| (3..i64::MAX as u64).contains(number)));
     }
 }

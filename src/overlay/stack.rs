@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use lru::LruCache;
+use syscall::error::{EIO, Error};
 
 use super::trust::Author;
 use crate::layer::{Layer, Object, Result, Stat};
@@ -45,8 +46,8 @@ pub struct LayerDir<L: Layer> {
 enum Anchor<L: Layer> {
     /// Always open: a layer's root, or the work directory.
     Open(Arc<L::Dir>),
-    /// An entry of another directory. It moves when a directory of the upper layer is renamed.
-    Entry(Lock<Place<L>>),
+    /// An entry of another directory. It moves when a directory of the upper layer is renamed. None while it is dropped.
+    Entry(Lock<Option<Place<L>>>),
 }
 
 /// A directory and a name in it.
@@ -154,28 +155,24 @@ impl<L: Layer> Stack<L> {
     /// As [`Stack::child`], where it also is on the word of `author` that the directory is looked for there.
     pub fn child_for(&self, parent: &Arc<LayerDir<L>>, name: &OsStr, author: Option<Author>) -> Arc<LayerDir<L>> {
         let author = Author::and(parent.author, author);
-        let place = Lock::new((parent.clone(), name.to_owned()));
+        let place = Lock::new(Some((parent.clone(), name.to_owned())));
         Arc::new(LayerDir { id: self.new_id(), layer: parent.layer, author, anchor: Anchor::Entry(place) })
     }
 
     /// A descriptor of `dir`: none, one, or as many backing calls as there are directories above it whose descriptor is not open.
     pub fn open(&self, dir: &LayerDir<L>) -> Result<Arc<L::Dir>> {
-        let mut below = Vec::new();
-        let mut open = match self.cached(dir) {
-            Ok(open) => return Ok(open),
-            Err((parent, name)) => {
-                below.push((dir.id, name));
-                let mut above = parent;
-                loop {
-                    match self.cached(&above) {
-                        Ok(open) => break open,
-                        Err((parent, name)) => {
-                            below.push((above.id, name));
-                            above = parent;
-                        }
-                    }
-                }
+        if let Some(open) = self.cached(dir) {
+            return Ok(open);
+        }
+        let (mut below, mut id, mut place) = (Vec::new(), dir.id, self.parent(dir));
+        let mut open = loop {
+            // What is in no directory is always open.
+            let (parent, name) = place.ok_or(Error::new(EIO))?;
+            below.push((id, name));
+            if let Some(open) = self.cached(&parent) {
+                break open;
             }
+            (id, place) = (parent.id, self.parent(&parent));
         };
         let layer = self.layer(dir);
         for (id, name) in below.into_iter().rev() {
@@ -186,16 +183,11 @@ impl<L: Layer> Stack<L> {
         Ok(open)
     }
 
-    /// The open descriptor of `dir`, or else the entry that it is.
-    fn cached(&self, dir: &LayerDir<L>) -> std::result::Result<Arc<L::Dir>, Place<L>> {
+    /// The descriptor of `dir`, if it is open.
+    fn cached(&self, dir: &LayerDir<L>) -> Option<Arc<L::Dir>> {
         match &dir.anchor {
-            Anchor::Open(open) => Ok(open.clone()),
-            Anchor::Entry(place) => {
-                if let Some(open) = self.open.lock().get(&dir.id) {
-                    return Ok(open.clone());
-                }
-                Err(place.lock().clone())
-            }
+            Anchor::Open(open) => Some(open.clone()),
+            Anchor::Entry(_) => self.open.lock().get(&dir.id).cloned(),
         }
     }
 
@@ -208,7 +200,7 @@ impl<L: Layer> Stack<L> {
     pub fn parent(&self, dir: &LayerDir<L>) -> Option<Place<L>> {
         match &dir.anchor {
             Anchor::Open(_) => None,
-            Anchor::Entry(place) => Some(place.lock().clone()),
+            Anchor::Entry(place) => place.lock().clone(),
         }
     }
 
@@ -221,7 +213,7 @@ impl<L: Layer> Stack<L> {
     /// Says that `dir` of the upper layer, moved by a rename, is now the entry `name` of `parent`.
     pub fn moved(&self, dir: &LayerDir<L>, parent: &Arc<LayerDir<L>>, name: &OsStr) {
         if let Anchor::Entry(place) = &dir.anchor {
-            let _before = std::mem::replace(&mut *place.lock(), (parent.clone(), name.to_owned()));
+            let _before = place.lock().replace((parent.clone(), name.to_owned()));
         }
         if !self.layer(dir).capabilities().dirs_follow_rename {
             self.close_dirs();
@@ -248,6 +240,24 @@ impl<L: Layer> LayerDir<L> {
     /// Who had this directory, or one above it, merged with what is above it, if his word is not trusted.
     pub fn author(&self) -> Option<Author> {
         self.author
+    }
+
+    /// Lets go of the directory that it is in.
+    fn leave(&mut self) -> Option<Arc<Self>> {
+        match &self.anchor {
+            Anchor::Open(_) => None,
+            Anchor::Entry(place) => place.lock().take().map(|(above, _)| above),
+        }
+    }
+}
+
+impl<L: Layer> Drop for LayerDir<L> {
+    /// Without recursion, since a tree may be deep.
+    fn drop(&mut self) {
+        let mut above = self.leave();
+        while let Some(mut dir) = above.and_then(Arc::into_inner) {
+            above = dir.leave();
+        }
     }
 }
 
