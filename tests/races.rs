@@ -13,7 +13,7 @@ use std::thread;
 
 use overlayfs::fsck::Checker;
 use overlayfs::layer::counted::{Counted, Counts};
-use overlayfs::layer::{Kind, OsLayer, Owner, RenameMode, Result};
+use overlayfs::layer::{Allocation, Kind, OsLayer, Owner, RenameMode, Result};
 use overlayfs::overlay::{Handle, Layers, Node, Overlay};
 use syscall::error::{ENOENT, ENOTEMPTY};
 use test_common::{LowerGuard, Stage, put};
@@ -333,6 +333,66 @@ fn listings_meet_what_stays_whatever_happens() {
     });
     drop(dir);
     leave(overlay, &stage, &guard);
+}
+
+/// Who is told the new size of a file reads what it has then, and who reads a byte is told that it is there.
+#[test]
+fn sizes_and_bytes_are_of_one_moment() {
+    type Change = fn(&Merged, &Handle<Layered>, &Handle<Layered>);
+    let changes: [(&str, bool, Change); 4] = [
+        ("truncate", true, |overlay, file, _| overlay.truncate(file.node(), 10).unwrap()),
+        ("truncate to a chunk", true, |overlay, file, _| overlay.truncate(file.node(), 1 << 16).unwrap()),
+        ("copy_range", false, |overlay, file, from| {
+            assert_eq!(overlay.copy_range(from, 0..10, file, 0).unwrap(), 10);
+        }),
+        ("allocate", false, |overlay, file, _| {
+            overlay.allocate(file, Allocation::Reserve { keep_size: false }, 0..10).unwrap();
+        }),
+    ];
+    for (what, shrinks, change) in changes {
+        let stage = Stage::new();
+        let lower = stage.dir("lower");
+        put::file(&lower, "from", "some data to copy");
+        let rounds = times(40);
+        for round in 0..rounds {
+            let file = std::fs::File::create(lower.join(format!("large{round}"))).unwrap();
+            file.set_len(LARGE as u64).unwrap();
+            std::os::unix::fs::FileExt::write_all_at(&file, b"x", LARGE as u64 - 1).unwrap();
+            put::file(&lower, &format!("small{round}"), "");
+        }
+        let guard = LowerGuard::new([&lower]);
+        let overlay = &mount(&stage);
+        let open = |path: &str| overlay.open(&find(overlay, path).unwrap());
+        let from = &open("from");
+        for round in 0..rounds {
+            let file = &open(&format!("{}{round}", if shrinks { "large" } else { "small" }));
+            if shrinks {
+                overlay.write_at(file, b"y", 0).unwrap();
+            }
+            let (size, byte) = (
+                || overlay.stat(file.node()).unwrap().size,
+                |at: usize| overlay.read_at(file, &mut [0], at as u64).unwrap() == 1,
+            );
+            let before = size();
+            let begun = &std::sync::Barrier::new(3);
+            thread::scope(|scope| {
+                scope.spawn(move || {
+                    begun.wait();
+                    change(overlay, file, from);
+                });
+                for _ in 0..2 {
+                    scope.spawn(move || {
+                        begun.wait();
+                        while shrinks && size() == before {}
+                        assert!(!shrinks || !byte(LARGE - 1), "{what}: a byte behind the end that was told");
+                        while !shrinks && !byte(0) {}
+                        assert!(shrinks || size() > 0, "{what}: a byte of a file that is empty");
+                    });
+                }
+            });
+        }
+        guard.check();
+    }
 }
 
 /// Some directories are in one another, some are not, and who goes to and fro needs two of them at once.

@@ -200,6 +200,10 @@ impl<L: Layer> Overlay<L> {
     fn change(&self, node: &Arc<Node<L>>, change: Change) -> Result<()> {
         self.copied_up(node)?;
         let _content = node.content.lock();
+        let partial = node.state.lock().partial.clone();
+        if let Some(partial) = partial {
+            self.save_again(node, &partial)?;
+        }
         self.apply(node, change)
     }
 

@@ -69,7 +69,7 @@ impl<L: Layer> Overlay<L> {
         }
         self.use_file(handle);
         let open = self.file(&handle.node, Access::Read)?;
-        self.read_open(&open, buf, offset)
+        self.read_lent(&handle.node, &open, || self.read_open(&open, buf, offset))
     }
 
     /// Writes at `offset` and answers how many bytes were written. The first write copies the file up.
@@ -174,16 +174,13 @@ impl<L: Layer> Overlay<L> {
         // The rest of what is cut in the middle.
         self.own(node, &open, size..size + 1)?;
         node.state.lock().begin_change();
-        let truncated = self.stack.layer(&open.dir).truncate(&open.file, size);
+        let truncated = self.cut(node, &open, size, || self.stack.layer(&open.dir).truncate(&open.file, size));
         let mut state = node.state.lock();
         state.end_change();
         if let (Some(attr), Ok(())) = (&mut state.attr, truncated) {
             attr.size = size;
         }
-        drop(state);
-        truncated?;
-        self.cut(node, &open, size);
-        Ok(())
+        truncated
     }
 
     /// Changes the allocation of a range of a regular file. EROFS; EOPNOTSUPP where the upper layer cannot; EISDIR; EINVAL of anything
@@ -204,9 +201,9 @@ impl<L: Layer> Overlay<L> {
         let open = self.file(node, Access::ReadWrite)?;
         // Of what has no name any more, so that it could not be completed.
         self.own(node, &open, 0..u64::MAX)?;
+        node.state.lock().begin_change();
         let allocated = self.stack.layer(&open.dir).allocate(&open.file, how, range);
-        // The size may have changed, also when only a part could be done.
-        node_changed(node);
+        end_change_of_size(node);
         allocated
     }
 
@@ -215,7 +212,7 @@ impl<L: Layer> Overlay<L> {
         check_file(&handle.node)?;
         self.use_file(handle);
         let open = self.file(&handle.node, Access::Read)?;
-        self.next_data_open(&open, from)
+        self.read_lent(&handle.node, &open, || self.next_data_open(&open, from))
     }
 
     /// Reads a file that may be a partial copy.
@@ -295,8 +292,9 @@ impl<L: Layer> Overlay<L> {
             }
             let target = self.file(&to.node, Access::ReadWrite)?;
             self.own(&to.node, &target, offset..end)?;
+            to.node.state.lock().begin_change();
             let copied = self.stack.layer(&target.dir).copy_range(&source.file, range, &target.file, offset);
-            node_changed(&to.node);
+            end_change_of_size(&to.node);
             return copied;
         }
     }
@@ -361,9 +359,11 @@ impl<L: Layer> Overlay<L> {
     }
 }
 
-/// Forgets the attributes of a file whose size may have changed.
-fn node_changed<L: Layer>(node: &Arc<Node<L>>) {
-    node.state.lock().attr = None;
+/// After the layer has changed the content, and maybe the size, also when only a part could be done.
+fn end_change_of_size<L: Layer>(node: &Arc<Node<L>>) {
+    let mut state = node.state.lock();
+    state.end_change();
+    state.attr = None;
 }
 
 fn check_file<L: Layer>(node: &Arc<Node<L>>) -> Result<()> {

@@ -30,12 +30,16 @@ pub(super) struct Chunks {
     pub mtime: Option<Time>,
     /// Whether there is a map.
     pub mapped: bool,
-    /// Whether the map lacks what was cut off, which must be in it before the copy grows again.
+    /// Whether the map lacks what was cut off, which must be in it before the copy grows again, or has a time of last change, which must not
+    /// be in it any more when that changes.
     pub unsaved: bool,
     /// Whether the map is to mean something also after the system went down.
     pub for_good: bool,
     /// Whether the copy has lost its reserved name, so that nobody needs a map.
     pub ended: bool,
+    /// How often the copy was truncated, and whether it is just now.
+    pub cuts: u64,
+    pub is_being_cut: bool,
 }
 
 /// What is to be written to a map: the bits first.
@@ -57,6 +61,8 @@ impl Chunks {
             unsaved: false,
             for_good: false,
             ended: false,
+            cuts: 0,
+            is_being_cut: false,
         }
     }
 

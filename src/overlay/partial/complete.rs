@@ -85,6 +85,9 @@ impl<L: Layer> Overlay<L> {
         })();
         partial.chunks.lock().mtime = None;
         let saved = self.save_map(node, partial);
+        if saved.is_err() {
+            partial.chunks.lock().unsaved = true;
+        }
         filled.and(mended).and(saved)
     }
 

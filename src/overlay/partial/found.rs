@@ -43,7 +43,7 @@ impl<L: Layer> Overlay<L> {
         });
         if !valid {
             if map.is_some() {
-                self.discard_part_file(to, &partial.map);
+                self.remove_part_file(to, &partial.map)?;
             }
             self.empty_part(&partial, &copy)?;
         }

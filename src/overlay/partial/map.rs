@@ -15,9 +15,7 @@ impl<L: Layer> Overlay<L> {
     /// Before bytes in `range` are changed: makes the copy's own what is lent there, which nobody sees. The content must be locked.
     pub(in crate::overlay) fn own(&self, node: &Arc<Node<L>>, open: &OpenFile<L>, range: Range<u64>) -> Result<()> {
         let Some(Lent { partial, source }) = &open.lent else { return Ok(()) };
-        if partial.chunks.lock().unsaved {
-            self.save_map(node, partial)?;
-        }
+        self.save_again(node, partial)?;
         let mut rest = range;
         loop {
             let (chunks, size) = {
@@ -35,15 +33,24 @@ impl<L: Layer> Overlay<L> {
         }
     }
 
-    /// After the copy was truncated to `size` bytes, before which [`Overlay::own`] was called for the last one: what is behind is
-    /// lent no more. If that cannot be written down now it is later: as long as the copy is no larger its size says the same.
-    pub(in crate::overlay) fn cut(&self, node: &Arc<Node<L>>, open: &OpenFile<L>, size: u64) {
-        let Some(Lent { partial, .. }) = &open.lent else { return };
-        let changed = partial.chunks.lock().set_own(size.div_ceil(CHUNK)..u64::MAX, true);
+    /// Has `truncate` truncate an open file, maybe a partial copy, to `size` bytes, for the last of which [`Overlay::own`] was called. What is
+    /// behind is lent no more. If that cannot be written down now it is later: as long as the copy is no larger its size says the same.
+    pub(in crate::overlay) fn cut(
+        &self,
+        node: &Arc<Node<L>>,
+        open: &OpenFile<L>,
+        size: u64,
+        truncate: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
+        let Some(Lent { partial, .. }) = &open.lent else { return truncate() };
+        partial.begin_cut();
+        let truncated = truncate();
+        let changed = partial.end_cut(truncated.is_ok().then_some(size));
         if changed && let Err(error) = self.save_map(node, partial) {
             log::warn!("the map of a file that was cut is to be written again: {error}");
             partial.chunks.lock().unsaved = true;
         }
+        truncated
     }
 
     /// Notes that chunks that were lent are the copy's own.
@@ -67,6 +74,12 @@ impl<L: Layer> Overlay<L> {
         let read = layer.read_at(&file, &mut content, 0)?;
         content.truncate(read);
         Ok(Some(content))
+    }
+
+    /// Before a partial copy is changed: writes its map if that failed before.
+    pub(in crate::overlay) fn save_again(&self, node: &Arc<Node<L>>, partial: &Partial<L>) -> Result<()> {
+        let unsaved = partial.chunks.lock().unsaved;
+        if unsaved { self.save_map(node, partial) } else { Ok(()) }
     }
 
     /// Writes the map of a partial copy that has its reserved name.

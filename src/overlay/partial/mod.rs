@@ -35,7 +35,7 @@ use crate::layer::{Access, Kind, Layer, RenameMode, Result, Stat};
 use crate::sync::Lock;
 
 pub(super) use all::Partials;
-use chunks::Chunks;
+use chunks::{CHUNK, Chunks};
 pub(crate) use chunks::{map_len, means_something};
 
 /// From this size on a file is copied in part.
@@ -73,6 +73,24 @@ impl<L: Layer> Partial<L> {
         self.chunks.lock().run(offset, until)
     }
 
+    /// How often the copy was truncated; None while it is.
+    fn cuts(&self) -> Option<u64> {
+        let chunks = self.chunks.lock();
+        (!chunks.is_being_cut).then_some(chunks.cuts)
+    }
+
+    /// Before the copy is truncated: until [`Partial::end_cut`] nobody goes by what is said of its chunks.
+    pub fn begin_cut(&self) {
+        self.chunks.lock().is_being_cut = true;
+    }
+
+    /// After it was truncated to `size` bytes, or that failed: what is behind is lent no more. Answers whether that changes anything.
+    pub fn end_cut(&self, size: Option<u64>) -> bool {
+        let mut chunks = self.chunks.lock();
+        (chunks.is_being_cut, chunks.cuts) = (false, chunks.cuts + 1);
+        size.is_some_and(|size| chunks.set_own(size.div_ceil(CHUNK)..u64::MAX, true))
+    }
+
     /// Whether anything in `range` is lent.
     pub fn lends(&self, range: &Range<u64>) -> bool {
         self.chunks.lock().lent_in(range).is_some()
@@ -80,6 +98,25 @@ impl<L: Layer> Partial<L> {
 }
 
 impl<L: Layer> Overlay<L> {
+    /// Reads an open file so that what is read of a partial copy was all there at one moment: what is lent does not end where the file does, so
+    /// whoever truncates it must not come in between. The content must not be locked.
+    pub(super) fn read_lent<T>(
+        &self,
+        node: &Arc<Node<L>>,
+        open: &OpenFile<L>,
+        mut read: impl FnMut() -> Result<T>,
+    ) -> Result<T> {
+        let Some(Lent { partial, .. }) = &open.lent else { return read() };
+        if let Some(cuts) = partial.cuts() {
+            let done = read();
+            if partial.cuts() == Some(cuts) {
+                return done;
+            }
+        }
+        let _content = node.content.lock();
+        read()
+    }
+
     /// Whether a file of a lower layer may be copied in part, of which `keep` bytes are needed.
     pub(super) fn may_be_partial(&self, node: &Arc<Node<L>>, attr: &Stat, xattrs: &[OsString], keep: u64) -> bool {
         let able = self.stack.upper().is_some_and(|upper| upper.capabilities().sparse);
@@ -167,21 +204,26 @@ impl<L: Layer> Overlay<L> {
         let _kept = self.partials.nodes.lock().remove(&node.id());
     }
 
-    /// Removes the partial copy of a name that shows something else, and its map.
-    pub(super) fn discard_parts_of(&self, dir: &LayerDir<L>, name: &OsStr) {
-        let Some((part, map)) = format::part_names(name, self.name_max) else { return };
-        for file in [map, part] {
-            self.discard_part_file(dir, &file);
+    /// Removes the partial copy of a name that shows something else, and its map. Answers whether they are gone.
+    pub(super) fn discard_parts_of(&self, dir: &LayerDir<L>, name: &OsStr) -> bool {
+        let Some((part, map)) = format::part_names(name, self.name_max) else { return true };
+        [map, part].map(|file| self.discard_part_file(dir, &file)) == [true, true]
+    }
+
+    /// As [`Overlay::remove_part_file`], where nothing depends on it. Answers whether it is gone.
+    fn discard_part_file(&self, dir: &LayerDir<L>, name: &OsStr) -> bool {
+        let removed = self.remove_part_file(dir, name);
+        if let Err(error) = &removed {
+            log::warn!("{name:?}, which nobody needs, stays in the upper layer: {error}");
         }
+        removed.is_ok()
     }
 
     /// Removes a partial copy or a map, if it is there.
-    fn discard_part_file(&self, dir: &LayerDir<L>, name: &OsStr) {
-        let removed = self.stack.open(dir).and_then(|open| self.stack.layer(dir).unlink(&open, name));
-        if let Err(error) = removed
-            && error.errno != ENOENT
-        {
-            log::warn!("{name:?}, which nobody needs, stays in the upper layer: {error}");
+    fn remove_part_file(&self, dir: &LayerDir<L>, name: &OsStr) -> Result<()> {
+        match self.stack.layer(dir).unlink(&*self.stack.open(dir)?, name) {
+            Err(error) if error.errno != ENOENT => Err(error),
+            _ => Ok(()),
         }
     }
 }
