@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use overlayfs::layer::counted::{Counted, Counts};
+use overlayfs::layer::counted::{Counted, Counts, Method};
 use overlayfs::layer::{Kind, OsLayer, Owner, RenameMode, Result, Time, XattrMode};
 use overlayfs::overlay::{Layers, Node, Overlay};
 use syscall::error::{EIO, ENOSPC, EROFS, ESTALE, Error};
@@ -129,4 +129,80 @@ fn a_layer_that_is_gone_for_a_while() {
         assert!(!left.iter().any(|entry| entry.file_name().to_str().unwrap().starts_with("tmp.")), "{left:?}");
         guard.check();
     }
+}
+
+/// On a full disk the opaque mark of a new directory may not be made. Then the whiteout beside it keeps lower files hidden, and no operation that
+/// follows may go by a mark that is not there.
+#[test]
+fn a_mark_that_could_not_be_made_is_not_relied_upon() {
+    for moves_over_another in [false, true] {
+        let stage = Stage::new();
+        let lower = stage.dir("lower");
+        for dir in ["gone", "hides", "moved"] {
+            put::file(&lower, &format!("{dir}/old"), "of the lower layer");
+        }
+        let counts = Counts::default();
+        let overlay = mount(&stage, &counts);
+        let root = overlay.root().clone();
+        for dir in ["gone", "hides"] {
+            overlay.unlink(&find(&overlay, dir).unwrap(), OsStr::new("old")).unwrap();
+        }
+        overlay.remove_dir(&root, OsStr::new("gone")).unwrap();
+        let is_full = Arc::new(AtomicBool::new(true));
+        let full = is_full.clone();
+        counts.interpose(move |method| match method {
+            Method::CreateFile if full.load(Ordering::Relaxed) => Err(Error::new(ENOSPC)),
+            _ => Ok(()),
+        });
+        overlay.create_dir(&root, OsStr::new("gone"), 0o755, OWN).unwrap();
+        is_full.store(false, Ordering::Relaxed);
+        let moves = |from: &str, to: &str| {
+            overlay.rename(&root, OsStr::new(from), &root, OsStr::new(to), RenameMode::Replace).unwrap();
+        };
+        let now = if moves_over_another {
+            moves("gone", "hides");
+            "hides"
+        } else {
+            // And a name that lower layers have and that has no whiteout.
+            moves("moved", "elsewhere");
+            moves("gone", "moved");
+            "moved"
+        };
+        let list = |overlay: &Overlay<Counting>| {
+            let mut names = Vec::new();
+            let dir = overlay.open(&find(overlay, now).unwrap());
+            overlay
+                .list(&dir, 0, &mut |entry| {
+                    names.push(entry.name.to_owned());
+                    true
+                })
+                .unwrap();
+            names
+        };
+        assert!(list(&overlay).is_empty());
+        drop(overlay);
+        assert!(list(&mount(&stage, &Counts::default())).is_empty(), "deleted files are back in {now}");
+    }
+}
+
+/// A marker that hides nothing, and that could not be removed, is not forgotten: the directory that it is in can be removed.
+#[test]
+fn a_marker_that_stays_is_not_in_the_way() {
+    let stage = Stage::new();
+    put::file(&stage.dir("lower"), "other", "");
+    put::file(&stage.dir("upper"), "dir/.wh.name", "");
+    let counts = Counts::default();
+    let overlay = mount(&stage, &counts);
+    let (root, dir) = (overlay.root().clone(), find(&overlay, "dir").unwrap());
+    let fails = Arc::new(AtomicBool::new(true));
+    let failing = fails.clone();
+    counts.interpose(move |method| match method {
+        Method::Unlink if failing.load(Ordering::Relaxed) => Err(Error::new(EIO)),
+        _ => Ok(()),
+    });
+    overlay.create_file(&dir, OsStr::new("name"), 0o600, OWN).unwrap();
+    fails.store(false, Ordering::Relaxed);
+    overlay.rename(&dir, OsStr::new("name"), &root, OsStr::new("moved"), RenameMode::Replace).unwrap();
+    overlay.remove_dir(&root, OsStr::new("dir")).unwrap();
+    assert_eq!(test_common::names(&stage.path("upper")), [".wh..wh.work", "moved"]);
 }

@@ -145,20 +145,23 @@ impl<L: Layer> Overlay<L> {
         let whited_out = self.check_free(parent, &mut dir, name)?;
         let open = self.stack.open(&to)?;
 
-        let file = match in_one_step && (!whited_out || self.whiteouts_beside()) {
+        let in_place = in_one_step && (!whited_out || self.whiteouts_beside());
+        let file = match in_place {
             true => self.make(&open, name, new, mode, owner)?,
             false => self.make_elsewhere(&open, name, &Plan { new, mode, owner, whited_out, acl })?,
         };
 
         parent.state.lock().stale = true;
         let own = (new.kind() == Kind::Dir).then(|| self.stack.child(&to, name));
+        // What was made elsewhere has the mark.
+        let opaque = whited_out && !in_place;
+        let mut content = own.map(|own| Dir { opaque, unsettled: opaque, ..Dir::empty(Some(own)) });
         let names = self.read_dir(parent, &mut dir)?;
         let slot = names.entry(name);
         slot.upper = Some(Upper { kind: new.kind(), ino: None });
         if whited_out {
-            slot.whiteout = self.whiteouts_beside() && !self.uncover(&to, name, own.as_deref());
+            slot.whiteout = self.whiteouts_beside() && !self.uncover(&to, name, content.as_mut());
         }
-        let content = own.map(|own| Dir { opaque: whited_out, ..Dir::empty(Some(own)) });
         let place = Place { parent: parent.clone(), name: name.into(), dir: to.clone() };
         let state = State { has_data: true, newborn: true, ..State::at(place, true, None) };
         let node = Node::new(self.new_id(), new.kind(), state, content);
@@ -242,7 +245,7 @@ impl<L: Layer> Overlay<L> {
 
     /// After a name that had a marker was given to a new object: removes the marker, which hides nothing any more. A directory, which
     /// the marker made opaque, gets the mark of its own first. Answers whether the marker is gone; if not, it does no harm.
-    pub(super) fn uncover(&self, dir: &LayerDir<L>, name: &OsStr, own: Option<&LayerDir<L>>) -> bool {
+    pub(super) fn uncover(&self, dir: &LayerDir<L>, name: &OsStr, own: Option<&mut Dir<L>>) -> bool {
         let removed = (|| {
             if let Some(own) = own {
                 self.set_opaque(own)?;

@@ -76,7 +76,7 @@ impl<L: Layer> Overlay<L> {
                 _ => Ok(()),
             }
         })?;
-        self.settle_names(root)?;
+        self.settle_dir(root)?;
         self.devices.0.lock().insert(root.index(), true);
         Ok(())
     }
@@ -91,7 +91,7 @@ impl<L: Layer> Overlay<L> {
         let open = self.stack.open(dir)?;
         let before = upper.stat(Object::Dir(&*open))?;
         names.iter().try_for_each(|name| self.add_whiteout(dir, name))?;
-        self.settle_names(dir)?;
+        self.settle_dir(dir)?;
         names.iter().try_for_each(|name| upper.unlink(&open, name))?;
         upper.set_times(Object::Dir(&*open), before.atime, before.mtime)
     }

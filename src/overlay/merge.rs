@@ -105,12 +105,12 @@ impl<L: Layer> Overlay<L> {
     }
 
     /// Notes which names of a directory of the upper layer have partial copies, and removes those that mean nothing any more. Answers whether
-    /// some are left of which nobody knows what they were copied from.
+    /// some are left: of which nobody knows what they were copied from, or that could not be removed.
     fn sort_parts(&self, dir: &LayerDir<L>, names: &mut Names<L>, parts: &[OsString], maps: &[OsString]) -> bool {
         let mut unknown = false;
         for name in parts {
             match names.get_mut(name) {
-                Some(slot) if slot.upper.is_some() || slot.whiteout => self.discard_parts_of(dir, name),
+                Some(slot) if slot.upper.is_some() || slot.whiteout => unknown |= !self.discard_parts_of(dir, name),
                 Some(Slot { lower: Some(Lower { kind: Kind::File, .. }), part, .. }) => *part = true,
                 _ => {
                     log::warn!("the partial copy of {name:?} is not shown, since no lower layer has the file");
@@ -119,7 +119,7 @@ impl<L: Layer> Overlay<L> {
             }
         }
         for name in maps.iter().filter(|name| !parts.contains(name)) {
-            self.discard_parts_of(dir, name);
+            unknown |= !self.discard_parts_of(dir, name);
         }
         unknown
     }
@@ -235,13 +235,18 @@ impl<L: Layer> Overlay<L> {
 
     /// What `dir` says of the layers below it, without reading all of it.
     fn marks(&self, dir: &LayerDir<L>) -> Result<Marks> {
+        let (marks, more) = self.both_marks(dir)?;
+        self.with_kernel_marks(dir, marks, &more)
+    }
+
+    /// The same in each format.
+    fn both_marks(&self, dir: &LayerDir<L>) -> Result<(Marks, kernel::Marks)> {
         if self.is_kernel_upper(dir) {
-            return self.with_kernel_marks(dir, Marks::default(), &self.kernel_marks(dir)?);
+            return Ok((Marks::default(), self.kernel_marks(dir)?));
         }
         let redirect = self.kind_in(dir, OsStr::new(format::REDIRECT))?;
         let opaque = self.kind_in(dir, OsStr::new(format::OPAQUE))?.is_some();
-        let marks = self.marks_of(dir, opaque, redirect)?;
-        self.with_kernel_marks(dir, marks, &self.kernel_marks(dir)?)
+        Ok((self.marks_of(dir, opaque, redirect)?, self.kernel_marks(dir)?))
     }
 
     /// What the attributes of a directory say, in a layer that may come from the kernel's overlayfs.
@@ -265,23 +270,44 @@ impl<L: Layer> Overlay<L> {
             }
             Some(kernel::Redirect::Nothing) => (true, None),
         };
-        if let (Some(way), true) = (&mut redirect, more.redirect_is_users) {
-            let stat = self.stack.layer(dir).stat(Object::Dir(&*self.stack.open(dir)?))?;
-            way.author = Author::and(way.author, self.author(&stat));
+        if let Some(way) = &mut redirect {
+            way.author = Author::and(way.author, self.redirect_author(dir, more)?);
         }
         Ok(Marks { opaque: marks.opaque || more.opaque || opaque, redirect: marks.redirect.or(redirect) })
     }
 
     /// The path, in the layers below its own, of what a directory merges with; None if it merges with nothing.
     pub(super) fn path_below(&self, dir: &Arc<LayerDir<L>>) -> Result<Option<Way>> {
-        let marks = self.marks(dir)?;
-        if marks.opaque || marks.redirect.is_some() {
-            return Ok(marks.redirect.filter(|_| !marks.opaque));
+        let (mut dir, mut names, mut author) = (dir.clone(), Vec::new(), None);
+        let mut way = loop {
+            let (marks, more) = self.both_marks(&dir)?;
+            if marks.opaque || more.opaque {
+                return Ok(None);
+            }
+            if let Some(way) = marks.redirect {
+                break way;
+            }
+            author = Author::and(author, self.redirect_author(&dir, &more)?);
+            let (above, name) = match (more.redirect, self.stack.parent(&dir)) {
+                (Some(kernel::Redirect::Path(path)), _) => break Way { path, author: None },
+                (Some(kernel::Redirect::Sibling(name)), Some((above, _))) => (above, name),
+                (Some(_), _) => return Ok(None),
+                (None, Some(place)) => place,
+                (None, None) => break Way { path: PathBuf::new(), author: None },
+            };
+            names.push(name);
+            dir = above;
+        };
+        way.path.extend(names.iter().rev());
+        Ok(Some(Way { author: Author::and(way.author, author), ..way }))
+    }
+
+    /// Who has a say in the redirect of the kernel's format in a directory, if there is one.
+    fn redirect_author(&self, dir: &LayerDir<L>, marks: &kernel::Marks) -> Result<Option<Author>> {
+        if marks.redirect.is_none() || !marks.redirect_is_users {
+            return Ok(None);
         }
-        match self.stack.parent(dir) {
-            Some((above, name)) => Ok(self.path_below(&above)?.map(|above| above.join(name))),
-            None => Ok(Some(Way { path: PathBuf::new(), author: None })),
-        }
+        Ok(self.author(&self.stack.layer(dir).stat(Object::Dir(&*self.stack.open(dir)?))?))
     }
 
     /// Takes out of the objects of a layer that may come from another overlay those that are deletions. Answers which of these are devices.

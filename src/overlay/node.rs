@@ -117,6 +117,8 @@ pub(super) struct Dir<L: Layer> {
     pub redirect: Option<Way>,
     /// Whether the upper directory has reserved names that mean nothing to us. Known once `names` is there.
     pub foreign: bool,
+    /// Whether marks or whiteouts were put into the upper directory that a step is going to rely on, and a crash may lose them yet.
+    pub unsettled: bool,
     /// Every name, once the directory was read.
     pub names: Option<Names<L>>,
     /// Whether the directory was removed.
@@ -232,7 +234,16 @@ impl<L: Layer> State<L> {
 impl<L: Layer> Dir<L> {
     /// A directory that was not read yet.
     pub fn unread(upper: Option<Arc<LayerDir<L>>>, lowers: Vec<Arc<LayerDir<L>>>) -> Self {
-        Dir { upper, lowers, opaque: false, redirect: None, foreign: false, names: None, removed: false }
+        Dir {
+            upper,
+            lowers,
+            opaque: false,
+            redirect: None,
+            foreign: false,
+            unsettled: false,
+            names: None,
+            removed: false,
+        }
     }
 
     /// A directory that is empty in every layer.

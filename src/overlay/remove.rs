@@ -80,17 +80,21 @@ impl<L: Layer> Overlay<L> {
         let pinned = self.pin(child)?;
         let slot = self.read_dir(parent, dir)?.get_mut(name).ok_or(Error::new(EIO))?;
         let in_upper = slot.upper.is_some();
-        if slot.lower.is_some() && !slot.whiteout && (!in_upper || self.whiteouts_beside()) {
-            self.add_whiteout(to, name)?;
-            slot.whiteout = true;
+        if slot.lower.is_some() && (!in_upper || self.whiteouts_beside()) {
+            if !slot.whiteout {
+                self.add_whiteout(to, name)?;
+                slot.whiteout = true;
+                dir.unsettled |= in_upper;
+            }
             if in_upper {
-                self.settle_names(to)?;
+                self.settle_names(dir)?;
             }
         }
         if in_upper && let Some(content) = &mut content {
             self.remove_markers(content)?;
         }
         let open = self.stack.open(to)?;
+        let slot = self.read_dir(parent, dir)?.get_mut(name).ok_or(Error::new(EIO))?;
         // Until it is known where the object is now, nobody asks for it by its name.
         let state = child.state.lock();
         match child.kind() {

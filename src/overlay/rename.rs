@@ -14,7 +14,6 @@ use super::Overlay;
 use super::names::Upper;
 use super::node::{Dir, Node, Place, State};
 use super::stack::LayerDir;
-use super::trust::Way;
 use crate::layer::{Kind, Layer, RenameMode, Result};
 use crate::sync::{Guard, ReadGuard, WriteGuard};
 
@@ -306,11 +305,14 @@ impl<L: Layer> Overlay<L> {
             pinned = self.pin(target)?;
             if target.kind() == Kind::Dir && there.upper.is_some() {
                 // The layer replaces a directory only if nothing is in it, and the marker keeps it as empty as it looks.
-                if there.lower && !covered && self.whiteouts_beside() {
-                    self.add_whiteout(new.dir, new.name)?;
-                    self.set_whiteout(dirs, new, true)?;
-                    self.settle_names(new.dir)?;
-                    covered = true;
+                if there.lower && self.whiteouts_beside() {
+                    if !covered {
+                        self.add_whiteout(new.dir, new.name)?;
+                        self.set_whiteout(dirs, new, true)?;
+                        dirs.dir(new.parent)?.unsettled = true;
+                        covered = true;
+                    }
+                    self.settle_names(dirs.dir(new.parent)?)?;
                 }
                 self.remove_markers(&mut *target.dir()?)?;
             }
@@ -325,10 +327,11 @@ impl<L: Layer> Overlay<L> {
         };
         if leaves_marker && beside {
             self.add_whiteout(old.dir, old.name)?;
+            dirs.dir(old.parent)?.unsettled = true;
         }
         let renamed = (|| {
-            if leaves_marker && beside {
-                self.settle_names(old.dir)?;
+            if here.lower && beside {
+                self.settle_names(dirs.dir(old.parent)?)?;
             }
             let (from, to) = (self.stack.open(old.dir)?, self.stack.open(new.dir)?);
             let states = (node.state.lock(), target.map(|target| target.state.lock()));
@@ -355,11 +358,10 @@ impl<L: Layer> Overlay<L> {
                 dir.removed = true;
             }
         }
-        let upper = self.leave(dirs, old)?;
+        let upper = self.leave(dirs, old, here.whiteout || leaves_marker)?;
         if leaves_device {
             let slot = self.read_dir(old.parent, dirs.dir(old.parent)?)?.entry(old.name);
             slot.upper = Some(Upper { kind: Kind::CharDev, ino: None });
-            slot.whiteout = here.whiteout;
         }
         self.arrive(dirs, new, node, upper)?;
         if covered && !beside {
@@ -430,38 +432,31 @@ impl<L: Layer> Overlay<L> {
         if node.kind() != Kind::Dir {
             return Ok(());
         }
-        let (merges, opaque, redirect, own) = {
-            let mut dir = node.dir()?;
-            self.read_dir(node, &mut dir)?;
-            (!dir.lowers.is_empty(), dir.opaque, dir.redirect.clone(), self.known_upper(&dir)?)
-        };
+        let mut dir = node.dir()?;
+        self.read_dir(node, &mut dir)?;
+        let own = self.known_upper(&dir)?;
+        let redirect = dir.redirect.clone();
         // The kernel may have written a redirect that counts only beside its present place.
-        if opaque || redirect.is_some() && self.whiteouts_beside() {
-            return Ok(());
-        }
-        if merges || redirect.is_some() {
+        let is_marked = dir.opaque || redirect.is_some() && self.whiteouts_beside();
+        if !is_marked && (!dir.lowers.is_empty() || redirect.is_some()) {
             let above = dirs.locked(end.parent)?.path.as_ref();
             let path = match redirect {
                 Some(way) => way.trusted()?,
                 None => above.map(|above| above.join(end.name)).ok_or(Error::new(EIO))?,
             };
-            self.keeping_times(node, &own, |_| self.set_redirect(&own, &path))?;
-            node.dir()?.redirect = Some(Way { path, author: None });
-            self.settle_names(&own)?;
-        } else if there.lower {
-            self.keeping_times(node, &own, |_| self.set_opaque(&own))?;
-            node.dir()?.opaque = true;
-            self.settle_names(&own)?;
+            self.keeping_times(node, &own, |_| self.set_redirect(&mut dir, path))?;
+        } else if !is_marked && there.lower {
+            self.keeping_times(node, &own, |_| self.set_opaque(&mut dir))?;
         }
-        Ok(())
+        self.settle_names(&mut dir)
     }
 
-    /// Takes an object off its old name. Answers what the upper layer had there.
-    fn leave(&self, dirs: &mut Dirs<'_, L>, old: &End<'_, L>) -> Result<Option<Upper>> {
+    /// Takes an object off its old name, where there is a whiteout now, or none. Answers what the upper layer had there.
+    fn leave(&self, dirs: &mut Dirs<'_, L>, old: &End<'_, L>, whiteout: bool) -> Result<Option<Upper>> {
         let names = self.read_dir(old.parent, dirs.dir(old.parent)?)?;
         let slot = names.entry(old.name);
         slot.child = None;
-        slot.whiteout = slot.lower.is_some();
+        slot.whiteout = whiteout;
         let upper = slot.upper.take();
         names.tidy(old.name);
         old.parent.state.lock().stale = true;

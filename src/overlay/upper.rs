@@ -5,7 +5,7 @@
 //! takes the place of what goes, and what comes takes its place, each in the one step that is seen.
 
 use std::ffi::OsStr;
-use std::path::Path;
+use std::path::PathBuf;
 
 use syscall::error::{E2BIG, ENOENT, ENOSPC, ERANGE, EXDEV, Error};
 
@@ -13,6 +13,7 @@ use super::Overlay;
 use super::names::Names;
 use super::node::Dir;
 use super::stack::LayerDir;
+use super::trust::Way;
 use super::work::{discard, discard_dir, entries};
 use crate::format::kernel::{self, Namespace};
 use crate::format::{self, Format};
@@ -63,8 +64,19 @@ impl<L: Layer> Overlay<L> {
         }
     }
 
-    /// Before the visible step of an operation: sees to it that what was put into `dir` for it is not missing if a crash leaves the step.
-    pub(super) fn settle_names(&self, dir: &LayerDir<L>) -> Result<()> {
+    /// Before the visible step of an operation: sees to it that what was put into `dir` for it, now or by an operation that failed, is not
+    /// missing if a crash leaves the step.
+    pub(super) fn settle_names(&self, dir: &mut Dir<L>) -> Result<()> {
+        if !dir.unsettled {
+            return Ok(());
+        }
+        self.settle_dir(&*self.known_upper(dir)?)?;
+        dir.unsettled = false;
+        Ok(())
+    }
+
+    /// As [`Overlay::settle_names`], of a directory of the upper layer that something was put into just now.
+    pub(super) fn settle_dir(&self, dir: &LayerDir<L>) -> Result<()> {
         let (upper, work) = self.upper()?;
         if upper.capabilities().ordered || work.is_volatile() {
             return Ok(());
@@ -116,28 +128,37 @@ impl<L: Layer> Overlay<L> {
         }
     }
 
-    /// Gives a directory the opaque mark.
-    pub(super) fn set_opaque(&self, own: &LayerDir<L>) -> Result<()> {
-        let (upper, work) = self.upper()?;
-        match self.format() {
-            Format::Oci => work.place_file(&self.stack, own, OsStr::new(format::OPAQUE), &[]),
-            Format::Kernel(namespace) => mark(upper, Object::Dir(&*self.stack.open(own)?), namespace, kernel::OPAQUE),
+    /// Gives a directory the opaque mark, unless it has it.
+    pub(super) fn set_opaque(&self, dir: &mut Dir<L>) -> Result<()> {
+        if dir.opaque {
+            return Ok(());
         }
+        let (upper, work) = self.upper()?;
+        let own = self.known_upper(dir)?;
+        match self.format() {
+            Format::Oci => work.place_file(&self.stack, &own, OsStr::new(format::OPAQUE), &[])?,
+            Format::Kernel(namespace) => mark(upper, Object::Dir(&*self.stack.open(&own)?), namespace, kernel::OPAQUE)?,
+        }
+        (dir.opaque, dir.unsettled) = (true, true);
+        Ok(())
     }
 
     /// Gives a directory a redirect to this path. EXDEV where the path does not fit into an attribute.
-    pub(super) fn set_redirect(&self, own: &LayerDir<L>, path: &Path) -> Result<()> {
+    pub(super) fn set_redirect(&self, dir: &mut Dir<L>, path: PathBuf) -> Result<()> {
         let (upper, work) = self.upper()?;
-        let content = format::redirect_content(path);
+        let content = format::redirect_content(&path);
+        let own = self.known_upper(dir)?;
         match self.format() {
-            Format::Oci => work.place_file(&self.stack, own, OsStr::new(format::REDIRECT), &content),
+            Format::Oci => work.place_file(&self.stack, &own, OsStr::new(format::REDIRECT), &content)?,
             Format::Kernel(namespace) => {
-                let open = self.stack.open(own)?;
+                let open = self.stack.open(&own)?;
                 mark(upper, Object::Dir(&*open), namespace, (kernel::REDIRECT, &content)).map_err(|error| {
                     if matches!(error.errno, ENOSPC | ERANGE | E2BIG) { Error::new(EXDEV) } else { error }
-                })
+                })?;
             }
         }
+        (dir.redirect, dir.unsettled) = (Some(Way { path, author: None }), true);
+        Ok(())
     }
 
     /// Removes the markers or whiteouts in a directory of the upper layer in which nothing is visible, in an order in which none that is left
@@ -158,9 +179,8 @@ impl<L: Layer> Overlay<L> {
             _ => 2,
         });
         if !markers.is_empty() {
-            if !self.whiteouts_beside() && !dir.opaque && !dir.lowers.is_empty() {
-                self.set_opaque(&own)?;
-                dir.opaque = true;
+            if !self.whiteouts_beside() && !dir.lowers.is_empty() {
+                self.set_opaque(dir)?;
             }
             // From here on the table is older than the layer, should the next step fail: then what is left is read anew. It merges with
             // nothing.

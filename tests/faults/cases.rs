@@ -46,6 +46,9 @@ const DIRS: [&str; 9] = [
 /// Names that are free, or were removed: a file's, a directory's, in a merged directory, in one that is not copied up, in an opaque one.
 const FREE: [&str; 6] = ["new", "gone", "dirgone", "d/gone", "e/new", "o/f"];
 
+/// What other names an operation that follows is about: free, hidden, and of empty directories that lower layers have or not.
+pub const OTHERS: [&str; 6] = ["after", "gone", "dirgone", "empty", "looks-empty", "own-empty"];
+
 fn s(name: &str) -> String {
     name.to_owned()
 }
@@ -143,6 +146,7 @@ pub fn table(full: bool) -> Vec<Op> {
         if full {
             ops.extend([SetXattr(f(), 1), RemoveXattr(f()), Punch(f(), 2, 9000), Reserve(f(), LARGE + 9000)]);
             ops.extend(["both", "own", "big"].map(|other| Rename(f(), s(other), RenameMode::Exchange)));
+            ops.extend(["d/new", "gone", "both"].map(|other| Rename(f(), s(other), RenameMode::Whiteout)));
         }
     }
     for dir in DIRS {
@@ -168,6 +172,7 @@ pub fn table(full: bool) -> Vec<Op> {
             ops.extend(
                 ["both", "file", "own", "redirected", "looks-empty"].map(|to| Rename(d(), s(to), RenameMode::Exchange)),
             );
+            ops.extend(["moved", "gone-too", "looks-empty"].map(|to| Rename(d(), s(to), RenameMode::Whiteout)));
         }
     }
     for name in FREE {
@@ -200,7 +205,7 @@ pub fn held() -> Vec<(Vec<Op>, Op)> {
 }
 
 /// Names of random sequences: few, so that they meet.
-const NAMES: [&str; 5] = ["a", "b", "c", "x", "y"];
+pub const NAMES: [&str; 5] = ["a", "b", "c", "x", "y"];
 
 fn path(random: &mut Random) -> String {
     let depth = [1, 1, 2, 2, 3][random.below(5)];
@@ -256,7 +261,7 @@ pub fn random_op(random: &mut Random, full: bool) -> Op {
     let place = [0, 1, 5000, 70_000, LARGE - 3][random.below(5)];
     let mut p = || path(random);
     let (one, other) = (p(), p());
-    match random.below(if full { 32 } else { 28 }) {
+    match random.below(if full { 33 } else { 28 }) {
         0..2 => Create(one),
         2 => CreateAs(one, OTHER),
         3..6 => Mkdir(one),
@@ -277,6 +282,7 @@ pub fn random_op(random: &mut Random, full: bool) -> Op {
         28 => Rename(one, other, RenameMode::Exchange),
         29 => [SetXattr(one.clone(), byte), RemoveXattr(one)][random.below(2)].clone(),
         30 => Punch(one, place, 6000),
+        31 => Rename(one, other, RenameMode::Whiteout),
         _ => Fifo(one),
     }
 }

@@ -6,6 +6,7 @@
 //! - If one call fails with EIO, ENOSPC, EDQUOT, EMFILE or EINTR, or a write takes only half of the bytes, the caller gets that errno and nothing is
 //!   changed, in this mount and in a fresh one, or the operation is done all the same. Nothing is left open or in the work directory, what comes next
 //!   works, and so does the same operation again.
+//! - So are one or two operations that follow the one in which a call failed (`next`).
 //! - In any case the lower layers are byte for byte as they were.
 //!
 //! And the power goes at every call (`power`), so that what was not synced may be lost.
@@ -21,6 +22,7 @@ mod allocated;
 mod cases;
 mod ground;
 mod memory;
+mod next;
 mod op;
 mod points;
 mod power;
@@ -67,7 +69,8 @@ impl Plan {
         for (number, (warm, op)) in all.chain(cases::held()).enumerate() {
             let seed = number as u64;
             if Random(seed).number().is_multiple_of(rows) {
-                self.sweep(&Case { start, warm: &warm, op: &op, one_of, seed }, &prepared, tried);
+                let others = &cases::OTHERS;
+                self.sweep(&Case { start, warm: &warm, op: &op, others, one_of, seed }, &prepared, tried);
             }
         }
     }
@@ -79,7 +82,7 @@ impl Plan {
             let prepared = G::make(&start);
             for (index, op) in ops.iter().enumerate().filter(|(_, op)| !matches!(op, Op::Crash | Op::Hold(_))) {
                 let seed = seed << 8 | index as u64;
-                let case = Case { start: &start, warm: &ops[..index], op, one_of, seed };
+                let case = Case { start: &start, warm: &ops[..index], op, others: &cases::NAMES, one_of, seed };
                 if self.full || seed.is_multiple_of(3) {
                     self.sweep(&case, &prepared, tried);
                 }

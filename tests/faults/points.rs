@@ -25,6 +25,8 @@ pub struct Case<'c> {
     /// What is done in the same mount before.
     pub warm: &'c [Op],
     pub op: &'c Op,
+    /// Names of what may have to do with what is done next.
+    pub others: &'c [&'c str],
     /// Which of the points are tried: one of so many, and a number that says which.
     pub one_of: u64,
     pub seed: u64,
@@ -87,12 +89,8 @@ impl Usual {
     }
 }
 
-fn again<G: Ground>(case: &Case<'_>, prepared: &G) -> G {
-    prepared.copy().unwrap_or_else(|| G::make(case.start))
-}
-
 /// A mount in which everything was done that comes before.
-fn warm<'g, G: Ground>(case: &Case<'_>, ground: &'g G) -> Session<'g, G> {
+pub fn warm<'g, G: Ground>(case: &Case<'_>, ground: &'g G) -> Session<'g, G> {
     let mut session = Session::new(ground, case.start.mounting).unwrap();
     for op in case.warm {
         // What cannot be done cannot be done every time.
@@ -102,17 +100,17 @@ fn warm<'g, G: Ground>(case: &Case<'_>, ground: &'g G) -> Session<'g, G> {
     session
 }
 
-fn fresh<G: Ground>(case: &Case<'_>, ground: &G) -> View {
+pub fn fresh<G: Ground>(case: &Case<'_>, ground: &G) -> View {
     look(case, &Session::new(ground, case.start.mounting).unwrap())
 }
 
-fn look<G: Ground>(case: &Case<'_>, session: &Session<'_, G>) -> View {
+pub fn look<G: Ground>(case: &Case<'_>, session: &Session<'_, G>) -> View {
     let view = view(session);
     if matches!(case.op, Op::Chown(..)) { without_set_id(view) } else { view }
 }
 
 fn usual<G: Ground>(case: &Case<'_>, prepared: &G) -> Usual {
-    let ground = again(case, prepared);
+    let ground = case.again(prepared);
     let session = warm(case, &ground);
     let before = look(case, &session);
     let mut files = ground.open().0;
@@ -121,7 +119,7 @@ fn usual<G: Ground>(case: &Case<'_>, prepared: &G) -> Usual {
     let wrong = difference(&without_held(&before), &shown, |_, _| true);
     assert!(wrong.is_none(), "before {}: another mount shows something else: {}", case.what::<G>(), wrong.unwrap());
 
-    let ground = again(case, prepared);
+    let ground = case.again(prepared);
     let mut session = warm(case, &ground);
     let result = session.apply(case.op);
     let calls = ground.take_calls();
@@ -140,7 +138,11 @@ fn usual<G: Ground>(case: &Case<'_>, prepared: &G) -> Usual {
 }
 
 impl Case<'_> {
-    fn what<G: Ground>(&self) -> String {
+    pub fn again<G: Ground>(&self, prepared: &G) -> G {
+        prepared.copy().unwrap_or_else(|| G::make(self.start))
+    }
+
+    pub fn what<G: Ground>(&self) -> String {
         let Start { mounting, abilities, .. } = self.start;
         format!("{:?} after {:?} ({}, {mounting:?}, {abilities:?})", self.op, self.warm, G::NAME)
     }
@@ -171,12 +173,16 @@ impl Case<'_> {
             if self.is_tried(calls, 1 + ERRNOS.len()) && self.fail(prepared, &usual, calls, Fault::ShortWrite) {
                 tried.add(G::NAME, "short write");
             }
+            if self.is_tried(calls, 2 + ERRNOS.len()) && !matches!(self.op, Op::Remount) {
+                let count = self.go_on(prepared, calls, Fault::Errno(ENOSPC));
+                (0..count).for_each(|_| tried.add(G::NAME, "ENOSPC, and more operations"));
+            }
         }
     }
 
     /// The daemon ends after so many calls. Answers whether the operation is seen then.
     fn stop<G: Ground>(&self, prepared: &G, usual: &Usual, calls: u64, seen_after: bool) -> bool {
-        let ground = again(self, prepared);
+        let ground = self.again(prepared);
         let lowers = ground.lowers();
         let mut session = warm(self, &ground);
         ground.fault_after(calls, Fault::Stop);
@@ -218,7 +224,7 @@ impl Case<'_> {
     }
 
     fn go_wrong<G: Ground>(&self, prepared: &G, usual: &Usual, calls: u64, fault: Fault) -> bool {
-        let ground = again(self, prepared);
+        let ground = self.again(prepared);
         let lowers = ground.lowers();
         let closed = ground.open();
         let mut session = warm(self, &ground);
