@@ -11,13 +11,14 @@ mod mount;
 mod run;
 
 use std::fs::{self, File, OpenOptions};
+use std::io::Write;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use mount::{Mount, eventually};
 use rustix::mount::UnmountFlags;
-use test_common::{LowerGuard, Stage, put, times};
+use test_common::{LowerGuard, Stage, mode, owner, put, times};
 
 type Moment = (i64, i64);
 
@@ -140,6 +141,123 @@ fn a_store_through_a_mapping_changes_the_time() {
     }
 }
 
+/// The ways to change a file. Some need a second name `other` of it.
+fn changes() -> Vec<(&'static str, fn(&Path, &Path))> {
+    fn open(path: &Path) -> File {
+        OpenOptions::new().read(true).write(true).open(path).unwrap()
+    }
+    vec![
+        ("write", |path, _| open(path).write_all_at(b"written", 3).unwrap()),
+        ("append", |path, _| OpenOptions::new().append(true).open(path).unwrap().write_all(b"appended").unwrap()),
+        ("truncate", |path, _| open(path).set_len(5).unwrap()),
+        ("chmod", |path, _| mode(path, 0o640)),
+        ("chown", |path, _| owner(path, 1000, 1000)),
+        ("utimens", |path, _| times(path, (1_000_000_000, 1), (1_000_000_001, 2))),
+        ("write and utimens", |path, _| {
+            open(path).write_all_at(b"written", 3).unwrap();
+            times(path, (1_000_000_000, 1), (1_000_000_001, 2));
+        }),
+        ("setxattr", |path, _| {
+            rustix::fs::setxattr(path, "user.name", b"value", rustix::fs::XattrFlags::empty()).unwrap();
+        }),
+        ("link", |path, other| fs::hard_link(path, other).unwrap()),
+        ("unlink", |path, other| {
+            fs::hard_link(path, other).unwrap();
+            fs::remove_file(other).unwrap();
+        }),
+        ("rename", |path, other| {
+            fs::rename(path, other).unwrap();
+            fs::rename(other, path).unwrap();
+        }),
+        ("store", |path, _| store(path)),
+        ("fallocate", |path, _| {
+            rustix::fs::fallocate(open(path), rustix::fs::FallocateFlags::empty(), 0, 10_000).unwrap();
+        }),
+    ]
+}
+
+/// The time of last change of status of whatever was changed is the same whenever somebody asks, until the next change.
+fn the_time_of_last_change_of_status_stays(door: &str) {
+    let extra: &[&str] = match door {
+        "engine" => &["format=oci", "format=kernel", "writeback=0", "whole_copies"],
+        _ => &["format=oci"],
+    };
+    for extra in extra {
+        let stage = Stage::new();
+        let [lower, upper, work, point] = ["lower", "upper", "work", "mount"].map(|name| stage.dir(name));
+        // Redox has no extended attributes, and no request to reserve space.
+        let possible = |name: &str| door == "engine" || !matches!(name, "setxattr" | "fallocate");
+        let changes: Vec<_> = changes().into_iter().filter(|(name, _)| possible(name)).collect();
+        for (name, _) in &changes {
+            put::file(&lower, &format!("small/{name}"), vec![1; 4096]);
+            put::file(&lower, &format!("large/{name}"), vec![1; 2 << 20]);
+        }
+        put::file(&lower, "dir/untouched/file", "");
+        let guard = LowerGuard::new([&lower]);
+        let options = format!(
+            "door={door},{extra},lowerdir={},upperdir={},workdir={}",
+            lower.display(),
+            upper.display(),
+            work.display()
+        );
+        let mount = Mount::new(&point, &options);
+        fs::create_dir(point.join("new")).unwrap();
+        let mut paths = Vec::new();
+        for dir in ["small", "large", "new"] {
+            for (name, change) in &changes {
+                let path = point.join(dir).join(name);
+                if dir == "new" {
+                    fs::write(&path, vec![1; 4096]).unwrap();
+                }
+                // The system counts in steps of up to four milliseconds.
+                std::thread::sleep(std::time::Duration::from_millis(5));
+                change(&path, &point.join(format!("{dir}-{name}")));
+                paths.push(path);
+            }
+            paths.push(point.join(dir));
+        }
+        mode(&point.join("dir/untouched/file"), 0o600);
+        paths.extend(["dir/untouched/file", "dir/untouched", "dir", ""].map(|name| point.join(name)));
+
+        let ctimes = || -> Vec<_> {
+            let ctime = |path: &PathBuf| {
+                let found = fs::symlink_metadata(path).unwrap();
+                (path.clone(), found.ctime(), found.ctime_nsec())
+            };
+            paths.iter().map(ctime).collect()
+        };
+        let before = ctimes();
+        let same = |when: &str| {
+            let differ: Vec<_> = before.iter().zip(ctimes()).filter(|(before, now)| **before != *now).collect();
+            assert!(differ.is_empty(), "{extra}, {when}: {differ:#?}");
+        };
+        drop_caches();
+        same("after the caches were dropped");
+        for path in &paths {
+            File::open(path).unwrap().sync_all().unwrap();
+        }
+        same("after an fsync");
+        drop_caches();
+        same("after an fsync, when the caches were dropped");
+        mount.unmount();
+        let mount = Mount::new(&point, &options);
+        same("in the next mount");
+        mount.unmount();
+        let mount = Mount::new(&point, &options);
+        same("in the one after that");
+        // And it moves with the next change.
+        for path in paths.iter().filter(|path| path.is_file()) {
+            mode(path, 0o604);
+        }
+        for (before, now) in before.iter().zip(ctimes()).filter(|(before, _)| before.0.is_file()) {
+            assert!(now > *before, "{before:?} {now:?}");
+        }
+        mount.unmount();
+        guard.check();
+    }
+}
+
 through_both_doors! {
+    the_time_of_last_change_of_status_stays,
     times_are_as_coarse_as_the_upper_layer_keeps_them,
 }

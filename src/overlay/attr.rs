@@ -71,7 +71,8 @@ impl<L: Layer> Overlay<L> {
     fn shown(&self, state: &mut State<L>, attr: Stat) -> Stat {
         let ino = *state.ino.get_or_insert_with(|| self.number(&attr));
         let (atime, mtime) = (self.times.kept(attr.atime), self.times.kept(attr.mtime));
-        Stat { ino, dev: self.device, nlink: state.nlink.unwrap_or(attr.nlink), atime, mtime, ..attr }
+        let ctime = state.ctime.unwrap_or_else(|| self.ctimes.shown(ino, attr.ctime));
+        Stat { ino, dev: self.device, nlink: state.nlink.unwrap_or(attr.nlink), atime, mtime, ctime, ..attr }
     }
 
     /// Attributes for the question who may do what: kind, owner and mode are as they are, times and counts may be older. So the entries that
@@ -114,6 +115,7 @@ impl<L: Layer> Overlay<L> {
             },
         };
         state.refresh(fresh);
+        self.keep_ctime(state, &fresh);
         Ok(fresh)
     }
 
@@ -247,8 +249,8 @@ impl<L: Layer> Overlay<L> {
         // The change time is the layer's to say; and after a change of owner, so is the mode.
         match (spot, change) {
             (Spot::Nowhere, _) => {}
-            (_, Change::Owner(_)) => state.attr = None,
-            _ => state.stale = true,
+            (_, Change::Owner(_)) => (state.attr, state.ctime) = (None, None),
+            _ => state.touch(),
         }
         Ok(())
     }

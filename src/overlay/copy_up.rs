@@ -354,7 +354,10 @@ impl<L: Layer> Overlay<L> {
         state.upper = true;
         state.has_data = true;
         state.ghost = None;
-        (state.stale, state.times_stale) = (true, copy.size < before.size);
+        let is_cut = copy.size < before.size;
+        let ctime = self.shown_ctime(&state).filter(|_| !is_cut);
+        state.touch_unseen(ctime);
+        state.times_stale = is_cut;
         state.attr = Some(Stat { dev: copy.dev, ino: copy.ino, size: copy.size, ..*before });
         if let (Some(to), Some(place)) = (&to, state.places.first_mut()) {
             place.dir = to.clone();
@@ -440,7 +443,8 @@ impl<L: Layer> Overlay<L> {
         let ino = *state.ino.get_or_insert_with(|| self.number(before));
         self.copied(ino, &copy, None);
         state.upper = true;
-        state.stale = true;
+        let ctime = self.shown_ctime(&state);
+        state.touch_unseen(ctime);
         state.nlink = Some(MERGED_NLINK);
         state.attr = Some(Stat { dev: copy.dev, ino: copy.ino, ..*before });
         if let Some(place) = state.places.first_mut() {
@@ -461,10 +465,10 @@ impl<L: Layer> Overlay<L> {
         let before = self.stat_within(node)?;
         let open = self.stack.open(dir)?;
         work(&open)?;
-        node.state.lock().stale = true;
         if let Err(error) = upper.set_times(Object::Dir(&*open), before.atime, before.mtime) {
             log::warn!("a directory's times changed with a copy-up: {error}");
         }
+        node.state.lock().touch_unseen(Some(before.ctime));
         Ok(())
     }
 

@@ -85,14 +85,15 @@ impl<L: Layer> Overlay<L> {
         let node = &handle.node;
         self.write(handle, buf, |open| {
             // Nobody else writes before the times are set again, or he would take the ones in between for the right ones.
-            let (known, times_stale) = {
+            let (known, times_stale, ctime) = {
                 let state = node.state.lock();
-                (state.attr, state.times_stale)
+                (state.attr, state.times_stale, self.shown_ctime(&state))
             };
             let Stat { atime, mtime, .. } = known.filter(|_| !times_stale).map_or_else(|| self.stat(node), Ok)?;
             let written = self.write_open(node, open, buf, offset)?;
             self.stack.layer(&open.dir).set_times(Object::File(&open.file), atime, mtime)?;
             let mut state = node.state.lock();
+            state.touch_unseen(ctime);
             if let Some(attr) = &mut state.attr {
                 (attr.atime, attr.mtime) = (atime, mtime);
                 state.times_stale = false;

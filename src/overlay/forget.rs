@@ -128,10 +128,10 @@ impl<L: Layer> Overlay<L> {
     /// Takes the node from its name, which keeps the number. False, and nothing is done, if that cannot be learned, or others lead to it.
     fn forget_child(&self, slot: &mut Slot<L>, child: &Arc<Node<L>>) -> bool {
         let mut state = child.state.lock();
-        // What was made, and of which nobody has asked anything since, has no number yet.
+        // What was made, and of which nobody has asked anything since, has no number yet. And what was changed unseen is to show what it showed.
         let attr = match state.attr {
-            Some(attr) => attr,
-            None => match self.refresh(child, &mut state) {
+            Some(attr) if state.ctime.is_none() => attr,
+            _ => match self.refresh(child, &mut state) {
                 Ok(attr) => attr,
                 Err(_) => return false,
             },

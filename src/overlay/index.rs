@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use syscall::error::{EIO, ENOENT, Error};
 
 use super::Overlay;
+use super::ctime::CTIMES;
 use super::inode::{Claim, Claims};
 use super::stack::{LayerDir, Stack};
 use super::work::discard;
@@ -186,11 +187,11 @@ impl Known {
 /// What the names in the work directory begin with that this module gives, whole or damaged.
 pub const NAMES: [&str; 2] = [NUMBERS, LINK];
 
-/// Whether the entry `name` of the work directory is of this module, and whole. Everything else is swept at mount.
+/// Whether the entry `name` of the work directory is for the next mount, and whole. Everything else is swept at mount.
 pub fn is_kept(name: &OsStr, kind: Kind) -> bool {
     match kind {
         Kind::Dir => false,
-        Kind::File if name == NUMBERS => true,
+        Kind::File if name == NUMBERS || name == CTIMES => true,
         _ => parse_link(name).is_some(),
     }
 }

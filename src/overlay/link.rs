@@ -72,7 +72,8 @@ impl<L: Layer> Overlay<L> {
             (state.home, state.nlink) = (None, None);
         }
         state.places.push(Place { parent: dir.clone(), name: name.into(), dir: to.clone() });
-        (state.stale, state.newborn) = (true, false);
+        state.touch();
+        state.newborn = false;
         state.nlink = state.nlink.map(|nlink| nlink + 1);
         let attr = match &mut state.attr {
             Some(attr) => {
@@ -82,7 +83,7 @@ impl<L: Layer> Overlay<L> {
             None => self.refresh(node, &mut state).ok(),
         };
         drop(state);
-        dir.state.lock().stale = true;
+        dir.state.lock().touch();
         if let Some(attr) = attr {
             self.inodes.link(attr.dev, attr.ino, node);
         }

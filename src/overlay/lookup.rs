@@ -170,18 +170,25 @@ impl<L: Layer> Drop for Overlay<L> {
     /// without recursion, since a tree may be deep.
     fn drop(&mut self) {
         self.complete_all();
-        if let Some(work) = &self.work
-            && let Err(error) = work.finish(&self.stack)
-        {
-            log::warn!("the work directory stays as it is until the next mount: {error}");
-        }
         let mut nodes = vec![self.root.clone()];
         while let Some(node) = nodes.pop() {
-            node.state.lock().places.clear();
+            let mut state = node.state.lock();
+            if state.ctime.is_some()
+                && let Err(error) = self.refresh(&node, &mut state)
+            {
+                log::debug!("an object will show the layer's time of last change of status: {error}");
+            }
+            state.places.clear();
+            drop(state);
             let names: Option<Names<L>> = node.dir().ok().and_then(|mut dir| dir.names.take());
             if let Some(mut names) = names {
                 nodes.extend(names.slots_mut().filter_map(|slot| slot.child.take()));
             }
+        }
+        if let Some(work) = &self.work
+            && let Err(error) = work.finish(&self.stack, &self.ctimes)
+        {
+            log::warn!("the work directory stays as it is until the next mount: {error}");
         }
     }
 }

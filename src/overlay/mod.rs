@@ -47,6 +47,7 @@ mod attr;
 mod cancel;
 mod copy_up;
 mod create;
+mod ctime;
 mod detect;
 mod devices;
 mod file;
@@ -84,6 +85,7 @@ pub(crate) use volatile::is_marked as is_marked_volatile;
 pub use work::Refused;
 
 use crate::sync::{Lock, Shared};
+use ctime::Ctimes;
 use forget::Known;
 use inode::{Claims, Inodes};
 use node::{Dir, State};
@@ -138,6 +140,7 @@ pub struct Overlay<L: Layer> {
     name_max: usize,
     /// The times that the upper layer keeps; without one, all.
     times: Times,
+    ctimes: Ctimes,
     across: Lock<()>,
     tree: Shared<()>,
     partials: Partials<L>,
@@ -180,6 +183,10 @@ impl<L: Layer> Overlay<L> {
 
         let format = work.as_ref().map_or(Format::default(), Work::format);
         let times = work.as_ref().map_or_else(Times::default, Work::times);
+        let ctimes = match (stack.upper(), &work) {
+            (Some(upper), Some(work)) => Ctimes::open(upper, &*stack.open(work.dir())?),
+            _ => Ctimes::default(),
+        };
         let partials = Partials::new(&stack, settings.whole_copies, format)?;
         let inodes = Inodes::new(&stack.marked_devices().collect::<Vec<_>>(), has_upper, claims);
         let dir = Dir::unread(stack.upper_root().cloned(), stack.lower_roots().to_vec());
@@ -195,6 +202,7 @@ impl<L: Layer> Overlay<L> {
             hidden,
             name_max,
             times,
+            ctimes,
             across: Lock::new(()),
             tree: Shared::new(()),
             partials,

@@ -16,7 +16,7 @@ use super::names::{Names, Slot};
 use super::partial::{Lent, Partial};
 use super::stack::LayerDir;
 use super::trust::Way;
-use crate::layer::{Access, Kind, Layer, Result, Stat};
+use crate::layer::{Access, Kind, Layer, Result, Stat, Time};
 use crate::sync::{Guard, Lock};
 
 /// The link count of a directory that merges several: what says that nobody counted the directories in it.
@@ -56,6 +56,8 @@ pub(super) struct State<L: Layer> {
     pub stale: bool,
     /// Whether the times of last access and last change in `attr` may be, too.
     pub times_stale: bool,
+    /// The time of last change of status to be shown, whatever the layer says when it is asked next (`ctime.rs`).
+    pub ctime: Option<Time>,
     /// Whether the layer is just changing the content, so that what it says of the size is soon not true any more.
     pub changing: bool,
     /// The inode number that callers see, once it is needed.
@@ -179,6 +181,7 @@ impl<L: Layer> State<L> {
             attr,
             stale: false,
             times_stale: false,
+            ctime: None,
             changing: false,
             ino: None,
             nlink: None,
@@ -206,7 +209,18 @@ impl<L: Layer> State<L> {
     /// After the layer has changed the content, or failed to.
     pub fn end_change(&mut self) {
         self.changing = false;
-        (self.stale, self.times_stale) = (true, true);
+        self.times_stale = true;
+        self.touch();
+    }
+
+    /// After somebody has changed the object: the layer is to say its times.
+    pub fn touch(&mut self) {
+        (self.stale, self.ctime) = (true, None);
+    }
+
+    /// After a change of the object in its layer that nobody is to see: it goes on showing this time of last change of status.
+    pub fn touch_unseen(&mut self, ctime: Option<Time>) {
+        (self.stale, self.ctime) = (true, ctime);
     }
 
     /// Takes over what the layer has just said.

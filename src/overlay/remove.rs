@@ -116,7 +116,7 @@ impl<L: Layer> Overlay<L> {
             content.removed = true;
         }
         drop(content);
-        parent.state.lock().stale = true;
+        parent.state.lock().touch();
         Ok(())
     }
 
@@ -173,7 +173,9 @@ impl<L: Layer> Overlay<L> {
         if pinned.is_some() && state.places.is_empty() && state.opened(Access::ReadWrite).is_none() {
             state.file = pinned;
         }
-        state.stale = state.upper;
+        if state.upper {
+            state.touch();
+        }
         let mut links = 0;
         let in_upper = state.upper;
         if let Some(attr) = &mut state.attr {

@@ -459,7 +459,7 @@ impl<L: Layer> Overlay<L> {
         slot.whiteout = whiteout;
         let upper = slot.upper.take();
         names.tidy(old.name);
-        old.parent.state.lock().stale = true;
+        old.parent.state.lock().touch();
         Ok(upper)
     }
 
@@ -475,7 +475,7 @@ impl<L: Layer> Overlay<L> {
         slot.upper = upper;
         slot.child = Some(node.clone());
         self.known.add_name();
-        new.parent.state.lock().stale = true;
+        new.parent.state.lock().touch();
         if let Ok(dir) = node.dir()
             && let Some(own) = &dir.upper
         {
@@ -492,5 +492,5 @@ fn moved<L: Layer>(mut state: Guard<'_, State<L>>, new: &End<'_, L>, old: &End<'
         Some(former) => *former = place,
         None => state.places.push(place),
     }
-    state.stale = true;
+    state.touch();
 }

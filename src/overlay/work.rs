@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use syscall::error::{EEXIST, EINVAL, ENODATA, EOPNOTSUPP, EROFS, EWOULDBLOCK, Error};
 
 use super::Settings;
+use super::ctime::{CTIMES, Ctimes};
 use super::detect::detect;
 use super::index::{Index, NAMES, is_kept};
 use super::inode::Claims;
@@ -255,13 +256,16 @@ impl<L: Layer> Work<L> {
     }
 
     /// Leaves nothing but the index in the directory. What was not synced is synced first, so that the mark can go.
-    pub fn finish(&self, stack: &Stack<L>) -> Result<()> {
+    pub fn finish(&self, stack: &Stack<L>, ctimes: &Ctimes) -> Result<()> {
         let upper = stack.layer(&self.dir);
         if self.volatile {
             upper.sync_all()?;
         }
         let open = stack.open(&self.dir)?;
         self.index.finish(upper, &open)?;
+        if let Err(error) = ctimes.finish(upper, &open) {
+            log::warn!("times of last change of status are those of the layer in the next mount: {error}");
+        }
         sweep(upper, &open, &entries(upper, &open)?)
     }
 
@@ -356,7 +360,8 @@ fn empty<L: Layer>(layer: &L, dir: &L::Dir) -> Result<()> {
 pub(crate) fn is_ours(name: &OsStr, kind: Kind) -> bool {
     const DIRS: [&str; 2] = ["work", "index"];
     let starts = |prefix: &&str| name.as_bytes().starts_with(prefix.as_bytes());
-    [TEMP, TRIAL_MARKER].iter().chain(&NAMES).any(starts) || kind == Kind::Dir && DIRS.iter().any(|dir| name == *dir)
+    [TEMP, CTIMES, TRIAL_MARKER].iter().chain(&NAMES).any(starts)
+        || kind == Kind::Dir && DIRS.iter().any(|dir| name == *dir)
 }
 
 /// Removes everything in the work directory, of which these are the entries, but the index.

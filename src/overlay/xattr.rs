@@ -120,7 +120,7 @@ impl<L: Layer> Overlay<L> {
         });
         changed?.ok_or(Error::new(ENOENT))?;
         let mut state = node.state.lock();
-        state.stale = true;
+        state.touch();
         if name == ACCESS_ACL {
             state.attr = None;
         }

@@ -92,6 +92,7 @@ pub mod set {
     pub const FH: u32 = 1 << 6;
     pub const ATIME_NOW: u32 = 1 << 7;
     pub const MTIME_NOW: u32 = 1 << 8;
+    pub const CTIME: u32 = 1 << 10;
     pub const KILL_SUIDGID: u32 = 1 << 11;
     /// Any of those that are something to set.
     pub const ANY: u32 = MODE | UID | GID | SIZE | ATIME | MTIME;

@@ -73,7 +73,7 @@ impl<L: Layer> Overlay<L> {
         let Some(Lent { partial, .. }) = open.lent.as_ref().filter(|lent| lent.partial.lends(&range)) else {
             return Ok(());
         };
-        let Stat { atime, mtime, mode, .. } = self.stat(node)?;
+        let Stat { atime, mtime, ctime, mode, .. } = self.stat(node)?;
         partial.chunks.lock().mtime = Some(mtime);
         let filled = self.save_map(node, partial).and_then(|()| self.own(node, open, range));
         // Also of what was copied before it failed nobody is to see anything.
@@ -83,6 +83,7 @@ impl<L: Layer> Overlay<L> {
             }
             upper.set_times(Object::File(&open.file), atime, mtime)
         })();
+        node.state.lock().touch_unseen(Some(ctime));
         partial.chunks.lock().mtime = None;
         let saved = self.save_map(node, partial);
         if saved.is_err() {
@@ -106,7 +107,9 @@ impl<L: Layer> Overlay<L> {
             if let Some(place) = state.places.first_mut() {
                 place.dir = partial.dir.clone();
             }
-            (state.partial, state.stale) = (None, true);
+            let ctime = self.shown_ctime(&state);
+            state.touch_unseen(ctime);
+            state.partial = None;
             ino = state.attr.map(|attr| attr.ino);
             drop(state);
             self.end(node, partial);

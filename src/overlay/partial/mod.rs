@@ -172,7 +172,8 @@ impl<L: Layer> Overlay<L> {
     fn lend(&self, node: &Arc<Node<L>>, state: &mut State<L>, partial: Arc<Partial<L>>, copy: &Stat, ino: u64) {
         self.copied(ino, copy, None);
         state.upper = true;
-        state.stale = true;
+        let ctime = self.shown_ctime(state);
+        state.touch_unseen(ctime);
         state.partial = Some(partial);
         self.partials.nodes.lock().insert(node.id(), node.clone());
     }

@@ -420,6 +420,10 @@ impl<L: Layer> Door for EngineDoor<L> {
                 self.misdated.add(notifier, number);
             }
         }
+        // Of what the kernel writes back it keeps the times itself: this one is shown already.
+        if is_set(set::CTIME) {
+            self.overlay.set_ctime(&node, convert::time(change.ctime, change.ctimensec));
+        }
         self.attr(&node)
     }
 

@@ -1,0 +1,227 @@
+//! Times of last change of status, as they were shown.
+//!
+//! No layer lets this time be set: it is that of whatever was done last to the object there, also by the overlay alone. So what was shown is
+//! remembered beside the layer's time that it stands for. While the layer says the same, the object has not changed, and shows what it showed.
+//! What is forgotten costs no more than a time that differs by as much as the overlay was late.
+//!
+//! Until the layer has said its time once more, what is to be shown is in the state of the object (`State::ctime`): so it costs no call. The table
+//! is a file in the work directory from one mount to the next (`docs/format.md`).
+//!
+//! The lock is a leaf.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::sync::Arc;
+
+use syscall::error::{EIO, ENOENT, Error};
+
+use super::Overlay;
+use super::node::{Node, State};
+use super::work::discard;
+use crate::format;
+use crate::layer::{Access, Layer, Object, RenameMode, Result, Stat, Time, write_all};
+use crate::sync::Lock;
+
+/// The file of the table.
+pub(crate) const CTIMES: &str = "ctimes";
+/// The same while it is written.
+const NEW_CTIMES: &str = "tmp.ctimes";
+
+/// How many objects are remembered at least, and at most three times as many.
+const MOST: usize = 7 << 14;
+
+/// Bytes of a record: inode number, the layer's seconds, the shown ones, the nanoseconds of both.
+const RECORD: usize = 32;
+/// Bytes of the digest of the records, which are behind it.
+const HEADER: usize = 16;
+
+/// A time of the layer, and what is shown in its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Pair {
+    layer: Time,
+    shown: Time,
+}
+
+/// By inode number as it is shown. The half that was remembered last, and the half from before, which goes when the first is full.
+#[derive(Default)]
+struct Table {
+    young: HashMap<u64, Pair>,
+    old: HashMap<u64, Pair>,
+}
+
+impl Table {
+    fn get(&self, ino: u64) -> Option<&Pair> {
+        self.young.get(&ino).or_else(|| self.old.get(&ino))
+    }
+
+    fn insert(&mut self, ino: u64, pair: Pair) {
+        if self.young.len() >= MOST {
+            self.old = std::mem::take(&mut self.young);
+        }
+        self.young.insert(ino, pair);
+    }
+
+    fn remove(&mut self, ino: u64) {
+        self.young.remove(&ino);
+        self.old.remove(&ino);
+    }
+}
+
+/// What is remembered of an overlay.
+#[derive(Default)]
+pub struct Ctimes(Lock<Table>);
+
+impl Ctimes {
+    /// What the last mount has left in the work directory `dir`. What is damaged is as good as nothing.
+    pub fn open<L: Layer>(upper: &L, dir: &L::Dir) -> Self {
+        let read = || -> Result<Vec<u8>> {
+            let file = upper.open_file(dir, OsStr::new(CTIMES), Access::Read)?;
+            let size = upper.stat(Object::File(&file))?.size;
+            let room = usize::try_from(size).ok().filter(|size| *size <= HEADER + 3 * MOST * RECORD);
+            let mut bytes = vec![0; room.ok_or(Error::new(EIO))?];
+            let read = upper.read_at(&file, &mut bytes, 0)?;
+            bytes.truncate(read);
+            Ok(bytes)
+        };
+        let old = match read() {
+            Ok(bytes) => from_bytes(&bytes).unwrap_or_default(),
+            Err(error) => {
+                if error.errno != ENOENT {
+                    log::warn!("times of last change of status are those of the layer: {error}");
+                }
+                HashMap::new()
+            }
+        };
+        Ctimes(Lock::new(Table { young: HashMap::new(), old }))
+    }
+
+    /// Leaves what is remembered in the work directory, for the next mount.
+    pub fn finish<L: Layer>(&self, upper: &L, dir: &L::Dir) -> Result<()> {
+        let bytes = to_bytes(&self.0.lock());
+        let (name, temp) = (OsStr::new(CTIMES), OsStr::new(NEW_CTIMES));
+        if bytes.len() == HEADER {
+            return match upper.unlink(dir, name) {
+                Err(error) if error.errno != ENOENT => Err(error),
+                _ => Ok(()),
+            };
+        }
+        let file = upper.create_file(dir, temp, 0o600, upper.identity())?;
+        let written =
+            write_all(upper, &file, &bytes, 0).and_then(|()| upper.rename(dir, temp, dir, name, RenameMode::Replace));
+        if written.is_err() {
+            discard(upper, dir, temp);
+        }
+        written
+    }
+
+    /// What an object shows whose layer says `layer`.
+    pub fn shown(&self, ino: u64, layer: Time) -> Time {
+        let table = self.0.lock();
+        table.get(ino).filter(|pair| pair.layer == layer).map_or(layer, |pair| pair.shown)
+    }
+
+    /// Remembers that an object shows `shown` as long as its layer says `layer`.
+    fn keep(&self, ino: u64, layer: Time, shown: Time) {
+        let mut table = self.0.lock();
+        match layer == shown {
+            true => table.remove(ino),
+            false => table.insert(ino, Pair { layer, shown }),
+        }
+    }
+}
+
+/// A table as it is written.
+fn to_bytes(table: &Table) -> Vec<u8> {
+    let mut bytes = vec![0; HEADER];
+    let old = table.old.iter().filter(|(ino, _)| !table.young.contains_key(ino));
+    for (ino, Pair { layer, shown }) in table.young.iter().chain(old) {
+        let nanos = u64::from(layer.nsec) << 32 | u64::from(shown.nsec);
+        for word in [*ino, layer.sec as u64, shown.sec as u64, nanos] {
+            bytes.extend_from_slice(&word.to_le_bytes());
+        }
+    }
+    let digest = format::fnv1a(&bytes[HEADER..]);
+    bytes[..HEADER].copy_from_slice(&digest.to_le_bytes());
+    bytes
+}
+
+/// None if it is not whole.
+fn from_bytes(bytes: &[u8]) -> Option<HashMap<u64, Pair>> {
+    let (digest, records) = bytes.split_at_checked(HEADER)?;
+    if digest != format::fnv1a(records).to_le_bytes() || records.len() % RECORD != 0 {
+        return None;
+    }
+    let record = |bytes: &[u8]| {
+        let word = |at: usize| bytes[at..].iter().take(8).rfold(0, |number, byte| number << 8 | u64::from(*byte));
+        let time = |sec, nsec: u64| Time { sec: word(sec) as i64, nsec: (nsec & 0xffff_ffff) as u32 };
+        let pair = Pair { layer: time(8, word(24) >> 32), shown: time(16, word(24)) };
+        (word(0), pair)
+    };
+    Some(records.chunks_exact(RECORD).map(record).collect())
+}
+
+impl<L: Layer> Overlay<L> {
+    /// Says what an object shows as its time of last change of status, for a door that keeps that itself: until the next change.
+    pub fn set_ctime(&self, node: &Arc<Node<L>>, ctime: Time) {
+        let ctime = self.times.kept(ctime);
+        // Whoever writes back what was written before that time does so before or after.
+        let _content = node.content.lock();
+        let mut state = node.state.lock();
+        match (state.attr, state.ino) {
+            (Some(attr), Some(ino)) if !state.stale => self.ctimes.keep(ino, attr.ctime, ctime),
+            _ => state.ctime = Some(ctime),
+        }
+    }
+
+    /// What an object shows, as far as it is known without asking the layer: for who changes it in the layer, and nobody is to see it.
+    pub(super) fn shown_ctime(&self, state: &State<L>) -> Option<Time> {
+        match (state.ctime, state.attr, state.ino) {
+            (Some(ctime), _, _) => Some(ctime),
+            (None, Some(attr), Some(ino)) if !state.stale => Some(self.ctimes.shown(ino, attr.ctime)),
+            _ => None,
+        }
+    }
+
+    /// After the layer has said what it has: what is to be shown for that is remembered.
+    pub(super) fn keep_ctime(&self, state: &mut State<L>, fresh: &Stat) {
+        if let (false, Some(ino), Some(shown)) = (state.changing, state.ino, state.ctime) {
+            self.ctimes.keep(ino, fresh.ctime, shown);
+            state.ctime = None;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read() {
+        let at = |sec, nsec| Time { sec, nsec };
+        let ctimes = Ctimes::default();
+        ctimes.keep(7, at(-5, 999_999_999), at(-6, 1));
+        ctimes.keep(u64::MAX, at(1 << 40, 0), at(5, 0));
+        ctimes.keep(8, at(5, 5), at(5, 4));
+        ctimes.keep(8, at(5, 6), at(5, 6));
+        let bytes = to_bytes(&ctimes.0.lock());
+        let read = Ctimes(Lock::new(Table { young: HashMap::new(), old: from_bytes(&bytes).unwrap() }));
+        assert_eq!(read.shown(7, at(-5, 999_999_999)), at(-6, 1));
+        assert_eq!(read.shown(u64::MAX, at(1 << 40, 0)), at(5, 0));
+        assert_eq!(read.shown(7, at(-5, 0)), at(-5, 0), "it has changed since");
+        assert_eq!(read.shown(8, at(5, 5)), at(5, 5), "forgotten");
+        for length in [0, 15, bytes.len() - 1, bytes.len() - RECORD] {
+            assert_eq!(from_bytes(&bytes[..length]), None, "{length}");
+        }
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded() {
+        let ctimes = Ctimes::default();
+        for ino in 0..3 * MOST as u64 {
+            ctimes.keep(ino, Time { sec: 1, nsec: 0 }, Time::default());
+        }
+        let table = ctimes.0.lock();
+        assert!(table.young.len() + table.old.len() <= 2 * MOST);
+        assert!(table.get(3 * MOST as u64 - 1).is_some() && table.get(2 * MOST as u64).is_some());
+    }
+}
