@@ -19,7 +19,7 @@ use overlayfs::options::Options;
 use overlayfs::overlay::{Layers, Node, Overlay, VOLATILE_MARK};
 use rustix::fs::{FileType, XattrFlags};
 use syscall::error::EBUSY;
-use test_common::{Detail, LowerGuard, Snapshot, Stage, put};
+use test_common::{Detail, LowerGuard, Snapshot, Stage, lent, put};
 
 const OWN: Owner = Owner { uid: 0, gid: 0 };
 const WORK: &str = ".wh..wh.work";
@@ -350,7 +350,14 @@ fn a_partial_copy_that_is_good_is_no_damage() {
     let copied = Command::new("cp").arg("-a").arg(&upper).arg(killed.path("upper")).status().unwrap();
     assert!(copied.success());
     let left = killed.path("upper");
-    assert!(left.join(PART).exists() && left.join(MAP).exists(), "the file was copied whole");
+    let part = lent(&left, "part", "big");
+    assert!(part.exists() && lent(&left, "map", "big").exists(), "the file was copied whole");
+    // A newer layer on top has another file.
+    put::file(&stage.dir("newer"), "big", vec![b'b'; 2 << 20]);
+    let lowers = ["newer", "lower", "bottom"].map(|name| stage.path(name)).into();
+    let found = look(&Options { upper: Some(left.clone()), lowers, ..options(&stage) });
+    let name = part.file_name().unwrap().to_str().unwrap().to_owned();
+    assert!(found.contains(&(name, Damage::OtherSource, false)), "{found:?}");
     let found = look(&Options { upper: Some(left), ..options(&stage) });
     assert!(!found.iter().any(|(_, damage, _)| damage.is_loss()), "{found:?}");
     // The copy of the numbers is another file, and its directory too.

@@ -14,7 +14,7 @@ use overlayfs::overlay::{Layers, Node, Overlay, Settings};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngSeed};
 use syscall::error::{EOPNOTSUPP, Error};
-use test_common::{Disk, LowerGuard, Stage, names, put};
+use test_common::{Disk, LowerGuard, Stage, lent, names, put};
 
 type Merged = Overlay<Counted<OsLayer>>;
 
@@ -313,7 +313,7 @@ fn attributes_and_the_end_of_a_large_file_change_without_a_copy() {
     assert_eq!(copies(&counts), records + 1, "the byte");
     overlay.write_at(&overlay.open(&file), b"x", 700_000).unwrap();
     assert_eq!(copies(&counts), records + 4, "the chunk, the map, the byte");
-    let part = fs::metadata(stage.path("upper/dir/.wh..wh.part.file")).unwrap();
+    let part = fs::metadata(lent(&stage.path("upper/dir"), "part", "file")).unwrap();
     assert!(part.blocks() * 512 <= 128 << 10, "{} blocks", part.blocks());
     assert_eq!((part.len(), part.uid(), part.gid(), part.mode() & 0o7777), (SIZE as u64 + 1, 5, 6, 0o600));
     assert_eq!(overlay.stat(&file).unwrap().ino, ino);
@@ -449,7 +449,7 @@ fn a_map_of_another_time_means_nothing() {
     overlay.append(&overlay.open(&file), b"end").unwrap();
     drop(file);
     kill(overlay, &counts);
-    let map = stage.path("upper/dir/.wh..wh.map.file");
+    let map = lent(&stage.path("upper/dir"), "map", "file");
     let mut bytes = fs::read(&map).unwrap();
     bytes[3] ^= 1;
     fs::write(&map, bytes).unwrap();
@@ -481,7 +481,7 @@ fn what_was_never_synced_does_not_come_back_in_a_hole() {
     let overlay = mount(&stage, &counts);
     overlay.write_at(&overlay.open(&find(&overlay, "dir/file")), b"never synced", 70_000).unwrap();
     kill(overlay, &counts);
-    fs::remove_file(stage.path("upper/dir/.wh..wh.map.file")).unwrap();
+    fs::remove_file(lent(&stage.path("upper/dir"), "map", "file")).unwrap();
     let overlay = mount(&stage, &counts);
     let file = find(&overlay, "dir/file");
     overlay.write_at(&overlay.open(&file), b"x", 90_000).unwrap();
@@ -500,7 +500,7 @@ fn a_second_kill_finds_what_the_first_mount_found() {
     // As if killed between the truncation and the map.
     fs::OpenOptions::new()
         .write(true)
-        .open(stage.path("upper/dir/.wh..wh.part.file"))
+        .open(lent(&stage.path("upper/dir"), "part", "file"))
         .unwrap()
         .set_len(131_072)
         .unwrap();
@@ -554,7 +554,7 @@ fn what_cannot_be_completed_is_on_the_disk() {
         overlay.write_at(&overlay.open(&find(&overlay, "dir/file")), word, at as u64).unwrap();
         expected[at..at + word.len()].copy_from_slice(word);
         drop(overlay);
-        let map = fs::read(disk.path().join("dir/.wh..wh.map.file")).unwrap();
+        let map = fs::read(lent(&disk.path().join("dir"), "map", "file")).unwrap();
         assert_eq!(map[..16], [0; 16], "it is valid at any time");
     }
     let overlay = overlay();
@@ -615,7 +615,7 @@ fn what_is_cut_off_is_not_lent() {
     drop(file);
     kill(overlay, &counts);
     // As after a power failure.
-    fs::remove_file(stage.path("upper/dir/.wh..wh.map.file")).unwrap();
+    fs::remove_file(lent(&stage.path("upper/dir"), "map", "file")).unwrap();
     let overlay = mount(&stage, &counts);
     assert_eq!(read(&overlay, "dir/file"), content()[..3]);
     overlay.truncate(&find(&overlay, "dir/file"), 10).unwrap();
@@ -645,4 +645,82 @@ fn a_copy_that_gets_its_name_is_there_throughout() {
     overlay.rename(&dir, OsStr::new("file"), &dir, OsStr::new("moved"), RenameMode::Replace).unwrap();
     assert_eq!(seen.try_iter().next(), Some(Ok(*b"new")));
     counts.interpose(|_| Ok(()));
+}
+
+/// As [`mount`], with these lower layers.
+fn mount_on(stage: &Stage, counts: &Counts, lowers: &[&str]) -> Merged {
+    counts.interpose(|method| if method == Method::ShareData { Err(Error::new(EOPNOTSUPP)) } else { Ok(()) });
+    let open = |name: &str, for_writing| Counted::new(OsLayer::open(&stage.path(name), for_writing).unwrap(), counts);
+    let lowers = lowers.iter().map(|name| open(name, false)).collect();
+    Overlay::new(Layers { upper: Some(open("upper", true)), work: None, lowers }).unwrap()
+}
+
+#[test]
+fn a_change_is_not_mixed_with_another_lower_file() {
+    type Change = fn(&Merged, &Arc<Node<Counted<OsLayer>>>);
+    let changes: [Change; 3] = [
+        |overlay, file| assert_eq!(overlay.write_at(&overlay.open(file), b"changed", 70_000), Ok(7)),
+        // Nothing of the data is its own.
+        |overlay, file| overlay.set_mode(file, 0o600).unwrap(),
+        |overlay, file| overlay.truncate(file, 1 << 20).unwrap(),
+    ];
+    // The same size and time of last change, and another file.
+    let newer = vec![b'n'; SIZE];
+    for change in changes {
+        let (stage, counts) = (stage(), Counts::default());
+        put::file(&stage.dir("newer/dir"), "file", &newer);
+        test_common::times(&stage.path("lower/dir/file"), (5, 0), (5, 0));
+        test_common::times(&stage.path("newer/dir/file"), (5, 0), (5, 0));
+        let guard = LowerGuard::new([stage.path("lower"), stage.path("newer")]);
+        let overlay = mount(&stage, &counts);
+        let file = find(&overlay, "dir/file");
+        change(&overlay, &file);
+        let (changed, stat) = (read(&overlay, "dir/file"), overlay.stat(&file).unwrap());
+        drop(file);
+        kill(overlay, &counts);
+
+        for _ in 0..2 {
+            let part = lent(&stage.path("upper/dir"), "part", "file");
+            let kept = fs::read(&part).unwrap();
+            let overlay = mount_on(&stage, &counts, &["newer", "lower"]);
+            assert!(read(&overlay, "dir/file") == newer);
+            drop(overlay);
+            assert!(fs::read(&part).unwrap() == kept, "what was written is kept");
+        }
+        // Another change, of the other file, has another name.
+        let overlay = mount_on(&stage, &counts, &["newer", "lower"]);
+        overlay.write_at(&overlay.open(&find(&overlay, "dir/file")), b"other", 0).unwrap();
+        kill(overlay, &counts);
+        let overlay = mount_on(&stage, &counts, &["newer", "lower"]);
+        assert!(read(&overlay, "dir/file") == [b"other", &newer[5..]].concat());
+        drop(overlay);
+        assert!(lent(&stage.path("upper/dir"), "part", "file").exists(), "what was written first is kept");
+        fs::remove_file(stage.path("upper/dir/file")).unwrap();
+
+        // With the layers that it had, it is what it was.
+        let overlay = mount(&stage, &counts);
+        let file = find(&overlay, "dir/file");
+        assert!(read(&overlay, "dir/file") == changed);
+        assert_eq!(overlay.stat(&file).unwrap().mode, stat.mode);
+        drop((file, overlay));
+        assert_eq!(names(&stage.path("upper/dir")), ["file"]);
+        assert!(!stage.path("upper/.wh..wh.parts").exists());
+        guard.check();
+    }
+}
+
+#[test]
+fn a_partial_copy_that_does_not_say_what_lends_is_read() {
+    let (stage, counts) = (stage(), Counts::default());
+    let overlay = mount(&stage, &counts);
+    overlay.write_at(&overlay.open(&find(&overlay, "dir/file")), b"changed", 70_000).unwrap();
+    let changed = read(&overlay, "dir/file");
+    kill(overlay, &counts);
+    let dir = stage.path("upper/dir");
+    // As overlays before called it.
+    for kind in ["part", "map"] {
+        fs::rename(lent(&dir, kind, "file"), dir.join(format!(".wh..wh.{kind}.file"))).unwrap();
+    }
+    assert!(read(&mount(&stage, &counts), "dir/file") == changed);
+    assert_eq!(names(&dir), ["file"]);
 }

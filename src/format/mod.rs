@@ -70,12 +70,45 @@ pub enum Meaning<'a> {
     Opaque,
     /// [`REDIRECT`].
     Redirect,
-    /// The partial copy of this name.
-    Part(&'a OsStr),
-    /// The map of the partial copy of this name.
-    Map(&'a OsStr),
+    /// A partial copy.
+    Part(Lent<'a>),
+    /// The map of a partial copy.
+    Map(Lent<'a>),
     /// Reserved, with no meaning in a listing: the work directory, a mark of the whole layer, or another tool's.
     Unknown,
+}
+
+/// What the name of a partial copy, or of its map, says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lent<'a> {
+    /// The digest of the file that lends. None: an overlay made it that did not say so yet.
+    pub source: Option<u128>,
+    /// The name that it is a copy of.
+    pub name: &'a OsStr,
+}
+
+/// As [`Lent`], on its own.
+pub type PartOf = (Option<u128>, OsString);
+
+impl<'a> Lent<'a> {
+    const DIGITS: usize = 32;
+
+    /// What is behind the prefix of the name. None if that is nothing.
+    fn parse(bytes: &'a [u8]) -> Option<Self> {
+        let is_digit = |byte: &u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+        let (source, name) = match bytes.split_at_checked(Self::DIGITS) {
+            Some((digest, [b'.', name @ ..])) if !name.is_empty() && digest.iter().all(is_digit) => {
+                (u128::from_str_radix(str::from_utf8(digest).ok()?, 16).ok(), name)
+            }
+            _ => (None, bytes),
+        };
+        (!name.is_empty()).then(|| Lent { source, name: OsStr::from_bytes(name) })
+    }
+
+    /// The same on its own.
+    pub fn to_owned(self) -> PartOf {
+        (self.source, self.name.to_owned())
+    }
 }
 
 /// What the entry `name` of a layer's directory means.
@@ -90,10 +123,10 @@ pub fn meaning(name: &OsStr) -> Meaning<'_> {
         Meaning::Redirect
     } else if bytes.starts_with(LONG_PREFIX) {
         Meaning::LongWhiteout
-    } else if let Some(name) = bytes.strip_prefix(PART_PREFIX).filter(|name| !name.is_empty()) {
-        Meaning::Part(OsStr::from_bytes(name))
-    } else if let Some(name) = bytes.strip_prefix(MAP_PREFIX).filter(|name| !name.is_empty()) {
-        Meaning::Map(OsStr::from_bytes(name))
+    } else if let Some(lent) = bytes.strip_prefix(PART_PREFIX).and_then(Lent::parse) {
+        Meaning::Part(lent)
+    } else if let Some(lent) = bytes.strip_prefix(MAP_PREFIX).and_then(Lent::parse) {
+        Meaning::Map(lent)
     } else if bytes.starts_with(META_PREFIX) || hidden.is_empty() {
         Meaning::Unknown
     } else {
@@ -125,9 +158,11 @@ pub fn whiteout(name: &OsStr, name_max: usize) -> Whiteout {
     }
 }
 
-/// The names of the partial copy of `name` and of its map. None if these would be longer than `name_max` bytes.
-pub fn part_names(name: &OsStr, name_max: usize) -> Option<(OsString, OsString)> {
-    let with = |prefix: &[u8]| OsString::from_vec([prefix, name.as_bytes()].concat());
+/// The names of the partial copy of `name` and of its map, where the file with the digest `source` lends. None if these would be longer than
+/// `name_max` bytes.
+pub fn part_names(name: &OsStr, source: Option<u128>, name_max: usize) -> Option<(OsString, OsString)> {
+    let digest = source.map(|source| format!("{source:032x}.")).unwrap_or_default();
+    let with = |prefix: &[u8]| OsString::from_vec([prefix, digest.as_bytes(), name.as_bytes()].concat());
     let (part, map) = (with(PART_PREFIX), with(MAP_PREFIX));
     (part.len().max(map.len()) <= name_max).then_some((part, map))
 }
@@ -194,6 +229,21 @@ mod tests {
         assert_eq!(meaning(OsStr::new(".wh..wh.plnk")), Meaning::Unknown);
         assert_eq!(meaning(OsStr::new(".wh.")), Meaning::Unknown);
         assert!(is_reserved(OsStr::new(".wh.x")) && !is_reserved(OsStr::new(".who")));
+    }
+
+    #[test]
+    fn a_partial_copy_says_what_lends() {
+        let digest = "0123456789abcdef0123456789abcdef";
+        for name in ["big", digest, "0123456789abcdef0123456789abcdef.big"] {
+            let lent = Lent { source: Some(0xf << 64 | 7), name: OsStr::new(name) };
+            let (part, map) = part_names(lent.name, lent.source, 255).unwrap();
+            assert_eq!((meaning(&part), meaning(&map)), (Meaning::Part(lent), Meaning::Map(lent)));
+        }
+        for old in ["big", digest, "0123456789abcdef0123456789abcdef.", "0123456789abcdef0123456789abcdeg.x"] {
+            let lent = Lent { source: None, name: OsStr::new(old) };
+            assert_eq!(meaning(&part_names(lent.name, None, 255).unwrap().0), Meaning::Part(lent));
+        }
+        assert_eq!(part_names(OsStr::new(&"x".repeat(211)), Some(1), 255), None);
     }
 
     #[test]

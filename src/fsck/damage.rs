@@ -28,6 +28,8 @@ pub enum Damage {
     Outdone,
     /// A partial copy of what is no file of the layers below.
     NoSource,
+    /// A partial copy of another file than the layers below have.
+    OtherSource,
     /// The map of no partial copy.
     OrphanMap,
     /// A map of another run of the system, or of a file of another size.
@@ -58,6 +60,7 @@ impl Damage {
             Damage::NoPath
             | Damage::Dangling(_)
             | Damage::NoSource
+            | Damage::OtherSource
             | Damage::MapMeansNothing
             | Damage::NoData
             | Damage::Volatile
@@ -81,7 +84,7 @@ impl Damage {
 
     /// Whether the upper layer needs something of the lower ones that they do not have.
     pub(super) fn is_missing_below(&self) -> bool {
-        matches!(self, Damage::Dangling(_) | Damage::NoSource | Damage::NoData | Damage::LoneCopy)
+        matches!(self, Damage::Dangling(_) | Damage::NoSource | Damage::OtherSource | Damage::NoData | Damage::LoneCopy)
     }
 
     /// Whether it is only with these lower layers that nothing needs the object.
@@ -109,6 +112,9 @@ impl fmt::Display for Damage {
             Damage::Outdone => "is a partial copy of a file that the upper layer has whole or deleted",
             Damage::NoSource => {
                 "is a partial copy of a file that the lower layers do not have, so that it is not shown"
+            }
+            Damage::OtherSource => {
+                "is a partial copy of another file than the lower layers have now, so that it is not shown; it has what was changed"
             }
             Damage::OrphanMap => "is the map of a partial copy that is not there",
             Damage::MapMeansNothing => {

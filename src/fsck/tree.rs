@@ -10,7 +10,7 @@ use syscall::error::{ENAMETOOLONG, ENOENT, ENOTDIR};
 use super::repair::Step;
 use super::{Checker, Damage, Finding, Repair, Report};
 use crate::format::kernel::{self, Redirect};
-use crate::format::{self, Format, Meaning};
+use crate::format::{self, Format, Meaning, PartOf};
 use crate::layer::{Access, Kind, Layer, Object, Result};
 use crate::overlay::stack::LayerDir;
 use crate::overlay::{Node, merge, partial, xattr};
@@ -53,8 +53,8 @@ enum Found<L: Layer> {
 struct Listing {
     objects: Vec<(OsString, Kind)>,
     whiteouts: Vec<Marker>,
-    parts: Vec<OsString>,
-    maps: Vec<OsString>,
+    parts: Vec<PartOf>,
+    maps: Vec<PartOf>,
     opaque: bool,
     redirect: Option<SaidRedirect>,
 }
@@ -323,22 +323,40 @@ impl<L: Layer> Checker<L> {
     }
 
     fn check_parts(&self, task: &Task<L>, listing: &Listing, below: &Below<L>, report: &mut Report<L>) -> Result<()> {
-        for name in &listing.parts {
-            let Some((part, map)) = format::part_names(name, self.name_max) else { continue };
-            let has_map = listing.maps.contains(name);
+        for of in &listing.parts {
+            let (source, name) = of;
+            let Some((part, map)) = format::part_names(name, *source, self.name_max) else { continue };
+            let has_map = listing.maps.contains(of);
             let path = task.path.join(&part);
             let is_whole = self.upper.stat(&task.dir, &part)?.nlink > 1;
-            if is_whole || listing.object(name).is_some() || listing.hides(name) {
+            let lender = match self.found(below, name)? {
+                Found::Object(node) if node.kind() == Kind::File => Some(node),
+                Found::Unknown => {
+                    report.partial = true;
+                    continue;
+                }
+                _ => None,
+            };
+            let is_other = match (source, &lender) {
+                (Some(source), Some(node)) => self.below.digest(node)? != Some(*source),
+                (Some(_), None) => true,
+                (None, _) => false,
+            };
+            let is_outdone = listing.object(name).is_some() || listing.hides(name);
+            if is_whole || is_outdone && !is_other {
                 let map = has_map.then_some(Step::Remove(map, Kind::File));
                 let steps = map.into_iter().chain([Step::Remove(part, Kind::File)]).collect();
                 report.add(path, Damage::Outdone, Some(Repair { dir: task.dir.clone(), steps }));
                 continue;
             }
             report.partial = true;
-            let source = match self.found(below, name)? {
-                Found::Object(node) if node.kind() == Kind::File => self.below.stat(&node)?,
-                Found::Unknown => continue,
-                _ => {
+            let source = match lender {
+                Some(node) if !is_other => self.below.stat(&node)?,
+                Some(_) => {
+                    report.add(path, Damage::OtherSource, None);
+                    continue;
+                }
+                None => {
                     report.add(path, Damage::NoSource, None);
                     continue;
                 }
@@ -357,8 +375,11 @@ impl<L: Layer> Checker<L> {
                 }
             }
         }
-        for name in listing.maps.iter().filter(|name| !listing.parts.contains(name)) {
-            if let Some((_, map)) = format::part_names(name, self.name_max) {
+        for of @ (source, name) in &listing.maps {
+            if listing.parts.contains(of) {
+                continue;
+            }
+            if let Some((_, map)) = format::part_names(name, *source, self.name_max) {
                 let remove = Repair::remove(&task.dir, &map, Kind::File);
                 report.add(task.path.join(&map), Damage::OrphanMap, Some(remove));
             }

@@ -188,7 +188,7 @@ impl<L: Layer> Overlay<L> {
                 shared => return shared.map(|()| Built::File(to, Settled::No)),
             }
         }
-        if self.may_be_partial(node, attr, xattrs, keep) {
+        if self.may_be_partial(node, attr, xattrs, &from, keep) {
             upper.truncate(&to, attr.size)?;
             return Ok(Built::Part(to, from));
         }

@@ -17,6 +17,7 @@ use syscall::error::{EIO, ENOENT, Error};
 use super::Overlay;
 use super::ctime::CTIMES;
 use super::inode::{Claim, Claims};
+use super::node::Node;
 use super::stack::{LayerDir, Stack};
 use super::work::discard;
 use crate::format;
@@ -481,6 +482,12 @@ impl<L: Layer> Overlay<L> {
         let hidden = index.hidden(origin);
         let nlink = (hidden > 0).then(|| attr.nlink.saturating_sub(hidden).max(1));
         Ok(Linked { origin: Some(origin), nlink, ..alone })
+    }
+
+    /// What an object of a lower layer is known by. None if no name is left.
+    pub(crate) fn digest(&self, node: &Arc<Node<L>>) -> Result<Option<Origin>> {
+        let place = node.state.lock().places.first().cloned();
+        place.map(|place| Ok(origin(&self.stack, &place.dir, &self.layer_attr(node)?))).transpose()
     }
 
     /// Gives the complete copy `temp` of a file with several names the name in the work directory by which it is found again.

@@ -10,16 +10,17 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use syscall::error::{EIO, ENOENT, Error};
 
 use super::Overlay;
-use super::names::{Lower, Names, Slot};
+use super::names::Names;
 use super::node::{Dir, Node};
 use super::stack::LayerDir;
 use super::trust::{Author, Way};
 use super::xattr::names;
-use crate::format::{self, Format, Meaning, kernel};
+use crate::format::{self, Format, Meaning, PartOf, kernel};
 use crate::layer::{Access, Kind, Layer, Object, Result, Stat};
 
 /// What one layer has in one directory.
@@ -28,9 +29,9 @@ struct Listing {
     whiteouts: Vec<OsString>,
     /// Those of which a device is the deletion.
     devices: Vec<OsString>,
-    /// The names that have partial copies, and those that have maps of some.
-    parts: Vec<OsString>,
-    maps: Vec<OsString>,
+    /// The partial copies, and the maps of some.
+    parts: Vec<PartOf>,
+    maps: Vec<PartOf>,
     marks: Marks,
     /// Whether there are reserved names that mean nothing to us.
     foreign: bool,
@@ -95,7 +96,7 @@ impl<L: Layer> Overlay<L> {
             }
             names.finish();
             if let Some(upper) = &dir.upper {
-                dir.foreign |= self.sort_parts(upper, &mut names, &parts, &maps);
+                dir.foreign |= self.sort_parts(upper, &lowers, &mut names, &parts, &maps)?;
             }
             dir.lowers = lowers;
             self.known.add_dir(node, names.len());
@@ -105,23 +106,54 @@ impl<L: Layer> Overlay<L> {
     }
 
     /// Notes which names of a directory of the upper layer have partial copies, and removes those that mean nothing any more. Answers whether
-    /// some are left: of which nobody knows what they were copied from, or that could not be removed.
-    fn sort_parts(&self, dir: &LayerDir<L>, names: &mut Names<L>, parts: &[OsString], maps: &[OsString]) -> bool {
-        let mut unknown = false;
-        for name in parts {
-            match names.get_mut(name) {
-                Some(slot) if slot.upper.is_some() || slot.whiteout => unknown |= !self.discard_parts_of(dir, name),
-                Some(Slot { lower: Some(Lower { kind: Kind::File, .. }), part, .. }) => *part = true,
-                _ => {
-                    log::warn!("the partial copy of {name:?} is not shown, since no lower layer has the file");
-                    unknown = true;
+    /// some are left: that these lower layers cannot complete, or that could not be removed.
+    fn sort_parts(
+        &self,
+        dir: &LayerDir<L>,
+        lowers: &[Arc<LayerDir<L>>],
+        names: &mut Names<L>,
+        parts: &[PartOf],
+        maps: &[PartOf],
+    ) -> Result<bool> {
+        let (mut lost, mut left) = (false, false);
+        for part in parts {
+            let (source, name) = part;
+            let slot = names.get_mut(name);
+            let lender = match slot.as_ref().and_then(|slot| slot.lower.as_ref()) {
+                Some(lower) if lower.kind == Kind::File => lowers.get(lower.dir as usize),
+                _ => None,
+            };
+            let is_lent = self.is_lent_by(lender, part)?;
+            match slot {
+                Some(slot) if slot.upper.is_some() || slot.whiteout => {
+                    if is_lent || source.is_none() {
+                        left |= !self.discard_part(dir, part);
+                        continue;
+                    }
                 }
+                Some(slot) if is_lent => {
+                    slot.part = true;
+                    continue;
+                }
+                _ => {}
             }
+            lost = true;
+            let file = format::part_names(name, *source, self.name_max).map(|(file, _)| file).unwrap_or_default();
+            let why = match lender {
+                Some(_) => "the lower layers have another file than the one that was being changed",
+                None => "no lower layer has the file",
+            };
+            log::warn!(
+                "a change of {name:?} is not shown, since {why}; what was written is kept beside it, in {file:?}"
+            );
         }
-        for name in maps.iter().filter(|name| !parts.contains(name)) {
-            unknown |= !self.discard_parts_of(dir, name);
+        for map in maps.iter().filter(|map| !parts.contains(map)) {
+            left |= !self.discard_part(dir, map);
         }
-        unknown
+        if lost {
+            self.partials.lost.store(true, Ordering::Relaxed);
+        }
+        Ok(lost || left)
     }
 
     /// Takes from `rest`, the directories that would merge below `dir`, what the marks in `dir` say.
@@ -380,8 +412,8 @@ impl<L: Layer> Overlay<L> {
             Meaning::LongWhiteout => long.push((entry.name.to_owned(), entry.kind)),
             Meaning::Opaque => opaque = true,
             Meaning::Redirect => redirect = Some(entry.kind),
-            Meaning::Part(name) if entry.kind == Kind::File => parts.push(name.to_owned()),
-            Meaning::Map(name) if entry.kind == Kind::File => maps.push(name.to_owned()),
+            Meaning::Part(lent) if entry.kind == Kind::File => parts.push(lent.to_owned()),
+            Meaning::Map(lent) if entry.kind == Kind::File => maps.push(lent.to_owned()),
             Meaning::Part(_) | Meaning::Map(_) | Meaning::Unknown => foreign = true,
         })?;
         for (marker, kind) in long {

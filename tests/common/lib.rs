@@ -11,4 +11,4 @@ pub use disk::Disk;
 pub use guard::LowerGuard;
 pub use random::Random;
 pub use snapshot::{Detail, Snapshot, xattrs};
-pub use stage::{Stage, exists, mode, names, owner, put, times};
+pub use stage::{Stage, exists, lent, mode, names, owner, put, times};

@@ -129,3 +129,10 @@ pub fn names(dir: &Path) -> Vec<String> {
     names.sort();
     names
 }
+
+/// The partial copy of `name` in a directory of an upper layer (`kind` is `part`), or its map (`map`). Panics if there is none.
+pub fn lent(dir: &Path, kind: &str, name: &str) -> PathBuf {
+    let (prefix, end) = (format!(".wh..wh.{kind}."), format!(".{name}"));
+    let found = names(dir).into_iter().find(|found| found.starts_with(&prefix) && found.ends_with(&end));
+    dir.join(found.unwrap_or_else(|| panic!("{} has no {kind} of {name}", dir.display())))
+}

@@ -25,6 +25,8 @@ pub(in crate::overlay) struct Partials<L: Layer> {
     pub(super) marked: AtomicBool,
     /// Whether it had it at the start, so that there may be some that were not met.
     pub(super) left: bool,
+    /// Whether some were met that nothing can complete.
+    pub(in crate::overlay) lost: AtomicBool,
 }
 
 impl<L: Layer> Partials<L> {
@@ -41,7 +43,8 @@ impl<L: Layer> Partials<L> {
         let possible = format == Format::Oci;
         let left = possible && stack.upper_root().is_some_and(|root| is_marked(stack, root));
         let unwanted = unwanted || !possible;
-        Ok(Partials { nodes: Lock::new(HashMap::new()), unwanted, marked: AtomicBool::new(left), left })
+        let (marked, lost) = (AtomicBool::new(left), AtomicBool::new(false));
+        Ok(Partials { nodes: Lock::new(HashMap::new()), unwanted, marked, left, lost })
     }
 }
 
@@ -68,11 +71,13 @@ impl<L: Layer> Overlay<L> {
         Ok(())
     }
 
-    /// Completes every partial copy, at the end of the overlay.
+    /// Completes every partial copy, at the end of the overlay. The mark stays for those that only other lower layers can complete.
     pub(in crate::overlay) fn complete_all(&self) {
-        let done = self.try_complete_all().and_then(|()| match self.partials.marked.load(Ordering::Acquire) {
-            true => self.unmark_partials(),
-            false => Ok(()),
+        let done = self.try_complete_all().and_then(|()| {
+            match self.partials.marked.load(Ordering::Acquire) && !self.partials.lost.load(Ordering::Relaxed) {
+                true => self.unmark_partials(),
+                false => Ok(()),
+            }
         });
         if let Err(error) = done {
             log::warn!(

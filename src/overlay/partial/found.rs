@@ -3,16 +3,31 @@
 use std::ffi::OsStr;
 use std::sync::Arc;
 
-use syscall::error::{EFBIG, EIO, Error};
+use syscall::error::{EFBIG, ENOENT, Error};
 
 use super::chunks::CHUNK;
 use super::{PARTIAL_UNTIL, Partial};
+use crate::format::PartOf;
 use crate::layer::{Access, Allocation, Kind, Layer, Object, Result, Stat};
 use crate::overlay::Overlay;
+use crate::overlay::index::origin;
 use crate::overlay::node::{Node, Place, State};
 use crate::overlay::stack::LayerDir;
 
 impl<L: Layer> Overlay<L> {
+    /// Whether a partial copy may be completed from `from`: the lower directory that has a file of its name, if one has.
+    pub(in crate::overlay) fn is_lent_by(
+        &self,
+        from: Option<&Arc<LayerDir<L>>>,
+        (source, name): &PartOf,
+    ) -> Result<bool> {
+        match (from, source) {
+            (Some(from), Some(source)) => Ok(origin(&self.stack, from, &self.stack.stat(from, name)?) == *source),
+            (from, None) => Ok(from.is_some()),
+            (None, Some(_)) => Ok(false),
+        }
+    }
+
     /// The node of a name that has a partial copy, left by a daemon that was killed. `from` is the lower directory that has the name. None if it
     /// is none, and is removed.
     pub(in crate::overlay) fn load_partial(
@@ -26,14 +41,22 @@ impl<L: Layer> Overlay<L> {
         if lower.size >= PARTIAL_UNTIL {
             return Err(Error::new(EFBIG));
         }
-        let lender = (from.clone(), name.into());
-        let partial = Partial::new(to.clone(), name, self.name_max, lender, lower.size).ok_or(Error::new(EIO))?;
-        let partial = Arc::new(partial);
-        let mut copy = self.stack.stat(to, &partial.name)?;
+        let digest = origin(&self.stack, from, &lower);
+        let part_of = |digest| {
+            let lender = (from.clone(), name.into());
+            let partial =
+                Partial::new(to.clone(), self.name_max, lender, digest, lower.size).ok_or(Error::new(ENOENT))?;
+            self.stack.stat(to, &partial.name).map(|copy| (digest, Arc::new(partial), copy))
+        };
+        let (digest, partial, mut copy) = match part_of(Some(digest)) {
+            // One of which it is not known what lends.
+            Err(error) if error.errno == ENOENT => part_of(None)?,
+            part => part?,
+        };
         if copy.nlink > 1 {
             // It was completed and renamed, but after the system went down has its first name too, as btrfs may leave it: the file is the other
             // name's, and no data may be taken out of it.
-            self.discard_parts_of(to, name);
+            self.discard_part(to, &(digest, name.to_owned()));
             return Ok(None);
         }
         let map = self.read_map(&partial)?;

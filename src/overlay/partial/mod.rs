@@ -8,6 +8,9 @@
 //! The *map* beside it says which chunks are its own, so that nothing is lost with the daemon. It is not synced with them, so after the
 //! system went down it means nothing and all chunks are lent again: what was written there was never promised.
 //!
+//! Its name has the digest of the file that lends, as [`index`](super::index) knows files again. If the lower layers have another file by then,
+//! they are not mixed: the copy is not shown, and stays where it is for who wants to have what was changed.
+//!
 //! While there may be some, the layer has a mark at its top, so that what a daemon left that was killed is completed by the next.
 //!
 //! A partial copy counts only where the name shows a file of a lower layer: any object of the upper layer, and a whiteout, outdoes it.
@@ -27,10 +30,11 @@ use std::sync::Arc;
 use syscall::error::{EIO, ENOENT, Error};
 
 use super::Overlay;
-use super::node::{Entry, Node, OpenFile, State};
+use super::index::{Origin, origin};
+use super::node::{Entry, Node, OpenFile, Place, State};
 use super::stack::LayerDir;
 use super::xattr::CAPABILITY;
-use crate::format;
+use crate::format::{self, PartOf};
 use crate::layer::{Access, Kind, Layer, RenameMode, Result, Stat};
 use crate::sync::Lock;
 
@@ -62,9 +66,16 @@ pub(super) struct Lent<L: Layer> {
 }
 
 impl<L: Layer> Partial<L> {
-    /// That of the file `source`, which has `size` bytes, for the name `name` of `dir`. None if the reserved names would be too long.
-    pub fn new(dir: Arc<LayerDir<L>>, name: &OsStr, name_max: usize, source: Entry<L>, size: u64) -> Option<Self> {
-        let (name, map) = format::part_names(name, name_max)?;
+    /// That of the file `source`, which has `size` bytes and this digest, beside the entry of its name in `dir`. None if the reserved names would
+    /// be too long.
+    pub fn new(
+        dir: Arc<LayerDir<L>>,
+        name_max: usize,
+        source: Entry<L>,
+        digest: Option<Origin>,
+        size: u64,
+    ) -> Option<Self> {
+        let (name, map) = format::part_names(&source.1, digest, name_max)?;
         Some(Partial { dir, name: name.into(), map, source, chunks: Lock::new(Chunks::new(size)) })
     }
 
@@ -117,12 +128,22 @@ impl<L: Layer> Overlay<L> {
         read()
     }
 
-    /// Whether a file of a lower layer may be copied in part, of which `keep` bytes are needed.
-    pub(super) fn may_be_partial(&self, node: &Arc<Node<L>>, attr: &Stat, xattrs: &[OsString], keep: u64) -> bool {
+    /// Whether a file of a lower layer may be copied in part, of which `keep` bytes are needed. `from` has its data, which must be its own: the
+    /// digest is of one file.
+    pub(super) fn may_be_partial(
+        &self,
+        node: &Arc<Node<L>>,
+        attr: &Stat,
+        xattrs: &[OsString],
+        from: &OpenFile<L>,
+        keep: u64,
+    ) -> bool {
         let able = self.stack.upper().is_some_and(|upper| upper.capabilities().sparse);
         let state = node.state.lock();
-        let named = state.places.first().is_some_and(|place| format::part_names(&place.name, self.name_max).is_some());
-        able && named
+        let fits = |place: &Place<L>| {
+            Arc::ptr_eq(&place.dir, &from.dir) && format::part_names(&place.name, Some(0), self.name_max).is_some()
+        };
+        able && state.places.first().is_some_and(fits)
             && !self.partials.unwanted
             && node.kind() == Kind::File
             && attr.nlink == 1
@@ -149,8 +170,9 @@ impl<L: Layer> Overlay<L> {
         let parent = place.parent.dir()?;
         let to = self.known_upper(&parent)?;
         let lender = (place.dir.clone(), place.name.clone());
+        let digest = origin(&self.stack, &place.dir, before);
         let partial =
-            Partial::new(to.clone(), &place.name, self.name_max, lender, before.size).ok_or(Error::new(EIO))?;
+            Partial::new(to.clone(), self.name_max, lender, Some(digest), before.size).ok_or(Error::new(EIO))?;
         let open = self.stack.open(work.dir())?;
         self.keeping_times(&place.parent, &to, |dir| {
             upper.rename(&open, temp, dir, &partial.name, RenameMode::Replace)
@@ -205,9 +227,9 @@ impl<L: Layer> Overlay<L> {
         let _kept = self.partials.nodes.lock().remove(&node.id());
     }
 
-    /// Removes the partial copy of a name that shows something else, and its map. Answers whether they are gone.
-    pub(super) fn discard_parts_of(&self, dir: &LayerDir<L>, name: &OsStr) -> bool {
-        let Some((part, map)) = format::part_names(name, self.name_max) else { return true };
+    /// Removes a partial copy that means nothing, and its map. Answers whether they are gone.
+    pub(super) fn discard_part(&self, dir: &LayerDir<L>, (source, name): &PartOf) -> bool {
+        let Some((part, map)) = format::part_names(name, *source, self.name_max) else { return true };
         [map, part].map(|file| self.discard_part_file(dir, &file)) == [true, true]
     }
 
