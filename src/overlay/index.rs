@@ -595,7 +595,7 @@ mod tests {
         assert!(is_cut(&bytes[..47], 48) && is_cut(&zeroed(0..48), 48));
         // This one lies across the end of a block: 32 bytes are in the first, 16 in the second.
         assert!(is_cut(&zeroed(0..32), 480) && is_cut(&zeroed(32..48), 480));
-        assert!(!is_cut(&zeroed(0..31), 480) && !is_cut(&zeroed(32..48), 528) && !is_cut(&bytes, 480));
+        assert!(!is_cut(&zeroed(0..30), 480) && !is_cut(&zeroed(32..48), 528) && !is_cut(&bytes, 480));
     }
 
     #[test]
