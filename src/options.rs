@@ -36,7 +36,7 @@ Options:
                    made leads only where he may read.
   --no-redirects   A directory that lower ones have cannot be renamed (EXDEV; mv copies it then): for programs that read
                    the upper directory and do not know where such a directory came from.
-  -o LIST          The same as a list with commas: lowerdir (several directories, separated by colons),
+  -o LIST          The same as a list with commas: lowerdir (several directories, separated by colons; or lowerdir+ for each),
                    upperdir, workdir, ro (or rw), volatile, reuse_volatile, whole_copies, userxattr (trust-layers),
                    redirect_dir=off (no-redirects). A comma, colon or backslash in a name is written behind a backslash.
   --replace        Take the name also if a daemon that died has left it behind.
@@ -67,8 +67,9 @@ const OPTIONS: [&str; 15] = [
 ];
 
 /// The items of a list that [`Options::add`] takes.
-pub const KEYS: [&str; 10] = [
+pub const KEYS: [&str; 11] = [
     "lowerdir",
+    "lowerdir+",
     "upperdir",
     "workdir",
     "ro",
@@ -196,6 +197,7 @@ impl Options {
             "lowerdir" => split_unescaped(item.escaped_value("DIR")?, b':')
                 .into_iter()
                 .try_for_each(|dir| self.add_lower(OsString::from_vec(unescape(&dir)))),
+            "lowerdir+" => self.add_lower(item.value("DIR")?),
             "upperdir" => self.set_upper(item.value("DIR")?),
             "workdir" => self.set_work(item.value("DIR")?),
             "ro" => item.switch(&mut self.read_only, true),

@@ -37,6 +37,7 @@ Options:
   -V, --version     Print the version.
 
 Layers:
+  lowerdir+=DIR           One more directory that is only read, below those before it; a colon in its path is one.
   lowerdir=DIR[:DIR ...]  Directories that are only read. The first one is the topmost: what it has hides what has the same
                           name in those after it. Directories of the same path are merged.
   upperdir=DIR            The directory that takes every change. Without it nothing can be changed.
@@ -76,19 +77,22 @@ How it works:
   fsname=NAME             What /proc/mounts calls it, as NAME on the command line.
 
 Of mount(8):
+  remount                 Change these flags, ro and rw, of what is mounted at MOUNTPOINT; all else stays as it is.
   nosuid suid nodev dev noexec exec noatime atime nodiratime diratime relatime norelatime strictatime nostrictatime
   lazytime nolazytime nosymfollow symfollow sync async dirsync
 
 Accepted without effect:
   auto noauto user nouser users owner group nofail defaults comment _netdev helper uhelper private silent loud nomand iversion
   noiversion x-... X-...
-  xino metacopy=on|off noxattrs=0 fast_ino fast_ino_check context fscontext defcontext rootcontext
+  user_id group_id xino metacopy=on|off index=off nfs_export=off uuid=auto|null|off noxattrs=0 fast_ino fast_ino_check context fscontext defcontext rootcontext
   clone_fd max_idle_threads kernel_cache big_writes nonempty splice_read splice_write splice_move max_write
 ";
 
 /// What is mounted, where and how.
 #[derive(Clone, Debug)]
 pub struct MountOptions {
+    /// Something is mounted there already, and only its flags are to change.
+    pub remount: bool,
     /// The layers, and whether they are written and synced.
     pub layers: Options,
     /// As it was given: it may be relative, and need not exist.
@@ -120,6 +124,7 @@ pub struct MountOptions {
 impl Default for MountOptions {
     fn default() -> Self {
         Self {
+            remount: false,
             layers: Options::default(),
             mount_point: PathBuf::new(),
             source: None,
@@ -166,6 +171,8 @@ pub enum Command {
     Help,
     Version,
     Mount(Box<MountOptions>),
+    /// Change the flags of what is mounted already: [`MountOptions::flags`], and whether it is read-only.
+    Remount(Box<MountOptions>),
 }
 
 /// What an option does with its value.
@@ -174,7 +181,8 @@ type Apply = fn(&mut MountOptions, &ListItem) -> Result<(), Error>;
 const LONG_WORDS: [&str; 4] = ["--verbose", "--debug", "--help", "--version"];
 
 /// The options whose value is looked at.
-const CHECKED: [(&str, Apply); 20] = [
+const CHECKED: [(&str, Apply); 24] = [
+    ("remount", |options, item| item.switch(&mut options.remount, true)),
     ("allow_other", |options, item| item.switch(&mut options.allow_other, true)),
     ("uidmapping", |options, item| set(&mut options.identity.users, id_map(item))),
     ("gidmapping", |options, item| set(&mut options.identity.groups, id_map(item))),
@@ -211,6 +219,9 @@ const CHECKED: [(&str, Apply); 20] = [
     // Inode numbers are always as with `on`.
     ("xino", |_, item| item.choice(&[("off", ()), ("auto", ()), ("on", ())])),
     // What is copied up is copied whole, and what was not is read in lower layers.
+    ("index", |_, item| only(item, "off", "hard links are kept without it")),
+    ("nfs_export", |_, item| only(item, "off", "the tree cannot be exported by NFS")),
+    ("uuid", |_, item| item.choice(&[("auto", ()), ("null", ()), ("off", ())])),
     ("metacopy", |_, item| item.choice(&[("off", ()), ("on", ())])),
     ("noxattrs", |_, item| only(item, "0", "there are always extended attributes where the layers have them")),
 ];
@@ -241,7 +252,9 @@ const FLAGS: [(&str, MountFlags, bool); 21] = [
 ];
 
 /// The options that mean what is so anyway, are advice that is not needed, or are for whoever reads fstab. Their values are passed over.
-const WITHOUT_EFFECT: [&str; 35] = [
+const WITHOUT_EFFECT: [&str; 37] = [
+    "user_id",
+    "group_id",
     "auto",
     "noauto",
     "user",
@@ -280,7 +293,7 @@ const WITHOUT_EFFECT: [&str; 35] = [
 ];
 
 /// The options of fuse-overlayfs, of libfuse and of the kernel's overlayfs that are not for us, with the reason.
-const REFUSED: [(&str, &str); 15] = [
+const REFUSED: [(&str, &str); 13] = [
     ("allow_root", "the kernel knows allow_other, for everybody, and nothing between"),
     ("auto_unmount", "a mount whose program was killed stays until it is unmounted"),
     ("subtype", "the type is always fuse.overlayfs-fuse"),
@@ -293,8 +306,6 @@ const REFUSED: [(&str, &str); 15] = [
     ("entry_timeout", "there is one timeout for all"),
     ("attr_timeout", "there is one timeout for all"),
     ("negative_timeout", "there is one timeout for all"),
-    ("index", "it is an option of the kernel's overlayfs only"),
-    ("nfs_export", "it is an option of the kernel's overlayfs only"),
     ("mand", "Linux has no mandatory locks any more"),
 ];
 
@@ -339,6 +350,9 @@ impl Command {
         }
         if options.mount_point.as_os_str().is_empty() {
             return Err(Error::new("The path of the mount point is empty."));
+        }
+        if options.remount {
+            return Ok(Self::Remount(Box::new(options)));
         }
         options.layers.check()?;
         Ok(Self::Mount(Box::new(options)))
@@ -501,6 +515,17 @@ mod tests {
     }
 
     #[test]
+    fn as_mount_changes_flags() {
+        let merged = "rw,nosuid,relatime,user_id=0,group_id=0,default_permissions,allow_other,remount,ro";
+        let Ok(Command::Remount(options)) = parse(&["src", "/m", "-o", merged]) else { panic!("{merged}") };
+        assert_eq!(options.mount_point, PathBuf::from("/m"));
+        assert_eq!(options.flags, MountFlags::NOSUID | MountFlags::RELATIME);
+        assert!(options.layers.read_only);
+        let options = list("lowerdir+=/a:b,lowerdir+=/c,index=off,nfs_export=off,uuid=null");
+        assert_eq!(options.layers.lowers, paths(&["/l", "/a:b", "/c"]));
+    }
+
+    #[test]
     fn as_podman_runs_it() {
         let words = [
             "-o",
@@ -596,6 +621,8 @@ mod tests {
             (&["-o", "timeout=NaN"], "The mount option timeout needs a number of seconds, which NaN is not."),
             (&["-o", "max_threads=0"], "The mount option max_threads needs a number above 0, which 0 is not."),
             (&["-o", "door"], "The mount option door needs a value: door=engine or door=scheme."),
+            (&["-o", "index=on"], "There is no index=on: hard links are kept without it."),
+            (&["-o", "nfs_export=on"], "There is no nfs_export=on: the tree cannot be exported by NFS."),
             (&["-o", "format=tar"], "There is no format=tar: it is format=oci or format=kernel."),
             (
                 &["-o", "uidmapping=0:1000"],
@@ -628,7 +655,7 @@ mod tests {
     #[test]
     fn every_option_is_explained_everywhere() {
         fn words<'a>(lines: impl Iterator<Item = &'a str>) -> HashSet<&'a str> {
-            lines.flat_map(|line| line.split(|c: char| !c.is_ascii_alphanumeric() && c != '_')).collect()
+            lines.flat_map(|line| line.split(|c: char| !c.is_ascii_alphanumeric() && !"_+".contains(c))).collect()
         }
         // Where options stand: in code in the README, behind a macro for words to type in the manual, indented in --help.
         let readme = words(include_str!("../../README.md").split('`').skip(1).step_by(2));

@@ -112,6 +112,31 @@ fn mount_finds_the_program_by_its_type() {
     assert!(line.contains(" fuse.overlayfs-fuse rw,nosuid,noexec,"), "{line}");
 }
 
+/// mount(8) runs the program for it, with the options that are there and those that are new.
+#[test]
+fn a_mount_is_made_read_only_and_writable_again() {
+    let stage = Stage::new();
+    let mount = Mount::new(&stage.point(), &stage.options(",nosuid"));
+    fs::write(stage.point().join("before"), "x").unwrap();
+    let remount = |more: &str| {
+        let list = format!("rw,nosuid,relatime,user_id=0,group_id=0,default_permissions,allow_other,remount,{more}");
+        let done = Command::new(program()).arg("source").arg(stage.point()).args(["-o", &list]).output().unwrap();
+        assert!(done.status.success(), "{done:?}");
+    };
+    remount("ro");
+    assert!(stage.line().contains(" ro,nosuid"), "{}", stage.line());
+    let refused = fs::write(stage.point().join("new"), "").unwrap_err();
+    assert_eq!(refused.raw_os_error(), Some(libc::EROFS));
+    remount("rw,noexec");
+    assert!(stage.line().contains(" rw,nosuid,noexec"), "{}", stage.line());
+    fs::write(stage.point().join("new"), "").unwrap();
+    mount.unmount();
+    let words = ["-o", "remount,ro"];
+    let said = sentence(&Command::new(program()).args(words).arg(stage.point()).output().unwrap());
+    let expected = format!("overlayfs-fuse: The mount at {} cannot be changed: Invalid", stage.point().display());
+    assert!(said.starts_with(&expected), "{said}");
+}
+
 #[test]
 fn the_kernel_takes_the_flags_of_mount() {
     let stage = Stage::new();

@@ -41,12 +41,26 @@ fn main() -> ExitCode {
         Ok(Command::Help) => write!(io::stdout(), "{HELP}"),
         Ok(Command::Version) => writeln!(io::stdout(), "overlayfs-fuse {}", env!("CARGO_PKG_VERSION")),
         Ok(Command::Mount(options)) => return mount_and_serve(&options),
+        Ok(Command::Remount(options)) => return remount(&options),
         Err(error) => {
             eprintln!("overlayfs-fuse: {error} See overlayfs-fuse --help.");
             return ExitCode::FAILURE;
         }
     };
     if done.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Changes the flags of a mount that another process serves.
+fn remount(options: &MountOptions) -> ExitCode {
+    let mut flags = options.flags;
+    flags.set(MountFlags::RDONLY, options.layers.read_only);
+    match fuse_mount::remount(&options.mount_point, flags) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("overlayfs-fuse: The mount at {} cannot be changed: {error}.", options.mount_point.display());
+            ExitCode::FAILURE
+        }
+    }
 }
 
 fn mount_and_serve(options: &MountOptions) -> ExitCode {

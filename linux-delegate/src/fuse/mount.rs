@@ -43,6 +43,11 @@ pub fn mount(path: &Path, options: &Options) -> io::Result<OwnedFd> {
     }
 }
 
+/// Gives what is mounted at `path` these flags instead of those that it has. EPERM without CAP_SYS_ADMIN, EINVAL if nothing is mounted there.
+pub fn remount(path: &Path, flags: MountFlags) -> io::Result<()> {
+    Ok(rustix::mount::mount_remount(path, flags, "")?)
+}
+
 /// A process that waits to unmount what is mounted at a path. It ends with this one.
 pub struct Unmounter(UnixStream);
 
