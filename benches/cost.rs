@@ -25,6 +25,12 @@ fn main() {
     for layers in [1, 4, 64] {
         println!("| {layers} | {} |", measure::cold_walk(layers));
     }
+    println!("\nA directory far below in two layers, after 300 others, and then 20 directories in it:\n");
+    println!("| directories above | calls for the first | for the 20 |\n| --- | --- | --- |");
+    for depth in [100, 300, 600] {
+        let [first, next] = measure::deep_steps(depth);
+        println!("| {depth} | {first} | {next} |");
+    }
     println!("\n## Requests on Redox\n");
     println!(
         "Requests that arrive at redoxfs (the delegate's) for one operation of a program: through an overlay of two layers on it, warm, and on \

@@ -1,5 +1,7 @@
 //! Backing calls are the cost on Redox: fails if an operation comes to need more of them. `cargo bench --bench cost` prints them all.
 
+use overlayfs::layer::counted::Method;
+
 #[path = "cost/measure.rs"]
 mod measure;
 #[path = "cost/requests.rs"]
@@ -21,6 +23,14 @@ fn a_cold_walk_asks_each_layer_once_for_each_directory() {
         let walk = measure::cold_walk(layers);
         assert!(walk.total() <= most, "{layers} layers: {walk}, at most {most}");
     }
+}
+
+#[test]
+fn a_step_far_below_opens_few_directories() {
+    let [first, next] = measure::deep_steps(600);
+    // Each directory on the way once in each layer, and then those near by.
+    assert!(first.of(Method::OpenDir) <= 2 * 602, "{first}");
+    assert!(next.of(Method::OpenDir) <= 2 * 20, "{next} for 20 directories");
 }
 
 #[test]

@@ -20,6 +20,11 @@ use crate::sync::Lock;
 /// How many directory descriptors are kept open at most.
 const OPEN_DIRS: NonZeroUsize = NonZeroUsize::new(256).unwrap();
 
+/// How many of the directories above one that is opened are kept open: those nearest to it, and some on the way. All of a deep path would push
+/// out those of other layers, which the next step needs again.
+const NEAR: usize = 8;
+const ON_THE_WAY: usize = 16;
+
 /// The layers, the topmost first.
 pub struct Stack<L: Layer> {
     layers: Vec<L>,
@@ -175,10 +180,13 @@ impl<L: Layer> Stack<L> {
             (id, place) = (parent.id, self.parent(&parent));
         };
         let layer = self.layer(dir);
-        for (id, name) in below.into_iter().rev() {
+        let far = below.len().div_ceil(ON_THE_WAY);
+        for (above, (id, name)) in below.into_iter().enumerate().rev() {
             open = Arc::new(layer.open_dir(&open, &name)?);
-            // What is pushed out is closed after the cache is free again.
-            let _closed = self.open.lock().push(id, open.clone());
+            if above < NEAR || above % far == 0 {
+                // What is pushed out is closed after the cache is free again.
+                let _closed = self.open.lock().push(id, open.clone());
+            }
         }
         Ok(open)
     }

@@ -264,3 +264,34 @@ pub fn cold_walk(layers: usize) -> Tally {
     stage.warm_up();
     stage.counts.take()
 }
+
+/// The calls to list a directory far below, after many others were, and then 20 in it. Two lower layers have all of them.
+pub fn deep_steps(depth: usize) -> [Tally; 2] {
+    let dir = TempDir::new_in("/dev/shm").unwrap();
+    let deep = vec!["d"; depth].join("/");
+    let counts = Counts::default();
+    let lowers = ["one", "two"].map(|layer| {
+        let layer = dir.path().join(layer);
+        for number in 0..20 {
+            fs::create_dir_all(layer.join(&deep).join(number.to_string())).unwrap();
+        }
+        for number in 0..300 {
+            fs::create_dir(layer.join(number.to_string())).unwrap();
+        }
+        Counted::new(OsLayer::open(&layer, false).unwrap(), &counts)
+    });
+    let overlay = Overlay::new(Layers { upper: None, work: None, lowers: lowers.into() }).unwrap();
+    let list = |node: &NodeRef| overlay.list(&overlay.open(node), 0, &mut |_| true).unwrap();
+    let find = |dir: &NodeRef, name: &str| overlay.lookup(dir, OsStr::new(name)).unwrap();
+    let bottom = deep.split('/').fold(overlay.root().clone(), |dir, name| find(&dir, name));
+    for number in 0..300 {
+        list(&find(overlay.root(), &number.to_string()));
+    }
+    counts.take();
+    list(&bottom);
+    let first = counts.take();
+    for number in 0..20 {
+        list(&find(&bottom, &number.to_string()));
+    }
+    [first, counts.take()]
+}
