@@ -32,7 +32,7 @@ use seccompiler::{
 const LANDLOCK: ABI = ABI::V7;
 
 /// The capabilities that a daemon uses: over files of others, to make objects in their names, to write what only root may (`trusted.*`
-/// attributes, file capabilities, labels), and root's share of the space.
+/// attributes, file capabilities, labels, flags of chattr(1)), and root's share of the space.
 const KEPT: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::DAC_OVERRIDE)
     .union(CapabilitySet::DAC_READ_SEARCH)
@@ -43,6 +43,7 @@ const KEPT: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::SETPCAP)
     .union(CapabilitySet::MKNOD)
     .union(CapabilitySet::SETFCAP)
+    .union(CapabilitySet::LINUX_IMMUTABLE)
     .union(CapabilitySet::MAC_ADMIN)
     .union(CapabilitySet::SYS_ADMIN)
     .union(CapabilitySet::SYS_RESOURCE);
@@ -245,12 +246,17 @@ fn filter() -> Result<SeccompFilter, Box<dyn std::error::Error>> {
     let not_executable = || only(2, SeccompCmpArgLen::Dword, libc::PROT_EXEC as u64, 0);
     let thread = libc::CLONE_THREAD as u64;
     let share = u64::from(u32::MAX);
+    // The argument that says which is an int, whatever the type of these.
+    let ioctls = [libc::FICLONE, libc::FS_IOC_GETFLAGS, libc::FS_IOC_SETFLAGS]
+        .map(|ioctl| only(1, SeccompCmpArgLen::Dword, share, ioctl))
+        .into_iter()
+        .collect::<Result<Vec<_>, _>>()?;
     let conditional = [
         (libc::SYS_mmap, not_executable()?),
         (libc::SYS_mprotect, not_executable()?),
         // Not clone3, whose flags no filter can see: libc makes this call where that one is missing.
         (libc::SYS_clone, only(0, SeccompCmpArgLen::Qword, thread, thread)?),
-        (libc::SYS_ioctl, only(1, SeccompCmpArgLen::Dword, share, libc::FICLONE)?),
+        (libc::SYS_ioctl, ioctls.into_iter().flatten().collect()),
     ];
     let rules = ALLOWED.iter().map(|call| (*call, Vec::new())).chain(conditional);
     let arch = TargetArch::try_from(std::env::consts::ARCH)?;

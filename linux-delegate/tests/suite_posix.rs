@@ -701,6 +701,52 @@ fn names_are_bytes(door: &str) {
     });
 }
 
+fn flags_are_set_and_obeyed(door: &str) {
+    let prepare = |dir: &Path| {
+        for name in ["dir/immutable", "dir/append", "plain"] {
+            put::file(dir, name, "lower content");
+        }
+    };
+    on_both(door, prepare, |dir| {
+        let has = |path: &Path, flag: char| said("lsattr", &["-d"], path).split(' ').next().unwrap().contains(flag);
+        let path = |name: &str| dir.join(name);
+        let appended = |path: &Path| OpenOptions::new().append(true).open(path)?.write_all(b"more");
+        let overwritten = |path: &Path| OpenOptions::new().write(true).open(path)?.write_all(b"more");
+        let denied = |result: std::io::Result<()>| assert_eq!(result.unwrap_err().raw_os_error(), Some(libc::EPERM));
+        fs::write(path("new"), "new").unwrap();
+        for name in ["dir/immutable", "new"] {
+            assert!(!has(&path(name), 'i'), "{name}");
+            said("chattr", &["+i"], &path(name));
+            assert!(has(&path(name), 'i'), "{name}");
+            denied(appended(&path(name)));
+            denied(fs::remove_file(path(name)));
+            denied(fs::rename(path(name), path("elsewhere")));
+            denied(fs::hard_link(path(name), path("elsewhere")));
+            denied(fs::set_permissions(path(name), fs::Permissions::from_mode(0o600)));
+            said("chattr", &["-i"], &path(name));
+            appended(&path(name)).unwrap();
+        }
+        said("chattr", &["+a"], &path("dir/append"));
+        denied(overwritten(&path("dir/append")));
+        denied(fs::remove_file(path("dir/append")));
+        said("chattr", &["-a"], &path("dir/append"));
+        overwritten(&path("dir/append")).unwrap();
+        assert_eq!(fs::read(path("dir/append")).unwrap(), b"morer content");
+
+        said("chattr", &["+i"], &path("dir"));
+        denied(fs::write(path("dir/another"), ""));
+        denied(fs::remove_file(path("dir/append")));
+        said("chattr", &["-i"], &path("dir"));
+        fs::write(path("dir/another"), "").unwrap();
+
+        said("chattr", &["+dA"], &path("plain"));
+        assert!(has(&path("plain"), 'd') && has(&path("plain"), 'A'));
+        said("chattr", &["-d"], &path("plain"));
+        assert!(!has(&path("plain"), 'd') && has(&path("plain"), 'A'));
+        assert_eq!(fs::read(path("plain")).unwrap(), b"lower content");
+    });
+}
+
 /// A path longer than any call takes, walked step by step.
 fn a_very_deep_tree(door: &str) {
     on_both(door, nothing, |dir| {
@@ -759,6 +805,7 @@ through_the_engine_alone! {
     an_access_control_list_lets_others_in_and_keeps_them_out: "Redox has no access control lists",
     capabilities_go_with_a_change: "Redox has neither them nor the extended attributes that they are kept in",
     set_id_bits_go_with_a_new_owner: "POSIX leaves it to the system if root is who gives it away, and redoxfs keeps them",
+    flags_are_set_and_obeyed: "Redox has none",
     a_rename_can_leave_a_whiteout: "frename has no flag for it, and Redox has no such device",
     a_birth_time_is_told: "the stat of Redox has no place for it",
     names_are_bytes: "the paths in the requests of a scheme are UTF-8",
@@ -778,6 +825,7 @@ fn as_an_unprivileged_user() {
                 "there is no other user in the namespace",
             ),
             ("engine_alone::extended_attributes_that_only_root_sees", "only root of the system sees them"),
+            ("engine_alone::flags_are_set_and_obeyed", "only root of the system sets them"),
         ],
         &[],
     );

@@ -243,6 +243,8 @@ counted! {
     SetXattr: fn set_xattr(object: Object<'_, Self>, name: &OsStr, value: &[u8], mode: XattrMode) -> Result<()>;
     RemoveXattr: fn remove_xattr(object: Object<'_, Self>, name: &OsStr) -> Result<()>;
     Xattrs: fn xattrs(object: Object<'_, Self>) -> Result<Vec<OsString>>;
+    Flags: fn flags(object: Object<'_, Self>) -> Result<u32>;
+    SetFlags: fn set_flags(object: Object<'_, Self>, flags: u32) -> Result<()>;
     OpenFile: fn open_file(dir: &L::Dir, name: &OsStr, access: Access) -> Result<L::File>;
     CreateFile: fn create_file(dir: &L::Dir, name: &OsStr, mode: u32, owner: Owner) -> Result<L::File>;
     CreateDir: fn create_dir(dir: &L::Dir, name: &OsStr, mode: u32, owner: Owner) -> Result<()>;

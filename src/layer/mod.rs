@@ -257,6 +257,12 @@ pub trait Layer: Send + Sync + Sized + 'static {
     /// The names of the extended attributes that the daemon may see.
     fn xattrs(&self, object: Object<'_, Self>) -> Result<Vec<OsString>>;
 
+    /// The flags of a regular file or a directory that chattr(1) sets, as `FS_IOC_GETFLAGS` has them. EOPNOTSUPP where the layer has none.
+    fn flags(&self, object: Object<'_, Self>) -> Result<u32>;
+
+    /// Sets the flags. EPERM; EOPNOTSUPP for one that the layer does not have.
+    fn set_flags(&self, object: Object<'_, Self>, flags: u32) -> Result<()>;
+
     /// Opens a regular file.
     fn open_file(&self, dir: &Self::Dir, name: &OsStr, access: Access) -> Result<Self::File>;
 

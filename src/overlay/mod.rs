@@ -51,6 +51,7 @@ mod ctime;
 mod detect;
 mod devices;
 mod file;
+mod flags;
 mod forget;
 pub(crate) mod index;
 mod inode;

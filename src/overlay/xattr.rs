@@ -153,7 +153,7 @@ impl<L: Layer> Overlay<L> {
     }
 
     /// Calls the layer that has the object. None if no layer has it any more: it was unlinked and is no open file.
-    fn on_object<T>(
+    pub(super) fn on_object<T>(
         &self,
         node: &Arc<Node<L>>,
         call: impl FnOnce(&L, Object<'_, L>) -> Result<T>,

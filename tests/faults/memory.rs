@@ -808,6 +808,14 @@ impl Layer for Memory {
         self.with(object, |inode, _| Ok(inode.xattrs.keys().cloned().collect()))
     }
 
+    fn flags(&self, _: Object<'_, Self>) -> Result<u32> {
+        Err(Error::new(EOPNOTSUPP))
+    }
+
+    fn set_flags(&self, _: Object<'_, Self>, _: u32) -> Result<()> {
+        Err(Error::new(EOPNOTSUPP))
+    }
+
     fn open_file(&self, dir: &Dir, name: &OsStr, access: Access) -> Result<File> {
         let state = if access == Access::ReadWrite { self.change()? } else { self.disk.state() };
         let ino = state.tree.entry(dir.0, name)?;

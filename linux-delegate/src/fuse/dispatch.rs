@@ -8,6 +8,7 @@ use syscall::error::{EINVAL, ENOSYS, ERANGE, Error, Result};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::door::{Caller, Door, Entry, Listing, NewMode, Opened, Valid, Write, entry_out};
+use super::flags;
 use super::wire::{self, InHeader, OutHeader, init, opcode};
 
 /// What was agreed on when the mount began.
@@ -286,6 +287,12 @@ fn perform(
             let offset = door.lseek(node, seek.offset, seek.whence as i32)?;
             put(answer, wire::LseekOut { offset }.as_bytes())
         }
+        opcode::IOCTL => {
+            let ioctl: wire::IoctlIn = body.take()?;
+            let said = flags::perform(door, node, ioctl.command, body.rest)?;
+            put(answer, wire::IoctlOut::default().as_bytes())?;
+            put(answer, &said)
+        }
         opcode::COPY_FILE_RANGE => {
             let copy: wire::CopyFileRangeIn = body.take()?;
             let copied =
@@ -371,6 +378,7 @@ fn name(code: u32) -> &'static str {
         opcode::DESTROY => "destroy",
         opcode::FALLOCATE => "fallocate",
         opcode::READDIRPLUS => "readdirplus",
+        opcode::IOCTL => "ioctl",
         opcode::LSEEK => "lseek",
         opcode::COPY_FILE_RANGE => "copy_file_range",
         opcode::TMPFILE => "tmpfile",

@@ -6,7 +6,7 @@
 use std::ffi::{OsStr, OsString};
 use std::time::Duration;
 
-use syscall::error::{ENOSYS, Error, Result};
+use syscall::error::{ENOSYS, ENOTTY, Error, Result};
 use zerocopy::IntoBytes;
 
 use super::session::Notifier;
@@ -168,6 +168,13 @@ pub trait Door: Send + Sync {
     /// `mode` is that of fallocate(2).
     fn fallocate(&self, _caller: Caller, _node: u64, _mode: i32, _offset: u64, _length: u64) -> Result<()> {
         Err(Error::new(ENOSYS))
+    }
+    /// The flags that chattr(1) sets, as `FS_IOC_GETFLAGS` has them.
+    fn flags(&self, _node: u64) -> Result<u32> {
+        Err(Error::new(ENOTTY))
+    }
+    fn set_flags(&self, _node: u64, _flags: u32) -> Result<()> {
+        Err(Error::new(ENOTTY))
     }
     /// `whence` is SEEK_DATA or SEEK_HOLE.
     fn lseek(&self, _node: u64, _offset: u64, _whence: i32) -> Result<u64> {

@@ -12,6 +12,7 @@
 pub mod dispatch;
 mod door;
 pub mod engine;
+mod flags;
 pub mod mount;
 pub mod scheme;
 mod session;

@@ -49,6 +49,7 @@ pub mod opcode {
     pub const CREATE: u32 = 35;
     pub const INTERRUPT: u32 = 36;
     pub const DESTROY: u32 = 38;
+    pub const IOCTL: u32 = 39;
     pub const BATCH_FORGET: u32 = 42;
     pub const FALLOCATE: u32 = 43;
     pub const READDIRPLUS: u32 = 44;
@@ -178,6 +179,10 @@ wire! {
     FallocateIn { fh: u64, offset: u64, length: u64, mode: u32, padding: u32 }
     LseekIn { fh: u64, offset: u64, whence: u32, padding: u32 }
     LseekOut { offset: u64 }
+    IoctlIn { fh: u64, flags: u32, command: u32, argument: u64, in_size: u32, out_size: u32 }
+    IoctlOut { result: i32, flags: u32, in_iovs: u32, out_iovs: u32 }
+    /// Attributes of a file as `FS_IOC_FSGETXATTR` has them.
+    Fsxattr { flags: u32, extent: u32, extents: u32, project: u32, cow_extent: u32, padding: [u32; 2] }
     CopyFileRangeIn {
         fh: u64, offset: u64, to_node: u64, to_fh: u64, to_offset: u64, length: u64, flags: u64,
     }

@@ -29,8 +29,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{
-    AtFlags, CWD, FallocateFlags, FileType, FlockOperation, Gid, Mode, OFlags, RenameFlags, SeekFrom, StatxFlags,
-    Timestamps, Uid,
+    AtFlags, CWD, FallocateFlags, FileType, FlockOperation, Gid, IFlags, Mode, OFlags, RenameFlags, SeekFrom,
+    StatxFlags, Timestamps, Uid,
 };
 use rustix::io::{Errno, retry_on_intr};
 use syscall::error::{EBUSY, EFBIG, EINVAL, EIO, ENOENT, ENOTDIR, EOPNOTSUPP, EPERM, EWOULDBLOCK, EXDEV};
@@ -390,6 +390,14 @@ impl Layer for LinuxLayer {
         self.with_xattrs(object, xattr::list)
     }
 
+    fn flags(&self, object: Object<'_, Self>) -> Result<u32> {
+        self.with_open(object, |fd| rustix::fs::ioctl_getflags(fd).map(|flags| flags.bits()))
+    }
+
+    fn set_flags(&self, object: Object<'_, Self>, flags: u32) -> Result<()> {
+        self.with_open(object, |fd| rustix::fs::ioctl_setflags(fd, IFlags::from_bits_retain(flags)))
+    }
+
     /// EINVAL if `name` is not a regular file, ELOOP if it is a symlink.
     fn open_file(&self, dir: &Dir, name: &OsStr, access: Access) -> Result<File> {
         let (dir, name) = (dir.fd()?, single(name)?);
@@ -612,6 +620,22 @@ impl LinuxLayer {
         Ok(at - range.start)
     }
 
+    /// Makes a call on a file or a directory that is open for reading. EBUSY if it is covered; EOPNOTSUPP where there is no such call.
+    fn with_open<T>(
+        &self,
+        object: Object<'_, Self>,
+        call: impl FnOnce(BorrowedFd<'_>) -> rustix::io::Result<T>,
+    ) -> Result<T> {
+        let opened = match object {
+            Object::File(file) => return call(file.0.as_fd()).map_err(no_such_call),
+            Object::Dir(dir) => raw::reopen_dir(dir.fd()?),
+            Object::Entry(dir, name) => {
+                raw::open_unseen(dir.fd()?, single(name)?, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY)
+            }
+        };
+        call(opened.map_err(error).map_err(covered_is_busy)?.as_fd()).map_err(no_such_call)
+    }
+
     /// Makes a call on the extended attributes of an object. EBUSY if it is covered.
     fn with_xattrs<T>(
         &self,
@@ -737,6 +761,10 @@ fn change_owner(fd: BorrowedFd<'_>, name: &OsStr, flags: AtFlags, owner: Owner) 
     }
     let (uid, gid) = (Uid::from_raw(owner.uid), Gid::from_raw(owner.gid));
     rustix::fs::chownat(fd, name, Some(uid), Some(gid), flags).map_err(error)
+}
+
+fn no_such_call(errno: Errno) -> Error {
+    if errno == Errno::NOTTY { Error::new(EOPNOTSUPP) } else { error(errno) }
 }
 
 /// Whether an entry was not reached because something is mounted on it.

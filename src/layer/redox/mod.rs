@@ -373,6 +373,15 @@ impl Layer for RedoxLayer {
         Err(Error::new(EOPNOTSUPP))
     }
 
+    /// EOPNOTSUPP: Redox has no such flags. So for the one below.
+    fn flags(&self, _: Object<'_, Self>) -> Result<u32> {
+        Err(Error::new(EOPNOTSUPP))
+    }
+
+    fn set_flags(&self, _: Object<'_, Self>, _: u32) -> Result<()> {
+        Err(Error::new(EOPNOTSUPP))
+    }
+
     fn open_file(&self, dir: &Dir, name: &OsStr, access: Access) -> Result<File> {
         let (place, flags) = match access {
             Access::Read => (dir.entry(name)?, O_RDONLY),

@@ -62,6 +62,12 @@ impl Fixed {
         self.known.load(Ordering::Relaxed) == NONE
     }
 
+    /// A file may have become fixed.
+    pub fn changed(&self) {
+        // Once it was answered that there is none, the kernel does not ask again.
+        let _known = self.known.compare_exchange(LOOKING, SOME, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
     /// Makes a step, if there is one to make and nobody else makes one.
     pub fn look(&self) {
         if self.known.load(Ordering::Relaxed) != LOOKING {
@@ -74,7 +80,7 @@ impl Fixed {
             Some(Step::End) | None => NONE,
         };
         *walk = None;
-        self.known.store(known, Ordering::Relaxed);
+        let _known = self.known.compare_exchange(LOOKING, known, Ordering::Relaxed, Ordering::Relaxed);
     }
 }
 

@@ -657,6 +657,25 @@ impl<L: Layer> Door for EngineDoor<L> {
         self.call(|| self.overlay.allocate(&file, how, offset..end))
     }
 
+    fn flags(&self, node: u64) -> Result<u32> {
+        let node = self.node(node)?;
+        self.call(|| self.overlay.flags(&node))
+    }
+
+    fn set_flags(&self, number: u64, flags: u32) -> Result<()> {
+        let node = self.node(number)?;
+        self.call(|| self.overlay.set_flags(&node, flags))?;
+        // What is open for writing does not say what the layer has against it now.
+        self.files.close(number);
+        self.fixed.changed();
+        if let Some(notifier) = self.notifier.get()
+            && let Err(error) = notifier.forget_attributes(number)
+        {
+            log::debug!("the kernel knows no attributes of {number}: {error}");
+        }
+        Ok(())
+    }
+
     fn lseek(&self, node: u64, offset: u64, whence: i32) -> Result<u64> {
         // The kernel asks without writing back what it holds, and a hole must not be told of where there are data. Another thread must be there
         // for the writes; where it may not be, everything is told to be data.
