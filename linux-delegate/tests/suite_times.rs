@@ -141,8 +141,11 @@ fn a_store_through_a_mapping_changes_the_time() {
     }
 }
 
-/// The ways to change a file. Some need a second name `other` of it.
-fn changes() -> Vec<(&'static str, fn(&Path, &Path))> {
+/// Changes a file. Some need a second name for it.
+type Change = fn(&Path, &Path);
+
+/// The ways to change a file.
+fn changes() -> Vec<(&'static str, Change)> {
     fn open(path: &Path) -> File {
         OpenOptions::new().read(true).write(true).open(path).unwrap()
     }
