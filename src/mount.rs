@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::format;
 use crate::layer::{OsLayer, Result as LayerResult};
 use crate::options::Options;
-use crate::overlay::{Layers, Overlay, Refused, Settings, VOLATILE_MARK};
+use crate::overlay::{Holder, Layers, Overlay, Refused, Settings, VOLATILE_MARK};
 
 /// Why nothing was mounted. Its text is a sentence that names the paths and the cause.
 #[derive(Debug)]
@@ -29,11 +29,7 @@ impl fmt::Display for Error {
             Error::NotADirectory { what, path } => write!(f, "the {what} {} is not a directory", path.display()),
             Error::Nested(sentence) => f.write_str(sentence),
             Error::Refused { upper, work, cause } => {
-                write!(f, "cannot use {} as the upper layer", upper.display())?;
-                if let Some(work) = work {
-                    write!(f, " with the work directory {}", work.display())?;
-                }
-                write!(f, ": {cause}")?;
+                write!(f, "{cause}")?;
                 if let Refused::Volatile = cause {
                     let mark = work.clone().unwrap_or_else(|| upper.join(format::WORK)).join(VOLATILE_MARK);
                     let mark = mark.display();
@@ -42,13 +38,27 @@ impl fmt::Display for Error {
                         ". To use the layer all the same, mount with reuse_volatile, or remove the directory {mark}"
                     )?;
                 }
-                Ok(())
+                write!(f, " (upper layer {}", upper.display())?;
+                if let Some(work) = work {
+                    write!(f, ", work directory {}", work.display())?;
+                }
+                f.write_str(")")
             }
         }
     }
 }
 
 impl std::error::Error for Error {}
+
+impl Error {
+    /// Whether the upper layer is held by another overlay, and by which, if that is known.
+    pub fn held(&self) -> Option<Option<&Holder>> {
+        match self {
+            Error::Refused { cause: Refused::Held(holder), .. } => Some(holder.as_ref()),
+            _ => None,
+        }
+    }
+}
 
 /// Opens the layers that `options` name and stacks them.
 pub fn mount(options: &Options) -> Result<Overlay<OsLayer>, Error> {

@@ -228,6 +228,8 @@ fn whiteouts_of_long_names() {
 #[test]
 fn reserved_names_of_other_kinds() {
     damage(|upper| drop(put::dir(upper, ".wh.file2")), ".wh.file2", Damage::WrongKind, false);
+    damage(|upper| drop(put::file(upper, ".wh..wh.foo", "")), ".wh..wh.foo", Damage::Meaningless, false);
+    damage(|upper| drop(put::dir(upper, "own/.wh..wh.work")), "own/.wh..wh.work", Damage::Meaningless, false);
     damage(|upper| drop(put::dir(upper, "own/.wh..wh..opq")), "own/.wh..wh..opq", Damage::WrongKind, false);
     damage(|upper| drop(put::dir(upper, ".wh..wh.long.1")), ".wh..wh.long.1", Damage::WrongKind, false);
     let redirect = |upper: &Path| {

@@ -201,7 +201,7 @@ fn two_daemons_do_not_share_an_upper_layer() {
         })
     };
     let first = as_process().unwrap();
-    assert!(matches!(as_process(), Err(Refused::Held)));
+    assert!(matches!(as_process(), Err(Refused::Held(None))));
     drop(first);
     as_process().unwrap();
 }

@@ -105,10 +105,11 @@ fn a_marked_upper_layer_is_refused() {
     leave_mark(&stage.path(WORK));
     let (upper, work) = (stage.path("upper"), stage.path(WORK));
     let expected = format!(
-        "cannot use {} as the upper layer: an overlay with the option volatile has left its mark, so what was written may be damaged. \
-         To use the layer all the same, mount with reuse_volatile, or remove the directory {}/work/incompat/volatile",
-        upper.display(),
+        "an overlay with the option volatile has left its mark, so what was written may be damaged. \
+         To use the layer all the same, mount with reuse_volatile, or remove the directory {}/work/incompat/volatile \
+         (upper layer {})",
         work.display(),
+        upper.display(),
     );
     assert_eq!(refusal(&options(&stage)), expected);
     assert_eq!(refusal(&Options { volatile: true, ..options(&stage) }), expected);

@@ -35,7 +35,7 @@ impl Daemon {
         let (scheme_name, process) = (name.clone(), abi::process());
         let thread = thread::spawn(move || {
             abi::act_as(&process);
-            serve(overlay, &scheme_name, |socket, scheme, stop| {
+            serve(Arc::new(overlay), &scheme_name, |socket, scheme, stop| {
                 register_sync_scheme(socket, &scheme_name, scheme)?;
                 libredox::call::setrens(0, 0)?;
                 let _ = ready.send((stop, scheme.clone()));

@@ -18,9 +18,11 @@ pub mod client;
 pub mod daemon;
 pub mod fuse;
 pub mod identity;
+pub mod inherited;
 pub mod kernel;
 pub mod logger;
 pub mod options;
+pub mod patience;
 pub mod redoxfs;
 pub mod sandbox;
 

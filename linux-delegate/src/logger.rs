@@ -1,8 +1,12 @@
-//! Where messages go: to standard error, or to syslog for a program that has left its terminal.
+//! Where messages go: to standard error, or to syslog for a program that has left its terminal; to a file for whoever asks for it.
 
+use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::net::UnixDatagram;
+use std::path::Path;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
@@ -15,11 +19,15 @@ const SYSLOG: &str = "/dev/log";
 /// Syslog's number for daemons.
 const FACILITY: u8 = 3;
 
-static LOGGER: Logger = Logger { syslog: OnceLock::new() };
+static LOGGER: Logger = Logger { file: OnceLock::new(), syslog: OnceLock::new(), is_away: AtomicBool::new(false) };
 
 struct Logger {
-    /// Empty before [`leave_terminal`]. None afterwards if nobody takes messages.
+    /// Who asked for a file gets all messages there.
+    file: OnceLock<File>,
+    /// Empty before [`prepare_to_leave`]. None afterwards if nobody takes messages.
     syslog: OnceLock<Option<UnixDatagram>>,
+    /// Whether there is no terminal any more.
+    is_away: AtomicBool,
 }
 
 /// Begins to log, to standard error. Without effect the second time.
@@ -33,9 +41,21 @@ pub fn start(verbosity: Verbosity) {
     let _ = log::set_logger(&LOGGER);
 }
 
-/// Sends what is logged from now on to syslog, or nowhere if there is none.
-pub fn leave_terminal() {
+/// Sends what is logged to the end of a file, too: also when there is no terminal any more, and then not to syslog.
+pub fn log_to(path: &Path) -> io::Result<()> {
+    let file = File::options().create(true).append(true).open(path)?;
+    LOGGER.file.get_or_init(|| file);
+    Ok(())
+}
+
+/// Connects to syslog, for [`leave_terminal`].
+pub fn prepare_to_leave() {
     LOGGER.syslog.get_or_init(|| connect().ok());
+}
+
+/// Sends what is logged from now on to syslog, or nowhere if there is none or a file was asked for.
+pub fn leave_terminal() {
+    LOGGER.is_away.store(true, Ordering::Relaxed);
 }
 
 fn connect() -> io::Result<UnixDatagram> {
@@ -57,12 +77,15 @@ impl Log for Logger {
         }
         let text = record.args().to_string();
         // Nobody can be told that nobody can be told.
-        let _ = match self.syslog.get() {
-            None => io::stderr().lock().write_all(for_terminal(record.level(), &text).as_bytes()),
-            Some(Some(socket)) => {
+        if let Some(mut file) = self.file.get() {
+            let _ = file.write_all(for_file(record.level(), std::process::id(), &text, SystemTime::now()).as_bytes());
+        }
+        let _ = match (self.is_away.load(Ordering::Relaxed), self.file.get(), self.syslog.get()) {
+            (false, _, _) => io::stderr().lock().write_all(for_terminal(record.level(), &text).as_bytes()),
+            (true, None, Some(Some(socket))) => {
                 socket.send(for_syslog(record.level(), std::process::id(), &text).as_bytes()).map(drop)
             }
-            Some(None) => Ok(()),
+            _ => Ok(()),
         };
     }
 
@@ -74,6 +97,14 @@ fn for_terminal(level: Level, text: &str) -> String {
         Level::Warn => format!("{NAME}: warning: {text}\n"),
         _ => format!("{NAME}: {text}\n"),
     }
+}
+
+/// With the seconds since 1970, since a file does not say when it was written to.
+fn for_file(level: Level, process: u32, text: &str, now: SystemTime) -> String {
+    let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let (seconds, millis) = (since.as_secs(), since.subsec_millis());
+    let warning = if level == Level::Warn { "warning: " } else { "" };
+    format!("{seconds}.{millis:03} {NAME}[{process}]: {warning}{text}\n")
 }
 
 fn for_syslog(level: Level, process: u32, text: &str) -> String {
@@ -88,6 +119,8 @@ fn for_syslog(level: Level, process: u32, text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -95,6 +128,8 @@ mod tests {
         assert_eq!(for_terminal(Level::Error, "No."), "overlayfs-fuse: No.\n");
         assert_eq!(for_terminal(Level::Warn, "maybe not"), "overlayfs-fuse: warning: maybe not\n");
         assert_eq!(for_terminal(Level::Trace, "LOOKUP"), "overlayfs-fuse: LOOKUP\n");
+        let now = UNIX_EPOCH + Duration::from_millis(5_007);
+        assert_eq!(for_file(Level::Warn, 12, "maybe not", now), "5.007 overlayfs-fuse[12]: warning: maybe not\n");
         assert_eq!(for_syslog(Level::Error, 12, "No."), "<27>overlayfs-fuse[12]: No.");
         assert_eq!(for_syslog(Level::Warn, 12, "maybe not"), "<28>overlayfs-fuse[12]: maybe not");
         assert_eq!(for_syslog(Level::Info, 12, "mounted"), "<30>overlayfs-fuse[12]: mounted");

@@ -74,6 +74,7 @@ How it works:
   writeback=0|1           Whether the kernel holds back what is written to files, to write it in larger pieces. 1 is the default.
   door=engine|scheme      Requests are calls of the overlay's engine, the default, or go through the scheme that serves the overlay
                           on Redox: slow, for tests.
+  log=FILE                Append messages to this file. In the background they go there and not to syslog, which containers lack.
   fsname=NAME             What /proc/mounts calls it, as NAME on the command line.
 
 Of mount(8):
@@ -102,6 +103,8 @@ pub struct MountOptions {
     /// The program does not go on in the background.
     pub foreground: bool,
     pub verbosity: Verbosity,
+    /// A file to which messages are appended.
+    pub log: Option<PathBuf>,
     pub door: WhichDoor,
     /// What mount(2) takes for any filesystem, but for [`MountFlags::RDONLY`], which follows from the layers.
     pub flags: MountFlags,
@@ -130,6 +133,7 @@ impl Default for MountOptions {
             source: None,
             foreground: false,
             verbosity: Verbosity::default(),
+            log: None,
             door: WhichDoor::default(),
             flags: MountFlags::empty(),
             allow_other: false,
@@ -181,7 +185,7 @@ type Apply = fn(&mut MountOptions, &ListItem) -> Result<(), Error>;
 const LONG_WORDS: [&str; 4] = ["--verbose", "--debug", "--help", "--version"];
 
 /// The options whose value is looked at.
-const CHECKED: [(&str, Apply); 24] = [
+const CHECKED: [(&str, Apply); 25] = [
     ("remount", |options, item| item.switch(&mut options.remount, true)),
     ("allow_other", |options, item| item.switch(&mut options.allow_other, true)),
     ("uidmapping", |options, item| set(&mut options.identity.users, id_map(item))),
@@ -211,6 +215,7 @@ const CHECKED: [(&str, Apply); 24] = [
         let doors = [("engine", WhichDoor::Engine), ("scheme", WhichDoor::Scheme)];
         set(&mut options.door, item.choice(&doors))
     }),
+    ("log", |options, item| set(&mut options.log, item.value("FILE").map(|file| Some(file.into())))),
     ("fsname", |options, item| set(&mut options.source, item.value("NAME").map(Some))),
     ("debug", |options, item| {
         options.verbosity = Verbosity::Debug;

@@ -58,6 +58,9 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_writev,
     libc::SYS_pwrite64,
     libc::SYS_lseek,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_poll,
+    libc::SYS_ppoll,
     libc::SYS_copy_file_range,
     libc::SYS_fallocate,
     libc::SYS_ftruncate,
@@ -68,6 +71,9 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_openat2,
     libc::SYS_close,
     libc::SYS_fcntl,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_dup2,
+    libc::SYS_dup3,
     libc::SYS_flock,
     libc::SYS_getdents64,
     libc::SYS_newfstatat,

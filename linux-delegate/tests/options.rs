@@ -199,8 +199,7 @@ fn mistakes_are_told_and_nothing_is_mounted() {
         "overlayfs-fuse: There is no mount option squash_root. Did you mean squash_to_root? See overlayfs-fuse --help.\n"
     );
     let said = sentence(&stage.run(",workdir=/nowhere"));
-    let expected =
-        "overlayfs-fuse: The layers cannot be stacked: cannot open the work directory /nowhere: No such file";
+    let expected = "overlayfs-fuse: Cannot mount: cannot open the work directory /nowhere: No such file";
     assert!(said.starts_with(expected), "{said}");
     assert!(!is_mounted(&stage.point()));
     fs::remove_dir(stage.point()).unwrap();

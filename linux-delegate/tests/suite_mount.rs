@@ -215,7 +215,7 @@ fn an_upper_layer_has_one_daemon() {
     let bed = Bed::new();
     let other = bed.stage.dir("other");
     let mount = bed.mount(LAYERS);
-    refused(&bed, LAYERS, &other, "@/upper", "in use by another overlay");
+    refused(&bed, LAYERS, &other, "@/upper", &bed.options("in use by the overlay at @/mount"));
     refused(&bed, "lowerdir=@/lower,upperdir=@/upper,workdir=@/work", &other, "@/upper", "in use by another overlay");
     fs::write(bed.point().join("still"), "works").unwrap();
     mount.unmount();

@@ -17,7 +17,7 @@ use redox_scheme::Socket;
 use crate::layer::Layer;
 use crate::mount::mount;
 use crate::options::Arguments;
-use crate::overlay::Overlay;
+use crate::overlay::{Holder, Overlay};
 use crate::scheme::OverlayScheme;
 
 pub use self::keeper::{Kept, keep};
@@ -27,29 +27,43 @@ pub use self::serve::Stop;
 /// can end the service. The error is a sentence.
 pub fn run(arguments: &Arguments, ready: impl FnOnce(Arc<Stop>)) -> Result<(), String> {
     let name = &arguments.name;
-    let overlay = mount(&arguments.options).map_err(|error| error.to_string())?;
-    let served = serve(overlay, name, |socket, scheme, stop| {
+    let overlay = Arc::new(mount(&arguments.options).map_err(|error| error.to_string())?);
+    let mut holder = Holder::this(format!("/scheme/{name}").into());
+    sign(&overlay, &holder);
+    let served = serve(overlay.clone(), name, |socket, scheme, stop| {
         start::announce(socket, scheme, arguments).map_err(Ended::Said)?;
         ready(stop);
         libredox::call::setrens(0, 0)
             .map(drop)
             .map_err(|error| Ended::Said(format!("The null namespace, in which to serve, cannot be entered: {error}.")))
     });
+    holder.ending = true;
+    sign(&overlay, &holder);
+    let settled =
+        overlay.settle_all().map_err(|error| format!("What was changed is not all complete and on the disk: {error}."));
     served.map_err(|ended| match ended {
         Ended::Said(sentence) => sentence,
         Ended::Socket(error) => format!("The socket of the scheme {name} failed: {error}."),
-    })
+    })?;
+    settled
+}
+
+/// Writes down who holds the upper layer. Whoever is refused it learns less if that fails.
+pub fn sign<L: Layer>(overlay: &Overlay<L>, holder: &Holder) {
+    if let Err(error) = overlay.sign(holder) {
+        log::warn!("who holds the upper layer cannot be written down: {error}");
+    }
 }
 
 /// Serves an overlay as a scheme that calls itself `name`, until its socket ends or the service is stopped. `begin` is called before the first
 /// request is taken, and has to give the scheme its name. Its error ends it all, as one of the socket does.
 pub fn serve<L: Layer, E: From<syscall::Error>>(
-    overlay: Overlay<L>,
+    overlay: Arc<Overlay<L>>,
     name: &str,
     begin: impl FnOnce(&Socket, &mut OverlayScheme<L>, Arc<Stop>) -> Result<(), E>,
 ) -> Result<(), E> {
     let socket = Arc::new(Socket::create()?);
-    let mut scheme = OverlayScheme::new(Arc::new(overlay), name.to_owned());
+    let mut scheme = OverlayScheme::new(overlay, name.to_owned());
     let stop = Arc::new(Stop::new(&socket, &mut scheme)?);
     serve::serve(&socket, &scheme.clone(), &stop, || begin(&socket, &mut scheme, stop.clone()))
 }

@@ -26,6 +26,9 @@ pub const REDIRECT: &str = ".wh..wh.redirect";
 /// The work directory, where it is kept inside the upper layer.
 pub const WORK: &str = ".wh..wh.work";
 
+/// The names at the top of a layer that aufs made, which mean nothing to others.
+pub const OF_AUFS: [&str; 3] = [".wh..wh.aufs", ".wh..wh.orph", ".wh..wh.plnk"];
+
 /// What the name of a partial copy begins with, and that of its map.
 const PART_PREFIX: &[u8] = b".wh..wh.part.";
 const MAP_PREFIX: &[u8] = b".wh..wh.map.";

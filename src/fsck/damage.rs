@@ -16,6 +16,8 @@ pub enum Damage {
     Misnamed,
     /// A reserved name that is not the file or the directory that it should be.
     WrongKind,
+    /// A reserved name that no format knows.
+    Meaningless,
     /// A redirect that names no path.
     NoPath,
     /// A redirect in an opaque directory.
@@ -70,6 +72,7 @@ impl Damage {
             | Damage::NamesNothing
             | Damage::Misnamed
             | Damage::WrongKind
+            | Damage::Meaningless
             | Damage::RedirectInOpaque
             | Damage::SeenTwice(_)
             | Damage::Outdone
@@ -107,6 +110,7 @@ impl fmt::Display for Damage {
             Damage::NamesNothing => "is the whiteout of a long name, but contains none",
             Damage::Misnamed => "is the whiteout of a name that needs another one",
             Damage::WrongKind => "has a reserved name, but is not what must have it",
+            Damage::Meaningless => "has a reserved name that means nothing, so that it is not shown",
             Damage::NoPath => "is a redirect that names no path, so that its directory merges with nothing",
             Damage::RedirectInOpaque => "is a redirect in an opaque directory, where it means nothing",
             Damage::Outdone => "is a partial copy of a file that the upper layer has whole or deleted",

@@ -160,7 +160,11 @@ impl<L: Layer> Checker<L> {
                 Meaning::Whiteout(_) if kind == Kind::CharDev => continue,
                 Meaning::Unknown if is_top && name == format::WORK => Kind::Dir,
                 Meaning::Unknown if is_top && (name == format::PARTS || name == format::DEVICES) => Kind::File,
-                Meaning::Unknown => continue,
+                Meaning::Unknown if is_top && format::OF_AUFS.iter().any(|known| name == *known) => continue,
+                Meaning::Unknown => {
+                    report.add(task.path.join(&name), Damage::Meaningless, None);
+                    continue;
+                }
                 _ => Kind::File,
             };
             if kind != right {

@@ -9,7 +9,7 @@ use super::{Checker, Damage, Finding, Repair, Report};
 use crate::format::{self, Format};
 use crate::layer::{Kind, Layer, Object, Result};
 use crate::overlay::stack::LayerDir;
-use crate::overlay::{VOLATILE_MARK, index, is_marked_volatile, work};
+use crate::overlay::{HOLDER, VOLATILE_MARK, index, is_marked_volatile, work};
 
 /// The directories that the kernel's overlayfs keeps in a work directory.
 const KERNEL: [&str; 2] = ["work", "index"];
@@ -34,7 +34,7 @@ impl<L: Layer> Checker<L> {
                 add(name.into(), Damage::Foreign, None);
             } else if is_kernels && (self.format != Format::Oci || is_volatile && name == KERNEL[0]) {
                 // The kernel needs what it has in them, and the mark of volatile is in the first.
-            } else if !index::is_kept(name, *kind) {
+            } else if !index::is_kept(name, *kind) && name != HOLDER {
                 add(name.into(), Damage::Leftover, Some(Repair::remove(dir, name, *kind)));
             }
         }

@@ -8,7 +8,6 @@ use smallvec::smallvec;
 use syscall::error::{EINVAL, EIO, ENAMETOOLONG, ENOENT, ENOTDIR, ESTALE, Error};
 
 use super::Overlay;
-use super::names::Names;
 use super::node::{Dir, MERGED_NLINK, Node, Place, State};
 use super::stack::LayerDir;
 use crate::layer::{Kind, Layer, Result, Stat};
@@ -162,33 +161,5 @@ impl<L: Layer> Overlay<L> {
             node = parent;
         }
         Some(names.iter().rev().collect())
-    }
-}
-
-impl<L: Layer> Drop for Overlay<L> {
-    /// Leaves no partial copies, and nothing but the index in the work directory. Nodes and their parents hold each other: takes them apart,
-    /// without recursion, since a tree may be deep.
-    fn drop(&mut self) {
-        self.complete_all();
-        let mut nodes = vec![self.root.clone()];
-        while let Some(node) = nodes.pop() {
-            let mut state = node.state.lock();
-            if state.ctime.is_some()
-                && let Err(error) = self.refresh(&node, &mut state)
-            {
-                log::debug!("an object will show the layer's time of last change of status: {error}");
-            }
-            state.places.clear();
-            drop(state);
-            let names: Option<Names<L>> = node.dir().ok().and_then(|mut dir| dir.names.take());
-            if let Some(mut names) = names {
-                nodes.extend(names.slots_mut().filter_map(|slot| slot.child.take()));
-            }
-        }
-        if let Some(work) = &self.work
-            && let Err(error) = work.finish(&self.stack, &self.ctimes)
-        {
-            log::warn!("the work directory stays as it is until the next mount: {error}");
-        }
     }
 }

@@ -18,6 +18,7 @@
 //! | `metacopy` | files that have only metadata of their own |
 //! | `work`, `detect` | the work directory, where things are built before they appear; in which format the upper layer is written |
 //! | `index` | what the next mount has to know of copies: their links and inode numbers |
+//! | `holder`, `end` | who holds the upper layer; what is completed and synced in pauses and at the end |
 //! | `volatile` | the mark of an upper layer to which nothing is synced |
 //!
 //! # One visible step
@@ -50,9 +51,11 @@ mod create;
 mod ctime;
 mod detect;
 mod devices;
+mod end;
 mod file;
 mod flags;
 mod forget;
+mod holder;
 pub(crate) mod index;
 mod inode;
 mod link;
@@ -78,6 +81,8 @@ pub(crate) mod xattr;
 pub use attr::{SET_GID, SET_UID, without_set_id};
 pub use cancel::{Cancel, check as check_wanted};
 pub use file::Handle;
+pub use holder::Holder;
+pub(crate) use holder::RECORD as HOLDER;
 pub use node::Node;
 pub use readdir::DirEntry;
 pub use times::Times;

@@ -9,11 +9,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use syscall::error::{EEXIST, EINVAL, ENODATA, EOPNOTSUPP, EROFS, EWOULDBLOCK, Error};
+use syscall::error::{EEXIST, EINVAL, ENODATA, ENOENT, EOPNOTSUPP, EROFS, EWOULDBLOCK, Error};
 
 use super::Settings;
 use super::ctime::{CTIMES, Ctimes};
 use super::detect::detect;
+use super::holder::{Holder, RECORD, RECORD_MAX};
 use super::index::{Index, NAMES, is_kept};
 use super::inode::Claims;
 use super::stack::{LayerDir, Stack};
@@ -21,7 +22,7 @@ use super::times::Times;
 use super::volatile::{is_marked, mark};
 use super::xattr::DEFAULT_ACL;
 use crate::format::{self, Format};
-use crate::layer::{Kind, Layer, Object, RenameMode, Result, write_all};
+use crate::layer::{Access, Kind, Layer, Object, RenameMode, Result, write_all};
 
 /// What the names of what is built begin with.
 const TEMP: &str = "tmp.";
@@ -36,8 +37,8 @@ pub(super) const TRIAL_MARKER: &str = ".wh.tmp";
 pub enum Refused {
     /// There is neither an upper nor a lower layer.
     NoLayer,
-    /// Another overlay, maybe of another process, holds the upper layer or the work directory.
-    Held,
+    /// Another overlay, maybe of another process, holds the upper layer or the work directory: this one, if it said so.
+    Held(Option<Holder>),
     /// The upper layer cannot be written.
     ReadOnly,
     /// The work directory is on another filesystem than the upper layer.
@@ -70,7 +71,8 @@ impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Refused::NoLayer => write!(f, "there is no layer"),
-            Refused::Held => write!(f, "the upper layer is in use by another overlay"),
+            Refused::Held(Some(holder)) => write!(f, "the upper layer is in use by {holder}"),
+            Refused::Held(None) => write!(f, "the upper layer is in use by another overlay"),
             Refused::ReadOnly => write!(f, "the upper layer is on a read-only filesystem"),
             Refused::OtherFilesystem => write!(f, "the work directory is not on the filesystem of the upper layer"),
             Refused::CannotRename(error) => {
@@ -84,20 +86,20 @@ impl fmt::Display for Refused {
             }
             Refused::KernelFormat(prefix) => write!(
                 f,
-                "it is written in the format of the kernel's overlayfs, as its attributes {prefix}* say, so it cannot be used with format=oci"
+                "the upper layer is written in the format of the kernel's overlayfs, as its attributes {prefix}* say, so it cannot be used with format=oci"
             ),
             Refused::OciFormat(marker) => write!(
                 f,
-                "it is an OCI image layer, as the name {} in it says, so it cannot be used with format=kernel",
+                "the upper layer is an OCI image layer, as the name {} in it says, so it cannot be used with format=kernel",
                 marker.display()
             ),
             Refused::NoWork => write!(
                 f,
-                "in the format of the kernel's overlayfs it needs a work directory beside it, on the same filesystem (workdir=DIR)"
+                "in the format of the kernel's overlayfs the upper layer needs a work directory beside it, on the same filesystem (workdir=DIR)"
             ),
             Refused::Indexed => write!(
                 f,
-                "the kernel's overlayfs, with its option index=on, has written down there which files are hard links, and we would lose \
+                "the kernel's overlayfs, with its option index=on, has written down in the work directory which files are hard links, and we would lose \
                  that. To do without, remove the directory index from the work directory"
             ),
             Refused::NoMarkers(error) => write!(
@@ -108,7 +110,7 @@ impl fmt::Display for Refused {
             ),
             Refused::CannotMark(error) => write!(
                 f,
-                "it cannot be written in the format of the kernel's overlayfs ({error}), which needs extended attributes, renames that \
+                "the upper layer cannot be written in the format of the kernel's overlayfs ({error}), which needs extended attributes, renames that \
                  exchange and renames that leave a whiteout"
             ),
             Refused::Foreign(name) => write!(
@@ -137,7 +139,7 @@ impl From<Refused> for Error {
             | Refused::NoMarkers(error)
             | Refused::CannotMark(error) => error,
             Refused::ReadOnly => Error::new(EROFS),
-            Refused::Held => Error::new(EWOULDBLOCK),
+            Refused::Held(_) => Error::new(EWOULDBLOCK),
             Refused::NoLayer
             | Refused::OtherFilesystem
             | Refused::Volatile
@@ -175,7 +177,11 @@ impl<L: Layer> Work<L> {
             return Err(Refused::NoLayer);
         };
         let root = stack.open(root)?;
-        hold(upper)?;
+        let name_holder = |refused| match refused {
+            Refused::Held(None) => Refused::Held(holder(upper, &root, layer.as_ref())),
+            other => other,
+        };
+        hold(upper).map_err(name_holder)?;
         let known = detect(stack, settings.format)?;
         if layer.is_none() && known.is_kernel() {
             // Inside the upper layer the kernel would show it.
@@ -183,7 +189,7 @@ impl<L: Layer> Work<L> {
         }
         let dir = match &layer {
             Some(layer) => {
-                hold(layer)?;
+                hold(layer).map_err(name_holder)?;
                 layer.root()?
             }
             None => {
@@ -269,6 +275,19 @@ impl<L: Layer> Work<L> {
         sweep(upper, &open, &entries(upper, &open)?)
     }
 
+    /// Writes down who holds the layer.
+    pub fn sign(&self, stack: &Stack<L>, holder: &Holder) -> Result<()> {
+        let upper = stack.layer(&self.dir);
+        let (open, name) = (stack.open(&self.dir)?, OsStr::new(RECORD));
+        let file = match upper.create_file(&open, name, 0o600, upper.identity()) {
+            Err(error) if error.errno == EEXIST => upper.open_file(&open, name, Access::ReadWrite)?,
+            made => made?,
+        };
+        let record = holder.to_bytes();
+        write_all(upper, &file, &record, 0)?;
+        upper.truncate(&file, record.len() as u64)
+    }
+
     /// The directory itself.
     pub fn dir(&self) -> &Arc<LayerDir<L>> {
         &self.dir
@@ -332,12 +351,26 @@ fn try_layer<L: Layer>(upper: &L, dir: &L::Dir) -> std::result::Result<Times, Re
 
 fn hold<L: Layer>(layer: &L) -> std::result::Result<(), Refused> {
     match layer.hold() {
-        Err(error) if error.errno == EWOULDBLOCK => Err(Refused::Held),
+        Err(error) if error.errno == EWOULDBLOCK => Err(Refused::Held(None)),
         Err(error) if error.errno == EOPNOTSUPP => {
             log::warn!("the filesystem of the upper layer keeps no locks: nothing keeps another overlay from using it");
             Ok(())
         }
         held => Ok(held?),
+    }
+}
+
+/// Who holds an upper layer that opens at `root`, if its work directory says so: `layer`, or the one inside.
+fn holder<L: Layer>(upper: &L, root: &L::Dir, layer: Option<&L>) -> Option<Holder> {
+    let read = |owner: &L, dir: &L::Dir| {
+        let file = owner.open_file(dir, OsStr::new(RECORD), Access::Read).ok()?;
+        let mut record = vec![0; RECORD_MAX];
+        let length = owner.read_at(&file, &mut record, 0).ok()?;
+        Holder::from_bytes(&record[..length])
+    };
+    match layer {
+        Some(layer) => read(layer, &layer.root().ok()?),
+        None => read(upper, &upper.open_dir(root, OsStr::new(format::WORK)).ok()?),
     }
 }
 
@@ -403,7 +436,9 @@ pub(super) fn discard_built<L: Layer>(layer: &L, dir: &L::Dir, name: &OsStr, kin
 }
 
 fn warn_of(name: &OsStr, removed: Result<()>) {
-    if let Err(error) = removed {
+    if let Err(error) = removed
+        && error.errno != ENOENT
+    {
         log::warn!("{name:?} stays in the work directory until the next mount: {error}");
     }
 }

@@ -8,24 +8,27 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::num::NonZeroUsize;
 use std::ops::RangeInclusive;
-use std::os::fd::FromRawFd;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
 
 use linux_delegate::fuse::engine::{EngineDoor, Fixed, Settings};
-use linux_delegate::fuse::mount::{self as fuse_mount, Unmounter};
+use linux_delegate::fuse::mount::{self as fuse_mount, Device, Unmounter, Waiter};
 use linux_delegate::fuse::scheme::SchemeDoor;
-use linux_delegate::fuse::{Door, Session};
+use linux_delegate::fuse::settle::Settler;
+use linux_delegate::fuse::{Door, Running, Session};
+use linux_delegate::inherited;
 use linux_delegate::options::{Command, HELP, MountOptions, WhichDoor};
+use linux_delegate::patience::Patience;
 use linux_delegate::sandbox::Sandbox;
 use linux_delegate::{kernel, logger};
-use overlayfs::daemon::serve;
+use overlayfs::daemon::{serve, sign};
 use overlayfs::layer::OsLayer;
 use overlayfs::mount::mount;
 use overlayfs::options::Options;
-use overlayfs::overlay::Overlay;
+use overlayfs::overlay::{Holder, Overlay};
 use redox_scheme::scheme::register_sync_scheme;
 use rustix::mount::MountFlags;
 
@@ -65,6 +68,12 @@ fn remount(options: &MountOptions) -> ExitCode {
 
 fn mount_and_serve(options: &MountOptions) -> ExitCode {
     logger::start(options.verbosity);
+    if let Some(file) = &options.log
+        && let Err(error) = logger::log_to(file)
+    {
+        log::error!("The log {} cannot be written: {error}.", file.display());
+        return ExitCode::FAILURE;
+    }
     let result = match options.foreground {
         true => run(options, None),
         false => match fork() {
@@ -119,42 +128,42 @@ fn fork() -> io::Result<Process> {
 
 /// Mounts, tells the waiting parent, serves until the end. The error is a sentence.
 fn run(options: &MountOptions, ready: Option<File>) -> Result<(), String> {
-    block_signals();
-    raise_descriptor_limit();
-    // SAFETY: takes a number. The mode of a new object is what the door makes of it.
-    unsafe { libc::umask(0) };
-
+    let is_limited = inherited::prepare();
     let mount_point = &options.mount_point;
-    let mount_point = mount_point
-        .canonicalize()
-        .map_err(|error| format!("The mount point {} cannot be used: {error}.", mount_point.display()))?;
-    if !mount_point.is_dir() {
+    let mount_point = mount_point.canonicalize().map_err(|error| unusable(mount_point, &error))?;
+    if !mount_point.metadata().map_err(|error| unusable(&mount_point, &error))?.is_dir() {
         return Err(format!("The mount point {} cannot be used: it is not a directory.", mount_point.display()));
     }
     // Before the layers are held, so that only the daemon holds them.
-    let unmounter = Unmounter::start(&mount_point)
+    let (unmounter, waiter) = Unmounter::start(&mount_point)
         .map_err(|error| format!("No process can be started that unmounts {}: {error}.", mount_point.display()))?;
     log_layers(&options.layers);
-    let overlay = mount(&options.layers).map_err(|error| format!("The layers cannot be stacked: {error}."))?;
+    let overlay = Arc::new(mount_in_turn(&options.layers)?);
+    let holder = Holder::this(mount_point.clone());
+    sign(&overlay, &holder);
     let usual =
         || (2 * thread::available_parallelism().map_or(1, NonZeroUsize::get)).clamp(*THREADS.start(), *THREADS.end());
     let how = How {
         mount: mount_options(options, overlay.is_read_only()),
-        threads: options.max_threads.map_or_else(usual, NonZeroUsize::get),
-        unmounter,
+        // One may have to wait for what another answers.
+        threads: options.max_threads.map_or_else(usual, NonZeroUsize::get).max(2),
+        unmounter: Arc::new(Mutex::new(unmounter)),
+        waiter,
+        overlay: overlay.clone(),
+        holder,
         sandbox: match options.door {
             WhichDoor::Engine => Some(Sandbox::new(&options.layers)?),
             WhichDoor::Scheme => None,
         },
         ready,
     };
-    match options.door {
+    let served = match options.door {
         WhichDoor::Engine => {
             let fixed = fixed(&options.layers)?;
-            serve_door(EngineDoor::new(overlay, fixed, settings(options)), &mount_point, how)
+            serve_door(EngineDoor::new(overlay.clone(), fixed, settings(options, is_limited)), &mount_point, how)
         }
         WhichDoor::Scheme => {
-            let daemon = start_daemon(overlay)?;
+            let daemon = start_daemon(overlay.clone())?;
             let door =
                 SchemeDoor::new(NAME).map_err(|error| format!("The root of the overlay cannot be opened: {error}."))?;
             let served = serve_door(door, &mount_point, how);
@@ -162,6 +171,33 @@ fn run(options: &MountOptions, ready: Option<File>) -> Result<(), String> {
             let _ = kernel::stop(NAME);
             daemon.join().map_err(|_| "The scheme's thread panicked.".to_owned())?;
             served
+        }
+    };
+    let settled = overlay.settle_all();
+    served?;
+    settled.map_err(|error| format!("What was changed is not all complete and on the disk: {error}."))
+}
+
+/// Why nothing can be mounted at a path that cannot be looked at.
+fn unusable(mount_point: &Path, error: &io::Error) -> String {
+    let shown = mount_point.display();
+    match error.raw_os_error() {
+        Some(libc::ENOTCONN) => format!(
+            "The mount point {shown} is a dead mount, whose program has ended without unmounting it. Unmount it first: umount {shown}, or \
+             fusermount3 -u {shown}."
+        ),
+        _ => format!("The mount point {shown} cannot be used: {error}."),
+    }
+}
+
+/// Stacks the layers; waits for another overlay that holds the upper one and is ending.
+fn mount_in_turn(layers: &Options) -> Result<Overlay<OsLayer>, String> {
+    let mut patience = Patience::new();
+    loop {
+        match mount(layers) {
+            Ok(overlay) => return Ok(overlay),
+            Err(error) if error.held().is_some_and(|holder| patience.waits_for(holder)) => {}
+            Err(error) => return Err(format!("Cannot mount: {error}.")),
         }
     }
 }
@@ -183,7 +219,11 @@ fn log_layers(layers: &Options) {
 struct How {
     mount: fuse_mount::Options,
     threads: usize,
-    unmounter: Unmounter,
+    unmounter: Arc<Mutex<Unmounter>>,
+    waiter: Waiter,
+    overlay: Arc<Overlay<OsLayer>>,
+    /// Who holds the upper layer.
+    holder: Holder,
     /// None for the door of the scheme, which is there for tests: its daemon is a thread that runs already.
     sandbox: Option<Sandbox>,
     /// Who waits for the mount, if anybody does.
@@ -195,42 +235,60 @@ fn serve_door(door: impl Door + 'static, mount_point: &Path, how: How) -> Result
     let shown = mount_point.display();
     let device = fuse_mount::mount(mount_point, &how.mount)
         .map_err(|error| format!("The overlay cannot be mounted at {shown}: {error}."))?;
-    let session = Session::start(device, door, how.threads)
-        .map_err(|error| format!("The kernel and the mount at {shown} cannot agree: {error}."))?;
-    let detached = |error| format!("The mount cannot leave the terminal: {error}.");
-    if how.ready.is_some() {
-        leave_terminal().map_err(detached)?;
-    }
-    if let Some(sandbox) = how.sandbox {
-        sandbox.enter();
-    }
-    let unmounter = how.unmounter;
-    thread::spawn(move || unmount_on_signal(unmounter));
-    if let Some(mut ready) = how.ready {
-        ready.write_all(&[1]).map_err(detached)?;
-    }
+    let (overlay, unmounter) = (how.overlay.clone(), how.unmounter.clone());
+    let holder = Holder { ending: true, ..how.holder.clone() };
+    let begun = begin(door, device, mount_point, how);
+    let running = begun.inspect_err(|_| {
+        // Nobody would answer there.
+        if let Err(error) = unmount(&unmounter) {
+            log::error!("{shown} cannot be unmounted again: {error}.");
+        }
+    })?;
     log::info!("serving {shown}");
-    let served = session.run();
+    let served = running.run(|| sign(&overlay, &holder));
     log::info!("{shown} is unmounted");
     served.map_err(|error| format!("The mount at {shown} failed: {error}."))
 }
 
-/// Asks for as many open files as the system lets this process have: one mount serves all that its users have open.
-fn raise_descriptor_limit() {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: the structure is written by the first call and read by the second. Where either fails, the limit is what it was.
-    unsafe {
-        if libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) == 0 {
-            limit.rlim_cur = limit.rlim_max;
-            libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
+/// Has all threads of a mount but this one serve it, and tells who waits for that.
+fn begin<D: Door + 'static>(door: D, device: OwnedFd, mount_point: &Path, how: How) -> Result<Running<D>, String> {
+    let shown = mount_point.display();
+    let settler = match how.overlay.is_read_only() {
+        true => None,
+        false => {
+            let overlay = how.overlay;
+            let dirty = overlay.has_unfinished();
+            let settle =
+                Box::new(move || overlay.settle_all().map_err(|error| io::Error::from_raw_os_error(error.errno)));
+            let settler = Device::of_mounted(mount_point)
+                .and_then(|device| Settler::new(device, how.waiter, how.threads, dirty, settle))
+                .map_err(|error| format!("It cannot be found out when {shown} is unmounted: {error}."))?;
+            Some(settler)
         }
+    };
+    let session = Session::start(device, door, how.threads, settler)
+        .map_err(|error| format!("The kernel and the mount at {shown} cannot agree: {error}."))?;
+    let detached = |error| format!("The mount cannot leave the terminal: {error}.");
+    // So that what is mounted there can be unmounted.
+    std::env::set_current_dir("/").map_err(|error| format!("The working directory cannot be left: {error}."))?;
+    let background = how.ready.map(|ready| Background::prepare(ready).map_err(detached)).transpose()?;
+    if let Some(sandbox) = how.sandbox {
+        sandbox.enter();
     }
+    let threads = |error| format!("The threads that serve {shown} cannot be started: {error}.");
+    let running = session.start_threads().map_err(threads)?;
+    let unmounter = how.unmounter;
+    thread::Builder::new().spawn(move || unmount_on_signal(&unmounter)).map_err(threads)?;
+    if let Some(background) = background {
+        background.enter().map_err(detached)?;
+    }
+    Ok(running)
 }
 
 /// Serves the overlay as a scheme on a thread of its own.
-fn start_daemon(overlay: Overlay<OsLayer>) -> Result<JoinHandle<()>, String> {
+fn start_daemon(overlay: Arc<Overlay<OsLayer>>) -> Result<JoinHandle<()>, String> {
     let (ready, wait) = mpsc::channel();
-    let daemon = thread::spawn(move || {
+    let daemon = thread::Builder::new().spawn(move || {
         let served = serve(overlay, NAME, |socket, scheme, _| {
             register_sync_scheme(socket, NAME, scheme)?;
             // Nobody waits any more only if the process is about to end.
@@ -241,6 +299,7 @@ fn start_daemon(overlay: Overlay<OsLayer>) -> Result<JoinHandle<()>, String> {
             log::error!("The scheme's socket failed: {error}.");
         }
     });
+    let daemon = daemon.map_err(|error| format!("The scheme's thread cannot be started: {error}."))?;
     match wait.recv() {
         Ok(()) => Ok(daemon),
         Err(_) => Err("The scheme cannot be served.".to_owned()),
@@ -256,13 +315,14 @@ fn fixed(layers: &Options) -> Result<Fixed, String> {
 }
 
 /// What was chosen for the door of the engine.
-fn settings(options: &MountOptions) -> Settings {
+fn settings(options: &MountOptions, is_limited: bool) -> Settings {
     let usual = Settings::default();
     Settings {
         identity: options.identity.clone(),
         static_nlink: options.static_nlink,
         acl: options.acl,
-        writeback: options.writeback,
+        // What goes over a limit is to be refused when it is written, not when the file is closed.
+        writeback: options.writeback && !is_limited,
         valid: options.timeout.unwrap_or(usual.valid),
         ..usual
     }
@@ -281,47 +341,44 @@ fn mount_options(options: &MountOptions, read_only: bool) -> fuse_mount::Options
     }
 }
 
-/// The signals that end the mount.
-fn end_signals() -> libc::sigset_t {
-    // SAFETY: sigemptyset makes a set of any memory of that size, and sigaddset adds signals that exist.
-    unsafe {
-        let mut set = std::mem::zeroed();
-        libc::sigemptyset(&mut set);
-        for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
-            libc::sigaddset(&mut set, signal);
-        }
-        set
-    }
-}
-
-/// Keeps the signals back in this thread and all that it starts, for the one that waits for them.
-fn block_signals() {
-    // SAFETY: the set is whole, and the old one is not asked for.
-    unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &end_signals(), std::ptr::null_mut()) };
-}
-
 /// Waits for a signal and unmounts; whoever still uses the mount keeps what he has until he is done, and then the session ends.
-fn unmount_on_signal(mut unmounter: Unmounter) {
+fn unmount_on_signal(unmounter: &Mutex<Unmounter>) {
     let mut signal = 0;
     // SAFETY: the set is whole, and the number is written to a variable of that type.
-    if unsafe { libc::sigwait(&end_signals(), &mut signal) } != 0 {
+    if unsafe { libc::sigwait(&inherited::end_signals(), &mut signal) } != 0 {
         return;
     }
-    if let Err(error) = unmounter.unmount() {
+    if let Err(error) = unmount(unmounter) {
         log::error!("The mount cannot be taken away: {error}.");
     }
 }
 
-/// Lets go of the terminal and of the working directory. Messages go to syslog from now on.
-fn leave_terminal() -> io::Result<()> {
-    std::env::set_current_dir("/")?;
-    let null = File::options().read(true).write(true).open("/dev/null")?;
-    for stream in 0..3 {
-        // SAFETY: the first descriptor is open, the second is one of the three streams, which std only refers to by number.
-        if unsafe { libc::dup2(std::os::fd::AsRawFd::as_raw_fd(&null), stream) } < 0 {
-            return Err(io::Error::last_os_error());
-        }
+fn unmount(unmounter: &Mutex<Unmounter>) -> io::Result<()> {
+    unmounter.lock().unwrap_or_else(PoisonError::into_inner).unmount()
+}
+
+/// What a mount needs to go on in the background.
+struct Background {
+    ready: File,
+    null: File,
+}
+
+impl Background {
+    /// Opens what is needed in the background.
+    fn prepare(ready: File) -> io::Result<Self> {
+        logger::prepare_to_leave();
+        Ok(Self { ready, null: File::options().read(true).write(true).open("/dev/null")? })
     }
-    logger::leave_terminal();
-    Ok(())
+
+    /// Lets go of the terminal, and tells who waits that the mount is there. Messages go to syslog from now on.
+    fn enter(mut self) -> io::Result<()> {
+        for stream in 0..3 {
+            // SAFETY: the first descriptor is open, the second is one of the three streams, which std only refers to by number.
+            if unsafe { libc::dup2(self.null.as_raw_fd(), stream) } < 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        logger::leave_terminal();
+        self.ready.write_all(&[1])
+    }
 }

@@ -1,9 +1,10 @@
 //! Mounting and unmounting: by the system calls, or by `fusermount3` for a user who may not.
 //!
 //! Both need rights that the daemon gives up once it serves. So a process of its own, which has them and does nothing else, waits until the
-//! mount is to be taken away.
+//! mount is to be taken away. A second thread of it has the kernel wait before it takes the filesystem down (see [`super::settle`]).
 
 use std::ffi::{CString, OsStr, OsString};
+use std::fmt;
 use std::fs::File;
 use std::io::{self, ErrorKind, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
@@ -13,14 +14,17 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use rustix::fs::{CWD, FileType};
+use rustix::fs::{AtFlags, CWD, FileType, StatxFlags};
 use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType, recvmsg, socketpair,
 };
 
 /// The type of the filesystem in `/proc/mounts`.
-const TYPE: &str = "fuse.overlayfs-fuse";
+pub const TYPE: &str = "fuse.overlayfs-fuse";
+
+/// Where requests come from.
+pub const DEVICE: &str = "/dev/fuse";
 
 /// How a filesystem is mounted.
 #[derive(Clone, Debug)]
@@ -48,24 +52,75 @@ pub fn remount(path: &Path, flags: MountFlags) -> io::Result<()> {
     Ok(rustix::mount::mount_remount(path, flags, "")?)
 }
 
+/// Opens the device of FUSE. The error says what to do.
+fn open_device() -> io::Result<File> {
+    File::options().read(true).write(true).open(DEVICE).map_err(|error| {
+        let remedy = match error.raw_os_error() {
+            Some(libc::ENOENT) => {
+                "; in a container, start that with --device /dev/fuse; elsewhere, modprobe fuse makes it"
+            }
+            Some(libc::ENODEV | libc::ENXIO) => "; modprobe fuse loads the kernel's part of FUSE",
+            _ => "",
+        };
+        io::Error::new(error.kind(), format!("{DEVICE} cannot be opened: {error}{remedy}"))
+    })
+}
+
+/// The number of a filesystem.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Device {
+    major: u32,
+    minor: u32,
+}
+
+impl Device {
+    /// That of the filesystem that was mounted at `path`, which is not asked for anything.
+    pub fn of_mounted(path: &Path) -> io::Result<Self> {
+        let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
+        let stat = rustix::fs::statx(CWD, path, flags, StatxFlags::empty())?;
+        Ok(Self { major: stat.stx_dev_major, minor: stat.stx_dev_minor })
+    }
+
+    /// As ustat(2) takes it.
+    #[cfg(target_arch = "x86_64")]
+    fn number(self) -> u32 {
+        super::wire::device_to_wire(libc::makedev(self.major, self.minor))
+    }
+}
+
+impl fmt::Display for Device {
+    /// As `/proc/self/mountinfo` has it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.major, self.minor)
+    }
+}
+
 /// A process that waits to unmount what is mounted at a path. It ends with this one.
 pub struct Unmounter(UnixStream);
 
 impl Unmounter {
     /// Starts it, for what is going to be mounted at `path`, which must be absolute. To be called before this process has opened anything
     /// that must be closed when it ends, and before it has other threads.
-    pub fn start(path: &Path) -> io::Result<Self> {
+    pub fn start(path: &Path) -> io::Result<(Self, Waiter)> {
         let (ours, theirs) = UnixStream::pair()?;
+        let (mut ours_to_wait, theirs_to_wait) = UnixStream::pair()?;
         // SAFETY: there is no other thread, so the child has all that this process has.
         match unsafe { libc::fork() } {
             -1 => Err(io::Error::last_os_error()),
             0 => {
-                drop(ours);
+                drop((ours, ours_to_wait));
+                // Without it the mount works, and umount does not wait.
+                let _ = std::thread::Builder::new().spawn(|| wait_in_ustat(theirs_to_wait));
                 wait_to_unmount(theirs, path);
                 // SAFETY: takes a number and does not return. Nothing of what the parent would do at its end is this child's to do.
                 unsafe { libc::_exit(0) }
             }
-            _ => Ok(Self(ours)),
+            _ => {
+                drop((theirs, theirs_to_wait));
+                let mut thread = [0; size_of::<u32>()];
+                let thread = ours_to_wait.read_exact(&mut thread).map_or(0, |()| u32::from_ne_bytes(thread));
+                Ok((Self(ours), Waiter { line: ours_to_wait, thread }))
+            }
         }
     }
 
@@ -80,6 +135,62 @@ impl Unmounter {
         }
     }
 }
+
+/// A thread of the process that unmounts, which asks for the space that is left in a filesystem, and waits for the answer.
+pub struct Waiter {
+    line: UnixStream,
+    /// Its number; 0 if there is none.
+    thread: u32,
+}
+
+impl Waiter {
+    /// The number of the thread, as its requests have it.
+    pub fn thread(&self) -> u32 {
+        self.thread
+    }
+
+    /// Has it begin to wait, and call that `number`.
+    pub fn ask(&self, device: Device, number: u32) -> io::Result<()> {
+        if self.thread == 0 {
+            return Err(ErrorKind::NotFound.into());
+        }
+        let words = [device.major, device.minor, number].map(u32::to_ne_bytes);
+        (&self.line).write_all(words.as_flattened())
+    }
+
+    /// What can be read when it has ended to wait.
+    pub fn line(&self) -> &UnixStream {
+        &self.line
+    }
+
+    /// The number of what has ended. Fails if the process has ended.
+    pub fn take_end(&self) -> io::Result<u32> {
+        let mut number = [0; size_of::<u32>()];
+        (&self.line).read_exact(&mut number)?;
+        Ok(u32::from_ne_bytes(number))
+    }
+}
+
+/// Waits in ustat(2) whenever the other process asks for it, and says when that has ended.
+#[cfg(target_arch = "x86_64")]
+fn wait_in_ustat(line: UnixStream) {
+    let mut line = line;
+    let thread = rustix::thread::gettid().as_raw_nonzero().get() as u32;
+    let mut asked = [0; 3 * size_of::<u32>()];
+    let mut said = line.write_all(&thread.to_ne_bytes());
+    while said.is_ok() && line.read_exact(&mut asked).is_ok() {
+        let [major, minor, number] = [0, 4, 8].map(|at| [asked[at], asked[at + 1], asked[at + 2], asked[at + 3]]);
+        let device = Device { major: u32::from_ne_bytes(major), minor: u32::from_ne_bytes(minor) };
+        let mut answer = [0_u64; 8];
+        // SAFETY: takes a number, and writes a structure of 32 bytes to memory that has room for it.
+        unsafe { libc::syscall(libc::SYS_ustat, device.number(), answer.as_mut_ptr()) };
+        said = line.write_all(&number);
+    }
+}
+
+/// There is no ustat(2).
+#[cfg(not(target_arch = "x86_64"))]
+fn wait_in_ustat(_: UnixStream) {}
 
 /// Unmounts whenever the other process asks for it, and answers an errno or 0, until that has ended.
 fn wait_to_unmount(mut line: UnixStream, path: &Path) {
@@ -115,10 +226,10 @@ fn unmount(path: &Path) -> io::Result<()> {
 
 fn mount_by_call(path: &Path, options: &Options) -> io::Result<OwnedFd> {
     let mode = FileType::Directory.as_raw_mode();
-    if !rustix::fs::statat(CWD, path, rustix::fs::AtFlags::empty()).is_ok_and(|stat| stat.st_mode & mode != 0) {
+    if !rustix::fs::statat(CWD, path, AtFlags::empty()).is_ok_and(|stat| stat.st_mode & mode != 0) {
         return Err(ErrorKind::NotADirectory.into());
     }
-    let device = File::options().read(true).write(true).open("/dev/fuse")?;
+    let device = open_device()?;
     let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
     let mut data = format!("fd={},rootmode={mode:o},user_id={uid},group_id={gid}", device.as_raw_fd());
     if options.allow_other {
@@ -148,21 +259,32 @@ fn mount_by_helper(path: &Path, options: &Options) -> io::Result<OwnedFd> {
             list.push(word);
         }
     }
-    let mut helper = Command::new("fusermount3")
+    let helper = Command::new("fusermount3")
         .arg("-o")
         .arg(list)
         .arg("--")
         .arg(path)
         .env("_FUSE_COMMFD", theirs.as_raw_fd().to_string())
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped())
         .spawn()
         .map_err(|error| io::Error::new(error.kind(), format!("fusermount3 (package fuse3) cannot be run: {error}")))?;
     drop(theirs);
     let device = receive(&ours);
-    let done = helper.wait()?;
+    let done = helper.wait_with_output()?;
     match device {
-        Some(device) if done.success() => Ok(device),
-        _ => Err(io::Error::other("fusermount3 refused, for the reason it says above")),
+        Some(device) if done.status.success() => Ok(device),
+        _ => Err(io::Error::other(refusal(&done.stderr))),
     }
+}
+
+/// Why the helper refused, by what it said.
+fn refusal(said: &[u8]) -> String {
+    let said = String::from_utf8_lossy(said);
+    let lines: Vec<_> = said.lines().map(|line| line.strip_prefix("fusermount3: ").unwrap_or(line)).collect();
+    let why = if lines.is_empty() { "without a reason".to_owned() } else { lines.join("; ") };
+    let remedy = if why.contains(DEVICE) { "; in a container, start that with --device /dev/fuse" } else { "" };
+    format!("fusermount3 refused: {why}{remedy}")
 }
 
 /// The descriptor that comes through a socket; None if the other end is closed without one.
@@ -184,4 +306,23 @@ fn escaped(text: &OsStr) -> OsString {
         _ => vec![*byte],
     });
     OsString::from_vec(bytes.collect())
+}
+
+/// A path as `/proc/mounts` has it.
+pub fn escaped_in_table(path: &[u8]) -> Vec<u8> {
+    let bytes = path.iter().flat_map(|byte| match byte {
+        b' ' | b'\t' | b'\n' | b'\\' => format!("\\{byte:03o}").into_bytes(),
+        _ => vec![*byte],
+    });
+    bytes.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_escaped_as_the_kernel_does() {
+        assert_eq!(escaped_in_table(b"/a b\\c\n"), b"/a\\040b\\134c\\012");
+    }
 }

@@ -6,14 +6,16 @@
 use std::fs::File;
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::mpsc::RecvTimeoutError;
+use std::sync::mpsc::{RecvTimeoutError, Sender};
 use std::sync::{Arc, mpsc};
-use std::thread;
+use std::thread::{self, JoinHandle};
 
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::dispatch::{Agreed, Buffers, handle};
 use super::door::{Door, Setup};
+use super::mount::DEVICE;
+use super::settle::Settler;
 use super::wire::{self, InHeader, InitIn, InitOut, OutHeader, init, opcode};
 
 /// The largest WRITE, READ and listing, in bytes.
@@ -28,17 +30,24 @@ const IOC_CLONE: libc::Ioctl = 0x8004_e500_u32 as libc::Ioctl;
 
 /// A mounted filesystem before it serves.
 pub struct Session<D> {
-    door: Arc<D>,
+    served: Arc<Served<D>>,
     /// The device, and a clone of it for each thread but one.
     device: Arc<File>,
-    clones: Vec<File>,
+    clones: Vec<Arc<File>>,
+}
+
+/// What the threads share.
+struct Served<D> {
+    door: Arc<D>,
     agreed: Agreed,
+    /// None: nothing can be changed.
+    settler: Option<Settler>,
 }
 
 impl<D: Door + 'static> Session<D> {
-    /// Agrees with the kernel on how the mount of `device` works, and prepares for `threads` threads, two at least. Waits until the kernel
-    /// has begun, which it does at mount.
-    pub fn start(device: OwnedFd, door: D, threads: usize) -> io::Result<Self> {
+    /// Agrees with the kernel on how the mount of `device` works, and prepares for `threads` threads, which must be two at least. Waits until
+    /// the kernel has begun, which it does at mount.
+    pub fn start(device: OwnedFd, door: D, threads: usize, settler: Option<Settler>) -> io::Result<Self> {
         let device = Arc::new(File::from(device));
         let mut request = vec![0; MAX_DATA + MAX_HEAD];
         loop {
@@ -48,42 +57,63 @@ impl<D: Door + 'static> Session<D> {
             if let Some(agreed) = answered.agreed {
                 door.begin(Notifier { device: device.clone(), prunes: agreed.prunes });
                 // One may have to wait for what another answers.
-                let clones = (1..threads.max(2)).map(|_| clone(&device)).collect::<io::Result<_>>()?;
-                return Ok(Self { door: Arc::new(door), device, clones, agreed });
+                let clones = (1..threads).map(|_| clone(&device).map(Arc::new)).collect::<io::Result<_>>()?;
+                return Ok(Self { served: Arc::new(Served { door: Arc::new(door), agreed, settler }), device, clones });
             }
         }
     }
 
     /// Who answers the requests.
     pub fn door(&self) -> Arc<D> {
-        self.door.clone()
+        self.served.door.clone()
     }
 
-    /// Starts the threads and serves until the filesystem is unmounted. The error is that of the thread that failed first.
-    pub fn run(self) -> io::Result<()> {
-        let others: Vec<_> = self
-            .clones
-            .into_iter()
-            .map(|device| {
-                let (door, agreed) = (self.door.clone(), self.agreed);
-                thread::Builder::new().name("request".to_owned()).spawn(move || serve(&*door, &agreed, &device))
-            })
-            .collect::<io::Result<_>>()?;
-        let (end, ended) = mpsc::channel::<()>();
-        let door = self.door.clone();
-        let watch = thread::Builder::new().name("watch".to_owned()).spawn(move || {
+    /// Starts all threads but one. If one cannot be started the filesystem is to be unmounted, which ends the others.
+    pub fn start_threads(self) -> io::Result<Running<D>> {
+        let Self { served, device, clones } = self;
+        let mut others = Vec::new();
+        for device in clones {
+            let served = served.clone();
+            others.push(start("request", move || served.serve(&device))?);
+        }
+        let shared = served.clone();
+        let settling = start("settle", move || shared.settler.iter().for_each(Settler::run))?;
+        let (watched, ended) = mpsc::channel::<()>();
+        let door = served.door.clone();
+        let watching = start("watch", move || {
             // The other end is dropped when there is nothing more to watch.
             while ended.recv_timeout(door.watch()) == Err(RecvTimeoutError::Timeout) {}
         })?;
-        let mut result = serve(&*self.door, &self.agreed, &self.device);
-        drop(end);
-        let watched = watch.join().map_err(|_| io::Error::other("a thread panicked"));
-        result = result.and(watched);
-        for other in others {
-            let ended = other.join().unwrap_or_else(|_| Err(io::Error::other("a thread panicked")));
-            result = result.and(ended);
-        }
-        result
+        Ok(Running { served, device, others, settling, watching, watched })
+    }
+}
+
+fn start<T: Send + 'static>(name: &str, run: impl FnOnce() -> T + Send + 'static) -> io::Result<JoinHandle<T>> {
+    thread::Builder::new().name(name.to_owned()).spawn(run)
+}
+
+/// A filesystem that is served by all of its threads but one.
+pub struct Running<D> {
+    served: Arc<Served<D>>,
+    device: Arc<File>,
+    others: Vec<JoinHandle<io::Result<()>>>,
+    settling: JoinHandle<()>,
+    watching: JoinHandle<()>,
+    /// Dropped when there is nothing more to watch.
+    watched: Sender<()>,
+}
+
+impl<D: Door + 'static> Running<D> {
+    /// Serves until the filesystem is unmounted, which calls `ending`. The error is that of the thread that failed first.
+    pub fn run(self, ending: impl FnOnce()) -> io::Result<()> {
+        let panicked = |_| io::Error::other("a thread panicked");
+        let first = self.served.serve(&self.device);
+        let others = self.others.into_iter().map(|other| other.join().map_err(panicked).flatten());
+        let result = others.fold(first, io::Result::and);
+        ending();
+        drop(self.watched);
+        self.served.settler.iter().for_each(Settler::end);
+        result.and(self.watching.join().map_err(panicked)).and(self.settling.join().map_err(panicked))
     }
 }
 
@@ -180,37 +210,88 @@ fn greet(door: &impl Door, request: &[u8]) -> io::Result<Greeting> {
     Ok(Greeting { bytes: [head.as_bytes(), out.as_bytes()].concat(), agreed })
 }
 
-fn serve(door: &impl Door, agreed: &Agreed, mut device: &File) -> io::Result<()> {
-    let mut request = vec![0; MAX_DATA + MAX_HEAD];
-    let mut buffers = Buffers::default();
-    loop {
-        let length = match device.read(&mut request) {
-            Ok(length) => length,
-            Err(error) => match error.raw_os_error() {
-                // Unmounted; the second while requests were on the way, or by force.
-                Some(libc::ENODEV | libc::ECONNABORTED) => return Ok(()),
-                // The request was taken back while it was on the way.
-                Some(libc::ENOENT | libc::EINTR | libc::EAGAIN) => continue,
-                _ => return Err(error),
-            },
-        };
-        if handle(door, agreed, &request[..length], &mut buffers)
-            && let Err(error) = device.write_vectored(&buffers.parts().map(IoSlice::new))
-        {
-            match error.raw_os_error() {
-                // Whoever asked is gone.
-                Some(libc::ENOENT | libc::EINTR) => {}
-                Some(libc::ENODEV | libc::ECONNABORTED) => return Ok(()),
-                _ => log::warn!("an answer was not taken by the kernel: {error}"),
+impl<D: Door> Served<D> {
+    fn serve(&self, device: &Arc<File>) -> io::Result<()> {
+        let Self { door, agreed, settler } = self;
+        let mut request = vec![0; MAX_DATA + MAX_HEAD];
+        let mut buffers = Buffers::default();
+        loop {
+            let length = match (&**device).read(&mut request) {
+                Ok(length) => length,
+                Err(error) => match error.raw_os_error() {
+                    // Unmounted; the second while requests were on the way, or by force.
+                    Some(libc::ENODEV | libc::ECONNABORTED) => return Ok(()),
+                    // The request was taken back while it was on the way.
+                    Some(libc::ENOENT | libc::EINTR | libc::EAGAIN) => continue,
+                    _ => return Err(error),
+                },
+            };
+            let request = &request[..length];
+            if settler.as_ref().is_some_and(|settler| is_settlers(settler, request, device)) {
+                continue;
             }
+            let is_answered = handle(door, agreed, request, &mut buffers);
+            if let Some(settler) = settler
+                && changes(request)
+            {
+                settler.note_change();
+            }
+            if is_answered && let Err(error) = (&**device).write_vectored(&buffers.parts().map(IoSlice::new)) {
+                match error.raw_os_error() {
+                    // Whoever asked is gone.
+                    Some(libc::ENOENT | libc::EINTR) => {}
+                    Some(libc::ENODEV | libc::ECONNABORTED) => return Ok(()),
+                    _ => log::warn!("an answer was not taken by the kernel: {error}"),
+                }
+            }
+            door.rest();
         }
-        door.rest();
+    }
+}
+
+/// Whether a request is one that only has umount wait, and that is not to be answered now.
+fn is_settlers(settler: &Settler, request: &[u8], device: &Arc<File>) -> bool {
+    let Ok((header, body)) = InHeader::read_from_prefix(request) else { return false };
+    if header.opcode == opcode::INTERRUPT
+        && let Ok((of, _)) = u64::read_from_prefix(body)
+    {
+        settler.interrupt(of);
+    }
+    settler.keeps(header.opcode, header.unique, header.pid, device)
+}
+
+/// Whether a request may have changed something.
+fn changes(request: &[u8]) -> bool {
+    let Ok((header, body)) = InHeader::read_from_prefix(request) else { return false };
+    match header.opcode {
+        // Where files are opened by requests, one that is opened to be written may be copied up.
+        opcode::OPEN => {
+            let flags = wire::OpenIn::read_from_prefix(body).map_or(0, |(open, _)| open.flags as i32);
+            flags & (libc::O_ACCMODE | libc::O_TRUNC) != libc::O_RDONLY
+        }
+        opcode::SETATTR
+        | opcode::MKNOD
+        | opcode::MKDIR
+        | opcode::SYMLINK
+        | opcode::UNLINK
+        | opcode::RMDIR
+        | opcode::RENAME
+        | opcode::RENAME2
+        | opcode::LINK
+        | opcode::CREATE
+        | opcode::TMPFILE
+        | opcode::WRITE
+        | opcode::SETXATTR
+        | opcode::REMOVEXATTR
+        | opcode::FALLOCATE
+        | opcode::COPY_FILE_RANGE => true,
+        _ => false,
     }
 }
 
 /// A second descriptor of the same mount, so that threads do not wait for each other in the kernel.
 fn clone(device: &File) -> io::Result<File> {
-    let clone = File::options().read(true).write(true).open("/dev/fuse")?;
+    let clone = File::options().read(true).write(true).open(DEVICE)?;
     let mut number = device.as_raw_fd() as u32;
     // SAFETY: the call reads one number of 32 bits, which outlives it.
     if unsafe { libc::ioctl(clone.as_raw_fd(), IOC_CLONE, &raw mut number) } != 0 {

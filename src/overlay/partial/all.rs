@@ -24,7 +24,7 @@ pub(in crate::overlay) struct Partials<L: Layer> {
     /// Whether the upper layer has the mark.
     pub(super) marked: AtomicBool,
     /// Whether it had it at the start, so that there may be some that were not met.
-    pub(super) left: bool,
+    pub(super) left: AtomicBool,
     /// Whether some were met that nothing can complete.
     pub(in crate::overlay) lost: AtomicBool,
 }
@@ -43,8 +43,18 @@ impl<L: Layer> Partials<L> {
         let possible = format == Format::Oci;
         let left = possible && stack.upper_root().is_some_and(|root| is_marked(stack, root));
         let unwanted = unwanted || !possible;
-        let (marked, lost) = (AtomicBool::new(left), AtomicBool::new(false));
-        Ok(Partials { nodes: Lock::new(HashMap::new()), unwanted, marked, left, lost })
+        Ok(Partials {
+            nodes: Lock::new(HashMap::new()),
+            unwanted,
+            marked: AtomicBool::new(left),
+            left: AtomicBool::new(left),
+            lost: AtomicBool::new(false),
+        })
+    }
+
+    /// Whether an earlier overlay has left some that may not be met yet.
+    pub fn left(&self) -> bool {
+        self.left.load(Ordering::Acquire)
     }
 }
 
@@ -71,24 +81,20 @@ impl<L: Layer> Overlay<L> {
         Ok(())
     }
 
-    /// Completes every partial copy, at the end of the overlay. The mark stays for those that only other lower layers can complete.
-    pub(in crate::overlay) fn complete_all(&self) {
-        let done = self.try_complete_all().and_then(|()| {
-            match self.partials.marked.load(Ordering::Acquire) && !self.partials.lost.load(Ordering::Relaxed) {
-                true => self.unmark_partials(),
-                false => Ok(()),
-            }
-        });
-        if let Err(error) = done {
-            log::warn!(
-                "the upper layer has files of which only an overlay knows the rest, until the next one ends: {error}"
-            );
+    /// Completes every partial copy, and takes the mark away if none came meanwhile. It stays for those that only other lower layers can
+    /// complete.
+    pub(in crate::overlay) fn complete_all(&self) -> Result<()> {
+        self.try_complete_all()?;
+        match self.partials.marked.load(Ordering::Acquire) && !self.partials.lost.load(Ordering::Relaxed) {
+            true => self.unmark_partials(),
+            false => Ok(()),
         }
     }
 
     fn try_complete_all(&self) -> Result<()> {
-        if self.partials.left {
+        if self.partials.left() {
             self.meet_partials()?;
+            self.partials.left.store(false, Ordering::Release);
         }
         let nodes: Vec<_> = self.partials.nodes.lock().values().cloned().collect();
         let completed =
@@ -115,9 +121,14 @@ impl<L: Layer> Overlay<L> {
     fn unmark_partials(&self) -> Result<()> {
         let (upper, _) = self.upper()?;
         let root = self.stack.upper_root().ok_or(Error::new(EIO))?;
-        let _tree = self.tree.read();
+        // Who makes a partial copy has the tree from the mark on until it is among the others.
+        let _tree = self.tree.write();
         let _dir = self.root.dir()?;
-        self.keeping_times(&self.root, root, |dir| upper.unlink(dir, OsStr::new(format::PARTS)))
+        if self.partials.nodes.lock().is_empty() {
+            self.keeping_times(&self.root, root, |dir| upper.unlink(dir, OsStr::new(format::PARTS)))?;
+            self.partials.marked.store(false, Ordering::Release);
+        }
+        Ok(())
     }
 
     /// Looks up every partial copy in the upper layer.

@@ -84,7 +84,7 @@ impl Default for Settings {
 
 /// An overlay as a FUSE filesystem.
 pub struct EngineDoor<L: Layer> {
-    overlay: Overlay<L>,
+    overlay: Arc<Overlay<L>>,
     nodes: Nodes<L>,
     files: Files<L>,
     ahead: Ahead<L>,
@@ -100,7 +100,8 @@ pub struct EngineDoor<L: Layer> {
 
 impl<L: Layer> EngineDoor<L> {
     /// The tree of `overlay`, in whose upper layer there are `fixed` files.
-    pub fn new(overlay: Overlay<L>, fixed: Fixed, settings: Settings) -> Self {
+    pub fn new(overlay: impl Into<Arc<Overlay<L>>>, fixed: Fixed, settings: Settings) -> Self {
+        let overlay = overlay.into();
         Self {
             nodes: Nodes::new(&overlay, settings.known_max),
             files: Files::new(),

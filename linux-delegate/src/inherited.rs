@@ -1,0 +1,63 @@
+//! What a process inherits from whoever starts it, and what a daemon that serves others makes of it: limits, signals, the umask.
+//!
+//! Closed standard streams are opened again by the standard library before `main`, as `/dev/null`, so no other descriptor has their numbers.
+
+use std::io;
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+/// The limits that are as high as the system allows: one daemon serves all that the users of a mount do.
+const RAISED: [Resource; 6] =
+    [Resource::Nofile, Resource::Fsize, Resource::As, Resource::Data, Resource::Cpu, Resource::Nproc];
+
+/// Makes of what was inherited what a mount needs. To be called before other threads or processes are started. Answers whether there is a
+/// limit of the size of files, so that some writes are EFBIG.
+pub fn prepare() -> bool {
+    for resource in RAISED {
+        let Rlimit { maximum, .. } = getrlimit(resource);
+        // Where that fails, the limit is what it was.
+        let _ = setrlimit(resource, Rlimit { current: maximum, maximum });
+    }
+    for (signal, action) in [
+        // Who goes over the limit of a file's size is told by EFBIG, and over that of time by the end.
+        (libc::SIGXFSZ, libc::SIG_IGN),
+        (libc::SIGXCPU, libc::SIG_IGN),
+        // The helpers that are started are waited for.
+        (libc::SIGCHLD, libc::SIG_DFL),
+    ] {
+        // SAFETY: the signals exist, and the actions are no functions.
+        if unsafe { libc::signal(signal, action) } == libc::SIG_ERR {
+            log::warn!("what signal {signal} does cannot be changed: {}", io::Error::last_os_error());
+        }
+    }
+    // Those that end the mount are kept back in this thread and all that it starts, for the one that waits for them. No other is.
+    // SAFETY: the set is whole, and the old one is not asked for.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &end_signals(), std::ptr::null_mut()) };
+    // SAFETY: takes a number. The mode of a new object is what the door makes of it.
+    unsafe { libc::umask(0) };
+    getrlimit(Resource::Fsize).current.is_some()
+}
+
+/// The signals that end the mount. Who started it with SIGHUP ignored, as nohup does, wants it to outlive a terminal.
+pub fn end_signals() -> libc::sigset_t {
+    // SAFETY: sigemptyset makes a set of any memory of that size, and sigaddset adds signals that exist.
+    unsafe {
+        let mut set = std::mem::zeroed();
+        libc::sigemptyset(&mut set);
+        for signal in [libc::SIGINT, libc::SIGTERM] {
+            libc::sigaddset(&mut set, signal);
+        }
+        if !is_ignored(libc::SIGHUP) {
+            libc::sigaddset(&mut set, libc::SIGHUP);
+        }
+        set
+    }
+}
+
+fn is_ignored(signal: libc::c_int) -> bool {
+    // SAFETY: the structure is written by the call, which changes nothing.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(signal, std::ptr::null(), &mut action) == 0 && action.sa_sigaction == libc::SIG_IGN
+    }
+}

@@ -1,0 +1,81 @@
+//! Who holds an upper layer: a record in the work directory, for whoever is refused it.
+//!
+//! The lock alone keeps others out. The record only says whom they wait for, so it is not synced, and what an overlay left that was killed
+//! is replaced by the next one.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::PathBuf;
+
+/// The name of the record, which is swept with what was built. What a killed overlay left of it is no damage.
+pub(crate) const RECORD: &str = "tmp.holder";
+
+/// How much of a record is read: a process, a word and a path.
+pub(super) const RECORD_MAX: usize = 8192;
+
+/// The first line of the record of an overlay that is ending.
+const ENDING: &[u8] = b"ending";
+/// And of one that is not.
+const SERVING: &[u8] = b"serving";
+
+/// An overlay that holds an upper layer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holder {
+    /// The process that serves it, by the number that it has for itself.
+    pub process: u32,
+    /// Where its merged tree is.
+    pub place: PathBuf,
+    /// Nobody uses it any more: it completes what is to be completed, and lets go of the layer then.
+    pub ending: bool,
+}
+
+impl Holder {
+    /// An overlay of this process, whose tree is at `place`.
+    pub fn this(place: PathBuf) -> Self {
+        Self { process: std::process::id(), place, ending: false }
+    }
+
+    pub(super) fn to_bytes(&self) -> Vec<u8> {
+        let state = if self.ending { ENDING } else { SERVING };
+        [state, self.process.to_string().as_bytes(), self.place.as_os_str().as_bytes()].join(&b'\n')
+    }
+
+    /// None for what is no record, or not all of one.
+    pub(super) fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let mut lines = bytes.splitn(3, |byte| *byte == b'\n');
+        let ending = match lines.next()? {
+            ENDING => true,
+            SERVING => false,
+            _ => return None,
+        };
+        let process = std::str::from_utf8(lines.next()?).ok()?.parse().ok()?;
+        let place = OsString::from_vec(lines.next()?.to_owned()).into();
+        Some(Self { process, place, ending })
+    }
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { process, place, ending } = self;
+        let is = if *ending { ", which is ending" } else { "" };
+        write!(f, "the overlay at {} (process {process}){is}", place.display())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_is_read_as_it_was_written() {
+        for ending in [false, true] {
+            let place = OsString::from_vec(b"/a b\n\xff".to_vec()).into();
+            let holder = Holder { process: 12, place, ending };
+            assert_eq!(Holder::from_bytes(&holder.to_bytes()), Some(holder));
+        }
+        for bytes in [&b""[..], b"serving", b"serving\n12", b"serving\nx\n/", b"other\n12\n/"] {
+            assert_eq!(Holder::from_bytes(bytes), None);
+        }
+    }
+}
