@@ -230,7 +230,7 @@ impl<D: Door> Served<D> {
             if settler.as_ref().is_some_and(|settler| is_settlers(settler, request, device)) {
                 continue;
             }
-            let is_answered = handle(door, agreed, request, &mut buffers);
+            let is_answered = handle(&**door, agreed, request, &mut buffers);
             if let Some(settler) = settler
                 && changes(request)
             {
