@@ -53,9 +53,10 @@ impl Mounted {
         };
         let settings = Settings { known_max: KNOWN_MAX, ..Settings::default() };
         let device = mount::mount(&point, &options).unwrap();
-        let session = Session::start(device, EngineDoor::new(overlay(stage), Fixed::none(), settings), 4).unwrap();
+        let session =
+            Session::start(device, EngineDoor::new(overlay(stage), Fixed::none(), settings), 4, None).unwrap();
         let door = session.door();
-        let serving = thread::spawn(move || session.run().unwrap());
+        let serving = thread::spawn(move || session.start_threads().unwrap().run(|| {}).unwrap());
         Self { point, door: Some(door), serving: Some(serving) }
     }
 
