@@ -4,6 +4,7 @@
 use std::ffi::{OsStr, OsString};
 
 use overlayfs::layer::{Owner, RenameMode, Stat, Time};
+use syscall::error::EOPNOTSUPP;
 
 use crate::Kind;
 
@@ -45,6 +46,14 @@ pub trait Door {
     fn set_owner(&self, handle: &Self::Handle, owner: Owner) -> Result<()>;
     fn set_times(&self, handle: &Self::Handle, atime: Time, mtime: Time) -> Result<()>;
     fn sync(&self, handle: &Self::Handle) -> Result<()>;
+    /// Copies the first byte of a file, if it has one, to the fourth of another. EOPNOTSUPP where there is no such call.
+    fn copy_byte(&self, _from: &Self::Handle, _to: &Self::Handle) -> Result<()> {
+        Err(EOPNOTSUPP)
+    }
+    /// Reserves space, so that a file has `size` bytes at least. EOPNOTSUPP where there is no such call.
+    fn reserve(&self, _handle: &Self::Handle, _size: u64) -> Result<()> {
+        Err(EOPNOTSUPP)
+    }
     /// The whole listing of a directory, asked for about `chunk` entries at a time, without `.` and `..`.
     fn list(&self, handle: &Self::Handle, chunk: usize) -> Result<Vec<Listed>>;
 }

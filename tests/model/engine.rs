@@ -9,7 +9,7 @@ use overlayfs::format::Wanted;
 use overlayfs::fsck::Checker;
 use overlayfs::layer::counted::{Counted, Counts};
 use overlayfs::layer::redox::RedoxLayer;
-use overlayfs::layer::{Layer, OsLayer, Owner, RenameMode, Stat, Time};
+use overlayfs::layer::{Allocation, Layer, OsLayer, Owner, RenameMode, Stat, Time};
 use overlayfs::mount::open_layers;
 use overlayfs::options::Options;
 use overlayfs::overlay::{Handle, Layers, Node, Overlay};
@@ -199,6 +199,14 @@ impl<L: Layer> Door for Engine<L> {
 
     fn sync(&self, handle: &Self::Handle) -> Result<()> {
         self.0.sync(handle).map_err(errno)
+    }
+
+    fn copy_byte(&self, from: &Self::Handle, to: &Self::Handle) -> Result<()> {
+        self.0.copy_range(from, 0..1, to, 3).map(drop).map_err(errno)
+    }
+
+    fn reserve(&self, handle: &Self::Handle, size: u64) -> Result<()> {
+        self.0.allocate(handle, Allocation::Reserve { keep_size: false }, 0..size).map_err(errno)
     }
 
     fn list(&self, handle: &Self::Handle, chunk: usize) -> Result<Vec<Listed>> {

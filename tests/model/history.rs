@@ -32,6 +32,8 @@ pub enum Op {
     Read(usize, usize),
     Write(usize, Option<usize>, u8),
     Truncate(usize, usize),
+    CopyByte(usize, usize),
+    Reserve(usize, usize),
     SetMode(usize, u32),
     Sync(usize),
     List(usize),
@@ -97,6 +99,8 @@ impl State {
             Op::Rename(from, to, mode) => tree.rename(from, to, *mode),
             Op::Write(slot, offset, byte) => tree.write(tree.handles[slot], *offset, &[*byte]),
             Op::Truncate(slot, size) => tree.truncate(tree.handles[slot], *size),
+            Op::CopyByte(from, to) => tree.copy_byte(tree.handles[from], tree.handles[to]),
+            Op::Reserve(slot, size) => tree.reserve(tree.handles[slot], *size),
             Op::SetMode(slot, mode) => tree.set_mode(tree.handles[slot], *mode),
             Op::Sync(_) => Ok(()),
             Op::Read(slot, offset) => {

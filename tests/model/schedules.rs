@@ -51,7 +51,7 @@ fn random_operations(size: Size) -> impl Fn() + Send + Sync + 'static {
     }
 }
 
-const SMALL: Size = Size { threads: 3, ops: 3, rounds: 2, mounts: 1, exchanges: true };
+const SMALL: Size = Size { threads: 3, ops: 3, rounds: 2, mounts: 1, exchanges: true, ranges: true };
 
 #[test]
 fn random_operations_in_random_orders() {

@@ -41,6 +41,8 @@ pub struct Size {
     pub mounts: usize,
     /// Renames can exchange.
     pub exchanges: bool,
+    /// Ranges of files can be copied and reserved.
+    pub ranges: bool,
 }
 
 /// How many objects each thread holds: the first are directories.
@@ -185,7 +187,7 @@ fn plan(number: usize, size: Size, dice: &mut Random) -> Vec<Op> {
     };
     let file = |dice: &mut Random| slot(number, HELD_DIRS + dice.below(HELD - HELD_DIRS));
     let any = |dice: &mut Random| slot(number, dice.below(HELD));
-    let op = |dice: &mut Random| match dice.below(25) {
+    let op = |dice: &mut Random| match dice.below(if size.ranges { 28 } else { 25 }) {
         0..4 => Op::Open(file(dice), place(dice)),
         4..6 => {
             Op::Create(place(dice), *dice.one_of(&[Kind::File, Kind::File, Kind::Dir]), 0o600 + dice.below(8) as u32)
@@ -205,7 +207,9 @@ fn plan(number: usize, size: Size, dice: &mut Random) -> Vec<Op> {
         21 => Op::Truncate(file(dice), dice.below(8)),
         22 => Op::SetMode(any(dice), 0o700 + dice.below(8) as u32),
         23 => Op::Sync(any(dice)),
-        _ => Op::List(slot(number, dice.below(HELD_DIRS))),
+        24 => Op::List(slot(number, dice.below(HELD_DIRS))),
+        25..27 => Op::CopyByte(file(dice), file(dice)),
+        _ => Op::Reserve(file(dice), 1 + dice.below(8)),
     };
     (0..size.ops).map(|_| op(dice)).collect()
 }
@@ -241,6 +245,8 @@ impl<D: Door> Thread<D> {
             Op::Read(slot, offset) => return door.read(&handles[slot], *offset as u64, 1).map(Answer::Bytes),
             Op::Write(slot, offset, byte) => door.write(&handles[slot], offset.map(|at| at as u64), &[*byte])?,
             Op::Truncate(slot, size) => door.truncate(&handles[slot], *size as u64)?,
+            Op::CopyByte(from, to) => door.copy_byte(&handles[from], &handles[to])?,
+            Op::Reserve(slot, size) => door.reserve(&handles[slot], *size as u64)?,
             Op::SetMode(slot, mode) => door.set_mode(&handles[slot], *mode)?,
             Op::Sync(slot) => door.sync(&handles[slot])?,
             Op::List(slot) => {

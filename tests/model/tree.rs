@@ -426,6 +426,19 @@ impl Tree {
         Ok(())
     }
 
+    /// Copies the first byte of a file, if it has one, to the fourth of another.
+    pub fn copy_byte(&mut self, from: Id, to: Id) -> Result<()> {
+        let byte = self.file(from)?.data.first().copied();
+        self.file(to)?;
+        byte.map_or(Ok(()), |byte| self.write(to, Some(3), &[byte]))
+    }
+
+    /// A file has `size` bytes at least.
+    pub fn reserve(&mut self, id: Id, size: usize) -> Result<()> {
+        let size = size.max(self.file(id)?.data.len());
+        self.truncate(id, size)
+    }
+
     pub fn read(&mut self, id: Id, offset: usize, len: usize) -> Result<Vec<u8>> {
         let data = &self.file(id)?.data;
         Ok(data.iter().skip(offset).take(len).copied().collect())
