@@ -298,6 +298,70 @@ fn with_other_lower_layers_nothing_is_useless() {
     assert!(found.contains(&(".wh.nothing".to_owned(), Damage::HidesNothing, false)), "{found:?}");
 }
 
+#[test]
+fn with_a_lower_layer_forgotten_nothing_is_repaired_that_depends_on_it() {
+    let stage = stage();
+    let (upper, complete) = (stage.path("upper"), options(&stage));
+    put::dir(&stage.path("bottom"), "gone");
+    put::file(&stage.path("bottom"), "also/gone", "");
+    let overlay = mount(&complete).unwrap();
+    let root = overlay.root();
+    overlay.remove_dir(root, OsStr::new("gone")).unwrap();
+    overlay.unlink(root, OsStr::new("big")).unwrap();
+    drop(overlay);
+    // Whiteouts beside a directory: without its mark this one would merge with what the forgotten layer has.
+    put::dir(&upper, "also");
+    put::whiteout(&upper, "", "also");
+    put::file(&upper.join(WORK), "tmp.1", "");
+    let shown = tree(&stage, false);
+
+    let lower = stage.path("lower");
+    let forgotten = Options { lowers: vec![lower.clone()], ..complete.clone() };
+    let checker = checker(&forgotten, true);
+    assert_eq!(checker.other_layers().unwrap(), format!("{} is missing", stage.path("bottom").display()));
+    let found = said(&checker.check().unwrap());
+    for name in [".wh.gone", ".wh.big"] {
+        assert!(found.contains(&(name.to_owned(), Damage::HidesNothing, false)), "{found:?}");
+    }
+    drop(checker);
+    let program = Command::new(env!("CARGO_BIN_EXE_overlayfs-fsck"))
+        .args([OsStr::new("--lower"), lower.as_ref(), OsStr::new("--upper"), upper.as_ref(), OsStr::new("-y")])
+        .output()
+        .unwrap();
+    let text = String::from_utf8(program.stdout).unwrap();
+    assert!(text.contains("was stacked on other lower layers when it was mounted last: "), "{text}");
+    assert_eq!(program.status.code(), Some(5), "{text}");
+    assert_eq!(tree(&stage, false), shown);
+    assert!(!upper.join(WORK).join("tmp.1").exists(), "what depends on nothing is repaired");
+
+    // A mount says what there is from now on.
+    fs::remove_dir(stage.path("upper/also")).unwrap();
+    fs::remove_file(stage.path("upper/.wh.also")).unwrap();
+    stage.dir("newest");
+    let newer = Options { lowers: vec![stage.path("newest"), lower, stage.path("bottom")], ..complete.clone() };
+    assert_eq!(look(&complete), []);
+    drop(mount(&newer).unwrap());
+    assert_eq!(self::checker(&newer, false).other_layers(), None);
+    assert_eq!(
+        self::checker(&complete, false).other_layers().unwrap(),
+        format!("{} is missing", stage.path("newest").display())
+    );
+}
+
+#[test]
+fn a_feature_that_is_not_known_is_refused_by_its_name() {
+    let stage = stage();
+    let lines = "overlayfs upper layer 1\nincompatible folding\n";
+    let record = format!("{lines}end {:032x}\n", fnv1a(lines.as_bytes()));
+    put::file(&stage.path("upper").join(WORK), "record", &record);
+    let before = Snapshot::take(&stage.path("upper"), Detail::Everything);
+    let refused = mount(&options(&stage)).err().unwrap().to_string();
+    assert!(refused.ends_with("it was written by another version of overlayfs: it needs folding"), "{refused}");
+    let refused = Checker::new(open_layers(&options(&stage), false).unwrap()).err().unwrap().to_string();
+    assert!(refused.ends_with("it needs folding"), "{refused}");
+    Snapshot::take(&stage.path("upper"), Detail::Everything).assert_same(&before, "what is refused");
+}
+
 const PART: &str = ".wh..wh.part.big";
 const MAP: &str = ".wh..wh.map.big";
 const MARK: &str = ".wh..wh.parts";

@@ -49,6 +49,12 @@ fn run(options: &Options, repair: bool, code: &mut u8) -> Result<(), String> {
         }
         println!("{} is mounted: its tree is checked as it is now, the work directory is not.", upper.display());
     }
+    if let Some(difference) = checker.other_layers() {
+        println!(
+            "{} was stacked on other lower layers when it was mounted last: {difference}. Nothing is repaired that depends on them.",
+            upper.display()
+        );
+    }
     let findings = checker.check().map_err(|error| unread(&cause(error)))?;
     let at = |finding: &Finding<_>| if finding.in_work { &work } else { &upper }.join(&finding.path);
     for finding in &findings {

@@ -94,6 +94,11 @@ impl Damage {
     pub(super) fn hides_nothing(&self) -> bool {
         matches!(self, Damage::HidesNothing)
     }
+
+    /// Whether what is to be done about it depends on what the lower layers have.
+    pub(super) fn depends_on_lowers(&self) -> bool {
+        matches!(self, Damage::HidesNothing | Damage::BesideObject | Damage::MapMeansNothing)
+    }
 }
 
 impl fmt::Display for Damage {

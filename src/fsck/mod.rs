@@ -22,6 +22,7 @@ use syscall::error::{ENOENT, ENOTDIR, EWOULDBLOCK};
 use crate::format::kernel::Namespace;
 use crate::format::{self, Format};
 use crate::layer::{Layer, Object, Result};
+use crate::overlay::record::Record;
 use crate::overlay::stack::{LayerDir, Stack};
 use crate::overlay::{Layers, Overlay, Refused, Settings, xattr};
 
@@ -60,6 +61,8 @@ pub struct Checker<L: Layer> {
     format: Format,
     name_max: usize,
     in_use: bool,
+    /// How the lower layers differ from those that the upper one was stacked on.
+    difference: Option<String>,
 }
 
 /// What was found so far.
@@ -75,7 +78,8 @@ struct Report<L: Layer> {
 
 impl<L: Layer> Checker<L> {
     /// Takes hold of the upper layer and of the work directory, unless a mount holds them: see [`Checker::is_in_use`]. Writes nothing.
-    /// [`Refused::NoLayer`] without an upper or a lower layer, [`Refused::Layer`] if one cannot be read.
+    /// [`Refused::NoLayer`] without an upper or a lower layer, [`Refused::Layer`] if one cannot be read, [`Refused::Feature`] if the upper layer
+    /// needs what is not known here.
     pub fn new(layers: Layers<L>) -> std::result::Result<Self, Refused> {
         let Layers { upper: Some(upper), work: work_layer, lowers } = layers else {
             return Err(Refused::NoLayer);
@@ -103,14 +107,25 @@ impl<L: Layer> Checker<L> {
                 work => Some(work?),
             },
         };
+        let known = work.as_ref().map(|dir| Record::read(upper.layer(&root), dir)).transpose()?.flatten();
+        let difference = match known {
+            Some(known) => Record::of(below.stack())?.difference(&known),
+            None => None,
+        };
         let work = work.map(|dir| upper.anchored(0, dir));
         let name_max = layer.stat_fs()?.name_max as usize;
-        Ok(Checker { upper, root, work, _work_layer: work_layer, below, format, name_max, in_use })
+        Ok(Checker { upper, root, work, _work_layer: work_layer, below, format, name_max, in_use, difference })
     }
 
     /// Whether a mount holds the upper layer. Then it can be looked at, as far as it is not being worked on, but not repaired.
     pub fn is_in_use(&self) -> bool {
         self.in_use
+    }
+
+    /// How the lower layers differ from those that the upper one was stacked on when it was mounted last, in words that follow a colon; None if they
+    /// do not, or nobody knows. Then nothing is repaired of which the lower layers say whether it is needed.
+    pub fn other_layers(&self) -> Option<&str> {
+        self.difference.as_deref()
     }
 
     /// Everything that is wrong. Fails if a layer cannot be read.
@@ -126,6 +141,11 @@ impl<L: Layer> Checker<L> {
         // If something is missing below, these may be other lower layers than the upper one was made with: then nobody knows what hides nothing.
         if findings.iter().any(|finding| finding.damage.is_missing_below()) {
             for finding in findings.iter_mut().filter(|finding| finding.damage.hides_nothing()) {
+                finding.repair = None;
+            }
+        }
+        if self.difference.is_some() {
+            for finding in findings.iter_mut().filter(|finding| finding.damage.depends_on_lowers()) {
                 finding.repair = None;
             }
         }

@@ -12,7 +12,8 @@ Usage: overlayfs-fsck --lower DIR [--lower DIR ...] --upper DIR [--work DIR] [-n
        overlayfs-fsck -o lowerdir=DIR[:DIR ...],upperdir=DIR[,workdir=DIR] [-n | -y]
 
 Name the directories with which the overlay is mounted, in the same order: with other lower ones, what is needed
-looks useless. Each finding is a line: what is wrong, and what can be done about it. No repair changes what the
+looks useless. If the lower ones are not those of the last mount, that is said, and nothing is repaired that
+depends on them. Each finding is a line: what is wrong, and what can be done about it. No repair changes what the
 overlay shows; what could not be repaired without that is left alone.
 
 Options:

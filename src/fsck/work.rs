@@ -34,7 +34,7 @@ impl<L: Layer> Checker<L> {
                 add(name.into(), Damage::Foreign, None);
             } else if is_kernels && (self.format != Format::Oci || is_volatile && name == KERNEL[0]) {
                 // The kernel needs what it has in them, and the mark of volatile is in the first.
-            } else if !index::is_kept(name, *kind) && name != HOLDER {
+            } else if !work::is_kept(name, *kind) && name != HOLDER {
                 add(name.into(), Damage::Leftover, Some(Repair::remove(dir, name, *kind)));
             }
         }

@@ -6,6 +6,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::ops::Range;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -205,6 +206,10 @@ macro_rules! counted {
 
             fn epoch(&self) -> Option<u128> {
                 self.inner.epoch()
+            }
+
+            fn path(&self) -> Option<&Path> {
+                self.inner.path()
             }
 
             $(fn $name(&self, $($argument: $type),*) -> $answer {

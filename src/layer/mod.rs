@@ -9,6 +9,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::ops::Range;
+use std::path::Path;
 
 use syscall::error::EIO;
 pub use syscall::error::{Error, Result};
@@ -211,6 +212,11 @@ pub trait Layer: Send + Sync + Sized + 'static {
 
     /// What this layer can do.
     fn capabilities(&self) -> Capabilities;
+
+    /// Where the layer was opened, to tell people. None where nobody knows.
+    fn path(&self) -> Option<&Path> {
+        None
+    }
 
     /// The top directory.
     fn root(&self) -> Result<Self::Dir>;

@@ -19,6 +19,7 @@
 //! | `work`, `detect` | the work directory, where things are built before they appear; in which format the upper layer is written |
 //! | `index` | what the next mount has to know of copies: their links and inode numbers |
 //! | `holder`, `end` | who holds the upper layer; what is completed and synced in pauses and at the end |
+//! | `record` | what the upper layer was stacked on, and which features it needs |
 //! | `volatile` | the mark of an upper layer to which nothing is synced |
 //!
 //! # One visible step
@@ -67,6 +68,7 @@ mod node;
 pub(crate) mod partial;
 mod progress;
 mod readdir;
+pub(crate) mod record;
 mod remove;
 mod rename;
 mod room;

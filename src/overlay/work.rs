@@ -14,9 +14,10 @@ use syscall::error::{EEXIST, EINVAL, ENODATA, ENOENT, EOPNOTSUPP, EROFS, EWOULDB
 use super::Settings;
 use super::ctime::{CTIMES, Ctimes};
 use super::detect::detect;
-use super::holder::{Holder, RECORD, RECORD_MAX};
-use super::index::{Index, NAMES, is_kept};
+use super::holder::{Holder, RECORD as HOLDER, RECORD_MAX};
+use super::index::{self, Index, NAMES};
 use super::inode::Claims;
+use super::record::{RECORD, Record};
 use super::stack::{LayerDir, Stack};
 use super::times::Times;
 use super::volatile::{is_marked, mark};
@@ -63,6 +64,8 @@ pub enum Refused {
     Indexed,
     /// The work directory has an entry that no overlay has put there, and that would be removed.
     Foreign(OsString),
+    /// What is written down in the work directory says that who does not know this must not use the upper layer.
+    Feature(String),
     /// A layer answered an error.
     Layer(Error),
 }
@@ -118,6 +121,7 @@ impl fmt::Display for Refused {
                 "{} is in the work directory, which would be emptied, and is no overlay's; name an empty directory",
                 name.display()
             ),
+            Refused::Feature(name) => write!(f, "it was written by another version of overlayfs: it needs {name}"),
             Refused::Layer(error) => write!(f, "a layer cannot be used: {error}"),
         }
     }
@@ -147,6 +151,7 @@ impl From<Refused> for Error {
             | Refused::OciFormat(_)
             | Refused::NoWork
             | Refused::Indexed
+            | Refused::Feature(_)
             | Refused::Foreign(_) => Error::new(EINVAL),
         }
     }
@@ -208,6 +213,7 @@ impl<L: Layer> Work<L> {
         if let Some((name, _)) = left.iter().find(|(name, kind)| !is_ours(name, *kind)) {
             return Err(Refused::Foreign(name.clone()));
         }
+        let before = Record::read(upper, &dir)?;
         let volatile = settings.volatile;
         hand_down_nothing(upper, &dir)?;
         if is_marked(upper, &dir)? {
@@ -226,6 +232,7 @@ impl<L: Layer> Work<L> {
         if volatile {
             mark(upper, &dir)?;
         }
+        remember(stack, before.as_ref(), &dir, volatile);
         let (index, claims) = Index::open(upper, &dir, volatile)?;
         let dir = stack.anchored(0, dir);
         Ok((Work { dir, _layer: layer, next: AtomicU64::new(0), volatile, format, times, index }, claims))
@@ -278,7 +285,7 @@ impl<L: Layer> Work<L> {
     /// Writes down who holds the layer.
     pub fn sign(&self, stack: &Stack<L>, holder: &Holder) -> Result<()> {
         let upper = stack.layer(&self.dir);
-        let (open, name) = (stack.open(&self.dir)?, OsStr::new(RECORD));
+        let (open, name) = (stack.open(&self.dir)?, OsStr::new(HOLDER));
         let file = match upper.create_file(&open, name, 0o600, upper.identity()) {
             Err(error) if error.errno == EEXIST => upper.open_file(&open, name, Access::ReadWrite)?,
             made => made?,
@@ -349,6 +356,24 @@ fn try_layer<L: Layer>(upper: &L, dir: &L::Dir) -> std::result::Result<Times, Re
     Ok(times)
 }
 
+/// Says whether the lower layers are others than before, and writes down which they are.
+fn remember<L: Layer>(stack: &Stack<L>, before: Option<&Record>, dir: &L::Dir, volatile: bool) {
+    let written = Record::of(stack).and_then(|now| {
+        if let Some(difference) = before.and_then(|before| now.difference(before)) {
+            log::warn!(
+                "the upper layer was stacked on other lower layers before: {difference}. What it hides or renames of them may not be what it was"
+            );
+        }
+        match stack.upper() {
+            Some(upper) => now.write(before, upper, dir, volatile),
+            None => Ok(()),
+        }
+    });
+    if let Err(error) = written {
+        log::warn!("which lower layers there are is not written down for the next mount: {error}");
+    }
+}
+
 fn hold<L: Layer>(layer: &L) -> std::result::Result<(), Refused> {
     match layer.hold() {
         Err(error) if error.errno == EWOULDBLOCK => Err(Refused::Held(None)),
@@ -363,7 +388,7 @@ fn hold<L: Layer>(layer: &L) -> std::result::Result<(), Refused> {
 /// Who holds an upper layer that opens at `root`, if its work directory says so: `layer`, or the one inside.
 fn holder<L: Layer>(upper: &L, root: &L::Dir, layer: Option<&L>) -> Option<Holder> {
     let read = |owner: &L, dir: &L::Dir| {
-        let file = owner.open_file(dir, OsStr::new(RECORD), Access::Read).ok()?;
+        let file = owner.open_file(dir, OsStr::new(HOLDER), Access::Read).ok()?;
         let mut record = vec![0; RECORD_MAX];
         let length = owner.read_at(&file, &mut record, 0).ok()?;
         Holder::from_bytes(&record[..length])
@@ -393,11 +418,16 @@ fn empty<L: Layer>(layer: &L, dir: &L::Dir) -> Result<()> {
 pub(crate) fn is_ours(name: &OsStr, kind: Kind) -> bool {
     const DIRS: [&str; 2] = ["work", "index"];
     let starts = |prefix: &&str| name.as_bytes().starts_with(prefix.as_bytes());
-    [TEMP, CTIMES, TRIAL_MARKER].iter().chain(&NAMES).any(starts)
+    [TEMP, CTIMES, TRIAL_MARKER, RECORD].iter().chain(&NAMES).any(starts)
         || kind == Kind::Dir && DIRS.iter().any(|dir| name == *dir)
 }
 
-/// Removes everything in the work directory, of which these are the entries, but the index.
+/// Whether the entry `name` of the work directory is there for the next mount.
+pub(crate) fn is_kept(name: &OsStr, kind: Kind) -> bool {
+    index::is_kept(name, kind) || kind == Kind::File && name == RECORD
+}
+
+/// Removes everything in the work directory, of which these are the entries, but what the next mount has to know.
 fn sweep<L: Layer>(layer: &L, dir: &L::Dir, entries: &[(OsString, Kind)]) -> Result<()> {
     let mut swept = entries.iter().filter(|(name, kind)| !is_kept(name, *kind));
     swept.try_for_each(|(name, kind)| remove(layer, dir, name, *kind))

@@ -54,6 +54,7 @@ const NAMES: [&str; 24] = [
     ".wh..wh.long.00000000000000000000000000000000",
     "work",
     "numbers",
+    "record",
     "incompat",
 ];
 /// What files contain, symlinks lead to and attributes have as their value.

@@ -76,7 +76,9 @@ impl Bed {
 
     /// Panics if anything is in the work directory that is not kept for the next mount.
     pub fn check_work(&self) {
-        let kept = |name: &String| name.starts_with("link.") || ["numbers", "work", "index"].contains(&name.as_str());
+        let kept = |name: &String| {
+            name.starts_with("link.") || ["numbers", "record", "work", "index"].contains(&name.as_str())
+        };
         let left: Vec<_> = names(&self.work).into_iter().filter(|name| !kept(name)).collect();
         assert!(left.is_empty(), "left in the work directory of a fresh mount: {left:?}");
     }

@@ -49,6 +49,8 @@ const COPY_PIECE: usize = 128 * 1024;
 pub struct LinuxLayer {
     /// The top directory, by an O_PATH descriptor.
     root: OwnedFd,
+    /// Where it was opened.
+    path: PathBuf,
     /// The root is a clone of its mount that has no mounts inside.
     cloned: bool,
     capabilities: Capabilities,
@@ -98,8 +100,8 @@ impl LinuxLayer {
     pub fn open(path: &Path, for_writing: bool) -> Result<LinuxLayer> {
         let plain = open_top(CWD, path)?;
         match raw::private_clone(path, for_writing) {
-            Ok(root) => Self::with_root(root, true, for_writing),
-            Err(_) => Self::with_root(plain, false, for_writing),
+            Ok(root) => Self::with_root(path, root, true, for_writing),
+            Err(_) => Self::with_root(path, plain, false, for_writing),
         }
     }
 
@@ -110,11 +112,11 @@ impl LinuxLayer {
             Some(roots) => (true, roots),
             None => (false, plain),
         };
-        let [root, other] = roots.map(|root| Self::with_root(root, cloned, true));
-        Ok((root?, other?))
+        let [root, other_root] = roots;
+        Ok((Self::with_root(path, root, cloned, true)?, Self::with_root(other, other_root, cloned, true)?))
     }
 
-    fn with_root(root: OwnedFd, cloned: bool, for_writing: bool) -> Result<LinuxLayer> {
+    fn with_root(path: &Path, root: OwnedFd, cloned: bool, for_writing: bool) -> Result<LinuxLayer> {
         if stat_of(&rustix::fs::fstat(&root).map_err(error)?)?.kind != Kind::Dir {
             return Err(Error::new(ENOTDIR));
         }
@@ -125,6 +127,7 @@ impl LinuxLayer {
         Ok(LinuxLayer {
             capabilities: capabilities(&root, for_writing)?,
             root,
+            path: path.to_owned(),
             cloned,
             own: Owner { uid: uid.as_raw(), gid: gid.as_raw() },
             acts_as_others: for_writing && uid.is_root() && identity::can_act(),
@@ -576,6 +579,10 @@ impl Layer for LinuxLayer {
             Errno::XDEV | Errno::INVAL | Errno::NOTTY | Errno::NOSYS => Error::new(EOPNOTSUPP),
             other => convert::error(other),
         })
+    }
+
+    fn path(&self) -> Option<&Path> {
+        Some(&self.path)
     }
 
     fn epoch(&self) -> Option<u128> {

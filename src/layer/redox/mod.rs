@@ -540,6 +540,10 @@ impl Layer for RedoxLayer {
         Err(Error::new(EOPNOTSUPP))
     }
 
+    fn path(&self) -> Option<&Path> {
+        Some(Path::new(&self.top.path))
+    }
+
     fn epoch(&self) -> Option<u128> {
         None
     }
