@@ -30,7 +30,7 @@ const MOST: u8 = 40;
 const START: usize = 4096;
 
 /// Objects have these names. Few, so that they meet.
-const NAMES: [&str; 24] = [
+const NAMES: [&str; 25] = [
     "a",
     "b",
     "d",
