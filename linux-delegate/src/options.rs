@@ -85,7 +85,7 @@ Of mount(8):
 Accepted without effect:
   auto noauto user nouser users owner group nofail defaults comment _netdev helper uhelper private silent loud nomand iversion
   noiversion x-... X-...
-  user_id group_id xino metacopy=on|off index=off nfs_export=off uuid=auto|null|off noxattrs=0 fast_ino fast_ino_check context fscontext defcontext rootcontext
+  user_id group_id xino metacopy=on|off index=off nfs_export=off uuid=auto|null|off noxattrs=0 xattr_permissions=2 fast_ino fast_ino_check context fscontext defcontext rootcontext
   clone_fd max_idle_threads kernel_cache big_writes nonempty splice_read splice_write splice_move max_write
 ";
 
@@ -185,7 +185,7 @@ type Apply = fn(&mut MountOptions, &ListItem) -> Result<(), Error>;
 const LONG_WORDS: [&str; 4] = ["--verbose", "--debug", "--help", "--version"];
 
 /// The options whose value is looked at.
-const CHECKED: [(&str, Apply); 25] = [
+const CHECKED: [(&str, Apply); 26] = [
     ("remount", |options, item| item.switch(&mut options.remount, true)),
     ("allow_other", |options, item| item.switch(&mut options.allow_other, true)),
     ("uidmapping", |options, item| set(&mut options.identity.users, id_map(item))),
@@ -228,6 +228,7 @@ const CHECKED: [(&str, Apply); 25] = [
     ("nfs_export", |_, item| only(item, "off", "the tree cannot be exported by NFS")),
     ("uuid", |_, item| item.choice(&[("auto", ()), ("null", ()), ("off", ())])),
     ("metacopy", |_, item| item.choice(&[("off", ()), ("on", ())])),
+    ("xattr_permissions", |_, item| only(item, "2", "owners that cannot be given are recorded, and only these")),
     ("noxattrs", |_, item| only(item, "0", "there are always extended attributes where the layers have them")),
 ];
 
@@ -298,11 +299,10 @@ const WITHOUT_EFFECT: [&str; 37] = [
 ];
 
 /// The options of fuse-overlayfs, of libfuse and of the kernel's overlayfs that are not for us, with the reason.
-const REFUSED: [(&str, &str); 13] = [
+const REFUSED: [(&str, &str); 12] = [
     ("allow_root", "the kernel knows allow_other, for everybody, and nothing between"),
     ("auto_unmount", "a mount whose program was killed stays until it is unmounted"),
     ("subtype", "the type is always fuse.overlayfs-fuse"),
-    ("xattr_permissions", "owners and modes are written to the files themselves"),
     ("plugins", "there are no plug-ins for lower layers"),
     ("ino32_t", "inode numbers have 64 bits"),
     ("uid", "owners are shown by uidmapping and squash_to_uid"),
@@ -576,7 +576,11 @@ mod tests {
         assert!(list("static_nlink").static_nlink);
         assert!(list("allow_other,default_permissions").allow_other);
         assert_eq!(mounted(&["-o", r"lowerdir=/l,fsname=a\,b", "src", "/m"]).source, Some("a,b".into()));
-        assert_eq!(list("xino=auto,redirect_dir=on,metacopy=off,noxattrs=0,max_idle_threads=3").max_threads, None);
+        assert_eq!(
+            list("xino=auto,redirect_dir=on,metacopy=off,noxattrs=0,xattr_permissions=2,max_idle_threads=3")
+                .max_threads,
+            None
+        );
     }
 
     #[test]

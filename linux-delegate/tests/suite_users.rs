@@ -20,7 +20,7 @@ use rustix::fs::{
     AtFlags, CWD, FallocateFlags, FileType, Gid, Mode, RenameFlags, Timespec, Timestamps, Uid, XattrFlags,
 };
 use rustix::io::Errno;
-use test_common::{LowerGuard, Stage, mode, names, owner, put};
+use test_common::{Detail, LowerGuard, Snapshot, Stage, mode, names, owner, put};
 
 /// The user that [`as_another_user`] is.
 const USER: u32 = 4242;
@@ -454,5 +454,173 @@ fn redirects_of_root_count_wherever_they_are() {
     for (name, shown) in [("by-root", true), ("by-anybody", false), ("trusted", true), ("of-root", true)] {
         assert_eq!(bed.path("mount").join(name).join("file").exists(), shown, "{name}");
     }
+    mount.unmount();
+}
+
+/// What a user does in a tree of root's, and what is there then. The mount, by the program and with the options that are given, is in a
+/// namespace where the user may open the device.
+const SESSION: &str = r#"
+stage=$1 program=$2 options=$3; shift 3
+mount --bind "$stage/fuse" /dev/fuse
+{ cat /etc/passwd; echo user:x:4242:4242::/:/bin/sh; } > "$stage/passwd"
+mount --bind "$stage/passwd" /etc/passwd
+exec setpriv --reuid 4242 --regid 4242 --clear-groups "$@" sh -euc '
+umask 022
+cd "$1"
+"$2" -o "lowerdir=lower,upperdir=upper,workdir=work,$3" mount
+list() {
+    find . ! -name . -printf "%P %y %u %g %m %l\n" | sort
+    find . -type f | sort | xargs cat
+    getfattr -R -d -m "user\.[ac]" . | sort
+}
+session() {
+    echo new > dir/new
+    mv dir/new dir/renamed
+    mkdir dir/made
+    echo more >> dir/sub/file
+    chmod 700 dir/sub
+    chmod 755 dir/sub/deep
+    mv dir/gone dir/here
+    rm dir/removed
+    rm -r dir/tree
+    ln -s target dir/symlink
+    ln dir/linked dir/link
+    cp -a dir/sub/deep dir/copy
+    touch -d 2001-01-01 dir/copy/file
+    setfattr -n user.a -v b dir/here
+    : > dir/emptied
+}
+(cd mount; session; list)
+fusermount3 -u mount || umount mount
+tries=0
+until "$2" -o "lowerdir=lower,upperdir=upper,workdir=work,$3" mount; do tries=$((tries + 1)); test $tries -lt 50; sleep 0.1; done
+echo again
+(cd mount; list)
+fusermount3 -u mount || umount mount
+' sh "$stage" "$program" "$options"
+"#;
+
+/// A tree of root's, and directories of [`USER`]'s for one mount.
+fn roots_tree() -> Bed {
+    let bed = Bed::new();
+    let lower = bed.path("lower");
+    for file in ["sub/file", "sub/deep/file", "gone", "removed", "tree/a/b", "linked", "emptied"] {
+        let path = put::file(&lower.join("dir"), file, format!("{file}\n"));
+        mode(&path, 0o644);
+    }
+    owner(&lower.join("dir/gone"), 5, 6);
+    for dir in ["", "dir", "dir/sub", "dir/sub/deep", "dir/tree", "dir/tree/a"] {
+        mode(&lower.join(dir), 0o755);
+    }
+    mode(&put::dir(&lower, "shared"), 0o1777);
+    for name in ["upper", "work", "mount"] {
+        owner(&bed.stage.dir(name), USER, USER);
+    }
+    put::node(bed.stage.root(), "fuse", FileType::CharacterDevice, 0o666, rustix::fs::makedev(10, 229));
+    fs::copy(env!("CARGO_BIN_EXE_overlayfs-fuse"), bed.path("overlayfs-fuse")).unwrap();
+    bed
+}
+
+/// Runs a script that begins like [`SESSION`]; answers what it printed.
+fn in_a_session(bed: &Bed, script: &str, program: &Path, options: &str, namespace: &[&str]) -> String {
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-euc", script, "sh"]).arg(bed.stage.root()).arg(program).arg(options);
+    let output = command.args(namespace).stdin(Stdio::null()).output().unwrap();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{} with {options}: {error}", program.display());
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// A user edits a tree of root's that is shown as his: as with fuse-overlayfs, and as root does on an ordinary mount. The owners that cannot be given are
+/// recorded.
+#[test]
+fn a_user_edits_a_tree_of_roots() {
+    let in_a_namespace = &["unshare", "--user", "--map-root-user", "--mount"][..];
+    for (options, namespace) in [("squash_to_uid=4242,squash_to_gid=4242", &[][..]), ("squash_to_root", in_a_namespace)]
+    {
+        let found = ["overlayfs-fuse", "fuse-overlayfs"].map(|program| {
+            let bed = roots_tree();
+            // The user may not keep root's files from noting that they are read.
+            let before = Snapshot::take(&bed.path("lower"), Detail::Times);
+            let program = if program == "overlayfs-fuse" { bed.path(program) } else { program.into() };
+            let found = in_a_session(&bed, SESSION, &program, options, namespace);
+            before.assert_same(&Snapshot::take(&bed.path("lower"), Detail::Times), "the lower layer");
+            (bed, found)
+        });
+        let [(bed, ours), (_, theirs)] = &found;
+        assert!(ours.contains("dir/copy/file f"), "{ours}");
+        let (first, again) = ours.split_once("again\n").unwrap();
+        assert_eq!(first, again, "after another mount");
+        assert_eq!(first, theirs.split_once("again\n").unwrap().0, "fuse-overlayfs, with {options}");
+        let mut record = [0; 64];
+        let length =
+            rustix::fs::getxattr(bed.path("upper/dir/here"), "user.containers.override_stat", &mut record).unwrap();
+        let owner = if namespace.is_empty() { "5:6" } else { "65534:65534" };
+        assert_eq!(std::str::from_utf8(&record[..length]).unwrap(), format!("{owner}:644"));
+        // root's mount does not take a user's word for it.
+        let mount = Mount::new(&bed.path("mount"), &format!("lowerdir={}", bed.path("upper").display()));
+        assert_eq!(fs::metadata(bed.path("mount/dir/here")).unwrap().uid(), USER);
+        mount.unmount();
+    }
+}
+
+/// Without squashing: what belongs to others goes on showing so when a user's mount has copied it up.
+const SHARED: &str = r#"
+stage=$1 program=$2; shift 3
+mount --bind "$stage/fuse" /dev/fuse
+{ cat /etc/passwd; echo user:x:4242:4242::/:/bin/sh; } > "$stage/passwd"
+mount --bind "$stage/passwd" /etc/passwd
+exec setpriv --reuid 4242 --regid 4242 --clear-groups "$@" sh -euc '
+cd "$1"
+for turn in 1 2; do
+    tries=0
+    until "$2" -o lowerdir=lower,upperdir=upper,workdir=work mount; do tries=$((tries + 1)); test $tries -lt 50; sleep 0.1; done
+    mkdir mount/shared/$turn
+    stat -c "%u:%g %a" mount/shared mount/shared/$turn mount/dir
+    touch mount/dir/new || echo refused
+    fusermount3 -u mount
+done
+' sh "$stage" "$program"
+"#;
+
+#[test]
+fn an_owner_that_cannot_be_given_shows() {
+    let bed = roots_tree();
+    let found = in_a_session(&bed, SHARED, &bed.path("overlayfs-fuse"), "", &[]);
+    assert_eq!(found, "0:0 1777\n4242:4242 755\n0:0 755\nrefused\n".repeat(2));
+    assert_eq!(fs::metadata(bed.path("upper/shared")).unwrap().uid(), USER);
+}
+
+/// In root's mount a record counts only where root alone can have written it, and none can be made through a mount.
+#[test]
+fn records_of_others_mean_nothing_to_root() {
+    const RECORD: &str = "user.containers.override_stat";
+    let bed = Bed::new();
+    let lower = bed.path("lower");
+    attribute(&lower, RECORD, "0:0:755");
+    for (name, id, bits) in [("root", 0, 0o644), ("user", USER, 0o644), ("anybody", 0, 0o666)] {
+        attribute(&file_of(id, &lower, name, "content", bits), RECORD, "7:8:4755");
+    }
+    let shown = |name: &str| {
+        let stat = fs::metadata(bed.path("mount").join(name)).unwrap();
+        (stat.uid(), stat.gid(), stat.mode() & 0o7777)
+    };
+    let mount = bed.mount("");
+    assert_eq!(shown("root"), (7, 8, 0o4755));
+    assert_eq!(shown("user"), (USER, USER, 0o644));
+    assert_eq!(shown("anybody"), (0, 0, 0o666));
+    for name in ["root", "user"] {
+        let path = bed.path("mount").join(name);
+        assert_eq!(rustix::fs::getxattr(&path, RECORD, &mut [0; 64]), Err(Errno::NODATA));
+        attribute(&path, RECORD, "0:0:6777");
+    }
+    mount.unmount();
+    for (name, expected) in [("root", (7, 8, 0o4755)), ("user", (USER, USER, 0o644))] {
+        let stat = fs::metadata(bed.path("upper").join(name)).unwrap();
+        assert_eq!((stat.uid(), stat.gid(), stat.mode() & 0o7777), expected);
+    }
+    let mount = bed.mount("");
+    assert_eq!(shown("root"), (7, 8, 0o4755));
+    assert_eq!(shown("user"), (USER, USER, 0o644));
     mount.unmount();
 }

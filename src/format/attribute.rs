@@ -8,10 +8,31 @@ use std::borrow::Cow;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
-/// What the names begin with by which overlays mark their layers: the kernel's, fuse-overlayfs and this one.
-const OWN: [&str; 4] = ["trusted.overlay.", "user.overlay.", "user.fuseoverlayfs.", "trusted.fuseoverlayfs."];
+use crate::layer::Owner;
+
+/// What the names begin with by which overlays mark their layers: the kernel's, fuse-overlayfs and this one; and the tools of containers.
+const OWN: [&str; 5] =
+    ["trusted.overlay.", "user.overlay.", "user.fuseoverlayfs.", "trusted.fuseoverlayfs.", "user.containers."];
 /// What stands behind that in the name of an attribute that is no mark.
 const ESCAPE: &str = "overlay.";
+
+/// The attribute that says whose an object is shown as where it could not be given to him, and the older name that is only read.
+pub const OWNER_RECORD: &str = "user.containers.override_stat";
+pub const OWNER_RECORDS: [&str; 2] = [OWNER_RECORD, "user.fuseoverlayfs.override_stat"];
+
+/// An owner, and a mode of `0o7777` at most, as the attribute has them: `UID:GID:MODE`, the mode in octal.
+pub fn owner_record(owner: Owner, mode: u32) -> String {
+    format!("{}:{}:{mode:o}", owner.uid, owner.gid)
+}
+
+/// What [`owner_record`] wrote, or another program, which may have added the kind of the object. None if it is no such thing.
+pub fn recorded_owner(value: &[u8]) -> Option<(Owner, u32)> {
+    let mut words = std::str::from_utf8(value).ok()?.split(':');
+    let mut id = || words.next()?.parse().ok().filter(|id| *id != u32::MAX);
+    let owner = Owner { uid: id()?, gid: id()? };
+    let mode = u32::from_str_radix(words.next()?, 8).ok()?;
+    Some((owner, mode & 0o7777))
+}
 
 /// The name by which layers store the attribute that the merged tree shows as `name`.
 pub fn stored(name: &OsStr) -> Cow<'_, OsStr> {
@@ -53,6 +74,20 @@ mod tests {
             let (name, kept) = (OsStr::new(name), OsStr::new(kept));
             assert_eq!(stored(name), kept);
             assert_eq!(shown(kept).as_deref(), Some(name));
+        }
+    }
+
+    #[test]
+    fn an_owner_is_read_as_it_was_written() {
+        let owner = Owner { uid: 1000, gid: 0 };
+        assert_eq!(owner_record(owner, 0o4755), "1000:0:4755");
+        for record in ["1000:0:4755", "1000:0:0104755", "1000:0:4755:file"] {
+            assert_eq!(recorded_owner(record.as_bytes()), Some((owner, 0o4755)), "{record}");
+        }
+        for bad in
+            ["", "1000", "1000:0", "-1:0:755", "4294967295:0:755", "0:4294967295:755", "0:0:8", "a:b:c", "\u{ff}"]
+        {
+            assert_eq!(recorded_owner(bad.as_bytes()), None, "{bad}");
         }
     }
 

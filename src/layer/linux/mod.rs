@@ -17,6 +17,7 @@
 mod convert;
 mod identity;
 mod raw;
+mod record;
 mod through;
 mod xattr;
 
@@ -41,6 +42,7 @@ use super::{
 };
 use convert::{error, kind_of, mode_of, stat_of, timespec};
 use identity::ActingAs;
+use record::Records;
 
 /// The largest piece that is copied through memory at a time, in bytes.
 const COPY_PIECE: usize = 128 * 1024;
@@ -58,6 +60,8 @@ pub struct LinuxLayer {
     own: Owner,
     /// The daemon can create objects in any name.
     acts_as_others: bool,
+    /// The owners that could not be given.
+    records: Records,
     /// What [`Layer::epoch`] answers, asked for while files outside the layer can be opened.
     epoch: Option<u128>,
     /// The descriptor whose lock holds the layer.
@@ -124,12 +128,14 @@ impl LinuxLayer {
             rustix::process::umask(Mode::empty());
         }
         let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
+        let own = Owner { uid: uid.as_raw(), gid: gid.as_raw() };
         Ok(LinuxLayer {
             capabilities: capabilities(&root, for_writing)?,
+            records: Records::new(root.as_fd(), own, for_writing),
             root,
             path: path.to_owned(),
             cloned,
-            own: Owner { uid: uid.as_raw(), gid: gid.as_raw() },
+            own,
             acts_as_others: for_writing && uid.is_root() && identity::can_act(),
             epoch: boot(),
             held: Mutex::new(None),
@@ -348,7 +354,13 @@ impl Layer for LinuxLayer {
             return Ok(*stat);
         }
         match (self.target(object), object) {
-            (Ok(target), _) => target.stat(),
+            (Ok(target), _) => {
+                let stat = target.stat()?;
+                Ok(match self.record(object, &stat) {
+                    Some((Owner { uid, gid }, mode)) => Stat { uid, gid, mode, ..stat },
+                    None => stat,
+                })
+            }
             (Err(crossing), Object::Entry(dir, name)) if is_crossing(crossing) => covered(dir.fd()?, name),
             (Err(other), _) => Err(other),
         }
@@ -356,11 +368,23 @@ impl Layer for LinuxLayer {
 
     fn set_owner(&self, object: Object<'_, Self>, owner: Owner) -> Result<()> {
         let target = self.change(object)?;
-        change_owner(target.as_fd(), target.name, target.flags, owner)
+        if let Some((own, (_, mode))) = self.recorded(object, &target)? {
+            return self.set_record(object, &own, owner, mode);
+        }
+        match change_owner(target.as_fd(), target.name, target.flags, owner) {
+            Err(error) if self.records.takes(error) => {
+                let own = target.stat()?;
+                self.set_record(object, &own, owner, own.mode)
+            }
+            changed => changed,
+        }
     }
 
     fn set_mode(&self, object: Object<'_, Self>, mode: u32) -> Result<()> {
         let target = self.change(object)?;
+        if let Some((own, (owner, _))) = self.recorded(object, &target)? {
+            return self.set_record(object, &own, owner, mode);
+        }
         raw::change_mode(target.as_fd(), target.name, target.flags, mode_of(mode)).map_err(error)
     }
 
@@ -382,7 +406,14 @@ impl Layer for LinuxLayer {
     }
 
     fn set_xattr(&self, object: Object<'_, Self>, name: &OsStr, value: &[u8], mode: XattrMode) -> Result<()> {
-        self.with_xattrs(object, |place| xattr::set(place, name, value, mode))
+        self.with_xattrs(object, |place| xattr::set(place, name, value, mode))?;
+        // An ACL has changed the object's own mode.
+        if name == "system.posix_acl_access"
+            && let Some((own, (owner, mode))) = self.recorded(object, &self.target(object)?)?
+        {
+            self.set_record(object, &own, owner, mode & 0o7000 | own.mode & 0o777)?;
+        }
+        Ok(())
     }
 
     fn remove_xattr(&self, object: Object<'_, Self>, name: &OsStr) -> Result<()> {
@@ -421,9 +452,9 @@ impl Layer for LinuxLayer {
         self.own
     }
 
-    /// True for the daemon's own ids, and for all others if it is root and has CAP_SETPCAP, CAP_SETUID and CAP_SETGID.
+    /// True for the daemon's own ids, and for all others of its user namespace if it is root and has CAP_SETPCAP, CAP_SETUID and CAP_SETGID.
     fn creates_as(&self, owner: Owner) -> bool {
-        owner == self.own || (self.acts_as_others && owner.uid != u32::MAX && owner.gid != u32::MAX)
+        owner == self.own || (self.acts_as_others && self.records.has_ids(owner))
     }
 
     fn create_file(&self, dir: &Dir, name: &OsStr, mode: u32, owner: Owner) -> Result<File> {
@@ -641,6 +672,30 @@ impl LinuxLayer {
             }
         };
         call(opened.map_err(error).map_err(covered_is_busy)?.as_fd()).map_err(no_such_call)
+    }
+
+    /// The owner and the mode that are recorded of an object, which has these attributes of its own.
+    fn record(&self, object: Object<'_, Self>, own: &Stat) -> Option<(Owner, u32)> {
+        if !self.records.may_be_on(own) {
+            return None;
+        }
+        self.with_xattrs(object, |place| Ok(self.records.read(place))).ok().flatten()
+    }
+
+    /// As [`LinuxLayer::record`], with the object's own attributes, before these change. Nothing is asked where there are no records.
+    fn recorded(&self, object: Object<'_, Self>, target: &Target<'_>) -> Result<Option<(Stat, (Owner, u32))>> {
+        if !self.records.are_any() {
+            return Ok(None);
+        }
+        let own = target.stat()?;
+        Ok(self.record(object, &own).map(|record| (own, record)))
+    }
+
+    fn set_record(&self, object: Object<'_, Self>, own: &Stat, owner: Owner, mode: u32) -> Result<()> {
+        if owner.uid == u32::MAX || owner.gid == u32::MAX {
+            return Err(Error::new(EINVAL));
+        }
+        self.with_xattrs(object, |place| self.records.write(self.root.as_fd(), place, own, owner, mode & 0o7777))
     }
 
     /// Makes a call on the extended attributes of an object. EBUSY if it is covered.

@@ -1,0 +1,114 @@
+//! Owners that the daemon cannot give, written down in an attribute.
+//!
+//! A user's daemon gives no object to another, and in a user namespace there are no other ids than those that are mapped. Where chown(2) is
+//! refused so, the owner, the group and the mode become the attribute [`RECORD`] of the object, and [`Layer::stat`](crate::layer::Layer::stat)
+//! answers from it. The object itself stays the daemon's, with the mode that it was made with. Podman and fuse-overlayfs read and write the same.
+//!
+//! The attribute of the top of a layer says that there may be records in it, so a layer without any costs nothing. A record counts
+//! only on what is the daemon's own and, unless the daemon is such a user's, what others cannot write: then nobody else wrote it. Only files and directories have such
+//! attributes; the owner of anything else is lost.
+
+use std::ffi::OsStr;
+use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::io::{Errno, Result};
+use syscall::error::{EINVAL, EOVERFLOW, EPERM, Error};
+
+use super::xattr::{self, Place};
+use crate::format::attribute::{OWNER_RECORD, OWNER_RECORDS, owner_record, recorded_owner};
+use crate::layer::{Kind, Owner, Stat, XattrMode};
+
+/// What is known of the records of one layer.
+pub struct Records {
+    /// The daemon writes them where it cannot give an owner.
+    writes: bool,
+    /// There may be some.
+    any: AtomicBool,
+    /// Who the daemon is.
+    own: Owner,
+    users: Ids,
+    groups: Ids,
+}
+
+/// The ids that there are in this user namespace: the first one and the count of each range.
+struct Ids(Vec<(u32, u32)>);
+
+impl Ids {
+    fn of_this_namespace(map: &str) -> Self {
+        let map = std::fs::read_to_string(map).unwrap_or_default();
+        let range = |line: &str| {
+            let mut numbers = line.split_whitespace().map(|word| word.parse().ok());
+            Some((numbers.next()??, numbers.nth(1)??))
+        };
+        let ranges: Vec<_> = map.lines().filter_map(range).collect();
+        // All, where nobody tells.
+        Ids(if ranges.is_empty() { vec![(0, u32::MAX)] } else { ranges })
+    }
+
+    fn has(&self, id: u32) -> bool {
+        self.0.iter().any(|(first, count)| id.checked_sub(*first).is_some_and(|distance| distance < *count))
+    }
+}
+
+impl Records {
+    /// Those of the layer with this top directory.
+    pub fn new(root: BorrowedFd<'_>, own: Owner, for_writing: bool) -> Self {
+        let [users, groups] = ["uid_map", "gid_map"].map(|map| Ids::of_this_namespace(&format!("/proc/self/{map}")));
+        let gives_all = own.uid == 0 && [&users, &groups].into_iter().all(|ids| ids.has(0) && ids.has(u32::MAX - 1));
+        let any = OWNER_RECORDS.iter().any(|name| xattr::get(top(root), OsStr::new(name)).is_ok());
+        Self { writes: for_writing && !gives_all, any: AtomicBool::new(any), own, users, groups }
+    }
+
+    /// Whether there are such ids.
+    pub fn has_ids(&self, owner: Owner) -> bool {
+        self.users.has(owner.uid) && self.groups.has(owner.gid)
+    }
+
+    /// Whether an owner that chown(2) refused so is to be recorded.
+    pub fn takes(&self, refused: Error) -> bool {
+        self.writes && matches!(refused.errno, EPERM | EINVAL | EOVERFLOW)
+    }
+
+    /// Whether an object that has these attributes of its own may have a record that counts.
+    pub fn may_be_on(&self, object: &Stat) -> bool {
+        let only_ours = object.uid == self.own.uid && (self.writes || object.mode & 0o022 == 0);
+        self.are_any() && only_ours && holds_record(object.kind)
+    }
+
+    /// Whether there may be records in the layer.
+    pub fn are_any(&self) -> bool {
+        self.any.load(Ordering::Relaxed)
+    }
+
+    /// The owner and the mode that an object's record says.
+    pub fn read(&self, object: Place<'_>) -> Option<(Owner, u32)> {
+        let value = |name: &&str| xattr::get(object, OsStr::new(name)).ok();
+        recorded_owner(&OWNER_RECORDS.iter().find_map(value)?)
+    }
+
+    /// Records the owner and the mode of an object, which has these attributes of its own, in the layer with this top directory.
+    pub fn write(&self, root: BorrowedFd<'_>, object: Place<'_>, own: &Stat, owner: Owner, mode: u32) -> Result<()> {
+        if !holds_record(own.kind) {
+            return Ok(());
+        }
+        if !self.are_any() {
+            let stat = rustix::fs::statat(root, "", rustix::fs::AtFlags::EMPTY_PATH)?;
+            let value = owner_record(Owner { uid: stat.st_uid, gid: stat.st_gid }, stat.st_mode & 0o7777);
+            match xattr::set(top(root), OsStr::new(OWNER_RECORD), value.as_bytes(), XattrMode::Create) {
+                Err(Errno::EXIST) => {}
+                marked => marked?,
+            }
+            self.any.store(true, Ordering::Relaxed);
+        }
+        xattr::set(object, OsStr::new(OWNER_RECORD), owner_record(owner, mode).as_bytes(), XattrMode::Set)
+    }
+}
+
+fn holds_record(kind: Kind) -> bool {
+    matches!(kind, Kind::File | Kind::Dir)
+}
+
+fn top(root: BorrowedFd<'_>) -> Place<'_> {
+    Place::Entry(root, OsStr::new("."))
+}
