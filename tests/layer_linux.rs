@@ -760,7 +760,15 @@ fn without_the_rights_only_the_own_name_is_possible() {
         let stat = layer.stat(Object::File(&file)).unwrap();
         assert_eq!((stat.uid, stat.gid, stat.mode), (ALICE.uid, ALICE.gid, 0o666));
         fails(layer.create_file(&root, n("other"), 0o666, ROOT), EPERM);
-        fails(layer.set_owner(Object::File(&file), ROOT), EPERM);
+        // What cannot be given is recorded, and shown from the record by the next layer too; the object itself stays as it is.
+        layer.set_owner(Object::File(&file), ROOT).unwrap();
+        layer.set_mode(Object::File(&file), 0o4711).unwrap();
+        for layer in [layer, LinuxLayer::open(temp.path(), true).unwrap()] {
+            let stat = layer.stat(Object::Entry(&root, n("file"))).unwrap();
+            assert_eq!((stat.uid, stat.gid, stat.mode), (ROOT.uid, ROOT.gid, 0o4711));
+        }
+        let own = fs::metadata(temp.path().join("file")).unwrap();
+        assert_eq!((own.uid(), own.gid(), own.mode() & 0o7777), (ALICE.uid, ALICE.gid, 0o666));
     });
 }
 
