@@ -122,7 +122,7 @@ impl Record {
             body.extend(format!("lower {digest:032x} {}\n", escape(path)).bytes());
         }
         let end = end_line(&body);
-        body.extend(end.bytes().chain([b'\n']));
+        body.extend(end.bytes().chain(*b"\n"));
         body
     }
 
