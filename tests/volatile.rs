@@ -78,7 +78,11 @@ fn nothing_is_synced_before_the_end() {
     // Where the order of changes is not kept, the redirect and the marker are brought to the disk before their step.
     let ordered = OsLayer::open(&std::env::temp_dir(), true).unwrap().capabilities().ordered;
     let dirs = if ordered { 1 } else { 3 };
-    assert_eq!(changing, [4, dirs, 0], "the copy, the caller's file and its number, the redirect; the caller's directory");
+    assert_eq!(
+        changing,
+        [4, dirs, 0],
+        "the copy, the caller's file and its number, the redirect; the caller's directory"
+    );
     assert_eq!(ending, [0, 0, 0]);
 }
 
