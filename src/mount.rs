@@ -66,6 +66,7 @@ pub fn mount(options: &Options) -> Result<Overlay<OsLayer>, Error> {
     let Options { volatile, reuse_volatile, whole_copies, trusted, no_redirects, format, read_only, .. } = *options;
     let settings =
         Settings { volatile, reuse_volatile, whole_copies, trusted, no_redirects, format, ..Settings::default() };
+    let settings = Settings { read_only_upper: read_only && options.upper.is_some(), ..settings };
     Overlay::with_settings(layers, settings).map_err(|cause| {
         let upper = options.upper.as_ref().or(options.lowers.first());
         let work = options.work.as_ref().filter(|_| !read_only);

@@ -47,6 +47,14 @@ fn mount(stage: &Stage, counts: &Counts) -> Merged {
     mount_with(stage, counts, Settings::default())
 }
 
+/// As [`mount`], with the upper layer only read, and these lower layers.
+fn mount_read_only(stage: &Stage, counts: &Counts, lowers: &[&str]) -> Merged {
+    let open = |name: &&str| Counted::new(OsLayer::open(&stage.path(name), false).unwrap(), counts);
+    let lowers = ["upper"].iter().chain(lowers).map(open).collect();
+    let settings = Settings { read_only_upper: true, ..Settings::default() };
+    Overlay::with_settings(Layers { upper: None, work: None, lowers }, settings).unwrap()
+}
+
 fn find(overlay: &Merged, path: &str) -> Arc<Node<Counted<OsLayer>>> {
     path.split('/').fold(overlay.root().clone(), |dir, name| overlay.lookup(&dir, OsStr::new(name)).unwrap())
 }
@@ -236,6 +244,9 @@ fn a_file_is_what_was_written_over_remounts_and_kills() {
             match op {
                 Op::Kill => {
                     kill(overlay, &counts);
+                    let upper = LowerGuard::new([stage.path("upper")]);
+                    prop_assert!(model.is_shown_by(&mount_read_only(&stage, &counts, &["lower"])), "read-only");
+                    drop(upper);
                     overlay = mount(&stage, &counts);
                 }
                 Op::Remount => {
@@ -723,4 +734,115 @@ fn a_partial_copy_that_does_not_say_what_lends_is_read() {
     }
     assert!(read(&mount(&stage, &counts), "dir/file") == changed);
     assert_eq!(names(&dir), ["file"]);
+}
+
+/// What a file of a mount shows, but for the inode number and the time of last change of status, which the work directory knows.
+fn shown(overlay: &Merged, path: &str) -> (Vec<u8>, Stat) {
+    let node = find(overlay, path);
+    let stat = overlay.stat(&node).unwrap();
+    let bytes = read(overlay, path);
+    assert!(holes_are_holes(overlay, &node, &bytes));
+    assert_eq!(overlay.stat(&node).unwrap(), stat);
+    (bytes, Stat { ino: 0, dev: 0, ctime: Time::default(), blocks: 0, ..stat })
+}
+
+/// Wherever the daemon was killed, a read-only mount shows what the next one that may write does, and leaves the layers as they are.
+#[test]
+fn a_read_only_mount_shows_what_a_killed_daemon_left() {
+    let ops = [
+        Op::Mode(0o640),
+        Op::Write(70_000, 3000, 7),
+        Op::Append(5000, 8),
+        Op::Truncate(300_000),
+        Op::Truncate(900_000),
+        Op::Times(77),
+        Op::Sync,
+    ];
+    // And what becomes of the map when the system goes down.
+    let maps: [fn(&std::path::Path); 3] = [
+        |_| {},
+        |map| fs::remove_file(map).unwrap(),
+        |map| {
+            let mut bytes = fs::read(map).unwrap();
+            bytes.iter_mut().take(1).for_each(|byte| *byte ^= 1);
+            fs::write(map, bytes).unwrap();
+        },
+    ];
+    let mut partial = [0; 3];
+    for stop in 0.. {
+        let index = stop as usize % maps.len();
+        let (stage, counts) = (stage(), Counts::default());
+        let overlay = mount(&stage, &counts);
+        let mut model = Model::new(&stage);
+        counts.stop_after(stop);
+        let ended = ops.iter().all(|op| {
+            let done = model.do_to(&overlay, op).is_ok();
+            model.apply(op);
+            done
+        });
+        kill(overlay, &counts);
+        if let Some(map) = map(&stage.path("upper/dir")) {
+            maps[index](&map);
+            partial[index] += 1;
+        }
+        let guard = LowerGuard::new([stage.path("upper"), stage.path("lower")]);
+        let found = shown(&mount_read_only(&stage, &counts, &["lower"]), "dir/file");
+        drop(guard);
+        assert!(found == shown(&mount(&stage, &counts), "dir/file"), "map {index}, stopped after {stop} calls");
+        if ended {
+            break;
+        }
+    }
+    assert!(partial.iter().all(|count| *count > 5), "{partial:?}");
+}
+
+/// The map of a partial copy in `dir`, if there is one.
+fn map(dir: &std::path::Path) -> Option<std::path::PathBuf> {
+    let names = if dir.exists() { names(dir) } else { Vec::new() };
+    names.iter().find(|name| name.starts_with(".wh..wh.map.")).map(|name| dir.join(name))
+}
+
+#[test]
+fn a_read_only_mount_shows_no_change_of_another_file() {
+    let (stage, counts) = (stage(), Counts::default());
+    put::file(&stage.dir("newer/dir"), "file", vec![b'n'; SIZE]);
+    let overlay = mount(&stage, &counts);
+    overlay.write_at(&overlay.open(&find(&overlay, "dir/file")), b"changed", 70_000).unwrap();
+    let changed = read(&overlay, "dir/file");
+    kill(overlay, &counts);
+    let _guard = LowerGuard::new(["upper", "lower", "newer"].map(|name| stage.path(name)));
+    assert!(read(&mount_read_only(&stage, &counts, &["newer", "lower"]), "dir/file") == vec![b'n'; SIZE]);
+    let options = overlayfs::options::Options {
+        lowers: vec![stage.path("lower")],
+        upper: Some(stage.path("upper")),
+        read_only: true,
+        ..Default::default()
+    };
+    let overlay = overlayfs::mount::mount(&options).unwrap();
+    // Also after it was forgotten.
+    for _ in 0..2 {
+        let dir = overlay.lookup(overlay.root(), OsStr::new("dir")).unwrap();
+        let node = overlay.lookup(&dir, OsStr::new("file")).unwrap();
+        let mut bytes = vec![0; 2 * SIZE];
+        let handle = overlay.open(&node);
+        assert_eq!(overlay.read_at(&handle, &mut bytes, 0).unwrap(), SIZE);
+        assert!(bytes[..SIZE] == changed);
+        drop(handle);
+        overlay.release(node);
+    }
+}
+
+#[test]
+fn a_read_only_mount_shows_nothing_of_a_removed_file() {
+    let (stage, counts) = (stage(), Counts::default());
+    let overlay = mount(&stage, &counts);
+    overlay.set_mode(&find(&overlay, "dir/file"), 0o600).unwrap();
+    kill(overlay, &counts);
+    // As if killed between the whiteout and the removal.
+    let marker = put::file(&stage.path("upper/dir"), ".wh.file", "");
+    let overlay = mount_read_only(&stage, &counts, &["lower"]);
+    assert!(overlay.lookup(&find(&overlay, "dir"), OsStr::new("file")).is_err());
+    fs::remove_file(marker).unwrap();
+    put::file(&stage.path("upper/dir"), "file", "another");
+    assert_eq!(read(&mount_read_only(&stage, &counts, &["lower"]), "dir/file"), b"another");
 }

@@ -64,10 +64,15 @@ impl<L: Layer> Overlay<L> {
             return Ok(Some(child.clone()));
         }
         let from = dir.shown(slot).ok_or(Error::new(EIO))?.clone();
-        if let (true, Some(upper)) = (slot.part, &dir.upper) {
-            let child = self.load_partial(parent, upper, &from, name)?;
+        if slot.part {
+            // One that is only read is not kept when its node is forgotten.
+            let (child, stays) = match (&dir.upper, lowers.first()) {
+                (Some(upper), _) => (self.load_partial(parent, upper, &from, name)?, false),
+                (None, Some(top)) => (self.show_partial(parent, top, &from, name)?, true),
+                (None, None) => return Err(Error::new(EIO)),
+            };
             if let Some(slot) = self.read_dir(parent, dir)?.get_mut(name) {
-                (slot.part, slot.child) = (false, child.clone());
+                (slot.part, slot.child) = (stays && child.is_some(), child.clone());
             }
             return if child.is_some() { Ok(child) } else { self.load(parent, dir, name) };
         }

@@ -17,6 +17,7 @@ use syscall::error::{EIO, ENOENT, Error};
 use super::Overlay;
 use super::names::Names;
 use super::node::{Dir, Node};
+use super::partial::lender;
 use super::stack::LayerDir;
 use super::trust::{Author, Way};
 use super::xattr::names;
@@ -89,6 +90,10 @@ impl<L: Layer> Overlay<L> {
                 for name in &listing.whiteouts {
                     names.close(name);
                 }
+                if self.partials.shown && lower.index() == 0 {
+                    parts = listing.parts;
+                    parts.retain(|(_, name)| !listing.whiteouts.contains(name));
+                }
                 rest.reverse();
                 self.narrow(&lower, &listing.marks, &mut rest)?;
                 rest.reverse();
@@ -97,6 +102,8 @@ impl<L: Layer> Overlay<L> {
             names.finish();
             if let Some(upper) = &dir.upper {
                 dir.foreign |= self.sort_parts(upper, &lowers, &mut names, &parts, &maps)?;
+            } else {
+                self.show_parts(&lowers, &mut names, &parts)?;
             }
             dir.lowers = lowers;
             self.known.add_dir(node, names.len());
@@ -119,10 +126,7 @@ impl<L: Layer> Overlay<L> {
         for part in parts {
             let (source, name) = part;
             let slot = names.get_mut(name);
-            let lender = match slot.as_ref().and_then(|slot| slot.lower.as_ref()) {
-                Some(lower) if lower.kind == Kind::File => lowers.get(lower.dir as usize),
-                _ => None,
-            };
+            let lender = slot.as_deref().and_then(|slot| lender(slot, lowers));
             let is_lent = self.is_lent_by(lender, part)?;
             match slot {
                 Some(slot) if slot.upper.is_some() || slot.whiteout => {
@@ -138,14 +142,7 @@ impl<L: Layer> Overlay<L> {
                 _ => {}
             }
             lost = true;
-            let file = format::part_names(name, *source, self.name_max).map(|(file, _)| file).unwrap_or_default();
-            let why = match lender {
-                Some(_) => "the lower layers have another file than the one that was being changed",
-                None => "no lower layer has the file",
-            };
-            log::warn!(
-                "a change of {name:?} is not shown, since {why}; what was written is kept beside it, in {file:?}"
-            );
+            self.tell_lost(part, lender.is_some());
         }
         for map in maps.iter().filter(|map| !parts.contains(map)) {
             left |= !self.discard_part(dir, map);
@@ -154,6 +151,16 @@ impl<L: Layer> Overlay<L> {
             self.partials.lost.store(true, Ordering::Relaxed);
         }
         Ok(lost || left)
+    }
+
+    /// Says that a partial copy is not shown, where the lower layers have another file of its name or none.
+    pub(super) fn tell_lost(&self, (source, name): &PartOf, is_other: bool) {
+        let file = format::part_names(name, *source, self.name_max).map(|(file, _)| file).unwrap_or_default();
+        let why = match is_other {
+            true => "the lower layers have another file than the one that was being changed",
+            false => "no lower layer has the file",
+        };
+        log::warn!("a change of {name:?} is not shown, since {why}; what was written is kept beside it, in {file:?}");
     }
 
     /// Takes from `rest`, the directories that would merge below `dir`, what the marks in `dir` say.

@@ -127,6 +127,8 @@ pub struct Settings {
     /// A directory that lower layers have cannot be renamed (EXDEV), so that the upper layer gets no redirects, which other programs that read it
     /// do not know. Those that are there are followed.
     pub no_redirects: bool,
+    /// The topmost of the lower layers is an upper layer that is only read: what an overlay that was killed left in it counts.
+    pub read_only_upper: bool,
     /// How the upper layer is to be written. None: as it is written already, a new one as an OCI image layer.
     pub format: Option<Wanted>,
     /// How many directories and names in them are remembered before some are forgotten. None: as many as is usual.
@@ -195,7 +197,7 @@ impl<L: Layer> Overlay<L> {
             (Some(upper), Some(work)) => Ctimes::open(upper, &*stack.open(work.dir())?),
             _ => Ctimes::default(),
         };
-        let partials = Partials::new(&stack, settings.whole_copies, format)?;
+        let partials = Partials::new(&stack, settings, format)?;
         let inodes = Inodes::new(&stack.marked_devices().collect::<Vec<_>>(), has_upper, claims);
         let dir = Dir::unread(stack.upper_root().cloned(), stack.lower_roots().to_vec());
         let state = State::root(has_upper, attr, inodes.visible(attr.dev, attr.ino));

@@ -42,7 +42,7 @@ pub struct Slot<L: Layer> {
     pub upper: Option<Upper>,
     /// Whether the upper layer has the marker of this name.
     pub whiteout: bool,
-    /// Whether the upper layer has a partial copy of this name, until somebody looks it up.
+    /// Whether the upper layer has a partial copy of this name, until somebody looks it up. One that is only read may have it all the time.
     pub part: bool,
     /// What the lower layers have under this name, as if there were no upper layer.
     pub lower: Option<Lower>,

@@ -9,10 +9,10 @@ use syscall::error::{EEXIST, EIO, Error};
 
 use crate::format::{self, Format};
 use crate::layer::{Access, Kind, Layer, Result};
-use crate::overlay::Overlay;
 use crate::overlay::names::Slot;
 use crate::overlay::node::Node;
 use crate::overlay::stack::{LayerDir, Stack};
+use crate::overlay::{Overlay, Settings};
 use crate::sync::Lock;
 
 /// The partial copies of an overlay.
@@ -21,6 +21,8 @@ pub(in crate::overlay) struct Partials<L: Layer> {
     pub(super) nodes: Lock<HashMap<u64, Arc<Node<L>>>>,
     /// Whether there are to be none.
     pub(super) unwanted: bool,
+    /// Whether there may be some in the topmost layer, which is an upper layer that is only read.
+    pub(in crate::overlay) shown: bool,
     /// Whether the upper layer has the mark.
     pub(super) marked: AtomicBool,
     /// Whether it had it at the start, so that there may be some that were not met.
@@ -30,10 +32,15 @@ pub(in crate::overlay) struct Partials<L: Layer> {
 }
 
 impl<L: Layer> Partials<L> {
-    /// Those of an overlay that begins: `unwanted`, or not to be had in an upper layer of this format. Lower layers with the mark are
+    /// Those of an overlay that begins: not wanted, or not to be had in an upper layer of this format. Lower layers with the mark are
     /// complained about.
-    pub fn new(stack: &Stack<L>, unwanted: bool, format: Format) -> Result<Self> {
+    pub fn new(stack: &Stack<L>, settings: Settings, format: Format) -> Result<Self> {
+        let mut shown = false;
         for root in stack.lower_roots().iter().filter(|root| is_marked(stack, root)) {
+            if settings.read_only_upper && root.index() == 0 {
+                shown = true;
+                continue;
+            }
             log::warn!(
                 "an overlay did not complete layer {}: large files that it changed show as they were before",
                 root.index()
@@ -42,10 +49,10 @@ impl<L: Layer> Partials<L> {
         // They need reserved names.
         let possible = format == Format::Oci;
         let left = possible && stack.upper_root().is_some_and(|root| is_marked(stack, root));
-        let unwanted = unwanted || !possible;
         Ok(Partials {
             nodes: Lock::new(HashMap::new()),
-            unwanted,
+            unwanted: settings.whole_copies || !possible,
+            shown,
             marked: AtomicBool::new(left),
             left: AtomicBool::new(left),
             lost: AtomicBool::new(false),

@@ -10,7 +10,7 @@ use super::{PARTIAL_UNTIL, Partial};
 use crate::format::PartOf;
 use crate::layer::{Access, Allocation, Kind, Layer, Object, Result, Stat};
 use crate::overlay::Overlay;
-use crate::overlay::index::origin;
+use crate::overlay::index::{Origin, origin};
 use crate::overlay::node::{Node, Place, State};
 use crate::overlay::stack::LayerDir;
 
@@ -38,21 +38,7 @@ impl<L: Layer> Overlay<L> {
         name: &OsStr,
     ) -> Result<Option<Arc<Node<L>>>> {
         let lower = self.stack.stat(from, name)?;
-        if lower.size >= PARTIAL_UNTIL {
-            return Err(Error::new(EFBIG));
-        }
-        let digest = origin(&self.stack, from, &lower);
-        let part_of = |digest| {
-            let lender = (from.clone(), name.into());
-            let partial =
-                Partial::new(to.clone(), self.name_max, lender, digest, lower.size).ok_or(Error::new(ENOENT))?;
-            self.stack.stat(to, &partial.name).map(|copy| (digest, Arc::new(partial), copy))
-        };
-        let (digest, partial, mut copy) = match part_of(Some(digest)) {
-            // One of which it is not known what lends.
-            Err(error) if error.errno == ENOENT => part_of(None)?,
-            part => part?,
-        };
+        let (digest, partial, mut copy) = self.find_part(to, from, name, &lower)?;
         if copy.nlink > 1 {
             // It was completed and renamed, but after the system went down has its first name too, as btrfs may leave it: the file is the other
             // name's, and no data may be taken out of it.
@@ -94,6 +80,31 @@ impl<L: Layer> Overlay<L> {
             self.lend(&node, &mut state, partial, &copy, ino);
         }
         Ok(Some(node))
+    }
+
+    /// The partial copy in `to` to which the entry `name` of `from`, which has the attributes `lower`, lends. Answers the digest in its name, and
+    /// its attributes.
+    pub(super) fn find_part(
+        &self,
+        to: &Arc<LayerDir<L>>,
+        from: &Arc<LayerDir<L>>,
+        name: &OsStr,
+        lower: &Stat,
+    ) -> Result<(Option<Origin>, Arc<Partial<L>>, Stat)> {
+        if lower.size >= PARTIAL_UNTIL {
+            return Err(Error::new(EFBIG));
+        }
+        let part_of = |digest| {
+            let lender = (from.clone(), name.into());
+            let partial =
+                Partial::new(to.clone(), self.name_max, lender, digest, lower.size).ok_or(Error::new(ENOENT))?;
+            self.stack.stat(to, &partial.name).map(|copy| (digest, Arc::new(partial), copy))
+        };
+        match part_of(Some(origin(&self.stack, from, lower))) {
+            // One of which it is not known what lends.
+            Err(error) if error.errno == ENOENT => part_of(None),
+            part => part,
+        }
     }
 
     /// Takes out of a partial copy whose map is lost what it has where the original lends: nobody knows which of it was there.

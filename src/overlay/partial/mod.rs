@@ -15,6 +15,8 @@
 //!
 //! A partial copy counts only where the name shows a file of a lower layer: any object of the upper layer, and a whiteout, outdoes it.
 //!
+//! An upper layer that is only read is the topmost lower layer. Its partial copies are shown with what they have, and stay as they are.
+//!
 //! Locks: `Partial::chunks` and `Partials::nodes` are leaves. The former changes under the content lock of the node alone.
 
 mod all;
@@ -22,6 +24,7 @@ mod chunks;
 mod complete;
 mod found;
 mod map;
+mod shown;
 
 use std::ffi::{OsStr, OsString};
 use std::ops::Range;
@@ -41,6 +44,7 @@ use crate::sync::Lock;
 pub(super) use all::Partials;
 use chunks::{CHUNK, Chunks};
 pub(crate) use chunks::{map_len, means_something};
+pub(super) use shown::lender;
 
 /// From this size on a file is copied in part.
 pub(super) const PARTIAL_FROM: u64 = 1 << 20;

@@ -1,0 +1,80 @@
+//! Partial copies in an upper layer that is only read: shown as they are, with nothing completed or removed.
+
+use std::ffi::OsStr;
+use std::sync::Arc;
+
+use syscall::error::{ENOENT, ESTALE, Error};
+
+use crate::format::PartOf;
+use crate::layer::{Kind, Layer, Result};
+use crate::overlay::Overlay;
+use crate::overlay::names::{Names, Slot};
+use crate::overlay::node::{Node, Place, State};
+use crate::overlay::stack::LayerDir;
+
+impl<L: Layer> Overlay<L> {
+    /// Notes which names of a directory have partial copies in the topmost layer, which is only read and hides none of these names. `dirs` are the
+    /// layers' directories.
+    pub(in crate::overlay) fn show_parts(
+        &self,
+        dirs: &[Arc<LayerDir<L>>],
+        names: &mut Names<L>,
+        parts: &[PartOf],
+    ) -> Result<()> {
+        for part in parts {
+            let slot = names.get_mut(&part.1);
+            let lender = slot.as_deref().and_then(|slot| lender(slot, dirs));
+            if lender.is_some_and(|dir| dir.index() == 0) {
+                // An object beside it outdoes it.
+                continue;
+            }
+            match slot {
+                Some(slot) if self.is_lent_by(lender, part)? => slot.part = true,
+                _ => self.tell_lost(part, lender.is_some()),
+            }
+        }
+        Ok(())
+    }
+
+    /// The node of a name that has a partial copy in `top`, as [`Overlay::load_partial`] would answer it in an overlay that may write. None if it
+    /// is none. ESTALE if another overlay has completed it meanwhile.
+    pub(in crate::overlay) fn show_partial(
+        &self,
+        parent: &Arc<Node<L>>,
+        top: &Arc<LayerDir<L>>,
+        from: &Arc<LayerDir<L>>,
+        name: &OsStr,
+    ) -> Result<Option<Arc<Node<L>>>> {
+        let lower = self.stack.stat(from, name)?;
+        let (_, partial, mut copy) = match self.find_part(top, from, name, &lower) {
+            Err(error) if error.errno == ENOENT => return Err(Error::new(ESTALE)),
+            found => found?,
+        };
+        if copy.nlink > 1 {
+            return Ok(None);
+        }
+        if let Some(map) = self.read_map(&partial)? {
+            partial.chunks.lock().read_map(&map, self.stack.layer(top).epoch());
+        }
+        let mtime = {
+            let mut chunks = partial.chunks.lock();
+            // What was cut off is not lent any more.
+            chunks.size = chunks.size.min(copy.size);
+            chunks.mtime.take()
+        };
+        copy.mtime = mtime.unwrap_or(copy.mtime);
+        let place = Place { parent: parent.clone(), name: name.into(), dir: from.clone() };
+        let ino = Some(self.number(&lower));
+        let state = State { ino, partial: Some(partial), ..State::at(place, false, Some(copy)) };
+        Ok(Some(Node::new(self.new_id(), Kind::File, state, None)))
+    }
+}
+
+/// The one of `dirs` whose file a name shows, if it shows one of theirs.
+pub(in crate::overlay) fn lender<'d, L: Layer>(
+    slot: &Slot<L>,
+    dirs: &'d [Arc<LayerDir<L>>],
+) -> Option<&'d Arc<LayerDir<L>>> {
+    let lower = slot.lower.as_ref().filter(|lower| lower.kind == Kind::File)?;
+    dirs.get(lower.dir as usize)
+}
