@@ -74,10 +74,11 @@ impl Bed {
         lost.map(|finding| format!("{}: {}", finding.path.display(), finding.damage)).collect()
     }
 
-    /// Panics if anything is in the work directory that is not kept for the next mount.
+    /// Panics if anything is in the work directory that is neither kept for the next mount nor says who holds the layer.
     pub fn check_work(&self) {
         let kept = |name: &String| {
-            name.starts_with("link.") || ["numbers", "record", "work", "index"].contains(&name.as_str())
+            let kept = ["numbers", "record", "ctimes", "tmp.holder", "work", "index"];
+            name.starts_with("link.") || kept.contains(&name.as_str())
         };
         let left: Vec<_> = names(&self.work).into_iter().filter(|name| !kept(name)).collect();
         assert!(left.is_empty(), "left in the work directory of a fresh mount: {left:?}");
