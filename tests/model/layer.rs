@@ -316,6 +316,8 @@ impl Reader<'_> {
 
 /// Of the names in a work directory, those that have no business there when nothing is mounted.
 pub fn left_in(names: Vec<OsString>) -> Vec<OsString> {
-    let is_kept = |name: &OsString| name == "numbers" || name == "record" || name == "ctimes" || name.as_bytes().starts_with(b"link.");
+    let is_kept = |name: &OsString| {
+        name == "numbers" || name == "record" || name == "ctimes" || name.as_bytes().starts_with(b"link.")
+    };
     names.into_iter().filter(|name| !is_kept(name)).collect()
 }
