@@ -161,7 +161,7 @@ fn an_upper_layer_that_becomes_read_only() {
         assert_eq!(fs::read_to_string(point.join("dir/lower")).unwrap(), "lower");
     }
     drop(held);
-    mount.unmount();
+    assert_eq!(mount.unmount_and_wait().code(), Some(1), "what was changed cannot be brought to the disk");
     eventually("nobody holds the filesystem", || rustix::mount::unmount(&disk.point, UnmountFlags::empty()).is_ok());
 
     // The disk is well again.

@@ -61,15 +61,20 @@ impl Mount {
         mount
     }
 
-    /// Unmounts as a user does, and waits for the daemon to end well. Programs that other tests are just starting hold for a moment what
-    /// this process had open, so the mount may still be busy at first.
-    pub fn unmount(mut self) {
+    /// Unmounts as a user does, and waits for the daemon to end well.
+    pub fn unmount(self) {
+        let status = self.unmount_and_wait();
+        assert!(status.success(), "the daemon failed: {status}");
+    }
+
+    /// Unmounts as a user does, and answers how the daemon ended. Programs that other tests are just starting hold for a moment what this
+    /// process had open, so the mount may still be busy at first.
+    pub fn unmount_and_wait(mut self) -> ExitStatus {
         eventually("it is unmounted", || {
             Command::new("umount").arg(&self.point).stderr(Stdio::null()).status().unwrap().success()
         });
         self.dismiss_watchdog();
-        let status = self.wait().expect("the daemon does not end though it is unmounted");
-        assert!(status.success(), "the daemon failed: {status}");
+        self.wait().expect("the daemon does not end though it is unmounted")
     }
 
     fn dismiss_watchdog(&mut self) {
