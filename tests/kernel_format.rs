@@ -131,7 +131,7 @@ fn a_layer_of_the_kernel_is_known_and_a_plain_one_is_an_image_layer() {
     delete(None);
     assert_eq!(names(&stage.path("upper")), [".wh.file"]);
     let said = refusal(&options(&stage, Some(Wanted::Kernel)));
-    assert!(said.contains("it is an OCI image layer, as the name .wh.file in it says"), "{said}");
+    assert!(said.contains("the upper layer is an OCI image layer, as the name .wh.file in it says"), "{said}");
     put::file(&stage.path("upper"), "deep/er/.wh.name", "");
     fs::remove_file(stage.path("upper/.wh.file")).unwrap();
     let said = refusal(&options(&stage, Some(Wanted::Kernel)));
