@@ -4,7 +4,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use linux_delegate::redoxfs::{Content, Disk, NAME_MAX, Snapshot};
@@ -91,6 +91,8 @@ impl Ground for Host {
             file.write_all_at(chunk, block as u64 * 4096).unwrap();
         }
         file.set_len(bytes.len() as u64).unwrap();
+        // A redirect that anybody may write does not count, and the umask is the process's: a daemon in another test clears it.
+        file.set_permissions(fs::Permissions::from_mode(0o644)).unwrap();
     }
 
     fn make_symlink(&self, path: &Path, target: &OsStr) {
