@@ -56,6 +56,19 @@ struct Held {
     failed: Option<HashMap<u64, i32>>,
 }
 
+impl Held {
+    /// One more write to a file was announced.
+    fn add(&mut self, node: u64) {
+        self.files.insert(node);
+        self.writes += 1;
+    }
+
+    /// Whether so many writes might fill half of what is free.
+    fn is_too_much(writes: u64, free: u64) -> bool {
+        writes.saturating_mul(LARGE) > free / 2
+    }
+}
+
 impl Space {
     pub fn new() -> Self {
         let info = rustix::system::sysinfo();
@@ -107,10 +120,9 @@ impl Space {
         }
         let free = self.free.load(Ordering::Relaxed);
         let mut held = self.held();
-        let has_plenty = free > 8 * LARGE && (held.writes + 1) * LARGE <= free / 2;
+        let has_plenty = free > 8 * LARGE && !Held::is_too_much(held.writes + 1, free);
         if has_plenty {
-            held.files.insert(node);
-            held.writes += 1;
+            held.add(node);
         }
         has_plenty
     }
@@ -198,9 +210,8 @@ impl<L: Layer> EngineDoor<L> {
         }
         let is_too_much = {
             let mut held = self.space.held();
-            held.files.insert(number);
-            held.writes += 1;
-            held.writes.saturating_mul(LARGE) > self.space.free.load(Ordering::Relaxed) / 2
+            held.add(number);
+            Held::is_too_much(held.writes, self.space.free.load(Ordering::Relaxed))
         } || self.space.is_exhausted();
         if is_too_much && let Some(errno) = self.write_back_held(number) {
             return Err(Error::new(errno));
