@@ -29,11 +29,7 @@ struct Bed {
 
 impl Bed {
     fn new() -> Self {
-        let stage = Stage::new();
-        mode(stage.root(), 0o755);
-        for name in ["lower", "upper", "work", "mount"] {
-            stage.dir(name);
-        }
+        let stage = Stage::for_users(&["lower", "upper", "work", "mount"]);
         put::file(&stage.path("lower"), "dir/file", "data");
         Self { stage }
     }

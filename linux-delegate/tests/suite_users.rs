@@ -34,11 +34,7 @@ struct Bed {
 
 impl Bed {
     fn new() -> Self {
-        let stage = Stage::new();
-        mode(stage.root(), 0o755);
-        for name in ["lower", "upper", "mount"] {
-            stage.dir(name);
-        }
+        let stage = Stage::for_users(&["lower", "upper", "mount"]);
         Self { stage }
     }
 

@@ -18,6 +18,16 @@ impl Stage {
         Self { dir: tempfile::Builder::new().prefix("overlayfs-test-").tempdir().unwrap() }
     }
 
+    /// A stage with these directories, which other users may enter.
+    pub fn for_users(names: &[&str]) -> Self {
+        let stage = Self::new();
+        mode(stage.root(), 0o755);
+        for name in names {
+            stage.dir(name);
+        }
+        stage
+    }
+
     /// The stage itself.
     pub fn root(&self) -> &Path {
         self.dir.path()
