@@ -13,3 +13,4 @@ pub mod options;
 pub mod overlay;
 pub mod scheme;
 mod sync;
+pub mod usage;

@@ -2,12 +2,13 @@
 
 use std::process::ExitCode;
 
-use overlayfs::options::{Arguments, Command, HELP};
+use overlayfs::options::{Arguments, Command};
+use overlayfs::usage::overlayfs::PROGRAM;
 
 fn main() -> ExitCode {
     match Command::parse(std::env::args_os().skip(1)) {
         Ok(Command::Help) => {
-            print!("{HELP}");
+            print!("{}", PROGRAM.help());
             ExitCode::SUCCESS
         }
         Ok(Command::Version) => {

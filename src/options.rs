@@ -9,62 +9,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
 use crate::format::Wanted;
-
-/// What `--help` prints.
-pub const HELP: &str = "\
-overlayfs: read-only directories under one writable directory, as one merged tree
-
-Usage: overlayfs --lower DIR [--lower DIR ...] [--upper DIR] [--work DIR] [OPTION ...] NAME
-       overlayfs -o lowerdir=DIR[:DIR ...][,upperdir=DIR][,workdir=DIR] [OPTION ...] NAME
-
-Serves the merged tree as /scheme/NAME until it is ended, by a signal (TERM, INT) say.
-
-Options:
-  --lower DIR      A directory that is only read. The first one given is the topmost: what it has hides
-                   what has the same name in those after it. Directories of the same path are merged.
-  --upper DIR      The directory that takes every change, on a filesystem that can rename. Without it
-                   nothing can be changed.
-  --work DIR       Where changes are prepared: an empty directory on the filesystem of the upper one,
-                   beside it. Without it, a reserved name inside the upper directory is used.
-  --read-only      Nothing can be changed. The upper directory is read like a lower one.
-  --volatile       Nothing is synced to the disk, also if a program asks for it. The upper directory is marked
-                   until the overlay ends well: after a crash it is refused.
-  --reuse-volatile Use the upper directory also if it is marked, and take the mark away.
-  --whole-copies   A file of a lower directory is copied whole before its first change. Without this a large one
-                   may lack data that did not change until it is synced, linked, renamed or the overlay ends.
-  --trust-layers   Redirects in the layers count, whoever may have made them. Without this one that a user could have
-                   made leads only where he may read.
-  --no-redirects   A directory that lower ones have cannot be renamed (EXDEV; mv copies it then): for programs that read
-                   the upper directory and do not know where such a directory came from.
-  -o LIST          The same as a list with commas: lowerdir (several directories, separated by colons; or lowerdir+ for each),
-                   upperdir, workdir, ro (or rw), volatile, reuse_volatile, whole_copies, userxattr (trust-layers),
-                   redirect_dir=off (no-redirects). A comma, colon or backslash in a name is written behind a backslash.
-  --replace        Take the name also if a daemon that died has left it behind.
-  --detach         Go into the background. The command ends when the tree can be used.
-  --hand-to-init   Do not register the name, but hand the scheme to init, which does: for a unit of
-                   type = { scheme = \"NAME\" }.
-  -v, --verbose    Log every request.
-  -h, --help       Print this.
-  -V, --version    Print the version.
-";
-
-const OPTIONS: [&str; 15] = [
-    "--lower",
-    "--upper",
-    "--work",
-    "--read-only",
-    "--volatile",
-    "--reuse-volatile",
-    "--whole-copies",
-    "--trust-layers",
-    "--no-redirects",
-    "--replace",
-    "--detach",
-    "--hand-to-init",
-    "--verbose",
-    "--help",
-    "--version",
-];
+use crate::usage::overlayfs::PROGRAM;
 
 /// The items of a list that [`Options::add`] takes.
 pub const KEYS: [&str; 11] = [
@@ -169,7 +114,7 @@ impl Command {
                 Long("replace") => replace = true,
                 Long("detach") => detach = true,
                 Long("hand-to-init") => hand_to_init = true,
-                Long(other) => return Err(unknown("option", &format!("--{other}"), &OPTIONS)),
+                Long(other) => return Err(unknown("option", &format!("--{other}"), &PROGRAM.long_words())),
                 Short(other) => return Err(Error(format!("There is no option -{other}."))),
                 Value(word) if name.is_none() => name = Some(scheme_name(&word)?),
                 Value(word) => {
@@ -445,6 +390,8 @@ fn distance(from: &str, to: &str) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use super::*;
 
     fn parse(words: &[&str]) -> Result<Command, String> {
@@ -571,11 +518,24 @@ mod tests {
         assert_eq!(parse(&["-h"]), Ok(Command::Help));
         assert_eq!(parse(&["--version"]), Ok(Command::Version));
         assert_eq!(parse(&["-V"]), Ok(Command::Version));
-        for option in OPTIONS {
-            assert!(HELP.contains(option), "{option} is not explained");
+    }
+
+    #[test]
+    fn every_mount_option_is_explained() {
+        for program in [&PROGRAM, &crate::usage::fsck::PROGRAM] {
+            let keys: Vec<_> = program.names().filter(|name| !name.starts_with('-')).collect();
+            assert_eq!(keys.iter().collect::<HashSet<_>>(), KEYS.iter().collect(), "{}", program.name);
         }
-        for key in KEYS {
-            assert!(HELP.contains(key), "{key} is not explained");
+    }
+
+    #[test]
+    fn every_word_that_is_explained_is_an_option() {
+        for name in PROGRAM.names().filter(|name| name.starts_with('-')) {
+            let said = match parse(&[name]) {
+                Err(said) => said,
+                Ok(_) => continue,
+            };
+            assert!(!said.starts_with("There is no option"), "{said}");
         }
     }
 

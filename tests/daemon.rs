@@ -169,7 +169,7 @@ fn program(words: &[&str]) -> Output {
 fn the_program_explains_itself() {
     let help = program(&["--help"]);
     assert!(help.status.success());
-    assert_eq!(String::from_utf8_lossy(&help.stdout), overlayfs::options::HELP);
+    assert_eq!(String::from_utf8_lossy(&help.stdout), overlayfs::usage::overlayfs::PROGRAM.help());
     let version = program(&["--version"]);
     assert!(version.status.success());
     assert_eq!(String::from_utf8_lossy(&version.stdout), format!("overlayfs {}\n", env!("CARGO_PKG_VERSION")));

@@ -7,7 +7,7 @@
 //! are clients of one themselves, as the overlay is of its layers. [`daemon`] is an overlay's daemon, to be used by tests.
 //!
 //! [`fuse`] is the FUSE mount: its requests become such calls (`door=scheme`), or calls of the engine, for real work. [`options`],
-//! [`identity`], [`logger`] and [`sandbox`] belong to the program `overlayfs-fuse`.
+//! [`usage`], [`identity`], [`logger`] and [`sandbox`] belong to the program `overlayfs-fuse`.
 //!
 //! Buffers are handed to the scheme by address, because the daemon and its clients are threads of one process.
 
@@ -25,6 +25,7 @@ pub mod options;
 pub mod patience;
 pub mod redoxfs;
 pub mod sandbox;
+pub mod usage;
 
 pub use client::{DirEntry, Process};
 pub use daemon::Daemon;

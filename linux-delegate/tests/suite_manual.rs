@@ -1,7 +1,7 @@
-//! The examples of the manual and of README, run as they are printed: each in a mount namespace of its own, in which what they name is there.
-//! An example that no test knows is a failure.
+//! The examples of the manual, of README and of the pages in docs, run as they are printed: each in a mount namespace of its own, in which
+//! what they name is there. An example that no test knows is a failure. In a page, all blocks of `sh` run in one shell, one after the other.
 //!
-//! Needs root, /dev/fuse, and of Debian's packages fuse3, util-linux and podman.
+//! Needs root, /dev/fuse, and of Debian's packages fuse3, fuse-overlayfs, util-linux and podman.
 
 #[path = "suite/run.rs"]
 mod run;
@@ -15,6 +15,7 @@ use test_common::{Stage, exists, put};
 /// The page, and README.
 const MANUAL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/overlayfs-fuse.1");
 const README: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md");
+const DOCS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs");
 
 /// The program under test.
 fn program() -> String {
@@ -37,6 +38,13 @@ fn of_readme() -> Vec<String> {
     let (_, section) = page.split_once("## Mount it on Linux\n").unwrap();
     let (section, _) = section.split_once("\n## ").unwrap();
     section.split("```\n").skip(1).step_by(2).map(str::to_owned).collect()
+}
+
+/// The blocks of `language` in a page of docs.
+fn of_page(page: &str, language: &str) -> Vec<String> {
+    let text = fs::read_to_string(Path::new(DOCS).join(page)).unwrap();
+    let begin = format!("\n```{language}\n");
+    text.split(&begin).skip(1).map(|block| block.split_once("```\n").unwrap().0.to_owned()).collect()
 }
 
 /// The one example of these in which `word` is.
@@ -94,7 +102,7 @@ const INSTALLED: &str = r#"
 
 #[test]
 fn all_examples_are_known() {
-    assert_eq!((of_manual().len(), of_readme().len()), (4, 3), "an example has come or gone: run it here");
+    assert_eq!((of_manual().len(), of_readme().len()), (4, 2), "an example has come or gone: run it here");
 }
 
 #[test]
@@ -124,6 +132,23 @@ fn a_sandbox_of_the_whole_system() {
     assert!(!exists(Path::new(&name)), "it leaves no trace");
     assert!(!exists(Path::new("/var/try")));
     assert!(fs::metadata("/dev/null").unwrap().file_type().is_char_device());
+}
+
+/// The pages, with how many blocks of `sh` each has.
+const PAGES: [(&str, usize); 3] = [("from-fuse-overlayfs.md", 2), ("containers.md", 2), ("sandboxes.md", 3)];
+
+#[test]
+fn the_pages() {
+    for (page, count) in PAGES {
+        let blocks = of_page(page, "sh");
+        assert_eq!(blocks.len(), count, "{page}: a block has come or gone");
+        // Of a page's system files only the storage of podman is named, for which another test stands.
+        let blocks: String = blocks.into_iter().filter(|block| !block.contains("podman info")).collect();
+        let bench = Bench::new();
+        // A daemon of a mount lets go of its directories a moment after the unmount.
+        bench.run(&blocks.replace("rm -r --one", "sleep 1; rm -r --one"), "");
+        println!("{page}: {count} blocks");
+    }
 }
 
 #[test]
@@ -164,7 +189,9 @@ fn by_the_program_mount() {
 
 #[test]
 fn the_storage_of_podman() {
-    for example in [one(&of_manual(), "[storage]"), one(&of_readme(), "[storage]")] {
+    let page = of_page("containers.md", "toml");
+    assert_eq!(page.len(), 2, "an example has come or gone: run it here");
+    for example in [one(&of_manual(), "[storage]"), page[0].clone(), page.concat()] {
         let bench = Bench::new();
         let home = bench.stage.path("home");
         let places = format!("[storage]\ngraphroot = \"{0}/graph\"\nrunroot = \"{0}/run\"", home.display());

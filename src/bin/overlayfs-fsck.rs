@@ -5,11 +5,12 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use overlayfs::format;
-use overlayfs::fsck::options::{Command, HELP};
+use overlayfs::fsck::options::Command;
 use overlayfs::fsck::{Checker, Finding};
 use overlayfs::layer::{self, OsLayer};
 use overlayfs::mount::open_layers;
 use overlayfs::options::Options;
+use overlayfs::usage::fsck::PROGRAM;
 
 const REPAIRED: u8 = 1;
 const LEFT: u8 = 4;
@@ -18,7 +19,7 @@ const USAGE: u8 = 16;
 
 fn main() -> ExitCode {
     match Command::parse(std::env::args_os().skip(1)) {
-        Ok(Command::Help) => print!("{HELP}"),
+        Ok(Command::Help) => print!("{}", PROGRAM.help()),
         Ok(Command::Version) => println!("overlayfs-fsck {}", env!("CARGO_PKG_VERSION")),
         Ok(Command::Check { options, repair }) => {
             let mut code = 0;

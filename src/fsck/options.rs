@@ -3,37 +3,7 @@
 use std::ffi::OsString;
 
 use crate::options::{Error, Options, unknown};
-
-/// What `--help` prints.
-pub const HELP: &str = "\
-overlayfs-fsck: looks for damage in the upper directory of an overlay, and repairs it
-
-Usage: overlayfs-fsck --lower DIR [--lower DIR ...] --upper DIR [--work DIR] [-n | -y]
-       overlayfs-fsck -o lowerdir=DIR[:DIR ...],upperdir=DIR[,workdir=DIR] [-n | -y]
-
-Name the directories with which the overlay is mounted, in the same order: with other lower ones, what is needed
-looks useless. If the lower ones are not those of the last mount, that is said, and nothing is repaired that
-depends on them. Each finding is a line: what is wrong, and what can be done about it. No repair changes what the
-overlay shows; what could not be repaired without that is left alone.
-
-Options:
-  --lower DIR      A directory that is only read. The first one given is the topmost.
-  --upper DIR      The directory that is checked.
-  --work DIR       Its work directory. Without it, the one inside the upper directory.
-  -o LIST          The same as a list with commas. The other options of a mount have no effect.
-  -n               Write nothing, only say what is wrong. So it is without -y.
-  -y               Repair what can be repaired. The overlay must not be mounted.
-  -h, --help       Print this.
-  -V, --version    Print the version.
-
-While the overlay is mounted, only its tree is checked, as it is just then; what is found may be a change that is
-being made. Nothing can be mounted while it is checked.
-
-The exit status is the sum of: 1 damage was repaired; 4 damage is left; 8 the check could not be done;
-16 the command line is wrong. It is 0 if there is no damage.
-";
-
-const OPTIONS: [&str; 5] = ["--lower", "--upper", "--work", "--help", "--version"];
+use crate::usage::fsck::PROGRAM;
 
 /// A command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,7 +35,7 @@ impl Command {
                 Long("lower") => options.add_lower(parser.value()?)?,
                 Long("upper") => options.set_upper(parser.value()?)?,
                 Long("work") => options.set_work(parser.value()?)?,
-                Long(other) => return Err(unknown("option", &format!("--{other}"), &OPTIONS)),
+                Long(other) => return Err(unknown("option", &format!("--{other}"), &PROGRAM.long_words())),
                 Short(other) => return Err(Error::new(format!("There is no option -{other}."))),
                 Value(word) => {
                     return Err(Error::new(format!("{} is not expected: all layers are options.", word.display())));

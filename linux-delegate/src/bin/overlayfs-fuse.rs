@@ -20,9 +20,10 @@ use linux_delegate::fuse::scheme::SchemeDoor;
 use linux_delegate::fuse::settle::Settler;
 use linux_delegate::fuse::{Door, Running, Session};
 use linux_delegate::inherited;
-use linux_delegate::options::{Command, HELP, MountOptions, WhichDoor};
+use linux_delegate::options::{Command, MountOptions, WhichDoor};
 use linux_delegate::patience::Patience;
 use linux_delegate::sandbox::Sandbox;
+use linux_delegate::usage::PROGRAM;
 use linux_delegate::{kernel, logger};
 use overlayfs::daemon::{serve, sign};
 use overlayfs::layer::OsLayer;
@@ -41,7 +42,7 @@ const THREADS: RangeInclusive<usize> = 4..=16;
 
 fn main() -> ExitCode {
     let done = match Command::parse(std::env::args_os().skip(1)) {
-        Ok(Command::Help) => write!(io::stdout(), "{HELP}"),
+        Ok(Command::Help) => write!(io::stdout(), "{}", PROGRAM.help()),
         Ok(Command::Version) => writeln!(io::stdout(), "overlayfs-fuse {}", env!("CARGO_PKG_VERSION")),
         Ok(Command::Mount(options)) => return mount_and_serve(&options),
         Ok(Command::Remount(options)) => return remount(&options),

@@ -1,0 +1,39 @@
+# Completion of overlayfs-fsck. scripts/pages writes this file.
+
+_overlayfs_fsck() {
+    local line=${COMP_LINE:0:COMP_POINT} replaced=${COMP_WORDS[COMP_CWORD]} before part offer=()
+    # bash splits words at '=' and ':' too, and replaces only what is behind them.
+    [[ $replaced == [=:] ]] && replaced=
+    part=${line##* }
+    before=${line%"$part"} before=${before%% } before=${before##* }
+    compopt -o nospace
+    if [[ $before == -o ]]; then
+        part=${part##*,}
+        case $part in
+        lowerdir=*) offer=(-d -S /) ;;
+        lowerdir+=*) offer=(-d -S /) ;;
+        upperdir=*) offer=(-d -S /) ;;
+        workdir=*) offer=(-d -S /) ;;
+        redirect_dir=*) offer=(-W 'on off follow') ;;
+        *=*) return ;;
+        *) offer=(-W 'lowerdir= lowerdir+= upperdir= workdir= ro rw volatile reuse_volatile whole_copies userxattr redirect_dir=') ;;
+        esac
+        part=${part##*[=:]}
+    else
+        case $before in
+        --lower) offer=(-d -S /) ;;
+        --upper) offer=(-d -S /) ;;
+        --work) offer=(-d -S /) ;;
+        *) offer=(-d -S /) ;;
+        esac
+        if [[ $part == -* ]]; then
+            compopt +o nospace
+            offer=(-W '--lower --upper --work -n -y -h --help -V --version -o')
+        fi
+    fi
+    COMPREPLY=()
+    while read -r line; do
+        COMPREPLY+=("${replaced%"$part"}$line")
+    done < <(compgen "${offer[@]}" -- "$part")
+}
+complete -F _overlayfs_fsck overlayfs-fsck

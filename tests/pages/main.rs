@@ -1,0 +1,128 @@
+//! The option lists of the manual pages and the completions for shells are what the tables of [`overlayfs::usage`] give.
+//! `scripts/pages` writes them. What the pages print of programs of this package runs and is said.
+
+mod manual;
+mod shell;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use overlayfs::usage::{self, Program};
+
+/// Each program and its manual page.
+const PROGRAMS: [(&Program, &str); 3] = [
+    (&usage::overlayfs::PROGRAM, "man/overlayfs.8"),
+    (&usage::fsck::PROGRAM, "man/overlayfs-fsck.8"),
+    (&linux_delegate::usage::PROGRAM, "linux-delegate/overlayfs-fuse.1"),
+];
+
+/// All files that are made of the tables, with what is to be in them.
+fn pages() -> Vec<(String, String)> {
+    let mut pages = Vec::new();
+    for (program, page) in PROGRAMS {
+        pages.push((page.to_owned(), manual::with_options(&fs::read_to_string(at(page)).unwrap(), program)));
+        let name = program.name;
+        pages.push((format!("completions/{name}.bash"), shell::bash(program)));
+        pages.push((format!("completions/_{name}"), shell::zsh(program)));
+        pages.push((format!("completions/{name}.fish"), shell::fish(program)));
+    }
+    pages
+}
+
+fn at(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+#[test]
+fn pages_are_what_the_tables_say() {
+    let write = std::env::var_os("WRITE_PAGES").is_some();
+    for (path, page) in pages() {
+        if write {
+            fs::write(at(&path), page).unwrap();
+        } else {
+            assert!(fs::read_to_string(at(&path)).ok() == Some(page), "{path} is out of date: run scripts/pages");
+        }
+    }
+}
+
+/// What bash offers for the last of the words of a command line. It splits them at `=` and `:` too, and gives those to the function as words.
+fn offered(line: &str) -> Vec<String> {
+    let program = line.split(' ').next().unwrap();
+    let function = program.replace('-', "_");
+    let script = format!(
+        "compopt() {{ :; }}; . completions/{program}.bash
+        COMP_LINE=$1 COMP_POINT=${{#1}} COMP_WORDS=(\"${{@:2}}\") COMP_CWORD=$(($# - 2))
+        _{function}
+        printf '%s\\n' \"${{COMPREPLY[@]}}\""
+    );
+    let words = line.split_inclusive([' ', '=', ':']).flat_map(|part| match part.split_at(part.len().max(1) - 1) {
+        (word, " ") => vec![word],
+        (word, mark @ ("=" | ":")) => vec![word, mark],
+        _ => vec![part],
+    });
+    let last = if line.ends_with(' ') { Some("") } else { None };
+    let bash = Command::new("bash")
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .args(["-uc", &script, "bash", line])
+        .args(words.chain(last))
+        .output()
+        .unwrap();
+    assert_eq!(String::from_utf8_lossy(&bash.stderr), "");
+    String::from_utf8(bash.stdout).unwrap().lines().filter(|line| !line.is_empty()).map(str::to_owned).collect()
+}
+
+#[test]
+fn bash_completes_options_and_their_values() {
+    assert_eq!(offered("overlayfs --re"), ["--read-only", "--reuse-volatile", "--replace"]);
+    assert_eq!(offered("overlayfs --lower tests/pag"), ["tests/pages/"]);
+    assert_eq!(offered("overlayfs-fsck -").len(), 10);
+    assert_eq!(offered("overlayfs-fuse -o upper"), ["upperdir="]);
+    assert_eq!(offered("overlayfs-fuse -o lowerdir=/a:/b,noac"), ["/b,noacl"]);
+    assert_eq!(offered("overlayfs-fuse -o lowerdir=tests/pag"), ["tests/pages/"]);
+    assert_eq!(offered("overlayfs-fuse -o lowerdir=/a:tests/pag"), ["tests/pages/"]);
+    assert_eq!(offered("overlayfs-fuse -o ro,format="), ["oci", "kernel"]);
+    assert_eq!(offered("overlayfs-fuse -o ro tests/pag"), ["tests/pages/"]);
+}
+
+#[test]
+fn the_check_of_an_upper_directory_runs_as_it_is_printed() {
+    let troubles = fs::read_to_string(at("docs/troubleshooting.md")).unwrap();
+    let troubles = troubles.split("```sh\n").nth(1).unwrap().split("```").next().unwrap();
+    let manual = fs::read_to_string(at("man/overlayfs-fsck.8")).unwrap();
+    let manual = manual.split(".Bd -literal -offset indent\n").nth(1).unwrap().split(".Ed").next().unwrap();
+    let home = tempfile::tempdir().unwrap();
+    let bin = Path::new(env!("CARGO_BIN_EXE_overlayfs-fsck")).parent().unwrap();
+    let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
+    for example in [troubles, manual] {
+        let mut shell = Command::new("sh");
+        let output = shell.args(["-ec", example]).env("HOME", home.path()).env("PATH", &path).output().unwrap();
+        assert!(output.status.success(), "{example}{}", String::from_utf8_lossy(&output.stderr));
+        assert!(String::from_utf8_lossy(&output.stdout).ends_with(" has no damage.\n"), "{output:?}");
+    }
+}
+
+/// All Rust files below `dir`, as one text.
+fn sources(dir: &Path) -> String {
+    let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    let text = |path: PathBuf| match path.is_dir() {
+        true => sources(&path),
+        false => fs::read_to_string(&path).unwrap(),
+    };
+    entries.map(text).collect()
+}
+
+#[test]
+fn troubles_are_told_in_the_words_of_the_page() {
+    let code = sources(&at("src")) + &sources(&at("linux-delegate/src"));
+    let page = fs::read_to_string(at("docs/troubleshooting.md")).unwrap();
+    let (_, table) = page.split_once("| the message says | what to do |\n").unwrap();
+    let rows: Vec<_> = table.lines().skip(1).take_while(|line| line.starts_with('|')).collect();
+    assert!(rows.len() > 10);
+    for row in rows {
+        let said = row.split('|').nth(1).unwrap();
+        for words in said.split('`').skip(1).step_by(2) {
+            assert!(code.contains(words), "no message has the words: {words}");
+        }
+    }
+}
