@@ -359,7 +359,10 @@ impl<L: Layer> Overlay<L> {
         state.touch_unseen(ctime);
         state.times_stale = is_cut;
         state.attr = Some(Stat { dev: copy.dev, ino: copy.ino, size: copy.size, ..*before });
-        if let (Some(to), Some(place)) = (&to, state.places.first_mut()) {
+        // Another thread may have forgotten the name meanwhile.
+        if let (Some(to), Some(place)) = (&to, place)
+            && let Some(place) = state.place_mut(&place.parent, &place.name)
+        {
             place.dir = to.clone();
         }
         if to.is_some() || home.is_some() {
@@ -372,7 +375,6 @@ impl<L: Layer> Overlay<L> {
             state.home = home.map(Into::into);
             state.nlink = state.nlink.or(Some(before.nlink));
             self.inodes.link(copy.dev, copy.ino, node);
-            self.inodes.keep(node);
         }
         let dir = to.unwrap_or_else(|| work.dir().clone());
         let open = file.map(|file| Arc::new(OpenFile { file, writable: true, dir, lent: None }));

@@ -4,6 +4,9 @@
 //! nobody holds any more is forgotten when the door says so ([`Overlay::release`]). Directories stay known, which spares reading them again;
 //! they and their names are counted, and when they are too many, the oldest are forgotten that nobody holds. What is forgotten can be
 //! learned again from the layers.
+//!
+//! An object of several names is forgotten one name at a time. As long as one of them knows it, or somebody holds it, the others find it by
+//! its number in its layer (`inode.rs`). Once all have let go, the next that is looked up makes it anew, from the layers and the index.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,9 +14,9 @@ use std::sync::{Arc, Weak};
 
 use super::Overlay;
 use super::names::Slot;
-use super::node::{Node, State};
+use super::node::{Node, Place};
 use super::work::discard;
-use crate::layer::{Kind, Layer};
+use crate::layer::Layer;
 use crate::sync::Lock;
 
 /// How many names and directories may be known before some are forgotten: until seven eighths are left, so that it is not done all the time.
@@ -67,7 +70,7 @@ impl<L: Layer> Overlay<L> {
         }
         let _tree = self.tree.write();
         if !self.known.is_too_much() {
-            // Somebody was faster.
+            // Lost a race: another thread has forgotten enough.
             return;
         }
         let enough = self.known.most / 8 * 7;
@@ -105,13 +108,8 @@ impl<L: Layer> Overlay<L> {
             return true;
         };
         for slot in names.slots_mut() {
-            let Some(child) = &slot.child else { continue };
-            if Arc::strong_count(child) > 1 || !is_forgettable(child) {
-                left = true;
-                continue;
-            }
-            let child = child.clone();
-            left |= !self.forget_child(slot, &child);
+            let Some(child) = slot.child.clone() else { continue };
+            left |= !self.forget_name(node, slot, &child);
         }
         if !left {
             dir.names = None;
@@ -125,41 +123,54 @@ impl<L: Layer> Overlay<L> {
         self.let_go(node);
     }
 
-    /// Takes the node from its name, which keeps the number. False, and nothing is done, if that cannot be learned, or others lead to it.
-    fn forget_child(&self, slot: &mut Slot<L>, child: &Arc<Node<L>>) -> bool {
-        let mut state = child.state.lock();
+    /// Takes the node from the name `slot` of `parent`, which keeps the number. False, and nothing is done, if the number cannot be learned, or
+    /// if anybody has the node but its names and the caller, who has one reference. The directory must be locked.
+    fn forget_name(&self, parent: &Arc<Node<L>>, slot: &mut Slot<L>, node: &Arc<Node<L>>) -> bool {
+        if node.dir().is_ok_and(|dir| dir.names.is_some()) {
+            return false;
+        }
+        let mut state = node.state.lock();
+        if state.handles > 0 || Arc::strong_count(node) > state.places.len() + 1 {
+            return false;
+        }
+        let is_this = |place: &Place<L>| Arc::ptr_eq(&place.parent, parent) && place.name == slot.name;
+        let Some(place) = state.places.iter().position(is_this) else { return false };
         // What was made, and of which nobody has asked anything since, has no number yet. And what was changed unseen is to show what it showed.
         let attr = match state.attr {
             Some(attr) if state.ctime.is_none() => attr,
-            _ => match self.refresh(child, &mut state) {
+            _ => match self.refresh(node, &mut state) {
                 Ok(attr) => attr,
                 Err(_) => return false,
             },
         };
-        if !has_one_name(child, &state) {
-            return false;
-        }
         slot.forget_child(attr.ino);
-        state.places.clear();
+        state.places.remove(place);
+        if state.places.is_empty() {
+            self.inodes.forget_unused(attr.dev, attr.ino, node);
+        }
         true
     }
 
     /// As [`Overlay::release`], where the tree is locked already.
     fn let_go(&self, node: Arc<Node<L>>) {
-        loop {
-            let Some((parent, name)) = self.parent(&node) else { return self.discard_home(&node) };
+        let mut place = self.parent(&node);
+        if place.is_none() {
+            self.discard_home(&node);
+        }
+        while let Some((parent, name)) = place {
             let Ok(mut dir) = parent.dir() else { return };
-            if self.parent(&node).is_none_or(|(now, as_now)| !Arc::ptr_eq(&now, &parent) || as_now != name) {
-                // Somebody was faster.
-                continue;
+            let is_there =
+                self.parent(&node).is_some_and(|(now, now_name)| Arc::ptr_eq(&now, &parent) && now_name == name);
+            // Otherwise lost a race: another thread has changed the name.
+            if is_there {
+                let slot = dir.names.as_mut().and_then(|names| names.get_mut(&name));
+                let slot = slot.filter(|slot| slot.child.as_ref().is_some_and(|child| Arc::ptr_eq(child, &node)));
+                if slot.is_none_or(|slot| !self.forget_name(&parent, slot, &node)) {
+                    return;
+                }
             }
-            let Some(slot) = dir.names.as_mut().and_then(|names| names.get_mut(&name)) else { return };
-            // The two are this one and the directory's.
-            let unused = Arc::strong_count(&node) == 2 && is_forgettable(&node);
-            if unused && slot.child.as_ref().is_some_and(|child| Arc::ptr_eq(child, &node)) {
-                self.forget_child(slot, &node);
-            }
-            return;
+            drop(dir);
+            place = self.parent(&node);
         }
     }
 
@@ -175,21 +186,6 @@ impl<L: Layer> Overlay<L> {
             discard(upper, &open, &home);
         }
     }
-}
-
-/// Whether all that is known of a node can be learned again from the layers.
-fn is_forgettable<L: Layer>(node: &Arc<Node<L>>) -> bool {
-    if node.dir().is_ok_and(|dir| dir.names.is_some()) {
-        return false;
-    }
-    let state = node.state.lock();
-    let remade = node.kind() == Kind::Dir || (state.nlink.is_none() && state.home.is_none());
-    remade && state.handles == 0 && has_one_name(node, &state)
-}
-
-/// Whether no other name leads to a node, as far as is known.
-fn has_one_name<L: Layer>(node: &Node<L>, state: &State<L>) -> bool {
-    state.places.len() <= 1 && (node.kind() == Kind::Dir || state.attr.is_none_or(|attr| attr.nlink <= 1))
 }
 
 #[cfg(test)]

@@ -62,8 +62,6 @@ struct Tables<L: Layer> {
     unlinked: HashMap<u64, Weak<Node<L>>>,
     /// Objects that may have several names, by filesystem and the layer's number.
     linked: HashMap<(u64, u64), Weak<Node<L>>>,
-    /// Objects that got a name in the work directory in this mount, by the node's id: a name of which nobody asked yet must find the copy.
-    kept: HashMap<u64, Arc<Node<L>>>,
     /// How large the two tables of weak references may grow before the dead ones are swept.
     sweep_at: usize,
 }
@@ -91,7 +89,6 @@ impl<L: Layer> Inodes<L> {
                 digested: HashMap::new(),
                 unlinked: HashMap::new(),
                 linked: HashMap::new(),
-                kept: HashMap::new(),
                 sweep_at: 1024,
             }),
         }
@@ -208,14 +205,13 @@ impl<L: Layer> Inodes<L> {
         tables.sweep();
     }
 
-    /// Keeps an object that is to be found under names that are not known yet, until [`Inodes::let_go`].
-    pub fn keep(&self, node: &Arc<Node<L>>) {
-        self.tables.lock().kept.insert(node.id(), node.clone());
-    }
-
-    /// No more keeps an object, of which no name is left.
-    pub fn let_go(&self, node: &Arc<Node<L>>) {
-        let _kept = self.tables.lock().kept.remove(&node.id());
+    /// Forgets an object that may have several names, if nobody but the caller has `node`, its node: its memory is not kept until the next sweep.
+    pub fn forget_unused(&self, device: u64, ino: u64, node: &Arc<Node<L>>) {
+        let mut tables = self.tables.lock();
+        // Others get the node from this table alone, so nobody can come to have it meanwhile.
+        if Arc::strong_count(node) == 1 {
+            tables.linked.remove(&(device, ino));
+        }
     }
 
     /// Forgets an object of which no name is left, since its filesystem may give the number to a new one.

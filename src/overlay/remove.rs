@@ -218,7 +218,6 @@ impl<L: Layer> Overlay<L> {
         if let Some(home) = state.home.take()
             && let (Ok((upper, work)), Some(_)) = (self.upper(), &state.attr)
         {
-            self.inodes.let_go(node);
             match self.stack.open(work.dir()) {
                 Ok(open) => discard(upper, &open, &home),
                 Err(error) => log::warn!("{home:?} stays in the work directory until the next mount: {error}"),

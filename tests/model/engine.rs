@@ -12,7 +12,7 @@ use overlayfs::layer::redox::RedoxLayer;
 use overlayfs::layer::{Allocation, Layer, OsLayer, Owner, RenameMode, Stat, Time};
 use overlayfs::mount::open_layers;
 use overlayfs::options::Options;
-use overlayfs::overlay::{Handle, Layers, Node, Overlay};
+use overlayfs::overlay::{Handle, Layers, Node, Overlay, Settings};
 use syscall::error::{EIO, Error};
 
 use crate::Kind;
@@ -38,6 +38,15 @@ impl<L: Layer> Engine<L> {
 pub fn mount(lowers: &[PathBuf], upper: &Path) -> Overlay<OsLayer> {
     let options = Options { lowers: lowers.to_vec(), upper: Some(upper.to_owned()), ..Options::default() };
     mount_undamaged(&options)
+}
+
+/// As [`mount`], of an overlay that may remember `known_max` directories and names.
+pub fn mount_forgetful(lowers: &[PathBuf], upper: &Path, known_max: usize) -> Overlay<OsLayer> {
+    let options = Options { lowers: lowers.to_vec(), upper: Some(upper.to_owned()), ..Options::default() };
+    check_undamaged(&options);
+    let layers = open_layers(&options, true).unwrap_or_else(|error| panic!("{error}"));
+    let settings = Settings { known_max: Some(known_max), ..Settings::default() };
+    Overlay::with_settings(layers, settings).unwrap_or_else(|refused| panic!("{refused}"))
 }
 
 /// As [`mount`], of layers that do `before` before each call.

@@ -100,6 +100,13 @@ fn the_engine_does_what_the_reference_does() {
 }
 
 #[test]
+fn the_engine_does_so_while_it_forgets() {
+    let abilities = Abilities { rules: ON_HOST, bytes: true, full: true, layers: Some(Written::Native) };
+    let kept = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/model/proptest-regressions/engine-forgets.txt");
+    check(kept, 100, abilities, &host, &|lowers, upper| Engine::new(engine::mount_forgetful(lowers, upper, 4)));
+}
+
+#[test]
 fn the_engine_does_so_in_the_kernels_format() {
     let rules = Rules { reserves: false, ..ON_HOST };
     let abilities = Abilities { rules, bytes: true, full: true, layers: Some(Written::Kernel) };

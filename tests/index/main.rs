@@ -1,6 +1,8 @@
 //! What an overlay keeps for its next mount: hard links of a lower layer stay links when they were written, and inode numbers stay what they
 //! were.
 
+mod forget;
+
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -49,7 +51,14 @@ impl<'a> Mount<'a> {
             Counted::new(OsLayer::open(&self.stage.dir(name), for_writing).unwrap(), &self.counts)
         };
         let lowers = self.lowers.iter().map(|name| open(name, false)).collect();
-        let layers = Layers { upper: Some(open("upper", true)), work: None, lowers };
+        let (upper, work) = match self.settings.format {
+            None => (open("upper", true), None),
+            Some(_) => {
+                let (upper, work) = OsLayer::open_pair(&self.stage.dir("upper"), &self.stage.dir("work")).unwrap();
+                (Counted::new(upper, &self.counts), Some(Counted::new(work, &self.counts)))
+            }
+        };
+        let layers = Layers { upper: Some(upper), work, lowers };
         self.overlay = Some(Overlay::with_settings(layers, self.settings).unwrap());
     }
 
@@ -146,7 +155,8 @@ impl<'a> Mount<'a> {
 
     /// The names of copies in the work directory.
     fn links(&self) -> Vec<String> {
-        let mut links = names(&self.stage.path(WORK));
+        let work = self.settings.format.map_or(WORK, |_| "work");
+        let mut links = names(&self.stage.path(work));
         links.retain(|name| name.starts_with("link."));
         links
     }
