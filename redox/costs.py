@@ -1,0 +1,59 @@
+"""How long operations take through the overlay, as a multiple of what they take on redoxfs itself, in one boot."""
+
+from layers import make_layers
+from machine import Machine
+
+CLAIM = "operations through the overlay cost no more, compared with redoxfs, than docs/redox.md says"
+DAEMON = "overlayfs --lower /lower --upper /upper overlay"
+
+# The highest ratio of each that passes: a little more than was measured, as the numbers move by a few percent.
+LIMITS = {
+    "stat": 0.2, "missing": 0.13, "open": 0.13, "read": 1.5, "write": 1.5, "readdir": 0.08, "create": 1.1, "rename": 1.1,
+}  # fmt: skip
+
+
+def _measure(lines, command):
+    """What `command` printed, as a number for each operation."""
+    begin = lines.index(f"$ {command}") + 1
+    costs = {}
+    for line in lines[begin:]:
+        if line.startswith("$ "):
+            break
+        if line.startswith("cost "):
+            _, name, time = line.split()
+            costs[name] = float(time)
+    return costs
+
+
+def run(system, scratch, log):
+    disk = scratch / "disk"
+    make_layers(system, scratch / "layers", disk)
+    pairs = {
+        "as root": ("run costs /upper2 200", "run costs /scheme/overlay 200"),
+        "as another user": ("as 1000 1000 costs /lower2/home 200", "as 1000 1000 costs /scheme/overlay/public 200"),
+    }
+    script = "".join(f"{command}\n" for pair in pairs.values() for command in pair)
+    output = Machine(
+        system,
+        disk,
+        [("notify", DAEMON), ("oneshot", "transcript /scheme/initfs/script")],
+        files={"script": script},
+        programs=["overlayfs", "costs"],
+        counting=True,
+        timeout=600,
+        log=log / "costs",
+    ).boot()
+    if not output.finished:
+        return ["the machine hung"]
+    faults = []
+    for who, (below, above) in pairs.items():
+        redoxfs, overlay = _measure(output.lines, below), _measure(output.lines, above)
+        for name, limit in LIMITS.items():
+            if name not in redoxfs or name not in overlay:
+                faults.append(f"{name} {who} was not measured")
+                continue
+            ratio = overlay[name] / redoxfs[name]
+            print(f"       {name:8} {who:16} {redoxfs[name]:8.0f} us {overlay[name]:8.0f} us  {ratio:.3f}")
+            if who == "as root" and ratio > limit:
+                faults.append(f"{name} costs {ratio:.3f} of what it costs on redoxfs, and not at most {limit}")
+    return faults

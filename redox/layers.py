@@ -1,0 +1,65 @@
+"""The layers that every check finds on its disk: /lower, /lower2, and empty /upper, /upper2, /upper3."""
+
+import os
+import shutil
+
+from machine import END
+
+PATTERN_KIB = 4096
+
+
+def make_layers(system, tree, disk, megabytes=64):
+    """Makes a disk with the layers."""
+    shutil.rmtree(tree, ignore_errors=True)
+
+    def directory(name, mode=0o755, owner=0):
+        (tree / name).mkdir(parents=True)
+        os.chown(tree / name, owner, owner)
+        (tree / name).chmod(mode)
+
+    def file(name, text, mode=0o644, owner=0):
+        (tree / name).write_bytes(text.encode() if isinstance(text, str) else text)
+        os.chown(tree / name, owner, owner)
+        (tree / name).chmod(mode)
+
+    for name in ["upper", "upper2", "upper3", "lower", "lower2", "lower2/dir"]:
+        directory(name)
+    file("lower2/below", "below")
+    file("lower2/dir/w", "w")
+    for name in ["bin", "dir", "dir/sub", "moving", "deep", "deep/x"]:
+        directory(f"lower/{name}")
+    directory("lower/private", 0o700)
+    directory("lower/public", 0o777)
+    directory("lower/home", 0o755, 1000)
+    directory("lower/sticky", 0o1777)
+    file("lower/a", "lower a")
+    file("lower/b", "lower b")
+    file("lower/secret", "secret", 0o600)
+    file("lower/mine", "mine", 0o644, 1000)
+    file("lower/private/p", "p")
+    file("lower/home/h", "h")
+    file("lower/sticky/roots", "roots")
+    for name in ["dir/x", "dir/y", "dir/sub/z", "moving/1", "moving/2", "moving/3", "deep/x/file"]:
+        file(f"lower/{name}", name.rsplit("/")[-1])
+    file("lower/letters", "abcdefghijklmnopqrstuvwxyz")
+    words = (word * 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF for word in range(PATTERN_KIB * 128))
+    file("lower/big", b"".join(word.to_bytes(8, "little") for word in words))
+    for name in ["say", "tries", "transcript"]:
+        shutil.copy(system.programs / name, tree / "lower/bin" / name)
+        (tree / "lower/bin" / name).chmod(0o755)
+    _make_system(tree / "lower/usr", system)
+    system.make_disk(tree, disk, megabytes)
+
+
+def _make_system(usr, system):
+    """What init finds after the initfs, if the lower layer is below its root: units that run the script and end the test."""
+    (usr / "bin").mkdir(parents=True)
+    (usr / "lib/init.d").mkdir(parents=True)
+    for name in ["say", "transcript"]:
+        shutil.copy(system.programs / name, usr / "bin" / name)
+        (usr / "bin" / name).chmod(0o755)
+    script = '[service]\ncmd = "transcript"\nargs = ["/scheme/initfs/script"]\ntype = "oneshot"\n'
+    end = f'[service]\ncmd = "say"\nargs = ["{END}"]\ntype = "oneshot"\n'
+    for name, after, service in [("10_script", "", script), ("20_end", '"10_script.service"', end)]:
+        unit = f'[unit]\ndescription = "{name}"\nrequires_weak = [{after}]\n{service}'
+        (usr / "lib/init.d" / f"{name}.service").write_text(unit)

@@ -1,0 +1,56 @@
+//! What the kernel says of the threads of the system.
+
+use std::fs;
+use std::io::Error;
+use std::time::Duration;
+
+use libredox::{Fd, flag};
+
+use crate::Answer;
+
+/// Sends a signal to the processes of a program: to all, or to the one with the lowest or highest number.
+pub fn signal(program: &str, signal: i32, which: Option<&str>) -> Answer {
+    let contexts = fs::read_to_string("/scheme/sys/context")?;
+    let mut processes: Vec<libc::pid_t> = contexts
+        .lines()
+        .filter(|line| line.ends_with(&format!("/{program}")))
+        .filter_map(|line| line.split_whitespace().next()?.parse().ok())
+        .collect();
+    processes.sort();
+    processes.dedup();
+    match which {
+        None => {}
+        Some("first") => processes.truncate(1),
+        Some("last") => drop(processes.drain(..processes.len().saturating_sub(1))),
+        Some(other) => return Err(format!("{other} is neither first nor last").into()),
+    }
+    if processes.is_empty() {
+        return Err(format!("no process of {program} runs").into());
+    }
+    for process in &processes {
+        // SAFETY: a plain call.
+        if unsafe { libc::kill(*process, signal) } != 0 {
+            return Err(format!("kill of {process}: {}", Error::last_os_error()).into());
+        }
+    }
+    Ok(format!("{} signalled", processes.len()))
+}
+
+/// Prints what all threads wait for. The descriptor is opened first, and asked past the namespace manager, which may hang by then.
+pub fn watch(ms: u64) -> Answer {
+    let system = Fd::open("/scheme/sys", flag::O_RDONLY | flag::O_DIRECTORY, 0)?;
+    std::thread::sleep(Duration::from_millis(ms));
+    let mut said = String::new();
+    for name in ["context", "block", "syscall"] {
+        let file = system.openat(name, flag::O_RDONLY, 0)?;
+        let mut buffer = [0; 4096];
+        said.push_str(&format!("{name}:\n"));
+        loop {
+            match file.read(&mut buffer)? {
+                0 => break,
+                length => said.push_str(&String::from_utf8_lossy(&buffer[..length])),
+            }
+        }
+    }
+    Ok(said)
+}

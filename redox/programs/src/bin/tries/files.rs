@@ -1,0 +1,92 @@
+//! A full filesystem, large directories, odd names, locks.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Error, Write};
+use std::os::fd::AsRawFd;
+use std::time::Instant;
+
+use crate::Answer;
+
+/// Fills the filesystem; the answer says with which error it ended. The size is to be what was written.
+pub fn fill(path: &str) -> Answer {
+    let mut file = File::create(path)?;
+    let block = vec![b'f'; 64 << 10];
+    let mut written = 0;
+    let error = loop {
+        match file.write(&block) {
+            Ok(0) => return Err("a write wrote nothing".into()),
+            Ok(length) => written += length as u64,
+            Err(error) => break error,
+        }
+    };
+    let size = file.metadata()?.len();
+    if size != written {
+        return Err(format!("{written} bytes were written, and the file has {size}").into());
+    }
+    Ok(format!("full: {error}"))
+}
+
+pub fn many(dir: &str, count: usize) -> Answer {
+    fs::create_dir_all(dir)?;
+    let begin = Instant::now();
+    for index in 0..count {
+        fs::write(format!("{dir}/file-with-a-longer-name-{index:05}"), b"x")?;
+    }
+    let made = begin.elapsed();
+    let begin = Instant::now();
+    let listed = fs::read_dir(dir)?.count();
+    let first = begin.elapsed();
+    let begin = Instant::now();
+    fs::read_dir(dir)?.count();
+    Ok(format!(
+        "{listed} entries, made in {} us, listed in {} us, again in {} us",
+        made.as_micros(),
+        first.as_micros(),
+        begin.elapsed().as_micros()
+    ))
+}
+
+/// What creating, reading and removing each name answers: a letter for each success, the errno for a failure.
+pub fn names(dir: &str) -> Answer {
+    let names = [
+        ("252", "n".repeat(252)),
+        ("253", "n".repeat(253)),
+        ("256", "n".repeat(256)),
+        ("colon", "a:b".to_owned()),
+        ("space", "a b".to_owned()),
+        ("utf-8", "ü€".to_owned()),
+        ("whiteout", ".wh.x".to_owned()),
+        ("dots", "...".to_owned()),
+    ];
+    let said = names.map(|(kind, name)| {
+        let path = format!("{dir}/{name}");
+        let code = |result: std::io::Result<()>| match result {
+            Ok(()) => "ok".to_owned(),
+            Err(error) => error.raw_os_error().map_or(error.to_string(), |code| code.to_string()),
+        };
+        let write = code(fs::write(&path, b"1"));
+        let read = code(fs::read(&path).map(drop));
+        format!("{kind} {write} {read} {}", code(fs::remove_file(&path)))
+    });
+    Ok(said.join(", "))
+}
+
+/// Two descriptors of a file, of which only one can have the lock.
+pub fn locks(path: &str) -> Answer {
+    let open = || OpenOptions::new().read(true).write(true).open(path);
+    let (one, other) = (open()?, open()?);
+    let lock = |file: &File, operation| {
+        // SAFETY: a plain call on a descriptor that is open.
+        match unsafe { libc::flock(file.as_raw_fd(), operation) } {
+            0 => "ok".to_owned(),
+            _ => Error::last_os_error().to_string(),
+        }
+    };
+    Ok(format!(
+        "one {}, other {}, unlocked {}, other {}",
+        lock(&one, libc::LOCK_EX),
+        lock(&other, libc::LOCK_EX | libc::LOCK_NB),
+        lock(&one, libc::LOCK_UN),
+        lock(&other, libc::LOCK_EX | libc::LOCK_NB)
+    ))
+}

@@ -1,0 +1,118 @@
+"""Checks that are transcripts: commands of programs/src/bin/transcript.rs, each followed by what it is to answer."""
+
+import itertools
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from machine import Failed
+
+
+@dataclass
+class Command:
+    text: str
+    number: int
+    expected: list = field(default_factory=list)
+
+    def wrong(self, answers, earlier):
+        """What is wrong with the answers of this command, or None. `earlier` has what others answered."""
+        if self.expected and self.expected[0][0] == "^":
+            other = earlier[self.expected[0][2:]]
+            differing = [pair for pair in itertools.zip_longest(other, answers, fillvalue="") if pair[0] != pair[1]]
+            return f"{len(differing)} answers differ, at first {differing[0][1]!r} from {differing[0][0]!r}" if differing else None
+        rest = list(answers)
+        for place, line in enumerate(self.expected):
+            mark, wanted = line[0], line[2:]
+            if mark == "*":
+                if place + 1 == len(self.expected):
+                    return None
+                following = self.expected[place + 1]
+                while rest and not _fits(following, rest[0]):
+                    rest.pop(0)
+                continue
+            if not rest:
+                return f"should answer {wanted!r}"
+            found = rest.pop(0)
+            if not _fits(line, found):
+                return f"answers {found[2:]!r}, not {wanted!r}"
+        return f"answers {rest[0][2:]!r}" if rest else None
+
+
+def _fits(line, found):
+    if line[0] == "~":
+        return re.fullmatch(line[2:], found[2:]) is not None
+    return found == line
+
+
+@dataclass
+class Part:
+    """What runs in one boot."""
+
+    commands: list = field(default_factory=list)
+
+    def script(self):
+        return "".join(f"{command.text}\n" for command in self.commands)
+
+    def compare(self, lines):
+        """The differences between what a machine printed and what it should have."""
+        said = []
+        for line in lines:
+            if line.startswith("$ "):
+                said.append((line[2:], []))
+            elif said:
+                said[-1][1].append(line)
+        wrong = []
+        for command, (text, answers) in zip(self.commands, said):
+            if text != command.text:
+                return wrong + [f"line {command.number}: {command.text} was to run, not {text}"]
+            if fault := command.wrong(answers, dict(said)):
+                wrong.append(f"line {command.number}: {command.text}: {fault}")
+        if len(said) < len(self.commands):
+            wrong.append(f"line {self.commands[len(said)].number}: {self.commands[len(said)].text} was not reached")
+        return wrong
+
+
+class Check:
+    """A file of checks/. Its first line, a comment, says what is right if it passes."""
+
+    def __init__(self, path: Path):
+        self.name = path.stem
+        self.times = 1
+        self.processors = [1]
+        self.timeout = 120
+        self.root = "file"
+        self.steps = []
+        self.parts = [Part()]
+        lines = path.read_text().splitlines()
+        self.claim = lines[0].removeprefix("# ")
+        for number, line in enumerate(lines[1:], 2):
+            mark, rest = line[:1], line[2:]
+            if mark in ("", "#"):
+                continue
+            if mark == "@":
+                self._directive(path, number, rest)
+            elif mark in ("=", "!", "~", "*", "^") and line[1:2] in ("", " "):
+                self.parts[-1].commands[-1].expected.append(line)
+            else:
+                self.parts[-1].commands.append(Command(line, number))
+
+    def _directive(self, path, number, text):
+        name, _, rest = text.partition(" ")
+        match name:
+            case "times":
+                self.times = int(rest)
+            case "processors":
+                self.processors = [int(word) for word in rest.split()]
+            case "timeout":
+                self.timeout = int(rest)
+            case "ram" | "notify" | "oneshot":
+                self.steps.append((name, rest))
+            case "scheme":
+                scheme, _, command = rest.partition(" ")
+                self.steps.append((f"scheme {scheme}", command))
+            case "root":
+                self.root = rest
+            case "reboot":
+                self.parts.append(Part())
+            case _:
+                raise Failed(f"{path}:{number}: there is no directive {name}.")
