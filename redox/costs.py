@@ -19,8 +19,8 @@ def _measure(lines, command):
     for line in lines[begin:]:
         if line.startswith("$ "):
             break
-        if line.startswith("cost "):
-            _, name, time = line.split()
+        if line.startswith("= cost "):
+            _, _, name, time = line.split()
             costs[name] = float(time)
     return costs
 
@@ -30,9 +30,11 @@ def run(system, scratch, log):
     make_layers(system, scratch / "layers", disk)
     pairs = {
         "as root": ("run costs /upper2 200", "run costs /scheme/overlay 200"),
-        "as another user": ("as 1000 1000 costs /lower2/home 200", "as 1000 1000 costs /scheme/overlay/public 200"),
+        "as another user": ("as 1000 1000 costs /home 200", "as 1000 1000 costs /scheme/overlay/home 200"),
     }
-    script = "".join(f"{command}\n" for pair in pairs.values() for command in pair)
+    commands = [command for pair in pairs.values() for command in pair]
+    commands += ["run tries many /upper2/many 300", "run tries many /scheme/overlay/many 300"]
+    script = "".join(f"{command}\n" for command in commands)
     output = Machine(
         system,
         disk,
@@ -46,6 +48,9 @@ def run(system, scratch, log):
     if not output.finished:
         return ["the machine hung"]
     faults = []
+    for command, line in zip(output.lines, output.lines[1:]):
+        if command.startswith("$ run tries many"):
+            print(f"       {command[2:]}: {line[2:]}")
     for who, (below, above) in pairs.items():
         redoxfs, overlay = _measure(output.lines, below), _measure(output.lines, above)
         for name, limit in LIMITS.items():

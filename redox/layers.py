@@ -1,4 +1,4 @@
-"""The layers that every check finds on its disk: /lower, /lower2, and empty /upper, /upper2, /upper3."""
+"""The layers that every check finds on its disk: /lower, /lower2, and empty /upper, /upper2, /upper3; /home of user 1000."""
 
 import os
 import shutil
@@ -24,6 +24,7 @@ def make_layers(system, tree, disk, megabytes=64):
 
     for name in ["upper", "upper2", "upper3", "lower", "lower2", "lower2/dir"]:
         directory(name)
+    directory("home", 0o755, 1000)
     file("lower2/below", "below")
     file("lower2/dir/w", "w")
     for name in ["bin", "dir", "dir/sub", "moving", "deep", "deep/x"]:

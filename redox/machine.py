@@ -15,7 +15,12 @@ from pathlib import Path
 # The programs that every initfs has, and the units of base that start them.
 BASE_PROGRAMS = ["init", "logd", "ramfs", "randd", "zerod", "lived", "redoxfs"]
 BASE_UNITS = ["00_logd.service", "00_nulld.service", "00_randd.service", "00_zerod.service", "ramfs@.service"]
+BEGIN = "=== the first step"
 END = "=== the end of all steps"
+
+# A system that did not reach the first step by then never will: about one boot in twenty hangs before anything of ours is started.
+BOOT_SECONDS = 45
+BOOTS = 4
 
 
 class Failed(Exception):
@@ -85,7 +90,10 @@ class Machine:
         with tempfile.TemporaryDirectory(prefix="redox-vm.") as scratch:
             initfs = Path(scratch) / "initfs"
             self._make_initfs(Path(scratch) / "tree", initfs)
-            return self._run(Path(scratch), initfs)
+            for _ in range(BOOTS):
+                if output := self._run(Path(scratch), initfs):
+                    return output
+        raise Failed(f"The system hung {BOOTS} times before the first step; {self.log} has what it printed.")
 
     def _make_initfs(self, tree: Path, image: Path):
         units = tree / "lib/init.d"
@@ -118,7 +126,7 @@ class Machine:
         unit("50_rootfs.service", ["10_lived.service"], f"redoxfs /scheme/disk.live/0 {self.root}", '"oneshot"')
         before = ["50_rootfs.service"]
         end = [("oneshot", f"say {END}")] if self.root == "file" else []
-        for index, (kind, command) in enumerate([*self.steps, *end]):
+        for index, (kind, command) in enumerate([("oneshot", f"say {BEGIN}"), *self.steps, *end]):
             if kind == "ram":
                 before = [*before, f"ramfs@{command}.service"]
                 continue
@@ -129,7 +137,8 @@ class Machine:
         unit("90_initfs.target", before)
         _host([self.system.folder / "host/redox-initfs-ar", tree, self.system.folder / "bootstrap", "-o", image])
 
-    def _run(self, scratch: Path, initfs: Path) -> Output:
+    def _run(self, scratch: Path, initfs: Path) -> Output | None:
+        """None if the first step was not reached. The disk is then as it was."""
         monitor = scratch / "monitor"
         command = ["qemu-system-x86_64", "-machine", "q35", "-cpu", "max,la57=off", "-m", str(self.memory)]
         command += ["-smp", str(self.processors), "-display", "none", "-vga", "none", "-nodefaults", "-no-reboot"]
@@ -142,18 +151,21 @@ class Machine:
         machine = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         try:
             text, finished = self._watch(machine)
+            if self.log:
+                self.log.write_text(text)
+            if BEGIN not in text:
+                return None
             self._save(monitor, text)
         finally:
             machine.kill()
             machine.wait()
-        if self.log:
-            self.log.write_text(text)
+            monitor.unlink(missing_ok=True)
         return Output(text.splitlines(), finished)
 
     def _watch(self, machine):
         """Reads what the machine prints until it has done all steps, panics, or its time is over."""
-        end = time.monotonic() + self.timeout
-        text = ""
+        end = time.monotonic() + BOOT_SECONDS
+        text, begun = "", False
         with selectors.DefaultSelector() as selector:
             selector.register(machine.stdout, selectors.EVENT_READ)
             while (now := time.monotonic()) < end:
@@ -165,6 +177,8 @@ class Machine:
                 text += part.decode("utf-8", "replace").replace("\r", "")
                 if END in text:
                     return text, True
+                if not begun and BEGIN in text:
+                    begun, end = True, now + self.timeout
                 if "KERNEL PANIC" in text:
                     end = min(end, now + 3)
                 if self.cut is not None and re.search("^= cut", text, re.MULTILINE):
@@ -176,7 +190,7 @@ class Machine:
         """Stops the machine between two instructions, and writes its disk, which lies in its memory, to the file that it came from."""
         place = re.search(r"loader: disk ([0-9a-f]{16}) ([0-9a-f]{16})", text)
         if not place:
-            raise Failed(f"The machine did not boot: it printed {text!r}.")
+            raise Failed(f"The loader did not say where the disk is: the machine printed {text!r}.")
         with socket.socket(socket.AF_UNIX) as connection:
             connection.connect(str(monitor))
             stream = connection.makefile("rw")
