@@ -77,7 +77,8 @@ const LAYERS: [Explained; 12] = [
                 then: after a crash the upper directory is refused.",
         more: "This is faster, and right for what can be made again. The mark is the directory `work/incompat/volatile` in the work \
                directory, where the kernel's overlayfs has it too. If the program or the system ends without an unmount, the upper \
-               directory may be damaged.",
+               directory may be damaged. A tree that has not been changed for ten seconds is synced too, and has no mark until its \
+               next change.",
     },
     option("fsync=0|1", "`0` is another name for `volatile`. `1` is the default."),
     Explained {

@@ -7,10 +7,12 @@ mod mount;
 #[path = "suite/run.rs"]
 mod run;
 
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io::Write;
-use std::path::PathBuf;
-use std::process::Output;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::thread;
+use std::time::Duration;
 
 use mount::{Mount, eventually, is_mounted, program};
 use test_common::{LowerGuard, Stage, names, put};
@@ -104,6 +106,109 @@ fn the_upper_directory_is_whole_when_umount_returns_and_can_be_mounted_again() {
             bed.is_whole(3 * round);
         }
     }
+}
+
+/// Whether nobody holds a directory.
+fn is_free(dir: &Path) -> bool {
+    let dir = File::open(dir).unwrap();
+    match dir.try_lock() {
+        Ok(()) => true,
+        Err(TryLockError::WouldBlock) => false,
+        Err(TryLockError::Error(error)) => panic!("{error}"),
+    }
+}
+
+/// What is in a work directory for the next mount.
+const KEPT: [&str; 3] = ["ctimes", "numbers", "record"];
+
+impl Bed {
+    /// Asserts that no overlay has the layers any more, and then removes and makes them anew.
+    fn start_again(&self, when: &str) {
+        for name in ["upper", "work"] {
+            assert!(is_free(&self.stage.path(name)), "{when}: {name} is held");
+        }
+        let left = names(&self.stage.path("work"));
+        assert!(left.iter().all(|name| KEPT.contains(&name.as_str())), "{when}: {left:?}");
+        for name in ["upper", "work"] {
+            fs::remove_dir_all(self.stage.path(name)).unwrap_or_else(|error| panic!("{when}: {name}: {error}"));
+            self.stage.dir(name);
+        }
+    }
+}
+
+#[test]
+fn the_layers_are_free_when_umount_returns() {
+    for more in ["", ",volatile", ",door=scheme", ",door=scheme,volatile"] {
+        let bed = Bed::new();
+        for round in 0..12 {
+            bed.must_mount(more);
+            // Half of the rounds change nothing.
+            if round % 2 == 0 {
+                bed.append("large", "end");
+                fs::remove_file(bed.point().join("small")).unwrap();
+                fs::write(bed.point().join("new"), "new").unwrap();
+            }
+            bed.umount();
+            bed.start_again(&format!("{more}, round {round}"));
+        }
+        assert_eq!(names(&bed.stage.path("upper")), [""; 0], "nothing comes back");
+        assert_eq!(names(&bed.stage.path("work")), [""; 0], "nothing comes back");
+    }
+}
+
+#[test]
+fn what_was_settled_long_ago_changes_no_more() {
+    for more in ["", ",door=scheme"] {
+        let bed = Bed::new();
+        bed.must_mount(more);
+        bed.append("large", "end");
+        eventually("the copy is whole", || bed.stage.path("upper/large").exists());
+        // Now nothing keeps umount waiting, or nothing much.
+        thread::sleep(Duration::from_millis(500));
+        bed.umount();
+        for name in ["upper", "work"] {
+            fs::remove_dir_all(bed.stage.path(name)).unwrap();
+        }
+        eventually("the daemon has ended", || {
+            Command::new("pgrep").args(["-f", &bed.options(more)]).output().unwrap().stdout.is_empty()
+        });
+        assert!(!bed.stage.path("upper").exists() && !bed.stage.path("work").exists());
+    }
+}
+
+#[test]
+fn a_mount_that_is_in_use_keeps_its_layers_without_a_name() {
+    let bed = Bed::new();
+    bed.must_mount("");
+    bed.append("large", "end");
+    let mut open = File::options().append(true).open(bed.point().join("large")).unwrap();
+    assert!(run::finish(run::command("umount").arg("-l").arg(bed.point())).status.success());
+    eventually("what was changed is complete", || bed.stage.path("upper/large").exists());
+    for _ in 0..3 {
+        assert!(!is_free(&bed.stage.path("upper")));
+        open.write_all(b"end").unwrap();
+        open.sync_data().unwrap();
+    }
+    drop(open);
+    eventually("the layers are free", || is_free(&bed.stage.path("upper")));
+    bed.is_whole(12);
+}
+
+#[test]
+fn a_volatile_overlay_that_rests_is_synced() {
+    let bed = Bed::new();
+    let mark = bed.stage.path("work/work/incompat/volatile");
+    let mut mount = Mount::new(&bed.point(), &bed.options(",volatile"));
+    bed.append("small", "end");
+    assert!(mark.exists());
+    eventually("it rests", || !mark.exists());
+    bed.append("small", "end");
+    assert!(mark.exists(), "before the next change is answered the mark is back");
+    mount.daemon.kill().unwrap();
+    mount.daemon.wait().unwrap();
+    bed.umount();
+    let refused = bed.mount("");
+    assert!(said(&refused).contains("reuse_volatile"), "{}", said(&refused));
 }
 
 #[test]

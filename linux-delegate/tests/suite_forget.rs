@@ -56,7 +56,7 @@ impl Mounted {
         let session =
             Session::start(device, EngineDoor::new(overlay(stage), Fixed::none(), settings), 4, None).unwrap();
         let door = session.door();
-        let serving = thread::spawn(move || session.start_threads().unwrap().run(|| {}).unwrap());
+        let serving = thread::spawn(move || session.start_threads().unwrap().run(|| {}).0.unwrap());
         Self { point, door: Some(door), serving: Some(serving) }
     }
 

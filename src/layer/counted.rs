@@ -236,6 +236,7 @@ macro_rules! hand_on {
 counted! {
     Root: fn root() -> Result<L::Dir>;
     Hold: fn hold() -> Result<()>;
+    Release: fn release() -> Result<()>;
     StatFs: fn stat_fs() -> Result<StatFs>;
     OpenDir: fn open_dir(dir: &L::Dir, name: &OsStr) -> Result<L::Dir>;
     List: fn list(dir: &L::Dir, each: &mut dyn FnMut(Entry<'_>)) -> Result<()>;

@@ -221,9 +221,12 @@ pub trait Layer: Send + Sync + Sized + 'static {
     /// The top directory.
     fn root(&self) -> Result<Self::Dir>;
 
-    /// Keeps every other daemon, also in other processes, from holding this layer until the layer is dropped. EWOULDBLOCK if one does;
-    /// EOPNOTSUPP where the filesystem keeps no locks.
+    /// Keeps every other daemon, also in other processes, from holding this layer until the layer is dropped or [released](Layer::release).
+    /// EWOULDBLOCK if one does; EOPNOTSUPP where the filesystem keeps no locks.
     fn hold(&self) -> Result<()>;
+
+    /// Lets others hold the layer. Without effect if it is not held.
+    fn release(&self) -> Result<()>;
 
     /// Space left and limits.
     fn stat_fs(&self) -> Result<StatFs>;

@@ -47,6 +47,8 @@ struct Pair {
 struct Table {
     young: HashMap<u64, Pair>,
     old: HashMap<u64, Pair>,
+    /// It is not what the work directory has.
+    changed: bool,
 }
 
 impl Table {
@@ -58,12 +60,11 @@ impl Table {
         if self.young.len() >= MOST {
             self.old = std::mem::take(&mut self.young);
         }
-        self.young.insert(ino, pair);
+        self.changed |= self.young.insert(ino, pair) != Some(pair);
     }
 
     fn remove(&mut self, ino: u64) {
-        self.young.remove(&ino);
-        self.old.remove(&ino);
+        self.changed |= self.young.remove(&ino).is_some() | self.old.remove(&ino).is_some();
     }
 }
 
@@ -92,12 +93,26 @@ impl Ctimes {
                 HashMap::new()
             }
         };
-        Ctimes(Lock::new(Table { young: HashMap::new(), old }))
+        Ctimes(Lock::new(Table { old, ..Table::default() }))
     }
 
-    /// Leaves what is remembered in the work directory, for the next mount.
-    pub fn finish<L: Layer>(&self, upper: &L, dir: &L::Dir) -> Result<()> {
-        let bytes = to_bytes(&self.0.lock());
+    /// Leaves what is remembered in the work directory, for the next mount, if that is not what it has.
+    pub fn save<L: Layer>(&self, upper: &L, dir: &L::Dir) -> Result<()> {
+        let bytes = {
+            let mut table = self.0.lock();
+            if !std::mem::take(&mut table.changed) {
+                return Ok(());
+            }
+            to_bytes(&table)
+        };
+        let saved = Self::write(upper, dir, &bytes);
+        if saved.is_err() {
+            self.0.lock().changed = true;
+        }
+        saved
+    }
+
+    fn write<L: Layer>(upper: &L, dir: &L::Dir, bytes: &[u8]) -> Result<()> {
         let (name, temp) = (OsStr::new(CTIMES), OsStr::new(NEW_CTIMES));
         if bytes.len() == HEADER {
             return match upper.unlink(dir, name) {
@@ -107,7 +122,7 @@ impl Ctimes {
         }
         let file = upper.create_file(dir, temp, 0o600, upper.identity())?;
         let written =
-            write_all(upper, &file, &bytes, 0).and_then(|()| upper.rename(dir, temp, dir, name, RenameMode::Replace));
+            write_all(upper, &file, bytes, 0).and_then(|()| upper.rename(dir, temp, dir, name, RenameMode::Replace));
         if written.is_err() {
             discard(upper, dir, temp);
         }
@@ -204,7 +219,8 @@ mod tests {
         ctimes.keep(8, at(5, 5), at(5, 4));
         ctimes.keep(8, at(5, 6), at(5, 6));
         let bytes = to_bytes(&ctimes.0.lock());
-        let read = Ctimes(Lock::new(Table { young: HashMap::new(), old: from_bytes(&bytes).unwrap() }));
+        let table = Table { old: from_bytes(&bytes).unwrap(), ..Table::default() };
+        let read = Ctimes(Lock::new(table));
         assert_eq!(read.shown(7, at(-5, 999_999_999)), at(-6, 1));
         assert_eq!(read.shown(u64::MAX, at(1 << 40, 0)), at(5, 0));
         assert_eq!(read.shown(7, at(-5, 0)), at(-5, 0), "it has changed since");

@@ -1,17 +1,30 @@
 //! What an overlay owes when nobody uses it any more, and in pauses before: files that are whole, and on the disk.
+//!
+//! An overlay is *settled* when it knows nothing that the upper layer does not have. It *rests* when, besides, no mark says that something is not
+//! synced; before the next change it is woken. It is *retired* when nothing in the layers is its own any more, and another may hold them.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::Overlay;
 use super::holder::Holder;
 use super::names::Names;
+use super::node::Node;
+use super::work::Work;
 use crate::layer::{Layer, Result};
 
 impl<L: Layer> Overlay<L> {
     /// Says who serves the overlay, to those who are refused its upper layer. Without effect for an overlay that holds none.
     pub fn sign(&self, holder: &Holder) -> Result<()> {
         match &self.work {
-            Some(work) => work.sign(&self.stack, holder),
-            None => Ok(()),
+            Some(work) if !self.retired.load(Ordering::Acquire) => work.sign(&self.stack, holder),
+            _ => Ok(()),
         }
+    }
+
+    /// Whether nothing is synced but when the overlay rests.
+    pub fn is_volatile(&self) -> bool {
+        self.work.as_ref().is_some_and(|work| work.is_volatile())
     }
 
     /// Whether an earlier overlay has left partial copies, which nobody has completed yet.
@@ -24,39 +37,100 @@ impl<L: Layer> Overlay<L> {
     pub fn settle_all(&self) -> Result<()> {
         let Some(work) = &self.work else { return Ok(()) };
         let completed = self.complete_all();
+        self.save_ctimes();
         let synced = if work.is_volatile() { Ok(()) } else { self.stack.layer(work.dir()).sync_all() };
         completed.and(synced)
+    }
+
+    /// Brings to the disk what is settled, where nothing is synced before.
+    pub fn sync_settled(&self) -> Result<()> {
+        match &self.work {
+            Some(work) if work.is_volatile() => self.stack.layer(work.dir()).sync_all(),
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes the mark away that something is not synced. Nobody may have changed anything since [`Overlay::sync_settled`].
+    pub fn rest(&self) -> Result<()> {
+        self.work.as_ref().map_or(Ok(()), |work| work.rest(&self.stack))
+    }
+
+    /// Puts the mark back, before something is changed again.
+    pub fn wake(&self) -> Result<()> {
+        self.work.as_ref().map_or(Ok(()), |work| work.wake(&self.stack))
+    }
+
+    /// Empties the work directory, but for what the next overlay has to know, and lets go of the layers. Nobody may change anything any more. What
+    /// is not settled stays as it is.
+    pub fn retire(&self) -> Result<()> {
+        let Some(work) = &self.work else { return Ok(()) };
+        if self.retired.swap(true, Ordering::AcqRel) {
+            return Ok(());
+        }
+        self.tidy(work).and(work.release(&self.stack))
+    }
+
+    /// Leaves nothing in the work directory but what the next overlay has to know.
+    fn tidy(&self, work: &Work<L>) -> Result<()> {
+        self.save_ctimes();
+        work.finish(&self.stack)
+    }
+
+    /// Leaves the times of last change of status that were shown to the next overlay.
+    fn save_ctimes(&self) {
+        let Some(work) = &self.work else { return };
+        self.each_node(|node| {
+            let mut state = node.state.lock();
+            if state.ctime.is_some()
+                && let Err(error) = self.refresh(node, &mut state)
+            {
+                log::debug!("an object will show the layer's time of last change of status: {error}");
+            }
+        });
+        let upper = self.stack.layer(work.dir());
+        if let Err(error) = self.stack.open(work.dir()).and_then(|open| self.ctimes.save(upper, &open)) {
+            log::warn!("times of last change of status are those of the layer in the next mount: {error}");
+        }
+    }
+
+    /// Calls `each` for every object that is known by a name, with the tree locked. Without recursion, since a tree may be deep.
+    fn each_node(&self, each: impl Fn(&Arc<Node<L>>)) {
+        let _tree = self.tree.read();
+        let mut nodes = vec![self.root.clone()];
+        while let Some(node) = nodes.pop() {
+            each(&node);
+            if let Ok(mut dir) = node.dir()
+                && let Some(names) = &mut dir.names
+            {
+                nodes.extend(names.slots_mut().filter_map(|slot| slot.child.clone()));
+            }
+        }
     }
 }
 
 impl<L: Layer> Drop for Overlay<L> {
-    /// Leaves no partial copies, and nothing but the index in the work directory. Nodes and their parents hold each other: takes them apart,
-    /// without recursion, since a tree may be deep.
+    /// Leaves no partial copies, and nothing of its own in the work directory. Nodes and their parents hold each other: takes them apart, without recursion, since a tree may
+    /// be deep.
     fn drop(&mut self) {
-        if let Err(error) = self.complete_all() {
-            log::warn!(
-                "the upper layer has files of which only an overlay knows the rest, until the next one ends: {error}"
-            );
+        if let Some(work) = &self.work
+            && !self.retired.load(Ordering::Acquire)
+        {
+            if let Err(error) = self.complete_all() {
+                log::warn!(
+                    "the upper layer has files of which only an overlay knows the rest, until the next one ends: {error}"
+                );
+            }
+            if let Err(error) = self.tidy(work) {
+                log::warn!("the work directory stays as it is until the next mount: {error}");
+            }
         }
         let mut nodes = vec![self.root.clone()];
         while let Some(node) = nodes.pop() {
-            let mut state = node.state.lock();
-            if state.ctime.is_some()
-                && let Err(error) = self.refresh(&node, &mut state)
-            {
-                log::debug!("an object will show the layer's time of last change of status: {error}");
-            }
-            state.places.clear();
-            drop(state);
+            node.state.lock().places.clear();
             let names: Option<Names<L>> = node.dir().ok().and_then(|mut dir| dir.names.take());
             if let Some(mut names) = names {
                 nodes.extend(names.slots_mut().filter_map(|slot| slot.child.take()));
             }
-        }
-        if let Some(work) = &self.work
-            && let Err(error) = work.finish(&self.stack, &self.ctimes)
-        {
-            log::warn!("the work directory stays as it is until the next mount: {error}");
         }
     }
 }

@@ -38,7 +38,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use syscall::error::{EROFS, Error};
 
@@ -114,7 +114,7 @@ pub struct Layers<L> {
 /// What an overlay does beside stacking its layers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
-    /// Nothing is synced, also if a caller asks for it, until the overlay is dropped. Until then the upper layer is marked
+    /// Nothing is synced, also if a caller asks for it, until the overlay rests or is dropped. Until then the upper layer is marked
     /// ([`VOLATILE_MARK`] in the work directory).
     pub volatile: bool,
     /// An upper layer that was left marked is used, and the mark taken away.
@@ -159,6 +159,8 @@ pub struct Overlay<L: Layer> {
     next_id: AtomicU64,
     known: Known<L>,
     devices: devices::Marked,
+    /// Nothing in the layers is this overlay's any more.
+    retired: AtomicBool,
 }
 
 impl<L: Layer> Overlay<L> {
@@ -220,6 +222,7 @@ impl<L: Layer> Overlay<L> {
             next_id: AtomicU64::new(1),
             known: Known::new(settings.known_max),
             devices: devices::Marked::default(),
+            retired: AtomicBool::new(false),
         })
     }
 

@@ -6,9 +6,10 @@
 
 use std::ffi::OsStr;
 
-use syscall::error::{ENOENT, ENOTDIR};
+use syscall::error::{EEXIST, ENOENT, ENOTDIR};
 
-use crate::layer::{Error, Layer, Object, Result};
+use super::work::remove;
+use crate::layer::{Error, Kind, Layer, Object, Result};
 
 /// The path of the mark in the work directory.
 pub const MARK: &str = "work/incompat/volatile";
@@ -34,12 +35,22 @@ fn is_missing(error: &Error) -> bool {
     matches!(error.errno, ENOENT | ENOTDIR)
 }
 
-/// Puts the mark into a work directory that is empty, and on the disk.
+/// Takes the mark away, and the directories above it.
+pub fn unmark<L: Layer>(upper: &L, work: &L::Dir) -> Result<()> {
+    let top = MARK.split('/').next().unwrap_or(MARK);
+    remove(upper, work, OsStr::new(top), Kind::Dir)
+}
+
+/// Puts the mark into a work directory that has none, and on the disk.
 pub fn mark<L: Layer>(upper: &L, work: &L::Dir) -> Result<()> {
     let mut above: Option<L::Dir> = None;
     for name in MARK.split('/') {
         let dir = above.as_ref().unwrap_or(work);
-        upper.create_dir(dir, OsStr::new(name), 0o700, upper.identity())?;
+        match upper.create_dir(dir, OsStr::new(name), 0o700, upper.identity()) {
+            // It is there when a mark could be taken away or put in part.
+            Err(error) if error.errno != EEXIST => return Err(error),
+            _ => {}
+        }
         upper.sync_dir(dir)?;
         above = Some(upper.open_dir(dir, OsStr::new(name))?);
     }

@@ -7,12 +7,12 @@ use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use syscall::error::{EEXIST, EINVAL, ENODATA, ENOENT, EOPNOTSUPP, EROFS, EWOULDBLOCK, Error};
 
 use super::Settings;
-use super::ctime::{CTIMES, Ctimes};
+use super::ctime::CTIMES;
 use super::detect::detect;
 use super::holder::{Holder, RECORD as HOLDER, RECORD_MAX};
 use super::index::{self, Index, NAMES};
@@ -20,7 +20,7 @@ use super::inode::Claims;
 use super::record::{RECORD, Record};
 use super::stack::{LayerDir, Stack};
 use super::times::Times;
-use super::volatile::{is_marked, mark};
+use super::volatile::{is_marked, mark, unmark};
 use super::xattr::DEFAULT_ACL;
 use crate::format::{self, Format};
 use crate::layer::{Access, Kind, Layer, Object, RenameMode, Result, write_all};
@@ -160,10 +160,12 @@ impl From<Refused> for Error {
 pub struct Work<L: Layer> {
     dir: Arc<LayerDir<L>>,
     /// The work directory's own layer, where it is not inside the upper one; held as long as the overlay lives.
-    _layer: Option<L>,
+    layer: Option<L>,
     next: AtomicU64,
     /// Nothing is synced.
     volatile: bool,
+    /// There is a mark that says so.
+    marked: AtomicBool,
     /// How the upper layer is written.
     format: Format,
     times: Times,
@@ -235,7 +237,8 @@ impl<L: Layer> Work<L> {
         remember(stack, before.as_ref(), &dir, volatile);
         let (index, claims) = Index::open(upper, &dir, volatile)?;
         let dir = stack.anchored(0, dir);
-        Ok((Work { dir, _layer: layer, next: AtomicU64::new(0), volatile, format, times, index }, claims))
+        let (next, marked) = (AtomicU64::new(0), AtomicBool::new(volatile));
+        Ok((Work { dir, layer, next, volatile, marked, format, times, index }, claims))
     }
 
     /// What the next mount has to know of copies.
@@ -268,27 +271,48 @@ impl<L: Layer> Work<L> {
         self.format
     }
 
-    /// Leaves nothing but the index in the directory. What was not synced is synced first, so that the mark can go.
-    pub fn finish(&self, stack: &Stack<L>, ctimes: &Ctimes) -> Result<()> {
+    /// Leaves nothing in the directory but what is kept. What was not synced is synced first, so that the mark can go.
+    pub fn finish(&self, stack: &Stack<L>) -> Result<()> {
         let upper = stack.layer(&self.dir);
-        if self.volatile {
+        if self.volatile && self.marked.load(Ordering::Acquire) {
             upper.sync_all()?;
         }
         let open = stack.open(&self.dir)?;
         self.index.finish(upper, &open)?;
-        if let Err(error) = ctimes.finish(upper, &open) {
-            log::warn!("times of last change of status are those of the layer in the next mount: {error}");
-        }
         sweep(upper, &open, &entries(upper, &open)?)
     }
 
-    /// Writes down who holds the layer.
+    /// Lets go of the layers that [`Work::prepare`] took hold of.
+    pub fn release(&self, stack: &Stack<L>) -> Result<()> {
+        let own = self.layer.as_ref().map_or(Ok(()), L::release);
+        own.and(stack.layer(&self.dir).release())
+    }
+
+    /// Takes the mark away that something is not synced.
+    pub fn rest(&self, stack: &Stack<L>) -> Result<()> {
+        if self.marked.swap(false, Ordering::AcqRel) {
+            unmark(stack.layer(&self.dir), &*stack.open(&self.dir)?)?;
+        }
+        Ok(())
+    }
+
+    /// Puts it back.
+    pub fn wake(&self, stack: &Stack<L>) -> Result<()> {
+        if self.volatile && !self.marked.load(Ordering::Acquire) {
+            mark(stack.layer(&self.dir), &*stack.open(&self.dir)?)?;
+            self.marked.store(true, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    /// Writes down who holds the layer. Who is ending makes no record: the directory may be going to be removed.
     pub fn sign(&self, stack: &Stack<L>, holder: &Holder) -> Result<()> {
         let upper = stack.layer(&self.dir);
         let (open, name) = (stack.open(&self.dir)?, OsStr::new(HOLDER));
-        let file = match upper.create_file(&open, name, 0o600, upper.identity()) {
-            Err(error) if error.errno == EEXIST => upper.open_file(&open, name, Access::ReadWrite)?,
-            made => made?,
+        let file = match upper.open_file(&open, name, Access::ReadWrite) {
+            Err(error) if error.errno == ENOENT && holder.ending => return Ok(()),
+            Err(error) if error.errno == ENOENT => upper.create_file(&open, name, 0o600, upper.identity())?,
+            opened => opened?,
         };
         let record = holder.to_bytes();
         write_all(upper, &file, &record, 0)?;

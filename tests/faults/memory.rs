@@ -697,13 +697,17 @@ impl Memory {
     fn file(&self, ino: u64) -> File {
         File(ino, self.disk.files.clone())
     }
+
+    fn let_go(&self) {
+        if std::mem::take(&mut *self.holds.lock().unwrap_or_else(PoisonError::into_inner)) {
+            self.disk.state().held.remove(&self.root);
+        }
+    }
 }
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        if *self.holds.lock().unwrap_or_else(PoisonError::into_inner) {
-            self.disk.state().held.remove(&self.root);
-        }
+        self.let_go();
     }
 }
 
@@ -734,6 +738,11 @@ impl Layer for Memory {
             return Err(Error::new(EWOULDBLOCK));
         }
         *holds = true;
+        Ok(())
+    }
+
+    fn release(&self) -> Result<()> {
+        self.let_go();
         Ok(())
     }
 

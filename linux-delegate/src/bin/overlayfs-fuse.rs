@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
 
 use linux_delegate::fuse::engine::{EngineDoor, Fixed, Settings};
-use linux_delegate::fuse::mount::{self as fuse_mount, Device, Unmounter, Waiter};
+use linux_delegate::fuse::mount::{self as fuse_mount, Device, Prober, Unmounter, Waiter};
 use linux_delegate::fuse::scheme::SchemeDoor;
 use linux_delegate::fuse::settle::Settler;
 use linux_delegate::fuse::{Door, Running, Session};
@@ -136,7 +136,7 @@ fn run(options: &MountOptions, ready: Option<File>) -> Result<(), String> {
         return Err(format!("The mount point {} cannot be used: it is not a directory.", mount_point.display()));
     }
     // Before the layers are held, so that only the daemon holds them.
-    let (unmounter, waiter) = Unmounter::start(&mount_point)
+    let (unmounter, waiter, prober) = Unmounter::start(&mount_point)
         .map_err(|error| format!("No process can be started that unmounts {}: {error}.", mount_point.display()))?;
     log_layers(&options.layers);
     let overlay = Arc::new(mount_in_turn(&options.layers)?);
@@ -149,7 +149,7 @@ fn run(options: &MountOptions, ready: Option<File>) -> Result<(), String> {
         // One may have to wait for what another answers.
         threads: options.max_threads.map_or_else(usual, NonZeroUsize::get).max(2),
         unmounter: Arc::new(Mutex::new(unmounter)),
-        waiter,
+        watched: (waiter, prober),
         overlay: overlay.clone(),
         holder,
         sandbox: match options.door {
@@ -174,9 +174,7 @@ fn run(options: &MountOptions, ready: Option<File>) -> Result<(), String> {
             served
         }
     };
-    let settled = overlay.settle_all();
-    served?;
-    settled.map_err(|error| format!("What was changed is not all complete and on the disk: {error}."))
+    served
 }
 
 /// Why nothing can be mounted at a path that cannot be looked at.
@@ -221,7 +219,7 @@ struct How {
     mount: fuse_mount::Options,
     threads: usize,
     unmounter: Arc<Mutex<Unmounter>>,
-    waiter: Waiter,
+    watched: (Waiter, Prober),
     overlay: Arc<Overlay<OsLayer>>,
     /// Who holds the upper layer.
     holder: Holder,
@@ -246,9 +244,10 @@ fn serve_door(door: impl Door + 'static, mount_point: &Path, how: How) -> Result
         }
     })?;
     log::info!("serving {shown}");
-    let served = running.run(|| sign(&overlay, &holder));
+    let (served, settled) = running.run(|| sign(&overlay, &holder));
     log::info!("{shown} is unmounted");
-    served.map_err(|error| format!("The mount at {shown} failed: {error}."))
+    served.map_err(|error| format!("The mount at {shown} failed: {error}."))?;
+    settled.map_err(|error| format!("What was changed is not all complete and on the disk: {error}."))
 }
 
 /// Has all threads of a mount but this one serve it, and tells who waits for that.
@@ -257,12 +256,8 @@ fn begin<D: Door + 'static>(door: D, device: OwnedFd, mount_point: &Path, how: H
     let settler = match how.overlay.is_read_only() {
         true => None,
         false => {
-            let overlay = how.overlay;
-            let dirty = overlay.has_unfinished();
-            let settle =
-                Box::new(move || overlay.settle_all().map_err(|error| io::Error::from_raw_os_error(error.errno)));
             let settler = Device::of_mounted(mount_point)
-                .and_then(|device| Settler::new(device, how.waiter, how.threads, dirty, settle))
+                .and_then(|device| Settler::new(device, how.watched, how.threads, how.overlay))
                 .map_err(|error| format!("It cannot be found out when {shown} is unmounted: {error}."))?;
             Some(settler)
         }

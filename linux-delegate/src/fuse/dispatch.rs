@@ -47,6 +47,18 @@ impl Buffers {
         }
         &mut self.data[..length]
     }
+
+    /// Fills in the header of the answer to a request, for which there is room. An error comes without anything else.
+    fn begin_answer(&mut self, to: &InHeader, done: Result<()>) {
+        if done.is_err() {
+            self.head.truncate(size_of::<OutHeader>());
+        }
+        let error = done.map_or_else(wire::errno, |()| 0);
+        log::trace!("{} of {} by {}:{}: {error}", name(to.opcode), to.node, to.uid, to.pid);
+        let length = self.head.len() + self.data_length;
+        let out = OutHeader { len: length as u32, error, unique: to.unique };
+        self.head[..size_of::<OutHeader>()].copy_from_slice(out.as_bytes());
+    }
 }
 
 /// Handles one request. Answers whether `buffers` hold an answer that is to be sent: some requests get none.
@@ -58,18 +70,23 @@ pub fn handle(door: &impl Door, agreed: &Agreed, request: &[u8], buffers: &mut B
     };
     buffers.head.extend_from_slice(OutHeader::default().as_bytes());
     let body = Body { rest: request.get(size_of::<InHeader>()..).unwrap_or_default() };
-    let error = match perform(door, agreed, &header, body, buffers) {
-        Ok(Answer::Made) => 0,
+    match perform(door, agreed, &header, body, buffers) {
+        Ok(Answer::Made) => buffers.begin_answer(&header, Ok(())),
         Ok(Answer::None) => return false,
-        Err(error) => {
-            buffers.head.truncate(size_of::<OutHeader>());
-            wire::errno(error)
-        }
+        Err(error) => buffers.begin_answer(&header, Err(error)),
+    }
+    true
+}
+
+/// Has `buffers` answer an error to a request. Answers whether that is to be sent.
+pub fn refuse(request: &[u8], error: Error, buffers: &mut Buffers) -> bool {
+    buffers.head.clear();
+    buffers.data_length = 0;
+    let Ok((header, _)) = InHeader::read_from_prefix(request) else {
+        return false;
     };
-    log::trace!("{} of {} by {}:{}: {error}", name(header.opcode), header.node, header.uid, header.pid);
-    let length = buffers.head.len() + buffers.data_length;
-    let out = OutHeader { len: length as u32, error, unique: header.unique };
-    buffers.head[..size_of::<OutHeader>()].copy_from_slice(out.as_bytes());
+    buffers.head.extend_from_slice(OutHeader::default().as_bytes());
+    buffers.begin_answer(&header, Err(error));
     true
 }
 

@@ -1,7 +1,8 @@
 //! Mounting and unmounting: by the system calls, or by `fusermount3` for a user who may not.
 //!
 //! Both need rights that the daemon gives up once it serves. So a process of its own, which has them and does nothing else, waits until the
-//! mount is to be taken away. A second thread of it has the kernel wait before it takes the filesystem down (see [`super::settle`]).
+//! mount is to be taken away. Other threads of it have the kernel wait before it takes the filesystem down, and find out whether it does (see
+//! [`super::settle`]).
 
 use std::ffi::{CString, OsStr, OsString};
 use std::fmt;
@@ -13,6 +14,9 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
 use rustix::fs::{AtFlags, CWD, FileType, StatxFlags};
 use rustix::mount::{MountFlags, UnmountFlags};
@@ -101,25 +105,27 @@ pub struct Unmounter(UnixStream);
 impl Unmounter {
     /// Starts it, for what is going to be mounted at `path`, which must be absolute. To be called before this process has opened anything
     /// that must be closed when it ends, and before it has other threads.
-    pub fn start(path: &Path) -> io::Result<(Self, Waiter)> {
+    pub fn start(path: &Path) -> io::Result<(Self, Waiter, Prober)> {
         let (ours, theirs) = UnixStream::pair()?;
         let (mut ours_to_wait, theirs_to_wait) = UnixStream::pair()?;
+        let (ours_to_probe, theirs_to_probe) = UnixStream::pair()?;
         // SAFETY: there is no other thread, so the child has all that this process has.
         match unsafe { libc::fork() } {
             -1 => Err(io::Error::last_os_error()),
             0 => {
-                drop((ours, ours_to_wait));
+                drop((ours, ours_to_wait, ours_to_probe));
                 // Without it the mount works, and umount does not wait.
                 let _ = std::thread::Builder::new().spawn(|| wait_in_ustat(theirs_to_wait));
+                let _ = std::thread::Builder::new().spawn(|| probe_with_ustat(theirs_to_probe));
                 wait_to_unmount(theirs, path);
                 // SAFETY: takes a number and does not return. Nothing of what the parent would do at its end is this child's to do.
                 unsafe { libc::_exit(0) }
             }
             _ => {
-                drop((theirs, theirs_to_wait));
+                drop((theirs, theirs_to_wait, theirs_to_probe));
                 let mut thread = [0; size_of::<u32>()];
                 let thread = ours_to_wait.read_exact(&mut thread).map_or(0, |()| u32::from_ne_bytes(thread));
-                Ok((Self(ours), Waiter { line: ours_to_wait, thread }))
+                Ok((Self(ours), Waiter { line: ours_to_wait, thread }, Prober(ours_to_probe)))
             }
         }
     }
@@ -171,6 +177,91 @@ impl Waiter {
     }
 }
 
+/// Threads of the process that unmounts, which find out whether somebody waits for the lock that a [`Waiter`] has.
+pub struct Prober(UnixStream);
+
+impl Prober {
+    /// Whether umount or a remount of the filesystem waits. None: that cannot be found out. A request comes for each question, which another
+    /// thread must be there to answer.
+    pub fn is_awaited(&self, device: Device) -> Option<bool> {
+        let mut line = &self.0;
+        let mut answer = [0];
+        let words = [device.major, device.minor].map(u32::to_ne_bytes);
+        line.write_all(words.as_flattened()).and_then(|()| line.read_exact(&mut answer)).ok()?;
+        match answer[0] {
+            NOBODY => Some(false),
+            SOMEBODY => Some(true),
+            _ => None,
+        }
+    }
+}
+
+/// What is answered to a [`Prober`].
+const NOBODY: u8 = 0;
+const SOMEBODY: u8 = 1;
+const UNKNOWN: u8 = 2;
+
+/// How long an answer is looked for, in milliseconds.
+const PROBE: u32 = 500;
+
+/// Asks for the space that is left, by ustat(2).
+#[cfg(target_arch = "x86_64")]
+fn ustat(device: Device) {
+    let mut answer = [0_u64; 8];
+    // SAFETY: takes a number, and writes a structure of 32 bytes to memory that has room for it.
+    unsafe { libc::syscall(libc::SYS_ustat, device.number(), answer.as_mut_ptr()) };
+}
+
+/// Has another thread call ustat(2) whenever the daemon asks, and says whether that has ended or waits for a lock.
+#[cfg(target_arch = "x86_64")]
+fn probe_with_ustat(line: UnixStream) {
+    let mut line = line;
+    let (questions, to_ask) = mpsc::channel();
+    let (say_who, who) = mpsc::channel();
+    let under_way = Arc::new(AtomicBool::new(false));
+    let busy = under_way.clone();
+    let asking = std::thread::Builder::new().spawn(move || {
+        let _ = say_who.send(rustix::thread::gettid());
+        for device in to_ask {
+            ustat(device);
+            busy.store(false, Ordering::Release);
+        }
+    });
+    let (Ok(_), Ok(thread)) = (asking, who.recv()) else { return };
+    let mut asked = [0; 2 * size_of::<u32>()];
+    while line.read_exact(&mut asked).is_ok() {
+        let [major, minor] =
+            [0, 4].map(|at| u32::from_ne_bytes([asked[at], asked[at + 1], asked[at + 2], asked[at + 3]]));
+        // One that waits since it was asked before says all.
+        if !under_way.swap(true, Ordering::AcqRel) && questions.send(Device { major, minor }).is_err() {
+            return;
+        }
+        let found = (0..PROBE).find_map(|_| {
+            std::thread::sleep(Duration::from_millis(1));
+            let waits = || waits_for_superblock(thread).then_some(SOMEBODY);
+            if under_way.load(Ordering::Acquire) { waits() } else { Some(NOBODY) }
+        });
+        if line.write_all(&[found.unwrap_or(UNKNOWN)]).is_err() {
+            return;
+        }
+    }
+}
+
+/// Whether a thread of this process waits, in a way that no signal ends, for the lock of a superblock.
+#[cfg(target_arch = "x86_64")]
+fn waits_for_superblock(thread: rustix::thread::Pid) -> bool {
+    let read = |name| std::fs::read_to_string(format!("/proc/self/task/{}/{name}", thread.as_raw_nonzero()));
+    // Behind the name, which is in parentheses.
+    let sleeps = read("stat").is_ok_and(|stat| stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('D')));
+    // A kernel that names no functions says 0.
+    let place = if sleeps { read("wchan") } else { return false };
+    place.is_ok_and(|place| place.contains("super") || place == "0")
+}
+
+/// There is no ustat(2).
+#[cfg(not(target_arch = "x86_64"))]
+fn probe_with_ustat(_: UnixStream) {}
+
 /// Waits in ustat(2) whenever the other process asks for it, and says when that has ended.
 #[cfg(target_arch = "x86_64")]
 fn wait_in_ustat(line: UnixStream) {
@@ -181,9 +272,7 @@ fn wait_in_ustat(line: UnixStream) {
     while said.is_ok() && line.read_exact(&mut asked).is_ok() {
         let [major, minor, number] = [0, 4, 8].map(|at| [asked[at], asked[at + 1], asked[at + 2], asked[at + 3]]);
         let device = Device { major: u32::from_ne_bytes(major), minor: u32::from_ne_bytes(minor) };
-        let mut answer = [0_u64; 8];
-        // SAFETY: takes a number, and writes a structure of 32 bytes to memory that has room for it.
-        unsafe { libc::syscall(libc::SYS_ustat, device.number(), answer.as_mut_ptr()) };
+        ustat(device);
         said = line.write_all(&number);
     }
 }

@@ -12,7 +12,7 @@ use std::thread::{self, JoinHandle};
 
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::dispatch::{Agreed, Buffers, handle};
+use super::dispatch::{Agreed, Buffers, handle, refuse};
 use super::door::{Door, Setup};
 use super::mount::DEVICE;
 use super::settle::Settler;
@@ -78,6 +78,7 @@ impl<D: Door + 'static> Session<D> {
         }
         let shared = served.clone();
         let settling = start("settle", move || shared.settler.iter().for_each(Settler::run))?;
+        served.settler.iter().for_each(Settler::begin);
         let (watched, ended) = mpsc::channel::<()>();
         let door = served.door.clone();
         let watching = start("watch", move || {
@@ -104,16 +105,18 @@ pub struct Running<D> {
 }
 
 impl<D: Door + 'static> Running<D> {
-    /// Serves until the filesystem is unmounted, which calls `ending`. The error is that of the thread that failed first.
-    pub fn run(self, ending: impl FnOnce()) -> io::Result<()> {
+    /// Serves until the filesystem is unmounted, which calls `ending`. The error is that of the thread that failed first. What is left to settle is
+    /// settled then; the second answer says whether that, or what was settled before umount returned, succeeded.
+    pub fn run(self, ending: impl FnOnce()) -> (io::Result<()>, overlayfs::layer::Result<()>) {
         let panicked = |_| io::Error::other("a thread panicked");
         let first = self.served.serve(&self.device);
         let others = self.others.into_iter().map(|other| other.join().map_err(panicked).flatten());
         let result = others.fold(first, io::Result::and);
         ending();
         drop(self.watched);
-        self.served.settler.iter().for_each(Settler::end);
-        result.and(self.watching.join().map_err(panicked)).and(self.settling.join().map_err(panicked))
+        self.served.settler.iter().for_each(Settler::stop);
+        let result = result.and(self.watching.join().map_err(panicked)).and(self.settling.join().map_err(panicked));
+        (result, self.served.settler.as_ref().map_or(Ok(()), Settler::end))
     }
 }
 
@@ -230,12 +233,15 @@ impl<D: Door> Served<D> {
             if settler.as_ref().is_some_and(|settler| is_settlers(settler, request, device)) {
                 continue;
             }
-            let is_answered = handle(&**door, agreed, request, &mut buffers);
-            if let Some(settler) = settler
-                && changes(request)
-            {
-                settler.note_change();
-            }
+            let settler = settler.as_ref().filter(|_| changes(request));
+            let is_answered = match settler.map_or(Ok(()), Settler::begin_change) {
+                Ok(()) => {
+                    let is_answered = handle(&**door, agreed, request, &mut buffers);
+                    settler.inspect(|settler| settler.end_change());
+                    is_answered
+                }
+                Err(error) => refuse(request, error, &mut buffers),
+            };
             if is_answered && let Err(error) = (&**device).write_vectored(&buffers.parts().map(IoSlice::new)) {
                 match error.raw_os_error() {
                     // Whoever asked is gone.

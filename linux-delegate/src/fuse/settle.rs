@@ -6,50 +6,108 @@
 //! the daemon is asked for the space that is left. So, from before the first change is answered until everything is settled, a thread of
 //! the process that unmounts (see [`super::mount`]) waits in ustat(2), and umount(2) and a remount wait for it.
 //!
-//! Settled is what was changed when nothing has changed for [`PAUSE`], or when the mount has left the table of mounts, which only the daemon's
-//! own namespace tells at once. Where there is no ustat(2) umount does not wait, and the next mount of the same upper layer does.
+//! Whether somebody waits for that lock another ustat(2) tells, which does not get as far as a request then. So umount is known from a mount that
+//! was only taken from the table of mounts, while programs use it: the mount has left the table, and somebody waits. Then everything is settled
+//! and the layers are let go of, before that thread is.
 //!
-//! The lock of the state is a leaf. The thread that settles makes no other request to the kernel of the mount.
+//! Otherwise what was changed is settled when nothing has changed for [`PAUSE`], or when somebody waits: for a remount then. An overlay that
+//! syncs nothing is only completed then; it is synced, and its mark taken away, after [`REST`].
+//!
+//! Where there is no ustat(2) umount does not wait, and the next mount of the same upper layer does.
+//!
+//! The lock of the state is a leaf, but for taking away and putting back the mark. The thread that settles makes no other request to the
+//! kernel of the mount.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::AsFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
+use overlayfs::layer::Layer;
+use overlayfs::overlay::Overlay;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use syscall::error::{EROFS, Error, Result};
 use zerocopy::IntoBytes;
 
-use super::mount::{Device, Waiter};
+use super::mount::{Device, Prober, Waiter};
 use super::wire::{OutHeader, opcode};
 
 /// How long nothing is changed before what was changed is settled.
 const PAUSE: Duration = Duration::from_millis(700);
-/// How long a remount waits at most while changes go on.
+/// How long nothing is changed before an overlay that syncs nothing is synced.
+const REST: Duration = Duration::from_secs(10);
+/// How often it is asked, while changes go on, whether somebody waits.
+const ASK_EVERY: Duration = Duration::from_secs(1);
+/// How long a remount waits at most where that is not known.
 const MOST: Duration = Duration::from_secs(10);
+/// How long after a mount has left the table umount may be on its way to wait.
+const ON_ITS_WAY: Duration = Duration::from_millis(100);
 /// How long a change waits at most for umount to be kept waiting.
 const ARMING: Duration = Duration::from_millis(500);
 
-/// What is called to settle everything.
-pub type Settle = Box<dyn Fn() -> io::Result<()> + Send + Sync>;
+/// What is settled: an [`Overlay`], whatever its layers are.
+pub trait Settles: Send + Sync {
+    fn has_unfinished(&self) -> bool;
+    fn is_volatile(&self) -> bool;
+    fn settle_all(&self) -> Result<()>;
+    fn sync_settled(&self) -> Result<()>;
+    fn rest(&self) -> Result<()>;
+    fn wake(&self) -> Result<()>;
+    fn retire(&self) -> Result<()>;
+}
+
+impl<L: Layer> Settles for Overlay<L> {
+    fn has_unfinished(&self) -> bool {
+        self.has_unfinished()
+    }
+
+    fn is_volatile(&self) -> bool {
+        self.is_volatile()
+    }
+
+    fn settle_all(&self) -> Result<()> {
+        self.settle_all()
+    }
+
+    fn sync_settled(&self) -> Result<()> {
+        self.sync_settled()
+    }
+
+    fn rest(&self) -> Result<()> {
+        self.rest()
+    }
+
+    fn wake(&self) -> Result<()> {
+        self.wake()
+    }
+
+    fn retire(&self) -> Result<()> {
+        self.retire()
+    }
+}
 
 /// What settles a mount.
 pub struct Settler {
-    settle: Settle,
+    overlay: Arc<dyn Settles>,
     device: Device,
     /// The mounts of the daemon's namespace.
     mounts: File,
     waiter: Waiter,
+    prober: Prober,
     threads: usize,
     state: Mutex<State>,
     changed: Condvar,
 }
 
 struct State {
-    /// What was changed is not settled yet.
+    /// Something is to be settled yet.
     dirty: bool,
-    /// How many changes there were.
+    /// How many changes have begun.
     changes: u64,
+    /// And how many of them have not ended.
+    under_way: usize,
     last_change: Instant,
     /// Whether umount is kept waiting.
     hold: Hold,
@@ -57,6 +115,12 @@ struct State {
     asked: u32,
     /// How many threads wait until it is.
     waiting: usize,
+    /// The overlay rests: it is to be woken before a change.
+    resting: bool,
+    /// The layers were let go of: nothing can be changed any more.
+    retired: bool,
+    /// What became of what was settled last.
+    failed: Result<()>,
     ended: bool,
 }
 
@@ -74,22 +138,33 @@ enum Hold {
 }
 
 impl Settler {
-    /// For the mount with this device number, served by so many threads; `dirty` if there is something to settle already.
-    pub fn new(device: Device, waiter: Waiter, threads: usize, dirty: bool, settle: Settle) -> io::Result<Self> {
+    /// For the mount with this device number, served by so many threads.
+    pub fn new(
+        device: Device,
+        (waiter, prober): (Waiter, Prober),
+        threads: usize,
+        overlay: Arc<dyn Settles>,
+    ) -> io::Result<Self> {
         let state = State {
-            dirty,
+            // Umount is kept waiting from the start, so that a mount which is taken away at once is whole, too.
+            dirty: true,
             changes: 0,
+            under_way: 0,
             last_change: Instant::now(),
             hold: Hold::None,
             asked: 0,
             waiting: 0,
+            resting: false,
+            retired: false,
+            failed: Ok(()),
             ended: false,
         };
         Ok(Self {
-            settle,
+            overlay,
             device,
             mounts: File::open("/proc/self/mountinfo")?,
             waiter,
+            prober,
             threads,
             state: Mutex::new(state),
             changed: Condvar::new(),
@@ -100,15 +175,40 @@ impl Settler {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Called before a change is answered: from now on umount waits.
-    pub fn note_change(&self) {
+    /// Called before a change is made, and then [`Settler::end_change`] after it. The error is its answer.
+    pub fn begin_change(&self) -> Result<()> {
         let mut state = self.state();
+        if state.retired {
+            return Err(Error::new(EROFS));
+        }
+        if state.resting {
+            self.overlay.wake()?;
+            state.resting = false;
+        }
         state.changes += 1;
+        state.under_way += 1;
+        Ok(())
+    }
+
+    /// Called before a change is answered: from now on umount waits.
+    pub fn end_change(&self) {
+        let mut state = self.state();
+        state.under_way -= 1;
         state.last_change = Instant::now();
         if !state.dirty {
             state.dirty = true;
             self.changed.notify_all();
         }
+        self.keep_waiting(state);
+    }
+
+    /// Called when other threads serve, and before anybody is told: umount waits from the start.
+    pub fn begin(&self) {
+        self.keep_waiting(self.state());
+    }
+
+    /// Has umount wait from now on.
+    fn keep_waiting(&self, mut state: MutexGuard<'_, State>) {
         self.ask(&mut state);
         // One thread must be left to take the request that is waited for.
         if !matches!(state.hold, Hold::Asked) || state.waiting + 1 >= self.threads {
@@ -150,7 +250,7 @@ impl Settler {
         }
     }
 
-    /// Settles what was changed whenever it is time to, until [`Settler::end`].
+    /// Settles what was changed whenever it is time to, until [`Settler::stop`].
     pub fn run(&self) {
         let mut elsewhere = false;
         loop {
@@ -162,48 +262,108 @@ impl Settler {
             }
             self.ask(&mut state);
             drop(state);
-            let since = Instant::now();
-            while !self.settle_in_time(since, &mut elsewhere) {}
+            self.settle_in_time(&mut elsewhere);
         }
     }
 
-    /// Waits until it is time to settle what was changed from `since` on, and does. Answers whether nothing is left to do. `elsewhere` says that
-    /// the mount is not in this namespace any more though somebody uses it.
-    fn settle_in_time(&self, since: Instant, elsewhere: &mut bool) -> bool {
-        let is_gone = loop {
-            let (now, last_change) = {
+    /// Waits until it is time to settle what was changed, and does. `elsewhere` says that the mount is not in this namespace any more though
+    /// somebody uses it.
+    fn settle_in_time(&self, elsewhere: &mut bool) {
+        let since = Instant::now();
+        let mut ask_at = since + ASK_EVERY;
+        // Of how many changes everything is complete.
+        let mut completed = None;
+        loop {
+            let (changes, last_change) = {
                 let state = self.state();
                 if state.ended {
-                    return true;
+                    return;
                 }
-                (Instant::now(), state.last_change)
+                (state.changes, state.last_change)
             };
             if !*elsewhere && self.is_unmounted() {
-                break true;
+                if self.is_taken_down() {
+                    return self.retire();
+                }
+                *elsewhere = true;
             }
-            let left = (last_change + PAUSE).min(since + MOST).saturating_duration_since(now);
-            if left.is_zero() {
-                break false;
+            let now = Instant::now();
+            let due = last_change + if completed == Some(changes) { REST } else { PAUSE };
+            let mut is_awaited = false;
+            if now >= ask_at || now >= due && *elsewhere {
+                ask_at = now + ASK_EVERY;
+                is_awaited = self.prober.is_awaited(self.device).unwrap_or(now - since >= MOST);
             }
-            self.wait(left);
-        };
-        let before = self.state().changes;
-        let settled = (self.settle)();
-        if let Err(error) = &settled {
-            log::error!("what was changed is not all complete and on the disk: {error}");
+            if is_awaited && *elsewhere {
+                return self.retire();
+            }
+            if now < due && !is_awaited {
+                self.wait(due.min(ask_at) - now);
+                continue;
+            }
+            if changes > 0 || self.overlay.has_unfinished() {
+                let settled = self.overlay.settle_all();
+                self.state().failed = settled;
+                self.log(settled);
+            }
+            if self.overlay.is_volatile() && !is_awaited && completed != Some(changes) {
+                completed = Some(changes);
+            } else if self.rest(changes, is_awaited) {
+                return;
+            }
         }
+    }
+
+    /// After so many changes were settled: has the overlay rest, and umount wait no more. Answers false, and has it wait on, if there were others
+    /// meanwhile and nobody `is_awaited`, which is for a remount.
+    fn rest(&self, changes: u64, is_awaited: bool) -> bool {
+        let synced = self.overlay.sync_settled();
         let mut state = self.state();
-        if state.changes != before && (is_gone || since.elapsed() < MOST) {
+        let is_still = state.changes == changes && state.under_way == 0;
+        match synced {
+            Ok(()) if is_still && !state.resting => {
+                let rested = self.overlay.rest();
+                state.resting = true;
+                self.log(rested);
+            }
+            synced => self.log(synced),
+        }
+        if !is_still && !is_awaited {
             return false;
         }
-        *elsewhere |= is_gone;
-        state.dirty = false;
         state.release(Hold::None);
-        if state.changes != before {
-            state.dirty = true;
+        state.dirty = !is_still;
+        if state.dirty {
             self.ask(&mut state);
         }
         true
+    }
+
+    /// Umount waits: settles everything, lets go of the layers, and of umount.
+    fn retire(&self) {
+        loop {
+            let changes = self.state().changes;
+            let settled = self.overlay.settle_all();
+            let mut state = self.state();
+            if state.changes != changes || state.under_way > 0 {
+                continue;
+            }
+            state.retired = true;
+            state.dirty = false;
+            state.failed = settled;
+            break;
+        }
+        let retired = self.overlay.retire();
+        let mut state = self.state();
+        state.failed = state.failed.and(retired);
+        self.log(state.failed);
+        state.release(Hold::Impossible);
+    }
+
+    fn log(&self, settled: Result<()>) {
+        if let Err(error) = settled {
+            log::error!("what was changed is not all complete and on the disk: {error}");
+        }
     }
 
     /// Waits so long, or until mounts have changed or the other process says something.
@@ -241,12 +401,34 @@ impl Settler {
             .any(|line| line.split(|byte| *byte == b' ').nth(2) == Some(device.as_bytes()))
     }
 
+    /// Whether the filesystem of a mount that has left the table is being taken down: umount waits.
+    fn is_taken_down(&self) -> bool {
+        let since = Instant::now();
+        loop {
+            match self.prober.is_awaited(self.device) {
+                Some(false) if since.elapsed() < ON_ITS_WAY => thread::sleep(Duration::from_millis(1)),
+                is_awaited => return is_awaited == Some(true),
+            }
+        }
+    }
+
     /// After the last request: umount is kept waiting no more, and [`Settler::run`] ends.
-    pub fn end(&self) {
+    pub fn stop(&self) {
         let mut state = self.state();
         state.ended = true;
         self.changed.notify_all();
         state.release(Hold::Impossible);
+    }
+
+    /// After [`Settler::run`]: settles what is left to settle, and lets go of the layers.
+    pub fn end(&self) -> Result<()> {
+        let State { dirty, changes, retired, failed, .. } = *self.state();
+        if retired {
+            return failed;
+        }
+        let is_settled = failed.is_ok() && !(dirty && changes > 0 || self.overlay.has_unfinished());
+        let settled = if is_settled { Ok(()) } else { self.overlay.settle_all() };
+        settled.and(self.overlay.retire())
     }
 }
 

@@ -289,6 +289,11 @@ impl Layer for LinuxLayer {
         Ok(())
     }
 
+    fn release(&self) -> Result<()> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).take();
+        Ok(())
+    }
+
     fn stat_fs(&self) -> Result<StatFs> {
         let stat = rustix::fs::fstatvfs(&self.root).map_err(error)?;
         Ok(StatFs {

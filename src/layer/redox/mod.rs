@@ -266,6 +266,12 @@ impl Layer for RedoxLayer {
         Ok(())
     }
 
+    fn release(&self) -> Result<()> {
+        // The lock goes with its descriptor.
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).take();
+        Ok(())
+    }
+
     fn stat_fs(&self) -> Result<StatFs> {
         let found = match self.top.fd.statvfs() {
             Ok(found) => found,
