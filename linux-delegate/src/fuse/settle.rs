@@ -104,9 +104,9 @@ pub struct Settler {
 struct State {
     /// Something is to be settled yet.
     dirty: bool,
-    /// How many changes have begun.
+    /// How many changes have begun, and how many have ended: what was settled in between may have missed one that was under way.
     changes: u64,
-    /// And how many of them have not ended.
+    /// How many have begun and not ended.
     under_way: usize,
     last_change: Instant,
     /// Whether umount is kept waiting.
@@ -194,6 +194,7 @@ impl Settler {
     pub fn end_change(&self) {
         let mut state = self.state();
         state.under_way -= 1;
+        state.changes += 1;
         state.last_change = Instant::now();
         if !state.dirty {
             state.dirty = true;
@@ -314,8 +315,8 @@ impl Settler {
         }
     }
 
-    /// After so many changes were settled: has the overlay rest, and umount wait no more. Answers false, and has it wait on, if there were others
-    /// meanwhile and nobody `is_awaited`, which is for a remount.
+    /// After everything was settled, when there had been so many changes: has the overlay rest, and umount wait no more. Answers false, and has it
+    /// wait on, if there were others meanwhile and nobody `is_awaited`, which is for a remount.
     fn rest(&self, changes: u64, is_awaited: bool) -> bool {
         let synced = self.overlay.sync_settled();
         let mut state = self.state();
@@ -343,7 +344,7 @@ impl Settler {
     fn retire(&self) {
         loop {
             let changes = self.state().changes;
-            let settled = self.overlay.settle_all();
+            let settled = self.settle_at_last();
             let mut state = self.state();
             if state.changes != changes || state.under_way > 0 {
                 continue;
@@ -358,6 +359,14 @@ impl Settler {
         state.failed = state.failed.and(retired);
         self.log(state.failed);
         state.release(Hold::Impossible);
+    }
+
+    /// Settles everything, in a second try if need be: syncfs(2) tells once of what failed before, which whoever wrote it was told.
+    fn settle_at_last(&self) -> Result<()> {
+        self.overlay.settle_all().or_else(|error| {
+            self.log(Err(error));
+            self.overlay.settle_all()
+        })
     }
 
     fn log(&self, settled: Result<()>) {
@@ -427,7 +436,7 @@ impl Settler {
             return failed;
         }
         let is_settled = failed.is_ok() && !(dirty && changes > 0 || self.overlay.has_unfinished());
-        let settled = if is_settled { Ok(()) } else { self.overlay.settle_all() };
+        let settled = if is_settled { Ok(()) } else { self.settle_at_last() };
         settled.and(self.overlay.retire())
     }
 }

@@ -81,7 +81,7 @@ impl<L: Layer> EngineDoor<L> {
     /// Whether a write to a file can fail for its data alone, so that it need not be announced.
     fn takes_writes(&self, number: u64) -> bool {
         self.space.not_announced(number);
-        self.look_for_space();
+        self.look_unless_known();
         if self.space.is_scarce() && !self.space.has_plenty(number) {
             return false;
         }

@@ -30,6 +30,8 @@ const LARGE: u64 = 1 << 20;
 const SMALL_PART: u64 = 64;
 /// How fast others may fill the filesystem, in bytes a second.
 const FILLED: u64 = 2 << 30;
+/// A pause between two looks that is so long that what was found holds until the next.
+const LONG: Duration = Duration::from_secs(1);
 /// How long space is taken to be scarce for a user whose quota is exhausted, which nobody tells.
 const EXHAUSTED: Duration = Duration::from_secs(60);
 pub struct Space {
@@ -134,6 +136,11 @@ impl Space {
         if self.is_scarce() { Duration::from_secs(1) } else { pause }
     }
 
+    /// Whether what was learnt last still holds: neither what was written here since, nor what others may have written, makes space scarce.
+    fn is_known(&self) -> bool {
+        !self.is_scarce() && !self.is_exhausted() && self.credit.load(Ordering::Relaxed) > 0 && self.pause() >= LONG
+    }
+
     /// Whether a quota was found to be exhausted lately.
     fn is_exhausted(&self) -> bool {
         self.exhausted().is_some_and(|since| since.elapsed() < EXHAUSTED)
@@ -165,6 +172,13 @@ impl<L: Layer> EngineDoor<L> {
             }
         }
         Some(found)
+    }
+
+    /// As [`EngineDoor::look_for_space`], unless the answer is known.
+    pub(super) fn look_unless_known(&self) {
+        if !self.space.is_known() {
+            self.look_for_space();
+        }
     }
 
     /// As [`Door::watch`](crate::fuse::Door::watch).
@@ -204,7 +218,7 @@ impl<L: Layer> EngineDoor<L> {
     /// Before a write to a file is taken, where space is scarce: has the kernel write back what it may hold, and tries whether there is room.
     /// ENOSPC, EDQUOT.
     pub(super) fn take_space(&self, number: u64, node: &Arc<Node<L>>) -> Result<()> {
-        self.look_for_space();
+        self.look_unless_known();
         if !self.space.is_scarce() {
             return Ok(());
         }
