@@ -37,7 +37,9 @@ impl<L: Layer> Overlay<L> {
     pub fn settle_all(&self) -> Result<()> {
         let Some(work) = &self.work else { return Ok(()) };
         let completed = self.complete_all();
-        self.save_ctimes();
+        if let Err(error) = self.save_ctimes(work) {
+            log::debug!("times of last change of status are left to the next mount when the overlay ends: {error}");
+        }
         let synced = if work.is_volatile() { Ok(()) } else { self.stack.layer(work.dir()).sync_all() };
         completed.and(synced)
     }
@@ -72,13 +74,14 @@ impl<L: Layer> Overlay<L> {
 
     /// Leaves nothing in the work directory but what the next overlay has to know.
     fn tidy(&self, work: &Work<L>) -> Result<()> {
-        self.save_ctimes();
+        if let Err(error) = self.save_ctimes(work) {
+            log::warn!("times of last change of status are those of the layer in the next mount: {error}");
+        }
         work.finish(&self.stack)
     }
 
     /// Leaves the times of last change of status that were shown to the next overlay.
-    fn save_ctimes(&self) {
-        let Some(work) = &self.work else { return };
+    fn save_ctimes(&self, work: &Work<L>) -> Result<()> {
         self.each_node(|node| {
             let mut state = node.state.lock();
             if state.ctime.is_some()
@@ -87,10 +90,7 @@ impl<L: Layer> Overlay<L> {
                 log::debug!("an object will show the layer's time of last change of status: {error}");
             }
         });
-        let upper = self.stack.layer(work.dir());
-        if let Err(error) = self.stack.open(work.dir()).and_then(|open| self.ctimes.save(upper, &open)) {
-            log::warn!("times of last change of status are those of the layer in the next mount: {error}");
-        }
+        self.ctimes.save(self.stack.layer(work.dir()), &*self.stack.open(work.dir())?)
     }
 
     /// Calls `each` for every object that is known by a name, with the tree locked. Without recursion, since a tree may be deep.

@@ -158,7 +158,7 @@ fn run(options: &MountOptions, ready: Option<File>) -> Result<(), String> {
         },
         ready,
     };
-    let served = match options.door {
+    match options.door {
         WhichDoor::Engine => {
             let fixed = fixed(&options.layers)?;
             serve_door(EngineDoor::new(overlay.clone(), fixed, settings(options, is_limited)), &mount_point, how)
@@ -173,8 +173,7 @@ fn run(options: &MountOptions, ready: Option<File>) -> Result<(), String> {
             daemon.join().map_err(|_| "The scheme's thread panicked.".to_owned())?;
             served
         }
-    };
-    served
+    }
 }
 
 /// Why nothing can be mounted at a path that cannot be looked at.
