@@ -494,6 +494,97 @@ fn a_copy_that_only_lower_names_show_is_no_damage() {
     assert_eq!(tree[Path::new("hard")], tree[Path::new("hard2")]);
 }
 
+/// An upper layer in which a file was changed that has a name outside of its lower layer: the work directory has a copy of it.
+fn stage_with_a_name_outside() -> Stage {
+    let stage = stage();
+    put::file(&stage.path("lower"), "two/a", "old");
+    put::link(&stage.path("lower"), "two/a", "two/deep/b");
+    fs::hard_link(stage.path("lower/two/a"), stage.path("outside")).unwrap();
+    stage
+}
+
+fn unused(options: &Options) -> Vec<(String, Damage, bool)> {
+    assert_eq!(look(options), [], "it is no damage");
+    said(&checker(options, false).unused().unwrap())
+}
+
+#[test]
+fn copies_that_lost_all_names_of_the_tree_are_removed() {
+    let stage = stage_with_a_name_outside();
+    let guard = guard(&stage);
+    let options = options(&stage);
+    let change = |work: &dyn Fn(&Overlay<OsLayer>, &NodeRef)| {
+        let overlay = mount(&options).unwrap();
+        let two = overlay.lookup(overlay.root(), OsStr::new("two")).unwrap();
+        work(&overlay, &two);
+    };
+    change(&|overlay, two| {
+        let file = overlay.open(&overlay.lookup(two, OsStr::new("a")).unwrap());
+        overlay.write_at(&file, b"new", 0).unwrap();
+        overlay.unlink(two, OsStr::new("a")).unwrap();
+    });
+    assert_eq!(unused(&options), [], "a lower name shows it");
+    change(&|overlay, two| {
+        overlay.rename(two, OsStr::new("deep"), overlay.root(), OsStr::new("far"), RenameMode::Replace).unwrap();
+    });
+    assert_eq!(unused(&options), [], "a lower name in a directory that was renamed");
+    change(&|overlay, _| {
+        let far = overlay.lookup(overlay.root(), OsStr::new("far")).unwrap();
+        overlay.unlink(&far, OsStr::new("b")).unwrap();
+    });
+    let found = unused(&options);
+    let [(copy, Damage::UnusedCopy, true)] = &found[..] else { panic!("{found:?}") };
+    assert!(copy.starts_with("link."), "{copy}");
+
+    // Not where it is not known that these are the lower layers, nor with others.
+    let record = stage.path("upper").join(WORK).join("record");
+    let text = fs::read(&record).unwrap();
+    fs::remove_file(&record).unwrap();
+    assert_eq!(unused(&options), []);
+    fs::write(&record, text).unwrap();
+    let other = Options { lowers: vec![stage.path("lower")], ..options.clone() };
+    assert_eq!(said(&checker(&other, false).unused().unwrap()), []);
+
+    let before = tree(&stage, true);
+    let upper = stage.path("upper");
+    let (lower, bottom) = (stage.path("lower"), stage.path("bottom"));
+    let words = words(lower.to_str().unwrap(), upper.to_str().unwrap(), bottom.to_str().unwrap());
+    let (code, output, _) = program(&words);
+    assert!(
+        code == 0
+            && output.contains(&format!(
+                "{copy}: is the changed copy of a file of which no name is left. With -y: remove {copy}."
+            )),
+        "{output}"
+    );
+    let (code, output, _) = program(&[&["-y"], &words[..]].concat());
+    assert!(code == 0 && output.contains(&format!("Repair: remove {copy}.")), "{output}");
+    assert!(!upper.join(WORK).join(copy).exists());
+    assert_eq!(unused(&options), []);
+    assert_eq!(tree(&stage, true), before);
+    guard.check();
+}
+
+/// What was written to it is in no other place.
+#[test]
+fn a_copy_whose_original_is_missing_is_kept() {
+    let stage = stage_with_a_name_outside();
+    let options = options(&stage);
+    let overlay = mount(&options).unwrap();
+    let two = overlay.lookup(overlay.root(), OsStr::new("two")).unwrap();
+    let file = overlay.open(&overlay.lookup(&two, OsStr::new("a")).unwrap());
+    overlay.write_at(&file, b"new", 0).unwrap();
+    overlay.unlink(&two, OsStr::new("a")).unwrap();
+    drop((file, two, overlay));
+    fs::rename(stage.path("lower/two/deep"), stage.path("elsewhere")).unwrap();
+    fs::remove_file(stage.path("lower/two/a")).unwrap();
+    let checker = checker(&options, true);
+    assert!(
+        checker.check().unwrap().iter().any(|finding| finding.damage == Damage::LoneCopy && finding.repair.is_none())
+    );
+    assert_eq!(said(&checker.unused().unwrap()), []);
+}
+
 #[test]
 fn the_kernels_format() {
     let stage = Stage::new();

@@ -67,6 +67,13 @@ fn run(options: &Options, repair: bool, code: &mut u8) -> Result<(), String> {
             *code |= REPAIRED;
         }
     }
+    for unused in checker.unused().map_err(|error| unread(&cause(error)))? {
+        say(&at(&unused), &unused, repair);
+        if let (true, Some(repair)) = (repair, &unused.repair) {
+            let failed = |error| format!("{} cannot be removed: {}", at(&unused).display(), cause(error));
+            checker.repair(repair).map_err(failed)?;
+        }
+    }
     let left = if repair { checker.check().map_err(|error| unread(&cause(error)))? } else { findings };
     *code = *code & !LEFT | if left.is_empty() { 0 } else { LEFT };
     if *code & REPAIRED != 0 {

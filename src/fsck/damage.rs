@@ -52,6 +52,8 @@ pub enum Damage {
     BadNumbers,
     /// The copy of a file with several names that no name shows any more.
     LoneCopy,
+    /// The copy of a file with several names that lost all that the merged tree has: no damage, but nobody needs it.
+    UnusedCopy,
 }
 
 impl Damage {
@@ -81,7 +83,8 @@ impl Damage {
             | Damage::PartsWithoutMark
             | Damage::Leftover
             | Damage::Foreign
-            | Damage::BadNumbers => false,
+            | Damage::BadNumbers
+            | Damage::UnusedCopy => false,
         }
     }
 
@@ -140,6 +143,7 @@ impl fmt::Display for Damage {
             }
             Damage::BadNumbers => "has records that are none, so that some inode numbers will be others",
             Damage::LoneCopy => "is the changed copy of a file of the lower layers that they do not have any more",
+            Damage::UnusedCopy => "is the changed copy of a file of which no name is left",
         };
         f.write_str(sentence)
     }

@@ -61,7 +61,9 @@ pub struct Checker<L: Layer> {
     format: Format,
     name_max: usize,
     in_use: bool,
-    /// How the lower layers differ from those that the upper one was stacked on.
+    /// Whether it is written down which lower layers the upper one was stacked on.
+    is_recorded: bool,
+    /// How the lower layers differ from those.
     difference: Option<String>,
 }
 
@@ -108,13 +110,25 @@ impl<L: Layer> Checker<L> {
             },
         };
         let known = work.as_ref().map(|dir| Record::read(upper.layer(&root), dir)).transpose()?.flatten();
+        let is_recorded = known.is_some();
         let difference = match known {
             Some(known) => Record::of(below.stack())?.difference(&known),
             None => None,
         };
         let work = work.map(|dir| upper.anchored(0, dir));
         let name_max = layer.stat_fs()?.name_max as usize;
-        Ok(Checker { upper, root, work, _work_layer: work_layer, below, format, name_max, in_use, difference })
+        Ok(Checker {
+            upper,
+            root,
+            work,
+            _work_layer: work_layer,
+            below,
+            format,
+            name_max,
+            in_use,
+            is_recorded,
+            difference,
+        })
     }
 
     /// Whether a mount holds the upper layer. Then it can be looked at, as far as it is not being worked on, but not repaired.
@@ -128,9 +142,20 @@ impl<L: Layer> Checker<L> {
         self.difference.as_deref()
     }
 
+    /// What takes space in the work directory and nobody needs any more, which no overlay can know without looking at everything. It is no damage.
+    /// Nothing unless these are the lower layers of which it is written down that the upper one was stacked on. Fails if a layer cannot be read.
+    pub fn unused(&self) -> Result<Vec<Finding<L>>> {
+        if self.in_use || !self.is_recorded || self.difference.is_some() {
+            return Ok(Vec::new());
+        }
+        let mut report = Report::new();
+        self.check_tree(&mut report)?;
+        self.find_unused(&report)
+    }
+
     /// Everything that is wrong. Fails if a layer cannot be read.
     pub fn check(&self) -> Result<Vec<Finding<L>>> {
-        let mut report = Report { findings: Vec::new(), merged: HashMap::new(), redirects: Vec::new(), partial: false };
+        let mut report = Report::new();
         self.check_tree(&mut report)?;
         self.check_redirects(&mut report)?;
         if !self.in_use {
@@ -150,6 +175,12 @@ impl<L: Layer> Checker<L> {
             }
         }
         Ok(findings)
+    }
+}
+
+impl<L: Layer> Report<L> {
+    fn new() -> Self {
+        Report { findings: Vec::new(), merged: HashMap::new(), redirects: Vec::new(), partial: false }
     }
 }
 

@@ -479,7 +479,8 @@ impl<L: Layer> Checker<L> {
         Ok(Some(node))
     }
 
-    fn lookup(&self, dir: &Arc<Node<L>>, name: &OsStr) -> Result<Option<Arc<Node<L>>>> {
+    /// The object `name` of a directory of the lower layers' tree.
+    pub(super) fn lookup(&self, dir: &Arc<Node<L>>, name: &OsStr) -> Result<Option<Arc<Node<L>>>> {
         match self.below.lookup(dir, name) {
             Err(error) if matches!(error.errno, ENOENT | ENOTDIR | ENAMETOOLONG) => Ok(None),
             node => node.map(Some),

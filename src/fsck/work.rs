@@ -7,12 +7,15 @@ use std::sync::Arc;
 use super::repair::Step;
 use super::{Checker, Damage, Finding, Repair, Report};
 use crate::format::{self, Format};
-use crate::layer::{Kind, Layer, Object, Result};
+use crate::layer::{Kind, Layer, Result};
 use crate::overlay::stack::LayerDir;
 use crate::overlay::{HOLDER, VOLATILE_MARK, index, is_marked_volatile, work};
 
 /// The directories that the kernel's overlayfs keeps in a work directory.
 const KERNEL: [&str; 2] = ["work", "index"];
+
+/// The name of a copy in the work directory, and what it was copied from.
+type Copy = (OsString, index::Origin);
 
 impl<L: Layer> Checker<L> {
     /// Looks through the work directory, which nobody must be using.
@@ -43,12 +46,7 @@ impl<L: Layer> Checker<L> {
             let rewrite = Repair { dir: dir.clone(), steps: vec![Step::RewriteNumbers] };
             add(index::NUMBERS.into(), Damage::BadNumbers, Some(rewrite));
         }
-        let mut lone = Vec::new();
-        for (name, origin) in review.links {
-            if layer.stat(Object::Entry(&*open, &name))?.nlink <= 1 {
-                lone.push((name, origin));
-            }
-        }
+        let mut lone = self.nameless_copies(dir, review.links)?;
         self.drop_shown(&mut lone)?;
         for (name, _) in lone {
             add(name.into(), Damage::LoneCopy, None);
@@ -56,8 +54,70 @@ impl<L: Layer> Checker<L> {
         Ok(())
     }
 
+    /// The copies of files with several names that no name shows any more. None where that depends on what is not known: which lower layers the
+    /// upper one was stacked on, or what one of its directories merges with.
+    pub(super) fn find_unused(&self, report: &Report<L>) -> Result<Vec<Finding<L>>> {
+        let is_known = |finding: &Finding<L>| finding.damage != Damage::NoPath && !finding.damage.is_missing_below();
+        let (Some(dir), true) = (&self.work, report.findings.iter().all(is_known)) else { return Ok(Vec::new()) };
+        let review = index::review(self.upper.layer(dir), &*self.upper.open(dir)?)?;
+        let mut copies = self.nameless_copies(dir, review.links)?;
+        let mut lone = copies.clone();
+        self.drop_shown(&mut lone)?;
+        if !lone.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.drop_named(report, &mut copies)?;
+        let finding = |(name, _): &Copy| {
+            let kind = self.upper.stat(dir, name)?.kind;
+            let repair = Some(Repair::remove(dir, name, kind));
+            Ok(Finding { path: name.into(), in_work: true, damage: Damage::UnusedCopy, repair })
+        };
+        copies.iter().map(finding).collect()
+    }
+
+    /// Of copies of files with several names those that have no name but the one in the work directory.
+    fn nameless_copies(&self, dir: &LayerDir<L>, mut copies: Vec<Copy>) -> Result<Vec<Copy>> {
+        let mut read = Ok(());
+        copies.retain(|(name, _)| match self.upper.stat(dir, name) {
+            Ok(stat) => stat.nlink <= 1,
+            Err(error) => {
+                read = Err(error);
+                false
+            }
+        });
+        read.map(|()| copies)
+    }
+
+    /// Takes out of `copies` those that a name of the merged tree shows. Every directory of the upper layer must have been read.
+    fn drop_named(&self, report: &Report<L>, copies: &mut Vec<Copy>) -> Result<()> {
+        let mut dirs = vec![(PathBuf::new(), self.below.root().clone())];
+        while let Some((path, dir)) = dirs.pop() {
+            if copies.is_empty() {
+                return Ok(());
+            }
+            let mut names = Vec::new();
+            self.below.list(&self.below.open(&dir), 0, &mut |entry| {
+                names.push(entry.name.to_owned());
+                true
+            })?;
+            for name in names {
+                let Some(node) = self.lookup(&dir, &name)? else { continue };
+                let path = path.join(name);
+                if node.kind() == Kind::Dir {
+                    dirs.push((path, node));
+                    continue;
+                }
+                let origin = self.below.digest(&node)?;
+                if copies.iter().any(|(_, of)| Some(*of) == origin) && !self.places(report, &path)?.is_empty() {
+                    copies.retain(|(_, of)| Some(*of) != origin);
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Takes out of `copies` those of a file that a lower layer has, whose names show them.
-    fn drop_shown(&self, copies: &mut Vec<(OsString, index::Origin)>) -> Result<()> {
+    fn drop_shown(&self, copies: &mut Vec<Copy>) -> Result<()> {
         let stack = self.below.stack();
         let mut dirs: Vec<Arc<LayerDir<L>>> = stack.lower_roots().to_vec();
         while let Some(dir) = dirs.pop() {
