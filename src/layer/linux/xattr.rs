@@ -198,18 +198,12 @@ mod tests {
     use super::*;
     use std::os::fd::AsFd;
 
-    /// The older way does the same as the calls that take an entry, on symlinks too.
+    /// The older way does the same as the calls that take an entry.
     #[test]
     fn every_way_does_the_same() {
-        let temp = tempfile::tempdir().unwrap();
-        std::fs::write(temp.path().join("file"), "").unwrap();
-        std::os::unix::fs::symlink("file", temp.path().join("link")).unwrap();
-        let dir = rustix::fs::open(temp.path(), OFlags::PATH, rustix::fs::Mode::empty()).unwrap();
-        let long = vec![7; 2000];
-        for (entry, name) in [("file", "trusted.a"), ("link", "trusted.a"), (".", "trusted.a")] {
-            let (entry, name) = (OsStr::new(entry), OsStr::new(name));
-            let open = raw::open_at(dir.as_fd(), entry, OFlags::PATH, rustix::fs::Mode::empty()).unwrap();
-            let places = [Place::Entry(dir.as_fd(), entry), Place::Itself(open.as_fd())];
+        with_places(&["file", "."], |places| {
+            let name = OsStr::new("user.a");
+            let long = vec![7; 2000];
             for place in places {
                 assert_eq!(get(place, name), Err(Errno::NODATA));
                 assert_eq!(set(place, name, b"x", XattrMode::Replace), Err(Errno::NODATA));
@@ -224,6 +218,28 @@ mod tests {
                 remove(place, name).unwrap();
                 assert!(!list(place).unwrap().contains(&name.to_owned()));
             }
+        });
+    }
+
+    /// Its file would take the attribute.
+    #[test]
+    fn no_way_follows_a_symlink() {
+        with_places(&["link"], |places| {
+            for place in places {
+                assert_eq!(set(place, OsStr::new("user.a"), b"x", XattrMode::Set), Err(Errno::PERM));
+            }
+        });
+    }
+
+    /// Runs `test` with every way to name each of the entries.
+    fn with_places(entries: &[&str], test: impl Fn([Place<'_>; 2])) {
+        let temp = tempfile::tempdir().unwrap();
+        std::fs::write(temp.path().join("file"), "").unwrap();
+        std::os::unix::fs::symlink("file", temp.path().join("link")).unwrap();
+        let dir = rustix::fs::open(temp.path(), OFlags::PATH, rustix::fs::Mode::empty()).unwrap();
+        for entry in entries.iter().map(OsStr::new) {
+            let open = raw::open_at(dir.as_fd(), entry, OFlags::PATH, rustix::fs::Mode::empty()).unwrap();
+            test([Place::Entry(dir.as_fd(), entry), Place::Itself(open.as_fd())]);
         }
     }
 }
