@@ -1,11 +1,13 @@
 //! A layer: one directory tree that the overlay stacks, behind one small trait.
 //!
-//! This folder is the only place that touches the operating system. [`linux`] reaches a layer with the `*at` calls,
+//! Of all that the engine is made of, only this folder makes system calls. [`linux`] reaches a layer with the `*at` calls,
 //! [`redox`] with the calls of the Redox kernel that are relative to a descriptor, and [`counted`] wraps another backend and counts.
 //! The engine sees only [`Layer`].
 //!
 //! Every method is one *backing call*: the unit in which the overlay's cost is counted and after which a crash may come.
-//! So no method does two things to a layer that could be seen apart, and none retries behind the engine's back.
+//! So a method makes one change of the tree, and none repeats a change behind the engine's back. What a new object still lacks may follow in
+//! further system calls: the target or the mode, where the layer has no [`Capabilities::whole_objects`], so that the engine builds such objects
+//! in the work directory; and on Linux the owner and the mode, where a default ACL or the group of its directory has given it others.
 
 use std::ffi::{OsStr, OsString};
 use std::ops::Range;

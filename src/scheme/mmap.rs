@@ -21,7 +21,8 @@
 //! What counts as a client's is every page that it has mapped, holes too, as the kernel may come and have any of them filled. The pages of one file count once
 //! for a user, however many mappings he has of them.
 //!
-//! Lock order: a file's lock, then those of the engine. That of the table and that of the holders are leaves.
+//! Lock order: a file's lock, then those of the engine. That of the holders is a leaf. Under that of the table a file's lock is taken only
+//! where no other thread has the file, so without waiting.
 
 use std::cmp::{max, min};
 use std::collections::hash_map::Entry;

@@ -10,9 +10,11 @@
 //! 1. What a change of names or attributes is about, see `changes`: so what was checked is what is changed. Nobody who only opens, reads,
 //!    writes or asks waits for it.
 //! 2. That of a file that is written to or mapped, see `mmap`.
-//! 3. Those of the engine.
-//! 4. Leaves: the table of handles, what changes in a handle, the bound sockets, the locks that clients hold (`OverlayScheme::locks`), and what is
-//!    taken of a quota.
+//! 3. The record locks of clients (`OverlayScheme::locks`). A request looks its handle up and takes of a quota under this lock, and may be the last
+//!    to let go of the handle.
+//! 4. Those of the engine.
+//! 5. Leaves, under which no other lock is taken: the table of handles, what changes in a handle, the bound sockets, the handles that have
+//!    mapped something, and what is taken of a quota.
 
 mod access;
 mod attributes;

@@ -104,7 +104,8 @@ impl<L: Layer> OverlayScheme<L> {
             EEXIST => Error::new(EADDRINUSE),
             _ => error,
         })?;
-        self.sockets.bound.lock().insert(node.id(), Bound { _node: self.overlay.open(&node), socket, _room: room });
+        let bound = Bound { _node: self.overlay.open(&node), socket, _room: room };
+        let _before = self.sockets.bound.lock().insert(node.id(), bound);
         Ok(())
     }
 

@@ -357,7 +357,6 @@ impl Layer for RedoxLayer {
         self.change(object, |fd| Ok(libredox::call::futimens(fd.raw(), &times)?))
     }
 
-    /// redoxfs moves the access time when the file is read, at most once an hour.
     fn birth(&self, _: Object<'_, Self>) -> Result<Option<Time>> {
         Ok(None)
     }
@@ -493,6 +492,7 @@ impl Layer for RedoxLayer {
         calls::rename(&object, &new.absolute())
     }
 
+    /// redoxfs moves the access time when the file is read, at most once an hour.
     fn read_at(&self, file: &File, buf: &mut [u8], offset: u64) -> Result<usize> {
         calls::read_at(&file.0, buf, file_offset(offset)?)
     }
