@@ -126,3 +126,21 @@ fn troubles_are_told_in_the_words_of_the_page() {
         }
     }
 }
+
+#[test]
+fn links_between_pages_lead_somewhere() {
+    let docs = fs::read_dir(at("docs")).unwrap().map(|entry| entry.unwrap().path());
+    let pages = docs.filter(|path| path.extension().is_some_and(|extension| extension == "md"));
+    let mut count = 0;
+    for page in pages.chain([at("README.md"), at("CONTRIBUTING.md")]) {
+        let text = fs::read_to_string(&page).unwrap();
+        for link in text.split("](").skip(1).filter_map(|rest| rest.split_once(')')).map(|(link, _)| link) {
+            let path = link.split('#').next().unwrap();
+            if !link.contains("://") && !path.is_empty() {
+                assert!(page.parent().unwrap().join(path).exists(), "{} links to {link}", page.display());
+                count += 1;
+            }
+        }
+    }
+    assert!(count > 10);
+}
