@@ -1,6 +1,6 @@
 //! A layer: one directory tree that the overlay stacks, behind one small trait.
 //!
-//! Of all that the engine is made of, only this folder makes system calls. [`linux`] reaches a layer with the `*at` calls,
+//! Of all that the engine is made of, only this folder reaches the filesystems of the system. [`linux`] reaches a layer with the `*at` calls,
 //! [`redox`] with the calls of the Redox kernel that are relative to a descriptor, and [`counted`] wraps another backend and counts.
 //! The engine sees only [`Layer`].
 //!
