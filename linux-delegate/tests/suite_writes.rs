@@ -224,8 +224,8 @@ fn a_quota_that_is_exhausted() {
     mount.unmount();
 }
 
-/// The same calls on the kernel's overlayfs and on ours.
-fn refusals(point: &Path) -> Vec<(String, Option<i32>)> {
+/// The same calls on the kernel's overlayfs and on ours, with those that append if so.
+fn refusals(point: &Path, appends: bool) -> Vec<(String, Option<i32>)> {
     let mut said = Vec::new();
     for name in ["immutable", "append"] {
         let file = point.join(name);
@@ -246,7 +246,19 @@ fn refusals(point: &Path) -> Vec<(String, Option<i32>)> {
         say("link", fs::hard_link(&file, point.join("other")));
         say("chmod", fs::set_permissions(&file, fs::Permissions::from_mode(0o600)));
         say("rename over", fs::rename(point.join("usual"), &file));
-        assert_eq!(fs::read_to_string(&file).unwrap(), "old", "{name}");
+        let append = |bytes: &[u8]| {
+            let mut open = OpenOptions::new().append(true).open(&file)?;
+            open.write_all(bytes)?;
+            open.sync_all()
+        };
+        // Within a page, and over the end of several.
+        let lines = ["a line\n".to_owned(), "x".repeat(5000), "\n".to_owned(), "y".repeat(9000)];
+        let lines = if appends { &lines[..] } else { &[] };
+        for line in lines {
+            say("append to", append(line.as_bytes()));
+        }
+        let appended = if name == "append" { lines.concat() } else { String::new() };
+        assert!(fs::read_to_string(&file).unwrap() == format!("old{appended}"), "{name}");
     }
     said.push(("open the usual".to_owned(), OpenOptions::new().write(true).open(point.join("usual")).err().map(|_| 1)));
     said
@@ -254,6 +266,8 @@ fn refusals(point: &Path) -> Vec<(String, Option<i32>)> {
 
 /// A file of the upper layer that nobody may write to, on the kernel's overlayfs and on ours.
 fn files_that_are_fixed(door: &str) {
+    // That door opens without O_APPEND, and has it with each write: then it is too late.
+    let appends = door != "scheme";
     let mut right = None;
     for kind in ["linux", "oci", "kernel"] {
         let bed = Bed::new(24 * MIB);
@@ -269,12 +283,12 @@ fn files_that_are_fixed(door: &str) {
         let point = bed.stage.dir("mount");
         if kind == "linux" {
             disk::run(Command::new("mount").args(["-t", "overlay", "overlay", "-o", &bed.options()]).arg(&point));
-            right = Some(refusals(&point));
+            right = Some(refusals(&point, appends));
             rustix::mount::unmount(&point, UnmountFlags::empty()).unwrap();
             continue;
         }
         let mount = bed.mount(&format!(",door={door},format={kind}"));
-        assert_eq!(Some(refusals(&point)), right, "{kind}");
+        assert_eq!(Some(refusals(&point, appends)), right, "{kind}");
         // What becomes so behind the overlay's back is found by a write.
         for file in ["later", "dir/lower"] {
             assert!(fs::read(point.join(file)).is_ok());
@@ -287,6 +301,8 @@ fn files_that_are_fixed(door: &str) {
             assert_eq!(refused.raw_os_error(), Some(libc::EPERM), "{file}");
         }
         mount.unmount();
+        let appended = if appends { "a line\n\n".len() + 14_000 } else { 0 };
+        assert_eq!(fs::read(upper.join("append")).unwrap().len(), "old".len() + appended, "in the layer, {kind}");
     }
 }
 

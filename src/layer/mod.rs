@@ -110,6 +110,15 @@ pub enum Access {
     Read,
     /// For reading and writing.
     ReadWrite,
+    /// For reading, and for writing at the end alone: all that an append-only file allows.
+    Append,
+}
+
+impl Access {
+    /// Whether what is opened so can be used for `wanted`.
+    pub fn allows(self, wanted: Access) -> bool {
+        self == Access::ReadWrite || wanted == Access::Read || wanted == self
+    }
 }
 
 /// What a rename does when the new name exists.

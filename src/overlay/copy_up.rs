@@ -377,7 +377,7 @@ impl<L: Layer> Overlay<L> {
             self.inodes.link(copy.dev, copy.ino, node);
         }
         let dir = to.unwrap_or_else(|| work.dir().clone());
-        let open = file.map(|file| Arc::new(OpenFile { file, writable: true, dir, lent: None }));
+        let open = file.map(|file| Arc::new(OpenFile { file, access: Access::ReadWrite, dir, lent: None }));
         let open = if state.users > 0 || state.places.is_empty() { open } else { None };
         let _closed = std::mem::replace(&mut state.file, open);
         Ok(())

@@ -12,7 +12,7 @@ use super::node::{Dir, Node, OpenFile, Place, State};
 use super::stack::LayerDir;
 use super::work::{discard, discard_built};
 use crate::format::kernel;
-use crate::layer::{Kind, Layer, Object, Owner, Result, Stat};
+use crate::layer::{Access, Kind, Layer, Object, Owner, Result, Stat};
 
 /// What is to be created.
 #[derive(Clone, Copy)]
@@ -85,8 +85,8 @@ impl<L: Layer> Overlay<L> {
         let node = Node::new(self.new_id(), Kind::File, state, None);
         let handle = self.open(&node);
         self.use_file(&handle);
-        node.state.lock().file =
-            file.map(|file| Arc::new(OpenFile { file, writable: true, dir: work.dir().clone(), lent: None }));
+        node.state.lock().file = file
+            .map(|file| Arc::new(OpenFile { file, access: Access::ReadWrite, dir: work.dir().clone(), lent: None }));
         Ok(handle)
     }
 
@@ -170,7 +170,7 @@ impl<L: Layer> Overlay<L> {
         if node.kind() == Kind::Dir {
             self.known.add_dir(&node, 0);
         }
-        Ok((node, file.map(|file| OpenFile { file, writable: true, dir: to, lent: None })))
+        Ok((node, file.map(|file| OpenFile { file, access: Access::ReadWrite, dir: to, lent: None })))
     }
 
     /// Whether `name` can be created in a directory; answers whether it has a marker there.

@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use syscall::error::{EFBIG, EINVAL, EIO, EISDIR, Error};
+use syscall::error::{EFBIG, EINVAL, EIO, EISDIR, EPERM, Error};
 
 use super::Overlay;
 use super::attr::Spot;
@@ -91,6 +91,10 @@ impl<L: Layer> Overlay<L> {
             };
             let Stat { atime, mtime, .. } = known.filter(|_| !times_stale).map_or_else(|| self.stat(node), Ok)?;
             let written = self.write_open(node, open, buf, offset)?;
+            if open.access == Access::Append {
+                // Nobody may set its times.
+                return Ok(written);
+            }
             self.stack.layer(&open.dir).set_times(Object::File(&open.file), atime, mtime)?;
             let mut state = node.state.lock();
             state.touch_unseen(ctime);
@@ -121,13 +125,26 @@ impl<L: Layer> Overlay<L> {
         }
         self.use_file(handle);
         let _content = self.begin_copy_up(node, u64::MAX)?;
-        work(&*self.file(node, Access::ReadWrite)?)
+        work(&*self.file_to_write(node)?)
+    }
+
+    /// The open file of a node for writing, or for appending where the layer allows no more.
+    fn file_to_write(&self, node: &Arc<Node<L>>) -> Result<Arc<OpenFile<L>>> {
+        match self.file(node, Access::ReadWrite) {
+            Err(error) if error.errno == EPERM => self.file(node, Access::Append),
+            open => open,
+        }
     }
 
     fn write_open(&self, node: &Arc<Node<L>>, open: &OpenFile<L>, buf: &[u8], offset: u64) -> Result<usize> {
         let end = offset.checked_add(buf.len() as u64).filter(|end| i64::try_from(*end).is_ok());
         if end.is_none() {
             return Err(Error::new(EFBIG));
+        }
+        let there = if open.access == Access::Append { self.same(node, open, buf, offset)? } else { 0 };
+        let (buf, offset) = (&buf[there..], offset + there as u64);
+        if buf.is_empty() {
+            return Ok(there);
         }
         self.own(node, open, offset..offset + buf.len() as u64)?;
         node.state.lock().begin_change();
@@ -137,7 +154,17 @@ impl<L: Layer> Overlay<L> {
         if let (Some(attr), Ok(written)) = (&mut state.attr, written) {
             attr.size = attr.size.max(offset + written as u64);
         }
-        written
+        written.map(|written| there + written)
+    }
+
+    /// How many bytes of `buf` an append-only file has at `offset` already, up to its end: a door that writes back whole pages writes these too. EPERM
+    /// if it has others there, or ends before.
+    fn same(&self, node: &Arc<Node<L>>, open: &OpenFile<L>, buf: &[u8], offset: u64) -> Result<usize> {
+        let size = self.layer_attr(node)?.size;
+        let behind = size.checked_sub(offset).ok_or(Error::new(EPERM))?;
+        let mut there = vec![0; usize::try_from(behind).map_or(buf.len(), |behind| behind.min(buf.len()))];
+        let read = self.read_open(open, &mut there, offset)?;
+        if read == there.len() && buf.starts_with(&there) { Ok(read) } else { Err(Error::new(EPERM)) }
     }
 
     /// Has a regular file ready to be written, so that a write can fail for no other reason than its data. Errors as [`Overlay::write_at`].
@@ -147,9 +174,9 @@ impl<L: Layer> Overlay<L> {
     }
 
     /// Opens a regular file for writing where that changes nothing, so that what its layer has against it is said before anything is written:
-    /// EPERM of a file that is immutable or append-only. False where a write first copies something up. Otherwise errors as
+    /// EPERM of a file that is immutable, or append-only unless it `appends`. False where a write first copies something up. Otherwise errors as
     /// [`Overlay::write_at`].
-    pub fn open_for_writing(&self, handle: &Handle<L>) -> Result<bool> {
+    pub fn open_for_writing(&self, handle: &Handle<L>, appends: bool) -> Result<bool> {
         let node = &handle.node;
         check_file(node)?;
         self.upper()?;
@@ -157,7 +184,8 @@ impl<L: Layer> Overlay<L> {
             return Ok(false);
         }
         self.use_file(handle);
-        self.file(node, Access::ReadWrite).map(|_| true)
+        let open = if appends { self.file_to_write(node) } else { self.file(node, Access::ReadWrite) };
+        open.map(|_| true)
     }
 
     /// Sets the size of a regular file. EROFS; EFBIG; EISDIR; EINVAL of anything else.
@@ -352,7 +380,7 @@ impl<L: Layer> Overlay<L> {
         };
         let lent = state.partial.as_ref().map(|partial| self.open_lent(partial)).transpose()?;
         let (dir, file) = self.open_data(dir, &name, access)?;
-        let open = Arc::new(OpenFile { file, writable: access == Access::ReadWrite, dir, lent });
+        let open = Arc::new(OpenFile { file, access, dir, lent });
         if state.users > 0 || (state.places.is_empty() && state.ghost.is_none()) {
             state.file = Some(open.clone());
         }

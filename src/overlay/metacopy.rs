@@ -41,7 +41,7 @@ impl<L: Layer> Overlay<L> {
         let mut author = None;
         loop {
             let file = self.stack.layer(&dir).open_file(&*self.stack.open(&dir)?, &name, access)?;
-            if access == Access::ReadWrite {
+            if access != Access::Read {
                 return Ok((dir, file));
             }
             let Some(metacopy) = self.metacopy(&dir, Object::File(&file))? else {

@@ -100,7 +100,7 @@ impl<L: Layer> Clone for Place<L> {
 /// A file of a layer that is open.
 pub(super) struct OpenFile<L: Layer> {
     pub file: L::File,
-    pub writable: bool,
+    pub access: Access,
     /// The layer's directory that it was opened from, which tells the layer.
     pub dir: Arc<LayerDir<L>>,
     /// Of a partial copy, what it reads that it does not have.
@@ -231,7 +231,7 @@ impl<L: Layer> State<L> {
 
     /// The open file, if it allows `access`.
     pub fn opened(&self, access: Access) -> Option<Arc<OpenFile<L>>> {
-        self.file.as_ref().filter(|open| access == Access::Read || open.writable).cloned()
+        self.file.as_ref().filter(|open| open.access.allows(access)).cloned()
     }
 
     /// Whether an open file is the object itself in the directory `dir` of a layer, and not what has the data of one that has none.

@@ -9,8 +9,8 @@ use syscall::error::{
     EEXIST, EINVAL, EISDIR, ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR, ENXIO, EPERM, EXDEV, Error, Result,
 };
 use syscall::flag::{
-    MODE_CHR, MODE_DIR, MODE_FIFO, MODE_FILE, MODE_SOCK, MODE_SYMLINK, MODE_TYPE, O_ACCMODE, O_CREAT, O_DIRECTORY,
-    O_EXCL, O_FCNTL_MASK, O_NOFOLLOW, O_RDONLY, O_STAT, O_SYMLINK, O_TRUNC, O_WRONLY,
+    MODE_CHR, MODE_DIR, MODE_FIFO, MODE_FILE, MODE_SOCK, MODE_SYMLINK, MODE_TYPE, O_ACCMODE, O_APPEND, O_CREAT,
+    O_DIRECTORY, O_EXCL, O_FCNTL_MASK, O_NOFOLLOW, O_RDONLY, O_STAT, O_SYMLINK, O_TRUNC, O_WRONLY,
 };
 
 use super::OverlayScheme;
@@ -195,7 +195,7 @@ impl<L: Layer> OverlayScheme<L> {
         }
         let file = self.overlay.open(node);
         if node.kind() == Kind::File && access & O_WRONLY != 0 && !truncates {
-            self.overlay.open_for_writing(&file)?;
+            self.overlay.open_for_writing(&file, flags & O_APPEND != 0)?;
         }
         Ok(open_object(file, entry, flags, caller))
     }

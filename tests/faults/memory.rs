@@ -826,7 +826,7 @@ impl Layer for Memory {
     }
 
     fn open_file(&self, dir: &Dir, name: &OsStr, access: Access) -> Result<File> {
-        let state = if access == Access::ReadWrite { self.change()? } else { self.disk.state() };
+        let state = if access != Access::Read { self.change()? } else { self.disk.state() };
         let ino = state.tree.entry(dir.0, name)?;
         state.tree.content(ino).map(|_| self.file(ino))
     }

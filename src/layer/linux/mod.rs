@@ -445,6 +445,7 @@ impl Layer for LinuxLayer {
         let fd = match access {
             Access::Read => raw::open_unseen(dir, name, common | OFlags::RDONLY),
             Access::ReadWrite => raw::open_at(dir, name, common | OFlags::RDWR, Mode::empty()),
+            Access::Append => raw::open_at(dir, name, common | OFlags::RDWR | OFlags::APPEND, Mode::empty()),
         };
         let fd = fd.map_err(error).map_err(covered_is_busy)?;
         match stat_of(&rustix::fs::fstat(&fd).map_err(error)?)?.kind {

@@ -390,7 +390,7 @@ impl Layer for RedoxLayer {
     fn open_file(&self, dir: &Dir, name: &OsStr, access: Access) -> Result<File> {
         let (place, flags) = match access {
             Access::Read => (dir.entry(name)?, O_RDONLY),
-            Access::ReadWrite => (self.changing(dir, name)?, O_RDWR),
+            Access::ReadWrite | Access::Append => (self.changing(dir, name)?, O_RDWR),
         };
         Ok(File(place.open(flags | O_NOFOLLOW)?))
     }

@@ -188,7 +188,7 @@ impl<L: Layer> Overlay<L> {
         state.attr = Some(Stat { dev: copy.dev, ino: copy.ino, ..*before });
         self.lend(node, &mut state, partial.clone(), copy, ino);
         let lent = Some(Lent { partial, source });
-        let open = Arc::new(OpenFile { file, writable: true, dir: to, lent });
+        let open = Arc::new(OpenFile { file, access: Access::ReadWrite, dir: to, lent });
         let open = if state.users > 0 { Some(open) } else { None };
         let _closed = std::mem::replace(&mut state.file, open);
         Ok(())
@@ -208,7 +208,7 @@ impl<L: Layer> Overlay<L> {
     pub(super) fn open_lent(&self, partial: &Arc<Partial<L>>) -> Result<Lent<L>> {
         let (dir, name) = &partial.source;
         let (dir, file) = self.open_data(dir.clone(), name, Access::Read)?;
-        let source = Arc::new(OpenFile { file, writable: false, dir, lent: None });
+        let source = Arc::new(OpenFile { file, access: Access::Read, dir, lent: None });
         Ok(Lent { partial: partial.clone(), source })
     }
 

@@ -85,8 +85,14 @@ impl<L: Layer> EngineDoor<L> {
         if self.space.is_scarce() && !self.space.has_plenty(number) {
             return false;
         }
-        let open = self.file(number).and_then(|file| self.call(|| self.overlay.open_for_writing(&file)));
+        let appends = self.may_append();
+        let open = self.file(number).and_then(|file| self.call(|| self.overlay.open_for_writing(&file, appends)));
         open.unwrap_or(false)
+    }
+
+    /// Whether a write to an append-only file may append: open(2) has refused every other.
+    fn may_append(&self) -> bool {
+        !self.fixed.is_none()
     }
 
     /// A write is announced: has the file ready for it. The error is what the write answers.
@@ -96,7 +102,7 @@ impl<L: Layer> EngineDoor<L> {
         }
         self.call(|| self.overlay.prepare_write(node))?;
         let file = self.file(number)?;
-        self.call(|| self.overlay.open_for_writing(&file))?;
+        self.call(|| self.overlay.open_for_writing(&file, self.may_append()))?;
         self.take_space(number, node)
     }
 }

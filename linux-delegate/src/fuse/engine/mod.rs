@@ -24,7 +24,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use overlayfs::layer::{Allocation, Kind, Layer, Owner, RenameMode, Stat, Time, XattrMode};
 use overlayfs::overlay::{DirEntry, Handle, Node, Overlay, without_set_id};
-use syscall::error::{EDQUOT, EEXIST, EFBIG, EINVAL, EMFILE, ENFILE, ENOENT, ENOSYS, ENXIO, EOPNOTSUPP, Error, Result};
+use rustix::fs::IFlags;
+use syscall::error::{
+    EDQUOT, EEXIST, EFBIG, EINVAL, EMFILE, ENFILE, ENOENT, ENOSYS, ENXIO, EOPNOTSUPP, EPERM, Error, Result,
+};
 
 use super::door::{Birth, Caller, Door, Entry, Listing, NewMode, Opened, Setup, StatFs, Write};
 use super::session::Notifier;
@@ -130,6 +133,11 @@ impl<L: Layer> EngineDoor<L> {
     fn file(&self, number: u64) -> Result<Arc<Handle<L>>> {
         let node = self.nodes.get(number)?;
         Ok(self.files.get(number, || self.overlay.open(&node)))
+    }
+
+    /// Whether a file lets nobody do more than append to it (chattr(1)).
+    fn is_append_only(&self, node: &Arc<Node<L>>) -> bool {
+        self.call(|| self.overlay.flags(node)).is_ok_and(|flags| flags & IFlags::APPEND.bits() != 0)
     }
 
     /// Makes a call of the engine; once more with nothing open that need not be if there was too much.
@@ -338,7 +346,7 @@ impl<L: Layer> Door for EngineDoor<L> {
         }
         if flags & libc::O_ACCMODE != libc::O_RDONLY {
             let file = self.file(node)?;
-            self.call(|| self.overlay.open_for_writing(&file))?;
+            self.call(|| self.overlay.open_for_writing(&file, flags & libc::O_APPEND != 0))?;
         }
         Ok(Opened { fh: 0, flags: wire::FOPEN_KEEP_CACHE })
     }
@@ -410,7 +418,11 @@ impl<L: Layer> Door for EngineDoor<L> {
             let mtime = times.kept(chosen(set::MTIME, set::MTIME_NOW, given.1, before.mtime));
             // The kernel writes back the times of every inode that it lets go, also of one that only lost a name.
             if (atime, mtime) != (before.atime, before.mtime) {
-                self.call(|| self.overlay.set_times(&node, atime, mtime))?;
+                match self.call(|| self.overlay.set_times(&node, atime, mtime)) {
+                    // What the kernel writes back of an append-only file is what its layer says already.
+                    Err(error) if error.errno == EPERM && !is_set(set::ATIME) && self.is_append_only(&node) => {}
+                    set => set?,
+                }
             }
             if self.settings.writeback
                 && is_set(set::MTIME)
