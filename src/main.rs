@@ -30,11 +30,13 @@ fn fail(sentence: &str) -> ExitCode {
 
 #[cfg(target_os = "redox")]
 fn serve(arguments: Arguments) -> Result<ExitCode, String> {
-    use overlayfs::daemon::{Kept, keep, remove_name, run, start_log};
+    use overlayfs::daemon::{Init, Kept, keep, remove_name, run, start_log};
 
+    // SAFETY: nothing has started a thread yet.
+    let init = unsafe { Init::from_environment() };
     let as_child = |kept: Kept| {
         start_log(arguments.verbose);
-        match run(&arguments, |stop| kept.ready(stop)) {
+        match run(&arguments, init, kept) {
             Ok(()) => ExitCode::SUCCESS,
             Err(sentence) => fail(&sentence),
         }

@@ -7,17 +7,16 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::thread::{self, ThreadId};
 use std::time::Duration;
 
-use linux_delegate::abi::act_as;
+use linux_delegate::abi::{self, act_as};
 use linux_delegate::{Daemon, Process, kernel};
-use overlayfs::daemon::{Stop, remove_name, run};
+use overlayfs::daemon::{Init, Stop, Watcher, remove_name, run};
 use overlayfs::layer::OsLayer;
 use overlayfs::layer::counted::{Counted, Counts};
 use overlayfs::options::{Arguments, Options};
 use overlayfs::overlay::{Layers, Overlay};
-use redox_scheme::scheme::{IntoTag, Op};
-use redox_scheme::{RequestKind, Response, SignalBehavior, Socket};
-use syscall::error::{ENODEV, Error};
-use syscall::flag::{FobtainFdFlags, O_WRONLY};
+use redox_scheme::Socket;
+use syscall::error::{EBADF, ENODEV, Error};
+use syscall::flag::O_WRONLY;
 use tempfile::TempDir;
 
 fn arguments(name: &str, lower: &Path) -> Arguments {
@@ -26,75 +25,80 @@ fn arguments(name: &str, lower: &Path) -> Arguments {
     Arguments { options, name, replace: false, detach: false, hand_to_init: false, verbose: false }
 }
 
-/// Sets the variable through which init tells a daemon where it waits.
-fn set_init_notify(value: &str) {
-    // SAFETY: the only test that starts daemons does this while none runs, and nothing else here asks for the environment.
-    unsafe { std::env::set_var("INIT_NOTIFY", value) }
+/// Has a daemon started as by init: what it is told is in the environment.
+fn told(value: &str) -> Init {
+    static ENVIRONMENT: Mutex<()> = Mutex::new(());
+    let _one = ENVIRONMENT.lock().unwrap();
+    // SAFETY: nobody else here asks for the environment.
+    unsafe { std::env::set_var("INIT_NOTIFY", value) };
+    // SAFETY: as above.
+    let init = unsafe { Init::from_environment() };
+    assert_eq!(std::env::var_os("INIT_NOTIFY"), None, "nothing that it starts inherits it");
+    init
+}
+
+/// Nobody has started it.
+fn untold() -> Init {
+    told("")
 }
 
 #[test]
 fn a_daemon_from_start_to_end() {
     let lower = TempDir::new().unwrap();
     std::fs::write(lower.path().join("f"), "content").unwrap();
-
-    // A pipe of init's: the one thing written to it comes out as a request to this socket.
-    let init = Socket::create().unwrap();
-    let pipe = init.create_this_scheme_fd(0, 77, O_WRONLY, 0).unwrap();
-    set_init_notify(&pipe.to_string());
-    let first = arguments("first", lower.path());
-    let daemon = thread::spawn(move || run(&first, drop));
-    let Some(RequestKind::Call(call)) =
-        init.next_request(SignalBehavior::Restart).unwrap().map(|request| request.kind())
-    else {
-        panic!("init was told something else");
-    };
-    let Ok(Op::Write(write)) = call.op() else {
-        panic!("init was told something else");
-    };
-    assert_eq!((write.fd, write.buf().len()), (77, 1));
     let root = Process::new(0, 0);
+
+    // A unit that waits for a byte.
+    let (init, pipe) = abi::pipe();
+    let first = arguments("first", lower.path());
+    let daemon = thread::spawn(move || run(&first, told(&pipe.to_string()), drop));
+    assert_eq!(init.byte(), Some(0));
     assert!(root.scheme_root("first").is_ok(), "the name is there when init hears of it");
-    init.write_response(Response::ok(1, write.into_tag()), SignalBehavior::Restart).unwrap();
+    assert_eq!(init.byte(), None, "the pipe is closed then");
     assert_eq!(root.read_file("/scheme/first/f"), Ok(b"content".to_vec()));
 
     // Another unit, for which init registers what it is sent.
     let handed = Arguments { hand_to_init: true, ..arguments("handed", lower.path()) };
-    let handing = thread::spawn(move || run(&handed, drop));
-    let Some(RequestKind::SendFd(sent)) =
-        init.next_request(SignalBehavior::Restart).unwrap().map(|request| request.kind())
-    else {
-        panic!("init was sent something else");
-    };
-    assert_eq!((sent.id(), sent.num_fds()), (77, 1));
-    let mut scheme = [0];
-    sent.obtain_fd(&init, FobtainFdFlags::empty(), &mut scheme).unwrap();
+    let (init, pipe) = abi::pipe();
+    let handing = thread::spawn(move || run(&handed, told(&pipe.to_string()), drop));
+    let scheme = init.descriptor().unwrap();
     assert!(root.scheme_root("handed").is_err(), "the name is init's to give");
-    libredox::call::register_scheme_to_ns(libredox::call::getns().unwrap(), "handed", scheme[0]).unwrap();
-    init.write_response(Response::new(Ok(1), sent), SignalBehavior::Restart).unwrap();
+    libredox::call::register_scheme_to_ns(libredox::call::getns().unwrap(), "handed", scheme).unwrap();
     assert_eq!(root.read_file("/scheme/handed/f"), Ok(b"content".to_vec()));
 
-    set_init_notify("no number");
-    let unsent = run(&Arguments { hand_to_init: true, ..arguments("unsent", lower.path()) }, drop).unwrap_err();
-    assert!(unsent.contains("INIT_NOTIFY=no number"), "{unsent}");
-    let taken = run(&arguments("first", lower.path()), drop).unwrap_err();
+    let handed = Arguments { hand_to_init: true, ..arguments("unsent", lower.path()) };
+    let (file, closed) = (scheme_file(), abi::pipe().1);
+    libredox::call::close(closed).unwrap();
+    for (value, cause) in [
+        ("no number", "INIT_NOTIFY=no number: invalid digit"),
+        (&closed.to_string(), "names no open pipe"),
+        (&file.to_string(), "names no open pipe"),
+    ] {
+        let unsent = run(&handed, told(value), drop).unwrap_err();
+        assert!(unsent.contains("The scheme unsent cannot be handed to init: ") && unsent.contains(cause), "{unsent}");
+    }
+    let taken = run(&arguments("first", lower.path()), untold(), drop).unwrap_err();
     assert!(taken.contains("/scheme/first"), "{taken}");
-    let missing = run(&arguments("second", &lower.path().join("none")), drop).unwrap_err();
+    let missing = run(&arguments("second", &lower.path().join("none")), untold(), drop).unwrap_err();
     assert!(missing.contains(&*lower.path().join("none").to_string_lossy()), "{missing}");
     assert_eq!(kernel::unregister("second"), Err(Error::new(ENODEV)));
 
-    let (unheard, stop) = start(arguments("third", lower.path()));
+    // A pipe that was somebody else's.
+    let (init, pipe) = abi::pipe();
+    drop(init);
+    let (unheard, stop) = start(arguments("third", lower.path()), told(&pipe.to_string()));
     assert_eq!(root.read_file("/scheme/third/f"), Ok(b"content".to_vec()), "whether or not init hears of it");
     let replacing = |name| Arguments { replace: true, ..arguments(name, lower.path()) };
-    let alive = run(&replacing("third"), drop).unwrap_err();
+    let alive = run(&replacing("third"), untold(), drop).unwrap_err();
     assert!(alive.contains("/scheme/third") && alive.contains("lives"), "{alive}");
     stop.stop();
     assert_eq!(unheard.join().unwrap(), (Ok(()), Some(ENODEV)));
     drop(stop);
     assert_eq!(root.read_file("/scheme/third/f"), Err(Error::new(ENODEV)), "its name is left");
 
-    let stale = run(&arguments("third", lower.path()), drop).unwrap_err();
+    let stale = run(&arguments("third", lower.path()), untold(), drop).unwrap_err();
     assert!(stale.contains("--replace"), "{stale}");
-    let (second, stop) = start(replacing("third"));
+    let (second, stop) = start(replacing("third"), untold());
     assert_eq!(root.read_file("/scheme/third/f"), Ok(b"content".to_vec()));
     remove_name("third");
     assert_eq!(root.read_file("/scheme/third/f"), Ok(b"content".to_vec()), "the name of a living daemon is left alone");
@@ -111,8 +115,44 @@ fn a_daemon_from_start_to_end() {
     }
 }
 
+/// The number of a file that is open.
+fn scheme_file() -> usize {
+    Socket::create().unwrap().create_this_scheme_fd(0, 77, O_WRONLY, 0).unwrap()
+}
+
 #[test]
-fn every_thread_of_it_is_in_the_null_namespace() {
+fn it_says_whose_the_name_is() {
+    struct Noting(mpsc::Sender<Option<bool>>, mpsc::Sender<Arc<Stop>>);
+    impl Watcher for Noting {
+        fn owns_name(&mut self, owns: bool) {
+            self.0.send(Some(owns)).unwrap();
+        }
+
+        fn ready(self, stop: Arc<Stop>) {
+            self.0.send(None).unwrap();
+            self.1.send(stop).unwrap();
+        }
+    }
+    let lower = TempDir::new().unwrap();
+    let other = Socket::create().unwrap();
+    redox_scheme::scheme::register_scheme_inner(&other, "whose", 0).unwrap();
+    drop(other);
+    let (notes, noted) = mpsc::channel();
+    let (give, stop) = mpsc::channel();
+    let left = arguments("whose", lower.path());
+    run(&left, untold(), Noting(notes.clone(), give.clone())).unwrap_err();
+    assert_eq!(noted.try_iter().collect::<Vec<_>>(), [Some(true), Some(false)], "a name that was left behind");
+    let replacing = Arguments { replace: true, ..left };
+    let daemon = thread::spawn(move || run(&replacing, untold(), Noting(notes, give)));
+    stop.recv().unwrap().stop();
+    assert_eq!(daemon.join().unwrap(), Ok(()));
+    let all = [Some(true), Some(false), Some(true), None];
+    assert_eq!(noted.try_iter().collect::<Vec<_>>(), all, "the name was replaced");
+    kernel::unregister("whose").unwrap();
+}
+
+#[test]
+fn every_thread_of_it_is_in_an_empty_namespace() {
     let lower = TempDir::new().unwrap();
     for name in 0..64 {
         std::fs::write(lower.path().join(name.to_string()), "").unwrap();
@@ -124,7 +164,7 @@ fn every_thread_of_it_is_in_the_null_namespace() {
     let layers = Layers { upper: None, work: None, lowers: vec![Counted::new(layer, &counts)] };
     let overlay = Overlay::new(layers).unwrap();
     counts.interpose(move |_| {
-        let errno = libredox::call::getns().err().map(|error| error.errno());
+        let errno = libredox::Fd::open("/scheme/threads/0", 0, 0).err().map(|error| error.errno());
         seen.lock().unwrap().insert(thread::current().id(), errno);
         // Long enough that others have to take the next requests.
         thread::sleep(Duration::from_millis(1));
@@ -151,11 +191,14 @@ fn every_thread_of_it_is_in_the_null_namespace() {
 type End = (Result<(), String>, Option<i32>);
 
 /// Starts a daemon, and comes back when it serves.
-fn start(arguments: Arguments) -> (thread::JoinHandle<End>, Arc<Stop>) {
+fn start(arguments: Arguments, init: Init) -> (thread::JoinHandle<End>, Arc<Stop>) {
     let (ready, wait) = mpsc::channel();
     let daemon = thread::spawn(move || {
         act_as(&Process::new(0, 0));
-        let ended = run(&arguments, |stop| ready.send(stop).unwrap());
+        let before = libredox::call::getns().unwrap();
+        let ended = run(&arguments, init, |stop| ready.send(stop).unwrap());
+        let left = libredox::call::fcntl(before, libredox::flag::F_GETFD as usize, 0).map_err(|error| error.errno());
+        assert_eq!(left, Err(EBADF), "the namespace that it left is closed");
         (ended, libredox::Fd::open("/scheme/first/f", 0, 0).err().map(|error| error.errno()))
     });
     (daemon, wait.recv().unwrap())

@@ -1,16 +1,25 @@
-//! The process that waits for the daemon's end, with real processes and signals: this program starts itself as the daemon's.
+//! The daemon's program with real processes, signals and streams: this program starts itself as the daemon's. The manager of namespaces waits for
+//! the daemon, and clients ask it for the scheme from the beginning, so a daemon that asks it for anything hangs.
 //!
 //! It has no harness, because the daemon's program must have one thread when it forks.
 
+use std::cell::Cell;
 use std::env;
+use std::ffi::{c_char, c_int};
 use std::fs;
+use std::io::{PipeWriter, Read, pipe};
+use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, ExitStatus};
+use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use overlayfs::daemon::{keep, run};
+use linux_delegate::kernel::manager;
+use linux_delegate::{Process, abi};
+use overlayfs::daemon::{Init, Kept, Stop, Watcher, keep, run, start_log};
 use overlayfs::options::{Arguments, Options};
+use redox_scheme::Socket;
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use tempfile::TempDir;
 
@@ -32,7 +41,7 @@ fn main() -> ExitCode {
     }
 }
 
-const TESTS: [(&str, fn()); 6] = [
+const TESTS: [(&str, fn()); 9] = [
     ("a signal to the parent ends the daemon well", || {
         let mut started = Started::new(false);
         started.signal(started.parent(), Signal::TERM);
@@ -56,6 +65,37 @@ const TESTS: [(&str, fn()); 6] = [
         assert_eq!(started.end().code(), Some(1));
         assert!(!started.path("name").exists());
     }),
+    ("a daemon that cannot have its name leaves it to whoever has it", || {
+        let dir = TempDir::new().unwrap();
+        fs::write(dir.path().join("name"), "taken").unwrap();
+        let mut started = Started::start(dir, false, true);
+        assert_eq!(started.end().code(), Some(1));
+        assert!(started.path("name").exists());
+    }),
+    ("what it logs, a panic too, asks nobody for anything", || {
+        let (mut reader, writer) = pipe().unwrap();
+        let mut started = Started::logging(writer);
+        started.signal(started.parent(), Signal::TERM);
+        assert!(started.end().success());
+        let mut said = String::new();
+        reader.read_to_string(&mut said).unwrap();
+        assert!(said.contains("Z overlayfs: serving /scheme/kept\n"), "{said}");
+        assert!(said.contains(" overlayfs: panicked at tests/keeper.rs:"), "{said}");
+        assert!(said.contains(": on purpose\n") && !said.contains("backtrace"), "{said}");
+    }),
+    ("detached, it keeps nothing open that its caller waits for", || {
+        let (mut reader, writer) = pipe().unwrap();
+        let started = Started::spawn(TempDir::new().unwrap(), true, true, |program| {
+            program.stdin(writer.try_clone().unwrap()).stdout(writer.try_clone().unwrap()).stderr(writer);
+        });
+        let (ended, wait) = mpsc::channel();
+        thread::spawn(move || ended.send(reader.read_to_end(&mut Vec::new()).unwrap()));
+        wait.recv_timeout(PATIENCE).expect("the end of what it writes");
+        started.wait_until_ready();
+        assert!(test_kill_process(started.daemon()).is_ok());
+        started.signal(started.daemon(), Signal::TERM);
+        started.is_gone("ended well");
+    }),
     ("detached, the command ends when the daemon is ready", || {
         let mut started = Started::new(true);
         assert!(started.end().success());
@@ -70,31 +110,85 @@ const TESTS: [(&str, fn()); 6] = [
     }),
 ];
 
-/// The daemon's program. In `dir`, `lower` is the layer, `name` stands for the scheme's name, and `daemon` and `end` tell of the child.
+/// The daemon's program. In `dir`, `lower` is the layer, `name` stands for the scheme's name, and `daemon`, `read` and `end` tell of the child.
 fn serve(dir: &Path, detach: bool) -> ExitCode {
     let options = Options { lowers: vec![dir.join("lower")], ..Options::default() };
     let name = "kept".to_owned();
-    let arguments = Arguments { options, name, replace: false, detach, hand_to_init: false, verbose: false };
+    let arguments = Arguments { options, name, replace: false, detach, hand_to_init: false, verbose: true };
     // SAFETY: nothing here has started a thread.
-    let kept = unsafe {
-        keep(
-            detach,
-            |kept| {
-                let served = run(&arguments, |stop| {
-                    fs::write(dir.join("name"), "").unwrap();
-                    fs::write(dir.join("pid"), std::process::id().to_string()).unwrap();
-                    fs::rename(dir.join("pid"), dir.join("daemon")).unwrap();
-                    kept.ready(stop);
-                });
-                fs::write(dir.join("end"), if served.is_ok() { "ended well" } else { "failed" }).unwrap();
-                if served.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
-            },
-            || {
-                let _ = fs::remove_file(dir.join("name"));
-            },
-        )
+    let init = unsafe { Init::from_environment() };
+    let as_child = |kept: Kept| {
+        start_log(arguments.verbose);
+        manager::let_it_wait();
+        if fs::exists(dir.join("name")).unwrap() {
+            // Of a daemon that is gone.
+            redox_scheme::scheme::register_scheme_inner(&Socket::create().unwrap(), &arguments.name, 0).unwrap();
+        }
+        for client in 0..2 {
+            let read = dir.join("read");
+            thread::spawn(move || {
+                while Process::new(client, 0).stat("/scheme/kept").is_err() {}
+                fs::write(read, "").unwrap();
+            });
+        }
+        // The program of the daemon, of which the clients are not.
+        abi::act_as(&Process::new(0, 0));
+        let served = run(&arguments, init, Telling { dir, kept });
+        as_test(|| fs::write(dir.join("end"), if served.is_ok() { "ended well" } else { "failed" }).unwrap());
+        if served.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
     };
+    // SAFETY: nothing here has started a thread.
+    let kept = unsafe { keep(detach, as_child, || drop(fs::remove_file(dir.join("name")))) };
     kept.unwrap()
+}
+
+/// The daemon, which tells the test how far it is.
+struct Telling<'d> {
+    dir: &'d Path,
+    kept: Kept,
+}
+
+impl Watcher for Telling<'_> {
+    fn owns_name(&mut self, owns: bool) {
+        self.kept.owns_name(owns);
+    }
+
+    fn ready(self, stop: Arc<Stop>) {
+        let Self { dir, kept } = self;
+        // As a bug in a request might have it.
+        catch_unwind(|| panic!("on purpose")).unwrap_err();
+        as_test(|| {
+            fs::write(dir.join("name"), "").unwrap();
+            fs::write(dir.join("pid"), std::process::id().to_string()).unwrap();
+            fs::rename(dir.join("pid"), dir.join("daemon")).unwrap();
+        });
+        kept.ready(stop);
+    }
+}
+
+thread_local! {
+    static IS_TEST: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Does something that the daemon's own code does not do.
+fn as_test(act: impl FnOnce()) {
+    IS_TEST.set(true);
+    act();
+    IS_TEST.set(false);
+}
+
+/// What the standard library opens files with. In an empty namespace the manager is asked, as on Redox.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn open64(path: *const c_char, flags: c_int, mode: c_int) -> c_int {
+    if !IS_TEST.get()
+        && let Err(error) = abi::look_up()
+    {
+        // SAFETY: the place of errno belongs to the thread.
+        unsafe { *libc::__errno_location() = error.errno };
+        return -1;
+    }
+    // SAFETY: the path is as whoever calls this promises, the rest are numbers.
+    unsafe { libc::syscall(libc::SYS_openat, libc::AT_FDCWD, path, flags, mode) as c_int }
 }
 
 /// The daemon's program, started.
@@ -106,25 +200,45 @@ struct Started {
 impl Started {
     /// Comes back when the daemon is ready.
     fn new(detach: bool) -> Self {
-        let started = Self::start(detach, true);
-        wait_until("the daemon is ready", || started.path("daemon").exists());
+        let started = Self::start(TempDir::new().unwrap(), detach, true);
+        started.wait_until_ready();
         started
     }
 
     /// Without the layer that it is to serve.
     fn failing(detach: bool) -> Self {
-        Self::start(detach, false)
+        Self::start(TempDir::new().unwrap(), detach, false)
     }
 
-    fn start(detach: bool, with_layer: bool) -> Self {
-        let dir = TempDir::new().unwrap();
+    /// Comes back when the daemon has answered a client.
+    fn logging(stderr: PipeWriter) -> Self {
+        let started = Self::spawn(TempDir::new().unwrap(), false, true, |program| {
+            program.stderr(stderr).env("RUST_BACKTRACE", "1");
+        });
+        started.wait_until_ready();
+        wait_until("a client is answered", || started.path("read").exists());
+        started
+    }
+
+    fn start(dir: TempDir, detach: bool, with_layer: bool) -> Self {
+        Self::spawn(dir, detach, with_layer, |program| {
+            program.stderr(Stdio::null());
+        })
+    }
+
+    fn spawn(dir: TempDir, detach: bool, with_layer: bool, prepare: impl FnOnce(&mut Command)) -> Self {
         if with_layer {
             fs::create_dir(dir.path().join("lower")).unwrap();
         }
         let mut program = Command::new(env::current_exe().unwrap());
         program.arg("serve").arg(dir.path()).args(detach.then_some("detach"));
+        prepare(&mut program);
         let program = program.spawn().unwrap();
         Self { dir, program }
+    }
+
+    fn wait_until_ready(&self) {
+        wait_until("the daemon is ready", || self.path("daemon").exists());
     }
 
     fn path(&self, name: &str) -> PathBuf {

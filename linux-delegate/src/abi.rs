@@ -5,7 +5,9 @@
 //! once more after the kernel has taken it with an answer. All functions answer as system calls do: a number, or a negated errno.
 //!
 //! Several daemons can live in one test process. So each thread is one of a [`Program`], as are those that it starts: all of them act as
-//! the same process, and enter the null namespace together. A thread that no program has started is one of its own, root's.
+//! the same process, and change the namespace together. A thread that no program has started is one of its own, root's.
+//!
+//! What has to do with descriptors of other files is in `files`, with pipes in `pipe`, and with paths from the root of the system in `namespace`.
 //!
 //! Lock order: the table's lock is a leaf; objects that are removed are dropped after it is released.
 
@@ -18,7 +20,7 @@ use std::thread;
 
 use libredox::protocol::{F_DUPFD_CLOEXEC, ProcCall, ProcMeta};
 use syscall::data::NewFdParams;
-use syscall::error::{EACCES, EBADF, EINVAL, ENODEV, EOPNOTSUPP, ESRCH, Error, Result, STR_ERROR};
+use syscall::error::{EACCES, EBADF, EINVAL, EOPNOTSUPP, ESRCH, Error, Result, STR_ERROR};
 use syscall::flag::{CallFlags, F_DUPFD, F_GETFD, F_GETFL, F_SETFD, F_SETFL, SchemeSocketCall};
 use syscall::schemev2::{Cqe, NewFdFlags, Sqe};
 
@@ -26,6 +28,11 @@ use crate::client::Process;
 use crate::kernel::{self, Caller, Credentials, Description, Fd, Scheme};
 
 mod files;
+mod namespace;
+mod pipe;
+
+pub use self::namespace::look_up;
+pub use self::pipe::{Pipe, pipe};
 
 /// What a daemon's descriptor stands for.
 #[derive(Clone)]
@@ -37,6 +44,10 @@ enum Object {
     Socket(Arc<Socket>),
     /// A file of a scheme.
     File(Arc<Fd>),
+    /// What paths from the root of the system are opened at: all schemes are found there, or none.
+    Namespace(namespace::Reach),
+    /// The end of a pipe that is written to.
+    Pipe(Arc<pipe::Writer>),
 }
 
 struct Socket {
@@ -53,9 +64,6 @@ impl Drop for Socket {
 /// Where the descriptors of the table begin: above all of Linux's, so that one taken for the other is EBADF there and here.
 const FIRST: usize = 1 << 30;
 
-/// The descriptor of the namespace, which every process has open.
-const NAMESPACE: usize = FIRST - 1;
-
 static OBJECTS: LazyLock<Mutex<HashMap<usize, Object>>> = LazyLock::new(Mutex::default);
 
 /// The process of the daemons, unless they say otherwise: root, with the pid of this process.
@@ -65,12 +73,13 @@ static DAEMON: LazyLock<Arc<Caller>> =
 /// What the threads of a daemon have in common.
 struct Program {
     caller: Arc<Caller>,
-    in_null_namespace: AtomicBool,
+    /// The descriptor of its namespace, when it was asked for.
+    namespace: Mutex<Option<usize>>,
 }
 
 impl Program {
     fn new(caller: &Arc<Caller>) -> Arc<Self> {
-        Arc::new(Self { caller: caller.clone(), in_null_namespace: AtomicBool::new(false) })
+        Arc::new(Self { caller: caller.clone(), namespace: Mutex::default() })
     }
 }
 
@@ -95,10 +104,6 @@ pub fn process() -> Process {
 
 fn program() -> Arc<Program> {
     PROGRAM.with_borrow(Arc::clone)
-}
-
-fn in_null_namespace() -> bool {
-    program().in_null_namespace.load(Ordering::Relaxed)
 }
 
 fn objects() -> MutexGuard<'static, HashMap<usize, Object>> {
@@ -154,28 +159,6 @@ unsafe fn bytes_mut<'a>(base: *mut u8, len: usize) -> &'a mut [u8] {
     if base.is_null() { &mut [] } else { unsafe { slice::from_raw_parts_mut(base, len) } }
 }
 
-/// Opens one of the two capabilities or a file of a scheme, as relibc's `open`; ENODEV in the null namespace.
-///
-/// # Safety
-/// `path_base` must point to `path_len` readable bytes.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn redox_open_v1(path_base: *const u8, path_len: usize, flags: u32, mode: u16) -> usize {
-    // SAFETY: as promised by the caller.
-    let path = unsafe { bytes(path_base, path_len) };
-    Error::mux(if in_null_namespace() {
-        Err(Error::new(ENODEV))
-    } else {
-        match path {
-            b"/scheme/namespace/scheme-creation-cap" => Ok(insert(Object::SchemeCreation)),
-            b"/scheme/proc/proc-creds-capability" => Ok(insert(Object::ProcessCredentials)),
-            _ => {
-                let opened = process().with_umask(0).open(path, flags as usize, u32::from(mode));
-                opened.map(|file| insert(Object::File(Arc::new(file))))
-            }
-        }
-    })
-}
-
 /// Closes a descriptor.
 ///
 /// # Safety
@@ -217,7 +200,9 @@ fn dup(fd: usize, how: &[u8]) -> Result<usize> {
             Object::File(Arc::new(Fd::new(DAEMON.clone(), description)))
         }
         Object::File(file) => Object::File(Arc::new(file.dup(how)?)),
-        Object::SchemeCreation | Object::ProcessCredentials => return Err(Error::new(EINVAL)),
+        Object::SchemeCreation | Object::ProcessCredentials | Object::Namespace(_) | Object::Pipe(_) => {
+            return Err(Error::new(EINVAL));
+        }
     };
     Ok(insert(new))
 }
@@ -262,6 +247,7 @@ pub unsafe extern "C" fn redox_write_v1(fd: usize, src_base: *const u8, src_len:
     Error::mux(match get(fd) {
         Ok(Object::Socket(socket)) => write_answers(&socket.scheme, src),
         Ok(Object::File(file)) => file.write(src),
+        Ok(Object::Pipe(pipe)) => pipe.write(src),
         Ok(_) => Err(Error::new(EBADF)),
         Err(error) => Err(error),
     })
@@ -374,6 +360,11 @@ fn pass_descriptors(to: Object, payload: &mut [u8], flags: CallFlags, metadata: 
                 numbers.map(|number| give(usize::from_ne_bytes((&*number).try_into().ok()?))).collect();
             file.send_all(sent.ok_or(Error::new(EBADF))?, metadata)
         }
+        (Object::Pipe(pipe), _) if flags.contains(CallFlags::WRITE) => pipe.send(
+            numbers
+                .map(|number| remove(usize::from_ne_bytes((&*number).try_into().map_err(|_| Error::new(EINVAL))?)))
+                .collect::<Result<_>>()?,
+        ),
         _ => Err(Error::new(EOPNOTSUPP)),
     }
 }
@@ -409,70 +400,6 @@ fn process_credentials(pid: usize, buf: &mut [u8]) -> Result<usize> {
     let meta = unsafe { slice::from_raw_parts((&raw const meta).cast::<u8>(), size_of::<ProcMeta>()) };
     buf.get_mut(..meta.len()).ok_or(Error::new(EINVAL))?.copy_from_slice(meta);
     Ok(meta.len())
-}
-
-/// The namespace. ENODEV in the null namespace.
-///
-/// # Safety
-/// None is needed.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn redox_get_ns_v0() -> usize {
-    Error::mux(if in_null_namespace() { Err(Error::new(ENODEV)) } else { Ok(NAMESPACE) })
-}
-
-/// Gives the scheme whose root is `cap_fd` a name, and takes that descriptor. EEXIST if the name is taken.
-///
-/// # Safety
-/// `name_base` must point to `name_len` readable bytes.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn redox_register_scheme_to_ns_v0(
-    ns_fd: usize,
-    name_base: *const u8,
-    name_len: usize,
-    cap_fd: usize,
-) -> usize {
-    // SAFETY: as promised by the caller.
-    let name = unsafe { bytes(name_base, name_len) };
-    Error::mux(register(ns_fd, name, cap_fd).map(|()| 0))
-}
-
-fn register(ns_fd: usize, name: &[u8], cap_fd: usize) -> Result<()> {
-    let (NAMESPACE, Object::File(root)) = (ns_fd, get(cap_fd)?) else {
-        return Err(Error::new(EBADF));
-    };
-    let name = str::from_utf8(name).map_err(|_| Error::new(EINVAL))?;
-    kernel::register(name, root.description().clone())?;
-    drop(remove(cap_fd));
-    Ok(())
-}
-
-/// Removes the name of a scheme, given as its path. ENODEV if nobody has it and in the null namespace, EINVAL for any other path.
-///
-/// # Safety
-/// `path` must point to `len` readable bytes.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn played_unlink(path: *const u8, len: usize) -> usize {
-    // SAFETY: as promised by the caller.
-    let path = unsafe { bytes(path, len) };
-    let name = str::from_utf8(path).ok().and_then(|path| path.strip_prefix("/scheme/"));
-    Error::mux(match name {
-        _ if in_null_namespace() => Err(Error::new(ENODEV)),
-        Some(name) => kernel::unregister(name).map(|()| 0),
-        None => Err(Error::new(EINVAL)),
-    })
-}
-
-/// Enters the null namespace (`ens` 0) with all threads of the program. EINVAL for any other.
-///
-/// # Safety
-/// None is needed.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn redox_setrens_v1(_rns: usize, ens: usize) -> usize {
-    if ens != 0 {
-        return Error::mux(Err(Error::new(EINVAL)));
-    }
-    program().in_null_namespace.store(true, Ordering::Relaxed);
-    0
 }
 
 /// Writes the name of an errno to `dst`, cut to `*dst_len` bytes, and its whole length to `*dst_len`. EINVAL for a number that is none.

@@ -20,7 +20,7 @@ use syscall::flag::{
     O_SYMLINK, O_WRONLY, StdFsCallKind,
 };
 
-use crate::kernel::{self, Caller, Credentials, Fd, PATH_MAX};
+use crate::kernel::{self, Caller, Credentials, Fd, PATH_MAX, manager};
 
 /// Close on exec: to a scheme an open flag without a meaning, that relibc passes on.
 pub const O_CLOEXEC: usize = 0x0100_0000;
@@ -150,7 +150,9 @@ impl Process {
     fn open_absolute(&self, path: &str, flags: usize) -> Result<Fd> {
         let path = RedoxPath::from_absolute(path).ok_or(Error::new(EINVAL))?;
         let (scheme, reference) = path.as_parts().ok_or(Error::new(EINVAL))?;
-        self.scheme_root(scheme.as_ref())?.openat(reference.as_ref(), flags, (flags & O_FCNTL_MASK) as u32)
+        manager::ask(|| {
+            self.scheme_root(scheme.as_ref())?.openat(reference.as_ref(), flags, (flags & O_FCNTL_MASK) as u32)
+        })
     }
 
     /// Opens a path that may lead through symlinks into further schemes.
@@ -266,7 +268,7 @@ impl Process {
     fn unlink_with(&self, path: &[u8], flags: usize) -> Result<()> {
         let path = self.resolve(utf8(path)?)?;
         let (scheme, reference) = path.as_parts().ok_or(Error::new(EINVAL))?;
-        self.scheme_root(scheme.as_ref())?.unlinkat(reference.as_ref(), flags)
+        manager::ask(|| self.scheme_root(scheme.as_ref())?.unlinkat(reference.as_ref(), flags))
     }
 
     /// `rename`.

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
 
-use overlayfs::daemon::{Stop, serve};
+use overlayfs::daemon::{Empty, Stop, serve};
 use overlayfs::layer::Layer;
 use overlayfs::overlay::Overlay;
 use overlayfs::scheme::OverlayScheme;
@@ -21,7 +21,7 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Serves `overlay` as `/scheme/NAME`, in a program of its own and in the null namespace. Comes back when clients can use it.
+    /// Serves `overlay` as `/scheme/NAME`, in a program of its own and in an empty namespace. Comes back when clients can use it.
     ///
     /// Panics if it does not start: the name is taken, say.
     pub fn serve<L: Layer>(overlay: Overlay<L>, name: impl Into<String>) -> Self {
@@ -35,9 +35,10 @@ impl Daemon {
         let (scheme_name, process) = (name.clone(), abi::process());
         let thread = thread::spawn(move || {
             abi::act_as(&process);
+            let empty = Empty::make()?;
             serve(Arc::new(overlay), &scheme_name, |socket, scheme, stop| {
                 register_sync_scheme(socket, &scheme_name, scheme)?;
-                libredox::call::setrens(0, 0)?;
+                empty.enter()?;
                 let _ = ready.send((stop, scheme.clone()));
                 Ok(())
             })

@@ -1,8 +1,9 @@
 //! The process that waits for the daemon's end.
 //!
-//! Once it serves, the daemon is in the null namespace and cannot remove its own name. So the program forks before it opens anything: the
+//! Once it serves, the daemon is in an empty namespace and cannot remove its own name. So the program forks before it opens anything: the
 //! child serves, and the parent does nothing but wait for it, hand on the signals that end programs, and remove the name when the child
-//! is gone, however it went. What it could reach through its namespace no request can ask it for.
+//! is gone, however it went, if the child says that it has one. What it could reach through its namespace no request can ask it for.
+//! It asks for nothing there before the child is gone, so nobody waits for the child while the child waits for it.
 //!
 //! Everything here is done by a process with one thread, but for the one that waits for the word to stop.
 
@@ -16,6 +17,8 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use std::thread;
 
 use super::serve::Stop;
+use super::start::Watcher;
+use super::streams::Streams;
 
 /// The signals that end the daemon well.
 const ENDING: [libc::c_int; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
@@ -25,15 +28,30 @@ static SIGNALLED: AtomicI32 = AtomicI32::new(-1);
 /// The process to which a signal is handed on: in the parent the child.
 static CHILD: AtomicI32 = AtomicI32::new(0);
 
-/// The child's side: how it says that it is ready, and hears that it is to end.
+/// The child's side: how it says that it has a name and is ready, and hears that it is to end.
 pub struct Kept {
     ready: File,
     signals: File,
+    /// A byte each time that the name becomes the child's, or is not after all: it is if their number is odd.
+    named: File,
+    owns_name: bool,
+    /// What to read and write in the background.
+    streams: Option<Streams>,
 }
 
-impl Kept {
-    /// Says that clients can use the tree, and has signals end the service from now on.
-    pub fn ready(mut self, stop: Arc<Stop>) {
+impl Watcher for Kept {
+    fn owns_name(&mut self, owns: bool) {
+        // If the parent is gone nobody removes the name.
+        if owns != self.owns_name && self.named.write_all(&[0]).is_ok() {
+            self.owns_name = owns;
+        }
+    }
+
+    /// Has signals end the service from now on, and leaves the caller's streams.
+    fn ready(mut self, stop: Arc<Stop>) {
+        if let Some(Err(error)) = self.streams.take().map(Streams::put_in_place) {
+            log::warn!("what was inherited is still open: {error}");
+        }
         // Nobody waits for it in the foreground.
         let _ = self.ready.write_all(&[0]);
         thread::spawn(move || {
@@ -44,8 +62,8 @@ impl Kept {
     }
 }
 
-/// Has `serve` done by a child, and removes with `remove` what it leaves when it is gone. With `detach` the program ends when the child
-/// is ready, and somebody else waits for the child; otherwise it ends with the child, and as it does. The error is a sentence.
+/// Has `serve` done by a child, and removes with `remove` the name that it leaves when it is gone. With `detach` the program ends when the child
+/// is ready, somebody else waits for the child, and both leave standard input, output and error; otherwise it ends with the child, and as it does. The error is a sentence.
 ///
 /// # Safety
 /// The process must have one thread.
@@ -73,7 +91,13 @@ pub unsafe fn keep(
         }
     }
     drop(is_ready);
+    let streams = if detach {
+        Some(Streams::open().map_err(|error| format!("The program cannot go into the background: {error}."))?)
+    } else {
+        None
+    };
     let (signals, signalled) = pipe().map_err(|error| format!("No pipe can be made: {error}."))?;
+    let (mut is_named, named) = pipe().map_err(|error| format!("No pipe can be made: {error}."))?;
     // None is missed before somebody handles it.
     hold_signals(libc::SIG_BLOCK);
     // SAFETY: as promised by the caller: what forked above has one thread too.
@@ -85,14 +109,22 @@ pub unsafe fn keep(
         0 => {
             SIGNALLED.store(signalled.into_raw_fd(), Ordering::Relaxed);
             handle(on_signal_in_child);
-            Ok(serve(Kept { ready, signals }))
+            drop(is_named);
+            Ok(serve(Kept { ready, signals, named, owns_name: false, streams }))
         }
         child => {
-            drop((ready, signals, signalled));
+            drop((ready, signals, signalled, named, serve));
+            if let Some(Err(error)) = streams.map(Streams::put_in_place) {
+                eprintln!("overlayfs: What was inherited is still open: {error}.");
+            }
             CHILD.store(child, Ordering::Relaxed);
             handle(on_signal_in_parent);
             let status = wait_for(child);
-            remove();
+            let mut said = Vec::new();
+            let owned = is_named.read_to_end(&mut said).is_ok() && said.len() % 2 == 1;
+            if owned {
+                remove();
+            }
             Ok(status)
         }
     }

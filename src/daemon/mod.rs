@@ -1,15 +1,21 @@
 //! The life of a scheme daemon: mount, register, serve.
 //!
-//! `start` is how the world learns of the scheme, `serve` the request loop, `asking` what waits for other daemons, `name` how a scheme's name is removed, and `keeper` the process
-//! that waits for the daemon's end. By the time the first request is read the daemon is in the null namespace: the descriptors of its
-//! layers are then all that it can reach.
+//! `start` is how the world learns of the scheme, `init` the pipe at which init waits, `serve` the request loop, `asking` what waits for other daemons,
+//! `name` how a scheme's name is removed, `namespace` the empty one in which the daemon serves, `log` what it says, `keeper` the process that
+//! waits for its end, and `streams` where it reads and writes in the background. By the time that its name is known, the descriptors
+//! of its layers are all that it can reach.
 
 mod asking;
+mod init;
 mod keeper;
+mod log;
 mod name;
+mod namespace;
 mod serve;
 mod start;
+mod streams;
 
+use std::hash::RandomState;
 use std::sync::Arc;
 
 use redox_scheme::Socket;
@@ -20,22 +26,25 @@ use crate::options::Arguments;
 use crate::overlay::{Holder, Overlay};
 use crate::scheme::OverlayScheme;
 
+pub use self::init::Init;
 pub use self::keeper::{Kept, keep};
+pub use self::log::start_log;
+pub use self::namespace::Empty;
 pub use self::serve::Stop;
+pub use self::start::Watcher;
 
-/// Mounts the overlay, gives the scheme its name, and serves until the scheme ends. `ready` is called when clients can use it, with what
-/// can end the service. The error is a sentence.
-pub fn run(arguments: &Arguments, ready: impl FnOnce(Arc<Stop>)) -> Result<(), String> {
+/// Mounts the overlay, gives the scheme its name, and serves until the scheme ends. `watcher` is told when clients can use it. The
+/// error is a sentence.
+pub fn run(arguments: &Arguments, init: Init, mut watcher: impl Watcher) -> Result<(), String> {
     let name = &arguments.name;
     let overlay = Arc::new(mount(&arguments.options).map_err(|error| error.to_string())?);
     let mut holder = Holder::this(format!("/scheme/{name}").into());
     sign(&overlay, &holder);
+    let empty = Empty::make().map_err(|error| format!("No namespace can be made in which to serve: {error}."))?;
     let served = serve(overlay.clone(), name, |socket, scheme, stop| {
-        start::announce(socket, scheme, arguments).map_err(Ended::Said)?;
-        ready(stop);
-        libredox::call::setrens(0, 0)
-            .map(drop)
-            .map_err(|error| Ended::Said(format!("The null namespace, in which to serve, cannot be entered: {error}.")))
+        start::announce(socket, scheme, arguments, init, empty, &mut watcher).map_err(Ended::Said)?;
+        watcher.ready(stop);
+        Ok(())
     });
     holder.ending = true;
     sign(&overlay, &holder);
@@ -51,7 +60,7 @@ pub fn run(arguments: &Arguments, ready: impl FnOnce(Arc<Stop>)) -> Result<(), S
 /// Writes down who holds the upper layer. Whoever is refused it learns less if that fails.
 pub fn sign<L: Layer>(overlay: &Overlay<L>, holder: &Holder) {
     if let Err(error) = overlay.sign(holder) {
-        log::warn!("who holds the upper layer cannot be written down: {error}");
+        ::log::warn!("who holds the upper layer cannot be written down: {error}");
     }
 }
 
@@ -62,6 +71,8 @@ pub fn serve<L: Layer, E: From<syscall::Error>>(
     name: &str,
     begin: impl FnOnce(&Socket, &mut OverlayScheme<L>, Arc<Stop>) -> Result<(), E>,
 ) -> Result<(), E> {
+    // The standard library finds the source of random numbers by its path when it first needs one, and keeps it.
+    let _ = RandomState::new();
     let socket = Arc::new(Socket::create()?);
     let mut scheme = OverlayScheme::new(overlay, name.to_owned());
     let stop = Arc::new(Stop::new(&socket, &mut scheme)?);
@@ -86,15 +97,5 @@ enum Ended {
 impl From<syscall::Error> for Ended {
     fn from(error: syscall::Error) -> Self {
         Ended::Socket(error)
-    }
-}
-
-/// Sends what is logged to standard error, which init passes on to the log scheme.
-pub fn start_log(verbose: bool) {
-    let level = if verbose { log::LevelFilter::Debug } else { log::LevelFilter::Info };
-    let output = redox_log::OutputBuilder::stderr().with_filter(level).build();
-    let logger = redox_log::RedoxLogger::new().with_process_name("overlayfs".to_owned()).with_output(output);
-    if let Err(error) = logger.enable() {
-        eprintln!("overlayfs: nothing is logged: {error}");
     }
 }

@@ -1,69 +1,90 @@
 //! How the world learns of the scheme: by its name, and through init.
 //!
-//! A daemon that was started by hand registers its name. One that init started finds in `INIT_NOTIFY` the descriptor of a pipe at which init
-//! waits: for a byte, when the name is registered (a unit of `type = "notify"`), or for the descriptor of the scheme itself, to which init gives
-//! the name (`type = { scheme = "NAME" }`). Nobody can tell from the pipe which of the two it is.
+//! A daemon that was started by hand registers its name. One that init started may do that too, and then says so; or it sends init the
+//! scheme, to which init gives the name.
 
-use log::{info, warn};
+use log::info;
 use redox_scheme::Socket;
 use redox_scheme::scheme::{SchemeSync, register_sync_scheme};
-use syscall::error::{EEXIST, Result};
-use syscall::flag::CallFlags;
+use syscall::error::{EEXIST, Error};
 
+use super::init::Init;
 use super::name;
+use super::namespace::Empty;
+use super::serve::Stop;
 use crate::layer::Layer;
 use crate::options::Arguments;
 use crate::scheme::OverlayScheme;
+use std::sync::Arc;
 
-/// Where init says at which descriptor it waits.
-const INIT_NOTIFY: &str = "INIT_NOTIFY";
+/// Who is told how far a daemon has come.
+pub trait Watcher {
+    /// Whether the name of the scheme is to be removed when the daemon is gone. First it is not.
+    fn owns_name(&mut self, _owns: bool) {}
 
-/// Gives the scheme its name, or has init do it, and tells init. The error is a sentence.
+    /// Clients can use the tree. It is told what ends the service.
+    fn ready(self, stop: Arc<Stop>);
+}
+
+impl<F: FnOnce(Arc<Stop>)> Watcher for F {
+    fn ready(self, stop: Arc<Stop>) {
+        self(stop);
+    }
+}
+
+/// Gives the scheme its name, or has init do it, enters the empty namespace, and tells init. Once the name is known nothing is asked of the manager of
+/// namespaces. The error is a sentence.
 pub fn announce<L: Layer>(
     socket: &Socket,
     scheme: &mut OverlayScheme<L>,
     arguments: &Arguments,
-) -> std::result::Result<(), String> {
+    init: Init,
+    empty: Empty,
+    watcher: &mut impl Watcher,
+) -> Result<(), String> {
     let name = &arguments.name;
+    let enter = |empty: Empty| {
+        empty.enter().map_err(|error| format!("The empty namespace, in which to serve, cannot be entered: {error}."))
+    };
     if arguments.hand_to_init {
-        let pipe = init().ok_or(format!("{INIT_NOTIFY} is not set, so there is no init to hand the scheme to."))?;
-        return pipe
-            .and_then(|pipe| hand_over(socket, scheme, pipe).map_err(|error| error.to_string()))
-            .map_err(|cause| format!("The scheme {name} cannot be handed to init: {cause}."));
+        let failed = |cause: String| format!("The scheme {name} cannot be handed to init: {cause}.");
+        init.check().map_err(failed)?;
+        let root = root(socket, scheme).map_err(|error| failed(error.to_string()))?;
+        enter(empty)?;
+        watcher.owns_name(true);
+        return init.hand_over(root).map_err(|error| {
+            watcher.owns_name(false);
+            failed(error.to_string())
+        });
     }
-    if arguments.replace {
+    let mut register = || {
+        watcher.owns_name(true);
+        register_sync_scheme(socket, name, scheme).inspect_err(|_| watcher.owns_name(false))
+    };
+    let mut registered = register();
+    if registered == Err(Error::new(EEXIST)) && arguments.replace {
         if name::is_served(name) {
             return Err(format!(
                 "Another daemon serves /scheme/{name}, and lives: only a name that was left behind can be replaced."
             ));
         }
         name::remove(name).map_err(|error| format!("The name /scheme/{name} cannot be removed: {error}."))?;
+        registered = register();
     }
-    register_sync_scheme(socket, name, scheme).map_err(|error| match error.errno {
+    registered.map_err(|error| match error.errno {
         EEXIST if name::is_served(name) => format!("Another daemon serves /scheme/{name}."),
         EEXIST => format!(
             "A daemon that died left the name /scheme/{name} behind. Use --replace to take it, or remove it with rm /scheme/{name}."
         ),
         _ => format!("The scheme {name} cannot be registered: {error}."),
     })?;
+    enter(empty)?;
+    init.tell();
     info!("serving /scheme/{name}");
-    let told = init().map(|pipe| {
-        pipe.and_then(|pipe| libredox::call::write(pipe, &[0]).map(drop).map_err(|error| error.to_string()))
-    });
-    if let Some(Err(cause)) = told {
-        warn!("init cannot be told that the scheme is ready: {cause}");
-    }
     Ok(())
 }
 
-/// The descriptor at which init waits, if it does; or what is wrong with it.
-fn init() -> Option<std::result::Result<usize, String>> {
-    let descriptor = std::env::var(INIT_NOTIFY).ok()?;
-    Some(descriptor.parse().map_err(|error| format!("{INIT_NOTIFY}={descriptor}: {error}")))
-}
-
-fn hand_over<L: Layer>(socket: &Socket, scheme: &mut OverlayScheme<L>, pipe: usize) -> Result<()> {
-    let root = socket.create_this_scheme_fd(0, scheme.scheme_root()?, 0, 0)?;
-    libredox::call::call_wo(pipe, &root.to_ne_bytes(), CallFlags::FD, &[])?;
-    Ok(())
+/// A descriptor of the scheme's root, which whoever has it can give a name.
+fn root<L: Layer>(socket: &Socket, scheme: &mut OverlayScheme<L>) -> syscall::Result<usize> {
+    socket.create_this_scheme_fd(0, scheme.scheme_root()?, 0, 0)
 }

@@ -5,8 +5,9 @@
 
 use std::sync::Arc;
 
-use syscall::data::TimeSpec;
+use syscall::data::{Stat, TimeSpec};
 use syscall::error::{EBADF, Error, Result};
+use syscall::flag::MODE_FIFO;
 
 use super::{Object, bytes, bytes_mut, get, insert, program};
 use crate::kernel::Fd;
@@ -63,8 +64,7 @@ pub unsafe extern "C" fn redox_fpath_v1(fd: usize, dst_base: *mut u8, dst_len: u
 /// `dst` must point to memory for a structure that nothing else uses.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn redox_fstat_v1(fd: usize, dst: *mut libc::stat) -> usize {
-    done(fd, |file| {
-        let found = file.fstat()?;
+    Error::mux(attributes(fd).map(|found| {
         // SAFETY: the structure consists of numbers, for which all zeros are a value.
         let mut stat: libc::stat = unsafe { std::mem::zeroed() };
         stat.st_dev = found.st_dev;
@@ -81,8 +81,16 @@ pub unsafe extern "C" fn redox_fstat_v1(fd: usize, dst: *mut libc::stat) -> usiz
         (stat.st_ctime, stat.st_ctime_nsec) = (found.st_ctime.cast_signed(), found.st_ctime_nsec.into());
         // SAFETY: as promised by the caller.
         unsafe { dst.write(stat) };
-        Ok(())
-    })
+        0
+    }))
+}
+
+fn attributes(fd: usize) -> Result<Stat> {
+    match get(fd)? {
+        Object::File(file) => file.fstat(),
+        Object::Pipe(_) => Ok(Stat { st_mode: MODE_FIFO | 0o666, ..Stat::default() }),
+        _ => Err(Error::new(EBADF)),
+    }
 }
 
 /// Space of the filesystem; of its limits relibc tells nothing.

@@ -1,9 +1,9 @@
 //! The kernel's tables: who runs, and which scheme has which name.
 //!
-//! The rest is in `scheme`, a scheme's socket with its requests and answers, in `file`, descriptors and the system calls on them, and in
-//! `memory`, files that clients have mapped.
+//! The rest is in `scheme`, a scheme's socket with its requests and answers, in `file`, descriptors and the system calls on them, in
+//! `memory`, files that clients have mapped, and in `manager`, who finds schemes by their names.
 //!
-//! Lock order: the two tables here and the lock of each scheme and of each description are leaves. No one of them is held while
+//! Lock order: the turn of the manager, then one of the others. The two tables here and the lock of each scheme and of each description are leaves. No one of them is held while
 //! another is taken, and none while a description is dropped, because that sends a message to its scheme.
 
 use std::collections::BTreeMap;
@@ -14,6 +14,7 @@ use redox_path::RedoxScheme;
 use syscall::error::{EEXIST, EINVAL, ENODEV, Error, Result};
 
 mod file;
+pub mod manager;
 mod memory;
 mod scheme;
 
