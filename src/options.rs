@@ -71,6 +71,8 @@ pub struct Arguments {
     pub detach: bool,
     /// The scheme is handed to init, which gives it its name.
     pub hand_to_init: bool,
+    /// Who does not own a file, and could not change it, is refused a second name for it.
+    pub protected_hardlinks: bool,
     /// Log every request.
     pub verbose: bool,
 }
@@ -95,6 +97,7 @@ impl Command {
         let mut options = Options::default();
         let mut name = None;
         let (mut replace, mut detach, mut hand_to_init, mut verbose) = (false, false, false, false);
+        let mut protected_hardlinks = true;
         let mut parser = lexopt::Parser::from_args(words);
         while let Some(word) = parser.next()? {
             match word {
@@ -114,6 +117,7 @@ impl Command {
                 Long("replace") => replace = true,
                 Long("detach") => detach = true,
                 Long("hand-to-init") => hand_to_init = true,
+                Long("unprotected-hardlinks") => protected_hardlinks = false,
                 Long(other) => return Err(unknown("option", &format!("--{other}"), &PROGRAM.long_words())),
                 Short(other) => return Err(Error(format!("There is no option -{other}."))),
                 Value(word) if name.is_none() => name = Some(scheme_name(&word)?),
@@ -126,7 +130,7 @@ impl Command {
         let Some(name) = name else {
             return Err(Error("The name of the scheme is missing.".to_owned()));
         };
-        Ok(Self::Serve(Arguments { options, name, replace, detach, hand_to_init, verbose }))
+        Ok(Self::Serve(Arguments { options, name, replace, detach, hand_to_init, protected_hardlinks, verbose }))
     }
 }
 
@@ -437,6 +441,7 @@ mod tests {
                 replace: false,
                 detach: false,
                 hand_to_init: false,
+                protected_hardlinks: true,
                 verbose: false,
             }
         );

@@ -22,7 +22,15 @@ use tempfile::TempDir;
 fn arguments(name: &str, lower: &Path) -> Arguments {
     let options = Options { lowers: vec![lower.to_owned()], ..Options::default() };
     let name = name.to_owned();
-    Arguments { options, name, replace: false, detach: false, hand_to_init: false, verbose: false }
+    Arguments {
+        options,
+        name,
+        replace: false,
+        detach: false,
+        hand_to_init: false,
+        protected_hardlinks: true,
+        verbose: false,
+    }
 }
 
 /// Has a daemon started as by init: what it is told is in the environment.

@@ -114,7 +114,15 @@ const TESTS: [(&str, fn()); 9] = [
 fn serve(dir: &Path, detach: bool) -> ExitCode {
     let options = Options { lowers: vec![dir.join("lower")], ..Options::default() };
     let name = "kept".to_owned();
-    let arguments = Arguments { options, name, replace: false, detach, hand_to_init: false, verbose: true };
+    let arguments = Arguments {
+        options,
+        name,
+        replace: false,
+        detach,
+        hand_to_init: false,
+        protected_hardlinks: true,
+        verbose: true,
+    };
     // SAFETY: nothing here has started a thread.
     let init = unsafe { Init::from_environment() };
     let as_child = |kept: Kept| {

@@ -358,19 +358,25 @@ fn copies_ranges() {
 fn one_process_holds_a_layer() {
     let mut disk = Disk::redoxfs();
     disk.tree().put_dir("layer");
-    let hold = |disk: &Disk, process: Process| {
+    disk.tree().put_dir("other");
+    let hold_at = |disk: &Disk, path: &'static str, process: Process| {
         std::thread::scope(|scope| {
             let held = scope.spawn(|| {
                 act_as(&process);
-                let layer = open(disk, "layer", true);
+                let layer = open(disk, path, true);
                 layer.hold().map(|()| layer)
             });
             held.join().unwrap()
         })
     };
+    let hold = |disk: &Disk, process: Process| hold_at(disk, "layer", process);
     let (first, second) = (Process::new(0, 0), Process::new(0, 0));
     let layer = hold(&disk, first.clone()).unwrap();
     layer.hold().unwrap();
+    fails(hold(&disk, second.clone()), EWOULDBLOCK);
+    for process in [&first, &second] {
+        hold_at(&disk, "other", process.clone()).unwrap();
+    }
     fails(hold(&disk, second.clone()), EWOULDBLOCK);
     // Other calls on the layer do not take the lock away.
     layer.stat(Object::Dir(&layer.root().unwrap())).unwrap();

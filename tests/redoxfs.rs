@@ -5,9 +5,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use linux_delegate::Process;
 use linux_delegate::abi::act_as;
+use linux_delegate::daemon::unused_name;
 use linux_delegate::redoxfs::Disk;
+use linux_delegate::{Daemon, Process};
 use overlayfs::layer::redox::RedoxLayer;
 use overlayfs::layer::{Kind, Owner, RenameMode, Time};
 use overlayfs::overlay::{Layers, Node, Overlay, Refused, Settings};
@@ -44,6 +45,21 @@ fn disk() -> Disk {
     disk.tree().put_dir("upper");
     disk.tree().put_dir("lower");
     disk
+}
+
+#[test]
+fn an_upper_layer_on_another_overlay_is_refused_with_the_reason() {
+    let disk = disk();
+    for dir in ["upper", "work"] {
+        disk.tree().put_dir(&format!("upper/{dir}"));
+    }
+    let below = Daemon::serve(plain(&disk).unwrap(), unused_name("below"));
+    let open = |path: &str| RedoxLayer::open(Path::new(&format!("/scheme/{}/{path}", below.name())), true).unwrap();
+    for work in [None, Some(open("work"))] {
+        let layers = Layers { upper: Some(open("upper")), work, lowers: vec![open("")] };
+        let refused = Overlay::new(layers).err().unwrap().to_string();
+        assert!(refused.contains("it seems to lie on another overlay; put it on another filesystem"), "{refused}");
+    }
 }
 
 fn find(overlay: &Overlay<RedoxLayer>, path: &str) -> NodeRef {

@@ -31,12 +31,17 @@ impl Daemon {
     /// As [`Daemon::serve`], with the scheme too, which tells more than its clients learn.
     pub fn watched<L: Layer>(overlay: Overlay<L>, name: impl Into<String>) -> (Self, OverlayScheme<L>) {
         let name = name.into();
+        Self::of(OverlayScheme::new(Arc::new(overlay), name.clone()), name)
+    }
+
+    /// As [`Daemon::watched`], of a scheme that calls itself `name`.
+    pub fn of<L: Layer>(scheme: OverlayScheme<L>, name: String) -> (Self, OverlayScheme<L>) {
         let (ready, wait) = mpsc::channel();
         let (scheme_name, process) = (name.clone(), abi::process());
         let thread = thread::spawn(move || {
             abi::act_as(&process);
             let empty = Empty::make()?;
-            serve(Arc::new(overlay), &scheme_name, |socket, scheme, stop| {
+            serve(scheme, |socket, scheme, stop| {
                 register_sync_scheme(socket, &scheme_name, scheme)?;
                 empty.enter()?;
                 let _ = ready.send((stop, scheme.clone()));

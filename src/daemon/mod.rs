@@ -41,7 +41,8 @@ pub fn run(arguments: &Arguments, init: Init, mut watcher: impl Watcher) -> Resu
     let mut holder = Holder::this(format!("/scheme/{name}").into());
     sign(&overlay, &holder);
     let empty = Empty::make().map_err(|error| format!("No namespace can be made in which to serve: {error}."))?;
-    let served = serve(overlay.clone(), name, |socket, scheme, stop| {
+    let scheme = OverlayScheme::new(overlay.clone(), name.clone()).protect_hardlinks(arguments.protected_hardlinks);
+    let served = serve(scheme, |socket, scheme, stop| {
         start::announce(socket, scheme, arguments, init, empty, &mut watcher).map_err(Ended::Said)?;
         watcher.ready(stop);
         Ok(())
@@ -64,17 +65,15 @@ pub fn sign<L: Layer>(overlay: &Overlay<L>, holder: &Holder) {
     }
 }
 
-/// Serves an overlay as a scheme that calls itself `name`, until its socket ends or the service is stopped. `begin` is called before the first
+/// Serves an overlay as a scheme, until its socket ends or the service is stopped. `begin` is called before the first
 /// request is taken, and has to give the scheme its name. Its error ends it all, as one of the socket does.
 pub fn serve<L: Layer, E: From<syscall::Error>>(
-    overlay: Arc<Overlay<L>>,
-    name: &str,
+    mut scheme: OverlayScheme<L>,
     begin: impl FnOnce(&Socket, &mut OverlayScheme<L>, Arc<Stop>) -> Result<(), E>,
 ) -> Result<(), E> {
     // The standard library finds the source of random numbers by its path when it first needs one, and keeps it.
     let _ = RandomState::new();
     let socket = Arc::new(Socket::create()?);
-    let mut scheme = OverlayScheme::new(overlay, name.to_owned());
     let stop = Arc::new(Stop::new(&socket, &mut scheme)?);
     serve::serve(&socket, &scheme.clone(), &stop, || begin(&socket, &mut scheme, stop.clone()))
 }

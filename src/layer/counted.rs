@@ -216,6 +216,17 @@ macro_rules! counted {
                 let _is_short = self.counts.add(Method::$method)?;
                 self.inner.$name($(hand_on!($argument $argument _is_short)),*)
             })*
+
+            fn rename_file(
+                &self,
+                file: &L::File,
+                from: (&L::Dir, &OsStr),
+                to: (&L::Dir, &OsStr),
+                mode: RenameMode,
+            ) -> Result<()> {
+                self.counts.add(Method::Rename)?;
+                self.inner.rename_file(file, from, to, mode)
+            }
         }
     };
 }

@@ -329,6 +329,18 @@ pub trait Layer: Send + Sync + Sized + 'static {
         mode: RenameMode,
     ) -> Result<()>;
 
+    /// As [`Layer::rename`], of an object that is open as `file`, by a caller who knows whether the new name is free: a layer that would have to
+    /// look up either of the two does not.
+    fn rename_file(
+        &self,
+        _file: &Self::File,
+        (dir, name): (&Self::Dir, &OsStr),
+        (new_dir, new_name): (&Self::Dir, &OsStr),
+        mode: RenameMode,
+    ) -> Result<()> {
+        self.rename(dir, name, new_dir, new_name, mode)
+    }
+
     /// Reads at `offset`; fewer bytes than asked only at the end of the file.
     fn read_at(&self, file: &Self::File, buf: &mut [u8], offset: u64) -> Result<usize>;
 

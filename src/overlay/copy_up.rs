@@ -325,7 +325,10 @@ impl<L: Layer> Overlay<L> {
                 }
                 let placed = self.keeping_times(&place.parent, &to, |dir| match &home {
                     Some(home) => upper.link(Object::Entry(&*open, home), dir, &place.name),
-                    None => upper.rename(&open, temp, dir, &place.name, RenameMode::Replace),
+                    None => match &file {
+                        Some(file) => upper.rename_file(file, (&open, temp), (dir, &place.name), RenameMode::Replace),
+                        None => upper.rename(&open, temp, dir, &place.name, RenameMode::Replace),
+                    },
                 });
                 if let (Err(_), Some(home)) = (&placed, &home) {
                     self.unkeep_copy(home, temp);

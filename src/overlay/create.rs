@@ -203,7 +203,7 @@ impl<L: Layer> Overlay<L> {
         let (open, temp) = (self.stack.open(work.dir())?, work.name());
         let file = self.build(&open, &temp, plan)?;
         let over_whiteout = plan.whited_out && !self.whiteouts_beside();
-        let placed = self.put(&temp, dir, name, plan.new.kind(), over_whiteout);
+        let placed = self.put((&temp, file.as_ref()), dir, name, plan.new.kind(), over_whiteout);
         if placed.is_err() {
             self.unbuild(&open, &temp, plan.new);
         }
@@ -215,12 +215,17 @@ impl<L: Layer> Overlay<L> {
         let upper = self.upper()?.0;
         let kind = plan.new.kind();
         let private = if kind == Kind::Dir { 0o700 } else { 0o600 };
-        let file = self.make(work, temp, plan.new, private, upper.identity())?;
+        // Until it has its owner, nobody may do with it what he may not do afterwards.
+        let open_to_all = kind == Kind::File && plan.acl.is_none() && grants_group_no_more(plan.mode);
+        let mode = if open_to_all { plan.mode } else { private };
+        let file = self.make(work, temp, plan.new, mode, upper.identity())?;
         let built = (|| {
             let made = file.as_ref().map_or(Object::Entry(work, temp), Object::File);
             upper.set_owner(made, plan.owner)?;
             if kind != Kind::Symlink {
-                upper.set_mode(made, plan.mode)?;
+                if mode != plan.mode || kind == Kind::Dir {
+                    upper.set_mode(made, plan.mode)?;
+                }
                 if let Some(acl) = &plan.acl {
                     self.inherit(made, kind, plan.mode, acl)?;
                 }
@@ -263,4 +268,10 @@ impl<L: Layer> Overlay<L> {
     pub(super) fn known_upper(&self, dir: &Dir<L>) -> Result<Arc<LayerDir<L>>> {
         dir.upper.clone().ok_or(Error::new(EIO))
     }
+}
+
+/// Whether a mode grants the group, which is another before the owner is set, nothing that it does not grant everybody; and no rights of
+/// the owner or the group to others, which a change of the owner would take away.
+fn grants_group_no_more(mode: u32) -> bool {
+    mode & !0o777 == 0 && mode >> 3 & !mode & 0o7 == 0
 }

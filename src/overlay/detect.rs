@@ -75,7 +75,7 @@ impl Known {
                     );
                     Ok(Known::Kernel(None))
                 }
-                _ => Err(Refused::NoMarkers(error)),
+                _ => Err(Refused::NoMarkers(error, upper.capabilities().xattrs)),
             },
             Err(error) if error.errno != EEXIST => Err(error.into()),
             _ => {

@@ -56,12 +56,12 @@ impl<L: Layer> Overlay<L> {
         let into = self.stack.open(&to)?;
         let over_whiteout = whited_out && !self.whiteouts_beside();
         match (&first, over_whiteout) {
-            (Some(home), _) => self.put(home, &into, name, node.kind(), over_whiteout)?,
+            (Some(home), _) => self.put((home, None), &into, name, node.kind(), over_whiteout)?,
             (None, false) => upper.link(from, &into, name)?,
             (None, true) => {
                 let (open, temp) = (self.stack.open(work.dir())?, work.name());
                 upper.link(from, &open, &temp)?;
-                if let Err(error) = self.put(&temp, &into, name, node.kind(), true) {
+                if let Err(error) = self.put((&temp, None), &into, name, node.kind(), true) {
                     discard(upper, &open, &temp);
                     return Err(error);
                 }

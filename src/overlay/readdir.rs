@@ -6,9 +6,14 @@ use syscall::error::{EIO, Error};
 
 use super::Overlay;
 use super::file::Handle;
+use super::names::Slot;
 use super::node::Dir;
 use super::stack::LayerDir;
 use crate::layer::{Kind, Layer, Result};
+
+/// How many entries of a listing cost a layer about as much as looking one object up. If one in so many names is new, and its number is needed, the
+/// layer's directory is listed again.
+const ENTRIES_PER_LOOKUP: usize = 8;
 
 /// One entry of a listing.
 #[derive(Clone, Copy, Debug)]
@@ -37,17 +42,27 @@ impl<L: Layer> Overlay<L> {
         }
         self.read_dir(node, &mut dir)?;
         let mut after = after;
+        let mut numbered = false;
         loop {
             let mut unseen = None;
+            let mut unnumbered = false;
             let Dir { names: Some(names), .. } = &*dir else {
                 return Err(Error::new(EIO));
             };
             for (offset, slot) in names.after(after) {
                 let Some(visible) = slot.visible() else { continue };
                 let from = dir.shown(slot).ok_or(Error::new(EIO))?;
-                let known = match (&slot.child, visible.ino) {
-                    (Some(child), _) => Some(self.ino(child)?),
-                    (None, ino) => ino.and_then(|ino| self.listed_ino(from, ino)),
+                let by_layer = || visible.ino.and_then(|ino| self.listed_ino(from, ino));
+                let known = match &slot.child {
+                    None => by_layer(),
+                    Some(child) if is_new(slot) => match by_layer() {
+                        None if !numbered => {
+                            unnumbered = true;
+                            break;
+                        }
+                        known => Some(known.map_or_else(|| self.ino(child), Ok)?),
+                    },
+                    Some(child) => Some(self.ino(child)?),
                 };
                 let Some(ino) = known else {
                     unseen = Some(slot.name.clone());
@@ -58,12 +73,36 @@ impl<L: Layer> Overlay<L> {
                 }
                 after = offset;
             }
+            if unnumbered {
+                self.number_new(&mut dir)?;
+                numbered = true;
+                continue;
+            }
             // What the layer's number does not tell by itself is looked at; then the listing goes on.
             match unseen {
                 Some(name) => self.load(node, &mut dir, &name)?,
                 None => return Ok(()),
             };
         }
+    }
+
+    /// Learns the layer's numbers of the objects that were made in a directory and that nobody has looked at, if they are many.
+    fn number_new(&self, dir: &mut Dir<L>) -> Result<()> {
+        let Dir { names: Some(names), upper: Some(upper), .. } = dir else {
+            return Ok(());
+        };
+        let new = names.after(0).filter(|(_, slot)| is_new(slot)).count();
+        if new * ENTRIES_PER_LOOKUP < names.len() {
+            return Ok(());
+        }
+        let open = self.stack.open(upper)?;
+        self.stack.layer(upper).list(&open, &mut |entry| {
+            if let Some(slot) = names.get_mut(entry.name).filter(|slot| is_new(slot))
+                && let Some(known) = &mut slot.upper
+            {
+                known.ino = Some(entry.ino);
+            }
+        })
     }
 
     /// The inode number of an object that nobody looked at, which the layer's directory `dir` lists with `ino`. None if it has to be looked
@@ -75,4 +114,12 @@ impl<L: Layer> Overlay<L> {
         }
         self.inodes.listed(self.stack.marked_device(dir), ino)
     }
+}
+
+/// Whether an object was made by this mount, and nobody has looked at it.
+fn is_new<L: Layer>(slot: &Slot<L>) -> bool {
+    slot.child.as_ref().is_some_and(|child| {
+        let state = child.state.lock();
+        state.newborn && state.ino.is_none() && state.attr.is_none()
+    })
 }

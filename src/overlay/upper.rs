@@ -101,18 +101,28 @@ impl<L: Layer> Overlay<L> {
     }
 
     /// Puts what is complete under the name `temp` of the work directory in its place, in one step: a name that is free but for its
-    /// whiteout, if that has the name.
-    pub(super) fn put(&self, temp: &OsStr, dir: &L::Dir, name: &OsStr, kind: Kind, over_whiteout: bool) -> Result<()> {
+    /// whiteout, if that has the name. A regular file may be open as `file`.
+    pub(super) fn put(
+        &self,
+        (temp, file): (&OsStr, Option<&L::File>),
+        dir: &L::Dir,
+        name: &OsStr,
+        kind: Kind,
+        over_whiteout: bool,
+    ) -> Result<()> {
         let (upper, work) = self.upper()?;
         let open = self.stack.open(work.dir())?;
+        let mode = if over_whiteout { RenameMode::Replace } else { RenameMode::NoReplace };
         match (over_whiteout, kind) {
-            (false, _) => upper.rename(&open, temp, dir, name, RenameMode::NoReplace),
             (true, Kind::Dir) => {
                 upper.rename(&open, temp, dir, name, RenameMode::Exchange)?;
                 discard(upper, &open, temp);
                 Ok(())
             }
-            (true, _) => upper.rename(&open, temp, dir, name, RenameMode::Replace),
+            _ => match file {
+                Some(file) => upper.rename_file(file, (&open, temp), (dir, name), mode),
+                None => upper.rename(&open, temp, dir, name, mode),
+            },
         }
     }
 

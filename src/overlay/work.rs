@@ -58,8 +58,8 @@ pub enum Refused {
     /// The upper layer is or is to be written in the kernel's format, and its filesystem cannot or this user may not.
     CannotMark(Error),
     /// The upper layer takes no names that begin with `.wh.`, as one on another overlay of the native format, and it was to be written so, or
-    /// cannot be written in the kernel's format either.
-    NoMarkers(Error),
+    /// cannot be written in the kernel's format either. Whether it has extended attributes, as that would need.
+    NoMarkers(Error, bool),
     /// The upper layer is in the kernel's format, and in the work directory is an index of hard links, which we do not understand.
     Indexed,
     /// The work directory has an entry that no overlay has put there, and that would be removed.
@@ -105,7 +105,11 @@ impl fmt::Display for Refused {
                 "the kernel's overlayfs, with its option index=on, has written down in the work directory which files are hard links, and we would lose \
                  that. To do without, remove the directory index from the work directory"
             ),
-            Refused::NoMarkers(error) => write!(
+            Refused::NoMarkers(error, false) => write!(
+                f,
+                "names that begin with .wh. cannot be made there ({error}), so it seems to lie on another overlay; put it on another filesystem"
+            ),
+            Refused::NoMarkers(error, true) => write!(
                 f,
                 "names that begin with .wh. cannot be made there ({error}), so it seems to lie on another overlay. With a work directory \
                  (workdir=DIR) and without format=oci it is written in the format of the kernel's overlayfs, if that overlay keeps extended \
@@ -140,7 +144,7 @@ impl From<Refused> for Error {
         match refused {
             Refused::Layer(error)
             | Refused::CannotRename(error)
-            | Refused::NoMarkers(error)
+            | Refused::NoMarkers(error, _)
             | Refused::CannotMark(error) => error,
             Refused::ReadOnly => Error::new(EROFS),
             Refused::Held(_) => Error::new(EWOULDBLOCK),
@@ -202,7 +206,9 @@ impl<L: Layer> Work<L> {
             None => {
                 let name = OsStr::new(format::WORK);
                 match upper.create_dir(&root, name, 0o700, upper.identity()) {
-                    Err(error) if error.errno == EINVAL => return Err(Refused::NoMarkers(error)),
+                    Err(error) if error.errno == EINVAL => {
+                        return Err(Refused::NoMarkers(error, upper.capabilities().xattrs));
+                    }
                     Err(error) if error.errno != EEXIST => return Err(error.into()),
                     _ => upper.open_dir(&root, name)?,
                 }
@@ -354,8 +360,9 @@ impl<L: Layer> Work<L> {
         }
         let (work, temp) = (stack.open(&self.dir)?, self.name());
         let file = upper.create_file(&work, &temp, 0o600, upper.identity())?;
-        let placed =
-            self.fill(upper, &file, content).and_then(|()| upper.rename(&work, &temp, &to, name, RenameMode::Replace));
+        let placed = self
+            .fill(upper, &file, content)
+            .and_then(|()| upper.rename_file(&file, (&work, &temp), (&to, name), RenameMode::Replace));
         if placed.is_err() {
             discard(upper, &work, &temp);
         }

@@ -76,6 +76,16 @@ impl Caller {
         Ok(())
     }
 
+    /// Whether the caller may give an object that he does not own a second name, as Linux has it with `protected_hardlinks`: a regular file that he may
+    /// read and write and by which nobody gets another's rights. Otherwise he could keep what its owner removes, or have a program of root's take
+    /// it for something of his own. EPERM.
+    pub fn require_link(self, object: &Stat) -> Result<()> {
+        const AS_GROUP: u32 = SET_GID | 0o010;
+        let lends_rights = object.mode & SET_UID != 0 || object.mode & AS_GROUP == AS_GROUP;
+        let is_harmless = object.kind == Kind::File && !lends_rights && self.may(object, READ | WRITE);
+        if self.owns(object) || is_harmless { Ok(()) } else { Err(Error::new(EPERM)) }
+    }
+
     /// The owner and the mode of an object that the caller makes in `dir`, having asked for `mode`.
     pub fn newborn(self, dir: &Stat, kind: Kind, mode: u32) -> (Owner, u32) {
         let inherited = dir.mode & SET_GID != 0;
@@ -139,6 +149,27 @@ mod tests {
         assert_eq!(BOB.require_removal(&object(1001, 0, 0o1777), file), Ok(()), "the directory's owner");
         assert_eq!(BOB.require_removal(&object(0, 0, 0o0777), file), Ok(()));
         assert_eq!(ANN.require_removal(&object(0, 0, 0o1755), file), Err(Error::new(EACCES)));
+    }
+
+    #[test]
+    fn who_does_not_own_a_file_links_what_he_could_change() {
+        let refused = Err(Error::new(EPERM));
+        for (mode, bobs, eves) in [
+            (0o666, Ok(()), Ok(())),
+            (0o660, Ok(()), refused),
+            (0o644, refused, refused),
+            (0o622, refused, refused),
+            (0o4666, refused, refused),
+            (0o2666, Ok(()), Ok(())),
+            (0o2676, refused, refused),
+            (0o1666, Ok(()), Ok(())),
+        ] {
+            let file = object(1000, 100, mode);
+            assert_eq!((BOB.require_link(&file), EVE.require_link(&file)), (bobs, eves), "{mode:o}");
+            assert_eq!((ANN.require_link(&file), ROOT.require_link(&file)), (Ok(()), Ok(())), "{mode:o}");
+        }
+        let symlink = Stat { kind: Kind::Symlink, ..object(1000, 100, 0o777) };
+        assert_eq!((ANN.require_link(&symlink), EVE.require_link(&symlink)), (Ok(()), refused));
     }
 
     #[test]

@@ -67,6 +67,8 @@ pub struct OverlayScheme<L: Layer> {
     changes: Arc<Changes>,
     /// The locks that clients hold on files.
     locks: Arc<Lock<Locks>>,
+    /// See [`Caller::require_link`].
+    protected_hardlinks: bool,
 }
 
 impl<L: Layer> Clone for OverlayScheme<L> {
@@ -79,6 +81,7 @@ impl<L: Layer> Clone for OverlayScheme<L> {
             sockets: self.sockets.clone(),
             changes: self.changes.clone(),
             locks: self.locks.clone(),
+            protected_hardlinks: self.protected_hardlinks,
         }
     }
 }
@@ -95,7 +98,13 @@ impl<L: Layer> OverlayScheme<L> {
             sockets: Arc::new(Sockets::new()),
             changes: Arc::new(Changes::new()),
             locks: Arc::new(Lock::new(Locks::new())),
+            protected_hardlinks: true,
         }
+    }
+
+    /// Whether who does not own a file, and could not change it, is refused a second name for it (EPERM). He is, unless told otherwise here.
+    pub fn protect_hardlinks(self, protected_hardlinks: bool) -> Self {
+        Self { protected_hardlinks, ..self }
     }
 
     /// Releases the locks that the process `pid` holds through a handle, as the kernel says when it closes a descriptor of it.

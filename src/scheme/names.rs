@@ -197,6 +197,9 @@ impl<L: Layer> OverlayScheme<L> {
             return Err(Error::new(ENOENT));
         }
         self.require_writable()?;
+        if self.protected_hardlinks {
+            caller.require_link(&self.overlay.rights(open.node())?)?;
+        }
         caller.require_entries(&self.overlay.rights(&new.dir)?)?;
         if open.node().kind() == Kind::Dir {
             return Err(Error::new(EPERM));

@@ -68,12 +68,19 @@ pub const PROGRAM: Program = Program {
                 Explained {
                     form: "--detach",
                     brief: "Go into the background. The command returns when the tree can be used.",
-                    more: "A unit of init must not use this option.",
+                    more: "Messages go to /scheme/log/overlayfs from then on, and nothing of the caller's stays open. A unit of init must \
+                           not use this option.",
                 },
                 Explained {
                     form: "--hand-to-init",
                     brief: "Hand the scheme to init, which registers the name: for a unit of type = { scheme = \"NAME\" }.",
                     more: "The two names must be the same: the daemon begins the paths that it tells with its own.",
+                },
+                Explained {
+                    form: "--unprotected-hardlinks",
+                    brief: "Whoever may write a directory may give any file that he sees a name there. Without this option that is for \
+                            the file's owner, and for others if the file is regular, not set-id, and they may read and write it.",
+                    more: "Others get EPERM, as on Linux with `fs.protected_hardlinks`.",
                 },
                 option("-v, --verbose", "Log every request."),
                 option("-h, --help", "Print a summary of the options."),

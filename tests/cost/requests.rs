@@ -9,7 +9,7 @@ use linux_delegate::redoxfs::{Disk, Requests};
 use linux_delegate::{Daemon, Fd, Process};
 use overlayfs::layer::redox::RedoxLayer;
 use overlayfs::overlay::{Layers, Overlay};
-use syscall::flag::{O_CREAT, O_RDONLY, O_RDWR};
+use syscall::flag::{O_CREAT, O_RDONLY, O_RDWR, O_TRUNC};
 
 /// How often an operation is repeated.
 const TIMES: u64 = 10;
@@ -132,6 +132,16 @@ pub fn rows() -> Vec<Row> {
         row("readdir of 50 entries", 0.2, 0, nothing, |paths, ()| {
             assert_eq!(root().read_dir(paths("d")).expect("a listing").len(), 50);
         }),
+        row("create 10, readdir of 60, unlink 10", 1.2, 350, nothing, |paths, ()| {
+            let names: Vec<_> = (0..10).map(|number| paths(&format!("d/new{number}"))).collect();
+            for name in &names {
+                drop(root().open(name, O_CREAT | O_RDWR, 0o644).expect("to create"));
+            }
+            assert_eq!(root().read_dir(paths("d")).expect("a listing").len(), 60);
+            for name in &names {
+                root().unlink(name).expect("to unlink");
+            }
+        }),
         row(
             "read of 4 KiB",
             1.3,
@@ -154,6 +164,28 @@ pub fn rows() -> Vec<Row> {
         row("create, unlink, by another user", 1.2, 90, nothing, |paths, ()| {
             create_and_unlink(&Process::new(1000, 100), paths("d/new"));
         }),
+        // The files are there as often as it is done.
+        row(
+            "overwrite a small file of the lower layer",
+            3.0,
+            200,
+            |_| 0..,
+            |paths, numbers| {
+                let path = paths(&format!("d/lower{}", numbers.next().expect("a number")));
+                let file = root().open(path, O_RDWR | O_TRUNC, 0).expect("a file");
+                assert_eq!(file.write(&[1; 4096]), Ok(4096));
+            },
+        ),
+        row(
+            "change a small file of the lower layer",
+            3.0,
+            200,
+            |_| 0..,
+            |paths, numbers| {
+                let path = paths(&format!("d/lower{}", numbers.next().expect("a number")));
+                assert_eq!(open(path).write(&[1; 4096]), Ok(4096));
+            },
+        ),
         row("rename there and back", 1.2, 60, nothing, |paths, ()| {
             root().rename(paths("d/upper1"), paths("d/renamed")).expect("to rename");
             root().rename(paths("d/renamed"), paths("d/upper1")).expect("to rename");

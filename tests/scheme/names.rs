@@ -3,7 +3,7 @@
 use syscall::error::{EACCES, EBADF, EBUSY, EEXIST, EINVAL, EISDIR, ENOENT, ENOTDIR, ENOTEMPTY, EPERM};
 use syscall::flag::{AT_REMOVEDIR, O_CREAT, O_DIRECTORY, O_NOFOLLOW, O_RDONLY, O_RDWR, O_STAT};
 
-use crate::layers::FULL;
+use crate::layers::{FULL, Layer};
 use crate::support::{Stage, ann, bob, errno, eve, names, refused, root};
 
 const RENAME_NOREPLACE: u32 = 1;
@@ -60,7 +60,7 @@ fn a_name_belongs_to_its_directory() {
         lower.dir("mine", 0o755);
         lower.file("mine/open", 0o666);
         lower.dir("ours", 0o777);
-        lower.file("ours/f", 0o600);
+        lower.file("ours/f", 0o666);
         lower.dir("ours/d", 0o700);
         lower.dir("unsearchable", 0o776);
         lower.file("unsearchable/f", 0o666);
@@ -288,12 +288,12 @@ fn linking() {
         lower.symlink("f", "d/l");
         lower.file("d/taken", 0o644);
     });
-    eve().link(stage.path("d/f"), stage.path("d/g")).unwrap();
+    ann().link(stage.path("d/f"), stage.path("d/g")).unwrap();
     assert_eq!(ann().stat(stage.path("d/f")).unwrap().st_nlink, 2);
     assert_eq!(ann().stat(stage.path("d/f")).unwrap().st_ino, ann().stat(stage.path("d/g")).unwrap().st_ino);
     ann().write_file(stage.path("d/g"), "through one").unwrap();
     assert_eq!(stage.content("d/f"), "through one");
-    eve().link(stage.path("d/l"), stage.path("d/m")).unwrap();
+    ann().link(stage.path("d/l"), stage.path("d/m")).unwrap();
     assert_eq!(ann().readlink(stage.path("d/m")), Ok(b"f".to_vec()));
 
     for (old, new, error) in [
@@ -317,6 +317,38 @@ fn linking() {
         ann().unlink(stage.path(&format!("d/{name}"))).unwrap();
     }
     assert_eq!(f.flink(stage.path("d/back")), refused(ENOENT), "no name is left to link");
+}
+
+#[test]
+fn linking_what_is_another_s() {
+    let fill = |lower: &Layer| {
+        lower.dir("d", 0o777);
+        lower.file("d/private", 0o600);
+        lower.file("d/readable", 0o644);
+        lower.file("d/shared", 0o666);
+        lower.file("d/program", 0o4777);
+        lower.symlink("private", "d/l");
+        lower.dir("anns", 0o755);
+    };
+    let stage = Stage::new(fill);
+    for name in ["private", "readable", "program", "l"] {
+        let (old, new) = (stage.path(&format!("d/{name}")), stage.path("d/mine"));
+        assert_eq!(errno(eve().link(&old, &new)), EPERM, "{name}");
+        let dir = stage.open(&eve(), "d", O_RDONLY).unwrap();
+        let object = eve().open(&old, O_STAT | O_NOFOLLOW, 0).unwrap();
+        assert_eq!(errno(object.flinkat(&dir, "mine", 0)), EPERM, "{name}");
+        assert_eq!(errno(eve().link(&old, stage.path("anns/new"))), EPERM, "{name}");
+        assert_eq!(errno(eve().link(&old, stage.path("d/shared"))), EEXIST, "{name}");
+        for who in [ann(), root()] {
+            who.link(&old, &new).unwrap();
+            who.unlink(&new).unwrap();
+        }
+    }
+    eve().link(stage.path("d/shared"), stage.path("d/mine")).unwrap();
+
+    let stage = Stage::with_free_hardlinks(fill);
+    eve().link(stage.path("d/private"), stage.path("d/mine")).unwrap();
+    assert_eq!(errno(eve().read_file(stage.path("d/mine"))), EACCES);
 }
 
 #[test]

@@ -1,8 +1,11 @@
 //! A scheme over fresh layers, and the people who use it.
 
+use std::sync::Arc;
+
 use linux_delegate::daemon::unused_name;
 use linux_delegate::{Daemon, Fd, Process};
 use overlayfs::overlay::Overlay;
+use overlayfs::scheme::OverlayScheme;
 use syscall::error::{Error, Result};
 use syscall::flag::{O_NOFOLLOW, O_STAT};
 
@@ -24,6 +27,14 @@ impl Stage {
     /// An overlay without an upper layer.
     pub fn read_only(fill_lower: impl FnOnce(&Layer)) -> Self {
         Self::start(fill_lower, false)
+    }
+
+    /// A writable overlay of which everybody may link what he sees.
+    pub fn with_free_hardlinks(fill_lower: impl FnOnce(&Layer)) -> Self {
+        let layers = Layers::new(fill_lower);
+        let name = unused_name("overlay");
+        let scheme = OverlayScheme::new(Arc::new(layers.mount(true)), name.clone()).protect_hardlinks(false);
+        Self { daemon: Daemon::of(scheme, name).0, layers }
     }
 
     fn start(fill_lower: impl FnOnce(&Layer), writable: bool) -> Self {

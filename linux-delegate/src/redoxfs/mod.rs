@@ -11,18 +11,20 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
 
 use overlayfs::layer::counted::Fault;
-use redox_scheme::scheme::{SchemeState, SchemeSync, register_sync_scheme};
-use redox_scheme::{RequestKind, Response, SignalBehavior, Socket};
-use syscall::error::Result;
+use redox_scheme::scheme::{Op, SchemeResponse, SchemeState, SchemeSync, register_sync_scheme};
+use redox_scheme::{CallRequest, RequestKind, Response, SignalBehavior, Socket};
+use syscall::error::{ENOSYS, Result};
 use syscall::flag::EventFlags;
 
 use crate::client::Process;
 use crate::kernel;
 
+mod locks;
 mod requests;
 mod scheme;
 mod tree;
 
+use locks::Locks;
 use requests::Counter;
 pub use requests::{Request, Requests};
 pub use scheme::Kind;
@@ -165,25 +167,45 @@ impl Drop for Disk {
 
 /// Answers requests, one after the other, until the socket ends.
 fn serve(socket: &Socket, scheme: &mut Scheme) -> Result<()> {
-    let mut locks = SchemeState::new();
+    let mut locks = Locks::default();
     while let Some(request) = socket.next_request(SignalBehavior::Restart)? {
         match request.kind() {
             RequestKind::Call(call) => {
-                let response = call.handle_sync(scheme, &mut locks);
-                socket.write_response(response, SignalBehavior::Restart)?;
+                socket.write_response(answer(call, scheme, &mut locks), SignalBehavior::Restart)?;
             }
             RequestKind::SendFd(request) => {
                 let response = Response::new(scheme.name_socket(socket, &request), request);
                 socket.write_response(response, SignalBehavior::Restart)?;
             }
-            RequestKind::OnClose { id } => scheme.on_close(id),
+            RequestKind::OnClose { id } => {
+                locks.close(id);
+                scheme.on_close(id);
+            }
             RequestKind::OnDetach { id, pid } => {
                 if let Ok(inode) = scheme.inode(id) {
-                    locks.on_detach(id, inode, pid);
+                    locks.detach(inode, pid);
                 }
             }
             _ => {}
         }
     }
     Ok(())
+}
+
+fn answer(call: CallRequest, scheme: &mut Scheme, locks: &mut Locks) -> Response {
+    let caller = call.caller();
+    let op = match call.op() {
+        Ok(op) => op,
+        Err(call) => return Response::err(ENOSYS, call),
+    };
+    if let Op::StdFsCall(call) = &op
+        && let Some(answer) = locks.answer(call.fd(), scheme.inode(call.fd()), caller.pid, call.metadata())
+    {
+        return match answer {
+            SchemeResponse::RegularAndNotifyOnDetach(status) => Response::new_notify_on_detach(status, op),
+            SchemeResponse::Regular(status) => Response::new(status, op),
+            SchemeResponse::Opened(opened) => Response::open_dup_like(opened, op),
+        };
+    }
+    op.handle_sync(caller, scheme, &mut SchemeState::new())
 }

@@ -58,6 +58,9 @@ const NAME_MAX: u32 = 252;
 /// In the arguments of a lock: it excludes all others.
 const EXCLUSIVE: u64 = 1 << 63;
 
+/// Where the bytes are whose locks hold layers.
+const HELD_FROM: u64 = 1 << 61;
+
 /// A directory tree of a Redox scheme.
 pub struct RedoxLayer {
     top: Arc<Top>,
@@ -260,7 +263,10 @@ impl Layer for RedoxLayer {
         let fd = self.top.open_at("", ITSELF | O_DIRECTORY)?;
         // A lock of the process, not of the descriptor: that is the kind which the scheme is told to drop when the descriptor
         // goes, also by the death of the process. It keeps out other processes only, and a daemon is a process of its own.
-        let lock = StdFsCallMeta::new(StdFsCallKind::Lock, 0, 1 | EXCLUSIVE);
+        // redoxfs has tables (redox-scheme 0.11) in which all its files are one, and a lock of one byte excludes nothing. So a layer has two
+        // bytes that no other has, far behind what programs lock.
+        let place = HELD_FROM + 2 * (fd.stat()?.st_ino % (HELD_FROM / 2));
+        let lock = StdFsCallMeta::new(StdFsCallKind::Lock, place, 2 | EXCLUSIVE);
         libredox::call::call_rw(fd.raw(), &mut [], CallFlags::STD_FS, &lock)?;
         *held = Some(fd);
         Ok(())
@@ -490,6 +496,21 @@ impl Layer for RedoxLayer {
             RenameMode::Exchange | RenameMode::Whiteout => return Err(Error::new(EINVAL)),
         }
         calls::rename(&object, &new.absolute())
+    }
+
+    fn rename_file(
+        &self,
+        file: &File,
+        (dir, name): (&Dir, &OsStr),
+        (new_dir, new_name): (&Dir, &OsStr),
+        mode: RenameMode,
+    ) -> Result<()> {
+        match mode {
+            RenameMode::Replace | RenameMode::NoReplace => {
+                calls::rename(&file.0, &self.changing(new_dir, new_name)?.absolute())
+            }
+            RenameMode::Exchange | RenameMode::Whiteout => self.rename(dir, name, new_dir, new_name, mode),
+        }
     }
 
     /// redoxfs moves the access time when the file is read, at most once an hour.
