@@ -28,7 +28,7 @@ _overlayfs() {
         esac
         if [[ $part == -* ]]; then
             compopt +o nospace
-            offer=(-W '--lower --upper --work --read-only --volatile --reuse-volatile --whole-copies --trust-layers --no-redirects --replace --detach --hand-to-init -v --verbose -h --help -V --version -o')
+            offer=(-W '--lower --upper --work --read-only --volatile --reuse-volatile --whole-copies --trust-layers --no-redirects --replace --detach --hand-to-init --unprotected-hardlinks -v --verbose -h --help -V --version -o')
         fi
     fi
     COMPREPLY=()

@@ -25,6 +25,7 @@ complete -c overlayfs -l no-redirects -d 'A rename of a directory that lower dir
 complete -c overlayfs -l replace -d 'Take the name also if a daemon that died has left it behind'
 complete -c overlayfs -l detach -d 'Go into the background'
 complete -c overlayfs -l hand-to-init -d 'Hand the scheme to init, which registers the name: for a unit of type = { scheme = "NAME" }'
+complete -c overlayfs -l unprotected-hardlinks -d 'Whoever may write a directory may give any file that he sees a name there'
 complete -c overlayfs -s v -d 'Log every request'
 complete -c overlayfs -l verbose -d 'Log every request'
 complete -c overlayfs -s h -d 'Print a summary of the options'
