@@ -35,8 +35,8 @@ fn main() {
     println!(
         "Requests that arrive at redoxfs (the delegate's) for one operation of a program: through an overlay of two layers on it, warm, and on \
          redoxfs itself. Nobody waits for the answer to a *close*. A file of another user than the daemon's is built in the work directory, \
-         since the scheme makes the daemon its owner at first, and its name must not show before it is the user's: so a goal below 1.33, one \
-         request more than redoxfs's own three, is out of reach there. `tests/cost.rs` fails if the overlay needs more than the *limit*.\n"
+         since the scheme makes the daemon its owner at first, and its name must not show before it is the user's: so a goal below 1.67, two \
+         requests more than redoxfs's own three, is out of reach there. `tests/cost.rs` fails if the overlay needs more than the *limit*.\n"
     );
     println!("| operation | goal | ratio | limit | overlay | redoxfs itself |\n| --- | --- | --- | --- | --- | --- |");
     for row in requests::rows() {

@@ -161,7 +161,7 @@ pub fn rows() -> Vec<Row> {
             },
         ),
         row("create, unlink", 1.2, 30, nothing, |paths, ()| create_and_unlink(&root(), paths("d/new"))),
-        row("create, unlink, by another user", 1.2, 90, nothing, |paths, ()| {
+        row("create, unlink, by another user", 1.2, 50, nothing, |paths, ()| {
             create_and_unlink(&Process::new(1000, 100), paths("d/new"));
         }),
         // The files are there as often as it is done.

@@ -30,6 +30,7 @@ use overlayfs::layer::OsLayer;
 use overlayfs::mount::mount;
 use overlayfs::options::Options;
 use overlayfs::overlay::{Holder, Overlay};
+use overlayfs::scheme::OverlayScheme;
 use redox_scheme::scheme::register_sync_scheme;
 use rustix::mount::MountFlags;
 
@@ -284,7 +285,9 @@ fn begin<D: Door + 'static>(door: D, device: OwnedFd, mount_point: &Path, how: H
 fn start_daemon(overlay: Arc<Overlay<OsLayer>>) -> Result<JoinHandle<()>, String> {
     let (ready, wait) = mpsc::channel();
     let daemon = thread::Builder::new().spawn(move || {
-        let served = serve(overlay, NAME, |socket, scheme, _| {
+        // Who may link what, the kernel has decided by then.
+        let scheme = OverlayScheme::new(overlay, NAME.to_owned()).protect_hardlinks(false);
+        let served = serve(scheme, |socket, scheme, _| {
             register_sync_scheme(socket, NAME, scheme)?;
             // Nobody waits any more only if the process is about to end.
             let _ = ready.send(());
