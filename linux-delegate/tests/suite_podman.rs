@@ -1,14 +1,17 @@
 //! `overlayfs-fuse` as the mount program of podman's storage: an image is imported, another is built from it, and a container runs, all
 //! started by root, and by a user.
 //!
-//! Needs root, /dev/fuse, Debian's user games, and of its packages busybox-static, podman, runc and uidmap; fails without them.
+//! Needs root, /dev/fuse, Debian's user games, and of its packages buildah, busybox-static, fuse-overlayfs, podman, runc and uidmap; fails without
+//! them.
 
 #[path = "suite/run.rs"]
 mod run;
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use rustix::fs::{CWD, FileType, Mode};
 use test_common::{Stage, mode, put};
@@ -30,24 +33,46 @@ grep -q ' / fuse.overlayfs-fuse ' /proc/mounts
 echo more >> /etc/renamed/below; cat /etc/renamed/below
 ";
 
-/// podman with storage of its own.
+/// podman and buildah with storage of their own.
 struct Podman {
     stage: Stage,
 }
 
 impl Podman {
     fn run(&self, arguments: &[&str]) -> String {
-        let mut command = run::command("podman");
-        for (option, name) in [("--root", "root"), ("--runroot", "run"), ("--tmpdir", "tmp")] {
+        self.run_with(PROGRAM, arguments)
+    }
+
+    /// As [`Podman::run`], with another mount program; none, for the kernel's overlayfs, if that is empty.
+    fn run_with(&self, program: &str, arguments: &[&str]) -> String {
+        let mut command = self.command("podman", program);
+        command.arg("--tmpdir").arg(self.stage.dir("tmp")).args(["--cgroup-manager=cgroupfs", "--runtime=runc"]);
+        finish(command.args(arguments))
+    }
+
+    fn buildah(&self, arguments: &[&str]) -> String {
+        finish(self.command("buildah", PROGRAM).args(arguments)).trim().to_owned()
+    }
+
+    fn command(&self, name: &str, program: &str) -> Command {
+        let mut command = run::command(name);
+        for (option, name) in [("--root", "root"), ("--runroot", "run")] {
             command.arg(option).arg(self.stage.dir(name));
         }
-        command.args(["--storage-driver=overlay", "--cgroup-manager=cgroupfs", "--runtime=runc"]);
-        command.arg(format!("--storage-opt=overlay.mount_program={PROGRAM}"));
-        let output = run::finish(command.args(arguments).current_dir(self.stage.root()));
-        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        assert!(output.status.success(), "podman {arguments:?} fails:\n{out}{err}");
-        out.into_owned()
+        command.arg("--storage-driver=overlay");
+        if !program.is_empty() {
+            command.arg(format!("--storage-opt=overlay.mount_program={program}"));
+        }
+        command.current_dir(self.stage.root());
+        command
     }
+}
+
+fn finish(command: &mut Command) -> String {
+    let output = run::finish(command);
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{command:?} fails:\n{out}{err}");
+    out.into_owned()
 }
 
 impl Drop for Podman {
@@ -70,7 +95,10 @@ fn root_filesystem(stage: &Stage) -> PathBuf {
     }
     fs::write(root.join("etc/dir/below"), "from below\n").unwrap();
     fs::copy("/bin/busybox", root.join("bin/busybox")).expect("the package busybox-static is installed");
-    for name in ["sh", "ls", "cat", "echo", "mkdir", "rm", "mv", "cp", "touch", "test", "grep", "chmod", "printf"] {
+    for name in [
+        "sh", "ls", "cat", "echo", "mkdir", "rm", "mv", "cp", "touch", "test", "grep", "chmod", "printf", "sleep",
+        "wc", "tail",
+    ] {
         symlink("busybox", root.join("bin").join(name)).unwrap();
     }
     let file = stage.path("rootfs.tar");
@@ -84,13 +112,106 @@ fn a_container_is_built_and_run() {
     let tar = root_filesystem(&podman.stage);
     podman.run(&["import", tar.to_str().unwrap(), "base"]);
     fs::write(podman.stage.dir("context").join("Containerfile"), RECIPE).unwrap();
-    // The limits are below those of the session, which a container may not raise.
-    let limits = ["--ulimit=nofile=1024:1024", "--ulimit=nproc=1000:1000"];
-    let built = podman.run(&["build", "--isolation=chroot", limits[0], "-t", "built", "context"]);
+    let built = podman.run(&["build", "--isolation=chroot", OPTIONS[1], "-t", "built", "context"]);
     assert!(built.contains("built"), "{built}");
-    let run = ["run", "--rm", "--network=none", limits[0], limits[1], "localhost/built", "sh", "-c", CHECKS];
+    let run = [&["run", "--rm"], &OPTIONS[..], &["localhost/built", "sh", "-c", CHECKS]].concat();
     for _ in 0..2 {
         assert_eq!(podman.run(&run), "from below\nmore\n", "a container leaves nothing in the image");
+    }
+}
+
+/// Options of a container. Its limits are below those of the session, which it may not raise.
+const OPTIONS: [&str; 3] = ["--network=none", "--ulimit=nofile=1024:1024", "--ulimit=nproc=1000:1000"];
+
+/// podman with the image `base`, which has a file that is copied up in part.
+fn with_base() -> Podman {
+    let podman = Podman { stage: Stage::new() };
+    put::file(&podman.stage.dir("rootfs"), "large", vec![b'l'; 4 << 20]);
+    let tar = root_filesystem(&podman.stage);
+    podman.run(&["import", tar.to_str().unwrap(), "base"]);
+    podman
+}
+
+/// What the upper layer has is whole as soon as a container has ended: the next command reads it, or mounts it again.
+#[test]
+fn a_container_is_whole_when_it_has_ended() {
+    let podman = with_base();
+    let create = |name: &str, script: &str| {
+        let name = format!("--name={name}");
+        podman.run(&[&["create", &name], &OPTIONS[..], &["localhost/base", "sh", "-c", script]].concat());
+    };
+    create("changed", "echo new > /new; rm /etc/dir/below; echo end >> /large");
+    let turn = "echo turn >> /turns; echo end >> /large; cat /turns";
+    create("turns", turn);
+    for round in 1..=3 {
+        podman.run(&["start", "-a", "changed"]);
+        let diff = podman.run(&["diff", "changed"]);
+        let mut lines: Vec<_> = diff.lines().collect();
+        lines.sort_unstable();
+        assert_eq!(lines, ["A /new", "C /etc", "C /etc/dir", "C /large", "D /etc/dir/below"], "round {round}");
+        assert_eq!(podman.run(&["start", "-a", "turns"]), "turn\n".repeat(round));
+    }
+    create("stopped", &format!("{turn}; trap exit TERM; while :; do sleep .1; done"));
+    for _ in 0..2 {
+        podman.run(&["start", "stopped"]);
+        podman.run(&[
+            "exec",
+            "stopped",
+            "sh",
+            "-c",
+            "until grep -q turn /turns; do sleep .1; done; echo end >> /large",
+        ]);
+        podman.run(&["stop", "-t=20", "stopped"]);
+    }
+    let copied = podman.stage.path("copied");
+    podman.run(&["cp", "stopped:/large", copied.to_str().unwrap()]);
+    assert_eq!(fs::metadata(copied).unwrap().len(), (4 << 20) + 16);
+}
+
+#[test]
+fn buildah_changes_an_image_through_a_mount() {
+    let podman = with_base();
+    for (from, image) in [("localhost/base", "once"), ("localhost/once", "twice")] {
+        let container = podman.buildah(&["from", from]);
+        let point = PathBuf::from(podman.buildah(&["mount", &container]));
+        fs::write(point.join(image), image).unwrap();
+        let mut large = File::options().append(true).open(point.join("large")).unwrap();
+        large.write_all(b"end\n").unwrap();
+        drop(large);
+        // In the second image it is there no more.
+        let _ = fs::remove_dir_all(point.join("etc/dir"));
+        podman.buildah(&["umount", &container]);
+        podman.buildah(&["commit", &container, image]);
+    }
+    let check = "cat /once /twice; ls /etc/dir 2>/dev/null; wc -c < /large; tail -c 8 /large";
+    let run = [&["run", "--rm"], &OPTIONS[..], &["localhost/twice", "sh", "-c", check]].concat();
+    assert_eq!(podman.run(&run), format!("oncetwice{}\nend\nend\n", (4 << 20) + 8));
+}
+
+/// Each turn removes what the one before has made in a lower directory, and makes a directory anew.
+const TURN: &str = "\
+set -e
+echo turn >> /turns; echo end >> /large
+rm -r /etc/dir; mkdir /etc/dir; echo > /etc/dir/$(grep -c . /turns)
+rm -f /bin/cp; test ! -e /bin/cp
+ls /etc/dir; wc -c < /large
+";
+
+/// A container that was begun with one mount program is gone on with by another.
+#[test]
+fn storage_goes_from_one_mount_program_to_another() {
+    const OTHER: &str = "/usr/bin/fuse-overlayfs";
+    for programs in [[OTHER, PROGRAM, OTHER, PROGRAM], ["", PROGRAM, PROGRAM, PROGRAM]] {
+        let podman = Podman { stage: Stage::new() };
+        put::file(&podman.stage.dir("rootfs"), "large", vec![b'l'; 4 << 20]);
+        let tar = root_filesystem(&podman.stage);
+        podman.run_with(programs[0], &["import", tar.to_str().unwrap(), "base"]);
+        let create = [&["create", "--name=one"], &OPTIONS[..], &["localhost/base", "sh", "-c", TURN]].concat();
+        podman.run_with(programs[0], &create);
+        for (turn, program) in (1..).zip(programs) {
+            let said = podman.run_with(program, &["start", "-a", "one"]);
+            assert_eq!(said, format!("{turn}\n{}\n", (4 << 20) + 4 * turn), "{programs:?}, turn {turn}");
+        }
     }
 }
 
@@ -125,7 +246,7 @@ fn volumes_stay_while_a_container_looks_at_more_than_is_remembered() {
     let volumes: Vec<_> = mounts.zip(["file", "a/b/c/deep", "dir"]).collect();
     let named = volumes.iter().map(|(from, to)| format!("-v={}:/volumes/{to}", from.display()));
     let named: Vec<_> = named.collect();
-    let mut run = vec!["run", "--rm", "--network=none", "--ulimit=nofile=1024:1024", "--ulimit=nproc=1000:1000"];
+    let mut run = [&["run", "--rm"], &OPTIONS[..]].concat();
     run.extend(named.iter().map(String::as_str));
     run.push("--rootfs");
     let rootfs = format!("{}:O", rootfs.display());
