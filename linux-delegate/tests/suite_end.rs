@@ -306,6 +306,17 @@ fn a_daemon_lives_with_what_it_inherits() {
     }
 }
 
+/// Who reads a pipe until its end does not wait for the daemon, unless it was told of the pipe.
+#[test]
+fn a_daemon_keeps_no_descriptors() {
+    let bed = Bed::new();
+    let output =
+        bed.shell("said=$(exec 7>&1 8<lower; $P -o ${O/$PWD\\/lower/\\/dev\\/fd\\/8} $M) && test -z \"$said\"");
+    assert!(output.status.success(), "{}", said(&output));
+    assert_eq!(fs::read_to_string(bed.point().join("small")).unwrap(), "small");
+    bed.umount();
+}
+
 #[test]
 fn a_write_beyond_the_daemons_limit_is_refused() {
     let bed = Bed::new();

@@ -4,6 +4,7 @@
 //! process is all that, and the process itself waits only until the mount is there. Before the threads are started, the daemon gives up what it
 //! does not need any more; unmounting, which it then may not, is left to a child of its own.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::num::NonZeroUsize;
@@ -42,7 +43,10 @@ const NAME: &str = "overlay";
 const THREADS: RangeInclusive<usize> = 4..=16;
 
 fn main() -> ExitCode {
-    let done = match Command::parse(std::env::args_os().skip(1)) {
+    let arguments: Vec<_> = std::env::args_os().skip(1).collect();
+    // SAFETY: nothing was opened yet.
+    unsafe { inherited::close_descriptors(arguments.iter().map(OsString::as_os_str)) };
+    let done = match Command::parse(arguments) {
         Ok(Command::Help) => write!(io::stdout(), "{}", PROGRAM.help()),
         Ok(Command::Version) => writeln!(io::stdout(), "overlayfs-fuse {}", env!("CARGO_PKG_VERSION")),
         Ok(Command::Mount(options)) => return mount_and_serve(&options),
@@ -69,6 +73,7 @@ fn remount(options: &MountOptions) -> ExitCode {
 }
 
 fn mount_and_serve(options: &MountOptions) -> ExitCode {
+    inherited::raise_limits();
     logger::start(options.verbosity);
     if let Some(file) = &options.log
         && let Err(error) = logger::log_to(file)

@@ -1,0 +1,178 @@
+//! Mounts of a plain user, who has no rights and no namespace of his own, by `fusermount3`; and what is said where there can be no mount.
+//!
+//! Needs root, /dev/fuse, and Debian's package fuse3; fails without them.
+
+#[path = "suite/run.rs"]
+mod run;
+
+use std::process::Output;
+
+use test_common::{Stage, mode};
+
+/// The user, who owns nothing else.
+const USER: &str = "4243";
+
+/// Prepares what a plain user finds on other systems: a device that he may open, and the program in a place that he may enter, and his name. The arguments
+/// are the stage, the program, the user, and his script, in which $P is the program.
+const PREPARE: &str = r#"
+stage=$1 program=$2 user=$3
+mount --make-rprivate /
+mknod -m 666 "$stage/fuse" c 10 229
+mount --bind "$stage/fuse" /dev/fuse
+{ cat /etc/passwd; echo "plain:x:$user:$user::/:/bin/sh"; } > "$stage/passwd"
+mount --bind "$stage/passwd" /etc/passwd
+cp "$program" "$stage/overlayfs-fuse"
+install -d -o "$user" "$stage/home"
+cd "$stage/home"
+export P="$stage/overlayfs-fuse" HOME="$stage/home"
+exec setpriv --reuid "$user" --regid "$user" --clear-groups bash -euc "$4"
+"#;
+
+/// Layers and a mount point of the user's, and what the scripts have in common.
+const BEGIN: &str = r#"
+mkdir lower mount; head -c 4000000 /dev/zero > lower/large; echo small > lower/small
+layers=lowerdir=lower,upperdir=upper,workdir=work
+fail() { echo "$*"; ls -lA upper work; exit 1; } >&2
+anew() { rm -r upper work 2>&1; mkdir upper work; } >&2
+# What is to be so as soon as the mount is gone.
+whole() {
+    flock -n upper true && flock -n work true || fail "$1: the layers are held"
+    test "$(stat -c %s upper/large)" = $((4000000 + 4 * $2)) || fail "$1: large is not whole"
+    test -z "$(ls -A upper | grep -F .wh..wh.)" || fail "$1: markers are left"
+    test -z "$(ls -A work | grep -Ev '^(ctimes|numbers|record)$')" || fail "$1: the work directory is not empty"
+}
+mkdir upper work
+"#;
+
+/// Runs a script as the user, in a namespace of mounts of its own.
+fn plainly(script: &str) -> Output {
+    let stage = Stage::new();
+    mode(stage.root(), 0o755);
+    let mut command = run::command("unshare");
+    command.args(["--mount", "bash", "-euc", PREPARE, "bash"]).arg(stage.root());
+    command.args([env!("CARGO_BIN_EXE_overlayfs-fuse"), USER]).arg(BEGIN.to_owned() + script);
+    run::finish(&mut command)
+}
+
+fn succeeds(output: &Output) {
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{out}{err}");
+}
+
+#[test]
+fn the_layers_are_free_when_fusermount3_returns() {
+    succeeds(&plainly(
+        r#"
+        for options in "" ,volatile; do
+            for round in 1 2 3 4 5 6 7 8; do
+                $P -o $layers$options mount
+                echo end >> mount/large; rm mount/small; echo new > mount/new
+                fusermount3 -u mount
+                whole "$options, round $round" 1
+                anew
+            done
+        done
+        test -z "$(ls -A upper work | grep -v :)" || fail "something came back"
+        "#,
+    ));
+}
+
+#[test]
+fn a_signal_ends_a_mount_of_a_user() {
+    succeeds(&plainly(
+        r#"
+        $P -f -o $layers mount & daemon=$!
+        until mountpoint -q mount; do kill -0 $daemon; sleep .05; done
+        echo end >> mount/large
+        kill $daemon; wait $daemon
+        ! mountpoint -q mount
+        whole signal 1
+        "#,
+    ));
+}
+
+#[test]
+fn a_dead_mount_of_a_user_is_called_that() {
+    succeeds(&plainly(
+        r#"
+        $P -f -o $layers mount & daemon=$!
+        until mountpoint -q mount; do kill -0 $daemon; sleep .05; done
+        echo end >> mount/large
+        kill -KILL $daemon; wait $daemon || true
+        until ls mount 2>&1 | grep -q "not connected"; do sleep .05; done
+        ! $P -o $layers mount 2> said || fail "it is mounted on a dead mount"
+        grep -q "is a dead mount" said && grep -q "fusermount3 -u $PWD/mount" said || fail "$(cat said)"
+        fusermount3 -u mount
+        $P -o $layers mount
+        echo end >> mount/large
+        fusermount3 -u mount
+        whole dead 2
+        "#,
+    ));
+}
+
+/// A limit of processes counts threads. Root has none.
+#[test]
+fn a_limit_of_processes_is_lived_with_or_named() {
+    succeeds(&plainly(
+        r#"
+        (ulimit -S -u 2; exec $P -o $layers mount) || fail "a limit that may be raised is in the way"
+        echo end >> mount/large
+        fusermount3 -u mount
+        whole limit 1
+        for most in 2 4 6 8 10; do
+            ! (ulimit -u $most; exec $P -o $layers,max_threads=16 mount) 2> said || fail "$most processes are enough"
+            grep -Eq "^overlayfs-fuse: .*cannot be (started|run)" said || grep -q "^overlayfs-fuse: No process can be started" said || fail "$most: $(cat said)"
+            ! mountpoint -q mount || fail "$most: the mount is left"
+        done
+        flock -n upper true || fail "the layers are held"
+        "#,
+    ));
+}
+
+/// The program, with a directory of devices that has no more than these.
+fn without_device(devices: &str) -> String {
+    let stage = Stage::new();
+    for name in ["lower", "mount", "dev"] {
+        stage.dir(name);
+    }
+    let script = format!(
+        "mount --make-rprivate /; mount -t tmpfs tmpfs dev; mknod -m 666 dev/null c 1 3; {devices}; mount --rbind dev /dev; \
+         exec \"$0\" -o lowerdir=lower mount"
+    );
+    let mut command = run::command("unshare");
+    command.args(["--mount", "sh", "-euc", &script, env!("CARGO_BIN_EXE_overlayfs-fuse")]);
+    let output = run::finish(command.current_dir(stage.root()));
+    assert!(!output.status.success());
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn what_is_wrong_with_the_device_is_said() {
+    let missing = without_device("true");
+    assert!(missing.contains("/dev/fuse cannot be opened: No such file or directory"), "{missing}");
+    assert!(missing.contains("--device /dev/fuse") && missing.contains("modprobe fuse"), "{missing}");
+    // As where a container may not use it.
+    let forbidden = without_device(
+        "mount -t tmpfs -o nodev tmpfs lower; mknod -m 666 lower/fuse c 10 229; touch dev/fuse; mount --bind lower/fuse dev/fuse",
+    );
+    assert!(forbidden.contains("/dev/fuse: Permission denied"), "{forbidden}");
+    assert!(forbidden.contains("--device /dev/fuse"), "{forbidden}");
+    for said in [missing, forbidden] {
+        assert_eq!(said.lines().count(), 1, "one sentence: {said}");
+    }
+}
+
+#[test]
+fn a_device_that_a_user_may_not_open_is_named() {
+    let stage = Stage::new();
+    mode(stage.root(), 0o755);
+    let script = PREPARE.replace("mknod -m 666", "mknod -m 600");
+    let mut command = run::command("unshare");
+    command.args(["--mount", "bash", "-euc", &script, "bash"]).arg(stage.root());
+    command.args([env!("CARGO_BIN_EXE_overlayfs-fuse"), USER]);
+    command.arg(BEGIN.to_owned() + "! $P -o $layers mount 2> said; ! mountpoint -q mount; cat said");
+    let output = run::finish(&mut command);
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains("/dev/fuse: Permission denied"), "{said}{output:?}");
+}
