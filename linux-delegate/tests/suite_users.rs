@@ -299,6 +299,26 @@ fn dir_of(id: u32, layer: &Path, path: &str, bits: u32) -> PathBuf {
     path
 }
 
+/// So he can remove it again where everybody may make names, and only their owners remove them.
+#[test]
+fn the_device_that_a_rename_leaves_is_whose_rename_it_was() {
+    for more in ["format=oci", "noacl"] {
+        let bed = Bed::new();
+        mode(&put::dir(&bed.path("lower"), "all"), 0o1777);
+        let mount = bed.mount(more);
+        let all = bed.path("mount/all");
+        assert!(as_another_user(|| {
+            let (file, moved) = (all.join("file"), all.join("moved"));
+            fs::write(&file, "his").is_ok()
+                && rustix::fs::renameat_with(CWD, &file, CWD, &moved, RenameFlags::WHITEOUT).is_ok()
+                && fs::symlink_metadata(&file).is_ok_and(|left| left.rdev() == 0 && left.uid() == USER)
+                && fs::remove_file(&file).is_ok()
+                && fs::read_to_string(&moved).is_ok_and(|text| text == "his")
+        }));
+        mount.unmount();
+    }
+}
+
 /// What [`USER`] finds to read below the mount.
 fn readable(mount: &Path) -> Vec<String> {
     let script = "cd \"$1\" && find . -type f -readable -exec cat {} + | sort -u";

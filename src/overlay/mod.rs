@@ -159,6 +159,7 @@ pub struct Overlay<L: Layer> {
     next_id: AtomicU64,
     known: Known<L>,
     devices: devices::Marked,
+    withheld: trust::Withheld,
     /// Nothing in the layers is this overlay's any more.
     retired: AtomicBool,
 }
@@ -222,6 +223,7 @@ impl<L: Layer> Overlay<L> {
             next_id: AtomicU64::new(1),
             known: Known::new(settings.known_max),
             devices: devices::Marked::default(),
+            withheld: trust::Withheld::default(),
             retired: AtomicBool::new(false),
         })
     }

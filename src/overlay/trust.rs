@@ -8,6 +8,7 @@
 //!
 //! Opaque marks and whiteouts only hide. They count whoever made them.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use syscall::error::{EXDEV, Error};
@@ -15,6 +16,7 @@ use syscall::error::{EXDEV, Error};
 use super::Overlay;
 use super::stack::LayerDir;
 use crate::layer::{Kind, Layer, Object, Result, Stat};
+use crate::sync::Lock;
 
 /// The user who may have written a mark that is not trusted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +64,21 @@ impl Author {
     }
 }
 
+/// The directories of which it was said that they are not shown: once for each, since they are looked at again and again. The lock is a leaf.
+#[derive(Default)]
+pub struct Withheld(Lock<HashSet<(u64, u64)>>);
+
+/// Of how many it is said.
+const WITHHELD_MAX: usize = 1000;
+
+impl Withheld {
+    /// Whether nothing was said of a directory yet, and is to be said.
+    fn is_new(&self, dir: &Stat) -> bool {
+        let mut said = self.0.lock();
+        said.len() < WITHHELD_MAX && said.insert((dir.dev, dir.ino))
+    }
+}
+
 impl<L: Layer> Overlay<L> {
     /// Who has a say in a mark of a layer, by the attributes of the file that it is, or of the object that has it as an attribute. None: it is trusted.
     pub(super) fn author(&self, mark: &Stat) -> Option<Author> {
@@ -79,7 +96,7 @@ impl<L: Layer> Overlay<L> {
         let Some(author) = dir.author() else { return Ok(true) };
         let stat = self.stack.layer(dir).stat(Object::Dir(&*self.stack.open(dir)?))?;
         let may = author.reads(&stat);
-        if !may {
+        if !may && self.withheld.is_new(&stat) {
             log::warn!("a directory of layer {} is not shown by the redirect of one who may not read it", dir.index());
         }
         Ok(may)
@@ -101,6 +118,15 @@ mod tests {
         let (atime, mtime, ctime) = (time, time, time);
         let (dev, ino, rdev, size, blocks) = (zero, zero, zero, zero, zero);
         Stat { dev, ino, kind, mode, nlink: 1, uid, gid: 0, rdev, size, blksize: 0, blocks, atime, mtime, ctime }
+    }
+
+    #[test]
+    fn it_is_said_once_of_each_directory() {
+        let withheld = Withheld::default();
+        let dir = |ino| Stat { ino, ..stat(Kind::Dir, 0, 0o700) };
+        assert_eq!([1, 1, 2, 1].map(|ino| withheld.is_new(&dir(ino))), [true, false, true, false]);
+        let said = (3..2000).filter(|ino| withheld.is_new(&dir(*ino))).count();
+        assert_eq!(said, WITHHELD_MAX - 2);
     }
 
     #[test]

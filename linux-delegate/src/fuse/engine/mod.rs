@@ -140,6 +140,16 @@ impl<L: Layer> EngineDoor<L> {
         self.call(|| self.overlay.flags(node)).is_ok_and(|flags| flags & IFlags::APPEND.bits() != 0)
     }
 
+    /// Gives the device that a rename has left to whoever renamed, as if he had made it.
+    fn give_whiteout(&self, caller: Caller, dir: &Arc<Node<L>>, name: &OsStr) -> Result<()> {
+        let (owner, _) = self.ownership(dir, caller, NewMode { mode: libc::S_IFCHR, umask: 0 }, false)?;
+        let device = self.call(|| self.overlay.lookup(dir, name))?;
+        if device.kind() == Kind::CharDev && owner_of(&self.overlay.stat(&device)?) != owner {
+            self.call(|| self.overlay.set_owner(&device, owner))?;
+        }
+        Ok(())
+    }
+
     /// Makes a call of the engine; once more with nothing open that need not be if there was too much.
     fn call<T>(&self, mut call: impl FnMut() -> Result<T>) -> Result<T> {
         match call() {
@@ -477,7 +487,7 @@ impl<L: Layer> Door for EngineDoor<L> {
         self.call(|| self.overlay.remove_dir(&dir, name))
     }
 
-    fn rename(&self, _: Caller, from: (u64, &OsStr), to: (u64, &OsStr), flags: u32) -> Result<()> {
+    fn rename(&self, caller: Caller, from: (u64, &OsStr), to: (u64, &OsStr), flags: u32) -> Result<()> {
         let mode = match flags {
             0 => RenameMode::Replace,
             libc::RENAME_NOREPLACE => RenameMode::NoReplace,
@@ -486,7 +496,13 @@ impl<L: Layer> Door for EngineDoor<L> {
             _ => return Err(Error::new(EINVAL)),
         };
         let (dir, new_dir) = (self.node(from.0)?, self.node(to.0)?);
-        self.call(|| self.overlay.rename(&dir, from.1, &new_dir, to.1, mode))
+        self.call(|| self.overlay.rename(&dir, from.1, &new_dir, to.1, mode))?;
+        if mode == RenameMode::Whiteout
+            && let Err(error) = self.give_whiteout(caller, &dir, from.1)
+        {
+            log::debug!("a whiteout stays the daemon's: {error}");
+        }
+        Ok(())
     }
 
     fn link(&self, _: Caller, node: u64, parent: u64, name: &OsStr) -> Result<Entry> {
