@@ -34,13 +34,14 @@ def run(system, scratch, log):
     }
     commands = [command for pair in pairs.values() for command in pair]
     commands += ["run tries many /upper2/many 300", "run tries many /scheme/overlay/many 300"]
+    commands += ["run tries stat-for /scheme/overlay/b 500", "run tries beside /scheme/overlay/big /scheme/overlay/b"]
     script = "".join(f"{command}\n" for command in commands)
     output = Machine(
         system,
         disk,
         [("notify", DAEMON), ("oneshot", "transcript /scheme/initfs/script")],
         files={"script": script},
-        programs=["overlayfs", "costs"],
+        programs=["overlayfs", "costs", "tries"],
         counting=True,
         timeout=600,
         log=log / "costs",
@@ -49,7 +50,7 @@ def run(system, scratch, log):
         return ["the machine hung"]
     faults = []
     for command, line in zip(output.lines, output.lines[1:]):
-        if command.startswith("$ run tries many"):
+        if command.startswith("$ run tries"):
             print(f"       {command[2:]}: {line[2:]}")
     for who, (below, above) in pairs.items():
         redoxfs, overlay = _measure(output.lines, below), _measure(output.lines, above)

@@ -23,14 +23,14 @@ def run_check(system, check, scratch, log):
     for processors in check.processors:
         for turn in range(check.times):
             disk = scratch / "disk"
-            make_layers(system, scratch / "layers", disk)
+            make_layers(system, scratch / "layers", disk, check.megabytes)
             for index, part in enumerate(check.parts):
                 # With another root, a unit of the disk runs the script: see layers.py.
                 script = [("oneshot", "transcript /scheme/initfs/script")] if check.root == "file" else []
                 machine = Machine(
                     system,
                     disk,
-                    [*check.steps, *script],
+                    [*part.steps, *script],
                     files={"script": part.script()},
                     programs=PROGRAMS,
                     root=check.root,

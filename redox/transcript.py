@@ -46,8 +46,9 @@ def _fits(line, found):
 
 @dataclass
 class Part:
-    """What runs in one boot."""
+    """What runs in one boot: units of init, then the commands."""
 
+    steps: list = field(default_factory=list)
     commands: list = field(default_factory=list)
 
     def script(self):
@@ -80,8 +81,8 @@ class Check:
         self.times = 1
         self.processors = [1]
         self.timeout = 120
+        self.megabytes = 64
         self.root = "file"
-        self.steps = []
         self.parts = [Part()]
         lines = path.read_text().splitlines()
         self.claim = lines[0].removeprefix("# ")
@@ -105,14 +106,18 @@ class Check:
                 self.processors = [int(word) for word in rest.split()]
             case "timeout":
                 self.timeout = int(rest)
+            case "disk":
+                self.megabytes = int(rest)
             case "ram" | "notify" | "oneshot":
-                self.steps.append((name, rest))
+                self.parts[-1].steps.append((name, rest))
             case "scheme":
                 scheme, _, command = rest.partition(" ")
-                self.steps.append((f"scheme {scheme}", command))
+                self.parts[-1].steps.append((f"scheme {scheme}", command))
             case "root":
                 self.root = rest
             case "reboot":
+                self.parts.append(Part(list(self.parts[-1].steps)))
+            case "boot":
                 self.parts.append(Part())
             case _:
                 raise Failed(f"{path}:{number}: there is no directive {name}.")

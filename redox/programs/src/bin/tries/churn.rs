@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use crate::Answer;
@@ -40,6 +41,15 @@ struct Worker {
 /// Adds to an error what was done.
 fn did<T>(what: &str, path: &str, result: std::io::Result<T>) -> Result<T, String> {
     result.map_err(|error| format!("{what} {path}: {error}"))
+}
+
+/// What a descriptor stands for by now: with several threads another one's object was met there, once in some ten thousand operations.
+fn led_to(file: &File) -> String {
+    let descriptor = file.as_raw_fd();
+    let mut path = [0; 4096];
+    let path = libredox::call::fpath(descriptor as usize, &mut path)
+        .map(|length| String::from_utf8_lossy(&path[..length]).into_owned());
+    format!("descriptor {descriptor} is {path:?}, {:?}", file.metadata().map(|meta| (meta.is_dir(), meta.len())))
 }
 
 impl Worker {
@@ -97,15 +107,7 @@ impl Worker {
         let bytes = vec![b'a' + (index % 26) as u8; self.random(9000) as usize];
         let path = self.path(&name);
         let mut file = did("create", &path, File::create(&path))?;
-        if let Err(error) = file.write_all(&bytes) {
-            // This was seen once in many hours, with EBADF, and nobody knows why: say all that can be told.
-            let now = file.metadata().map(|meta| meta.len());
-            let again = file.write_all(&bytes);
-            return Err(format!(
-                "write {path}: {error}; its descriptor has a file of {now:?}, a second write says {again:?}, another descriptor {:?}",
-                fs::write(&path, &bytes)
-            ));
-        }
+        file.write_all(&bytes).map_err(|error| format!("write {path}: {error}; {}", led_to(&file)))?;
         self.files.insert(name, bytes);
         Ok(())
     }
@@ -137,8 +139,11 @@ impl Worker {
     fn read(&self) -> Step {
         for (name, bytes) in &self.files {
             let path = self.path(name);
-            if did("read", &path, fs::read(&path))? != *bytes {
-                return Err(format!("{path} has other contents"));
+            let mut file = did("open", &path, File::open(&path))?;
+            let mut found = Vec::new();
+            file.read_to_end(&mut found).map_err(|error| format!("read {path}: {error}; {}", led_to(&file)))?;
+            if found != *bytes {
+                return Err(format!("{path} has other contents; {}", led_to(&file)));
             }
         }
         Ok(())

@@ -9,7 +9,7 @@ use libredox::{Fd, flag};
 use crate::Answer;
 
 /// Sends a signal to the processes of a program: to all, or to the one with the lowest or highest number.
-pub fn signal(program: &str, signal: i32, which: Option<&str>) -> Answer {
+pub fn signal(program: &str, signal: i32, which: &str) -> Answer {
     let contexts = fs::read_to_string("/scheme/sys/context")?;
     let mut processes: Vec<libc::pid_t> = contexts
         .lines()
@@ -19,18 +19,21 @@ pub fn signal(program: &str, signal: i32, which: Option<&str>) -> Answer {
     processes.sort();
     processes.dedup();
     match which {
-        None => {}
-        Some("first") => processes.truncate(1),
-        Some("last") => drop(processes.drain(..processes.len().saturating_sub(1))),
-        Some(other) => return Err(format!("{other} is neither first nor last").into()),
+        "all" => {}
+        "first" => processes.truncate(1),
+        "last" => drop(processes.drain(..processes.len().saturating_sub(1))),
+        other => return Err(format!("{other} is none of all, first, last").into()),
     }
     if processes.is_empty() {
         return Err(format!("no process of {program} runs").into());
     }
     for process in &processes {
         // SAFETY: a plain call.
-        if unsafe { libc::kill(*process, signal) } != 0 {
-            return Err(format!("kill of {process}: {}", Error::last_os_error()).into());
+        let failed = unsafe { libc::kill(*process, signal) } != 0;
+        let error = Error::last_os_error();
+        // The keeper hands the signal on, so the other one may have ended.
+        if failed && error.raw_os_error() != Some(libc::ESRCH) {
+            return Err(format!("kill of {process}: {error}").into());
         }
     }
     Ok(format!("{} signalled", processes.len()))

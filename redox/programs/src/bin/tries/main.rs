@@ -28,7 +28,7 @@ beside BIG SMALL                   how long stat and read of SMALL take while BI
 stat-for PATH MS                   how long stat takes
 churn DIR THREADS SECONDS          changes of all kinds, all answers checked
 spin PATH SECONDS                  opens a path without a pause, until it was there 100 times
-signal PROGRAM SIGNAL [first|last] to the processes of a program
+signal PROGRAM SIGNAL [all|first|last] to the processes of a program
 contexts MS                        after a time, what the kernel says all threads wait for";
 
 fn main() -> ExitCode {
@@ -65,8 +65,8 @@ fn run(words: &[&str]) -> Answer {
         ["stat-for", path, ms] => latency::stat_for(path, ms.parse()?),
         ["churn", dir, threads, seconds] => churn::run(dir, threads.parse()?, seconds.parse()?),
         ["spin", path, seconds] => latency::spin(path, seconds.parse()?),
-        ["signal", program, signal] => contexts::signal(program, signal.parse()?, None),
-        ["signal", program, signal, which] => contexts::signal(program, signal.parse()?, Some(which)),
+        ["signal", program, signal] => contexts::signal(program, signal.parse()?, "all"),
+        ["signal", program, signal, which] => contexts::signal(program, signal.parse()?, which),
         ["contexts", ms] => contexts::watch(ms.parse()?),
         _ => Err(format!("there is no such command; there are:\n{COMMANDS}").into()),
     }

@@ -10,7 +10,7 @@ use crate::Answer;
 const BLOCK: u64 = 64 << 10;
 
 /// The bytes of a pattern at an offset, which is a multiple of 8.
-fn bytes(offset: u64, length: u64) -> Vec<u8> {
+pub fn bytes(offset: u64, length: u64) -> Vec<u8> {
     let words = offset / 8..(offset + length).div_ceil(8);
     let mut bytes: Vec<u8> = words.flat_map(|word| word.wrapping_mul(0x9E37_79B9_7F4A_7C15).to_le_bytes()).collect();
     bytes.truncate(length as usize);
