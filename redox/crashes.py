@@ -56,12 +56,12 @@ def _sound(said, where):
 
 
 def _crash(kind):
-    """What ends the load: a line for the transcript, and how many seconds after its answer the power goes."""
+    """What ends the load: a line for the transcript, and how many seconds after it the power goes."""
     if kind == "power":
         return "run say cut", random.uniform(0.1, 4)
     # The kernel leaves callers waiting whose request a killed daemon had in hand. If one of them is the manager of namespaces, which waits for
     # every open, the whole system hangs, so nothing more is tried in this boot.
-    return f"run tries signal overlayfs 9 {kind}", 1
+    return f"run tries signal overlayfs 9 {kind}", 4
 
 
 def run(system, scratch, log, count):

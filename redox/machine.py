@@ -82,7 +82,7 @@ class Machine:
     memory: int = 1024
     counting: bool = False  # A clock that counts instructions.
     timeout: float = 120
-    cut: float | None = None  # Power is cut so many seconds after the transcript says "cut" or "signalled".
+    cut: float | None = None  # Power is cut so many seconds after the transcript says "cut", or signals something.
     log: Path | None = None
 
     def boot(self) -> Output:
@@ -181,7 +181,7 @@ class Machine:
                     begun, end = True, now + self.timeout
                 if "KERNEL PANIC" in text:
                     end = min(end, now + 3)
-                if self.cut is not None and re.search("^= (cut|[0-9]+ signalled)$", text, re.MULTILINE):
+                if self.cut is not None and re.search(r"^(= cut|\$ run tries signal)", text, re.MULTILINE):
                     end = min(end, now + self.cut)
                     self.cut = None
         return text, False
