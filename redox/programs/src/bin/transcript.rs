@@ -1,8 +1,10 @@
-//! transcript FILE: runs the commands of a file, one a line; transcript -c COMMAND: runs one. Prints each with its answer, as `scripts/redox-vm` compares them.
+//! transcript FILE: runs the commands of a file, one a line; transcript -c COMMAND: runs one. Prints each with its
+//! answer, as `scripts/redox-vm` compares them.
 //!
-//! There is no quoting: words are separated by spaces. A command prints `$ COMMAND`, then `= ANSWER` for each line of its answer or
-//! `! ERROR` if it failed. `run` answers what the program prints and how it ended, unless with success. `start` leaves it our output, which is
-//! for daemons. `bg` starts a program beside; `wait`, `kill` and `end` (SIGTERM) are for the last one that still runs.
+//! There is no quoting: words are separated by spaces. A command prints `$ COMMAND`, then `= ANSWER` for each line of
+//! its answer or `! ERROR` if it failed. `run` answers what the program prints and how it ended, unless with success.
+//! `start` leaves it our output, which is for daemons. `bg` starts a program beside; `wait`, `kill` and `end` (SIGTERM)
+//! are for the last one that still runs.
 
 use std::collections::BTreeSet;
 use std::error::Error;

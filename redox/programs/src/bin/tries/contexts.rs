@@ -39,7 +39,8 @@ pub fn signal(program: &str, signal: i32, which: &str) -> Answer {
     Ok(format!("{} signalled", processes.len()))
 }
 
-/// Prints what all threads wait for. The descriptor is opened first, and asked past the namespace manager, which may hang by then.
+/// Prints what all threads wait for. The descriptor is opened first, and asked past the namespace manager, which may
+/// hang by then.
 pub fn watch(ms: u64) -> Answer {
     let system = Fd::open("/scheme/sys", flag::O_RDONLY | flag::O_DIRECTORY, 0)?;
     std::thread::sleep(Duration::from_millis(ms));
