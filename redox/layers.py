@@ -1,4 +1,5 @@
-"""The layers that every check finds on its disk: /lower, /lower2, and empty /upper, /upper2, /upper3; /home of user 1000."""
+"""The layers that every check finds on its disk: /lower, /lower2, and empty /upper, /upper2, /upper3; /home of user 1000; /small and
+/lower2/small with fifty files each."""
 
 import os
 import shutil
@@ -25,6 +26,10 @@ def make_layers(system, tree, disk, megabytes=64):
     for name in ["upper", "upper2", "upper3", "lower", "lower2", "lower2/dir"]:
         directory(name)
     directory("home", 0o755, 1000)
+    for name in ["small", "lower2/small"]:
+        directory(name)
+        for index in range(50):
+            file(f"{name}/file{index}", "small " * 200)
     file("lower2/below", "below")
     file("lower2/dir/w", "w")
     for name in ["bin", "dir", "dir/sub", "moving", "deep", "deep/x"]:

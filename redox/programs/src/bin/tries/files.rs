@@ -46,6 +46,16 @@ pub fn many(dir: &str, count: usize) -> Answer {
     ))
 }
 
+/// Overwrites the first bytes of all files of a directory. In an overlay they are copied up.
+pub fn overwrite(dir: &str) -> Answer {
+    let paths = fs::read_dir(dir)?.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>()?;
+    let begin = Instant::now();
+    for path in &paths {
+        OpenOptions::new().write(true).open(path)?.write_all(b"overwritten")?;
+    }
+    Ok(format!("{} files, {} us each", paths.len(), begin.elapsed().as_micros() / paths.len() as u128))
+}
+
 /// What creating, reading and removing each name answers: a letter for each success, the errno for a failure.
 pub fn names(dir: &str) -> Answer {
     let names = [

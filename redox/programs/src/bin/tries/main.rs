@@ -20,6 +20,7 @@ pattern-check FILE KIB [OFFSET LENGTH]  the file is the pattern, but for a range
 poke FILE OFFSET LENGTH            writes a range of Z, and syncs
 fill FILE                          writes until the filesystem is full
 many DIR COUNT                     makes files and lists them
+overwrite DIR                      overwrites the first bytes of all files in a directory
 names DIR                          odd names
 locks FILE                         flock of two descriptors
 mapping FILE                       shared mappings of one process
@@ -56,6 +57,7 @@ fn run(words: &[&str]) -> Answer {
         ["poke", file, offset, length] => pattern::poke(file, offset.parse()?, length.parse()?),
         ["fill", file] => files::fill(file),
         ["many", dir, count] => files::many(dir, count.parse()?),
+        ["overwrite", dir] => files::overwrite(dir),
         ["names", dir] => files::names(dir),
         ["locks", file] => files::locks(file),
         ["mapping", file] => mapping::one_process(file),
