@@ -21,7 +21,11 @@ use mount::Mount;
 use rustix::fs::{Dir, Mode, OFlags};
 use test_common::{Detail, LowerGuard, Snapshot, Stage, put};
 
-through_both_doors!(a_directory_moves_while_shells_work_in_it, files_are_written_while_their_names_change);
+through_both_doors!(
+    a_directory_moves_while_shells_work_in_it,
+    files_are_written_while_their_names_change,
+    a_listing_ends_while_each_name_that_it_tells_comes_again,
+);
 
 /// Enough for a partial copy.
 const LARGE: usize = (1 << 20) + 300_000;
@@ -39,11 +43,11 @@ struct Mounted {
 }
 
 impl Mounted {
-    /// A mount over what `fill` puts into the lower layer.
-    fn new(door: &str, fill: impl FnOnce(&Path)) -> Self {
+    /// A mount of what `fill` puts into the lower layer and the upper one.
+    fn new(door: &str, fill: impl FnOnce(&Path, &Path)) -> Self {
         let stage = Stage::new();
         let (lower, upper, point) = (stage.dir("lower"), stage.dir("upper"), stage.dir("mount"));
-        fill(&lower);
+        fill(&lower, &upper);
         let options = format!("door={door},lowerdir={},upperdir={}", lower.display(), upper.display());
         Self { mount: Mount::new(&point, &options), point, options, guard: LowerGuard::new([lower]), _stage: stage }
     }
@@ -74,7 +78,7 @@ fn shell(dir: &Path, name: &str, often: usize) -> Child {
 }
 
 fn a_directory_moves_while_shells_work_in_it(door: &str) {
-    let mounted = Mounted::new(door, |lower| {
+    let mounted = Mounted::new(door, |lower, _| {
         for number in 0..20 {
             put::file(lower, &format!("from/dir/deep/stays{number}"), "data\n");
         }
@@ -119,7 +123,7 @@ fn a_directory_moves_while_shells_work_in_it(door: &str) {
 fn files_are_written_while_their_names_change(door: &str) {
     let base: Vec<u8> = (0..LARGE).map(|index| (index / 4096) as u8 | 1).collect();
     let rounds = times(4);
-    let mounted = Mounted::new(door, |lower| {
+    let mounted = Mounted::new(door, |lower, _| {
         for round in 0..rounds {
             put::file(lower, &format!("dir/large{round}"), &base);
             put::file(lower, &format!("dir/small{round}"), &base[..5000]);
@@ -169,4 +173,57 @@ fn files_are_written_while_their_names_change(door: &str) {
         }
     }
     mounted.check();
+}
+
+/// How many files are listed by who changes the name of each. The slower door has less to do: more than fit into one answer are enough.
+const LISTED: [(&str, usize); 2] = [("engine", 3000), ("scheme", 1200)];
+
+/// What somebody does to each file that a listing tells.
+#[derive(Clone, Copy, Debug)]
+enum Turn {
+    /// It gets another name, and its own again.
+    Aside,
+    /// It is removed, and another comes in its place.
+    Anew,
+    /// Its name gets a suffix.
+    Suffix,
+}
+
+/// A listing in which names come again is at an end after few more entries than there are files: ext4 tells 4288 where all are renamed aside.
+fn a_listing_ends_while_each_name_that_it_tells_comes_again(door: &str) {
+    let turns = [Turn::Aside, Turn::Anew, Turn::Suffix];
+    let listed = LISTED.iter().find(|(name, _)| *name == door).unwrap().1;
+    let mounted = Mounted::new(door, |lower, upper| {
+        for turn in turns {
+            for file in 0..listed {
+                // To copy them all up would take long.
+                let layer = if file % 20 == 0 { lower } else { upper };
+                put::file(layer, &format!("{turn:?}/file-{file}"), "");
+            }
+        }
+    });
+    for turn in turns {
+        let dir = mounted.point.join(format!("{turn:?}"));
+        let (mut told, temp) = (0, dir.join("aside"));
+        for entry in fs::read_dir(&dir).unwrap() {
+            told += 1;
+            assert!(told <= 3 * listed, "{turn:?}: the listing does not end");
+            let name = entry.unwrap().file_name();
+            let path = dir.join(&name);
+            match turn {
+                Turn::Aside => fs::rename(&path, &temp).and_then(|()| fs::rename(&temp, &path)),
+                Turn::Anew => fs::remove_file(&path).and_then(|()| File::create(&path).map(drop)),
+                Turn::Suffix => {
+                    let mut longer = name;
+                    longer.push("+");
+                    fs::rename(&path, dir.join(&longer))
+                }
+            }
+            .unwrap_or_else(|error| panic!("{turn:?} {}: {error}", path.display()));
+        }
+        assert!(told >= listed, "{turn:?}: {told} names are told");
+        assert_eq!(fs::read_dir(&dir).unwrap().count(), listed, "{turn:?}");
+    }
+    mounted.mount.unmount();
+    mounted.guard.check();
 }

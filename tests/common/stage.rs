@@ -5,6 +5,9 @@ use std::{fs, io};
 
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, Timespec, Timestamps, Uid};
 
+/// What begins the names of stages.
+const PREFIX: &str = "overlayfs-test-";
+
 /// A temporary directory for one test; removed with all its contents when it is dropped.
 pub struct Stage {
     dir: tempfile::TempDir,
@@ -15,7 +18,12 @@ impl Stage {
     #[expect(clippy::new_without_default, reason = "makes a directory, which a default value should not do")]
     pub fn new() -> Self {
         assert!(rustix::process::geteuid().is_root(), "this test gives files to other users: run it as root");
-        Self { dir: tempfile::Builder::new().prefix("overlayfs-test-").tempdir().unwrap() }
+        Self { dir: tempfile::Builder::new().prefix(PREFIX).tempdir().unwrap() }
+    }
+
+    /// An empty stage in memory, where nothing waits for a disk.
+    pub fn in_memory() -> Self {
+        Self { dir: tempfile::Builder::new().prefix(PREFIX).tempdir_in("/dev/shm").unwrap() }
     }
 
     /// A stage with these directories, which other users may enter.

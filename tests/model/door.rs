@@ -25,12 +25,27 @@ pub struct Listed {
     pub kind: Kind,
 }
 
+/// A part of a listing.
+pub struct Part {
+    pub listed: Vec<Listed>,
+    /// Where it goes on; None: this was the end.
+    pub next: Option<u64>,
+}
+
 pub trait Door {
     /// An open object of any kind.
     type Handle;
 
     fn open(&self, at: &At<Self::Handle>) -> Result<Self::Handle>;
     fn create(&self, at: &At<Self::Handle>, kind: Kind, mode: u32, owner: Owner, target: &OsStr) -> Result<()>;
+    /// Makes a file without a name, for the directory at a place, and opens it. EOPNOTSUPP where there is no such call.
+    fn create_temp(&self, _dir: &At<Self::Handle>, _mode: u32, _owner: Owner) -> Result<Self::Handle> {
+        Err(EOPNOTSUPP)
+    }
+    /// Says that an open object is not used any more.
+    fn close(&self, handle: Self::Handle) {
+        drop(handle);
+    }
     fn link(&self, handle: &Self::Handle, to: &At<Self::Handle>) -> Result<()>;
     fn unlink(&self, at: &At<Self::Handle>) -> Result<()>;
     fn remove_dir(&self, at: &At<Self::Handle>) -> Result<()>;
@@ -46,14 +61,24 @@ pub trait Door {
     fn set_owner(&self, handle: &Self::Handle, owner: Owner) -> Result<()>;
     fn set_times(&self, handle: &Self::Handle, atime: Time, mtime: Time) -> Result<()>;
     fn sync(&self, handle: &Self::Handle) -> Result<()>;
-    /// Copies the first byte of a file, if it has one, to the fourth of another. EOPNOTSUPP where there is no such call.
-    fn copy_byte(&self, _from: &Self::Handle, _to: &Self::Handle) -> Result<()> {
+    /// Copies a byte of a file, if it has one there, to a place in another. EOPNOTSUPP where there is no such call.
+    fn copy_byte(&self, _from: &Self::Handle, _from_offset: u64, _to: &Self::Handle, _to_offset: u64) -> Result<()> {
         Err(EOPNOTSUPP)
     }
     /// Reserves space, so that a file has `size` bytes at least. EOPNOTSUPP where there is no such call.
     fn reserve(&self, _handle: &Self::Handle, _size: u64) -> Result<()> {
         Err(EOPNOTSUPP)
     }
-    /// The whole listing of a directory, asked for about `chunk` entries at a time, without `.` and `..`.
-    fn list(&self, handle: &Self::Handle, chunk: usize) -> Result<Vec<Listed>>;
+    /// About `chunk` entries of a directory from behind the offset `after`, 0 being the start, without `.` and `..`.
+    fn list_part(&self, handle: &Self::Handle, after: u64, chunk: usize) -> Result<Part>;
+    /// The whole listing of a directory, asked for about `chunk` entries at a time.
+    fn list(&self, handle: &Self::Handle, chunk: usize) -> Result<Vec<Listed>> {
+        let (mut listed, mut next) = (Vec::new(), Some(0));
+        while let Some(after) = next {
+            let part = self.list_part(handle, after, chunk)?;
+            listed.extend(part.listed);
+            next = part.next;
+        }
+        Ok(listed)
+    }
 }

@@ -16,8 +16,9 @@ use overlayfs::overlay::{Handle, Layers, Node, Overlay, Settings};
 use syscall::error::{EIO, Error};
 
 use crate::Kind;
-use crate::door::{At, Door, Listed, Result};
+use crate::door::{At, Door, Listed, Part, Result};
 use crate::layer::left_in;
+use crate::run::{Checked, Stacked};
 
 /// Clones lead to the same overlay.
 pub struct Engine<L: Layer>(Arc<Overlay<L>>);
@@ -35,79 +36,94 @@ impl<L: Layer> Engine<L> {
 }
 
 /// Mounts these layers.
-pub fn mount(lowers: &[PathBuf], upper: &Path) -> Overlay<OsLayer> {
-    let options = Options { lowers: lowers.to_vec(), upper: Some(upper.to_owned()), ..Options::default() };
-    mount_undamaged(&options)
-}
-
-/// As [`mount`], of an overlay that may remember `known_max` directories and names.
-pub fn mount_forgetful(lowers: &[PathBuf], upper: &Path, known_max: usize) -> Overlay<OsLayer> {
-    let options = Options { lowers: lowers.to_vec(), upper: Some(upper.to_owned()), ..Options::default() };
-    check_undamaged(&options);
-    let layers = open_layers(&options, true).unwrap_or_else(|error| panic!("{error}"));
-    let settings = Settings { known_max: Some(known_max), ..Settings::default() };
-    Overlay::with_settings(layers, settings).unwrap_or_else(|refused| panic!("{refused}"))
+pub fn mount(stacked: &Stacked<'_>) -> Overlay<OsLayer> {
+    stack(&options(stacked.lowers, stacked.upper), stacked, |layer| layer)
 }
 
 /// As [`mount`], of layers that do `before` before each call.
-pub fn mount_slowed(
-    lowers: &[PathBuf],
-    upper: &Path,
-    before: impl Fn() + Send + Sync + 'static,
-) -> Overlay<Counted<OsLayer>> {
-    let options = Options { lowers: lowers.to_vec(), upper: Some(upper.to_owned()), ..Options::default() };
-    check_undamaged(&options);
+pub fn mount_slowed(stacked: &Stacked<'_>, before: impl Fn() + Send + Sync + 'static) -> Overlay<Counted<OsLayer>> {
     let counts = Counts::default();
     counts.interpose(move |_| {
         before();
         Ok(())
     });
-    let counted = |layer| Counted::new(layer, &counts);
-    let Layers { upper, work, lowers } = open_layers(&options, true).unwrap_or_else(|error| panic!("{error}"));
-    let lowers = lowers.into_iter().map(counted).collect();
-    let layers = Layers { upper: upper.map(counted), work: work.map(counted), lowers };
-    Overlay::new(layers).unwrap_or_else(|refused| panic!("{refused}"))
-}
-
-/// Mounts layers in which an earlier mount must not have left any damage.
-fn mount_undamaged(options: &Options) -> Overlay<OsLayer> {
-    check_undamaged(options);
-    overlayfs::mount::mount(options).unwrap_or_else(|error| panic!("{error}"))
-}
-
-fn check_undamaged(options: &Options) {
-    let layers = open_layers(options, false).unwrap_or_else(|error| panic!("{error}"));
-    let findings = Checker::new(layers).unwrap_or_else(|refused| panic!("{refused}")).check().unwrap();
-    let found: Vec<_> = findings.iter().map(|finding| (&finding.path, &finding.damage)).collect();
-    assert!(found.is_empty(), "damage without a crash: {found:?}");
-}
-
-/// Mounts these layers of a redoxfs. They are opened on another thread, because from now on this one is in the null namespace.
-pub fn mount_redoxfs(lowers: &[PathBuf], upper: &Path) -> Overlay<RedoxLayer> {
-    libredox::call::setrens(0, 0).unwrap();
-    let open = |path: &Path, for_writing| RedoxLayer::open(path, for_writing).unwrap();
-    let layers = std::thread::scope(|scope| {
-        let layers = scope.spawn(|| Layers {
-            upper: Some(open(upper, true)),
-            work: None,
-            lowers: lowers.iter().map(|path| open(path, false)).collect(),
-        });
-        layers.join().unwrap()
-    });
-    Overlay::new(layers).unwrap_or_else(|error| panic!("{error}"))
+    stack(&options(stacked.lowers, stacked.upper), stacked, |layer| Counted::new(layer, &counts))
 }
 
 /// Mounts these layers in the kernel's format, with a work directory beside the upper layer. That it is this format is said at the first
 /// time only.
-pub fn mount_kernel(lowers: &[PathBuf], upper: &Path) -> Overlay<OsLayer> {
-    let work = upper.with_added_extension("work");
+pub fn mount_kernel(stacked: &Stacked<'_>) -> Overlay<OsLayer> {
+    let work = work(stacked.upper);
     let format = (!work.exists()).then_some(Wanted::Kernel);
     fs::create_dir_all(&work).unwrap();
     let left = left_in(fs::read_dir(&work).unwrap().map(|entry| entry.unwrap().file_name()).collect());
     assert!(left.is_empty(), "left in the work directory: {left:?}");
-    let (upper, work) = (Some(upper.to_owned()), Some(work));
-    let options = Options { lowers: lowers.to_vec(), upper, work, format, ..Options::default() };
-    mount_undamaged(&options)
+    stack(&Options { format, ..options_kernel(stacked.lowers, stacked.upper) }, stacked, |layer| layer)
+}
+
+fn options(lowers: &[PathBuf], upper: &Path) -> Options {
+    Options { lowers: lowers.to_vec(), upper: Some(upper.to_owned()), ..Options::default() }
+}
+
+fn options_kernel(lowers: &[PathBuf], upper: &Path) -> Options {
+    Options { work: Some(work(upper)), ..options(lowers, upper) }
+}
+
+/// Where the work directory is, in the kernel's format.
+fn work(upper: &Path) -> PathBuf {
+    upper.with_added_extension("work")
+}
+
+/// Stacks layers in which an earlier mount must not have left any damage.
+fn stack<L: Layer>(options: &Options, stacked: &Stacked<'_>, wrap: impl Fn(OsLayer) -> L) -> Overlay<L> {
+    if !stacked.changed {
+        let Checked { found, .. } = check(options);
+        assert!(found.is_empty(), "damage without a crash: {found:?}");
+    }
+    let Layers { upper, work, lowers } = open_layers(options, true).unwrap_or_else(|error| panic!("{error}"));
+    let lowers = lowers.into_iter().map(&wrap).collect();
+    let layers = Layers { upper: upper.map(&wrap), work: work.map(&wrap), lowers };
+    let settings = Settings { known_max: stacked.known_max, format: options.format, ..Settings::default() };
+    Overlay::with_settings(layers, settings).unwrap_or_else(|refused| panic!("{refused}"))
+}
+
+/// What `overlayfs-fsck -y` finds in an upper layer over these lower ones, after it has repaired what it does.
+pub fn check_layers(lowers: &[PathBuf], upper: &Path) -> Checked {
+    check(&options(lowers, upper))
+}
+
+/// As [`check_layers`], in the kernel's format.
+pub fn check_layers_kernel(lowers: &[PathBuf], upper: &Path) -> Checked {
+    check(&options_kernel(lowers, upper))
+}
+
+fn check(options: &Options) -> Checked {
+    let layers = open_layers(options, true).unwrap_or_else(|error| panic!("{error}"));
+    let checker = Checker::new(layers).unwrap_or_else(|refused| panic!("{refused}"));
+    let mut found = Vec::new();
+    for finding in checker.check().unwrap() {
+        found.push(format!("{}: {}", finding.path.display(), finding.damage));
+        if let Some(repair) = &finding.repair {
+            checker.repair(repair).unwrap();
+        }
+    }
+    Checked { found, is_told: checker.other_layers().is_some() }
+}
+
+/// Mounts these layers of a redoxfs. They are opened on another thread, because from now on this one is in the null namespace.
+pub fn mount_redoxfs(stacked: &Stacked<'_>) -> Overlay<RedoxLayer> {
+    libredox::call::setrens(0, 0).unwrap();
+    let open = |path: &Path, for_writing| RedoxLayer::open(path, for_writing).unwrap();
+    let layers = std::thread::scope(|scope| {
+        let layers = scope.spawn(|| Layers {
+            upper: Some(open(stacked.upper, true)),
+            work: None,
+            lowers: stacked.lowers.iter().map(|path| open(path, false)).collect(),
+        });
+        layers.join().unwrap()
+    });
+    let settings = Settings { known_max: stacked.known_max, ..Settings::default() };
+    Overlay::with_settings(layers, settings).unwrap_or_else(|error| panic!("{error}"))
 }
 
 fn errno(error: Error) -> i32 {
@@ -143,6 +159,16 @@ impl<L: Layer> Door for Engine<L> {
         }
         .map(drop)
         .map_err(errno)
+    }
+
+    fn create_temp(&self, dir: &At<Self::Handle>, mode: u32, owner: Owner) -> Result<Self::Handle> {
+        self.0.create_temp(&self.walk(dir, dir.path)?, mode, owner).map_err(errno)
+    }
+
+    fn close(&self, handle: Self::Handle) {
+        let node = handle.node().clone();
+        drop(handle);
+        self.0.release(node);
     }
 
     fn link(&self, handle: &Self::Handle, to: &At<Self::Handle>) -> Result<()> {
@@ -210,32 +236,28 @@ impl<L: Layer> Door for Engine<L> {
         self.0.sync(handle).map_err(errno)
     }
 
-    fn copy_byte(&self, from: &Self::Handle, to: &Self::Handle) -> Result<()> {
-        self.0.copy_range(from, 0..1, to, 3).map(drop).map_err(errno)
+    fn copy_byte(&self, from: &Self::Handle, from_offset: u64, to: &Self::Handle, to_offset: u64) -> Result<()> {
+        self.0.copy_range(from, from_offset..from_offset + 1, to, to_offset).map(drop).map_err(errno)
     }
 
     fn reserve(&self, handle: &Self::Handle, size: u64) -> Result<()> {
         self.0.allocate(handle, Allocation::Reserve { keep_size: false }, 0..size).map_err(errno)
     }
 
-    fn list(&self, handle: &Self::Handle, chunk: usize) -> Result<Vec<Listed>> {
-        let (mut listed, mut after) = (Vec::new(), 0);
-        loop {
-            let before = listed.len();
-            let result = self.0.list(handle, after, &mut |entry| {
-                // An entry that is refused comes again in the next part.
-                if listed.len() - before == chunk {
-                    return false;
-                }
-                listed.push(Listed { name: entry.name.to_owned(), ino: entry.ino, kind: entry.kind });
-                assert!(entry.offset > after && entry.offset >= 3, "the offset {} after {after}", entry.offset);
-                after = entry.offset;
-                true
-            });
-            result.map_err(errno)?;
-            if listed.len() < before + chunk {
-                return Ok(listed);
+    fn list_part(&self, handle: &Self::Handle, after: u64, chunk: usize) -> Result<Part> {
+        let (mut listed, mut last, mut is_end) = (Vec::new(), after, true);
+        let result = self.0.list(handle, after, &mut |entry| {
+            // An entry that is refused comes again in the next part.
+            if listed.len() == chunk {
+                is_end = false;
+                return false;
             }
-        }
+            listed.push(Listed { name: entry.name.to_owned(), ino: entry.ino, kind: entry.kind });
+            assert!(entry.offset > last && entry.offset >= 3, "the offset {} after {last}", entry.offset);
+            last = entry.offset;
+            true
+        });
+        result.map_err(errno)?;
+        Ok(Part { listed, next: (!is_end).then_some(last) })
     }
 }

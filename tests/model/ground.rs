@@ -64,8 +64,8 @@ pub struct Host {
 }
 
 impl Host {
-    pub fn new() -> Self {
-        Self { guard: LowerGuard::new(std::iter::empty::<PathBuf>()), stage: Stage::new() }
+    pub fn new(stage: Stage) -> Self {
+        Self { guard: LowerGuard::new(std::iter::empty::<PathBuf>()), stage }
     }
 }
 

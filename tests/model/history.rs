@@ -13,7 +13,7 @@ use std::path::PathBuf;
 
 use overlayfs::layer::Stat;
 
-use crate::tree::{Id, Place, Tree};
+use crate::tree::{Data, Id, Place, Tree};
 use crate::{Kind, Owner, RenameMode};
 
 const OWN: Owner = Owner { uid: 0, gid: 0 };
@@ -32,7 +32,8 @@ pub enum Op {
     Read(usize, usize),
     Write(usize, Option<usize>, u8),
     Truncate(usize, usize),
-    CopyByte(usize, usize),
+    /// From an offset in one to an offset in another.
+    CopyByte((usize, usize), (usize, usize)),
     Reserve(usize, usize),
     SetMode(usize, u32),
     Sync(usize),
@@ -99,7 +100,9 @@ impl State {
             Op::Rename(from, to, mode) => tree.rename(from, to, *mode),
             Op::Write(slot, offset, byte) => tree.write(tree.handles[slot], *offset, &[*byte]),
             Op::Truncate(slot, size) => tree.truncate(tree.handles[slot], *size),
-            Op::CopyByte(from, to) => tree.copy_byte(tree.handles[from], tree.handles[to]),
+            Op::CopyByte((from, start), (to, end)) => {
+                tree.copy_byte(tree.handles[from], *start, tree.handles[to], *end)
+            }
             Op::Reserve(slot, size) => tree.reserve(tree.handles[slot], *size),
             Op::SetMode(slot, mode) => tree.set_mode(tree.handles[slot], *mode),
             Op::Sync(_) => Ok(()),
@@ -149,8 +152,8 @@ impl State {
     pub fn differs(&mut self, Scene { held, seen }: &Scene) -> Option<String> {
         for (slot, (stat, data)) in held {
             let id = self.tree.handles[slot];
-            if !self.shows(id, stat) || *data != self.tree.node(id).data {
-                return Some(format!("{slot} holds object {id}, and not {stat:?} \"{}\"", data.escape_ascii()));
+            if !self.shows(id, stat) || *data != *self.tree.node(id).data {
+                return Some(format!("{slot} holds object {id}, and not {stat:?} {:?}", Data::from(data.clone())));
             }
         }
         let mut paths = self.tree.paths();
@@ -161,7 +164,7 @@ impl State {
         paths.iter().zip(seen).find_map(|((path, id), seen)| {
             let node = self.tree.node(*id);
             let links = node.kind == Kind::Dir || seen.links == node.names + node.unseen;
-            let same = (path, node.kind, node.mode, &node.data) == (&seen.path, seen.kind, seen.mode, &seen.data);
+            let same = (path, node.kind, node.mode, &*node.data) == (&seen.path, seen.kind, seen.mode, &seen.data);
             let is_same = links && same && self.is_number(*id, seen.number);
             (!is_same).then(|| format!("{} is object {id}", path.display()))
         })

@@ -1,16 +1,19 @@
 //! A directory of the host as a [`Door`]: what the reference itself is checked against.
 
 use std::ffi::{OsStr, OsString};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
 use overlayfs::layer::{Owner, RenameMode, Stat, Time};
-use rustix::fs::{self, AtFlags, FileType, Gid, Mode, OFlags, RenameFlags, ResolveFlags, Timespec, Timestamps, Uid};
+use rustix::fs::{
+    self, AtFlags, FileType, Gid, Mode, OFlags, RawDir, RenameFlags, ResolveFlags, SeekFrom, Timespec, Timestamps, Uid,
+};
 use rustix::io::Errno;
 
 use crate::Kind;
-use crate::door::{At, Door, Listed, Result};
+use crate::door::{At, Door, Listed, Part, Result};
 
 pub struct Host {
     root: OwnedFd,
@@ -134,6 +137,15 @@ impl Door for Host {
         Ok(())
     }
 
+    fn create_temp(&self, dir: &At<HostHandle>, mode: u32, owner: Owner) -> Result<HostHandle> {
+        let (dir, flags) = (self.open(dir)?, OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC);
+        let path = fs::openat(&dir.path, ".", flags, Mode::from_raw_mode(0o600)).map_err(errno)?;
+        let handle = HostHandle::new(path)?;
+        self.set_owner(&handle, owner)?;
+        self.set_mode(&handle, mode)?;
+        Ok(handle)
+    }
+
     fn link(&self, handle: &HostHandle, to: &At<HostHandle>) -> Result<()> {
         let (dir, name) = self.entry(to)?;
         fs::linkat(&handle.path, "", dir, name, AtFlags::EMPTY_PATH).map_err(errno)
@@ -234,19 +246,25 @@ impl Door for Host {
         handle.data.as_ref().map_or(Ok(()), |data| fs::fsync(data).map_err(errno))
     }
 
-    fn list(&self, handle: &HostHandle, _chunk: usize) -> Result<Vec<Listed>> {
+    fn list_part(&self, handle: &HostHandle, after: u64, chunk: usize) -> Result<Part> {
         let data = handle.data.as_ref().ok_or(errno(Errno::NOTDIR))?;
         let dir = fs::openat(data, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
-        let entries = fs::Dir::new(dir.map_err(errno)?).map_err(errno)?;
-        let mut listed = Vec::new();
-        for entry in entries {
-            let entry = entry.map_err(errno)?;
+        let dir = dir.map_err(errno)?;
+        fs::seek(&dir, SeekFrom::Start(after)).map_err(errno)?;
+        let mut buffer = [MaybeUninit::uninit(); 4096];
+        let (mut entries, mut part) = (RawDir::new(&dir, &mut buffer), Part { listed: Vec::new(), next: Some(after) });
+        while part.listed.len() < chunk {
+            let Some(entry) = entries.next().transpose().map_err(errno)? else {
+                part.next = None;
+                break;
+            };
+            part.next = Some(entry.next_entry_cookie());
             let name = OsStr::from_bytes(entry.file_name().to_bytes()).to_owned();
             if name != "." && name != ".." {
                 let stat = fs::statat(data, &name, AtFlags::SYMLINK_NOFOLLOW).map_err(errno)?;
-                listed.push(Listed { name, ino: entry.ino(), kind: kind(stat.st_mode) });
+                part.listed.push(Listed { name, ino: entry.ino(), kind: kind(stat.st_mode) });
             }
         }
-        Ok(listed)
+        Ok(part)
     }
 }

@@ -18,6 +18,8 @@ const OPAQUE: &str = ".wh..wh..opq";
 const REDIRECT: &str = ".wh..wh.redirect";
 /// The work directory in the root of an upper layer.
 const WORK: &str = ".wh..wh.work";
+/// In the root of an upper layer: character devices with the number 0 in it are devices.
+const DEVICES: &str = ".wh..wh.devices";
 /// What begins the marker of a name that is too long for one of its own; the name is its content, and a digest of it follows.
 const LONG: &str = ".wh..wh.long.";
 
@@ -55,7 +57,7 @@ pub struct Object {
 pub enum Body {
     File(Vec<u8>),
     Symlink(OsString),
-    /// A FIFO or a socket.
+    /// A FIFO, a socket, or a device.
     Node(Kind),
     Dir(Dir),
 }
@@ -223,12 +225,15 @@ fn marker(name: &OsStr, name_max: usize) -> (OsString, &[u8]) {
 /// not an empty file, a marker beside the entry that it names, a reserved name that means nothing; of the kernel's, a mark that means
 /// nothing. `ids` counts the objects.
 pub fn read(ground: &dyn Ground, path: &Path, written: Written, ids: &mut u64) -> Object {
-    Reader { ground, written, ids, names: BTreeMap::new() }.object(path, true)
+    let devices = written == Written::Native && ground.names(path).iter().any(|name| name == DEVICES);
+    Reader { ground, written, devices, ids, names: BTreeMap::new() }.object(path, true)
 }
 
 struct Reader<'a> {
     ground: &'a dyn Ground,
     written: Written,
+    /// The layer has the mark that says so.
+    devices: bool,
     ids: &'a mut u64,
     /// The numbers of the objects, by device and inode.
     names: BTreeMap<(u64, u64), u64>,
@@ -236,7 +241,7 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn object(&mut self, path: &Path, is_root: bool) -> Object {
-        let Found { meta, kind, number, content, .. } = self.ground.look(path);
+        let Found { meta, kind, number, device, content } = self.ground.look(path);
         let id = *self.names.entry(number).or_insert_with(|| {
             *self.ids += 1;
             *self.ids
@@ -245,6 +250,7 @@ impl Reader<'_> {
             Kind::File => Body::File(content),
             Kind::Symlink => Body::Symlink(OsString::from_vec(content)),
             Kind::Fifo | Kind::Socket => Body::Node(kind),
+            Kind::CharDev if self.devices && device == 0 => Body::Node(kind),
             Kind::Dir if self.written == Written::Kernel => Body::Dir(self.kernel_dir(path, is_root)),
             Kind::Dir => Body::Dir(self.dir(path, is_root)),
             Kind::CharDev | Kind::BlockDev => panic!("{}: {kind:?} in a layer", path.display()),
@@ -291,7 +297,9 @@ impl Reader<'_> {
             let found = self.ground.look(&file);
             assert_eq!(found.kind, Kind::File, "{}: a marker is a file", file.display());
             let content = OsString::from_vec(found.content);
-            if name == REDIRECT {
+            if is_root && name == DEVICES {
+                assert!(content.is_empty(), "{}: the mark is an empty file", file.display());
+            } else if name == REDIRECT {
                 let to = Path::new(&content).strip_prefix("/").expect("a redirect is an absolute path");
                 dir.redirect = Some(to.to_owned());
             } else if name == OPAQUE {

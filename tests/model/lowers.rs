@@ -108,30 +108,39 @@ fn item() -> impl Strategy<Value = Item> {
     (prop::collection::vec(name(), 1..=3), meta(), what).prop_map(|(path, meta, what)| Item { path, meta, what })
 }
 
-/// The items of one to four layers, the top one first.
-pub fn stack() -> impl Strategy<Value = Vec<Vec<Item>>> {
-    prop::collection::vec(prop::collection::vec(item(), 0..14), 1..=4)
+/// The items of one layer.
+pub fn items() -> impl Strategy<Value = Vec<Item>> {
+    prop::collection::vec(item(), 0..14)
 }
 
-/// Makes the layers, the top one first, without what the filesystem cannot hold.
-pub fn build(stack: &[Vec<Item>], abilities: Abilities) -> Vec<Object> {
+/// The items of one to four layers, the top one first.
+pub fn stack() -> impl Strategy<Value = Vec<Vec<Item>>> {
+    prop::collection::vec(items(), 1..=4)
+}
+
+/// Makes the layers, the top one first, without what the filesystem cannot hold. `ids` counts the objects.
+pub fn build(stack: &[Vec<Item>], abilities: Abilities, ids: &mut u64) -> Vec<Object> {
+    let mut layers: Vec<Object> = Vec::new();
+    for items in stack.iter().rev() {
+        layers.insert(0, build_layer(items, &layers, abilities, ids));
+    }
+    layers
+}
+
+/// Makes one layer above those `below`.
+pub fn build_layer(items: &[Item], below: &[Object], abilities: Abilities, ids: &mut u64) -> Object {
     let holds = |item: &&Item| {
         let name_max = abilities.rules.name_max;
         item.path.iter().all(|name| name.len() <= name_max) && (abilities.full || !matches!(item.what, What::Node(_)))
     };
-    let mut ids = 0;
-    let mut layers: Vec<Object> = Vec::new();
-    for items in stack.iter().rev() {
-        let mut root = directory(Meta { mode: 0o755, uid: 0, gid: 0, mtime: (1, 1) }, &mut ids);
-        for item in items.iter().filter(holds) {
-            let before = root.clone();
-            if put(&mut root, item, &layers, &mut ids).is_none() {
-                root = before;
-            }
+    let mut root = directory(Meta { mode: 0o755, uid: 0, gid: 0, mtime: (1, 1) }, ids);
+    for item in items.iter().filter(holds) {
+        let before = root.clone();
+        if put(&mut root, item, below, ids).is_none() {
+            root = before;
         }
-        layers.insert(0, root);
     }
-    layers
+    root
 }
 
 fn directory(meta: Meta, ids: &mut u64) -> Object {

@@ -1,6 +1,7 @@
 //! Random sequences of operations against an in-memory reference of a filesystem, through every door: a directory of the host (which checks
-//! the reference itself), the engine's API, and the scheme through the delegate. The layers lie in directories of the host, or on a redoxfs
-//! that the delegate plays.
+//! the reference itself), the engine's API, and the scheme through the delegate. The layers lie in directories of the host (most in memory,
+//! where no sync waits for a disk), or on a redoxfs that the delegate plays. Half of the overlays may remember few names. Between two mounts
+//! lower layers come, go and change places, and `overlayfs-fsck` repairs with one of them forgotten.
 //!
 //! The cases are the same in every run, so that a failure is the change's that it follows. To look for more:
 //! `PROPTEST_RNG_SEED=$RANDOM PROPTEST_CASES=5000 cargo test --test model`; with `TMPDIR` on another filesystem, over that one.
@@ -28,7 +29,8 @@ use engine::Engine;
 use ground::Ground;
 use host::Host;
 use layer::Written;
-use run::{Abilities, Mount};
+use run::{Abilities, Case, Mount};
+use test_common::Stage;
 #[cfg(not(shuttle))]
 use threads::Size;
 use tree::Rules;
@@ -41,7 +43,7 @@ fn check<D: Door>(
     kept: &'static str,
     cases: u32,
     abilities: Abilities,
-    ground: &dyn Fn() -> Box<dyn Ground>,
+    ground: &dyn Fn(&Case) -> Box<dyn Ground>,
     mount: Mount<'_, D>,
 ) {
     let cases =
@@ -56,90 +58,91 @@ fn check<D: Door>(
         failure_persistence: Some(Box::new(FileFailurePersistence::Direct(kept))),
         ..Config::default()
     };
-    let result = TestRunner::new(config)
-        .run(&run::case(abilities), |(stack, ops)| run::run(&stack, &ops, abilities, ground(), mount));
+    let result =
+        TestRunner::new(config).run(&run::case(abilities), |case| run::run(&case, abilities, ground(&case), mount));
     if let Err(error) = result {
         panic!("{error}");
     }
 }
 
 /// What doors can do whose layers are on the host.
-const ON_HOST: Rules = Rules { reserves: true, follows: false, name_max: 255 };
+const ON_HOST: Rules = Rules { reserves: true, devices: true, follows: false, name_max: 255 };
 /// What those can do whose layers are on redoxfs.
 const ON_REDOXFS: Rules = Rules { name_max: NAME_MAX, ..ON_HOST };
 
-fn host() -> Box<dyn Ground> {
-    Box::new(ground::Host::new())
+fn host(case: &Case) -> Box<dyn Ground> {
+    Box::new(ground::Host::new(if case.in_memory { Stage::in_memory() } else { Stage::new() }))
 }
 
-fn redoxfs() -> Box<dyn Ground> {
+fn redoxfs(_: &Case) -> Box<dyn Ground> {
     Box::new(ground::Redoxfs::new())
 }
 
 #[test]
 fn the_reference_does_what_the_host_does() {
     let rules = Rules { reserves: false, ..ON_HOST };
-    let abilities = Abilities { rules, bytes: true, full: true, layers: None };
+    let abilities = Abilities { rules, bytes: true, full: true, linux: true, layers: None, check: None };
     let kept = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/model/proptest-regressions/host.txt");
-    check(kept, 100, abilities, &host, &|_, root| Host::new(root, false));
+    check(kept, 100, abilities, &host, &|stacked| Host::new(stacked.upper, false));
 }
 
 #[test]
 fn the_reference_follows_symlinks_as_the_host_does() {
     let rules = Rules { reserves: false, follows: true, ..ON_HOST };
-    let abilities = Abilities { rules, bytes: true, full: true, layers: None };
+    let abilities = Abilities { rules, bytes: true, full: true, linux: true, layers: None, check: None };
     let kept = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/model/proptest-regressions/host-follows.txt");
-    check(kept, 100, abilities, &host, &|_, root| Host::new(root, true));
+    check(kept, 100, abilities, &host, &|stacked| Host::new(stacked.upper, true));
 }
 
 #[test]
 fn the_engine_does_what_the_reference_does() {
-    let abilities = Abilities { rules: ON_HOST, bytes: true, full: true, layers: Some(Written::Native) };
+    let layers = Some(Written::Native);
+    let abilities =
+        Abilities { rules: ON_HOST, bytes: true, full: true, linux: true, layers, check: Some(engine::check_layers) };
     let kept = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/model/proptest-regressions/engine.txt");
-    check(kept, 400, abilities, &host, &|lowers, upper| Engine::new(engine::mount(lowers, upper)));
-}
-
-#[test]
-fn the_engine_does_so_while_it_forgets() {
-    let abilities = Abilities { rules: ON_HOST, bytes: true, full: true, layers: Some(Written::Native) };
-    let kept = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/model/proptest-regressions/engine-forgets.txt");
-    check(kept, 100, abilities, &host, &|lowers, upper| Engine::new(engine::mount_forgetful(lowers, upper, 4)));
+    check(kept, 250, abilities, &host, &|stacked| Engine::new(engine::mount(stacked)));
 }
 
 #[test]
 fn the_engine_does_so_in_the_kernels_format() {
-    let rules = Rules { reserves: false, ..ON_HOST };
-    let abilities = Abilities { rules, bytes: true, full: true, layers: Some(Written::Kernel) };
+    let rules = Rules { reserves: false, devices: false, ..ON_HOST };
+    let layers = Some(Written::Kernel);
+    let abilities =
+        Abilities { rules, bytes: true, full: true, linux: true, layers, check: Some(engine::check_layers_kernel) };
     let kept = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/model/proptest-regressions/engine-kernel.txt");
-    check(kept, 400, abilities, &host, &|lowers, upper| Engine::new(engine::mount_kernel(lowers, upper)));
+    check(kept, 250, abilities, &host, &|stacked| Engine::new(engine::mount_kernel(stacked)));
 }
 
 #[test]
 fn the_engine_does_so_over_redoxfs() {
-    let abilities = Abilities { rules: ON_REDOXFS, bytes: false, full: false, layers: Some(Written::Native) };
+    let layers = Some(Written::Native);
+    let abilities = Abilities { rules: ON_REDOXFS, bytes: false, full: false, linux: false, layers, check: None };
     let kept = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/model/proptest-regressions/engine-redoxfs.txt");
-    check(kept, 400, abilities, &redoxfs, &|lowers, upper| Engine::new(engine::mount_redoxfs(lowers, upper)));
+    check(kept, 250, abilities, &redoxfs, &|stacked| Engine::new(engine::mount_redoxfs(stacked)));
 }
 
 #[test]
 fn the_scheme_does_what_the_reference_does() {
     let rules = Rules { follows: true, ..ON_HOST };
-    let abilities = Abilities { rules, bytes: false, full: true, layers: Some(Written::Native) };
+    let layers = Some(Written::Native);
+    let abilities =
+        Abilities { rules, bytes: false, full: true, linux: false, layers, check: Some(engine::check_layers) };
     let kept = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/model/proptest-regressions/scheme.txt");
-    check(kept, 200, abilities, &host, &|lowers, upper| scheme::serve(engine::mount(lowers, upper)));
+    check(kept, 120, abilities, &host, &|stacked| scheme::serve(engine::mount(stacked)));
 }
 
 #[test]
 fn the_scheme_does_so_over_redoxfs() {
     let rules = Rules { follows: true, ..ON_REDOXFS };
-    let abilities = Abilities { rules, bytes: false, full: false, layers: Some(Written::Native) };
+    let layers = Some(Written::Native);
+    let abilities = Abilities { rules, bytes: false, full: false, linux: false, layers, check: None };
     let kept = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/model/proptest-regressions/scheme-redoxfs.txt");
-    check(kept, 200, abilities, &redoxfs, &|lowers, upper| scheme::serve(engine::mount_redoxfs(lowers, upper)));
+    check(kept, 120, abilities, &redoxfs, &|stacked| scheme::serve(engine::mount_redoxfs(stacked)));
 }
 
 /// How much the threads do to one stack of layers.
 #[cfg(not(shuttle))]
-const THREADS: Size = Size { threads: 8, ops: 5, rounds: 12, mounts: 2, exchanges: true, ranges: false };
+const THREADS: Size = Size { threads: 8, ops: 5, rounds: 12, mounts: 2, exchanges: true, large: true, linux: false };
 
 /// Has threads work on `stages` stacks of layers, or as many as `THREADS_STAGES` says.
 #[cfg(not(shuttle))]
@@ -159,25 +162,33 @@ fn check_threads<D: Door<Handle: Send> + Send>(
 #[cfg(not(shuttle))]
 #[test]
 fn threads_in_the_engine_are_answered_as_in_some_order() {
-    check_threads(6, Size { ranges: true, ..THREADS }, &host, &|lowers, upper| {
-        let engine = Engine::new(engine::mount_slowed(lowers, upper, std::thread::yield_now));
-        vec![engine; THREADS.threads]
-    });
+    check_threads(
+        3,
+        Size { linux: true, ..THREADS },
+        &|| Box::new(ground::Host::new(Stage::in_memory())),
+        &|stacked| {
+            let engine = Engine::new(engine::mount_slowed(stacked, std::thread::yield_now));
+            vec![engine; THREADS.threads]
+        },
+    );
 }
 
 #[cfg(not(shuttle))]
 #[test]
 fn threads_over_redoxfs_are_answered_as_in_some_order() {
-    check_threads(3, Size { exchanges: false, ..THREADS }, &redoxfs, &|lowers, upper| {
-        vec![Engine::new(engine::mount_redoxfs(lowers, upper)); THREADS.threads]
-    });
+    check_threads(
+        3,
+        Size { exchanges: false, large: false, ..THREADS },
+        &|| Box::new(ground::Redoxfs::new()),
+        &|stacked| vec![Engine::new(engine::mount_redoxfs(stacked)); THREADS.threads],
+    );
 }
 
 #[cfg(not(shuttle))]
 #[test]
 fn clients_of_the_scheme_are_answered_as_in_some_order() {
-    check_threads(3, THREADS, &host, &|lowers, upper| {
-        let scheme = scheme::serve(engine::mount_slowed(lowers, upper, std::thread::yield_now));
+    check_threads(3, THREADS, &|| Box::new(ground::Host::new(Stage::in_memory())), &|stacked| {
+        let scheme = scheme::serve(engine::mount_slowed(stacked, std::thread::yield_now));
         (0..THREADS.threads).map(|_| scheme.another()).collect()
     });
 }

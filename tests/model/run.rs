@@ -1,7 +1,7 @@
 //! Random operations, run on the reference and through a door at once, and the comparison of the two.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::fmt::{Debug, Write as _};
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use proptest::test_runner::TestCaseError;
 use syscall::error::{EINVAL, ENOENT};
 
 use crate::Kind;
-use crate::door::{At, Door};
+use crate::door::{At, Door, Listed, Part};
 use crate::ground::Ground;
 use crate::layer::{self, MARKER, Meta, Object, Written};
 use crate::lowers::{self, Item};
@@ -42,6 +42,8 @@ pub enum Whom {
 #[derive(Clone, Debug)]
 pub enum Op {
     Create(Sel, Kind, u32, (u32, u32), OsString),
+    /// Makes a file without a name, which is held.
+    Temp(usize, Sel, u32, (u32, u32)),
     Link(Whom, Sel),
     Unlink(Sel),
     RemoveDir(Sel),
@@ -58,10 +60,25 @@ pub enum Op {
     SetTimes(Whom, i64, u32),
     Sync(Whom),
     List(Whom, usize),
+    /// Goes on with the listing of a directory that is held, or begins one.
+    ListOn(Index, usize),
     /// Leave the overlay and mount the same layers again.
     Remount,
     /// Leave the overlay and mount its upper layer as the top lower layer of a new one.
     Stack,
+    /// Leave the overlay and mount its upper layer over other lower layers.
+    Change(Change),
+    /// Leave the overlay, have the upper layer repaired with one of the lower layers forgotten, and then with all.
+    Forget(Index),
+}
+
+/// What becomes of the lower layers.
+#[derive(Clone, Debug)]
+pub enum Change {
+    /// Another one comes on top.
+    Add(Vec<Item>),
+    Remove(Index),
+    Swap(Index, Index),
 }
 
 /// What a door can be asked.
@@ -72,8 +89,30 @@ pub struct Abilities {
     pub bytes: bool,
     /// Sockets and FIFOs can be made, renames can exchange.
     pub full: bool,
+    /// Files can be made without a name, renames can ask for a device at the old name.
+    pub linux: bool,
     /// There are layers to mount again, of which the upper one is written so.
     pub layers: Option<Written>,
+    /// Has a check repair the upper layer over these lower ones.
+    pub check: Option<fn(&[PathBuf], &Path) -> Checked>,
+}
+
+/// What a check has found.
+pub struct Checked {
+    pub found: Vec<String>,
+    /// It says that the lower layers are others.
+    pub is_told: bool,
+}
+
+/// Lower layers, how they lie and are mounted, and the operations to run above them.
+#[derive(Clone, Debug)]
+pub struct Case {
+    stack: Vec<Vec<Item>>,
+    /// They lie in memory, and not on a disk.
+    pub in_memory: bool,
+    /// How many names are remembered, unless as many as is usual.
+    known_max: Option<usize>,
+    ops: Vec<Op>,
 }
 
 /// From here on an inode number says nothing of the object.
@@ -122,6 +161,7 @@ fn op(abilities: Abilities) -> BoxedStrategy<Op> {
     let (sel, existing, whom) = (|| sel(abilities), || existing(abilities), || whom(abilities));
     let full = prop_oneof![Just(RenameMode::NoReplace), Just(RenameMode::Exchange)];
     let rename = some(Just(RenameMode::Replace), 50, true, full);
+    let rename = some(rename, 15, abilities.linux, Just(RenameMode::Whiteout));
     let kind = prop_oneof![4 => Just(Kind::File), 6 => Just(Kind::Dir), 1 => Just(Kind::Symlink)];
     let kind = some(kind, 15, true, prop_oneof![Just(Kind::Fifo), Just(Kind::Socket)]);
     let owner = (lowers::id(), lowers::id());
@@ -149,17 +189,44 @@ fn op(abilities: Abilities) -> BoxedStrategy<Op> {
             .prop_map(|(whom, sec, nsec)| Op::SetTimes(whom, sec, nsec)),
         1 => whom().prop_map(Op::Sync),
         2 => (whom(), 1usize..5).prop_map(|(whom, chunk)| Op::List(whom, chunk)),
+        6 => (any::<Index>(), 1usize..4).prop_map(|(index, chunk)| Op::ListOn(index, chunk)),
     ];
-    some(op, 5, abilities.layers.is_some(), prop_oneof![2 => Just(Op::Remount), 1 => Just(Op::Stack)])
+    let temp = (
+        0usize..6,
+        prop_oneof![any::<Index>().prop_map(Sel::Any), sel()],
+        lowers::mode(),
+        (lowers::id(), lowers::id()),
+    )
+        .prop_map(|(slot, sel, mode, owner)| Op::Temp(slot, sel, mode, owner));
+    let op = some(op, 5, abilities.linux, temp);
+    let change = prop_oneof![
+        2 => lowers::items().prop_map(Change::Add),
+        1 => any::<Index>().prop_map(Change::Remove),
+        1 => (any::<Index>(), any::<Index>()).prop_map(|(one, other)| Change::Swap(one, other)),
+    ];
+    let change = prop_oneof![2 => change.prop_map(Op::Change), 1 => any::<Index>().prop_map(Op::Forget)];
+    let mounts = prop_oneof![2 => Just(Op::Remount), 1 => Just(Op::Stack)];
+    let mounts = some(mounts, 60, abilities.layers.is_some(), change);
+    some(op, 6, abilities.layers.is_some(), mounts)
 }
 
-/// Lower layers and the operations to run above them.
-pub fn case(abilities: Abilities) -> impl Strategy<Value = (Vec<Vec<Item>>, Vec<Op>)> {
-    (lowers::stack(), prop::collection::vec(op(abilities), 1..40))
+pub fn case(abilities: Abilities) -> impl Strategy<Value = Case> {
+    let known_max = prop::option::of(0usize..12);
+    (lowers::stack(), prop::bool::weighted(0.8), known_max, prop::collection::vec(op(abilities), 1..40))
+        .prop_map(|(stack, in_memory, known_max, ops)| Case { stack, in_memory, known_max, ops })
 }
 
-/// Mounts the layers at these paths: the lower ones, top first, and the upper one. Without layers, the tree is in the latter.
-pub type Mount<'a, D> = &'a dyn Fn(&[PathBuf], &Path) -> D;
+/// The layers to mount: the lower ones, top first, and the upper one. Without layers, the tree is in the latter.
+pub struct Stacked<'a> {
+    pub lowers: &'a [PathBuf],
+    pub upper: &'a Path,
+    pub known_max: Option<usize>,
+    /// The upper layer was once mounted over others, so that it may hide what is not there.
+    pub changed: bool,
+}
+
+/// Mounts layers.
+pub type Mount<'a, D> = &'a dyn Fn(&Stacked<'_>) -> D;
 
 type Check<T = ()> = Result<T, TestCaseError>;
 
@@ -176,7 +243,12 @@ struct Pair<'a, D: Door> {
     upper: PathBuf,
     /// How many objects of layers were given numbers.
     ids: u64,
+    known_max: Option<usize>,
+    /// Whether the lower layers are not always those of the first mount of the upper one.
+    changed: bool,
     tree: Tree,
+    /// The listings that are not at their end, by the number of what is listed.
+    listings: BTreeMap<usize, Listing>,
     /// The inode number of every object that was seen in this stack of layers.
     inodes: BTreeMap<Id, u64>,
     /// What files with several names in a lower layer hold there.
@@ -184,15 +256,18 @@ struct Pair<'a, D: Door> {
     log: RefCell<String>,
 }
 
+/// A listing that somebody reads in pieces.
+struct Listing {
+    after: u64,
+    told: HashSet<OsString>,
+    /// The names that were there all the time.
+    stay: BTreeSet<OsString>,
+}
+
 /// Runs one case. The error says what differs after which operations.
-pub fn run<D: Door>(
-    stack: &[Vec<Item>],
-    ops: &[Op],
-    abilities: Abilities,
-    mut ground: Box<dyn Ground>,
-    mount: Mount<'_, D>,
-) -> Check {
-    let layers = lowers::build(stack, abilities);
+pub fn run<D: Door>(case: &Case, abilities: Abilities, mut ground: Box<dyn Ground>, mount: Mount<'_, D>) -> Check {
+    let mut ids = 0;
+    let layers = lowers::build(&case.stack, abilities, &mut ids);
     let mut lowers = Vec::new();
     for (number, layer) in layers.into_iter().enumerate() {
         let path = ground.layer(&format!("lower{number}"));
@@ -214,13 +289,16 @@ pub fn run<D: Door>(
         ground,
         upper: PathBuf::new(),
         lowers,
-        ids: 1 << 32,
+        ids,
+        known_max: case.known_max,
+        changed: false,
+        listings: BTreeMap::new(),
         inodes: BTreeMap::new(),
         linked: linked_files(&tree),
         tree,
         log: RefCell::default(),
     };
-    let result = pair.run(ops);
+    let result = pair.run(&case.ops);
     let log = pair.log.take();
     result.map_err(|error| match error {
         TestCaseError::Fail(reason) => TestCaseError::fail(format!("{reason}\nafter:\n{log}")),
@@ -231,7 +309,7 @@ pub fn run<D: Door>(
 /// What files with several names in a lower layer hold.
 fn linked_files(tree: &Tree) -> HashMap<Id, Vec<u8>> {
     let nodes = tree.nodes.iter().enumerate().filter(|(_, node)| node.linked_below);
-    nodes.map(|(id, node)| (id, node.data.clone())).collect()
+    nodes.map(|(id, node)| (id, node.data.to_vec())).collect()
 }
 
 fn merge(lowers: &[(PathBuf, Object)]) -> Object {
@@ -248,6 +326,7 @@ impl<D: Door> Pair<'_, D> {
         self.compare()?;
         for (step, op) in ops.iter().enumerate() {
             self.step(op)?;
+            self.watch_listings();
             if step % 8 == 7 {
                 self.compare()?;
             }
@@ -264,7 +343,8 @@ impl<D: Door> Pair<'_, D> {
 
     /// Makes an empty upper layer. The root of the merged tree has its attributes.
     fn new_upper(&mut self) {
-        self.upper = self.ground.layer(&format!("upper{}", self.lowers.len()));
+        self.ids += 1;
+        self.upper = self.ground.layer(&format!("upper{}", self.ids));
         if self.abilities.layers.is_some() {
             let (mode, owner) = (0o750, Owner { uid: 1000, gid: 1001 });
             self.ground.set_meta(&self.upper, &Meta { mode, uid: owner.uid, gid: owner.gid, mtime: (1, 1) });
@@ -280,13 +360,17 @@ impl<D: Door> Pair<'_, D> {
         if self.abilities.layers.is_none() {
             layer::write(&*self.ground, &merge(&self.lowers), &self.upper);
         }
-        self.door = Some((self.mount)(&paths, &self.upper));
+        let Self { known_max, changed, .. } = *self;
+        self.door = Some((self.mount)(&Stacked { lowers: &paths, upper: &self.upper, known_max, changed }));
     }
 
     /// Leaves the mount, and looks at what it left in the upper layer. Answers that layer.
     fn leave(&mut self) -> Check<Option<Object>> {
-        self.handles.clear();
+        for handle in std::mem::take(&mut self.handles).into_values() {
+            self.door().close(handle);
+        }
         self.tree.handles.clear();
+        self.listings.clear();
         // Numbers from a counter, for the few objects whose own was taken, are those of one mount.
         self.inodes.retain(|_, number| *number < COUNTED);
         self.door = None;
@@ -328,17 +412,94 @@ impl<D: Door> Pair<'_, D> {
             _ => prop_assert_eq!(meta.mode, node.mode, "mode of {:?} on disk", path),
         }
         if let layer::Body::File(bytes) = &object.body {
-            prop_assert!(*bytes == node.data, "contents of {:?} in the layers on disk differ", path);
+            prop_assert!(*bytes == *node.data, "contents of {:?} in the layers on disk differ", path);
         }
         Ok(())
     }
 
-    fn remount(&mut self, stack: bool) -> Check {
+    fn remount(&mut self) -> Check {
+        self.leave()?;
+        self.enter();
+        self.compare()
+    }
+
+    /// Mounts the upper layer over other lower layers. What is seen then is what the words of the format say of them.
+    fn change(&mut self, change: &Change) -> Check {
         let Some(upper) = self.leave()? else { return Ok(()) };
-        if !stack {
+        let mut lowers = self.lowers.clone();
+        match change {
+            Change::Add(items) => {
+                let below: Vec<_> = lowers.iter().map(|(_, layer)| layer.clone()).collect();
+                let layer = lowers::build_layer(items, &below, self.abilities, &mut self.ids);
+                let path = self.ground.layer(&format!("newer{}", self.ids));
+                layer::write(&*self.ground, &layer, &path);
+                self.ground.guard(&path);
+                self.say(format!("with another layer on top, at {}:\n{}", path.display(), Shown(&layer)));
+                lowers.insert(0, (path, layer));
+            }
+            Change::Remove(_) if lowers.len() == 1 => {}
+            Change::Remove(index) => {
+                let (path, _) = lowers.remove(index.index(lowers.len()));
+                self.say(format!("without the layer {}", path.display()));
+            }
+            Change::Swap(one, other) => {
+                let (one, other) = (one.index(lowers.len()), other.index(lowers.len()));
+                self.say(format!("with the layers {one} and {other} in the place of each other"));
+                lowers.swap(one, other);
+            }
+        }
+        let all: Vec<_> = [&upper].into_iter().chain(lowers.iter().map(|(_, layer)| layer)).cloned().collect();
+        if !layer::is_a_tree(&all) {
+            self.say("which would show a directory twice");
             self.enter();
             return self.compare();
         }
+        self.lowers = lowers;
+        self.changed = true;
+        self.inodes.clear();
+        let before = std::mem::replace(
+            &mut self.tree,
+            Tree::new(&layer::merge(&all), &layer::linked(all.iter()), self.abilities.rules),
+        );
+        self.tree.nodes[ROOT].mtime = None;
+        // Names of a file that has several in a lower layer may show a copy that was made of it under another.
+        let linked = |id: &Id| before.node(*id).linked_below;
+        let names: Vec<_> = before.paths().into_iter().filter(|(_, id)| linked(id)).map(|(path, _)| path).collect();
+        let mut contents: Vec<_> =
+            before.nodes.into_iter().filter(|node| node.linked_below).map(|node| node.data.to_vec()).collect();
+        contents.extend(std::mem::take(&mut self.linked).into_values());
+        for path in names {
+            if let Some(node) = self.tree.at(&path).map(|now| &mut self.tree.nodes[now]) {
+                node.linked_below |= node.kind != Kind::Dir;
+            }
+        }
+        self.enter();
+        self.relink(&|_, bytes| contents.iter().any(|data| data == bytes))?;
+        self.compare()
+    }
+
+    /// Has the upper layer repaired by somebody who forgets a lower layer, which says so and takes nothing away that is needed.
+    fn repair_without(&mut self, index: &Index) -> Check {
+        let Some(check) = self.abilities.check.filter(|_| self.lowers.len() > 1) else { return Ok(()) };
+        self.leave()?;
+        let mut paths: Vec<_> = self.lowers.iter().map(|(path, _)| path.clone()).collect();
+        let forgotten = index.index(paths.len());
+        self.say(format!("repaired without the layer {forgotten}"));
+        let path = paths.remove(forgotten);
+        prop_assert!(check(&paths, &self.upper).is_told, "a check does not say that a lower layer is missing");
+        paths.insert(forgotten, path);
+        let Checked { found, is_told } = check(&paths, &self.upper);
+        prop_assert!(!is_told, "a check says that the lower layers are others");
+        prop_assert!(found.is_empty() || self.changed, "after a repair with one layer forgotten: {:?}", found);
+        // What it shows is what it showed.
+        self.enter();
+        self.compare()
+    }
+
+    /// Mounts the upper layer as the top lower layer of a new one.
+    fn stack(&mut self) -> Check {
+        let Some(upper) = self.leave()? else { return Ok(()) };
+        self.changed = false;
         self.inodes.clear();
         self.ground.guard(&self.upper);
         self.lowers.insert(0, (self.upper.clone(), upper));
@@ -348,13 +509,13 @@ impl<D: Door> Pair<'_, D> {
         }
         let changed = std::mem::take(&mut self.linked);
         self.enter();
-        self.relink(&changed)?;
+        self.relink(&|id, bytes| changed.get(&id).is_some_and(|old| *old == bytes))?;
         self.compare()
     }
 
     /// When the upper layer has become a lower one, which has none of what its overlay remembered, the names of a file that were links in a
     /// lower layer may name several files, each with the old or the new contents. Makes the reference follow.
-    fn relink(&mut self, before: &HashMap<Id, Vec<u8>>) -> Check {
+    fn relink(&mut self, is_old: &dyn Fn(Id, &[u8]) -> bool) -> Check {
         let mut files: HashMap<u64, Id> = HashMap::new();
         for (path, id) in self.tree.paths() {
             let node = self.tree.node(id).clone();
@@ -369,9 +530,11 @@ impl<D: Door> Pair<'_, D> {
             let mut real = tree::Node { names: 0, unseen: stat.nlink, mtime: None, ..node };
             if stat.kind == Kind::File {
                 let bytes = door.read(&handle, 0, 8 << 20).map_err(|errno| fail(&path, "read", errno))?;
-                let old = before.get(&id).is_some_and(|old| *old == bytes);
-                prop_assert!(old || bytes == real.data, "contents of {path:?} after a remount: neither old nor new");
-                real.data = bytes;
+                prop_assert!(
+                    is_old(id, &bytes) || bytes == *real.data,
+                    "contents of {path:?} after a remount: neither old nor new"
+                );
+                real.data = bytes.into();
             }
             (real.mode, real.owner) = (stat.mode, Owner { uid: stat.uid, gid: stat.gid });
             let new = *files.entry(stat.ino).or_insert_with(|| {
@@ -384,7 +547,7 @@ impl<D: Door> Pair<'_, D> {
             let node = &mut self.tree.nodes[*id];
             node.unseen = node.unseen.saturating_sub(node.names);
         }
-        self.linked = files.into_values().map(|id| (id, self.tree.node(id).data.clone())).collect();
+        self.linked = files.into_values().map(|id| (id, self.tree.node(id).data.to_vec())).collect();
         Ok(())
     }
 
@@ -482,6 +645,15 @@ impl<D: Door> Pair<'_, D> {
         self.door.as_ref().expect("mounted")
     }
 
+    /// Holds an object, in place of what was held there.
+    fn hold(&mut self, slot: usize, id: Id, handle: D::Handle) {
+        self.listings.remove(&slot);
+        self.tree.handles.insert(slot, id);
+        if let Some(before) = self.handles.insert(slot, handle) {
+            self.door().close(before);
+        }
+    }
+
     fn step(&mut self, op: &Op) -> Check {
         let special = |kind| !matches!(kind, Kind::File | Kind::Dir | Kind::Symlink);
         match op {
@@ -494,6 +666,19 @@ impl<D: Door> Pair<'_, D> {
                 let real = self.door().create(&self.at(&place), *kind, *mode, owner, target);
                 let what = format!("create {} {kind:?} {mode:o} {}:{}", show(&place), owner.uid, owner.gid);
                 self.agree(what, model, real)?;
+            }
+            Op::Temp(slot, sel, mode, owner) => {
+                let Some(place) = self.place(sel) else { return Ok(()) };
+                let owner = Owner { uid: owner.0, gid: owner.1 };
+                let model = self.tree.create_temp(&place, *mode, owner);
+                let (handle, real) = match self.door().create_temp(&self.at(&place), *mode, owner) {
+                    Ok(handle) => (Some(handle), Ok(())),
+                    Err(errno) => (None, Err(errno)),
+                };
+                let what = format!("create a file without a name in {} as #{slot}", show(&place));
+                if let Some(id) = self.agree(what, model, real)? {
+                    self.hold(*slot, id, handle.expect("opened"));
+                }
             }
             Op::Link(whom, sel) => self.link(whom, sel)?,
             Op::Unlink(sel) => {
@@ -528,8 +713,7 @@ impl<D: Door> Pair<'_, D> {
                     Err(errno) => (None, Err(errno)),
                 };
                 if let Some(id) = self.agree(format!("open {} as #{slot}", show(&place)), model, real)? {
-                    self.tree.handles.insert(*slot, id);
-                    self.handles.insert(*slot, handle.expect("opened"));
+                    self.hold(*slot, id, handle.expect("opened"));
                 }
             }
             Op::Close(index) => {
@@ -538,7 +722,9 @@ impl<D: Door> Pair<'_, D> {
                     let slot = index.get(&slots);
                     self.say(format!("close #{slot}"));
                     self.tree.handles.remove(slot);
-                    self.handles.remove(slot);
+                    self.listings.remove(slot);
+                    let handle = self.handles.remove(slot).expect("held");
+                    self.door().close(handle);
                 }
             }
             Op::Read(whom, offset, len) => {
@@ -609,16 +795,70 @@ impl<D: Door> Pair<'_, D> {
                     "listing: {expected:?} {listed:?}"
                 );
             }
+            Op::ListOn(index, chunk) => self.list_on(index, *chunk)?,
             Op::Remount => {
                 self.say("remount");
-                self.remount(false)?;
+                self.remount()?;
             }
             Op::Stack => {
                 self.say("remount with the upper layer as a lower one");
-                self.remount(true)?;
+                self.stack()?;
+            }
+            Op::Change(change) => {
+                self.say("remount");
+                self.change(change)?;
+            }
+            Op::Forget(index) => self.repair_without(index)?,
+        }
+        Ok(())
+    }
+
+    fn list_on(&mut self, index: &Index, chunk: usize) -> Check {
+        let tree = &self.tree;
+        let slots: Vec<_> = tree.handles.iter().filter(|(_, id)| tree.node(**id).kind == Kind::Dir).collect();
+        if slots.is_empty() {
+            return Ok(());
+        }
+        let (slot, id) = *index.get(&slots);
+        let (slot, there) = (*slot, &tree.node(*id).entries);
+        let mut listing = self.listings.remove(&slot).unwrap_or_else(|| Listing {
+            after: 0,
+            told: HashSet::new(),
+            stay: there.keys().cloned().collect(),
+        });
+        self.say(format!("list #{slot} from {} on", listing.after));
+        let door = self.door.as_ref().expect("mounted");
+        let part = match door.list_part(&self.handles[&slot], listing.after, chunk) {
+            // A directory that was removed has no entries.
+            Err(ENOENT) if tree.node(*id).names == 0 => Ok(Part { listed: Vec::new(), next: None }),
+            part => part,
+        };
+        let part = part.map_err(|errno| fail(&PathBuf::from(format!("#{slot}")), "list", errno))?;
+        for Listed { name, .. } in part.listed {
+            prop_assert!(there.contains_key(&name), "{:?} is listed in #{}, and is not there", name, slot);
+            let again = !listing.told.insert(name.clone());
+            prop_assert!(!again || !listing.stay.contains(&name), "{:?} is listed twice in #{}", name, slot);
+        }
+        match part.next {
+            Some(after) => {
+                listing.after = after;
+                self.listings.insert(slot, listing);
+            }
+            None => {
+                let missing = listing.stay.iter().find(|name| !listing.told.contains(*name));
+                prop_assert!(missing.is_none(), "{:?} is not listed in #{}", missing, slot);
             }
         }
         Ok(())
+    }
+
+    /// Notes which names are not there all the time while a directory is listed.
+    fn watch_listings(&mut self) {
+        let Self { tree, listings, .. } = self;
+        for (slot, listing) in listings {
+            let there = &tree.node(tree.handles[slot]).entries;
+            listing.stay.retain(|name| there.contains_key(name));
+        }
     }
 
     fn link(&mut self, whom: &Whom, sel: &Sel) -> Check {
@@ -748,8 +988,8 @@ fn compare_node<D: Door>(
     if node.kind == Kind::File {
         prop_assert_eq!(stat.size, node.data.len() as u64, "size of {:?}", path);
         let bytes = door.read(handle, 0, node.data.len() + 10).map_err(|errno| fail(path, "read", errno))?;
-        let differs = bytes.iter().zip(&node.data).position(|(real, expected)| real != expected);
-        prop_assert!(bytes == node.data, "contents of {path:?}: {} bytes, differ at {differs:?}", bytes.len());
+        let differs = bytes.iter().zip(node.data.iter()).position(|(real, expected)| real != expected);
+        prop_assert!(bytes == *node.data, "contents of {path:?}: {} bytes, differ at {differs:?}", bytes.len());
     }
     let known = *inodes.entry(id).or_insert(stat.ino);
     prop_assert_eq!(stat.ino, known, "st_ino of {:?} has changed", path);

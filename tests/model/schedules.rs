@@ -14,6 +14,7 @@ use overlayfs::layer::counted::Counted;
 use shuttle::rand::{Rng, thread_rng};
 use shuttle::scheduler::{PctScheduler, RandomScheduler, ReplayScheduler, Scheduler};
 use shuttle::{Config, Runner};
+use test_common::Stage;
 
 use crate::engine::{self, Engine};
 use crate::ground::Host;
@@ -43,15 +44,15 @@ fn run(scheduler: impl Scheduler + 'static, test: impl Fn() + Send + Sync + 'sta
 
 fn random_operations(size: Size) -> impl Fn() + Send + Sync + 'static {
     move || {
-        threads::check(thread_rng().r#gen(), size, Box::new(Host::new()), &|lowers, upper| {
-            let overlay = engine::mount_slowed(lowers, upper, shuttle::thread::yield_now);
+        threads::check(thread_rng().r#gen(), size, Box::new(Host::new(Stage::in_memory())), &|stacked| {
+            let overlay = engine::mount_slowed(stacked, shuttle::thread::yield_now);
             let engine: Engine<Counted<OsLayer>> = Engine::new(overlay);
             vec![engine; size.threads]
         });
     }
 }
 
-const SMALL: Size = Size { threads: 3, ops: 3, rounds: 2, mounts: 1, exchanges: true, ranges: true };
+const SMALL: Size = Size { threads: 3, ops: 3, rounds: 2, mounts: 1, exchanges: true, large: false, linux: true };
 
 #[test]
 fn random_operations_in_random_orders() {

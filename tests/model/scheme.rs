@@ -19,7 +19,7 @@ use syscall::flag::{
 };
 
 use crate::Kind;
-use crate::door::{At, Door, Listed, Result};
+use crate::door::{At, Door, Listed, Part, Result};
 
 /// The type bits of a block device in a mode.
 const MODE_BLOCK: u16 = 0x6000;
@@ -279,30 +279,23 @@ impl Door for Scheme {
         handle.fd.fsync().map_err(errno)
     }
 
-    fn list(&self, handle: &Self::Handle, chunk: usize) -> Result<Vec<Listed>> {
-        let mut listed = Vec::new();
-        let (mut size, mut after) = (chunk * 32, 0);
-        loop {
+    fn list_part(&self, handle: &Self::Handle, after: u64, chunk: usize) -> Result<Part> {
+        let mut size = chunk * 32;
+        let (len, records) = loop {
             let mut records = vec![0; size];
-            let len = match handle.fd.getdents(&mut records, after) {
+            match handle.fd.getdents(&mut records, after) {
                 // Not even the first entry fits.
-                Err(error) if error.errno == EINVAL && size < LONGEST_RECORD => {
-                    size = LONGEST_RECORD;
-                    continue;
-                }
-                answer => answer.map_err(errno)?,
-            };
-            if len == 0 {
-                return Ok(listed);
+                Err(error) if error.errno == EINVAL && size < LONGEST_RECORD => size = LONGEST_RECORD,
+                answer => break (answer.map_err(errno)?, records),
             }
-            for entry in parse_dirents(&records[..len]).map_err(errno)? {
-                listed.push(Listed { name: entry.name.into(), ino: entry.ino, kind: listed_kind(entry.kind) });
-                after = entry.next;
-            }
-            if len + LONGEST_RECORD <= size {
-                // There was room for one more.
-                return Ok(listed);
-            }
-        }
+        };
+        let entries = parse_dirents(&records[..len]).map_err(errno)?;
+        let next = entries.last().map(|entry| entry.next);
+        let listed = entries
+            .into_iter()
+            .map(|entry| Listed { name: entry.name.into(), ino: entry.ino, kind: listed_kind(entry.kind) })
+            .collect();
+        // Where one more had fitted, this was the end.
+        Ok(Part { listed, next: next.filter(|_| len + LONGEST_RECORD > size) })
     }
 }

@@ -25,8 +25,8 @@ use crate::door::{At, Door};
 use crate::ground::Ground;
 use crate::history::{Answer, Event, Farthest, Op, Scene, Seen, State, explain};
 use crate::layer::{self, Body, Dir, Meta, Object, Written};
-use crate::run::Mount;
-use crate::tree::{Place, Rules, Tree};
+use crate::run::{Mount, Stacked};
+use crate::tree::{Data, Place, Rules, Tree};
 use crate::{Kind, Owner, RenameMode};
 
 /// How much is done.
@@ -41,17 +41,21 @@ pub struct Size {
     pub mounts: usize,
     /// Renames can exchange.
     pub exchanges: bool,
-    /// Ranges of files can be copied and reserved.
-    pub ranges: bool,
+    /// One file of the lower layers is large, and parts of it are used far behind its beginning.
+    pub large: bool,
+    /// Ranges of files can be copied and reserved, renames can leave a device.
+    pub linux: bool,
 }
 
 /// How many objects each thread holds: the first are directories.
 const HELD: usize = 6;
 const HELD_DIRS: usize = 3;
 const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
+/// The size of a large file, of which a part is copied when it is changed.
+const LARGE: usize = (1 << 20) + 5;
 
 /// Two layers in which names merge, hide and link.
-fn lowers() -> Vec<Object> {
+fn lowers(large: bool) -> Vec<Object> {
     let mut ids = 0;
     let mut object = |body| {
         ids += 1;
@@ -63,10 +67,11 @@ fn lowers() -> Vec<Object> {
         Body::Dir(Dir { entries, ..Dir::default() })
     };
     let file = |text: &str| Body::File(text.into());
+    let of_last = (0..if large { LARGE } else { 0 }).map(|at| (at % 251) as u8).collect();
     let linked = object(file("links"));
     let below = [("a", object(file("below"))), ("b", linked.clone()), ("e", object(dir(vec![])))];
     let below = object(dir(below.into()));
-    let deep = [("a", object(file("deep"))), ("c", object(file("")))];
+    let deep = [("a", object(file("deep"))), ("c", object(Body::File(of_last)))];
     let deep = object(dir(deep.into()));
     let bottom = [("a", object(file("bottom"))), ("b", linked), ("c", object(file("gone"))), ("d", below), ("e", deep)];
     let bottom = object(dir(bottom.into()));
@@ -88,7 +93,7 @@ pub fn check<D: Door<Handle: Send> + Send>(
     mount: Mount<'_, Vec<D>>,
 ) {
     let mut dice = Random(seed);
-    let layers = lowers();
+    let layers = lowers(size.large);
     let mut paths = Vec::new();
     for (number, layer) in layers.iter().enumerate() {
         let path = ground.layer(&format!("lower{number}"));
@@ -99,12 +104,13 @@ pub fn check<D: Door<Handle: Send> + Send>(
     let upper = ground.layer("upper");
     ground.set_meta(&upper, &layers[0].meta);
     let merged = layer::merge(&layers);
-    let rules = Rules { reserves: true, follows: false, name_max: 255 };
+    let rules = Rules { reserves: true, devices: size.linux, follows: false, name_max: 255 };
     let tree = Tree::new(&merged, &layer::linked(layers.iter()), rules);
     let mut state = State { tree, numbers: BTreeMap::new() };
     for _ in 0..size.mounts {
-        state =
-            rounds(mount(&paths, &upper), state, size, &mut dice).unwrap_or_else(|said| panic!("seed {seed}: {said}"));
+        let known_max = (dice.below(2) == 0).then(|| dice.below(10));
+        let doors = mount(&Stacked { lowers: &paths, upper: &upper, known_max, changed: false });
+        state = rounds(doors, state, size, &mut dice).unwrap_or_else(|said| panic!("seed {seed}: {said}"));
         check_layers(&*ground, &layers, &upper, &state.tree);
     }
     ground.check();
@@ -187,7 +193,11 @@ fn plan(number: usize, size: Size, dice: &mut Random) -> Vec<Op> {
     };
     let file = |dice: &mut Random| slot(number, HELD_DIRS + dice.below(HELD - HELD_DIRS));
     let any = |dice: &mut Random| slot(number, dice.below(HELD));
-    let op = |dice: &mut Random| match dice.below(if size.ranges { 28 } else { 25 }) {
+    let offset = |dice: &mut Random| {
+        let far = size.large && dice.below(6) == 0;
+        dice.below(8) + if far { *dice.one_of(&[100_000, LARGE - 5]) } else { 0 }
+    };
+    let op = |dice: &mut Random| match dice.below(if size.linux { 28 } else { 25 }) {
         0..4 => Op::Open(file(dice), place(dice)),
         4..6 => {
             Op::Create(place(dice), *dice.one_of(&[Kind::File, Kind::File, Kind::Dir]), 0o600 + dice.below(8) as u32)
@@ -198,18 +208,20 @@ fn plan(number: usize, size: Size, dice: &mut Random) -> Vec<Op> {
         10..14 => {
             let modes = [RenameMode::Replace, RenameMode::Replace, RenameMode::NoReplace, RenameMode::Exchange];
             let modes = if size.exchanges { &modes[..] } else { &modes[..3] };
-            Op::Rename(place(dice), place(dice), *dice.one_of(modes))
+            let leaves = size.linux && dice.below(5) == 0;
+            let mode = if leaves { RenameMode::Whiteout } else { *dice.one_of(modes) };
+            Op::Rename(place(dice), place(dice), mode)
         }
         14..17 => Op::Stat(any(dice)),
-        17..19 => Op::Read(file(dice), dice.below(8)),
-        19 => Op::Write(file(dice), Some(dice.below(8)), b'0' + number as u8),
+        17..19 => Op::Read(file(dice), offset(dice)),
+        19 => Op::Write(file(dice), Some(offset(dice)), b'0' + number as u8),
         20 => Op::Write(file(dice), None, b'0' + number as u8),
-        21 => Op::Truncate(file(dice), dice.below(8)),
+        21 => Op::Truncate(file(dice), offset(dice)),
         22 => Op::SetMode(any(dice), 0o700 + dice.below(8) as u32),
         23 => Op::Sync(any(dice)),
         24 => Op::List(slot(number, dice.below(HELD_DIRS))),
-        25..27 => Op::CopyByte(file(dice), file(dice)),
-        _ => Op::Reserve(file(dice), 1 + dice.below(8)),
+        25..27 => Op::CopyByte((file(dice), offset(dice)), (file(dice), offset(dice))),
+        _ => Op::Reserve(file(dice), 1 + offset(dice)),
     };
     (0..size.ops).map(|_| op(dice)).collect()
 }
@@ -245,7 +257,9 @@ impl<D: Door> Thread<D> {
             Op::Read(slot, offset) => return door.read(&handles[slot], *offset as u64, 1).map(Answer::Bytes),
             Op::Write(slot, offset, byte) => door.write(&handles[slot], offset.map(|at| at as u64), &[*byte])?,
             Op::Truncate(slot, size) => door.truncate(&handles[slot], *size as u64)?,
-            Op::CopyByte(from, to) => door.copy_byte(&handles[from], &handles[to])?,
+            Op::CopyByte((from, start), (to, end)) => {
+                door.copy_byte(&handles[from], *start as u64, &handles[to], *end as u64)?;
+            }
             Op::Reserve(slot, size) => door.reserve(&handles[slot], *size as u64)?,
             Op::SetMode(slot, mode) => door.set_mode(&handles[slot], *mode)?,
             Op::Sync(slot) => door.sync(&handles[slot])?,
@@ -264,8 +278,8 @@ fn look<D: Door>(threads: &[Thread<D>]) -> Scene {
     let stat = |thread: &Thread<D>, handle| {
         let stat = thread.door.stat(handle).unwrap_or_else(|errno| panic!("stat: {errno}"));
         let data = match stat.kind {
-            Kind::Dir => Vec::new(),
-            _ => thread.door.read(handle, 0, 1 << 16).unwrap_or_else(|errno| panic!("read: {errno}")),
+            Kind::Dir | Kind::CharDev => Vec::new(),
+            _ => thread.door.read(handle, 0, 2 * LARGE).unwrap_or_else(|errno| panic!("read: {errno}")),
         };
         (stat, data)
     };
@@ -284,7 +298,8 @@ fn look<D: Door>(threads: &[Thread<D>]) -> Scene {
                 let listed = door.list(&handle, 7).unwrap_or_else(|errno| failed(errno));
                 paths.extend(listed.into_iter().map(|entry| [&path[..], &[entry.name]].concat()));
             }
-            _ => data = door.read(&handle, 0, 1 << 16).unwrap_or_else(|errno| failed(errno)),
+            Kind::CharDev => {}
+            _ => data = door.read(&handle, 0, 2 * LARGE).unwrap_or_else(|errno| failed(errno)),
         }
         let path: PathBuf = path.iter().collect();
         seen.push(Seen { path, kind: stat.kind, mode: stat.mode, links: stat.nlink, number: stat.ino, data });
@@ -312,7 +327,7 @@ fn check_layers(ground: &dyn Ground, lowers: &[Object], upper: &Path, tree: &Tre
         if !node.linked_below {
             assert_eq!(object.meta.mode, node.mode, "{path:?} in the layers");
             assert!(
-                !matches!(&object.body, Body::File(bytes) if *bytes != node.data),
+                !matches!(&object.body, Body::File(bytes) if *bytes != *node.data),
                 "contents of {path:?} in the layers"
             );
         }
@@ -328,10 +343,10 @@ fn told(state: &State, threads: &[Vec<Event>], far: &Farthest, end: &Scene) -> S
     for (path, id) in state.tree.paths().into_iter().chain(unlinked.map(|id| (PathBuf::from("(unlinked)"), *id))) {
         let node = state.tree.node(id);
         let held: Vec<_> = state.tree.handles.iter().filter(|(_, held)| **held == id).map(|(slot, _)| slot).collect();
-        let text = node.data.escape_ascii();
+        let text = &node.data;
         let _ = writeln!(
             said,
-            "  /{} {:?} {:o} \"{text}\" object {id}, held as {held:?}",
+            "  /{} {:?} {:o} {text:?} object {id}, held as {held:?}",
             path.display(),
             node.kind,
             node.mode
@@ -354,9 +369,9 @@ fn told(state: &State, threads: &[Vec<Event>], far: &Farthest, end: &Scene) -> S
     for Seen { path, kind, mode, links, number, data } in &end.seen {
         let _ = writeln!(
             said,
-            "  /{} {kind:?} {mode:o} ×{links} \"{}\" number {number:x}",
+            "  /{} {kind:?} {mode:o} ×{links} {:?} number {number:x}",
             path.display(),
-            data.escape_ascii()
+            Data::from(data.clone())
         );
     }
     if let Some(difference) = &far.difference {

@@ -3,8 +3,11 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::ops::Deref;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
 use syscall::error::*;
 
@@ -18,13 +21,72 @@ pub type Result<T> = std::result::Result<T, Errnos>;
 /// An object's place in [`Tree::nodes`]; never used again.
 pub type Id = usize;
 
+/// The contents of a file, which copies of the tree share until they change.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Data(Arc<Bytes>);
+
+#[derive(Default)]
+struct Bytes {
+    bytes: Vec<u8>,
+    /// Tells them from others, once somebody has asked.
+    digest: OnceLock<u64>,
+}
+
+impl PartialEq for Bytes {
+    fn eq(&self, other: &Self) -> bool {
+        self.bytes == other.bytes
+    }
+}
+
+impl Eq for Bytes {}
+
+impl Data {
+    /// The same bytes, or zeros behind their end, as many as `size`.
+    fn resized(&self, size: usize) -> Vec<u8> {
+        let kept = size.min(self.len());
+        let mut bytes = vec![0; size];
+        bytes[..kept].copy_from_slice(&self[..kept]);
+        bytes
+    }
+}
+
+impl Deref for Data {
+    type Target = Vec<u8>;
+
+    fn deref(&self) -> &Vec<u8> {
+        &self.0.bytes
+    }
+}
+
+impl From<Vec<u8>> for Data {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self(Arc::new(Bytes { bytes, digest: OnceLock::new() }))
+    }
+}
+
+impl fmt::Debug for Data {
+    /// Says of much only what tells it from others.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.len() <= 40 {
+            return write!(f, "\"{}\"", self.escape_ascii());
+        }
+        let (words, rest) = self.as_chunks::<8>();
+        let step = |digest: u64, word: u64| (digest ^ word).wrapping_mul(0x100_0000_01b3).rotate_left(29);
+        let digest = || {
+            let digest = words.iter().fold(0, |digest, word| step(digest, u64::from_le_bytes(*word)));
+            rest.iter().fold(digest, |digest, byte| step(digest, (*byte).into()))
+        };
+        write!(f, "{} bytes, {:016x}", self.len(), self.0.digest.get_or_init(digest))
+    }
+}
+
 #[derive(Clone, Debug)]
 pub struct Node {
     pub kind: Kind,
     pub mode: u32,
     pub owner: Owner,
     /// The contents of a file.
-    pub data: Vec<u8>,
+    pub data: Data,
     /// The target of a symlink.
     pub target: OsString,
     /// The entries of a directory.
@@ -39,6 +101,8 @@ pub struct Node {
     pub linked_below: bool,
     /// How many names it has in that layer that never showed in the tree: they are counted as links.
     pub unseen: u32,
+    /// It was made without a name, and may get its first one.
+    pub temp: bool,
 }
 
 /// Where an operation acts: a path from the root, or a name in a directory that is held open. No names: the root or the directory itself.
@@ -53,6 +117,8 @@ pub struct Place {
 pub struct Rules {
     /// Names that begin with `.wh.` cannot exist.
     pub reserves: bool,
+    /// A rename can leave a device at the old name.
+    pub devices: bool,
     /// Symlinks in the middle of a path are followed.
     pub follows: bool,
     /// The longest name, in bytes.
@@ -106,7 +172,7 @@ impl Tree {
             kind: object.kind(),
             mode: object.meta.mode,
             owner: Owner { uid: object.meta.uid, gid: object.meta.gid },
-            data: Vec::new(),
+            data: Data::default(),
             target: OsString::new(),
             entries: BTreeMap::new(),
             parent,
@@ -114,9 +180,10 @@ impl Tree {
             mtime: Some(object.meta.mtime),
             linked_below: false,
             unseen: 0,
+            temp: false,
         });
         match &object.body {
-            Body::File(bytes) => self.nodes[id].data = bytes.clone(),
+            Body::File(bytes) => self.nodes[id].data = bytes.clone().into(),
             Body::Symlink(target) => self.nodes[id].target = target.clone(),
             Body::Node(_) => {}
             Body::Dir(dir) => {
@@ -147,6 +214,11 @@ impl Tree {
     /// Every name in the tree with its object, parents first, the root ("") included.
     pub fn paths(&self) -> Vec<(PathBuf, Id)> {
         self.paths_below(ROOT, Path::new(""))
+    }
+
+    /// The object at a path in the tree.
+    pub fn at(&self, path: &Path) -> Option<Id> {
+        path.iter().try_fold(ROOT, |dir, name| self.nodes[dir].entries.get(name).copied())
     }
 
     fn paths_below(&self, id: Id, path: &Path) -> Vec<(PathBuf, Id)> {
@@ -259,12 +331,29 @@ impl Tree {
             wrong.push(EEXIST);
         }
         none_of(wrong)?;
+        let id = self.add_nameless(kind, if kind == Kind::Symlink { 0o777 } else { mode }, owner, target);
+        self.enter(dir, name, id);
+        Ok(id)
+    }
+
+    /// Makes a file without a name, in the directory at a place.
+    pub fn create_temp(&mut self, place: &Place, mode: u32, owner: Owner) -> Result<Id> {
+        let dir = self.find(place)?;
+        if !self.is_dir(dir) {
+            return fail(ENOTDIR);
+        }
+        let id = self.add_nameless(Kind::File, mode, owner, OsStr::new(""));
+        self.nodes[id].temp = true;
+        Ok(id)
+    }
+
+    fn add_nameless(&mut self, kind: Kind, mode: u32, owner: Owner, target: &OsStr) -> Id {
         let id = self.nodes.len();
         self.nodes.push(Node {
             kind,
-            mode: if kind == Kind::Symlink { 0o777 } else { mode },
+            mode,
             owner,
-            data: Vec::new(),
+            data: Data::default(),
             target: target.to_owned(),
             entries: BTreeMap::new(),
             parent: None,
@@ -272,9 +361,9 @@ impl Tree {
             mtime: None,
             linked_below: false,
             unseen: 0,
+            temp: false,
         });
-        self.enter(dir, name, id);
-        Ok(id)
+        id
     }
 
     pub fn link(&mut self, id: Id, to: &Place) -> Result<()> {
@@ -282,13 +371,14 @@ impl Tree {
         let mut wrong = self.new_name(dir, &name);
         if self.is_dir(id) {
             wrong.push(EPERM);
-        } else if self.nodes[id].names == 0 {
+        } else if self.nodes[id].names == 0 && !self.nodes[id].temp {
             wrong.push(ENOENT);
         }
         if self.nodes[dir].entries.contains_key(&name) {
             wrong.push(EEXIST);
         }
         none_of(wrong)?;
+        self.nodes[id].temp = false;
         self.enter(dir, name, id);
         Ok(())
     }
@@ -340,6 +430,9 @@ impl Tree {
         if mode == RenameMode::Exchange && target.is_none() {
             wrong.push(ENOENT);
         }
+        if mode == RenameMode::Whiteout && !self.rules.devices {
+            wrong.push(EINVAL);
+        }
         if self.is_within(new_dir, id) {
             wrong.push(EINVAL);
         }
@@ -363,6 +456,12 @@ impl Tree {
                 }
                 self.leave(dir, &name);
                 self.enter(new_dir, new_name, id);
+                if mode == RenameMode::Whiteout {
+                    // As all that is made in a directory with the set-group-id bit, the device has the directory's group.
+                    let gid = if self.nodes[dir].mode & 0o2000 == 0 { 0 } else { self.nodes[dir].owner.gid };
+                    let device = self.add_nameless(Kind::CharDev, 0, Owner { uid: 0, gid }, OsStr::new(""));
+                    self.enter(dir, name, device);
+                }
             }
         }
         Ok(())
@@ -421,16 +520,22 @@ impl Tree {
 
     pub fn truncate(&mut self, id: Id, size: usize) -> Result<()> {
         let node = self.file(id)?;
-        node.data.resize(size, 0);
+        node.data = node.data.resized(size).into();
         node.mtime = None;
         Ok(())
     }
 
-    /// Copies the first byte of a file, if it has one, to the fourth of another.
-    pub fn copy_byte(&mut self, from: Id, to: Id) -> Result<()> {
-        let byte = self.file(from)?.data.first().copied();
-        self.file(to)?;
-        byte.map_or(Ok(()), |byte| self.write(to, Some(3), &[byte]))
+    /// Copies a byte of a file, if it has one there, to another place in it or in another.
+    pub fn copy_byte(&mut self, from: Id, from_offset: usize, to: Id, to_offset: usize) -> Result<()> {
+        let byte = self.file(from).map(|file| file.data.get(from_offset).copied());
+        let byte = match (byte, self.file(to)) {
+            (Ok(byte), Ok(_)) => byte,
+            (from, to) => return Err([from.err(), to.err()].into_iter().flatten().flatten().collect()),
+        };
+        if byte.is_some() && (from, from_offset) == (to, to_offset) {
+            return fail(EINVAL);
+        }
+        byte.map_or(Ok(()), |byte| self.write(to, Some(to_offset), &[byte]))
     }
 
     /// A file has `size` bytes at least.
@@ -469,8 +574,9 @@ impl Tree {
         let offset = offset.unwrap_or(node.data.len());
         if !bytes.is_empty() {
             let end = offset + bytes.len();
-            node.data.resize(node.data.len().max(end), 0);
-            node.data[offset..end].copy_from_slice(bytes);
+            let mut data = node.data.resized(node.data.len().max(end));
+            data[offset..end].copy_from_slice(bytes);
+            node.data = data.into();
         }
         node.mtime = None;
         Ok(())

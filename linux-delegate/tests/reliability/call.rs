@@ -9,7 +9,7 @@ use std::ptr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use rustix::fs::XattrFlags;
+use rustix::fs::{AtFlags, CWD, Mode as RawMode, OFlags, RenameFlags, XattrFlags, linkat, open, renameat_with};
 use test_common::Random;
 
 use crate::history::{BLOCK, Content, Entry, FileId, Promise, State, parent};
@@ -46,6 +46,12 @@ pub enum Call {
     RemoveXattr(String, String),
     Unlink(String),
     Rename(String, String),
+    /// A rename that leaves a device.
+    Leave(String, String),
+    /// A file gets the name of what is none, and the other way round.
+    Exchange(String, String),
+    /// Makes a file without a name, fills and syncs it, and gives it one.
+    Temp(String, usize),
     Link(String, String),
     Symlink(String),
     MakeDir(String),
@@ -66,6 +72,9 @@ impl Call {
         | Call::SetXattr(path, ..)
         | Call::RemoveXattr(path, _)
         | Call::Rename(_, path)
+        | Call::Leave(_, path)
+        | Call::Exchange(_, path)
+        | Call::Temp(path, _)
         | Call::Link(_, path)) = self
         else {
             return None;
@@ -80,12 +89,15 @@ impl Call {
     pub fn dirs(&self) -> Vec<String> {
         match self {
             Call::Create(path)
+            | Call::Temp(path, _)
             | Call::Unlink(path)
             | Call::Link(_, path)
             | Call::Symlink(path)
             | Call::MakeDir(path)
             | Call::RemoveDir(path) => vec![parent(path).to_owned()],
-            Call::Rename(from, to) => vec![parent(from).to_owned(), parent(to).to_owned()],
+            Call::Rename(from, to) | Call::Leave(from, to) | Call::Exchange(from, to) => {
+                vec![parent(from).to_owned(), parent(to).to_owned()]
+            }
             _ => Vec::new(),
         }
     }
@@ -102,6 +114,20 @@ impl Call {
                 state.tree.insert(path.clone(), Entry::File(*next_file));
                 state.files.insert(*next_file, Content { mode: 0o600, ..Content::default() });
                 *next_file += 1;
+            }
+            Call::Temp(path, length) => {
+                state.tree.insert(path.clone(), Entry::File(*next_file));
+                let bytes = Arc::new(bytes(seed, *length));
+                state.files.insert(*next_file, Content { bytes, mode: 0o600, ..Content::default() });
+                *next_file += 1;
+            }
+            Call::Leave(from, to) => {
+                let entry = state.tree.insert(from.clone(), Entry::Device).unwrap();
+                state.tree.insert(to.clone(), entry);
+            }
+            Call::Exchange(from, to) => {
+                let (one, other) = (state.tree[from].clone(), state.tree[to].clone());
+                state.tree.extend([(from.clone(), other), (to.clone(), one)]);
             }
             Call::Write { path, offset, length } => change(state, id(state, path), |content| {
                 content.resize(content.len().max(offset + length), 0);
@@ -167,6 +193,17 @@ impl Call {
             Call::RemoveXattr(path, name) => Ok(rustix::fs::removexattr(at(path), name)?),
             Call::Unlink(path) => fs::remove_file(at(path)),
             Call::Rename(from, to) => fs::rename(at(from), at(to)),
+            Call::Leave(from, to) => Ok(renameat_with(CWD, at(from), CWD, at(to), RenameFlags::WHITEOUT)?),
+            Call::Exchange(from, to) => Ok(renameat_with(CWD, at(from), CWD, at(to), RenameFlags::EXCHANGE)?),
+            Call::Temp(path, length) => {
+                let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
+                let file = File::from(open(at(parent(path)), flags, RawMode::from_raw_mode(0o600))?);
+                file.write_all_at(&bytes(seed, *length), 0)?;
+                file.sync_all()?;
+                let unnamed = format!("/proc/self/fd/{}", file.as_raw_fd());
+                linkat(CWD, unnamed, CWD, at(path), AtFlags::SYMLINK_FOLLOW)?;
+                close(file)
+            }
             Call::Link(from, to) => fs::hard_link(at(from), at(to)),
             Call::Symlink(path) => symlink(format!("to-{seed}"), at(path)),
             Call::MakeDir(path) => fs::create_dir(at(path)),

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -23,6 +23,8 @@ pub type FileId = usize;
 pub enum Entry {
     Dir,
     Symlink(String),
+    /// A device with the number 0, as a rename leaves it.
+    Device,
     File(FileId),
 }
 
@@ -103,6 +105,7 @@ pub struct Found(BTreeMap<String, FoundEntry>);
 enum FoundEntry {
     Dir,
     Symlink(String),
+    Device,
     File { content: Content, ino: u64 },
 }
 
@@ -138,6 +141,9 @@ impl Found {
             FoundEntry::Dir
         } else if metadata.is_symlink() {
             FoundEntry::Symlink(fs::read_link(&full).unwrap().to_str().unwrap().to_owned())
+        } else if metadata.file_type().is_char_device() {
+            assert_eq!(metadata.rdev(), 0, "the device {}", full.display());
+            FoundEntry::Device
         } else {
             let bytes = fs::read(&full).unwrap_or_else(|error| panic!("{} cannot be read: {error}", full.display()));
             assert_eq!(bytes.len() as u64, metadata.len(), "the size of {}", full.display());
@@ -157,6 +163,7 @@ impl Found {
         for (path, entry) in &self.0 {
             let entry = match entry {
                 FoundEntry::Dir => Entry::Dir,
+                FoundEntry::Device => Entry::Device,
                 FoundEntry::Symlink(target) => Entry::Symlink(target.clone()),
                 FoundEntry::File { content, ino } => {
                     let next = numbers.len();
@@ -310,7 +317,7 @@ impl History {
         last: usize,
     ) -> Result<(), String> {
         match (there, entry) {
-            (FoundEntry::Dir, Entry::Dir) => Ok(()),
+            (FoundEntry::Dir, Entry::Dir) | (FoundEntry::Device, Entry::Device) => Ok(()),
             (FoundEntry::Symlink(found), Entry::Symlink(target)) if found == target => Ok(()),
             (FoundEntry::File { content, .. }, Entry::File(id)) => self
                 .content_fits(content, *id, floor(*id), last)

@@ -20,7 +20,10 @@ use crate::worker::Worker;
 const WORKERS: usize = 4;
 
 /// What an overlay is mounted with, beside its layers. Each has its own upper layer.
-const WAYS: [&str; 5] = ["", ",writeback=0", ",whole_copies", ",format=kernel", SCHEME];
+const WAYS: [&str; 5] = ["", ",writeback=0", ",whole_copies", KERNEL, SCHEME];
+
+/// Here a device with the number 0 is a whiteout.
+const KERNEL: &str = ",format=kernel";
 
 /// Redox has no extended attributes.
 const SCHEME: &str = ",door=scheme";
@@ -59,6 +62,8 @@ impl Run {
             (0..WORKERS).map(|number| Worker::new(number, &self.bed.point, seed, clock.clone())).collect();
         for worker in &mut workers {
             worker.has_xattrs = way != SCHEME;
+            worker.has_temps = way != SCHEME;
+            worker.leaves_devices = ![SCHEME, KERNEL].contains(&way);
         }
         for _ in 0..kills {
             match self.random.below(4) {

@@ -40,6 +40,12 @@ pub struct Worker {
     pub moves_dirs: bool,
     /// Whether it sets extended attributes.
     pub has_xattrs: bool,
+    /// Whether it makes files without a name.
+    pub has_temps: bool,
+    /// Whether its renames leave devices.
+    pub leaves_devices: bool,
+    /// Whether it exchanges names.
+    pub exchanges: bool,
     pub history: History,
 }
 
@@ -83,6 +89,9 @@ impl Worker {
             next_file: 0,
             moves_dirs: true,
             has_xattrs: true,
+            has_temps: true,
+            leaves_devices: true,
+            exchanges: true,
             history: History::new(State::default()),
         };
         let state = worker.find().to_state();
@@ -156,7 +165,7 @@ impl Worker {
     }
 
     fn choose(&mut self) -> Option<Call> {
-        let kind = self.random.below(120);
+        let kind = self.random.below(128);
         Some(match kind {
             0..10 => Call::Create(self.free_name()?),
             10..40 => {
@@ -234,6 +243,22 @@ impl Worker {
                 (!names.is_empty()).then(|| Call::RemoveXattr(path, self.random.one_of(&names).clone()))?
             }
             106..114 => Call::SyncFile(self.some_file()?),
+            114..117 => {
+                let from = self.some_path(|entry| *entry != Entry::Dir)?;
+                let to = if self.random.below(3) == 0 { self.some_file()? } else { self.free_name()? };
+                let tree = &self.history.state().tree;
+                let differs = from != to && tree.get(&from) != tree.get(&to);
+                (self.leaves_devices && differs).then_some(Call::Leave(from, to))?
+            }
+            117..120 => {
+                let to = self.some_path(|entry| matches!(entry, Entry::Symlink(_) | Entry::Device))?;
+                let from = self.some_file()?;
+                self.exchanges.then_some(Call::Exchange(from, to))?
+            }
+            120..122 => {
+                let (path, length) = (self.free_name()?, self.random.below(20_000));
+                self.has_temps.then_some(Call::Temp(path, length))?
+            }
             _ => {
                 let dirs = self.dirs();
                 Call::SyncDir(self.random.one_of(&dirs).clone())
