@@ -5,9 +5,10 @@
 //! many calls each program makes, OVERLAYFS_SEED begins another sequence.
 
 use std::fs::{self, File};
+use std::io::Write;
 use std::path::Path;
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -19,7 +20,7 @@ use test_common::{Random, Stage, put};
 use crate::bed::Bed;
 use crate::disk::{Blocks, Disk, Mounted, Recording, succeed};
 use crate::history::Order;
-use crate::mount::program;
+use crate::mount::{is_mounted, program};
 use crate::worker::Worker;
 use crate::{run, setting};
 
@@ -100,7 +101,7 @@ impl Machine {
         let disk = Disk::new(&stage, filesystem.size, Blocks::new());
         succeed(Command::new(filesystem.make[0]).args(&filesystem.make[1..]).arg(disk.device()));
         let mounted = Mounted::new(&disk, &stage.dir("disk"), filesystem.options);
-        let bed = Bed::new(&stage, &stage.path("disk"), WORKERS, |_| ());
+        let bed = Bed::new(&stage, &stage.path("disk"), WORKERS, furnish_ends);
         drop(mounted);
         let recording = disk.recording();
         let blocks = recording.cut(recording.end(), &mut Random(0));
@@ -235,6 +236,113 @@ fn xfs_keeps_what_was_synced() {
 #[test]
 fn btrfs_keeps_what_was_synced() {
     cut(&BTRFS);
+}
+
+/// Large enough for a partial copy.
+const LARGE: usize = 4 << 20;
+
+/// What is changed before an end.
+fn furnish_ends(lower: &Path) {
+    put::file(lower, "ends/large", vec![b'l'; LARGE]);
+    put::file(lower, "ends/small", "small");
+    put::file(lower, "ends/dir/inside", "inside");
+}
+
+/// Changes something of each kind, and syncs nothing.
+fn change_ends(ends: &Path) {
+    File::options().append(true).open(ends.join("large")).unwrap().write_all(b"end").unwrap();
+    fs::write(ends.join("small"), "changed").unwrap();
+    fs::write(ends.join("new"), vec![b'n'; 100_000]).unwrap();
+    fs::rename(ends.join("dir"), ends.join("moved")).unwrap();
+    fs::write(ends.join("moved/more"), "more").unwrap();
+}
+
+/// Whether all of that is there.
+fn has_ends(ends: &Path) -> bool {
+    let read = |name: &str| fs::read(ends.join(name)).unwrap_or_default();
+    read("large") == [&vec![b'l'; LARGE][..], b"end"].concat()
+        && read("small") == b"changed"
+        && read("new") == vec![b'n'; 100_000]
+        && read("moved/inside") == b"inside"
+        && read("moved/more") == b"more"
+        && !ends.join("dir").exists()
+}
+
+/// Says of a mount point and the clock of the disk when everything is to be kept.
+type End = fn(&Path, &AtomicU64) -> u64;
+
+/// What is changed before one of these is on the disk when they have returned.
+const ENDS: [(&str, End); 2] = [
+    ("umount", |point, clock| {
+        succeed(Command::new("umount").arg(point));
+        clock.load(Ordering::SeqCst)
+    }),
+    ("mount -o remount,ro", |point, clock| {
+        succeed(Command::new("mount").args(["-i", "-o", "remount,ro"]).arg(point));
+        clock.load(Ordering::SeqCst)
+    }),
+];
+
+impl Machine {
+    /// Whether what [`change_ends`] has changed is there if the power fails at a moment.
+    fn keeps_ends(&mut self, recording: &Recording, moment: u64, way: &str) -> bool {
+        self.boot();
+        let blocks = recording.cut(moment, &mut self.random);
+        let (_disk, _mounted) = self.disk(blocks);
+        assert_eq!(self.bed.losses(false), [""; 0]);
+        let mount = self.bed.mount(way);
+        let keeps = has_ends(&self.bed.point.join("ends"));
+        mount.unmount();
+        keeps
+    }
+}
+
+fn cut_at_the_end(filesystem: &'static Filesystem) {
+    let (mut machine, blocks) = Machine::new(filesystem);
+    for (way, (name, end)) in filesystem.ways.iter().flat_map(|way| ENDS.map(|end| (way, end))) {
+        let (disk, mounted) = machine.disk(blocks.clone());
+        let mut mount = machine.bed.mount(way);
+        change_ends(&machine.bed.point.join("ends"));
+        let moment = end(&machine.bed.point, &disk.clock);
+        let recording = disk.recording();
+        match is_mounted(&machine.bed.point) {
+            true => mount.unmount(),
+            false => assert!(mount.daemon.wait().unwrap().success()),
+        }
+        drop(mounted);
+        drop(disk);
+        assert!(machine.keeps_ends(&recording, moment, way), "{}{way}: {name}", filesystem.make[0]);
+    }
+}
+
+#[test]
+fn what_was_changed_before_an_end_is_kept() {
+    for filesystem in [&EXT4, &XFS, &BTRFS] {
+        // Each has a namespace of its own.
+        thread::scope(|scope| scope.spawn(|| cut_at_the_end(filesystem)).join().unwrap());
+    }
+}
+
+/// The kernel tells nobody of syncfs(2): what was changed is kept soon after it, and not at once.
+#[test]
+fn what_was_changed_before_syncfs_is_kept_soon_after() {
+    let (mut machine, blocks) = Machine::new(&EXT4);
+    let (disk, mounted) = machine.disk(blocks);
+    let mount = machine.bed.mount("");
+    change_ends(&machine.bed.point.join("ends"));
+    rustix::fs::syncfs(File::open(&machine.bed.point).unwrap()).unwrap();
+    // It takes a second, on a machine that has nothing else to do.
+    let cuts: Vec<_> = (0..12)
+        .map(|_| {
+            thread::sleep(Duration::from_millis(500));
+            disk.recording()
+        })
+        .collect();
+    mount.unmount();
+    drop(mounted);
+    drop(disk);
+    let first = cuts.iter().position(|recording| machine.keeps_ends(recording, recording.end(), ""));
+    assert!(first.is_some(), "syncfs(2) has brought nothing to the disk");
 }
 
 /// An overlay that syncs nothing is refused, whatever came of it.
