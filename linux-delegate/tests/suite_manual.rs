@@ -187,6 +187,35 @@ fn by_the_program_mount() {
     Bench::new().run(&script, "");
 }
 
+/// The helper instead of that of the package fuse3.
+#[test]
+fn by_the_helper_of_mount() {
+    let helper = concat!(env!("CARGO_MANIFEST_DIR"), "/mount.fuse.overlayfs-fuse");
+    let script = format!(
+        "{INSTALLED}
+        mkdir $HOME/own
+        mount -t tmpfs tmpfs $HOME/own
+        mkdir $HOME/own/changes $HOME/own/work
+        mount -t overlay -o lowerdir=/usr/sbin,upperdir=$HOME/own/changes,workdir=$HOME/own/work overlay /usr/sbin
+        rm -f /usr/sbin/mount.fuse*
+        cp {helper} /usr/sbin/
+        mkdir $HOME/lower $HOME/upper $HOME/merged
+        echo base > $HOME/lower/file
+        mount='mount -t fuse.overlayfs-fuse'
+        $mount -f -o lowerdir=$HOME/lower overlay $HOME/merged
+        test ! -e $HOME/merged/file
+        $mount -v -o lowerdir=$HOME/lower,upperdir=$HOME/upper,nosuid 'a name' $HOME/merged
+        grep -q base $HOME/merged/file
+        grep -q '^a.040name ' /proc/self/mounts
+        mount -o remount,ro $HOME/merged
+        test ! -w $HOME/merged/file || ! echo changed > $HOME/merged/file
+        umount $HOME/merged
+        if $mount -o lowerdir=$HOME/none overlay $HOME/merged 2> $HOME/said; then exit 1; fi
+        grep -q 'cannot open the lower layer' $HOME/said"
+    );
+    Bench::new().run(&script, "");
+}
+
 #[test]
 fn the_storage_of_podman() {
     let page = of_page("containers.md", "toml");
