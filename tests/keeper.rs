@@ -1,5 +1,6 @@
-//! The daemon's program with real processes, signals and streams: this program starts itself as the daemon's. The manager of namespaces waits for
-//! the daemon, and clients ask it for the scheme from the beginning, so a daemon that asks it for anything hangs.
+//! The daemon's program with real processes, signals and streams: this program starts itself as the daemon's. The
+//! manager of namespaces waits for the daemon, and clients ask it for the scheme from the beginning, so a daemon that
+//! asks it for anything hangs.
 //!
 //! It has no harness, because the daemon's program must have one thread when it forks.
 
@@ -110,7 +111,8 @@ const TESTS: [(&str, fn()); 9] = [
     }),
 ];
 
-/// The daemon's program. In `dir`, `lower` is the layer, `name` stands for the scheme's name, and `daemon`, `read` and `end` tell of the child.
+/// The daemon's program. In `dir`, `lower` is the layer, `name` stands for the scheme's name, and `daemon`, `read` and
+/// `end` tell of the child.
 fn serve(dir: &Path, detach: bool) -> ExitCode {
     let options = Options { lowers: vec![dir.join("lower")], ..Options::default() };
     let name = "kept".to_owned();

@@ -1,9 +1,10 @@
 //! The process that waits for the daemon's end.
 //!
-//! Once it serves, the daemon is in an empty namespace and cannot remove its own name. So the program forks before it opens anything: the
-//! child serves, and the parent does nothing but wait for it, hand on the signals that end programs, and remove the name when the child
-//! is gone, however it went, if the child says that it has one. What it could reach through its namespace no request can ask it for.
-//! It asks for nothing there before the child is gone, so nobody waits for the child while the child waits for it.
+//! Once it serves, the daemon is in an empty namespace and cannot remove its own name. So the program forks before it
+//! opens anything: the child serves, and the parent does nothing but wait for it, hand on the signals that end
+//! programs, and remove the name when the child is gone, however it went, if the child says that it has one. What it
+//! could reach through its namespace no request can ask it for. It asks for nothing there before the child is gone, so
+//! nobody waits for the child while the child waits for it.
 //!
 //! Everything here is done by a process with one thread, but for the one that waits for the word to stop.
 
@@ -62,8 +63,9 @@ impl Watcher for Kept {
     }
 }
 
-/// Has `serve` done by a child, and removes with `remove` the name that it leaves when it is gone. With `detach` the program ends when the child
-/// is ready, somebody else waits for the child, and both leave standard input, output and error; otherwise it ends with the child, and as it does. The error is a sentence.
+/// Has `serve` done by a child, and removes with `remove` the name that it leaves when it is gone. With `detach` the
+/// program ends when the child is ready, somebody else waits for the child, and both leave standard input, output and
+/// error; otherwise it ends with the child, and as it does. The error is a sentence.
 ///
 /// # Safety
 /// The process must have one thread.

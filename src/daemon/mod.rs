@@ -1,9 +1,10 @@
 //! The life of a scheme daemon: mount, register, serve.
 //!
-//! `start` is how the world learns of the scheme, `init` the pipe at which init waits, `serve` the request loop, `asking` what waits for other daemons,
-//! `name` how a scheme's name is removed, `namespace` the empty one in which the daemon serves, `log` what it says, `keeper` the process that
-//! waits for its end, and `streams` where it reads and writes in the background. By the time that its name is known, the descriptors
-//! of its layers are all that it can reach.
+//! `start` is how the world learns of the scheme, `init` the pipe at which init waits, `serve` the request loop,
+//! `asking` what waits for other daemons, `name` how a scheme's name is removed, `namespace` the empty one in which the
+//! daemon serves, `log` what it says, `keeper` the process that waits for its end, and `streams` where it reads and
+//! writes in the background. By the time that its name is known, the descriptors of its layers are all that it can
+//! reach.
 
 mod asking;
 mod init;
@@ -33,8 +34,8 @@ pub use self::namespace::Empty;
 pub use self::serve::Stop;
 pub use self::start::Watcher;
 
-/// Mounts the overlay, gives the scheme its name, and serves until the scheme ends. `watcher` is told when clients can use it. The
-/// error is a sentence.
+/// Mounts the overlay, gives the scheme its name, and serves until the scheme ends. `watcher` is told when clients can
+/// use it. The error is a sentence.
 pub fn run(arguments: &Arguments, init: Init, mut watcher: impl Watcher) -> Result<(), String> {
     let name = &arguments.name;
     let overlay = Arc::new(mount(&arguments.options).map_err(|error| error.to_string())?);

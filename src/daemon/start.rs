@@ -1,7 +1,7 @@
 //! How the world learns of the scheme: by its name, and through init.
 //!
-//! A daemon that was started by hand registers its name. One that init started may do that too, and then says so; or it sends init the
-//! scheme, to which init gives the name.
+//! A daemon that was started by hand registers its name. One that init started may do that too, and then says so; or it
+//! sends init the scheme, to which init gives the name.
 
 use log::info;
 use redox_scheme::Socket;
@@ -32,8 +32,8 @@ impl<F: FnOnce(Arc<Stop>)> Watcher for F {
     }
 }
 
-/// Gives the scheme its name, or has init do it, enters the empty namespace, and tells init. Once the name is known nothing is asked of the manager of
-/// namespaces. The error is a sentence.
+/// Gives the scheme its name, or has init do it, enters the empty namespace, and tells init. Once the name is known
+/// nothing is asked of the manager of namespaces. The error is a sentence.
 pub fn announce<L: Layer>(
     socket: &Socket,
     scheme: &mut OverlayScheme<L>,

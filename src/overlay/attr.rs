@@ -68,6 +68,17 @@ impl<L: Layer> Overlay<L> {
         Ok(self.shown(&mut state, attr))
     }
 
+    /// As [`Overlay::stat_within`], of which only the times are needed.
+    pub(super) fn times_within(&self, node: &Arc<Node<L>>) -> Result<Stat> {
+        {
+            let mut state = node.state.lock();
+            if let (Some(attr), true) = (state.attr, state.times_kept) {
+                return Ok(self.shown(&mut state, attr));
+            }
+        }
+        self.stat_within(node)
+    }
+
     fn shown(&self, state: &mut State<L>, attr: Stat) -> Stat {
         let ino = *state.ino.get_or_insert_with(|| self.number(&attr));
         let (atime, mtime) = (self.times.kept(attr.atime), self.times.kept(attr.mtime));

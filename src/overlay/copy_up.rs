@@ -136,6 +136,10 @@ impl<L: Layer> Overlay<L> {
         let made @ (owner, mode) = self.made_as(attr, &xattrs, PRIVATE_FILE)?;
         let mut built = Built::Other;
         match node.kind() {
+            Kind::File if attr.size.min(keep) == 0 => {
+                // As when it is opened with O_TRUNC: nobody needs the original.
+                built = Built::File(upper.create_file(work, temp, mode, owner)?, Settled::Yes);
+            }
             Kind::File => {
                 let from = self.file(node, Access::Read)?;
                 let to = upper.create_file(work, temp, mode, owner)?;
@@ -191,9 +195,6 @@ impl<L: Layer> Overlay<L> {
         if self.may_be_partial(node, attr, xattrs, &from, keep) {
             upper.truncate(&to, attr.size)?;
             return Ok(Built::Part(to, from));
-        }
-        if size == 0 {
-            return Ok(Built::File(to, Settled::Yes));
         }
         if size <= PARTIAL_FROM && work.writes_through(upper) && self.copy_through(&from, &to, size)? {
             return Ok(Built::File(to, Settled::Yes));
@@ -467,13 +468,16 @@ impl<L: Layer> Overlay<L> {
         work: impl FnOnce(&L::Dir) -> Result<()>,
     ) -> Result<()> {
         let (upper, _) = self.upper()?;
-        let before = self.stat_within(node)?;
+        let before = self.times_within(node)?;
         let open = self.stack.open(dir)?;
         work(&open)?;
-        if let Err(error) = upper.set_times(Object::Dir(&*open), before.atime, before.mtime) {
+        let kept = upper.set_times(Object::Dir(&*open), before.atime, before.mtime);
+        if let Err(error) = &kept {
             log::warn!("a directory's times changed with a copy-up: {error}");
         }
-        node.state.lock().touch_unseen(Some(before.ctime));
+        let mut state = node.state.lock();
+        state.touch_unseen(Some(before.ctime));
+        state.times_kept = kept.is_ok();
         Ok(())
     }
 

@@ -52,7 +52,7 @@ impl<L: Layer> Overlay<L> {
     }
 
     /// Has the open file kept as long as the handle is open.
-    pub(super) fn use_file(&self, handle: &Handle<L>) {
+    pub fn use_file(&self, handle: &Handle<L>) {
         if !handle.used.load(Ordering::Relaxed) {
             let mut state = handle.node.state.lock();
             if !handle.used.swap(true, Ordering::Relaxed) {

@@ -56,6 +56,8 @@ pub(super) struct State<L: Layer> {
     pub stale: bool,
     /// Whether the times of last access and last change in `attr` may be, too.
     pub times_stale: bool,
+    /// Whether the times of last access and last change in `attr` are the layer's all the same: who changed something there has put them back.
+    pub times_kept: bool,
     /// The time of last change of status to be shown, whatever the layer says when it is asked next (`ctime.rs`).
     pub ctime: Option<Time>,
     /// Whether the layer is just changing the content, so that what it says of the size is soon not true any more.
@@ -181,6 +183,7 @@ impl<L: Layer> State<L> {
             attr,
             stale: false,
             times_stale: false,
+            times_kept: false,
             ctime: None,
             changing: false,
             ino: None,
@@ -215,18 +218,18 @@ impl<L: Layer> State<L> {
 
     /// After somebody has changed the object: the layer is to say its times.
     pub fn touch(&mut self) {
-        (self.stale, self.ctime) = (true, None);
+        self.touch_unseen(None);
     }
 
     /// After a change of the object in its layer that nobody is to see: it goes on showing this time of last change of status.
     pub fn touch_unseen(&mut self, ctime: Option<Time>) {
-        (self.stale, self.ctime) = (true, ctime);
+        (self.stale, self.times_kept, self.ctime) = (true, false, ctime);
     }
 
     /// Takes over what the layer has just said.
     pub fn refresh(&mut self, fresh: Stat) {
         self.attr = Some(fresh);
-        (self.stale, self.times_stale) = (self.changing, self.changing);
+        (self.stale, self.times_stale, self.times_kept) = (self.changing, self.changing, false);
     }
 
     /// The open file, if it allows `access`.

@@ -139,6 +139,7 @@ impl<L: Layer> OverlayScheme<L> {
         let access = access(flags);
         let truncates = flags & O_TRUNC != 0;
         let rights = || self.overlay.rights(node);
+        let file = self.overlay.open(node);
         match node.kind() {
             Kind::Dir => {
                 if flags & O_SYMLINK != 0 {
@@ -177,6 +178,8 @@ impl<L: Layer> OverlayScheme<L> {
                 caller.require(&rights()?, if reads { READ } else { 0 } | if writes { WRITE } else { 0 })?;
                 if truncates {
                     self.drop_set_id_within(node, caller, under)?;
+                    // It is about to be written to.
+                    self.overlay.use_file(&file);
                     self.mappings.truncate(&self.overlay, node, 0)?;
                 }
             }
@@ -193,7 +196,6 @@ impl<L: Layer> OverlayScheme<L> {
                 }
             }
         }
-        let file = self.overlay.open(node);
         if node.kind() == Kind::File && access & O_WRONLY != 0 && !truncates {
             self.overlay.open_for_writing(&file, flags & O_APPEND != 0)?;
         }

@@ -168,7 +168,7 @@ pub fn rows() -> Vec<Row> {
         row(
             "overwrite a small file of the lower layer",
             3.0,
-            200,
+            90,
             |_| 0..,
             |paths, numbers| {
                 let path = paths(&format!("d/lower{}", numbers.next().expect("a number")));
@@ -179,7 +179,7 @@ pub fn rows() -> Vec<Row> {
         row(
             "change a small file of the lower layer",
             3.0,
-            200,
+            160,
             |_| 0..,
             |paths, numbers| {
                 let path = paths(&format!("d/lower{}", numbers.next().expect("a number")));
