@@ -168,7 +168,8 @@ pub fn rows() -> Vec<Row> {
         row(
             "overwrite a small file of the lower layer",
             3.0,
-            90,
+            // A close may come late.
+            100,
             |_| 0..,
             |paths, numbers| {
                 let path = paths(&format!("d/lower{}", numbers.next().expect("a number")));
