@@ -144,7 +144,7 @@ fn cargo_build(door: &str) {
     put::file(&package, "src/main.rs", "fn main() { println!(\"{}\", small::MADE); }\n");
 
     // Into the mount by a program, and built there with everything that is built inside as well. What cargo says has times in it.
-    let (cargo, package) = (env!("CARGO"), package.display());
+    let (cargo, package) = (std::env::var("CARGO").unwrap(), package.display());
     let home = std::env::var("HOME").unwrap_or_default();
     let build = format!(
         "export HOME='{home}' CARGO_TARGET_DIR=$PWD/built; unset CARGO_BUILD_TARGET RUSTFLAGS || true

@@ -10,6 +10,8 @@ mod disk;
 mod doors;
 #[path = "suite/mount.rs"]
 mod mount;
+#[path = "writes/random.rs"]
+mod random;
 #[path = "suite/run.rs"]
 mod run;
 
@@ -27,6 +29,7 @@ use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 use test_common::{Detail, LowerGuard, Snapshot, Stage, mode, owner, put};
 
+const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 
 /// Programs that write the text `$1` to the file `$0`, which is there.
@@ -71,6 +74,11 @@ impl Bed {
 
     fn mount(&self, more: &str) -> Mount {
         Mount::new(&self.stage.dir("mount"), &format!("{}{more}", self.options()))
+    }
+
+    /// Has a command mount that runs what its last arguments say.
+    fn mount_by(&self, command: Command, more: &str) -> Mount {
+        Mount::by(command, &self.stage.dir("mount"), &format!("{}{more}", self.options()))
     }
 }
 
@@ -178,6 +186,13 @@ fn a_full_disk_without_write_back() {
 fn a_disk_that_others_fill() {
     // More than the kernel holds back for one mount.
     a_full_disk(1024 * MIB, "");
+}
+
+#[test]
+fn random_changes_on_a_disk_that_is_full_now_and_then() {
+    for (seed, more) in [(1, ""), (2, ""), (3, ",writeback=0"), (4, ",format=kernel"), (5, ",volatile")] {
+        random::changes(seed, more);
+    }
 }
 
 /// A quota of which the statistics of the filesystem say nothing. The first that meets it may be a write that was taken already; here it is the

@@ -74,6 +74,11 @@ fn host(case: &Case) -> Box<dyn Ground> {
     Box::new(ground::Host::new(if case.in_memory { Stage::in_memory() } else { Stage::new() }))
 }
 
+/// Always in memory: on ext4 a rename with a whiteout that is refused (ENOTEMPTY) changes the directory's mtime.
+fn host_in_memory(_: &Case) -> Box<dyn Ground> {
+    Box::new(ground::Host::new(Stage::in_memory()))
+}
+
 fn redoxfs(_: &Case) -> Box<dyn Ground> {
     Box::new(ground::Redoxfs::new())
 }
@@ -83,7 +88,7 @@ fn the_reference_does_what_the_host_does() {
     let rules = Rules { reserves: false, ..ON_HOST };
     let abilities = Abilities { rules, bytes: true, full: true, linux: true, layers: None, check: None };
     let kept = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/model/proptest-regressions/host.txt");
-    check(kept, 100, abilities, &host, &|stacked| Host::new(stacked.upper, false));
+    check(kept, 100, abilities, &host_in_memory, &|stacked| Host::new(stacked.upper, false));
 }
 
 #[test]
@@ -91,7 +96,7 @@ fn the_reference_follows_symlinks_as_the_host_does() {
     let rules = Rules { reserves: false, follows: true, ..ON_HOST };
     let abilities = Abilities { rules, bytes: true, full: true, linux: true, layers: None, check: None };
     let kept = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/model/proptest-regressions/host-follows.txt");
-    check(kept, 100, abilities, &host, &|stacked| Host::new(stacked.upper, true));
+    check(kept, 100, abilities, &host_in_memory, &|stacked| Host::new(stacked.upper, true));
 }
 
 #[test]

@@ -37,11 +37,21 @@ impl Mount {
         Self::for_long(point, options, LIFETIME)
     }
 
+    /// As [`Mount::new`], by a command that runs what its last arguments say.
+    #[allow(dead_code, reason = "not every suite has one")]
+    pub fn by(mut command: Command, point: &Path, options: &str) -> Self {
+        command.arg(program());
+        Self::start(command, point, options, LIFETIME)
+    }
+
     /// As [`Mount::new`], for a mount that may be needed for this long.
     pub fn for_long(point: &Path, options: &str, lifetime: Duration) -> Self {
+        Self::start(Command::new(program()), point, options, lifetime)
+    }
+
+    fn start(mut command: Command, point: &Path, options: &str, lifetime: Duration) -> Self {
         assert!(Path::new("/dev/fuse").exists(), "/dev/fuse is missing, and without it nothing can be tested here");
         println!("{MOUNTING}");
-        let mut command = Command::new(program());
         let daemon = command.args(["-f", "-o", options]).arg(point).stdin(Stdio::null()).spawn().unwrap();
         let (done, wait) = mpsc::channel();
         let pid = daemon.id().cast_signed();

@@ -3,10 +3,10 @@
 use std::ffi::OsStr;
 use std::process::{Command, Output, Stdio};
 
-/// What runs the program, and kills it after five minutes.
+/// What runs the program, and kills it after fifteen minutes.
 pub fn command(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new("timeout");
-    command.args(["--kill-after=5", "300"]).arg(program).stdin(Stdio::null());
+    command.args(["--kill-after=5", "900"]).arg(program).stdin(Stdio::null());
     command.env("LC_ALL", "C").env("TZ", "UTC").env("NO_COLOR", "1");
     command
 }

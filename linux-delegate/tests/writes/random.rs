@@ -1,0 +1,214 @@
+//! Random changes of files on a disk that is full now and then, by a daemon that has inherited a limit of file sizes. What open(2), write(2),
+//! ftruncate(2), close(2) and fsync(2) called a success is there, in the mount and in the next one; what they refused changed nothing.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read};
+use std::os::fd::IntoRawFd;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::PathBuf;
+use std::process::Command;
+
+use test_common::{LowerGuard, Random, put};
+
+use crate::mount::Mount;
+use crate::{Bed, KIB, MIB, fill};
+
+/// The names of files. Two are in the lower layer, the second of them large enough to be copied up in part.
+const NAMES: [&str; 6] = ["small", "large", "a", "b", "c", "d"];
+
+/// The largest file that the daemon may write, and so the largest that there can be.
+const LIMIT: u64 = 3 * MIB;
+
+/// A file of this size may be copied up in part.
+const LARGE: usize = 1 << 20;
+
+/// How often the overlay is mounted, and how much happens each time.
+const MOUNTS: u64 = 3;
+const STEPS: u64 = 80;
+
+/// A mount, and what its files should have.
+struct World {
+    bed: Bed,
+    files: BTreeMap<&'static str, Vec<u8>>,
+    random: Random,
+    /// How many changes were refused.
+    refused: usize,
+}
+
+impl World {
+    fn new(seed: u64) -> Self {
+        let bed = Bed::new(24 * MIB);
+        let files = BTreeMap::from([("small", b"lower".to_vec()), ("large", vec![b'l'; 2 * LARGE])]);
+        for (name, content) in &files {
+            put::file(&bed.path("lower"), name, content);
+        }
+        Self { bed, files, random: Random(seed), refused: 0 }
+    }
+
+    fn mount(&self, more: &str) -> Mount {
+        let mut daemon = Command::new("bash");
+        daemon.args(["-c", &format!("ulimit -f {}; exec \"$@\"", LIMIT / KIB), "bash"]);
+        self.bed.mount_by(daemon, more)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.bed.mounted(name)
+    }
+
+    /// One change, in the mount and, if it is done there, in what should be.
+    fn step(&mut self) {
+        let name = *self.random.one_of(&NAMES);
+        match self.random.below(12) {
+            0..6 => self.write(name),
+            6 => self.truncate(name),
+            7 => self.remove(name),
+            8 => self.rename(name),
+            9 => {
+                self.sync(name);
+            }
+            // Others take the space only when nothing waits to be written: what a program was told stays true.
+            10 => {
+                if self.sync_all() {
+                    fill(&self.bed.path("filler"));
+                }
+            }
+            _ => self.free(),
+        }
+    }
+
+    /// Writes once, anywhere or at the end, and makes the file if it is missing.
+    fn write(&mut self, name: &'static str) {
+        let append = self.random.below(2) == 0;
+        let was = self.files.get(name).map_or(0, Vec::len);
+        let at = if append { was } else { self.random.below(was + 8192) };
+        let length = *self.random.one_of(&[1, 100, 4096, 20_000, 400_000]);
+        let bytes = vec![b'a' + u8::try_from(self.random.below(26)).unwrap(); length];
+        let mut options = OpenOptions::new();
+        let flags = if append { libc::O_APPEND } else { 0 };
+        let file = match options.write(true).create(true).custom_flags(flags).open(self.path(name)) {
+            Ok(file) => file,
+            Err(error) => return self.refuse(&error),
+        };
+        let content = self.files.entry(name).or_default();
+        match file.write_at(&bytes, at as u64) {
+            Ok(count) => {
+                content.resize(content.len().max(at + count), 0);
+                content[at..at + count].copy_from_slice(&bytes[..count]);
+            }
+            Err(error) => self.refuse(&error),
+        }
+        close(file).unwrap_or_else(|error| panic!("close of {name}: {error}"));
+    }
+
+    fn truncate(&mut self, name: &'static str) {
+        let Some(content) = self.files.get_mut(name) else { return };
+        let size = self.random.below(content.len() + 100_000);
+        match OpenOptions::new().write(true).open(self.bed.mounted(name)).and_then(|file| file.set_len(size as u64)) {
+            Ok(()) => content.resize(size, 0),
+            Err(error) => self.refuse(&error),
+        }
+    }
+
+    fn remove(&mut self, name: &str) {
+        match fs::remove_file(self.path(name)) {
+            Ok(()) => assert!(self.files.remove(name).is_some(), "{name} was not there"),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => assert!(!self.files.contains_key(name), "{name}"),
+            Err(error) => self.refuse(&error),
+        }
+    }
+
+    fn rename(&mut self, from: &'static str) {
+        let to = *self.random.one_of(&NAMES);
+        match fs::rename(self.path(from), self.path(to)) {
+            Ok(()) => {
+                let content = self.files.remove(from).expect("it was there");
+                self.files.insert(to, content);
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => assert!(!self.files.contains_key(from), "{from}"),
+            Err(error) => self.refuse(&error),
+        }
+    }
+
+    /// What was taken can be synced. Only a large file of the lower layer cannot, while there is no room for the rest of it: then this is false.
+    fn sync(&self, name: &str) -> bool {
+        let Some(content) = self.files.get(name) else { return true };
+        match File::open(self.path(name)).unwrap().sync_all() {
+            Err(error) if error.raw_os_error() == Some(libc::ENOSPC) && content.len() >= LARGE => false,
+            synced => {
+                synced.unwrap_or_else(|error| panic!("fsync of {name}: {error}"));
+                true
+            }
+        }
+    }
+
+    /// Whether all could be synced.
+    fn sync_all(&self) -> bool {
+        self.files.keys().fold(true, |all, name| self.sync(name) && all)
+    }
+
+    /// Gives the space back that others have taken.
+    fn free(&self) {
+        let _ = fs::remove_file(self.bed.path("filler"));
+    }
+
+    /// Unmounts. What waits for room gets it before.
+    fn unmount(&self, mount: Mount) {
+        if !self.sync_all() {
+            self.free();
+            assert!(self.sync_all(), "there is room again");
+        }
+        mount.unmount();
+    }
+
+    #[track_caller]
+    fn refuse(&mut self, error: &io::Error) {
+        assert!(matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EFBIG)), "{error}");
+        self.refused += 1;
+    }
+
+    /// The mount has what it should, no more and no less.
+    fn check(&self, when: &str) {
+        for name in NAMES {
+            let mut found = Vec::new();
+            let there = File::open(self.path(name)).and_then(|mut file| file.read_to_end(&mut found)).is_ok();
+            let wanted = self.files.get(name);
+            assert_eq!(there, wanted.is_some(), "{when}: whether {name} is there");
+            let Some(wanted) = wanted else { continue };
+            assert_eq!(found.len(), wanted.len(), "{when}: the size of {name}");
+            let differs = found.iter().zip(wanted).position(|(found, wanted)| found != wanted);
+            assert_eq!(differs, None, "{when}: where {name} differs");
+        }
+    }
+}
+
+/// Closes a file, and says what close(2) answers.
+fn close(file: File) -> io::Result<()> {
+    // SAFETY: the descriptor was the file's alone, and nothing else closes it.
+    match unsafe { libc::close(file.into_raw_fd()) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Random changes with these options of the mount.
+pub fn changes(seed: u64, more: &str) {
+    let mut world = World::new(seed);
+    let guard = LowerGuard::new([world.bed.path("lower")]);
+    for round in 0..MOUNTS {
+        let mount = world.mount(more);
+        world.check(&format!("seed {seed}, after mount {round}"));
+        for step in 0..STEPS {
+            world.step();
+            if step % 16 == 0 {
+                world.check(&format!("seed {seed}, mount {round}, step {step}"));
+            }
+        }
+        world.unmount(mount);
+    }
+    let mount = world.mount(more);
+    world.check(&format!("seed {seed}, at the end"));
+    world.unmount(mount);
+    guard.check();
+    assert!(world.refused > 0, "seed {seed}: nothing was refused");
+}
