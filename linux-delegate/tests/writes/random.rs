@@ -144,7 +144,8 @@ impl World {
 
     /// Whether all could be synced.
     fn sync_all(&self) -> bool {
-        self.files.keys().fold(true, |all, name| self.sync(name) && all)
+        let waiting = self.files.keys().filter(|name| !self.sync(name)).count();
+        waiting == 0
     }
 
     /// Gives the space back that others have taken.
