@@ -48,8 +48,17 @@ impl Buffers {
         &mut self.data[..length]
     }
 
+    /// Makes room for the answer to a request. None if it is too short to be one.
+    fn begin(&mut self, request: &[u8]) -> Option<InHeader> {
+        self.head.clear();
+        self.data_length = 0;
+        let (header, _) = InHeader::read_from_prefix(request).ok()?;
+        self.head.extend_from_slice(OutHeader::default().as_bytes());
+        Some(header)
+    }
+
     /// Fills in the header of the answer to a request, for which there is room. An error comes without anything else.
-    fn begin_answer(&mut self, to: &InHeader, done: Result<()>) {
+    fn finish(&mut self, to: &InHeader, done: Result<()>) {
         if done.is_err() {
             self.head.truncate(size_of::<OutHeader>());
         }
@@ -63,30 +72,24 @@ impl Buffers {
 
 /// Handles one request. Answers whether `buffers` hold an answer that is to be sent: some requests get none.
 pub fn handle(door: &impl Door, agreed: &Agreed, request: &[u8], buffers: &mut Buffers) -> bool {
-    buffers.head.clear();
-    buffers.data_length = 0;
-    let Ok((header, _)) = InHeader::read_from_prefix(request) else {
+    let Some(header) = buffers.begin(request) else {
         return false;
     };
-    buffers.head.extend_from_slice(OutHeader::default().as_bytes());
     let body = Body { rest: request.get(size_of::<InHeader>()..).unwrap_or_default() };
     match perform(door, agreed, &header, body, buffers) {
-        Ok(Answer::Made) => buffers.begin_answer(&header, Ok(())),
+        Ok(Answer::Made) => buffers.finish(&header, Ok(())),
         Ok(Answer::None) => return false,
-        Err(error) => buffers.begin_answer(&header, Err(error)),
+        Err(error) => buffers.finish(&header, Err(error)),
     }
     true
 }
 
 /// Has `buffers` answer an error to a request. Answers whether that is to be sent.
 pub fn refuse(request: &[u8], error: Error, buffers: &mut Buffers) -> bool {
-    buffers.head.clear();
-    buffers.data_length = 0;
-    let Ok((header, _)) = InHeader::read_from_prefix(request) else {
+    let Some(header) = buffers.begin(request) else {
         return false;
     };
-    buffers.head.extend_from_slice(OutHeader::default().as_bytes());
-    buffers.begin_answer(&header, Err(error));
+    buffers.finish(&header, Err(error));
     true
 }
 

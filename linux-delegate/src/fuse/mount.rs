@@ -86,7 +86,6 @@ impl Device {
     }
 
     /// As ustat(2) takes it.
-    #[cfg(target_arch = "x86_64")]
     fn number(self) -> u32 {
         super::wire::device_to_wire(libc::makedev(self.major, self.minor))
     }
@@ -160,7 +159,7 @@ impl Waiter {
         if self.thread == 0 {
             return Err(ErrorKind::NotFound.into());
         }
-        let words = [device.major, device.minor, number].map(u32::to_ne_bytes);
+        let words = [device.number(), number].map(u32::to_ne_bytes);
         (&self.line).write_all(words.as_flattened())
     }
 
@@ -186,8 +185,7 @@ impl Prober {
     pub fn is_awaited(&self, device: Device) -> Option<bool> {
         let mut line = &self.0;
         let mut answer = [0];
-        let words = [device.major, device.minor].map(u32::to_ne_bytes);
-        line.write_all(words.as_flattened()).and_then(|()| line.read_exact(&mut answer)).ok()?;
+        line.write_all(&device.number().to_ne_bytes()).and_then(|()| line.read_exact(&mut answer)).ok()?;
         match answer[0] {
             NOBODY => Some(false),
             SOMEBODY => Some(true),
@@ -204,12 +202,12 @@ const UNKNOWN: u8 = 2;
 /// How long an answer is looked for, in milliseconds.
 const PROBE: u32 = 500;
 
-/// Asks for the space that is left, by ustat(2).
+/// Asks for the space that is left in the filesystem with this number, by ustat(2).
 #[cfg(target_arch = "x86_64")]
-fn ustat(device: Device) {
+fn ustat(device: u32) {
     let mut answer = [0_u64; 8];
     // SAFETY: takes a number, and writes a structure of 32 bytes to memory that has room for it.
-    unsafe { libc::syscall(libc::SYS_ustat, device.number(), answer.as_mut_ptr()) };
+    unsafe { libc::syscall(libc::SYS_ustat, device, answer.as_mut_ptr()) };
 }
 
 /// Has another thread call ustat(2) whenever the daemon asks, and says whether that has ended or waits for a lock.
@@ -228,12 +226,10 @@ fn probe_with_ustat(line: UnixStream) {
         }
     });
     let (Ok(_), Ok(thread)) = (asking, who.recv()) else { return };
-    let mut asked = [0; 2 * size_of::<u32>()];
-    while line.read_exact(&mut asked).is_ok() {
-        let [major, minor] =
-            [0, 4].map(|at| u32::from_ne_bytes([asked[at], asked[at + 1], asked[at + 2], asked[at + 3]]));
+    let mut device = [0; size_of::<u32>()];
+    while line.read_exact(&mut device).is_ok() {
         // One that waits since it was asked before says all.
-        if !under_way.swap(true, Ordering::AcqRel) && questions.send(Device { major, minor }).is_err() {
+        if !under_way.swap(true, Ordering::AcqRel) && questions.send(u32::from_ne_bytes(device)).is_err() {
             return;
         }
         let found = (0..PROBE).find_map(|_| {
@@ -267,12 +263,10 @@ fn probe_with_ustat(_: UnixStream) {}
 fn wait_in_ustat(line: UnixStream) {
     let mut line = line;
     let thread = rustix::thread::gettid().as_raw_nonzero().get() as u32;
-    let mut asked = [0; 3 * size_of::<u32>()];
+    let (mut device, mut number) = ([0; size_of::<u32>()], [0; size_of::<u32>()]);
     let mut said = line.write_all(&thread.to_ne_bytes());
-    while said.is_ok() && line.read_exact(&mut asked).is_ok() {
-        let [major, minor, number] = [0, 4, 8].map(|at| [asked[at], asked[at + 1], asked[at + 2], asked[at + 3]]);
-        let device = Device { major: u32::from_ne_bytes(major), minor: u32::from_ne_bytes(minor) };
-        ustat(device);
+    while said.is_ok() && line.read_exact(&mut device).and_then(|()| line.read_exact(&mut number)).is_ok() {
+        ustat(u32::from_ne_bytes(device));
         said = line.write_all(&number);
     }
 }

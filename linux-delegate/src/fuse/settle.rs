@@ -25,7 +25,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use overlayfs::layer::Layer;
+use overlayfs::layer::OsLayer;
 use overlayfs::overlay::Overlay;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use syscall::error::{EROFS, Error, Result};
@@ -47,50 +47,9 @@ const ON_ITS_WAY: Duration = Duration::from_millis(100);
 /// How long a change waits at most for umount to be kept waiting.
 const ARMING: Duration = Duration::from_millis(500);
 
-/// What is settled: an [`Overlay`], whatever its layers are.
-pub trait Settles: Send + Sync {
-    fn has_unfinished(&self) -> bool;
-    fn is_volatile(&self) -> bool;
-    fn settle_all(&self) -> Result<()>;
-    fn sync_settled(&self) -> Result<()>;
-    fn rest(&self) -> Result<()>;
-    fn wake(&self) -> Result<()>;
-    fn retire(&self) -> Result<()>;
-}
-
-impl<L: Layer> Settles for Overlay<L> {
-    fn has_unfinished(&self) -> bool {
-        self.has_unfinished()
-    }
-
-    fn is_volatile(&self) -> bool {
-        self.is_volatile()
-    }
-
-    fn settle_all(&self) -> Result<()> {
-        self.settle_all()
-    }
-
-    fn sync_settled(&self) -> Result<()> {
-        self.sync_settled()
-    }
-
-    fn rest(&self) -> Result<()> {
-        self.rest()
-    }
-
-    fn wake(&self) -> Result<()> {
-        self.wake()
-    }
-
-    fn retire(&self) -> Result<()> {
-        self.retire()
-    }
-}
-
 /// What settles a mount.
 pub struct Settler {
-    overlay: Arc<dyn Settles>,
+    overlay: Arc<Overlay<OsLayer>>,
     device: Device,
     /// The mounts of the daemon's namespace.
     mounts: File,
@@ -143,7 +102,7 @@ impl Settler {
         device: Device,
         (waiter, prober): (Waiter, Prober),
         threads: usize,
-        overlay: Arc<dyn Settles>,
+        overlay: Arc<Overlay<OsLayer>>,
     ) -> io::Result<Self> {
         let state = State {
             // Umount is kept waiting from the start, so that a mount which is taken away at once is whole, too.
