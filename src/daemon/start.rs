@@ -3,6 +3,8 @@
 //! A daemon that was started by hand registers its name. One that init started may do that too, and then says so; or it
 //! sends init the scheme, to which init gives the name.
 
+use std::sync::Arc;
+
 use log::info;
 use redox_scheme::Socket;
 use redox_scheme::scheme::{SchemeSync, register_sync_scheme};
@@ -15,7 +17,6 @@ use super::serve::Stop;
 use crate::layer::Layer;
 use crate::options::Arguments;
 use crate::scheme::OverlayScheme;
-use std::sync::Arc;
 
 /// Who is told how far a daemon has come.
 pub trait Watcher {

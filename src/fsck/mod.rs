@@ -148,9 +148,7 @@ impl<L: Layer> Checker<L> {
         if self.in_use || !self.is_recorded || self.difference.is_some() {
             return Ok(Vec::new());
         }
-        let mut report = Report::new();
-        self.check_tree(&mut report)?;
-        self.find_unused(&report)
+        self.find_unused()
     }
 
     /// Everything that is wrong. Fails if a layer cannot be read.

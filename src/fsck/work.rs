@@ -56,17 +56,23 @@ impl<L: Layer> Checker<L> {
 
     /// The copies of files with several names that no name shows any more. None where that depends on what is not known: which lower layers the
     /// upper one was stacked on, or what one of its directories merges with.
-    pub(super) fn find_unused(&self, report: &Report<L>) -> Result<Vec<Finding<L>>> {
-        let is_known = |finding: &Finding<L>| finding.damage != Damage::NoPath && !finding.damage.is_missing_below();
-        let (Some(dir), true) = (&self.work, report.findings.iter().all(is_known)) else { return Ok(Vec::new()) };
+    pub(super) fn find_unused(&self) -> Result<Vec<Finding<L>>> {
+        let Some(dir) = &self.work else { return Ok(Vec::new()) };
         let review = index::review(self.upper.layer(dir), &*self.upper.open(dir)?)?;
         let mut copies = self.nameless_copies(dir, review.links)?;
-        let mut lone = copies.clone();
-        self.drop_shown(&mut lone)?;
-        if !lone.is_empty() {
+        // Most layers have none, and need not be walked through.
+        if copies.is_empty() {
             return Ok(Vec::new());
         }
-        self.drop_named(report, &mut copies)?;
+        let mut lone = copies.clone();
+        self.drop_shown(&mut lone)?;
+        let mut report = Report::new();
+        self.check_tree(&mut report)?;
+        let is_known = |finding: &Finding<L>| finding.damage != Damage::NoPath && !finding.damage.is_missing_below();
+        if !lone.is_empty() || !report.findings.iter().all(is_known) {
+            return Ok(Vec::new());
+        }
+        self.drop_named(&report, &mut copies)?;
         let finding = |(name, _): &Copy| {
             let kind = self.upper.stat(dir, name)?.kind;
             let repair = Some(Repair::remove(dir, name, kind));
@@ -76,16 +82,14 @@ impl<L: Layer> Checker<L> {
     }
 
     /// Of copies of files with several names those that have no name but the one in the work directory.
-    fn nameless_copies(&self, dir: &LayerDir<L>, mut copies: Vec<Copy>) -> Result<Vec<Copy>> {
-        let mut read = Ok(());
-        copies.retain(|(name, _)| match self.upper.stat(dir, name) {
-            Ok(stat) => stat.nlink <= 1,
-            Err(error) => {
-                read = Err(error);
-                false
+    fn nameless_copies(&self, dir: &LayerDir<L>, copies: Vec<Copy>) -> Result<Vec<Copy>> {
+        let mut nameless = Vec::new();
+        for copy in copies {
+            if self.upper.stat(dir, &copy.0)?.nlink <= 1 {
+                nameless.push(copy);
             }
-        });
-        read.map(|()| copies)
+        }
+        Ok(nameless)
     }
 
     /// Takes out of `copies` those that a name of the merged tree shows. Every directory of the upper layer must have been read.

@@ -18,7 +18,7 @@ use super::node::{MERGED_NLINK, Node, OpenFile, Place};
 use super::partial::PARTIAL_FROM;
 use super::progress::{PIECE, Progress};
 use super::stack::LayerDir;
-use super::work::{discard, discard_dir};
+use super::work::{discard, discard_dir, rename_built};
 use super::xattr::CAPABILITY;
 use crate::format::kernel;
 use crate::layer::{Access, Kind, Layer, Object, Owner, RenameMode, Result, Stat, THROUGH};
@@ -326,10 +326,10 @@ impl<L: Layer> Overlay<L> {
                 }
                 let placed = self.keeping_times(&place.parent, &to, |dir| match &home {
                     Some(home) => upper.link(Object::Entry(&*open, home), dir, &place.name),
-                    None => match &file {
-                        Some(file) => upper.rename_file(file, (&open, temp), (dir, &place.name), RenameMode::Replace),
-                        None => upper.rename(&open, temp, dir, &place.name, RenameMode::Replace),
-                    },
+                    None => {
+                        let to = (dir, &*place.name);
+                        rename_built(upper, file.as_ref(), (&open, temp), to, RenameMode::Replace)
+                    }
                 });
                 if let (Err(_), Some(home)) = (&placed, &home) {
                     self.unkeep_copy(home, temp);

@@ -14,7 +14,7 @@ use super::names::Names;
 use super::node::Dir;
 use super::stack::LayerDir;
 use super::trust::Way;
-use super::work::{discard, discard_dir, entries};
+use super::work::{discard, discard_dir, entries, rename_built};
 use crate::format::kernel::{self, Namespace};
 use crate::format::{self, Format};
 use crate::layer::{Kind, Layer, Object, RenameMode, Result, XattrMode};
@@ -119,10 +119,7 @@ impl<L: Layer> Overlay<L> {
                 discard(upper, &open, temp);
                 Ok(())
             }
-            _ => match file {
-                Some(file) => upper.rename_file(file, (&open, temp), (dir, name), mode),
-                None => upper.rename(&open, temp, dir, name, mode),
-            },
+            _ => rename_built(upper, file, (&open, temp), (dir, name), mode),
         }
     }
 

@@ -491,6 +491,20 @@ pub(super) fn discard_dir<L: Layer>(layer: &L, dir: &L::Dir, name: &OsStr) {
     warn_of(name, layer.remove_dir(dir, name));
 }
 
+/// Gives what was built another name. A regular file may be open as `file`.
+pub(super) fn rename_built<L: Layer>(
+    layer: &L,
+    file: Option<&L::File>,
+    (dir, name): (&L::Dir, &OsStr),
+    to: (&L::Dir, &OsStr),
+    mode: RenameMode,
+) -> Result<()> {
+    match file {
+        Some(file) => layer.rename_file(file, (dir, name), to, mode),
+        None => layer.rename(dir, name, to.0, to.1, mode),
+    }
+}
+
 /// As [`discard`], for an object of any kind, with the marks that were built in a directory.
 pub(super) fn discard_built<L: Layer>(layer: &L, dir: &L::Dir, name: &OsStr, kind: Kind) {
     warn_of(name, remove(layer, dir, name, kind));
