@@ -4,6 +4,7 @@ import random
 
 from layers import make_layers
 from machine import Machine
+from transcript import answers
 
 CLAIM = "after kill -9 and after a power cut, at any moment under load, the upper layer is sound and can be mounted"
 LAYERS = "--lower /lower --upper /upper"
@@ -23,17 +24,6 @@ def _machine(system, disk, lines, log, **more):
         log=log,
         **more,
     )
-
-
-def _answers(lines):
-    """The commands of a transcript with the lines that each printed."""
-    said = []
-    for line in lines:
-        if line.startswith("$ "):
-            said.append((line[2:], []))
-        elif said:
-            said[-1][1].append(line)
-    return said
 
 
 # What must be so after a crash: the check repairs what was under way, then finds nothing, and the tree can be read and removed.
@@ -83,5 +73,5 @@ def run(system, scratch, log, count):
             output = _machine(system, disk, AFTER, log / f"crash.{kind}.{turn}.after").boot()
             if not output.finished:
                 faults.append(f"{kind}, turn {turn}: the machine hung afterwards")
-            faults += _sound(_answers(output.of_script()), f"{kind}, turn {turn}")
+            faults += _sound(answers(output.of_script()), f"{kind}, turn {turn}")
     return faults

@@ -44,6 +44,17 @@ def _fits(line, found):
     return found == line
 
 
+def answers(lines):
+    """The commands of a transcript with the lines that each printed."""
+    said = []
+    for line in lines:
+        if line.startswith("$ "):
+            said.append((line[2:], []))
+        elif said:
+            said[-1][1].append(line)
+    return said
+
+
 @dataclass
 class Part:
     """What runs in one boot: units of init, then the commands."""
@@ -56,17 +67,12 @@ class Part:
 
     def compare(self, lines):
         """The differences between what a machine printed and what it should have."""
-        said = []
-        for line in lines:
-            if line.startswith("$ "):
-                said.append((line[2:], []))
-            elif said:
-                said[-1][1].append(line)
+        said = answers(lines)
         wrong = []
-        for command, (text, answers) in zip(self.commands, said):
+        for command, (text, printed) in zip(self.commands, said):
             if text != command.text:
                 return wrong + [f"line {command.number}: {command.text} was to run, not {text}"]
-            if fault := command.wrong(answers, dict(said)):
+            if fault := command.wrong(printed, dict(said)):
                 wrong.append(f"line {command.number}: {command.text}: {fault}")
         if len(said) < len(self.commands):
             wrong.append(f"line {self.commands[len(said)].number}: {self.commands[len(said)].text} was not reached")
