@@ -41,6 +41,12 @@ whole() {
     test -z "$(ls -A upper | grep -F .wh..wh.)" || fail "$1: markers are left"
     test -z "$(ls -A work | grep -Ev '^(ctimes|numbers|record)$')" || fail "$1: the work directory is not empty"
 }
+# Mounts by a program that stays this shell's child, and changes something.
+change_in_foreground() {
+    $P -f -o $layers mount & daemon=$!
+    until mountpoint -q mount; do kill -0 $daemon; sleep .05; done
+    echo end >> mount/large
+}
 mkdir upper work
 "#;
 
@@ -81,9 +87,7 @@ fn the_layers_are_free_when_fusermount3_returns() {
 fn a_signal_ends_a_mount_of_a_user() {
     succeeds(&plainly(
         r#"
-        $P -f -o $layers mount & daemon=$!
-        until mountpoint -q mount; do kill -0 $daemon; sleep .05; done
-        echo end >> mount/large
+        change_in_foreground
         kill $daemon; wait $daemon
         ! mountpoint -q mount
         whole signal 1
@@ -95,9 +99,7 @@ fn a_signal_ends_a_mount_of_a_user() {
 fn a_dead_mount_of_a_user_is_called_that() {
     succeeds(&plainly(
         r#"
-        $P -f -o $layers mount & daemon=$!
-        until mountpoint -q mount; do kill -0 $daemon; sleep .05; done
-        echo end >> mount/large
+        change_in_foreground
         kill -KILL $daemon; wait $daemon || true
         until ls mount 2>&1 | grep -q "not connected"; do sleep .05; done
         ! $P -o $layers mount 2> said || fail "it is mounted on a dead mount"

@@ -180,7 +180,8 @@ pub fn rows() -> Vec<Row> {
         row(
             "change a small file of the lower layer",
             3.0,
-            160,
+            // Here too.
+            170,
             |_| 0..,
             |paths, numbers| {
                 let path = paths(&format!("d/lower{}", numbers.next().expect("a number")));
