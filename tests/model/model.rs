@@ -4,7 +4,7 @@
 //! lower layers come, go and change places, and `overlayfs-fsck` repairs with one of them forgotten.
 //!
 //! The cases are the same in every run, so that a failure is the change's that it follows. To look for more:
-//! `PROPTEST_RNG_SEED=$RANDOM PROPTEST_CASES=5000 cargo test --test model`; with `TMPDIR` on another filesystem, over that one.
+//! `PROPTEST_RNG_SEED=$RANDOM PROPTEST_CASES=5000 cargo test -p test-model`; with `TMPDIR` on another filesystem, over that one.
 
 mod door;
 mod engine;
@@ -87,7 +87,7 @@ fn redoxfs(_: &Case) -> Box<dyn Ground> {
 fn the_reference_does_what_the_host_does() {
     let rules = Rules { reserves: false, ..ON_HOST };
     let abilities = Abilities { rules, bytes: true, full: true, linux: true, layers: None, check: None };
-    let kept = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/model/proptest-regressions/host.txt");
+    let kept = concat!(env!("CARGO_MANIFEST_DIR"), "/proptest-regressions/host.txt");
     check(kept, 100, abilities, &host_in_memory, &|stacked| Host::new(stacked.upper, false));
 }
 
@@ -95,7 +95,7 @@ fn the_reference_does_what_the_host_does() {
 fn the_reference_follows_symlinks_as_the_host_does() {
     let rules = Rules { reserves: false, follows: true, ..ON_HOST };
     let abilities = Abilities { rules, bytes: true, full: true, linux: true, layers: None, check: None };
-    let kept = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/model/proptest-regressions/host-follows.txt");
+    let kept = concat!(env!("CARGO_MANIFEST_DIR"), "/proptest-regressions/host-follows.txt");
     check(kept, 100, abilities, &host_in_memory, &|stacked| Host::new(stacked.upper, true));
 }
 
@@ -104,7 +104,7 @@ fn the_engine_does_what_the_reference_does() {
     let layers = Some(Written::Native);
     let abilities =
         Abilities { rules: ON_HOST, bytes: true, full: true, linux: true, layers, check: Some(engine::check_layers) };
-    let kept = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/model/proptest-regressions/engine.txt");
+    let kept = concat!(env!("CARGO_MANIFEST_DIR"), "/proptest-regressions/engine.txt");
     check(kept, 250, abilities, &host, &|stacked| Engine::new(engine::mount(stacked)));
 }
 
@@ -114,7 +114,7 @@ fn the_engine_does_so_in_the_kernels_format() {
     let layers = Some(Written::Kernel);
     let abilities =
         Abilities { rules, bytes: true, full: true, linux: true, layers, check: Some(engine::check_layers_kernel) };
-    let kept = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/model/proptest-regressions/engine-kernel.txt");
+    let kept = concat!(env!("CARGO_MANIFEST_DIR"), "/proptest-regressions/engine-kernel.txt");
     check(kept, 250, abilities, &host, &|stacked| Engine::new(engine::mount_kernel(stacked)));
 }
 
@@ -122,7 +122,7 @@ fn the_engine_does_so_in_the_kernels_format() {
 fn the_engine_does_so_over_redoxfs() {
     let layers = Some(Written::Native);
     let abilities = Abilities { rules: ON_REDOXFS, bytes: false, full: false, linux: false, layers, check: None };
-    let kept = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/model/proptest-regressions/engine-redoxfs.txt");
+    let kept = concat!(env!("CARGO_MANIFEST_DIR"), "/proptest-regressions/engine-redoxfs.txt");
     check(kept, 250, abilities, &redoxfs, &|stacked| Engine::new(engine::mount_redoxfs(stacked)));
 }
 
@@ -132,7 +132,7 @@ fn the_scheme_does_what_the_reference_does() {
     let layers = Some(Written::Native);
     let abilities =
         Abilities { rules, bytes: false, full: true, linux: false, layers, check: Some(engine::check_layers) };
-    let kept = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/model/proptest-regressions/scheme.txt");
+    let kept = concat!(env!("CARGO_MANIFEST_DIR"), "/proptest-regressions/scheme.txt");
     check(kept, 120, abilities, &host, &|stacked| scheme::serve(engine::mount(stacked)));
 }
 
@@ -141,7 +141,7 @@ fn the_scheme_does_so_over_redoxfs() {
     let rules = Rules { follows: true, ..ON_REDOXFS };
     let layers = Some(Written::Native);
     let abilities = Abilities { rules, bytes: false, full: false, linux: false, layers, check: None };
-    let kept = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/model/proptest-regressions/scheme-redoxfs.txt");
+    let kept = concat!(env!("CARGO_MANIFEST_DIR"), "/proptest-regressions/scheme-redoxfs.txt");
     check(kept, 120, abilities, &redoxfs, &|stacked| scheme::serve(engine::mount_redoxfs(stacked)));
 }
 
