@@ -58,6 +58,12 @@ impl<L: Layer> Overlay<L> {
         self.stat_within(node)
     }
 
+    /// As [`Overlay::stat`], of a moment when nobody is changing the content: whoever leaves the times as they were puts them back at the end.
+    pub fn stat_at_rest(&self, node: &Arc<Node<L>>) -> Result<Stat> {
+        let _content = node.content.lock();
+        self.stat(node)
+    }
+
     /// As [`Overlay::stat`], where the tree is locked already.
     pub(super) fn stat_within(&self, node: &Arc<Node<L>>) -> Result<Stat> {
         let mut state = node.state.lock();
@@ -260,8 +266,11 @@ impl<L: Layer> Overlay<L> {
         // The change time is the layer's to say; and after a change of owner, so is the mode.
         match (spot, change) {
             (Spot::Nowhere, _) => {}
-            (_, Change::Owner(_)) => (state.attr, state.ctime) = (None, None),
-            _ => state.touch(),
+            (_, Change::Owner(_)) => {
+                self.touch(node, &mut state);
+                state.attr = None;
+            }
+            _ => self.touch(node, &mut state),
         }
         Ok(())
     }

@@ -12,6 +12,7 @@
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use syscall::error::{EIO, ENOENT, Error};
 
@@ -19,7 +20,7 @@ use super::Overlay;
 use super::node::{Node, State};
 use super::work::discard;
 use crate::format;
-use crate::layer::{Access, Layer, Object, RenameMode, Result, Stat, Time, write_all};
+use crate::layer::{Access, Kind, Layer, Object, RenameMode, Result, Stat, Time, write_all};
 use crate::sync::Lock;
 
 /// The file of the table.
@@ -176,6 +177,37 @@ fn from_bytes(bytes: &[u8]) -> Option<HashMap<u64, Pair>> {
 }
 
 impl<L: Layer> Overlay<L> {
+    /// Leaves the times of regular files to the door, which keeps them itself: from now on nothing that is done to one changes those that it shows,
+    /// but [`Overlay::set_times`] and [`Overlay::set_ctime`]. The door may have said them before or say them later.
+    pub fn leave_times_to_door(&self) {
+        self.dated_by_door.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the door keeps the times of an object.
+    pub(super) fn is_dated_by_door(&self, node: &Node<L>) -> bool {
+        node.kind() == Kind::File && self.dated_by_door.load(Ordering::Relaxed)
+    }
+
+    /// After somebody has changed an object: the layer is to say its times, unless the door does.
+    pub(super) fn touch(&self, node: &Node<L>, state: &mut State<L>) {
+        let ctime = if self.is_dated_by_door(node) { self.shown_ctime(state) } else { None };
+        state.touch_unseen(ctime);
+    }
+
+    /// Before the layer changes the content of a file: until [`Overlay::end_change`] everybody who asks for attributes asks the layer, since who reads
+    /// what was just written must not be told of a size from before. The content must be locked.
+    pub(super) fn begin_change(&self, node: &Node<L>) {
+        let mut state = node.state.lock();
+        self.touch(node, &mut state);
+        state.changing = true;
+    }
+
+    /// After the layer has changed the content, or failed to.
+    pub(super) fn end_change(&self, node: &Node<L>, state: &mut State<L>) {
+        (state.changing, state.times_stale) = (false, true);
+        self.touch(node, state);
+    }
+
     /// Says what an object shows as its time of last change of status, for a door that keeps that itself: until the next change.
     pub fn set_ctime(&self, node: &Arc<Node<L>>, ctime: Time) {
         let ctime = self.times.kept(ctime);

@@ -72,38 +72,12 @@ impl<L: Layer> Overlay<L> {
         self.read_lent(&handle.node, &open, || self.read_open(&open, buf, offset))
     }
 
-    /// Writes at `offset` and answers how many bytes were written. The first write copies the file up.
+    /// Writes at `offset` and answers how many bytes were written. The first write copies the file up. For a door that keeps the times of files
+    /// they stay as they are.
     ///
     /// EROFS; EFBIG; EISDIR; EINVAL of anything else that is no regular file.
     pub fn write_at(&self, handle: &Handle<L>, buf: &[u8], offset: u64) -> Result<usize> {
         self.write(handle, buf, |open| self.write_open(&handle.node, open, buf, offset))
-    }
-
-    /// As [`Overlay::write_at`], for what a door has held back: the times stay as they are, since they are the door's to set. It knows when
-    /// the data were written, and this is later.
-    pub fn write_back(&self, handle: &Handle<L>, buf: &[u8], offset: u64) -> Result<usize> {
-        let node = &handle.node;
-        self.write(handle, buf, |open| {
-            // Nobody else writes before the times are set again, or he would take the ones in between for the right ones.
-            let (known, times_stale, ctime) = {
-                let state = node.state.lock();
-                (state.attr, state.times_stale, self.shown_ctime(&state))
-            };
-            let Stat { atime, mtime, .. } = known.filter(|_| !times_stale).map_or_else(|| self.stat(node), Ok)?;
-            let written = self.write_open(node, open, buf, offset)?;
-            if open.access == Access::Append {
-                // Nobody may set its times.
-                return Ok(written);
-            }
-            self.stack.layer(&open.dir).set_times(Object::File(&open.file), atime, mtime)?;
-            let mut state = node.state.lock();
-            state.touch_unseen(ctime);
-            if let Some(attr) = &mut state.attr {
-                (attr.atime, attr.mtime) = (atime, mtime);
-                state.times_stale = false;
-            }
-            Ok(written)
-        })
     }
 
     /// Writes at the end of the file, wherever it is when the write happens. Errors as [`Overlay::write_at`].
@@ -146,15 +120,46 @@ impl<L: Layer> Overlay<L> {
         if buf.is_empty() {
             return Ok(there);
         }
-        self.own(node, open, offset..offset + buf.len() as u64)?;
-        node.state.lock().begin_change();
-        let written = self.stack.layer(&open.dir).write_at(&open.file, buf, offset);
-        let mut state = node.state.lock();
-        state.end_change();
-        if let (Some(attr), Ok(written)) = (&mut state.attr, written) {
-            attr.size = attr.size.max(offset + written as u64);
+        self.change_content(node, open, || {
+            self.own(node, open, offset..offset + buf.len() as u64)?;
+            self.begin_change(node);
+            let written = self.stack.layer(&open.dir).write_at(&open.file, buf, offset);
+            let mut state = node.state.lock();
+            self.end_change(node, &mut state);
+            if let (Some(attr), Ok(written)) = (&mut state.attr, written) {
+                attr.size = attr.size.max(offset + written as u64);
+            }
+            written.map(|written| there + written)
+        })
+    }
+
+    /// Has `change` change the content of a file, which must be locked. Where the door keeps the times of files they stay as they are: it knows
+    /// when the change was made, and this may be later.
+    fn change_content<T>(
+        &self,
+        node: &Arc<Node<L>>,
+        open: &OpenFile<L>,
+        change: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
+        // Of what lets nobody do more than append, nobody may set the times.
+        if !self.is_dated_by_door(node) || open.access == Access::Append {
+            return change();
         }
-        written.map(|written| there + written)
+        let known = {
+            let state = node.state.lock();
+            state.attr.filter(|_| !state.times_stale)
+        };
+        let Stat { atime, mtime, .. } = known.map_or_else(|| self.stat(node), Ok)?;
+        let changed = change();
+        // Also where it failed: the layer may have done a part.
+        let kept = self.stack.layer(&open.dir).set_times(Object::File(&open.file), atime, mtime);
+        let mut state = node.state.lock();
+        self.touch(node, &mut state);
+        if let (Some(attr), Ok(())) = (&mut state.attr, kept) {
+            (attr.atime, attr.mtime) = (atime, mtime);
+            state.times_stale = false;
+        }
+        changed.and_then(|value| kept.map(|()| value))
     }
 
     /// How many bytes of `buf` an append-only file has at `offset` already, up to its end: a door that writes back whole pages writes these too. EPERM
@@ -200,16 +205,18 @@ impl<L: Layer> Overlay<L> {
             return Ok(());
         }
         let open = self.file(node, Access::ReadWrite)?;
-        // The rest of what is cut in the middle.
-        self.own(node, &open, size..size + 1)?;
-        node.state.lock().begin_change();
-        let truncated = self.cut(node, &open, size, || self.stack.layer(&open.dir).truncate(&open.file, size));
-        let mut state = node.state.lock();
-        state.end_change();
-        if let (Some(attr), Ok(())) = (&mut state.attr, truncated) {
-            attr.size = size;
-        }
-        truncated
+        self.change_content(node, &open, || {
+            // The rest of what is cut in the middle.
+            self.own(node, &open, size..size + 1)?;
+            self.begin_change(node);
+            let truncated = self.cut(node, &open, size, || self.stack.layer(&open.dir).truncate(&open.file, size));
+            let mut state = node.state.lock();
+            self.end_change(node, &mut state);
+            if let (Some(attr), Ok(())) = (&mut state.attr, truncated) {
+                attr.size = size;
+            }
+            truncated
+        })
     }
 
     /// Changes the allocation of a range of a regular file. EROFS; EOPNOTSUPP where the upper layer cannot; EISDIR; EINVAL of anything
@@ -228,12 +235,14 @@ impl<L: Layer> Overlay<L> {
         self.copy_up(node)?;
         let _content = node.content.lock();
         let open = self.file(node, Access::ReadWrite)?;
-        // Of what has no name any more, so that it could not be completed.
-        self.own(node, &open, 0..u64::MAX)?;
-        node.state.lock().begin_change();
-        let allocated = self.stack.layer(&open.dir).allocate(&open.file, how, range);
-        end_change_of_size(node);
-        allocated
+        self.change_content(node, &open, || {
+            // Of what has no name any more, so that it could not be completed.
+            self.own(node, &open, 0..u64::MAX)?;
+            self.begin_change(node);
+            let allocated = self.stack.layer(&open.dir).allocate(&open.file, how, range);
+            self.end_change_of_size(node);
+            allocated
+        })
     }
 
     /// The first range of data at or after `from`; None when only a hole follows. EISDIR; EINVAL of anything else that is no regular file.
@@ -320,12 +329,21 @@ impl<L: Layer> Overlay<L> {
                 continue;
             }
             let target = self.file(&to.node, Access::ReadWrite)?;
-            self.own(&to.node, &target, offset..end)?;
-            to.node.state.lock().begin_change();
-            let copied = self.stack.layer(&target.dir).copy_range(&source.file, range, &target.file, offset);
-            end_change_of_size(&to.node);
-            return copied;
+            return self.change_content(&to.node, &target, || {
+                self.own(&to.node, &target, offset..end)?;
+                self.begin_change(&to.node);
+                let copied = self.stack.layer(&target.dir).copy_range(&source.file, range, &target.file, offset);
+                self.end_change_of_size(&to.node);
+                copied
+            });
         }
+    }
+
+    /// After the layer has changed the content, and maybe the size, also when only a part could be done.
+    fn end_change_of_size(&self, node: &Node<L>) {
+        let mut state = node.state.lock();
+        self.end_change(node, &mut state);
+        state.attr = None;
     }
 
     /// Brings what was written, and the names in a directory, to the disk, with inode number and count of links. Nothing to do for what is in a lower layer, or if the overlay
@@ -386,13 +404,6 @@ impl<L: Layer> Overlay<L> {
         }
         Ok(open)
     }
-}
-
-/// After the layer has changed the content, and maybe the size, also when only a part could be done.
-fn end_change_of_size<L: Layer>(node: &Arc<Node<L>>) {
-    let mut state = node.state.lock();
-    state.end_change();
-    state.attr = None;
 }
 
 fn check_file<L: Layer>(node: &Arc<Node<L>>) -> Result<()> {

@@ -36,6 +36,7 @@ impl<L: Layer> Overlay<L> {
             let own = layer.flags(object)?;
             layer.set_flags(object, own & !changed | flags & changed)
         });
+        // A door that keeps times does not know of this.
         node.state.lock().touch();
         set?.ok_or(Error::new(ENOENT))
     }

@@ -72,7 +72,7 @@ impl<L: Layer> Overlay<L> {
             (state.home, state.nlink) = (None, None);
         }
         state.places.push(Place { parent: dir.clone(), name: name.into(), dir: to.clone() });
-        state.touch();
+        self.touch(node, &mut state);
         state.newborn = false;
         state.nlink = state.nlink.map(|nlink| nlink + 1);
         let attr = match &mut state.attr {

@@ -151,6 +151,8 @@ pub struct Overlay<L: Layer> {
     /// The times that the upper layer keeps; without one, all.
     times: Times,
     ctimes: Ctimes,
+    /// The door keeps the times of regular files.
+    dated_by_door: AtomicBool,
     across: Lock<()>,
     tree: Shared<()>,
     partials: Partials<L>,
@@ -216,6 +218,7 @@ impl<L: Layer> Overlay<L> {
             name_max,
             times,
             ctimes,
+            dated_by_door: AtomicBool::new(false),
             across: Lock::new(()),
             tree: Shared::new(()),
             partials,

@@ -203,20 +203,8 @@ impl<L: Layer> State<L> {
         self.origin.as_deref().copied()
     }
 
-    /// Before the layer changes the content: until [`State::end_change`] everybody who asks for attributes asks the layer, since who reads what
-    /// was just written must not be told of a size from before. The content must be locked.
-    pub fn begin_change(&mut self) {
-        (self.changing, self.stale) = (true, true);
-    }
-
-    /// After the layer has changed the content, or failed to.
-    pub fn end_change(&mut self) {
-        self.changing = false;
-        self.times_stale = true;
-        self.touch();
-    }
-
-    /// After somebody has changed the object: the layer is to say its times.
+    /// After somebody has changed the object: the layer is to say its times. Of what may be a regular file the door may have a say
+    /// ([`Overlay::touch`](super::Overlay::touch)).
     pub fn touch(&mut self) {
         self.touch_unseen(None);
     }

@@ -174,7 +174,7 @@ impl<L: Layer> Overlay<L> {
             state.file = pinned;
         }
         if state.upper {
-            state.touch();
+            self.touch(node, &mut state);
         }
         let mut links = 0;
         let in_upper = state.upper;

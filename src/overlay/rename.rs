@@ -351,7 +351,7 @@ impl<L: Layer> Overlay<L> {
             }
         };
 
-        moved(state, new, old);
+        self.moved(node, state, new, old);
         if let (Some(target), Some(state)) = (target, target_state) {
             self.lost_name(target, state, new.parent, new.name, pinned);
             if let Ok(mut dir) = target.dir() {
@@ -397,8 +397,8 @@ impl<L: Layer> Overlay<L> {
         let (from, to) = (self.stack.open(old.dir)?, self.stack.open(new.dir)?);
         let (state, target_state) = (node.state.lock(), target.state.lock());
         upper.rename(&from, old.name, &to, new.name, RenameMode::Exchange)?;
-        moved(state, new, old);
-        moved(target_state, old, new);
+        self.moved(node, state, new, old);
+        self.moved(target, target_state, old, new);
         let (node_upper, target_upper) = (self.there(dirs, old)?.upper, self.there(dirs, new)?.upper);
         self.arrive(dirs, new, node, node_upper)?;
         self.arrive(dirs, old, target, target_upper)
@@ -483,14 +483,14 @@ impl<L: Layer> Overlay<L> {
         }
         Ok(())
     }
-}
 
-/// Notes that an object has moved. Its state was locked before it did, so that nobody asks for it by its old name.
-fn moved<L: Layer>(mut state: Guard<'_, State<L>>, new: &End<'_, L>, old: &End<'_, L>) {
-    let place = Place { parent: new.parent.clone(), name: new.name.into(), dir: new.dir.clone() };
-    match state.place_mut(old.parent, old.name) {
-        Some(former) => *former = place,
-        None => state.places.push(place),
+    /// Notes that an object has moved. Its state was locked before it did, so that nobody asks for it by its old name.
+    fn moved(&self, node: &Node<L>, mut state: Guard<'_, State<L>>, new: &End<'_, L>, old: &End<'_, L>) {
+        let place = Place { parent: new.parent.clone(), name: new.name.into(), dir: new.dir.clone() };
+        match state.place_mut(old.parent, old.name) {
+            Some(former) => *former = place,
+            None => state.places.push(place),
+        }
+        self.touch(node, &mut state);
     }
-    state.touch();
 }

@@ -120,7 +120,7 @@ impl<L: Layer> Overlay<L> {
         });
         changed?.ok_or(Error::new(ENOENT))?;
         let mut state = node.state.lock();
-        state.touch();
+        self.touch(node, &mut state);
         if name == ACCESS_ACL {
             state.attr = None;
         }

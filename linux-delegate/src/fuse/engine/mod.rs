@@ -105,6 +105,10 @@ impl<L: Layer> EngineDoor<L> {
     /// The tree of `overlay`, in whose upper layer there are `fixed` files.
     pub fn new(overlay: impl Into<Arc<Overlay<L>>>, fixed: Fixed, settings: Settings) -> Self {
         let overlay = overlay.into();
+        // What it writes back it has dated, and so what it asks for: it says so before or after.
+        if settings.writeback {
+            overlay.leave_times_to_door();
+        }
         Self {
             nodes: Nodes::new(&overlay, settings.known_max),
             files: Files::new(),
@@ -414,7 +418,7 @@ impl<L: Layer> Door for EngineDoor<L> {
             self.call(|| self.overlay.set_mode(&node, mode))?;
         }
         if is_set(set::ATIME | set::MTIME) {
-            let before = self.overlay.stat(&node)?;
+            let before = self.overlay.stat_at_rest(&node)?;
             let now = now();
             let chosen = |field, field_now, given, before| match (is_set(field), is_set(field_now)) {
                 (false, _) => before,
@@ -542,15 +546,11 @@ impl<L: Layer> Door for EngineDoor<L> {
     fn write(&self, caller: Caller, node: u64, write: Write<'_>) -> Result<usize> {
         let file = self.file(node)?;
         self.drop_set_id(file.node(), (write.flags & wire::WRITE_KILL_SUIDGID != 0).then_some(caller))?;
-        // Where the kernel keeps no times, a store through a mapping changes them when it is written.
         let held_back = self.settings.writeback && write.flags & wire::WRITE_CACHE != 0;
         let (mut done, mut failed) = (0, None);
         while done < write.data.len() {
             let (rest, offset) = (&write.data[done..], write.offset + done as u64);
-            match self.call(|| match held_back {
-                true => self.overlay.write_back(&file, rest, offset),
-                false => self.overlay.write_at(&file, rest, offset),
-            }) {
+            match self.call(|| self.overlay.write_at(&file, rest, offset)) {
                 Ok(count) => done += count,
                 Err(error) if done == 0 => {
                     failed = Some(error);
@@ -697,10 +697,14 @@ impl<L: Layer> Door for EngineDoor<L> {
         // What is open for writing does not say what the layer has against it now.
         self.files.close(number);
         self.fixed.changed();
-        if let Some(notifier) = self.notifier.get()
-            && let Err(error) = notifier.forget_attributes(number)
-        {
-            log::debug!("the kernel knows no attributes of {number}: {error}");
+        if let Some(notifier) = self.notifier.get() {
+            if let Err(error) = notifier.forget_attributes(number) {
+                log::debug!("the kernel knows no attributes of {number}: {error}");
+            }
+            // It does not date this change.
+            if self.settings.writeback && node.kind() == Kind::File {
+                self.misdated.add(notifier, number);
+            }
         }
         Ok(())
     }
