@@ -134,10 +134,6 @@ impl<L: Layer> Overlay<L> {
         if state.handles > 0 || Arc::strong_count(node) > state.places.len() + 1 {
             return false;
         }
-        // A copy of a file with several names stays: once names of it are hidden, its number is not learned again in every case.
-        if state.home.is_some() || state.nlink.is_some() {
-            return false;
-        }
         let is_this = |place: &Place<L>| Arc::ptr_eq(&place.parent, parent) && place.name == slot.name;
         let Some(place) = state.places.iter().position(is_this) else { return false };
         // What was made, and of which nobody has asked anything since, has no number yet. And what was changed unseen is to show what it showed.

@@ -137,8 +137,9 @@ impl<L: Layer> Overlay<L> {
         };
         // Given while the layer still has the object: later its number may be that of a new one.
         let ino = *state.ino.get_or_insert_with(|| self.number(&attr));
-        if state.upper {
-            // Before the layer can give it to another object.
+        let is_last = node.kind() == Kind::Dir || state.nlink.unwrap_or(attr.nlink) <= 1;
+        if state.upper && is_last {
+            // Before the layer can give it to another object. As long as other names are left, it is this one's.
             self.inodes.unlinked(node, ino);
         }
         // Who has found it by its last name may be about to open it.
