@@ -132,7 +132,7 @@ impl<L: Layer> Overlay<L> {
             },
         };
         state.refresh(fresh);
-        self.keep_ctime(state, &fresh);
+        self.keep_ctime(node, state, &fresh);
         Ok(fresh)
     }
 

@@ -360,7 +360,7 @@ impl<L: Layer> Overlay<L> {
         state.ghost = None;
         let is_cut = copy.size < before.size;
         let ctime = self.shown_ctime(&state).filter(|_| !is_cut);
-        state.touch_unseen(ctime);
+        self.touch_as(node, &mut state, ctime);
         state.times_stale = is_cut;
         state.attr = Some(Stat { dev: copy.dev, ino: copy.ino, size: copy.size, ..*before });
         // Another thread may have forgotten the name meanwhile.
@@ -449,8 +449,7 @@ impl<L: Layer> Overlay<L> {
         let ino = *state.ino.get_or_insert_with(|| self.number(before));
         self.copied(ino, &copy, None);
         state.upper = true;
-        let ctime = self.shown_ctime(&state);
-        state.touch_unseen(ctime);
+        self.touch_unseen(node, &mut state);
         state.nlink = Some(MERGED_NLINK);
         state.attr = Some(Stat { dev: copy.dev, ino: copy.ino, ..*before });
         if let Some(place) = state.places.first_mut() {
@@ -476,7 +475,7 @@ impl<L: Layer> Overlay<L> {
             log::warn!("a directory's times changed with a copy-up: {error}");
         }
         let mut state = node.state.lock();
-        state.touch_unseen(Some(before.ctime));
+        self.touch_as(node, &mut state, Some(before.ctime));
         state.times_kept = kept.is_ok();
         Ok(())
     }

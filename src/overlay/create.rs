@@ -151,7 +151,7 @@ impl<L: Layer> Overlay<L> {
             false => self.make_elsewhere(&open, name, &Plan { new, mode, owner, whited_out, acl })?,
         };
 
-        parent.state.lock().touch();
+        self.touch(parent, &mut parent.state.lock());
         let own = (new.kind() == Kind::Dir).then(|| self.stack.child(&to, name));
         // What was made elsewhere has the mark.
         let opaque = whited_out && !in_place;

@@ -11,14 +11,14 @@
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 
 use syscall::error::{EIO, ENOENT, Error};
 
 use super::Overlay;
 use super::node::{Node, State};
-use super::work::discard;
+use super::work::{Work, discard};
 use crate::format;
 use crate::layer::{Access, Kind, Layer, Object, RenameMode, Result, Stat, Time, write_all};
 use crate::sync::Lock;
@@ -189,21 +189,46 @@ impl<L: Layer> Overlay<L> {
     }
 
     /// After somebody has changed an object: the layer is to say its times, unless the door does.
-    pub(super) fn touch(&self, node: &Node<L>, state: &mut State<L>) {
+    pub(super) fn touch(&self, node: &Arc<Node<L>>, state: &mut State<L>) {
         let ctime = if self.is_dated_by_door(node) { self.shown_ctime(state) } else { None };
-        state.touch_unseen(ctime);
+        self.touch_as(node, state, ctime);
+    }
+
+    /// After a change of an object in its layer that nobody is to see.
+    pub(super) fn touch_unseen(&self, node: &Arc<Node<L>>, state: &mut State<L>) {
+        let ctime = self.shown_ctime(state);
+        self.touch_as(node, state, ctime);
+    }
+
+    /// After a change of an object in its layer: it shows this time of last change of status. None: the layer is to say it.
+    pub(super) fn touch_as(&self, node: &Arc<Node<L>>, state: &mut State<L>, ctime: Option<Time>) {
+        (state.stale, state.times_kept) = (true, false);
+        self.date(node, state, ctime);
+    }
+
+    /// Sets the time that is to be shown until the layer has said its own.
+    fn date(&self, node: &Arc<Node<L>>, state: &mut State<L>, ctime: Option<Time>) {
+        state.ctime = ctime;
+        // The next overlay finds no object without a name.
+        let is_to_be_kept = ctime.is_some() && (!state.places.is_empty() || self.is_root(node));
+        let mut undated = self.undated.lock();
+        if is_to_be_kept {
+            undated.entry(node.id()).or_insert_with(|| Arc::downgrade(node));
+        } else {
+            undated.remove(&node.id());
+        }
     }
 
     /// Before the layer changes the content of a file: until [`Overlay::end_change`] everybody who asks for attributes asks the layer, since who reads
     /// what was just written must not be told of a size from before. The content must be locked.
-    pub(super) fn begin_change(&self, node: &Node<L>) {
+    pub(super) fn begin_change(&self, node: &Arc<Node<L>>) {
         let mut state = node.state.lock();
         self.touch(node, &mut state);
         state.changing = true;
     }
 
     /// After the layer has changed the content, or failed to.
-    pub(super) fn end_change(&self, node: &Node<L>, state: &mut State<L>) {
+    pub(super) fn end_change(&self, node: &Arc<Node<L>>, state: &mut State<L>) {
         (state.changing, state.times_stale) = (false, true);
         self.touch(node, state);
     }
@@ -216,11 +241,11 @@ impl<L: Layer> Overlay<L> {
         let mut state = node.state.lock();
         match (state.attr, state.ino) {
             (Some(attr), Some(ino)) if !state.stale => self.ctimes.keep(ino, attr.ctime, ctime),
-            _ => state.ctime = Some(ctime),
+            _ => self.date(node, &mut state, Some(ctime)),
         }
     }
 
-    /// What an object shows, as far as it is known without asking the layer: for who changes it in the layer, and nobody is to see it.
+    /// What an object shows, as far as it is known without asking the layer.
     pub(super) fn shown_ctime(&self, state: &State<L>) -> Option<Time> {
         match (state.ctime, state.attr, state.ino) {
             (Some(ctime), _, _) => Some(ctime),
@@ -230,11 +255,29 @@ impl<L: Layer> Overlay<L> {
     }
 
     /// After the layer has said what it has: what is to be shown for that is remembered.
-    pub(super) fn keep_ctime(&self, state: &mut State<L>, fresh: &Stat) {
+    pub(super) fn keep_ctime(&self, node: &Arc<Node<L>>, state: &mut State<L>, fresh: &Stat) {
         if let (false, Some(ino), Some(shown)) = (state.changing, state.ino, state.ctime) {
             self.ctimes.keep(ino, fresh.ctime, shown);
-            state.ctime = None;
+            self.date(node, state, None);
         }
+    }
+
+    /// Leaves the times of last change of status that were shown to the next overlay.
+    pub(super) fn save_ctimes(&self, work: &Work<L>) -> Result<()> {
+        let undated = std::mem::take(&mut *self.undated.lock());
+        for node in undated.values().filter_map(Weak::upgrade) {
+            let _tree = self.tree.read();
+            let mut state = node.state.lock();
+            if state.ctime.is_some() {
+                if let Err(error) = self.refresh(&node, &mut state) {
+                    log::debug!("an object will show the layer's time of last change of status: {error}");
+                }
+                // Unless the layer has said its own.
+                let ctime = state.ctime;
+                self.date(&node, &mut state, ctime);
+            }
+        }
+        self.ctimes.save(self.stack.layer(work.dir()), &*self.stack.open(work.dir())?)
     }
 }
 

@@ -3,13 +3,11 @@
 //! An overlay is *settled* when it knows nothing that the upper layer does not have. It *rests* when, besides, no mark says that something is not
 //! synced; before the next change it is woken. It is *retired* when nothing in the layers is its own any more, and another may hold them.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::Overlay;
 use super::holder::Holder;
 use super::names::Names;
-use super::node::Node;
 use super::work::Work;
 use crate::layer::{Layer, Result};
 
@@ -78,33 +76,6 @@ impl<L: Layer> Overlay<L> {
             log::warn!("times of last change of status are those of the layer in the next mount: {error}");
         }
         work.finish(&self.stack)
-    }
-
-    /// Leaves the times of last change of status that were shown to the next overlay.
-    fn save_ctimes(&self, work: &Work<L>) -> Result<()> {
-        self.each_node(|node| {
-            let mut state = node.state.lock();
-            if state.ctime.is_some()
-                && let Err(error) = self.refresh(node, &mut state)
-            {
-                log::debug!("an object will show the layer's time of last change of status: {error}");
-            }
-        });
-        self.ctimes.save(self.stack.layer(work.dir()), &*self.stack.open(work.dir())?)
-    }
-
-    /// Calls `each` for every object that is known by a name, with the tree locked. Without recursion, since a tree may be deep.
-    fn each_node(&self, each: impl Fn(&Arc<Node<L>>)) {
-        let _tree = self.tree.read();
-        let mut nodes = vec![self.root.clone()];
-        while let Some(node) = nodes.pop() {
-            each(&node);
-            if let Ok(mut dir) = node.dir()
-                && let Some(names) = &mut dir.names
-            {
-                nodes.extend(names.slots_mut().filter_map(|slot| slot.child.clone()));
-            }
-        }
     }
 }
 

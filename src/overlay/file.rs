@@ -340,7 +340,7 @@ impl<L: Layer> Overlay<L> {
     }
 
     /// After the layer has changed the content, and maybe the size, also when only a part could be done.
-    fn end_change_of_size(&self, node: &Node<L>) {
+    fn end_change_of_size(&self, node: &Arc<Node<L>>) {
         let mut state = node.state.lock();
         self.end_change(node, &mut state);
         state.attr = None;

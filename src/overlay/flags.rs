@@ -37,7 +37,7 @@ impl<L: Layer> Overlay<L> {
             layer.set_flags(object, own & !changed | flags & changed)
         });
         // A door that keeps times does not know of this.
-        node.state.lock().touch();
+        self.touch_as(node, &mut node.state.lock(), None);
         set?.ok_or(Error::new(ENOENT))
     }
 }

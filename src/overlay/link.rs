@@ -83,7 +83,7 @@ impl<L: Layer> Overlay<L> {
             None => self.refresh(node, &mut state).ok(),
         };
         drop(state);
-        dir.state.lock().touch();
+        self.touch(dir, &mut dir.state.lock());
         if let Some(attr) = attr {
             self.inodes.link(attr.dev, attr.ino, node);
         }

@@ -137,8 +137,7 @@ impl<L: Layer> Overlay<L> {
         }
         let mut state = node.state.lock();
         state.has_data = true;
-        let ctime = self.shown_ctime(&state);
-        state.touch_unseen(ctime);
+        self.touch_unseen(node, &mut state);
         // What is open may be the file that the data were in.
         let open = if state.places.is_empty() { None } else { state.file.take() };
         drop(state);

@@ -34,11 +34,11 @@
 //!    may take the locks of directories in any order. Never held while data is copied.
 //! 4. `Node::dir`: what is in one directory. A parent's before its child's.
 //! 5. `Node::state`: where one object is. One at a time, but for a rename, which has the content of both.
-//! 6. Leaves, under which nothing is called: `inode`, `index`, `stack`, `partial`, `forget`.
+//! 6. Leaves, under which nothing is called: `inode`, `index`, `ctime`, `stack`, `partial`, `forget`.
 
-use std::collections::HashSet;
-use std::sync::Arc;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 use syscall::error::{EROFS, Error};
 
@@ -151,6 +151,8 @@ pub struct Overlay<L: Layer> {
     /// The times that the upper layer keeps; without one, all.
     times: Times,
     ctimes: Ctimes,
+    /// What has a time of last change of status that `ctimes` has not ([`State::ctime`]), by the node's id. The lock is a leaf.
+    undated: Lock<HashMap<u64, Weak<Node<L>>>>,
     /// The door keeps the times of regular files.
     dated_by_door: AtomicBool,
     across: Lock<()>,
@@ -218,6 +220,7 @@ impl<L: Layer> Overlay<L> {
             name_max,
             times,
             ctimes,
+            undated: Lock::default(),
             dated_by_door: AtomicBool::new(false),
             across: Lock::new(()),
             tree: Shared::new(()),

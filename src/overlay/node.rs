@@ -58,7 +58,7 @@ pub(super) struct State<L: Layer> {
     pub times_stale: bool,
     /// Whether the times of last access and last change in `attr` are the layer's all the same: who changed something there has put them back.
     pub times_kept: bool,
-    /// The time of last change of status to be shown, whatever the layer says when it is asked next (`ctime.rs`).
+    /// The time of last change of status to be shown, whatever the layer says when it is asked next. Changes in `ctime.rs` alone.
     pub ctime: Option<Time>,
     /// Whether the layer is just changing the content, so that what it says of the size is soon not true any more.
     pub changing: bool,
@@ -201,17 +201,6 @@ impl<L: Layer> State<L> {
     /// The file of a lower layer that it is or was copied from, where that has several names.
     pub fn origin(&self) -> Option<Origin> {
         self.origin.as_deref().copied()
-    }
-
-    /// After somebody has changed the object: the layer is to say its times. Of what may be a regular file the door may have a say
-    /// ([`Overlay::touch`](super::Overlay::touch)).
-    pub fn touch(&mut self) {
-        self.touch_unseen(None);
-    }
-
-    /// After a change of the object in its layer that nobody is to see: it goes on showing this time of last change of status.
-    pub fn touch_unseen(&mut self, ctime: Option<Time>) {
-        (self.stale, self.times_kept, self.ctime) = (true, false, ctime);
     }
 
     /// Takes over what the layer has just said.

@@ -116,7 +116,7 @@ impl<L: Layer> Overlay<L> {
             content.removed = true;
         }
         drop(content);
-        parent.state.lock().touch();
+        self.touch(parent, &mut parent.state.lock());
         Ok(())
     }
 

@@ -459,7 +459,7 @@ impl<L: Layer> Overlay<L> {
         slot.whiteout = whiteout;
         let upper = slot.upper.take();
         names.tidy(old.name);
-        old.parent.state.lock().touch();
+        self.touch(old.parent, &mut old.parent.state.lock());
         Ok(upper)
     }
 
@@ -475,7 +475,7 @@ impl<L: Layer> Overlay<L> {
         slot.upper = upper;
         slot.child = Some(node.clone());
         self.known.add_name();
-        new.parent.state.lock().touch();
+        self.touch(new.parent, &mut new.parent.state.lock());
         if let Ok(dir) = node.dir()
             && let Some(own) = &dir.upper
         {
@@ -485,7 +485,7 @@ impl<L: Layer> Overlay<L> {
     }
 
     /// Notes that an object has moved. Its state was locked before it did, so that nobody asks for it by its old name.
-    fn moved(&self, node: &Node<L>, mut state: Guard<'_, State<L>>, new: &End<'_, L>, old: &End<'_, L>) {
+    fn moved(&self, node: &Arc<Node<L>>, mut state: Guard<'_, State<L>>, new: &End<'_, L>, old: &End<'_, L>) {
         let place = Place { parent: new.parent.clone(), name: new.name.into(), dir: new.dir.clone() };
         match state.place_mut(old.parent, old.name) {
             Some(former) => *former = place,

@@ -83,7 +83,7 @@ impl<L: Layer> Overlay<L> {
             }
             upper.set_times(Object::File(&open.file), atime, mtime)
         })();
-        node.state.lock().touch_unseen(Some(ctime));
+        self.touch_as(node, &mut node.state.lock(), Some(ctime));
         partial.chunks.lock().mtime = None;
         let saved = self.save_map(node, partial);
         if saved.is_err() {
@@ -107,8 +107,7 @@ impl<L: Layer> Overlay<L> {
             if let Some(place) = state.places.first_mut() {
                 place.dir = partial.dir.clone();
             }
-            let ctime = self.shown_ctime(&state);
-            state.touch_unseen(ctime);
+            self.touch_unseen(node, &mut state);
             state.partial = None;
             ino = state.attr.map(|attr| attr.ino);
             drop(state);

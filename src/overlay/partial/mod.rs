@@ -198,8 +198,7 @@ impl<L: Layer> Overlay<L> {
     fn lend(&self, node: &Arc<Node<L>>, state: &mut State<L>, partial: Arc<Partial<L>>, copy: &Stat, ino: u64) {
         self.copied(ino, copy, None);
         state.upper = true;
-        let ctime = self.shown_ctime(state);
-        state.touch_unseen(ctime);
+        self.touch_unseen(node, state);
         state.partial = Some(partial);
         self.partials.nodes.lock().insert(node.id(), node.clone());
     }
