@@ -27,7 +27,6 @@ set -g __overlayfs_fuse_list \
     max_threads=\t'How many requests are answered at once: two at least' \
     threaded=\t'0 is max_threads=1, 1 the default' \
     writeback=\t'Whether the kernel holds back what is written to files, to write it in larger pieces' \
-    door=\t'Requests are calls of the overlay\'s engine, the default, or go through the scheme that serves the overlay on Redox: slow, for tests' \
     log=\t'Append messages to this file' \
     debug\t'As --debug' \
     fsname=\t'The source in /proc/mounts, as NAME on the command line' \
@@ -89,6 +88,7 @@ set -g __overlayfs_fuse_list \
     max_write\t'Of fuse-overlayfs and other FUSE filesystems, whatever the value:' \
     fast_ino\t'Of fuse-overlayfs and other FUSE filesystems, whatever the value:' \
     fast_ino_check\t'Of fuse-overlayfs and other FUSE filesystems, whatever the value:' \
+    door=\t'Requests are calls of the overlay\'s engine' \
     xino=\t'Inode numbers are unique and stay the same, as with on' \
     index=\t'Hard links are kept without it' \
     nfs_export=\t'The tree cannot be exported by NFS' \

@@ -6,8 +6,7 @@
 //! processes with a uid, a gid and a pid that call the schemes the way relibc and `std::fs` do. [`redoxfs`] is a scheme for daemons that
 //! are clients of one themselves, as the overlay is of its layers. [`daemon`] is an overlay's daemon, to be used by tests.
 //!
-//! [`fuse`] is the FUSE mount: its requests become such calls (`door=scheme`), or calls of the engine, for real work. [`options`],
-//! [`usage`], [`identity`], [`logger`] and [`sandbox`] belong to the program `overlayfs-fuse`.
+//! The program `overlayfs-fuse-via-scheme` is a FUSE mount whose requests become such calls, so that programs of Linux try the scheme.
 //!
 //! Buffers are handed to the scheme by address, because the daemon and its clients are threads of one process.
 
@@ -16,16 +15,8 @@
 pub mod abi;
 pub mod client;
 pub mod daemon;
-pub mod fuse;
-pub mod identity;
-pub mod inherited;
 pub mod kernel;
-pub mod logger;
-pub mod options;
-pub mod patience;
 pub mod redoxfs;
-pub mod sandbox;
-pub mod usage;
 
 pub use client::{DirEntry, Process};
 pub use daemon::Daemon;

@@ -6,12 +6,12 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use linux_delegate::fuse::Door;
-use linux_delegate::fuse::dispatch::{Agreed, Buffers, handle};
-use linux_delegate::fuse::engine::{EngineDoor, Fixed, Settings};
-use linux_delegate::fuse::wire::{EntryOut, InHeader, OutHeader, ROOT, opcode};
 use overlayfs::layer::OsLayer;
 use overlayfs::overlay::{Layers, Overlay};
+use overlayfs_fuse::Door;
+use overlayfs_fuse::dispatch::{Agreed, Buffers, handle};
+use overlayfs_fuse::engine::{EngineDoor, Fixed, Settings};
+use overlayfs_fuse::wire::{EntryOut, InHeader, OutHeader, ROOT, opcode};
 use tempfile::TempDir;
 use test_common::{Detail, Snapshot, put};
 use zerocopy::{FromBytes, IntoBytes};

@@ -4,9 +4,9 @@
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
-use linux_delegate::options::Command as MountCommand;
 use overlayfs::fsck::options::Command as CheckCommand;
 use overlayfs::options::{Command, Options};
+use overlayfs_fuse::options::Command as MountCommand;
 
 /// Takes `input` as the words of each command line, with zeros between them, as a list behind `-o`, and as a path.
 pub fn run(input: &[u8]) {

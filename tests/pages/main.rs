@@ -14,7 +14,7 @@ use overlayfs::usage::{self, Program};
 const PROGRAMS: [(&Program, &str); 3] = [
     (&usage::overlayfs::PROGRAM, "man/overlayfs.8"),
     (&usage::fsck::PROGRAM, "man/overlayfs-fsck.8"),
-    (&linux_delegate::usage::PROGRAM, "linux-delegate/overlayfs-fuse.1"),
+    (&overlayfs_fuse::usage::PROGRAM, "overlayfs-fuse/overlayfs-fuse.1"),
 ];
 
 /// All files that are made of the tables, with what is to be in them.
@@ -114,7 +114,7 @@ fn sources(dir: &Path) -> String {
 
 #[test]
 fn troubles_are_told_in_the_words_of_the_page() {
-    let code = sources(&at("src")) + &sources(&at("linux-delegate/src"));
+    let code = sources(&at("src")) + &sources(&at("overlayfs-fuse/src"));
     let page = fs::read_to_string(at("docs/troubleshooting.md")).unwrap();
     let (_, table) = page.split_once("| the message says | what to do |\n").unwrap();
     let rows: Vec<_> = table.lines().skip(1).take_while(|line| line.starts_with('|')).collect();

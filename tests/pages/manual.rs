@@ -1,7 +1,7 @@
 //! The options of a program in mdoc(7), the language of the manual pages.
 
-use linux_delegate::options::REFUSED;
 use overlayfs::usage::{Explained, Program};
+use overlayfs_fuse::options::REFUSED;
 
 /// Between these lines of a page stands what the table says.
 const BEGIN: &str = ".\\\" The options, as scripts/pages writes them.\n";
@@ -38,7 +38,7 @@ pub fn with_options(page: &str, program: &Program) -> String {
             options.push_str(".El\n");
         }
     }
-    if program.name == linux_delegate::usage::PROGRAM.name {
+    if program.name == overlayfs_fuse::usage::PROGRAM.name {
         options.push_str(".Ss Options that are refused\n.Bl -tag -width Ds\n");
         for (name, reason) in REFUSED {
             options.push_str(&format!(".It Cm {name}\n{}", prose(&sentence(reason))));

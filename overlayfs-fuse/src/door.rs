@@ -1,0 +1,281 @@
+//! What a FUSE mount needs of whoever answers it: a [`Door`], and the words of the two.
+//!
+//! Objects are numbers that the door gives out ([`Entry::node`]) and the kernel gives back by [`Door::forget`] as many times. Errors are
+//! errnos. What a door does not have answers ENOSYS, which the kernel mostly remembers.
+
+use std::ffi::{OsStr, OsString};
+use std::time::Duration;
+
+use syscall::error::{ENOSYS, ENOTTY, Error, Result};
+use zerocopy::IntoBytes;
+
+use crate::session::Notifier;
+use crate::wire::{Attr, Dirent, EntryOut, SetattrIn, valid_for};
+
+/// Whose program made a request.
+#[derive(Clone, Copy, Debug)]
+pub struct Caller {
+    pub uid: u32,
+    pub gid: u32,
+    /// 0 for the kernel itself.
+    pub pid: u32,
+}
+
+/// An object that the kernel is told of.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry {
+    pub node: u64,
+    pub attr: Attr,
+}
+
+/// An open file or directory.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Opened {
+    pub fh: u64,
+    /// `FOPEN_*`.
+    pub flags: u32,
+}
+
+/// What is to be created.
+#[derive(Clone, Copy, Debug)]
+pub struct NewMode {
+    /// Type and permission bits as the program gave them, without what the umask takes.
+    pub mode: u32,
+    pub umask: u32,
+}
+
+/// Space and names.
+pub type StatFs = crate::wire::StatfsOut;
+
+/// A time of creation in seconds and nanoseconds since 1970.
+pub type Birth = (i64, u32);
+
+/// How long the kernel may believe what it is told of an object.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Valid {
+    pub usual: Duration,
+    /// Attributes of files are asked for again whenever they are used.
+    pub files_expire: bool,
+}
+
+impl Valid {
+    /// For these attributes.
+    pub fn of(self, attr: &Attr) -> Duration {
+        let expires = self.files_expire && attr.mode & libc::S_IFMT == libc::S_IFREG;
+        if expires { Duration::ZERO } else { self.usual }
+    }
+}
+
+/// How a mount is set up.
+#[derive(Clone, Copy, Debug)]
+pub struct Setup {
+    /// What is wanted of what the kernel offers (`wire::init`).
+    pub flags: u64,
+    /// How long the kernel may believe an entry and its attributes.
+    pub valid: Duration,
+    /// Nanoseconds from one time that is kept to the next, a second at most: the kernel makes no finer ones.
+    pub time_gran: u32,
+}
+
+/// Answers the requests of a mount, from several threads at once.
+pub trait Door: Send + Sync {
+    /// Whether it checks access itself. Otherwise the kernel does, by owner, mode and ACL.
+    const CHECKS_ACCESS: bool = false;
+
+    /// What the door wants of a kernel that offers `offered`.
+    fn setup(&self, offered: u64) -> Setup;
+
+    /// Called once, before the first request.
+    fn begin(&self, _: Notifier) {}
+
+    /// Called by a thread between two requests. One may wait here for what others answer, not two.
+    fn rest(&self) {}
+
+    /// Called by a thread that does nothing else, from when requests are served. Answers when it wants to be called again.
+    fn watch(&self) -> Duration {
+        Duration::MAX
+    }
+
+    /// Whether the kernel must ask for the attributes of a file whenever it uses them, so that it also asks before each write.
+    fn files_expire(&self) -> bool {
+        false
+    }
+
+    /// None is an answer that the kernel keeps, ENOENT one that it does not.
+    fn lookup(&self, caller: Caller, parent: u64, name: &OsStr) -> Result<Option<Entry>>;
+    fn forget(&self, node: u64, count: u64);
+    fn getattr(&self, caller: Caller, node: u64) -> Result<Attr>;
+    fn setattr(&self, caller: Caller, node: u64, change: &SetattrIn) -> Result<Attr>;
+    fn readlink(&self, caller: Caller, node: u64) -> Result<OsString>;
+    /// `device` is the number as the system's calls have it.
+    fn mknod(&self, caller: Caller, parent: u64, name: &OsStr, mode: NewMode, device: u64) -> Result<Entry>;
+    fn mkdir(&self, caller: Caller, parent: u64, name: &OsStr, mode: NewMode) -> Result<Entry>;
+    fn symlink(&self, caller: Caller, parent: u64, name: &OsStr, target: &OsStr) -> Result<Entry>;
+    fn unlink(&self, caller: Caller, parent: u64, name: &OsStr) -> Result<()>;
+    fn rmdir(&self, caller: Caller, parent: u64, name: &OsStr) -> Result<()>;
+    /// `flags` are those of renameat2(2).
+    fn rename(&self, caller: Caller, from: (u64, &OsStr), to: (u64, &OsStr), flags: u32) -> Result<()>;
+    fn link(&self, caller: Caller, node: u64, parent: u64, name: &OsStr) -> Result<Entry>;
+    /// `flags` are those of open(2).
+    fn create(&self, caller: Caller, parent: u64, name: &OsStr, mode: NewMode, flags: i32) -> Result<(Entry, Opened)>;
+    /// Reads to the start of `buf`; fewer bytes than asked only at the end.
+    fn read(&self, caller: Caller, node: u64, fh: u64, offset: u64, buf: &mut [u8]) -> Result<usize>;
+    fn write(&self, caller: Caller, node: u64, write: Write<'_>) -> Result<usize>;
+    fn fsync(&self, node: u64, fh: u64) -> Result<()>;
+    fn readdir(&self, caller: Caller, node: u64, fh: u64, offset: u64, listing: &mut Listing<'_>) -> Result<()>;
+    fn fsyncdir(&self, node: u64, fh: u64) -> Result<()>;
+    fn statfs(&self, node: u64) -> Result<StatFs>;
+
+    /// `flags` are those of open(2).
+    fn open(&self, _: Caller, _node: u64, _flags: i32) -> Result<Opened> {
+        Err(Error::new(ENOSYS))
+    }
+    fn release(&self, _fh: u64) {}
+    fn opendir(&self, _: Caller, _node: u64) -> Result<Opened> {
+        Err(Error::new(ENOSYS))
+    }
+    fn releasedir(&self, _fh: u64) {}
+    /// `mask` is that of access(2).
+    fn access(&self, _: Caller, _node: u64, _mask: u32) -> Result<()> {
+        Err(Error::new(ENOSYS))
+    }
+    /// `parent` is the directory that open(2) with O_TMPFILE named.
+    fn tmpfile(&self, _: Caller, _parent: u64, _: NewMode) -> Result<(Entry, Opened)> {
+        Err(Error::new(ENOSYS))
+    }
+    fn birth(&self, _node: u64) -> Result<(Attr, Option<Birth>)> {
+        Err(Error::new(ENOSYS))
+    }
+    /// `only_size` if the value is not told.
+    fn getxattr(&self, _: Caller, _node: u64, _name: &OsStr, _only_size: bool) -> Result<Vec<u8>> {
+        Err(Error::new(ENOSYS))
+    }
+    /// `flags` are those of setxattr(2).
+    fn setxattr(
+        &self,
+        _: Caller,
+        _node: u64,
+        _name: &OsStr,
+        _value: &[u8],
+        _flags: i32,
+        _kill_sgid: bool,
+    ) -> Result<()> {
+        Err(Error::new(ENOSYS))
+    }
+    fn listxattr(&self, _: Caller, _node: u64) -> Result<Vec<OsString>> {
+        Err(Error::new(ENOSYS))
+    }
+    fn removexattr(&self, _: Caller, _node: u64, _name: &OsStr) -> Result<()> {
+        Err(Error::new(ENOSYS))
+    }
+    /// `mode` is that of fallocate(2).
+    fn fallocate(&self, _caller: Caller, _node: u64, _mode: i32, _offset: u64, _length: u64) -> Result<()> {
+        Err(Error::new(ENOSYS))
+    }
+    /// The flags that chattr(1) sets, as `FS_IOC_GETFLAGS` has them.
+    fn flags(&self, _node: u64) -> Result<u32> {
+        Err(Error::new(ENOTTY))
+    }
+    fn set_flags(&self, _node: u64, _flags: u32) -> Result<()> {
+        Err(Error::new(ENOTTY))
+    }
+    /// `whence` is SEEK_DATA or SEEK_HOLE.
+    fn lseek(&self, _node: u64, _offset: u64, _whence: i32) -> Result<u64> {
+        Err(Error::new(ENOSYS))
+    }
+    fn copy_file_range(&self, _caller: Caller, _from: (u64, u64), _to: (u64, u64), _length: u64) -> Result<u64> {
+        Err(Error::new(ENOSYS))
+    }
+}
+
+/// A WRITE.
+#[derive(Clone, Copy, Debug)]
+pub struct Write<'a> {
+    pub fh: u64,
+    pub offset: u64,
+    pub data: &'a [u8],
+    /// The flags of the open file.
+    pub open_flags: i32,
+    /// `wire::WRITE_CACHE` and `wire::WRITE_KILL_SUIDGID`.
+    pub flags: u32,
+}
+
+/// A listing that is being filled.
+pub struct Listing<'a> {
+    answer: &'a mut Vec<u8>,
+    /// Where it begins and has to end in `answer`.
+    start: usize,
+    end: usize,
+    /// With attributes: each entry but `.` and `..` counts as one that the kernel was told of.
+    plus: Option<Valid>,
+}
+
+impl<'a> Listing<'a> {
+    /// A listing of at most `room` bytes at the end of `answer`; with attributes that are valid for `plus`, or without.
+    pub(super) fn new(answer: &'a mut Vec<u8>, room: usize, plus: Option<Valid>) -> Self {
+        let start = answer.len();
+        Self { answer, start, end: start + room, plus }
+    }
+
+    /// Whether the entries carry attributes, to be added by [`Listing::add_entry`].
+    pub fn with_attributes(&self) -> bool {
+        self.plus.is_some()
+    }
+
+    /// Whether there is no entry yet.
+    pub fn is_empty(&self) -> bool {
+        self.answer.len() <= self.start
+    }
+
+    /// How many bytes of entries still fit.
+    pub fn room(&self) -> usize {
+        self.end - self.answer.len()
+    }
+
+    /// How many bytes an entry with attributes takes.
+    pub fn size_with_attributes(name: &OsStr) -> usize {
+        size_of::<EntryOut>() + (size_of::<Dirent>() + name.len()).next_multiple_of(8)
+    }
+
+    /// Whether an entry of this name still fits.
+    fn fits(&self, name: &OsStr) -> bool {
+        let entry = if self.plus.is_some() { size_of::<EntryOut>() } else { 0 };
+        self.answer.len() + entry + (size_of::<Dirent>() + name.len()).next_multiple_of(8) <= self.end
+    }
+
+    /// Adds an entry without attributes, if it fits. `offset` is where a listing goes on behind it, `kind` the type bits of its mode.
+    pub fn add(&mut self, ino: u64, offset: u64, kind: u32, name: &OsStr) -> bool {
+        let fits = self.fits(name);
+        if fits {
+            if self.plus.is_some() {
+                self.answer.extend_from_slice(EntryOut::default().as_bytes());
+            }
+            self.add_dirent(ino, offset, kind, name);
+        }
+        fits
+    }
+
+    /// Adds an entry with its attributes, which must fit.
+    pub fn add_entry(&mut self, entry: &Entry, offset: u64, name: &OsStr) {
+        if let Some(valid) = self.plus {
+            self.answer.extend_from_slice(entry_out(Some(entry), valid).as_bytes());
+        }
+        self.add_dirent(entry.attr.ino, offset, entry.attr.mode, name);
+    }
+
+    fn add_dirent(&mut self, ino: u64, offset: u64, mode: u32, name: &OsStr) {
+        let kind = (mode & libc::S_IFMT) >> 12;
+        let dirent = Dirent { ino, offset, name_length: name.len() as u32, kind };
+        self.answer.extend_from_slice(dirent.as_bytes());
+        self.answer.extend_from_slice(name.as_encoded_bytes());
+        self.answer.resize(self.answer.len() + name.len().next_multiple_of(8) - name.len(), 0);
+    }
+}
+
+/// The answer that tells of an entry, or that there is none.
+pub(super) fn entry_out(entry: Option<&Entry>, valid: Valid) -> EntryOut {
+    let (sec, nsec) = valid_for(valid.usual);
+    let (node, attr) = entry.map_or_else(Default::default, |entry| (entry.node, entry.attr));
+    let (attr_valid, attr_valid_nsec) = valid_for(valid.of(&attr));
+    EntryOut { node, generation: 0, entry_valid: sec, attr_valid, entry_valid_nsec: nsec, attr_valid_nsec, attr }
+}

@@ -1,0 +1,794 @@
+//! The door that calls the engine: the overlay as a filesystem of Linux.
+//!
+//! Nobody else changes the layers, so the kernel may believe what it was told without end, also that a name does not exist. It keeps names,
+//! attributes, listings and pages, writes pages back when it likes, and asks nobody to open a file: a file that it knows needs no
+//! request to be opened and read again. It also checks access, by the attributes that it is told.
+//!
+//! Lock order: `waiting`, under which the kernel may make others wait, is taken by no thread that holds another. The locks of `nodes`,
+//! `files` and `ahead` are leaves; the engine is not called while one is held, but for opening a handle,
+//! which asks no layer.
+
+mod ahead;
+mod announce;
+mod convert;
+mod files;
+mod fixed;
+mod misdated;
+mod nodes;
+mod space;
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use overlayfs::layer::{Allocation, Kind, Layer, Owner, RenameMode, Stat, Time, XattrMode};
+use overlayfs::overlay::{DirEntry, Handle, Node, Overlay, without_set_id};
+use rustix::fs::IFlags;
+use syscall::error::{
+    EDQUOT, EEXIST, EFBIG, EINVAL, EMFILE, ENFILE, ENOENT, ENOSYS, ENXIO, EOPNOTSUPP, EPERM, Error, Result,
+};
+
+use crate::door::{Birth, Caller, Door, Entry, Listing, NewMode, Opened, Setup, StatFs, Write};
+use crate::identity::{Identity, hide_strangers};
+use crate::session::Notifier;
+use crate::wire::{self, Attr, SetattrIn, init, set};
+use ahead::Ahead;
+use announce::{CAPABILITY, Told};
+use convert::{attr, kind_bits, kind_of};
+use files::Files;
+pub use fixed::Fixed;
+use misdated::Misdated;
+use nodes::Nodes;
+use space::Space;
+
+/// Where a listing goes on behind `.` and behind `..`: offsets that the engine does not give.
+const BEHIND_SELF: u64 = 1;
+const BEHIND_PARENT: u64 = 2;
+
+/// How many entries of a directory are read ahead.
+const AHEAD_MAX: usize = 4096;
+
+/// How long the kernel believes what it is told, if nobody says: without end, since nobody else changes the layers.
+const WITHOUT_END: Duration = Duration::from_secs(1 << 32);
+
+/// How many objects the kernel may know, if nobody says: as many as the engine knows names.
+const KNOWN_MAX: usize = 1 << 17;
+
+/// What people can choose.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// As whose everything is shown.
+    pub identity: Identity,
+    /// Directories have one link.
+    pub static_nlink: bool,
+    /// There are POSIX ACLs.
+    pub acl: bool,
+    /// The kernel holds back what is written to files.
+    pub writeback: bool,
+    /// How long the kernel may believe what it is told.
+    pub valid: Duration,
+    /// How many objects the kernel may know before it is to let go of some.
+    pub known_max: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            identity: Identity::default(),
+            static_nlink: false,
+            acl: true,
+            writeback: true,
+            valid: WITHOUT_END,
+            known_max: KNOWN_MAX,
+        }
+    }
+}
+
+/// An overlay as a FUSE filesystem.
+pub struct EngineDoor<L: Layer> {
+    overlay: Arc<Overlay<L>>,
+    nodes: Nodes<L>,
+    files: Files<L>,
+    ahead: Ahead<L>,
+    told: Told,
+    space: Space,
+    fixed: Fixed,
+    settings: Settings,
+    notifier: OnceLock<Notifier>,
+    misdated: Misdated,
+    /// Held by the thread that has the kernel do something for which it may need another.
+    waiting: Mutex<()>,
+}
+
+impl<L: Layer> EngineDoor<L> {
+    /// The tree of `overlay`, in whose upper layer there are `fixed` files.
+    pub fn new(overlay: impl Into<Arc<Overlay<L>>>, fixed: Fixed, settings: Settings) -> Self {
+        let overlay = overlay.into();
+        // What it writes back it has dated, and so what it asks for: it says so before or after.
+        if settings.writeback {
+            overlay.leave_times_to_door();
+        }
+        Self {
+            nodes: Nodes::new(&overlay, settings.known_max),
+            files: Files::new(),
+            ahead: Ahead::new(),
+            told: Told::new(),
+            space: Space::new(),
+            fixed,
+            overlay,
+            settings,
+            notifier: OnceLock::new(),
+            misdated: Misdated::default(),
+            waiting: Mutex::new(()),
+        }
+    }
+
+    /// How many objects the kernel knows.
+    pub fn known(&self) -> usize {
+        self.nodes.count()
+    }
+
+    fn node(&self, number: u64) -> Result<Arc<Node<L>>> {
+        self.nodes.get(number)
+    }
+
+    /// The file to read or write.
+    fn file(&self, number: u64) -> Result<Arc<Handle<L>>> {
+        let node = self.nodes.get(number)?;
+        Ok(self.files.get(number, || self.overlay.open(&node)))
+    }
+
+    /// Whether a file lets nobody do more than append to it (chattr(1)).
+    fn is_append_only(&self, node: &Arc<Node<L>>) -> bool {
+        self.call(|| self.overlay.flags(node)).is_ok_and(|flags| flags & IFlags::APPEND.bits() != 0)
+    }
+
+    /// Gives the device that a rename has left to whoever renamed, as if he had made it.
+    fn give_whiteout(&self, caller: Caller, dir: &Arc<Node<L>>, name: &OsStr) -> Result<()> {
+        let (owner, _) = self.ownership(dir, caller, NewMode { mode: libc::S_IFCHR, umask: 0 }, false)?;
+        let device = self.call(|| self.overlay.lookup(dir, name))?;
+        if device.kind() == Kind::CharDev && owner_of(&self.overlay.stat(&device)?) != owner {
+            self.call(|| self.overlay.set_owner(&device, owner))?;
+        }
+        Ok(())
+    }
+
+    /// Makes a call of the engine; once more with nothing open that need not be if there was too much.
+    fn call<T>(&self, mut call: impl FnMut() -> Result<T>) -> Result<T> {
+        match call() {
+            Err(error) if matches!(error.errno, EMFILE | ENFILE) => {
+                self.files.close_all();
+                self.overlay.close_dirs();
+                call()
+            }
+            Err(error) if error.errno == EDQUOT => {
+                self.quota_exhausted();
+                Err(error)
+            }
+            result => result,
+        }
+    }
+
+    /// Tells the kernel of an object.
+    fn entry(&self, node: &Arc<Node<L>>) -> Result<Entry> {
+        let attr = self.attr(node)?;
+        Ok(Entry { node: self.nodes.remember(&self.overlay, node), attr })
+    }
+
+    /// Attributes as they are shown.
+    fn attr(&self, node: &Arc<Node<L>>) -> Result<Attr> {
+        let mut stat = self.call(|| self.overlay.stat(node))?;
+        let (identity, stored) = (&self.settings.identity, owner_of(&stat));
+        let owner = identity.shown(stored);
+        (stat.uid, stat.gid) = (owner.uid, owner.gid);
+        if stat.kind != Kind::Dir {
+            stat.mode = identity.mode_to_show(stored, stat.mode);
+        }
+        if self.settings.static_nlink && stat.kind == Kind::Dir && stat.nlink > 1 {
+            stat.nlink = 1;
+        }
+        Ok(attr(&stat))
+    }
+
+    /// Who owns a new object, and its mode: the directory's set-group-id bit hands down the group, and itself to a directory.
+    fn ownership(&self, parent: &Arc<Node<L>>, caller: Caller, mode: NewMode, is_dir: bool) -> Result<(Owner, u32)> {
+        let above = self.call(|| self.overlay.stat(parent))?;
+        let umask = if self.call(|| self.overlay.has_default_acl(parent))? { 0 } else { mode.umask };
+        let mode = mode.mode & !umask & 0o7777;
+        let owner = self.settings.identity.of_new(Owner { uid: caller.uid, gid: caller.gid })?;
+        let (owner, handed) = match above.mode & libc::S_ISGID {
+            0 => (owner, 0),
+            handed => (Owner { gid: above.gid, ..owner }, handed),
+        };
+        Ok((owner, if is_dir { mode | handed } else { self.settings.identity.mode_to_store(owner, mode) }))
+    }
+
+    /// Takes the set-id bits that do not survive a change of the content or the owner: those that somebody has no right to who makes it, if he is
+    /// said to be such (`by`), and those that the file must not have in its layer. Before it is made, so that nobody runs what is changed with
+    /// the rights of what was there. Of the caller's groups the kernel tells one.
+    fn drop_set_id(&self, node: &Arc<Node<L>>, by: Option<Caller>) -> Result<()> {
+        let identity = &self.settings.identity;
+        if by.is_none() && identity.is_plain() {
+            return Ok(());
+        }
+        let stat = self.overlay.stat(node)?;
+        let left = by.map_or(stat.mode, |caller| {
+            let gid = identity.shown(owner_of(&stat)).gid;
+            // Root, who changes an owner, is of every group.
+            without_set_id(&Stat { gid, ..stat }, if caller.uid == 0 { gid } else { caller.gid })
+        });
+        let kept = identity.mode_to_store(owner_of(&stat), left);
+        if kept == stat.mode || stat.kind == Kind::Dir {
+            return Ok(());
+        }
+        self.overlay.set_mode(node, kept)?;
+        // Or the kernel would run the file with the rights that it had.
+        if let Some(notifier) = self.notifier.get()
+            && let Err(error) = notifier.forget_attributes(nodes::number(&**node))
+        {
+            log::debug!("the kernel knows no attributes of {node}: {error}", node = nodes::number(&**node));
+        }
+        Ok(())
+    }
+
+    /// As [`EngineDoor::drop_set_id`], where the kernel does not say whether the caller has a right to them: root has.
+    fn drop_set_id_for(&self, caller: Caller, node: &Arc<Node<L>>) -> Result<()> {
+        self.drop_set_id(node, (caller.uid != 0).then_some(caller))
+    }
+
+    /// EOPNOTSUPP for an ACL where there are none.
+    fn check_acl(&self, name: &OsStr) -> Result<()> {
+        if is_acl(name) && !self.settings.acl { Err(Error::new(EOPNOTSUPP)) } else { Ok(()) }
+    }
+
+    /// What a listing calls the directory above.
+    fn parent_ino(&self, node: &Arc<Node<L>>) -> Result<u64> {
+        let above = self.overlay.parent(node).map_or_else(|| node.clone(), |(parent, _)| parent);
+        Ok(self.overlay.stat(&above)?.ino)
+    }
+
+    /// Adds what comes behind `offset`, with attributes. Answers the directories among it.
+    fn list_with_attributes(
+        &self,
+        dir: &Handle<L>,
+        mut offset: u64,
+        listing: &mut Listing<'_>,
+    ) -> Result<Vec<Arc<Node<L>>>> {
+        let mut dirs = Vec::new();
+        loop {
+            let mut names = Vec::new();
+            let mut room = listing.room();
+            self.call(|| {
+                self.overlay.list(dir, offset, &mut |entry| {
+                    let size = Listing::size_with_attributes(entry.name);
+                    let fits = size <= room;
+                    if fits {
+                        room -= size;
+                        names.push((entry.name.to_owned(), entry.offset));
+                    }
+                    fits
+                })
+            })?;
+            if names.is_empty() {
+                return Ok(dirs);
+            }
+            for (name, behind) in names {
+                offset = behind;
+                let found = self.call(|| self.overlay.lookup(dir.node(), &name));
+                match found.and_then(|node| Ok((self.entry(&node)?, node))) {
+                    Ok((entry, node)) => {
+                        listing.add_entry(&entry, behind, &name);
+                        if node.kind() == Kind::Dir {
+                            dirs.push(node);
+                        }
+                    }
+                    // Gone since it was listed.
+                    Err(error) if error.errno == ENOENT => {}
+                    // What is told so far is told; the next request meets the error.
+                    Err(_) if !listing.is_empty() => return Ok(dirs),
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+    }
+
+    /// Has the engine learn what is in a directory. What fails will fail again when somebody asks.
+    fn read_ahead(&self, dir: &Arc<Node<L>>) {
+        let mut names = Vec::new();
+        let listed = self.overlay.list(&self.overlay.open(dir), 0, &mut |entry| {
+            names.push(entry.name.to_owned());
+            names.len() < AHEAD_MAX
+        });
+        if listed.is_ok() {
+            let _known = names.iter().try_for_each(|name| self.overlay.lookup(dir, name).map(drop));
+        }
+    }
+}
+
+impl<L: Layer> Door for EngineDoor<L> {
+    fn setup(&self, _: u64) -> Setup {
+        let flags = init::DONT_MASK
+            | init::DO_READDIRPLUS
+            | init::READDIRPLUS_AUTO
+            | init::NO_OPEN_SUPPORT
+            | init::NO_OPENDIR_SUPPORT
+            | init::PARALLEL_DIROPS
+            | init::CACHE_SYMLINKS
+            | init::HANDLE_KILLPRIV_V2
+            | init::SETXATTR_EXT
+            | if self.settings.acl { init::POSIX_ACL } else { 0 }
+            | if self.settings.writeback { init::WRITEBACK_CACHE } else { 0 };
+        let time_gran = self.overlay.times().unit().min(1_000_000_000) as u32;
+        Setup { flags, valid: self.settings.valid, time_gran }
+    }
+
+    fn begin(&self, notifier: Notifier) {
+        self.notifier.get_or_init(|| notifier);
+    }
+
+    fn rest(&self) {
+        while let Some(dir) = self.ahead.take() {
+            self.read_ahead(&dir);
+            self.ahead.done();
+        }
+        self.fixed.look();
+        if !self.nodes.is_due() {
+            return;
+        }
+        // The kernel writes back what it lets go of, so another thread must be there to take that.
+        let (Ok(_waiting), Some(notifier)) = (self.waiting.try_lock(), self.notifier.get()) else { return };
+        let oldest = self.nodes.oldest();
+        if notifier.can_prune()
+            && let Err(error) = notifier.prune(&oldest)
+        {
+            log::debug!("the kernel does not forget: {error}");
+        }
+    }
+
+    fn watch(&self) -> Duration {
+        self.watch_space()
+    }
+
+    fn files_expire(&self) -> bool {
+        self.space.is_scarce()
+    }
+
+    fn open(&self, _: Caller, node: u64, flags: i32) -> Result<Opened> {
+        if self.fixed.is_none() {
+            return Err(Error::new(ENOSYS));
+        }
+        if flags & libc::O_ACCMODE != libc::O_RDONLY {
+            let file = self.file(node)?;
+            self.call(|| self.overlay.open_for_writing(&file, flags & libc::O_APPEND != 0))?;
+        }
+        Ok(Opened { fh: 0, flags: wire::FOPEN_KEEP_CACHE })
+    }
+
+    fn lookup(&self, _: Caller, parent: u64, name: &OsStr) -> Result<Option<Entry>> {
+        let dir = self.node(parent)?;
+        match self.call(|| self.overlay.lookup(&dir, name)) {
+            Ok(node) => self.entry(&node).map(Some),
+            Err(error) if error.errno == ENOENT => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn forget(&self, node: u64, count: u64) {
+        let Some(forgotten) = self.nodes.forget(node, count) else { return };
+        let _forgetting = self.space.forget(node);
+        self.files.close(node);
+        let node = forgotten.node().clone();
+        drop(forgotten);
+        self.overlay.release(node);
+    }
+
+    fn getattr(&self, _: Caller, node: u64) -> Result<Attr> {
+        self.attr(&self.node(node)?)
+    }
+
+    fn setattr(&self, caller: Caller, number: u64, change: &SetattrIn) -> Result<Attr> {
+        let node = self.node(number)?;
+        let is_set = |field| change.valid & field != 0;
+        if !is_set(set::ANY) {
+            self.announced(number, &node)?;
+        }
+        if is_set(set::SIZE) {
+            self.drop_set_id(&node, is_set(set::KILL_SUIDGID).then_some(caller))?;
+            // With the size that a file has, truncate(2) changes no times, and the kernel keeps those that it knows.
+            if is_set(set::MTIME) || self.call(|| self.overlay.stat(&node))?.size != change.size {
+                self.call(|| self.overlay.truncate(&node, change.size))?;
+            }
+        }
+        if is_set(set::UID | set::GID) {
+            let before = self.overlay.stat(&node)?;
+            let (uid, gid) = (is_set(set::UID).then_some(change.uid), is_set(set::GID).then_some(change.gid));
+            let (uid, gid) = self.settings.identity.to_set(uid, gid)?;
+            let owner = Owner { uid: uid.unwrap_or(before.uid), gid: gid.unwrap_or(before.gid) };
+            if node.kind() != Kind::Symlink {
+                self.drop_set_id(&node, Some(caller))?;
+            }
+            self.call(|| self.overlay.set_owner(&node, owner))?;
+        }
+        if is_set(set::MODE) {
+            let mut mode = change.mode & 0o7777;
+            if node.kind() != Kind::Dir {
+                mode = self.settings.identity.mode_to_store(owner_of(&self.overlay.stat(&node)?), mode);
+            }
+            self.call(|| self.overlay.set_mode(&node, mode))?;
+        }
+        if is_set(set::ATIME | set::MTIME) {
+            let before = self.overlay.stat_at_rest(&node)?;
+            let now = now();
+            let chosen = |field, field_now, given, before| match (is_set(field), is_set(field_now)) {
+                (false, _) => before,
+                (true, true) => now,
+                (true, false) => given,
+            };
+            let given = (convert::time(change.atime, change.atimensec), convert::time(change.mtime, change.mtimensec));
+            let asked = given.1;
+            let times = self.overlay.times();
+            let atime = times.kept(chosen(set::ATIME, set::ATIME_NOW, given.0, before.atime));
+            let mtime = times.kept(chosen(set::MTIME, set::MTIME_NOW, given.1, before.mtime));
+            // The kernel writes back the times of every inode that it lets go, also of one that only lost a name.
+            if (atime, mtime) != (before.atime, before.mtime) {
+                match self.call(|| self.overlay.set_times(&node, atime, mtime)) {
+                    // What the kernel writes back of an append-only file is what its layer says already.
+                    Err(error) if error.errno == EPERM && !is_set(set::ATIME) && self.is_append_only(&node) => {}
+                    set => set?,
+                }
+            }
+            if self.settings.writeback
+                && is_set(set::MTIME)
+                && node.kind() == Kind::File
+                && asked != mtime
+                && let Some(notifier) = self.notifier.get()
+            {
+                self.misdated.add(notifier, number);
+            }
+        }
+        // Of what the kernel writes back it keeps the times itself: this one is shown already.
+        if is_set(set::CTIME) {
+            self.overlay.set_ctime(&node, convert::time(change.ctime, change.ctimensec));
+        }
+        self.attr(&node)
+    }
+
+    fn readlink(&self, _: Caller, node: u64) -> Result<OsString> {
+        let node = self.node(node)?;
+        self.call(|| self.overlay.read_link(&node))
+    }
+
+    fn mknod(&self, caller: Caller, parent: u64, name: &OsStr, new: NewMode, device: u64) -> Result<Entry> {
+        let dir = self.node(parent)?;
+        let (owner, mode) = self.ownership(&dir, caller, new, false)?;
+        let node = match kind_of(new.mode).ok_or(Error::new(EINVAL))? {
+            Kind::File => self.call(|| self.overlay.create_file(&dir, name, mode, owner))?.node().clone(),
+            kind => self.call(|| self.overlay.create_node(&dir, name, kind, mode, device, owner))?,
+        };
+        self.entry(&node)
+    }
+
+    fn mkdir(&self, caller: Caller, parent: u64, name: &OsStr, new: NewMode) -> Result<Entry> {
+        let dir = self.node(parent)?;
+        let (owner, mode) = self.ownership(&dir, caller, new, true)?;
+        self.entry(&self.call(|| self.overlay.create_dir(&dir, name, mode, owner))?)
+    }
+
+    fn symlink(&self, caller: Caller, parent: u64, name: &OsStr, target: &OsStr) -> Result<Entry> {
+        let dir = self.node(parent)?;
+        let (owner, _) = self.ownership(&dir, caller, NewMode { mode: 0o777, umask: 0 }, false)?;
+        self.entry(&self.call(|| self.overlay.create_symlink(&dir, name, target, owner))?)
+    }
+
+    fn unlink(&self, _: Caller, parent: u64, name: &OsStr) -> Result<()> {
+        let dir = self.node(parent)?;
+        self.call(|| self.overlay.unlink(&dir, name))
+    }
+
+    fn rmdir(&self, _: Caller, parent: u64, name: &OsStr) -> Result<()> {
+        let dir = self.node(parent)?;
+        self.call(|| self.overlay.remove_dir(&dir, name))
+    }
+
+    fn rename(&self, caller: Caller, from: (u64, &OsStr), to: (u64, &OsStr), flags: u32) -> Result<()> {
+        let mode = match flags {
+            0 => RenameMode::Replace,
+            libc::RENAME_NOREPLACE => RenameMode::NoReplace,
+            libc::RENAME_EXCHANGE => RenameMode::Exchange,
+            libc::RENAME_WHITEOUT => RenameMode::Whiteout,
+            _ => return Err(Error::new(EINVAL)),
+        };
+        let (dir, new_dir) = (self.node(from.0)?, self.node(to.0)?);
+        self.call(|| self.overlay.rename(&dir, from.1, &new_dir, to.1, mode))?;
+        if mode == RenameMode::Whiteout
+            && let Err(error) = self.give_whiteout(caller, &dir, from.1)
+        {
+            log::debug!("a whiteout stays the daemon's: {error}");
+        }
+        Ok(())
+    }
+
+    fn link(&self, _: Caller, node: u64, parent: u64, name: &OsStr) -> Result<Entry> {
+        let (node, dir) = (self.node(node)?, self.node(parent)?);
+        self.call(|| self.overlay.link(&node, &dir, name))?;
+        self.entry(&node)
+    }
+
+    fn create(&self, caller: Caller, parent: u64, name: &OsStr, new: NewMode, flags: i32) -> Result<(Entry, Opened)> {
+        let dir = self.node(parent)?;
+        let (owner, mode) = self.ownership(&dir, caller, new, false)?;
+        let file = match self.call(|| self.overlay.create_file(&dir, name, mode, owner)) {
+            Err(error) if error.errno == EEXIST && flags & libc::O_EXCL == 0 => {
+                self.overlay.open(&self.call(|| self.overlay.lookup(&dir, name))?)
+            }
+            created => created?,
+        };
+        let entry = self.entry(file.node())?;
+        // It is about to be written.
+        self.files.keep(entry.node, Arc::new(file));
+        Ok((entry, Opened { fh: 0, flags: wire::FOPEN_KEEP_CACHE }))
+    }
+
+    fn read(&self, _: Caller, node: u64, _: u64, offset: u64, buf: &mut [u8]) -> Result<usize> {
+        let file = self.file(node)?;
+        let mut done = 0;
+        while done < buf.len() {
+            let rest = &mut buf[done..];
+            match self.call(|| self.overlay.read_at(&file, rest, offset + done as u64))? {
+                0 => break,
+                count => done += count,
+            }
+        }
+        Ok(done)
+    }
+
+    fn write(&self, caller: Caller, node: u64, write: Write<'_>) -> Result<usize> {
+        let file = self.file(node)?;
+        self.drop_set_id(file.node(), (write.flags & wire::WRITE_KILL_SUIDGID != 0).then_some(caller))?;
+        let held_back = self.settings.writeback && write.flags & wire::WRITE_CACHE != 0;
+        let (mut done, mut failed) = (0, None);
+        while done < write.data.len() {
+            let (rest, offset) = (&write.data[done..], write.offset + done as u64);
+            match self.call(|| self.overlay.write_at(&file, rest, offset)) {
+                Ok(count) => done += count,
+                Err(error) if done == 0 => {
+                    failed = Some(error);
+                    break;
+                }
+                Err(_) => break,
+            }
+        }
+        let written = failed.map_or(Ok(done), Err);
+        if held_back {
+            self.written_back(node, written);
+        }
+        written
+    }
+
+    fn fsync(&self, node: u64, _: u64) -> Result<()> {
+        let file = self.file(node)?;
+        self.call(|| self.overlay.sync(&file))
+    }
+
+    fn readdir(&self, _: Caller, node: u64, _: u64, mut offset: u64, listing: &mut Listing<'_>) -> Result<()> {
+        let dir = self.overlay.open(&self.nodes.get(node)?);
+        let begins = offset == 0;
+        if offset < BEHIND_SELF {
+            let ino = self.overlay.stat(dir.node())?.ino;
+            if !listing.add(ino, BEHIND_SELF, libc::S_IFDIR, OsStr::new(".")) {
+                return Ok(());
+            }
+            offset = BEHIND_SELF;
+        }
+        if offset < BEHIND_PARENT {
+            let ino = self.parent_ino(dir.node())?;
+            if !listing.add(ino, BEHIND_PARENT, libc::S_IFDIR, OsStr::new("..")) {
+                return Ok(());
+            }
+            offset = BEHIND_PARENT;
+        }
+        if listing.with_attributes() {
+            let found = self.list_with_attributes(&dir, offset, listing)?;
+            if begins {
+                let above = self.overlay.parent(dir.node()).map(|(above, _)| above);
+                self.ahead.listed(dir.node(), above.as_ref(), found);
+            }
+            return Ok(());
+        }
+        let mut add = |entry: DirEntry<'_>| listing.add(entry.ino, entry.offset, kind_bits(entry.kind), entry.name);
+        self.call(|| self.overlay.list(&dir, offset, &mut add))
+    }
+
+    fn fsyncdir(&self, node: u64, _: u64) -> Result<()> {
+        let dir = self.overlay.open(&self.nodes.get(node)?);
+        self.call(|| self.overlay.sync(&dir))
+    }
+
+    fn tmpfile(&self, caller: Caller, parent: u64, new: NewMode) -> Result<(Entry, Opened)> {
+        let dir = self.node(parent)?;
+        let (owner, mode) = self.ownership(&dir, caller, new, false)?;
+        let file = self.call(|| self.overlay.create_temp(&dir, mode, owner))?;
+        let entry = self.entry(file.node())?;
+        self.files.keep(entry.node, Arc::new(file));
+        Ok((entry, Opened { fh: 0, flags: wire::FOPEN_KEEP_CACHE }))
+    }
+
+    fn birth(&self, node: u64) -> Result<(Attr, Option<Birth>)> {
+        let node = self.node(node)?;
+        let birth = self.call(|| self.overlay.birth(&node))?;
+        Ok((self.attr(&node)?, birth.map(|time| (time.sec, time.nsec))))
+    }
+
+    fn getxattr(&self, caller: Caller, number: u64, name: &OsStr, only_size: bool) -> Result<Vec<u8>> {
+        self.check_acl(name)?;
+        let node = self.node(number)?;
+        let value = self.call(|| self.overlay.xattr(&node, name));
+        if name == CAPABILITY {
+            return self.capability(caller, (number, &node), value, only_size);
+        }
+        let mut value = value?;
+        if is_acl(name) {
+            hide_strangers(&mut value);
+            self.settings.identity.show_acl(&mut value);
+        }
+        Ok(value)
+    }
+
+    fn setxattr(&self, _: Caller, node: u64, name: &OsStr, value: &[u8], flags: i32, kill_sgid: bool) -> Result<()> {
+        let mode = match flags {
+            0 => XattrMode::Set,
+            libc::XATTR_CREATE => XattrMode::Create,
+            libc::XATTR_REPLACE => XattrMode::Replace,
+            _ => return Err(Error::new(EINVAL)),
+        };
+        self.check_acl(name)?;
+        let mut value = value.to_owned();
+        if is_acl(name) {
+            self.settings.identity.store_acl(&mut value)?;
+        }
+        let node = self.node(node)?;
+        // What is not shown must not get lost without a word. On the kernel's overlayfs it is shown, and then cannot be set.
+        if is_acl(name) && self.overlay.xattr(&node, name).is_ok_and(|mut before| hide_strangers(&mut before)) {
+            return Err(Error::new(EINVAL));
+        }
+        self.call(|| self.overlay.set_xattr(&node, name, &value, mode))?;
+        if kill_sgid {
+            let mode = self.overlay.stat(&node)?.mode;
+            self.call(|| self.overlay.set_mode(&node, mode & !libc::S_ISGID))?;
+        }
+        Ok(())
+    }
+
+    fn listxattr(&self, caller: Caller, node: u64) -> Result<Vec<OsString>> {
+        let node = self.node(node)?;
+        let mut names = self.call(|| self.overlay.xattrs(&node))?;
+        // The kernel shows the values of those that are trusted to root alone, but all the names.
+        let shown = |name: &OsStr| caller.uid == 0 || !name.as_bytes().starts_with(b"trusted.");
+        names.retain(|name| self.check_acl(name).is_ok() && shown(name));
+        Ok(names)
+    }
+
+    fn removexattr(&self, caller: Caller, node: u64, name: &OsStr) -> Result<()> {
+        self.check_acl(name)?;
+        if name == CAPABILITY && self.told.take(node, caller.pid) {
+            return Ok(());
+        }
+        let node = self.node(node)?;
+        self.call(|| self.overlay.remove_xattr(&node, name))
+    }
+
+    fn fallocate(&self, caller: Caller, node: u64, mode: i32, offset: u64, length: u64) -> Result<()> {
+        let how = allocation(mode).ok_or(Error::new(EOPNOTSUPP))?;
+        let end = offset.checked_add(length).ok_or(Error::new(EFBIG))?;
+        let file = self.file(node)?;
+        self.drop_set_id_for(caller, file.node())?;
+        self.call(|| self.overlay.allocate(&file, how, offset..end))
+    }
+
+    fn flags(&self, node: u64) -> Result<u32> {
+        let node = self.node(node)?;
+        self.call(|| self.overlay.flags(&node))
+    }
+
+    fn set_flags(&self, number: u64, flags: u32) -> Result<()> {
+        let node = self.node(number)?;
+        self.call(|| self.overlay.set_flags(&node, flags))?;
+        // What is open for writing does not say what the layer has against it now.
+        self.files.close(number);
+        self.fixed.changed();
+        if let Some(notifier) = self.notifier.get() {
+            if let Err(error) = notifier.forget_attributes(number) {
+                log::debug!("the kernel knows no attributes of {number}: {error}");
+            }
+            // It does not date this change.
+            if self.settings.writeback && node.kind() == Kind::File {
+                self.misdated.add(notifier, number);
+            }
+        }
+        Ok(())
+    }
+
+    fn lseek(&self, node: u64, offset: u64, whence: i32) -> Result<u64> {
+        // The kernel asks without writing back what it holds, and a hole must not be told of where there are data. Another thread must be there
+        // for the writes; where it may not be, everything is told to be data.
+        let written = match (self.waiting.try_lock(), self.notifier.get()) {
+            (Ok(_waiting), Some(notifier)) => {
+                if let Err(error) = notifier.write_back(node, offset) {
+                    log::debug!("the kernel holds nothing of node {node}: {error}");
+                }
+                true
+            }
+            _ => false,
+        };
+        let file = self.file(node)?;
+        let size = self.overlay.stat(file.node())?.size;
+        if offset >= size {
+            return Err(Error::new(ENXIO));
+        }
+        let data = match written {
+            true => self.call(|| self.overlay.next_data(&file, offset))?,
+            false => Some(offset..size),
+        };
+        match (whence, data) {
+            (libc::SEEK_DATA, Some(data)) => Ok(data.start),
+            (libc::SEEK_DATA, None) => Err(Error::new(ENXIO)),
+            (libc::SEEK_HOLE, Some(data)) if data.start == offset => Ok(data.end),
+            (libc::SEEK_HOLE, _) => Ok(offset),
+            _ => Err(Error::new(EINVAL)),
+        }
+    }
+
+    fn copy_file_range(&self, caller: Caller, from: (u64, u64), to: (u64, u64), length: u64) -> Result<u64> {
+        let (source, target) = (self.file(from.0)?, self.file(to.0)?);
+        let end = from.1.checked_add(length).ok_or(Error::new(EINVAL))?;
+        self.drop_set_id_for(caller, target.node())?;
+        self.call(|| self.overlay.copy_range(&source, from.1..end, &target, to.1))
+    }
+
+    fn statfs(&self, _: u64) -> Result<StatFs> {
+        let found = self.overlay.stat_fs()?;
+        Ok(StatFs {
+            blocks: found.blocks,
+            bfree: found.blocks_free,
+            bavail: found.blocks_available,
+            files: found.files,
+            ffree: found.files_free,
+            bsize: found.block_size,
+            frsize: found.block_size,
+            namelen: found.name_max,
+            ..StatFs::default()
+        })
+    }
+}
+
+fn owner_of(stat: &Stat) -> Owner {
+    Owner { uid: stat.uid, gid: stat.gid }
+}
+
+/// Whether an extended attribute is a POSIX ACL.
+fn is_acl(name: &OsStr) -> bool {
+    name == "system.posix_acl_access" || name == "system.posix_acl_default"
+}
+
+/// What the flags of fallocate(2) ask for; None for what no filesystem is asked by this door.
+fn allocation(mode: i32) -> Option<Allocation> {
+    const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    const ZERO_KEEP: i32 = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
+    Some(match mode {
+        0 => Allocation::Reserve { keep_size: false },
+        libc::FALLOC_FL_KEEP_SIZE => Allocation::Reserve { keep_size: true },
+        PUNCH => Allocation::PunchHole,
+        libc::FALLOC_FL_ZERO_RANGE => Allocation::Zero { keep_size: false },
+        ZERO_KEEP => Allocation::Zero { keep_size: true },
+        libc::FALLOC_FL_COLLAPSE_RANGE => Allocation::Collapse,
+        libc::FALLOC_FL_INSERT_RANGE => Allocation::Insert,
+        libc::FALLOC_FL_UNSHARE_RANGE => Allocation::Unshare,
+        _ => return None,
+    })
+}
+
+fn now() -> Time {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Time { sec: since.as_secs() as i64, nsec: since.subsec_nanos() }
+}

@@ -1,0 +1,42 @@
+//! The ioctls for the flags that chattr(1) sets: of all ioctls the kernel lets a FUSE daemon have these.
+
+use syscall::error::{EINVAL, ENOTTY, EOPNOTSUPP, Error, Result};
+use zerocopy::{FromBytes, IntoBytes};
+
+use crate::door::Door;
+use crate::wire::Fsxattr;
+
+const GETFLAGS: u32 = 0x8008_6601;
+const SETFLAGS: u32 = 0x4008_6602;
+const FSGETXATTR: u32 = 0x801c_581f;
+const FSSETXATTR: u32 = 0x401c_5820;
+
+/// The flags that both kinds of ioctls have, as `FS_*_FL` and as `FS_XFLAG_*`: immutable, append-only, synchronous, without access times, not dumped.
+const BOTH: [(u32, u32); 5] = [(0x10, 0x8), (0x20, 0x10), (0x8, 0x20), (0x80, 0x40), (0x40, 0x80)];
+
+/// Performs an ioctl with the argument `input`; answers what the argument is afterwards. ENOTTY for another.
+pub fn perform(door: &impl Door, node: u64, command: u32, input: &[u8]) -> Result<Vec<u8>> {
+    match command {
+        GETFLAGS => Ok(door.flags(node)?.to_ne_bytes().to_vec()),
+        SETFLAGS => {
+            let (flags, _) = u32::read_from_prefix(input).map_err(|_| Error::new(EINVAL))?;
+            door.set_flags(node, flags).map(|()| Vec::new())
+        }
+        FSGETXATTR => {
+            let found = door.flags(node)?;
+            let flags = BOTH.iter().filter(|(flag, _)| found & flag != 0).fold(0, |all, (_, other)| all | other);
+            Ok(Fsxattr { flags, ..Fsxattr::default() }.as_bytes().to_vec())
+        }
+        FSSETXATTR => {
+            let (asked, _) = Fsxattr::read_from_prefix(input).map_err(|_| Error::new(EINVAL))?;
+            let known = BOTH.iter().fold(0, |all, (_, other)| all | other);
+            if asked.flags & !known != 0 || (asked.extent, asked.project, asked.cow_extent) != (0, 0, 0) {
+                return Err(Error::new(EOPNOTSUPP));
+            }
+            let set =
+                |flags, (flag, other): &(u32, u32)| if asked.flags & other != 0 { flags | flag } else { flags & !flag };
+            door.set_flags(node, BOTH.iter().fold(door.flags(node)?, set)).map(|()| Vec::new())
+        }
+        _ => Err(Error::new(ENOTTY)),
+    }
+}

@@ -1,0 +1,271 @@
+//! What the daemon gives up once it serves: whoever finds a fault in it and takes it over has the layers and little else.
+//!
+//! Four things, each as far as the kernel has it; what it lacks is logged and no failure.
+//!
+//! - No program that is started ever has more rights (`no_new_privs`). Mounting needed `fusermount3`, which has; unmounting is left to a
+//!   process that was started before (see [`crate::mount`]).
+//! - Capabilities: those over files stay, if the daemon had them.
+//! - Landlock: only what is beneath the layers' directories is opened, made, removed or renamed, lower layers are only read, and nothing of all
+//!   that is a program to run.
+//! - seccomp: a list of the system calls that the daemon makes. There is no other way than openat2 to open something, and none to start a
+//!   process, to open a socket, to mount, or to make memory executable. Any other call answers ENOSYS.
+//!
+//! All of it belongs to threads and is inherited by those that they start, so it is entered before the first of them.
+
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::path::Path;
+
+use landlock::{
+    ABI, Access, AccessFs, AccessNet, BitFlags, PathBeneath, Ruleset, RulesetAttr, RulesetCreated, RulesetCreatedAttr,
+    RulesetError, RulesetStatus, Scope,
+};
+use overlayfs::options::Options;
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::thread::{CapabilitySet, CapabilitySets};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule, TargetArch,
+};
+
+/// The newest version of landlock whose rights are known here.
+const LANDLOCK: ABI = ABI::V7;
+
+/// The capabilities that a daemon uses: over files of others, to make objects in their names, to write what only root may (`trusted.*`
+/// attributes, file capabilities, labels, flags of chattr(1)), and root's share of the space.
+const KEPT: CapabilitySet = CapabilitySet::CHOWN
+    .union(CapabilitySet::DAC_OVERRIDE)
+    .union(CapabilitySet::DAC_READ_SEARCH)
+    .union(CapabilitySet::FOWNER)
+    .union(CapabilitySet::FSETID)
+    .union(CapabilitySet::SETUID)
+    .union(CapabilitySet::SETGID)
+    .union(CapabilitySet::SETPCAP)
+    .union(CapabilitySet::MKNOD)
+    .union(CapabilitySet::SETFCAP)
+    .union(CapabilitySet::LINUX_IMMUTABLE)
+    .union(CapabilitySet::MAC_ADMIN)
+    .union(CapabilitySet::SYS_ADMIN)
+    .union(CapabilitySet::SYS_RESOURCE);
+
+/// What is allowed whatever its arguments are.
+const ALLOWED: &[libc::c_long] = &[
+    // Requests, and data.
+    libc::SYS_read,
+    libc::SYS_readv,
+    libc::SYS_pread64,
+    libc::SYS_write,
+    libc::SYS_writev,
+    libc::SYS_pwrite64,
+    libc::SYS_lseek,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_poll,
+    libc::SYS_ppoll,
+    libc::SYS_copy_file_range,
+    libc::SYS_fallocate,
+    libc::SYS_ftruncate,
+    libc::SYS_fsync,
+    libc::SYS_fdatasync,
+    libc::SYS_syncfs,
+    // Objects of a layer.
+    libc::SYS_openat2,
+    libc::SYS_close,
+    libc::SYS_fcntl,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_dup2,
+    libc::SYS_dup3,
+    libc::SYS_flock,
+    libc::SYS_getdents64,
+    libc::SYS_newfstatat,
+    libc::SYS_fstat,
+    libc::SYS_statx,
+    libc::SYS_fstatfs,
+    libc::SYS_readlinkat,
+    libc::SYS_mkdirat,
+    libc::SYS_mknodat,
+    libc::SYS_symlinkat,
+    libc::SYS_linkat,
+    libc::SYS_unlinkat,
+    libc::SYS_renameat2,
+    libc::SYS_fchownat,
+    libc::SYS_fchmodat,
+    // Of fchmodat2(2), which has no name in libc yet.
+    452,
+    libc::SYS_utimensat,
+    libc::SYS_getxattr,
+    libc::SYS_fgetxattr,
+    libc::SYS_setxattr,
+    libc::SYS_fsetxattr,
+    libc::SYS_listxattr,
+    libc::SYS_flistxattr,
+    libc::SYS_removexattr,
+    libc::SYS_fremovexattr,
+    // Of setxattrat(2), getxattrat(2), listxattrat(2) and removexattrat(2), likewise.
+    463,
+    464,
+    465,
+    466,
+    // In whose name something is made.
+    libc::SYS_setfsuid,
+    libc::SYS_setfsgid,
+    // Memory.
+    libc::SYS_brk,
+    libc::SYS_munmap,
+    libc::SYS_mremap,
+    libc::SYS_madvise,
+    // Threads, signals and time.
+    libc::SYS_futex,
+    libc::SYS_set_robust_list,
+    libc::SYS_rseq,
+    libc::SYS_sched_yield,
+    libc::SYS_sched_getaffinity,
+    libc::SYS_prctl,
+    libc::SYS_gettid,
+    libc::SYS_getpid,
+    libc::SYS_tgkill,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+    libc::SYS_rt_sigaction,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_rt_sigtimedwait,
+    libc::SYS_sigaltstack,
+    libc::SYS_restart_syscall,
+    libc::SYS_clock_gettime,
+    libc::SYS_clock_nanosleep,
+    libc::SYS_nanosleep,
+    libc::SYS_getrandom,
+    // To syslog, and to the process that unmounts.
+    libc::SYS_sendto,
+    libc::SYS_recvfrom,
+];
+
+/// Why a part of the sandbox is not there. Its text is the end of a sentence.
+#[derive(Debug)]
+enum Missing {
+    Landlock(RulesetError),
+    /// This kernel has no landlock, or one without the right to rename between directories.
+    NoLandlock,
+    Seccomp(Box<dyn std::error::Error>),
+    Capabilities(io::Error),
+}
+
+impl fmt::Display for Missing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Missing::Landlock(error) => write!(f, "landlock cannot confine it to the layers: {error}"),
+            Missing::NoLandlock => write!(f, "this kernel's landlock cannot confine it to the layers (Linux 5.19 can)"),
+            Missing::Seccomp(error) => write!(f, "seccomp cannot limit its system calls: {error}"),
+            Missing::Capabilities(error) => write!(f, "its capabilities cannot be dropped: {error}"),
+        }
+    }
+}
+
+/// A sandbox that is ready to be entered: it knows the layers by their descriptors.
+pub struct Sandbox {
+    readable: Vec<File>,
+    writable: Vec<File>,
+}
+
+impl Sandbox {
+    /// For a daemon that serves these layers, whose paths are looked up now. The error is a sentence.
+    pub fn new(layers: &Options) -> Result<Self, String> {
+        let (mut readable, mut writable) = (Vec::new(), Vec::new());
+        for lower in &layers.lowers {
+            readable.push(directory(lower)?);
+        }
+        for path in layers.upper.iter().chain(&layers.work) {
+            let place = if layers.read_only { &mut readable } else { &mut writable };
+            place.push(directory(path)?);
+        }
+        Ok(Self { readable, writable })
+    }
+
+    /// Gives up what is not needed to serve the layers, for this thread and those that it is going to start. No other may be there.
+    pub fn enter(self) {
+        let parts = [drop_capabilities(), self.confine(), limit_calls()];
+        for missing in parts.into_iter().filter_map(Result::err) {
+            log::warn!("the daemon keeps more rights than it needs: {missing}");
+        }
+    }
+
+    fn confine(self) -> Result<(), Missing> {
+        let status = self.ruleset().and_then(RulesetCreated::restrict_self).map_err(Missing::Landlock)?;
+        match status.ruleset {
+            RulesetStatus::NotEnforced => Err(Missing::NoLandlock),
+            RulesetStatus::PartiallyEnforced | RulesetStatus::FullyEnforced => Ok(()),
+        }
+    }
+
+    fn ruleset(self) -> Result<RulesetCreated, RulesetError> {
+        let every = AccessFs::from_all(LANDLOCK);
+        let mut rules = Ruleset::default()
+            .handle_access(every)?
+            .handle_access(AccessNet::from_all(LANDLOCK))?
+            .scope(Scope::from_all(LANDLOCK))?
+            .create()?;
+        let beneath = |directories: Vec<File>, rights: BitFlags<AccessFs>| {
+            directories.into_iter().map(move |directory| Ok::<_, RulesetError>(PathBeneath::new(directory, rights)))
+        };
+        rules = rules.add_rules(beneath(self.readable, AccessFs::ReadFile | AccessFs::ReadDir))?;
+        rules.add_rules(beneath(self.writable, every & !(AccessFs::Execute | AccessFs::IoctlDev)))
+    }
+}
+
+fn directory(path: &Path) -> Result<File, String> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    match rustix::fs::openat(CWD, path, flags, Mode::empty()) {
+        Ok(directory) => Ok(directory.into()),
+        Err(error) => Err(format!("The layer {} cannot be opened again: {error}.", path.display())),
+    }
+}
+
+fn drop_capabilities() -> Result<(), Missing> {
+    let drop = || {
+        let had = rustix::thread::capabilities(None)?;
+        rustix::thread::set_capabilities(
+            None,
+            CapabilitySets {
+                effective: had.effective & KEPT,
+                permitted: had.permitted & KEPT,
+                inheritable: CapabilitySet::empty(),
+            },
+        )
+    };
+    drop().map_err(|error: rustix::io::Errno| Missing::Capabilities(error.into()))
+}
+
+/// Sets `no_new_privs` too.
+fn limit_calls() -> Result<(), Missing> {
+    let limit = || {
+        let program: BpfProgram = filter()?.try_into()?;
+        Ok(seccompiler::apply_filter(&program)?)
+    };
+    limit().map_err(Missing::Seccomp)
+}
+
+fn filter() -> Result<SeccompFilter, Box<dyn std::error::Error>> {
+    let only = |argument, length, mask: u64, value| {
+        let condition = SeccompCondition::new(argument, length, SeccompCmpOp::MaskedEq(mask), value)?;
+        SeccompRule::new(vec![condition]).map(|rule| vec![rule])
+    };
+    let not_executable = || only(2, SeccompCmpArgLen::Dword, libc::PROT_EXEC as u64, 0);
+    let thread = libc::CLONE_THREAD as u64;
+    let share = u64::from(u32::MAX);
+    // The argument that says which is an int, whatever the type of these.
+    let ioctls = [libc::FICLONE, libc::FS_IOC_GETFLAGS, libc::FS_IOC_SETFLAGS]
+        .map(|ioctl| only(1, SeccompCmpArgLen::Dword, share, ioctl))
+        .into_iter()
+        .collect::<Result<Vec<_>, _>>()?;
+    let conditional = [
+        (libc::SYS_mmap, not_executable()?),
+        (libc::SYS_mprotect, not_executable()?),
+        // Not clone3, whose flags no filter can see: libc makes this call where that one is missing.
+        (libc::SYS_clone, only(0, SeccompCmpArgLen::Qword, thread, thread)?),
+        (libc::SYS_ioctl, ioctls.into_iter().flatten().collect()),
+    ];
+    let rules = ALLOWED.iter().map(|call| (*call, Vec::new())).chain(conditional);
+    let arch = TargetArch::try_from(std::env::consts::ARCH)?;
+    let (otherwise, listed) = (SeccompAction::Errno(libc::ENOSYS as u32), SeccompAction::Allow);
+    Ok(SeccompFilter::new(rules.collect(), otherwise, listed, arch)?)
+}

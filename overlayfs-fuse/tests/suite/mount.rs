@@ -1,0 +1,134 @@
+//! A mount of `overlayfs-fuse` that a test cannot hang on and does not leave behind.
+
+#[path = "program.rs"]
+mod program;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+#[allow(unused_imports, reason = "not every suite starts the program itself")]
+pub use program::{program, program_for, via_scheme};
+
+/// How long one mount may be needed. Then its daemon is killed, and whoever waits for the mount gets an error.
+const LIFETIME: Duration = Duration::from_secs(600);
+
+/// How long anything may take that happens by itself.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How long a daemon may take to end: it brings to the disk what was not synced, and others use the disk too.
+const ENDING: Duration = Duration::from_secs(120);
+
+/// What a test prints before it mounts anything.
+pub const MOUNTING: &str = "Now it mounts.";
+
+/// A mount whose daemon is a child of the test. Dropped, it is unmounted by force.
+pub struct Mount {
+    point: PathBuf,
+    pub daemon: Child,
+    watchdog: Option<(Sender<()>, JoinHandle<()>)>,
+}
+
+impl Mount {
+    /// Mounts with these options, a list as behind `-o`, and waits until the mount is there.
+    pub fn new(point: &Path, options: &str) -> Self {
+        Self::for_long(point, options, LIFETIME)
+    }
+
+    /// As [`Mount::new`], by a command that runs what its last arguments say.
+    #[allow(dead_code, reason = "not every suite has one")]
+    pub fn by(mut command: Command, point: &Path, options: &str) -> Self {
+        command.arg(program_for(options));
+        Self::start(command, point, options, LIFETIME)
+    }
+
+    /// As [`Mount::new`], for a mount that may be needed for this long.
+    pub fn for_long(point: &Path, options: &str, lifetime: Duration) -> Self {
+        Self::start(Command::new(program_for(options)), point, options, lifetime)
+    }
+
+    fn start(mut command: Command, point: &Path, options: &str, lifetime: Duration) -> Self {
+        assert!(Path::new("/dev/fuse").exists(), "/dev/fuse is missing, and without it nothing can be tested here");
+        println!("{MOUNTING}");
+        let daemon = command.args(["-f", "-o", options]).arg(point).stdin(Stdio::null()).spawn().unwrap();
+        let (done, wait) = mpsc::channel();
+        let pid = daemon.id().cast_signed();
+        let watchdog = thread::spawn(move || {
+            if wait.recv_timeout(lifetime) == Err(RecvTimeoutError::Timeout) {
+                eprintln!("the mount is in use for {lifetime:?}: its daemon is killed");
+                // SAFETY: takes two numbers. The process is waited for only after this thread has ended, so it is still the daemon.
+                unsafe { libc::kill(pid, libc::SIGKILL) };
+            }
+        });
+        let mut mount = Self { point: point.to_owned(), daemon, watchdog: Some((done, watchdog)) };
+        eventually("the mount is there", || {
+            let ended = mount.daemon.try_wait().unwrap();
+            assert!(ended.is_none(), "overlayfs-fuse {options} ended at once");
+            is_mounted(point)
+        });
+        mount
+    }
+
+    /// Unmounts as a user does, and waits for the daemon to end well.
+    pub fn unmount(self) {
+        let status = self.unmount_and_wait();
+        assert!(status.success(), "the daemon failed: {status}");
+    }
+
+    /// Unmounts as a user does, and answers how the daemon ended. Programs that other tests are just starting hold for a moment what this
+    /// process had open, so the mount may still be busy at first.
+    pub fn unmount_and_wait(mut self) -> ExitStatus {
+        eventually("it is unmounted", || {
+            Command::new("umount").arg(&self.point).stderr(Stdio::null()).status().unwrap().success()
+        });
+        self.dismiss_watchdog();
+        self.wait().expect("the daemon does not end though it is unmounted")
+    }
+
+    fn dismiss_watchdog(&mut self) {
+        if let Some((done, thread)) = self.watchdog.take() {
+            drop(done);
+            thread.join().unwrap();
+        }
+    }
+
+    fn wait(&mut self) -> Option<ExitStatus> {
+        let start = Instant::now();
+        while start.elapsed() < ENDING {
+            if let Some(status) = self.daemon.try_wait().unwrap() {
+                return Some(status);
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        None
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        self.dismiss_watchdog();
+        if is_mounted(&self.point) {
+            let _ = Command::new("umount").arg("-l").arg(&self.point).status();
+        }
+        let _ = self.daemon.kill();
+        let _ = self.daemon.wait();
+    }
+}
+
+/// Whether something is mounted there.
+pub fn is_mounted(point: &Path) -> bool {
+    let mounts = fs::read_to_string("/proc/thread-self/mounts").unwrap();
+    mounts.lines().any(|line| line.split(' ').nth(1) == point.to_str())
+}
+
+/// Waits for what happens by itself. Panics if it does not.
+pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < PATIENCE, "not in time: {what}");
+        thread::sleep(Duration::from_millis(10));
+    }
+}

@@ -1,0 +1,73 @@
+//! The tests of a suite once more, by a user who has no rights but in namespaces of his own, where he seems to be root.
+
+use std::env;
+use std::path::Path;
+use std::process::Output;
+
+use test_common::{Stage, mode};
+
+use crate::mount::{MOUNTING, via_scheme};
+use crate::run;
+
+/// The user outside.
+const USER: &str = "4242";
+
+/// Prepares what a user finds on other systems: a device that he may open, and programs in places that he may enter. The arguments are
+/// the stage, the tool chain's directory, this test program, the programs under test, and the user.
+const PREPARE: &str = r#"
+stage=$1 toolchain=$2 suite=$3 program=$4 via_scheme=$5 user=$6; shift 6
+mknod -m 666 "$stage/fuse" c 10 229
+mount --bind "$stage/fuse" /dev/fuse
+mkdir "$stage/toolchain"
+mount --bind "$toolchain" "$stage/toolchain"
+cp "$suite" "$stage/suite"
+cp "$program" "$stage/overlayfs-fuse"
+cp "$via_scheme" "$stage/overlayfs-fuse-via-scheme"
+export OVERLAYFS_FUSE="$stage/overlayfs-fuse" OVERLAYFS_FUSE_VIA_SCHEME="$stage/overlayfs-fuse-via-scheme" HOME="$stage/home" CARGO="$stage/toolchain/bin/cargo"
+export PATH="$stage/toolchain/bin:$stage/tools:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+install -d -o "$user" "$HOME"
+cd "$HOME"
+exec setpriv --reuid "$user" --regid "$user" --clear-groups unshare --user --map-root-user --mount "$stage/suite" "$@"
+"#;
+
+/// The variable that is set while tests are run again, for those that do less then.
+pub const VARIABLE: &str = "OVERLAYFS_UNPRIVILEGED";
+
+/// Runs tests of this program again, those that `filters` are parts of the names of. `forbidden` are the names of some among them that
+/// cannot succeed because the kernel forbids what they do, each with what that is: they fail before they mount anything. `tools`
+/// are programs that the tests look for in PATH.
+pub fn again(filters: &[&str], forbidden: &[(&str, &str)], tools: &[&Path]) {
+    let skip = forbidden.iter().flat_map(|(name, _)| ["--skip", name]);
+    let output =
+        run_again(&[filters, &["--skip", "as_an_unprivileged_user"], &skip.collect::<Vec<_>>()].concat(), tools);
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "as an unprivileged user:\n{out}{err}");
+    for filter in filters {
+        let passed = |line: &str| line.starts_with("test ") && line.contains(filter) && line.ends_with(" ... ok");
+        assert!(out.lines().any(passed), "no test {filter} is run again:\n{out}");
+    }
+
+    for (name, reason) in forbidden {
+        let output = run_again(&["--exact", name], tools);
+        let out = String::from_utf8_lossy(&output.stdout);
+        assert!(out.contains("running 1 test\n"), "there is no test {name}:\n{out}");
+        let fails_before = !output.status.success() && !out.contains(MOUNTING);
+        assert!(fails_before, "{name} does not fail without a mount, though {reason}:\n{out}");
+    }
+}
+
+fn run_again(arguments: &[&str], tools: &[&Path]) -> Output {
+    let stage = Stage::new();
+    mode(stage.root(), 0o755);
+    let places = stage.dir("tools");
+    for tool in tools {
+        std::fs::copy(tool, places.join(tool.file_name().unwrap())).unwrap();
+    }
+    let cargo = Path::new(env!("CARGO"));
+    let mut command = run::command("unshare");
+    command.env(VARIABLE, "1");
+    command.args(["--mount", "sh", "-euc", PREPARE, "sh"]).arg(stage.root());
+    command.arg(cargo.parent().and_then(Path::parent).unwrap());
+    command.arg(env::current_exe().unwrap()).args([env!("CARGO_BIN_EXE_overlayfs-fuse"), &via_scheme(), USER]);
+    run::finish(command.args(arguments))
+}

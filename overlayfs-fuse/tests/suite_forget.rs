@@ -1,0 +1,360 @@
+//! A mount that may remember little: what it lets go of takes nothing away that somebody uses, above all no mount inside it.
+//!
+//! The mounts are made by this process, since the program has no option for a limit so small. Needs root and /dev/fuse; fails without them.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use overlayfs::layer::OsLayer;
+use overlayfs::overlay::{self, Layers, Overlay};
+use overlayfs_fuse::engine::{EngineDoor, Fixed, Settings};
+use overlayfs_fuse::{Session, mount};
+use rustix::mount::{MountFlags, UnmountFlags};
+use test_common::{Detail, LowerGuard, Random, Snapshot, Stage, names, put};
+
+/// How many objects and names are remembered.
+const KNOWN_MAX: usize = 40;
+/// Directories, and files in each of them.
+const DIRS: usize = 8;
+const FILES: usize = 25;
+
+/// Random changes: how often, and how many.
+const CASES: u64 = 6;
+const STEPS: usize = 120;
+
+fn overlay(stage: &Stage) -> Overlay<OsLayer> {
+    let open = |name: &str, for_writing| OsLayer::open(&stage.dir(name), for_writing).unwrap();
+    let layers = Layers { upper: Some(open("upper", true)), work: None, lowers: vec![open("lower", false)] };
+    let settings = overlay::Settings { known_max: Some(KNOWN_MAX), ..Default::default() };
+    Overlay::with_settings(layers, settings).unwrap()
+}
+
+/// An overlay that is mounted and served by this process.
+struct Mounted {
+    point: PathBuf,
+    door: Option<Arc<EngineDoor<OsLayer>>>,
+    serving: Option<JoinHandle<()>>,
+}
+
+impl Mounted {
+    /// Of the directories `lower` and `upper` of the stage, at `mount`.
+    fn new(stage: &Stage) -> Self {
+        let point = stage.dir("mount");
+        let options = mount::Options {
+            source: "small".into(),
+            flags: MountFlags::empty(),
+            allow_other: true,
+            default_permissions: true,
+        };
+        let settings = Settings { known_max: KNOWN_MAX, ..Settings::default() };
+        let device = mount::mount(&point, &options).unwrap();
+        let session =
+            Session::start(device, EngineDoor::new(overlay(stage), Fixed::none(), settings), 4, None).unwrap();
+        let door = session.door();
+        let serving = thread::spawn(move || session.start_threads().unwrap().run(|| {}).0.unwrap());
+        Self { point, door: Some(door), serving: Some(serving) }
+    }
+
+    /// How many objects the kernel knows, once it has said what it forgets.
+    fn known(&self) -> usize {
+        let door = self.door.as_ref().unwrap();
+        let mut known = door.known();
+        loop {
+            thread::sleep(Duration::from_millis(20));
+            match door.known() {
+                now if now == known => return now,
+                now => known = now,
+            }
+        }
+    }
+
+    /// Looks at every file that the lower layer has.
+    fn walk(&self) {
+        for dir in 0..DIRS {
+            for file in 0..FILES {
+                let path = self.point.join(format!("dir-{dir}/{file}"));
+                assert_eq!(fs::metadata(&path).unwrap().len(), 4, "{}", path.display());
+            }
+        }
+    }
+
+    /// Has the kernel forget whatever it can: no object is among the newest any more.
+    fn forget(&self) {
+        for _ in 0..3 {
+            self.walk();
+        }
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        self.door = None;
+        rustix::mount::unmount(&self.point, UnmountFlags::DETACH).unwrap();
+        if !thread::panicking() {
+            self.serving.take().unwrap().join().unwrap();
+        }
+    }
+}
+
+/// A mount of something in the tree, that is taken away again.
+struct Bound(PathBuf);
+
+impl Bound {
+    fn new(from: &Path, to: &Path) -> Self {
+        rustix::mount::mount_bind(from, to).unwrap();
+        Self(to.to_owned())
+    }
+}
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        let done = rustix::mount::unmount(&self.0, UnmountFlags::DETACH);
+        assert!(done.is_ok() || thread::panicking(), "{}: {done:?}", self.0.display());
+    }
+}
+
+fn stage() -> (Stage, LowerGuard) {
+    let stage = Stage::new();
+    let lower = stage.dir("lower");
+    for dir in 0..DIRS {
+        for file in 0..FILES {
+            put::file(&lower, &format!("dir-{dir}/{file}"), "data");
+        }
+    }
+    put::dir(&lower, "some/where/deep/below/point");
+    for place in ["dir", "removed", "other/inner", "private/deep/point"] {
+        put::dir(&lower, &format!("places/{place}"));
+    }
+    put::file(&lower, "places/file", "below");
+    put::file(&lower, "links/one", "linked");
+    for link in 0..200 {
+        put::link(&lower, "links/one", &format!("links/{link}"));
+    }
+    let guard = LowerGuard::new([&lower]);
+    (stage, guard)
+}
+
+/// A program in a mount namespace of its own. It bind-mounts `from` at `to`, and writes to the file `name` in it when it is told to.
+struct Elsewhere {
+    child: Child,
+    lines: BufReader<std::process::ChildStdout>,
+}
+
+impl Elsewhere {
+    fn new(from: &Path, to: &Path, name: &str) -> Self {
+        let script = "mount --bind \"$1\" \"$2\"; echo ready; read -r line; echo \"$line\" > \"$2/$3\"; echo done";
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--propagation=private", "sh", "-euc", script, "sh"]).args([from, to]).arg(name);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap());
+        let mut elsewhere = Self { child, lines };
+        elsewhere.hear("ready\n");
+        elsewhere
+    }
+
+    fn hear(&mut self, expected: &str) {
+        let mut line = String::new();
+        self.lines.read_line(&mut line).unwrap();
+        assert_eq!(line, expected);
+    }
+
+    fn write(mut self) {
+        writeln!(self.child.stdin.take().unwrap(), "from elsewhere").unwrap();
+        self.hear("done\n");
+        assert!(self.child.wait().unwrap().success());
+    }
+}
+
+#[test]
+fn mounts_in_the_tree_stay_when_what_is_below_them_is_forgotten() {
+    let (stage, guard) = stage();
+    let mounted = Mounted::new(&stage);
+    let (point, volume) = (&mounted.point, stage.dir("volume"));
+    for name in ["dir", "deep", "private", "detached/inner"] {
+        put::dir(&volume, name);
+    }
+    put::file(&volume, "file", "of the volume");
+    let deep = "some/where/deep/below/point";
+    let bound: Vec<_> = [("dir", "places/dir"), ("file", "places/file"), ("deep", deep)]
+        .map(|(from, to)| Bound::new(&volume.join(from), &point.join(to)))
+        .into();
+    // A part of the overlay that is mounted elsewhere, with a mount in it.
+    let part = stage.dir("part");
+    let _part = Bound::new(&point.join("places/other"), &part);
+    let _inner = Bound::new(&volume.join("detached"), &part.join("inner"));
+    let elsewhere = Elsewhere::new(&volume.join("private"), &point.join("places/private/deep/point"), "new");
+
+    mounted.forget();
+
+    for place in ["places/dir", deep] {
+        fs::write(point.join(place).join("new"), "to the volume").unwrap();
+    }
+    fs::write(point.join("places/file"), "to the volume").unwrap();
+    fs::write(part.join("inner/new"), "to the volume").unwrap();
+    elsewhere.write();
+    for file in ["dir/new", "deep/new", "file", "detached/new"] {
+        assert_eq!(fs::read_to_string(volume.join(file)).unwrap(), "to the volume", "{file}");
+    }
+    assert_eq!(fs::read_to_string(volume.join("private/new")).unwrap(), "from elsewhere\n");
+    let written: Vec<_> = names(&stage.path("upper")).into_iter().filter(|name| !name.starts_with(".wh.")).collect();
+    assert_eq!(written, [""; 0], "nothing was written to the layer");
+
+    // And what is not mounted on any more can be forgotten, and is what it was.
+    drop(bound);
+    mounted.forget();
+    assert_eq!(fs::read_to_string(point.join("places/file")).unwrap(), "below");
+    assert_eq!(names(&point.join("places/dir")), [""; 0]);
+    drop((_inner, _part, mounted, guard));
+}
+
+#[test]
+fn the_kernel_forgets_what_nobody_uses_and_nothing_else() {
+    let (stage, guard) = stage();
+    let mounted = Mounted::new(&stage);
+    // The new ones after which there is a next time, and the directories.
+    let most = KNOWN_MAX + 3 * DIRS;
+    mounted.walk();
+    let known = mounted.known();
+    assert!(known <= most, "{known} objects are known after {}", DIRS * FILES);
+
+    // In use: open files, one of them changed, and a directory that a program is in.
+    let held: Vec<_> =
+        (0..FILES).map(|file| File::open(mounted.point.join(format!("dir-3/{file}"))).unwrap()).collect();
+    fs::write(mounted.point.join("dir-3/0"), "changed").unwrap();
+    let mut inside = Command::new("sh");
+    inside.args(["-c", "read -r line; cat ../dir-4/7 7"]).current_dir(mounted.point.join("dir-4"));
+    let mut inside = inside.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    for dir in (0..DIRS).filter(|dir| *dir != 3) {
+        names(&mounted.point.join(format!("dir-{dir}")));
+    }
+    for file in &held[1..] {
+        let mut content = String::new();
+        std::io::Read::read_to_string(&mut &*file, &mut content).unwrap();
+        assert_eq!(content, "data");
+    }
+    writeln!(inside.stdin.take().unwrap()).unwrap();
+    assert_eq!(inside.wait_with_output().unwrap().stdout, b"datadata");
+    assert_eq!(fs::read_to_string(mounted.point.join("dir-3/0")).unwrap(), "changed");
+    drop(held);
+
+    // A file of 201 names is one object, that all of them keep.
+    for link in 0..200 {
+        assert_eq!(fs::read(mounted.point.join(format!("links/{link}"))).unwrap(), b"linked");
+    }
+    fs::write(mounted.point.join("dir-3/0"), "data").unwrap();
+    mounted.forget();
+    let known = mounted.known();
+    assert!(known <= most, "{known} objects are known");
+    drop((mounted, guard));
+}
+
+/// Which directory, and which name in it.
+type Place = (usize, usize);
+
+/// What is done in the mount and in an ordinary directory.
+#[derive(Clone, Debug)]
+enum Step {
+    Write(Place),
+    MakeDir(Place),
+    Remove(Place),
+    Rename(Place, Place),
+    Link(Place, Place),
+    Bind(Place),
+    Unbind,
+    Walk,
+}
+
+impl Step {
+    fn choose(random: &mut Random) -> Self {
+        let mut place = || (random.below(4), random.below(5));
+        let (from, to) = (place(), place());
+        match random.below(20) {
+            0..4 => Step::Write(from),
+            4..6 => Step::MakeDir(from),
+            6..8 => Step::Remove(from),
+            8..11 => Step::Rename(from, to),
+            11..13 => Step::Link(from, to),
+            13..16 => Step::Bind(from),
+            16 => Step::Unbind,
+            _ => Step::Walk,
+        }
+    }
+}
+
+/// One of the two trees, and what is mounted in it.
+struct Tree {
+    root: PathBuf,
+    volume: PathBuf,
+    bound: Vec<Bound>,
+}
+
+impl Tree {
+    /// Does a step; answers the errno, or 0.
+    fn take(&mut self, step: &Step, number: usize) -> i32 {
+        let dirs = ["", "dir", "dir/inner", "dir/inner/deep"];
+        let path =
+            |(dir, name): Place| self.root.join("area").join(dirs[dir]).join(["dir", "inner", "deep", "a", "b"][name]);
+        let done = match *step {
+            Step::Write(place) => fs::write(path(place), format!("{number}")),
+            Step::MakeDir(place) => fs::create_dir(path(place)),
+            Step::Remove(place) => {
+                let path = path(place);
+                if path.is_dir() { fs::remove_dir(path) } else { fs::remove_file(path) }
+            }
+            Step::Rename(from, to) => fs::rename(path(from), path(to)),
+            Step::Link(from, to) => fs::hard_link(path(from), path(to)),
+            Step::Bind(place) => {
+                let to = path(place);
+                let kind = if to.is_dir() { "dir" } else { "file" };
+                let bound = rustix::mount::mount_bind(self.volume.join(kind), &to);
+                if bound.is_ok() {
+                    self.bound.push(Bound(to));
+                }
+                bound.map_err(Into::into)
+            }
+            Step::Unbind => {
+                self.bound.pop();
+                Ok(())
+            }
+            Step::Walk => Ok(()),
+        };
+        done.err().map_or(0, |error| error.raw_os_error().unwrap_or(-1))
+    }
+}
+
+#[test]
+fn random_changes_among_mounts_are_those_of_an_ordinary_directory() {
+    for seed in 0..CASES {
+        let (stage, guard) = stage();
+        let mounted = Mounted::new(&stage);
+        let mut trees = ["mount", "plain"].map(|name| {
+            let (root, volume) = (stage.dir(name), stage.dir(&format!("volume-{name}")));
+            put::dir(&root, "area/dir/inner/deep");
+            put::dir(&volume, "dir");
+            put::file(&volume, "file", "");
+            Tree { root, volume, bound: Vec::new() }
+        });
+        let mut random = Random(seed);
+        for number in 0..STEPS {
+            let step = Step::choose(&mut random);
+            let [found, expected] = trees.each_mut().map(|tree| tree.take(&step, number));
+            assert_eq!(found, expected, "case {seed}, step {number}: {step:?}");
+            if matches!(step, Step::Walk) {
+                mounted.walk();
+            }
+        }
+        for part in [|tree: &Tree| tree.root.join("area"), |tree: &Tree| tree.volume.clone()] {
+            let [found, expected] = trees.each_ref().map(|tree| Snapshot::take(&part(tree), Detail::Contents));
+            expected.assert_same(&found, &format!("case {seed}: {}", part(&trees[0]).display()));
+        }
+        for tree in &mut trees {
+            while tree.bound.pop().is_some() {}
+        }
+        drop((mounted, guard));
+    }
+}
