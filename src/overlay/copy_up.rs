@@ -17,6 +17,7 @@ use super::names::Upper;
 use super::node::{MERGED_NLINK, Node, OpenFile, Place};
 use super::partial::PARTIAL_FROM;
 use super::progress::{PIECE, Progress};
+use super::room::Promise;
 use super::stack::LayerDir;
 use super::work::{discard, discard_dir, rename_built};
 use super::xattr::CAPABILITY;
@@ -49,7 +50,7 @@ enum Built<L: Layer> {
     /// A regular file with its data.
     File(L::File, Settled),
     /// One without, and what has the data.
-    Part(L::File, Arc<OpenFile<L>>),
+    Part(L::File, (Arc<OpenFile<L>>, Promise)),
     Other,
 }
 
@@ -103,6 +104,9 @@ impl<L: Layer> Overlay<L> {
                 Err(error) if error.errno == ENOENT => {}
                 up => drop(up?),
             }
+        }
+        if node.kind() == Kind::File && !node.state.lock().upper {
+            self.take_room(self.layer_attr(node)?.size.min(keep))?;
         }
         let content = node.content.lock();
         if node.state.lock().upper {
@@ -192,9 +196,11 @@ impl<L: Layer> Overlay<L> {
                 shared => return shared.map(|()| Built::File(to, Settled::No)),
             }
         }
-        if self.may_be_partial(node, attr, xattrs, &from, keep) {
+        if self.may_be_partial(node, attr, xattrs, &from, keep)
+            && let Some(promise) = self.promise_room(self.data_in(&from, attr)?)?
+        {
             upper.truncate(&to, attr.size)?;
-            return Ok(Built::Part(to, from));
+            return Ok(Built::Part(to, (from, promise)));
         }
         if size <= PARTIAL_FROM && work.writes_through(upper) && self.copy_through(&from, &to, size)? {
             return Ok(Built::File(to, Settled::Yes));

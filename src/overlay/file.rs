@@ -98,6 +98,7 @@ impl<L: Layer> Overlay<L> {
             return Ok(0);
         }
         self.use_file(handle);
+        self.take_room(buf.len() as u64)?;
         let _content = self.begin_copy_up(node, u64::MAX)?;
         work(&*self.file_to_write(node)?)
     }
@@ -232,6 +233,9 @@ impl<L: Layer> Overlay<L> {
             return Err(Error::new(EFBIG));
         }
         self.use_file(handle);
+        if !matches!(how, Allocation::PunchHole | Allocation::Collapse | Allocation::Insert) {
+            self.take_room(range.end - range.start)?;
+        }
         self.copy_up(node)?;
         let _content = node.content.lock();
         let open = self.file(node, Access::ReadWrite)?;
@@ -316,6 +320,7 @@ impl<L: Layer> Overlay<L> {
         }
         self.use_file(from);
         self.use_file(to);
+        self.take_room(length)?;
         self.copy_up(&to.node)?;
         loop {
             if self.file(&from.node, Access::Read)?.lent.is_some() {

@@ -16,6 +16,7 @@
 //! | `trust` | whose redirects and marks of metadata count |
 //! | `devices` | devices with the number 0: whether they are devices or deletions |
 //! | `metacopy` | files that have only metadata of their own |
+//! | `room` | what the upper layer has room for, and for whom it is kept free |
 //! | `work`, `detect` | the work directory, where things are built before they appear; in which format the upper layer is written |
 //! | `index` | what the next mount has to know of copies: their links and inode numbers |
 //! | `holder`, `end` | who holds the upper layer; what is completed and synced in pauses and at the end |
@@ -34,7 +35,7 @@
 //!    may take the locks of directories in any order. Never held while data is copied.
 //! 4. `Node::dir`: what is in one directory. A parent's before its child's.
 //! 5. `Node::state`: where one object is. One at a time, but for a rename, which has the content of both.
-//! 6. Leaves, under which nothing is called: `inode`, `index`, `ctime`, `stack`, `partial`, `forget`.
+//! 6. Leaves, under which nothing is called: `inode`, `index`, `ctime`, `stack`, `partial`, `room`, `forget`.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -43,7 +44,7 @@ use std::sync::{Arc, Weak};
 use syscall::error::{EROFS, Error};
 
 use crate::format::{Format, Wanted};
-use crate::layer::{Layer, Object, Result, StatFs};
+use crate::layer::{Layer, Object, Result};
 
 mod attr;
 mod cancel;
@@ -71,7 +72,7 @@ mod readdir;
 pub(crate) mod record;
 mod remove;
 mod rename;
-mod room;
+pub(crate) mod room;
 pub(crate) mod stack;
 mod times;
 mod trust;
@@ -87,6 +88,7 @@ pub use holder::Holder;
 pub(crate) use holder::RECORD as HOLDER;
 pub use node::Node;
 pub use readdir::DirEntry;
+pub use room::FILLED;
 pub use times::Times;
 pub use volatile::MARK as VOLATILE_MARK;
 pub(crate) use volatile::is_marked as is_marked_volatile;
@@ -98,6 +100,7 @@ use forget::Known;
 use inode::{Claims, Inodes};
 use node::{Dir, State};
 use partial::Partials;
+use room::Room;
 use stack::Stack;
 use work::Work;
 
@@ -158,6 +161,7 @@ pub struct Overlay<L: Layer> {
     across: Lock<()>,
     tree: Shared<()>,
     partials: Partials<L>,
+    room: Room,
     /// A directory may get a redirect.
     redirects: bool,
     next_id: AtomicU64,
@@ -196,7 +200,7 @@ impl<L: Layer> Overlay<L> {
         let top = stack.upper_root().or(stack.lower_roots().first()).ok_or(Refused::NoLayer)?;
         let device = stack.device(top);
         let attr = stack.mark(top, stack.layer(top).stat(Object::Dir(&*stack.open(top)?))?);
-        let name_max = stack.top().stat_fs()?.name_max as usize;
+        let space = stack.top().stat_fs()?;
 
         let format = work.as_ref().map_or(Format::default(), Work::format);
         let times = work.as_ref().map_or_else(Times::default, Work::times);
@@ -217,7 +221,7 @@ impl<L: Layer> Overlay<L> {
             inodes,
             device,
             hidden,
-            name_max,
+            name_max: space.name_max as usize,
             times,
             ctimes,
             undated: Lock::default(),
@@ -225,6 +229,7 @@ impl<L: Layer> Overlay<L> {
             across: Lock::new(()),
             tree: Shared::new(()),
             partials,
+            room: Room::new(&space),
             redirects: !settings.no_redirects,
             next_id: AtomicU64::new(1),
             known: Known::new(settings.known_max),
@@ -247,11 +252,6 @@ impl<L: Layer> Overlay<L> {
     /// The times that can be set, and are shown.
     pub fn times(&self) -> Times {
         self.times
-    }
-
-    /// Space left and limits: those of the topmost layer.
-    pub fn stat_fs(&self) -> Result<StatFs> {
-        self.stack.top().stat_fs()
     }
 
     /// Closes the directories of layers that are kept open for speed alone: for who has run out of descriptors.

@@ -100,7 +100,7 @@ impl<L: Layer> EngineDoor<L> {
         if node.kind() != Kind::File {
             return Ok(());
         }
-        self.call(|| self.overlay.prepare_write(node))?;
+        self.call(|| self.overlay.prepare_change(node, self.space.is_scarce()))?;
         let file = self.file(number)?;
         self.call(|| self.overlay.open_for_writing(&file, self.may_append()))?;
         self.take_space(number, node)

@@ -3,7 +3,8 @@
 //! The kernel holds back what is written, and may hold more than the upper layer has room for. So where little space is left, attributes of files
 //! expire at once: then the kernel asks before each write(2) (see [`announce`](super::announce)). Each is taken to be large. When those that were
 //! taken might fill half of what is free, they are written back before another is taken; and at the end it is tried each time whether there is
-//! room for one more. While there is enough, the kernel does not ask twice for a file; those that it need not ask for are remembered here, for the
+//! room for one more. No large file of a lower layer is copied in part then: room for the rest is sought while the writer can be told that there is
+//! none. While there is enough, the kernel does not ask twice for a file; those that it need not ask for are remembered here, for the
 //! moment when space becomes scarce.
 //!
 //! `forgetting` is shared by who lets go of an object, and taken alone, for a moment, by who finds no room: what was just removed may be about to give
@@ -15,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
 use overlayfs::layer::{Layer, StatFs};
-use overlayfs::overlay::Node;
+use overlayfs::overlay::{FILLED, Node};
 use syscall::error::{EDQUOT, ENOSPC, EOPNOTSUPP, Error, Result};
 
 use super::EngineDoor;
@@ -28,8 +29,6 @@ const ENOUGH_LEAST: u64 = 64 << 20;
 const LARGE: u64 = 1 << 20;
 /// As which part of a small filesystem that has to be free.
 const SMALL_PART: u64 = 64;
-/// How fast others may fill the filesystem, in bytes a second.
-const FILLED: u64 = 2 << 30;
 /// A pause between two looks that is so long that what was found holds until the next.
 const LONG: Duration = Duration::from_secs(1);
 /// How long space is taken to be scarce for a user whose quota is exhausted, which nobody tells.
@@ -187,6 +186,11 @@ impl<L: Layer> EngineDoor<L> {
             return Duration::MAX;
         }
         self.look_for_space();
+        if self.space.is_scarce()
+            && let Err(error) = self.call(|| self.overlay.keep_promises())
+        {
+            log::debug!("there is no room for the rest of a large file: {error}");
+        }
         self.space.pause()
     }
 

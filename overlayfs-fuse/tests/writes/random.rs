@@ -14,8 +14,9 @@ use test_common::{LowerGuard, Random, put};
 use crate::mount::Mount;
 use crate::{Bed, KIB, MIB, fill};
 
-/// The names of files. Two are in the lower layer, the second of them large enough to be copied up in part.
-const NAMES: [&str; 6] = ["small", "large", "a", "b", "c", "d"];
+/// The names of files. Those of `LOWER` are in the lower layer, the large ones large enough to be copied up in part.
+const NAMES: [&str; 9] = ["small", "large", "larger", "more", "most", "a", "b", "c", "d"];
+const LOWER: [&str; 5] = ["small", "large", "larger", "more", "most"];
 
 /// The largest file that the daemon may write, and so the largest that there can be.
 const LIMIT: u64 = 3 * MIB;
@@ -39,7 +40,8 @@ struct World {
 impl World {
     fn new(seed: u64) -> Self {
         let bed = Bed::new(24 * MIB);
-        let files = BTreeMap::from([("small", b"lower".to_vec()), ("large", vec![b'l'; 2 * LARGE])]);
+        let mut files = BTreeMap::from(LOWER.map(|name| (name, vec![b'l'; 2 * LARGE])));
+        files.insert("small", b"lower".to_vec());
         for (name, content) in &files {
             put::file(&bed.path("lower"), name, content);
         }
@@ -64,14 +66,11 @@ impl World {
             6 => self.truncate(name),
             7 => self.remove(name),
             8 => self.rename(name),
-            9 => {
-                self.sync(name);
-            }
+            9 => self.sync(name),
             // Others take the space only when nothing waits to be written: what a program was told stays true.
             10 => {
-                if self.sync_all() {
-                    fill(&self.bed.path("filler"));
-                }
+                self.sync_all();
+                fill(&self.bed.path("filler"));
             }
             _ => self.free(),
         }
@@ -130,36 +129,21 @@ impl World {
         }
     }
 
-    /// What was taken can be synced. Only a large file of the lower layer cannot, while there is no room for the rest of it: then this is false.
-    fn sync(&self, name: &str) -> bool {
-        let Some(content) = self.files.get(name) else { return true };
-        match File::open(self.path(name)).unwrap().sync_all() {
-            Err(error) if error.raw_os_error() == Some(libc::ENOSPC) && content.len() >= LARGE => false,
-            synced => {
-                synced.unwrap_or_else(|error| panic!("fsync of {name}: {error}"));
-                true
-            }
+    /// What was taken can be synced, also a large file of the lower layer of which only a part was changed.
+    fn sync(&self, name: &str) {
+        if self.files.contains_key(name) {
+            let synced = File::open(self.path(name)).unwrap().sync_all();
+            synced.unwrap_or_else(|error| panic!("fsync of {name}: {error}"));
         }
     }
 
-    /// Whether all could be synced.
-    fn sync_all(&self) -> bool {
-        let waiting = self.files.keys().filter(|name| !self.sync(name)).count();
-        waiting == 0
+    fn sync_all(&self) {
+        self.files.keys().for_each(|name| self.sync(name));
     }
 
     /// Gives the space back that others have taken.
     fn free(&self) {
         let _ = fs::remove_file(self.bed.path("filler"));
-    }
-
-    /// Unmounts. What waits for room gets it before.
-    fn unmount(&self, mount: Mount) {
-        if !self.sync_all() {
-            self.free();
-            assert!(self.sync_all(), "there is room again");
-        }
-        mount.unmount();
     }
 
     #[track_caller]
@@ -205,11 +189,11 @@ pub fn changes(seed: u64, more: &str) {
                 world.check(&format!("seed {seed}, mount {round}, step {step}"));
             }
         }
-        world.unmount(mount);
+        mount.unmount();
     }
     let mount = world.mount(more);
     world.check(&format!("seed {seed}, at the end"));
-    world.unmount(mount);
+    mount.unmount();
     guard.check();
     assert!(world.refused > 0, "seed {seed}: nothing was refused");
 }

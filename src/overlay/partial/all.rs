@@ -103,11 +103,18 @@ impl<L: Layer> Overlay<L> {
             self.meet_partials()?;
             self.partials.left.store(false, Ordering::Release);
         }
+        self.complete_each(|node| self.complete(node).or_else(|error| self.keep_for_good(node).and(Err(error))))
+    }
+
+    /// Completes every partial copy that was met.
+    pub(in crate::overlay) fn complete_known(&self) -> Result<()> {
+        self.complete_each(|node| self.complete(node))
+    }
+
+    fn complete_each(&self, complete: impl Fn(&Arc<Node<L>>) -> Result<()>) -> Result<()> {
         let nodes: Vec<_> = self.partials.nodes.lock().values().cloned().collect();
-        let completed =
-            nodes.iter().map(|node| self.complete(node).or_else(|error| self.keep_for_good(node).and(Err(error))));
         // One that cannot be completed, for want of space maybe, is no reason to leave the others.
-        completed.collect::<Vec<_>>().into_iter().collect()
+        nodes.iter().map(complete).collect::<Vec<_>>().into_iter().collect()
     }
 
     /// Brings a partial copy to the disk as it is, since nobody knows when it can be completed.

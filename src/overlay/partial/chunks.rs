@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::PARTIAL_UNTIL;
 use crate::layer::Time;
+use crate::overlay::room::Promise;
 
 /// The epoch of a map that means something also after the system went down, since it is synced after the data.
 pub(super) const FOR_GOOD: u128 = 0;
@@ -22,6 +23,10 @@ pub(super) struct Chunks {
     pub size: u64,
     /// A bit for each chunk that is the copy's own, the lowest bit of a word first.
     own: Vec<u64>,
+    /// How many are lent.
+    lent: u64,
+    /// The room that is kept free for them. None in a layer that is only read.
+    promise: Option<Promise>,
     /// The words that may not be in the map as they are here.
     unwritten: Range<usize>,
     /// The header that the map has. None: it lacks everything.
@@ -51,9 +56,12 @@ pub(super) struct Update {
 
 impl Chunks {
     pub(super) fn new(size: u64) -> Self {
+        let lent = size.div_ceil(CHUNK);
         Chunks {
             size,
-            own: vec![0; size.div_ceil(CHUNK).div_ceil(WORD) as usize],
+            own: vec![0; lent.div_ceil(WORD) as usize],
+            lent,
+            promise: None,
             unwritten: 0..0,
             written: None,
             mtime: None,
@@ -92,9 +100,11 @@ impl Chunks {
         while chunk < end {
             let (index, next) = ((chunk / WORD) as usize, end.min((chunk / WORD + 1) * WORD));
             let bits = (u64::MAX >> (WORD - (next - chunk))) << (chunk % WORD);
-            let word = if own { self.own[index] | bits } else { self.own[index] & !bits };
-            if word != self.own[index] {
+            let before = self.own[index];
+            let word = if own { before | bits } else { before & !bits };
+            if word != before {
                 self.own[index] = word;
+                self.lent = self.lent + u64::from(before.count_ones()) - u64::from(word.count_ones());
                 self.unwritten = match self.unwritten.is_empty() {
                     true => index..index + 1,
                     false => self.unwritten.start.min(index)..self.unwritten.end.max(index + 1),
@@ -103,7 +113,27 @@ impl Chunks {
             }
             chunk = next;
         }
+        if changed && let Some(promise) = &mut self.promise {
+            promise.needs(self.lent * CHUNK);
+        }
         changed
+    }
+
+    /// How many bytes are lent at most.
+    pub(super) fn lent_bytes(&self) -> u64 {
+        self.lent * CHUNK
+    }
+
+    /// Keeps this room free for what is lent, until the copy is whole or gone.
+    pub(super) fn keep_free(&mut self, mut promise: Promise) {
+        promise.needs(self.lent_bytes());
+        self.promise = Some(promise);
+    }
+
+    /// Says that nobody needs the rest, nor a map. Answers whether there is one.
+    pub(super) fn end(&mut self) -> bool {
+        (self.ended, self.promise) = (true, None);
+        std::mem::take(&mut self.mapped)
     }
 
     /// Whether the byte at `offset` is lent, and up to where that is so; it is not looked further than `until`.
@@ -181,8 +211,13 @@ impl Chunks {
             return false;
         }
         self.for_good = epoch_written == FOR_GOOD;
-        for (word, bytes) in self.own.iter_mut().zip(own.chunks(size_of::<u64>())) {
-            *word = bytes.iter().rfold(0, |word, byte| word << 8 | u64::from(*byte));
+        let count = self.size.div_ceil(CHUNK);
+        self.lent = count;
+        for (index, bytes) in (0..).zip(own.chunks(size_of::<u64>())) {
+            let meant = u64::MAX >> (WORD - (count - index * WORD).min(WORD));
+            let word = bytes.iter().rfold(0, |word, byte| word << 8 | u64::from(*byte)) & meant;
+            self.own[index as usize] = word;
+            self.lent -= u64::from(word.count_ones());
         }
         self.mtime = (field(28..32) == 1).then(|| Time { sec: field(16..24) as i64, nsec: field(24..28) as u32 });
         (self.mapped, self.written, self.unwritten) = (true, Some(*header), 0..0);
@@ -242,6 +277,8 @@ mod tests {
             let mut read = Chunks::new(size);
             assert!(read.read_map(&map, Some(7)));
             assert_eq!(read.own, chunks.own, "step {step}");
+            let lent = row.iter().filter(|own| !**own).count() as u64 * CHUNK;
+            assert_eq!([chunks.lent_bytes(), read.lent_bytes()], [lent; 2], "step {step}");
         }
         assert!(!Chunks::new(size).read_map(&map, Some(8)) && !Chunks::new(size + CHUNK * 8).read_map(&map, Some(7)));
     }

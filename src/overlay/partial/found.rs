@@ -71,6 +71,11 @@ impl<L: Layer> Overlay<L> {
         if mtime.is_some() || is_cut {
             self.save_map_within(parent, &partial)?;
         }
+        {
+            let mut chunks = partial.chunks.lock();
+            let promise = self.room.promise(chunks.lent_bytes());
+            chunks.keep_free(promise);
+        }
         let place = Place { parent: parent.clone(), name: name.into(), dir: from.clone() };
         let ino = self.number(&lower);
         let node = Node::new(self.new_id(), Kind::File, State::at(place, true, Some(copy)), None);

@@ -25,6 +25,7 @@ impl<L: Layer> Overlay<L> {
             let Some(chunks) = chunks else { return Ok(()) };
             rest.start = chunks.end * CHUNK;
             let bytes = chunks.start * CHUNK..(chunks.end * CHUNK).min(size);
+            self.room.spend(bytes.end - bytes.start);
             self.copy_data(source, &open.file, bytes, &mut |_| {})?;
             if partial.chunks.lock().for_good {
                 self.upper()?.0.sync(&open.file)?;

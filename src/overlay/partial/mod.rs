@@ -15,6 +15,8 @@
 //!
 //! A partial copy counts only where the name shows a file of a lower layer: any object of the upper layer, and a whiteout, outdoes it.
 //!
+//! The room that the rest of it will take is kept free ([`room`](super::room)). Where there is none, copies are whole.
+//!
 //! An upper layer that is only read is the topmost lower layer. Its partial copies are shown with what they have, and stay as they are.
 //!
 //! Locks: `Partial::chunks` and `Partials::nodes` are leaves. The former changes under the content lock of the node alone.
@@ -35,6 +37,7 @@ use syscall::error::{EIO, ENOENT, Error};
 use super::Overlay;
 use super::index::{Origin, origin};
 use super::node::{Entry, Node, OpenFile, Place, State};
+use super::room::Promise;
 use super::stack::LayerDir;
 use super::xattr::CAPABILITY;
 use crate::format::{self, PartOf};
@@ -165,7 +168,7 @@ impl<L: Layer> Overlay<L> {
         copy: &Stat,
         temp: &OsStr,
         file: L::File,
-        source: Arc<OpenFile<L>>,
+        (source, promise): (Arc<OpenFile<L>>, Promise),
     ) -> Result<()> {
         let (upper, work) = self.upper()?;
         let _tree = self.tree.read();
@@ -186,6 +189,7 @@ impl<L: Layer> Overlay<L> {
         let mut state = node.state.lock();
         let ino = *state.ino.get_or_insert_with(|| self.number(before));
         state.attr = Some(Stat { dev: copy.dev, ino: copy.ino, ..*before });
+        partial.chunks.lock().keep_free(promise);
         self.lend(node, &mut state, partial.clone(), copy, ino);
         let lent = Some(Lent { partial, source });
         let open = Arc::new(OpenFile { file, access: Access::ReadWrite, dir: to, lent });
@@ -219,11 +223,7 @@ impl<L: Layer> Overlay<L> {
 
     /// Ends the need for a map.
     fn end(&self, node: &Arc<Node<L>>, partial: &Partial<L>) {
-        let mapped = {
-            let mut chunks = partial.chunks.lock();
-            chunks.ended = true;
-            std::mem::take(&mut chunks.mapped)
-        };
+        let mapped = partial.chunks.lock().end();
         if mapped {
             self.discard_part_file(&partial.dir, &partial.map);
         }

@@ -1,0 +1,303 @@
+//! Large files of a lower layer, and an upper layer that has no room for all of them: a change that is taken is kept, or it is refused before.
+//!
+//! Needs root, loop devices and Debian's package e2fsprogs; fails without them.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::sync::Arc;
+
+use overlayfs::layer::counted::{Counted, Counts};
+use overlayfs::layer::{OsLayer, Owner, Result};
+use overlayfs::overlay::{Handle, Layers, Node, Overlay};
+use syscall::error::ENOSPC;
+use test_common::{Disk, LowerGuard, Random, Stage, names, put};
+
+type Merged = Overlay<Counted<OsLayer>>;
+
+const MIB: usize = 1 << 20;
+const OWN: Owner = Owner { uid: 0, gid: 0 };
+
+/// How large the disk of the upper layer is, and each file of the lower layer.
+const DISK: usize = 16 * MIB;
+const LARGE: usize = 6 * MIB;
+/// And of one with two pieces of data and holes behind them.
+const SPARSE: u64 = 40 << 20;
+const NAMES: [&str; 4] = ["a", "b", "c", "d"];
+
+/// The layers. The disk is unmounted before its directory is removed.
+struct Bed {
+    guard: LowerGuard,
+    disk: Disk,
+    stage: Stage,
+}
+
+impl Bed {
+    fn new() -> Self {
+        let stage = Stage::new();
+        for name in NAMES {
+            put::file(&stage.dir("lower"), name, content(name));
+        }
+        let sparse = File::create(stage.path("lower/sparse")).unwrap();
+        sparse.set_len(SPARSE).unwrap();
+        for at in [0, SPARSE / 2] {
+            sparse.write_all_at(&vec![7; MIB], at).unwrap();
+        }
+        sparse.sync_all().unwrap();
+        let disk = Disk::new(&stage, DISK as u64, &["mkfs.ext4", "-q", "-m", "0", "-O", "^has_journal"]);
+        fs::create_dir(disk.path().join("upper")).unwrap();
+        Bed { guard: LowerGuard::new([stage.path("lower")]), disk, stage }
+    }
+
+    fn mount(&self, counts: &Counts) -> Merged {
+        let upper = Counted::new(OsLayer::open(&self.disk.path().join("upper"), true).unwrap(), counts);
+        let lower = Counted::new(OsLayer::open(&self.stage.path("lower"), false).unwrap(), counts);
+        Overlay::new(Layers { upper: Some(upper), work: None, lowers: vec![lower] }).unwrap()
+    }
+
+    /// Takes all the space of the disk but this, for another program.
+    fn fill(&self, but: usize) {
+        let file = File::create(self.disk.path().join("filler")).unwrap();
+        let mut at = 0;
+        for size in [MIB, 4096] {
+            let free = || rustix::fs::statvfs(self.disk.path()).map(|found| (found.f_bavail * found.f_bsize) as usize);
+            while free().unwrap() >= but + size
+                && rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), at, size as u64).is_ok()
+            {
+                at += size as u64;
+            }
+        }
+        file.sync_all().unwrap();
+    }
+
+    fn free(&self) {
+        fs::remove_file(self.disk.path().join("filler")).unwrap();
+    }
+
+    /// What is left of partial copies.
+    fn parts(&self) -> Vec<String> {
+        let mut all = names(&self.disk.path().join("upper"));
+        all.retain(|name| name.starts_with(".wh..wh.part."));
+        all
+    }
+}
+
+fn content(name: &str) -> Vec<u8> {
+    (0..LARGE / 512).flat_map(|part| [part as u8 ^ name.as_bytes()[0]; 512]).collect()
+}
+
+fn find(overlay: &Merged, name: &str) -> Arc<Node<Counted<OsLayer>>> {
+    overlay.lookup(overlay.root(), OsStr::new(name)).unwrap()
+}
+
+fn open(overlay: &Merged, name: &str) -> Handle<Counted<OsLayer>> {
+    overlay.open(&find(overlay, name))
+}
+
+fn read(overlay: &Merged, name: &str) -> Vec<u8> {
+    let mut bytes = vec![0; DISK];
+    let read = overlay.read_at(&open(overlay, name), &mut bytes, 0).unwrap();
+    bytes.truncate(read);
+    bytes
+}
+
+/// Whether something was done, or refused for want of space.
+#[track_caller]
+fn is_done<T>(result: Result<T>) -> bool {
+    match result {
+        Ok(_) => true,
+        Err(error) => {
+            assert_eq!(error.errno, ENOSPC);
+            false
+        }
+    }
+}
+
+/// As much as fits is taken, and the rest refused when it is written.
+#[test]
+fn a_change_for_whose_file_there_is_no_room_is_refused() {
+    let bed = Bed::new();
+    let overlay = bed.mount(&Counts::default());
+    let free = || overlay.stat_fs().unwrap();
+    let before = free();
+    let write = |name| is_done(overlay.write_at(&open(&overlay, name), b"new", 3_000_000));
+    assert_eq!(NAMES.map(write), [true, true, false, false]);
+    // The rest of both counts as taken, though it may not be there yet.
+    let taken = (before.blocks_available - free().blocks_available) * u64::from(before.block_size);
+    assert!(taken >= 2 * LARGE as u64, "{taken}");
+    assert_eq!(NAMES.map(write), [true, true, false, false]);
+    assert!(!is_done(overlay.set_mode(&find(&overlay, "c"), 0o600)), "chmod");
+    for name in NAMES {
+        overlay.sync(&open(&overlay, name)).unwrap();
+    }
+    let check = |overlay: &Merged| {
+        for (name, is_new) in NAMES.into_iter().zip([true, true, false, false]) {
+            let mut right = content(name);
+            if is_new {
+                right[3_000_000..][..3].copy_from_slice(b"new");
+            }
+            assert!(read(overlay, name) == right, "{name}");
+        }
+    };
+    check(&overlay);
+    drop(overlay);
+    assert_eq!(names(&bed.disk.path().join("upper")), [".wh..wh.work", "a", "b"]);
+    check(&bed.mount(&Counts::default()));
+    bed.guard.check();
+}
+
+/// What partial copies lack is not given to others who write through the overlay.
+#[test]
+fn the_room_for_the_rest_of_a_file_is_not_given_away() {
+    let bed = Bed::new();
+    let overlay = bed.mount(&Counts::default());
+    let large = open(&overlay, "a");
+    overlay.write_at(&large, b"new", 100).unwrap();
+    assert_eq!(bed.parts().len(), 1, "there is room for all of it");
+    let others = overlay.create_file(overlay.root(), OsStr::new("others"), 0o600, OWN).unwrap();
+    let mut size = 0;
+    while is_done(overlay.write_at(&others, &vec![1; MIB / 2], size)) {
+        size += MIB as u64 / 2;
+    }
+    assert!((DISK - LARGE - 3 * MIB..DISK - LARGE).contains(&(size as usize)), "{size} bytes were given");
+    // Of what was completed meanwhile nothing is lacking.
+    overlay.sync(&large).unwrap();
+    let mut right = content("a");
+    right[100..103].copy_from_slice(b"new");
+    assert!(read(&overlay, "a") == right);
+    bed.guard.check();
+}
+
+/// Others may take what was left free. What was written before stays, and is found by the next mount.
+#[test]
+fn what_others_take_is_missing_and_nothing_is_torn() {
+    let bed = Bed::new();
+    let counts = Counts::default();
+    let overlay = bed.mount(&counts);
+    let mut right = content("a");
+    let large = open(&overlay, "a");
+    overlay.write_at(&large, b"new", 100).unwrap();
+    right[100..103].copy_from_slice(b"new");
+    bed.fill(2 * MIB);
+    // It is noticed by who writes, and then completing fails.
+    let mut at = 200_000;
+    while is_done(overlay.write_at(&large, &[9; 100_000], at as u64)) {
+        right[at..at + 100_000].fill(9);
+        at += 100_000;
+    }
+    assert!(at < 2 * LARGE / 3, "{at}");
+    assert!(!is_done(overlay.sync(&large)));
+    assert!(read(&overlay, "a") == right, "while it is mounted");
+    drop((large, overlay));
+    assert_eq!(bed.parts().len(), 1, "it cannot be completed");
+    let overlay = bed.mount(&counts);
+    assert!(read(&overlay, "a") == right, "in the next mount");
+    assert!(!is_done(overlay.sync(&open(&overlay, "a"))));
+    bed.free();
+    overlay.sync(&open(&overlay, "a")).unwrap();
+    assert!(read(&overlay, "a") == right, "when there is room again");
+    drop(overlay);
+    assert!(bed.parts().is_empty());
+    bed.guard.check();
+}
+
+/// Holes need no room.
+#[test]
+fn a_file_with_holes_needs_room_for_its_data() {
+    let bed = Bed::new();
+    let overlay = bed.mount(&Counts::default());
+    let file = open(&overlay, "sparse");
+    overlay.write_at(&file, b"new", SPARSE - 9).unwrap();
+    let left = overlay.stat_fs().unwrap();
+    assert!(left.blocks_available * u64::from(left.block_size) > DISK as u64 / 2);
+    overlay.sync(&file).unwrap();
+    drop((file, overlay));
+    let copy = fs::metadata(bed.disk.path().join("upper/sparse")).unwrap();
+    assert_eq!(copy.len(), SPARSE);
+    assert!(copy.blocks() * 512 < 3 * MIB as u64, "{} blocks", copy.blocks());
+}
+
+/// Random changes of large and small files, while others fill the disk and leave it again.
+#[test]
+fn what_is_taken_is_kept_and_what_is_refused_changed_nothing() {
+    let mut refused = 0;
+    for seed in 1..=2 {
+        refused += random_changes(seed);
+    }
+    assert!(refused > 10, "{refused} changes were refused");
+}
+
+fn random_changes(seed: u64) -> usize {
+    let bed = Bed::new();
+    let mut random = Random(seed);
+    let mut right: BTreeMap<&str, Vec<u8>> = NAMES.iter().map(|name| (*name, content(name))).collect();
+    let (mut refused, mut is_filled) = (0, false);
+    for _ in 0..2 {
+        let overlay = bed.mount(&Counts::default());
+        for _ in 0..60 {
+            let name = *random.one_of(&["a", "b", "c", "d", "e", "f"]);
+            match random.below(10) {
+                0..6 => {
+                    if !right.contains_key(name) {
+                        let made = overlay.create_file(overlay.root(), OsStr::new(name), 0o600, OWN);
+                        if !is_done(made) {
+                            refused += 1;
+                            continue;
+                        }
+                    }
+                    let bytes = right.entry(name).or_default();
+                    let at = random.below(bytes.len().min(LARGE) + 1);
+                    let new = vec![random.below(256) as u8; *random.one_of(&[1, 5000, 300_000, 2 * MIB])];
+                    match overlay.write_at(&open(&overlay, name), &new, at as u64) {
+                        Ok(count) => {
+                            bytes.resize(bytes.len().max(at + count), 0);
+                            bytes[at..at + count].copy_from_slice(&new[..count]);
+                        }
+                        done => {
+                            is_done(done);
+                            refused += 1;
+                        }
+                    }
+                }
+                6 => {
+                    if let Some(bytes) = right.get_mut(name) {
+                        let size = random.below(LARGE);
+                        match is_done(overlay.truncate(&find(&overlay, name), size as u64)) {
+                            true => bytes.resize(size, 0),
+                            false => refused += 1,
+                        }
+                    }
+                }
+                7 => {
+                    if right.contains_key(name) && is_done(overlay.unlink(overlay.root(), OsStr::new(name))) {
+                        right.remove(name);
+                    }
+                }
+                8 => {
+                    bed.fill(random.below(4) * MIB);
+                    is_filled = true;
+                }
+                _ => {
+                    if std::mem::take(&mut is_filled) {
+                        bed.free();
+                    }
+                    for name in right.keys() {
+                        // Nobody else has taken anything, so what was taken can be done.
+                        overlay.sync(&open(&overlay, name)).unwrap();
+                    }
+                }
+            }
+        }
+        for (name, bytes) in &right {
+            assert!(read(&overlay, name) == *bytes, "seed {seed}: {name} in the mount");
+        }
+        drop(overlay);
+        let overlay = bed.mount(&Counts::default());
+        for (name, bytes) in &right {
+            assert!(read(&overlay, name) == *bytes, "seed {seed}: {name} in the next mount");
+        }
+    }
+    bed.guard.check();
+    refused
+}
