@@ -374,6 +374,69 @@ fn files_that_are_fixed(door: &str) {
 
 through_both_doors!(files_that_are_fixed);
 
+/// What is tried with objects that are fixed in a lower layer, in the directory of the mount.
+const FIXED_BELOW: &str = r#"
+t() { if out=$(bash -c "$1" 2>&1); then echo "done: $1"; else echo "refused: $1: ${out##*: }"; fi; }
+f() { echo "$* $(lsattr -d "$1" | cut -c1-22 | tr -d 'e-')"; }
+for file in imm imm2 app both plain idir adir; do f $file; done
+for change in 'echo x >> F' 'echo x > F' 'rm -f F' 'mv F x' 'ln F x' 'chmod 600 F' 'chown 5 F' 'touch F' 'touch -d 2001-01-01 F'     'setfattr -n user.x -v 1 F' 'mv plain F' 'truncate -s 1 F' 'fallocate -l 10 F' 'cat F'; do
+    t "${change//F/imm}"; t "${change//F/imm2}"; t "${change//F/both}"
+done
+for change in 'touch idir/new' 'rm -f idir/f' 'mkdir idir/d' 'mv plain idir/p' 'mv idir/f f' 'mv idir idir2' 'rmdir idir/sub' 'chmod 700 idir'     'ln plain idir/l' 'ln -s x idir/s' 'rm -f adir/f' 'mv adir/f adir/g' 'mv adir adir2' 'chmod 700 adir' 'touch adir/new' 'ls adir'; do t "$change"; done
+for file in app big; do
+    for change in 'echo more >> F' 'echo again >> F' 'tail -c 20 F' 'echo x > F' 'truncate -s 0 F' 'rm -f F' 'mv F x' 'touch -d 2001-01-01 F'         'chmod 600 F' 'stat -c %s F'; do t "${change//F/$file}"; done
+    f $file
+done
+t 'echo x >> idir/f'; t 'cat idir/f'
+t 'chattr -i both'; f both; t 'rm -f both'; t 'echo y >> both'; t 'chattr -a both'; f both; t 'rm -f both'
+t 'chattr -i imm'; f imm; t 'echo new >> imm'; t 'cat imm'; t 'rm -f imm'
+t 'chattr -i idir'; f idir; t 'touch idir/new'; t 'rm -r idir'
+t 'chattr -a adir app big'; t 'rm -r adir app big'
+t 'ls'
+"#;
+
+/// Nobody changes what is immutable or append-only in a lower layer, unless he takes that away: on the kernel's overlayfs and on ours.
+#[test]
+fn what_is_fixed_in_a_lower_layer() {
+    let mut right = None;
+    for kind in ["linux", ",format=oci", ",format=kernel", ",writeback=0"] {
+        let bed = Bed::new(48 * MIB);
+        let lower = bed.path("lower");
+        for name in ["imm", "app", "both", "plain", "idir/f", "adir/f"] {
+            put::file(&lower, name, "old\n");
+        }
+        put::dir(&lower, "idir/sub");
+        put::file(&lower, "big", vec![b'-'; 3 << 20]);
+        fs::hard_link(lower.join("imm"), lower.join("imm2")).unwrap();
+        let flags = |flag: &str, names: &[&str]| {
+            names.iter().for_each(|name| disk::run(Command::new("chattr").arg(flag).arg(lower.join(name))));
+        };
+        flags("+i", &["imm", "idir"]);
+        flags("+a", &["app", "adir", "big"]);
+        flags("+ia", &["both"]);
+        let guard = LowerGuard::new([lower.clone()]);
+        let point = bed.stage.dir("mount");
+        let tried = || {
+            let output = run::finish(run::command("bash").args(["-c", FIXED_BELOW]).current_dir(&point));
+            String::from_utf8(output.stdout).unwrap()
+        };
+        if kind == "linux" {
+            disk::run(Command::new("mount").args(["-t", "overlay", "overlay", "-o", &bed.options()]).arg(&point));
+            right = Some(tried());
+            rustix::mount::unmount(&point, UnmountFlags::empty()).unwrap();
+        } else {
+            let mount = bed.mount(kind);
+            let said = tried();
+            for (said, right) in said.lines().zip(right.as_deref().unwrap_or_default().lines()) {
+                assert_eq!(said, right, "{kind}");
+            }
+            assert_eq!(Some(said), right, "{kind}");
+            mount.unmount();
+        }
+        guard.check();
+    }
+}
+
 /// Who reads attributes writes nothing.
 #[test]
 fn questions_copy_nothing_up() {

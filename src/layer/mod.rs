@@ -49,6 +49,22 @@ pub struct Time {
     pub nsec: u32,
 }
 
+/// What forbids changes of an object, whoever makes them (chattr(1)).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Fixed {
+    /// Nothing changes.
+    pub immutable: bool,
+    /// A file grows at its end alone; of a directory no entry goes.
+    pub append: bool,
+}
+
+impl Fixed {
+    /// Whether attributes and names may not change.
+    pub fn is_any(self) -> bool {
+        self.immutable || self.append
+    }
+}
+
 /// What is known of an object without reading its contents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stat {
@@ -72,6 +88,7 @@ pub struct Stat {
     pub atime: Time,
     pub mtime: Time,
     pub ctime: Time,
+    pub fixed: Fixed,
 }
 
 /// Space and names of the filesystem below a layer.

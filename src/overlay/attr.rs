@@ -6,6 +6,7 @@ use std::sync::Arc;
 use syscall::error::{EINVAL, ENOENT, EOPNOTSUPP, Error};
 
 use super::Overlay;
+use super::copy_up::For;
 use super::node::{Node, OpenFile, State};
 use super::stack::LayerDir;
 use crate::layer::{Kind, Layer, Object, Owner, Result, Stat, Time};
@@ -194,7 +195,7 @@ impl<L: Layer> Overlay<L> {
 
     /// Sets owner and group, and leaves the mode as it is: what becomes of set-id bits is the door's to say. EROFS.
     pub fn set_owner(&self, node: &Arc<Node<L>>, owner: Owner) -> Result<()> {
-        self.copied_up(node)?;
+        self.copied_up(node, For::Change)?;
         let _content = node.content.lock();
         let before = self.stat(node)?;
         self.apply(node, Change::Owner(owner))?;
@@ -217,7 +218,7 @@ impl<L: Layer> Overlay<L> {
     }
 
     fn change(&self, node: &Arc<Node<L>>, change: Change) -> Result<()> {
-        self.copied_up(node)?;
+        self.copied_up(node, For::Change)?;
         let _content = node.content.lock();
         let partial = node.state.lock().partial.clone();
         if let Some(partial) = partial {
@@ -227,13 +228,13 @@ impl<L: Layer> Overlay<L> {
     }
 
     /// Brings the object to the upper layer, if it still is anywhere.
-    pub(super) fn copied_up(&self, node: &Arc<Node<L>>) -> Result<()> {
+    pub(super) fn copied_up(&self, node: &Arc<Node<L>>, why: For) -> Result<()> {
         self.upper()?;
         let is_nowhere = || matches!(self.spot(node, &node.state.lock()), Spot::Nowhere);
         if is_nowhere() {
             return Ok(());
         }
-        match self.begin_copy_up(node, u64::MAX) {
+        match self.begin_copy_up(node, u64::MAX, why) {
             // A directory that was removed just now.
             Err(error) if error.errno == ENOENT && is_nowhere() => Ok(()),
             up => up.map(drop),
@@ -279,6 +280,7 @@ impl<L: Layer> Overlay<L> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::layer::Fixed;
 
     #[test]
     fn set_id_bits_that_are_dropped() {
@@ -297,6 +299,7 @@ mod tests {
             atime: Time::default(),
             mtime: Time::default(),
             ctime: Time::default(),
+            fixed: Fixed::default(),
         };
         assert_eq!(without_set_id(&file(0o6755), 100), 0o755);
         assert_eq!(without_set_id(&file(0o6745), 100), 0o2745, "mandatory locking's bit, by a member");

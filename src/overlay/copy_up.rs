@@ -38,6 +38,17 @@ enum Settled {
     No,
 }
 
+/// What an object is copied up for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum For {
+    /// A change that nothing fixed allows.
+    Change,
+    /// Writing, maybe only at the end.
+    Write,
+    /// New flags, which may allow changes.
+    Flags,
+}
+
 /// An object that is in the upper layer. Its content is locked as long as this lives, so that who is going to change it does before anybody else.
 pub(super) struct CopiedUp<'n> {
     _content: Guard<'n, ()>,
@@ -83,13 +94,15 @@ impl<L: Layer> Overlay<L> {
     ///
     /// The caller must hold neither the tree nor the content of any node.
     pub(super) fn copy_up(&self, node: &Arc<Node<L>>) -> Result<()> {
-        drop(self.begin_copy_up(node, u64::MAX)?);
+        drop(self.begin_copy_up(node, u64::MAX, For::Change)?);
         self.complete(node)
     }
 
-    /// As [`Overlay::copy_up`], but of a large file maybe without its data, and maybe of any regular file only the first `keep` bytes.
-    pub(super) fn begin_copy_up<'n>(&self, node: &'n Arc<Node<L>>, keep: u64) -> Result<CopiedUp<'n>> {
+    /// As [`Overlay::copy_up`], but of a large file maybe without its data, and maybe of any regular file only the first `keep` bytes. EPERM for
+    /// what is fixed in its lower layer.
+    pub(super) fn begin_copy_up<'n>(&self, node: &'n Arc<Node<L>>, keep: u64, why: For) -> Result<CopiedUp<'n>> {
         let (upper, work) = self.upper()?;
+        let fixed = self.check_fixed_below(node, why)?;
         if node.kind() == Kind::Dir {
             self.upper_dir(node)?;
             return Ok(CopiedUp { _content: node.content.lock(), is_cut: false });
@@ -130,7 +143,11 @@ impl<L: Layer> Overlay<L> {
         if copied.is_err() {
             discard(upper, &dir, &temp);
         }
-        copied.map(|is_cut| CopiedUp { _content: content, is_cut })
+        let is_cut = copied?;
+        if fixed.append && why == For::Write {
+            self.fix_copy(node)?;
+        }
+        Ok(CopiedUp { _content: content, is_cut })
     }
 
     /// Makes the copy of anything but a directory, complete but for its name, and maybe for its data.

@@ -134,6 +134,7 @@ impl<L: Layer> Overlay<L> {
             let _tree = self.tree.read();
             self.check_free(parent, &mut *parent.dir()?, name)?;
         }
+        self.check_entries(parent, None)?;
         let to = self.upper_dir(parent)?;
         let upper = self.upper()?.0;
         let in_steps = matches!(new, New::Symlink(_) | New::Special(Kind::Socket, _));

@@ -11,6 +11,7 @@ use syscall::error::{EFBIG, EINVAL, EIO, EISDIR, EPERM, Error};
 
 use super::Overlay;
 use super::attr::Spot;
+use super::copy_up::For;
 use super::node::{Node, OpenFile};
 use super::partial::Lent;
 use crate::layer::{Access, Allocation, Kind, Layer, Object, Result, Stat};
@@ -99,7 +100,7 @@ impl<L: Layer> Overlay<L> {
         }
         self.use_file(handle);
         self.take_room(buf.len() as u64)?;
-        let _content = self.begin_copy_up(node, u64::MAX)?;
+        let _content = self.begin_copy_up(node, u64::MAX, For::Write)?;
         work(&*self.file_to_write(node)?)
     }
 
@@ -176,7 +177,7 @@ impl<L: Layer> Overlay<L> {
     /// Has a regular file ready to be written, so that a write can fail for no other reason than its data. Errors as [`Overlay::write_at`].
     pub fn prepare_write(&self, node: &Arc<Node<L>>) -> Result<()> {
         check_file(node)?;
-        self.begin_copy_up(node, u64::MAX).map(drop)
+        self.begin_copy_up(node, u64::MAX, For::Write).map(drop)
     }
 
     /// Opens a regular file for writing where that changes nothing, so that what its layer has against it is said before anything is written:
@@ -186,6 +187,9 @@ impl<L: Layer> Overlay<L> {
         let node = &handle.node;
         check_file(node)?;
         self.upper()?;
+        if self.check_fixed_below(node, For::Write)?.append && !appends {
+            return Err(Error::new(EPERM));
+        }
         if !node.state.lock().upper || !self.is_whole(node)? {
             return Ok(false);
         }
@@ -201,7 +205,7 @@ impl<L: Layer> Overlay<L> {
         if i64::try_from(size).is_err() {
             return Err(Error::new(EFBIG));
         }
-        let up = self.begin_copy_up(node, size)?;
+        let up = self.begin_copy_up(node, size, For::Change)?;
         if up.is_cut {
             return Ok(());
         }

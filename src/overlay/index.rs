@@ -212,8 +212,23 @@ fn link_name(ino: u64, origin: Origin, names: u32) -> OsString {
 
 /// What the file whose attributes in the lower directory `dir` are `stat` is known by.
 pub fn origin<L: Layer>(stack: &Stack<L>, dir: &LayerDir<L>, stat: &Stat) -> Origin {
-    let Stat { dev: _, ino, kind, mode, nlink, uid, gid, rdev, size, blksize: _, blocks: _, atime: _, mtime, ctime } =
-        *stat;
+    let Stat {
+        dev: _,
+        ino,
+        kind,
+        mode,
+        nlink,
+        uid,
+        gid,
+        rdev,
+        size,
+        blksize: _,
+        blocks: _,
+        atime: _,
+        mtime,
+        ctime,
+        fixed: _,
+    } = *stat;
     let of_layer = [stack.level(dir) as u64, stack.root_ino(dir)];
     let of_file = [ino, kind as u64, mode.into(), nlink.into(), uid.into(), gid.into(), rdev, size];
     let times = [mtime.sec as u64, mtime.nsec.into(), ctime.sec as u64, ctime.nsec.into()];

@@ -27,6 +27,7 @@ impl<L: Layer> Overlay<L> {
             self.check_free(dir, &mut *dir.dir()?, name)?;
         }
         self.upper()?;
+        self.check_entries(dir, None)?;
         let to = self.upper_dir(dir)?;
         self.copy_up(node)?;
         let (upper, work) = self.upper()?;

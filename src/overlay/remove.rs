@@ -32,6 +32,7 @@ impl<L: Layer> Overlay<L> {
                 (_, true) => return Err(Error::new(ENOTDIR)),
                 (_, false) => {}
             }
+            self.check_entries(parent, Some(&child))?;
             let to = self.upper_dir(parent)?;
             self.bring_held_data(&child)?;
             let _content = child.content.lock();

@@ -115,6 +115,8 @@ impl<L: Layer> Overlay<L> {
                     return Ok(());
                 }
             }
+            self.check_entries(dir, Some(&node))?;
+            self.check_entries(new_dir, target.as_ref())?;
             let from = self.upper_dir(dir)?;
             self.copy_up(&node)?;
             let to = self.upper_dir(new_dir)?;

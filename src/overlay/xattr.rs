@@ -12,6 +12,7 @@ use syscall::error::{EEXIST, EINVAL, ENODATA, ENOENT, EOPNOTSUPP, EOVERFLOW, Err
 
 use super::Overlay;
 use super::attr::Spot;
+use super::copy_up::For;
 use super::node::Node;
 use super::stack::LayerDir;
 use crate::format::attribute;
@@ -111,7 +112,7 @@ impl<L: Layer> Overlay<L> {
         if !node.state.lock().upper && !self.is_change(node, name, change)? {
             return Ok(());
         }
-        self.copied_up(node)?;
+        self.copied_up(node, For::Change)?;
         self.complete_for(node, name)?;
         let _content = node.content.lock();
         let changed = self.on_object(node, |layer, object| match change {

@@ -104,7 +104,7 @@ impl Caller {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::layer::Time;
+    use crate::layer::{Fixed, Time};
 
     fn object(uid: u32, gid: u32, mode: u32) -> Stat {
         Stat {
@@ -122,6 +122,7 @@ mod tests {
             atime: Time::default(),
             mtime: Time::default(),
             ctime: Time::default(),
+            fixed: Fixed::default(),
         }
     }
 

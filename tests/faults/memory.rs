@@ -16,8 +16,8 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use overlayfs::layer::{
-    Access, Allocation, Capabilities, Entry, Error, Kind, Layer, Object, Owner, RenameMode, Result, Stat, StatFs,
-    THROUGH, Time, XattrMode,
+    Access, Allocation, Capabilities, Entry, Error, Fixed, Kind, Layer, Object, Owner, RenameMode, Result, Stat,
+    StatFs, THROUGH, Time, XattrMode,
 };
 use syscall::error::{
     EEXIST, EINVAL, EISDIR, ENODATA, ENOENT, ENOTDIR, ENOTEMPTY, EOPNOTSUPP, EPERM, EROFS, EWOULDBLOCK,
@@ -492,6 +492,7 @@ impl Inode {
             atime: self.atime,
             mtime: self.mtime,
             ctime: self.ctime,
+            fixed: Fixed::default(),
         }
     }
 }

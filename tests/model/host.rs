@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
-use overlayfs::layer::{Owner, RenameMode, Stat, Time};
+use overlayfs::layer::{Fixed, Owner, RenameMode, Stat, Time};
 use rustix::fs::{
     self, AtFlags, FileType, Gid, Mode, OFlags, RawDir, RenameFlags, ResolveFlags, SeekFrom, Timespec, Timestamps, Uid,
 };
@@ -191,6 +191,7 @@ impl Door for Host {
             atime: time(stat.st_atime, stat.st_atime_nsec),
             mtime: time(stat.st_mtime, stat.st_mtime_nsec),
             ctime: time(stat.st_ctime, stat.st_ctime_nsec),
+            fixed: Fixed::default(),
         })
     }
 

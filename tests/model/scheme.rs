@@ -8,7 +8,7 @@ use std::sync::Arc;
 use linux_delegate::client::parse_dirents;
 use linux_delegate::daemon::unused_name;
 use linux_delegate::{Daemon, Fd, Process};
-use overlayfs::layer::{Layer, Owner, RenameMode, Stat, Time};
+use overlayfs::layer::{Fixed, Layer, Owner, RenameMode, Stat, Time};
 use overlayfs::overlay::Overlay;
 use syscall::TimeSpec;
 use syscall::dirent::DirentKind;
@@ -227,6 +227,7 @@ impl Door for Scheme {
             atime: Time { sec: stat.st_atime as i64, nsec: stat.st_atime_nsec },
             mtime: Time { sec: stat.st_mtime as i64, nsec: stat.st_mtime_nsec },
             ctime: Time { sec: stat.st_ctime as i64, nsec: stat.st_ctime_nsec },
+            fixed: Fixed::default(),
         })
     }
 

@@ -100,6 +100,9 @@ impl<L: Layer> EngineDoor<L> {
         if node.kind() != Kind::File {
             return Ok(());
         }
+        if self.overlay.fixed_below(node)?.append {
+            self.fixed.meet();
+        }
         self.call(|| self.overlay.prepare_change(node, self.space.is_scarce()))?;
         let file = self.file(number)?;
         self.call(|| self.overlay.open_for_writing(&file, self.may_append()))?;

@@ -68,6 +68,11 @@ impl Fixed {
         let _known = self.known.compare_exchange(LOOKING, SOME, Ordering::Relaxed, Ordering::Relaxed);
     }
 
+    /// An append-only file of a lower layer is about to be changed, and its copy to be one.
+    pub fn meet(&self) {
+        self.known.store(SOME, Ordering::Relaxed);
+    }
+
     /// Makes a step, if there is one to make and nobody else makes one.
     pub fn look(&self) {
         if self.known.load(Ordering::Relaxed) != LOOKING {

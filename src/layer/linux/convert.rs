@@ -1,10 +1,10 @@
 //! The layer's types from those of the system, and back.
 
-use rustix::fs::{FileType, Mode, Timespec};
+use rustix::fs::{FileType, Mode, Statx, StatxAttributes, StatxTimestamp, Timespec, makedev};
 use rustix::io::Errno;
 use syscall::error::{EINVAL, EIO};
 
-use crate::layer::{Error, Kind, Result, Stat, Time};
+use crate::layer::{Error, Fixed, Kind, Result, Stat, Time};
 
 /// Attributes. EIO for a kind of object that Linux does not have.
 pub fn stat_of(stat: &rustix::fs::Stat) -> Result<Stat> {
@@ -25,6 +25,33 @@ pub fn stat_of(stat: &rustix::fs::Stat) -> Result<Stat> {
         atime: time(stat.st_atime, stat.st_atime_nsec as u32),
         mtime: time(stat.st_mtime, stat.st_mtime_nsec as u32),
         ctime: time(stat.st_ctime, stat.st_ctime_nsec as u32),
+        fixed: Fixed::default(),
+    })
+}
+
+/// The same, with what forbids changes.
+pub fn stat_of_statx(stat: &Statx) -> Result<Stat> {
+    let kind = kind_of(FileType::from_raw_mode(stat.stx_mode.into())).ok_or(Error::new(EIO))?;
+    let time = |time: StatxTimestamp| Time { sec: time.tv_sec, nsec: time.tv_nsec };
+    Ok(Stat {
+        dev: makedev(stat.stx_dev_major, stat.stx_dev_minor),
+        ino: stat.stx_ino,
+        kind,
+        mode: u32::from(stat.stx_mode) & 0o7777,
+        nlink: stat.stx_nlink,
+        uid: stat.stx_uid,
+        gid: stat.stx_gid,
+        rdev: makedev(stat.stx_rdev_major, stat.stx_rdev_minor),
+        size: stat.stx_size,
+        blksize: stat.stx_blksize,
+        blocks: stat.stx_blocks,
+        atime: time(stat.stx_atime),
+        mtime: time(stat.stx_mtime),
+        ctime: time(stat.stx_ctime),
+        fixed: Fixed {
+            immutable: stat.stx_attributes.contains(StatxAttributes::IMMUTABLE),
+            append: stat.stx_attributes.contains(StatxAttributes::APPEND),
+        },
     })
 }
 

@@ -40,7 +40,7 @@ use super::{
     Access, Allocation, Capabilities, Entry, Error, Kind, Layer, Object, Owner, RenameMode, Result, Stat, StatFs, Time,
     XattrMode, write_all,
 };
-use convert::{error, kind_of, mode_of, stat_of, timespec};
+use convert::{error, kind_of, mode_of, stat_of, stat_of_statx, timespec};
 use identity::ActingAs;
 use record::Records;
 
@@ -238,7 +238,8 @@ impl<'a> Target<'a> {
     }
 
     fn stat(&self) -> Result<Stat> {
-        stat_of(&rustix::fs::statat(self, self.name, self.flags).map_err(error)?)
+        let found = rustix::fs::statx(self, self.name, self.flags, StatxFlags::BASIC_STATS).map_err(error)?;
+        stat_of_statx(&found)
     }
 }
 

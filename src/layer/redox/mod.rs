@@ -32,8 +32,8 @@ use syscall::flag::{
 };
 
 use super::{
-    Access, Allocation, Capabilities, Entry, Error, Kind, Layer, Object, Owner, RenameMode, Result, Stat, StatFs, Time,
-    XattrMode, write_all,
+    Access, Allocation, Capabilities, Entry, Error, Fixed, Kind, Layer, Object, Owner, RenameMode, Result, Stat,
+    StatFs, Time, XattrMode, write_all,
 };
 
 mod calls;
@@ -703,5 +703,6 @@ fn stat_of(found: &libredox::data::Stat, dev: u64) -> Result<Stat> {
         atime: time(found.st_atime, found.st_atime_nsec),
         mtime: time(found.st_mtime, found.st_mtime_nsec),
         ctime: time(found.st_ctime, found.st_ctime_nsec),
+        fixed: Fixed::default(),
     })
 }

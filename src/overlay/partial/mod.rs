@@ -154,6 +154,7 @@ impl<L: Layer> Overlay<L> {
             && !self.partials.unwanted
             && node.kind() == Kind::File
             && attr.nlink == 1
+            && !attr.fixed.is_any()
             && attr.size.min(keep) >= PARTIAL_FROM
             && attr.size < PARTIAL_UNTIL
             && xattrs.iter().all(|name| name != CAPABILITY)
