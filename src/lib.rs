@@ -13,4 +13,5 @@ pub mod options;
 pub mod overlay;
 pub mod scheme;
 mod sync;
+mod turn;
 pub mod usage;

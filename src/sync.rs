@@ -1,5 +1,9 @@
-//! The two locks of the engine and the scheme, and the condition for which a thread with a lock may wait: those of `std`, without poisoning. With
-//! `--cfg shuttle` they are those of the crate shuttle, which decides at each which thread is next, so that a test can try thousands of orders
+//! The two locks of the engine and the scheme, and the condition for which a thread may wait: those of `std`, without poisoning. Who finds one taken
+//! passes the turn on ([`crate::turn`]) before he waits.
+//!
+//! A [`Lock`] is an `RwLock` too: on Redox that is left without a system call, while `Mutex`, which is relibc's, makes one each time.
+//!
+//! With `--cfg shuttle` they are those of the crate shuttle, which decides at each which thread is next, so that a test can try thousands of orders
 //! (`scripts/schedules`).
 //!
 //! The backends `layer/linux` and `layer/redox` have a lock of `std`, which the test does not see: what holds the layer for one daemon. Under it
@@ -10,52 +14,35 @@
 
 #[cfg(not(shuttle))]
 use std::sync as locks;
-use std::sync::PoisonError;
+use std::sync::{LockResult, PoisonError, TryLockError, TryLockResult};
 
-use locks::{Condvar, Mutex, RwLock};
+use locks::{Condvar, Mutex, MutexGuard, RwLock};
 #[cfg(shuttle)]
 use shuttle::sync as locks;
 
+use crate::turn;
+
 /// What a [`Lock`] guards, while it is locked.
-pub use locks::MutexGuard as Guard;
+pub use locks::RwLockWriteGuard as Guard;
 /// What a [`Shared`] guards, while it is locked by many or by one.
 pub use locks::{RwLockReadGuard as ReadGuard, RwLockWriteGuard as WriteGuard};
 
 /// A lock for one.
-pub struct Lock<T>(Mutex<T>);
+pub struct Lock<T>(RwLock<T>);
 
 impl<T> Lock<T> {
     pub fn new(value: T) -> Self {
-        Lock(Mutex::new(value))
+        Lock(RwLock::new(value))
     }
 
     pub fn lock(&self) -> Guard<'_, T> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        patiently(self.0.try_write(), || self.0.write())
     }
 }
 
 impl<T: Default> Default for Lock<T> {
     fn default() -> Self {
         Self::new(T::default())
-    }
-}
-
-/// Something that those who have a [`Lock`] may wait for.
-pub struct Condition(Condvar);
-
-impl Condition {
-    pub fn new() -> Self {
-        Condition(Condvar::new())
-    }
-
-    /// Unlocks until somebody notifies, or for a while: it is to be looked again.
-    pub fn wait<'g, T>(&self, guard: Guard<'g, T>) -> Guard<'g, T> {
-        self.0.wait(guard).unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Wakes all that wait.
-    pub fn notify_all(&self) {
-        self.0.notify_all();
     }
 }
 
@@ -68,10 +55,53 @@ impl<T> Shared<T> {
     }
 
     pub fn read(&self) -> ReadGuard<'_, T> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner)
+        patiently(self.0.try_read(), || self.0.read())
     }
 
     pub fn write(&self) -> WriteGuard<'_, T> {
-        self.0.write().unwrap_or_else(PoisonError::into_inner)
+        patiently(self.0.try_write(), || self.0.write())
+    }
+}
+
+/// A lock for one, who may wait until others have changed what it guards.
+pub struct Condition<T> {
+    value: Mutex<T>,
+    changed: Condvar,
+}
+
+impl<T> Condition<T> {
+    pub fn new(value: T) -> Self {
+        Condition { value: Mutex::new(value), changed: Condvar::new() }
+    }
+
+    pub fn lock(&self) -> MutexGuard<'_, T> {
+        patiently(self.value.try_lock(), || self.value.lock())
+    }
+
+    /// Locks as soon as what is guarded meets `wanted`.
+    pub fn lock_when(&self, wanted: impl Fn(&T) -> bool) -> MutexGuard<'_, T> {
+        let mut guard = self.lock();
+        while !wanted(&guard) {
+            turn::pass();
+            guard = self.changed.wait(guard).unwrap_or_else(PoisonError::into_inner);
+        }
+        guard
+    }
+
+    /// Wakes all that wait, to look again.
+    pub fn notify_all(&self) {
+        self.changed.notify_all();
+    }
+}
+
+/// A guard that was tried for, or is waited for.
+fn patiently<G>(tried: TryLockResult<G>, wait: impl FnOnce() -> LockResult<G>) -> G {
+    match tried {
+        Ok(guard) => guard,
+        Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+        Err(TryLockError::WouldBlock) => {
+            turn::pass();
+            wait().unwrap_or_else(PoisonError::into_inner)
+        }
     }
 }

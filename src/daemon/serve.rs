@@ -1,17 +1,18 @@
 //! The request loop: several threads take requests from one socket, in turn, and answer them side by side.
 //!
-//! A thread that has read a request lets the next one read before it begins to work. So nobody waits for what takes another long, and a
-//! request needs no second thread. What the kernel only tells (a descriptor was closed, a caller has given up) is dealt with by whoever reads
-//! it, before anything behind it is read: no later request can overtake it. Only what has to do with mapped files may take long, and is work
-//! as a request is; the number of a closed handle is never given again, so nothing depends on when that is done.
+//! A thread that has read a request keeps the turn while it answers from memory, and passes it on before it waits for a layer or for another
+//! thread ([`crate::turn`]). So nobody waits for what takes another long, and a request that needs no layer costs no switch to another thread. What
+//! the kernel only tells (a descriptor was closed, a caller has given up) is dealt with by whoever reads it, before anything behind it is read: no
+//! later request can overtake it. Only what has to do with mapped files may take long, and is work as a request is; the number of a closed handle
+//! is never given again, so nothing depends on when that is done.
 //!
-//! Locks, in the order in which they are taken: `Queue::turn`, then `Queue::in_hand`, then those of `asking`. The scheme's own are taken under
-//! `turn` by what the kernel only tells, and to find out what is to be asked.
+//! Locks, in the order in which they are taken: `Queue::in_hand`, then those of `asking`. The scheme's own are taken by what the kernel only
+//! tells, and to find out what is to be asked. The turn is no lock: who has it passes it on before he waits for one.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
+use std::{mem, thread};
 
 use libredox::Fd;
 use libredox::flag::O_NONBLOCK;
@@ -26,6 +27,7 @@ use crate::layer::Layer;
 use crate::overlay::Cancel;
 use crate::scheme::{OverlayScheme, answer, is_connect};
 use crate::sync::Lock;
+use crate::turn::{self, Turn};
 
 /// How many requests are answered at once.
 const THREADS: usize = 4;
@@ -61,13 +63,13 @@ struct Queue<'s, L: Layer> {
     socket: &'s Socket,
     stop: &'s Stop,
     asking: Asking<L>,
-    /// Held by the thread that reads. Whether there is nothing more to read.
-    turn: Lock<bool>,
+    /// Who reads.
+    turn: Turn,
     /// The calls that are being answered.
     in_hand: Lock<HashMap<Id, Cancel>>,
 }
 
-/// What is left to do of a request when the next one may be read.
+/// What is to be done, by who has read a request, and may take long.
 enum Work {
     Call(CallRequest, Cancel),
     /// To close a handle that has mapped something.
@@ -85,21 +87,19 @@ pub fn serve<L: Layer, E: From<syscall::Error>>(
     begin: impl FnOnce() -> std::result::Result<(), E>,
 ) -> std::result::Result<(), E> {
     let asking = Asking::new(socket, scheme);
-    let queue = Queue { socket, stop, asking, turn: Lock::new(false), in_hand: Lock::new(HashMap::new()) };
+    let queue = Queue { socket, stop, asking, turn: Turn::default(), in_hand: Lock::new(HashMap::new()) };
     thread::scope(|scope| {
-        let mut turn = queue.turn.lock();
         let queue = &queue;
+        queue.turn.take();
+        let begun = Begun(&queue.turn);
         let others: Vec<_> = (1..THREADS)
             .map(|_| {
                 let mut scheme = scheme.clone();
                 scope.spawn(move || queue.work(&mut scheme))
             })
             .collect();
-        if let Err(error) = begin() {
-            *turn = true;
-            return Err(error);
-        }
-        drop(turn);
+        begin()?;
+        mem::forget(begun);
         let served = queue.work(&mut scheme.clone());
         let all = others.into_iter().map(|other| other.join().unwrap_or(Ok(()))).chain([served]);
         let ended = all.collect::<Vec<_>>().into_iter().collect::<Result<()>>();
@@ -107,6 +107,16 @@ pub fn serve<L: Layer, E: From<syscall::Error>>(
         scheme.write_back();
         ended.map_err(E::from)
     })
+}
+
+/// Ends the turn if the service does not begin, also by a panic: nobody would wait in vain.
+struct Begun<'t>(&'t Turn);
+
+impl Drop for Begun<'_> {
+    fn drop(&mut self) {
+        self.0.end();
+        turn::pass();
+    }
 }
 
 impl<L: Layer> Queue<'_, L> {
@@ -133,7 +143,7 @@ impl<L: Layer> Queue<'_, L> {
         };
         match self.socket.write_response(response, SignalBehavior::Restart) {
             Ok(true) => {}
-            Ok(false) => *self.turn.lock() = true,
+            Ok(false) => self.turn.end(),
             // The client is gone, say.
             Err(error) => warn!("a response was not taken: {error}"),
         }
@@ -141,11 +151,7 @@ impl<L: Layer> Queue<'_, L> {
 
     /// The next request that is to be answered. None at the end.
     fn take(&self, scheme: &mut OverlayScheme<L>) -> Result<Option<Work>> {
-        let mut ended = self.turn.lock();
-        loop {
-            if *ended {
-                return Ok(None);
-            }
+        while self.turn.take() {
             if self.stop.is_asked() {
                 // What is there already is answered, and nothing more is waited for.
                 self.socket.inner().fcntl(F_SETFL, O_NONBLOCK as usize)?;
@@ -153,15 +159,15 @@ impl<L: Layer> Queue<'_, L> {
             let request = match self.socket.next_request(SignalBehavior::Restart) {
                 Ok(Some(request)) => request,
                 Ok(None) => {
-                    *ended = true;
+                    self.turn.end();
                     continue;
                 }
                 Err(error) if error.errno == EAGAIN && self.stop.is_asked() => {
-                    *ended = true;
+                    self.turn.end();
                     continue;
                 }
                 Err(error) => {
-                    *ended = true;
+                    self.turn.end();
                     error!("the socket of the scheme failed: {error}");
                     return Err(error);
                 }
@@ -197,5 +203,6 @@ impl<L: Layer> Queue<'_, L> {
                 RequestKind::MunmapMsg | RequestKind::MmapMsg => {}
             }
         }
+        Ok(None)
     }
 }

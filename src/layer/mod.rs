@@ -230,6 +230,8 @@ pub fn write_all<L: Layer>(layer: &L, file: &L::File, mut bytes: &[u8], mut offs
 /// One directory tree. All names are single components: never empty, `.`, `..`, and without `/`. No method follows a symlink,
 /// and none crosses to another mounted filesystem: a directory on which something is mounted shows what it held before.
 ///
+/// A layer that another process serves passes the turn on ([`crate::turn`]) before it waits for that process.
+///
 /// Errors are errnos of the system; those that a caller must expect beyond the usual (EIO, ENOMEM, EMFILE, ENOSPC, EDQUOT, EROFS,
 /// ENAMETOOLONG, ENOENT for a missing name) are said at each method.
 pub trait Layer: Send + Sync + Sized + 'static {

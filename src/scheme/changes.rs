@@ -17,17 +17,15 @@ use syscall::error::Result;
 
 use crate::layer::Layer;
 use crate::overlay::Node;
-use crate::sync::{Condition, Lock};
+use crate::sync::Condition;
 
 /// The numbers of the nodes that a change is about.
 pub type Numbers = SmallVec<[u64; 4]>;
 
 /// The changes that are under way.
 pub struct Changes {
-    /// The nodes that they are about.
-    taken: Lock<HashSet<u64>>,
-    /// Some are free again.
-    freed: Condition,
+    /// The nodes that they are about; those who want one of them wait.
+    taken: Condition<HashSet<u64>>,
 }
 
 /// A change that is under way.
@@ -38,7 +36,7 @@ pub struct Under<'c> {
 
 impl Changes {
     pub fn new() -> Self {
-        Self { taken: Lock::new(HashSet::new()), freed: Condition::new() }
+        Self { taken: Condition::new(HashSet::new()) }
     }
 
     /// Begins a change of one node.
@@ -64,21 +62,24 @@ impl Changes {
     fn begin(&self, mut nodes: Numbers) -> Under<'_> {
         nodes.sort_unstable();
         nodes.dedup();
-        let mut taken = self.taken.lock();
-        while nodes.iter().any(|node| taken.contains(node)) {
-            taken = self.freed.wait(taken);
+        if !nodes.is_empty() {
+            let mut taken = self.taken.lock_when(|taken| nodes.iter().all(|node| !taken.contains(node)));
+            taken.extend(&nodes);
         }
-        taken.extend(&nodes);
         Under { changes: self, nodes }
     }
 }
 
 impl Drop for Under<'_> {
     fn drop(&mut self) {
+        if self.nodes.is_empty() {
+            return;
+        }
         let mut taken = self.changes.taken.lock();
         for node in &self.nodes {
             taken.remove(node);
         }
-        self.changes.freed.notify_all();
+        drop(taken);
+        self.changes.taken.notify_all();
     }
 }

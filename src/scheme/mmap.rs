@@ -415,7 +415,7 @@ impl<L: Layer> Mapped<L> {
 
     /// Fills memory, which holds zeros and which no client has, with what the file holds. Where that is zeros the memory is not touched, so
     /// that it takes none: anybody can have a file that is larger than all memory, if most of it is a hole.
-    fn fill(&self, overlay: &Overlay<L>, range: Range<u64>) -> Result<()> {
+    fn fill(&mut self, overlay: &Overlay<L>, range: Range<u64>) -> Result<()> {
         let mut buf = Vec::new();
         let mut from = range.start;
         while from < range.end
@@ -474,7 +474,7 @@ impl<L: Layer> Mapped<L> {
     }
 
     /// Gives pages back that nobody has mapped.
-    fn release(&self, ranges: Vec<Range<u64>>) {
+    fn release(&mut self, ranges: Vec<Range<u64>>) {
         for range in ranges {
             self.region.release(range);
         }
@@ -503,7 +503,7 @@ impl<L: Layer> Mapped<L> {
     }
 
     /// Puts what was written to the file into the memory as well.
-    fn put(&self, offset: u64, bytes: &[u8]) {
+    fn put(&mut self, offset: u64, bytes: &[u8]) {
         for range in self.covered(offset..offset + bytes.len() as u64, |_| true) {
             let (start, end) = (range.start - offset, range.end - offset);
             self.region.write(range.start, &bytes[start as usize..end as usize]);
@@ -511,7 +511,7 @@ impl<L: Layer> Mapped<L> {
     }
 
     /// Clears what the file does not hold any more, or from now on holds as zeros, whatever clients have written there.
-    fn clear(&self, bytes: Range<u64>) {
+    fn clear(&mut self, bytes: Range<u64>) {
         for range in self.covered(bytes, |_| true) {
             self.region.clear(range);
         }

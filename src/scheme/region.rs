@@ -39,6 +39,8 @@ pub struct Region {
 
 // SAFETY: the memory belongs to the region alone, and no method relies on being called by a certain thread.
 unsafe impl Send for Region {}
+// SAFETY: what changes the memory from here needs the region for itself.
+unsafe impl Sync for Region {}
 
 impl Region {
     /// A region for a file of which `end` bytes are needed now: twice as many, since files grow. ENOMEM.
@@ -68,14 +70,14 @@ impl Region {
     }
 
     /// Copies bytes in.
-    pub fn write(&self, offset: u64, bytes: &[u8]) {
+    pub fn write(&mut self, offset: u64, bytes: &[u8]) {
         let to = self.at(offset, bytes.len());
         // SAFETY: as for `read`, the other way round.
         unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), to.as_ptr(), bytes.len()) }
     }
 
     /// Clears bytes, and so gives pages to those that had none.
-    pub fn clear(&self, range: Range<u64>) {
+    pub fn clear(&mut self, range: Range<u64>) {
         let len = (range.end - range.start) as usize;
         let to = self.at(range.start, len);
         // SAFETY: `at` has checked that these bytes are in the mapping; nothing refers to them but raw pointers.
@@ -83,7 +85,7 @@ impl Region {
     }
 
     /// Gives whole pages, which no client has any more, back to the system. They read as zeros afterwards.
-    pub fn release(&self, pages: Range<u64>) {
+    pub fn release(&mut self, pages: Range<u64>) {
         let len = (pages.end - pages.start) as usize;
         if map(self.at(pages.start, len).as_ptr(), len, libc::MAP_FIXED).is_err() {
             // Both systems find out what fails before they take the old mapping away, so the memory is still there.
@@ -145,7 +147,7 @@ mod tests {
     #[test]
     fn pages_take_memory_from_when_they_are_touched_until_they_are_released() {
         let page = PAGE_SIZE as u64;
-        let region = Region::reserve(4 * page).unwrap();
+        let mut region = Region::reserve(4 * page).unwrap();
         assert_eq!(present(&region), [false; 4]);
         region.write(page - 1, b"12");
         region.clear(3 * page..3 * page + 1);
@@ -170,7 +172,7 @@ mod tests {
     #[test]
     #[should_panic(expected = "2 bytes at")]
     fn nothing_outside_is_touched() {
-        let region = Region::reserve(1).unwrap();
+        let mut region = Region::reserve(1).unwrap();
         region.write(region.room() - 1, b"12");
     }
 }

@@ -36,6 +36,8 @@ use super::{
     StatFs, Time, XattrMode, write_all,
 };
 
+use crate::turn;
+
 mod calls;
 
 /// Close on exec: relibc's flag of its own beside those of the kernel.
@@ -80,9 +82,9 @@ pub struct RedoxLayer {
 /// The top directory of a layer.
 struct Top {
     /// Open for its attributes, and where it can be, as the directory that paths are opened at.
-    fd: Fd,
+    fd: Far,
     /// Where a scheme opens paths at its root only, that one, and the path of the layer from there.
-    root: Option<(Fd, String)>,
+    root: Option<(Far, String)>,
     /// Begins with `/scheme/NAME` and does not end with a slash.
     path: String,
 }
@@ -103,7 +105,18 @@ struct Place<'a> {
 }
 
 /// An open regular file of a [`RedoxLayer`].
-pub struct File(Fd);
+pub struct File(Far);
+
+/// A descriptor of a scheme, that is, of another process.
+struct Far(Fd);
+
+impl Far {
+    /// For a call, during which this thread waits for that process.
+    fn call(&self) -> &Fd {
+        turn::pass();
+        &self.0
+    }
+}
 
 impl RedoxLayer {
     /// Opens the directory `path` as a layer. Symlinks in `path` are followed. A layer that is not opened for writing answers
@@ -122,7 +135,9 @@ impl RedoxLayer {
         let (scheme, inside) = inside.split_once('/').unwrap_or((inside, ""));
         // ramfs opens nothing at a directory that is not its root.
         let root = match fd.openat("", flag_bits(ITSELF | O_DIRECTORY | O_CLOEXEC), 0) {
-            Err(error) if error.errno() == EACCES => Some((open(&format!("/scheme/{scheme}/"))?, inside.to_owned())),
+            Err(error) if error.errno() == EACCES => {
+                Some((Far(open(&format!("/scheme/{scheme}/"))?), inside.to_owned()))
+            }
             opened => opened.map(|_| None)?,
         };
         let mut hasher = DefaultHasher::new();
@@ -132,7 +147,7 @@ impl RedoxLayer {
             dev: hasher.finish() >> 16,
             name_max: fd.statvfs().map_or(NAME_MAX, |found| name_max(&found)),
             own: Owner { uid: id(libredox::call::geteuid()?)?, gid: id(libredox::call::getegid()?)? },
-            top: Arc::new(Top { path: path.to_owned(), fd, root }),
+            top: Arc::new(Top { path: path.to_owned(), fd: Far(fd), root }),
             writable: for_writing,
             held: Mutex::new(None),
         })
@@ -174,8 +189,8 @@ impl Top {
     /// The descriptor that a path of the layer is asked for at, and what it is there.
     fn at<'a>(&'a self, path: &'a str) -> (&'a Fd, Cow<'a, str>) {
         match &self.root {
-            None => (&self.fd, path.into()),
-            Some((root, inside)) => (root, format!("{inside}/{path}").into()),
+            None => (self.fd.call(), path.into()),
+            Some((root, inside)) => (root.call(), format!("{inside}/{path}").into()),
         }
     }
 }
@@ -279,7 +294,7 @@ impl Layer for RedoxLayer {
     }
 
     fn stat_fs(&self) -> Result<StatFs> {
-        let found = match self.top.fd.statvfs() {
+        let found = match self.top.fd.call().statvfs() {
             Ok(found) => found,
             // Not every scheme can tell; then it is none that takes changes.
             Err(error) if error.errno() == EOPNOTSUPP => {
@@ -398,7 +413,7 @@ impl Layer for RedoxLayer {
             Access::Read => (dir.entry(name)?, O_RDONLY),
             Access::ReadWrite | Access::Append => (self.changing(dir, name)?, O_RDWR),
         };
-        Ok(File(place.open(flags | O_NOFOLLOW)?))
+        Ok(File(Far(place.open(flags | O_NOFOLLOW)?)))
     }
 
     fn identity(&self) -> Owner {
@@ -411,7 +426,7 @@ impl Layer for RedoxLayer {
     }
 
     fn create_file(&self, dir: &Dir, name: &OsStr, mode: u32, _owner: Owner) -> Result<File> {
-        Ok(File(self.changing(dir, name)?.create(O_RDWR, mode)?))
+        Ok(File(Far(self.changing(dir, name)?.create(O_RDWR, mode)?)))
     }
 
     fn create_dir(&self, dir: &Dir, name: &OsStr, mode: u32, _owner: Owner) -> Result<()> {
@@ -421,7 +436,7 @@ impl Layer for RedoxLayer {
 
     /// Redox has no single step for this: a crash in between leaves a symlink with an empty target.
     fn create_symlink(&self, dir: &Dir, name: &OsStr, target: &OsStr, _owner: Owner) -> Result<()> {
-        let link = File(self.changing(dir, name)?.create(O_SYMLINK | O_WRONLY, 0o777)?);
+        let link = File(Far(self.changing(dir, name)?.create(O_SYMLINK | O_WRONLY, 0o777)?));
         let written = write_all(self, &link, target.as_bytes(), 0);
         written.or_else(|error| self.unlink(dir, name).and(Err(error)))
     }
@@ -454,7 +469,7 @@ impl Layer for RedoxLayer {
     }
 
     fn read_link(&self, dir: &Dir, name: &OsStr) -> Result<OsString> {
-        let link = File(dir.entry(name)?.open(O_RDONLY | O_SYMLINK)?);
+        let link = File(Far(dir.entry(name)?.open(O_RDONLY | O_SYMLINK)?));
         let mut target = vec![0; PATH_MAX];
         let length = self.read_at(&link, &mut target, 0)?;
         target.truncate(length);
@@ -469,7 +484,7 @@ impl Layer for RedoxLayer {
                 opened = self.changing(dir, name)?.open(ITSELF)?;
                 &opened
             }
-            Object::File(file) => &file.0,
+            Object::File(file) => file.0.call(),
         };
         let new = self.changing(new_dir, new_name)?;
         // redoxfs does not look whether the name is taken.
@@ -507,7 +522,7 @@ impl Layer for RedoxLayer {
     ) -> Result<()> {
         match mode {
             RenameMode::Replace | RenameMode::NoReplace => {
-                calls::rename(&file.0, &self.changing(new_dir, new_name)?.absolute())
+                calls::rename(file.0.call(), &self.changing(new_dir, new_name)?.absolute())
             }
             RenameMode::Exchange | RenameMode::Whiteout => self.rename(dir, name, new_dir, new_name, mode),
         }
@@ -515,11 +530,11 @@ impl Layer for RedoxLayer {
 
     /// redoxfs moves the access time when the file is read, at most once an hour.
     fn read_at(&self, file: &File, buf: &mut [u8], offset: u64) -> Result<usize> {
-        calls::read_at(&file.0, buf, file_offset(offset)?)
+        calls::read_at(file.0.call(), buf, file_offset(offset)?)
     }
 
     fn write_at(&self, file: &File, buf: &[u8], offset: u64) -> Result<usize> {
-        match calls::write_at(&file.0, buf, file_offset(offset)?)? {
+        match calls::write_at(file.0.call(), buf, file_offset(offset)?)? {
             0 if !buf.is_empty() => Err(Error::new(EIO)),
             written => Ok(written),
         }
@@ -527,11 +542,11 @@ impl Layer for RedoxLayer {
 
     fn truncate(&self, file: &File, size: u64) -> Result<()> {
         let size = usize::try_from(file_offset(size)?).map_err(|_| Error::new(EFBIG))?;
-        Ok(libredox::call::ftruncate(file.0.raw(), size)?)
+        Ok(libredox::call::ftruncate(file.0.call().raw(), size)?)
     }
 
     fn sync(&self, file: &File) -> Result<()> {
-        Ok(file.0.fsync()?)
+        Ok(file.0.call().fsync()?)
     }
 
     fn sync_dir(&self, dir: &Dir) -> Result<()> {
@@ -539,7 +554,7 @@ impl Layer for RedoxLayer {
     }
 
     fn next_data(&self, file: &File, from: u64) -> Result<Option<Range<u64>>> {
-        let size = file.0.stat()?.st_size.cast_unsigned();
+        let size = file.0.call().stat()?.st_size.cast_unsigned();
         Ok((from < size).then_some(from..size))
     }
 
@@ -580,7 +595,7 @@ impl Layer for RedoxLayer {
     }
 
     fn sync_all(&self) -> Result<()> {
-        sync_dir(&self.top.fd)
+        sync_dir(self.top.fd.call())
     }
 }
 
@@ -592,8 +607,8 @@ fn open(path: &str) -> Result<Fd> {
 /// Calls `act` with a descriptor of the object itself.
 fn on<T>(object: Object<'_, RedoxLayer>, act: impl FnOnce(&Fd) -> Result<T>) -> Result<T> {
     match object {
-        Object::File(file) => act(&file.0),
-        Object::Dir(dir) if dir.path.is_empty() => act(&dir.top.fd),
+        Object::File(file) => act(file.0.call()),
+        Object::Dir(dir) if dir.path.is_empty() => act(dir.top.fd.call()),
         Object::Dir(dir) => act(&dir.top.open_at(&dir.path, ITSELF | O_DIRECTORY)?),
         Object::Entry(dir, name) => act(&dir.entry(name)?.open(ITSELF)?),
     }
