@@ -1,6 +1,7 @@
 //! The daemon from its options to its end, and the program around it.
 
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::{Arc, Mutex, mpsc};
@@ -9,11 +10,12 @@ use std::time::Duration;
 
 use linux_delegate::abi::{self, act_as};
 use linux_delegate::{Daemon, Process, kernel};
-use overlayfs::daemon::{Init, Stop, Watcher, remove_name, run};
+use overlayfs::daemon::{Init, Stop, Watcher, remove_name, run, serve};
 use overlayfs::layer::OsLayer;
 use overlayfs::layer::counted::{Counted, Counts};
 use overlayfs::options::{Arguments, Options};
 use overlayfs::overlay::{Layers, Overlay};
+use overlayfs::scheme::OverlayScheme;
 use redox_scheme::Socket;
 use syscall::error::{EBADF, ENODEV, Error};
 use syscall::flag::O_WRONLY;
@@ -193,6 +195,20 @@ fn every_thread_of_it_is_in_an_empty_namespace() {
     let threads = threads.lock().unwrap();
     assert!(threads.len() > 1, "one thread did it all");
     assert!(threads.values().all(|errno| *errno == Some(ENODEV)), "{threads:?}");
+}
+
+#[test]
+fn a_service_that_does_not_begin_ends() {
+    let lower = TempDir::new().unwrap();
+    let layer = OsLayer::open(lower.path(), false).unwrap();
+    let overlay = Overlay::new(Layers { upper: None, work: None, lowers: vec![layer] }).unwrap();
+    let scheme = OverlayScheme::new(Arc::new(overlay), "unbegun".to_owned());
+    act_as(&Process::new(0, 0));
+    let refused = serve(scheme.clone(), |_, _, _| Err(Error::new(EBADF)));
+    assert_eq!(refused, Err(Error::new(EBADF)));
+    // Its other threads wait for no turn that nobody passes on.
+    let panicked = catch_unwind(AssertUnwindSafe(|| serve::<_, Error>(scheme, |_, _, _| panic!("it cannot begin"))));
+    assert!(panicked.is_err());
 }
 
 /// How a daemon ended, and the errno that an attempt to open something by a path got in its thread afterwards.
