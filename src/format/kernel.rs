@@ -8,8 +8,9 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use super::redirect_path;
-use crate::layer::{Kind, Stat};
+use super::plan::{Creation, End, Move, Moved, MovedMark, Name, New, Onto, Placement, Removal, Rename, Seen, Step};
+use super::{DirMark, Features, Format, UpperFormat, WhiteoutMark, redirect_content, redirect_path};
+use crate::layer::{Kind, RenameMode, Stat};
 
 /// Where the attributes are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,6 +124,105 @@ pub fn is_whiteout(stat: &Stat) -> bool {
 /// Whether an object of this kind, if a device with this number, is a deletion.
 pub fn is_whiteout_device(kind: Kind, rdev: u64) -> bool {
     kind == Kind::CharDev && rdev == 0
+}
+
+/// The format of an upper layer whose marks are in this namespace.
+pub const fn format(namespace: Namespace) -> Format {
+    match namespace {
+        Namespace::Trusted => &Kernel(Namespace::Trusted),
+        Namespace::User => &Kernel(Namespace::User),
+    }
+}
+
+struct Kernel(Namespace);
+
+impl Kernel {
+    fn mark(&self, name: &str, value: &[u8]) -> DirMark {
+        DirMark::Attribute { name: self.0.name(name), value: value.to_vec() }
+    }
+}
+
+impl UpperFormat for Kernel {
+    fn features(&self) -> Features {
+        Features {
+            reserved_names: false,
+            attribute_marks: true,
+            // The kernel follows none in the attributes of users.
+            redirects: self.0 == Namespace::Trusted,
+            zero_devices: false,
+            // They need reserved names.
+            partial_copies: false,
+            metacopies: true,
+            is_kernels: true,
+        }
+    }
+
+    fn whiteout(&self, _: &OsStr, _: usize) -> WhiteoutMark {
+        WhiteoutMark::InPlace
+    }
+
+    fn opaque(&self) -> DirMark {
+        self.mark(OPAQUE.0, OPAQUE.1)
+    }
+
+    fn redirect(&self, path: &Path) -> DirMark {
+        self.mark(REDIRECT, &redirect_content(path))
+    }
+
+    fn clear_order(&self, _: &OsStr) -> u8 {
+        0
+    }
+
+    fn create(&self, New { is_dir, at_once, whiteout }: New) -> Creation {
+        let placement = match (whiteout, is_dir) {
+            // "create anything but a directory where there is a whiteout"; "link where there is a whiteout".
+            (true, false) => Placement::Built(Onto::Whiteout),
+            // "create a directory where there is a whiteout".
+            (true, true) => Placement::Built(Onto::Swapped),
+            // "create a file, symlink or node".
+            (false, _) if at_once => Placement::AtOnce,
+            (false, _) => Placement::Built(Onto::Free),
+        };
+        Creation { placement, opaque: is_dir && whiteout, uncover: false }
+    }
+
+    fn remove(&self, name: Name, is_dir: bool) -> Removal {
+        let first = if name.upper && is_dir { vec![Step::Clear { opaque_first: true }] } else { Vec::new() };
+        let seen = match (name.upper, name.lower) {
+            // "unlink what only lower layers have".
+            (false, _) => Seen::Whiteout,
+            // "unlink what only the upper layer has"; "remove a directory that only the upper layer has".
+            (true, false) => Seen::Remove,
+            // "unlink what both have"; "remove a directory that lower layers have too, and that looks empty".
+            (true, true) => Seen::Replace,
+        };
+        Removal { first, seen }
+    }
+
+    fn rename(&self, Move { old, new, is_dir, over_dir, leaves_device }: Move) -> Rename {
+        // "rename over an empty directory that lower layers have too".
+        let clear = (over_dir && new.upper).then_some(Step::Clear { opaque_first: true });
+        let hides = old.lower || leaves_device;
+        // "rename a directory to a name that has a whiteout"; "rename what lower layers have".
+        let (mode, old_whiteout) = match (new.whiteout && is_dir, hides) {
+            (true, _) => (RenameMode::Exchange, true),
+            (false, true) => (RenameMode::Whiteout, true),
+            (false, false) => (RenameMode::Replace, false),
+        };
+        let idle = (old_whiteout && !hides).then_some(End::Old);
+        Rename { first: Vec::from_iter(clear), mode, old_whiteout, new_whiteout: false, idle }
+    }
+
+    fn moved(&self, dir: Moved) -> Option<MovedMark> {
+        match dir {
+            Moved { opaque: true, .. } => None,
+            // The kernel may have written a redirect that counts only beside its present place.
+            Moved { merges: true, .. } | Moved { redirect: true, .. } => Some(MovedMark::Redirect),
+            // "rename a directory to a name that has a whiteout".
+            Moved { onto_lower: true, .. } => Some(MovedMark::Opaque),
+            _ => None,
+        }
+    }
 }
 
 /// What comes behind the namespace.

@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 use syscall::error::{ENOENT, ENOTDIR, EWOULDBLOCK};
 
-use crate::format::kernel::Namespace;
+use crate::format::kernel::{self, Namespace};
 use crate::format::{self, Format};
 use crate::layer::{Layer, Object, Result};
 use crate::overlay::record::Record;
@@ -99,8 +99,8 @@ impl<L: Layer> Checker<L> {
         let root = upper.upper_root().ok_or(Refused::NoLayer)?.clone();
         let (layer, open) = (upper.layer(&root), upper.open(&root)?);
         let format = match layer.capabilities().xattrs {
-            true => Namespace::of(&xattr::names(layer, Object::Dir(&*open))?).map_or(Format::Oci, Format::Kernel),
-            false => Format::Oci,
+            true => Namespace::of(&xattr::names(layer, Object::Dir(&*open))?).map_or(format::OCI, kernel::format),
+            false => format::OCI,
         };
         let work = match &work_layer {
             Some(layer) => Some(layer.root()?),

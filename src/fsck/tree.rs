@@ -10,7 +10,7 @@ use syscall::error::{ENAMETOOLONG, ENOENT, ENOTDIR};
 use super::repair::Step;
 use super::{Checker, Damage, Finding, Repair, Report};
 use crate::format::kernel::{self, Redirect};
-use crate::format::{self, Format, Meaning, PartOf};
+use crate::format::{self, DirMark, Meaning, PartOf, WhiteoutMark};
 use crate::layer::{Access, Kind, Layer, Object, Result};
 use crate::overlay::stack::LayerDir;
 use crate::overlay::{Node, merge, partial, xattr};
@@ -116,7 +116,7 @@ impl<L: Layer> Checker<L> {
                         let below = if listing.hides(name) { Below::Nothing } else { self.dir_below(&below, name)? };
                         tasks.push(Task { dir: self.upper.child(&task.dir, name), path, below });
                     }
-                    Kind::File if self.format != Format::Oci => {
+                    Kind::File if self.format.features().metacopies => {
                         self.check_metacopy(&task.dir, name, path, &below, report)?;
                     }
                     _ => {}
@@ -141,7 +141,7 @@ impl<L: Layer> Checker<L> {
             opaque: false,
             redirect: None,
         };
-        if self.format != Format::Oci {
+        if self.format.features().attribute_marks {
             self.read_kernel_marks(task, entries, &mut listing)?;
             return Ok(listing);
         }
@@ -253,12 +253,17 @@ impl<L: Layer> Checker<L> {
         let Some(redirect) = &listing.redirect else {
             return Ok(if listing.opaque { Below::Nothing } else { task.below.clone() });
         };
-        // In the kernel's format this is an attribute of the directory.
-        let path = if self.format == Format::Oci { task.path.join(format::REDIRECT) } else { task.path.clone() };
+        let file = match self.format.redirect(Path::new("")) {
+            DirMark::File { name, .. } => Some(OsStr::new(name)),
+            DirMark::Attribute { .. } => None,
+        };
+        let path = file.map_or_else(|| task.path.clone(), |file| task.path.join(file));
         if listing.opaque {
             // The kernel never looks at the other then, and may have left both.
-            if self.format == Format::Oci && !matches!(redirect, SaidRedirect::NoFile) {
-                let remove = Repair::remove(&task.dir, OsStr::new(format::REDIRECT), Kind::File);
+            if let Some(file) = file
+                && !matches!(redirect, SaidRedirect::NoFile)
+            {
+                let remove = Repair::remove(&task.dir, file, Kind::File);
                 report.add(path, Damage::RedirectInOpaque, Some(remove));
             }
             return Ok(Below::Nothing);
@@ -304,7 +309,7 @@ impl<L: Layer> Checker<L> {
             } else if let Found::Nothing = self.found(below, hidden)? {
                 let repair = removable.then(|| Repair { dir: task.dir.clone(), steps: vec![remove] });
                 report.add(path, Damage::HidesNothing, repair);
-            } else if format::meaning(name) == Meaning::LongWhiteout && self.format == Format::Oci {
+            } else if self.format.meaning(name) == Meaning::LongWhiteout {
                 let right = format::whiteout(hidden, self.name_max);
                 let steps = match right.content.is_empty() {
                     _ if right.name == *name => continue,
@@ -393,7 +398,7 @@ impl<L: Layer> Checker<L> {
 
     /// Notes whether the mark at the top says anything else of partial copies than the walk has found.
     pub(super) fn check_partial_mark(&self, report: &mut Report<L>) -> Result<()> {
-        if self.format != Format::Oci {
+        if !self.format.features().partial_copies {
             return Ok(());
         }
         let name = OsStr::new(format::PARTS);
@@ -490,7 +495,10 @@ impl<L: Layer> Checker<L> {
     /// Whether a directory of the upper layer has an object or a whiteout of a name.
     pub(super) fn says_something(&self, dir: &LayerDir<L>, name: &OsStr) -> Result<bool> {
         Ok(self.exists(dir, name)?
-            || self.format == Format::Oci && self.exists(dir, &format::whiteout(name, self.name_max).name)?)
+            || match self.format.whiteout(name, self.name_max) {
+                WhiteoutMark::Beside(marker) => self.exists(dir, &marker.name)?,
+                WhiteoutMark::InPlace => false,
+            })
     }
 
     fn exists(&self, dir: &LayerDir<L>, name: &OsStr) -> Result<bool> {

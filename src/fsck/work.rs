@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::repair::Step;
 use super::{Checker, Damage, Finding, Repair, Report};
-use crate::format::{self, Format};
+use crate::format;
 use crate::layer::{Kind, Layer, Result};
 use crate::overlay::stack::LayerDir;
 use crate::overlay::{HOLDER, VOLATILE_MARK, index, is_marked_volatile, work};
@@ -35,7 +35,7 @@ impl<L: Layer> Checker<L> {
             let is_kernels = *kind == Kind::Dir && KERNEL.iter().any(|known| name == *known);
             if !work::is_ours(name, *kind) {
                 add(name.into(), Damage::Foreign, None);
-            } else if is_kernels && (self.format != Format::Oci || is_volatile && name == KERNEL[0]) {
+            } else if is_kernels && (self.format.features().is_kernels || is_volatile && name == KERNEL[0]) {
                 // The kernel needs what it has in them, and the mark of volatile is in the first.
             } else if !work::is_kept(name, *kind) && name != HOLDER {
                 add(name.into(), Damage::Leftover, Some(Repair::remove(dir, name, *kind)));

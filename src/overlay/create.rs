@@ -12,6 +12,7 @@ use super::node::{Dir, Node, OpenFile, Place, State};
 use super::stack::LayerDir;
 use super::work::{discard, discard_built};
 use crate::format::kernel;
+use crate::format::plan::{self, Creation, Onto, Placement};
 use crate::layer::{Access, Kind, Layer, Object, Owner, Result, Stat};
 
 /// What is to be created.
@@ -24,12 +25,12 @@ enum New<'a> {
 }
 
 /// An object that is built in the work directory, with what its own directory would have given it.
-struct Plan<'a> {
+struct Blueprint<'a> {
     new: New<'a>,
     mode: u32,
     owner: Owner,
-    /// There is a whiteout of its name: a directory gets the opaque mark.
-    whited_out: bool,
+    /// A directory gets the opaque mark.
+    opaque: bool,
     /// The default ACL of the directory that it is for.
     acl: Option<Vec<u8>>,
 }
@@ -73,7 +74,7 @@ impl<L: Layer> Overlay<L> {
         let (upper, work) = self.upper()?;
         let (open, temp) = (self.stack.open(work.dir())?, work.name());
         let acl = self.default_acl(dir)?;
-        let file = self.build(&open, &temp, &Plan { new: New::File, mode, owner, whited_out: false, acl })?;
+        let file = self.build(&open, &temp, &Blueprint { new: New::File, mode, owner, opaque: false, acl })?;
         let attr = match self.stack.stat(work.dir(), &temp) {
             Ok(attr) => attr,
             Err(error) => {
@@ -139,30 +140,30 @@ impl<L: Layer> Overlay<L> {
         let upper = self.upper()?.0;
         let in_steps = matches!(new, New::Symlink(_) | New::Special(Kind::Socket, _));
         let whole = !in_steps || upper.capabilities().whole_objects;
-        let in_one_step = whole && upper.creates_as(owner);
-        let acl = if in_one_step && self.whiteouts_beside() { None } else { self.default_acl(parent)? };
+        let is_dir = new.kind() == Kind::Dir;
+        let at_once = whole && upper.creates_as(owner);
+        let plan = |whiteout| self.format().create(plan::New { is_dir, at_once, whiteout });
+        let may_be_built = [false, true].iter().any(|whiteout| plan(*whiteout).placement != Placement::AtOnce);
+        let acl = if may_be_built { self.default_acl(parent)? } else { None };
         let _tree = self.tree.read();
         let mut dir = parent.dir()?;
-        let whited_out = self.check_free(parent, &mut dir, name)?;
+        let Creation { placement, opaque, uncover } = plan(self.check_free(parent, &mut dir, name)?);
         let open = self.stack.open(&to)?;
 
-        let in_place = in_one_step && (!whited_out || self.whiteouts_beside());
-        let file = match in_place {
-            true => self.make(&open, name, new, mode, owner)?,
-            false => self.make_elsewhere(&open, name, &Plan { new, mode, owner, whited_out, acl })?,
+        let file = match placement {
+            Placement::AtOnce => self.make(&open, name, new, mode, owner)?,
+            Placement::Built(onto) => {
+                self.make_elsewhere(&open, name, &Blueprint { new, mode, owner, opaque, acl }, onto)?
+            }
         };
 
         self.touch(parent, &mut parent.state.lock());
-        let own = (new.kind() == Kind::Dir).then(|| self.stack.child(&to, name));
-        // What was made elsewhere has the mark.
-        let opaque = whited_out && !in_place;
+        let own = is_dir.then(|| self.stack.child(&to, name));
         let mut content = own.map(|own| Dir { opaque, unsettled: opaque, ..Dir::empty(Some(own)) });
         let names = self.read_dir(parent, &mut dir)?;
         let slot = names.entry(name);
         slot.upper = Some(Upper { kind: new.kind(), ino: None });
-        if whited_out {
-            slot.whiteout = self.whiteouts_beside() && !self.uncover(&to, name, content.as_mut());
-        }
+        slot.whiteout = uncover && !self.uncover(&to, name, content.as_mut());
         let place = Place { parent: parent.clone(), name: name.into(), dir: to.clone() };
         let state = State { has_data: true, newborn: true, ..State::at(place, true, None) };
         let node = Node::new(self.new_id(), new.kind(), state, content);
@@ -199,12 +200,11 @@ impl<L: Layer> Overlay<L> {
 
     /// Makes the object complete in the work directory, where the layer cannot give it its owner at once or its name has a whiteout in its
     /// place, and puts it in place.
-    fn make_elsewhere(&self, dir: &L::Dir, name: &OsStr, plan: &Plan<'_>) -> Result<Option<L::File>> {
+    fn make_elsewhere(&self, dir: &L::Dir, name: &OsStr, plan: &Blueprint<'_>, onto: Onto) -> Result<Option<L::File>> {
         let (_, work) = self.upper()?;
         let (open, temp) = (self.stack.open(work.dir())?, work.name());
         let file = self.build(&open, &temp, plan)?;
-        let over_whiteout = plan.whited_out && !self.whiteouts_beside();
-        let placed = self.put((&temp, file.as_ref()), dir, name, plan.new.kind(), over_whiteout);
+        let placed = self.put((&temp, file.as_ref()), dir, name, onto);
         if placed.is_err() {
             self.unbuild(&open, &temp, plan.new);
         }
@@ -212,7 +212,7 @@ impl<L: Layer> Overlay<L> {
     }
 
     /// Makes the object under the name `temp` of the work directory, with its owner, its mode, its ACL and the mark that it needs.
-    fn build(&self, work: &L::Dir, temp: &OsStr, plan: &Plan<'_>) -> Result<Option<L::File>> {
+    fn build(&self, work: &L::Dir, temp: &OsStr, plan: &Blueprint<'_>) -> Result<Option<L::File>> {
         let upper = self.upper()?.0;
         let kind = plan.new.kind();
         let private = if kind == Kind::Dir { 0o700 } else { 0o600 };
@@ -231,7 +231,7 @@ impl<L: Layer> Overlay<L> {
                     self.inherit(made, kind, plan.mode, acl)?;
                 }
             }
-            if plan.whited_out && kind == Kind::Dir {
+            if plan.opaque {
                 self.build_opaque(work, temp)?;
             }
             Ok(())

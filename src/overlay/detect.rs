@@ -89,14 +89,14 @@ impl Known {
     /// work directory.
     pub fn settle<L: Layer>(self, upper: &L, root: &L::Dir, work: &L::Dir) -> std::result::Result<Format, Refused> {
         let Known::Kernel(known) = self else {
-            return Ok(Format::Oci);
+            return Ok(format::OCI);
         };
         let namespace = attempt(upper, work, known).map_err(Refused::CannotMark)?;
         if known.is_none() {
             let (name, value) = kernel::FORMAT;
             upper.set_xattr(Object::Dir(root), &namespace.name(name), value, XattrMode::Set)?;
         }
-        Ok(Format::Kernel(namespace))
+        Ok(kernel::format(namespace))
     }
 }
 

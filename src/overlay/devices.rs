@@ -24,7 +24,7 @@ pub(super) struct Marked(Lock<HashMap<usize, bool>>);
 impl<L: Layer> Overlay<L> {
     /// Whether such a device is a device in the layer that `dir` is in, and no deletion.
     pub(super) fn has_devices(&self, dir: &LayerDir<L>) -> Result<bool> {
-        if self.is_kernel_upper(dir) {
+        if self.stack.is_upper(dir) && !self.format().features().zero_devices {
             return Ok(false);
         }
         if let Some(known) = self.devices.0.lock().get(&dir.index()) {
@@ -43,7 +43,7 @@ impl<L: Layer> Overlay<L> {
     ///
     /// The caller must hold neither the tree nor any directory.
     pub(super) fn prepare_device(&self) -> Result<()> {
-        if !self.whiteouts_beside() {
+        if !self.format().features().zero_devices {
             return Err(Error::new(EPERM));
         }
         let (upper, _) = self.upper()?;

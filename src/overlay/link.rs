@@ -10,6 +10,7 @@ use super::attr::Spot;
 use super::names::Upper;
 use super::node::{Node, Place};
 use super::work::discard;
+use crate::format::plan::{New, Placement};
 use crate::layer::{Kind, Layer, Object, Result};
 
 impl<L: Layer> Overlay<L> {
@@ -34,7 +35,7 @@ impl<L: Layer> Overlay<L> {
         let _content = node.content.lock();
         let _tree = self.tree.read();
         let mut names = dir.dir()?;
-        let whited_out = self.check_free(dir, &mut names, name)?;
+        let whiteout = self.check_free(dir, &mut names, name)?;
         // Until it is known where the object is now, nobody asks for it by its name.
         let mut state = node.state.lock();
         let attr = match state.attr {
@@ -55,14 +56,14 @@ impl<L: Layer> Overlay<L> {
             _ => return Err(Error::new(ENOENT)),
         };
         let into = self.stack.open(&to)?;
-        let over_whiteout = whited_out && !self.whiteouts_beside();
-        match (&first, over_whiteout) {
-            (Some(home), _) => self.put((home, None), &into, name, node.kind(), over_whiteout)?,
-            (None, false) => upper.link(from, &into, name)?,
-            (None, true) => {
+        let plan = self.format().create(New { is_dir: false, at_once: first.is_none(), whiteout });
+        match (plan.placement, &first) {
+            (Placement::AtOnce, _) => upper.link(from, &into, name)?,
+            (Placement::Built(onto), Some(home)) => self.put((home, None), &into, name, onto)?,
+            (Placement::Built(onto), None) => {
                 let (open, temp) = (self.stack.open(work.dir())?, work.name());
                 upper.link(from, &open, &temp)?;
-                if let Err(error) = self.put((&temp, None), &into, name, node.kind(), true) {
+                if let Err(error) = self.put((&temp, None), &into, name, onto) {
                     discard(upper, &open, &temp);
                     return Err(error);
                 }
@@ -92,9 +93,7 @@ impl<L: Layer> Overlay<L> {
         slot.upper = Some(Upper { kind: node.kind(), ino: attr.map(|attr| attr.ino) });
         slot.child = Some(node.clone());
         self.known.add_name();
-        if whited_out {
-            slot.whiteout = self.whiteouts_beside() && !self.uncover(&to, name, None);
-        }
+        slot.whiteout = plan.uncover && !self.uncover(&to, name, None);
         Ok(())
     }
 }

@@ -21,7 +21,7 @@ use super::partial::lender;
 use super::stack::LayerDir;
 use super::trust::{Author, Way};
 use super::xattr::names;
-use crate::format::{self, Format, Meaning, PartOf, kernel};
+use crate::format::{self, Meaning, PartOf, kernel};
 use crate::layer::{Access, Kind, Layer, Object, Result, Stat};
 
 /// What one layer has in one directory.
@@ -60,7 +60,7 @@ impl<L: Layer> Overlay<L> {
                 for name in &listing.whiteouts {
                     names.add_whiteout(name);
                 }
-                if self.whiteouts_beside() && !listing.devices.is_empty() {
+                if self.format().features().zero_devices && !listing.devices.is_empty() {
                     match self.make_markers(&upper, &listing.devices) {
                         Err(error) => log::warn!("deletions of fuse-overlayfs cannot be written as markers: {error}"),
                         Ok(()) => node.state.lock().stale = true,
@@ -253,23 +253,15 @@ impl<L: Layer> Overlay<L> {
         }
     }
 
-    /// Whether `dir` is in an upper layer that is written in the kernel's format, where no name is reserved.
-    pub(super) fn is_kernel_upper(&self, dir: &LayerDir<L>) -> bool {
-        self.stack.is_upper(dir) && self.format() != Format::Oci
-    }
-
     /// Whether the marks of the kernel's format mean anything in `dir`, if there are any.
     pub(super) fn has_kernel_marks(&self, dir: &LayerDir<L>) -> bool {
-        let read = !self.stack.is_upper(dir) || self.is_kernel_upper(dir);
+        let read = !self.stack.is_upper(dir) || self.format().features().attribute_marks;
         read && self.stack.layer(dir).capabilities().xattrs
     }
 
     /// What an entry of `dir` means.
     fn meaning<'n>(&self, dir: &LayerDir<L>, name: &'n OsStr) -> Meaning<'n> {
-        match self.is_kernel_upper(dir) {
-            true => Meaning::Object,
-            false => format::meaning(name),
-        }
+        if self.stack.is_upper(dir) { self.format().meaning(name) } else { format::meaning(name) }
     }
 
     /// What `dir` says of the layers below it, without reading all of it.
@@ -280,7 +272,7 @@ impl<L: Layer> Overlay<L> {
 
     /// The same in each format.
     fn both_marks(&self, dir: &LayerDir<L>) -> Result<(Marks, kernel::Marks)> {
-        if self.is_kernel_upper(dir) {
+        if self.stack.is_upper(dir) && !self.format().features().reserved_names {
             return Ok((Marks::default(), self.kernel_marks(dir)?));
         }
         let redirect = self.kind_in(dir, OsStr::new(format::REDIRECT))?;

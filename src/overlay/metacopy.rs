@@ -113,7 +113,7 @@ impl<L: Layer> Overlay<L> {
     /// Copies the data of a file of the upper layer into it, unless they are there: but for what is behind the first `keep` bytes, where the
     /// file is cut, since it is going to be truncated. The content must be locked, and the tree must not be.
     pub(super) fn bring_data(&self, node: &Arc<Node<L>>, keep: u64) -> Result<()> {
-        if self.whiteouts_beside() || node.kind() != Kind::File || node.state.lock().has_data {
+        if !self.format().features().metacopies || node.kind() != Kind::File || node.state.lock().has_data {
             return Ok(());
         }
         let (upper, work) = self.upper()?;
@@ -147,7 +147,7 @@ impl<L: Layer> Overlay<L> {
 
     /// Whether a file of the upper layer has data of its own, so that there are none to bring.
     pub(super) fn is_whole(&self, node: &Arc<Node<L>>) -> Result<bool> {
-        if self.whiteouts_beside() || node.state.lock().has_data {
+        if !self.format().features().metacopies || node.state.lock().has_data {
             return Ok(true);
         }
         let _content = node.content.lock();

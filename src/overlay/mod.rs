@@ -12,7 +12,7 @@
 //! | `attr`, `xattr`, `file`, `readdir` | attributes; extended ones; handles, reading and writing; listings |
 //! | `copy_up`, `partial`, `progress` | from a lower layer to the upper one; of a large file, at first only in part; what is said if that takes long |
 //! | `create`, `remove`, `rename`, `link` | changes of names |
-//! | `upper` | how deletions and marks are written to the upper layer, in each format |
+//! | `upper` | how deletions and marks are written to the upper layer |
 //! | `trust` | whose redirects and marks of metadata count |
 //! | `devices` | devices with the number 0: whether they are devices or deletions |
 //! | `metacopy` | files that have only metadata of their own |
@@ -43,7 +43,7 @@ use std::sync::{Arc, Weak};
 
 use syscall::error::{EROFS, Error};
 
-use crate::format::{Format, Wanted};
+use crate::format::{self, Format, Wanted};
 use crate::layer::{Layer, Object, Result};
 
 mod attr;
@@ -202,7 +202,7 @@ impl<L: Layer> Overlay<L> {
         let attr = stack.mark(top, stack.layer(top).stat(Object::Dir(&*stack.open(top)?))?);
         let space = stack.top().stat_fs()?;
 
-        let format = work.as_ref().map_or(Format::default(), Work::format);
+        let format = work.as_ref().map_or(format::OCI, Work::format);
         let times = work.as_ref().map_or_else(Times::default, Work::times);
         let ctimes = match (stack.upper(), &work) {
             (Some(upper), Some(work)) => Ctimes::open(upper, &*stack.open(work.dir())?),
@@ -274,7 +274,7 @@ impl<L: Layer> Overlay<L> {
 
     /// How the upper layer is written.
     fn format(&self) -> Format {
-        self.work.as_ref().map_or(Format::default(), Work::format)
+        self.work.as_ref().map_or(format::OCI, Work::format)
     }
 
     fn is_root(&self, node: &Arc<Node<L>>) -> bool {

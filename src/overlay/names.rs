@@ -18,6 +18,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
 use super::node::Node;
+use crate::format::plan::Name;
 use crate::layer::{Kind, Layer};
 
 /// The lowest number: 1 and 2 are left to a door's `.` and `..`.
@@ -80,6 +81,11 @@ impl<L: Layer> Slot<L> {
             (None, Some(Lower { kind, ino, .. })) if !self.whiteout => Some(Upper { kind: *kind, ino: Some(*ino) }),
             _ => None,
         }
+    }
+
+    /// What plans are decided by.
+    pub fn facts(&self) -> Name {
+        Name { upper: self.upper.is_some(), lower: self.lower.is_some(), whiteout: self.whiteout }
     }
 
     /// Lets go of the object, keeping for listings the number that its layer has for it.

@@ -9,6 +9,7 @@ use super::Overlay;
 use super::node::{Dir, Node, OpenFile, Place, State};
 use super::stack::LayerDir;
 use super::work::discard;
+use crate::format::plan::{Seen, Step};
 use crate::layer::{Access, Kind, Layer, Result};
 use crate::sync::Guard;
 
@@ -79,34 +80,34 @@ impl<L: Layer> Overlay<L> {
             return Err(Error::new(ENOTEMPTY));
         }
         let pinned = self.pin(child)?;
-        let slot = self.read_dir(parent, dir)?.get_mut(name).ok_or(Error::new(EIO))?;
-        let in_upper = slot.upper.is_some();
-        if slot.lower.is_some() && (!in_upper || self.whiteouts_beside()) {
-            if !slot.whiteout {
-                self.add_whiteout(to, name)?;
-                slot.whiteout = true;
-                dir.unsettled |= in_upper;
-            }
-            if in_upper {
-                self.settle_names(dir)?;
+        let slot = self.read_dir(parent, dir)?.get(name).ok_or(Error::new(EIO))?;
+        let plan = self.format().remove(slot.facts(), child.kind() == Kind::Dir);
+        for step in plan.first {
+            match (step, &mut content) {
+                (Step::Whiteout(_), _) => {
+                    self.add_whiteout(to, name)?;
+                    self.read_dir(parent, dir)?.entry(name).whiteout = true;
+                    dir.unsettled = true;
+                }
+                (Step::Settle(_), _) => self.settle_names(dir)?,
+                (Step::Clear { opaque_first }, Some(content)) => self.clear(content, opaque_first)?,
+                (Step::Clear { .. }, None) => {}
             }
         }
-        if in_upper && let Some(content) = &mut content {
-            self.remove_markers(content)?;
+        if plan.seen == Seen::Whiteout {
+            self.add_whiteout(to, name)?;
         }
         let open = self.stack.open(to)?;
         let slot = self.read_dir(parent, dir)?.get_mut(name).ok_or(Error::new(EIO))?;
         // Until it is known where the object is now, nobody asks for it by its name.
         let state = child.state.lock();
-        match child.kind() {
-            kind if in_upper && slot.lower.is_some() && !slot.whiteout => {
-                self.replace_by_whiteout(&open, name, kind)?;
-                slot.whiteout = true;
-            }
-            Kind::Dir if in_upper => upper.remove_dir(&open, name)?,
-            _ if in_upper => upper.unlink(&open, name)?,
-            _ => {}
+        match (plan.seen, child.kind()) {
+            (Seen::Whiteout, _) => {}
+            (Seen::Remove, Kind::Dir) => upper.remove_dir(&open, name)?,
+            (Seen::Remove, _) => upper.unlink(&open, name)?,
+            (Seen::Replace, kind) => self.replace_by_whiteout(&open, name, kind)?,
         }
+        slot.whiteout |= plan.seen != Seen::Remove;
         self.lost_name(child, state, parent, name, pinned);
         slot.upper = None;
         slot.child = None;

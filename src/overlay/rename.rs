@@ -11,9 +11,10 @@ use std::sync::Arc;
 use syscall::error::{EEXIST, EINVAL, EIO, EISDIR, ENOENT, ENOTDIR, ENOTEMPTY, EXDEV, Error};
 
 use super::Overlay;
-use super::names::Upper;
+use super::names::{Slot, Upper};
 use super::node::{Dir, Node, Place, State};
 use super::stack::LayerDir;
+use crate::format::plan::{self, Move, Moved, MovedMark, Name, Step};
 use crate::layer::{Kind, Layer, RenameMode, Result};
 use crate::sync::{Guard, ReadGuard, WriteGuard};
 
@@ -23,14 +24,6 @@ struct End<'a, L: Layer> {
     name: &'a OsStr,
     /// The parent's place in the upper layer.
     dir: &'a Arc<LayerDir<L>>,
-}
-
-/// What the layers have at one end.
-#[derive(Clone, Copy)]
-struct There {
-    upper: Option<Upper>,
-    lower: bool,
-    whiteout: bool,
 }
 
 /// The directories of both ends, locked.
@@ -94,7 +87,7 @@ impl<L: Layer> Overlay<L> {
             let (upper, _) = self.upper()?;
             // Where a device is a whiteout, none is left for callers.
             if mode == RenameMode::Exchange && !upper.capabilities().exchange
-                || mode == RenameMode::Whiteout && !self.whiteouts_beside()
+                || mode == RenameMode::Whiteout && !self.format().features().zero_devices
             {
                 return Err(Error::new(EINVAL));
             }
@@ -268,12 +261,14 @@ impl<L: Layer> Overlay<L> {
         }
     }
 
-    fn there(&self, dirs: &mut Dirs<'_, L>, end: &End<'_, L>) -> Result<There> {
-        let slot = self.read_dir(end.parent, dirs.dir(end.parent)?)?.get(end.name);
-        Ok(match slot {
-            Some(slot) => There { upper: slot.upper, lower: slot.lower.is_some(), whiteout: slot.whiteout },
-            None => There { upper: None, lower: false, whiteout: false },
-        })
+    /// What there is of a name.
+    fn facts(&self, dirs: &mut Dirs<'_, L>, end: &End<'_, L>) -> Result<Name> {
+        Ok(self.read_dir(end.parent, dirs.dir(end.parent)?)?.get(end.name).map(Slot::facts).unwrap_or_default())
+    }
+
+    /// What the upper layer has under a name.
+    fn in_upper(&self, dirs: &mut Dirs<'_, L>, end: &End<'_, L>) -> Result<Option<Upper>> {
+        Ok(self.read_dir(end.parent, dirs.dir(end.parent)?)?.get(end.name).and_then(|slot| slot.upper))
     }
 
     fn set_whiteout(&self, dirs: &mut Dirs<'_, L>, end: &End<'_, L>, whiteout: bool) -> Result<()> {
@@ -286,8 +281,7 @@ impl<L: Layer> Overlay<L> {
     /// The rename to a name that is free, or whose object it replaces. A device may be left, which hides what lower layers have as any
     /// object does.
     ///
-    /// Where whiteouts have the names themselves, the one of the old name comes with the rename, and the one of the new name is replaced, or,
-    /// since a directory replaces nothing but a directory, changes places with it.
+    /// The steps are those of the upper layer's format.
     fn replace(
         &self,
         dirs: &mut Dirs<'_, L>,
@@ -298,54 +292,27 @@ impl<L: Layer> Overlay<L> {
         leaves_device: bool,
     ) -> Result<()> {
         let (upper, _) = self.upper()?;
-        let (here, there) = (self.there(dirs, old)?, self.there(dirs, new)?);
+        let (here, there) = (self.facts(dirs, old)?, self.facts(dirs, new)?);
         self.bring_name(dirs, old, node, here)?;
         self.prepare_move(dirs, old, node, there)?;
-        let mut covered = there.whiteout;
-        let mut pinned = None;
-        if let Some(target) = target {
-            pinned = self.pin(target)?;
-            if target.kind() == Kind::Dir && there.upper.is_some() {
-                // The layer replaces a directory only if nothing is in it, and the marker keeps it as empty as it looks.
-                if there.lower && self.whiteouts_beside() {
-                    if !covered {
-                        self.add_whiteout(new.dir, new.name)?;
-                        self.set_whiteout(dirs, new, true)?;
-                        dirs.dir(new.parent)?.unsettled = true;
-                        covered = true;
-                    }
-                    self.settle_names(dirs.dir(new.parent)?)?;
-                }
-                self.remove_markers(&mut *target.dir()?)?;
-            }
-        }
-        let leaves_marker = here.lower && !here.whiteout && !leaves_device;
-        let beside = self.whiteouts_beside();
-        let swaps = covered && !beside && node.kind() == Kind::Dir;
-        let mode = match (swaps, leaves_device || leaves_marker && !beside) {
-            (true, _) => RenameMode::Exchange,
-            (false, true) => RenameMode::Whiteout,
-            (false, false) => RenameMode::Replace,
-        };
-        if leaves_marker && beside {
-            self.add_whiteout(old.dir, old.name)?;
-            dirs.dir(old.parent)?.unsettled = true;
-        }
+        let over_dir = target.is_some_and(|target| target.kind() == Kind::Dir);
+        let is_dir = node.kind() == Kind::Dir;
+        let plan = self.format().rename(Move { old: here, new: there, is_dir, over_dir, leaves_device });
+        let pinned = target.map(|target| self.pin(target)).transpose()?.flatten();
+        let mut hidden = false;
         let renamed = (|| {
-            if here.lower && beside {
-                self.settle_names(dirs.dir(old.parent)?)?;
+            for step in plan.first {
+                self.prepare(dirs, old, new, target, step)?;
+                hidden |= step == Step::Whiteout(plan::End::Old);
             }
             let (from, to) = (self.stack.open(old.dir)?, self.stack.open(new.dir)?);
             let states = (node.state.lock(), target.map(|target| target.state.lock()));
-            upper.rename(&from, old.name, &to, new.name, mode).map(|()| states)
+            upper.rename(&from, old.name, &to, new.name, plan.mode).map(|()| states)
         })();
         let (state, target_state) = match renamed {
             Ok(states) => states,
             Err(error) => {
-                if leaves_marker
-                    && beside
-                    && let Err(error) = self.remove_whiteout(old.dir, old.name)
-                {
+                if hidden && let Err(error) = self.remove_whiteout(old.dir, old.name) {
                     log::warn!("the marker of {:?} stays beside it: {error}", old.name);
                     self.set_whiteout(dirs, old, true)?;
                 }
@@ -360,18 +327,15 @@ impl<L: Layer> Overlay<L> {
                 dir.removed = true;
             }
         }
-        let upper = self.leave(dirs, old, here.whiteout || leaves_marker)?;
+        let upper = self.leave(dirs, old, plan.old_whiteout)?;
         if leaves_device {
             let slot = self.read_dir(old.parent, dirs.dir(old.parent)?)?.entry(old.name);
             slot.upper = Some(Upper { kind: Kind::CharDev, ino: None });
         }
         self.arrive(dirs, new, node, upper)?;
-        if covered && !beside {
-            self.set_whiteout(dirs, new, false)?;
-        }
-        // A whiteout that hides nothing, or nothing any more.
-        let idle = if swaps && !leaves_marker { Some(old) } else { (covered && beside).then_some(new) };
-        if let Some(end) = idle {
+        self.set_whiteout(dirs, new, plan.new_whiteout)?;
+        if let Some(idle) = plan.idle {
+            let end = if idle == plan::End::Old { old } else { new };
             let gone = self.remove_whiteout(end.dir, end.name);
             if let Err(error) = &gone {
                 log::warn!("the whiteout of {:?} stays: {error}", end.name);
@@ -379,6 +343,32 @@ impl<L: Layer> Overlay<L> {
             self.set_whiteout(dirs, end, gone.is_err())?;
         }
         Ok(())
+    }
+
+    /// Makes a step that nobody sees.
+    fn prepare(
+        &self,
+        dirs: &mut Dirs<'_, L>,
+        old: &End<'_, L>,
+        new: &End<'_, L>,
+        target: Option<&Arc<Node<L>>>,
+        step: Step,
+    ) -> Result<()> {
+        let end = |end| if end == plan::End::Old { old } else { new };
+        match step {
+            Step::Whiteout(of) => {
+                let end = end(of);
+                self.add_whiteout(end.dir, end.name)?;
+                dirs.dir(end.parent)?.unsettled = true;
+                // The old name's is taken back if the rename fails.
+                if of == plan::End::New { self.set_whiteout(dirs, end, true) } else { Ok(()) }
+            }
+            Step::Settle(of) => self.settle_names(dirs.dir(end(of).parent)?),
+            Step::Clear { opaque_first } => match target {
+                Some(target) => self.clear(&mut *target.dir()?, opaque_first),
+                None => Ok(()),
+            },
+        }
     }
 
     /// The exchange of two objects.
@@ -391,7 +381,7 @@ impl<L: Layer> Overlay<L> {
         target: &Arc<Node<L>>,
     ) -> Result<()> {
         let (upper, _) = self.upper()?;
-        let (here, there) = (self.there(dirs, old)?, self.there(dirs, new)?);
+        let (here, there) = (self.facts(dirs, old)?, self.facts(dirs, new)?);
         self.bring_name(dirs, old, node, here)?;
         self.bring_name(dirs, new, target, there)?;
         self.prepare_move(dirs, old, node, there)?;
@@ -401,14 +391,14 @@ impl<L: Layer> Overlay<L> {
         upper.rename(&from, old.name, &to, new.name, RenameMode::Exchange)?;
         self.moved(node, state, new, old);
         self.moved(target, target_state, old, new);
-        let (node_upper, target_upper) = (self.there(dirs, old)?.upper, self.there(dirs, new)?.upper);
+        let (node_upper, target_upper) = (self.in_upper(dirs, old)?, self.in_upper(dirs, new)?);
         self.arrive(dirs, new, node, node_upper)?;
         self.arrive(dirs, old, target, target_upper)
     }
 
     /// Sees to it that the name that is going to be renamed is in the upper layer, not only another name of the same file.
-    fn bring_name(&self, dirs: &mut Dirs<'_, L>, end: &End<'_, L>, node: &Arc<Node<L>>, there: There) -> Result<()> {
-        if there.upper.is_some() {
+    fn bring_name(&self, dirs: &mut Dirs<'_, L>, end: &End<'_, L>, node: &Arc<Node<L>>, here: Name) -> Result<()> {
+        if here.upper {
             return Ok(());
         }
         let (home, origin, ino) = {
@@ -430,7 +420,7 @@ impl<L: Layer> Overlay<L> {
     }
 
     /// Makes a directory independent of its name `end`, if it is one: it keeps merging with what it merges with now, and with nothing else.
-    fn prepare_move(&self, dirs: &mut Dirs<'_, L>, end: &End<'_, L>, node: &Arc<Node<L>>, there: There) -> Result<()> {
+    fn prepare_move(&self, dirs: &mut Dirs<'_, L>, end: &End<'_, L>, node: &Arc<Node<L>>, onto: Name) -> Result<()> {
         if node.kind() != Kind::Dir {
             return Ok(());
         }
@@ -438,17 +428,23 @@ impl<L: Layer> Overlay<L> {
         self.read_dir(node, &mut dir)?;
         let own = self.known_upper(&dir)?;
         let redirect = dir.redirect.clone();
-        // The kernel may have written a redirect that counts only beside its present place.
-        let is_marked = dir.opaque || redirect.is_some() && self.whiteouts_beside();
-        if !is_marked && (!dir.lowers.is_empty() || redirect.is_some()) {
-            let above = dirs.locked(end.parent)?.path.as_ref();
-            let path = match redirect {
-                Some(way) => way.trusted()?,
-                None => above.map(|above| above.join(end.name)).ok_or(Error::new(EIO))?,
-            };
-            self.keeping_times(node, &own, |_| self.set_redirect(&mut dir, path))?;
-        } else if !is_marked && there.lower {
-            self.keeping_times(node, &own, |_| self.set_opaque(&mut dir))?;
+        let facts = Moved {
+            opaque: dir.opaque,
+            redirect: redirect.is_some(),
+            merges: !dir.lowers.is_empty(),
+            onto_lower: onto.lower,
+        };
+        match self.format().moved(facts) {
+            Some(MovedMark::Redirect) => {
+                let above = dirs.locked(end.parent)?.path.as_ref();
+                let path = match redirect {
+                    Some(way) => way.trusted()?,
+                    None => above.map(|above| above.join(end.name)).ok_or(Error::new(EIO))?,
+                };
+                self.keeping_times(node, &own, |_| self.set_redirect(&mut dir, path))?;
+            }
+            Some(MovedMark::Opaque) => self.keeping_times(node, &own, |_| self.set_opaque(&mut dir))?,
+            None => {}
         }
         self.settle_names(&mut dir)
     }

@@ -46,8 +46,7 @@ impl<L: Layer> Partials<L> {
                 root.index()
             );
         }
-        // They need reserved names.
-        let possible = format == Format::Oci;
+        let possible = format.features().partial_copies;
         let left = possible && stack.upper_root().is_some_and(|root| is_marked(stack, root));
         Ok(Partials {
             nodes: Lock::new(HashMap::new()),

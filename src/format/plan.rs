@@ -1,0 +1,385 @@
+//! Plans: what the upper layer has decides in which steps an operation changes it.
+//!
+//! A plan is decided before the first step is made, by facts alone. Each format decides its own ([`UpperFormat`](super::UpperFormat)), and its tests
+//! go through all facts that there can be.
+
+use crate::layer::RenameMode;
+
+/// What there is of one name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Name {
+    /// The upper layer has an object.
+    pub upper: bool,
+    /// The lower layers show an object, as if there were no upper layer.
+    pub lower: bool,
+    /// The upper layer has the whiteout.
+    pub whiteout: bool,
+}
+
+/// A name that is to be created, and shows nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct New {
+    pub is_dir: bool,
+    /// The layer can make the object, complete, in one step.
+    pub at_once: bool,
+    /// The name has a whiteout.
+    pub whiteout: bool,
+}
+
+/// How a name is created.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Creation {
+    pub placement: Placement,
+    /// A directory is built with the opaque mark.
+    pub opaque: bool,
+    /// Afterwards the whiteout is beside the object: a directory gets the opaque mark unless it has it, and the whiteout is removed.
+    pub uncover: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Placement {
+    /// It is made at its place.
+    AtOnce,
+    /// It is built in the work directory, and renamed to its place.
+    Built(Onto),
+}
+
+/// What is at the place of what was built.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Onto {
+    /// Nothing.
+    Free,
+    /// The whiteout, which is replaced.
+    Whiteout,
+    /// The whiteout, which changes places with it and is removed: a directory replaces nothing but a directory.
+    Swapped,
+}
+
+/// A name, of the one or two that an operation changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The name that goes.
+    Old,
+    /// The name that comes.
+    New,
+}
+
+/// A step that nobody sees, before the one that is seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Creates the whiteout of a name, beside its object.
+    Whiteout(End),
+    /// Has what was put into the directory of a name survive a crash that the visible step survives.
+    Settle(End),
+    /// Removes what is in the directory that is removed or replaced. It looks empty: these are marks and whiteouts.
+    Clear { opaque_first: bool },
+}
+
+/// How a name is removed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Removal {
+    pub first: Vec<Step>,
+    pub seen: Seen,
+}
+
+/// The step that removes a name from the merged tree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seen {
+    /// The whiteout of the name is created: only lower layers have it.
+    Whiteout,
+    /// The object is removed.
+    Remove,
+    /// A whiteout takes the object's place.
+    Replace,
+}
+
+/// A rename to a name that is free, or whose object is replaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Move {
+    pub old: Name,
+    pub new: Name,
+    pub is_dir: bool,
+    /// An empty directory has the new name.
+    pub over_dir: bool,
+    /// A device with the number 0 is left at the old name, as a device.
+    pub leaves_device: bool,
+}
+
+/// How an object is renamed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rename {
+    pub first: Vec<Step>,
+    /// The step that is seen.
+    pub mode: RenameMode,
+    /// The old name has a whiteout then, and the new one.
+    pub old_whiteout: bool,
+    pub new_whiteout: bool,
+    /// The one of these that hides nothing, or nothing any more, and is removed.
+    pub idle: Option<End>,
+}
+
+/// A directory that is to move.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Moved {
+    pub opaque: bool,
+    pub redirect: bool,
+    /// It merges with lower directories.
+    pub merges: bool,
+    /// Lower layers have its new name.
+    pub onto_lower: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MovedMark {
+    /// So that it merges with nothing else than now.
+    Redirect,
+    /// So that it merges with nothing.
+    Opaque,
+}
+
+impl Name {
+    /// Whether the merged tree shows an object under the name.
+    pub fn is_visible(self) -> bool {
+        self.upper || self.lower && !self.whiteout
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    //! Each plan of each format is done on a model of names, for all facts that there can be.
+
+    use std::ffi::OsStr;
+
+    use super::*;
+    use crate::format::kernel::{Namespace, format as kernel};
+    use crate::format::{Format, OCI, WhiteoutMark};
+
+    const FORMATS: [Format; 3] = [OCI, kernel(Namespace::Trusted), kernel(Namespace::User)];
+
+    fn is_beside(format: Format) -> bool {
+        matches!(format.whiteout(OsStr::new("name"), 255), WhiteoutMark::Beside(_))
+    }
+
+    /// All of `N` facts.
+    fn facts<const N: usize>() -> impl Iterator<Item = [bool; N]> {
+        (0..1_u32 << N).map(|bits| std::array::from_fn(|at| bits >> at & 1 == 1))
+    }
+
+    /// All that there can be of a name: a whiteout in the place of the object is not with one.
+    fn names(format: Format) -> impl Iterator<Item = Name> {
+        let is_possible = move |name: &Name| is_beside(format) || !name.upper || !name.whiteout;
+        facts().map(|[upper, lower, whiteout]| Name { upper, lower, whiteout }).filter(is_possible)
+    }
+
+    /// A name while a plan is done.
+    struct Model {
+        name: Name,
+        beside: bool,
+        /// A whiteout was created that a crash could take back.
+        unsettled: bool,
+    }
+
+    impl Model {
+        fn new(format: Format, name: Name) -> Self {
+            Model { name, beside: is_beside(format), unsettled: false }
+        }
+
+        fn whiteout(&mut self) {
+            assert!(!self.name.whiteout && (self.beside || !self.name.upper), "{:?}", self.name);
+            (self.name.whiteout, self.unsettled) = (true, true);
+        }
+
+        /// The directory loses its whiteouts: what it merges with must not show.
+        fn clear(&self, opaque_first: bool) {
+            let is_hidden = self.beside && self.name.whiteout && !self.unsettled;
+            assert!(self.name.upper && (opaque_first || !self.name.lower || is_hidden));
+        }
+    }
+
+    #[test]
+    fn a_name_is_removed_in_one_visible_step() {
+        for format in FORMATS {
+            for (name, [is_dir]) in names(format).flat_map(|name| facts().map(move |facts| (name, facts))) {
+                if !name.is_visible() {
+                    continue;
+                }
+                let plan = format.remove(name, is_dir);
+                let mut model = Model::new(format, name);
+                for step in plan.first {
+                    match step {
+                        Step::Whiteout(End::Old) => model.whiteout(),
+                        Step::Settle(End::Old) => model.unsettled = false,
+                        Step::Clear { opaque_first } if is_dir => model.clear(opaque_first),
+                        other => panic!("{name:?}: {other:?}"),
+                    }
+                    assert!(model.name.is_visible(), "{name:?}: {step:?}");
+                }
+                assert!(!model.unsettled, "{name:?}");
+                match plan.seen {
+                    Seen::Whiteout => model.whiteout(),
+                    Seen::Remove => model.name.upper = false,
+                    Seen::Replace => {
+                        assert!(model.name.upper && !model.beside);
+                        (model.name.upper, model.name.whiteout) = (false, true);
+                    }
+                }
+                assert!(!model.name.is_visible() && !model.name.upper, "{name:?}");
+                assert_eq!(
+                    model.name.whiteout,
+                    name.lower || name.whiteout,
+                    "{name:?}: no whiteout that hides nothing"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_name_is_created_in_one_visible_step() {
+        for format in FORMATS {
+            for [is_dir, at_once, whiteout] in facts() {
+                let new = New { is_dir, at_once, whiteout };
+                let plan = format.create(new);
+                let in_place = whiteout && !is_beside(format);
+                match plan.placement {
+                    Placement::AtOnce => assert!(at_once && !in_place, "{new:?}"),
+                    Placement::Built(Onto::Free) => assert!(!at_once && !in_place, "{new:?}"),
+                    Placement::Built(Onto::Whiteout) => assert!(!is_dir && in_place, "{new:?}"),
+                    Placement::Built(Onto::Swapped) => assert!(is_dir && in_place, "{new:?}"),
+                }
+                assert_eq!(plan.uncover, whiteout && is_beside(format), "{new:?}");
+                // Else it is opaque by the whiteout beside it, and gets the mark before that goes.
+                let is_built = plan.placement != Placement::AtOnce;
+                assert_eq!(plan.opaque, is_dir && whiteout && is_built, "{new:?}");
+            }
+        }
+    }
+
+    /// Does the step that is seen.
+    fn rename(mode: RenameMode, old: &mut Model, new: &mut Model) {
+        match mode {
+            RenameMode::Exchange => {
+                assert!(!old.beside && new.name.whiteout);
+                (old.name.upper, old.name.whiteout) = (false, true);
+                (new.name.upper, new.name.whiteout) = (true, false);
+                return;
+            }
+            RenameMode::Whiteout if old.beside => {}
+            RenameMode::Whiteout => (old.name.upper, old.name.whiteout) = (false, true),
+            RenameMode::Replace => old.name.upper = false,
+            RenameMode::NoReplace => panic!("something may be there"),
+        }
+        new.name.upper = true;
+        new.name.whiteout &= new.beside;
+    }
+
+    fn check_rename(format: Format, moving: Move) {
+        let plan = format.rename(moving);
+        let (mut old, mut new) = (Model::new(format, moving.old), Model::new(format, moving.new));
+        let shown = |name: Name| name.is_visible();
+        for step in plan.first {
+            match step {
+                Step::Whiteout(End::Old) => old.whiteout(),
+                Step::Whiteout(End::New) => new.whiteout(),
+                Step::Settle(End::Old) => old.unsettled = false,
+                Step::Settle(End::New) => new.unsettled = false,
+                Step::Clear { opaque_first } if moving.over_dir => new.clear(opaque_first),
+                other => panic!("{moving:?}: {other:?}"),
+            }
+            assert!(shown(old.name) && shown(new.name) == shown(moving.new), "{moving:?}: {step:?}");
+        }
+        assert!(!old.unsettled && !new.unsettled, "{moving:?}");
+        rename(plan.mode, &mut old, &mut new);
+        for idle in [false, true] {
+            assert_eq!((shown(old.name), shown(new.name)), (moving.leaves_device, true), "{moving:?}");
+            if !idle {
+                assert_eq!(
+                    (plan.old_whiteout, plan.new_whiteout),
+                    (old.name.whiteout, new.name.whiteout),
+                    "{moving:?}"
+                );
+            }
+            match plan.idle {
+                Some(End::Old) if !idle => old.name.whiteout = false,
+                Some(End::New) if !idle => new.name.whiteout = false,
+                _ => {}
+            }
+        }
+        assert!(!new.name.whiteout, "{moving:?}: a whiteout beside the object stays");
+        assert!(
+            !old.name.whiteout || old.name.lower || moving.old.whiteout,
+            "{moving:?}: a whiteout that hides nothing"
+        );
+    }
+
+    #[test]
+    fn an_object_is_renamed_in_one_visible_step() {
+        for format in FORMATS {
+            for (old, new) in names(format).flat_map(|old| names(format).map(move |new| (old, new))) {
+                for [is_dir, over_dir, leaves_device] in facts() {
+                    let is_possible = (!over_dir || is_dir && new.is_visible())
+                        && (!leaves_device || format.features().zero_devices)
+                        // A directory replaces nothing but a directory.
+                        && (!is_dir || over_dir || !new.is_visible());
+                    if old.upper && is_possible {
+                        check_rename(format, Move { old, new, is_dir, over_dir, leaves_device });
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_directory_that_moves_merges_with_the_same() {
+        for format in FORMATS {
+            for [opaque, redirect, merges, onto_lower] in facts() {
+                let dir = Moved { opaque, redirect, merges, onto_lower };
+                let expected = match dir {
+                    Moved { opaque: true, .. } => None,
+                    Moved { redirect: true, .. } => (!is_beside(format)).then_some(MovedMark::Redirect),
+                    Moved { merges: true, .. } => Some(MovedMark::Redirect),
+                    Moved { onto_lower, .. } => onto_lower.then_some(MovedMark::Opaque),
+                };
+                assert_eq!(format.moved(dir), expected, "{dir:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_rows_of_the_format() {
+        let name = |upper, lower| Name { upper, lower, whiteout: false };
+        let kernel = kernel(Namespace::Trusted);
+        let hide = [Step::Whiteout(End::Old), Step::Settle(End::Old)];
+        for (format, name, is_dir, first, seen) in [
+            (OCI, name(false, true), false, &[][..], Seen::Whiteout),
+            (OCI, name(true, false), false, &[], Seen::Remove),
+            (OCI, name(true, true), false, &hide, Seen::Remove),
+            (OCI, name(true, false), true, &[Step::Clear { opaque_first: false }], Seen::Remove),
+            (OCI, name(true, true), true, &[hide[0], hide[1], Step::Clear { opaque_first: false }], Seen::Remove),
+            (kernel, name(false, true), false, &[], Seen::Whiteout),
+            (kernel, name(true, false), false, &[], Seen::Remove),
+            (kernel, name(true, true), false, &[], Seen::Replace),
+            (kernel, name(true, true), true, &[Step::Clear { opaque_first: true }], Seen::Replace),
+        ] {
+            assert_eq!(format.remove(name, is_dir), Removal { first: first.to_vec(), seen }, "{name:?} {is_dir}");
+        }
+        let moves = |old, new, is_dir, over_dir| Move { old, new, is_dir, over_dir, leaves_device: false };
+        let free = Name::default();
+        let whiteout = Name { upper: false, lower: true, whiteout: true };
+        let clear = [Step::Clear { opaque_first: true }];
+        for (format, moving, first, mode, old_whiteout, idle) in [
+            (OCI, moves(name(true, false), free, true, false), &[][..], RenameMode::Replace, false, None),
+            (OCI, moves(name(true, true), free, false, false), &hide, RenameMode::Replace, true, None),
+            (OCI, moves(name(true, true), whiteout, true, false), &hide, RenameMode::Replace, true, Some(End::New)),
+            (kernel, moves(name(true, false), free, true, false), &[], RenameMode::Replace, false, None),
+            (kernel, moves(name(true, true), free, true, false), &[], RenameMode::Whiteout, true, None),
+            (kernel, moves(name(true, false), whiteout, false, false), &[], RenameMode::Replace, false, None),
+            (kernel, moves(name(true, false), whiteout, true, false), &[], RenameMode::Exchange, true, Some(End::Old)),
+            (kernel, moves(name(true, true), whiteout, true, false), &[], RenameMode::Exchange, true, None),
+            (kernel, moves(name(true, true), name(true, true), true, true), &clear, RenameMode::Whiteout, true, None),
+        ] {
+            let new_whiteout = idle == Some(End::New);
+            let expected = Rename { first: first.to_vec(), mode, old_whiteout, new_whiteout, idle };
+            assert_eq!(format.rename(moving), expected, "{moving:?}");
+        }
+    }
+}
