@@ -11,10 +11,12 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use overlayfs::layer::OsLayer;
+use overlayfs::layer::counted::{Counted, Counts, Method};
 use overlayfs::overlay::{self, Layers, Overlay};
 use overlayfs_fuse::engine::{EngineDoor, Fixed, Settings};
 use overlayfs_fuse::{Session, mount};
 use rustix::mount::{MountFlags, UnmountFlags};
+use syscall::error::Error;
 use test_common::{Detail, LowerGuard, Random, Snapshot, Stage, names, put};
 
 /// How many objects and names are remembered.
@@ -27,8 +29,8 @@ const FILES: usize = 25;
 const CASES: u64 = 6;
 const STEPS: usize = 120;
 
-fn overlay(stage: &Stage) -> Overlay<OsLayer> {
-    let open = |name: &str, for_writing| OsLayer::open(&stage.dir(name), for_writing).unwrap();
+fn overlay(stage: &Stage, counts: &Counts) -> Overlay<Counted<OsLayer>> {
+    let open = |name: &str, for_writing| Counted::new(OsLayer::open(&stage.dir(name), for_writing).unwrap(), counts);
     let layers = Layers { upper: Some(open("upper", true)), work: None, lowers: vec![open("lower", false)] };
     let settings = overlay::Settings { known_max: Some(KNOWN_MAX), ..Default::default() };
     Overlay::with_settings(layers, settings).unwrap()
@@ -37,7 +39,8 @@ fn overlay(stage: &Stage) -> Overlay<OsLayer> {
 /// An overlay that is mounted and served by this process.
 struct Mounted {
     point: PathBuf,
-    door: Option<Arc<EngineDoor<OsLayer>>>,
+    door: Option<Arc<EngineDoor<Counted<OsLayer>>>>,
+    counts: Counts,
     serving: Option<JoinHandle<()>>,
 }
 
@@ -52,12 +55,13 @@ impl Mounted {
             default_permissions: true,
         };
         let settings = Settings { known_max: KNOWN_MAX, ..Settings::default() };
+        let counts = Counts::default();
         let device = mount::mount(&point, &options).unwrap();
-        let session =
-            Session::start(device, EngineDoor::new(overlay(stage), Fixed::none(), settings), 4, None).unwrap();
+        let door = EngineDoor::new(overlay(stage, &counts), Fixed::none(), settings);
+        let session = Session::start(device, door, 4, None).unwrap();
         let door = session.door();
         let serving = thread::spawn(move || session.start_threads().unwrap().run(|| {}).0.unwrap());
-        Self { point, door: Some(door), serving: Some(serving) }
+        Self { point, door: Some(door), counts, serving: Some(serving) }
     }
 
     /// How many objects the kernel knows, once it has said what it forgets.
@@ -137,6 +141,26 @@ fn stage() -> (Stage, LowerGuard) {
     }
     let guard = LowerGuard::new([&lower]);
     (stage, guard)
+}
+
+/// The kernel asks for an entry again before it makes one of that name, and takes an error for its end.
+#[test]
+fn mounts_in_the_tree_stay_when_a_layer_fails_for_a_moment() {
+    let (stage, _guard) = stage();
+    put::file(&stage.dir("volume"), "inside", "volume");
+    let mounted = Mounted::new(&stage);
+    let (above, point) = (mounted.point.join("some/where"), mounted.point.join("some/where/deep/below/point"));
+    let _bound = Bound::new(&stage.path("volume"), &point);
+    for errno in [libc::EIO, libc::ESTALE, libc::EACCES, libc::ENOENT, libc::ENOSPC] {
+        // Its attributes are asked of the layer again.
+        fs::write(above.join(errno.to_string()), "").unwrap();
+        mounted.counts.interpose(move |method| if method == Method::Stat { Err(Error::new(errno)) } else { Ok(()) });
+        let refused = fs::create_dir(&above).unwrap_err();
+        mounted.counts.interpose(|_| Ok(()));
+        assert_eq!(refused.raw_os_error(), Some(libc::ENOMEM), "{errno}");
+        assert_eq!(fs::read_to_string(point.join("inside")).unwrap(), "volume", "{errno}");
+    }
+    assert_eq!(fs::create_dir(&above).unwrap_err().raw_os_error(), Some(libc::EEXIST));
 }
 
 /// A program in a mount namespace of its own. It bind-mounts `from` at `to`, and writes to the file `name` in it when it is told to.

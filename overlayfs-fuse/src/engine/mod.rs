@@ -26,7 +26,7 @@ use overlayfs::layer::{Allocation, Kind, Layer, Owner, RenameMode, Stat, Time, X
 use overlayfs::overlay::{DirEntry, Handle, Node, Overlay, without_set_id};
 use rustix::fs::IFlags;
 use syscall::error::{
-    EDQUOT, EEXIST, EFBIG, EINVAL, EMFILE, ENFILE, ENOENT, ENOSYS, ENXIO, EOPNOTSUPP, EPERM, Error, Result,
+    EDQUOT, EEXIST, EFBIG, EINVAL, EMFILE, ENFILE, ENOENT, ENOMEM, ENOSYS, ENXIO, EOPNOTSUPP, EPERM, Error, Result,
 };
 
 use crate::door::{Birth, Caller, Door, Entry, Listing, NewMode, Opened, Setup, StatFs, Write};
@@ -367,11 +367,15 @@ impl<L: Layer> Door for EngineDoor<L> {
 
     fn lookup(&self, _: Caller, parent: u64, name: &OsStr) -> Result<Option<Entry>> {
         let dir = self.node(parent)?;
-        match self.call(|| self.overlay.lookup(&dir, name)) {
-            Ok(node) => self.entry(&node).map(Some),
-            Err(error) if error.errno == ENOENT => Ok(None),
-            Err(error) => Err(error),
-        }
+        let node = match self.call(|| self.overlay.lookup(&dir, name)) {
+            Err(error) if error.errno == ENOENT => return Ok(None),
+            found => found?,
+        };
+        self.entry(&node).map(Some).map_err(|error| match self.nodes.get(nodes::number(&*node)) {
+            // The kernel takes most errors for the end of an entry that it asks for again, and detaches what is mounted on and below it.
+            Ok(_) => Error::new(ENOMEM),
+            Err(_) => error,
+        })
     }
 
     fn forget(&self, node: u64, count: u64) {
