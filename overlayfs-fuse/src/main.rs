@@ -1,10 +1,8 @@
 //! Mounts an overlay on Linux, through calls of its engine.
 
-use std::fs::File;
 use std::process::ExitCode;
 
-use overlayfs::options::Options;
-use overlayfs_fuse::engine::{EngineDoor, Fixed, Settings};
+use overlayfs_fuse::engine::{EngineDoor, Settings};
 use overlayfs_fuse::inherited;
 use overlayfs_fuse::options::MountOptions;
 use overlayfs_fuse::program::{self, Stacked};
@@ -22,16 +20,8 @@ fn serve(stacked: Stacked<'_>) -> Result<(), String> {
     let options = stacked.options();
     let sandbox = Sandbox::new(&options.layers)?;
     let settings = settings(options, stacked.is_limited());
-    let door = EngineDoor::new(stacked.overlay(), fixed(&options.layers)?, settings);
+    let door = EngineDoor::new(stacked.overlay(), settings);
     stacked.serve(door, Some(sandbox))
-}
-
-/// What is known of fixed files in the layer that is written to.
-fn fixed(layers: &Options) -> Result<Fixed, String> {
-    let Some(upper) = layers.upper.as_ref().filter(|_| !layers.read_only) else { return Ok(Fixed::none()) };
-    let top = File::open(upper)
-        .map_err(|error| format!("The upper layer {} cannot be opened again: {error}.", upper.display()))?;
-    Ok(Fixed::new(top.into()))
 }
 
 /// What was chosen for the door.

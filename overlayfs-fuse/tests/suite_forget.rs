@@ -13,7 +13,7 @@ use std::time::Duration;
 use overlayfs::layer::OsLayer;
 use overlayfs::layer::counted::{Counted, Counts, Method};
 use overlayfs::overlay::{self, Layers, Overlay};
-use overlayfs_fuse::engine::{EngineDoor, Fixed, Settings};
+use overlayfs_fuse::engine::{EngineDoor, Settings};
 use overlayfs_fuse::{Session, mount};
 use rustix::mount::{MountFlags, UnmountFlags};
 use syscall::error::Error;
@@ -57,7 +57,7 @@ impl Mounted {
         let settings = Settings { known_max: KNOWN_MAX, ..Settings::default() };
         let counts = Counts::default();
         let device = mount::mount(&point, &options).unwrap();
-        let door = EngineDoor::new(overlay(stage, &counts), Fixed::none(), settings);
+        let door = EngineDoor::new(overlay(stage, &counts), settings);
         let session = Session::start(device, door, 4, None).unwrap();
         let door = session.door();
         let serving = thread::spawn(move || session.start_threads().unwrap().run(|| {}).0.unwrap());

@@ -16,6 +16,7 @@
 //! | `trust` | whose redirects and marks of metadata count |
 //! | `devices` | devices with the number 0: whether they are devices or deletions |
 //! | `metacopy` | files that have only metadata of their own |
+//! | `flags`, `fixed` | flags of chattr(1), what is immutable or append-only; whether the upper layer has such files |
 //! | `room` | what the upper layer has room for, and for whom it is kept free |
 //! | `work`, `detect` | the work directory, where things are built before they appear; in which format the upper layer is written |
 //! | `index` | what the next mount has to know of copies: their links and inode numbers |
@@ -55,6 +56,7 @@ mod detect;
 mod devices;
 mod end;
 mod file;
+mod fixed;
 mod flags;
 mod forget;
 mod holder;
@@ -84,6 +86,7 @@ pub(crate) mod xattr;
 pub use attr::{SET_GID, SET_UID, without_set_id};
 pub use cancel::{Cancel, check as check_wanted};
 pub use file::Handle;
+pub use fixed::{FixedLook, Looked};
 pub use holder::Holder;
 pub(crate) use holder::RECORD as HOLDER;
 pub use node::Node;

@@ -10,7 +10,7 @@ use overlayfs::layer::OsLayer;
 use overlayfs::overlay::{Layers, Overlay};
 use overlayfs_fuse::Door;
 use overlayfs_fuse::dispatch::{Agreed, Buffers, handle};
-use overlayfs_fuse::engine::{EngineDoor, Fixed, Settings};
+use overlayfs_fuse::engine::{EngineDoor, Settings};
 use overlayfs_fuse::wire::{EntryOut, InHeader, OutHeader, ROOT, opcode};
 use tempfile::TempDir;
 use test_common::{Detail, Snapshot, put};
@@ -104,7 +104,7 @@ pub fn run(parent: &Path, input: &[u8]) {
         let layers = Layers { upper: Some(open(&upper, true)), work: None, lowers: vec![open(&lower, false)] };
         Overlay::new(layers).unwrap()
     };
-    let door = EngineDoor::new(mount(), Fixed::none(), Settings::default());
+    let door = EngineDoor::new(mount(), Settings::default());
     let agreed =
         Agreed { flags: door.setup(u64::MAX).flags, valid: Duration::MAX, max_answer: MAX_ANSWER, prunes: true };
     let mut nodes = vec![ROOT];

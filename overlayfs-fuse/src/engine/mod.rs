@@ -37,7 +37,7 @@ use ahead::Ahead;
 use announce::{CAPABILITY, Told};
 use convert::{attr, kind_bits, kind_of};
 use files::Files;
-pub use fixed::Fixed;
+use fixed::Fixed;
 use misdated::Misdated;
 use nodes::Nodes;
 use space::Space;
@@ -93,7 +93,7 @@ pub struct EngineDoor<L: Layer> {
     ahead: Ahead<L>,
     told: Told,
     space: Space,
-    fixed: Fixed,
+    fixed: Fixed<L>,
     settings: Settings,
     notifier: OnceLock<Notifier>,
     misdated: Misdated,
@@ -102,8 +102,8 @@ pub struct EngineDoor<L: Layer> {
 }
 
 impl<L: Layer> EngineDoor<L> {
-    /// The tree of `overlay`, in whose upper layer there are `fixed` files.
-    pub fn new(overlay: impl Into<Arc<Overlay<L>>>, fixed: Fixed, settings: Settings) -> Self {
+    /// The tree of `overlay`.
+    pub fn new(overlay: impl Into<Arc<Overlay<L>>>, settings: Settings) -> Self {
         let overlay = overlay.into();
         // What it writes back it has dated, and so what it asks for: it says so before or after.
         if settings.writeback {
@@ -115,7 +115,7 @@ impl<L: Layer> EngineDoor<L> {
             ahead: Ahead::new(),
             told: Told::new(),
             space: Space::new(),
-            fixed,
+            fixed: Fixed::new(&overlay),
             overlay,
             settings,
             notifier: OnceLock::new(),
@@ -332,7 +332,7 @@ impl<L: Layer> Door for EngineDoor<L> {
             self.read_ahead(&dir);
             self.ahead.done();
         }
-        self.fixed.look();
+        self.fixed.look(&self.overlay);
         if !self.nodes.is_due() {
             return;
         }
