@@ -665,6 +665,38 @@ fn a_copy_that_gets_its_name_is_there_throughout() {
     counts.interpose(|_| Ok(()));
 }
 
+/// Whoever asks for the times of a directory while a copy in it gets its name is told those from before.
+#[test]
+fn a_directory_shows_its_times_while_a_copy_in_it_gets_its_name() {
+    let (stage, counts) = (stage(), Counts::default());
+    put::file(&stage.path("lower/dir"), "other", "other");
+    let overlay = Arc::new(mount(&stage, &counts));
+    let (dir, file) = (find(&overlay, "dir"), find(&overlay, "dir/file"));
+    let times = |stat: Stat| (stat.mtime, stat.ctime);
+    let before = times(overlay.stat(&dir).unwrap());
+    let handle = overlay.open(&file);
+    overlay.write_at(&handle, b"new", 0).unwrap();
+    // Its map is removed when the copy has its own name already.
+    let (tell, seen) = mpsc::channel();
+    let (asked, asked_for) = (overlay.clone(), dir.clone());
+    counts.interpose(move |method| {
+        if method == Method::Unlink {
+            let (asked, dir) = (asked.clone(), asked_for.clone());
+            let _ = tell.send(thread::spawn(move || asked.stat(&dir).unwrap()).join().unwrap());
+        }
+        Ok(())
+    });
+    overlay.sync(&handle).unwrap();
+    counts.interpose(|_| Ok(()));
+    assert_eq!(seen.try_iter().map(times).next(), Some(before));
+    assert_eq!(times(overlay.stat(&dir).unwrap()), before);
+    // Nor is the wrong time put back the next time.
+    overlay.truncate(&find(&overlay, "dir/other"), 5).unwrap();
+    assert_eq!(times(overlay.stat(&dir).unwrap()), before);
+    let found = fs::metadata(stage.path("upper/dir")).unwrap();
+    assert_eq!((found.mtime(), found.mtime_nsec() as u32), (before.0.sec, before.0.nsec));
+}
+
 /// As [`mount`], with these lower layers.
 fn mount_on(stage: &Stage, counts: &Counts, lowers: &[&str]) -> Merged {
     counts.interpose(|method| if method == Method::ShareData { Err(Error::new(EOPNOTSUPP)) } else { Ok(()) });

@@ -132,9 +132,9 @@ impl<L: Layer> Overlay<L> {
                 None => return Err(Error::new(ENOENT)),
             },
         };
-        state.refresh(fresh);
+        let seen = state.refresh(fresh);
         self.keep_ctime(node, state, &fresh);
-        Ok(fresh)
+        Ok(seen)
     }
 
     pub(super) fn spot(&self, node: &Arc<Node<L>>, state: &State<L>) -> Spot<L> {
@@ -263,6 +263,9 @@ impl<L: Layer> Overlay<L> {
                 Change::Owner(Owner { uid, gid }) => (attr.uid, attr.gid) = (uid, gid),
                 Change::Times(atime, mtime) => (attr.atime, attr.mtime) = (atime, mtime),
             }
+        }
+        if let (Change::Times(atime, mtime), Some(unseen)) = (change, &mut state.unseen) {
+            **unseen = (atime, mtime);
         }
         // The change time is the layer's to say; and after a change of owner, so is the mode.
         match (spot, change) {

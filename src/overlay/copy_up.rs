@@ -490,17 +490,28 @@ impl<L: Layer> Overlay<L> {
         work: impl FnOnce(&L::Dir) -> Result<()>,
     ) -> Result<()> {
         let (upper, _) = self.upper()?;
-        let before = self.times_within(node)?;
+        let Stat { atime, mtime, ctime, .. } = self.times_within(node)?;
         let open = self.stack.open(dir)?;
-        work(&open)?;
-        let kept = upper.set_times(Object::Dir(&*open), before.atime, before.mtime);
+        // Meanwhile others may ask for the times, or set them.
+        {
+            let mut state = node.state.lock();
+            state.unseen = Some(Box::new((atime, mtime)));
+            self.touch_as(node, &mut state, Some(ctime));
+        }
+        let worked = work(&open);
+        let mut state = node.state.lock();
+        let (atime, mtime) = state.unseen.take().map_or((atime, mtime), |unseen| *unseen);
+        let kept = upper.set_times(Object::Dir(&*open), atime, mtime);
         if let Err(error) = &kept {
             log::warn!("a directory's times changed with a copy-up: {error}");
         }
-        let mut state = node.state.lock();
-        self.touch_as(node, &mut state, Some(before.ctime));
+        let ctime = state.ctime;
+        self.touch_as(node, &mut state, ctime);
+        if let (Some(attr), Ok(())) = (&mut state.attr, kept) {
+            (attr.atime, attr.mtime) = (atime, mtime);
+        }
         state.times_kept = kept.is_ok();
-        Ok(())
+        worked
     }
 
     /// Makes sure that the name `place` of a file is in the upper layer, of which another name was copied up.

@@ -256,7 +256,7 @@ impl<L: Layer> Overlay<L> {
 
     /// After the layer has said what it has: what is to be shown for that is remembered.
     pub(super) fn keep_ctime(&self, node: &Arc<Node<L>>, state: &mut State<L>, fresh: &Stat) {
-        if let (false, Some(ino), Some(shown)) = (state.changing, state.ino, state.ctime) {
+        if let (false, Some(ino), Some(shown)) = (state.passes(), state.ino, state.ctime) {
             self.ctimes.keep(ino, fresh.ctime, shown);
             self.date(node, state, None);
         }

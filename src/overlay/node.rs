@@ -62,6 +62,8 @@ pub(super) struct State<L: Layer> {
     pub ctime: Option<Time>,
     /// Whether the layer is just changing the content, so that what it says of the size is soon not true any more.
     pub changing: bool,
+    /// Of a directory in which something is done that nobody is to see: the times of last access and last change that it goes on showing meanwhile.
+    pub unseen: Option<Box<(Time, Time)>>,
     /// The inode number that callers see, once it is needed.
     pub ino: Option<u64>,
     /// The count of links, where it is not the layer's: of a lower file with several names of which one was changed.
@@ -186,6 +188,7 @@ impl<L: Layer> State<L> {
             times_kept: false,
             ctime: None,
             changing: false,
+            unseen: None,
             ino: None,
             nlink: None,
             has_data: false,
@@ -203,10 +206,17 @@ impl<L: Layer> State<L> {
         self.origin.as_deref().copied()
     }
 
-    /// Takes over what the layer has just said.
-    pub fn refresh(&mut self, fresh: Stat) {
-        self.attr = Some(fresh);
-        (self.stale, self.times_stale, self.times_kept) = (self.changing, self.changing, false);
+    /// Takes over what the layer has just said. Answers it, as it is to be seen.
+    pub fn refresh(&mut self, fresh: Stat) -> Stat {
+        let (atime, mtime) = self.unseen.as_deref().copied().unwrap_or((fresh.atime, fresh.mtime));
+        let passes = self.passes();
+        (self.stale, self.times_stale, self.times_kept) = (passes, passes, false);
+        *self.attr.insert(Stat { atime, mtime, ..fresh })
+    }
+
+    /// Whether what the layer says of times and size is soon not true any more.
+    pub fn passes(&self) -> bool {
+        self.changing || self.unseen.is_some()
     }
 
     /// The open file, if it allows `access`.
