@@ -4,13 +4,16 @@
 //! changes objects of the merged tree; a [`layer`] is one directory tree below it; [`format`](mod@format) says how deletions and renames
 //! are written down in the upper layer, and [`fsck`] whether they are written well. `docs/design.md` has the picture.
 
+#[cfg(feature = "scheme")]
 pub mod daemon;
+pub mod errno;
 pub mod format;
 pub mod fsck;
 pub mod layer;
 pub mod mount;
 pub mod options;
 pub mod overlay;
+#[cfg(feature = "scheme")]
 pub mod scheme;
 mod sync;
 mod turn;

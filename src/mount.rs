@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::format;
-use crate::layer::{OsLayer, Result as LayerResult};
+use crate::layer::{Layer, OsLayer, Result as LayerResult};
 use crate::options::Options;
 use crate::overlay::{Holder, Layers, Overlay, Refused, Settings, VOLATILE_MARK};
 
@@ -73,6 +73,13 @@ pub fn mount(options: &Options) -> Result<Overlay<OsLayer>, Error> {
         let real = |path: &PathBuf| path.canonicalize().unwrap_or_else(|_| path.clone());
         Error::Refused { upper: upper.map(real).unwrap_or_default(), work: work.map(real), cause }
     })
+}
+
+/// Writes down who holds the upper layer. Whoever is refused it learns less if that fails.
+pub fn sign<L: Layer>(overlay: &Overlay<L>, holder: &Holder) {
+    if let Err(error) = overlay.sign(holder) {
+        log::warn!("who holds the upper layer cannot be written down: {error}");
+    }
 }
 
 /// Opens the layers that `options` name. The upper layer and the work directory are written to if `for_writing`.

@@ -11,11 +11,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use overlayfs::errno::{EEXIST, EFBIG, EINVAL, EISDIR, ENODATA, ENOENT, EOPNOTSUPP, EROFS};
 use overlayfs::layer::{Allocation, Error, Kind, OsLayer, Owner, RenameMode, Time, XattrMode};
 use overlayfs::overlay::{Layers, Node, Overlay};
 use rustix::fs::{AtFlags, CWD, FileType, OFlags, StatxFlags, XattrFlags};
 use rustix::io::Errno;
-use syscall::error::{EEXIST, EFBIG, EINVAL, EISDIR, ENODATA, ENOENT, EOPNOTSUPP, EROFS};
 use test_common::{LowerGuard, Stage, exists, mode, names, owner, put, times};
 
 type NodeRef = Arc<Node<OsLayer>>;

@@ -10,6 +10,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use overlayfs::errno::EBUSY;
 use overlayfs::format::{Wanted, fnv1a};
 use overlayfs::fsck::{Checker, Damage, Finding};
 use overlayfs::layer::counted::{Counted, Counts};
@@ -18,7 +19,6 @@ use overlayfs::mount::{mount, open_layers};
 use overlayfs::options::Options;
 use overlayfs::overlay::{Layers, Node, Overlay, VOLATILE_MARK};
 use rustix::fs::{FileType, XattrFlags};
-use syscall::error::EBUSY;
 use test_common::{Detail, LowerGuard, Snapshot, Stage, lent, put};
 
 const OWN: Owner = Owner { uid: 0, gid: 0 };

@@ -9,6 +9,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use overlayfs::errno::{EINVAL, EIO, ENOENT, EPERM, Error};
 use overlayfs::format::Wanted;
 use overlayfs::layer::counted::{Counted, Counts};
 use overlayfs::layer::{Kind, OsLayer, Owner, RenameMode};
@@ -16,7 +17,6 @@ use overlayfs::mount::mount;
 use overlayfs::options::Options;
 use overlayfs::overlay::{Layers, Node, Overlay, Settings};
 use rustix::fs::{FileType, XattrFlags};
-use syscall::error::{EINVAL, EIO, ENOENT, EPERM, Error};
 use test_common::{LowerGuard, Stage, names, put};
 
 const OWN: Owner = Owner { uid: 0, gid: 0 };

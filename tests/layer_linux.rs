@@ -22,13 +22,13 @@ use std::thread;
 use std::time::Duration;
 
 use look::{fails, list, n, names, read};
+use overlayfs::errno::*;
 use overlayfs::layer::counted::{Counted, Counts, Method};
 use overlayfs::layer::linux::{Dir, LinuxLayer};
 use overlayfs::layer::{Access, Kind, Layer, Object, Owner, RenameMode, Time};
 use rustix::fs::CWD;
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_bind, mount_change};
 use rustix::thread::{CapabilitySet, UnshareFlags};
-use syscall::error::*;
 use tempfile::TempDir;
 
 const ROOT: Owner = Owner { uid: 0, gid: 0 };

@@ -13,9 +13,9 @@ use linux_delegate::Process;
 use linux_delegate::abi::act_as;
 use linux_delegate::redoxfs::{Disk, Request};
 use look::{fails, list, n, names, read};
+use overlayfs::errno::*;
 use overlayfs::layer::redox::{Dir, RedoxLayer};
 use overlayfs::layer::{Access, Kind, Layer, Object, Owner, RenameMode, Time};
-use syscall::error::*;
 
 const ROOT: Owner = Owner { uid: 0, gid: 0 };
 const ALICE: Owner = Owner { uid: 12345, gid: 23456 };

@@ -8,12 +8,12 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::{Arc, mpsc};
 use std::thread;
 
+use overlayfs::errno::{EOPNOTSUPP, Error};
 use overlayfs::layer::counted::{Counted, Counts, Method};
 use overlayfs::layer::{Allocation, OsLayer, Owner, RenameMode, Result, Stat, Time};
 use overlayfs::overlay::{Layers, Node, Overlay, Settings};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngSeed};
-use syscall::error::{EOPNOTSUPP, Error};
 use test_common::{Disk, LowerGuard, Stage, lent, names, put};
 
 type Merged = Overlay<Counted<OsLayer>>;

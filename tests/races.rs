@@ -11,11 +11,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
+use overlayfs::errno::{ENOENT, ENOTEMPTY};
 use overlayfs::fsck::Checker;
 use overlayfs::layer::counted::{Counted, Counts};
 use overlayfs::layer::{Allocation, Kind, OsLayer, Owner, RenameMode, Result};
 use overlayfs::overlay::{Handle, Layers, Node, Overlay};
-use syscall::error::{ENOENT, ENOTEMPTY};
 use test_common::{LowerGuard, Stage, put};
 
 type Layered = Counted<OsLayer>;

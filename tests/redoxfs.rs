@@ -9,10 +9,10 @@ use linux_delegate::abi::act_as;
 use linux_delegate::daemon::unused_name;
 use linux_delegate::redoxfs::Disk;
 use linux_delegate::{Daemon, Process};
+use overlayfs::errno::{EIO, ENODEV, ENOSYS};
 use overlayfs::layer::redox::RedoxLayer;
 use overlayfs::layer::{Kind, Owner, RenameMode, Time};
 use overlayfs::overlay::{Layers, Node, Overlay, Refused, Settings};
-use syscall::error::{EIO, ENODEV, ENOSYS};
 
 const OWN: Owner = Owner { uid: 0, gid: 0 };
 

@@ -8,10 +8,10 @@ use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Arc;
 
+use overlayfs::errno::ENOSPC;
 use overlayfs::layer::counted::{Counted, Counts};
 use overlayfs::layer::{OsLayer, Owner, Result};
 use overlayfs::overlay::{Handle, Layers, Node, Overlay};
-use syscall::error::ENOSPC;
 use test_common::{Disk, LowerGuard, Random, Stage, names, put};
 
 type Merged = Overlay<Counted<OsLayer>>;

@@ -6,10 +6,10 @@ use std::ffi::OsStr;
 use std::fs;
 use std::path::Path;
 
+use overlayfs::errno::EOPNOTSUPP;
 use overlayfs::layer::counted::{Counted, Counts, Method};
 use overlayfs::layer::{Layer, OsLayer, Owner, RenameMode};
 use overlayfs::overlay::{Layers, Overlay};
-use syscall::error::EOPNOTSUPP;
 use test_common::{Disk, Stage, put};
 
 const OWN: Owner = Owner { uid: 0, gid: 0 };

@@ -7,10 +7,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use overlayfs::errno::{EIO, ENOSPC, EROFS, ESTALE, Error};
 use overlayfs::layer::counted::{Counted, Counts, Method};
 use overlayfs::layer::{Kind, OsLayer, Owner, RenameMode, Result, Time, XattrMode};
 use overlayfs::overlay::{Layers, Node, Overlay};
-use syscall::error::{EIO, ENOSPC, EROFS, ESTALE, Error};
 use test_common::{Detail, LowerGuard, Snapshot, Stage, put};
 
 type Counting = Counted<OsLayer>;

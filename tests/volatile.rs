@@ -4,12 +4,12 @@ use std::ffi::OsStr;
 use std::fs;
 use std::path::Path;
 
+use overlayfs::errno::EROFS;
 use overlayfs::layer::counted::{Counted, Counts, Method};
 use overlayfs::layer::{Layer, OsLayer, Owner, RenameMode};
 use overlayfs::mount::mount;
 use overlayfs::options::Options;
 use overlayfs::overlay::{Layers, Overlay, Settings, VOLATILE_MARK};
-use syscall::error::EROFS;
 use test_common::{Detail, Snapshot, Stage, names, put};
 
 const OWN: Owner = Owner { uid: 0, gid: 0 };

@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
-use syscall::error::{EINVAL, ENOSYS, ERANGE, Error, Result};
+use overlayfs::errno::{EINVAL, ENOSYS, ERANGE, Error, Result};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::door::{Caller, Door, Entry, Listing, NewMode, Opened, Valid, Write, entry_out};

@@ -6,7 +6,7 @@
 use std::ffi::{OsStr, OsString};
 use std::time::Duration;
 
-use syscall::error::{ENOSYS, ENOTTY, Error, Result};
+use overlayfs::errno::{ENOSYS, ENOTTY, Error, Result};
 use zerocopy::IntoBytes;
 
 use crate::session::Notifier;

@@ -1,6 +1,6 @@
 //! The ioctls for the flags that chattr(1) sets: of all ioctls the kernel lets a FUSE daemon have these.
 
-use syscall::error::{EINVAL, ENOTTY, EOPNOTSUPP, Error, Result};
+use overlayfs::errno::{EINVAL, ENOTTY, EOPNOTSUPP, Error, Result};
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::door::Door;

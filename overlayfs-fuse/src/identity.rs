@@ -3,8 +3,8 @@
 //! Every id that comes from a layer goes through [`Identity::shown`] before anybody is told, and every id that comes from a caller
 //! through [`Identity::of_new`] or [`Identity::to_set`] before a layer is. With no option given all of them answer what they are asked.
 
+use overlayfs::errno::{EINVAL, EOVERFLOW, Error, Result};
 use overlayfs::layer::Owner;
-use syscall::error::{EINVAL, EOVERFLOW, Error, Result};
 
 /// What the kernel is told of an owner that is not mapped: no id. It shows 65534, the overflow id, lets nobody change the object, as on a mount with
 /// mapped ids, and no user has it.

@@ -15,9 +15,8 @@ use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
-use overlayfs::daemon::sign;
 use overlayfs::layer::OsLayer;
-use overlayfs::mount::mount;
+use overlayfs::mount::{mount, sign};
 use overlayfs::options::Options;
 use overlayfs::overlay::{Holder, Overlay};
 use rustix::mount::MountFlags;

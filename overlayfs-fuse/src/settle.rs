@@ -25,10 +25,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use overlayfs::errno::{EROFS, Error, Result};
 use overlayfs::layer::OsLayer;
 use overlayfs::overlay::Overlay;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use syscall::error::{EROFS, Error, Result};
 use zerocopy::IntoBytes;
 
 use crate::mount::{Device, Prober, Waiter};

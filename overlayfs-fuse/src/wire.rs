@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use syscall::error::{EAGAIN, EWOULDBLOCK, Error};
+use overlayfs::errno::Error;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// The version that is spoken. Linux answers with its own where that is lower.
@@ -212,7 +212,7 @@ pub fn valid_for(time: Duration) -> (u64, u32) {
 /// An errno as answers have it. The numbers are those of Linux, but for one: what Linux calls by two names has two numbers in the
 /// engine.
 pub fn errno(error: Error) -> i32 {
-    -(if error.errno == EWOULDBLOCK { EAGAIN } else { error.errno })
+    -error.raw_os_error()
 }
 
 /// A device number as the protocol has it, in 32 bits.

@@ -10,13 +10,13 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use overlayfs::errno::Error;
 use overlayfs::layer::OsLayer;
 use overlayfs::layer::counted::{Counted, Counts, Method};
 use overlayfs::overlay::{self, Layers, Overlay};
 use overlayfs_fuse::engine::{EngineDoor, Settings};
 use overlayfs_fuse::{Session, mount};
 use rustix::mount::{MountFlags, UnmountFlags};
-use syscall::error::Error;
 use test_common::{Detail, LowerGuard, Random, Snapshot, Stage, names, put};
 
 /// How many objects and names are remembered.

@@ -10,11 +10,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::thread;
 
+use crate::errno::{EAGAIN, ECANCELED, Result};
 use libredox::Fd;
 use log::warn;
 use redox_scheme::scheme::IntoTag;
 use redox_scheme::{CallRequest, Id, Response, SendFdRequest, SignalBehavior, Socket, Tag};
-use syscall::error::{EAGAIN, ECANCELED, Result};
 
 use crate::layer::Layer;
 use crate::scheme::{OverlayScheme, give, path_of, token_of};
@@ -69,7 +69,7 @@ impl<L: Layer> Asking<L> {
         };
         let (user, subject) = match request.subject(socket, scheme) {
             Ok(found) => found,
-            Err(error) => return respond(socket, Response::new(Err(error), request)),
+            Err(error) => return respond(socket, Response::new(Err(error.into()), request)),
         };
         let question = request.question();
         let number = match self.0.waiting.lock().enter(user, request) {
@@ -119,7 +119,7 @@ impl<L: Layer> Askers<L> {
                 Request::Bind(sent) => scheme.bind(sent, subject.clone(), &told),
                 Request::Connect(call) => give(call, &told),
             });
-            respond(socket, Response::new(answer, request));
+            respond(socket, Response::new(answer.map_err(Into::into), request));
         }
     }
 }

@@ -22,9 +22,9 @@ use std::sync::Arc;
 use redox_scheme::Socket;
 
 use crate::layer::Layer;
-use crate::mount::mount;
+use crate::mount::{mount, sign};
 use crate::options::Arguments;
-use crate::overlay::{Holder, Overlay};
+use crate::overlay::Holder;
 use crate::scheme::OverlayScheme;
 
 pub use self::init::Init;
@@ -57,13 +57,6 @@ pub fn run(arguments: &Arguments, init: Init, mut watcher: impl Watcher) -> Resu
         Ended::Socket(error) => format!("The socket of the scheme {name} failed: {error}."),
     })?;
     settled
-}
-
-/// Writes down who holds the upper layer. Whoever is refused it learns less if that fails.
-pub fn sign<L: Layer>(overlay: &Overlay<L>, holder: &Holder) {
-    if let Err(error) = overlay.sign(holder) {
-        ::log::warn!("who holds the upper layer cannot be written down: {error}");
-    }
 }
 
 /// Serves an overlay as a scheme, until its socket ends or the service is stopped. `begin` is called before the first

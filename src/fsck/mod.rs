@@ -17,7 +17,7 @@ use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use syscall::error::{ENOENT, ENOTDIR, EWOULDBLOCK};
+use crate::errno::{ENOENT, ENOTDIR, EWOULDBLOCK};
 
 use crate::format::kernel::{self, Namespace};
 use crate::format::{self, Format};

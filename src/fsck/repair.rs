@@ -5,7 +5,7 @@ use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::sync::Arc;
 
-use syscall::error::{EBUSY, EEXIST, ENOENT, Error};
+use crate::errno::{EBUSY, EEXIST, ENOENT, Error};
 
 use super::Checker;
 use crate::format;

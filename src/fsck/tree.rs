@@ -5,7 +5,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use syscall::error::{ENAMETOOLONG, ENOENT, ENOTDIR};
+use crate::errno::{ENAMETOOLONG, ENOENT, ENOTDIR};
 
 use super::repair::Step;
 use super::{Checker, Damage, Finding, Repair, Report};

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use syscall::error::EIO;
+use crate::errno::EIO;
 
 use super::{
     Access, Allocation, Capabilities, Entry, Error, Kind, Layer, Object, Owner, RenameMode, Result, Stat, StatFs, Time,

@@ -13,12 +13,13 @@ use std::ffi::{OsStr, OsString};
 use std::ops::Range;
 use std::path::Path;
 
-use syscall::error::EIO;
-pub use syscall::error::{Error, Result};
+use crate::errno::EIO;
+pub use crate::errno::{Error, Result};
 
 pub mod counted;
 #[cfg(target_os = "linux")]
 pub mod linux;
+#[cfg(feature = "scheme")]
 pub mod redox;
 
 /// The backend of the operating system that this build runs on.

@@ -3,7 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::sync::Arc;
 
-use syscall::error::{EINVAL, ENOENT, EOPNOTSUPP, Error};
+use crate::errno::{EINVAL, ENOENT, EOPNOTSUPP, Error};
 
 use super::Overlay;
 use super::copy_up::For;

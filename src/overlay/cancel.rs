@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use syscall::error::{ECANCELED, Error};
+use crate::errno::{ECANCELED, Error};
 
 use crate::layer::Result;
 

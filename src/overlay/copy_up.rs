@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
-use syscall::error::{EIO, ENOENT, EOPNOTSUPP, Error};
+use crate::errno::{EIO, ENOENT, EOPNOTSUPP, Error};
 
 use super::Overlay;
 use super::attr::SET_ID;

@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::sync::Arc;
 
-use syscall::error::{EEXIST, EINVAL, EIO, ENOENT, Error};
+use crate::errno::{EEXIST, EINVAL, EIO, ENOENT, Error};
 
 use super::Overlay;
 use super::file::Handle;

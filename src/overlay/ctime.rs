@@ -14,7 +14,7 @@ use std::ffi::OsStr;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
-use syscall::error::{EIO, ENOENT, Error};
+use crate::errno::{EIO, ENOENT, Error};
 
 use super::Overlay;
 use super::node::{Node, State};

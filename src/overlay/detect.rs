@@ -8,7 +8,7 @@
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
-use syscall::error::{EEXIST, EINVAL, ENOENT, ENOTDIR, EOPNOTSUPP, EPERM, Error};
+use crate::errno::{EEXIST, EINVAL, ENOENT, ENOTDIR, EOPNOTSUPP, EPERM, Error};
 
 use super::stack::Stack;
 use super::work::{Refused, TRIAL, TRIAL_MARKER, entries};

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::sync::Arc;
 
-use syscall::error::{EEXIST, EIO, ENOENT, EPERM, Error};
+use crate::errno::{EEXIST, EIO, ENOENT, EPERM, Error};
 
 use super::Overlay;
 use super::stack::LayerDir;

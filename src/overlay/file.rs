@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use syscall::error::{EFBIG, EINVAL, EIO, EISDIR, EPERM, Error};
+use crate::errno::{EFBIG, EINVAL, EIO, EISDIR, EPERM, Error};
 
 use super::Overlay;
 use super::attr::Spot;

@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use syscall::error::{ENOENT, EOPNOTSUPP, EPERM, Error};
+use crate::errno::{ENOENT, EOPNOTSUPP, EPERM, Error};
 
 use super::Overlay;
 use super::copy_up::For;

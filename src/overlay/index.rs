@@ -12,7 +12,7 @@ use std::ffi::{OsStr, OsString};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use syscall::error::{EIO, ENOENT, Error};
+use crate::errno::{EIO, ENOENT, Error};
 
 use super::Overlay;
 use super::ctime::CTIMES;

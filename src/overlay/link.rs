@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::sync::Arc;
 
-use syscall::error::{ENOENT, EPERM, Error};
+use crate::errno::{ENOENT, EPERM, Error};
 
 use super::Overlay;
 use super::attr::Spot;

@@ -4,8 +4,8 @@ use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::errno::{EINVAL, EIO, ENAMETOOLONG, ENOENT, ENOTDIR, ESTALE, Error};
 use smallvec::smallvec;
-use syscall::error::{EINVAL, EIO, ENAMETOOLONG, ENOENT, ENOTDIR, ESTALE, Error};
 
 use super::Overlay;
 use super::node::{Dir, MERGED_NLINK, Node, Place, State};

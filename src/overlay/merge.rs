@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use syscall::error::{EIO, ENOENT, Error};
+use crate::errno::{EIO, ENOENT, Error};
 
 use super::Overlay;
 use super::names::Names;

@@ -7,7 +7,7 @@
 use std::ffi::{OsStr, OsString};
 use std::sync::Arc;
 
-use syscall::error::{EIO, ENODATA, ENOENT, EOPNOTSUPP, Error};
+use crate::errno::{EIO, ENODATA, ENOENT, EOPNOTSUPP, Error};
 
 use super::Overlay;
 use super::attr::Spot;

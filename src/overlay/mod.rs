@@ -42,7 +42,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
-use syscall::error::{EROFS, Error};
+use crate::errno::{EROFS, Error};
 
 use crate::format::{self, Format, Wanted};
 use crate::layer::{Layer, Object, Result};

@@ -8,8 +8,8 @@
 use std::ffi::OsStr;
 use std::sync::Arc;
 
+use crate::errno::{ENOTDIR, Error};
 use smallvec::{SmallVec, smallvec};
-use syscall::error::{ENOTDIR, Error};
 
 use super::index::Origin;
 use super::names::{Names, Slot};

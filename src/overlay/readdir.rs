@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 
-use syscall::error::{EIO, Error};
+use crate::errno::{EIO, Error};
 
 use super::Overlay;
 use super::file::Handle;

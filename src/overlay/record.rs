@@ -8,7 +8,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use syscall::error::{EFBIG, ENOENT, Error};
+use crate::errno::{EFBIG, ENOENT, Error};
 
 use super::Refused;
 use super::stack::{LayerDir, Stack};

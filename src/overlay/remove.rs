@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::sync::Arc;
 
-use syscall::error::{EACCES, EIO, EISDIR, ENOENT, ENOTDIR, ENOTEMPTY, Error};
+use crate::errno::{EACCES, EIO, EISDIR, ENOENT, ENOTDIR, ENOTEMPTY, Error};
 
 use super::Overlay;
 use super::node::{Dir, Node, OpenFile, Place, State};

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use syscall::error::{EDQUOT, ENOSPC};
+use crate::errno::{EDQUOT, ENOSPC};
 
 use super::Overlay;
 use super::node::{Node, OpenFile};

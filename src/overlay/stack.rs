@@ -10,8 +10,8 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::errno::{EIO, Error};
 use lru::LruCache;
-use syscall::error::{EIO, Error};
 
 use super::trust::Author;
 use crate::layer::{Layer, Object, Result, Stat};

@@ -11,7 +11,7 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
-use syscall::error::{EXDEV, Error};
+use crate::errno::{EXDEV, Error};
 
 use super::Overlay;
 use super::stack::LayerDir;

@@ -5,7 +5,7 @@
 use std::ffi::OsStr;
 use std::path::PathBuf;
 
-use syscall::error::{E2BIG, ENOENT, ENOSPC, ERANGE, EXDEV, Error};
+use crate::errno::{E2BIG, ENOENT, ENOSPC, ERANGE, EXDEV, Error};
 
 use super::Overlay;
 use super::names::Names;

@@ -6,7 +6,7 @@
 
 use std::ffi::OsStr;
 
-use syscall::error::{EEXIST, ENOENT, ENOTDIR};
+use crate::errno::{EEXIST, ENOENT, ENOTDIR};
 
 use super::work::remove;
 use crate::layer::{Error, Kind, Layer, Object, Result};

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use syscall::error::{EEXIST, EINVAL, ENODATA, ENOENT, EOPNOTSUPP, EROFS, EWOULDBLOCK, Error};
+use crate::errno::{EEXIST, EINVAL, ENODATA, ENOENT, EOPNOTSUPP, EROFS, EWOULDBLOCK, Error};
 
 use super::Settings;
 use super::ctime::CTIMES;

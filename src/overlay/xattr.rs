@@ -8,7 +8,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
-use syscall::error::{EEXIST, EINVAL, ENODATA, ENOENT, EOPNOTSUPP, EOVERFLOW, Error};
+use crate::errno::{EEXIST, EINVAL, ENODATA, ENOENT, EOPNOTSUPP, EOVERFLOW, Error};
 
 use super::Overlay;
 use super::attr::Spot;

@@ -5,8 +5,8 @@
 //! is asked is POSIX's where redoxfs differs: a file is removed or renamed by whoever may write the directory (and, in
 //! a sticky one, owns the file or the directory), not by its owner alone.
 
+use crate::errno::{EACCES, EPERM, Error, Result};
 use redox_scheme::CallerCtx;
-use syscall::error::{EACCES, EPERM, Error, Result};
 
 use crate::layer::{Kind, Owner, Stat};
 pub use crate::overlay::{SET_GID, SET_UID};

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use crate::errno::{EINVAL, ENAMETOOLONG, ENOENT, EPERM, ERANGE, Error, Result};
 use syscall::data::{Stat as RedoxStat, StatVfs, TimeSpec};
-use syscall::error::{EINVAL, ENAMETOOLONG, ENOENT, EPERM, ERANGE, Error, Result};
 use syscall::flag::{
     F_GETFL, F_SETFL, MODE_CHR, MODE_DIR, MODE_FIFO, MODE_FILE, MODE_SOCK, MODE_SYMLINK, O_FCNTL_MASK,
 };

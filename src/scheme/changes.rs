@@ -12,8 +12,8 @@
 
 use std::collections::HashSet;
 
+use crate::errno::Result;
 use smallvec::SmallVec;
-use syscall::error::Result;
 
 use crate::layer::Layer;
 use crate::overlay::Node;

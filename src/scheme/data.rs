@@ -3,8 +3,8 @@
 use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::Ordering;
 
+use crate::errno::{EBADF, EFBIG, EINVAL, EISDIR, ENOTDIR, Error, Result};
 use syscall::dirent::{DirEntry, DirentBuf, DirentKind};
-use syscall::error::{EBADF, EFBIG, EINVAL, EISDIR, ENOTDIR, Error, Result};
 use syscall::flag::O_APPEND;
 
 use super::OverlayScheme;
@@ -140,7 +140,8 @@ impl<L: Layer> OverlayScheme<L> {
             }
             outcome.is_ok()
         })?;
-        outcome.map(|()| buf)
+        outcome?;
+        Ok(buf)
     }
 
     /// Brings the object to the disk, with what clients have written to it in their memory.

@@ -11,7 +11,7 @@ use std::ffi::OsString;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use syscall::error::{EBADF, ENFILE, EXDEV, Error, Result};
+use crate::errno::{EBADF, ENFILE, EXDEV, Error, Result};
 
 use super::access::Caller;
 use super::quota::{Quota, Share};

@@ -13,7 +13,7 @@ use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
 
-use syscall::error::{ENOLCK, EWOULDBLOCK, Error, Result};
+use crate::errno::{ENOLCK, EWOULDBLOCK, Error, Result};
 
 use super::quota::{Quota, Share};
 

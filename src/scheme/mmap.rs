@@ -32,9 +32,9 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::errno::{EACCES, EINVAL, EIO, ENODEV, ENOMEM, EOVERFLOW, Error, Result};
 use log::error;
 use syscall::PAGE_SIZE;
-use syscall::error::{EACCES, EINVAL, EIO, ENODEV, ENOMEM, EOVERFLOW, Error, Result};
 use syscall::flag::MapFlags;
 
 use super::OverlayScheme;

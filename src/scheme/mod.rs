@@ -33,11 +33,11 @@ mod sockets;
 
 use std::sync::Arc;
 
+use crate::errno::{EACCES, EBADF, EOPNOTSUPP, EPERM, EROFS, Error, Result};
 use redox_scheme::scheme::SchemeSync;
 use redox_scheme::{CallerCtx, OpenResult};
 use syscall::data::{Stat, StatVfs, StdFsCallMeta, TimeSpec};
 use syscall::dirent::DirentBuf;
-use syscall::error::{EACCES, EBADF, EOPNOTSUPP, EPERM, EROFS, Error, Result};
 use syscall::flag::{EventFlags, MapFlags, MunmapFlags, StdFsCallKind};
 use syscall::schemev2::NewFdFlags;
 
@@ -181,7 +181,7 @@ fn opened(number: usize) -> OpenResult {
 }
 
 impl<L: Layer> SchemeSync for OverlayScheme<L> {
-    fn scheme_root(&mut self) -> Result<usize> {
+    fn scheme_root(&mut self) -> syscall::Result<usize> {
         Ok(self.handles.insert(Handle::Scheme, self.handles.room(0)?))
     }
 
@@ -192,67 +192,81 @@ impl<L: Layer> SchemeSync for OverlayScheme<L> {
         flags: usize,
         _fcntl_flags: u32,
         ctx: &CallerCtx,
-    ) -> Result<OpenResult> {
-        self.open_at(dir, path, flags, Caller::of(ctx)).map(opened)
+    ) -> syscall::Result<OpenResult> {
+        Ok(self.open_at(dir, path, flags, Caller::of(ctx)).map(opened)?)
     }
 
-    fn unlinkat(&mut self, dir: usize, path: &str, flags: usize, ctx: &CallerCtx) -> Result<()> {
-        self.unlink_at(dir, path, flags, Caller::of(ctx))
+    fn unlinkat(&mut self, dir: usize, path: &str, flags: usize, ctx: &CallerCtx) -> syscall::Result<()> {
+        Ok(self.unlink_at(dir, path, flags, Caller::of(ctx))?)
     }
 
-    fn inode(&self, id: usize) -> Result<usize> {
+    fn inode(&self, id: usize) -> syscall::Result<usize> {
         // Not the st_ino that clients see: this one is unique over the whole mount.
         Ok(self.handles.open(id)?.node().id() as usize)
     }
 
-    fn dup(&mut self, id: usize, request: &[u8], _ctx: &CallerCtx) -> Result<OpenResult> {
-        self.duplicate(id, request).map(opened)
+    fn dup(&mut self, id: usize, request: &[u8], _ctx: &CallerCtx) -> syscall::Result<OpenResult> {
+        Ok(self.duplicate(id, request).map(opened)?)
     }
 
-    fn read(&mut self, id: usize, buf: &mut [u8], offset: u64, _fcntl_flags: u32, _ctx: &CallerCtx) -> Result<usize> {
-        self.read_at(id, buf, offset)
+    fn read(
+        &mut self,
+        id: usize,
+        buf: &mut [u8],
+        offset: u64,
+        _fcntl_flags: u32,
+        _ctx: &CallerCtx,
+    ) -> syscall::Result<usize> {
+        Ok(self.read_at(id, buf, offset)?)
     }
 
-    fn write(&mut self, id: usize, buf: &[u8], offset: u64, fcntl_flags: u32, ctx: &CallerCtx) -> Result<usize> {
-        self.write_to(id, buf, offset, fcntl_flags, Caller::of(ctx))
+    fn write(
+        &mut self,
+        id: usize,
+        buf: &[u8],
+        offset: u64,
+        fcntl_flags: u32,
+        ctx: &CallerCtx,
+    ) -> syscall::Result<usize> {
+        Ok(self.write_to(id, buf, offset, fcntl_flags, Caller::of(ctx))?)
     }
 
-    fn fsize(&mut self, id: usize, _ctx: &CallerCtx) -> Result<u64> {
-        self.size(id)
+    fn fsize(&mut self, id: usize, _ctx: &CallerCtx) -> syscall::Result<u64> {
+        Ok(self.size(id)?)
     }
 
-    fn fchmod(&mut self, id: usize, mode: u16, _ctx: &CallerCtx) -> Result<()> {
-        self.set_mode(id, u32::from(mode))
+    fn fchmod(&mut self, id: usize, mode: u16, _ctx: &CallerCtx) -> syscall::Result<()> {
+        Ok(self.set_mode(id, u32::from(mode))?)
     }
 
-    fn fchown(&mut self, id: usize, uid: u32, gid: u32, _ctx: &CallerCtx) -> Result<()> {
-        self.set_owner(id, uid, gid)
+    fn fchown(&mut self, id: usize, uid: u32, gid: u32, _ctx: &CallerCtx) -> syscall::Result<()> {
+        Ok(self.set_owner(id, uid, gid)?)
     }
 
-    fn fcntl(&mut self, id: usize, command: usize, argument: usize, _ctx: &CallerCtx) -> Result<usize> {
-        self.control(id, command, argument)
+    fn fcntl(&mut self, id: usize, command: usize, argument: usize, _ctx: &CallerCtx) -> syscall::Result<usize> {
+        Ok(self.control(id, command, argument)?)
     }
 
-    fn fevent(&mut self, id: usize, _flags: EventFlags, _ctx: &CallerCtx) -> Result<EventFlags> {
+    fn fevent(&mut self, id: usize, _flags: EventFlags, _ctx: &CallerCtx) -> syscall::Result<EventFlags> {
         self.handles.open(id)?;
         // Says, as redoxfs does, that there is nothing to wait for: select counts it as ready.
-        Err(Error::new(EPERM))
+        Err(syscall::Error::new(EPERM))
     }
 
-    fn flink(&mut self, id: usize, path: &str, ctx: &CallerCtx) -> Result<usize> {
-        self.link_handle(id, path, Caller::of(ctx)).map(|()| 0)
+    fn flink(&mut self, id: usize, path: &str, ctx: &CallerCtx) -> syscall::Result<usize> {
+        Ok(self.link_handle(id, path, Caller::of(ctx)).map(|()| 0)?)
     }
 
-    fn flinkat(&mut self, id: usize, dir: usize, path: &str, flags: u32, _ctx: &CallerCtx) -> Result<usize> {
-        self.link_at(id, dir, path, flags).map(|()| 0)
+    fn flinkat(&mut self, id: usize, dir: usize, path: &str, flags: u32, _ctx: &CallerCtx) -> syscall::Result<usize> {
+        Ok(self.link_at(id, dir, path, flags).map(|()| 0)?)
     }
 
-    fn fpath(&mut self, id: usize, buf: &mut [u8], _ctx: &CallerCtx) -> Result<usize> {
-        self.path(id, buf)
+    fn fpath(&mut self, id: usize, buf: &mut [u8], _ctx: &CallerCtx) -> syscall::Result<usize> {
+        Ok(self.path(id, buf)?)
     }
 
-    fn frename(&mut self, id: usize, path: &str, ctx: &CallerCtx) -> Result<usize> {
-        self.rename_handle(id, path, Caller::of(ctx)).map(|()| 0)
+    fn frename(&mut self, id: usize, path: &str, ctx: &CallerCtx) -> syscall::Result<usize> {
+        Ok(self.rename_handle(id, path, Caller::of(ctx)).map(|()| 0)?)
     }
 
     fn frenameat(
@@ -263,35 +277,35 @@ impl<L: Layer> SchemeSync for OverlayScheme<L> {
         new_path: &str,
         flags: u32,
         _ctx: &CallerCtx,
-    ) -> Result<usize> {
-        self.rename_at(dir, path, new_dir, new_path, flags).map(|()| 0)
+    ) -> syscall::Result<usize> {
+        Ok(self.rename_at(dir, path, new_dir, new_path, flags).map(|()| 0)?)
     }
 
-    fn fstat(&mut self, id: usize, stat: &mut Stat, _ctx: &CallerCtx) -> Result<()> {
+    fn fstat(&mut self, id: usize, stat: &mut Stat, _ctx: &CallerCtx) -> syscall::Result<()> {
         *stat = self.stat(id)?;
         Ok(())
     }
 
-    fn fstatvfs(&mut self, id: usize, stat: &mut StatVfs, _ctx: &CallerCtx) -> Result<()> {
+    fn fstatvfs(&mut self, id: usize, stat: &mut StatVfs, _ctx: &CallerCtx) -> syscall::Result<()> {
         *stat = self.stat_fs(id)?;
         Ok(())
     }
 
-    fn fsync(&mut self, id: usize, _ctx: &CallerCtx) -> Result<()> {
-        self.sync(id)
+    fn fsync(&mut self, id: usize, _ctx: &CallerCtx) -> syscall::Result<()> {
+        Ok(self.sync(id)?)
     }
 
-    fn ftruncate(&mut self, id: usize, size: u64, _ctx: &CallerCtx) -> Result<()> {
-        self.truncate(id, size)
+    fn ftruncate(&mut self, id: usize, size: u64, _ctx: &CallerCtx) -> syscall::Result<()> {
+        Ok(self.truncate(id, size)?)
     }
 
-    fn futimens(&mut self, id: usize, times: &[TimeSpec], _ctx: &CallerCtx) -> Result<()> {
-        self.set_times(id, times)
+    fn futimens(&mut self, id: usize, times: &[TimeSpec], _ctx: &CallerCtx) -> syscall::Result<()> {
+        Ok(self.set_times(id, times)?)
     }
 
     /// The trait calls the first id the target; relibc's `redox_relpathat_v0` and ramfs make it the directory, and so do we.
-    fn relpathat(&mut self, dir: usize, id: usize, buf: &mut [u8], _ctx: &CallerCtx) -> Result<usize> {
-        self.relative_path(dir, id, buf)
+    fn relpathat(&mut self, dir: usize, id: usize, buf: &mut [u8], _ctx: &CallerCtx) -> syscall::Result<usize> {
+        Ok(self.relative_path(dir, id, buf)?)
     }
 
     /// The one request that the crate leaves to schemes: fchown with both ids in the first argument, the group's in the high half.
@@ -302,13 +316,13 @@ impl<L: Layer> SchemeSync for OverlayScheme<L> {
         _payload: &mut [u8],
         metadata: StdFsCallMeta,
         _ctx: &CallerCtx,
-    ) -> Result<usize> {
+    ) -> syscall::Result<usize> {
         match kind {
             StdFsCallKind::Fchown => {
                 let ids = metadata.arg1;
-                self.set_owner(id, ids as u32, (ids >> 32) as u32).map(|()| 0)
+                Ok(self.set_owner(id, ids as u32, (ids >> 32) as u32).map(|()| 0)?)
             }
-            _ => Err(Error::new(EOPNOTSUPP)),
+            _ => Err(syscall::Error::new(EOPNOTSUPP)),
         }
     }
 
@@ -317,16 +331,30 @@ impl<L: Layer> SchemeSync for OverlayScheme<L> {
         id: usize,
         buf: DirentBuf<&'buf mut [u8]>,
         after: u64,
-    ) -> Result<DirentBuf<&'buf mut [u8]>> {
-        self.list(id, buf, after)
+    ) -> syscall::Result<DirentBuf<&'buf mut [u8]>> {
+        Ok(self.list(id, buf, after)?)
     }
 
-    fn mmap_prep(&mut self, id: usize, offset: u64, size: usize, flags: MapFlags, _ctx: &CallerCtx) -> Result<usize> {
-        self.map(id, offset, size, flags)
+    fn mmap_prep(
+        &mut self,
+        id: usize,
+        offset: u64,
+        size: usize,
+        flags: MapFlags,
+        _ctx: &CallerCtx,
+    ) -> syscall::Result<usize> {
+        Ok(self.map(id, offset, size, flags)?)
     }
 
-    fn munmap(&mut self, id: usize, offset: u64, size: usize, _flags: MunmapFlags, _ctx: &CallerCtx) -> Result<()> {
-        self.unmap(id, offset, size)
+    fn munmap(
+        &mut self,
+        id: usize,
+        offset: u64,
+        size: usize,
+        _flags: MunmapFlags,
+        _ctx: &CallerCtx,
+    ) -> syscall::Result<()> {
+        Ok(self.unmap(id, offset, size)?)
     }
 
     fn on_close(&mut self, id: usize) {

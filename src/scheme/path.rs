@@ -9,7 +9,7 @@ use std::ffi::OsStr;
 use std::iter;
 use std::sync::Arc;
 
-use syscall::error::{EINVAL, ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR, EXDEV, Error, Result};
+use crate::errno::{EINVAL, ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR, EXDEV, Error, Result};
 
 use super::access::{Caller, SEARCH};
 use super::changes::Numbers;

@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use syscall::error::{Error, Result};
+use crate::errno::{Error, Result};
 
 use crate::sync::Lock;
 
@@ -81,7 +81,7 @@ impl Drop for Share {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use syscall::error::ENOMEM;
+    use crate::errno::ENOMEM;
 
     #[test]
     fn a_user_and_all_have_limits() {

@@ -10,10 +10,10 @@
 use std::ops::Range;
 use std::ptr::{self, NonNull};
 
+use crate::errno::{ENOMEM, Error, Result};
 #[cfg(target_os = "redox")]
 use libredox::{Fd, flag::O_PATH};
 use syscall::PAGE_SIZE;
-use syscall::error::{ENOMEM, Error, Result};
 
 /// Which anonymous memory the kernel can lend: on Redox any, and of this kind it gives pages as they are touched.
 #[cfg(target_os = "redox")]

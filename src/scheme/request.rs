@@ -8,11 +8,11 @@ use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
 
+use crate::errno::{EINVAL, EIO, ENAMETOOLONG, ENOSYS, EOVERFLOW, ESRCH, Error, Result};
 use log::{debug, error};
 use redox_scheme::scheme::{Op, SchemeResponse, SchemeState};
 use redox_scheme::{CallRequest, CallerCtx, Response};
 use syscall::data::{Stat, StatVfs, TimeSpec};
-use syscall::error::{EINVAL, EIO, ENAMETOOLONG, ENOSYS, EOVERFLOW, ESRCH, Error, Result};
 use syscall::flag::{FsCall, StdFsCallKind};
 use syscall::schemev2::{Opcode, Sqe, SqeFlags};
 
@@ -37,7 +37,7 @@ pub fn answer<L: Layer>(call: CallRequest, scheme: &mut OverlayScheme<L>) -> Res
         Ok(checked) => checked,
         Err(error) => {
             debug!("refused before decoding: {entry:?}: {error}");
-            return Response::new(Err(error), call);
+            return Response::new(Err(error.into()), call);
         }
     };
     // SAFETY: the kernel keeps the buffers of a request mapped until it is answered, which takes the operation; their
@@ -46,7 +46,7 @@ pub fn answer<L: Layer>(call: CallRequest, scheme: &mut OverlayScheme<L>) -> Res
         return Response::err(ENOSYS, call);
     };
     let handled = catch_unwind(AssertUnwindSafe(|| match about_locks(&entry) {
-        Some(kind) => lock(&call, &entry, kind, caller.pid, scheme).into(),
+        Some(kind) => lock(&call, &entry, kind, caller.pid, scheme).map_err(syscall::Error::from).into(),
         // Nothing is kept in the state but locks.
         None => op.handle_sync_dont_consume(&caller, scheme, &mut SchemeState::new()),
     }));

@@ -15,10 +15,10 @@ use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::sync::Arc;
 
+use crate::errno::{EACCES, EADDRINUSE, ECONNREFUSED, EEXIST, EINVAL, ENFILE, ENOTDIR, Error, Result};
 use libredox::Fd;
 use libredox::protocol::SocketCall;
 use redox_scheme::{CallRequest, SendFdRequest, Socket};
-use syscall::error::{EACCES, EADDRINUSE, ECONNREFUSED, EEXIST, EINVAL, ENFILE, ENOTDIR, Error, Result};
 use syscall::flag::{CallFlags, FobtainFdFlags};
 
 use super::OverlayScheme;

@@ -15,12 +15,12 @@ use std::ffi::{OsStr, OsString};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use overlayfs::errno::{
+    EEXIST, EINVAL, EISDIR, ENODATA, ENOENT, ENOTDIR, ENOTEMPTY, EOPNOTSUPP, EPERM, EROFS, EWOULDBLOCK,
+};
 use overlayfs::layer::{
     Access, Allocation, Capabilities, Entry, Error, Fixed, Kind, Layer, Object, Owner, RenameMode, Result, Stat,
     StatFs, THROUGH, Time, XattrMode,
-};
-use syscall::error::{
-    EEXIST, EINVAL, EISDIR, ENODATA, ENOENT, ENOTDIR, ENOTEMPTY, EOPNOTSUPP, EPERM, EROFS, EWOULDBLOCK,
 };
 use test_common::Random;
 

@@ -3,10 +3,10 @@
 use std::ffi::OsStr;
 use std::sync::Arc;
 
+use overlayfs::errno::{EIO, ENOENT};
 use overlayfs::format::Wanted;
 use overlayfs::layer::{Allocation, Error, Kind, Layer, Owner, RenameMode, Result, Time, XattrMode};
 use overlayfs::overlay::{Handle, Layers, Node, Overlay, Settings};
-use syscall::error::{EIO, ENOENT};
 
 pub const OWN: Owner = Owner { uid: 0, gid: 0 };
 pub const OTHER: Owner = Owner { uid: 1000, gid: 1001 };

@@ -4,10 +4,10 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use overlayfs::errno::{EDQUOT, EINTR, EIO, EMFILE, ENOSPC, EXDEV};
 use overlayfs::fsck::Checker;
 use overlayfs::layer::counted::Fault;
 use overlayfs::layer::{Error, Result};
-use syscall::error::{EDQUOT, EINTR, EIO, EMFILE, ENOSPC, EXDEV};
 use test_common::Random;
 
 use crate::allocated;

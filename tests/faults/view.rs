@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::sync::Arc;
 
+use overlayfs::errno::EOPNOTSUPP;
 use overlayfs::layer::{Kind, Layer, Stat, Time};
 use overlayfs::overlay::{DirEntry, Handle, Overlay};
-use syscall::error::EOPNOTSUPP;
 
 use crate::memory::PAGE;
 use crate::op::{Session, Source};

@@ -3,8 +3,8 @@
 
 use std::ffi::{OsStr, OsString};
 
+use overlayfs::errno::EOPNOTSUPP;
 use overlayfs::layer::{Owner, RenameMode, Stat, Time};
-use syscall::error::EOPNOTSUPP;
 
 use crate::Kind;
 

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use overlayfs::errno::{EIO, Error};
 use overlayfs::format::Wanted;
 use overlayfs::fsck::Checker;
 use overlayfs::layer::counted::{Counted, Counts};
@@ -13,7 +14,6 @@ use overlayfs::layer::{Allocation, Layer, OsLayer, Owner, RenameMode, Stat, Time
 use overlayfs::mount::open_layers;
 use overlayfs::options::Options;
 use overlayfs::overlay::{Handle, Layers, Node, Overlay, Settings};
-use syscall::error::{EIO, Error};
 
 use crate::Kind;
 use crate::door::{At, Door, Listed, Part, Result};

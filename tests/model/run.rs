@@ -6,11 +6,11 @@ use std::ffi::{OsStr, OsString};
 use std::fmt::{Debug, Write as _};
 use std::path::{Path, PathBuf};
 
+use overlayfs::errno::{EINVAL, ENOENT};
 use overlayfs::layer::{Owner, RenameMode, Time};
 use proptest::prelude::*;
 use proptest::sample::Index;
 use proptest::test_runner::TestCaseError;
-use syscall::error::{EINVAL, ENOENT};
 
 use crate::Kind;
 use crate::door::{At, Door, Listed, Part};
@@ -1008,7 +1008,7 @@ fn fail(path: &Path, what: &str, errno: i32) -> TestCaseError {
 }
 
 fn errno_name(errno: i32) -> String {
-    let text = syscall::error::Error::new(errno).to_string();
+    let text = overlayfs::errno::Error::new(errno).to_string();
     format!("{errno} ({text})")
 }
 

@@ -9,7 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use syscall::error::*;
+use overlayfs::errno::*;
 
 use crate::layer::{Body, MARKER, Object};
 use crate::{Kind, Owner, RenameMode};

@@ -16,9 +16,9 @@ use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lru::LruCache;
+use overlayfs::errno::Result;
 use overlayfs::layer::{Kind, Layer};
 use overlayfs::overlay::Node;
-use syscall::error::Result;
 
 use super::EngineDoor;
 use crate::door::Caller;

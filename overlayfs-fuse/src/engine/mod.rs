@@ -22,12 +22,12 @@ use std::os::unix::ffi::OsStrExt;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use overlayfs::errno::{
+    EDQUOT, EEXIST, EFBIG, EINVAL, EMFILE, ENFILE, ENOENT, ENOMEM, ENOSYS, ENXIO, EOPNOTSUPP, EPERM, Error, Result,
+};
 use overlayfs::layer::{Allocation, Kind, Layer, Owner, RenameMode, Stat, Time, XattrMode};
 use overlayfs::overlay::{DirEntry, Handle, Node, Overlay, without_set_id};
 use rustix::fs::IFlags;
-use syscall::error::{
-    EDQUOT, EEXIST, EFBIG, EINVAL, EMFILE, ENFILE, ENOENT, ENOMEM, ENOSYS, ENXIO, EOPNOTSUPP, EPERM, Error, Result,
-};
 
 use crate::door::{Birth, Caller, Door, Entry, Listing, NewMode, Opened, Setup, StatFs, Write};
 use crate::identity::{Identity, hide_strangers};

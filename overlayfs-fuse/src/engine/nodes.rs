@@ -9,9 +9,9 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use overlayfs::errno::{ESTALE, Error, Result};
 use overlayfs::layer::Layer;
 use overlayfs::overlay::{Handle, Node, Overlay};
-use syscall::error::{ESTALE, Error, Result};
 
 use crate::wire::ROOT;
 

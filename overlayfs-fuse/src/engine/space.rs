@@ -15,9 +15,9 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
+use overlayfs::errno::{EDQUOT, ENOSPC, EOPNOTSUPP, Error, Result};
 use overlayfs::layer::{Layer, StatFs};
 use overlayfs::overlay::{FILLED, Node};
-use syscall::error::{EDQUOT, ENOSPC, EOPNOTSUPP, Error, Result};
 
 use super::EngineDoor;
 

@@ -2,8 +2,8 @@
 
 use rustix::fs::{FileType, Mode, Statx, StatxAttributes, StatxTimestamp, Timespec, makedev};
 use rustix::io::Errno;
-use syscall::error::{EINVAL, EIO};
 
+use crate::errno::{EINVAL, EIO};
 use crate::layer::{Error, Fixed, Kind, Result, Stat, Time};
 
 /// Attributes. EIO for a kind of object that Linux does not have.

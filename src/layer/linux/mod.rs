@@ -29,12 +29,12 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use crate::errno::{EBUSY, EFBIG, EINVAL, EIO, ENOENT, ENOTDIR, EOPNOTSUPP, EPERM, EWOULDBLOCK, EXDEV};
 use rustix::fs::{
     AtFlags, CWD, FallocateFlags, FileType, FlockOperation, Gid, IFlags, Mode, OFlags, RenameFlags, SeekFrom,
     StatxFlags, Timestamps, Uid,
 };
 use rustix::io::{Errno, retry_on_intr};
-use syscall::error::{EBUSY, EFBIG, EINVAL, EIO, ENOENT, ENOTDIR, EOPNOTSUPP, EPERM, EWOULDBLOCK, EXDEV};
 
 use super::{
     Access, Allocation, Capabilities, Entry, Error, Kind, Layer, Object, Owner, RenameMode, Result, Stat, StatFs, Time,

@@ -12,8 +12,8 @@ use std::ffi::OsStr;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::errno::{EINVAL, EOVERFLOW, EPERM, Error};
 use rustix::io::{Errno, Result};
-use syscall::error::{EINVAL, EOVERFLOW, EPERM, Error};
 
 use super::xattr::{self, Place};
 use crate::format::attribute::{OWNER_RECORD, OWNER_RECORDS, owner_record, recorded_owner};

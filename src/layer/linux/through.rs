@@ -8,9 +8,9 @@
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
+use crate::errno::{EIO, EOPNOTSUPP, Error};
 use rustix::fs::{AtFlags, OFlags, StatxFlags};
 use rustix::io::{Errno, retry_on_intr};
-use syscall::error::{EIO, EOPNOTSUPP, Error};
 
 use super::convert::error;
 use crate::layer::{Result, THROUGH};

@@ -10,8 +10,8 @@ pub use system::{link, read_at, rename, unlink_at, write_at};
 mod system {
     use std::io;
 
+    use crate::errno::{EBADF, EIO};
     use libredox::Fd;
-    use syscall::error::{EBADF, EIO};
 
     use crate::layer::{Error, Result};
 
@@ -31,17 +31,17 @@ mod system {
 
     /// Removes the entry `path` of a directory; `flags` is 0 or `AT_REMOVEDIR`.
     pub fn unlink_at(dir: &Fd, path: &str, flags: usize) -> Result<()> {
-        syscall::unlinkat(dir.raw(), path, flags).map(drop)
+        Ok(syscall::unlinkat(dir.raw(), path, flags).map(drop)?)
     }
 
     /// Renames an object to an absolute path, of which the part that names the scheme is not looked at.
     pub fn rename(fd: &Fd, path: &str) -> Result<()> {
-        syscall::frename(fd.raw(), path).map(drop)
+        Ok(syscall::frename(fd.raw(), path).map(drop)?)
     }
 
     /// Gives an object a second name, an absolute path as for [`rename`].
     pub fn link(fd: &Fd, path: &str) -> Result<()> {
-        syscall::flink(fd.raw(), path).map(drop)
+        Ok(syscall::flink(fd.raw(), path).map(drop)?)
     }
 
     /// The number of a descriptor as libc wants it.
@@ -59,7 +59,7 @@ mod system {
 mod system {
     use libredox::Fd;
 
-    use crate::layer::{Error, Result};
+    use crate::layer::Result;
 
     // All answer as system calls do: a number, or a negated errno.
     unsafe extern "C" {
@@ -72,26 +72,30 @@ mod system {
 
     pub fn read_at(fd: &Fd, buf: &mut [u8], offset: libc::off_t) -> Result<usize> {
         // SAFETY: the pointer and the length are those of a slice that may be written to.
-        Error::demux(unsafe { played_pread(fd.raw(), buf.as_mut_ptr(), buf.len(), offset) })
+        answer(unsafe { played_pread(fd.raw(), buf.as_mut_ptr(), buf.len(), offset) })
     }
 
     pub fn write_at(fd: &Fd, buf: &[u8], offset: libc::off_t) -> Result<usize> {
         // SAFETY: the pointer and the length are those of a slice.
-        Error::demux(unsafe { played_pwrite(fd.raw(), buf.as_ptr(), buf.len(), offset) })
+        answer(unsafe { played_pwrite(fd.raw(), buf.as_ptr(), buf.len(), offset) })
     }
 
     pub fn unlink_at(dir: &Fd, path: &str, flags: usize) -> Result<()> {
         // SAFETY: the pointer and the length are those of a string.
-        Error::demux(unsafe { played_unlinkat(dir.raw(), path.as_ptr(), path.len(), flags) }).map(drop)
+        answer(unsafe { played_unlinkat(dir.raw(), path.as_ptr(), path.len(), flags) }).map(drop)
     }
 
     pub fn rename(fd: &Fd, path: &str) -> Result<()> {
         // SAFETY: the pointer and the length are those of a string.
-        Error::demux(unsafe { played_frename(fd.raw(), path.as_ptr(), path.len()) }).map(drop)
+        answer(unsafe { played_frename(fd.raw(), path.as_ptr(), path.len()) }).map(drop)
     }
 
     pub fn link(fd: &Fd, path: &str) -> Result<()> {
         // SAFETY: the pointer and the length are those of a string.
-        Error::demux(unsafe { played_flink(fd.raw(), path.as_ptr(), path.len()) }).map(drop)
+        answer(unsafe { played_flink(fd.raw(), path.as_ptr(), path.len()) }).map(drop)
+    }
+
+    fn answer(number: usize) -> Result<usize> {
+        Ok(syscall::Error::demux(number)?)
     }
 }

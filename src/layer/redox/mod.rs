@@ -19,13 +19,13 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::errno::{
+    EACCES, EBADF, EEXIST, EFBIG, EINVAL, EIO, ENAMETOOLONG, ENOENT, ENOTDIR, EOPNOTSUPP, EOVERFLOW, EPERM, EROFS,
+};
 use libredox::Fd;
 use libredox::data::TimeSpec;
 use syscall::data::StdFsCallMeta;
 use syscall::dirent::{DirentHeader, DirentKind};
-use syscall::error::{
-    EACCES, EBADF, EEXIST, EFBIG, EINVAL, EIO, ENAMETOOLONG, ENOENT, ENOTDIR, EOPNOTSUPP, EOVERFLOW, EPERM, EROFS,
-};
 use syscall::flag::{
     AT_REMOVEDIR, CallFlags, MODE_CHR, MODE_DIR, MODE_FIFO, MODE_FILE, MODE_PERM, MODE_SOCK, MODE_SYMLINK, MODE_TYPE,
     O_CREAT, O_DIRECTORY, O_EXCL, O_NOFOLLOW, O_RDONLY, O_RDWR, O_STAT, O_SYMLINK, O_WRONLY, StdFsCallKind,

@@ -5,7 +5,7 @@ use std::ffi::OsStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use syscall::error::{EEXIST, EIO, Error};
+use crate::errno::{EEXIST, EIO, Error};
 
 use crate::format::{self, Format};
 use crate::layer::{Access, Kind, Layer, Result};

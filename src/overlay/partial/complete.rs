@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
-use syscall::error::{EIO, Error};
+use crate::errno::{EIO, Error};
 
 use super::chunks::CHUNK;
 use super::{Lent, Partial};

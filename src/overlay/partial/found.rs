@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::sync::Arc;
 
-use syscall::error::{EFBIG, ENOENT, Error};
+use crate::errno::{EFBIG, ENOENT, Error};
 
 use super::chunks::CHUNK;
 use super::{PARTIAL_UNTIL, Partial};

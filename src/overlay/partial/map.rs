@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use syscall::error::{EIO, ENOENT, Error};
+use crate::errno::{EIO, ENOENT, Error};
 
 use super::chunks::{CHUNK, FOR_GOOD, HEADER, Update};
 use super::{Lent, Partial};

@@ -32,7 +32,7 @@ use std::ffi::{OsStr, OsString};
 use std::ops::Range;
 use std::sync::Arc;
 
-use syscall::error::{EIO, ENOENT, Error};
+use crate::errno::{EIO, ENOENT, Error};
 
 use super::Overlay;
 use super::index::{Origin, origin};

@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::sync::Arc;
 
-use syscall::error::{ENOENT, ESTALE, Error};
+use crate::errno::{ENOENT, ESTALE, Error};
 
 use crate::format::PartOf;
 use crate::layer::{Kind, Layer, Result};

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use syscall::error::{EACCES, EBADF, EIO, Error, Result};
+use overlayfs::errno::{EACCES, EBADF, EIO, Error, Result};
 use syscall::flag::{
     AT_REMOVEDIR, O_CREAT, O_DIRECTORY, O_EXCL, O_NOFOLLOW, O_RDONLY, O_STAT, O_SYMLINK, O_WRONLY, StdFsCallKind,
 };
@@ -62,7 +62,7 @@ impl SchemeDoor {
 
     /// Opens an object anew, as the process: the checks are made for that one.
     fn reopen(&self, process: &Process, node: u64, flags: usize) -> Result<Fd> {
-        process.inherit(&*self.inodes.get(node)?).openat("", flags, 0)
+        Ok(process.inherit(&*self.inodes.get(node)?).openat("", flags, 0)?)
     }
 
     /// A directory for calls that the scheme checks for the opener of their directory.
@@ -162,7 +162,12 @@ impl SchemeDoor {
 
     /// The number of the directory above; of the directory itself if that has been removed.
     fn parent(&self, node: u64, dir: &Fd) -> u64 {
-        let parent = self.kernel.inherit(dir).openat("..", O_STAT, 0).and_then(|parent| self.attributes(&parent));
+        let parent = self
+            .kernel
+            .inherit(dir)
+            .openat("..", O_STAT, 0)
+            .map_err(Error::from)
+            .and_then(|parent| self.attributes(&parent));
         parent.map_or(node, |attr| attr.ino)
     }
 }
@@ -264,17 +269,17 @@ impl Door for SchemeDoor {
     }
 
     fn unlink(&self, caller: Caller, parent: u64, name: &OsStr) -> Result<()> {
-        self.directory(&process(caller), parent)?.unlinkat(name.as_bytes(), 0)
+        Ok(self.directory(&process(caller), parent)?.unlinkat(name.as_bytes(), 0)?)
     }
 
     fn rmdir(&self, caller: Caller, parent: u64, name: &OsStr) -> Result<()> {
-        self.directory(&process(caller), parent)?.unlinkat(name.as_bytes(), AT_REMOVEDIR)
+        Ok(self.directory(&process(caller), parent)?.unlinkat(name.as_bytes(), AT_REMOVEDIR)?)
     }
 
     fn rename(&self, caller: Caller, from: (u64, &OsStr), to: (u64, &OsStr), flags: u32) -> Result<()> {
         let process = process(caller);
         let (dir, new_dir) = (self.directory(&process, from.0)?, self.directory(&process, to.0)?);
-        dir.frenameat(from.1.as_bytes(), &new_dir, to.1.as_bytes(), flags)
+        Ok(dir.frenameat(from.1.as_bytes(), &new_dir, to.1.as_bytes(), flags)?)
     }
 
     fn link(&self, caller: Caller, node: u64, parent: u64, name: &OsStr) -> Result<Entry> {
@@ -312,7 +317,7 @@ impl Door for SchemeDoor {
             match file.write_at_with(&write.data[written..], write.offset + written as u64, append, false) {
                 Ok(0) => break,
                 Ok(count) => written += count,
-                Err(error) if written == 0 => return Err(error),
+                Err(error) if written == 0 => return Err(error.into()),
                 Err(_) => break,
             }
         }
@@ -324,7 +329,7 @@ impl Door for SchemeDoor {
     }
 
     fn fsync(&self, _: u64, fh: u64) -> Result<()> {
-        self.file(fh)?.fsync()
+        Ok(self.file(fh)?.fsync()?)
     }
 
     fn opendir(&self, caller: Caller, node: u64) -> Result<Opened> {
@@ -340,7 +345,7 @@ impl Door for SchemeDoor {
     }
 
     fn fsyncdir(&self, _: u64, fh: u64) -> Result<()> {
-        self.file(fh)?.fsync()
+        Ok(self.file(fh)?.fsync()?)
     }
 
     fn statfs(&self, node: u64) -> Result<StatFs> {

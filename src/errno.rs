@@ -1,0 +1,110 @@
+//! Errors as errnos: the language of those that call the engine and of those that it calls.
+
+use std::{fmt, io, result};
+
+pub use libc::{
+    E2BIG, EACCES, EADDRINUSE, EAGAIN, EBADF, EBUSY, ECANCELED, ECONNABORTED, ECONNREFUSED, EDQUOT, EEXIST, EFBIG,
+    EINTR, EINVAL, EIO, EISDIR, ELOOP, EMFILE, EMLINK, ENAMETOOLONG, ENFILE, ENODATA, ENODEV, ENOENT, ENOLCK, ENOMEM,
+    ENOSPC, ENOSYS, ENOTCONN, ENOTDIR, ENOTEMPTY, ENOTTY, ENXIO, EOPNOTSUPP, EOVERFLOW, EPERM, EPIPE, ERANGE, EROFS,
+    ESRCH, ESTALE, EXDEV,
+};
+
+/// Another one has what was asked for, as a lock. It is Redox's number: Linux has one for this and for [`EAGAIN`].
+pub const EWOULDBLOCK: i32 = 41;
+
+/// Why an operation failed. Its text says that as a clause, which is the system's.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Error {
+    pub errno: i32,
+}
+
+pub type Result<T, E = Error> = result::Result<T, E>;
+
+impl Error {
+    pub const fn new(errno: i32) -> Self {
+        Self { errno }
+    }
+
+    /// The number that this system has for it.
+    pub const fn raw_os_error(self) -> i32 {
+        if self.errno == EWOULDBLOCK { libc::EWOULDBLOCK } else { self.errno }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = io::Error::from(*self).to_string();
+        // The standard library adds the number.
+        f.write_str(text.split_once(" (os error").map_or(&*text, |(clause, _)| clause))
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self} ({})", self.errno)
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl From<Error> for io::Error {
+    fn from(error: Error) -> Self {
+        io::Error::from_raw_os_error(error.raw_os_error())
+    }
+}
+
+/// The errnos of Redox are those of Linux.
+#[cfg(feature = "scheme")]
+impl From<syscall::Error> for Error {
+    fn from(error: syscall::Error) -> Self {
+        Self::new(error.errno)
+    }
+}
+
+#[cfg(feature = "scheme")]
+impl From<libredox::error::Error> for Error {
+    fn from(error: libredox::error::Error) -> Self {
+        Self::new(error.errno())
+    }
+}
+
+#[cfg(feature = "scheme")]
+impl From<Error> for syscall::Error {
+    fn from(error: Error) -> Self {
+        Self::new(error.errno)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_text_is_a_clause() {
+        assert_eq!(Error::new(ENOENT).to_string(), "No such file or directory");
+        assert_eq!(
+            Error::new(EWOULDBLOCK).to_string(),
+            io::Error::from_raw_os_error(libc::EWOULDBLOCK).to_string().split(" (").next().unwrap()
+        );
+    }
+
+    #[cfg(feature = "scheme")]
+    #[test]
+    fn numbers_are_those_of_redox() {
+        use syscall::error as redox;
+        let pairs = [
+            (EIO, redox::EIO),
+            (EDQUOT, redox::EDQUOT),
+            (ENODATA, redox::ENODATA),
+            (EOPNOTSUPP, redox::EOPNOTSUPP),
+            (ECANCELED, redox::ECANCELED),
+            (ESTALE, redox::ESTALE),
+            (EOVERFLOW, redox::EOVERFLOW),
+            (EWOULDBLOCK, redox::EWOULDBLOCK),
+            (EAGAIN, redox::EAGAIN),
+        ];
+        for (ours, theirs) in pairs {
+            assert_eq!(ours, theirs);
+        }
+    }
+}
