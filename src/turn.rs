@@ -1,7 +1,7 @@
 //! The turn: which of several threads takes the next request.
 //!
 //! A thread keeps the turn while it answers from memory, so such a request costs no switch to another thread. Before a thread waits for somebody
-//! else it passes the turn on: before a layer of another process is called, and before a lock that is taken. So what takes one thread long keeps
+//! else it passes the turn on: before a layer of another process is called, before a lock that is taken, and before something is logged. So what takes one thread long keeps
 //! no request waiting that can be answered without it.
 //!
 //! Locks: that of a turn is a leaf.
@@ -78,5 +78,51 @@ pub fn pass() {
         if let Some(thread) = next {
             thread.unpark();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[test]
+    fn who_has_the_turn_keeps_it_until_he_passes_it_on() {
+        let turn = Turn::default();
+        assert!(turn.take() && turn.take());
+        let (says, told) = mpsc::channel();
+        let (go, wait) = mpsc::channel::<()>();
+        let theirs = turn.clone();
+        let other = thread::spawn(move || {
+            let took = theirs.take();
+            says.send(took).unwrap();
+            wait.recv().unwrap();
+            pass();
+            wait.recv().unwrap();
+            theirs.take()
+        });
+        assert!(turn.take());
+        assert_eq!(told.try_recv(), Err(mpsc::TryRecvError::Empty));
+        pass();
+        assert_eq!(told.recv(), Ok(true));
+        go.send(()).unwrap();
+        assert!(turn.take(), "it was passed back");
+        turn.end();
+        go.send(()).unwrap();
+        assert!(!other.join().unwrap() && !turn.take());
+        pass();
+    }
+
+    #[test]
+    fn the_end_is_told_to_all_that_wait() {
+        let turn = Turn::default();
+        turn.take();
+        thread::scope(|scope| {
+            let others: Vec<_> = (0..3).map(|_| scope.spawn(|| turn.take())).collect();
+            turn.end();
+            assert!(others.into_iter().all(|other| !other.join().unwrap()));
+        });
+        pass();
     }
 }

@@ -11,6 +11,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
+use crate::turn;
+
 struct Logger;
 
 /// Begins to log: requests too, or not. Panics are logged from now on.
@@ -32,6 +34,8 @@ impl Log for Logger {
     fn log(&self, record: &Record<'_>) {
         if self.enabled(record.metadata()) {
             let line = line(SystemTime::now(), record.level(), record.args());
+            // Who writes the log down may wait for a request of his.
+            turn::pass();
             // Nobody can be told that nobody can be told.
             let _ = io::stderr().lock().write_all(line.as_bytes());
         }
