@@ -2,8 +2,8 @@
 //!
 //! Once it serves, the daemon is in an empty namespace and cannot remove its own name. So the program forks before it
 //! opens anything: the child serves, and the parent does nothing but wait for it, hand on the signals that end
-//! programs, and remove the name when the child is gone, however it went, if the child says that it has one. What it
-//! could reach through its namespace no request can ask it for. It asks for nothing there before the child is gone, so
+//! programs, answer who still waits for the child when that is gone (`spare`), and remove the name, however it went, if
+//! the child says that it has one. What it could reach through its namespace no request can ask it for. It asks for nothing there before the child is gone, so
 //! nobody waits for the child while the child waits for it.
 //!
 //! Everything here is done by a process with one thread, but for the one that waits for the word to stop.
@@ -17,7 +17,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::thread;
 
+use redox_scheme::Socket;
+
 use super::serve::Stop;
+use super::spare::{Lender, Lent, answer_all};
 use super::start::Watcher;
 use super::streams::Streams;
 
@@ -38,6 +41,8 @@ pub struct Kept {
     owns_name: bool,
     /// What to read and write in the background.
     streams: Option<Streams>,
+    /// How the parent gets the socket, where another process can have it.
+    lender: Option<Lender>,
 }
 
 impl Watcher for Kept {
@@ -46,6 +51,10 @@ impl Watcher for Kept {
         if owns != self.owns_name && self.named.write_all(&[0]).is_ok() {
             self.owns_name = owns;
         }
+    }
+
+    fn lend(&mut self, socket: &Socket) -> Option<Lent> {
+        self.lender.take().and_then(|lender| lender.lend(socket))
     }
 
     /// Has signals end the service from now on, and leaves the caller's streams.
@@ -100,6 +109,13 @@ pub unsafe fn keep(
     };
     let (signals, signalled) = pipe().map_err(|error| format!("No pipe can be made: {error}."))?;
     let (mut is_named, named) = pipe().map_err(|error| format!("No pipe can be made: {error}."))?;
+    // The kernel that is played on Linux is part of the daemon's process.
+    let lender = if cfg!(target_os = "redox") {
+        let (out, into) = pipe().map_err(|error| format!("No pipe can be made: {error}."))?;
+        Some(Lender { out, into })
+    } else {
+        None
+    };
     // None is missed before somebody handles it.
     hold_signals(libc::SIG_BLOCK);
     // SAFETY: as promised by the caller: what forked above has one thread too.
@@ -112,7 +128,7 @@ pub unsafe fn keep(
             SIGNALLED.store(signalled.into_raw_fd(), Ordering::Relaxed);
             handle(on_signal_in_child);
             drop(is_named);
-            Ok(serve(Kept { ready, signals, named, owns_name: false, streams }))
+            Ok(serve(Kept { ready, signals, named, owns_name: false, streams, lender }))
         }
         child => {
             drop((ready, signals, signalled, named, serve));
@@ -121,7 +137,12 @@ pub unsafe fn keep(
             }
             CHILD.store(child, Ordering::Relaxed);
             handle(on_signal_in_parent);
+            let lent = lender.map(|Lender { out, .. }| out);
             let status = wait_for(child);
+            // First of all: the manager of namespaces may be among those who wait.
+            if let Some(out) = lent {
+                answer_all(&out);
+            }
             let mut said = Vec::new();
             let owned = is_named.read_to_end(&mut said).is_ok() && said.len() % 2 == 1;
             if owned {

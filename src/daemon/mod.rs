@@ -2,7 +2,7 @@
 //!
 //! `start` is how the world learns of the scheme, `init` the pipe at which init waits, `serve` the request loop,
 //! `asking` what waits for other daemons, `name` how a scheme's name is removed, `namespace` the empty one in which the
-//! daemon serves, `log` what it says, `keeper` the process that waits for its end, and `streams` where it reads and
+//! daemon serves, `log` what it says, `keeper` the process that waits for its end, `spare` what that answers then, and `streams` where it reads and
 //! writes in the background. By the time that its name is known, the descriptors of its layers are all that it can
 //! reach.
 
@@ -13,6 +13,7 @@ mod log;
 mod name;
 mod namespace;
 mod serve;
+mod spare;
 mod start;
 mod streams;
 
@@ -32,6 +33,7 @@ pub use self::keeper::{Kept, keep};
 pub use self::log::start_log;
 pub use self::namespace::Empty;
 pub use self::serve::Stop;
+pub use self::spare::Lent;
 pub use self::start::Watcher;
 
 /// Mounts the overlay, gives the scheme its name, and serves until the scheme ends. `watcher` is told when clients can
@@ -43,11 +45,14 @@ pub fn run(arguments: &Arguments, init: Init, mut watcher: impl Watcher) -> Resu
     sign(&overlay, &holder);
     let empty = Empty::make().map_err(|error| format!("No namespace can be made in which to serve: {error}."))?;
     let scheme = OverlayScheme::new(overlay.clone(), name.clone()).protect_hardlinks(arguments.protected_hardlinks);
+    let mut lent = None;
     let served = serve(scheme, |socket, scheme, stop| {
+        lent = watcher.lend(socket);
         start::announce(socket, scheme, arguments, init, empty, &mut watcher).map_err(Ended::Said)?;
         watcher.ready(stop);
         Ok(())
     });
+    drop(lent);
     holder.ending = true;
     sign(&overlay, &holder);
     let settled =

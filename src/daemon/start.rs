@@ -14,6 +14,7 @@ use super::init::Init;
 use super::name;
 use super::namespace::Empty;
 use super::serve::Stop;
+use super::spare::Lent;
 use crate::layer::Layer;
 use crate::options::Arguments;
 use crate::scheme::OverlayScheme;
@@ -22,6 +23,11 @@ use crate::scheme::OverlayScheme;
 pub trait Watcher {
     /// Whether the name of the scheme is to be removed when the daemon is gone. First it is not.
     fn owns_name(&mut self, _owns: bool) {}
+
+    /// Is lent the socket before the scheme is known, to answer who waits for a daemon that was killed.
+    fn lend(&mut self, _socket: &Socket) -> Option<Lent> {
+        None
+    }
 
     /// Clients can use the tree. It is told what ends the service.
     fn ready(self, stop: Arc<Stop>);
