@@ -8,7 +8,8 @@ use std::borrow::Cow;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
-use crate::layer::Owner;
+use crate::errno::EOPNOTSUPP;
+use crate::layer::{Layer, Object, Owner, Result};
 
 /// What the names begin with by which overlays mark their layers: the kernel's, fuse-overlayfs and this one; and the tools of containers.
 const OWN: [&str; 5] =
@@ -50,6 +51,14 @@ pub fn shown(name: &OsStr) -> Option<Cow<'_, OsStr>> {
             Some(Cow::Owned(OsString::from_vec([prefix.as_bytes(), rest].concat())))
         }
         None => Some(Cow::Borrowed(name)),
+    }
+}
+
+/// The names of an object's attributes, those of an overlay's marks too: none where it cannot have any.
+pub fn names<L: Layer>(layer: &L, object: Object<'_, L>) -> Result<Vec<OsString>> {
+    match layer.xattrs(object) {
+        Err(error) if error.errno == EOPNOTSUPP => Ok(Vec::new()),
+        names => names,
     }
 }
 

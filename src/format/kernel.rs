@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use super::plan::{Creation, End, Move, Moved, MovedMark, Name, New, Onto, Placement, Removal, Rename, Seen, Step};
 use super::{DirMark, Features, Format, UpperFormat, WhiteoutMark, redirect_content, redirect_path};
-use crate::layer::{Kind, RenameMode, Stat};
+use crate::layer::{Kind, Layer, Object, RenameMode, Result, Stat};
 
 /// Where the attributes are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,8 +96,17 @@ impl Marks {
     }
 }
 
+/// What an object's attributes, which have these names, say.
+pub fn marks<L: Layer>(layer: &L, object: Object<'_, L>, names: &[OsString]) -> Result<Marks> {
+    let mut marks = Marks::default();
+    for name in names.iter().filter(|name| is_mark(name)) {
+        marks.add(name, &layer.xattr(object, name)?);
+    }
+    Ok(marks)
+}
+
 /// Whether an attribute may say something to [`Marks::add`].
-pub fn is_mark(name: &OsStr) -> bool {
+fn is_mark(name: &OsStr) -> bool {
     matches!(mark(name), Some("opaque" | REDIRECT))
 }
 

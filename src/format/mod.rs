@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | `oci` | the native format: the names of its markers, and its step sequences |
 //! | `kernel` | the same for the format of the kernel's overlayfs |
+//! | `listing` | one directory of a layer, read in the formats that it may be written in |
 //! | `plan` | what a step sequence is decided by, and what it consists of |
 //! | `attribute` | names of extended attributes that are marks, or that are escaped |
 //!
@@ -12,6 +13,7 @@
 
 pub mod attribute;
 pub mod kernel;
+pub mod listing;
 mod oci;
 pub mod plan;
 

@@ -19,12 +19,12 @@ use std::sync::Arc;
 
 use crate::errno::{ENOENT, ENOTDIR, EWOULDBLOCK};
 
+use crate::format::attribute::names;
 use crate::format::kernel::{self, Namespace};
 use crate::format::{self, Format};
 use crate::layer::{Layer, Object, Result};
-use crate::overlay::record::Record;
-use crate::overlay::stack::{LayerDir, Stack};
-use crate::overlay::{Layers, Overlay, Refused, Settings, xattr};
+use crate::overlay::on_disk::{LayerDir, Record, Stack};
+use crate::overlay::{Layers, Overlay, Refused, Settings};
 
 mod damage;
 pub mod options;
@@ -99,7 +99,7 @@ impl<L: Layer> Checker<L> {
         let root = upper.upper_root().ok_or(Refused::NoLayer)?.clone();
         let (layer, open) = (upper.layer(&root), upper.open(&root)?);
         let format = match layer.capabilities().xattrs {
-            true => Namespace::of(&xattr::names(layer, Object::Dir(&*open))?).map_or(format::OCI, kernel::format),
+            true => Namespace::of(&names(layer, Object::Dir(&*open))?).map_or(format::OCI, kernel::format),
             false => format::OCI,
         };
         let work = match &work_layer {

@@ -9,9 +9,8 @@ use crate::errno::{EBUSY, EEXIST, ENOENT, Error};
 
 use super::Checker;
 use crate::format;
-use crate::layer::{Kind, Layer, Object, RenameMode, Result};
-use crate::overlay::stack::LayerDir;
-use crate::overlay::{index, work};
+use crate::layer::{Kind, Layer, Object, RenameMode, Result, remove_all};
+use crate::overlay::on_disk::{LayerDir, rewrite};
 
 /// What is to be done about one finding.
 pub struct Repair<L: Layer> {
@@ -66,7 +65,7 @@ impl<L: Layer> Checker<L> {
     fn step(&self, dir: &Arc<LayerDir<L>>, step: &Step) -> Result<()> {
         let layer = self.upper.layer(dir);
         match step {
-            Step::Remove(name, kind) => self.keeping_times(dir, |open| match work::remove(layer, open, name, *kind) {
+            Step::Remove(name, kind) => self.keeping_times(dir, |open| match remove_all(layer, open, name, *kind) {
                 Err(error) if error.errno != ENOENT => Err(error),
                 _ => Ok(()),
             }),
@@ -75,7 +74,7 @@ impl<L: Layer> Checker<L> {
             Step::Rename(from, to) => {
                 self.keeping_times(dir, |open| layer.rename(open, from, open, to, RenameMode::Replace))
             }
-            Step::RewriteNumbers => index::rewrite(layer, &*self.upper.open(dir)?),
+            Step::RewriteNumbers => rewrite(layer, &*self.upper.open(dir)?),
         }
     }
 

@@ -1,7 +1,7 @@
 //! The walk through the upper layer, beside the same directories of the lower layers' merged tree.
 
-use std::ffi::{OsStr, OsString};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -9,11 +9,13 @@ use crate::errno::{ENAMETOOLONG, ENOENT, ENOTDIR};
 
 use super::repair::Step;
 use super::{Checker, Damage, Finding, Repair, Report};
+use crate::format::attribute::names;
 use crate::format::kernel::{self, Redirect};
+use crate::format::listing::{self, Hidden, Listing, Marks, Reading, RedirectFile};
 use crate::format::{self, DirMark, Meaning, PartOf, WhiteoutMark};
 use crate::layer::{Access, Kind, Layer, Object, Result};
-use crate::overlay::stack::LayerDir;
-use crate::overlay::{Node, merge, partial, xattr};
+use crate::overlay::Node;
+use crate::overlay::on_disk::{LayerDir, map_len, map_means_something};
 
 /// A directory of the upper layer that is still to be read.
 struct Task<L: Layer> {
@@ -49,27 +51,11 @@ enum Found<L: Layer> {
     Unknown,
 }
 
-/// A directory of the upper layer.
-struct Listing {
-    objects: Vec<(OsString, Kind)>,
-    whiteouts: Vec<Marker>,
-    parts: Vec<PartOf>,
-    maps: Vec<PartOf>,
-    opaque: bool,
-    redirect: Option<SaidRedirect>,
-}
-
-struct Marker {
-    /// Its own name.
-    name: OsString,
-    hidden: OsString,
-    kind: Kind,
-}
-
-enum SaidRedirect {
-    Path(PathBuf),
+/// Where a directory of the upper layer says that it merges.
+enum SaidRedirect<'a> {
+    Path(&'a Path),
     /// Another name beside the directory.
-    Sibling(OsString),
+    Sibling(&'a OsStr),
     /// No path.
     Nothing,
     /// It is no file: noted already.
@@ -78,12 +64,35 @@ enum SaidRedirect {
 
 impl Listing {
     fn object(&self, name: &OsStr) -> Option<Kind> {
-        self.objects.iter().find(|(object, _)| object == name).map(|(_, kind)| *kind)
+        self.objects.iter().find(|(object, ..)| object == name).map(|(_, kind, _)| *kind)
     }
 
     fn hides(&self, name: &OsStr) -> bool {
-        self.whiteouts.iter().any(|marker| marker.hidden == name)
+        self.whiteouts.iter().any(|whiteout| whiteout.name == name)
     }
+}
+
+impl Marks {
+    fn is_opaque(&self) -> bool {
+        self.opaque || self.attributes.opaque
+    }
+
+    fn said(&self) -> Option<SaidRedirect<'_>> {
+        match (&self.redirect, &self.attributes.redirect) {
+            (Some(RedirectFile { way: Some((path, _)), .. }), _) => Some(SaidRedirect::Path(path)),
+            (Some(RedirectFile { kind: Kind::File, .. }), _) => Some(SaidRedirect::Nothing),
+            (Some(_), _) => Some(SaidRedirect::NoFile),
+            (None, Some(Redirect::Path(path))) => Some(SaidRedirect::Path(path)),
+            (None, Some(Redirect::Sibling(name))) => Some(SaidRedirect::Sibling(name)),
+            (None, Some(Redirect::Nothing)) => Some(SaidRedirect::Nothing),
+            (None, None) => None,
+        }
+    }
+}
+
+/// So that the order of a report is not that in which a layer lists names.
+fn part_order((source, name): &PartOf) -> (Option<u128>, &OsStr) {
+    (*source, name)
 }
 
 impl<L: Layer> Report<L> {
@@ -109,7 +118,7 @@ impl<L: Layer> Checker<L> {
             }
             self.check_whiteouts(&task, &listing, &below, report)?;
             self.check_parts(&task, &listing, &below, report)?;
-            for (name, kind) in &listing.objects {
+            for (name, kind, _) in &listing.objects {
                 let path = task.path.join(name);
                 match kind {
                     Kind::Dir => {
@@ -126,116 +135,53 @@ impl<L: Layer> Checker<L> {
         Ok(())
     }
 
-    /// Lists a directory, and notes names that are not what they should be.
+    /// Reads a directory, and notes names that are not what they should be. What it has is in the order of the names.
     fn read(&self, task: &Task<L>, report: &mut Report<L>) -> Result<Listing> {
         let (layer, open) = (self.upper.layer(&task.dir), self.upper.open(&task.dir)?);
-        let mut entries = Vec::new();
-        layer.list(&open, &mut |entry| entries.push((entry.name.to_owned(), entry.kind)))?;
-        // The order of a listing is nobody's, the order of a report should be.
-        entries.sort_by(|a, b| a.0.cmp(&b.0));
-        let mut listing = Listing {
-            objects: Vec::new(),
-            whiteouts: Vec::new(),
-            parts: Vec::new(),
-            maps: Vec::new(),
-            opaque: false,
-            redirect: None,
-        };
-        if self.format.features().attribute_marks {
-            self.read_kernel_marks(task, entries, &mut listing)?;
-            return Ok(listing);
-        }
-        for (name, kind) in entries {
-            let is_top = task.path.as_os_str().is_empty();
-            let right = match format::meaning(&name) {
-                Meaning::Object if kind == Kind::CharDev && self.is_deletion(task, &name)? => {
-                    listing.whiteouts.push(Marker { hidden: name.clone(), name, kind });
-                    continue;
-                }
-                Meaning::Object => {
-                    listing.objects.push((name, kind));
-                    continue;
-                }
+        let has_devices =
+            || Ok(self.format.features().zero_devices && self.exists(&self.root, OsStr::new(format::DEVICES))?);
+        let mut listing = listing::read(layer, &*open, Reading::upper(self.format), has_devices)?;
+        let is_top = task.path.as_os_str().is_empty();
+        let mut noted = Vec::new();
+        for (name, kind) in &listing.odd {
+            let right = match self.format.meaning(name) {
                 // fuse-overlayfs leaves one beside its opaque mark.
-                Meaning::Whiteout(_) if kind == Kind::CharDev => continue,
+                Meaning::Whiteout(_) if *kind == Kind::CharDev => continue,
+                Meaning::Unknown if is_top && format::OF_AUFS.iter().any(|known| name == *known) => continue,
                 Meaning::Unknown if is_top && name == format::WORK => Kind::Dir,
                 Meaning::Unknown if is_top && (name == format::PARTS || name == format::DEVICES) => Kind::File,
-                Meaning::Unknown if is_top && format::OF_AUFS.iter().any(|known| name == *known) => continue,
                 Meaning::Unknown => {
-                    report.add(task.path.join(&name), Damage::Meaningless, None);
+                    noted.push((name.clone(), Damage::Meaningless, None));
                     continue;
                 }
                 _ => Kind::File,
             };
-            if kind != right {
-                report.add(task.path.join(&name), Damage::WrongKind, None);
-            }
-            match format::meaning(&name) {
-                Meaning::Whiteout(hidden) => {
-                    let hidden = hidden.to_owned();
-                    listing.whiteouts.push(Marker { name, hidden, kind });
-                }
-                Meaning::LongWhiteout if kind == Kind::File => {
-                    if let Some(hidden) = self.read_long(task, &name, report)? {
-                        listing.whiteouts.push(Marker { name, hidden, kind });
-                    }
-                }
-                Meaning::Opaque => listing.opaque = true,
-                Meaning::Redirect if kind == Kind::File => {
-                    let path = format::redirect_path(&self.content(&task.dir, &name)?);
-                    listing.redirect = Some(path.map_or(SaidRedirect::Nothing, SaidRedirect::Path));
-                }
-                Meaning::Redirect => listing.redirect = Some(SaidRedirect::NoFile),
-                Meaning::Part(of) if kind == Kind::File => listing.parts.push(of.to_owned()),
-                Meaning::Map(of) if kind == Kind::File => listing.maps.push(of.to_owned()),
-                _ => {}
+            if *kind != right {
+                noted.push((name.clone(), Damage::WrongKind, None));
             }
         }
+        listing.whiteouts.retain(|Hidden { name, marker, kind }| match self.format.meaning(marker) {
+            Meaning::Whiteout(_) => *kind != Kind::CharDev,
+            Meaning::LongWhiteout if *kind != Kind::File => false,
+            Meaning::LongWhiteout if !self.is_name(name) => {
+                noted.push((marker.clone(), Damage::NamesNothing, Some(Repair::remove(&task.dir, marker, Kind::File))));
+                false
+            }
+            _ => true,
+        });
+        listing.objects.sort_by(|one, other| one.0.cmp(&other.0));
+        listing.whiteouts.sort_by(|one, other| one.marker.cmp(&other.marker));
+        listing.parts.sort_by(|one, other| part_order(one).cmp(&part_order(other)));
+        listing.maps.sort_by(|one, other| part_order(one).cmp(&part_order(other)));
+        noted.sort_by(|one, other| one.0.cmp(&other.0));
+        noted.into_iter().for_each(|(name, damage, repair)| report.add(task.path.join(name), damage, repair));
         Ok(listing)
     }
 
-    /// Whether a device in a layer of the native format is a deletion of fuse-overlayfs.
-    fn is_deletion(&self, task: &Task<L>, name: &OsStr) -> Result<bool> {
-        Ok(kernel::is_whiteout(&self.upper.stat(&task.dir, name)?)
-            && !self.exists(&self.root, OsStr::new(format::DEVICES))?)
-    }
-
-    fn read_kernel_marks(&self, task: &Task<L>, entries: Vec<(OsString, Kind)>, listing: &mut Listing) -> Result<()> {
-        let (layer, open) = (self.upper.layer(&task.dir), self.upper.open(&task.dir)?);
-        for (name, kind) in entries {
-            match kind {
-                Kind::CharDev if kernel::is_whiteout(&layer.stat(Object::Entry(&*open, &name))?) => {
-                    listing.whiteouts.push(Marker { hidden: name.clone(), name, kind });
-                }
-                _ => listing.objects.push((name, kind)),
-            }
-        }
-        let object = Object::Dir(&*open);
-        let marks = merge::said(layer, object, &xattr::names(layer, object)?)?;
-        listing.opaque = marks.opaque;
-        listing.redirect = marks.redirect.map(|redirect| match redirect {
-            Redirect::Path(path) => SaidRedirect::Path(path),
-            Redirect::Sibling(name) => SaidRedirect::Sibling(name),
-            Redirect::Nothing => SaidRedirect::Nothing,
-        });
-        Ok(())
-    }
-
-    /// What the whiteout of a long name hides. Notes if it names nothing, which is None.
-    fn read_long(&self, task: &Task<L>, name: &OsStr, report: &mut Report<L>) -> Result<Option<OsString>> {
-        let hidden = OsString::from_vec(self.content(&task.dir, name)?);
-        let path = task.path.join(name);
-        let bytes = hidden.as_bytes();
-        if bytes.is_empty() || bytes.len() > self.name_max || bytes.contains(&b'/') || bytes.contains(&0) {
-            report.add(path, Damage::NamesNothing, Some(Repair::remove(&task.dir, name, Kind::File)));
-            return Ok(None);
-        }
-        Ok(Some(hidden))
-    }
-
-    /// The content of a small file.
-    fn content(&self, dir: &LayerDir<L>, name: &OsStr) -> Result<Vec<u8>> {
-        self.prefix(dir, name, format::CONTENT_MAX)
+    /// Whether an object can have this name.
+    fn is_name(&self, name: &OsStr) -> bool {
+        let bytes = name.as_bytes();
+        !bytes.is_empty() && bytes.len() <= self.name_max && !bytes.contains(&b'/') && !bytes.contains(&0)
     }
 
     /// The first `len` bytes of a file, at most.
@@ -250,15 +196,15 @@ impl<L: Layer> Checker<L> {
 
     /// What a directory merges with, as it says itself.
     fn narrow(&self, task: &Task<L>, listing: &Listing, report: &mut Report<L>) -> Result<Below<L>> {
-        let Some(redirect) = &listing.redirect else {
-            return Ok(if listing.opaque { Below::Nothing } else { task.below.clone() });
+        let Some(redirect) = listing.marks.said() else {
+            return Ok(if listing.marks.is_opaque() { Below::Nothing } else { task.below.clone() });
         };
         let file = match self.format.redirect(Path::new("")) {
             DirMark::File { name, .. } => Some(OsStr::new(name)),
             DirMark::Attribute { .. } => None,
         };
         let path = file.map_or_else(|| task.path.clone(), |file| task.path.join(file));
-        if listing.opaque {
+        if listing.marks.is_opaque() {
             // The kernel never looks at the other then, and may have left both.
             if let Some(file) = file
                 && !matches!(redirect, SaidRedirect::NoFile)
@@ -269,7 +215,7 @@ impl<L: Layer> Checker<L> {
             return Ok(Below::Nothing);
         }
         let target = match (redirect, &task.below) {
-            (SaidRedirect::Path(target), _) => target.clone(),
+            (SaidRedirect::Path(target), _) => target.to_owned(),
             (SaidRedirect::Sibling(name), Below::Dir(_, own)) if own.parent().is_some() => own.with_file_name(name),
             (SaidRedirect::Sibling(name), _) => task.path.with_file_name(name),
             (SaidRedirect::Nothing | SaidRedirect::NoFile, _) => {
@@ -296,7 +242,7 @@ impl<L: Layer> Checker<L> {
         below: &Below<L>,
         report: &mut Report<L>,
     ) -> Result<()> {
-        for Marker { name, hidden, kind } in &listing.whiteouts {
+        for Hidden { marker: name, name: hidden, kind } in &listing.whiteouts {
             let removable = *kind != Kind::Dir;
             let path = task.path.join(name);
             let remove = Step::Remove(name.clone(), *kind);
@@ -370,7 +316,7 @@ impl<L: Layer> Checker<L> {
                     continue;
                 }
             };
-            let Some(len) = partial::map_len(source.size) else {
+            let Some(len) = map_len(source.size) else {
                 report.add(path, Damage::NoSource, None);
                 continue;
             };
@@ -378,7 +324,7 @@ impl<L: Layer> Checker<L> {
                 let content = self.prefix(&task.dir, &map, len)?;
                 let epoch = self.upper.layer(&task.dir).epoch();
                 // An empty one was made and not written: it is as none.
-                if !content.is_empty() && !partial::means_something(&content, source.size, epoch) {
+                if !content.is_empty() && !map_means_something(&content, source.size, epoch) {
                     let remove = Repair::remove(&task.dir, &map, Kind::File);
                     report.add(task.path.join(&map), Damage::MapMeansNothing, Some(remove));
                 }
@@ -432,11 +378,11 @@ impl<L: Layer> Checker<L> {
     ) -> Result<()> {
         let (layer, open) = (self.upper.layer(dir), self.upper.open(dir)?);
         let object = Object::Entry(&*open, name);
-        let names = xattr::names(layer, object)?;
+        let names = names(layer, object)?;
         if !names.iter().any(|name| kernel::is_metacopy_mark(name)) {
             return Ok(());
         }
-        let data = match merge::said(layer, object, &names)?.redirect {
+        let data = match kernel::marks(layer, object, &names)?.redirect {
             Some(Redirect::Path(path)) => self.find(&path)?.map_or(Found::Nothing, Found::Object),
             Some(Redirect::Sibling(sibling)) => self.found(below, &sibling)?,
             Some(Redirect::Nothing) => Found::Nothing,

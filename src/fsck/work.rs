@@ -7,15 +7,17 @@ use std::sync::Arc;
 use super::repair::Step;
 use super::{Checker, Damage, Finding, Repair, Report};
 use crate::format;
-use crate::layer::{Kind, Layer, Result};
-use crate::overlay::stack::LayerDir;
-use crate::overlay::{HOLDER, VOLATILE_MARK, index, is_marked_volatile, work};
+use crate::layer::{Kind, Layer, Result, entries};
+use crate::overlay::VOLATILE_MARK;
+use crate::overlay::on_disk::{
+    HOLDER, LayerDir, NUMBERS, Origin, is_kept, is_marked_volatile, is_ours, origin, review,
+};
 
 /// The directories that the kernel's overlayfs keeps in a work directory.
 const KERNEL: [&str; 2] = ["work", "index"];
 
 /// The name of a copy in the work directory, and what it was copied from.
-type Copy = (OsString, index::Origin);
+type Copy = (OsString, Origin);
 
 impl<L: Layer> Checker<L> {
     /// Looks through the work directory, which nobody must be using.
@@ -29,22 +31,22 @@ impl<L: Layer> Checker<L> {
         if is_volatile {
             add(VOLATILE_MARK.into(), Damage::Volatile, None);
         }
-        let mut entries = work::entries(layer, &open)?;
+        let mut entries = entries(layer, &open)?;
         entries.sort_by(|a, b| a.0.cmp(&b.0));
         for (name, kind) in &entries {
             let is_kernels = *kind == Kind::Dir && KERNEL.iter().any(|known| name == *known);
-            if !work::is_ours(name, *kind) {
+            if !is_ours(name, *kind) {
                 add(name.into(), Damage::Foreign, None);
             } else if is_kernels && (self.format.features().is_kernels || is_volatile && name == KERNEL[0]) {
                 // The kernel needs what it has in them, and the mark of volatile is in the first.
-            } else if !work::is_kept(name, *kind) && name != HOLDER {
+            } else if !is_kept(name, *kind) && name != HOLDER {
                 add(name.into(), Damage::Leftover, Some(Repair::remove(dir, name, *kind)));
             }
         }
-        let review = index::review(layer, &open)?;
+        let review = review(layer, &open)?;
         if !review.whole {
             let rewrite = Repair { dir: dir.clone(), steps: vec![Step::RewriteNumbers] };
-            add(index::NUMBERS.into(), Damage::BadNumbers, Some(rewrite));
+            add(NUMBERS.into(), Damage::BadNumbers, Some(rewrite));
         }
         let mut lone = self.nameless_copies(dir, review.links)?;
         self.drop_shown(&mut lone)?;
@@ -58,7 +60,7 @@ impl<L: Layer> Checker<L> {
     /// upper one was stacked on, or what one of its directories merges with.
     pub(super) fn find_unused(&self) -> Result<Vec<Finding<L>>> {
         let Some(dir) = &self.work else { return Ok(Vec::new()) };
-        let review = index::review(self.upper.layer(dir), &*self.upper.open(dir)?)?;
+        let review = review(self.upper.layer(dir), &*self.upper.open(dir)?)?;
         let mut copies = self.nameless_copies(dir, review.links)?;
         // Most layers have none, and need not be walked through.
         if copies.is_empty() {
@@ -128,15 +130,15 @@ impl<L: Layer> Checker<L> {
             if copies.is_empty() {
                 return Ok(());
             }
-            for (name, kind) in work::entries(stack.layer(&dir), &*stack.open(&dir)?)? {
+            for (name, kind) in entries(stack.layer(&dir), &*stack.open(&dir)?)? {
                 if kind == Kind::Dir {
                     if !format::is_reserved(OsStr::new(&name)) {
                         dirs.push(stack.child(&dir, &name));
                     }
                     continue;
                 }
-                let origin = index::origin(stack, &dir, &stack.stat(&dir, &name)?);
-                copies.retain(|(_, of)| *of != origin);
+                let of = origin(stack, &dir, &stack.stat(&dir, &name)?);
+                copies.retain(|(_, copied)| *copied != of);
             }
         }
         Ok(())

@@ -218,6 +218,23 @@ pub struct Capabilities {
     pub ordered: bool,
 }
 
+/// What is in a directory of a layer.
+pub fn entries<L: Layer>(layer: &L, dir: &L::Dir) -> Result<Vec<(OsString, Kind)>> {
+    let mut entries = Vec::new();
+    layer.list(dir, &mut |entry| entries.push((entry.name.to_owned(), entry.kind)))?;
+    Ok(entries)
+}
+
+/// Removes an entry of a directory of a layer, with all that is in it. It is for what overlays make, which is not deep.
+pub fn remove_all<L: Layer>(layer: &L, dir: &L::Dir, name: &OsStr, kind: Kind) -> Result<()> {
+    if kind != Kind::Dir {
+        return layer.unlink(dir, name);
+    }
+    let open = layer.open_dir(dir, name)?;
+    entries(layer, &open)?.iter().try_for_each(|(name, kind)| remove_all(layer, &open, name, *kind))?;
+    layer.remove_dir(dir, name)
+}
+
 /// Writes all of `bytes` at `offset`, in as many calls as the layer takes.
 pub fn write_all<L: Layer>(layer: &L, file: &L::File, mut bytes: &[u8], mut offset: u64) -> Result<()> {
     while !bytes.is_empty() {

@@ -11,11 +11,11 @@ use std::path::{Path, PathBuf};
 use crate::errno::{EEXIST, EINVAL, ENOENT, ENOTDIR, EOPNOTSUPP, EPERM, Error};
 
 use super::stack::Stack;
-use super::work::{Refused, TRIAL, TRIAL_MARKER, entries};
-use super::xattr::names;
+use super::work::{Refused, TRIAL, TRIAL_MARKER};
+use crate::format::attribute::names;
 use crate::format::kernel::{self, Namespace};
 use crate::format::{self, Format, Meaning, Wanted};
-use crate::layer::{Kind, Layer, Object, RenameMode, Result, XattrMode};
+use crate::layer::{Kind, Layer, Object, RenameMode, Result, XattrMode, entries};
 
 /// Where the kernel's overlayfs keeps, with its option index, which names of lower layers are links of a file that was changed.
 const INDEX: &str = "index";

@@ -6,7 +6,7 @@
 //! devices; all that were deletions are markers by then.
 
 use std::collections::HashMap;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::sync::Arc;
 
 use crate::errno::{EEXIST, EIO, ENOENT, EPERM, Error};
@@ -66,7 +66,7 @@ impl<L: Layer> Overlay<L> {
                     deletions.push(name);
                 }
             }
-            self.make_markers(&dir, &deletions)?;
+            self.make_markers(&dir, deletions.iter().map(|name| &**name))?;
             dirs.extend(below.iter().map(|name| self.stack.child(&dir, name)));
         }
         let _dir = self.root.dir()?;
@@ -83,16 +83,20 @@ impl<L: Layer> Overlay<L> {
 
     /// Replaces devices that are deletions, in a directory of the upper layer, by markers. Each step leaves the names deleted, and the directory's
     /// times stay.
-    pub(super) fn make_markers(&self, dir: &Arc<LayerDir<L>>, names: &[OsString]) -> Result<()> {
-        if names.is_empty() {
+    pub(super) fn make_markers<'n>(
+        &self,
+        dir: &Arc<LayerDir<L>>,
+        names: impl ExactSizeIterator<Item = &'n OsStr> + Clone,
+    ) -> Result<()> {
+        if names.len() == 0 {
             return Ok(());
         }
         let (upper, _) = self.upper()?;
         let open = self.stack.open(dir)?;
         let before = upper.stat(Object::Dir(&*open))?;
-        names.iter().try_for_each(|name| self.add_whiteout(dir, name))?;
+        names.clone().try_for_each(|name| self.add_whiteout(dir, name))?;
         self.settle_dir(dir)?;
-        names.iter().try_for_each(|name| upper.unlink(&open, name))?;
+        names.clone().try_for_each(|name| upper.unlink(&open, name))?;
         upper.set_times(Object::Dir(&*open), before.atime, before.mtime)
     }
 }

@@ -3,11 +3,10 @@
 //! A directory is read whole, once: then every name in it is known in all layers, also those that do not exist, and nobody needs
 //! to be asked again. The layers come topmost first; a marker ends what shows from those below it.
 //!
-//! Lower layers are read in both formats, whoever made them: that of [`format`], and the kernel's. The upper layer is read in the one in
-//! which it is written.
+//! What one layer has is read by [`listing::read`], in the formats in which the layer may be written.
 
-use std::ffi::{OsStr, OsString};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -20,27 +19,13 @@ use super::node::{Dir, Node};
 use super::partial::lender;
 use super::stack::LayerDir;
 use super::trust::{Author, Way};
-use super::xattr::names;
-use crate::format::{self, Meaning, PartOf, kernel};
-use crate::layer::{Access, Kind, Layer, Object, Result, Stat};
-
-/// What one layer has in one directory.
-struct Listing {
-    objects: Vec<(OsString, Kind, u64)>,
-    whiteouts: Vec<OsString>,
-    /// Those of which a device is the deletion.
-    devices: Vec<OsString>,
-    /// The partial copies, and the maps of some.
-    parts: Vec<PartOf>,
-    maps: Vec<PartOf>,
-    marks: Marks,
-    /// Whether there are reserved names that mean nothing to us.
-    foreign: bool,
-}
+use crate::format::listing::{self, Listing, Marks, Reading};
+use crate::format::{self, PartOf, kernel};
+use crate::layer::{Kind, Layer, Object, Result};
 
 /// What one layer's directory says of the layers below it.
 #[derive(Default)]
-struct Marks {
+struct Narrows {
     opaque: bool,
     redirect: Option<Way>,
 }
@@ -53,23 +38,23 @@ impl<L: Layer> Overlay<L> {
             let (mut parts, mut maps) = (Vec::new(), Vec::new());
             let mut rest = dir.lowers.clone();
             if let Some(upper) = dir.upper.clone() {
-                let listing = self.list_layer(&upper)?;
+                let (listing, narrows) = self.list_layer(&upper)?;
                 for (name, kind, ino) in &listing.objects {
                     names.add_upper(name, *kind, *ino);
                 }
-                for name in &listing.whiteouts {
-                    names.add_whiteout(name);
+                for whiteout in &listing.whiteouts {
+                    names.add_whiteout(&whiteout.name);
                 }
-                if self.format().features().zero_devices && !listing.devices.is_empty() {
-                    match self.make_markers(&upper, &listing.devices) {
+                let devices: Vec<_> = listing.whiteouts.iter().filter(|whiteout| whiteout.is_in_place()).collect();
+                if self.format().features().zero_devices && !devices.is_empty() {
+                    match self.make_markers(&upper, devices.iter().map(|device| &*device.name)) {
                         Err(error) => log::warn!("deletions of fuse-overlayfs cannot be written as markers: {error}"),
                         Ok(()) => node.state.lock().stale = true,
                     }
                 }
-                self.narrow(&upper, &listing.marks, &mut rest)?;
-                dir.foreign = listing.foreign;
-                dir.opaque = listing.marks.opaque;
-                dir.redirect = listing.marks.redirect;
+                self.narrow(&upper, &narrows, &mut rest)?;
+                dir.foreign = !listing.odd.is_empty();
+                (dir.opaque, dir.redirect) = (narrows.opaque, narrows.redirect);
                 (parts, maps) = (listing.parts, listing.maps);
             }
             let mut lowers = Vec::new();
@@ -79,7 +64,7 @@ impl<L: Layer> Overlay<L> {
                 if (dir.upper.is_some() || !lowers.is_empty()) && !self.may_merge(&lower)? {
                     break;
                 }
-                let listing = self.list_layer(&lower)?;
+                let (listing, narrows) = self.list_layer(&lower)?;
                 let index = lowers.len() as u32;
                 for (name, kind, ino) in &listing.objects {
                     match self.hidden.contains(&(self.stack.device(&lower), *ino)) {
@@ -87,15 +72,15 @@ impl<L: Layer> Overlay<L> {
                         true => names.add_hidden(name, *kind, *ino, index),
                     }
                 }
-                for name in &listing.whiteouts {
-                    names.close(name);
+                for whiteout in &listing.whiteouts {
+                    names.close(&whiteout.name);
                 }
                 if self.partials.shown && lower.index() == 0 {
                     parts = listing.parts;
-                    parts.retain(|(_, name)| !listing.whiteouts.contains(name));
+                    parts.retain(|(_, name)| listing.whiteouts.iter().all(|whiteout| whiteout.name != *name));
                 }
                 rest.reverse();
-                self.narrow(&lower, &listing.marks, &mut rest)?;
+                self.narrow(&lower, &narrows, &mut rest)?;
                 rest.reverse();
                 lowers.push(lower);
             }
@@ -164,10 +149,10 @@ impl<L: Layer> Overlay<L> {
     }
 
     /// Takes from `rest`, the directories that would merge below `dir`, what the marks in `dir` say.
-    fn narrow(&self, dir: &LayerDir<L>, marks: &Marks, rest: &mut Vec<Arc<LayerDir<L>>>) -> Result<()> {
-        if marks.opaque {
+    fn narrow(&self, dir: &LayerDir<L>, narrows: &Narrows, rest: &mut Vec<Arc<LayerDir<L>>>) -> Result<()> {
+        if narrows.opaque {
             rest.clear();
-        } else if let Some(way) = &marks.redirect {
+        } else if let Some(way) = &narrows.redirect {
             let way = Way { author: Author::and(way.author, dir.author()), ..way.clone() };
             *rest = self.resolve(&way, self.stack.roots_below(dir).to_vec())?;
         }
@@ -186,7 +171,7 @@ impl<L: Layer> Overlay<L> {
                         break;
                     }
                     below.push(child);
-                } else if self.kind_in(&dir, name)?.is_some() {
+                } else if listing::kind_of(self.stack.layer(&dir), &*self.stack.open(&dir)?, name)?.is_some() {
                     break;
                 }
                 if self.is_whited_out(&dir, name)? {
@@ -205,13 +190,13 @@ impl<L: Layer> Overlay<L> {
             if !dirs.is_empty() && !self.may_merge(&dir)? {
                 break;
             }
-            let marks = self.marks(&dir)?;
+            let narrows = self.narrows(&dir, &self.marks(&dir)?)?;
             let below = self.stack.roots_below(&dir).to_vec();
             let author = dir.author();
             dirs.push(dir);
-            if marks.opaque {
+            if narrows.opaque {
                 break;
-            } else if let Some(way) = marks.redirect {
+            } else if let Some(way) = narrows.redirect {
                 dirs.extend(self.resolve(&Way { author: Author::and(way.author, author), ..way }, below)?);
                 break;
             }
@@ -234,64 +219,44 @@ impl<L: Layer> Overlay<L> {
         })
     }
 
-    /// What is there under a name of a layer's directory.
-    fn kind_in(&self, dir: &LayerDir<L>, name: &OsStr) -> Result<Option<Kind>> {
-        match self.stack.stat(dir, name) {
-            Ok(stat) => Ok(Some(stat.kind)),
-            Err(error) if error.errno == ENOENT => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
+    /// Whether a directory of a layer has the marker of a name.
     pub(super) fn is_whited_out(&self, dir: &LayerDir<L>, name: &OsStr) -> Result<bool> {
-        let marker = format::whiteout(name, self.name_max);
-        match self.kind_in(dir, &marker.name)? {
-            Some(kind) if !marker.content.is_empty() => {
-                Ok(self.read_content(dir, &marker.name, kind)?.0 == marker.content)
-            }
-            found => Ok(found.is_some()),
-        }
+        listing::has_marker(self.stack.layer(dir), &*self.stack.open(dir)?, name, self.name_max)
     }
 
-    /// Whether the marks of the kernel's format mean anything in `dir`, if there are any.
-    pub(super) fn has_kernel_marks(&self, dir: &LayerDir<L>) -> bool {
-        let read = !self.stack.is_upper(dir) || self.format().features().attribute_marks;
-        read && self.stack.layer(dir).capabilities().xattrs
+    /// How the marks of the layer are read that `dir` is in.
+    pub(super) fn reading(&self, dir: &LayerDir<L>) -> Reading {
+        if self.stack.is_upper(dir) { Reading::upper(self.format()) } else { Reading::LOWER }
     }
 
-    /// What an entry of `dir` means.
-    fn meaning<'n>(&self, dir: &LayerDir<L>, name: &'n OsStr) -> Meaning<'n> {
-        if self.stack.is_upper(dir) { self.format().meaning(name) } else { format::meaning(name) }
-    }
-
-    /// What `dir` says of the layers below it, without reading all of it.
+    /// The marks of a directory, without reading all of it.
     fn marks(&self, dir: &LayerDir<L>) -> Result<Marks> {
-        let (marks, more) = self.both_marks(dir)?;
-        self.with_kernel_marks(dir, marks, &more)
+        listing::read_marks(self.stack.layer(dir), &*self.stack.open(dir)?, self.reading(dir))
     }
 
-    /// The same in each format.
-    fn both_marks(&self, dir: &LayerDir<L>) -> Result<(Marks, kernel::Marks)> {
-        if self.stack.is_upper(dir) && !self.format().features().reserved_names {
-            return Ok((Marks::default(), self.kernel_marks(dir)?));
+    /// What the files of a directory say. A redirect that is no path hides what is below, since nobody knows what it was to show.
+    fn files_say(&self, dir: &LayerDir<L>, marks: &Marks) -> Narrows {
+        let Some(file) = &marks.redirect else {
+            return Narrows { opaque: marks.opaque, redirect: None };
+        };
+        match &file.way {
+            Some((path, stat)) => {
+                let way = Way { path: path.clone(), author: self.author(stat) };
+                Narrows { opaque: marks.opaque, redirect: Some(way) }
+            }
+            None => {
+                log::warn!(
+                    "a directory of layer {} has a redirect that names no path: nothing merges with it",
+                    dir.index()
+                );
+                Narrows { opaque: true, redirect: None }
+            }
         }
-        let redirect = self.kind_in(dir, OsStr::new(format::REDIRECT))?;
-        let opaque = self.kind_in(dir, OsStr::new(format::OPAQUE))?.is_some();
-        Ok((self.marks_of(dir, opaque, redirect)?, self.kernel_marks(dir)?))
     }
 
-    /// What the attributes of a directory say, in a layer that may come from the kernel's overlayfs.
-    fn kernel_marks(&self, dir: &LayerDir<L>) -> Result<kernel::Marks> {
-        if !self.has_kernel_marks(dir) {
-            return Ok(kernel::Marks::default());
-        }
-        let (layer, open) = (self.stack.layer(dir), self.stack.open(dir)?);
-        let object = Object::Dir(&*open);
-        said(layer, object, &names(layer, object)?)
-    }
-
-    /// The marks of a directory in both formats.
-    fn with_kernel_marks(&self, dir: &LayerDir<L>, marks: Marks, more: &kernel::Marks) -> Result<Marks> {
+    /// What the marks of a directory say in both formats.
+    fn narrows(&self, dir: &LayerDir<L>, marks: &Marks) -> Result<Narrows> {
+        let (files, more) = (self.files_say(dir, marks), &marks.attributes);
         let (opaque, mut redirect) = match &more.redirect {
             None => (false, None),
             Some(kernel::Redirect::Path(path)) => (false, Some(Way { path: path.clone(), author: None })),
@@ -304,18 +269,19 @@ impl<L: Layer> Overlay<L> {
         if let Some(way) = &mut redirect {
             way.author = Author::and(way.author, self.redirect_author(dir, more)?);
         }
-        Ok(Marks { opaque: marks.opaque || more.opaque || opaque, redirect: marks.redirect.or(redirect) })
+        Ok(Narrows { opaque: files.opaque || more.opaque || opaque, redirect: files.redirect.or(redirect) })
     }
 
     /// The path, in the layers below its own, of what a directory merges with; None if it merges with nothing.
     pub(super) fn path_below(&self, dir: &Arc<LayerDir<L>>) -> Result<Option<Way>> {
         let (mut dir, mut names, mut author) = (dir.clone(), Vec::new(), None);
         let mut way = loop {
-            let (marks, more) = self.both_marks(&dir)?;
-            if marks.opaque || more.opaque {
+            let marks = self.marks(&dir)?;
+            let (files, more) = (self.files_say(&dir, &marks), marks.attributes);
+            if files.opaque || more.opaque {
                 return Ok(None);
             }
-            if let Some(way) = marks.redirect {
+            if let Some(way) = files.redirect {
                 break way;
             }
             author = Author::and(author, self.redirect_author(&dir, &more)?);
@@ -341,101 +307,11 @@ impl<L: Layer> Overlay<L> {
         Ok(self.author(&self.stack.layer(dir).stat(Object::Dir(&*self.stack.open(dir)?))?))
     }
 
-    /// Takes out of the objects of a layer that may come from another overlay those that are deletions. Answers which of these are devices.
-    fn kernel_whiteouts(
-        &self,
-        dir: &LayerDir<L>,
-        marks: &kernel::Marks,
-        objects: &mut Vec<(OsString, Kind, u64)>,
-        whiteouts: &mut Vec<OsString>,
-    ) -> Result<Vec<OsString>> {
-        let is_upper = self.stack.is_upper(dir);
-        let layer = self.stack.layer(dir);
-        let is_whiteout = |name: &OsStr, kind| match kind {
-            Kind::CharDev => Ok(kernel::is_whiteout(&self.stack.stat(dir, name)?) && !self.has_devices(dir)?),
-            // The kernel does not look for them in an upper layer.
-            Kind::File if marks.file_whiteouts && !is_upper => {
-                let names = names(layer, Object::Entry(&*self.stack.open(dir)?, name))?;
-                Ok(names.iter().any(|name| kernel::is_whiteout_mark(name)))
-            }
-            _ => Ok(false),
-        };
-        let mut devices = Vec::new();
-        let mut result = Ok(());
-        objects.retain(|(name, kind, _)| match is_whiteout(name, *kind) {
-            Ok(false) => true,
-            Ok(true) => {
-                whiteouts.push(name.clone());
-                if *kind == Kind::CharDev {
-                    devices.push(name.clone());
-                }
-                false
-            }
-            Err(error) => {
-                result = Err(error);
-                true
-            }
-        });
-        result.map(|()| devices)
-    }
-
-    /// The marks of a directory that has the opaque mark or not, and a redirect of this kind or none. A redirect that is no
-    /// path hides what is below, since nobody knows what it was to show.
-    fn marks_of(&self, dir: &LayerDir<L>, opaque: bool, redirect: Option<Kind>) -> Result<Marks> {
-        let Some(kind) = redirect else {
-            return Ok(Marks { opaque, redirect: None });
-        };
-        let (content, stat) = self.read_content(dir, OsStr::new(format::REDIRECT), kind)?;
-        Ok(match format::redirect_path(&content).zip(stat) {
-            Some((path, stat)) => Marks { opaque, redirect: Some(Way { path, author: self.author(&stat) }) },
-            None => {
-                log::warn!(
-                    "a directory of layer {} has a redirect that names no path: nothing merges with it",
-                    dir.index()
-                );
-                Marks { opaque: true, redirect: None }
-            }
-        })
-    }
-
-    fn list_layer(&self, dir: &LayerDir<L>) -> Result<Listing> {
-        let open = self.stack.open(dir)?;
-        let mut objects = Vec::new();
-        let mut whiteouts = Vec::new();
-        let mut long = Vec::new();
-        let (mut parts, mut maps) = (Vec::new(), Vec::new());
-        let (mut opaque, mut redirect, mut foreign) = (false, None, false);
-        self.stack.layer(dir).list(&open, &mut |entry| match self.meaning(dir, entry.name) {
-            Meaning::Object => objects.push((entry.name.to_owned(), entry.kind, entry.ino)),
-            Meaning::Whiteout(name) => whiteouts.push(name.to_owned()),
-            Meaning::LongWhiteout => long.push((entry.name.to_owned(), entry.kind)),
-            Meaning::Opaque => opaque = true,
-            Meaning::Redirect => redirect = Some(entry.kind),
-            Meaning::Part(lent) if entry.kind == Kind::File => parts.push(lent.to_owned()),
-            Meaning::Map(lent) if entry.kind == Kind::File => maps.push(lent.to_owned()),
-            Meaning::Part(_) | Meaning::Map(_) | Meaning::Unknown => foreign = true,
-        })?;
-        for (marker, kind) in long {
-            whiteouts.push(OsString::from_vec(self.read_content(dir, &marker, kind)?.0));
-        }
-        let more = self.kernel_marks(dir)?;
-        let devices = self.kernel_whiteouts(dir, &more, &mut objects, &mut whiteouts)?;
-        let marks = self.with_kernel_marks(dir, self.marks_of(dir, opaque, redirect)?, &more)?;
-        Ok(Listing { objects, whiteouts, devices, parts, maps, marks, foreign })
-    }
-
-    /// The content of a small file of the format, and its attributes: nothing if what has its name is no file.
-    fn read_content(&self, dir: &LayerDir<L>, name: &OsStr, kind: Kind) -> Result<(Vec<u8>, Option<Stat>)> {
-        if kind != Kind::File {
-            return Ok((Vec::new(), None));
-        }
-        let layer = self.stack.layer(dir);
-        let file = layer.open_file(&*self.stack.open(dir)?, name, Access::Read)?;
-        let stat = layer.stat(Object::File(&file))?;
-        let mut content = vec![0; (stat.size as usize).min(format::CONTENT_MAX)];
-        let read = layer.read_at(&file, &mut content, 0)?;
-        content.truncate(read);
-        Ok((content, Some(stat)))
+    fn list_layer(&self, dir: &LayerDir<L>) -> Result<(Listing, Narrows)> {
+        let (layer, open) = (self.stack.layer(dir), self.stack.open(dir)?);
+        let listing = listing::read(layer, &*open, self.reading(dir), || self.has_devices(dir))?;
+        let narrows = self.narrows(dir, &listing.marks)?;
+        Ok((listing, narrows))
     }
 
     /// The path in the merged lower layers that a directory of the upper layer merges with. EXDEV if that is on the word of somebody who is not
@@ -459,13 +335,4 @@ impl<L: Layer> Overlay<L> {
         path.extend(names.iter().rev().map(|name| Path::new(OsStr::from_bytes(name.as_bytes()))));
         Ok(path)
     }
-}
-
-/// What an object's attributes, which have these names, say in the kernel's format.
-pub(crate) fn said<L: Layer>(layer: &L, object: Object<'_, L>, names: &[OsString]) -> Result<kernel::Marks> {
-    let mut marks = kernel::Marks::default();
-    for name in names.iter().filter(|name| kernel::is_mark(name)) {
-        marks.add(name, &layer.xattr(object, name)?);
-    }
-    Ok(marks)
 }

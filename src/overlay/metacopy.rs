@@ -11,11 +11,10 @@ use crate::errno::{EIO, ENODATA, ENOENT, EOPNOTSUPP, Error};
 
 use super::Overlay;
 use super::attr::Spot;
-use super::merge::said;
 use super::node::Node;
 use super::stack::LayerDir;
 use super::trust::{Author, Way};
-use super::xattr::{CAPABILITY, names};
+use super::xattr::CAPABILITY;
 use crate::format::kernel::{self, Redirect};
 use crate::layer::{Access, Kind, Layer, Object, Result, XattrMode};
 
@@ -61,16 +60,13 @@ impl<L: Layer> Overlay<L> {
 
     /// Whether a regular file of the directory `dir` has only metadata.
     fn metacopy(&self, dir: &LayerDir<L>, file: Object<'_, L>) -> Result<Option<Metacopy>> {
-        if !self.has_kernel_marks(dir) {
-            return Ok(None);
-        }
         let layer = self.stack.layer(dir);
-        let names = names(layer, file)?;
+        let names = self.reading(dir).attributes(layer, file)?;
         // Root's, if there are two.
         let Some(mark) = names.iter().filter(|name| kernel::is_metacopy_mark(name)).min() else {
             return Ok(None);
         };
-        let marks = said(layer, file, &names)?;
+        let marks = kernel::marks(layer, file, &names)?;
         let author = match kernel::is_users_mark(mark) || marks.redirect_is_users {
             true => self.author(&layer.stat(file)?),
             false => None,

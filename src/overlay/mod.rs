@@ -60,41 +60,39 @@ mod fixed;
 mod flags;
 mod forget;
 mod holder;
-pub(crate) mod index;
+mod index;
 mod inode;
 mod link;
 mod lookup;
-pub(crate) mod merge;
+mod merge;
 mod metacopy;
 mod names;
 mod node;
-pub(crate) mod partial;
+mod partial;
 mod progress;
 mod readdir;
-pub(crate) mod record;
+mod record;
 mod remove;
 mod rename;
-pub(crate) mod room;
-pub(crate) mod stack;
+mod room;
+mod stack;
 mod times;
 mod trust;
 mod upper;
 mod volatile;
-pub(crate) mod work;
-pub(crate) mod xattr;
+mod work;
+mod xattr;
 
 pub use attr::{SET_GID, SET_UID, without_set_id};
 pub use cancel::{Cancel, check as check_wanted};
 pub use file::Handle;
 pub use fixed::{FixedLook, Looked};
 pub use holder::Holder;
-pub(crate) use holder::RECORD as HOLDER;
 pub use node::Node;
 pub use readdir::DirEntry;
 pub use room::FILLED;
 pub use times::Times;
 pub use volatile::MARK as VOLATILE_MARK;
-pub(crate) use volatile::is_marked as is_marked_volatile;
 pub use work::Refused;
 
 use crate::sync::{Lock, Shared};
@@ -106,6 +104,18 @@ use partial::Partials;
 use room::Room;
 use stack::Stack;
 use work::Work;
+
+/// What overlays leave in layers and in work directories, as the check of an upper layer reads it. That knows nothing else of the engine but what
+/// everybody may use.
+pub(crate) mod on_disk {
+    pub(crate) use super::holder::RECORD as HOLDER;
+    pub(crate) use super::index::{NUMBERS, Origin, origin, review, rewrite};
+    pub(crate) use super::partial::{map_len, means_something as map_means_something};
+    pub(crate) use super::record::Record;
+    pub(crate) use super::stack::{LayerDir, Stack};
+    pub(crate) use super::volatile::is_marked as is_marked_volatile;
+    pub(crate) use super::work::{is_kept, is_ours};
+}
 
 /// What an overlay is made of.
 pub struct Layers<L> {

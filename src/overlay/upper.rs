@@ -12,10 +12,10 @@ use super::names::Names;
 use super::node::Dir;
 use super::stack::LayerDir;
 use super::trust::Way;
-use super::work::{discard, discard_dir, entries, rename_built};
+use super::work::{discard, discard_dir, rename_built};
 use crate::format::plan::Onto;
 use crate::format::{DirMark, WhiteoutMark};
-use crate::layer::{Kind, Layer, Object, RenameMode, Result, XattrMode};
+use crate::layer::{Kind, Layer, Object, RenameMode, Result, XattrMode, entries};
 
 impl<L: Layer> Overlay<L> {
     /// Whether a name can neither be created nor looked up.

@@ -8,8 +8,7 @@ use std::ffi::OsStr;
 
 use crate::errno::{EEXIST, ENOENT, ENOTDIR};
 
-use super::work::remove;
-use crate::layer::{Error, Kind, Layer, Object, Result};
+use crate::layer::{Error, Kind, Layer, Object, Result, remove_all};
 
 /// The path of the mark in the work directory.
 pub const MARK: &str = "work/incompat/volatile";
@@ -38,7 +37,7 @@ fn is_missing(error: &Error) -> bool {
 /// Takes the mark away, and the directories above it.
 pub fn unmark<L: Layer>(upper: &L, work: &L::Dir) -> Result<()> {
     let top = MARK.split('/').next().unwrap_or(MARK);
-    remove(upper, work, OsStr::new(top), Kind::Dir)
+    remove_all(upper, work, OsStr::new(top), Kind::Dir)
 }
 
 /// Puts the mark into a work directory that has none, and on the disk.

@@ -23,7 +23,7 @@ use super::times::Times;
 use super::volatile::{is_marked, mark, unmark};
 use super::xattr::DEFAULT_ACL;
 use crate::format::{self, Format};
-use crate::layer::{Access, Kind, Layer, Object, RenameMode, Result, write_all};
+use crate::layer::{Access, Kind, Layer, Object, RenameMode, Result, entries, remove_all, write_all};
 
 /// What the names of what is built begin with.
 const TEMP: &str = "tmp.";
@@ -440,11 +440,6 @@ fn hand_down_nothing<L: Layer>(layer: &L, dir: &L::Dir) -> Result<()> {
     }
 }
 
-/// Removes everything in a directory of the layer.
-fn empty<L: Layer>(layer: &L, dir: &L::Dir) -> Result<()> {
-    entries(layer, dir)?.iter().try_for_each(|(name, kind)| remove(layer, dir, name, *kind))
-}
-
 /// Whether an overlay has put an entry into a work directory, ours or the kernel's.
 pub(crate) fn is_ours(name: &OsStr, kind: Kind) -> bool {
     const DIRS: [&str; 2] = ["work", "index"];
@@ -461,24 +456,7 @@ pub(crate) fn is_kept(name: &OsStr, kind: Kind) -> bool {
 /// Removes everything in the work directory, of which these are the entries, but what the next mount has to know.
 fn sweep<L: Layer>(layer: &L, dir: &L::Dir, entries: &[(OsString, Kind)]) -> Result<()> {
     let mut swept = entries.iter().filter(|(name, kind)| !is_kept(name, *kind));
-    swept.try_for_each(|(name, kind)| remove(layer, dir, name, *kind))
-}
-
-/// Removes an entry of a directory, with all that is in it.
-pub(crate) fn remove<L: Layer>(layer: &L, dir: &L::Dir, name: &OsStr, kind: Kind) -> Result<()> {
-    if kind != Kind::Dir {
-        return layer.unlink(dir, name);
-    }
-    // What is built here is never more than a directory with marks in it, so this does not go deep.
-    empty(layer, &layer.open_dir(dir, name)?)?;
-    layer.remove_dir(dir, name)
-}
-
-/// What is in a directory of the layer.
-pub(crate) fn entries<L: Layer>(layer: &L, dir: &L::Dir) -> Result<Vec<(OsString, Kind)>> {
-    let mut entries = Vec::new();
-    layer.list(dir, &mut |entry| entries.push((entry.name.to_owned(), entry.kind)))?;
-    Ok(entries)
+    swept.try_for_each(|(name, kind)| remove_all(layer, dir, name, *kind))
 }
 
 /// Removes what was built for nothing. A failure leaves what the next mount sweeps.
@@ -507,7 +485,7 @@ pub(super) fn rename_built<L: Layer>(
 
 /// As [`discard`], for an object of any kind, with the marks that were built in a directory.
 pub(super) fn discard_built<L: Layer>(layer: &L, dir: &L::Dir, name: &OsStr, kind: Kind) {
-    warn_of(name, remove(layer, dir, name, kind));
+    warn_of(name, remove_all(layer, dir, name, kind));
 }
 
 fn warn_of(name: &OsStr, removed: Result<()>) {

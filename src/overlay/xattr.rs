@@ -222,14 +222,6 @@ fn stored(name: &OsStr) -> Result<Cow<'_, OsStr>> {
     if stored != name && stored.len() > NAME_MAX { Err(Error::new(EOPNOTSUPP)) } else { Ok(stored) }
 }
 
-/// The names of an object's attributes, those of an overlay's marks too: none where it cannot have any.
-pub(crate) fn names<L: Layer>(layer: &L, object: Object<'_, L>) -> Result<Vec<OsString>> {
-    match layer.xattrs(object) {
-        Err(error) if error.errno == EOPNOTSUPP => Ok(Vec::new()),
-        names => names,
-    }
-}
-
 /// The part of an ACL that `mode` leaves: the permissions of the owner, of others, and of the mask, or of the group where there is none, are
 /// not more than those of the mode.
 fn masked(acl: &[u8], mode: u32) -> Vec<u8> {

@@ -1,0 +1,199 @@
+//! Reading one directory of a layer: its objects, and the marks in it.
+//!
+//! A lower layer may come from any overlay, and is read in both formats. An upper layer is read in its own.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+
+use super::attribute::names;
+use super::{CONTENT_MAX, Format, Meaning, OPAQUE, PartOf, REDIRECT, kernel, meaning, redirect_path, whiteout};
+use crate::errno::ENOENT;
+use crate::layer::{Access, Kind, Layer, Object, Result, Stat};
+
+/// In which ways the marks of a layer are read.
+#[derive(Clone, Copy, Debug)]
+pub struct Reading {
+    /// Names that begin with `.wh.` are marks.
+    reserved_names: bool,
+    /// Attributes are marks.
+    attributes: bool,
+    /// Files with an attribute may be whiteouts.
+    file_whiteouts: bool,
+}
+
+/// What one layer has in one directory.
+pub struct Listing {
+    /// The objects, with the layer's inode numbers.
+    pub objects: Vec<(OsString, Kind, u64)>,
+    pub whiteouts: Vec<Hidden>,
+    /// The partial copies, and the maps of some.
+    pub parts: Vec<PartOf>,
+    pub maps: Vec<PartOf>,
+    pub marks: Marks,
+    /// Reserved names that mean nothing in a listing, and marks that are not of the kind that they should be.
+    pub odd: Vec<(OsString, Kind)>,
+}
+
+/// A whiteout.
+pub struct Hidden {
+    /// The name that it hides: none in the file that should have a long one.
+    pub name: OsString,
+    /// Its own name, and its kind.
+    pub marker: OsString,
+    pub kind: Kind,
+}
+
+/// What a directory says of the layers below it, in each format.
+#[derive(Default)]
+pub struct Marks {
+    /// It has the opaque marker.
+    pub opaque: bool,
+    /// The file that redirects it.
+    pub redirect: Option<RedirectFile>,
+    /// What its attributes say.
+    pub attributes: kernel::Marks,
+}
+
+/// A file [`REDIRECT`], or what has its name.
+pub struct RedirectFile {
+    pub kind: Kind,
+    /// The path that it names, and the attributes of the file. None if it names none.
+    pub way: Option<(PathBuf, Stat)>,
+}
+
+impl Reading {
+    /// That of a lower layer.
+    pub const LOWER: Self = Reading { reserved_names: true, attributes: true, file_whiteouts: true };
+
+    /// That of an upper layer in this format.
+    pub fn upper(format: Format) -> Self {
+        let features = format.features();
+        let (reserved_names, attributes) = (features.reserved_names, features.attribute_marks);
+        // The kernel looks for them in no upper layer.
+        Reading { reserved_names, attributes, file_whiteouts: false }
+    }
+
+    fn meaning(self, name: &OsStr) -> Meaning<'_> {
+        if self.reserved_names { meaning(name) } else { Meaning::Object }
+    }
+
+    /// The names of an object's attributes, if they mean anything in the layer.
+    pub fn attributes<L: Layer>(self, layer: &L, object: Object<'_, L>) -> Result<Vec<OsString>> {
+        if self.attributes && layer.capabilities().xattrs { names(layer, object) } else { Ok(Vec::new()) }
+    }
+}
+
+impl Hidden {
+    /// Whether it is the kind of whiteout that has the name itself.
+    pub fn is_in_place(&self) -> bool {
+        self.marker == self.name
+    }
+}
+
+/// Reads a directory. `has_devices` says whether a device with the number 0 is a device in this layer, and no whiteout.
+pub fn read<L: Layer>(
+    layer: &L,
+    dir: &L::Dir,
+    reading: Reading,
+    mut has_devices: impl FnMut() -> Result<bool>,
+) -> Result<Listing> {
+    let (mut objects, mut whiteouts, mut odd) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut parts, mut maps) = (Vec::new(), Vec::new());
+    let (mut opaque, mut redirect) = (false, None);
+    layer.list(dir, &mut |entry| {
+        let is_file = entry.kind == Kind::File;
+        let means = reading.meaning(entry.name);
+        if means == Meaning::Unknown || means != Meaning::Object && !is_file {
+            odd.push((entry.name.to_owned(), entry.kind));
+        }
+        let hides = |name: &OsStr| Hidden { name: name.to_owned(), marker: entry.name.to_owned(), kind: entry.kind };
+        match means {
+            Meaning::Object => objects.push((entry.name.to_owned(), entry.kind, entry.ino)),
+            Meaning::Whiteout(name) => whiteouts.push(hides(name)),
+            Meaning::LongWhiteout => whiteouts.push(hides(OsStr::new(""))),
+            Meaning::Opaque => opaque = true,
+            Meaning::Redirect => redirect = Some(entry.kind),
+            Meaning::Part(of) if is_file => parts.push(of.to_owned()),
+            Meaning::Map(of) if is_file => maps.push(of.to_owned()),
+            Meaning::Part(_) | Meaning::Map(_) | Meaning::Unknown => {}
+        }
+    })?;
+    for long in whiteouts.iter_mut().filter(|whiteout| whiteout.name.is_empty()) {
+        long.name = OsString::from_vec(content(layer, dir, &long.marker, long.kind)?.0);
+    }
+    let attributes = kernel::marks(layer, Object::Dir(dir), &reading.attributes(layer, Object::Dir(dir))?)?;
+    let mut is_whiteout = |name: &OsStr, kind| -> Result<bool> {
+        Ok(match kind {
+            Kind::CharDev => kernel::is_whiteout(&layer.stat(Object::Entry(dir, name))?) && !has_devices()?,
+            Kind::File if attributes.file_whiteouts && reading.file_whiteouts => {
+                names(layer, Object::Entry(dir, name))?.iter().any(|name| kernel::is_whiteout_mark(name))
+            }
+            _ => false,
+        })
+    };
+    let mut result = Ok(());
+    objects.retain(|(name, kind, _)| match is_whiteout(name, *kind) {
+        Ok(false) => true,
+        Ok(true) => {
+            whiteouts.push(Hidden { marker: name.clone(), name: name.clone(), kind: *kind });
+            false
+        }
+        Err(error) => {
+            result = Err(error);
+            true
+        }
+    });
+    result?;
+    let redirect = redirect.map(|kind| redirect_file(layer, dir, kind)).transpose()?;
+    let marks = Marks { opaque, redirect, attributes };
+    Ok(Listing { objects, whiteouts, parts, maps, marks, odd })
+}
+
+/// What a directory says of the layers below it, without reading all of it.
+pub fn read_marks<L: Layer>(layer: &L, dir: &L::Dir, reading: Reading) -> Result<Marks> {
+    let (mut opaque, mut redirect) = (false, None);
+    if reading.reserved_names {
+        let kind = kind_of(layer, dir, OsStr::new(REDIRECT))?;
+        opaque = kind_of(layer, dir, OsStr::new(OPAQUE))?.is_some();
+        redirect = kind.map(|kind| redirect_file(layer, dir, kind)).transpose()?;
+    }
+    let attributes = kernel::marks(layer, Object::Dir(dir), &reading.attributes(layer, Object::Dir(dir))?)?;
+    Ok(Marks { opaque, redirect, attributes })
+}
+
+/// Whether a directory has the marker that hides `name`, where names have at most `name_max` bytes.
+pub fn has_marker<L: Layer>(layer: &L, dir: &L::Dir, name: &OsStr, name_max: usize) -> Result<bool> {
+    let marker = whiteout(name, name_max);
+    match kind_of(layer, dir, &marker.name)? {
+        Some(kind) if !marker.content.is_empty() => Ok(content(layer, dir, &marker.name, kind)?.0 == marker.content),
+        found => Ok(found.is_some()),
+    }
+}
+
+/// What is there under a name.
+pub fn kind_of<L: Layer>(layer: &L, dir: &L::Dir, name: &OsStr) -> Result<Option<Kind>> {
+    match layer.stat(Object::Entry(dir, name)) {
+        Ok(stat) => Ok(Some(stat.kind)),
+        Err(error) if error.errno == ENOENT => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn redirect_file<L: Layer>(layer: &L, dir: &L::Dir, kind: Kind) -> Result<RedirectFile> {
+    let (content, stat) = content(layer, dir, OsStr::new(REDIRECT), kind)?;
+    Ok(RedirectFile { kind, way: redirect_path(&content).zip(stat) })
+}
+
+/// The content of a small file of the format, and its attributes: nothing if what has its name is no file.
+fn content<L: Layer>(layer: &L, dir: &L::Dir, name: &OsStr, kind: Kind) -> Result<(Vec<u8>, Option<Stat>)> {
+    if kind != Kind::File {
+        return Ok((Vec::new(), None));
+    }
+    let file = layer.open_file(dir, name, Access::Read)?;
+    let stat = layer.stat(Object::File(&file))?;
+    let mut content = vec![0; (stat.size as usize).min(CONTENT_MAX)];
+    let read = layer.read_at(&file, &mut content, 0)?;
+    content.truncate(read);
+    Ok((content, Some(stat)))
+}
