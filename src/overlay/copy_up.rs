@@ -13,6 +13,8 @@ use crate::errno::{EIO, ENOENT, EOPNOTSUPP, Error};
 use super::Overlay;
 use super::attr::SET_ID;
 use super::cancel::check;
+use super::copy_plan::{Data, Destination, Named, Way};
+use super::index::Origin;
 use super::names::Upper;
 use super::node::{MERGED_NLINK, Node, OpenFile, Place};
 use super::partial::PARTIAL_FROM;
@@ -28,9 +30,6 @@ use crate::sync::Guard;
 /// The modes while a copy is built that cannot have the right one from the start.
 const PRIVATE_FILE: u32 = 0o600;
 const PRIVATE_DIR: u32 = 0o700;
-
-/// From this size on it is asked whether the copy can share the data.
-const SHARED_FROM: u64 = 64 << 10;
 
 /// Whether the data of a copy are safe from a crash.
 enum Settled {
@@ -63,6 +62,14 @@ enum Built<L: Layer> {
     /// One without, and what has the data.
     Part(L::File, (Arc<OpenFile<L>>, Promise)),
     Other,
+}
+
+/// Where a copy is.
+struct Placed<L: Layer> {
+    /// The directory in which it has its name.
+    to: Option<Arc<LayerDir<L>>>,
+    /// The name in the work directory by which the other names of its file find it.
+    home: Option<OsString>,
 }
 
 impl<L: Layer> Built<L> {
@@ -206,38 +213,52 @@ impl<L: Layer> Overlay<L> {
         keep: u64,
     ) -> Result<Built<L>> {
         let (upper, work) = self.upper()?;
-        let size = attr.size.min(keep);
-        if size >= SHARED_FROM && size == attr.size {
-            match upper.share_data(&from.file, &to) {
-                Err(error) if error.errno == EOPNOTSUPP => {}
-                shared => return shared.map(|()| Built::File(to, Settled::No)),
+        let data = Data {
+            size: attr.size,
+            kept: attr.size.min(keep),
+            may_be_partial: self.may_be_partial(node, attr, xattrs, &from, keep),
+            may_write_through: work.writes_through(upper),
+        };
+        for way in data.ways() {
+            match way {
+                Way::Share => match upper.share_data(&from.file, &to) {
+                    Err(error) if error.errno == EOPNOTSUPP => {}
+                    shared => return shared.map(|()| Built::File(to, Settled::No)),
+                },
+                Way::Part => {
+                    if let Some(promise) = self.promise_room(self.data_in(&from, attr)?)? {
+                        upper.truncate(&to, attr.size)?;
+                        return Ok(Built::Part(to, (from, promise)));
+                    }
+                }
+                Way::Through if self.copy_through(&from, &to, data.kept)? => {
+                    return Ok(Built::File(to, Settled::Yes));
+                }
+                Way::Through => {}
             }
         }
-        if self.may_be_partial(node, attr, xattrs, &from, keep)
-            && let Some(promise) = self.promise_room(self.data_in(&from, attr)?)?
-        {
-            upper.truncate(&to, attr.size)?;
-            return Ok(Built::Part(to, (from, promise)));
-        }
-        if size <= PARTIAL_FROM && work.writes_through(upper) && self.copy_through(&from, &to, size)? {
-            return Ok(Built::File(to, Settled::Yes));
-        }
+        self.copy_and_tell(node, &from, &to, data.kept)?;
+        Ok(Built::File(to, Settled::No))
+    }
+
+    /// Copies the first `size` bytes of a file, and says how far it is where that takes long.
+    fn copy_and_tell(&self, node: &Arc<Node<L>>, from: &OpenFile<L>, to: &L::File, size: u64) -> Result<()> {
         let mut progress = (size > PIECE).then(|| {
             let path = self.path(node).unwrap_or_else(|| "a file without a name".into());
             Progress::new(path, size, Instant::now())
         });
-        let end = self.copy_data(&from, &to, 0..size, &mut |copied| {
+        let end = self.copy_data(from, to, 0..size, &mut |copied| {
             if let Some(said) = progress.as_mut().and_then(|progress| progress.copied(copied, Instant::now())) {
                 log::info!("{said}");
             }
         })?;
         if end < size {
-            upper.truncate(&to, size)?;
+            self.upper()?.0.truncate(to, size)?;
         }
         if let Some(progress) = progress {
             log::info!("{}", progress.done(Instant::now()));
         }
-        Ok(Built::File(to, Settled::No))
+        Ok(())
     }
 
     /// Copies the first `size` bytes of a small file past what a crash could take away. False, and nothing is done, where the layer cannot.
@@ -331,51 +352,13 @@ impl<L: Layer> Overlay<L> {
         temp: &OsStr,
         file: Option<L::File>,
     ) -> Result<()> {
-        let (upper, work) = self.upper()?;
+        let (_, work) = self.upper()?;
         let _tree = self.tree.read();
-        let open = self.stack.open(work.dir())?;
         let (place, origin) = {
             let state = node.state.lock();
             (state.places.first().cloned(), state.origin().filter(|_| state.nlink != Some(0)))
         };
-        let mut home: Option<OsString> = None;
-        let mut parent = place.as_ref().map(|place| place.parent.dir()).transpose()?;
-        let to = parent.as_ref().and_then(|parent| parent.upper.clone());
-        let to = match (&place, &mut parent, to, origin) {
-            (Some(place), Some(parent), Some(to), _) => {
-                if let Some(origin) = origin {
-                    // The other names still are in the lower layer: the file stays where all of them find it.
-                    home = Some(self.keep_copy(origin, before, temp)?);
-                }
-                let placed = self.keeping_times(&place.parent, &to, |dir| match &home {
-                    Some(home) => upper.link(Object::Entry(&*open, home), dir, &place.name),
-                    None => {
-                        let to = (dir, &*place.name);
-                        rename_built(upper, file.as_ref(), (&open, temp), to, RenameMode::Replace)
-                    }
-                });
-                if let (Err(_), Some(home)) = (&placed, &home) {
-                    self.unkeep_copy(home, temp);
-                }
-                placed?;
-                let names = self.read_dir(&place.parent, parent)?;
-                names.entry(&place.name).upper = Some(Upper { kind: node.kind(), ino: Some(copy.ino) });
-                Some(to)
-            }
-            // None of the names that are left was known when the copy was begun.
-            (_, _, _, Some(origin)) => {
-                home = Some(self.keep_copy(origin, before, temp)?);
-                None
-            }
-            // Unlinked, but open: a file without a name.
-            (None, _, _, None) => {
-                upper.unlink(&open, temp)?;
-                self.inodes.forget_link(before.dev, before.ino);
-                None
-            }
-            _ => return Err(Error::new(EIO)),
-        };
-        drop(parent);
+        let Placed { to, home } = self.place_copy(before, copy, (temp, file.as_ref()), place.as_ref(), origin)?;
         let mut state = node.state.lock();
         let ino = *state.ino.get_or_insert_with(|| self.number(before));
         state.upper = true;
@@ -408,6 +391,50 @@ impl<L: Layer> Overlay<L> {
         let open = if state.users > 0 || state.places.is_empty() { open } else { None };
         let _closed = std::mem::replace(&mut state.file, open);
         Ok(())
+    }
+
+    /// Takes a complete copy out of the work directory.
+    fn place_copy(
+        &self,
+        before: &Stat,
+        copy: &Stat,
+        (temp, file): (&OsStr, Option<&L::File>),
+        place: Option<&Place<L>>,
+        origin: Option<Origin>,
+    ) -> Result<Placed<L>> {
+        let (upper, work) = self.upper()?;
+        let open = self.stack.open(work.dir())?;
+        let mut parent = place.map(|place| place.parent.dir()).transpose()?;
+        let to = parent.as_ref().and_then(|parent| parent.upper.clone());
+        let named = match (place, &to) {
+            (None, _) => Named::No,
+            (Some(_), None) => Named::Below,
+            (Some(_), Some(_)) => Named::Upper,
+        };
+        let destination = Destination::of(named, origin.is_some()).ok_or(Error::new(EIO))?;
+        // The other names still are in the lower layer: the file stays where all of them find it.
+        let home = match (destination, origin) {
+            (Destination::HomeAndName | Destination::Home, Some(origin)) => Some(self.keep_copy(origin, before, temp)?),
+            _ => None,
+        };
+        if destination == Destination::Nameless {
+            upper.unlink(&open, temp)?;
+            self.inodes.forget_link(before.dev, before.ino);
+        }
+        let (Some(place), Some(parent), Some(to)) = (place, &mut parent, to) else {
+            return Ok(Placed { to: None, home });
+        };
+        let placed = self.keeping_times(&place.parent, &to, |dir| match &home {
+            Some(home) => upper.link(Object::Entry(&*open, home), dir, &place.name),
+            None => rename_built(upper, file, (&open, temp), (dir, &*place.name), RenameMode::Replace),
+        });
+        if let (Err(_), Some(home)) = (&placed, &home) {
+            self.unkeep_copy(home, temp);
+        }
+        placed?;
+        let names = self.read_dir(&place.parent, parent)?;
+        names.entry(&place.name).upper = Some(Upper { kind: copy.kind, ino: Some(copy.ino) });
+        Ok(Placed { to: Some(to), home })
     }
 
     /// The directory's place in the upper layer, to which it is copied up if need be, with those above it. EROFS; ENOENT if it was

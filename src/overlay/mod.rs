@@ -10,7 +10,7 @@
 //! | `merge` | one directory read from all its layers: whiteouts, opaque and redirected directories |
 //! | `lookup`, `forget` | from a name to a node; what is forgotten again |
 //! | `attr`, `xattr`, `file`, `readdir` | attributes; extended ones; handles, reading and writing; listings |
-//! | `copy_up`, `partial`, `progress` | from a lower layer to the upper one; of a large file, at first only in part; what is said if that takes long |
+//! | `copy_up`, `copy_plan`, `partial`, `progress` | from a lower layer to the upper one; of a large file, at first only in part; what is decided before; what is said if that takes long |
 //! | `create`, `remove`, `rename`, `link` | changes of names |
 //! | `upper` | how deletions and marks are written to the upper layer |
 //! | `trust` | whose redirects and marks of metadata count |
@@ -49,6 +49,7 @@ use crate::layer::{Layer, Object, Result};
 
 mod attr;
 mod cancel;
+mod copy_plan;
 mod copy_up;
 mod create;
 mod ctime;
