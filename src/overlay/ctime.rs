@@ -136,6 +136,11 @@ impl Ctimes {
         table.get(ino).filter(|pair| pair.layer == layer).map_or(layer, |pair| pair.shown)
     }
 
+    /// Says that the layer's time of an object, which was `before`, is `now`, though nobody is to see a change.
+    pub fn changed_unseen(&self, ino: u64, before: Time, now: Time) {
+        self.keep(ino, now, self.shown(ino, before));
+    }
+
     /// Remembers that an object shows `shown` as long as its layer says `layer`.
     fn keep(&self, ino: u64, layer: Time, shown: Time) {
         let mut table = self.0.lock();

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::errno::{EIO, ENOENT, Error};
 
 use super::Overlay;
-use super::ctime::CTIMES;
+use super::ctime::{CTIMES, Ctimes};
 use super::inode::{Claim, Claims};
 use super::node::Node;
 use super::stack::{LayerDir, Stack};
@@ -237,13 +237,14 @@ pub fn origin<L: Layer>(stack: &Stack<L>, dir: &LayerDir<L>, stat: &Stat) -> Ori
 }
 
 impl<L: Layer> Index<L> {
-    /// Reads what is in the work directory `dir`, and answers also the numbers that copies had. What cannot be read is forgotten.
-    pub fn open(upper: &L, dir: &L::Dir, volatile: bool) -> Result<(Self, Claims)> {
+    /// Reads what is in the work directory `dir`, and answers also the numbers that copies had. What cannot be read is forgotten. `ctimes` follow what
+    /// is done to copies.
+    pub fn open(upper: &L, dir: &L::Dir, volatile: bool, ctimes: &Ctimes) -> Result<(Self, Claims)> {
         let mut links = Links::default();
         let mut found = Vec::new();
         upper.list(dir, &mut |entry| {
             if let Some(link) = parse_link(entry.name) {
-                found.push((entry.name.to_owned(), entry.ino, link));
+                found.push((entry.name.to_owned(), entry.kind, entry.ino, link));
             }
         })?;
         let head = upper.stat(Object::Dir(dir))?.ino;
@@ -252,10 +253,11 @@ impl<L: Layer> Index<L> {
             log::warn!("the inode numbers of earlier mounts cannot be read: {error}");
             Numbers::Damaged
         });
-        for (name, copy, (ino, origin, names)) in found {
+        for (name, kind, copy, (ino, origin, names)) in found {
             if known.hidden.get(&origin).is_some_and(|hidden| *hidden >= names) {
                 // Every name of the original is hidden or a link of the copy, which needs nothing to hold it together.
-                upper.unlink(dir, &name)?;
+                let number = known.claims.get(&copy).filter(|_| kind == Kind::File).map(|claim| claim.number);
+                unlink_unseen(upper, dir, &name, number, ctimes)?;
                 known.hidden.remove(&origin);
                 continue;
             }
@@ -412,8 +414,24 @@ pub(crate) fn review<L: Layer>(upper: &L, dir: &L::Dir) -> Result<Review> {
 
 /// Writes the numbers of a work directory anew if they are damaged, as the next mount would.
 pub(crate) fn rewrite<L: Layer>(upper: &L, dir: &L::Dir) -> Result<()> {
-    let (index, _) = Index::open(upper, dir, false)?;
-    index.finish(upper, dir)
+    let ctimes = Ctimes::open(upper, dir);
+    let (index, _) = Index::open(upper, dir, false, &ctimes)?;
+    index.finish(upper, dir)?;
+    ctimes.save(upper, dir)
+}
+
+/// Removes the name of a copy that has others. A file that shows `number` goes on showing its time of last change of status.
+fn unlink_unseen<L: Layer>(upper: &L, dir: &L::Dir, name: &OsStr, number: Option<u64>, ctimes: &Ctimes) -> Result<()> {
+    let file = number.and_then(|number| Some((number, upper.open_file(dir, name, Access::Read).ok()?)));
+    let ctime = |file: &L::File| upper.stat(Object::File(file)).map(|stat| stat.ctime);
+    let before = file.as_ref().map(|(_, file)| ctime(file));
+    upper.unlink(dir, name)?;
+    if let (Some((number, file)), Some(Ok(before))) = (&file, before)
+        && let Ok(now) = ctime(file)
+    {
+        ctimes.changed_unseen(*number, before, now);
+    }
+    Ok(())
 }
 
 /// Reads the records into `known`.

@@ -197,12 +197,12 @@ impl<L: Layer> Overlay<L> {
     pub fn with_settings(layers: Layers<L>, settings: Settings) -> std::result::Result<Self, Refused> {
         let has_upper = layers.upper.is_some();
         let stack = Stack::new(layers.upper.into_iter().chain(layers.lowers).collect(), has_upper)?;
-        let (work, claims) = match has_upper {
+        let (work, claims, ctimes) = match has_upper {
             true => {
-                let (work, claims) = Work::prepare(&stack, layers.work, settings)?;
-                (Some(work), claims)
+                let (work, claims, ctimes) = Work::prepare(&stack, layers.work, settings)?;
+                (Some(work), claims, ctimes)
             }
-            false => (None, Claims::new()),
+            false => (None, Claims::new(), Ctimes::default()),
         };
         let mut hidden = HashSet::new();
         if let (Some(upper), Some(work)) = (stack.upper_root(), &work) {
@@ -218,10 +218,6 @@ impl<L: Layer> Overlay<L> {
 
         let format = work.as_ref().map_or(format::OCI, Work::format);
         let times = work.as_ref().map_or_else(Times::default, Work::times);
-        let ctimes = match (stack.upper(), &work) {
-            (Some(upper), Some(work)) => Ctimes::open(upper, &*stack.open(work.dir())?),
-            _ => Ctimes::default(),
-        };
         let partials = Partials::new(&stack, settings, format)?;
         let inodes = Inodes::new(&stack.marked_devices().collect::<Vec<_>>(), has_upper, claims);
         let dir = Dir::unread(stack.upper_root().cloned(), stack.lower_roots().to_vec());

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::errno::{EEXIST, EINVAL, ENODATA, ENOENT, EOPNOTSUPP, EROFS, EWOULDBLOCK, Error};
 
 use super::Settings;
-use super::ctime::CTIMES;
+use super::ctime::{CTIMES, Ctimes};
 use super::detect::detect;
 use super::holder::{Holder, RECORD as HOLDER, RECORD_MAX};
 use super::index::{self, Index, NAMES};
@@ -178,12 +178,12 @@ pub struct Work<L: Layer> {
 
 impl<L: Layer> Work<L> {
     /// Takes hold of the upper layer of `stack` and of the work directory, and removes from that what is not of
-    /// the index. Answers also the inode numbers that copies had in earlier mounts.
+    /// the index. Answers also the inode numbers that copies had in earlier mounts, and the times of last change of status that were shown.
     pub fn prepare(
         stack: &Stack<L>,
         layer: Option<L>,
         settings: Settings,
-    ) -> std::result::Result<(Self, Claims), Refused> {
+    ) -> std::result::Result<(Self, Claims, Ctimes), Refused> {
         let (Some(upper), Some(root)) = (stack.upper(), stack.upper_root()) else {
             return Err(Refused::NoLayer);
         };
@@ -241,10 +241,11 @@ impl<L: Layer> Work<L> {
             mark(upper, &dir)?;
         }
         remember(stack, before.as_ref(), &dir, volatile);
-        let (index, claims) = Index::open(upper, &dir, volatile)?;
+        let ctimes = Ctimes::open(upper, &dir);
+        let (index, claims) = Index::open(upper, &dir, volatile, &ctimes)?;
         let dir = stack.anchored(0, dir);
         let (next, marked) = (AtomicU64::new(0), AtomicBool::new(volatile));
-        Ok((Work { dir, layer, next, volatile, marked, format, times, index }, claims))
+        Ok((Work { dir, layer, next, volatile, marked, format, times, index }, claims, ctimes))
     }
 
     /// What the next mount has to know of copies.

@@ -166,6 +166,23 @@ fn a_copy_that_is_held_by_a_name_that_is_gone_keeps_its_number() {
     }
 }
 
+/// Of a copy that needs its name in the work directory no more the next mount removes it, which nobody is to see.
+#[test]
+fn a_copy_that_needs_no_name_of_its_own_keeps_its_time() {
+    for format in FORMATS {
+        let stage = Stage::new();
+        let mut mount = mount(&stage, format);
+        let ctime = |mount: &Mount<'_>, name: &str| mount.overlay().stat(&mount.find(name)).unwrap().ctime;
+        mount.rename("first/1", "renamed");
+        mount.find("second/1");
+        let before = ctime(&mount, "renamed");
+        for _ in 0..3 {
+            mount.again();
+            assert_eq!(["renamed", "second/1"].map(|name| ctime(&mount, name)), [before; 2]);
+        }
+    }
+}
+
 /// Whoever has a file open, by whatever name, keeps it, and nobody finds another by the other names.
 #[test]
 fn what_is_open_is_not_forgotten() {
