@@ -1,6 +1,7 @@
 //! What every way into a filesystem can do: the engine's own API, the scheme, a directory of the host. Objects are opened first and then
 //! asked and changed, as the clients of a scheme do.
 
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 
 use overlayfs::errno::EOPNOTSUPP;
@@ -60,6 +61,16 @@ pub trait Door {
     fn set_mode(&self, handle: &Self::Handle, mode: u32) -> Result<()>;
     fn set_owner(&self, handle: &Self::Handle, owner: Owner) -> Result<()>;
     fn set_times(&self, handle: &Self::Handle, atime: Time, mtime: Time) -> Result<()>;
+    /// The extended attributes with their values. EOPNOTSUPP where there are none.
+    fn xattrs(&self, _handle: &Self::Handle) -> Result<BTreeMap<OsString, Vec<u8>>> {
+        Err(EOPNOTSUPP)
+    }
+    fn set_xattr(&self, _handle: &Self::Handle, _name: &OsStr, _value: &[u8]) -> Result<()> {
+        Err(EOPNOTSUPP)
+    }
+    fn remove_xattr(&self, _handle: &Self::Handle, _name: &OsStr) -> Result<()> {
+        Err(EOPNOTSUPP)
+    }
     fn sync(&self, handle: &Self::Handle) -> Result<()>;
     /// Copies a byte of a file, if it has one there, to a place in another. EOPNOTSUPP where there is no such call.
     fn copy_byte(&self, _from: &Self::Handle, _from_offset: u64, _to: &Self::Handle, _to_offset: u64) -> Result<()> {

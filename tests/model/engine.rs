@@ -1,5 +1,6 @@
 //! The engine's own API as a [`Door`], over any backend. What an overlay leaves on the host has no damage.
 
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,7 +11,7 @@ use overlayfs::format::Wanted;
 use overlayfs::fsck::Checker;
 use overlayfs::layer::counted::{Counted, Counts};
 use overlayfs::layer::redox::RedoxLayer;
-use overlayfs::layer::{Allocation, Layer, OsLayer, Owner, RenameMode, Stat, Time};
+use overlayfs::layer::{Allocation, Layer, OsLayer, Owner, RenameMode, Stat, Time, XattrMode};
 use overlayfs::mount::open_layers;
 use overlayfs::options::Options;
 use overlayfs::overlay::{Handle, Layers, Node, Overlay, Settings};
@@ -230,6 +231,24 @@ impl<L: Layer> Door for Engine<L> {
 
     fn set_times(&self, handle: &Self::Handle, atime: Time, mtime: Time) -> Result<()> {
         self.0.set_times(handle.node(), atime, mtime).map_err(errno)
+    }
+
+    fn xattrs(&self, handle: &Self::Handle) -> Result<BTreeMap<OsString, Vec<u8>>> {
+        let node = handle.node();
+        let names = self.0.xattrs(node).map_err(errno)?;
+        let with_value = |name: OsString| {
+            let value = self.0.xattr(node, &name).map_err(errno)?;
+            Ok((name, value))
+        };
+        names.into_iter().map(with_value).collect()
+    }
+
+    fn set_xattr(&self, handle: &Self::Handle, name: &OsStr, value: &[u8]) -> Result<()> {
+        self.0.set_xattr(handle.node(), name, value, XattrMode::Set).map_err(errno)
+    }
+
+    fn remove_xattr(&self, handle: &Self::Handle, name: &OsStr) -> Result<()> {
+        self.0.remove_xattr(handle.node(), name).map_err(errno)
     }
 
     fn sync(&self, handle: &Self::Handle) -> Result<()> {

@@ -1,5 +1,6 @@
 //! A directory of the host as a [`Door`]: what the reference itself is checked against.
 
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -9,6 +10,7 @@ use std::path::Path;
 use overlayfs::layer::{Fixed, Owner, RenameMode, Stat, Time};
 use rustix::fs::{
     self, AtFlags, FileType, Gid, Mode, OFlags, RawDir, RenameFlags, ResolveFlags, SeekFrom, Timespec, Timestamps, Uid,
+    XattrFlags,
 };
 use rustix::io::Errno;
 
@@ -241,6 +243,28 @@ impl Door for Host {
         let spec = |time: Time| Timespec { tv_sec: time.sec, tv_nsec: time.nsec.into() };
         let times = Timestamps { last_access: spec(atime), last_modification: spec(mtime) };
         fs::utimensat(&handle.path, "", &times, AtFlags::EMPTY_PATH).map_err(errno)
+    }
+
+    fn xattrs(&self, handle: &HostHandle) -> Result<BTreeMap<OsString, Vec<u8>>> {
+        let path = by_fd(handle.path.as_fd());
+        let mut names = vec![0; 4096];
+        let length = fs::listxattr(&path, &mut names).map_err(errno)?;
+        let with_value = |name: &[u8]| {
+            let name = OsStr::from_bytes(name).to_owned();
+            let mut value = vec![0; 4096];
+            let length = fs::getxattr(&path, &name, &mut value).map_err(errno)?;
+            value.truncate(length);
+            Ok((name, value))
+        };
+        names[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty()).map(with_value).collect()
+    }
+
+    fn set_xattr(&self, handle: &HostHandle, name: &OsStr, value: &[u8]) -> Result<()> {
+        fs::setxattr(by_fd(handle.path.as_fd()), name, value, XattrFlags::empty()).map_err(errno)
+    }
+
+    fn remove_xattr(&self, handle: &HostHandle, name: &OsStr) -> Result<()> {
+        fs::removexattr(by_fd(handle.path.as_fd()), name).map_err(errno)
     }
 
     fn sync(&self, handle: &HostHandle) -> Result<()> {

@@ -272,6 +272,8 @@ impl Reader<'_> {
         for (name, value) in self.ground.attributes(path) {
             match (name.strip_prefix(ATTRIBUTE), &*value) {
                 (None, _) => {}
+                // One that is shown without the second part.
+                (Some(escaped), _) if escaped.starts_with("overlay.") => {}
                 (Some("opaque"), b"y") => dir.opaque = true,
                 (Some("redirect"), [b'/', to @ ..]) => dir.redirect = Some(PathBuf::from(OsStr::from_bytes(to))),
                 (Some("format"), b"kernel") if is_root => {}

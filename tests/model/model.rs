@@ -66,9 +66,9 @@ fn check<D: Door>(
 }
 
 /// What doors can do whose layers are on the host.
-const ON_HOST: Rules = Rules { reserves: true, devices: true, follows: false, name_max: 255 };
+const ON_HOST: Rules = Rules { reserves: true, devices: true, follows: false, xattrs: true, name_max: 255 };
 /// What those can do whose layers are on redoxfs.
-const ON_REDOXFS: Rules = Rules { name_max: NAME_MAX, ..ON_HOST };
+const ON_REDOXFS: Rules = Rules { xattrs: false, name_max: NAME_MAX, ..ON_HOST };
 
 fn host(case: &Case) -> Box<dyn Ground> {
     Box::new(ground::Host::new(if case.in_memory { Stage::in_memory() } else { Stage::new() }))
@@ -128,7 +128,7 @@ fn the_engine_does_so_over_redoxfs() {
 
 #[test]
 fn the_scheme_does_what_the_reference_does() {
-    let rules = Rules { follows: true, ..ON_HOST };
+    let rules = Rules { follows: true, xattrs: false, ..ON_HOST };
     let layers = Some(Written::Native);
     let abilities =
         Abilities { rules, bytes: false, full: true, linux: false, layers, check: Some(engine::check_layers) };

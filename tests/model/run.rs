@@ -58,6 +58,8 @@ pub enum Op {
     SetMode(Whom, u32),
     SetOwner(Whom, u32, u32),
     SetTimes(Whom, i64, u32),
+    SetXattr(Whom, OsString, Vec<u8>),
+    RemoveXattr(Whom, OsString),
     Sync(Whom),
     List(Whom, usize),
     /// Goes on with the listing of a directory that is held, or begins one.
@@ -114,6 +116,10 @@ pub struct Case {
     known_max: Option<usize>,
     ops: Vec<Op>,
 }
+
+/// The extended attributes that are set, some of which have a meaning for overlays.
+const XATTRS: [&str; 5] =
+    ["user.a", "trusted.b", "user.overlay.opaque", "trusted.overlay.redirect", "user.fuseoverlayfs.origin"];
 
 /// From here on an inode number says nothing of the object.
 const COUNTED: u64 = 1 << 63;
@@ -198,7 +204,19 @@ fn op(abilities: Abilities) -> BoxedStrategy<Op> {
         (lowers::id(), lowers::id()),
     )
         .prop_map(|(slot, sel, mode, owner)| Op::Temp(slot, sel, mode, owner));
-    let op = some(op, 5, abilities.linux, temp);
+    let rights = prop::array::uniform5(0u8..8);
+    let value = prop_oneof![prop::collection::vec(any::<u8>(), 0..9), any::<u8>().prop_map(|byte| vec![byte; 300])];
+    let xattr = prop_oneof![
+        1 => rights.prop_map(|rights| (tree::ACL.into(), tree::acl(rights))),
+        2 => (prop::sample::select(&XATTRS[..]), value).prop_map(|(name, value)| (name.into(), value)),
+    ];
+    let names = [&XATTRS[..], &[tree::ACL]].concat();
+    let linux = prop_oneof![
+        5 => temp,
+        7 => (whom(), xattr).prop_map(|(whom, (name, value))| Op::SetXattr(whom, name, value)),
+        3 => (whom(), prop::sample::select(names)).prop_map(|(whom, name)| Op::RemoveXattr(whom, name.into())),
+    ];
+    let op = some(op, 15, abilities.linux, linux);
     let change = prop_oneof![
         2 => lowers::items().prop_map(Change::Add),
         1 => any::<Index>().prop_map(Change::Remove),
@@ -249,11 +267,19 @@ struct Pair<'a, D: Door> {
     tree: Tree,
     /// The listings that are not at their end, by the number of what is listed.
     listings: BTreeMap<usize, Listing>,
-    /// The inode number of every object that was seen in this stack of layers.
-    inodes: BTreeMap<Id, u64>,
+    seen: Seen,
     /// What files with several names in a lower layer hold there.
     linked: HashMap<Id, Vec<u8>>,
     log: RefCell<String>,
+}
+
+/// What was seen of objects in this stack of layers, and stays as it is.
+#[derive(Default)]
+struct Seen {
+    /// The inode numbers.
+    inodes: BTreeMap<Id, u64>,
+    /// The times of last change of status, and after how many changes.
+    ctimes: BTreeMap<Id, (u32, Time)>,
 }
 
 /// A listing that somebody reads in pieces.
@@ -293,7 +319,7 @@ pub fn run<D: Door>(case: &Case, abilities: Abilities, mut ground: Box<dyn Groun
         known_max: case.known_max,
         changed: false,
         listings: BTreeMap::new(),
-        inodes: BTreeMap::new(),
+        seen: Seen::default(),
         linked: linked_files(&tree),
         tree,
         log: RefCell::default(),
@@ -372,7 +398,7 @@ impl<D: Door> Pair<'_, D> {
         self.tree.handles.clear();
         self.listings.clear();
         // Numbers from a counter, for the few objects whose own was taken, are those of one mount.
-        self.inodes.retain(|_, number| *number < COUNTED);
+        self.seen.inodes.retain(|_, number| *number < COUNTED);
         self.door = None;
         let Some(written) = self.abilities.layers else {
             return Ok(None);
@@ -456,7 +482,7 @@ impl<D: Door> Pair<'_, D> {
         }
         self.lowers = lowers;
         self.changed = true;
-        self.inodes.clear();
+        self.seen = Seen::default();
         let before = std::mem::replace(
             &mut self.tree,
             Tree::new(&layer::merge(&all), &layer::linked(all.iter()), self.abilities.rules),
@@ -474,6 +500,7 @@ impl<D: Door> Pair<'_, D> {
             }
         }
         self.enter();
+        self.learn_xattrs()?;
         self.relink(&|_, bytes| contents.iter().any(|data| data == bytes))?;
         self.compare()
     }
@@ -500,7 +527,7 @@ impl<D: Door> Pair<'_, D> {
     fn stack(&mut self) -> Check {
         let Some(upper) = self.leave()? else { return Ok(()) };
         self.changed = false;
-        self.inodes.clear();
+        self.seen = Seen::default();
         self.ground.guard(&self.upper);
         self.lowers.insert(0, (self.upper.clone(), upper));
         self.new_upper();
@@ -511,6 +538,21 @@ impl<D: Door> Pair<'_, D> {
         self.enter();
         self.relink(&|id, bytes| changed.get(&id).is_some_and(|old| *old == bytes))?;
         self.compare()
+    }
+
+    /// Has the reference follow in what layers that were merged anew show of extended attributes.
+    fn learn_xattrs(&mut self) -> Check {
+        let paths = if self.abilities.rules.xattrs { self.tree.paths() } else { Vec::new() };
+        for (path, id) in paths {
+            self.tree.nodes[id].xattrs = self.xattrs_at(&path)?;
+        }
+        Ok(())
+    }
+
+    fn xattrs_at(&self, path: &Path) -> Check<BTreeMap<OsString, Vec<u8>>> {
+        let names: Vec<_> = path.iter().map(OsStr::to_owned).collect();
+        let opened = self.door().open(&At { held: None, path: &names });
+        opened.and_then(|handle| self.door().xattrs(&handle)).map_err(|errno| fail(path, "listxattr", errno))
     }
 
     /// When the upper layer has become a lower one, which has none of what its overlay remembered, the names of a file that were links in a
@@ -537,6 +579,9 @@ impl<D: Door> Pair<'_, D> {
                 real.data = bytes.into();
             }
             (real.mode, real.owner) = (stat.mode, Owner { uid: stat.uid, gid: stat.gid });
+            if self.abilities.rules.xattrs {
+                real.xattrs = self.xattrs_at(&path)?;
+            }
             let new = *files.entry(stat.ino).or_insert_with(|| {
                 self.tree.nodes.push(real);
                 self.tree.nodes.len() - 1
@@ -639,6 +684,13 @@ impl<D: Door> Pair<'_, D> {
             Err(slot) => real(door, &self.handles[slot]),
         };
         self.agree(what, expected, answer)
+    }
+
+    /// Whether an object is held that has lost its last name, and is no file.
+    fn is_gone(&self, whom: &Whom) -> bool {
+        let Whom::Held(index) = whom else { return false };
+        let held: Vec<_> = self.tree.handles.values().collect();
+        !held.is_empty() && self.tree.node(**index.get(&held)).is_gone()
     }
 
     fn door(&self) -> &D {
@@ -769,6 +821,18 @@ impl<D: Door> Pair<'_, D> {
                     Ok(())
                 };
                 self.on("utimens", whom, model, |door, handle| door.set_times(handle, atime, mtime))?;
+            }
+            // What an overlay knows of these is what it remembers.
+            Op::SetXattr(whom, ..) | Op::RemoveXattr(whom, _) if self.is_gone(whom) => {}
+            Op::SetXattr(whom, name, value) => {
+                let what = format!("setxattr {}", name.display());
+                let model = |tree: &mut Tree, id| tree.set_xattr(id, name, value);
+                self.on(&what, whom, model, |door, handle| door.set_xattr(handle, name, value))?;
+            }
+            Op::RemoveXattr(whom, name) => {
+                let what = format!("removexattr {}", name.display());
+                let model = |tree: &mut Tree, id| tree.remove_xattr(id, name);
+                self.on(&what, whom, model, |door, handle| door.remove_xattr(handle, name))?;
             }
             Op::Sync(whom) => {
                 self.on("fsync", whom, |_, _| Ok(()), |door, handle| door.sync(handle))?;
@@ -918,14 +982,14 @@ impl<D: Door> Pair<'_, D> {
             let id = self.tree.handles[slot];
             let path = PathBuf::from(format!("#{slot}"));
             result =
-                result.and_then(|()| compare_node(&door, &path, &self.tree, id, handle, &mut self.inodes, &mut seen));
+                result.and_then(|()| compare_node(&door, &path, &self.tree, id, handle, &mut self.seen, &mut seen));
         }
         self.door = Some(door);
         result
     }
 
     fn compare_dir(&mut self, door: &D, path: &Path, id: Id, handle: &D::Handle, seen: &mut HashMap<u64, Id>) -> Check {
-        compare_node(door, path, &self.tree, id, handle, &mut self.inodes, seen)?;
+        compare_node(door, path, &self.tree, id, handle, &mut self.seen, seen)?;
         let chunk = 1 + id % 5;
         let listed = door.list(handle, chunk).map_err(|errno| fail(path, "list", errno))?;
         let mut names = HashSet::new();
@@ -945,10 +1009,10 @@ impl<D: Door> Pair<'_, D> {
             if self.tree.node(child).kind == Kind::Dir {
                 self.compare_dir(door, &path, child, &opened, seen)?;
             } else {
-                compare_node(door, &path, &self.tree, child, &opened, &mut self.inodes, seen)?;
+                compare_node(door, &path, &self.tree, child, &opened, &mut self.seen, seen)?;
             }
             prop_assert_eq!(entry.kind, self.tree.node(child).kind, "kind in the listing of {:?}", path);
-            prop_assert_eq!(entry.ino, self.inodes[&child], "d_ino of {:?}", path);
+            prop_assert_eq!(entry.ino, self.seen.inodes[&child], "d_ino of {:?}", path);
         }
         Ok(())
     }
@@ -960,7 +1024,7 @@ fn compare_node<D: Door>(
     tree: &Tree,
     id: Id,
     handle: &D::Handle,
-    inodes: &mut BTreeMap<Id, u64>,
+    known: &mut Seen,
     seen: &mut HashMap<u64, Id>,
 ) -> Check {
     let node = tree.node(id);
@@ -978,6 +1042,16 @@ fn compare_node<D: Door>(
     if let Some((sec, nsec)) = node.mtime {
         prop_assert_eq!(stat.mtime, Time { sec, nsec }, "mtime of {:?}", path);
     }
+    match known.ctimes.insert(id, (node.changes, stat.ctime)) {
+        Some((changes, ctime)) if changes == node.changes => {
+            prop_assert_eq!(stat.ctime, ctime, "ctime of {:?} has changed", path);
+        }
+        _ => {}
+    }
+    if tree.rules.xattrs && !node.is_gone() {
+        let xattrs = door.xattrs(handle).map_err(|errno| fail(path, "listxattr", errno))?;
+        prop_assert_eq!(&xattrs, &node.xattrs, "extended attributes of {:?}", path);
+    }
     if node.kind == Kind::Symlink {
         let target = door.read_link(handle).map_err(|errno| fail(path, "readlink", errno))?;
         prop_assert_eq!(&target, &node.target, "target of {:?}", path);
@@ -991,8 +1065,8 @@ fn compare_node<D: Door>(
         let differs = bytes.iter().zip(node.data.iter()).position(|(real, expected)| real != expected);
         prop_assert!(bytes == *node.data, "contents of {path:?}: {} bytes, differ at {differs:?}", bytes.len());
     }
-    let known = *inodes.entry(id).or_insert(stat.ino);
-    prop_assert_eq!(stat.ino, known, "st_ino of {:?} has changed", path);
+    let number = *known.inodes.entry(id).or_insert(stat.ino);
+    prop_assert_eq!(stat.ino, number, "st_ino of {:?} has changed", path);
     let other = *seen.entry(stat.ino).or_insert(id);
     prop_assert_eq!(other, id, "{:?} has the st_ino of another object", path);
     Ok(())

@@ -104,7 +104,7 @@ pub fn check<D: Door<Handle: Send> + Send>(
     let upper = ground.layer("upper");
     ground.set_meta(&upper, &layers[0].meta);
     let merged = layer::merge(&layers);
-    let rules = Rules { reserves: true, devices: size.linux, follows: false, name_max: 255 };
+    let rules = Rules { reserves: true, devices: size.linux, follows: false, xattrs: false, name_max: 255 };
     let tree = Tree::new(&merged, &layer::linked(layers.iter()), rules);
     let mut state = State { tree, numbers: BTreeMap::new() };
     for _ in 0..size.mounts {

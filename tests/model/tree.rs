@@ -97,12 +97,23 @@ pub struct Node {
     pub names: u32,
     /// The time of last change, where it was set and nothing happened since that changes it.
     pub mtime: Option<(i64, u32)>,
+    /// How often something was done that may change the time of last change of status.
+    pub changes: u32,
+    /// Extended attributes, an ACL among them.
+    pub xattrs: BTreeMap<OsString, Vec<u8>>,
     /// It came from a lower layer in which it has other names.
     pub linked_below: bool,
     /// How many names it has in that layer that never showed in the tree: they are counted as links.
     pub unseen: u32,
     /// It was made without a name, and may get its first one.
     pub temp: bool,
+}
+
+impl Node {
+    /// It has no name any more, and is no file.
+    pub fn is_gone(&self) -> bool {
+        self.kind != Kind::File && self.names == 0
+    }
 }
 
 /// Where an operation acts: a path from the root, or a name in a directory that is held open. No names: the root or the directory itself.
@@ -121,6 +132,8 @@ pub struct Rules {
     pub devices: bool,
     /// Symlinks in the middle of a path are followed.
     pub follows: bool,
+    /// Objects can have extended attributes.
+    pub xattrs: bool,
     /// The longest name, in bytes.
     pub name_max: usize,
 }
@@ -135,6 +148,28 @@ pub struct Tree {
 
 pub const ROOT: Id = 0;
 const LINKS_MAX: usize = 40;
+
+/// The attribute that is an ACL.
+pub const ACL: &str = "system.posix_acl_access";
+/// The user to whom ACLs give rights of his own.
+const SOMEBODY: u32 = 1000;
+
+/// An ACL as its attribute has it: what the owner may do, somebody, the group, those two at most, and others.
+pub fn acl(rights: [u8; 5]) -> Vec<u8> {
+    const TAGS: [u16; 5] = [1, 2, 4, 0x10, 0x20];
+    let mut bytes = 2u32.to_le_bytes().to_vec();
+    for (tag, rights) in TAGS.into_iter().zip(rights) {
+        bytes.extend(tag.to_le_bytes());
+        bytes.extend(u16::from(rights).to_le_bytes());
+        bytes.extend(if tag == 2 { SOMEBODY } else { u32::MAX }.to_le_bytes());
+    }
+    bytes
+}
+
+/// What [`acl`] was made of.
+fn rights_of(acl: &[u8]) -> [u8; 5] {
+    std::array::from_fn(|entry| acl[4 + 8 * entry + 2])
+}
 
 fn fail<T>(errno: i32) -> Result<T> {
     Err(vec![errno])
@@ -178,6 +213,8 @@ impl Tree {
             parent,
             names: 1,
             mtime: Some(object.meta.mtime),
+            changes: 0,
+            xattrs: BTreeMap::new(),
             linked_below: false,
             unseen: 0,
             temp: false,
@@ -303,8 +340,14 @@ impl Tree {
         Ok((dir, name.expect("an entry has a name")))
     }
 
+    /// What is done to objects may change their times of last change of status.
+    fn change(&mut self, ids: &[Id]) {
+        ids.iter().for_each(|id| self.nodes[*id].changes += 1);
+    }
+
     /// Adds an entry that does not exist.
     fn enter(&mut self, dir: Id, name: OsString, id: Id) {
+        self.change(&[dir, id]);
         self.nodes[dir].entries.insert(name, id);
         self.nodes[dir].mtime = None;
         self.nodes[id].names += 1;
@@ -316,6 +359,7 @@ impl Tree {
     /// Takes an entry away and answers its object.
     fn leave(&mut self, dir: Id, name: &OsStr) -> Id {
         let id = self.nodes[dir].entries.remove(name).expect("the entry was looked up");
+        self.change(&[dir, id]);
         self.nodes[dir].mtime = None;
         self.nodes[id].names -= 1;
         if self.is_dir(id) {
@@ -359,6 +403,8 @@ impl Tree {
             parent: None,
             names: 0,
             mtime: None,
+            changes: 0,
+            xattrs: BTreeMap::new(),
             linked_below: false,
             unseen: 0,
             temp: false,
@@ -497,16 +543,62 @@ impl Tree {
         if self.nodes[id].kind == Kind::Symlink {
             return fail(EOPNOTSUPP);
         }
+        self.change(&[id]);
         self.nodes[id].mode = mode;
+        if let Some(value) = self.nodes[id].xattrs.get_mut(OsStr::new(ACL)) {
+            let [_, user, group, _, _] = rights_of(value);
+            *value = acl([(mode >> 6) as u8 & 7, user, group, (mode >> 3) as u8 & 7, mode as u8 & 7]);
+        }
         Ok(())
     }
 
     pub fn set_owner(&mut self, id: Id, owner: Owner) {
+        self.change(&[id]);
         self.nodes[id].owner = owner;
     }
 
     pub fn set_mtime(&mut self, id: Id, mtime: (i64, u32)) {
+        self.change(&[id]);
         self.nodes[id].mtime = Some(mtime);
+    }
+
+    /// The errno where an object of a kind can have no attribute of a name.
+    fn may_have_xattr(&self, id: Id, name: &OsStr) -> Result<()> {
+        match self.nodes[id].kind {
+            Kind::Symlink if name == ACL => fail(EOPNOTSUPP),
+            Kind::File | Kind::Dir => Ok(()),
+            _ if name.as_bytes().starts_with(b"user.") => fail(EPERM),
+            _ => Ok(()),
+        }
+    }
+
+    pub fn set_xattr(&mut self, id: Id, name: &OsStr, value: &[u8]) -> Result<()> {
+        self.may_have_xattr(id, name)?;
+        self.change(&[id]);
+        let node = &mut self.nodes[id];
+        node.xattrs.insert(name.to_owned(), value.to_owned());
+        if name == ACL {
+            let [owner, _, _, mask, others] = rights_of(value).map(u32::from);
+            node.mode = node.mode & 0o7000 | owner << 6 | mask << 3 | others;
+        }
+        Ok(())
+    }
+
+    pub fn remove_xattr(&mut self, id: Id, name: &OsStr) -> Result<()> {
+        let removed = self.nodes[id].xattrs.remove(name);
+        if removed.is_none() {
+            // Nobody asks whether an ACL was there.
+            return match self.may_have_xattr(id, name) {
+                Ok(()) if name == ACL => {
+                    self.change(&[id]);
+                    Ok(())
+                }
+                Ok(()) => fail(ENODATA),
+                Err(errnos) => Err([errnos, vec![ENODATA]].concat()),
+            };
+        }
+        self.change(&[id]);
+        Ok(())
     }
 
     /// The errno of reading and writing what is not a file.
@@ -522,6 +614,7 @@ impl Tree {
         let node = self.file(id)?;
         node.data = node.data.resized(size).into();
         node.mtime = None;
+        node.changes += 1;
         Ok(())
     }
 
@@ -579,6 +672,7 @@ impl Tree {
             node.data = data.into();
         }
         node.mtime = None;
+        node.changes += 1;
         Ok(())
     }
 }
