@@ -139,8 +139,8 @@ impl Machine {
         for worker in &mut workers {
             // Where each name comes back for itself, what is in a directory may be at a path where it never was.
             worker.moves_dirs = self.filesystem.order == Order::Kept;
-            // What a loss of power leaves of these, `tests/faults` tries.
-            (worker.has_temps, worker.leaves_devices, worker.exchanges) = (false, false, false);
+            // In the kernel's format a rename leaves no device.
+            worker.leaves_devices = !way.contains("format=kernel");
         }
         let ended = AtomicBool::new(false);
         thread::scope(|scope| {
