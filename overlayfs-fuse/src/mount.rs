@@ -63,6 +63,7 @@ fn open_device() -> io::Result<File> {
             Some(libc::ENOENT) => {
                 "; in a container, start that with --device /dev/fuse; elsewhere, modprobe fuse makes it"
             }
+            Some(libc::EPERM | libc::EACCES) => "; in a container, start that with --device /dev/fuse",
             Some(libc::ENODEV | libc::ENXIO) => "; modprobe fuse loads the kernel's part of FUSE",
             _ => "",
         };
@@ -366,7 +367,13 @@ fn refusal(said: &[u8]) -> String {
     let said = String::from_utf8_lossy(said);
     let lines: Vec<_> = said.lines().map(|line| line.strip_prefix("fusermount3: ").unwrap_or(line)).collect();
     let why = if lines.is_empty() { "without a reason".to_owned() } else { lines.join("; ") };
-    let remedy = if why.contains(DEVICE) { "; in a container, start that with --device /dev/fuse" } else { "" };
+    let remedy = match why.contains(DEVICE) {
+        true if why.contains("ermission denied") => {
+            "; root lets all open it by chmod 666 /dev/fuse; in a container, start that with --device /dev/fuse"
+        }
+        true => "; in a container, start that with --device /dev/fuse",
+        false => "",
+    };
     format!("fusermount3 refused: {why}{remedy}")
 }
 

@@ -58,7 +58,11 @@ fn remount(options: &MountOptions) -> ExitCode {
     match fuse_mount::remount(&options.mount_point, flags) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("overlayfs-fuse: The mount at {} cannot be changed: {error}.", options.mount_point.display());
+            let why = match error.raw_os_error() {
+                Some(libc::EINVAL) => "nothing is mounted there".to_owned(),
+                _ => error.to_string(),
+            };
+            eprintln!("overlayfs-fuse: The mount at {} cannot be changed: {why}.", options.mount_point.display());
             ExitCode::FAILURE
         }
     }

@@ -159,7 +159,7 @@ fn what_is_wrong_with_the_device_is_said() {
         "mount -t tmpfs -o nodev tmpfs lower; mknod -m 666 lower/fuse c 10 229; touch dev/fuse; mount --bind lower/fuse dev/fuse",
     );
     assert!(forbidden.contains("/dev/fuse: Permission denied"), "{forbidden}");
-    assert!(forbidden.contains("--device /dev/fuse"), "{forbidden}");
+    assert!(forbidden.contains("--device /dev/fuse") && forbidden.contains("chmod 666 /dev/fuse"), "{forbidden}");
     for said in [missing, forbidden] {
         assert_eq!(said.lines().count(), 1, "one sentence: {said}");
     }
