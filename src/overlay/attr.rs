@@ -7,7 +7,7 @@ use crate::errno::{EINVAL, ENOENT, EOPNOTSUPP, Error};
 
 use super::Overlay;
 use super::copy_up::For;
-use super::node::{Node, OpenFile, State};
+use super::node::{Node, OpenFile, State, Stored};
 use super::stack::LayerDir;
 use crate::layer::{Kind, Layer, Object, Owner, Result, Stat, Time};
 
@@ -116,7 +116,7 @@ impl<L: Layer> Overlay<L> {
 
     /// Asks the layer for the attributes. The tree must be locked, so that nothing is renamed on the way to the object.
     pub(super) fn refresh(&self, node: &Arc<Node<L>>, state: &mut State<L>) -> Result<Stat> {
-        let fresh = match self.spot(node, state) {
+        let fresh = match self.spot(state) {
             Spot::Root(dir) => {
                 let open = self.stack.open(&dir)?;
                 self.stack.mark(&dir, self.stack.layer(&dir).stat(Object::Dir(&*open))?)
@@ -137,24 +137,21 @@ impl<L: Layer> Overlay<L> {
         Ok(seen)
     }
 
-    pub(super) fn spot(&self, node: &Arc<Node<L>>, state: &State<L>) -> Spot<L> {
-        if let (Some(home), Some(work)) = (&state.home, &self.work) {
-            return Spot::Entry(work.dir().clone(), home.clone());
-        }
-        if let Some(partial) = &state.partial {
-            return Spot::Entry(partial.dir.clone(), partial.name.clone());
-        }
-        match (state.places.first(), &state.file) {
-            (Some(place), _) => Spot::Entry(place.dir.clone(), place.name.clone()),
-            (None, Some(open)) => Spot::File(open.clone()),
-            (None, None) if self.is_root(node) => match self.stack.upper_root().or(self.stack.lower_roots().first()) {
+    pub(super) fn spot(&self, state: &State<L>) -> Spot<L> {
+        match (&state.stored, state.places.first(), &state.file) {
+            (Stored::Indexed(name) | Stored::Unnamed(name), ..) => match &self.work {
+                Some(work) => Spot::Entry(work.dir().clone(), name.clone()),
+                None => Spot::Nowhere,
+            },
+            (Stored::Partial(partial), ..) => Spot::Entry(partial.dir.clone(), partial.name.clone()),
+            (_, Some(place), _) => Spot::Entry(place.dir.clone(), place.name.clone()),
+            (_, None, Some(open)) => Spot::File(open.clone()),
+            (Stored::Top, None, None) => match self.stack.upper_root().or(self.stack.lower_roots().first()) {
                 Some(root) => Spot::Root(root.clone()),
                 None => Spot::Nowhere,
             },
-            (None, None) => match &state.ghost {
-                Some(ghost) => Spot::Entry(ghost.0.clone(), ghost.1.clone()),
-                None => Spot::Nowhere,
-            },
+            (Stored::Orphan(entry), None, None) => Spot::Entry(entry.0.clone(), entry.1.clone()),
+            (Stored::Named, None, None) => Spot::Nowhere,
         }
     }
 
@@ -176,7 +173,7 @@ impl<L: Layer> Overlay<L> {
         if let Some(target) = &state.target {
             return Ok(target.to_os_string());
         }
-        let Spot::Entry(dir, name) = self.spot(node, &state) else {
+        let Spot::Entry(dir, name) = self.spot(&state) else {
             return Err(Error::new(ENOENT));
         };
         let target = self.stack.layer(&dir).read_link(&*self.stack.open(&dir)?, &name)?;
@@ -220,7 +217,7 @@ impl<L: Layer> Overlay<L> {
     fn change(&self, node: &Arc<Node<L>>, change: Change) -> Result<()> {
         self.copied_up(node, For::Change)?;
         let _content = node.content.lock();
-        let partial = node.state.lock().partial.clone();
+        let partial = node.state.lock().stored.partial().cloned();
         if let Some(partial) = partial {
             self.save_again(node, &partial)?;
         }
@@ -230,7 +227,7 @@ impl<L: Layer> Overlay<L> {
     /// Brings the object to the upper layer, if it still is anywhere.
     pub(super) fn copied_up(&self, node: &Arc<Node<L>>, why: For) -> Result<()> {
         self.upper()?;
-        let is_nowhere = || matches!(self.spot(node, &node.state.lock()), Spot::Nowhere);
+        let is_nowhere = || matches!(self.spot(&node.state.lock()), Spot::Nowhere);
         if is_nowhere() {
             return Ok(());
         }
@@ -250,7 +247,7 @@ impl<L: Layer> Overlay<L> {
             Change::Owner(owner) => layer.set_owner(object, owner),
             Change::Times(atime, mtime) => layer.set_times(object, atime, mtime),
         };
-        let spot = self.spot(node, &state);
+        let spot = self.spot(&state);
         match &spot {
             Spot::Root(dir) => set(Object::Dir(&*self.stack.open(dir)?))?,
             Spot::Entry(dir, name) => set(Object::Entry(&*self.stack.open(dir)?, name))?,

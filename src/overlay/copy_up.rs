@@ -16,7 +16,7 @@ use super::cancel::check;
 use super::copy_plan::{Data, Destination, Named, Way};
 use super::index::Origin;
 use super::names::Upper;
-use super::node::{MERGED_NLINK, Node, OpenFile, Place};
+use super::node::{MERGED_NLINK, Node, OpenFile, Place, Stored};
 use super::partial::PARTIAL_FROM;
 use super::progress::{PIECE, Progress};
 use super::room::Promise;
@@ -88,7 +88,7 @@ impl<L: Layer> Overlay<L> {
     pub fn will_copy(&self, node: &Arc<Node<L>>, names: bool) -> bool {
         let state = node.state.lock();
         let is_large = state.attr.is_some_and(|attr| attr.size >= PARTIAL_FROM);
-        node.kind() == Kind::File && is_large && (!state.upper || names && state.partial.is_some())
+        node.kind() == Kind::File && is_large && (!state.upper || names && state.stored.partial().is_some())
     }
 
     /// Does so, for a door that keeps others waiting while it makes the change. EROFS; EISDIR; EINVAL of anything else that is no regular file.
@@ -363,7 +363,6 @@ impl<L: Layer> Overlay<L> {
         let ino = *state.ino.get_or_insert_with(|| self.number(before));
         state.upper = true;
         state.has_data = true;
-        state.ghost = None;
         let is_cut = copy.size < before.size;
         let ctime = self.shown_ctime(&state).filter(|_| !is_cut);
         self.touch_as(node, &mut state, ctime);
@@ -381,11 +380,14 @@ impl<L: Layer> Overlay<L> {
         if let (Some(origin), Some(_)) = (origin, &to) {
             self.hid_name(origin);
         }
-        if home.is_some() {
-            state.home = home.map(Into::into);
-            state.nlink = state.nlink.or(Some(before.nlink));
-            self.inodes.link(copy.dev, copy.ino, node);
-        }
+        state.stored = match home {
+            Some(home) => {
+                state.nlink = state.nlink.or(Some(before.nlink));
+                self.inodes.link(copy.dev, copy.ino, node);
+                Stored::Indexed(home.into())
+            }
+            None => Stored::Named,
+        };
         let dir = to.unwrap_or_else(|| work.dir().clone());
         let open = file.map(|file| Arc::new(OpenFile { file, access: Access::ReadWrite, dir, lent: None }));
         let open = if state.users > 0 || state.places.is_empty() { open } else { None };

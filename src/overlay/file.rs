@@ -12,7 +12,7 @@ use crate::errno::{EFBIG, EINVAL, EIO, EISDIR, EPERM, Error};
 use super::Overlay;
 use super::attr::Spot;
 use super::copy_up::For;
-use super::node::{Node, OpenFile};
+use super::node::{Node, OpenFile, Stored};
 use super::partial::Lent;
 use crate::layer::{Access, Allocation, Kind, Layer, Object, Result, Stat};
 
@@ -38,7 +38,8 @@ impl<L: Layer> Drop for Handle<L> {
             state.users -= 1;
         }
         // One of the upper layer that has no name any more cannot be opened again, and somebody may be about to.
-        let can_be_opened = !state.places.is_empty() || state.ghost.is_some() || state.home.is_some();
+        let can_be_opened = !state.places.is_empty()
+            || matches!(state.stored, Stored::Indexed(_) | Stored::Unnamed(_) | Stored::Orphan(_));
         let file = if state.users == 0 && can_be_opened { state.file.take() } else { None };
         drop(state);
         drop(file);
@@ -402,13 +403,13 @@ impl<L: Layer> Overlay<L> {
         if let Some(open) = state.opened(access) {
             return Ok(open);
         }
-        let Spot::Entry(dir, name) = self.spot(node, &state) else {
+        let Spot::Entry(dir, name) = self.spot(&state) else {
             return Err(Error::new(EIO));
         };
-        let lent = state.partial.as_ref().map(|partial| self.open_lent(partial)).transpose()?;
+        let lent = state.stored.partial().map(|partial| self.open_lent(partial)).transpose()?;
         let (dir, file) = self.open_data(dir, &name, access)?;
         let open = Arc::new(OpenFile { file, access, dir, lent });
-        if state.users > 0 || (state.places.is_empty() && state.ghost.is_none()) {
+        if state.users > 0 || (state.places.is_empty() && !matches!(state.stored, Stored::Orphan(_))) {
             state.file = Some(open.clone());
         }
         Ok(open)

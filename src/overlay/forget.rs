@@ -15,7 +15,7 @@ use std::sync::{Arc, Weak};
 
 use super::Overlay;
 use super::names::Slot;
-use super::node::{Node, Place};
+use super::node::{Node, Place, Stored};
 use super::work::discard;
 use crate::layer::Layer;
 use crate::sync::Lock;
@@ -179,7 +179,10 @@ impl<L: Layer> Overlay<L> {
     fn discard_home(&self, node: &Arc<Node<L>>) {
         let mut state = node.state.lock();
         let unused = state.handles == 0 && state.places.is_empty() && state.nlink == Some(0);
-        let home = if unused { state.home.take() } else { None };
+        let home = state.stored.work_name().filter(|_| unused).cloned();
+        if home.is_some() {
+            state.stored = Stored::Named;
+        }
         drop(state);
         if let (Some(home), Ok((upper, work))) = (home, self.upper())
             && let Ok(open) = self.stack.open(work.dir())

@@ -8,7 +8,7 @@ use crate::errno::{ENOENT, EPERM, Error};
 use super::Overlay;
 use super::attr::Spot;
 use super::names::Upper;
-use super::node::{Node, Place};
+use super::node::{Node, Place, Stored};
 use super::work::discard;
 use crate::format::plan::{New, Placement};
 use crate::layer::{Kind, Layer, Object, Result};
@@ -42,9 +42,12 @@ impl<L: Layer> Overlay<L> {
             Some(attr) => attr,
             None => self.refresh(node, &mut state)?,
         };
-        let is_nameless = state.nlink.unwrap_or(attr.nlink) == 0;
-        let first = if is_nameless { Some(state.home.clone().ok_or(Error::new(ENOENT))?) } else { None };
-        let spot = self.spot(node, &state);
+        let first = match &state.stored {
+            Stored::Unnamed(name) => Some(name.clone()),
+            _ if state.nlink.unwrap_or(attr.nlink) == 0 => return Err(Error::new(ENOENT)),
+            _ => None,
+        };
+        let spot = self.spot(&state);
         let from_dir = match &spot {
             Spot::Entry(dir, _) => Some(self.stack.open(dir)?),
             _ => None,
@@ -71,7 +74,7 @@ impl<L: Layer> Overlay<L> {
         }
 
         if first.is_some() {
-            (state.home, state.nlink) = (None, None);
+            (state.stored, state.nlink) = (Stored::Named, None);
         }
         state.places.push(Place { parent: dir.clone(), name: name.into(), dir: to.clone() });
         self.touch(node, &mut state);

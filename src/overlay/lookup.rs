@@ -8,7 +8,7 @@ use crate::errno::{EINVAL, EIO, ENAMETOOLONG, ENOENT, ENOTDIR, ESTALE, Error};
 use smallvec::smallvec;
 
 use super::Overlay;
-use super::node::{Dir, MERGED_NLINK, Node, Place, State};
+use super::node::{Dir, MERGED_NLINK, Node, Place, State, Stored};
 use super::stack::LayerDir;
 use crate::layer::{Kind, Layer, Result, Stat};
 
@@ -135,7 +135,7 @@ impl<L: Layer> Overlay<L> {
                     }
                     _ => self.new_state(place.clone(), attr)?,
                 };
-                state.home = linked.home.map(Into::into);
+                state.stored = linked.home.map_or(Stored::Named, |home| Stored::Indexed(home.into()));
                 state.origin = linked.origin.map(Box::new);
                 state.nlink = linked.nlink;
                 self.inodes.same(&linked.attr, Node::new(self.new_id(), attr.kind, state, None))

@@ -168,7 +168,7 @@ impl<L: Layer> Overlay<L> {
         let _tree = self.tree.read();
         let state = node.state.lock();
         // What lost its last name got its data before.
-        let Spot::Entry(dir, name) = self.spot(node, &state) else {
+        let Spot::Entry(dir, name) = self.spot(&state) else {
             return Ok(None);
         };
         let open = self.stack.open(&dir)?;

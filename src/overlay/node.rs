@@ -41,15 +41,10 @@ pub(super) struct State<L: Layer> {
     pub places: SmallVec<[Place<L>; 1]>,
     /// Whether it is in the upper layer.
     pub upper: bool,
-    /// The name in the work directory that holds a copied-up file of several names together while not all of them are in the
-    /// upper layer. It counts as one of the layer's links.
-    pub home: Option<Arc<OsStr>>,
+    /// Where else it is than under its names.
+    pub stored: Stored<L>,
     /// See [`State::origin`].
     pub origin: Option<Box<Origin>>,
-    /// The partial copy of a file of which not all data is in the upper layer.
-    pub partial: Option<Arc<Partial<L>>>,
-    /// Where an object of a lower layer still is of which no name is known any more; never of a directory.
-    pub ghost: Option<Box<Entry<L>>>,
     /// The attributes as the layer has them, but for the inode number and the link count, which are the overlay's.
     pub attr: Option<Stat>,
     /// Whether times and blocks of `attr` may be older than the layer's. The rest of `attr` never is.
@@ -82,6 +77,45 @@ pub(super) struct State<L: Layer> {
     pub users: u32,
     /// The open file that all handles share, once one of them needed it.
     pub file: Option<Arc<OpenFile<L>>>,
+}
+
+/// Where a layer has an object.
+pub(super) enum Stored<L: Layer> {
+    /// At the top of the layers: the root.
+    Top,
+    /// Under its names. One that lost them is only in its open file.
+    Named,
+    /// Beside its name: a file of which not all data is in the upper layer.
+    Partial(Arc<Partial<L>>),
+    /// In the work directory under this name, which holds a copied-up file of several names together while not all of them are in the upper
+    /// layer. It counts as one of the layer's links.
+    Indexed(Arc<OsStr>),
+    /// In the work directory under this name: a new file that has no name yet.
+    Unnamed(Arc<OsStr>),
+    /// Where it was in a lower layer, though no name of it is known any more; never a directory.
+    Orphan(Box<Entry<L>>),
+}
+
+impl<L: Layer> Stored<L> {
+    /// Where an object is that had a name of a lower layer last, which is lost.
+    pub fn orphan(lost: Option<Place<L>>) -> Self {
+        lost.map_or(Stored::Named, |place| Stored::Orphan(Box::new((place.dir, place.name))))
+    }
+
+    /// The name in the work directory.
+    pub fn work_name(&self) -> Option<&Arc<OsStr>> {
+        match self {
+            Stored::Indexed(name) | Stored::Unnamed(name) => Some(name),
+            _ => None,
+        }
+    }
+
+    pub fn partial(&self) -> Option<&Arc<Partial<L>>> {
+        match self {
+            Stored::Partial(partial) => Some(partial),
+            _ => None,
+        }
+    }
 }
 
 /// A directory of a layer and a name in it.
@@ -166,22 +200,26 @@ impl<L: Layer> State<L> {
 
     /// The state of a file of the upper layer that has no name yet, built in the work directory under the name `home`.
     pub fn nameless(home: &OsStr, attr: Stat) -> Self {
-        State { home: Some(home.into()), nlink: Some(0), has_data: true, ..State::unplaced(true, Some(attr)) }
+        State {
+            stored: Stored::Unnamed(home.into()),
+            nlink: Some(0),
+            has_data: true,
+            ..State::unplaced(true, Some(attr))
+        }
     }
 
     /// The state of the root, which has no name.
     pub fn root(upper: bool, attr: Stat, ino: u64) -> Self {
-        State { ino: Some(ino), nlink: Some(MERGED_NLINK), ..State::unplaced(upper, Some(attr)) }
+        let (ino, nlink, stored) = (Some(ino), Some(MERGED_NLINK), Stored::Top);
+        State { ino, nlink, stored, ..State::unplaced(upper, Some(attr)) }
     }
 
     fn unplaced(upper: bool, attr: Option<Stat>) -> Self {
         State {
             places: SmallVec::new(),
             upper,
-            home: None,
+            stored: Stored::Named,
             origin: None,
-            partial: None,
-            ghost: None,
             attr,
             stale: false,
             times_stale: false,
@@ -226,7 +264,7 @@ impl<L: Layer> State<L> {
 
     /// Whether an open file is the object itself in the directory `dir` of a layer, and not what has the data of one that has none.
     pub fn is_open(&self, open: &OpenFile<L>, dir: &Arc<LayerDir<L>>) -> bool {
-        self.home.is_none() && self.partial.is_none() && Arc::ptr_eq(&open.dir, dir)
+        self.stored.work_name().is_none() && self.stored.partial().is_none() && Arc::ptr_eq(&open.dir, dir)
     }
 
     /// The place of the name `name` in `parent`, if it is one of this object.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::errno::{EACCES, EIO, EISDIR, ENOENT, ENOTDIR, ENOTEMPTY, Error};
 
 use super::Overlay;
-use super::node::{Dir, Node, OpenFile, Place, State};
+use super::node::{Dir, Node, OpenFile, Place, State, Stored};
 use super::stack::LayerDir;
 use super::work::discard;
 use crate::format::plan::{Seen, Step};
@@ -202,30 +202,18 @@ impl<L: Layer> Overlay<L> {
             }
             // It may be that those were hidden by an earlier mount.
             if !state.upper && state.places.is_empty() {
-                state.ghost = lost.map(|place| Box::new((place.dir, place.name)));
+                state.stored = Stored::orphan(lost);
             }
             return;
         }
         if !state.upper && node.kind() != Kind::Dir {
             state.nlink = Some(0);
-            state.ghost = lost.map(|place| Box::new((place.dir, place.name)));
+            state.stored = Stored::orphan(lost);
         }
         if let Some(attr) = state.attr {
             self.inodes.forget_link(attr.dev, attr.ino);
         }
-        if let Some(partial) = state.partial.take() {
-            // Also if the copy cannot be removed.
-            state.nlink = Some(0);
-            self.discard_partial(node, &partial);
-        }
-        if let Some(home) = state.home.take()
-            && let (Ok((upper, work)), Some(_)) = (self.upper(), &state.attr)
-        {
-            match self.stack.open(work.dir()) {
-                Ok(open) => discard(upper, &open, &home),
-                Err(error) => log::warn!("{home:?} stays in the work directory until the next mount: {error}"),
-            }
-        }
+        self.discard_copy(node, &mut state);
         if let (Some(attr), Some(ino), true) = (state.attr, state.ino, state.upper) {
             self.lost_copy(ino, attr.dev, attr.ino, state.origin());
         }
@@ -233,6 +221,28 @@ impl<L: Layer> Overlay<L> {
         drop(state);
         if let Some(ino) = ino {
             self.inodes.unlinked(node, ino);
+        }
+    }
+
+    /// Removes what the upper layer has of an object beside the names that it lost.
+    fn discard_copy(&self, node: &Arc<Node<L>>, state: &mut State<L>) {
+        match std::mem::replace(&mut state.stored, Stored::Named) {
+            Stored::Partial(partial) => {
+                // Also if the copy cannot be removed.
+                state.nlink = Some(0);
+                self.discard_partial(node, &partial);
+            }
+            Stored::Indexed(name) | Stored::Unnamed(name) => {
+                if let (Ok((upper, work)), Some(_)) = (self.upper(), &state.attr) {
+                    match self.stack.open(work.dir()) {
+                        Ok(open) => discard(upper, &open, &name),
+                        Err(error) => {
+                            log::warn!("{name:?} stays in the work directory until the next mount: {error}");
+                        }
+                    }
+                }
+            }
+            other => state.stored = other,
         }
     }
 }

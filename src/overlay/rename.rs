@@ -403,7 +403,7 @@ impl<L: Layer> Overlay<L> {
         }
         let (home, origin, ino) = {
             let state = node.state.lock();
-            (state.home.clone(), state.origin(), state.attr.map(|attr| attr.ino))
+            (state.stored.work_name().cloned(), state.origin(), state.attr.map(|attr| attr.ino))
         };
         let home = home.ok_or(Error::new(EIO))?;
         let place = Place { parent: end.parent.clone(), name: end.name.into(), dir: end.dir.clone() };

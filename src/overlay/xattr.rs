@@ -162,7 +162,7 @@ impl<L: Layer> Overlay<L> {
         let _tree = self.tree.read();
         // Locked until the layer has answered, so that the name stays the object's.
         let state = node.state.lock();
-        Ok(match &self.spot(node, &state) {
+        Ok(match &self.spot(&state) {
             Spot::Root(dir) => Some(call(self.stack.layer(dir), Object::Dir(&*self.stack.open(dir)?))?),
             Spot::Entry(dir, name) => Some(call(self.stack.layer(dir), Object::Entry(&*self.stack.open(dir)?, name))?),
             Spot::File(open) => Some(call(self.stack.layer(&open.dir), Object::File(&open.file))?),

@@ -119,7 +119,7 @@ impl<L: Layer> Overlay<L> {
     /// Brings a partial copy to the disk as it is, since nobody knows when it can be completed.
     fn keep_for_good(&self, node: &Arc<Node<L>>) -> Result<()> {
         let _content = node.content.lock();
-        let Some(partial) = node.state.lock().partial.clone() else { return Ok(()) };
+        let Some(partial) = node.state.lock().stored.partial().cloned() else { return Ok(()) };
         let (upper, _) = self.upper()?;
         upper.sync(&self.file(node, Access::ReadWrite)?.file)?;
         partial.chunks.lock().for_good = true;

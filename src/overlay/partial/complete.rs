@@ -13,7 +13,7 @@ use crate::layer::{Access, Kind, Layer, Object, RenameMode, Result, Stat};
 use crate::overlay::Overlay;
 use crate::overlay::attr::SET_ID;
 use crate::overlay::names::Upper;
-use crate::overlay::node::{Node, OpenFile};
+use crate::overlay::node::{Node, OpenFile, Stored};
 use crate::overlay::progress::{PIECE, Progress};
 use crate::overlay::xattr::CAPABILITY;
 
@@ -25,7 +25,7 @@ impl<L: Layer> Overlay<L> {
     ///
     /// The caller must hold neither the tree nor the content of any node.
     pub(in crate::overlay) fn complete(&self, node: &Arc<Node<L>>) -> Result<()> {
-        let Some(partial) = node.state.lock().partial.clone() else { return Ok(()) };
+        let Some(partial) = node.state.lock().stored.partial().cloned() else { return Ok(()) };
         let open = self.file(node, Access::ReadWrite)?;
         let size = partial.chunks.lock().size;
         let path = self.path(node).unwrap_or_default();
@@ -33,7 +33,7 @@ impl<L: Layer> Overlay<L> {
         let mut at = 0;
         loop {
             let _content = node.content.lock();
-            if node.state.lock().partial.is_none() {
+            if node.state.lock().stored.partial().is_none() {
                 return Ok(());
             }
             let piece = self.next_piece(&open, at..size)?;
@@ -108,7 +108,7 @@ impl<L: Layer> Overlay<L> {
                 place.dir = partial.dir.clone();
             }
             self.touch_unseen(node, &mut state);
-            state.partial = None;
+            state.stored = Stored::Named;
             ino = state.attr.map(|attr| attr.ino);
             drop(state);
             self.end(node, partial);

@@ -36,7 +36,7 @@ use crate::errno::{EIO, ENOENT, Error};
 
 use super::Overlay;
 use super::index::{Origin, origin};
-use super::node::{Entry, Node, OpenFile, Place, State};
+use super::node::{Entry, Node, OpenFile, Place, State, Stored};
 use super::room::Promise;
 use super::stack::LayerDir;
 use super::xattr::CAPABILITY;
@@ -204,7 +204,7 @@ impl<L: Layer> Overlay<L> {
         self.copied(ino, copy, None);
         state.upper = true;
         self.touch_unseen(node, state);
-        state.partial = Some(partial);
+        state.stored = Stored::Partial(partial);
         self.partials.nodes.lock().insert(node.id(), node.clone());
     }
 

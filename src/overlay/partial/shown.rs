@@ -9,7 +9,7 @@ use crate::format::PartOf;
 use crate::layer::{Kind, Layer, Result};
 use crate::overlay::Overlay;
 use crate::overlay::names::{Names, Slot};
-use crate::overlay::node::{Node, Place, State};
+use crate::overlay::node::{Node, Place, State, Stored};
 use crate::overlay::stack::LayerDir;
 
 impl<L: Layer> Overlay<L> {
@@ -65,7 +65,7 @@ impl<L: Layer> Overlay<L> {
         copy.mtime = mtime.unwrap_or(copy.mtime);
         let place = Place { parent: parent.clone(), name: name.into(), dir: from.clone() };
         let ino = Some(self.number(&lower));
-        let state = State { ino, partial: Some(partial), ..State::at(place, false, Some(copy)) };
+        let state = State { ino, stored: Stored::Partial(partial), ..State::at(place, false, Some(copy)) };
         Ok(Some(Node::new(self.new_id(), Kind::File, state, None)))
     }
 }
