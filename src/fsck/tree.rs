@@ -277,58 +277,10 @@ impl<L: Layer> Checker<L> {
         Ok(!matches!(self.found(below, name)?, Found::Nothing))
     }
 
+    /// Notes partial copies that nothing can complete, or that mean nothing, and their maps.
     fn check_parts(&self, task: &Task<L>, listing: &Listing, below: &Below<L>, report: &mut Report<L>) -> Result<()> {
-        for of in &listing.parts {
-            let (source, name) = of;
-            let Some((part, map)) = format::part_names(name, *source, self.name_max) else { continue };
-            let has_map = listing.maps.contains(of);
-            let path = task.path.join(&part);
-            let is_whole = self.upper.stat(&task.dir, &part)?.nlink > 1;
-            let lender = match self.found(below, name)? {
-                Found::Object(node) if node.kind() == Kind::File => Some(node),
-                Found::Unknown => {
-                    report.partial = true;
-                    continue;
-                }
-                _ => None,
-            };
-            let is_other = match (source, &lender) {
-                (Some(source), Some(node)) => self.below.digest(node)? != Some(*source),
-                (Some(_), None) => true,
-                (None, _) => false,
-            };
-            let is_outdone = listing.object(name).is_some() || listing.hides(name);
-            if is_whole || is_outdone && !is_other {
-                let map = has_map.then_some(Step::Remove(map, Kind::File));
-                let steps = map.into_iter().chain([Step::Remove(part, Kind::File)]).collect();
-                report.add(path, Damage::Outdone, Some(Repair { dir: task.dir.clone(), steps }));
-                continue;
-            }
-            report.partial = true;
-            let source = match lender {
-                Some(node) if !is_other => self.below.stat(&node)?,
-                Some(_) => {
-                    report.add(path, Damage::OtherSource, None);
-                    continue;
-                }
-                None => {
-                    report.add(path, Damage::NoSource, None);
-                    continue;
-                }
-            };
-            let Some(len) = map_len(source.size) else {
-                report.add(path, Damage::NoSource, None);
-                continue;
-            };
-            if has_map {
-                let content = self.prefix(&task.dir, &map, len)?;
-                let epoch = self.upper.layer(&task.dir).epoch();
-                // An empty one was made and not written: it is as none.
-                if !content.is_empty() && !map_means_something(&content, source.size, epoch) {
-                    let remove = Repair::remove(&task.dir, &map, Kind::File);
-                    report.add(task.path.join(&map), Damage::MapMeansNothing, Some(remove));
-                }
-            }
+        for part in &listing.parts {
+            self.check_part(task, listing, below, part, report)?;
         }
         for of @ (source, name) in &listing.maps {
             if listing.parts.contains(of) {
@@ -338,6 +290,71 @@ impl<L: Layer> Checker<L> {
                 let remove = Repair::remove(&task.dir, &map, Kind::File);
                 report.add(task.path.join(&map), Damage::OrphanMap, Some(remove));
             }
+        }
+        Ok(())
+    }
+
+    fn check_part(
+        &self,
+        task: &Task<L>,
+        listing: &Listing,
+        below: &Below<L>,
+        of: &PartOf,
+        report: &mut Report<L>,
+    ) -> Result<()> {
+        let (source, name) = of;
+        let Some((part, map)) = format::part_names(name, *source, self.name_max) else { return Ok(()) };
+        let has_map = listing.maps.contains(of);
+        let path = task.path.join(&part);
+        let is_whole = self.upper.stat(&task.dir, &part)?.nlink > 1;
+        let lender = match self.found(below, name)? {
+            Found::Object(node) if node.kind() == Kind::File => Some(node),
+            Found::Unknown => {
+                report.partial = true;
+                return Ok(());
+            }
+            _ => None,
+        };
+        let is_other = match (source, &lender) {
+            (Some(source), Some(node)) => self.below.digest(node)? != Some(*source),
+            (Some(_), None) => true,
+            (None, _) => false,
+        };
+        let is_outdone = listing.object(name).is_some() || listing.hides(name);
+        if is_whole || is_outdone && !is_other {
+            let map = has_map.then_some(Step::Remove(map, Kind::File));
+            let steps = map.into_iter().chain([Step::Remove(part, Kind::File)]).collect();
+            report.add(path, Damage::Outdone, Some(Repair { dir: task.dir.clone(), steps }));
+            return Ok(());
+        }
+        report.partial = true;
+        let size = match &lender {
+            Some(node) if !is_other => self.below.stat(node)?.size,
+            Some(_) => {
+                report.add(path, Damage::OtherSource, None);
+                return Ok(());
+            }
+            None => {
+                report.add(path, Damage::NoSource, None);
+                return Ok(());
+            }
+        };
+        match map_len(size) {
+            Some(len) if has_map => self.check_map(task, &map, size, len, report)?,
+            Some(_) => {}
+            None => report.add(path, Damage::NoSource, None),
+        }
+        Ok(())
+    }
+
+    /// Notes the map of a partial copy of a file with `size` bytes, which should have `len`, if it means nothing.
+    fn check_map(&self, task: &Task<L>, map: &OsStr, size: u64, len: usize, report: &mut Report<L>) -> Result<()> {
+        let content = self.prefix(&task.dir, map, len)?;
+        let epoch = self.upper.layer(&task.dir).epoch();
+        // An empty one was made and not written: it is as none.
+        if !content.is_empty() && !map_means_something(&content, size, epoch) {
+            let remove = Repair::remove(&task.dir, map, Kind::File);
+            report.add(task.path.join(map), Damage::MapMeansNothing, Some(remove));
         }
         Ok(())
     }

@@ -8,7 +8,8 @@ use crate::errno::{ENOENT, EPERM, Error};
 use super::Overlay;
 use super::attr::Spot;
 use super::names::Upper;
-use super::node::{Node, Place, Stored};
+use super::node::{Node, Place, State, Stored};
+use super::stack::LayerDir;
 use super::work::discard;
 use crate::format::plan::{New, Placement};
 use crate::layer::{Kind, Layer, Object, Result};
@@ -31,7 +32,6 @@ impl<L: Layer> Overlay<L> {
         self.check_entries(dir, None)?;
         let to = self.upper_dir(dir)?;
         self.copy_up(node)?;
-        let (upper, work) = self.upper()?;
         let _content = node.content.lock();
         let _tree = self.tree.read();
         let mut names = dir.dir()?;
@@ -47,31 +47,8 @@ impl<L: Layer> Overlay<L> {
             _ if state.nlink.unwrap_or(attr.nlink) == 0 => return Err(Error::new(ENOENT)),
             _ => None,
         };
-        let spot = self.spot(&state);
-        let from_dir = match &spot {
-            Spot::Entry(dir, _) => Some(self.stack.open(dir)?),
-            _ => None,
-        };
-        let from = match (&spot, &from_dir) {
-            (Spot::Entry(_, name), Some(dir)) => Object::Entry(&**dir, name),
-            // It has names, but nobody has asked for them.
-            (Spot::File(open), _) => Object::File(&open.file),
-            _ => return Err(Error::new(ENOENT)),
-        };
-        let into = self.stack.open(&to)?;
         let plan = self.format().create(New { is_dir: false, at_once: first.is_none(), whiteout });
-        match (plan.placement, &first) {
-            (Placement::AtOnce, _) => upper.link(from, &into, name)?,
-            (Placement::Built(onto), Some(home)) => self.put((home, None), &into, name, onto)?,
-            (Placement::Built(onto), None) => {
-                let (open, temp) = (self.stack.open(work.dir())?, work.name());
-                upper.link(from, &open, &temp)?;
-                if let Err(error) = self.put((&temp, None), &into, name, onto) {
-                    discard(upper, &open, &temp);
-                    return Err(error);
-                }
-            }
-        }
+        self.make_link(&state, first.as_deref(), (&to, name), plan.placement)?;
 
         if first.is_some() {
             (state.stored, state.nlink) = (Stored::Named, None);
@@ -98,5 +75,41 @@ impl<L: Layer> Overlay<L> {
         self.known.add_name();
         slot.whiteout = plan.uncover && !self.uncover(&to, name, None);
         Ok(())
+    }
+
+    /// Makes the link in the upper layer: of the object, or of the name `first` of the work directory, which it loses.
+    fn make_link(
+        &self,
+        state: &State<L>,
+        first: Option<&OsStr>,
+        (to, name): (&LayerDir<L>, &OsStr),
+        placement: Placement,
+    ) -> Result<()> {
+        let (upper, work) = self.upper()?;
+        let spot = self.spot(state);
+        let from_dir = match &spot {
+            Spot::Entry(dir, _) => Some(self.stack.open(dir)?),
+            _ => None,
+        };
+        let from = match (&spot, &from_dir) {
+            (Spot::Entry(_, name), Some(dir)) => Object::Entry(&**dir, name),
+            // It has names, but nobody has asked for them.
+            (Spot::File(open), _) => Object::File(&open.file),
+            _ => return Err(Error::new(ENOENT)),
+        };
+        let into = self.stack.open(to)?;
+        match (placement, first) {
+            (Placement::AtOnce, _) => upper.link(from, &into, name),
+            (Placement::Built(onto), Some(first)) => self.put((first, None), &into, name, onto),
+            (Placement::Built(onto), None) => {
+                let (open, temp) = (self.stack.open(work.dir())?, work.name());
+                upper.link(from, &open, &temp)?;
+                let placed = self.put((&temp, None), &into, name, onto);
+                if placed.is_err() {
+                    discard(upper, &open, &temp);
+                }
+                placed
+            }
+        }
     }
 }

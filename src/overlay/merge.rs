@@ -34,67 +34,98 @@ impl<L: Layer> Overlay<L> {
     /// Reads a directory, unless it was.
     pub(super) fn read_dir<'d>(&self, node: &Arc<Node<L>>, dir: &'d mut Dir<L>) -> Result<&'d mut Names<L>> {
         if dir.names.is_none() {
-            let mut names = Names::new();
-            let (mut parts, mut maps) = (Vec::new(), Vec::new());
-            let mut rest = dir.lowers.clone();
-            if let Some(upper) = dir.upper.clone() {
-                let (listing, narrows) = self.list_layer(&upper)?;
-                for (name, kind, ino) in &listing.objects {
-                    names.add_upper(name, *kind, *ino);
-                }
-                for whiteout in &listing.whiteouts {
-                    names.add_whiteout(&whiteout.name);
-                }
-                let devices: Vec<_> = listing.whiteouts.iter().filter(|whiteout| whiteout.is_in_place()).collect();
-                if self.format().features().zero_devices && !devices.is_empty() {
-                    match self.make_markers(&upper, devices.iter().map(|device| &*device.name)) {
-                        Err(error) => log::warn!("deletions of fuse-overlayfs cannot be written as markers: {error}"),
-                        Ok(()) => node.state.lock().stale = true,
-                    }
-                }
-                self.narrow(&upper, &narrows, &mut rest)?;
-                dir.foreign = !listing.odd.is_empty();
-                (dir.opaque, dir.redirect) = (narrows.opaque, narrows.redirect);
-                (parts, maps) = (listing.parts, listing.maps);
-            }
-            let mut lowers = Vec::new();
-            rest.reverse();
-            while let Some(lower) = rest.pop() {
-                // What is the first to be shown has its own attributes, which say who may read it.
-                if (dir.upper.is_some() || !lowers.is_empty()) && !self.may_merge(&lower)? {
-                    break;
-                }
-                let (listing, narrows) = self.list_layer(&lower)?;
-                let index = lowers.len() as u32;
-                for (name, kind, ino) in &listing.objects {
-                    match self.hidden.contains(&(self.stack.device(&lower), *ino)) {
-                        false => names.add_lower(name, *kind, *ino, index),
-                        true => names.add_hidden(name, *kind, *ino, index),
-                    }
-                }
-                for whiteout in &listing.whiteouts {
-                    names.close(&whiteout.name);
-                }
-                if self.partials.shown && lower.index() == 0 {
-                    parts = listing.parts;
-                    parts.retain(|(_, name)| listing.whiteouts.iter().all(|whiteout| whiteout.name != *name));
-                }
-                rest.reverse();
-                self.narrow(&lower, &narrows, &mut rest)?;
-                rest.reverse();
-                lowers.push(lower);
-            }
-            names.finish();
-            if let Some(upper) = &dir.upper {
-                dir.foreign |= self.sort_parts(upper, &lowers, &mut names, &parts, &maps)?;
-            } else {
-                self.show_parts(&lowers, &mut names, &parts)?;
-            }
-            dir.lowers = lowers;
+            let names = self.merge(node, dir)?;
             self.known.add_dir(node, names.len());
             dir.names = Some(names);
         }
         dir.names.as_mut().ok_or(Error::new(EIO))
+    }
+
+    /// The names of a directory in all its layers.
+    fn merge(&self, node: &Arc<Node<L>>, dir: &mut Dir<L>) -> Result<Names<L>> {
+        let mut names = Names::new();
+        let mut rest = dir.lowers.clone();
+        let (mut parts, maps) = match dir.upper.clone() {
+            Some(upper) => self.read_upper(node, dir, &upper, &mut names, &mut rest)?,
+            None => (Vec::new(), Vec::new()),
+        };
+        let lowers = self.read_lowers(dir.upper.is_some(), rest, &mut names, &mut parts)?;
+        names.finish();
+        if let Some(upper) = &dir.upper {
+            dir.foreign |= self.sort_parts(upper, &lowers, &mut names, &parts, &maps)?;
+        } else {
+            self.show_parts(&lowers, &mut names, &parts)?;
+        }
+        dir.lowers = lowers;
+        Ok(names)
+    }
+
+    /// Enters what the upper layer has, and takes out of `rest` what it hides. Answers its partial copies, and the maps of some.
+    fn read_upper(
+        &self,
+        node: &Arc<Node<L>>,
+        dir: &mut Dir<L>,
+        upper: &Arc<LayerDir<L>>,
+        names: &mut Names<L>,
+        rest: &mut Vec<Arc<LayerDir<L>>>,
+    ) -> Result<(Vec<PartOf>, Vec<PartOf>)> {
+        let (listing, narrows) = self.list_layer(upper)?;
+        for (name, kind, ino) in &listing.objects {
+            names.add_upper(name, *kind, *ino);
+        }
+        for whiteout in &listing.whiteouts {
+            names.add_whiteout(&whiteout.name);
+        }
+        let devices: Vec<_> = listing.whiteouts.iter().filter(|whiteout| whiteout.is_in_place()).collect();
+        if self.format().features().zero_devices && !devices.is_empty() {
+            match self.make_markers(upper, devices.iter().map(|device| &*device.name)) {
+                Err(error) => log::warn!("deletions of fuse-overlayfs cannot be written as markers: {error}"),
+                Ok(()) => node.state.lock().stale = true,
+            }
+        }
+        self.narrow(upper, &narrows, rest)?;
+        dir.foreign = !listing.odd.is_empty();
+        (dir.opaque, dir.redirect) = (narrows.opaque, narrows.redirect);
+        Ok((listing.parts, listing.maps))
+    }
+
+    /// Enters what the lower layers have, of which `rest` are the candidates. Answers those that merge. `parts` are the partial copies of the
+    /// topmost one, if it is an upper layer that is only read.
+    fn read_lowers(
+        &self,
+        has_upper: bool,
+        mut rest: Vec<Arc<LayerDir<L>>>,
+        names: &mut Names<L>,
+        parts: &mut Vec<PartOf>,
+    ) -> Result<Vec<Arc<LayerDir<L>>>> {
+        let mut lowers = Vec::new();
+        rest.reverse();
+        while let Some(lower) = rest.pop() {
+            // What is the first to be shown has its own attributes, which say who may read it.
+            if (has_upper || !lowers.is_empty()) && !self.may_merge(&lower)? {
+                break;
+            }
+            let (listing, narrows) = self.list_layer(&lower)?;
+            let index = lowers.len() as u32;
+            for (name, kind, ino) in &listing.objects {
+                match self.hidden.contains(&(self.stack.device(&lower), *ino)) {
+                    false => names.add_lower(name, *kind, *ino, index),
+                    true => names.add_hidden(name, *kind, *ino, index),
+                }
+            }
+            for whiteout in &listing.whiteouts {
+                names.close(&whiteout.name);
+            }
+            if self.partials.shown && lower.index() == 0 {
+                *parts = listing.parts;
+                parts.retain(|(_, name)| listing.whiteouts.iter().all(|whiteout| whiteout.name != *name));
+            }
+            rest.reverse();
+            self.narrow(&lower, &narrows, &mut rest)?;
+            rest.reverse();
+            lowers.push(lower);
+        }
+        Ok(lowers)
     }
 
     /// Notes which names of a directory of the upper layer have partial copies, and removes those that mean nothing any more. Answers whether

@@ -89,13 +89,7 @@ pub fn walk<L: Layer>(
     last: Last,
     caller: Caller,
 ) -> Result<Walked<L>> {
-    if path.len() > PATH_MAX {
-        return Err(Error::new(ENAMETOOLONG));
-    }
-    if path.contains('\0') {
-        return Err(Error::new(EINVAL));
-    }
-
+    check_path(path)?;
     let mut dir = Arc::clone(start);
     let mut end = End::Start;
     let mut links = 0;
@@ -131,20 +125,15 @@ pub fn walk<L: Layer>(
                 if links > LINKS_MAX {
                     return Err(Error::new(ELOOP));
                 }
-                let target = overlay.read_link(&link)?;
-                let target = target.to_str().ok_or(Error::new(EINVAL))?;
-                let target = match parse_target(target, scheme) {
-                    Target::Nowhere => return Err(Error::new(ENOENT)),
-                    Target::Elsewhere => return Ok(Walked::Elsewhere(format!("{target}{tail}"))),
-                    Target::FromTop(target) => {
+                whole = match follow_link(overlay, scheme, &link, tail)? {
+                    Followed::Elsewhere(path) => return Ok(Walked::Elsewhere(path)),
+                    Followed::FromTop(path) => {
                         dir = Arc::clone(overlay.root());
-                        target
+                        Cow::Owned(path)
                     }
-                    Target::Relative(target) => target,
+                    Followed::Relative(path) => Cow::Owned(path),
                 };
-                whole = Cow::Owned(format!("{target}{tail}"));
-                at = 0;
-                end = End::Start;
+                (at, end) = (0, End::Start);
             }
             node if is_last => {
                 if slash && last != Last::Name && node.as_ref().is_some_and(|node| node.kind() != Kind::Dir) {
@@ -160,6 +149,36 @@ pub fn walk<L: Layer>(
         }
     }
     Ok(Walked::Here(Place { node: Some(Arc::clone(&dir)), dir, end, slash: false }))
+}
+
+/// ENAMETOOLONG; EINVAL for a NUL.
+fn check_path(path: &str) -> Result<()> {
+    if path.len() > PATH_MAX {
+        return Err(Error::new(ENAMETOOLONG));
+    }
+    if path.contains('\0') { Err(Error::new(EINVAL)) } else { Ok(()) }
+}
+
+/// The path with which a walk goes on behind a symlink.
+enum Followed {
+    /// In another scheme.
+    Elsewhere(String),
+    /// From the top of this one.
+    FromTop(String),
+    /// From the directory that the symlink is in.
+    Relative(String),
+}
+
+/// Where a symlink leads that `tail` comes behind. ENOENT if that is nowhere; EINVAL if it is not UTF-8.
+fn follow_link<L: Layer>(overlay: &Overlay<L>, scheme: &str, link: &Arc<Node<L>>, tail: &str) -> Result<Followed> {
+    let target = overlay.read_link(link)?;
+    let target = target.to_str().ok_or(Error::new(EINVAL))?;
+    Ok(match parse_target(target, scheme) {
+        Target::Nowhere => return Err(Error::new(ENOENT)),
+        Target::Elsewhere => Followed::Elsewhere(format!("{target}{tail}")),
+        Target::FromTop(target) => Followed::FromTop(format!("{target}{tail}")),
+        Target::Relative(target) => Followed::Relative(format!("{target}{tail}")),
+    })
 }
 
 /// The directory above `dir`; the top is its own parent. ENOENT if `dir` was removed.
