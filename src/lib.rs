@@ -16,5 +16,12 @@ pub mod overlay;
 #[cfg(feature = "scheme")]
 pub mod scheme;
 mod sync;
+#[cfg_attr(
+    not(any(feature = "scheme", test)),
+    expect(
+        dead_code,
+        reason = "the threads that serve the scheme alone have turns; others only pass on what they never have"
+    )
+)]
 mod turn;
 pub mod usage;

@@ -16,7 +16,9 @@
 use std::sync as locks;
 use std::sync::{LockResult, PoisonError, TryLockError, TryLockResult};
 
-use locks::{Condvar, Mutex, MutexGuard, RwLock};
+use locks::RwLock;
+#[cfg(feature = "scheme")]
+use locks::{Condvar, Mutex, MutexGuard};
 #[cfg(shuttle)]
 use shuttle::sync as locks;
 
@@ -64,11 +66,13 @@ impl<T> Shared<T> {
 }
 
 /// A lock for one, who may wait until others have changed what it guards.
+#[cfg(feature = "scheme")]
 pub struct Condition<T> {
     value: Mutex<T>,
     changed: Condvar,
 }
 
+#[cfg(feature = "scheme")]
 impl<T> Condition<T> {
     pub fn new(value: T) -> Self {
         Condition { value: Mutex::new(value), changed: Condvar::new() }
