@@ -122,7 +122,12 @@ impl SchemeSync for Passthrough {
         done(self.get(id)?.fsync())
     }
 
-    fn getdents<'b>(&mut self, id: usize, mut to: DirentBuf<&'b mut [u8]>, after: u64) -> Result<DirentBuf<&'b mut [u8]>> {
+    fn getdents<'b>(
+        &mut self,
+        id: usize,
+        mut to: DirentBuf<&'b mut [u8]>,
+        after: u64,
+    ) -> Result<DirentBuf<&'b mut [u8]>> {
         let mut records = [0; 4096];
         let filled = libredox::call::getdents(self.get(id)?.raw(), &mut records, after).map_err(errno)?;
         let mut records = &records[..filled];
