@@ -192,10 +192,12 @@ fn who_changes_the_same_file_waits_for_its_copy_up() {
 }
 
 #[test]
-fn who_changes_the_same_file_waits_for_a_write_and_a_truncation() {
+fn who_changes_the_same_file_waits_for_a_write_a_truncation_and_what_is_copied_into_it() {
     let waiting = &["write to the other file"];
     check(|tree| write(tree, &tree.own), Method::WriteAt, waiting);
     check(|tree| tree.overlay.truncate(tree.own.node(), 4), Method::Truncate, waiting);
+    let copy: Operation = |tree| tree.overlay.copy_range(&tree.other, 0..4, &tree.own, 0).map(drop);
+    check(copy, Method::CopyRange, waiting);
 }
 
 #[test]
