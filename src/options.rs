@@ -269,12 +269,15 @@ pub fn split_list(list: &OsStr) -> Result<Vec<ListItem>, Error> {
     while !rest.is_empty() {
         let key = &rest[..rest.iter().position(|byte| matches!(byte, b'=' | b',')).unwrap_or(rest.len())];
         let behind = &rest[key.len()..];
-        let value = match behind {
-            [b'=', b'"', quoted @ ..] if let Some(end) = quoted.iter().position(|&byte| byte == b'"') => {
-                rest = &quoted[end + 1..];
-                Some(quoted[..end].to_vec())
+        let quoted = behind
+            .strip_prefix(b"=\"")
+            .and_then(|value| Some(value.split_at(value.iter().position(|&byte| byte == b'"')?)));
+        let value = match (quoted, behind) {
+            (Some((quoted, after)), _) => {
+                rest = &after[1..];
+                Some(quoted.to_vec())
             }
-            [b'=', value @ ..] => {
+            (None, [b'=', value @ ..]) => {
                 let end = unescaped(value, b',').unwrap_or(value.len());
                 rest = &value[end..];
                 Some(value[..end].to_vec())
