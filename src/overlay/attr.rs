@@ -90,7 +90,7 @@ impl<L: Layer> Overlay<L> {
         let ino = *state.ino.get_or_insert_with(|| self.number(&attr));
         let (atime, mtime) = (self.times.kept(attr.atime), self.times.kept(attr.mtime));
         let ctime = state.ctime.unwrap_or_else(|| self.ctimes.shown(ino, attr.ctime));
-        Stat { ino, dev: self.device, nlink: state.nlink.unwrap_or(attr.nlink), atime, mtime, ctime, ..attr }
+        Stat { ino, dev: self.device, nlink: state.links.count(attr.nlink), atime, mtime, ctime, ..attr }
     }
 
     /// Attributes for the question who may do what: kind, owner and mode are as they are, times and counts may be older. So the entries that
@@ -137,6 +137,7 @@ impl<L: Layer> Overlay<L> {
         Ok(seen)
     }
 
+    /// Where a layer has the object.
     pub(super) fn spot(&self, state: &State<L>) -> Spot<L> {
         match (&state.stored, state.places.first(), &state.file) {
             (Stored::Indexed(name) | Stored::Unnamed(name), ..) => match &self.work {

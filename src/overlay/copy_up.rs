@@ -16,7 +16,7 @@ use super::cancel::check;
 use super::copy_plan::{Data, Destination, Named, Way};
 use super::index::Origin;
 use super::names::Upper;
-use super::node::{MERGED_NLINK, Node, OpenFile, Place, Stored};
+use super::node::{LinkCount, Node, OpenFile, Place, Stored};
 use super::partial::PARTIAL_FROM;
 use super::progress::{PIECE, Progress};
 use super::room::Promise;
@@ -356,7 +356,7 @@ impl<L: Layer> Overlay<L> {
         let _tree = self.tree.read();
         let (place, origin) = {
             let state = node.state.lock();
-            (state.places.first().cloned(), state.origin().filter(|_| state.nlink != Some(0)))
+            (state.places.first().cloned(), state.origin().filter(|_| state.links != LinkCount::NONE))
         };
         let Placed { to, home } = self.place_copy(before, copy, (temp, file.as_ref()), place.as_ref(), origin)?;
         let mut state = node.state.lock();
@@ -382,7 +382,7 @@ impl<L: Layer> Overlay<L> {
         }
         state.stored = match home {
             Some(home) => {
-                state.nlink = state.nlink.or(Some(before.nlink));
+                state.links = LinkCount::Counted(state.links.count(before.nlink));
                 self.inodes.link(copy.dev, copy.ino, node);
                 Stored::Indexed(home.into())
             }
@@ -502,7 +502,7 @@ impl<L: Layer> Overlay<L> {
         self.copied(ino, &copy, None);
         state.upper = true;
         self.touch_unseen(node, &mut state);
-        state.nlink = Some(MERGED_NLINK);
+        state.links = LinkCount::Merged;
         state.attr = Some(Stat { dev: copy.dev, ino: copy.ino, ..*before });
         if let Some(place) = state.places.first_mut() {
             place.dir = to;

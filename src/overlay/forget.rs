@@ -15,7 +15,7 @@ use std::sync::{Arc, Weak};
 
 use super::Overlay;
 use super::names::Slot;
-use super::node::{Node, Place, Stored};
+use super::node::{LinkCount, Node, Place, Stored};
 use super::work::discard;
 use crate::layer::Layer;
 use crate::sync::Lock;
@@ -178,7 +178,7 @@ impl<L: Layer> Overlay<L> {
     /// Removes what is left in the work directory of a file that never got a name and that nobody has open.
     fn discard_home(&self, node: &Arc<Node<L>>) {
         let mut state = node.state.lock();
-        let unused = state.handles == 0 && state.places.is_empty() && state.nlink == Some(0);
+        let unused = state.handles == 0 && state.places.is_empty() && state.links == LinkCount::NONE;
         let home = state.stored.work_name().filter(|_| unused).cloned();
         if home.is_some() {
             state.stored = Stored::Named;

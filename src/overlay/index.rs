@@ -17,7 +17,7 @@ use crate::errno::{EIO, ENOENT, Error};
 use super::Overlay;
 use super::ctime::{CTIMES, Ctimes};
 use super::inode::{Claim, Claims};
-use super::node::Node;
+use super::node::{LinkCount, Node};
 use super::stack::{LayerDir, Stack};
 use super::work::discard;
 use crate::format;
@@ -83,8 +83,7 @@ pub struct Linked {
     /// The name of the copy in the work directory.
     pub home: Option<OsString>,
     pub origin: Option<Origin>,
-    /// The count of links, where it is not the layer's.
-    pub nlink: Option<u32>,
+    pub links: LinkCount,
 }
 
 /// One record of the file: six numbers of 64 bits, the lowest byte first. The first is a digest of the others, the second says what it is.
@@ -384,7 +383,7 @@ impl Links {
         let below = copy.names.saturating_sub(self.hidden.get(&origin).copied().unwrap_or(0));
         // The name in the work directory is none of the file's.
         let nlink = (attr.nlink.saturating_sub(1) + below).max(1);
-        Some(Linked { attr, home: Some(copy.name.clone()), origin: Some(origin), nlink: Some(nlink) })
+        Some(Linked { attr, home: Some(copy.name.clone()), origin: Some(origin), links: LinkCount::Counted(nlink) })
     }
 }
 
@@ -495,7 +494,7 @@ fn write_numbers<L: Layer>(upper: &L, dir: &L::Dir, head: u64, known: &Known, vo
 impl<L: Layer> Overlay<L> {
     /// What is known of an object that `dir` of a layer has with these attributes, and that has several names there.
     pub(super) fn linked(&self, dir: &LayerDir<L>, attr: Stat) -> Result<Linked> {
-        let alone = Linked { attr, home: None, origin: None, nlink: None };
+        let alone = Linked { attr, home: None, origin: None, links: LinkCount::OfLayer };
         let Ok((_, work)) = self.upper() else { return Ok(alone) };
         let index = work.index();
         if self.stack.is_upper(dir) {
@@ -513,8 +512,11 @@ impl<L: Layer> Overlay<L> {
             }
         }
         let hidden = index.hidden(origin);
-        let nlink = (hidden > 0).then(|| attr.nlink.saturating_sub(hidden).max(1));
-        Ok(Linked { origin: Some(origin), nlink, ..alone })
+        let links = match hidden {
+            0 => LinkCount::OfLayer,
+            hidden => LinkCount::Counted(attr.nlink.saturating_sub(hidden).max(1)),
+        };
+        Ok(Linked { origin: Some(origin), links, ..alone })
     }
 
     /// What an object of a lower layer is known by. None if no name is left.

@@ -8,7 +8,7 @@ use crate::errno::{ENOENT, EPERM, Error};
 use super::Overlay;
 use super::attr::Spot;
 use super::names::Upper;
-use super::node::{Node, Place, State, Stored};
+use super::node::{LinkCount, Node, Place, State, Stored};
 use super::stack::LayerDir;
 use super::work::discard;
 use crate::format::plan::{New, Placement};
@@ -44,19 +44,21 @@ impl<L: Layer> Overlay<L> {
         };
         let first = match &state.stored {
             Stored::Unnamed(name) => Some(name.clone()),
-            _ if state.nlink.unwrap_or(attr.nlink) == 0 => return Err(Error::new(ENOENT)),
+            _ if state.links.count(attr.nlink) == 0 => return Err(Error::new(ENOENT)),
             _ => None,
         };
         let plan = self.format().create(New { is_dir: false, at_once: first.is_none(), whiteout });
         self.make_link(&state, first.as_deref(), (&to, name), plan.placement)?;
 
         if first.is_some() {
-            (state.stored, state.nlink) = (Stored::Named, None);
+            (state.stored, state.links) = (Stored::Named, LinkCount::OfLayer);
         }
         state.places.push(Place { parent: dir.clone(), name: name.into(), dir: to.clone() });
         self.touch(node, &mut state);
         state.newborn = false;
-        state.nlink = state.nlink.map(|nlink| nlink + 1);
+        if let LinkCount::Counted(count) = &mut state.links {
+            *count += 1;
+        }
         let attr = match &mut state.attr {
             Some(attr) => {
                 attr.nlink += 1;

@@ -8,7 +8,7 @@ use crate::errno::{EINVAL, EIO, ENAMETOOLONG, ENOENT, ENOTDIR, ESTALE, Error};
 use smallvec::smallvec;
 
 use super::Overlay;
-use super::node::{Dir, MERGED_NLINK, Node, Place, State, Stored};
+use super::node::{Dir, LinkCount, Node, Place, State, Stored};
 use super::stack::LayerDir;
 use crate::layer::{Kind, Layer, Result, Stat};
 
@@ -112,7 +112,7 @@ impl<L: Layer> Overlay<L> {
     fn new_dir(&self, place: Place<L>, attr: Stat, merging: Vec<Arc<LayerDir<L>>>) -> Result<Arc<Node<L>>> {
         let mut state = self.new_state(place.clone(), attr)?;
         if merging.len() + usize::from(state.upper) != 1 {
-            state.nlink = Some(MERGED_NLINK);
+            state.links = LinkCount::Merged;
         }
         let content = match (state.upper, merging.is_empty()) {
             (false, true) => Dir::empty(None),
@@ -137,7 +137,7 @@ impl<L: Layer> Overlay<L> {
                 };
                 state.stored = linked.home.map_or(Stored::Named, |home| Stored::Indexed(home.into()));
                 state.origin = linked.origin.map(Box::new);
-                state.nlink = linked.nlink;
+                state.links = linked.links;
                 self.inodes.same(&linked.attr, Node::new(self.new_id(), attr.kind, state, None))
             }
         };

@@ -19,9 +19,6 @@ use super::trust::Way;
 use crate::layer::{Access, Kind, Layer, Result, Stat, Time};
 use crate::sync::{Guard, Lock};
 
-/// The link count of a directory that merges several: what says that nobody counted the directories in it.
-pub(super) const MERGED_NLINK: u32 = 1;
-
 /// An object of the merged tree, always held by an [`Arc`].
 pub struct Node<L: Layer> {
     /// Never changes.
@@ -61,8 +58,8 @@ pub(super) struct State<L: Layer> {
     pub unseen: Option<Box<(Time, Time)>>,
     /// The inode number that callers see, once it is needed.
     pub ino: Option<u64>,
-    /// The count of links, where it is not the layer's: of a lower file with several names of which one was changed.
-    pub nlink: Option<u32>,
+    /// How many links it has.
+    pub links: LinkCount,
     /// Of a file of the upper layer, whether it is known to have data of its own. Asked for only where the format allows others.
     pub has_data: bool,
     /// Whether this mount made it, under the one name that it has.
@@ -114,6 +111,31 @@ impl<L: Layer> Stored<L> {
         match self {
             Stored::Partial(partial) => Some(partial),
             _ => None,
+        }
+    }
+}
+
+/// What the link count of an object means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum LinkCount {
+    /// It is as many as the layer says.
+    OfLayer,
+    /// A directory that merges several: it is 1, which says that nobody counted the directories in it.
+    Merged,
+    /// The layer counts names that are hidden, or does not count those of the copy: of a lower file with several names of which one was
+    /// changed or removed. Or there is no name.
+    Counted(u32),
+}
+
+impl LinkCount {
+    pub const NONE: Self = LinkCount::Counted(0);
+
+    /// The count, where the layer says `of_layer`.
+    pub fn count(self, of_layer: u32) -> u32 {
+        match self {
+            LinkCount::OfLayer => of_layer,
+            LinkCount::Merged => 1,
+            LinkCount::Counted(count) => count,
         }
     }
 }
@@ -202,7 +224,7 @@ impl<L: Layer> State<L> {
     pub fn nameless(home: &OsStr, attr: Stat) -> Self {
         State {
             stored: Stored::Unnamed(home.into()),
-            nlink: Some(0),
+            links: LinkCount::NONE,
             has_data: true,
             ..State::unplaced(true, Some(attr))
         }
@@ -210,8 +232,8 @@ impl<L: Layer> State<L> {
 
     /// The state of the root, which has no name.
     pub fn root(upper: bool, attr: Stat, ino: u64) -> Self {
-        let (ino, nlink, stored) = (Some(ino), Some(MERGED_NLINK), Stored::Top);
-        State { ino, nlink, stored, ..State::unplaced(upper, Some(attr)) }
+        let (ino, links, stored) = (Some(ino), LinkCount::Merged, Stored::Top);
+        State { ino, links, stored, ..State::unplaced(upper, Some(attr)) }
     }
 
     fn unplaced(upper: bool, attr: Option<Stat>) -> Self {
@@ -228,7 +250,7 @@ impl<L: Layer> State<L> {
             changing: false,
             unseen: None,
             ino: None,
-            nlink: None,
+            links: LinkCount::OfLayer,
             has_data: false,
             newborn: false,
             target: None,

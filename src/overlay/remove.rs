@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::errno::{EACCES, EIO, EISDIR, ENOENT, ENOTDIR, ENOTEMPTY, Error};
 
 use super::Overlay;
-use super::node::{Dir, Node, OpenFile, Place, State, Stored};
+use super::node::{Dir, LinkCount, Node, OpenFile, Place, State, Stored};
 use super::stack::LayerDir;
 use super::work::discard;
 use crate::format::plan::{Seen, Step};
@@ -139,7 +139,7 @@ impl<L: Layer> Overlay<L> {
         };
         // Given while the layer still has the object: later its number may be that of a new one.
         let ino = *state.ino.get_or_insert_with(|| self.number(&attr));
-        let is_last = node.kind() == Kind::Dir || state.nlink.unwrap_or(attr.nlink) <= 1;
+        let is_last = node.kind() == Kind::Dir || state.links.count(attr.nlink) <= 1;
         if state.upper && is_last {
             // Before the layer can give it to another object. As long as other names are left, it is this one's.
             self.inodes.unlinked(node, ino);
@@ -188,11 +188,13 @@ impl<L: Layer> Overlay<L> {
             }
         }
         if node.kind() == Kind::Dir {
-            state.nlink = None;
-        } else if !state.upper && links > 0 || state.nlink.is_some() {
+            state.links = LinkCount::OfLayer;
+        } else if let LinkCount::Counted(count) = state.links {
+            links = count.saturating_sub(1);
+            state.links = LinkCount::Counted(links);
+        } else if !state.upper && links > 0 {
             // The lower layer goes on counting the name that is hidden now.
-            links = state.nlink.map_or(links, |nlink| nlink.saturating_sub(1));
-            state.nlink = Some(links);
+            state.links = LinkCount::Counted(links);
         }
         if links > 0 {
             if let (Some(origin), Some(lost)) = (state.origin(), &lost)
@@ -207,7 +209,7 @@ impl<L: Layer> Overlay<L> {
             return;
         }
         if !state.upper && node.kind() != Kind::Dir {
-            state.nlink = Some(0);
+            state.links = LinkCount::NONE;
             state.stored = Stored::orphan(lost);
         }
         if let Some(attr) = state.attr {
@@ -229,7 +231,7 @@ impl<L: Layer> Overlay<L> {
         match std::mem::replace(&mut state.stored, Stored::Named) {
             Stored::Partial(partial) => {
                 // Also if the copy cannot be removed.
-                state.nlink = Some(0);
+                state.links = LinkCount::NONE;
                 self.discard_partial(node, &partial);
             }
             Stored::Indexed(name) | Stored::Unnamed(name) => {
