@@ -4,6 +4,8 @@
 //! changes objects of the merged tree; a [`layer`] is one directory tree below it; [`format`](mod@format) says how deletions and renames
 //! are written down in the upper layer, and [`fsck`] whether they are written well. `docs/design.md` has the picture.
 
+#![warn(clippy::too_many_lines)]
+
 #[cfg(feature = "scheme")]
 pub mod daemon;
 pub mod errno;

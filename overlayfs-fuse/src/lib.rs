@@ -16,6 +16,8 @@
 //!
 //! Another door is in the package `linux-delegate`, for tests: its every request goes through the scheme that serves Redox.
 
+#![warn(clippy::too_many_lines)]
+
 pub mod dispatch;
 pub mod door;
 pub mod engine;

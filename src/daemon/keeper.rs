@@ -108,7 +108,7 @@ pub unsafe fn keep(
         None
     };
     let (signals, signalled) = pipe().map_err(|error| format!("No pipe can be made: {error}."))?;
-    let (mut is_named, named) = pipe().map_err(|error| format!("No pipe can be made: {error}."))?;
+    let (is_named, named) = pipe().map_err(|error| format!("No pipe can be made: {error}."))?;
     // The kernel that is played on Linux is part of the daemon's process.
     let lender = if cfg!(target_os = "redox") {
         let (out, into) = pipe().map_err(|error| format!("No pipe can be made: {error}."))?;
@@ -143,14 +143,18 @@ pub unsafe fn keep(
             if let Some(out) = lent {
                 answer_all(&out);
             }
-            let mut said = Vec::new();
-            let owned = is_named.read_to_end(&mut said).is_ok() && said.len() % 2 == 1;
-            if owned {
+            if owns_name(is_named) {
                 remove();
             }
             Ok(status)
         }
     }
+}
+
+/// Whether the child that has ended owned the name of the scheme: it has said each time when that changed.
+fn owns_name(mut is_named: impl Read) -> bool {
+    let mut said = Vec::new();
+    is_named.read_to_end(&mut said).is_ok() && said.len() % 2 == 1
 }
 
 extern "C" fn on_signal_in_child(_: libc::c_int) {
