@@ -8,7 +8,7 @@
 //! | `stack` | the layers and the directories in them |
 //! | `node`, `names`, `inode` | objects, the names of a directory, inode numbers |
 //! | `merge` | one directory read from all its layers: whiteouts, opaque and redirected directories |
-//! | `lookup`, `forget` | from a name to a node; what is forgotten again |
+//! | `lookup`, `evict` | from a name to a node; what is forgotten again |
 //! | `attr`, `xattr`, `file`, `readdir` | attributes; extended ones; handles, reading and writing; listings |
 //! | `copy_up`, `copy_plan`, `partial`, `progress` | from a lower layer to the upper one; of a large file, at first only in part; what is decided before; what is said if that takes long |
 //! | `create`, `remove`, `rename`, `link` | changes of names |
@@ -36,7 +36,7 @@
 //!    may take the locks of directories in any order. Never held while data is copied.
 //! 4. `Node::dir`: what is in one directory. A parent's before its child's.
 //! 5. `Node::state`: where one object is. One at a time, but for a rename, which has the content of both.
-//! 6. Leaves, under which nothing is called: `inode`, `index`, `ctime`, `stack`, `partial`, `room`, `forget`.
+//! 6. Leaves, under which nothing is called: `inode`, `index`, `ctime`, `stack`, `partial`, `room`, `evict`.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -56,10 +56,10 @@ mod ctime;
 mod detect;
 mod devices;
 mod end;
+mod evict;
 mod file;
 mod fixed;
 mod flags;
-mod forget;
 mod holder;
 mod index;
 mod inode;
@@ -98,7 +98,7 @@ pub use work::Refused;
 
 use crate::sync::{Lock, Shared};
 use ctime::Ctimes;
-use forget::Known;
+use evict::Known;
 use inode::{Claims, Inodes};
 use node::{Dir, State};
 use partial::Partials;
