@@ -21,7 +21,7 @@ const GROUP_EXECUTE: u32 = 0o010;
 pub(super) const SET_ID: u32 = SET_UID | SET_GID;
 
 /// Where the object of a node is at this moment.
-pub(super) enum Spot<L: Layer> {
+pub(super) enum Location<L: Layer> {
     Root(Arc<LayerDir<L>>),
     Entry(Arc<LayerDir<L>>, Arc<OsStr>),
     /// Unlinked, and open in the upper layer.
@@ -116,18 +116,20 @@ impl<L: Layer> Overlay<L> {
 
     /// Asks the layer for the attributes. The tree must be locked, so that nothing is renamed on the way to the object.
     pub(super) fn refresh(&self, node: &Arc<Node<L>>, state: &mut State<L>) -> Result<Stat> {
-        let fresh = match self.spot(state) {
-            Spot::Root(dir) => {
+        let fresh = match self.location(state) {
+            Location::Root(dir) => {
                 let open = self.stack.open(&dir)?;
                 self.stack.mark(&dir, self.stack.layer(&dir).stat(Object::Dir(&*open))?)
             }
-            Spot::Entry(dir, name) => match state.file.as_ref().filter(|open| state.is_open(open, &dir)) {
+            Location::Entry(dir, name) => match state.file.as_ref().filter(|open| state.is_open(open, &dir)) {
                 // What is open is asked without being looked up.
                 Some(open) => self.stack.mark(&dir, self.stack.layer(&dir).stat(Object::File(&open.file))?),
                 None => self.stack.stat(&dir, &name)?,
             },
-            Spot::File(open) => self.stack.mark(&open.dir, self.stack.layer(&open.dir).stat(Object::File(&open.file))?),
-            Spot::Nowhere => match state.attr {
+            Location::File(open) => {
+                self.stack.mark(&open.dir, self.stack.layer(&open.dir).stat(Object::File(&open.file))?)
+            }
+            Location::Nowhere => match state.attr {
                 Some(attr) => attr,
                 None => return Err(Error::new(ENOENT)),
             },
@@ -138,21 +140,21 @@ impl<L: Layer> Overlay<L> {
     }
 
     /// Where a layer has the object.
-    pub(super) fn spot(&self, state: &State<L>) -> Spot<L> {
+    pub(super) fn location(&self, state: &State<L>) -> Location<L> {
         match (&state.stored, state.places.first(), &state.file) {
             (Stored::Indexed(name) | Stored::Unnamed(name), ..) => match &self.work {
-                Some(work) => Spot::Entry(work.dir().clone(), name.clone()),
-                None => Spot::Nowhere,
+                Some(work) => Location::Entry(work.dir().clone(), name.clone()),
+                None => Location::Nowhere,
             },
-            (Stored::Partial(partial), ..) => Spot::Entry(partial.dir.clone(), partial.name.clone()),
-            (_, Some(place), _) => Spot::Entry(place.dir.clone(), place.name.clone()),
-            (_, None, Some(open)) => Spot::File(open.clone()),
+            (Stored::Partial(partial), ..) => Location::Entry(partial.dir.clone(), partial.name.clone()),
+            (_, Some(place), _) => Location::Entry(place.dir.clone(), place.name.clone()),
+            (_, None, Some(open)) => Location::File(open.clone()),
             (Stored::Top, None, None) => match self.stack.upper_root().or(self.stack.lower_roots().first()) {
-                Some(root) => Spot::Root(root.clone()),
-                None => Spot::Nowhere,
+                Some(root) => Location::Root(root.clone()),
+                None => Location::Nowhere,
             },
-            (Stored::Orphan(entry), None, None) => Spot::Entry(entry.0.clone(), entry.1.clone()),
-            (Stored::Named, None, None) => Spot::Nowhere,
+            (Stored::Orphan(entry), None, None) => Location::Entry(entry.0.clone(), entry.1.clone()),
+            (Stored::Named, None, None) => Location::Nowhere,
         }
     }
 
@@ -174,7 +176,7 @@ impl<L: Layer> Overlay<L> {
         if let Some(target) = &state.target {
             return Ok(target.to_os_string());
         }
-        let Spot::Entry(dir, name) = self.spot(&state) else {
+        let Location::Entry(dir, name) = self.location(&state) else {
             return Err(Error::new(ENOENT));
         };
         let target = self.stack.layer(&dir).read_link(&*self.stack.open(&dir)?, &name)?;
@@ -228,7 +230,7 @@ impl<L: Layer> Overlay<L> {
     /// Brings the object to the upper layer, if it still is anywhere.
     pub(super) fn copied_up(&self, node: &Arc<Node<L>>, why: For) -> Result<()> {
         self.upper()?;
-        let is_nowhere = || matches!(self.spot(&node.state.lock()), Spot::Nowhere);
+        let is_nowhere = || matches!(self.location(&node.state.lock()), Location::Nowhere);
         if is_nowhere() {
             return Ok(());
         }
@@ -248,12 +250,12 @@ impl<L: Layer> Overlay<L> {
             Change::Owner(owner) => layer.set_owner(object, owner),
             Change::Times(atime, mtime) => layer.set_times(object, atime, mtime),
         };
-        let spot = self.spot(&state);
-        match &spot {
-            Spot::Root(dir) => set(Object::Dir(&*self.stack.open(dir)?))?,
-            Spot::Entry(dir, name) => set(Object::Entry(&*self.stack.open(dir)?, name))?,
-            Spot::File(open) => set(Object::File(&open.file))?,
-            Spot::Nowhere => {}
+        let location = self.location(&state);
+        match &location {
+            Location::Root(dir) => set(Object::Dir(&*self.stack.open(dir)?))?,
+            Location::Entry(dir, name) => set(Object::Entry(&*self.stack.open(dir)?, name))?,
+            Location::File(open) => set(Object::File(&open.file))?,
+            Location::Nowhere => {}
         }
         if let Some(attr) = &mut state.attr {
             match change {
@@ -266,8 +268,8 @@ impl<L: Layer> Overlay<L> {
             **unseen = (atime, mtime);
         }
         // The change time is the layer's to say; and after a change of owner, so is the mode.
-        match (spot, change) {
-            (Spot::Nowhere, _) => {}
+        match (location, change) {
+            (Location::Nowhere, _) => {}
             (_, Change::Owner(_)) => {
                 self.touch(node, &mut state);
                 state.attr = None;

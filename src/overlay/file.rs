@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::errno::{EFBIG, EINVAL, EIO, EISDIR, EPERM, Error};
 
 use super::Overlay;
-use super::attr::Spot;
+use super::attr::Location;
 use super::copy_up::For;
 use super::node::{Node, OpenFile, Stored};
 use super::partial::Lent;
@@ -403,7 +403,7 @@ impl<L: Layer> Overlay<L> {
         if let Some(open) = state.opened(access) {
             return Ok(open);
         }
-        let Spot::Entry(dir, name) = self.spot(&state) else {
+        let Location::Entry(dir, name) = self.location(&state) else {
             return Err(Error::new(EIO));
         };
         let lent = state.stored.partial().map(|partial| self.open_lent(partial)).transpose()?;

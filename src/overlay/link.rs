@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::errno::{ENOENT, EPERM, Error};
 
 use super::Overlay;
-use super::attr::Spot;
+use super::attr::Location;
 use super::names::Upper;
 use super::node::{LinkCount, Node, Place, State, Stored};
 use super::stack::LayerDir;
@@ -88,15 +88,15 @@ impl<L: Layer> Overlay<L> {
         placement: Placement,
     ) -> Result<()> {
         let (upper, work) = self.upper()?;
-        let spot = self.spot(state);
-        let from_dir = match &spot {
-            Spot::Entry(dir, _) => Some(self.stack.open(dir)?),
+        let location = self.location(state);
+        let from_dir = match &location {
+            Location::Entry(dir, _) => Some(self.stack.open(dir)?),
             _ => None,
         };
-        let from = match (&spot, &from_dir) {
-            (Spot::Entry(_, name), Some(dir)) => Object::Entry(&**dir, name),
+        let from = match (&location, &from_dir) {
+            (Location::Entry(_, name), Some(dir)) => Object::Entry(&**dir, name),
             // It has names, but nobody has asked for them.
-            (Spot::File(open), _) => Object::File(&open.file),
+            (Location::File(open), _) => Object::File(&open.file),
             _ => return Err(Error::new(ENOENT)),
         };
         let into = self.stack.open(to)?;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use crate::errno::{EIO, ENODATA, ENOENT, EOPNOTSUPP, Error};
 
 use super::Overlay;
-use super::attr::Spot;
+use super::attr::Location;
 use super::node::Node;
 use super::stack::LayerDir;
 use super::trust::{Author, Way};
@@ -168,7 +168,7 @@ impl<L: Layer> Overlay<L> {
         let _tree = self.tree.read();
         let state = node.state.lock();
         // What lost its last name got its data before.
-        let Spot::Entry(dir, name) = self.spot(&state) else {
+        let Location::Entry(dir, name) = self.location(&state) else {
             return Ok(None);
         };
         let open = self.stack.open(&dir)?;

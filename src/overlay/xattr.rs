@@ -11,7 +11,7 @@ use std::sync::Arc;
 use crate::errno::{EEXIST, EINVAL, ENODATA, ENOENT, EOPNOTSUPP, EOVERFLOW, Error};
 
 use super::Overlay;
-use super::attr::Spot;
+use super::attr::Location;
 use super::copy_up::For;
 use super::node::Node;
 use super::stack::LayerDir;
@@ -162,11 +162,13 @@ impl<L: Layer> Overlay<L> {
         let _tree = self.tree.read();
         // Locked until the layer has answered, so that the name stays the object's.
         let state = node.state.lock();
-        Ok(match &self.spot(&state) {
-            Spot::Root(dir) => Some(call(self.stack.layer(dir), Object::Dir(&*self.stack.open(dir)?))?),
-            Spot::Entry(dir, name) => Some(call(self.stack.layer(dir), Object::Entry(&*self.stack.open(dir)?, name))?),
-            Spot::File(open) => Some(call(self.stack.layer(&open.dir), Object::File(&open.file))?),
-            Spot::Nowhere => None,
+        Ok(match &self.location(&state) {
+            Location::Root(dir) => Some(call(self.stack.layer(dir), Object::Dir(&*self.stack.open(dir)?))?),
+            Location::Entry(dir, name) => {
+                Some(call(self.stack.layer(dir), Object::Entry(&*self.stack.open(dir)?, name))?)
+            }
+            Location::File(open) => Some(call(self.stack.layer(&open.dir), Object::File(&open.file))?),
+            Location::Nowhere => None,
         })
     }
 
