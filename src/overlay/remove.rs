@@ -79,7 +79,7 @@ impl<L: Layer> Overlay<L> {
         {
             return Err(Error::new(ENOTEMPTY));
         }
-        let pinned = self.pin(child)?;
+        let pinned = self.keep_open_on_unlink(child)?;
         let slot = self.read_dir(parent, dir)?.get(name).ok_or(Error::new(EIO))?;
         let plan = self.format().remove(slot.facts(), child.kind() == Kind::Dir);
         for step in plan.first {
@@ -125,7 +125,7 @@ impl<L: Layer> Overlay<L> {
     /// Before an object loses a name: sees to it that whoever holds it can go on when that was its last. Answers the open file that is needed for
     /// that, for [`Overlay::lost_name`]. A lower layer keeps what it has. The directory must be locked, and the caller has one reference to the
     /// node.
-    pub(super) fn pin(&self, node: &Arc<Node<L>>) -> Result<Option<Arc<OpenFile<L>>>> {
+    pub(super) fn keep_open_on_unlink(&self, node: &Arc<Node<L>>) -> Result<Option<Arc<OpenFile<L>>>> {
         let mut state = node.state.lock();
         // The two are the directory's, which is locked, and the caller's: nobody has found it, nor can anybody come to.
         let is_found = Arc::strong_count(node) > 2;
@@ -162,7 +162,7 @@ impl<L: Layer> Overlay<L> {
     }
 
     /// After an object lost the name `name` in `parent`: what is left of it. Its state was locked before it did, and `pinned` is what
-    /// [`Overlay::pin`] answered.
+    /// [`Overlay::keep_open_on_unlink`] answered.
     pub(super) fn lost_name(
         &self,
         node: &Arc<Node<L>>,

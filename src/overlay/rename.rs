@@ -298,7 +298,7 @@ impl<L: Layer> Overlay<L> {
         let over_dir = target.is_some_and(|target| target.kind() == Kind::Dir);
         let is_dir = node.kind() == Kind::Dir;
         let plan = self.format().rename(Move { old: here, new: there, is_dir, over_dir, leaves_device });
-        let pinned = target.map(|target| self.pin(target)).transpose()?.flatten();
+        let pinned = target.map(|target| self.keep_open_on_unlink(target)).transpose()?.flatten();
         let mut hidden = false;
         let renamed = (|| {
             for step in plan.first {
