@@ -293,7 +293,7 @@ impl<L: Layer> Overlay<L> {
     ) -> Result<()> {
         let (upper, _) = self.upper()?;
         let (here, there) = (self.facts(dirs, old)?, self.facts(dirs, new)?);
-        self.bring_name(dirs, old, node, here)?;
+        self.link_up(dirs, old, node, here)?;
         self.prepare_move(dirs, old, node, there)?;
         let over_dir = target.is_some_and(|target| target.kind() == Kind::Dir);
         let is_dir = node.kind() == Kind::Dir;
@@ -382,8 +382,8 @@ impl<L: Layer> Overlay<L> {
     ) -> Result<()> {
         let (upper, _) = self.upper()?;
         let (here, there) = (self.facts(dirs, old)?, self.facts(dirs, new)?);
-        self.bring_name(dirs, old, node, here)?;
-        self.bring_name(dirs, new, target, there)?;
+        self.link_up(dirs, old, node, here)?;
+        self.link_up(dirs, new, target, there)?;
         self.prepare_move(dirs, old, node, there)?;
         self.prepare_move(dirs, new, target, here)?;
         let (from, to) = (self.stack.open(old.dir)?, self.stack.open(new.dir)?);
@@ -397,7 +397,7 @@ impl<L: Layer> Overlay<L> {
     }
 
     /// Sees to it that the name that is going to be renamed is in the upper layer, not only another name of the same file.
-    fn bring_name(&self, dirs: &mut Dirs<'_, L>, end: &End<'_, L>, node: &Arc<Node<L>>, here: Name) -> Result<()> {
+    fn link_up(&self, dirs: &mut Dirs<'_, L>, end: &End<'_, L>, node: &Arc<Node<L>>, here: Name) -> Result<()> {
         if here.upper {
             return Ok(());
         }
