@@ -93,9 +93,9 @@ impl<L: Layer> Overlay<L> {
         Stat { ino, dev: self.device, nlink: state.links.count(attr.nlink), atime, mtime, ctime, ..attr }
     }
 
-    /// Attributes for the question who may do what: kind, owner and mode are as they are, times and counts may be older. So the entries that
-    /// come and go in a directory cost those who may make them no look at it.
-    pub fn rights(&self, node: &Arc<Node<L>>) -> Result<Stat> {
+    /// Attributes for permission checks: kind, owner and mode are current; times and counts may be stale. So an entry that comes or goes in a
+    /// directory makes no later check ask the layer.
+    pub fn stat_for_access(&self, node: &Arc<Node<L>>) -> Result<Stat> {
         self.layer_attr(node)
     }
 

@@ -156,7 +156,7 @@ impl<L: Layer> OverlayScheme<L> {
         if caller.is_root() {
             return Ok(());
         }
-        let found = self.overlay.rights(node)?;
+        let found = self.overlay.stat_for_access(node)?;
         if without_set_id(&found, caller.gid) == found.mode {
             return Ok(());
         }
@@ -169,7 +169,7 @@ impl<L: Layer> OverlayScheme<L> {
         if caller.is_root() {
             return Ok(());
         }
-        let found = self.overlay.rights(node)?;
+        let found = self.overlay.stat_for_access(node)?;
         let dropped = without_set_id(&found, caller.gid);
         if dropped == found.mode { Ok(()) } else { self.overlay.set_mode(node, dropped) }
     }

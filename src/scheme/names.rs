@@ -41,7 +41,7 @@ impl<L: Layer> OverlayScheme<L> {
         };
         let node = place.node.as_ref().ok_or(Error::new(ENOENT))?;
         self.require_writable()?;
-        caller.require_removal(&self.overlay.rights(&place.dir)?, || self.overlay.rights(node))?;
+        caller.require_removal(&self.overlay.stat_for_access(&place.dir)?, || self.overlay.stat_for_access(node))?;
         match (remove_dir, node.kind()) {
             (true, Kind::Dir) => self.overlay.remove_dir(&place.dir, name),
             (true, _) => Err(Error::new(ENOTDIR)),
@@ -133,17 +133,17 @@ impl<L: Layer> OverlayScheme<L> {
         self.require_writable()?;
 
         let moves = old.dir.id() != new.dir.id();
-        caller.require_removal(&self.overlay.rights(&old.dir)?, || self.overlay.rights(node))?;
+        caller.require_removal(&self.overlay.stat_for_access(&old.dir)?, || self.overlay.stat_for_access(node))?;
         // A directory that gets another parent is changed itself: its `..` is.
         if moves && is_dir(node) {
-            caller.require(&self.overlay.rights(node)?, WRITE)?;
+            caller.require(&self.overlay.stat_for_access(node)?, WRITE)?;
         }
-        let new_dir = self.overlay.rights(&new.dir)?;
+        let new_dir = self.overlay.stat_for_access(&new.dir)?;
         match &new.node {
             Some(target) => {
-                new_caller.require_removal(&new_dir, || self.overlay.rights(target))?;
+                new_caller.require_removal(&new_dir, || self.overlay.stat_for_access(target))?;
                 if moves && other_is_dir {
-                    new_caller.require(&self.overlay.rights(target)?, WRITE)?;
+                    new_caller.require(&self.overlay.stat_for_access(target)?, WRITE)?;
                 }
             }
             None => new_caller.require_entries(&new_dir)?,
@@ -198,9 +198,9 @@ impl<L: Layer> OverlayScheme<L> {
         }
         self.require_writable()?;
         if self.protected_hardlinks {
-            caller.require_link(&self.overlay.rights(open.node())?)?;
+            caller.require_link(&self.overlay.stat_for_access(open.node())?)?;
         }
-        caller.require_entries(&self.overlay.rights(&new.dir)?)?;
+        caller.require_entries(&self.overlay.stat_for_access(&new.dir)?)?;
         if open.node().kind() == Kind::Dir {
             return Err(Error::new(EPERM));
         }
@@ -221,7 +221,7 @@ impl<L: Layer> OverlayScheme<L> {
         let other = self.overlay.parent(open.node());
         let mut above = other.as_ref().map(|(dir, _)| dir.clone());
         while let Some(dir) = above {
-            caller.require(&self.overlay.rights(&dir)?, SEARCH)?;
+            caller.require(&self.overlay.stat_for_access(&dir)?, SEARCH)?;
             above = self.overlay.parent(&dir).map(|(parent, _)| parent);
         }
         Ok(other)

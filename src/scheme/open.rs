@@ -136,7 +136,7 @@ impl<L: Layer> OverlayScheme<L> {
     ) -> Result<Handle<L>> {
         let access = access(flags);
         let truncates = flags & O_TRUNC != 0;
-        let rights = || self.overlay.rights(node);
+        let rights = || self.overlay.stat_for_access(node);
         let file = self.overlay.open(node);
         match node.kind() {
             Kind::Dir => {
@@ -211,7 +211,7 @@ impl<L: Layer> OverlayScheme<L> {
             return Err(Error::new(EISDIR));
         }
         self.require_writable()?;
-        let dir_stat = self.overlay.rights(&dir)?;
+        let dir_stat = self.overlay.stat_for_access(&dir)?;
         caller.require_entries(&dir_stat)?;
 
         let name = OsString::from(name);
@@ -249,7 +249,7 @@ impl<L: Layer> OverlayScheme<L> {
     pub(super) fn bear(&self, id: usize, unborn: &Unborn<L>, content: &[u8]) -> Result<usize> {
         let Unborn { dir, name, maker, kind, mode } = unborn;
         let _under = self.changes.of_one(dir);
-        let (owner, mode) = maker.newborn(&self.overlay.rights(dir)?, *kind, *mode);
+        let (owner, mode) = maker.newborn(&self.overlay.stat_for_access(dir)?, *kind, *mode);
         let node = match kind {
             Kind::Symlink => {
                 let target = check_target(content)?;

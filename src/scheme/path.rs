@@ -102,7 +102,7 @@ pub fn walk<L: Layer>(
             return Err(Error::new(ENOTDIR));
         }
         if !caller.is_root() {
-            caller.require(&overlay.rights(&dir)?, SEARCH)?;
+            caller.require(&overlay.stat_for_access(&dir)?, SEARCH)?;
         }
         let behind = whole.len() - tail.len();
         if name == "." || name == ".." {

@@ -93,7 +93,7 @@ impl<L: Layer> OverlayScheme<L> {
     fn name_socket(&self, dir: &Arc<Node<L>>, name: &str, caller: &Caller, socket: Arc<Fd>) -> Result<()> {
         let _under = self.changes.of_one(dir);
         self.require_writable()?;
-        let dir_stat = self.overlay.rights(dir)?;
+        let dir_stat = self.overlay.stat_for_access(dir)?;
         caller.require_entries(&dir_stat)?;
         let room = self.sockets.quota.take(caller.uid, 1)?;
         let (owner, mode) = caller.newborn(&dir_stat, Kind::Socket, MODE);
