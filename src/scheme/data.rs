@@ -24,7 +24,7 @@ impl<L: Layer> OverlayScheme<L> {
         let open = match self.handles.get(id)? {
             Handle::Open(open) => open,
             Handle::Elsewhere(path) => return Ok(copy_from(path.as_bytes(), buf, offset)),
-            Handle::Scheme | Handle::Unborn(_) => return Err(Error::new(EBADF)),
+            Handle::Scheme | Handle::PendingNode(_) => return Err(Error::new(EBADF)),
         };
         if open.node().kind() == Kind::Dir {
             return Err(Error::new(EISDIR));
@@ -49,7 +49,7 @@ impl<L: Layer> OverlayScheme<L> {
     pub(super) fn write_to(&self, id: usize, buf: &[u8], offset: u64, flags: u32, caller: Caller) -> Result<usize> {
         let open = match self.handles.get(id)? {
             Handle::Open(open) => open,
-            Handle::Unborn(unborn) => return self.bear(id, &unborn, buf),
+            Handle::PendingNode(pending) => return self.create_pending(id, &pending, buf),
             Handle::Scheme | Handle::Elsewhere(_) => return Err(Error::new(EBADF)),
         };
         if !open.writable {

@@ -31,7 +31,7 @@ pub enum Handle<L: Layer> {
     /// An object of the merged tree.
     Open(Arc<Open<L>>),
     /// A symlink or device node that has a name but nothing yet that it leads to, and that nobody sees: it is made when that is written.
-    Unborn(Arc<Unborn<L>>),
+    PendingNode(Arc<PendingNode<L>>),
     /// The path in another scheme to which a path of this one leads. relibc reads it and opens it itself.
     Elsewhere(Arc<str>),
 }
@@ -41,7 +41,7 @@ impl<L: Layer> Clone for Handle<L> {
         match self {
             Handle::Scheme => Handle::Scheme,
             Handle::Open(open) => Handle::Open(open.clone()),
-            Handle::Unborn(unborn) => Handle::Unborn(unborn.clone()),
+            Handle::PendingNode(pending) => Handle::PendingNode(pending.clone()),
             Handle::Elsewhere(path) => Handle::Elsewhere(path.clone()),
         }
     }
@@ -71,7 +71,7 @@ impl<L: Layer> Open<L> {
 }
 
 /// A symlink or device node to be.
-pub struct Unborn<L: Layer> {
+pub struct PendingNode<L: Layer> {
     pub dir: Arc<Node<L>>,
     pub name: OsString,
     pub maker: Caller,
@@ -129,7 +129,7 @@ impl<L: Layer> Table<L> {
         match self.get(id)? {
             Handle::Open(open) => Ok(open),
             Handle::Elsewhere(_) => Err(Error::new(EXDEV)),
-            Handle::Scheme | Handle::Unborn(_) => Err(Error::new(EBADF)),
+            Handle::Scheme | Handle::PendingNode(_) => Err(Error::new(EBADF)),
         }
     }
 

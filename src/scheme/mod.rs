@@ -119,7 +119,7 @@ impl<L: Layer> OverlayScheme<L> {
         let start = match self.handles.get(dir)? {
             Handle::Open(open) if !path.starts_with('/') => open.node().clone(),
             Handle::Open(_) | Handle::Scheme => self.overlay.root().clone(),
-            Handle::Unborn(_) | Handle::Elsewhere(_) => return Err(Error::new(EBADF)),
+            Handle::PendingNode(_) | Handle::Elsewhere(_) => return Err(Error::new(EBADF)),
         };
         self.walk_from(&start, path, last, caller)
     }

@@ -14,7 +14,7 @@ use syscall::flag::{
 use super::OverlayScheme;
 use super::access::{Caller, READ, SET_GID, SET_UID, WRITE};
 use super::changes::{Numbers, Under};
-use super::handle::{EntryOf, Handle, Open, Unborn};
+use super::handle::{EntryOf, Handle, Open, PendingNode};
 use super::path::{End, Last, PATH_MAX, Place, Walked};
 use crate::layer::{Kind, Layer};
 use crate::overlay::{self, Node};
@@ -218,12 +218,12 @@ impl<L: Layer> OverlayScheme<L> {
         let mode = (flags & 0o7777) as u32;
         let file = match new {
             New::Symlink => {
-                let unborn = Unborn { dir, name, maker: caller, kind: Kind::Symlink, mode: 0o777 };
-                return Ok(Handle::Unborn(Arc::new(unborn)));
+                let pending = PendingNode { dir, name, maker: caller, kind: Kind::Symlink, mode: 0o777 };
+                return Ok(Handle::PendingNode(Arc::new(pending)));
             }
             New::Device(_) if !caller.is_root() => return Err(Error::new(EPERM)),
             New::Device(kind) => {
-                return Ok(Handle::Unborn(Arc::new(Unborn { dir, name, maker: caller, kind, mode })));
+                return Ok(Handle::PendingNode(Arc::new(PendingNode { dir, name, maker: caller, kind, mode })));
             }
             New::File => {
                 let (owner, mode) = caller.newborn(&dir_stat, Kind::File, mode);
@@ -246,8 +246,8 @@ impl<L: Layer> OverlayScheme<L> {
     ///
     /// A symlink's target: ENOENT for an empty one, EINVAL for one with a NUL, ENAMETOOLONG for one that no path could hold. A device's
     /// number, eight bytes in the machine's order: EINVAL for anything else.
-    pub(super) fn bear(&self, id: usize, unborn: &Unborn<L>, content: &[u8]) -> Result<usize> {
-        let Unborn { dir, name, maker, kind, mode } = unborn;
+    pub(super) fn create_pending(&self, id: usize, pending: &PendingNode<L>, content: &[u8]) -> Result<usize> {
+        let PendingNode { dir, name, maker, kind, mode } = pending;
         let _under = self.changes.of_one(dir);
         let (owner, mode) = maker.newborn(&self.overlay.stat_for_access(dir)?, *kind, *mode);
         let node = match kind {
