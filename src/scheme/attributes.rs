@@ -72,12 +72,12 @@ impl<L: Layer> OverlayScheme<L> {
     pub(super) fn set_mode(&self, id: usize, mode: u32) -> Result<()> {
         let open = self.handles.open(id)?;
         self.require_writable()?;
-        let under = self.changes.of_one(open.node());
+        let guard = self.changes.of_one(open.node());
         let stat = self.overlay.stat(open.node())?;
         if !open.opener.owns(&stat) {
             return Err(Error::new(EPERM));
         }
-        let Some(_under) = self.copied_ahead(under, open.node(), false)? else { return self.set_mode(id, mode) };
+        let Some(_guard) = self.copied_ahead(guard, open.node(), false)? else { return self.set_mode(id, mode) };
         let mut mode = mode & 0o7777;
         if stat.kind == Kind::File && !open.opener.is_root() && open.opener.gid != stat.gid {
             mode &= !SET_GID;
@@ -90,7 +90,7 @@ impl<L: Layer> OverlayScheme<L> {
     pub(super) fn set_owner(&self, id: usize, uid: u32, gid: u32) -> Result<()> {
         let open = self.handles.open(id)?;
         self.require_writable()?;
-        let under = self.changes.of_one(open.node());
+        let guard = self.changes.of_one(open.node());
         let stat = self.overlay.stat(open.node())?;
         let owner = Owner {
             uid: if uid == UNCHANGED { stat.uid } else { uid },
@@ -102,11 +102,11 @@ impl<L: Layer> OverlayScheme<L> {
         if !allowed {
             return Err(Error::new(EPERM));
         }
-        let Some(under) = self.copied_ahead(under, open.node(), false)? else {
+        let Some(guard) = self.copied_ahead(guard, open.node(), false)? else {
             return self.set_owner(id, uid, gid);
         };
         if stat.kind == Kind::File {
-            self.drop_set_id_within(open.node(), caller, &under)?;
+            self.drop_set_id_within(open.node(), caller, &guard)?;
         }
         self.overlay.set_owner(open.node(), owner)
     }
@@ -119,7 +119,7 @@ impl<L: Layer> OverlayScheme<L> {
             return Err(Error::new(EINVAL));
         };
         let now = now();
-        let under = self.changes.of_one(open.node());
+        let guard = self.changes.of_one(open.node());
         let stat = self.overlay.stat(open.node())?;
         let new_atime = resolve_time(&atime, now, stat.atime)?;
         let new_mtime = resolve_time(&mtime, now, stat.mtime)?;
@@ -134,7 +134,7 @@ impl<L: Layer> OverlayScheme<L> {
             }
             open.opener.require(&stat, WRITE)?;
         }
-        let Some(_under) = self.copied_ahead(under, open.node(), false)? else {
+        let Some(_guard) = self.copied_ahead(guard, open.node(), false)? else {
             return self.set_times(id, times);
         };
         self.overlay.set_times(open.node(), new_atime, new_mtime)

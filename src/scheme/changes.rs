@@ -1,6 +1,6 @@
 //! Changes of names and attributes: what was checked is what is changed.
 //!
-//! Whoever checks access and then changes something does both while the change is [`Under`] way for the directories whose names change, and for the
+//! Whoever checks access and then changes something does both while the change is under way (a [`ChangeGuard`]) for the directories whose names change, and for the
 //! objects that are changed or lose a name. Nobody else changes any of these meanwhile, nor who may do what in them. Nobody waits who changes
 //! something else, or who only opens, reads, writes or asks.
 //!
@@ -29,7 +29,7 @@ pub struct Changes {
 }
 
 /// A change that is under way.
-pub struct Under<'c> {
+pub struct ChangeGuard<'c> {
     changes: &'c Changes,
     nodes: Numbers,
 }
@@ -40,37 +40,37 @@ impl Changes {
     }
 
     /// Begins a change of one node.
-    pub fn of_one<L: Layer>(&self, node: &Node<L>) -> Under<'_> {
+    pub fn of_one<L: Layer>(&self, node: &Node<L>) -> ChangeGuard<'_> {
         self.begin(Numbers::from_slice(&[node.id()]))
     }
 
     /// Begins a change of what `find` finds, and says of which nodes it is one.
-    pub fn of<T>(&self, find: impl Fn() -> Result<(T, Numbers)>) -> Result<(Under<'_>, T)> {
+    pub fn of<T>(&self, find: impl Fn() -> Result<(T, Numbers)>) -> Result<(ChangeGuard<'_>, T)> {
         let (mut found, mut nodes) = find()?;
         loop {
-            let under = self.begin(nodes);
-            if under.nodes.is_empty() {
-                return Ok((under, found));
+            let guard = self.begin(nodes);
+            if guard.nodes.is_empty() {
+                return Ok((guard, found));
             }
             (found, nodes) = find()?;
-            if nodes.iter().all(|node| under.nodes.contains(node)) {
-                return Ok((under, found));
+            if nodes.iter().all(|node| guard.nodes.contains(node)) {
+                return Ok((guard, found));
             }
         }
     }
 
-    fn begin(&self, mut nodes: Numbers) -> Under<'_> {
+    fn begin(&self, mut nodes: Numbers) -> ChangeGuard<'_> {
         nodes.sort_unstable();
         nodes.dedup();
         if !nodes.is_empty() {
             let mut taken = self.taken.lock_when(|taken| nodes.iter().all(|node| !taken.contains(node)));
             taken.extend(&nodes);
         }
-        Under { changes: self, nodes }
+        ChangeGuard { changes: self, nodes }
     }
 }
 
-impl Drop for Under<'_> {
+impl Drop for ChangeGuard<'_> {
     fn drop(&mut self) {
         if self.nodes.is_empty() {
             return;

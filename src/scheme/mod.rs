@@ -45,7 +45,7 @@ pub use self::request::{answer, give, is_connect};
 pub use self::sockets::{path_of, token_of};
 
 use self::access::Caller;
-use self::changes::{Changes, Under};
+use self::changes::{ChangeGuard, Changes};
 use self::handle::{Handle, Table};
 use self::locks::Locks;
 use self::mmap::Mappings;
@@ -143,11 +143,16 @@ impl<L: Layer> OverlayScheme<L> {
 
     /// Before a change of a file's attributes or `names` that is allowed, and for which others wait: if it has to be copied up first, that is done
     /// while nobody waits. None: it was, and everything is to be asked again.
-    fn copied_ahead<'c>(&self, under: Under<'c>, node: &Arc<Node<L>>, names: bool) -> Result<Option<Under<'c>>> {
+    fn copied_ahead<'c>(
+        &self,
+        guard: ChangeGuard<'c>,
+        node: &Arc<Node<L>>,
+        names: bool,
+    ) -> Result<Option<ChangeGuard<'c>>> {
         if !self.overlay.will_copy(node, names) {
-            return Ok(Some(under));
+            return Ok(Some(guard));
         }
-        drop(under);
+        drop(guard);
         self.overlay.prepare_change(node, names).map(|()| None)
     }
 
@@ -160,12 +165,12 @@ impl<L: Layer> OverlayScheme<L> {
         if without_set_id(&found, caller.gid) == found.mode {
             return Ok(());
         }
-        let under = self.changes.of_one(node);
-        self.drop_set_id_within(node, caller, &under)
+        let guard = self.changes.of_one(node);
+        self.drop_set_id_within(node, caller, &guard)
     }
 
     /// As [`OverlayScheme::drop_set_id`], for who is changing the object.
-    fn drop_set_id_within(&self, node: &Arc<Node<L>>, caller: Caller, _: &Under<'_>) -> Result<()> {
+    fn drop_set_id_within(&self, node: &Arc<Node<L>>, caller: Caller, _: &ChangeGuard<'_>) -> Result<()> {
         if caller.is_root() {
             return Ok(());
         }

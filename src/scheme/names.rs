@@ -8,7 +8,7 @@ use syscall::flag::AT_REMOVEDIR;
 
 use super::OverlayScheme;
 use super::access::{Caller, SEARCH, WRITE};
-use super::changes::Under;
+use super::changes::ChangeGuard;
 use super::handle::{EntryOf, Open};
 use super::path::{End, Last, Place, Walked};
 use crate::layer::{Kind, Layer, RenameMode};
@@ -25,7 +25,7 @@ impl<L: Layer> OverlayScheme<L> {
             return Err(Error::new(EINVAL));
         }
         let remove_dir = flags & AT_REMOVEDIR != 0;
-        let (_under, place) = self.changes.of(|| {
+        let (_guard, place) = self.changes.of(|| {
             let place = self.walk(dir, path, Last::Name, caller)?.here()?;
             let nodes = place.nodes();
             Ok((place, nodes))
@@ -67,7 +67,7 @@ impl<L: Layer> OverlayScheme<L> {
             return Err(Error::new(EBUSY));
         }
         loop {
-            let (under, (name, old, new)) = self.changes.of(|| {
+            let (guard, (name, old, new)) = self.changes.of(|| {
                 let (dir, name) = self.current_entry(&open, caller)?.ok_or(Error::new(ENOENT))?;
                 let old = Place { end: End::Start, node: Some(Arc::clone(open.node())), dir, slash: false };
                 let new = self.walk_from(self.overlay.root(), path, Last::Name, caller)?.here()?;
@@ -75,7 +75,7 @@ impl<L: Layer> OverlayScheme<L> {
                 Ok(((name, old, new), nodes))
             })?;
             let entry = new_entry(&new);
-            if self.rename(under, (&old, &name, caller), (&new, caller), RenameMode::Replace)? {
+            if self.rename(guard, (&old, &name, caller), (&new, caller), RenameMode::Replace)? {
                 *open.entry.lock() = entry;
                 return Ok(());
             }
@@ -93,7 +93,7 @@ impl<L: Layer> OverlayScheme<L> {
         };
         let (caller, new_caller) = (self.opener(dir)?, self.opener(new_dir)?);
         loop {
-            let (under, (old, new)) = self.changes.of(|| {
+            let (guard, (old, new)) = self.changes.of(|| {
                 let old = self.walk(dir, path, Last::Name, caller)?.here()?;
                 let new = self.walk(new_dir, new_path, Last::Name, new_caller)?.here()?;
                 let nodes = old.nodes().into_iter().chain(new.nodes()).collect();
@@ -102,7 +102,7 @@ impl<L: Layer> OverlayScheme<L> {
             let End::Name(name) = &old.end else {
                 return Err(Error::new(EBUSY));
             };
-            if self.rename(under, (&old, OsStr::new(name), caller), (&new, new_caller), mode)? {
+            if self.rename(guard, (&old, OsStr::new(name), caller), (&new, new_caller), mode)? {
                 return Ok(());
             }
         }
@@ -111,7 +111,7 @@ impl<L: Layer> OverlayScheme<L> {
     /// False if everything is to be asked again.
     fn rename(
         &self,
-        under: Under<'_>,
+        guard: ChangeGuard<'_>,
         (old, name, caller): (&Place<L>, &OsStr, Caller),
         (new, new_caller): (&Place<L>, Caller),
         mode: RenameMode,
@@ -148,7 +148,7 @@ impl<L: Layer> OverlayScheme<L> {
             }
             None => new_caller.require_entries(&new_dir)?,
         }
-        let Some(_under) = self.copied_ahead(under, node, true)? else { return Ok(false) };
+        let Some(_guard) = self.copied_ahead(guard, node, true)? else { return Ok(false) };
         self.overlay.rename(&old.dir, name, &new.dir, OsStr::new(new_name), mode)?;
         if let Some(replaced) = &new.node {
             self.unbind(replaced);
@@ -184,7 +184,7 @@ impl<L: Layer> OverlayScheme<L> {
 
     /// False if everything is to be asked again.
     fn link(&self, open: &Open<L>, find: impl Fn() -> Result<Walked<L>>, caller: Caller) -> Result<bool> {
-        let (under, new) = self.changes.of(|| {
+        let (guard, new) = self.changes.of(|| {
             let new = find()?.here()?;
             let mut nodes = new.nodes();
             nodes.push(open.node().id());
@@ -204,7 +204,7 @@ impl<L: Layer> OverlayScheme<L> {
         if open.node().kind() == Kind::Dir {
             return Err(Error::new(EPERM));
         }
-        let Some(_under) = self.copied_ahead(under, open.node(), true)? else { return Ok(false) };
+        let Some(_guard) = self.copied_ahead(guard, open.node(), true)? else { return Ok(false) };
         self.overlay.link(open.node(), &new.dir, OsStr::new(name)).map(|()| true)
     }
 

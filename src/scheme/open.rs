@@ -13,7 +13,7 @@ use syscall::flag::{
 
 use super::OverlayScheme;
 use super::access::{Caller, READ, SET_GID, SET_UID, WRITE};
-use super::changes::{Numbers, Under};
+use super::changes::{ChangeGuard, Numbers};
 use super::handle::{EntryOf, Handle, Open, PendingNode};
 use super::path::{End, Last, PATH_MAX, Place, Walked};
 use crate::layer::{Kind, Layer};
@@ -89,7 +89,7 @@ impl<L: Layer> OverlayScheme<L> {
             Last::Follow
         };
 
-        let (under, walked) = self.changes.of(|| {
+        let (guard, walked) = self.changes.of(|| {
             let walked = self.walk(dir, path, last, caller)?;
             let nodes = match &walked {
                 Walked::Here(Place { node: Some(node), .. }) if flags & O_TRUNC != 0 => {
@@ -119,7 +119,7 @@ impl<L: Layer> OverlayScheme<L> {
                     }
                     End::Dot | End::DotDot | End::Start => None,
                 };
-                self.open_existing(node, entry, flags, caller, &under)
+                self.open_existing(node, entry, flags, caller, &guard)
             }
             (None, Some(new)) => self.open_new(place, new, flags, caller),
             (None, None) => Err(Error::new(ENOENT)),
@@ -132,7 +132,7 @@ impl<L: Layer> OverlayScheme<L> {
         entry: EntryOf<L>,
         flags: usize,
         caller: Caller,
-        under: &Under<'_>,
+        guard: &ChangeGuard<'_>,
     ) -> Result<Handle<L>> {
         let access = access(flags);
         let truncates = flags & O_TRUNC != 0;
@@ -175,7 +175,7 @@ impl<L: Layer> OverlayScheme<L> {
                 let reads = access & O_RDONLY != 0;
                 caller.require(&rights()?, if reads { READ } else { 0 } | if writes { WRITE } else { 0 })?;
                 if truncates {
-                    self.drop_set_id_within(node, caller, under)?;
+                    self.drop_set_id_within(node, caller, guard)?;
                     // It is about to be written to.
                     self.overlay.use_file(&file);
                     self.mappings.truncate(&self.overlay, node, 0)?;
@@ -248,7 +248,7 @@ impl<L: Layer> OverlayScheme<L> {
     /// number, eight bytes in the machine's order: EINVAL for anything else.
     pub(super) fn create_pending(&self, id: usize, pending: &PendingNode<L>, content: &[u8]) -> Result<usize> {
         let PendingNode { dir, name, maker, kind, mode } = pending;
-        let _under = self.changes.of_one(dir);
+        let _guard = self.changes.of_one(dir);
         let (owner, mode) = maker.newborn(&self.overlay.stat_for_access(dir)?, *kind, *mode);
         let node = match kind {
             Kind::Symlink => {
