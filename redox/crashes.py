@@ -1,4 +1,4 @@
-"""What is left after the daemon or its keeper is killed, or the power goes: overlayfs-fsck finds a sound upper layer, and it can be mounted."""
+"""What is left after the daemon or its supervisor is killed, or the power goes: overlayfs-fsck finds a sound upper layer, and it can be mounted."""
 
 import random
 

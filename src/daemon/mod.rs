@@ -1,21 +1,21 @@
 //! The life of a scheme daemon: mount, register, serve.
 //!
 //! `start` is how the world learns of the scheme, `init` the pipe at which init waits, `serve` the request loop,
-//! `asking` what waits for other daemons, `name` how a scheme's name is removed, `namespace` the empty one in which the
-//! daemon serves, `log` what it says, `keeper` the process that waits for its end, `spare` what that answers then, and `streams` where it reads and
+//! `socket_workers` what waits for other daemons, `name` how a scheme's name is removed, `namespace` the empty one in which the
+//! daemon serves, `log` what it says, `supervisor` the process that waits for its end, `spare` what that answers then, and `streams` where it reads and
 //! writes in the background. By the time that its name is known, the descriptors of its layers are all that it can
 //! reach.
 
-mod asking;
 mod init;
-mod keeper;
 mod log;
 mod name;
 mod namespace;
 mod serve;
+mod socket_workers;
 mod spare;
 mod start;
 mod streams;
+mod supervisor;
 
 use std::hash::RandomState;
 use std::sync::Arc;
@@ -29,12 +29,12 @@ use crate::overlay::Holder;
 use crate::scheme::OverlayScheme;
 
 pub use self::init::Init;
-pub use self::keeper::{Kept, keep};
 pub use self::log::start_log;
 pub use self::namespace::Empty;
 pub use self::serve::Stop;
 pub use self::spare::Lent;
 pub use self::start::Watcher;
+pub use self::supervisor::{Kept, keep};
 
 /// Mounts the overlay, gives the scheme its name, and serves until the scheme ends. `watcher` is told when clients can
 /// use it. The error is a sentence.

@@ -22,7 +22,7 @@ use redox_scheme::{CallRequest, Id, RequestKind, Response, SignalBehavior, Socke
 use syscall::error::{EAGAIN, Result};
 use syscall::flag::F_SETFL;
 
-use super::asking::{Asking, Request};
+use super::socket_workers::{Asking, Request};
 use crate::layer::Layer;
 use crate::overlay::Cancel;
 use crate::scheme::{OverlayScheme, answer, is_connect};

@@ -1,8 +1,8 @@
-//! The socket of the scheme in the hands of the keeper: what is left to answer when the daemon was killed.
+//! The socket of the scheme in the hands of the supervisor: what is left to answer when the daemon was killed.
 //!
 //! The kernel leaves whoever waits for an answer of a scheme waiting if its daemon dies, as long as he lives. One of them may be the manager of
-//! namespaces, which waits for every open by a path, and then the system hangs. So a descriptor of the socket lies in a pipe to the keeper. When
-//! the daemon is gone the keeper takes it out, and answers all requests that there can be: their numbers are small and given anew.
+//! namespaces, which waits for every open by a path, and then the system hangs. So a descriptor of the socket lies in a pipe to the supervisor. When
+//! the daemon is gone the supervisor takes it out, and answers all requests that there can be: their numbers are small and given anew.
 //!
 //! A daemon that ends by itself has answered them, and takes the descriptor back: while there is one, the kernel takes new requests.
 
@@ -19,7 +19,7 @@ use syscall::schemev2::{Cqe, CqeOpcode};
 /// Up to which number requests are answered: as many as may wait at once.
 const REQUESTS: u32 = 1 << 14;
 
-/// Both ends of a pipe that the keeper has too.
+/// Both ends of a pipe that the supervisor has too.
 pub struct Lender {
     pub out: File,
     pub into: File,

@@ -20,6 +20,7 @@ mod access;
 mod attributes;
 mod changes;
 mod data;
+mod decode;
 mod handle;
 mod locks;
 mod mmap;
@@ -28,7 +29,6 @@ mod open;
 mod path;
 mod quota;
 mod region;
-mod request;
 mod sockets;
 
 use std::sync::Arc;
@@ -41,7 +41,7 @@ use syscall::dirent::DirentBuf;
 use syscall::flag::{EventFlags, MapFlags, MunmapFlags, StdFsCallKind};
 use syscall::schemev2::NewFdFlags;
 
-pub use self::request::{answer, give, is_connect};
+pub use self::decode::{answer, give, is_connect};
 pub use self::sockets::{path_of, token_of};
 
 use self::access::Caller;

@@ -23,9 +23,9 @@ use syscall::flag::{CallFlags, FobtainFdFlags};
 
 use super::OverlayScheme;
 use super::access::Caller;
+use super::decode::target;
 use super::path::PATH_MAX;
 use super::quota::{Quota, Share};
-use super::request::target;
 use crate::layer::{Kind, Layer};
 use crate::overlay::{self, Node};
 use crate::sync::Lock;

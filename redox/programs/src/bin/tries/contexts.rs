@@ -31,7 +31,7 @@ pub fn signal(program: &str, signal: i32, which: &str) -> Answer {
         // SAFETY: a plain call.
         let failed = unsafe { libc::kill(*process, signal) } != 0;
         let error = Error::last_os_error();
-        // The keeper hands the signal on, so the other one may have ended.
+        // The supervisor hands the signal on, so the other one may have ended.
         if failed && error.raw_os_error() != Some(libc::ESRCH) {
             return Err(format!("kill of {process}: {error}").into());
         }

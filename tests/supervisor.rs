@@ -81,7 +81,7 @@ const TESTS: [(&str, fn()); 9] = [
         let mut said = String::new();
         reader.read_to_string(&mut said).unwrap();
         assert!(said.contains("Z overlayfs: serving /scheme/kept\n"), "{said}");
-        assert!(said.contains(" overlayfs: panicked at tests/keeper.rs:"), "{said}");
+        assert!(said.contains(" overlayfs: panicked at tests/supervisor.rs:"), "{said}");
         assert!(said.contains(": on purpose\n") && !said.contains("backtrace"), "{said}");
     }),
     ("detached, it keeps nothing open that its caller waits for", || {
