@@ -156,7 +156,7 @@ fn new_files(door: &str) {
     let bed = Bed::new(door);
     exercise(&bed, &["new", "other"], |name| {
         for seed in 1..=3 {
-            bed.fsx(name, ALL, seed + name.len() as u32, 3000);
+            bed.fsx(name, ALL, seed + name.len() as u32, 1000);
         }
     });
 }
@@ -166,7 +166,7 @@ fn files_of_a_lower_layer(door: &str) {
     exercise(&bed, &["truncated", "kept"], |name| {
         let config = if name == "kept" { SAME_LENGTH } else { ALL };
         for seed in 11..=13 {
-            bed.fsx(name, config, seed, 3000);
+            bed.fsx(name, config, seed, 1000);
         }
     });
 }
