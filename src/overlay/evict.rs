@@ -6,8 +6,7 @@
 //! learned again from the layers.
 //!
 //! An object of several names is forgotten one name at a time. As long as one of them knows it, or somebody holds it, the others find it by
-//! its number in its layer (`inode.rs`). Once all have let go, the next that is looked up makes it anew, from the layers. A changed copy of
-//! such a file stays known.
+//! its number in its layer (`inode.rs`). Once all have let go, the next that is looked up makes it anew, from the layers and the index.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
