@@ -4,7 +4,9 @@
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -41,6 +43,17 @@ fn named_descriptors(argument: &OsStr) -> Vec<u32> {
     let text = argument.to_string_lossy();
     let digits = text.split("/fd/").skip(1).map(|rest| rest.split(|c: char| !c.is_ascii_digit()).next());
     digits.filter_map(|digits| digits?.parse().ok()).filter(|number| (3..u32::MAX).contains(number)).collect()
+}
+
+/// Puts a file in the place of the standard streams.
+pub fn replace_streams(file: &File) -> io::Result<()> {
+    for stream in 0..3 {
+        // SAFETY: the first descriptor is open, the second is one of the three streams, which std only refers to by number.
+        if unsafe { libc::dup2(file.as_raw_fd(), stream) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
 }
 
 /// Raises the limits as far as that is allowed. To be called before other threads or processes are started, which one of them counts.

@@ -281,12 +281,9 @@ fn wait_to_unmount(mut line: UnixStream, path: &Path) {
     // So that who looks for the daemon by its name finds one.
     let _ = rustix::thread::set_name(c"unmounter");
     // Whoever waits for the end of what the daemon prints does not wait for this process.
-    if let Ok(null) = File::options().read(true).write(true).open("/dev/null") {
-        for stream in 0..3 {
-            // SAFETY: the first descriptor is open, the second is one of the three streams, which std only refers to by number.
-            unsafe { libc::dup2(null.as_raw_fd(), stream) };
-        }
-    }
+    let null = File::options().read(true).write(true).open("/dev/null");
+    // Where that fails they are what they were.
+    let _ = null.and_then(|null| crate::inherited::replace_streams(&null));
     let _ = std::env::set_current_dir("/");
     while line.read_exact(&mut [0]).is_ok() {
         let errno = unmount(path).err().map_or(0, |error| error.raw_os_error().unwrap_or(libc::EIO));

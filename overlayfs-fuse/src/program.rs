@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::num::NonZeroUsize;
 use std::ops::RangeInclusive;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -323,12 +323,7 @@ impl Background {
 
     /// Lets go of the terminal, and tells who waits that the mount is there. Messages go to syslog from now on.
     fn enter(mut self) -> io::Result<()> {
-        for stream in 0..3 {
-            // SAFETY: the first descriptor is open, the second is one of the three streams, which std only refers to by number.
-            if unsafe { libc::dup2(self.null.as_raw_fd(), stream) } < 0 {
-                return Err(io::Error::last_os_error());
-            }
-        }
+        inherited::replace_streams(&self.null)?;
         logger::leave_terminal();
         self.ready.write_all(&[1])
     }

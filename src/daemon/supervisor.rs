@@ -84,7 +84,7 @@ pub unsafe fn keep(
     remove: impl FnOnce(),
 ) -> Result<ExitCode, String> {
     let failed = |what: &str| format!("{what}: {}.", io::Error::last_os_error());
-    let (mut is_ready, ready) = pipe().map_err(|error| format!("No pipe can be made: {error}."))?;
+    let (mut is_ready, ready) = pipe()?;
     if detach {
         // SAFETY: as promised by the caller.
         match unsafe { libc::fork() } {
@@ -107,11 +107,11 @@ pub unsafe fn keep(
     } else {
         None
     };
-    let (signals, signalled) = pipe().map_err(|error| format!("No pipe can be made: {error}."))?;
-    let (is_named, named) = pipe().map_err(|error| format!("No pipe can be made: {error}."))?;
+    let (signals, signalled) = pipe()?;
+    let (is_named, named) = pipe()?;
     // The kernel that is played on Linux is part of the daemon's process.
     let lender = if cfg!(target_os = "redox") {
-        let (out, into) = pipe().map_err(|error| format!("No pipe can be made: {error}."))?;
+        let (out, into) = pipe()?;
         Some(Lender { out, into })
     } else {
         None
@@ -204,12 +204,12 @@ fn wait_for(child: libc::pid_t) -> ExitCode {
     if libc::WIFEXITED(status) { ExitCode::from(libc::WEXITSTATUS(status) as u8) } else { ExitCode::FAILURE }
 }
 
-/// The two ends of a new pipe, to read from and to write to.
-fn pipe() -> io::Result<(File, File)> {
+/// The two ends of a new pipe, to read from and to write to. The error is a sentence.
+fn pipe() -> Result<(File, File), String> {
     let mut ends = [0; 2];
     // SAFETY: there is room for two descriptors.
     if unsafe { libc::pipe(ends.as_mut_ptr()) } != 0 {
-        return Err(io::Error::last_os_error());
+        return Err(format!("No pipe can be made: {}.", io::Error::last_os_error()));
     }
     // SAFETY: they were just made, and nobody else has them.
     Ok(ends.map(|end| unsafe { File::from_raw_fd(end) }).into())

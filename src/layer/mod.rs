@@ -106,6 +106,18 @@ pub struct StatFs {
     pub name_max: u32,
 }
 
+impl StatFs {
+    /// How many bytes there are in all.
+    pub fn bytes(&self) -> u64 {
+        self.blocks.saturating_mul(self.block_size.into())
+    }
+
+    /// How many bytes an ordinary user can still write. A filesystem that does not count them has bytes without end.
+    pub fn bytes_available(&self) -> u64 {
+        if self.blocks == 0 { u64::MAX } else { self.blocks_available.saturating_mul(self.block_size.into()) }
+    }
+}
+
 /// Who owns an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Owner {

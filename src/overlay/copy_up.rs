@@ -91,10 +91,10 @@ impl<L: Layer> Overlay<L> {
         node.kind() == Kind::File && is_large && (!state.upper || names && state.stored.partial().is_some())
     }
 
-    /// Does so, for a door that keeps others waiting while it makes the change. EROFS; EISDIR; EINVAL of anything else that is no regular file.
-    pub fn prepare_change(&self, node: &Arc<Node<L>>, names: bool) -> Result<()> {
+    /// Copies a file up before a change, `whole` or maybe in part. EROFS; EISDIR; EINVAL of anything else that is no regular file.
+    pub fn prepare_change(&self, node: &Arc<Node<L>>, whole: bool) -> Result<()> {
         self.prepare_write(node)?;
-        if names { self.complete(node) } else { Ok(()) }
+        if whole { self.complete(node) } else { Ok(()) }
     }
 
     /// Brings an object to the upper layer, all of it, with all directories above it, unless it is there. EROFS without an upper layer.

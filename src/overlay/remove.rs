@@ -39,7 +39,7 @@ impl<L: Layer> Overlay<L> {
             let _content = child.content.lock();
             let _tree = self.tree.read();
             let mut dir = parent.dir()?;
-            // Somebody may have been faster.
+            // Another thread may have changed the name. Then all is looked up anew.
             match self.load(parent, &mut dir, name)? {
                 Some(now) if Arc::ptr_eq(&now, &child) => {}
                 Some(_) => continue,

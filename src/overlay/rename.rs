@@ -125,7 +125,7 @@ impl<L: Layer> Overlay<L> {
             let _contents: Vec<_> = contents.iter().map(|node| node.content.lock()).collect();
             let mut dirs = self.lock_dirs(dir, new_dir, moves_dir)?;
             if !is_as_found(&mut dirs)? {
-                // Somebody was faster.
+                // Lost a race: another thread changed the name. All is looked up anew.
                 continue;
             }
             if !self.check_rename(dir, &node, new_dir, target.as_ref(), mode)? {

@@ -55,11 +55,8 @@ struct Known {
 
 impl Known {
     fn new(space: &StatFs) -> Self {
-        let bytes = |blocks: u64| blocks.saturating_mul(space.block_size.into());
-        // A filesystem that does not count them has blocks without end.
-        let free = if space.blocks == 0 { u64::MAX } else { bytes(space.blocks_available) };
-        let spare = (bytes(space.blocks) / SPARE_PART).clamp(SPARE_LEAST, SPARE_MOST);
-        Known { free, spare, at: Instant::now(), spent: 0 }
+        let spare = (space.bytes() / SPARE_PART).clamp(SPARE_LEAST, SPARE_MOST);
+        Known { free: space.bytes_available(), spare, at: Instant::now(), spent: 0 }
     }
 
     /// Whether there was room for so many bytes when it was asked.

@@ -33,6 +33,8 @@ const SMALL_PART: u64 = 64;
 const LONG: Duration = Duration::from_secs(1);
 /// How long space is taken to be scarce for a user whose quota is exhausted, which nobody tells.
 const EXHAUSTED: Duration = Duration::from_secs(60);
+
+/// What is known of the space that is left.
 pub struct Space {
     /// How many bytes must be free, or space is scarce.
     enough: u64,
@@ -163,7 +165,7 @@ impl<L: Layer> EngineDoor<L> {
     /// Looks how much is free.
     pub(super) fn look_for_space(&self) -> Option<StatFs> {
         let found = self.overlay.stat_fs().ok()?;
-        for node in self.space.learn(available(&found)) {
+        for node in self.space.learn(found.bytes_available()) {
             if let Some(notifier) = self.notifier.get()
                 && let Err(error) = notifier.forget_attributes(node)
             {
@@ -243,13 +245,12 @@ impl<L: Layer> EngineDoor<L> {
     /// Whether there is room for one more write to a file. ENOSPC, EDQUOT.
     fn has_room(&self, node: &Arc<Node<L>>) -> Result<()> {
         let Some(found) = self.look_for_space() else { return Ok(()) };
-        let whole = found.blocks.saturating_mul(found.block_size.into());
-        let least = (whole / SMALL_PART).clamp(found.block_size.into(), LARGE.max(found.block_size.into()));
-        if !self.space.is_exhausted() && available(&found) > 4 * least {
+        let least = (found.bytes() / SMALL_PART).clamp(found.block_size.into(), LARGE.max(found.block_size.into()));
+        if !self.space.is_exhausted() && found.bytes_available() > 4 * least {
             return Ok(());
         }
         match self.call(|| self.overlay.find_room(node, least)) {
-            Err(error) if error.errno == EOPNOTSUPP && available(&found) < least => Err(Error::new(ENOSPC)),
+            Err(error) if error.errno == EOPNOTSUPP && found.bytes_available() < least => Err(Error::new(ENOSPC)),
             Err(error) if error.errno == EOPNOTSUPP => Ok(()),
             found => found,
         }
@@ -271,9 +272,4 @@ impl<L: Layer> EngineDoor<L> {
         }
         self.space.held().failed.take().and_then(|failed| failed.get(&number).copied())
     }
-}
-
-/// How many bytes are free; without end where the filesystem does not count them.
-fn available(found: &StatFs) -> u64 {
-    if found.blocks == 0 { u64::MAX } else { found.blocks_available.saturating_mul(found.block_size.into()) }
 }
