@@ -1,4 +1,5 @@
-//! Large files of a lower layer, and an upper layer that has no room for all of them: a change that is taken is kept, or it is refused before.
+//! Large files of a lower layer, and an upper layer that has no room for all of them: a change that is taken is kept,
+//! or it is refused before.
 //!
 //! Needs root, loop devices and Debian's package e2fsprogs; fails without them.
 

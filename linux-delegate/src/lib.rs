@@ -6,7 +6,8 @@
 //! processes with a uid, a gid and a pid that call the schemes the way relibc and `std::fs` do. [`redoxfs`] is a scheme for daemons that
 //! are clients of one themselves, as the overlay is of its layers. [`daemon`] is an overlay's daemon, to be used by tests.
 //!
-//! The program `overlayfs-fuse-via-scheme` is a FUSE mount whose requests become such calls, so that programs of Linux try the scheme.
+//! The program `overlayfs-fuse-via-scheme` is a FUSE mount whose requests become such calls, so that programs of Linux
+//! try the scheme.
 //!
 //! Buffers are handed to the scheme by address, because the daemon and its clients are threads of one process.
 

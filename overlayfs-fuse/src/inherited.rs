@@ -48,7 +48,8 @@ fn named_descriptors(argument: &OsStr) -> Vec<u32> {
 /// Puts a file in the place of the standard streams.
 pub fn replace_streams(file: &File) -> io::Result<()> {
     for stream in 0..3 {
-        // SAFETY: the first descriptor is open, the second is one of the three streams, which std only refers to by number.
+        // SAFETY: the first descriptor is open, the second is one of the three streams, which std only refers to by
+        // number.
         if unsafe { libc::dup2(file.as_raw_fd(), stream) } < 0 {
             return Err(io::Error::last_os_error());
         }

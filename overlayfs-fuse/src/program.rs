@@ -1,8 +1,8 @@
 //! The program of a mount: stacks the layers, has a door serve them, and unmounts when it is told to.
 //!
-//! The FUSE session has some threads, and one waits for signals. Without `-f` a child of the process is all that, and the process itself waits
-//! only until the mount is there. Before the threads are started, the daemon gives up what it does not need any more; unmounting, which it then
-//! may not, is left to a child of its own.
+//! The FUSE session has some threads, and one waits for signals. Without `-f` a child of the process is all that, and
+//! the process itself waits only until the mount is there. Before the threads are started, the daemon gives up what it
+//! does not need any more; unmounting, which it then may not, is left to a child of its own.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -31,12 +31,13 @@ use crate::settle::Settler;
 use crate::usage::PROGRAM;
 use crate::{inherited, logger};
 
-/// How many requests can be on their way at once, if nobody says: two for each processor, since some wait for the disk, but not fewer
-/// or more than these.
+/// How many requests can be on their way at once, if nobody says: two for each processor, since some wait for the disk,
+/// but not fewer or more than these.
 const THREADS: RangeInclusive<usize> = 4..=16;
 
-/// Does what a command line says, without its first word. For a mount, `serve` makes a door and has it served ([`Stacked::serve`]); its error is
-/// a sentence. Descriptors that were inherited are to be closed before ([`inherited::close_descriptors`]).
+/// Does what a command line says, without its first word. For a mount, `serve` makes a door and has it served
+/// ([`Stacked::serve`]); its error is a sentence. Descriptors that were inherited are to be closed before
+/// ([`inherited::close_descriptors`]).
 pub fn run(arguments: Vec<OsString>, serve: impl FnOnce(Stacked<'_>) -> Result<(), String>) -> ExitCode {
     let done = match Command::parse(arguments) {
         Ok(Command::Help) => write!(io::stdout(), "{}", PROGRAM.help()),
@@ -101,7 +102,8 @@ enum Process {
     Child(File),
 }
 
-/// Goes on in a child. The parent waits until that says that it is ready, or has ended, having said on standard error why.
+/// Goes on in a child. The parent waits until that says that it is ready, or has ended, having said on standard error
+/// why.
 fn fork() -> io::Result<Process> {
     let mut ends = [0; 2];
     // SAFETY: the array has room for the two descriptors that pipe2 makes.
@@ -292,7 +294,8 @@ impl<'a> Stacked<'a> {
     }
 }
 
-/// Waits for a signal and unmounts; whoever still uses the mount keeps what he has until he is done, and then the session ends.
+/// Waits for a signal and unmounts; whoever still uses the mount keeps what he has until he is done, and then the
+/// session ends.
 fn unmount_on_signal(unmounter: &Mutex<Unmounter>) {
     let mut signal = 0;
     // SAFETY: the set is whole, and the number is written to a variable of that type.

@@ -1,7 +1,8 @@
 //! Threads and processes at once on a mount: a directory moves while shells work in it, files are copied up while they are renamed and
 //! unlinked, and whoever lists meets what stays once. At the end the tree is the same after a new mount, and the lower layer is what it was.
 //!
-//! Needs root and /dev/fuse; fails without them. `RACES=20 cargo test -p overlayfs-fuse --test suite_races` does twenty times as much.
+//! Needs root and /dev/fuse; fails without them. `RACES=20 cargo test -p overlayfs-fuse --test suite_races` does twenty
+//! times as much.
 
 #[macro_use]
 #[path = "suite/doors.rs"]

@@ -1,6 +1,7 @@
 //! Attacks on a mount: by those who use it, by those who can write to a part of its layers, and by whoever has taken its daemon over.
 //!
-//! What is attacked with more of what is listed here takes longer: `OVERLAYFS_LOOKUPS=5000000 cargo test -p overlayfs-fuse --test suite_security`.
+//! What is attacked with more of what is listed here takes longer:
+//! `OVERLAYFS_LOOKUPS=5000000 cargo test -p overlayfs-fuse --test suite_security`.
 //!
 //! Needs root, /dev/fuse, and a kernel with landlock (Linux 5.19).
 

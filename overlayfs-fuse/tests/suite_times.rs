@@ -207,7 +207,8 @@ fn changes() -> Vec<(&'static str, Change)> {
     ]
 }
 
-/// Has the system write back what it holds of a mount, all the time: so also between a change and what the system says of it.
+/// Has the system write back what it holds of a mount, all the time: so also between a change and what the system says
+/// of it.
 struct Syncer(Arc<AtomicBool>, Option<JoinHandle<()>>);
 
 impl Syncer {

@@ -188,7 +188,8 @@ fn a_disk_that_others_fill() {
     a_full_disk(1024 * MIB, "");
 }
 
-/// Files of a lower layer of which not all fit into the upper one, each changed in the middle. Which changes were refused, and by what.
+/// Files of a lower layer of which not all fit into the upper one, each changed in the middle. Which changes were
+/// refused, and by what.
 fn large_changes(bed: &Bed, count: usize) -> Vec<Option<i32>> {
     let change = |index: usize| {
         let file = OpenOptions::new().write(true).open(bed.mounted(&index.to_string()))?;
@@ -197,7 +198,8 @@ fn large_changes(bed: &Bed, count: usize) -> Vec<Option<i32>> {
     (0..count).map(|index| change(index).err().and_then(|error| error.raw_os_error())).collect()
 }
 
-/// A change of a large file is refused where the kernel's overlayfs refuses it; what is taken has room for the rest of its file.
+/// A change of a large file is refused where the kernel's overlayfs refuses it; what is taken has room for the rest of
+/// its file.
 #[test]
 fn large_files_for_which_there_is_no_room() {
     let all = ["linux", "", ",writeback=0", ",volatile", ",format=kernel", ",door=scheme"];
@@ -395,7 +397,8 @@ t 'chattr -a adir app big'; t 'rm -r adir app big'
 t 'ls'
 "#;
 
-/// Nobody changes what is immutable or append-only in a lower layer, unless he takes that away: on the kernel's overlayfs and on ours.
+/// Nobody changes what is immutable or append-only in a lower layer, unless he takes that away: on the kernel's
+/// overlayfs and on ours.
 #[test]
 fn what_is_fixed_in_a_lower_layer() {
     let mut right = None;

@@ -1,10 +1,10 @@
 //! The life of a scheme daemon: mount, register, serve.
 //!
 //! `start` is how the world learns of the scheme, `init` the pipe at which init waits, `serve` the request loop,
-//! `socket_workers` what waits for other daemons, `name` how a scheme's name is removed, `namespace` the empty one in which the
-//! daemon serves, `log` what it says, `supervisor` the process that waits for its end, `spare` what that answers then, and `streams` where it reads and
-//! writes in the background. By the time that its name is known, the descriptors of its layers are all that it can
-//! reach.
+//! `socket_workers` what waits for other daemons, `name` how a scheme's name is removed, `namespace` the empty one in
+//! which the daemon serves, `log` what it says, `supervisor` the process that waits for its end, `spare` what that
+//! answers then, and `streams` where it reads and writes in the background. By the time that its name is known, the
+//! descriptors of its layers are all that it can reach.
 
 mod init;
 mod log;

@@ -3,8 +3,8 @@
 //! Once it serves, the daemon is in an empty namespace and cannot remove its own name. So the program forks before it
 //! opens anything: the child serves, and the parent does nothing but wait for it, hand on the signals that end
 //! programs, answer who still waits for the child when that is gone (`spare`), and remove the name, however it went, if
-//! the child says that it has one. What it could reach through its namespace no request can ask it for. It asks for nothing there before the child is gone, so
-//! nobody waits for the child while the child waits for it.
+//! the child says that it has one. What it could reach through its namespace no request can ask it for. It asks for
+//! nothing there before the child is gone, so nobody waits for the child while the child waits for it.
 //!
 //! Everything here is done by a process with one thread, but for the one that waits for the word to stop.
 

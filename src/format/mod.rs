@@ -8,8 +8,8 @@
 //! | `plan` | what a step sequence is decided by, and what it consists of |
 //! | `attribute` | names of extended attributes that are marks, or that are escaped |
 //!
-//! An upper layer is written in one format, behind the trait [`UpperFormat`]: its two implementations are the only code that knows which. Lower layers
-//! are read in both.
+//! An upper layer is written in one format, behind the trait [`UpperFormat`]: its two implementations are the only code
+//! that knows which. Lower layers are read in both.
 
 pub mod attribute;
 pub mod kernel;
@@ -38,8 +38,8 @@ pub type Format = &'static dyn UpperFormat;
 
 /// A format of the upper layer: what its marks look like, and in which steps an operation changes the layer.
 ///
-/// The plans are pure. The engine does what they say (`src/overlay/upper.rs`), and `docs/format.md` has them as a table. In each plan one step changes
-/// the merged tree, so that a crash leaves the state before it or after it.
+/// The plans are pure. The engine does what they say (`src/overlay/upper.rs`), and `docs/format.md` has them as a
+/// table. In each plan one step changes the merged tree, so that a crash leaves the state before it or after it.
 pub trait UpperFormat: Sync {
     /// What there can be in such a layer.
     fn features(&self) -> Features;
@@ -53,7 +53,8 @@ pub trait UpperFormat: Sync {
     /// The mark of a directory that merges with this path of the lower layers.
     fn redirect(&self, path: &Path) -> DirMark;
 
-    /// The order, lowest first, in which the entries of a directory go in which nothing is visible: none that is left may let anything show.
+    /// The order, lowest first, in which the entries of a directory go in which nothing is visible: none that is left
+    /// may let anything show.
     fn clear_order(&self, name: &OsStr) -> u8;
 
     /// Creates a name, or links an object to it.

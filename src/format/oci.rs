@@ -1,10 +1,11 @@
-//! The native format: the OCI image layer format (image-spec, `layer.md`, "Whiteouts"), so an upper directory at rest is an unpacked OCI changeset.
+//! The native format: the OCI image layer format (image-spec, `layer.md`, "Whiteouts"), so an upper directory at rest
+//! is an unpacked OCI changeset.
 //!
-//! A deletion is a *marker*, an empty file with a reserved name. The files that OCI does not know begin with `.wh..wh.`, which tools that unpack
-//! layers pass over. `docs/format.md` describes the format for people.
+//! A deletion is a *marker*, an empty file with a reserved name. The files that OCI does not know begin with
+//! `.wh..wh.`, which tools that unpack layers pass over. `docs/format.md` describes the format for people.
 //!
-//! The whiteout of a name is a marker beside it. So it is there before the name goes, and goes after the name has come; beside an object of the
-//! same layer it hides nothing.
+//! The whiteout of a name is a marker beside it. So it is there before the name goes, and goes after the name has come;
+//! beside an object of the same layer it hides nothing.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -145,8 +146,8 @@ pub fn whiteout(name: &OsStr, name_max: usize) -> Whiteout {
     }
 }
 
-/// The names of the partial copy of `name` and of its map, where the file with the digest `source` lends. None if these would be longer than
-/// `name_max` bytes.
+/// The names of the partial copy of `name` and of its map, where the file with the digest `source` lends. None if these
+/// would be longer than `name_max` bytes.
 pub fn part_names(name: &OsStr, source: Option<u128>, name_max: usize) -> Option<(OsString, OsString)> {
     let digest = source.map(|source| format!("{source:032x}.")).unwrap_or_default();
     let with = |prefix: &[u8]| OsString::from_vec([prefix, digest.as_bytes(), name.as_bytes()].concat());
@@ -166,8 +167,8 @@ pub fn redirect_content(path: &Path) -> Vec<u8> {
     [b"/", path.as_os_str().as_bytes()].concat()
 }
 
-/// The path that a redirect names, relative to the root of the merged lower layers; None if the content is no such path: not
-/// absolute, or with an empty, `.`, `..` or reserved component.
+/// The path that a redirect names, relative to the root of the merged lower layers; None if the content is no such
+/// path: not absolute, or with an empty, `.`, `..` or reserved component.
 pub fn redirect_path(content: &[u8]) -> Option<PathBuf> {
     let relative = Path::new(OsStr::from_bytes(content.strip_prefix(b"/")?));
     let plain = relative.components().all(|part| matches!(part, Component::Normal(name) if !is_reserved(name)));
@@ -216,7 +217,8 @@ impl UpperFormat for Oci {
 
     fn create(&self, New { is_dir, at_once, whiteout }: New) -> Creation {
         match at_once {
-            // "create a file, symlink or node"; "create where there is a whiteout"; "create a directory where there is a whiteout".
+            // "create a file, symlink or node"; "create where there is a whiteout"; "create a directory where there is
+            // a whiteout".
             true => Creation { placement: Placement::AtOnce, opaque: false, uncover: whiteout },
             // The same, built in the work directory.
             false => {
@@ -255,7 +257,8 @@ impl UpperFormat for Oci {
             }
             first.push(Step::Clear { opaque_first: false });
         }
-        // "rename a file that lower layers have"; "rename a directory that merges with lower ones". A device hides what any object does.
+        // "rename a file that lower layers have"; "rename a directory that merges with lower ones". A device hides what
+        // any object does.
         let hides = old.lower && !old.whiteout && !leaves_device;
         first.extend(hides.then_some(Step::Whiteout(End::Old)));
         first.extend(old.lower.then_some(Step::Settle(End::Old)));

@@ -1,7 +1,7 @@
 //! Plans: what the upper layer has decides in which steps an operation changes it.
 //!
-//! A plan is decided before the first step is made, by facts alone. Each format decides its own ([`UpperFormat`](super::UpperFormat)), and its tests
-//! go through all facts that there can be.
+//! A plan is decided before the first step is made, by facts alone. Each format decides its own
+//! ([`UpperFormat`](super::UpperFormat)), and its tests go through all facts that there can be.
 
 use crate::layer::RenameMode;
 
@@ -32,7 +32,8 @@ pub struct Creation {
     pub placement: Placement,
     /// A directory is built with the opaque mark.
     pub opaque: bool,
-    /// Afterwards the whiteout is beside the object: a directory gets the opaque mark unless it has it, and the whiteout is removed.
+    /// Afterwards the whiteout is beside the object: a directory gets the opaque mark unless it has it, and the
+    /// whiteout is removed.
     pub uncover: bool,
 }
 

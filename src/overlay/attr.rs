@@ -59,7 +59,8 @@ impl<L: Layer> Overlay<L> {
         self.stat_within(node)
     }
 
-    /// As [`Overlay::stat`], of a moment when nobody is changing the content: whoever leaves the times as they were puts them back at the end.
+    /// As [`Overlay::stat`], of a moment when nobody is changing the content: whoever leaves the times as they were
+    /// puts them back at the end.
     pub fn stat_at_rest(&self, node: &Arc<Node<L>>) -> Result<Stat> {
         let _content = node.content.lock();
         self.stat(node)
@@ -93,8 +94,8 @@ impl<L: Layer> Overlay<L> {
         Stat { ino, dev: self.device, nlink: state.links.count(attr.nlink), atime, mtime, ctime, ..attr }
     }
 
-    /// Attributes for permission checks: kind, owner and mode are current; times and counts may be stale. So an entry that comes or goes in a
-    /// directory makes no later check ask the layer.
+    /// Attributes for permission checks: kind, owner and mode are current; times and counts may be stale. So an entry
+    /// that comes or goes in a directory makes no later check ask the layer.
     pub fn stat_for_access(&self, node: &Arc<Node<L>>) -> Result<Stat> {
         self.layer_attr(node)
     }

@@ -91,7 +91,8 @@ impl<L: Layer> Overlay<L> {
         node.kind() == Kind::File && is_large && (!state.upper || names && state.stored.partial().is_some())
     }
 
-    /// Copies a file up before a change, `whole` or maybe in part. EROFS; EISDIR; EINVAL of anything else that is no regular file.
+    /// Copies a file up before a change, `whole` or maybe in part. EROFS; EISDIR; EINVAL of anything else that is no
+    /// regular file.
     pub fn prepare_change(&self, node: &Arc<Node<L>>, whole: bool) -> Result<()> {
         self.prepare_write(node)?;
         if whole { self.complete(node) } else { Ok(()) }
@@ -105,8 +106,8 @@ impl<L: Layer> Overlay<L> {
         self.complete(node)
     }
 
-    /// As [`Overlay::copy_up`], but of a large file maybe without its data, and maybe of any regular file only the first `keep` bytes. EPERM for
-    /// what is fixed in its lower layer.
+    /// As [`Overlay::copy_up`], but of a large file maybe without its data, and maybe of any regular file only the
+    /// first `keep` bytes. EPERM for what is fixed in its lower layer.
     pub(super) fn begin_copy_up<'n>(&self, node: &'n Arc<Node<L>>, keep: u64, why: For) -> Result<CopiedUp<'n>> {
         let (upper, work) = self.upper()?;
         let fixed = self.check_fixed_below(node, why)?;

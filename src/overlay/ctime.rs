@@ -182,8 +182,9 @@ fn from_bytes(bytes: &[u8]) -> Option<HashMap<u64, Pair>> {
 }
 
 impl<L: Layer> Overlay<L> {
-    /// Leaves the times of regular files to the door, which keeps them itself: from now on nothing that is done to one changes those that it shows,
-    /// but [`Overlay::set_times`] and [`Overlay::set_ctime`]. The door may have said them before or say them later.
+    /// Leaves the times of regular files to the door, which keeps them itself: from now on nothing that is done to one
+    /// changes those that it shows, but [`Overlay::set_times`] and [`Overlay::set_ctime`]. The door may have said them
+    /// before or say them later.
     pub fn leave_times_to_door(&self) {
         self.dated_by_door.store(true, Ordering::Relaxed);
     }
@@ -205,7 +206,8 @@ impl<L: Layer> Overlay<L> {
         self.touch_as(node, state, ctime);
     }
 
-    /// After a change of an object in its layer: it shows this time of last change of status. None: the layer is to say it.
+    /// After a change of an object in its layer: it shows this time of last change of status. None: the layer is to say
+    /// it.
     pub(super) fn touch_as(&self, node: &Arc<Node<L>>, state: &mut State<L>, ctime: Option<Time>) {
         (state.stale, state.times_kept) = (true, false);
         self.date(node, state, ctime);
@@ -224,8 +226,9 @@ impl<L: Layer> Overlay<L> {
         }
     }
 
-    /// Before the layer changes the content of a file: until [`Overlay::end_change`] everybody who asks for attributes asks the layer, since who reads
-    /// what was just written must not be told of a size from before. The content must be locked.
+    /// Before the layer changes the content of a file: until [`Overlay::end_change`] everybody who asks for attributes
+    /// asks the layer, since who reads what was just written must not be told of a size from before. The content must
+    /// be locked.
     pub(super) fn begin_change(&self, node: &Arc<Node<L>>) {
         let mut state = node.state.lock();
         self.touch(node, &mut state);

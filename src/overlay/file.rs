@@ -74,8 +74,8 @@ impl<L: Layer> Overlay<L> {
         self.read_lent(&handle.node, &open, || self.read_open(&open, buf, offset))
     }
 
-    /// Writes at `offset` and answers how many bytes were written. The first write copies the file up. For a door that keeps the times of files
-    /// they stay as they are.
+    /// Writes at `offset` and answers how many bytes were written. The first write copies the file up. For a door that
+    /// keeps the times of files they stay as they are.
     ///
     /// EROFS; EFBIG; EISDIR; EINVAL of anything else that is no regular file.
     pub fn write_at(&self, handle: &Handle<L>, buf: &[u8], offset: u64) -> Result<usize> {
@@ -136,8 +136,8 @@ impl<L: Layer> Overlay<L> {
         })
     }
 
-    /// Has `change` change the content of a file, which must be locked. Where the door keeps the times of files they stay as they are: it knows
-    /// when the change was made, and this may be later.
+    /// Has `change` change the content of a file, which must be locked. Where the door keeps the times of files they
+    /// stay as they are: it knows when the change was made, and this may be later.
     fn change_content<T>(
         &self,
         node: &Arc<Node<L>>,

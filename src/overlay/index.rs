@@ -236,8 +236,8 @@ pub fn origin<L: Layer>(stack: &Stack<L>, dir: &LayerDir<L>, stat: &Stat) -> Ori
 }
 
 impl<L: Layer> Index<L> {
-    /// Reads what is in the work directory `dir`, and answers also the numbers that copies had. What cannot be read is forgotten. `ctimes` follow what
-    /// is done to copies.
+    /// Reads what is in the work directory `dir`, and answers also the numbers that copies had. What cannot be read is
+    /// forgotten. `ctimes` follow what is done to copies.
     pub fn open(upper: &L, dir: &L::Dir, volatile: bool, ctimes: &Ctimes) -> Result<(Self, Claims)> {
         let mut links = Links::default();
         let mut found = Vec::new();
@@ -419,7 +419,8 @@ pub(crate) fn rewrite<L: Layer>(upper: &L, dir: &L::Dir) -> Result<()> {
     ctimes.save(upper, dir)
 }
 
-/// Removes the name of a copy that has others. A file that shows `number` goes on showing its time of last change of status.
+/// Removes the name of a copy that has others. A file that shows `number` goes on showing its time of last change of
+/// status.
 fn unlink_unseen<L: Layer>(upper: &L, dir: &L::Dir, name: &OsStr, number: Option<u64>, ctimes: &Ctimes) -> Result<()> {
     let file = number.and_then(|number| Some((number, upper.open_file(dir, name, Access::Read).ok()?)));
     let ctime = |file: &L::File| upper.stat(Object::File(file)).map(|stat| stat.ctime);

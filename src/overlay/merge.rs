@@ -60,7 +60,8 @@ impl<L: Layer> Overlay<L> {
         Ok(names)
     }
 
-    /// Enters what the upper layer has, and takes out of `rest` what it hides. Answers its partial copies, and the maps of some.
+    /// Enters what the upper layer has, and takes out of `rest` what it hides. Answers its partial copies, and the maps
+    /// of some.
     fn read_upper(
         &self,
         node: &Arc<Node<L>>,
@@ -89,8 +90,8 @@ impl<L: Layer> Overlay<L> {
         Ok((listing.parts, listing.maps))
     }
 
-    /// Enters what the lower layers have, of which `rest` are the candidates. Answers those that merge. `parts` are the partial copies of the
-    /// topmost one, if it is an upper layer that is only read.
+    /// Enters what the lower layers have, of which `rest` are the candidates. Answers those that merge. `parts` are the
+    /// partial copies of the topmost one, if it is an upper layer that is only read.
     fn read_lowers(
         &self,
         has_upper: bool,
@@ -265,7 +266,8 @@ impl<L: Layer> Overlay<L> {
         listing::read_marks(self.stack.layer(dir), &*self.stack.open(dir)?, self.reading(dir))
     }
 
-    /// What the files of a directory say. A redirect that is no path hides what is below, since nobody knows what it was to show.
+    /// What the files of a directory say. A redirect that is no path hides what is below, since nobody knows what it
+    /// was to show.
     fn files_say(&self, dir: &LayerDir<L>, marks: &Marks) -> Narrows {
         let Some(file) = &marks.redirect else {
             return Narrows { opaque: marks.opaque, redirect: None };

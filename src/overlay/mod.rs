@@ -106,8 +106,8 @@ use room::Room;
 use stack::Stack;
 use work::Work;
 
-/// What overlays leave in layers and in work directories, as the check of an upper layer reads it. That knows nothing else of the engine but what
-/// everybody may use.
+/// What overlays leave in layers and in work directories, as the check of an upper layer reads it. That knows nothing
+/// else of the engine but what everybody may use.
 pub(crate) mod on_disk {
     pub(crate) use super::holder::RECORD as HOLDER;
     pub(crate) use super::index::{NUMBERS, Origin, origin, review, rewrite};
@@ -168,7 +168,8 @@ pub struct Overlay<L: Layer> {
     /// The times that the upper layer keeps; without one, all.
     times: Times,
     ctimes: Ctimes,
-    /// What has a time of last change of status that `ctimes` has not ([`State::ctime`]), by the node's id. The lock is a leaf.
+    /// What has a time of last change of status that `ctimes` has not ([`State::ctime`]), by the node's id. The lock is
+    /// a leaf.
     undated: Lock<HashMap<u64, Weak<Node<L>>>>,
     /// The door keeps the times of regular files.
     dated_by_door: AtomicBool,

@@ -50,11 +50,13 @@ pub(super) struct State<L: Layer> {
     pub times_stale: bool,
     /// Whether the times of last access and last change in `attr` are the layer's all the same: who changed something there has put them back.
     pub times_kept: bool,
-    /// The time of last change of status to be shown, whatever the layer says when it is asked next. Changes in `ctime.rs` alone.
+    /// The time of last change of status to be shown, whatever the layer says when it is asked next. Changes in
+    /// `ctime.rs` alone.
     pub ctime: Option<Time>,
     /// Whether the layer is just changing the content, so that what it says of the size is soon not true any more.
     pub changing: bool,
-    /// Of a directory in which something is done that nobody is to see: the times of last access and last change that it goes on showing meanwhile.
+    /// Of a directory in which something is done that nobody is to see: the times of last access and last change that
+    /// it goes on showing meanwhile.
     pub unseen: Option<Box<(Time, Time)>>,
     /// The inode number that callers see, once it is needed.
     pub ino: Option<u64>,
@@ -84,8 +86,8 @@ pub(super) enum Stored<L: Layer> {
     Named,
     /// Beside its name: a file of which not all data is in the upper layer.
     Partial(Arc<Partial<L>>),
-    /// In the work directory under this name, which holds a copied-up file of several names together while not all of them are in the upper
-    /// layer. It counts as one of the layer's links.
+    /// In the work directory under this name, which holds a copied-up file of several names together while not all of
+    /// them are in the upper layer. It counts as one of the layer's links.
     Indexed(Arc<OsStr>),
     /// In the work directory under this name: a new file that has no name yet.
     Unnamed(Arc<OsStr>),
@@ -122,8 +124,8 @@ pub(super) enum LinkCount {
     OfLayer,
     /// A directory that merges several: it is 1, which says that nobody counted the directories in it.
     Merged,
-    /// The layer counts names that are hidden, or does not count those of the copy: of a lower file with several names of which one was
-    /// changed or removed. Or there is no name.
+    /// The layer counts names that are hidden, or does not count those of the copy: of a lower file with several names
+    /// of which one was changed or removed. Or there is no name.
     Counted(u32),
 }
 

@@ -1,6 +1,7 @@
 //! How deletions, opaque marks and redirects are written to the upper layer.
 //!
-//! What they look like, and the order of the steps, is the format's ([`UpperFormat`](crate::format::UpperFormat)); here are the steps.
+//! What they look like, and the order of the steps, is the format's ([`UpperFormat`](crate::format::UpperFormat)); here
+//! are the steps.
 
 use std::ffi::OsStr;
 use std::path::PathBuf;
@@ -90,7 +91,8 @@ impl<L: Layer> Overlay<L> {
         Ok(())
     }
 
-    /// Puts what is complete under the name `temp` of the work directory in its place, in one step. A regular file may be open as `file`.
+    /// Puts what is complete under the name `temp` of the work directory in its place, in one step. A regular file may
+    /// be open as `file`.
     pub(super) fn put(
         &self,
         (temp, file): (&OsStr, Option<&L::File>),
@@ -158,8 +160,9 @@ impl<L: Layer> Overlay<L> {
         }
     }
 
-    /// Removes the marks and whiteouts in a directory of the upper layer in which nothing is visible, in an order in which none that is left
-    /// lets anything show. Unless the directory is to be made opaque first, it has a whiteout beside it, or no lower layer has its name.
+    /// Removes the marks and whiteouts in a directory of the upper layer in which nothing is visible, in an order in
+    /// which none that is left lets anything show. Unless the directory is to be made opaque first, it has a whiteout
+    /// beside it, or no lower layer has its name.
     pub(super) fn clear(&self, dir: &mut Dir<L>, opaque_first: bool) -> Result<()> {
         let (upper, _) = self.upper()?;
         let format = self.format();

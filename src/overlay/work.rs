@@ -177,8 +177,9 @@ pub struct Work<L: Layer> {
 }
 
 impl<L: Layer> Work<L> {
-    /// Takes hold of the upper layer of `stack` and of the work directory, and removes from that what is not of
-    /// the index. Answers also the inode numbers that copies had in earlier mounts, and the times of last change of status that were shown.
+    /// Takes hold of the upper layer of `stack` and of the work directory, and removes from that what is not of the
+    /// index. Answers also the inode numbers that copies had in earlier mounts, and the times of last change of status
+    /// that were shown.
     pub fn prepare(
         stack: &Stack<L>,
         layer: Option<L>,

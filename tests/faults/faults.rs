@@ -15,8 +15,9 @@
 //! abilities of several (`memory`), on a redoxfs that the delegate plays, where the calls are requests, and on the host, in both formats of the
 //! upper layer.
 //!
-//! `cargo test -p test-faults` tries a sample that is the same in every run, and says how many points it were. All of them, some hundreds of
-//! thousands: `OVERLAYFS_FAULTS=full cargo test --release -p test-faults`; only some parts: add `-- NAME`. Needs root.
+//! `cargo test -p test-faults` tries a sample that is the same in every run, and says how many points it were. All of
+//! them, some hundreds of thousands: `OVERLAYFS_FAULTS=full cargo test --release -p test-faults`; only some parts: add
+//! `-- NAME`. Needs root.
 
 mod allocated;
 mod cases;

@@ -4,7 +4,8 @@
 //! lower layers come, go and change places, and `overlayfs-fsck` repairs with one of them forgotten.
 //!
 //! The cases are the same in every run, so that a failure is the change's that it follows. To look for more:
-//! `PROPTEST_RNG_SEED=$RANDOM PROPTEST_CASES=5000 cargo test -p test-model`; with `TMPDIR` on another filesystem, over that one.
+//! `PROPTEST_RNG_SEED=$RANDOM PROPTEST_CASES=5000 cargo test -p test-model`; with `TMPDIR` on another filesystem, over
+//! that one.
 
 mod door;
 mod engine;

@@ -372,7 +372,8 @@ impl<L: Layer> Door for EngineDoor<L> {
             found => found?,
         };
         self.entry(&node).map(Some).map_err(|error| match self.nodes.get(nodes::number(&*node)) {
-            // The kernel takes most errors for the end of an entry that it asks for again, and detaches what is mounted on and below it.
+            // The kernel takes most errors for the end of an entry that it asks for again, and detaches what is mounted
+            // on and below it.
             Ok(_) => Error::new(ENOMEM),
             Err(_) => error,
         })

@@ -1,11 +1,12 @@
 //! Space that is scarce.
 //!
-//! The kernel holds back what is written, and may hold more than the upper layer has room for. So where little space is left, attributes of files
-//! expire at once: then the kernel asks before each write(2) (see [`announce`](super::announce)). Each is taken to be large. When those that were
-//! taken might fill half of what is free, they are written back before another is taken; and at the end it is tried each time whether there is
-//! room for one more. No large file of a lower layer is copied in part then: room for the rest is sought while the writer can be told that there is
-//! none. While there is enough, the kernel does not ask twice for a file; those that it need not ask for are remembered here, for the
-//! moment when space becomes scarce.
+//! The kernel holds back what is written, and may hold more than the upper layer has room for. So where little space is
+//! left, attributes of files expire at once: then the kernel asks before each write(2) (see
+//! [`announce`](super::announce)). Each is taken to be large. When those that were taken might fill half of what is
+//! free, they are written back before another is taken; and at the end it is tried each time whether there is room for
+//! one more. No large file of a lower layer is copied in part then: room for the rest is sought while the writer can be
+//! told that there is none. While there is enough, the kernel does not ask twice for a file; those that it need not ask
+//! for are remembered here, for the moment when space becomes scarce.
 //!
 //! `forgetting` is shared by who lets go of an object, and taken alone, for a moment, by who finds no room: what was just removed may be about to give
 //! its space back. It comes before all locks but `waiting`. The others are leaves.

@@ -1,5 +1,6 @@
-//! Random changes of files on a disk that is full now and then, by a daemon that has inherited a limit of file sizes. What open(2), write(2),
-//! ftruncate(2), close(2) and fsync(2) called a success is there, in the mount and in the next one; what they refused changed nothing.
+//! Random changes of files on a disk that is full now and then, by a daemon that has inherited a limit of file sizes.
+//! What open(2), write(2), ftruncate(2), close(2) and fsync(2) called a success is there, in the mount and in the next
+//! one; what they refused changed nothing.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
