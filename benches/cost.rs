@@ -1,4 +1,5 @@
-//! What the overlay costs, as Markdown: backing calls per operation, and requests to redoxfs. `cargo bench --bench cost` prints it; `docs/cost.md` is its output.
+//! What the overlay costs, as Markdown: backing calls per operation, and requests to redoxfs.
+//! `cargo bench --bench cost` prints it; `docs/cost.md` is its output.
 
 #[path = "../tests/cost/measure.rs"]
 mod measure;

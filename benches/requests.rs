@@ -1,5 +1,6 @@
-//! How many requests the scheme answers, as Markdown: beside the same calls made directly on a directory, from several clients at once, and
-//! while a large file is copied up. `cargo bench --bench requests` prints it; `docs/requests.md` is its output.
+//! How many requests the scheme answers, as Markdown: beside the same calls made directly on a
+//! directory, from several clients at once, and while a large file is copied up. `cargo bench
+//! --bench requests` prints it; `docs/requests.md` is its output.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};

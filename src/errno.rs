@@ -9,7 +9,8 @@ pub use libc::{
     ESRCH, ESTALE, EXDEV,
 };
 
-/// Another one has what was asked for, as a lock. It is Redox's number: Linux has one for this and for [`EAGAIN`].
+/// Another one has what was asked for, as a lock. It is Redox's number: Linux has one for this and
+/// for [`EAGAIN`].
 pub const EWOULDBLOCK: i32 = 41;
 
 /// Why an operation failed. Its text says that as a clause, which is the system's.

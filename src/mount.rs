@@ -1,4 +1,5 @@
-//! From options to an overlay: opens the layers and refuses, with a sentence, what cannot be stacked.
+//! From options to an overlay: opens the layers and refuses, with a sentence, what cannot be
+//! stacked.
 
 use std::fmt;
 use std::io;
@@ -82,7 +83,8 @@ pub fn sign<L: Layer>(overlay: &Overlay<L>, holder: &Holder) {
     }
 }
 
-/// Opens the layers that `options` name. The upper layer and the work directory are written to if `for_writing`.
+/// Opens the layers that `options` name. The upper layer and the work directory are written to if
+/// `for_writing`.
 pub fn open_layers(options: &Options, for_writing: bool) -> Result<Layers<OsLayer>, Error> {
     let mut lowers = canonical("lower layer", &options.lowers)?;
     let mut upper = canonical("upper layer", options.upper.as_slice())?.pop();
@@ -122,7 +124,8 @@ fn canonical(what: &'static str, paths: &[PathBuf]) -> Result<Vec<PathBuf>, Erro
     paths.iter().map(one).collect()
 }
 
-/// A lower layer may contain the upper layer and the work directory (people overlay `/`), but nothing may lie in what changes.
+/// A lower layer may contain the upper layer and the work directory (people overlay `/`), but
+/// nothing may lie in what changes.
 fn check_nesting(lowers: &[PathBuf], upper: Option<&Path>, work: Option<&Path>) -> Result<(), Error> {
     let Some(upper) = upper else {
         return Ok(());

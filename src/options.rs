@@ -1,7 +1,8 @@
 //! What a person asks for: the layers, as command line options or as the list behind `-o`.
 //!
-//! The daemon's whole command line is parsed here. The FUSE mount has its own, but the same layers: it splits its `-o` lists with
-//! [`split_list`] and hands the items that are named in [`KEYS`] to [`Options::add`].
+//! The daemon's whole command line is parsed here. The FUSE mount has its own, but the same layers:
+//! it splits its `-o` lists with [`split_list`] and hands the items that are named in [`KEYS`] to
+//! [`Options::add`].
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -46,8 +47,8 @@ pub struct Options {
     pub trusted: bool,
     /// A directory that lower layers have cannot be renamed.
     pub no_redirects: bool,
-    /// How the upper layer is written. None: as it is already, or as an OCI image layer. The daemon of Redox, where there is nothing else,
-    /// has no option for it.
+    /// How the upper layer is written. None: as it is already, or as an OCI image layer. The daemon
+    /// of Redox, where there is nothing else, has no option for it.
     pub format: Option<Wanted>,
 }
 
@@ -261,8 +262,8 @@ impl ListItem {
     }
 }
 
-/// Splits what stands behind `-o` at its commas, except those behind a backslash or in a value that is quoted (`key="a,b"`). Empty
-/// items are passed over. All this is as mount(8) does.
+/// Splits what stands behind `-o` at its commas, except those behind a backslash or in a value that
+/// is quoted (`key="a,b"`). Empty items are passed over. All this is as mount(8) does.
 pub fn split_list(list: &OsStr) -> Result<Vec<ListItem>, Error> {
     let mut items = Vec::new();
     let mut rest = list.as_bytes();
@@ -316,7 +317,8 @@ fn unescaped(text: &[u8], wanted: u8) -> Option<usize> {
     })
 }
 
-/// Splits at a separator, except where a backslash stands before it. The parts keep their backslashes.
+/// Splits at a separator, except where a backslash stands before it. The parts keep their
+/// backslashes.
 fn split_unescaped(mut text: &[u8], separator: u8) -> Vec<Vec<u8>> {
     let mut parts = Vec::new();
     while let Some(end) = unescaped(text, separator) {
@@ -370,7 +372,8 @@ fn scheme_name(word: &OsStr) -> Result<String, Error> {
     })
 }
 
-/// The sentence for a name that does not exist, with the one that was likely meant: at most a third of its letters are wrong, or two.
+/// The sentence for a name that does not exist, with the one that was likely meant: at most a third
+/// of its letters are wrong, or two.
 pub fn unknown(what: &str, name: &str, known: &[&str]) -> Error {
     let nearest = known.iter().min_by_key(|candidate| distance(name, candidate));
     let hint = match nearest {

@@ -1,17 +1,19 @@
-//! The two locks of the engine and the scheme, and the condition for which a thread may wait: those of `std`, without
-//! poisoning. Who finds one taken passes the turn on ([`crate::turn`]) before he waits.
+//! The two locks of the engine and the scheme, and the condition for which a thread may wait: those
+//! of `std`, without poisoning. Who finds one taken passes the turn on ([`crate::turn`]) before he
+//! waits.
 //!
-//! A [`Lock`] is an `RwLock` too: on Redox that is left without a system call, while `Mutex`, which is relibc's, makes
-//! one each time.
+//! A [`Lock`] is an `RwLock` too: on Redox that is left without a system call, while `Mutex`, which
+//! is relibc's, makes one each time.
 //!
-//! With `--cfg shuttle` they are those of the crate shuttle, which decides at each which thread is next, so that a test
-//! can try thousands of orders (`scripts/schedules`).
+//! With `--cfg shuttle` they are those of the crate shuttle, which decides at each which thread is
+//! next, so that a test can try thousands of orders (`scripts/schedules`).
 //!
-//! The backends `layer/linux` and `layer/redox` have a lock of `std`, which the test does not see: what holds the layer for one daemon. Under it
-//! they make system calls alone, so it adds no order.
+//! The backends `layer/linux` and `layer/redox` have a lock of `std`, which the test does not see:
+//! what holds the layer for one daemon. Under it they make system calls alone, so it adds no order.
 //!
-//! No thread panics while it holds one by anything that a request or a layer decides; if a bug makes one panic all the same, the
-//! others go on, since the state that a lock guards says only what the layers hold, and every change of it follows the layer's.
+//! No thread panics while it holds one by anything that a request or a layer decides; if a bug
+//! makes one panic all the same, the others go on, since the state that a lock guards says only
+//! what the layers hold, and every change of it follows the layer's.
 
 #[cfg(not(shuttle))]
 use std::sync as locks;

@@ -1,9 +1,9 @@
 //! The turn: which of several threads takes the next request.
 //!
-//! A thread keeps the turn while it answers from memory, so such a request costs no switch to another thread. Before a
-//! thread waits for somebody else it passes the turn on: before a layer of another process is called, before a lock
-//! that is taken, and before something is logged. So what takes one thread long keeps no request waiting that can be
-//! answered without it.
+//! A thread keeps the turn while it answers from memory, so such a request costs no switch to
+//! another thread. Before a thread waits for somebody else it passes the turn on: before a layer of
+//! another process is called, before a lock that is taken, and before something is logged. So what
+//! takes one thread long keeps no request waiting that can be answered without it.
 //!
 //! Locks: that of a turn is a leaf.
 
@@ -69,7 +69,8 @@ impl Turn {
     }
 }
 
-/// Passes the turn on, if this thread has one. To be called before it waits for another thread or process.
+/// Passes the turn on, if this thread has one. To be called before it waits for another thread or
+/// process.
 pub fn pass() {
     if let Some(turn) = HELD.take() {
         let mut state = turn.state();

@@ -1,5 +1,6 @@
-//! What the model does not have: ACLs and capabilities, files without a name, allocation, copies of ranges, birth times, and the device
-//! that a rename leaves. What comes out is compared with the same done in an ordinary directory, wherever that can be.
+//! What the model does not have: ACLs and capabilities, files without a name, allocation, copies of
+//! ranges, birth times, and the device that a rename leaves. What comes out is compared with the
+//! same done in an ordinary directory, wherever that can be.
 
 #![cfg(target_os = "linux")]
 
@@ -93,7 +94,8 @@ fn xattrs(overlay: &Overlay<OsLayer>, node: &NodeRef) -> Vec<String> {
     names
 }
 
-/// A POSIX ACL as an attribute's value: what the owner, the user 1000, the group, the mask and others may do.
+/// A POSIX ACL as an attribute's value: what the owner, the user 1000, the group, the mask and
+/// others may do.
 fn acl(owner: u16, user: u16, group: u16, mask: u16, others: u16) -> Vec<u8> {
     let entries =
         [(1, owner, u32::MAX), (2, user, 1000), (4, group, u32::MAX), (0x10, mask, u32::MAX), (0x20, others, u32::MAX)];
@@ -239,7 +241,8 @@ fn a_copy_has_all_the_attributes_of_its_original_but_the_overlays_own() {
     guard.check();
 }
 
-/// The marks of the layers are out of reach. Attributes of the same names are escaped: the layers may be those of another overlay.
+/// The marks of the layers are out of reach. Attributes of the same names are escaped: the layers
+/// may be those of another overlay.
 #[test]
 fn attributes_of_other_overlays_are_escaped() {
     let stage = Stage::new();
@@ -442,7 +445,8 @@ fn capabilities_are_copied_up_and_dropped_as_in_any_filesystem() {
     }
 }
 
-/// Runs `test` on an overlay whose daemon is the user 1000, of the groups 1000 and 2000. Only the ids of one thread change.
+/// Runs `test` on an overlay whose daemon is the user 1000, of the groups 1000 and 2000. Only the
+/// ids of one thread change.
 fn as_user(stage: &Stage, test: impl FnOnce(&Overlay<OsLayer>) + Send) {
     mode(stage.root(), 0o755);
     owner(&stage.dir("upper"), 1000, 1000);
@@ -763,7 +767,8 @@ fn a_rename_leaves_a_device_if_it_is_told_to() {
     drop(overlay);
     let overlay = mount(&stage);
     check(&overlay);
-    // The device is an object like any other: removed, it leaves the name free, and what the lower layer has there hidden.
+    // The device is an object like any other: removed, it leaves the name free, and what the lower
+    // layer has there hidden.
     overlay.unlink(overlay.root(), OsStr::new("dir")).unwrap();
     assert!(missing(&overlay, "dir"));
     drop(overlay);

@@ -1,4 +1,5 @@
-//! Backing calls are the cost on Redox: fails if an operation comes to need more of them. `cargo bench --bench cost` prints them all.
+//! Backing calls are the cost on Redox: fails if an operation comes to need more of them. `cargo
+//! bench --bench cost` prints them all.
 
 use overlayfs::layer::counted::Method;
 
@@ -17,8 +18,8 @@ fn no_operation_costs_more_than_it_may() {
 #[test]
 fn a_cold_walk_asks_each_layer_once_for_each_directory() {
     for layers in [1, 4, 64] {
-        // The root and one directory are listed and asked for their marks in every layer, the directory is opened in every layer, and every
-        // object is looked at.
+        // The root and one directory are listed and asked for their marks in every layer, the
+        // directory is opened in every layer, and every object is looked at.
         let most = 5 * layers as u64 + 1 + 10 * layers as u64;
         let walk = measure::cold_walk(layers);
         assert!(walk.total() <= most, "{layers} layers: {walk}, at most {most}");

@@ -211,7 +211,8 @@ fn a_service_that_does_not_begin_ends() {
     assert!(panicked.is_err());
 }
 
-/// How a daemon ended, and the errno that an attempt to open something by a path got in its thread afterwards.
+/// How a daemon ended, and the errno that an attempt to open something by a path got in its thread
+/// afterwards.
 type End = (Result<(), String>, Option<i32>);
 
 /// Starts a daemon, and comes back when it serves.

@@ -1,4 +1,5 @@
-//! The engine where random operations do not reach: very many layers, very large directories, several threads.
+//! The engine where random operations do not reach: very many layers, very large directories,
+//! several threads.
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
@@ -394,7 +395,8 @@ fn threads_that_do_everything_at_once_end() {
                     let place = |salt: usize| (&dirs[pick(salt) % 3], format!("f{}", pick(salt) / 3));
                     let ((dir, name), (to, new)) = (place(1), place(2));
                     let (name, new) = (OsStr::new(&name), OsStr::new(&new));
-                    // Each may fail when another thread was faster; none may hang, and what is left must be whole.
+                    // Each may fail when another thread was faster; none may hang, and what is left
+                    // must be whole.
                     let _ = match step % 6 {
                         0 => shared.create_file(dir, name, 0o600, OWN).map(drop),
                         1 => shared.rename(dir, name, to, new, RenameMode::Replace),

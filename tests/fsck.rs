@@ -1,4 +1,5 @@
-//! `overlayfs-fsck` and what is behind it: each kind of damage is made by hand, found, and repaired if that loses nothing.
+//! `overlayfs-fsck` and what is behind it: each kind of damage is made by hand, found, and repaired
+//! if that loses nothing.
 //!
 //! Needs root, for devices and attributes in the namespace `trusted`.
 
@@ -31,7 +32,8 @@ fn long() -> String {
 
 /// Lower layers, and an upper layer that an overlay has left.
 fn stage() -> Stage {
-    // As the first layer that is opened for writing does: what one test makes must not depend on what another has done.
+    // As the first layer that is opened for writing does: what one test makes must not depend on
+    // what another has done.
     rustix::process::umask(rustix::fs::Mode::empty());
     let stage = Stage::new();
     let (lower, bottom) = (stage.dir("lower"), stage.dir("bottom"));
@@ -88,7 +90,8 @@ fn repair<L: Layer>(checker: &Checker<L>) -> overlayfs::layer::Result<()> {
     findings.iter().filter_map(|finding| finding.repair.as_ref()).try_for_each(|repair| checker.repair(repair))
 }
 
-/// All that a mount shows, of a copy of the upper layer, since a mount cleans up. With the times of last change if so.
+/// All that a mount shows, of a copy of the upper layer, since a mount cleans up. With the times of
+/// last change if so.
 fn tree(stage: &Stage, times: bool) -> BTreeMap<PathBuf, String> {
     let copy = Stage::new();
     let upper = copy.path("upper");
@@ -129,7 +132,8 @@ fn children(overlay: &Overlay<OsLayer>, node: &NodeRef, path: &Path) -> Vec<(Pat
     names.iter().map(|name| (path.join(name), overlay.lookup(node, name).unwrap())).collect()
 }
 
-/// Makes damage, looks for it, and repairs it, also with the repair cut off after each of its calls.
+/// Makes damage, looks for it, and repairs it, also with the repair cut off after each of its
+/// calls.
 fn damage(make: impl Fn(&Path), path: &str, damage: Damage, repairable: bool) {
     let expected = vec![(path.to_owned(), damage.clone(), repairable)];
     let damaged = || {
@@ -309,7 +313,8 @@ fn with_a_lower_layer_forgotten_nothing_is_repaired_that_depends_on_it() {
     overlay.remove_dir(root, OsStr::new("gone")).unwrap();
     overlay.unlink(root, OsStr::new("big")).unwrap();
     drop(overlay);
-    // Whiteouts beside a directory: without its mark this one would merge with what the forgotten layer has.
+    // Whiteouts beside a directory: without its mark this one would merge with what the forgotten
+    // layer has.
     put::dir(&upper, "also");
     put::whiteout(&upper, "", "also");
     put::file(&upper.join(WORK), "tmp.1", "");
@@ -494,7 +499,8 @@ fn a_copy_that_only_lower_names_show_is_no_damage() {
     assert_eq!(tree[Path::new("hard")], tree[Path::new("hard2")]);
 }
 
-/// An upper layer in which a file was changed that has a name outside of its lower layer: the work directory has a copy of it.
+/// An upper layer in which a file was changed that has a name outside of its lower layer: the work
+/// directory has a copy of it.
 fn stage_with_a_name_outside() -> Stage {
     let stage = stage();
     put::file(&stage.path("lower"), "two/a", "old");
@@ -718,7 +724,8 @@ fn nothing_is_mounted_while_it_is_checked() {
     mount(&options(&stage)).unwrap();
 }
 
-/// What fuse-overlayfs has left: devices for deletions, one of them beside its opaque mark. Where somebody has made such a device, none is a deletion.
+/// What fuse-overlayfs has left: devices for deletions, one of them beside its opaque mark. Where
+/// somebody has made such a device, none is a deletion.
 #[test]
 fn a_layer_of_fuse_overlayfs_is_not_damaged() {
     let stage = stage();

@@ -1,5 +1,6 @@
-//! Upper layers in the format of the kernel's overlayfs: when a layer is in it, what it then cannot hold, the steps of its changes, and
-//! files that have only metadata of their own; and what of it there is in upper layers of the native format.
+//! Upper layers in the format of the kernel's overlayfs: when a layer is in it, what it then cannot
+//! hold, the steps of its changes, and files that have only metadata of their own; and what of it
+//! there is in upper layers of the native format.
 //!
 //! Needs root, for attributes in the namespace `trusted`.
 
@@ -198,7 +199,8 @@ fn what_the_format_cannot_hold() {
     }
 }
 
-/// A whiteout is replaced in one step, also by a directory, and a directory makes place for one in one step.
+/// A whiteout is replaced in one step, also by a directory, and a directory makes place for one in
+/// one step.
 #[test]
 fn whiteouts_come_and_go_in_one_step() {
     let stage = Stage::new();
@@ -287,7 +289,8 @@ fn data_are_found_below_files_that_have_only_metadata() {
     assert_eq!(get(&stage.path("upper/path"), "trusted.overlay.metacopy"), None);
 }
 
-/// In an upper layer the data are copied in before the mark goes: what a crash has left in between is still read below.
+/// In an upper layer the data are copied in before the mark goes: what a crash has left in between
+/// is still read below.
 #[test]
 fn an_upper_file_that_has_only_metadata_is_completed() {
     let stage = Stage::new();
@@ -311,7 +314,8 @@ fn an_upper_file_that_has_only_metadata_is_completed() {
     assert_eq!((fs::read(file).unwrap(), fs::read(cut).unwrap()), (b"conTent".to_vec(), b"con".to_vec()));
 }
 
-/// In the native format a device with the number 0 is a deletion of fuse-overlayfs, until somebody has made one that is a device.
+/// In the native format a device with the number 0 is a deletion of fuse-overlayfs, until somebody
+/// has made one that is a device.
 #[test]
 fn devices_are_deletions_until_one_is_made() {
     let stage = Stage::new();

@@ -1,7 +1,8 @@
-//! The Linux layer on real directories: every method, its errors, and what must not happen: no symlink followed, no
-//! mount crossed, no access time changed.
+//! The Linux layer on real directories: every method, its errors, and what must not happen: no
+//! symlink followed, no mount crossed, no access time changed.
 //!
-//! Needs root, for mounts and owners. Mounts are made in a mount namespace of the test's own and go with it.
+//! Needs root, for mounts and owners. Mounts are made in a mount namespace of the test's own and go
+//! with it.
 #![cfg(target_os = "linux")]
 
 #[path = "layer/look.rs"]
@@ -99,7 +100,8 @@ impl Way {
 
 /// Gives this thread a mount namespace of its own, in which nothing comes from or goes to another.
 fn own_mounts() {
-    // SAFETY: only the namespace of mounts is left; no descriptor or memory of other threads changes.
+    // SAFETY: only the namespace of mounts is left; no descriptor or memory of other threads
+    // changes.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }.unwrap();
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).unwrap();
 }
@@ -609,7 +611,8 @@ fn creates_in_the_name_of_others() {
 
 #[test]
 fn threads_create_in_different_names() {
-    // The threads start before the layer is opened and so inherit nothing from the thread that opens it.
+    // The threads start before the layer is opened and so inherit nothing from the thread that
+    // opens it.
     let start = |uid: u32| {
         let (give, take) = mpsc::channel::<Arc<LinuxLayer>>();
         let thread = thread::spawn(move || {
@@ -637,7 +640,8 @@ fn threads_create_in_different_names() {
     }
 }
 
-/// A directory hands down its default ACL to what is made in it, but not its group and its set-group-id bit: who owns it was asked for.
+/// A directory hands down its default ACL to what is made in it, but not its group and its
+/// set-group-id bit: who owns it was asked for.
 #[test]
 fn what_a_directory_hands_down() {
     let (temp, layer, root) = upper();
@@ -667,8 +671,8 @@ fn what_a_directory_hands_down() {
     }
 }
 
-/// What is in the place of a new object when its group is set, because somebody who may rename in the directory has just put it there, is not
-/// touched: or he would be given a file of root's.
+/// What is in the place of a new object when its group is set, because somebody who may rename in
+/// the directory has just put it there, is not touched: or he would be given a file of root's.
 #[test]
 fn another_object_in_the_place_of_a_new_one_is_left_alone() {
     let (temp, layer, root) = upper();
@@ -687,7 +691,8 @@ fn another_object_in_the_place_of_a_new_one_is_left_alone() {
             self.0.store(true, Ordering::Relaxed);
         }
     }
-    // While one of the names is gone nobody exchanges them; until then what has this name may be a file or a directory.
+    // While one of the names is gone nobody exchanges them; until then what has this name may be a
+    // file or a directory.
     let clear = |name: &Path| {
         while name.symlink_metadata().is_ok() {
             let _ = fs::remove_file(name);
@@ -760,7 +765,8 @@ fn without_the_rights_only_the_own_name_is_possible() {
         let stat = layer.stat(Object::File(&file)).unwrap();
         assert_eq!((stat.uid, stat.gid, stat.mode), (ALICE.uid, ALICE.gid, 0o666));
         fails(layer.create_file(&root, n("other"), 0o666, ROOT), EPERM);
-        // What cannot be given is recorded, and shown from the record by the next layer too; the object itself stays as it is.
+        // What cannot be given is recorded, and shown from the record by the next layer too; the
+        // object itself stays as it is.
         layer.set_owner(Object::File(&file), ROOT).unwrap();
         layer.set_mode(Object::File(&file), 0o4711).unwrap();
         for layer in [layer, LinuxLayer::open(temp.path(), true).unwrap()] {
@@ -772,7 +778,8 @@ fn without_the_rights_only_the_own_name_is_possible() {
     });
 }
 
-/// A lower tree with `dir/{a,b}` and `file`, on both of which something else is mounted by `mount_on`.
+/// A lower tree with `dir/{a,b}` and `file`, on both of which something else is mounted by
+/// `mount_on`.
 fn mounted_inside(way: Way, mounts_first: bool, mount_on: impl Fn(&Path)) {
     let temp = temp();
     let lower = temp.path().join("lower");
@@ -862,7 +869,8 @@ fn mounts_made_later_do_not_come_in() {
     });
 }
 
-/// As the overlay's own mount point is while the daemon is at work on a request: whoever asks it anything waits forever.
+/// As the overlay's own mount point is while the daemon is at work on a request: whoever asks it
+/// anything waits forever.
 #[test]
 fn a_filesystem_that_does_not_answer_is_not_asked() {
     for way in Way::BOTH {

@@ -1,5 +1,5 @@
-//! The Redox layer over a redoxfs that the delegate plays, in the null namespace: every method, its errors, and what redoxfs does in a way
-//! of its own.
+//! The Redox layer over a redoxfs that the delegate plays, in the null namespace: every method, its
+//! errors, and what redoxfs does in a way of its own.
 #![cfg(target_os = "linux")]
 
 #[path = "layer/look.rs"]
@@ -20,7 +20,8 @@ use overlayfs::layer::{Access, Kind, Layer, Object, Owner, RenameMode, Time};
 const ROOT: Owner = Owner { uid: 0, gid: 0 };
 const ALICE: Owner = Owner { uid: 12345, gid: 23456 };
 
-/// A layer to write on the directory `layer` of a new redoxfs, and its top. From now on the thread is in the null namespace.
+/// A layer to write on the directory `layer` of a new redoxfs, and its top. From now on the thread
+/// is in the null namespace.
 fn upper() -> (Disk, RedoxLayer, Dir) {
     let disk = Disk::redoxfs();
     disk.tree().put_dir("layer");
@@ -484,7 +485,8 @@ fn lists_a_large_directory_once() {
     assert_eq!(list(&layer, &root).len(), 5000, "each listing starts at the beginning");
 }
 
-/// ramfs tells no kinds, lists whole directories only, and opens nothing at a directory but its root.
+/// ramfs tells no kinds, lists whole directories only, and opens nothing at a directory but its
+/// root.
 #[test]
 fn ramfs_can_be_read() {
     let disk = Disk::ramfs();

@@ -1,4 +1,5 @@
-//! Partial copies: large files that are changed without being copied whole, over remounts and crashes.
+//! Partial copies: large files that are changed without being copied whole, over remounts and
+//! crashes.
 //!
 //! Needs root, loop devices and Debian's package e2fsprogs; fails without them.
 
@@ -346,7 +347,8 @@ fn written() -> u64 {
     io.lines().find_map(|line| line.strip_prefix("wchar: ")).unwrap().parse().unwrap()
 }
 
-/// The map of such a file has 2.5 MiB; what is done to it costs that once, and then what is changed.
+/// The map of such a file has 2.5 MiB; what is done to it costs that once, and then what is
+/// changed.
 #[test]
 fn what_a_huge_sparse_file_costs_is_what_is_changed() {
     const HUGE: u64 = 1280 << 30;
@@ -665,7 +667,8 @@ fn a_copy_that_gets_its_name_is_there_throughout() {
     counts.interpose(|_| Ok(()));
 }
 
-/// Whoever asks for the times of a directory while a copy in it gets its name is told those from before.
+/// Whoever asks for the times of a directory while a copy in it gets its name is told those from
+/// before.
 #[test]
 fn a_directory_shows_its_times_while_a_copy_in_it_gets_its_name() {
     let (stage, counts) = (stage(), Counts::default());
@@ -775,7 +778,8 @@ fn a_partial_copy_that_does_not_say_what_lends_is_read() {
     assert_eq!(names(&dir), ["file"]);
 }
 
-/// What a file of a mount shows, but for the inode number and the time of last change of status, which the work directory knows.
+/// What a file of a mount shows, but for the inode number and the time of last change of status,
+/// which the work directory knows.
 fn shown(overlay: &Merged, path: &str) -> (Vec<u8>, Stat) {
     let node = find(overlay, path);
     let stat = overlay.stat(&node).unwrap();
@@ -785,7 +789,8 @@ fn shown(overlay: &Merged, path: &str) -> (Vec<u8>, Stat) {
     (bytes, Stat { ino: 0, dev: 0, ctime: Time::default(), blocks: 0, ..stat })
 }
 
-/// Wherever the daemon was killed, a read-only mount shows what the next one that may write does, and leaves the layers as they are.
+/// Wherever the daemon was killed, a read-only mount shows what the next one that may write does,
+/// and leaves the layers as they are.
 #[test]
 fn a_read_only_mount_shows_what_a_killed_daemon_left() {
     let ops = [

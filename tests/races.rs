@@ -1,8 +1,10 @@
-//! Races that are known to be dangerous, many times each: directories that move while others work below them, files that are copied up
-//! while they lose and get names, listings while everything changes. Each has something that must hold throughout, and at the end the tree
-//! is the same after a new mount, the upper layer has no damage, and the lower one is what it was.
+//! Races that are known to be dangerous, many times each: directories that move while others work
+//! below them, files that are copied up while they lose and get names, listings while everything
+//! changes. Each has something that must hold throughout, and at the end the tree is the same after
+//! a new mount, the upper layer has no damage, and the lower one is what it was.
 //!
-//! `RACES=20 cargo test --test races` does twenty times as much. Random operations at once are in `tests/model`.
+//! `RACES=20 cargo test --test races` does twenty times as much. Random operations at once are in
+//! `tests/model`.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsStr;
@@ -335,7 +337,8 @@ fn listings_meet_what_stays_whatever_happens() {
     leave(overlay, &stage, &guard);
 }
 
-/// Who is told the new size of a file reads what it has then, and who reads a byte is told that it is there.
+/// Who is told the new size of a file reads what it has then, and who reads a byte is told that it
+/// is there.
 #[test]
 fn sizes_and_bytes_are_of_one_moment() {
     type Change = fn(&Merged, &Handle<Layered>, &Handle<Layered>);
@@ -395,7 +398,8 @@ fn sizes_and_bytes_are_of_one_moment() {
     }
 }
 
-/// Some directories are in one another, some are not, and who goes to and fro needs two of them at once.
+/// Some directories are in one another, some are not, and who goes to and fro needs two of them at
+/// once.
 #[test]
 fn files_go_from_every_directory_to_every_other() {
     let stage = Stage::new();
@@ -419,7 +423,8 @@ fn files_go_from_every_directory_to_every_other() {
                 let file = format!("file{number}");
                 let held = overlay.open(&overlay.lookup(&dirs[0], name(&file)).unwrap());
                 for round in 0..times(50) {
-                    // The steps of each are other ones; what is not a multiple of five leads to all directories in turn.
+                    // The steps of each are other ones; what is not a multiple of five leads to all
+                    // directories in turn.
                     let [from, to] = [round, round + 1].map(|round| &dirs[round * number % dirs.len()]);
                     overlay.rename(from, name(&file), to, name(&file), RenameMode::NoReplace).unwrap();
                     assert_eq!(overlay.lookup(to, name(&file)).unwrap().id(), held.node().id());

@@ -1,5 +1,6 @@
-//! The recipe for the build system of Redox has only fields that its parser knows (`src/recipe.rs` of the crate `redox_cookbook`, as of
-//! August 2026), which says nothing of one that it does not know.
+//! The recipe for the build system of Redox has only fields that its parser knows (`src/recipe.rs`
+//! of the crate `redox_cookbook`, as of August 2026), which says nothing of one that it does not
+//! know.
 
 use serde::Deserialize;
 use toml::de::Error;

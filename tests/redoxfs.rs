@@ -269,7 +269,8 @@ fn numbers_that_come_back_name_other_objects() {
     assert_eq!(overlay.stat(held.node()).unwrap().ino, number);
 }
 
-/// redoxfs keeps zeros as any other bytes, so a copy with holes for what is still below would spare nothing.
+/// redoxfs keeps zeros as any other bytes, so a copy with holes for what is still below would spare
+/// nothing.
 #[test]
 fn a_large_file_is_copied_whole() {
     let disk = disk();

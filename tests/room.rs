@@ -1,5 +1,5 @@
-//! Large files of a lower layer, and an upper layer that has no room for all of them: a change that is taken is kept,
-//! or it is refused before.
+//! Large files of a lower layer, and an upper layer that has no room for all of them: a change that
+//! is taken is kept, or it is refused before.
 //!
 //! Needs root, loop devices and Debian's package e2fsprogs; fails without them.
 
@@ -170,7 +170,8 @@ fn the_room_for_the_rest_of_a_file_is_not_given_away() {
     bed.guard.check();
 }
 
-/// Others may take what was left free. What was written before stays, and is found by the next mount.
+/// Others may take what was left free. What was written before stays, and is found by the next
+/// mount.
 #[test]
 fn what_others_take_is_missing_and_nothing_is_torn() {
     let bed = Bed::new();

@@ -1,6 +1,6 @@
-//! The daemon's program with real processes, signals and streams: this program starts itself as the daemon's. The
-//! manager of namespaces waits for the daemon, and clients ask it for the scheme from the beginning, so a daemon that
-//! asks it for anything hangs.
+//! The daemon's program with real processes, signals and streams: this program starts itself as the
+//! daemon's. The manager of namespaces waits for the daemon, and clients ask it for the scheme from
+//! the beginning, so a daemon that asks it for anything hangs.
 //!
 //! It has no harness, because the daemon's program must have one thread when it forks.
 
@@ -111,8 +111,8 @@ const TESTS: [(&str, fn()); 9] = [
     }),
 ];
 
-/// The daemon's program. In `dir`, `lower` is the layer, `name` stands for the scheme's name, and `daemon`, `read` and
-/// `end` tell of the child.
+/// The daemon's program. In `dir`, `lower` is the layer, `name` stands for the scheme's name, and
+/// `daemon`, `read` and `end` tell of the child.
 fn serve(dir: &Path, detach: bool) -> ExitCode {
     let options = Options { lowers: vec![dir.join("lower")], ..Options::default() };
     let name = "kept".to_owned();
@@ -187,7 +187,8 @@ fn as_test(act: impl FnOnce()) {
     IS_TEST.set(false);
 }
 
-/// What the standard library opens files with. In an empty namespace the manager is asked, as on Redox.
+/// What the standard library opens files with. In an empty namespace the manager is asked, as on
+/// Redox.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn open64(path: *const c_char, flags: c_int, mode: c_int) -> c_int {
     if !IS_TEST.get()

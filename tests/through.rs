@@ -1,4 +1,5 @@
-//! Copies that need no sync: on a filesystem that brings data to the disk before the name that the file gets later.
+//! Copies that need no sync: on a filesystem that brings data to the disk before the name that the
+//! file gets later.
 //!
 //! Needs root, loop devices and Debian's package e2fsprogs; fails without them.
 
@@ -14,7 +15,8 @@ use test_common::{Disk, Stage, put};
 
 const OWN: Owner = Owner { uid: 0, gid: 0 };
 
-/// Copies up files of different sizes below `disk`, one with holes, and answers how many calls wrote through and how many synced.
+/// Copies up files of different sizes below `disk`, one with holes, and answers how many calls
+/// wrote through and how many synced.
 fn copy_up(disk: &Path) -> (u64, u64) {
     let (lower, upper) = (disk.join("lower"), disk.join("upper"));
     let sizes = [0, 1, 4095, 4096, 4097, 200_000];

@@ -1,5 +1,6 @@
-//! A layer that is gone for a while, as a server of files is that has been restarted (ESTALE), or a disk that does not answer: below the engine,
-//! every operation says so and changes nothing, and does what it should once the layer is back.
+//! A layer that is gone for a while, as a server of files is that has been restarted (ESTALE), or a
+//! disk that does not answer: below the engine, every operation says so and changes nothing, and
+//! does what it should once the layer is back.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -131,8 +132,8 @@ fn a_layer_that_is_gone_for_a_while() {
     }
 }
 
-/// On a full disk the opaque mark of a new directory may not be made. Then the whiteout beside it keeps lower files hidden, and no operation that
-/// follows may go by a mark that is not there.
+/// On a full disk the opaque mark of a new directory may not be made. Then the whiteout beside it
+/// keeps lower files hidden, and no operation that follows may go by a mark that is not there.
 #[test]
 fn a_mark_that_could_not_be_made_is_not_relied_upon() {
     for moves_over_another in [false, true] {
@@ -185,7 +186,8 @@ fn a_mark_that_could_not_be_made_is_not_relied_upon() {
     }
 }
 
-/// A marker that hides nothing, and that could not be removed, is not forgotten: the directory that it is in can be removed.
+/// A marker that hides nothing, and that could not be removed, is not forgotten: the directory that
+/// it is in can be removed.
 #[test]
 fn a_marker_that_stays_is_not_in_the_way() {
     let stage = Stage::new();

@@ -1,4 +1,5 @@
-//! Overlays that sync nothing, what they leave when they do not end well, and overlays that change nothing.
+//! Overlays that sync nothing, what they leave when they do not end well, and overlays that change
+//! nothing.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -40,7 +41,8 @@ fn change<L: Layer>(overlay: &Overlay<L>) {
     overlay.sync(&overlay.open(root)).unwrap();
 }
 
-/// How many calls to sync files, directories and all it takes to change something, and after that to end.
+/// How many calls to sync files, directories and all it takes to change something, and after that
+/// to end.
 fn syncs(settings: Settings) -> ([u64; 3], [u64; 3]) {
     let (stage, counts) = (stage(), Counts::default());
     let open = |name: &str, for_writing| Counted::new(OsLayer::open(&stage.path(name), for_writing).unwrap(), &counts);
@@ -75,7 +77,8 @@ fn nothing_is_synced_before_the_end() {
     assert_eq!(changing, [0, 0, 0]);
     assert_eq!(ending, [0, 0, 1]);
     let (changing, ending) = syncs(Settings::default());
-    // Where the order of changes is not kept, the redirect and the marker are brought to the disk before their step.
+    // Where the order of changes is not kept, the redirect and the marker are brought to the disk
+    // before their step.
     let ordered = OsLayer::open(&std::env::temp_dir(), true).unwrap().capabilities().ordered;
     let dirs = if ordered { 1 } else { 3 };
     assert_eq!(

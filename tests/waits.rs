@@ -1,8 +1,10 @@
-//! Who waits when a layer does not answer: a network filesystem that hangs, another daemon that is stopped. One operation is stuck in one call
-//! of a layer, and of all others, of which each is tried alone, exactly those wait that are said here.
+//! Who waits when a layer does not answer: a network filesystem that hangs, another daemon that is
+//! stopped. One operation is stuck in one call of a layer, and of all others, of which each is
+//! tried alone, exactly those wait that are said here.
 //!
-//! Data that is read, written, copied or synced keeps only those waiting who want to change the same object. Whoever needs an answer
-//! about names holds the directory meanwhile, and keeps who renames a directory, who needs the whole tree, waiting. `docs/design.md` has the locks.
+//! Data that is read, written, copied or synced keeps only those waiting who want to change the
+//! same object. Whoever needs an answer about names holds the directory meanwhile, and keeps who
+//! renames a directory, who needs the whole tree, waiting. `docs/design.md` has the locks.
 
 use std::cell::Cell;
 use std::ffi::OsStr;
@@ -33,7 +35,8 @@ struct Tree {
     overlay: Overlay<Counting>,
     here: Arc<Node<Counting>>,
     elsewhere: Arc<Node<Counting>>,
-    /// `here/file`, which is in the lower layer, and `here/own`, which is in the upper one; both were read.
+    /// `here/file`, which is in the lower layer, and `here/own`, which is in the upper one; both
+    /// were read.
     file: Handle<Counting>,
     own: Handle<Counting>,
     /// `elsewhere/file`.
@@ -72,7 +75,8 @@ fn rename(tree: &Tree, dir: &Arc<Node<Counting>>, from: &str) -> Result<()> {
 }
 
 impl Tree {
-    /// A tree in which threads get stuck, which say so to `arrived`, and go on when they hear from `gate`.
+    /// A tree in which threads get stuck, which say so to `arrived`, and go on when they hear from
+    /// `gate`.
     fn new(arrived: Sender<()>, gate: Receiver<()>) -> Self {
         let stage = Stage::new();
         let lower = stage.dir("lower");

@@ -1,15 +1,19 @@
 //! The symbols by which `libredox` reaches the system: relibc's on Redox, these on Linux.
 //!
-//! They are the daemon's side of the kernel, so the descriptors here are the daemon's: its scheme socket, the two capabilities and the
-//! namespace it can open, and descriptors of schemes. Numbers are never used twice, because `redox-scheme` closes a descriptor
-//! once more after the kernel has taken it with an answer. All functions answer as system calls do: a number, or a negated errno.
+//! They are the daemon's side of the kernel, so the descriptors here are the daemon's: its scheme
+//! socket, the two capabilities and the namespace it can open, and descriptors of schemes. Numbers
+//! are never used twice, because `redox-scheme` closes a descriptor once more after the kernel has
+//! taken it with an answer. All functions answer as system calls do: a number, or a negated errno.
 //!
-//! Several daemons can live in one test process. So each thread is one of a [`Program`], as are those that it starts: all of them act as
-//! the same process, and change the namespace together. A thread that no program has started is one of its own, root's.
+//! Several daemons can live in one test process. So each thread is one of a [`Program`], as are
+//! those that it starts: all of them act as the same process, and change the namespace together. A
+//! thread that no program has started is one of its own, root's.
 //!
-//! What has to do with descriptors of other files is in `files`, with pipes in `pipe`, and with paths from the root of the system in `namespace`.
+//! What has to do with descriptors of other files is in `files`, with pipes in `pipe`, and with
+//! paths from the root of the system in `namespace`.
 //!
-//! Lock order: the table's lock is a leaf; objects that are removed are dropped after it is released.
+//! Lock order: the table's lock is a leaf; objects that are removed are dropped after it is
+//! released.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -61,7 +65,8 @@ impl Drop for Socket {
     }
 }
 
-/// Where the descriptors of the table begin: above all of Linux's, so that one taken for the other is EBADF there and here.
+/// Where the descriptors of the table begin: above all of Linux's, so that one taken for the other
+/// is EBADF there and here.
 const FIRST: usize = 1 << 30;
 
 static OBJECTS: LazyLock<Mutex<HashMap<usize, Object>>> = LazyLock::new(Mutex::default);
@@ -87,8 +92,8 @@ thread_local! {
     static PROGRAM: RefCell<Arc<Program>> = RefCell::new(Program::new(&DAEMON));
 }
 
-/// From now on the calling thread, with those that it starts, is a program of its own that acts as `process`: what it opens is opened by
-/// that. What is open already stays with its opener.
+/// From now on the calling thread, with those that it starts, is a program of its own that acts as
+/// `process`: what it opens is opened by that. What is open already stays with its opener.
 pub fn act_as(process: &Process) {
     PROGRAM.set(Program::new(process.caller()));
     thread::add_spawn_hook(|_| {
@@ -153,7 +158,8 @@ unsafe fn bytes<'a>(base: *const u8, len: usize) -> &'a [u8] {
 /// A system call's buffer to write to. Empty for a null pointer.
 ///
 /// # Safety
-/// Unless null, `base` must point to `len` bytes that nothing else uses for as long as the result lives.
+/// Unless null, `base` must point to `len` bytes that nothing else uses for as long as the result
+/// lives.
 unsafe fn bytes_mut<'a>(base: *mut u8, len: usize) -> &'a mut [u8] {
     // SAFETY: as promised by the caller.
     if base.is_null() { &mut [] } else { unsafe { slice::from_raw_parts_mut(base, len) } }
@@ -171,7 +177,8 @@ pub unsafe extern "C" fn redox_close_v1(fd: usize) -> usize {
     }))
 }
 
-/// Duplicates a descriptor; on the capability, creates a scheme socket; on a socket, makes a descriptor of its scheme.
+/// Duplicates a descriptor; on the capability, creates a scheme socket; on a socket, makes a
+/// descriptor of its scheme.
 ///
 /// # Safety
 /// `buf` must point to `len` readable bytes.
@@ -207,14 +214,15 @@ fn dup(fd: usize, how: &[u8]) -> Result<usize> {
     Ok(insert(new))
 }
 
-/// Reads requests from a scheme socket, as many whole ones as fit and are there; 0 bytes when the socket has been closed by
-/// [`kernel::stop`]. On a file, reads it.
+/// Reads requests from a scheme socket, as many whole ones as fit and are there; 0 bytes when the
+/// socket has been closed by [`kernel::stop`]. On a file, reads it.
 ///
 /// # Safety
 /// `dst_base` must point to `dst_len` bytes that nothing else uses.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn redox_read_v1(fd: usize, dst_base: *mut u8, dst_len: usize) -> usize {
-    // SAFETY: as promised by the caller. The bytes may be uninitialized; for requests they are only written.
+    // SAFETY: as promised by the caller. The bytes may be uninitialized; for requests they are only
+    // written.
     let dst = unsafe { bytes_mut(dst_base, dst_len) };
     Error::mux(match get(fd) {
         Ok(Object::Socket(socket)) => read_requests(&socket, dst),
@@ -236,7 +244,8 @@ fn read_requests(socket: &Socket, dst: &mut [u8]) -> Result<usize> {
     Ok(requests.len() * size_of::<Sqe>())
 }
 
-/// Writes answers to a scheme socket; stops at the first one that is refused, with its error if it is the first of all. On a file, writes it.
+/// Writes answers to a scheme socket; stops at the first one that is refused, with its error if it
+/// is the first of all. On a file, writes it.
 ///
 /// # Safety
 /// `src_base` must point to `src_len` readable bytes.
@@ -267,7 +276,8 @@ fn write_answers(scheme: &Scheme, src: &[u8]) -> Result<usize> {
     Ok(written)
 }
 
-/// File controls. The flags of a socket are Linux's, because `libredox` takes their names from libc.
+/// File controls. The flags of a socket are Linux's, because `libredox` takes their names from
+/// libc.
 ///
 /// # Safety
 /// None is needed.
@@ -293,11 +303,12 @@ fn fcntl(fd: usize, cmd: usize, arg: usize) -> Result<usize> {
     }
 }
 
-/// Calls on a descriptor: on a file what its scheme knows; on the capability, the question for a process's credentials.
+/// Calls on a descriptor: on a file what its scheme knows; on the capability, the question for a
+/// process's credentials.
 ///
 /// # Safety
-/// `payload` must point to `payload_len` bytes that nothing else uses, `metadata` to `metadata_len` readable words; either may be null if
-/// empty.
+/// `payload` must point to `payload_len` bytes that nothing else uses, `metadata` to `metadata_len`
+/// readable words; either may be null if empty.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn redox_sys_call_v0(
     fd: usize,
@@ -331,8 +342,8 @@ fn sys_call(fd: usize, payload: &mut [u8], flags: CallFlags, metadata: &[u64]) -
     }
 }
 
-/// On a scheme's socket, takes what a client has sent with a request, and writes the numbers to the payload; on a file, sends the one whose
-/// number is in the payload.
+/// On a scheme's socket, takes what a client has sent with a request, and writes the numbers to the
+/// payload; on a file, sends the one whose number is in the payload.
 fn pass_descriptors(to: Object, payload: &mut [u8], flags: CallFlags, metadata: &[u64]) -> Result<usize> {
     let numbers = payload.chunks_exact_mut(size_of::<usize>());
     match (to, metadata) {
@@ -369,7 +380,8 @@ fn pass_descriptors(to: Object, payload: &mut [u8], flags: CallFlags, metadata: 
     }
 }
 
-/// Asks for the credentials of a process: a `ProcMeta` in `buf`. EINVAL for a buffer that is too small, ESRCH for a pid that nobody has.
+/// Asks for the credentials of a process: a `ProcMeta` in `buf`. EINVAL for a buffer that is too
+/// small, ESRCH for a pid that nobody has.
 ///
 /// # Safety
 /// None is needed.
@@ -402,7 +414,8 @@ fn process_credentials(pid: usize, buf: &mut [u8]) -> Result<usize> {
     Ok(meta.len())
 }
 
-/// Writes the name of an errno to `dst`, cut to `*dst_len` bytes, and its whole length to `*dst_len`. EINVAL for a number that is none.
+/// Writes the name of an errno to `dst`, cut to `*dst_len` bytes, and its whole length to
+/// `*dst_len`. EINVAL for a number that is none.
 ///
 /// # Safety
 /// `dst_len` must point to a length and `dst` to that many bytes that nothing else uses.

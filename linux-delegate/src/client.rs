@@ -1,10 +1,12 @@
 //! Programs: what relibc and `std::fs` make of a program's calls, request by request.
 //!
-//! Absolute paths are `/scheme/NAME/...`. A relative one is resolved at the directory given to [`Process::at`], as the `*at` functions
-//! do. Flags are those of `syscall::flag`; a process has a umask, 0o022 unless changed, which relibc applies itself.
+//! Absolute paths are `/scheme/NAME/...`. A relative one is resolved at the directory given to
+//! [`Process::at`], as the `*at` functions do. Flags are those of `syscall::flag`; a process has a
+//! umask, 0o022 unless changed, which relibc applies itself.
 //!
-//! Errors are those of the scheme; besides, ENODEV for a scheme that nobody has registered or whose daemon is gone,
-//! ENOENT for an empty path and for a relative one without a directory, EINVAL for a path that is not UTF-8 or contains a zero byte.
+//! Errors are those of the scheme; besides, ENODEV for a scheme that nobody has registered or whose
+//! daemon is gone, ENOENT for an empty path and for a relative one without a directory, EINVAL for
+//! a path that is not UTF-8 or contains a zero byte.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -106,18 +108,21 @@ impl Process {
         self.caller.credentials.gid
     }
 
-    /// A descriptor of another process as this one inherits it: the same open file, but requests come from this process.
+    /// A descriptor of another process as this one inherits it: the same open file, but requests
+    /// come from this process.
     pub fn inherit(&self, fd: &Fd) -> Fd {
         fd.held_by(self.caller.clone())
     }
 
-    /// The descriptor that every absolute path of a scheme is opened at: the scheme's root, which itself is opened as `""`.
+    /// The descriptor that every absolute path of a scheme is opened at: the scheme's root, which
+    /// itself is opened as `""`.
     pub fn scheme_root(&self, name: &str) -> Result<Fd> {
         Ok(Fd::new(self.caller.clone(), kernel::root(name)?))
     }
 
-    /// `open` and `openat`: the low 16 bits of the flags to the scheme are `mode` without the umask. A symlink into another
-    /// scheme, for which its own answers EXDEV, is read and opened there.
+    /// `open` and `openat`: the low 16 bits of the flags to the scheme are `mode` without the
+    /// umask. A symlink into another scheme, for which its own answers EXDEV, is read and opened
+    /// there.
     pub fn open(&self, path: impl AsRef<[u8]>, flags: usize, mode: u32) -> Result<Fd> {
         let flags = (flags & 0xFFFF_0000) | ((mode & !self.umask) as usize & 0xFFFF);
         match parse(path.as_ref())? {
@@ -125,7 +130,8 @@ impl Process {
             RedoxStr::Absolute(path) => match self.open_absolute(&text(path.clone()), flags) {
                 Err(Error { errno: EXDEV }) => {
                     let link = self.open_absolute(&text(path), O_CLOEXEC | O_SYMLINK | O_RDONLY)?;
-                    // relibc resolves a relative target at the working directory here, which is not where it belongs.
+                    // relibc resolves a relative target at the working directory here, which is not
+                    // where it belongs.
                     self.open_elsewhere(self.resolve(&link_target(&link)?)?, flags)
                 }
                 result => result,
@@ -171,8 +177,9 @@ impl Process {
         Err(Error::new(ELOOP))
     }
 
-    /// The absolute path that relibc makes of a path before calls that take only such: an absolute one as it is, a relative one appended to
-    /// the `fpath` of the directory, with `.` and `..` resolved by the letter.
+    /// The absolute path that relibc makes of a path before calls that take only such: an absolute
+    /// one as it is, a relative one appended to the `fpath` of the directory, with `.` and `..`
+    /// resolved by the letter.
     fn resolve(&self, path: &str) -> Result<RedoxPath<'static>> {
         match parse(path.as_bytes())? {
             path if path.is_empty() => Err(Error::new(ENOENT)),
@@ -307,8 +314,8 @@ impl Process {
         self.open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0)?.entries()
     }
 
-    /// `bind` of a socket of another scheme: that is told the path, and the directory is sent the socket. If it does not take it, the
-    /// socket is unbound again.
+    /// `bind` of a socket of another scheme: that is told the path, and the directory is sent the
+    /// socket. If it does not take it, the socket is unbound again.
     pub fn bind(&self, socket: &Fd, path: impl AsRef<[u8]>) -> Result<()> {
         let path = self.resolve(utf8(path.as_ref())?)?;
         let (scheme, reference) = path.as_parts().ok_or(Error::new(EINVAL))?;
@@ -371,7 +378,8 @@ impl Fd {
         })
     }
 
-    /// The whole listing of a directory, with buffers like relibc's. EIO if the scheme wrote nonsense.
+    /// The whole listing of a directory, with buffers like relibc's. EIO if the scheme wrote
+    /// nonsense.
     pub fn entries(&self) -> Result<Vec<DirEntry>> {
         let mut entries: Vec<DirEntry> = Vec::new();
         let mut buf = vec![0; DIRENT_BUFFER];
@@ -398,7 +406,8 @@ impl Fd {
         Ok(())
     }
 
-    /// `fcntl(F_SETLK)` or `fcntl(F_OFD_SETLK)` with `F_RDLCK` or `F_WRLCK`. EWOULDBLOCK (41 on Redox, not EAGAIN) if another holds a lock in the way.
+    /// `fcntl(F_SETLK)` or `fcntl(F_OFD_SETLK)` with `F_RDLCK` or `F_WRLCK`. EWOULDBLOCK (41 on
+    /// Redox, not EAGAIN) if another holds a lock in the way.
     pub fn lock(&self, lock: Lock) -> Result<()> {
         let (start, len) = lock.words();
         self.std_fs_call(StdFsCallKind::Lock as u8, &mut [], start, len).map(drop)
@@ -410,10 +419,11 @@ impl Fd {
         self.std_fs_call(StdFsCallKind::Unlock as u8, &mut [], start, lock.len).map(drop)
     }
 
-    /// A lock in the way of `lock` and the pid of its owner (0: an open file), asked for with the range in the arguments.
+    /// A lock in the way of `lock` and the pid of its owner (0: an open file), asked for with the
+    /// range in the arguments.
     ///
-    /// relibc of August 2026 passes the range in the payload instead, where no scheme looks for it, so its `F_GETLK` asks about the
-    /// whole file.
+    /// relibc of August 2026 passes the range in the payload instead, where no scheme looks for it,
+    /// so its `F_GETLK` asks about the whole file.
     pub fn get_lock(&self, lock: Lock) -> Result<Option<(Lock, usize)>> {
         let (start, len) = lock.words();
         let mut found = [0u64; 2];
@@ -437,7 +447,8 @@ impl Lock {
     }
 }
 
-/// Takes apart what [`Fd::getdents`] wrote. EIO if it is not a sequence of whole records with names that end in a zero byte.
+/// Takes apart what [`Fd::getdents`] wrote. EIO if it is not a sequence of whole records with names
+/// that end in a zero byte.
 pub fn parse_dirents(mut records: &[u8]) -> Result<Vec<DirEntry>> {
     const HEADER: usize = size_of::<DirentHeader>();
     let malformed = || Error::new(EIO);
@@ -462,7 +473,8 @@ pub fn parse_dirents(mut records: &[u8]) -> Result<Vec<DirEntry>> {
     Ok(entries)
 }
 
-/// The target of a symlink that was opened with O_SYMLINK. ENOENT if it is not UTF-8, ENAMETOOLONG if it is over 4096 bytes.
+/// The target of a symlink that was opened with O_SYMLINK. ENOENT if it is not UTF-8, ENAMETOOLONG
+/// if it is over 4096 bytes.
 fn link_target(link: &Fd) -> Result<String> {
     let mut target = vec![0; PATH_MAX + 1];
     let length = link.read(&mut target)?;

@@ -21,7 +21,8 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Serves `overlay` as `/scheme/NAME`, in a program of its own and in an empty namespace. Comes back when clients can use it.
+    /// Serves `overlay` as `/scheme/NAME`, in a program of its own and in an empty namespace. Comes
+    /// back when clients can use it.
     ///
     /// Panics if it does not start: the name is taken, say.
     pub fn serve<L: Layer>(overlay: Overlay<L>, name: impl Into<String>) -> Self {

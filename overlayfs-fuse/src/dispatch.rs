@@ -1,4 +1,5 @@
-//! From the bytes of a request to a call of the door, and from what that answers to the bytes of an answer.
+//! From the bytes of a request to a call of the door, and from what that answers to the bytes of an
+//! answer.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -57,7 +58,8 @@ impl Buffers {
         Some(header)
     }
 
-    /// Fills in the header of the answer to a request, for which there is room. An error comes without anything else.
+    /// Fills in the header of the answer to a request, for which there is room. An error comes
+    /// without anything else.
     fn finish(&mut self, to: &InHeader, done: Result<()>) {
         if done.is_err() {
             self.head.truncate(size_of::<OutHeader>());
@@ -70,7 +72,8 @@ impl Buffers {
     }
 }
 
-/// Handles one request. Answers whether `buffers` hold an answer that is to be sent: some requests get none.
+/// Handles one request. Answers whether `buffers` hold an answer that is to be sent: some requests
+/// get none.
 pub fn handle(door: &impl Door, agreed: &Agreed, request: &[u8], buffers: &mut Buffers) -> bool {
     let Some(header) = buffers.begin(request) else {
         return false;

@@ -1,7 +1,8 @@
 //! What a FUSE mount needs of whoever answers it: a [`Door`], and the words of the two.
 //!
-//! Objects are numbers that the door gives out ([`Entry::node`]) and the kernel gives back by [`Door::forget`] as many times. Errors are
-//! errnos. What a door does not have answers ENOSYS, which the kernel mostly remembers.
+//! Objects are numbers that the door gives out ([`Entry::node`]) and the kernel gives back by
+//! [`Door::forget`] as many times. Errors are errnos. What a door does not have answers ENOSYS,
+//! which the kernel mostly remembers.
 
 use std::ffi::{OsStr, OsString};
 use std::time::Duration;
@@ -73,7 +74,8 @@ pub struct Setup {
     pub flags: u64,
     /// How long the kernel may believe an entry and its attributes.
     pub valid: Duration,
-    /// Nanoseconds from one time that is kept to the next, a second at most: the kernel makes no finer ones.
+    /// Nanoseconds from one time that is kept to the next, a second at most: the kernel makes no
+    /// finer ones.
     pub time_gran: u32,
 }
 
@@ -91,12 +93,14 @@ pub trait Door: Send + Sync {
     /// Called by a thread between two requests. One may wait here for what others answer, not two.
     fn rest(&self) {}
 
-    /// Called by a thread that does nothing else, from when requests are served. Answers when it wants to be called again.
+    /// Called by a thread that does nothing else, from when requests are served. Answers when it
+    /// wants to be called again.
     fn watch(&self) -> Duration {
         Duration::MAX
     }
 
-    /// Whether the kernel must ask for the attributes of a file whenever it uses them, so that it also asks before each write.
+    /// Whether the kernel must ask for the attributes of a file whenever it uses them, so that it
+    /// also asks before each write.
     fn files_expire(&self) -> bool {
         false
     }
@@ -211,7 +215,8 @@ pub struct Listing<'a> {
 }
 
 impl<'a> Listing<'a> {
-    /// A listing of at most `room` bytes at the end of `answer`; with attributes that are valid for `plus`, or without.
+    /// A listing of at most `room` bytes at the end of `answer`; with attributes that are valid for
+    /// `plus`, or without.
     pub(super) fn new(answer: &'a mut Vec<u8>, room: usize, plus: Option<Valid>) -> Self {
         let start = answer.len();
         Self { answer, start, end: start + room, plus }
@@ -243,7 +248,8 @@ impl<'a> Listing<'a> {
         self.answer.len() + entry + (size_of::<Dirent>() + name.len()).next_multiple_of(8) <= self.end
     }
 
-    /// Adds an entry without attributes, if it fits. `offset` is where a listing goes on behind it, `kind` the type bits of its mode.
+    /// Adds an entry without attributes, if it fits. `offset` is where a listing goes on behind it,
+    /// `kind` the type bits of its mode.
     pub fn add(&mut self, ino: u64, offset: u64, kind: u32, name: &OsStr) -> bool {
         let fits = self.fits(name);
         if fits {

@@ -1,4 +1,5 @@
-//! The ioctls for the flags that chattr(1) sets: of all ioctls the kernel lets a FUSE daemon have these.
+//! The ioctls for the flags that chattr(1) sets: of all ioctls the kernel lets a FUSE daemon have
+//! these.
 
 use overlayfs::errno::{EINVAL, ENOTTY, EOPNOTSUPP, Error, Result};
 use zerocopy::{FromBytes, IntoBytes};
@@ -11,10 +12,12 @@ const SETFLAGS: u32 = 0x4008_6602;
 const FSGETXATTR: u32 = 0x801c_581f;
 const FSSETXATTR: u32 = 0x401c_5820;
 
-/// The flags that both kinds of ioctls have, as `FS_*_FL` and as `FS_XFLAG_*`: immutable, append-only, synchronous, without access times, not dumped.
+/// The flags that both kinds of ioctls have, as `FS_*_FL` and as `FS_XFLAG_*`: immutable,
+/// append-only, synchronous, without access times, not dumped.
 const BOTH: [(u32, u32); 5] = [(0x10, 0x8), (0x20, 0x10), (0x8, 0x20), (0x80, 0x40), (0x40, 0x80)];
 
-/// Performs an ioctl with the argument `input`; answers what the argument is afterwards. ENOTTY for another.
+/// Performs an ioctl with the argument `input`; answers what the argument is afterwards. ENOTTY for
+/// another.
 pub fn perform(door: &impl Door, node: u64, command: u32, input: &[u8]) -> Result<Vec<u8>> {
     match command {
         GETFLAGS => Ok(door.flags(node)?.to_ne_bytes().to_vec()),

@@ -1,17 +1,19 @@
-//! Owners as the layers have them and as those who use the mount see them: `uidmapping`, `gidmapping`, `squash_to_*`.
+//! Owners as the layers have them and as those who use the mount see them: `uidmapping`,
+//! `gidmapping`, `squash_to_*`.
 //!
-//! Every id that comes from a layer goes through [`Identity::shown`] before anybody is told, and every id that comes from a caller
-//! through [`Identity::of_new`] or [`Identity::to_set`] before a layer is. With no option given all of them answer what they are asked.
+//! Every id that comes from a layer goes through [`Identity::shown`] before anybody is told, and
+//! every id that comes from a caller through [`Identity::of_new`] or [`Identity::to_set`] before a
+//! layer is. With no option given all of them answer what they are asked.
 
 use overlayfs::errno::{EINVAL, EOVERFLOW, Error, Result};
 use overlayfs::layer::Owner;
 
-/// What the kernel is told of an owner that is not mapped: no id. It shows 65534, the overflow id, lets nobody change the object, as on a mount with
-/// mapped ids, and no user has it.
+/// What the kernel is told of an owner that is not mapped: no id. It shows 65534, the overflow id,
+/// lets nobody change the object, as on a mount with mapped ids, and no user has it.
 pub const UNMAPPED: u32 = u32::MAX;
 
-/// What an id in an ACL is shown as that is not mapped: the last one there is. The kernel takes no ACL with [`UNMAPPED`] in it, and 65534 may be a
-/// user's.
+/// What an id in an ACL is shown as that is not mapped: the last one there is. The kernel takes no
+/// ACL with [`UNMAPPED`] in it, and 65534 may be a user's.
 const UNMAPPED_IN_ACL: u32 = u32::MAX - 1;
 
 /// What the system calls who has no id in the user namespace of the daemon, in an ACL of a layer.
@@ -21,7 +23,8 @@ const STRANGER: u32 = u32::MAX;
 const ACL_OTHER: u16 = 0x20;
 const ACL_USER: u16 = 0x02;
 const ACL_GROUP: u16 = 0x08;
-/// The sizes of the head of a POSIX ACL, as an extended attribute has it, and of one entry: tag, permissions, id.
+/// The sizes of the head of a POSIX ACL, as an extended attribute has it, and of one entry: tag,
+/// permissions, id.
 const ACL_HEAD: usize = 4;
 const ACL_ENTRY: usize = 8;
 
@@ -54,8 +57,8 @@ pub struct Identity {
 }
 
 impl IdMap {
-    /// An id that is in none of the ranges is not mapped. The error is a sentence without a subject: ranges must not be empty, not reach
-    /// beyond the last id, and not overlap.
+    /// An id that is in none of the ranges is not mapped. The error is a sentence without a
+    /// subject: ranges must not be empty, not reach beyond the last id, and not overlap.
     pub fn new(ranges: Vec<Range>) -> std::result::Result<Self, String> {
         for (number, range) in ranges.iter().enumerate() {
             let Range { layer, shown, length } = *range;
@@ -112,7 +115,8 @@ impl Identity {
         *self == Self::default()
     }
 
-    /// Who is shown as the owner of what belongs to `owner` in a layer. [`UNMAPPED`] for ids that are not mapped.
+    /// Who is shown as the owner of what belongs to `owner` in a layer. [`UNMAPPED`] for ids that
+    /// are not mapped.
     pub fn shown(&self, owner: Owner) -> Owner {
         let mapped = self.mapped(owner);
         Owner { uid: self.squash_user.unwrap_or(mapped.uid), gid: self.squash_group.unwrap_or(mapped.gid) }
@@ -126,20 +130,22 @@ impl Identity {
         }
     }
 
-    /// The bits of `mode` that a file which belongs to `owner` in a layer may have there: a set-id bit only where the id that it gives is shown as
-    /// what it is. Who is shown as the owner can change the file, and outside the mount the bit would give him the rights of the other.
+    /// The bits of `mode` that a file which belongs to `owner` in a layer may have there: a set-id
+    /// bit only where the id that it gives is shown as what it is. Who is shown as the owner can
+    /// change the file, and outside the mount the bit would give him the rights of the other.
     pub fn mode_to_store(&self, owner: Owner, mode: u32) -> u32 {
         without_foreign(mode, owner, self.shown(owner))
     }
 
-    /// The bits of the mode of a file of a layer that are shown: a set-id bit only where the id that it gives is not a squashed one. Whoever
-    /// owns the file may have put the bit there, to give his own rights.
+    /// The bits of the mode of a file of a layer that are shown: a set-id bit only where the id
+    /// that it gives is not a squashed one. Whoever owns the file may have put the bit there, to
+    /// give his own rights.
     pub fn mode_to_show(&self, owner: Owner, mode: u32) -> u32 {
         without_foreign(mode, self.mapped(owner), self.shown(owner))
     }
 
-    /// Who owns in the layer what `caller` creates. EOVERFLOW if his ids are not mapped, as the kernel answers on a mount with
-    /// mapped ids.
+    /// Who owns in the layer what `caller` creates. EOVERFLOW if his ids are not mapped, as the
+    /// kernel answers on a mount with mapped ids.
     pub fn of_new(&self, caller: Owner) -> Result<Owner> {
         match (self.users.stored(caller.uid), self.groups.stored(caller.gid)) {
             (Some(uid), Some(gid)) => Ok(Owner { uid, gid }),
@@ -147,8 +153,8 @@ impl Identity {
         }
     }
 
-    /// The ids to give an object in the layer whose owner is to be shown as these; None stays None. EINVAL if they are not mapped, as
-    /// chown(2) answers in a user namespace.
+    /// The ids to give an object in the layer whose owner is to be shown as these; None stays None.
+    /// EINVAL if they are not mapped, as chown(2) answers in a user namespace.
     pub fn to_set(&self, uid: Option<u32>, gid: Option<u32>) -> Result<(Option<u32>, Option<u32>)> {
         let stored = |map: &IdMap, id: Option<u32>| match id {
             Some(id) => map.stored(id).map(Some).ok_or(Error::new(EINVAL)),
@@ -157,8 +163,9 @@ impl Identity {
         Ok((stored(&self.users, uid)?, stored(&self.groups, gid)?))
     }
 
-    /// Changes the ids in a POSIX ACL, the value of `system.posix_acl_access` or `system.posix_acl_default`, from those of a layer to
-    /// those that are shown. Squashing has no part in it: it is of owners only. What is no ACL stays as it is.
+    /// Changes the ids in a POSIX ACL, the value of `system.posix_acl_access` or
+    /// `system.posix_acl_default`, from those of a layer to those that are shown. Squashing has no
+    /// part in it: it is of owners only. What is no ACL stays as it is.
     pub fn show_acl(&self, acl: &mut [u8]) {
         for (map, id) in self.ids_in(acl) {
             let shown = map.shown(u32::from_le_bytes(*id)).unwrap_or(UNMAPPED_IN_ACL);
@@ -190,8 +197,9 @@ impl Identity {
     }
 }
 
-/// Takes from the ACL of a layer the entries of who has no id in the user namespace of the daemon, since the kernel takes no ACL that has them. Nobody
-/// who reaches the mount is such a user. He may be in such a group; so that he gains nothing, all others have no more rights than it. Answers
+/// Takes from the ACL of a layer the entries of who has no id in the user namespace of the daemon,
+/// since the kernel takes no ACL that has them. Nobody who reaches the mount is such a user. He may
+/// be in such a group; so that he gains nothing, all others have no more rights than it. Answers
 /// whether there was such an entry.
 pub fn hide_strangers(acl: &mut Vec<u8>) -> bool {
     let Some((head, entries)) = acl.split_at_checked(ACL_HEAD) else { return false };
@@ -225,7 +233,8 @@ mod tests {
         IdMap::new(ranges.collect()).unwrap()
     }
 
-    /// A user namespace as people have it: root is the user, everybody else is one of his subordinate ids.
+    /// A user namespace as people have it: root is the user, everybody else is one of his
+    /// subordinate ids.
     fn namespace() -> Identity {
         let ranges = [(0, 1000, 1), (1, 110_000, 65_536)];
         Identity { users: map(&ranges), groups: map(&ranges), ..Identity::default() }

@@ -14,8 +14,8 @@
 //! | `engine` | the door that calls the engine |
 //! | `identity` | as whose everything is shown |
 //!
-//! Another door is in the package `linux-delegate`, for tests: its every request goes through the scheme that serves
-//! Redox.
+//! Another door is in the package `linux-delegate`, for tests: its every request goes through the
+//! scheme that serves Redox.
 
 #![warn(clippy::too_many_lines)]
 

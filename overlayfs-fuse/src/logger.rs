@@ -1,4 +1,5 @@
-//! Where messages go: to standard error, or to syslog for a program that has left its terminal; to a file for whoever asks for it.
+//! Where messages go: to standard error, or to syslog for a program that has left its terminal; to
+//! a file for whoever asks for it.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -41,7 +42,8 @@ pub fn start(verbosity: Verbosity) {
     let _ = log::set_logger(&LOGGER);
 }
 
-/// Sends what is logged to the end of a file, too: also when there is no terminal any more, and then not to syslog.
+/// Sends what is logged to the end of a file, too: also when there is no terminal any more, and
+/// then not to syslog.
 pub fn log_to(path: &Path) -> io::Result<()> {
     let file = File::options().create(true).append(true).open(path)?;
     LOGGER.file.get_or_init(|| file);

@@ -1,7 +1,8 @@
 //! Mounting and unmounting: by the system calls, or by `fusermount3` for a user who may not.
 //!
-//! Both need rights that the daemon gives up once it serves. So a process of its own, which has them and does nothing else, waits until the
-//! mount is to be taken away. Other threads of it have the kernel wait before it takes the filesystem down, and find out whether it does (see
+//! Both need rights that the daemon gives up once it serves. So a process of its own, which has
+//! them and does nothing else, waits until the mount is to be taken away. Other threads of it have
+//! the kernel wait before it takes the filesystem down, and find out whether it does (see
 //! [`super::settle`]).
 
 use std::ffi::{CString, OsStr, OsString};
@@ -43,7 +44,8 @@ pub struct Options {
     pub default_permissions: bool,
 }
 
-/// Mounts a filesystem at the directory `path`, which must be absolute. Answers the device whose requests are to be served.
+/// Mounts a filesystem at the directory `path`, which must be absolute. Answers the device whose
+/// requests are to be served.
 pub fn mount(path: &Path, options: &Options) -> io::Result<OwnedFd> {
     match mount_by_call(path, options) {
         Err(error) if error.kind() == ErrorKind::PermissionDenied => mount_by_helper(path, options),
@@ -51,7 +53,8 @@ pub fn mount(path: &Path, options: &Options) -> io::Result<OwnedFd> {
     }
 }
 
-/// Gives what is mounted at `path` these flags instead of those that it has. EPERM without CAP_SYS_ADMIN, EINVAL if nothing is mounted there.
+/// Gives what is mounted at `path` these flags instead of those that it has. EPERM without
+/// CAP_SYS_ADMIN, EINVAL if nothing is mounted there.
 pub fn remount(path: &Path, flags: MountFlags) -> io::Result<()> {
     Ok(rustix::mount::mount_remount(path, flags, "")?)
 }
@@ -103,8 +106,9 @@ impl fmt::Display for Device {
 pub struct Unmounter(UnixStream);
 
 impl Unmounter {
-    /// Starts it, for what is going to be mounted at `path`, which must be absolute. To be called before this process has opened anything
-    /// that must be closed when it ends, and before it has other threads.
+    /// Starts it, for what is going to be mounted at `path`, which must be absolute. To be called
+    /// before this process has opened anything that must be closed when it ends, and before it has
+    /// other threads.
     pub fn start(path: &Path) -> io::Result<(Self, Waiter, Prober)> {
         let (ours, theirs) = UnixStream::pair()?;
         let (mut ours_to_wait, theirs_to_wait) = UnixStream::pair()?;
@@ -118,7 +122,8 @@ impl Unmounter {
                 let _ = std::thread::Builder::new().spawn(|| wait_in_ustat(theirs_to_wait));
                 let _ = std::thread::Builder::new().spawn(|| probe_with_ustat(theirs_to_probe));
                 wait_to_unmount(theirs, path);
-                // SAFETY: takes a number and does not return. Nothing of what the parent would do at its end is this child's to do.
+                // SAFETY: takes a number and does not return. Nothing of what the parent would do
+                // at its end is this child's to do.
                 unsafe { libc::_exit(0) }
             }
             _ => {
@@ -130,7 +135,8 @@ impl Unmounter {
         }
     }
 
-    /// Takes the mount away from the tree at once. Programs that have files open keep them, and serving ends with the last of them.
+    /// Takes the mount away from the tree at once. Programs that have files open keep them, and
+    /// serving ends with the last of them.
     pub fn unmount(&mut self) -> io::Result<()> {
         self.0.write_all(&[0])?;
         let mut answer = [0; size_of::<i32>()];
@@ -142,7 +148,8 @@ impl Unmounter {
     }
 }
 
-/// A thread of the process that unmounts, which asks for the space that is left in a filesystem, and waits for the answer.
+/// A thread of the process that unmounts, which asks for the space that is left in a filesystem,
+/// and waits for the answer.
 pub struct Waiter {
     line: UnixStream,
     /// Its number; 0 if there is none.
@@ -177,12 +184,13 @@ impl Waiter {
     }
 }
 
-/// Threads of the process that unmounts, which find out whether somebody waits for the lock that a [`Waiter`] has.
+/// Threads of the process that unmounts, which find out whether somebody waits for the lock that a
+/// [`Waiter`] has.
 pub struct Prober(UnixStream);
 
 impl Prober {
-    /// Whether umount or a remount of the filesystem waits. None: that cannot be found out. A request comes for each question, which another
-    /// thread must be there to answer.
+    /// Whether umount or a remount of the filesystem waits. None: that cannot be found out. A
+    /// request comes for each question, which another thread must be there to answer.
     pub fn is_awaited(&self, device: Device) -> Option<bool> {
         let mut line = &self.0;
         let mut answer = [0];
@@ -211,7 +219,8 @@ fn ustat(device: u32) {
     unsafe { libc::syscall(libc::SYS_ustat, device, answer.as_mut_ptr()) };
 }
 
-/// Has another thread call ustat(2) whenever the daemon asks, and says whether that has ended or waits for a lock.
+/// Has another thread call ustat(2) whenever the daemon asks, and says whether that has ended or
+/// waits for a lock.
 #[cfg(target_arch = "x86_64")]
 fn probe_with_ustat(line: UnixStream) {
     let mut line = line;
@@ -244,7 +253,8 @@ fn probe_with_ustat(line: UnixStream) {
     }
 }
 
-/// Whether a thread of this process waits, in a way that no signal ends, for the lock of a superblock.
+/// Whether a thread of this process waits, in a way that no signal ends, for the lock of a
+/// superblock.
 #[cfg(target_arch = "x86_64")]
 fn waits_for_superblock(thread: rustix::thread::Pid) -> bool {
     let read = |name| std::fs::read_to_string(format!("/proc/self/task/{}/{name}", thread.as_raw_nonzero()));
@@ -276,7 +286,8 @@ fn wait_in_ustat(line: UnixStream) {
 #[cfg(not(target_arch = "x86_64"))]
 fn wait_in_ustat(_: UnixStream) {}
 
-/// Unmounts whenever the other process asks for it, and answers an errno or 0, until that has ended.
+/// Unmounts whenever the other process asks for it, and answers an errno or 0, until that has
+/// ended.
 fn wait_to_unmount(mut line: UnixStream, path: &Path) {
     // So that who looks for the daemon by its name finds one.
     let _ = rustix::thread::set_name(c"unmounter");

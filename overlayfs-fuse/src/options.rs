@@ -1,7 +1,9 @@
-//! The command line of `overlayfs-fuse`: its own words, the layers, those of mount(8) and fstab, and those of fuse-overlayfs.
+//! The command line of `overlayfs-fuse`: its own words, the layers, those of mount(8) and fstab,
+//! and those of fuse-overlayfs.
 //!
-//! Each mount option stands in one of the tables below, or in [`overlayfs::options::KEYS`]: what it does, that it does nothing, or why
-//! it is refused. Whatever else is given is an error that names the nearest option.
+//! Each mount option stands in one of the tables below, or in [`overlayfs::options::KEYS`]: what it
+//! does, that it does nothing, or why it is refused. Whatever else is given is an error that names
+//! the nearest option.
 
 use std::ffi::OsString;
 use std::fmt::Display;
@@ -33,7 +35,8 @@ pub struct MountOptions {
     pub verbosity: Verbosity,
     /// A file to which messages are appended.
     pub log: Option<PathBuf>,
-    /// What mount(2) takes for any filesystem, but for [`MountFlags::RDONLY`], which follows from the layers.
+    /// What mount(2) takes for any filesystem, but for [`MountFlags::RDONLY`], which follows from
+    /// the layers.
     pub flags: MountFlags,
     /// Users other than the one who mounts may use the mount.
     pub allow_other: bool,
@@ -91,7 +94,8 @@ pub enum Command {
     Help,
     Version,
     Mount(Box<MountOptions>),
-    /// Change the flags of what is mounted already: [`MountOptions::flags`], and whether it is read-only.
+    /// Change the flags of what is mounted already: [`MountOptions::flags`], and whether it is
+    /// read-only.
     Remount(Box<MountOptions>),
 }
 
@@ -169,7 +173,8 @@ const FLAGS: [(&str, MountFlags, bool); 21] = [
     ("dirsync", MountFlags::DIRSYNC, true),
 ];
 
-/// The options that mean what is so anyway, are advice that is not needed, or are for whoever reads fstab. Their values are passed over.
+/// The options that mean what is so anyway, are advice that is not needed, or are for whoever reads
+/// fstab. Their values are passed over.
 const WITHOUT_EFFECT: [&str; 37] = [
     "user_id",
     "group_id",
@@ -210,7 +215,8 @@ const WITHOUT_EFFECT: [&str; 37] = [
     "private",
 ];
 
-/// The options of fuse-overlayfs, of libfuse and of the kernel's overlayfs that are not for us, with the reason.
+/// The options of fuse-overlayfs, of libfuse and of the kernel's overlayfs that are not for us,
+/// with the reason.
 pub const REFUSED: [(&str, &str); 12] = [
     ("allow_root", "the kernel knows allow_other, for everybody, and nothing between"),
     ("auto_unmount", "a mount whose program was killed stays until it is unmounted"),
@@ -344,7 +350,8 @@ fn seconds(item: &ListItem) -> Result<Duration, Error> {
     Duration::try_from_secs_f64(seconds).map_err(|_| wrong(item, seconds, "a number of seconds"))
 }
 
-/// `A:B:N` once or more. A colon before the first is passed over, since containers/storage writes one.
+/// `A:B:N` once or more. A colon before the first is passed over, since containers/storage writes
+/// one.
 fn id_map(item: &ListItem) -> Result<IdMap, Error> {
     let value = item.value("A:B:N")?;
     let malformed = || wrong(item, value.display(), "numbers in threes, A:B:N:A:B:N");

@@ -1,4 +1,5 @@
-//! How long a mount waits for another that has the same upper layer: as long as that is ending, which is when nobody can use it any more.
+//! How long a mount waits for another that has the same upper layer: as long as that is ending,
+//! which is when nobody can use it any more.
 
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
@@ -11,7 +12,8 @@ use crate::mount::{TYPE, escaped_in_table};
 
 /// How long one is waited for that says that it is ending.
 const ENDING: Duration = Duration::from_secs(60);
-/// And one whose mount is not to be seen: it may have been unmounted just now, or be in another namespace of mounts.
+/// And one whose mount is not to be seen: it may have been unmounted just now, or be in another
+/// namespace of mounts.
 const UNSEEN: Duration = Duration::from_secs(10);
 /// And one that does not say who it is: it may have begun just now, or be about to end.
 const UNKNOWN: Duration = Duration::from_secs(2);

@@ -1,8 +1,10 @@
-//! The program of a mount: stacks the layers, has a door serve them, and unmounts when it is told to.
+//! The program of a mount: stacks the layers, has a door serve them, and unmounts when it is told
+//! to.
 //!
-//! The FUSE session has some threads, and one waits for signals. Without `-f` a child of the process is all that, and
-//! the process itself waits only until the mount is there. Before the threads are started, the daemon gives up what it
-//! does not need any more; unmounting, which it then may not, is left to a child of its own.
+//! The FUSE session has some threads, and one waits for signals. Without `-f` a child of the
+//! process is all that, and the process itself waits only until the mount is there. Before the
+//! threads are started, the daemon gives up what it does not need any more; unmounting, which it
+//! then may not, is left to a child of its own.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -31,13 +33,13 @@ use crate::settle::Settler;
 use crate::usage::PROGRAM;
 use crate::{inherited, logger};
 
-/// How many requests can be on their way at once, if nobody says: two for each processor, since some wait for the disk,
-/// but not fewer or more than these.
+/// How many requests can be on their way at once, if nobody says: two for each processor, since
+/// some wait for the disk, but not fewer or more than these.
 const THREADS: RangeInclusive<usize> = 4..=16;
 
-/// Does what a command line says, without its first word. For a mount, `serve` makes a door and has it served
-/// ([`Stacked::serve`]); its error is a sentence. Descriptors that were inherited are to be closed before
-/// ([`inherited::close_descriptors`]).
+/// Does what a command line says, without its first word. For a mount, `serve` makes a door and has
+/// it served ([`Stacked::serve`]); its error is a sentence. Descriptors that were inherited are to
+/// be closed before ([`inherited::close_descriptors`]).
 pub fn run(arguments: Vec<OsString>, serve: impl FnOnce(Stacked<'_>) -> Result<(), String>) -> ExitCode {
     let done = match Command::parse(arguments) {
         Ok(Command::Help) => write!(io::stdout(), "{}", PROGRAM.help()),
@@ -102,8 +104,8 @@ enum Process {
     Child(File),
 }
 
-/// Goes on in a child. The parent waits until that says that it is ready, or has ended, having said on standard error
-/// why.
+/// Goes on in a child. The parent waits until that says that it is ready, or has ended, having said
+/// on standard error why.
 fn fork() -> io::Result<Process> {
     let mut ends = [0; 2];
     // SAFETY: the array has room for the two descriptors that pipe2 makes.
@@ -116,7 +118,8 @@ fn fork() -> io::Result<Process> {
     match unsafe { libc::fork() } {
         -1 => Err(io::Error::last_os_error()),
         0 => {
-            // SAFETY: takes no argument. It fails only for a leader of a process group, which a child is not.
+            // SAFETY: takes no argument. It fails only for a leader of a process group, which a
+            // child is not.
             unsafe { libc::setsid() };
             Ok(Process::Child(ready))
         }
@@ -215,7 +218,8 @@ impl<'a> Stacked<'a> {
         self.is_limited
     }
 
-    /// Mounts a door and serves it until it is unmounted, in the sandbox if there is one. The error is a sentence.
+    /// Mounts a door and serves it until it is unmounted, in the sandbox if there is one. The error
+    /// is a sentence.
     pub fn serve<D: Door + 'static>(self, door: D, sandbox: Option<Sandbox>) -> Result<(), String> {
         let shown = self.mount_point.display();
         let device = fuse_mount::mount(&self.mount_point, &self.mount_options::<D>())
@@ -294,8 +298,8 @@ impl<'a> Stacked<'a> {
     }
 }
 
-/// Waits for a signal and unmounts; whoever still uses the mount keeps what he has until he is done, and then the
-/// session ends.
+/// Waits for a signal and unmounts; whoever still uses the mount keeps what he has until he is
+/// done, and then the session ends.
 fn unmount_on_signal(unmounter: &Mutex<Unmounter>) {
     let mut signal = 0;
     // SAFETY: the set is whole, and the number is written to a variable of that type.
@@ -324,7 +328,8 @@ impl Background {
         Ok(Self { ready, null: File::options().read(true).write(true).open("/dev/null")? })
     }
 
-    /// Lets go of the terminal, and tells who waits that the mount is there. Messages go to syslog from now on.
+    /// Lets go of the terminal, and tells who waits that the mount is there. Messages go to syslog
+    /// from now on.
     fn enter(mut self) -> io::Result<()> {
         inherited::replace_streams(&self.null)?;
         logger::leave_terminal();

@@ -1,16 +1,20 @@
-//! What the daemon gives up once it serves: whoever finds a fault in it and takes it over has the layers and little else.
+//! What the daemon gives up once it serves: whoever finds a fault in it and takes it over has the
+//! layers and little else.
 //!
 //! Four things, each as far as the kernel has it; what it lacks is logged and no failure.
 //!
-//! - No program that is started ever has more rights (`no_new_privs`). Mounting needed `fusermount3`, which has; unmounting is left to a
-//!   process that was started before (see [`crate::mount`]).
+//! - No program that is started ever has more rights (`no_new_privs`). Mounting needed
+//!   `fusermount3`, which has; unmounting is left to a process that was started before (see
+//!   [`crate::mount`]).
 //! - Capabilities: those over files stay, if the daemon had them.
-//! - Landlock: only what is beneath the layers' directories is opened, made, removed or renamed, lower layers are only read, and nothing of all
-//!   that is a program to run.
-//! - seccomp: a list of the system calls that the daemon makes. There is no other way than openat2 to open something, and none to start a
-//!   process, to open a socket, to mount, or to make memory executable. Any other call answers ENOSYS.
+//! - Landlock: only what is beneath the layers' directories is opened, made, removed or renamed,
+//!   lower layers are only read, and nothing of all that is a program to run.
+//! - seccomp: a list of the system calls that the daemon makes. There is no other way than openat2
+//!   to open something, and none to start a process, to open a socket, to mount, or to make memory
+//!   executable. Any other call answers ENOSYS.
 //!
-//! All of it belongs to threads and is inherited by those that they start, so it is entered before the first of them.
+//! All of it belongs to threads and is inherited by those that they start, so it is entered before
+//! the first of them.
 
 use std::fmt;
 use std::fs::File;
@@ -31,8 +35,9 @@ use seccompiler::{
 /// The newest version of landlock whose rights are known here.
 const LANDLOCK: ABI = ABI::V7;
 
-/// The capabilities that a daemon uses: over files of others, to make objects in their names, to write what only root may (`trusted.*`
-/// attributes, file capabilities, labels, flags of chattr(1)), and root's share of the space.
+/// The capabilities that a daemon uses: over files of others, to make objects in their names, to
+/// write what only root may (`trusted.*` attributes, file capabilities, labels, flags of
+/// chattr(1)), and root's share of the space.
 const KEPT: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::DAC_OVERRIDE)
     .union(CapabilitySet::DAC_READ_SEARCH)
@@ -168,7 +173,8 @@ pub struct Sandbox {
 }
 
 impl Sandbox {
-    /// For a daemon that serves these layers, whose paths are looked up now. The error is a sentence.
+    /// For a daemon that serves these layers, whose paths are looked up now. The error is a
+    /// sentence.
     pub fn new(layers: &Options) -> Result<Self, String> {
         let (mut readable, mut writable) = (Vec::new(), Vec::new());
         for lower in &layers.lowers {
@@ -181,7 +187,8 @@ impl Sandbox {
         Ok(Self { readable, writable })
     }
 
-    /// Gives up what is not needed to serve the layers, for this thread and those that it is going to start. No other may be there.
+    /// Gives up what is not needed to serve the layers, for this thread and those that it is going
+    /// to start. No other may be there.
     pub fn enter(self) {
         let parts = [drop_capabilities(), self.confine(), limit_calls()];
         for missing in parts.into_iter().filter_map(Result::err) {
@@ -260,7 +267,8 @@ fn filter() -> Result<SeccompFilter, Box<dyn std::error::Error>> {
     let conditional = [
         (libc::SYS_mmap, not_executable()?),
         (libc::SYS_mprotect, not_executable()?),
-        // Not clone3, whose flags no filter can see: libc makes this call where that one is missing.
+        // Not clone3, whose flags no filter can see: libc makes this call where that one is
+        // missing.
         (libc::SYS_clone, only(0, SeccompCmpArgLen::Qword, thread, thread)?),
         (libc::SYS_ioctl, ioctls.into_iter().flatten().collect()),
     ];

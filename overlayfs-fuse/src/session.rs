@@ -1,7 +1,8 @@
-//! A mount at work: the FUSE device, the agreement with the kernel, and the threads that take its requests.
+//! A mount at work: the FUSE device, the agreement with the kernel, and the threads that take its
+//! requests.
 //!
-//! Each thread has its own clone of the device and its own two buffers, and answers a request before it takes the next. There is no
-//! lock. One more thread only calls [`Door::watch`].
+//! Each thread has its own clone of the device and its own two buffers, and answers a request
+//! before it takes the next. There is no lock. One more thread only calls [`Door::watch`].
 
 use std::fs::File;
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
@@ -23,7 +24,8 @@ const MAX_DATA: usize = 1 << 20;
 /// Room for what comes before the data of a request.
 const MAX_HEAD: usize = 4096;
 const PAGE: usize = 4096;
-/// How many requests that nobody waits for, such as read-ahead and write-back, the kernel may have on the way.
+/// How many requests that nobody waits for, such as read-ahead and write-back, the kernel may have
+/// on the way.
 const BACKGROUND: u16 = 64;
 /// Makes a clone of the device (`FUSE_DEV_IOC_CLONE`).
 const IOC_CLONE: libc::Ioctl = 0x8004_e500_u32 as libc::Ioctl;
@@ -45,8 +47,9 @@ struct Served<D> {
 }
 
 impl<D: Door + 'static> Session<D> {
-    /// Agrees with the kernel on how the mount of `device` works, and prepares for `threads` threads, which must be two at least. Waits until
-    /// the kernel has begun, which it does at mount.
+    /// Agrees with the kernel on how the mount of `device` works, and prepares for `threads`
+    /// threads, which must be two at least. Waits until the kernel has begun, which it does at
+    /// mount.
     pub fn start(device: OwnedFd, door: D, threads: usize, settler: Option<Settler>) -> io::Result<Self> {
         let device = Arc::new(File::from(device));
         let mut request = vec![0; MAX_DATA + MAX_HEAD];
@@ -68,7 +71,8 @@ impl<D: Door + 'static> Session<D> {
         self.served.door.clone()
     }
 
-    /// Starts all threads but one. If one cannot be started the filesystem is to be unmounted, which ends the others.
+    /// Starts all threads but one. If one cannot be started the filesystem is to be unmounted,
+    /// which ends the others.
     pub fn start_threads(self) -> io::Result<Running<D>> {
         let Self { served, device, clones } = self;
         let mut others = Vec::new();
@@ -105,8 +109,9 @@ pub struct Running<D> {
 }
 
 impl<D: Door + 'static> Running<D> {
-    /// Serves until the filesystem is unmounted, which calls `ending`. The error is that of the thread that failed first. What is left to settle is
-    /// settled then; the second answer says whether that, or what was settled before umount returned, succeeded.
+    /// Serves until the filesystem is unmounted, which calls `ending`. The error is that of the
+    /// thread that failed first. What is left to settle is settled then; the second answer says
+    /// whether that, or what was settled before umount returned, succeeded.
     pub fn run(self, ending: impl FnOnce()) -> (io::Result<()>, overlayfs::layer::Result<()>) {
         let panicked = |_| io::Error::other("a thread panicked");
         let first = self.served.serve(&self.device);
@@ -134,10 +139,12 @@ impl Notifier {
         self.prunes
     }
 
-    /// Has the kernel let go of those of these objects that nobody uses. A directory of which it knows an entry is in use, and so is an object
-    /// with a mount on it. To invalidate entries instead would take mounts away.
+    /// Has the kernel let go of those of these objects that nobody uses. A directory of which it
+    /// knows an entry is in use, and so is an object with a mount on it. To invalidate entries
+    /// instead would take mounts away.
     ///
-    /// What the kernel holds of a file is written back before, so another thread must be there to take the requests.
+    /// What the kernel holds of a file is written back before, so another thread must be there to
+    /// take the requests.
     pub fn prune(&self, nodes: &[u64]) -> io::Result<()> {
         let prune = wire::NotifyPrune { count: nodes.len() as u32, ..wire::NotifyPrune::default() };
         self.notify(wire::NOTIFY_PRUNE, &[prune.as_bytes(), nodes.as_bytes()].concat())
@@ -149,8 +156,8 @@ impl Notifier {
         self.notify(wire::NOTIFY_INVAL_INODE, inode.as_bytes())
     }
 
-    /// Has the kernel write back, and let go of, what it holds of a file from `offset` on. The writes come as requests, which another
-    /// thread must be there to take.
+    /// Has the kernel write back, and let go of, what it holds of a file from `offset` on. The
+    /// writes come as requests, which another thread must be there to take.
     pub fn write_back(&self, node: u64, offset: u64) -> io::Result<()> {
         let offset = i64::try_from(offset).unwrap_or(i64::MAX);
         let inode = wire::NotifyInvalInode { node, offset, length: 0 };

@@ -1,22 +1,28 @@
-//! Completing and syncing what was changed: soon after the last change, and before umount(2) returns.
+//! Completing and syncing what was changed: soon after the last change, and before umount(2)
+//! returns.
 //!
-//! The kernel tells a FUSE daemon nothing before it takes a filesystem down: no DESTROY and no SYNCFS comes, which are for block devices, and
-//! requests for dirty inodes are sent when the connection is cut already. But taking it down needs the lock of the superblock, exclusively,
-//! and ustat(2), which names a filesystem by the number of its device and so keeps nobody from unmounting it, has that lock, shared, while
-//! the daemon is asked for the space that is left. So, from before the first change is answered until everything is settled, a thread of
-//! the process that unmounts (see [`crate::mount`]) waits in ustat(2), and umount(2) and a remount wait for it.
+//! The kernel tells a FUSE daemon nothing before it takes a filesystem down: no DESTROY and no
+//! SYNCFS comes, which are for block devices, and requests for dirty inodes are sent when the
+//! connection is cut already. But taking it down needs the lock of the superblock, exclusively, and
+//! ustat(2), which names a filesystem by the number of its device and so keeps nobody from
+//! unmounting it, has that lock, shared, while the daemon is asked for the space that is left. So,
+//! from before the first change is answered until everything is settled, a thread of the process
+//! that unmounts (see [`crate::mount`]) waits in ustat(2), and umount(2) and a remount wait for it.
 //!
-//! Whether somebody waits for that lock another ustat(2) tells, which does not get as far as a request then. So umount is known from a mount that
-//! was only taken from the table of mounts, while programs use it: the mount has left the table, and somebody waits. Then everything is settled
-//! and the layers are let go of, before that thread is.
+//! Whether somebody waits for that lock another ustat(2) tells, which does not get as far as a
+//! request then. So umount is known from a mount that was only taken from the table of mounts,
+//! while programs use it: the mount has left the table, and somebody waits. Then everything is
+//! settled and the layers are let go of, before that thread is.
 //!
-//! Otherwise what was changed is settled when nothing has changed for [`PAUSE`], or when somebody waits: for a remount then. An overlay that
-//! syncs nothing is only completed then; it is synced, and its mark taken away, after [`REST`].
+//! Otherwise what was changed is settled when nothing has changed for [`PAUSE`], or when somebody
+//! waits: for a remount then. An overlay that syncs nothing is only completed then; it is synced,
+//! and its mark taken away, after [`REST`].
 //!
-//! Where there is no ustat(2) umount does not wait, and the next mount of the same upper layer does.
+//! Where there is no ustat(2) umount does not wait, and the next mount of the same upper layer
+//! does.
 //!
-//! The lock of the state is a leaf, but for taking away and putting back the mark. The thread that settles makes no other request to the
-//! kernel of the mount.
+//! The lock of the state is a leaf, but for taking away and putting back the mark. The thread that
+//! settles makes no other request to the kernel of the mount.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
@@ -63,7 +69,8 @@ pub struct Settler {
 struct State {
     /// Something is to be settled yet.
     dirty: bool,
-    /// How many changes have begun, and how many have ended: what was settled in between may have missed one that was under way.
+    /// How many changes have begun, and how many have ended: what was settled in between may have
+    /// missed one that was under way.
     changes: u64,
     /// How many have begun and not ended.
     under_way: usize,
@@ -105,7 +112,8 @@ impl Settler {
         overlay: Arc<Overlay<OsLayer>>,
     ) -> io::Result<Self> {
         let state = State {
-            // Umount is kept waiting from the start, so that a mount which is taken away at once is whole, too.
+            // Umount is kept waiting from the start, so that a mount which is taken away at once is
+            // whole, too.
             dirty: true,
             changes: 0,
             under_way: 0,
@@ -134,7 +142,8 @@ impl Settler {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Called before a change is made, and then [`Settler::end_change`] after it. The error is its answer.
+    /// Called before a change is made, and then [`Settler::end_change`] after it. The error is its
+    /// answer.
     pub fn begin_change(&self) -> Result<()> {
         let mut state = self.state();
         if state.retired {
@@ -202,7 +211,8 @@ impl Settler {
         true
     }
 
-    /// Called when somebody wants no answer to a request any more: the process that waits is to end.
+    /// Called when somebody wants no answer to a request any more: the process that waits is to
+    /// end.
     pub fn interrupt(&self, of: u64) {
         let mut state = self.state();
         if matches!(state.hold, Hold::Held { unique, .. } if unique == of) {
@@ -226,8 +236,8 @@ impl Settler {
         }
     }
 
-    /// Waits until it is time to settle what was changed, and does. `elsewhere` says that the mount is not in this namespace any more though
-    /// somebody uses it.
+    /// Waits until it is time to settle what was changed, and does. `elsewhere` says that the mount
+    /// is not in this namespace any more though somebody uses it.
     fn settle_in_time(&self, elsewhere: &mut bool) {
         let since = Instant::now();
         let mut ask_at = since + ASK_EVERY;
@@ -274,8 +284,9 @@ impl Settler {
         }
     }
 
-    /// After everything was settled, when there had been so many changes: has the overlay rest, and umount wait no more. Answers false, and has it
-    /// wait on, if there were others meanwhile and nobody `is_awaited`, which is for a remount.
+    /// After everything was settled, when there had been so many changes: has the overlay rest, and
+    /// umount wait no more. Answers false, and has it wait on, if there were others meanwhile and
+    /// nobody `is_awaited`, which is for a remount.
     fn rest(&self, changes: u64, is_awaited: bool) -> bool {
         let synced = self.overlay.sync_settled();
         let mut state = self.state();
@@ -320,7 +331,8 @@ impl Settler {
         state.release(Hold::Impossible);
     }
 
-    /// Settles everything, in a second try if need be: syncfs(2) tells once of what failed before, which whoever wrote it was told.
+    /// Settles everything, in a second try if need be: syncfs(2) tells once of what failed before,
+    /// which whoever wrote it was told.
     fn settle_at_last(&self) -> Result<()> {
         self.overlay.settle_all().or_else(|error| {
             self.log(Err(error));
@@ -339,7 +351,8 @@ impl Settler {
         let line = self.waiter.line();
         let mut ready =
             [PollFd::new(&self.mounts, PollFlags::PRI), PollFd::from_borrowed_fd(line.as_fd(), PollFlags::IN)];
-        // In every namespace of mounts the table has its own number of the last change, so nothing is missed.
+        // In every namespace of mounts the table has its own number of the last change, so nothing
+        // is missed.
         let count = if matches!(self.state().hold, Hold::Impossible) { 1 } else { 2 };
         let _ = poll(
             &mut ready[..count],

@@ -1,4 +1,5 @@
-//! The structures and numbers of the FUSE protocol (`linux/fuse.h`), version 7.31 and later, as far as the doors use them.
+//! The structures and numbers of the FUSE protocol (`linux/fuse.h`), version 7.31 and later, as far
+//! as the doors use them.
 
 use std::time::Duration;
 
@@ -99,7 +100,8 @@ pub mod set {
     pub const ANY: u32 = MODE | UID | GID | SIZE | ATIME | MTIME;
 }
 
-/// What the kernel has of a file's content stays valid when the file is opened again (`FOPEN_KEEP_CACHE`).
+/// What the kernel has of a file's content stays valid when the file is opened again
+/// (`FOPEN_KEEP_CACHE`).
 pub const FOPEN_KEEP_CACHE: u32 = 1 << 1;
 /// The data of a WRITE come from the page cache, maybe of a shared mapping (`FUSE_WRITE_CACHE`).
 pub const WRITE_CACHE: u32 = 1 << 0;
@@ -107,7 +109,8 @@ pub const WRITE_CACHE: u32 = 1 << 0;
 pub const WRITE_KILL_SUIDGID: u32 = 1 << 2;
 /// A SETXATTR of an access ACL takes the set-group-id bit (`FUSE_SETXATTR_ACL_KILL_SGID`).
 pub const SETXATTR_ACL_KILL_SGID: u32 = 1 << 0;
-/// A notification that what the kernel holds of a file may not be valid (`FUSE_NOTIFY_INVAL_INODE`).
+/// A notification that what the kernel holds of a file may not be valid
+/// (`FUSE_NOTIFY_INVAL_INODE`).
 pub const NOTIFY_INVAL_INODE: i32 = 2;
 /// A notification that objects need not be remembered (`FUSE_NOTIFY_PRUNE`).
 pub const NOTIFY_PRUNE: i32 = 9;
@@ -139,7 +142,8 @@ wire! {
         max_write: u32, time_gran: u32, max_pages: u16, map_alignment: u16, flags2: u32, max_stack_depth: u32,
         request_timeout: u16, unused: [u16; 11],
     }
-    /// Attributes, as an answer has them. Times are seconds and nanoseconds since 1970, before that in two's complement.
+    /// Attributes, as an answer has them. Times are seconds and nanoseconds since 1970, before that
+    /// in two's complement.
     Attr {
         ino: u64, size: u64, blocks: u64, atime: u64, mtime: u64, ctime: u64, atimensec: u32, mtimensec: u32,
         ctimensec: u32, mode: u32, nlink: u32, uid: u32, gid: u32, rdev: u32, blksize: u32, flags: u32,
@@ -209,8 +213,8 @@ pub fn valid_for(time: Duration) -> (u64, u32) {
     (time.as_secs(), time.subsec_nanos())
 }
 
-/// An errno as answers have it. The numbers are those of Linux, but for one: what Linux calls by two names has two numbers in the
-/// engine.
+/// An errno as answers have it. The numbers are those of Linux, but for one: what Linux calls by
+/// two names has two numbers in the engine.
 pub fn errno(error: Error) -> i32 {
     -error.raw_os_error()
 }

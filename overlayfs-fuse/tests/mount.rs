@@ -1,4 +1,5 @@
-//! The FUSE mount as its users meet it: the program `overlayfs-fuse` and what ordinary calls do below its mount point.
+//! The FUSE mount as its users meet it: the program `overlayfs-fuse` and what ordinary calls do
+//! below its mount point.
 //!
 //! Runs as root, or as anybody with `fusermount3`; what needs two users needs root.
 
@@ -179,7 +180,8 @@ fn in_the_background_the_mount_is_there_at_once_and_ends_with_umount(door: &str)
     let stage = Stage::new(door);
     fs::write(stage.lower("file"), "data").unwrap();
     for _ in 0..3 {
-        // The upper directory is held by one daemon at a time, so each round shows that the one before has ended.
+        // The upper directory is held by one daemon at a time, so each round shows that the one
+        // before has ended.
         let mut output = None;
         eventually("the last daemon has ended", || {
             let tried = Command::new(program_for(&stage.options()))
@@ -382,7 +384,8 @@ fn a_mapping_is_written_where_it_was_mapped(door: &str) {
     fs::write(stage.lower("file"), vec![b'.'; 8192]).unwrap();
     let mount = stage.mount();
     let mut file = OpenOptions::new().read(true).append(true).open(mount.path("file")).unwrap();
-    // SAFETY: a new mapping of a file of that length, which is unmapped below and used only between.
+    // SAFETY: a new mapping of a file of that length, which is unmapped below and used only
+    // between.
     let map = unsafe {
         let flags = libc::MAP_SHARED;
         libc::mmap(std::ptr::null_mut(), 8192, libc::PROT_READ | libc::PROT_WRITE, flags, file.as_raw_fd(), 0)

@@ -1,4 +1,5 @@
-//! The program `overlayfs-fuse` as those start it who start it for others: mount(8), podman, and people who mistype.
+//! The program `overlayfs-fuse` as those start it who start it for others: mount(8), podman, and
+//! people who mistype.
 
 #[path = "suite/mount.rs"]
 mod mount;
@@ -49,7 +50,8 @@ impl Stage {
         found.expect("it is mounted").to_owned()
     }
 
-    /// Runs the program without `-f`, with a pipe for what it says, until nobody holds that pipe any more.
+    /// Runs the program without `-f`, with a pipe for what it says, until nobody holds that pipe
+    /// any more.
     fn run(&self, more: &str) -> Output {
         Command::new("timeout")
             .args(["20", &program(), "-o", &self.options(more)])

@@ -1,6 +1,8 @@
-//! Databases in a mount: what they need is that locks, shared mappings, syncs and renames do what they promise, also after another mount.
+//! Databases in a mount: what they need is that locks, shared mappings, syncs and renames do what
+//! they promise, also after another mount.
 //!
-//! Every script runs twice, in the mount and in an ordinary directory: what it prints must be the same in both.
+//! Every script runs twice, in the mount and in an ordinary directory: what it prints must be the
+//! same in both.
 //!
 //! Needs root, /dev/fuse, and of Debian's packages postgresql and sqlite3; fails without them.
 
@@ -22,7 +24,8 @@ use std::path::PathBuf;
 use test_common::Detail;
 use twins::Twins;
 
-/// Two databases, one with a journal, one with a log that its users share by a mapping. Three processes write to each at a time.
+/// Two databases, one with a journal, one with a log that its users share by a mapping. Three
+/// processes write to each at a time.
 fn sqlite(door: &str) {
     let mut twins = Twins::small(door);
     let check = "for db in journal log; do
@@ -135,7 +138,8 @@ fn postgres() {
 
 through_both_doors! { sqlite }
 
-/// postgres does not run as root, not even as one of a namespace: it gets one in which it is another user.
+/// postgres does not run as root, not even as one of a namespace: it gets one in which it is
+/// another user.
 #[test]
 fn as_an_unprivileged_user() {
     unprivileged::again(&["engine::sqlite", "postgres"], &[], &[]);

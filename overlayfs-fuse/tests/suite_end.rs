@@ -1,4 +1,5 @@
-//! The end of a mount: what is done when umount returns, who waits for whom, and what a daemon inherits from the shell that starts it.
+//! The end of a mount: what is done when umount returns, who waits for whom, and what a daemon
+//! inherits from the shell that starts it.
 //!
 //! Needs root and /dev/fuse; fails without them.
 
@@ -58,7 +59,8 @@ impl Bed {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
 
-    /// Runs a command in a shell, in which $O are the options of the mount, $M is where it goes, and $P the program.
+    /// Runs a command in a shell, in which $O are the options of the mount, $M is where it goes,
+    /// and $P the program.
     fn shell(&self, script: &str) -> Output {
         let mut shell = run::command("bash");
         shell.arg("-c").arg(script).env("O", self.options("")).env("M", self.point()).env("P", program());
@@ -74,7 +76,8 @@ impl Bed {
         File::options().append(true).open(self.point().join(name)).unwrap().write_all(text.as_bytes()).unwrap();
     }
 
-    /// Asserts that the upper directory has the large file whole, and nothing that only an overlay knows.
+    /// Asserts that the upper directory has the large file whole, and nothing that only an overlay
+    /// knows.
     fn is_whole(&self, appended: usize) {
         let upper = self.stage.path("upper");
         let there = names(&upper);

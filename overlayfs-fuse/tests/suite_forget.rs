@@ -1,6 +1,8 @@
-//! A mount that may remember little: what it lets go of takes nothing away that somebody uses, above all no mount inside it.
+//! A mount that may remember little: what it lets go of takes nothing away that somebody uses,
+//! above all no mount inside it.
 //!
-//! The mounts are made by this process, since the program has no option for a limit so small. Needs root and /dev/fuse; fails without them.
+//! The mounts are made by this process, since the program has no option for a limit so small. Needs
+//! root and /dev/fuse; fails without them.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
@@ -143,7 +145,8 @@ fn stage() -> (Stage, LowerGuard) {
     (stage, guard)
 }
 
-/// The kernel asks for an entry again before it makes one of that name, and takes an error for its end.
+/// The kernel asks for an entry again before it makes one of that name, and takes an error for its
+/// end.
 #[test]
 fn mounts_in_the_tree_stay_when_a_layer_fails_for_a_moment() {
     let (stage, _guard) = stage();
@@ -163,7 +166,8 @@ fn mounts_in_the_tree_stay_when_a_layer_fails_for_a_moment() {
     assert_eq!(fs::create_dir(&above).unwrap_err().raw_os_error(), Some(libc::EEXIST));
 }
 
-/// A program in a mount namespace of its own. It bind-mounts `from` at `to`, and writes to the file `name` in it when it is told to.
+/// A program in a mount namespace of its own. It bind-mounts `from` at `to`, and writes to the file
+/// `name` in it when it is told to.
 struct Elsewhere {
     child: Child,
     lines: BufReader<std::process::ChildStdout>,

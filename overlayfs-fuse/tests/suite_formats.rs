@@ -1,5 +1,5 @@
-//! Layers that others have made, the kernel's overlayfs, with either namespace of attributes, and fuse-overlayfs; and upper layers that
-//! ours and the kernel's write in turn.
+//! Layers that others have made, the kernel's overlayfs, with either namespace of attributes, and
+//! fuse-overlayfs; and upper layers that ours and the kernel's write in turn.
 //!
 //! Needs root, /dev/fuse and Debian's package fuse-overlayfs; fails without them.
 
@@ -23,7 +23,8 @@ use mount::Mount;
 use rustix::fs::{CWD, FileType, Mode, XattrFlags};
 use test_common::{Detail, LowerGuard, Snapshot, Stage, mode, names};
 
-/// Has another overlay make a layer over a lower one, twice, and compares what it shows of the three with what ours shows.
+/// Has another overlay make a layer over a lower one, twice, and compares what it shows of the
+/// three with what ours shows.
 fn compare(start: impl Fn(&str, &Path)) {
     let stage = Stage::new();
     mode(stage.root(), 0o755);
@@ -73,7 +74,8 @@ fn layers_of_the_kernels_overlayfs() {
     compare(kernel);
 }
 
-/// As of a user without the rights over `trusted` attributes, where renames of lower directories are not to be had.
+/// As of a user without the rights over `trusted` attributes, where renames of lower directories
+/// are not to be had.
 #[test]
 fn layers_with_the_attributes_of_a_user() {
     compare(kernel_of_a_user);
@@ -84,7 +86,8 @@ fn layers_of_fuse_overlayfs() {
     compare(mount_fuse_overlayfs);
 }
 
-/// Files of which only the metadata were copied up, renamed and in renamed directories, twice: in lower layers, and then changed there.
+/// Files of which only the metadata were copied up, renamed and in renamed directories, twice: in
+/// lower layers, and then changed there.
 #[test]
 fn layers_with_files_that_have_only_metadata() {
     let stage = Stage::new();
@@ -128,7 +131,8 @@ fn layers_with_files_that_have_only_metadata() {
     guard.check();
 }
 
-/// An upper layer in which the kernel has left such files goes on in ours, and then in the kernel's again.
+/// An upper layer in which the kernel has left such files goes on in ours, and then in the kernel's
+/// again.
 #[test]
 fn an_upper_layer_with_files_that_have_only_metadata() {
     let stage = Stage::new();
@@ -181,7 +185,8 @@ impl Random {
     }
 }
 
-/// Something done to the tree below `root`: creations, removals, renames, changes of content and of attributes. Most fit what is there.
+/// Something done to the tree below `root`: creations, removals, renames, changes of content and of
+/// attributes. Most fit what is there.
 fn change(root: &Path, random: &mut Random) -> io::Result<()> {
     let (path, other) = (random.path(root), random.path(root));
     let number = random.below(1 << 20);
@@ -224,11 +229,13 @@ struct How {
 }
 
 const WITH_THE_KERNEL: How = How { names: &["a", "b", "c", "d", ".wh.e"], detail: Detail::Xattrs, seeds: 12 };
-/// fuse-overlayfs makes directories whose names begin with `.wh.`, and does not show them; and it changes times of directories.
+/// fuse-overlayfs makes directories whose names begin with `.wh.`, and does not show them; and it
+/// changes times of directories.
 const WITH_FUSE_OVERLAYFS: How = How { names: &["a", "b", "c", "d"], detail: Detail::Contents, seeds: 5 };
 
-/// Ours and another overlay mount the same layers in turn, each changes them, and each must show what the other has left. What ours is told `more`
-/// it is told once, and in every mount what is in `always`.
+/// Ours and another overlay mount the same layers in turn, each changes them, and each must show
+/// what the other has left. What ours is told `more` it is told once, and in every mount what is in
+/// `always`.
 fn in_turn(other: impl Fn(&str, &Path), (more, always): (&str, &str), other_first: bool, how: How) {
     let How { names, detail, seeds } = how;
     let mut done = 0;
@@ -281,7 +288,8 @@ fn in_turn(other: impl Fn(&str, &Path), (more, always): (&str, &str), other_firs
             }
             done += (0..60).filter(|_| change(&point, &mut random).is_ok()).count();
             if !ours {
-                // Of a user's mount the kernel may take two names of a file that it has copied up for two files, until it is mounted again.
+                // Of a user's mount the kernel may take two names of a file that it has copied up
+                // for two files, until it is mounted again.
                 umount(&point);
                 other(&options, &point);
             }
@@ -368,7 +376,8 @@ fn a_layer_of_fuse_overlayfs_as_an_unprivileged_user() {
     unprivileged::again(&["a_layer_of_fuse_overlayfs_is_gone_on_with"], &[], &[]);
 }
 
-/// What the kernel does when a directory of a lower layer is renamed, ours does too, where it can have no redirects.
+/// What the kernel does when a directory of a lower layer is renamed, ours does too, where it can
+/// have no redirects.
 #[test]
 fn a_user_cannot_rename_lower_directories_in_the_kernels_format() {
     let stage = Stage::new();

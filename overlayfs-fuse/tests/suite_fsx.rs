@@ -1,5 +1,5 @@
-//! The file system exerciser `fsx` from crates.io on a mount: thousands of random reads, writes, mappings and truncations of one file,
-//! each read compared with what was written.
+//! The file system exerciser `fsx` from crates.io on a mount: thousands of random reads, writes,
+//! mappings and truncations of one file, each read compared with what was written.
 //!
 //! Needs root, /dev/fuse, and `fsx` in PATH or in target/tools/bin; fails without them.
 
@@ -26,7 +26,8 @@ use test_common::{LowerGuard, Stage, put};
 /// The size of the file at most, in bytes.
 const LENGTH: usize = 1 << 18;
 
-/// All that both doors can do. Holes cannot be punched through the scheme, for there is no such request.
+/// All that both doors can do. Holes cannot be punched through the scheme, for there is no such
+/// request.
 const ALL: &str = "
 flen = 262144
 [weights]
@@ -57,7 +58,8 @@ posix_fadvise = 1
 copy_file_range = 2
 ";
 
-/// What leaves a file as long as it is, so that `fsx` takes one that exists instead of truncating it.
+/// What leaves a file as long as it is, so that `fsx` takes one that exists instead of truncating
+/// it.
 const SAME_LENGTH: &str = "
 flen = 262144
 blockmode = true
@@ -117,7 +119,8 @@ fn assert_same_bytes(found: &[u8], expected: &[u8], what: &str) {
     assert!(found == expected, "{what}: {} bytes, not {}; unlike from {first:?}", found.len(), expected.len());
 }
 
-/// Exercises files, then reads each by its path, by a descriptor opened before and after another mount.
+/// Exercises files, then reads each by its path, by a descriptor opened before and after another
+/// mount.
 fn exercise(bed: &Bed, names: &[&str], work: impl Fn(&str) + Sync) {
     let guard = LowerGuard::new([bed.stage.path("lower")]);
     let path = |name: &str| bed.stage.path("mount").join(name);

@@ -1,5 +1,6 @@
-//! The examples of the manual, of README and of the pages in docs, run as they are printed: each in a mount namespace of its own, in which
-//! what they name is there. An example that no test knows is a failure. In a page, all blocks of `sh` run in one shell, one after the other.
+//! The examples of the manual, of README and of the pages in docs, run as they are printed: each in
+//! a mount namespace of its own, in which what they name is there. An example that no test knows is
+//! a failure. In a page, all blocks of `sh` run in one shell, one after the other.
 //!
 //! Needs root, /dev/fuse, and of Debian's packages fuse3, fuse-overlayfs, util-linux and podman.
 
@@ -76,7 +77,8 @@ impl Bench {
         Self { stage }
     }
 
-    /// Runs a shell script in namespaces of its own, with `input` for what reads it. It must succeed. No daemon outlives it.
+    /// Runs a shell script in namespaces of its own, with `input` for what reads it. It must
+    /// succeed. No daemon outlives it.
     fn run(&self, script: &str, input: &str) {
         let path = format!("{}:{}", self.stage.path("bin").display(), std::env::var("PATH").unwrap());
         let mut command = run::command("unshare");
@@ -143,7 +145,8 @@ fn the_pages() {
     for (page, count) in PAGES {
         let blocks = of_page(page, "sh");
         assert_eq!(blocks.len(), count, "{page}: a block has come or gone");
-        // Of a page's system files only the storage of podman is named, for which another test stands.
+        // Of a page's system files only the storage of podman is named, for which another test
+        // stands.
         let blocks: String = blocks.into_iter().filter(|block| !block.contains("podman info")).collect();
         let bench = Bench::new();
         bench.run(&blocks, "");

@@ -1,5 +1,6 @@
-//! `overlayfs-fuse` from its start to its end: when it returns, what it refuses, how it is unmounted, layers that contain one another, and
-//! the rights of two users, and a tree larger than what is remembered. `OVERLAYFS_ENTRIES=1000000` makes that one larger.
+//! `overlayfs-fuse` from its start to its end: when it returns, what it refuses, how it is
+//! unmounted, layers that contain one another, and the rights of two users, and a tree larger than
+//! what is remembered. `OVERLAYFS_ENTRIES=1000000` makes that one larger.
 //!
 //! Needs root and /dev/fuse; fails without them.
 
@@ -192,7 +193,8 @@ fn refusals_are_sentences_that_name_path_and_cause() {
     refused(&bed, LAYERS, &bed.stage.path("plain-file"), "@/plain-file", "not a directory");
 }
 
-/// Asserts that a mount is refused, in one sentence with this in it, in the background and in the foreground, and that nothing stays.
+/// Asserts that a mount is refused, in one sentence with this in it, in the background and in the
+/// foreground, and that nothing stays.
 fn refused(bed: &Bed, list: &str, point: &Path, named: &str, cause: &str) {
     for flags in [&[][..], &["-f"]] {
         let list = bed.options(list);
@@ -277,7 +279,8 @@ fn a_large_file_is_changed_without_a_copy_until_the_end() {
     guard.check();
 }
 
-/// People overlay `/`, with the upper layer, the work directory and the mount point somewhere in it.
+/// People overlay `/`, with the upper layer, the work directory and the mount point somewhere in
+/// it.
 #[test]
 fn a_lower_layer_may_contain_all_the_others() {
     let bed = Bed::new();

@@ -1,4 +1,5 @@
-//! Overlays whose layers lie on overlays: this one on itself, on the kernel's and on fuse-overlayfs, and those on this one.
+//! Overlays whose layers lie on overlays: this one on itself, on the kernel's and on
+//! fuse-overlayfs, and those on this one.
 //!
 //! Needs root, /dev/fuse and Debian's package fuse-overlayfs; fails without them.
 
@@ -31,7 +32,8 @@ fn kernel_with_redirects(options: &str, point: &Path) {
     mount_kernel(&format!("{options},redirect_dir=on,metacopy=on"), point);
 }
 
-/// Has `inner` work on layers that lie in the tree of `outer`, twice, and compares what it shows with a directory in which the same is done.
+/// Has `inner` work on layers that lie in the tree of `outer`, twice, and compares what it shows
+/// with a directory in which the same is done.
 fn nest(outer: impl Fn(&str, &Path), more: &str, inner: Start, scripts: [&str; 2]) {
     let stage = Stage::new();
     mode(stage.root(), 0o755);
@@ -75,7 +77,8 @@ fn ours_on_ours() {
     }
 }
 
-/// fuse-overlayfs makes names that begin with `.wh.` when it renames directories, for which the outer overlay needs the kernel's format.
+/// fuse-overlayfs makes names that begin with `.wh.` when it renames directories, for which the
+/// outer overlay needs the kernel's format.
 #[test]
 fn fuse_overlayfs_on_ours() {
     nest(ours, ",format=kernel", mount_fuse_overlayfs, [CHANGES, AGAIN]);
@@ -121,7 +124,8 @@ fn ours_on_fuse_overlayfs_is_refused() {
     umount(&outer);
 }
 
-/// Layers of the kernel's overlayfs that are copied into the tree of ours keep their devices and attributes there, and go on being layers.
+/// Layers of the kernel's overlayfs that are copied into the tree of ours keep their devices and
+/// attributes there, and go on being layers.
 #[test]
 fn the_kernels_overlayfs_on_ours() {
     let stage = Stage::new();

@@ -1,7 +1,8 @@
 //! The POSIX suite `pjdfstest` from crates.io on a mount. The cases that may fail stand in
 //! pjdfstest-expected.txt, for both doors.
 //!
-//! Needs root, /dev/fuse, Debian's users nobody, daemon and bin, and `pjdfstest` in PATH or in target/tools/bin; fails without them.
+//! Needs root, /dev/fuse, Debian's users nobody, daemon and bin, and `pjdfstest` in PATH or in
+//! target/tools/bin; fails without them.
 
 #[macro_use]
 #[path = "suite/doors.rs"]
@@ -24,7 +25,8 @@ use test_common::{LowerGuard, Stage, mode, put};
 
 const EXPECTED: &str = include_str!("pjdfstest-expected.txt");
 
-/// Remounting is not allowed: whether a mount is made read-only is the host kernel's matter, which answers EROFS without asking us.
+/// Remounting is not allowed: whether a mount is made read-only is the host kernel's matter, which
+/// answers EROFS without asking us.
 const CONFIG: &str = r#"
 [features]
 posix_fallocate = {}
@@ -43,7 +45,8 @@ entries = [["nobody", "nogroup"], ["daemon", "daemon"], ["bin", "bin"]]
 /// Fewer cases mean that the suite or its configuration is not what it was.
 const CASES: usize = 380;
 
-/// What cannot be tried: the cases that remount, and that of the most links of a file, for which FUSE tells no number.
+/// What cannot be tried: the cases that remount, and that of the most links of a file, for which
+/// FUSE tells no number.
 fn is_untried(case: &str) -> bool {
     let name = case.rsplit("::").next().unwrap();
     ["erofs_named", "erofs_new_file", "link_count_max"].contains(&name)
@@ -112,7 +115,8 @@ fn pjdfstest(door: &str) {
     let [lower, upper, point] = ["lower", "upper", "mount"].map(|name| stage.dir(name));
     put::file(&lower, "file", "data");
     let guard = LowerGuard::new([&lower]);
-    // A user without rights fails wherever the kernel forbids something, so his expected failures are those on an ordinary directory.
+    // A user without rights fails wherever the kernel forbids something, so his expected failures
+    // are those on an ordinary directory.
     let unprivileged = env::var_os(unprivileged::VARIABLE).is_some();
     let (expected, may_be_skipped) = if unprivileged {
         let plain = report(&stage, &stage.dir("plain"));

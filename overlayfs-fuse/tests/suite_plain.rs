@@ -1,4 +1,5 @@
-//! Mounts of a plain user, who has no rights and no namespace of his own, by `fusermount3`; and what is said where there can be no mount.
+//! Mounts of a plain user, who has no rights and no namespace of his own, by `fusermount3`; and
+//! what is said where there can be no mount.
 //!
 //! Needs root, /dev/fuse, and Debian's package fuse3; fails without them.
 
@@ -12,8 +13,9 @@ use test_common::{Stage, mode};
 /// The user, who owns nothing else.
 const USER: &str = "4243";
 
-/// Prepares what a plain user finds on other systems: a device that he may open, and the program in a place that he may enter, and his name. The arguments
-/// are the stage, the program, the user, and his script, in which $P is the program.
+/// Prepares what a plain user finds on other systems: a device that he may open, and the program in
+/// a place that he may enter, and his name. The arguments are the stage, the program, the user, and
+/// his script, in which $P is the program.
 const PREPARE: &str = r#"
 stage=$1 program=$2 user=$3
 mount --make-rprivate /

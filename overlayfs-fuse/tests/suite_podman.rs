@@ -1,8 +1,8 @@
-//! `overlayfs-fuse` as the mount program of podman's storage: an image is imported, another is built from it, and a container runs, all
-//! started by root, and by a user.
+//! `overlayfs-fuse` as the mount program of podman's storage: an image is imported, another is
+//! built from it, and a container runs, all started by root, and by a user.
 //!
-//! Needs root, /dev/fuse, Debian's user games, and of its packages buildah, busybox-static, fuse-overlayfs, podman, runc and uidmap; fails without
-//! them.
+//! Needs root, /dev/fuse, Debian's user games, and of its packages buildah, busybox-static,
+//! fuse-overlayfs, podman, runc and uidmap; fails without them.
 
 #[path = "suite/run.rs"]
 mod run;
@@ -18,7 +18,8 @@ use test_common::{Stage, mode, put};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_overlayfs-fuse");
 
-/// Each step changes what the one before has left: files and directories of lower layers are removed, renamed and made anew.
+/// Each step changes what the one before has left: files and directories of lower layers are
+/// removed, renamed and made anew.
 const RECIPE: &str = "\
 FROM localhost/base
 RUN mkdir /made && echo built > /made/file && rm /bin/cp && mv /made /moved && mv /etc/dir /etc/renamed
@@ -43,7 +44,8 @@ impl Podman {
         self.run_with(PROGRAM, arguments)
     }
 
-    /// As [`Podman::run`], with another mount program; none, for the kernel's overlayfs, if that is empty.
+    /// As [`Podman::run`], with another mount program; none, for the kernel's overlayfs, if that is
+    /// empty.
     fn run_with(&self, program: &str, arguments: &[&str]) -> String {
         let mut command = self.command("podman", program);
         command.arg("--tmpdir").arg(self.stage.dir("tmp")).args(["--cgroup-manager=cgroupfs", "--runtime=runc"]);
@@ -132,7 +134,8 @@ fn with_base() -> Podman {
     podman
 }
 
-/// What the upper layer has is whole as soon as a container has ended: the next command reads it, or mounts it again.
+/// What the upper layer has is whole as soon as a container has ended: the next command reads it,
+/// or mounts it again.
 #[test]
 fn a_container_is_whole_when_it_has_ended() {
     let podman = with_base();
@@ -257,8 +260,9 @@ fn volumes_stay_while_a_container_looks_at_more_than_is_remembered() {
     }
 }
 
-/// Prepares what a user finds on other systems: a device that he may open, ids for his containers, and places that he may enter. What
-/// podman leaves running ends with the namespace. The arguments are the stage and the program.
+/// Prepares what a user finds on other systems: a device that he may open, ids for his containers,
+/// and places that he may enter. What podman leaves running ends with the namespace. The arguments
+/// are the stage and the program.
 const AS_A_USER: &str = r#"
 stage=$1 program=$2
 mount --make-rshared /

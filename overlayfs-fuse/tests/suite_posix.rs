@@ -1,7 +1,8 @@
-//! What Linux programs expect of a filesystem beyond reading and writing, each on a mount and, to check the test itself, on an ordinary
-//! directory of the same content.
+//! What Linux programs expect of a filesystem beyond reading and writing, each on a mount and, to
+//! check the test itself, on an ordinary directory of the same content.
 //!
-//! What a scheme of Redox has no request for is tested through the engine's door alone. The end of this file names it, with the reasons.
+//! What a scheme of Redox has no request for is tested through the engine's door alone. The end of
+//! this file names it, with the reasons.
 //!
 //! Needs root, /dev/fuse, and of Debian's packages acl and libcap2-bin; fails without them.
 
@@ -37,7 +38,8 @@ use test_common::{LowerGuard, Stage, mode, put};
 
 const MIB: u64 = 1 << 20;
 
-/// Runs a test on an ordinary directory and on a mount whose lower layer has the same content, which `prepare` makes.
+/// Runs a test on an ordinary directory and on a mount whose lower layer has the same content,
+/// which `prepare` makes.
 fn on_both(door: &str, prepare: impl Fn(&Path), test: impl Fn(&Path)) {
     let stage = Stage::new();
     mode(stage.root(), 0o755);
@@ -154,7 +156,8 @@ fn a_removed_directory_that_is_open_is_empty(door: &str) {
     });
 }
 
-/// truncate(2) changes no times then. It is not to be seen at once, since the kernel keeps the times that it knows.
+/// truncate(2) changes no times then. It is not to be seen at once, since the kernel keeps the
+/// times that it knows.
 fn a_file_that_gets_the_size_that_it_has_stays_as_it_is(door: &str) {
     let stage = Stage::new();
     let [lower, upper, point] = ["lower", "upper", "mount"].map(|name| stage.dir(name));
@@ -305,7 +308,8 @@ fn extended_attributes_that_only_root_sees(door: &str) {
     });
 }
 
-/// Those by which overlays mark their layers are nobody's; what programs store by these names is kept apart from them.
+/// Those by which overlays mark their layers are nobody's; what programs store by these names is
+/// kept apart from them.
 #[test]
 fn the_overlays_own_attributes_are_hidden_and_protected() {
     let stage = Stage::new();
@@ -642,7 +646,8 @@ fn devices_work(door: &str) {
 fn a_shared_mapping_from_before_sees_later_writes(door: &str) {
     on_both(door, a_file, |dir| {
         let reader = File::open(dir.join("file")).unwrap();
-        // SAFETY: a new mapping of a file of that length, which nobody makes shorter while it is used.
+        // SAFETY: a new mapping of a file of that length, which nobody makes shorter while it is
+        // used.
         let map = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
@@ -655,7 +660,8 @@ fn a_shared_mapping_from_before_sees_later_writes(door: &str) {
         };
         assert_ne!(map, libc::MAP_FAILED);
         let seen = || {
-            // SAFETY: the mapping is as long as that; its bytes are read one by one, since others write them.
+            // SAFETY: the mapping is as long as that; its bytes are read one by one, since others
+            // write them.
             (0..13).map(|index| unsafe { map.cast::<u8>().add(index).read_volatile() }).collect::<Vec<_>>()
         };
         assert_eq!(seen(), b"lower content");
@@ -786,7 +792,8 @@ through_both_doors! {
     a_very_deep_tree,
 }
 
-/// Makes a test of each of these functions, for what the scheme does not have, for the reason beside it.
+/// Makes a test of each of these functions, for what the scheme does not have, for the reason
+/// beside it.
 macro_rules! through_the_engine_alone {
     ($($name:ident: $reason:literal),* $(,)?) => {
         mod engine_alone {

@@ -1,9 +1,11 @@
 //! Ordinary programs in a mount, most of them over copies of /usr/include and /usr/share/doc.
 //!
-//! Every script runs twice, in the mount and in an ordinary directory that holds the same tree: what it prints and what it leaves must be
-//! the same in both, also after another mount, and the lower layers must be what they were.
+//! Every script runs twice, in the mount and in an ordinary directory that holds the same tree:
+//! what it prints and what it leaves must be the same in both, also after another mount, and the
+//! lower layers must be what they were.
 //!
-//! Needs root, /dev/fuse, cargo, npm with its registry, and of Debian's packages acl, attr, git, libcap2-bin and rsync; fails without them.
+//! Needs root, /dev/fuse, cargo, npm with its registry, and of Debian's packages acl, attr, git,
+//! libcap2-bin and rsync; fails without them.
 
 #[macro_use]
 #[path = "suite/doors.rs"]
@@ -29,8 +31,9 @@ const OBJECTS: usize = 300;
 /// Nothing bigger than this is copied, in bytes: what a host has in /usr/share/doc can be huge.
 const LARGEST: u64 = 1 << 17;
 
-/// Twins of two lower layers. The upper one has a part of /usr/include, the other one a part of /usr/share/doc, and something under each
-/// name in the first one's directory: it merges with a directory and is hidden by a file.
+/// Twins of two lower layers. The upper one has a part of /usr/include, the other one a part of
+/// /usr/share/doc, and something under each name in the first one's directory: it merges with a
+/// directory and is hidden by a file.
 fn of_the_host(door: &str) -> Twins {
     let stage = Stage::new();
     let [top, bottom] = ["top", "bottom"].map(|name| stage.dir(name));
@@ -48,7 +51,8 @@ fn of_the_host(door: &str) -> Twins {
     Twins::over(door, stage, vec![top, bottom])
 }
 
-/// Copies the first objects of a directory, whole files and directories. They belong to whoever copies.
+/// Copies the first objects of a directory, whole files and directories. They belong to whoever
+/// copies.
 fn copy_part(from: &Path, to: &Path) {
     let mut left = OBJECTS;
     copy_some(from, to, &mut left);
@@ -56,7 +60,8 @@ fn copy_part(from: &Path, to: &Path) {
     assert!(copied >= 100, "{} has too little in it to be a test: {copied} objects were copied", from.display());
 }
 
-/// Copies until nothing is `left` of the number of objects. A directory gets at most half of what its parent has left.
+/// Copies until nothing is `left` of the number of objects. A directory gets at most half of what
+/// its parent has left.
 fn copy_some(from: &Path, to: &Path, left: &mut usize) {
     let mut files = Vec::new();
     for name in names(from) {
@@ -143,7 +148,8 @@ fn cargo_build(door: &str) {
     );
     put::file(&package, "src/main.rs", "fn main() { println!(\"{}\", small::MADE); }\n");
 
-    // Into the mount by a program, and built there with everything that is built inside as well. What cargo says has times in it.
+    // Into the mount by a program, and built there with everything that is built inside as well.
+    // What cargo says has times in it.
     let (cargo, package) = (std::env::var("CARGO").unwrap(), package.display());
     let home = std::env::var("HOME").unwrap_or_default();
     let build = format!(

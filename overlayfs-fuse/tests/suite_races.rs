@@ -1,8 +1,9 @@
-//! Threads and processes at once on a mount: a directory moves while shells work in it, files are copied up while they are renamed and
-//! unlinked, and whoever lists meets what stays once. At the end the tree is the same after a new mount, and the lower layer is what it was.
+//! Threads and processes at once on a mount: a directory moves while shells work in it, files are
+//! copied up while they are renamed and unlinked, and whoever lists meets what stays once. At the
+//! end the tree is the same after a new mount, and the lower layer is what it was.
 //!
-//! Needs root and /dev/fuse; fails without them. `RACES=20 cargo test -p overlayfs-fuse --test suite_races` does twenty
-//! times as much.
+//! Needs root and /dev/fuse; fails without them. `RACES=20 cargo test -p overlayfs-fuse --test
+//! suite_races` does twenty times as much.
 
 #[macro_use]
 #[path = "suite/doors.rs"]
@@ -176,7 +177,8 @@ fn files_are_written_while_their_names_change(door: &str) {
     mounted.check();
 }
 
-/// How many files are listed by who changes the name of each. The slower door has less to do: more than fit into one answer are enough.
+/// How many files are listed by who changes the name of each. The slower door has less to do: more
+/// than fit into one answer are enough.
 const LISTED: [(&str, usize); 2] = [("engine", 3000), ("scheme", 1200)];
 
 /// What somebody does to each file that a listing tells.
@@ -190,7 +192,8 @@ enum Turn {
     Suffix,
 }
 
-/// A listing in which names come again is at an end after few more entries than there are files: ext4 tells 4288 where all are renamed aside.
+/// A listing in which names come again is at an end after few more entries than there are files:
+/// ext4 tells 4288 where all are renamed aside.
 fn a_listing_ends_while_each_name_that_it_tells_comes_again(door: &str) {
     let turns = [Turn::Aside, Turn::Anew, Turn::Suffix];
     let listed = LISTED.iter().find(|(name, _)| *name == door).unwrap().1;

@@ -1,4 +1,5 @@
-//! Attacks on a mount: by those who use it, by those who can write to a part of its layers, and by whoever has taken its daemon over.
+//! Attacks on a mount: by those who use it, by those who can write to a part of its layers, and by
+//! whoever has taken its daemon over.
 //!
 //! What is attacked with more of what is listed here takes longer:
 //! `OVERLAYFS_LOOKUPS=5000000 cargo test -p overlayfs-fuse --test suite_security`.
@@ -218,7 +219,8 @@ fn in_the_sandbox_there_are_the_layers_and_nothing_else() {
 
 // Those who can write to a part of the layers.
 
-/// Names that the daemon knows as files and directories, and under which there is something else when it opens them.
+/// Names that the daemon knows as files and directories, and under which there is something else
+/// when it opens them.
 #[test]
 fn what_takes_the_place_of_a_known_name_is_not_followed() {
     let bed = Bed::new();
@@ -290,7 +292,8 @@ fn a_mount_that_comes_into_a_layer_is_not_seen() {
     mount.unmount();
 }
 
-/// A file of a lower layer that has a name outside too is copied before it is changed, and so are its attributes.
+/// A file of a lower layer that has a name outside too is copied before it is changed, and so are
+/// its attributes.
 #[test]
 fn the_other_name_of_a_lower_file_is_not_written_through() {
     let bed = Bed::new();
@@ -313,10 +316,12 @@ fn the_other_name_of_a_lower_file_is_not_written_through() {
 
 // Those who use the mount.
 
-/// With and without the right of a group to execute: without it the bit is a sign for mandatory locks.
+/// With and without the right of a group to execute: without it the bit is a sign for mandatory
+/// locks.
 const SET_ID_MODES: [u32; 5] = [0o4777, 0o2777, 0o6777, 0o2767, 0o6767];
 
-/// Whoever changes a file that he does not own, in whatever way, takes its set-id bits and its capabilities, as on any filesystem.
+/// Whoever changes a file that he does not own, in whatever way, takes its set-id bits and its
+/// capabilities, as on any filesystem.
 #[test]
 fn every_change_by_another_takes_set_id_bits_and_capabilities() {
     type Change = fn(&Path) -> bool;
@@ -430,7 +435,8 @@ fn a_program_that_another_has_changed_has_his_rights() {
     mount.unmount();
 }
 
-/// What the overlay keeps for itself is not there, and cannot be, whatever is done to its name and whether the layers have it or not.
+/// What the overlay keeps for itself is not there, and cannot be, whatever is done to its name and
+/// whether the layers have it or not.
 #[test]
 fn reserved_names_are_not_there_in_any_way() {
     let reserved = [
@@ -496,7 +502,8 @@ fn reserved_names_are_not_there_in_any_way() {
     mount.unmount();
 }
 
-/// With fewer descriptors than its users want files, the daemon says so to some and goes on, and is well again when they have closed them.
+/// With fewer descriptors than its users want files, the daemon says so to some and goes on, and is
+/// well again when they have closed them.
 #[test]
 fn without_descriptors_the_daemon_lives_and_recovers() {
     const LIMIT: u64 = 64;
@@ -523,7 +530,8 @@ fn without_descriptors_the_daemon_lives_and_recovers() {
         }
     };
     all_work();
-    // A file without a name that somebody has open needs a descriptor, and nothing can be done about it.
+    // A file without a name that somebody has open needs a descriptor, and nothing can be done
+    // about it.
     let (mut held, mut refused) = (Vec::new(), 0);
     for index in 0..200 {
         let path = point.join(format!("held-{index}"));

@@ -1,4 +1,5 @@
-//! Times that stay what they are: over what the system forgets, over an fsync and over another mount, on an upper layer with coarse times too.
+//! Times that stay what they are: over what the system forgets, over an fsync and over another
+//! mount, on an upper layer with coarse times too.
 //!
 //! Needs root, /dev/fuse, loop devices and mkfs.ext4.
 
@@ -37,7 +38,8 @@ fn drop_caches() {
     fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
 }
 
-/// An ext4 filesystem with inodes of 128 bytes: its times are whole seconds from 1901 to 2038. Unmounted when it is dropped.
+/// An ext4 filesystem with inodes of 128 bytes: its times are whole seconds from 1901 to 2038.
+/// Unmounted when it is dropped.
 struct Coarse(PathBuf);
 
 impl Coarse {
@@ -108,7 +110,8 @@ fn times_are_as_coarse_as_the_upper_layer_keeps_them(door: &str) {
 
 fn store(path: &Path) {
     let file = OpenOptions::new().read(true).write(true).open(path).unwrap();
-    // SAFETY: the mapping is of one page of a file that has as many bytes; it is used before it is taken away, and by nobody else.
+    // SAFETY: the mapping is of one page of a file that has as many bytes; it is used before it is
+    // taken away, and by nobody else.
     unsafe {
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         let page = libc::mmap(std::ptr::null_mut(), 4096, protection, libc::MAP_SHARED, file.as_raw_fd(), 0);
@@ -207,8 +210,8 @@ fn changes() -> Vec<(&'static str, Change)> {
     ]
 }
 
-/// Has the system write back what it holds of a mount, all the time: so also between a change and what the system says
-/// of it.
+/// Has the system write back what it holds of a mount, all the time: so also between a change and
+/// what the system says of it.
 struct Syncer(Arc<AtomicBool>, Option<JoinHandle<()>>);
 
 impl Syncer {
@@ -231,7 +234,8 @@ impl Drop for Syncer {
     }
 }
 
-/// The times of last change of whatever was changed are the same whenever somebody asks, until the next change.
+/// The times of last change of whatever was changed are the same whenever somebody asks, until the
+/// next change.
 fn the_times_of_last_change_stay(door: &str) {
     let extra: &[&str] = match door {
         "engine" => &["format=oci", "format=kernel", "writeback=0", "whole_copies"],

@@ -1,5 +1,6 @@
-//! Layers in trouble below a mount: full, read-only from one moment to the next, unmounted, on a disk that does not answer, on a filesystem that
-//! has gone. Whoever asks is told so, the daemon lives, and all is well again when the layer is.
+//! Layers in trouble below a mount: full, read-only from one moment to the next, unmounted, on a
+//! disk that does not answer, on a filesystem that has gone. Whoever asks is told so, the daemon
+//! lives, and all is well again when the layer is.
 //!
 //! Needs root, /dev/fuse, loop devices and mkfs.ext4.
 
@@ -97,7 +98,8 @@ fn a_full_upper_layer() {
     assert!(!fs::read_dir(&upper).unwrap().any(|entry| entry.unwrap().file_name().to_str().unwrap().contains("part")));
 }
 
-/// A copy-up for which there is no room leaves the file as it was, and nothing in the work directory.
+/// A copy-up for which there is no room leaves the file as it was, and nothing in the work
+/// directory.
 #[test]
 fn a_copy_for_which_there_is_no_room() {
     let stage = Stage::new();
@@ -184,7 +186,8 @@ fn an_upper_layer_that_becomes_read_only() {
     assert!(exists(&upper.join("dir/.wh.lower")));
 }
 
-/// What is unmounted lazily while it is a layer stays one until the overlay is unmounted, and is free then.
+/// What is unmounted lazily while it is a layer stays one until the overlay is unmounted, and is
+/// free then.
 #[test]
 fn layers_whose_filesystem_is_unmounted() {
     let stage = Stage::new();
@@ -256,7 +259,8 @@ fn a_disk_that_cannot_be_read() {
     assert!(fs::read(stage.path("upper/large")).unwrap() == [&content[..], b"well"].concat());
 }
 
-/// A disk that takes nothing more, though the filesystem on it believes that there is room: a thin one. What was synced before is kept.
+/// A disk that takes nothing more, though the filesystem on it believes that there is room: a thin
+/// one. What was synced before is kept.
 #[test]
 fn a_disk_that_cannot_be_written() {
     let stage = Stage::new();

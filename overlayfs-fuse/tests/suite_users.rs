@@ -1,5 +1,5 @@
-//! As whose things are shown: mapped and squashed owners, owners that a user's daemon cannot give, and what the owner of a part of a layer can
-//! have shown of what is not his.
+//! As whose things are shown: mapped and squashed owners, owners that a user's daemon cannot give,
+//! and what the owner of a part of a layer can have shown of what is not his.
 //!
 //! Needs root and /dev/fuse.
 
@@ -81,8 +81,8 @@ const ANY_TIME: Timestamps = Timestamps {
     last_modification: Timespec { tv_sec: 1, tv_nsec: 0 },
 };
 
-/// Ids that are not mapped are nobody's: neither root nor the user with the number that the kernel shows for them can change the objects, as on a
-/// mount with mapped ids.
+/// Ids that are not mapped are nobody's: neither root nor the user with the number that the kernel
+/// shows for them can change the objects, as on a mount with mapped ids.
 #[test]
 fn what_is_not_mapped_is_changed_by_nobody() {
     let tries: [(&str, Try); 24] = [
@@ -219,7 +219,8 @@ const EDITS: [(&str, Try); 14] = [
     }),
 ];
 
-/// Programs of root's with set-id bits, one for each of [`EDITS`], and a directory that hands down root's group.
+/// Programs of root's with set-id bits, one for each of [`EDITS`], and a directory that hands down
+/// root's group.
 fn programs(dir: &Path) {
     for name in ["chmod", "write", "store", "truncate", "allocate", "copy", "chown", "rename", "link"] {
         mode(&put::file(dir, name, "a program"), 0o6755);
@@ -228,8 +229,9 @@ fn programs(dir: &Path) {
     mode(&put::dir(dir, "handed"), 0o2755);
 }
 
-/// In a layer no file has set-id bits that gives the rights of another than it is shown to belong to: whoever is shown as the owner may change
-/// it, and outside the mount it would run with the rights of who it is stored as.
+/// In a layer no file has set-id bits that gives the rights of another than it is shown to belong
+/// to: whoever is shown as the owner may change it, and outside the mount it would run with the
+/// rights of who it is stored as.
 #[test]
 fn no_set_id_bit_is_stored_for_another_than_is_shown() {
     for options in ["squash_to_uid=4242,squash_to_gid=4242", "uidmapping=0:4242:1,gidmapping=0:4242:1"] {
@@ -255,7 +257,8 @@ fn no_set_id_bit_is_stored_for_another_than_is_shown() {
     }
 }
 
-/// Whoever has a file in a layer may give his own rights by it, and not those of who everything is shown to belong to.
+/// Whoever has a file in a layer may give his own rights by it, and not those of who everything is
+/// shown to belong to.
 #[test]
 fn a_squashed_file_gives_nobodys_rights() {
     let bed = Bed::new();
@@ -345,7 +348,8 @@ fn roots_layer(layer: &Path) {
     file_of(0, layer, "home/same", "private file at home\n", 0o600);
 }
 
-/// What the owner of a directory can put there to have more of what is below shown. `redirect` makes a directory redirect.
+/// What the owner of a directory can put there to have more of what is below shown. `redirect`
+/// makes a directory redirect.
 fn users_layer(layer: &Path, redirect: fn(&Path, &str)) {
     dir_of(USER, layer, "home", 0o755);
     for (name, target) in
@@ -378,8 +382,9 @@ fn redirect_attribute(dir: &Path, target: &str) {
     attribute(dir, "user.overlay.redirect", target);
 }
 
-/// The owner of a directory of a layer has nothing shown by redirects and marks of metadata that he could not read without them, also where
-/// a directory of his lies over one. Who mounts can say that the layers are trusted.
+/// The owner of a directory of a layer has nothing shown by redirects and marks of metadata that he
+/// could not read without them, also where a directory of his lies over one. Who mounts can say
+/// that the layers are trusted.
 #[test]
 fn redirects_of_users_lead_where_they_may_read() {
     for redirect in [redirect_file, redirect_attribute] {
@@ -421,7 +426,8 @@ fn redirects_of_users_lead_where_they_may_read() {
     }
 }
 
-/// The same in the upper layer; what the overlay writes there by itself is no way around it, and stays as it is for those who own what they move.
+/// The same in the upper layer; what the overlay writes there by itself is no way around it, and
+/// stays as it is for those who own what they move.
 #[test]
 fn the_overlay_launders_no_redirect() {
     let bed = Bed::new();
@@ -473,8 +479,8 @@ fn redirects_of_root_count_wherever_they_are() {
     mount.unmount();
 }
 
-/// What a user does in a tree of root's, and what is there then. The mount, by the program and with the options that are given, is in a
-/// namespace where the user may open the device.
+/// What a user does in a tree of root's, and what is there then. The mount, by the program and with
+/// the options that are given, is in a namespace where the user may open the device.
 const SESSION: &str = r#"
 stage=$1 program=$2 options=$3; shift 3
 mount --bind "$stage/fuse" /dev/fuse
@@ -547,8 +553,8 @@ fn in_a_session(bed: &Bed, script: &str, program: &Path, options: &str, namespac
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// A user edits a tree of root's that is shown as his: as with fuse-overlayfs, and as root does on an ordinary mount. The owners that cannot be given are
-/// recorded.
+/// A user edits a tree of root's that is shown as his: as with fuse-overlayfs, and as root does on
+/// an ordinary mount. The owners that cannot be given are recorded.
 #[test]
 fn a_user_edits_a_tree_of_roots() {
     let in_a_namespace = &["unshare", "--user", "--map-root-user", "--mount"][..];
@@ -580,7 +586,8 @@ fn a_user_edits_a_tree_of_roots() {
     }
 }
 
-/// Without squashing: what belongs to others goes on showing so when a user's mount has copied it up.
+/// Without squashing: what belongs to others goes on showing so when a user's mount has copied it
+/// up.
 const SHARED: &str = r#"
 stage=$1 program=$2; shift 3
 mount --bind "$stage/fuse" /dev/fuse
@@ -607,7 +614,8 @@ fn an_owner_that_cannot_be_given_shows() {
     assert_eq!(fs::metadata(bed.path("upper/shared")).unwrap().uid(), USER);
 }
 
-/// In root's mount a record counts only where root alone can have written it, and none can be made through a mount.
+/// In root's mount a record counts only where root alone can have written it, and none can be made
+/// through a mount.
 #[test]
 fn records_of_others_mean_nothing_to_root() {
     const RECORD: &str = "user.containers.override_stat";

@@ -1,5 +1,5 @@
-//! A write that was taken is not lost: programs that do not look at what close(2) answers are told by open(2) or write(2), as on a filesystem
-//! without an overlay and on the kernel's overlayfs.
+//! A write that was taken is not lost: programs that do not look at what close(2) answers are told
+//! by open(2) or write(2), as on a filesystem without an overlay and on the kernel's overlayfs.
 //!
 //! Needs root, /dev/fuse, loop devices, mkfs.ext4, btrfs, chattr, setfacl, python3 and sqlite3.
 
@@ -87,7 +87,8 @@ fn runs(script: &str, file: &Path, text: &str) -> bool {
     run::finish(run::command("bash").args(["-c", script]).arg(file).arg(text)).status.success()
 }
 
-/// Every writer either says that it failed, or the text is in the file, also after another mount. Answers how many failed.
+/// Every writer either says that it failed, or the text is in the file, also after another mount.
+/// Answers how many failed.
 fn write_all_ways(files: &[PathBuf], told: &mut Vec<(PathBuf, String)>) -> usize {
     let mut failed = 0;
     for file in files {
@@ -125,7 +126,8 @@ fn fill(path: &Path) {
     }
 }
 
-/// In a small filesystem the kernel asks before every write; in a large one it has been told that it need not, before the space was gone.
+/// In a small filesystem the kernel asks before every write; in a large one it has been told that
+/// it need not, before the space was gone.
 fn a_full_disk(size: u64, more: &str) {
     let bed = Bed::new(size);
     for name in ["one", "two", "three"] {
@@ -188,8 +190,8 @@ fn a_disk_that_others_fill() {
     a_full_disk(1024 * MIB, "");
 }
 
-/// Files of a lower layer of which not all fit into the upper one, each changed in the middle. Which changes were
-/// refused, and by what.
+/// Files of a lower layer of which not all fit into the upper one, each changed in the middle.
+/// Which changes were refused, and by what.
 fn large_changes(bed: &Bed, count: usize) -> Vec<Option<i32>> {
     let change = |index: usize| {
         let file = OpenOptions::new().write(true).open(bed.mounted(&index.to_string()))?;
@@ -198,8 +200,8 @@ fn large_changes(bed: &Bed, count: usize) -> Vec<Option<i32>> {
     (0..count).map(|index| change(index).err().and_then(|error| error.raw_os_error())).collect()
 }
 
-/// A change of a large file is refused where the kernel's overlayfs refuses it; what is taken has room for the rest of
-/// its file.
+/// A change of a large file is refused where the kernel's overlayfs refuses it; what is taken has
+/// room for the rest of its file.
 #[test]
 fn large_files_for_which_there_is_no_room() {
     let all = ["linux", "", ",writeback=0", ",volatile", ",format=kernel", ",door=scheme"];
@@ -241,15 +243,16 @@ fn large_files_for_which_there_is_no_room() {
 
 #[test]
 fn random_changes_on_a_disk_that_is_full_now_and_then() {
-    // With `volatile` fsync completes nothing, so others could take the room for the rest of a large file.
+    // With `volatile` fsync completes nothing, so others could take the room for the rest of a
+    // large file.
     let all = ["", "", ",writeback=0", ",format=kernel", ",volatile,whole_copies"];
     for (seed, more) in (1..).zip(all) {
         random::changes(seed, more);
     }
 }
 
-/// A quota of which the statistics of the filesystem say nothing. The first that meets it may be a write that was taken already; here it is the
-/// creation of a file.
+/// A quota of which the statistics of the filesystem say nothing. The first that meets it may be a
+/// write that was taken already; here it is the creation of a file.
 #[test]
 fn a_quota_that_is_exhausted() {
     let stage = Stage::new();
@@ -397,8 +400,8 @@ t 'chattr -a adir app big'; t 'rm -r adir app big'
 t 'ls'
 "#;
 
-/// Nobody changes what is immutable or append-only in a lower layer, unless he takes that away: on the kernel's
-/// overlayfs and on ours.
+/// Nobody changes what is immutable or append-only in a lower layer, unless he takes that away: on
+/// the kernel's overlayfs and on ours.
 #[test]
 fn what_is_fixed_in_a_lower_layer() {
     let mut right = None;
@@ -474,7 +477,8 @@ fn questions_copy_nothing_up() {
     assert_eq!(fs::read_to_string(bed.path("upper/file")).unwrap(), "lowerx");
 }
 
-/// A user's own mount, in a namespace where nobody else has an id. The arguments are a directory and the program.
+/// A user's own mount, in a namespace where nobody else has an id. The arguments are a directory
+/// and the program.
 const IN_NAMESPACE: &str = r#"
 cd "$0" && mount --bind fuse /dev/fuse
 "$1" -f -o lowerdir=lower,upperdir=upper,workdir=work mount &
@@ -495,7 +499,8 @@ cat mount/owner
 umount mount && wait
 "#;
 
-/// ACLs and owners of which the namespace of the daemon knows nothing: what is in the upper layer is kept as it is, and what cannot be copied is told.
+/// ACLs and owners of which the namespace of the daemon knows nothing: what is in the upper layer
+/// is kept as it is, and what cannot be copied is told.
 #[test]
 fn ids_that_the_namespace_lacks() {
     let stage = Stage::new();

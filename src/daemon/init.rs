@@ -1,9 +1,10 @@
 //! The pipe at which init waits for a daemon that it has started.
 //!
-//! It waits for a byte, when the name is registered (a unit of `type = "notify"`), or for the descriptor of the scheme
-//! itself, to which init gives the name (`type = { scheme = "NAME" }`). Nobody can tell from the pipe which of the two
-//! it is. The number of the pipe is in `INIT_NOTIFY`, which everything inherits that a service starts, without the pipe
-//! in most cases: then the number is nobody's, or that of something else.
+//! It waits for a byte, when the name is registered (a unit of `type = "notify"`), or for the
+//! descriptor of the scheme itself, to which init gives the name (`type = { scheme = "NAME" }`).
+//! Nobody can tell from the pipe which of the two it is. The number of the pipe is in
+//! `INIT_NOTIFY`, which everything inherits that a service starts, without the pipe in most cases:
+//! then the number is nobody's, or that of something else.
 
 use libredox::Fd;
 use log::warn;
@@ -17,8 +18,8 @@ const INIT_NOTIFY: &str = "INIT_NOTIFY";
 pub struct Init(std::result::Result<Fd, String>);
 
 impl Init {
-    /// Reads the variable, and takes it out of the environment. To be called before anything is opened, since the
-    /// number of a pipe that was not inherited is given to what is opened next.
+    /// Reads the variable, and takes it out of the environment. To be called before anything is
+    /// opened, since the number of a pipe that was not inherited is given to what is opened next.
     ///
     /// # Safety
     /// The process must have one thread.

@@ -1,8 +1,8 @@
 //! What is logged goes to standard error, a line at a time.
 //!
-//! While the daemon serves, nothing may look up a path, since that is asked of a process that may be waiting for us
-//! (see `namespace`). Times of the local zone need a file, so those here are UTC; and a panic is told without a
-//! backtrace, for which the program's own file would be read.
+//! While the daemon serves, nothing may look up a path, since that is asked of a process that may
+//! be waiting for us (see `namespace`). Times of the local zone need a file, so those here are UTC;
+//! and a panic is told without a backtrace, for which the program's own file would be read.
 
 use std::fmt;
 use std::io::{self, Write};
@@ -55,8 +55,8 @@ struct Utc(Duration);
 impl fmt::Display for Utc {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (days, second) = (self.0.as_secs() / 86400, self.0.as_secs() % 86400);
-        // Years begin in March here, so that the day that is not always there is their last; 400 of them have 146,097
-        // days.
+        // Years begin in March here, so that the day that is not always there is their last; 400 of
+        // them have 146,097 days.
         let day = days + 719_468;
         let (era, day) = (day / 146_097, day % 146_097);
         let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;

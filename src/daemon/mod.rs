@@ -1,10 +1,11 @@
 //! The life of a scheme daemon: mount, register, serve.
 //!
-//! `start` is how the world learns of the scheme, `init` the pipe at which init waits, `serve` the request loop,
-//! `socket_workers` what waits for other daemons, `name` how a scheme's name is removed, `namespace` the empty one in
-//! which the daemon serves, `log` what it says, `supervisor` the process that waits for its end, `spare` what that
-//! answers then, and `streams` where it reads and writes in the background. By the time that its name is known, the
-//! descriptors of its layers are all that it can reach.
+//! `start` is how the world learns of the scheme, `init` the pipe at which init waits, `serve` the
+//! request loop, `socket_workers` what waits for other daemons, `name` how a scheme's name is
+//! removed, `namespace` the empty one in which the daemon serves, `log` what it says, `supervisor`
+//! the process that waits for its end, `spare` what that answers then, and `streams` where it reads
+//! and writes in the background. By the time that its name is known, the descriptors of its layers
+//! are all that it can reach.
 
 mod init;
 mod log;
@@ -36,8 +37,8 @@ pub use self::spare::Lent;
 pub use self::start::Watcher;
 pub use self::supervisor::{Kept, keep};
 
-/// Mounts the overlay, gives the scheme its name, and serves until the scheme ends. `watcher` is told when clients can
-/// use it. The error is a sentence.
+/// Mounts the overlay, gives the scheme its name, and serves until the scheme ends. `watcher` is
+/// told when clients can use it. The error is a sentence.
 pub fn run(arguments: &Arguments, init: Init, mut watcher: impl Watcher) -> Result<(), String> {
     let name = &arguments.name;
     let overlay = Arc::new(mount(&arguments.options).map_err(|error| error.to_string())?);
@@ -64,13 +65,15 @@ pub fn run(arguments: &Arguments, init: Init, mut watcher: impl Watcher) -> Resu
     settled
 }
 
-/// Serves an overlay as a scheme, until its socket ends or the service is stopped. `begin` is called before the first
-/// request is taken, and has to give the scheme its name. Its error ends it all, as one of the socket does.
+/// Serves an overlay as a scheme, until its socket ends or the service is stopped. `begin` is
+/// called before the first request is taken, and has to give the scheme its name. Its error ends it
+/// all, as one of the socket does.
 pub fn serve<L: Layer, E: From<syscall::Error>>(
     mut scheme: OverlayScheme<L>,
     begin: impl FnOnce(&Socket, &mut OverlayScheme<L>, Arc<Stop>) -> Result<(), E>,
 ) -> Result<(), E> {
-    // The standard library finds the source of random numbers by its path when it first needs one, and keeps it.
+    // The standard library finds the source of random numbers by its path when it first needs one,
+    // and keeps it.
     let _ = RandomState::new();
     let socket = Arc::new(Socket::create()?);
     let stop = Arc::new(Stop::new(&socket, &mut scheme)?);

@@ -1,15 +1,17 @@
-//! The request loop: several threads take requests from one socket, in turn, and answer them side by side.
+//! The request loop: several threads take requests from one socket, in turn, and answer them side
+//! by side.
 //!
-//! A thread that has read a request keeps the turn while it answers from memory, and passes it on before it waits for a
-//! layer or for another thread ([`crate::turn`]). So nobody waits for what takes another long, and a request that needs
-//! no layer costs no switch to another thread. What the kernel only tells (a descriptor was closed, a caller has given
-//! up) is dealt with by whoever reads it, before anything behind it is read: no later request can overtake it. Only
-//! what has to do with mapped files may take long, and is work as a request is; the number of a closed handle is never
-//! given again, so nothing depends on when that is done.
+//! A thread that has read a request keeps the turn while it answers from memory, and passes it on
+//! before it waits for a layer or for another thread ([`crate::turn`]). So nobody waits for what
+//! takes another long, and a request that needs no layer costs no switch to another thread. What
+//! the kernel only tells (a descriptor was closed, a caller has given up) is dealt with by whoever
+//! reads it, before anything behind it is read: no later request can overtake it. Only what has to
+//! do with mapped files may take long, and is work as a request is; the number of a closed handle
+//! is never given again, so nothing depends on when that is done.
 //!
-//! Locks, in the order in which they are taken: `Queue::in_hand`, then those of `asking`. The scheme's own are taken by
-//! what the kernel only tells, and to find out what is to be asked. The turn is no lock: who has it passes it on before
-//! he waits for one.
+//! Locks, in the order in which they are taken: `Queue::in_hand`, then those of `asking`. The
+//! scheme's own are taken by what the kernel only tells, and to find out what is to be asked. The
+//! turn is no lock: who has it passes it on before he waits for one.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -80,8 +82,9 @@ enum Work {
     WriteBack,
 }
 
-/// Answers the requests of a socket until it ends or `stop` is asked for. Before the first is read, when the threads are there, `begin` is
-/// called; its error ends it all, as an error of the socket does. What clients can do is no such error: see [`answer`].
+/// Answers the requests of a socket until it ends or `stop` is asked for. Before the first is read,
+/// when the threads are there, `begin` is called; its error ends it all, as an error of the socket
+/// does. What clients can do is no such error: see [`answer`].
 pub fn serve<L: Layer, E: From<syscall::Error>>(
     socket: &Arc<Socket>,
     scheme: &OverlayScheme<L>,

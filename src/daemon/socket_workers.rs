@@ -1,10 +1,13 @@
-//! Requests that wait for the answer of another daemon, which might never come: each waits in a thread of its own.
+//! Requests that wait for the answer of another daemon, which might never come: each waits in a
+//! thread of its own.
 //!
-//! While it waits, such a thread has nothing of the scheme, so neither other requests nor the end of the service wait for it. Who takes
-//! a request out of the table answers it: the thread, when it was told, or whoever reads that the caller has given up. Those that are left at
-//! the end the kernel answers.
+//! While it waits, such a thread has nothing of the scheme, so neither other requests nor the end
+//! of the service wait for it. Who takes a request out of the table answers it: the thread, when it
+//! was told, or whoever reads that the caller has given up. Those that are left at the end the
+//! kernel answers.
 //!
-//! Locks, in the order in which they are taken: `Askers::service`, then `Askers::waiting`, a leaf. The scheme's own are taken under the first.
+//! Locks, in the order in which they are taken: `Askers::service`, then `Askers::waiting`, a leaf.
+//! The scheme's own are taken under the first.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -48,7 +51,8 @@ struct Service<L: Layer> {
 #[derive(Default)]
 struct Waiting {
     last: u64,
-    /// By a number that is never given twice, as the kernel's are: a thread may be told when its request was answered long ago.
+    /// By a number that is never given twice, as the kernel's are: a thread may be told when its
+    /// request was answered long ago.
     requests: HashMap<u64, Request>,
     /// How many threads wait, by user.
     threads: HashMap<u32, usize>,
@@ -60,8 +64,8 @@ impl<L: Layer> Asking<L> {
         Asking(Arc::new(Askers { service: Shared::new(Some(service)), waiting: Lock::new(Waiting::default()) }))
     }
 
-    /// Asks what there is to ask about a request, and has it answered. EAGAIN if as many of its user's wait already as may, or there can be no
-    /// other thread.
+    /// Asks what there is to ask about a request, and has it answered. EAGAIN if as many of its
+    /// user's wait already as may, or there can be no other thread.
     pub fn start(&self, request: Request) {
         let service = self.0.service.read();
         let Some(Service { socket, scheme }) = &*service else {
@@ -100,7 +104,8 @@ impl<L: Layer> Asking<L> {
         }
     }
 
-    /// From now on nothing is answered. Waits for answers that are being given, but for no other daemon.
+    /// From now on nothing is answered. Waits for answers that are being given, but for no other
+    /// daemon.
     pub fn end(&self) {
         let _service = self.0.service.write().take();
     }
@@ -125,7 +130,8 @@ impl<L: Layer> Askers<L> {
 }
 
 impl Waiting {
-    /// Takes a request in, with a thread for it, and answers its number. Gives it back if its user has too many threads.
+    /// Takes a request in, with a thread for it, and answers its number. Gives it back if its user
+    /// has too many threads.
     fn enter(&mut self, user: u32, request: Request) -> std::result::Result<u64, Request> {
         let threads = self.threads.entry(user).or_default();
         if *threads == THREADS_PER_USER {

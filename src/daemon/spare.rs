@@ -1,12 +1,14 @@
-//! The socket of the scheme in the hands of the supervisor: what is left to answer when the daemon was killed.
+//! The socket of the scheme in the hands of the supervisor: what is left to answer when the daemon
+//! was killed.
 //!
-//! The kernel leaves whoever waits for an answer of a scheme waiting if its daemon dies, as long as he lives. One of
-//! them may be the manager of namespaces, which waits for every open by a path, and then the system hangs. So a
-//! descriptor of the socket lies in a pipe to the supervisor. When the daemon is gone the supervisor takes it out, and
-//! answers all requests that there can be: their numbers are small and given anew.
+//! The kernel leaves whoever waits for an answer of a scheme waiting if its daemon dies, as long as
+//! he lives. One of them may be the manager of namespaces, which waits for every open by a path,
+//! and then the system hangs. So a descriptor of the socket lies in a pipe to the supervisor. When
+//! the daemon is gone the supervisor takes it out, and answers all requests that there can be:
+//! their numbers are small and given anew.
 //!
-//! A daemon that ends by itself has answered them, and takes the descriptor back: while there is one, the kernel takes
-//! new requests.
+//! A daemon that ends by itself has answered them, and takes the descriptor back: while there is
+//! one, the kernel takes new requests.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -50,8 +52,8 @@ impl Drop for Lent {
     }
 }
 
-/// Answers whoever waits for a daemon that is gone: ENODEV, as those are told who come later. Nothing is done if it
-/// took its socket back.
+/// Answers whoever waits for a daemon that is gone: ENODEV, as those are told who come later.
+/// Nothing is done if it took its socket back.
 pub fn answer_all(out: &File) {
     let Some(socket) = take(out) else {
         return;

@@ -1,7 +1,7 @@
 //! How the world learns of the scheme: by its name, and through init.
 //!
-//! A daemon that was started by hand registers its name. One that init started may do that too, and then says so; or it
-//! sends init the scheme, to which init gives the name.
+//! A daemon that was started by hand registers its name. One that init started may do that too, and
+//! then says so; or it sends init the scheme, to which init gives the name.
 
 use std::sync::Arc;
 
@@ -24,7 +24,8 @@ pub trait Watcher {
     /// Whether the name of the scheme is to be removed when the daemon is gone. First it is not.
     fn owns_name(&mut self, _owns: bool) {}
 
-    /// Is lent the socket before the scheme is known, to answer who waits for a daemon that was killed.
+    /// Is lent the socket before the scheme is known, to answer who waits for a daemon that was
+    /// killed.
     fn lend(&mut self, _socket: &Socket) -> Option<Lent> {
         None
     }
@@ -39,8 +40,8 @@ impl<F: FnOnce(Arc<Stop>)> Watcher for F {
     }
 }
 
-/// Gives the scheme its name, or has init do it, enters the empty namespace, and tells init. Once the name is known
-/// nothing is asked of the manager of namespaces. The error is a sentence.
+/// Gives the scheme its name, or has init do it, enters the empty namespace, and tells init. Once
+/// the name is known nothing is asked of the manager of namespaces. The error is a sentence.
 pub fn announce<L: Layer>(
     socket: &Socket,
     scheme: &mut OverlayScheme<L>,

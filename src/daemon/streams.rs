@@ -1,5 +1,5 @@
-//! Where a daemon in the background reads and writes. What it inherited is its caller's, who may wait until nobody has
-//! it any more.
+//! Where a daemon in the background reads and writes. What it inherited is its caller's, who may
+//! wait until nobody has it any more.
 
 use std::fs::File;
 use std::io;

@@ -1,12 +1,14 @@
 //! The process that waits for the daemon's end.
 //!
-//! Once it serves, the daemon is in an empty namespace and cannot remove its own name. So the program forks before it
-//! opens anything: the child serves, and the parent does nothing but wait for it, hand on the signals that end
-//! programs, answer who still waits for the child when that is gone (`spare`), and remove the name, however it went, if
-//! the child says that it has one. What it could reach through its namespace no request can ask it for. It asks for
-//! nothing there before the child is gone, so nobody waits for the child while the child waits for it.
+//! Once it serves, the daemon is in an empty namespace and cannot remove its own name. So the
+//! program forks before it opens anything: the child serves, and the parent does nothing but wait
+//! for it, hand on the signals that end programs, answer who still waits for the child when that is
+//! gone (`spare`), and remove the name, however it went, if the child says that it has one. What it
+//! could reach through its namespace no request can ask it for. It asks for nothing there before
+//! the child is gone, so nobody waits for the child while the child waits for it.
 //!
-//! Everything here is done by a process with one thread, but for the one that waits for the word to stop.
+//! Everything here is done by a process with one thread, but for the one that waits for the word to
+//! stop.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -36,7 +38,8 @@ static CHILD: AtomicI32 = AtomicI32::new(0);
 pub struct Kept {
     ready: File,
     signals: File,
-    /// A byte each time that the name becomes the child's, or is not after all: it is if their number is odd.
+    /// A byte each time that the name becomes the child's, or is not after all: it is if their
+    /// number is odd.
     named: File,
     owns_name: bool,
     /// What to read and write in the background.
@@ -72,9 +75,10 @@ impl Watcher for Kept {
     }
 }
 
-/// Has `serve` done by a child, and removes with `remove` the name that it leaves when it is gone. With `detach` the
-/// program ends when the child is ready, somebody else waits for the child, and both leave standard input, output and
-/// error; otherwise it ends with the child, and as it does. The error is a sentence.
+/// Has `serve` done by a child, and removes with `remove` the name that it leaves when it is gone.
+/// With `detach` the program ends when the child is ready, somebody else waits for the child, and
+/// both leave standard input, output and error; otherwise it ends with the child, and as it does.
+/// The error is a sentence.
 ///
 /// # Safety
 /// The process must have one thread.
@@ -151,7 +155,8 @@ pub unsafe fn keep(
     }
 }
 
-/// Whether the child that has ended owned the name of the scheme: it has said each time when that changed.
+/// Whether the child that has ended owned the name of the scheme: it has said each time when that
+/// changed.
 fn owns_name(mut is_named: impl Read) -> bool {
     let mut said = Vec::new();
     is_named.read_to_end(&mut said).is_ok() && said.len() % 2 == 1

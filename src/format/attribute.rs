@@ -1,8 +1,11 @@
-//! The names of extended attributes: an overlay's own, by which it marks its layers, and those that lie under them.
+//! The names of extended attributes: an overlay's own, by which it marks its layers, and those that
+//! lie under them.
 //!
-//! What is mounted may itself be the layer of another overlay, which marks it by the same attributes. Such an attribute of the merged tree is
-//! *escaped* in the layers, as by the kernel's overlayfs: `trusted.overlay.NAME` is stored as `trusted.overlay.overlay.NAME`. What is stored
-//! without an escape is a mark of the layer, and not shown. Overlays nest in any depth, since each adds one escape.
+//! What is mounted may itself be the layer of another overlay, which marks it by the same
+//! attributes. Such an attribute of the merged tree is *escaped* in the layers, as by the kernel's
+//! overlayfs: `trusted.overlay.NAME` is stored as `trusted.overlay.overlay.NAME`. What is stored
+//! without an escape is a mark of the layer, and not shown. Overlays nest in any depth, since each
+//! adds one escape.
 
 use std::borrow::Cow;
 use std::ffi::{OsStr, OsString};
@@ -11,22 +14,26 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use crate::errno::EOPNOTSUPP;
 use crate::layer::{Layer, Object, Owner, Result};
 
-/// What the names begin with by which overlays mark their layers: the kernel's, fuse-overlayfs and this one; and the tools of containers.
+/// What the names begin with by which overlays mark their layers: the kernel's, fuse-overlayfs and
+/// this one; and the tools of containers.
 const OWN: [&str; 5] =
     ["trusted.overlay.", "user.overlay.", "user.fuseoverlayfs.", "trusted.fuseoverlayfs.", "user.containers."];
 /// What stands behind that in the name of an attribute that is no mark.
 const ESCAPE: &str = "overlay.";
 
-/// The attribute that says whose an object is shown as where it could not be given to him, and the older name that is only read.
+/// The attribute that says whose an object is shown as where it could not be given to him, and the
+/// older name that is only read.
 pub const OWNER_RECORD: &str = "user.containers.override_stat";
 pub const OWNER_RECORDS: [&str; 2] = [OWNER_RECORD, "user.fuseoverlayfs.override_stat"];
 
-/// An owner, and a mode of `0o7777` at most, as the attribute has them: `UID:GID:MODE`, the mode in octal.
+/// An owner, and a mode of `0o7777` at most, as the attribute has them: `UID:GID:MODE`, the mode in
+/// octal.
 pub fn owner_record(owner: Owner, mode: u32) -> String {
     format!("{}:{}:{mode:o}", owner.uid, owner.gid)
 }
 
-/// What [`owner_record`] wrote, or another program, which may have added the kind of the object. None if it is no such thing.
+/// What [`owner_record`] wrote, or another program, which may have added the kind of the object.
+/// None if it is no such thing.
 pub fn recorded_owner(value: &[u8]) -> Option<(Owner, u32)> {
     let mut words = std::str::from_utf8(value).ok()?.split(':');
     let mut id = || words.next()?.parse().ok().filter(|id| *id != u32::MAX);
@@ -43,7 +50,8 @@ pub fn stored(name: &OsStr) -> Cow<'_, OsStr> {
     }
 }
 
-/// The name by which the merged tree shows what layers store as `name`. None for a mark of the layer.
+/// The name by which the merged tree shows what layers store as `name`. None for a mark of the
+/// layer.
 pub fn shown(name: &OsStr) -> Option<Cow<'_, OsStr>> {
     match own(name) {
         Some((prefix, rest)) => {
@@ -54,7 +62,8 @@ pub fn shown(name: &OsStr) -> Option<Cow<'_, OsStr>> {
     }
 }
 
-/// The names of an object's attributes, those of an overlay's marks too: none where it cannot have any.
+/// The names of an object's attributes, those of an overlay's marks too: none where it cannot have
+/// any.
 pub fn names<L: Layer>(layer: &L, object: Object<'_, L>) -> Result<Vec<OsString>> {
     match layer.xattrs(object) {
         Err(error) if error.errno == EOPNOTSUPP => Ok(Vec::new()),

@@ -1,8 +1,10 @@
-//! The format of the kernel's overlayfs: lower layers may come from there, and an upper layer may be written so.
+//! The format of the kernel's overlayfs: lower layers may come from there, and an upper layer may
+//! be written so.
 //!
-//! A deletion is a character device with the number 0, or, in a directory that says so, an empty file with an attribute; marks of a directory are
-//! extended attributes, in the namespace `trusted` or, of an overlay that a user mounted, `user` (Linux,
-//! Documentation/filesystems/overlayfs.rst). fuse-overlayfs has an opaque mark of its own beside these.
+//! A deletion is a character device with the number 0, or, in a directory that says so, an empty
+//! file with an attribute; marks of a directory are extended attributes, in the namespace `trusted`
+//! or, of an overlay that a user mounted, `user` (Linux, Documentation/filesystems/overlayfs.rst).
+//! fuse-overlayfs has an opaque mark of its own beside these.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -27,7 +29,8 @@ pub const OPAQUE: (&str, &[u8]) = ("opaque", b"y");
 pub const REDIRECT: &str = "redirect";
 /// The attribute of a file whose data are in the layers below.
 pub const METACOPY: &str = "metacopy";
-/// The attribute of the top of an upper layer that we write in this format, and its value. It is ours; the kernel passes over it.
+/// The attribute of the top of an upper layer that we write in this format, and its value. It is
+/// ours; the kernel passes over it.
 pub const FORMAT: (&str, &[u8]) = ("format", b"kernel");
 
 /// The attributes by which the kernel marks the top of an upper layer.
@@ -47,8 +50,9 @@ impl Namespace {
         format!("{}{mark}", self.prefix()).into()
     }
 
-    /// The namespace in which the top of an upper layer is marked, by us or by the kernel, which leaves attributes there when it mounts;
-    /// None if it is not. Of two the one with our own mark counts, and then that of root.
+    /// The namespace in which the top of an upper layer is marked, by us or by the kernel, which
+    /// leaves attributes there when it mounts; None if it is not. Of two the one with our own mark
+    /// counts, and then that of root.
     pub fn of(names: &[OsString]) -> Option<Self> {
         let all = [Namespace::Trusted, Namespace::User];
         let marked = |marks: &[&str]| {
@@ -58,7 +62,8 @@ impl Namespace {
     }
 }
 
-/// What the attributes of a directory say; of a file, whose [`Marks::redirect`] alone counts, where its data are.
+/// What the attributes of a directory say; of a file, whose [`Marks::redirect`] alone counts, where
+/// its data are.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Marks {
     /// Nothing of the layers below shows in it.
@@ -71,7 +76,8 @@ pub struct Marks {
     pub redirect_is_users: bool,
 }
 
-/// What a redirect names. A directory or a file whose redirect names nothing merges with nothing, since nobody knows what it was to show.
+/// What a redirect names. A directory or a file whose redirect names nothing merges with nothing,
+/// since nobody knows what it was to show.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Redirect {
     /// A path from the top.
@@ -184,7 +190,8 @@ impl UpperFormat for Kernel {
 
     fn create(&self, New { is_dir, at_once, whiteout }: New) -> Creation {
         let placement = match (whiteout, is_dir) {
-            // "create anything but a directory where there is a whiteout"; "link where there is a whiteout".
+            // "create anything but a directory where there is a whiteout"; "link where there is a
+            // whiteout".
             (true, false) => Placement::Built(Onto::Whiteout),
             // "create a directory where there is a whiteout".
             (true, true) => Placement::Built(Onto::Swapped),
@@ -200,9 +207,11 @@ impl UpperFormat for Kernel {
         let seen = match (name.upper, name.lower) {
             // "unlink what only lower layers have".
             (false, _) => Seen::Whiteout,
-            // "unlink what only the upper layer has"; "remove a directory that only the upper layer has".
+            // "unlink what only the upper layer has"; "remove a directory that only the upper layer
+            // has".
             (true, false) => Seen::Remove,
-            // "unlink what both have"; "remove a directory that lower layers have too, and that looks empty".
+            // "unlink what both have"; "remove a directory that lower layers have too, and that
+            // looks empty".
             (true, true) => Seen::Replace,
         };
         Removal { first, seen }

@@ -1,6 +1,7 @@
 //! Reading one directory of a layer: its objects, and the marks in it.
 //!
-//! A lower layer may come from any overlay, and is read in both formats. An upper layer is read in its own.
+//! A lower layer may come from any overlay, and is read in both formats. An upper layer is read in
+//! its own.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStringExt;
@@ -31,7 +32,8 @@ pub struct Listing {
     pub parts: Vec<PartOf>,
     pub maps: Vec<PartOf>,
     pub marks: Marks,
-    /// Reserved names that mean nothing in a listing, and marks that are not of the kind that they should be.
+    /// Reserved names that mean nothing in a listing, and marks that are not of the kind that they
+    /// should be.
     pub odd: Vec<(OsString, Kind)>,
 }
 
@@ -91,7 +93,8 @@ impl Hidden {
     }
 }
 
-/// Reads a directory. `has_devices` says whether a device with the number 0 is a device in this layer, and no whiteout.
+/// Reads a directory. `has_devices` says whether a device with the number 0 is a device in this
+/// layer, and no whiteout.
 pub fn read<L: Layer>(
     layer: &L,
     dir: &L::Dir,
@@ -185,7 +188,8 @@ fn redirect_file<L: Layer>(layer: &L, dir: &L::Dir, kind: Kind) -> Result<Redire
     Ok(RedirectFile { kind, way: redirect_path(&content).zip(stat) })
 }
 
-/// The content of a small file of the format, and its attributes: nothing if what has its name is no file.
+/// The content of a small file of the format, and its attributes: nothing if what has its name is
+/// no file.
 fn content<L: Layer>(layer: &L, dir: &L::Dir, name: &OsStr, kind: Kind) -> Result<(Vec<u8>, Option<Stat>)> {
     if kind != Kind::File {
         return Ok((Vec::new(), None));

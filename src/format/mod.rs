@@ -1,4 +1,5 @@
-//! How layers are written: deletions, opaque and redirected directories, and the order of the steps that change them.
+//! How layers are written: deletions, opaque and redirected directories, and the order of the steps
+//! that change them.
 //!
 //! | file | subject |
 //! | --- | --- |
@@ -8,8 +9,8 @@
 //! | `plan` | what a step sequence is decided by, and what it consists of |
 //! | `attribute` | names of extended attributes that are marks, or that are escaped |
 //!
-//! An upper layer is written in one format, behind the trait [`UpperFormat`]: its two implementations are the only code
-//! that knows which. Lower layers are read in both.
+//! An upper layer is written in one format, behind the trait [`UpperFormat`]: its two
+//! implementations are the only code that knows which. Lower layers are read in both.
 
 pub mod attribute;
 pub mod kernel;
@@ -29,17 +30,20 @@ pub use oci::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wanted {
     Oci,
-    /// With the namespace that the upper layer is marked with, or else the one that whoever mounts may use.
+    /// With the namespace that the upper layer is marked with, or else the one that whoever mounts
+    /// may use.
     Kernel,
 }
 
 /// How an upper layer is written.
 pub type Format = &'static dyn UpperFormat;
 
-/// A format of the upper layer: what its marks look like, and in which steps an operation changes the layer.
+/// A format of the upper layer: what its marks look like, and in which steps an operation changes
+/// the layer.
 ///
-/// The plans are pure. The engine does what they say (`src/overlay/upper.rs`), and `docs/format.md` has them as a
-/// table. In each plan one step changes the merged tree, so that a crash leaves the state before it or after it.
+/// The plans are pure. The engine does what they say (`src/overlay/upper.rs`), and `docs/format.md`
+/// has them as a table. In each plan one step changes the merged tree, so that a crash leaves the
+/// state before it or after it.
 pub trait UpperFormat: Sync {
     /// What there can be in such a layer.
     fn features(&self) -> Features;
@@ -53,8 +57,8 @@ pub trait UpperFormat: Sync {
     /// The mark of a directory that merges with this path of the lower layers.
     fn redirect(&self, path: &Path) -> DirMark;
 
-    /// The order, lowest first, in which the entries of a directory go in which nothing is visible: none that is left
-    /// may let anything show.
+    /// The order, lowest first, in which the entries of a directory go in which nothing is visible:
+    /// none that is left may let anything show.
     fn clear_order(&self, name: &OsStr) -> u8;
 
     /// Creates a name, or links an object to it.
@@ -63,7 +67,8 @@ pub trait UpperFormat: Sync {
     /// Removes a name that shows something: unlink, rmdir.
     fn remove(&self, name: plan::Name, is_dir: bool) -> plan::Removal;
 
-    /// Renames to a name that is free, or whose object is replaced. The old name is in the upper layer.
+    /// Renames to a name that is free, or whose object is replaced. The old name is in the upper
+    /// layer.
     fn rename(&self, moving: plan::Move) -> plan::Rename;
 
     /// The mark that a directory needs, before it moves, to merge with the same as before.
@@ -95,7 +100,8 @@ pub struct Features {
     pub partial_copies: bool,
     /// There may be files that have only metadata.
     pub metacopies: bool,
-    /// The kernel's overlayfs can mount the layer, so that what it keeps in the work directory is left alone.
+    /// The kernel's overlayfs can mount the layer, so that what it keeps in the work directory is
+    /// left alone.
     pub is_kernels: bool,
 }
 

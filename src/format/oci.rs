@@ -1,11 +1,12 @@
-//! The native format: the OCI image layer format (image-spec, `layer.md`, "Whiteouts"), so an upper directory at rest
-//! is an unpacked OCI changeset.
+//! The native format: the OCI image layer format (image-spec, `layer.md`, "Whiteouts"), so an upper
+//! directory at rest is an unpacked OCI changeset.
 //!
-//! A deletion is a *marker*, an empty file with a reserved name. The files that OCI does not know begin with
-//! `.wh..wh.`, which tools that unpack layers pass over. `docs/format.md` describes the format for people.
+//! A deletion is a *marker*, an empty file with a reserved name. The files that OCI does not know
+//! begin with `.wh..wh.`, which tools that unpack layers pass over. `docs/format.md` describes the
+//! format for people.
 //!
-//! The whiteout of a name is a marker beside it. So it is there before the name goes, and goes after the name has come;
-//! beside an object of the same layer it hides nothing.
+//! The whiteout of a name is a marker beside it. So it is there before the name goes, and goes
+//! after the name has come; beside an object of the same layer it hides nothing.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -24,7 +25,8 @@ const LONG_PREFIX: &[u8] = b".wh..wh.long.";
 
 /// The marker that hides everything that lower layers have in its directory.
 pub const OPAQUE: &str = ".wh..wh..opq";
-/// The file that names the path in the merged lower layers that its directory merges with, instead of its own path.
+/// The file that names the path in the merged lower layers that its directory merges with, instead
+/// of its own path.
 pub const REDIRECT: &str = ".wh..wh.redirect";
 /// The work directory, where it is kept inside the upper layer.
 pub const WORK: &str = ".wh..wh.work";
@@ -39,10 +41,12 @@ const MAP_PREFIX: &[u8] = b".wh..wh.map.";
 /// The mark, at the top of a layer, that there may be partial copies in it.
 pub const PARTS: &str = ".wh..wh.parts";
 
-/// The mark, at the top of a layer, that character devices with the number 0 are devices in it, and no deletions.
+/// The mark, at the top of a layer, that character devices with the number 0 are devices in it, and
+/// no deletions.
 pub const DEVICES: &str = ".wh..wh.devices";
 
-/// The longest content of a file of the format that is read: any path that a system accepts is shorter.
+/// The longest content of a file of the format that is read: any path that a system accepts is
+/// shorter.
 pub const CONTENT_MAX: usize = 64 * 1024;
 
 /// What an entry of a layer's directory means.
@@ -62,7 +66,8 @@ pub enum Meaning<'a> {
     Part(Lent<'a>),
     /// The map of a partial copy.
     Map(Lent<'a>),
-    /// Reserved, with no meaning in a listing: the work directory, a mark of the whole layer, or another tool's.
+    /// Reserved, with no meaning in a listing: the work directory, a mark of the whole layer, or
+    /// another tool's.
     Unknown,
 }
 
@@ -131,7 +136,8 @@ pub fn is_reserved(name: &OsStr) -> bool {
 pub struct Whiteout {
     /// The marker's own name.
     pub name: OsString,
-    /// What the marker contains: nothing, or the hidden name where it does not fit into [`Whiteout::name`].
+    /// What the marker contains: nothing, or the hidden name where it does not fit into
+    /// [`Whiteout::name`].
     pub content: Vec<u8>,
 }
 
@@ -146,8 +152,8 @@ pub fn whiteout(name: &OsStr, name_max: usize) -> Whiteout {
     }
 }
 
-/// The names of the partial copy of `name` and of its map, where the file with the digest `source` lends. None if these
-/// would be longer than `name_max` bytes.
+/// The names of the partial copy of `name` and of its map, where the file with the digest `source`
+/// lends. None if these would be longer than `name_max` bytes.
 pub fn part_names(name: &OsStr, source: Option<u128>, name_max: usize) -> Option<(OsString, OsString)> {
     let digest = source.map(|source| format!("{source:032x}.")).unwrap_or_default();
     let with = |prefix: &[u8]| OsString::from_vec([prefix, digest.as_bytes(), name.as_bytes()].concat());
@@ -155,7 +161,8 @@ pub fn part_names(name: &OsStr, source: Option<u128>, name_max: usize) -> Option
     (part.len().max(map.len()) <= name_max).then_some((part, map))
 }
 
-/// The 128-bit FNV-1a digest. Two long names of one directory that shared a digest would share a marker.
+/// The 128-bit FNV-1a digest. Two long names of one directory that shared a digest would share a
+/// marker.
 pub fn fnv1a(bytes: &[u8]) -> u128 {
     const BASIS: u128 = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d;
     const PRIME: u128 = 0x0000_0000_0100_0000_0000_0000_0000_013b;
@@ -167,8 +174,8 @@ pub fn redirect_content(path: &Path) -> Vec<u8> {
     [b"/", path.as_os_str().as_bytes()].concat()
 }
 
-/// The path that a redirect names, relative to the root of the merged lower layers; None if the content is no such
-/// path: not absolute, or with an empty, `.`, `..` or reserved component.
+/// The path that a redirect names, relative to the root of the merged lower layers; None if the
+/// content is no such path: not absolute, or with an empty, `.`, `..` or reserved component.
 pub fn redirect_path(content: &[u8]) -> Option<PathBuf> {
     let relative = Path::new(OsStr::from_bytes(content.strip_prefix(b"/")?));
     let plain = relative.components().all(|part| matches!(part, Component::Normal(name) if !is_reserved(name)));
@@ -217,8 +224,8 @@ impl UpperFormat for Oci {
 
     fn create(&self, New { is_dir, at_once, whiteout }: New) -> Creation {
         match at_once {
-            // "create a file, symlink or node"; "create where there is a whiteout"; "create a directory where there is
-            // a whiteout".
+            // "create a file, symlink or node"; "create where there is a whiteout"; "create a
+            // directory where there is a whiteout".
             true => Creation { placement: Placement::AtOnce, opaque: false, uncover: whiteout },
             // The same, built in the work directory.
             false => {
@@ -234,14 +241,16 @@ impl UpperFormat for Oci {
         }
         let mut first = Vec::new();
         if name.lower {
-            // "unlink what both have"; "remove a directory that lower layers have too, and that looks empty".
+            // "unlink what both have"; "remove a directory that lower layers have too, and that
+            // looks empty".
             first.extend((!name.whiteout).then_some(Step::Whiteout(End::Old)));
             first.push(Step::Settle(End::Old));
         }
         if is_dir {
             first.push(Step::Clear { opaque_first: false });
         }
-        // "unlink what only the upper layer has"; "remove a directory that only the upper layer has".
+        // "unlink what only the upper layer has"; "remove a directory that only the upper layer
+        // has".
         Removal { first, seen: Seen::Remove }
     }
 
@@ -249,7 +258,8 @@ impl UpperFormat for Oci {
         let mut first = Vec::new();
         let mut covered = new.whiteout;
         if over_dir && new.upper {
-            // "rename over an empty directory that lower layers have too": the whiteout keeps it as empty as it looks.
+            // "rename over an empty directory that lower layers have too": the whiteout keeps it as
+            // empty as it looks.
             if new.lower {
                 first.extend((!covered).then_some(Step::Whiteout(End::New)));
                 first.push(Step::Settle(End::New));
@@ -257,8 +267,8 @@ impl UpperFormat for Oci {
             }
             first.push(Step::Clear { opaque_first: false });
         }
-        // "rename a file that lower layers have"; "rename a directory that merges with lower ones". A device hides what
-        // any object does.
+        // "rename a file that lower layers have"; "rename a directory that merges with lower ones".
+        // A device hides what any object does.
         let hides = old.lower && !old.whiteout && !leaves_device;
         first.extend(hides.then_some(Step::Whiteout(End::Old)));
         first.extend(old.lower.then_some(Step::Settle(End::Old)));

@@ -32,8 +32,8 @@ pub struct Creation {
     pub placement: Placement,
     /// A directory is built with the opaque mark.
     pub opaque: bool,
-    /// Afterwards the whiteout is beside the object: a directory gets the opaque mark unless it has it, and the
-    /// whiteout is removed.
+    /// Afterwards the whiteout is beside the object: a directory gets the opaque mark unless it has
+    /// it, and the whiteout is removed.
     pub uncover: bool,
 }
 
@@ -52,7 +52,8 @@ pub enum Onto {
     Free,
     /// The whiteout, which is replaced.
     Whiteout,
-    /// The whiteout, which changes places with it and is removed: a directory replaces nothing but a directory.
+    /// The whiteout, which changes places with it and is removed: a directory replaces nothing but
+    /// a directory.
     Swapped,
 }
 
@@ -70,9 +71,11 @@ pub enum End {
 pub enum Step {
     /// Creates the whiteout of a name, beside its object.
     Whiteout(End),
-    /// Has what was put into the directory of a name survive a crash that the visible step survives.
+    /// Has what was put into the directory of a name survive a crash that the visible step
+    /// survives.
     Settle(End),
-    /// Removes what is in the directory that is removed or replaced. It looks empty: these are marks and whiteouts.
+    /// Removes what is in the directory that is removed or replaced. It looks empty: these are
+    /// marks and whiteouts.
     Clear { opaque_first: bool },
 }
 

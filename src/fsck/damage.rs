@@ -26,7 +26,8 @@ pub enum Damage {
     Dangling(PathBuf),
     /// A redirect to a directory that is seen at this path too.
     SeenTwice(PathBuf),
-    /// A partial copy beside an object or a whiteout of its name, or one that was completed and has another.
+    /// A partial copy beside an object or a whiteout of its name, or one that was completed and has
+    /// another.
     Outdone,
     /// A partial copy of what is no file of the layers below.
     NoSource,
@@ -52,13 +53,14 @@ pub enum Damage {
     BadNumbers,
     /// The copy of a file with several names that no name shows any more.
     LoneCopy,
-    /// The copy of a file with several names that lost all that the merged tree has: no damage, but nobody needs it.
+    /// The copy of a file with several names that lost all that the merged tree has: no damage, but
+    /// nobody needs it.
     UnusedCopy,
 }
 
 impl Damage {
-    /// Whether something that was written through the overlay cannot be seen any more, or may be something else. A repair never changes that:
-    /// it was lost before.
+    /// Whether something that was written through the overlay cannot be seen any more, or may be
+    /// something else. A repair never changes that: it was lost before.
     pub fn is_loss(&self) -> bool {
         match self {
             Damage::NoPath

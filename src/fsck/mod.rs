@@ -1,7 +1,9 @@
-//! Checks an upper layer against its lower layers, without mounting them, and repairs what can be repaired without a loss.
+//! Checks an upper layer against its lower layers, without mounting them, and repairs what can be
+//! repaired without a loss.
 //!
-//! What is damage is said in `docs/format.md`. [`Checker::check`] only reads. A [`Repair`] changes nothing that the merged tree shows, and a crash
-//! between two of its steps leaves damage that the next check finds; what would need more than that is reported and left alone.
+//! What is damage is said in `docs/format.md`. [`Checker::check`] only reads. A [`Repair`] changes
+//! nothing that the merged tree shows, and a crash between two of its steps leaves damage that the
+//! next check finds; what would need more than that is reported and left alone.
 //!
 //! | file | subject |
 //! | --- | --- |
@@ -70,7 +72,8 @@ pub struct Checker<L: Layer> {
 /// What was found so far.
 struct Report<L: Layer> {
     findings: Vec<Finding<L>>,
-    /// The directories of the upper layer that merge, with their paths, by the path that they merge with.
+    /// The directories of the upper layer that merge, with their paths, by the path that they merge
+    /// with.
     merged: HashMap<PathBuf, Vec<Merging<L>>>,
     /// Directories with a redirect, and where that goes.
     redirects: Vec<(PathBuf, PathBuf)>,
@@ -79,8 +82,9 @@ struct Report<L: Layer> {
 }
 
 impl<L: Layer> Checker<L> {
-    /// Takes hold of the upper layer and of the work directory, unless a mount holds them: see [`Checker::is_in_use`]. Writes nothing.
-    /// [`Refused::NoLayer`] without an upper or a lower layer, [`Refused::Layer`] if one cannot be read, [`Refused::Feature`] if the upper layer
+    /// Takes hold of the upper layer and of the work directory, unless a mount holds them: see
+    /// [`Checker::is_in_use`]. Writes nothing. [`Refused::NoLayer`] without an upper or a lower
+    /// layer, [`Refused::Layer`] if one cannot be read, [`Refused::Feature`] if the upper layer
     /// needs what is not known here.
     pub fn new(layers: Layers<L>) -> std::result::Result<Self, Refused> {
         let Layers { upper: Some(upper), work: work_layer, lowers } = layers else {
@@ -131,19 +135,22 @@ impl<L: Layer> Checker<L> {
         })
     }
 
-    /// Whether a mount holds the upper layer. Then it can be looked at, as far as it is not being worked on, but not repaired.
+    /// Whether a mount holds the upper layer. Then it can be looked at, as far as it is not being
+    /// worked on, but not repaired.
     pub fn is_in_use(&self) -> bool {
         self.in_use
     }
 
-    /// How the lower layers differ from those that the upper one was stacked on when it was mounted last, in words that follow a colon; None if they
-    /// do not, or nobody knows. Then nothing is repaired of which the lower layers say whether it is needed.
+    /// How the lower layers differ from those that the upper one was stacked on when it was mounted
+    /// last, in words that follow a colon; None if they do not, or nobody knows. Then nothing is
+    /// repaired of which the lower layers say whether it is needed.
     pub fn other_layers(&self) -> Option<&str> {
         self.difference.as_deref()
     }
 
-    /// What takes space in the work directory and nobody needs any more, which no overlay can know without looking at everything. It is no damage.
-    /// Nothing unless these are the lower layers of which it is written down that the upper one was stacked on. Fails if a layer cannot be read.
+    /// What takes space in the work directory and nobody needs any more, which no overlay can know
+    /// without looking at everything. It is no damage. Nothing unless these are the lower layers of
+    /// which it is written down that the upper one was stacked on. Fails if a layer cannot be read.
     pub fn unused(&self) -> Result<Vec<Finding<L>>> {
         if self.in_use || !self.is_recorded || self.difference.is_some() {
             return Ok(Vec::new());
@@ -161,7 +168,8 @@ impl<L: Layer> Checker<L> {
             self.check_work(&mut report)?;
         }
         let mut findings = report.findings;
-        // If something is missing below, these may be other lower layers than the upper one was made with: then nobody knows what hides nothing.
+        // If something is missing below, these may be other lower layers than the upper one was
+        // made with: then nobody knows what hides nothing.
         if findings.iter().any(|finding| finding.damage.is_missing_below()) {
             for finding in findings.iter_mut().filter(|finding| finding.damage.hides_nothing()) {
                 finding.repair = None;

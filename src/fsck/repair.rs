@@ -1,5 +1,5 @@
-//! What repairs do: steps, each of which is one backing call but for the removal of directories that nobody sees, and none of which changes
-//! what the merged tree shows.
+//! What repairs do: steps, each of which is one backing call but for the removal of directories
+//! that nobody sees, and none of which changes what the merged tree shows.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;

@@ -135,7 +135,8 @@ impl<L: Layer> Checker<L> {
         Ok(())
     }
 
-    /// Reads a directory, and notes names that are not what they should be. What it has is in the order of the names.
+    /// Reads a directory, and notes names that are not what they should be. What it has is in the
+    /// order of the names.
     fn read(&self, task: &Task<L>, report: &mut Report<L>) -> Result<Listing> {
         let (layer, open) = (self.upper.layer(&task.dir), self.upper.open(&task.dir)?);
         let has_devices =
@@ -347,7 +348,8 @@ impl<L: Layer> Checker<L> {
         Ok(())
     }
 
-    /// Notes the map of a partial copy of a file with `size` bytes, which should have `len`, if it means nothing.
+    /// Notes the map of a partial copy of a file with `size` bytes, which should have `len`, if it
+    /// means nothing.
     fn check_map(&self, task: &Task<L>, map: &OsStr, size: u64, len: usize, report: &mut Report<L>) -> Result<()> {
         let content = self.prefix(&task.dir, map, len)?;
         let epoch = self.upper.layer(&task.dir).epoch();
@@ -359,7 +361,8 @@ impl<L: Layer> Checker<L> {
         Ok(())
     }
 
-    /// Notes whether the mark at the top says anything else of partial copies than the walk has found.
+    /// Notes whether the mark at the top says anything else of partial copies than the walk has
+    /// found.
     pub(super) fn check_partial_mark(&self, report: &mut Report<L>) -> Result<()> {
         if !self.format.features().partial_copies {
             return Ok(());
@@ -426,7 +429,8 @@ impl<L: Layer> Checker<L> {
         Ok(self.lookup(dir, name)?.map_or(Found::Nothing, Found::Object))
     }
 
-    /// What a directory in a directory that merges with `below` merges with, if it says nothing itself.
+    /// What a directory in a directory that merges with `below` merges with, if it says nothing
+    /// itself.
     fn dir_below(&self, below: &Below<L>, name: &OsStr) -> Result<Below<L>> {
         Ok(match (self.found(below, name)?, below) {
             (Found::Object(node), Below::Dir(_, path)) if node.kind() == Kind::Dir => Below::Dir(node, path.join(name)),

@@ -22,7 +22,8 @@ impl<L: Layer> Checker<L> {
         Ok(())
     }
 
-    /// The paths at which the merged tree shows an object of the lower layers' tree. Every directory of the upper layer must have been read.
+    /// The paths at which the merged tree shows an object of the lower layers' tree. Every
+    /// directory of the upper layer must have been read.
     pub(super) fn places(&self, report: &Report<L>, target: &Path) -> Result<Vec<PathBuf>> {
         let mut places: Vec<_> = merging(report, target).map(|(path, _)| path.clone()).collect();
         for above in target.ancestors().skip(1) {

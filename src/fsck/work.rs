@@ -56,8 +56,9 @@ impl<L: Layer> Checker<L> {
         Ok(())
     }
 
-    /// The copies of files with several names that no name shows any more. None where that depends on what is not known: which lower layers the
-    /// upper one was stacked on, or what one of its directories merges with.
+    /// The copies of files with several names that no name shows any more. None where that depends
+    /// on what is not known: which lower layers the upper one was stacked on, or what one of its
+    /// directories merges with.
     pub(super) fn find_unused(&self) -> Result<Vec<Finding<L>>> {
         let Some(dir) = &self.work else { return Ok(Vec::new()) };
         let review = review(self.upper.layer(dir), &*self.upper.open(dir)?)?;
@@ -83,7 +84,8 @@ impl<L: Layer> Checker<L> {
         copies.iter().map(finding).collect()
     }
 
-    /// Of copies of files with several names those that have no name but the one in the work directory.
+    /// Of copies of files with several names those that have no name but the one in the work
+    /// directory.
     fn nameless_copies(&self, dir: &LayerDir<L>, copies: Vec<Copy>) -> Result<Vec<Copy>> {
         let mut nameless = Vec::new();
         for copy in copies {
@@ -94,7 +96,8 @@ impl<L: Layer> Checker<L> {
         Ok(nameless)
     }
 
-    /// Takes out of `copies` those that a name of the merged tree shows. Every directory of the upper layer must have been read.
+    /// Takes out of `copies` those that a name of the merged tree shows. Every directory of the
+    /// upper layer must have been read.
     fn drop_named(&self, report: &Report<L>, copies: &mut Vec<Copy>) -> Result<()> {
         let mut dirs = vec![(PathBuf::new(), self.below.root().clone())];
         while let Some((path, dir)) = dirs.pop() {

@@ -1,7 +1,8 @@
-//! A layer that counts its backing calls, for benchmarks and tests, and that can stop or fail at any of them, or have something done before.
+//! A layer that counts its backing calls, for benchmarks and tests, and that can stop or fail at
+//! any of them, or have something done before.
 //!
-//! One [`Counts`] can be shared by all layers of an overlay. Directories and files are those of the layer inside, so
-//! counted layers can be mixed as plain ones can.
+//! One [`Counts`] can be shared by all layers of an overlay. Directories and files are those of the
+//! layer inside, so counted layers can be mixed as plain ones can.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -82,7 +83,8 @@ impl Counts {
         self.tally().total()
     }
 
-    /// After so many more calls the layers do nothing and answer EIO, as if the daemon had ended there; `u64::MAX`: nothing goes wrong.
+    /// After so many more calls the layers do nothing and answer EIO, as if the daemon had ended
+    /// there; `u64::MAX`: nothing goes wrong.
     pub fn stop_after(&self, calls: u64) {
         self.fault_after(calls, Fault::Stop);
     }
@@ -100,12 +102,14 @@ impl Counts {
         struck.checked_sub(1).map(|index| Method::ALL[index])
     }
 
-    /// From now on `before` is called before each call, in the thread that makes it. Its error is the answer, and the call is not made.
+    /// From now on `before` is called before each call, in the thread that makes it. Its error is
+    /// the answer, and the call is not made.
     pub fn interpose(&self, before: impl Fn(Method) -> Result<()> + Send + Sync + 'static) {
         *self.0.before.write().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(before));
     }
 
-    /// Counts a call. Answers whether it is one that takes only half of what it could; an errno if it is not to be made.
+    /// Counts a call. Answers whether it is one that takes only half of what it could; an errno if
+    /// it is not to be made.
     fn add(&self, method: Method) -> Result<bool> {
         let left = |left: u64| if left == u64::MAX { Some(left) } else { left.checked_sub(1) };
         let fault = match self.0.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, left) {
@@ -169,8 +173,8 @@ impl fmt::Display for Tally {
     }
 }
 
-/// Defines [`Method`] and the layer that counts, from a list of the calls. An argument named `object` is handed on as
-/// an object of the layer inside, one named `taken` may be cut short.
+/// Defines [`Method`] and the layer that counts, from a list of the calls. An argument named
+/// `object` is handed on as an object of the layer inside, one named `taken` may be cut short.
 macro_rules! counted {
     ($($method:ident: fn $name:ident($($argument:ident: $type:ty),*) -> $answer:ty;)*) => {
         /// A method of [`Layer`] that is a backing call.
@@ -234,7 +238,8 @@ macro_rules! counted {
     };
 }
 
-/// An argument, given as its name and itself, as the layer inside takes it. The last says whether a write is cut short.
+/// An argument, given as its name and itself, as the layer inside takes it. The last says whether a
+/// write is cut short.
 macro_rules! hand_on {
     (object $argument:ident $is_short:ident) => {
         inner_object($argument)

@@ -1,13 +1,16 @@
 //! A layer: one directory tree that the overlay stacks, behind one small trait.
 //!
-//! Of all that the engine is made of, only this folder reaches the filesystems of the system. [`linux`] reaches a layer with the `*at` calls,
-//! [`redox`] with the calls of the Redox kernel that are relative to a descriptor, and [`counted`] wraps another backend and counts.
-//! The engine sees only [`Layer`].
+//! Of all that the engine is made of, only this folder reaches the filesystems of the system.
+//! [`linux`] reaches a layer with the `*at` calls, [`redox`] with the calls of the Redox kernel
+//! that are relative to a descriptor, and [`counted`] wraps another backend and counts. The engine
+//! sees only [`Layer`].
 //!
-//! Every method is one *backing call*: the unit in which the overlay's cost is counted and after which a crash may come.
-//! So a method makes one change of the tree, and none repeats a change behind the engine's back. What a new object still lacks may follow in
-//! further system calls: the target or the mode, where the layer has no [`Capabilities::whole_objects`], so that the engine builds such objects
-//! in the work directory; and on Linux the owner and the mode, where a default ACL or the group of its directory has given it others.
+//! Every method is one *backing call*: the unit in which the overlay's cost is counted and after
+//! which a crash may come. So a method makes one change of the tree, and none repeats a change
+//! behind the engine's back. What a new object still lacks may follow in further system calls: the
+//! target or the mode, where the layer has no [`Capabilities::whole_objects`], so that the engine
+//! builds such objects in the work directory; and on Linux the owner and the mode, where a default
+//! ACL or the group of its directory has given it others.
 
 use std::ffi::{OsStr, OsString};
 use std::ops::Range;
@@ -112,7 +115,8 @@ impl StatFs {
         self.blocks.saturating_mul(self.block_size.into())
     }
 
-    /// How many bytes an ordinary user can still write. A filesystem that does not count them has bytes without end.
+    /// How many bytes an ordinary user can still write. A filesystem that does not count them has
+    /// bytes without end.
     pub fn bytes_available(&self) -> u64 {
         if self.blocks == 0 { u64::MAX } else { self.blocks_available.saturating_mul(self.block_size.into()) }
     }
@@ -178,7 +182,8 @@ pub enum XattrMode {
 /// What becomes of a range of a file, as fallocate(2) has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Allocation {
-    /// Space is taken for what has none; the content stays. The size grows to the end of the range unless it is to be kept.
+    /// Space is taken for what has none; the content stays. The size grows to the end of the range
+    /// unless it is to be kept.
     Reserve { keep_size: bool },
     /// The content becomes a hole; the size stays.
     PunchHole,
@@ -215,8 +220,8 @@ impl<L: Layer> Copy for Object<'_, L> {}
 pub struct Capabilities {
     /// [`RenameMode::Exchange`] works.
     pub exchange: bool,
-    /// A [`Layer::Dir`] names the same directory after it, or one above it, was renamed. Where it does not, it names
-    /// whatever has the old path then.
+    /// A [`Layer::Dir`] names the same directory after it, or one above it, was renamed. Where it
+    /// does not, it names whatever has the old path then.
     pub dirs_follow_rename: bool,
     /// A symlink has its target, and a socket its mode, from the moment it exists.
     pub whole_objects: bool,
@@ -226,7 +231,8 @@ pub struct Capabilities {
     pub sparse: bool,
     /// [`Layer::write_through`] works.
     pub write_through: bool,
-    /// After the system went down no change of a name is there without those that were made before it.
+    /// After the system went down no change of a name is there without those that were made before
+    /// it.
     pub ordered: bool,
 }
 
@@ -237,7 +243,8 @@ pub fn entries<L: Layer>(layer: &L, dir: &L::Dir) -> Result<Vec<(OsString, Kind)
     Ok(entries)
 }
 
-/// Removes an entry of a directory of a layer, with all that is in it. It is for what overlays make, which is not deep.
+/// Removes an entry of a directory of a layer, with all that is in it. It is for what overlays
+/// make, which is not deep.
 pub fn remove_all<L: Layer>(layer: &L, dir: &L::Dir, name: &OsStr, kind: Kind) -> Result<()> {
     if kind != Kind::Dir {
         return layer.unlink(dir, name);
@@ -257,15 +264,18 @@ pub fn write_all<L: Layer>(layer: &L, file: &L::File, mut bytes: &[u8], mut offs
     Ok(())
 }
 
-/// One directory tree. All names are single components: never empty, `.`, `..`, and without `/`. No method follows a symlink,
-/// and none crosses to another mounted filesystem: a directory on which something is mounted shows what it held before.
+/// One directory tree. All names are single components: never empty, `.`, `..`, and without `/`. No
+/// method follows a symlink, and none crosses to another mounted filesystem: a directory on which
+/// something is mounted shows what it held before.
 ///
-/// A layer that another process serves passes the turn on ([`crate::turn`]) before it waits for that process.
+/// A layer that another process serves passes the turn on ([`crate::turn`]) before it waits for
+/// that process.
 ///
-/// Errors are errnos of the system; those that a caller must expect beyond the usual (EIO, ENOMEM, EMFILE, ENOSPC, EDQUOT, EROFS,
-/// ENAMETOOLONG, ENOENT for a missing name) are said at each method.
+/// Errors are errnos of the system; those that a caller must expect beyond the usual (EIO, ENOMEM,
+/// EMFILE, ENOSPC, EDQUOT, EROFS, ENAMETOOLONG, ENOENT for a missing name) are said at each method.
 pub trait Layer: Send + Sync + Sized + 'static {
-    /// A directory of the layer, as the backend names it: a descriptor, or a path where descriptors do not last.
+    /// A directory of the layer, as the backend names it: a descriptor, or a path where descriptors
+    /// do not last.
     type Dir: Send + Sync + 'static;
     /// An open regular file.
     type File: Send + Sync + 'static;
@@ -281,8 +291,9 @@ pub trait Layer: Send + Sync + Sized + 'static {
     /// The top directory.
     fn root(&self) -> Result<Self::Dir>;
 
-    /// Keeps every other daemon, also in other processes, from holding this layer until the layer is dropped or [released](Layer::release).
-    /// EWOULDBLOCK if one does; EOPNOTSUPP where the filesystem keeps no locks.
+    /// Keeps every other daemon, also in other processes, from holding this layer until the layer
+    /// is dropped or [released](Layer::release). EWOULDBLOCK if one does; EOPNOTSUPP where the
+    /// filesystem keeps no locks.
     fn hold(&self) -> Result<()>;
 
     /// Lets others hold the layer. Without effect if it is not held.
@@ -291,8 +302,8 @@ pub trait Layer: Send + Sync + Sized + 'static {
     /// Space left and limits.
     fn stat_fs(&self) -> Result<StatFs>;
 
-    /// Opens the directory `name`. ENOTDIR if it is something else, and ENOENT if there is nothing; a backend to which directories are paths
-    /// may say so only when it is used.
+    /// Opens the directory `name`. ENOTDIR if it is something else, and ENOENT if there is nothing;
+    /// a backend to which directories are paths may say so only when it is used.
     fn open_dir(&self, dir: &Self::Dir, name: &OsStr) -> Result<Self::Dir>;
 
     /// Calls `each` for every entry but `.` and `..`, in no order.
@@ -313,8 +324,8 @@ pub trait Layer: Send + Sync + Sized + 'static {
     /// When the object was created, where the filesystem knows.
     fn birth(&self, object: Object<'_, Self>) -> Result<Option<Time>>;
 
-    /// The value of an extended attribute. ENODATA if there is none of that name; EOPNOTSUPP where the layer has none; so for the
-    /// three below.
+    /// The value of an extended attribute. ENODATA if there is none of that name; EOPNOTSUPP where
+    /// the layer has none; so for the three below.
     fn xattr(&self, object: Object<'_, Self>, name: &OsStr) -> Result<Vec<u8>>;
 
     /// Sets an extended attribute. EEXIST and ENODATA as [`XattrMode`] says; EPERM, ERANGE, E2BIG.
@@ -326,7 +337,8 @@ pub trait Layer: Send + Sync + Sized + 'static {
     /// The names of the extended attributes that the daemon may see.
     fn xattrs(&self, object: Object<'_, Self>) -> Result<Vec<OsString>>;
 
-    /// The flags of a regular file or a directory that chattr(1) sets, as `FS_IOC_GETFLAGS` has them. EOPNOTSUPP where the layer has none.
+    /// The flags of a regular file or a directory that chattr(1) sets, as `FS_IOC_GETFLAGS` has
+    /// them. EOPNOTSUPP where the layer has none.
     fn flags(&self, object: Object<'_, Self>) -> Result<u32>;
 
     /// Sets the flags. EPERM; EOPNOTSUPP for one that the layer does not have.
@@ -341,8 +353,9 @@ pub trait Layer: Send + Sync + Sized + 'static {
     /// Whether the `create_*` methods can give a new object this owner in the same step.
     fn creates_as(&self, owner: Owner) -> bool;
 
-    /// Creates a regular file that did not exist, open for reading and writing. EEXIST. The owner must be
-    /// [`Layer::identity`] or one for which [`Layer::creates_as`] is true; so for the three below.
+    /// Creates a regular file that did not exist, open for reading and writing. EEXIST. The owner
+    /// must be [`Layer::identity`] or one for which [`Layer::creates_as`] is true; so for the three
+    /// below.
     fn create_file(&self, dir: &Self::Dir, name: &OsStr, mode: u32, owner: Owner) -> Result<Self::File>;
 
     /// Creates a directory. EEXIST.
@@ -351,15 +364,18 @@ pub trait Layer: Send + Sync + Sized + 'static {
     /// Creates a symlink. EEXIST.
     fn create_symlink(&self, dir: &Self::Dir, name: &OsStr, target: &OsStr, owner: Owner) -> Result<()>;
 
-    /// Creates a FIFO, a socket or a device node. `rdev` is the number of the device; of a socket that of a descriptor of it in this process, where
-    /// there is one, since some layers make a socket in no other way (else 0). EEXIST; EOPNOTSUPP or EPERM where the layer cannot hold one.
+    /// Creates a FIFO, a socket or a device node. `rdev` is the number of the device; of a socket
+    /// that of a descriptor of it in this process, where there is one, since some layers make a
+    /// socket in no other way (else 0). EEXIST; EOPNOTSUPP or EPERM where the layer cannot hold
+    /// one.
     fn create_node(&self, dir: &Self::Dir, name: &OsStr, kind: Kind, mode: u32, rdev: u64, owner: Owner) -> Result<()>;
 
     /// The target of a symlink. EINVAL if it is something else.
     fn read_link(&self, dir: &Self::Dir, name: &OsStr) -> Result<OsString>;
 
-    /// Gives the object a further name. EEXIST, EMLINK; EPERM for a directory; ENOENT for an open file that has no name, or where the
-    /// system does not let one be named by its descriptor; EOPNOTSUPP where the layer has no links.
+    /// Gives the object a further name. EEXIST, EMLINK; EPERM for a directory; ENOENT for an open
+    /// file that has no name, or where the system does not let one be named by its descriptor;
+    /// EOPNOTSUPP where the layer has no links.
     fn link(&self, object: Object<'_, Self>, new_dir: &Self::Dir, new_name: &OsStr) -> Result<()>;
 
     /// Removes a name that is not a directory's. EISDIR.
@@ -378,8 +394,8 @@ pub trait Layer: Send + Sync + Sized + 'static {
         mode: RenameMode,
     ) -> Result<()>;
 
-    /// As [`Layer::rename`], of an object that is open as `file`, by a caller who knows whether the new name is free: a layer that would have to
-    /// look up either of the two does not.
+    /// As [`Layer::rename`], of an object that is open as `file`, by a caller who knows whether the
+    /// new name is free: a layer that would have to look up either of the two does not.
     fn rename_file(
         &self,
         _file: &Self::File,
@@ -393,11 +409,14 @@ pub trait Layer: Send + Sync + Sized + 'static {
     /// Reads at `offset`; fewer bytes than asked only at the end of the file.
     fn read_at(&self, file: &Self::File, buf: &mut [u8], offset: u64) -> Result<usize>;
 
-    /// Writes at `offset` and answers how many bytes were taken, at least 1 of a buffer that is not empty.
+    /// Writes at `offset` and answers how many bytes were taken, at least 1 of a buffer that is not
+    /// empty.
     fn write_at(&self, file: &Self::File, buf: &[u8], offset: u64) -> Result<usize>;
 
-    /// Writes all of `buf` at `offset` so that no crash of the system leaves the file without it under a name that it gets from now on. The
-    /// size may grow to the next multiple of [`THROUGH`], of which `offset` must be one. EOPNOTSUPP where only [`Layer::sync`] can do that.
+    /// Writes all of `buf` at `offset` so that no crash of the system leaves the file without it
+    /// under a name that it gets from now on. The size may grow to the next multiple of
+    /// [`THROUGH`], of which `offset` must be one. EOPNOTSUPP where only [`Layer::sync`] can do
+    /// that.
     fn write_through(&self, file: &Self::File, buf: &[u8], offset: u64) -> Result<()>;
 
     /// Sets the size. EFBIG.
@@ -409,22 +428,25 @@ pub trait Layer: Send + Sync + Sized + 'static {
     /// Brings a directory's entries to the disk.
     fn sync_dir(&self, dir: &Self::Dir) -> Result<()>;
 
-    /// The first range of data at or after `from`; None when only a hole follows. A layer that knows no holes answers everything up to the end.
+    /// The first range of data at or after `from`; None when only a hole follows. A layer that
+    /// knows no holes answers everything up to the end.
     fn next_data(&self, file: &Self::File, from: u64) -> Result<Option<Range<u64>>>;
 
-    /// Copies `range` of `from` to `offset` of `to`, a file of `self` while `from` may be of another layer of the same backend. Stops
-    /// early, without an error, at the end of `from`; answers how many bytes were copied. The two may share space afterwards.
+    /// Copies `range` of `from` to `offset` of `to`, a file of `self` while `from` may be of
+    /// another layer of the same backend. Stops early, without an error, at the end of `from`;
+    /// answers how many bytes were copied. The two may share space afterwards.
     fn copy_range(&self, from: &Self::File, range: Range<u64>, to: &Self::File, offset: u64) -> Result<u64>;
 
-    /// Makes `to`, an empty file of `self`, share all the data of `from`, which may be of another layer of the same backend. EOPNOTSUPP where
-    /// the two cannot share.
+    /// Makes `to`, an empty file of `self`, share all the data of `from`, which may be of another
+    /// layer of the same backend. EOPNOTSUPP where the two cannot share.
     fn share_data(&self, from: &Self::File, to: &Self::File) -> Result<()>;
 
-    /// A number that stays the same as long as what was written is read again, whether synced or not: until the system goes down. None
-    /// where nobody tells.
+    /// A number that stays the same as long as what was written is read again, whether synced or
+    /// not: until the system goes down. None where nobody tells.
     fn epoch(&self) -> Option<u128>;
 
-    /// Changes the allocation of a range that is not empty. EOPNOTSUPP where the layer cannot; ENOSPC, EFBIG; EINVAL as fallocate(2).
+    /// Changes the allocation of a range that is not empty. EOPNOTSUPP where the layer cannot;
+    /// ENOSPC, EFBIG; EINVAL as fallocate(2).
     fn allocate(&self, file: &Self::File, how: Allocation, range: Range<u64>) -> Result<()>;
 
     /// Brings everything that was written to the layer to the disk.

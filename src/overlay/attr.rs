@@ -38,16 +38,17 @@ enum Change {
     Times(Time, Time),
 }
 
-/// The mode of a file after somebody without privileges, who works with the group `gid`, changed its contents or its owner. As on Linux since 6.2,
-/// set-group-id without group execute, the sign for mandatory locks, is kept for members of the file's group alone.
+/// The mode of a file after somebody without privileges, who works with the group `gid`, changed
+/// its contents or its owner. As on Linux since 6.2, set-group-id without group execute, the sign
+/// for mandatory locks, is kept for members of the file's group alone.
 pub fn without_set_id(file: &Stat, gid: u32) -> u32 {
     let kept = file.mode & GROUP_EXECUTE == 0 && file.gid == gid;
     file.mode & !(if kept { SET_UID } else { SET_UID | SET_GID })
 }
 
 impl<L: Layer> Overlay<L> {
-    /// Attributes as callers see them: the inode number is the overlay's, the link count is 0 once the object was unlinked, and 1 for
-    /// a directory that merges several.
+    /// Attributes as callers see them: the inode number is the overlay's, the link count is 0 once
+    /// the object was unlinked, and 1 for a directory that merges several.
     pub fn stat(&self, node: &Arc<Node<L>>) -> Result<Stat> {
         {
             let mut state = node.state.lock();
@@ -59,8 +60,8 @@ impl<L: Layer> Overlay<L> {
         self.stat_within(node)
     }
 
-    /// As [`Overlay::stat`], of a moment when nobody is changing the content: whoever leaves the times as they were
-    /// puts them back at the end.
+    /// As [`Overlay::stat`], of a moment when nobody is changing the content: whoever leaves the
+    /// times as they were puts them back at the end.
     pub fn stat_at_rest(&self, node: &Arc<Node<L>>) -> Result<Stat> {
         let _content = node.content.lock();
         self.stat(node)
@@ -94,8 +95,8 @@ impl<L: Layer> Overlay<L> {
         Stat { ino, dev: self.device, nlink: state.links.count(attr.nlink), atime, mtime, ctime, ..attr }
     }
 
-    /// Attributes for permission checks: kind, owner and mode are current; times and counts may be stale. So an entry
-    /// that comes or goes in a directory makes no later check ask the layer.
+    /// Attributes for permission checks: kind, owner and mode are current; times and counts may be
+    /// stale. So an entry that comes or goes in a directory makes no later check ask the layer.
     pub fn stat_for_access(&self, node: &Arc<Node<L>>) -> Result<Stat> {
         self.layer_attr(node)
     }
@@ -115,7 +116,8 @@ impl<L: Layer> Overlay<L> {
         self.refresh(node, &mut node.state.lock())
     }
 
-    /// Asks the layer for the attributes. The tree must be locked, so that nothing is renamed on the way to the object.
+    /// Asks the layer for the attributes. The tree must be locked, so that nothing is renamed on
+    /// the way to the object.
     pub(super) fn refresh(&self, node: &Arc<Node<L>>, state: &mut State<L>) -> Result<Stat> {
         let fresh = match self.location(state) {
             Location::Root(dir) => {
@@ -194,13 +196,15 @@ impl<L: Layer> Overlay<L> {
         self.change(node, Change::Mode(mode & 0o7777))
     }
 
-    /// Sets owner and group, and leaves the mode as it is: what becomes of set-id bits is the door's to say. EROFS.
+    /// Sets owner and group, and leaves the mode as it is: what becomes of set-id bits is the
+    /// door's to say. EROFS.
     pub fn set_owner(&self, node: &Arc<Node<L>>, owner: Owner) -> Result<()> {
         self.copied_up(node, For::Change)?;
         let _content = node.content.lock();
         let before = self.stat(node)?;
         self.apply(node, Change::Owner(owner))?;
-        // The filesystem below may clear set-id bits by itself, as POSIX allows it to: if they cannot be set again, the owner is changed all the same.
+        // The filesystem below may clear set-id bits by itself, as POSIX allows it to: if they
+        // cannot be set again, the owner is changed all the same.
         if before.kind != Kind::Symlink && before.mode & SET_ID != 0 {
             let kept = self.stat(node).and_then(|after| match after.mode == before.mode {
                 true => Ok(()),
@@ -213,7 +217,8 @@ impl<L: Layer> Overlay<L> {
         Ok(())
     }
 
-    /// Sets the times of last access and last change, to those that the upper layer keeps ([`Overlay::times`]). EROFS.
+    /// Sets the times of last access and last change, to those that the upper layer keeps
+    /// ([`Overlay::times`]). EROFS.
     pub fn set_times(&self, node: &Arc<Node<L>>, atime: Time, mtime: Time) -> Result<()> {
         self.change(node, Change::Times(self.times.kept(atime), self.times.kept(mtime)))
     }

@@ -1,7 +1,8 @@
 //! Whether whoever asked for something that takes long still wants it.
 //!
-//! A door serves each request under a [`Cancel`], and tells that when the caller has given up. What copies data looks at it between
-//! pieces, and ends with ECANCELED as with any other error: what was built is discarded.
+//! A door serves each request under a [`Cancel`], and tells that when the caller has given up. What
+//! copies data looks at it between pieces, and ends with ECANCELED as with any other error: what
+//! was built is discarded.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -16,7 +17,8 @@ thread_local! {
     static CURRENT: RefCell<Option<Cancel>> = const { RefCell::new(None) };
 }
 
-/// Says to the thread that serves a request that nobody wants the answer any more. Clones belong to the same request.
+/// Says to the thread that serves a request that nobody wants the answer any more. Clones belong to
+/// the same request.
 #[derive(Clone, Default)]
 pub struct Cancel(Arc<AtomicBool>);
 

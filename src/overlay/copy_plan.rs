@@ -45,7 +45,8 @@ impl Data {
 pub enum Named {
     /// It lost its last name, but is open.
     No,
-    /// In a directory that the upper layer does not have: this name was not known when the copy was begun.
+    /// In a directory that the upper layer does not have: this name was not known when the copy was
+    /// begun.
     Below,
     /// In a directory of the upper layer.
     Upper,
@@ -56,7 +57,8 @@ pub enum Named {
 pub enum Destination {
     /// It is renamed to its name.
     Name,
-    /// It stays under the name by which the other names of its file find it, and is linked to its name.
+    /// It stays under the name by which the other names of its file find it, and is linked to its
+    /// name.
     HomeAndName,
     /// It only stays: a name is linked to it when it is needed.
     Home,
@@ -65,7 +67,8 @@ pub enum Destination {
 }
 
 impl Destination {
-    /// None: the copy is not needed there. `has_others`: other names of the file are in the lower layer still.
+    /// None: the copy is not needed there. `has_others`: other names of the file are in the lower
+    /// layer still.
     pub fn of(named: Named, has_others: bool) -> Option<Self> {
         match (named, has_others) {
             (Named::Upper, false) => Some(Destination::Name),

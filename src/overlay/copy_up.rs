@@ -1,7 +1,8 @@
 //! Copy-up: an object of a lower layer is brought to the upper layer before its first change.
 //!
-//! The copy is built complete in the work directory, and one rename puts it in place, where it hides the original and looks the
-//! same. While data is copied only the object's own content lock is held, so nobody else waits.
+//! The copy is built complete in the work directory, and one rename puts it in place, where it
+//! hides the original and looks the same. While data is copied only the object's own content lock
+//! is held, so nobody else waits.
 
 use std::ffi::{OsStr, OsString};
 use std::ops::Range;
@@ -48,10 +49,12 @@ pub(super) enum For {
     Flags,
 }
 
-/// An object that is in the upper layer. Its content is locked as long as this lives, so that who is going to change it does before anybody else.
+/// An object that is in the upper layer. Its content is locked as long as this lives, so that who
+/// is going to change it does before anybody else.
 pub(super) struct CopiedUp<'n> {
     _content: Guard<'n, ()>,
-    /// The copy has only what was to be kept: it took its place as the truncated file, of this moment, and there is nothing more to do for that.
+    /// The copy has only what was to be kept: it took its place as the truncated file, of this
+    /// moment, and there is nothing more to do for that.
     pub is_cut: bool,
 }
 
@@ -84,21 +87,23 @@ impl<L: Layer> Built<L> {
 }
 
 impl<L: Layer> Overlay<L> {
-    /// Whether a change of a file's attributes, or of its names, will copy much up first, or what is missing of a partial copy.
+    /// Whether a change of a file's attributes, or of its names, will copy much up first, or what
+    /// is missing of a partial copy.
     pub fn will_copy(&self, node: &Arc<Node<L>>, names: bool) -> bool {
         let state = node.state.lock();
         let is_large = state.attr.is_some_and(|attr| attr.size >= PARTIAL_FROM);
         node.kind() == Kind::File && is_large && (!state.upper || names && state.stored.partial().is_some())
     }
 
-    /// Copies a file up before a change, `whole` or maybe in part. EROFS; EISDIR; EINVAL of anything else that is no
-    /// regular file.
+    /// Copies a file up before a change, `whole` or maybe in part. EROFS; EISDIR; EINVAL of
+    /// anything else that is no regular file.
     pub fn prepare_change(&self, node: &Arc<Node<L>>, whole: bool) -> Result<()> {
         self.prepare_write(node)?;
         if whole { self.complete(node) } else { Ok(()) }
     }
 
-    /// Brings an object to the upper layer, all of it, with all directories above it, unless it is there. EROFS without an upper layer.
+    /// Brings an object to the upper layer, all of it, with all directories above it, unless it is
+    /// there. EROFS without an upper layer.
     ///
     /// The caller must hold neither the tree nor the content of any node.
     pub(super) fn copy_up(&self, node: &Arc<Node<L>>) -> Result<()> {
@@ -106,8 +111,8 @@ impl<L: Layer> Overlay<L> {
         self.complete(node)
     }
 
-    /// As [`Overlay::copy_up`], but of a large file maybe without its data, and maybe of any regular file only the
-    /// first `keep` bytes. EPERM for what is fixed in its lower layer.
+    /// As [`Overlay::copy_up`], but of a large file maybe without its data, and maybe of any
+    /// regular file only the first `keep` bytes. EPERM for what is fixed in its lower layer.
     pub(super) fn begin_copy_up<'n>(&self, node: &'n Arc<Node<L>>, keep: u64, why: For) -> Result<CopiedUp<'n>> {
         let (upper, work) = self.upper()?;
         let fixed = self.check_fixed_below(node, why)?;
@@ -158,7 +163,8 @@ impl<L: Layer> Overlay<L> {
         Ok(CopiedUp { _content: content, is_cut })
     }
 
-    /// Makes the copy of anything but a directory, complete but for its name, and maybe for its data.
+    /// Makes the copy of anything but a directory, complete but for its name, and maybe for its
+    /// data.
     fn build_copy(&self, node: &Arc<Node<L>>, attr: &Stat, work: &L::Dir, temp: &OsStr, keep: u64) -> Result<Built<L>> {
         let (upper, work_dir) = self.upper()?;
         let mut xattrs = self.xattrs_to_copy(node)?;
@@ -195,7 +201,8 @@ impl<L: Layer> Overlay<L> {
         if !is_cut {
             upper.set_times(object, attr.atime, attr.mtime)?;
         }
-        // A crash after the rename must not find an empty file where the lower layer had a whole one: of a partial copy the size counts.
+        // A crash after the rename must not find an empty file where the lower layer had a whole
+        // one: of a partial copy the size counts.
         match &built {
             Built::File(file, Settled::No) => work_dir.sync(upper, file)?,
             Built::Part(file, _) if !work_dir.writes_through(upper) => work_dir.sync(upper, file)?,
@@ -262,7 +269,8 @@ impl<L: Layer> Overlay<L> {
         Ok(())
     }
 
-    /// Copies the first `size` bytes of a small file past what a crash could take away. False, and nothing is done, where the layer cannot.
+    /// Copies the first `size` bytes of a small file past what a crash could take away. False, and
+    /// nothing is done, where the layer cannot.
     fn copy_through(&self, from: &OpenFile<L>, to: &L::File, size: u64) -> Result<bool> {
         let (upper, _) = self.upper()?;
         let layer = self.stack.layer(&from.dir);
@@ -287,8 +295,8 @@ impl<L: Layer> Overlay<L> {
         Ok(true)
     }
 
-    /// Copies the bytes in `range` to the same place in `to`, holes left out. Calls `copied` with where it is, now and then; answers where the
-    /// last data ends.
+    /// Copies the bytes in `range` to the same place in `to`, holes left out. Calls `copied` with
+    /// where it is, now and then; answers where the last data ends.
     pub(super) fn copy_data(
         &self,
         from: &OpenFile<L>,
@@ -311,8 +319,9 @@ impl<L: Layer> Overlay<L> {
         Ok(at)
     }
 
-    /// The owner and the mode that a copy is made with: the right ones from the start where nothing forbids it. Set-id bits would not survive
-    /// the writing, and attributes can be set only on what can be written.
+    /// The owner and the mode that a copy is made with: the right ones from the start where nothing
+    /// forbids it. Set-id bits would not survive the writing, and attributes can be set only on
+    /// what can be written.
     fn made_as(&self, attr: &Stat, xattrs: &[OsString], private: u32) -> Result<(Owner, u32)> {
         let (upper, _) = self.upper()?;
         let owner = Owner { uid: attr.uid, gid: attr.gid };
@@ -322,8 +331,9 @@ impl<L: Layer> Overlay<L> {
         Ok((owner, if xattrs.is_empty() && attr.mode & SET_ID == 0 { attr.mode } else { private }))
     }
 
-    /// Gives the copy of an object, made with this owner and mode, what it still lacks but for its times, in an order in which none undoes another: a change of the owner takes
-    /// set-id bits and capabilities, and an ACL, which says the same as the mode, may take the set-group-id bit.
+    /// Gives the copy of an object, made with this owner and mode, what it still lacks but for its
+    /// times, in an order in which none undoes another: a change of the owner takes set-id bits and
+    /// capabilities, and an ACL, which says the same as the mode, may take the set-group-id bit.
     fn copy_attr(
         &self,
         node: &Arc<Node<L>>,
@@ -440,8 +450,8 @@ impl<L: Layer> Overlay<L> {
         Ok(Placed { to: Some(to), home })
     }
 
-    /// The directory's place in the upper layer, to which it is copied up if need be, with those above it. EROFS; ENOENT if it was
-    /// removed.
+    /// The directory's place in the upper layer, to which it is copied up if need be, with those
+    /// above it. EROFS; ENOENT if it was removed.
     ///
     /// The caller must hold neither the tree nor the content of any node.
     pub(super) fn upper_dir(&self, node: &Arc<Node<L>>) -> Result<Arc<LayerDir<L>>> {
@@ -511,8 +521,9 @@ impl<L: Layer> Overlay<L> {
         Ok(())
     }
 
-    /// Does something in a directory of the upper layer that nobody is to see, and puts its times back. The directory must be locked, so that
-    /// nobody else changes them meanwhile, or the tree as a whole.
+    /// Does something in a directory of the upper layer that nobody is to see, and puts its times
+    /// back. The directory must be locked, so that nobody else changes them meanwhile, or the tree
+    /// as a whole.
     pub(super) fn keeping_times(
         &self,
         node: &Arc<Node<L>>,
@@ -544,7 +555,8 @@ impl<L: Layer> Overlay<L> {
         worked
     }
 
-    /// Makes sure that the name `place` of a file is in the upper layer, of which another name was copied up.
+    /// Makes sure that the name `place` of a file is in the upper layer, of which another name was
+    /// copied up.
     pub(super) fn link_from_home(&self, home: &OsStr, place: &Place<L>, to: &LayerDir<L>) -> Result<()> {
         let (upper, work) = self.upper()?;
         let open = self.stack.open(work.dir())?;

@@ -52,7 +52,8 @@ impl New<'_> {
 impl<L: Layer> Overlay<L> {
     /// Creates a regular file and opens it. `mode` is taken as it is (`0o7777` at most).
     ///
-    /// EEXIST; EINVAL for a reserved name; ENAMETOOLONG; ENOENT in a directory that was removed; ENOTDIR; EROFS. So for the three below.
+    /// EEXIST; EINVAL for a reserved name; ENAMETOOLONG; ENOENT in a directory that was removed;
+    /// ENOTDIR; EROFS. So for the three below.
     pub fn create_file(&self, dir: &Arc<Node<L>>, name: &OsStr, mode: u32, owner: Owner) -> Result<Handle<L>> {
         let (node, file) = self.create(dir, name, New::File, mode, owner)?;
         let handle = self.open(&node);
@@ -65,8 +66,9 @@ impl<L: Layer> Overlay<L> {
         Ok(handle)
     }
 
-    /// Creates a regular file without a name, and opens it. It can be given one by [`Overlay::link`], and is gone when its last handle is
-    /// dropped and [`Overlay::release`] was called. Its ACL is what `dir` hands down. EROFS, ENOENT, ENOTDIR.
+    /// Creates a regular file without a name, and opens it. It can be given one by
+    /// [`Overlay::link`], and is gone when its last handle is dropped and [`Overlay::release`] was
+    /// called. Its ACL is what `dir` hands down. EROFS, ENOENT, ENOTDIR.
     pub fn create_temp(&self, dir: &Arc<Node<L>>, mode: u32, owner: Owner) -> Result<Handle<L>> {
         if dir.dir()?.removed {
             return Err(Error::new(ENOENT));
@@ -107,8 +109,9 @@ impl<L: Layer> Overlay<L> {
         self.create(dir, name, New::Symlink(target), 0o777, owner).map(|(node, _)| node)
     }
 
-    /// Creates a FIFO, a socket or a device node; `rdev` as in [`Layer::create_node`]. EINVAL for another kind; EPERM or EOPNOTSUPP where the upper layer cannot hold it, and EPERM
-    /// for a device that would be a whiteout there.
+    /// Creates a FIFO, a socket or a device node; `rdev` as in [`Layer::create_node`]. EINVAL for
+    /// another kind; EPERM or EOPNOTSUPP where the upper layer cannot hold it, and EPERM for a
+    /// device that would be a whiteout there.
     pub fn create_node(
         &self,
         dir: &Arc<Node<L>>,
@@ -198,8 +201,8 @@ impl<L: Layer> Overlay<L> {
         Ok(None)
     }
 
-    /// Makes the object complete in the work directory, where the layer cannot give it its owner at once or its name has a whiteout in its
-    /// place, and puts it in place.
+    /// Makes the object complete in the work directory, where the layer cannot give it its owner at
+    /// once or its name has a whiteout in its place, and puts it in place.
     fn make_elsewhere(&self, dir: &L::Dir, name: &OsStr, plan: &Blueprint<'_>, onto: Onto) -> Result<Option<L::File>> {
         let (_, work) = self.upper()?;
         let (open, temp) = (self.stack.open(work.dir())?, work.name());
@@ -211,7 +214,8 @@ impl<L: Layer> Overlay<L> {
         placed.map(|()| file)
     }
 
-    /// Makes the object under the name `temp` of the work directory, with its owner, its mode, its ACL and the mark that it needs.
+    /// Makes the object under the name `temp` of the work directory, with its owner, its mode, its
+    /// ACL and the mark that it needs.
     fn build(&self, work: &L::Dir, temp: &OsStr, plan: &Blueprint<'_>) -> Result<Option<L::File>> {
         let upper = self.upper()?.0;
         let kind = plan.new.kind();
@@ -249,8 +253,9 @@ impl<L: Layer> Overlay<L> {
         }
     }
 
-    /// After a name that had a marker was given to a new object: removes the marker, which hides nothing any more. A directory, which
-    /// the marker made opaque, gets the mark of its own first. Answers whether the marker is gone; if not, it does no harm.
+    /// After a name that had a marker was given to a new object: removes the marker, which hides
+    /// nothing any more. A directory, which the marker made opaque, gets the mark of its own first.
+    /// Answers whether the marker is gone; if not, it does no harm.
     pub(super) fn uncover(&self, dir: &LayerDir<L>, name: &OsStr, own: Option<&mut Dir<L>>) -> bool {
         let removed = (|| {
             if let Some(own) = own {
@@ -271,8 +276,9 @@ impl<L: Layer> Overlay<L> {
     }
 }
 
-/// Whether a mode grants the group, which is another before the owner is set, nothing that it does not grant everybody; and no rights of
-/// the owner or the group to others, which a change of the owner would take away.
+/// Whether a mode grants the group, which is another before the owner is set, nothing that it does
+/// not grant everybody; and no rights of the owner or the group to others, which a change of the
+/// owner would take away.
 fn grants_group_no_more(mode: u32) -> bool {
     mode & !0o777 == 0 && mode >> 3 & !mode & 0o7 == 0
 }

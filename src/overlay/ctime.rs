@@ -1,11 +1,13 @@
 //! Times of last change of status, as they were shown.
 //!
-//! No layer lets this time be set: it is that of whatever was done last to the object there, also by the overlay alone. So what was shown is
-//! remembered beside the layer's time that it stands for. While the layer says the same, the object has not changed, and shows what it showed.
-//! What is forgotten costs no more than a time that differs by as much as the overlay was late.
+//! No layer lets this time be set: it is that of whatever was done last to the object there, also
+//! by the overlay alone. So what was shown is remembered beside the layer's time that it stands
+//! for. While the layer says the same, the object has not changed, and shows what it showed. What
+//! is forgotten costs no more than a time that differs by as much as the overlay was late.
 //!
-//! Until the layer has said its time once more, what is to be shown is in the state of the object (`State::ctime`): so it costs no call. The table
-//! is a file in the work directory from one mount to the next (`docs/format.md`).
+//! Until the layer has said its time once more, what is to be shown is in the state of the object
+//! (`State::ctime`): so it costs no call. The table is a file in the work directory from one mount
+//! to the next (`docs/format.md`).
 //!
 //! The lock is a leaf.
 
@@ -43,7 +45,8 @@ struct Pair {
     shown: Time,
 }
 
-/// By inode number as it is shown. The half that was remembered last, and the half from before, which goes when the first is full.
+/// By inode number as it is shown. The half that was remembered last, and the half from before,
+/// which goes when the first is full.
 #[derive(Default)]
 struct Table {
     young: HashMap<u64, Pair>,
@@ -74,7 +77,8 @@ impl Table {
 pub struct Ctimes(Lock<Table>);
 
 impl Ctimes {
-    /// What the last mount has left in the work directory `dir`. What is damaged is as good as nothing.
+    /// What the last mount has left in the work directory `dir`. What is damaged is as good as
+    /// nothing.
     pub fn open<L: Layer>(upper: &L, dir: &L::Dir) -> Self {
         let read = || -> Result<Vec<u8>> {
             let file = upper.open_file(dir, OsStr::new(CTIMES), Access::Read)?;
@@ -97,7 +101,8 @@ impl Ctimes {
         Ctimes(Lock::new(Table { old, ..Table::default() }))
     }
 
-    /// Leaves what is remembered in the work directory, for the next mount, if that is not what it has.
+    /// Leaves what is remembered in the work directory, for the next mount, if that is not what it
+    /// has.
     pub fn save<L: Layer>(&self, upper: &L, dir: &L::Dir) -> Result<()> {
         let bytes = {
             let mut table = self.0.lock();
@@ -136,7 +141,8 @@ impl Ctimes {
         table.get(ino).filter(|pair| pair.layer == layer).map_or(layer, |pair| pair.shown)
     }
 
-    /// Says that the layer's time of an object, which was `before`, is `now`, though nobody is to see a change.
+    /// Says that the layer's time of an object, which was `before`, is `now`, though nobody is to
+    /// see a change.
     pub fn changed_unseen(&self, ino: u64, before: Time, now: Time) {
         self.keep(ino, now, self.shown(ino, before));
     }
@@ -182,9 +188,9 @@ fn from_bytes(bytes: &[u8]) -> Option<HashMap<u64, Pair>> {
 }
 
 impl<L: Layer> Overlay<L> {
-    /// Leaves the times of regular files to the door, which keeps them itself: from now on nothing that is done to one
-    /// changes those that it shows, but [`Overlay::set_times`] and [`Overlay::set_ctime`]. The door may have said them
-    /// before or say them later.
+    /// Leaves the times of regular files to the door, which keeps them itself: from now on nothing
+    /// that is done to one changes those that it shows, but [`Overlay::set_times`] and
+    /// [`Overlay::set_ctime`]. The door may have said them before or say them later.
     pub fn leave_times_to_door(&self) {
         self.dated_by_door.store(true, Ordering::Relaxed);
     }
@@ -206,8 +212,8 @@ impl<L: Layer> Overlay<L> {
         self.touch_as(node, state, ctime);
     }
 
-    /// After a change of an object in its layer: it shows this time of last change of status. None: the layer is to say
-    /// it.
+    /// After a change of an object in its layer: it shows this time of last change of status. None:
+    /// the layer is to say it.
     pub(super) fn touch_as(&self, node: &Arc<Node<L>>, state: &mut State<L>, ctime: Option<Time>) {
         (state.stale, state.times_kept) = (true, false);
         self.date(node, state, ctime);
@@ -226,9 +232,9 @@ impl<L: Layer> Overlay<L> {
         }
     }
 
-    /// Before the layer changes the content of a file: until [`Overlay::end_change`] everybody who asks for attributes
-    /// asks the layer, since who reads what was just written must not be told of a size from before. The content must
-    /// be locked.
+    /// Before the layer changes the content of a file: until [`Overlay::end_change`] everybody who
+    /// asks for attributes asks the layer, since who reads what was just written must not be told
+    /// of a size from before. The content must be locked.
     pub(super) fn begin_change(&self, node: &Arc<Node<L>>) {
         let mut state = node.state.lock();
         self.touch(node, &mut state);
@@ -241,7 +247,8 @@ impl<L: Layer> Overlay<L> {
         self.touch(node, state);
     }
 
-    /// Says what an object shows as its time of last change of status, for a door that keeps that itself: until the next change.
+    /// Says what an object shows as its time of last change of status, for a door that keeps that
+    /// itself: until the next change.
     pub fn set_ctime(&self, node: &Arc<Node<L>>, ctime: Time) {
         let ctime = self.times.kept(ctime);
         // Whoever writes back what was written before that time does so before or after.

@@ -1,9 +1,11 @@
 //! In which format an upper layer is written.
 //!
-//! An upper layer in the kernel's format says so by the attributes of its top: the kernel leaves some there when it mounts, and we leave
-//! [`kernel::FORMAT`] before anything else is written. Every other is an OCI image layer. Where the kernel's format is asked for and
-//! there is no such attribute yet, the whole layer is looked through once for what only the other format has. Where reserved names cannot be
-//! made, since the layer lies on another overlay, it is written in the kernel's format if nobody wants the other.
+//! An upper layer in the kernel's format says so by the attributes of its top: the kernel leaves
+//! some there when it mounts, and we leave [`kernel::FORMAT`] before anything else is written.
+//! Every other is an OCI image layer. Where the kernel's format is asked for and there is no such
+//! attribute yet, the whole layer is looked through once for what only the other format has. Where
+//! reserved names cannot be made, since the layer lies on another overlay, it is written in the
+//! kernel's format if nobody wants the other.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -17,7 +19,8 @@ use crate::format::kernel::{self, Namespace};
 use crate::format::{self, Format, Meaning, Wanted};
 use crate::layer::{Kind, Layer, Object, RenameMode, Result, XattrMode, entries};
 
-/// Where the kernel's overlayfs keeps, with its option index, which names of lower layers are links of a file that was changed.
+/// Where the kernel's overlayfs keeps, with its option index, which names of lower layers are links
+/// of a file that was changed.
 const INDEX: &str = "index";
 
 /// What is known of the format of an upper layer before anything is written to it.
@@ -46,7 +49,8 @@ impl Known {
         matches!(self, Known::Kernel(_))
     }
 
-    /// Refuses a work directory of the kernel's overlayfs in which something is that must not get lost.
+    /// Refuses a work directory of the kernel's overlayfs in which something is that must not get
+    /// lost.
     pub fn check_work<L: Layer>(self, upper: &L, work: &L::Dir) -> std::result::Result<(), Refused> {
         let index = match upper.open_dir(work, OsStr::new(INDEX)) {
             _ if !self.is_kernel() => return Ok(()),
@@ -56,7 +60,8 @@ impl Known {
         if entries(upper, &index)?.is_empty() { Ok(()) } else { Err(Refused::Indexed) }
     }
 
-    /// The kernel's format for a layer that cannot be written in the native one: it takes no reserved names. Asked in the work directory.
+    /// The kernel's format for a layer that cannot be written in the native one: it takes no
+    /// reserved names. Asked in the work directory.
     pub fn if_possible<L: Layer>(
         self,
         upper: &L,
@@ -85,8 +90,8 @@ impl Known {
         }
     }
 
-    /// Sees to it that the upper layer can be written so and is marked, if need be, at its top `root`. What has to be tried is tried in the
-    /// work directory.
+    /// Sees to it that the upper layer can be written so and is marked, if need be, at its top
+    /// `root`. What has to be tried is tried in the work directory.
     pub fn settle<L: Layer>(self, upper: &L, root: &L::Dir, work: &L::Dir) -> std::result::Result<Format, Refused> {
         let Known::Kernel(known) = self else {
             return Ok(format::OCI);
@@ -100,8 +105,8 @@ impl Known {
     }
 }
 
-/// Does once in the work directory what the kernel's format needs. Answers the namespace: the one that is known, or else the first one that
-/// can be used.
+/// Does once in the work directory what the kernel's format needs. Answers the namespace: the one
+/// that is known, or else the first one that can be used.
 fn attempt<L: Layer>(upper: &L, work: &L::Dir, known: Option<Namespace>) -> Result<Namespace> {
     let able = upper.capabilities();
     if !able.xattrs || !able.exchange {

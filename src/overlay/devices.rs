@@ -1,9 +1,11 @@
 //! Character devices with the number 0, which are deletions to other overlays.
 //!
-//! An upper layer of the native format may have been written by fuse-overlayfs, before or in turn with ours: a deletion is such a device then. So it
-//! is here, and becomes a marker as soon as somebody reads the directory that it is in. But programs can make such devices too; another overlay does,
-//! whose layers lie on this one. Before the first one is made, the layer gets a mark ([`format::DEVICES`]), and from then on they are
-//! devices; all that were deletions are markers by then.
+//! An upper layer of the native format may have been written by fuse-overlayfs, before or in turn
+//! with ours: a deletion is such a device then. So it is here, and becomes a marker as soon as
+//! somebody reads the directory that it is in. But programs can make such devices too; another
+//! overlay does, whose layers lie on this one. Before the first one is made, the layer gets a mark
+//! ([`format::DEVICES`]), and from then on they are devices; all that were deletions are markers by
+//! then.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -38,8 +40,9 @@ impl<L: Layer> Overlay<L> {
         Ok(marked)
     }
 
-    /// Before the first such device is made in the upper layer: makes markers of those that are deletions, and marks the layer. EPERM in the kernel's
-    /// format, where they are deletions whoever made them.
+    /// Before the first such device is made in the upper layer: makes markers of those that are
+    /// deletions, and marks the layer. EPERM in the kernel's format, where they are deletions
+    /// whoever made them.
     ///
     /// The caller must hold neither the tree nor any directory.
     pub(super) fn prepare_device(&self) -> Result<()> {
@@ -81,8 +84,8 @@ impl<L: Layer> Overlay<L> {
         Ok(())
     }
 
-    /// Replaces devices that are deletions, in a directory of the upper layer, by markers. Each step leaves the names deleted, and the directory's
-    /// times stay.
+    /// Replaces devices that are deletions, in a directory of the upper layer, by markers. Each
+    /// step leaves the names deleted, and the directory's times stay.
     pub(super) fn make_markers<'n>(
         &self,
         dir: &Arc<LayerDir<L>>,

@@ -1,7 +1,9 @@
-//! What an overlay owes when nobody uses it any more, and in pauses before: files that are whole, and on the disk.
+//! What an overlay owes when nobody uses it any more, and in pauses before: files that are whole,
+//! and on the disk.
 //!
-//! An overlay is *settled* when it knows nothing that the upper layer does not have. It *rests* when, besides, no mark says that something is not
-//! synced; before the next change it is woken. It is *retired* when nothing in the layers is its own any more, and another may hold them.
+//! An overlay is *settled* when it knows nothing that the upper layer does not have. It *rests*
+//! when, besides, no mark says that something is not synced; before the next change it is woken. It
+//! is *retired* when nothing in the layers is its own any more, and another may hold them.
 
 use std::sync::atomic::Ordering;
 
@@ -12,7 +14,8 @@ use super::work::Work;
 use crate::layer::{Layer, Result};
 
 impl<L: Layer> Overlay<L> {
-    /// Says who serves the overlay, to those who are refused its upper layer. Without effect for an overlay that holds none.
+    /// Says who serves the overlay, to those who are refused its upper layer. Without effect for an
+    /// overlay that holds none.
     pub fn sign(&self, holder: &Holder) -> Result<()> {
         match &self.work {
             Some(work) if !self.retired.load(Ordering::Acquire) => work.sign(&self.stack, holder),
@@ -30,8 +33,8 @@ impl<L: Layer> Overlay<L> {
         self.work.is_some() && self.partials.left()
     }
 
-    /// Completes every partial copy, and brings what was changed to the disk unless nothing is synced. Others may go on meanwhile; what they
-    /// change is then left to the next call.
+    /// Completes every partial copy, and brings what was changed to the disk unless nothing is
+    /// synced. Others may go on meanwhile; what they change is then left to the next call.
     pub fn settle_all(&self) -> Result<()> {
         let Some(work) = &self.work else { return Ok(()) };
         let completed = self.complete_all();
@@ -50,7 +53,8 @@ impl<L: Layer> Overlay<L> {
         }
     }
 
-    /// Takes the mark away that something is not synced. Nobody may have changed anything since [`Overlay::sync_settled`].
+    /// Takes the mark away that something is not synced. Nobody may have changed anything since
+    /// [`Overlay::sync_settled`].
     pub fn rest(&self) -> Result<()> {
         self.work.as_ref().map_or(Ok(()), |work| work.rest(&self.stack))
     }
@@ -60,8 +64,8 @@ impl<L: Layer> Overlay<L> {
         self.work.as_ref().map_or(Ok(()), |work| work.wake(&self.stack))
     }
 
-    /// Empties the work directory, but for what the next overlay has to know, and lets go of the layers. Nobody may change anything any more. What
-    /// is not settled stays as it is.
+    /// Empties the work directory, but for what the next overlay has to know, and lets go of the
+    /// layers. Nobody may change anything any more. What is not settled stays as it is.
     pub fn retire(&self) -> Result<()> {
         let Some(work) = &self.work else { return Ok(()) };
         if self.retired.swap(true, Ordering::AcqRel) {
@@ -80,8 +84,8 @@ impl<L: Layer> Overlay<L> {
 }
 
 impl<L: Layer> Drop for Overlay<L> {
-    /// Leaves no partial copies, and nothing of its own in the work directory. Nodes and their parents hold each other: takes them apart, without recursion, since a tree may
-    /// be deep.
+    /// Leaves no partial copies, and nothing of its own in the work directory. Nodes and their
+    /// parents hold each other: takes them apart, without recursion, since a tree may be deep.
     fn drop(&mut self) {
         if let Some(work) = &self.work
             && !self.retired.load(Ordering::Acquire)

@@ -1,12 +1,14 @@
 //! What is forgotten again when too much is known.
 //!
-//! A directory that was read, or made, is known with all its names, and those of its objects that were looked up are nodes. An object that
-//! nobody holds any more is forgotten when the door says so ([`Overlay::release`]). Directories stay known, which spares reading them again;
-//! they and their names are counted, and when they are too many, the oldest are forgotten that nobody holds. What is forgotten can be
-//! learned again from the layers.
+//! A directory that was read, or made, is known with all its names, and those of its objects that
+//! were looked up are nodes. An object that nobody holds any more is forgotten when the door says
+//! so ([`Overlay::release`]). Directories stay known, which spares reading them again; they and
+//! their names are counted, and when they are too many, the oldest are forgotten that nobody holds.
+//! What is forgotten can be learned again from the layers.
 //!
-//! An object of several names is forgotten one name at a time. As long as one of them knows it, or somebody holds it, the others find it by
-//! its number in its layer (`inode.rs`). Once all have let go, the next that is looked up makes it anew, from the layers and the index.
+//! An object of several names is forgotten one name at a time. As long as one of them knows it, or
+//! somebody holds it, the others find it by its number in its layer (`inode.rs`). Once all have let
+//! go, the next that is looked up makes it anew, from the layers and the index.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -19,14 +21,16 @@ use super::work::discard;
 use crate::layer::Layer;
 use crate::sync::Lock;
 
-/// How many names and directories may be known before some are forgotten: until seven eighths are left, so that it is not done all the time.
+/// How many names and directories may be known before some are forgotten: until seven eighths are
+/// left, so that it is not done all the time.
 const KNOWN_MAX: usize = 1 << 17;
 
 /// The directories that are known.
 pub(super) struct Known<L: Layer> {
     /// The oldest first, some of them twice or gone.
     dirs: Lock<VecDeque<Weak<Node<L>>>>,
-    /// How many they and their names are at most: what is removed is taken off only when all are counted again.
+    /// How many they and their names are at most: what is removed is taken off only when all are
+    /// counted again.
     count: AtomicUsize,
     /// How many there may be until then.
     limit: AtomicUsize,
@@ -63,7 +67,8 @@ fn size<L: Layer>(node: &Node<L>) -> usize {
 }
 
 impl<L: Layer> Overlay<L> {
-    /// Forgets directories that nobody holds, the oldest first, if too much is known. The caller must hold no lock.
+    /// Forgets directories that nobody holds, the oldest first, if too much is known. The caller
+    /// must hold no lock.
     pub(super) fn forget_some(&self) {
         if !self.known.is_too_much() {
             return;
@@ -98,7 +103,8 @@ impl<L: Layer> Overlay<L> {
         self.known.limit.store(limit, Ordering::Relaxed);
     }
 
-    /// Forgets what is in a directory, but for what is held. Answers whether nothing is left. The tree must be locked exclusively.
+    /// Forgets what is in a directory, but for what is held. Answers whether nothing is left. The
+    /// tree must be locked exclusively.
     fn forget(&self, node: &Arc<Node<L>>) -> bool {
         let Ok(mut dir) = node.dir() else {
             return true;
@@ -117,14 +123,16 @@ impl<L: Layer> Overlay<L> {
         !left
     }
 
-    /// Says that a door has no more use for an object: unless somebody else has, what the layers can tell again is forgotten.
+    /// Says that a door has no more use for an object: unless somebody else has, what the layers
+    /// can tell again is forgotten.
     pub fn release(&self, node: Arc<Node<L>>) {
         let _tree = self.tree.read();
         self.let_go(node);
     }
 
-    /// Takes the node from the name `slot` of `parent`, which keeps the number. False, and nothing is done, if the number cannot be learned, or
-    /// if anybody has the node but its names and the caller, who has one reference. The directory must be locked.
+    /// Takes the node from the name `slot` of `parent`, which keeps the number. False, and nothing
+    /// is done, if the number cannot be learned, or if anybody has the node but its names and the
+    /// caller, who has one reference. The directory must be locked.
     fn forget_name(&self, parent: &Arc<Node<L>>, slot: &mut Slot<L>, node: &Arc<Node<L>>) -> bool {
         if node.dir().is_ok_and(|dir| dir.names.is_some()) {
             return false;
@@ -135,7 +143,8 @@ impl<L: Layer> Overlay<L> {
         }
         let is_this = |place: &Place<L>| Arc::ptr_eq(&place.parent, parent) && place.name == slot.name;
         let Some(place) = state.places.iter().position(is_this) else { return false };
-        // What was made, and of which nobody has asked anything since, has no number yet. And what was changed unseen is to show what it showed.
+        // What was made, and of which nobody has asked anything since, has no number yet. And what
+        // was changed unseen is to show what it showed.
         let attr = match state.attr {
             Some(attr) if state.ctime.is_none() => attr,
             _ => match self.refresh(node, &mut state) {
@@ -174,7 +183,8 @@ impl<L: Layer> Overlay<L> {
         }
     }
 
-    /// Removes what is left in the work directory of a file that never got a name and that nobody has open.
+    /// Removes what is left in the work directory of a file that never got a name and that nobody
+    /// has open.
     fn discard_home(&self, node: &Arc<Node<L>>) {
         let mut state = node.state.lock();
         let unused = state.handles == 0 && state.places.is_empty() && state.links == LinkCount::NONE;

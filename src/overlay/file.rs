@@ -1,7 +1,8 @@
 //! Handles: open files and directories, reading and writing.
 //!
-//! All handles of a file share one open file of the layer, opened when the first of them needs it, and replaced when the file is
-//! copied up: so each sees what any other writes, whenever it was opened.
+//! All handles of a file share one open file of the layer, opened when the first of them needs it,
+//! and replaced when the file is copied up: so each sees what any other writes, whenever it was
+//! opened.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -16,10 +17,12 @@ use super::node::{Node, OpenFile, Stored};
 use super::partial::Lent;
 use crate::layer::{Access, Allocation, Kind, Layer, Object, Result, Stat};
 
-/// An open file or directory. It keeps its object as it is, also when the last name is unlinked; dropping closes it.
+/// An open file or directory. It keeps its object as it is, also when the last name is unlinked;
+/// dropping closes it.
 pub struct Handle<L: Layer> {
     node: Arc<Node<L>>,
-    /// Whether it has read or written, so that the open file is kept for it. Changes under the lock of the node's state.
+    /// Whether it has read or written, so that the open file is kept for it. Changes under the lock
+    /// of the node's state.
     used: AtomicBool,
 }
 
@@ -37,7 +40,8 @@ impl<L: Layer> Drop for Handle<L> {
         if *self.used.get_mut() {
             state.users -= 1;
         }
-        // One of the upper layer that has no name any more cannot be opened again, and somebody may be about to.
+        // One of the upper layer that has no name any more cannot be opened again, and somebody may
+        // be about to.
         let can_be_opened = !state.places.is_empty()
             || matches!(state.stored, Stored::Indexed(_) | Stored::Unnamed(_) | Stored::Orphan(_));
         let file = if state.users == 0 && can_be_opened { state.file.take() } else { None };
@@ -63,7 +67,8 @@ impl<L: Layer> Overlay<L> {
         }
     }
 
-    /// Reads at `offset`; 0 at and behind the end. EISDIR; EINVAL of anything else that is no regular file.
+    /// Reads at `offset`; 0 at and behind the end. EISDIR; EINVAL of anything else that is no
+    /// regular file.
     pub fn read_at(&self, handle: &Handle<L>, buf: &mut [u8], offset: u64) -> Result<usize> {
         check_file(&handle.node)?;
         if i64::try_from(offset).is_err() {
@@ -74,15 +79,16 @@ impl<L: Layer> Overlay<L> {
         self.read_lent(&handle.node, &open, || self.read_open(&open, buf, offset))
     }
 
-    /// Writes at `offset` and answers how many bytes were written. The first write copies the file up. For a door that
-    /// keeps the times of files they stay as they are.
+    /// Writes at `offset` and answers how many bytes were written. The first write copies the file
+    /// up. For a door that keeps the times of files they stay as they are.
     ///
     /// EROFS; EFBIG; EISDIR; EINVAL of anything else that is no regular file.
     pub fn write_at(&self, handle: &Handle<L>, buf: &[u8], offset: u64) -> Result<usize> {
         self.write(handle, buf, |open| self.write_open(&handle.node, open, buf, offset))
     }
 
-    /// Writes at the end of the file, wherever it is when the write happens. Errors as [`Overlay::write_at`].
+    /// Writes at the end of the file, wherever it is when the write happens. Errors as
+    /// [`Overlay::write_at`].
     pub fn append(&self, handle: &Handle<L>, buf: &[u8]) -> Result<usize> {
         let node = &handle.node;
         self.write(handle, buf, |open| {
@@ -91,7 +97,8 @@ impl<L: Layer> Overlay<L> {
         })
     }
 
-    /// Has `work` write something to the file, which is copied up and which nobody else writes to meanwhile.
+    /// Has `work` write something to the file, which is copied up and which nobody else writes to
+    /// meanwhile.
     fn write(&self, handle: &Handle<L>, buf: &[u8], work: impl FnOnce(&OpenFile<L>) -> Result<usize>) -> Result<usize> {
         let node = &handle.node;
         check_file(node)?;
@@ -136,8 +143,9 @@ impl<L: Layer> Overlay<L> {
         })
     }
 
-    /// Has `change` change the content of a file, which must be locked. Where the door keeps the times of files they
-    /// stay as they are: it knows when the change was made, and this may be later.
+    /// Has `change` change the content of a file, which must be locked. Where the door keeps the
+    /// times of files they stay as they are: it knows when the change was made, and this may be
+    /// later.
     fn change_content<T>(
         &self,
         node: &Arc<Node<L>>,
@@ -165,8 +173,8 @@ impl<L: Layer> Overlay<L> {
         changed.and_then(|value| kept.map(|()| value))
     }
 
-    /// How many bytes of `buf` an append-only file has at `offset` already, up to its end: a door that writes back whole pages writes these too. EPERM
-    /// if it has others there, or ends before.
+    /// How many bytes of `buf` an append-only file has at `offset` already, up to its end: a door
+    /// that writes back whole pages writes these too. EPERM if it has others there, or ends before.
     fn same(&self, node: &Arc<Node<L>>, open: &OpenFile<L>, buf: &[u8], offset: u64) -> Result<usize> {
         let size = self.layer_attr(node)?.size;
         let behind = size.checked_sub(offset).ok_or(Error::new(EPERM))?;
@@ -175,15 +183,17 @@ impl<L: Layer> Overlay<L> {
         if read == there.len() && buf.starts_with(&there) { Ok(read) } else { Err(Error::new(EPERM)) }
     }
 
-    /// Has a regular file ready to be written, so that a write can fail for no other reason than its data. Errors as [`Overlay::write_at`].
+    /// Has a regular file ready to be written, so that a write can fail for no other reason than
+    /// its data. Errors as [`Overlay::write_at`].
     pub fn prepare_write(&self, node: &Arc<Node<L>>) -> Result<()> {
         check_file(node)?;
         self.begin_copy_up(node, u64::MAX, For::Write).map(drop)
     }
 
-    /// Opens a regular file for writing where that changes nothing, so that what its layer has against it is said before anything is written:
-    /// EPERM of a file that is immutable, or append-only unless it `appends`. False where a write first copies something up. Otherwise errors as
-    /// [`Overlay::write_at`].
+    /// Opens a regular file for writing where that changes nothing, so that what its layer has
+    /// against it is said before anything is written: EPERM of a file that is immutable, or
+    /// append-only unless it `appends`. False where a write first copies something up. Otherwise
+    /// errors as [`Overlay::write_at`].
     pub fn open_for_writing(&self, handle: &Handle<L>, appends: bool) -> Result<bool> {
         let node = &handle.node;
         check_file(node)?;
@@ -225,8 +235,8 @@ impl<L: Layer> Overlay<L> {
         })
     }
 
-    /// Changes the allocation of a range of a regular file. EROFS; EOPNOTSUPP where the upper layer cannot; EISDIR; EINVAL of anything
-    /// else and of an empty range; EFBIG; ENOSPC.
+    /// Changes the allocation of a range of a regular file. EROFS; EOPNOTSUPP where the upper layer
+    /// cannot; EISDIR; EINVAL of anything else and of an empty range; EFBIG; ENOSPC.
     pub fn allocate(&self, handle: &Handle<L>, how: Allocation, range: Range<u64>) -> Result<()> {
         let node = &handle.node;
         check_file(node)?;
@@ -254,7 +264,8 @@ impl<L: Layer> Overlay<L> {
         })
     }
 
-    /// The first range of data at or after `from`; None when only a hole follows. EISDIR; EINVAL of anything else that is no regular file.
+    /// The first range of data at or after `from`; None when only a hole follows. EISDIR; EINVAL of
+    /// anything else that is no regular file.
     pub fn next_data(&self, handle: &Handle<L>, from: u64) -> Result<Option<Range<u64>>> {
         check_file(&handle.node)?;
         self.use_file(handle);
@@ -298,7 +309,8 @@ impl<L: Layer> Overlay<L> {
                 true => self.stack.layer(&source.dir).next_data(&source.file, from)?,
                 false => layer.next_data(&open.file, from)?,
             };
-            // No further than where it matters, so that who goes from data to data looks at each part of the map once.
+            // No further than where it matters, so that who goes from data to data looks at each
+            // part of the map once.
             let (_, end) = partial.run(from, data.as_ref().map_or(u64::MAX, |data| data.end));
             match data {
                 Some(data) if data.start < end => return Ok(Some(data.start..data.end.min(end))),
@@ -308,8 +320,9 @@ impl<L: Layer> Overlay<L> {
         }
     }
 
-    /// Copies a range of one file to `offset` of another, or of the same where the two do not overlap (EINVAL). Answers how many bytes were
-    /// copied: fewer than asked only at the end of `from`. Errors as [`Overlay::write_at`].
+    /// Copies a range of one file to `offset` of another, or of the same where the two do not
+    /// overlap (EINVAL). Answers how many bytes were copied: fewer than asked only at the end of
+    /// `from`. Errors as [`Overlay::write_at`].
     pub fn copy_range(&self, from: &Handle<L>, range: Range<u64>, to: &Handle<L>, offset: u64) -> Result<u64> {
         check_file(&from.node)?;
         check_file(&to.node)?;
@@ -349,15 +362,16 @@ impl<L: Layer> Overlay<L> {
         }
     }
 
-    /// After the layer has changed the content, and maybe the size, also when only a part could be done.
+    /// After the layer has changed the content, and maybe the size, also when only a part could be
+    /// done.
     fn end_change_of_size(&self, node: &Arc<Node<L>>) {
         let mut state = node.state.lock();
         self.end_change(node, &mut state);
         state.attr = None;
     }
 
-    /// Brings what was written, and the names in a directory, to the disk, with inode number and count of links. Nothing to do for what is in a lower layer, or if the overlay
-    /// is volatile.
+    /// Brings what was written, and the names in a directory, to the disk, with inode number and
+    /// count of links. Nothing to do for what is in a lower layer, or if the overlay is volatile.
     pub fn sync(&self, handle: &Handle<L>) -> Result<()> {
         let (upper, work) = match self.upper() {
             Ok((upper, work)) if !work.is_volatile() => (upper, work),
@@ -388,7 +402,8 @@ impl<L: Layer> Overlay<L> {
         work.index().sync(upper, ino)
     }
 
-    /// The open file of a node, opened if there is none that allows `access`. For writing the node must be in the upper layer.
+    /// The open file of a node, opened if there is none that allows `access`. For writing the node
+    /// must be in the upper layer.
     pub(super) fn file(&self, node: &Arc<Node<L>>, access: Access) -> Result<Arc<OpenFile<L>>> {
         if let Some(open) = node.state.lock().opened(access) {
             return Ok(open);

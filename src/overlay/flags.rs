@@ -1,10 +1,11 @@
 //! The flags of files and directories that chattr(1) sets: immutable, append-only and the like.
 //!
-//! Those of an object in the upper layer are that layer's, which also obeys them. What is *fixed* (immutable or
-//! append-only) in a lower layer is so in the tree: no layer would refuse the change of a copy, so it is refused before
-//! anything is copied up. A copy is made of what is fixed only to take the flags away, to append to a file, which then
-//! is append-only in the upper layer too, or for what is below a directory: that copy has no flags, since then nothing
-//! could be copied into it.
+//! Those of an object in the upper layer are that layer's, which also obeys them. What is *fixed*
+//! (immutable or append-only) in a lower layer is so in the tree: no layer would refuse the change
+//! of a copy, so it is refused before anything is copied up. A copy is made of what is fixed only
+//! to take the flags away, to append to a file, which then is append-only in the upper layer too,
+//! or for what is below a directory: that copy has no flags, since then nothing could be copied
+//! into it.
 
 use std::sync::Arc;
 
@@ -20,8 +21,8 @@ const IMMUTABLE: u32 = 0x10;
 const APPEND: u32 = 0x20;
 
 impl<L: Layer> Overlay<L> {
-    /// The flags, as `FS_IOC_GETFLAGS` has them; of an object in a lower layer those that make it fixed. EOPNOTSUPP of
-    /// anything but a file or a directory, and where the upper layer has none.
+    /// The flags, as `FS_IOC_GETFLAGS` has them; of an object in a lower layer those that make it
+    /// fixed. EOPNOTSUPP of anything but a file or a directory, and where the upper layer has none.
     pub fn flags(&self, node: &Arc<Node<L>>) -> Result<u32> {
         check_kind(node)?;
         if !node.state.lock().upper {
@@ -31,7 +32,8 @@ impl<L: Layer> Overlay<L> {
         self.on_object(node, |layer, object| layer.flags(object))?.ok_or(Error::new(ENOENT))
     }
 
-    /// Sets the flags. EROFS; EPERM; EOPNOTSUPP as [`Overlay::flags`], and for a flag that the upper layer does not have.
+    /// Sets the flags. EROFS; EPERM; EOPNOTSUPP as [`Overlay::flags`], and for a flag that the
+    /// upper layer does not have.
     pub fn set_flags(&self, node: &Arc<Node<L>>, flags: u32) -> Result<()> {
         let changed = self.flags(node)? ^ flags;
         if changed == 0 {
@@ -68,8 +70,8 @@ impl<L: Layer> Overlay<L> {
         if fixed.immutable || fixed.append && why != For::Write { Err(Error::new(EPERM)) } else { Ok(fixed) }
     }
 
-    /// Before an entry is made in a directory, or goes, which is that of an object. EPERM if either is fixed in a lower
-    /// layer.
+    /// Before an entry is made in a directory, or goes, which is that of an object. EPERM if either
+    /// is fixed in a lower layer.
     pub(super) fn check_entries(&self, dir: &Arc<Node<L>>, goes: Option<&Arc<Node<L>>>) -> Result<()> {
         let fixed = self.fixed_below(dir)?;
         let forbidden = match goes {

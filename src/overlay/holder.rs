@@ -1,14 +1,15 @@
 //! Who holds an upper layer: a record in the work directory, for whoever is refused it.
 //!
-//! The lock alone keeps others out. The record only says whom they wait for, so it is not synced, and what an overlay left that was killed
-//! is replaced by the next one.
+//! The lock alone keeps others out. The record only says whom they wait for, so it is not synced,
+//! and what an overlay left that was killed is replaced by the next one.
 
 use std::ffi::OsString;
 use std::fmt;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
-/// The name of the record, which is swept with what was built. What a killed overlay left of it is no damage.
+/// The name of the record, which is swept with what was built. What a killed overlay left of it is
+/// no damage.
 pub(crate) const RECORD: &str = "tmp.holder";
 
 /// How much of a record is read: a process, a word and a path.
@@ -26,7 +27,8 @@ pub struct Holder {
     pub process: u32,
     /// Where its merged tree is.
     pub place: PathBuf,
-    /// Nobody uses it any more: it completes what is to be completed, and lets go of the layer then.
+    /// Nobody uses it any more: it completes what is to be completed, and lets go of the layer
+    /// then.
     pub ending: bool,
 }
 

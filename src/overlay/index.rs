@@ -1,9 +1,10 @@
-//! What one mount leaves in the work directory for the next: which copies are still the same file as names of a lower layer, and which inode
-//! numbers copies show.
+//! What one mount leaves in the work directory for the next: which copies are still the same file
+//! as names of a lower layer, and which inode numbers copies show.
 //!
-//! A copied-up file of several names has a name in the work directory that says which file of the lower layers it was copied from. As long
-//! as it is there, every name of that file shows the copy. The file `numbers` is a row of records that is only appended to; what is lost of
-//! it costs an inode number, or leaves a link count too high. `docs/format.md` describes both.
+//! A copied-up file of several names has a name in the work directory that says which file of the
+//! lower layers it was copied from. As long as it is there, every name of that file shows the copy.
+//! The file `numbers` is a row of records that is only appended to; what is lost of it costs an
+//! inode number, or leaves a link count too high. `docs/format.md` describes both.
 //!
 //! The lock is a leaf.
 
@@ -33,8 +34,8 @@ const LINK: &str = "link.";
 /// How many records that say nothing any more are left before the file is written anew.
 const DEAD_MAX: usize = 64;
 
-/// A file of a lower layer, as every mount knows it again: a digest of all that the layer says of it and that never changes while nobody
-/// touches it.
+/// A file of a lower layer, as every mount knows it again: a digest of all that the layer says of
+/// it and that never changes while nobody touches it.
 pub type Origin = u128;
 
 pub struct Index<L: Layer> {
@@ -86,10 +87,12 @@ pub struct Linked {
     pub links: LinkCount,
 }
 
-/// One record of the file: six numbers of 64 bits, the lowest byte first. The first is a digest of the others, the second says what it is.
+/// One record of the file: six numbers of 64 bits, the lowest byte first. The first is a digest of
+/// the others, the second says what it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Record {
-    /// The first: the inode numbers of the work directory and of the file, which are others where somebody has copied them.
+    /// The first: the inode numbers of the work directory and of the file, which are others where
+    /// somebody has copied them.
     Head { dir: u64, file: u64 },
     /// The copy with the inode number `copy` shows `number`. At `time` it existed.
     Number { copy: u64, number: u64, time: Time },
@@ -187,7 +190,8 @@ impl Known {
 /// What the names in the work directory begin with that this module gives, whole or damaged.
 pub const NAMES: [&str; 2] = [NUMBERS, LINK];
 
-/// Whether the entry `name` of the work directory is for the next mount, and whole. Everything else is swept at mount.
+/// Whether the entry `name` of the work directory is for the next mount, and whole. Everything else
+/// is swept at mount.
 pub fn is_kept(name: &OsStr, kind: Kind) -> bool {
     match kind {
         Kind::Dir => false,
@@ -196,7 +200,8 @@ pub fn is_kept(name: &OsStr, kind: Kind) -> bool {
     }
 }
 
-/// The inode number, the origin and the count of names of the original that a name in the work directory tells.
+/// The inode number, the origin and the count of names of the original that a name in the work
+/// directory tells.
 fn parse_link(name: &OsStr) -> Option<(u64, Origin, u32)> {
     let mut parts = name.to_str()?.strip_prefix(LINK)?.split('.');
     let ino = u64::from_str_radix(parts.next()?, 16).ok()?;
@@ -236,8 +241,8 @@ pub fn origin<L: Layer>(stack: &Stack<L>, dir: &LayerDir<L>, stat: &Stat) -> Ori
 }
 
 impl<L: Layer> Index<L> {
-    /// Reads what is in the work directory `dir`, and answers also the numbers that copies had. What cannot be read is
-    /// forgotten. `ctimes` follow what is done to copies.
+    /// Reads what is in the work directory `dir`, and answers also the numbers that copies had.
+    /// What cannot be read is forgotten. `ctimes` follow what is done to copies.
     pub fn open(upper: &L, dir: &L::Dir, volatile: bool, ctimes: &Ctimes) -> Result<(Self, Claims)> {
         let mut links = Links::default();
         let mut found = Vec::new();
@@ -254,7 +259,8 @@ impl<L: Layer> Index<L> {
         });
         for (name, kind, copy, (ino, origin, names)) in found {
             if known.hidden.get(&origin).is_some_and(|hidden| *hidden >= names) {
-                // Every name of the original is hidden or a link of the copy, which needs nothing to hold it together.
+                // Every name of the original is hidden or a link of the copy, which needs nothing
+                // to hold it together.
                 let number = known.claims.get(&copy).filter(|_| kind == Kind::File).map(|claim| claim.number);
                 unlink_unseen(upper, dir, &name, number, ctimes)?;
                 known.hidden.remove(&origin);
@@ -264,7 +270,8 @@ impl<L: Layer> Index<L> {
         }
         let written = match read {
             Numbers::Whole(file, records) if records <= 2 * known.len() + DEAD_MAX => {
-                // So that a later sync of an object need not ask for what an earlier mount has written of it.
+                // So that a later sync of an object need not ask for what an earlier mount has
+                // written of it.
                 let synced = if known.len() > 0 && !volatile { upper.sync(&file) } else { Ok(()) };
                 synced.map(|()| (file, records + 1))
             }
@@ -313,7 +320,8 @@ impl<L: Layer> Index<L> {
         }
     }
 
-    /// Brings to the disk what was written down of the object of the upper layer with the inode number `ino`. None: it may be any.
+    /// Brings to the disk what was written down of the object of the upper layer with the inode
+    /// number `ino`. None: it may be any.
     pub fn sync(&self, upper: &L, ino: Option<u64>) -> Result<()> {
         let written = {
             let unsynced = self.unsynced.lock();
@@ -329,7 +337,8 @@ impl<L: Layer> Index<L> {
         Ok(())
     }
 
-    /// Whether a lower file with this inode number may have been copied up while it had other names.
+    /// Whether a lower file with this inode number may have been copied up while it had other
+    /// names.
     pub fn may_be_copied(&self, ino: u64) -> bool {
         self.links.lock().lower_inos.contains(&ino)
     }
@@ -389,7 +398,8 @@ impl Links {
 
 /// What is in a work directory, for those who only look.
 pub(crate) struct Review {
-    /// Whether every record of the numbers is one, and of this file, but for what a power failure takes.
+    /// Whether every record of the numbers is one, and of this file, but for what a power failure
+    /// takes.
     pub whole: bool,
     /// The copies of which not all of the original's names are hidden or links.
     pub links: Vec<(OsString, Origin)>,
@@ -419,8 +429,8 @@ pub(crate) fn rewrite<L: Layer>(upper: &L, dir: &L::Dir) -> Result<()> {
     ctimes.save(upper, dir)
 }
 
-/// Removes the name of a copy that has others. A file that shows `number` goes on showing its time of last change of
-/// status.
+/// Removes the name of a copy that has others. A file that shows `number` goes on showing its time
+/// of last change of status.
 fn unlink_unseen<L: Layer>(upper: &L, dir: &L::Dir, name: &OsStr, number: Option<u64>, ctimes: &Ctimes) -> Result<()> {
     let file = number.and_then(|number| Some((number, upper.open_file(dir, name, Access::Read).ok()?)));
     let ctime = |file: &L::File| upper.stat(Object::File(file)).map(|stat| stat.ctime);
@@ -462,8 +472,8 @@ fn read_numbers<L: Layer>(upper: &L, dir: &L::Dir, access: Access, head: u64, kn
     })
 }
 
-/// Whether a power failure may have made this, at `offset` in the file, of a record that was not synced: the end is missing, or zeros are in a
-/// block of the disk that was not written.
+/// Whether a power failure may have made this, at `offset` in the file, of a record that was not
+/// synced: the end is missing, or zeros are in a block of the disk that was not written.
 fn is_cut(bytes: &[u8], offset: usize) -> bool {
     const BLOCK: usize = 512;
     let is_zero = |bytes: &[u8]| bytes.iter().all(|byte| *byte == 0);
@@ -493,7 +503,8 @@ fn write_numbers<L: Layer>(upper: &L, dir: &L::Dir, head: u64, known: &Known, vo
 }
 
 impl<L: Layer> Overlay<L> {
-    /// What is known of an object that `dir` of a layer has with these attributes, and that has several names there.
+    /// What is known of an object that `dir` of a layer has with these attributes, and that has
+    /// several names there.
     pub(super) fn linked(&self, dir: &LayerDir<L>, attr: Stat) -> Result<Linked> {
         let alone = Linked { attr, home: None, origin: None, links: LinkCount::OfLayer };
         let Ok((_, work)) = self.upper() else { return Ok(alone) };
@@ -526,7 +537,8 @@ impl<L: Layer> Overlay<L> {
         place.map(|place| Ok(origin(&self.stack, &place.dir, &self.layer_attr(node)?))).transpose()
     }
 
-    /// Gives the complete copy `temp` of a file with several names the name in the work directory by which it is found again.
+    /// Gives the complete copy `temp` of a file with several names the name in the work directory
+    /// by which it is found again.
     pub(super) fn keep_copy(&self, origin: Origin, before: &Stat, temp: &OsStr) -> Result<OsString> {
         let (upper, work) = self.upper()?;
         let name = link_name(before.ino, origin, before.nlink);
@@ -546,7 +558,8 @@ impl<L: Layer> Overlay<L> {
         }
     }
 
-    /// After a copy-up: writes down which number the copy shows, and of a file that has other names below, under which name it is kept.
+    /// After a copy-up: writes down which number the copy shows, and of a file that has other names
+    /// below, under which name it is kept.
     pub(super) fn copied(&self, ino: u64, copy: &Stat, kept: Option<(&Stat, Origin, &OsStr)>) {
         let Ok((upper, work)) = self.upper() else { return };
         self.inodes.copied_up(copy.dev, copy.ino, ino);
@@ -557,14 +570,16 @@ impl<L: Layer> Overlay<L> {
         work.index().append(upper, &[Record::Number { copy: copy.ino, number: ino, time: copy.ctime }]);
     }
 
-    /// Says that a name of a file that has several in a lower layer is hidden there, or a link of the copy.
+    /// Says that a name of a file that has several in a lower layer is hidden there, or a link of
+    /// the copy.
     pub(super) fn hid_name(&self, origin: Origin) {
         if let Ok((upper, work)) = self.upper() {
             work.index().append(upper, &[work.index().hide(origin)]);
         }
     }
 
-    /// Says that no name is left of an object of the upper layer, which shows `number`, and which its layer numbers `ino` on `device`.
+    /// Says that no name is left of an object of the upper layer, which shows `number`, and which
+    /// its layer numbers `ino` on `device`.
     pub(super) fn lost_copy(&self, number: u64, device: u64, ino: u64, origin: Option<Origin>) {
         let Ok((upper, work)) = self.upper() else { return };
         let number = self.inodes.forget_copy(device, ino, number).then_some(Record::Gone { copy: ino, number });
@@ -575,7 +590,8 @@ impl<L: Layer> Overlay<L> {
         }
     }
 
-    /// The number that an object with these attributes shows from now on, as [`Inodes::assign`](super::inode::Inodes::assign) has it.
+    /// The number that an object with these attributes shows from now on, as
+    /// [`Inodes::assign`](super::inode::Inodes::assign) has it.
     pub(super) fn number(&self, attr: &Stat) -> u64 {
         let (number, is_new) = self.inodes.assign(attr.dev, attr.ino);
         if let (true, Ok((upper, work))) = (is_new, self.upper()) {
@@ -584,7 +600,8 @@ impl<L: Layer> Overlay<L> {
         number
     }
 
-    /// Before the entry `name` of `dir` gets its number: finds out whether an earlier mount gave it one.
+    /// Before the entry `name` of `dir` gets its number: finds out whether an earlier mount gave it
+    /// one.
     pub(super) fn settle(&self, dir: &Arc<LayerDir<L>>, name: &OsStr, attr: &Stat) -> Result<()> {
         if let Some(time) = self.inodes.claimed_at(attr.dev, attr.ino) {
             let birth = self.stack.layer(dir).birth(Object::Entry(&*self.stack.open(dir)?, name))?;

@@ -1,12 +1,16 @@
-//! Inode numbers: unique among the objects of the merged tree that anyone holds, and the same over copy-up and in the next mount.
+//! Inode numbers: unique among the objects of the merged tree that anyone holds, and the same over
+//! copy-up and in the next mount.
 //!
-//! An object keeps the number of the layer that it was first seen in. The topmost layer's are left as they are, those of every other are
-//! set apart by their high bits, in which layers are counted from the bottom. A number that needs the high bits itself is replaced by a
-//! digest of layer and number, which every mount finds again; it is remembered, so that two objects never have the same. A number that another
-//! object still has is replaced by one from a counter, which is written down for the next mount.
+//! An object keeps the number of the layer that it was first seen in. The topmost layer's are left
+//! as they are, those of every other are set apart by their high bits, in which layers are counted
+//! from the bottom. A number that needs the high bits itself is replaced by a digest of layer and
+//! number, which every mount finds again; it is remembered, so that two objects never have the
+//! same. A number that another object still has is replaced by one from a counter, which is written
+//! down for the next mount.
 //!
-//! What earlier mounts wrote down of copies ([`Claims`]) is believed when a copy is met that can be the one, and only if nobody else has the
-//! number by then: somebody may have changed the upper layer in between.
+//! What earlier mounts wrote down of copies ([`Claims`]) is believed when a copy is met that can be
+//! the one, and only if nobody else has the number by then: somebody may have changed the upper
+//! layer in between.
 //!
 //! The lock is a leaf.
 
@@ -43,9 +47,11 @@ pub struct Inodes<L: Layer> {
 }
 
 struct Tables<L: Layer> {
-    /// The filesystems of the layers, as marked by the stack, and what the high part of their numbers is.
+    /// The filesystems of the layers, as marked by the stack, and what the high part of their
+    /// numbers is.
     devices: HashMap<u64, u64>,
-    /// Objects whose number is not what their layer says: copied up, or in another's way. By filesystem and the layer's number.
+    /// Objects whose number is not what their layer says: copied up, or in another's way. By
+    /// filesystem and the layer's number.
     renumbered: HashMap<(u64, u64), u64>,
     /// The filesystem of the upper layer, if there is one.
     upper: Option<u64>,
@@ -53,12 +59,14 @@ struct Tables<L: Layer> {
     claims: Claims,
     /// The same by what they claim.
     claimed: HashMap<u64, u64>,
-    /// The numbers of objects of the upper layer that are written down: those that copies have from their originals, and those of the counter.
+    /// The numbers of objects of the upper layer that are written down: those that copies have from
+    /// their originals, and those of the counter.
     copied: HashSet<u64>,
     /// The objects whose number is a digest, by that: filesystem and the layer's number.
     digested: HashMap<u64, (u64, u64)>,
     counter: u64,
-    /// Unlinked objects that somebody may still hold, by number, which the filesystem may give to a new object meanwhile.
+    /// Unlinked objects that somebody may still hold, by number, which the filesystem may give to a
+    /// new object meanwhile.
     unlinked: HashMap<u64, Weak<Node<L>>>,
     /// Objects that may have several names, by filesystem and the layer's number.
     linked: HashMap<(u64, u64), Weak<Node<L>>>,
@@ -67,7 +75,8 @@ struct Tables<L: Layer> {
 }
 
 impl<L: Layer> Inodes<L> {
-    /// `devices` are the marked filesystems of the layers, the topmost first, which is the upper one if `has_upper`.
+    /// `devices` are the marked filesystems of the layers, the topmost first, which is the upper
+    /// one if `has_upper`.
     pub fn new(devices: &[u64], has_upper: bool, mut claims: Claims) -> Self {
         // The high bits are those of layers, or it is from the counter.
         claims.retain(|_, claim| claim.number >> DEVICE_SHIFT != 0);
@@ -94,12 +103,14 @@ impl<L: Layer> Inodes<L> {
         }
     }
 
-    /// The number that callers see of an object that its layer numbers `ino` on the filesystem `device`.
+    /// The number that callers see of an object that its layer numbers `ino` on the filesystem
+    /// `device`.
     pub fn visible(&self, device: u64, ino: u64) -> u64 {
         self.tables.lock().visible(device, ino)
     }
 
-    /// As [`Inodes::visible`], where that is known already; None where it depends on what the object is.
+    /// As [`Inodes::visible`], where that is known already; None where it depends on what the
+    /// object is.
     pub fn listed(&self, device: u64, ino: u64) -> Option<u64> {
         let mut tables = self.tables.lock();
         if tables.upper == Some(device) && tables.claims.contains_key(&ino) {
@@ -113,8 +124,9 @@ impl<L: Layer> Inodes<L> {
         (!contested).then_some(visible)
     }
 
-    /// As [`Inodes::visible`], for an object that is met anew: never a number that another has, be that unlinked and still held, or a copy.
-    /// Answers also whether only a record tells the next mount which number an object of the upper layer has.
+    /// As [`Inodes::visible`], for an object that is met anew: never a number that another has, be
+    /// that unlinked and still held, or a copy. Answers also whether only a record tells the next
+    /// mount which number an object of the upper layer has.
     pub fn assign(&self, device: u64, ino: u64) -> (u64, bool) {
         let mut tables = self.tables.lock();
         if tables.upper == Some(device) {
@@ -141,7 +153,8 @@ impl<L: Layer> Inodes<L> {
         (number, in_upper)
     }
 
-    /// Says that the object `ino` of `device`, copied up from one that callers know as `visible`, keeps that number.
+    /// Says that the object `ino` of `device`, copied up from one that callers know as `visible`,
+    /// keeps that number.
     pub fn copied_up(&self, device: u64, ino: u64, visible: u64) {
         let mut tables = self.tables.lock();
         tables.take_claim(ino);
@@ -149,7 +162,8 @@ impl<L: Layer> Inodes<L> {
         tables.copied.insert(visible);
     }
 
-    /// When a copy existed that had the number `ino` on `device` in an earlier mount, and that was not met yet.
+    /// When a copy existed that had the number `ino` on `device` in an earlier mount, and that was
+    /// not met yet.
     pub fn claimed_at(&self, device: u64, ino: u64) -> Option<Time> {
         let tables = self.tables.lock();
         tables.claims.get(&ino).filter(|_| tables.upper == Some(device)).map(|claim| claim.time)
@@ -164,8 +178,8 @@ impl<L: Layer> Inodes<L> {
         }
     }
 
-    /// Says that the object `ino` of the upper layer, which callers know as `visible`, has no name any more. Answers whether a record says that it
-    /// has this number.
+    /// Says that the object `ino` of the upper layer, which callers know as `visible`, has no name
+    /// any more. Answers whether a record says that it has this number.
     pub fn forget_copy(&self, device: u64, ino: u64, visible: u64) -> bool {
         let mut tables = self.tables.lock();
         // The layer may have given `ino` to another copy by now.
@@ -187,7 +201,8 @@ impl<L: Layer> Inodes<L> {
         self.tables.lock().linked.get(&(stat.dev, stat.ino)).and_then(Weak::upgrade)
     }
 
-    /// The node of an object that may have several names: the one that is held already, or `node`, which is then remembered.
+    /// The node of an object that may have several names: the one that is held already, or `node`,
+    /// which is then remembered.
     pub fn same(&self, stat: &Stat, node: Arc<Node<L>>) -> Arc<Node<L>> {
         let mut tables = self.tables.lock();
         if let Some(held) = tables.linked.get(&(stat.dev, stat.ino)).and_then(Weak::upgrade) {
@@ -198,14 +213,16 @@ impl<L: Layer> Inodes<L> {
         node
     }
 
-    /// Remembers that `node` is (also) the object `ino` of `device`, so that its other names find it.
+    /// Remembers that `node` is (also) the object `ino` of `device`, so that its other names find
+    /// it.
     pub fn link(&self, device: u64, ino: u64, node: &Arc<Node<L>>) {
         let mut tables = self.tables.lock();
         tables.linked.insert((device, ino), Arc::downgrade(node));
         tables.sweep();
     }
 
-    /// Forgets an object that may have several names, if nobody but the caller has `node`, its node: its memory is not kept until the next sweep.
+    /// Forgets an object that may have several names, if nobody but the caller has `node`, its
+    /// node: its memory is not kept until the next sweep.
     pub fn forget_unused(&self, device: u64, ino: u64, node: &Arc<Node<L>>) {
         let mut tables = self.tables.lock();
         // Others get the node from this table alone, so nobody can come to have it meanwhile.
@@ -214,7 +231,8 @@ impl<L: Layer> Inodes<L> {
         }
     }
 
-    /// Forgets an object of which no name is left, since its filesystem may give the number to a new one.
+    /// Forgets an object of which no name is left, since its filesystem may give the number to a
+    /// new one.
     pub fn forget_link(&self, device: u64, ino: u64) {
         self.tables.lock().linked.remove(&(device, ino));
     }

@@ -15,10 +15,11 @@ use crate::format::plan::{New, Placement};
 use crate::layer::{Kind, Layer, Object, Result};
 
 impl<L: Layer> Overlay<L> {
-    /// Gives an object the further name `name` in `dir`, or its first one to a file that has none yet.
+    /// Gives an object the further name `name` in `dir`, or its first one to a file that has none
+    /// yet.
     ///
-    /// EPERM for a directory; ENOENT if its last name was removed; EEXIST; EINVAL for a reserved name; EMLINK; EROFS; EOPNOTSUPP where the
-    /// upper layer has no links.
+    /// EPERM for a directory; ENOENT if its last name was removed; EEXIST; EINVAL for a reserved
+    /// name; EMLINK; EROFS; EOPNOTSUPP where the upper layer has no links.
     pub fn link(&self, node: &Arc<Node<L>>, dir: &Arc<Node<L>>, name: &OsStr) -> Result<()> {
         self.check_new_name(dir, name)?;
         if node.kind() == Kind::Dir {
@@ -79,7 +80,8 @@ impl<L: Layer> Overlay<L> {
         Ok(())
     }
 
-    /// Makes the link in the upper layer: of the object, or of the name `first` of the work directory, which it loses.
+    /// Makes the link in the upper layer: of the object, or of the name `first` of the work
+    /// directory, which it loses.
     fn make_link(
         &self,
         state: &State<L>,

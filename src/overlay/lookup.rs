@@ -38,7 +38,8 @@ impl<L: Layer> Overlay<L> {
         self.load(parent, dir, name)?.ok_or(Error::new(ENOENT))
     }
 
-    /// Whether a new object may be called `name` in `parent`. ENOTDIR; EINVAL for a reserved name; ENAMETOOLONG.
+    /// Whether a new object may be called `name` in `parent`. ENOTDIR; EINVAL for a reserved name;
+    /// ENAMETOOLONG.
     pub(super) fn check_new_name(&self, parent: &Arc<Node<L>>, name: &OsStr) -> Result<()> {
         if parent.kind() != Kind::Dir {
             Err(Error::new(ENOTDIR))
@@ -87,7 +88,8 @@ impl<L: Layer> Overlay<L> {
         let place = Place { parent: parent.clone(), name: slot.name.clone(), dir: from.clone() };
         let child = match attr.kind {
             Kind::Dir => self.new_dir(place, attr, merging)?,
-            // Also the last name that is left, while somebody holds the object by another that is gone.
+            // Also the last name that is left, while somebody holds the object by another that is
+            // gone.
             _ if attr.nlink > 1 || self.inodes.held(&attr).is_some() => self.new_linked(place, attr)?,
             kind => {
                 let state = self.new_state(place, attr)?;
@@ -122,7 +124,8 @@ impl<L: Layer> Overlay<L> {
         Ok(Node::new(self.new_id(), Kind::Dir, state, Some(content)))
     }
 
-    /// The node of an object that has several names in its layer, which another of them may have made known.
+    /// The node of an object that has several names in its layer, which another of them may have
+    /// made known.
     fn new_linked(&self, place: Place<L>, attr: Stat) -> Result<Arc<Node<L>>> {
         let node = match self.inodes.held(&attr) {
             Some(node) => node,
@@ -149,13 +152,15 @@ impl<L: Layer> Overlay<L> {
         Ok(node)
     }
 
-    /// One of the object's names and the directory that has it. None: the root, or an object of which no name is known.
+    /// One of the object's names and the directory that has it. None: the root, or an object of
+    /// which no name is known.
     pub fn parent(&self, node: &Arc<Node<L>>) -> Option<(Arc<Node<L>>, OsString)> {
         let state = node.state.lock();
         state.places.first().map(|place| (place.parent.clone(), place.name.to_os_string()))
     }
 
-    /// The path from the root by one of the object's names; empty for the root. None if no name is left.
+    /// The path from the root by one of the object's names; empty for the root. None if no name is
+    /// left.
     pub fn path(&self, node: &Arc<Node<L>>) -> Option<PathBuf> {
         let _tree = self.tree.read();
         let mut names = Vec::new();

@@ -1,9 +1,11 @@
 //! One directory, read from all its layers.
 //!
-//! A directory is read whole, once: then every name in it is known in all layers, also those that do not exist, and nobody needs
-//! to be asked again. The layers come topmost first; a marker ends what shows from those below it.
+//! A directory is read whole, once: then every name in it is known in all layers, also those that
+//! do not exist, and nobody needs to be asked again. The layers come topmost first; a marker ends
+//! what shows from those below it.
 //!
-//! What one layer has is read by [`listing::read`], in the formats in which the layer may be written.
+//! What one layer has is read by [`listing::read`], in the formats in which the layer may be
+//! written.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -60,8 +62,8 @@ impl<L: Layer> Overlay<L> {
         Ok(names)
     }
 
-    /// Enters what the upper layer has, and takes out of `rest` what it hides. Answers its partial copies, and the maps
-    /// of some.
+    /// Enters what the upper layer has, and takes out of `rest` what it hides. Answers its partial
+    /// copies, and the maps of some.
     fn read_upper(
         &self,
         node: &Arc<Node<L>>,
@@ -90,8 +92,9 @@ impl<L: Layer> Overlay<L> {
         Ok((listing.parts, listing.maps))
     }
 
-    /// Enters what the lower layers have, of which `rest` are the candidates. Answers those that merge. `parts` are the
-    /// partial copies of the topmost one, if it is an upper layer that is only read.
+    /// Enters what the lower layers have, of which `rest` are the candidates. Answers those that
+    /// merge. `parts` are the partial copies of the topmost one, if it is an upper layer that is
+    /// only read.
     fn read_lowers(
         &self,
         has_upper: bool,
@@ -129,8 +132,9 @@ impl<L: Layer> Overlay<L> {
         Ok(lowers)
     }
 
-    /// Notes which names of a directory of the upper layer have partial copies, and removes those that mean nothing any more. Answers whether
-    /// some are left: that these lower layers cannot complete, or that could not be removed.
+    /// Notes which names of a directory of the upper layer have partial copies, and removes those
+    /// that mean nothing any more. Answers whether some are left: that these lower layers cannot
+    /// complete, or that could not be removed.
     fn sort_parts(
         &self,
         dir: &LayerDir<L>,
@@ -170,7 +174,8 @@ impl<L: Layer> Overlay<L> {
         Ok(lost || left)
     }
 
-    /// Says that a partial copy is not shown, where the lower layers have another file of its name or none.
+    /// Says that a partial copy is not shown, where the lower layers have another file of its name
+    /// or none.
     pub(super) fn tell_lost(&self, (source, name): &PartOf, is_other: bool) {
         let file = format::part_names(name, *source, self.name_max).map(|(file, _)| file).unwrap_or_default();
         let why = match is_other {
@@ -180,7 +185,8 @@ impl<L: Layer> Overlay<L> {
         log::warn!("a change of {name:?} is not shown, since {why}; what was written is kept beside it, in {file:?}");
     }
 
-    /// Takes from `rest`, the directories that would merge below `dir`, what the marks in `dir` say.
+    /// Takes from `rest`, the directories that would merge below `dir`, what the marks in `dir`
+    /// say.
     fn narrow(&self, dir: &LayerDir<L>, narrows: &Narrows, rest: &mut Vec<Arc<LayerDir<L>>>) -> Result<()> {
         if narrows.opaque {
             rest.clear();
@@ -191,8 +197,8 @@ impl<L: Layer> Overlay<L> {
         Ok(())
     }
 
-    /// The directories that merge under a path of the tree that `roots` make, topmost first: none if it is not a directory there, or one that
-    /// the author of the way may not go.
+    /// The directories that merge under a path of the tree that `roots` make, topmost first: none
+    /// if it is not a directory there, or one that the author of the way may not go.
     pub(super) fn resolve(&self, way: &Way, roots: Vec<Arc<LayerDir<L>>>) -> Result<Vec<Arc<LayerDir<L>>>> {
         let mut dirs = self.merging(roots)?;
         for name in way.path.iter() {
@@ -266,8 +272,8 @@ impl<L: Layer> Overlay<L> {
         listing::read_marks(self.stack.layer(dir), &*self.stack.open(dir)?, self.reading(dir))
     }
 
-    /// What the files of a directory say. A redirect that is no path hides what is below, since nobody knows what it
-    /// was to show.
+    /// What the files of a directory say. A redirect that is no path hides what is below, since
+    /// nobody knows what it was to show.
     fn files_say(&self, dir: &LayerDir<L>, marks: &Marks) -> Narrows {
         let Some(file) = &marks.redirect else {
             return Narrows { opaque: marks.opaque, redirect: None };
@@ -305,7 +311,8 @@ impl<L: Layer> Overlay<L> {
         Ok(Narrows { opaque: files.opaque || more.opaque || opaque, redirect: files.redirect.or(redirect) })
     }
 
-    /// The path, in the layers below its own, of what a directory merges with; None if it merges with nothing.
+    /// The path, in the layers below its own, of what a directory merges with; None if it merges
+    /// with nothing.
     pub(super) fn path_below(&self, dir: &Arc<LayerDir<L>>) -> Result<Option<Way>> {
         let (mut dir, mut names, mut author) = (dir.clone(), Vec::new(), None);
         let mut way = loop {
@@ -347,8 +354,9 @@ impl<L: Layer> Overlay<L> {
         Ok((listing, narrows))
     }
 
-    /// The path in the merged lower layers that a directory of the upper layer merges with. EXDEV if that is on the word of somebody who is not
-    /// trusted: what the overlay writes down is. None of the directories on the way may be locked.
+    /// The path in the merged lower layers that a directory of the upper layer merges with. EXDEV
+    /// if that is on the word of somebody who is not trusted: what the overlay writes down is. None
+    /// of the directories on the way may be locked.
     pub(super) fn lower_path(&self, node: &Arc<Node<L>>) -> Result<PathBuf> {
         let mut names = Vec::new();
         let mut node = node.clone();

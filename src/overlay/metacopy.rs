@@ -1,8 +1,10 @@
-//! Files that have only metadata of their own: the kernel's overlayfs, with its option metacopy, copies up no more where only these change.
+//! Files that have only metadata of their own: the kernel's overlayfs, with its option metacopy,
+//! copies up no more where only these change.
 //!
-//! The data are those of the file at the same path of the layers below, or at the path of a redirect. In a lower layer they are read
-//! there. In the upper layer they are too, until the file is changed or loses a name: then they are copied into it, and the step that
-//! nobody sees is the removal of the mark.
+//! The data are those of the file at the same path of the layers below, or at the path of a
+//! redirect. In a lower layer they are read there. In the upper layer they are too, until the file
+//! is changed or loses a name: then they are copied into it, and the step that nobody sees is the
+//! removal of the mark.
 
 use std::ffi::{OsStr, OsString};
 use std::sync::Arc;
@@ -28,8 +30,8 @@ struct Metacopy {
 }
 
 impl<L: Layer> Overlay<L> {
-    /// Opens the data of the regular file `name` of `dir`, wherever they are. Answers the directory that they are in. EIO if a file has only
-    /// metadata, and there are no data below it.
+    /// Opens the data of the regular file `name` of `dir`, wherever they are. Answers the directory
+    /// that they are in. EIO if a file has only metadata, and there are no data below it.
     pub(super) fn open_data(
         &self,
         mut dir: Arc<LayerDir<L>>,
@@ -74,7 +76,8 @@ impl<L: Layer> Overlay<L> {
         Ok(Some(Metacopy { mark: mark.clone(), redirect: marks.redirect, author }))
     }
 
-    /// The regular file whose data are those of the entry `name` of `dir`, which may again have only metadata.
+    /// The regular file whose data are those of the entry `name` of `dir`, which may again have
+    /// only metadata.
     fn find_data(
         &self,
         dir: &Arc<LayerDir<L>>,
@@ -106,8 +109,9 @@ impl<L: Layer> Overlay<L> {
         Ok(None)
     }
 
-    /// Copies the data of a file of the upper layer into it, unless they are there: but for what is behind the first `keep` bytes, where the
-    /// file is cut, since it is going to be truncated. The content must be locked, and the tree must not be.
+    /// Copies the data of a file of the upper layer into it, unless they are there: but for what is
+    /// behind the first `keep` bytes, where the file is cut, since it is going to be truncated. The
+    /// content must be locked, and the tree must not be.
     pub(super) fn bring_data(&self, node: &Arc<Node<L>>, keep: u64) -> Result<()> {
         if !self.format().features().metacopies || node.kind() != Kind::File || node.state.lock().has_data {
             return Ok(());
@@ -152,8 +156,9 @@ impl<L: Layer> Overlay<L> {
         Ok(is_whole)
     }
 
-    /// As [`Overlay::bring_data`], for a file that may lose its last name while somebody holds it or has found it. The caller has one reference
-    /// to the node, and must hold neither the tree nor the content of any.
+    /// As [`Overlay::bring_data`], for a file that may lose its last name while somebody holds it
+    /// or has found it. The caller has one reference to the node, and must hold neither the tree
+    /// nor the content of any.
     pub(super) fn bring_held_data(&self, node: &Arc<Node<L>>) -> Result<()> {
         let _content = node.content.lock();
         let state = node.state.lock();
@@ -163,7 +168,8 @@ impl<L: Layer> Overlay<L> {
         if held { self.bring_data(node, u64::MAX) } else { Ok(()) }
     }
 
-    /// A file of the upper layer that has only metadata, open for writing, and the attribute that says so. None if it has data.
+    /// A file of the upper layer that has only metadata, open for writing, and the attribute that
+    /// says so. None if it has data.
     fn incomplete(&self, node: &Arc<Node<L>>) -> Result<Option<(L::File, OsString)>> {
         let _tree = self.tree.read();
         let state = node.state.lock();

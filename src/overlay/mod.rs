@@ -1,7 +1,8 @@
 //! The engine: one merged tree over a stack of layers.
 //!
-//! A door (the scheme, or a mount) walks the tree by [`Overlay::lookup`] and works on [`Node`]s and [`Handle`]s. The engine never
-//! checks access, knows no paths but names, and follows no symlinks: that is the door's.
+//! A door (the scheme, or a mount) walks the tree by [`Overlay::lookup`] and works on [`Node`]s and
+//! [`Handle`]s. The engine never checks access, knows no paths but names, and follows no symlinks:
+//! that is the door's.
 //!
 //! | file | subject |
 //! | --- | --- |
@@ -25,18 +26,23 @@
 //! | `volatile` | the mark of an upper layer to which nothing is synced |
 //!
 //! # One visible step
-//! Every operation is a sequence of steps on the upper layer of which exactly one changes the merged tree, so that a crash
-//! anywhere leaves the state before or after. Steps before it are undone if it fails; a step after it that fails is logged and
-//! leaves what nobody sees.
+//! Every operation is a sequence of steps on the upper layer of which exactly one changes the
+//! merged tree, so that a crash anywhere leaves the state before or after. Steps before it are
+//! undone if it fails; a step after it that fails is logged and leaves what nobody sees.
 //!
 //! # Locks, in the order in which they are taken
-//! 1. `Node::content`: the content and the names of one object. Two only for a rename, the smaller id first.
-//! 2. `Overlay::across`: by who locks two directories of which neither need be in the other, to rename a file from one to the other.
-//! 3. `Overlay::tree`: shared by whatever uses a name; exclusive for a rename of a directory and for forgetting nodes, which then
-//!    may take the locks of directories in any order. Never held while data is copied.
+//! 1. `Node::content`: the content and the names of one object. Two only for a rename, the smaller
+//!    id first.
+//! 2. `Overlay::across`: by who locks two directories of which neither need be in the other, to
+//!    rename a file from one to the other.
+//! 3. `Overlay::tree`: shared by whatever uses a name; exclusive for a rename of a directory and
+//!    for forgetting nodes, which then may take the locks of directories in any order. Never held
+//!    while data is copied.
 //! 4. `Node::dir`: what is in one directory. A parent's before its child's.
-//! 5. `Node::state`: where one object is. One at a time, but for a rename, which has the content of both.
-//! 6. Leaves, under which nothing is called: `inode`, `index`, `ctime`, `stack`, `partial`, `room`, `evict`.
+//! 5. `Node::state`: where one object is. One at a time, but for a rename, which has the content of
+//!    both.
+//! 6. Leaves, under which nothing is called: `inode`, `index`, `ctime`, `stack`, `partial`, `room`,
+//!    `evict`.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -106,8 +112,8 @@ use room::Room;
 use stack::Stack;
 use work::Work;
 
-/// What overlays leave in layers and in work directories, as the check of an upper layer reads it. That knows nothing
-/// else of the engine but what everybody may use.
+/// What overlays leave in layers and in work directories, as the check of an upper layer reads it.
+/// That knows nothing else of the engine but what everybody may use.
 pub(crate) mod on_disk {
     pub(crate) use super::holder::RECORD as HOLDER;
     pub(crate) use super::index::{NUMBERS, Origin, origin, review, rewrite};
@@ -122,7 +128,8 @@ pub(crate) mod on_disk {
 pub struct Layers<L> {
     /// The layer that takes the changes. Without one the overlay is read-only.
     pub upper: Option<L>,
-    /// A directory on the upper layer's filesystem, for ourselves alone. Without one a reserved name in the upper layer is used.
+    /// A directory on the upper layer's filesystem, for ourselves alone. Without one a reserved
+    /// name in the upper layer is used.
     pub work: Option<L>,
     /// The layers that are only read, the topmost first.
     pub lowers: Vec<L>,
@@ -131,24 +138,29 @@ pub struct Layers<L> {
 /// What an overlay does beside stacking its layers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
-    /// Nothing is synced, also if a caller asks for it, until the overlay rests or is dropped. Until then the upper layer is marked
-    /// ([`VOLATILE_MARK`] in the work directory).
+    /// Nothing is synced, also if a caller asks for it, until the overlay rests or is dropped.
+    /// Until then the upper layer is marked ([`VOLATILE_MARK`] in the work directory).
     pub volatile: bool,
     /// An upper layer that was left marked is used, and the mark taken away.
     pub reuse_volatile: bool,
-    /// A file is copied up whole before its first change, however large, so that the upper layer always has all of it. Otherwise a large file is
-    /// completed when it is synced, linked or renamed, and when the overlay is dropped. In the kernel's format copies are always whole.
+    /// A file is copied up whole before its first change, however large, so that the upper layer
+    /// always has all of it. Otherwise a large file is completed when it is synced, linked or
+    /// renamed, and when the overlay is dropped. In the kernel's format copies are always whole.
     pub whole_copies: bool,
     /// What redirects and marks of metadata in the layers say counts, whoever may have written it.
     pub trusted: bool,
-    /// A directory that lower layers have cannot be renamed (EXDEV), so that the upper layer gets no redirects, which other programs that read it
-    /// do not know. Those that are there are followed.
+    /// A directory that lower layers have cannot be renamed (EXDEV), so that the upper layer gets
+    /// no redirects, which other programs that read it do not know. Those that are there are
+    /// followed.
     pub no_redirects: bool,
-    /// The topmost of the lower layers is an upper layer that is only read: what an overlay that was killed left in it counts.
+    /// The topmost of the lower layers is an upper layer that is only read: what an overlay that
+    /// was killed left in it counts.
     pub read_only_upper: bool,
-    /// How the upper layer is to be written. None: as it is written already, a new one as an OCI image layer.
+    /// How the upper layer is to be written. None: as it is written already, a new one as an OCI
+    /// image layer.
     pub format: Option<Wanted>,
-    /// How many directories and names in them are remembered before some are forgotten. None: as many as is usual.
+    /// How many directories and names in them are remembered before some are forgotten. None: as
+    /// many as is usual.
     pub known_max: Option<usize>,
 }
 
@@ -168,8 +180,8 @@ pub struct Overlay<L: Layer> {
     /// The times that the upper layer keeps; without one, all.
     times: Times,
     ctimes: Ctimes,
-    /// What has a time of last change of status that `ctimes` has not ([`State::ctime`]), by the node's id. The lock is
-    /// a leaf.
+    /// What has a time of last change of status that `ctimes` has not ([`State::ctime`]), by the
+    /// node's id. The lock is a leaf.
     undated: Lock<HashMap<u64, Weak<Node<L>>>>,
     /// The door keeps the times of regular files.
     dated_by_door: AtomicBool,
@@ -188,8 +200,8 @@ pub struct Overlay<L: Layer> {
 }
 
 impl<L: Layer> Overlay<L> {
-    /// Stacks the layers. The upper layer is held until the overlay is dropped, and what an earlier mount left in the work directory
-    /// is removed, but for what is known of copies.
+    /// Stacks the layers. The upper layer is held until the overlay is dropped, and what an earlier
+    /// mount left in the work directory is removed, but for what is known of copies.
     pub fn new(layers: Layers<L>) -> std::result::Result<Self, Refused> {
         Self::with_settings(layers, Settings::default())
     }
@@ -265,7 +277,8 @@ impl<L: Layer> Overlay<L> {
         self.times
     }
 
-    /// Closes the directories of layers that are kept open for speed alone: for who has run out of descriptors.
+    /// Closes the directories of layers that are kept open for speed alone: for who has run out of
+    /// descriptors.
     pub fn close_dirs(&self) {
         self.stack.close_dirs();
     }

@@ -1,12 +1,15 @@
-//! The names of one merged directory: for each, what the upper layer and the lower layers have there.
+//! The names of one merged directory: for each, what the upper layer and the lower layers have
+//! there.
 //!
-//! A name has a number, the offset of a listing. It is a digest of the name, so it is the same whenever the directory is read, after the
-//! directory was forgotten, and in the next mount. Names are kept and listed in the order of their numbers. So a listing that goes on behind
-//! an offset meets every name that was there all the time exactly once, whatever is created and removed meanwhile. And it ends: what
-//! comes lies in no order, also behind it.
+//! A name has a number, the offset of a listing. It is a digest of the name, so it is the same
+//! whenever the directory is read, after the directory was forgotten, and in the next mount. Names
+//! are kept and listed in the order of their numbers. So a listing that goes on behind an offset
+//! meets every name that was there all the time exactly once, whatever is created and removed
+//! meanwhile. And it ends: what comes lies in no order, also behind it.
 //!
-//! If two names of a directory have one digest, the later one takes another digest of its name, and keeps it as long as the directory is known.
-//! When the directory is read, their order is that of their bytes. Nobody meets such names by chance.
+//! If two names of a directory have one digest, the later one takes another digest of its name, and
+//! keeps it as long as the directory is known. When the directory is read, their order is that of
+//! their bytes. Nobody meets such names by chance.
 //!
 //! There is one of these for each directory that was read, so they are kept small.
 
@@ -24,7 +27,8 @@ use crate::layer::{Kind, Layer};
 /// The lowest number: 1 and 2 are left to a door's `.` and `..`.
 const FIRST: u64 = 3;
 
-/// How many bits a digest has: a number is positive also where it is signed, and not the highest one.
+/// How many bits a digest has: a number is positive also where it is signed, and not the highest
+/// one.
 #[cfg(not(test))]
 fn bits() -> u32 {
     62
@@ -43,11 +47,13 @@ pub struct Slot<L: Layer> {
     pub upper: Option<Upper>,
     /// Whether the upper layer has the marker of this name.
     pub whiteout: bool,
-    /// Whether the upper layer has a partial copy of this name, until somebody looks it up. One that is only read may have it all the time.
+    /// Whether the upper layer has a partial copy of this name, until somebody looks it up. One
+    /// that is only read may have it all the time.
     pub part: bool,
     /// What the lower layers have under this name, as if there were no upper layer.
     pub lower: Option<Lower>,
-    /// Whether nothing below the layers merged so far can show: set and used while the table is built.
+    /// Whether nothing below the layers merged so far can show: set and used while the table is
+    /// built.
     closed: bool,
     /// The object, if it was looked up.
     pub child: Option<Arc<Node<L>>>,
@@ -74,7 +80,8 @@ pub struct Lower {
 }
 
 impl<L: Layer> Slot<L> {
-    /// What the merged directory has under this name: its kind, and the layer's inode number where it is known.
+    /// What the merged directory has under this name: its kind, and the layer's inode number where
+    /// it is known.
     pub fn visible(&self) -> Option<Upper> {
         match (&self.upper, &self.lower) {
             (Some(upper), _) => Some(*upper),
@@ -96,7 +103,8 @@ impl<L: Layer> Slot<L> {
         self.child = None;
     }
 
-    /// The indices, among the directory's lower layers, of the directories that merge under this name.
+    /// The indices, among the directory's lower layers, of the directories that merge under this
+    /// name.
     pub fn merging(&self) -> impl Iterator<Item = u32> {
         let merges = match (&self.upper, &self.lower) {
             (Some(Upper { kind: Kind::Dir, .. }) | None, Some(lower)) if lower.merges && !self.whiteout => Some(lower),
@@ -224,7 +232,8 @@ impl<L: Layer> Names<L> {
         }
     }
 
-    /// Enters an object of lower directory `dir` of which only the outside shows: a directory is empty and merges with nothing.
+    /// Enters an object of lower directory `dir` of which only the outside shows: a directory is
+    /// empty and merges with nothing.
     pub fn add_hidden(&mut self, name: &OsStr, kind: Kind, ino: u64, dir: u32) {
         let slot = self.entry(name);
         if !slot.closed && slot.lower.is_none() {
@@ -233,7 +242,8 @@ impl<L: Layer> Names<L> {
         slot.closed = true;
     }
 
-    /// Enters a marker of a lower directory, after the objects of that directory: it hides the layers below.
+    /// Enters a marker of a lower directory, after the objects of that directory: it hides the
+    /// layers below.
     pub fn close(&mut self, name: &OsStr) {
         self.entry(name).closed = true;
     }

@@ -1,9 +1,11 @@
 //! An object of the merged tree.
 //!
-//! Everything that was looked at has one of these, so what few objects have takes little room in the others.
+//! Everything that was looked at has one of these, so what few objects have takes little room in
+//! the others.
 //!
-//! A node is what a door holds on to and what a handle follows: it stays the same object over copy-up, rename and unlink, while
-//! the place where its bytes are changes. The order of its locks is in [`super`].
+//! A node is what a door holds on to and what a handle follows: it stays the same object over
+//! copy-up, rename and unlink, while the place where its bytes are changes. The order of its locks
+//! is in [`super`].
 
 use std::ffi::OsStr;
 use std::sync::Arc;
@@ -25,7 +27,8 @@ pub struct Node<L: Layer> {
     id: u64,
     /// Never changes.
     kind: Kind,
-    /// Held while the content is copied up or changed and while a name of the object changes, so that none of these meets another.
+    /// Held while the content is copied up or changed and while a name of the object changes, so
+    /// that none of these meets another.
     pub(super) content: Lock<()>,
     pub(super) state: Lock<State<L>>,
     /// Of a directory, what is in it. Never changes whether it is there.
@@ -34,7 +37,8 @@ pub struct Node<L: Layer> {
 
 /// Where an object is and what is known of it.
 pub(super) struct State<L: Layer> {
-    /// The names that are known of it. None: the root, or an object that was unlinked. Directories have one.
+    /// The names that are known of it. None: the root, or an object that was unlinked. Directories
+    /// have one.
     pub places: SmallVec<[Place<L>; 1]>,
     /// Whether it is in the upper layer.
     pub upper: bool,
@@ -42,27 +46,32 @@ pub(super) struct State<L: Layer> {
     pub stored: Stored<L>,
     /// See [`State::origin`].
     pub origin: Option<Box<Origin>>,
-    /// The attributes as the layer has them, but for the inode number and the link count, which are the overlay's.
+    /// The attributes as the layer has them, but for the inode number and the link count, which are
+    /// the overlay's.
     pub attr: Option<Stat>,
-    /// Whether times and blocks of `attr` may be older than the layer's. The rest of `attr` never is.
+    /// Whether times and blocks of `attr` may be older than the layer's. The rest of `attr` never
+    /// is.
     pub stale: bool,
     /// Whether the times of last access and last change in `attr` may be, too.
     pub times_stale: bool,
-    /// Whether the times of last access and last change in `attr` are the layer's all the same: who changed something there has put them back.
+    /// Whether the times of last access and last change in `attr` are the layer's all the same: who
+    /// changed something there has put them back.
     pub times_kept: bool,
-    /// The time of last change of status to be shown, whatever the layer says when it is asked next. Changes in
-    /// `ctime.rs` alone.
+    /// The time of last change of status to be shown, whatever the layer says when it is asked
+    /// next. Changes in `ctime.rs` alone.
     pub ctime: Option<Time>,
-    /// Whether the layer is just changing the content, so that what it says of the size is soon not true any more.
+    /// Whether the layer is just changing the content, so that what it says of the size is soon not
+    /// true any more.
     pub changing: bool,
-    /// Of a directory in which something is done that nobody is to see: the times of last access and last change that
-    /// it goes on showing meanwhile.
+    /// Of a directory in which something is done that nobody is to see: the times of last access
+    /// and last change that it goes on showing meanwhile.
     pub unseen: Option<Box<(Time, Time)>>,
     /// The inode number that callers see, once it is needed.
     pub ino: Option<u64>,
     /// How many links it has.
     pub links: LinkCount,
-    /// Of a file of the upper layer, whether it is known to have data of its own. Asked for only where the format allows others.
+    /// Of a file of the upper layer, whether it is known to have data of its own. Asked for only
+    /// where the format allows others.
     pub has_data: bool,
     /// Whether this mount made it, under the one name that it has.
     pub newborn: bool,
@@ -86,8 +95,9 @@ pub(super) enum Stored<L: Layer> {
     Named,
     /// Beside its name: a file of which not all data is in the upper layer.
     Partial(Arc<Partial<L>>),
-    /// In the work directory under this name, which holds a copied-up file of several names together while not all of
-    /// them are in the upper layer. It counts as one of the layer's links.
+    /// In the work directory under this name, which holds a copied-up file of several names
+    /// together while not all of them are in the upper layer. It counts as one of the layer's
+    /// links.
     Indexed(Arc<OsStr>),
     /// In the work directory under this name: a new file that has no name yet.
     Unnamed(Arc<OsStr>),
@@ -122,10 +132,11 @@ impl<L: Layer> Stored<L> {
 pub(super) enum LinkCount {
     /// It is as many as the layer says.
     OfLayer,
-    /// A directory that merges several: it is 1, which says that nobody counted the directories in it.
+    /// A directory that merges several: it is 1, which says that nobody counted the directories in
+    /// it.
     Merged,
-    /// The layer counts names that are hidden, or does not count those of the copy: of a lower file with several names
-    /// of which one was changed or removed. Or there is no name.
+    /// The layer counts names that are hidden, or does not count those of the copy: of a lower file
+    /// with several names of which one was changed or removed. Or there is no name.
     Counted(u32),
 }
 
@@ -172,16 +183,19 @@ pub(super) struct OpenFile<L: Layer> {
 /// What is in a directory.
 pub(super) struct Dir<L: Layer> {
     pub upper: Option<Arc<LayerDir<L>>>,
-    /// The lower directories that merge, topmost first: candidates until `names` is there, since a marker inside one of them
-    /// may hide those below.
+    /// The lower directories that merge, topmost first: candidates until `names` is there, since a
+    /// marker inside one of them may hide those below.
     pub lowers: Vec<Arc<LayerDir<L>>>,
     /// Whether the upper directory has the opaque mark. Known once `names` is there.
     pub opaque: bool,
-    /// The path in the merged lower layers that the upper directory names for itself. Known once `names` is there.
+    /// The path in the merged lower layers that the upper directory names for itself. Known once
+    /// `names` is there.
     pub redirect: Option<Way>,
-    /// Whether the upper directory has reserved names that mean nothing to us. Known once `names` is there.
+    /// Whether the upper directory has reserved names that mean nothing to us. Known once `names`
+    /// is there.
     pub foreign: bool,
-    /// Whether marks or whiteouts were put into the upper directory that a step is going to rely on, and a crash may lose them yet.
+    /// Whether marks or whiteouts were put into the upper directory that a step is going to rely
+    /// on, and a crash may lose them yet.
     pub unsettled: bool,
     /// Every name, once the directory was read.
     pub names: Option<Names<L>>,
@@ -222,7 +236,8 @@ impl<L: Layer> State<L> {
         State { places: smallvec![place], ..State::unplaced(upper, attr) }
     }
 
-    /// The state of a file of the upper layer that has no name yet, built in the work directory under the name `home`.
+    /// The state of a file of the upper layer that has no name yet, built in the work directory
+    /// under the name `home`.
     pub fn nameless(home: &OsStr, attr: Stat) -> Self {
         State {
             stored: Stored::Unnamed(home.into()),
@@ -286,7 +301,8 @@ impl<L: Layer> State<L> {
         self.file.as_ref().filter(|open| open.access.allows(access)).cloned()
     }
 
-    /// Whether an open file is the object itself in the directory `dir` of a layer, and not what has the data of one that has none.
+    /// Whether an open file is the object itself in the directory `dir` of a layer, and not what
+    /// has the data of one that has none.
     pub fn is_open(&self, open: &OpenFile<L>, dir: &Arc<LayerDir<L>>) -> bool {
         self.stored.work_name().is_none() && self.stored.partial().is_none() && Arc::ptr_eq(&open.dir, dir)
     }

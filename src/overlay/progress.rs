@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-/// How many bytes are copied before it is looked whether something is to be said or the copy is still wanted; what is smaller is not worth
-/// a word.
+/// How many bytes are copied before it is looked whether something is to be said or the copy is
+/// still wanted; what is smaller is not worth a word.
 pub const PIECE: u64 = 16 << 20;
 
 /// How often something is said.
@@ -24,7 +24,8 @@ impl Progress {
         Self { path, size, started: now, said: now }
     }
 
-    /// What to say at `now`, when so many bytes are copied. None if something was said a moment ago.
+    /// What to say at `now`, when so many bytes are copied. None if something was said a moment
+    /// ago.
     pub fn copied(&mut self, bytes: u64, now: Instant) -> Option<String> {
         if now - self.said < PAUSE {
             return None;

@@ -11,8 +11,8 @@ use super::node::Dir;
 use super::stack::LayerDir;
 use crate::layer::{Kind, Layer, Result};
 
-/// How many entries of a listing cost a layer about as much as looking one object up. If one in so many names is new,
-/// and its number is needed, the layer's directory is listed again.
+/// How many entries of a listing cost a layer about as much as looking one object up. If one in so
+/// many names is new, and its number is needed, the layer's directory is listed again.
 const ENTRIES_PER_LOOKUP: usize = 8;
 
 /// One entry of a listing.
@@ -27,11 +27,11 @@ pub struct DirEntry<'a> {
 }
 
 impl<L: Layer> Overlay<L> {
-    /// Lists an open directory from behind the offset `after`, 0 being its start, until `each` answers false. `.` and
-    /// `..` are not among the entries, and offsets 1 and 2 are never given.
+    /// Lists an open directory from behind the offset `after`, 0 being its start, until `each`
+    /// answers false. `.` and `..` are not among the entries, and offsets 1 and 2 are never given.
     ///
-    /// An entry that exists throughout is met exactly once, whatever else is created and removed between two calls.
-    /// `each` must not call the overlay. ENOTDIR.
+    /// An entry that exists throughout is met exactly once, whatever else is created and removed
+    /// between two calls. `each` must not call the overlay. ENOTDIR.
     pub fn list(&self, handle: &Handle<L>, after: u64, each: &mut dyn FnMut(DirEntry<'_>) -> bool) -> Result<()> {
         let node = handle.node();
         self.forget_some();
@@ -78,7 +78,8 @@ impl<L: Layer> Overlay<L> {
                 numbered = true;
                 continue;
             }
-            // What the layer's number does not tell by itself is looked at; then the listing goes on.
+            // What the layer's number does not tell by itself is looked at; then the listing goes
+            // on.
             match unseen {
                 Some(name) => self.load(node, &mut dir, &name)?,
                 None => return Ok(()),
@@ -86,8 +87,8 @@ impl<L: Layer> Overlay<L> {
         }
     }
 
-    /// Learns the layer's numbers of the objects that were made in a directory and that nobody has looked at, if they
-    /// are many.
+    /// Learns the layer's numbers of the objects that were made in a directory and that nobody has
+    /// looked at, if they are many.
     fn number_new(&self, dir: &mut Dir<L>) -> Result<()> {
         let Dir { names: Some(names), upper: Some(upper), .. } = dir else {
             return Ok(());
@@ -106,8 +107,9 @@ impl<L: Layer> Overlay<L> {
         })
     }
 
-    /// The inode number of an object that nobody looked at, which the layer's directory `dir` lists with `ino`. None if
-    /// it has to be looked at: it may be a copy of an earlier mount, or a name of one.
+    /// The inode number of an object that nobody looked at, which the layer's directory `dir` lists
+    /// with `ino`. None if it has to be looked at: it may be a copy of an earlier mount, or a name
+    /// of one.
     fn listed_ino(&self, dir: &LayerDir<L>, ino: u64) -> Option<u64> {
         let below = !self.stack.is_upper(dir);
         if below && self.work.as_ref().is_some_and(|work| work.index().may_be_copied(ino)) {

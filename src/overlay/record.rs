@@ -1,7 +1,9 @@
-//! What an upper layer was stacked on, and which features a reader must know to use it: the file `record` in the work directory.
+//! What an upper layer was stacked on, and which features a reader must know to use it: the file
+//! `record` in the work directory.
 //!
-//! It is compared with the lower layers at mount and by the check, and written anew, in one step, when they are others. A lower layer is known
-//! again by what stays the same while nobody replaces its directory; where it was is there for people. `docs/format.md` describes the lines.
+//! It is compared with the lower layers at mount and by the check, and written anew, in one step,
+//! when they are others. A lower layer is known again by what stays the same while nobody replaces
+//! its directory; where it was is there for people. `docs/format.md` describes the lines.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -23,7 +25,8 @@ const NEW_RECORD: &str = "tmp.record";
 /// The first line, before the version.
 const TITLE: &str = "overlayfs upper layer";
 const VERSION: &str = "1";
-/// What says that a reader which does not know the feature that follows must not use the layer, must not write to it, or need not care.
+/// What says that a reader which does not know the feature that follows must not use the layer,
+/// must not write to it, or need not care.
 const INCOMPATIBLE: &str = "incompatible";
 const READ_ONLY: &str = "read-only";
 const COMPATIBLE: &str = "compatible";
@@ -61,8 +64,8 @@ impl Record {
         Ok(Record { lowers, compatible: Vec::new() })
     }
 
-    /// What is written in the work directory `dir`; None if nothing is, or nothing whole. [`Refused::Feature`] if it says that who does not
-    /// know something must not use the layer.
+    /// What is written in the work directory `dir`; None if nothing is, or nothing whole.
+    /// [`Refused::Feature`] if it says that who does not know something must not use the layer.
     pub fn read<L: Layer>(layer: &L, dir: &L::Dir) -> std::result::Result<Option<Self>, Refused> {
         let file = match layer.open_file(dir, OsStr::new(RECORD), Access::Read) {
             Err(error) if error.errno == ENOENT => return Ok(None),
@@ -126,7 +129,8 @@ impl Record {
         body
     }
 
-    /// Writes it down in the work directory `dir`, over what `before` said, if that is not the same.
+    /// Writes it down in the work directory `dir`, over what `before` said, if that is not the
+    /// same.
     pub fn write<L: Layer>(mut self, before: Option<&Self>, layer: &L, dir: &L::Dir, volatile: bool) -> Result<()> {
         self.compatible = before.map(|before| before.compatible.clone()).unwrap_or_default();
         if before == Some(&self) {
@@ -143,7 +147,8 @@ impl Record {
         written
     }
 
-    /// How the lower layers differ from those of `before`, in words that follow a colon. None: they are the same.
+    /// How the lower layers differ from those of `before`, in words that follow a colon. None: they
+    /// are the same.
     pub fn difference(&self, before: &Self) -> Option<String> {
         let digests = |record: &Self| record.lowers.iter().map(|lower| lower.digest).collect::<Vec<_>>();
         if digests(self) == digests(before) {
@@ -191,7 +196,8 @@ fn parse_lower(line: &[u8]) -> Option<Lower> {
     Some(Lower { digest, path: unescape(path) })
 }
 
-/// A path as a line has it: control characters and `%` are written as `%` and two hexadecimal digits.
+/// A path as a line has it: control characters and `%` are written as `%` and two hexadecimal
+/// digits.
 fn escape(path: &Path) -> String {
     let byte = |byte: &u8| match byte {
         b'%' | 0..b' ' | 0x7f.. => format!("%{byte:02x}"),

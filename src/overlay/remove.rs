@@ -49,7 +49,8 @@ impl<L: Layer> Overlay<L> {
         }
     }
 
-    /// ENOTEMPTY if there is anything in the directory `node`, and it still is the entry `name` of `parent`.
+    /// ENOTEMPTY if there is anything in the directory `node`, and it still is the entry `name` of
+    /// `parent`.
     fn check_empty(&self, parent: &Arc<Node<L>>, name: &OsStr, node: &Arc<Node<L>>) -> Result<()> {
         let _tree = self.tree.read();
         let mut above = parent.dir()?;
@@ -122,12 +123,14 @@ impl<L: Layer> Overlay<L> {
         Ok(())
     }
 
-    /// Before an object loses a name: sees to it that whoever holds it can go on when that was its last. Answers the open file that is needed for
-    /// that, for [`Overlay::lost_name`]. A lower layer keeps what it has. The directory must be locked, and the caller has one reference to the
-    /// node.
+    /// Before an object loses a name: sees to it that whoever holds it can go on when that was its
+    /// last. Answers the open file that is needed for that, for [`Overlay::lost_name`]. A lower
+    /// layer keeps what it has. The directory must be locked, and the caller has one reference to
+    /// the node.
     pub(super) fn keep_open_on_unlink(&self, node: &Arc<Node<L>>) -> Result<Option<Arc<OpenFile<L>>>> {
         let mut state = node.state.lock();
-        // The two are the directory's, which is locked, and the caller's: nobody has found it, nor can anybody come to.
+        // The two are the directory's, which is locked, and the caller's: nobody has found it, nor
+        // can anybody come to.
         let is_found = Arc::strong_count(node) > 2;
         let unseen = state.newborn && state.attr.is_none() && state.ino.is_none();
         if unseen && !is_found {
@@ -141,7 +144,8 @@ impl<L: Layer> Overlay<L> {
         let ino = *state.ino.get_or_insert_with(|| self.number(&attr));
         let is_last = node.kind() == Kind::Dir || state.links.count(attr.nlink) <= 1;
         if state.upper && is_last {
-            // Before the layer can give it to another object. As long as other names are left, it is this one's.
+            // Before the layer can give it to another object. As long as other names are left, it
+            // is this one's.
             self.inodes.unlinked(node, ino);
         }
         // Who has found it by its last name may be about to open it.
@@ -161,8 +165,8 @@ impl<L: Layer> Overlay<L> {
         }
     }
 
-    /// After an object lost the name `name` in `parent`: what is left of it. Its state was locked before it did, and `pinned` is what
-    /// [`Overlay::keep_open_on_unlink`] answered.
+    /// After an object lost the name `name` in `parent`: what is left of it. Its state was locked
+    /// before it did, and `pinned` is what [`Overlay::keep_open_on_unlink`] answered.
     pub(super) fn lost_name(
         &self,
         node: &Arc<Node<L>>,

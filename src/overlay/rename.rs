@@ -1,8 +1,9 @@
 //! Renames, of files and of directories, also of those that lie in lower layers.
 //!
-//! What moves is in the upper layer by then. A directory that merges with lower ones takes a redirect along, which says with
-//! which; one that does not, but comes to a name that lower layers have, takes the opaque mark. So a rename is one step whatever
-//! is below, and EXDEV only where there are to be no redirects.
+//! What moves is in the upper layer by then. A directory that merges with lower ones takes a
+//! redirect along, which says with which; one that does not, but comes to a name that lower layers
+//! have, takes the opaque mark. So a rename is one step whatever is below, and EXDEV only where
+//! there are to be no redirects.
 
 use std::ffi::OsStr;
 use std::path::PathBuf;
@@ -63,12 +64,14 @@ impl<'a, L: Layer> Dirs<'a, L> {
 }
 
 impl<L: Layer> Overlay<L> {
-    /// Renames `name` of `dir` to `new_name` of `new_dir`, in one step, for every kind of object wherever it lies.
+    /// Renames `name` of `dir` to `new_name` of `new_dir`, in one step, for every kind of object
+    /// wherever it lies.
     ///
-    /// Errors are those of rename(2): ENOENT; EEXIST for [`RenameMode::NoReplace`]; EISDIR, ENOTDIR, ENOTEMPTY for what may not be
-    /// replaced; EINVAL for a directory into itself, for a reserved new name, and for a mode that the upper layer lacks; EROFS;
-    /// ENAMETOOLONG. EXDEV only for a directory that lower layers have, where the upper layer's format has no room for a redirect, or there are to
-    /// be none.
+    /// Errors are those of rename(2): ENOENT; EEXIST for [`RenameMode::NoReplace`]; EISDIR,
+    /// ENOTDIR, ENOTEMPTY for what may not be replaced; EINVAL for a directory into itself, for a
+    /// reserved new name, and for a mode that the upper layer lacks; EROFS; ENAMETOOLONG. EXDEV
+    /// only for a directory that lower layers have, where the upper layer's format has no room for
+    /// a redirect, or there are to be none.
     pub fn rename(
         &self,
         dir: &Arc<Node<L>>,
@@ -142,7 +145,8 @@ impl<L: Layer> Overlay<L> {
         }
     }
 
-    /// Locks two directories, or one, and the tree: as a whole only if a directory is to move, since then paths change.
+    /// Locks two directories, or one, and the tree: as a whole only if a directory is to move,
+    /// since then paths change.
     fn lock_dirs<'a>(
         &'a self,
         dir: &'a Arc<Node<L>>,
@@ -172,7 +176,8 @@ impl<L: Layer> Overlay<L> {
         Ok(Dirs { locked: locked?, _tree: tree, _across: across })
     }
 
-    /// Whether `name` of `parent` still shows what was found there. ENOENT if the directory was removed.
+    /// Whether `name` of `parent` still shows what was found there. ENOENT if the directory was
+    /// removed.
     fn shows(
         &self,
         dirs: &mut Dirs<'_, L>,
@@ -191,7 +196,8 @@ impl<L: Layer> Overlay<L> {
         }
     }
 
-    /// Whether there is anything to do, if the rename may be made. What is asked of the two directories is asked without their locks.
+    /// Whether there is anything to do, if the rename may be made. What is asked of the two
+    /// directories is asked without their locks.
     fn check_rename(
         &self,
         dir: &Arc<Node<L>>,
@@ -237,7 +243,8 @@ impl<L: Layer> Overlay<L> {
         }
     }
 
-    /// EXDEV for a directory that merges with lower ones by its name, if that cannot be written down.
+    /// EXDEV for a directory that merges with lower ones by its name, if that cannot be written
+    /// down.
     fn check_movable(&self, node: &Arc<Node<L>>) -> Result<()> {
         if node.kind() != Kind::Dir || self.can_redirect() {
             return Ok(());
@@ -278,8 +285,8 @@ impl<L: Layer> Overlay<L> {
         Ok(())
     }
 
-    /// The rename to a name that is free, or whose object it replaces. A device may be left, which hides what lower layers have as any
-    /// object does.
+    /// The rename to a name that is free, or whose object it replaces. A device may be left, which
+    /// hides what lower layers have as any object does.
     ///
     /// The steps are those of the upper layer's format.
     fn replace(
@@ -396,7 +403,8 @@ impl<L: Layer> Overlay<L> {
         self.arrive(dirs, old, target, target_upper)
     }
 
-    /// Sees to it that the name that is going to be renamed is in the upper layer, not only another name of the same file.
+    /// Sees to it that the name that is going to be renamed is in the upper layer, not only another
+    /// name of the same file.
     fn link_up(&self, dirs: &mut Dirs<'_, L>, end: &End<'_, L>, node: &Arc<Node<L>>, here: Name) -> Result<()> {
         if here.upper {
             return Ok(());
@@ -419,7 +427,8 @@ impl<L: Layer> Overlay<L> {
         Ok(())
     }
 
-    /// Makes a directory independent of its name `end`, if it is one: it keeps merging with what it merges with now, and with nothing else.
+    /// Makes a directory independent of its name `end`, if it is one: it keeps merging with what it
+    /// merges with now, and with nothing else.
     fn prepare_move(&self, dirs: &mut Dirs<'_, L>, end: &End<'_, L>, node: &Arc<Node<L>>, onto: Name) -> Result<()> {
         if node.kind() != Kind::Dir {
             return Ok(());
@@ -449,7 +458,8 @@ impl<L: Layer> Overlay<L> {
         self.settle_names(&mut dir)
     }
 
-    /// Takes an object off its old name, where there is a whiteout now, or none. Answers what the upper layer had there.
+    /// Takes an object off its old name, where there is a whiteout now, or none. Answers what the
+    /// upper layer had there.
     fn leave(&self, dirs: &mut Dirs<'_, L>, old: &End<'_, L>, whiteout: bool) -> Result<Option<Upper>> {
         let names = self.read_dir(old.parent, dirs.dir(old.parent)?)?;
         let slot = names.entry(old.name);
@@ -482,7 +492,8 @@ impl<L: Layer> Overlay<L> {
         Ok(())
     }
 
-    /// Notes that an object has moved. Its state was locked before it did, so that nobody asks for it by its old name.
+    /// Notes that an object has moved. Its state was locked before it did, so that nobody asks for
+    /// it by its old name.
     fn moved(&self, node: &Arc<Node<L>>, mut state: Guard<'_, State<L>>, new: &End<'_, L>, old: &End<'_, L>) {
         let place = Place { parent: new.parent.clone(), name: new.name.into(), dir: new.dir.clone() };
         match state.place_mut(old.parent, old.name) {

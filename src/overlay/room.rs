@@ -1,13 +1,15 @@
-//! Room in the upper layer: for who has taken data that the layer does not have yet, and for what partial copies lack.
+//! Room in the upper layer: for who has taken data that the layer does not have yet, and for what
+//! partial copies lack.
 //!
-//! A partial copy is a promise: its change is taken, and the rest of it will need room. So as much is left free for it
-//! (`Promise`), and does not show as free. A copy for which there is not enough is made whole at once; then ENOSPC
-//! comes before the change, as from any copy-up. Who would take what was promised has all partial copies completed
-//! first.
+//! A partial copy is a promise: its change is taken, and the rest of it will need room. So as much
+//! is left free for it (`Promise`), and does not show as free. A copy for which there is not enough
+//! is made whole at once; then ENOSPC comes before the change, as from any copy-up. Who would take
+//! what was promised has all partial copies completed first.
 //!
-//! How much is free is asked of the layer only when what was written since, and what other programs may have written
-//! since, could have made it too little. Others who fill the disk faster than that, or between two questions, take what
-//! was promised; only blocks that are allocated would keep it from them.
+//! How much is free is asked of the layer only when what was written since, and what other programs
+//! may have written since, could have made it too little. Others who fill the disk faster than
+//! that, or between two questions, take what was promised; only blocks that are allocated would
+//! keep it from them.
 //!
 //! Lock: `Room::known` is a leaf.
 
@@ -27,8 +29,8 @@ use crate::sync::Lock;
 pub const FILLED: u64 = 2 << 30;
 const AT_ONCE: u64 = 1 << 30;
 
-/// What is left free besides, for maps, names and what the filesystem keeps of them: this part of it, but not less or
-/// more than these.
+/// What is left free besides, for maps, names and what the filesystem keeps of them: this part of
+/// it, but not less or more than these.
 const SPARE_PART: u64 = 64;
 const SPARE_LEAST: u64 = 1 << 20;
 const SPARE_MOST: u64 = 64 << 20;
@@ -120,7 +122,8 @@ impl Drop for Promise {
 }
 
 impl<L: Layer> Overlay<L> {
-    /// Space left and limits: those of the topmost layer, where what partial copies lack is taken already.
+    /// Space left and limits: those of the topmost layer, where what partial copies lack is taken
+    /// already.
     pub fn stat_fs(&self) -> Result<StatFs> {
         let mut space = self.stack.top().stat_fs()?;
         *self.room.known.lock() = Known::new(&space);
@@ -147,8 +150,8 @@ impl<L: Layer> Overlay<L> {
         Ok(self.has_room_for(0)?.then_some(promise))
     }
 
-    /// Before so many bytes are written: completes all partial copies if there is no room for both. ENOSPC and EDQUOT
-    /// if they cannot be completed.
+    /// Before so many bytes are written: completes all partial copies if there is no room for both.
+    /// ENOSPC and EDQUOT if they cannot be completed.
     ///
     /// The caller must hold neither the tree nor the content of any node.
     pub(super) fn take_room(&self, bytes: u64) -> Result<()> {
@@ -159,8 +162,8 @@ impl<L: Layer> Overlay<L> {
         Ok(())
     }
 
-    /// Completes all partial copies that are known, while there is room for them. ENOSPC, EDQUOT; of another error one
-    /// is left as it is.
+    /// Completes all partial copies that are known, while there is room for them. ENOSPC, EDQUOT;
+    /// of another error one is left as it is.
     pub fn keep_promises(&self) -> Result<()> {
         match self.complete_known() {
             Err(error) if matches!(error.errno, ENOSPC | EDQUOT) => Err(error),
@@ -189,8 +192,8 @@ impl<L: Layer> Overlay<L> {
         Ok(bytes + (attr.size - at))
     }
 
-    /// Tries whether the owner of an object could have so many more bytes, by a file that is there for a moment. ENOSPC, EDQUOT; EOPNOTSUPP where
-    /// the layer reserves no space; EROFS.
+    /// Tries whether the owner of an object could have so many more bytes, by a file that is there
+    /// for a moment. ENOSPC, EDQUOT; EOPNOTSUPP where the layer reserves no space; EROFS.
     pub fn find_room(&self, node: &Arc<Node<L>>, bytes: u64) -> Result<()> {
         let (upper, work) = self.upper()?;
         self.take_room(bytes)?;

@@ -1,9 +1,10 @@
 //! The stack of layers, and where a directory is in one of them.
 //!
-//! A [`LayerDir`] is a place, not a descriptor: descriptors are opened when they are needed and kept in a bounded cache, so that
-//! a tree of any size is walked with a bounded number of them.
+//! A [`LayerDir`] is a place, not a descriptor: descriptors are opened when they are needed and
+//! kept in a bounded cache, so that a tree of any size is walked with a bounded number of them.
 //!
-//! Locks: `LayerDir::place` and `Stack::open` are leaves; neither is held while another is taken or a layer is called.
+//! Locks: `LayerDir::place` and `Stack::open` are leaves; neither is held while another is taken or
+//! a layer is called.
 
 use std::ffi::{OsStr, OsString};
 use std::num::NonZeroUsize;
@@ -20,8 +21,9 @@ use crate::sync::Lock;
 /// How many directory descriptors are kept open at most.
 const OPEN_DIRS: NonZeroUsize = NonZeroUsize::new(256).unwrap();
 
-/// How many of the directories above one that is opened are kept open: those nearest to it, and some on the way. All of a deep path would push
-/// out those of other layers, which the next step needs again.
+/// How many of the directories above one that is opened are kept open: those nearest to it, and
+/// some on the way. All of a deep path would push out those of other layers, which the next step
+/// needs again.
 const NEAR: usize = 8;
 const ON_THE_WAY: usize = 16;
 
@@ -51,7 +53,8 @@ pub struct LayerDir<L: Layer> {
 enum Anchor<L: Layer> {
     /// Always open: a layer's root, or the work directory.
     Open(Arc<L::Dir>),
-    /// An entry of another directory. It moves when a directory of the upper layer is renamed. None while it is dropped.
+    /// An entry of another directory. It moves when a directory of the upper layer is renamed. None
+    /// while it is dropped.
     Entry(Lock<Option<Place<L>>>),
 }
 
@@ -111,8 +114,9 @@ impl<L: Layer> Stack<L> {
         &self.layers[dir.layer]
     }
 
-    /// Attributes as [`Layer::stat`] answers them in the layer of `dir`, but for `dev`, which here tells layers apart too: layers
-    /// may contain one another, and what shows at two places of the tree is two objects.
+    /// Attributes as [`Layer::stat`] answers them in the layer of `dir`, but for `dev`, which here
+    /// tells layers apart too: layers may contain one another, and what shows at two places of the
+    /// tree is two objects.
     pub fn mark(&self, dir: &LayerDir<L>, stat: Stat) -> Stat {
         Stat { dev: mark(dir.layer, stat.dev), ..stat }
     }
@@ -157,14 +161,16 @@ impl<L: Layer> Stack<L> {
         self.child_for(parent, name, None)
     }
 
-    /// As [`Stack::child`], where it also is on the word of `author` that the directory is looked for there.
+    /// As [`Stack::child`], where it also is on the word of `author` that the directory is looked
+    /// for there.
     pub fn child_for(&self, parent: &Arc<LayerDir<L>>, name: &OsStr, author: Option<Author>) -> Arc<LayerDir<L>> {
         let author = Author::and(parent.author, author);
         let place = Lock::new(Some((parent.clone(), name.to_owned())));
         Arc::new(LayerDir { id: self.new_id(), layer: parent.layer, author, anchor: Anchor::Entry(place) })
     }
 
-    /// A descriptor of `dir`: none, one, or as many backing calls as there are directories above it whose descriptor is not open.
+    /// A descriptor of `dir`: none, one, or as many backing calls as there are directories above it
+    /// whose descriptor is not open.
     pub fn open(&self, dir: &LayerDir<L>) -> Result<Arc<L::Dir>> {
         if let Some(open) = self.cached(dir) {
             return Ok(open);
@@ -245,7 +251,8 @@ impl<L: Layer> LayerDir<L> {
         self.layer
     }
 
-    /// Who had this directory, or one above it, merged with what is above it, if his word is not trusted.
+    /// Who had this directory, or one above it, merged with what is above it, if his word is not
+    /// trusted.
     pub fn author(&self) -> Option<Author> {
         self.author
     }

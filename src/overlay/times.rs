@@ -1,7 +1,7 @@
 //! Which times the upper layer keeps: how fine they are, and from when to when.
 //!
-//! Everything shows its times as the upper layer keeps them, objects of lower layers too. So a time is the same before and after a copy-up, and
-//! before and after it is read from the layer again.
+//! Everything shows its times as the upper layer keeps them, objects of lower layers too. So a time
+//! is the same before and after a copy-up, and before and after it is read from the layer again.
 
 use crate::layer::{Layer, Object, Time};
 
@@ -27,7 +27,8 @@ impl Default for Times {
 }
 
 impl Times {
-    /// Learns what a layer keeps, by setting times of an object that nobody needs. What cannot be learnt is taken for no limit.
+    /// Learns what a layer keeps, by setting times of an object that nobody needs. What cannot be
+    /// learnt is taken for no limit.
     pub(super) fn learn<L: Layer>(layer: &L, object: Object<'_, L>) -> Self {
         let kept = |time: Time| {
             let set = layer.set_times(object, time, time).and_then(|()| layer.stat(object));

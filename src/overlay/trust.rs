@@ -1,10 +1,13 @@
 //! Whose word counts in a layer.
 //!
-//! A redirect, and the mark of a file that has only metadata, have something shown at another place than its own: with the attributes of what is
-//! there, and not by the way to where it is. Who owns a part of a layer may write both. Such a mark is *trusted* if it belongs to root or to whoever the
-//! daemon is and nobody else can write it, if its attribute is in the namespace `trusted`, or if the mounter says that layers are
-//! ([`Settings::trusted`](super::Settings)). Any other counts as far as its author gets without it: every directory on the way, each that
-//! merges and the file are such that he may search, list or read them. So it shows nobody what its author could not copy.
+//! A redirect, and the mark of a file that has only metadata, have something shown at another place
+//! than its own: with the attributes of what is there, and not by the way to where it is. Who owns
+//! a part of a layer may write both. Such a mark is *trusted* if it belongs to root or to whoever
+//! the daemon is and nobody else can write it, if its attribute is in the namespace `trusted`, or
+//! if the mounter says that layers are ([`Settings::trusted`](super::Settings)). Any other counts
+//! as far as its author gets without it: every directory on the way, each that merges and the file
+//! are such that he may search, list or read them. So it shows nobody what its author could not
+//! copy.
 //!
 //! Opaque marks and whiteouts only hide. They count whoever made them.
 
@@ -49,7 +52,8 @@ impl Way {
 }
 
 impl Author {
-    /// Whether he may read a file, or search and list a directory, that has these attributes. Of his groups nothing is known.
+    /// Whether he may read a file, or search and list a directory, that has these attributes. Of
+    /// his groups nothing is known.
     fn reads(self, stat: &Stat) -> bool {
         let needed = if stat.kind == Kind::Dir { 0o5 } else { 0o4 };
         self == Author::User(stat.uid) || (stat.mode >> 3) & stat.mode & needed == needed
@@ -64,7 +68,8 @@ impl Author {
     }
 }
 
-/// The directories of which it was said that they are not shown: once for each, since they are looked at again and again. The lock is a leaf.
+/// The directories of which it was said that they are not shown: once for each, since they are
+/// looked at again and again. The lock is a leaf.
 #[derive(Default)]
 pub struct Withheld(Lock<HashSet<(u64, u64)>>);
 
@@ -80,7 +85,8 @@ impl Withheld {
 }
 
 impl<L: Layer> Overlay<L> {
-    /// Who has a say in a mark of a layer, by the attributes of the file that it is, or of the object that has it as an attribute. None: it is trusted.
+    /// Who has a say in a mark of a layer, by the attributes of the file that it is, or of the
+    /// object that has it as an attribute. None: it is trusted.
     pub(super) fn author(&self, mark: &Stat) -> Option<Author> {
         let ours = mark.uid == 0 || mark.uid == self.stack.top().identity().uid;
         match mark.mode & 0o022 == 0 {

@@ -1,7 +1,7 @@
 //! How deletions, opaque marks and redirects are written to the upper layer.
 //!
-//! What they look like, and the order of the steps, is the format's ([`UpperFormat`](crate::format::UpperFormat)); here
-//! are the steps.
+//! What they look like, and the order of the steps, is the format's
+//! ([`UpperFormat`](crate::format::UpperFormat)); here are the steps.
 
 use std::ffi::OsStr;
 use std::path::PathBuf;
@@ -55,8 +55,8 @@ impl<L: Layer> Overlay<L> {
         }
     }
 
-    /// Before the visible step of an operation: sees to it that what was put into `dir` for it, now or by an operation that failed, is not
-    /// missing if a crash leaves the step.
+    /// Before the visible step of an operation: sees to it that what was put into `dir` for it, now
+    /// or by an operation that failed, is not missing if a crash leaves the step.
     pub(super) fn settle_names(&self, dir: &mut Dir<L>) -> Result<()> {
         if !dir.unsettled {
             return Ok(());
@@ -66,7 +66,8 @@ impl<L: Layer> Overlay<L> {
         Ok(())
     }
 
-    /// As [`Overlay::settle_names`], of a directory of the upper layer that something was put into just now.
+    /// As [`Overlay::settle_names`], of a directory of the upper layer that something was put into
+    /// just now.
     pub(super) fn settle_dir(&self, dir: &LayerDir<L>) -> Result<()> {
         let (upper, work) = self.upper()?;
         if upper.capabilities().ordered || work.is_volatile() {
@@ -75,7 +76,8 @@ impl<L: Layer> Overlay<L> {
         upper.sync_dir(&*self.stack.open(dir)?)
     }
 
-    /// Where whiteouts have the names themselves: puts one in the place of an object, in one step. A directory must be empty.
+    /// Where whiteouts have the names themselves: puts one in the place of an object, in one step.
+    /// A directory must be empty.
     pub(super) fn replace_by_whiteout(&self, dir: &L::Dir, name: &OsStr, kind: Kind) -> Result<()> {
         let (upper, work) = self.upper()?;
         let (open, temp) = (self.stack.open(work.dir())?, work.name());
@@ -91,8 +93,8 @@ impl<L: Layer> Overlay<L> {
         Ok(())
     }
 
-    /// Puts what is complete under the name `temp` of the work directory in its place, in one step. A regular file may
-    /// be open as `file`.
+    /// Puts what is complete under the name `temp` of the work directory in its place, in one step.
+    /// A regular file may be open as `file`.
     pub(super) fn put(
         &self,
         (temp, file): (&OsStr, Option<&L::File>),
@@ -138,7 +140,8 @@ impl<L: Layer> Overlay<L> {
         Ok(())
     }
 
-    /// Gives a directory a redirect to this path. EXDEV where the path does not fit into an attribute.
+    /// Gives a directory a redirect to this path. EXDEV where the path does not fit into an
+    /// attribute.
     pub(super) fn set_redirect(&self, dir: &mut Dir<L>, path: PathBuf) -> Result<()> {
         let mark = self.format().redirect(&path);
         let is_attribute = matches!(mark, DirMark::Attribute { .. });
@@ -160,9 +163,9 @@ impl<L: Layer> Overlay<L> {
         }
     }
 
-    /// Removes the marks and whiteouts in a directory of the upper layer in which nothing is visible, in an order in
-    /// which none that is left lets anything show. Unless the directory is to be made opaque first, it has a whiteout
-    /// beside it, or no lower layer has its name.
+    /// Removes the marks and whiteouts in a directory of the upper layer in which nothing is
+    /// visible, in an order in which none that is left lets anything show. Unless the directory is
+    /// to be made opaque first, it has a whiteout beside it, or no lower layer has its name.
     pub(super) fn clear(&self, dir: &mut Dir<L>, opaque_first: bool) -> Result<()> {
         let (upper, _) = self.upper()?;
         let format = self.format();
@@ -179,8 +182,8 @@ impl<L: Layer> Overlay<L> {
             if opaque_first && !dir.lowers.is_empty() {
                 self.set_opaque(dir)?;
             }
-            // From here on the table is older than the layer, should the next step fail: then what is left is read anew. It merges with
-            // nothing.
+            // From here on the table is older than the layer, should the next step fail: then what
+            // is left is read anew. It merges with nothing.
             dir.names = None;
             dir.lowers.clear();
         }

@@ -1,8 +1,8 @@
-//! The mark of an upper layer that an overlay writes without syncing anything: if that ends without taking the mark away, nobody
-//! knows what of it is on the disk.
+//! The mark of an upper layer that an overlay writes without syncing anything: if that ends without
+//! taking the mark away, nobody knows what of it is on the disk.
 //!
-//! The mark is a directory in the work directory, at the path where the kernel's overlayfs has it, so that each refuses what the
-//! other has marked.
+//! The mark is a directory in the work directory, at the path where the kernel's overlayfs has it,
+//! so that each refuses what the other has marked.
 
 use std::ffi::OsStr;
 

@@ -1,6 +1,8 @@
-//! The work directory: where an object is built complete before it appears, in one step, in the merged tree.
+//! The work directory: where an object is built complete before it appears, in one step, in the
+//! merged tree.
 //!
-//! It lies on the upper layer's filesystem, is never part of the merged tree, and is emptied at mount, but for the [`Index`].
+//! It lies on the upper layer's filesystem, is never part of the merged tree, and is emptied at
+//! mount, but for the [`Index`].
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -38,7 +40,8 @@ pub(super) const TRIAL_MARKER: &str = ".wh.tmp";
 pub enum Refused {
     /// There is neither an upper nor a lower layer.
     NoLayer,
-    /// Another overlay, maybe of another process, holds the upper layer or the work directory: this one, if it said so.
+    /// Another overlay, maybe of another process, holds the upper layer or the work directory: this
+    /// one, if it said so.
     Held(Option<Holder>),
     /// The upper layer cannot be written.
     ReadOnly,
@@ -48,23 +51,29 @@ pub enum Refused {
     CannotRename(Error),
     /// An overlay that synced nothing has left its mark, so the upper layer may be damaged.
     Volatile,
-    /// [`Wanted::Oci`](format::Wanted::Oci) was asked for, but the upper layer is written in the kernel's format, with attributes that
-    /// begin with this.
+    /// [`Wanted::Oci`](format::Wanted::Oci) was asked for, but the upper layer is written in the
+    /// kernel's format, with attributes that begin with this.
     KernelFormat(&'static str),
-    /// [`Wanted::Kernel`](format::Wanted::Kernel) was asked for, but the upper layer is an OCI image layer: it has a marker at this path.
+    /// [`Wanted::Kernel`](format::Wanted::Kernel) was asked for, but the upper layer is an OCI
+    /// image layer: it has a marker at this path.
     OciFormat(PathBuf),
-    /// The upper layer is or is to be written in the kernel's format, and there is no work directory outside it.
+    /// The upper layer is or is to be written in the kernel's format, and there is no work
+    /// directory outside it.
     NoWork,
-    /// The upper layer is or is to be written in the kernel's format, and its filesystem cannot or this user may not.
+    /// The upper layer is or is to be written in the kernel's format, and its filesystem cannot or
+    /// this user may not.
     CannotMark(Error),
-    /// The upper layer takes no names that begin with `.wh.`, as one on another overlay of the native format, and it was to be written so, or
-    /// cannot be written in the kernel's format either. Whether it has extended attributes, as that would need.
+    /// The upper layer takes no names that begin with `.wh.`, as one on another overlay of the
+    /// native format, and it was to be written so, or cannot be written in the kernel's format
+    /// either. Whether it has extended attributes, as that would need.
     NoMarkers(Error, bool),
-    /// The upper layer is in the kernel's format, and in the work directory is an index of hard links, which we do not understand.
+    /// The upper layer is in the kernel's format, and in the work directory is an index of hard
+    /// links, which we do not understand.
     Indexed,
     /// The work directory has an entry that no overlay has put there, and that would be removed.
     Foreign(OsString),
-    /// What is written down in the work directory says that who does not know this must not use the upper layer.
+    /// What is written down in the work directory says that who does not know this must not use the
+    /// upper layer.
     Feature(String),
     /// A layer answered an error.
     Layer(Error),
@@ -163,7 +172,8 @@ impl From<Refused> for Error {
 
 pub struct Work<L: Layer> {
     dir: Arc<LayerDir<L>>,
-    /// The work directory's own layer, where it is not inside the upper one; held as long as the overlay lives.
+    /// The work directory's own layer, where it is not inside the upper one; held as long as the
+    /// overlay lives.
     layer: Option<L>,
     next: AtomicU64,
     /// Nothing is synced.
@@ -177,9 +187,9 @@ pub struct Work<L: Layer> {
 }
 
 impl<L: Layer> Work<L> {
-    /// Takes hold of the upper layer of `stack` and of the work directory, and removes from that what is not of the
-    /// index. Answers also the inode numbers that copies had in earlier mounts, and the times of last change of status
-    /// that were shown.
+    /// Takes hold of the upper layer of `stack` and of the work directory, and removes from that
+    /// what is not of the index. Answers also the inode numbers that copies had in earlier mounts,
+    /// and the times of last change of status that were shown.
     pub fn prepare(
         stack: &Stack<L>,
         layer: Option<L>,
@@ -279,7 +289,8 @@ impl<L: Layer> Work<L> {
         self.format
     }
 
-    /// Leaves nothing in the directory but what is kept. What was not synced is synced first, so that the mark can go.
+    /// Leaves nothing in the directory but what is kept. What was not synced is synced first, so
+    /// that the mark can go.
     pub fn finish(&self, stack: &Stack<L>) -> Result<()> {
         let upper = stack.layer(&self.dir);
         if self.volatile && self.marked.load(Ordering::Acquire) {
@@ -313,7 +324,8 @@ impl<L: Layer> Work<L> {
         Ok(())
     }
 
-    /// Writes down who holds the layer. Who is ending makes no record: the directory may be going to be removed.
+    /// Writes down who holds the layer. Who is ending makes no record: the directory may be going
+    /// to be removed.
     pub fn sign(&self, stack: &Stack<L>, holder: &Holder) -> Result<()> {
         let upper = stack.layer(&self.dir);
         let (open, name) = (stack.open(&self.dir)?, OsStr::new(HOLDER));
@@ -337,7 +349,8 @@ impl<L: Layer> Work<L> {
         format!("{TEMP}{:x}", self.next.fetch_add(1, Ordering::Relaxed)).into()
     }
 
-    /// Writes the content of a new file, so that a crash never finds it without under the name that it gets.
+    /// Writes the content of a new file, so that a crash never finds it without under the name that
+    /// it gets.
     fn fill(&self, upper: &L, file: &L::File, content: &[u8]) -> Result<()> {
         if self.writes_through(upper) {
             match upper.write_through(file, content, 0) {
@@ -349,8 +362,8 @@ impl<L: Layer> Work<L> {
         self.sync(upper, file)
     }
 
-    /// Creates a small file with its content, complete before it has its name. A file of that name is replaced, or left if it is to
-    /// be empty.
+    /// Creates a small file with its content, complete before it has its name. A file of that name
+    /// is replaced, or left if it is to be empty.
     pub fn place_file(&self, stack: &Stack<L>, dir: &LayerDir<L>, name: &OsStr, content: &[u8]) -> Result<()> {
         let upper = stack.layer(&self.dir);
         let to = stack.open(dir)?;
@@ -372,8 +385,8 @@ impl<L: Layer> Work<L> {
     }
 }
 
-/// Tries whether the layer can rename, and which times it keeps. Leaves nothing of what it tries, nor of an earlier trial, unless the layer
-/// cannot rename.
+/// Tries whether the layer can rename, and which times it keeps. Leaves nothing of what it tries,
+/// nor of an earlier trial, unless the layer cannot rename.
 fn try_layer<L: Layer>(upper: &L, dir: &L::Dir) -> std::result::Result<Times, Refused> {
     let [from, to] = TRIAL.map(OsStr::new);
     match upper.create_file(dir, from, 0o600, upper.identity()) {
@@ -418,7 +431,8 @@ fn hold<L: Layer>(layer: &L) -> std::result::Result<(), Refused> {
     }
 }
 
-/// Who holds an upper layer that opens at `root`, if its work directory says so: `layer`, or the one inside.
+/// Who holds an upper layer that opens at `root`, if its work directory says so: `layer`, or the
+/// one inside.
 fn holder<L: Layer>(upper: &L, root: &L::Dir, layer: Option<&L>) -> Option<Holder> {
     let read = |owner: &L, dir: &L::Dir| {
         let file = owner.open_file(dir, OsStr::new(HOLDER), Access::Read).ok()?;
@@ -432,7 +446,8 @@ fn holder<L: Layer>(upper: &L, root: &L::Dir, layer: Option<&L>) -> Option<Holde
     }
 }
 
-/// Takes from the work directory the ACL that what is built in it would get: a copy has the one of its original.
+/// Takes from the work directory the ACL that what is built in it would get: a copy has the one of
+/// its original.
 fn hand_down_nothing<L: Layer>(layer: &L, dir: &L::Dir) -> Result<()> {
     let name = OsStr::new(DEFAULT_ACL);
     match layer.xattr(Object::Dir(dir), name) {
@@ -455,7 +470,8 @@ pub(crate) fn is_kept(name: &OsStr, kind: Kind) -> bool {
     index::is_kept(name, kind) || kind == Kind::File && name == RECORD
 }
 
-/// Removes everything in the work directory, of which these are the entries, but what the next mount has to know.
+/// Removes everything in the work directory, of which these are the entries, but what the next
+/// mount has to know.
 fn sweep<L: Layer>(layer: &L, dir: &L::Dir, entries: &[(OsString, Kind)]) -> Result<()> {
     let mut swept = entries.iter().filter(|(name, kind)| !is_kept(name, *kind));
     swept.try_for_each(|(name, kind)| remove_all(layer, dir, name, *kind))

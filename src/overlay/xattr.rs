@@ -1,7 +1,7 @@
 //! Extended attributes, ACLs among them.
 //!
-//! Those by which an overlay marks its layers are not shown. Those of another overlay, whose layers are here, are escaped
-//! ([`attribute`]).
+//! Those by which an overlay marks its layers are not shown. Those of another overlay, whose layers
+//! are here, are escaped ([`attribute`]).
 
 use std::borrow::Cow;
 use std::ffi::{OsStr, OsString};
@@ -36,7 +36,8 @@ enum Change<'a> {
 }
 
 impl<L: Layer> Overlay<L> {
-    /// The value of an extended attribute. ENODATA if there is none of that name; EOPNOTSUPP where the layer has none, or the name is too long.
+    /// The value of an extended attribute. ENODATA if there is none of that name; EOPNOTSUPP where
+    /// the layer has none, or the name is too long.
     pub fn xattr(&self, node: &Arc<Node<L>>, name: &OsStr) -> Result<Vec<u8>> {
         self.stored_xattr(node, &stored(name)?)
     }
@@ -57,7 +58,8 @@ impl<L: Layer> Overlay<L> {
         Ok(self.on_object(node, |layer, object| layer.xattrs(object))?.unwrap_or_default())
     }
 
-    /// Sets an extended attribute. EEXIST and ENODATA as `mode` says; EROFS; EOPNOTSUPP where the upper layer has none, or the name is too long.
+    /// Sets an extended attribute. EEXIST and ENODATA as `mode` says; EROFS; EOPNOTSUPP where the
+    /// upper layer has none, or the name is too long.
     pub fn set_xattr(&self, node: &Arc<Node<L>>, name: &OsStr, value: &[u8], mode: XattrMode) -> Result<()> {
         self.change_xattr(node, name, Change::Set(value, mode))
     }
@@ -72,7 +74,8 @@ impl<L: Layer> Overlay<L> {
         Ok(self.on_object(node, |layer, object| layer.birth(object))?.flatten())
     }
 
-    /// Whether new objects in a directory get an ACL from it, so that the umask of whoever creates them has no say.
+    /// Whether new objects in a directory get an ACL from it, so that the umask of whoever creates
+    /// them has no say.
     pub fn has_default_acl(&self, dir: &Arc<Node<L>>) -> Result<bool> {
         if let Some(known) = dir.state.lock().default_acl {
             return Ok(known);
@@ -86,7 +89,8 @@ impl<L: Layer> Overlay<L> {
         Ok(has)
     }
 
-    /// What a directory hands down to new objects, for those that are not made in it: its default ACL.
+    /// What a directory hands down to new objects, for those that are not made in it: its default
+    /// ACL.
     pub(super) fn default_acl(&self, dir: &Arc<Node<L>>) -> Result<Option<Vec<u8>>> {
         match self.has_default_acl(dir)? {
             true => self.xattr(dir, OsStr::new(DEFAULT_ACL)).map(Some),
@@ -94,7 +98,8 @@ impl<L: Layer> Overlay<L> {
         }
     }
 
-    /// Gives a new object of the upper layer, made with `mode`, what `default`, the default ACL of its directory, says.
+    /// Gives a new object of the upper layer, made with `mode`, what `default`, the default ACL of
+    /// its directory, says.
     pub(super) fn inherit(&self, made: Object<'_, L>, kind: Kind, mode: u32, default: &[u8]) -> Result<()> {
         self.give_xattr(made, OsStr::new(ACCESS_ACL), &masked(default, mode))?;
         match kind {
@@ -131,7 +136,8 @@ impl<L: Layer> Overlay<L> {
         Ok(())
     }
 
-    /// Whether anything changes, if the change can be made at all: what fails, or does nothing, copies nothing up.
+    /// Whether anything changes, if the change can be made at all: what fails, or does nothing,
+    /// copies nothing up.
     fn is_change(&self, node: &Arc<Node<L>>, name: &OsStr, change: Change<'_>) -> Result<bool> {
         let is_acl = name == ACCESS_ACL || name == DEFAULT_ACL;
         let wanted = match change {
@@ -153,7 +159,8 @@ impl<L: Layer> Overlay<L> {
         }
     }
 
-    /// Calls the layer that has the object. None if no layer has it any more: it was unlinked and is no open file.
+    /// Calls the layer that has the object. None if no layer has it any more: it was unlinked and
+    /// is no open file.
     pub(super) fn on_object<T>(
         &self,
         node: &Arc<Node<L>>,
@@ -185,8 +192,10 @@ impl<L: Layer> Overlay<L> {
         Ok(names)
     }
 
-    /// Gives the copy of an object of a lower layer these attributes of it, one after the other, since a file can have gigabytes of them. What the
-    /// upper layer cannot hold is left out, but for what has a say in who may do what: then EOPNOTSUPP, as the kernel's overlayfs answers, or EOVERFLOW.
+    /// Gives the copy of an object of a lower layer these attributes of it, one after the other,
+    /// since a file can have gigabytes of them. What the upper layer cannot hold is left out, but
+    /// for what has a say in who may do what: then EOPNOTSUPP, as the kernel's overlayfs answers,
+    /// or EOVERFLOW.
     pub(super) fn copy_xattrs(&self, node: &Arc<Node<L>>, copy: Object<'_, L>, names: &[OsString]) -> Result<()> {
         for name in names {
             let value = match self.stored_xattr(node, name) {
@@ -202,8 +211,9 @@ impl<L: Layer> Overlay<L> {
         Ok(())
     }
 
-    /// Gives a new object of the upper layer an attribute that another object has. EOVERFLOW of an ACL that names ids which the daemon's user
-    /// namespace lacks: what it reads of them it cannot write.
+    /// Gives a new object of the upper layer an attribute that another object has. EOVERFLOW of an
+    /// ACL that names ids which the daemon's user namespace lacks: what it reads of them it cannot
+    /// write.
     fn give_xattr(&self, made: Object<'_, L>, name: &OsStr, value: &[u8]) -> Result<()> {
         let is_acl = name == ACCESS_ACL || name == DEFAULT_ACL;
         match self.upper()?.0.set_xattr(made, name, value, XattrMode::Set) {
@@ -218,16 +228,18 @@ impl<L: Layer> Overlay<L> {
     }
 }
 
-/// The name by which layers store the attribute that is shown as `name`. EOPNOTSUPP if it is too long, as the kernel's overlayfs answers.
+/// The name by which layers store the attribute that is shown as `name`. EOPNOTSUPP if it is too
+/// long, as the kernel's overlayfs answers.
 fn stored(name: &OsStr) -> Result<Cow<'_, OsStr>> {
     let stored = attribute::stored(name);
     if stored != name && stored.len() > NAME_MAX { Err(Error::new(EOPNOTSUPP)) } else { Ok(stored) }
 }
 
-/// The part of an ACL that `mode` leaves: the permissions of the owner, of others, and of the mask, or of the group where there is none, are
-/// not more than those of the mode.
+/// The part of an ACL that `mode` leaves: the permissions of the owner, of others, and of the mask,
+/// or of the group where there is none, are not more than those of the mode.
 fn masked(acl: &[u8], mode: u32) -> Vec<u8> {
-    // The tags of `linux/posix_acl.h`; an entry is a tag, permissions and an id behind a header of four bytes.
+    // The tags of `linux/posix_acl.h`; an entry is a tag, permissions and an id behind a header of
+    // four bytes.
     const USER_OBJ: u16 = 1;
     const GROUP_OBJ: u16 = 4;
     const MASK: u16 = 0x10;

@@ -1,9 +1,10 @@
 //! Who may do what: the rules of POSIX for one caller and one object.
 //!
-//! They are asked where redoxfs asks: every directory on a path for search, the parent for write when an entry is made,
-//! removed or renamed, the object for read and write when it is opened, its owner when its attributes are set. *What*
-//! is asked is POSIX's where redoxfs differs: a file is removed or renamed by whoever may write the directory (and, in
-//! a sticky one, owns the file or the directory), not by its owner alone.
+//! They are asked where redoxfs asks: every directory on a path for search, the parent for write
+//! when an entry is made, removed or renamed, the object for read and write when it is opened, its
+//! owner when its attributes are set. *What* is asked is POSIX's where redoxfs differs: a file is
+//! removed or renamed by whoever may write the directory (and, in a sticky one, owns the file or
+//! the directory), not by its owner alone.
 
 use crate::errno::{EACCES, EPERM, Error, Result};
 use redox_scheme::CallerCtx;
@@ -28,8 +29,9 @@ pub struct Caller {
 }
 
 impl Caller {
-    /// The ids that came with a request. Only `openat`, `read`, `write`, `frename`, `flink`, `unlinkat` and `dup` carry
-    /// real ones: elsewhere the kernel leaves them 0 or puts something else there, and a handle's opener counts.
+    /// The ids that came with a request. Only `openat`, `read`, `write`, `frename`, `flink`,
+    /// `unlinkat` and `dup` carry real ones: elsewhere the kernel leaves them 0 or puts something
+    /// else there, and a handle's opener counts.
     pub fn of(context: &CallerCtx) -> Self {
         Self { uid: context.uid, gid: context.gid }
     }
@@ -43,8 +45,9 @@ impl Caller {
         self.is_root() || self.uid == stat.uid
     }
 
-    /// Whether the object's mode grants all of `wanted`, a union of [`READ`], [`WRITE`] and [`SEARCH`]. The class is
-    /// the owner's, else the group's, else the others', even where a later class would grant more.
+    /// Whether the object's mode grants all of `wanted`, a union of [`READ`], [`WRITE`] and
+    /// [`SEARCH`]. The class is the owner's, else the group's, else the others', even where a later
+    /// class would grant more.
     pub fn may(self, stat: &Stat, wanted: u32) -> bool {
         let class = if self.uid == stat.uid {
             6
@@ -66,8 +69,8 @@ impl Caller {
         self.require(dir, WRITE | SEARCH)
     }
 
-    /// Whether the entry of `dir` that names `object` may be removed or replaced. EACCES, or EPERM in a sticky
-    /// directory, where alone it is asked what `object` is.
+    /// Whether the entry of `dir` that names `object` may be removed or replaced. EACCES, or EPERM
+    /// in a sticky directory, where alone it is asked what `object` is.
     pub fn require_removal(self, dir: &Stat, object: impl FnOnce() -> Result<Stat>) -> Result<()> {
         self.require_entries(dir)?;
         if dir.mode & STICKY != 0 && !self.owns(dir) && !self.owns(&object()?) {
@@ -76,10 +79,10 @@ impl Caller {
         Ok(())
     }
 
-    /// Whether the caller may give an object that he does not own a second name, as Linux has it with
-    /// `protected_hardlinks`: a regular file that he may read and write and by which nobody gets another's rights.
-    /// Otherwise he could keep what its owner removes, or have a program of root's take it for something of his own.
-    /// EPERM.
+    /// Whether the caller may give an object that he does not own a second name, as Linux has it
+    /// with `protected_hardlinks`: a regular file that he may read and write and by which nobody
+    /// gets another's rights. Otherwise he could keep what its owner removes, or have a program of
+    /// root's take it for something of his own. EPERM.
     pub fn require_link(self, object: &Stat) -> Result<()> {
         const AS_GROUP: u32 = SET_GID | 0o010;
         let lends_rights = object.mode & SET_UID != 0 || object.mode & AS_GROUP == AS_GROUP;

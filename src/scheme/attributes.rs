@@ -85,8 +85,8 @@ impl<L: Layer> OverlayScheme<L> {
         self.overlay.set_mode(open.node(), mode)
     }
 
-    /// Sets the owner and the group, either of which may stay as it is (−1). Only root gives objects away; an owner may put his into
-    /// his own group. EPERM.
+    /// Sets the owner and the group, either of which may stay as it is (−1). Only root gives
+    /// objects away; an owner may put his into his own group. EPERM.
     pub(super) fn set_owner(&self, id: usize, uid: u32, gid: u32) -> Result<()> {
         let open = self.handles.open(id)?;
         self.require_writable()?;
@@ -111,8 +111,9 @@ impl<L: Layer> OverlayScheme<L> {
         self.overlay.set_owner(open.node(), owner)
     }
 
-    /// Sets the times of last access and change, each to a given time, to now, or not at all. Whoever may write the file may set both to
-    /// now (EACCES), only the owner and root to anything else (EPERM).
+    /// Sets the times of last access and change, each to a given time, to now, or not at all.
+    /// Whoever may write the file may set both to now (EACCES), only the owner and root to anything
+    /// else (EPERM).
     pub(super) fn set_times(&self, id: usize, times: &[TimeSpec]) -> Result<()> {
         let open = self.handles.open(id)?;
         let &[atime, mtime] = times else {
@@ -140,7 +141,8 @@ impl<L: Layer> OverlayScheme<L> {
         self.overlay.set_times(open.node(), new_atime, new_mtime)
     }
 
-    /// F_GETFL and F_SETFL, of whose argument only the bits count that can change. EINVAL for other commands.
+    /// F_GETFL and F_SETFL, of whose argument only the bits count that can change. EINVAL for other
+    /// commands.
     pub(super) fn control(&self, id: usize, command: usize, argument: usize) -> Result<usize> {
         let open = self.handles.open(id)?;
         let flags = open.flags.load(Ordering::Relaxed);
@@ -154,9 +156,10 @@ impl<L: Layer> OverlayScheme<L> {
         }
     }
 
-    /// The path of an object as clients write it, `/scheme/NAME/…`, by its current name; of a handle that leads to another
-    /// scheme, that scheme's path. ENOENT for what has no name any more, EACCES if it is where the opener may not go, ENAMETOOLONG if the
-    /// buffer does not hold all of it.
+    /// The path of an object as clients write it, `/scheme/NAME/…`, by its current name; of a
+    /// handle that leads to another scheme, that scheme's path. ENOENT for what has no name any
+    /// more, EACCES if it is where the opener may not go, ENAMETOOLONG if the buffer does not hold
+    /// all of it.
     pub(super) fn path(&self, id: usize, buf: &mut [u8]) -> Result<usize> {
         let path = match self.handles.get(id)? {
             Handle::Elsewhere(path) => path.as_bytes().to_vec(),
@@ -173,8 +176,8 @@ impl<L: Layer> OverlayScheme<L> {
         fill(buf, &path, ENAMETOOLONG)
     }
 
-    /// The path of an object relative to a directory above it. ENOENT if it is not below, or has no name any more; ERANGE if the buffer
-    /// does not hold all of it.
+    /// The path of an object relative to a directory above it. ENOENT if it is not below, or has no
+    /// name any more; ERANGE if the buffer does not hold all of it.
     pub(super) fn relative_path(&self, dir: usize, id: usize, buf: &mut [u8]) -> Result<usize> {
         let dir = self.path_below(&*self.handles.open(dir)?)?;
         let path = self.path_below(&*self.handles.open(id)?)?;
@@ -182,7 +185,8 @@ impl<L: Layer> OverlayScheme<L> {
         fill(buf, relative.as_os_str().as_bytes(), ERANGE)
     }
 
-    /// The path of an open object from the top of the tree. ENOENT; EACCES if its only name is where its opener may not go.
+    /// The path of an open object from the top of the tree. ENOENT; EACCES if its only name is
+    /// where its opener may not go.
     fn path_below(&self, open: &Open<L>) -> Result<PathBuf> {
         let path = match self.current_entry(open, open.opener)? {
             Some((dir, name)) => self.overlay.path(&dir).map(|dir| dir.join(name)),

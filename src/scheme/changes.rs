@@ -1,15 +1,16 @@
 //! Changes of names and attributes: what was checked is what is changed.
 //!
-//! Whoever checks access and then changes something does both while the change is under way (a [`ChangeGuard`]) for the
-//! directories whose names change, and for the objects that are changed or lose a name. Nobody else changes any of
-//! these meanwhile, nor who may do what in them. Nobody waits who changes something else, or who only opens, reads,
-//! writes or asks.
+//! Whoever checks access and then changes something does both while the change is under way (a
+//! [`ChangeGuard`]) for the directories whose names change, and for the objects that are changed or
+//! lose a name. Nobody else changes any of these meanwhile, nor who may do what in them. Nobody
+//! waits who changes something else, or who only opens, reads, writes or asks.
 //!
-//! Which objects are meant a path tells, and that before anything is held. So it is walked again afterwards, until it leads to what is held
-//! ([`Changes::of`]). The directories above are not held: the right to search them is asked on the way.
+//! Which objects are meant a path tells, and that before anything is held. So it is walked again
+//! afterwards, until it leads to what is held ([`Changes::of`]). The directories above are not
+//! held: the right to search them is asked on the way.
 //!
-//! All that a change needs is taken at once, when it is free, and nobody asks for more while he has something: so there is no order, and no
-//! two wait for each other.
+//! All that a change needs is taken at once, when it is free, and nobody asks for more while he has
+//! something: so there is no order, and no two wait for each other.
 
 use std::collections::HashSet;
 

@@ -16,7 +16,8 @@ use crate::layer::{Kind, Layer};
 const OFFSET_MAX: u64 = i64::MAX as u64;
 
 impl<L: Layer> OverlayScheme<L> {
-    /// Reads from a file, or the target of a symlink or the number of a device opened with O_SYMLINK, or where a path in another scheme goes on.
+    /// Reads from a file, or the target of a symlink or the number of a device opened with
+    /// O_SYMLINK, or where a path in another scheme goes on.
     pub(super) fn read_at(&self, id: usize, buf: &mut [u8], offset: u64) -> Result<usize> {
         if offset > OFFSET_MAX {
             return Err(Error::new(EINVAL));
@@ -44,8 +45,8 @@ impl<L: Layer> OverlayScheme<L> {
         }
     }
 
-    /// Writes to a file, at its end if the handle or the request has O_APPEND; to the handle of a symlink or device to be, what it leads to.
-    /// EFBIG beyond the largest offset.
+    /// Writes to a file, at its end if the handle or the request has O_APPEND; to the handle of a
+    /// symlink or device to be, what it leads to. EFBIG beyond the largest offset.
     pub(super) fn write_to(&self, id: usize, buf: &[u8], offset: u64, flags: u32, caller: Caller) -> Result<usize> {
         let open = match self.handles.get(id)? {
             Handle::Open(open) => open,
@@ -103,8 +104,9 @@ impl<L: Layer> OverlayScheme<L> {
         self.mappings.truncate(&self.overlay, open.node(), size)
     }
 
-    /// Fills `buf` with the entries behind `after`, without `.` and `..`, as redoxfs lists them. Names that are not UTF-8
-    /// are left out: no request could name them. EINVAL if there are entries and not even the first fits.
+    /// Fills `buf` with the entries behind `after`, without `.` and `..`, as redoxfs lists them.
+    /// Names that are not UTF-8 are left out: no request could name them. EINVAL if there are
+    /// entries and not even the first fits.
     pub(super) fn list<'buf>(
         &self,
         id: usize,

@@ -1,8 +1,9 @@
 //! One call: from the kernel's queue entry to the response.
 //!
-//! `redox_scheme` decodes what the kernel passes on and asserts what it takes for granted about it, but the kernel passes on what
-//! clients say: an `fstat` into a short buffer or a lock beyond the largest offset would end the daemon. So every entry is checked
-//! before it is decoded. A panic of any other origin costs the request during which it happens, no more.
+//! `redox_scheme` decodes what the kernel passes on and asserts what it takes for granted about it,
+//! but the kernel passes on what clients say: an `fstat` into a short buffer or a lock beyond the
+//! largest offset would end the daemon. So every entry is checked before it is decoded. A panic of
+//! any other origin costs the request during which it happens, no more.
 
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -21,7 +22,8 @@ use super::locks::{Owner, Record};
 use super::path::PATH_MAX;
 use crate::layer::Layer;
 
-/// The bit that makes a lock's start one of a handle's own lock, and a lock's length an exclusive one's.
+/// The bit that makes a lock's start one of a handle's own lock, and a lock's length an exclusive
+/// one's.
 const LOCK_FLAG: u64 = 1 << 63;
 /// Two of the longest paths, and the zero between them.
 const PATHS_MAX: u64 = 2 * PATH_MAX as u64 + 1;
@@ -40,8 +42,8 @@ pub fn answer<L: Layer>(call: CallRequest, scheme: &mut OverlayScheme<L>) -> Res
             return Response::new(Err(error.into()), call);
         }
     };
-    // SAFETY: the kernel keeps the buffers of a request mapped until it is answered, which takes the operation; their
-    // sizes, alignments and texts are as `check` says.
+    // SAFETY: the kernel keeps the buffers of a request mapped until it is answered, which takes
+    // the operation; their sizes, alignments and texts are as `check` says.
     let Some(mut op) = (unsafe { Op::from_sqe_unchecked(&entry) }) else {
         return Response::err(ENOSYS, call);
     };
@@ -77,11 +79,13 @@ pub(super) fn target(call: &CallRequest) -> usize {
     queue_entry(call).args[0] as usize
 }
 
-/// Writes what is told to the start of the caller's buffer, and answers how many bytes it is. EINVAL if it does not fit.
+/// Writes what is told to the start of the caller's buffer, and answers how many bytes it is.
+/// EINVAL if it does not fit.
 pub fn give(call: &CallRequest, told: &[u8]) -> Result<usize> {
     let [_, buffer, len, ..] = queue_entry(call).args;
     require(told.len() as u64 <= len)?;
-    // SAFETY: the kernel mapped this many bytes for us to write to until we answer. They are written through no reference, as the client may too.
+    // SAFETY: the kernel mapped this many bytes for us to write to until we answer. They are
+    // written through no reference, as the client may too.
     unsafe { ptr::copy_nonoverlapping(told.as_ptr(), buffer as *mut u8, told.len()) };
     Ok(told.len())
 }
@@ -89,13 +93,15 @@ pub fn give(call: &CallRequest, told: &[u8]) -> Result<usize> {
 /// What the kernel put into the queue for this call.
 fn queue_entry(call: &CallRequest) -> &Sqe {
     const { assert!(size_of::<CallRequest>() == size_of::<Sqe>() && align_of::<CallRequest>() == align_of::<Sqe>()) };
-    // SAFETY: CallRequest and the Request in it are `repr(transparent)` around the Sqe that was read from the socket.
+    // SAFETY: CallRequest and the Request in it are `repr(transparent)` around the Sqe that was
+    // read from the socket.
     unsafe { &*ptr::from_ref(call).cast() }
 }
 
-/// Who asks. A StdFsCall does not say: its second argument, which is the client's choice, stands where the ids should be. Those that need
-/// them ask the handle for its opener, but an unlinkat is one operation to the scheme, whichever way it came, so it gets
-/// its ids here. EBADF, or EACCES for the handle of the scheme, which nobody opened.
+/// Who asks. A StdFsCall does not say: its second argument, which is the client's choice, stands
+/// where the ids should be. Those that need them ask the handle for its opener, but an unlinkat is
+/// one operation to the scheme, whichever way it came, so it gets its ids here. EBADF, or EACCES
+/// for the handle of the scheme, which nobody opened.
 fn caller<L: Layer>(call: &CallRequest, entry: &Sqe, scheme: &OverlayScheme<L>) -> Result<CallerCtx> {
     let mut caller = call.caller();
     let is_unlinkat = StdFsCallKind::try_from_raw(entry.args[3] as u8) == Some(StdFsCallKind::Unlinkat);
@@ -112,10 +118,11 @@ fn about_locks(entry: &Sqe) -> Option<StdFsCallKind> {
     kind.filter(|kind| matches!(kind, StdFsCallKind::Lock | StdFsCallKind::Unlock | StdFsCallKind::GetLock))
 }
 
-/// Handles a call about locks, of the process `pid` or of a handle. EBADF, ENOLCK; EWOULDBLOCK for a lock that is not free.
+/// Handles a call about locks, of the process `pid` or of a handle. EBADF, ENOLCK; EWOULDBLOCK for
+/// a lock that is not free.
 ///
-/// Who asks about a lock is told one of another's in the range, also if both are shared, and the pid of its process: relibc does not say
-/// which it means to get. ESRCH if there is none.
+/// Who asks about a lock is told one of another's in the range, also if both are shared, and the
+/// pid of its process: relibc does not say which it means to get. ESRCH if there is none.
 fn lock<L: Layer>(
     call: &CallRequest,
     entry: &Sqe,
@@ -146,12 +153,14 @@ fn lock<L: Layer>(
     }
 }
 
-/// Whether an entry can be decoded and handled. EINVAL, or EOVERFLOW for a lock that reaches too far.
+/// Whether an entry can be decoded and handled. EINVAL, or EOVERFLOW for a lock that reaches too
+/// far.
 fn check(entry: &Sqe) -> Result<()> {
     let [_, buffer, len, kind, start, length] = entry.args;
     match Opcode::try_from_raw(entry.opcode) {
         Some(Opcode::OpenAt | Opcode::UnlinkAt | Opcode::Flink | Opcode::Frename) => {
-            // SAFETY: the kernel mapped this path for us until we answer; an empty one has an address too.
+            // SAFETY: the kernel mapped this path for us until we answer; an empty one has an
+            // address too.
             let path = unsafe { std::slice::from_raw_parts(buffer as *const u8, len as usize) };
             require(str::from_utf8(path).is_ok())
         }
@@ -181,9 +190,10 @@ fn check(entry: &Sqe) -> Result<()> {
     }
 }
 
-/// Takes the paths of a standard call out of the client's reach, which the entry then names in their place. Paths of other requests are copies
-/// that the kernel made, but a payload is the client's own memory where it fills a page, and could change after it was found to be
-/// text. ENAMETOOLONG.
+/// Takes the paths of a standard call out of the client's reach, which the entry then names in
+/// their place. Paths of other requests are copies that the kernel made, but a payload is the
+/// client's own memory where it fills a page, and could change after it was found to be text.
+/// ENAMETOOLONG.
 fn copy_paths(entry: &mut Sqe) -> Result<Vec<u8>> {
     let [_, payload, len, kind, ..] = entry.args;
     let kind = StdFsCallKind::try_from_raw(kind as u8);
@@ -195,7 +205,8 @@ fn copy_paths(entry: &mut Sqe) -> Result<Vec<u8>> {
         return Err(Error::new(ENAMETOOLONG));
     }
     let mut paths = vec![0; len as usize];
-    // SAFETY: the kernel mapped the payload for us until we answer. It is read through no reference, as the client may write to it.
+    // SAFETY: the kernel mapped the payload for us until we answer. It is read through no
+    // reference, as the client may write to it.
     unsafe { ptr::copy_nonoverlapping(payload as *const u8, paths.as_mut_ptr(), paths.len()) };
     entry.args[1] = paths.as_ptr() as u64;
     Ok(paths)

@@ -1,10 +1,10 @@
 //! The handles of clients: what a descriptor of this scheme stands for.
 //!
-//! Several requests may use a handle at once. What can change in one has a lock of its own, a leaf, as is that of the table; nothing that is
-//! taken out of the table is dropped while that is locked.
+//! Several requests may use a handle at once. What can change in one has a lock of its own, a leaf,
+//! as is that of the table; nothing that is taken out of the table is dropped while that is locked.
 //!
-//! The kernel limits how many descriptors a process has, but neither how many processes a user has nor what they send each other, so
-//! how many handles there are is limited here.
+//! The kernel limits how many descriptors a process has, but neither how many processes a user has
+//! nor what they send each other, so how many handles there are is limited here.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -26,13 +26,16 @@ const IN_ALL_MAX: usize = 1 << 18;
 
 /// What one id stands for.
 pub enum Handle<L: Layer> {
-    /// The scheme itself: the directory descriptor of every absolute request. No client opened it, so it has no opener.
+    /// The scheme itself: the directory descriptor of every absolute request. No client opened it,
+    /// so it has no opener.
     Scheme,
     /// An object of the merged tree.
     Open(Arc<Open<L>>),
-    /// A symlink or device node that has a name but nothing yet that it leads to, and that nobody sees: it is made when that is written.
+    /// A symlink or device node that has a name but nothing yet that it leads to, and that nobody
+    /// sees: it is made when that is written.
     PendingNode(Arc<PendingNode<L>>),
-    /// The path in another scheme to which a path of this one leads. relibc reads it and opens it itself.
+    /// The path in another scheme to which a path of this one leads. relibc reads it and opens it
+    /// itself.
     Elsewhere(Arc<str>),
 }
 
@@ -60,7 +63,8 @@ pub struct Open<L: Layer> {
     pub flags: AtomicUsize,
     pub readable: bool,
     pub writable: bool,
-    /// So that of several links the right one is renamed. None for the root and where the path ended in `.` or `..`.
+    /// So that of several links the right one is renamed. None for the root and where the path
+    /// ended in `.` or `..`.
     pub entry: Lock<EntryOf<L>>,
 }
 
@@ -79,7 +83,8 @@ pub struct PendingNode<L: Layer> {
     pub mode: u32,
 }
 
-/// All handles by their id. An id is never given twice: a close that arrives late must not hit a newer handle.
+/// All handles by their id. An id is never given twice: a close that arrives late must not hit a
+/// newer handle.
 pub struct Table<L: Layer> {
     last_id: AtomicUsize,
     handles: Shared<HashMap<usize, Known<L>>>,
@@ -124,7 +129,8 @@ impl<L: Layer> Table<L> {
         self.handles.read().get(&id).map(|known| known.handle.clone()).ok_or(Error::new(EBADF))
     }
 
-    /// The open object behind an id. EXDEV if it is in another scheme, EBADF for everything else that is no object.
+    /// The open object behind an id. EXDEV if it is in another scheme, EBADF for everything else
+    /// that is no object.
     pub fn open(&self, id: usize) -> Result<Arc<Open<L>>> {
         match self.get(id)? {
             Handle::Open(open) => Ok(open),

@@ -1,11 +1,14 @@
-//! The locks that clients hold on files: record locks of processes and of open files, as fcntl(2) has them, but that nobody waits for one.
+//! The locks that clients hold on files: record locks of processes and of open files, as fcntl(2)
+//! has them, but that nobody waits for one.
 //!
-//! `redox_scheme` has a table of them too, which does not tell how many there are, and keeps pieces of what a wider lock was laid over.
+//! `redox_scheme` has a table of them too, which does not tell how many there are, and keeps pieces
+//! of what a wider lock was laid over.
 //!
-//! A process's lock ends when the process closes a descriptor of the file. The kernel tells of that only if the last standard call on the
-//! descriptor was answered with the wish to hear of it; each other answer, to an fstat say, takes the wish back. So once a process holds
-//! locks through a handle, all such calls on the handle are answered with it. And when the handle is closed for good, the locks of all
-//! processes that came by it are released.
+//! A process's lock ends when the process closes a descriptor of the file. The kernel tells of that
+//! only if the last standard call on the descriptor was answered with the wish to hear of it; each
+//! other answer, to an fstat say, takes the wish back. So once a process holds locks through a
+//! handle, all such calls on the handle are answered with it. And when the handle is closed for
+//! good, the locks of all processes that came by it are released.
 
 use std::cmp::{max, min};
 use std::collections::hash_map::Entry;
@@ -17,7 +20,8 @@ use crate::errno::{ENOLCK, EWOULDBLOCK, Error, Result};
 
 use super::quota::{Quota, Share};
 
-/// How many ranges may be locked through the handles of one user, and how many processes may lock through each of them, together: four times what OpenBSD and NetBSD allow him.
+/// How many ranges may be locked through the handles of one user, and how many processes may lock
+/// through each of them, together: four times what OpenBSD and NetBSD allow him.
 const OF_USER_MAX: usize = 4096;
 /// How many ranges may be locked. All of them are looked at for every lock.
 const IN_ALL_MAX: usize = 16384;
@@ -81,8 +85,8 @@ impl Locks {
         Self { held: Vec::new(), holders: HashMap::new(), quota: Quota::new(OF_USER_MAX, IN_ALL_MAX, ENOLCK) }
     }
 
-    /// Locks a range through the handle `id`, whatever lock its owner had on it. EWOULDBLOCK if another's is in the way; ENOLCK if there
-    /// are too many.
+    /// Locks a range through the handle `id`, whatever lock its owner had on it. EWOULDBLOCK if
+    /// another's is in the way; ENOLCK if there are too many.
     pub fn lock(&mut self, id: usize, wanted: &Record) -> Result<()> {
         if self.others(wanted).any(|held| held.exclusive || wanted.exclusive) {
             return Err(Error::new(EWOULDBLOCK));

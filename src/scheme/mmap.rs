@@ -1,28 +1,34 @@
 //! Files in the memory of clients.
 //!
-//! A client that maps a file asks the daemon for an address in the daemon's own memory, and the kernel maps the pages that are there into the
-//! client as well: the same pages if the mapping is shared, and, until the client writes to one, also if it is private. So a
-//! mapped file has one [`Region`], filled with what the file holds wherever anybody has it mapped. From then on:
+//! A client that maps a file asks the daemon for an address in the daemon's own memory, and the
+//! kernel maps the pages that are there into the client as well: the same pages if the mapping is
+//! shared, and, until the client writes to one, also if it is private. So a mapped file has one
+//! [`Region`], filled with what the file holds wherever anybody has it mapped. From then on:
 //!
-//! - A write or a change of size through a handle goes to the file and to the region. Both happen under the file's lock, as does everything
-//!   else here, so a difference between the two is what a client has written to its memory, and nothing else.
+//! - A write or a change of size through a handle goes to the file and to the region. Both happen
+//!   under the file's lock, as does everything else here, so a difference between the two is what a
+//!   client has written to its memory, and nothing else.
 //! - A read through a handle has what clients may have written laid over what the file holds.
-//! - What clients have written goes to the file when they unmap it or close their last descriptor, when somebody asks for the file to be
-//!   brought to the disk, and when the daemon ends. The kernel does not tell what was written, so the pages are compared with the file: one
-//!   that is the same costs neither a write nor the time of the last change. Bytes behind the end of the file are nobody's.
+//! - What clients have written goes to the file when they unmap it or close their last descriptor,
+//!   when somebody asks for the file to be brought to the disk, and when the daemon ends. The
+//!   kernel does not tell what was written, so the pages are compared with the file: one that is
+//!   the same costs neither a write nor the time of the last change. Bytes behind the end of the
+//!   file are nobody's.
 //! - A page is given back once nobody has it mapped.
 //!
-//! A file is copied up before it is mapped shared and writable: nobody would hear of it if that failed when it is unmapped.
+//! A file is copied up before it is mapped shared and writable: nobody would hear of it if that
+//! failed when it is unmapped.
 //!
-//! The kernel keeps the descriptor open that a mapping was made with, and says so when a range is unmapped, naming the handle, but not which
-//! of the handle's mappings of that range went. So as long as the handle has a writable one of a page, what is unmapped counts as the
-//! others.
+//! The kernel keeps the descriptor open that a mapping was made with, and says so when a range is
+//! unmapped, naming the handle, but not which of the handle's mappings of that range went. So as
+//! long as the handle has a writable one of a page, what is unmapped counts as the others.
 //!
-//! What counts as a client's is every page that it has mapped, holes too, as the kernel may come and have any of them filled. The pages of one file count once
-//! for a user, however many mappings he has of them.
+//! What counts as a client's is every page that it has mapped, holes too, as the kernel may come
+//! and have any of them filled. The pages of one file count once for a user, however many mappings
+//! he has of them.
 //!
-//! Lock order: a file's lock, then those of the engine. That of the holders is a leaf. Under that of the table a file's lock is taken only
-//! where no other thread has the file, so without waiting.
+//! Lock order: a file's lock, then those of the engine. That of the holders is a leaf. Under that
+//! of the table a file's lock is taken only where no other thread has the file, so without waiting.
 
 use std::cmp::{max, min};
 use std::collections::hash_map::Entry;
@@ -49,14 +55,16 @@ const PAGE: u64 = PAGE_SIZE as u64;
 /// How many bytes are read, compared and written at a time. Whole pages.
 const PIECE: u64 = 128 * 1024;
 
-/// How many mappings the clients of one user may have. All of a file are looked at for every request.
+/// How many mappings the clients of one user may have. All of a file are looked at for every
+/// request.
 const MAPPINGS_OF_USER_MAX: usize = 1 << 14;
 /// How many mappings there may be.
 const MAPPINGS_MAX: usize = 1 << 16;
 
 /// All files that clients have mapped.
 pub struct Mappings<L: Layer> {
-    /// By the number of the node. One that is being changed has an entry too, so that nobody maps it half way.
+    /// By the number of the node. One that is being changed has an entry too, so that nobody maps
+    /// it half way.
     files: Lock<HashMap<u64, Arc<File<L>>>>,
     /// The handles that have mapped something.
     holders: Lock<HashSet<usize>>,
@@ -76,8 +84,8 @@ struct Limits {
 /// One file.
 struct File<L: Layer> {
     mapped: Lock<Option<Mapped<L>>>,
-    /// Whether there is something in `mapped` that a client may write to: what a reader asks first, who would wait for a writer otherwise.
-    /// Changes under the lock of `mapped`.
+    /// Whether there is something in `mapped` that a client may write to: what a reader asks first,
+    /// who would wait for a writer otherwise. Changes under the lock of `mapped`.
     writable: AtomicBool,
 }
 
@@ -111,11 +119,14 @@ struct Part {
 }
 
 impl<L: Layer> OverlayScheme<L> {
-    /// Answers the address of `size` bytes of a file from `offset` on, of which the kernel then lends the pages to the client.
+    /// Answers the address of `size` bytes of a file from `offset` on, of which the kernel then
+    /// lends the pages to the client.
     ///
-    /// EACCES without the right to read, and for what is shared and writable without the right to write; ENODEV for what is no regular
-    /// file; EINVAL for no bytes, or an offset that is not on a page; EOVERFLOW behind the largest offset; ENOMEM, also for more than clients may
-    /// have, and for a place that is far behind all that was expected when the file was mapped first; ECANCELED; and the errors of a write.
+    /// EACCES without the right to read, and for what is shared and writable without the right to
+    /// write; ENODEV for what is no regular file; EINVAL for no bytes, or an offset that is not on
+    /// a page; EOVERFLOW behind the largest offset; ENOMEM, also for more than clients may have,
+    /// and for a place that is far behind all that was expected when the file was mapped first;
+    /// ECANCELED; and the errors of a write.
     pub(super) fn map(&self, id: usize, offset: u64, size: usize, flags: MapFlags) -> Result<usize> {
         let open = &*self.handles.open(id)?;
         if open.node().kind() != Kind::File {
@@ -142,8 +153,9 @@ impl<L: Layer> OverlayScheme<L> {
         Ok(address)
     }
 
-    /// Takes back what [`OverlayScheme::map`] gave, or a part of it. EINVAL for what was not given; ENOMEM if that would make two mappings of one, and
-    /// there are too many: then all of it stays until the handle is closed.
+    /// Takes back what [`OverlayScheme::map`] gave, or a part of it. EINVAL for what was not given;
+    /// ENOMEM if that would make two mappings of one, and there are too many: then all of it stays
+    /// until the handle is closed.
     pub(super) fn unmap(&self, id: usize, offset: u64, size: usize) -> Result<()> {
         let open = self.handles.open(id)?;
         if size == 0 || !offset.is_multiple_of(PAGE) {
@@ -164,7 +176,8 @@ impl<L: Layer> OverlayScheme<L> {
         }
     }
 
-    /// Writes to the files what clients have written to their memory. An error of one file does not keep the others back.
+    /// Writes to the files what clients have written to their memory. An error of one file does not
+    /// keep the others back.
     pub fn write_back(&self) {
         self.mappings.write_all_back(&self.overlay);
     }
@@ -291,8 +304,8 @@ impl<L: Layer> Mappings<L> {
         })
     }
 
-    /// Unmaps all that a handle has mapped. The kernel does that before it closes the descriptor, but says nothing when it could not map
-    /// what it had asked for.
+    /// Unmaps all that a handle has mapped. The kernel does that before it closes the descriptor,
+    /// but says nothing when it could not map what it had asked for.
     fn unmap_all(&self, overlay: &Overlay<L>, open: &Open<L>, id: usize) {
         let user = open.opener.uid;
         let unmapped = self.change(open.node(), |mapped| {
@@ -329,7 +342,8 @@ impl<L: Layer> Mappings<L> {
         }
     }
 
-    /// Has `work` change a file, or what is mapped of it, while nobody else does. It may map the file and unmap it.
+    /// Has `work` change a file, or what is mapped of it, while nobody else does. It may map the
+    /// file and unmap it.
     fn change<R>(&self, node: &Node<L>, work: impl FnOnce(&mut Option<Mapped<L>>) -> R) -> R {
         let file = Arc::clone(self.files.lock().entry(node.id()).or_insert_with(|| Arc::new(File::new())));
         let mut mapped = file.mapped.lock();
@@ -344,7 +358,8 @@ impl<L: Layer> Mappings<L> {
         result
     }
 
-    /// Takes a file out of the table, unless it is mapped or somebody else is at it, who will do this.
+    /// Takes a file out of the table, unless it is mapped or somebody else is at it, who will do
+    /// this.
     fn forget(&self, number: u64, file: Arc<File<L>>) {
         let mut files = self.files.lock();
         drop(file);
@@ -399,7 +414,8 @@ impl<L: Layer> Mapped<L> {
         Ok(self.region.address(bytes.start))
     }
 
-    /// Counts what a user has mapped. ENOMEM if that is too much, and more than it was: then it has to be made what it was, and counted again.
+    /// Counts what a user has mapped. ENOMEM if that is too much, and more than it was: then it has
+    /// to be made what it was, and counted again.
     fn charge(&mut self, limits: &Limits, user: u32) -> Result<()> {
         let parts = self.parts.iter().filter(|part| part.user == user).count();
         if parts == 0 {
@@ -413,8 +429,9 @@ impl<L: Layer> Mapped<L> {
         charge.pages.set((bytes / PAGE) as usize)
     }
 
-    /// Fills memory, which holds zeros and which no client has, with what the file holds. Where that is zeros the memory is not touched, so
-    /// that it takes none: anybody can have a file that is larger than all memory, if most of it is a hole.
+    /// Fills memory, which holds zeros and which no client has, with what the file holds. Where
+    /// that is zeros the memory is not touched, so that it takes none: anybody can have a file that
+    /// is larger than all memory, if most of it is a hole.
     fn fill(&mut self, overlay: &Overlay<L>, range: Range<u64>) -> Result<()> {
         let mut buf = Vec::new();
         let mut from = range.start;
@@ -434,8 +451,9 @@ impl<L: Layer> Mapped<L> {
         Ok(())
     }
 
-    /// Takes a range from what a handle of a user's has mapped, each page once. EINVAL if it has nothing of it; ENOMEM if it leaves too many parts, and then
-    /// nothing is taken; else the first error of writing back, after which the range is unmapped all the same.
+    /// Takes a range from what a handle of a user's has mapped, each page once. EINVAL if it has
+    /// nothing of it; ENOMEM if it leaves too many parts, and then nothing is taken; else the first
+    /// error of writing back, after which the range is unmapped all the same.
     fn unmap(
         &mut self,
         overlay: &Overlay<L>,
@@ -510,7 +528,8 @@ impl<L: Layer> Mapped<L> {
         }
     }
 
-    /// Clears what the file does not hold any more, or from now on holds as zeros, whatever clients have written there.
+    /// Clears what the file does not hold any more, or from now on holds as zeros, whatever clients
+    /// have written there.
     fn clear(&mut self, bytes: Range<u64>) {
         for range in self.covered(bytes, |_| true) {
             self.region.clear(range);

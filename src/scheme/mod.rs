@@ -1,20 +1,21 @@
 //! The door on Redox: an overlay as a scheme.
 //!
-//! A request names an open handle and perhaps a path. This folder finds out which objects of the merged tree are meant (`path`),
-//! whether the caller may (`access`), and lets the engine do it. Each method of [`SchemeSync`] below only hands
-//! its request to the file of its subject: `open`, `names`, `data`, `attributes`, `mmap`,
-//! `sockets`.
+//! A request names an open handle and perhaps a path. This folder finds out which objects of the
+//! merged tree are meant (`path`), whether the caller may (`access`), and lets the engine do it.
+//! Each method of [`SchemeSync`] below only hands its request to the file of its subject: `open`,
+//! `names`, `data`, `attributes`, `mmap`, `sockets`.
 //!
-//! Several threads serve one scheme, each with a clone of [`OverlayScheme`]. The locks, in the order in which they are taken:
+//! Several threads serve one scheme, each with a clone of [`OverlayScheme`]. The locks, in the
+//! order in which they are taken:
 //!
-//! 1. What a change of names or attributes is about, see `changes`: so what was checked is what is changed. Nobody who only opens, reads,
-//!    writes or asks waits for it.
+//! 1. What a change of names or attributes is about, see `changes`: so what was checked is what is
+//!    changed. Nobody who only opens, reads, writes or asks waits for it.
 //! 2. That of a file that is written to or mapped, see `mmap`.
-//! 3. The record locks of clients (`OverlayScheme::locks`). A request looks its handle up and takes of a quota under this lock, and may be the last
-//!    to let go of the handle.
+//! 3. The record locks of clients (`OverlayScheme::locks`). A request looks its handle up and takes
+//!    of a quota under this lock, and may be the last to let go of the handle.
 //! 4. Those of the engine.
-//! 5. Leaves, under which no other lock is taken: the table of handles, what changes in a handle, the bound sockets, the handles that have
-//!    mapped something, and what is taken of a quota.
+//! 5. Leaves, under which no other lock is taken: the table of handles, what changes in a handle,
+//!    the bound sockets, the handles that have mapped something, and what is taken of a quota.
 
 mod access;
 mod attributes;
@@ -87,8 +88,8 @@ impl<L: Layer> Clone for OverlayScheme<L> {
 }
 
 impl<L: Layer> OverlayScheme<L> {
-    /// A scheme for `overlay`. `name` is what it is going to be registered as: paths that it answers begin with it, and
-    /// symlinks that name it are resolved here.
+    /// A scheme for `overlay`. `name` is what it is going to be registered as: paths that it
+    /// answers begin with it, and symlinks that name it are resolved here.
     pub fn new(overlay: Arc<Overlay<L>>, name: String) -> Self {
         Self {
             overlay,
@@ -102,12 +103,14 @@ impl<L: Layer> OverlayScheme<L> {
         }
     }
 
-    /// Whether who does not own a file, and could not change it, is refused a second name for it (EPERM). He is, unless told otherwise here.
+    /// Whether who does not own a file, and could not change it, is refused a second name for it
+    /// (EPERM). He is, unless told otherwise here.
     pub fn protect_hardlinks(self, protected_hardlinks: bool) -> Self {
         Self { protected_hardlinks, ..self }
     }
 
-    /// Releases the locks that the process `pid` holds through a handle, as the kernel says when it closes a descriptor of it.
+    /// Releases the locks that the process `pid` holds through a handle, as the kernel says when it
+    /// closes a descriptor of it.
     pub fn detach(&self, id: usize, pid: usize) {
         if let Ok(open) = self.handles.open(id) {
             self.locks.lock().detach(id, open.node().id(), pid);
@@ -128,7 +131,8 @@ impl<L: Layer> OverlayScheme<L> {
         path::walk(&self.overlay, &self.name, start, path, last, caller)
     }
 
-    /// Who opened a handle, where the request does not say who asks. EACCES for the scheme's own handle, which nobody opened.
+    /// Who opened a handle, where the request does not say who asks. EACCES for the scheme's own
+    /// handle, which nobody opened.
     fn opener(&self, id: usize) -> Result<Caller> {
         match self.handles.get(id)? {
             Handle::Scheme => Err(Error::new(EACCES)),
@@ -141,8 +145,9 @@ impl<L: Layer> OverlayScheme<L> {
         if self.overlay.is_read_only() { Err(Error::new(EROFS)) } else { Ok(()) }
     }
 
-    /// Before a change of a file's attributes or `names` that is allowed, and for which others wait: if it has to be copied up first, that is done
-    /// while nobody waits. None: it was, and everything is to be asked again.
+    /// Before a change of a file's attributes or `names` that is allowed, and for which others
+    /// wait: if it has to be copied up first, that is done while nobody waits. None: it was, and
+    /// everything is to be asked again.
     fn copied_ahead<'c>(
         &self,
         guard: ChangeGuard<'c>,
@@ -156,7 +161,8 @@ impl<L: Layer> OverlayScheme<L> {
         self.overlay.prepare_change(node, names).map(|()| None)
     }
 
-    /// Takes the set-id bits off an object whose content someone without privileges is about to change.
+    /// Takes the set-id bits off an object whose content someone without privileges is about to
+    /// change.
     fn drop_set_id(&self, node: &Arc<Node<L>>, caller: Caller) -> Result<()> {
         if caller.is_root() {
             return Ok(());
@@ -308,12 +314,14 @@ impl<L: Layer> SchemeSync for OverlayScheme<L> {
         Ok(self.set_times(id, times)?)
     }
 
-    /// The trait calls the first id the target; relibc's `redox_relpathat_v0` and ramfs make it the directory, and so do we.
+    /// The trait calls the first id the target; relibc's `redox_relpathat_v0` and ramfs make it the
+    /// directory, and so do we.
     fn relpathat(&mut self, dir: usize, id: usize, buf: &mut [u8], _ctx: &CallerCtx) -> syscall::Result<usize> {
         Ok(self.relative_path(dir, id, buf)?)
     }
 
-    /// The one request that the crate leaves to schemes: fchown with both ids in the first argument, the group's in the high half.
+    /// The one request that the crate leaves to schemes: fchown with both ids in the first
+    /// argument, the group's in the high half.
     fn std_fs_call(
         &mut self,
         id: usize,
@@ -364,7 +372,8 @@ impl<L: Layer> SchemeSync for OverlayScheme<L> {
 
     fn on_close(&mut self, id: usize) {
         let open = self.handles.open(id);
-        // First, so that who is still at work for the handle finds it gone, or else what he has made is found here.
+        // First, so that who is still at work for the handle finds it gone, or else what he has
+        // made is found here.
         self.handles.remove(id);
         if let Ok(open) = open {
             self.locks.lock().close(id, open.node().id());

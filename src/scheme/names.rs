@@ -19,7 +19,8 @@ const RENAME_NOREPLACE: u32 = 1;
 const RENAME_EXCHANGE: u32 = 2;
 
 impl<L: Layer> OverlayScheme<L> {
-    /// Removes a name: an empty directory's with AT_REMOVEDIR, else any other object's. EINVAL for other flags.
+    /// Removes a name: an empty directory's with AT_REMOVEDIR, else any other object's. EINVAL for
+    /// other flags.
     pub(super) fn unlink_at(&self, dir: usize, path: &str, flags: usize, caller: Caller) -> Result<()> {
         if flags & !AT_REMOVEDIR != 0 {
             return Err(Error::new(EINVAL));
@@ -60,7 +61,8 @@ impl<L: Layer> OverlayScheme<L> {
         }
     }
 
-    /// Renames the object of a handle to a path from the top of the tree. The handle goes by the new name afterwards.
+    /// Renames the object of a handle to a path from the top of the tree. The handle goes by the
+    /// new name afterwards.
     pub(super) fn rename_handle(&self, id: usize, path: &str, caller: Caller) -> Result<()> {
         let open = self.handles.open(id)?;
         if open.node().id() == self.overlay.root().id() {
@@ -82,8 +84,9 @@ impl<L: Layer> OverlayScheme<L> {
         }
     }
 
-    /// Renames a path to another, each relative to a directory handle. As the request does not say who asks, the openers of the
-    /// two handles count, each for its side. EINVAL for flags that renameat2 does not have.
+    /// Renames a path to another, each relative to a directory handle. As the request does not say
+    /// who asks, the openers of the two handles count, each for its side. EINVAL for flags that
+    /// renameat2 does not have.
     pub(super) fn rename_at(&self, dir: usize, path: &str, new_dir: usize, new_path: &str, flags: u32) -> Result<()> {
         let mode = match flags {
             0 => RenameMode::Replace,
@@ -167,8 +170,8 @@ impl<L: Layer> OverlayScheme<L> {
         }
     }
 
-    /// Gives the object of a handle a second name, at a path relative to a directory handle, whose opener counts as the caller. There are
-    /// no flags yet (EINVAL).
+    /// Gives the object of a handle a second name, at a path relative to a directory handle, whose
+    /// opener counts as the caller. There are no flags yet (EINVAL).
     pub(super) fn link_at(&self, id: usize, dir: usize, path: &str, flags: u32) -> Result<()> {
         if flags != 0 {
             return Err(Error::new(EINVAL));
@@ -208,9 +211,10 @@ impl<L: Layer> OverlayScheme<L> {
         self.overlay.link(open.node(), &new.dir, OsStr::new(name)).map(|()| true)
     }
 
-    /// The entry that a handle stands for: the one it was opened through while that still names the object, else another of the
-    /// object's names. None for the top of the tree and for what has no name any more. EACCES for another name if the caller may not search all
-    /// directories above it, since he could not have come there by himself.
+    /// The entry that a handle stands for: the one it was opened through while that still names the
+    /// object, else another of the object's names. None for the top of the tree and for what has no
+    /// name any more. EACCES for another name if the caller may not search all directories above
+    /// it, since he could not have come there by himself.
     pub(super) fn current_entry(&self, open: &Open<L>, caller: Caller) -> Result<EntryOf<L>> {
         let entry = open.entry.lock().clone();
         if let Some((dir, name)) = &entry

@@ -36,9 +36,10 @@ enum New {
 }
 
 impl New {
-    /// Reads the kind off the flags: O_DIRECTORY and O_SYMLINK, else the type bits of the mode in the low 16 bits.
-    /// EPERM for a device unless the handle is for writing its number only, since nothing else says which device is meant, and for a
-    /// directory asked for as mknod would; EINVAL for nonsense.
+    /// Reads the kind off the flags: O_DIRECTORY and O_SYMLINK, else the type bits of the mode in
+    /// the low 16 bits. EPERM for a device unless the handle is for writing its number only, since
+    /// nothing else says which device is meant, and for a directory asked for as mknod would;
+    /// EINVAL for nonsense.
     fn parse(flags: usize) -> Result<Self> {
         let kind = flags as u16 & MODE_TYPE;
         if flags & O_DIRECTORY != 0 {
@@ -70,8 +71,9 @@ fn access(flags: usize) -> usize {
 }
 
 impl<L: Layer> OverlayScheme<L> {
-    /// Opens `path`, which is relative to the directory handle `dir` unless it begins with `/`, and answers the new handle's id. The
-    /// empty path names the handle's own object, whatever it is, for the new caller to have checked anew.
+    /// Opens `path`, which is relative to the directory handle `dir` unless it begins with `/`, and
+    /// answers the new handle's id. The empty path names the handle's own object, whatever it is,
+    /// for the new caller to have checked anew.
     pub(super) fn open_at(&self, dir: usize, path: &str, flags: usize, caller: Caller) -> Result<usize> {
         let room = self.handles.room(caller.uid)?;
         let handle = self.open_path(dir, path, flags, caller)?;
@@ -241,11 +243,13 @@ impl<L: Layer> OverlayScheme<L> {
         Ok(open_object(file, Some((dir, name)), flags, caller))
     }
 
-    /// Makes the symlink or device node that the handle was opened for; from then on the handle is an ordinary one. As it was checked
-    /// when the handle was opened who may make it, only its name can have been taken meanwhile (EEXIST).
+    /// Makes the symlink or device node that the handle was opened for; from then on the handle is
+    /// an ordinary one. As it was checked when the handle was opened who may make it, only its name
+    /// can have been taken meanwhile (EEXIST).
     ///
-    /// A symlink's target: ENOENT for an empty one, EINVAL for one with a NUL, ENAMETOOLONG for one that no path could hold. A device's
-    /// number, eight bytes in the machine's order: EINVAL for anything else.
+    /// A symlink's target: ENOENT for an empty one, EINVAL for one with a NUL, ENAMETOOLONG for one
+    /// that no path could hold. A device's number, eight bytes in the machine's order: EINVAL for
+    /// anything else.
     pub(super) fn create_pending(&self, id: usize, pending: &PendingNode<L>, content: &[u8]) -> Result<usize> {
         let PendingNode { dir, name, maker, kind, mode } = pending;
         let _guard = self.changes.of_one(dir);

@@ -1,8 +1,10 @@
 //! Paths: from where a request starts to the name that it means.
 //!
-//! Symlinks are resolved here, since a scheme sees whole paths. A target is relative to the directory that holds the symlink; one that begins
-//! with `/` starts at the top of the tree, as in redoxfs; `/scheme/NAME/…` starts there too when NAME is this scheme, and leads
-//! out when it is another. `..` is the real parent of a directory and stays at the top there, so nothing leads outside.
+//! Symlinks are resolved here, since a scheme sees whole paths. A target is relative to the
+//! directory that holds the symlink; one that begins with `/` starts at the top of the tree, as in
+//! redoxfs; `/scheme/NAME/…` starts there too when NAME is this scheme, and leads out when it is
+//! another. `..` is the real parent of a directory and stays at the top there, so nothing leads
+//! outside.
 
 use std::borrow::Cow;
 use std::ffi::OsStr;
@@ -77,10 +79,11 @@ impl<L: Layer> Walked<L> {
     }
 }
 
-/// Walks `path` from `start`, for a caller who needs the right to search every directory on the way.
+/// Walks `path` from `start`, for a caller who needs the right to search every directory on the
+/// way.
 ///
-/// Errors: EACCES, ELOOP, ENAMETOOLONG, ENOENT for a missing directory on the way (not for the last name), ENOTDIR, EINVAL for a NUL or
-/// a symlink whose target is not UTF-8.
+/// Errors: EACCES, ELOOP, ENAMETOOLONG, ENOENT for a missing directory on the way (not for the last
+/// name), ENOTDIR, EINVAL for a NUL or a symlink whose target is not UTF-8.
 pub fn walk<L: Layer>(
     overlay: &Overlay<L>,
     scheme: &str,
@@ -169,7 +172,8 @@ enum Followed {
     Relative(String),
 }
 
-/// Where a symlink leads that `tail` comes behind. ENOENT if that is nowhere; EINVAL if it is not UTF-8.
+/// Where a symlink leads that `tail` comes behind. ENOENT if that is nowhere; EINVAL if it is not
+/// UTF-8.
 fn follow_link<L: Layer>(overlay: &Overlay<L>, scheme: &str, link: &Arc<Node<L>>, tail: &str) -> Result<Followed> {
     let target = overlay.read_link(link)?;
     let target = target.to_str().ok_or(Error::new(EINVAL))?;

@@ -1,6 +1,7 @@
 //! How much clients may have of what costs the daemon memory: those of one user, and all together.
 //!
-//! What a client has is its user's who opened the handle through which it was asked for. The lock here is a leaf.
+//! What a client has is its user's who opened the handle through which it was asked for. The lock
+//! here is a leaf.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -51,7 +52,8 @@ impl Quota {
 }
 
 impl Share {
-    /// Has it be of `count` from now on. The quota's error if that is too much; it stays as it was then, and never if it gets less.
+    /// Has it be of `count` from now on. The quota's error if that is too much; it stays as it was
+    /// then, and never if it gets less.
     pub fn set(&mut self, count: usize) -> Result<()> {
         let Quota { of_user, in_all, errno, taken } = &*self.quota;
         let mut taken = taken.lock();

@@ -1,11 +1,13 @@
 //! Memory of the daemon's own whose pages the kernel lends to clients.
 //!
-//! A region stands for one file: its byte at `n` is the file's byte at `n`. It is a stretch of anonymous memory as long as may ever be needed
-//! of the file, since it cannot move while the daemon reads and writes it; the system gives it pages only where something was
-//! written or lent. redoxfs does the same, and memory of any other kind has hung the daemon that unmapped it.
+//! A region stands for one file: its byte at `n` is the file's byte at `n`. It is a stretch of
+//! anonymous memory as long as may ever be needed of the file, since it cannot move while the
+//! daemon reads and writes it; the system gives it pages only where something was written or lent.
+//! redoxfs does the same, and memory of any other kind has hung the daemon that unmapped it.
 //!
-//! A client that was lent a page for writing writes to it whenever it likes, from another address space. So nothing here ever makes a
-//! reference to such memory: bytes are copied in and out by raw pointers, and a copy is as torn as the client's writes make it.
+//! A client that was lent a page for writing writes to it whenever it likes, from another address
+//! space. So nothing here ever makes a reference to such memory: bytes are copied in and out by raw
+//! pointers, and a copy is as torn as the client's writes make it.
 
 use std::ops::Range;
 use std::ptr::{self, NonNull};
@@ -15,7 +17,8 @@ use crate::errno::{ENOMEM, Error, Result};
 use libredox::{Fd, flag::O_PATH};
 use syscall::PAGE_SIZE;
 
-/// Which anonymous memory the kernel can lend: on Redox any, and of this kind it gives pages as they are touched.
+/// Which anonymous memory the kernel can lend: on Redox any, and of this kind it gives pages as
+/// they are touched.
 #[cfg(target_os = "redox")]
 const KIND: libc::c_int = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
 /// On Linux the tests' kernel can show a client the same pages only of memory that is shared.
@@ -25,25 +28,29 @@ const KIND: libc::c_int = libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_NOR
 /// The least room for a file, in bytes: address space, not memory.
 const ROOM: usize = if usize::BITS == 64 { 1 << 32 } else { 1 << 22 };
 
-/// How much address space regions may take, in bytes: half of what a process has, as the daemon needs some for itself.
+/// How much address space regions may take, in bytes: half of what a process has, as the daemon
+/// needs some for itself.
 pub const SPACE: usize = if usize::BITS == 64 { 1 << 46 } else { 1 << 30 };
 
 /// How many pages of memory the machine is taken to have if it does not say: 2 GiB.
 const MEMORY: usize = (2 << 30) / PAGE_SIZE;
 
-/// The memory of one file. Offsets are bytes of the file; all of those given to a method must lie within [`Region::room`].
+/// The memory of one file. Offsets are bytes of the file; all of those given to a method must lie
+/// within [`Region::room`].
 pub struct Region {
     base: NonNull<u8>,
     len: usize,
 }
 
-// SAFETY: the memory belongs to the region alone, and no method relies on being called by a certain thread.
+// SAFETY: the memory belongs to the region alone, and no method relies on being called by a certain
+// thread.
 unsafe impl Send for Region {}
 // SAFETY: what changes the memory from here needs the region for itself.
 unsafe impl Sync for Region {}
 
 impl Region {
-    /// A region for a file of which `end` bytes are needed now: twice as many, since files grow. ENOMEM.
+    /// A region for a file of which `end` bytes are needed now: twice as many, since files grow.
+    /// ENOMEM.
     pub fn reserve(end: u64) -> Result<Self> {
         let room = usize::try_from(end).ok().and_then(|end| end.checked_mul(2)?.checked_next_multiple_of(PAGE_SIZE));
         let len = room.ok_or(Error::new(ENOMEM))?.max(ROOM);
@@ -56,7 +63,8 @@ impl Region {
         self.len as u64
     }
 
-    /// Where a byte of the file is in this process: what a client's request for memory is answered with.
+    /// Where a byte of the file is in this process: what a client's request for memory is answered
+    /// with.
     pub fn address(&self, offset: u64) -> usize {
         self.at(offset, 0).as_ptr().addr()
     }
@@ -64,8 +72,9 @@ impl Region {
     /// Copies bytes out.
     pub fn read(&self, offset: u64, buf: &mut [u8]) {
         let from = self.at(offset, buf.len());
-        // SAFETY: `at` has checked that these bytes are in the mapping, which nothing but the buffer's borrow could overlap, and it does
-        // not: the mapping is never lent as a reference. What a client writes meanwhile only decides which bytes are copied.
+        // SAFETY: `at` has checked that these bytes are in the mapping, which nothing but the
+        // buffer's borrow could overlap, and it does not: the mapping is never lent as a reference.
+        // What a client writes meanwhile only decides which bytes are copied.
         unsafe { ptr::copy_nonoverlapping(from.as_ptr(), buf.as_mut_ptr(), buf.len()) }
     }
 
@@ -80,20 +89,24 @@ impl Region {
     pub fn clear(&mut self, range: Range<u64>) {
         let len = (range.end - range.start) as usize;
         let to = self.at(range.start, len);
-        // SAFETY: `at` has checked that these bytes are in the mapping; nothing refers to them but raw pointers.
+        // SAFETY: `at` has checked that these bytes are in the mapping; nothing refers to them but
+        // raw pointers.
         unsafe { ptr::write_bytes(to.as_ptr(), 0, len) }
     }
 
-    /// Gives whole pages, which no client has any more, back to the system. They read as zeros afterwards.
+    /// Gives whole pages, which no client has any more, back to the system. They read as zeros
+    /// afterwards.
     pub fn release(&mut self, pages: Range<u64>) {
         let len = (pages.end - pages.start) as usize;
         if map(self.at(pages.start, len).as_ptr(), len, libc::MAP_FIXED).is_err() {
-            // Both systems find out what fails before they take the old mapping away, so the memory is still there.
+            // Both systems find out what fails before they take the old mapping away, so the memory
+            // is still there.
             self.clear(pages);
         }
     }
 
-    /// The place of `len` bytes of the file. Panics if they are not all within the region: a bug that must not reach the memory of others.
+    /// The place of `len` bytes of the file. Panics if they are not all within the region: a bug
+    /// that must not reach the memory of others.
     fn at(&self, offset: u64, len: usize) -> NonNull<u8> {
         let end = offset.checked_add(len as u64);
         assert!(end.is_some_and(|end| end <= self.room()), "{len} bytes at {offset} of a region of {}", self.len);
@@ -119,14 +132,16 @@ pub fn memory() -> usize {
 
 impl Drop for Region {
     fn drop(&mut self) {
-        // SAFETY: the mapping is the region's own, and no address of it is used after this. Pages that a client still has stay its.
+        // SAFETY: the mapping is the region's own, and no address of it is used after this. Pages
+        // that a client still has stay its.
         unsafe { libc::munmap(self.base.as_ptr().cast(), self.len) };
     }
 }
 
 /// Maps fresh memory. With MAP_FIXED `place` must be within a mapping of the caller's.
 fn map(place: *mut u8, len: usize, how: libc::c_int) -> Result<NonNull<u8>> {
-    // SAFETY: without MAP_FIXED this takes no memory that anybody has; with it, what the caller may replace.
+    // SAFETY: without MAP_FIXED this takes no memory that anybody has; with it, what the caller may
+    // replace.
     let base = unsafe { libc::mmap(place.cast(), len, libc::PROT_READ | libc::PROT_WRITE, KIND | how, -1, 0) };
     NonNull::new(base.cast()).filter(|_| base != libc::MAP_FAILED).ok_or(Error::new(ENOMEM))
 }

@@ -1,15 +1,18 @@
 //! Sockets that are bound to a name in the overlay.
 //!
-//! A socket belongs to another scheme, `uds_stream` say; a filesystem only gives it a name. relibc's `bind` tells the socket its path, opens the
-//! directory and sends it a descriptor of the socket, whose `fpath` ends in the name. `connect` opens the name and asks with
-//! [`FsCall::Connect`] for the token that the socket's own scheme has for it, and hands that to its own socket. So the overlay keeps the
-//! descriptor as long as the node has a name and the daemon lives. A socket of a layer, or of an earlier daemon, has none, and a
-//! connection to it is refused.
+//! A socket belongs to another scheme, `uds_stream` say; a filesystem only gives it a name.
+//! relibc's `bind` tells the socket its path, opens the directory and sends it a descriptor of the
+//! socket, whose `fpath` ends in the name. `connect` opens the name and asks with
+//! [`FsCall::Connect`] for the token that the socket's own scheme has for it, and hands that to its
+//! own socket. So the overlay keeps the descriptor as long as the node has a name and the daemon
+//! lives. A socket of a layer, or of an earlier daemon, has none, and a connection to it is
+//! refused.
 //!
-//! For both, another scheme has to be asked, and waited for. Anybody may send a descriptor of any scheme, of this one even, so whoever serves the scheme
-//! asks where nobody else waits: first what is to be asked ([`OverlayScheme::sent`], [`OverlayScheme::bound`]), then the question ([`path_of`],
-//! [`token_of`]), for which nothing of the scheme is needed, and then what follows from the answer ([`OverlayScheme::bind`],
-//! [`super::give`]).
+//! For both, another scheme has to be asked, and waited for. Anybody may send a descriptor of any
+//! scheme, of this one even, so whoever serves the scheme asks where nobody else waits: first what
+//! is to be asked ([`OverlayScheme::sent`], [`OverlayScheme::bound`]), then the question
+//! ([`path_of`], [`token_of`]), for which nothing of the scheme is needed, and then what follows
+//! from the answer ([`OverlayScheme::bind`], [`super::give`]).
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -30,10 +33,12 @@ use crate::layer::{Kind, Layer};
 use crate::overlay::{self, Node};
 use crate::sync::Lock;
 
-/// The permission bits of a bound socket: those that redoxfs gives it, since relibc does not say which it should have.
+/// The permission bits of a bound socket: those that redoxfs gives it, since relibc does not say
+/// which it should have.
 const MODE: u32 = 0o777;
 
-/// How many sockets may be bound at once. Each keeps a descriptor of the daemon, which needs others for files.
+/// How many sockets may be bound at once. Each keeps a descriptor of the daemon, which needs others
+/// for files.
 const BOUND_MAX: usize = 1024;
 
 /// The longest token: many times what relibc makes room for.
@@ -60,7 +65,8 @@ impl<L: Layer> Sockets<L> {
 }
 
 impl<L: Layer> OverlayScheme<L> {
-    /// The socket that a client sends to a directory. ENOTDIR; EINVAL for anything but one descriptor.
+    /// The socket that a client sends to a directory. ENOTDIR; EINVAL for anything but one
+    /// descriptor.
     pub fn sent(&self, socket: &Socket, request: &SendFdRequest) -> Result<Arc<Fd>> {
         if self.handles.open(request.id())?.node().kind() != Kind::Dir {
             return Err(Error::new(ENOTDIR));
@@ -75,8 +81,9 @@ impl<L: Layer> OverlayScheme<L> {
 
     /// Gives the socket of a request, which was [`Self::sent`], the name that its path ends in.
     ///
-    /// EADDRINUSE if the name is taken; ENFILE if too many sockets are bound; EINVAL if the path has no such name, or is of this scheme; EACCES,
-    /// EROFS and the other errors of creating a node.
+    /// EADDRINUSE if the name is taken; ENFILE if too many sockets are bound; EINVAL if the path
+    /// has no such name, or is of this scheme; EACCES, EROFS and the other errors of creating a
+    /// node.
     pub fn bind(&self, request: &SendFdRequest, socket: Arc<Fd>, path: &[u8]) -> Result<usize> {
         let dir = self.handles.open(request.id())?;
         let path = str::from_utf8(path).map_err(|_| Error::new(EINVAL))?;
@@ -109,8 +116,9 @@ impl<L: Layer> OverlayScheme<L> {
         Ok(())
     }
 
-    /// The socket for whose token a call that [`is_connect`](super::is_connect) asks, and the user who asks. A handle that was opened to write counts as
-    /// the right to connect. EACCES; ECONNREFUSED for what is no socket, or one that was not bound here.
+    /// The socket for whose token a call that [`is_connect`](super::is_connect) asks, and the user
+    /// who asks. A handle that was opened to write counts as the right to connect. EACCES;
+    /// ECONNREFUSED for what is no socket, or one that was not bound here.
     pub fn bound(&self, call: &CallRequest) -> Result<(u32, Arc<Fd>)> {
         let open = self.handles.open(target(call))?;
         if open.node().kind() == Kind::Socket && !open.writable {

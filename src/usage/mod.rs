@@ -1,5 +1,6 @@
-//! The options of each program as people read them. One table for each program is the source of its `--help`, of the option lists in its
-//! manual page, and of its completions for shells. `scripts/pages` writes the last two, and `tests/pages` compares them.
+//! The options of each program as people read them. One table for each program is the source of its
+//! `--help`, of the option lists in its manual page, and of its completions for shells.
+//! `scripts/pages` writes the last two, and `tests/pages` compares them.
 //!
 //! The parsers take the names that they suggest for an unknown one from these tables too.
 
@@ -32,10 +33,12 @@ pub struct Group {
     pub options: &'static [Explained],
 }
 
-/// An option, or a few that are explained together. In the sentences, what a user types and what a call answers stands in backticks.
+/// An option, or a few that are explained together. In the sentences, what a user types and what a
+/// call answers stands in backticks.
 #[derive(Debug)]
 pub struct Explained {
-    /// As a user writes it: `lowerdir=DIR[:DIR ...]`. A name in capitals is a value to fill in. A comma and a space part two options.
+    /// As a user writes it: `lowerdir=DIR[:DIR ...]`. A name in capitals is a value to fill in. A
+    /// comma and a space part two options.
     pub form: &'static str,
     /// What it does.
     pub brief: &'static str,
@@ -67,7 +70,8 @@ impl Program {
         help
     }
 
-    /// The names of all options: `-v`, `--verbose` for a word of the command line, `lowerdir` for an item behind `-o`.
+    /// The names of all options: `-v`, `--verbose` for a word of the command line, `lowerdir` for
+    /// an item behind `-o`.
     pub fn names(&self) -> impl Iterator<Item = &'static str> {
         self.groups.iter().flat_map(|group| group.options).flat_map(Explained::forms).map(|(name, _)| name)
     }
@@ -111,7 +115,8 @@ fn paragraph(help: &mut String, sentences: &str) {
     }
 }
 
-/// Adds lines of at most [`WIDTH`] columns: the first begins with `first`, the others with `indent`.
+/// Adds lines of at most [`WIDTH`] columns: the first begins with `first`, the others with
+/// `indent`.
 fn wrap(to: &mut String, first: &str, text: &str, indent: &str) {
     let mut line = first.to_owned();
     let mut is_first_word = true;

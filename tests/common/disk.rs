@@ -1,4 +1,5 @@
-//! A filesystem of its own, where a test needs one of a certain kind or size. Needs root, loop devices and the filesystem's tools.
+//! A filesystem of its own, where a test needs one of a certain kind or size. Needs root, loop
+//! devices and the filesystem's tools.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,7 +11,8 @@ use crate::Stage;
 pub struct Disk(PathBuf);
 
 impl Disk {
-    /// Made by `words`, a program and its arguments, to which the file is added; `size` is in bytes.
+    /// Made by `words`, a program and its arguments, to which the file is added; `size` is in
+    /// bytes.
     pub fn new(stage: &Stage, size: u64, words: &[&str]) -> Self {
         let (image, point) = (stage.path("image"), stage.dir("disk"));
         fs::File::create(&image).unwrap().set_len(size).unwrap();

@@ -4,8 +4,9 @@ use std::path::PathBuf;
 
 use crate::snapshot::{Detail, Snapshot};
 
-/// Holds snapshots of lower layers and compares them at the end of a test: bytes, modes, owners, times (of access too), link counts and
-/// extended attributes. The comparison also happens when the guard is dropped, unless the test fails already.
+/// Holds snapshots of lower layers and compares them at the end of a test: bytes, modes, owners,
+/// times (of access too), link counts and extended attributes. The comparison also happens when the
+/// guard is dropped, unless the test fails already.
 pub struct LowerGuard {
     lowers: Vec<(PathBuf, Snapshot)>,
 }

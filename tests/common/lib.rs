@@ -1,5 +1,6 @@
-//! Helpers of the whole-system tests: temporary directories for layers, small trees to fill them with, snapshots of real directory
-//! trees, random numbers that stay the same, and the guard that proves that a lower layer was left alone.
+//! Helpers of the whole-system tests: temporary directories for layers, small trees to fill them
+//! with, snapshots of real directory trees, random numbers that stay the same, and the guard that
+//! proves that a lower layer was left alone.
 
 mod disk;
 mod guard;

@@ -16,19 +16,20 @@ use rustix::io::Errno;
 /// How much of each object is taken down.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Detail {
-    /// Kinds, contents, modes, owners, symlink targets, device numbers and which names are links of one file. Two trees that the
-    /// same programs made at different times agree in this.
+    /// Kinds, contents, modes, owners, symlink targets, device numbers and which names are links of
+    /// one file. Two trees that the same programs made at different times agree in this.
     Contents,
     /// The same, and times of change to the nanosecond.
     Times,
     /// The same, and extended attributes.
     Xattrs,
-    /// All that can be seen: also times of access and of inode change, inode numbers, link counts and extended attributes. Only a
-    /// tree that nobody touched agrees with itself in this.
+    /// All that can be seen: also times of access and of inode change, inode numbers, link counts
+    /// and extended attributes. Only a tree that nobody touched agrees with itself in this.
     Everything,
 }
 
-/// A directory tree of the real filesystem as it was when the snapshot was taken. Taking one changes nothing, not even access times.
+/// A directory tree of the real filesystem as it was when the snapshot was taken. Taking one
+/// changes nothing, not even access times.
 #[derive(PartialEq, Eq)]
 pub struct Snapshot {
     detail: Detail,
@@ -39,7 +40,8 @@ pub struct Snapshot {
 type Object = BTreeMap<&'static str, String>;
 
 impl Snapshot {
-    /// Takes down the tree below `root`, which is part of it under the empty path. Panics if any part of it cannot be read.
+    /// Takes down the tree below `root`, which is part of it under the empty path. Panics if any
+    /// part of it cannot be read.
     pub fn take(root: &Path, detail: Detail) -> Self {
         let mut taker = Taker { detail, objects: BTreeMap::new(), links: HashMap::new() };
         let fd = open(CWD, root.as_os_str(), OFlags::DIRECTORY).unwrap_or_else(|e| panic!("{}: {e}", root.display()));
@@ -88,7 +90,8 @@ impl Snapshot {
         out
     }
 
-    /// Panics with the differences, if there are any. `what` begins the sentence: "the lower layer".
+    /// Panics with the differences, if there are any. `what` begins the sentence: "the lower
+    /// layer".
     pub fn assert_same(&self, other: &Self, what: &str) {
         let diff = self.diff(other);
         let lines: Vec<_> = diff.lines().collect();
@@ -165,7 +168,8 @@ impl Taker {
 fn everything(object: &mut Object, kind: FileType, stat: &Stat) {
     object.insert("ctime", format!("{}.{:09}", stat.st_ctime, stat.st_ctime_nsec));
     object.insert("inode", format!("{}/{} ×{}", stat.st_dev, stat.st_ino, stat.st_nlink));
-    // Reading a symlink changes its access time and nothing can be done about it: there is no O_NOATIME for readlink.
+    // Reading a symlink changes its access time and nothing can be done about it: there is no
+    // O_NOATIME for readlink.
     if kind != FileType::Symlink {
         object.insert("atime", format!("{}.{:09}", stat.st_atime, stat.st_atime_nsec));
     }

@@ -14,7 +14,8 @@ pub struct Stage {
 }
 
 impl Stage {
-    /// An empty stage. Tests change owners and make device nodes, so they run as root; a sentence says so if they do not.
+    /// An empty stage. Tests change owners and make device nodes, so they run as root; a sentence
+    /// says so if they do not.
     #[expect(clippy::new_without_default, reason = "makes a directory, which a default value should not do")]
     pub fn new() -> Self {
         assert!(rustix::process::geteuid().is_root(), "this test gives files to other users: run it as root");
@@ -54,7 +55,8 @@ impl Stage {
     }
 }
 
-/// Puts objects into a real directory, with parents as needed. Panics on any failure: the test could not mean anything then.
+/// Puts objects into a real directory, with parents as needed. Panics on any failure: the test
+/// could not mean anything then.
 pub mod put {
     use super::*;
 
@@ -148,7 +150,8 @@ pub fn names(dir: &Path) -> Vec<String> {
     names
 }
 
-/// The partial copy of `name` in a directory of an upper layer (`kind` is `part`), or its map (`map`). Panics if there is none.
+/// The partial copy of `name` in a directory of an upper layer (`kind` is `part`), or its map
+/// (`map`). Panics if there is none.
 pub fn lent(dir: &Path, kind: &str, name: &str) -> PathBuf {
     let (prefix, end) = (format!(".wh..wh.{kind}."), format!(".{name}"));
     let found = names(dir).into_iter().find(|found| found.starts_with(&prefix) && found.ends_with(&end));

@@ -1,5 +1,6 @@
-//! How many backing calls an operation costs: the engine over a layer that counts, cold (a new overlay that knows nothing) and warm (every
-//! directory was read, every object was looked at). Shared by the benchmark that prints and the test that watches. In memory: on a filesystem that
+//! How many backing calls an operation costs: the engine over a layer that counts, cold (a new
+//! overlay that knows nothing) and warm (every directory was read, every object was looked at).
+//! Shared by the benchmark that prints and the test that watches. In memory: on a filesystem that
 //! does not keep the order of changes there are some syncs more.
 
 use std::ffi::OsStr;
@@ -18,7 +19,8 @@ type NodeRef = Arc<Node<Counting>>;
 /// What one operation costs.
 pub struct Row {
     pub operation: &'static str,
-    /// What a plain call costs, with 1 to 3 more for each marker, redirect and parent copied up; warm.
+    /// What a plain call costs, with 1 to 3 more for each marker, redirect and parent copied up;
+    /// warm.
     pub goal: u64,
     /// What it may cost warm before the test fails.
     pub most: u64,
@@ -46,8 +48,8 @@ struct Stage {
 const OBJECTS: usize = 2;
 
 impl Stage {
-    /// `lower` has the directories `d` and `m`, `upper` has `u` and, merged with the lower one, `m`. In `m`, the `b`s are in both layers and the
-    /// `w`s are whited out.
+    /// `lower` has the directories `d` and `m`, `upper` has `u` and, merged with the lower one,
+    /// `m`. In `m`, the `b`s are in both layers and the `w`s are whited out.
     fn new() -> Self {
         let dir = TempDir::new_in("/dev/shm").unwrap();
         let (lower, upper) = (dir.path().join("lower"), dir.path().join("upper"));
@@ -115,7 +117,8 @@ fn numbered(path: &Path, number: usize) -> std::path::PathBuf {
     path.into()
 }
 
-/// Measures `operation` on object 0 of a cold overlay and on object 1 of a warm one. `prepare` is done before, and not counted when warm.
+/// Measures `operation` on object 0 of a cold overlay and on object 1 of a warm one. `prepare` is
+/// done before, and not counted when warm.
 fn row<T>(
     operation: &'static str,
     goal: u64,
@@ -246,7 +249,8 @@ pub fn rows() -> Vec<Row> {
     ]
 }
 
-/// The calls of a walk over everything, cold, with this many lower layers that all have the same directory of 10 files each.
+/// The calls of a walk over everything, cold, with this many lower layers that all have the same
+/// directory of 10 files each.
 pub fn cold_walk(layers: usize) -> Tally {
     let dir = TempDir::new_in("/dev/shm").unwrap();
     let counts = Counts::default();
@@ -265,7 +269,8 @@ pub fn cold_walk(layers: usize) -> Tally {
     stage.counts.take()
 }
 
-/// The calls to list a directory far below, after many others were, and then 20 in it. Two lower layers have all of them.
+/// The calls to list a directory far below, after many others were, and then 20 in it. Two lower
+/// layers have all of them.
 pub fn deep_steps(depth: usize) -> [Tally; 2] {
     let dir = TempDir::new_in("/dev/shm").unwrap();
     let deep = vec!["d"; depth].join("/");

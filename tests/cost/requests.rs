@@ -1,6 +1,7 @@
-//! How many requests arrive at redoxfs for what a program does: with the program's files in an overlay of layers on it, and with the same
-//! files on it directly. A request is a message to another process, so on Redox this is what time goes by. Shared by the benchmark that
-//! prints and the test that watches.
+//! How many requests arrive at redoxfs for what a program does: with the program's files in an
+//! overlay of layers on it, and with the same files on it directly. A request is a message to
+//! another process, so on Redox this is what time goes by. Shared by the benchmark that prints and
+//! the test that watches.
 
 use std::path::Path;
 
@@ -19,7 +20,8 @@ pub struct Row {
     pub operation: &'static str,
     /// The most that the overlay should need, as a share of what redoxfs itself is asked.
     pub goal: f64,
-    /// The most requests for the overlay before the test fails, for as many operations as were measured.
+    /// The most requests for the overlay before the test fails, for as many operations as were
+    /// measured.
     pub most: u64,
     /// What arrived.
     pub overlay: Requests,
@@ -82,7 +84,8 @@ fn root() -> Process {
 /// An absolute path for a path of the tree that is measured.
 type Paths<'a> = &'a dyn Fn(&str) -> String;
 
-/// Measures what `act` costs in both places, on what `prepare` made there. It is done once before, so that it is measured warm.
+/// Measures what `act` costs in both places, on what `prepare` made there. It is done once before,
+/// so that it is measured warm.
 fn row<T>(
     operation: &'static str,
     goal: f64,

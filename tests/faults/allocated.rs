@@ -1,4 +1,5 @@
-//! How much memory is allocated, counted for each thread: so a test that does all in one thread can say whether something is left.
+//! How much memory is allocated, counted for each thread: so a test that does all in one thread can
+//! say whether something is left.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;

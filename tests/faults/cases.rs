@@ -1,4 +1,5 @@
-//! What is done where something goes wrong: every operation on objects in every state, and random sequences.
+//! What is done where something goes wrong: every operation on objects in every state, and random
+//! sequences.
 
 use overlayfs::format::Wanted;
 use overlayfs::layer::RenameMode;
@@ -10,7 +11,8 @@ use crate::op::{Mounting, OTHER, Op, Op::*};
 
 /// The files of the table, each in another state.
 const FILES: [&str; 12] = [
-    // Of the lower layer; copied up; of the upper layer alone; in a merged directory, and copied up there.
+    // Of the lower layer; copied up; of the upper layer alone; in a merged directory, and copied up
+    // there.
     "file",
     "both",
     "own/file",
@@ -18,7 +20,8 @@ const FILES: [&str; 12] = [
     "d/both",
     // In a directory that only a lower layer has, two levels deep.
     "e/g/f",
-    // One of two names of a lower file; one of two, of which the other was copied up; one of two of an own file.
+    // One of two names of a lower file; one of two, of which the other was copied up; one of two of
+    // an own file.
     "l1",
     "c1",
     "linked",
@@ -36,17 +39,20 @@ const DIRS: [&str; 9] = [
     "o",
     "redirected",
     "own",
-    // Merged and empty to look at; the same with a redirect; empty in a lower layer; empty in the upper one.
+    // Merged and empty to look at; the same with a redirect; empty in a lower layer; empty in the
+    // upper one.
     "looks-empty",
     "looks-empty-too",
     "empty",
     "own-empty",
 ];
 
-/// Names that are free, or were removed: a file's, a directory's, in a merged directory, in one that is not copied up, in an opaque one.
+/// Names that are free, or were removed: a file's, a directory's, in a merged directory, in one
+/// that is not copied up, in an opaque one.
 const FREE: [&str; 6] = ["new", "gone", "dirgone", "d/gone", "e/new", "o/f"];
 
-/// What other names an operation that follows is about: free, hidden, and of empty directories that lower layers have or not.
+/// What other names an operation that follows is about: free, hidden, and of empty directories that
+/// lower layers have or not.
 pub const OTHERS: [&str; 6] = ["after", "gone", "dirgone", "empty", "looks-empty", "own-empty"];
 
 fn s(name: &str) -> String {

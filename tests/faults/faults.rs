@@ -1,23 +1,26 @@
-//! Faults, by exhaustion: each call of a layer that an operation makes is the one after which nothing is done any more, as if the daemon had
-//! been killed there, or the one that fails. Then nothing is lost, torn or left behind:
+//! Faults, by exhaustion: each call of a layer that an operation makes is the one after which
+//! nothing is done any more, as if the daemon had been killed there, or the one that fails. Then
+//! nothing is lost, torn or left behind:
 //!
-//! - Ended after any call, a fresh mount shows the tree as it was before or as it is after the operation. So it is too if what the crash left is
-//!   repaired first, of which nothing is a loss.
-//! - If one call fails with EIO, ENOSPC, EDQUOT, EMFILE or EINTR, or a write takes only half of the bytes, the caller gets that errno and nothing is
-//!   changed, in this mount and in a fresh one, or the operation is done all the same. Nothing is left open or in the work directory, what comes next
-//!   works, and so does the same operation again.
+//! - Ended after any call, a fresh mount shows the tree as it was before or as it is after the
+//!   operation. So it is too if what the crash left is repaired first, of which nothing is a loss.
+//! - If one call fails with EIO, ENOSPC, EDQUOT, EMFILE or EINTR, or a write takes only half of the
+//!   bytes, the caller gets that errno and nothing is changed, in this mount and in a fresh one, or
+//!   the operation is done all the same. Nothing is left open or in the work directory, what comes
+//!   next works, and so does the same operation again.
 //! - So are one or two operations that follow the one in which a call failed (`next`).
 //! - In any case the lower layers are byte for byte as they were.
 //!
 //! And the power goes at every call (`power`), so that what was not synced may be lost.
 //!
-//! It is tried with a table of operations on objects in every state (`cases`) and with random sequences; on a filesystem in memory with the
-//! abilities of several (`memory`), on a redoxfs that the delegate plays, where the calls are requests, and on the host, in both formats of the
-//! upper layer.
+//! It is tried with a table of operations on objects in every state (`cases`) and with random
+//! sequences; on a filesystem in memory with the abilities of several (`memory`), on a redoxfs that
+//! the delegate plays, where the calls are requests, and on the host, in both formats of the upper
+//! layer.
 //!
-//! `cargo test -p test-faults` tries a sample that is the same in every run, and says how many points it were. All of
-//! them, some hundreds of thousands: `OVERLAYFS_FAULTS=full cargo test --release -p test-faults`; only some parts: add
-//! `-- NAME`. Needs root.
+//! `cargo test -p test-faults` tries a sample that is the same in every run, and says how many
+//! points it were. All of them, some hundreds of thousands: `OVERLAYFS_FAULTS=full cargo test
+//! --release -p test-faults`; only some parts: add `-- NAME`. Needs root.
 
 mod allocated;
 mod cases;
@@ -99,7 +102,8 @@ impl Plan {
         }
     }
 
-    /// The power goes during and after each operation of a table; of its rows one of so many are tried, and of the states.
+    /// The power goes during and after each operation of a table; of its rows one of so many are
+    /// tried, and of the states.
     fn power_table(self, start: &Start, order: Order, rows: u64, one_of: u64, tried: &mut Tried) {
         // What is copied in part is so until the power goes.
         let mut start = start.clone();
@@ -108,7 +112,8 @@ impl Plan {
         let all = cases::table(start.abilities.exchange).into_iter().map(|op| (Vec::new(), op));
         for (number, (warm, op)) in all.chain(cases::held()).enumerate() {
             let seed = number as u64;
-            // What is written to a file after it was unlinked may be in it if the power brings the name back: no state has it.
+            // What is written to a file after it was unlinked may be in it if the power brings the
+            // name back: no state has it.
             let is_unlinked = matches!(op, Op::WriteHeld(_)) && warm.iter().any(|op| matches!(op, Op::Unlink(_)));
             if is_unlinked || !Random(seed).number().is_multiple_of(rows) {
                 continue;
@@ -242,7 +247,8 @@ fn main() -> ExitCode {
     let plan =
         Plan { full: std::env::var_os("OVERLAYFS_FAULTS").is_some_and(|wanted| wanted == "full"), failed: &FAILED };
     let wanted: Vec<_> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
-    // As an overlay has it from the first mount on: what is made in layers is the same before and after that.
+    // As an overlay has it from the first mount on: what is made in layers is the same before and
+    // after that.
     rustix::process::umask(rustix::fs::Mode::empty());
     let (mut tried, begun) = (Tried::default(), std::time::Instant::now());
     // On the host descriptors are counted, which are the whole process's: alone.

@@ -1,4 +1,5 @@
-//! Where layers lie, and what can go wrong there: a filesystem in memory, directories of the host, or a redoxfs that the delegate plays.
+//! Where layers lie, and what can go wrong there: a filesystem in memory, directories of the host,
+//! or a redoxfs that the delegate plays.
 
 use std::ffi::OsStr;
 use std::path::Path;

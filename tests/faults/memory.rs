@@ -1,11 +1,15 @@
-//! A filesystem in memory, as POSIX has it, on which layers lie. It can be copied at any moment, counts what is open, and remembers every change
-//! since the power came: so it can be had as it may be found after the power went.
+//! A filesystem in memory, as POSIX has it, on which layers lie. It can be copied at any moment,
+//! counts what is open, and remembers every change since the power came: so it can be had as it may
+//! be found after the power went.
 //!
-//! What POSIX leaves open is a choice ([`Loss`]). What was synced is there, in any case. Of the rest
+//! What POSIX leaves open is a choice ([`Loss`]). What was synced is there, in any case. Of the
+//! rest
 //!
-//! - with [`Order::Journaled`], as ext4, XFS, btrfs and redoxfs have it, changes of names and attributes are there up to some moment and not
-//!   from there on, a sync of an object includes all that was changed before the object was; what was written to files is there or not, page
-//!   by page, but what makes a file longer or fills a hole, which needs more than the page, is not there before what was changed before it;
+//! - with [`Order::Journaled`], as ext4, XFS, btrfs and redoxfs have it, changes of names and
+//!   attributes are there up to some moment and not from there on, a sync of an object includes all
+//!   that was changed before the object was; what was written to files is there or not, page by
+//!   page, but what makes a file longer or fills a hole, which needs more than the page, is not
+//!   there before what was changed before it;
 //! - with [`Order::None`] each single change is there or not, if what it changes is there.
 //!
 //! Lock order: the lock of the disk is a leaf.
@@ -82,7 +86,8 @@ pub enum Order {
 #[derive(Clone, Copy, Debug)]
 pub struct Loss {
     pub order: Order,
-    /// How many of the changes that are remembered were made before the moment up to which they are there.
+    /// How many of the changes that are remembered were made before the moment up to which they are
+    /// there.
     pub kept: usize,
     /// Which of what was written is there.
     pub data: Data,
@@ -210,8 +215,8 @@ impl What {
         }
     }
 
-    /// Whether a sync of the object brings it to the disk where nothing else is promised: of a file its contents and attributes, of a directory
-    /// its entries too.
+    /// Whether a sync of the object brings it to the disk where nothing else is promised: of a file
+    /// its contents and attributes, of a directory its entries too.
     fn is_synced_with(&self, object: u64) -> bool {
         match self {
             What::Create { dir, .. } | What::Link { dir, .. } | What::Remove { dir, .. } => *dir == object,
@@ -236,7 +241,8 @@ impl Content {
         self.size = size;
     }
 
-    /// Writes those pages of a write for which `keep` is true, which is told whether the page is there already.
+    /// Writes those pages of a write for which `keep` is true, which is told whether the page is
+    /// there already.
     fn write(&mut self, offset: u64, bytes: &[u8], mut keep: impl FnMut(bool) -> bool) {
         let mut done = 0;
         while done < bytes.len() {
@@ -321,8 +327,8 @@ impl Tree {
         }
     }
 
-    /// Makes a change, unless what it changes is not as it was when the change was made first. Of what is written those pages are written for
-    /// which `keep` is true.
+    /// Makes a change, unless what it changes is not as it was when the change was made first. Of
+    /// what is written those pages are written for which `keep` is true.
     fn apply(&mut self, change: &Change, keep: impl FnMut(bool) -> bool) -> Option<()> {
         let now = change.now;
         match &change.what {
@@ -620,7 +626,8 @@ impl Disk {
         self.state().log.len()
     }
 
-    /// How many of the changes that are remembered, but for what was written to files, are there in any case if they are in order.
+    /// How many of the changes that are remembered, but for what was written to files, are there in
+    /// any case if they are in order.
     pub fn settled(&self) -> usize {
         self.state().settled
     }
@@ -639,7 +646,8 @@ impl Disk {
             };
             let some = loss.data == Data::Some && !change.synced;
             if is_there {
-                // What cannot be changed because something before it is not there is not there either.
+                // What cannot be changed because something before it is not there is not there
+                // either.
                 let in_place = loss.order == Order::Journaled && index >= loss.kept && !change.synced;
                 let _ = tree.apply(change, |is_there| (is_there || !in_place) && (!some || random.below(2) > 0));
             }

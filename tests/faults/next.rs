@@ -1,5 +1,6 @@
-//! What comes after something went wrong: one call of an operation has failed, and the operation is done all the same or was refused. Then one
-//! or two more are done, which must be answered and be seen, in this mount and in the next, as if the call had not failed. So what the overlay
+//! What comes after something went wrong: one call of an operation has failed, and the operation is
+//! done all the same or was refused. Then one or two more are done, which must be answered and be
+//! seen, in this mount and in the next, as if the call had not failed. So what the overlay
 //! remembers of its marks is what is on the disk, also where a failure was only logged.
 
 use overlayfs::layer::RenameMode;
@@ -32,8 +33,9 @@ fn after(op: &Op, others: &[&str]) -> Vec<Op> {
 }
 
 impl Case<'_> {
-    /// After so many calls one goes wrong, and then other operations follow: each of those that may, if the one was done in spite of that, and
-    /// otherwise one of them. Answers whether there was such a call.
+    /// After so many calls one goes wrong, and then other operations follow: each of those that
+    /// may, if the one was done in spite of that, and otherwise one of them. Answers whether there
+    /// was such a call.
     pub fn go_on<G: Ground>(&self, prepared: &G, calls: u64, fault: Fault) -> u64 {
         let all = after(self.op, self.others);
         let mut random = Random(self.seed ^ calls << 20);

@@ -49,7 +49,8 @@ pub enum Op {
     WriteHeld(u8),
     /// The mount ends and there is another one.
     Remount,
-    /// The mount ends without doing anything any more, as a crash would end it, and there is another one.
+    /// The mount ends without doing anything any more, as a crash would end it, and there is
+    /// another one.
     Crash,
 }
 

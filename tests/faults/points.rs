@@ -1,5 +1,5 @@
-//! One operation, and every point of it at which something can go wrong: it ends there for good, as with a crash of the daemon, or one call of
-//! a layer fails and later ones do not.
+//! One operation, and every point of it at which something can go wrong: it ends there for good, as
+//! with a crash of the daemon, or one call of a layer fails and later ones do not.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -77,7 +77,8 @@ struct Usual {
 impl Usual {
     /// Whether the operation leaves the time of an object alone.
     fn keeps_time(&self, path: &str, seen: &Seen) -> bool {
-        // Those of directories are put back after the step that changes them, which is one step more.
+        // Those of directories are put back after the step that changes them, which is one step
+        // more.
         let time = |view: &View| view.get(path).filter(|seen| seen.content.is_some()).map(|seen| seen.mtime);
         time(&self.before) == time(&self.after) && time(&self.before) == Some(seen.mtime)
     }
@@ -287,7 +288,8 @@ impl Case<'_> {
         }
         drop(session);
         let left = damage(&ground, false, what);
-        // What could not be tidied up is there, and nothing depends on records that could not be written.
+        // What could not be tidied up is there, and nothing depends on records that could not be
+        // written.
         assert!(left == 0 || is_done || struck.starts_with("write"), "{}: left by a mount that ended well", what());
         assert_eq!(ground.open(), closed, "{}: left open", what());
         let now = fresh(self, &ground);
@@ -300,8 +302,8 @@ impl Case<'_> {
     }
 }
 
-/// What is wrong with the upper layer: nothing that is a loss, and nothing that cannot be repaired. Answers how much; repaired, if it is to
-/// be, there is nothing more.
+/// What is wrong with the upper layer: nothing that is a loss, and nothing that cannot be repaired.
+/// Answers how much; repaired, if it is to be, there is nothing more.
 pub fn damage<G: Ground>(ground: &G, repair: bool, when: impl Fn() -> String) -> usize {
     let checker = Checker::new(ground.layers().unwrap()).unwrap_or_else(|refused| panic!("{}: {refused}", when()));
     let findings = checker.check().unwrap_or_else(|error| panic!("{}: {error}", when()));

@@ -1,5 +1,6 @@
-//! The power goes at any call, and of what was not synced some is lost. What a fresh mount shows then is explained by the states that the tree
-//! went through: it has the names and attributes of one of them, and in each file every byte is one that the file had there since it was synced
+//! The power goes at any call, and of what was not synced some is lost. What a fresh mount shows
+//! then is explained by the states that the tree went through: it has the names and attributes of
+//! one of them, and in each file every byte is one that the file had there since it was synced
 //! last, or, where it grew, zero. What was synced is there.
 
 use std::collections::BTreeSet;
@@ -47,8 +48,9 @@ fn looked<S: Source>(session: &Session<'_, S>) -> View {
     without_set_id(without_held(&view(session)))
 }
 
-/// What is found of an object but for the content of a file: its names, each with the number of the directory that has it, and what is said of
-/// it; of a directory also what is in it. What is above that directory is not the object's.
+/// What is found of an object but for the content of a file: its names, each with the number of the
+/// directory that has it, and what is said of it; of a directory also what is in it. What is above
+/// that directory is not the object's.
 fn traits(view: &View, ino: u64) -> BTreeSet<(u64, String, String, u32)> {
     let mut found = BTreeSet::new();
     for (path, seen) in view {
@@ -90,7 +92,8 @@ impl History {
         history
     }
 
-    /// Why this is not what there can be when the power went during the operation `during`; None if it can be.
+    /// Why this is not what there can be when the power went during the operation `during`; None if
+    /// it can be.
     fn refutes(&self, found: &View, during: usize, order: Order) -> Option<String> {
         let last = during + 1;
         let synced = self.synced[..during].iter().flatten();
@@ -128,7 +131,8 @@ impl History {
         found.keys().find(|path| !expected.contains_key(*path)).map(|path| format!("{path} should not be there"))
     }
 
-    /// How many links a file of a state must have, which keeps its number, since it was synced with the names that it has there. None: it was not.
+    /// How many links a file of a state must have, which keeps its number, since it was synced with
+    /// the names that it has there. None: it was not.
     fn synced_links(&self, state: &View, seen: &Seen, during: usize) -> Option<u32> {
         let names = |view: &View| view.values().filter(|other| other.ino == seen.ino).count();
         let synced = self.synced[..during].iter().zip(&self.states[1..]).rev();
@@ -136,7 +140,8 @@ impl History {
         synced.find(|(_, then)| seen.kind == Kind::File && names(then) == names(state)).map(|_| seen.nlink)
     }
 
-    /// The contents that the objects for which `is_meant` is true have had since they were synced last.
+    /// The contents that the objects for which `is_meant` is true have had since they were synced
+    /// last.
     fn contents(&self, during: usize, order: Order, is_meant: impl Fn(&str, u64) -> bool) -> Vec<&Content> {
         const EMPTY: &Content = &Content { size: 0, pages: std::collections::BTreeMap::new() };
         let mut contents = Vec::new();
@@ -198,8 +203,8 @@ fn wrong_content(found: &Content, versions: &[&Content]) -> Option<String> {
     None
 }
 
-/// Whether a sync brings an object to the disk. Nobody can open anything but files and directories to sync it, and of a file that is as a lower layer
-/// has it there is nothing to bring.
+/// Whether a sync brings an object to the disk. Nobody can open anything but files and directories
+/// to sync it, and of a file that is as a lower layer has it there is nothing to bring.
 fn is_brought(seen: &Seen, below: &View) -> bool {
     match seen.kind {
         Kind::Dir => true,
@@ -209,7 +214,8 @@ fn is_brought(seen: &Seen, below: &View) -> bool {
 }
 
 impl Outage<'_> {
-    /// Tries it. Answers how many states were a mixture, which is asserted to be none where the filesystem has an order.
+    /// Tries it. Answers how many states were a mixture, which is asserted to be none where the
+    /// filesystem has an order.
     pub fn sweep(&self, prepared: &InMemory, tried: &mut Tried) -> u64 {
         let history = History::of(self, prepared);
         let mut mixtures = 0;

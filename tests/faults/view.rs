@@ -130,7 +130,8 @@ fn content<L: Layer>(overlay: &Overlay<L>, handle: &Handle<L>, size: u64) -> Con
 
 const ZEROS: [u8; PAGE as usize] = [0; PAGE as usize];
 
-/// What tells two views apart, in words: but for inode numbers, and for the times of those for which `times` is false.
+/// What tells two views apart, in words: but for inode numbers, and for the times of those for
+/// which `times` is false.
 pub fn difference(expected: &View, found: &View, times: impl Fn(&str, &Seen) -> bool) -> Option<String> {
     for (path, one) in expected {
         let Some(other) = found.get(path) else { return Some(format!("{path} is missing")) };

@@ -19,10 +19,12 @@ const TOLD: usize = 64;
 /// How many requests are in progress at once when they are not waited for one by one.
 const AT_ONCE: usize = 6;
 
-/// Users, and the daemon that they send to. As all of them know the ids of all, they are one client.
+/// Users, and the daemon that they send to. As all of them know the ids of all, they are one
+/// client.
 pub struct Client<'a> {
     scheme: &'a str,
-    /// The scheme's own handle in the hands of each user, root first if he takes part, and the user's ids as requests have them.
+    /// The scheme's own handle in the hands of each user, root first if he takes part, and the
+    /// user's ids as requests have them.
     users: Vec<(Fd, u64)>,
     secret: Secret,
     /// Requests are not waited for one by one.
@@ -35,7 +37,8 @@ pub struct Client<'a> {
     buffers: Vec<Box<[u8]>>,
 }
 
-/// What nobody but root may read. It is compared by its digest alone: a fuzzer learns what it sees compared, and would send it.
+/// What nobody but root may read. It is compared by its digest alone: a fuzzer learns what it sees
+/// compared, and would send it.
 #[derive(Clone, Copy)]
 pub struct Secret {
     pub len: usize,
@@ -159,7 +162,8 @@ impl<'a> Client<'a> {
         assert!(!fills || !waits || number <= len, "{number} bytes of {len}: {sqe:x?}");
     }
 
-    /// Closes all that is open. What the requests could still use is answered, to be kept until the daemon has ended.
+    /// Closes all that is open. What the requests could still use is answered, to be kept until the
+    /// daemon has ended.
     pub fn leave(mut self) -> Vec<Box<[u8]>> {
         self.finish();
         for id in self.live {

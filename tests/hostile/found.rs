@@ -1,8 +1,10 @@
-//! Layers that somebody else has filled: any bytes become the objects, the markers and the attributes in two lower layers and an upper one,
-//! right or wrong, and then changes of what is shown. Needs root.
+//! Layers that somebody else has filled: any bytes become the objects, the markers and the
+//! attributes in two lower layers and an upper one, right or wrong, and then changes of what is
+//! shown. Needs root.
 //!
-//! Whatever is in the layers, the overlay shows it or refuses it, shows nothing from outside, leaves the lower layers alone, and shows the same
-//! at the next mount. `overlayfs-fsck` comes to an end too, and what it repairs does not show.
+//! Whatever is in the layers, the overlay shows it or refuses it, shows nothing from outside,
+//! leaves the lower layers alone, and shows the same at the next mount. `overlayfs-fsck` comes to
+//! an end too, and what it repairs does not show.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -101,7 +103,8 @@ const ATTRIBUTES: [&str; 12] = [
     "overlay.upper",
 ];
 
-/// Makes layers in a directory of their own in `parent`, which is best on a filesystem in memory, and tries an overlay of them out.
+/// Makes layers in a directory of their own in `parent`, which is best on a filesystem in memory,
+/// and tries an overlay of them out.
 pub fn run(parent: &Path, input: &[u8]) {
     let mut bytes = Bytes::new(input);
     let dir = TempDir::with_prefix_in("overlayfs-found-", parent).unwrap();
@@ -298,7 +301,8 @@ impl Shown {
     }
 }
 
-/// Changes something of what was shown. It may be gone meanwhile, or not be changeable: all that counts is that there is an answer.
+/// Changes something of what was shown. It may be gone meanwhile, or not be changeable: all that
+/// counts is that there is an answer.
 fn change(overlay: &Overlay<OsLayer>, shown: &Shown, bytes: &mut Bytes) {
     let path = shown.choose(bytes).to_owned();
     let find = |path: &Path| path.iter().try_fold(overlay.root().clone(), |node, name| overlay.lookup(&node, name));

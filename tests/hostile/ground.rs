@@ -29,8 +29,8 @@ const NAME: &str = "hostile";
 const SECRET: &[u8] = b"of root alone";
 const SECRET_PATH: &str = "/secret/key";
 
-/// Two lower layers, always the same, and room for an upper one, on a filesystem of Linux or on a redoxfs that is played. A process has one of
-/// these.
+/// Two lower layers, always the same, and room for an upper one, on a filesystem of Linux or on a
+/// redoxfs that is played. A process has one of these.
 pub struct Ground {
     dir: TempDir,
     lowers: [PathBuf; 2],
@@ -45,7 +45,8 @@ pub struct Ground {
 }
 
 impl Ground {
-    /// Makes the layers in a directory of their own in `parent`, which is best on a filesystem in memory. Needs root.
+    /// Makes the layers in a directory of their own in `parent`, which is best on a filesystem in
+    /// memory. Needs root.
     pub fn new(parent: &Path) -> Self {
         log::set_logger(&Formats).unwrap();
         let dir = TempDir::with_prefix_in("overlayfs-hostile-", parent).unwrap();
@@ -59,7 +60,8 @@ impl Ground {
         Self { dir, lowers, changes, descriptors: open_descriptors(), shown, secret }
     }
 
-    /// Serves a new overlay, sends it the requests that `input` stands for, and checks that the daemon outlives them.
+    /// Serves a new overlay, sends it the requests that `input` stands for, and checks that the
+    /// daemon outlives them.
     pub fn run(&self, input: &[u8]) {
         let mut bytes = Bytes::new(input);
         let bits = bytes.byte();
@@ -209,7 +211,8 @@ fn open_descriptors() -> usize {
     fs::read_dir("/proc/self/fd").unwrap().count()
 }
 
-/// Formats what is logged, since that is code too, and writes it nowhere. An error is a bug that the daemon has caught.
+/// Formats what is logged, since that is code too, and writes it nowhere. An error is a bug that
+/// the daemon has caught.
 struct Formats;
 
 impl Log for Formats {

@@ -1,6 +1,7 @@
 //! A kernel that lies: any bytes become FUSE requests to a mount of a small overlay. Needs root.
 //!
-//! Each is answered, with an errno that there is, and after them the next mount works. Nothing of a lower layer changes.
+//! Each is answered, with an errno that there is, and after them the next mount works. Nothing of a
+//! lower layer changes.
 
 use std::fs;
 use std::path::Path;
@@ -42,7 +43,8 @@ const NAMES: [&[u8]; 18] = [
     b"/\0",
 ];
 
-/// Requests: how many words of 32 bits come behind the header, how many names, and whether there are data.
+/// Requests: how many words of 32 bits come behind the header, how many names, and whether there
+/// are data.
 const SHAPES: [(u32, usize, usize, bool); 40] = [
     (opcode::LOOKUP, 0, 1, false),
     (opcode::LOOKUP, 0, 1, false),
@@ -86,8 +88,8 @@ const SHAPES: [(u32, usize, usize, bool); 40] = [
     (77, 4, 1, true),
 ];
 
-/// Makes layers in a directory of their own in `parent`, which is best on a filesystem in memory, and sends a mount of them what `input` stands
-/// for.
+/// Makes layers in a directory of their own in `parent`, which is best on a filesystem in memory,
+/// and sends a mount of them what `input` stands for.
 pub fn run(parent: &Path, input: &[u8]) {
     let mut bytes = Bytes::new(input);
     let dir = TempDir::with_prefix_in("overlayfs-kernel-", parent).unwrap();

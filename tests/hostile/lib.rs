@@ -1,5 +1,5 @@
-//! Those who lie: any bytes become the requests of a client, which go to a daemon that serves a small overlay, as it would on Redox; what is
-//! found in layers; and the words of a command line.
+//! Those who lie: any bytes become the requests of a client, which go to a daemon that serves a
+//! small overlay, as it would on Redox; what is found in layers; and the words of a command line.
 //!
 //! | file | subject |
 //! | --- | --- |
@@ -11,8 +11,8 @@
 //! | `kernel` | a Linux kernel that lies to the mount |
 //! | `words` | command lines and lists of options |
 //!
-//! A panic is how all of this fails. Those of the daemon are caught by it; who runs this sees to it that they end the process
-//! all the same.
+//! A panic is how all of this fails. Those of the daemon are caught by it; who runs this sees to it
+//! that they end the process all the same.
 
 mod client;
 pub mod found;

@@ -1,7 +1,7 @@
 //! From bytes to a request.
 //!
-//! What the real kernel sees to is so here too: a request that has a buffer has a valid one, and one with an opcode of its own says
-//! truly who asks. Everything else is the client's.
+//! What the real kernel sees to is so here too: a request that has a buffer has a valid one, and
+//! one with an opcode of its own says truly who asks. Everything else is the client's.
 
 use syscall::data::{Stat, StatVfs, TimeSpec};
 use syscall::dirent::DirentHeader;
@@ -247,7 +247,8 @@ impl Request {
         if !has_buffer(*opcode) {
             request.buffer = None;
         }
-        // The crate that reads requests keeps no tag of these, so nobody could wait for an answer; the kernel sends neither yet.
+        // The crate that reads requests keeps no tag of these, so nobody could wait for an answer;
+        // the kernel sends neither yet.
         if matches!(Opcode::try_from_raw(*opcode), Some(Opcode::Msync | Opcode::RequestMmap)) {
             sqe_flags.insert(SqeFlags::ONEWAY);
         }

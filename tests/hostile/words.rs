@@ -1,5 +1,5 @@
-//! Command lines and lists of options, of any bytes: each is taken or refused with a sentence, and a path that is written as the documents say is
-//! read as it was.
+//! Command lines and lists of options, of any bytes: each is taken or refused with a sentence, and
+//! a path that is written as the documents say is read as it was.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -8,7 +8,8 @@ use overlayfs::fsck::options::Command as CheckCommand;
 use overlayfs::options::{Command, Options};
 use overlayfs_fuse::options::Command as MountCommand;
 
-/// Takes `input` as the words of each command line, with zeros between them, as a list behind `-o`, and as a path.
+/// Takes `input` as the words of each command line, with zeros between them, as a list behind `-o`,
+/// and as a path.
 pub fn run(input: &[u8]) {
     let words = || input.split(|byte| *byte == 0).map(|word| OsString::from_vec(word.to_vec()));
     say(Command::parse(words()));

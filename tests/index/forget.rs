@@ -1,4 +1,5 @@
-//! Files with several names where little is remembered: they are forgotten as others are, and are the same files when they are met again.
+//! Files with several names where little is remembered: they are forgotten as others are, and are
+//! the same files when they are met again.
 
 use std::collections::HashSet;
 use std::sync::Weak;
@@ -15,7 +16,8 @@ const FILES: usize = 40;
 /// How the upper layer is written.
 const FORMATS: [Option<Wanted>; 2] = [None, Some(Wanted::Kernel)];
 
-/// A mount that remembers little, over a lower layer with pairs of links: `first/N` and `second/N`; `both/N` and `both/Nb`.
+/// A mount that remembers little, over a lower layer with pairs of links: `first/N` and `second/N`;
+/// `both/N` and `both/Nb`.
 fn mount(stage: &Stage, format: Option<Wanted>) -> Mount<'_> {
     let lower = stage.dir("lower");
     for file in 0..FILES {
@@ -145,7 +147,8 @@ fn files_that_were_forgotten_are_the_same_files() {
     }
 }
 
-/// The number is not taken for that of a removed file while somebody holds the copy by a name that is gone.
+/// The number is not taken for that of a removed file while somebody holds the copy by a name that
+/// is gone.
 #[test]
 fn a_copy_that_is_held_by_a_name_that_is_gone_keeps_its_number() {
     for format in FORMATS {
@@ -166,7 +169,8 @@ fn a_copy_that_is_held_by_a_name_that_is_gone_keeps_its_number() {
     }
 }
 
-/// Of a copy that needs its name in the work directory no more the next mount removes it, which nobody is to see.
+/// Of a copy that needs its name in the work directory no more the next mount removes it, which
+/// nobody is to see.
 #[test]
 fn a_copy_that_needs_no_name_of_its_own_keeps_its_time() {
     for format in FORMATS {
@@ -183,7 +187,8 @@ fn a_copy_that_needs_no_name_of_its_own_keeps_its_time() {
     }
 }
 
-/// Whoever has a file open, by whatever name, keeps it, and nobody finds another by the other names.
+/// Whoever has a file open, by whatever name, keeps it, and nobody finds another by the other
+/// names.
 #[test]
 fn what_is_open_is_not_forgotten() {
     for format in FORMATS {

@@ -1,5 +1,5 @@
-//! What an overlay keeps for its next mount: hard links of a lower layer stay links when they were written, and inode numbers stay what they
-//! were.
+//! What an overlay keeps for its next mount: hard links of a lower layer stay links when they were
+//! written, and inode numbers stay what they were.
 
 mod forget;
 
@@ -124,7 +124,8 @@ impl<'a> Mount<'a> {
         self.overlay().create_file(&dir, name, 0o644, OWN).unwrap();
     }
 
-    /// The numbers of everything by path, which must be different ones but for links; a listing must say the same as a look.
+    /// The numbers of everything by path, which must be different ones but for links; a listing
+    /// must say the same as a look.
     fn numbers(&self) -> HashMap<String, u64> {
         let mut numbers = HashMap::new();
         let mut objects: HashMap<u64, u64> = HashMap::new();

@@ -1,5 +1,5 @@
-//! What every way into a filesystem can do: the engine's own API, the scheme, a directory of the host. Objects are opened first and then
-//! asked and changed, as the clients of a scheme do.
+//! What every way into a filesystem can do: the engine's own API, the scheme, a directory of the
+//! host. Objects are opened first and then asked and changed, as the clients of a scheme do.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -39,7 +39,8 @@ pub trait Door {
 
     fn open(&self, at: &At<Self::Handle>) -> Result<Self::Handle>;
     fn create(&self, at: &At<Self::Handle>, kind: Kind, mode: u32, owner: Owner, target: &OsStr) -> Result<()>;
-    /// Makes a file without a name, for the directory at a place, and opens it. EOPNOTSUPP where there is no such call.
+    /// Makes a file without a name, for the directory at a place, and opens it. EOPNOTSUPP where
+    /// there is no such call.
     fn create_temp(&self, _dir: &At<Self::Handle>, _mode: u32, _owner: Owner) -> Result<Self::Handle> {
         Err(EOPNOTSUPP)
     }
@@ -72,15 +73,18 @@ pub trait Door {
         Err(EOPNOTSUPP)
     }
     fn sync(&self, handle: &Self::Handle) -> Result<()>;
-    /// Copies a byte of a file, if it has one there, to a place in another. EOPNOTSUPP where there is no such call.
+    /// Copies a byte of a file, if it has one there, to a place in another. EOPNOTSUPP where there
+    /// is no such call.
     fn copy_byte(&self, _from: &Self::Handle, _from_offset: u64, _to: &Self::Handle, _to_offset: u64) -> Result<()> {
         Err(EOPNOTSUPP)
     }
-    /// Reserves space, so that a file has `size` bytes at least. EOPNOTSUPP where there is no such call.
+    /// Reserves space, so that a file has `size` bytes at least. EOPNOTSUPP where there is no such
+    /// call.
     fn reserve(&self, _handle: &Self::Handle, _size: u64) -> Result<()> {
         Err(EOPNOTSUPP)
     }
-    /// About `chunk` entries of a directory from behind the offset `after`, 0 being the start, without `.` and `..`.
+    /// About `chunk` entries of a directory from behind the offset `after`, 0 being the start,
+    /// without `.` and `..`.
     fn list_part(&self, handle: &Self::Handle, after: u64, chunk: usize) -> Result<Part>;
     /// The whole listing of a directory, asked for about `chunk` entries at a time.
     fn list(&self, handle: &Self::Handle, chunk: usize) -> Result<Vec<Listed>> {

@@ -1,4 +1,5 @@
-//! The engine's own API as a [`Door`], over any backend. What an overlay leaves on the host has no damage.
+//! The engine's own API as a [`Door`], over any backend. What an overlay leaves on the host has no
+//! damage.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -51,8 +52,8 @@ pub fn mount_slowed(stacked: &Stacked<'_>, before: impl Fn() + Send + Sync + 'st
     stack(&options(stacked.lowers, stacked.upper), stacked, |layer| Counted::new(layer, &counts))
 }
 
-/// Mounts these layers in the kernel's format, with a work directory beside the upper layer. That it is this format is said at the first
-/// time only.
+/// Mounts these layers in the kernel's format, with a work directory beside the upper layer. That
+/// it is this format is said at the first time only.
 pub fn mount_kernel(stacked: &Stacked<'_>) -> Overlay<OsLayer> {
     let work = work(stacked.upper);
     let format = (!work.exists()).then_some(Wanted::Kernel);
@@ -88,7 +89,8 @@ fn stack<L: Layer>(options: &Options, stacked: &Stacked<'_>, wrap: impl Fn(OsLay
     Overlay::with_settings(layers, settings).unwrap_or_else(|refused| panic!("{refused}"))
 }
 
-/// What `overlayfs-fsck -y` finds in an upper layer over these lower ones, after it has repaired what it does.
+/// What `overlayfs-fsck -y` finds in an upper layer over these lower ones, after it has repaired
+/// what it does.
 pub fn check_layers(lowers: &[PathBuf], upper: &Path) -> Checked {
     check(&options(lowers, upper))
 }
@@ -111,7 +113,8 @@ fn check(options: &Options) -> Checked {
     Checked { found, is_told: checker.other_layers().is_some() }
 }
 
-/// Mounts these layers of a redoxfs. They are opened on another thread, because from now on this one is in the null namespace.
+/// Mounts these layers of a redoxfs. They are opened on another thread, because from now on this
+/// one is in the null namespace.
 pub fn mount_redoxfs(stacked: &Stacked<'_>) -> Overlay<RedoxLayer> {
     libredox::call::setrens(0, 0).unwrap();
     let open = |path: &Path, for_writing| RedoxLayer::open(path, for_writing).unwrap();

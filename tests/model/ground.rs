@@ -1,5 +1,5 @@
-//! Where layers lie: on a filesystem of the host, or on a redoxfs that the delegate plays. Layers are put there and looked at as they are,
-//! without an overlay.
+//! Where layers lie: on a filesystem of the host, or on a redoxfs that the delegate plays. Layers
+//! are put there and looked at as they are, without an overlay.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -91,7 +91,8 @@ impl Ground for Host {
             file.write_all_at(chunk, block as u64 * 4096).unwrap();
         }
         file.set_len(bytes.len() as u64).unwrap();
-        // A redirect that anybody may write does not count, and the umask is the process's: a daemon in another test clears it.
+        // A redirect that anybody may write does not count, and the umask is the process's: a
+        // daemon in another test clears it.
         file.set_permissions(fs::Permissions::from_mode(0o644)).unwrap();
     }
 

@@ -1,8 +1,9 @@
-//! What several threads asked at once and what they were answered, and the question whether one thing after the other could have been answered
-//! so: whether the history is linearizable.
+//! What several threads asked at once and what they were answered, and the question whether one
+//! thing after the other could have been answered so: whether the history is linearizable.
 //!
-//! An operation takes effect at one moment between its question and its answer. So what was answered before another was asked comes
-//! before it, and of what overlapped any order may be the one: all are tried that still fit, each state once.
+//! An operation takes effect at one moment between its question and its answer. So what was
+//! answered before another was asked comes before it, and of what overlapped any order may be the
+//! one: all are tried that still fit, each state once.
 
 use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, HashSet};
@@ -18,7 +19,8 @@ use crate::{Kind, Owner, RenameMode};
 
 const OWN: Owner = Owner { uid: 0, gid: 0 };
 
-/// What one thread asks: one operation on names in directories that it holds, or on what it holds. Numbers are those of what is held.
+/// What one thread asks: one operation on names in directories that it holds, or on what it holds.
+/// Numbers are those of what is held.
 #[derive(Clone, Debug)]
 pub enum Op {
     Open(usize, Place),
@@ -74,7 +76,8 @@ pub struct Seen {
 pub struct Scene {
     /// Sorted by path.
     pub seen: Vec<Seen>,
-    /// What is held, by its slot, with what is in it: a file that was unlinked is not among those that are seen.
+    /// What is held, by its slot, with what is in it: a file that was unlinked is not among those
+    /// that are seen.
     pub held: Vec<(usize, (Stat, Vec<u8>))>,
 }
 
@@ -140,7 +143,8 @@ impl State {
         links && size && stat.kind == node.kind && stat.mode == node.mode && self.is_number(id, stat.ino)
     }
 
-    /// Whether this can be the object's inode number: always the same, and no other's that is there or held.
+    /// Whether this can be the object's inode number: always the same, and no other's that is there
+    /// or held.
     fn is_number(&mut self, id: Id, number: u64) -> bool {
         let tree = &self.tree;
         let is_there = |id: Id| tree.node(id).names > 0 || tree.handles.values().any(|held| *held == id);
@@ -148,7 +152,8 @@ impl State {
         *self.numbers.entry(id).or_insert(number) == number && !is_taken
     }
 
-    /// What differs between what is held, and the tree, and what was seen when nobody changed anything.
+    /// What differs between what is held, and the tree, and what was seen when nobody changed
+    /// anything.
     pub fn differs(&mut self, Scene { held, seen }: &Scene) -> Option<String> {
         for (slot, (stat, data)) in held {
             let id = self.tree.handles[slot];
@@ -186,8 +191,8 @@ impl fmt::Write for Digest {
     }
 }
 
-/// The state after an order of all events, those of each thread in theirs, that explains every answer and what is there at the end. If there is no
-/// such order: how far the longest comes.
+/// The state after an order of all events, those of each thread in theirs, that explains every
+/// answer and what is there at the end. If there is no such order: how far the longest comes.
 pub fn explain(start: &State, threads: &[Vec<Event>], end: &Scene) -> Result<State, Farthest> {
     let farthest = Farthest { events: vec![0; threads.len()], difference: None };
     let mut search = Search { threads, end, tried: HashSet::new(), farthest };

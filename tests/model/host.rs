@@ -59,7 +59,8 @@ impl Host {
         let path = Path::new(".").join(path.iter().collect::<std::path::PathBuf>());
         let links = if self.follows { ResolveFlags::IN_ROOT } else { ResolveFlags::NO_SYMLINKS };
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        // A walk with `..` is to be tried again if anything on the machine was renamed meanwhile, says openat2(2).
+        // A walk with `..` is to be tried again if anything on the machine was renamed meanwhile,
+        // says openat2(2).
         let opened = loop {
             match fs::openat2(start, &path, flags, Mode::empty(), links) {
                 Err(Errno::AGAIN) => {}

@@ -1,6 +1,7 @@
-//! A layer in memory, the merge of a stack of them by the plain words of the format, and layers on disk: written for a test to mount,
-//! and read back to see what an overlay left in its upper layer. Independent of the engine: nothing of `overlayfs` is used here. Where
-//! the disk is, is up to [`Ground`].
+//! A layer in memory, the merge of a stack of them by the plain words of the format, and layers on
+//! disk: written for a test to mount, and read back to see what an overlay left in its upper layer.
+//! Independent of the engine: nothing of `overlayfs` is used here. Where the disk is, is up to
+//! [`Ground`].
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
@@ -14,13 +15,15 @@ use crate::ground::{Found, Ground};
 pub const MARKER: &str = ".wh.";
 /// In a directory: hides all that the layers below have there.
 const OPAQUE: &str = ".wh..wh..opq";
-/// In a directory: the path, from the root of the layers below, that it merges with in place of its own.
+/// In a directory: the path, from the root of the layers below, that it merges with in place of its
+/// own.
 const REDIRECT: &str = ".wh..wh.redirect";
 /// The work directory in the root of an upper layer.
 const WORK: &str = ".wh..wh.work";
 /// In the root of an upper layer: character devices with the number 0 in it are devices.
 const DEVICES: &str = ".wh..wh.devices";
-/// What begins the marker of a name that is too long for one of its own; the name is its content, and a digest of it follows.
+/// What begins the marker of a name that is too long for one of its own; the name is its content,
+/// and a digest of it follows.
 const LONG: &str = ".wh..wh.long.";
 
 /// What begins the attributes of the kernel's format, with root.
@@ -48,7 +51,8 @@ pub struct Meta {
 #[derive(Clone, Debug)]
 pub struct Object {
     pub meta: Meta,
-    /// Objects of one layer with the same number are names of one file. Numbers are unique over all layers of a stack.
+    /// Objects of one layer with the same number are names of one file. Numbers are unique over all
+    /// layers of a stack.
     pub id: u64,
     pub body: Body,
 }
@@ -105,7 +109,8 @@ pub fn merge(layers: &[Object]) -> Object {
     above.iter().rev().fold(bottom, |below, layer| over(layer, Some(&below), &below))
 }
 
-/// The directory `top` over the merged directory `base`, where `root` is the merged root of the layers below.
+/// The directory `top` over the merged directory `base`, where `root` is the merged root of the
+/// layers below.
 fn over(top: &Object, base: Option<&Object>, root: &Object) -> Object {
     let own = top.dir().expect("only directories merge");
     let mut merged = Dir::default();
@@ -136,7 +141,8 @@ pub fn find<'a>(root: &'a Object, path: &Path) -> Option<&'a Object> {
     path.iter().try_fold(root, |object, name| object.dir()?.entries.get(name))
 }
 
-/// Calls `each` with the path of every object below `root`, parents first, the root itself ("") included.
+/// Calls `each` with the path of every object below `root`, parents first, the root itself ("")
+/// included.
 pub fn walk<'a>(root: &'a Object, each: &mut dyn FnMut(&Path, &'a Object)) {
     fn go<'a>(path: &Path, object: &'a Object, each: &mut dyn FnMut(&Path, &'a Object)) {
         each(path, object);
@@ -161,8 +167,8 @@ pub fn linked<'a>(layers: impl Iterator<Item = &'a Object>) -> HashMap<u64, u32>
     names
 }
 
-/// Whether every directory of every layer is visible at one place at most. Only a stack made by hand can fail this: who renames a
-/// directory hides its old name.
+/// Whether every directory of every layer is visible at one place at most. Only a stack made by
+/// hand can fail this: who renames a directory hides its old name.
 pub fn is_a_tree(layers: &[Object]) -> bool {
     let mut seen = HashSet::new();
     let mut once = true;
@@ -221,9 +227,10 @@ fn marker(name: &OsStr, name_max: usize) -> (OsString, &[u8]) {
     (format!("{LONG}{digest:032x}").into(), name.as_bytes())
 }
 
-/// Reads the layer at `path`. Panics about anything that another reader of the format would stumble over: of OCI layers, a marker that is
-/// not an empty file, a marker beside the entry that it names, a reserved name that means nothing; of the kernel's, a mark that means
-/// nothing. `ids` counts the objects.
+/// Reads the layer at `path`. Panics about anything that another reader of the format would stumble
+/// over: of OCI layers, a marker that is not an empty file, a marker beside the entry that it
+/// names, a reserved name that means nothing; of the kernel's, a mark that means nothing. `ids`
+/// counts the objects.
 pub fn read(ground: &dyn Ground, path: &Path, written: Written, ids: &mut u64) -> Object {
     let devices = written == Written::Native && ground.names(path).iter().any(|name| name == DEVICES);
     Reader { ground, written, devices, ids, names: BTreeMap::new() }.object(path, true)

@@ -1,5 +1,5 @@
-//! Random stacks of lower layers: overlapping trees with whiteouts, opaque and redirected directories, hard links, and one kind of object
-//! over another.
+//! Random stacks of lower layers: overlapping trees with whiteouts, opaque and redirected
+//! directories, hard links, and one kind of object over another.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -12,7 +12,8 @@ use crate::Kind;
 use crate::layer::{self, Body, Dir, Meta, Object};
 use crate::run::Abilities;
 
-/// One thing put into a layer. What does not fit what is there already is left out, so that every list of items is a layer.
+/// One thing put into a layer. What does not fit what is there already is left out, so that every
+/// list of items is a layer.
 #[derive(Clone, Debug)]
 pub struct Item {
     path: Vec<OsString>,
@@ -118,7 +119,8 @@ pub fn stack() -> impl Strategy<Value = Vec<Vec<Item>>> {
     prop::collection::vec(items(), 1..=4)
 }
 
-/// Makes the layers, the top one first, without what the filesystem cannot hold. `ids` counts the objects.
+/// Makes the layers, the top one first, without what the filesystem cannot hold. `ids` counts the
+/// objects.
 pub fn build(stack: &[Vec<Item>], abilities: Abilities, ids: &mut u64) -> Vec<Object> {
     let mut layers: Vec<Object> = Vec::new();
     for items in stack.iter().rev() {

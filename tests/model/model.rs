@@ -1,11 +1,13 @@
-//! Random sequences of operations against an in-memory reference of a filesystem, through every door: a directory of the host (which checks
-//! the reference itself), the engine's API, and the scheme through the delegate. The layers lie in directories of the host (most in memory,
-//! where no sync waits for a disk), or on a redoxfs that the delegate plays. Half of the overlays may remember few names. Between two mounts
-//! lower layers come, go and change places, and `overlayfs-fsck` repairs with one of them forgotten.
+//! Random sequences of operations against an in-memory reference of a filesystem, through every
+//! door: a directory of the host (which checks the reference itself), the engine's API, and the
+//! scheme through the delegate. The layers lie in directories of the host (most in memory, where no
+//! sync waits for a disk), or on a redoxfs that the delegate plays. Half of the overlays may
+//! remember few names. Between two mounts lower layers come, go and change places, and
+//! `overlayfs-fsck` repairs with one of them forgotten.
 //!
-//! The cases are the same in every run, so that a failure is the change's that it follows. To look for more:
-//! `PROPTEST_RNG_SEED=$RANDOM PROPTEST_CASES=5000 cargo test -p test-model`; with `TMPDIR` on another filesystem, over
-//! that one.
+//! The cases are the same in every run, so that a failure is the change's that it follows. To look
+//! for more: `PROPTEST_RNG_SEED=$RANDOM PROPTEST_CASES=5000 cargo test -p test-model`; with
+//! `TMPDIR` on another filesystem, over that one.
 
 mod door;
 mod engine;
@@ -39,7 +41,8 @@ use tree::Rules;
 /// Where the random cases start, unless `PROPTEST_RNG_SEED` says.
 const SEED: u64 = 1;
 
-/// Runs `cases` random cases (or as many as `PROPTEST_CASES` says) through a door, the kept failing ones first.
+/// Runs `cases` random cases (or as many as `PROPTEST_CASES` says) through a door, the kept failing
+/// ones first.
 fn check<D: Door>(
     kept: &'static str,
     cases: u32,
@@ -75,7 +78,8 @@ fn host(case: &Case) -> Box<dyn Ground> {
     Box::new(ground::Host::new(if case.in_memory { Stage::in_memory() } else { Stage::new() }))
 }
 
-/// Always in memory: on ext4 a rename with a whiteout that is refused (ENOTEMPTY) changes the directory's mtime.
+/// Always in memory: on ext4 a rename with a whiteout that is refused (ENOTEMPTY) changes the
+/// directory's mtime.
 fn host_in_memory(_: &Case) -> Box<dyn Ground> {
     Box::new(ground::Host::new(Stage::in_memory()))
 }

@@ -1,4 +1,5 @@
-//! Random operations, run on the reference and through a door at once, and the comparison of the two.
+//! Random operations, run on the reference and through a door at once, and the comparison of the
+//! two.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -32,7 +33,8 @@ pub enum Sel {
     Held(Index, OsString),
 }
 
-/// An object that is asked or changed: something held open, or something to open for this operation.
+/// An object that is asked or changed: something held open, or something to open for this
+/// operation.
 #[derive(Clone, Debug)]
 pub enum Whom {
     Held(Index),
@@ -70,7 +72,8 @@ pub enum Op {
     Stack,
     /// Leave the overlay and mount its upper layer over other lower layers.
     Change(Change),
-    /// Leave the overlay, have the upper layer repaired with one of the lower layers forgotten, and then with all.
+    /// Leave the overlay, have the upper layer repaired with one of the lower layers forgotten, and
+    /// then with all.
     Forget(Index),
 }
 
@@ -234,7 +237,8 @@ pub fn case(abilities: Abilities) -> impl Strategy<Value = Case> {
         .prop_map(|(stack, in_memory, known_max, ops)| Case { stack, in_memory, known_max, ops })
 }
 
-/// The layers to mount: the lower ones, top first, and the upper one. Without layers, the tree is in the latter.
+/// The layers to mount: the lower ones, top first, and the upper one. Without layers, the tree is
+/// in the latter.
 pub struct Stacked<'a> {
     pub lowers: &'a [PathBuf],
     pub upper: &'a Path,
@@ -449,7 +453,8 @@ impl<D: Door> Pair<'_, D> {
         self.compare()
     }
 
-    /// Mounts the upper layer over other lower layers. What is seen then is what the words of the format say of them.
+    /// Mounts the upper layer over other lower layers. What is seen then is what the words of the
+    /// format say of them.
     fn change(&mut self, change: &Change) -> Check {
         let Some(upper) = self.leave()? else { return Ok(()) };
         let mut lowers = self.lowers.clone();
@@ -488,7 +493,8 @@ impl<D: Door> Pair<'_, D> {
             Tree::new(&layer::merge(&all), &layer::linked(all.iter()), self.abilities.rules),
         );
         self.tree.nodes[ROOT].mtime = None;
-        // Names of a file that has several in a lower layer may show a copy that was made of it under another.
+        // Names of a file that has several in a lower layer may show a copy that was made of it
+        // under another.
         let linked = |id: &Id| before.node(*id).linked_below;
         let names: Vec<_> = before.paths().into_iter().filter(|(_, id)| linked(id)).map(|(path, _)| path).collect();
         let mut contents: Vec<_> =
@@ -505,7 +511,8 @@ impl<D: Door> Pair<'_, D> {
         self.compare()
     }
 
-    /// Has the upper layer repaired by somebody who forgets a lower layer, which says so and takes nothing away that is needed.
+    /// Has the upper layer repaired by somebody who forgets a lower layer, which says so and takes
+    /// nothing away that is needed.
     fn repair_without(&mut self, index: &Index) -> Check {
         let Some(check) = self.abilities.check.filter(|_| self.lowers.len() > 1) else { return Ok(()) };
         self.leave()?;
@@ -555,8 +562,9 @@ impl<D: Door> Pair<'_, D> {
         opened.and_then(|handle| self.door().xattrs(&handle)).map_err(|errno| fail(path, "listxattr", errno))
     }
 
-    /// When the upper layer has become a lower one, which has none of what its overlay remembered, the names of a file that were links in a
-    /// lower layer may name several files, each with the old or the new contents. Makes the reference follow.
+    /// When the upper layer has become a lower one, which has none of what its overlay remembered,
+    /// the names of a file that were links in a lower layer may name several files, each with the
+    /// old or the new contents. Makes the reference follow.
     fn relink(&mut self, is_old: &dyn Fn(Id, &[u8]) -> bool) -> Check {
         let mut files: HashMap<u64, Id> = HashMap::new();
         for (path, id) in self.tree.paths() {
@@ -625,7 +633,8 @@ impl<D: Door> Pair<'_, D> {
         At { held: place.held.map(|slot| &self.handles[&slot]), path: &place.path }
     }
 
-    /// Compares the answers of the reference and of the door; the first one if both agree that it worked.
+    /// Compares the answers of the reference and of the door; the first one if both agree that it
+    /// worked.
     fn agree<T>(&self, what: String, model: tree::Result<T>, real: Result<impl Debug, i32>) -> Check<Option<T>> {
         self.say(format!(
             "{what}: {}",
@@ -645,7 +654,8 @@ impl<D: Door> Pair<'_, D> {
         }
     }
 
-    /// Finds an object in the reference, opens it through the door, and runs `act` on both. Nothing if there is nothing to act on.
+    /// Finds an object in the reference, opens it through the door, and runs `act` on both. Nothing
+    /// if there is nothing to act on.
     fn on<T, R: Debug>(
         &mut self,
         what: &str,
@@ -844,7 +854,8 @@ impl<D: Door> Pair<'_, D> {
                     whom,
                     |tree, id| tree.list(id),
                     |door, handle| {
-                        // A directory that was removed has no entries: an empty listing says so as well as ENOENT.
+                        // A directory that was removed has no entries: an empty listing says so as
+                        // well as ENOENT.
                         let removed = |errno| errno == ENOENT && door.stat(handle).is_ok_and(|stat| stat.nlink == 0);
                         let answer = door.list(handle, *chunk);
                         let answer =

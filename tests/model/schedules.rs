@@ -1,10 +1,12 @@
-//! Few threads that do few operations in the engine, in many orders: a scheduler that every lock and every call of a layer hands over to says who
-//! is next. What is found in one order is found again in it, unlike where the machine says.
+//! Few threads that do few operations in the engine, in many orders: a scheduler that every lock
+//! and every call of a layer hands over to says who is next. What is found in one order is found
+//! again in it, unlike where the machine says.
 //!
-//! A failure prints the seed or the whole schedule; `SCHEDULES_SEED=… scripts/schedules` begins with that seed, `SCHEDULE=… scripts/schedules` does that
-//! schedule alone.
+//! A failure prints the seed or the whole schedule; `SCHEDULES_SEED=… scripts/schedules` begins
+//! with that seed, `SCHEDULE=… scripts/schedules` does that schedule alone.
 //!
-//! Built with `--cfg shuttle` only, and run by `scripts/schedules`: the locks then work nowhere else.
+//! Built with `--cfg shuttle` only, and run by `scripts/schedules`: the locks then work nowhere
+//! else.
 
 use std::fmt::Debug;
 use std::str::FromStr;

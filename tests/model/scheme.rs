@@ -1,4 +1,5 @@
-//! The scheme as a [`Door`]: a daemon behind the delegate's kernel, asked by a client with root's rights as programs ask it.
+//! The scheme as a [`Door`]: a daemon behind the delegate's kernel, asked by a client with root's
+//! rights as programs ask it.
 
 use std::cell::Cell;
 use std::ffi::{OsStr, OsString};
@@ -81,8 +82,8 @@ fn listed_kind(kind: u8) -> Kind {
 }
 
 impl SchemeHandle {
-    /// What reading and writing answers. Only files are opened for it, which the scheme says of the handle (EBADF); the reference says
-    /// what is wrong with the object.
+    /// What reading and writing answers. Only files are opened for it, which the scheme says of the
+    /// handle (EBADF); the reference says what is wrong with the object.
     fn data<T>(&self, answer: syscall::Result<T>) -> Result<T> {
         answer.map_err(|error| match (error.errno, self.kind) {
             (EBADF, Kind::Dir) => EISDIR,
@@ -109,7 +110,8 @@ impl Scheme {
         (at.held.map_or(&self.top, |handle| &handle.fd), at.path.join(OsStr::new("/")).into_vec())
     }
 
-    /// The path for a request that takes one from the top only, every other time that it can be used.
+    /// The path for a request that takes one from the top only, every other time that it can be
+    /// used.
     fn absolute(&self, at: &At<SchemeHandle>) -> Option<Vec<u8>> {
         self.turn.set(!self.turn.get());
         let path = at.path.join(OsStr::new("/")).into_vec();
@@ -123,7 +125,8 @@ impl Scheme {
     }
 }
 
-/// Gives a new object its owner, whoever made it, and the set-id bits that a new directory does not take from the request.
+/// Gives a new object its owner, whoever made it, and the set-id bits that a new directory does not
+/// take from the request.
 fn finish(fd: &Fd, mode: u32, owner: Owner) -> syscall::Result<()> {
     fd.fchown(owner.uid, owner.gid)?;
     let made = fd.fstat()?.st_mode;

@@ -1,8 +1,10 @@
-//! Several threads that do random operations on few names at once, through any door. Whatever they are answered must be what one who does one
-//! thing after the other could have been answered, in an order in which nothing comes before what had ended when it began.
+//! Several threads that do random operations on few names at once, through any door. Whatever they
+//! are answered must be what one who does one thing after the other could have been answered, in an
+//! order in which nothing comes before what had ended when it began.
 //!
-//! A round is a few operations of each thread, begun at once. Then nobody does anything, and the whole tree is looked at. What is found to
-//! be an order of the round is what the next one starts from. After some rounds the layers are looked at and mounted again.
+//! A round is a few operations of each thread, begun at once. Then nobody does anything, and the
+//! whole tree is looked at. What is found to be an order of the round is what the next one starts
+//! from. After some rounds the layers are looked at and mounted again.
 //!
 //! The operations are the same in every run, their meetings are not. A failure prints the round.
 

@@ -1,5 +1,5 @@
-//! The reference: a filesystem in memory that does what POSIX says, as simply as can be. It knows nothing of layers; it begins as the
-//! merged tree and then only runs operations.
+//! The reference: a filesystem in memory that does what POSIX says, as simply as can be. It knows
+//! nothing of layers; it begins as the merged tree and then only runs operations.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::{OsStr, OsString};
@@ -14,7 +14,8 @@ use overlayfs::errno::*;
 use crate::layer::{Body, MARKER, Object};
 use crate::{Kind, Owner, RenameMode};
 
-/// The errnos with which an operation may fail: when several things are wrong, POSIX does not say which is told.
+/// The errnos with which an operation may fail: when several things are wrong, POSIX does not say
+/// which is told.
 pub type Errnos = Vec<i32>;
 pub type Result<T> = std::result::Result<T, Errnos>;
 
@@ -103,7 +104,8 @@ pub struct Node {
     pub xattrs: BTreeMap<OsString, Vec<u8>>,
     /// It came from a lower layer in which it has other names.
     pub linked_below: bool,
-    /// How many names it has in that layer that never showed in the tree: they are counted as links.
+    /// How many names it has in that layer that never showed in the tree: they are counted as
+    /// links.
     pub unseen: u32,
     /// It was made without a name, and may get its first one.
     pub temp: bool,
@@ -116,7 +118,8 @@ impl Node {
     }
 }
 
-/// Where an operation acts: a path from the root, or a name in a directory that is held open. No names: the root or the directory itself.
+/// Where an operation acts: a path from the root, or a name in a directory that is held open. No
+/// names: the root or the directory itself.
 #[derive(Clone, Debug)]
 pub struct Place {
     pub held: Option<usize>,
@@ -154,7 +157,8 @@ pub const ACL: &str = "system.posix_acl_access";
 /// The user to whom ACLs give rights of his own.
 const SOMEBODY: u32 = 1000;
 
-/// An ACL as its attribute has it: what the owner may do, somebody, the group, those two at most, and others.
+/// An ACL as its attribute has it: what the owner may do, somebody, the group, those two at most,
+/// and others.
 pub fn acl(rights: [u8; 5]) -> Vec<u8> {
     const TAGS: [u16; 5] = [1, 2, 4, 0x10, 0x20];
     let mut bytes = 2u32.to_le_bytes().to_vec();
@@ -180,8 +184,8 @@ fn none_of(errnos: Errnos) -> Result<()> {
 }
 
 impl Tree {
-    /// The tree that a merged stack of layers shows. `linked` has the numbers of what has several names in its layer, and how many, also
-    /// where a layer above hides some.
+    /// The tree that a merged stack of layers shows. `linked` has the numbers of what has several
+    /// names in its layer, and how many, also where a layer above hides some.
     pub fn new(merged: &Object, linked: &HashMap<u64, u32>, rules: Rules) -> Self {
         let mut tree = Self { nodes: Vec::new(), rules, handles: BTreeMap::new() };
         let mut links = BTreeMap::new();
@@ -275,7 +279,8 @@ impl Tree {
         self.nodes[dir].entries.get(name).copied().ok_or(vec![ENOENT])
     }
 
-    /// The directory in which the last name of a path is, and that name; None where the path has no last name.
+    /// The directory in which the last name of a path is, and that name; None where the path has no
+    /// last name.
     fn walk(&self, place: &Place) -> Result<(Id, Option<OsString>)> {
         let start = match place.held {
             Some(handle) => *self.handles.get(&handle).ok_or(vec![EBADF])?,
@@ -294,7 +299,8 @@ impl Tree {
         Ok((dir, Some(last.clone())))
     }
 
-    /// Goes from `dir` to its entry `name`, through symlinks if the rules say so; `links` counts those of this path.
+    /// Goes from `dir` to its entry `name`, through symlinks if the rules say so; `links` counts
+    /// those of this path.
     fn step(&self, dir: Id, name: &OsStr, links: &mut usize) -> Result<Id> {
         let id = match name.as_bytes() {
             b"." if self.is_dir(dir) => dir,
@@ -503,7 +509,8 @@ impl Tree {
                 self.leave(dir, &name);
                 self.enter(new_dir, new_name, id);
                 if mode == RenameMode::Whiteout {
-                    // As all that is made in a directory with the set-group-id bit, the device has the directory's group.
+                    // As all that is made in a directory with the set-group-id bit, the device has
+                    // the directory's group.
                     let gid = if self.nodes[dir].mode & 0o2000 == 0 { 0 } else { self.nodes[dir].owner.gid };
                     let device = self.add_nameless(Kind::CharDev, 0, Owner { uid: 0, gid }, OsStr::new(""));
                     self.enter(dir, name, device);

@@ -1,5 +1,6 @@
-//! The option lists of the manual pages and the completions for shells are what the tables of [`overlayfs::usage`] give.
-//! `scripts/pages` writes them. What the pages print of programs of this package runs and is said.
+//! The option lists of the manual pages and the completions for shells are what the tables of
+//! [`overlayfs::usage`] give. `scripts/pages` writes them. What the pages print of programs of this
+//! package runs and is said.
 
 mod manual;
 mod shell;
@@ -46,7 +47,8 @@ fn pages_are_what_the_tables_say() {
     }
 }
 
-/// What bash offers for the last of the words of a command line. It splits them at `=` and `:` too, and gives those to the function as words.
+/// What bash offers for the last of the words of a command line. It splits them at `=` and `:` too,
+/// and gives those to the function as words.
 fn offered(line: &str) -> Vec<String> {
     let program = line.split(' ').next().unwrap();
     let function = program.replace('-', "_");

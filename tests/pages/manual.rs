@@ -79,7 +79,8 @@ fn value_of(value: &str) -> String {
     }
 }
 
-/// Sentences, each on lines of its own. What is in backticks becomes a macro, which takes in the parentheses and the punctuation around it.
+/// Sentences, each on lines of its own. What is in backticks becomes a macro, which takes in the
+/// parentheses and the punctuation around it.
 fn prose(sentences: &str) -> String {
     let mut lines = Lines::default();
     let mut parts = sentences.split('`');

@@ -1,4 +1,5 @@
-//! Files larger than any disk and memory, which are mostly holes: so only where the layers know holes.
+//! Files larger than any disk and memory, which are mostly holes: so only where the layers know
+//! holes.
 
 use linux_delegate::Fd;
 use syscall::error::{ENOMEM, Error, Result};

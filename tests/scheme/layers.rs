@@ -28,7 +28,8 @@ pub struct Layers {
 pub struct Layer(PathBuf);
 
 impl Layers {
-    /// A lower layer that `fill_lower` fills, and that must not change from then on; and an upper one.
+    /// A lower layer that `fill_lower` fills, and that must not change from then on; and an upper
+    /// one.
     pub fn new(fill_lower: impl FnOnce(&Layer)) -> Self {
         let dir = TempDir::new().unwrap();
         let [lower, upper] = ["lower", "upper"].map(|name| dir.path().join(name));

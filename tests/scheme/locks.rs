@@ -31,7 +31,8 @@ fn shared(lock: Lock) -> Lock {
     Lock { exclusive: false, ..lock }
 }
 
-/// Locks a file once it can: what the kernel only tells the daemon reaches it after its client has gone on.
+/// Locks a file once it can: what the kernel only tells the daemon reaches it after its client has
+/// gone on.
 #[track_caller]
 fn becomes_free(fd: &Fd, lock: Lock) {
     for _ in 0..2000 {
@@ -215,7 +216,8 @@ fn what_can_be_locked() {
     assert_eq!(root().scheme_root(stage.name()).unwrap().lock(of_process(0, 0)), refused(EBADF));
 }
 
-/// Locks every second byte through a descriptor until that is refused, and says how often it was not.
+/// Locks every second byte through a descriptor until that is refused, and says how often it was
+/// not.
 fn lock_without_end(fd: &Fd, lock: fn(u64, u64) -> Lock) -> u64 {
     for count in 0..20_000 {
         match fd.lock(lock(2 * count, 1)) {

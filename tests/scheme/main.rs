@@ -1,5 +1,6 @@
-//! The overlay scheme as clients meet it: every request goes through the delegate's kernel, so it arrives as the Redox kernel would
-//! send it, in front of an overlay of real directories. `tests/scheme_redoxfs` runs the same in front of layers on redoxfs.
+//! The overlay scheme as clients meet it: every request goes through the delegate's kernel, so it
+//! arrives as the Redox kernel would send it, in front of an overlay of real directories.
+//! `tests/scheme_redoxfs` runs the same in front of layers on redoxfs.
 
 mod attributes;
 mod data;

@@ -432,7 +432,8 @@ fn links_are_one_file_in_memory_too() {
     assert_eq!(stage.content("two"), "TnE");
 }
 
-/// A stage with a file `large`, of which the first mapping waits at a gate, and a small one; what says that it is there, and what opens the gate.
+/// A stage with a file `large`, of which the first mapping waits at a gate, and a small one; what
+/// says that it is there, and what opens the gate.
 fn gated() -> (Stage, mpsc::Receiver<()>, mpsc::Sender<()>) {
     let layers = Layers::new(|lower| {
         lower.file_with("large", &vec![b'x'; 1 << 20], 0o644, 0, 0);
@@ -501,7 +502,8 @@ impl Dice {
     }
 }
 
-/// Some clients that read, write, resize, map, store and unmap one file, beside a file that is only an array of bytes.
+/// Some clients that read, write, resize, map, store and unmap one file, beside a file that is only
+/// an array of bytes.
 #[test]
 fn memory_and_handles_always_agree() {
     const LIMIT: usize = 9 * PAGE;
@@ -568,7 +570,8 @@ fn memory_and_handles_always_agree() {
     }
 }
 
-/// Clients of their own threads, each with a page of its own, that store, write and read while others come and go.
+/// Clients of their own threads, each with a page of its own, that store, write and read while
+/// others come and go.
 #[test]
 fn clients_at_the_same_time_lose_nothing() {
     let stage = Stage::new(|lower| lower.dir("d", 0o777));

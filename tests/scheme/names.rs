@@ -177,7 +177,8 @@ fn a_handle_goes_by_its_current_name() {
     assert_eq!(stage.content("c/h"), "another");
 }
 
-/// A file that has lost the name it was opened by is not renamed by another name, or told of, where its opener may not go.
+/// A file that has lost the name it was opened by is not renamed by another name, or told of, where
+/// its opener may not go.
 #[test]
 fn a_handle_leads_to_no_name_that_its_opener_cannot_reach() {
     let stage = Stage::new(|lower| {

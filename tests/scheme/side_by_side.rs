@@ -1,4 +1,5 @@
-//! Several requests at once: what takes one client long is not waited for by another, and can be cancelled.
+//! Several requests at once: what takes one client long is not waited for by another, and can be
+//! cancelled.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
@@ -17,7 +18,8 @@ use crate::support::{Stage, bob, names, refused, root};
 /// More than is copied before it is looked whether the copy is still wanted.
 const LARGE: u64 = 40 << 20;
 
-/// A stage with a large lower file `large`, whose copy-up waits at the gate after its first piece, and a small one.
+/// A stage with a large lower file `large`, whose copy-up waits at the gate after its first piece,
+/// and a small one.
 struct Gated {
     stage: Stage,
     /// Says that a copy-up is at the gate.

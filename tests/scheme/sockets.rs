@@ -252,7 +252,8 @@ fn the_overlay_holds_a_socket_until_its_last_name_is_gone() {
     net.wait_for_close(last);
 }
 
-/// Each bound socket is a descriptor of the daemon's, so there is an end, before that of the descriptors.
+/// Each bound socket is a descriptor of the daemon's, so there is an end, before that of the
+/// descriptors.
 #[test]
 fn sockets_without_end() {
     let (stage, net) = (stage(), Net::new());

@@ -11,7 +11,8 @@ use syscall::flag::{O_NOFOLLOW, O_STAT};
 
 use crate::layers::{Layer, Layers};
 
-/// A running scheme. Dropped, it ends and its name is free again, and the lower layer must be what it was.
+/// A running scheme. Dropped, it ends and its name is free again, and the lower layer must be what
+/// it was.
 pub struct Stage {
     // Dropped first, while there are layers.
     daemon: Daemon,

@@ -1,4 +1,5 @@
-//! Who is asking: the requests that do not say so, or lie. Every row of the Redox kernel's behaviour has its test here.
+//! Who is asking: the requests that do not say so, or lie. Every row of the Redox kernel's
+//! behaviour has its test here.
 
 use syscall::TimeSpec;
 use syscall::error::{EACCES, EPERM};

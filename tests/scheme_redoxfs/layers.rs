@@ -23,7 +23,8 @@ pub struct Layers {
 pub struct Layer<'a>(&'a Disk);
 
 impl Layers {
-    /// A lower layer that `fill_lower` fills, and that must not change from then on; and an upper one.
+    /// A lower layer that `fill_lower` fills, and that must not change from then on; and an upper
+    /// one.
     pub fn new(fill_lower: impl FnOnce(&Layer)) -> Self {
         let disk = Disk::redoxfs();
         disk.tree().put_dir("lower");

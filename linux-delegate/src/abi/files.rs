@@ -1,5 +1,6 @@
-//! The symbols by which a daemon is itself a client of other schemes: the calls on a descriptor of a file that relibc exports for
-//! `libredox`, and the few that the Redox backend of a layer makes without it.
+//! The symbols by which a daemon is itself a client of other schemes: the calls on a descriptor of
+//! a file that relibc exports for `libredox`, and the few that the Redox backend of a layer makes
+//! without it.
 //!
 //! relibc translates the structures of C, as this does for those of Linux.
 

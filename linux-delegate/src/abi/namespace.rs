@@ -1,5 +1,5 @@
-//! The symbols about paths from the root of the system and the namespaces in which they are looked up. All but the
-//! change from one namespace to another is asked of the manager.
+//! The symbols about paths from the root of the system and the namespaces in which they are looked
+//! up. All but the change from one namespace to another is asked of the manager.
 
 use std::sync::{Arc, PoisonError};
 
@@ -30,7 +30,8 @@ fn reach(fd: usize) -> Result<Reach> {
     }
 }
 
-/// Asks the manager for something in a namespace where all schemes are. ENODEV in the null namespace.
+/// Asks the manager for something in a namespace where all schemes are. ENODEV in the null
+/// namespace.
 fn ask<T>(namespace: usize, request: impl FnOnce() -> Result<T>) -> Result<T> {
     manager::ask(|| match reach(namespace)? {
         Reach::All => request(),
@@ -38,13 +39,14 @@ fn ask<T>(namespace: usize, request: impl FnOnce() -> Result<T>) -> Result<T> {
     })
 }
 
-/// Looks up a path that only Linux knows: in the null namespace the manager is asked, and has nothing (ENODEV). For
-/// tests that stand between the standard library and libc.
+/// Looks up a path that only Linux knows: in the null namespace the manager is asked, and has
+/// nothing (ENODEV). For tests that stand between the standard library and libc.
 pub fn look_up() -> Result<()> {
     ask(current(), || Ok(()))
 }
 
-/// Opens one of the two capabilities or a file of a scheme, as relibc's `open`; ENODEV in the null namespace.
+/// Opens one of the two capabilities or a file of a scheme, as relibc's `open`; ENODEV in the null
+/// namespace.
 ///
 /// # Safety
 /// `path_base` must point to `path_len` readable bytes.
@@ -76,8 +78,8 @@ pub unsafe extern "C" fn redox_get_ns_v0() -> usize {
     current()
 }
 
-/// Makes a namespace with some of the schemes of the program's: here with none, as only a list without names is taken.
-/// EOPNOTSUPP for another, EINVAL for flags.
+/// Makes a namespace with some of the schemes of the program's: here with none, as only a list
+/// without names is taken. EOPNOTSUPP for another, EINVAL for flags.
 ///
 /// # Safety
 /// None is needed.
@@ -90,8 +92,9 @@ pub unsafe extern "C" fn redox_mkns_v1(_names: *const libc::iovec, num_names: us
     })
 }
 
-/// Enters a namespace with all threads of the program, and takes its descriptor. Answers the descriptor of the one that
-/// was left, which the caller has now; EPERM if there was none, as relibc does.
+/// Enters a namespace with all threads of the program, and takes its descriptor. Answers the
+/// descriptor of the one that was left, which the caller has now; EPERM if there was none, as
+/// relibc does.
 ///
 /// # Safety
 /// None is needed.
@@ -118,8 +121,8 @@ pub unsafe extern "C" fn redox_setrens_v1(_rns: usize, ens: usize) -> usize {
     0
 }
 
-/// Gives the scheme whose root is `cap_fd` a name, and takes that descriptor. EEXIST if the name is taken, ENODEV in
-/// the null namespace.
+/// Gives the scheme whose root is `cap_fd` a name, and takes that descriptor. EEXIST if the name is
+/// taken, ENODEV in the null namespace.
 ///
 /// # Safety
 /// `name_base` must point to `name_len` readable bytes.
@@ -145,8 +148,8 @@ fn register(ns_fd: usize, name: &[u8], cap_fd: usize) -> Result<()> {
     Ok(())
 }
 
-/// Removes the name of a scheme, given as its path. ENODEV if nobody has it and in the null namespace, EINVAL for any
-/// other path.
+/// Removes the name of a scheme, given as its path. ENODEV if nobody has it and in the null
+/// namespace, EINVAL for any other path.
 ///
 /// # Safety
 /// `path` must point to `len` readable bytes.

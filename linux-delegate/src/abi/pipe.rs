@@ -1,5 +1,5 @@
-//! Pipes as the kernel of Redox makes them: bytes go through, and descriptors. Only the end to write to has a number,
-//! which whoever is started inherits; the other is the test's.
+//! Pipes as the kernel of Redox makes them: bytes go through, and descriptors. Only the end to
+//! write to has a number, which whoever is started inherits; the other is the test's.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};

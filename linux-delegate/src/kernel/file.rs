@@ -1,8 +1,10 @@
 //! Descriptors, and the system calls that a program can make on one.
 //!
-//! Every call does what the Redox kernel of August 2026 does: what it checks itself, which request it sends, and what it puts into each
-//! argument. In particular the sixth argument carries the caller's ids only for the requests that have their own opcode; a
-//! `StdFsCall` and a `Call` on one descriptor have their third word of metadata there (0 for most), on two descriptors the second id.
+//! Every call does what the Redox kernel of August 2026 does: what it checks itself, which request
+//! it sends, and what it puts into each argument. In particular the sixth argument carries the
+//! caller's ids only for the requests that have their own opcode; a `StdFsCall` and a `Call` on one
+//! descriptor have their third word of metadata there (0 for most), on two descriptors the second
+//! id.
 
 use std::mem::offset_of;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -73,8 +75,8 @@ impl Drop for Description {
 
 /// A descriptor that a process holds; dropped, it is closed.
 ///
-/// Its methods are system calls, made as the process that holds it. Errors are those of the scheme; ENODEV when its daemon is gone,
-/// and what each method says.
+/// Its methods are system calls, made as the process that holds it. Errors are those of the scheme;
+/// ENODEV when its daemon is gone, and what each method says.
 pub struct Fd {
     caller: Arc<Caller>,
     description: Arc<Description>,
@@ -106,7 +108,8 @@ impl Fd {
         self.description.number
     }
 
-    /// The descriptor as a child of the process inherits it, or another process that was sent it: same open file, other caller.
+    /// The descriptor as a child of the process inherits it, or another process that was sent it:
+    /// same open file, other caller.
     pub(crate) fn held_by(&self, caller: Arc<Caller>) -> Self {
         Self { caller, description: self.description.clone() }
     }
@@ -138,21 +141,24 @@ impl Fd {
         Ok(Fd { caller: self.caller.clone(), description })
     }
 
-    /// Opens `path` relative to this directory. `flags` are those of `syscall::flag`, with the permission bits of a new object in the low 16.
-    /// ENAMETOOLONG for a path over 4096 bytes, EINVAL for one that is not UTF-8.
+    /// Opens `path` relative to this directory. `flags` are those of `syscall::flag`, with the
+    /// permission bits of a new object in the low 16. ENAMETOOLONG for a path over 4096 bytes,
+    /// EINVAL for one that is not UTF-8.
     pub fn openat(&self, path: impl AsRef<[u8]>, flags: usize, fcntl_flags: u32) -> Result<Fd> {
         let path = checked_path(path.as_ref())?;
         let args = [self.id(), path.as_ptr() as usize, path.len(), flags, fcntl_flags as usize].map(|arg| arg as u64);
         self.opened(self.request(Opcode::OpenAt, args)?, flags as u32)
     }
 
-    /// Removes an entry of this directory; `flags` is 0 or `AT_REMOVEDIR`. Errors of the path as in [`Fd::openat`].
+    /// Removes an entry of this directory; `flags` is 0 or `AT_REMOVEDIR`. Errors of the path as in
+    /// [`Fd::openat`].
     pub fn unlinkat(&self, path: impl AsRef<[u8]>, flags: usize) -> Result<()> {
         let path = checked_path(path.as_ref())?;
         self.simple(Opcode::UnlinkAt, path.as_ptr() as u64, path.len() as u64, flags as u64, 0).map(drop)
     }
 
-    /// With an empty `how` a second descriptor of the same open file; otherwise the scheme makes what `how` says.
+    /// With an empty `how` a second descriptor of the same open file; otherwise the scheme makes
+    /// what `how` says.
     pub fn dup(&self, how: &[u8]) -> Result<Fd> {
         if how.is_empty() {
             return Ok(self.held_by(self.caller.clone()));
@@ -181,7 +187,8 @@ impl Fd {
         self.simple(Opcode::Read, address_mut(buf), length, offset, u64::from(flags))
     }
 
-    /// Writes at the descriptor's offset and moves it. What O_APPEND means is up to the scheme, which is told the flag.
+    /// Writes at the descriptor's offset and moves it. What O_APPEND means is up to the scheme,
+    /// which is told the flag.
     pub fn write(&self, buf: &[u8]) -> Result<usize> {
         let status = *self.description.status();
         let count = self.write_with(buf, status.current_offset(), status.flags)?;
@@ -195,7 +202,8 @@ impl Fd {
         self.write_with(buf, offset, flags)
     }
 
-    /// Writes at `offset` with O_APPEND and O_NONBLOCK as given, whatever the descriptor's flags say.
+    /// Writes at `offset` with O_APPEND and O_NONBLOCK as given, whatever the descriptor's flags
+    /// say.
     pub fn write_at_with(&self, buf: &[u8], offset: u64, append: bool, nonblock: bool) -> Result<usize> {
         let mut flags = self.description.status().flags & !((O_APPEND | O_NONBLOCK) as u32);
         flags |= if append { O_APPEND as u32 } else { 0 } | if nonblock { O_NONBLOCK as u32 } else { 0 };
@@ -213,8 +221,9 @@ impl Fd {
         }
     }
 
-    /// Moves the offset: `whence` is `SEEK_SET`, `SEEK_CUR` or `SEEK_END`, which asks the scheme for the size. Answers the new one.
-    /// EINVAL for a negative one, EOVERFLOW for one that is too large.
+    /// Moves the offset: `whence` is `SEEK_SET`, `SEEK_CUR` or `SEEK_END`, which asks the scheme
+    /// for the size. Answers the new one. EINVAL for a negative one, EOVERFLOW for one that is too
+    /// large.
     pub fn lseek(&self, offset: i64, whence: usize) -> Result<u64> {
         let size = if whence == SEEK_END { self.fsize()? } else { 0 };
         let mut status = self.description.status();
@@ -234,7 +243,8 @@ impl Fd {
         self.simple(Opcode::Fsize, 0, 0, 0, 0).map(|size| size as u64)
     }
 
-    /// Attributes, by the call of its own that older programs use; `st_dev` is then the kernel's number of the scheme.
+    /// Attributes, by the call of its own that older programs use; `st_dev` is then the kernel's
+    /// number of the scheme.
     pub fn sys_fstat(&self) -> Result<Stat> {
         let mut stat = Stat::default();
         let (base, length) = (address_mut(&mut stat), stat.len() as u64);
@@ -248,7 +258,8 @@ impl Fd {
         self.simple(Opcode::Fsync, 0, 0, 0, 0).map(drop)
     }
 
-    /// Sets owner and group. EPERM, before the scheme is asked, unless the caller is root or sets its own two.
+    /// Sets owner and group. EPERM, before the scheme is asked, unless the caller is root or sets
+    /// its own two.
     pub fn fchown(&self, uid: u32, gid: u32) -> Result<()> {
         let own = self.caller.credentials;
         if own.uid != 0 && (uid, gid) != (own.uid, own.gid) {
@@ -257,8 +268,9 @@ impl Fd {
         self.simple(Opcode::Fchown, u64::from(uid), u64::from(gid), 0, 0).map(drop)
     }
 
-    /// The raw call: the scheme is asked about all commands but F_DUPFD, F_GETFD and F_SETFD, and what it answers is ignored unless it
-    /// is an error. EINVAL for a command that the kernel does not know, F_DUPFD (see [`Fd::dup`]) included.
+    /// The raw call: the scheme is asked about all commands but F_DUPFD, F_GETFD and F_SETFD, and
+    /// what it answers is ignored unless it is an error. EINVAL for a command that the kernel does
+    /// not know, F_DUPFD (see [`Fd::dup`]) included.
     pub fn fcntl(&self, command: usize, arg: usize) -> Result<usize> {
         if command == F_DUPFD {
             return Err(Error::new(EINVAL));
@@ -298,8 +310,8 @@ impl Fd {
         self.description.scheme.take_events(self.id())
     }
 
-    /// Gives the object a second name, an absolute path of which the kernel drops the scheme's part unread. EINVAL for a relative path;
-    /// the others as in [`Fd::openat`].
+    /// Gives the object a second name, an absolute path of which the kernel drops the scheme's part
+    /// unread. EINVAL for a relative path; the others as in [`Fd::openat`].
     pub fn flink(&self, path: impl AsRef<[u8]>) -> Result<()> {
         self.with_absolute(Opcode::Flink, path.as_ref())
     }
@@ -322,9 +334,10 @@ impl Fd {
         self.simple(Opcode::Fpath, address_mut(buf), length, 0, 0)
     }
 
-    /// Asks the scheme for memory that holds `size` bytes of the file from `offset` on; answers its address in the scheme's own memory. The
-    /// first half of [`Fd::map`]: a client never sees this address. EINVAL for a size of 0, an offset
-    /// that is not on a page boundary, or memory that is not.
+    /// Asks the scheme for memory that holds `size` bytes of the file from `offset` on; answers its
+    /// address in the scheme's own memory. The first half of [`Fd::map`]: a client never sees this
+    /// address. EINVAL for a size of 0, an offset that is not on a page boundary, or memory that is
+    /// not.
     pub fn mmap(&self, offset: u64, size: usize, flags: MapFlags) -> Result<usize> {
         if size == 0 || !offset.is_multiple_of(PAGE_SIZE as u64) {
             return Err(Error::new(EINVAL));
@@ -333,22 +346,26 @@ impl Fd {
         if address.is_multiple_of(PAGE_SIZE) { Ok(address) } else { Err(Error::new(EINVAL)) }
     }
 
-    /// Tells the scheme that the caller has unmapped a range, as the end of a [`super::Mapping`] does.
+    /// Tells the scheme that the caller has unmapped a range, as the end of a [`super::Mapping`]
+    /// does.
     pub fn munmap(&self, offset: u64, size: usize, flags: MunmapFlags) -> Result<()> {
         self.simple(Opcode::Munmap, size as u64, flags.bits() as u64, offset, 0).map(drop)
     }
 
-    /// A call whose meaning is between the caller and the scheme, on this file. At most three words of `metadata` arrive.
+    /// A call whose meaning is between the caller and the scheme, on this file. At most three words
+    /// of `metadata` arrive.
     pub fn call(&self, payload: &mut [u8], metadata: &[u64]) -> Result<usize> {
         self.call_with(Opcode::Call, None, payload, metadata)?.number()
     }
 
-    /// [`Fd::call`] on two files; at most two words of `metadata` arrive. EXDEV unless both are of one scheme.
+    /// [`Fd::call`] on two files; at most two words of `metadata` arrive. EXDEV unless both are of
+    /// one scheme.
     pub fn call_multiple(&self, other: &Fd, payload: &mut [u8], metadata: &[u64]) -> Result<usize> {
         self.call_with(Opcode::Call, Some(other), payload, metadata)?.number()
     }
 
-    /// Sends a descriptor to this file's scheme, as `sendfd` on this file. The sender has it no more.
+    /// Sends a descriptor to this file's scheme, as `sendfd` on this file. The sender has it no
+    /// more.
     pub fn send(&self, sent: Fd) -> Result<usize> {
         self.send_all(vec![sent.description.clone()], &[])
     }
@@ -361,12 +378,14 @@ impl Fd {
         self.description.scheme.call_with(sqe, sent)?.number()
     }
 
-    /// A standard call of a filesystem, named by `kind`, on this file. EOPNOTSUPP for a kind that the kernel does not know.
+    /// A standard call of a filesystem, named by `kind`, on this file. EOPNOTSUPP for a kind that
+    /// the kernel does not know.
     pub fn std_fs_call(&self, kind: u8, payload: &mut [u8], arg1: u64, arg2: u64) -> Result<usize> {
         self.std_fs(kind, None, payload, arg1, arg2)
     }
 
-    /// A standard call of a filesystem on this file and another. Its second argument does not arrive. EXDEV unless both are of one scheme.
+    /// A standard call of a filesystem on this file and another. Its second argument does not
+    /// arrive. EXDEV unless both are of one scheme.
     pub fn std_fs_call_multiple(&self, other: &Fd, kind: u8, payload: &mut [u8], arg1: u64) -> Result<usize> {
         self.std_fs(kind, Some(other), payload, arg1, 0)
     }
@@ -425,7 +444,8 @@ impl Fd {
         self.std_fs_call(StdFsCallKind::Ftruncate as u8, &mut [], size, 0).map(drop)
     }
 
-    /// Sets the times of last access and last change; `UTIME_NOW` and `UTIME_OMIT` arrive as they are.
+    /// Sets the times of last access and last change; `UTIME_NOW` and `UTIME_OMIT` arrive as they
+    /// are.
     pub fn futimens(&self, atime: TimeSpec, mtime: TimeSpec) -> Result<()> {
         /// Two `TimeSpec`s in memory, aligned as the scheme reads them.
         #[repr(align(8))]
@@ -443,7 +463,8 @@ impl Fd {
         self.std_fs_call(StdFsCallKind::Fsync as u8, &mut [], 0, 0).map(drop)
     }
 
-    /// Lists a directory into `buf` from the opaque offset `after` on; answers how many bytes of records were written, 0 at the end.
+    /// Lists a directory into `buf` from the opaque offset `after` on; answers how many bytes of
+    /// records were written, 0 at the end.
     pub fn getdents(&self, buf: &mut [u8], after: u64) -> Result<usize> {
         self.std_fs_call(StdFsCallKind::Getdents as u8, buf, after, size_of::<DirentHeader>() as u64)
     }
@@ -454,7 +475,8 @@ impl Fd {
         self.std_fs_call(StdFsCallKind::Unlinkat as u8, &mut payload, flags as u64, 0).map(drop)
     }
 
-    /// The path of this file relative to the directory `dir`, written to the start of `buf`; answers its length.
+    /// The path of this file relative to the directory `dir`, written to the start of `buf`;
+    /// answers its length.
     pub fn relpathat(&self, dir: &Fd, buf: &mut [u8]) -> Result<usize> {
         self.std_fs_call_multiple(dir, StdFsCallKind::Relpathat as u8, buf, 0)
     }
@@ -471,11 +493,13 @@ impl Fd {
         self.std_fs_call_multiple(dir, StdFsCallKind::Flinkat as u8, &mut payload, u64::from(flags)).map(drop)
     }
 
-    /// Sends any request to the scheme of this file. The tag and the caller's pid are filled in; a request that no caller waits for (one-way,
-    /// or one of the kernel's own messages) answers 0. What an open answers is the scheme's number, with no descriptor made of it.
+    /// Sends any request to the scheme of this file. The tag and the caller's pid are filled in; a
+    /// request that no caller waits for (one-way, or one of the kernel's own messages) answers 0.
+    /// What an open answers is the scheme's number, with no descriptor made of it.
     ///
     /// # Safety
-    /// The arguments that the scheme will take for an address and a length must name memory that it may read or write as the request says.
+    /// The arguments that the scheme will take for an address and a length must name memory that it
+    /// may read or write as the request says.
     pub unsafe fn raw(&self, sqe: Sqe) -> Result<usize> {
         // SAFETY: as promised by the caller.
         unsafe { self.begin_raw(sqe) }?.finish()
@@ -517,7 +541,8 @@ impl Begun {
 }
 
 impl Status {
-    /// Where the next read or write is; the scheme of a file without an offset is told the largest number.
+    /// Where the next read or write is; the scheme of a file without an offset is told the largest
+    /// number.
     fn current_offset(&self) -> u64 {
         if self.positioned { self.offset } else { u64::MAX }
     }

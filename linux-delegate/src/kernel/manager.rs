@@ -1,9 +1,11 @@
-//! The manager of namespaces: the process that every path, registration and new namespace is asked of.
+//! The manager of namespaces: the process that every path, registration and new namespace is asked
+//! of.
 //!
-//! On Redox before July 2026 it serves one request after another, and opens a path itself for whoever asks, so it waits
-//! for the answer of the scheme that the path names. A daemon that asks it for something while it waits for that daemon
-//! hangs, and so does everybody else's next path. Tests have it wait so with [`let_it_wait`]; otherwise it is as on
-//! later systems, where it waits for nobody.
+//! On Redox before July 2026 it serves one request after another, and opens a path itself for
+//! whoever asks, so it waits for the answer of the scheme that the path names. A daemon that asks
+//! it for something while it waits for that daemon hangs, and so does everybody else's next path.
+//! Tests have it wait so with [`let_it_wait`]; otherwise it is as on later systems, where it waits
+//! for nobody.
 //!
 //! Lock order: a turn comes before all locks of the kernel.
 
@@ -14,8 +16,8 @@ use super::lock;
 
 static WAITS: AtomicBool = AtomicBool::new(false);
 
-/// Requests get numbers as they come and are served in their order. Whose turn it is, and the number for the next one
-/// that comes.
+/// Requests get numbers as they come and are served in their order. Whose turn it is, and the
+/// number for the next one that comes.
 static TURNS: Mutex<(u64, u64)> = Mutex::new((0, 0));
 static NEXT: Condvar = Condvar::new();
 

@@ -1,11 +1,14 @@
 //! Files in a client's memory: `mmap`, what the client then does with the memory, and `munmap`.
 //!
-//! The kernel asks the scheme for an address and maps the pages that the daemon has there into the client as well. They stay the client's
-//! until it unmaps them, whatever the daemon does with its own mapping meanwhile. A page of a private mapping is the same one until the
-//! client writes to it and gets a copy. A mapping keeps the descriptor open that it was made with. The scheme is told of the end of
-//! each range after the client has lost it, and what it answers is nobody's business any more.
+//! The kernel asks the scheme for an address and maps the pages that the daemon has there into the
+//! client as well. They stay the client's until it unmaps them, whatever the daemon does with its
+//! own mapping meanwhile. A page of a private mapping is the same one until the client writes to it
+//! and gets a copy. A mapping keeps the descriptor open that it was made with. The scheme is told
+//! of the end of each range after the client has lost it, and what it answers is nobody's business
+//! any more.
 //!
-//! Daemon and clients are one process here, so the client's pages are further mappings of the daemon's: it must use shared memory.
+//! Daemon and clients are one process here, so the client's pages are further mappings of the
+//! daemon's: it must use shared memory.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -21,7 +24,8 @@ use super::{Caller, Description};
 
 /// What a client has mapped of a file; dropped, it is unmapped. Offsets count from its start.
 ///
-/// Access to it is a program's load or store: EFAULT stands for the signal that a program would get.
+/// Access to it is a program's load or store: EFAULT stands for the signal that a program would
+/// get.
 pub struct Mapping {
     caller: Arc<Caller>,
     description: Arc<Description>,
@@ -41,15 +45,16 @@ struct Memory {
     len: usize,
 }
 
-// SAFETY: the memory is the value's own; what the daemon does with the pages at the same time is what the tests are about, and both sides
-// copy bytes by raw pointers.
+// SAFETY: the memory is the value's own; what the daemon does with the pages at the same time is
+// what the tests are about, and both sides copy bytes by raw pointers.
 unsafe impl Send for Memory {}
 // SAFETY: as above.
 unsafe impl Sync for Memory {}
 
 impl Fd {
-    /// Maps `size` bytes of the file from `offset` on. EINVAL for a size of 0, an offset that is not on a page boundary, or memory that is not;
-    /// EIO for memory of the daemon that cannot be lent.
+    /// Maps `size` bytes of the file from `offset` on. EINVAL for a size of 0, an offset that is
+    /// not on a page boundary, or memory that is not; EIO for memory of the daemon that cannot be
+    /// lent.
     pub fn map(&self, offset: u64, size: usize, flags: MapFlags) -> Result<Mapping> {
         let address = self.mmap(offset, size, flags)?;
         let memory = Memory::alias(address, size.next_multiple_of(PAGE_SIZE))?;
@@ -58,8 +63,8 @@ impl Fd {
         Ok(Mapping { caller, description, offset, flags, memory, copies: HashMap::new(), mapped })
     }
 
-    /// Asks for what was written to mappings of the scheme's files to be written back, as `msync` would if a kernel knew it: a message
-    /// without an answer and without a file.
+    /// Asks for what was written to mappings of the scheme's files to be written back, as `msync`
+    /// would if a kernel knew it: a message without an answer and without a file.
     pub fn msync(&self) {
         self.description().message(Opcode::Msync, self.caller().pid);
     }
@@ -107,7 +112,8 @@ impl Mapping {
         Ok(())
     }
 
-    /// Cuts an access into pages: the page, the bytes of the mapping, and where they are in the buffer.
+    /// Cuts an access into pages: the page, the bytes of the mapping, and where they are in the
+    /// buffer.
     fn pieces(&self, offset: usize, len: usize) -> Result<Vec<(usize, Range<usize>, usize)>> {
         let end = offset.checked_add(len).filter(|end| *end <= self.memory.len).ok_or(Error::new(EFAULT))?;
         let mut pieces = Vec::new();
@@ -124,12 +130,14 @@ impl Mapping {
         Ok(pieces)
     }
 
-    /// Unmaps all that is left and answers what the scheme said to it, which a program does not get to know.
+    /// Unmaps all that is left and answers what the scheme said to it, which a program does not get
+    /// to know.
     pub fn unmap(mut self) -> Result<()> {
         self.unmap_pages(0..self.mapped.len())
     }
 
-    /// Unmaps whole pages; what a program does not get to know, it answers. EINVAL for a range that is not on pages.
+    /// Unmaps whole pages; what a program does not get to know, it answers. EINVAL for a range that
+    /// is not on pages.
     pub fn unmap_part(&mut self, offset: usize, len: usize) -> Result<()> {
         let end = offset.checked_add(len).filter(|end| *end <= self.memory.len).ok_or(Error::new(EINVAL))?;
         if !offset.is_multiple_of(PAGE_SIZE) || !end.is_multiple_of(PAGE_SIZE) {
@@ -180,8 +188,9 @@ impl Memory {
         let base = NonNull::new(base.cast::<u8>()).filter(|_| base != libc::MAP_FAILED).ok_or(Error::new(ENOMEM))?;
         let memory = Self { base, len };
         for page in (0..len).step_by(PAGE_SIZE) {
-            // An old size of 0 leaves the old mapping as it is. Page by page, since the daemon's memory may be several mappings.
-            // SAFETY: the new place is in the mapping made above, and the old one is only read from.
+            // An old size of 0 leaves the old mapping as it is. Page by page, since the daemon's
+            // memory may be several mappings. SAFETY: the new place is in the mapping made above,
+            // and the old one is only read from.
             let mapped = unsafe {
                 libc::mremap(
                     ptr::without_provenance_mut(address + page),

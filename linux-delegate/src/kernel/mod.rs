@@ -1,10 +1,12 @@
 //! The kernel's tables: who runs, and which scheme has which name.
 //!
-//! The rest is in `scheme`, a scheme's socket with its requests and answers, in `file`, descriptors and the system calls on them, in
-//! `memory`, files that clients have mapped, and in `manager`, who finds schemes by their names.
+//! The rest is in `scheme`, a scheme's socket with its requests and answers, in `file`, descriptors
+//! and the system calls on them, in `memory`, files that clients have mapped, and in `manager`, who
+//! finds schemes by their names.
 //!
-//! Lock order: the turn of the manager, then one of the others. The two tables here and the lock of each scheme and of each description are leaves. No one of them is held while
-//! another is taken, and none while a description is dropped, because that sends a message to its scheme.
+//! Lock order: the turn of the manager, then one of the others. The two tables here and the lock of
+//! each scheme and of each description are leaves. No one of them is held while another is taken,
+//! and none while a description is dropped, because that sends a message to its scheme.
 
 use std::collections::BTreeMap;
 use std::collections::HashMap;
@@ -26,7 +28,8 @@ pub(crate) use scheme::{Answer, Scheme};
 /// Names of schemes, each with the descriptor of its root.
 static NAMESPACE: Mutex<BTreeMap<String, Arc<Description>>> = Mutex::new(BTreeMap::new());
 
-/// The identities of the living processes by pid, with the number of [`Caller`]s that carry the pid.
+/// The identities of the living processes by pid, with the number of [`Caller`]s that carry the
+/// pid.
 static PROCESSES: Mutex<Option<HashMap<usize, (Credentials, usize)>>> = Mutex::new(None);
 
 /// Locks also after another thread has panicked: no table is ever left half changed.
@@ -75,7 +78,8 @@ impl Drop for Caller {
     }
 }
 
-/// Who the process `pid` acts as, as the process manager of Redox tells it to a holder of its capability.
+/// Who the process `pid` acts as, as the process manager of Redox tells it to a holder of its
+/// capability.
 pub(crate) fn credentials(pid: usize) -> Option<Credentials> {
     lock(&PROCESSES).as_ref()?.get(&pid).map(|(credentials, _)| *credentials)
 }
@@ -98,22 +102,23 @@ pub(crate) fn root(name: &str) -> Result<Arc<Description>> {
     lock(&NAMESPACE).get(name).cloned().ok_or(Error::new(ENODEV))
 }
 
-/// Takes a name out of the namespace, as `unlink("/scheme/NAME")` does; until then the name of a daemon that has ended is still taken.
-/// ENODEV for a name that nobody has.
+/// Takes a name out of the namespace, as `unlink("/scheme/NAME")` does; until then the name of a
+/// daemon that has ended is still taken. ENODEV for a name that nobody has.
 pub fn unregister(name: &str) -> Result<()> {
     let root = lock(&NAMESPACE).remove(name);
     root.map(drop).ok_or(Error::new(ENODEV))
 }
 
-/// Interrupts the process `pid`, as a signal does, in the calls that it makes of the scheme `name`: EINTR if the scheme cancels them. ENODEV for
-/// a name that nobody has.
+/// Interrupts the process `pid`, as a signal does, in the calls that it makes of the scheme `name`:
+/// EINTR if the scheme cancels them. ENODEV for a name that nobody has.
 pub fn interrupt(name: &str, pid: usize) -> Result<()> {
     root(name)?.scheme.interrupt(pid);
     Ok(())
 }
 
-/// Ends the service of the scheme `name`: its daemon reads the end of its socket, requests that it had not read yet and all later ones
-/// answer ENODEV. The name stays. ENODEV for a name that nobody has.
+/// Ends the service of the scheme `name`: its daemon reads the end of its socket, requests that it
+/// had not read yet and all later ones answer ENODEV. The name stays. ENODEV for a name that nobody
+/// has.
 pub fn stop(name: &str) -> Result<()> {
     root(name)?.scheme.close();
     Ok(())

@@ -1,8 +1,9 @@
 //! A scheme socket: requests wait in it for the daemon, callers wait in it for their answers.
 //!
-//! A request may point into memory of its caller. So a caller whose request the daemon has taken waits until it is
-//! answered, or until no thread is left that could still work on it: the socket is closed, or every thread that ever read from it has
-//! ended. Then the caller gets ENODEV and nothing hangs.
+//! A request may point into memory of its caller. So a caller whose request the daemon has taken
+//! waits until it is answered, or until no thread is left that could still work on it: the socket
+//! is closed, or every thread that ever read from it has ended. Then the caller gets ENODEV and
+//! nothing hangs.
 //!
 //! Lock order: [`Scheme::state`] is a leaf.
 
@@ -20,8 +21,8 @@ use super::{Description, lock};
 
 /// What a daemon answered.
 pub(crate) enum Answer {
-    /// A number or an error; the flags of the descriptor if this opened one; whether the scheme wants to hear when the descriptor
-    /// that the request was made on is closed.
+    /// A number or an error; the flags of the descriptor if this opened one; whether the scheme
+    /// wants to hear when the descriptor that the request was made on is closed.
     Regular { result: Result<usize>, extra: u8, notify_on_detach: bool },
     /// A descriptor that the daemon had.
     Descriptor(Arc<Description>),
@@ -101,12 +102,14 @@ impl Scheme {
         lock(&self.state)
     }
 
-    /// Sends a request, whose tag is chosen here, and waits for the answer. ENODEV if the daemon is gone or goes meanwhile.
+    /// Sends a request, whose tag is chosen here, and waits for the answer. ENODEV if the daemon is
+    /// gone or goes meanwhile.
     pub fn call(&self, sqe: Sqe) -> Result<Answer> {
         self.call_with(sqe, Vec::new())
     }
 
-    /// As [`Scheme::call`], with descriptors that the scheme may take. What it does not take is closed with the answer.
+    /// As [`Scheme::call`], with descriptors that the scheme may take. What it does not take is
+    /// closed with the answer.
     pub fn call_with(&self, sqe: Sqe, descriptors: Vec<Arc<Description>>) -> Result<Answer> {
         let tag = self.begin(sqe, descriptors)?;
         self.finish(tag)
@@ -135,7 +138,8 @@ impl Scheme {
         Ok(sqe.tag)
     }
 
-    /// The second half of [`Scheme::call_with`], for the thread that did the first: waits for the answer.
+    /// The second half of [`Scheme::call_with`], for the thread that did the first: waits for the
+    /// answer.
     pub fn finish(&self, tag: u32) -> Result<Answer> {
         loop {
             {
@@ -157,8 +161,8 @@ impl Scheme {
         }
     }
 
-    /// Interrupts a process as a signal does: the scheme is asked to cancel each of its calls, and the process goes on waiting for what it
-    /// answers to them.
+    /// Interrupts a process as a signal does: the scheme is asked to cancel each of its calls, and
+    /// the process goes on waiting for what it answers to them.
     pub fn interrupt(&self, pid: usize) {
         {
             let mut state = self.state();
@@ -185,7 +189,8 @@ impl Scheme {
         self.arrived.notify_one();
     }
 
-    /// Takes up to `max` requests, at least one; none only at the end of the socket. EAGAIN if there is none and `nonblock` is set.
+    /// Takes up to `max` requests, at least one; none only at the end of the socket. EAGAIN if
+    /// there is none and `nonblock` is set.
     pub fn read(self: &Arc<Self>, max: usize, nonblock: bool) -> Result<Vec<Sqe>> {
         self.count_reader();
         let mut state = self.state();
@@ -208,10 +213,11 @@ impl Scheme {
         Ok(taken)
     }
 
-    /// Takes one message of the daemon. `take_descriptor` removes a descriptor from the daemon's table.
+    /// Takes one message of the daemon. `take_descriptor` removes a descriptor from the daemon's
+    /// table.
     ///
-    /// EINVAL for a message that means nothing, for a tag that is answered already and for a descriptor that the daemon does not have,
-    /// EBADFD for a tag that no request has.
+    /// EINVAL for a message that means nothing, for a tag that is answered already and for a
+    /// descriptor that the daemon does not have, EBADFD for a tag that no request has.
     pub fn write(&self, cqe: &Cqe, take_descriptor: impl FnOnce(usize) -> Option<Arc<Description>>) -> Result<()> {
         let regular = |notify_on_detach| Answer::Regular {
             result: number_or_error(cqe.result),
@@ -236,7 +242,8 @@ impl Scheme {
         self.answer(cqe.tag, answer)
     }
 
-    /// Gives the scheme what was sent with a call that it has not answered yet. EINVAL for a call that is none, ENOENT for one that is answered.
+    /// Gives the scheme what was sent with a call that it has not answered yet. EINVAL for a call
+    /// that is none, ENOENT for one that is answered.
     pub fn obtain(&self, tag: u32) -> Result<Vec<Arc<Description>>> {
         let mut state = self.state();
         match state.calls.get(&tag) {
@@ -276,7 +283,8 @@ impl Scheme {
         self.state().events.remove(&number).unwrap_or_default()
     }
 
-    /// No further requests: the daemon reads the end of the socket once it asks again, and can still answer what it has taken.
+    /// No further requests: the daemon reads the end of the socket once it asks again, and can
+    /// still answer what it has taken.
     pub fn close(&self) {
         self.end(|call| matches!(call, Call::Waiting(_)));
     }
@@ -340,7 +348,8 @@ pub(super) fn expects_answer(sqe: &Sqe) -> bool {
         )
 }
 
-/// What the answer of a scheme means: as `Error::demux` says, but the kernel is built without its check for overflow.
+/// What the answer of a scheme means: as `Error::demux` says, but the kernel is built without its
+/// check for overflow.
 fn number_or_error(result: u64) -> Result<usize> {
     let errno = (result as i32).wrapping_neg();
     let is_error = (1..STR_ERROR.len() as i32).contains(&errno);

@@ -1,14 +1,16 @@
-//! The locks of a redoxfs as redox-scheme 0.11.0 keeps them for it: where they differ from what POSIX says, a layer has
-//! to be held all the same.
+//! The locks of a redoxfs as redox-scheme 0.11.0 keeps them for it: where they differ from what
+//! POSIX says, a layer has to be held all the same.
 //!
-//! Files are not told apart, so a lock on one excludes a lock on another; a process's own locks on two files exclude
-//! each other as well. And what excludes each other overlaps in more than one byte.
+//! Files are not told apart, so a lock on one excludes a lock on another; a process's own locks on
+//! two files exclude each other as well. And what excludes each other overlaps in more than one
+//! byte.
 
 use redox_scheme::scheme::SchemeResponse;
 use syscall::error::{EOPNOTSUPP, EWOULDBLOCK, Error, Result};
 use syscall::flag::StdFsCallKind;
 
-/// In the arguments of a lock: it is the descriptor's instead of the process's, and it excludes all others.
+/// In the arguments of a lock: it is the descriptor's instead of the process's, and it excludes all
+/// others.
 const FLAG: u64 = 1 << 63;
 /// The last byte that can be locked.
 const LAST: u64 = i64::MAX as u64;
@@ -30,8 +32,8 @@ struct Lock {
 pub struct Locks(Vec<Lock>);
 
 impl Locks {
-    /// Answers a call about locks; None for any other. EWOULDBLOCK for a lock that is not free, EOPNOTSUPP for all that
-    /// no layer asks for.
+    /// Answers a call about locks; None for any other. EWOULDBLOCK for a lock that is not free,
+    /// EOPNOTSUPP for all that no layer asks for.
     pub fn answer(&mut self, id: usize, inode: Result<usize>, pid: usize, call: &[u64]) -> Option<SchemeResponse> {
         let &[kind, start, length] = call else { return None };
         match StdFsCallKind::try_from_raw(kind as u8)? {

@@ -1,7 +1,8 @@
 //! redoxfs and ramfs in memory: what the layers of an overlay are on, when it runs on Redox.
 //!
-//! [`Disk`] is a daemon that serves one as a scheme behind the delegate's kernel. Tests fill it and look at it without requests
-//! ([`Tree`]), count the requests that arrive ([`Requests`]), and end it as the end of the system would.
+//! [`Disk`] is a daemon that serves one as a scheme behind the delegate's kernel. Tests fill it and
+//! look at it without requests ([`Tree`]), count the requests that arrive ([`Requests`]), and end
+//! it as the end of the system would.
 //!
 //! Lock order: the lock of the tree is a leaf; no request is made while it is held.
 
@@ -90,8 +91,8 @@ impl Disk {
         }
     }
 
-    /// Ends the daemon as the end of the system would, and starts another one with what is on the disk. Every descriptor of the first
-    /// answers ENODEV from now on, and its locks are gone.
+    /// Ends the daemon as the end of the system would, and starts another one with what is on the
+    /// disk. Every descriptor of the first answers ENODEV from now on, and its locks are gone.
     pub fn restart(&mut self) {
         self.stop();
         self.stop_after(u64::MAX);
@@ -114,8 +115,8 @@ impl Disk {
         Snapshot { path: path.to_owned(), objects: self.tree().snapshot(path) }
     }
 
-    /// Panics with the first differences if a part of the disk is not as it was: bytes, modes, owners, numbers, links, and all times but that of
-    /// access, which reading moves.
+    /// Panics with the first differences if a part of the disk is not as it was: bytes, modes,
+    /// owners, numbers, links, and all times but that of access, which reading moves.
     pub fn assert_same(&self, before: &Snapshot) {
         let now = self.tree().snapshot(&before.path);
         let paths = before.objects.keys().chain(now.keys().filter(|path| !before.objects.contains_key(*path)));
@@ -124,7 +125,8 @@ impl Disk {
         assert!(differing.is_empty(), "{} has changed: {:#?}", before.path, shown.collect::<Vec<_>>());
     }
 
-    /// After so many more requests the disk does nothing and answers EIO, as if the system had ended there; `u64::MAX`: it always answers.
+    /// After so many more requests the disk does nothing and answers EIO, as if the system had
+    /// ended there; `u64::MAX`: it always answers.
     pub fn stop_after(&self, requests: u64) {
         self.fault_after(requests, Fault::Stop);
     }

@@ -73,7 +73,8 @@ impl Counter {
         self.0.counts[request as usize].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Counts a request that is answered. Answers whether it takes only half of what it could; an errno if it is not to be done.
+    /// Counts a request that is answered. Answers whether it takes only half of what it could; an
+    /// errno if it is not to be done.
     pub fn add(&self, request: Request) -> Result<bool> {
         self.count(request);
         let mut ahead = self.ahead();

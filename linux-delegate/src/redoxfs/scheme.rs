@@ -1,12 +1,14 @@
 //! The requests of redoxfs and of ramfs, as their daemons of August 2026 answer them.
 //!
-//! What matters to who has a layer there: an open directory is a node for its attributes, but a path for what is opened in it, so after a
-//! rename that finds whatever has the old path. Its listing is taken when it is opened, and only by who opens it for reading. A rename
-//! moves the entry that has the name with which the descriptor was opened, whatever that is by now. A link does not look whether its name is
-//! taken. `fsync` of a directory is EBADF.
+//! What matters to who has a layer there: an open directory is a node for its attributes, but a
+//! path for what is opened in it, so after a rename that finds whatever has the old path. Its
+//! listing is taken when it is opened, and only by who opens it for reading. A rename moves the
+//! entry that has the name with which the descriptor was opened, whatever that is by now. A link
+//! does not look whether its name is taken. `fsync` of a directory is EBADF.
 //!
-//! ramfs differs: a descriptor other than that of its root opens nothing; there is no rename, no link, no symlink, no removal and no lock;
-//! a listing tells no kinds, and is EINVAL unless the buffer holds all of it.
+//! ramfs differs: a descriptor other than that of its root opens nothing; there is no rename, no
+//! link, no symlink, no removal and no lock; a listing tells no kinds, and is EINVAL unless the
+//! buffer holds all of it.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -57,7 +59,8 @@ enum Handle {
 
 /// What is open.
 struct Object {
-    /// From the top directory, as it was opened, or as it was last renamed or linked through this descriptor.
+    /// From the top directory, as it was opened, or as it was last renamed or linked through this
+    /// descriptor.
     path: String,
     parent: Option<u32>,
     node: u32,
@@ -478,8 +481,8 @@ impl Scheme {
         Ok(number)
     }
 
-    /// Runs `act` with the directory in which the object was opened, the directory of the new path and its name; then the object has
-    /// that path.
+    /// Runs `act` with the directory in which the object was opened, the directory of the new path
+    /// and its name; then the object has that path.
     fn move_or_link(
         &mut self,
         id: usize,

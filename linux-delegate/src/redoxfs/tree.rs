@@ -1,5 +1,5 @@
-//! What is on a disk of redoxfs: nodes, the entries of directories, and the rules by which redoxfs changes them, its omissions
-//! included. Nothing here knows of requests.
+//! What is on a disk of redoxfs: nodes, the entries of directories, and the rules by which redoxfs
+//! changes them, its omissions included. Nothing here knows of requests.
 
 use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -63,7 +63,8 @@ pub struct Node {
 pub enum Content {
     /// The bytes of a file, or the target of a symlink.
     Bytes(Vec<u8>),
-    /// By name the numbers of the nodes. There should be one; but who links a name that is taken gets a second entry of that name.
+    /// By name the numbers of the nodes. There should be one; but who links a name that is taken
+    /// gets a second entry of that name.
     Entries(BTreeMap<String, Vec<u32>>),
 }
 
@@ -107,7 +108,8 @@ impl Node {
         uid == 0 || uid == self.uid
     }
 
-    /// Whether `user` has a permission: every class that he belongs to can grant it, and the group 0 belongs to all groups.
+    /// Whether `user` has a permission: every class that he belongs to can grant it, and the group
+    /// 0 belongs to all groups.
     pub fn permits(&self, user: User, what: u16) -> bool {
         let mut granted = self.mode;
         if user.uid == self.uid {
@@ -185,8 +187,9 @@ impl Tree {
         (BLOCKS, BLOCKS.saturating_sub(used))
     }
 
-    /// Follows a path from the top directory, whose `..` were resolved by the letter. Symlinks on the way are followed, the last name is not.
-    /// EXDEV where one leads to another scheme, EACCES without search permission, ENOTDIR, ENOENT, ELOOP.
+    /// Follows a path from the top directory, whose `..` were resolved by the letter. Symlinks on
+    /// the way are followed, the last name is not. EXDEV where one leads to another scheme, EACCES
+    /// without search permission, ENOTDIR, ENOENT, ELOOP.
     pub fn find(&self, path: &str, user: User) -> Result<Found> {
         self.find_through(path, user, LINKS_MAX)
     }
@@ -269,7 +272,8 @@ impl Tree {
         if self.entry(dir, name).is_ok() { Err(Error::new(EEXIST)) } else { Ok(()) }
     }
 
-    /// Gives a node one more name. Neither the name nor the kind of the node is looked at, and no time moves.
+    /// Gives a node one more name. Neither the name nor the kind of the node is looked at, and no
+    /// time moves.
     pub fn enter(&mut self, dir: u32, name: &str, id: u32) -> Result<()> {
         self.node_mut(id)?.links += 1;
         self.node_mut(dir)?.entries_mut()?.entry(name.to_owned()).or_default().push(id);
@@ -294,7 +298,8 @@ impl Tree {
         Ok(())
     }
 
-    /// Moves an entry, over what may have the new name. Whether it is moved into itself is not looked at.
+    /// Moves an entry, over what may have the new name. Whether it is moved into itself is not
+    /// looked at.
     pub fn rename(&mut self, dir: u32, name: &str, new_dir: u32, new_name: &str) -> Result<()> {
         let id = self.entry(dir, name)?;
         if let Ok(new) = self.entry(new_dir, new_name) {
@@ -308,9 +313,10 @@ impl Tree {
         self.remove(dir, name)
     }
 
-    /// What must hold before a node that was opened in `parent` gets the new path. Answers the new directory and name. EBUSY for the top
-    /// directory; EACCES unless node, new directory and what has the name belong to the user; EACCES for a file over a directory, ENOTDIR for a
-    /// directory over a file, ENOTEMPTY.
+    /// What must hold before a node that was opened in `parent` gets the new path. Answers the new
+    /// directory and name. EBUSY for the top directory; EACCES unless node, new directory and what
+    /// has the name belong to the user; EACCES for a file over a directory, ENOTDIR for a directory
+    /// over a file, ENOTEMPTY.
     pub fn check_new_link(&self, id: u32, parent: Option<u32>, path: &str, user: User) -> Result<(u32, u32, String)> {
         let parent = parent.ok_or(Error::new(EBUSY))?;
         let node = self.node(id)?;
@@ -407,8 +413,8 @@ impl Tree {
     }
 }
 
-/// What a test puts on a disk and finds there, by path and without a request. Panics where that cannot be done: the test could not mean
-/// anything then.
+/// What a test puts on a disk and finds there, by path and without a request. Panics where that
+/// cannot be done: the test could not mean anything then.
 impl Tree {
     /// The number of the object at `path`, symlinks not followed.
     #[track_caller]
@@ -484,7 +490,8 @@ impl Tree {
         (self.put_dir(dir), name.to_owned())
     }
 
-    /// Everything at and below `path`, by path, the top ("") first: all that can be seen but the time of last access, which reading moves.
+    /// Everything at and below `path`, by path, the top ("") first: all that can be seen but the
+    /// time of last access, which reading moves.
     pub fn snapshot(&self, path: &str) -> BTreeMap<String, (u32, Node)> {
         let mut found = BTreeMap::new();
         self.take_down(self.at(path), String::new(), &mut found);

@@ -225,7 +225,8 @@ fn a_lock_of_a_process_ends_with_its_first_descriptor() {
     assert_eq!(theirs.lock(lock), Err(Error::new(EWOULDBLOCK)));
     let (found, pid) = theirs.get_lock(lock).unwrap().unwrap();
     assert_eq!((found.start, found.exclusive, pid), (10, true, process.pid()));
-    // The kernel forgets the wish to hear of the close with the answer to the next standard call, also a refused one.
+    // The kernel forgets the wish to hear of the close with the answer to the next standard call,
+    // also a refused one.
     file.lock(lock).unwrap();
     drop(file);
     assert_eq!(daemon.await_calls(1), ["detach 100 by 41"]);

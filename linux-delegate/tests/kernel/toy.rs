@@ -1,4 +1,5 @@
-//! A toy scheme that writes down every call, served by an ordinary loop over `redox_scheme` on a thread.
+//! A toy scheme that writes down every call, served by an ordinary loop over `redox_scheme` on a
+//! thread.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -55,7 +56,8 @@ impl Daemon {
         std::mem::take(&mut *self.log.lock().unwrap())
     }
 
-    /// The calls since the last time, after at least `count` have come: the one-way ones come when they come.
+    /// The calls since the last time, after at least `count` have come: the one-way ones come when
+    /// they come.
     pub fn await_calls(&self, count: usize) -> Vec<String> {
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
         while self.log.lock().unwrap().len() < count && std::time::Instant::now() < deadline {

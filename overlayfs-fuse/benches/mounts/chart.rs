@@ -1,4 +1,5 @@
-//! The chart: for each row a bar for each subject, as long as its ratio to the bare filesystem, on a scale of powers of ten.
+//! The chart: for each row a bar for each subject, as long as its ratio to the bare filesystem, on
+//! a scale of powers of ten.
 
 use std::fmt::Write;
 

@@ -1,11 +1,14 @@
 //! How fast the mount is, beside the bare filesystem, the kernel's overlayfs and fuse-overlayfs.
 //!
-//! `cargo bench -p overlayfs-fuse --bench mounts -- [--quick] [--calls] [--rounds N] [--rows WORD,WORD] [--json FILE] [--svg FILE]`
+//! `cargo bench -p overlayfs-fuse --bench mounts -- [--quick] [--calls] [--rounds N] [--rows
+//! WORD,WORD] [--json FILE] [--svg FILE]`
 //!
-//! Every round does every row on every subject, so that whatever else the machine does hits all of them alike. Printed are the medians, as
-//! ratios to the bare filesystem; the files are written anew after every round. With `--calls`, the system calls of the daemons are counted
-//! in a round on small data before. All data are made in a new ext4 filesystem in a file below `target`, which is removed at the end. Needs
-//! root, /dev/fuse, git, tar, e2fsprogs, strace and fuse-overlayfs; `docs/performance.md` says what each row does.
+//! Every round does every row on every subject, so that whatever else the machine does hits all of
+//! them alike. Printed are the medians, as ratios to the bare filesystem; the files are written
+//! anew after every round. With `--calls`, the system calls of the daemons are counted in a round
+//! on small data before. All data are made in a new ext4 filesystem in a file below `target`, which
+//! is removed at the end. Needs root, /dev/fuse, git, tar, e2fsprogs, strace and fuse-overlayfs;
+//! `docs/performance.md` says what each row does.
 
 mod chart;
 mod report;
@@ -110,7 +113,8 @@ fn wanted(arguments: &Arguments, size: Size) -> Vec<Row> {
     rows::all(size).into_iter().filter(is_wanted).collect()
 }
 
-/// How many system calls the daemons make for each operation of each row. Counting takes long, so it is done on small data.
+/// How many system calls the daemons make for each operation of each row. Counting takes long, so
+/// it is done on small data.
 fn count_calls(arguments: &Arguments) -> Result<BTreeMap<(usize, Subject), f64>, String> {
     let stage = Stage::new(Size::QUICK)?;
     let rows = wanted(arguments, Size::QUICK);

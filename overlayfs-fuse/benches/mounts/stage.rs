@@ -1,4 +1,5 @@
-//! Where the benchmark happens: a filesystem of its own in a file, the layers in it, and one mount at a time.
+//! Where the benchmark happens: a filesystem of its own in a file, the layers in it, and one mount
+//! at a time.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,8 +1,9 @@
 //! Reading ahead: what a walk through the tree is going to ask for is read before it does.
 //!
-//! Who lists a directory and then one that is in it is taken to be on a walk. A walk mostly goes on to what is below, and then to what
-//! comes next beside it. So threads that have answered, while the walker looks at that, read these directories from the layers.
-//! They stay a few directories ahead of the walker, so little is read for nothing if he stops.
+//! Who lists a directory and then one that is in it is taken to be on a walk. A walk mostly goes on
+//! to what is below, and then to what comes next beside it. So threads that have answered, while
+//! the walker looks at that, read these directories from the layers. They stay a few directories
+//! ahead of the walker, so little is read for nothing if he stops.
 //!
 //! The lock is a leaf.
 
@@ -52,7 +53,8 @@ impl<L: Layer> Ahead<L> {
         self.walk.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Says that somebody began to list `dir`, which is in `above`, and which has these directories in it.
+    /// Says that somebody began to list `dir`, which is in `above`, and which has these directories
+    /// in it.
     pub fn listed(&self, dir: &Arc<Node<L>>, above: Option<&Arc<Node<L>>>, mut found: Vec<Arc<Node<L>>>) {
         found.truncate(WAITING);
         found.reverse();
@@ -74,7 +76,8 @@ impl<L: Layer> Ahead<L> {
         self.ready.store(walk.credit > 0 && !walk.waiting.is_empty(), Ordering::Relaxed);
     }
 
-    /// The next directory to read, if a thread is to read one. It says by [`Ahead::done`] when it has.
+    /// The next directory to read, if a thread is to read one. It says by [`Ahead::done`] when it
+    /// has.
     pub fn take(&self) -> Option<Arc<Node<L>>> {
         if !self.ready.load(Ordering::Relaxed) {
             return None;

@@ -1,16 +1,19 @@
 //! The kernel announces a write.
 //!
-//! With write-back a write(2) only fills pages, and with no request at open nothing is said before it. What the layer has against the write would
-//! come when the pages are written back, when the program may be gone: "echo x >> file" would succeed and the text be lost.
+//! With write-back a write(2) only fills pages, and with no request at open nothing is said before
+//! it. What the layer has against the write would come when the pages are written back, when the
+//! program may be gone: "echo x >> file" would succeed and the text be lost.
 //!
-//! But before the first write to a file since its attributes were fetched, the kernel wants to take its capabilities away. It asks for the size
-//! of `security.capability`. If there is one, it asks once more, removes it, and sends a SETATTR that sets nothing; then it writes. If there is
-//! none it writes at once, and does not ask again. An error of that SETATTR is what write(2) answers.
+//! But before the first write to a file since its attributes were fetched, the kernel wants to take
+//! its capabilities away. It asks for the size of `security.capability`. If there is one, it asks
+//! once more, removes it, and sends a SETATTR that sets nothing; then it writes. If there is none
+//! it writes at once, and does not ask again. An error of that SETATTR is what write(2) answers.
 //!
-//! So where a write can fail for another reason than its data, the door answers that there is a capability, whether there is or not. Who only
-//! reads attributes asks for the size too, but then for the value, which is not there. That SETATTR is the announcement: here the file is copied
-//! up, or opened for writing, and space is looked for where it is scarce (see [`space`](super::space)). A file that is in the upper layer and can be
-//! opened for writing needs none of that.
+//! So where a write can fail for another reason than its data, the door answers that there is a
+//! capability, whether there is or not. Who only reads attributes asks for the size too, but then
+//! for the value, which is not there. That SETATTR is the announcement: here the file is copied up,
+//! or opened for writing, and space is looked for where it is scarce (see [`space`](super::space)).
+//! A file that is in the upper layer and can be opened for writing needs none of that.
 
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -26,10 +29,12 @@ use crate::door::Caller;
 /// The attribute that the kernel asks for.
 pub const CAPABILITY: &str = "security.capability";
 
-/// How many threads are known that were told of a capability that is not there; each removes it at once.
+/// How many threads are known that were told of a capability that is not there; each removes it at
+/// once.
 const TOLD: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
 
-/// Who was told of a capability that is not there: the object's number, and the thread's. The lock is a leaf.
+/// Who was told of a capability that is not there: the object's number, and the thread's. The lock
+/// is a leaf.
 pub struct Told(Mutex<LruCache<(u64, u32), ()>>);
 
 impl Told {

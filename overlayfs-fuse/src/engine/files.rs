@@ -1,4 +1,5 @@
-//! The files that are read and written: a bounded number is kept open, since the kernel does not say who has what open.
+//! The files that are read and written: a bounded number is kept open, since the kernel does not
+//! say who has what open.
 //!
 //! The lock is a leaf.
 

@@ -1,10 +1,10 @@
-//! Whether a file of the upper layer is *fixed*: immutable or append-only, so that its layer lets nobody write to it
-//! (chattr(1)).
+//! Whether a file of the upper layer is *fixed*: immutable or append-only, so that its layer lets
+//! nobody write to it (chattr(1)).
 //!
-//! open(2) of such a file is to say so. But once a mount has answered OPEN by ENOSYS the kernel asks no more, which
-//! makes reading small files several times faster. So OPEN is answered until it is known that there is no such file,
-//! and for ever if there is one. The upper layer is looked through in steps, some before the first request and the
-//! others by threads between two requests.
+//! open(2) of such a file is to say so. But once a mount has answered OPEN by ENOSYS the kernel
+//! asks no more, which makes reading small files several times faster. So OPEN is answered until it
+//! is known that there is no such file, and for ever if there is one. The upper layer is looked
+//! through in steps, some before the first request and the others by threads between two requests.
 //!
 //! The lock is taken by who makes a step, and never waited for.
 

@@ -1,10 +1,11 @@
 //! Files that the kernel dates otherwise than the layer.
 //!
-//! The kernel keeps the times of files whose data it writes back, and takes them from nobody. So a time that was set,
-//! and that the layer has moved to the nearest that it keeps, is shown until the kernel lets go of the file; and so is
-//! the time of last change of status from before a change of the file's flags, which the kernel does not date. It is
-//! asked to let go by a thread of its own: as long as whoever made the change waits for the answer, or has not closed
-//! the file, it is in use.
+//! The kernel keeps the times of files whose data it writes back, and takes them from nobody. So a
+//! time that was set, and that the layer has moved to the nearest that it keeps, is shown until the
+//! kernel lets go of the file; and so is the time of last change of status from before a change of
+//! the file's flags, which the kernel does not date. It is asked to let go by a thread of its own:
+//! as long as whoever made the change waits for the answer, or has not closed the file, it is in
+//! use.
 
 use std::sync::OnceLock;
 use std::sync::mpsc::{self, Receiver, Sender};

@@ -1,12 +1,13 @@
 //! The door that calls the engine: the overlay as a filesystem of Linux.
 //!
-//! Nobody else changes the layers, so the kernel may believe what it was told without end, also that a name does not exist. It keeps names,
-//! attributes, listings and pages, writes pages back when it likes, and asks nobody to open a file: a file that it knows needs no
-//! request to be opened and read again. It also checks access, by the attributes that it is told.
+//! Nobody else changes the layers, so the kernel may believe what it was told without end, also
+//! that a name does not exist. It keeps names, attributes, listings and pages, writes pages back
+//! when it likes, and asks nobody to open a file: a file that it knows needs no request to be
+//! opened and read again. It also checks access, by the attributes that it is told.
 //!
-//! Lock order: `waiting`, under which the kernel may make others wait, is taken by no thread that holds another. The locks of `nodes`,
-//! `files` and `ahead` are leaves; the engine is not called while one is held, but for opening a handle,
-//! which asks no layer.
+//! Lock order: `waiting`, under which the kernel may make others wait, is taken by no thread that
+//! holds another. The locks of `nodes`, `files` and `ahead` are leaves; the engine is not called
+//! while one is held, but for opening a handle, which asks no layer.
 
 mod ahead;
 mod announce;
@@ -49,7 +50,8 @@ const BEHIND_PARENT: u64 = 2;
 /// How many entries of a directory are read ahead.
 const AHEAD_MAX: usize = 4096;
 
-/// How long the kernel believes what it is told, if nobody says: without end, since nobody else changes the layers.
+/// How long the kernel believes what it is told, if nobody says: without end, since nobody else
+/// changes the layers.
 const WITHOUT_END: Duration = Duration::from_secs(1 << 32);
 
 /// How many objects the kernel may know, if nobody says: as many as the engine knows names.
@@ -154,7 +156,8 @@ impl<L: Layer> EngineDoor<L> {
         Ok(())
     }
 
-    /// Makes a call of the engine; once more with nothing open that need not be if there was too much.
+    /// Makes a call of the engine; once more with nothing open that need not be if there was too
+    /// much.
     fn call<T>(&self, mut call: impl FnMut() -> Result<T>) -> Result<T> {
         match call() {
             Err(error) if matches!(error.errno, EMFILE | ENFILE) => {
@@ -191,7 +194,8 @@ impl<L: Layer> EngineDoor<L> {
         Ok(attr(&stat))
     }
 
-    /// Who owns a new object, and its mode: the directory's set-group-id bit hands down the group, and itself to a directory.
+    /// Who owns a new object, and its mode: the directory's set-group-id bit hands down the group,
+    /// and itself to a directory.
     fn ownership(&self, parent: &Arc<Node<L>>, caller: Caller, mode: NewMode, is_dir: bool) -> Result<(Owner, u32)> {
         let above = self.call(|| self.overlay.stat(parent))?;
         let umask = if self.call(|| self.overlay.has_default_acl(parent))? { 0 } else { mode.umask };
@@ -204,8 +208,9 @@ impl<L: Layer> EngineDoor<L> {
         Ok((owner, if is_dir { mode | handed } else { self.settings.identity.mode_to_store(owner, mode) }))
     }
 
-    /// Takes the set-id bits that do not survive a change of the content or the owner: those that somebody has no right to who makes it, if he is
-    /// said to be such (`by`), and those that the file must not have in its layer. Before it is made, so that nobody runs what is changed with
+    /// Takes the set-id bits that do not survive a change of the content or the owner: those that
+    /// somebody has no right to who makes it, if he is said to be such (`by`), and those that the
+    /// file must not have in its layer. Before it is made, so that nobody runs what is changed with
     /// the rights of what was there. Of the caller's groups the kernel tells one.
     fn drop_set_id(&self, node: &Arc<Node<L>>, by: Option<Caller>) -> Result<()> {
         let identity = &self.settings.identity;
@@ -232,7 +237,8 @@ impl<L: Layer> EngineDoor<L> {
         Ok(())
     }
 
-    /// As [`EngineDoor::drop_set_id`], where the kernel does not say whether the caller has a right to them: root has.
+    /// As [`EngineDoor::drop_set_id`], where the kernel does not say whether the caller has a right
+    /// to them: root has.
     fn drop_set_id_for(&self, caller: Caller, node: &Arc<Node<L>>) -> Result<()> {
         self.drop_set_id(node, (caller.uid != 0).then_some(caller))
     }
@@ -372,8 +378,8 @@ impl<L: Layer> Door for EngineDoor<L> {
             found => found?,
         };
         self.entry(&node).map(Some).map_err(|error| match self.nodes.get(nodes::number(&*node)) {
-            // The kernel takes most errors for the end of an entry that it asks for again, and detaches what is mounted
-            // on and below it.
+            // The kernel takes most errors for the end of an entry that it asks for again, and
+            // detaches what is mounted on and below it.
             Ok(_) => Error::new(ENOMEM),
             Err(_) => error,
         })
@@ -400,7 +406,8 @@ impl<L: Layer> Door for EngineDoor<L> {
         }
         if is_set(set::SIZE) {
             self.drop_set_id(&node, is_set(set::KILL_SUIDGID).then_some(caller))?;
-            // With the size that a file has, truncate(2) changes no times, and the kernel keeps those that it knows.
+            // With the size that a file has, truncate(2) changes no times, and the kernel keeps
+            // those that it knows.
             if is_set(set::MTIME) || self.call(|| self.overlay.stat(&node))?.size != change.size {
                 self.call(|| self.overlay.truncate(&node, change.size))?;
             }
@@ -435,10 +442,12 @@ impl<L: Layer> Door for EngineDoor<L> {
             let times = self.overlay.times();
             let atime = times.kept(chosen(set::ATIME, set::ATIME_NOW, given.0, before.atime));
             let mtime = times.kept(chosen(set::MTIME, set::MTIME_NOW, given.1, before.mtime));
-            // The kernel writes back the times of every inode that it lets go, also of one that only lost a name.
+            // The kernel writes back the times of every inode that it lets go, also of one that
+            // only lost a name.
             if (atime, mtime) != (before.atime, before.mtime) {
                 match self.call(|| self.overlay.set_times(&node, atime, mtime)) {
-                    // What the kernel writes back of an append-only file is what its layer says already.
+                    // What the kernel writes back of an append-only file is what its layer says
+                    // already.
                     Err(error) if error.errno == EPERM && !is_set(set::ATIME) && self.is_append_only(&node) => {}
                     set => set?,
                 }
@@ -653,7 +662,8 @@ impl<L: Layer> Door for EngineDoor<L> {
             self.settings.identity.store_acl(&mut value)?;
         }
         let node = self.node(node)?;
-        // What is not shown must not get lost without a word. On the kernel's overlayfs it is shown, and then cannot be set.
+        // What is not shown must not get lost without a word. On the kernel's overlayfs it is
+        // shown, and then cannot be set.
         if is_acl(name) && self.overlay.xattr(&node, name).is_ok_and(|mut before| hide_strangers(&mut before)) {
             return Err(Error::new(EINVAL));
         }
@@ -715,8 +725,9 @@ impl<L: Layer> Door for EngineDoor<L> {
     }
 
     fn lseek(&self, node: u64, offset: u64, whence: i32) -> Result<u64> {
-        // The kernel asks without writing back what it holds, and a hole must not be told of where there are data. Another thread must be there
-        // for the writes; where it may not be, everything is told to be data.
+        // The kernel asks without writing back what it holds, and a hole must not be told of where
+        // there are data. Another thread must be there for the writes; where it may not be,
+        // everything is told to be data.
         let written = match (self.waiting.try_lock(), self.notifier.get()) {
             (Ok(_waiting), Some(notifier)) => {
                 if let Err(error) = notifier.write_back(node, offset) {

@@ -1,9 +1,11 @@
 //! The objects that the kernel knows: each is kept as long as the kernel may ask for it.
 //!
-//! The kernel would remember without end. So there is an order of what it was told, and it is to let go of the oldest when there are too many. What is in
-//! use stays then: a directory with known objects in it, or a mount point.
+//! The kernel would remember without end. So there is an order of what it was told, and it is to
+//! let go of the oldest when there are too many. What is in use stays then: a directory with known
+//! objects in it, or a mount point.
 //!
-//! The locks, of the parts of the table and of the order, are leaves; that of the order is never taken under another.
+//! The locks, of the parts of the table and of the order, are leaves; that of the order is never
+//! taken under another.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -20,12 +22,14 @@ const PARTS: usize = 32;
 
 /// How many are to go at a time.
 const BATCH: usize = 256;
-/// After how many new objects there is a next time, so that those in use, however many, are not tried at every request.
+/// After how many new objects there is a next time, so that those in use, however many, are not
+/// tried at every request.
 const NEW_MIN: usize = BATCH / 8;
 
 /// An object that the kernel was told of.
 struct Known<L: Layer> {
-    /// Open, so that it stays usable when its last name is removed: the kernel does not say who has it open.
+    /// Open, so that it stays usable when its last name is removed: the kernel does not say who has
+    /// it open.
     handle: Handle<L>,
     /// How many times the kernel was told of it and has not forgotten it.
     count: u64,
@@ -117,8 +121,8 @@ impl<L: Layer> Nodes<L> {
         is_due || self.order().len() > 2 * count.max(self.most)
     }
 
-    /// Some of those that the kernel has known longest and should let go of, if there are too many. They go to the end of the order, in case it
-    /// does not.
+    /// Some of those that the kernel has known longest and should let go of, if there are too many.
+    /// They go to the end of the order, in case it does not.
     pub fn oldest(&self) -> Vec<u64> {
         self.new.store(0, Ordering::Relaxed);
         let mut order = self.order();

@@ -1,15 +1,17 @@
 //! Space that is scarce.
 //!
-//! The kernel holds back what is written, and may hold more than the upper layer has room for. So where little space is
-//! left, attributes of files expire at once: then the kernel asks before each write(2) (see
-//! [`announce`](super::announce)). Each is taken to be large. When those that were taken might fill half of what is
-//! free, they are written back before another is taken; and at the end it is tried each time whether there is room for
-//! one more. No large file of a lower layer is copied in part then: room for the rest is sought while the writer can be
-//! told that there is none. While there is enough, the kernel does not ask twice for a file; those that it need not ask
-//! for are remembered here, for the moment when space becomes scarce.
+//! The kernel holds back what is written, and may hold more than the upper layer has room for. So
+//! where little space is left, attributes of files expire at once: then the kernel asks before each
+//! write(2) (see [`announce`](super::announce)). Each is taken to be large. When those that were
+//! taken might fill half of what is free, they are written back before another is taken; and at the
+//! end it is tried each time whether there is room for one more. No large file of a lower layer is
+//! copied in part then: room for the rest is sought while the writer can be told that there is
+//! none. While there is enough, the kernel does not ask twice for a file; those that it need not
+//! ask for are remembered here, for the moment when space becomes scarce.
 //!
-//! `forgetting` is shared by who lets go of an object, and taken alone, for a moment, by who finds no room: what was just removed may be about to give
-//! its space back. It comes before all locks but `waiting`. The others are leaves.
+//! `forgetting` is shared by who lets go of an object, and taken alone, for a moment, by who finds
+//! no room: what was just removed may be about to give its space back. It comes before all locks
+//! but `waiting`. The others are leaves.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
@@ -22,8 +24,9 @@ use overlayfs::overlay::{FILLED, Node};
 
 use super::EngineDoor;
 
-/// The kernel holds no more than a hundredth of a fifth of the memory for a FUSE mount (its `max_ratio`, with a strict limit). This is the part of
-/// memory that has to be free, more than twice that, and the least.
+/// The kernel holds no more than a hundredth of a fifth of the memory for a FUSE mount (its
+/// `max_ratio`, with a strict limit). This is the part of memory that has to be free, more than
+/// twice that, and the least.
 const ENOUGH_PART: u64 = 200;
 const ENOUGH_LEAST: u64 = 64 << 20;
 /// What one write(2) is taken to write at most.
@@ -138,7 +141,8 @@ impl Space {
         if self.is_scarce() { Duration::from_secs(1) } else { pause }
     }
 
-    /// Whether what was learnt last still holds: neither what was written here since, nor what others may have written, makes space scarce.
+    /// Whether what was learnt last still holds: neither what was written here since, nor what
+    /// others may have written, makes space scarce.
     fn is_known(&self) -> bool {
         !self.is_scarce() && !self.is_exhausted() && self.credit.load(Ordering::Relaxed) > 0 && self.pause() >= LONG
     }
@@ -222,8 +226,8 @@ impl<L: Layer> EngineDoor<L> {
         self.look_for_space();
     }
 
-    /// Before a write to a file is taken, where space is scarce: has the kernel write back what it may hold, and tries whether there is room.
-    /// ENOSPC, EDQUOT.
+    /// Before a write to a file is taken, where space is scarce: has the kernel write back what it
+    /// may hold, and tries whether there is room. ENOSPC, EDQUOT.
     pub(super) fn take_space(&self, number: u64, node: &Arc<Node<L>>) -> Result<()> {
         self.look_unless_known();
         if !self.space.is_scarce() {
@@ -257,8 +261,8 @@ impl<L: Layer> EngineDoor<L> {
         }
     }
 
-    /// Has the kernel write back what it may hold. Another thread must be there for the writes. Answers why what it held of one file was not
-    /// taken.
+    /// Has the kernel write back what it may hold. Another thread must be there for the writes.
+    /// Answers why what it held of one file was not taken.
     fn write_back_held(&self, number: u64) -> Option<i32> {
         let (Ok(_waiting), Some(notifier)) = (self.waiting.try_lock(), self.notifier.get()) else { return None };
         let files = {

@@ -1,4 +1,5 @@
-//! The layers of one overlay, what it is mounted with, and what is true of them when it is not mounted.
+//! The layers of one overlay, what it is mounted with, and what is true of them when it is not
+//! mounted.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -20,7 +21,8 @@ pub struct Bed {
 }
 
 impl Bed {
-    /// Lower layers with what `workers` programs begin with and what `furnish` adds, and an empty upper one, below `changes`.
+    /// Lower layers with what `workers` programs begin with and what `furnish` adds, and an empty
+    /// upper one, below `changes`.
     pub fn new(stage: &Stage, changes: &Path, workers: usize, furnish: impl FnOnce(&Path)) -> Self {
         let lowers = ["top", "bottom"].map(|name| stage.dir(name));
         for number in 0..workers {
@@ -74,7 +76,8 @@ impl Bed {
         lost.map(|finding| format!("{}: {}", finding.path.display(), finding.damage)).collect()
     }
 
-    /// Panics if anything is in the work directory that is neither kept for the next mount nor says who holds the layer.
+    /// Panics if anything is in the work directory that is neither kept for the next mount nor says
+    /// who holds the layer.
     pub fn check_work(&self) {
         let kept = |name: &String| {
             let kept = ["numbers", "record", "ctimes", "tmp.holder", "work", "index"];
@@ -84,7 +87,8 @@ impl Bed {
         assert!(left.is_empty(), "left in the work directory of a fresh mount: {left:?}");
     }
 
-    /// Panics unless the upper layer is one at rest: nothing is to be repaired, and no file is partly copied.
+    /// Panics unless the upper layer is one at rest: nothing is to be repaired, and no file is
+    /// partly copied.
     pub fn check_at_rest(&self) {
         assert_eq!(self.losses(false), [""; 0], "lost in an overlay that was unmounted");
         let parts: Vec<_> = paths(&self.upper).into_iter().filter(|path| path.contains("/.wh..wh.part")).collect();

@@ -1,4 +1,5 @@
-//! The calls by which a program changes its part of a tree: what each does to the tree, how it is made, and what it promises.
+//! The calls by which a program changes its part of a tree: what each does to the tree, how it is
+//! made, and what it promises.
 
 use std::fs::{self, File, FileTimes};
 use std::io;
@@ -21,7 +22,8 @@ pub enum SyncBy {
     Fsync,
 }
 
-/// One call that changes a tree, or has something of it brought to the disk. Paths are relative to its root.
+/// One call that changes a tree, or has something of it brought to the disk. Paths are relative to
+/// its root.
 #[derive(Clone, Debug)]
 pub enum Call {
     Create(String),
@@ -102,7 +104,8 @@ impl Call {
         }
     }
 
-    /// Does to a state what the call does to a tree. New contents are made from `seed`. Answers what the call promises.
+    /// Does to a state what the call does to a tree. New contents are made from `seed`. Answers
+    /// what the call promises.
     pub fn apply(&self, state: &mut State, next_file: &mut FileId, seed: u64) -> Option<Promise> {
         let id = |state: &State, path: &str| match state.tree[path] {
             Entry::File(id) => id,
@@ -237,13 +240,15 @@ fn change(state: &mut State, id: FileId, how: impl FnOnce(&mut Vec<u8>)) {
     content.mtime = None;
 }
 
-/// Puts data into a file through a mapping of the pages where they go, and has them brought to the disk before they are unmapped: that would wait for
-/// the disk too, while this process, which may have to serve the disk, can map no memory.
+/// Puts data into a file through a mapping of the pages where they go, and has them brought to the
+/// disk before they are unmapped: that would wait for the disk too, while this process, which may
+/// have to serve the disk, can map no memory.
 fn store(path: &Path, offset: usize, data: &[u8], sync: SyncBy) -> io::Result<()> {
     let file = File::options().read(true).write(true).open(path)?;
     let within = offset % BLOCK;
     let (start, length) = (offset - within, within + data.len());
-    // What is in the page cache can be stored to without asking the daemon. If it has gone, that would be SIGBUS, and this is an error.
+    // What is in the page cache can be stored to without asking the daemon. If it has gone, that
+    // would be SIGBUS, and this is an error.
     file.read_exact_at(&mut vec![0; length], start as u64)?;
     let (protection, fd) = (libc::PROT_READ | libc::PROT_WRITE, file.as_raw_fd());
     // SAFETY: the mapping is new, at no place that was asked for.
@@ -251,7 +256,8 @@ fn store(path: &Path, offset: usize, data: &[u8], sync: SyncBy) -> io::Result<()
     if map == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the pages are those of the mapping, of which nobody else knows, and which ends with this block.
+    // SAFETY: the pages are those of the mapping, of which nobody else knows, and which ends with
+    // this block.
     let stored = unsafe {
         ptr::copy_nonoverlapping(data.as_ptr(), map.cast::<u8>().add(within), data.len());
         let synced = match sync {

@@ -1,7 +1,8 @@
-//! A disk that remembers in which order it was written: what it holds after a power failure at any moment can be told afterwards.
+//! A disk that remembers in which order it was written: what it holds after a power failure at any
+//! moment can be told afterwards.
 //!
-//! It is a loop device over a file that this process serves through FUSE. A disk keeps what it was given before a flush was answered; of
-//! what came later it keeps anything, block by block.
+//! It is a loop device over a file that this process serves through FUSE. A disk keeps what it was
+//! given before a flush was answered; of what came later it keeps anything, block by block.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -40,7 +41,8 @@ impl Recording {
         self.events.len() as u64
     }
 
-    /// What is on the disk if the power fails after so many events. What was not flushed is there or not, as `random` has it.
+    /// What is on the disk if the power fails after so many events. What was not flushed is there
+    /// or not, as `random` has it.
     pub fn cut(&self, moment: u64, random: &mut Random) -> Blocks {
         let events = &self.events[..moment as usize];
         let flushed = events.iter().rposition(|event| matches!(event, Event::Flush)).unwrap_or(0);
@@ -142,7 +144,8 @@ impl Drop for Mounted {
 const MAX_DATA: usize = 1 << 20;
 const MAX_HEAD: usize = 4096;
 
-/// Of a request, as the kernel's `fuse.h` has it: how long its header is, and that of a WRITE behind it.
+/// Of a request, as the kernel's `fuse.h` has it: how long its header is, and that of a WRITE
+/// behind it.
 const HEADER: usize = 40;
 const WRITE_HEADER: usize = 40;
 
@@ -189,7 +192,8 @@ impl Server {
         Some(match number(4, 4) {
             // FORGET, INTERRUPT, BATCH_FORGET
             2 | 36 | 42 => return None,
-            // GETATTR, SETATTR: the size is at the second place of the attributes, the mode and the number of links are at 60.
+            // GETATTR, SETATTR: the size is at the second place of the attributes, the mode and the
+            // number of links are at 60.
             3 | 4 => {
                 let mut answer = words(&[u32::MAX, 0, 0, 0]);
                 let mut attributes = vec![0; 88];

@@ -1,7 +1,8 @@
 //! What a program did to its files, step by step, and which trees a crash may leave of it.
 //!
-//! A step is one call that changes the tree, or one that asks for something to be kept. After a crash each name must show what it had after
-//! some step, and so must each block of a file: from the last step that was promised to the last one that was begun.
+//! A step is one call that changes the tree, or one that asks for something to be kept. After a
+//! crash each name must show what it had after some step, and so must each block of a file: from
+//! the last step that was promised to the last one that was begun.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
@@ -33,7 +34,8 @@ pub enum Entry {
 pub struct Content {
     pub bytes: Arc<Vec<u8>>,
     pub mode: u32,
-    /// When the bytes were last changed. None: at a moment that nobody knows, after somebody had set it.
+    /// When the bytes were last changed. None: at a moment that nobody knows, after somebody had
+    /// set it.
     pub mtime: Option<SystemTime>,
     /// Those that are the program's (`user.`).
     pub xattrs: BTreeMap<String, Vec<u8>>,
@@ -85,7 +87,8 @@ pub struct Step {
     pub begun: u64,
     pub done: Option<u64>,
     pub promise: Option<Promise>,
-    /// The file to which it gave a name or other content, and the directories in which it changed a name.
+    /// The file to which it gave a name or other content, and the directories in which it changed a
+    /// name.
     pub file: Option<FileId>,
     pub dirs: Vec<String>,
     /// The tree after it.
@@ -114,8 +117,8 @@ enum FoundEntry {
 struct Floor {
     /// Those after this step, and later ones.
     step: usize,
-    /// Whether the time of last change is that of one of them, too. That of a copy of which parts are still lent by a lower layer is lost if the
-    /// power fails while the rest is copied.
+    /// Whether the time of last change is that of one of them, too. That of a copy of which parts
+    /// are still lent by a lower layer is lost if the power fails while the rest is copied.
     timed: bool,
 }
 
@@ -124,8 +127,8 @@ struct Floor {
 pub enum Order {
     /// All are those after one step.
     Kept,
-    /// Each for itself, also those that were promised: btrfs alone, without an overlay, brings back old names of files that were renamed and whose
-    /// directories were synced.
+    /// Each for itself, also those that were promised: btrfs alone, without an overlay, brings back
+    /// old names of files that were renamed and whose directories were synced.
     EachName,
 }
 
@@ -215,7 +218,8 @@ impl History {
         self.steps.drain(..self.steps.len() - 1);
     }
 
-    /// What was found is all that was answered, also if the daemon was killed, and what was not answered is there or not. Goes on with it.
+    /// What was found is all that was answered, also if the daemon was killed, and what was not
+    /// answered is there or not. Goes on with it.
     pub fn check_answered(&mut self, found: &Found) -> Result<(), String> {
         let last = self.steps.len() - 1;
         let first = self.steps.iter().rposition(|step| step.done.is_some()).expect("the beginning is done");
@@ -230,8 +234,8 @@ impl History {
         Ok(())
     }
 
-    /// After the power was cut at `moment`: what was found has all that was promised, and nothing is half there. Answers whether the names are
-    /// those after one step.
+    /// After the power was cut at `moment`: what was found has all that was promised, and nothing
+    /// is half there. Answers whether the names are those after one step.
     pub fn check_cut(&self, found: &Found, moment: u64, order: Order) -> Result<bool, String> {
         let last = self.begun_by(moment) - 1;
         let promises: Vec<(usize, &Promise)> = self.steps[..=last]
@@ -272,7 +276,8 @@ impl History {
         self.steps[..=at].iter().rposition(is_meant).unwrap_or(0)
     }
 
-    /// The last step of `range` after which the names were as found. The contents are those of any step from `floor` of the file to `last`.
+    /// The last step of `range` after which the names were as found. The contents are those of any
+    /// step from `floor` of the file to `last`.
     fn find(
         &self,
         found: &Found,
@@ -359,7 +364,8 @@ impl History {
                 return Err(format!("{name} has {length:?} bytes, which it did not have since step {first}"));
             }
         }
-        // Where a version ends, a block may be of two: what is behind the end of a file that lends to a partial copy is the copy's own.
+        // Where a version ends, a block may be of two: what is behind the end of a file that lends
+        // to a partial copy is the copy's own.
         let mut ends: Vec<usize> =
             (0..size).step_by(BLOCK).chain(sizes.iter().copied().filter(|end| *end < size)).collect();
         ends.push(size);
@@ -383,8 +389,8 @@ impl History {
         Ok(())
     }
 
-    /// Whether each name shows what it had after some step, with data that were there since they were promised, and no file that was promised is
-    /// without a name.
+    /// Whether each name shows what it had after some step, with data that were there since they
+    /// were promised, and no file that was promised is without a name.
     fn check_names(
         &self,
         found: &Found,

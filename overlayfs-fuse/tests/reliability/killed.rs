@@ -1,5 +1,5 @@
-//! The daemon is killed under load, again and again, and while it ends. All that it had answered is there afterwards, what it was doing is
-//! done or not, and nothing else is left.
+//! The daemon is killed under load, again and again, and while it ends. All that it had answered is
+//! there afterwards, what it was doing is done or not, and nothing else is left.
 //!
 //! OVERLAYFS_KILLS says how often, OVERLAYFS_SEED begins another sequence.
 
@@ -28,7 +28,8 @@ const KERNEL: &str = ",format=kernel";
 /// Redox has no extended attributes.
 const SCHEME: &str = ",door=scheme";
 
-/// How often the daemon of an upper layer is killed at most. Then there is another one, so that there is something to copy up.
+/// How often the daemon of an upper layer is killed at most. Then there is another one, so that
+/// there is something to copy up.
 const KILLS: u64 = 10;
 
 /// How long the programs work at most before the daemon is killed.

@@ -1,8 +1,9 @@
-//! The power fails while programs work in an overlay whose upper layer is on a real filesystem. What they had synced is there afterwards, and
-//! nothing is half there.
+//! The power fails while programs work in an overlay whose upper layer is on a real filesystem.
+//! What they had synced is there afterwards, and nothing is half there.
 //!
-//! Runs are recorded on each filesystem, and each of them is cut at many moments. OVERLAYFS_CUTS says at how many in all, OVERLAYFS_CALLS how
-//! many calls each program makes, OVERLAYFS_SEED begins another sequence.
+//! Runs are recorded on each filesystem, and each of them is cut at many moments. OVERLAYFS_CUTS
+//! says at how many in all, OVERLAYFS_CALLS how many calls each program makes, OVERLAYFS_SEED
+//! begins another sequence.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -64,7 +65,8 @@ const BTRFS: Filesystem = Filesystem {
     options: "commit=1",
     size: 320 << 20,
     order: Order::EachName,
-    // With `format=kernel` the whiteout that a rename leaves may be lost: btrfs alone loses it, too.
+    // With `format=kernel` the whiteout that a rename leaves may be lost: btrfs alone loses it,
+    // too.
     ways: &["", ",whole_copies"],
 };
 
@@ -137,7 +139,8 @@ impl Machine {
         let mut workers: Vec<_> =
             (0..WORKERS).map(|number| Worker::new(number, &self.bed.point, seed, disk.clock.clone())).collect();
         for worker in &mut workers {
-            // Where each name comes back for itself, what is in a directory may be at a path where it never was.
+            // Where each name comes back for itself, what is in a directory may be at a path where
+            // it never was.
             worker.moves_dirs = self.filesystem.order == Order::Kept;
             // In the kernel's format a rename leaves no device.
             worker.leaves_devices = !way.contains("format=kernel");
@@ -171,7 +174,8 @@ fn let_go_of_others() {
     }
 }
 
-/// Has the filesystem write what it holds back, at moments that have nothing to do with what programs do.
+/// Has the filesystem write what it holds back, at moments that have nothing to do with what
+/// programs do.
 fn sync_now_and_then(dir: &Path, ended: &AtomicBool) {
     let dir = File::open(dir).unwrap();
     while !ended.load(Ordering::SeqCst) {
@@ -194,7 +198,8 @@ fn cut(filesystem: &'static Filesystem) {
     println!("{}: {cuts} cuts, names not those after one step: {not_one_step}", filesystem.make[0]);
 }
 
-/// Records a run and cuts it. Answers how often the names of a program were not those after one step.
+/// Records a run and cuts it. Answers how often the names of a program were not those after one
+/// step.
 fn cut_one_recording(machine: &mut Machine, blocks: Blocks, way: &str, cuts: u64) -> u64 {
     let filesystem = machine.filesystem;
     let Recorded { recording, begin, workers, .. } = machine.record(blocks, way, setting("OVERLAYFS_CALLS", 60));

@@ -1,9 +1,12 @@
-//! Hours of mixed work: programs that change what they have at random and know what they should find, git, tar and what compilers do, and
-//! files that are copied up all the time. One overlay stays mounted until the end; another is mounted anew every now and then.
+//! Hours of mixed work: programs that change what they have at random and know what they should
+//! find, git, tar and what compilers do, and files that are copied up all the time. One overlay
+//! stays mounted until the end; another is mounted anew every now and then.
 //!
-//! OVERLAYFS_SOAK_SECONDS says how long. Memory and descriptors of the first daemon are written down as a table, which is seen with
-//! `--nocapture`. They must not grow once all has been done a few times. What the daemon may remember has a limit, which the work alone would
-//! reach after a day; in a run that is long enough to tell, more files than that are looked at before it begins, and again all the time.
+//! OVERLAYFS_SOAK_SECONDS says how long. Memory and descriptors of the first daemon are written
+//! down as a table, which is seen with `--nocapture`. They must not grow once all has been done a
+//! few times. What the daemon may remember has a limit, which the work alone would reach after a
+//! day; in a run that is long enough to tell, more files than that are looked at before it begins,
+//! and again all the time.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -41,8 +44,8 @@ const LARGE: u64 = (2 << 20) + 77;
 /// The shortest run of which it is said whether anything grows: a shorter one is all warm-up.
 const TELLS: Duration = Duration::from_secs(600);
 
-/// The directories and the files in each that a run which tells has besides, so that the daemon knows as many objects and names as it may
-/// (131,072) throughout.
+/// The directories and the files in each that a run which tells has besides, so that the daemon
+/// knows as many objects and names as it may (131,072) throughout.
 const CROWDS: usize = 160;
 const CROWD: usize = 1000;
 

@@ -24,7 +24,8 @@ const LARGEST: usize = 3 << 20;
 /// How many names a program has at most.
 const NAMES: usize = 60;
 
-/// The extended attributes that it sets, and the most bytes of each: together with the overlay's own they fit into a block, as they must on ext4.
+/// The extended attributes that it sets, and the most bytes of each: together with the overlay's
+/// own they fit into a block, as they must on ext4.
 const XATTRS: [&str; 3] = ["user.one", "user.two", "user.three"];
 const LARGEST_XATTR: usize = 900;
 
@@ -126,7 +127,8 @@ impl Worker {
         format!("w{}", self.number)
     }
 
-    /// Makes one call, or a few that belong together. An error is that of the call, whose step stays unanswered.
+    /// Makes one call, or a few that belong together. An error is that of the call, whose step
+    /// stays unanswered.
     pub fn work(&mut self) -> io::Result<()> {
         match self.random.below(24) {
             0 | 1 => return self.replace(),

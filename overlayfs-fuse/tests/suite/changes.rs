@@ -8,7 +8,8 @@ use test_common::put;
 use crate::mount::eventually;
 use crate::run;
 
-/// Deletions, directories made anew, renames into the same and into other directories, again and again.
+/// Deletions, directories made anew, renames into the same and into other directories, again and
+/// again.
 pub const CHANGES: &str = "
 rm a/gone; rm -r a/tree; mkdir a/tree; echo new > a/tree/new
 echo changed >> a/file; mv a/file a/renamed; rm b/file

@@ -15,12 +15,14 @@ pub fn in_a_child(work: impl Fn() -> bool) -> bool {
     status == 0
 }
 
-/// Runs `work` in another process with the ids of another user; answers whether it found what it expected.
+/// Runs `work` in another process with the ids of another user; answers whether it found what it
+/// expected.
 pub fn as_another_user(work: impl Fn() -> bool) -> bool {
     as_user(4242, work)
 }
 
-/// Runs `work` in another process with this number as user and group, and no other groups; answers whether it found what it expected.
+/// Runs `work` in another process with this number as user and group, and no other groups; answers
+/// whether it found what it expected.
 pub fn as_user(id: u32, work: impl Fn() -> bool) -> bool {
     in_a_child(|| {
         // SAFETY: takes numbers only; the calls change this process alone.

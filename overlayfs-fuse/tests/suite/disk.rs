@@ -16,7 +16,8 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// An ext4 filesystem, with a journal or without (`^has_journal`), in the file `image`, which is made.
+    /// An ext4 filesystem, with a journal or without (`^has_journal`), in the file `image`, which
+    /// is made.
     pub fn ext4(stage: &Stage, image: &Path, size: u64, journal: &str) -> Self {
         File::create(image).unwrap().set_len(size).unwrap();
         let early = "lazy_itable_init=0,lazy_journal_init=0";

@@ -1,8 +1,9 @@
-//! Tests that run once through each door: by `overlayfs-fuse`, and by the delegate's program whose requests go through
-//! the scheme.
+//! Tests that run once through each door: by `overlayfs-fuse`, and by the delegate's program whose
+//! requests go through the scheme.
 
-/// Makes two tests of each of these functions, which take the name of a door: one in a module `engine`, one in
-/// `scheme`. As the mount option `door` that name says which program is meant (see `program.rs`).
+/// Makes two tests of each of these functions, which take the name of a door: one in a module
+/// `engine`, one in `scheme`. As the mount option `door` that name says which program is meant (see
+/// `program.rs`).
 macro_rules! through_both_doors {
     ($($name:ident),* $(,)?) => {
         mod engine {

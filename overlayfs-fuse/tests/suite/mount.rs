@@ -13,13 +13,15 @@ use std::time::{Duration, Instant};
 #[allow(unused_imports, reason = "not every suite starts the program itself")]
 pub use program::{program, program_for, via_scheme};
 
-/// How long one mount may be needed. Then its daemon is killed, and whoever waits for the mount gets an error.
+/// How long one mount may be needed. Then its daemon is killed, and whoever waits for the mount
+/// gets an error.
 const LIFETIME: Duration = Duration::from_secs(600);
 
 /// How long anything may take that happens by itself.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// How long a daemon may take to end: it brings to the disk what was not synced, and others use the disk too.
+/// How long a daemon may take to end: it brings to the disk what was not synced, and others use the
+/// disk too.
 const ENDING: Duration = Duration::from_secs(120);
 
 /// What a test prints before it mounts anything.
@@ -59,7 +61,8 @@ impl Mount {
         let watchdog = thread::spawn(move || {
             if wait.recv_timeout(lifetime) == Err(RecvTimeoutError::Timeout) {
                 eprintln!("the mount is in use for {lifetime:?}: its daemon is killed");
-                // SAFETY: takes two numbers. The process is waited for only after this thread has ended, so it is still the daemon.
+                // SAFETY: takes two numbers. The process is waited for only after this thread has
+                // ended, so it is still the daemon.
                 unsafe { libc::kill(pid, libc::SIGKILL) };
             }
         });
@@ -78,8 +81,9 @@ impl Mount {
         assert!(status.success(), "the daemon failed: {status}");
     }
 
-    /// Unmounts as a user does, and answers how the daemon ended. Programs that other tests are just starting hold for a moment what this
-    /// process had open, so the mount may still be busy at first.
+    /// Unmounts as a user does, and answers how the daemon ended. Programs that other tests are
+    /// just starting hold for a moment what this process had open, so the mount may still be busy
+    /// at first.
     pub fn unmount_and_wait(mut self) -> ExitStatus {
         eventually("it is unmounted", || {
             Command::new("umount").arg(&self.point).stderr(Stdio::null()).status().unwrap().success()

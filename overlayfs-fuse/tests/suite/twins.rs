@@ -80,12 +80,14 @@ impl Twins {
         self.remount_after(|_| ());
     }
 
-    /// Mounts anew with an empty upper layer above the one that there was, which is the topmost lower one from now on.
+    /// Mounts anew with an empty upper layer above the one that there was, which is the topmost
+    /// lower one from now on.
     pub fn stack(&mut self) {
         self.remount_after(|twins| {
             let [upper, work] =
                 ["upper", "work"].map(|name| twins.stage.dir(&format!("{name}-{}", twins.lowers.len())));
-            // The root has the times of the upper layer, which stays empty with a work directory elsewhere.
+            // The root has the times of the upper layer, which stays empty with a work directory
+            // elsewhere.
             shell(&upper, &format!("touch -r {} .", twins.upper.display()));
             twins.work = Some(work);
             let below = std::mem::replace(&mut twins.upper, upper);

@@ -1,4 +1,5 @@
-//! The tests of a suite once more, by a user who has no rights but in namespaces of his own, where he seems to be root.
+//! The tests of a suite once more, by a user who has no rights but in namespaces of his own, where
+//! he seems to be root.
 
 use std::env;
 use std::path::Path;
@@ -12,8 +13,9 @@ use crate::run;
 /// The user outside.
 const USER: &str = "4242";
 
-/// Prepares what a user finds on other systems: a device that he may open, and programs in places that he may enter. The arguments are
-/// the stage, the tool chain's directory, this test program, the programs under test, and the user.
+/// Prepares what a user finds on other systems: a device that he may open, and programs in places
+/// that he may enter. The arguments are the stage, the tool chain's directory, this test program,
+/// the programs under test, and the user.
 const PREPARE: &str = r#"
 stage=$1 toolchain=$2 suite=$3 program=$4 via_scheme=$5 user=$6; shift 6
 mknod -m 666 "$stage/fuse" c 10 229
@@ -33,9 +35,10 @@ exec setpriv --reuid "$user" --regid "$user" --clear-groups unshare --user --map
 /// The variable that is set while tests are run again, for those that do less then.
 pub const VARIABLE: &str = "OVERLAYFS_UNPRIVILEGED";
 
-/// Runs tests of this program again, those that `filters` are parts of the names of. `forbidden` are the names of some among them that
-/// cannot succeed because the kernel forbids what they do, each with what that is: they fail before they mount anything. `tools`
-/// are programs that the tests look for in PATH.
+/// Runs tests of this program again, those that `filters` are parts of the names of. `forbidden`
+/// are the names of some among them that cannot succeed because the kernel forbids what they do,
+/// each with what that is: they fail before they mount anything. `tools` are programs that the
+/// tests look for in PATH.
 pub fn again(filters: &[&str], forbidden: &[(&str, &str)], tools: &[&Path]) {
     let skip = forbidden.iter().flat_map(|(name, _)| ["--skip", name]);
     let output =

@@ -1,6 +1,6 @@
-//! Random changes of files on a disk that is full now and then, by a daemon that has inherited a limit of file sizes.
-//! What open(2), write(2), ftruncate(2), close(2) and fsync(2) called a success is there, in the mount and in the next
-//! one; what they refused changed nothing.
+//! Random changes of files on a disk that is full now and then, by a daemon that has inherited a
+//! limit of file sizes. What open(2), write(2), ftruncate(2), close(2) and fsync(2) called a
+//! success is there, in the mount and in the next one; what they refused changed nothing.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -15,7 +15,8 @@ use test_common::{LowerGuard, Random, put};
 use crate::mount::Mount;
 use crate::{Bed, KIB, MIB, fill};
 
-/// The names of files. Those of `LOWER` are in the lower layer, the large ones large enough to be copied up in part.
+/// The names of files. Those of `LOWER` are in the lower layer, the large ones large enough to be
+/// copied up in part.
 const NAMES: [&str; 9] = ["small", "large", "larger", "more", "most", "a", "b", "c", "d"];
 const LOWER: [&str; 5] = ["small", "large", "larger", "more", "most"];
 
@@ -68,7 +69,8 @@ impl World {
             7 => self.remove(name),
             8 => self.rename(name),
             9 => self.sync(name),
-            // Others take the space only when nothing waits to be written: what a program was told stays true.
+            // Others take the space only when nothing waits to be written: what a program was told
+            // stays true.
             10 => {
                 self.sync_all();
                 fill(&self.bed.path("filler"));
@@ -130,7 +132,8 @@ impl World {
         }
     }
 
-    /// What was taken can be synced, also a large file of the lower layer of which only a part was changed.
+    /// What was taken can be synced, also a large file of the lower layer of which only a part was
+    /// changed.
     fn sync(&self, name: &str) {
         if self.files.contains_key(name) {
             let synced = File::open(self.path(name)).unwrap().sync_all();

@@ -1,8 +1,10 @@
-//! Creating objects in another user's name: the filesystem ids of the thread are changed for the time of one call.
+//! Creating objects in another user's name: the filesystem ids of the thread are changed for the
+//! time of one call.
 //!
-//! A thread that leaves filesystem uid 0 loses the capabilities over files, and with them the right to write the work
-//! directory or to create a device node. SECBIT_NO_SETUID_FIXUP keeps them, so only the owner of what is created
-//! changes. The bit is the thread's own, is inherited by the threads that it starts, and stays.
+//! A thread that leaves filesystem uid 0 loses the capabilities over files, and with them the right
+//! to write the work directory or to create a device node. SECBIT_NO_SETUID_FIXUP keeps them, so
+//! only the owner of what is created changes. The bit is the thread's own, is inherited by the
+//! threads that it starts, and stays.
 
 use std::cell::Cell;
 
@@ -41,7 +43,8 @@ pub struct ActingAs {
 }
 
 impl ActingAs {
-    /// Takes the other owner's ids on; `own` is what the thread goes back to. EPERM as [`keep_capabilities`].
+    /// Takes the other owner's ids on; `own` is what the thread goes back to. EPERM as
+    /// [`keep_capabilities`].
     pub fn new(owner: Owner, own: Owner) -> Result<ActingAs> {
         keep_capabilities()?;
         set_ids(owner);
@@ -55,8 +58,8 @@ impl Drop for ActingAs {
     }
 }
 
-/// Sets the filesystem ids of this thread only. The calls tell of no failure: without CAP_SETUID and CAP_SETGID nothing
-/// changes, so whoever creates an object must look at its owner.
+/// Sets the filesystem ids of this thread only. The calls tell of no failure: without CAP_SETUID
+/// and CAP_SETGID nothing changes, so whoever creates an object must look at its owner.
 fn set_ids(owner: Owner) {
     // SAFETY: both calls take a number and touch no memory.
     unsafe {

@@ -1,18 +1,22 @@
 //! A layer on Linux, reached with the `*at` system calls. Needs Linux 5.8 at least.
 //!
-//! Directories are O_PATH descriptors: they cost the filesystem nothing to open, need no read permission, and follow
-//! the directory when it is renamed. What is mounted inside a layer is kept out in one of two ways:
+//! Directories are O_PATH descriptors: they cost the filesystem nothing to open, need no read
+//! permission, and follow the directory when it is renamed. What is mounted inside a layer is kept
+//! out in one of two ways:
 //!
-//! - A layer is a private clone of its mount, which has no mounts inside, and read-only if the layer is. Every step is one
-//!   `*at` call. The upper layer and a work directory beside it share one clone of a directory above both, since a
-//!   rename between two clones is refused even on one filesystem.
-//! - Where the clone is not permitted, the directory is opened as it is. There the kernel may cross a mount only on the way to
-//!   an entry, so a step that needs the entry itself opens it first with RESOLVE_NO_XDEV, which stops before the mounted
-//!   filesystem is asked anything: it may be our own, waiting for this very step. A directory that something is mounted on then
-//!   is *covered*: it shows no entries and takes none (ENOENT). A covered file is an empty one in its attributes.
+//! - A layer is a private clone of its mount, which has no mounts inside, and read-only if the
+//!   layer is. Every step is one `*at` call. The upper layer and a work directory beside it share
+//!   one clone of a directory above both, since a rename between two clones is refused even on one
+//!   filesystem.
+//! - Where the clone is not permitted, the directory is opened as it is. There the kernel may cross
+//!   a mount only on the way to an entry, so a step that needs the entry itself opens it first with
+//!   RESOLVE_NO_XDEV, which stops before the mounted filesystem is asked anything: it may be our
+//!   own, waiting for this very step. A directory that something is mounted on then is *covered*:
+//!   it shows no entries and takes none (ENOENT). A covered file is an empty one in its attributes.
 //!   Changing or opening a covered object answers EBUSY.
 //!
-//! Lock order: the one lock, of the descriptor that holds the layer, is taken last and no callback runs under it.
+//! Lock order: the one lock, of the descriptor that holds the layer, is taken last and no callback
+//! runs under it.
 
 mod convert;
 mod identity;
@@ -96,9 +100,9 @@ enum TargetFd<'a> {
 impl LinuxLayer {
     /// Opens the directory `path` as a layer. Symlinks in `path` are followed.
     ///
-    /// For writing, the umask of the process is set to 0, so that new objects get the modes that are asked for; and
-    /// if the daemon is root with CAP_SETPCAP, threads that create objects of other owners keep
-    /// SECBIT_NO_SETUID_FIXUP set.
+    /// For writing, the umask of the process is set to 0, so that new objects get the modes that
+    /// are asked for; and if the daemon is root with CAP_SETPCAP, threads that create objects of
+    /// other owners keep SECBIT_NO_SETUID_FIXUP set.
     ///
     /// ENOENT, ENOTDIR, EACCES and the like as open(2).
     pub fn open(path: &Path, for_writing: bool) -> Result<LinuxLayer> {
@@ -109,7 +113,8 @@ impl LinuxLayer {
         }
     }
 
-    /// Opens two directories for writing between which objects are renamed. As [`LinuxLayer::open`].
+    /// Opens two directories for writing between which objects are renamed. As
+    /// [`LinuxLayer::open`].
     pub fn open_pair(path: &Path, other: &Path) -> Result<(LinuxLayer, LinuxLayer)> {
         let plain = [open_top(CWD, path)?, open_top(CWD, other)?];
         let (cloned, roots) = match shared_clone([path, other], &plain) {
@@ -142,7 +147,8 @@ impl LinuxLayer {
         })
     }
 
-    /// How to reach an object without following a symlink or crossing to what is mounted on it, which is EXDEV.
+    /// How to reach an object without following a symlink or crossing to what is mounted on it,
+    /// which is EXDEV.
     fn target<'a>(&self, object: Object<'a, Self>) -> Result<Target<'a>> {
         let (dir, name) = match object {
             Object::Dir(dir) => return Ok(Target::itself(TargetFd::Lent(dir.fd()?))),
@@ -178,12 +184,13 @@ impl LinuxLayer {
 
     /// Sees to it that a new object has the owner and the mode that were asked for.
     ///
-    /// It has, unless the directory has a default ACL or hands down its group, the caller asked for set-id bits of a
-    /// directory, which mkdir(2) ignores, or the daemon lacks a capability. If it cannot be mended, the object is
-    /// removed.
+    /// It has, unless the directory has a default ACL or hands down its group, the caller asked for
+    /// set-id bits of a directory, which mkdir(2) ignores, or the daemon lacks a capability. If it
+    /// cannot be mended, the object is removed.
     ///
-    /// Whoever else may rename in the directory can put something else in the place of what was made: a file of root's, to have it given to
-    /// him. So what is mended is one object, by its descriptor, and one that belongs to somebody else than who made it is left alone (EPERM).
+    /// Whoever else may rename in the directory can put something else in the place of what was
+    /// made: a file of root's, to have it given to him. So what is mended is one object, by its
+    /// descriptor, and one that belongs to somebody else than who made it is left alone (EPERM).
     fn settle(&self, dir: BorrowedFd<'_>, name: &OsStr, asked: (Owner, Option<u32>)) -> Result<()> {
         let found = stat_of(&rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).map_err(error)?)?;
         if is_right(&found, asked) {
@@ -197,8 +204,9 @@ impl LinuxLayer {
 
 /// What the filesystem of a layer can do.
 fn capabilities(root: &OwnedFd, for_writing: bool) -> Result<Capabilities> {
-    // No call tells whether a filesystem can exchange, short of doing it: the kernel looks the names up first. So these are the
-    // ones that can; for the rest no is the safe answer. Of FUSE each filesystem answers for itself, with EINVAL if it cannot.
+    // No call tells whether a filesystem can exchange, short of doing it: the kernel looks the
+    // names up first. So these are the ones that can; for the rest no is the safe answer. Of FUSE
+    // each filesystem answers for itself, with EINVAL if it cannot.
     const EXCHANGE: [u64; 7] = [
         libc::EXT4_SUPER_MAGIC as u64,
         libc::XFS_SUPER_MAGIC as u64,
@@ -252,8 +260,8 @@ impl AsFd for Target<'_> {
     }
 }
 
-/// The lock of a layer. It is given back, and not only closed: a program that this process is just starting has the descriptor too, and would keep
-/// the lock until it is executed.
+/// The lock of a layer. It is given back, and not only closed: a program that this process is just
+/// starting has the descriptor too, and would keep the lock until it is executed.
 struct Held(OwnedFd);
 
 impl Drop for Held {
@@ -459,7 +467,8 @@ impl Layer for LinuxLayer {
         self.own
     }
 
-    /// True for the daemon's own ids, and for all others of its user namespace if it is root and has CAP_SETPCAP, CAP_SETUID and CAP_SETGID.
+    /// True for the daemon's own ids, and for all others of its user namespace if it is root and
+    /// has CAP_SETPCAP, CAP_SETUID and CAP_SETGID.
     fn creates_as(&self, owner: Owner) -> bool {
         owner == self.own || (self.acts_as_others && self.records.has_ids(owner))
     }
@@ -665,7 +674,8 @@ impl LinuxLayer {
         Ok(at - range.start)
     }
 
-    /// Makes a call on a file or a directory that is open for reading. EBUSY if it is covered; EOPNOTSUPP where there is no such call.
+    /// Makes a call on a file or a directory that is open for reading. EBUSY if it is covered;
+    /// EOPNOTSUPP where there is no such call.
     fn with_open<T>(
         &self,
         object: Object<'_, Self>,
@@ -681,7 +691,8 @@ impl LinuxLayer {
         call(opened.map_err(error).map_err(covered_is_busy)?.as_fd()).map_err(no_such_call)
     }
 
-    /// The owner and the mode that are recorded of an object, which has these attributes of its own.
+    /// The owner and the mode that are recorded of an object, which has these attributes of its
+    /// own.
     fn record(&self, object: Object<'_, Self>, own: &Stat) -> Option<(Owner, u32)> {
         if !self.records.may_be_on(own) {
             return None;
@@ -689,7 +700,8 @@ impl LinuxLayer {
         self.with_xattrs(object, |place| Ok(self.records.read(place))).ok().flatten()
     }
 
-    /// As [`LinuxLayer::record`], with the object's own attributes, before these change. Nothing is asked where there are no records.
+    /// As [`LinuxLayer::record`], with the object's own attributes, before these change. Nothing is
+    /// asked where there are no records.
     fn recorded(&self, object: Object<'_, Self>, target: &Target<'_>) -> Result<Option<(Stat, (Owner, u32))>> {
         if !self.records.are_any() {
             return Ok(None);
@@ -735,8 +747,8 @@ fn open_top(above: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd> {
     rustix::fs::openat(above, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map_err(error)
 }
 
-/// Two directories, which `plain` are, in one clone of a directory above both. None if there is no such clone: it is not
-/// permitted, or they are not on one mount.
+/// Two directories, which `plain` are, in one clone of a directory above both. None if there is no
+/// such clone: it is not permitted, or they are not on one mount.
 fn shared_clone(paths: [&Path; 2], plain: &[OwnedFd; 2]) -> Option<[OwnedFd; 2]> {
     let paths = [paths[0].canonicalize().ok()?, paths[1].canonicalize().ok()?];
     let above: PathBuf =
@@ -764,8 +776,8 @@ fn single(name: &OsStr) -> Result<&OsStr> {
     Ok(name)
 }
 
-/// The attributes that an entry shows which something is mounted on: the number and the kind that its directory's
-/// listing gives, the owner and the times of the directory, and no contents.
+/// The attributes that an entry shows which something is mounted on: the number and the kind that
+/// its directory's listing gives, the owner and the times of the directory, and no contents.
 fn covered(dir: BorrowedFd<'_>, name: &OsStr) -> Result<Stat> {
     let mut found = None;
     let open = raw::reopen_dir(dir).map_err(error)?;
@@ -794,7 +806,8 @@ fn undo(dir: BorrowedFd<'_>, name: &OsStr, kind: Kind) -> Result<()> {
     rustix::fs::unlinkat(dir, name, flags).map_err(error)
 }
 
-/// Gives a new object of `dir` the owner and the mode asked for, where they differ from those it was made with. EPERM if another user owns it.
+/// Gives a new object of `dir` the owner and the mode asked for, where they differ from those it
+/// was made with. EPERM if another user owns it.
 fn mend(dir: BorrowedFd<'_>, object: BorrowedFd<'_>, (owner, mode): (Owner, Option<u32>)) -> Result<()> {
     let itself = OsStr::new("");
     let made = stat_of(&rustix::fs::fstat(object).map_err(error)?)?;

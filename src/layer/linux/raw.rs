@@ -1,4 +1,5 @@
-//! The few system calls, and combinations of them, that the Linux layer needs and rustix does not have in this form.
+//! The few system calls, and combinations of them, that the Linux layer needs and rustix does not
+//! have in this form.
 
 use std::ffi::OsStr;
 use std::mem::{MaybeUninit, size_of};
@@ -13,14 +14,17 @@ use rustix::path::Arg;
 /// Room for the entries that one getdents64 call answers, in bytes.
 const LIST_BUFFER: usize = 64 * 1024;
 
-/// The number of fchmodat2(2), which has the same number on the architectures that Linux numbers alike.
+/// The number of fchmodat2(2), which has the same number on the architectures that Linux numbers
+/// alike.
 const SYS_FCHMODAT2: libc::c_long = 452;
 
-/// A private copy of the mount that holds `path`, with `path` as its top and without the mounts inside it.
+/// A private copy of the mount that holds `path`, with `path` as its top and without the mounts
+/// inside it.
 ///
-/// What is mounted below `path`, now or later, is neither seen nor waited for through the descriptor: the mount
-/// propagates nowhere, and its directories show what they hold themselves. A device node in it opens no device. Unless it is `writable`,
-/// nothing is written through it, access times included.
+/// What is mounted below `path`, now or later, is neither seen nor waited for through the
+/// descriptor: the mount propagates nowhere, and its directories show what they hold themselves. A
+/// device node in it opens no device. Unless it is `writable`, nothing is written through it,
+/// access times included.
 ///
 /// Needs CAP_SYS_ADMIN over the mount namespace, and Linux 5.12; EPERM, EINVAL or ENOSYS otherwise.
 pub fn private_clone(path: &Path, writable: bool) -> Result<OwnedFd> {
@@ -31,8 +35,8 @@ pub fn private_clone(path: &Path, writable: bool) -> Result<OwnedFd> {
         propagation: libc::MS_PRIVATE,
         userns_fd: 0,
     };
-    // SAFETY: the path is a C string and the attributes are a `mount_attr` of the size that is said; both outlive the
-    // call.
+    // SAFETY: the path is a C string and the attributes are a `mount_attr` of the size that is
+    // said; both outlive the call.
     let result = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
@@ -47,11 +51,11 @@ pub fn private_clone(path: &Path, writable: bool) -> Result<OwnedFd> {
     Ok(tree)
 }
 
-/// Opens the entry `name`, which must be a single component. EXDEV, without a call into the filesystem that is mounted
-/// there, if something is mounted on it.
+/// Opens the entry `name`, which must be a single component. EXDEV, without a call into the
+/// filesystem that is mounted there, if something is mounted on it.
 ///
-/// RESOLVE_BENEATH would add nothing for a single component that is not `..`, and answers EXDEV when the entry is moved
-/// at the same time.
+/// RESOLVE_BENEATH would add nothing for a single component that is not `..`, and answers EXDEV
+/// when the entry is moved at the same time.
 pub fn open_at(dir: BorrowedFd<'_>, name: &OsStr, flags: OFlags, mode: Mode) -> Result<OwnedFd> {
     let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let resolve = ResolveFlags::NO_XDEV | ResolveFlags::NO_SYMLINKS;
@@ -71,8 +75,8 @@ pub fn reopen_dir(dir: BorrowedFd<'_>) -> Result<OwnedFd> {
     open_unseen(dir, OsStr::new("."), OFlags::RDONLY | OFlags::DIRECTORY)
 }
 
-/// Calls `each` for every entry of a directory but `.` and `..`, as the directory names it, until it answers false. The directory is open
-/// for reading, and nobody has read from it.
+/// Calls `each` for every entry of a directory but `.` and `..`, as the directory names it, until
+/// it answers false. The directory is open for reading, and nobody has read from it.
 pub fn entries(dir: BorrowedFd<'_>, mut each: impl FnMut(&RawDirEntry<'_>) -> bool) -> Result<()> {
     let mut buffer = [MaybeUninit::uninit(); LIST_BUFFER];
     let mut entries = RawDir::new(dir, &mut buffer);
@@ -85,7 +89,8 @@ pub fn entries(dir: BorrowedFd<'_>, mut each: impl FnMut(&RawDirEntry<'_>) -> bo
     Ok(())
 }
 
-/// Sets the mode of an entry, or of the descriptor itself if `flags` has AT_EMPTY_PATH. EOPNOTSUPP on a symlink.
+/// Sets the mode of an entry, or of the descriptor itself if `flags` has AT_EMPTY_PATH. EOPNOTSUPP
+/// on a symlink.
 pub fn change_mode(fd: BorrowedFd<'_>, name: &OsStr, flags: AtFlags, mode: Mode) -> Result<()> {
     let result = name.into_with_c_str(|name| {
         // SAFETY: the name is a C string that outlives the call; the call touches no other memory.
@@ -97,7 +102,8 @@ pub fn change_mode(fd: BorrowedFd<'_>, name: &OsStr, flags: AtFlags, mode: Mode)
     }
 }
 
-/// [`change_mode`] for Linux before 6.6: the descriptor's link below `/proc` leads to the object itself.
+/// [`change_mode`] for Linux before 6.6: the descriptor's link below `/proc` leads to the object
+/// itself.
 fn change_mode_by_proc(fd: BorrowedFd<'_>, name: &OsStr, flags: AtFlags, mode: Mode) -> Result<()> {
     let opened;
     let object = if flags.contains(AtFlags::EMPTY_PATH) {

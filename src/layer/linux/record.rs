@@ -1,12 +1,15 @@
 //! Owners that the daemon cannot give, written down in an attribute.
 //!
-//! A user's daemon gives no object to another, and in a user namespace there are no other ids than those that are mapped. Where chown(2) is
-//! refused so, the owner, the group and the mode become the attribute [`RECORD`] of the object, and [`Layer::stat`](crate::layer::Layer::stat)
-//! answers from it. The object itself stays the daemon's, with the mode that it was made with. Podman and fuse-overlayfs read and write the same.
+//! A user's daemon gives no object to another, and in a user namespace there are no other ids than
+//! those that are mapped. Where chown(2) is refused so, the owner, the group and the mode become
+//! the attribute [`RECORD`] of the object, and [`Layer::stat`](crate::layer::Layer::stat) answers
+//! from it. The object itself stays the daemon's, with the mode that it was made with. Podman and
+//! fuse-overlayfs read and write the same.
 //!
-//! The attribute of the top of a layer says that there may be records in it, so a layer without any costs nothing. A record counts
-//! only on what is the daemon's own and, unless the daemon is such a user's, what others cannot write: then nobody else wrote it. Only files and directories have such
-//! attributes; the owner of anything else is lost.
+//! The attribute of the top of a layer says that there may be records in it, so a layer without any
+//! costs nothing. A record counts only on what is the daemon's own and, unless the daemon is such a
+//! user's, what others cannot write: then nobody else wrote it. Only files and directories have
+//! such attributes; the owner of anything else is lost.
 
 use std::ffi::OsStr;
 use std::os::fd::BorrowedFd;
@@ -87,7 +90,8 @@ impl Records {
         recorded_owner(&OWNER_RECORDS.iter().find_map(value)?)
     }
 
-    /// Records the owner and the mode of an object, which has these attributes of its own, in the layer with this top directory.
+    /// Records the owner and the mode of an object, which has these attributes of its own, in the
+    /// layer with this top directory.
     pub fn write(&self, root: BorrowedFd<'_>, object: Place<'_>, own: &Stat, owner: Owner, mode: u32) -> Result<()> {
         if !holds_record(own.kind) {
             return Ok(());

@@ -1,9 +1,12 @@
-//! Writing past the page cache, which spares an fsync where a file only has to be whole before it gets its name.
+//! Writing past the page cache, which spares an fsync where a file only has to be whole before it
+//! gets its name.
 //!
-//! A write with O_DIRECT answers when the data were handed to the disk, and, on ext4 and XFS, the size and the place of the data to the
-//! journal. A rename that comes later is in the same journal behind that, and before a journal is written the disk is told to keep what
-//! it was given. So whoever finds the name after a crash finds the data. On btrfs the place of the data may reach the disk after
-//! the name; an ext4 without a journal, or with one on another disk, promises nothing; and other filesystems are not known.
+//! A write with O_DIRECT answers when the data were handed to the disk, and, on ext4 and XFS, the
+//! size and the place of the data to the journal. A rename that comes later is in the same journal
+//! behind that, and before a journal is written the disk is told to keep what it was given. So
+//! whoever finds the name after a crash finds the data. On btrfs the place of the data may reach
+//! the disk after the name; an ext4 without a journal, or with one on another disk, promises
+//! nothing; and other filesystems are not known.
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -18,7 +21,8 @@ use crate::layer::{Result, THROUGH};
 /// The journal of an ext4 filesystem that is on its own disk is this inode.
 const JOURNAL: u32 = 8;
 
-/// Whether the filesystem of a directory brings names to the disk after what was written by [`write`] before. False where nobody tells.
+/// Whether the filesystem of a directory brings names to the disk after what was written by
+/// [`write`] before. False where nobody tells.
 pub fn keeps_order(dir: &OwnedFd) -> bool {
     let (Ok(filesystem), Ok(stat)) = (rustix::fs::fstatfs(dir), rustix::fs::fstat(dir)) else { return false };
     match filesystem.f_type as u64 {
@@ -35,8 +39,8 @@ pub fn keeps_order(dir: &OwnedFd) -> bool {
     }
 }
 
-/// Writes all of `buf` at `offset`, which must be a multiple of [`THROUGH`]; up to the next one it is filled with zeros. EOPNOTSUPP where the
-/// filesystem cannot.
+/// Writes all of `buf` at `offset`, which must be a multiple of [`THROUGH`]; up to the next one it
+/// is filled with zeros. EOPNOTSUPP where the filesystem cannot.
 pub fn write(file: &OwnedFd, buf: &[u8], offset: u64) -> Result<()> {
     if !offset.is_multiple_of(THROUGH) || !takes_direct(file)? {
         return Err(Error::new(EOPNOTSUPP));
@@ -54,8 +58,8 @@ pub fn write(file: &OwnedFd, buf: &[u8], offset: u64) -> Result<()> {
     written
 }
 
-/// Whether a file's data can bypass the page cache: those of encrypted files, or inside the inode, take that way without a word. False before
-/// Linux 6.1, which does not tell.
+/// Whether a file's data can bypass the page cache: those of encrypted files, or inside the inode,
+/// take that way without a word. False before Linux 6.1, which does not tell.
 fn takes_direct(file: &OwnedFd) -> Result<bool> {
     let told = rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN).map_err(error)?;
     Ok((1..=THROUGH).contains(&u64::from(told.stx_dio_offset_align)))

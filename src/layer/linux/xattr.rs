@@ -1,7 +1,7 @@
 //! Extended attributes of an entry, a directory or an open file, without following a symlink.
 //!
-//! Linux 6.13 has calls that take a directory and a name. Before, and where the entry has to be opened first, the descriptor's link
-//! below `/proc` leads to the object itself.
+//! Linux 6.13 has calls that take a directory and a name. Before, and where the entry has to be
+//! opened first, the descriptor's link below `/proc` leads to the object itself.
 
 use std::ffi::{CString, OsStr, OsString, c_long, c_void};
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -53,7 +53,8 @@ pub fn get(place: Place<'_>, name: &OsStr) -> Result<Vec<u8>> {
     sized(|buffer| {
         let (value, size) = (buffer.as_mut_ptr().cast::<c_void>(), buffer.len());
         place.call(
-            // SAFETY: the name is a C string and the buffer is as long as said; both outlive the call. So for the two below.
+            // SAFETY: the name is a C string and the buffer is as long as said; both outlive the
+            // call. So for the two below.
             |fd| unsafe { libc::fgetxattr(fd, name.as_ptr(), value, size) as c_long },
             |path| unsafe { libc::getxattr(path.as_ptr(), name.as_ptr(), value, size) as c_long },
             |fd, entry| {
@@ -102,7 +103,8 @@ pub fn set(place: Place<'_>, name: &OsStr, value: &[u8], mode: XattrMode) -> Res
     };
     let (bytes, size) = (value.as_ptr().cast::<c_void>(), value.len());
     let set = place.call(
-        // SAFETY: the name is a C string and the value is as long as said; both outlive the call. So for the two below.
+        // SAFETY: the name is a C string and the value is as long as said; both outlive the call.
+        // So for the two below.
         |fd| unsafe { libc::fsetxattr(fd, name.as_ptr(), bytes, size, flags) as c_long },
         |path| unsafe { libc::setxattr(path.as_ptr(), name.as_ptr(), bytes, size, flags) as c_long },
         |fd, entry| {
@@ -139,7 +141,8 @@ pub fn remove(place: Place<'_>, name: &OsStr) -> Result<()> {
 }
 
 impl Place<'_> {
-    /// Makes the call in the form that fits the place: on an open file, on a path that is to be followed, or on an entry.
+    /// Makes the call in the form that fits the place: on an open file, on a path that is to be
+    /// followed, or on an entry.
     fn call(
         self,
         mut on_file: impl FnMut(i32) -> c_long,

@@ -1,8 +1,9 @@
 //! The calls of this backend for which `libredox` has no function.
 //!
-//! On Redox those of libc that work on a descriptor, and those of the kernel, since relibc's own `unlinkat`, `rename` and `link` go
-//! through the namespace. Elsewhere whoever plays the kernel defines them, as it defines the symbols that `libredox` calls: a number that
-//! libc or the kernel of this system was given would be another descriptor or another call there.
+//! On Redox those of libc that work on a descriptor, and those of the kernel, since relibc's own
+//! `unlinkat`, `rename` and `link` go through the namespace. Elsewhere whoever plays the kernel
+//! defines them, as it defines the symbols that `libredox` calls: a number that libc or the kernel
+//! of this system was given would be another descriptor or another call there.
 
 pub use system::{link, read_at, rename, unlink_at, write_at};
 
@@ -34,7 +35,8 @@ mod system {
         Ok(syscall::unlinkat(dir.raw(), path, flags).map(drop)?)
     }
 
-    /// Renames an object to an absolute path, of which the part that names the scheme is not looked at.
+    /// Renames an object to an absolute path, of which the part that names the scheme is not looked
+    /// at.
     pub fn rename(fd: &Fd, path: &str) -> Result<()> {
         Ok(syscall::frename(fd.raw(), path).map(drop)?)
     }

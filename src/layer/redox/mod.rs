@@ -1,13 +1,16 @@
 //! A layer on Redox, reached with calls that are relative to a descriptor.
 //!
-//! Once the daemon serves, it lives in the null namespace, where no path from the root of the system can be opened. So after
-//! [`RedoxLayer::open`] everything here goes to the scheme that holds the layer, either through a descriptor of the top directory
-//! or through a descriptor of the object itself. relibc's own `unlinkat`, `renameat` and `linkat` resolve their paths in the
-//! namespace; the calls of the kernel that they stand for do not, and are used in their place ([`calls`]).
+//! Once the daemon serves, it lives in the null namespace, where no path from the root of the
+//! system can be opened. So after [`RedoxLayer::open`] everything here goes to the scheme that
+//! holds the layer, either through a descriptor of the top directory or through a descriptor of the
+//! object itself. relibc's own `unlinkat`, `renameat` and `linkat` resolve their paths in the
+//! namespace; the calls of the kernel that they stand for do not, and are used in their place
+//! ([`calls`]).
 //!
-//! redoxfs, which this is written for, knows a directory by its path, also where a descriptor of it is open. So a [`Dir`] is a path:
-//! after a rename it names whatever has that path then. A symlink that somebody else puts in the place of a directory or a file of
-//! a layer while it is mounted would be followed, hence whoever can write to a layer's directory is trusted on Redox.
+//! redoxfs, which this is written for, knows a directory by its path, also where a descriptor of it
+//! is open. So a [`Dir`] is a path: after a rename it names whatever has that path then. A symlink
+//! that somebody else puts in the place of a directory or a file of a layer while it is mounted
+//! would be followed, hence whoever can write to a layer's directory is trusted on Redox.
 //!
 //! Lock order: the one lock, of the descriptor that holds the layer, is taken last.
 
@@ -74,8 +77,9 @@ pub struct RedoxLayer {
     own: Owner,
     /// Whether changes are let through.
     writable: bool,
-    /// The descriptor whose lock holds the layer. It is used for nothing else: the kernel forgets that it has to tell the scheme
-    /// when a locked descriptor goes as soon as another call is made on it.
+    /// The descriptor whose lock holds the layer. It is used for nothing else: the kernel forgets
+    /// that it has to tell the scheme when a locked descriptor goes as soon as another call is made
+    /// on it.
     held: Mutex<Option<Fd>>,
 }
 
@@ -89,8 +93,8 @@ struct Top {
     path: String,
 }
 
-/// A directory of a [`RedoxLayer`]. It carries its layer's top directory along, since the work directory may be a layer of its own
-/// on the upper layer's filesystem.
+/// A directory of a [`RedoxLayer`]. It carries its layer's top directory along, since the work
+/// directory may be a layer of its own on the upper layer's filesystem.
 pub struct Dir {
     top: Arc<Top>,
     /// Relative to the top directory, empty for that one.
@@ -119,8 +123,9 @@ impl Far {
 }
 
 impl RedoxLayer {
-    /// Opens the directory `path` as a layer. Symlinks in `path` are followed. A layer that is not opened for writing answers
-    /// every change with EROFS. To be called before the daemon enters the null namespace.
+    /// Opens the directory `path` as a layer. Symlinks in `path` are followed. A layer that is not
+    /// opened for writing answers every change with EROFS. To be called before the daemon enters
+    /// the null namespace.
     ///
     /// ENOENT, ENOTDIR, EACCES and the like as open(2); EINVAL for a path that is not UTF-8.
     pub fn open(path: &Path, for_writing: bool) -> Result<RedoxLayer> {
@@ -153,7 +158,8 @@ impl RedoxLayer {
         })
     }
 
-    /// Opens two directories for writing between which objects are renamed. Errors as [`RedoxLayer::open`].
+    /// Opens two directories for writing between which objects are renamed. Errors as
+    /// [`RedoxLayer::open`].
     pub fn open_pair(path: &Path, other: &Path) -> Result<(RedoxLayer, RedoxLayer)> {
         Ok((Self::open(path, true)?, Self::open(other, true)?))
     }
@@ -242,7 +248,8 @@ impl Place<'_> {
         calls::unlink_at(fd, &path, flags)
     }
 
-    /// The path as `frename` and `flink` want it: from the root of the system. The kernel drops the scheme and resolves nothing.
+    /// The path as `frename` and `flink` want it: from the root of the system. The kernel drops the
+    /// scheme and resolves nothing.
     fn absolute(&self) -> String {
         format!("{}/{}", self.top.path, self.path)
     }
@@ -260,7 +267,8 @@ impl Layer for RedoxLayer {
             xattrs: false,
             sparse: false,
             write_through: false,
-            // redoxfs never overwrites a tree: what is on the disk is all that there was at one time.
+            // redoxfs never overwrites a tree: what is on the disk is all that there was at one
+            // time.
             ordered: true,
         }
     }
@@ -276,10 +284,11 @@ impl Layer for RedoxLayer {
             return Ok(());
         }
         let fd = self.top.open_at("", ITSELF | O_DIRECTORY)?;
-        // A lock of the process, not of the descriptor: that is the kind which the scheme is told to drop when the descriptor
-        // goes, also by the death of the process. It keeps out other processes only, and a daemon is a process of its own.
-        // redoxfs has tables (redox-scheme 0.11) in which all its files are one, and a lock of one byte excludes nothing. So a layer has two
-        // bytes that no other has, far behind what programs lock.
+        // A lock of the process, not of the descriptor: that is the kind which the scheme is told
+        // to drop when the descriptor goes, also by the death of the process. It keeps out other
+        // processes only, and a daemon is a process of its own. redoxfs has tables (redox-scheme
+        // 0.11) in which all its files are one, and a lock of one byte excludes nothing. So a layer
+        // has two bytes that no other has, far behind what programs lock.
         let place = HELD_FROM + 2 * (fd.stat()?.st_ino % (HELD_FROM / 2));
         let lock = StdFsCallMeta::new(StdFsCallKind::Lock, place, 2 | EXCLUSIVE);
         libredox::call::call_rw(fd.raw(), &mut [], CallFlags::STD_FS, &lock)?;
@@ -441,9 +450,11 @@ impl Layer for RedoxLayer {
         written.or_else(|error| self.unlink(dir, name).and(Err(error)))
     }
 
-    /// A socket, of which redoxfs has to be sent a descriptor: it names it as its path ends. So where the name is to be another, it is made in a
-    /// directory of its own and then renamed. EOPNOTSUPP for all else: openat, the only other way to create something, makes
-    /// regular files, directories and symlinks. What relibc's mkfifo and mknod leave behind are regular files.
+    /// A socket, of which redoxfs has to be sent a descriptor: it names it as its path ends. So
+    /// where the name is to be another, it is made in a directory of its own and then renamed.
+    /// EOPNOTSUPP for all else: openat, the only other way to create something, makes regular
+    /// files, directories and symlinks. What relibc's mkfifo and mknod leave behind are regular
+    /// files.
     fn create_node(&self, dir: &Dir, name: &OsStr, kind: Kind, mode: u32, rdev: u64, _: Owner) -> Result<()> {
         self.check_writable()?;
         let number = usize::try_from(rdev).ok().filter(|number| kind == Kind::Socket && *number != 0);
@@ -505,8 +516,8 @@ impl Layer for RedoxLayer {
         let new = self.changing(new_dir, new_name)?;
         match mode {
             RenameMode::Replace => {}
-            // Redox has no such rename. Looking first is as good, since the writable layer is ours alone and the engine does
-            // nothing else to a name that it renames to.
+            // Redox has no such rename. Looking first is as good, since the writable layer is ours
+            // alone and the engine does nothing else to a name that it renames to.
             RenameMode::NoReplace => new.check_absent()?,
             RenameMode::Exchange | RenameMode::Whiteout => return Err(Error::new(EINVAL)),
         }
@@ -617,7 +628,8 @@ fn on<T>(object: Object<'_, RedoxLayer>, act: impl FnOnce(&Fd) -> Result<T>) -> 
 /// Brings what is in an open directory to the disk.
 fn sync_dir(fd: &Fd) -> Result<()> {
     match fd.fsync() {
-        // redoxfs refuses that on a directory: it has brought every change to the disk before it answered.
+        // redoxfs refuses that on a directory: it has brought every change to the disk before it
+        // answered.
         Err(error) if matches!(error.errno(), EBADF | EOPNOTSUPP) => Ok(()),
         result => Ok(result?),
     }

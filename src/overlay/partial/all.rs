@@ -1,4 +1,5 @@
-//! The partial copies of an overlay: the mark that there may be some, and the end, by which all are completed.
+//! The partial copies of an overlay: the mark that there may be some, and the end, by which all are
+//! completed.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -32,8 +33,8 @@ pub(in crate::overlay) struct Partials<L: Layer> {
 }
 
 impl<L: Layer> Partials<L> {
-    /// Those of an overlay that begins: not wanted, or not to be had in an upper layer of this format. Lower layers with the mark are
-    /// complained about.
+    /// Those of an overlay that begins: not wanted, or not to be had in an upper layer of this
+    /// format. Lower layers with the mark are complained about.
     pub fn new(stack: &Stack<L>, settings: Settings, format: Format) -> Result<Self> {
         let mut shown = false;
         for root in stack.lower_roots().iter().filter(|root| is_marked(stack, root)) {
@@ -87,8 +88,8 @@ impl<L: Layer> Overlay<L> {
         Ok(())
     }
 
-    /// Completes every partial copy, and takes the mark away if none came meanwhile. It stays for those that only other lower layers can
-    /// complete.
+    /// Completes every partial copy, and takes the mark away if none came meanwhile. It stays for
+    /// those that only other lower layers can complete.
     pub(in crate::overlay) fn complete_all(&self) -> Result<()> {
         self.try_complete_all()?;
         match self.partials.marked.load(Ordering::Acquire) && !self.partials.lost.load(Ordering::Relaxed) {

@@ -6,7 +6,8 @@ use super::PARTIAL_UNTIL;
 use crate::layer::Time;
 use crate::overlay::room::Promise;
 
-/// The epoch of a map that means something also after the system went down, since it is synced after the data.
+/// The epoch of a map that means something also after the system went down, since it is synced
+/// after the data.
 pub(super) const FOR_GOOD: u128 = 0;
 
 /// The unit in which data is lent.
@@ -35,8 +36,8 @@ pub(super) struct Chunks {
     pub mtime: Option<Time>,
     /// Whether there is a map.
     pub mapped: bool,
-    /// Whether the map lacks what was cut off, which must be in it before the copy grows again, or has a time of last change, which must not
-    /// be in it any more when that changes.
+    /// Whether the map lacks what was cut off, which must be in it before the copy grows again, or
+    /// has a time of last change, which must not be in it any more when that changes.
     pub unsaved: bool,
     /// Whether the map is to mean something also after the system went down.
     pub for_good: bool,
@@ -78,7 +79,8 @@ impl Chunks {
         chunk * CHUNK >= self.size || self.own[(chunk / WORD) as usize] & 1 << (chunk % WORD) != 0
     }
 
-    /// The first chunk from `from` on that is the copy's own, or that is not; `until` if none before that is.
+    /// The first chunk from `from` on that is the copy's own, or that is not; `until` if none
+    /// before that is.
     fn next(&self, own: bool, from: u64, until: u64) -> u64 {
         let mut chunk = from;
         while chunk < until {
@@ -136,7 +138,8 @@ impl Chunks {
         std::mem::take(&mut self.mapped)
     }
 
-    /// Whether the byte at `offset` is lent, and up to where that is so; it is not looked further than `until`.
+    /// Whether the byte at `offset` is lent, and up to where that is so; it is not looked further
+    /// than `until`.
     pub(super) fn run(&self, offset: u64, until: u64) -> (bool, u64) {
         if offset >= self.size {
             return (false, u64::MAX);
@@ -182,7 +185,8 @@ impl Chunks {
         header
     }
 
-    /// What the map lacks. A map that has nothing gets all in one piece, since it means something as soon as it is whole.
+    /// What the map lacks. A map that has nothing gets all in one piece, since it means something
+    /// as soon as it is whole.
     pub(super) fn update(&self, epoch: u128) -> Update {
         let header = self.header(epoch);
         let Some(written) = self.written else {
@@ -225,7 +229,8 @@ impl Chunks {
     }
 }
 
-/// How long the map of a partial copy of a file with so many bytes is. None: there is no partial copy of a file that large.
+/// How long the map of a partial copy of a file with so many bytes is. None: there is no partial
+/// copy of a file that large.
 pub(crate) fn map_len(size: u64) -> Option<usize> {
     (size < PARTIAL_UNTIL).then(|| HEADER + size.div_ceil(CHUNK).div_ceil(8) as usize)
 }

@@ -17,7 +17,8 @@ use crate::overlay::node::{Node, OpenFile, Stored};
 use crate::overlay::progress::{PIECE, Progress};
 use crate::overlay::xattr::CAPABILITY;
 
-/// How many bytes of data are copied at once while a copy is completed, between which others can write.
+/// How many bytes of data are copied at once while a copy is completed, between which others can
+/// write.
 const AT_ONCE: u64 = 4 << 20;
 
 impl<L: Layer> Overlay<L> {
@@ -51,7 +52,8 @@ impl<L: Layer> Overlay<L> {
         }
     }
 
-    /// What of `rest` is filled next; empty if nothing is lent there. A hole of the source takes no time, however large it is.
+    /// What of `rest` is filled next; empty if nothing is lent there. A hole of the source takes no
+    /// time, however large it is.
     fn next_piece(&self, open: &OpenFile<L>, rest: Range<u64>) -> Result<Range<u64>> {
         let none = rest.end..rest.end;
         let Some(Lent { partial, source }) = &open.lent else { return Ok(none) };
@@ -62,7 +64,8 @@ impl<L: Layer> Overlay<L> {
         Ok(start..rest.end.min(hole + AT_ONCE))
     }
 
-    /// Before an attribute is set: completes a partial copy if the writing of its data would take it again.
+    /// Before an attribute is set: completes a partial copy if the writing of its data would take
+    /// it again.
     pub(in crate::overlay) fn complete_for(&self, node: &Arc<Node<L>>, xattr: &OsStr) -> Result<()> {
         if xattr == CAPABILITY { self.complete(node) } else { Ok(()) }
     }

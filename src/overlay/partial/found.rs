@@ -15,7 +15,8 @@ use crate::overlay::node::{Node, Place, State};
 use crate::overlay::stack::LayerDir;
 
 impl<L: Layer> Overlay<L> {
-    /// Whether a partial copy may be completed from `from`: the lower directory that has a file of its name, if one has.
+    /// Whether a partial copy may be completed from `from`: the lower directory that has a file of
+    /// its name, if one has.
     pub(in crate::overlay) fn is_lent_by(
         &self,
         from: Option<&Arc<LayerDir<L>>>,
@@ -28,8 +29,8 @@ impl<L: Layer> Overlay<L> {
         }
     }
 
-    /// The node of a name that has a partial copy, left by a daemon that was killed. `from` is the lower directory that has the name. None if it
-    /// is none, and is removed.
+    /// The node of a name that has a partial copy, left by a daemon that was killed. `from` is the
+    /// lower directory that has the name. None if it is none, and is removed.
     pub(in crate::overlay) fn load_partial(
         &self,
         parent: &Arc<Node<L>>,
@@ -40,8 +41,9 @@ impl<L: Layer> Overlay<L> {
         let lower = self.stack.stat(from, name)?;
         let (digest, partial, mut copy) = self.find_part(to, from, name, &lower)?;
         if copy.nlink > 1 {
-            // It was completed and renamed, but after the system went down has its first name too, as btrfs may leave it: the file is the other
-            // name's, and no data may be taken out of it.
+            // It was completed and renamed, but after the system went down has its first name too,
+            // as btrfs may leave it: the file is the other name's, and no data may be taken out of
+            // it.
             self.discard_part(to, &(digest, name.to_owned()));
             return Ok(None);
         }
@@ -87,8 +89,8 @@ impl<L: Layer> Overlay<L> {
         Ok(Some(node))
     }
 
-    /// The partial copy in `to` to which the entry `name` of `from`, which has the attributes `lower`, lends. Answers the digest in its name, and
-    /// its attributes.
+    /// The partial copy in `to` to which the entry `name` of `from`, which has the attributes
+    /// `lower`, lends. Answers the digest in its name, and its attributes.
     pub(super) fn find_part(
         &self,
         to: &Arc<LayerDir<L>>,
@@ -112,7 +114,8 @@ impl<L: Layer> Overlay<L> {
         }
     }
 
-    /// Takes out of a partial copy whose map is lost what it has where the original lends: nobody knows which of it was there.
+    /// Takes out of a partial copy whose map is lost what it has where the original lends: nobody
+    /// knows which of it was there.
     fn empty_part(&self, partial: &Partial<L>, copy: &Stat) -> Result<()> {
         let layer = self.stack.layer(&partial.dir);
         let file = layer.open_file(&*self.stack.open(&partial.dir)?, &partial.name, Access::ReadWrite)?;
@@ -124,8 +127,9 @@ impl<L: Layer> Overlay<L> {
         layer.set_times(Object::File(&file), copy.atime, copy.mtime)
     }
 
-    /// Makes the chunk that a partial copy ends in its own if it was cut there, but its map, which said so, is lost: what is lent reaches to the end
-    /// of its chunk. Whether that is written down does not matter, as the next mount would do the same.
+    /// Makes the chunk that a partial copy ends in its own if it was cut there, but its map, which
+    /// said so, is lost: what is lent reaches to the end of its chunk. Whether that is written down
+    /// does not matter, as the next mount would do the same.
     fn own_end(&self, partial: &Arc<Partial<L>>, copy: &Stat) -> Result<()> {
         let last = copy.size / CHUNK;
         let is_cut = copy.size < partial.chunks.lock().size && !copy.size.is_multiple_of(CHUNK);

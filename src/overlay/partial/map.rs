@@ -12,7 +12,8 @@ use crate::overlay::Overlay;
 use crate::overlay::node::{Node, OpenFile};
 
 impl<L: Layer> Overlay<L> {
-    /// Before bytes in `range` are changed: makes the copy's own what is lent there, which nobody sees. The content must be locked.
+    /// Before bytes in `range` are changed: makes the copy's own what is lent there, which nobody
+    /// sees. The content must be locked.
     pub(in crate::overlay) fn own(&self, node: &Arc<Node<L>>, open: &OpenFile<L>, range: Range<u64>) -> Result<()> {
         let Some(Lent { partial, source }) = &open.lent else { return Ok(()) };
         self.save_again(node, partial)?;
@@ -34,8 +35,9 @@ impl<L: Layer> Overlay<L> {
         }
     }
 
-    /// Has `truncate` truncate an open file, maybe a partial copy, to `size` bytes, for the last of which [`Overlay::own`] was called. What is
-    /// behind is lent no more. If that cannot be written down now it is later: as long as the copy is no larger its size says the same.
+    /// Has `truncate` truncate an open file, maybe a partial copy, to `size` bytes, for the last of
+    /// which [`Overlay::own`] was called. What is behind is lent no more. If that cannot be written
+    /// down now it is later: as long as the copy is no larger its size says the same.
     pub(in crate::overlay) fn cut(
         &self,
         node: &Arc<Node<L>>,
@@ -96,7 +98,8 @@ impl<L: Layer> Overlay<L> {
         self.save_map_within(&parent, partial)
     }
 
-    /// As [`Overlay::save_map`], of a copy in `parent`, where the tree is locked already, and that directory unless there is a map.
+    /// As [`Overlay::save_map`], of a copy in `parent`, where the tree is locked already, and that
+    /// directory unless there is a map.
     pub(super) fn save_map_within(&self, parent: &Arc<Node<L>>, partial: &Partial<L>) -> Result<()> {
         let upper = self.stack.layer(&partial.dir);
         let (update, epoch, mapped, for_good) = {
@@ -125,7 +128,8 @@ impl<L: Layer> Overlay<L> {
         written
     }
 
-    /// Writes to a map what it lacks. A header that makes it mean something for good comes after bits that are on the disk.
+    /// Writes to a map what it lacks. A header that makes it mean something for good comes after
+    /// bits that are on the disk.
     fn write_map(&self, file: &L::File, update: &Update, for_good: bool) -> Result<()> {
         let (upper, _) = self.upper()?;
         if let Some((bits, at)) = &update.bits {

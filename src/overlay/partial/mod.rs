@@ -1,25 +1,34 @@
 //! Partial copies: a large file is changed without a copy of all its data.
 //!
-//! A partial copy is a sparse file of the upper layer, beside its place under a reserved name. It has all attributes of the file, and
-//! of its data what was changed; the rest is *lent* by the lower layer, in chunks. So it looks like the original until something is
-//! changed, and goes along when its directory is renamed. Tools that read the layer pass over it. It is completed, and gets its own
-//! name, before it is synced, linked, renamed or copied from within the layer, and when the overlay ends: at rest there is none.
+//! A partial copy is a sparse file of the upper layer, beside its place under a reserved name. It
+//! has all attributes of the file, and of its data what was changed; the rest is *lent* by the
+//! lower layer, in chunks. So it looks like the original until something is changed, and goes along
+//! when its directory is renamed. Tools that read the layer pass over it. It is completed, and gets
+//! its own name, before it is synced, linked, renamed or copied from within the layer, and when the
+//! overlay ends: at rest there is none.
 //!
-//! The *map* beside it says which chunks are its own, so that nothing is lost with the daemon. It is not synced with them, so after the
-//! system went down it means nothing and all chunks are lent again: what was written there was never promised.
+//! The *map* beside it says which chunks are its own, so that nothing is lost with the daemon. It
+//! is not synced with them, so after the system went down it means nothing and all chunks are lent
+//! again: what was written there was never promised.
 //!
-//! Its name has the digest of the file that lends, as [`index`](super::index) knows files again. If the lower layers have another file by then,
-//! they are not mixed: the copy is not shown, and stays where it is for who wants to have what was changed.
+//! Its name has the digest of the file that lends, as [`index`](super::index) knows files again. If
+//! the lower layers have another file by then, they are not mixed: the copy is not shown, and stays
+//! where it is for who wants to have what was changed.
 //!
-//! While there may be some, the layer has a mark at its top, so that what a daemon left that was killed is completed by the next.
+//! While there may be some, the layer has a mark at its top, so that what a daemon left that was
+//! killed is completed by the next.
 //!
-//! A partial copy counts only where the name shows a file of a lower layer: any object of the upper layer, and a whiteout, outdoes it.
+//! A partial copy counts only where the name shows a file of a lower layer: any object of the upper
+//! layer, and a whiteout, outdoes it.
 //!
-//! The room that the rest of it will take is kept free ([`room`](super::room)). Where there is none, copies are whole.
+//! The room that the rest of it will take is kept free ([`room`](super::room)). Where there is
+//! none, copies are whole.
 //!
-//! An upper layer that is only read is the topmost lower layer. Its partial copies are shown with what they have, and stay as they are.
+//! An upper layer that is only read is the topmost lower layer. Its partial copies are shown with
+//! what they have, and stay as they are.
 //!
-//! Locks: `Partial::chunks` and `Partials::nodes` are leaves. The former changes under the content lock of the node alone.
+//! Locks: `Partial::chunks` and `Partials::nodes` are leaves. The former changes under the content
+//! lock of the node alone.
 
 mod all;
 mod chunks;
@@ -73,8 +82,8 @@ pub(super) struct Lent<L: Layer> {
 }
 
 impl<L: Layer> Partial<L> {
-    /// That of the file `source`, which has `size` bytes and this digest, beside the entry of its name in `dir`. None if the reserved names would
-    /// be too long.
+    /// That of the file `source`, which has `size` bytes and this digest, beside the entry of its
+    /// name in `dir`. None if the reserved names would be too long.
     pub fn new(
         dir: Arc<LayerDir<L>>,
         name_max: usize,
@@ -86,7 +95,8 @@ impl<L: Layer> Partial<L> {
         Some(Partial { dir, name: name.into(), map, source, chunks: Lock::new(Chunks::new(size)) })
     }
 
-    /// Whether the byte at `offset` is lent, and up to where that is so; it is not looked further than `until`.
+    /// Whether the byte at `offset` is lent, and up to where that is so; it is not looked further
+    /// than `until`.
     pub fn run(&self, offset: u64, until: u64) -> (bool, u64) {
         self.chunks.lock().run(offset, until)
     }
@@ -97,12 +107,14 @@ impl<L: Layer> Partial<L> {
         (!chunks.is_being_cut).then_some(chunks.cuts)
     }
 
-    /// Before the copy is truncated: until [`Partial::end_cut`] nobody goes by what is said of its chunks.
+    /// Before the copy is truncated: until [`Partial::end_cut`] nobody goes by what is said of its
+    /// chunks.
     pub fn begin_cut(&self) {
         self.chunks.lock().is_being_cut = true;
     }
 
-    /// After it was truncated to `size` bytes, or that failed: what is behind is lent no more. Answers whether that changes anything.
+    /// After it was truncated to `size` bytes, or that failed: what is behind is lent no more.
+    /// Answers whether that changes anything.
     pub fn end_cut(&self, size: Option<u64>) -> bool {
         let mut chunks = self.chunks.lock();
         (chunks.is_being_cut, chunks.cuts) = (false, chunks.cuts + 1);
@@ -116,8 +128,9 @@ impl<L: Layer> Partial<L> {
 }
 
 impl<L: Layer> Overlay<L> {
-    /// Reads an open file so that what is read of a partial copy was all there at one moment: what is lent does not end where the file does, so
-    /// whoever truncates it must not come in between. The content must not be locked.
+    /// Reads an open file so that what is read of a partial copy was all there at one moment: what
+    /// is lent does not end where the file does, so whoever truncates it must not come in between.
+    /// The content must not be locked.
     pub(super) fn read_lent<T>(
         &self,
         node: &Arc<Node<L>>,
@@ -135,8 +148,8 @@ impl<L: Layer> Overlay<L> {
         read()
     }
 
-    /// Whether a file of a lower layer may be copied in part, of which `keep` bytes are needed. `from` has its data, which must be its own: the
-    /// digest is of one file.
+    /// Whether a file of a lower layer may be copied in part, of which `keep` bytes are needed.
+    /// `from` has its data, which must be its own: the digest is of one file.
     pub(super) fn may_be_partial(
         &self,
         node: &Arc<Node<L>>,
@@ -160,8 +173,8 @@ impl<L: Layer> Overlay<L> {
             && xattrs.iter().all(|name| name != CAPABILITY)
     }
 
-    /// Puts a copy without data, built as `temp` in the work directory, beside its place. Nobody sees a difference. The content must be
-    /// locked.
+    /// Puts a copy without data, built as `temp` in the work directory, beside its place. Nobody
+    /// sees a difference. The content must be locked.
     pub(super) fn put_partial_in_place(
         &self,
         node: &Arc<Node<L>>,

@@ -1,4 +1,5 @@
-//! Partial copies in an upper layer that is only read: shown as they are, with nothing completed or removed.
+//! Partial copies in an upper layer that is only read: shown as they are, with nothing completed or
+//! removed.
 
 use std::ffi::OsStr;
 use std::sync::Arc;
@@ -13,8 +14,8 @@ use crate::overlay::node::{Node, Place, State, Stored};
 use crate::overlay::stack::LayerDir;
 
 impl<L: Layer> Overlay<L> {
-    /// Notes which names of a directory have partial copies in the topmost layer, which is only read and hides none of these names. `dirs` are the
-    /// layers' directories.
+    /// Notes which names of a directory have partial copies in the topmost layer, which is only
+    /// read and hides none of these names. `dirs` are the layers' directories.
     pub(in crate::overlay) fn show_parts(
         &self,
         dirs: &[Arc<LayerDir<L>>],
@@ -36,8 +37,9 @@ impl<L: Layer> Overlay<L> {
         Ok(())
     }
 
-    /// The node of a name that has a partial copy in `top`, as [`Overlay::load_partial`] would answer it in an overlay that may write. None if it
-    /// is none. ESTALE if another overlay has completed it meanwhile.
+    /// The node of a name that has a partial copy in `top`, as [`Overlay::load_partial`] would
+    /// answer it in an overlay that may write. None if it is none. ESTALE if another overlay has
+    /// completed it meanwhile.
     pub(in crate::overlay) fn show_partial(
         &self,
         parent: &Arc<Node<L>>,

@@ -1,4 +1,5 @@
-//! The inputs of the fuzz targets that are kept, and others made of them and of chance, without a fuzzer.
+//! The inputs of the fuzz targets that are kept, and others made of them and of chance, without a
+//! fuzzer.
 
 use std::fs;
 use std::path::Path;

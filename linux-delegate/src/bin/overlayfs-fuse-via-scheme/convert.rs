@@ -15,7 +15,8 @@ const UTIME_NOW: TimeSpec = TimeSpec { tv_sec: 0, tv_nsec: (1 << 30) - 1 };
 /// Instead of a time: the one that the object has.
 const UTIME_OMIT: TimeSpec = TimeSpec { tv_sec: 0, tv_nsec: (1 << 30) - 2 };
 
-/// The flags of an open, without those of creating. O_APPEND is left out: each write says whether it appends.
+/// The flags of an open, without those of creating. O_APPEND is left out: each write says whether
+/// it appends.
 pub fn open_flags(linux: i32) -> usize {
     let access = match linux & libc::O_ACCMODE {
         libc::O_WRONLY => O_WRONLY,
@@ -33,8 +34,8 @@ pub fn open_flags(linux: i32) -> usize {
     .fold(access, |flags, (linux_flag, flag)| if linux & linux_flag != 0 { flags | flag } else { flags })
 }
 
-/// Attributes of the object that the kernel calls `node`. Types are the same numbers on both, and times before 1970 too, which are
-/// unsigned only in name.
+/// Attributes of the object that the kernel calls `node`. Types are the same numbers on both, and
+/// times before 1970 too, which are unsigned only in name.
 pub fn attributes(stat: &Stat, node: u64) -> Attr {
     Attr {
         ino: node,
@@ -69,8 +70,8 @@ pub fn entry_kind(kind: u8) -> Option<u32> {
     }
 }
 
-/// Whether the mode of an object grants a process all that `mask` asks for. Root may do everything, but execute only what is
-/// executable for someone.
+/// Whether the mode of an object grants a process all that `mask` asks for. Root may do everything,
+/// but execute only what is executable for someone.
 pub fn may(process: &Process, stat: &Stat, mask: i32) -> bool {
     let wanted = mask as u16 & 7;
     let any_execute = stat.st_mode & 0o111 != 0 || stat.st_mode & MODE_TYPE == MODE_DIR;

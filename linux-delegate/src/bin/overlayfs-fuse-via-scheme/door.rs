@@ -1,11 +1,13 @@
 //! The FUSE mount whose every operation is a request to a scheme.
 //!
-//! Linux programs so run the code that serves Redox: each FUSE request becomes the calls of a [`Process`] with the ids of the
-//! program that caused it. Nothing is cached and nothing is checked on this side, entries and attributes are valid for no time:
-//! the scheme decides about every component of every path. Two questions are answered here because on Redox the client's libc answers
-//! them: access(2), and whether a file may be executed.
+//! Linux programs so run the code that serves Redox: each FUSE request becomes the calls of a
+//! [`Process`] with the ids of the program that caused it. Nothing is cached and nothing is checked
+//! on this side, entries and attributes are valid for no time: the scheme decides about every
+//! component of every path. Two questions are answered here because on Redox the client's libc
+//! answers them: access(2), and whether a file may be executed.
 //!
-//! Lock order: the table of `inodes` and that of the open files are leaves; no request is made while either is held.
+//! Lock order: the table of `inodes` and that of the open files are leaves; no request is made
+//! while either is held.
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
@@ -79,7 +81,8 @@ impl SchemeDoor {
         })
     }
 
-    /// Which device a node stands for: no field of a stat says it, but it is read as the target of a symlink is.
+    /// Which device a node stands for: no field of a stat says it, but it is read as the target of
+    /// a symlink is.
     fn device_number(&self, fd: &Fd) -> Result<u64> {
         let mut number = [0; 8];
         match self.kernel.inherit(fd).openat("", O_RDONLY | O_SYMLINK, 0)?.read(&mut number)? {
@@ -88,7 +91,8 @@ impl SchemeDoor {
         }
     }
 
-    /// Counts one more reference of the kernel to the object of a descriptor, which stays open for it.
+    /// Counts one more reference of the kernel to the object of a descriptor, which stays open for
+    /// it.
     fn remember(&self, fd: Fd) -> Result<Entry> {
         let attr = self.attributes(&fd)?;
         self.inodes.remember(attr.ino, self.kernel.inherit(&fd));
@@ -298,7 +302,8 @@ impl Door for SchemeDoor {
         let exclusive = if flags & libc::O_EXCL != 0 { O_EXCL } else { 0 };
         let permissions = (mode.mode & !mode.umask) as usize & 0o7777;
         let fd = dir.openat(name.as_bytes(), convert::open_flags(flags) | O_CREAT | exclusive | permissions, 0)?;
-        // Not the same descriptor, which holds an open file of a layer: that one ends with the program's, this one with the kernel's memory.
+        // Not the same descriptor, which holds an open file of a layer: that one ends with the
+        // program's, this one with the kernel's memory.
         let entry = self.remember(fd.openat("", O_STAT | O_NOFOLLOW, 0)?)?;
         Ok((entry, self.add_file(fd)))
     }
@@ -309,7 +314,8 @@ impl Door for SchemeDoor {
     }
 
     fn write(&self, caller: Caller, _: u64, write: Write<'_>) -> Result<usize> {
-        // A page of a shared mapping comes through any file that is open, and belongs where it was mapped.
+        // A page of a shared mapping comes through any file that is open, and belongs where it was
+        // mapped.
         let append = write.open_flags & libc::O_APPEND != 0 && write.flags & wire::WRITE_CACHE == 0;
         let file = process(caller).inherit(&*self.file(write.fh)?);
         let mut written = 0;

@@ -1,7 +1,7 @@
 //! The objects that the Linux kernel knows, each with a descriptor that keeps it open.
 //!
-//! The kernel's number of an object is its `st_ino`, except that the kernel calls the root 1: so the root and whatever has the
-//! `st_ino` 1 have each other's.
+//! The kernel's number of an object is its `st_ino`, except that the kernel calls the root 1: so
+//! the root and whatever has the `st_ino` 1 have each other's.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

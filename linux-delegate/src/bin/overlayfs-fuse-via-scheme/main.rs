@@ -1,8 +1,9 @@
-//! `overlayfs-fuse` for tests of the scheme: each request becomes calls of the scheme that serves the overlay on Redox,
-//! which is slow.
+//! `overlayfs-fuse` for tests of the scheme: each request becomes calls of the scheme that serves
+//! the overlay on Redox, which is slow.
 //!
-//! The scheme's daemon is one more thread of the mount. It checks access itself, there are no extended attributes, and
-//! the options for owners, links, ACLs, `timeout` and `writeback` have no effect. There is no sandbox.
+//! The scheme's daemon is one more thread of the mount. It checks access itself, there are no
+//! extended attributes, and the options for owners, links, ACLs, `timeout` and `writeback` have no
+//! effect. There is no sandbox.
 
 mod convert;
 mod door;
@@ -35,8 +36,8 @@ fn main() -> ExitCode {
     program::run(arguments, serve_scheme)
 }
 
-/// A list of mount options without `door=scheme`, which says what is so anyway, as `door=engine` does in
-/// `overlayfs-fuse`.
+/// A list of mount options without `door=scheme`, which says what is so anyway, as `door=engine`
+/// does in `overlayfs-fuse`.
 fn without_door(list: &OsStr) -> OsString {
     let items: Vec<_> = list.as_bytes().split(|byte| *byte == b',').filter(|item| *item != b"door=scheme").collect();
     OsString::from_vec(items.join(&b','))

@@ -1,5 +1,5 @@
-//! costs DIR COUNT: how long operations take in a directory, in microseconds. With a clock that counts instructions the
-//! numbers are the same in each run, to a few percent.
+//! costs DIR COUNT: how long operations take in a directory, in microseconds. With a clock that
+//! counts instructions the numbers are the same in each run, to a few percent.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Result, Seek, Write};

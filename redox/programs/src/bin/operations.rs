@@ -1,5 +1,5 @@
-//! operations DIR: what the operations of `std::fs` answer in a directory, to be compared with what another filesystem
-//! answers.
+//! operations DIR: what the operations of `std::fs` answer in a directory, to be compared with what
+//! another filesystem answers.
 
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, FileTimes, OpenOptions, Permissions};

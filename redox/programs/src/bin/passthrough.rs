@@ -1,5 +1,5 @@
-//! passthrough NAME DIR THREADS: a scheme that asks a directory of another one whatever it is asked, in so many
-//! threads.
+//! passthrough NAME DIR THREADS: a scheme that asks a directory of another one whatever it is
+//! asked, in so many threads.
 //!
 //! It has nothing of the overlay: what goes wrong through it too is the system's.
 

@@ -1,10 +1,11 @@
-//! transcript FILE: runs the commands of a file, one a line; transcript -c COMMAND: runs one. Prints each with its
-//! answer, as `scripts/redox-vm` compares them.
+//! transcript FILE: runs the commands of a file, one a line; transcript -c COMMAND: runs one.
+//! Prints each with its answer, as `scripts/redox-vm` compares them.
 //!
-//! There is no quoting: words are separated by spaces. A command prints `$ COMMAND`, then `= ANSWER` for each line of
-//! its answer or `! ERROR` if it failed. `run` answers what the program prints and how it ended, unless with success.
-//! `start` leaves it our output, which is for daemons. `bg` starts a program beside; `wait`, `kill` and `end` (SIGTERM)
-//! are for the last one that still runs.
+//! There is no quoting: words are separated by spaces. A command prints `$ COMMAND`, then `=
+//! ANSWER` for each line of its answer or `! ERROR` if it failed. `run` answers what the program
+//! prints and how it ended, unless with success. `start` leaves it our output, which is for
+//! daemons. `bg` starts a program beside; `wait`, `kill` and `end` (SIGTERM) are for the last one
+//! that still runs.
 
 use std::collections::BTreeSet;
 use std::error::Error;
@@ -97,7 +98,8 @@ fn run(words: &[&str], running: &mut Vec<Child>) -> Answer {
         }
         "end" => {
             let child = last()?;
-            // SAFETY: a plain call, and the child was not waited for, so the number is still its own.
+            // SAFETY: a plain call, and the child was not waited for, so the number is still its
+            // own.
             if unsafe { libc::kill(child.id() as libc::pid_t, libc::SIGTERM) } != 0 {
                 return Err(std::io::Error::last_os_error().into());
             }

@@ -1,4 +1,5 @@
-//! Load: several threads change directories of their own in all ways, and check every answer against what they did.
+//! Load: several threads change directories of their own in all ways, and check every answer
+//! against what they did.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -43,8 +44,8 @@ fn did<T>(what: &str, path: &str, result: std::io::Result<T>) -> Result<T, Strin
     result.map_err(|error| format!("{what} {path}: {error}"))
 }
 
-/// What a descriptor stands for by now: with several threads another one's object was met there, once in some ten
-/// thousand operations.
+/// What a descriptor stands for by now: with several threads another one's object was met there,
+/// once in some ten thousand operations.
 fn led_to(file: &File) -> String {
     let descriptor = file.as_raw_fd();
     let mut path = [0; 4096];

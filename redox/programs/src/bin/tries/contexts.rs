@@ -8,7 +8,8 @@ use libredox::{Fd, flag};
 
 use crate::Answer;
 
-/// Sends a signal to the processes of a program: to all, or to the one with the lowest or highest number.
+/// Sends a signal to the processes of a program: to all, or to the one with the lowest or highest
+/// number.
 pub fn signal(program: &str, signal: i32, which: &str) -> Answer {
     let contexts = fs::read_to_string("/scheme/sys/context")?;
     let mut processes: Vec<libc::pid_t> = contexts
@@ -39,8 +40,8 @@ pub fn signal(program: &str, signal: i32, which: &str) -> Answer {
     Ok(format!("{} signalled", processes.len()))
 }
 
-/// Prints what all threads wait for. The descriptor is opened first, and asked past the namespace manager, which may
-/// hang by then.
+/// Prints what all threads wait for. The descriptor is opened first, and asked past the namespace
+/// manager, which may hang by then.
 pub fn watch(ms: u64) -> Answer {
     let system = Fd::open("/scheme/sys", flag::O_RDONLY | flag::O_DIRECTORY, 0)?;
     std::thread::sleep(Duration::from_millis(ms));

@@ -7,7 +7,8 @@ use std::time::Instant;
 
 use crate::{Answer, pattern};
 
-/// Fills the filesystem; the answer says with which error it ended. The size is to be what was written.
+/// Fills the filesystem; the answer says with which error it ended. The size is to be what was
+/// written.
 pub fn fill(path: &str) -> Answer {
     let mut file = File::create(path)?;
     let mut written = 0;
@@ -56,7 +57,8 @@ pub fn overwrite(dir: &str) -> Answer {
     Ok(format!("{} files, {} us each", paths.len(), begin.elapsed().as_micros() / paths.len() as u128))
 }
 
-/// What creating, reading and removing each name answers: a letter for each success, the errno for a failure.
+/// What creating, reading and removing each name answers: a letter for each success, the errno for
+/// a failure.
 pub fn names(dir: &str) -> Answer {
     let names = [
         ("252", "n".repeat(252)),

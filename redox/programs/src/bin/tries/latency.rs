@@ -54,7 +54,8 @@ pub fn stat_for(path: &str, ms: u64) -> Answer {
     Ok(summary(times))
 }
 
-/// A client that does not wait until a daemon is ready, and so asks it as soon as its name is known.
+/// A client that does not wait until a daemon is ready, and so asks it as soon as its name is
+/// known.
 pub fn spin(path: &str, seconds: u64) -> Answer {
     let end = Instant::now() + Duration::from_secs(seconds);
     let (mut refused, mut opened) = (0_u64, 0);

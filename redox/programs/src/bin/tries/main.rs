@@ -1,5 +1,5 @@
-//! tries COMMAND ARGUMENT...: what a transcript does not say in one line. Each command prints one line, or fails with a
-//! sentence.
+//! tries COMMAND ARGUMENT...: what a transcript does not say in one line. Each command prints one
+//! line, or fails with a sentence.
 
 mod churn;
 mod contexts;

@@ -32,7 +32,8 @@ impl Mapping {
 
     /// The bytes, which others change, too.
     fn bytes(&self) -> &[AtomicU8] {
-        // SAFETY: the memory is mapped for as long as this value lives, and an atomic byte may be changed by anybody.
+        // SAFETY: the memory is mapped for as long as this value lives, and an atomic byte may be
+        // changed by anybody.
         unsafe { slice::from_raw_parts(self.start.cast(), self.length) }
     }
 
@@ -125,7 +126,8 @@ pub fn two_processes(path: &str) -> Answer {
     Ok(if wrong.is_empty() { "right".to_owned() } else { wrong.swap_remove(0) })
 }
 
-/// The other process of `two_processes`: for each byte told, says whether the mapping has it, and stores it elsewhere.
+/// The other process of `two_processes`: for each byte told, says whether the mapping has it, and
+/// stores it elsewhere.
 pub fn peer(path: &str) -> Answer {
     let mapping = Mapping::new(&open(path)?)?;
     let mut input = std::io::stdin();
