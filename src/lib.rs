@@ -1,10 +1,11 @@
 //! An overlay filesystem: read-only lower directories stacked under one writable upper directory,
 //! seen as one merged tree.
 //!
-//! A request comes through a door ([`scheme`] on Redox), which knows who asks and what he may; the
-//! engine ([`overlay`]) finds and changes objects of the merged tree; a [`layer`] is one directory
-//! tree below it; [`format`](mod@format) says how deletions and renames are written down in the
-//! upper layer, and [`fsck`] whether they are written well. `docs/design.md` has the picture.
+//! A request comes through a front end ([`scheme`] on Redox), which knows who asks and what he may;
+//! the engine ([`overlay`]) finds and changes objects of the merged tree; a [`layer`] is one
+//! directory tree below it; [`format`](mod@format) says how deletions and renames are written down
+//! in the upper layer, and [`fsck`] whether they are written well. `docs/design.md` has the
+//! picture.
 
 #![warn(clippy::too_many_lines)]
 

@@ -1,5 +1,5 @@
-//! From the bytes of a request to a call of the door, and from what that answers to the bytes of an
-//! answer.
+//! From the bytes of a request to a call of the front end, and from what that answers to the bytes
+//! of an answer.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -8,8 +8,8 @@ use std::time::Duration;
 use overlayfs::errno::{EINVAL, ENOSYS, ERANGE, Error, Result};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::door::{Caller, Door, Entry, Listing, NewMode, Opened, Valid, Write, entry_out};
 use crate::flags;
+use crate::front_end::{Caller, Entry, FrontEnd, Listing, NewMode, Opened, Valid, Write, entry_out};
 use crate::wire::{self, InHeader, OutHeader, init, opcode};
 
 /// What was agreed on when the mount began.
@@ -74,12 +74,12 @@ impl Buffers {
 
 /// Handles one request. Answers whether `buffers` hold an answer that is to be sent: some requests
 /// get none.
-pub fn handle(door: &impl Door, agreed: &Agreed, request: &[u8], buffers: &mut Buffers) -> bool {
+pub fn handle(front_end: &impl FrontEnd, agreed: &Agreed, request: &[u8], buffers: &mut Buffers) -> bool {
     let Some(header) = buffers.begin(request) else {
         return false;
     };
     let body = Body { rest: request.get(size_of::<InHeader>()..).unwrap_or_default() };
-    match perform(door, agreed, &header, body, buffers) {
+    match perform(front_end, agreed, &header, body, buffers) {
         Ok(Answer::Made) => buffers.finish(&header, Ok(())),
         Ok(Answer::None) => return false,
         Err(error) => buffers.finish(&header, Err(error)),
@@ -135,14 +135,14 @@ impl<'a> Body<'a> {
 
 #[expect(clippy::too_many_lines, reason = "one table, a row or a few lines for each request")]
 fn perform(
-    door: &impl Door,
+    front_end: &impl FrontEnd,
     agreed: &Agreed,
     header: &InHeader,
     mut body: Body<'_>,
     buffers: &mut Buffers,
 ) -> Result<Answer> {
     let answer = &mut buffers.head;
-    let valid = Valid { usual: agreed.valid, files_expire: door.files_expire() };
+    let valid = Valid { usual: agreed.valid, files_expire: front_end.files_expire() };
     let caller = Caller { uid: header.uid, gid: header.gid, pid: header.pid };
     let node = header.node;
     let put = |answer: &mut Vec<u8>, bytes: &[u8]| {
@@ -162,99 +162,104 @@ fn perform(
 
     match header.opcode {
         opcode::LOOKUP => {
-            let found = door.lookup(caller, node, body.text()?)?;
+            let found = front_end.lookup(caller, node, body.text()?)?;
             put(answer, entry_out(found.as_ref(), valid).as_bytes())
         }
         opcode::FORGET => {
             let forget: wire::ForgetIn = body.take()?;
-            door.forget(node, forget.count);
+            front_end.forget(node, forget.count);
             Ok(Answer::None)
         }
         opcode::BATCH_FORGET => {
             let batch: wire::BatchForgetIn = body.take()?;
             for _ in 0..batch.count {
                 let one: wire::ForgetOne = body.take()?;
-                door.forget(one.node, one.count);
+                front_end.forget(one.node, one.count);
             }
             Ok(Answer::None)
         }
         opcode::INTERRUPT => Ok(Answer::None),
         opcode::DESTROY => Ok(Answer::Made),
-        opcode::GETATTR => put_attr(answer, door.getattr(caller, node)?),
-        opcode::SETATTR => put_attr(answer, door.setattr(caller, node, &body.take()?)?),
+        opcode::GETATTR => put_attr(answer, front_end.getattr(caller, node)?),
+        opcode::SETATTR => put_attr(answer, front_end.setattr(caller, node, &body.take()?)?),
         opcode::STATX => {
-            let (attr, birth) = door.birth(node)?;
+            let (attr, birth) = front_end.birth(node)?;
             put(answer, statx_out(valid, &attr, birth).as_bytes())
         }
-        opcode::READLINK => put(answer, door.readlink(caller, node)?.as_bytes()),
+        opcode::READLINK => put(answer, front_end.readlink(caller, node)?.as_bytes()),
         opcode::SYMLINK => {
             let name = body.text()?;
-            put_entry(answer, &door.symlink(caller, node, name, body.text()?)?)
+            put_entry(answer, &front_end.symlink(caller, node, name, body.text()?)?)
         }
         opcode::MKNOD => {
             let make: wire::MknodIn = body.take()?;
             let mode = NewMode { mode: make.mode, umask: make.umask };
-            put_entry(answer, &door.mknod(caller, node, body.text()?, mode, wire::device_from_wire(make.rdev))?)
+            put_entry(answer, &front_end.mknod(caller, node, body.text()?, mode, wire::device_from_wire(make.rdev))?)
         }
         opcode::MKDIR => {
             let make: wire::MkdirIn = body.take()?;
-            put_entry(answer, &door.mkdir(caller, node, body.text()?, NewMode { mode: make.mode, umask: make.umask })?)
+            put_entry(
+                answer,
+                &front_end.mkdir(caller, node, body.text()?, NewMode { mode: make.mode, umask: make.umask })?,
+            )
         }
-        opcode::UNLINK => door.unlink(caller, node, body.text()?).map(done),
-        opcode::RMDIR => door.rmdir(caller, node, body.text()?).map(done),
+        opcode::UNLINK => front_end.unlink(caller, node, body.text()?).map(done),
+        opcode::RMDIR => front_end.rmdir(caller, node, body.text()?).map(done),
         opcode::RENAME => {
             let rename: wire::RenameIn = body.take()?;
             let (from, to) = ((node, body.text()?), (rename.new_dir, body.text()?));
-            door.rename(caller, from, to, 0).map(done)
+            front_end.rename(caller, from, to, 0).map(done)
         }
         opcode::RENAME2 => {
             let rename: wire::Rename2In = body.take()?;
             let (from, to) = ((node, body.text()?), (rename.new_dir, body.text()?));
-            door.rename(caller, from, to, rename.flags).map(done)
+            front_end.rename(caller, from, to, rename.flags).map(done)
         }
         opcode::LINK => {
             let link: wire::LinkIn = body.take()?;
-            put_entry(answer, &door.link(caller, link.node, node, body.text()?)?)
+            put_entry(answer, &front_end.link(caller, link.node, node, body.text()?)?)
         }
         opcode::OPEN => {
             let open: wire::OpenIn = body.take()?;
-            put(answer, open_out(door.open(caller, node, open.flags as i32)?).as_bytes())
+            put(answer, open_out(front_end.open(caller, node, open.flags as i32)?).as_bytes())
         }
         opcode::CREATE => {
             let create: wire::CreateIn = body.take()?;
             let mode = NewMode { mode: create.mode, umask: create.umask };
-            let (entry, opened) = door.create(caller, node, body.text()?, mode, create.flags as i32)?;
+            let (entry, opened) = front_end.create(caller, node, body.text()?, mode, create.flags as i32)?;
             put_entry(answer, &entry)?;
             put(answer, open_out(opened).as_bytes())
         }
         opcode::TMPFILE => {
             let create: wire::CreateIn = body.take()?;
-            let (entry, opened) = door.tmpfile(caller, node, NewMode { mode: create.mode, umask: create.umask })?;
+            let (entry, opened) =
+                front_end.tmpfile(caller, node, NewMode { mode: create.mode, umask: create.umask })?;
             put_entry(answer, &entry)?;
             put(answer, open_out(opened).as_bytes())
         }
         opcode::READ => {
             let read: wire::ReadIn = body.take()?;
             let room = buffers.room((read.size as usize).min(agreed.max_answer));
-            buffers.data_length = door.read(caller, node, read.fh, read.offset, room)?;
+            buffers.data_length = front_end.read(caller, node, read.fh, read.offset, room)?;
             Ok(Answer::Made)
         }
         opcode::WRITE => {
             let write: wire::WriteIn = body.take()?;
             let data = body.bytes(write.size as usize)?;
             let (fh, offset, open_flags) = (write.fh, write.offset, write.flags as i32);
-            let written = door.write(caller, node, Write { fh, offset, data, open_flags, flags: write.write_flags })?;
+            let written =
+                front_end.write(caller, node, Write { fh, offset, data, open_flags, flags: write.write_flags })?;
             put(answer, wire::WriteOut { size: written as u32, padding: 0 }.as_bytes())
         }
-        opcode::STATFS => put(answer, door.statfs(node)?.as_bytes()),
+        opcode::STATFS => put(answer, front_end.statfs(node)?.as_bytes()),
         opcode::RELEASE => {
             let release: wire::ReleaseIn = body.take()?;
-            door.release(release.fh);
+            front_end.release(release.fh);
             Ok(Answer::Made)
         }
         opcode::FSYNC => {
             let sync: wire::FsyncIn = body.take()?;
-            door.fsync(node, sync.fh).map(done)
+            front_end.fsync(node, sync.fh).map(done)
         }
         opcode::SETXATTR => {
             let set: wire::SetxattrIn = body.take()?;
@@ -265,62 +270,62 @@ fn perform(
             let name = body.text()?;
             let kill_sgid = extended.setxattr_flags & wire::SETXATTR_ACL_KILL_SGID != 0;
             let value = body.bytes(set.size as usize)?;
-            door.setxattr(caller, node, name, value, set.flags as i32, kill_sgid).map(done)
+            front_end.setxattr(caller, node, name, value, set.flags as i32, kill_sgid).map(done)
         }
         opcode::GETXATTR => {
             let get: wire::GetxattrIn = body.take()?;
-            put_sized(answer, get.size, &door.getxattr(caller, node, body.text()?, get.size == 0)?)
+            put_sized(answer, get.size, &front_end.getxattr(caller, node, body.text()?, get.size == 0)?)
         }
         opcode::LISTXATTR => {
             let list: wire::GetxattrIn = body.take()?;
             let mut names = Vec::new();
-            for name in door.listxattr(caller, node)? {
+            for name in front_end.listxattr(caller, node)? {
                 names.extend_from_slice(name.as_bytes());
                 names.push(0);
             }
             put_sized(answer, list.size, &names)
         }
-        opcode::REMOVEXATTR => door.removexattr(caller, node, body.text()?).map(done),
-        opcode::OPENDIR => put(answer, open_out(door.opendir(caller, node)?).as_bytes()),
+        opcode::REMOVEXATTR => front_end.removexattr(caller, node, body.text()?).map(done),
+        opcode::OPENDIR => put(answer, open_out(front_end.opendir(caller, node)?).as_bytes()),
         opcode::READDIR | opcode::READDIRPLUS => {
             let read: wire::ReadIn = body.take()?;
             let plus = (header.opcode == opcode::READDIRPLUS).then_some(valid);
             let mut listing = Listing::new(answer, (read.size as usize).min(agreed.max_answer), plus);
-            door.readdir(caller, node, read.fh, read.offset, &mut listing)?;
+            front_end.readdir(caller, node, read.fh, read.offset, &mut listing)?;
             Ok(Answer::Made)
         }
         opcode::RELEASEDIR => {
             let release: wire::ReleaseIn = body.take()?;
-            door.releasedir(release.fh);
+            front_end.releasedir(release.fh);
             Ok(Answer::Made)
         }
         opcode::FSYNCDIR => {
             let sync: wire::FsyncIn = body.take()?;
-            door.fsyncdir(node, sync.fh).map(done)
+            front_end.fsyncdir(node, sync.fh).map(done)
         }
         opcode::ACCESS => {
             let access: wire::AccessIn = body.take()?;
-            door.access(caller, node, access.mask).map(done)
+            front_end.access(caller, node, access.mask).map(done)
         }
         opcode::FALLOCATE => {
             let allocate: wire::FallocateIn = body.take()?;
-            door.fallocate(caller, node, allocate.mode as i32, allocate.offset, allocate.length).map(done)
+            front_end.fallocate(caller, node, allocate.mode as i32, allocate.offset, allocate.length).map(done)
         }
         opcode::LSEEK => {
             let seek: wire::LseekIn = body.take()?;
-            let offset = door.lseek(node, seek.offset, seek.whence as i32)?;
+            let offset = front_end.lseek(node, seek.offset, seek.whence as i32)?;
             put(answer, wire::LseekOut { offset }.as_bytes())
         }
         opcode::IOCTL => {
             let ioctl: wire::IoctlIn = body.take()?;
-            let said = flags::perform(door, node, ioctl.command, body.rest)?;
+            let said = flags::perform(front_end, node, ioctl.command, body.rest)?;
             put(answer, wire::IoctlOut::default().as_bytes())?;
             put(answer, &said)
         }
         opcode::COPY_FILE_RANGE => {
             let copy: wire::CopyFileRangeIn = body.take()?;
             let copied =
-                door.copy_file_range(caller, (node, copy.offset), (copy.to_node, copy.to_offset), copy.length)?;
+                front_end.copy_file_range(caller, (node, copy.offset), (copy.to_node, copy.to_offset), copy.length)?;
             put(answer, wire::WriteOut { size: copied as u32, padding: 0 }.as_bytes())
         }
         _ => Err(Error::new(ENOSYS)),

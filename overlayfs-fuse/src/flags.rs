@@ -4,7 +4,7 @@
 use overlayfs::errno::{EINVAL, ENOTTY, EOPNOTSUPP, Error, Result};
 use zerocopy::{FromBytes, IntoBytes};
 
-use crate::door::Door;
+use crate::front_end::FrontEnd;
 use crate::wire::Fsxattr;
 
 const GETFLAGS: u32 = 0x8008_6601;
@@ -18,15 +18,15 @@ const BOTH: [(u32, u32); 5] = [(0x10, 0x8), (0x20, 0x10), (0x8, 0x20), (0x80, 0x
 
 /// Performs an ioctl with the argument `input`; answers what the argument is afterwards. ENOTTY for
 /// another.
-pub fn perform(door: &impl Door, node: u64, command: u32, input: &[u8]) -> Result<Vec<u8>> {
+pub fn perform(front_end: &impl FrontEnd, node: u64, command: u32, input: &[u8]) -> Result<Vec<u8>> {
     match command {
-        GETFLAGS => Ok(door.flags(node)?.to_ne_bytes().to_vec()),
+        GETFLAGS => Ok(front_end.flags(node)?.to_ne_bytes().to_vec()),
         SETFLAGS => {
             let (flags, _) = u32::read_from_prefix(input).map_err(|_| Error::new(EINVAL))?;
-            door.set_flags(node, flags).map(|()| Vec::new())
+            front_end.set_flags(node, flags).map(|()| Vec::new())
         }
         FSGETXATTR => {
-            let found = door.flags(node)?;
+            let found = front_end.flags(node)?;
             let flags = BOTH.iter().filter(|(flag, _)| found & flag != 0).fold(0, |all, (_, other)| all | other);
             Ok(Fsxattr { flags, ..Fsxattr::default() }.as_bytes().to_vec())
         }
@@ -38,7 +38,7 @@ pub fn perform(door: &impl Door, node: u64, command: u32, input: &[u8]) -> Resul
             }
             let set =
                 |flags, (flag, other): &(u32, u32)| if asked.flags & other != 0 { flags | flag } else { flags & !flag };
-            door.set_flags(node, BOTH.iter().fold(door.flags(node)?, set)).map(|()| Vec::new())
+            front_end.set_flags(node, BOTH.iter().fold(front_end.flags(node)?, set)).map(|()| Vec::new())
         }
         _ => Err(Error::new(ENOTTY)),
     }

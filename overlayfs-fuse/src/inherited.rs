@@ -92,7 +92,7 @@ pub fn prepare() -> bool {
     // Those that end the mount are kept back in this thread and all that it starts, for the one
     // that waits for them. No other is. SAFETY: the set is whole, and the old one is not asked for.
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &end_signals(), std::ptr::null_mut()) };
-    // SAFETY: takes a number. The mode of a new object is what the door makes of it.
+    // SAFETY: takes a number. The mode of a new object is what the front end makes of it.
     unsafe { libc::umask(0) };
     getrlimit(Resource::Fsize).current.is_some()
 }

@@ -9,20 +9,20 @@
 //! | `mount` | mounting and unmounting |
 //! | `session` | the device, and the threads that take requests from it |
 //! | `settle` | when what was changed is completed and synced, and what umount waits for |
-//! | `dispatch`, `wire`, `flags` | from the bytes of a request to a call of the door and back |
-//! | `door` | what is called: the trait, and the words of both sides |
-//! | `engine` | the door that calls the engine |
+//! | `dispatch`, `wire`, `flags` | from the bytes of a request to a call of the front end and back |
+//! | `front_end` | what is called: the trait, and the words of both sides |
+//! | `engine` | the front end that calls the engine |
 //! | `identity` | as whose everything is shown |
 //!
-//! Another door is in the package `linux-delegate`, for tests: its every request goes through the
-//! scheme that serves Redox.
+//! Another front end is in the package `linux-delegate`, for tests: its every request goes through
+//! the scheme that serves Redox.
 
 #![warn(clippy::too_many_lines)]
 
 pub mod dispatch;
-pub mod door;
 pub mod engine;
 mod flags;
+pub mod front_end;
 pub mod identity;
 pub mod inherited;
 pub mod logger;
@@ -36,5 +36,5 @@ pub mod settle;
 pub mod usage;
 pub mod wire;
 
-pub use door::Door;
+pub use front_end::FrontEnd;
 pub use session::{Notifier, Running, Session};

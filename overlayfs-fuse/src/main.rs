@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use overlayfs_fuse::engine::{EngineDoor, Settings};
+use overlayfs_fuse::engine::{EngineFrontEnd, Settings};
 use overlayfs_fuse::inherited;
 use overlayfs_fuse::options::MountOptions;
 use overlayfs_fuse::program::{self, Stacked};
@@ -20,11 +20,11 @@ fn serve(stacked: Stacked<'_>) -> Result<(), String> {
     let options = stacked.options();
     let sandbox = Sandbox::new(&options.layers)?;
     let settings = settings(options, stacked.is_limited());
-    let door = EngineDoor::new(stacked.overlay(), settings);
-    stacked.serve(door, Some(sandbox))
+    let front_end = EngineFrontEnd::new(stacked.overlay(), settings);
+    stacked.serve(front_end, Some(sandbox))
 }
 
-/// What was chosen for the door.
+/// What was chosen for the front end.
 fn settings(options: &MountOptions, is_limited: bool) -> Settings {
     let usual = Settings::default();
     Settings {

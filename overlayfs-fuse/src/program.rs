@@ -1,5 +1,5 @@
-//! The program of a mount: stacks the layers, has a door serve them, and unmounts when it is told
-//! to.
+//! The program of a mount: stacks the layers, has a front end serve them, and unmounts when it is
+//! told to.
 //!
 //! The FUSE session has some threads, and one waits for signals. Without `-f` a child of the
 //! process is all that, and the process itself waits only until the mount is there. Before the
@@ -23,7 +23,7 @@ use overlayfs::options::Options;
 use overlayfs::overlay::{Holder, Overlay};
 use rustix::mount::MountFlags;
 
-use crate::door::Door;
+use crate::front_end::FrontEnd;
 use crate::mount::{self as fuse_mount, Device, Prober, Unmounter, Waiter};
 use crate::options::{Command, MountOptions};
 use crate::patience::Patience;
@@ -37,9 +37,9 @@ use crate::{inherited, logger};
 /// some wait for the disk, but not fewer or more than these.
 const THREADS: RangeInclusive<usize> = 4..=16;
 
-/// Does what a command line says, without its first word. For a mount, `serve` makes a door and has
-/// it served ([`Stacked::serve`]); its error is a sentence. Descriptors that were inherited are to
-/// be closed before ([`inherited::close_descriptors`]).
+/// Does what a command line says, without its first word. For a mount, `serve` makes a front end
+/// and has it served ([`Stacked::serve`]); its error is a sentence. Descriptors that were inherited
+/// are to be closed before ([`inherited::close_descriptors`]).
 pub fn run(arguments: Vec<OsString>, serve: impl FnOnce(Stacked<'_>) -> Result<(), String>) -> ExitCode {
     let done = match Command::parse(arguments) {
         Ok(Command::Help) => write!(io::stdout(), "{}", PROGRAM.help()),
@@ -218,16 +218,16 @@ impl<'a> Stacked<'a> {
         self.is_limited
     }
 
-    /// Mounts a door and serves it until it is unmounted, in the sandbox if there is one. The error
-    /// is a sentence.
-    pub fn serve<D: Door + 'static>(self, door: D, sandbox: Option<Sandbox>) -> Result<(), String> {
+    /// Mounts a front end and serves it until it is unmounted, in the sandbox if there is one. The
+    /// error is a sentence.
+    pub fn serve<D: FrontEnd + 'static>(self, front_end: D, sandbox: Option<Sandbox>) -> Result<(), String> {
         let shown = self.mount_point.display();
         let device = fuse_mount::mount(&self.mount_point, &self.mount_options::<D>())
             .map_err(|error| format!("The overlay cannot be mounted at {shown}: {error}."))?;
         let (overlay, unmounter) = (self.overlay.clone(), self.unmounter.clone());
         let holder = Holder { ending: true, ..self.holder.clone() };
         let shown = shown.to_string();
-        let begun = self.begin(door, device, sandbox);
+        let begun = self.begin(front_end, device, sandbox);
         let running = begun.inspect_err(|_| {
             // Nobody would answer there.
             if let Err(error) = unmount(&unmounter) {
@@ -241,7 +241,7 @@ impl<'a> Stacked<'a> {
         settled.map_err(|error| format!("What was changed is not all complete and on the disk: {error}."))
     }
 
-    fn mount_options<D: Door>(&self) -> fuse_mount::Options {
+    fn mount_options<D: FrontEnd>(&self) -> fuse_mount::Options {
         let root = rustix::process::geteuid().is_root();
         let mut flags = self.options.flags;
         flags.set(MountFlags::RDONLY, self.overlay.is_read_only());
@@ -262,9 +262,9 @@ impl<'a> Stacked<'a> {
     }
 
     /// Has all threads of a mount but this one serve it, and tells who waits for that.
-    fn begin<D: Door + 'static>(
+    fn begin<D: FrontEnd + 'static>(
         self,
-        door: D,
+        front_end: D,
         device: OwnedFd,
         sandbox: Option<Sandbox>,
     ) -> Result<Running<D>, String> {
@@ -278,7 +278,7 @@ impl<'a> Stacked<'a> {
                 Some(settler)
             }
         };
-        let session = Session::start(device, door, threads, settler)
+        let session = Session::start(device, front_end, threads, settler)
             .map_err(|error| format!("The kernel and the mount at {shown} cannot agree: {error}."))?;
         let detached = |error| format!("The mount cannot leave the terminal: {error}.");
         // So that what is mounted there can be unmounted.

@@ -2,7 +2,7 @@
 //! requests.
 //!
 //! Each thread has its own clone of the device and its own two buffers, and answers a request
-//! before it takes the next. There is no lock. One more thread only calls [`Door::watch`].
+//! before it takes the next. There is no lock. One more thread only calls [`FrontEnd::watch`].
 
 use std::fs::File;
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
@@ -14,7 +14,7 @@ use std::thread::{self, JoinHandle};
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::dispatch::{Agreed, Buffers, handle, refuse};
-use crate::door::{Door, Setup};
+use crate::front_end::{FrontEnd, Setup};
 use crate::mount::DEVICE;
 use crate::settle::Settler;
 use crate::wire::{self, InHeader, InitIn, InitOut, OutHeader, init, opcode};
@@ -40,35 +40,39 @@ pub struct Session<D> {
 
 /// What the threads share.
 struct Served<D> {
-    door: Arc<D>,
+    front_end: Arc<D>,
     agreed: Agreed,
     /// None: nothing can be changed.
     settler: Option<Settler>,
 }
 
-impl<D: Door + 'static> Session<D> {
+impl<D: FrontEnd + 'static> Session<D> {
     /// Agrees with the kernel on how the mount of `device` works, and prepares for `threads`
     /// threads, which must be two at least. Waits until the kernel has begun, which it does at
     /// mount.
-    pub fn start(device: OwnedFd, door: D, threads: usize, settler: Option<Settler>) -> io::Result<Self> {
+    pub fn start(device: OwnedFd, front_end: D, threads: usize, settler: Option<Settler>) -> io::Result<Self> {
         let device = Arc::new(File::from(device));
         let mut request = vec![0; MAX_DATA + MAX_HEAD];
         loop {
             let length = (&*device).read(&mut request)?;
-            let answered = greet(&door, &request[..length])?;
+            let answered = greet(&front_end, &request[..length])?;
             (&*device).write_all(&answered.bytes)?;
             if let Some(agreed) = answered.agreed {
-                door.begin(Notifier { device: device.clone(), prunes: agreed.prunes });
+                front_end.begin(Notifier { device: device.clone(), prunes: agreed.prunes });
                 // One may have to wait for what another answers.
                 let clones = (1..threads).map(|_| clone(&device).map(Arc::new)).collect::<io::Result<_>>()?;
-                return Ok(Self { served: Arc::new(Served { door: Arc::new(door), agreed, settler }), device, clones });
+                return Ok(Self {
+                    served: Arc::new(Served { front_end: Arc::new(front_end), agreed, settler }),
+                    device,
+                    clones,
+                });
             }
         }
     }
 
     /// Who answers the requests.
-    pub fn door(&self) -> Arc<D> {
-        self.served.door.clone()
+    pub fn front_end(&self) -> Arc<D> {
+        self.served.front_end.clone()
     }
 
     /// Starts all threads but one. If one cannot be started the filesystem is to be unmounted,
@@ -84,10 +88,10 @@ impl<D: Door + 'static> Session<D> {
         let settling = start("settle", move || shared.settler.iter().for_each(Settler::run))?;
         served.settler.iter().for_each(Settler::begin);
         let (watched, ended) = mpsc::channel::<()>();
-        let door = served.door.clone();
+        let front_end = served.front_end.clone();
         let watching = start("watch", move || {
             // The other end is dropped when there is nothing more to watch.
-            while ended.recv_timeout(door.watch()) == Err(RecvTimeoutError::Timeout) {}
+            while ended.recv_timeout(front_end.watch()) == Err(RecvTimeoutError::Timeout) {}
         })?;
         Ok(Running { served, device, others, settling, watching, watched })
     }
@@ -108,7 +112,7 @@ pub struct Running<D> {
     watched: Sender<()>,
 }
 
-impl<D: Door + 'static> Running<D> {
+impl<D: FrontEnd + 'static> Running<D> {
     /// Serves until the filesystem is unmounted, which calls `ending`. The error is that of the
     /// thread that failed first. What is left to settle is settled then; the second answer says
     /// whether that, or what was settled before umount returned, succeeded.
@@ -178,7 +182,7 @@ struct Greeting {
 }
 
 /// Answers INIT. A kernel of a higher major version is told ours and asks again.
-fn greet(door: &impl Door, request: &[u8]) -> io::Result<Greeting> {
+fn greet(front_end: &impl FrontEnd, request: &[u8]) -> io::Result<Greeting> {
     let malformed = || io::Error::new(ErrorKind::InvalidData, "the kernel began with something else than INIT");
     let (header, body) = InHeader::read_from_prefix(request).map_err(|_| malformed())?;
     // Older kernels send a shorter structure.
@@ -197,7 +201,7 @@ fn greet(door: &impl Door, request: &[u8]) -> io::Result<Greeting> {
     }
     let offered =
         u64::from(asked.flags) | if asked.flags as u64 & init::INIT_EXT != 0 { (asked.flags2 as u64) << 32 } else { 0 };
-    let Setup { flags, valid, time_gran } = door.setup(offered);
+    let Setup { flags, valid, time_gran } = front_end.setup(offered);
     let always = init::ASYNC_READ | init::BIG_WRITES | init::MAX_PAGES | init::INIT_EXT | init::ASYNC_DIO;
     let flags = (flags | always) & offered;
     let out = InitOut {
@@ -220,9 +224,9 @@ fn greet(door: &impl Door, request: &[u8]) -> io::Result<Greeting> {
     Ok(Greeting { bytes: [head.as_bytes(), out.as_bytes()].concat(), agreed })
 }
 
-impl<D: Door> Served<D> {
+impl<D: FrontEnd> Served<D> {
     fn serve(&self, device: &Arc<File>) -> io::Result<()> {
-        let Self { door, agreed, settler } = self;
+        let Self { front_end, agreed, settler } = self;
         let mut request = vec![0; MAX_DATA + MAX_HEAD];
         let mut buffers = Buffers::default();
         loop {
@@ -243,7 +247,7 @@ impl<D: Door> Served<D> {
             let settler = settler.as_ref().filter(|_| changes(request));
             let is_answered = match settler.map_or(Ok(()), Settler::begin_change) {
                 Ok(()) => {
-                    let is_answered = handle(&**door, agreed, request, &mut buffers);
+                    let is_answered = handle(&**front_end, agreed, request, &mut buffers);
                     settler.inspect(|settler| settler.end_change());
                     is_answered
                 }
@@ -257,7 +261,7 @@ impl<D: Door> Served<D> {
                     _ => log::warn!("an answer was not taken by the kernel: {error}"),
                 }
             }
-            door.rest();
+            front_end.rest();
         }
     }
 }

@@ -1,5 +1,5 @@
 //! The structures and numbers of the FUSE protocol (`linux/fuse.h`), version 7.31 and later, as far
-//! as the doors use them.
+//! as the front ends use them.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ pub const MAJOR: u32 = 7;
 pub const MINOR: u32 = 41;
 /// From this one on the kernel can be asked to let go of objects (`FUSE_NOTIFY_PRUNE`): Linux 6.18.
 pub const PRUNE_MINOR: u32 = 45;
-/// The oldest version that has everything a door relies on: Linux 5.4.
+/// The oldest version that has everything a front end relies on: Linux 5.4.
 pub const OLDEST_MINOR: u32 = 31;
 
 /// The number by which the kernel knows the top of the tree.
@@ -61,7 +61,7 @@ pub mod opcode {
     pub const STATX: u32 = 52;
 }
 
-/// What kernel and door can do beyond the least (`FUSE_*` of INIT).
+/// What kernel and front end can do beyond the least (`FUSE_*` of INIT).
 pub mod init {
     pub const ASYNC_READ: u64 = 1 << 0;
     pub const ATOMIC_O_TRUNC: u64 = 1 << 3;

@@ -18,8 +18,8 @@ use program::{program, program_for};
 use tempfile::TempDir;
 
 #[macro_use]
-#[path = "suite/doors.rs"]
-mod doors;
+#[path = "suite/front_ends.rs"]
+mod front_ends;
 #[path = "suite/program.rs"]
 mod program;
 
@@ -29,17 +29,17 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// Directories for one mount.
 struct Stage {
     dir: TempDir,
-    door: String,
+    front_end: String,
 }
 
 impl Stage {
-    fn new(door: &str) -> Self {
+    fn new(front_end: &str) -> Self {
         let dir = TempDir::new().unwrap();
         for name in ["lower", "upper", "mount"] {
             fs::create_dir(dir.path().join(name)).unwrap();
         }
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        Self { dir, door: door.to_owned() }
+        Self { dir, front_end: front_end.to_owned() }
     }
 
     fn lower(&self, name: &str) -> PathBuf {
@@ -52,7 +52,7 @@ impl Stage {
 
     fn options(&self) -> String {
         let dir = self.dir.path().display();
-        format!("door={},lowerdir={dir}/lower,upperdir={dir}/upper", self.door)
+        format!("door={},lowerdir={dir}/lower,upperdir={dir}/upper", self.front_end)
     }
 
     /// Mounts and waits until the mount is there.
@@ -176,8 +176,8 @@ fn what_cannot_be_mounted_is_said_in_either_mode() {
     assert!(!is_mounted(&stage.point()));
 }
 
-fn in_the_background_the_mount_is_there_at_once_and_ends_with_umount(door: &str) {
-    let stage = Stage::new(door);
+fn in_the_background_the_mount_is_there_at_once_and_ends_with_umount(front_end: &str) {
+    let stage = Stage::new(front_end);
     fs::write(stage.lower("file"), "data").unwrap();
     for _ in 0..3 {
         // The upper directory is held by one daemon at a time, so each round shows that the one
@@ -201,17 +201,17 @@ fn in_the_background_the_mount_is_there_at_once_and_ends_with_umount(door: &str)
     }
 }
 
-fn signals_unmount(door: &str) {
+fn signals_unmount(front_end: &str) {
     for signal in [libc::SIGINT, libc::SIGTERM] {
-        let mut mount = Stage::new(door).mount();
+        let mut mount = Stage::new(front_end).mount();
         mount.signal(signal);
         assert!(mount.wait().success());
         assert!(!is_mounted(&mount.stage.point()));
     }
 }
 
-fn a_signal_leaves_those_who_use_the_mount_what_they_have_open(door: &str) {
-    let mut mount = Stage::new(door).mount();
+fn a_signal_leaves_those_who_use_the_mount_what_they_have_open(front_end: &str) {
+    let mut mount = Stage::new(front_end).mount();
     fs::write(mount.path("file"), "data").unwrap();
     let mut file = File::open(mount.path("file")).unwrap();
     mount.signal(libc::SIGTERM);
@@ -223,27 +223,27 @@ fn a_signal_leaves_those_who_use_the_mount_what_they_have_open(door: &str) {
     assert!(mount.wait().success());
 }
 
-fn without_an_upper_layer_nothing_changes(door: &str) {
-    let stage = Stage::new(door);
+fn without_an_upper_layer_nothing_changes(front_end: &str) {
+    let stage = Stage::new(front_end);
     fs::write(stage.lower("file"), "data").unwrap();
-    let options = format!("door={door},lowerdir={}", stage.lower("").display());
+    let options = format!("door={front_end},lowerdir={}", stage.lower("").display());
     let mount = stage.mount_with(&options);
     assert_eq!(fs::read_to_string(mount.path("file")).unwrap(), "data");
     assert_eq!(fs::write(mount.path("file"), "x").unwrap_err().kind(), ErrorKind::ReadOnlyFilesystem);
     assert_eq!(fs::create_dir(mount.path("new")).unwrap_err().kind(), ErrorKind::ReadOnlyFilesystem);
 }
 
-fn a_mount_point_inside_the_lower_layer_works(door: &str) {
-    let stage = Stage::new(door);
+fn a_mount_point_inside_the_lower_layer_works(front_end: &str) {
+    let stage = Stage::new(front_end);
     fs::write(stage.lower("file"), "data").unwrap();
-    let options = format!("door={door},lowerdir={}", stage.dir.path().display());
+    let options = format!("door={front_end},lowerdir={}", stage.dir.path().display());
     let mount = stage.mount_with(&options);
     assert_eq!(fs::read_to_string(mount.path("lower/file")).unwrap(), "data");
     assert_eq!(fs::read_dir(mount.path("mount")).unwrap().count(), 0);
 }
 
-fn all_kinds_of_objects(door: &str) {
-    let mount = Stage::new(door).mount();
+fn all_kinds_of_objects(front_end: &str) {
+    let mount = Stage::new(front_end).mount();
     fs::create_dir(mount.path("dir")).unwrap();
     fs::write(mount.path("dir/file"), "data").unwrap();
     symlink("dir/file", mount.path("link")).unwrap();
@@ -275,8 +275,8 @@ fn all_kinds_of_objects(door: &str) {
     drop(socket);
 }
 
-fn names_links_and_listings(door: &str) {
-    let stage = Stage::new(door);
+fn names_links_and_listings(front_end: &str) {
+    let stage = Stage::new(front_end);
     for index in 0..1000 {
         fs::write(stage.lower(&format!("lower-{index}")), "").unwrap();
     }
@@ -311,8 +311,8 @@ fn names_links_and_listings(door: &str) {
 }
 
 /// What the kernel remembers of files costs no descriptors once nobody has them open.
-fn more_files_than_descriptors_are_read_and_written(door: &str) {
-    let stage = Stage::new(door);
+fn more_files_than_descriptors_are_read_and_written(front_end: &str) {
+    let stage = Stage::new(front_end);
     for index in 0..500 {
         fs::write(stage.lower(&format!("lower-{index}")), "data").unwrap();
     }
@@ -327,8 +327,8 @@ fn more_files_than_descriptors_are_read_and_written(door: &str) {
     }
 }
 
-fn attributes(door: &str) {
-    let mount = Stage::new(door).mount();
+fn attributes(front_end: &str) {
+    let mount = Stage::new(front_end).mount();
     let path = mount.path("file");
     let file = OpenOptions::new().write(true).create_new(true).mode(0o6755).open(&path).unwrap();
     file.set_permissions(fs::Permissions::from_mode(0o640)).unwrap();
@@ -353,8 +353,8 @@ fn attributes(door: &str) {
     assert_eq!(modes, [0o640, 0o750, 0o640]);
 }
 
-fn contents(door: &str) {
-    let mount = Stage::new(door).mount();
+fn contents(front_end: &str) {
+    let mount = Stage::new(front_end).mount();
     let path = mount.path("file");
     let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path).unwrap();
     let big: Vec<u8> = (0..3_000_000u32).map(|index| ((index * 7) >> 3) as u8).collect();
@@ -379,8 +379,8 @@ fn contents(door: &str) {
 }
 
 /// Even one of a file that only appends.
-fn a_mapping_is_written_where_it_was_mapped(door: &str) {
-    let stage = Stage::new(door);
+fn a_mapping_is_written_where_it_was_mapped(front_end: &str) {
+    let stage = Stage::new(front_end);
     fs::write(stage.lower("file"), vec![b'.'; 8192]).unwrap();
     let mount = stage.mount();
     let mut file = OpenOptions::new().read(true).append(true).open(mount.path("file")).unwrap();
@@ -407,9 +407,9 @@ fn a_mapping_is_written_where_it_was_mapped(door: &str) {
 }
 
 /// The scheme decides with the ids of the program that asks, for the engine the kernel does.
-fn programs_of_others_may_do_what_the_modes_say(door: &str) {
+fn programs_of_others_may_do_what_the_modes_say(front_end: &str) {
     assert!(is_root(), "needs two users");
-    let mount = Stage::new(door).mount();
+    let mount = Stage::new(front_end).mount();
     fs::copy("/bin/true", mount.path("prog")).unwrap();
     fs::set_permissions(mount.path("prog"), fs::Permissions::from_mode(0o711)).unwrap();
     fs::write(mount.path("secret"), "").unwrap();
@@ -443,7 +443,7 @@ fn programs_of_others_may_do_what_the_modes_say(door: &str) {
     assert_eq!(["open/moved", "open/dir", "open/link"].map(owner), [(4242, 4242); 3]);
 }
 
-through_both_doors! {
+through_both_front_ends! {
     in_the_background_the_mount_is_there_at_once_and_ends_with_umount,
     signals_unmount,
     a_signal_leaves_those_who_use_the_mount_what_they_have_open,

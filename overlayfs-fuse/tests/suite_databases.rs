@@ -7,8 +7,8 @@
 //! Needs root, /dev/fuse, and of Debian's packages postgresql and sqlite3; fails without them.
 
 #[macro_use]
-#[path = "suite/doors.rs"]
-mod doors;
+#[path = "suite/front_ends.rs"]
+mod front_ends;
 #[path = "suite/mount.rs"]
 mod mount;
 #[path = "suite/run.rs"]
@@ -26,8 +26,8 @@ use twins::Twins;
 
 /// Two databases, one with a journal, one with a log that its users share by a mapping. Three
 /// processes write to each at a time.
-fn sqlite(door: &str) {
-    let mut twins = Twins::small(door);
+fn sqlite(front_end: &str) {
+    let mut twins = Twins::small(front_end);
     let check = "for db in journal log; do
             sqlite3 $db.db 'PRAGMA integrity_check; SELECT count(*), sum(number), sum(length(text)) FROM rows'
             sqlite3 $db.db .dump | grep -v VALUES.*by | sha256sum
@@ -136,7 +136,7 @@ fn postgres() {
     twins.end();
 }
 
-through_both_doors! { sqlite }
+through_both_front_ends! { sqlite }
 
 /// postgres does not run as root, not even as one of a namespace: it gets one in which it is
 /// another user.

@@ -16,7 +16,7 @@ use overlayfs::errno::Error;
 use overlayfs::layer::OsLayer;
 use overlayfs::layer::counted::{Counted, Counts, Method};
 use overlayfs::overlay::{self, Layers, Overlay};
-use overlayfs_fuse::engine::{EngineDoor, Settings};
+use overlayfs_fuse::engine::{EngineFrontEnd, Settings};
 use overlayfs_fuse::{Session, mount};
 use rustix::mount::{MountFlags, UnmountFlags};
 use test_common::{Detail, LowerGuard, Random, Snapshot, Stage, names, put};
@@ -41,7 +41,7 @@ fn overlay(stage: &Stage, counts: &Counts) -> Overlay<Counted<OsLayer>> {
 /// An overlay that is mounted and served by this process.
 struct Mounted {
     point: PathBuf,
-    door: Option<Arc<EngineDoor<Counted<OsLayer>>>>,
+    front_end: Option<Arc<EngineFrontEnd<Counted<OsLayer>>>>,
     counts: Counts,
     serving: Option<JoinHandle<()>>,
 }
@@ -59,20 +59,20 @@ impl Mounted {
         let settings = Settings { known_max: KNOWN_MAX, ..Settings::default() };
         let counts = Counts::default();
         let device = mount::mount(&point, &options).unwrap();
-        let door = EngineDoor::new(overlay(stage, &counts), settings);
-        let session = Session::start(device, door, 4, None).unwrap();
-        let door = session.door();
+        let front_end = EngineFrontEnd::new(overlay(stage, &counts), settings);
+        let session = Session::start(device, front_end, 4, None).unwrap();
+        let front_end = session.front_end();
         let serving = thread::spawn(move || session.start_threads().unwrap().run(|| {}).0.unwrap());
-        Self { point, door: Some(door), counts, serving: Some(serving) }
+        Self { point, front_end: Some(front_end), counts, serving: Some(serving) }
     }
 
     /// How many objects the kernel knows, once it has said what it forgets.
     fn known(&self) -> usize {
-        let door = self.door.as_ref().unwrap();
-        let mut known = door.known();
+        let front_end = self.front_end.as_ref().unwrap();
+        let mut known = front_end.known();
         loop {
             thread::sleep(Duration::from_millis(20));
-            match door.known() {
+            match front_end.known() {
                 now if now == known => return now,
                 now => known = now,
             }
@@ -99,7 +99,7 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        self.door = None;
+        self.front_end = None;
         rustix::mount::unmount(&self.point, UnmountFlags::DETACH).unwrap();
         if !thread::panicking() {
             self.serving.take().unwrap().join().unwrap();

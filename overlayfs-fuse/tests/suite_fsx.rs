@@ -4,8 +4,8 @@
 //! Needs root, /dev/fuse, and `fsx` in PATH or in target/tools/bin; fails without them.
 
 #[macro_use]
-#[path = "suite/doors.rs"]
-mod doors;
+#[path = "suite/front_ends.rs"]
+mod front_ends;
 #[path = "suite/mount.rs"]
 mod mount;
 #[path = "suite/run.rs"]
@@ -26,8 +26,8 @@ use test_common::{LowerGuard, Stage, put};
 /// The size of the file at most, in bytes.
 const LENGTH: usize = 1 << 18;
 
-/// All that both doors can do. Holes cannot be punched through the scheme, for there is no such
-/// request.
+/// All that both front ends can do. Holes cannot be punched through the scheme, for there is no
+/// such request.
 const ALL: &str = "
 flen = 262144
 [weights]
@@ -76,7 +76,7 @@ struct Bed {
 }
 
 impl Bed {
-    fn new(door: &str) -> Self {
+    fn new(front_end: &str) -> Self {
         let stage = Stage::new();
         let bytes: Vec<u8> = (0..LENGTH).map(|index| ((index * 31) >> 4) as u8).collect();
         for name in ["truncated", "kept", "untouched"] {
@@ -84,7 +84,7 @@ impl Bed {
         }
         let (lower, upper) = (stage.dir("lower"), stage.dir("upper"));
         stage.dir("mount");
-        let options = format!("door={door},lowerdir={},upperdir={}", lower.display(), upper.display());
+        let options = format!("door={front_end},lowerdir={},upperdir={}", lower.display(), upper.display());
         Self { stage, options }
     }
 
@@ -155,8 +155,8 @@ fn exercise(bed: &Bed, names: &[&str], work: impl Fn(&str) + Sync) {
     mount.unmount();
 }
 
-fn new_files(door: &str) {
-    let bed = Bed::new(door);
+fn new_files(front_end: &str) {
+    let bed = Bed::new(front_end);
     exercise(&bed, &["new", "other"], |name| {
         for seed in 1..=3 {
             bed.fsx(name, ALL, seed + name.len() as u32, 1000);
@@ -164,8 +164,8 @@ fn new_files(door: &str) {
     });
 }
 
-fn files_of_a_lower_layer(door: &str) {
-    let bed = Bed::new(door);
+fn files_of_a_lower_layer(front_end: &str) {
+    let bed = Bed::new(front_end);
     exercise(&bed, &["truncated", "kept"], |name| {
         let config = if name == "kept" { SAME_LENGTH } else { ALL };
         for seed in 11..=13 {
@@ -174,7 +174,7 @@ fn files_of_a_lower_layer(door: &str) {
     });
 }
 
-through_both_doors! { new_files, files_of_a_lower_layer }
+through_both_front_ends! { new_files, files_of_a_lower_layer }
 
 /// A quarter of a million operations, mappings and holes among them.
 #[test]

@@ -1,12 +1,12 @@
 //! The POSIX suite `pjdfstest` from crates.io on a mount. The cases that may fail stand in
-//! pjdfstest-expected.txt, for both doors.
+//! pjdfstest-expected.txt, for both front ends.
 //!
 //! Needs root, /dev/fuse, Debian's users nobody, daemon and bin, and `pjdfstest` in PATH or in
 //! target/tools/bin; fails without them.
 
 #[macro_use]
-#[path = "suite/doors.rs"]
-mod doors;
+#[path = "suite/front_ends.rs"]
+mod front_ends;
 #[path = "suite/mount.rs"]
 mod mount;
 #[path = "suite/run.rs"]
@@ -109,7 +109,7 @@ fn with(report: &str, outcome: Outcome) -> BTreeSet<String> {
     outcomes(report).into_iter().filter(|(_, is)| *is == outcome).map(|(name, _)| name.to_owned()).collect()
 }
 
-fn pjdfstest(door: &str) {
+fn pjdfstest(front_end: &str) {
     let stage = Stage::new();
     mode(stage.root(), 0o755);
     let [lower, upper, point] = ["lower", "upper", "mount"].map(|name| stage.dir(name));
@@ -125,7 +125,8 @@ fn pjdfstest(door: &str) {
         (expected(), BTreeSet::new())
     };
 
-    let mount = Mount::new(&point, &format!("door={door},lowerdir={},upperdir={}", lower.display(), upper.display()));
+    let mount =
+        Mount::new(&point, &format!("door={front_end},lowerdir={},upperdir={}", lower.display(), upper.display()));
     let report = report(&stage, &point);
     let failed = with(&report, Outcome::Failed);
     let unexpected: Vec<_> = failed.difference(&expected).collect();
@@ -142,7 +143,7 @@ fn pjdfstest(door: &str) {
     guard.check();
 }
 
-through_both_doors! { pjdfstest }
+through_both_front_ends! { pjdfstest }
 
 #[test]
 fn as_an_unprivileged_user() {

@@ -1,14 +1,14 @@
 //! What Linux programs expect of a filesystem beyond reading and writing, each on a mount and, to
 //! check the test itself, on an ordinary directory of the same content.
 //!
-//! What a scheme of Redox has no request for is tested through the engine's door alone. The end of
-//! this file names it, with the reasons.
+//! What a scheme of Redox has no request for is tested through the engine's front end alone. The
+//! end of this file names it, with the reasons.
 //!
 //! Needs root, /dev/fuse, and of Debian's packages acl and libcap2-bin; fails without them.
 
 #[macro_use]
-#[path = "suite/doors.rs"]
-mod doors;
+#[path = "suite/front_ends.rs"]
+mod front_ends;
 #[path = "suite/child.rs"]
 mod child;
 #[path = "suite/mount.rs"]
@@ -40,7 +40,7 @@ const MIB: u64 = 1 << 20;
 
 /// Runs a test on an ordinary directory and on a mount whose lower layer has the same content,
 /// which `prepare` makes.
-fn on_both(door: &str, prepare: impl Fn(&Path), test: impl Fn(&Path)) {
+fn on_both(front_end: &str, prepare: impl Fn(&Path), test: impl Fn(&Path)) {
     let stage = Stage::new();
     mode(stage.root(), 0o755);
     let [plain, lower, upper, point] = ["plain", "lower", "upper", "mount"].map(|name| stage.dir(name));
@@ -49,7 +49,8 @@ fn on_both(door: &str, prepare: impl Fn(&Path), test: impl Fn(&Path)) {
 
     prepare(&lower);
     let guard = LowerGuard::new([&lower]);
-    let mount = Mount::new(&point, &format!("door={door},lowerdir={},upperdir={}", lower.display(), upper.display()));
+    let mount =
+        Mount::new(&point, &format!("door={front_end},lowerdir={},upperdir={}", lower.display(), upper.display()));
     test(&point);
     mount.unmount();
     guard.check();
@@ -102,8 +103,8 @@ fn node(path: &Path, kind: FileType, device: u64) {
     mode(path, 0o666);
 }
 
-fn a_file_without_a_name_can_get_one(door: &str) {
-    on_both(door, nothing, |dir| {
+fn a_file_without_a_name_can_get_one(front_end: &str) {
+    on_both(front_end, nothing, |dir| {
         let make = || rustix::fs::open(dir, OFlags::TMPFILE | OFlags::RDWR, Mode::from_raw_mode(0o640)).unwrap();
         let file = File::from(make());
         file.write_all_at(b"content", 0).unwrap();
@@ -124,8 +125,8 @@ fn a_file_without_a_name_can_get_one(door: &str) {
     });
 }
 
-fn an_unlinked_file_that_is_open_goes_on(door: &str) {
-    on_both(door, a_file, |dir| {
+fn an_unlinked_file_that_is_open_goes_on(front_end: &str) {
+    on_both(front_end, a_file, |dir| {
         for (name, file) in [("file", open(&dir.join("file"))), ("new", create(&dir.join("new")))] {
             fs::remove_file(dir.join(name)).unwrap();
             file.set_len(0).unwrap();
@@ -141,11 +142,11 @@ fn an_unlinked_file_that_is_open_goes_on(door: &str) {
     });
 }
 
-fn a_removed_directory_that_is_open_is_empty(door: &str) {
+fn a_removed_directory_that_is_open_is_empty(front_end: &str) {
     let prepare = |dir: &Path| {
         put::file(dir, "dir/file", "");
     };
-    on_both(door, prepare, |dir| {
+    on_both(front_end, prepare, |dir| {
         let open = rustix::fs::open(dir.join("dir"), OFlags::DIRECTORY | OFlags::RDONLY, Mode::empty()).unwrap();
         fs::remove_dir_all(dir.join("dir")).unwrap();
         let entries: Vec<_> = rustix::fs::Dir::read_from(&open).unwrap().map(Result::unwrap).collect();
@@ -158,11 +159,11 @@ fn a_removed_directory_that_is_open_is_empty(door: &str) {
 
 /// truncate(2) changes no times then. It is not to be seen at once, since the kernel keeps the
 /// times that it knows.
-fn a_file_that_gets_the_size_that_it_has_stays_as_it_is(door: &str) {
+fn a_file_that_gets_the_size_that_it_has_stays_as_it_is(front_end: &str) {
     let stage = Stage::new();
     let [lower, upper, point] = ["lower", "upper", "mount"].map(|name| stage.dir(name));
     a_file(&lower);
-    let options = format!("door={door},lowerdir={},upperdir={}", lower.display(), upper.display());
+    let options = format!("door={front_end},lowerdir={},upperdir={}", lower.display(), upper.display());
     let guard = LowerGuard::new([&lower]);
     let mount = Mount::new(&point, &options);
     put::file(&point, "new", "");
@@ -183,13 +184,13 @@ fn a_file_that_gets_the_size_that_it_has_stays_as_it_is(door: &str) {
     guard.check();
 }
 
-fn holes_are_told_of_punched_and_kept(door: &str) {
+fn holes_are_told_of_punched_and_kept(front_end: &str) {
     let sparse = |dir: &Path| {
         let file = create(&dir.join("sparse"));
         file.write_all_at(&[1; 4096], MIB).unwrap();
         file.set_len(4 * MIB).unwrap();
     };
-    on_both(door, sparse, |dir| {
+    on_both(front_end, sparse, |dir| {
         let seek = |file: &File, from| rustix::fs::seek(file, from);
         let path = dir.join("sparse");
         let file = open(&path);
@@ -218,11 +219,11 @@ fn holes_are_told_of_punched_and_kept(door: &str) {
 }
 
 /// The hole is punched before anything else of the file is changed, so the copy is made for it.
-fn holes_are_punched_into_what_is_below(door: &str) {
+fn holes_are_punched_into_what_is_below(front_end: &str) {
     let prepare = |dir: &Path| {
         put::file(dir, "full", vec![1; MIB as usize]);
     };
-    on_both(door, prepare, |dir| {
+    on_both(front_end, prepare, |dir| {
         let (reader, file) = (File::open(dir.join("full")).unwrap(), open(&dir.join("full")));
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         rustix::fs::fallocate(&file, flags, 8192, 8192).unwrap();
@@ -237,8 +238,8 @@ fn holes_are_punched_into_what_is_below(door: &str) {
     });
 }
 
-fn ranges_are_copied_between_files(door: &str) {
-    on_both(door, a_file, |dir| {
+fn ranges_are_copied_between_files(front_end: &str) {
+    on_both(front_end, a_file, |dir| {
         let (from, to) = (open(&dir.join("file")), create(&dir.join("to")));
         let (mut source, mut target) = (6, 3);
         let copied = rustix::fs::copy_file_range(&from, Some(&mut source), &to, Some(&mut target), 1000).unwrap();
@@ -250,7 +251,7 @@ fn ranges_are_copied_between_files(door: &str) {
     });
 }
 
-fn extended_attributes(door: &str) {
+fn extended_attributes(front_end: &str) {
     let prepare = |dir: &Path| {
         a_file(dir);
         put::file(dir, "dir/inside", "");
@@ -259,7 +260,7 @@ fn extended_attributes(door: &str) {
             set_xattr(&dir.join(name), "user.below", b"1");
         }
     };
-    on_both(door, prepare, |dir| {
+    on_both(front_end, prepare, |dir| {
         for name in ["file", "dir"] {
             let path = dir.join(name);
             assert_eq!(xattr(&path, "user.below").unwrap(), b"1");
@@ -288,7 +289,7 @@ fn extended_attributes(door: &str) {
     });
 }
 
-fn extended_attributes_that_only_root_sees(door: &str) {
+fn extended_attributes_that_only_root_sees(front_end: &str) {
     let prepare = |dir: &Path| {
         a_file(dir);
         symlink("file", dir.join("link")).unwrap();
@@ -296,7 +297,7 @@ fn extended_attributes_that_only_root_sees(door: &str) {
             set_xattr(&dir.join(name), "trusted.below", b"1");
         }
     };
-    on_both(door, prepare, |dir| {
+    on_both(front_end, prepare, |dir| {
         for name in ["file", "link"] {
             let path = dir.join(name);
             assert_eq!(xattr(&path, "trusted.below").unwrap(), b"1");
@@ -335,7 +336,7 @@ fn the_overlays_own_attributes_are_hidden_and_protected() {
     mount.unmount();
 }
 
-fn access_control_lists(door: &str) {
+fn access_control_lists(front_end: &str) {
     let prepare = |dir: &Path| {
         a_file(dir);
         said("setfacl", &["-m", "u:0:rw,m::rw"], &dir.join("file"));
@@ -343,7 +344,7 @@ fn access_control_lists(door: &str) {
         put::dir(dir, "handing");
         said("setfacl", &["-d", "-m", "u:0:rwx,g::r-x"], &dir.join("handing"));
     };
-    on_both(door, prepare, |dir| {
+    on_both(front_end, prepare, |dir| {
         let file = dir.join("file");
         assert!(acl(&file).contains("user:0:rw-"), "{}", acl(&file));
         OpenOptions::new().append(true).open(&file).unwrap().write_all(b"!").unwrap();
@@ -368,7 +369,7 @@ fn access_control_lists(door: &str) {
     });
 }
 
-fn an_access_control_list_lets_others_in_and_keeps_them_out(door: &str) {
+fn an_access_control_list_lets_others_in_and_keeps_them_out(front_end: &str) {
     let prepare = |dir: &Path| {
         for name in ["open", "closed"] {
             mode(&put::file(dir, name, "content"), 0o600);
@@ -376,7 +377,7 @@ fn an_access_control_list_lets_others_in_and_keeps_them_out(door: &str) {
         said("setfacl", &["-m", "u:4242:rw,m::rw"], &dir.join("open"));
         said("setfacl", &["-m", "u:4242:-,m::rw,o::r"], &dir.join("closed"));
     };
-    on_both(door, prepare, |dir| {
+    on_both(front_end, prepare, |dir| {
         let [opened, closed] = ["open", "closed"].map(|name| dir.join(name));
         assert!(as_another_user(
             || OpenOptions::new().write(true).open(&opened).is_ok() && File::open(&closed).is_err()
@@ -387,13 +388,13 @@ fn an_access_control_list_lets_others_in_and_keeps_them_out(door: &str) {
     });
 }
 
-fn capabilities_go_with_a_change(door: &str) {
+fn capabilities_go_with_a_change(front_end: &str) {
     let prepare = |dir: &Path| {
         for name in ["written", "truncated", "given", "moved"] {
             said("setcap", &["cap_net_raw+ep"], &put::file(dir, name, "content"));
         }
     };
-    on_both(door, prepare, |dir| {
+    on_both(front_end, prepare, |dir| {
         let path = |name: &str| dir.join(name);
         let has = |name: &str| said("getcap", &[], &path(name)).contains("cap_net_raw");
         assert!(has("written") && has("truncated") && has("given") && has("moved"));
@@ -411,8 +412,8 @@ fn capabilities_go_with_a_change(door: &str) {
     });
 }
 
-fn set_id_bits_go_with_a_change_by_another(door: &str) {
-    on_both(door, a_file, |dir| {
+fn set_id_bits_go_with_a_change_by_another(front_end: &str) {
+    on_both(front_end, a_file, |dir| {
         let path = dir.join("file");
         let mode_now = || fs::metadata(&path).unwrap().mode() & 0o7777;
         mode(&path, 0o6777);
@@ -435,20 +436,20 @@ fn set_id_bits_go_with_a_change_by_another(door: &str) {
     });
 }
 
-fn set_id_bits_go_with_a_new_owner(door: &str) {
-    on_both(door, a_file, |dir| {
+fn set_id_bits_go_with_a_new_owner(front_end: &str) {
+    on_both(front_end, a_file, |dir| {
         mode(&dir.join("file"), 0o6777);
         std::os::unix::fs::chown(dir.join("file"), Some(0), None).unwrap();
         assert_eq!(fs::metadata(dir.join("file")).unwrap().mode() & 0o7777, 0o777);
     });
 }
 
-fn renames_with_flags(door: &str) {
+fn renames_with_flags(front_end: &str) {
     let prepare = |dir: &Path| {
         a_file(dir);
         put::file(dir, "dir/inside", "");
     };
-    on_both(door, prepare, |dir| {
+    on_both(front_end, prepare, |dir| {
         fs::write(dir.join("other"), "other").unwrap();
         let rename =
             |from: &str, to: &str, flags| rustix::fs::renameat_with(CWD, dir.join(from), CWD, dir.join(to), flags);
@@ -466,8 +467,8 @@ fn renames_with_flags(door: &str) {
 }
 
 /// As an overlay above this one does it. The kernel lets everybody make this one device.
-fn a_rename_can_leave_a_whiteout(door: &str) {
-    on_both(door, a_file, |dir| {
+fn a_rename_can_leave_a_whiteout(front_end: &str) {
+    on_both(front_end, a_file, |dir| {
         let rename = |from: &str, to: &str| {
             rustix::fs::renameat_with(CWD, dir.join(from), CWD, dir.join(to), RenameFlags::WHITEOUT).unwrap();
             let left = fs::symlink_metadata(dir.join(from)).unwrap();
@@ -482,8 +483,8 @@ fn a_rename_can_leave_a_whiteout(door: &str) {
 }
 
 /// Also when the file is copied up after it was locked.
-fn locks_keep_others_out(door: &str) {
-    on_both(door, a_file, |dir| {
+fn locks_keep_others_out(front_end: &str) {
+    on_both(front_end, a_file, |dir| {
         let path = dir.join("file");
         let (one, other) = (open(&path), open(&path));
         rustix::fs::flock(&one, FlockOperation::LockExclusive).unwrap();
@@ -498,8 +499,8 @@ fn locks_keep_others_out(door: &str) {
     });
 }
 
-fn locks_of_ranges_keep_others_out(door: &str) {
-    on_both(door, a_file, |dir| {
+fn locks_of_ranges_keep_others_out(front_end: &str) {
+    on_both(front_end, a_file, |dir| {
         let path = dir.join("file");
         let lock = |file: &File, command, kind, start, len| {
             let range = libc::flock {
@@ -541,8 +542,8 @@ fn locks_of_ranges_keep_others_out(door: &str) {
 }
 
 /// Processes append to a file of a lower layer at the same time: nothing is lost.
-fn what_many_append_is_all_there(door: &str) {
-    on_both(door, a_file, |dir| {
+fn what_many_append_is_all_there(front_end: &str) {
+    on_both(front_end, a_file, |dir| {
         let path = dir.join("file");
         let writers: Vec<_> = (0..4)
             .map(|writer| {
@@ -566,11 +567,11 @@ fn what_many_append_is_all_there(door: &str) {
 }
 
 /// Around the kernel's pages, together with what goes through them.
-fn direct_reads_and_writes(door: &str) {
+fn direct_reads_and_writes(front_end: &str) {
     let prepare = |dir: &Path| {
         put::file(dir, "file", [1; 16384]);
     };
-    on_both(door, prepare, |dir| {
+    on_both(front_end, prepare, |dir| {
         let script = "dd if=/dev/zero of=file bs=4096 seek=1 count=1 conv=notrunc oflag=direct status=none
             printf x | dd of=file bs=1 seek=8192 conv=notrunc status=none
             dd if=file iflag=direct bs=4096 of=copy status=none; cmp file copy";
@@ -581,8 +582,8 @@ fn direct_reads_and_writes(door: &str) {
     });
 }
 
-fn a_birth_time_is_told(door: &str) {
-    on_both(door, a_file, |dir| {
+fn a_birth_time_is_told(front_end: &str) {
+    on_both(front_end, a_file, |dir| {
         let before = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() as i64 - 60;
         create(&dir.join("new"));
         for name in ["file", "new"] {
@@ -593,11 +594,11 @@ fn a_birth_time_is_told(door: &str) {
     });
 }
 
-fn pipes_and_sockets_work(door: &str) {
+fn pipes_and_sockets_work(front_end: &str) {
     let prepare = |dir: &Path| {
         node(&dir.join("lower pipe"), FileType::Fifo, 0);
     };
-    on_both(door, prepare, |dir| {
+    on_both(front_end, prepare, |dir| {
         node(&dir.join("pipe"), FileType::Fifo, 0);
         for name in ["pipe", "lower pipe"] {
             let path = dir.join(name);
@@ -625,10 +626,10 @@ fn pipes_and_sockets_work(door: &str) {
     });
 }
 
-fn devices_work(door: &str) {
+fn devices_work(front_end: &str) {
     let zero = libc::makedev(1, 5);
     let prepare = |dir: &Path| node(&dir.join("lower zero"), FileType::CharacterDevice, zero);
-    on_both(door, prepare, |dir| {
+    on_both(front_end, prepare, |dir| {
         node(&dir.join("zero"), FileType::CharacterDevice, zero);
         for name in ["zero", "lower zero"] {
             mode(&dir.join(name), 0o644);
@@ -643,8 +644,8 @@ fn devices_work(door: &str) {
 }
 
 /// On an ordinary filesystem this is nothing; here the file is copied up in between.
-fn a_shared_mapping_from_before_sees_later_writes(door: &str) {
-    on_both(door, a_file, |dir| {
+fn a_shared_mapping_from_before_sees_later_writes(front_end: &str) {
+    on_both(front_end, a_file, |dir| {
         let reader = File::open(dir.join("file")).unwrap();
         // SAFETY: a new mapping of a file of that length, which nobody makes shorter while it is
         // used.
@@ -672,13 +673,13 @@ fn a_shared_mapping_from_before_sees_later_writes(door: &str) {
     });
 }
 
-fn the_longest_names_can_be_used_and_removed(door: &str) {
+fn the_longest_names_can_be_used_and_removed(front_end: &str) {
     let long = |letter: &str| letter.repeat(255);
     let prepare = |dir: &Path| {
         put::file(dir, &long("a"), "");
         put::file(dir, &format!("{}/file", long("d")), "");
     };
-    on_both(door, prepare, |dir| {
+    on_both(front_end, prepare, |dir| {
         fs::rename(dir.join(long("a")), dir.join(long("b"))).unwrap();
         fs::remove_file(dir.join(long("b"))).unwrap();
         fs::remove_dir_all(dir.join(long("d"))).unwrap();
@@ -689,12 +690,12 @@ fn the_longest_names_can_be_used_and_removed(door: &str) {
     });
 }
 
-fn names_are_bytes(door: &str) {
+fn names_are_bytes(front_end: &str) {
     let name = |letter: u8| std::ffi::OsString::from_vec(vec![letter; 255]);
     let prepare = |dir: &Path| {
         fs::write(dir.join(name(0xff)), "").unwrap();
     };
-    on_both(door, prepare, |dir| {
+    on_both(front_end, prepare, |dir| {
         fs::rename(dir.join(name(0xff)), dir.join(name(0xfe))).unwrap();
         fs::write(dir.join(name(b'\n')), "").unwrap();
         let mut found: Vec<_> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
@@ -707,13 +708,13 @@ fn names_are_bytes(door: &str) {
     });
 }
 
-fn flags_are_set_and_obeyed(door: &str) {
+fn flags_are_set_and_obeyed(front_end: &str) {
     let prepare = |dir: &Path| {
         for name in ["dir/immutable", "dir/append", "plain"] {
             put::file(dir, name, "lower content");
         }
     };
-    on_both(door, prepare, |dir| {
+    on_both(front_end, prepare, |dir| {
         let has = |path: &Path, flag: char| said("lsattr", &["-d"], path).split(' ').next().unwrap().contains(flag);
         let path = |name: &str| dir.join(name);
         let appended = |path: &Path| OpenOptions::new().append(true).open(path)?.write_all(b"more");
@@ -754,8 +755,8 @@ fn flags_are_set_and_obeyed(door: &str) {
 }
 
 /// A path longer than any call takes, walked step by step.
-fn a_very_deep_tree(door: &str) {
-    on_both(door, nothing, |dir| {
+fn a_very_deep_tree(front_end: &str) {
+    on_both(front_end, nothing, |dir| {
         let name = "deep".repeat(20);
         let mut at = rustix::fs::open(dir, OFlags::DIRECTORY | OFlags::RDONLY, Mode::empty()).unwrap();
         for _ in 0..100 {
@@ -774,7 +775,7 @@ fn a_very_deep_tree(door: &str) {
     });
 }
 
-through_both_doors! {
+through_both_front_ends! {
     an_unlinked_file_that_is_open_goes_on,
     a_removed_directory_that_is_open_is_empty,
     a_file_that_gets_the_size_that_it_has_stays_as_it_is,

@@ -8,8 +8,8 @@
 //! libcap2-bin and rsync; fails without them.
 
 #[macro_use]
-#[path = "suite/doors.rs"]
-mod doors;
+#[path = "suite/front_ends.rs"]
+mod front_ends;
 #[path = "suite/mount.rs"]
 mod mount;
 #[path = "suite/run.rs"]
@@ -34,7 +34,7 @@ const LARGEST: u64 = 1 << 17;
 /// Twins of two lower layers. The upper one has a part of /usr/include, the other one a part of
 /// /usr/share/doc, and something under each name in the first one's directory: it merges with a
 /// directory and is hidden by a file.
-fn of_the_host(door: &str) -> Twins {
+fn of_the_host(front_end: &str) -> Twins {
     let stage = Stage::new();
     let [top, bottom] = ["top", "bottom"].map(|name| stage.dir(name));
     copy_part(Path::new("/usr/include"), &put::dir(&top, "include"));
@@ -48,7 +48,7 @@ fn of_the_host(door: &str) -> Twins {
     put::file(&bottom, "below/file", "two names");
     put::link(&bottom, "below/file", "below/link");
     put::symlink(&bottom, "below/symlink", "../include");
-    Twins::over(door, stage, vec![top, bottom])
+    Twins::over(front_end, stage, vec![top, bottom])
 }
 
 /// Copies the first objects of a directory, whole files and directories. They belong to whoever
@@ -90,8 +90,8 @@ fn copy_some(from: &Path, to: &Path, left: &mut usize) {
     assert!(run::finish(touch.arg("-r").arg(from).arg(to)).status.success());
 }
 
-fn git(door: &str) {
-    let mut twins = of_the_host(door);
+fn git(front_end: &str) {
+    let mut twins = of_the_host(front_end);
     let said = twins.run(
         "git init -q -b main
         git config gc.auto 0; git config maintenance.auto false; git config pack.threads 1; git config pack.window 0
@@ -111,8 +111,8 @@ fn git(door: &str) {
     twins.end();
 }
 
-fn tar(door: &str) {
-    let twins = of_the_host(door);
+fn tar(front_end: &str) {
+    let twins = of_the_host(front_end);
     twins.run("tar --sort=name -cf all.tar include doc below; sha256sum all.tar; tar -df all.tar");
     twins.run("mkdir restored; tar -xpf all.tar -C restored; touch -d 2001-01-01 restored");
     twins.compare("restored", Detail::Times);
@@ -124,8 +124,8 @@ fn tar(door: &str) {
     twins.end();
 }
 
-fn cargo_build(door: &str) {
-    let mut twins = of_the_host(door);
+fn cargo_build(front_end: &str) {
+    let mut twins = of_the_host(front_end);
     let package = twins.stage.dir("package");
     put::file(
         &package,
@@ -174,8 +174,8 @@ fn cargo_build(door: &str) {
     twins.end();
 }
 
-fn find_and_copies(door: &str) {
-    let twins = of_the_host(door);
+fn find_and_copies(front_end: &str) {
+    let twins = of_the_host(front_end);
     // Without inode numbers, blocks and what a filesystem says of directories alone.
     let listed =
         twins.run("find . -mindepth 1 -ls | awk '{ $1 = $2 = \"\"; if ($3 ~ /^d/) $4 = $7 = \"\"; print }' | sort");
@@ -191,8 +191,8 @@ fn find_and_copies(door: &str) {
     twins.end();
 }
 
-fn removals_and_renames(door: &str) {
-    let mut twins = of_the_host(door);
+fn removals_and_renames(front_end: &str) {
+    let mut twins = of_the_host(front_end);
     twins.run(
         "echo file > include/moved-file; mv include moved
         mv $(find moved -mindepth 1 -maxdepth 1 -type d | sort | head -1) again
@@ -208,10 +208,11 @@ fn removals_and_renames(door: &str) {
     twins.end();
 }
 
-/// With `-AX`, the access control lists and extended attributes, through the door that has them.
-fn rsync(door: &str) {
-    let mut twins = of_the_host(door);
-    let attributes = door == "engine";
+/// With `-AX`, the access control lists and extended attributes, through the front end that has
+/// them.
+fn rsync(front_end: &str) {
+    let mut twins = of_the_host(front_end);
+    let attributes = front_end == "engine";
     let all = if attributes { "rsync -aHAX --numeric-ids" } else { "rsync -aH --numeric-ids" };
     // What is known of the objects beside contents: a line for each that has something.
     let listing = if attributes { "getfattr -Rdhm - . | sort; getfacl -Rsnp . | sort" } else { "true" };
@@ -271,7 +272,7 @@ fn npm() {
     twins.end();
 }
 
-through_both_doors! { git, tar, cargo_build, find_and_copies, removals_and_renames, rsync }
+through_both_front_ends! { git, tar, cargo_build, find_and_copies, removals_and_renames, rsync }
 
 #[test]
 fn as_an_unprivileged_user() {

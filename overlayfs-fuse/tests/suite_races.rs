@@ -6,8 +6,8 @@
 //! suite_races` does twenty times as much.
 
 #[macro_use]
-#[path = "suite/doors.rs"]
-mod doors;
+#[path = "suite/front_ends.rs"]
+mod front_ends;
 #[path = "suite/mount.rs"]
 mod mount;
 
@@ -23,7 +23,7 @@ use mount::Mount;
 use rustix::fs::{Dir, Mode, OFlags};
 use test_common::{Detail, LowerGuard, Snapshot, Stage, put};
 
-through_both_doors!(
+through_both_front_ends!(
     a_directory_moves_while_shells_work_in_it,
     files_are_written_while_their_names_change,
     a_listing_ends_while_each_name_that_it_tells_comes_again,
@@ -46,11 +46,11 @@ struct Mounted {
 
 impl Mounted {
     /// A mount of what `fill` puts into the lower layer and the upper one.
-    fn new(door: &str, fill: impl FnOnce(&Path, &Path)) -> Self {
+    fn new(front_end: &str, fill: impl FnOnce(&Path, &Path)) -> Self {
         let stage = Stage::new();
         let (lower, upper, point) = (stage.dir("lower"), stage.dir("upper"), stage.dir("mount"));
         fill(&lower, &upper);
-        let options = format!("door={door},lowerdir={},upperdir={}", lower.display(), upper.display());
+        let options = format!("door={front_end},lowerdir={},upperdir={}", lower.display(), upper.display());
         Self { mount: Mount::new(&point, &options), point, options, guard: LowerGuard::new([lower]), _stage: stage }
     }
 
@@ -79,8 +79,8 @@ fn shell(dir: &Path, name: &str, often: usize) -> Child {
     Command::new("sh").args(["-c", &script]).current_dir(dir).spawn().unwrap()
 }
 
-fn a_directory_moves_while_shells_work_in_it(door: &str) {
-    let mounted = Mounted::new(door, |lower, _| {
+fn a_directory_moves_while_shells_work_in_it(front_end: &str) {
+    let mounted = Mounted::new(front_end, |lower, _| {
         for number in 0..20 {
             put::file(lower, &format!("from/dir/deep/stays{number}"), "data\n");
         }
@@ -122,10 +122,10 @@ fn a_directory_moves_while_shells_work_in_it(door: &str) {
     mounted.check();
 }
 
-fn files_are_written_while_their_names_change(door: &str) {
+fn files_are_written_while_their_names_change(front_end: &str) {
     let base: Vec<u8> = (0..LARGE).map(|index| (index / 4096) as u8 | 1).collect();
     let rounds = times(4);
-    let mounted = Mounted::new(door, |lower, _| {
+    let mounted = Mounted::new(front_end, |lower, _| {
         for round in 0..rounds {
             put::file(lower, &format!("dir/large{round}"), &base);
             put::file(lower, &format!("dir/small{round}"), &base[..5000]);
@@ -177,8 +177,8 @@ fn files_are_written_while_their_names_change(door: &str) {
     mounted.check();
 }
 
-/// How many files are listed by who changes the name of each. The slower door has less to do: more
-/// than fit into one answer are enough.
+/// How many files are listed by who changes the name of each. The slower front end has less to do:
+/// more than fit into one answer are enough.
 const LISTED: [(&str, usize); 2] = [("engine", 3000), ("scheme", 1200)];
 
 /// What somebody does to each file that a listing tells.
@@ -194,10 +194,10 @@ enum Turn {
 
 /// A listing in which names come again is at an end after few more entries than there are files:
 /// ext4 tells 4288 where all are renamed aside.
-fn a_listing_ends_while_each_name_that_it_tells_comes_again(door: &str) {
+fn a_listing_ends_while_each_name_that_it_tells_comes_again(front_end: &str) {
     let turns = [Turn::Aside, Turn::Anew, Turn::Suffix];
-    let listed = LISTED.iter().find(|(name, _)| *name == door).unwrap().1;
-    let mounted = Mounted::new(door, |lower, upper| {
+    let listed = LISTED.iter().find(|(name, _)| *name == front_end).unwrap().1;
+    let mounted = Mounted::new(front_end, |lower, upper| {
         for turn in turns {
             for file in 0..listed {
                 // To copy them all up would take long.

@@ -4,8 +4,8 @@
 //! Needs root, /dev/fuse, loop devices and mkfs.ext4.
 
 #[macro_use]
-#[path = "suite/doors.rs"]
-mod doors;
+#[path = "suite/front_ends.rs"]
+mod front_ends;
 #[path = "suite/mount.rs"]
 mod mount;
 #[path = "suite/run.rs"]
@@ -59,7 +59,7 @@ impl Drop for Coarse {
     }
 }
 
-fn times_are_as_coarse_as_the_upper_layer_keeps_them(door: &str) {
+fn times_are_as_coarse_as_the_upper_layer_keeps_them(front_end: &str) {
     for format in ["oci", "kernel"] {
         let stage = Stage::new();
         let coarse = Coarse::new(&stage);
@@ -71,7 +71,7 @@ fn times_are_as_coarse_as_the_upper_layer_keeps_them(door: &str) {
         times(&lower.join("dir"), (1_000_000_000, 7), (1_000_000_000, 123_456_789));
         let guard = LowerGuard::new([&lower]);
         let options = format!(
-            "door={door},format={format},lowerdir={},upperdir={},workdir={}",
+            "door={front_end},format={format},lowerdir={},upperdir={},workdir={}",
             lower.display(),
             upper.display(),
             work.display()
@@ -236,8 +236,8 @@ impl Drop for Syncer {
 
 /// The times of last change of whatever was changed are the same whenever somebody asks, until the
 /// next change.
-fn the_times_of_last_change_stay(door: &str) {
-    let extra: &[&str] = match door {
+fn the_times_of_last_change_stay(front_end: &str) {
+    let extra: &[&str] = match front_end {
         "engine" => &["format=oci", "format=kernel", "writeback=0", "whole_copies"],
         _ => &["format=oci"],
     };
@@ -246,7 +246,7 @@ fn the_times_of_last_change_stay(door: &str) {
         let [lower, upper, work, point] = ["lower", "upper", "work", "mount"].map(|name| stage.dir(name));
         // Redox has no extended attributes, and no request to reserve space.
         let impossible = ["setxattr", "fallocate", "fallocate without a new size", "punch a hole", "chattr"];
-        let possible = |name: &str| door == "engine" || !impossible.contains(&name);
+        let possible = |name: &str| front_end == "engine" || !impossible.contains(&name);
         let changes: Vec<_> = changes().into_iter().filter(|(name, _)| possible(name)).collect();
         for (name, _) in &changes {
             put::file(&lower, &format!("small/{name}"), vec![1; 4096]);
@@ -255,7 +255,7 @@ fn the_times_of_last_change_stay(door: &str) {
         put::file(&lower, "dir/untouched/file", "");
         let guard = LowerGuard::new([&lower]);
         let options = format!(
-            "door={door},{extra},lowerdir={},upperdir={},workdir={}",
+            "door={front_end},{extra},lowerdir={},upperdir={},workdir={}",
             lower.display(),
             upper.display(),
             work.display()
@@ -319,7 +319,7 @@ fn the_times_of_last_change_stay(door: &str) {
     }
 }
 
-through_both_doors! {
+through_both_front_ends! {
     the_times_of_last_change_stay,
     times_are_as_coarse_as_the_upper_layer_keeps_them,
 }

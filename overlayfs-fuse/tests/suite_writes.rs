@@ -6,8 +6,8 @@
 #[path = "suite/disk.rs"]
 mod disk;
 #[macro_use]
-#[path = "suite/doors.rs"]
-mod doors;
+#[path = "suite/front_ends.rs"]
+mod front_ends;
 #[path = "suite/mount.rs"]
 mod mount;
 #[path = "writes/random.rs"]
@@ -336,9 +336,9 @@ fn refusals(point: &Path, appends: bool) -> Vec<(String, Option<i32>)> {
 }
 
 /// A file of the upper layer that nobody may write to, on the kernel's overlayfs and on ours.
-fn files_that_are_fixed(door: &str) {
-    // That door opens without O_APPEND, and has it with each write: then it is too late.
-    let appends = door != "scheme";
+fn files_that_are_fixed(front_end: &str) {
+    // That front end opens without O_APPEND, and has it with each write: then it is too late.
+    let appends = front_end != "scheme";
     let mut right = None;
     for kind in ["linux", "oci", "kernel"] {
         let bed = Bed::new(24 * MIB);
@@ -358,7 +358,7 @@ fn files_that_are_fixed(door: &str) {
             rustix::mount::unmount(&point, UnmountFlags::empty()).unwrap();
             continue;
         }
-        let mount = bed.mount(&format!(",door={door},format={kind}"));
+        let mount = bed.mount(&format!(",door={front_end},format={kind}"));
         assert_eq!(Some(refusals(&point, appends)), right, "{kind}");
         // What becomes so behind the overlay's back is found by a write.
         for file in ["later", "dir/lower"] {
@@ -377,7 +377,7 @@ fn files_that_are_fixed(door: &str) {
     }
 }
 
-through_both_doors!(files_that_are_fixed);
+through_both_front_ends!(files_that_are_fixed);
 
 /// What is tried with objects that are fixed in a lower layer, in the directory of the mount.
 const FIXED_BELOW: &str = r#"

@@ -197,7 +197,7 @@ impl<L: Layer> Overlay<L> {
     }
 
     /// Sets owner and group, and leaves the mode as it is: what becomes of set-id bits is the
-    /// door's to say. EROFS.
+    /// front end's to say. EROFS.
     pub fn set_owner(&self, node: &Arc<Node<L>>, owner: Owner) -> Result<()> {
         self.copied_up(node, For::Change)?;
         let _content = node.content.lock();

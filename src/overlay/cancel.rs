@@ -1,8 +1,8 @@
 //! Whether whoever asked for something that takes long still wants it.
 //!
-//! A door serves each request under a [`Cancel`], and tells that when the caller has given up. What
-//! copies data looks at it between pieces, and ends with ECANCELED as with any other error: what
-//! was built is discarded.
+//! A front end serves each request under a [`Cancel`], and tells that when the caller has given up.
+//! What copies data looks at it between pieces, and ends with ECANCELED as with any other error:
+//! what was built is discarded.
 
 use std::cell::RefCell;
 use std::sync::Arc;

@@ -188,21 +188,22 @@ fn from_bytes(bytes: &[u8]) -> Option<HashMap<u64, Pair>> {
 }
 
 impl<L: Layer> Overlay<L> {
-    /// Leaves the times of regular files to the door, which keeps them itself: from now on nothing
-    /// that is done to one changes those that it shows, but [`Overlay::set_times`] and
-    /// [`Overlay::set_ctime`]. The door may have said them before or say them later.
-    pub fn leave_times_to_door(&self) {
-        self.dated_by_door.store(true, Ordering::Relaxed);
+    /// Leaves the times of regular files to the front end, which keeps them itself: from now on
+    /// nothing that is done to one changes those that it shows, but [`Overlay::set_times`] and
+    /// [`Overlay::set_ctime`]. The front end may have said them before or say them later.
+    pub fn leave_times_to_front_end(&self) {
+        self.dated_by_front_end.store(true, Ordering::Relaxed);
     }
 
-    /// Whether the door keeps the times of an object.
-    pub(super) fn is_dated_by_door(&self, node: &Node<L>) -> bool {
-        node.kind() == Kind::File && self.dated_by_door.load(Ordering::Relaxed)
+    /// Whether the front end keeps the times of an object.
+    pub(super) fn is_dated_by_front_end(&self, node: &Node<L>) -> bool {
+        node.kind() == Kind::File && self.dated_by_front_end.load(Ordering::Relaxed)
     }
 
-    /// After somebody has changed an object: the layer is to say its times, unless the door does.
+    /// After somebody has changed an object: the layer is to say its times, unless the front end
+    /// does.
     pub(super) fn touch(&self, node: &Arc<Node<L>>, state: &mut State<L>) {
-        let ctime = if self.is_dated_by_door(node) { self.shown_ctime(state) } else { None };
+        let ctime = if self.is_dated_by_front_end(node) { self.shown_ctime(state) } else { None };
         self.touch_as(node, state, ctime);
     }
 
@@ -247,8 +248,8 @@ impl<L: Layer> Overlay<L> {
         self.touch(node, state);
     }
 
-    /// Says what an object shows as its time of last change of status, for a door that keeps that
-    /// itself: until the next change.
+    /// Says what an object shows as its time of last change of status, for a front end that keeps
+    /// that itself: until the next change.
     pub fn set_ctime(&self, node: &Arc<Node<L>>, ctime: Time) {
         let ctime = self.times.kept(ctime);
         // Whoever writes back what was written before that time does so before or after.

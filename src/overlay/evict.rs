@@ -1,10 +1,10 @@
 //! What is forgotten again when too much is known.
 //!
 //! A directory that was read, or made, is known with all its names, and those of its objects that
-//! were looked up are nodes. An object that nobody holds any more is forgotten when the door says
-//! so ([`Overlay::release`]). Directories stay known, which spares reading them again; they and
-//! their names are counted, and when they are too many, the oldest are forgotten that nobody holds.
-//! What is forgotten can be learned again from the layers.
+//! were looked up are nodes. An object that nobody holds any more is forgotten when the front end
+//! says so ([`Overlay::release`]). Directories stay known, which spares reading them again; they
+//! and their names are counted, and when they are too many, the oldest are forgotten that nobody
+//! holds. What is forgotten can be learned again from the layers.
 //!
 //! An object of several names is forgotten one name at a time. As long as one of them knows it, or
 //! somebody holds it, the others find it by its number in its layer (`inode.rs`). Once all have let
@@ -123,8 +123,8 @@ impl<L: Layer> Overlay<L> {
         !left
     }
 
-    /// Says that a door has no more use for an object: unless somebody else has, what the layers
-    /// can tell again is forgotten.
+    /// Says that a front end has no more use for an object: unless somebody else has, what the
+    /// layers can tell again is forgotten.
     pub fn release(&self, node: Arc<Node<L>>) {
         let _tree = self.tree.read();
         self.let_go(node);

@@ -80,7 +80,7 @@ impl<L: Layer> Overlay<L> {
     }
 
     /// Writes at `offset` and answers how many bytes were written. The first write copies the file
-    /// up. For a door that keeps the times of files they stay as they are.
+    /// up. For a front end that keeps the times of files they stay as they are.
     ///
     /// EROFS; EFBIG; EISDIR; EINVAL of anything else that is no regular file.
     pub fn write_at(&self, handle: &Handle<L>, buf: &[u8], offset: u64) -> Result<usize> {
@@ -143,9 +143,9 @@ impl<L: Layer> Overlay<L> {
         })
     }
 
-    /// Has `change` change the content of a file, which must be locked. Where the door keeps the
-    /// times of files they stay as they are: it knows when the change was made, and this may be
-    /// later.
+    /// Has `change` change the content of a file, which must be locked. Where the front end keeps
+    /// the times of files they stay as they are: it knows when the change was made, and this
+    /// may be later.
     fn change_content<T>(
         &self,
         node: &Arc<Node<L>>,
@@ -153,7 +153,7 @@ impl<L: Layer> Overlay<L> {
         change: impl FnOnce() -> Result<T>,
     ) -> Result<T> {
         // Of what lets nobody do more than append, nobody may set the times.
-        if !self.is_dated_by_door(node) || open.access == Access::Append {
+        if !self.is_dated_by_front_end(node) || open.access == Access::Append {
             return change();
         }
         let known = {
@@ -173,8 +173,9 @@ impl<L: Layer> Overlay<L> {
         changed.and_then(|value| kept.map(|()| value))
     }
 
-    /// How many bytes of `buf` an append-only file has at `offset` already, up to its end: a door
-    /// that writes back whole pages writes these too. EPERM if it has others there, or ends before.
+    /// How many bytes of `buf` an append-only file has at `offset` already, up to its end: a front
+    /// end that writes back whole pages writes these too. EPERM if it has others there, or ends
+    /// before.
     fn same(&self, node: &Arc<Node<L>>, open: &OpenFile<L>, buf: &[u8], offset: u64) -> Result<usize> {
         let size = self.layer_attr(node)?.size;
         let behind = size.checked_sub(offset).ok_or(Error::new(EPERM))?;

@@ -1,5 +1,5 @@
-//! A look through the whole upper layer for files that are immutable or append-only, for a door
-//! that has to know whether there is one.
+//! A look through the whole upper layer for files that are immutable or append-only, for a front
+//! end that has to know whether there is one.
 //!
 //! It goes in steps, so that who makes one is soon free again. What becomes so meanwhile, or comes
 //! into a directory that was read, is not seen.

@@ -50,7 +50,7 @@ impl<L: Layer> Overlay<L> {
             let own = layer.flags(object)?;
             layer.set_flags(object, own & !changed | flags & changed)
         });
-        // A door that keeps times does not know of this.
+        // A front end that keeps times does not know of this.
         self.touch_as(node, &mut node.state.lock(), None);
         set?.ok_or(Error::new(ENOENT))
     }

@@ -28,7 +28,7 @@ const DEVICE_SHIFT: u32 = 48;
 const COUNTED: u64 = 1 << 63;
 /// And from here on they are digests.
 const DIGESTED: u64 = 3 << 62;
-/// The number that doors and filesystems keep for the root.
+/// The number that front ends and filesystems keep for the root.
 const ROOT: u64 = 1;
 
 /// The number that a copy had in an earlier mount.

@@ -13,7 +13,7 @@ use super::stack::LayerDir;
 use crate::layer::{Kind, Layer, Result, Stat};
 
 impl<L: Layer> Overlay<L> {
-    /// The object `name` of `dir`. Names are taken as they are: `.` and `..` are the door's.
+    /// The object `name` of `dir`. Names are taken as they are: `.` and `..` are the front end's.
     ///
     /// ENOENT, also for a reserved name and in a directory that was removed; ENOTDIR; ENAMETOOLONG.
     pub fn lookup(&self, dir: &Arc<Node<L>>, name: &OsStr) -> Result<Arc<Node<L>>> {

@@ -1,8 +1,8 @@
 //! The engine: one merged tree over a stack of layers.
 //!
-//! A door (the scheme, or a mount) walks the tree by [`Overlay::lookup`] and works on [`Node`]s and
-//! [`Handle`]s. The engine never checks access, knows no paths but names, and follows no symlinks:
-//! that is the door's.
+//! A front end (the scheme, or a mount) walks the tree by [`Overlay::lookup`] and works on
+//! [`Node`]s and [`Handle`]s. The engine never checks access, knows no paths but names, and follows
+//! no symlinks: that is the front end's.
 //!
 //! | file | subject |
 //! | --- | --- |
@@ -183,8 +183,8 @@ pub struct Overlay<L: Layer> {
     /// What has a time of last change of status that `ctimes` has not ([`State::ctime`]), by the
     /// node's id. The lock is a leaf.
     undated: Lock<HashMap<u64, Weak<Node<L>>>>,
-    /// The door keeps the times of regular files.
-    dated_by_door: AtomicBool,
+    /// The front end keeps the times of regular files.
+    dated_by_front_end: AtomicBool,
     across: Lock<()>,
     tree: Shared<()>,
     partials: Partials<L>,
@@ -248,7 +248,7 @@ impl<L: Layer> Overlay<L> {
             times,
             ctimes,
             undated: Lock::default(),
-            dated_by_door: AtomicBool::new(false),
+            dated_by_front_end: AtomicBool::new(false),
             across: Lock::new(()),
             tree: Shared::new(()),
             partials,

@@ -24,7 +24,7 @@ use super::node::Node;
 use crate::format::plan::Name;
 use crate::layer::{Kind, Layer};
 
-/// The lowest number: 1 and 2 are left to a door's `.` and `..`.
+/// The lowest number: 1 and 2 are left to a front end's `.` and `..`.
 const FIRST: u64 = 3;
 
 /// How many bits a digest has: a number is positive also where it is signed, and not the highest

@@ -3,7 +3,7 @@
 //! Everything that was looked at has one of these, so what few objects have takes little room in
 //! the others.
 //!
-//! A node is what a door holds on to and what a handle follows: it stays the same object over
+//! A node is what a front end holds on to and what a handle follows: it stays the same object over
 //! copy-up, rename and unlink, while the place where its bytes are changes. The order of its locks
 //! is in [`super`].
 

@@ -1,4 +1,4 @@
-//! The door on Redox: an overlay as a scheme.
+//! The front end on Redox: an overlay as a scheme.
 //!
 //! A request names an open handle and perhaps a path. This folder finds out which objects of the
 //! merged tree are meant (`path`), whether the caller may (`access`), and lets the engine do it.

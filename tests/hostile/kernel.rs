@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use overlayfs::layer::OsLayer;
 use overlayfs::overlay::{Layers, Overlay};
-use overlayfs_fuse::Door;
+use overlayfs_fuse::FrontEnd;
 use overlayfs_fuse::dispatch::{Agreed, Buffers, handle};
-use overlayfs_fuse::engine::{EngineDoor, Settings};
+use overlayfs_fuse::engine::{EngineFrontEnd, Settings};
 use overlayfs_fuse::wire::{EntryOut, InHeader, OutHeader, ROOT, opcode};
 use tempfile::TempDir;
 use test_common::{Detail, Snapshot, put};
@@ -106,15 +106,15 @@ pub fn run(parent: &Path, input: &[u8]) {
         let layers = Layers { upper: Some(open(&upper, true)), work: None, lowers: vec![open(&lower, false)] };
         Overlay::new(layers).unwrap()
     };
-    let door = EngineDoor::new(mount(), Settings::default());
+    let front_end = EngineFrontEnd::new(mount(), Settings::default());
     let agreed =
-        Agreed { flags: door.setup(u64::MAX).flags, valid: Duration::MAX, max_answer: MAX_ANSWER, prunes: true };
+        Agreed { flags: front_end.setup(u64::MAX).flags, valid: Duration::MAX, max_answer: MAX_ANSWER, prunes: true };
     let mut nodes = vec![ROOT];
     let mut buffers = Buffers::default();
     while !bytes.is_empty() {
         let request = request(&mut bytes, &nodes);
         let (header, _) = InHeader::read_from_prefix(&request).unwrap();
-        if !handle(&door, &agreed, &request, &mut buffers) {
+        if !handle(&front_end, &agreed, &request, &mut buffers) {
             continue;
         }
         let answer = buffers.parts().concat();
@@ -130,7 +130,7 @@ pub fn run(parent: &Path, input: &[u8]) {
             nodes.push(entry.node);
         }
     }
-    drop(door);
+    drop(front_end);
     let overlay = mount();
     overlay.list(&overlay.open(overlay.root()), 0, &mut |_| true).unwrap();
     before.assert_same(&Snapshot::take(&lower, Detail::Xattrs), "the lower layer");

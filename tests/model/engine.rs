@@ -1,5 +1,5 @@
-//! The engine's own API as a [`Door`], over any backend. What an overlay leaves on the host has no
-//! damage.
+//! The engine's own API as a [`FrontEnd`], over any backend. What an overlay leaves on the host has
+//! no damage.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -18,7 +18,7 @@ use overlayfs::options::Options;
 use overlayfs::overlay::{Handle, Layers, Node, Overlay, Settings};
 
 use crate::Kind;
-use crate::door::{At, Door, Listed, Part, Result};
+use crate::front_end::{At, FrontEnd, Listed, Part, Result};
 use crate::layer::left_in;
 use crate::run::{Checked, Stacked};
 
@@ -146,7 +146,7 @@ impl<L: Layer> Engine<L> {
     }
 }
 
-impl<L: Layer> Door for Engine<L> {
+impl<L: Layer> FrontEnd for Engine<L> {
     type Handle = Handle<L>;
 
     fn open(&self, at: &At<Self::Handle>) -> Result<Self::Handle> {

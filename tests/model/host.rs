@@ -1,4 +1,4 @@
-//! A directory of the host as a [`Door`]: what the reference itself is checked against.
+//! A directory of the host as a [`FrontEnd`]: what the reference itself is checked against.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -15,7 +15,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use crate::Kind;
-use crate::door::{At, Door, Listed, Part, Result};
+use crate::front_end::{At, FrontEnd, Listed, Part, Result};
 
 pub struct Host {
     root: OwnedFd,
@@ -49,7 +49,7 @@ pub fn kind(mode: u32) -> Kind {
 }
 
 impl Host {
-    /// Opens the door to the tree in `root`.
+    /// Opens the front end to the tree in `root`.
     pub fn new(root: &Path, follows: bool) -> Self {
         Self { root: fs::open(root, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap(), follows }
     }
@@ -108,7 +108,7 @@ impl HostHandle {
     }
 }
 
-impl Door for Host {
+impl FrontEnd for Host {
     type Handle = HostHandle;
 
     fn open(&self, at: &At<HostHandle>) -> Result<HostHandle> {

@@ -1,16 +1,16 @@
 //! Random sequences of operations against an in-memory reference of a filesystem, through every
-//! door: a directory of the host (which checks the reference itself), the engine's API, and the
-//! scheme through the delegate. The layers lie in directories of the host (most in memory, where no
-//! sync waits for a disk), or on a redoxfs that the delegate plays. Half of the overlays may
-//! remember few names. Between two mounts lower layers come, go and change places, and
+//! front end: a directory of the host (which checks the reference itself), the engine's API, and
+//! the scheme through the delegate. The layers lie in directories of the host (most in memory,
+//! where no sync waits for a disk), or on a redoxfs that the delegate plays. Half of the overlays
+//! may remember few names. Between two mounts lower layers come, go and change places, and
 //! `overlayfs-fsck` repairs with one of them forgotten.
 //!
 //! The cases are the same in every run, so that a failure is the change's that it follows. To look
 //! for more: `PROPTEST_RNG_SEED=$RANDOM PROPTEST_CASES=5000 cargo test -p test-model`; with
 //! `TMPDIR` on another filesystem, over that one.
 
-mod door;
 mod engine;
+mod front_end;
 mod ground;
 mod history;
 mod host;
@@ -27,8 +27,8 @@ use linux_delegate::redoxfs::NAME_MAX;
 use overlayfs::layer::{Kind, Owner, RenameMode};
 use proptest::test_runner::{Config, FileFailurePersistence, RngSeed, TestRunner};
 
-use door::Door;
 use engine::Engine;
+use front_end::FrontEnd;
 use ground::Ground;
 use host::Host;
 use layer::Written;
@@ -41,9 +41,9 @@ use tree::Rules;
 /// Where the random cases start, unless `PROPTEST_RNG_SEED` says.
 const SEED: u64 = 1;
 
-/// Runs `cases` random cases (or as many as `PROPTEST_CASES` says) through a door, the kept failing
-/// ones first.
-fn check<D: Door>(
+/// Runs `cases` random cases (or as many as `PROPTEST_CASES` says) through a front end, the kept
+/// failing ones first.
+fn check<D: FrontEnd>(
     kept: &'static str,
     cases: u32,
     abilities: Abilities,
@@ -69,7 +69,7 @@ fn check<D: Door>(
     }
 }
 
-/// What doors can do whose layers are on the host.
+/// What front ends can do whose layers are on the host.
 const ON_HOST: Rules = Rules { reserves: true, devices: true, follows: false, xattrs: true, name_max: 255 };
 /// What those can do whose layers are on redoxfs.
 const ON_REDOXFS: Rules = Rules { xattrs: false, name_max: NAME_MAX, ..ON_HOST };
@@ -156,7 +156,7 @@ const THREADS: Size = Size { threads: 8, ops: 5, rounds: 12, mounts: 2, exchange
 
 /// Has threads work on `stages` stacks of layers, or as many as `THREADS_STAGES` says.
 #[cfg(not(shuttle))]
-fn check_threads<D: Door<Handle: Send> + Send>(
+fn check_threads<D: FrontEnd<Handle: Send> + Send>(
     stages: u64,
     size: Size,
     ground: &dyn Fn() -> Box<dyn Ground>,

@@ -1,5 +1,5 @@
-//! Random operations, run on the reference and through a door at once, and the comparison of the
-//! two.
+//! Random operations, run on the reference and through a front end at once, and the comparison of
+//! the two.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -14,7 +14,7 @@ use proptest::sample::Index;
 use proptest::test_runner::TestCaseError;
 
 use crate::Kind;
-use crate::door::{At, Door, Listed, Part};
+use crate::front_end::{At, FrontEnd, Listed, Part};
 use crate::ground::Ground;
 use crate::layer::{self, MARKER, Meta, Object, Written};
 use crate::lowers::{self, Item};
@@ -86,7 +86,7 @@ pub enum Change {
     Swap(Index, Index),
 }
 
-/// What a door can be asked.
+/// What a front end can be asked.
 #[derive(Clone, Copy, Debug)]
 pub struct Abilities {
     pub rules: Rules,
@@ -127,7 +127,7 @@ const XATTRS: [&str; 5] =
 /// From here on an inode number says nothing of the object.
 const COUNTED: u64 = 1 << 63;
 
-/// One of these, by weight; or one of those that only some doors can do, if this one can.
+/// One of these, by weight; or one of those that only some front ends can do, if this one can.
 fn some<T: Debug + 'static>(
     all: impl Strategy<Value = T> + 'static,
     weight: u32,
@@ -252,13 +252,13 @@ pub type Mount<'a, D> = &'a dyn Fn(&Stacked<'_>) -> D;
 
 type Check<T = ()> = Result<T, TestCaseError>;
 
-/// The reference and the door side by side.
-struct Pair<'a, D: Door> {
+/// The reference and the front end side by side.
+struct Pair<'a, D: FrontEnd> {
     mount: Mount<'a, D>,
     abilities: Abilities,
     handles: BTreeMap<usize, D::Handle>,
-    door: Option<D>,
-    /// What the door leads to, so it outlives that.
+    front_end: Option<D>,
+    /// What the front end leads to, so it outlives that.
     ground: Box<dyn Ground>,
     /// The lower layers, top first: where they are and what is in them.
     lowers: Vec<(PathBuf, Object)>,
@@ -295,7 +295,7 @@ struct Listing {
 }
 
 /// Runs one case. The error says what differs after which operations.
-pub fn run<D: Door>(case: &Case, abilities: Abilities, mut ground: Box<dyn Ground>, mount: Mount<'_, D>) -> Check {
+pub fn run<D: FrontEnd>(case: &Case, abilities: Abilities, mut ground: Box<dyn Ground>, mount: Mount<'_, D>) -> Check {
     let mut ids = 0;
     let layers = lowers::build(&case.stack, abilities, &mut ids);
     let mut lowers = Vec::new();
@@ -315,7 +315,7 @@ pub fn run<D: Door>(case: &Case, abilities: Abilities, mut ground: Box<dyn Groun
         mount,
         abilities,
         handles: BTreeMap::new(),
-        door: None,
+        front_end: None,
         ground,
         upper: PathBuf::new(),
         lowers,
@@ -346,7 +346,7 @@ fn merge(lowers: &[(PathBuf, Object)]) -> Object {
     layer::merge(&lowers.iter().map(|(_, layer)| layer.clone()).collect::<Vec<_>>())
 }
 
-impl<D: Door> Pair<'_, D> {
+impl<D: FrontEnd> Pair<'_, D> {
     fn run(&mut self, ops: &[Op]) -> Check {
         for (number, (path, layer)) in self.lowers.iter().enumerate() {
             let _ = writeln!(self.log.borrow_mut(), "layer {number} at {}:\n{}", path.display(), Shown(layer));
@@ -391,19 +391,19 @@ impl<D: Door> Pair<'_, D> {
             layer::write(&*self.ground, &merge(&self.lowers), &self.upper);
         }
         let Self { known_max, changed, .. } = *self;
-        self.door = Some((self.mount)(&Stacked { lowers: &paths, upper: &self.upper, known_max, changed }));
+        self.front_end = Some((self.mount)(&Stacked { lowers: &paths, upper: &self.upper, known_max, changed }));
     }
 
     /// Leaves the mount, and looks at what it left in the upper layer. Answers that layer.
     fn leave(&mut self) -> Check<Option<Object>> {
         for handle in std::mem::take(&mut self.handles).into_values() {
-            self.door().close(handle);
+            self.front_end().close(handle);
         }
         self.tree.handles.clear();
         self.listings.clear();
         // Numbers from a counter, for the few objects whose own was taken, are those of one mount.
         self.seen.inodes.retain(|_, number| *number < COUNTED);
-        self.door = None;
+        self.front_end = None;
         let Some(written) = self.abilities.layers else {
             return Ok(None);
         };
@@ -558,8 +558,8 @@ impl<D: Door> Pair<'_, D> {
 
     fn xattrs_at(&self, path: &Path) -> Check<BTreeMap<OsString, Vec<u8>>> {
         let names: Vec<_> = path.iter().map(OsStr::to_owned).collect();
-        let opened = self.door().open(&At { held: None, path: &names });
-        opened.and_then(|handle| self.door().xattrs(&handle)).map_err(|errno| fail(path, "listxattr", errno))
+        let opened = self.front_end().open(&At { held: None, path: &names });
+        opened.and_then(|handle| self.front_end().xattrs(&handle)).map_err(|errno| fail(path, "listxattr", errno))
     }
 
     /// When the upper layer has become a lower one, which has none of what its overlay remembered,
@@ -572,14 +572,15 @@ impl<D: Door> Pair<'_, D> {
             if !node.linked_below {
                 continue;
             }
-            let door = self.door.as_ref().expect("mounted");
+            let front_end = self.front_end.as_ref().expect("mounted");
             let names: Vec<_> = path.iter().map(OsStr::to_owned).collect();
-            let handle = door.open(&At { held: None, path: &names }).map_err(|errno| fail(&path, "open", errno))?;
-            let stat = door.stat(&handle).map_err(|errno| fail(&path, "stat", errno))?;
+            let handle =
+                front_end.open(&At { held: None, path: &names }).map_err(|errno| fail(&path, "open", errno))?;
+            let stat = front_end.stat(&handle).map_err(|errno| fail(&path, "stat", errno))?;
             prop_assert_eq!(stat.kind, node.kind, "kind of {:?} after a remount", path);
             let mut real = tree::Node { names: 0, unseen: stat.nlink, mtime: None, ..node };
             if stat.kind == Kind::File {
-                let bytes = door.read(&handle, 0, 8 << 20).map_err(|errno| fail(&path, "read", errno))?;
+                let bytes = front_end.read(&handle, 0, 8 << 20).map_err(|errno| fail(&path, "read", errno))?;
                 prop_assert!(
                     is_old(id, &bytes) || bytes == *real.data,
                     "contents of {path:?} after a remount: neither old nor new"
@@ -633,8 +634,8 @@ impl<D: Door> Pair<'_, D> {
         At { held: place.held.map(|slot| &self.handles[&slot]), path: &place.path }
     }
 
-    /// Compares the answers of the reference and of the door; the first one if both agree that it
-    /// worked.
+    /// Compares the answers of the reference and of the front end; the first one if both agree that
+    /// it worked.
     fn agree<T>(&self, what: String, model: tree::Result<T>, real: Result<impl Debug, i32>) -> Check<Option<T>> {
         self.say(format!(
             "{what}: {}",
@@ -654,8 +655,8 @@ impl<D: Door> Pair<'_, D> {
         }
     }
 
-    /// Finds an object in the reference, opens it through the door, and runs `act` on both. Nothing
-    /// if there is nothing to act on.
+    /// Finds an object in the reference, opens it through the front end, and runs `act` on both.
+    /// Nothing if there is nothing to act on.
     fn on<T, R: Debug>(
         &mut self,
         what: &str,
@@ -676,7 +677,7 @@ impl<D: Door> Pair<'_, D> {
                 let Some(place) = self.place(sel) else { return Ok(None) };
                 let what = format!("{what} {}", show(&place));
                 let found = self.tree.find(&place);
-                let opened = self.door().open(&self.at(&place));
+                let opened = self.front_end().open(&self.at(&place));
                 let (handle, failed) = match opened {
                     Ok(handle) => (Some(handle), Ok(())),
                     Err(errno) => (None, Err(errno)),
@@ -688,10 +689,10 @@ impl<D: Door> Pair<'_, D> {
             }
         };
         let expected = model(&mut self.tree, id);
-        let door = self.door();
+        let front_end = self.front_end();
         let answer = match &opened {
-            Ok(handle) => real(door, handle),
-            Err(slot) => real(door, &self.handles[slot]),
+            Ok(handle) => real(front_end, handle),
+            Err(slot) => real(front_end, &self.handles[slot]),
         };
         self.agree(what, expected, answer)
     }
@@ -703,8 +704,8 @@ impl<D: Door> Pair<'_, D> {
         !held.is_empty() && self.tree.node(**index.get(&held)).is_gone()
     }
 
-    fn door(&self) -> &D {
-        self.door.as_ref().expect("mounted")
+    fn front_end(&self) -> &D {
+        self.front_end.as_ref().expect("mounted")
     }
 
     /// Holds an object, in place of what was held there.
@@ -712,7 +713,7 @@ impl<D: Door> Pair<'_, D> {
         self.listings.remove(&slot);
         self.tree.handles.insert(slot, id);
         if let Some(before) = self.handles.insert(slot, handle) {
-            self.door().close(before);
+            self.front_end().close(before);
         }
     }
 
@@ -725,7 +726,7 @@ impl<D: Door> Pair<'_, D> {
                 let Some(place) = self.place(sel) else { return Ok(()) };
                 let owner = Owner { uid: owner.0, gid: owner.1 };
                 let model = self.tree.create(&place, *kind, *mode, owner, target);
-                let real = self.door().create(&self.at(&place), *kind, *mode, owner, target);
+                let real = self.front_end().create(&self.at(&place), *kind, *mode, owner, target);
                 let what = format!("create {} {kind:?} {mode:o} {}:{}", show(&place), owner.uid, owner.gid);
                 self.agree(what, model, real)?;
             }
@@ -733,7 +734,7 @@ impl<D: Door> Pair<'_, D> {
                 let Some(place) = self.place(sel) else { return Ok(()) };
                 let owner = Owner { uid: owner.0, gid: owner.1 };
                 let model = self.tree.create_temp(&place, *mode, owner);
-                let (handle, real) = match self.door().create_temp(&self.at(&place), *mode, owner) {
+                let (handle, real) = match self.front_end().create_temp(&self.at(&place), *mode, owner) {
                     Ok(handle) => (Some(handle), Ok(())),
                     Err(errno) => (None, Err(errno)),
                 };
@@ -745,12 +746,12 @@ impl<D: Door> Pair<'_, D> {
             Op::Link(whom, sel) => self.link(whom, sel)?,
             Op::Unlink(sel) => {
                 let Some(place) = self.place(sel) else { return Ok(()) };
-                let (model, real) = (self.tree.unlink(&place), self.door().unlink(&self.at(&place)));
+                let (model, real) = (self.tree.unlink(&place), self.front_end().unlink(&self.at(&place)));
                 self.agree(format!("unlink {}", show(&place)), model, real)?;
             }
             Op::RemoveDir(sel) => {
                 let Some(place) = self.place(sel) else { return Ok(()) };
-                let (model, real) = (self.tree.remove_dir(&place), self.door().remove_dir(&self.at(&place)));
+                let (model, real) = (self.tree.remove_dir(&place), self.front_end().remove_dir(&self.at(&place)));
                 self.agree(format!("rmdir {}", show(&place)), model, real)?;
             }
             Op::RemoveTree(sel) => {
@@ -764,13 +765,13 @@ impl<D: Door> Pair<'_, D> {
                     return Ok(());
                 };
                 let model = self.tree.rename(&from, &to, *mode);
-                let real = self.door().rename(&self.at(&from), &self.at(&to), *mode);
+                let real = self.front_end().rename(&self.at(&from), &self.at(&to), *mode);
                 self.agree(format!("rename {mode:?} {} {}", show(&from), show(&to)), model, real)?;
             }
             Op::Open(slot, sel) => {
                 let Some(place) = self.place(sel) else { return Ok(()) };
                 let model = self.tree.find(&place);
-                let (handle, real) = match self.door().open(&self.at(&place)) {
+                let (handle, real) = match self.front_end().open(&self.at(&place)) {
                     Ok(handle) => (Some(handle), Ok(())),
                     Err(errno) => (None, Err(errno)),
                 };
@@ -786,7 +787,7 @@ impl<D: Door> Pair<'_, D> {
                     self.tree.handles.remove(slot);
                     self.listings.remove(slot);
                     let handle = self.handles.remove(slot).expect("held");
-                    self.door().close(handle);
+                    self.front_end().close(handle);
                 }
             }
             Op::Read(whom, offset, len) => {
@@ -795,7 +796,7 @@ impl<D: Door> Pair<'_, D> {
                     &format!("read {len}@{offset}"),
                     whom,
                     |tree, id| tree.read(id, *offset, *len),
-                    |door, handle| door.read(handle, *offset as u64, *len).map(|read| bytes = read),
+                    |front_end, handle| front_end.read(handle, *offset as u64, *len).map(|read| bytes = read),
                 )?;
                 prop_assert!(expected.is_none_or(|expected| expected == bytes), "the bytes read differ");
             }
@@ -804,7 +805,7 @@ impl<D: Door> Pair<'_, D> {
                     &format!("write {}@{offset:?}", bytes.len()),
                     whom,
                     |tree, id| tree.write(id, *offset, bytes),
-                    |door, handle| door.write(handle, offset.map(|offset| offset as u64), bytes),
+                    |front_end, handle| front_end.write(handle, offset.map(|offset| offset as u64), bytes),
                 )?;
             }
             Op::Truncate(whom, size) => {
@@ -822,7 +823,7 @@ impl<D: Door> Pair<'_, D> {
                     tree.set_owner(id, owner);
                     Ok(())
                 };
-                self.on(&what, whom, model, |door, handle| door.set_owner(handle, owner))?;
+                self.on(&what, whom, model, |front_end, handle| front_end.set_owner(handle, owner))?;
             }
             Op::SetTimes(whom, sec, nsec) => {
                 let (atime, mtime) = (Time { sec: 1, nsec: 1 }, Time { sec: *sec, nsec: *nsec });
@@ -830,22 +831,22 @@ impl<D: Door> Pair<'_, D> {
                     tree.set_mtime(id, (*sec, *nsec));
                     Ok(())
                 };
-                self.on("utimens", whom, model, |door, handle| door.set_times(handle, atime, mtime))?;
+                self.on("utimens", whom, model, |front_end, handle| front_end.set_times(handle, atime, mtime))?;
             }
             // What an overlay knows of these is what it remembers.
             Op::SetXattr(whom, ..) | Op::RemoveXattr(whom, _) if self.is_gone(whom) => {}
             Op::SetXattr(whom, name, value) => {
                 let what = format!("setxattr {}", name.display());
                 let model = |tree: &mut Tree, id| tree.set_xattr(id, name, value);
-                self.on(&what, whom, model, |door, handle| door.set_xattr(handle, name, value))?;
+                self.on(&what, whom, model, |front_end, handle| front_end.set_xattr(handle, name, value))?;
             }
             Op::RemoveXattr(whom, name) => {
                 let what = format!("removexattr {}", name.display());
                 let model = |tree: &mut Tree, id| tree.remove_xattr(id, name);
-                self.on(&what, whom, model, |door, handle| door.remove_xattr(handle, name))?;
+                self.on(&what, whom, model, |front_end, handle| front_end.remove_xattr(handle, name))?;
             }
             Op::Sync(whom) => {
-                self.on("fsync", whom, |_, _| Ok(()), |door, handle| door.sync(handle))?;
+                self.on("fsync", whom, |_, _| Ok(()), |front_end, handle| front_end.sync(handle))?;
             }
             Op::List(whom, chunk) => {
                 let mut listed = Vec::new();
@@ -853,11 +854,12 @@ impl<D: Door> Pair<'_, D> {
                     "list",
                     whom,
                     |tree, id| tree.list(id),
-                    |door, handle| {
+                    |front_end, handle| {
                         // A directory that was removed has no entries: an empty listing says so as
                         // well as ENOENT.
-                        let removed = |errno| errno == ENOENT && door.stat(handle).is_ok_and(|stat| stat.nlink == 0);
-                        let answer = door.list(handle, *chunk);
+                        let removed =
+                            |errno| errno == ENOENT && front_end.stat(handle).is_ok_and(|stat| stat.nlink == 0);
+                        let answer = front_end.list(handle, *chunk);
                         let answer =
                             answer.or_else(|errno| if removed(errno) { Ok(Vec::new()) } else { Err(errno) })?;
                         listed = answer.into_iter().map(|entry| entry.name).collect();
@@ -902,8 +904,8 @@ impl<D: Door> Pair<'_, D> {
             stay: there.keys().cloned().collect(),
         });
         self.say(format!("list #{slot} from {} on", listing.after));
-        let door = self.door.as_ref().expect("mounted");
-        let part = match door.list_part(&self.handles[&slot], listing.after, chunk) {
+        let front_end = self.front_end.as_ref().expect("mounted");
+        let part = match front_end.list_part(&self.handles[&slot], listing.after, chunk) {
             // A directory that was removed has no entries.
             Err(ENOENT) if tree.node(*id).names == 0 => Ok(Part { listed: Vec::new(), next: None }),
             part => part,
@@ -950,7 +952,7 @@ impl<D: Door> Pair<'_, D> {
             Whom::At(sel) => {
                 let Some(place) = self.place(sel) else { return Ok(()) };
                 let Ok(id) = self.tree.find(&place) else { return Ok(()) };
-                let opened = self.door().open(&self.at(&place));
+                let opened = self.front_end().open(&self.at(&place));
                 let handle = opened.map_err(|errno| fail(Path::new(&show(&place)), "open", errno))?;
                 (id, show(&place), Some(handle))
             }
@@ -963,14 +965,14 @@ impl<D: Door> Pair<'_, D> {
         let model = self.tree.link(id, &to);
         let held = || self.handles.iter().find(|(slot, _)| format!("#{slot}") == source).map(|(_, handle)| handle);
         let handle = handle.as_ref().or_else(held).expect("opened");
-        let real = self.door().link(handle, &self.at(&to));
+        let real = self.front_end().link(handle, &self.at(&to));
         self.agree(format!("link {source} {}", show(&to)), model, real)?;
         Ok(())
     }
 
     fn remove_tree(&mut self, place: &Place, id: Id) -> Check {
         if self.tree.node(id).kind != Kind::Dir {
-            let (model, real) = (self.tree.unlink(place), self.door().unlink(&self.at(place)));
+            let (model, real) = (self.tree.unlink(place), self.front_end().unlink(&self.at(place)));
             self.agree(format!("unlink {}", show(place)), model, real)?;
             return Ok(());
         }
@@ -978,31 +980,39 @@ impl<D: Door> Pair<'_, D> {
             let path = place.path.iter().cloned().chain([name]).collect();
             self.remove_tree(&Place { held: place.held, path }, id)?;
         }
-        let (model, real) = (self.tree.remove_dir(place), self.door().remove_dir(&self.at(place)));
+        let (model, real) = (self.tree.remove_dir(place), self.front_end().remove_dir(&self.at(place)));
         self.agree(format!("rmdir {}", show(place)), model, real)?;
         Ok(())
     }
 
     /// Compares the whole tree, and everything that is held open.
     fn compare(&mut self) -> Check {
-        let door = self.door.take().expect("mounted");
+        let front_end = self.front_end.take().expect("mounted");
         let mut seen = HashMap::new();
-        let root = door.open(&At { held: None, path: &[] }).map_err(|errno| fail(Path::new("/"), "open", errno))?;
-        let mut result = self.compare_dir(&door, Path::new("/"), ROOT, &root, &mut seen);
+        let root =
+            front_end.open(&At { held: None, path: &[] }).map_err(|errno| fail(Path::new("/"), "open", errno))?;
+        let mut result = self.compare_dir(&front_end, Path::new("/"), ROOT, &root, &mut seen);
         for (slot, handle) in &self.handles {
             let id = self.tree.handles[slot];
             let path = PathBuf::from(format!("#{slot}"));
-            result =
-                result.and_then(|()| compare_node(&door, &path, &self.tree, id, handle, &mut self.seen, &mut seen));
+            result = result
+                .and_then(|()| compare_node(&front_end, &path, &self.tree, id, handle, &mut self.seen, &mut seen));
         }
-        self.door = Some(door);
+        self.front_end = Some(front_end);
         result
     }
 
-    fn compare_dir(&mut self, door: &D, path: &Path, id: Id, handle: &D::Handle, seen: &mut HashMap<u64, Id>) -> Check {
-        compare_node(door, path, &self.tree, id, handle, &mut self.seen, seen)?;
+    fn compare_dir(
+        &mut self,
+        front_end: &D,
+        path: &Path,
+        id: Id,
+        handle: &D::Handle,
+        seen: &mut HashMap<u64, Id>,
+    ) -> Check {
+        compare_node(front_end, path, &self.tree, id, handle, &mut self.seen, seen)?;
         let chunk = 1 + id % 5;
-        let listed = door.list(handle, chunk).map_err(|errno| fail(path, "list", errno))?;
+        let listed = front_end.list(handle, chunk).map_err(|errno| fail(path, "list", errno))?;
         let mut names = HashSet::new();
         for entry in &listed {
             prop_assert!(names.insert(entry.name.clone()), "{:?} twice in the listing of {:?}", entry.name, path);
@@ -1010,17 +1020,17 @@ impl<D: Door> Pair<'_, D> {
         let expected: HashSet<_> = self.tree.node(id).entries.keys().cloned().collect();
         let reserved = names.iter().find(|name| self.abilities.rules.reserves && is_reserved(name));
         prop_assert!(reserved.is_none(), "{reserved:?} in the listing of {path:?}");
-        prop_assert_eq!(&names, &expected, "listing of {:?} (left is the door's)", path);
+        prop_assert_eq!(&names, &expected, "listing of {:?} (left is the front end's)", path);
         for entry in listed {
             let path = path.join(&entry.name);
             let child = self.tree.node(id).entries[&entry.name];
             let name = [entry.name];
-            let opened = door.open(&At { held: Some(handle), path: &name });
+            let opened = front_end.open(&At { held: Some(handle), path: &name });
             let opened = opened.map_err(|errno| fail(&path, "open", errno))?;
             if self.tree.node(child).kind == Kind::Dir {
-                self.compare_dir(door, &path, child, &opened, seen)?;
+                self.compare_dir(front_end, &path, child, &opened, seen)?;
             } else {
-                compare_node(door, &path, &self.tree, child, &opened, &mut self.seen, seen)?;
+                compare_node(front_end, &path, &self.tree, child, &opened, &mut self.seen, seen)?;
             }
             prop_assert_eq!(entry.kind, self.tree.node(child).kind, "kind in the listing of {:?}", path);
             prop_assert_eq!(entry.ino, self.seen.inodes[&child], "d_ino of {:?}", path);
@@ -1029,8 +1039,8 @@ impl<D: Door> Pair<'_, D> {
     }
 }
 
-fn compare_node<D: Door>(
-    door: &D,
+fn compare_node<D: FrontEnd>(
+    front_end: &D,
     path: &Path,
     tree: &Tree,
     id: Id,
@@ -1039,7 +1049,7 @@ fn compare_node<D: Door>(
     seen: &mut HashMap<u64, Id>,
 ) -> Check {
     let node = tree.node(id);
-    let stat = door.stat(handle).map_err(|errno| fail(path, "stat", errno))?;
+    let stat = front_end.stat(handle).map_err(|errno| fail(path, "stat", errno))?;
     prop_assert_eq!(stat.kind, node.kind, "kind of {:?}", path);
     prop_assert_eq!((stat.uid, stat.gid), (node.owner.uid, node.owner.gid), "owner of {:?}", path);
     if node.kind != Kind::Symlink {
@@ -1060,19 +1070,19 @@ fn compare_node<D: Door>(
         _ => {}
     }
     if tree.rules.xattrs && !node.is_gone() {
-        let xattrs = door.xattrs(handle).map_err(|errno| fail(path, "listxattr", errno))?;
+        let xattrs = front_end.xattrs(handle).map_err(|errno| fail(path, "listxattr", errno))?;
         prop_assert_eq!(&xattrs, &node.xattrs, "extended attributes of {:?}", path);
     }
     if node.kind == Kind::Symlink {
-        let target = door.read_link(handle).map_err(|errno| fail(path, "readlink", errno))?;
+        let target = front_end.read_link(handle).map_err(|errno| fail(path, "readlink", errno))?;
         prop_assert_eq!(&target, &node.target, "target of {:?}", path);
         prop_assert_eq!(stat.size, target.len() as u64, "size of {:?}", path);
     } else {
-        prop_assert_eq!(door.read_link(handle), Err(EINVAL), "readlink of {:?}", path);
+        prop_assert_eq!(front_end.read_link(handle), Err(EINVAL), "readlink of {:?}", path);
     }
     if node.kind == Kind::File {
         prop_assert_eq!(stat.size, node.data.len() as u64, "size of {:?}", path);
-        let bytes = door.read(handle, 0, node.data.len() + 10).map_err(|errno| fail(path, "read", errno))?;
+        let bytes = front_end.read(handle, 0, node.data.len() + 10).map_err(|errno| fail(path, "read", errno))?;
         let differs = bytes.iter().zip(node.data.iter()).position(|(real, expected)| real != expected);
         prop_assert!(bytes == *node.data, "contents of {path:?}: {} bytes, differ at {differs:?}", bytes.len());
     }

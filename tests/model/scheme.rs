@@ -1,5 +1,5 @@
-//! The scheme as a [`Door`]: a daemon behind the delegate's kernel, asked by a client with root's
-//! rights as programs ask it.
+//! The scheme as a [`FrontEnd`]: a daemon behind the delegate's kernel, asked by a client with
+//! root's rights as programs ask it.
 
 use std::cell::Cell;
 use std::ffi::{OsStr, OsString};
@@ -20,7 +20,7 @@ use syscall::flag::{
 };
 
 use crate::Kind;
-use crate::door::{At, Door, Listed, Part, Result};
+use crate::front_end::{At, FrontEnd, Listed, Part, Result};
 
 /// The type bits of a block device in a mode.
 const MODE_BLOCK: u16 = 0x6000;
@@ -137,7 +137,7 @@ fn finish(fd: &Fd, mode: u32, owner: Owner) -> syscall::Result<()> {
     Ok(())
 }
 
-impl Door for Scheme {
+impl FrontEnd for Scheme {
     type Handle = SchemeHandle;
 
     fn open(&self, at: &At<Self::Handle>) -> Result<Self::Handle> {

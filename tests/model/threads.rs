@@ -1,6 +1,6 @@
-//! Several threads that do random operations on few names at once, through any door. Whatever they
-//! are answered must be what one who does one thing after the other could have been answered, in an
-//! order in which nothing comes before what had ended when it began.
+//! Several threads that do random operations on few names at once, through any front end. Whatever
+//! they are answered must be what one who does one thing after the other could have been answered,
+//! in an order in which nothing comes before what had ended when it began.
 //!
 //! A round is a few operations of each thread, begun at once. Then nobody does anything, and the
 //! whole tree is looked at. What is found to be an order of the round is what the next one starts
@@ -23,7 +23,7 @@ use overlayfs::layer::Stat;
 use shuttle::{sync::Barrier, thread::scope};
 use test_common::Random;
 
-use crate::door::{At, Door};
+use crate::front_end::{At, FrontEnd};
 use crate::ground::Ground;
 use crate::history::{Answer, Event, Farthest, Op, Scene, Seen, State, explain};
 use crate::layer::{self, Body, Dir, Meta, Object, Written};
@@ -87,8 +87,8 @@ fn lowers(large: bool) -> Vec<Object> {
     vec![top, bottom]
 }
 
-/// Has threads work on one stack of layers, through doors that `mount` opens, one for each.
-pub fn check<D: Door<Handle: Send> + Send>(
+/// Has threads work on one stack of layers, through front ends that `mount` opens, one for each.
+pub fn check<D: FrontEnd<Handle: Send> + Send>(
     seed: u64,
     size: Size,
     mut ground: Box<dyn Ground>,
@@ -111,30 +111,32 @@ pub fn check<D: Door<Handle: Send> + Send>(
     let mut state = State { tree, numbers: BTreeMap::new() };
     for _ in 0..size.mounts {
         let known_max = (dice.below(2) == 0).then(|| dice.below(10));
-        let doors = mount(&Stacked { lowers: &paths, upper: &upper, known_max, changed: false });
-        state = rounds(doors, state, size, &mut dice).unwrap_or_else(|said| panic!("seed {seed}: {said}"));
+        let front_ends = mount(&Stacked { lowers: &paths, upper: &upper, known_max, changed: false });
+        state = rounds(front_ends, state, size, &mut dice).unwrap_or_else(|said| panic!("seed {seed}: {said}"));
         check_layers(&*ground, &layers, &upper, &state.tree);
     }
     ground.check();
 }
 
 /// What each thread has for a round, and for all of them.
-struct Thread<D: Door> {
+struct Thread<D: FrontEnd> {
     handles: BTreeMap<usize, D::Handle>,
-    door: D,
+    front_end: D,
     events: Vec<Event>,
 }
 
 /// The state after all rounds. The error tells of one that cannot be explained.
-fn rounds<D: Door<Handle: Send> + Send>(
-    doors: Vec<D>,
+fn rounds<D: FrontEnd<Handle: Send> + Send>(
+    front_ends: Vec<D>,
     mut state: State,
     size: Size,
     dice: &mut Random,
 ) -> Result<State, String> {
-    assert_eq!(doors.len(), size.threads);
-    let mut threads: Vec<_> =
-        doors.into_iter().map(|door| Thread { handles: BTreeMap::new(), door, events: Vec::new() }).collect();
+    assert_eq!(front_ends.len(), size.threads);
+    let mut threads: Vec<_> = front_ends
+        .into_iter()
+        .map(|front_end| Thread { handles: BTreeMap::new(), front_end, events: Vec::new() })
+        .collect();
     for _ in 0..size.rounds {
         for (number, thread) in threads.iter_mut().enumerate() {
             hold(number, thread, &mut state, dice);
@@ -164,7 +166,7 @@ fn rounds<D: Door<Handle: Send> + Send>(
 }
 
 /// Has a thread open what it is to hold.
-fn hold<D: Door>(number: usize, thread: &mut Thread<D>, state: &mut State, dice: &mut Random) {
+fn hold<D: FrontEnd>(number: usize, thread: &mut Thread<D>, state: &mut State, dice: &mut Random) {
     let paths = state.tree.paths();
     for index in 0..HELD {
         let wants_dir = index < HELD_DIRS;
@@ -176,7 +178,7 @@ fn hold<D: Door>(number: usize, thread: &mut Thread<D>, state: &mut State, dice:
             paths.iter().filter(|(_, id)| (state.tree.node(*id).kind == Kind::Dir) == wants_dir).collect();
         let (path, id) = if fit.is_empty() { &paths[0] } else { *dice.one_of(&fit) };
         let names: Vec<_> = path.iter().map(OsStr::to_owned).collect();
-        let handle = thread.door.open(&At { held: None, path: &names });
+        let handle = thread.front_end.open(&At { held: None, path: &names });
         let handle = handle.unwrap_or_else(|errno| panic!("{}: {errno}", path.display()));
         thread.handles.insert(slot(number, index), handle);
         state.tree.handles.insert(slot(number, index), *id);
@@ -228,7 +230,7 @@ fn plan(number: usize, size: Size, dice: &mut Random) -> Vec<Op> {
     (0..size.ops).map(|_| op(dice)).collect()
 }
 
-impl<D: Door> Thread<D> {
+impl<D: FrontEnd> Thread<D> {
     fn at<'a>(&'a self, place: &'a Place) -> At<'a, D::Handle> {
         At { held: place.held.map(|slot| &self.handles[&slot]), path: &place.path }
     }
@@ -244,29 +246,30 @@ impl<D: Door> Thread<D> {
         Event { op, answer, asked, answered }
     }
 
-    fn answer(&self, op: &Op, opened: &mut Option<D::Handle>) -> crate::door::Result<Answer> {
-        let Thread { door, handles, .. } = self;
+    fn answer(&self, op: &Op, opened: &mut Option<D::Handle>) -> crate::front_end::Result<Answer> {
+        let Thread { front_end, handles, .. } = self;
         match op {
-            Op::Open(_, place) => *opened = Some(door.open(&self.at(place))?),
+            Op::Open(_, place) => *opened = Some(front_end.open(&self.at(place))?),
             Op::Create(place, kind, mode) => {
-                door.create(&self.at(place), *kind, *mode, Owner { uid: 0, gid: 0 }, OsStr::new(""))?;
+                front_end.create(&self.at(place), *kind, *mode, Owner { uid: 0, gid: 0 }, OsStr::new(""))?;
             }
-            Op::Link(slot, place) => door.link(&handles[slot], &self.at(place))?,
-            Op::Unlink(place) => door.unlink(&self.at(place))?,
-            Op::RemoveDir(place) => door.remove_dir(&self.at(place))?,
-            Op::Rename(from, to, mode) => door.rename(&self.at(from), &self.at(to), *mode)?,
-            Op::Stat(slot) => return door.stat(&handles[slot]).map(Answer::Stat),
-            Op::Read(slot, offset) => return door.read(&handles[slot], *offset as u64, 1).map(Answer::Bytes),
-            Op::Write(slot, offset, byte) => door.write(&handles[slot], offset.map(|at| at as u64), &[*byte])?,
-            Op::Truncate(slot, size) => door.truncate(&handles[slot], *size as u64)?,
+            Op::Link(slot, place) => front_end.link(&handles[slot], &self.at(place))?,
+            Op::Unlink(place) => front_end.unlink(&self.at(place))?,
+            Op::RemoveDir(place) => front_end.remove_dir(&self.at(place))?,
+            Op::Rename(from, to, mode) => front_end.rename(&self.at(from), &self.at(to), *mode)?,
+            Op::Stat(slot) => return front_end.stat(&handles[slot]).map(Answer::Stat),
+            Op::Read(slot, offset) => return front_end.read(&handles[slot], *offset as u64, 1).map(Answer::Bytes),
+            Op::Write(slot, offset, byte) => front_end.write(&handles[slot], offset.map(|at| at as u64), &[*byte])?,
+            Op::Truncate(slot, size) => front_end.truncate(&handles[slot], *size as u64)?,
             Op::CopyByte((from, start), (to, end)) => {
-                door.copy_byte(&handles[from], *start as u64, &handles[to], *end as u64)?;
+                front_end.copy_byte(&handles[from], *start as u64, &handles[to], *end as u64)?;
             }
-            Op::Reserve(slot, size) => door.reserve(&handles[slot], *size as u64)?,
-            Op::SetMode(slot, mode) => door.set_mode(&handles[slot], *mode)?,
-            Op::Sync(slot) => door.sync(&handles[slot])?,
+            Op::Reserve(slot, size) => front_end.reserve(&handles[slot], *size as u64)?,
+            Op::SetMode(slot, mode) => front_end.set_mode(&handles[slot], *mode)?,
+            Op::Sync(slot) => front_end.sync(&handles[slot])?,
             Op::List(slot) => {
-                let mut names: Vec<_> = door.list(&handles[slot], 1000)?.into_iter().map(|entry| entry.name).collect();
+                let mut names: Vec<_> =
+                    front_end.list(&handles[slot], 1000)?.into_iter().map(|entry| entry.name).collect();
                 names.sort();
                 return Ok(Answer::Names(names));
             }
@@ -276,32 +279,32 @@ impl<D: Door> Thread<D> {
 }
 
 /// Looks at everything that has a name or is held.
-fn look<D: Door>(threads: &[Thread<D>]) -> Scene {
+fn look<D: FrontEnd>(threads: &[Thread<D>]) -> Scene {
     let stat = |thread: &Thread<D>, handle| {
-        let stat = thread.door.stat(handle).unwrap_or_else(|errno| panic!("stat: {errno}"));
+        let stat = thread.front_end.stat(handle).unwrap_or_else(|errno| panic!("stat: {errno}"));
         let data = match stat.kind {
             Kind::Dir | Kind::CharDev => Vec::new(),
-            _ => thread.door.read(handle, 0, 2 * LARGE).unwrap_or_else(|errno| panic!("read: {errno}")),
+            _ => thread.front_end.read(handle, 0, 2 * LARGE).unwrap_or_else(|errno| panic!("read: {errno}")),
         };
         (stat, data)
     };
     let held =
         threads.iter().flat_map(|thread| thread.handles.iter().map(move |(slot, held)| (*slot, stat(thread, held))));
-    let (held, door) = (held.collect(), &threads[0].door);
+    let (held, front_end) = (held.collect(), &threads[0].front_end);
     let mut seen = Vec::new();
     let mut paths = vec![Vec::new()];
     while let Some(path) = paths.pop() {
         let failed = |errno: i32| -> ! { panic!("{path:?}: {errno}") };
-        let handle = door.open(&At { held: None, path: &path }).unwrap_or_else(|errno| failed(errno));
-        let stat = door.stat(&handle).unwrap_or_else(|errno| failed(errno));
+        let handle = front_end.open(&At { held: None, path: &path }).unwrap_or_else(|errno| failed(errno));
+        let stat = front_end.stat(&handle).unwrap_or_else(|errno| failed(errno));
         let mut data = Vec::new();
         match stat.kind {
             Kind::Dir => {
-                let listed = door.list(&handle, 7).unwrap_or_else(|errno| failed(errno));
+                let listed = front_end.list(&handle, 7).unwrap_or_else(|errno| failed(errno));
                 paths.extend(listed.into_iter().map(|entry| [&path[..], &[entry.name]].concat()));
             }
             Kind::CharDev => {}
-            _ => data = door.read(&handle, 0, 2 * LARGE).unwrap_or_else(|errno| failed(errno)),
+            _ => data = front_end.read(&handle, 0, 2 * LARGE).unwrap_or_else(|errno| failed(errno)),
         }
         let path: PathBuf = path.iter().collect();
         seen.push(Seen { path, kind: stat.kind, mode: stat.mode, links: stat.nlink, number: stat.ino, data });

@@ -126,7 +126,7 @@ pub struct Place {
     pub path: Vec<OsString>,
 }
 
-/// What a door makes of names and paths.
+/// What a front end makes of names and paths.
 #[derive(Clone, Copy, Debug)]
 pub struct Rules {
     /// Names that begin with `.wh.` cannot exist.

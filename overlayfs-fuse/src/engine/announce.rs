@@ -9,8 +9,8 @@
 //! once more, removes it, and sends a SETATTR that sets nothing; then it writes. If there is none
 //! it writes at once, and does not ask again. An error of that SETATTR is what write(2) answers.
 //!
-//! So where a write can fail for another reason than its data, the door answers that there is a
-//! capability, whether there is or not. Who only reads attributes asks for the size too, but then
+//! So where a write can fail for another reason than its data, the front end answers that there is
+//! a capability, whether there is or not. Who only reads attributes asks for the size too, but then
 //! for the value, which is not there. That SETATTR is the announcement: here the file is copied up,
 //! or opened for writing, and space is looked for where it is scarce (see [`space`](super::space)).
 //! A file that is in the upper layer and can be opened for writing needs none of that.
@@ -23,8 +23,8 @@ use overlayfs::errno::Result;
 use overlayfs::layer::{Kind, Layer};
 use overlayfs::overlay::Node;
 
-use super::EngineDoor;
-use crate::door::Caller;
+use super::EngineFrontEnd;
+use crate::front_end::Caller;
 
 /// The attribute that the kernel asks for.
 pub const CAPABILITY: &str = "security.capability";
@@ -56,7 +56,7 @@ impl Told {
     }
 }
 
-impl<L: Layer> EngineDoor<L> {
+impl<L: Layer> EngineFrontEnd<L> {
     /// What is told of the capability of a file, which the layer says is `there`.
     pub(super) fn capability(
         &self,

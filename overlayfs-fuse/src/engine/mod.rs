@@ -1,4 +1,4 @@
-//! The door that calls the engine: the overlay as a filesystem of Linux.
+//! The front end that calls the engine: the overlay as a filesystem of Linux.
 //!
 //! Nobody else changes the layers, so the kernel may believe what it was told without end, also
 //! that a name does not exist. It keeps names, attributes, listings and pages, writes pages back
@@ -30,7 +30,7 @@ use overlayfs::layer::{Allocation, Kind, Layer, Owner, RenameMode, Stat, Time, X
 use overlayfs::overlay::{DirEntry, Handle, Node, Overlay, without_set_id};
 use rustix::fs::IFlags;
 
-use crate::door::{Birth, Caller, Door, Entry, Listing, NewMode, Opened, Setup, StatFs, Write};
+use crate::front_end::{Birth, Caller, Entry, FrontEnd, Listing, NewMode, Opened, Setup, StatFs, Write};
 use crate::identity::{Identity, hide_strangers};
 use crate::session::Notifier;
 use crate::wire::{self, Attr, SetattrIn, init, set};
@@ -88,7 +88,7 @@ impl Default for Settings {
 }
 
 /// An overlay as a FUSE filesystem.
-pub struct EngineDoor<L: Layer> {
+pub struct EngineFrontEnd<L: Layer> {
     overlay: Arc<Overlay<L>>,
     nodes: Nodes<L>,
     files: Files<L>,
@@ -103,13 +103,13 @@ pub struct EngineDoor<L: Layer> {
     waiting: Mutex<()>,
 }
 
-impl<L: Layer> EngineDoor<L> {
+impl<L: Layer> EngineFrontEnd<L> {
     /// The tree of `overlay`.
     pub fn new(overlay: impl Into<Arc<Overlay<L>>>, settings: Settings) -> Self {
         let overlay = overlay.into();
         // What it writes back it has dated, and so what it asks for: it says so before or after.
         if settings.writeback {
-            overlay.leave_times_to_door();
+            overlay.leave_times_to_front_end();
         }
         Self {
             nodes: Nodes::new(&overlay, settings.known_max),
@@ -237,8 +237,8 @@ impl<L: Layer> EngineDoor<L> {
         Ok(())
     }
 
-    /// As [`EngineDoor::drop_set_id`], where the kernel does not say whether the caller has a right
-    /// to them: root has.
+    /// As [`EngineFrontEnd::drop_set_id`], where the kernel does not say whether the caller has a
+    /// right to them: root has.
     fn drop_set_id_for(&self, caller: Caller, node: &Arc<Node<L>>) -> Result<()> {
         self.drop_set_id(node, (caller.uid != 0).then_some(caller))
     }
@@ -312,7 +312,7 @@ impl<L: Layer> EngineDoor<L> {
     }
 }
 
-impl<L: Layer> Door for EngineDoor<L> {
+impl<L: Layer> FrontEnd for EngineFrontEnd<L> {
     fn setup(&self, _: u64) -> Setup {
         let flags = init::DONT_MASK
             | init::DO_READDIRPLUS
@@ -787,7 +787,7 @@ fn is_acl(name: &OsStr) -> bool {
     name == "system.posix_acl_access" || name == "system.posix_acl_default"
 }
 
-/// What the flags of fallocate(2) ask for; None for what no filesystem is asked by this door.
+/// What the flags of fallocate(2) ask for; None for what no filesystem is asked by this front end.
 fn allocation(mode: i32) -> Option<Allocation> {
     const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
     const ZERO_KEEP: i32 = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;

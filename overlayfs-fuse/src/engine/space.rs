@@ -22,7 +22,7 @@ use overlayfs::errno::{EDQUOT, ENOSPC, EOPNOTSUPP, Error, Result};
 use overlayfs::layer::{Layer, StatFs};
 use overlayfs::overlay::{FILLED, Node};
 
-use super::EngineDoor;
+use super::EngineFrontEnd;
 
 /// The kernel holds no more than a hundredth of a fifth of the memory for a FUSE mount (its
 /// `max_ratio`, with a strict limit). This is the part of memory that has to be free, more than
@@ -161,7 +161,7 @@ impl Space {
     }
 }
 
-impl<L: Layer> EngineDoor<L> {
+impl<L: Layer> EngineFrontEnd<L> {
     /// Whether there is anything to look for.
     fn holds_back(&self) -> bool {
         self.settings.writeback && !self.overlay.is_read_only()
@@ -180,14 +180,14 @@ impl<L: Layer> EngineDoor<L> {
         Some(found)
     }
 
-    /// As [`EngineDoor::look_for_space`], unless the answer is known.
+    /// As [`EngineFrontEnd::look_for_space`], unless the answer is known.
     pub(super) fn look_unless_known(&self) {
         if !self.space.is_known() {
             self.look_for_space();
         }
     }
 
-    /// As [`Door::watch`](crate::Door::watch).
+    /// As [`FrontEnd::watch`](crate::Front end::watch).
     pub(super) fn watch_space(&self) -> Duration {
         if !self.holds_back() {
             return Duration::MAX;

@@ -12,7 +12,7 @@ use crate::unprivileged::VARIABLE;
 pub struct Twins {
     mount: Option<Mount>,
     guard: LowerGuard,
-    door: String,
+    front_end: String,
     /// The lower layers, the topmost first.
     lowers: Vec<PathBuf>,
     upper: PathBuf,
@@ -23,17 +23,17 @@ pub struct Twins {
 
 impl Twins {
     /// With nothing in them but one directory of the lower layer, `below`.
-    pub fn small(door: &str) -> Self {
+    pub fn small(front_end: &str) -> Self {
         let stage = Stage::new();
         let lower = stage.dir("lower");
         put::file(&lower, "below/file", "two names");
         put::link(&lower, "below/file", "below/link");
         put::symlink(&lower, "below/symlink", "file");
-        Self::over(door, stage, vec![lower])
+        Self::over(front_end, stage, vec![lower])
     }
 
     /// With the content of these layers, none of which hides a directory.
-    pub fn over(door: &str, stage: Stage, lowers: Vec<PathBuf>) -> Self {
+    pub fn over(front_end: &str, stage: Stage, lowers: Vec<PathBuf>) -> Self {
         // Other users work in it too.
         mode(stage.root(), 0o755);
         let plain = stage.dir("plain");
@@ -44,7 +44,7 @@ impl Twins {
         }
         let guard = LowerGuard::new(&lowers);
         let upper = stage.dir("upper");
-        let mut twins = Self { mount: None, guard, door: door.to_owned(), lowers, upper, work: None, stage };
+        let mut twins = Self { mount: None, guard, front_end: front_end.to_owned(), lowers, upper, work: None, stage };
         twins.start();
         twins
     }
@@ -52,7 +52,7 @@ impl Twins {
     fn start(&mut self) {
         let lowers: Vec<_> = self.lowers.iter().map(|lower| lower.to_str().unwrap()).collect();
         let (lowers, upper) = (lowers.join(":"), self.upper.display());
-        let mut options = format!("door={},lowerdir={lowers},upperdir={upper}", self.door);
+        let mut options = format!("door={},lowerdir={lowers},upperdir={upper}", self.front_end);
         if let Some(work) = &self.work {
             options += &format!(",workdir={}", work.display());
         }

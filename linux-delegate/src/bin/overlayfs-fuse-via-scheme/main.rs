@@ -6,7 +6,7 @@
 //! effect. There is no sandbox.
 
 mod convert;
-mod door;
+mod front_end;
 mod inodes;
 
 use std::ffi::{OsStr, OsString};
@@ -24,21 +24,21 @@ use overlayfs_fuse::inherited;
 use overlayfs_fuse::program::{self, Stacked};
 use redox_scheme::scheme::register_sync_scheme;
 
-use door::SchemeDoor;
+use front_end::SchemeFrontEnd;
 
 /// The name of the scheme, which nobody but this process sees.
 const NAME: &str = "overlay";
 
 fn main() -> ExitCode {
-    let arguments: Vec<_> = std::env::args_os().skip(1).map(|word| without_door(&word)).collect();
+    let arguments: Vec<_> = std::env::args_os().skip(1).map(|word| without_front_end(&word)).collect();
     // SAFETY: nothing was opened yet.
     unsafe { inherited::close_descriptors(&arguments) };
     program::run(arguments, serve_scheme)
 }
 
-/// A list of mount options without `door=scheme`, which says what is so anyway, as `door=engine`
-/// does in `overlayfs-fuse`.
-fn without_door(list: &OsStr) -> OsString {
+/// A list of mount options without `front_end=scheme`, which says what is so anyway, as
+/// `front_end=engine` does in `overlayfs-fuse`.
+fn without_front_end(list: &OsStr) -> OsString {
     let items: Vec<_> = list.as_bytes().split(|byte| *byte == b',').filter(|item| *item != b"door=scheme").collect();
     OsString::from_vec(items.join(&b','))
 }
@@ -46,9 +46,10 @@ fn without_door(list: &OsStr) -> OsString {
 /// Serves the overlay as a scheme, and the scheme as a mount until that is unmounted.
 fn serve_scheme(stacked: Stacked<'_>) -> Result<(), String> {
     let daemon = start_daemon(stacked.overlay())?;
-    let door = SchemeDoor::new(NAME).map_err(|error| format!("The root of the overlay cannot be opened: {error}."))?;
+    let front_end =
+        SchemeFrontEnd::new(NAME).map_err(|error| format!("The root of the overlay cannot be opened: {error}."))?;
     // Its daemon is a thread that runs already: no sandbox would confine it.
-    let served = stacked.serve(door, None);
+    let served = stacked.serve(front_end, None);
     // ENODEV means that the daemon has ended by itself, which joining it tells.
     let _ = kernel::stop(NAME);
     daemon.join().map_err(|_| "The scheme's thread panicked.".to_owned())?;

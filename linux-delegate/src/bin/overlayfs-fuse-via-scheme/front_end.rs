@@ -23,7 +23,7 @@ use syscall::flag::{
 
 use linux_delegate::client::{Process, parse_dirents};
 use linux_delegate::kernel::Fd;
-use overlayfs_fuse::door::{Caller, Door, Entry, Listing, NewMode, Opened, Setup, StatFs, Write};
+use overlayfs_fuse::front_end::{Caller, Entry, FrontEnd, Listing, NewMode, Opened, Setup, StatFs, Write};
 use overlayfs_fuse::wire::{self, Attr, SetattrIn, init};
 
 use crate::convert;
@@ -45,7 +45,7 @@ const FMODE_EXEC: i32 = 0x20;
 const FIRST_OF_SCHEME: u64 = 2;
 
 /// A scheme as a FUSE filesystem.
-pub struct SchemeDoor {
+pub struct SchemeFrontEnd {
     inodes: Inodes,
     files: RwLock<HashMap<u64, Arc<Fd>>>,
     next_file: AtomicU64,
@@ -53,7 +53,7 @@ pub struct SchemeDoor {
     kernel: Process,
 }
 
-impl SchemeDoor {
+impl SchemeFrontEnd {
     /// The tree of the scheme `name`. Errors of opening its root.
     pub fn new(name: &str) -> Result<Self> {
         let kernel = Process::with_pid(0, 0, 0);
@@ -180,7 +180,7 @@ fn process(caller: Caller) -> Process {
     Process::with_pid(caller.pid as usize, caller.uid, caller.gid)
 }
 
-impl Door for SchemeDoor {
+impl FrontEnd for SchemeFrontEnd {
     /// As on Redox.
     const CHECKS_ACCESS: bool = true;
 

@@ -1,8 +1,8 @@
-//! What a FUSE mount needs of whoever answers it: a [`Door`], and the words of the two.
+//! What a FUSE mount needs of whoever answers it: a [`FrontEnd`], and the words of the two.
 //!
-//! Objects are numbers that the door gives out ([`Entry::node`]) and the kernel gives back by
-//! [`Door::forget`] as many times. Errors are errnos. What a door does not have answers ENOSYS,
-//! which the kernel mostly remembers.
+//! Objects are numbers that the front end gives out ([`Entry::node`]) and the kernel gives back by
+//! [`FrontEnd::forget`] as many times. Errors are errnos. What a front end does not have answers
+//! ENOSYS, which the kernel mostly remembers.
 
 use std::ffi::{OsStr, OsString};
 use std::time::Duration;
@@ -80,11 +80,11 @@ pub struct Setup {
 }
 
 /// Answers the requests of a mount, from several threads at once.
-pub trait Door: Send + Sync {
+pub trait FrontEnd: Send + Sync {
     /// Whether it checks access itself. Otherwise the kernel does, by owner, mode and ACL.
     const CHECKS_ACCESS: bool = false;
 
-    /// What the door wants of a kernel that offers `offered`.
+    /// What the front end wants of a kernel that offers `offered`.
     fn setup(&self, offered: u64) -> Setup;
 
     /// Called once, before the first request.

@@ -33,7 +33,7 @@ pub struct Part {
     pub next: Option<u64>,
 }
 
-pub trait Door {
+pub trait FrontEnd {
     /// An open object of any kind.
     type Handle;
 
