@@ -17,7 +17,7 @@ use overlayfs::layer::{Allocation, Error, Kind, OsLayer, Owner, RenameMode, Time
 use overlayfs::overlay::{Layers, Node, Overlay};
 use rustix::fs::{AtFlags, CWD, FileType, OFlags, StatxFlags, XattrFlags};
 use rustix::io::Errno;
-use test_common::{LowerGuard, Stage, exists, mode, names, owner, put, times};
+use test_common::{LowerGuard, Setup, exists, mode, names, owner, put, times};
 
 type NodeRef = Arc<Node<OsLayer>>;
 
@@ -30,10 +30,10 @@ const CAPABILITY: &str = "security.capability";
 const NET_RAW: [u8; 20] = [1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 const MIB: u64 = 1 << 20;
 
-/// An overlay of `upper` over `lower`, two directories of the stage.
-fn mount(stage: &Stage) -> Overlay<OsLayer> {
-    let upper = OsLayer::open(&stage.dir("upper"), true).unwrap();
-    let lowers = vec![OsLayer::open(&stage.dir("lower"), false).unwrap()];
+/// An overlay of `upper` over `lower`, two directories of the setup.
+fn mount(setup: &Setup) -> Overlay<OsLayer> {
+    let upper = OsLayer::open(&setup.dir("upper"), true).unwrap();
+    let lowers = vec![OsLayer::open(&setup.dir("lower"), false).unwrap()];
     Overlay::new(Layers { upper: Some(upper), work: None, lowers }).unwrap()
 }
 
@@ -125,13 +125,13 @@ type Access = (u32, (u32, u32), Option<Vec<u8>>, Option<Vec<u8>>);
 
 #[test]
 fn a_new_object_gets_the_acl_that_its_directory_hands_down() {
-    let stage = Stage::new();
-    let (plain, lower) = (stage.dir("plain"), put::dir(&stage.dir("lower"), "d"));
+    let setup = Setup::new();
+    let (plain, lower) = (setup.dir("plain"), put::dir(&setup.dir("lower"), "d"));
     for dir in [&plain, &lower] {
         set_host_xattr(dir, DEFAULT, &acl(7, 6, 5, 7, 1));
     }
-    let guard = LowerGuard::new([stage.path("lower")]);
-    let overlay = mount(&stage);
+    let guard = LowerGuard::new([setup.path("lower")]);
+    let overlay = mount(&setup);
     let dir = find(&overlay, "d");
     fn name(name: &str) -> &OsStr {
         OsStr::new(name)
@@ -166,8 +166,8 @@ fn a_new_object_gets_the_acl_that_its_directory_hands_down() {
 
 #[test]
 fn a_copy_has_the_acl_of_its_original_and_none_of_its_surroundings() {
-    let stage = Stage::new();
-    let (lower, upper) = (stage.dir("lower"), stage.dir("upper"));
+    let setup = Setup::new();
+    let (lower, upper) = (setup.dir("lower"), setup.dir("upper"));
     // What is made in the upper layer's root, the work directory among it, would get these.
     set_host_xattr(&upper, DEFAULT, &acl(7, 7, 7, 7, 7));
     set_host_xattr(&lower, DEFAULT, &acl(7, 7, 7, 7, 7));
@@ -189,7 +189,7 @@ fn a_copy_has_the_acl_of_its_original_and_none_of_its_surroundings() {
     set_host_xattr(&dir_with, ACCESS, &acl(7, 5, 1, 5, 0));
     set_host_xattr(&dir_with, DEFAULT, &acl(7, 5, 1, 5, 0));
     owner(&with, 1000, 1000);
-    let overlay = mount(&stage);
+    let overlay = mount(&setup);
     for path in ["d/file", "d", "with", "dir-with", "fifo"] {
         let node = find(&overlay, path);
         let before = access(&overlay, &node);
@@ -205,8 +205,8 @@ fn a_copy_has_the_acl_of_its_original_and_none_of_its_surroundings() {
 
 #[test]
 fn a_copy_has_all_the_attributes_of_its_original_but_the_overlays_own() {
-    let stage = Stage::new();
-    let lower = stage.dir("lower");
+    let setup = Setup::new();
+    let lower = setup.dir("lower");
     put::file(&lower, "file", "x");
     put::dir(&lower, "dir");
     put::symlink(&lower, "link", "file");
@@ -223,7 +223,7 @@ fn a_copy_has_all_the_attributes_of_its_original_but_the_overlays_own() {
     }
     times(&lower.join("file"), (7, 7), (8, 8));
     let guard = LowerGuard::new([lower.clone()]);
-    let overlay = mount(&stage);
+    let overlay = mount(&setup);
     for name in ["file", "dir", "link", "fifo"] {
         let node = find(&overlay, name);
         let user = if matches!(name, "file" | "dir") { &["user.kept"][..] } else { &[] };
@@ -231,7 +231,7 @@ fn a_copy_has_all_the_attributes_of_its_original_but_the_overlays_own() {
         assert_eq!(xattrs(&overlay, &node), all, "of the lower {name}");
         overlay.set_owner(&node, OTHER).unwrap();
         assert_eq!(xattrs(&overlay, &node), all, "of the upper {name}");
-        let upper = stage.path("upper").join(name);
+        let upper = setup.path("upper").join(name);
         for kept in all {
             assert_eq!(host_xattr(&upper, kept), host_xattr(&lower.join(name), kept), "{kept} of {name}");
         }
@@ -245,8 +245,8 @@ fn a_copy_has_all_the_attributes_of_its_original_but_the_overlays_own() {
 /// may be those of another overlay.
 #[test]
 fn attributes_of_other_overlays_are_escaped() {
-    let stage = Stage::new();
-    let file = put::file(&stage.dir("lower"), "file", "x");
+    let setup = Setup::new();
+    let file = put::file(&setup.dir("lower"), "file", "x");
     let own = [
         ("trusted.overlay.opaque", "trusted.overlay.overlay.opaque"),
         ("user.overlay.overlay.redirect", "user.overlay.overlay.overlay.redirect"),
@@ -257,8 +257,8 @@ fn attributes_of_other_overlays_are_escaped() {
         set_host_xattr(&file, stored, b"lower");
     }
     // Of the marks the second is an escaped attribute itself.
-    let guard = LowerGuard::new([stage.path("lower")]);
-    let overlay = mount(&stage);
+    let guard = LowerGuard::new([setup.path("lower")]);
+    let overlay = mount(&setup);
     let node = find(&overlay, "file");
     let all = [
         "trusted.overlay.opaque",
@@ -270,11 +270,11 @@ fn attributes_of_other_overlays_are_escaped() {
     for (name, _) in own {
         assert_eq!(xattr(&overlay, &node, name).unwrap(), b"lower", "{name}");
     }
-    assert!(!exists(&stage.path("upper/file")));
+    assert!(!exists(&setup.path("upper/file")));
 
     overlay.set_owner(&node, OTHER).unwrap();
     assert_eq!(xattrs(&overlay, &node), all, "of the copy");
-    let upper = stage.path("upper/file");
+    let upper = setup.path("upper/file");
     for (name, stored) in own {
         assert_eq!(host_xattr(&upper, stored).unwrap(), b"lower", "{stored}");
         let (name, other) = (OsStr::new(name), b"upper");
@@ -300,13 +300,13 @@ fn attributes_of_other_overlays_are_escaped() {
 
 #[test]
 fn setting_an_attribute_copies_up_and_asking_does_not() {
-    let stage = Stage::new();
-    let lower = stage.dir("lower");
+    let setup = Setup::new();
+    let lower = setup.dir("lower");
     for name in ["set", "removed", "asked"] {
         set_host_xattr(&put::file(&lower, name, "x"), "user.there", b"1");
     }
     let guard = LowerGuard::new([lower]);
-    let overlay = mount(&stage);
+    let overlay = mount(&setup);
     let there = OsStr::new("user.there");
     let other = OsStr::new("user.other");
 
@@ -315,7 +315,7 @@ fn setting_an_attribute_copies_up_and_asking_does_not() {
     assert_eq!(errno(overlay.set_xattr(&asked, there, b"2", XattrMode::Create)), EEXIST);
     assert_eq!(errno(overlay.set_xattr(&asked, other, b"2", XattrMode::Replace)), ENODATA);
     assert_eq!(errno(overlay.remove_xattr(&asked, other)), ENODATA);
-    assert!(!exists(&stage.path("upper/asked")), "nothing was changed, so nothing is copied");
+    assert!(!exists(&setup.path("upper/asked")), "nothing was changed, so nothing is copied");
 
     let (node, handle) = (find(&overlay, "set"), overlay.open(&find(&overlay, "set")));
     let before = overlay.stat(&node).unwrap();
@@ -330,7 +330,7 @@ fn setting_an_attribute_copies_up_and_asking_does_not() {
     overlay.unlink(overlay.root(), OsStr::new("asked")).unwrap();
     drop((node, handle, asked));
     drop(overlay);
-    let overlay = mount(&stage);
+    let overlay = mount(&setup);
     assert_eq!(xattrs(&overlay, &find(&overlay, "set")), ["user.other", "user.there"]);
     assert_eq!(xattrs(&overlay, &find(&overlay, "removed")), [""; 0]);
     guard.check();
@@ -338,22 +338,22 @@ fn setting_an_attribute_copies_up_and_asking_does_not() {
 
 #[test]
 fn the_root_has_attributes_too() {
-    let stage = Stage::new();
-    set_host_xattr(&stage.dir("upper"), "trusted.overlay.opaque", b"x");
-    let overlay = mount(&stage);
+    let setup = Setup::new();
+    set_host_xattr(&setup.dir("upper"), "trusted.overlay.opaque", b"x");
+    let overlay = mount(&setup);
     set(&overlay, &overlay.root().clone(), "user.name", b"value");
     assert_eq!(xattrs(&overlay, overlay.root()), ["user.name"]);
-    assert_eq!(host_xattr(&stage.path("upper"), "user.name").unwrap(), b"value");
+    assert_eq!(host_xattr(&setup.path("upper"), "user.name").unwrap(), b"value");
 }
 
 #[test]
 fn an_open_file_keeps_its_attributes_when_it_is_unlinked() {
-    let stage = Stage::new();
-    let lower = stage.dir("lower");
+    let setup = Setup::new();
+    let lower = setup.dir("lower");
     for name in ["lower", "changed"] {
         set_host_xattr(&put::file(&lower, name, "x"), "user.there", b"1");
     }
-    let overlay = mount(&stage);
+    let overlay = mount(&setup);
     for name in ["lower", "changed"] {
         let handle = overlay.open(&find(&overlay, name));
         if name == "changed" {
@@ -370,8 +370,8 @@ fn an_open_file_keeps_its_attributes_when_it_is_unlinked() {
 
 #[test]
 fn nothing_is_set_without_an_upper_layer() {
-    let stage = Stage::new();
-    let lower = stage.dir("lower");
+    let setup = Setup::new();
+    let lower = setup.dir("lower");
     set_host_xattr(&put::file(&lower, "file", "x"), "user.there", b"1");
     let lowers = vec![OsLayer::open(&lower, false).unwrap()];
     let overlay = Overlay::new(Layers { upper: None, work: None, lowers }).unwrap();
@@ -387,9 +387,9 @@ fn nothing_is_set_without_an_upper_layer() {
 
 #[test]
 fn an_acl_and_the_mode_say_the_same() {
-    let stage = Stage::new();
-    put::file(&stage.dir("lower"), "file", "x");
-    let overlay = mount(&stage);
+    let setup = Setup::new();
+    put::file(&setup.dir("lower"), "file", "x");
+    let overlay = mount(&setup);
     let node = find(&overlay, "file");
     set(&overlay, &node, ACCESS, &acl(6, 7, 0, 4, 0));
     assert_eq!(overlay.stat(&node).unwrap().mode, 0o640, "the mask is the group's part");
@@ -403,11 +403,11 @@ fn an_acl_and_the_mode_say_the_same() {
 
 #[test]
 fn a_default_acl_is_known_as_soon_as_it_is_set() {
-    let stage = Stage::new();
-    let inherits = put::dir(&stage.dir("lower"), "inherits");
+    let setup = Setup::new();
+    let inherits = put::dir(&setup.dir("lower"), "inherits");
     set_host_xattr(&inherits, DEFAULT, &acl(7, 5, 5, 5, 5));
-    put::dir(&stage.dir("lower"), "d");
-    let overlay = mount(&stage);
+    put::dir(&setup.dir("lower"), "d");
+    let overlay = mount(&setup);
     assert!(overlay.has_default_acl(&find(&overlay, "inherits")).unwrap());
     let dir = find(&overlay, "d");
     assert!(!overlay.has_default_acl(&dir).unwrap());
@@ -419,15 +419,15 @@ fn a_default_acl_is_known_as_soon_as_it_is_set() {
 
 #[test]
 fn capabilities_are_copied_up_and_dropped_as_in_any_filesystem() {
-    let stage = Stage::new();
-    let lower = stage.dir("lower");
+    let setup = Setup::new();
+    let lower = setup.dir("lower");
     for name in ["renamed", "chmod", "chown", "written", "cut", "cut-to-nothing"] {
         set_host_xattr(&put::file(&lower, name, "program"), CAPABILITY, &NET_RAW);
         owner(&lower.join(name), 0, 1000);
         set_host_xattr(&lower.join(name), CAPABILITY, &NET_RAW);
         mode(&lower.join(name), 0o755);
     }
-    let overlay = mount(&stage);
+    let overlay = mount(&setup);
     let of = |name: &str| xattr(&overlay, &find(&overlay, name), CAPABILITY);
     let root = overlay.root().clone();
     overlay.rename(&root, OsStr::new("renamed"), &root, OsStr::new("new"), RenameMode::Replace).unwrap();
@@ -447,9 +447,9 @@ fn capabilities_are_copied_up_and_dropped_as_in_any_filesystem() {
 
 /// Runs `test` on an overlay whose daemon is the user 1000, of the groups 1000 and 2000. Only the
 /// ids of one thread change.
-fn as_user(stage: &Stage, test: impl FnOnce(&Overlay<OsLayer>) + Send) {
-    mode(stage.root(), 0o755);
-    owner(&stage.dir("upper"), 1000, 1000);
+fn as_user(setup: &Setup, test: impl FnOnce(&Overlay<OsLayer>) + Send) {
+    mode(setup.root(), 0o755);
+    owner(&setup.dir("upper"), 1000, 1000);
     let daemon = || {
         let groups = [2000u32];
         // SAFETY: the array has as many elements as is said. The two other calls take no memory.
@@ -461,29 +461,29 @@ fn as_user(stage: &Stage, test: impl FnOnce(&Overlay<OsLayer>) + Send) {
             ]
         };
         assert_eq!(results, [0; 3]);
-        test(&mount(stage));
+        test(&mount(setup));
     };
     std::thread::scope(|scope| scope.spawn(daemon).join()).unwrap_or_else(|panic| std::panic::resume_unwind(panic));
 }
 
 #[test]
 fn set_id_bits_survive_a_copy_up_by_a_daemon_without_rights() {
-    let stage = Stage::new();
-    let file = put::file(&stage.dir("lower"), "file", vec![b'x'; 10_000]);
+    let setup = Setup::new();
+    let file = put::file(&setup.dir("lower"), "file", vec![b'x'; 10_000]);
     owner(&file, 1000, 1000);
     mode(&file, 0o6755);
-    as_user(&stage, |overlay| {
+    as_user(&setup, |overlay| {
         let node = find(overlay, "file");
         overlay.set_times(&node, Time { sec: 1, nsec: 1 }, Time { sec: 1, nsec: 1 }).unwrap();
         assert_eq!(overlay.stat(&node).unwrap().mode, 0o6755);
     });
-    assert_eq!(host_access(&stage.path("upper/file")).0, 0o6755);
+    assert_eq!(host_access(&setup.path("upper/file")).0, 0o6755);
 }
 
 #[test]
 fn what_is_built_elsewhere_gets_the_acl_of_its_directory() {
-    let stage = Stage::new();
-    let (plain, lower) = (stage.dir("plain"), put::dir(&stage.dir("lower"), "d"));
+    let setup = Setup::new();
+    let (plain, lower) = (setup.dir("plain"), put::dir(&setup.dir("lower"), "d"));
     for dir in [&plain, &lower] {
         owner(dir, 1000, 2000);
         set_host_xattr(dir, DEFAULT, &acl(7, 6, 5, 7, 1));
@@ -496,7 +496,7 @@ fn what_is_built_elsewhere_gets_the_acl_of_its_directory() {
         rustix::fs::chownat(CWD, plain.join(name), Some(rustix::fs::Uid::from_raw(1000)), None, AtFlags::empty())
             .unwrap();
     }
-    as_user(&stage, |overlay| {
+    as_user(&setup, |overlay| {
         let (dir, name) = (find(overlay, "d"), OsStr::new);
         // Not the group that the daemon has.
         let shared = Owner { uid: 1000, gid: 2000 };
@@ -513,10 +513,10 @@ fn what_is_built_elsewhere_gets_the_acl_of_its_directory() {
 
 #[test]
 fn a_file_without_a_name_is_a_file() {
-    let stage = Stage::new();
-    let work = stage.path("upper/.wh..wh.work");
-    put::file(&stage.dir("lower"), "d/hidden", "x");
-    let overlay = mount(&stage);
+    let setup = Setup::new();
+    let work = setup.path("upper/.wh..wh.work");
+    put::file(&setup.dir("lower"), "d/hidden", "x");
+    let overlay = mount(&setup);
     let (dir, root) = (find(&overlay, "d"), overlay.root().clone());
     let temp = overlay.create_temp(&dir, 0o640, OTHER).unwrap();
     let stat = overlay.stat(temp.node()).unwrap();
@@ -532,7 +532,7 @@ fn a_file_without_a_name_is_a_file() {
     drop(second);
     assert_eq!(content(&overlay, temp.node()), b"X123456789a");
     assert!(overlay.path(temp.node()).is_none());
-    assert_eq!(names(&stage.path("upper")), [".wh..wh.work"], "nothing is in the tree");
+    assert_eq!(names(&setup.path("upper")), [".wh..wh.work"], "nothing is in the tree");
 
     let ino = overlay.stat(temp.node()).unwrap().ino;
     assert_eq!(errno(overlay.link(temp.node(), &dir, OsStr::new("hidden"))), EEXIST);
@@ -548,7 +548,7 @@ fn a_file_without_a_name_is_a_file() {
     drop(temp);
     drop((dir, root));
     drop(overlay);
-    let overlay = mount(&stage);
+    let overlay = mount(&setup);
     assert_eq!(content(&overlay, &find(&overlay, "second")), b"XY23456789a");
     assert_eq!(xattr(&overlay, &find(&overlay, "second"), "user.name").unwrap(), b"value");
     assert!(missing(&overlay, "d/first"));
@@ -556,9 +556,9 @@ fn a_file_without_a_name_is_a_file() {
 
 #[test]
 fn a_file_that_never_gets_a_name_leaves_nothing() {
-    let stage = Stage::new();
-    let overlay = mount(&stage);
-    let work = stage.path("upper/.wh..wh.work");
+    let setup = Setup::new();
+    let overlay = mount(&setup);
+    let work = setup.path("upper/.wh..wh.work");
     let temp = overlay.create_temp(overlay.root(), 0o600, OWN).unwrap();
     overlay.write_at(&temp, b"x", 0).unwrap();
     let node = temp.node().clone();
@@ -575,21 +575,21 @@ fn a_file_that_never_gets_a_name_leaves_nothing() {
     std::mem::forget(overlay.create_temp(overlay.root(), 0o600, OWN).unwrap());
     drop(overlay);
     put::file(&work, "tmp.left", "x");
-    drop(mount(&stage));
+    drop(mount(&setup));
     assert_eq!(names(&work), ["record"]);
 }
 
 #[test]
 fn a_name_given_first_covers_a_marker() {
-    let stage = Stage::new();
-    put::file(&stage.dir("lower"), "file", "old");
-    let overlay = mount(&stage);
+    let setup = Setup::new();
+    put::file(&setup.dir("lower"), "file", "old");
+    let overlay = mount(&setup);
     let (root, name) = (overlay.root().clone(), OsStr::new("file"));
     overlay.unlink(&root, name).unwrap();
     let temp = overlay.create_temp(&root, 0o600, OWN).unwrap();
     overlay.write_at(&temp, b"new", 0).unwrap();
     overlay.link(temp.node(), &root, name).unwrap();
-    assert_eq!(names(&stage.path("upper")), [".wh..wh.work", "file"]);
+    assert_eq!(names(&setup.path("upper")), [".wh..wh.work", "file"]);
     overlay.unlink(&root, name).unwrap();
     assert_eq!(errno(overlay.link(temp.node(), &root, name)), ENOENT, "it had a name, which was its last");
     assert_eq!(content(&overlay, temp.node()), b"new");
@@ -598,11 +598,11 @@ fn a_name_given_first_covers_a_marker() {
 
 #[test]
 fn space_is_reserved_and_freed() {
-    let stage = Stage::new();
-    let lower = put::file(&stage.dir("lower"), "file", vec![b'x'; MIB as usize]);
-    let plain = put::file(&stage.dir("plain"), "file", vec![b'x'; MIB as usize]);
-    let guard = LowerGuard::new([stage.path("lower")]);
-    let overlay = mount(&stage);
+    let setup = Setup::new();
+    let lower = put::file(&setup.dir("lower"), "file", vec![b'x'; MIB as usize]);
+    let plain = put::file(&setup.dir("plain"), "file", vec![b'x'; MIB as usize]);
+    let guard = LowerGuard::new([setup.path("lower")]);
+    let overlay = mount(&setup);
     let (node, block) = (find(&overlay, "file"), fs::metadata(&lower).unwrap().blksize());
     let handle = overlay.open(&node);
     let file = fs::OpenOptions::new().write(true).open(&plain).unwrap();
@@ -638,12 +638,12 @@ fn space_is_reserved_and_freed() {
 
 #[test]
 fn holes_are_told_and_kept() {
-    let stage = Stage::new();
-    let lower = put::file(&stage.dir("lower"), "file", "");
+    let setup = Setup::new();
+    let lower = put::file(&setup.dir("lower"), "file", "");
     let file = fs::OpenOptions::new().write(true).open(&lower).unwrap();
     file.set_len(8 * MIB).unwrap();
     file.write_all_at(&[b'x'; 4096], 2 * MIB).unwrap();
-    let overlay = mount(&stage);
+    let overlay = mount(&setup);
     let handle = overlay.open(&find(&overlay, "file"));
     let data = |from| overlay.next_data(&handle, from).unwrap();
     for place in ["lower", "both", "upper"] {
@@ -657,24 +657,24 @@ fn holes_are_told_and_kept() {
         assert_eq!(data(u64::MAX), None);
         overlay.write_at(&handle, b"y", 2 * MIB).unwrap();
     }
-    assert!(fs::metadata(stage.path("upper/file")).unwrap().blocks() < 100);
+    assert!(fs::metadata(setup.path("upper/file")).unwrap().blocks() < 100);
     assert_eq!(errno(overlay.next_data(&overlay.open(overlay.root()), 0)), EISDIR);
 }
 
 #[test]
 fn ranges_are_copied_between_files_wherever_they_are() {
-    let stage = Stage::new();
-    let lower = stage.dir("lower");
+    let setup = Setup::new();
+    let lower = setup.dir("lower");
     put::file(&lower, "from", "0123456789");
     put::file(&lower, "to", "abcdefghij");
     put::file(&lower, "same", "0123456789");
     let guard = LowerGuard::new([lower]);
-    let overlay = mount(&stage);
+    let overlay = mount(&setup);
     let open = |path: &str| overlay.open(&find(&overlay, path));
     let (from, to, same) = (open("from"), open("to"), open("same"));
     assert_eq!(overlay.copy_range(&from, 2..5, &to, 1).unwrap(), 3);
     assert_eq!(content(&overlay, to.node()), b"a234efghij");
-    assert!(!exists(&stage.path("upper/from")), "what is only read is not copied up");
+    assert!(!exists(&setup.path("upper/from")), "what is only read is not copied up");
     assert_eq!(overlay.copy_range(&from, 8..100, &to, 9).unwrap(), 2, "as far as there is something");
     assert_eq!(content(&overlay, to.node()), b"a234efghi89");
     assert_eq!(overlay.stat(to.node()).unwrap().size, 11);
@@ -697,12 +697,12 @@ fn ranges_are_copied_between_files_wherever_they_are() {
 
 #[test]
 fn copies_in_both_directions_at_once_come_to_an_end() {
-    let stage = Stage::new();
-    let lower = stage.dir("lower");
+    let setup = Setup::new();
+    let lower = setup.dir("lower");
     for name in ["a", "b"] {
         put::file(&lower, name, vec![b'x'; MIB as usize]);
     }
-    let overlay = &mount(&stage);
+    let overlay = &mount(&setup);
     std::thread::scope(|scope| {
         for (from, to) in [("a", "b"), ("b", "a")] {
             scope.spawn(move || {
@@ -717,32 +717,32 @@ fn copies_in_both_directions_at_once_come_to_an_end() {
 
 #[test]
 fn birth_is_what_the_layer_says() {
-    let stage = Stage::new();
-    let lower = put::file(&stage.dir("lower"), "file", "x");
+    let setup = Setup::new();
+    let lower = put::file(&setup.dir("lower"), "file", "x");
     let born = |path: &Path| {
         let found = rustix::fs::statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::BTIME).unwrap();
         assert!(found.stx_mask & StatxFlags::BTIME.bits() != 0, "the filesystem of the test knows birth times");
         Some(Time { sec: found.stx_btime.tv_sec, nsec: found.stx_btime.tv_nsec })
     };
-    let overlay = mount(&stage);
+    let overlay = mount(&setup);
     let node = find(&overlay, "file");
     assert_eq!(overlay.birth(&node).unwrap(), born(&lower));
-    assert_eq!(overlay.birth(overlay.root()).unwrap(), born(&stage.path("upper")));
+    assert_eq!(overlay.birth(overlay.root()).unwrap(), born(&setup.path("upper")));
     overlay.set_mode(&node, 0o600).unwrap();
-    assert_eq!(overlay.birth(&node).unwrap(), born(&stage.path("upper/file")));
+    assert_eq!(overlay.birth(&node).unwrap(), born(&setup.path("upper/file")));
 }
 
 #[test]
 fn a_rename_leaves_a_device_if_it_is_told_to() {
-    let stage = Stage::new();
-    let (lower, upper) = (stage.dir("lower"), stage.dir("upper"));
+    let setup = Setup::new();
+    let (lower, upper) = (setup.dir("lower"), setup.dir("upper"));
     for name in ["file", "dir/inside", "linked", "replaced"] {
         put::file(&lower, name, name);
     }
     put::link(&lower, "linked", "other");
     put::file(&upper, "own", "own");
     let guard = LowerGuard::new([lower]);
-    let overlay = mount(&stage);
+    let overlay = mount(&setup);
     let root = overlay.root().clone();
     let rename = |from: &str, to: &str| {
         overlay.rename(&root, OsStr::new(from), &root, OsStr::new(to), RenameMode::Whiteout).unwrap();
@@ -765,40 +765,40 @@ fn a_rename_leaves_a_device_if_it_is_told_to() {
     check(&overlay);
     drop(root);
     drop(overlay);
-    let overlay = mount(&stage);
+    let overlay = mount(&setup);
     check(&overlay);
     // The device is an object like any other: removed, it leaves the name free, and what the lower
     // layer has there hidden.
     overlay.unlink(overlay.root(), OsStr::new("dir")).unwrap();
     assert!(missing(&overlay, "dir"));
     drop(overlay);
-    assert!(missing(&mount(&stage), "dir"));
+    assert!(missing(&mount(&setup), "dir"));
     guard.check();
 }
 
 #[test]
 fn a_file_stays_one_file_while_any_of_its_names_is_left() {
-    let stage = Stage::new();
-    let lower = stage.dir("lower");
+    let setup = Setup::new();
+    let lower = setup.dir("lower");
     put::file(&lower, "a", "old");
     put::link(&lower, "a", "b");
-    let overlay = mount(&stage);
+    let overlay = mount(&setup);
     overlay.write_at(&overlay.open(&find(&overlay, "a")), b"new", 0).unwrap();
     overlay.unlink(overlay.root(), OsStr::new("a")).unwrap();
     let b = find(&overlay, "b");
     assert_eq!(content(&overlay, &b), b"new");
     assert_eq!(overlay.stat(&b).unwrap().nlink, 1);
     overlay.unlink(overlay.root(), OsStr::new("b")).unwrap();
-    assert_eq!(names(&stage.path("upper/.wh..wh.work")), ["numbers", "record"]);
+    assert_eq!(names(&setup.path("upper/.wh..wh.work")), ["numbers", "record"]);
 }
 
 #[test]
 fn what_is_asked_while_names_change_is_answered_for_the_right_object() {
-    let stage = Stage::new();
+    let setup = Setup::new();
     for (name, size) in [("a", 1), ("b", 2)] {
-        set_host_xattr(&put::file(&stage.dir("upper"), name, vec![b'x'; size]), "user.name", name.as_bytes());
+        set_host_xattr(&put::file(&setup.dir("upper"), name, vec![b'x'; size]), "user.name", name.as_bytes());
     }
-    let overlay = &mount(&stage);
+    let overlay = &mount(&setup);
     let (root, a, b, replaced) = (overlay.root(), OsStr::new("a"), OsStr::new("b"), OsStr::new("replaced"));
     let done = &AtomicBool::new(false);
     let make = |name: &str| drop(overlay.create_file(root, OsStr::new(name), 0o640, OWN).unwrap());

@@ -12,16 +12,16 @@ use overlayfs::layer::counted::{Counted, Counts, Method};
 use overlayfs::layer::{Kind, OsLayer, Owner, RenameMode, Time};
 use overlayfs::options::Options;
 use overlayfs::overlay::{Layers, Node, Overlay};
-use test_common::{LowerGuard, Stage, put};
+use test_common::{LowerGuard, Setup, put};
 
 type Counting = Counted<OsLayer>;
 
 const OWN: Owner = Owner { uid: 0, gid: 0 };
 
-/// An overlay of the directories `upper` and `lower0`, `lower1`, … of a stage.
-fn mount(stage: &Stage, lowers: usize) -> (Overlay<Counting>, Counts) {
+/// An overlay of the directories `upper` and `lower0`, `lower1`, … of a setup.
+fn mount(setup: &Setup, lowers: usize) -> (Overlay<Counting>, Counts) {
     let counts = Counts::default();
-    let open = |name: &str, for_writing| Counted::new(OsLayer::open(&stage.dir(name), for_writing).unwrap(), &counts);
+    let open = |name: &str, for_writing| Counted::new(OsLayer::open(&setup.dir(name), for_writing).unwrap(), &counts);
     let lowers = (0..lowers).map(|number| open(&format!("lower{number}"), false)).collect();
     let overlay = Overlay::new(Layers { upper: Some(open("upper", true)), work: None, lowers }).unwrap();
     counts.take();
@@ -70,14 +70,14 @@ fn read(overlay: &Overlay<Counting>, path: &str) -> String {
 
 #[test]
 fn five_hundred_lower_layers_merge() {
-    let stage = Stage::new();
+    let setup = Setup::new();
     for number in 0..500 {
-        let dir = stage.dir(&format!("lower{number}/d/deep"));
+        let dir = setup.dir(&format!("lower{number}/d/deep"));
         fs::write(dir.join(format!("own{number}")), number.to_string()).unwrap();
         fs::write(dir.join("shared"), number.to_string()).unwrap();
     }
-    let guard = LowerGuard::new((0..500).map(|number| stage.path(&format!("lower{number}"))));
-    let (overlay, _) = mount(&stage, 500);
+    let guard = LowerGuard::new((0..500).map(|number| setup.path(&format!("lower{number}"))));
+    let (overlay, _) = mount(&setup, 500);
     assert_eq!(names(&overlay, &find(&overlay, "d/deep")).len(), 501);
     assert_eq!(read(&overlay, "d/deep/shared"), "0", "the topmost layer shows");
     assert_eq!(read(&overlay, "d/deep/own499"), "499");
@@ -86,25 +86,25 @@ fn five_hundred_lower_layers_merge() {
     let root = overlay.root().clone();
     overlay.rename(&root, OsStr::new("d"), &root, OsStr::new("moved"), RenameMode::Replace).unwrap();
     drop(overlay);
-    let (overlay, _) = mount(&stage, 500);
+    let (overlay, _) = mount(&setup, 500);
     assert_eq!(names(&overlay, &find(&overlay, "moved/deep")).len(), 500);
     guard.check();
 }
 
 #[test]
 fn what_is_called_as_a_marker_and_is_no_file() {
-    let stage = Stage::new();
+    let setup = Setup::new();
     for layer in ["upper", "lower0"] {
-        stage.dir(&format!("{layer}/d/.wh..wh.redirect"));
-        stage.dir(&format!("{layer}/.wh..wh.long.{}", "0".repeat(32)));
+        setup.dir(&format!("{layer}/d/.wh..wh.redirect"));
+        setup.dir(&format!("{layer}/.wh..wh.long.{}", "0".repeat(32)));
     }
-    stage.dir("lower0/.wh..wh.part.big");
-    stage.dir("upper/d/.wh..wh.part.big");
-    stage.dir("upper/d/.wh..wh.map.big");
-    put::file(&stage.path("lower0"), "d/big", "by a redirect that nobody can read");
-    put::file(&stage.path("lower0"), "big", vec![b'b'; 2 << 20]);
-    let guard = LowerGuard::new([stage.path("lower0")]);
-    let (overlay, _) = mount(&stage, 1);
+    setup.dir("lower0/.wh..wh.part.big");
+    setup.dir("upper/d/.wh..wh.part.big");
+    setup.dir("upper/d/.wh..wh.map.big");
+    put::file(&setup.path("lower0"), "d/big", "by a redirect that nobody can read");
+    put::file(&setup.path("lower0"), "big", vec![b'b'; 2 << 20]);
+    let guard = LowerGuard::new([setup.path("lower0")]);
+    let (overlay, _) = mount(&setup, 1);
     let mut shown = names(&overlay, overlay.root());
     shown.sort();
     assert_eq!(shown, ["big", "d"]);
@@ -112,7 +112,7 @@ fn what_is_called_as_a_marker_and_is_no_file() {
     let big = overlay.open(&find(&overlay, "big"));
     overlay.write_at(&big, b"changed", 0).unwrap();
     drop((big, overlay));
-    let (overlay, _) = mount(&stage, 1);
+    let (overlay, _) = mount(&setup, 1);
     assert!(read(&overlay, "big").starts_with("changedbbb"));
     guard.check();
 }
@@ -120,13 +120,13 @@ fn what_is_called_as_a_marker_and_is_no_file() {
 #[test]
 fn a_large_directory_is_read_once_and_listed_whole() {
     const ENTRIES: usize = 50_000;
-    let stage = Stage::new();
-    let (lower, upper) = (stage.dir("lower0/d"), stage.dir("upper/d"));
+    let setup = Setup::new();
+    let (lower, upper) = (setup.dir("lower0/d"), setup.dir("upper/d"));
     for number in 0..ENTRIES {
         fs::write(lower.join(format!("l{number}")), "").unwrap();
         fs::write(upper.join(format!("u{number}")), "").unwrap();
     }
-    let (overlay, counts) = mount(&stage, 1);
+    let (overlay, counts) = mount(&setup, 1);
     let dir = find(&overlay, "d");
     let seen = in_pieces(&overlay, &dir, 1000);
     assert_eq!(seen.len(), 2 * ENTRIES);
@@ -164,10 +164,10 @@ fn a_listing_ends_whatever_is_done_to_what_it_meets() {
         }),
     ];
     for (what, change) in to_each {
-        let stage = Stage::new();
-        (0..ENTRIES / 2).for_each(|number| drop(put::file(&stage.dir("lower0/d"), &format!("l{number}"), "")));
-        (0..ENTRIES / 2).for_each(|number| drop(put::file(&stage.dir("upper/d"), &format!("u{number}"), "")));
-        let (overlay, _) = mount(&stage, 1);
+        let setup = Setup::new();
+        (0..ENTRIES / 2).for_each(|number| drop(put::file(&setup.dir("lower0/d"), &format!("l{number}"), "")));
+        (0..ENTRIES / 2).for_each(|number| drop(put::file(&setup.dir("upper/d"), &format!("u{number}"), "")));
+        let (overlay, _) = mount(&setup, 1);
         let dir = find(&overlay, "d");
         let handle = overlay.open(&dir);
         let (mut met, mut after) = (HashMap::<String, usize>::new(), 0);
@@ -199,12 +199,12 @@ fn a_listing_ends_whatever_is_done_to_what_it_meets() {
 /// The offsets of a listing are those of the next mount, too.
 #[test]
 fn a_listing_goes_on_in_the_next_mount() {
-    let stage = Stage::new();
-    (0..100).for_each(|number| drop(put::file(&stage.dir("lower0/d"), &format!("l{number}"), "")));
-    (0..100).for_each(|number| drop(put::file(&stage.dir("upper/d"), &format!("u{number}"), "")));
+    let setup = Setup::new();
+    (0..100).for_each(|number| drop(put::file(&setup.dir("lower0/d"), &format!("l{number}"), "")));
+    (0..100).for_each(|number| drop(put::file(&setup.dir("upper/d"), &format!("u{number}"), "")));
     let (mut met, mut after) = (HashSet::new(), 0);
     for mount_number in 0.. {
-        let (overlay, _) = mount(&stage, 1);
+        let (overlay, _) = mount(&setup, 1);
         let dir = find(&overlay, "d");
         let (from, before) = (after, met.len());
         let each = &mut |entry: overlayfs::overlay::DirEntry<'_>| {
@@ -226,8 +226,8 @@ fn a_listing_goes_on_in_the_next_mount() {
 fn a_tree_deeper_than_any_stack_is_let_go() {
     const DEPTH: usize = 2000;
     const STACK: usize = 200 << 10;
-    let stage = Stage::new();
-    let (overlay, _) = mount(&stage, 1);
+    let setup = Setup::new();
+    let (overlay, _) = mount(&setup, 1);
     // From the bottom to the top, since no path leads that deep.
     let root = overlay.root().clone();
     overlay.create_dir(&root, OsStr::new("d"), 0o700, OWN).unwrap();
@@ -239,7 +239,7 @@ fn a_tree_deeper_than_any_stack_is_let_go() {
     drop(root);
     let ends = std::thread::Builder::new().stack_size(STACK).spawn(move || drop(overlay));
     ends.unwrap().join().unwrap();
-    remove_deep(&stage.path("upper"), "d");
+    remove_deep(&setup.path("upper"), "d");
 }
 
 /// Removes a tree of any depth.
@@ -257,14 +257,14 @@ fn remove_deep(dir: &Path, name: &str) {
 
 #[test]
 fn a_listing_meets_what_stays_exactly_once() {
-    let stage = Stage::new();
-    let (lower, upper) = (stage.dir("lower0/d"), stage.dir("upper/d"));
+    let setup = Setup::new();
+    let (lower, upper) = (setup.dir("lower0/d"), setup.dir("upper/d"));
     for number in 0..500 {
         fs::write(lower.join(format!("stays{number}")), "").unwrap();
         fs::write(upper.join(format!("stays-too{number}")), "").unwrap();
         fs::write(lower.join(format!("goes{number}")), "").unwrap();
     }
-    let (overlay, _) = mount(&stage, 1);
+    let (overlay, _) = mount(&setup, 1);
     let (dir, done) = (find(&overlay, "d"), AtomicBool::new(false));
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -291,14 +291,14 @@ fn a_listing_meets_what_stays_exactly_once() {
 
 #[test]
 fn threads_copy_up_different_files_at_once_and_the_same_file_once() {
-    let stage = Stage::new();
-    let lower = stage.dir("lower0/d");
+    let setup = Setup::new();
+    let lower = setup.dir("lower0/d");
     for number in 0..8 {
         fs::write(lower.join(format!("own{number}")), vec![b'x'; 1 << 20]).unwrap();
     }
     fs::write(lower.join("shared"), vec![b'x'; 8 << 20]).unwrap();
-    let guard = LowerGuard::new([stage.path("lower0")]);
-    let (overlay, counts) = mount(&stage, 1);
+    let guard = LowerGuard::new([setup.path("lower0")]);
+    let (overlay, counts) = mount(&setup, 1);
     let (overlay, barrier) = (&overlay, &Barrier::new(8));
     std::thread::scope(|scope| {
         for number in 0..8 {
@@ -319,14 +319,14 @@ fn threads_copy_up_different_files_at_once_and_the_same_file_once() {
         "each of the 9 files was copied once; maps; the mark of them"
     );
     overlay.sync(&overlay.open(&find(overlay, "d/shared"))).unwrap();
-    assert_eq!(fs::metadata(stage.path("upper/d/shared")).unwrap().len(), 8 << 20);
+    assert_eq!(fs::metadata(setup.path("upper/d/shared")).unwrap().len(), 8 << 20);
     guard.check();
 }
 
 #[test]
 fn copies_keep_what_can_be_kept() {
-    let stage = Stage::new();
-    let lower = stage.dir("lower0/d");
+    let setup = Setup::new();
+    let lower = setup.dir("lower0/d");
     let file = fs::File::create(lower.join("holes")).unwrap();
     std::os::unix::fs::FileExt::write_all_at(&file, b"end", 64 << 20).unwrap();
     test_common::owner(&lower.join("holes"), 1000, 1001);
@@ -334,8 +334,8 @@ fn copies_keep_what_can_be_kept() {
     test_common::times(&lower.join("holes"), (11, 111), (22, 222));
     test_common::mode(&lower, 0o1770);
     test_common::times(&lower, (33, 333), (44, 444));
-    let guard = LowerGuard::new([stage.path("lower0")]);
-    let (overlay, _) = mount(&stage, 1);
+    let guard = LowerGuard::new([setup.path("lower0")]);
+    let (overlay, _) = mount(&setup, 1);
     let (dir, node) = (find(&overlay, "d"), find(&overlay, "d/holes"));
     let before = (overlay.stat(&dir).unwrap(), overlay.stat(&node).unwrap());
     // A link copies up, and changes nothing but the count of links.
@@ -351,13 +351,13 @@ fn copies_keep_what_can_be_kept() {
 
 #[test]
 fn what_a_crash_left_in_the_work_directory_is_swept() {
-    let stage = Stage::new();
-    stage.dir("lower0");
-    let work = stage.dir("upper/.wh..wh.work");
+    let setup = Setup::new();
+    setup.dir("lower0");
+    let work = setup.dir("upper/.wh..wh.work");
     fs::write(work.join("tmp.7"), "half a copy").unwrap();
     fs::create_dir(work.join("tmp.8")).unwrap();
     fs::write(work.join("tmp.8/.wh..wh..opq"), "").unwrap();
-    let (overlay, _) = mount(&stage, 1);
+    let (overlay, _) = mount(&setup, 1);
     assert_eq!(test_common::names(&work), ["numbers", "record"]);
     assert!(names(&overlay, overlay.root()).is_empty());
 }
@@ -365,8 +365,8 @@ fn what_a_crash_left_in_the_work_directory_is_swept() {
 /// A work directory is emptied, so it must not be somebody's documents.
 #[test]
 fn a_work_directory_with_files_of_others_is_refused_and_left_alone() {
-    let stage = Stage::new();
-    let (lower, upper, work) = (stage.dir("lower0"), stage.dir("upper"), stage.dir("work"));
+    let setup = Setup::new();
+    let (lower, upper, work) = (setup.dir("lower0"), setup.dir("upper"), setup.dir("work"));
     fs::write(work.join("letter"), "dear").unwrap();
     let options = Options { lowers: vec![lower], upper: Some(upper), work: Some(work.clone()), ..Options::default() };
     let said = overlayfs::mount::mount(&options).err().unwrap().to_string();
@@ -376,15 +376,15 @@ fn a_work_directory_with_files_of_others_is_refused_and_left_alone() {
 
 #[test]
 fn threads_that_do_everything_at_once_end() {
-    let stage = Stage::new();
+    let setup = Setup::new();
     for dir in ["a", "b", "c"] {
-        let dir = stage.dir(&format!("lower0/{dir}"));
+        let dir = setup.dir(&format!("lower0/{dir}"));
         for number in 0..10 {
             fs::write(dir.join(format!("f{number}")), "data").unwrap();
         }
     }
-    let guard = LowerGuard::new([stage.path("lower0")]);
-    let (overlay, _) = mount(&stage, 1);
+    let guard = LowerGuard::new([setup.path("lower0")]);
+    let (overlay, _) = mount(&setup, 1);
     let shared = &overlay;
     std::thread::scope(|scope| {
         for thread in 0..8usize {
@@ -424,7 +424,7 @@ fn threads_that_do_everything_at_once_end() {
     };
     let before = tree(&overlay);
     drop(overlay);
-    let (overlay, _) = mount(&stage, 1);
+    let (overlay, _) = mount(&setup, 1);
     assert_eq!(tree(&overlay), before, "after a remount");
     guard.check();
 }

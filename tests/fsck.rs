@@ -20,7 +20,7 @@ use overlayfs::mount::{mount, open_layers};
 use overlayfs::options::Options;
 use overlayfs::overlay::{Layers, Node, Overlay, VOLATILE_MARK};
 use rustix::fs::{FileType, XattrFlags};
-use test_common::{Detail, LowerGuard, Snapshot, Stage, lent, put};
+use test_common::{Detail, LowerGuard, Setup, Snapshot, lent, put};
 
 const OWN: Owner = Owner { uid: 0, gid: 0 };
 const WORK: &str = ".wh..wh.work";
@@ -31,20 +31,20 @@ fn long() -> String {
 }
 
 /// Lower layers, and an upper layer that an overlay has left.
-fn stage() -> Stage {
+fn setup() -> Setup {
     // As the first layer that is opened for writing does: what one test makes must not depend on
     // what another has done.
     rustix::process::umask(rustix::fs::Mode::empty());
-    let stage = Stage::new();
-    let (lower, bottom) = (stage.dir("lower"), stage.dir("bottom"));
+    let setup = Setup::new();
+    let (lower, bottom) = (setup.dir("lower"), setup.dir("bottom"));
     for file in ["file", "file2", "d/x", "d/y", "e/z", "plain/low", "hard", &long()] {
         put::file(&lower, file, file);
     }
     put::link(&lower, "hard", "hard2");
     put::file(&bottom, "d/bottom", "bottom");
     put::file(&bottom, "big", vec![b'b'; 2 << 20]);
-    stage.dir("upper");
-    let overlay = mount(&options(&stage)).unwrap();
+    setup.dir("upper");
+    let overlay = mount(&options(&setup)).unwrap();
     let root = overlay.root();
     for name in ["file", "hard"] {
         let file = overlay.open(&overlay.lookup(root, OsStr::new(name)).unwrap());
@@ -55,16 +55,16 @@ fn stage() -> Stage {
     overlay.rename(root, OsStr::new("e"), root, OsStr::new("moved"), RenameMode::Replace).unwrap();
     overlay.create_dir(root, OsStr::new("own"), 0o755, OWN).unwrap();
     drop((d, overlay));
-    stage
+    setup
 }
 
-fn options(stage: &Stage) -> Options {
-    let lowers = ["lower", "bottom"].map(|name| stage.path(name)).into();
-    Options { lowers, upper: Some(stage.path("upper")), ..Options::default() }
+fn options(setup: &Setup) -> Options {
+    let lowers = ["lower", "bottom"].map(|name| setup.path(name)).into();
+    Options { lowers, upper: Some(setup.path("upper")), ..Options::default() }
 }
 
-fn guard(stage: &Stage) -> LowerGuard {
-    LowerGuard::new(["lower", "bottom"].map(|name| stage.path(name)))
+fn guard(setup: &Setup) -> LowerGuard {
+    LowerGuard::new(["lower", "bottom"].map(|name| setup.path(name)))
 }
 
 fn checker(options: &Options, for_writing: bool) -> Checker<OsLayer> {
@@ -92,12 +92,12 @@ fn repair<L: Layer>(checker: &Checker<L>) -> overlayfs::layer::Result<()> {
 
 /// All that a mount shows, of a copy of the upper layer, since a mount cleans up. With the times of
 /// last change if so.
-fn tree(stage: &Stage, times: bool) -> BTreeMap<PathBuf, String> {
-    let copy = Stage::new();
+fn tree(setup: &Setup, times: bool) -> BTreeMap<PathBuf, String> {
+    let copy = Setup::new();
     let upper = copy.path("upper");
-    let copied = Command::new("cp").arg("-a").arg(stage.path("upper")).arg(&upper).status().unwrap();
+    let copied = Command::new("cp").arg("-a").arg(setup.path("upper")).arg(&upper).status().unwrap();
     assert!(copied.success());
-    let overlay = mount(&Options { upper: Some(upper), reuse_volatile: true, ..options(stage) }).unwrap();
+    let overlay = mount(&Options { upper: Some(upper), reuse_volatile: true, ..options(setup) }).unwrap();
     let mut all = BTreeMap::new();
     let mut nodes = vec![(PathBuf::new(), overlay.root().clone())];
     while let Some((path, node)) = nodes.pop() {
@@ -137,38 +137,38 @@ fn children(overlay: &Overlay<OsLayer>, node: &NodeRef, path: &Path) -> Vec<(Pat
 fn damage(make: impl Fn(&Path), path: &str, damage: Damage, repairable: bool) {
     let expected = vec![(path.to_owned(), damage.clone(), repairable)];
     let damaged = || {
-        let stage = stage();
-        make(&stage.path("upper"));
-        stage
+        let setup = setup();
+        make(&setup.path("upper"));
+        setup
     };
-    let stage = damaged();
-    let guard = guard(&stage);
-    let options = options(&stage);
+    let setup = damaged();
+    let guard = guard(&setup);
+    let options = options(&setup);
     assert_eq!(look(&options), expected);
     if !repairable {
-        let before = Snapshot::take(&stage.path("upper"), Detail::Everything);
+        let before = Snapshot::take(&setup.path("upper"), Detail::Everything);
         repair(&checker(&options, true)).unwrap();
-        Snapshot::take(&stage.path("upper"), Detail::Everything).assert_same(&before, "what cannot be repaired");
+        Snapshot::take(&setup.path("upper"), Detail::Everything).assert_same(&before, "what cannot be repaired");
         return;
     }
-    let (shown, shown_at) = (tree(&stage, false), tree(&stage, true));
+    let (shown, shown_at) = (tree(&setup, false), tree(&setup, true));
     repair(&checker(&options, true)).unwrap();
     assert_eq!(look(&options), [], "after the repair of {damage:?}");
-    assert_eq!(tree(&stage, true), shown_at, "the repair of {damage:?} changed what is shown");
+    assert_eq!(tree(&setup, true), shown_at, "the repair of {damage:?} changed what is shown");
     guard.check();
 
     let mut cut = 0;
     for calls in 0.. {
-        let stage = damaged();
+        let setup = damaged();
         let counts = Counts::default();
         let done = {
-            let checker = counted(&stage, &counts);
+            let checker = counted(&setup, &counts);
             let findings = checker.check().unwrap();
             counts.stop_after(calls);
             findings.iter().try_for_each(|finding| checker.repair(finding.repair.as_ref().unwrap())).is_ok()
         };
-        assert_eq!(tree(&stage, false), shown, "the repair of {damage:?}, {calls} calls, changed what is shown");
-        let options = self::options(&stage);
+        assert_eq!(tree(&setup, false), shown, "the repair of {damage:?}, {calls} calls, changed what is shown");
+        let options = self::options(&setup);
         let left = look(&options);
         let worse = |found: &(String, Damage, bool)| !found.2 || found.1.is_loss() && found.1 != damage;
         assert!(!left.iter().any(worse), "the repair of {damage:?}, {calls} calls, left {left:?}");
@@ -182,8 +182,8 @@ fn damage(make: impl Fn(&Path), path: &str, damage: Damage, repairable: bool) {
     assert!(cut > 0, "a repair makes a call");
 }
 
-fn counted(stage: &Stage, counts: &Counts) -> Checker<Counted<OsLayer>> {
-    let Layers { upper, work, lowers } = open_layers(&options(stage), true).unwrap();
+fn counted(setup: &Setup, counts: &Counts) -> Checker<Counted<OsLayer>> {
+    let Layers { upper, work, lowers } = open_layers(&options(setup), true).unwrap();
     let count = |layer| Counted::new(layer, counts);
     let lowers = lowers.into_iter().map(count).collect();
     Checker::new(Layers { upper: upper.map(count), work: work.map(count), lowers }).unwrap()
@@ -191,13 +191,13 @@ fn counted(stage: &Stage, counts: &Counts) -> Checker<Counted<OsLayer>> {
 
 #[test]
 fn what_an_overlay_leaves_has_no_damage() {
-    assert_eq!(look(&options(&stage())), []);
+    assert_eq!(look(&options(&setup())), []);
     // Before the first mount there is not even a work directory.
-    let stage = Stage::new();
+    let setup = Setup::new();
     for name in ["lower", "bottom", "upper"] {
-        stage.dir(name);
+        setup.dir(name);
     }
-    assert_eq!(look(&options(&stage)), []);
+    assert_eq!(look(&options(&setup)), []);
 }
 
 #[test]
@@ -245,16 +245,16 @@ fn reserved_names_of_other_kinds() {
 
 #[test]
 fn symlinks_are_not_followed() {
-    let stage = stage();
-    let (upper, guard) = (stage.path("upper"), guard(&stage));
+    let setup = setup();
+    let (upper, guard) = (setup.path("upper"), guard(&setup));
     for name in [".wh.file2", "moved/.wh..wh.redirect", "own/.wh..wh.part.x", "own/.wh..wh.map.x", ".wh..wh.parts"] {
         let _ = fs::remove_file(upper.join(name));
-        put::symlink(&upper, name, stage.path("lower/file2").to_str().unwrap());
+        put::symlink(&upper, name, setup.path("lower/file2").to_str().unwrap());
     }
-    put::symlink(&upper, "link", stage.path("lower").to_str().unwrap());
-    put::symlink(&upper, &format!("{WORK}/tmp.1"), stage.path("lower").to_str().unwrap());
+    put::symlink(&upper, "link", setup.path("lower").to_str().unwrap());
+    put::symlink(&upper, &format!("{WORK}/tmp.1"), setup.path("lower").to_str().unwrap());
     let wrong = |path: &str| (path.to_owned(), Damage::WrongKind, false);
-    let mut found = look(&options(&stage));
+    let mut found = look(&options(&setup));
     found.sort_by(|a, b| a.0.cmp(&b.0));
     let expected = [
         wrong(".wh..wh.parts"),
@@ -266,7 +266,7 @@ fn symlinks_are_not_followed() {
         ("tmp.1".to_owned(), Damage::Leftover, true),
     ];
     assert_eq!(found, expected);
-    repair(&checker(&options(&stage), true)).unwrap();
+    repair(&checker(&options(&setup), true)).unwrap();
     assert!(!test_common::exists(&upper.join(WORK).join("tmp.1")));
     guard.check();
 }
@@ -294,20 +294,20 @@ fn lower_directories_that_are_seen_twice() {
 
 #[test]
 fn with_other_lower_layers_nothing_is_useless() {
-    let stage = stage();
-    let upper = stage.path("upper");
+    let setup = setup();
+    let upper = setup.path("upper");
     put::whiteout(&upper, "", "nothing");
     put::file(&upper, "moved/.wh..wh.redirect", "/gone");
-    let found = look(&options(&stage));
+    let found = look(&options(&setup));
     assert!(found.contains(&(".wh.nothing".to_owned(), Damage::HidesNothing, false)), "{found:?}");
 }
 
 #[test]
 fn with_a_lower_layer_forgotten_nothing_is_repaired_that_depends_on_it() {
-    let stage = stage();
-    let (upper, complete) = (stage.path("upper"), options(&stage));
-    put::dir(&stage.path("bottom"), "gone");
-    put::file(&stage.path("bottom"), "also/gone", "");
+    let setup = setup();
+    let (upper, complete) = (setup.path("upper"), options(&setup));
+    put::dir(&setup.path("bottom"), "gone");
+    put::file(&setup.path("bottom"), "also/gone", "");
     let overlay = mount(&complete).unwrap();
     let root = overlay.root();
     overlay.remove_dir(root, OsStr::new("gone")).unwrap();
@@ -318,12 +318,12 @@ fn with_a_lower_layer_forgotten_nothing_is_repaired_that_depends_on_it() {
     put::dir(&upper, "also");
     put::whiteout(&upper, "", "also");
     put::file(&upper.join(WORK), "tmp.1", "");
-    let shown = tree(&stage, false);
+    let shown = tree(&setup, false);
 
-    let lower = stage.path("lower");
+    let lower = setup.path("lower");
     let forgotten = Options { lowers: vec![lower.clone()], ..complete.clone() };
     let checker = checker(&forgotten, true);
-    assert_eq!(checker.other_layers().unwrap(), format!("{} is missing", stage.path("bottom").display()));
+    assert_eq!(checker.other_layers().unwrap(), format!("{} is missing", setup.path("bottom").display()));
     let found = said(&checker.check().unwrap());
     for name in [".wh.gone", ".wh.big"] {
         assert!(found.contains(&(name.to_owned(), Damage::HidesNothing, false)), "{found:?}");
@@ -336,35 +336,35 @@ fn with_a_lower_layer_forgotten_nothing_is_repaired_that_depends_on_it() {
     let text = String::from_utf8(program.stdout).unwrap();
     assert!(text.contains("was stacked on other lower layers when it was mounted last: "), "{text}");
     assert_eq!(program.status.code(), Some(5), "{text}");
-    assert_eq!(tree(&stage, false), shown);
+    assert_eq!(tree(&setup, false), shown);
     assert!(!upper.join(WORK).join("tmp.1").exists(), "what depends on nothing is repaired");
 
     // A mount says what there is from now on.
-    fs::remove_dir(stage.path("upper/also")).unwrap();
-    fs::remove_file(stage.path("upper/.wh.also")).unwrap();
-    stage.dir("newest");
-    let newer = Options { lowers: vec![stage.path("newest"), lower, stage.path("bottom")], ..complete.clone() };
+    fs::remove_dir(setup.path("upper/also")).unwrap();
+    fs::remove_file(setup.path("upper/.wh.also")).unwrap();
+    setup.dir("newest");
+    let newer = Options { lowers: vec![setup.path("newest"), lower, setup.path("bottom")], ..complete.clone() };
     assert_eq!(look(&complete), []);
     drop(mount(&newer).unwrap());
     assert_eq!(self::checker(&newer, false).other_layers(), None);
     assert_eq!(
         self::checker(&complete, false).other_layers().unwrap(),
-        format!("{} is missing", stage.path("newest").display())
+        format!("{} is missing", setup.path("newest").display())
     );
 }
 
 #[test]
 fn a_feature_that_is_not_known_is_refused_by_its_name() {
-    let stage = stage();
+    let setup = setup();
     let lines = "overlayfs upper layer 1\nincompatible folding\n";
     let record = format!("{lines}end {:032x}\n", fnv1a(lines.as_bytes()));
-    put::file(&stage.path("upper").join(WORK), "record", &record);
-    let before = Snapshot::take(&stage.path("upper"), Detail::Everything);
-    let refused = mount(&options(&stage)).err().unwrap().to_string();
+    put::file(&setup.path("upper").join(WORK), "record", &record);
+    let before = Snapshot::take(&setup.path("upper"), Detail::Everything);
+    let refused = mount(&options(&setup)).err().unwrap().to_string();
     assert!(refused.starts_with("it was written by another version of overlayfs: it needs folding"), "{refused}");
-    let refused = Checker::new(open_layers(&options(&stage), false).unwrap()).err().unwrap().to_string();
+    let refused = Checker::new(open_layers(&options(&setup), false).unwrap()).err().unwrap().to_string();
     assert!(refused.ends_with("it needs folding"), "{refused}");
-    Snapshot::take(&stage.path("upper"), Detail::Everything).assert_same(&before, "what is refused");
+    Snapshot::take(&setup.path("upper"), Detail::Everything).assert_same(&before, "what is refused");
 }
 
 const PART: &str = ".wh..wh.part.big";
@@ -411,25 +411,25 @@ fn partial_copies() {
 
 #[test]
 fn a_partial_copy_that_is_good_is_no_damage() {
-    let stage = stage();
-    let upper = stage.path("upper");
-    let overlay = mount(&options(&stage)).unwrap();
+    let setup = setup();
+    let upper = setup.path("upper");
+    let overlay = mount(&options(&setup)).unwrap();
     let file = overlay.open(&overlay.lookup(overlay.root(), OsStr::new("big")).unwrap());
     overlay.write_at(&file, b"UP", 70_000).unwrap();
     // As if the daemon was killed.
-    let killed = Stage::new();
+    let killed = Setup::new();
     let copied = Command::new("cp").arg("-a").arg(&upper).arg(killed.path("upper")).status().unwrap();
     assert!(copied.success());
     let left = killed.path("upper");
     let part = lent(&left, "part", "big");
     assert!(part.exists() && lent(&left, "map", "big").exists(), "the file was copied whole");
     // A newer layer on top has another file.
-    put::file(&stage.dir("newer"), "big", vec![b'b'; 2 << 20]);
-    let lowers = ["newer", "lower", "bottom"].map(|name| stage.path(name)).into();
-    let found = look(&Options { upper: Some(left.clone()), lowers, ..options(&stage) });
+    put::file(&setup.dir("newer"), "big", vec![b'b'; 2 << 20]);
+    let lowers = ["newer", "lower", "bottom"].map(|name| setup.path(name)).into();
+    let found = look(&Options { upper: Some(left.clone()), lowers, ..options(&setup) });
     let name = part.file_name().unwrap().to_str().unwrap().to_owned();
     assert!(found.contains(&(name, Damage::OtherSource, false)), "{found:?}");
-    let found = look(&Options { upper: Some(left), ..options(&stage) });
+    let found = look(&Options { upper: Some(left), ..options(&setup) });
     assert!(!found.iter().any(|(_, damage, _)| damage.is_loss()), "{found:?}");
     // The copy of the numbers is another file, and its directory too.
     assert_eq!(found, [("numbers".to_owned(), Damage::BadNumbers, true)]);
@@ -478,35 +478,35 @@ fn what_a_power_failure_takes_of_the_numbers_is_no_damage() {
         },
     ];
     for fail in failures {
-        let stage = stage();
-        let work = stage.path("upper").join(WORK);
+        let setup = setup();
+        let work = setup.path("upper").join(WORK);
         fail(&fs::File::options().write(true).open(work.join("numbers")).unwrap());
-        assert_eq!(look(&options(&stage)), []);
-        drop(mount(&options(&stage)).unwrap());
-        assert_eq!(look(&options(&stage)), []);
+        assert_eq!(look(&options(&setup)), []);
+        drop(mount(&options(&setup)).unwrap());
+        assert_eq!(look(&options(&setup)), []);
     }
 }
 
 #[test]
 fn a_copy_that_only_lower_names_show_is_no_damage() {
-    let stage = stage();
-    // The link copy of the stage's `hard`, without its name in the upper layer.
-    let upper = stage.path("upper");
+    let setup = setup();
+    // The link copy of the setup's `hard`, without its name in the upper layer.
+    let upper = setup.path("upper");
     assert_eq!(fs::metadata(upper.join("hard")).unwrap().nlink(), 2, "one in the work directory");
     fs::remove_file(upper.join("hard")).unwrap();
-    assert_eq!(look(&options(&stage)), []);
-    let tree = tree(&stage, false);
+    assert_eq!(look(&options(&setup)), []);
+    let tree = tree(&setup, false);
     assert_eq!(tree[Path::new("hard")], tree[Path::new("hard2")]);
 }
 
 /// An upper layer in which a file was changed that has a name outside of its lower layer: the work
 /// directory has a copy of it.
-fn stage_with_a_name_outside() -> Stage {
-    let stage = stage();
-    put::file(&stage.path("lower"), "two/a", "old");
-    put::link(&stage.path("lower"), "two/a", "two/deep/b");
-    fs::hard_link(stage.path("lower/two/a"), stage.path("outside")).unwrap();
-    stage
+fn setup_with_a_name_outside() -> Setup {
+    let setup = setup();
+    put::file(&setup.path("lower"), "two/a", "old");
+    put::link(&setup.path("lower"), "two/a", "two/deep/b");
+    fs::hard_link(setup.path("lower/two/a"), setup.path("outside")).unwrap();
+    setup
 }
 
 fn unused(options: &Options) -> Vec<(String, Damage, bool)> {
@@ -516,9 +516,9 @@ fn unused(options: &Options) -> Vec<(String, Damage, bool)> {
 
 #[test]
 fn copies_that_lost_all_names_of_the_tree_are_removed() {
-    let stage = stage_with_a_name_outside();
-    let guard = guard(&stage);
-    let options = options(&stage);
+    let setup = setup_with_a_name_outside();
+    let guard = guard(&setup);
+    let options = options(&setup);
     let change = |work: &dyn Fn(&Overlay<OsLayer>, &NodeRef)| {
         let overlay = mount(&options).unwrap();
         let two = overlay.lookup(overlay.root(), OsStr::new("two")).unwrap();
@@ -543,17 +543,17 @@ fn copies_that_lost_all_names_of_the_tree_are_removed() {
     assert!(copy.starts_with("link."), "{copy}");
 
     // Not where it is not known that these are the lower layers, nor with others.
-    let record = stage.path("upper").join(WORK).join("record");
+    let record = setup.path("upper").join(WORK).join("record");
     let text = fs::read(&record).unwrap();
     fs::remove_file(&record).unwrap();
     assert_eq!(unused(&options), []);
     fs::write(&record, text).unwrap();
-    let other = Options { lowers: vec![stage.path("lower")], ..options.clone() };
+    let other = Options { lowers: vec![setup.path("lower")], ..options.clone() };
     assert_eq!(said(&checker(&other, false).unused().unwrap()), []);
 
-    let before = tree(&stage, true);
-    let upper = stage.path("upper");
-    let (lower, bottom) = (stage.path("lower"), stage.path("bottom"));
+    let before = tree(&setup, true);
+    let upper = setup.path("upper");
+    let (lower, bottom) = (setup.path("lower"), setup.path("bottom"));
     let words = words(lower.to_str().unwrap(), upper.to_str().unwrap(), bottom.to_str().unwrap());
     let (code, output, _) = program(&words);
     assert!(
@@ -567,23 +567,23 @@ fn copies_that_lost_all_names_of_the_tree_are_removed() {
     assert!(code == 0 && output.contains(&format!("Repair: remove {copy}.")), "{output}");
     assert!(!upper.join(WORK).join(copy).exists());
     assert_eq!(unused(&options), []);
-    assert_eq!(tree(&stage, true), before);
+    assert_eq!(tree(&setup, true), before);
     guard.check();
 }
 
 /// What was written to it is in no other place.
 #[test]
 fn a_copy_whose_original_is_missing_is_kept() {
-    let stage = stage_with_a_name_outside();
-    let options = options(&stage);
+    let setup = setup_with_a_name_outside();
+    let options = options(&setup);
     let overlay = mount(&options).unwrap();
     let two = overlay.lookup(overlay.root(), OsStr::new("two")).unwrap();
     let file = overlay.open(&overlay.lookup(&two, OsStr::new("a")).unwrap());
     overlay.write_at(&file, b"new", 0).unwrap();
     overlay.unlink(&two, OsStr::new("a")).unwrap();
     drop((file, two, overlay));
-    fs::rename(stage.path("lower/two/deep"), stage.path("elsewhere")).unwrap();
-    fs::remove_file(stage.path("lower/two/a")).unwrap();
+    fs::rename(setup.path("lower/two/deep"), setup.path("elsewhere")).unwrap();
+    fs::remove_file(setup.path("lower/two/a")).unwrap();
     let checker = checker(&options, true);
     assert!(
         checker.check().unwrap().iter().any(|finding| finding.damage == Damage::LoneCopy && finding.repair.is_none())
@@ -593,13 +593,13 @@ fn a_copy_whose_original_is_missing_is_kept() {
 
 #[test]
 fn the_kernels_format() {
-    let stage = Stage::new();
+    let setup = Setup::new();
     for file in ["file", "d/f", "e/f", "meta", "gone"] {
-        put::file(&stage.dir("lower"), file, file);
+        put::file(&setup.dir("lower"), file, file);
     }
-    stage.dir("bottom");
-    let (upper, work) = (stage.dir("upper"), stage.dir("work"));
-    let options = || Options { work: Some(work.clone()), format: Some(Wanted::Kernel), ..self::options(&stage) };
+    setup.dir("bottom");
+    let (upper, work) = (setup.dir("upper"), setup.dir("work"));
+    let options = || Options { work: Some(work.clone()), format: Some(Wanted::Kernel), ..self::options(&setup) };
     let overlay = mount(&options()).unwrap();
     let root = overlay.root();
     overlay.unlink(root, OsStr::new("gone")).unwrap();
@@ -649,8 +649,8 @@ fn words<'w>(lower: &'w str, upper: &'w str, bottom: &'w str) -> Vec<&'w str> {
 
 #[test]
 fn exit_codes_are_those_of_fsck() {
-    let stage = stage();
-    let path = |name: &str| stage.path(name).to_str().unwrap().to_owned();
+    let setup = setup();
+    let path = |name: &str| setup.path(name).to_str().unwrap().to_owned();
     let (lower, upper, bottom) = (path("lower"), path("upper"), path("bottom"));
     let list = format!("lowerdir={lower}:{bottom},upperdir={upper},volatile");
     let run = |option: &str| {
@@ -662,7 +662,7 @@ fn exit_codes_are_those_of_fsck() {
     assert_eq!((code, said), (0, format!("{upper} has no damage.\n")));
     assert_eq!(run("-y").0, 0);
 
-    put::whiteout(&stage.path("upper"), "", "nothing");
+    put::whiteout(&setup.path("upper"), "", "nothing");
     let (code, said, _) = run("-n");
     let expected = format!(
         "{upper}/.wh.nothing: hides a name that the lower layers do not have. With -y: remove .wh.nothing.\n{upper} has damage: 1 finding.\n"
@@ -671,8 +671,8 @@ fn exit_codes_are_those_of_fsck() {
     assert_eq!(run("-y").0, 1);
     assert_eq!(run("-n").0, 0);
 
-    put::whiteout(&stage.path("upper"), "", "nothing");
-    put::file(&stage.path("upper"), &format!("{WORK}/mine"), "x");
+    put::whiteout(&setup.path("upper"), "", "nothing");
+    put::file(&setup.path("upper"), &format!("{WORK}/mine"), "x");
     let (code, said, _) = run("-y");
     assert_eq!(code, 5);
     assert!(said.contains(&format!("{upper}/{WORK}/mine: is in the work directory, but is no overlay's")), "{said}");
@@ -691,19 +691,19 @@ fn exit_codes_are_those_of_fsck() {
 
 #[test]
 fn a_layer_in_use_is_only_looked_at() {
-    let stage = stage();
-    let overlay = mount(&options(&stage)).unwrap();
-    put::whiteout(&stage.path("upper"), "", "nothing");
-    put::file(&stage.path("upper"), &format!("{WORK}/tmp.77"), "being built");
-    let before = Snapshot::take(&stage.path("upper"), Detail::Everything);
-    let checker = checker(&options(&stage), true);
+    let setup = setup();
+    let overlay = mount(&options(&setup)).unwrap();
+    put::whiteout(&setup.path("upper"), "", "nothing");
+    put::file(&setup.path("upper"), &format!("{WORK}/tmp.77"), "being built");
+    let before = Snapshot::take(&setup.path("upper"), Detail::Everything);
+    let checker = checker(&options(&setup), true);
     assert!(checker.is_in_use());
     let findings = checker.check().unwrap();
     assert_eq!(said(&findings), [(".wh.nothing".to_owned(), Damage::HidesNothing, true)]);
     assert_eq!(checker.repair(findings[0].repair.as_ref().unwrap()).unwrap_err().errno, EBUSY);
     drop(checker);
 
-    let path = |name: &str| stage.path(name).to_str().unwrap().to_owned();
+    let path = |name: &str| setup.path(name).to_str().unwrap().to_owned();
     let (lower, upper, bottom) = (path("lower"), path("upper"), path("bottom"));
     let (code, said, _) = program(&words(&lower, &upper, &bottom));
     assert_eq!(code, 4);
@@ -711,30 +711,30 @@ fn a_layer_in_use_is_only_looked_at() {
     let (code, _, said) = program(&[&words(&lower, &upper, &bottom)[..], &["-y"]].concat());
     assert_eq!(code, 8);
     assert!(said.contains("is in use by another overlay"), "{said}");
-    Snapshot::take(&stage.path("upper"), Detail::Everything).assert_same(&before, "the upper layer in use");
+    Snapshot::take(&setup.path("upper"), Detail::Everything).assert_same(&before, "the upper layer in use");
     drop(overlay);
 }
 
 #[test]
 fn nothing_is_mounted_while_it_is_checked() {
-    let stage = stage();
-    let checker = checker(&options(&stage), false);
-    assert!(mount(&options(&stage)).is_err());
+    let setup = setup();
+    let checker = checker(&options(&setup), false);
+    assert!(mount(&options(&setup)).is_err());
     drop(checker);
-    mount(&options(&stage)).unwrap();
+    mount(&options(&setup)).unwrap();
 }
 
 /// What fuse-overlayfs has left: devices for deletions, one of them beside its opaque mark. Where
 /// somebody has made such a device, none is a deletion.
 #[test]
 fn a_layer_of_fuse_overlayfs_is_not_damaged() {
-    let stage = stage();
-    let upper = stage.path("upper");
+    let setup = setup();
+    let upper = setup.path("upper");
     for name in ["file2", "d/y", "own/.wh..opq", "nothing"] {
         put::node(&upper, name, FileType::CharacterDevice, 0o600, 0);
     }
     put::file(&upper, "own/.wh..wh..opq", "");
-    let options = options(&stage);
+    let options = options(&setup);
     assert_eq!(look(&options), [("nothing".to_owned(), Damage::HidesNothing, true)]);
     put::file(&upper, ".wh..wh.devices", "");
     assert_eq!(look(&options), []);

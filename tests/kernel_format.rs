@@ -18,17 +18,17 @@ use overlayfs::mount::mount;
 use overlayfs::options::Options;
 use overlayfs::overlay::{Layers, Node, Overlay, Settings};
 use rustix::fs::{FileType, XattrFlags};
-use test_common::{LowerGuard, Stage, names, put};
+use test_common::{LowerGuard, Setup, names, put};
 
 const OWN: Owner = Owner { uid: 0, gid: 0 };
 
-fn options(stage: &Stage, format: Option<Wanted>) -> Options {
-    let (upper, work) = (Some(stage.dir("upper")), Some(stage.dir("work")));
-    Options { lowers: vec![stage.dir("lower"), stage.dir("bottom")], upper, work, format, ..Options::default() }
+fn options(setup: &Setup, format: Option<Wanted>) -> Options {
+    let (upper, work) = (Some(setup.dir("upper")), Some(setup.dir("work")));
+    Options { lowers: vec![setup.dir("lower"), setup.dir("bottom")], upper, work, format, ..Options::default() }
 }
 
-fn overlay(stage: &Stage, format: Option<Wanted>) -> Overlay<OsLayer> {
-    mount(&options(stage, format)).unwrap_or_else(|error| panic!("{error}"))
+fn overlay(setup: &Setup, format: Option<Wanted>) -> Overlay<OsLayer> {
+    mount(&options(setup, format)).unwrap_or_else(|error| panic!("{error}"))
 }
 
 fn refusal(options: &Options) -> String {
@@ -54,9 +54,9 @@ fn errno<T>(result: Result<T, Error>) -> i32 {
 fn a_crash_while_mounting_is_followed_by_a_mount() {
     for format in [Wanted::Oci, Wanted::Kernel] {
         for calls in 0.. {
-            let (stage, counts) = (Stage::new(), Counts::default());
-            let [lower, upper, work] = ["lower", "upper", "work"].map(|name| stage.dir(name));
-            stage.dir("bottom");
+            let (setup, counts) = (Setup::new(), Counts::default());
+            let [lower, upper, work] = ["lower", "upper", "work"].map(|name| setup.dir(name));
+            setup.dir("bottom");
             put::file(&lower, "file", "lower");
             let (upper, work) = OsLayer::open_pair(&upper, &work).unwrap();
             let counted = |layer| Counted::new(layer, &counts);
@@ -71,7 +71,7 @@ fn a_crash_while_mounting_is_followed_by_a_mount() {
             let whole = mounted.is_ok();
             counts.stop_after(0);
             drop(mounted);
-            assert_eq!(read(&overlay(&stage, Some(format)), "file").unwrap(), "lower", "{format:?}, {calls} calls");
+            assert_eq!(read(&overlay(&setup, Some(format)), "file").unwrap(), "lower", "{format:?}, {calls} calls");
             if whole {
                 break;
             }
@@ -107,83 +107,83 @@ fn metacopy(layer: &Path, path: &str, size: u64, redirect: Option<&str>) -> Path
 
 #[test]
 fn a_layer_stays_in_the_format_that_it_was_begun_in() {
-    let stage = Stage::new();
-    drop(overlay(&stage, Some(Wanted::Kernel)));
-    assert_eq!(get(&stage.path("upper"), "trusted.overlay.format").as_deref(), Some("kernel"));
+    let setup = Setup::new();
+    drop(overlay(&setup, Some(Wanted::Kernel)));
+    assert_eq!(get(&setup.path("upper"), "trusted.overlay.format").as_deref(), Some("kernel"));
     // Nothing needs to be said any more, and nothing else can be.
-    put::file(&stage.dir("lower"), "file", "");
-    let again = overlay(&stage, None);
+    put::file(&setup.dir("lower"), "file", "");
+    let again = overlay(&setup, None);
     again.unlink(again.root(), OsStr::new("file")).unwrap();
     drop(again);
-    assert!(is_whiteout(&stage.path("upper/file")));
-    drop(overlay(&stage, Some(Wanted::Kernel)));
-    let said = refusal(&options(&stage, Some(Wanted::Oci)));
+    assert!(is_whiteout(&setup.path("upper/file")));
+    drop(overlay(&setup, Some(Wanted::Kernel)));
+    let said = refusal(&options(&setup, Some(Wanted::Oci)));
     assert!(said.contains("as its attributes trusted.overlay.* say"), "{said}");
 }
 
 #[test]
 fn a_layer_of_the_kernel_is_known_and_a_plain_one_is_an_image_layer() {
-    let stage = Stage::new();
-    put::file(&stage.dir("lower"), "file", "");
+    let setup = Setup::new();
+    put::file(&setup.dir("lower"), "file", "");
     let delete = |format| {
-        let overlay = overlay(&stage, format);
+        let overlay = overlay(&setup, format);
         overlay.unlink(overlay.root(), OsStr::new("file")).unwrap();
     };
     delete(None);
-    assert_eq!(names(&stage.path("upper")), [".wh.file"]);
-    let said = refusal(&options(&stage, Some(Wanted::Kernel)));
+    assert_eq!(names(&setup.path("upper")), [".wh.file"]);
+    let said = refusal(&options(&setup, Some(Wanted::Kernel)));
     assert!(said.contains("the upper layer is an OCI image layer, as the name .wh.file in it says"), "{said}");
-    put::file(&stage.path("upper"), "deep/er/.wh.name", "");
-    fs::remove_file(stage.path("upper/.wh.file")).unwrap();
-    let said = refusal(&options(&stage, Some(Wanted::Kernel)));
+    put::file(&setup.path("upper"), "deep/er/.wh.name", "");
+    fs::remove_file(setup.path("upper/.wh.file")).unwrap();
+    let said = refusal(&options(&setup, Some(Wanted::Kernel)));
     assert!(said.contains("as the name deep/er/.wh.name in it says"), "{said}");
 
     for (sign, prefix) in [("user.overlay.uuid", "user."), ("trusted.overlay.impure", "trusted.")] {
-        fs::remove_dir_all(stage.path("upper")).unwrap();
-        put::file(&stage.dir("lower"), "dir/file", "");
-        set(&stage.dir("upper"), sign, "y");
+        fs::remove_dir_all(setup.path("upper")).unwrap();
+        put::file(&setup.dir("lower"), "dir/file", "");
+        set(&setup.dir("upper"), sign, "y");
         delete(None);
-        assert!(is_whiteout(&stage.path("upper/file")));
-        let overlay = overlay(&stage, None);
+        assert!(is_whiteout(&setup.path("upper/file")));
+        let overlay = overlay(&setup, None);
         overlay.unlink(&find(&overlay, "dir").unwrap(), OsStr::new("file")).unwrap();
         overlay.remove_dir(overlay.root(), OsStr::new("dir")).unwrap();
         overlay.create_dir(overlay.root(), OsStr::new("dir"), 0o750, OWN).unwrap();
-        assert_eq!(get(&stage.path("upper/dir"), &format!("{prefix}overlay.opaque")).as_deref(), Some("y"));
-        assert_eq!(get(&stage.path("upper"), &format!("{prefix}overlay.format")), None, "it is marked already");
+        assert_eq!(get(&setup.path("upper/dir"), &format!("{prefix}overlay.opaque")).as_deref(), Some("y"));
+        assert_eq!(get(&setup.path("upper"), &format!("{prefix}overlay.format")), None, "it is marked already");
     }
 }
 
 #[test]
 fn a_work_directory_of_its_own_is_needed() {
-    let stage = Stage::new();
-    let said = refusal(&Options { work: None, ..options(&stage, Some(Wanted::Kernel)) });
+    let setup = Setup::new();
+    let said = refusal(&Options { work: None, ..options(&setup, Some(Wanted::Kernel)) });
     assert!(said.contains("needs a work directory beside it"), "{said}");
-    assert_eq!(names(&stage.path("upper")), [""; 0]);
-    assert_eq!(get(&stage.path("upper"), "trusted.overlay.format"), None);
+    assert_eq!(names(&setup.path("upper")), [""; 0]);
+    assert_eq!(get(&setup.path("upper"), "trusted.overlay.format"), None);
 }
 
 #[test]
 fn the_kernels_index_of_links_is_not_lost() {
-    let stage = Stage::new();
-    stage.dir("work/index");
-    put::file(&stage.dir("work"), "work/left", "");
-    drop(overlay(&stage, Some(Wanted::Kernel)));
-    assert!(!stage.path("work/index").exists(), "an empty one is no loss");
-    put::file(&stage.dir("work"), "index/00fb", "");
-    let said = refusal(&options(&stage, None));
+    let setup = Setup::new();
+    setup.dir("work/index");
+    put::file(&setup.dir("work"), "work/left", "");
+    drop(overlay(&setup, Some(Wanted::Kernel)));
+    assert!(!setup.path("work/index").exists(), "an empty one is no loss");
+    put::file(&setup.dir("work"), "index/00fb", "");
+    let said = refusal(&options(&setup, None));
     assert!(said.contains("remove the directory index from the work directory"), "{said}");
-    assert!(stage.path("work/index/00fb").exists());
+    assert!(setup.path("work/index/00fb").exists());
 }
 
 /// Names of markers are names like others, and a device that would be a whiteout cannot be made.
 #[test]
 fn what_the_format_cannot_hold() {
-    let stage = Stage::new();
-    put::file(&stage.dir("lower"), "hidden", "");
-    put::file(&stage.dir("lower"), "file", "lower");
-    put::file(&stage.dir("lower"), ".wh.below", "");
-    put::file(&stage.dir("bottom"), "below", "");
-    let (name, overlay) = (OsStr::new(".wh.hidden"), overlay(&stage, Some(Wanted::Kernel)));
+    let setup = Setup::new();
+    put::file(&setup.dir("lower"), "hidden", "");
+    put::file(&setup.dir("lower"), "file", "lower");
+    put::file(&setup.dir("lower"), ".wh.below", "");
+    put::file(&setup.dir("bottom"), "below", "");
+    let (name, overlay) = (OsStr::new(".wh.hidden"), overlay(&setup, Some(Wanted::Kernel)));
     let root = overlay.root();
     assert_eq!(errno(find(&overlay, "below")), ENOENT, "lower layers are read in both formats");
     assert_eq!(errno(find(&overlay, ".wh.below")), ENOENT);
@@ -193,7 +193,7 @@ fn what_the_format_cannot_hold() {
     let moved = overlay.rename(root, OsStr::new("file"), root, OsStr::new("new"), RenameMode::Whiteout);
     assert_eq!(errno(moved), EINVAL);
     drop(overlay);
-    let overlay = self::overlay(&stage, None);
+    let overlay = self::overlay(&setup, None);
     for path in [".wh.hidden", "hidden", "file", "dev"] {
         assert_eq!(errno(find(&overlay, path)), 0, "{path}");
     }
@@ -203,12 +203,12 @@ fn what_the_format_cannot_hold() {
 /// one step.
 #[test]
 fn whiteouts_come_and_go_in_one_step() {
-    let stage = Stage::new();
+    let setup = Setup::new();
     for file in ["dir/one", "other/one", "empty/one", "file"] {
-        put::file(&stage.dir("lower"), file, file);
+        put::file(&setup.dir("lower"), file, file);
     }
-    let upper = stage.path("upper");
-    let overlay = overlay(&stage, Some(Wanted::Kernel));
+    let upper = setup.path("upper");
+    let overlay = overlay(&setup, Some(Wanted::Kernel));
     let (root, move_to) = (overlay.root(), RenameMode::Replace);
     let rename = |from: &str, to: &str| overlay.rename(root, OsStr::new(from), root, OsStr::new(to), move_to).unwrap();
     rename("dir", "moved");
@@ -233,9 +233,9 @@ fn whiteouts_come_and_go_in_one_step() {
     let link = find(&overlay, "kept").unwrap();
     overlay.link(&link, root, OsStr::new("file")).unwrap();
     overlay.create_symlink(root, OsStr::new("dir"), OsStr::new("target"), OWN).unwrap();
-    assert_eq!(names(&stage.path("work")), ["numbers", "record"], "nothing is left behind");
+    assert_eq!(names(&setup.path("work")), ["numbers", "record"], "nothing is left behind");
     drop(overlay);
-    let overlay = self::overlay(&stage, None);
+    let overlay = self::overlay(&setup, None);
     assert_eq!(read(&overlay, "file").unwrap(), "file");
     assert_eq!(find(&overlay, "dir").unwrap().kind(), Kind::Symlink);
     assert_eq!(read(&overlay, "other/one").unwrap(), "dir/one");
@@ -244,8 +244,8 @@ fn whiteouts_come_and_go_in_one_step() {
 
 #[test]
 fn data_are_found_below_files_that_have_only_metadata() {
-    let stage = Stage::new();
-    let (lower, bottom) = (stage.dir("lower"), stage.dir("bottom"));
+    let setup = Setup::new();
+    let (lower, bottom) = (setup.dir("lower"), setup.dir("bottom"));
     for file in ["same", "dir/target", "dir/sibling", "gone"] {
         put::file(&bottom, file, file);
     }
@@ -263,7 +263,7 @@ fn data_are_found_below_files_that_have_only_metadata() {
     metacopy(&lower, "bad", 4, Some("same"));
     set(&lower.join("bad"), "trusted.overlay.redirect", "/../same");
 
-    let overlay = overlay(&stage, None);
+    let overlay = overlay(&setup, None);
     for (path, data) in [("same", "same"), ("path", "dir/target"), ("moved/beside", "dir/sibling")] {
         assert_eq!(read(&overlay, path).unwrap(), data, "{path}");
         assert_eq!(overlay.stat(&find(&overlay, path).unwrap()).unwrap().size, data.len() as u64);
@@ -284,24 +284,24 @@ fn data_are_found_below_files_that_have_only_metadata() {
     drop(overlay);
     let mut expected = vec![b'x'; 3 << 20];
     expected[1 << 20] = b'y';
-    assert!(fs::read(stage.path("upper/large")).unwrap() == expected);
-    assert_eq!(fs::read(stage.path("upper/path")).unwrap(), b"DIR/target");
-    assert_eq!(get(&stage.path("upper/path"), "trusted.overlay.metacopy"), None);
+    assert!(fs::read(setup.path("upper/large")).unwrap() == expected);
+    assert_eq!(fs::read(setup.path("upper/path")).unwrap(), b"DIR/target");
+    assert_eq!(get(&setup.path("upper/path"), "trusted.overlay.metacopy"), None);
 }
 
 /// In an upper layer the data are copied in before the mark goes: what a crash has left in between
 /// is still read below.
 #[test]
 fn an_upper_file_that_has_only_metadata_is_completed() {
-    let stage = Stage::new();
-    put::file(&stage.dir("bottom"), "file", "content");
-    put::file(&stage.dir("bottom"), "cut", "content");
-    set(&stage.dir("upper"), "trusted.overlay.uuid", "0123456789abcdef");
-    let file = metacopy(&stage.path("upper"), "file", 7, None);
-    let cut = metacopy(&stage.path("upper"), "cut", 7, None);
+    let setup = Setup::new();
+    put::file(&setup.dir("bottom"), "file", "content");
+    put::file(&setup.dir("bottom"), "cut", "content");
+    set(&setup.dir("upper"), "trusted.overlay.uuid", "0123456789abcdef");
+    let file = metacopy(&setup.path("upper"), "file", 7, None);
+    let cut = metacopy(&setup.path("upper"), "cut", 7, None);
     fs::write(&file, "con").unwrap();
     fs::File::options().write(true).open(&file).unwrap().set_len(7).unwrap();
-    let overlay = overlay(&stage, None);
+    let overlay = overlay(&setup, None);
     assert_eq!(read(&overlay, "file").unwrap(), "content");
     let handle = overlay.open(&find(&overlay, "file").unwrap());
     overlay.write_at(&handle, b"T", 3).unwrap();
@@ -318,8 +318,8 @@ fn an_upper_file_that_has_only_metadata_is_completed() {
 /// has made one that is a device.
 #[test]
 fn devices_are_deletions_until_one_is_made() {
-    let stage = Stage::new();
-    let (lower, upper) = (stage.dir("lower"), stage.dir("upper"));
+    let setup = Setup::new();
+    let (lower, upper) = (setup.dir("lower"), setup.dir("upper"));
     for file in ["gone", "again", "dir/gone", "unseen/gone"] {
         put::file(&lower, file, file);
     }
@@ -328,7 +328,7 @@ fn devices_are_deletions_until_one_is_made() {
     }
     put::node(&upper, "null", FileType::CharacterDevice, 0o666, 0x103);
     let guard = LowerGuard::new([lower]);
-    let overlay = self::overlay(&stage, None);
+    let overlay = self::overlay(&setup, None);
     let root = overlay.root().clone();
     for path in ["gone", "again", "nothing", "dir/gone"] {
         assert_eq!(errno(find(&overlay, path)), ENOENT, "{path}");
@@ -348,11 +348,11 @@ fn devices_are_deletions_until_one_is_made() {
     drop(overlay);
     for turn in 0..2 {
         // The second time the layer is a lower one.
-        let mut options = self::options(&stage, None);
+        let mut options = self::options(&setup, None);
         if turn == 1 {
             options.lowers.insert(0, upper.clone());
-            options.upper = Some(stage.dir("second"));
-            options.work = Some(stage.dir("second-work"));
+            options.upper = Some(setup.dir("second"));
+            options.work = Some(setup.dir("second-work"));
         }
         let overlay = mount(&options).unwrap();
         for path in ["gone", "nothing", "dir/gone", "unseen/gone"] {
@@ -364,6 +364,6 @@ fn devices_are_deletions_until_one_is_made() {
             overlay.set_mode(&node, 0o640).unwrap();
         }
     }
-    assert!(is_whiteout(&stage.path("second/device")) && test_common::exists(&stage.path("second/.wh..wh.devices")));
+    assert!(is_whiteout(&setup.path("second/device")) && test_common::exists(&setup.path("second/.wh..wh.devices")));
     guard.check();
 }

@@ -15,7 +15,7 @@ use overlayfs::layer::{Allocation, OsLayer, Owner, RenameMode, Result, Stat, Tim
 use overlayfs::overlay::{Layers, Node, Overlay, Settings};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngSeed};
-use test_common::{Disk, LowerGuard, Stage, lent, names, put};
+use test_common::{Disk, LowerGuard, Setup, lent, names, put};
 
 type Merged = Overlay<Counted<OsLayer>>;
 
@@ -29,28 +29,28 @@ fn content() -> Vec<u8> {
     (0..SIZE).map(|index| (index / 1000 + index % 7) as u8 | 1).collect()
 }
 
-fn stage() -> Stage {
-    let stage = Stage::new();
-    put::file(&stage.dir("lower/dir"), "file", content());
-    stage.dir("upper");
-    stage
+fn setup() -> Setup {
+    let setup = Setup::new();
+    put::file(&setup.dir("lower/dir"), "file", content());
+    setup.dir("upper");
+    setup
 }
 
-fn mount_with(stage: &Stage, counts: &Counts, settings: Settings) -> Merged {
+fn mount_with(setup: &Setup, counts: &Counts, settings: Settings) -> Merged {
     // A copy that shares the blocks of its original is never a partial one.
     counts.interpose(|method| if method == Method::ShareData { Err(Error::new(EOPNOTSUPP)) } else { Ok(()) });
-    let open = |name: &str, for_writing| Counted::new(OsLayer::open(&stage.path(name), for_writing).unwrap(), counts);
+    let open = |name: &str, for_writing| Counted::new(OsLayer::open(&setup.path(name), for_writing).unwrap(), counts);
     let layers = Layers { upper: Some(open("upper", true)), work: None, lowers: vec![open("lower", false)] };
     Overlay::with_settings(layers, settings).unwrap()
 }
 
-fn mount(stage: &Stage, counts: &Counts) -> Merged {
-    mount_with(stage, counts, Settings::default())
+fn mount(setup: &Setup, counts: &Counts) -> Merged {
+    mount_with(setup, counts, Settings::default())
 }
 
 /// As [`mount`], with the upper layer only read, and these lower layers.
-fn mount_read_only(stage: &Stage, counts: &Counts, lowers: &[&str]) -> Merged {
-    let open = |name: &&str| Counted::new(OsLayer::open(&stage.path(name), false).unwrap(), counts);
+fn mount_read_only(setup: &Setup, counts: &Counts, lowers: &[&str]) -> Merged {
+    let open = |name: &&str| Counted::new(OsLayer::open(&setup.path(name), false).unwrap(), counts);
     let lowers = ["upper"].iter().chain(lowers).map(open).collect();
     let settings = Settings { read_only_upper: true, ..Settings::default() };
     Overlay::with_settings(Layers { upper: None, work: None, lowers }, settings).unwrap()
@@ -76,9 +76,9 @@ fn copies(counts: &Counts) -> u64 {
 }
 
 /// Whether the upper layer has what only an overlay understands.
-fn has_parts(stage: &Stage) -> bool {
+fn has_parts(setup: &Setup) -> bool {
     let has = |dir: &str, prefix: &str| {
-        let dir = stage.path(dir);
+        let dir = setup.path(dir);
         dir.exists() && names(&dir).iter().any(|name| name.starts_with(prefix))
     };
     has("upper", ".wh..wh.part") || has("upper/dir", ".wh..wh.")
@@ -113,8 +113,8 @@ struct Model {
 }
 
 impl Model {
-    fn new(stage: &Stage) -> Self {
-        let mode = fs::metadata(stage.path("lower/dir/file")).unwrap().mode() & 0o7777;
+    fn new(setup: &Setup) -> Self {
+        let mode = fs::metadata(setup.path("lower/dir/file")).unwrap().mode() & 0o7777;
         Model { bytes: content(), mode, name: "file", is_linked: false, mtime: None }
     }
 
@@ -235,33 +235,33 @@ fn kill(overlay: Merged, counts: &Counts) {
 fn a_file_is_what_was_written_over_remounts_and_kills() {
     let config = Config { cases: 60, rng_seed: RngSeed::Fixed(1), failure_persistence: None, ..Config::default() };
     proptest!(config, |(ops in prop::collection::vec(op(), 1..14))| {
-        let (stage, counts) = (stage(), Counts::default());
-        let guard = LowerGuard::new([stage.path("lower")]);
-        let mut model = Model::new(&stage);
-        let mut overlay = mount(&stage, &counts);
+        let (setup, counts) = (setup(), Counts::default());
+        let guard = LowerGuard::new([setup.path("lower")]);
+        let mut model = Model::new(&setup);
+        let mut overlay = mount(&setup, &counts);
         for op in &ops {
             model.do_to(&overlay, op).unwrap();
             model.apply(op);
             match op {
                 Op::Kill => {
                     kill(overlay, &counts);
-                    let upper = LowerGuard::new([stage.path("upper")]);
-                    prop_assert!(model.is_shown_by(&mount_read_only(&stage, &counts, &["lower"])), "read-only");
+                    let upper = LowerGuard::new([setup.path("upper")]);
+                    prop_assert!(model.is_shown_by(&mount_read_only(&setup, &counts, &["lower"])), "read-only");
                     drop(upper);
-                    overlay = mount(&stage, &counts);
+                    overlay = mount(&setup, &counts);
                 }
                 Op::Remount => {
                     drop(overlay);
-                    prop_assert!(!has_parts(&stage));
-                    overlay = mount(&stage, &counts);
+                    prop_assert!(!has_parts(&setup));
+                    overlay = mount(&setup, &counts);
                 }
                 _ => {}
             }
             prop_assert!(model.is_shown_by(&overlay), "after {op:?}");
         }
         drop(overlay);
-        prop_assert!(!has_parts(&stage));
-        prop_assert!(model.is_shown_by(&mount(&stage, &counts)));
+        prop_assert!(!has_parts(&setup));
+        prop_assert!(model.is_shown_by(&mount(&setup, &counts)));
         guard.check();
     });
 }
@@ -283,10 +283,10 @@ fn a_crash_leaves_the_file_before_or_after() {
     ];
     for start in 0..ops.len() {
         for stop in 0.. {
-            let (stage, counts) = (stage(), Counts::default());
-            let overlay = mount(&stage, &counts);
+            let (setup, counts) = (setup(), Counts::default());
+            let overlay = mount(&setup, &counts);
             // As it is found, whatever has to be read for that.
-            let mut before = Model::new(&stage);
+            let mut before = Model::new(&setup);
             counts.stop_after(stop);
             let mut after = before.clone();
             let mut ended = true;
@@ -299,11 +299,11 @@ fn a_crash_leaves_the_file_before_or_after() {
                 }
             }
             kill(overlay, &counts);
-            let overlay = mount(&stage, &counts);
+            let overlay = mount(&setup, &counts);
             let shown = after.is_shown_by(&overlay) || !ended && before.is_shown_by(&overlay);
             assert!(shown, "from {:?} stopped after {stop} calls", ops[start]);
             drop(overlay);
-            assert!(!has_parts(&stage), "from {:?} stopped after {stop} calls", ops[start]);
+            assert!(!has_parts(&setup), "from {:?} stopped after {stop} calls", ops[start]);
             if ended {
                 break;
             }
@@ -313,8 +313,8 @@ fn a_crash_leaves_the_file_before_or_after() {
 
 #[test]
 fn attributes_and_the_end_of_a_large_file_change_without_a_copy() {
-    let (stage, counts) = (stage(), Counts::default());
-    let overlay = mount(&stage, &counts);
+    let (setup, counts) = (setup(), Counts::default());
+    let overlay = mount(&setup, &counts);
     let file = find(&overlay, "dir/file");
     let ino = overlay.stat(&file).unwrap().ino;
     overlay.set_mode(&file, 0o600).unwrap();
@@ -328,17 +328,17 @@ fn attributes_and_the_end_of_a_large_file_change_without_a_copy() {
     assert_eq!(copies(&counts), records + 1, "the byte");
     overlay.write_at(&overlay.open(&file), b"x", 700_000).unwrap();
     assert_eq!(copies(&counts), records + 4, "the chunk, the map, the byte");
-    let part = fs::metadata(lent(&stage.path("upper/dir"), "part", "file")).unwrap();
+    let part = fs::metadata(lent(&setup.path("upper/dir"), "part", "file")).unwrap();
     assert!(part.blocks() * 512 <= 128 << 10, "{} blocks", part.blocks());
     assert_eq!((part.len(), part.uid(), part.gid(), part.mode() & 0o7777), (SIZE as u64 + 1, 5, 6, 0o600));
     assert_eq!(overlay.stat(&file).unwrap().ino, ino);
     overlay.sync(&overlay.open(&file)).unwrap();
-    assert_eq!(names(&stage.path("upper/dir")), ["file"], "what is synced is whole");
+    assert_eq!(names(&setup.path("upper/dir")), ["file"], "what is synced is whole");
     assert_eq!(overlay.stat(&file).unwrap().ino, ino);
     let mut expected = content();
     expected.push(b'x');
     expected[700_000] = b'x';
-    assert_eq!(fs::read(stage.path("upper/dir/file")).unwrap(), expected);
+    assert_eq!(fs::read(setup.path("upper/dir/file")).unwrap(), expected);
 }
 
 /// The bytes that this thread has given to the system to be written.
@@ -354,12 +354,12 @@ fn what_a_huge_sparse_file_costs_is_what_is_changed() {
     const HUGE: u64 = 1280 << 30;
     const EXTENTS: u64 = 500;
     let map = HUGE / (64 << 10) / 8;
-    let (stage, counts) = (Stage::new(), Counts::default());
-    stage.dir("upper");
-    let file = put::file(&stage.dir("lower/dir"), "file", "data");
+    let (setup, counts) = (Setup::new(), Counts::default());
+    setup.dir("upper");
+    let file = put::file(&setup.dir("lower/dir"), "file", "data");
     let file = fs::File::options().write(true).open(file).unwrap();
     file.set_len(HUGE).unwrap();
-    let overlay = mount(&stage, &counts);
+    let overlay = mount(&setup, &counts);
     let handle = overlay.open(&find(&overlay, "dir/file"));
     overlay.write_at(&handle, b"x", HUGE / 2).unwrap();
     counts.take();
@@ -389,7 +389,7 @@ fn what_a_huge_sparse_file_costs_is_what_is_changed() {
         bytes <= 2 * map + 64 * 3 * EXTENTS,
         "{bytes} bytes to complete {EXTENTS} extents, where the map has {map}"
     );
-    let copy = fs::File::open(stage.path("upper/dir/file")).unwrap();
+    let copy = fs::File::open(setup.path("upper/dir/file")).unwrap();
     assert_eq!(copy.metadata().unwrap().len(), HUGE);
     assert!(copy.metadata().unwrap().blocks() * 512 <= (EXTENTS + 2) * (64 << 10), "it is sparse");
     let mut start = [0; 5];
@@ -399,12 +399,12 @@ fn what_a_huge_sparse_file_costs_is_what_is_changed() {
 
 #[test]
 fn a_removed_partial_copy_leaves_nothing_and_stays_open() {
-    let (stage, counts) = (stage(), Counts::default());
-    let overlay = mount(&stage, &counts);
+    let (setup, counts) = (setup(), Counts::default());
+    let overlay = mount(&setup, &counts);
     let (dir, handle) = (find(&overlay, "dir"), overlay.open(&find(&overlay, "dir/file")));
     overlay.write_at(&handle, b"new", 0).unwrap();
     overlay.unlink(&dir, OsStr::new("file")).unwrap();
-    assert_eq!(names(&stage.path("upper/dir")), [".wh.file"]);
+    assert_eq!(names(&setup.path("upper/dir")), [".wh.file"]);
     overlay.write_at(&handle, b"more", 500_000).unwrap();
     let mut expected = content();
     expected[..3].copy_from_slice(b"new");
@@ -422,14 +422,14 @@ fn a_removed_partial_copy_leaves_nothing_and_stays_open() {
     assert_eq!(bytes, expected);
     overlay.create_file(&dir, OsStr::new("file"), 0o600, OWN).unwrap();
     assert_eq!(read(&overlay, "dir/file"), b"");
-    assert_eq!(names(&stage.path("upper/dir")), ["file"]);
+    assert_eq!(names(&setup.path("upper/dir")), ["file"]);
 }
 
 #[test]
 fn a_range_is_copied_from_and_to_a_partial_copy() {
-    let (stage, counts) = (stage(), Counts::default());
-    put::file(&stage.path("lower/dir"), "other", content());
-    let overlay = mount(&stage, &counts);
+    let (setup, counts) = (setup(), Counts::default());
+    put::file(&setup.path("lower/dir"), "other", content());
+    let overlay = mount(&setup, &counts);
     let [from, to] = ["dir/file", "dir/other"].map(|path| overlay.open(&find(&overlay, path)));
     overlay.write_at(&from, b"new", 500_000).unwrap();
     overlay.append(&to, b"end").unwrap();
@@ -442,13 +442,13 @@ fn a_range_is_copied_from_and_to_a_partial_copy() {
 
 #[test]
 fn what_a_crash_leaves_beside_a_removed_file_does_not_come_back() {
-    let (stage, counts) = (stage(), Counts::default());
-    drop(mount(&stage, &counts));
-    let upper = stage.dir("upper/dir");
+    let (setup, counts) = (setup(), Counts::default());
+    drop(mount(&setup, &counts));
+    let upper = setup.dir("upper/dir");
     for name in [".wh.file", ".wh..wh.part.file", ".wh..wh.map.file", ".wh..wh.map.other"] {
         put::file(&upper, name, "");
     }
-    let overlay = mount(&stage, &counts);
+    let overlay = mount(&setup, &counts);
     let dir = find(&overlay, "dir");
     assert!(overlay.lookup(&dir, OsStr::new("file")).is_err());
     assert_eq!(names(&upper), [".wh.file"]);
@@ -458,18 +458,18 @@ fn what_a_crash_leaves_beside_a_removed_file_does_not_come_back() {
 
 #[test]
 fn a_map_of_another_time_means_nothing() {
-    let (stage, counts) = (stage(), Counts::default());
-    let overlay = mount(&stage, &counts);
+    let (setup, counts) = (setup(), Counts::default());
+    let overlay = mount(&setup, &counts);
     let file = find(&overlay, "dir/file");
     overlay.write_at(&overlay.open(&file), b"never synced", 70_000).unwrap();
     overlay.append(&overlay.open(&file), b"end").unwrap();
     drop(file);
     kill(overlay, &counts);
-    let map = lent(&stage.path("upper/dir"), "map", "file");
+    let map = lent(&setup.path("upper/dir"), "map", "file");
     let mut bytes = fs::read(&map).unwrap();
     bytes[3] ^= 1;
     fs::write(&map, bytes).unwrap();
-    let overlay = mount(&stage, &counts);
+    let overlay = mount(&setup, &counts);
     assert_eq!(read(&overlay, "dir/file"), [&content()[..], b"end"].concat());
     assert!(!map.exists());
 }
@@ -477,12 +477,12 @@ fn a_map_of_another_time_means_nothing() {
 /// btrfs may bring back a completed copy's first name beside the one that it was renamed to.
 #[test]
 fn a_copy_that_has_another_name_keeps_its_data() {
-    let (stage, counts) = (stage(), Counts::default());
-    put::dir(&stage.path("upper"), "dir");
-    let whole = put::file(&stage.path("upper"), "whole", vec![b'w'; SIZE]);
-    let part = stage.path("upper/dir/.wh..wh.part.file");
+    let (setup, counts) = (setup(), Counts::default());
+    put::dir(&setup.path("upper"), "dir");
+    let whole = put::file(&setup.path("upper"), "whole", vec![b'w'; SIZE]);
+    let part = setup.path("upper/dir/.wh..wh.part.file");
     fs::hard_link(&whole, &part).unwrap();
-    let overlay = mount(&stage, &counts);
+    let overlay = mount(&setup, &counts);
     assert!(read(&overlay, "dir/file") == content());
     assert!(read(&overlay, "whole") == vec![b'w'; SIZE]);
     assert!(!part.exists());
@@ -491,14 +491,14 @@ fn a_copy_that_has_another_name_keeps_its_data() {
 /// Data of a map that was lost with the system do not come back where the original has a hole.
 #[test]
 fn what_was_never_synced_does_not_come_back_in_a_hole() {
-    let (stage, counts) = (stage(), Counts::default());
-    let holes = fs::File::create(stage.path("lower/dir/file")).unwrap();
+    let (setup, counts) = (setup(), Counts::default());
+    let holes = fs::File::create(setup.path("lower/dir/file")).unwrap();
     holes.set_len(4 << 20).unwrap();
-    let overlay = mount(&stage, &counts);
+    let overlay = mount(&setup, &counts);
     overlay.write_at(&overlay.open(&find(&overlay, "dir/file")), b"never synced", 70_000).unwrap();
     kill(overlay, &counts);
-    fs::remove_file(lent(&stage.path("upper/dir"), "map", "file")).unwrap();
-    let overlay = mount(&stage, &counts);
+    fs::remove_file(lent(&setup.path("upper/dir"), "map", "file")).unwrap();
+    let overlay = mount(&setup, &counts);
     let file = find(&overlay, "dir/file");
     overlay.write_at(&overlay.open(&file), b"x", 90_000).unwrap();
     let mut expected = vec![0; 4 << 20];
@@ -509,14 +509,14 @@ fn what_was_never_synced_does_not_come_back_in_a_hole() {
 /// What loading a partial copy puts right is put right for good.
 #[test]
 fn a_second_kill_finds_what_the_first_mount_found() {
-    let (stage, counts) = (stage(), Counts::default());
-    let overlay = mount(&stage, &counts);
+    let (setup, counts) = (setup(), Counts::default());
+    let overlay = mount(&setup, &counts);
     overlay.set_mode(&find(&overlay, "dir/file"), 0o600).unwrap();
     kill(overlay, &counts);
     // As if killed between the truncation and the map.
     fs::OpenOptions::new()
         .write(true)
-        .open(lent(&stage.path("upper/dir"), "part", "file"))
+        .open(lent(&setup.path("upper/dir"), "part", "file"))
         .unwrap()
         .set_len(131_072)
         .unwrap();
@@ -524,20 +524,20 @@ fn a_second_kill_finds_what_the_first_mount_found() {
     expected.truncate(131_072);
     expected.resize(900_001, 0);
     expected[900_000] = b'x';
-    let overlay = mount(&stage, &counts);
+    let overlay = mount(&setup, &counts);
     overlay.write_at(&overlay.open(&find(&overlay, "dir/file")), b"x", 900_000).unwrap();
     kill(overlay, &counts);
-    assert!(read(&mount(&stage, &counts), "dir/file") == expected);
+    assert!(read(&mount(&setup, &counts), "dir/file") == expected);
 }
 
 #[test]
 fn a_capability_is_not_lost_with_the_data_that_come_later() {
-    let (stage, counts) = (stage(), Counts::default());
+    let (setup, counts) = (setup(), Counts::default());
     let name = OsStr::new("security.capability");
     let capability = b"\x01\0\0\x02\0\x20\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
-    put::file(&stage.path("lower/dir"), "other", content());
-    rustix::fs::setxattr(stage.path("lower/dir/file"), name, capability, rustix::fs::XattrFlags::empty()).unwrap();
-    let overlay = mount(&stage, &counts);
+    put::file(&setup.path("lower/dir"), "other", content());
+    rustix::fs::setxattr(setup.path("lower/dir/file"), name, capability, rustix::fs::XattrFlags::empty()).unwrap();
+    let overlay = mount(&setup, &counts);
     let [below, above] = ["dir/file", "dir/other"].map(|path| find(&overlay, path));
     overlay.set_times(&below, Time { sec: 1, nsec: 1 }, Time { sec: 2, nsec: 2 }).unwrap();
     overlay.set_mode(&above, 0o755).unwrap();
@@ -551,17 +551,17 @@ fn a_capability_is_not_lost_with_the_data_that_come_later() {
 /// Where there is no space for the whole file, the part is kept, also if the system goes down.
 #[test]
 fn what_cannot_be_completed_is_on_the_disk() {
-    let (stage, counts) = (stage(), Counts::default());
-    let disk = Disk::new(&stage, 32 << 20, &["mkfs.ext4", "-q"]);
+    let (setup, counts) = (setup(), Counts::default());
+    let disk = Disk::new(&setup, 32 << 20, &["mkfs.ext4", "-q"]);
     let large: Vec<u8> = content().iter().cycle().take(12 << 20).copied().collect();
     let filler = disk.path().join("filler");
-    put::file(&stage.path("lower/dir"), "file", &large);
+    put::file(&setup.path("lower/dir"), "file", &large);
     let overlay = || {
         let open = |path: &std::path::Path, upper| Counted::new(OsLayer::open(path, upper).unwrap(), &counts);
         let layers = Layers {
             upper: Some(open(disk.path(), true)),
             work: None,
-            lowers: vec![open(&stage.path("lower"), false)],
+            lowers: vec![open(&setup.path("lower"), false)],
         };
         Overlay::new(layers).unwrap()
     };
@@ -586,8 +586,8 @@ fn what_cannot_be_completed_is_on_the_disk() {
 
 #[test]
 fn a_directory_is_renamed_with_the_partial_copies_in_it() {
-    let (stage, counts) = (stage(), Counts::default());
-    let overlay = mount(&stage, &counts);
+    let (setup, counts) = (setup(), Counts::default());
+    let overlay = mount(&setup, &counts);
     overlay.write_at(&overlay.open(&find(&overlay, "dir/file")), b"new", 70_000).unwrap();
     let calls = copies(&counts);
     let (root, dir) = (overlay.root(), OsStr::new("dir"));
@@ -597,37 +597,37 @@ fn a_directory_is_renamed_with_the_partial_copies_in_it() {
     expected[70_000..70_003].copy_from_slice(b"new");
     assert_eq!(read(&overlay, "moved/file"), expected);
     kill(overlay, &counts);
-    let overlay = mount(&stage, &counts);
+    let overlay = mount(&setup, &counts);
     assert_eq!(read(&overlay, "moved/file"), expected);
     drop(overlay);
-    assert_eq!(fs::read(stage.path("upper/moved/file")).unwrap(), expected);
+    assert_eq!(fs::read(setup.path("upper/moved/file")).unwrap(), expected);
 }
 
 #[test]
 fn what_a_killed_daemon_left_is_completed_also_where_nobody_looks() {
-    let (stage, counts) = (stage(), Counts::default());
-    let overlay = mount(&stage, &counts);
+    let (setup, counts) = (setup(), Counts::default());
+    let overlay = mount(&setup, &counts);
     overlay.set_mode(&find(&overlay, "dir/file"), 0o600).unwrap();
     kill(overlay, &counts);
-    assert!(has_parts(&stage));
-    drop(mount(&stage, &counts));
-    assert!(!has_parts(&stage));
-    assert_eq!(fs::read(stage.path("upper/dir/file")).unwrap(), content());
+    assert!(has_parts(&setup));
+    drop(mount(&setup, &counts));
+    assert!(!has_parts(&setup));
+    assert_eq!(fs::read(setup.path("upper/dir/file")).unwrap(), content());
 }
 
 #[test]
 fn whole_copies_are_made_if_asked_for() {
-    let (stage, counts) = (stage(), Counts::default());
-    let overlay = mount_with(&stage, &counts, Settings { whole_copies: true, ..Settings::default() });
+    let (setup, counts) = (setup(), Counts::default());
+    let overlay = mount_with(&setup, &counts, Settings { whole_copies: true, ..Settings::default() });
     overlay.set_mode(&find(&overlay, "dir/file"), 0o600).unwrap();
-    assert_eq!(fs::read(stage.path("upper/dir/file")).unwrap(), content());
+    assert_eq!(fs::read(setup.path("upper/dir/file")).unwrap(), content());
 }
 
 #[test]
 fn what_is_cut_off_is_not_lent() {
-    let stage = stage();
+    let setup = setup();
     let counts = Counts::default();
-    let overlay = mount(&stage, &counts);
+    let overlay = mount(&setup, &counts);
     let file = find(&overlay, "dir/file");
     overlay.write_at(&overlay.open(&file), &[112; 9000], 70_000).unwrap();
     overlay.truncate(&file, 3).unwrap();
@@ -635,22 +635,22 @@ fn what_is_cut_off_is_not_lent() {
     drop(file);
     kill(overlay, &counts);
     // As after a power failure.
-    fs::remove_file(lent(&stage.path("upper/dir"), "map", "file")).unwrap();
-    let overlay = mount(&stage, &counts);
+    fs::remove_file(lent(&setup.path("upper/dir"), "map", "file")).unwrap();
+    let overlay = mount(&setup, &counts);
     assert_eq!(read(&overlay, "dir/file"), content()[..3]);
     overlay.truncate(&find(&overlay, "dir/file"), 10).unwrap();
     assert_eq!(read(&overlay, "dir/file"), [&content()[..3], &[0; 7]].concat());
     drop(overlay);
-    assert_eq!(read(&mount(&stage, &counts), "dir/file").len(), 10);
+    assert_eq!(read(&mount(&setup, &counts), "dir/file").len(), 10);
 }
 
 #[test]
 fn a_copy_that_gets_its_name_is_there_throughout() {
-    let (stage, counts) = (stage(), Counts::default());
-    let overlay = Arc::new(mount(&stage, &counts));
+    let (setup, counts) = (setup(), Counts::default());
+    let overlay = Arc::new(mount(&setup, &counts));
     let (dir, node) = (find(&overlay, "dir"), find(&overlay, "dir/file"));
     overlay.write_at(&overlay.open(&node), b"new", 0).unwrap();
-    assert!(has_parts(&stage));
+    assert!(has_parts(&setup));
     // Its map is removed when the copy has its own name already.
     let (read, seen) = mpsc::channel();
     let (reader, file) = (overlay.clone(), node.clone());
@@ -671,9 +671,9 @@ fn a_copy_that_gets_its_name_is_there_throughout() {
 /// before.
 #[test]
 fn a_directory_shows_its_times_while_a_copy_in_it_gets_its_name() {
-    let (stage, counts) = (stage(), Counts::default());
-    put::file(&stage.path("lower/dir"), "other", "other");
-    let overlay = Arc::new(mount(&stage, &counts));
+    let (setup, counts) = (setup(), Counts::default());
+    put::file(&setup.path("lower/dir"), "other", "other");
+    let overlay = Arc::new(mount(&setup, &counts));
     let (dir, file) = (find(&overlay, "dir"), find(&overlay, "dir/file"));
     let times = |stat: Stat| (stat.mtime, stat.ctime);
     let before = times(overlay.stat(&dir).unwrap());
@@ -696,14 +696,14 @@ fn a_directory_shows_its_times_while_a_copy_in_it_gets_its_name() {
     // Nor is the wrong time put back the next time.
     overlay.truncate(&find(&overlay, "dir/other"), 5).unwrap();
     assert_eq!(times(overlay.stat(&dir).unwrap()), before);
-    let found = fs::metadata(stage.path("upper/dir")).unwrap();
+    let found = fs::metadata(setup.path("upper/dir")).unwrap();
     assert_eq!((found.mtime(), found.mtime_nsec() as u32), (before.0.sec, before.0.nsec));
 }
 
 /// As [`mount`], with these lower layers.
-fn mount_on(stage: &Stage, counts: &Counts, lowers: &[&str]) -> Merged {
+fn mount_on(setup: &Setup, counts: &Counts, lowers: &[&str]) -> Merged {
     counts.interpose(|method| if method == Method::ShareData { Err(Error::new(EOPNOTSUPP)) } else { Ok(()) });
-    let open = |name: &str, for_writing| Counted::new(OsLayer::open(&stage.path(name), for_writing).unwrap(), counts);
+    let open = |name: &str, for_writing| Counted::new(OsLayer::open(&setup.path(name), for_writing).unwrap(), counts);
     let lowers = lowers.iter().map(|name| open(name, false)).collect();
     Overlay::new(Layers { upper: Some(open("upper", true)), work: None, lowers }).unwrap()
 }
@@ -720,12 +720,12 @@ fn a_change_is_not_mixed_with_another_lower_file() {
     // The same size and time of last change, and another file.
     let newer = vec![b'n'; SIZE];
     for change in changes {
-        let (stage, counts) = (stage(), Counts::default());
-        put::file(&stage.dir("newer/dir"), "file", &newer);
-        test_common::times(&stage.path("lower/dir/file"), (5, 0), (5, 0));
-        test_common::times(&stage.path("newer/dir/file"), (5, 0), (5, 0));
-        let guard = LowerGuard::new([stage.path("lower"), stage.path("newer")]);
-        let overlay = mount(&stage, &counts);
+        let (setup, counts) = (setup(), Counts::default());
+        put::file(&setup.dir("newer/dir"), "file", &newer);
+        test_common::times(&setup.path("lower/dir/file"), (5, 0), (5, 0));
+        test_common::times(&setup.path("newer/dir/file"), (5, 0), (5, 0));
+        let guard = LowerGuard::new([setup.path("lower"), setup.path("newer")]);
+        let overlay = mount(&setup, &counts);
         let file = find(&overlay, "dir/file");
         change(&overlay, &file);
         let (changed, stat) = (read(&overlay, "dir/file"), overlay.stat(&file).unwrap());
@@ -733,48 +733,48 @@ fn a_change_is_not_mixed_with_another_lower_file() {
         kill(overlay, &counts);
 
         for _ in 0..2 {
-            let part = lent(&stage.path("upper/dir"), "part", "file");
+            let part = lent(&setup.path("upper/dir"), "part", "file");
             let kept = fs::read(&part).unwrap();
-            let overlay = mount_on(&stage, &counts, &["newer", "lower"]);
+            let overlay = mount_on(&setup, &counts, &["newer", "lower"]);
             assert!(read(&overlay, "dir/file") == newer);
             drop(overlay);
             assert!(fs::read(&part).unwrap() == kept, "what was written is kept");
         }
         // Another change, of the other file, has another name.
-        let overlay = mount_on(&stage, &counts, &["newer", "lower"]);
+        let overlay = mount_on(&setup, &counts, &["newer", "lower"]);
         overlay.write_at(&overlay.open(&find(&overlay, "dir/file")), b"other", 0).unwrap();
         kill(overlay, &counts);
-        let overlay = mount_on(&stage, &counts, &["newer", "lower"]);
+        let overlay = mount_on(&setup, &counts, &["newer", "lower"]);
         assert!(read(&overlay, "dir/file") == [b"other", &newer[5..]].concat());
         drop(overlay);
-        assert!(lent(&stage.path("upper/dir"), "part", "file").exists(), "what was written first is kept");
-        fs::remove_file(stage.path("upper/dir/file")).unwrap();
+        assert!(lent(&setup.path("upper/dir"), "part", "file").exists(), "what was written first is kept");
+        fs::remove_file(setup.path("upper/dir/file")).unwrap();
 
         // With the layers that it had, it is what it was.
-        let overlay = mount(&stage, &counts);
+        let overlay = mount(&setup, &counts);
         let file = find(&overlay, "dir/file");
         assert!(read(&overlay, "dir/file") == changed);
         assert_eq!(overlay.stat(&file).unwrap().mode, stat.mode);
         drop((file, overlay));
-        assert_eq!(names(&stage.path("upper/dir")), ["file"]);
-        assert!(!stage.path("upper/.wh..wh.parts").exists());
+        assert_eq!(names(&setup.path("upper/dir")), ["file"]);
+        assert!(!setup.path("upper/.wh..wh.parts").exists());
         guard.check();
     }
 }
 
 #[test]
 fn a_partial_copy_that_does_not_say_what_lends_is_read() {
-    let (stage, counts) = (stage(), Counts::default());
-    let overlay = mount(&stage, &counts);
+    let (setup, counts) = (setup(), Counts::default());
+    let overlay = mount(&setup, &counts);
     overlay.write_at(&overlay.open(&find(&overlay, "dir/file")), b"changed", 70_000).unwrap();
     let changed = read(&overlay, "dir/file");
     kill(overlay, &counts);
-    let dir = stage.path("upper/dir");
+    let dir = setup.path("upper/dir");
     // As overlays before called it.
     for kind in ["part", "map"] {
         fs::rename(lent(&dir, kind, "file"), dir.join(format!(".wh..wh.{kind}.file"))).unwrap();
     }
-    assert!(read(&mount(&stage, &counts), "dir/file") == changed);
+    assert!(read(&mount(&setup, &counts), "dir/file") == changed);
     assert_eq!(names(&dir), ["file"]);
 }
 
@@ -815,9 +815,9 @@ fn a_read_only_mount_shows_what_a_killed_daemon_left() {
     let mut partial = [0; 3];
     for stop in 0.. {
         let index = stop as usize % maps.len();
-        let (stage, counts) = (stage(), Counts::default());
-        let overlay = mount(&stage, &counts);
-        let mut model = Model::new(&stage);
+        let (setup, counts) = (setup(), Counts::default());
+        let overlay = mount(&setup, &counts);
+        let mut model = Model::new(&setup);
         counts.stop_after(stop);
         let ended = ops.iter().all(|op| {
             let done = model.do_to(&overlay, op).is_ok();
@@ -825,14 +825,14 @@ fn a_read_only_mount_shows_what_a_killed_daemon_left() {
             done
         });
         kill(overlay, &counts);
-        if let Some(map) = map(&stage.path("upper/dir")) {
+        if let Some(map) = map(&setup.path("upper/dir")) {
             maps[index](&map);
             partial[index] += 1;
         }
-        let guard = LowerGuard::new([stage.path("upper"), stage.path("lower")]);
-        let found = shown(&mount_read_only(&stage, &counts, &["lower"]), "dir/file");
+        let guard = LowerGuard::new([setup.path("upper"), setup.path("lower")]);
+        let found = shown(&mount_read_only(&setup, &counts, &["lower"]), "dir/file");
         drop(guard);
-        assert!(found == shown(&mount(&stage, &counts), "dir/file"), "map {index}, stopped after {stop} calls");
+        assert!(found == shown(&mount(&setup, &counts), "dir/file"), "map {index}, stopped after {stop} calls");
         if ended {
             break;
         }
@@ -848,17 +848,17 @@ fn map(dir: &std::path::Path) -> Option<std::path::PathBuf> {
 
 #[test]
 fn a_read_only_mount_shows_no_change_of_another_file() {
-    let (stage, counts) = (stage(), Counts::default());
-    put::file(&stage.dir("newer/dir"), "file", vec![b'n'; SIZE]);
-    let overlay = mount(&stage, &counts);
+    let (setup, counts) = (setup(), Counts::default());
+    put::file(&setup.dir("newer/dir"), "file", vec![b'n'; SIZE]);
+    let overlay = mount(&setup, &counts);
     overlay.write_at(&overlay.open(&find(&overlay, "dir/file")), b"changed", 70_000).unwrap();
     let changed = read(&overlay, "dir/file");
     kill(overlay, &counts);
-    let _guard = LowerGuard::new(["upper", "lower", "newer"].map(|name| stage.path(name)));
-    assert!(read(&mount_read_only(&stage, &counts, &["newer", "lower"]), "dir/file") == vec![b'n'; SIZE]);
+    let _guard = LowerGuard::new(["upper", "lower", "newer"].map(|name| setup.path(name)));
+    assert!(read(&mount_read_only(&setup, &counts, &["newer", "lower"]), "dir/file") == vec![b'n'; SIZE]);
     let options = overlayfs::options::Options {
-        lowers: vec![stage.path("lower")],
-        upper: Some(stage.path("upper")),
+        lowers: vec![setup.path("lower")],
+        upper: Some(setup.path("upper")),
         read_only: true,
         ..Default::default()
     };
@@ -878,15 +878,15 @@ fn a_read_only_mount_shows_no_change_of_another_file() {
 
 #[test]
 fn a_read_only_mount_shows_nothing_of_a_removed_file() {
-    let (stage, counts) = (stage(), Counts::default());
-    let overlay = mount(&stage, &counts);
+    let (setup, counts) = (setup(), Counts::default());
+    let overlay = mount(&setup, &counts);
     overlay.set_mode(&find(&overlay, "dir/file"), 0o600).unwrap();
     kill(overlay, &counts);
     // As if killed between the whiteout and the removal.
-    let marker = put::file(&stage.path("upper/dir"), ".wh.file", "");
-    let overlay = mount_read_only(&stage, &counts, &["lower"]);
+    let marker = put::file(&setup.path("upper/dir"), ".wh.file", "");
+    let overlay = mount_read_only(&setup, &counts, &["lower"]);
     assert!(overlay.lookup(&find(&overlay, "dir"), OsStr::new("file")).is_err());
     fs::remove_file(marker).unwrap();
-    put::file(&stage.path("upper/dir"), "file", "another");
-    assert_eq!(read(&mount_read_only(&stage, &counts, &["lower"]), "dir/file"), b"another");
+    put::file(&setup.path("upper/dir"), "file", "another");
+    assert_eq!(read(&mount_read_only(&setup, &counts, &["lower"]), "dir/file"), b"another");
 }

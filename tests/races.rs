@@ -18,7 +18,7 @@ use overlayfs::fsck::Checker;
 use overlayfs::layer::counted::{Counted, Counts};
 use overlayfs::layer::{Allocation, Kind, OsLayer, Owner, RenameMode, Result};
 use overlayfs::overlay::{Handle, Layers, Node, Overlay};
-use test_common::{LowerGuard, Stage, put};
+use test_common::{LowerGuard, Setup, put};
 
 type Layered = Counted<OsLayer>;
 type Merged = Overlay<Layered>;
@@ -36,20 +36,20 @@ fn name(name: &str) -> &OsStr {
     OsStr::new(name)
 }
 
-/// The directories `lower` and `upper` of a stage, in that order.
-fn open(stage: &Stage) -> Layers<Layered> {
+/// The directories `lower` and `upper` of a setup, in that order.
+fn open(setup: &Setup) -> Layers<Layered> {
     let counts = Counts::default();
     // Somebody else may come between any two calls.
     counts.interpose(|_| {
         thread::yield_now();
         Ok(())
     });
-    let open = |name: &str, for_writing| Counted::new(OsLayer::open(&stage.dir(name), for_writing).unwrap(), &counts);
+    let open = |name: &str, for_writing| Counted::new(OsLayer::open(&setup.dir(name), for_writing).unwrap(), &counts);
     Layers { upper: Some(open("upper", true)), work: None, lowers: vec![open("lower", false)] }
 }
 
-fn mount(stage: &Stage) -> Merged {
-    Overlay::new(open(stage)).unwrap()
+fn mount(setup: &Setup) -> Merged {
+    Overlay::new(open(setup)).unwrap()
 }
 
 fn find(overlay: &Merged, path: &str) -> Result<Arc<Node<Layered>>> {
@@ -102,16 +102,16 @@ fn tree(overlay: &Merged) -> BTreeMap<PathBuf, (Kind, u32, Vec<u8>)> {
 }
 
 /// Ends an overlay, and looks at what it left.
-fn leave(overlay: Merged, stage: &Stage, guard: &LowerGuard) {
+fn leave(overlay: Merged, setup: &Setup, guard: &LowerGuard) {
     let before = tree(&overlay);
     drop(overlay);
-    let findings = Checker::new(open(stage)).unwrap().check().unwrap();
+    let findings = Checker::new(open(setup)).unwrap().check().unwrap();
     assert!(findings.is_empty(), "{} {}", findings[0].path.display(), findings[0].damage);
     assert_eq!(
-        test_common::names(&stage.path("upper/.wh..wh.work")).iter().filter(|n| n.starts_with("tmp")).count(),
+        test_common::names(&setup.path("upper/.wh..wh.work")).iter().filter(|n| n.starts_with("tmp")).count(),
         0
     );
-    let after = tree(&mount(stage));
+    let after = tree(&mount(setup));
     let paths = |tree: &BTreeMap<PathBuf, _>| tree.keys().cloned().collect::<Vec<_>>();
     assert_eq!(paths(&before), paths(&after), "after a new mount");
     assert!(before == after, "contents or links differ after a new mount");
@@ -139,16 +139,16 @@ fn until(ended: &AtomicBool, mut work: impl FnMut(usize)) {
 
 #[test]
 fn directories_move_while_others_work_below_them() {
-    let stage = Stage::new();
-    let lower = stage.dir("lower");
+    let setup = Setup::new();
+    let lower = setup.dir("lower");
     for number in 0..20 {
         put::file(&lower, &format!("from/dir/deep/stays{number}"), number.to_string());
     }
     put::dir(&lower, "to");
     // It merges.
-    put::file(&stage.dir("upper"), "from/dir/deep/own", "own");
+    put::file(&setup.dir("upper"), "from/dir/deep/own", "own");
     let guard = LowerGuard::new([&lower]);
-    let overlay = mount(&stage);
+    let overlay = mount(&setup);
     let [from, to, dir, deep] = ["from", "to", "from/dir", "from/dir/deep"].map(|path| find(&overlay, path).unwrap());
     let ended = &AtomicBool::new(false);
     let made = thread::scope(|scope| {
@@ -205,21 +205,21 @@ fn directories_move_while_others_work_below_them() {
     let left = 20 + 1 + made.div_ceil(2);
     assert_eq!(list(&overlay, &deep).len(), left, "what stays, the upper layer's own, and half of what was made");
     drop([from, to, dir, deep]);
-    leave(overlay, &stage, &guard);
+    leave(overlay, &setup, &guard);
 }
 
 #[test]
 fn files_are_copied_up_while_their_names_change() {
     for round in 0..times(20) {
-        let stage = Stage::new();
-        let lower = stage.dir("lower");
+        let setup = Setup::new();
+        let lower = setup.dir("lower");
         let base: Vec<u8> = (0..LARGE).map(|index| (index / 4096) as u8 | 1).collect();
         put::file(&lower, "dir/large", &base);
         put::file(&lower, "dir/small", &base[..5000]);
         put::link(&lower, "dir/small", "other/linked");
-        stage.dir("upper");
+        setup.dir("upper");
         let guard = LowerGuard::new([&lower]);
-        let overlay = mount(&stage);
+        let overlay = mount(&setup);
         let held = ["dir/large", "dir/small", "other/linked"].map(|path| overlay.open(&find(&overlay, path).unwrap()));
         thread::scope(|scope| {
             let (overlay, held) = (&overlay, &held);
@@ -272,22 +272,22 @@ fn files_are_copied_up_while_their_names_change() {
             assert!(read(&overlay, file) == expected, "round {round}: what was written or what was there is lost");
         }
         drop(held);
-        leave(overlay, &stage, &guard);
+        leave(overlay, &setup, &guard);
     }
 }
 
 #[test]
 fn listings_meet_what_stays_whatever_happens() {
-    let stage = Stage::new();
-    let lower = stage.dir("lower");
+    let setup = Setup::new();
+    let lower = setup.dir("lower");
     for number in 0..100 {
         for kind in ["stays", "goes", "moves", "changes"] {
             put::file(&lower, &format!("dir/{kind}{number}"), "data");
         }
     }
-    put::file(&stage.dir("upper"), "dir/own", "own");
+    put::file(&setup.dir("upper"), "dir/own", "own");
     let guard = LowerGuard::new([&lower]);
-    let overlay = mount(&stage);
+    let overlay = mount(&setup);
     let dir = find(&overlay, "dir").unwrap();
     let ended = &AtomicBool::new(false);
     thread::scope(|scope| {
@@ -334,7 +334,7 @@ fn listings_meet_what_stays_whatever_happens() {
         }
     });
     drop(dir);
-    leave(overlay, &stage, &guard);
+    leave(overlay, &setup, &guard);
 }
 
 /// Who is told the new size of a file reads what it has then, and who reads a byte is told that it
@@ -353,8 +353,8 @@ fn sizes_and_bytes_are_of_one_moment() {
         }),
     ];
     for (what, shrinks, change) in changes {
-        let stage = Stage::new();
-        let lower = stage.dir("lower");
+        let setup = Setup::new();
+        let lower = setup.dir("lower");
         put::file(&lower, "from", "some data to copy");
         let rounds = times(40);
         for round in 0..rounds {
@@ -364,7 +364,7 @@ fn sizes_and_bytes_are_of_one_moment() {
             put::file(&lower, &format!("small{round}"), "");
         }
         let guard = LowerGuard::new([&lower]);
-        let overlay = &mount(&stage);
+        let overlay = &mount(&setup);
         let open = |path: &str| overlay.open(&find(overlay, path).unwrap());
         let from = &open("from");
         for round in 0..rounds {
@@ -402,8 +402,8 @@ fn sizes_and_bytes_are_of_one_moment() {
 /// once.
 #[test]
 fn files_go_from_every_directory_to_every_other() {
-    let stage = Stage::new();
-    let lower = stage.dir("lower");
+    let setup = Setup::new();
+    let lower = setup.dir("lower");
     let paths = ["a", "a/b", "a/b/c", "d", "d/e"];
     for path in paths {
         put::file(&lower, &format!("{path}/stays"), path);
@@ -411,9 +411,9 @@ fn files_go_from_every_directory_to_every_other() {
     for number in 1..=4 {
         put::file(&lower, &format!("a/file{number}"), number.to_string());
     }
-    stage.dir("upper");
+    setup.dir("upper");
     let guard = LowerGuard::new([&lower]);
-    let overlay = mount(&stage);
+    let overlay = mount(&setup);
     let dirs = paths.map(|path| find(&overlay, path).unwrap());
     let ended = &AtomicBool::new(false);
     thread::scope(|scope| {
@@ -457,5 +457,5 @@ fn files_go_from_every_directory_to_every_other() {
     let ends_with = |file: &str| tree.keys().filter(|path| path.file_name() == Some(name(file))).count();
     assert_eq!(["file1", "file2", "file3", "file4", "new"].map(ends_with), [1, 1, 1, 1, dirs.len()]);
     drop(dirs);
-    leave(overlay, &stage, &guard);
+    leave(overlay, &setup, &guard);
 }

@@ -13,7 +13,7 @@ use overlayfs::errno::ENOSPC;
 use overlayfs::layer::counted::{Counted, Counts};
 use overlayfs::layer::{OsLayer, Owner, Result};
 use overlayfs::overlay::{Handle, Layers, Node, Overlay};
-use test_common::{Disk, LowerGuard, Random, Stage, names, put};
+use test_common::{Disk, LowerGuard, Random, Setup, names, put};
 
 type Merged = Overlay<Counted<OsLayer>>;
 
@@ -28,32 +28,32 @@ const SPARSE: u64 = 40 << 20;
 const NAMES: [&str; 4] = ["a", "b", "c", "d"];
 
 /// The layers. The disk is unmounted before its directory is removed.
-struct Bed {
+struct Fixture {
     guard: LowerGuard,
     disk: Disk,
-    stage: Stage,
+    setup: Setup,
 }
 
-impl Bed {
+impl Fixture {
     fn new() -> Self {
-        let stage = Stage::new();
+        let setup = Setup::new();
         for name in NAMES {
-            put::file(&stage.dir("lower"), name, content(name));
+            put::file(&setup.dir("lower"), name, content(name));
         }
-        let sparse = File::create(stage.path("lower/sparse")).unwrap();
+        let sparse = File::create(setup.path("lower/sparse")).unwrap();
         sparse.set_len(SPARSE).unwrap();
         for at in [0, SPARSE / 2] {
             sparse.write_all_at(&vec![7; MIB], at).unwrap();
         }
         sparse.sync_all().unwrap();
-        let disk = Disk::new(&stage, DISK as u64, &["mkfs.ext4", "-q", "-m", "0", "-O", "^has_journal"]);
+        let disk = Disk::new(&setup, DISK as u64, &["mkfs.ext4", "-q", "-m", "0", "-O", "^has_journal"]);
         fs::create_dir(disk.path().join("upper")).unwrap();
-        Bed { guard: LowerGuard::new([stage.path("lower")]), disk, stage }
+        Fixture { guard: LowerGuard::new([setup.path("lower")]), disk, setup }
     }
 
     fn mount(&self, counts: &Counts) -> Merged {
         let upper = Counted::new(OsLayer::open(&self.disk.path().join("upper"), true).unwrap(), counts);
-        let lower = Counted::new(OsLayer::open(&self.stage.path("lower"), false).unwrap(), counts);
+        let lower = Counted::new(OsLayer::open(&self.setup.path("lower"), false).unwrap(), counts);
         Overlay::new(Layers { upper: Some(upper), work: None, lowers: vec![lower] }).unwrap()
     }
 
@@ -118,8 +118,8 @@ fn is_done<T>(result: Result<T>) -> bool {
 /// As much as fits is taken, and the rest refused when it is written.
 #[test]
 fn a_change_for_whose_file_there_is_no_room_is_refused() {
-    let bed = Bed::new();
-    let overlay = bed.mount(&Counts::default());
+    let fixture = Fixture::new();
+    let overlay = fixture.mount(&Counts::default());
     let free = || overlay.stat_fs().unwrap();
     let before = free();
     let write = |name| is_done(overlay.write_at(&open(&overlay, name), b"new", 3_000_000));
@@ -143,19 +143,19 @@ fn a_change_for_whose_file_there_is_no_room_is_refused() {
     };
     check(&overlay);
     drop(overlay);
-    assert_eq!(names(&bed.disk.path().join("upper")), [".wh..wh.work", "a", "b"]);
-    check(&bed.mount(&Counts::default()));
-    bed.guard.check();
+    assert_eq!(names(&fixture.disk.path().join("upper")), [".wh..wh.work", "a", "b"]);
+    check(&fixture.mount(&Counts::default()));
+    fixture.guard.check();
 }
 
 /// What partial copies lack is not given to others who write through the overlay.
 #[test]
 fn the_room_for_the_rest_of_a_file_is_not_given_away() {
-    let bed = Bed::new();
-    let overlay = bed.mount(&Counts::default());
+    let fixture = Fixture::new();
+    let overlay = fixture.mount(&Counts::default());
     let large = open(&overlay, "a");
     overlay.write_at(&large, b"new", 100).unwrap();
-    assert_eq!(bed.parts().len(), 1, "there is room for all of it");
+    assert_eq!(fixture.parts().len(), 1, "there is room for all of it");
     let others = overlay.create_file(overlay.root(), OsStr::new("others"), 0o600, OWN).unwrap();
     let mut size = 0;
     while is_done(overlay.write_at(&others, &vec![1; MIB / 2], size)) {
@@ -167,21 +167,21 @@ fn the_room_for_the_rest_of_a_file_is_not_given_away() {
     let mut right = content("a");
     right[100..103].copy_from_slice(b"new");
     assert!(read(&overlay, "a") == right);
-    bed.guard.check();
+    fixture.guard.check();
 }
 
 /// Others may take what was left free. What was written before stays, and is found by the next
 /// mount.
 #[test]
 fn what_others_take_is_missing_and_nothing_is_torn() {
-    let bed = Bed::new();
+    let fixture = Fixture::new();
     let counts = Counts::default();
-    let overlay = bed.mount(&counts);
+    let overlay = fixture.mount(&counts);
     let mut right = content("a");
     let large = open(&overlay, "a");
     overlay.write_at(&large, b"new", 100).unwrap();
     right[100..103].copy_from_slice(b"new");
-    bed.fill(2 * MIB);
+    fixture.fill(2 * MIB);
     // It is noticed by who writes, and then completing fails.
     let mut at = 200_000;
     while is_done(overlay.write_at(&large, &[9; 100_000], at as u64)) {
@@ -192,30 +192,30 @@ fn what_others_take_is_missing_and_nothing_is_torn() {
     assert!(!is_done(overlay.sync(&large)));
     assert!(read(&overlay, "a") == right, "while it is mounted");
     drop((large, overlay));
-    assert_eq!(bed.parts().len(), 1, "it cannot be completed");
-    let overlay = bed.mount(&counts);
+    assert_eq!(fixture.parts().len(), 1, "it cannot be completed");
+    let overlay = fixture.mount(&counts);
     assert!(read(&overlay, "a") == right, "in the next mount");
     assert!(!is_done(overlay.sync(&open(&overlay, "a"))));
-    bed.free();
+    fixture.free();
     overlay.sync(&open(&overlay, "a")).unwrap();
     assert!(read(&overlay, "a") == right, "when there is room again");
     drop(overlay);
-    assert!(bed.parts().is_empty());
-    bed.guard.check();
+    assert!(fixture.parts().is_empty());
+    fixture.guard.check();
 }
 
 /// Holes need no room.
 #[test]
 fn a_file_with_holes_needs_room_for_its_data() {
-    let bed = Bed::new();
-    let overlay = bed.mount(&Counts::default());
+    let fixture = Fixture::new();
+    let overlay = fixture.mount(&Counts::default());
     let file = open(&overlay, "sparse");
     overlay.write_at(&file, b"new", SPARSE - 9).unwrap();
     let left = overlay.stat_fs().unwrap();
     assert!(left.blocks_available * u64::from(left.block_size) > DISK as u64 / 2);
     overlay.sync(&file).unwrap();
     drop((file, overlay));
-    let copy = fs::metadata(bed.disk.path().join("upper/sparse")).unwrap();
+    let copy = fs::metadata(fixture.disk.path().join("upper/sparse")).unwrap();
     assert_eq!(copy.len(), SPARSE);
     assert!(copy.blocks() * 512 < 3 * MIB as u64, "{} blocks", copy.blocks());
 }
@@ -231,12 +231,12 @@ fn what_is_taken_is_kept_and_what_is_refused_changed_nothing() {
 }
 
 fn random_changes(seed: u64) -> usize {
-    let bed = Bed::new();
+    let fixture = Fixture::new();
     let mut random = Random(seed);
     let mut right: BTreeMap<&str, Vec<u8>> = NAMES.iter().map(|name| (*name, content(name))).collect();
     let (mut refused, mut is_filled) = (0, false);
     for _ in 0..2 {
-        let overlay = bed.mount(&Counts::default());
+        let overlay = fixture.mount(&Counts::default());
         for _ in 0..60 {
             let name = *random.one_of(&["a", "b", "c", "d", "e", "f"]);
             match random.below(10) {
@@ -277,12 +277,12 @@ fn random_changes(seed: u64) -> usize {
                     }
                 }
                 8 => {
-                    bed.fill(random.below(4) * MIB);
+                    fixture.fill(random.below(4) * MIB);
                     is_filled = true;
                 }
                 _ => {
                     if std::mem::take(&mut is_filled) {
-                        bed.free();
+                        fixture.free();
                     }
                     for name in right.keys() {
                         // Nobody else has taken anything, so what was taken can be done.
@@ -295,11 +295,11 @@ fn random_changes(seed: u64) -> usize {
             assert!(read(&overlay, name) == *bytes, "seed {seed}: {name} in the mount");
         }
         drop(overlay);
-        let overlay = bed.mount(&Counts::default());
+        let overlay = fixture.mount(&Counts::default());
         for (name, bytes) in &right {
             assert!(read(&overlay, name) == *bytes, "seed {seed}: {name} in the next mount");
         }
     }
-    bed.guard.check();
+    fixture.guard.check();
     refused
 }

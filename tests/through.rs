@@ -11,7 +11,7 @@ use overlayfs::errno::EOPNOTSUPP;
 use overlayfs::layer::counted::{Counted, Counts, Method};
 use overlayfs::layer::{Layer, OsLayer, Owner, RenameMode};
 use overlayfs::overlay::{Layers, Overlay};
-use test_common::{Disk, Stage, put};
+use test_common::{Disk, Setup, put};
 
 const OWN: Owner = Owner { uid: 0, gid: 0 };
 
@@ -56,22 +56,22 @@ fn copy_up(disk: &Path) -> (u64, u64) {
 
 #[test]
 fn a_journal_keeps_the_order() {
-    let stage = Stage::new();
-    let disk = Disk::new(&stage, 64 << 20, &["mkfs.ext4", "-q"]);
+    let setup = Setup::new();
+    let disk = Disk::new(&setup, 64 << 20, &["mkfs.ext4", "-q"]);
     assert_eq!(copy_up(disk.path()), (7, 0), "six files with data and a redirect");
 }
 
 #[test]
 fn without_a_journal_copies_are_synced() {
-    let stage = Stage::new();
-    let disk = Disk::new(&stage, 64 << 20, &["mkfs.ext4", "-q", "-O", "^has_journal"]);
+    let setup = Setup::new();
+    let disk = Disk::new(&setup, 64 << 20, &["mkfs.ext4", "-q", "-O", "^has_journal"]);
     assert_eq!(copy_up(disk.path()), (0, 7), "the empty file needs none");
 }
 
 #[test]
 fn only_whole_units_are_written_through() {
-    let stage = Stage::new();
-    let disk = Disk::new(&stage, 64 << 20, &["mkfs.ext4", "-q"]);
+    let setup = Setup::new();
+    let disk = Disk::new(&setup, 64 << 20, &["mkfs.ext4", "-q"]);
     let layer = OsLayer::open(disk.path(), true).unwrap();
     let file = layer.create_file(&layer.root().unwrap(), OsStr::new("file"), 0o600, OWN).unwrap();
     layer.write_through(&file, &[b'a'; 5000], 4096).unwrap();

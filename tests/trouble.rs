@@ -12,14 +12,14 @@ use overlayfs::errno::{EIO, ENOSPC, EROFS, ESTALE, Error};
 use overlayfs::layer::counted::{Counted, Counts, Method};
 use overlayfs::layer::{Kind, OsLayer, Owner, RenameMode, Result, Time, XattrMode};
 use overlayfs::overlay::{Layers, Node, Overlay};
-use test_common::{Detail, LowerGuard, Snapshot, Stage, put};
+use test_common::{Detail, LowerGuard, Setup, Snapshot, put};
 
 type Counting = Counted<OsLayer>;
 
 const OWN: Owner = Owner { uid: 0, gid: 0 };
 
-fn mount(stage: &Stage, counts: &Counts) -> Overlay<Counting> {
-    let open = |name: &str, for_writing| Counted::new(OsLayer::open(&stage.dir(name), for_writing).unwrap(), counts);
+fn mount(setup: &Setup, counts: &Counts) -> Overlay<Counting> {
+    let open = |name: &str, for_writing| Counted::new(OsLayer::open(&setup.dir(name), for_writing).unwrap(), counts);
     Overlay::new(Layers { upper: Some(open("upper", true)), work: None, lowers: vec![open("lower", false)] }).unwrap()
 }
 
@@ -28,14 +28,14 @@ fn find(overlay: &Overlay<Counting>, path: &str) -> Result<Arc<Node<Counting>>> 
 }
 
 /// Directories of a lower layer, one for each operation, and one of the upper.
-fn fill(stage: &Stage, count: usize) {
-    let lower = stage.dir("lower");
+fn fill(setup: &Setup, count: usize) {
+    let lower = setup.dir("lower");
     for index in 0..count {
         put::file(&lower, &format!("{index}/file"), "content");
         put::symlink(&lower, &format!("{index}/symlink"), "file");
         put::dir(&lower, &format!("{index}/empty"));
     }
-    put::file(&stage.dir("upper"), "in-upper/file", "content");
+    put::file(&setup.dir("upper"), "in-upper/file", "content");
 }
 
 type Work = fn(&Overlay<Counting>, &str) -> Result<()>;
@@ -91,18 +91,18 @@ fn tree(path: &Path) -> Snapshot {
 #[test]
 fn a_layer_that_is_gone_for_a_while() {
     for errno in [ESTALE, EIO, ENOSPC, EROFS] {
-        let stage = Stage::new();
-        fill(&stage, WORKS.len());
-        let guard = LowerGuard::new([stage.path("lower")]);
+        let setup = Setup::new();
+        fill(&setup, WORKS.len());
+        let guard = LowerGuard::new([setup.path("lower")]);
         let (counts, gone) = (Counts::default(), Arc::new(AtomicBool::new(false)));
-        let overlay = mount(&stage, &counts);
+        let overlay = mount(&setup, &counts);
         let is_gone = gone.clone();
         counts.interpose(move |_| if is_gone.load(Ordering::Relaxed) { Err(Error::new(errno)) } else { Ok(()) });
         // Of some nothing is known before, of others the names.
         for index in (0..WORKS.len()).step_by(2) {
             find(&overlay, &index.to_string()).unwrap();
         }
-        let before = tree(&stage.path("upper"));
+        let before = tree(&setup.path("upper"));
 
         gone.store(true, Ordering::Relaxed);
         for _ in 0..3 {
@@ -111,7 +111,7 @@ fn a_layer_that_is_gone_for_a_while() {
             }
             assert!(overlay.stat(overlay.root()).is_ok(), "what is known is told");
         }
-        before.assert_same(&tree(&stage.path("upper")), "the upper layer");
+        before.assert_same(&tree(&setup.path("upper")), "the upper layer");
 
         gone.store(false, Ordering::Relaxed);
         for (index, (name, work)) in WORKS.iter().enumerate() {
@@ -126,7 +126,7 @@ fn a_layer_that_is_gone_for_a_while() {
             assert_eq!(there(&format!("{index}/empty")), *name != "rmdir", "{name}");
         }
         drop(overlay);
-        let left: Vec<_> = fs::read_dir(stage.path("upper/.wh..wh.work")).unwrap().flatten().collect();
+        let left: Vec<_> = fs::read_dir(setup.path("upper/.wh..wh.work")).unwrap().flatten().collect();
         assert!(!left.iter().any(|entry| entry.file_name().to_str().unwrap().starts_with("tmp.")), "{left:?}");
         guard.check();
     }
@@ -137,13 +137,13 @@ fn a_layer_that_is_gone_for_a_while() {
 #[test]
 fn a_mark_that_could_not_be_made_is_not_relied_upon() {
     for moves_over_another in [false, true] {
-        let stage = Stage::new();
-        let lower = stage.dir("lower");
+        let setup = Setup::new();
+        let lower = setup.dir("lower");
         for dir in ["gone", "hides", "moved"] {
             put::file(&lower, &format!("{dir}/old"), "of the lower layer");
         }
         let counts = Counts::default();
-        let overlay = mount(&stage, &counts);
+        let overlay = mount(&setup, &counts);
         let root = overlay.root().clone();
         for dir in ["gone", "hides"] {
             overlay.unlink(&find(&overlay, dir).unwrap(), OsStr::new("old")).unwrap();
@@ -182,7 +182,7 @@ fn a_mark_that_could_not_be_made_is_not_relied_upon() {
         };
         assert!(list(&overlay).is_empty());
         drop(overlay);
-        assert!(list(&mount(&stage, &Counts::default())).is_empty(), "deleted files are back in {now}");
+        assert!(list(&mount(&setup, &Counts::default())).is_empty(), "deleted files are back in {now}");
     }
 }
 
@@ -190,11 +190,11 @@ fn a_mark_that_could_not_be_made_is_not_relied_upon() {
 /// it is in can be removed.
 #[test]
 fn a_marker_that_stays_is_not_in_the_way() {
-    let stage = Stage::new();
-    put::file(&stage.dir("lower"), "other", "");
-    put::file(&stage.dir("upper"), "dir/.wh.name", "");
+    let setup = Setup::new();
+    put::file(&setup.dir("lower"), "other", "");
+    put::file(&setup.dir("upper"), "dir/.wh.name", "");
     let counts = Counts::default();
-    let overlay = mount(&stage, &counts);
+    let overlay = mount(&setup, &counts);
     let (root, dir) = (overlay.root().clone(), find(&overlay, "dir").unwrap());
     let fails = Arc::new(AtomicBool::new(true));
     let failing = fails.clone();
@@ -206,5 +206,5 @@ fn a_marker_that_stays_is_not_in_the_way() {
     fails.store(false, Ordering::Relaxed);
     overlay.rename(&dir, OsStr::new("name"), &root, OsStr::new("moved"), RenameMode::Replace).unwrap();
     overlay.remove_dir(&root, OsStr::new("dir")).unwrap();
-    assert_eq!(test_common::names(&stage.path("upper")), [".wh..wh.work", "moved"]);
+    assert_eq!(test_common::names(&setup.path("upper")), [".wh..wh.work", "moved"]);
 }

@@ -11,7 +11,7 @@ use overlayfs::layer::{Layer, OsLayer, Owner, RenameMode};
 use overlayfs::mount::mount;
 use overlayfs::options::Options;
 use overlayfs::overlay::{Layers, Overlay, Settings, VOLATILE_MARK};
-use test_common::{Detail, Snapshot, Stage, names, put};
+use test_common::{Detail, Setup, Snapshot, names, put};
 
 const OWN: Owner = Owner { uid: 0, gid: 0 };
 
@@ -19,16 +19,16 @@ const OWN: Owner = Owner { uid: 0, gid: 0 };
 const WORK: &str = "upper/.wh..wh.work";
 
 /// A lower layer with a file and a directory, and an empty upper layer.
-fn stage() -> Stage {
-    let stage = Stage::new();
-    put::file(&stage.dir("lower"), "file", "lower");
-    put::file(&stage.dir("lower"), "dir/inside", "lower");
-    stage.dir("upper");
-    stage
+fn setup() -> Setup {
+    let setup = Setup::new();
+    put::file(&setup.dir("lower"), "file", "lower");
+    put::file(&setup.dir("lower"), "dir/inside", "lower");
+    setup.dir("upper");
+    setup
 }
 
-fn options(stage: &Stage) -> Options {
-    Options { lowers: vec![stage.path("lower")], upper: Some(stage.path("upper")), ..Options::default() }
+fn options(setup: &Setup) -> Options {
+    Options { lowers: vec![setup.path("lower")], upper: Some(setup.path("upper")), ..Options::default() }
 }
 
 /// Copies up, redirects, and asks for everything to be synced.
@@ -44,8 +44,8 @@ fn change<L: Layer>(overlay: &Overlay<L>) {
 /// How many calls to sync files, directories and all it takes to change something, and after that
 /// to end.
 fn syncs(settings: Settings) -> ([u64; 3], [u64; 3]) {
-    let (stage, counts) = (stage(), Counts::default());
-    let open = |name: &str, for_writing| Counted::new(OsLayer::open(&stage.path(name), for_writing).unwrap(), &counts);
+    let (setup, counts) = (setup(), Counts::default());
+    let open = |name: &str, for_writing| Counted::new(OsLayer::open(&setup.path(name), for_writing).unwrap(), &counts);
     let layers = Layers { upper: Some(open("upper", true)), work: None, lowers: vec![open("lower", false)] };
     let overlay = Overlay::with_settings(layers, settings).unwrap();
     let count = || {
@@ -91,11 +91,11 @@ fn nothing_is_synced_before_the_end() {
 
 #[test]
 fn the_mark_is_there_until_the_overlay_ends() {
-    let stage = stage();
-    let work = stage.dir("work");
+    let setup = setup();
+    let work = setup.dir("work");
     for work in [None, Some(work)] {
-        let inside = work.clone().unwrap_or_else(|| stage.path(WORK));
-        let options = Options { work, volatile: true, ..options(&stage) };
+        let inside = work.clone().unwrap_or_else(|| setup.path(WORK));
+        let options = Options { work, volatile: true, ..options(&setup) };
         let overlay = mount(&options).unwrap();
         assert!(inside.join(VOLATILE_MARK).is_dir());
         overlay.create_file(overlay.root(), OsStr::new("new"), 0o600, OWN).unwrap();
@@ -108,9 +108,9 @@ fn the_mark_is_there_until_the_overlay_ends() {
 
 #[test]
 fn a_marked_upper_layer_is_refused() {
-    let stage = stage();
-    leave_mark(&stage.path(WORK));
-    let (upper, work) = (stage.path("upper"), stage.path(WORK));
+    let setup = setup();
+    leave_mark(&setup.path(WORK));
+    let (upper, work) = (setup.path("upper"), setup.path(WORK));
     let expected = format!(
         "an overlay with the option volatile has left its mark, so what was written may be damaged. \
          To use the layer all the same, mount with reuse_volatile, or remove the directory {}/work/incompat/volatile \
@@ -118,13 +118,13 @@ fn a_marked_upper_layer_is_refused() {
         work.display(),
         upper.display(),
     );
-    assert_eq!(refusal(&options(&stage)), expected);
-    assert_eq!(refusal(&Options { volatile: true, ..options(&stage) }), expected);
+    assert_eq!(refusal(&options(&setup)), expected);
+    assert_eq!(refusal(&Options { volatile: true, ..options(&setup) }), expected);
     assert!(work.join(VOLATILE_MARK).is_dir(), "a refusal changes nothing");
 
-    let work = stage.dir("work");
+    let work = setup.dir("work");
     leave_mark(&work);
-    let with_work = Options { work: Some(work.clone()), ..options(&stage) };
+    let with_work = Options { work: Some(work.clone()), ..options(&setup) };
     let sentence = refusal(&with_work);
     assert!(sentence.contains(&format!("directory {}/work/incompat/volatile (", work.display())), "{sentence}");
     fs::remove_dir(work.join(VOLATILE_MARK)).unwrap();
@@ -134,22 +134,22 @@ fn a_marked_upper_layer_is_refused() {
 #[test]
 fn a_marked_upper_layer_is_used_if_one_is_told() {
     for volatile in [false, true] {
-        let stage = stage();
-        leave_mark(&stage.path(WORK));
-        let overlay = mount(&Options { reuse_volatile: true, volatile, ..options(&stage) }).unwrap();
-        assert_eq!(stage.path(WORK).join(VOLATILE_MARK).exists(), volatile);
+        let setup = setup();
+        leave_mark(&setup.path(WORK));
+        let overlay = mount(&Options { reuse_volatile: true, volatile, ..options(&setup) }).unwrap();
+        assert_eq!(setup.path(WORK).join(VOLATILE_MARK).exists(), volatile);
         drop(overlay);
-        mount(&options(&stage)).unwrap();
+        mount(&options(&setup)).unwrap();
     }
 }
 
 #[test]
 fn a_read_only_overlay_shows_the_upper_layer_and_leaves_it_alone() {
-    let stage = stage();
-    change(&mount(&options(&stage)).unwrap());
-    leave_mark(&stage.path(WORK));
-    let before = Snapshot::take(&stage.path("upper"), Detail::Everything);
-    let overlay = mount(&Options { read_only: true, work: Some(stage.dir("work")), ..options(&stage) }).unwrap();
+    let setup = setup();
+    change(&mount(&options(&setup)).unwrap());
+    leave_mark(&setup.path(WORK));
+    let before = Snapshot::take(&setup.path("upper"), Detail::Everything);
+    let overlay = mount(&Options { read_only: true, work: Some(setup.dir("work")), ..options(&setup) }).unwrap();
     assert!(overlay.is_read_only());
     let root = overlay.root();
     let mut text = [0; 5];
@@ -160,6 +160,6 @@ fn a_read_only_overlay_shows_the_upper_layer_and_leaves_it_alone() {
     assert!(overlay.lookup(root, OsStr::new("dir")).is_err(), "what the upper layer deletes is deleted");
     assert_eq!(overlay.unlink(root, OsStr::new("file")).unwrap_err().errno, EROFS);
     drop(overlay);
-    Snapshot::take(&stage.path("upper"), Detail::Everything).assert_same(&before, "the upper layer");
-    assert_eq!(names(&stage.path("work")), Vec::<String>::new());
+    Snapshot::take(&setup.path("upper"), Detail::Everything).assert_same(&before, "the upper layer");
+    assert_eq!(names(&setup.path("work")), Vec::<String>::new());
 }

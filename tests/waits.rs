@@ -16,7 +16,7 @@ use std::time::Duration;
 use overlayfs::layer::counted::{Counted, Counts, Method};
 use overlayfs::layer::{OsLayer, Owner, RenameMode, Result};
 use overlayfs::overlay::{Handle, Layers, Node, Overlay};
-use test_common::{Stage, put};
+use test_common::{Setup, put};
 
 type Counting = Counted<OsLayer>;
 
@@ -41,7 +41,7 @@ struct Tree {
     own: Handle<Counting>,
     /// `elsewhere/file`.
     other: Handle<Counting>,
-    _stage: Stage,
+    _setup: Setup,
 }
 
 type Operation = fn(&Tree) -> Result<()>;
@@ -78,19 +78,19 @@ impl Tree {
     /// A tree in which threads get stuck, which say so to `arrived`, and go on when they hear from
     /// `gate`.
     fn new(arrived: Sender<()>, gate: Receiver<()>) -> Self {
-        let stage = Stage::new();
-        let lower = stage.dir("lower");
+        let setup = Setup::new();
+        let lower = setup.dir("lower");
         for dir in ["here", "elsewhere"] {
             for file in ["file", "untouched", "moves"] {
                 put::file(&lower, &format!("{dir}/{file}"), "data");
             }
             put::file(&lower, &format!("{dir}/dir/file"), "data");
         }
-        put::file(&stage.dir("upper"), "here/own", "data");
-        put::file(&stage.dir("upper"), "here/own dir/file", "data");
+        put::file(&setup.dir("upper"), "here/own", "data");
+        put::file(&setup.dir("upper"), "here/own dir/file", "data");
         let counts = Counts::default();
         let open =
-            |name: &str, for_writing| Counted::new(OsLayer::open(&stage.dir(name), for_writing).unwrap(), &counts);
+            |name: &str, for_writing| Counted::new(OsLayer::open(&setup.dir(name), for_writing).unwrap(), &counts);
         let layers = Layers { upper: Some(open("upper", true)), work: None, lowers: vec![open("lower", false)] };
         let overlay = Overlay::new(layers).unwrap();
         let find = |path: &str| {
@@ -103,7 +103,7 @@ impl Tree {
             file: open("here/file"),
             own: open("here/own"),
             other: open("elsewhere/file"),
-            _stage: stage,
+            _setup: setup,
             overlay,
         };
         for handle in [&tree.file, &tree.own, &tree.other] {

@@ -5,9 +5,9 @@
 use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
-use test_hostile::Ground;
+use test_hostile::Backing;
 
 /// Never dropped: `scripts/fuzz` removes what it leaves.
-static GROUND: LazyLock<Ground> = LazyLock::new(|| Ground::new(&std::env::temp_dir()));
+static BACKING: LazyLock<Backing> = LazyLock::new(|| Backing::new(&std::env::temp_dir()));
 
-fuzz_target!(|input: &[u8]| GROUND.run(input));
+fuzz_target!(|input: &[u8]| BACKING.run(input));

@@ -27,12 +27,12 @@ mod program;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Directories for one mount.
-struct Stage {
+struct Setup {
     dir: TempDir,
     front_end: String,
 }
 
-impl Stage {
+impl Setup {
     fn new(front_end: &str) -> Self {
         let dir = TempDir::new().unwrap();
         for name in ["lower", "upper", "mount"] {
@@ -64,21 +64,21 @@ impl Stage {
     fn mount_with(self, options: &str) -> Mount {
         let child =
             Command::new(program_for(options)).arg("-f").arg("-o").arg(options).arg(self.point()).spawn().unwrap();
-        let mount = Mount { stage: self, child };
-        eventually("it is mounted", || is_mounted(&mount.stage.point()));
+        let mount = Mount { setup: self, child };
+        eventually("it is mounted", || is_mounted(&mount.setup.point()));
         mount
     }
 }
 
 /// A mount whose program runs in the foreground. Dropped, it is unmounted.
 struct Mount {
-    stage: Stage,
+    setup: Setup,
     child: Child,
 }
 
 impl Mount {
     fn path(&self, name: &str) -> PathBuf {
-        self.stage.point().join(name)
+        self.setup.point().join(name)
     }
 
     fn signal(&self, signal: i32) {
@@ -98,7 +98,7 @@ impl Mount {
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        unmount(&self.stage.point());
+        unmount(&self.setup.point());
         if self.child.try_wait().is_ok_and(|status| status.is_none()) {
             std::thread::sleep(Duration::from_millis(200));
             let _ = self.child.kill();
@@ -164,30 +164,30 @@ fn the_command_line() {
 
 #[test]
 fn what_cannot_be_mounted_is_said_in_either_mode() {
-    let stage = Stage::new("engine");
-    let (missing, point) = (stage.lower("missing").display().to_string(), stage.point().display().to_string());
+    let setup = Setup::new("engine");
+    let (missing, point) = (setup.lower("missing").display().to_string(), setup.point().display().to_string());
     let options = format!("lowerdir={missing}");
     for flags in [&[][..], &["-f"]] {
         let said = refused(&[flags, &["-o", options.as_str(), point.as_str()][..]].concat());
         assert!(said.contains(&missing), "{said}");
-        let said = refused(&[flags, &["-o", stage.options().as_str(), missing.as_str()][..]].concat());
+        let said = refused(&[flags, &["-o", setup.options().as_str(), missing.as_str()][..]].concat());
         assert!(said.contains(&format!("The mount point {missing} cannot be used: No such file")), "{said}");
     }
-    assert!(!is_mounted(&stage.point()));
+    assert!(!is_mounted(&setup.point()));
 }
 
 fn in_the_background_the_mount_is_there_at_once_and_ends_with_umount(front_end: &str) {
-    let stage = Stage::new(front_end);
-    fs::write(stage.lower("file"), "data").unwrap();
+    let setup = Setup::new(front_end);
+    fs::write(setup.lower("file"), "data").unwrap();
     for _ in 0..3 {
         // The upper directory is held by one daemon at a time, so each round shows that the one
         // before has ended.
         let mut output = None;
         eventually("the last daemon has ended", || {
-            let tried = Command::new(program_for(&stage.options()))
+            let tried = Command::new(program_for(&setup.options()))
                 .arg("-o")
-                .arg(stage.options())
-                .arg(stage.point())
+                .arg(setup.options())
+                .arg(setup.point())
                 .output()
                 .unwrap();
             let mounted = tried.status.success();
@@ -195,27 +195,27 @@ fn in_the_background_the_mount_is_there_at_once_and_ends_with_umount(front_end: 
             mounted
         });
         assert!(output.unwrap().stderr.is_empty());
-        assert_eq!(fs::read_to_string(stage.point().join("file")).unwrap(), "data");
-        unmount(&stage.point());
-        assert!(!is_mounted(&stage.point()));
+        assert_eq!(fs::read_to_string(setup.point().join("file")).unwrap(), "data");
+        unmount(&setup.point());
+        assert!(!is_mounted(&setup.point()));
     }
 }
 
 fn signals_unmount(front_end: &str) {
     for signal in [libc::SIGINT, libc::SIGTERM] {
-        let mut mount = Stage::new(front_end).mount();
+        let mut mount = Setup::new(front_end).mount();
         mount.signal(signal);
         assert!(mount.wait().success());
-        assert!(!is_mounted(&mount.stage.point()));
+        assert!(!is_mounted(&mount.setup.point()));
     }
 }
 
 fn a_signal_leaves_those_who_use_the_mount_what_they_have_open(front_end: &str) {
-    let mut mount = Stage::new(front_end).mount();
+    let mut mount = Setup::new(front_end).mount();
     fs::write(mount.path("file"), "data").unwrap();
     let mut file = File::open(mount.path("file")).unwrap();
     mount.signal(libc::SIGTERM);
-    eventually("it is unmounted", || !is_mounted(&mount.stage.point()));
+    eventually("it is unmounted", || !is_mounted(&mount.setup.point()));
     let mut text = String::new();
     file.read_to_string(&mut text).unwrap();
     assert_eq!(text, "data");
@@ -224,26 +224,26 @@ fn a_signal_leaves_those_who_use_the_mount_what_they_have_open(front_end: &str) 
 }
 
 fn without_an_upper_layer_nothing_changes(front_end: &str) {
-    let stage = Stage::new(front_end);
-    fs::write(stage.lower("file"), "data").unwrap();
-    let options = format!("door={front_end},lowerdir={}", stage.lower("").display());
-    let mount = stage.mount_with(&options);
+    let setup = Setup::new(front_end);
+    fs::write(setup.lower("file"), "data").unwrap();
+    let options = format!("door={front_end},lowerdir={}", setup.lower("").display());
+    let mount = setup.mount_with(&options);
     assert_eq!(fs::read_to_string(mount.path("file")).unwrap(), "data");
     assert_eq!(fs::write(mount.path("file"), "x").unwrap_err().kind(), ErrorKind::ReadOnlyFilesystem);
     assert_eq!(fs::create_dir(mount.path("new")).unwrap_err().kind(), ErrorKind::ReadOnlyFilesystem);
 }
 
 fn a_mount_point_inside_the_lower_layer_works(front_end: &str) {
-    let stage = Stage::new(front_end);
-    fs::write(stage.lower("file"), "data").unwrap();
-    let options = format!("door={front_end},lowerdir={}", stage.dir.path().display());
-    let mount = stage.mount_with(&options);
+    let setup = Setup::new(front_end);
+    fs::write(setup.lower("file"), "data").unwrap();
+    let options = format!("door={front_end},lowerdir={}", setup.dir.path().display());
+    let mount = setup.mount_with(&options);
     assert_eq!(fs::read_to_string(mount.path("lower/file")).unwrap(), "data");
     assert_eq!(fs::read_dir(mount.path("mount")).unwrap().count(), 0);
 }
 
 fn all_kinds_of_objects(front_end: &str) {
-    let mount = Stage::new(front_end).mount();
+    let mount = Setup::new(front_end).mount();
     fs::create_dir(mount.path("dir")).unwrap();
     fs::write(mount.path("dir/file"), "data").unwrap();
     symlink("dir/file", mount.path("link")).unwrap();
@@ -276,11 +276,11 @@ fn all_kinds_of_objects(front_end: &str) {
 }
 
 fn names_links_and_listings(front_end: &str) {
-    let stage = Stage::new(front_end);
+    let setup = Setup::new(front_end);
     for index in 0..1000 {
-        fs::write(stage.lower(&format!("lower-{index}")), "").unwrap();
+        fs::write(setup.lower(&format!("lower-{index}")), "").unwrap();
     }
-    let mount = stage.mount();
+    let mount = setup.mount();
     for index in 0..1000 {
         fs::write(mount.path(&format!("upper-{index}")), "").unwrap();
     }
@@ -312,15 +312,15 @@ fn names_links_and_listings(front_end: &str) {
 
 /// What the kernel remembers of files costs no descriptors once nobody has them open.
 fn more_files_than_descriptors_are_read_and_written(front_end: &str) {
-    let stage = Stage::new(front_end);
+    let setup = Setup::new(front_end);
     for index in 0..500 {
-        fs::write(stage.lower(&format!("lower-{index}")), "data").unwrap();
+        fs::write(setup.lower(&format!("lower-{index}")), "data").unwrap();
     }
-    let options = stage.options();
-    let command = format!("ulimit -n 200; exec {} -f -o {options} {}", program_for(&options), stage.point().display());
+    let options = setup.options();
+    let command = format!("ulimit -n 200; exec {} -f -o {options} {}", program_for(&options), setup.point().display());
     let child = Command::new("sh").arg("-c").arg(command).spawn().unwrap();
-    let mount = Mount { stage, child };
-    eventually("it is mounted", || is_mounted(&mount.stage.point()));
+    let mount = Mount { setup, child };
+    eventually("it is mounted", || is_mounted(&mount.setup.point()));
     for index in 0..500 {
         assert_eq!(fs::read_to_string(mount.path(&format!("lower-{index}"))).unwrap(), "data");
         fs::write(mount.path(&format!("upper-{index}")), "data").unwrap();
@@ -328,7 +328,7 @@ fn more_files_than_descriptors_are_read_and_written(front_end: &str) {
 }
 
 fn attributes(front_end: &str) {
-    let mount = Stage::new(front_end).mount();
+    let mount = Setup::new(front_end).mount();
     let path = mount.path("file");
     let file = OpenOptions::new().write(true).create_new(true).mode(0o6755).open(&path).unwrap();
     file.set_permissions(fs::Permissions::from_mode(0o640)).unwrap();
@@ -354,7 +354,7 @@ fn attributes(front_end: &str) {
 }
 
 fn contents(front_end: &str) {
-    let mount = Stage::new(front_end).mount();
+    let mount = Setup::new(front_end).mount();
     let path = mount.path("file");
     let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path).unwrap();
     let big: Vec<u8> = (0..3_000_000u32).map(|index| ((index * 7) >> 3) as u8).collect();
@@ -380,9 +380,9 @@ fn contents(front_end: &str) {
 
 /// Even one of a file that only appends.
 fn a_mapping_is_written_where_it_was_mapped(front_end: &str) {
-    let stage = Stage::new(front_end);
-    fs::write(stage.lower("file"), vec![b'.'; 8192]).unwrap();
-    let mount = stage.mount();
+    let setup = Setup::new(front_end);
+    fs::write(setup.lower("file"), vec![b'.'; 8192]).unwrap();
+    let mount = setup.mount();
     let mut file = OpenOptions::new().read(true).append(true).open(mount.path("file")).unwrap();
     // SAFETY: a new mapping of a file of that length, which is unmapped below and used only
     // between.
@@ -403,13 +403,13 @@ fn a_mapping_is_written_where_it_was_mapped(front_end: &str) {
     let data = fs::read(mount.path("file")).unwrap();
     assert_eq!((data.len(), data[1], data[5000]), (8195, b'm', b'M'));
     assert!(data.ends_with(b".end"));
-    assert!(fs::read(mount.stage.lower("file")).unwrap() == [b'.'; 8192]);
+    assert!(fs::read(mount.setup.lower("file")).unwrap() == [b'.'; 8192]);
 }
 
 /// The scheme decides with the ids of the program that asks, for the engine the kernel does.
 fn programs_of_others_may_do_what_the_modes_say(front_end: &str) {
     assert!(is_root(), "needs two users");
-    let mount = Stage::new(front_end).mount();
+    let mount = Setup::new(front_end).mount();
     fs::copy("/bin/true", mount.path("prog")).unwrap();
     fs::set_permissions(mount.path("prog"), fs::Permissions::from_mode(0o711)).unwrap();
     fs::write(mount.path("secret"), "").unwrap();

@@ -17,16 +17,16 @@ use tempfile::TempDir;
 const MARK: &str = "upper/.wh..wh.work/work/incompat/volatile";
 
 /// Directories for one mount.
-struct Stage(TempDir);
+struct Setup(TempDir);
 
-impl Stage {
+impl Setup {
     fn new() -> Self {
-        let stage = Self(TempDir::new().unwrap());
+        let setup = Self(TempDir::new().unwrap());
         for name in ["lower", "upper", "mount"] {
-            fs::create_dir(stage.path(name)).unwrap();
+            fs::create_dir(setup.path(name)).unwrap();
         }
-        fs::write(stage.path("lower/file"), "lower").unwrap();
-        stage
+        fs::write(setup.path("lower/file"), "lower").unwrap();
+        setup
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -62,7 +62,7 @@ impl Stage {
     }
 }
 
-impl Drop for Stage {
+impl Drop for Setup {
     fn drop(&mut self) {
         if is_mounted(&self.point()) {
             let _ = unmount(&self.point());
@@ -86,30 +86,30 @@ fn sentence(output: &Output) -> String {
 
 #[test]
 fn podman_gets_its_pipe_back_when_the_mount_is_there() {
-    let stage = Stage::new();
-    let output = stage.run(",volatile,nodev,context=\"a:b,c\"");
+    let setup = Setup::new();
+    let output = setup.run(",volatile,nodev,context=\"a:b,c\"");
     assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
-    assert!(is_mounted(&stage.point()));
-    assert_eq!(fs::read(stage.point().join("file")).unwrap(), b"lower");
-    assert!(stage.path(MARK).is_dir());
-    assert!(unmount(&stage.point()));
-    eventually("the mark is gone", || !stage.path(MARK).exists());
+    assert!(is_mounted(&setup.point()));
+    assert_eq!(fs::read(setup.point().join("file")).unwrap(), b"lower");
+    assert!(setup.path(MARK).is_dir());
+    assert!(unmount(&setup.point()));
+    eventually("the mark is gone", || !setup.path(MARK).exists());
 }
 
 #[test]
 fn mount_finds_the_program_by_its_type() {
-    let stage = Stage::new();
+    let setup = Setup::new();
     let path = format!("{}:{}", Path::new(&program()).parent().unwrap().display(), std::env::var("PATH").unwrap());
     let helper = Command::new("mount.fuse3")
         .env("PATH", path)
         .args(["a source"])
-        .arg(stage.point())
+        .arg(setup.point())
         .args(["-t", "fuse.overlayfs-fuse", "-v", "-o"])
-        .arg(stage.options(",rw,noexec,nosuid,nofail,noauto,x-systemd.automount,user=me,_netdev"))
+        .arg(setup.options(",rw,noexec,nosuid,nofail,noauto,x-systemd.automount,user=me,_netdev"))
         .output()
         .expect("mount.fuse3 of the package fuse3 runs");
     assert!(helper.status.success(), "{helper:?}");
-    let line = stage.line();
+    let line = setup.line();
     assert!(line.starts_with("a\\040source "), "{line}");
     assert!(line.contains(" fuse.overlayfs-fuse rw,nosuid,noexec,"), "{line}");
 }
@@ -117,40 +117,40 @@ fn mount_finds_the_program_by_its_type() {
 /// mount(8) runs the program for it, with the options that are there and those that are new.
 #[test]
 fn a_mount_is_made_read_only_and_writable_again() {
-    let stage = Stage::new();
-    let mount = Mount::new(&stage.point(), &stage.options(",nosuid"));
-    fs::write(stage.point().join("before"), "x").unwrap();
+    let setup = Setup::new();
+    let mount = Mount::new(&setup.point(), &setup.options(",nosuid"));
+    fs::write(setup.point().join("before"), "x").unwrap();
     let remount = |more: &str| {
         let list = format!("rw,nosuid,relatime,user_id=0,group_id=0,default_permissions,allow_other,remount,{more}");
-        let done = Command::new(program()).arg("source").arg(stage.point()).args(["-o", &list]).output().unwrap();
+        let done = Command::new(program()).arg("source").arg(setup.point()).args(["-o", &list]).output().unwrap();
         assert!(done.status.success(), "{done:?}");
     };
     remount("ro");
-    assert!(stage.line().contains(" ro,nosuid"), "{}", stage.line());
-    let refused = fs::write(stage.point().join("new"), "").unwrap_err();
+    assert!(setup.line().contains(" ro,nosuid"), "{}", setup.line());
+    let refused = fs::write(setup.point().join("new"), "").unwrap_err();
     assert_eq!(refused.raw_os_error(), Some(libc::EROFS));
     remount("rw,noexec");
-    assert!(stage.line().contains(" rw,nosuid,noexec"), "{}", stage.line());
-    fs::write(stage.point().join("new"), "").unwrap();
+    assert!(setup.line().contains(" rw,nosuid,noexec"), "{}", setup.line());
+    fs::write(setup.point().join("new"), "").unwrap();
     mount.unmount();
     let words = ["-o", "remount,ro"];
-    let said = sentence(&Command::new(program()).args(words).arg(stage.point()).output().unwrap());
+    let said = sentence(&Command::new(program()).args(words).arg(setup.point()).output().unwrap());
     let expected =
-        format!("overlayfs-fuse: The mount at {} cannot be changed: nothing is mounted there", stage.point().display());
+        format!("overlayfs-fuse: The mount at {} cannot be changed: nothing is mounted there", setup.point().display());
     assert!(said.starts_with(&expected), "{said}");
 }
 
 #[test]
 fn the_kernel_takes_the_flags_of_mount() {
-    let stage = Stage::new();
+    let setup = Setup::new();
     for (list, shown) in [
         ("nosuid,nodev,noexec,noatime", "rw,nosuid,nodev,noexec,noatime"),
         ("nodiratime,sync,dirsync", "rw,sync,dirsync,nodiratime"),
         ("lazytime,nosymfollow,strictatime", "rw,lazytime,nosymfollow"),
         ("ro,fsname=x", "ro"),
     ] {
-        let mount = Mount::new(&stage.point(), &stage.options(&format!(",{list}")));
-        let line = stage.line();
+        let mount = Mount::new(&setup.point(), &setup.options(&format!(",{list}")));
+        let line = setup.line();
         let flags: Vec<_> = line.split(' ').nth(3).unwrap().split(',').collect();
         for flag in shown.split(',') {
             assert!(flags.contains(&flag), "{list} gave {line}");
@@ -161,84 +161,84 @@ fn the_kernel_takes_the_flags_of_mount() {
 
 #[test]
 fn a_read_only_mount_shows_the_upper_layer() {
-    let stage = Stage::new();
-    fs::write(stage.path("upper/file"), "upper").unwrap();
-    let mount = Mount::new(&stage.point(), &stage.options(",ro"));
-    assert_eq!(fs::read(stage.point().join("file")).unwrap(), b"upper");
-    let error = fs::write(stage.point().join("new"), "").unwrap_err();
+    let setup = Setup::new();
+    fs::write(setup.path("upper/file"), "upper").unwrap();
+    let mount = Mount::new(&setup.point(), &setup.options(",ro"));
+    assert_eq!(fs::read(setup.point().join("file")).unwrap(), b"upper");
+    let error = fs::write(setup.point().join("new"), "").unwrap_err();
     assert_eq!(error.raw_os_error(), Some(libc::EROFS));
     mount.unmount();
-    assert_eq!(fs::read_dir(stage.path("upper")).unwrap().count(), 1, "not even a work directory");
+    assert_eq!(fs::read_dir(setup.path("upper")).unwrap().count(), 1, "not even a work directory");
 }
 
 #[test]
 fn a_volatile_mount_that_was_killed_is_refused_unless_one_is_told() {
-    let stage = Stage::new();
-    let mut child = foreground(&stage, ",volatile");
-    eventually("it is mounted", || is_mounted(&stage.point()));
-    fs::write(stage.point().join("file"), "upper").unwrap();
+    let setup = Setup::new();
+    let mut child = foreground(&setup, ",volatile");
+    eventually("it is mounted", || is_mounted(&setup.point()));
+    fs::write(setup.point().join("file"), "upper").unwrap();
     child.kill().unwrap();
     assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGKILL));
-    assert!(unmount(&stage.point()));
+    assert!(unmount(&setup.point()));
 
     for options in ["", ",volatile"] {
-        let said = sentence(&stage.run(options));
+        let said = sentence(&setup.run(options));
         assert!(said.contains("an overlay with the option volatile has left its mark"), "{said}");
         assert!(said.contains("mount with reuse_volatile"), "{said}");
-        assert!(said.contains(&format!("or remove the directory {} (", stage.path(MARK).display())), "{said}");
-        assert!(!is_mounted(&stage.point()));
+        assert!(said.contains(&format!("or remove the directory {} (", setup.path(MARK).display())), "{said}");
+        assert!(!is_mounted(&setup.point()));
     }
-    Mount::new(&stage.point(), &stage.options(",reuse_volatile")).unmount();
-    assert!(!stage.path(MARK).exists());
-    Mount::new(&stage.point(), &stage.options("")).unmount();
+    Mount::new(&setup.point(), &setup.options(",reuse_volatile")).unmount();
+    assert!(!setup.path(MARK).exists());
+    Mount::new(&setup.point(), &setup.options("")).unmount();
 }
 
 #[test]
 fn mistakes_are_told_and_nothing_is_mounted() {
-    let stage = Stage::new();
-    let said = sentence(&stage.run(",squash_root"));
+    let setup = Setup::new();
+    let said = sentence(&setup.run(",squash_root"));
     assert_eq!(
         said,
         "overlayfs-fuse: There is no mount option squash_root. Did you mean squash_to_root? See overlayfs-fuse --help.\n"
     );
-    let said = sentence(&stage.run(",workdir=/nowhere"));
+    let said = sentence(&setup.run(",workdir=/nowhere"));
     let expected = "overlayfs-fuse: Cannot mount: cannot open the work directory /nowhere: No such file";
     assert!(said.starts_with(expected), "{said}");
-    assert!(!is_mounted(&stage.point()));
-    fs::remove_dir(stage.point()).unwrap();
-    let said = sentence(&stage.run(""));
-    let expected = format!("overlayfs-fuse: The mount point {} cannot be used: No such file", stage.point().display());
+    assert!(!is_mounted(&setup.point()));
+    fs::remove_dir(setup.point()).unwrap();
+    let said = sentence(&setup.run(""));
+    let expected = format!("overlayfs-fuse: The mount point {} cannot be used: No such file", setup.point().display());
     assert!(said.starts_with(&expected), "{said}");
 }
 
 /// What a mount in the foreground says on standard error while something is done with it.
-fn log(stage: &Stage, word: Option<&str>, work: impl FnOnce(&Path)) -> String {
+fn log(setup: &Setup, word: Option<&str>, work: impl FnOnce(&Path)) -> String {
     let mut program = Command::new(program());
-    program.args(["-f", "-o", &stage.options("")]).args(word).arg(stage.point());
+    program.args(["-f", "-o", &setup.options("")]).args(word).arg(setup.point());
     let child = program.stderr(Stdio::piped()).spawn().unwrap();
-    eventually("it is mounted", || is_mounted(&stage.point()));
-    work(&stage.point());
-    assert!(unmount(&stage.point()));
+    eventually("it is mounted", || is_mounted(&setup.point()));
+    work(&setup.point());
+    assert!(unmount(&setup.point()));
     text(&child.wait_with_output().unwrap().stderr)
 }
 
 #[test]
 fn what_is_logged() {
-    let stage = Stage::new();
+    let setup = Setup::new();
     let read = |point: &Path| assert_eq!(fs::read(point.join("file")).unwrap(), b"lower");
-    assert_eq!(log(&stage, None, read), "");
-    let verbose = log(&stage, Some("-v"), read);
+    assert_eq!(log(&setup, None, read), "");
+    let verbose = log(&setup, Some("-v"), read);
     assert_eq!(verbose.lines().count(), 3, "{verbose}");
     assert!(verbose.contains("/lower, writing to "), "{verbose}");
-    let debug = log(&stage, Some("-d"), read);
+    let debug = log(&setup, Some("-d"), read);
     assert!(debug.contains("lookup of 1"), "{debug}");
 }
 
 #[test]
 fn a_large_file_that_is_copied_up_is_logged() {
-    let stage = Stage::new();
-    fs::create_dir(stage.path("lower/dir")).unwrap();
-    fs::write(stage.path("lower/dir/large"), vec![1; (64 << 20) + 1]).unwrap();
+    let setup = Setup::new();
+    fs::create_dir(setup.path("lower/dir")).unwrap();
+    fs::write(setup.path("lower/dir/large"), vec![1; (64 << 20) + 1]).unwrap();
     let change = |point: &Path| {
         let file = fs::File::options().write(true).open(point.join("dir/large")).unwrap();
         file.write_all_at(b"upper", 0).unwrap();
@@ -247,12 +247,12 @@ fn a_large_file_that_is_copied_up_is_logged() {
         assert!(content.starts_with(b"upper\x01") && content.ends_with(b"\x01\x01"));
         assert_eq!(content.len(), (64 << 20) + 1);
     };
-    let said = log(&stage, Some("-v"), change);
+    let said = log(&setup, Some("-v"), change);
     let line = said.lines().find(|line| line.starts_with("overlayfs-fuse: copied up dir/large: 64 MiB in ")).unwrap();
     assert!(line.ends_with(" s"), "{line}");
 }
 
-fn foreground(stage: &Stage, more: &str) -> Child {
+fn foreground(setup: &Setup, more: &str) -> Child {
     let mut program = Command::new(program());
-    program.args(["-f", "-o", &stage.options(more)]).arg(stage.point()).stdin(Stdio::null()).spawn().unwrap()
+    program.args(["-f", "-o", &setup.options(more)]).arg(setup.point()).stdin(Stdio::null()).spawn().unwrap()
 }

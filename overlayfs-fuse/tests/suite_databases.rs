@@ -9,32 +9,32 @@
 #[macro_use]
 #[path = "suite/front_ends.rs"]
 mod front_ends;
+#[path = "suite/differential.rs"]
+mod differential;
 #[path = "suite/mount.rs"]
 mod mount;
 #[path = "suite/run.rs"]
 mod run;
-#[path = "suite/twins.rs"]
-mod twins;
 #[path = "suite/unprivileged.rs"]
 mod unprivileged;
 
 use std::fs;
 use std::path::PathBuf;
 
+use differential::Differential;
 use test_common::Detail;
-use twins::Twins;
 
 /// Two databases, one with a journal, one with a log that its users share by a mapping. Three
 /// processes write to each at a time.
 fn sqlite(front_end: &str) {
-    let mut twins = Twins::small(front_end);
+    let mut differential = Differential::small(front_end);
     let check = "for db in journal log; do
             sqlite3 $db.db 'PRAGMA integrity_check; SELECT count(*), sum(number), sum(length(text)) FROM rows'
             sqlite3 $db.db .dump | grep -v VALUES.*by | sha256sum
         done";
     let fill = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 20000)
         INSERT INTO rows SELECT i, i * i % 1009, 'text ' || hex(i * 7919) FROM n";
-    let said = twins.run(&format!(
+    let said = differential.run(&format!(
         "for mode in DELETE:journal WAL:log; do
             db=${{mode#*:}}.db
             sqlite3 $db \"PRAGMA journal_mode=${{mode%:*}}; CREATE TABLE rows (id INTEGER PRIMARY KEY, number INTEGER, text TEXT); {fill};
@@ -48,18 +48,18 @@ fn sqlite(front_end: &str) {
         done; {check}"
     ));
     assert!(said.starts_with("delete\n1|6\n2|6\n3|6\nwal\n1|6\n"), "{said}");
-    twins.remount();
-    twins.run(check);
-    twins.stack();
+    differential.remount();
+    differential.run(check);
+    differential.stack();
     // The first change copies the whole database up.
-    twins.run(&format!(
+    differential.run(&format!(
         "for db in journal log; do
             sqlite3 $db.db 'PRAGMA mmap_size=100000000; BEGIN; UPDATE rows SET number = number + 1; ROLLBACK' >/dev/null
             sqlite3 $db.db 'PRAGMA mmap_size=100000000; DELETE FROM rows WHERE id % 3 = 0; VACUUM' >/dev/null
         done; {check}"
     ));
-    twins.compare("", Detail::Contents);
-    twins.end();
+    differential.compare("", Detail::Contents);
+    differential.end();
 }
 
 /// The programs of the newest installed postgres.
@@ -89,7 +89,7 @@ SELECT count(*), sum(delta) FROM pgbench_history;
 /// It is stopped like by a crash before another mount, and repairs what it has from its log.
 #[test]
 fn postgres() {
-    let mut twins = Twins::small("engine");
+    let mut differential = Differential::small("engine");
     // Each script starts the server and stops it, also if it fails.
     let server = |stop: &str, work: &str| {
         format!(
@@ -109,7 +109,7 @@ fn postgres() {
             programs().display()
         )
     };
-    let said = twins.run(&server(
+    let said = differential.run(&server(
         "immediate",
         &format!(
             "psql -qAt -v ON_ERROR_STOP=1 -v file=$PWD/db/rows <<'END'\n{TABLES}END\n
@@ -117,23 +117,23 @@ fn postgres() {
         ),
     ));
     assert!(said.contains("actually processed: 800/800") && said.contains("50000|"), "{said}");
-    twins.remount();
-    twins.run(&server("fast", "echo after a crash"));
-    twins.stack();
-    twins.run(&server(
+    differential.remount();
+    differential.run(&server("fast", "echo after a crash"));
+    differential.stack();
+    differential.run(&server(
         "fast",
         "psql -qAt -v ON_ERROR_STOP=1 -c 'UPDATE rows SET number = -number WHERE id % 10 = 0' -c 'DELETE FROM large WHERE id > 25' \\
             -c 'VACUUM FULL' -c 'REINDEX DATABASE postgres' -c 'CREATE DATABASE second TEMPLATE template0'
         pg_amcheck --install-missing --heapallindexed postgres; dropdb second
         pg_dump -T pgbench_history | grep -v -e '^--' -e restrict | sort | md5sum",
     ));
-    twins.remount();
-    twins.run(&server("fast", "echo after another mount"));
-    let said = twins.run(&format!("{}/pg_checksums --check -D db/data | grep -i bad", programs().display()));
+    differential.remount();
+    differential.run(&server("fast", "echo after another mount"));
+    let said = differential.run(&format!("{}/pg_checksums --check -D db/data | grep -i bad", programs().display()));
     assert!(said.contains("0"), "{said}");
     // The two servers have their own numbers and times in their files.
-    twins.run("rm -r db");
-    twins.end();
+    differential.run("rm -r db");
+    differential.end();
 }
 
 through_both_front_ends! { sqlite }

@@ -16,36 +16,36 @@ use std::thread;
 use std::time::Duration;
 
 use mount::{Mount, eventually, is_mounted, program, program_for};
-use test_common::{LowerGuard, Stage, names, put};
+use test_common::{LowerGuard, Setup, names, put};
 
 /// Large enough for a partial copy.
 const LARGE: usize = 8 << 20;
 
 /// Directories for one mount.
-struct Bed {
+struct Fixture {
     /// Checked before the directories go.
     _guard: LowerGuard,
-    stage: Stage,
+    setup: Setup,
 }
 
-impl Bed {
+impl Fixture {
     fn new() -> Self {
-        let stage = Stage::new();
+        let setup = Setup::new();
         for name in ["lower", "upper", "work", "mount"] {
-            stage.dir(name);
+            setup.dir(name);
         }
-        put::file(&stage.path("lower"), "large", vec![b'l'; LARGE]);
-        put::file(&stage.path("lower"), "small", "small");
-        let guard = LowerGuard::new([stage.path("lower")]);
-        Self { _guard: guard, stage }
+        put::file(&setup.path("lower"), "large", vec![b'l'; LARGE]);
+        put::file(&setup.path("lower"), "small", "small");
+        let guard = LowerGuard::new([setup.path("lower")]);
+        Self { _guard: guard, setup }
     }
 
     fn point(&self) -> PathBuf {
-        self.stage.path("mount")
+        self.setup.path("mount")
     }
 
     fn options(&self, more: &str) -> String {
-        let dir = self.stage.root().display();
+        let dir = self.setup.root().display();
         format!("lowerdir={dir}/lower,upperdir={dir}/upper,workdir={dir}/work{more}")
     }
 
@@ -64,7 +64,7 @@ impl Bed {
     fn shell(&self, script: &str) -> Output {
         let mut shell = run::command("bash");
         shell.arg("-c").arg(script).env("O", self.options("")).env("M", self.point()).env("P", program());
-        run::finish(shell.current_dir(self.stage.root()))
+        run::finish(shell.current_dir(self.setup.root()))
     }
 
     fn umount(&self) {
@@ -79,14 +79,14 @@ impl Bed {
     /// Asserts that the upper directory has the large file whole, and nothing that only an overlay
     /// knows.
     fn is_whole(&self, appended: usize) {
-        let upper = self.stage.path("upper");
+        let upper = self.setup.path("upper");
         let there = names(&upper);
         assert!(!there.iter().any(|name| name.starts_with(".wh.")), "{there:?}");
         assert_eq!(fs::metadata(upper.join("large")).unwrap().len(), (LARGE + appended) as u64, "{there:?}");
     }
 }
 
-impl Drop for Bed {
+impl Drop for Fixture {
     fn drop(&mut self) {
         if is_mounted(&self.point()) {
             run::finish(run::command("umount").arg("-l").arg(self.point()));
@@ -101,12 +101,12 @@ fn said(output: &Output) -> String {
 #[test]
 fn the_upper_directory_is_whole_when_umount_returns_and_can_be_mounted_again() {
     for more in ["", ",volatile", ",format=kernel", ",door=scheme", ",writeback=0", ",whole_copies"] {
-        let bed = Bed::new();
+        let fixture = Fixture::new();
         for round in 1..=3 {
-            bed.must_mount(more);
-            bed.append("large", "end");
-            bed.umount();
-            bed.is_whole(3 * round);
+            fixture.must_mount(more);
+            fixture.append("large", "end");
+            fixture.umount();
+            fixture.is_whole(3 * round);
         }
     }
 }
@@ -124,17 +124,17 @@ fn is_free(dir: &Path) -> bool {
 /// What is in a work directory for the next mount.
 const KEPT: [&str; 3] = ["ctimes", "numbers", "record"];
 
-impl Bed {
+impl Fixture {
     /// Asserts that no overlay has the layers any more, and then removes and makes them anew.
     fn start_again(&self, when: &str) {
         for name in ["upper", "work"] {
-            assert!(is_free(&self.stage.path(name)), "{when}: {name} is held");
+            assert!(is_free(&self.setup.path(name)), "{when}: {name} is held");
         }
-        let left = names(&self.stage.path("work"));
+        let left = names(&self.setup.path("work"));
         assert!(left.iter().all(|name| KEPT.contains(&name.as_str())), "{when}: {left:?}");
         for name in ["upper", "work"] {
-            fs::remove_dir_all(self.stage.path(name)).unwrap_or_else(|error| panic!("{when}: {name}: {error}"));
-            self.stage.dir(name);
+            fs::remove_dir_all(self.setup.path(name)).unwrap_or_else(|error| panic!("{when}: {name}: {error}"));
+            self.setup.dir(name);
         }
     }
 }
@@ -142,110 +142,110 @@ impl Bed {
 #[test]
 fn the_layers_are_free_when_umount_returns() {
     for more in ["", ",volatile", ",door=scheme", ",door=scheme,volatile"] {
-        let bed = Bed::new();
+        let fixture = Fixture::new();
         for round in 0..12 {
-            bed.must_mount(more);
+            fixture.must_mount(more);
             // Half of the rounds change nothing.
             if round % 2 == 0 {
-                bed.append("large", "end");
-                fs::remove_file(bed.point().join("small")).unwrap();
-                fs::write(bed.point().join("new"), "new").unwrap();
+                fixture.append("large", "end");
+                fs::remove_file(fixture.point().join("small")).unwrap();
+                fs::write(fixture.point().join("new"), "new").unwrap();
             }
-            bed.umount();
-            bed.start_again(&format!("{more}, round {round}"));
+            fixture.umount();
+            fixture.start_again(&format!("{more}, round {round}"));
         }
-        assert_eq!(names(&bed.stage.path("upper")), [""; 0], "nothing comes back");
-        assert_eq!(names(&bed.stage.path("work")), [""; 0], "nothing comes back");
+        assert_eq!(names(&fixture.setup.path("upper")), [""; 0], "nothing comes back");
+        assert_eq!(names(&fixture.setup.path("work")), [""; 0], "nothing comes back");
     }
 }
 
 #[test]
 fn what_was_settled_long_ago_changes_no_more() {
     for more in ["", ",door=scheme"] {
-        let bed = Bed::new();
-        bed.must_mount(more);
-        bed.append("large", "end");
-        eventually("the copy is whole", || bed.stage.path("upper/large").exists());
+        let fixture = Fixture::new();
+        fixture.must_mount(more);
+        fixture.append("large", "end");
+        eventually("the copy is whole", || fixture.setup.path("upper/large").exists());
         // Now nothing keeps umount waiting, or nothing much.
         thread::sleep(Duration::from_millis(500));
-        bed.umount();
+        fixture.umount();
         for name in ["upper", "work"] {
-            fs::remove_dir_all(bed.stage.path(name)).unwrap();
+            fs::remove_dir_all(fixture.setup.path(name)).unwrap();
         }
         eventually("the daemon has ended", || {
-            Command::new("pgrep").args(["-f", &bed.options(more)]).output().unwrap().stdout.is_empty()
+            Command::new("pgrep").args(["-f", &fixture.options(more)]).output().unwrap().stdout.is_empty()
         });
-        assert!(!bed.stage.path("upper").exists() && !bed.stage.path("work").exists());
+        assert!(!fixture.setup.path("upper").exists() && !fixture.setup.path("work").exists());
     }
 }
 
 #[test]
 fn a_mount_that_is_in_use_keeps_its_layers_without_a_name() {
-    let bed = Bed::new();
-    bed.must_mount("");
-    bed.append("large", "end");
-    let mut open = File::options().append(true).open(bed.point().join("large")).unwrap();
-    assert!(run::finish(run::command("umount").arg("-l").arg(bed.point())).status.success());
-    eventually("what was changed is complete", || bed.stage.path("upper/large").exists());
+    let fixture = Fixture::new();
+    fixture.must_mount("");
+    fixture.append("large", "end");
+    let mut open = File::options().append(true).open(fixture.point().join("large")).unwrap();
+    assert!(run::finish(run::command("umount").arg("-l").arg(fixture.point())).status.success());
+    eventually("what was changed is complete", || fixture.setup.path("upper/large").exists());
     for _ in 0..3 {
-        assert!(!is_free(&bed.stage.path("upper")));
+        assert!(!is_free(&fixture.setup.path("upper")));
         open.write_all(b"end").unwrap();
         open.sync_data().unwrap();
     }
     drop(open);
-    eventually("the layers are free", || is_free(&bed.stage.path("upper")));
-    bed.is_whole(12);
+    eventually("the layers are free", || is_free(&fixture.setup.path("upper")));
+    fixture.is_whole(12);
 }
 
 #[test]
 fn a_volatile_overlay_that_rests_is_synced() {
-    let bed = Bed::new();
-    let mark = bed.stage.path("work/work/incompat/volatile");
-    let mut mount = Mount::new(&bed.point(), &bed.options(",volatile"));
-    bed.append("small", "end");
+    let fixture = Fixture::new();
+    let mark = fixture.setup.path("work/work/incompat/volatile");
+    let mut mount = Mount::new(&fixture.point(), &fixture.options(",volatile"));
+    fixture.append("small", "end");
     assert!(mark.exists());
     eventually("it rests", || !mark.exists());
-    bed.append("small", "end");
+    fixture.append("small", "end");
     assert!(mark.exists(), "before the next change is answered the mark is back");
     mount.daemon.kill().unwrap();
     mount.daemon.wait().unwrap();
-    bed.umount();
-    let refused = bed.mount("");
+    fixture.umount();
+    let refused = fixture.mount("");
     assert!(said(&refused).contains("reuse_volatile"), "{}", said(&refused));
 }
 
 #[test]
 fn a_remount_has_everything_completed() {
-    let bed = Bed::new();
-    bed.must_mount("");
-    bed.append("large", "end");
-    let remounted = run::finish(run::command("mount").args(["-i", "-o", "remount,ro"]).arg(bed.point()));
+    let fixture = Fixture::new();
+    fixture.must_mount("");
+    fixture.append("large", "end");
+    let remounted = run::finish(run::command("mount").args(["-i", "-o", "remount,ro"]).arg(fixture.point()));
     assert!(remounted.status.success(), "{}", said(&remounted));
-    bed.is_whole(3);
-    bed.umount();
+    fixture.is_whole(3);
+    fixture.umount();
 }
 
 #[test]
 fn what_was_changed_is_completed_in_a_pause() {
-    let bed = Bed::new();
-    bed.must_mount("");
-    let mut open = File::options().append(true).open(bed.point().join("large")).unwrap();
+    let fixture = Fixture::new();
+    fixture.must_mount("");
+    let mut open = File::options().append(true).open(fixture.point().join("large")).unwrap();
     open.write_all(b"end").unwrap();
     open.sync_data().unwrap();
     drop(open);
-    eventually("the copy is whole", || bed.stage.path("upper/large").exists());
-    bed.append("large", "end");
-    bed.umount();
-    bed.is_whole(6);
+    eventually("the copy is whole", || fixture.setup.path("upper/large").exists());
+    fixture.append("large", "end");
+    fixture.umount();
+    fixture.is_whole(6);
 }
 
 #[test]
 fn who_holds_an_upper_layer_is_named() {
-    let bed = Bed::new();
-    let mount = Mount::new(&bed.point(), &bed.options(""));
-    let other = bed.stage.dir("other");
-    let refused = run::finish(run::command(program()).args(["-o", &bed.options("")]).arg(&other));
-    let expected = format!("in use by the overlay at {} (process {})", bed.point().display(), mount.daemon.id());
+    let fixture = Fixture::new();
+    let mount = Mount::new(&fixture.point(), &fixture.options(""));
+    let other = fixture.setup.dir("other");
+    let refused = run::finish(run::command(program()).args(["-o", &fixture.options("")]).arg(&other));
+    let expected = format!("in use by the overlay at {} (process {})", fixture.point().display(), mount.daemon.id());
     assert!(said(&refused).contains(&expected), "{}", said(&refused));
     assert!(!is_mounted(&other));
     mount.unmount();
@@ -253,35 +253,35 @@ fn who_holds_an_upper_layer_is_named() {
 
 #[test]
 fn a_dead_mount_is_called_that() {
-    let bed = Bed::new();
-    let mut mount = Mount::new(&bed.point(), &bed.options(""));
+    let fixture = Fixture::new();
+    let mut mount = Mount::new(&fixture.point(), &fixture.options(""));
     // In the midst of a change, with umount kept waiting.
-    bed.append("large", "end");
+    fixture.append("large", "end");
     mount.daemon.kill().unwrap();
     mount.daemon.wait().unwrap();
-    eventually("nobody answers", || fs::metadata(bed.point()).is_err());
-    let refused = bed.mount("");
+    eventually("nobody answers", || fs::metadata(fixture.point()).is_err());
+    let refused = fixture.mount("");
     assert!(said(&refused).contains("is a dead mount") && said(&refused).contains("umount "), "{}", said(&refused));
-    bed.umount();
-    bed.must_mount("");
-    bed.umount();
-    bed.is_whole(3);
+    fixture.umount();
+    fixture.must_mount("");
+    fixture.umount();
+    fixture.is_whole(3);
 }
 
 #[test]
 fn a_mount_works_without_the_process_that_unmounts() {
-    let bed = Bed::new();
-    let mount = Mount::new(&bed.point(), &bed.options(""));
-    bed.append("large", "end");
+    let fixture = Fixture::new();
+    let mount = Mount::new(&fixture.point(), &fixture.options(""));
+    fixture.append("large", "end");
     let pid = mount.daemon.id();
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
     for child in children.split_whitespace() {
         // SAFETY: takes two numbers. The process is the daemon's, which has not waited for it.
         assert_eq!(unsafe { libc::kill(child.parse().unwrap(), libc::SIGKILL) }, 0);
     }
-    bed.append("large", "end");
+    fixture.append("large", "end");
     mount.unmount();
-    bed.is_whole(6);
+    fixture.is_whole(6);
 }
 
 #[test]
@@ -297,79 +297,79 @@ fn a_daemon_lives_with_what_it_inherits() {
         "exec <&-",
         "exec <&- >&- 2>&-",
     ] {
-        let bed = Bed::new();
-        let output = bed.shell(&format!("{inherited}; exec $P -o $O $M"));
+        let fixture = Fixture::new();
+        let output = fixture.shell(&format!("{inherited}; exec $P -o $O $M"));
         assert!(output.status.success(), "{inherited}: {}", said(&output));
-        bed.append("large", "end");
-        let new = bed.point().join("new");
+        fixture.append("large", "end");
+        let new = fixture.point().join("new");
         fs::write(&new, vec![b'n'; 1 << 20]).unwrap_or_else(|error| panic!("{inherited}: {error}"));
         assert_eq!(fs::read(&new).unwrap().len(), 1 << 20, "{inherited}");
-        bed.umount();
-        bed.is_whole(3);
+        fixture.umount();
+        fixture.is_whole(3);
     }
 }
 
 /// Who reads a pipe until its end does not wait for the daemon, unless it was told of the pipe.
 #[test]
 fn a_daemon_keeps_no_descriptors() {
-    let bed = Bed::new();
+    let fixture = Fixture::new();
     let output =
-        bed.shell("said=$(exec 7>&1 8<lower; $P -o ${O/$PWD\\/lower/\\/dev\\/fd\\/8} $M) && test -z \"$said\"");
+        fixture.shell("said=$(exec 7>&1 8<lower; $P -o ${O/$PWD\\/lower/\\/dev\\/fd\\/8} $M) && test -z \"$said\"");
     assert!(output.status.success(), "{}", said(&output));
-    assert_eq!(fs::read_to_string(bed.point().join("small")).unwrap(), "small");
-    bed.umount();
+    assert_eq!(fs::read_to_string(fixture.point().join("small")).unwrap(), "small");
+    fixture.umount();
 }
 
 #[test]
 fn a_write_beyond_the_daemons_limit_is_refused() {
-    let bed = Bed::new();
-    let output = bed.shell("ulimit -f 4096; exec $P -o $O $M");
+    let fixture = Fixture::new();
+    let output = fixture.shell("ulimit -f 4096; exec $P -o $O $M");
     assert!(output.status.success(), "{}", said(&output));
-    let mut new = File::create(bed.point().join("new")).unwrap();
+    let mut new = File::create(fixture.point().join("new")).unwrap();
     let refused = (0..16).find_map(|_| new.write_all(&[b'n'; 1 << 20]).err());
     assert_eq!(refused.and_then(|error| error.raw_os_error()), Some(libc::EFBIG));
     // Nor can a copy be larger; the daemon lives.
     let refused =
-        File::options().append(true).open(bed.point().join("large")).and_then(|mut file| file.write_all(b"x"));
+        File::options().append(true).open(fixture.point().join("large")).and_then(|mut file| file.write_all(b"x"));
     assert_eq!(refused.map_err(|error| error.raw_os_error()), Err(Some(libc::EFBIG)));
-    assert_eq!(fs::read_to_string(bed.point().join("small")).unwrap(), "small");
+    assert_eq!(fs::read_to_string(fixture.point().join("small")).unwrap(), "small");
     drop(new);
-    bed.umount();
+    fixture.umount();
 }
 
 #[test]
 fn a_mount_that_fails_late_leaves_nothing() {
-    let bed = Bed::new();
-    let output = bed.shell("ulimit -n 14; exec $P -o $O,max_threads=16 $M");
+    let fixture = Fixture::new();
+    let output = fixture.shell("ulimit -n 14; exec $P -o $O,max_threads=16 $M");
     assert!(!output.status.success() && said(&output).starts_with("overlayfs-fuse: "), "{}", said(&output));
-    assert!(!is_mounted(&bed.point()));
-    bed.must_mount("");
-    bed.umount();
+    assert!(!is_mounted(&fixture.point()));
+    fixture.must_mount("");
+    fixture.umount();
 }
 
 #[test]
 fn the_end_says_what_could_not_be_completed() {
-    let bed = Bed::new();
+    let fixture = Fixture::new();
     // Others take the room that was there for the rest of a large file; once before it is complete.
     let script = "for round in $(seq 20); do mkdir -p small; mount -t tmpfs -o size=16m tmpfs small; mkdir small/upper small/work; \
                   $P -f -o lowerdir=lower,upperdir=small/upper,workdir=small/work $M & until mountpoint -q $M; do sleep .05; done; \
                   truncate -s -1 $M/large; head -c 16m /dev/zero > small/filler; umount $M; \
                   wait $!; ended=$?; umount -l small; [ $ended = 0 ] || exit $ended; done";
-    let output = bed.shell(script);
+    let output = fixture.shell(script);
     assert_eq!(output.status.code(), Some(1), "{}", said(&output));
     assert!(said(&output).contains("not all complete and on the disk"), "{}", said(&output));
 }
 
 #[test]
 fn messages_go_to_a_file() {
-    let bed = Bed::new();
-    let log = bed.stage.path("log");
+    let fixture = Fixture::new();
+    let log = fixture.setup.path("log");
     let more = format!(",log={}", log.display());
-    let output = run::finish(run::command(program()).args(["-v", "-o", &bed.options(&more)]).arg(bed.point()));
+    let output = run::finish(run::command(program()).args(["-v", "-o", &fixture.options(&more)]).arg(fixture.point()));
     assert!(output.status.success(), "{}", said(&output));
-    bed.umount();
+    fixture.umount();
     eventually("the last message is there", || fs::read_to_string(&log).unwrap().contains("is unmounted"));
     assert!(fs::read_to_string(&log).unwrap().contains("]: serving "));
-    let refused = bed.mount(",log=/nowhere/log");
+    let refused = fixture.mount(",log=/nowhere/log");
     assert!(said(&refused).contains("The log /nowhere/log cannot be written"), "{}", said(&refused));
 }

@@ -19,7 +19,7 @@ use overlayfs::overlay::{self, Layers, Overlay};
 use overlayfs_fuse::engine::{EngineFrontEnd, Settings};
 use overlayfs_fuse::{Session, mount};
 use rustix::mount::{MountFlags, UnmountFlags};
-use test_common::{Detail, LowerGuard, Random, Snapshot, Stage, names, put};
+use test_common::{Detail, LowerGuard, Random, Setup, Snapshot, names, put};
 
 /// How many objects and names are remembered.
 const KNOWN_MAX: usize = 40;
@@ -31,8 +31,8 @@ const FILES: usize = 25;
 const CASES: u64 = 6;
 const STEPS: usize = 120;
 
-fn overlay(stage: &Stage, counts: &Counts) -> Overlay<Counted<OsLayer>> {
-    let open = |name: &str, for_writing| Counted::new(OsLayer::open(&stage.dir(name), for_writing).unwrap(), counts);
+fn overlay(setup: &Setup, counts: &Counts) -> Overlay<Counted<OsLayer>> {
+    let open = |name: &str, for_writing| Counted::new(OsLayer::open(&setup.dir(name), for_writing).unwrap(), counts);
     let layers = Layers { upper: Some(open("upper", true)), work: None, lowers: vec![open("lower", false)] };
     let settings = overlay::Settings { known_max: Some(KNOWN_MAX), ..Default::default() };
     Overlay::with_settings(layers, settings).unwrap()
@@ -47,9 +47,9 @@ struct Mounted {
 }
 
 impl Mounted {
-    /// Of the directories `lower` and `upper` of the stage, at `mount`.
-    fn new(stage: &Stage) -> Self {
-        let point = stage.dir("mount");
+    /// Of the directories `lower` and `upper` of the setup, at `mount`.
+    fn new(setup: &Setup) -> Self {
+        let point = setup.dir("mount");
         let options = mount::Options {
             source: "small".into(),
             flags: MountFlags::empty(),
@@ -59,7 +59,7 @@ impl Mounted {
         let settings = Settings { known_max: KNOWN_MAX, ..Settings::default() };
         let counts = Counts::default();
         let device = mount::mount(&point, &options).unwrap();
-        let front_end = EngineFrontEnd::new(overlay(stage, &counts), settings);
+        let front_end = EngineFrontEnd::new(overlay(setup, &counts), settings);
         let session = Session::start(device, front_end, 4, None).unwrap();
         let front_end = session.front_end();
         let serving = thread::spawn(move || session.start_threads().unwrap().run(|| {}).0.unwrap());
@@ -124,9 +124,9 @@ impl Drop for Bound {
     }
 }
 
-fn stage() -> (Stage, LowerGuard) {
-    let stage = Stage::new();
-    let lower = stage.dir("lower");
+fn setup() -> (Setup, LowerGuard) {
+    let setup = Setup::new();
+    let lower = setup.dir("lower");
     for dir in 0..DIRS {
         for file in 0..FILES {
             put::file(&lower, &format!("dir-{dir}/{file}"), "data");
@@ -142,18 +142,18 @@ fn stage() -> (Stage, LowerGuard) {
         put::link(&lower, "links/one", &format!("links/{link}"));
     }
     let guard = LowerGuard::new([&lower]);
-    (stage, guard)
+    (setup, guard)
 }
 
 /// The kernel asks for an entry again before it makes one of that name, and takes an error for its
 /// end.
 #[test]
 fn mounts_in_the_tree_stay_when_a_layer_fails_for_a_moment() {
-    let (stage, _guard) = stage();
-    put::file(&stage.dir("volume"), "inside", "volume");
-    let mounted = Mounted::new(&stage);
+    let (setup, _guard) = setup();
+    put::file(&setup.dir("volume"), "inside", "volume");
+    let mounted = Mounted::new(&setup);
     let (above, point) = (mounted.point.join("some/where"), mounted.point.join("some/where/deep/below/point"));
-    let _bound = Bound::new(&stage.path("volume"), &point);
+    let _bound = Bound::new(&setup.path("volume"), &point);
     for errno in [libc::EIO, libc::ESTALE, libc::EACCES, libc::ENOENT, libc::ENOSPC] {
         // Its attributes are asked of the layer again.
         fs::write(above.join(errno.to_string()), "").unwrap();
@@ -200,9 +200,9 @@ impl Elsewhere {
 
 #[test]
 fn mounts_in_the_tree_stay_when_what_is_below_them_is_forgotten() {
-    let (stage, guard) = stage();
-    let mounted = Mounted::new(&stage);
-    let (point, volume) = (&mounted.point, stage.dir("volume"));
+    let (setup, guard) = setup();
+    let mounted = Mounted::new(&setup);
+    let (point, volume) = (&mounted.point, setup.dir("volume"));
     for name in ["dir", "deep", "private", "detached/inner"] {
         put::dir(&volume, name);
     }
@@ -212,7 +212,7 @@ fn mounts_in_the_tree_stay_when_what_is_below_them_is_forgotten() {
         .map(|(from, to)| Bound::new(&volume.join(from), &point.join(to)))
         .into();
     // A part of the overlay that is mounted elsewhere, with a mount in it.
-    let part = stage.dir("part");
+    let part = setup.dir("part");
     let _part = Bound::new(&point.join("places/other"), &part);
     let _inner = Bound::new(&volume.join("detached"), &part.join("inner"));
     let elsewhere = Elsewhere::new(&volume.join("private"), &point.join("places/private/deep/point"), "new");
@@ -229,7 +229,7 @@ fn mounts_in_the_tree_stay_when_what_is_below_them_is_forgotten() {
         assert_eq!(fs::read_to_string(volume.join(file)).unwrap(), "to the volume", "{file}");
     }
     assert_eq!(fs::read_to_string(volume.join("private/new")).unwrap(), "from elsewhere\n");
-    let written: Vec<_> = names(&stage.path("upper")).into_iter().filter(|name| !name.starts_with(".wh.")).collect();
+    let written: Vec<_> = names(&setup.path("upper")).into_iter().filter(|name| !name.starts_with(".wh.")).collect();
     assert_eq!(written, [""; 0], "nothing was written to the layer");
 
     // And what is not mounted on any more can be forgotten, and is what it was.
@@ -242,8 +242,8 @@ fn mounts_in_the_tree_stay_when_what_is_below_them_is_forgotten() {
 
 #[test]
 fn the_kernel_forgets_what_nobody_uses_and_nothing_else() {
-    let (stage, guard) = stage();
-    let mounted = Mounted::new(&stage);
+    let (setup, guard) = setup();
+    let mounted = Mounted::new(&setup);
     // The new ones after which there is a next time, and the directories.
     let most = KNOWN_MAX + 3 * DIRS;
     mounted.walk();
@@ -358,10 +358,10 @@ impl Tree {
 #[test]
 fn random_changes_among_mounts_are_those_of_an_ordinary_directory() {
     for seed in 0..CASES {
-        let (stage, guard) = stage();
-        let mounted = Mounted::new(&stage);
+        let (setup, guard) = setup();
+        let mounted = Mounted::new(&setup);
         let mut trees = ["mount", "plain"].map(|name| {
-            let (root, volume) = (stage.dir(name), stage.dir(&format!("volume-{name}")));
+            let (root, volume) = (setup.dir(name), setup.dir(&format!("volume-{name}")));
             put::dir(&root, "area/dir/inner/deep");
             put::dir(&volume, "dir");
             put::file(&volume, "file", "");

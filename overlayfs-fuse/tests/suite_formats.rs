@@ -21,18 +21,18 @@ use std::time::{Duration, SystemTime};
 use changes::{AGAIN, CHANGES, make_lower, mount_fuse_overlayfs, mount_kernel, shell, umount};
 use mount::Mount;
 use rustix::fs::{CWD, FileType, Mode, XattrFlags};
-use test_common::{Detail, LowerGuard, Snapshot, Stage, mode, names};
+use test_common::{Detail, LowerGuard, Setup, Snapshot, mode, names};
 
 /// Has another overlay make a layer over a lower one, twice, and compares what it shows of the
 /// three with what ours shows.
 fn compare(start: impl Fn(&str, &Path)) {
-    let stage = Stage::new();
-    mode(stage.root(), 0o755);
-    let [lower, first, second, point] = ["lower", "first", "second", "mount"].map(|name| stage.dir(name));
+    let setup = Setup::new();
+    mode(setup.root(), 0o755);
+    let [lower, first, second, point] = ["lower", "first", "second", "mount"].map(|name| setup.dir(name));
     make_lower(&lower);
     let mut below = lower.display().to_string();
     for (upper, script) in [(&first, CHANGES), (&second, AGAIN)] {
-        let work = stage.dir(&format!("work-{}", upper.file_name().unwrap().to_str().unwrap()));
+        let work = setup.dir(&format!("work-{}", upper.file_name().unwrap().to_str().unwrap()));
         start(&format!("lowerdir={below},upperdir={},workdir={}", upper.display(), work.display()), &point);
         shell(&point, script);
         umount(&point);
@@ -47,7 +47,7 @@ fn compare(start: impl Fn(&str, &Path)) {
     let mount = Mount::new(&point, &format!("lowerdir={below}"));
     expected.assert_same(&Snapshot::take(&point, Detail::Times), "what ours shows");
     mount.unmount();
-    let upper = stage.dir("upper");
+    let upper = setup.dir("upper");
     let mount = Mount::new(&point, &format!("lowerdir={below},upperdir={}", upper.display()));
     shell(
         &point,
@@ -90,9 +90,9 @@ fn layers_of_fuse_overlayfs() {
 /// lower layers, and then changed there.
 #[test]
 fn layers_with_files_that_have_only_metadata() {
-    let stage = Stage::new();
-    mode(stage.root(), 0o755);
-    let [lower, first, second, point] = ["lower", "first", "second", "mount"].map(|name| stage.dir(name));
+    let setup = Setup::new();
+    mode(setup.root(), 0o755);
+    let [lower, first, second, point] = ["lower", "first", "second", "mount"].map(|name| setup.dir(name));
     make_lower(&lower);
     let mut below = lower.display().to_string();
     let scripts = [
@@ -100,7 +100,7 @@ fn layers_with_files_that_have_only_metadata() {
         "chmod 640 a/file; mv a/file b/file; mv moved d/dir/moved; mv d/dir e/dir; chmod 700 b/gone e/dir/one; rm f",
     ];
     for (upper, script) in [&first, &second].into_iter().zip(scripts) {
-        let work = stage.dir(&format!("work-{}", upper.file_name().unwrap().to_str().unwrap()));
+        let work = setup.dir(&format!("work-{}", upper.file_name().unwrap().to_str().unwrap()));
         kernel_with_metacopy(
             &format!("lowerdir={below},upperdir={},workdir={}", upper.display(), work.display()),
             &point,
@@ -120,7 +120,7 @@ fn layers_with_files_that_have_only_metadata() {
     expected.assert_same(&Snapshot::take(&point, Detail::Xattrs), "what ours shows");
     mount.unmount();
     let options =
-        format!("lowerdir={below},upperdir={},workdir={}", stage.dir("upper").display(), stage.dir("work").display());
+        format!("lowerdir={below},upperdir={},workdir={}", setup.dir("upper").display(), setup.dir("work").display());
     let mount = Mount::new(&point, &options);
     shell(
         &point,
@@ -135,9 +135,9 @@ fn layers_with_files_that_have_only_metadata() {
 /// again.
 #[test]
 fn an_upper_layer_with_files_that_have_only_metadata() {
-    let stage = Stage::new();
-    mode(stage.root(), 0o755);
-    let [lower, upper, work, point] = ["lower", "upper", "work", "mount"].map(|name| stage.dir(name));
+    let setup = Setup::new();
+    mode(setup.root(), 0o755);
+    let [lower, upper, work, point] = ["lower", "upper", "work", "mount"].map(|name| setup.dir(name));
     make_lower(&lower);
     fs::write(lower.join("large"), vec![b'x'; 3 << 20]).unwrap();
     let guard = LowerGuard::new([&lower]);
@@ -240,10 +240,10 @@ fn in_turn(other: impl Fn(&str, &Path), (more, always): (&str, &str), other_firs
     let How { names, detail, seeds } = how;
     let mut done = 0;
     for seed in 1..=seeds {
-        let stage = Stage::new();
-        mode(stage.root(), 0o755);
+        let setup = Setup::new();
+        mode(setup.root(), 0o755);
         let [lower, bottom, upper, work, point] =
-            ["lower", "bottom", "upper", "work", "mount"].map(|name| stage.dir(name));
+            ["lower", "bottom", "upper", "work", "mount"].map(|name| setup.dir(name));
         let mut random = Random { state: 0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(seed), names };
         for layer in [&lower, &bottom] {
             for _ in 0..30 {
@@ -342,9 +342,9 @@ fn upper_layers_that_fuse_overlayfs_goes_on_with() {
 /// Deletions, opaque directories and what is put in their place, by both, one after the other.
 #[test]
 fn a_layer_of_fuse_overlayfs_is_gone_on_with() {
-    let stage = Stage::new();
-    mode(stage.root(), 0o755);
-    let [lower, upper, work, point] = ["lower", "upper", "work", "mount"].map(|name| stage.dir(name));
+    let setup = Setup::new();
+    mode(setup.root(), 0o755);
+    let [lower, upper, work, point] = ["lower", "upper", "work", "mount"].map(|name| setup.dir(name));
     make_lower(&lower);
     let options = format!("lowerdir={},upperdir={},workdir={}", lower.display(), upper.display(), work.display());
     mount_fuse_overlayfs(&options, &point);
@@ -380,8 +380,8 @@ fn a_layer_of_fuse_overlayfs_as_an_unprivileged_user() {
 /// have no redirects.
 #[test]
 fn a_user_cannot_rename_lower_directories_in_the_kernels_format() {
-    let stage = Stage::new();
-    let [lower, upper, work, point] = ["lower", "upper", "work", "mount"].map(|name| stage.dir(name));
+    let setup = Setup::new();
+    let [lower, upper, work, point] = ["lower", "upper", "work", "mount"].map(|name| setup.dir(name));
     make_lower(&lower);
     let options = format!("lowerdir={},upperdir={},workdir={}", lower.display(), upper.display(), work.display());
     kernel_of_a_user(&options, &point);
@@ -398,8 +398,8 @@ fn a_user_cannot_rename_lower_directories_in_the_kernels_format() {
 #[test]
 fn without_redirects_other_readers_see_renamed_directories_whole() {
     for format in ["oci", "kernel"] {
-        let stage = Stage::new();
-        let [lower, upper, work, point] = ["lower", "upper", "work", "mount"].map(|name| stage.dir(name));
+        let setup = Setup::new();
+        let [lower, upper, work, point] = ["lower", "upper", "work", "mount"].map(|name| setup.dir(name));
         make_lower(&lower);
         let options = format!(
             "lowerdir={},upperdir={},workdir={},format={format}",

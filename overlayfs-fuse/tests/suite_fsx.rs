@@ -21,7 +21,7 @@ use std::path::Path;
 use std::thread;
 
 use mount::Mount;
-use test_common::{LowerGuard, Stage, put};
+use test_common::{LowerGuard, Setup, put};
 
 /// The size of the file at most, in bytes.
 const LENGTH: usize = 1 << 18;
@@ -70,34 +70,34 @@ sendfile = 2
 copy_file_range = 2
 ";
 
-struct Bed {
-    stage: Stage,
+struct Fixture {
+    setup: Setup,
     options: String,
 }
 
-impl Bed {
+impl Fixture {
     fn new(front_end: &str) -> Self {
-        let stage = Stage::new();
+        let setup = Setup::new();
         let bytes: Vec<u8> = (0..LENGTH).map(|index| ((index * 31) >> 4) as u8).collect();
         for name in ["truncated", "kept", "untouched"] {
-            put::file(&stage.dir("lower"), name, &bytes);
+            put::file(&setup.dir("lower"), name, &bytes);
         }
-        let (lower, upper) = (stage.dir("lower"), stage.dir("upper"));
-        stage.dir("mount");
+        let (lower, upper) = (setup.dir("lower"), setup.dir("upper"));
+        setup.dir("mount");
         let options = format!("door={front_end},lowerdir={},upperdir={}", lower.display(), upper.display());
-        Self { stage, options }
+        Self { setup, options }
     }
 
     fn mount(&self) -> Mount {
-        Mount::new(&self.stage.path("mount"), &self.options)
+        Mount::new(&self.setup.path("mount"), &self.options)
     }
 
     fn fsx(&self, name: &str, config: &str, seed: u32, operations: u32) {
         let fsx = tool::tool("fsx", "0.3.2");
-        let config = put::file(self.stage.root(), &format!("{name}-{seed}.toml"), config);
-        let file = self.stage.path("mount").join(name);
+        let config = put::file(self.setup.root(), &format!("{name}-{seed}.toml"), config);
+        let file = self.setup.path("mount").join(name);
         let mut command = run::command(fsx);
-        command.arg("-f").arg(config).arg("-P").arg(self.stage.dir("artifacts")).arg("-N").arg(operations.to_string());
+        command.arg("-f").arg(config).arg("-P").arg(self.setup.dir("artifacts")).arg("-N").arg(operations.to_string());
         let output = run::finish(command.arg("-S").arg(seed.to_string()).arg(&file));
         let said = String::from_utf8_lossy(&output.stdout);
         assert!(
@@ -121,10 +121,10 @@ fn assert_same_bytes(found: &[u8], expected: &[u8], what: &str) {
 
 /// Exercises files, then reads each by its path, by a descriptor opened before and after another
 /// mount.
-fn exercise(bed: &Bed, names: &[&str], work: impl Fn(&str) + Sync) {
-    let guard = LowerGuard::new([bed.stage.path("lower")]);
-    let path = |name: &str| bed.stage.path("mount").join(name);
-    let mount = bed.mount();
+fn exercise(fixture: &Fixture, names: &[&str], work: impl Fn(&str) + Sync) {
+    let guard = LowerGuard::new([fixture.setup.path("lower")]);
+    let path = |name: &str| fixture.setup.path("mount").join(name);
+    let mount = fixture.mount();
     let before: Vec<_> = names.iter().map(|name| File::open(path(name)).ok()).collect();
     thread::scope(|scope| {
         for name in names {
@@ -145,31 +145,31 @@ fn exercise(bed: &Bed, names: &[&str], work: impl Fn(&str) + Sync) {
     mount.unmount();
     guard.check();
 
-    let mount = bed.mount();
+    let mount = fixture.mount();
     for (name, bytes) in names.iter().zip(&bytes) {
         assert_same_bytes(&fs::read(path(name)).unwrap(), bytes, &format!("{name} after another mount"));
-        let upper = bed.stage.path("upper").join(name);
+        let upper = fixture.setup.path("upper").join(name);
         assert_same_bytes(&fs::read(upper).unwrap(), bytes, &format!("{name} in the upper layer"));
     }
-    assert!(!Path::exists(&bed.stage.path("upper/untouched")));
+    assert!(!Path::exists(&fixture.setup.path("upper/untouched")));
     mount.unmount();
 }
 
 fn new_files(front_end: &str) {
-    let bed = Bed::new(front_end);
-    exercise(&bed, &["new", "other"], |name| {
+    let fixture = Fixture::new(front_end);
+    exercise(&fixture, &["new", "other"], |name| {
         for seed in 1..=3 {
-            bed.fsx(name, ALL, seed + name.len() as u32, 1000);
+            fixture.fsx(name, ALL, seed + name.len() as u32, 1000);
         }
     });
 }
 
 fn files_of_a_lower_layer(front_end: &str) {
-    let bed = Bed::new(front_end);
-    exercise(&bed, &["truncated", "kept"], |name| {
+    let fixture = Fixture::new(front_end);
+    exercise(&fixture, &["truncated", "kept"], |name| {
         let config = if name == "kept" { SAME_LENGTH } else { ALL };
         for seed in 11..=13 {
-            bed.fsx(name, config, seed, 1000);
+            fixture.fsx(name, config, seed, 1000);
         }
     });
 }
@@ -179,11 +179,11 @@ through_both_front_ends! { new_files, files_of_a_lower_layer }
 /// A quarter of a million operations, mappings and holes among them.
 #[test]
 fn ten_long_runs_through_the_engine() {
-    let bed = Bed::new("engine");
+    let fixture = Fixture::new("engine");
     let names: Vec<_> = (0..10).map(|run| format!("long-{run}")).collect();
     let names: Vec<_> = names.iter().map(String::as_str).collect();
     for pair in names.chunks(2) {
-        exercise(&bed, pair, |name| bed.fsx(name, WITH_HOLES, name.bytes().map(u32::from).sum(), 25_000));
+        exercise(&fixture, pair, |name| fixture.fsx(name, WITH_HOLES, name.bytes().map(u32::from).sum(), 25_000));
     }
 }
 

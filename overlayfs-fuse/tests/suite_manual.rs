@@ -11,7 +11,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::{FileTypeExt, symlink};
 use std::path::{Path, PathBuf};
 
-use test_common::{Stage, exists, put};
+use test_common::{Setup, exists, put};
 
 /// The page, and README.
 const MANUAL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/overlayfs-fuse.1");
@@ -63,35 +63,35 @@ fn checked(example: &str, check: &str, end: &str) -> String {
 
 /// Where examples run: the program is found, and a home is there.
 struct Bench {
-    stage: Stage,
+    setup: Setup,
 }
 
 impl Bench {
     fn new() -> Self {
-        let stage = Stage::new();
-        stage.dir("home");
-        symlink(program(), stage.dir("bin").join("overlayfs-fuse")).unwrap();
+        let setup = Setup::new();
+        setup.dir("home");
+        symlink(program(), setup.dir("bin").join("overlayfs-fuse")).unwrap();
         // What the examples build is built.
-        symlink("/bin/true", stage.dir("bin").join("cargo")).unwrap();
-        symlink(program(), put::dir(stage.root(), "target/release").join("overlayfs-fuse")).unwrap();
-        Self { stage }
+        symlink("/bin/true", setup.dir("bin").join("cargo")).unwrap();
+        symlink(program(), put::dir(setup.root(), "target/release").join("overlayfs-fuse")).unwrap();
+        Self { setup }
     }
 
     /// Runs a shell script in namespaces of its own, with `input` for what reads it. It must
     /// succeed. No daemon outlives it.
     fn run(&self, script: &str, input: &str) {
-        let path = format!("{}:{}", self.stage.path("bin").display(), std::env::var("PATH").unwrap());
+        let path = format!("{}:{}", self.setup.path("bin").display(), std::env::var("PATH").unwrap());
         let mut command = run::command("unshare");
         command.args(["--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc"]);
         command.args(["sh", "-e", "-c", script]);
-        command.current_dir(self.stage.root()).env("PATH", path).env("HOME", self.stage.path("home"));
-        let answers = put::file(self.stage.root(), "input", input);
+        command.current_dir(self.setup.root()).env("PATH", path).env("HOME", self.setup.path("home"));
+        let answers = put::file(self.setup.root(), "input", input);
         let output = run::finish(command.env("SHELL", "/bin/sh").stdin(File::open(answers).unwrap()));
         assert!(output.status.success(), "{script}\n{}", String::from_utf8_lossy(&output.stderr));
     }
 
     fn home(&self, name: &str) -> PathBuf {
-        self.stage.path("home").join(name)
+        self.setup.path("home").join(name)
     }
 }
 
@@ -225,7 +225,7 @@ fn the_storage_of_podman() {
     assert_eq!(page.len(), 2, "an example has come or gone: run it here");
     for example in [one(&of_manual(), "[storage]"), page[0].clone(), page.concat()] {
         let bench = Bench::new();
-        let home = bench.stage.path("home");
+        let home = bench.setup.path("home");
         let places = format!("[storage]\ngraphroot = \"{0}/graph\"\nrunroot = \"{0}/run\"", home.display());
         fs::write(home.join("storage.conf"), example.replacen("[storage]", &places, 1)).unwrap();
         let script = format!(

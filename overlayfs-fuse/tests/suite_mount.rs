@@ -21,27 +21,27 @@ use std::{env, io, process};
 use rustix::fs::{CWD, FileType};
 
 use mount::{Mount, eventually, is_mounted, program};
-use test_common::{LowerGuard, Stage, mode, names, owner, put};
+use test_common::{LowerGuard, Setup, mode, names, owner, put};
 
 /// Directories for one mount, which other users may enter.
-struct Bed {
-    stage: Stage,
+struct Fixture {
+    setup: Setup,
 }
 
-impl Bed {
+impl Fixture {
     fn new() -> Self {
-        let stage = Stage::for_users(&["lower", "upper", "work", "mount"]);
-        put::file(&stage.path("lower"), "dir/file", "data");
-        Self { stage }
+        let setup = Setup::for_users(&["lower", "upper", "work", "mount"]);
+        put::file(&setup.path("lower"), "dir/file", "data");
+        Self { setup }
     }
 
     fn point(&self) -> PathBuf {
-        self.stage.path("mount")
+        self.setup.path("mount")
     }
 
-    /// A list of options in which @ stands for the stage.
+    /// A list of options in which @ stands for the setup.
     fn options(&self, list: &str) -> String {
-        list.replace('@', self.stage.root().to_str().unwrap())
+        list.replace('@', self.setup.root().to_str().unwrap())
     }
 
     fn mount(&self, list: &str) -> Mount {
@@ -49,7 +49,7 @@ impl Bed {
     }
 }
 
-impl Drop for Bed {
+impl Drop for Fixture {
     /// For a daemon in the background, which is nobody's child.
     fn drop(&mut self) {
         if is_mounted(&self.point()) {
@@ -99,9 +99,9 @@ fn stranger_can(script: &str, dir: &Path) -> bool {
 
 #[test]
 fn in_the_background_it_returns_with_the_mount_ready_and_ends_with_umount() {
-    let bed = Bed::new();
-    let point = bed.point();
-    let output = start(&bed.options(LAYERS), &point);
+    let fixture = Fixture::new();
+    let point = fixture.point();
+    let output = start(&fixture.options(LAYERS), &point);
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     assert!(output.stdout.is_empty() && output.stderr.is_empty(), "{output:?}");
     assert!(is_mounted(&point));
@@ -113,25 +113,25 @@ fn in_the_background_it_returns_with_the_mount_ready_and_ends_with_umount() {
 
 #[test]
 fn in_the_foreground_it_stays_until_umount() {
-    let bed = Bed::new();
+    let fixture = Fixture::new();
     // Waits for the mount, and unmounting waits for the daemon, which has to succeed.
-    let mount = bed.mount(LAYERS);
-    assert_eq!(daemons(&bed.point()).len(), 1);
-    fs::write(bed.point().join("new"), "x").unwrap();
+    let mount = fixture.mount(LAYERS);
+    assert_eq!(daemons(&fixture.point()).len(), 1);
+    fs::write(fixture.point().join("new"), "x").unwrap();
     mount.unmount();
-    assert!(!is_mounted(&bed.point()));
-    assert_eq!(names(&bed.point()), [""; 0]);
-    assert_eq!(fs::read_to_string(bed.stage.path("upper/new")).unwrap(), "x");
+    assert!(!is_mounted(&fixture.point()));
+    assert_eq!(names(&fixture.point()), [""; 0]);
+    assert_eq!(fs::read_to_string(fixture.setup.path("upper/new")).unwrap(), "x");
 }
 
 #[test]
 fn a_busy_mount_is_not_unmounted_and_goes_on() {
-    let bed = Bed::new();
-    let mount = bed.mount(LAYERS);
-    let mut file = File::options().append(true).open(bed.point().join("dir/file")).unwrap();
-    assert!(!umount(&bed.point()), "a file is open");
+    let fixture = Fixture::new();
+    let mount = fixture.mount(LAYERS);
+    let mut file = File::options().append(true).open(fixture.point().join("dir/file")).unwrap();
+    assert!(!umount(&fixture.point()), "a file is open");
     file.write_all(b" and more").unwrap();
-    assert_eq!(fs::read_to_string(bed.point().join("dir/file")).unwrap(), "data and more");
+    assert_eq!(fs::read_to_string(fixture.point().join("dir/file")).unwrap(), "data and more");
     drop(file);
     mount.unmount();
 }
@@ -139,10 +139,10 @@ fn a_busy_mount_is_not_unmounted_and_goes_on() {
 #[test]
 fn signals_unmount_also_with_files_open() {
     for signal in ["INT", "TERM"] {
-        let bed = Bed::new();
-        let point = bed.point();
-        let guard = LowerGuard::new([bed.stage.path("lower")]);
-        assert!(start(&bed.options(LAYERS), &point).status.success());
+        let fixture = Fixture::new();
+        let point = fixture.point();
+        let guard = LowerGuard::new([fixture.setup.path("lower")]);
+        assert!(start(&fixture.options(LAYERS), &point).status.success());
         let mut file = File::options().append(true).open(point.join("dir/file")).unwrap();
         file.write_all(b", before").unwrap();
         let [daemon] = daemons(&point)[..] else { panic!("there is not one daemon") };
@@ -152,10 +152,14 @@ fn signals_unmount_also_with_files_open() {
         file.sync_all().unwrap();
         drop(file);
         eventually("the daemon has ended", || daemons(&point).is_empty());
-        assert_eq!(fs::read_to_string(bed.stage.path("upper/dir/file")).unwrap(), "data, before and after", "{signal}");
+        assert_eq!(
+            fs::read_to_string(fixture.setup.path("upper/dir/file")).unwrap(),
+            "data, before and after",
+            "{signal}"
+        );
         guard.check();
         // Nothing is left that keeps the next one from starting.
-        let mount = bed.mount(LAYERS);
+        let mount = fixture.mount(LAYERS);
         assert_eq!(fs::read_to_string(point.join("dir/file")).unwrap(), "data, before and after");
         mount.unmount();
     }
@@ -163,11 +167,11 @@ fn signals_unmount_also_with_files_open() {
 
 #[test]
 fn refusals_are_sentences_that_name_path_and_cause() {
-    let bed = Bed::new();
-    put::file(bed.stage.root(), "plain-file", "");
-    bed.stage.dir("upper/inside");
-    bed.stage.dir("work/inside");
-    symlink("upper", bed.stage.path("link-to-upper")).unwrap();
+    let fixture = Fixture::new();
+    put::file(fixture.setup.root(), "plain-file", "");
+    fixture.setup.dir("upper/inside");
+    fixture.setup.dir("work/inside");
+    symlink("upper", fixture.setup.path("link-to-upper")).unwrap();
     let missing = "No such file or directory";
     for (list, named, cause) in [
         ("lowerdir=@/missing", "@/missing", missing),
@@ -187,22 +191,22 @@ fn refusals_are_sentences_that_name_path_and_cause() {
         ("lowerdir=@/lower,uperdir=@/work", "uperdir", "Did you mean upperdir?"),
         ("upperdir=@/upper", "", "No lower directory is given"),
     ] {
-        refused(&bed, list, &bed.point(), named, cause);
+        refused(&fixture, list, &fixture.point(), named, cause);
     }
-    refused(&bed, LAYERS, &bed.stage.path("nowhere"), "@/nowhere", missing);
-    refused(&bed, LAYERS, &bed.stage.path("plain-file"), "@/plain-file", "not a directory");
+    refused(&fixture, LAYERS, &fixture.setup.path("nowhere"), "@/nowhere", missing);
+    refused(&fixture, LAYERS, &fixture.setup.path("plain-file"), "@/plain-file", "not a directory");
 }
 
 /// Asserts that a mount is refused, in one sentence with this in it, in the background and in the
 /// foreground, and that nothing stays.
-fn refused(bed: &Bed, list: &str, point: &Path, named: &str, cause: &str) {
+fn refused(fixture: &Fixture, list: &str, point: &Path, named: &str, cause: &str) {
     for flags in [&[][..], &["-f"]] {
-        let list = bed.options(list);
+        let list = fixture.options(list);
         let output = run::finish(run::command(program()).args(flags).args(["-o", &list]).arg(point));
         let said = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(1), "{list}: {said}");
         assert!(said.starts_with("overlayfs-fuse: ") && said.lines().count() == 1, "{list}: {said}");
-        assert!(said.contains(&bed.options(named)) && said.contains(cause), "{list}: {said}");
+        assert!(said.contains(&fixture.options(named)) && said.contains(cause), "{list}: {said}");
         assert!(!is_mounted(point));
         assert_eq!(daemons(point), []);
     }
@@ -210,24 +214,30 @@ fn refused(bed: &Bed, list: &str, point: &Path, named: &str, cause: &str) {
 
 #[test]
 fn an_upper_layer_has_one_daemon() {
-    let bed = Bed::new();
-    let other = bed.stage.dir("other");
-    let mount = bed.mount(LAYERS);
-    refused(&bed, LAYERS, &other, "@/upper", &bed.options("in use by the overlay at @/mount"));
-    refused(&bed, "lowerdir=@/lower,upperdir=@/upper,workdir=@/work", &other, "@/upper", "in use by another overlay");
-    fs::write(bed.point().join("still"), "works").unwrap();
+    let fixture = Fixture::new();
+    let other = fixture.setup.dir("other");
+    let mount = fixture.mount(LAYERS);
+    refused(&fixture, LAYERS, &other, "@/upper", &fixture.options("in use by the overlay at @/mount"));
+    refused(
+        &fixture,
+        "lowerdir=@/lower,upperdir=@/upper,workdir=@/work",
+        &other,
+        "@/upper",
+        "in use by another overlay",
+    );
+    fs::write(fixture.point().join("still"), "works").unwrap();
     mount.unmount();
-    let mount = Mount::new(&other, &bed.options(LAYERS));
+    let mount = Mount::new(&other, &fixture.options(LAYERS));
     assert_eq!(fs::read_to_string(other.join("still")).unwrap(), "works");
     mount.unmount();
 }
 
 #[test]
 fn without_an_upper_layer_everything_that_changes_is_refused() {
-    let bed = Bed::new();
-    let guard = LowerGuard::new([bed.stage.path("lower")]);
-    let mount = bed.mount("lowerdir=@/lower");
-    let path = |name: &str| bed.point().join(name);
+    let fixture = Fixture::new();
+    let guard = LowerGuard::new([fixture.setup.path("lower")]);
+    let mount = fixture.mount("lowerdir=@/lower");
+    let path = |name: &str| fixture.point().join(name);
     assert_eq!(fs::read_to_string(path("dir/file")).unwrap(), "data");
     let file = path("dir/file");
     let attempts: [(&str, io::Result<()>); 10] = [
@@ -251,30 +261,30 @@ fn without_an_upper_layer_everything_that_changes_is_refused() {
 
 #[test]
 fn a_large_file_is_changed_without_a_copy_until_the_end() {
-    let bed = Bed::new();
-    let lower = bed.stage.path("lower/dir/large");
+    let fixture = Fixture::new();
+    let lower = fixture.setup.path("lower/dir/large");
     let content: Vec<u8> = (0..64usize << 20).map(|index| (index >> 10) as u8 | 1).collect();
     fs::write(&lower, &content).unwrap();
-    let guard = LowerGuard::new([bed.stage.path("lower")]);
+    let guard = LowerGuard::new([fixture.setup.path("lower")]);
     for options in ["lowerdir=@/lower,upperdir=@/upper", "lowerdir=@/lower,upperdir=@/upper,door=scheme"] {
-        let mount = bed.mount(options);
-        let file = bed.point().join("dir/large");
+        let mount = fixture.mount(options);
+        let file = fixture.point().join("dir/large");
         mode(&file, 0o604);
         File::options().append(true).open(&file).unwrap().write_all(b"end").unwrap();
         File::options().write(true).open(&file).unwrap().write_all_at(b"in between", 5_000_000).unwrap();
         let mut bytes = [&content[..], b"end"].concat();
         bytes[5_000_000..5_000_010].copy_from_slice(b"in between");
-        let part = fs::metadata(test_common::lent(&bed.stage.path("upper/dir"), "part", "large")).unwrap();
+        let part = fs::metadata(test_common::lent(&fixture.setup.path("upper/dir"), "part", "large")).unwrap();
         assert!(part.blocks() * 512 < 1 << 20);
         // The kernel may show what it holds.
         let read =
             Command::new("dd").arg(format!("if={}", file.display())).args(["iflag=direct", "bs=1M"]).output().unwrap();
         assert!(read.stdout == bytes, "{}", String::from_utf8_lossy(&read.stderr));
         mount.unmount();
-        assert_eq!(names(&bed.stage.path("upper/dir")), ["large"]);
-        assert!(fs::read(bed.stage.path("upper/dir/large")).unwrap() == bytes);
-        fs::remove_dir_all(bed.stage.path("upper")).unwrap();
-        bed.stage.dir("upper");
+        assert_eq!(names(&fixture.setup.path("upper/dir")), ["large"]);
+        assert!(fs::read(fixture.setup.path("upper/dir/large")).unwrap() == bytes);
+        fs::remove_dir_all(fixture.setup.path("upper")).unwrap();
+        fixture.setup.dir("upper");
     }
     guard.check();
 }
@@ -283,9 +293,9 @@ fn a_large_file_is_changed_without_a_copy_until_the_end() {
 /// it.
 #[test]
 fn a_lower_layer_may_contain_all_the_others() {
-    let bed = Bed::new();
-    let mount = bed.mount("lowerdir=@,upperdir=@/upper,workdir=@/work");
-    let point = bed.point();
+    let fixture = Fixture::new();
+    let mount = fixture.mount("lowerdir=@,upperdir=@/upper,workdir=@/work");
+    let point = fixture.point();
     fs::write(point.join("lower/dir/file"), "changed").unwrap();
     fs::write(point.join("new"), "new").unwrap();
     for name in ["upper", "work", "mount"] {
@@ -297,36 +307,36 @@ fn a_lower_layer_may_contain_all_the_others() {
     assert_eq!(found, ["lower", "lower/dir", "lower/dir/file", "mount", "new", "upper", "work"]);
     assert_eq!(fs::read_to_string(point.join("lower/dir/file")).unwrap(), "changed");
     mount.unmount();
-    assert_eq!(fs::read_to_string(bed.stage.path("lower/dir/file")).unwrap(), "data");
-    assert_eq!(fs::read_to_string(bed.stage.path("upper/lower/dir/file")).unwrap(), "changed");
-    assert_eq!(names(bed.stage.root()), ["lower", "mount", "upper", "work"]);
+    assert_eq!(fs::read_to_string(fixture.setup.path("lower/dir/file")).unwrap(), "data");
+    assert_eq!(fs::read_to_string(fixture.setup.path("upper/lower/dir/file")).unwrap(), "changed");
+    assert_eq!(names(fixture.setup.root()), ["lower", "mount", "upper", "work"]);
 }
 
 #[test]
 fn the_upper_layer_without_a_work_directory_inside_a_lower_layer() {
-    let bed = Bed::new();
-    let mount = bed.mount("lowerdir=@,upperdir=@/upper");
-    fs::rename(bed.point().join("lower"), bed.point().join("renamed")).unwrap();
-    assert_eq!(names(&bed.point()), ["mount", "renamed", "upper", "work"]);
-    assert_eq!(fs::read_to_string(bed.point().join("renamed/dir/file")).unwrap(), "data");
-    assert_eq!(names(&bed.point().join("upper")), [""; 0]);
+    let fixture = Fixture::new();
+    let mount = fixture.mount("lowerdir=@,upperdir=@/upper");
+    fs::rename(fixture.point().join("lower"), fixture.point().join("renamed")).unwrap();
+    assert_eq!(names(&fixture.point()), ["mount", "renamed", "upper", "work"]);
+    assert_eq!(fs::read_to_string(fixture.point().join("renamed/dir/file")).unwrap(), "data");
+    assert_eq!(names(&fixture.point().join("upper")), [""; 0]);
     mount.unmount();
 }
 
 #[test]
 fn signs_of_the_list_may_be_in_names() {
-    let bed = Bed::new();
-    put::file(bed.stage.root(), "a:b,c\\d/inside", "found");
-    let mount = bed.mount(r"lowerdir=@/a\:b\,c\\d:@/lower,upperdir=@/upper");
-    assert_eq!(names(&bed.point()), ["dir", "inside"]);
-    assert_eq!(fs::read_to_string(bed.point().join("inside")).unwrap(), "found");
+    let fixture = Fixture::new();
+    put::file(fixture.setup.root(), "a:b,c\\d/inside", "found");
+    let mount = fixture.mount(r"lowerdir=@/a\:b\,c\\d:@/lower,upperdir=@/upper");
+    assert_eq!(names(&fixture.point()), ["dir", "inside"]);
+    assert_eq!(fs::read_to_string(fixture.point().join("inside")).unwrap(), "found");
     mount.unmount();
 }
 
 #[test]
 fn each_user_may_do_what_the_modes_of_the_layers_say() {
-    let bed = Bed::new();
-    let lower = bed.stage.path("lower");
+    let fixture = Fixture::new();
+    let lower = fixture.setup.path("lower");
     put::file(&lower, "private", "of root");
     put::file(&lower, "closed/file", "");
     put::file(&lower, "shared/of-root", "");
@@ -336,8 +346,8 @@ fn each_user_may_do_what_the_modes_of_the_layers_say() {
     }
     owner(&lower.join("theirs"), 65534, 65534);
     let guard = LowerGuard::new([lower]);
-    let mount = bed.mount(LAYERS);
-    let point = bed.point();
+    let mount = fixture.mount(LAYERS);
+    let point = fixture.point();
     for script in [
         "cat dir/file; ls dir; cat theirs; ls shared",
         "echo more >> theirs; chmod 640 theirs; touch -d 2001-01-01 theirs",
@@ -366,8 +376,9 @@ fn each_user_may_do_what_the_modes_of_the_layers_say() {
     }
     mount.unmount();
     guard.check();
-    let of =
-        |name: &str| run::finish(run::command("stat").args(["-c", "%u:%g %a"]).arg(bed.stage.path("upper").join(name)));
+    let of = |name: &str| {
+        run::finish(run::command("stat").args(["-c", "%u:%g %a"]).arg(fixture.setup.path("upper").join(name)))
+    };
     assert_eq!(str::from_utf8(&of("theirs").stdout).unwrap(), "65534:65534 640\n");
     assert_eq!(str::from_utf8(&of("shared/dir/mine").stdout).unwrap().split(' ').next(), Some("65534:65534"));
 }
@@ -399,8 +410,8 @@ fn a_large_tree_is_walked_in_bounded_memory_with_few_descriptors() {
     // A user without rights shows the same once more.
     let entries = if env::var_os(unprivileged::VARIABLE).is_some() { ENTRIES / 5 } else { ENTRIES };
     let entries = env::var("OVERLAYFS_ENTRIES").map_or(entries, |number| number.parse().unwrap());
-    let bed = Bed::new();
-    let (lower, point) = (bed.stage.path("lower/many"), bed.point());
+    let fixture = Fixture::new();
+    let (lower, point) = (fixture.setup.path("lower/many"), fixture.point());
     fs::create_dir(&lower).unwrap();
     let dirs = entries / IN_ONE;
     for index in 0..dirs {
@@ -411,7 +422,7 @@ fn a_large_tree_is_walked_in_bounded_memory_with_few_descriptors() {
                 .unwrap();
         }
     }
-    let options = bed.options(LAYERS);
+    let options = fixture.options(LAYERS);
     let script = format!("ulimit -n 1024; exec {} -f -o {options} {}", program(), point.display());
     let mut daemon = process::Command::new("sh").arg("-c").arg(script).spawn().unwrap();
     eventually("it is mounted", || is_mounted(&point));

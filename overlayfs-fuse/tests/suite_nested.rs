@@ -14,7 +14,7 @@ use std::path::Path;
 
 use changes::{AGAIN, CHANGES, make_lower, mount_fuse_overlayfs, mount_kernel, shell, umount};
 use mount::{Mount, eventually, is_mounted, program};
-use test_common::{Detail, LowerGuard, Snapshot, Stage, mode};
+use test_common::{Detail, LowerGuard, Setup, Snapshot, mode};
 
 /// How an overlay is mounted by others than the test program's own child.
 type Start = fn(&str, &Path);
@@ -35,10 +35,10 @@ fn kernel_with_redirects(options: &str, point: &Path) {
 /// Has `inner` work on layers that lie in the tree of `outer`, twice, and compares what it shows
 /// with a directory in which the same is done.
 fn nest(outer: impl Fn(&str, &Path), more: &str, inner: Start, scripts: [&str; 2]) {
-    let stage = Stage::new();
-    mode(stage.root(), 0o755);
+    let setup = Setup::new();
+    mode(setup.root(), 0o755);
     let [lower, upper, work, point, inner_point, plain] =
-        ["lower", "upper", "work", "mount", "inner", "plain"].map(|name| stage.dir(name));
+        ["lower", "upper", "work", "mount", "inner", "plain"].map(|name| setup.dir(name));
     let inner_lower = lower.join("lower");
     make_lower(&inner_lower);
     make_lower(&plain);
@@ -97,8 +97,8 @@ fn ours_on_the_kernels_overlayfs() {
 /// It takes no names that begin with `.wh.`, and does not give back the attributes that it takes.
 #[test]
 fn ours_on_fuse_overlayfs_is_refused() {
-    let stage = Stage::new();
-    let [lower, upper, work, outer, point] = ["lower", "upper", "work", "outer", "mount"].map(|name| stage.dir(name));
+    let setup = Setup::new();
+    let [lower, upper, work, outer, point] = ["lower", "upper", "work", "outer", "mount"].map(|name| setup.dir(name));
     make_lower(&lower);
     let options = |dir: &Path, work: &Path| {
         format!("lowerdir={},upperdir={},workdir={}", lower.display(), dir.display(), work.display())
@@ -128,10 +128,10 @@ fn ours_on_fuse_overlayfs_is_refused() {
 /// attributes there, and go on being layers.
 #[test]
 fn the_kernels_overlayfs_on_ours() {
-    let stage = Stage::new();
-    mode(stage.root(), 0o755);
+    let setup = Setup::new();
+    mode(setup.root(), 0o755);
     let [lower, first, work, point, upper, outer_work, outer] =
-        ["lower", "first", "work", "mount", "upper", "outer-work", "outer"].map(|name| stage.dir(name));
+        ["lower", "first", "work", "mount", "upper", "outer-work", "outer"].map(|name| setup.dir(name));
     make_lower(&lower);
     let (own, below) = (first.display(), lower.display());
     let options = format!("lowerdir={below},upperdir={own},workdir={}", work.display());
@@ -140,7 +140,7 @@ fn the_kernels_overlayfs_on_ours() {
     let expected = Snapshot::take(&point, Detail::Xattrs);
     umount(&point);
 
-    let empty = stage.dir("empty");
+    let empty = setup.dir("empty");
     let options = format!("lowerdir={},upperdir={},workdir={}", empty.display(), upper.display(), outer_work.display());
     let mount = Mount::new(&outer, &options);
     shell(&outer, &format!("cp -a {below} {own} ."));

@@ -21,7 +21,7 @@ use std::env;
 use std::path::Path;
 
 use mount::{Mount, eventually, is_mounted};
-use test_common::{LowerGuard, Stage, mode, put};
+use test_common::{LowerGuard, Setup, mode, put};
 
 const EXPECTED: &str = include_str!("pjdfstest-expected.txt");
 
@@ -82,10 +82,10 @@ fn expected() -> BTreeSet<String> {
 }
 
 /// The suite's report on a directory.
-fn report(stage: &Stage, point: &Path) -> String {
-    let config = put::file(stage.root(), "pjdfstest.toml", CONFIG);
+fn report(setup: &Setup, point: &Path) -> String {
+    let config = put::file(setup.root(), "pjdfstest.toml", CONFIG);
     let mut command = run::command(tool::tool("pjdfstest", "0.2.2"));
-    command.arg("-c").arg(config).arg("-p").arg(point).arg("-s").arg(stage.dir("elsewhere")).current_dir(point);
+    command.arg("-c").arg(config).arg("-p").arg(point).arg("-s").arg(setup.dir("elsewhere")).current_dir(point);
     let output = run::finish(&mut command);
     let report = String::from_utf8(output.stdout).unwrap();
     let outcomes = outcomes(&report);
@@ -110,16 +110,16 @@ fn with(report: &str, outcome: Outcome) -> BTreeSet<String> {
 }
 
 fn pjdfstest(front_end: &str) {
-    let stage = Stage::new();
-    mode(stage.root(), 0o755);
-    let [lower, upper, point] = ["lower", "upper", "mount"].map(|name| stage.dir(name));
+    let setup = Setup::new();
+    mode(setup.root(), 0o755);
+    let [lower, upper, point] = ["lower", "upper", "mount"].map(|name| setup.dir(name));
     put::file(&lower, "file", "data");
     let guard = LowerGuard::new([&lower]);
     // A user without rights fails wherever the kernel forbids something, so his expected failures
     // are those on an ordinary directory.
     let unprivileged = env::var_os(unprivileged::VARIABLE).is_some();
     let (expected, may_be_skipped) = if unprivileged {
-        let plain = report(&stage, &stage.dir("plain"));
+        let plain = report(&setup, &setup.dir("plain"));
         (with(&plain, Outcome::Failed), with(&plain, Outcome::Skipped))
     } else {
         (expected(), BTreeSet::new())
@@ -127,7 +127,7 @@ fn pjdfstest(front_end: &str) {
 
     let mount =
         Mount::new(&point, &format!("door={front_end},lowerdir={},upperdir={}", lower.display(), upper.display()));
-    let report = report(&stage, &point);
+    let report = report(&setup, &point);
     let failed = with(&report, Outcome::Failed);
     let unexpected: Vec<_> = failed.difference(&expected).collect();
     assert!(unexpected.is_empty(), "these cases fail: {unexpected:#?}\n{report}");

@@ -8,25 +8,25 @@ mod run;
 
 use std::process::Output;
 
-use test_common::{Stage, mode};
+use test_common::{Setup, mode};
 
 /// The user, who owns nothing else.
 const USER: &str = "4243";
 
 /// Prepares what a plain user finds on other systems: a device that he may open, and the program in
-/// a place that he may enter, and his name. The arguments are the stage, the program, the user, and
+/// a place that he may enter, and his name. The arguments are the setup, the program, the user, and
 /// his script, in which $P is the program.
 const PREPARE: &str = r#"
-stage=$1 program=$2 user=$3
+setup=$1 program=$2 user=$3
 mount --make-rprivate /
-mknod -m 666 "$stage/fuse" c 10 229
-mount --bind "$stage/fuse" /dev/fuse
-{ cat /etc/passwd; echo "plain:x:$user:$user::/:/bin/sh"; } > "$stage/passwd"
-mount --bind "$stage/passwd" /etc/passwd
-cp "$program" "$stage/overlayfs-fuse"
-install -d -o "$user" "$stage/home"
-cd "$stage/home"
-export P="$stage/overlayfs-fuse" HOME="$stage/home"
+mknod -m 666 "$setup/fuse" c 10 229
+mount --bind "$setup/fuse" /dev/fuse
+{ cat /etc/passwd; echo "plain:x:$user:$user::/:/bin/sh"; } > "$setup/passwd"
+mount --bind "$setup/passwd" /etc/passwd
+cp "$program" "$setup/overlayfs-fuse"
+install -d -o "$user" "$setup/home"
+cd "$setup/home"
+export P="$setup/overlayfs-fuse" HOME="$setup/home"
 exec setpriv --reuid "$user" --regid "$user" --clear-groups bash -euc "$4"
 "#;
 
@@ -54,10 +54,10 @@ mkdir upper work
 
 /// Runs a script as the user, in a namespace of mounts of its own.
 fn plainly(script: &str) -> Output {
-    let stage = Stage::new();
-    mode(stage.root(), 0o755);
+    let setup = Setup::new();
+    mode(setup.root(), 0o755);
     let mut command = run::command("unshare");
-    command.args(["--mount", "bash", "-euc", PREPARE, "bash"]).arg(stage.root());
+    command.args(["--mount", "bash", "-euc", PREPARE, "bash"]).arg(setup.root());
     command.args([env!("CARGO_BIN_EXE_overlayfs-fuse"), USER]).arg(BEGIN.to_owned() + script);
     run::finish(&mut command)
 }
@@ -136,9 +136,9 @@ fn a_limit_of_processes_is_lived_with_or_named() {
 
 /// The program, with a directory of devices that has no more than these.
 fn without_device(devices: &str) -> String {
-    let stage = Stage::new();
+    let setup = Setup::new();
     for name in ["lower", "mount", "dev"] {
-        stage.dir(name);
+        setup.dir(name);
     }
     let script = format!(
         "mount --make-rprivate /; mount -t tmpfs tmpfs dev; mknod -m 666 dev/null c 1 3; {devices}; mount --rbind dev /dev; \
@@ -146,7 +146,7 @@ fn without_device(devices: &str) -> String {
     );
     let mut command = run::command("unshare");
     command.args(["--mount", "sh", "-euc", &script, env!("CARGO_BIN_EXE_overlayfs-fuse")]);
-    let output = run::finish(command.current_dir(stage.root()));
+    let output = run::finish(command.current_dir(setup.root()));
     assert!(!output.status.success());
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
@@ -169,11 +169,11 @@ fn what_is_wrong_with_the_device_is_said() {
 
 #[test]
 fn a_device_that_a_user_may_not_open_is_named() {
-    let stage = Stage::new();
-    mode(stage.root(), 0o755);
+    let setup = Setup::new();
+    mode(setup.root(), 0o755);
     let script = PREPARE.replace("mknod -m 666", "mknod -m 600");
     let mut command = run::command("unshare");
-    command.args(["--mount", "bash", "-euc", &script, "bash"]).arg(stage.root());
+    command.args(["--mount", "bash", "-euc", &script, "bash"]).arg(setup.root());
     command.args([env!("CARGO_BIN_EXE_overlayfs-fuse"), USER]);
     command.arg(BEGIN.to_owned() + "! $P -o $layers mount 2> said; ! mountpoint -q mount; cat said");
     let output = run::finish(&mut command);

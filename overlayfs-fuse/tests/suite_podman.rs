@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use rustix::fs::{CWD, FileType, Mode};
-use test_common::{Stage, mode, put};
+use test_common::{Setup, mode, put};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_overlayfs-fuse");
 
@@ -36,7 +36,7 @@ echo more >> /etc/renamed/below; cat /etc/renamed/below
 
 /// podman and buildah with storage of their own.
 struct Podman {
-    stage: Stage,
+    setup: Setup,
 }
 
 impl Podman {
@@ -48,7 +48,7 @@ impl Podman {
     /// empty.
     fn run_with(&self, program: &str, arguments: &[&str]) -> String {
         let mut command = self.command("podman", program);
-        command.arg("--tmpdir").arg(self.stage.dir("tmp")).args(["--cgroup-manager=cgroupfs", "--runtime=runc"]);
+        command.arg("--tmpdir").arg(self.setup.dir("tmp")).args(["--cgroup-manager=cgroupfs", "--runtime=runc"]);
         finish(command.args(arguments))
     }
 
@@ -59,13 +59,13 @@ impl Podman {
     fn command(&self, name: &str, program: &str) -> Command {
         let mut command = run::command(name);
         for (option, name) in [("--root", "root"), ("--runroot", "run")] {
-            command.arg(option).arg(self.stage.dir(name));
+            command.arg(option).arg(self.setup.dir(name));
         }
         command.arg("--storage-driver=overlay");
         if !program.is_empty() {
             command.arg(format!("--storage-opt=overlay.mount_program={program}"));
         }
-        command.current_dir(self.stage.root());
+        command.current_dir(self.setup.root());
         command
     }
 }
@@ -82,7 +82,7 @@ impl Drop for Podman {
     fn drop(&mut self) {
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
         let below =
-            |line: &&str| line.split(' ').nth(1).is_some_and(|point| Path::new(point).starts_with(self.stage.root()));
+            |line: &&str| line.split(' ').nth(1).is_some_and(|point| Path::new(point).starts_with(self.setup.root()));
         for line in mounts.lines().filter(below).collect::<Vec<_>>().into_iter().rev() {
             run::finish(run::command("umount").arg("-l").args(line.split(' ').nth(1)));
         }
@@ -90,8 +90,8 @@ impl Drop for Podman {
 }
 
 /// A root with a shell in it, as a tar file.
-fn root_filesystem(stage: &Stage) -> PathBuf {
-    let root = stage.dir("rootfs");
+fn root_filesystem(setup: &Setup) -> PathBuf {
+    let root = setup.dir("rootfs");
     for dir in ["bin", "dev", "etc/dir", "proc", "sys", "tmp"] {
         fs::create_dir_all(root.join(dir)).unwrap();
     }
@@ -103,17 +103,17 @@ fn root_filesystem(stage: &Stage) -> PathBuf {
     ] {
         symlink("busybox", root.join("bin").join(name)).unwrap();
     }
-    let file = stage.path("rootfs.tar");
+    let file = setup.path("rootfs.tar");
     assert!(run::finish(run::command("tar").arg("-C").arg(&root).arg("-cf").arg(&file).arg(".")).status.success());
     file
 }
 
 #[test]
 fn a_container_is_built_and_run() {
-    let podman = Podman { stage: Stage::new() };
-    let tar = root_filesystem(&podman.stage);
+    let podman = Podman { setup: Setup::new() };
+    let tar = root_filesystem(&podman.setup);
     podman.run(&["import", tar.to_str().unwrap(), "base"]);
-    fs::write(podman.stage.dir("context").join("Containerfile"), RECIPE).unwrap();
+    fs::write(podman.setup.dir("context").join("Containerfile"), RECIPE).unwrap();
     let built = podman.run(&["build", "--isolation=chroot", OPTIONS[1], "-t", "built", "context"]);
     assert!(built.contains("built"), "{built}");
     let run = [&["run", "--rm"], &OPTIONS[..], &["localhost/built", "sh", "-c", CHECKS]].concat();
@@ -127,9 +127,9 @@ const OPTIONS: [&str; 3] = ["--network=none", "--ulimit=nofile=1024:1024", "--ul
 
 /// podman with the image `base`, which has a file that is copied up in part.
 fn with_base() -> Podman {
-    let podman = Podman { stage: Stage::new() };
-    put::file(&podman.stage.dir("rootfs"), "large", vec![b'l'; 4 << 20]);
-    let tar = root_filesystem(&podman.stage);
+    let podman = Podman { setup: Setup::new() };
+    put::file(&podman.setup.dir("rootfs"), "large", vec![b'l'; 4 << 20]);
+    let tar = root_filesystem(&podman.setup);
     podman.run(&["import", tar.to_str().unwrap(), "base"]);
     podman
 }
@@ -166,7 +166,7 @@ fn a_container_is_whole_when_it_has_ended() {
         ]);
         podman.run(&["stop", "-t=20", "stopped"]);
     }
-    let copied = podman.stage.path("copied");
+    let copied = podman.setup.path("copied");
     podman.run(&["cp", "stopped:/large", copied.to_str().unwrap()]);
     assert_eq!(fs::metadata(copied).unwrap().len(), (4 << 20) + 16);
 }
@@ -205,9 +205,9 @@ ls /etc/dir; wc -c < /large
 fn storage_goes_from_one_mount_program_to_another() {
     const OTHER: &str = "/usr/bin/fuse-overlayfs";
     for programs in [[OTHER, PROGRAM, OTHER, PROGRAM], ["", PROGRAM, PROGRAM, PROGRAM]] {
-        let podman = Podman { stage: Stage::new() };
-        put::file(&podman.stage.dir("rootfs"), "large", vec![b'l'; 4 << 20]);
-        let tar = root_filesystem(&podman.stage);
+        let podman = Podman { setup: Setup::new() };
+        put::file(&podman.setup.dir("rootfs"), "large", vec![b'l'; 4 << 20]);
+        let tar = root_filesystem(&podman.setup);
         podman.run_with(programs[0], &["import", tar.to_str().unwrap(), "base"]);
         let create = [&["create", "--name=one"], &OPTIONS[..], &["localhost/base", "sh", "-c", TURN]].concat();
         podman.run_with(programs[0], &create);
@@ -232,9 +232,9 @@ cat /volumes/dir/new
 
 #[test]
 fn volumes_stay_while_a_container_looks_at_more_than_is_remembered() {
-    let podman = Podman { stage: Stage::new() };
-    root_filesystem(&podman.stage);
-    let rootfs = podman.stage.path("rootfs");
+    let podman = Podman { setup: Setup::new() };
+    root_filesystem(&podman.setup);
+    let rootfs = podman.setup.path("rootfs");
     symlink("busybox", rootfs.join("bin/find")).unwrap();
     for dir in 0..MANY / IN_ONE {
         let dir = put::dir(&rootfs, &format!("many/{dir}"));
@@ -243,7 +243,7 @@ fn volumes_stay_while_a_container_looks_at_more_than_is_remembered() {
             rustix::fs::mknodat(CWD, path, FileType::RegularFile, Mode::RUSR, 0).unwrap();
         }
     }
-    let volumes = podman.stage.dir("volumes");
+    let volumes = podman.setup.dir("volumes");
     put::dir(&volumes, "dir");
     let mounts = ["file", "deep"].map(|name| put::file(&volumes, name, "")).into_iter().chain([volumes.join("dir")]);
     let volumes: Vec<_> = mounts.zip(["file", "a/b/c/deep", "dir"]).collect();
@@ -256,23 +256,23 @@ fn volumes_stay_while_a_container_looks_at_more_than_is_remembered() {
     run.extend([rootfs.as_str(), "sh", "-c", LOOK]);
     assert_eq!(podman.run(&run), format!("{MANY}\nmore\n"));
     for file in ["dir/new", "file", "deep"] {
-        assert_eq!(fs::read_to_string(podman.stage.path("volumes").join(file)).unwrap(), "more\n", "{file}");
+        assert_eq!(fs::read_to_string(podman.setup.path("volumes").join(file)).unwrap(), "more\n", "{file}");
     }
 }
 
 /// Prepares what a user finds on other systems: a device that he may open, ids for his containers,
 /// and places that he may enter. What podman leaves running ends with the namespace. The arguments
-/// are the stage and the program.
+/// are the setup and the program.
 const AS_A_USER: &str = r#"
-stage=$1 program=$2
+setup=$1 program=$2
 mount --make-rshared /
-mknod -m 666 "$stage/fuse" c 10 229
-mount --bind "$stage/fuse" /dev/fuse
-echo games:100000:65536 > "$stage/ids"
-mount --bind "$stage/ids" /etc/subuid
-mount --bind "$stage/ids" /etc/subgid
-cp "$program" "$stage/overlayfs-fuse"
-export HOME="$stage/home" XDG_RUNTIME_DIR="$stage/home/run"
+mknod -m 666 "$setup/fuse" c 10 229
+mount --bind "$setup/fuse" /dev/fuse
+echo games:100000:65536 > "$setup/ids"
+mount --bind "$setup/ids" /etc/subuid
+mount --bind "$setup/ids" /etc/subgid
+cp "$program" "$setup/overlayfs-fuse"
+export HOME="$setup/home" XDG_RUNTIME_DIR="$setup/home/run"
 install -d -o games "$HOME" "$XDG_RUNTIME_DIR"
 cd "$HOME"
 exec setpriv --reuid games --regid games --init-groups bash -euc '
@@ -285,19 +285,19 @@ exec setpriv --reuid games --regid games --init-groups bash -euc '
     for turn in 1 2; do
         podman "$1" run --rm --network=none --ulimit=nofile=1024:1024 --ulimit=nproc=1000:1000 localhost/built sh -c "$2"
     done
-' bash "$stage" "$3"
+' bash "$setup" "$3"
 "#;
 
 /// The daemon runs in the user's namespace, where he is root of some ids.
 #[test]
 fn a_user_builds_and_runs_a_container() {
-    let stage = Stage::new();
-    mode(stage.root(), 0o755);
-    root_filesystem(&stage);
-    fs::write(stage.dir("context").join("Containerfile"), RECIPE).unwrap();
+    let setup = Setup::new();
+    mode(setup.root(), 0o755);
+    root_filesystem(&setup);
+    fs::write(setup.dir("context").join("Containerfile"), RECIPE).unwrap();
     let mut command = run::command("unshare");
     command.args(["--mount", "--pid", "--fork", "--mount-proc", "--kill-child", "bash", "-euc", AS_A_USER, "bash"]);
-    let output = run::finish(command.arg(stage.root()).args([PROGRAM, CHECKS]));
+    let output = run::finish(command.arg(setup.root()).args([PROGRAM, CHECKS]));
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{err}{out}");
     assert_eq!(out, "from below\nmore\n".repeat(2));

@@ -34,16 +34,16 @@ use rustix::fs::{
     AtFlags, CWD, FallocateFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags, SeekFrom, StatxFlags, XattrFlags,
 };
 use rustix::io::Errno;
-use test_common::{LowerGuard, Stage, mode, put};
+use test_common::{LowerGuard, Setup, mode, put};
 
 const MIB: u64 = 1 << 20;
 
 /// Runs a test on an ordinary directory and on a mount whose lower layer has the same content,
 /// which `prepare` makes.
 fn on_both(front_end: &str, prepare: impl Fn(&Path), test: impl Fn(&Path)) {
-    let stage = Stage::new();
-    mode(stage.root(), 0o755);
-    let [plain, lower, upper, point] = ["plain", "lower", "upper", "mount"].map(|name| stage.dir(name));
+    let setup = Setup::new();
+    mode(setup.root(), 0o755);
+    let [plain, lower, upper, point] = ["plain", "lower", "upper", "mount"].map(|name| setup.dir(name));
     prepare(&plain);
     test(&plain);
 
@@ -160,8 +160,8 @@ fn a_removed_directory_that_is_open_is_empty(front_end: &str) {
 /// truncate(2) changes no times then. It is not to be seen at once, since the kernel keeps the
 /// times that it knows.
 fn a_file_that_gets_the_size_that_it_has_stays_as_it_is(front_end: &str) {
-    let stage = Stage::new();
-    let [lower, upper, point] = ["lower", "upper", "mount"].map(|name| stage.dir(name));
+    let setup = Setup::new();
+    let [lower, upper, point] = ["lower", "upper", "mount"].map(|name| setup.dir(name));
     a_file(&lower);
     let options = format!("door={front_end},lowerdir={},upperdir={}", lower.display(), upper.display());
     let guard = LowerGuard::new([&lower]);
@@ -313,8 +313,8 @@ fn extended_attributes_that_only_root_sees(front_end: &str) {
 /// kept apart from them.
 #[test]
 fn the_overlays_own_attributes_are_hidden_and_protected() {
-    let stage = Stage::new();
-    let [lower, upper, point] = ["lower", "upper", "mount"].map(|name| stage.dir(name));
+    let setup = Setup::new();
+    let [lower, upper, point] = ["lower", "upper", "mount"].map(|name| setup.dir(name));
     a_file(&lower);
     set_xattr(&lower.join("file"), "user.overlay.origin", b"x");
     let mount = Mount::new(&point, &format!("lowerdir={},upperdir={}", lower.display(), upper.display()));

@@ -10,20 +10,20 @@
 #[macro_use]
 #[path = "suite/front_ends.rs"]
 mod front_ends;
+#[path = "suite/differential.rs"]
+mod differential;
 #[path = "suite/mount.rs"]
 mod mount;
 #[path = "suite/run.rs"]
 mod run;
-#[path = "suite/twins.rs"]
-mod twins;
 #[path = "suite/unprivileged.rs"]
 mod unprivileged;
 
 use std::fs;
 use std::path::Path;
 
-use test_common::{Detail, Stage, names, put};
-use twins::Twins;
+use differential::Differential;
+use test_common::{Detail, Setup, names, put};
 
 /// How many objects of each of the host's directories are copied, about.
 const OBJECTS: usize = 300;
@@ -31,12 +31,12 @@ const OBJECTS: usize = 300;
 /// Nothing bigger than this is copied, in bytes: what a host has in /usr/share/doc can be huge.
 const LARGEST: u64 = 1 << 17;
 
-/// Twins of two lower layers. The upper one has a part of /usr/include, the other one a part of
-/// /usr/share/doc, and something under each name in the first one's directory: it merges with a
+/// Differential of two lower layers. The upper one has a part of /usr/include, the other one a part
+/// of /usr/share/doc, and something under each name in the first one's directory: it merges with a
 /// directory and is hidden by a file.
-fn of_the_host(front_end: &str) -> Twins {
-    let stage = Stage::new();
-    let [top, bottom] = ["top", "bottom"].map(|name| stage.dir(name));
+fn of_the_host(front_end: &str) -> Differential {
+    let setup = Setup::new();
+    let [top, bottom] = ["top", "bottom"].map(|name| setup.dir(name));
     copy_part(Path::new("/usr/include"), &put::dir(&top, "include"));
     copy_part(Path::new("/usr/share/doc"), &put::dir(&bottom, "doc"));
     for name in names(&top.join("include")) {
@@ -48,7 +48,7 @@ fn of_the_host(front_end: &str) -> Twins {
     put::file(&bottom, "below/file", "two names");
     put::link(&bottom, "below/file", "below/link");
     put::symlink(&bottom, "below/symlink", "../include");
-    Twins::over(front_end, stage, vec![top, bottom])
+    Differential::over(front_end, setup, vec![top, bottom])
 }
 
 /// Copies the first objects of a directory, whole files and directories. They belong to whoever
@@ -91,8 +91,8 @@ fn copy_some(from: &Path, to: &Path, left: &mut usize) {
 }
 
 fn git(front_end: &str) {
-    let mut twins = of_the_host(front_end);
-    let said = twins.run(
+    let mut differential = of_the_host(front_end);
+    let said = differential.run(
         "git init -q -b main
         git config gc.auto 0; git config maintenance.auto false; git config pack.threads 1; git config pack.window 0
         git add .; git commit -qm 'All'
@@ -104,29 +104,29 @@ fn git(front_end: &str) {
         git repack -adq; git fsck --strict; git stash list; git rev-parse HEAD~1 HEAD",
     );
     assert!(said.contains("include/moved.h"), "{said}");
-    twins.remount();
-    twins.run("git status --porcelain; git fsck --strict; git reset -q --hard HEAD~1; git status --porcelain; git rev-parse HEAD");
+    differential.remount();
+    differential.run("git status --porcelain; git fsck --strict; git reset -q --hard HEAD~1; git status --porcelain; git rev-parse HEAD");
     // It has the times and inode numbers of the files.
-    twins.run("rm .git/index");
-    twins.end();
+    differential.run("rm .git/index");
+    differential.end();
 }
 
 fn tar(front_end: &str) {
-    let twins = of_the_host(front_end);
-    twins.run("tar --sort=name -cf all.tar include doc below; sha256sum all.tar; tar -df all.tar");
-    twins.run("mkdir restored; tar -xpf all.tar -C restored; touch -d 2001-01-01 restored");
-    twins.compare("restored", Detail::Times);
-    twins.run("tar -xpf all.tar; tar -df all.tar");
-    twins.compare("include", Detail::Times);
-    twins.compare("doc", Detail::Times);
-    twins.run("rm -r include doc below; tar -xpf all.tar; tar -df all.tar; rm all.tar");
-    twins.compare("include", Detail::Times);
-    twins.end();
+    let differential = of_the_host(front_end);
+    differential.run("tar --sort=name -cf all.tar include doc below; sha256sum all.tar; tar -df all.tar");
+    differential.run("mkdir restored; tar -xpf all.tar -C restored; touch -d 2001-01-01 restored");
+    differential.compare("restored", Detail::Times);
+    differential.run("tar -xpf all.tar; tar -df all.tar");
+    differential.compare("include", Detail::Times);
+    differential.compare("doc", Detail::Times);
+    differential.run("rm -r include doc below; tar -xpf all.tar; tar -df all.tar; rm all.tar");
+    differential.compare("include", Detail::Times);
+    differential.end();
 }
 
 fn cargo_build(front_end: &str) {
-    let mut twins = of_the_host(front_end);
-    let package = twins.stage.dir("package");
+    let mut differential = of_the_host(front_end);
+    let package = differential.setup.dir("package");
     put::file(
         &package,
         "Cargo.toml",
@@ -156,44 +156,45 @@ fn cargo_build(front_end: &str) {
         "export HOME='{home}' CARGO_TARGET_DIR=$PWD/built; unset CARGO_BUILD_TARGET RUSTFLAGS || true
         cp -r '{package}' small; cd small; '{cargo}' build --offline --quiet; ../built/debug/small"
     );
-    assert_eq!(twins.run(&build), "made by the build script\n");
+    assert_eq!(differential.run(&build), "made by the build script\n");
     let again = format!(
         "export HOME='{home}' CARGO_TARGET_DIR=$PWD/built; cd small
         '{cargo}' build --offline 2>&1 | grep -c Compiling || true
         touch -d '+2 seconds' src/main.rs; '{cargo}' build --offline 2>&1 | grep -c Compiling
         '{cargo}' test --offline --quiet 2>&1 | grep -c 'test result: ok. 1 passed'; ../built/debug/small"
     );
-    twins.remount();
+    differential.remount();
     assert_eq!(
-        twins.run(&again),
+        differential.run(&again),
         "0\n1\n1\nmade by the build script\n",
         "a second build compiles only what was touched"
     );
     // Programs and metadata have the paths of the two directories in them.
-    twins.run("rm -r built");
-    twins.end();
+    differential.run("rm -r built");
+    differential.end();
 }
 
 fn find_and_copies(front_end: &str) {
-    let twins = of_the_host(front_end);
+    let differential = of_the_host(front_end);
     // Without inode numbers, blocks and what a filesystem says of directories alone.
-    let listed =
-        twins.run("find . -mindepth 1 -ls | awk '{ $1 = $2 = \"\"; if ($3 ~ /^d/) $4 = $7 = \"\"; print }' | sort");
+    let listed = differential
+        .run("find . -mindepth 1 -ls | awk '{ $1 = $2 = \"\"; if ($3 ~ /^d/) $4 = $7 = \"\"; print }' | sort");
     assert!(listed.lines().count() > 200, "{listed}");
-    twins.compare("", Detail::Contents);
-    twins.run(
+    differential.compare("", Detail::Contents);
+    differential.run(
         "cp -a include copied; diff -r --no-dereference include copied
         cp -al doc linked; diff -r --no-dereference doc linked
         cp -a below copied-below; ls copied-below",
     );
-    twins.compare("copied", Detail::Times);
-    twins.run("cp -r below/symlink/. followed; find followed | sort; du -a --apparent-size --inodes followed | wc -l");
-    twins.end();
+    differential.compare("copied", Detail::Times);
+    differential
+        .run("cp -r below/symlink/. followed; find followed | sort; du -a --apparent-size --inodes followed | wc -l");
+    differential.end();
 }
 
 fn removals_and_renames(front_end: &str) {
-    let mut twins = of_the_host(front_end);
-    twins.run(
+    let mut differential = of_the_host(front_end);
+    differential.run(
         "echo file > include/moved-file; mv include moved
         mv $(find moved -mindepth 1 -maxdepth 1 -type d | sort | head -1) again
         mkdir include; ls -A include
@@ -201,56 +202,56 @@ fn removals_and_renames(front_end: &str) {
         find again doc | sort | sha256sum; chmod -R g+w doc; $AS_ROOT chown -R daemon:bin again
         ln moved/moved-file moved/third; find . -links +1 -type f | sort",
     );
-    twins.remount();
-    twins.run("mv again include/back; mv moved include/again; rm -r doc; mkdir doc; ls -A doc; echo new > doc/file; find . | sort");
-    twins.remount();
-    twins.run("rm -r include; ls -A; mkdir -p include/again; ls -AR include; rm -rf below doc; ls -A; mkdir below; ls -A below");
-    twins.end();
+    differential.remount();
+    differential.run("mv again include/back; mv moved include/again; rm -r doc; mkdir doc; ls -A doc; echo new > doc/file; find . | sort");
+    differential.remount();
+    differential.run("rm -r include; ls -A; mkdir -p include/again; ls -AR include; rm -rf below doc; ls -A; mkdir below; ls -A below");
+    differential.end();
 }
 
 /// With `-AX`, the access control lists and extended attributes, through the front end that has
 /// them.
 fn rsync(front_end: &str) {
-    let mut twins = of_the_host(front_end);
+    let mut differential = of_the_host(front_end);
     let attributes = front_end == "engine";
     let all = if attributes { "rsync -aHAX --numeric-ids" } else { "rsync -aH --numeric-ids" };
     // What is known of the objects beside contents: a line for each that has something.
     let listing = if attributes { "getfattr -Rdhm - . | sort; getfacl -Rsnp . | sort" } else { "true" };
     if attributes {
-        twins.run(
+        differential.run(
             "first=$(find include -type f | sort | head -1); setfattr -n user.note -v noted $first doc; setfacl -m u:0:rw $first
             setfacl -m d:g:0:rwx,g:0:r include; $AS_ROOT setfattr -hn trusted.note -v noted below/symlink; setcap cap_chown+p $(find doc -type f -links 1 | sort | tail -1)",
         );
     }
-    twins.run(&format!(
+    differential.run(&format!(
         "mkfifo -m 640 below/fifo; $AS_ROOT mknod below/null c 1 3; truncate -s 3M below/sparse; echo end >> below/sparse
         mkdir copies; find below -newermt yesterday -exec touch -d 2010-10-10 {{}} +; {all} -S include doc below copies; {all} -nic --delete include doc below copies; {listing}; touch -d 2010-10-10 copies"
     ));
-    twins.compare("copies", Detail::Times);
-    twins.stack();
-    twins.run(&format!(
+    differential.compare("copies", Detail::Times);
+    differential.stack();
+    differential.run(&format!(
         "for file in $(find include -name '*.h' -type f | sort | head -20); do echo '/* changed */' >> $file; touch -d 2011-11-11 $file; done
         rm -r $(find doc -mindepth 1 -maxdepth 1 | sort | head -5); mv include/$(ls include | tail -1) doc; chmod 700 below
         {all} -i --delete --inplace include doc below copies | sort; {all} -nic --delete include doc below copies; {listing}"
     ));
-    twins.compare("copies", Detail::Contents);
+    differential.compare("copies", Detail::Contents);
     // From one to the other nothing is left to do.
-    twins.run("find . -type d -exec touch -d 2012-12-12 {} +");
-    assert_eq!(twins.run(&format!("{all} -nic --delete ../plain/ ../mount/")), "");
-    twins.end();
+    differential.run("find . -type d -exec touch -d 2012-12-12 {} +");
+    assert_eq!(differential.run(&format!("{all} -nic --delete ../plain/ ../mount/")), "");
+    differential.end();
 }
 
 /// Through the scheme it would show nothing new, slowly.
 #[test]
 fn npm() {
-    let mut twins = Twins::small("engine");
-    let project = twins.stage.dir("project");
+    let mut differential = Differential::small("engine");
+    let project = differential.setup.dir("project");
     put::file(&project, "package.json", include_str!("npm/package.json"));
     put::file(&project, "package-lock.json", include_str!("npm/package-lock.json"));
     put::file(&project, "test.js", include_str!("npm/test.js"));
-    let cache = twins.stage.dir("cache");
+    let cache = differential.setup.dir("cache");
     let npm = format!("npm --cache '{}' --no-audit --no-fund --no-update-notifier --prefer-offline", cache.display());
-    let said = twins.run(&format!(
+    let said = differential.run(&format!(
         "cp -r ../project .; cd project; {npm} ci | sed 's/ in .*//'; find . -type l | sort | xargs ls -l | cut -d' ' -f 9-
         {npm} ls --all | sed 1d; {npm} test | grep passing | cut -d'(' -f 1"
     ));
@@ -258,18 +259,18 @@ fn npm() {
         said.contains("added 141 packages") && said.contains("mocha@10.8.2") && said.contains("1 passing"),
         "{said}"
     );
-    twins.compare("project/node_modules", Detail::Contents);
-    twins.stack();
+    differential.compare("project/node_modules", Detail::Contents);
+    differential.stack();
     // Removes all that there is, and installs it again; then only a part.
-    twins.run(&format!(
+    differential.run(&format!(
         "cd project; {npm} ci | sed 's/ in .*//'; {npm} test | grep passing | cut -d'(' -f 1; {npm} ls --all | sed 1d"
     ));
-    twins.compare("project/node_modules", Detail::Contents);
-    let said = twins.run(&format!(
+    differential.compare("project/node_modules", Detail::Contents);
+    let said = differential.run(&format!(
         "cd project; {npm} prune --omit=dev | sed 's/ in .*//'; ls node_modules node_modules/.bin; {npm} ls --omit=dev --all | sed 1d"
     ));
     assert!(said.contains("removed 69 packages") && !said.contains("mocha"), "{said}");
-    twins.end();
+    differential.end();
 }
 
 through_both_front_ends! { git, tar, cargo_build, find_and_copies, removals_and_renames, rsync }

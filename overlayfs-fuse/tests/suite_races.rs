@@ -21,7 +21,7 @@ use std::thread;
 
 use mount::Mount;
 use rustix::fs::{Dir, Mode, OFlags};
-use test_common::{Detail, LowerGuard, Snapshot, Stage, put};
+use test_common::{Detail, LowerGuard, Setup, Snapshot, put};
 
 through_both_front_ends!(
     a_directory_moves_while_shells_work_in_it,
@@ -41,17 +41,17 @@ struct Mounted {
     point: PathBuf,
     options: String,
     guard: LowerGuard,
-    _stage: Stage,
+    _setup: Setup,
 }
 
 impl Mounted {
     /// A mount of what `fill` puts into the lower layer and the upper one.
     fn new(front_end: &str, fill: impl FnOnce(&Path, &Path)) -> Self {
-        let stage = Stage::new();
-        let (lower, upper, point) = (stage.dir("lower"), stage.dir("upper"), stage.dir("mount"));
+        let setup = Setup::new();
+        let (lower, upper, point) = (setup.dir("lower"), setup.dir("upper"), setup.dir("mount"));
         fill(&lower, &upper);
         let options = format!("door={front_end},lowerdir={},upperdir={}", lower.display(), upper.display());
-        Self { mount: Mount::new(&point, &options), point, options, guard: LowerGuard::new([lower]), _stage: stage }
+        Self { mount: Mount::new(&point, &options), point, options, guard: LowerGuard::new([lower]), _setup: setup }
     }
 
     /// Leaves the mount, and compares it with a new one.

@@ -31,21 +31,21 @@ use rustix::fs::{
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, OpenTreeFlags, UnmountFlags};
 use rustix::process::{Resource, Rlimit};
-use test_common::{LowerGuard, Stage, exists, mode, names, owner, put};
+use test_common::{LowerGuard, Setup, exists, mode, names, owner, put};
 
 /// Directories for one mount, which other users may enter.
-struct Bed {
-    stage: Stage,
+struct Fixture {
+    setup: Setup,
 }
 
-impl Bed {
+impl Fixture {
     fn new() -> Self {
-        let stage = Stage::for_users(&["lower", "upper", "outside", "mount"]);
-        Self { stage }
+        let setup = Setup::for_users(&["lower", "upper", "outside", "mount"]);
+        Self { setup }
     }
 
     fn path(&self, path: &str) -> PathBuf {
-        self.stage.path(path)
+        self.setup.path(path)
     }
 
     fn mount(&self) -> Mount {
@@ -84,9 +84,9 @@ fn every_thread_of_the_daemon_has_given_up_its_rights() {
     const SYS_RAWIO: u64 = 17;
     const SYS_CHROOT: u64 = 18;
     const SYS_PTRACE: u64 = 19;
-    let bed = Bed::new();
-    let mount = bed.mount();
-    fs::write(bed.path("mount/file"), "served").unwrap();
+    let fixture = Fixture::new();
+    let mount = fixture.mount();
+    fs::write(fixture.path("mount/file"), "served").unwrap();
     let threads = threads(mount.daemon.id());
     assert!(threads.len() > 2, "{threads:?}");
     for thread in threads {
@@ -103,8 +103,8 @@ fn every_thread_of_the_daemon_has_given_up_its_rights() {
 }
 
 /// What a daemon in its sandbox does all day.
-fn daily_work(bed: &Bed) -> Vec<(&'static str, bool)> {
-    let path = |path: &str| bed.path(path);
+fn daily_work(fixture: &Fixture) -> Vec<(&'static str, bool)> {
+    let path = |path: &str| fixture.path(path);
     let open = |name: &str, flags| rustix::fs::openat2(CWD, path(name), flags, Mode::empty(), ResolveFlags::empty());
     let mut byte = [0];
     vec![
@@ -133,8 +133,8 @@ fn daily_work(bed: &Bed) -> Vec<(&'static str, bool)> {
 }
 
 /// What it has no business with.
-fn mischief(bed: &Bed) -> Vec<(&'static str, bool)> {
-    let path = |path: &str| bed.path(path);
+fn mischief(fixture: &Fixture) -> Vec<(&'static str, bool)> {
+    let path = |path: &str| fixture.path(path);
     let open =
         |path: PathBuf, flags| rustix::fs::openat2(CWD, path, flags, Mode::empty(), ResolveFlags::empty()).is_ok();
     let map = |protection| {
@@ -191,23 +191,24 @@ fn mischief(bed: &Bed) -> Vec<(&'static str, bool)> {
 #[test]
 fn in_the_sandbox_there_are_the_layers_and_nothing_else() {
     for sandboxed in [false, true] {
-        let bed = Bed::new();
+        let fixture = Fixture::new();
         for (place, file) in
             [("lower", "file"), ("lower", "victim"), ("upper", "a/file"), ("upper", "treasure"), ("outside", "secret")]
         {
-            put::file(&bed.path(place), file, "content");
+            put::file(&fixture.path(place), file, "content");
         }
-        put::dir(&bed.path("upper"), "b");
-        put::symlink(&bed.path("upper"), "symlink", "../outside/secret");
-        let layers = Options { lowers: vec![bed.path("lower")], upper: Some(bed.path("upper")), ..Options::default() };
+        put::dir(&fixture.path("upper"), "b");
+        put::symlink(&fixture.path("upper"), "symlink", "../outside/secret");
+        let layers =
+            Options { lowers: vec![fixture.path("lower")], upper: Some(fixture.path("upper")), ..Options::default() };
         assert!(in_a_child(|| {
             if sandboxed {
                 Sandbox::new(&layers).unwrap().enter();
             }
-            let all = daily_work(&bed)
+            let all = daily_work(&fixture)
                 .into_iter()
                 .map(|done| (done, true))
-                .chain(mischief(&bed).into_iter().map(|done| (done, !sandboxed)));
+                .chain(mischief(&fixture).into_iter().map(|done| (done, !sandboxed)));
             let unexpected: Vec<_> = all.filter(|((_, done), expected)| done != expected).collect();
             if !unexpected.is_empty() {
                 eprintln!("sandboxed: {sandboxed}, unlike what is expected: {unexpected:?}");
@@ -223,17 +224,17 @@ fn in_the_sandbox_there_are_the_layers_and_nothing_else() {
 /// when it opens them.
 #[test]
 fn what_takes_the_place_of_a_known_name_is_not_followed() {
-    let bed = Bed::new();
-    let (point, outside) = (bed.path("mount"), bed.path("outside"));
+    let fixture = Fixture::new();
+    let (point, outside) = (fixture.path("mount"), fixture.path("outside"));
     put::file(&outside, "secret", "secret");
     for place in ["lower", "upper"] {
         for name in ["dir/file", "file", "to-fifo"] {
-            put::file(&bed.path(place), &format!("in-{place}/{name}"), "mine");
+            put::file(&fixture.path(place), &format!("in-{place}/{name}"), "mine");
         }
     }
-    let mount = bed.mount();
+    let mount = fixture.mount();
     for place in ["lower", "upper"] {
-        let (layer, shown) = (bed.path(place).join(format!("in-{place}")), point.join(format!("in-{place}")));
+        let (layer, shown) = (fixture.path(place).join(format!("in-{place}")), point.join(format!("in-{place}")));
         assert_eq!(names(&shown), ["dir", "file", "to-fifo"]);
         assert!(
             fs::metadata(shown.join("file")).unwrap().is_file()
@@ -266,13 +267,13 @@ fn what_takes_the_place_of_a_known_name_is_not_followed() {
 
 #[test]
 fn a_mount_that_comes_into_a_layer_is_not_seen() {
-    let bed = Bed::new();
-    let point = bed.path("mount");
+    let fixture = Fixture::new();
+    let point = fixture.path("mount");
     for place in ["lower", "upper"] {
-        put::file(&bed.path(place), &format!("in-{place}/file"), "layer");
+        put::file(&fixture.path(place), &format!("in-{place}/file"), "layer");
     }
-    let mount = bed.mount();
-    let covers = ["lower", "upper"].map(|place| bed.path(place).join(format!("in-{place}")));
+    let mount = fixture.mount();
+    let covers = ["lower", "upper"].map(|place| fixture.path(place).join(format!("in-{place}")));
     for cover in &covers {
         rustix::mount::mount("tmpfs", cover, "tmpfs", MountFlags::empty(), c"").unwrap();
         fs::write(cover.join("file"), "planted").unwrap();
@@ -288,7 +289,7 @@ fn a_mount_that_comes_into_a_layer_is_not_seen() {
     }
     made.unwrap();
     assert_eq!(planted, ["file"]);
-    assert_eq!(names(&bed.path("upper/in-upper")), ["file", "new"]);
+    assert_eq!(names(&fixture.path("upper/in-upper")), ["file", "new"]);
     mount.unmount();
 }
 
@@ -296,13 +297,13 @@ fn a_mount_that_comes_into_a_layer_is_not_seen() {
 /// its attributes.
 #[test]
 fn the_other_name_of_a_lower_file_is_not_written_through() {
-    let bed = Bed::new();
-    let outside = put::file(&bed.path("outside"), "file", "content");
-    fs::hard_link(&outside, bed.path("lower/file")).unwrap();
+    let fixture = Fixture::new();
+    let outside = put::file(&fixture.path("outside"), "file", "content");
+    fs::hard_link(&outside, fixture.path("lower/file")).unwrap();
     let before = fs::metadata(&outside).unwrap();
-    let guard = LowerGuard::new([bed.path("lower")]);
-    let mount = bed.mount();
-    let file = bed.path("mount/file");
+    let guard = LowerGuard::new([fixture.path("lower")]);
+    let mount = fixture.mount();
+    let file = fixture.path("mount/file");
     OpenOptions::new().append(true).open(&file).unwrap().write_all(b"changed").unwrap();
     mode(&file, 0o777);
     owner(&file, 4242, 4242);
@@ -383,12 +384,12 @@ fn every_change_by_another_takes_set_id_bits_and_capabilities() {
         found
     };
 
-    let bed = Bed::new();
-    let plain = bed.stage.dir("plain");
+    let fixture = Fixture::new();
+    let plain = fixture.setup.dir("plain");
     prepare(&plain);
-    prepare(&bed.path("lower"));
-    let mount = bed.mount();
-    let point = bed.path("mount");
+    prepare(&fixture.path("lower"));
+    let mount = fixture.mount();
+    let point = fixture.path("mount");
     fs::create_dir(point.join("upper-dir")).unwrap();
     prepare(&point.join("upper-dir"));
     let expected = change(&plain);
@@ -419,15 +420,15 @@ fn a_program_that_another_has_changed_has_his_rights() {
             rustix::fs::copy_file_range(&from, None, &to, None, 4) == Ok(4)
         }),
     ];
-    let bed = Bed::new();
+    let fixture = Fixture::new();
     for name in ["id", "write", "truncate", "allocate", "copy"] {
-        let path = bed.path("lower").join(name);
+        let path = fixture.path("lower").join(name);
         fs::copy("/usr/bin/id", &path).unwrap();
         mode(&path, 0o4777);
     }
-    let mount = bed.mount();
+    let mount = fixture.mount();
     for (name, change) in changes {
-        let path = bed.path("mount").join(name);
+        let path = fixture.path("mount").join(name);
         let runs_as = || String::from_utf8(Command::new(&path).arg("-u").output().unwrap().stdout).unwrap();
         assert!(as_another_user(|| runs_as() == "0\n"), "{name}: the bit has an effect");
         assert!(as_another_user(|| change(&path) && runs_as() == "4242\n"), "{name}");
@@ -449,14 +450,14 @@ fn reserved_names_are_not_there_in_any_way() {
         ".wh..wh.part.file",
         ".wh..wh.x",
     ];
-    let bed = Bed::new();
+    let fixture = Fixture::new();
     for name in ["gone", "file", "dir/gone", "dir/file"] {
-        put::file(&bed.path("lower"), name, "content");
+        put::file(&fixture.path("lower"), name, "content");
     }
-    let mount = bed.mount();
-    let point = bed.path("mount");
+    let mount = fixture.mount();
+    let point = fixture.path("mount");
     for dir in ["", "dir"] {
-        let (dir, layer) = (point.join(dir), bed.path("upper").join(dir));
+        let (dir, layer) = (point.join(dir), fixture.path("upper").join(dir));
         fs::remove_file(dir.join("gone")).unwrap();
         symlink(".wh.gone", dir.join("to-reserved")).unwrap();
         assert!(exists(&layer.join(".wh.gone")), "what is tried here is there in the layer");
@@ -507,12 +508,12 @@ fn reserved_names_are_not_there_in_any_way() {
 #[test]
 fn without_descriptors_the_daemon_lives_and_recovers() {
     const LIMIT: u64 = 64;
-    let bed = Bed::new();
+    let fixture = Fixture::new();
     for index in 0..100 {
-        put::file(&bed.path("lower"), &format!("dir-{index}/file"), "lower");
+        put::file(&fixture.path("lower"), &format!("dir-{index}/file"), "lower");
     }
-    let mount = bed.mount();
-    let point = bed.path("mount");
+    let mount = fixture.mount();
+    let point = fixture.path("mount");
     let daemon = mount.daemon.id();
     let few = Rlimit { current: Some(LIMIT), maximum: Some(LIMIT) };
     rustix::process::prlimit(
@@ -562,10 +563,10 @@ fn without_descriptors_the_daemon_lives_and_recovers() {
 #[test]
 fn names_that_are_not_there_cost_no_memory() {
     let lookups = env::var("OVERLAYFS_LOOKUPS").map_or(100_000, |number| number.parse().unwrap());
-    let bed = Bed::new();
-    put::file(&bed.path("lower"), "dir/file", "content");
-    let mount = bed.mount();
-    let dir = bed.path("mount/dir");
+    let fixture = Fixture::new();
+    put::file(&fixture.path("lower"), "dir/file", "content");
+    let mount = fixture.mount();
+    let dir = fixture.path("mount/dir");
     let look = |from: u64, to: u64| {
         for index in from..to {
             let path = CString::new(format!("{}/absent-{index}", dir.display())).unwrap();
@@ -582,11 +583,11 @@ fn names_that_are_not_there_cost_no_memory() {
 
 #[test]
 fn attributes_locks_and_crowds_cost_no_memory_and_no_threads() {
-    let bed = Bed::new();
-    let file = put::file(&bed.path("lower"), "file", "content");
+    let fixture = Fixture::new();
+    let file = put::file(&fixture.path("lower"), "file", "content");
     owner(&file, 4242, 4242);
-    let mount = bed.mount();
-    let (file, daemon) = (bed.path("mount/file"), mount.daemon.id());
+    let mount = fixture.mount();
+    let (file, daemon) = (fixture.path("mount/file"), mount.daemon.id());
     let work = |rounds: usize| {
         for round in 0..rounds {
             // The largest that Linux has, and more.
@@ -617,7 +618,7 @@ fn attributes_locks_and_crowds_cost_no_memory_and_no_threads() {
     work(500);
     thread::scope(|scope| {
         for index in 0..64 {
-            let path = bed.path("mount").join(index.to_string());
+            let path = fixture.path("mount").join(index.to_string());
             scope.spawn(move || {
                 for _ in 0..20 {
                     fs::write(&path, "crowd").unwrap();

@@ -23,7 +23,7 @@ use std::thread::JoinHandle;
 use mount::{Mount, eventually};
 use rustix::fs::{FallocateFlags, IFlags, fallocate};
 use rustix::mount::UnmountFlags;
-use test_common::{LowerGuard, Stage, mode, owner, put, times};
+use test_common::{LowerGuard, Setup, mode, owner, put, times};
 
 type Moment = (i64, i64);
 
@@ -43,11 +43,11 @@ fn drop_caches() {
 struct Coarse(PathBuf);
 
 impl Coarse {
-    fn new(stage: &Stage) -> Self {
-        let image = stage.path("image");
+    fn new(setup: &Setup) -> Self {
+        let image = setup.path("image");
         File::create(&image).unwrap().set_len(16 << 20).unwrap();
         run::finish(run::command("mkfs.ext4").args(["-q", "-I", "128"]).arg(&image));
-        let point = stage.dir("coarse");
+        let point = setup.dir("coarse");
         assert!(run::finish(run::command("mount").args(["-o", "loop"]).arg(&image).arg(&point)).status.success());
         Self(point)
     }
@@ -61,9 +61,9 @@ impl Drop for Coarse {
 
 fn times_are_as_coarse_as_the_upper_layer_keeps_them(front_end: &str) {
     for format in ["oci", "kernel"] {
-        let stage = Stage::new();
-        let coarse = Coarse::new(&stage);
-        let [lower, point] = ["lower", "mount"].map(|name| stage.dir(name));
+        let setup = Setup::new();
+        let coarse = Coarse::new(&setup);
+        let [lower, point] = ["lower", "mount"].map(|name| setup.dir(name));
         let [upper, work] = ["upper", "work"].map(|name| put::dir(&coarse.0, name));
         for name in ["read", "written", "dir/in"] {
             times(&put::file(&lower, name, "lower"), (1_000_000_000, 7), (1_000_000_000, 123_456_789));
@@ -125,8 +125,8 @@ fn store(path: &Path) {
 #[test]
 fn a_store_through_a_mapping_changes_the_time() {
     for writeback in [0, 1] {
-        let stage = Stage::new();
-        let [lower, upper, point] = ["lower", "upper", "mount"].map(|name| stage.dir(name));
+        let setup = Setup::new();
+        let [lower, upper, point] = ["lower", "upper", "mount"].map(|name| setup.dir(name));
         put::file(&lower, "file", [1; 4096]);
         times(&lower.join("file"), (1_000_000_000, 0), (1_000_000_000, 0));
         let options = format!("writeback={writeback},lowerdir={},upperdir={}", lower.display(), upper.display());
@@ -242,8 +242,8 @@ fn the_times_of_last_change_stay(front_end: &str) {
         _ => &["format=oci"],
     };
     for extra in extra {
-        let stage = Stage::new();
-        let [lower, upper, work, point] = ["lower", "upper", "work", "mount"].map(|name| stage.dir(name));
+        let setup = Setup::new();
+        let [lower, upper, work, point] = ["lower", "upper", "work", "mount"].map(|name| setup.dir(name));
         // Redox has no extended attributes, and no request to reserve space.
         let impossible = ["setxattr", "fallocate", "fallocate without a new size", "punch a hole", "chattr"];
         let possible = |name: &str| front_end == "engine" || !impossible.contains(&name);

@@ -19,7 +19,7 @@ use std::process::{Command, Stdio};
 use disk::{Disk, run};
 use mount::{Mount, eventually};
 use rustix::mount::{MountFlags, UnmountFlags};
-use test_common::{Detail, Snapshot, Stage, exists, names, put};
+use test_common::{Detail, Setup, Snapshot, exists, names, put};
 
 const MIB: u64 = 1 << 20;
 
@@ -29,8 +29,8 @@ fn resize(disk: &Disk, size: u64) {
     rustix::mount::mount_remount(&disk.point, MountFlags::empty(), size.as_c_str()).unwrap();
 }
 
-fn mounted(stage: &Stage, lower: &Path, upper: &Path) -> Mount {
-    Mount::new(&stage.dir("mount"), &format!("lowerdir={},upperdir={}", lower.display(), upper.display()))
+fn mounted(setup: &Setup, lower: &Path, upper: &Path) -> Mount {
+    Mount::new(&setup.dir("mount"), &format!("lowerdir={},upperdir={}", lower.display(), upper.display()))
 }
 
 #[track_caller]
@@ -56,14 +56,14 @@ fn drop_caches(disk: &Path) {
 
 #[test]
 fn a_full_upper_layer() {
-    let stage = Stage::new();
-    let disk = Disk::memory(stage.dir("disk"), 2 * MIB);
-    let (lower, upper) = (stage.dir("lower"), disk.dir("upper"));
+    let setup = Setup::new();
+    let disk = Disk::memory(setup.dir("disk"), 2 * MIB);
+    let (lower, upper) = (setup.dir("lower"), disk.dir("upper"));
     put::file(&lower, "large", vec![7; 3 << 20]);
     put::file(&lower, "dir/small", "lower");
     let before = Snapshot::take(&lower, Detail::Contents);
-    let mount = mounted(&stage, &lower, &upper);
-    let point = stage.path("mount");
+    let mount = mounted(&setup, &lower, &upper);
+    let point = setup.path("mount");
     for round in 0..3 {
         let full = write(&point.join("filler"), &vec![1; 4 << 20]);
         fails(full, &[libc::ENOSPC]);
@@ -102,14 +102,14 @@ fn a_full_upper_layer() {
 /// directory.
 #[test]
 fn a_copy_for_which_there_is_no_room() {
-    let stage = Stage::new();
-    let disk = Disk::memory(stage.dir("disk"), 2 * MIB);
-    let (lower, upper) = (stage.dir("lower"), disk.dir("upper"));
+    let setup = Setup::new();
+    let disk = Disk::memory(setup.dir("disk"), 2 * MIB);
+    let (lower, upper) = (setup.dir("lower"), disk.dir("upper"));
     put::file(&lower, "large", vec![7; 3 << 20]);
     // Without it the kernel would go on to show what it could not write, as on any filesystem.
     let options = format!("lowerdir={},upperdir={},whole_copies,writeback=0", lower.display(), upper.display());
-    let mount = Mount::new(&stage.dir("mount"), &options);
-    let file = stage.path("mount/large");
+    let mount = Mount::new(&setup.dir("mount"), &options);
+    let file = setup.path("mount/large");
     let free = || rustix::fs::statvfs(&disk.point).unwrap().f_bfree;
     let before = free();
     for _ in 0..3 {
@@ -125,7 +125,7 @@ fn a_copy_for_which_there_is_no_room() {
     assert!(fs::read(&file).unwrap() == vec![7; 3 << 20]);
     assert!(free() + 8 >= before, "{} blocks of {before} are left", free());
     resize(&disk, 16 * MIB);
-    write(&stage.path("mount/large"), b"changed").unwrap();
+    write(&setup.path("mount/large"), b"changed").unwrap();
     assert_eq!(fs::read(&file).unwrap(), b"changed");
     mount.unmount();
 }
@@ -133,15 +133,15 @@ fn a_copy_for_which_there_is_no_room() {
 /// What a filesystem does that finds its disk damaged.
 #[test]
 fn an_upper_layer_that_becomes_read_only() {
-    let stage = Stage::new();
-    let image = stage.path("image");
-    let disk = Disk::ext4(&stage, &image, 16 * MIB, "has_journal");
-    let (lower, upper) = (stage.dir("lower"), disk.dir("upper"));
+    let setup = Setup::new();
+    let image = setup.path("image");
+    let disk = Disk::ext4(&setup, &image, 16 * MIB, "has_journal");
+    let (lower, upper) = (setup.dir("lower"), disk.dir("upper"));
     put::file(&lower, "dir/lower", "lower");
     put::file(&upper, "dir/upper", "upper");
     run(Command::new("sync").arg("-f").arg(&disk.point));
-    let mount = mounted(&stage, &lower, &upper);
-    let point = stage.path("mount");
+    let mount = mounted(&setup, &lower, &upper);
+    let point = setup.path("mount");
     write(&point.join("before"), b"synced").unwrap();
     let held = File::options().write(true).open(point.join("dir/upper")).unwrap();
     assert_eq!(names(&point.join("dir")), ["lower", "upper"]);
@@ -178,7 +178,7 @@ fn an_upper_layer_that_becomes_read_only() {
             .unwrap()
             .success()
     });
-    let mount = mounted(&stage, &lower, &upper);
+    let mount = mounted(&setup, &lower, &upper);
     assert_eq!(fs::read_to_string(point.join("before")).unwrap(), "synced");
     assert_eq!(fs::read_to_string(point.join("dir/upper")).unwrap(), "upper");
     fs::remove_file(point.join("dir/lower")).unwrap();
@@ -190,13 +190,13 @@ fn an_upper_layer_that_becomes_read_only() {
 /// free then.
 #[test]
 fn layers_whose_filesystem_is_unmounted() {
-    let stage = Stage::new();
-    let image = stage.path("image");
-    let disk = Disk::ext4(&stage, &image, 16 * MIB, "has_journal");
+    let setup = Setup::new();
+    let image = setup.path("image");
+    let disk = Disk::ext4(&setup, &image, 16 * MIB, "has_journal");
     let (lower, upper) = (disk.dir("lower"), disk.dir("upper"));
     put::file(&lower, "dir/file", "lower");
-    let mount = mounted(&stage, &lower, &upper);
-    let point = stage.path("mount");
+    let mount = mounted(&setup, &lower, &upper);
+    let point = setup.path("mount");
     assert_eq!(names(&point), ["dir"]);
     rustix::mount::unmount(&disk.point, UnmountFlags::DETACH).unwrap();
     assert_eq!(fs::read_dir(&disk.point).unwrap().count(), 0);
@@ -217,22 +217,22 @@ fn layers_whose_filesystem_is_unmounted() {
 /// A disk that cannot be read, until it can.
 #[test]
 fn a_disk_that_cannot_be_read() {
-    let stage = Stage::new();
-    let image = stage.path("image");
-    let disk = Disk::ext4(&stage, &image, 32 * MIB, "has_journal");
+    let setup = Setup::new();
+    let image = setup.path("image");
+    let disk = Disk::ext4(&setup, &image, 32 * MIB, "has_journal");
     let lower = disk.dir("lower");
     let content: Vec<u8> = (0..4 * MIB).map(|byte| (byte / 4096) as u8).collect();
     put::file(&lower, "large", &content);
-    put::file(&stage.dir("upper"), "file", "another disk");
+    put::file(&setup.dir("upper"), "file", "another disk");
     run(Command::new("sync").arg("-f").arg(&disk.point));
-    let mount = mounted(&stage, &lower, &stage.path("upper"));
-    let point = stage.path("mount");
+    let mount = mounted(&setup, &lower, &setup.path("upper"));
+    let point = setup.path("mount");
     assert_eq!(names(&point), ["file", "large"]);
     let large = File::open(point.join("large")).unwrap();
     large.read_exact_at(&mut [0], 0).unwrap();
 
     // What lies behind the end of the file that the device is in cannot be read.
-    let whole = stage.path("whole");
+    let whole = setup.path("whole");
     run(Command::new("cp").arg("--sparse=always").arg(&image).arg(&whole));
     drop_caches(&disk.point);
     File::options().write(true).open(&image).unwrap().set_len(4096).unwrap();
@@ -256,20 +256,20 @@ fn a_disk_that_cannot_be_read() {
     drop(large);
     OpenOptions::new().append(true).open(point.join("large")).unwrap().write_all(b"well").unwrap();
     mount.unmount();
-    assert!(fs::read(stage.path("upper/large")).unwrap() == [&content[..], b"well"].concat());
+    assert!(fs::read(setup.path("upper/large")).unwrap() == [&content[..], b"well"].concat());
 }
 
 /// A disk that takes nothing more, though the filesystem on it believes that there is room: a thin
 /// one. What was synced before is kept.
 #[test]
 fn a_disk_that_cannot_be_written() {
-    let stage = Stage::new();
-    let thin = Disk::memory(stage.dir("thin"), 12 * MIB);
-    let disk = Disk::ext4(&stage, &thin.point.join("image"), 64 * MIB, "^has_journal");
-    let (lower, upper) = (stage.dir("lower"), disk.dir("upper"));
+    let setup = Setup::new();
+    let thin = Disk::memory(setup.dir("thin"), 12 * MIB);
+    let disk = Disk::ext4(&setup, &thin.point.join("image"), 64 * MIB, "^has_journal");
+    let (lower, upper) = (setup.dir("lower"), disk.dir("upper"));
     put::file(&lower, "dir/file", "lower");
-    let mount = mounted(&stage, &lower, &upper);
-    let point = stage.path("mount");
+    let mount = mounted(&setup, &lower, &upper);
+    let point = setup.path("mount");
     write(&point.join("synced"), b"before").unwrap();
     let failed: io::Result<Vec<()>> =
         (0..20).map(|index| write(&point.join(format!("lost-{index}")), &[5; 1 << 20])).collect();
@@ -293,16 +293,16 @@ fn a_disk_that_cannot_be_written() {
 /// A layer that is itself served by a daemon, and that dies.
 #[test]
 fn a_layer_whose_filesystem_has_gone() {
-    let stage = Stage::new();
-    let [below, lower, upper] = ["below", "lower", "upper"].map(|name| stage.dir(name));
+    let setup = Setup::new();
+    let [below, lower, upper] = ["below", "lower", "upper"].map(|name| setup.dir(name));
     put::file(&below, "dir/known", "below");
     put::file(&below, "unknown/file", "below");
     put::file(&lower, "lower", "well");
-    let mut first = Mount::new(&stage.dir("first"), &format!("lowerdir={}", below.display()));
+    let mut first = Mount::new(&setup.dir("first"), &format!("lowerdir={}", below.display()));
     let options =
-        format!("lowerdir={}:{},upperdir={}", lower.display(), stage.path("first").display(), upper.display());
-    let mount = Mount::new(&stage.dir("mount"), &options);
-    let point = stage.path("mount");
+        format!("lowerdir={}:{},upperdir={}", lower.display(), setup.path("first").display(), upper.display());
+    let mount = Mount::new(&setup.dir("mount"), &options);
+    let point = setup.path("mount");
     assert_eq!(names(&point), ["dir", "lower", "unknown"]);
     assert_eq!(names(&point.join("dir")), ["known"]);
     first.daemon.kill().unwrap();

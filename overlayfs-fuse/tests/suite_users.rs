@@ -20,7 +20,7 @@ use rustix::fs::{
     AtFlags, CWD, FallocateFlags, FileType, Gid, Mode, RenameFlags, Timespec, Timestamps, Uid, XattrFlags,
 };
 use rustix::io::Errno;
-use test_common::{Detail, LowerGuard, Snapshot, Stage, mode, names, owner, put};
+use test_common::{Detail, LowerGuard, Setup, Snapshot, mode, names, owner, put};
 
 /// The user that [`as_another_user`] is.
 const USER: u32 = 4242;
@@ -28,18 +28,18 @@ const USER: u32 = 4242;
 const NOBODY: u32 = 65534;
 
 /// Directories for one mount, which other users may enter.
-struct Bed {
-    stage: Stage,
+struct Fixture {
+    setup: Setup,
 }
 
-impl Bed {
+impl Fixture {
     fn new() -> Self {
-        let stage = Stage::for_users(&["lower", "upper", "mount"]);
-        Self { stage }
+        let setup = Setup::for_users(&["lower", "upper", "mount"]);
+        Self { setup }
     }
 
     fn path(&self, path: &str) -> PathBuf {
-        self.stage.path(path)
+        self.setup.path(path)
     }
 
     /// root's mount of the layers, with these options too.
@@ -128,8 +128,8 @@ fn what_is_not_mapped_is_changed_by_nobody() {
         ("mkdir in it", |dir| rustix::fs::mkdir(dir.join("dir/new"), Mode::RWXU)),
         ("mknod in it", |dir| rustix::fs::mknodat(CWD, dir.join("dir/new"), FileType::Fifo, Mode::RWXU, 0)),
     ];
-    let bed = Bed::new();
-    let lower = bed.path("lower");
+    let fixture = Fixture::new();
+    let lower = fixture.path("lower");
     let dir = put::dir(&lower, "shared");
     for (path, kind) in [("file", 0o666), ("dir/inner", 0o666)] {
         let path = put::file(&dir, path, "content");
@@ -146,8 +146,8 @@ fn what_is_not_mapped_is_changed_by_nobody() {
     let guard = LowerGuard::new([lower]);
     // All but 5000; also with the id that stands for those which are not mapped taken by a user.
     let map = "0:0:5000:5001:5001:100000";
-    let mount = bed.mount(&format!("uidmapping={map},gidmapping={map}"));
-    let shared = bed.path("mount/shared");
+    let mount = fixture.mount(&format!("uidmapping={map},gidmapping={map}"));
+    let shared = fixture.path("mount/shared");
     let shown = fs::metadata(shared.join("file")).unwrap();
     assert_eq!((shown.uid(), shown.gid()), (NOBODY, NOBODY));
     let refused = |error| matches!(error, Errno::ACCESS | Errno::PERM | Errno::OVERFLOW);
@@ -159,7 +159,7 @@ fn what_is_not_mapped_is_changed_by_nobody() {
             assert!(as_user(id, || attempt(&shared).is_err_and(refused)), "{name}, by {id}: {:?}", attempt(&shared));
         }
     }
-    assert_eq!(names(&bed.path("upper")), [".wh..wh.work"], "nothing was copied up");
+    assert_eq!(names(&fixture.path("upper")), [".wh..wh.work"], "nothing was copied up");
     // What others may read they read, and root gives it to somebody.
     assert!(as_another_user(|| fs::read(shared.join("file")).is_ok_and(|found| found == b"content")));
     owner(&shared.join("file"), 7, 8);
@@ -235,25 +235,25 @@ fn programs(dir: &Path) {
 #[test]
 fn no_set_id_bit_is_stored_for_another_than_is_shown() {
     for options in ["squash_to_uid=4242,squash_to_gid=4242", "uidmapping=0:4242:1,gidmapping=0:4242:1"] {
-        let bed = Bed::new();
-        programs(&put::dir(&bed.path("lower"), "below"));
-        programs(&put::dir(&bed.path("upper"), "above"));
-        let guard = LowerGuard::new([bed.path("lower")]);
-        let mount = bed.mount(options);
+        let fixture = Fixture::new();
+        programs(&put::dir(&fixture.path("lower"), "below"));
+        programs(&put::dir(&fixture.path("upper"), "above"));
+        let guard = LowerGuard::new([fixture.path("lower")]);
+        let mount = fixture.mount(options);
         for place in ["below", "above"] {
-            let dir = bed.path("mount").join(place);
+            let dir = fixture.path("mount").join(place);
             for (name, edit) in EDITS {
                 assert!(as_another_user(|| edit(&dir) == Ok(())), "{options}: {name} {place}");
             }
         }
         mount.unmount();
         drop(guard);
-        let unsafe_ones: Vec<_> = set_id_files(&bed.path("upper"))
+        let unsafe_ones: Vec<_> = set_id_files(&fixture.path("upper"))
             .into_iter()
             .filter(|(_, bits, uid, gid)| bits & 0o4000 != 0 && *uid != USER || bits & 0o2000 != 0 && *gid != USER)
             .collect();
         assert!(unsafe_ones.is_empty(), "{options}: {unsafe_ones:x?}");
-        assert_eq!(fs::read(bed.path("upper/below/store")).unwrap(), b"X program");
+        assert_eq!(fs::read(fixture.path("upper/below/store")).unwrap(), b"X program");
     }
 }
 
@@ -261,26 +261,26 @@ fn no_set_id_bit_is_stored_for_another_than_is_shown() {
 /// shown to belong to.
 #[test]
 fn a_squashed_file_gives_nobodys_rights() {
-    let bed = Bed::new();
+    let fixture = Fixture::new();
     for (id, name) in [(USER, "of-the-user"), (0, "of-root")] {
-        let path = bed.path("lower").join(name);
+        let path = fixture.path("lower").join(name);
         fs::copy("/usr/bin/id", &path).unwrap();
         owner(&path, id, id);
         mode(&path, 0o6755);
     }
     let runs_as = |name: &str| {
-        let output = Command::new(bed.path("mount").join(name)).arg("-u").output().unwrap();
+        let output = Command::new(fixture.path("mount").join(name)).arg("-u").output().unwrap();
         String::from_utf8(output.stdout).unwrap()
     };
-    let mount = bed.mount("squash_to_root");
+    let mount = fixture.mount("squash_to_root");
     assert!(as_another_user(|| runs_as("of-the-user") == "4242\n"), "root's rights came out of a user's file");
     assert!(as_another_user(|| runs_as("of-root") == "0\n"));
     mount.unmount();
     // An id that is mapped is the same user by another number: su works in a container.
-    let mount = bed.mount("uidmapping=0:7000:1:4242:4242:1,gidmapping=0:7000:1:4242:4242:1");
+    let mount = fixture.mount("uidmapping=0:7000:1:4242:4242:1,gidmapping=0:7000:1:4242:4242:1");
     assert!(as_another_user(|| runs_as("of-root") == "7000\n"));
     mount.unmount();
-    assert!(in_a_child(|| set_id_files(&bed.path("upper")).is_empty()));
+    assert!(in_a_child(|| set_id_files(&fixture.path("upper")).is_empty()));
 }
 
 fn attribute(path: &Path, name: &str, value: &str) {
@@ -306,10 +306,10 @@ fn dir_of(id: u32, layer: &Path, path: &str, bits: u32) -> PathBuf {
 #[test]
 fn the_device_that_a_rename_leaves_is_whose_rename_it_was() {
     for more in ["format=oci", "noacl"] {
-        let bed = Bed::new();
-        mode(&put::dir(&bed.path("lower"), "all"), 0o1777);
-        let mount = bed.mount(more);
-        let all = bed.path("mount/all");
+        let fixture = Fixture::new();
+        mode(&put::dir(&fixture.path("lower"), "all"), 0o1777);
+        let mount = fixture.mount(more);
+        let all = fixture.path("mount/all");
         assert!(as_another_user(|| {
             let (file, moved) = (all.join("file"), all.join("moved"));
             fs::write(&file, "his").is_ok()
@@ -388,13 +388,13 @@ fn redirect_attribute(dir: &Path, target: &str) {
 #[test]
 fn redirects_of_users_lead_where_they_may_read() {
     for redirect in [redirect_file, redirect_attribute] {
-        let bed = Bed::new();
-        roots_layer(&bed.path("lower"));
-        users_layer(&bed.stage.dir("user"), redirect);
-        let guard = LowerGuard::new([bed.path("lower"), bed.path("user")]);
-        let [lower, user] = ["lower", "user"].map(|name| bed.path(name));
+        let fixture = Fixture::new();
+        roots_layer(&fixture.path("lower"));
+        users_layer(&fixture.setup.dir("user"), redirect);
+        let guard = LowerGuard::new([fixture.path("lower"), fixture.path("user")]);
+        let [lower, user] = ["lower", "user"].map(|name| fixture.path(name));
         let layers = format!("lowerdir={}:{}", user.display(), lower.display());
-        let point = bed.path("mount");
+        let point = fixture.path("mount");
 
         let mount = Mount::new(&point, &layers);
         assert_eq!(readable(&point), ["open", "public file"]);
@@ -430,14 +430,14 @@ fn redirects_of_users_lead_where_they_may_read() {
 /// stays as it is for those who own what they move.
 #[test]
 fn the_overlay_launders_no_redirect() {
-    let bed = Bed::new();
-    roots_layer(&bed.path("lower"));
-    dir_of(USER, &bed.path("lower"), "home/own/inner", 0o755);
-    owner(&bed.path("lower/home/own"), USER, USER);
-    file_of(USER, &bed.path("lower"), "home/own/inner/file", "own\n", 0o600);
-    users_layer(&bed.path("upper"), redirect_file);
-    let mount = bed.mount("");
-    let home = bed.path("mount/home");
+    let fixture = Fixture::new();
+    roots_layer(&fixture.path("lower"));
+    dir_of(USER, &fixture.path("lower"), "home/own/inner", 0o755);
+    owner(&fixture.path("lower/home/own"), USER, USER);
+    file_of(USER, &fixture.path("lower"), "home/own/inner/file", "own\n", 0o600);
+    users_layer(&fixture.path("upper"), redirect_file);
+    let mount = fixture.mount("");
+    let home = fixture.path("mount/home");
     let moved = |from: &str, to: &str| {
         let (from, to) = (home.join(from), home.join(to));
         move || as_another_user(|| rustix::fs::rename(&from, &to) == Ok(()))
@@ -449,9 +449,9 @@ fn the_overlay_launders_no_redirect() {
     assert!(moved("own", "renamed")() && moved("renamed/inner", "inner")());
     mount.unmount();
     // As the lower layer of another mount, above the same.
-    let [lower, upper] = ["lower", "upper"].map(|name| bed.path(name));
-    let mount = Mount::new(&bed.path("mount"), &format!("lowerdir={}:{}", upper.display(), lower.display()));
-    assert_eq!(readable(&bed.path("mount")), ["open", "own", "public file"]);
+    let [lower, upper] = ["lower", "upper"].map(|name| fixture.path(name));
+    let mount = Mount::new(&fixture.path("mount"), &format!("lowerdir={}:{}", upper.display(), lower.display()));
+    assert_eq!(readable(&fixture.path("mount")), ["open", "own", "public file"]);
     assert_eq!(names(&home.join("moved")), ["closed", "file"]);
     assert_eq!(fs::read_to_string(home.join("inner/file")).unwrap(), "own\n");
     mount.unmount();
@@ -460,11 +460,11 @@ fn the_overlay_launders_no_redirect() {
 /// What root's overlay has written in a directory of a user's counts.
 #[test]
 fn redirects_of_root_count_wherever_they_are() {
-    let bed = Bed::new();
-    let lower = bed.path("lower");
+    let fixture = Fixture::new();
+    let lower = fixture.path("lower");
     dir_of(0, &lower, "secret", 0o700);
     file_of(0, &lower, "secret/file", "secret\n", 0o644);
-    let user = bed.stage.dir("user");
+    let user = fixture.setup.dir("user");
     let dir = dir_of(USER, &user, "by-root", 0o755);
     file_of(0, &dir, ".wh..wh.redirect", "/secret", 0o644);
     let dir = dir_of(USER, &user, "by-anybody", 0o755);
@@ -472,9 +472,9 @@ fn redirects_of_root_count_wherever_they_are() {
     attribute(&dir_of(USER, &user, "trusted", 0o755), "trusted.overlay.redirect", "/secret");
     attribute(&dir_of(0, &user, "of-root", 0o755), "user.overlay.redirect", "/secret");
     let layers = format!("lowerdir={}:{}", user.display(), lower.display());
-    let mount = Mount::new(&bed.path("mount"), &layers);
+    let mount = Mount::new(&fixture.path("mount"), &layers);
     for (name, shown) in [("by-root", true), ("by-anybody", false), ("trusted", true), ("of-root", true)] {
-        assert_eq!(bed.path("mount").join(name).join("file").exists(), shown, "{name}");
+        assert_eq!(fixture.path("mount").join(name).join("file").exists(), shown, "{name}");
     }
     mount.unmount();
 }
@@ -482,10 +482,10 @@ fn redirects_of_root_count_wherever_they_are() {
 /// What a user does in a tree of root's, and what is there then. The mount, by the program and with
 /// the options that are given, is in a namespace where the user may open the device.
 const SESSION: &str = r#"
-stage=$1 program=$2 options=$3; shift 3
-mount --bind "$stage/fuse" /dev/fuse
-{ cat /etc/passwd; echo user:x:4242:4242::/:/bin/sh; } > "$stage/passwd"
-mount --bind "$stage/passwd" /etc/passwd
+setup=$1 program=$2 options=$3; shift 3
+mount --bind "$setup/fuse" /dev/fuse
+{ cat /etc/passwd; echo user:x:4242:4242::/:/bin/sh; } > "$setup/passwd"
+mount --bind "$setup/passwd" /etc/passwd
 exec setpriv --reuid 4242 --regid 4242 --clear-groups "$@" sh -euc '
 umask 022
 cd "$1"
@@ -519,13 +519,13 @@ until "$2" -o "lowerdir=lower,upperdir=upper,workdir=work,$3" mount; do tries=$(
 echo again
 (cd mount; list)
 fusermount3 -u mount || umount mount
-' sh "$stage" "$program" "$options"
+' sh "$setup" "$program" "$options"
 "#;
 
 /// A tree of root's, and directories of [`USER`]'s for one mount.
-fn roots_tree() -> Bed {
-    let bed = Bed::new();
-    let lower = bed.path("lower");
+fn roots_tree() -> Fixture {
+    let fixture = Fixture::new();
+    let lower = fixture.path("lower");
     for file in ["sub/file", "sub/deep/file", "gone", "removed", "tree/a/b", "linked", "emptied"] {
         let path = put::file(&lower.join("dir"), file, format!("{file}\n"));
         mode(&path, 0o644);
@@ -536,17 +536,17 @@ fn roots_tree() -> Bed {
     }
     mode(&put::dir(&lower, "shared"), 0o1777);
     for name in ["upper", "work", "mount"] {
-        owner(&bed.stage.dir(name), USER, USER);
+        owner(&fixture.setup.dir(name), USER, USER);
     }
-    put::node(bed.stage.root(), "fuse", FileType::CharacterDevice, 0o666, rustix::fs::makedev(10, 229));
-    fs::copy(env!("CARGO_BIN_EXE_overlayfs-fuse"), bed.path("overlayfs-fuse")).unwrap();
-    bed
+    put::node(fixture.setup.root(), "fuse", FileType::CharacterDevice, 0o666, rustix::fs::makedev(10, 229));
+    fs::copy(env!("CARGO_BIN_EXE_overlayfs-fuse"), fixture.path("overlayfs-fuse")).unwrap();
+    fixture
 }
 
 /// Runs a script that begins like [`SESSION`]; answers what it printed.
-fn in_a_session(bed: &Bed, script: &str, program: &Path, options: &str, namespace: &[&str]) -> String {
+fn in_a_session(fixture: &Fixture, script: &str, program: &Path, options: &str, namespace: &[&str]) -> String {
     let mut command = Command::new("unshare");
-    command.args(["--mount", "sh", "-euc", script, "sh"]).arg(bed.stage.root()).arg(program).arg(options);
+    command.args(["--mount", "sh", "-euc", script, "sh"]).arg(fixture.setup.root()).arg(program).arg(options);
     let output = command.args(namespace).stdin(Stdio::null()).output().unwrap();
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{} with {options}: {error}", program.display());
@@ -561,27 +561,27 @@ fn a_user_edits_a_tree_of_roots() {
     for (options, namespace) in [("squash_to_uid=4242,squash_to_gid=4242", &[][..]), ("squash_to_root", in_a_namespace)]
     {
         let found = ["overlayfs-fuse", "fuse-overlayfs"].map(|program| {
-            let bed = roots_tree();
+            let fixture = roots_tree();
             // The user may not keep root's files from noting that they are read.
-            let before = Snapshot::take(&bed.path("lower"), Detail::Times);
-            let program = if program == "overlayfs-fuse" { bed.path(program) } else { program.into() };
-            let found = in_a_session(&bed, SESSION, &program, options, namespace);
-            before.assert_same(&Snapshot::take(&bed.path("lower"), Detail::Times), "the lower layer");
-            (bed, found)
+            let before = Snapshot::take(&fixture.path("lower"), Detail::Times);
+            let program = if program == "overlayfs-fuse" { fixture.path(program) } else { program.into() };
+            let found = in_a_session(&fixture, SESSION, &program, options, namespace);
+            before.assert_same(&Snapshot::take(&fixture.path("lower"), Detail::Times), "the lower layer");
+            (fixture, found)
         });
-        let [(bed, ours), (_, theirs)] = &found;
+        let [(fixture, ours), (_, theirs)] = &found;
         assert!(ours.contains("dir/copy/file f"), "{ours}");
         let (first, again) = ours.split_once("again\n").unwrap();
         assert_eq!(first, again, "after another mount");
         assert_eq!(first, theirs.split_once("again\n").unwrap().0, "fuse-overlayfs, with {options}");
         let mut record = [0; 64];
         let length =
-            rustix::fs::getxattr(bed.path("upper/dir/here"), "user.containers.override_stat", &mut record).unwrap();
+            rustix::fs::getxattr(fixture.path("upper/dir/here"), "user.containers.override_stat", &mut record).unwrap();
         let owner = if namespace.is_empty() { "5:6" } else { "65534:65534" };
         assert_eq!(std::str::from_utf8(&record[..length]).unwrap(), format!("{owner}:644"));
         // root's mount does not take a user's word for it.
-        let mount = Mount::new(&bed.path("mount"), &format!("lowerdir={}", bed.path("upper").display()));
-        assert_eq!(fs::metadata(bed.path("mount/dir/here")).unwrap().uid(), USER);
+        let mount = Mount::new(&fixture.path("mount"), &format!("lowerdir={}", fixture.path("upper").display()));
+        assert_eq!(fs::metadata(fixture.path("mount/dir/here")).unwrap().uid(), USER);
         mount.unmount();
     }
 }
@@ -589,10 +589,10 @@ fn a_user_edits_a_tree_of_roots() {
 /// Without squashing: what belongs to others goes on showing so when a user's mount has copied it
 /// up.
 const SHARED: &str = r#"
-stage=$1 program=$2; shift 3
-mount --bind "$stage/fuse" /dev/fuse
-{ cat /etc/passwd; echo user:x:4242:4242::/:/bin/sh; } > "$stage/passwd"
-mount --bind "$stage/passwd" /etc/passwd
+setup=$1 program=$2; shift 3
+mount --bind "$setup/fuse" /dev/fuse
+{ cat /etc/passwd; echo user:x:4242:4242::/:/bin/sh; } > "$setup/passwd"
+mount --bind "$setup/passwd" /etc/passwd
 exec setpriv --reuid 4242 --regid 4242 --clear-groups "$@" sh -euc '
 cd "$1"
 for turn in 1 2; do
@@ -603,15 +603,15 @@ for turn in 1 2; do
     touch mount/dir/new || echo refused
     fusermount3 -u mount
 done
-' sh "$stage" "$program"
+' sh "$setup" "$program"
 "#;
 
 #[test]
 fn an_owner_that_cannot_be_given_shows() {
-    let bed = roots_tree();
-    let found = in_a_session(&bed, SHARED, &bed.path("overlayfs-fuse"), "", &[]);
+    let fixture = roots_tree();
+    let found = in_a_session(&fixture, SHARED, &fixture.path("overlayfs-fuse"), "", &[]);
     assert_eq!(found, "0:0 1777\n4242:4242 755\n0:0 755\nrefused\n".repeat(2));
-    assert_eq!(fs::metadata(bed.path("upper/shared")).unwrap().uid(), USER);
+    assert_eq!(fs::metadata(fixture.path("upper/shared")).unwrap().uid(), USER);
 }
 
 /// In root's mount a record counts only where root alone can have written it, and none can be made
@@ -619,31 +619,31 @@ fn an_owner_that_cannot_be_given_shows() {
 #[test]
 fn records_of_others_mean_nothing_to_root() {
     const RECORD: &str = "user.containers.override_stat";
-    let bed = Bed::new();
-    let lower = bed.path("lower");
+    let fixture = Fixture::new();
+    let lower = fixture.path("lower");
     attribute(&lower, RECORD, "0:0:755");
     for (name, id, bits) in [("root", 0, 0o644), ("user", USER, 0o644), ("anybody", 0, 0o666)] {
         attribute(&file_of(id, &lower, name, "content", bits), RECORD, "7:8:4755");
     }
     let shown = |name: &str| {
-        let stat = fs::metadata(bed.path("mount").join(name)).unwrap();
+        let stat = fs::metadata(fixture.path("mount").join(name)).unwrap();
         (stat.uid(), stat.gid(), stat.mode() & 0o7777)
     };
-    let mount = bed.mount("");
+    let mount = fixture.mount("");
     assert_eq!(shown("root"), (7, 8, 0o4755));
     assert_eq!(shown("user"), (USER, USER, 0o644));
     assert_eq!(shown("anybody"), (0, 0, 0o666));
     for name in ["root", "user"] {
-        let path = bed.path("mount").join(name);
+        let path = fixture.path("mount").join(name);
         assert_eq!(rustix::fs::getxattr(&path, RECORD, &mut [0; 64]), Err(Errno::NODATA));
         attribute(&path, RECORD, "0:0:6777");
     }
     mount.unmount();
     for (name, expected) in [("root", (7, 8, 0o4755)), ("user", (USER, USER, 0o644))] {
-        let stat = fs::metadata(bed.path("upper").join(name)).unwrap();
+        let stat = fs::metadata(fixture.path("upper").join(name)).unwrap();
         assert_eq!((stat.uid(), stat.gid(), stat.mode() & 0o7777), expected);
     }
-    let mount = bed.mount("");
+    let mount = fixture.mount("");
     assert_eq!(shown("root"), (7, 8, 0o4755));
     assert_eq!(shown("user"), (USER, USER, 0o644));
     mount.unmount();

@@ -27,7 +27,7 @@ use mount::{Mount, eventually};
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
-use test_common::{Detail, LowerGuard, Snapshot, Stage, mode, owner, put};
+use test_common::{Detail, LowerGuard, Setup, Snapshot, mode, owner, put};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -44,19 +44,19 @@ const WRITERS: &[&str] = &[
 ];
 
 /// Directories for a mount on a filesystem of their own.
-struct Bed {
-    stage: Stage,
+struct Fixture {
+    setup: Setup,
     disk: Disk,
 }
 
-impl Bed {
+impl Fixture {
     fn new(size: u64) -> Self {
-        let stage = Stage::new();
-        let disk = Disk::ext4(&stage, &stage.path("image"), size, "has_journal");
+        let setup = Setup::new();
+        let disk = Disk::ext4(&setup, &setup.path("image"), size, "has_journal");
         for name in ["lower", "upper", "work"] {
             disk.dir(name);
         }
-        Self { stage, disk }
+        Self { setup, disk }
     }
 
     fn path(&self, path: &str) -> PathBuf {
@@ -64,7 +64,7 @@ impl Bed {
     }
 
     fn mounted(&self, path: &str) -> PathBuf {
-        self.stage.path("mount").join(path)
+        self.setup.path("mount").join(path)
     }
 
     fn options(&self) -> String {
@@ -73,12 +73,12 @@ impl Bed {
     }
 
     fn mount(&self, more: &str) -> Mount {
-        Mount::new(&self.stage.dir("mount"), &format!("{}{more}", self.options()))
+        Mount::new(&self.setup.dir("mount"), &format!("{}{more}", self.options()))
     }
 
     /// Has a command mount that runs what its last arguments say.
     fn mount_by(&self, command: Command, more: &str) -> Mount {
-        Mount::by(command, &self.stage.dir("mount"), &format!("{}{more}", self.options()))
+        Mount::by(command, &self.setup.dir("mount"), &format!("{}{more}", self.options()))
     }
 }
 
@@ -129,26 +129,26 @@ fn fill(path: &Path) {
 /// In a small filesystem the kernel asks before every write; in a large one it has been told that
 /// it need not, before the space was gone.
 fn a_full_disk(size: u64, more: &str) {
-    let bed = Bed::new(size);
+    let fixture = Fixture::new(size);
     for name in ["one", "two", "three"] {
-        put::file(&bed.path("lower"), name, "lower");
+        put::file(&fixture.path("lower"), name, "lower");
         // Any text more needs a block more.
-        put::file(&bed.path("upper"), &format!("upper-{name}"), vec![b'-'; 4096]);
+        put::file(&fixture.path("upper"), &format!("upper-{name}"), vec![b'-'; 4096]);
     }
-    let guard = LowerGuard::new([bed.path("lower")]);
-    let mount = bed.mount(more);
-    let known: Vec<_> = ["upper-one", "upper-two"].map(|name| bed.mounted(name)).into();
+    let guard = LowerGuard::new([fixture.path("lower")]);
+    let mount = fixture.mount(more);
+    let known: Vec<_> = ["upper-one", "upper-two"].map(|name| fixture.mounted(name)).into();
     let held = OpenOptions::new().append(true).open(&known[0]).unwrap();
     (&held).write_all(&[b'+'; 4096]).unwrap();
     let mut told = Vec::new();
     assert_eq!(write_all_ways(&known[1..], &mut told), 0, "there is space");
 
-    fill(&bed.path("filler"));
+    fill(&fixture.path("filler"));
     // Who makes a file looks at once; the others follow.
-    assert!(!runs(r#"echo "$1" > "$0""#, &bed.mounted("new"), "text"));
+    assert!(!runs(r#"echo "$1" > "$0""#, &fixture.mounted("new"), "text"));
     let refused = (&held).write_all(&[b'+'; 8192]).and_then(|()| (&held).write_all(&[b'+'; 8192])).unwrap_err();
     assert_eq!(refused.raw_os_error(), Some(libc::ENOSPC), "a file that was open");
-    let files: Vec<_> = ["upper-two", "upper-three", "one"].map(|name| bed.mounted(name)).into();
+    let files: Vec<_> = ["upper-two", "upper-three", "one"].map(|name| fixture.mounted(name)).into();
     let failed = write_all_ways(&files, &mut told);
     assert!(failed > 0, "nothing failed");
     for script in [
@@ -157,18 +157,18 @@ fn a_full_disk(size: u64, more: &str) {
         r#"cat /bin/sh > "$0""#,
         r#"dd if=/bin/sh of="$0" bs=4k status=none"#,
     ] {
-        assert!(!runs(script, &bed.mounted("more"), ""), "{script}");
-        let _ = fs::remove_file(bed.mounted("more"));
+        assert!(!runs(script, &fixture.mounted("more"), ""), "{script}");
+        let _ = fs::remove_file(fixture.mounted("more"));
     }
     check(&told);
 
     // Space that is given back is there at once.
-    fs::remove_file(bed.path("filler")).unwrap();
+    fs::remove_file(fixture.path("filler")).unwrap();
     assert_eq!(write_all_ways(&files, &mut told), 0, "there is space again");
     check(&told);
     drop(held);
     mount.unmount();
-    let mount = bed.mount("");
+    let mount = fixture.mount("");
     check(&told);
     mount.unmount();
     guard.check();
@@ -192,9 +192,9 @@ fn a_disk_that_others_fill() {
 
 /// Files of a lower layer of which not all fit into the upper one, each changed in the middle.
 /// Which changes were refused, and by what.
-fn large_changes(bed: &Bed, count: usize) -> Vec<Option<i32>> {
+fn large_changes(fixture: &Fixture, count: usize) -> Vec<Option<i32>> {
     let change = |index: usize| {
-        let file = OpenOptions::new().write(true).open(bed.mounted(&index.to_string()))?;
+        let file = OpenOptions::new().write(true).open(fixture.mounted(&index.to_string()))?;
         file.write_all_at(b"changed", MIB + 77)
     };
     (0..count).map(|index| change(index).err().and_then(|error| error.raw_os_error())).collect()
@@ -208,23 +208,23 @@ fn large_files_for_which_there_is_no_room() {
     for (disk, size, kinds) in [(48, 15, &all[..]), (210, 70, &all[..2])] {
         let mut right = None;
         for kind in kinds {
-            let bed = Bed::new(disk * MIB);
-            let lower = bed.stage.dir("large");
+            let fixture = Fixture::new(disk * MIB);
+            let lower = fixture.setup.dir("large");
             let content = |index: u8| vec![b'0' + index; (size * MIB) as usize];
             for index in 0..4 {
                 put::file(&lower, &index.to_string(), content(index));
             }
-            let [upper, work] = ["upper", "work"].map(|name| bed.path(name).display().to_string());
+            let [upper, work] = ["upper", "work"].map(|name| fixture.path(name).display().to_string());
             let options = format!("lowerdir={},upperdir={upper},workdir={work}", lower.display());
-            let point = bed.stage.dir("mount");
+            let point = fixture.setup.dir("mount");
             if *kind == "linux" {
                 disk::run(Command::new("mount").args(["-t", "overlay", "overlay", "-o", &options]).arg(&point));
-                right = Some(large_changes(&bed, 4));
+                right = Some(large_changes(&fixture, 4));
                 rustix::mount::unmount(&point, UnmountFlags::empty()).unwrap();
                 continue;
             }
             let mount = Mount::new(&point, &format!("{options}{kind}"));
-            let refused = large_changes(&bed, 4);
+            let refused = large_changes(&fixture, 4);
             assert_eq!(Some(&refused), right.as_ref(), "{disk} MiB{kind}");
             mount.unmount();
             let mount = Mount::new(&point, &options);
@@ -233,7 +233,7 @@ fn large_files_for_which_there_is_no_room() {
                 if refused.is_none() {
                     content[MIB as usize + 77..][..7].copy_from_slice(b"changed");
                 }
-                assert!(fs::read(bed.mounted(&index.to_string())).unwrap() == content, "{disk} MiB{kind}: {index}");
+                assert!(fs::read(fixture.mounted(&index.to_string())).unwrap() == content, "{disk} MiB{kind}: {index}");
             }
             mount.unmount();
         }
@@ -255,11 +255,11 @@ fn random_changes_on_a_disk_that_is_full_now_and_then() {
 /// write that was taken already; here it is the creation of a file.
 #[test]
 fn a_quota_that_is_exhausted() {
-    let stage = Stage::new();
-    let image = stage.path("image");
+    let setup = Setup::new();
+    let image = setup.path("image");
     File::create(&image).unwrap().set_len(600 * MIB).unwrap();
     disk::run(Command::new("mkfs.btrfs").arg("-q").arg(&image));
-    let disk = Disk { point: stage.dir("disk") };
+    let disk = Disk { point: setup.dir("disk") };
     disk.mount(&image);
     let volume = disk.point.join("volume");
     let btrfs = |words: &[&str]| disk::run(Command::new("btrfs").args(words));
@@ -271,8 +271,8 @@ fn a_quota_that_is_exhausted() {
     btrfs(&["qgroup", "limit", "8M", volume.to_str().unwrap()]);
     disk::run(Command::new("sync").arg("-f").arg(&disk.point));
     let [lower, upper] = ["lower", "upper"].map(|name| volume.join(name).display().to_string());
-    let mount = Mount::new(&stage.dir("mount"), &format!("lowerdir={lower},upperdir={upper}"));
-    let mounted = |name: &str| stage.path("mount").join(name);
+    let mount = Mount::new(&setup.dir("mount"), &format!("lowerdir={lower},upperdir={upper}"));
+    let mounted = |name: &str| setup.path("mount").join(name);
     let files: Vec<_> = ["one", "two", "lower"].map(mounted).into();
     let mut told = Vec::new();
     assert_eq!(write_all_ways(&files[..1], &mut told), 0, "there is space");
@@ -341,24 +341,24 @@ fn files_that_are_fixed(front_end: &str) {
     let appends = front_end != "scheme";
     let mut right = None;
     for kind in ["linux", "oci", "kernel"] {
-        let bed = Bed::new(24 * MIB);
-        let upper = bed.path("upper");
+        let fixture = Fixture::new(24 * MIB);
+        let upper = fixture.path("upper");
         for name in ["immutable", "append", "usual", "later"] {
             put::file(&upper, name, "old");
         }
         put::dir(&upper, "dir");
-        put::file(&bed.path("lower"), "dir/lower", "lower");
+        put::file(&fixture.path("lower"), "dir/lower", "lower");
         let flags = |flag: &str, path: &str| disk::run(Command::new("chattr").arg(flag).arg(upper.join(path)));
         flags("+i", "immutable");
         flags("+a", "append");
-        let point = bed.stage.dir("mount");
+        let point = fixture.setup.dir("mount");
         if kind == "linux" {
-            disk::run(Command::new("mount").args(["-t", "overlay", "overlay", "-o", &bed.options()]).arg(&point));
+            disk::run(Command::new("mount").args(["-t", "overlay", "overlay", "-o", &fixture.options()]).arg(&point));
             right = Some(refusals(&point, appends));
             rustix::mount::unmount(&point, UnmountFlags::empty()).unwrap();
             continue;
         }
-        let mount = bed.mount(&format!(",door={front_end},format={kind}"));
+        let mount = fixture.mount(&format!(",door={front_end},format={kind}"));
         assert_eq!(Some(refusals(&point, appends)), right, "{kind}");
         // What becomes so behind the overlay's back is found by a write.
         for file in ["later", "dir/lower"] {
@@ -406,8 +406,8 @@ t 'ls'
 fn what_is_fixed_in_a_lower_layer() {
     let mut right = None;
     for kind in ["linux", ",format=oci", ",format=kernel", ",writeback=0"] {
-        let bed = Bed::new(48 * MIB);
-        let lower = bed.path("lower");
+        let fixture = Fixture::new(48 * MIB);
+        let lower = fixture.path("lower");
         for name in ["imm", "app", "both", "plain", "idir/f", "adir/f"] {
             put::file(&lower, name, "old\n");
         }
@@ -421,17 +421,17 @@ fn what_is_fixed_in_a_lower_layer() {
         flags("+a", &["app", "adir", "big"]);
         flags("+ia", &["both"]);
         let guard = LowerGuard::new([lower.clone()]);
-        let point = bed.stage.dir("mount");
+        let point = fixture.setup.dir("mount");
         let tried = || {
             let output = run::finish(run::command("bash").args(["-c", FIXED_BELOW]).current_dir(&point));
             String::from_utf8(output.stdout).unwrap()
         };
         if kind == "linux" {
-            disk::run(Command::new("mount").args(["-t", "overlay", "overlay", "-o", &bed.options()]).arg(&point));
+            disk::run(Command::new("mount").args(["-t", "overlay", "overlay", "-o", &fixture.options()]).arg(&point));
             right = Some(tried());
             rustix::mount::unmount(&point, UnmountFlags::empty()).unwrap();
         } else {
-            let mount = bed.mount(kind);
+            let mount = fixture.mount(kind);
             let said = tried();
             for (said, right) in said.lines().zip(right.as_deref().unwrap_or_default().lines()) {
                 assert_eq!(said, right, "{kind}");
@@ -446,13 +446,13 @@ fn what_is_fixed_in_a_lower_layer() {
 /// Who reads attributes writes nothing.
 #[test]
 fn questions_copy_nothing_up() {
-    let bed = Bed::new(24 * MIB);
-    put::file(&bed.path("lower"), "file", "lower");
-    put::file(&bed.path("upper"), "upper", "upper");
-    let mount = bed.mount("");
-    let before = Snapshot::take(&bed.path("upper"), Detail::Times);
+    let fixture = Fixture::new(24 * MIB);
+    put::file(&fixture.path("lower"), "file", "lower");
+    put::file(&fixture.path("upper"), "upper", "upper");
+    let mount = fixture.mount("");
+    let before = Snapshot::take(&fixture.path("upper"), Detail::Times);
     for name in ["file", "upper"] {
-        let file = bed.mounted(name);
+        let file = fixture.mounted(name);
         for size in [0, 100] {
             let asked = rustix::fs::getxattr(&file, "security.capability", &mut vec![0; size]);
             assert_eq!(asked, Err(Errno::NODATA));
@@ -462,19 +462,19 @@ fn questions_copy_nothing_up() {
         assert!(runs(
             r#"ls --color=always -l "$0" && cp -a "$0" "$1" && tar --xattrs -cf - "$0" > /dev/null"#,
             &file,
-            &bed.stage.path("copy").display().to_string()
+            &fixture.setup.path("copy").display().to_string()
         ));
     }
-    before.assert_same(&Snapshot::take(&bed.path("upper"), Detail::Times), "the upper layer");
+    before.assert_same(&Snapshot::take(&fixture.path("upper"), Detail::Times), "the upper layer");
     // A real one is there, and goes with the first write.
-    let file = bed.mounted("file");
+    let file = fixture.mounted("file");
     let value = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     rustix::fs::setxattr(&file, "security.capability", &value, rustix::fs::XattrFlags::empty()).unwrap();
     assert_eq!(rustix::fs::getxattr(&file, "security.capability", &mut [0; 100][..]), Ok(20));
     OpenOptions::new().append(true).open(&file).unwrap().write_all(b"x").unwrap();
     assert_eq!(rustix::fs::getxattr(&file, "security.capability", &mut [0; 100][..]), Err(Errno::NODATA));
     mount.unmount();
-    assert_eq!(fs::read_to_string(bed.path("upper/file")).unwrap(), "lowerx");
+    assert_eq!(fs::read_to_string(fixture.path("upper/file")).unwrap(), "lowerx");
 }
 
 /// A user's own mount, in a namespace where nobody else has an id. The arguments are a directory
@@ -503,9 +503,9 @@ umount mount && wait
 /// is kept as it is, and what cannot be copied is told.
 #[test]
 fn ids_that_the_namespace_lacks() {
-    let stage = Stage::new();
-    mode(stage.root(), 0o777);
-    let [lower, upper, ..] = ["lower", "upper", "work", "mount"].map(|name| stage.dir(name));
+    let setup = Setup::new();
+    mode(setup.root(), 0o777);
+    let [lower, upper, ..] = ["lower", "upper", "work", "mount"].map(|name| setup.dir(name));
     for (layer, path) in [(&lower, "dir/file"), (&lower, "acl"), (&lower, "owner"), (&upper, "upper/file")] {
         put::file(layer, path, "old\n");
     }
@@ -514,7 +514,7 @@ fn ids_that_the_namespace_lacks() {
     acl("u:5:rwx,d:u:5:rwx", upper.join("upper"));
     acl("u:5:rw", lower.join("acl"));
     acl("u:5:rw", upper.join("upper/file"));
-    disk::run(Command::new("chown").args(["-R", "4242:4242"]).arg(stage.root()));
+    disk::run(Command::new("chown").args(["-R", "4242:4242"]).arg(setup.root()));
     owner(&lower.join("owner"), 5, 5);
     mode(&lower.join("owner"), 0o666);
     let guard = LowerGuard::new([lower.clone()]);
@@ -524,7 +524,7 @@ fn ids_that_the_namespace_lacks() {
     "#;
     let program = mount::program();
     let mut command = run::command("sh");
-    let output = run::finish(command.args(["-c", prepare, "sh"]).arg(stage.root()).args([&program, IN_NAMESPACE]));
+    let output = run::finish(command.args(["-c", prepare, "sh"]).arg(setup.root()).args([&program, IN_NAMESPACE]));
     let said = String::from_utf8(output.stdout).unwrap();
     let overflow = "Value too large for defined data type";
     let lines: Vec<_> = said.lines().collect();

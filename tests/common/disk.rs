@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::Stage;
+use crate::Setup;
 
 /// A new filesystem in a file, mounted as long as this lives.
 pub struct Disk(PathBuf);
@@ -13,8 +13,8 @@ pub struct Disk(PathBuf);
 impl Disk {
     /// Made by `words`, a program and its arguments, to which the file is added; `size` is in
     /// bytes.
-    pub fn new(stage: &Stage, size: u64, words: &[&str]) -> Self {
-        let (image, point) = (stage.path("image"), stage.dir("disk"));
+    pub fn new(setup: &Setup, size: u64, words: &[&str]) -> Self {
+        let (image, point) = (setup.path("image"), setup.dir("disk"));
         fs::File::create(&image).unwrap().set_len(size).unwrap();
         run(Command::new(words[0]).args(&words[1..]).arg(&image));
         run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&point));

@@ -5,11 +5,11 @@
 mod disk;
 mod guard;
 mod random;
+mod setup;
 mod snapshot;
-mod stage;
 
 pub use disk::Disk;
 pub use guard::LowerGuard;
 pub use random::Random;
+pub use setup::{Setup, exists, lent, mode, names, owner, put, times};
 pub use snapshot::{Detail, Snapshot, xattrs};
-pub use stage::{Stage, exists, lent, mode, names, owner, put, times};

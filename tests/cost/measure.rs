@@ -38,7 +38,7 @@ impl Row {
 }
 
 /// Layers in a temporary directory, and an overlay of them that counts.
-struct Stage {
+struct Setup {
     _dir: TempDir,
     overlay: Overlay<Counting>,
     counts: Counts,
@@ -47,7 +47,7 @@ struct Stage {
 /// How many objects of each kind there are: one for the cold measurement, one for the warm one.
 const OBJECTS: usize = 2;
 
-impl Stage {
+impl Setup {
     /// `lower` has the directories `d` and `m`, `upper` has `u` and, merged with the lower one,
     /// `m`. In `m`, the `b`s are in both layers and the `w`s are whited out.
     fn new() -> Self {
@@ -123,14 +123,14 @@ fn row<T>(
     operation: &'static str,
     goal: u64,
     most: u64,
-    prepare: impl Fn(&Stage, usize) -> T,
-    act: impl Fn(&Stage, T, usize),
+    prepare: impl Fn(&Setup, usize) -> T,
+    act: impl Fn(&Setup, T, usize),
 ) -> Row {
-    let cold = Stage::new();
+    let cold = Setup::new();
     let prepared = prepare(&cold, 0);
     act(&cold, prepared, 0);
     let cold = cold.counts.take();
-    let warm = Stage::new();
+    let warm = Setup::new();
     warm.warm_up();
     let prepared = prepare(&warm, 1);
     warm.counts.take();
@@ -139,9 +139,9 @@ fn row<T>(
 }
 
 /// A file that is open, was read, and can be written without a copy-up.
-fn open_file(stage: &Stage, number: usize) -> Handle<Counting> {
-    let handle = stage.overlay.open(&stage.find(&format!("u/f{number}")));
-    stage.overlay.write_at(&handle, b"x", 0).unwrap();
+fn open_file(setup: &Setup, number: usize) -> Handle<Counting> {
+    let handle = setup.overlay.open(&setup.find(&format!("u/f{number}")));
+    setup.overlay.write_at(&handle, b"x", 0).unwrap();
     handle
 }
 
@@ -153,97 +153,97 @@ fn named(name: &str, number: usize) -> std::ffi::OsString {
 pub fn rows() -> Vec<Row> {
     let own = Owner { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() };
     let time = Time { sec: 1, nsec: 2 };
-    let in_dir = |dir: &'static str| move |stage: &Stage, _: usize| stage.find(dir);
-    let at = |path: &'static str| move |stage: &Stage, number: usize| stage.find(&format!("{path}{number}"));
-    let nothing = |_: &Stage, _: usize| ();
+    let in_dir = |dir: &'static str| move |setup: &Setup, _: usize| setup.find(dir);
+    let at = |path: &'static str| move |setup: &Setup, number: usize| setup.find(&format!("{path}{number}"));
+    let nothing = |_: &Setup, _: usize| ();
     vec![
-        row("stat", 0, 0, nothing, |stage, (), number| {
-            stage.overlay.stat(&stage.find(&format!("d/f{number}"))).unwrap();
+        row("stat", 0, 0, nothing, |setup, (), number| {
+            setup.overlay.stat(&setup.find(&format!("d/f{number}"))).unwrap();
         }),
-        row("failed lookup", 0, 0, nothing, |stage, (), _| {
-            assert!(stage.overlay.lookup(&stage.find("d"), OsStr::new("missing")).is_err());
+        row("failed lookup", 0, 0, nothing, |setup, (), _| {
+            assert!(setup.overlay.lookup(&setup.find("d"), OsStr::new("missing")).is_err());
         }),
-        row("readdir", 0, 0, nothing, |stage, (), _| {
-            let handle = stage.overlay.open(&stage.find("m"));
-            stage.overlay.list(&handle, 0, &mut |_| true).unwrap();
+        row("readdir", 0, 0, nothing, |setup, (), _| {
+            let handle = setup.overlay.open(&setup.find("m"));
+            setup.overlay.list(&handle, 0, &mut |_| true).unwrap();
         }),
-        row("read a link", 1, 1, nothing, |stage, (), number| {
-            stage.overlay.read_link(&stage.find(&format!("d/l{number}"))).unwrap();
+        row("read a link", 1, 1, nothing, |setup, (), number| {
+            setup.overlay.read_link(&setup.find(&format!("d/l{number}"))).unwrap();
         }),
-        row("open and close", 0, 0, nothing, |stage, (), number| {
-            drop(stage.overlay.open(&stage.find(&format!("d/f{number}"))));
+        row("open and close", 0, 0, nothing, |setup, (), number| {
+            drop(setup.overlay.open(&setup.find(&format!("d/f{number}"))));
         }),
-        row("open, read and close", 2, 3, nothing, |stage, (), number| {
-            let handle = stage.overlay.open(&stage.find(&format!("d/f{number}")));
-            stage.overlay.read_at(&handle, &mut [0; 100], 0).unwrap();
+        row("open, read and close", 2, 3, nothing, |setup, (), number| {
+            let handle = setup.overlay.open(&setup.find(&format!("d/f{number}")));
+            setup.overlay.read_at(&handle, &mut [0; 100], 0).unwrap();
         }),
-        row("read", 1, 1, open_file, |stage, handle, _| {
-            stage.overlay.read_at(&handle, &mut [0; 100], 0).unwrap();
+        row("read", 1, 1, open_file, |setup, handle, _| {
+            setup.overlay.read_at(&handle, &mut [0; 100], 0).unwrap();
         }),
-        row("write", 1, 1, open_file, |stage, handle, _| {
-            stage.overlay.write_at(&handle, b"y", 5).unwrap();
+        row("write", 1, 1, open_file, |setup, handle, _| {
+            setup.overlay.write_at(&handle, b"y", 5).unwrap();
         }),
-        row("append", 1, 1, open_file, |stage, handle, _| {
-            stage.overlay.append(&handle, b"y").unwrap();
+        row("append", 1, 1, open_file, |setup, handle, _| {
+            setup.overlay.append(&handle, b"y").unwrap();
         }),
-        row("ftruncate", 1, 1, open_file, |stage, handle, _| {
-            stage.overlay.truncate(handle.node(), 10).unwrap();
+        row("ftruncate", 1, 1, open_file, |setup, handle, _| {
+            setup.overlay.truncate(handle.node(), 10).unwrap();
         }),
-        row("fsync", 1, 1, open_file, |stage, handle, _| {
-            stage.overlay.sync(&handle).unwrap();
+        row("fsync", 1, 1, open_file, |setup, handle, _| {
+            setup.overlay.sync(&handle).unwrap();
         }),
-        row("chmod", 1, 1, at("u/f"), |stage, node, _| stage.overlay.set_mode(&node, 0o600).unwrap()),
-        row("utimens", 1, 1, at("u/f"), |stage, node, _| stage.overlay.set_times(&node, time, time).unwrap()),
-        row("create", 1, 1, in_dir("u"), |stage, dir, number| {
-            stage.overlay.create_file(&dir, &named("new", number), 0o644, own).unwrap();
+        row("chmod", 1, 1, at("u/f"), |setup, node, _| setup.overlay.set_mode(&node, 0o600).unwrap()),
+        row("utimens", 1, 1, at("u/f"), |setup, node, _| setup.overlay.set_times(&node, time, time).unwrap()),
+        row("create", 1, 1, in_dir("u"), |setup, dir, number| {
+            setup.overlay.create_file(&dir, &named("new", number), 0o644, own).unwrap();
         }),
-        row("mkdir", 1, 1, in_dir("u"), |stage, dir, number| {
-            stage.overlay.create_dir(&dir, &named("new", number), 0o755, own).unwrap();
+        row("mkdir", 1, 1, in_dir("u"), |setup, dir, number| {
+            setup.overlay.create_dir(&dir, &named("new", number), 0o755, own).unwrap();
         }),
-        row("symlink", 1, 1, in_dir("u"), |stage, dir, number| {
-            stage.overlay.create_symlink(&dir, &named("new", number), OsStr::new("x"), own).unwrap();
+        row("symlink", 1, 1, in_dir("u"), |setup, dir, number| {
+            setup.overlay.create_symlink(&dir, &named("new", number), OsStr::new("x"), own).unwrap();
         }),
-        row("link", 1, 1, at("u/f"), |stage, node, number| {
-            stage.overlay.link(&node, &stage.find("u"), &named("new", number)).unwrap();
+        row("link", 1, 1, at("u/f"), |setup, node, number| {
+            setup.overlay.link(&node, &setup.find("u"), &named("new", number)).unwrap();
         }),
-        row("unlink", 1, 1, in_dir("u"), |stage, dir, number| stage.overlay.unlink(&dir, &named("f", number)).unwrap()),
-        row("rmdir", 1, 1, in_dir("u"), |stage, dir, number| {
-            stage.overlay.remove_dir(&dir, &named("s", number)).unwrap();
+        row("unlink", 1, 1, in_dir("u"), |setup, dir, number| setup.overlay.unlink(&dir, &named("f", number)).unwrap()),
+        row("rmdir", 1, 1, in_dir("u"), |setup, dir, number| {
+            setup.overlay.remove_dir(&dir, &named("s", number)).unwrap();
         }),
-        row("rename of a file", 1, 1, in_dir("u"), |stage, dir, number| {
+        row("rename of a file", 1, 1, in_dir("u"), |setup, dir, number| {
             let (old, new) = (named("f", number), named("new", number));
-            stage.overlay.rename(&dir, &old, &dir, &new, RenameMode::Replace).unwrap();
+            setup.overlay.rename(&dir, &old, &dir, &new, RenameMode::Replace).unwrap();
         }),
-        row("rename of a directory", 1, 1, in_dir("u"), |stage, dir, number| {
+        row("rename of a directory", 1, 1, in_dir("u"), |setup, dir, number| {
             let (old, new) = (named("s", number), named("new", number));
-            stage.overlay.rename(&dir, &old, &dir, &new, RenameMode::Replace).unwrap();
+            setup.overlay.rename(&dir, &old, &dir, &new, RenameMode::Replace).unwrap();
         }),
-        row("unlink, in both layers (a marker)", 2, 2, in_dir("m"), |stage, dir, number| {
-            stage.overlay.unlink(&dir, &named("b", number)).unwrap();
+        row("unlink, in both layers (a marker)", 2, 2, in_dir("m"), |setup, dir, number| {
+            setup.overlay.unlink(&dir, &named("b", number)).unwrap();
         }),
-        row("create over a marker", 2, 2, in_dir("m"), |stage, dir, number| {
-            stage.overlay.create_file(&dir, &named("w", number), 0o644, own).unwrap();
+        row("create over a marker", 2, 2, in_dir("m"), |setup, dir, number| {
+            setup.overlay.create_file(&dir, &named("w", number), 0o644, own).unwrap();
         }),
-        row("mkdir over a marker", 4, 4, in_dir("m"), |stage, dir, number| {
-            stage.overlay.create_dir(&dir, &named("v", number), 0o755, own).unwrap();
+        row("mkdir over a marker", 4, 4, in_dir("m"), |setup, dir, number| {
+            setup.overlay.create_dir(&dir, &named("v", number), 0o755, own).unwrap();
         }),
-        row("chmod of a lower directory (one directory copied up)", 4, 8, nothing, |stage, (), _| {
-            stage.overlay.set_mode(&stage.find("d"), 0o700).unwrap();
+        row("chmod of a lower directory (one directory copied up)", 4, 8, nothing, |setup, (), _| {
+            setup.overlay.set_mode(&setup.find("d"), 0o700).unwrap();
         }),
-        row("unlink of a lower file (and its directory copied up)", 4, 9, in_dir("d"), |stage, dir, number| {
-            stage.overlay.unlink(&dir, &named("f", number)).unwrap();
+        row("unlink of a lower file (and its directory copied up)", 4, 9, in_dir("d"), |setup, dir, number| {
+            setup.overlay.unlink(&dir, &named("f", number)).unwrap();
         }),
-        row("first byte written to a lower file (both copied up)", 12, 22, at("d/f"), |stage, node, _| {
-            stage.overlay.write_at(&stage.overlay.open(&node), b"x", 0).unwrap();
+        row("first byte written to a lower file (both copied up)", 12, 22, at("d/f"), |setup, node, _| {
+            setup.overlay.write_at(&setup.overlay.open(&node), b"x", 0).unwrap();
         }),
         row(
             "rename of a lower directory (both copied up, a redirect, a marker)",
             13,
             25,
             in_dir("d"),
-            |stage, dir, number| {
+            |setup, dir, number| {
                 let (old, new) = (named("t", number), named("new", number));
-                stage.overlay.rename(&dir, &old, &dir, &new, RenameMode::Replace).unwrap();
+                setup.overlay.rename(&dir, &old, &dir, &new, RenameMode::Replace).unwrap();
             },
         ),
     ]
@@ -263,10 +263,10 @@ pub fn cold_walk(layers: usize) -> Tally {
         }
         lowers.push(Counted::new(OsLayer::open(&path, false).unwrap(), &counts));
     }
-    let stage = Stage { overlay: Overlay::new(Layers { upper: None, work: None, lowers }).unwrap(), _dir: dir, counts };
-    stage.counts.take();
-    stage.warm_up();
-    stage.counts.take()
+    let setup = Setup { overlay: Overlay::new(Layers { upper: None, work: None, lowers }).unwrap(), _dir: dir, counts };
+    setup.counts.take();
+    setup.warm_up();
+    setup.counts.take()
 }
 
 /// The calls to list a directory far below, after many others were, and then 20 in it. Two lower

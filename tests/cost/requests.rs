@@ -40,13 +40,13 @@ impl Row {
 }
 
 /// A disk with two layers and a plain directory of the same content, and an overlay of the layers.
-struct Stage {
+struct Setup {
     // Dropped first, while there is a disk.
     daemon: Daemon,
     disk: Disk,
 }
 
-impl Stage {
+impl Setup {
     fn new() -> Self {
         let disk = Disk::redoxfs();
         for number in 0..25 {
@@ -61,11 +61,11 @@ impl Stage {
         let open = |path, for_writing| RedoxLayer::open(Path::new(&disk.path(path)), for_writing).expect("a layer");
         let layers = Layers { upper: Some(open("upper", true)), work: None, lowers: vec![open("lower", false)] };
         let overlay = Overlay::new(layers).expect("an overlay");
-        let stage = Self { daemon: Daemon::serve(overlay, unused_name("cost")), disk };
-        for entry in root().read_dir(stage.overlay("d")).expect("a listing") {
-            root().stat(stage.overlay(&format!("d/{}", entry.name))).expect("attributes");
+        let setup = Self { daemon: Daemon::serve(overlay, unused_name("cost")), disk };
+        for entry in root().read_dir(setup.overlay("d")).expect("a listing") {
+            root().stat(setup.overlay(&format!("d/{}", entry.name))).expect("attributes");
         }
-        stage
+        setup
     }
 
     fn overlay(&self, path: &str) -> String {
@@ -93,20 +93,20 @@ fn row<T>(
     prepare: impl Fn(Paths<'_>) -> T,
     act: impl Fn(Paths<'_>, &mut T),
 ) -> Row {
-    let stage = Stage::new();
+    let setup = Setup::new();
     let measure = |paths: Paths<'_>| {
         let mut prepared = prepare(paths);
         act(paths, &mut prepared);
-        stage.disk.take_requests();
+        setup.disk.take_requests();
         for _ in 0..TIMES {
             act(paths, &mut prepared);
             // A descriptor may be closed after the one who closed it went on.
-            let _ = root().stat(stage.overlay(""));
+            let _ = root().stat(setup.overlay(""));
         }
-        stage.disk.take_requests()
+        setup.disk.take_requests()
     };
-    let overlay = measure(&|path| stage.overlay(path));
-    let direct = measure(&|path| stage.direct(path));
+    let overlay = measure(&|path| setup.overlay(path));
+    let direct = measure(&|path| setup.direct(path));
     Row { operation, goal, most, overlay, direct }
 }
 

@@ -5,7 +5,7 @@ use overlayfs::format::Wanted;
 use overlayfs::layer::RenameMode;
 use test_common::Random;
 
-use crate::ground::{Item, LARGE, Placed, Start};
+use crate::backing::{Item, LARGE, Placed, Start};
 use crate::memory::Abilities;
 use crate::op::{Mounting, OTHER, Op, Op::*};
 

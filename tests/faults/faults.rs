@@ -23,8 +23,8 @@
 //! --release -p test-faults`; only some parts: add `-- NAME`. Needs root.
 
 mod allocated;
+mod backing;
 mod cases;
-mod ground;
 mod memory;
 mod next;
 mod op;
@@ -40,7 +40,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use overlayfs::format::Wanted;
 use test_common::Random;
 
-use ground::{Ground, Host, InMemory, Redoxfs, Start};
+use backing::{Backing, Host, InMemory, Redoxfs, Start};
 use memory::{Abilities, Order};
 use op::{Op, Session};
 use points::{Case, Tried};
@@ -60,14 +60,14 @@ impl Plan {
         if self.full { full } else { sampled }
     }
 
-    fn sweep<G: Ground>(self, case: &Case<'_>, prepared: &G, tried: &mut Tried) {
+    fn sweep<G: Backing>(self, case: &Case<'_>, prepared: &G, tried: &mut Tried) {
         if catch_unwind(AssertUnwindSafe(|| case.sweep(prepared, tried))).is_err() {
             self.failed.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     /// Tries a table: of its rows one of so many, and of their points.
-    fn table<G: Ground>(self, start: &Start, rows: u64, one_of: u64, tried: &mut Tried) {
+    fn table<G: Backing>(self, start: &Start, rows: u64, one_of: u64, tried: &mut Tried) {
         let prepared = G::make(start);
         let all = cases::table(G::FULL && start.abilities.exchange).into_iter().map(|op| (Vec::new(), op));
         for (number, (warm, op)) in all.chain(cases::held()).enumerate() {
@@ -80,7 +80,7 @@ impl Plan {
     }
 
     /// Tries so many random sequences, of their points one of so many.
-    fn random<G: Ground>(self, abilities: Abilities, seeds: std::ops::Range<u64>, one_of: u64, tried: &mut Tried) {
+    fn random<G: Backing>(self, abilities: Abilities, seeds: std::ops::Range<u64>, one_of: u64, tried: &mut Tried) {
         for seed in seeds {
             let (start, ops) = random_case::<G>(abilities, seed);
             let prepared = G::make(&start);
@@ -147,7 +147,7 @@ impl Plan {
 }
 
 /// Random layers and operations.
-fn random_case<G: Ground>(abilities: Abilities, seed: u64) -> (Start, Vec<Op>) {
+fn random_case<G: Backing>(abilities: Abilities, seed: u64) -> (Start, Vec<Op>) {
     let full = G::FULL && abilities.exchange;
     let start = cases::random_start(seed, full, abilities);
     let scratch = G::make(&start);

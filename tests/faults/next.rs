@@ -7,7 +7,7 @@ use overlayfs::layer::RenameMode;
 use overlayfs::layer::counted::Fault;
 use test_common::Random;
 
-use crate::ground::Ground;
+use crate::backing::Backing;
 use crate::op::{Op, Op::*};
 use crate::points::{Case, damage, fresh, look, warm};
 use crate::view::{difference, without_held, without_set_id};
@@ -36,7 +36,7 @@ impl Case<'_> {
     /// After so many calls one goes wrong, and then other operations follow: each of those that
     /// may, if the one was done in spite of that, and otherwise one of them. Answers whether there
     /// was such a call.
-    pub fn go_on<G: Ground>(&self, prepared: &G, calls: u64, fault: Fault) -> u64 {
+    pub fn go_on<G: Backing>(&self, prepared: &G, calls: u64, fault: Fault) -> u64 {
         let all = after(self.op, self.others);
         let mut random = Random(self.seed ^ calls << 20);
         let mut tried = 0;
@@ -56,14 +56,14 @@ impl Case<'_> {
     }
 
     /// Answers whether the operation was done; None if there was no such call.
-    fn goes_on<G: Ground>(&self, prepared: &G, calls: u64, fault: Fault, next: &[Op]) -> Option<bool> {
-        let (ground, other) = (self.again(prepared), self.again(prepared));
-        let lowers = ground.lowers();
-        let mut session = warm(self, &ground);
-        ground.fault_after(calls, fault);
+    fn goes_on<G: Backing>(&self, prepared: &G, calls: u64, fault: Fault, next: &[Op]) -> Option<bool> {
+        let (backing, other) = (self.again(prepared), self.again(prepared));
+        let lowers = backing.lowers();
+        let mut session = warm(self, &backing);
+        backing.fault_after(calls, fault);
         let result = session.apply(self.op);
-        let struck = ground.struck()?;
-        ground.fault_after(u64::MAX, Fault::Stop);
+        let struck = backing.struck()?;
+        backing.fault_after(u64::MAX, Fault::Stop);
         let what = || format!("{next:?} after {fault:?} after {calls} calls ({struck}) of {}", self.what::<G>());
         let mut usual = warm(self, &other);
         if result.is_ok() {
@@ -80,12 +80,12 @@ impl Case<'_> {
             panic!("{}: {wrong}", what());
         }
         drop((session, usual));
-        damage(&ground, false, what);
-        let now = seen(fresh(self, &ground));
+        damage(&backing, false, what);
+        let now = seen(fresh(self, &backing));
         if let Some(wrong) = difference(&without_held(&expected), &now, |_, _| false) {
             panic!("{}: mounted again: {wrong}", what());
         }
-        ground.check_lowers(&lowers);
+        backing.check_lowers(&lowers);
         Some(result.is_ok())
     }
 }

@@ -11,7 +11,7 @@ use overlayfs::layer::{Error, Result};
 use test_common::Random;
 
 use crate::allocated;
-use crate::ground::{Ground, Start};
+use crate::backing::{Backing, Start};
 use crate::op::{Op, Session};
 use crate::view::{Seen, View, difference, view, without_held, without_set_id};
 
@@ -32,13 +32,13 @@ pub struct Case<'c> {
     pub seed: u64,
 }
 
-/// How many points were tried, by ground and kind.
+/// How many points were tried, by backing and kind.
 #[derive(Default)]
 pub struct Tried(BTreeMap<(&'static str, &'static str), u64>);
 
 impl Tried {
-    pub fn add(&mut self, ground: &'static str, kind: &'static str) {
-        *self.0.entry((ground, kind)).or_default() += 1;
+    pub fn add(&mut self, backing: &'static str, kind: &'static str) {
+        *self.0.entry((backing, kind)).or_default() += 1;
     }
 
     pub fn merge(&mut self, other: Tried) {
@@ -53,10 +53,10 @@ impl Tried {
 impl fmt::Display for Tried {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut last = "";
-        for ((ground, kind), count) in &self.0 {
-            if *ground != last {
-                writeln!(f, "{ground}:")?;
-                last = ground;
+        for ((backing, kind), count) in &self.0 {
+            if *backing != last {
+                writeln!(f, "{backing}:")?;
+                last = backing;
             }
             writeln!(f, "  {count:8}  {kind}")?;
         }
@@ -83,7 +83,7 @@ impl Usual {
         time(&self.before) == time(&self.after) && time(&self.before) == Some(seen.mtime)
     }
 
-    fn differs<G: Ground>(&self, expected: &View, found: &View, struck: &str) -> Option<String> {
+    fn differs<G: Backing>(&self, expected: &View, found: &View, struck: &str) -> Option<String> {
         // Times that cannot be put back are not.
         let timed = G::TIMED && struck != "set_times";
         difference(expected, found, |path, seen| timed && self.keeps_time(path, seen))
@@ -91,44 +91,44 @@ impl Usual {
 }
 
 /// A mount in which everything was done that comes before.
-pub fn warm<'g, G: Ground>(case: &Case<'_>, ground: &'g G) -> Session<'g, G> {
-    let mut session = Session::new(ground, case.start.mounting).unwrap();
+pub fn warm<'g, G: Backing>(case: &Case<'_>, backing: &'g G) -> Session<'g, G> {
+    let mut session = Session::new(backing, case.start.mounting).unwrap();
     for op in case.warm {
         // What cannot be done cannot be done every time.
         let _ = session.apply(op);
     }
-    ground.take_calls();
+    backing.take_calls();
     session
 }
 
-pub fn fresh<G: Ground>(case: &Case<'_>, ground: &G) -> View {
-    look(case, &Session::new(ground, case.start.mounting).unwrap())
+pub fn fresh<G: Backing>(case: &Case<'_>, backing: &G) -> View {
+    look(case, &Session::new(backing, case.start.mounting).unwrap())
 }
 
-pub fn look<G: Ground>(case: &Case<'_>, session: &Session<'_, G>) -> View {
+pub fn look<G: Backing>(case: &Case<'_>, session: &Session<'_, G>) -> View {
     let view = view(session);
     if matches!(case.op, Op::Chown(..)) { without_set_id(view) } else { view }
 }
 
-fn usual<G: Ground>(case: &Case<'_>, prepared: &G) -> Usual {
-    let ground = case.again(prepared);
-    let session = warm(case, &ground);
+fn usual<G: Backing>(case: &Case<'_>, prepared: &G) -> Usual {
+    let backing = case.again(prepared);
+    let session = warm(case, &backing);
     let before = look(case, &session);
-    let mut files = ground.open().0;
+    let mut files = backing.open().0;
     session.crash();
-    let shown = fresh(case, &ground);
+    let shown = fresh(case, &backing);
     let wrong = difference(&without_held(&before), &shown, |_, _| true);
     assert!(wrong.is_none(), "before {}: another mount shows something else: {}", case.what::<G>(), wrong.unwrap());
 
-    let ground = case.again(prepared);
-    let mut session = warm(case, &ground);
+    let backing = case.again(prepared);
+    let mut session = warm(case, &backing);
     let result = session.apply(case.op);
-    let calls = ground.take_calls();
+    let calls = backing.take_calls();
     let after = look(case, &session);
-    files = files.max(ground.open().0);
+    files = files.max(backing.open().0);
     drop(session);
-    assert_eq!(damage(&ground, false, || case.what::<G>()), 0, "{}: damage without a crash", case.what::<G>());
-    let shown = fresh(case, &ground);
+    assert_eq!(damage(&backing, false, || case.what::<G>()), 0, "{}: damage without a crash", case.what::<G>());
+    let shown = fresh(case, &backing);
     let wrong = difference(&without_held(&after), &shown, |_, _| true);
     assert!(wrong.is_none(), "after {}: another mount shows something else: {}", case.what::<G>(), wrong.unwrap());
     if let Err(error) = result {
@@ -139,11 +139,11 @@ fn usual<G: Ground>(case: &Case<'_>, prepared: &G) -> Usual {
 }
 
 impl Case<'_> {
-    pub fn again<G: Ground>(&self, prepared: &G) -> G {
+    pub fn again<G: Backing>(&self, prepared: &G) -> G {
         prepared.copy().unwrap_or_else(|| G::make(self.start))
     }
 
-    pub fn what<G: Ground>(&self) -> String {
+    pub fn what<G: Backing>(&self) -> String {
         let Start { mounting, abilities, .. } = self.start;
         format!("{:?} after {:?} ({}, {mounting:?}, {abilities:?})", self.op, self.warm, G::NAME)
     }
@@ -155,7 +155,7 @@ impl Case<'_> {
     }
 
     /// Tries every point.
-    pub fn sweep<G: Ground>(&self, prepared: &G, tried: &mut Tried) {
+    pub fn sweep<G: Backing>(&self, prepared: &G, tried: &mut Tried) {
         let usual = usual(self, prepared);
         let mut seen_after = false;
         for calls in 0..=usual.calls {
@@ -182,19 +182,19 @@ impl Case<'_> {
     }
 
     /// The daemon ends after so many calls. Answers whether the operation is seen then.
-    fn stop<G: Ground>(&self, prepared: &G, usual: &Usual, calls: u64, seen_after: bool) -> bool {
-        let ground = self.again(prepared);
-        let lowers = ground.lowers();
-        let mut session = warm(self, &ground);
-        ground.fault_after(calls, Fault::Stop);
+    fn stop<G: Backing>(&self, prepared: &G, usual: &Usual, calls: u64, seen_after: bool) -> bool {
+        let backing = self.again(prepared);
+        let lowers = backing.lowers();
+        let mut session = warm(self, &backing);
+        backing.fault_after(calls, Fault::Stop);
         let result = session.apply(self.op);
-        let struck = ground.struck().unwrap_or("all");
+        let struck = backing.struck().unwrap_or("all");
         let what = || format!("stopped after {calls} calls ({struck}) of {}", self.what::<G>());
         session.crash();
         // With and without a repair of what the crash left.
         let repairs = calls.is_multiple_of(2);
-        damage(&ground, repairs, what);
-        let session = Session::new(&ground, self.start.mounting).unwrap();
+        damage(&backing, repairs, what);
+        let session = Session::new(&backing, self.start.mounting).unwrap();
         let now = look(self, &session);
         let [before, after] = [&usual.before, &usual.after].map(without_held);
         let not_before = usual.differs::<G>(&before, &now, struck);
@@ -207,14 +207,14 @@ impl Case<'_> {
         assert!(is_after || result.is_err(), "{}: was said to be done", what());
         assert!(is_after || calls < usual.calls, "{}: is not done after all calls", what());
         drop(session);
-        let left = damage(&ground, false, what);
+        let left = damage(&backing, false, what);
         assert!(left == 0 || !repairs, "{}: left by a mount that ended well", what());
-        ground.check_lowers(&lowers);
+        backing.check_lowers(&lowers);
         is_after
     }
 
     /// After so many calls one goes wrong. Answers whether it was one that can go wrong so.
-    fn fail<G: Ground>(&self, prepared: &G, usual: &Usual, calls: u64, fault: Fault) -> bool {
+    fn fail<G: Backing>(&self, prepared: &G, usual: &Usual, calls: u64, fault: Fault) -> bool {
         let before = allocated::bytes();
         let is_tried = self.go_wrong(prepared, usual, calls, fault);
         if G::NAME == "memory" {
@@ -224,16 +224,16 @@ impl Case<'_> {
         is_tried
     }
 
-    fn go_wrong<G: Ground>(&self, prepared: &G, usual: &Usual, calls: u64, fault: Fault) -> bool {
-        let ground = self.again(prepared);
-        let lowers = ground.lowers();
-        let closed = ground.open();
-        let mut session = warm(self, &ground);
-        ground.fault_after(calls, fault);
+    fn go_wrong<G: Backing>(&self, prepared: &G, usual: &Usual, calls: u64, fault: Fault) -> bool {
+        let backing = self.again(prepared);
+        let lowers = backing.lowers();
+        let closed = backing.open();
+        let mut session = warm(self, &backing);
+        backing.fault_after(calls, fault);
         let result = session.apply(self.op);
         // None: the calls are not the same each time.
-        let Some(struck) = ground.struck() else { return false };
-        ground.fault_after(u64::MAX, Fault::Stop);
+        let Some(struck) = backing.struck() else { return false };
+        backing.fault_after(u64::MAX, Fault::Stop);
         if fault == Fault::ShortWrite && !struck.starts_with("write") {
             return false;
         }
@@ -259,7 +259,7 @@ impl Case<'_> {
             session.apply(&Op::Chmod("no/such/name".into(), 0)).unwrap_err();
         }
         let expected = if refused { &usual.after } else { expected };
-        let left: Vec<_> = ground.work().into_iter().filter(|name| name.starts_with("tmp.")).collect();
+        let left: Vec<_> = backing.work().into_iter().filter(|name| name.starts_with("tmp.")).collect();
         // What could not be removed is there until the next mount.
         let removes = matches!(struck, "unlink" | "remove_dir" | "unlinkat" | "open_dir" | "list");
         assert!(
@@ -272,7 +272,7 @@ impl Case<'_> {
             if let Some(wrong) = usual.differs::<G>(expected, &now, struck) {
                 panic!("{}: answered {result:?}, but {wrong}", what());
             }
-            assert!(ground.open().0 <= usual.files, "{}: files are left open", what());
+            assert!(backing.open().0 <= usual.files, "{}: files are left open", what());
         }
         if !is_done && !refused {
             let repeated = session.apply(self.op);
@@ -287,25 +287,25 @@ impl Case<'_> {
             assert!(next.is_ok(), "{}: {op:?} after it: {next:?}", what());
         }
         drop(session);
-        let left = damage(&ground, false, what);
+        let left = damage(&backing, false, what);
         // What could not be tidied up is there, and nothing depends on records that could not be
         // written.
         assert!(left == 0 || is_done || struck.starts_with("write"), "{}: left by a mount that ended well", what());
-        assert_eq!(ground.open(), closed, "{}: left open", what());
-        let now = fresh(self, &ground);
+        assert_eq!(backing.open(), closed, "{}: left open", what());
+        let now = fresh(self, &backing);
         let after = without_held(&usual.after);
         if let Some(wrong) = usual.differs::<G>(&after, &now, struck) {
             panic!("{}: answered {result:?}; repeated, mounted again: {wrong}", what());
         }
-        ground.check_lowers(&lowers);
+        backing.check_lowers(&lowers);
         true
     }
 }
 
 /// What is wrong with the upper layer: nothing that is a loss, and nothing that cannot be repaired.
 /// Answers how much; repaired, if it is to be, there is nothing more.
-pub fn damage<G: Ground>(ground: &G, repair: bool, when: impl Fn() -> String) -> usize {
-    let checker = Checker::new(ground.layers().unwrap()).unwrap_or_else(|refused| panic!("{}: {refused}", when()));
+pub fn damage<G: Backing>(backing: &G, repair: bool, when: impl Fn() -> String) -> usize {
+    let checker = Checker::new(backing.layers().unwrap()).unwrap_or_else(|refused| panic!("{}: {refused}", when()));
     let findings = checker.check().unwrap_or_else(|error| panic!("{}: {error}", when()));
     for finding in &findings {
         let (path, damage) = (finding.path.display(), &finding.damage);

@@ -10,7 +10,7 @@ use overlayfs::layer::Kind;
 use overlayfs::layer::counted::Fault;
 use test_common::Random;
 
-use crate::ground::{Ground, InMemory, Start};
+use crate::backing::{Backing, InMemory, Start};
 use crate::memory::{Data, Loss, Order, PAGE};
 use crate::op::{Op, Session, Source};
 use crate::points::Tried;
@@ -67,8 +67,8 @@ fn traits(view: &View, ino: u64) -> BTreeSet<(u64, String, String, u32)> {
 
 impl History {
     fn of(outage: &Outage<'_>, prepared: &InMemory) -> Self {
-        let ground = prepared.copy().unwrap();
-        let mut session = Session::new(&ground, outage.start.mounting).unwrap();
+        let backing = prepared.copy().unwrap();
+        let mut session = Session::new(&backing, outage.start.mounting).unwrap();
         let bare = InMemory::make(&Start { ops: Vec::new(), ..outage.start.clone() });
         let below = looked(&Session::new(&bare, outage.start.mounting).unwrap());
         let mut history = History { states: vec![looked(&session)], below, synced: Vec::new() };
@@ -221,17 +221,17 @@ impl Outage<'_> {
         let mut mixtures = 0;
         for during in self.from..self.ops.len() {
             for calls in 0.. {
-                let ground = prepared.copy().unwrap();
-                let mut session = Session::new(&ground, self.start.mounting).unwrap();
+                let backing = prepared.copy().unwrap();
+                let mut session = Session::new(&backing, self.start.mounting).unwrap();
                 for op in &self.ops[..during] {
                     let _ = session.apply(op);
                 }
-                ground.fault_after(calls, Fault::Stop);
+                backing.fault_after(calls, Fault::Stop);
                 let _ = session.apply(&self.ops[during]);
-                let is_last = ground.struck().is_none();
+                let is_last = backing.struck().is_none();
                 session.crash();
-                for loss in self.losses(&ground, during, calls) {
-                    mixtures += u64::from(self.lose(&ground, loss, &history, during, calls, tried));
+                for loss in self.losses(&backing, during, calls) {
+                    mixtures += u64::from(self.lose(&backing, loss, &history, during, calls, tried));
                 }
                 if is_last {
                     break;
@@ -242,10 +242,10 @@ impl Outage<'_> {
     }
 
     /// What may be lost then.
-    fn losses(&self, ground: &InMemory, during: usize, calls: u64) -> Vec<Loss> {
+    fn losses(&self, backing: &InMemory, during: usize, calls: u64) -> Vec<Loss> {
         let seed = self.seed ^ (during as u64) << 48 ^ calls << 32;
         let mut random = Random(seed);
-        let (settled, changes) = (ground.disk.settled(), ground.disk.changes());
+        let (settled, changes) = (backing.disk.settled(), backing.disk.changes());
         let mut losses = Vec::new();
         for kept in settled..=changes {
             for data in [Data::All, Data::None, Data::Some] {
@@ -266,8 +266,8 @@ impl Outage<'_> {
         calls: u64,
         tried: &mut Tried,
     ) -> bool {
-        let ground = InMemory::with(before.disk.after_loss(loss));
-        let lowers = ground.lowers();
+        let backing = InMemory::with(before.disk.after_loss(loss));
+        let lowers = backing.lowers();
         let Start { mounting, abilities, .. } = self.start;
         let what = || {
             let ops = &self.ops[..=during];
@@ -275,7 +275,7 @@ impl Outage<'_> {
         };
         if self.order == Order::Journaled {
             let checker =
-                Checker::new(ground.layers().unwrap()).unwrap_or_else(|refused| panic!("{}: {refused}", what()));
+                Checker::new(backing.layers().unwrap()).unwrap_or_else(|refused| panic!("{}: {refused}", what()));
             for finding in checker.check().unwrap() {
                 // Of data that were not synced.
                 let expected = finding.damage == Damage::MapMeansNothing;
@@ -283,10 +283,10 @@ impl Outage<'_> {
                 assert!(!is_lost, "{}: {} {}", what(), finding.path.display(), finding.damage);
             }
         }
-        let session = Session::new(&ground, *mounting).unwrap_or_else(|error| panic!("{}: {error}", what()));
+        let session = Session::new(&backing, *mounting).unwrap_or_else(|error| panic!("{}: {error}", what()));
         let found = looked(&session);
         drop(session);
-        ground.check_lowers(&lowers);
+        backing.check_lowers(&lowers);
         let wrong = history.refutes(&found, during, self.order);
         match self.order {
             Order::Journaled => {

@@ -3,7 +3,7 @@
 //!
 //! | file | subject |
 //! | --- | --- |
-//! | `ground` | the layers, the daemon above them, and what must hold when the client has left |
+//! | `backing` | the layers, the daemon above them, and what must hold when the client has left |
 //! | `client` | who sends, what he has open, and what must hold of every answer |
 //! | `request` | from bytes to a request: mostly one that a client could send, sometimes anything that the kernel lets through |
 //! | `tree` | what the scheme shows, to be compared |
@@ -14,12 +14,12 @@
 //! A panic is how all of this fails. Those of the daemon are caught by it; who runs this sees to it
 //! that they end the process all the same.
 
+mod backing;
 mod client;
 pub mod found;
-mod ground;
 pub mod kernel;
 mod request;
 mod tree;
 pub mod words;
 
-pub use ground::Ground;
+pub use backing::Backing;

@@ -18,8 +18,8 @@ const FORMATS: [Option<Wanted>; 2] = [None, Some(Wanted::Kernel)];
 
 /// A mount that remembers little, over a lower layer with pairs of links: `first/N` and `second/N`;
 /// `both/N` and `both/Nb`.
-fn mount(stage: &Stage, format: Option<Wanted>) -> Mount<'_> {
-    let lower = stage.dir("lower");
+fn mount(setup: &Setup, format: Option<Wanted>) -> Mount<'_> {
+    let lower = setup.dir("lower");
     for file in 0..FILES {
         put::file(&lower, &format!("first/{file}"), "below");
         put::link(&lower, &format!("first/{file}"), &format!("second/{file}"));
@@ -27,10 +27,10 @@ fn mount(stage: &Stage, format: Option<Wanted>) -> Mount<'_> {
         put::link(&lower, &format!("both/{file}"), &format!("both/{file}b"));
         put::file(&lower, &format!("others/{file}/other"), "other");
     }
-    let mut mount = Mount::new(stage);
+    let mut mount = Mount::new(setup);
     mount.leave();
     if format.is_some() {
-        fs::remove_dir_all(stage.path("upper")).unwrap();
+        fs::remove_dir_all(setup.path("upper")).unwrap();
     }
     mount.settings = Settings { known_max: Some(KNOWN_MAX), format, ..Settings::default() };
     mount.again();
@@ -66,9 +66,9 @@ fn known<T>(nodes: &[Weak<T>]) -> usize {
 #[test]
 fn files_with_several_names_are_forgotten() {
     for format in FORMATS {
-        let stage = Stage::new();
-        let mount = mount(&stage, format);
-        let guard = LowerGuard::new([stage.path("lower")]);
+        let setup = Setup::new();
+        let mount = mount(&setup, format);
+        let guard = LowerGuard::new([setup.path("lower")]);
         let mut nodes = Vec::new();
         // As they are, then changed, then with one name less, and with one more.
         for change in 0..4 {
@@ -101,8 +101,8 @@ fn files_with_several_names_are_forgotten() {
 #[test]
 fn files_that_were_forgotten_are_the_same_files() {
     for format in FORMATS {
-        let stage = Stage::new();
-        let mut mount = mount(&stage, format);
+        let setup = Setup::new();
+        let mut mount = mount(&setup, format);
         mount.link("others/0/other", "upper");
         mount.link("upper", "first/upper");
         let pairs = [["first/1", "second/1"], ["both/2", "both/2b"], ["upper", "first/upper"]]
@@ -152,8 +152,8 @@ fn files_that_were_forgotten_are_the_same_files() {
 #[test]
 fn a_copy_that_is_held_by_a_name_that_is_gone_keeps_its_number() {
     for format in FORMATS {
-        let stage = Stage::new();
-        let mut mount = mount(&stage, format);
+        let setup = Setup::new();
+        let mut mount = mount(&setup, format);
         let ino = mount.ino("first/1");
         mount.rename("first/1", "renamed");
         mount.again();
@@ -174,8 +174,8 @@ fn a_copy_that_is_held_by_a_name_that_is_gone_keeps_its_number() {
 #[test]
 fn a_copy_that_needs_no_name_of_its_own_keeps_its_time() {
     for format in FORMATS {
-        let stage = Stage::new();
-        let mut mount = mount(&stage, format);
+        let setup = Setup::new();
+        let mut mount = mount(&setup, format);
         let ctime = |mount: &Mount<'_>, name: &str| mount.overlay().stat(&mount.find(name)).unwrap().ctime;
         mount.rename("first/1", "renamed");
         mount.find("second/1");
@@ -192,8 +192,8 @@ fn a_copy_that_needs_no_name_of_its_own_keeps_its_time() {
 #[test]
 fn what_is_open_is_not_forgotten() {
     for format in FORMATS {
-        let stage = Stage::new();
-        let mount = mount(&stage, format);
+        let setup = Setup::new();
+        let mount = mount(&setup, format);
         let open: Vec<_> = (0..10).map(|file| mount.overlay().open(&mount.find(&format!("first/{file}")))).collect();
         for (file, handle) in open.iter().enumerate() {
             let other = format!("second/{file}");

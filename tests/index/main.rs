@@ -13,16 +13,16 @@ use std::sync::Arc;
 use overlayfs::layer::counted::{Counted, Counts, Method};
 use overlayfs::layer::{Kind, OsLayer, Owner, RenameMode, Time};
 use overlayfs::overlay::{Layers, Node, Overlay, Settings};
-use test_common::{LowerGuard, Stage, names, put};
+use test_common::{LowerGuard, Setup, names, put};
 
 const OWN: Owner = Owner { uid: 0, gid: 0 };
 const WORK: &str = "upper/.wh..wh.work";
 
 type NodeRef = Arc<Node<Counted<OsLayer>>>;
 
-/// An overlay of some layers of a stage, that can be left and entered again.
+/// An overlay of some layers of a setup, that can be left and entered again.
 struct Mount<'a> {
-    stage: &'a Stage,
+    setup: &'a Setup,
     lowers: Vec<&'a str>,
     settings: Settings,
     counts: Counts,
@@ -30,13 +30,13 @@ struct Mount<'a> {
 }
 
 impl<'a> Mount<'a> {
-    fn new(stage: &'a Stage) -> Self {
-        Self::of(stage, &["lower"])
+    fn new(setup: &'a Setup) -> Self {
+        Self::of(setup, &["lower"])
     }
 
-    fn of(stage: &'a Stage, lowers: &[&'a str]) -> Self {
+    fn of(setup: &'a Setup, lowers: &[&'a str]) -> Self {
         let (lowers, settings, counts) = (lowers.to_vec(), Settings::default(), Counts::default());
-        let mut mount = Mount { stage, lowers, settings, counts, overlay: None };
+        let mut mount = Mount { setup, lowers, settings, counts, overlay: None };
         mount.again();
         mount
     }
@@ -48,13 +48,13 @@ impl<'a> Mount<'a> {
     fn again(&mut self) {
         self.leave();
         let open = |name: &str, for_writing| {
-            Counted::new(OsLayer::open(&self.stage.dir(name), for_writing).unwrap(), &self.counts)
+            Counted::new(OsLayer::open(&self.setup.dir(name), for_writing).unwrap(), &self.counts)
         };
         let lowers = self.lowers.iter().map(|name| open(name, false)).collect();
         let (upper, work) = match self.settings.format {
             None => (open("upper", true), None),
             Some(_) => {
-                let (upper, work) = OsLayer::open_pair(&self.stage.dir("upper"), &self.stage.dir("work")).unwrap();
+                let (upper, work) = OsLayer::open_pair(&self.setup.dir("upper"), &self.setup.dir("work")).unwrap();
                 (Counted::new(upper, &self.counts), Some(Counted::new(work, &self.counts)))
             }
         };
@@ -157,16 +157,16 @@ impl<'a> Mount<'a> {
     /// The names of copies in the work directory.
     fn links(&self) -> Vec<String> {
         let work = self.settings.format.map_or(WORK, |_| "work");
-        let mut links = names(&self.stage.path(work));
+        let mut links = names(&self.setup.path(work));
         links.retain(|name| name.starts_with("link."));
         links
     }
 }
 
 /// A lower layer with the links `a`, `dir/b` and `c`, and other objects.
-fn stage() -> Stage {
-    let stage = Stage::new();
-    let lower = stage.dir("lower");
+fn setup() -> Setup {
+    let setup = Setup::new();
+    let lower = setup.dir("lower");
     put::file(&lower, "a", "old");
     put::link(&lower, "a", "dir/b");
     put::link(&lower, "a", "c");
@@ -174,17 +174,17 @@ fn stage() -> Stage {
     put::file(&lower, "dir/sub/deep", "deep");
     put::symlink(&lower, "dir/symlink", "file");
     put::file(&lower, "other", "other");
-    stage.dir("upper");
-    stage
+    setup.dir("upper");
+    setup
 }
 
 #[test]
 fn links_stay_links_after_a_write_and_a_remount() {
-    let stage = stage();
-    let guard = LowerGuard::new([stage.path("lower")]);
+    let setup = setup();
+    let guard = LowerGuard::new([setup.path("lower")]);
     for (first, second) in [("a", "dir/b"), ("dir/b", "a")] {
-        fs::remove_dir_all(stage.path("upper")).unwrap();
-        let mut mount = Mount::new(&stage);
+        fs::remove_dir_all(setup.path("upper")).unwrap();
+        let mut mount = Mount::new(&setup);
         mount.write(first, "new");
         let ino = mount.ino(first);
         mount.again();
@@ -203,8 +203,8 @@ fn links_stay_links_after_a_write_and_a_remount() {
 
 #[test]
 fn a_listing_after_a_remount_shows_the_numbers_of_links() {
-    let stage = stage();
-    let mut mount = Mount::new(&stage);
+    let setup = setup();
+    let mut mount = Mount::new(&setup);
     mount.write("a", "new");
     let before = mount.numbers();
     mount.again();
@@ -214,8 +214,8 @@ fn a_listing_after_a_remount_shows_the_numbers_of_links() {
 #[test]
 fn the_rest_of_the_names_stay_links_when_one_is_gone() {
     for gone in ["a", "c"] {
-        let stage = stage();
-        let mut mount = Mount::new(&stage);
+        let setup = setup();
+        let mut mount = Mount::new(&setup);
         mount.write("a", "new");
         mount.again();
         mount.unlink(gone);
@@ -239,8 +239,8 @@ fn the_rest_of_the_names_stay_links_when_one_is_gone() {
 
 #[test]
 fn the_count_of_links_is_right_where_nothing_was_copied() {
-    let stage = stage();
-    let mut mount = Mount::new(&stage);
+    let setup = setup();
+    let mut mount = Mount::new(&setup);
     mount.unlink("c");
     for remounted in [true, false] {
         if remounted {
@@ -252,7 +252,7 @@ fn the_count_of_links_is_right_where_nothing_was_copied() {
         mount.again();
         assert_eq!((mount.nlink("a"), mount.nlink("dir/b"), mount.read("dir/b")), (2, 2, "new".to_owned()));
         mount.leave();
-        fs::remove_dir_all(stage.path("upper")).unwrap();
+        fs::remove_dir_all(setup.path("upper")).unwrap();
         mount.again();
         mount.unlink("c");
     }
@@ -260,8 +260,8 @@ fn the_count_of_links_is_right_where_nothing_was_copied() {
 
 #[test]
 fn renamed_and_further_names_are_links_too() {
-    let stage = stage();
-    let mut mount = Mount::new(&stage);
+    let setup = setup();
+    let mut mount = Mount::new(&setup);
     mount.write("a", "new");
     let ino = mount.ino("a");
     mount.again();
@@ -289,8 +289,8 @@ fn renamed_and_further_names_are_links_too() {
 /// The names that are left are none that anybody has looked at.
 #[test]
 fn a_link_of_what_lost_all_names_that_were_known_is_one_of_the_others_too() {
-    let stage = stage();
-    let mut mount = Mount::new(&stage);
+    let setup = setup();
+    let mut mount = Mount::new(&setup);
     let held = mount.overlay().open(&mount.find("a"));
     mount.write("a", "new");
     mount.unlink("a");
@@ -308,10 +308,10 @@ fn a_link_of_what_lost_all_names_that_were_known_is_one_of_the_others_too() {
 /// As above, of a file that was in the upper layer before: nothing but the open file leads to it.
 #[test]
 fn a_link_of_an_open_file_that_lost_its_name_is_one_of_the_others_too() {
-    let stage = stage();
-    put::file(&stage.dir("upper"), "own", "new");
-    put::link(&stage.dir("upper"), "own", "own too");
-    let mut mount = Mount::new(&stage);
+    let setup = setup();
+    put::file(&setup.dir("upper"), "own", "new");
+    put::link(&setup.dir("upper"), "own", "own too");
+    let mut mount = Mount::new(&setup);
     let held = mount.overlay().open(&mount.find("own"));
     mount.unlink("own");
     mount.overlay().link(held.node(), mount.overlay().root(), OsStr::new("again")).unwrap();
@@ -336,10 +336,10 @@ fn a_link_of_an_open_file_that_lost_its_name_is_one_of_the_others_too() {
 /// The layer counts one name of it when it is asked for.
 #[test]
 fn the_last_name_of_an_open_file_leads_to_it() {
-    let stage = stage();
-    put::file(&stage.dir("upper"), "own", "new");
-    put::link(&stage.dir("upper"), "own", "own too");
-    let mount = Mount::new(&stage);
+    let setup = setup();
+    put::file(&setup.dir("upper"), "own", "new");
+    put::link(&setup.dir("upper"), "own", "own too");
+    let mount = Mount::new(&setup);
     let held = mount.overlay().open(&mount.find("own"));
     mount.unlink("own");
     assert_eq!(mount.find("own too").id(), held.node().id());
@@ -351,9 +351,9 @@ fn the_last_name_of_an_open_file_leads_to_it() {
 
 #[test]
 fn links_of_symlinks_are_links_too() {
-    let stage = stage();
-    put::link(&stage.path("lower"), "dir/symlink", "symlink");
-    let mut mount = Mount::new(&stage);
+    let setup = setup();
+    put::link(&setup.path("lower"), "dir/symlink", "symlink");
+    let mut mount = Mount::new(&setup);
     let before = mount.numbers();
     mount.touch("symlink");
     mount.again();
@@ -366,8 +366,8 @@ fn links_of_symlinks_are_links_too() {
 #[test]
 fn a_file_of_which_no_name_was_asked_for_any_more_is_the_same_file() {
     for written in [false, true] {
-        let stage = stage();
-        let mut mount = Mount::new(&stage);
+        let setup = setup();
+        let mut mount = Mount::new(&setup);
         let handle = mount.overlay().open(&mount.find("a"));
         mount.unlink("a");
         let mut text = [0; 3];
@@ -395,8 +395,8 @@ fn a_file_of_which_no_name_was_asked_for_any_more_is_the_same_file() {
 
 #[test]
 fn a_name_that_is_replaced_is_counted() {
-    let stage = stage();
-    let mut mount = Mount::new(&stage);
+    let setup = setup();
+    let mut mount = Mount::new(&setup);
     mount.write("a", "new");
     mount.rename("other", "c");
     mount.again();
@@ -439,11 +439,11 @@ fn nothing_is_matched_in_a_lower_layer_that_was_replaced() {
         },
     ];
     for change in change {
-        let stage = stage();
-        let mut mount = Mount::new(&stage);
+        let setup = setup();
+        let mut mount = Mount::new(&setup);
         mount.write("a", "new");
         mount.leave();
-        change(&stage.path("lower"));
+        change(&setup.path("lower"));
         mount.again();
         assert_eq!((mount.read("a").as_str(), mount.read("dir/b").as_str()), ("new", "pot"));
         assert_ne!(mount.ino("a"), mount.ino("dir/b"));
@@ -453,11 +453,11 @@ fn nothing_is_matched_in_a_lower_layer_that_was_replaced() {
 
 #[test]
 fn files_of_another_layer_are_no_links() {
-    let stage = stage();
-    let mut mount = Mount::new(&stage);
+    let setup = setup();
+    let mut mount = Mount::new(&setup);
     mount.write("a", "new");
     mount.leave();
-    put::file(&stage.dir("below"), "a", "below");
+    put::file(&setup.dir("below"), "a", "below");
     mount.lowers = vec!["lower", "below"];
     mount.again();
     assert_eq!((mount.read("a").as_str(), mount.read("dir/b").as_str()), ("new", "old"), "it is another layer now");
@@ -469,11 +469,11 @@ fn files_of_another_layer_are_no_links() {
 
 #[test]
 fn numbers_are_the_same_after_copy_up_and_remount() {
-    let stage = stage();
-    put::file(&stage.dir("lowest"), "lowest/file", "x");
-    put::file(&stage.dir("lowest"), "dir/lowest", "x");
-    put::file(&stage.dir("upper"), "upper", "x");
-    let mut mount = Mount::of(&stage, &["lower", "lowest"]);
+    let setup = setup();
+    put::file(&setup.dir("lowest"), "lowest/file", "x");
+    put::file(&setup.dir("lowest"), "dir/lowest", "x");
+    put::file(&setup.dir("upper"), "upper", "x");
+    let mut mount = Mount::of(&setup, &["lower", "lowest"]);
     let before = mount.numbers();
     for path in ["dir/file", "dir/sub", "dir/symlink", "other", "lowest/file", "dir/b", "dir/lowest"] {
         mount.touch(path);
@@ -498,8 +498,8 @@ fn numbers_are_the_same_after_copy_up_and_remount() {
 
 #[test]
 fn a_new_object_never_has_the_number_of_a_copy_that_is_gone() {
-    let stage = stage();
-    let mut mount = Mount::new(&stage);
+    let setup = setup();
+    let mut mount = Mount::new(&setup);
     for round in 0..20 {
         mount.touch("other");
         let before = mount.ino("other");
@@ -515,7 +515,7 @@ fn a_new_object_never_has_the_number_of_a_copy_that_is_gone() {
         assert_eq!(mount.ino("new"), number);
         mount.unlink("new");
         mount.leave();
-        fs::remove_file(stage.path("upper/.wh.other")).unwrap();
+        fs::remove_file(setup.path("upper/.wh.other")).unwrap();
         mount.again();
         mount.numbers();
     }
@@ -536,8 +536,8 @@ fn who_gets_the_number_of_what_is_gone_and_held_keeps_its_own() {
         (Kind::File, |mount, name| mount.create(name.to_str().unwrap())),
     ];
     for (kind, make) in kinds {
-        let stage = stage();
-        let mut mount = Mount::new(&stage);
+        let setup = setup();
+        let mut mount = Mount::new(&setup);
         let mut held = Vec::new();
         for round in 0..20 {
             let name = format!("gone{round}");
@@ -578,21 +578,21 @@ fn sh(script: &str) {
 
 #[test]
 fn numbers_that_take_all_bits_are_the_same_in_every_mount() {
-    let stage = stage();
-    let (other, nested) = (stage.dir("other"), stage.dir("nested"));
+    let setup = setup();
+    let (other, nested) = (setup.dir("other"), setup.dir("nested"));
     sh(&format!("mount -t tmpfs none {}", other.display()));
     let _other = Unmount(other.clone());
     for number in 0..100 {
         put::file(&other, &format!("layer/many/{number}"), "x");
     }
     put::link(&other, "layer/many/0", "layer/link");
-    let options = format!("lowerdir={}:{},xino=on", other.join("layer").display(), stage.path("lower").display());
+    let options = format!("lowerdir={}:{},xino=on", other.join("layer").display(), setup.path("lower").display());
     sh(&format!("mount -t overlay -o {options} none {}", nested.display()));
     let _nested = Unmount(nested.clone());
     let large = fs::metadata(nested.join("many/7")).unwrap().ino();
     assert_ne!(large >> 48, 0, "the test needs large numbers");
 
-    let mut mount = Mount::of(&stage, &["nested"]);
+    let mut mount = Mount::of(&setup, &["nested"]);
     let before = mount.numbers();
     mount.again();
     // In another order than before.
@@ -616,8 +616,8 @@ fn numbers_that_take_all_bits_are_the_same_in_every_mount() {
 
 #[test]
 fn a_crash_after_an_operation_loses_nothing() {
-    let stage = stage();
-    let mut mount = Mount::new(&stage);
+    let setup = setup();
+    let mut mount = Mount::new(&setup);
     mount.write("a", "new");
     mount.touch("dir/file");
     mount.unlink("c");
@@ -673,15 +673,15 @@ fn a_crash_in_an_operation_leaves_links_and_numbers() {
         &|mount| unlink(mount, "moved"),
         &|mount| unlink(mount, "dir/more"),
     ];
-    let new_stage = || {
-        let stage = stage();
-        put::link(&stage.path("lower"), "a", "d");
-        stage
+    let new_setup = || {
+        let setup = setup();
+        put::link(&setup.path("lower"), "a", "d");
+        setup
     };
     let mut expected = Vec::new();
     {
-        let stage = new_stage();
-        let mut mount = Mount::new(&stage);
+        let setup = new_setup();
+        let mut mount = Mount::new(&setup);
         expected.push(files(&mount));
         for step in steps {
             step(&mount).unwrap();
@@ -692,8 +692,8 @@ fn a_crash_in_an_operation_leaves_links_and_numbers() {
     }
     for (index, step) in steps.iter().enumerate() {
         for (stop, remounted) in (0..).flat_map(|stop| [(stop, false), (stop, true)]) {
-            let stage = new_stage();
-            let mut mount = Mount::new(&stage);
+            let setup = new_setup();
+            let mut mount = Mount::new(&setup);
             steps[..index].iter().for_each(|step| step(&mount).unwrap());
             if remounted {
                 mount.again();
@@ -742,13 +742,13 @@ fn damaged_records_cost_numbers_and_nothing_else() {
         },
     ];
     for damage in damage {
-        let stage = stage();
-        let mut mount = Mount::new(&stage);
+        let setup = setup();
+        let mut mount = Mount::new(&setup);
         mount.write("a", "new");
         mount.touch("dir/file");
         mount.touch("other");
         mount.leave();
-        damage(&stage.path(WORK).join("numbers"));
+        damage(&setup.path(WORK).join("numbers"));
         mount.again();
         let numbers = mount.numbers();
         assert_eq!(mount.read("dir/b"), "new");
@@ -761,19 +761,19 @@ fn damaged_records_cost_numbers_and_nothing_else() {
 #[test]
 fn a_copy_of_the_upper_layer_starts_anew() {
     for with_work in [true, false] {
-        let stage = stage();
-        let mut mount = Mount::new(&stage);
+        let setup = setup();
+        let mut mount = Mount::new(&setup);
         mount.write("a", "new");
         mount.touch("dir/file");
         mount.rename("dir/sub", "sub");
         mount.leave();
-        fs::rename(stage.path("upper"), stage.path("original")).unwrap();
+        fs::rename(setup.path("upper"), setup.path("original")).unwrap();
         let script = "mkdir ../upper && tar c . | tar x -C ../upper";
         let copied =
-            std::process::Command::new("sh").arg("-c").arg(script).current_dir(stage.path("original")).status();
+            std::process::Command::new("sh").arg("-c").arg(script).current_dir(setup.path("original")).status();
         assert!(copied.unwrap().success());
         if !with_work {
-            fs::remove_dir_all(stage.path(WORK)).unwrap();
+            fs::remove_dir_all(setup.path(WORK)).unwrap();
         }
         mount.again();
         mount.numbers();
@@ -800,13 +800,13 @@ fn what_was_changed_in_the_upper_layer_by_hand_has_numbers_of_its_own() {
         &|upper| fs::write(upper.join(".wh.other"), "").unwrap(),
     ];
     for change in by_hand {
-        let stage = stage();
-        let mut mount = Mount::new(&stage);
+        let setup = setup();
+        let mut mount = Mount::new(&setup);
         mount.touch("other");
         mount.touch("dir/file");
         let before = mount.numbers();
         mount.leave();
-        change(&stage.path("upper"));
+        change(&setup.path("upper"));
         mount.again();
         let after = mount.numbers();
         assert_eq!(after["/dir/file"], before["/dir/file"]);
@@ -818,11 +818,11 @@ fn what_was_changed_in_the_upper_layer_by_hand_has_numbers_of_its_own() {
 
 #[test]
 fn what_a_crash_has_built_is_swept_and_the_rest_kept() {
-    let stage = stage();
-    let mut mount = Mount::new(&stage);
+    let setup = setup();
+    let mut mount = Mount::new(&setup);
     mount.write("a", "new");
     mount.leave();
-    let work = stage.path(WORK);
+    let work = setup.path(WORK);
     let kept = names(&work);
     for name in ["tmp.1f", "tmp.numbers", "link.", "link.1.2", "link.x.y.z", "link.1.2.3.4"] {
         put::file(&work, name, "x");
@@ -836,27 +836,27 @@ fn what_a_crash_has_built_is_swept_and_the_rest_kept() {
 
 #[test]
 fn nothing_is_left_where_nothing_was_copied() {
-    let stage = stage();
-    let mut mount = Mount::new(&stage);
+    let setup = setup();
+    let mut mount = Mount::new(&setup);
     mount.create("new");
     mount.unlink("other");
     mount.leave();
-    assert_eq!(names(&stage.path(WORK)), ["record"]);
+    assert_eq!(names(&setup.path(WORK)), ["record"]);
 }
 
 #[test]
 fn records_that_say_nothing_any_more_go() {
-    let stage = stage();
+    let setup = setup();
     for number in 0..300 {
-        put::file(&stage.path("lower"), &format!("many/{number}"), "x");
+        put::file(&setup.path("lower"), &format!("many/{number}"), "x");
     }
-    let mut mount = Mount::new(&stage);
+    let mut mount = Mount::new(&setup);
     for number in 0..300 {
         mount.touch(&format!("many/{number}"));
         mount.unlink(&format!("many/{number}"));
     }
     let before = mount.numbers();
-    let size = || fs::metadata(stage.path(WORK).join("numbers")).unwrap().len();
+    let size = || fs::metadata(setup.path(WORK).join("numbers")).unwrap().len();
     assert!(size() > 600 * 48);
     mount.again();
     assert!(size() < 10 * 48, "{}", size());
@@ -866,11 +866,11 @@ fn records_that_say_nothing_any_more_go() {
 #[test]
 fn ten_thousand_copies_keep_their_numbers() {
     const FILES: usize = 10_000;
-    let stage = stage();
+    let setup = setup();
     for number in 0..FILES {
-        put::file(&stage.path("lower"), &format!("many/{number}"), "x");
+        put::file(&setup.path("lower"), &format!("many/{number}"), "x");
     }
-    let mut mount = Mount::new(&stage);
+    let mut mount = Mount::new(&setup);
     let before = mount.numbers();
     mount.settings.volatile = true;
     mount.again();
@@ -884,8 +884,8 @@ fn ten_thousand_copies_keep_their_numbers() {
 
 #[test]
 fn a_copy_costs_one_more_call_and_what_has_one_name_none() {
-    let stage = stage();
-    let mount = Mount::new(&stage);
+    let setup = setup();
+    let mount = Mount::new(&setup);
     let (root, other) = (mount.find(""), mount.find("other"));
     mount.counts.take();
     mount.overlay().set_mode(&other, 0o600).unwrap();

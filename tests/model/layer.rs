@@ -1,7 +1,7 @@
 //! A layer in memory, the merge of a stack of them by the plain words of the format, and layers on
 //! disk: written for a test to mount, and read back to see what an overlay left in its upper layer.
 //! Independent of the engine: nothing of `overlayfs` is used here. Where the disk is, is up to
-//! [`Ground`].
+//! [`Backing`].
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
@@ -9,7 +9,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use crate::Kind;
-use crate::ground::{Found, Ground};
+use crate::backing::{Backing, Found};
 
 /// What begins every reserved name.
 pub const MARKER: &str = ".wh.";
@@ -181,38 +181,38 @@ pub fn is_a_tree(layers: &[Object]) -> bool {
 }
 
 /// Writes `layer` into the empty directory `path`, in the native format.
-pub fn write(ground: &dyn Ground, layer: &Object, path: &Path) {
+pub fn write(backing: &dyn Backing, layer: &Object, path: &Path) {
     let mut names = BTreeMap::new();
-    write_object(ground, layer, path, &mut names);
+    write_object(backing, layer, path, &mut names);
 }
 
-fn write_object(ground: &dyn Ground, object: &Object, path: &Path, names: &mut BTreeMap<u64, PathBuf>) {
+fn write_object(backing: &dyn Backing, object: &Object, path: &Path, names: &mut BTreeMap<u64, PathBuf>) {
     if let Some(first) = names.get(&object.id) {
-        return ground.make_link(first, path);
+        return backing.make_link(first, path);
     }
     names.insert(object.id, path.to_owned());
     match &object.body {
-        Body::File(bytes) => ground.make_file(path, bytes),
-        Body::Symlink(target) => ground.make_symlink(path, target),
-        Body::Node(kind) => ground.make_node(path, *kind),
+        Body::File(bytes) => backing.make_file(path, bytes),
+        Body::Symlink(target) => backing.make_symlink(path, target),
+        Body::Node(kind) => backing.make_node(path, *kind),
         Body::Dir(dir) => {
-            ground.make_dir(path);
+            backing.make_dir(path);
             for (name, entry) in &dir.entries {
-                write_object(ground, entry, &path.join(name), names);
+                write_object(backing, entry, &path.join(name), names);
             }
             for name in &dir.whiteouts {
-                let (marker, content) = marker(name, ground.name_max());
-                ground.make_file(&path.join(marker), content);
+                let (marker, content) = marker(name, backing.name_max());
+                backing.make_file(&path.join(marker), content);
             }
             if dir.opaque {
-                ground.make_file(&path.join(OPAQUE), &[]);
+                backing.make_file(&path.join(OPAQUE), &[]);
             }
             if let Some(to) = &dir.redirect {
-                ground.make_file(&path.join(REDIRECT), Path::new("/").join(to).as_os_str().as_bytes());
+                backing.make_file(&path.join(REDIRECT), Path::new("/").join(to).as_os_str().as_bytes());
             }
         }
     }
-    ground.set_meta(path, &object.meta);
+    backing.set_meta(path, &object.meta);
 }
 
 /// The marker that hides `name` where names have at most `name_max` bytes, and what is in it.
@@ -231,13 +231,13 @@ fn marker(name: &OsStr, name_max: usize) -> (OsString, &[u8]) {
 /// over: of OCI layers, a marker that is not an empty file, a marker beside the entry that it
 /// names, a reserved name that means nothing; of the kernel's, a mark that means nothing. `ids`
 /// counts the objects.
-pub fn read(ground: &dyn Ground, path: &Path, written: Written, ids: &mut u64) -> Object {
-    let devices = written == Written::Native && ground.names(path).iter().any(|name| name == DEVICES);
-    Reader { ground, written, devices, ids, names: BTreeMap::new() }.object(path, true)
+pub fn read(backing: &dyn Backing, path: &Path, written: Written, ids: &mut u64) -> Object {
+    let devices = written == Written::Native && backing.names(path).iter().any(|name| name == DEVICES);
+    Reader { backing, written, devices, ids, names: BTreeMap::new() }.object(path, true)
 }
 
 struct Reader<'a> {
-    ground: &'a dyn Ground,
+    backing: &'a dyn Backing,
     written: Written,
     /// The layer has the mark that says so.
     devices: bool,
@@ -248,7 +248,7 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn object(&mut self, path: &Path, is_root: bool) -> Object {
-        let Found { meta, kind, number, device, content } = self.ground.look(path);
+        let Found { meta, kind, number, device, content } = self.backing.look(path);
         let id = *self.names.entry(number).or_insert_with(|| {
             *self.ids += 1;
             *self.ids
@@ -267,16 +267,16 @@ impl Reader<'_> {
 
     fn kernel_dir(&mut self, path: &Path, is_root: bool) -> Dir {
         let mut dir = Dir::default();
-        for name in self.ground.names(path) {
+        for name in self.backing.names(path) {
             let file = path.join(&name);
-            let found = self.ground.look(&file);
+            let found = self.backing.look(&file);
             if found.kind == Kind::CharDev && found.device == 0 {
                 dir.whiteouts.insert(name);
             } else {
                 dir.entries.insert(name, self.object(&file, false));
             }
         }
-        for (name, value) in self.ground.attributes(path) {
+        for (name, value) in self.backing.attributes(path) {
             match (name.strip_prefix(ATTRIBUTE), &*value) {
                 (None, _) => {}
                 // One that is shown without the second part.
@@ -292,18 +292,18 @@ impl Reader<'_> {
 
     fn dir(&mut self, path: &Path, is_root: bool) -> Dir {
         let mut dir = Dir::default();
-        for name in self.ground.names(path) {
+        for name in self.backing.names(path) {
             let file = path.join(&name);
             if !name.as_bytes().starts_with(MARKER.as_bytes()) {
                 dir.entries.insert(name, self.object(&file, false));
                 continue;
             }
             if is_root && name == WORK {
-                let left = left_in(self.ground.names(&file));
+                let left = left_in(self.backing.names(&file));
                 assert!(left.is_empty(), "left in the work directory: {left:?}");
                 continue;
             }
-            let found = self.ground.look(&file);
+            let found = self.backing.look(&file);
             assert_eq!(found.kind, Kind::File, "{}: a marker is a file", file.display());
             let content = OsString::from_vec(found.content);
             if is_root && name == DEVICES {
@@ -319,7 +319,7 @@ impl Reader<'_> {
                     true => content.clone(),
                     false => OsStr::from_bytes(&name.as_bytes()[MARKER.len()..]).to_owned(),
                 };
-                let (expected, expected_content) = marker(&hidden, self.ground.name_max());
+                let (expected, expected_content) = marker(&hidden, self.backing.name_max());
                 assert_eq!(name, expected, "{}: the marker of {hidden:?}", file.display());
                 assert_eq!(content.as_bytes(), expected_content, "{}: what the marker contains", file.display());
                 dir.whiteouts.insert(hidden);

@@ -9,9 +9,9 @@
 //! for more: `PROPTEST_RNG_SEED=$RANDOM PROPTEST_CASES=5000 cargo test -p test-model`; with
 //! `TMPDIR` on another filesystem, over that one.
 
+mod backing;
 mod engine;
 mod front_end;
-mod ground;
 mod history;
 mod host;
 mod layer;
@@ -27,13 +27,13 @@ use linux_delegate::redoxfs::NAME_MAX;
 use overlayfs::layer::{Kind, Owner, RenameMode};
 use proptest::test_runner::{Config, FileFailurePersistence, RngSeed, TestRunner};
 
+use backing::Backing;
 use engine::Engine;
 use front_end::FrontEnd;
-use ground::Ground;
 use host::Host;
 use layer::Written;
 use run::{Abilities, Case, Mount};
-use test_common::Stage;
+use test_common::Setup;
 #[cfg(not(shuttle))]
 use threads::Size;
 use tree::Rules;
@@ -47,7 +47,7 @@ fn check<D: FrontEnd>(
     kept: &'static str,
     cases: u32,
     abilities: Abilities,
-    ground: &dyn Fn(&Case) -> Box<dyn Ground>,
+    backing: &dyn Fn(&Case) -> Box<dyn Backing>,
     mount: Mount<'_, D>,
 ) {
     let cases =
@@ -63,7 +63,7 @@ fn check<D: FrontEnd>(
         ..Config::default()
     };
     let result =
-        TestRunner::new(config).run(&run::case(abilities), |case| run::run(&case, abilities, ground(&case), mount));
+        TestRunner::new(config).run(&run::case(abilities), |case| run::run(&case, abilities, backing(&case), mount));
     if let Err(error) = result {
         panic!("{error}");
     }
@@ -74,18 +74,18 @@ const ON_HOST: Rules = Rules { reserves: true, devices: true, follows: false, xa
 /// What those can do whose layers are on redoxfs.
 const ON_REDOXFS: Rules = Rules { xattrs: false, name_max: NAME_MAX, ..ON_HOST };
 
-fn host(case: &Case) -> Box<dyn Ground> {
-    Box::new(ground::Host::new(if case.in_memory { Stage::in_memory() } else { Stage::new() }))
+fn host(case: &Case) -> Box<dyn Backing> {
+    Box::new(backing::Host::new(if case.in_memory { Setup::in_memory() } else { Setup::new() }))
 }
 
 /// Always in memory: on ext4 a rename with a whiteout that is refused (ENOTEMPTY) changes the
 /// directory's mtime.
-fn host_in_memory(_: &Case) -> Box<dyn Ground> {
-    Box::new(ground::Host::new(Stage::in_memory()))
+fn host_in_memory(_: &Case) -> Box<dyn Backing> {
+    Box::new(backing::Host::new(Setup::in_memory()))
 }
 
-fn redoxfs(_: &Case) -> Box<dyn Ground> {
-    Box::new(ground::Redoxfs::new())
+fn redoxfs(_: &Case) -> Box<dyn Backing> {
+    Box::new(backing::Redoxfs::new())
 }
 
 #[test]
@@ -154,18 +154,18 @@ fn the_scheme_does_so_over_redoxfs() {
 #[cfg(not(shuttle))]
 const THREADS: Size = Size { threads: 8, ops: 5, rounds: 12, mounts: 2, exchanges: true, large: true, linux: false };
 
-/// Has threads work on `stages` stacks of layers, or as many as `THREADS_STAGES` says.
+/// Has threads work on `setups` stacks of layers, or as many as `THREADS_SETUPS` says.
 #[cfg(not(shuttle))]
 fn check_threads<D: FrontEnd<Handle: Send> + Send>(
-    stages: u64,
+    setups: u64,
     size: Size,
-    ground: &dyn Fn() -> Box<dyn Ground>,
+    backing: &dyn Fn() -> Box<dyn Backing>,
     mount: Mount<'_, Vec<D>>,
 ) {
     let number = |name, usual| std::env::var(name).map_or(usual, |text| text.parse().expect("a number"));
     let seed = number("THREADS_SEED", SEED);
-    for stage in 0..number("THREADS_STAGES", stages) {
-        threads::check(seed + stage, size, ground(), mount);
+    for setup in 0..number("THREADS_SETUPS", setups) {
+        threads::check(seed + setup, size, backing(), mount);
     }
 }
 
@@ -175,7 +175,7 @@ fn threads_in_the_engine_are_answered_as_in_some_order() {
     check_threads(
         3,
         Size { linux: true, ..THREADS },
-        &|| Box::new(ground::Host::new(Stage::in_memory())),
+        &|| Box::new(backing::Host::new(Setup::in_memory())),
         &|stacked| {
             let engine = Engine::new(engine::mount_slowed(stacked, std::thread::yield_now));
             vec![engine; THREADS.threads]
@@ -189,7 +189,7 @@ fn threads_over_redoxfs_are_answered_as_in_some_order() {
     check_threads(
         3,
         Size { exchanges: false, large: false, ..THREADS },
-        &|| Box::new(ground::Redoxfs::new()),
+        &|| Box::new(backing::Redoxfs::new()),
         &|stacked| vec![Engine::new(engine::mount_redoxfs(stacked)); THREADS.threads],
     );
 }
@@ -197,7 +197,7 @@ fn threads_over_redoxfs_are_answered_as_in_some_order() {
 #[cfg(not(shuttle))]
 #[test]
 fn clients_of_the_scheme_are_answered_as_in_some_order() {
-    check_threads(3, THREADS, &|| Box::new(ground::Host::new(Stage::in_memory())), &|stacked| {
+    check_threads(3, THREADS, &|| Box::new(backing::Host::new(Setup::in_memory())), &|stacked| {
         let scheme = scheme::serve(engine::mount_slowed(stacked, std::thread::yield_now));
         (0..THREADS.threads).map(|_| scheme.another()).collect()
     });

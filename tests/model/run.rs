@@ -14,8 +14,8 @@ use proptest::sample::Index;
 use proptest::test_runner::TestCaseError;
 
 use crate::Kind;
+use crate::backing::Backing;
 use crate::front_end::{At, FrontEnd, Listed, Part};
-use crate::ground::Ground;
 use crate::layer::{self, MARKER, Meta, Object, Written};
 use crate::lowers::{self, Item};
 use crate::tree::{self, Id, Place, ROOT, Rules, Tree};
@@ -259,7 +259,7 @@ struct Pair<'a, D: FrontEnd> {
     handles: BTreeMap<usize, D::Handle>,
     front_end: Option<D>,
     /// What the front end leads to, so it outlives that.
-    ground: Box<dyn Ground>,
+    backing: Box<dyn Backing>,
     /// The lower layers, top first: where they are and what is in them.
     lowers: Vec<(PathBuf, Object)>,
     upper: PathBuf,
@@ -295,14 +295,19 @@ struct Listing {
 }
 
 /// Runs one case. The error says what differs after which operations.
-pub fn run<D: FrontEnd>(case: &Case, abilities: Abilities, mut ground: Box<dyn Ground>, mount: Mount<'_, D>) -> Check {
+pub fn run<D: FrontEnd>(
+    case: &Case,
+    abilities: Abilities,
+    mut backing: Box<dyn Backing>,
+    mount: Mount<'_, D>,
+) -> Check {
     let mut ids = 0;
     let layers = lowers::build(&case.stack, abilities, &mut ids);
     let mut lowers = Vec::new();
     for (number, layer) in layers.into_iter().enumerate() {
-        let path = ground.layer(&format!("lower{number}"));
-        layer::write(&*ground, &layer, &path);
-        ground.guard(&path);
+        let path = backing.layer(&format!("lower{number}"));
+        layer::write(&*backing, &layer, &path);
+        backing.guard(&path);
         lowers.push((path, layer));
     }
     let merged = merge(&lowers);
@@ -316,7 +321,7 @@ pub fn run<D: FrontEnd>(case: &Case, abilities: Abilities, mut ground: Box<dyn G
         abilities,
         handles: BTreeMap::new(),
         front_end: None,
-        ground,
+        backing,
         upper: PathBuf::new(),
         lowers,
         ids,
@@ -363,7 +368,7 @@ impl<D: FrontEnd> Pair<'_, D> {
         }
         self.compare()?;
         self.leave()?;
-        self.ground.check();
+        self.backing.check();
         Ok(())
     }
 
@@ -374,10 +379,10 @@ impl<D: FrontEnd> Pair<'_, D> {
     /// Makes an empty upper layer. The root of the merged tree has its attributes.
     fn new_upper(&mut self) {
         self.ids += 1;
-        self.upper = self.ground.layer(&format!("upper{}", self.ids));
+        self.upper = self.backing.layer(&format!("upper{}", self.ids));
         if self.abilities.layers.is_some() {
             let (mode, owner) = (0o750, Owner { uid: 1000, gid: 1001 });
-            self.ground.set_meta(&self.upper, &Meta { mode, uid: owner.uid, gid: owner.gid, mtime: (1, 1) });
+            self.backing.set_meta(&self.upper, &Meta { mode, uid: owner.uid, gid: owner.gid, mtime: (1, 1) });
             let root = &mut self.tree.nodes[ROOT];
             // The work directory is made in it, which changes its time.
             (root.mode, root.owner, root.mtime) = (mode, owner, None);
@@ -388,7 +393,7 @@ impl<D: FrontEnd> Pair<'_, D> {
     fn enter(&mut self) {
         let paths: Vec<_> = self.lowers.iter().map(|(path, _)| path.clone()).collect();
         if self.abilities.layers.is_none() {
-            layer::write(&*self.ground, &merge(&self.lowers), &self.upper);
+            layer::write(&*self.backing, &merge(&self.lowers), &self.upper);
         }
         let Self { known_max, changed, .. } = *self;
         self.front_end = Some((self.mount)(&Stacked { lowers: &paths, upper: &self.upper, known_max, changed }));
@@ -407,7 +412,7 @@ impl<D: FrontEnd> Pair<'_, D> {
         let Some(written) = self.abilities.layers else {
             return Ok(None);
         };
-        let upper = layer::read(&*self.ground, &self.upper, written, &mut self.ids);
+        let upper = layer::read(&*self.backing, &self.upper, written, &mut self.ids);
         let layers: Vec<_> = [&upper].into_iter().chain(self.lowers.iter().map(|(_, layer)| layer)).cloned().collect();
         self.compare_layers(&layer::merge(&layers))?;
         Ok(Some(upper))
@@ -462,9 +467,9 @@ impl<D: FrontEnd> Pair<'_, D> {
             Change::Add(items) => {
                 let below: Vec<_> = lowers.iter().map(|(_, layer)| layer.clone()).collect();
                 let layer = lowers::build_layer(items, &below, self.abilities, &mut self.ids);
-                let path = self.ground.layer(&format!("newer{}", self.ids));
-                layer::write(&*self.ground, &layer, &path);
-                self.ground.guard(&path);
+                let path = self.backing.layer(&format!("newer{}", self.ids));
+                layer::write(&*self.backing, &layer, &path);
+                self.backing.guard(&path);
                 self.say(format!("with another layer on top, at {}:\n{}", path.display(), Shown(&layer)));
                 lowers.insert(0, (path, layer));
             }
@@ -535,7 +540,7 @@ impl<D: FrontEnd> Pair<'_, D> {
         let Some(upper) = self.leave()? else { return Ok(()) };
         self.changed = false;
         self.seen = Seen::default();
-        self.ground.guard(&self.upper);
+        self.backing.guard(&self.upper);
         self.lowers.insert(0, (self.upper.clone(), upper));
         self.new_upper();
         for node in &mut self.tree.nodes {

@@ -16,10 +16,10 @@ use overlayfs::layer::counted::Counted;
 use shuttle::rand::{Rng, thread_rng};
 use shuttle::scheduler::{PctScheduler, RandomScheduler, ReplayScheduler, Scheduler};
 use shuttle::{Config, Runner};
-use test_common::Stage;
+use test_common::Setup;
 
+use crate::backing::Host;
 use crate::engine::{self, Engine};
-use crate::ground::Host;
 use crate::threads::{self, Size};
 
 /// How often the threads of one schedule are changed at a place that is chosen with care.
@@ -46,7 +46,7 @@ fn run(scheduler: impl Scheduler + 'static, test: impl Fn() + Send + Sync + 'sta
 
 fn random_operations(size: Size) -> impl Fn() + Send + Sync + 'static {
     move || {
-        threads::check(thread_rng().r#gen(), size, Box::new(Host::new(Stage::in_memory())), &|stacked| {
+        threads::check(thread_rng().r#gen(), size, Box::new(Host::new(Setup::in_memory())), &|stacked| {
             let overlay = engine::mount_slowed(stacked, shuttle::thread::yield_now);
             let engine: Engine<Counted<OsLayer>> = Engine::new(overlay);
             vec![engine; size.threads]

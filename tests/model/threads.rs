@@ -23,8 +23,8 @@ use overlayfs::layer::Stat;
 use shuttle::{sync::Barrier, thread::scope};
 use test_common::Random;
 
+use crate::backing::Backing;
 use crate::front_end::{At, FrontEnd};
-use crate::ground::Ground;
 use crate::history::{Answer, Event, Farthest, Op, Scene, Seen, State, explain};
 use crate::layer::{self, Body, Dir, Meta, Object, Written};
 use crate::run::{Mount, Stacked};
@@ -91,20 +91,20 @@ fn lowers(large: bool) -> Vec<Object> {
 pub fn check<D: FrontEnd<Handle: Send> + Send>(
     seed: u64,
     size: Size,
-    mut ground: Box<dyn Ground>,
+    mut backing: Box<dyn Backing>,
     mount: Mount<'_, Vec<D>>,
 ) {
     let mut dice = Random(seed);
     let layers = lowers(size.large);
     let mut paths = Vec::new();
     for (number, layer) in layers.iter().enumerate() {
-        let path = ground.layer(&format!("lower{number}"));
-        layer::write(&*ground, layer, &path);
-        ground.guard(&path);
+        let path = backing.layer(&format!("lower{number}"));
+        layer::write(&*backing, layer, &path);
+        backing.guard(&path);
         paths.push(path);
     }
-    let upper = ground.layer("upper");
-    ground.set_meta(&upper, &layers[0].meta);
+    let upper = backing.layer("upper");
+    backing.set_meta(&upper, &layers[0].meta);
     let merged = layer::merge(&layers);
     let rules = Rules { reserves: true, devices: size.linux, follows: false, xattrs: false, name_max: 255 };
     let tree = Tree::new(&merged, &layer::linked(layers.iter()), rules);
@@ -113,9 +113,9 @@ pub fn check<D: FrontEnd<Handle: Send> + Send>(
         let known_max = (dice.below(2) == 0).then(|| dice.below(10));
         let front_ends = mount(&Stacked { lowers: &paths, upper: &upper, known_max, changed: false });
         state = rounds(front_ends, state, size, &mut dice).unwrap_or_else(|said| panic!("seed {seed}: {said}"));
-        check_layers(&*ground, &layers, &upper, &state.tree);
+        check_layers(&*backing, &layers, &upper, &state.tree);
     }
-    ground.check();
+    backing.check();
 }
 
 /// What each thread has for a round, and for all of them.
@@ -320,8 +320,8 @@ fn forget(state: &mut State) {
 }
 
 /// The layers on disk, merged by the words of the format, show what the reference holds.
-fn check_layers(ground: &dyn Ground, lowers: &[Object], upper: &Path, tree: &Tree) {
-    let upper = layer::read(ground, upper, Written::Native, &mut (1 << 32));
+fn check_layers(backing: &dyn Backing, lowers: &[Object], upper: &Path, tree: &Tree) {
+    let upper = layer::read(backing, upper, Written::Native, &mut (1 << 32));
     let layers: Vec<_> = [upper].into_iter().chain(lowers.iter().cloned()).collect();
     let mut expected: BTreeMap<_, _> = tree.paths().into_iter().collect();
     let merged = layer::merge(&layers);

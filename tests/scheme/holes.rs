@@ -5,10 +5,10 @@ use linux_delegate::Fd;
 use syscall::error::{ENOMEM, Error, Result};
 use syscall::flag::{MapFlags, MunmapFlags, O_CREAT, O_RDWR};
 
-use crate::support::{Stage, ann, bob, refused};
+use crate::support::{Setup, ann, bob, refused};
 
-fn stage() -> Stage {
-    Stage::new(|lower| {
+fn setup() -> Setup {
+    Setup::new(|lower| {
         lower.dir("d", 0o777);
         lower.file("d/f", 0o666);
     })
@@ -16,19 +16,19 @@ fn stage() -> Stage {
 
 #[test]
 fn sizes_whose_lower_half_is_the_smallest_number() {
-    let stage = stage();
-    let file = stage.open(&ann(), "d/f", O_RDWR).unwrap();
+    let setup = setup();
+    let file = setup.open(&ann(), "d/f", O_RDWR).unwrap();
     for size in [1 << 31, (1 << 31) | 1 << 40] {
         file.ftruncate(size).unwrap();
         assert_eq!((file.fsize(), file.fstat().map(|stat| stat.st_size)), (Ok(size), Ok(size)));
     }
-    assert!(stage.is_alive());
+    assert!(setup.is_alive());
 }
 
 #[test]
 fn a_mapped_hole_takes_no_memory() {
-    let stage = stage();
-    let file = stage.open(&ann(), "d/f", O_RDWR).unwrap();
+    let setup = setup();
+    let file = setup.open(&ann(), "d/f", O_RDWR).unwrap();
     let (middle, size) = (1 << 30, 1 << 31);
     file.ftruncate(1 << 40).unwrap();
     file.write_at(b"x", middle).unwrap();
@@ -40,7 +40,7 @@ fn a_mapped_hole_takes_no_memory() {
     // Other tests take some at the same time.
     assert!(memory() < before + (1 << 29), "{} of {before} bytes", memory());
     file.munmap(0, size, MunmapFlags::empty()).unwrap();
-    assert!(stage.is_alive());
+    assert!(setup.is_alive());
 }
 
 #[test]
@@ -48,10 +48,10 @@ fn mapped_memory_without_end() {
     const GIB: usize = 1 << 30;
     // SAFETY: this only answers a number.
     let machine = unsafe { libc::sysconf(libc::_SC_PHYS_PAGES) } as usize * 4096;
-    let stage = stage();
-    let file = stage.open(&ann(), "d/f", O_RDWR).unwrap();
+    let setup = setup();
+    let file = setup.open(&ann(), "d/f", O_RDWR).unwrap();
     file.ftruncate(1 << 40).unwrap();
-    let again = stage.open(&ann(), "d/f", O_RDWR).unwrap();
+    let again = setup.open(&ann(), "d/f", O_RDWR).unwrap();
     let map = |file: &Fd, gib: usize| {
         file.mmap((gib * GIB) as u64, GIB, MapFlags::PROT_READ | MapFlags::MAP_SHARED).map(drop)
     };
@@ -67,7 +67,7 @@ fn mapped_memory_without_end() {
     assert_eq!(map(&again, 0), Ok(()), "what the same user has mapped already");
     assert_eq!(map(&again, anns), refused(ENOMEM));
 
-    let bobs = stage.open(&bob(), "d/f", O_RDWR).unwrap();
+    let bobs = setup.open(&bob(), "d/f", O_RDWR).unwrap();
     let bobs_end = end(&bobs, anns);
     assert!(bobs_end > anns && bobs_end * GIB <= machine, "all together: {bobs_end} GiB");
     bobs.munmap((anns * GIB) as u64, (bobs_end - anns) * GIB, MunmapFlags::empty()).unwrap();
@@ -78,7 +78,7 @@ fn mapped_memory_without_end() {
     assert_eq!(map(&again, 0), refused(ENOMEM));
     drop(file);
     assert_eq!(retry(|| map(&again, 0)), Ok(()), "what was closed has nothing mapped");
-    assert!(stage.is_alive());
+    assert!(setup.is_alive());
 }
 
 /// A close reaches the daemon after its client has gone on.
@@ -95,9 +95,9 @@ fn retry(mut request: impl FnMut() -> Result<()>) -> Result<()> {
 /// The regions of files that are holes leave the daemon address space for itself.
 #[test]
 fn mapped_files_without_end() {
-    let stage = stage();
+    let setup = setup();
     let page = |name: &str| {
-        let file = stage.open(&ann(), name, O_RDWR | O_CREAT | 0o600).unwrap();
+        let file = setup.open(&ann(), name, O_RDWR | O_CREAT | 0o600).unwrap();
         file.ftruncate(1 << 42).unwrap();
         file.mmap(0, 4096, MapFlags::PROT_READ | MapFlags::MAP_SHARED).map(|_| file)
     };

@@ -11,10 +11,10 @@ use syscall::error::{
 use syscall::flag::{O_RDONLY, O_RDWR, O_STAT, StdFsCallKind};
 use syscall::schemev2::{Opcode, Sqe, SqeFlags};
 
-use crate::support::{Stage, ann, bob, errno, refused};
+use crate::support::{Setup, ann, bob, errno, refused};
 
-fn stage() -> Stage {
-    Stage::new(|lower| {
+fn setup() -> Setup {
+    Setup::new(|lower| {
         lower.dir("d", 0o777);
         lower.file("d/f", 0o666);
     })
@@ -29,8 +29,8 @@ fn send(through: &Fd, opcode: Opcode, args: [u64; 6]) -> Result<usize> {
 
 #[test]
 fn short_and_crooked_buffers() {
-    let stage = stage();
-    let file = stage.open(&ann(), "d/f", O_RDWR).unwrap();
+    let setup = setup();
+    let file = setup.open(&ann(), "d/f", O_RDWR).unwrap();
     let id = file.id() as u64;
     let buf = [0u64; 64];
     let address = buf.as_ptr() as u64;
@@ -54,15 +54,15 @@ fn short_and_crooked_buffers() {
     assert_eq!(send(&file, Opcode::Fstat, [id, address, stat, 0, 0, 0]), Ok(0));
     assert_eq!(send(&file, Opcode::Fstatvfs, [id, address, statvfs, 0, 0, 0]), Ok(0));
     assert_eq!(send(&file, Opcode::Futimens, [id, address, 32, 0, 0, 0]), Ok(0));
-    assert!(stage.is_alive());
+    assert!(setup.is_alive());
 }
 
 #[test]
 fn locks_that_the_crate_does_not_survive() {
-    let stage = stage();
-    let file = stage.open(&ann(), "d/f", O_RDWR).unwrap();
+    let setup = setup();
+    let file = setup.open(&ann(), "d/f", O_RDWR).unwrap();
     let id = file.id() as u64;
-    let other = stage.open(&bob(), "d/f", O_RDWR).unwrap();
+    let other = setup.open(&bob(), "d/f", O_RDWR).unwrap();
     let buf = [0u64; 4];
     let address = buf.as_ptr() as u64;
     let last = i64::MAX as u64;
@@ -97,15 +97,15 @@ fn locks_that_the_crate_does_not_survive() {
     };
     // SAFETY: the buffer lives.
     assert_eq!(unsafe { file.raw(two) }, refused(EINVAL));
-    assert!(stage.is_alive());
+    assert!(setup.is_alive());
 }
 
 #[test]
 fn locks_work_and_end_with_their_owner() {
-    let stage = stage();
+    let setup = setup();
     let exclusive = Lock { start: 0, len: 0, exclusive: true, of_file: true };
-    let first = stage.open(&ann(), "d/f", O_RDWR).unwrap();
-    let second = stage.open(&bob(), "d/f", O_RDWR).unwrap();
+    let first = setup.open(&ann(), "d/f", O_RDWR).unwrap();
+    let second = setup.open(&bob(), "d/f", O_RDWR).unwrap();
     first.lock(exclusive).unwrap();
     assert_eq!(second.lock(exclusive), refused(EWOULDBLOCK));
     assert!(second.get_lock(exclusive).unwrap().is_some());
@@ -114,7 +114,7 @@ fn locks_work_and_end_with_their_owner() {
     second.unlock(exclusive).unwrap();
 
     let of_process = Lock { start: 5, len: 1, exclusive: true, of_file: false };
-    let third = stage.open(&ann(), "d/f", O_RDWR).unwrap();
+    let third = setup.open(&ann(), "d/f", O_RDWR).unwrap();
     third.lock(of_process).unwrap();
     assert_eq!(second.lock(of_process), refused(EWOULDBLOCK));
     drop(third);
@@ -134,10 +134,10 @@ fn retry(mut request: impl FnMut() -> Result<()>) -> Result<()> {
 
 #[test]
 fn ids_that_nobody_was_given() {
-    let stage = stage();
-    let file = stage.open(&ann(), "d/f", O_RDWR).unwrap();
+    let setup = setup();
+    let file = setup.open(&ann(), "d/f", O_RDWR).unwrap();
     let closed = {
-        let id = stage.open(&ann(), "d/f", O_RDWR).unwrap().id();
+        let id = setup.open(&ann(), "d/f", O_RDWR).unwrap().id();
         // The close is on its way: wait until the scheme has heard of it.
         let ask = || send(&file, Opcode::Fsize, [id as u64, 0, 0, 0, 0, 0]);
         while ask().is_ok() {}
@@ -182,14 +182,14 @@ fn ids_that_nobody_was_given() {
             unsafe { file.raw(sqe) }.unwrap();
         }
     }
-    assert!(stage.is_alive());
+    assert!(setup.is_alive());
 }
 
 #[test]
 fn paths_that_are_no_text() {
-    let stage = stage();
-    let top = stage.open(&ann(), "", O_RDONLY).unwrap();
-    let file = stage.open(&ann(), "d/f", O_STAT).unwrap();
+    let setup = setup();
+    let top = setup.open(&ann(), "", O_RDONLY).unwrap();
+    let file = setup.open(&ann(), "d/f", O_STAT).unwrap();
     let text = b"d/\xff\xfe";
     let (address, len) = (text.as_ptr() as u64, text.len() as u64);
     for opcode in [Opcode::OpenAt, Opcode::UnlinkAt] {
@@ -202,14 +202,14 @@ fn paths_that_are_no_text() {
         let args = [top.id() as u64, address, len, kind as u64, 0, 0];
         assert_eq!(send(&top, Opcode::StdFsCall, args), refused(EINVAL), "{kind:?}");
     }
-    assert!(stage.is_alive());
+    assert!(setup.is_alive());
 }
 
 #[test]
 fn a_path_that_its_client_changes_while_it_is_read() {
-    let stage = stage();
-    let file = stage.open(&ann(), "d/f", O_RDWR).unwrap();
-    let dir = stage.open(&ann(), "d", O_RDONLY).unwrap();
+    let setup = setup();
+    let file = setup.open(&ann(), "d/f", O_RDWR).unwrap();
+    let dir = setup.open(&ann(), "d", O_RDONLY).unwrap();
     let flags = SqeFlags::MULTIPLE_IDS;
     let path = AtomicU8::new(b'n');
     let address = path.as_ptr() as u64;
@@ -231,18 +231,18 @@ fn a_path_that_its_client_changes_while_it_is_read() {
         }
         done.store(true, Ordering::Relaxed);
     });
-    for name in stage.layers.upper_names("d") {
+    for name in setup.layers.upper_names("d") {
         assert!(["f", "n"].contains(&name.as_str()), "{name:?} was never asked for");
     }
-    assert!(stage.is_alive());
+    assert!(setup.is_alive());
 }
 
 #[test]
 fn requests_that_a_filesystem_does_not_know() {
-    let stage = stage();
-    let file = stage.open(&ann(), "d/f", O_RDWR).unwrap();
+    let setup = setup();
+    let file = setup.open(&ann(), "d/f", O_RDWR).unwrap();
     let id = file.id() as u64;
-    let dir = stage.top(&ann());
+    let dir = setup.top(&ann());
     for count in [0, 1, 2, u64::MAX] {
         assert_eq!(send(&file, Opcode::Sendfd, [id, 0, 0, count, 0, 0]), refused(ENOTDIR));
         assert_eq!(send(&file, Opcode::Sendfd, [dir.id() as u64, 0, 0, count, 0, 0]), refused(EINVAL));
@@ -269,6 +269,6 @@ fn requests_that_a_filesystem_does_not_know() {
     let unknown = Sqe { opcode: 200, args: [id, 0, 0, 0, 0, 0], ..Default::default() };
     // SAFETY: the request has no buffer.
     assert_eq!(unsafe { file.raw(unknown) }, refused(ENOSYS));
-    assert!(stage.is_alive());
-    assert_eq!(stage.open(&ann(), "none", O_STAT).map(drop), refused(ENOENT));
+    assert!(setup.is_alive());
+    assert_eq!(setup.open(&ann(), "none", O_STAT).map(drop), refused(ENOENT));
 }

@@ -6,17 +6,17 @@ use syscall::error::{EBADF, ENOLCK, EWOULDBLOCK, Error, Result};
 use syscall::flag::{O_RDONLY, O_RDWR, O_STAT, O_WRONLY};
 use syscall::schemev2::{Opcode, Sqe};
 
-use crate::support::{Stage, ann, bob, refused, root};
+use crate::support::{Setup, ann, bob, refused, root};
 
-fn stage() -> Stage {
-    Stage::new(|lower| {
+fn setup() -> Setup {
+    Setup::new(|lower| {
         lower.file("file", 0o666);
         lower.file("other", 0o666);
     })
 }
 
-fn open(stage: &Stage, who: &Process) -> Fd {
-    stage.open(who, "file", O_RDWR).unwrap()
+fn open(setup: &Setup, who: &Process) -> Fd {
+    setup.open(who, "file", O_RDWR).unwrap()
 }
 
 fn of_process(start: u64, len: u64) -> Lock {
@@ -46,8 +46,8 @@ fn becomes_free(fd: &Fd, lock: Lock) {
 
 #[test]
 fn ranges_of_two_processes() {
-    let stage = stage();
-    let (a, b) = (open(&stage, &ann()), open(&stage, &bob()));
+    let setup = setup();
+    let (a, b) = (open(&setup, &ann()), open(&setup, &bob()));
     a.lock(of_process(10, 10)).unwrap();
     for (start, len) in [(10, 1), (19, 1), (0, 11), (19, 0), (0, 0)] {
         assert_eq!(b.lock(of_process(start, len)), refused(EWOULDBLOCK), "{start} {len}");
@@ -60,13 +60,13 @@ fn ranges_of_two_processes() {
     a.unlock(of_process(12, 3)).unwrap();
     assert_eq!(b.lock(of_process(12, 3)), Ok(()), "in the middle of what the other holds");
     assert_eq!(b.lock(of_process(12, 4)), refused(EWOULDBLOCK));
-    assert_eq!(stage.open(&bob(), "other", O_RDWR).unwrap().lock(of_process(0, 0)), Ok(()), "another file");
+    assert_eq!(setup.open(&bob(), "other", O_RDWR).unwrap().lock(of_process(0, 0)), Ok(()), "another file");
 }
 
 #[test]
 fn shared_locks_and_exclusive_ones() {
-    let stage = stage();
-    let (a, b, c) = (open(&stage, &ann()), open(&stage, &bob()), open(&stage, &ann()));
+    let setup = setup();
+    let (a, b, c) = (open(&setup, &ann()), open(&setup, &bob()), open(&setup, &ann()));
     let all = of_process(0, 0);
     a.lock(shared(all)).unwrap();
     b.lock(shared(all)).unwrap();
@@ -82,9 +82,9 @@ fn shared_locks_and_exclusive_ones() {
 
 #[test]
 fn who_is_in_the_way() {
-    let stage = stage();
+    let setup = setup();
     let (who, other) = (ann(), bob());
-    let (a, b) = (open(&stage, &who), open(&stage, &other));
+    let (a, b) = (open(&setup, &who), open(&setup, &other));
     assert_eq!(b.get_lock(of_process(0, 0)), Ok(None));
     a.lock(of_process(100, 11)).unwrap();
     let (found, pid) = b.get_lock(of_process(0, 0)).unwrap().unwrap();
@@ -99,9 +99,9 @@ fn who_is_in_the_way() {
 
 #[test]
 fn a_process_lets_go_when_it_closes_any_descriptor_of_the_file() {
-    let stage = stage();
+    let setup = setup();
     let who = ann();
-    let (one, two, other) = (open(&stage, &who), open(&stage, &who), open(&stage, &bob()));
+    let (one, two, other) = (open(&setup, &who), open(&setup, &who), open(&setup, &bob()));
     one.lock(of_process(0, 5)).unwrap();
     two.lock(of_process(5, 5)).unwrap();
     assert_eq!(other.lock(of_process(0, 0)), refused(EWOULDBLOCK));
@@ -112,11 +112,11 @@ fn a_process_lets_go_when_it_closes_any_descriptor_of_the_file() {
 
 #[test]
 fn a_process_lets_go_though_its_child_has_the_file_open() {
-    let stage = stage();
+    let setup = setup();
     let (parent, child) = (ann(), ann());
-    let file = open(&stage, &parent);
+    let file = open(&setup, &parent);
     let inherited = child.inherit(&file);
-    let other = open(&stage, &bob());
+    let other = open(&setup, &bob());
     file.lock(of_process(0, 0)).unwrap();
     assert_eq!(inherited.lock(of_process(0, 0)), refused(EWOULDBLOCK), "locks are not inherited");
     drop(file);
@@ -126,11 +126,11 @@ fn a_process_lets_go_though_its_child_has_the_file_open() {
 
 #[test]
 fn other_requests_do_not_make_a_lock_last() {
-    let stage = stage();
+    let setup = setup();
     let (parent, child) = (ann(), ann());
-    let other = open(&stage, &bob());
+    let other = open(&setup, &bob());
     for with_child in [false, true] {
-        let file = open(&stage, &parent);
+        let file = open(&setup, &parent);
         let inherited = with_child.then(|| child.inherit(&file));
         file.lock(of_process(0, 0)).unwrap();
         // After each of these the kernel asks no more than this answer wants to know.
@@ -148,8 +148,8 @@ fn other_requests_do_not_make_a_lock_last() {
 
 #[test]
 fn what_is_closed_for_good_holds_nothing() {
-    let stage = stage();
-    let (file, other) = (open(&stage, &ann()), open(&stage, &bob()));
+    let setup = setup();
+    let (file, other) = (open(&setup, &ann()), open(&setup, &bob()));
     file.lock(of_process(0, 5)).unwrap();
     file.lock(of_file(5, 5)).unwrap();
     // Without a word about the process, as when it was another that closed the last descriptor.
@@ -161,18 +161,18 @@ fn what_is_closed_for_good_holds_nothing() {
 
 #[test]
 fn an_open_files_lock_is_shared_by_its_descriptors_and_ends_with_the_last() {
-    let stage = stage();
+    let setup = setup();
     let (parent, child) = (ann(), ann());
-    let file = open(&stage, &parent);
+    let file = open(&setup, &parent);
     let (copy, inherited) = (file.dup(&[]).unwrap(), child.inherit(&file));
-    let other = open(&stage, &parent);
+    let other = open(&setup, &parent);
     file.lock(of_file(0, 0)).unwrap();
     assert_eq!(copy.lock(of_file(0, 0)), Ok(()));
     assert_eq!(inherited.lock(of_file(0, 0)), Ok(()));
     assert_eq!(other.lock(of_file(0, 0)), refused(EWOULDBLOCK), "the same process, but opened anew");
     assert_eq!(other.lock(of_process(0, 0)), refused(EWOULDBLOCK));
     drop((file, copy));
-    assert!(stage.is_alive());
+    assert!(setup.is_alive());
     assert_eq!(other.lock(of_file(0, 0)), refused(EWOULDBLOCK), "the child has it still");
     drop(inherited);
     becomes_free(&other, of_file(0, 0));
@@ -180,27 +180,27 @@ fn an_open_files_lock_is_shared_by_its_descriptors_and_ends_with_the_last() {
 
 #[test]
 fn a_lock_stays_with_its_file() {
-    let stage = Stage::new(|lower| {
+    let setup = Setup::new(|lower| {
         lower.file("file", 0o666);
         lower.link("file", "link");
     });
-    let (a, b) = (open(&stage, &ann()), open(&stage, &bob()));
+    let (a, b) = (open(&setup, &ann()), open(&setup, &bob()));
     a.lock(of_process(0, 0)).unwrap();
     let is_locked = |path: &str| {
-        let opened = stage.open(&bob(), path, O_RDONLY).unwrap();
+        let opened = setup.open(&bob(), path, O_RDONLY).unwrap();
         assert_eq!(opened.lock(shared(of_process(0, 0))), refused(EWOULDBLOCK), "{path}");
     };
     is_locked("link");
     b.write(b"copied up").unwrap();
     is_locked("file");
     is_locked("link");
-    root().rename(stage.path("file"), stage.path("moved")).unwrap();
+    root().rename(setup.path("file"), setup.path("moved")).unwrap();
     is_locked("moved");
-    root().write_file(stage.path("file"), "another").unwrap();
-    let another = stage.open(&root(), "file", O_WRONLY).unwrap();
+    root().write_file(setup.path("file"), "another").unwrap();
+    let another = setup.open(&root(), "file", O_WRONLY).unwrap();
     assert_eq!(another.lock(of_process(0, 0)), Ok(()));
-    root().unlink(stage.path("moved")).unwrap();
-    root().unlink(stage.path("link")).unwrap();
+    root().unlink(setup.path("moved")).unwrap();
+    root().unlink(setup.path("link")).unwrap();
     assert_eq!(b.lock(of_process(0, 0)), refused(EWOULDBLOCK), "without a name too");
     drop(a);
     becomes_free(&b, of_process(0, 0));
@@ -208,12 +208,12 @@ fn a_lock_stays_with_its_file() {
 
 #[test]
 fn what_can_be_locked() {
-    let stage = stage();
+    let setup = setup();
     for flags in [O_STAT, O_RDONLY] {
-        let top = stage.open(&root(), "", flags).unwrap();
+        let top = setup.open(&root(), "", flags).unwrap();
         assert_eq!(top.lock(of_process(0, 1)), Ok(()), "a directory, as a daemon whose layer it is does");
     }
-    assert_eq!(root().scheme_root(stage.name()).unwrap().lock(of_process(0, 0)), refused(EBADF));
+    assert_eq!(root().scheme_root(setup.name()).unwrap().lock(of_process(0, 0)), refused(EBADF));
 }
 
 /// Locks every second byte through a descriptor until that is refused, and says how often it was
@@ -233,14 +233,14 @@ fn lock_without_end(fd: &Fd, lock: fn(u64, u64) -> Lock) -> u64 {
 
 #[test]
 fn locks_without_end() {
-    let stage = stage();
+    let setup = setup();
     let (one, two, other) = (ann(), ann(), bob());
-    let file = open(&stage, &one);
-    let second = stage.open(&two, "other", O_RDWR).unwrap();
+    let file = open(&setup, &one);
+    let second = setup.open(&two, "other", O_RDWR).unwrap();
     let count = lock_without_end(&file, of_process);
     assert_eq!(second.lock(of_process(0, 1)), refused(ENOLCK), "another process of the same user, and another file");
     assert_eq!(second.lock(of_file(0, 1)), refused(ENOLCK));
-    assert_eq!(stage.open(&other, "other", O_RDWR).unwrap().lock(of_process(0, 0)), Ok(()), "another user");
+    assert_eq!(setup.open(&other, "other", O_RDWR).unwrap().lock(of_process(0, 0)), Ok(()), "another user");
 
     file.unlock(of_process(0, 1)).unwrap();
     assert_eq!(second.lock(of_file(0, 9)), Ok(()));
@@ -249,18 +249,18 @@ fn locks_without_end() {
     second.unlock(of_file(0, 0)).unwrap();
     assert_eq!(lock_without_end(&second, of_file), count - 1);
     drop(second);
-    let again = stage.open(&two, "other", O_RDWR).unwrap();
+    let again = setup.open(&two, "other", O_RDWR).unwrap();
     becomes_free(&again, of_process(0, 9));
     again.unlock(of_process(0, 0)).unwrap();
     drop(file);
-    becomes_free(&stage.open(&other, "file", O_RDWR).unwrap(), of_process(0, 0));
+    becomes_free(&setup.open(&other, "file", O_RDWR).unwrap(), of_process(0, 0));
     assert_eq!(lock_without_end(&again, of_file), count, "what was closed has no locks");
 }
 
 #[test]
 fn a_lock_that_is_laid_over_many_replaces_them() {
-    let stage = stage();
-    let (a, b) = (open(&stage, &ann()), open(&stage, &bob()));
+    let setup = setup();
+    let (a, b) = (open(&setup, &ann()), open(&setup, &bob()));
     for start in [0, 2, 4] {
         a.lock(of_process(start, 1)).unwrap();
     }
@@ -277,13 +277,13 @@ fn a_lock_that_is_laid_over_many_replaces_them() {
 
 #[test]
 fn processes_take_turns() -> Result<()> {
-    let stage = stage();
+    let setup = setup();
     std::thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| {
                 let who = ann();
                 for _ in 0..25 {
-                    let file = open(&stage, &who);
+                    let file = open(&setup, &who);
                     becomes_free(&file, of_process(0, 0));
                     let mut buf = [0; 64];
                     let read = file.read_at(&mut buf, 0).unwrap();
@@ -294,6 +294,6 @@ fn processes_take_turns() -> Result<()> {
             });
         }
     });
-    assert_eq!(stage.content("file"), "100");
+    assert_eq!(setup.content("file"), "100");
     Ok(())
 }

@@ -14,7 +14,7 @@ use syscall::flag::{
 use syscall::schemev2::{Opcode, Sqe};
 
 use crate::layers::{Layer, Layers};
-use crate::support::{Stage, ann, bob, errno, eve, refused, root};
+use crate::support::{Setup, ann, bob, errno, eve, refused, root};
 
 const PAGE: usize = 4096;
 const READ: MapFlags = MapFlags::MAP_SHARED.union(MapFlags::PROT_READ);
@@ -31,36 +31,36 @@ fn text(len: usize) -> Vec<u8> {
     (0..len).map(|at| b'a' + (at / PAGE) as u8).collect()
 }
 
-fn stage() -> Stage {
-    Stage::new(|lower| {
+fn setup() -> Setup {
+    Setup::new(|lower| {
         big(lower);
         lower.file("file", 0o666);
     })
 }
 
-fn open(stage: &Stage, flags: usize) -> Fd {
-    stage.open(&ann(), "big", flags).unwrap()
+fn open(setup: &Setup, flags: usize) -> Fd {
+    setup.open(&ann(), "big", flags).unwrap()
 }
 
 /// Whether the upper layer has the file.
-fn is_copied_up(stage: &Stage) -> bool {
-    stage.layers.upper_names("").contains(&"big".to_owned())
+fn is_copied_up(setup: &Setup) -> bool {
+    setup.layers.upper_names("").contains(&"big".to_owned())
 }
 
 /// What the upper layer has of it.
-fn upper(stage: &Stage) -> Vec<u8> {
-    stage.layers.upper_content("big")
+fn upper(setup: &Setup) -> Vec<u8> {
+    setup.layers.upper_content("big")
 }
 
 /// What the file holds by a new handle.
-fn bytes(stage: &Stage, path: &str) -> Vec<u8> {
-    root().read_file(stage.path(path)).unwrap()
+fn bytes(setup: &Setup, path: &str) -> Vec<u8> {
+    root().read_file(setup.path(path)).unwrap()
 }
 
 #[test]
 fn memory_holds_the_file_and_zeros_behind_it() {
-    let stage = stage();
-    let file = open(&stage, O_RDONLY);
+    let setup = setup();
+    let file = open(&setup, O_RDONLY);
     for flags in [READ, PRIVATE_READ, PRIVATE_WRITE] {
         let map = file.map(PAGE as u64, 6 * PAGE, flags).unwrap();
         let mut expected = text(5 * PAGE + 100).split_off(PAGE);
@@ -70,14 +70,14 @@ fn memory_holds_the_file_and_zeros_behind_it() {
     }
     let map = file.map(0, 10, READ).unwrap();
     assert_eq!(map.bytes(PAGE - 1, 1).unwrap(), b"a", "whole pages");
-    assert!(!is_copied_up(&stage), "nothing was written, so nothing was copied up");
+    assert!(!is_copied_up(&setup), "nothing was written, so nothing was copied up");
 }
 
 #[test]
 fn what_is_stored_is_read_at_once_by_everybody() {
-    let stage = stage();
-    let mut map = open(&stage, O_RDWR).map(PAGE as u64, 2 * PAGE, WRITE).unwrap();
-    let reader = stage.open(&bob(), "big", O_RDONLY).unwrap();
+    let setup = setup();
+    let mut map = open(&setup, O_RDWR).map(PAGE as u64, 2 * PAGE, WRITE).unwrap();
+    let reader = setup.open(&bob(), "big", O_RDONLY).unwrap();
     let other = reader.map(0, 3 * PAGE, READ).unwrap();
     map.store(PAGE - 2, b"1234").unwrap();
     let mut buf = [0; 6];
@@ -86,16 +86,16 @@ fn what_is_stored_is_read_at_once_by_everybody() {
     assert_eq!(other.bytes(2 * PAGE - 3, 6).unwrap(), b"b1234c");
     map.store(0, b"x").unwrap();
     assert_eq!(other.bytes(PAGE, 2).unwrap(), b"xb");
-    assert_eq!(&bytes(&stage, "big")[PAGE - 1..PAGE + 2], b"axb");
+    assert_eq!(&bytes(&setup, "big")[PAGE - 1..PAGE + 2], b"axb");
 }
 
 #[test]
 fn what_is_written_is_in_memory_at_once() {
-    let stage = stage();
-    let (one, two) = (open(&stage, O_RDONLY), open(&stage, O_RDWR));
+    let setup = setup();
+    let (one, two) = (open(&setup, O_RDONLY), open(&setup, O_RDWR));
     let maps = [one.map(0, 7 * PAGE, READ).unwrap(), two.map(0, 7 * PAGE, WRITE).unwrap()];
     let private = one.map(0, 7 * PAGE, PRIVATE_READ).unwrap();
-    let writer = stage.open(&bob(), "big", O_WRONLY).unwrap();
+    let writer = setup.open(&bob(), "big", O_WRONLY).unwrap();
     let end = 5 * PAGE + 100;
     let see = |at: usize, expected: &[u8]| {
         for map in maps.iter().chain([&private]) {
@@ -105,7 +105,7 @@ fn what_is_written_is_in_memory_at_once() {
 
     writer.write_at(b"over", PAGE as u64 - 2).unwrap();
     see(PAGE - 3, b"aoverb");
-    let appender = stage.open(&bob(), "big", O_WRONLY | O_APPEND).unwrap();
+    let appender = setup.open(&bob(), "big", O_WRONLY | O_APPEND).unwrap();
     appender.write(b"tail").unwrap();
     see(end - 1, b"ftail\0");
     writer.write_at(b"far", 6 * PAGE as u64).unwrap();
@@ -115,22 +115,22 @@ fn what_is_written_is_in_memory_at_once() {
     see(6 * PAGE, b"\0\0\0");
     writer.ftruncate(3 * PAGE as u64).unwrap();
     see(PAGE, b"e\0");
-    stage.open(&bob(), "big", O_WRONLY | O_TRUNC).unwrap();
+    setup.open(&bob(), "big", O_WRONLY | O_TRUNC).unwrap();
     see(0, b"\0\0");
     drop(maps);
     drop(private);
-    assert_eq!(bytes(&stage, "big"), b"");
+    assert_eq!(bytes(&setup, "big"), b"");
 }
 
 #[test]
 fn stores_reach_the_file_when_they_are_unmapped() {
-    let stage = stage();
-    let file = open(&stage, O_RDWR);
+    let setup = setup();
+    let file = open(&setup, O_RDWR);
     let mut map = file.map(0, 4 * PAGE, WRITE).unwrap();
     for page in 0..4 {
         map.store(page * PAGE, &[b'0' + page as u8]).unwrap();
     }
-    let upper = || upper(&stage);
+    let upper = || upper(&setup);
     assert_eq!(upper(), text(5 * PAGE + 100));
     map.unmap_part(PAGE, PAGE).unwrap();
     assert_eq!(map.bytes(PAGE, 1), refused(EFAULT));
@@ -147,76 +147,76 @@ fn stores_reach_the_file_when_they_are_unmapped() {
 
 #[test]
 fn stores_reach_the_file_when_somebody_syncs() {
-    let stage = stage();
-    let mut map = open(&stage, O_RDWR).map(0, PAGE, WRITE).unwrap();
+    let setup = setup();
+    let mut map = open(&setup, O_RDWR).map(0, PAGE, WRITE).unwrap();
     map.store(0, b"1").unwrap();
-    let other = stage.open(&bob(), "big", O_RDONLY).unwrap();
+    let other = setup.open(&bob(), "big", O_RDONLY).unwrap();
     other.fsync().unwrap();
-    assert_eq!(upper(&stage)[..2], *b"1a");
+    assert_eq!(upper(&setup)[..2], *b"1a");
     map.store(1, b"2").unwrap();
     other.sys_fsync().unwrap();
-    assert_eq!(upper(&stage)[..3], *b"12a");
+    assert_eq!(upper(&setup)[..3], *b"12a");
     map.store(2, b"3").unwrap();
     other.msync();
     let deadline = Instant::now() + Duration::from_secs(10);
-    while upper(&stage)[..4] != *b"123a" {
+    while upper(&setup)[..4] != *b"123a" {
         assert!(Instant::now() < deadline, "nothing was written");
     }
 }
 
 #[test]
 fn stores_reach_the_file_when_the_daemon_ends() {
-    let stage = stage();
-    let mut map = open(&stage, O_RDWR).map(0, PAGE, WRITE).unwrap();
+    let setup = setup();
+    let mut map = open(&setup, O_RDWR).map(0, PAGE, WRITE).unwrap();
     map.store(0, b"!").unwrap();
-    stage.stop();
+    setup.stop();
     let deadline = Instant::now() + Duration::from_secs(10);
-    while upper(&stage)[..2] != *b"!a" {
+    while upper(&setup)[..2] != *b"!a" {
         assert!(Instant::now() < deadline, "nothing was written");
     }
     assert_eq!(map.bytes(0, 2).unwrap(), b"!a", "the client keeps its pages");
-    drop(stage);
+    drop(setup);
     assert_eq!(errno(map.unmap()), ENODEV);
 }
 
 #[test]
 fn a_mapping_outlives_the_descriptor_and_the_name() {
-    let stage = stage();
-    let file = open(&stage, O_RDWR);
+    let setup = setup();
+    let file = open(&setup, O_RDWR);
     let mut map = file.map(0, PAGE, WRITE).unwrap();
-    let witness = open(&stage, O_RDONLY);
+    let witness = open(&setup, O_RDONLY);
     drop(file);
-    root().unlink(stage.path("big")).unwrap();
-    root().write_file(stage.path("big"), "new").unwrap();
+    root().unlink(setup.path("big")).unwrap();
+    root().write_file(setup.path("big"), "new").unwrap();
     map.store(0, b"old").unwrap();
     map.unmap().unwrap();
     let mut buf = [0; 4];
     witness.read_at(&mut buf, 0).unwrap();
     assert_eq!(&buf, b"olda");
-    assert_eq!(stage.content("big"), "new");
+    assert_eq!(setup.content("big"), "new");
 }
 
 #[test]
 fn private_stores_are_the_clients_own() {
-    let stage = stage();
-    let file = open(&stage, O_RDONLY);
+    let setup = setup();
+    let file = open(&setup, O_RDONLY);
     let mut map = file.map(0, 2 * PAGE, PRIVATE_WRITE).unwrap();
     map.store(10, b"mine").unwrap();
     assert_eq!(map.bytes(9, 6).unwrap(), b"aminea");
     file.fsync().unwrap();
-    assert_eq!(bytes(&stage, "big"), text(5 * PAGE + 100));
+    assert_eq!(bytes(&setup, "big"), text(5 * PAGE + 100));
     map.unmap().unwrap();
-    assert_eq!(bytes(&stage, "big"), text(5 * PAGE + 100));
-    assert!(!is_copied_up(&stage));
+    assert_eq!(bytes(&setup, "big"), text(5 * PAGE + 100));
+    assert!(!is_copied_up(&setup));
 }
 
 #[test]
 fn only_stores_change_the_file_and_its_time() {
-    let stage = stage();
-    let file = open(&stage, O_RDWR);
+    let setup = setup();
+    let file = open(&setup, O_RDWR);
     let past = syscall::data::TimeSpec { tv_sec: 1000, tv_nsec: 0 };
     file.futimens(past, past).unwrap();
-    let mtime = || root().stat(stage.path("big")).unwrap().st_mtime;
+    let mtime = || root().stat(setup.path("big")).unwrap().st_mtime;
     let mut map = file.map(0, 6 * PAGE, WRITE).unwrap();
     map.bytes(0, 6 * PAGE).unwrap();
     file.fsync().unwrap();
@@ -225,7 +225,7 @@ fn only_stores_change_the_file_and_its_time() {
     file.fsync().unwrap();
     map.unmap().unwrap();
     assert_eq!(mtime(), 1000, "nothing in the file is other than before");
-    assert_eq!(bytes(&stage, "big"), text(5 * PAGE + 100));
+    assert_eq!(bytes(&setup, "big"), text(5 * PAGE + 100));
 
     let mut map = file.map(5 * PAGE as u64, PAGE, WRITE).unwrap();
     assert_eq!(map.bytes(100, 3).unwrap(), b"\0\0\0");
@@ -235,13 +235,13 @@ fn only_stores_change_the_file_and_its_time() {
     assert_ne!(mtime(), 1000);
     let mut expected = text(5 * PAGE + 100);
     expected[5 * PAGE + 99] = b'l';
-    assert_eq!(bytes(&stage, "big"), expected, "the size stays");
+    assert_eq!(bytes(&setup, "big"), expected, "the size stays");
 }
 
 #[test]
 fn what_was_stored_behind_the_end_is_not_there_when_the_file_grows() {
-    let stage = stage();
-    let file = open(&stage, O_RDWR);
+    let setup = setup();
+    let file = open(&setup, O_RDWR);
     let mut map = file.map(5 * PAGE as u64, 3 * PAGE, WRITE).unwrap();
     map.store(100, &[b'x'; 2 * PAGE]).unwrap();
     file.ftruncate(5 * PAGE as u64 + 110).unwrap();
@@ -250,62 +250,62 @@ fn what_was_stored_behind_the_end_is_not_there_when_the_file_grows() {
     let mut expected = text(5 * PAGE + 100);
     expected.resize(6 * PAGE, 0);
     expected.extend(b"end");
-    assert_eq!(bytes(&stage, "big"), expected);
+    assert_eq!(bytes(&setup, "big"), expected);
     map.unmap().unwrap();
-    assert_eq!(bytes(&stage, "big"), expected);
+    assert_eq!(bytes(&setup, "big"), expected);
 }
 
 #[test]
 fn a_shared_writable_mapping_copies_up_and_others_go_on_with_the_copy() {
-    let stage = stage();
-    let early = open(&stage, O_RDONLY).map(0, PAGE, PRIVATE_READ).unwrap();
-    assert!(!is_copied_up(&stage));
-    let mut map = open(&stage, O_RDWR).map(0, PAGE, WRITE).unwrap();
-    assert!(is_copied_up(&stage));
+    let setup = setup();
+    let early = open(&setup, O_RDONLY).map(0, PAGE, PRIVATE_READ).unwrap();
+    assert!(!is_copied_up(&setup));
+    let mut map = open(&setup, O_RDWR).map(0, PAGE, WRITE).unwrap();
+    assert!(is_copied_up(&setup));
     map.store(0, b"1").unwrap();
     assert_eq!(early.bytes(0, 2).unwrap(), b"1a");
-    open(&stage, O_WRONLY).write_at(b"2", 1).unwrap();
+    open(&setup, O_WRONLY).write_at(b"2", 1).unwrap();
     assert_eq!(early.bytes(0, 3).unwrap(), b"12a");
     drop((early, map));
-    assert_eq!(upper(&stage)[..3], *b"12a");
+    assert_eq!(upper(&setup)[..3], *b"12a");
 }
 
 #[test]
 fn one_handle_has_several_mappings_of_a_page() {
     for writable_first in [false, true] {
-        let stage = stage();
-        let file = open(&stage, O_RDWR);
+        let setup = setup();
+        let file = open(&setup, O_RDWR);
         let private = file.map(0, 3 * PAGE, PRIVATE_READ).unwrap();
         let mut map = file.map(PAGE as u64, PAGE, WRITE).unwrap();
         map.store(0, b"1").unwrap();
         if writable_first {
             map.unmap().unwrap();
-            assert_eq!(bytes(&stage, "big")[PAGE], b'1');
+            assert_eq!(bytes(&setup, "big")[PAGE], b'1');
             file.write_at(b"2", PAGE as u64).unwrap();
             assert_eq!(private.bytes(PAGE, 1).unwrap(), b"2");
             private.unmap().unwrap();
         } else {
             private.unmap().unwrap();
             map.store(0, b"2").unwrap();
-            assert_eq!(bytes(&stage, "big")[PAGE], b'2');
+            assert_eq!(bytes(&setup, "big")[PAGE], b'2');
             map.unmap().unwrap();
         }
-        assert_eq!(upper(&stage)[PAGE], b'2');
+        assert_eq!(upper(&setup)[PAGE], b'2');
         assert_eq!(file.munmap(PAGE as u64, PAGE, MunmapFlags::empty()), refused(EINVAL), "all of it is gone");
     }
 }
 
 #[test]
 fn a_page_is_read_anew_when_it_is_mapped_again() {
-    let stage = stage();
-    let file = open(&stage, O_RDWR);
+    let setup = setup();
+    let file = open(&setup, O_RDWR);
     let keeper = file.map(4 * PAGE as u64, PAGE, READ).unwrap();
     for round in 0..3 {
         let mut map = file.map(0, 3 * PAGE, WRITE).unwrap();
         map.store(PAGE, &[b'0' + round]).unwrap();
         map.unmap().unwrap();
         file.write_at(&[b'A' + round], 2 * PAGE as u64).unwrap();
-        let map = stage.open(&bob(), "big", O_RDONLY).unwrap().map(0, 5 * PAGE, READ).unwrap();
+        let map = setup.open(&bob(), "big", O_RDONLY).unwrap().map(0, 5 * PAGE, READ).unwrap();
         assert_eq!(map.bytes(PAGE, 1).unwrap(), [b'0' + round]);
         assert_eq!(map.bytes(2 * PAGE, 1).unwrap(), [b'A' + round]);
     }
@@ -318,10 +318,10 @@ fn a_page_is_read_anew_when_it_is_mapped_again() {
 fn a_mapping_that_the_kernel_could_not_make_goes_with_its_descriptor() {
     let layers = Layers::new(big);
     let (overlay, counts) = layers.counted();
-    let stage = Stage::serve(overlay, layers);
-    let map = || open(&stage, O_RDONLY).map(0, PAGE, READ).unwrap();
+    let setup = Setup::serve(overlay, layers);
+    let map = || open(&setup, O_RDONLY).map(0, PAGE, READ).unwrap();
     let reads = || counts.tally().of(Method::ReadAt);
-    let file = open(&stage, O_RDWR);
+    let file = open(&setup, O_RDWR);
     file.mmap(0, PAGE, READ).unwrap();
     let before = reads();
     map();
@@ -336,8 +336,8 @@ fn a_mapping_that_the_kernel_could_not_make_goes_with_its_descriptor() {
 
 #[test]
 fn access_modes_count() {
-    let stage = stage();
-    let map = |flags, how| open(&stage, flags).map(0, PAGE, how);
+    let setup = setup();
+    let map = |flags, how| open(&setup, flags).map(0, PAGE, how);
     assert_eq!(errno(map(O_WRONLY, READ)), EACCES);
     assert_eq!(errno(map(O_WRONLY, WRITE)), EACCES);
     assert_eq!(errno(map(O_WRONLY, MapFlags::MAP_SHARED | MapFlags::PROT_WRITE)), EACCES);
@@ -346,28 +346,28 @@ fn access_modes_count() {
     assert!(map(O_RDONLY, PRIVATE_WRITE).is_ok());
     let mut readable = map(O_RDWR, READ).unwrap();
     assert_eq!(readable.store(0, b"x"), refused(EFAULT));
-    assert_eq!(errno(stage.open(&ann(), "", O_DIRECTORY | O_RDONLY).unwrap().map(0, PAGE, READ)), ENODEV);
-    assert_eq!(errno(stage.top(&ann()).map(0, PAGE, READ)), ENODEV);
+    assert_eq!(errno(setup.open(&ann(), "", O_DIRECTORY | O_RDONLY).unwrap().map(0, PAGE, READ)), ENODEV);
+    assert_eq!(errno(setup.top(&ann()).map(0, PAGE, READ)), ENODEV);
 
-    let stage = Stage::read_only(big);
-    assert_eq!(open(&stage, O_RDONLY).map(0, PAGE, READ).unwrap().bytes(0, 1).unwrap(), b"a");
-    assert_eq!(errno(open(&stage, O_RDONLY).map(0, PAGE, WRITE)), EACCES);
+    let setup = Setup::read_only(big);
+    assert_eq!(open(&setup, O_RDONLY).map(0, PAGE, READ).unwrap().bytes(0, 1).unwrap(), b"a");
+    assert_eq!(errno(open(&setup, O_RDONLY).map(0, PAGE, WRITE)), EACCES);
 }
 
 #[test]
 fn set_id_bits_go_when_somebody_may_store() {
-    let stage = Stage::new(|lower| lower.file("tool", 0o6777));
-    let map = |flags| stage.open(&eve(), "tool", O_RDWR).unwrap().map(0, PAGE, flags).unwrap();
+    let setup = Setup::new(|lower| lower.file("tool", 0o6777));
+    let map = |flags| setup.open(&eve(), "tool", O_RDWR).unwrap().map(0, PAGE, flags).unwrap();
     map(PRIVATE_WRITE);
-    assert_eq!(stage.mode("tool"), 0o6777);
+    assert_eq!(setup.mode("tool"), 0o6777);
     map(WRITE);
-    assert_eq!(stage.mode("tool"), 0o777);
+    assert_eq!(setup.mode("tool"), 0o777);
 }
 
 #[test]
 fn sizes_and_offsets_of_liars() {
-    let stage = stage();
-    let file = open(&stage, O_RDWR);
+    let setup = setup();
+    let file = open(&setup, O_RDWR);
     let ask = |opcode: Opcode, offset: u64, size: u64| {
         let args = [file.id() as u64, size, WRITE.bits() as u64, offset, 0, 0];
         // SAFETY: the request has no buffer.
@@ -389,12 +389,12 @@ fn sizes_and_offsets_of_liars() {
     let map = file.map(0, PAGE, WRITE).unwrap();
     assert_eq!(ask(Opcode::MmapPrep, 1 << 40, page), refused(ENOMEM), "far behind what was reserved");
     assert_eq!(ask(Opcode::Munmap, page, page), refused(EINVAL), "another page");
-    let other = stage.open(&ann(), "big", O_RDWR).unwrap();
+    let other = setup.open(&ann(), "big", O_RDWR).unwrap();
     assert_eq!(other.munmap(0, PAGE, MunmapFlags::empty()), refused(EINVAL), "another's");
     assert_eq!(map.bytes(0, 1).unwrap(), b"a");
     map.unmap().unwrap();
-    assert_eq!(stage.open(&ann(), "file", O_RDONLY).unwrap().munmap(0, PAGE, MunmapFlags::empty()), refused(EINVAL));
-    assert_eq!(stage.top(&ann()).munmap(0, PAGE, MunmapFlags::empty()), refused(EINVAL));
+    assert_eq!(setup.open(&ann(), "file", O_RDONLY).unwrap().munmap(0, PAGE, MunmapFlags::empty()), refused(EINVAL));
+    assert_eq!(setup.top(&ann()).munmap(0, PAGE, MunmapFlags::empty()), refused(EINVAL));
     let raw = Sqe { opcode: Opcode::MmapPrep as u8, args: [12345, page, 0, 0, 0, 0], ..Sqe::default() };
     // SAFETY: as above.
     assert_eq!(unsafe { file.raw(raw) }, refused(EBADF));
@@ -404,11 +404,11 @@ fn sizes_and_offsets_of_liars() {
 fn a_program_is_run_from_memory() {
     let mut program = fs::read("/proc/self/exe").unwrap();
     program.truncate(3_000_000);
-    let stage = Stage::new(|lower| lower.file_with("program", &program, 0o755, 1000, 100));
+    let setup = Setup::new(|lower| lower.file_with("program", &program, 0o755, 1000, 100));
     let how = PRIVATE_READ | MapFlags::PROT_EXEC;
     let maps: Vec<Mapping> = [ann(), bob()]
         .iter()
-        .map(|who| stage.open(who, "program", O_RDONLY).unwrap().map(0, program.len(), how).unwrap())
+        .map(|who| setup.open(who, "program", O_RDONLY).unwrap().map(0, program.len(), how).unwrap())
         .collect();
     for map in maps {
         assert!(map.bytes(0, program.len()).unwrap() == program);
@@ -417,24 +417,24 @@ fn a_program_is_run_from_memory() {
 
 #[test]
 fn links_are_one_file_in_memory_too() {
-    let stage = Stage::new(|lower| {
+    let setup = Setup::new(|lower| {
         lower.file("one", 0o666);
         lower.link("one", "two");
     });
-    let mut map = stage.open(&ann(), "one", O_RDWR).unwrap().map(0, PAGE, WRITE).unwrap();
-    let other = stage.open(&bob(), "two", O_RDWR).unwrap().map(0, PAGE, READ).unwrap();
+    let mut map = setup.open(&ann(), "one", O_RDWR).unwrap().map(0, PAGE, WRITE).unwrap();
+    let other = setup.open(&bob(), "two", O_RDWR).unwrap().map(0, PAGE, READ).unwrap();
     map.store(0, b"T").unwrap();
     assert_eq!(other.bytes(0, 3).unwrap(), b"Tne");
-    stage.open(&bob(), "two", O_WRONLY).unwrap().write_at(b"E", 2).unwrap();
+    setup.open(&bob(), "two", O_WRONLY).unwrap().write_at(b"E", 2).unwrap();
     assert_eq!(map.bytes(0, 3).unwrap(), b"TnE");
     drop((map, other));
-    assert_eq!(stage.content("one"), "TnE");
-    assert_eq!(stage.content("two"), "TnE");
+    assert_eq!(setup.content("one"), "TnE");
+    assert_eq!(setup.content("two"), "TnE");
 }
 
-/// A stage with a file `large`, of which the first mapping waits at a gate, and a small one; what
+/// A setup with a file `large`, of which the first mapping waits at a gate, and a small one; what
 /// says that it is there, and what opens the gate.
-fn gated() -> (Stage, mpsc::Receiver<()>, mpsc::Sender<()>) {
+fn gated() -> (Setup, mpsc::Receiver<()>, mpsc::Sender<()>) {
     let layers = Layers::new(|lower| {
         lower.file_with("large", &vec![b'x'; 1 << 20], 0o644, 0, 0);
         lower.file("small", 0o644);
@@ -450,39 +450,39 @@ fn gated() -> (Stage, mpsc::Receiver<()>, mpsc::Sender<()>) {
         }
         Ok(())
     });
-    (Stage::serve(overlay, layers), arrived, gate)
+    (Setup::serve(overlay, layers), arrived, gate)
 }
 
 #[test]
 fn a_file_that_is_closed_while_it_is_mapped_is_not_mapped() {
-    let (stage, arrived, gate) = gated();
-    let (file, other) = (stage.open(&root(), "large", O_RDWR).unwrap(), stage.top(&root()));
+    let (setup, arrived, gate) = gated();
+    let (file, other) = (setup.open(&root(), "large", O_RDWR).unwrap(), setup.top(&root()));
     let close = Sqe { opcode: Opcode::CloseMsg as u8, args: [file.id() as u64, 0, 0, 0, 0, 0], ..Sqe::default() };
     let mapping = std::thread::spawn(move || file.map(0, 1 << 20, READ).map(drop));
     arrived.recv().unwrap();
     // SAFETY: the message has no buffer.
     assert_eq!(unsafe { other.raw(close) }, Ok(0));
     // Read by the daemon when this is answered, which it asks for behind it.
-    assert!(stage.is_alive());
+    assert!(setup.is_alive());
     gate.send(()).unwrap();
     assert_eq!(mapping.join().unwrap(), refused(EBADF));
 }
 
 #[test]
 fn a_mapping_that_takes_long_keeps_nobody_waiting_and_can_be_cancelled() {
-    let (stage, arrived, gate) = gated();
+    let (setup, arrived, gate) = gated();
     let who = root();
-    let file = stage.open(&who, "large", O_RDWR).unwrap();
+    let file = setup.open(&who, "large", O_RDWR).unwrap();
     let mapping = std::thread::spawn(move || (file.map(0, 1 << 20, READ).map(drop), file));
     arrived.recv().unwrap();
     for _ in 0..20 {
-        assert_eq!(stage.content("small"), "small");
-        assert_eq!(root().stat(stage.path("large")).unwrap().st_size, 1 << 20);
-        assert_eq!(stage.open(&root(), "large", O_RDONLY).unwrap().read_at(&mut [0; 8], 0), Ok(8));
+        assert_eq!(setup.content("small"), "small");
+        assert_eq!(root().stat(setup.path("large")).unwrap().st_size, 1 << 20);
+        assert_eq!(setup.open(&root(), "large", O_RDONLY).unwrap().read_at(&mut [0; 8], 0), Ok(8));
     }
-    kernel::interrupt(stage.name(), who.pid()).unwrap();
+    kernel::interrupt(setup.name(), who.pid()).unwrap();
     // Read by the daemon when this is answered, which it asks for behind it.
-    assert!(stage.is_alive());
+    assert!(setup.is_alive());
     gate.send(()).unwrap();
     let (mapped, file) = mapping.join().unwrap();
     assert_eq!(mapped, refused(EINTR));
@@ -509,10 +509,10 @@ fn memory_and_handles_always_agree() {
     const LIMIT: usize = 9 * PAGE;
     for seed in 1..=20 {
         let mut dice = Dice(u64::wrapping_mul(seed, 0x9E37_79B9_7F4A_7C15));
-        let stage = stage();
+        let setup = setup();
         let mut model = text(5 * PAGE + 100);
         let mut maps: Vec<(usize, usize, bool, Mapping)> = Vec::new();
-        let fds: Vec<Fd> = (0..3).map(|_| open(&stage, O_RDWR)).collect();
+        let fds: Vec<Fd> = (0..3).map(|_| open(&setup, O_RDWR)).collect();
         for step in 0..400 {
             let at = dice.below(LIMIT);
             let len = 1 + dice.below(if step % 3 == 0 { 3 * PAGE } else { 64 }).min(LIMIT - at);
@@ -565,8 +565,8 @@ fn memory_and_handles_always_agree() {
             }
         }
         drop(maps);
-        assert!(bytes(&stage, "big") == model, "seed {seed}: the end");
-        assert!(!is_copied_up(&stage) || upper(&stage) == model, "seed {seed}: on disk");
+        assert!(bytes(&setup, "big") == model, "seed {seed}: the end");
+        assert!(!is_copied_up(&setup) || upper(&setup) == model, "seed {seed}: on disk");
     }
 }
 
@@ -574,8 +574,8 @@ fn memory_and_handles_always_agree() {
 /// others come and go.
 #[test]
 fn clients_at_the_same_time_lose_nothing() {
-    let stage = Stage::new(|lower| lower.dir("d", 0o777));
-    let path = stage.path("d/shared");
+    let setup = Setup::new(|lower| lower.dir("d", 0o777));
+    let path = setup.path("d/shared");
     ann().open(&path, O_RDWR | O_CREAT, 0o666).unwrap().ftruncate(4 * PAGE as u64).unwrap();
     std::thread::scope(|scope| {
         for client in 0..4usize {
@@ -597,7 +597,7 @@ fn clients_at_the_same_time_lose_nothing() {
             });
         }
     });
-    let end = bytes(&stage, "d/shared");
+    let end = bytes(&setup, "d/shared");
     for client in 0..4 {
         for round in 0..50 {
             assert_eq!(end[client * PAGE + round], round as u8 + 1, "client {client}, stored in round {round}");
@@ -608,12 +608,12 @@ fn clients_at_the_same_time_lose_nothing() {
 
 #[test]
 fn mappings_without_end() {
-    let stage = Stage::new(|lower| {
+    let setup = Setup::new(|lower| {
         for file in 0..=16 {
             lower.file(&format!("{file}"), 0o666);
         }
     });
-    let open = |file: usize| stage.open(&ann(), &file.to_string(), O_RDONLY).unwrap();
+    let open = |file: usize| setup.open(&ann(), &file.to_string(), O_RDONLY).unwrap();
     let (files, single) = ((0..16).map(open).collect::<Vec<_>>(), open(16));
     single.mmap(0, 3 * PAGE, READ).unwrap();
     let refusal = (1..20_000).find_map(|count| {
@@ -621,7 +621,7 @@ fn mappings_without_end() {
         mapped.err().map(|error| (count, error))
     });
     assert_eq!(refusal, Some((1 << 14, Error::new(ENOMEM))));
-    let other = stage.open(&bob(), "0", O_RDONLY).unwrap();
+    let other = setup.open(&bob(), "0", O_RDONLY).unwrap();
     assert!(other.mmap(0, PAGE, READ).is_ok(), "another user");
     let unmap_the_middle = || single.munmap(PAGE as u64, PAGE, MunmapFlags::empty());
     assert_eq!(unmap_the_middle(), refused(ENOMEM), "two of one");

@@ -8,7 +8,7 @@ use syscall::error::EIO;
 use syscall::flag::{O_RDONLY, O_STAT};
 
 use crate::layers::Layers;
-use crate::support::{Stage, refused, root};
+use crate::support::{Setup, refused, root};
 
 #[test]
 fn a_panic_costs_one_request() {
@@ -23,18 +23,18 @@ fn a_panic_costs_one_request() {
         assert!(method != Method::OpenFile || !is_mined.load(Ordering::Relaxed), "stepped on it");
         Ok(())
     });
-    let stage = Stage::serve(overlay, layers);
+    let setup = Setup::serve(overlay, layers);
 
-    let mine = stage.open(&root(), "mine", O_RDONLY).unwrap();
+    let mine = setup.open(&root(), "mine", O_RDONLY).unwrap();
     for _ in 0..3 {
         stepped_on.store(true, Ordering::Relaxed);
         assert_eq!(mine.read(&mut [0; 8]), refused(EIO));
         stepped_on.store(false, Ordering::Relaxed);
         assert_eq!(mine.fstat().unwrap().st_size, 4);
-        assert_eq!(stage.content("field"), "field");
+        assert_eq!(setup.content("field"), "field");
     }
     drop(mine);
-    stage.open(&root(), "mine", O_STAT).unwrap();
-    root().write_file(stage.path("field"), "still fine").unwrap();
-    assert_eq!(stage.content("field"), "still fine");
+    setup.open(&root(), "mine", O_STAT).unwrap();
+    root().write_file(setup.path("field"), "still fine").unwrap();
+    assert_eq!(setup.content("field"), "still fine");
 }

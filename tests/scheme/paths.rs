@@ -6,17 +6,17 @@ use std::os::unix::ffi::OsStrExt;
 use syscall::error::{EACCES, EINVAL, ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR, EXDEV};
 use syscall::flag::{O_CREAT, O_DIRECTORY, O_EXCL, O_NOFOLLOW, O_RDONLY, O_RDWR, O_STAT, O_SYMLINK};
 
-use crate::support::{Stage, ann, errno, eve, refused, root};
+use crate::support::{Setup, ann, errno, eve, refused, root};
 
 #[test]
 fn dots_and_slashes() {
-    let stage = Stage::new(|lower| {
+    let setup = Setup::new(|lower| {
         lower.dir("a", 0o755);
         lower.dir("a/b", 0o755);
         lower.file("a/b/f", 0o644);
         lower.file("top", 0o644);
     });
-    let root_fd = ann().scheme_root(stage.name()).unwrap();
+    let root_fd = ann().scheme_root(setup.name()).unwrap();
     let content = |path: &str| {
         let mut buf = [0; 16];
         let len = root_fd.openat(path, O_RDONLY, 0).unwrap().read(&mut buf).unwrap();
@@ -33,7 +33,7 @@ fn dots_and_slashes() {
     for path in ["", "/", "//", ".", "..", "/..", "a/.."] {
         let mut buf = [0; 64];
         let len = root_fd.openat(path, O_RDONLY, 0).unwrap().fpath(&mut buf).unwrap();
-        assert_eq!(&buf[..len], format!("/scheme/{}", stage.name()).as_bytes(), "{path}");
+        assert_eq!(&buf[..len], format!("/scheme/{}", setup.name()).as_bytes(), "{path}");
     }
     let longest = format!("{}top", "./".repeat(2046));
     assert_eq!(longest.len(), 4095);
@@ -43,29 +43,29 @@ fn dots_and_slashes() {
 
 #[test]
 fn paths_start_at_a_directory_handle_unless_they_are_absolute() {
-    let stage = Stage::new(|lower| {
+    let setup = Setup::new(|lower| {
         lower.dir("a", 0o755);
         lower.dir("a/b", 0o755);
         lower.file("a/b/f", 0o644);
         lower.file("a/g", 0o644);
     });
-    let b = stage.open(&ann(), "a/b", O_STAT).unwrap();
+    let b = setup.open(&ann(), "a/b", O_STAT).unwrap();
     let size = |path: &str| b.openat(path, O_STAT, 0).unwrap().fstat().unwrap().st_size;
     assert_eq!(size("f"), 5);
     assert_eq!(size("../g"), 3);
     assert_eq!(size("/a/g"), 3);
     assert_eq!(errno(b.openat("g", O_STAT, 0)), ENOENT);
 
-    ann().with_umask(0).mkdir(stage.path("a/c")).unwrap();
-    ann().rename(stage.path("a/b"), stage.path("a/c/b")).unwrap();
+    ann().with_umask(0).mkdir(setup.path("a/c")).unwrap();
+    ann().rename(setup.path("a/b"), setup.path("a/c/b")).unwrap();
     assert_eq!(size("f"), 5, "the handle follows its directory");
     assert_eq!(errno(b.openat("../g", O_STAT, 0)), ENOENT, "and so does its parent");
     assert_eq!(size("../../g"), 3);
 
-    let gone = stage.open(&ann(), "a/c", O_STAT).unwrap();
-    ann().unlink(stage.path("a/c/b/f")).unwrap();
-    ann().rmdir(stage.path("a/c/b")).unwrap();
-    ann().rmdir(stage.path("a/c")).unwrap();
+    let gone = setup.open(&ann(), "a/c", O_STAT).unwrap();
+    ann().unlink(setup.path("a/c/b/f")).unwrap();
+    ann().rmdir(setup.path("a/c/b")).unwrap();
+    ann().rmdir(setup.path("a/c")).unwrap();
     assert_eq!(errno(gone.openat("x", O_STAT, 0)), ENOENT);
     assert_eq!(errno(gone.openat("..", O_STAT, 0)), ENOENT);
     assert_eq!(errno(gone.openat("x", O_CREAT | O_RDWR | 0o600, 0)), ENOENT);
@@ -73,7 +73,7 @@ fn paths_start_at_a_directory_handle_unless_they_are_absolute() {
 
 #[test]
 fn symlinks_lead_on_at_the_end_and_in_the_middle() {
-    let stage = Stage::new(|lower| {
+    let setup = Setup::new(|lower| {
         lower.dir("a", 0o755);
         lower.dir("a/b", 0o755);
         lower.file("a/b/f", 0o644);
@@ -83,9 +83,9 @@ fn symlinks_lead_on_at_the_end_and_in_the_middle() {
         lower.symlink("/a/b/f", "from-top");
         lower.symlink("../../../a/b", "above");
     });
-    let name = stage.name().to_owned();
-    root().symlink(format!("/scheme/{name}/a/b"), stage.path("named")).unwrap();
-    root().symlink(format!("/scheme/{name}"), stage.path("whole")).unwrap();
+    let name = setup.name().to_owned();
+    root().symlink(format!("/scheme/{name}/a/b"), setup.path("named")).unwrap();
+    root().symlink(format!("/scheme/{name}"), setup.path("whole")).unwrap();
     for path in [
         "a/near",
         "a/dir/f",
@@ -97,17 +97,17 @@ fn symlinks_lead_on_at_the_end_and_in_the_middle() {
         "whole/whole/named/../b/f",
         "chain/../b/f",
     ] {
-        assert_eq!(stage.content(path), "a/b/f", "{path}");
+        assert_eq!(setup.content(path), "a/b/f", "{path}");
     }
-    assert_eq!(stage.open(&ann(), "chain/f", O_STAT).unwrap().path(), Ok(stage.path("a/b/f")));
-    assert_eq!(errno(stage.open(&ann(), "a/near/x", O_STAT)), ENOTDIR);
-    assert_eq!(errno(stage.open(&ann(), "a/near/", O_STAT)), ENOTDIR);
-    stage.open(&ann(), "chain/", O_DIRECTORY | O_RDONLY).unwrap();
+    assert_eq!(setup.open(&ann(), "chain/f", O_STAT).unwrap().path(), Ok(setup.path("a/b/f")));
+    assert_eq!(errno(setup.open(&ann(), "a/near/x", O_STAT)), ENOTDIR);
+    assert_eq!(errno(setup.open(&ann(), "a/near/", O_STAT)), ENOTDIR);
+    setup.open(&ann(), "chain/", O_DIRECTORY | O_RDONLY).unwrap();
 }
 
 #[test]
 fn symlinks_that_lead_nowhere() {
-    let stage = Stage::new(|lower| {
+    let setup = Setup::new(|lower| {
         lower.symlink("b", "a");
         lower.symlink("a", "b");
         lower.symlink("self/x", "self");
@@ -120,31 +120,31 @@ fn symlinks_that_lead_nowhere() {
         }
     });
     for path in ["a", "a/x", "self"] {
-        assert_eq!(errno(stage.open(&ann(), path, O_STAT)), ELOOP, "{path}");
+        assert_eq!(errno(setup.open(&ann(), path, O_STAT)), ELOOP, "{path}");
     }
-    assert_eq!(stage.content("l40"), "f");
-    assert_eq!(errno(stage.open(&ann(), "l41", O_STAT)), ELOOP);
-    assert_eq!(errno(stage.open(&ann(), "dangling", O_STAT)), ENOENT);
-    assert_eq!(errno(stage.open(&ann(), "dangling/x", O_STAT)), ENOENT);
-    assert_eq!(errno(stage.open(&ann(), "odd", O_STAT)), EINVAL);
-    assert_eq!(ann().readlink(stage.path("odd")), Ok(b"not \xff text".to_vec()));
-    stage.open(&ann(), "a", O_STAT | O_NOFOLLOW).unwrap();
+    assert_eq!(setup.content("l40"), "f");
+    assert_eq!(errno(setup.open(&ann(), "l41", O_STAT)), ELOOP);
+    assert_eq!(errno(setup.open(&ann(), "dangling", O_STAT)), ENOENT);
+    assert_eq!(errno(setup.open(&ann(), "dangling/x", O_STAT)), ENOENT);
+    assert_eq!(errno(setup.open(&ann(), "odd", O_STAT)), EINVAL);
+    assert_eq!(ann().readlink(setup.path("odd")), Ok(b"not \xff text".to_vec()));
+    setup.open(&ann(), "a", O_STAT | O_NOFOLLOW).unwrap();
 }
 
 #[test]
 fn symlinks_into_another_scheme_are_the_clients_to_follow() {
-    let other = Stage::new(|lower| {
+    let other = Setup::new(|lower| {
         lower.dir("d", 0o755);
         lower.file("d/f", 0o644);
     });
-    let stage = Stage::new(|lower| {
+    let setup = Setup::new(|lower| {
         lower.symlink(format!("/scheme/{}/d", other.name()), "dir");
         lower.symlink(format!("/scheme/{}/d/f", other.name()), "file");
         lower.symlink("file", "chain");
         lower.symlink("/scheme", "schemes");
         lower.file("f", 0o644);
     });
-    let top = stage.top(&ann());
+    let top = setup.top(&ann());
     for path in ["dir", "file", "chain", "dir/f", "dir/none", "schemes", "schemes/x"] {
         assert_eq!(errno(top.openat(path, O_RDONLY, 0)), EXDEV, "{path}");
         assert_eq!(errno(top.openat(path, O_STAT, 0)), EXDEV, "{path}");
@@ -153,13 +153,13 @@ fn symlinks_into_another_scheme_are_the_clients_to_follow() {
     assert_eq!(errno(top.openat("dir/new", O_CREAT | O_SYMLINK | O_RDWR, 0)), EXDEV);
     assert_eq!(errno(top.openat("dir/new", O_CREAT | O_DIRECTORY | O_EXCL | 0o700, 0)), EXDEV);
     assert_eq!(errno(top.unlinkat("dir/f", 0)), EXDEV);
-    let file = stage.open(&ann(), "f", O_STAT).unwrap();
-    assert_eq!(file.flink(stage.path("dir/new")), refused(EXDEV));
-    assert_eq!(file.frename(stage.path("dir/new")), refused(EXDEV));
+    let file = setup.open(&ann(), "f", O_STAT).unwrap();
+    assert_eq!(file.flink(setup.path("dir/new")), refused(EXDEV));
+    assert_eq!(file.frename(setup.path("dir/new")), refused(EXDEV));
 
     // A symlink at the end is opened itself, one in the middle by where it leads.
     let link = top.openat("file", O_SYMLINK | O_RDONLY, 0).unwrap();
-    assert_eq!(link.path(), Ok(stage.path("file")));
+    assert_eq!(link.path(), Ok(setup.path("file")));
     let outside = top.openat("dir/../d//f", O_SYMLINK | O_RDONLY, 0).unwrap();
     let target = format!("/scheme/{}/d/../d//f", other.name());
     let mut buf = [0; 64];
@@ -172,16 +172,16 @@ fn symlinks_into_another_scheme_are_the_clients_to_follow() {
     assert_eq!(outside.fsync(), refused(EXDEV));
 
     for path in ["file", "dir/f"] {
-        assert_eq!(ann().read_file(stage.path(path)), Ok(b"d/f".to_vec()), "as relibc goes on: {path}");
-        assert_eq!(ann().realpath(stage.path(path)), Ok(other.path("d/f")));
+        assert_eq!(ann().read_file(setup.path(path)), Ok(b"d/f".to_vec()), "as relibc goes on: {path}");
+        assert_eq!(ann().realpath(setup.path(path)), Ok(other.path("d/f")));
     }
-    ann().mkdir(stage.path("dir/new")).unwrap();
+    ann().mkdir(setup.path("dir/new")).unwrap();
     assert!(other.exists("d/new"));
 }
 
 #[test]
 fn every_directory_on_the_way_must_be_searchable() {
-    let stage = Stage::new(|lower| {
+    let setup = Setup::new(|lower| {
         lower.dir("closed", 0o744);
         lower.dir("closed/in", 0o777);
         lower.file("closed/in/f", 0o666);
@@ -190,13 +190,13 @@ fn every_directory_on_the_way_must_be_searchable() {
         lower.file("open/f", 0o644);
     });
     for path in ["closed/in/f", "closed/in", "closed/none", "open/l", "open/../closed/in/f", "closed/.", "closed/.."] {
-        assert_eq!(errno(stage.open(&eve(), path, O_STAT)), EACCES, "{path}");
+        assert_eq!(errno(setup.open(&eve(), path, O_STAT)), EACCES, "{path}");
     }
-    stage.open(&eve(), "closed", O_RDONLY).unwrap();
-    stage.open(&ann(), "open/l", O_RDONLY).unwrap();
-    stage.open(&root(), "open/l", O_RDONLY).unwrap();
+    setup.open(&eve(), "closed", O_RDONLY).unwrap();
+    setup.open(&ann(), "open/l", O_RDONLY).unwrap();
+    setup.open(&root(), "open/l", O_RDONLY).unwrap();
 
-    let closed = stage.open(&ann(), "closed", O_STAT).unwrap();
+    let closed = setup.open(&ann(), "closed", O_STAT).unwrap();
     closed.openat("in/f", O_RDONLY, 0).unwrap();
     assert_eq!(errno(eve().inherit(&closed).openat("in/f", O_RDONLY, 0)), EACCES, "whoever opened the directory");
     eve().inherit(&closed).openat("", O_RDONLY, 0).unwrap();

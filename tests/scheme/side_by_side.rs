@@ -13,15 +13,15 @@ use syscall::error::{EINTR, ENODEV, Error};
 use syscall::flag::{O_RDWR, O_STAT, O_WRONLY};
 
 use crate::layers::Layers;
-use crate::support::{Stage, bob, names, refused, root};
+use crate::support::{Setup, bob, names, refused, root};
 
 /// More than is copied before it is looked whether the copy is still wanted.
 const LARGE: u64 = 40 << 20;
 
-/// A stage with a large lower file `large`, whose copy-up waits at the gate after its first piece,
+/// A setup with a large lower file `large`, whose copy-up waits at the gate after its first piece,
 /// and a small one.
 struct Gated {
-    stage: Stage,
+    setup: Setup,
     /// Says that a copy-up is at the gate.
     arrived: mpsc::Receiver<()>,
     /// Opens the gate once.
@@ -38,12 +38,12 @@ impl Gated {
         let (arrive, arrived) = mpsc::channel();
         let (gate, opened) = mpsc::channel();
         wait_after_first_piece(&counts, arrive, opened);
-        Self { stage: Stage::serve(overlay, layers), arrived, gate }
+        Self { setup: Setup::serve(overlay, layers), arrived, gate }
     }
 
     /// Begins to write to the large file, and comes back when the copy-up is at the gate.
     fn write_to_large(&self, who: &Process) -> thread::JoinHandle<Result<usize, Error>> {
-        let file = self.stage.open(who, "large", O_WRONLY).unwrap();
+        let file = self.setup.open(who, "large", O_WRONLY).unwrap();
         let writing = thread::spawn(move || file.write_at(b"x", 0));
         self.arrived.recv().unwrap();
         writing
@@ -64,42 +64,42 @@ fn wait_after_first_piece(counts: &Counts, arrive: mpsc::Sender<()>, opened: mps
 #[test]
 fn nobody_waits_for_the_copy_up_of_another_file() {
     let gated = Gated::new();
-    let stage = &gated.stage;
+    let setup = &gated.setup;
     let writing = gated.write_to_large(&Process::new(0, 0));
     // All of this is answered while the copy-up waits.
     let other = Process::new(0, 0);
-    assert_eq!(other.stat(stage.path("small")).unwrap().st_size, 5);
-    assert_eq!(other.stat(stage.path("large")).unwrap().st_size, LARGE);
-    assert_eq!(stage.content("small"), "small");
-    other.write_file(stage.path("new"), "new").unwrap();
-    other.rename(stage.path("new"), stage.path("newer")).unwrap();
-    other.write_file(stage.path("small"), "changed").unwrap();
-    let large = stage.open(&other, "large", syscall::O_RDONLY).unwrap();
+    assert_eq!(other.stat(setup.path("small")).unwrap().st_size, 5);
+    assert_eq!(other.stat(setup.path("large")).unwrap().st_size, LARGE);
+    assert_eq!(setup.content("small"), "small");
+    other.write_file(setup.path("new"), "new").unwrap();
+    other.rename(setup.path("new"), setup.path("newer")).unwrap();
+    other.write_file(setup.path("small"), "changed").unwrap();
+    let large = setup.open(&other, "large", syscall::O_RDONLY).unwrap();
     assert_eq!((large.read_at(&mut [0; 8], LARGE - 4), large.fsize()), (Ok(4), Ok(LARGE)));
-    assert_eq!(names(other.read_dir(stage.path("")).unwrap()), ["large", "newer", "small"]);
-    other.unlink(stage.path("newer")).unwrap();
+    assert_eq!(names(other.read_dir(setup.path("")).unwrap()), ["large", "newer", "small"]);
+    other.unlink(setup.path("newer")).unwrap();
     assert!(!writing.is_finished());
     gated.gate.send(()).unwrap();
     assert_eq!(writing.join().unwrap(), Ok(1));
-    assert_eq!(stage.layers.upper_content("large").len() as u64, LARGE);
+    assert_eq!(setup.layers.upper_content("large").len() as u64, LARGE);
 }
 
 #[test]
 fn nobody_waits_for_the_copy_up_that_a_name_needs() {
     let gated = Gated::new();
-    let stage = &gated.stage;
-    let file = stage.open(&root(), "large", O_STAT).unwrap();
-    let path = stage.path("linked");
+    let setup = &gated.setup;
+    let file = setup.open(&root(), "large", O_STAT).unwrap();
+    let path = setup.path("linked");
     let linking = thread::spawn(move || file.flink(path));
     gated.arrived.recv().unwrap();
     let other = Process::new(0, 0);
-    other.write_file(stage.path("new"), "new").unwrap();
-    other.rename(stage.path("new"), stage.path("newer")).unwrap();
-    stage.open(&other, "small", O_STAT).unwrap().fchmod(0o600).unwrap();
+    other.write_file(setup.path("new"), "new").unwrap();
+    other.rename(setup.path("new"), setup.path("newer")).unwrap();
+    setup.open(&other, "small", O_STAT).unwrap().fchmod(0o600).unwrap();
     assert!(!linking.is_finished());
     gated.gate.send(()).unwrap();
     linking.join().unwrap().unwrap();
-    assert_eq!(stage.layers.upper_content("linked").len() as u64, LARGE);
+    assert_eq!(setup.layers.upper_content("linked").len() as u64, LARGE);
 }
 
 /// Who has not ended by then waits.
@@ -107,7 +107,7 @@ const PATIENCE: Duration = Duration::from_millis(400);
 
 /// The directories `here` and `elsewhere` and `sticky` with two files of bob's.
 struct Dirs {
-    stage: Stage,
+    setup: Setup,
     here: Fd,
     sticky: Fd,
     /// `sticky/file`.
@@ -137,21 +137,21 @@ impl Stuck {
             }
             Ok(())
         });
-        let stage = Stage::serve(overlay, layers);
+        let setup = Setup::serve(overlay, layers);
         let who = root();
         for dir in ["here", "elsewhere", "sticky"] {
-            who.mkdir(stage.path(dir)).unwrap();
+            who.mkdir(setup.path(dir)).unwrap();
             for file in ["file", "other", "old"] {
-                who.write_file(stage.path(&format!("{dir}/{file}")), file).unwrap();
+                who.write_file(setup.path(&format!("{dir}/{file}")), file).unwrap();
             }
         }
-        let [here, sticky, file] = ["here", "sticky", "sticky/file"].map(|path| attributes(&stage, path));
+        let [here, sticky, file] = ["here", "sticky", "sticky/file"].map(|path| attributes(&setup, path));
         sticky.fchmod(0o1777).unwrap();
         file.fchown(1001, 100).unwrap();
         file.fstat().unwrap();
         // Its attributes have to be asked for when they count.
-        attributes(&stage, "sticky/other").fchown(1001, 100).unwrap();
-        Self { dirs: Dirs { stage, here, sticky, file }, armed, arrived, gate }
+        attributes(&setup, "sticky/other").fchown(1001, 100).unwrap();
+        Self { dirs: Dirs { setup, here, sticky, file }, armed, arrived, gate }
     }
 
     /// Has one operation be stuck while each of the others is tried, and says which of these wait.
@@ -182,26 +182,26 @@ impl Stuck {
 
 type Operation = fn(&Dirs);
 
-fn attributes(stage: &Stage, path: &str) -> Fd {
-    stage.open(&root(), path, O_STAT).unwrap()
+fn attributes(setup: &Setup, path: &str) -> Fd {
+    setup.open(&root(), path, O_STAT).unwrap()
 }
 
 #[test]
 fn a_stuck_change_keeps_nobody_waiting_in_another_directory() {
     let elsewhere: [(&str, Operation); 9] = [
-        ("create", |it| root().write_file(it.stage.path("elsewhere/new"), "new").unwrap()),
-        ("truncate", |it| root().write_file(it.stage.path("elsewhere/file"), "new").unwrap()),
-        ("mkdir", |it| root().mkdir(it.stage.path("elsewhere/dir")).unwrap()),
-        ("symlink", |it| root().symlink("file", it.stage.path("elsewhere/link")).unwrap()),
-        ("chmod", |it| attributes(&it.stage, "elsewhere/file").fchmod(0o600).unwrap()),
-        ("chown", |it| attributes(&it.stage, "elsewhere/file").fchown(1000, 100).unwrap()),
-        ("chmod of the directory", |it| attributes(&it.stage, "elsewhere").fchmod(0o755).unwrap()),
-        ("link", |it| attributes(&it.stage, "elsewhere/other").flink(it.stage.path("elsewhere/linked")).unwrap()),
-        ("unlink", |it| root().unlink(it.stage.path("elsewhere/old")).unwrap()),
+        ("create", |it| root().write_file(it.setup.path("elsewhere/new"), "new").unwrap()),
+        ("truncate", |it| root().write_file(it.setup.path("elsewhere/file"), "new").unwrap()),
+        ("mkdir", |it| root().mkdir(it.setup.path("elsewhere/dir")).unwrap()),
+        ("symlink", |it| root().symlink("file", it.setup.path("elsewhere/link")).unwrap()),
+        ("chmod", |it| attributes(&it.setup, "elsewhere/file").fchmod(0o600).unwrap()),
+        ("chown", |it| attributes(&it.setup, "elsewhere/file").fchown(1000, 100).unwrap()),
+        ("chmod of the directory", |it| attributes(&it.setup, "elsewhere").fchmod(0o755).unwrap()),
+        ("link", |it| attributes(&it.setup, "elsewhere/other").flink(it.setup.path("elsewhere/linked")).unwrap()),
+        ("unlink", |it| root().unlink(it.setup.path("elsewhere/old")).unwrap()),
     ];
     let changes: [(Method, Operation); 3] = [
-        (Method::CreateFile, |it| root().write_file(it.stage.path("here/new"), "new").unwrap()),
-        (Method::Unlink, |it| root().unlink(it.stage.path("here/file")).unwrap()),
+        (Method::CreateFile, |it| root().write_file(it.setup.path("here/new"), "new").unwrap()),
+        (Method::Unlink, |it| root().unlink(it.setup.path("here/file")).unwrap()),
         (Method::SetMode, |it| it.here.fchmod(0o700).unwrap()),
     ];
     for (method, change) in changes {
@@ -217,7 +217,7 @@ fn what_was_checked_does_not_change_before_it_is_done() {
         ("chown of the victim", |it| it.file.fchown(1000, 100).unwrap()),
     ];
     for other in others {
-        let change: Operation = |it| bob().rename(it.stage.path("sticky/file"), it.stage.path("sticky/other")).unwrap();
+        let change: Operation = |it| bob().rename(it.setup.path("sticky/file"), it.setup.path("sticky/other")).unwrap();
         // Bob may move his file, and it is looked whether the other is his too.
         let waiting = Stuck::new(Method::Stat).who_waits(change, &[other]);
         assert_eq!(waiting, [other.0]);
@@ -227,47 +227,47 @@ fn what_was_checked_does_not_change_before_it_is_done() {
 #[test]
 fn an_interrupted_copy_up_leaves_nothing() {
     let gated = Gated::new();
-    let stage = &gated.stage;
+    let setup = &gated.setup;
     let writer = Process::new(0, 0);
     let writing = gated.write_to_large(&writer);
-    kernel::interrupt(stage.name(), writer.pid()).unwrap();
+    kernel::interrupt(setup.name(), writer.pid()).unwrap();
     // The daemon hears of the interruption before anything that was asked later.
-    assert!(stage.is_alive());
+    assert!(setup.is_alive());
     gated.gate.send(()).unwrap();
     assert_eq!(writing.join().unwrap(), refused(EINTR));
-    let left = stage.layers.upper_names("");
+    let left = setup.layers.upper_names("");
     assert!(!left.iter().any(|name| name == "large"), "{left:?}");
-    assert_eq!(stage.layers.upper_names(".wh..wh.work"), ["numbers", "record"]);
-    let large = stage.open(&writer, "large", O_RDWR).unwrap();
+    assert_eq!(setup.layers.upper_names(".wh..wh.work"), ["numbers", "record"]);
+    let large = setup.open(&writer, "large", O_RDWR).unwrap();
     let mut byte = [0];
     assert_eq!((large.read_at(&mut byte, LARGE - 1), byte), (Ok(1), [7]));
     assert_eq!(large.write_at(b"x", LARGE - 1), Ok(1), "the next try is not cancelled");
-    assert_eq!(stage.layers.upper_content("large")[LARGE as usize - 2..], [7, b'x']);
+    assert_eq!(setup.layers.upper_content("large")[LARGE as usize - 2..], [7, b'x']);
 }
 
 #[test]
 fn an_interruption_that_comes_too_late_changes_nothing() {
-    let stage = Stage::new(|lower| lower.file("a", 0o644));
+    let setup = Setup::new(|lower| lower.file("a", 0o644));
     let who = root();
     thread::scope(|scope| {
         let reading = scope.spawn(|| {
             for _ in 0..500 {
-                assert_eq!(who.read_file(stage.path("a")), Ok(b"a".to_vec()));
+                assert_eq!(who.read_file(setup.path("a")), Ok(b"a".to_vec()));
             }
         });
         while !reading.is_finished() {
-            kernel::interrupt(stage.name(), who.pid()).unwrap();
+            kernel::interrupt(setup.name(), who.pid()).unwrap();
         }
     });
 }
 
 #[test]
 fn a_lock_is_free_when_its_holder_has_closed() {
-    let stage = Stage::new(|lower| lower.file("a", 0o666));
+    let setup = Setup::new(|lower| lower.file("a", 0o666));
     let lock = Lock { start: 0, len: 0, exclusive: true, of_file: false };
     for _ in 0..300 {
         for who in [Process::new(0, 0), Process::new(0, 0)] {
-            let file = stage.open(&who, "a", O_RDWR).unwrap();
+            let file = setup.open(&who, "a", O_RDWR).unwrap();
             file.lock(lock).unwrap();
         }
     }
@@ -275,7 +275,7 @@ fn a_lock_is_free_when_its_holder_has_closed() {
 
 #[test]
 fn clients_at_once_see_what_each_of_them_did() {
-    let stage = &Stage::new(|lower| {
+    let setup = &Setup::new(|lower| {
         lower.dir("d", 0o777);
         lower.file("d/shared", 0o666);
     });
@@ -284,34 +284,34 @@ fn clients_at_once_see_what_each_of_them_did() {
             scope.spawn(move || {
                 let who = Process::new(1000 + number, 100);
                 for round in 0..100 {
-                    let (own, moved) = (stage.path(&format!("d/{number}")), stage.path(&format!("d/moved-{number}")));
+                    let (own, moved) = (setup.path(&format!("d/{number}")), setup.path(&format!("d/moved-{number}")));
                     who.write_file(&own, format!("{number} {round}")).unwrap();
                     who.rename(&own, &moved).unwrap();
                     assert_eq!(who.read_file(&moved), Ok(format!("{number} {round}").into_bytes()));
                     assert_eq!(who.stat(&moved).unwrap().st_uid, 1000 + number);
-                    let shared = stage.open(&who, "d/shared", O_RDWR).unwrap();
+                    let shared = setup.open(&who, "d/shared", O_RDWR).unwrap();
                     shared.write_at(&[b'0' + number as u8], u64::from(number)).unwrap();
                     who.unlink(&moved).unwrap();
                 }
             });
         }
     });
-    assert_eq!(stage.content("d/shared")[..4], *"0123");
-    assert_eq!(names(root().read_dir(stage.path("d")).unwrap()), ["shared"]);
+    assert_eq!(setup.content("d/shared")[..4], *"0123");
+    assert_eq!(names(root().read_dir(setup.path("d")).unwrap()), ["shared"]);
 }
 
 #[test]
 fn who_is_stopped_answers_what_it_has() {
     let gated = Gated::new();
-    let stage = &gated.stage;
+    let setup = &gated.setup;
     let writing = gated.write_to_large(&Process::new(0, 0));
-    let known = stage.open(&root(), "small", O_STAT).unwrap();
-    stage.stop();
+    let known = setup.open(&root(), "small", O_STAT).unwrap();
+    setup.stop();
     // This one may just be in time; else it is answered when the socket is closed.
     let late = thread::spawn(move || known.fstat().map(drop));
     assert!(!writing.is_finished());
     gated.gate.send(()).unwrap();
     assert_eq!(writing.join().unwrap(), Ok(1));
     assert!(matches!(late.join().unwrap(), Ok(()) | Err(Error { errno: ENODEV })));
-    assert_eq!(stage.open(&root(), "small", O_STAT).map(drop), refused(ENODEV));
+    assert_eq!(setup.open(&root(), "small", O_STAT).map(drop), refused(ENODEV));
 }

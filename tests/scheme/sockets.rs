@@ -19,7 +19,7 @@ use syscall::flag::{MODE_SOCK, MODE_TYPE, O_CREAT, O_DIRECTORY, O_RDONLY, O_RDWR
 use syscall::schemev2::NewFdFlags;
 
 use crate::layers::FULL;
-use crate::support::{Stage, ann, bob, errno, eve, refused, root};
+use crate::support::{Setup, ann, bob, errno, eve, refused, root};
 
 /// The scheme that the sockets are of, as far as a filesystem has to do with it.
 struct Net {
@@ -187,8 +187,8 @@ impl Drop for Net {
     }
 }
 
-fn stage() -> Stage {
-    Stage::new(|lower| {
+fn setup() -> Setup {
+    Setup::new(|lower| {
         lower.dir("run", 0o775);
         lower.file("run/file", 0o666);
         lower.dir("run/dir", 0o755);
@@ -197,58 +197,58 @@ fn stage() -> Stage {
 
 #[test]
 fn a_socket_is_bound_and_connected_to_by_its_name() {
-    let (stage, net) = (stage(), Net::new());
+    let (setup, net) = (setup(), Net::new());
     let listener = net.socket(&ann());
-    ann().bind(&listener, stage.path("run/socket")).unwrap();
-    let stat = bob().lstat(stage.path("run/socket")).unwrap();
+    ann().bind(&listener, setup.path("run/socket")).unwrap();
+    let stat = bob().lstat(setup.path("run/socket")).unwrap();
     assert_eq!(stat.st_mode & MODE_TYPE, MODE_SOCK);
     assert_eq!((stat.st_mode & 0o7777, stat.st_uid, stat.st_gid), (0o777, 1000, 100));
-    assert!(stage.layers.upper_is_socket("run/socket"));
+    assert!(setup.layers.upper_is_socket("run/socket"));
 
     let client = net.socket(&eve());
-    eve().connect(&client, stage.path("run/socket")).unwrap();
+    eve().connect(&client, setup.path("run/socket")).unwrap();
     assert_eq!(net.connections(), [(client.id(), listener.id())]);
 
-    root().rename(stage.path("run/socket"), stage.path("moved")).unwrap();
-    root().link(stage.path("moved"), stage.path("linked")).unwrap();
-    root().unlink(stage.path("moved")).unwrap();
+    root().rename(setup.path("run/socket"), setup.path("moved")).unwrap();
+    root().link(setup.path("moved"), setup.path("linked")).unwrap();
+    root().unlink(setup.path("moved")).unwrap();
     let other = net.socket(&bob());
-    bob().connect(&other, stage.path("linked")).unwrap();
+    bob().connect(&other, setup.path("linked")).unwrap();
     assert_eq!(net.connections()[1], (other.id(), listener.id()));
-    assert_eq!(errno(bob().connect(&other, stage.path("run/socket"))), ENOENT);
+    assert_eq!(errno(bob().connect(&other, setup.path("run/socket"))), ENOENT);
 }
 
 #[test]
 fn the_overlay_holds_a_socket_until_its_last_name_is_gone() {
-    let (stage, net) = (stage(), Net::new());
+    let (setup, net) = (setup(), Net::new());
     let bind = |path: &str| {
         let socket = net.socket(&ann());
-        ann().bind(&socket, stage.path(path)).unwrap();
+        ann().bind(&socket, setup.path(path)).unwrap();
         socket.id()
     };
     let client = net.socket(&bob());
 
     let first = bind("run/one");
-    bob().connect(&client, stage.path("run/one")).unwrap();
-    ann().unlink(stage.path("run/one")).unwrap();
+    bob().connect(&client, setup.path("run/one")).unwrap();
+    ann().unlink(setup.path("run/one")).unwrap();
     net.wait_for_close(first);
 
     let second = bind("run/one");
     assert_ne!(first, second);
-    ann().write_file(stage.path("run/new"), "").unwrap();
-    ann().rename(stage.path("run/new"), stage.path("run/one")).unwrap();
+    ann().write_file(setup.path("run/new"), "").unwrap();
+    ann().rename(setup.path("run/new"), setup.path("run/one")).unwrap();
     net.wait_for_close(second);
-    assert_eq!(errno(bob().connect(&client, stage.path("run/file"))), ECONNREFUSED);
+    assert_eq!(errno(bob().connect(&client, setup.path("run/file"))), ECONNREFUSED);
 
     let third = bind("run/two");
-    let open = stage.open(&bob(), "run/two", O_RDWR).unwrap();
-    ann().unlink(stage.path("run/two")).unwrap();
+    let open = setup.open(&bob(), "run/two", O_RDWR).unwrap();
+    ann().unlink(setup.path("run/two")).unwrap();
     net.wait_for_close(third);
     assert_eq!(open.call(&mut [0; 16], &[FsCall::Connect as u64]), refused(ECONNREFUSED));
 
     let last = bind("run/three");
     assert!(!net.shared.lock().unwrap().closed.contains(&last));
-    drop(stage);
+    drop(setup);
     net.wait_for_close(last);
 }
 
@@ -256,10 +256,10 @@ fn the_overlay_holds_a_socket_until_its_last_name_is_gone() {
 /// descriptors.
 #[test]
 fn sockets_without_end() {
-    let (stage, net) = (stage(), Net::new());
+    let (setup, net) = (setup(), Net::new());
     let mut bound = Vec::new();
     let refusal = loop {
-        let path = stage.path(&format!("run/{}", bound.len()));
+        let path = setup.path(&format!("run/{}", bound.len()));
         match ann().bind(&net.socket(&ann()), &path) {
             Ok(()) => bound.push(path),
             Err(error) => break error,
@@ -267,44 +267,44 @@ fn sockets_without_end() {
         assert!(bound.len() < 5000, "there is no end");
     };
     assert_eq!(refusal, Error::new(ENFILE));
-    ann().write_file(stage.path("run/new"), "goes on").unwrap();
+    ann().write_file(setup.path("run/new"), "goes on").unwrap();
     ann().unlink(&bound[7]).unwrap();
     ann().bind(&net.socket(&ann()), &bound[7]).unwrap();
 }
 
 #[test]
 fn sockets_that_nobody_bound_here_refuse() {
-    let (stage, net) = (stage(), Net::new());
+    let (setup, net) = (setup(), Net::new());
     if FULL {
-        ann().mknod(stage.path("run/plain"), u32::from(MODE_SOCK) | 0o666).unwrap();
+        ann().mknod(setup.path("run/plain"), u32::from(MODE_SOCK) | 0o666).unwrap();
     }
     let client = net.socket(&ann());
     for path in FULL.then_some("run/plain").into_iter().chain(["run/file"]) {
-        assert_eq!(errno(ann().connect(&client, stage.path(path))), ECONNREFUSED, "{path}");
+        assert_eq!(errno(ann().connect(&client, setup.path(path))), ECONNREFUSED, "{path}");
     }
-    assert_eq!(errno(ann().connect(&client, stage.path("run/dir"))), EISDIR);
-    assert_eq!(errno(ann().connect(&client, stage.path("run/none"))), ENOENT);
+    assert_eq!(errno(ann().connect(&client, setup.path("run/dir"))), EISDIR);
+    assert_eq!(errno(ann().connect(&client, setup.path("run/none"))), ENOENT);
 }
 
 #[test]
 fn who_may_bind_and_connect() {
-    let (stage, net) = (stage(), Net::new());
+    let (setup, net) = (setup(), Net::new());
     let socket = net.socket(&eve());
-    assert_eq!(errno(eve().bind(&socket, stage.path("run/socket"))), EACCES);
+    assert_eq!(errno(eve().bind(&socket, setup.path("run/socket"))), EACCES);
     assert!(net.shared.lock().unwrap().bound.is_empty(), "it was unbound again");
-    assert!(!stage.exists("run/socket"));
+    assert!(!setup.exists("run/socket"));
 
-    ann().bind(&net.socket(&ann()), stage.path("run/socket")).unwrap();
-    ann().chmod(stage.path("run/socket"), 0o754).unwrap();
-    assert_eq!(errno(eve().connect(&socket, stage.path("run/socket"))), EACCES);
-    assert_eq!(errno(bob().connect(&socket, stage.path("run/socket"))), EACCES);
+    ann().bind(&net.socket(&ann()), setup.path("run/socket")).unwrap();
+    ann().chmod(setup.path("run/socket"), 0o754).unwrap();
+    assert_eq!(errno(eve().connect(&socket, setup.path("run/socket"))), EACCES);
+    assert_eq!(errno(bob().connect(&socket, setup.path("run/socket"))), EACCES);
     let mut token = [0; 16];
     for flags in [O_STAT, O_RDONLY] {
-        let open = stage.open(&bob(), "run/socket", flags).unwrap();
+        let open = setup.open(&bob(), "run/socket", flags).unwrap();
         assert_eq!(open.call(&mut token, &[FsCall::Connect as u64]), refused(EACCES));
     }
-    ann().connect(&socket, stage.path("run/socket")).unwrap();
-    let open = stage.open(&ann(), "run/socket", O_WRONLY).unwrap();
+    ann().connect(&socket, setup.path("run/socket")).unwrap();
+    let open = setup.open(&ann(), "run/socket", O_WRONLY).unwrap();
     assert_eq!(open.call(&mut token, &[FsCall::Connect as u64]), Ok(8));
     assert_eq!(open.call(&mut token, &[77]), refused(EOPNOTSUPP));
     assert_eq!(open.call(&mut token[..4], &[FsCall::Connect as u64]), refused(EINVAL), "it does not fit");
@@ -315,103 +315,103 @@ fn who_may_bind_and_connect() {
 
 #[test]
 fn names_that_are_taken_or_wrong() {
-    let (stage, net) = (stage(), Net::new());
+    let (setup, net) = (setup(), Net::new());
     let socket = net.socket(&ann());
     for path in ["run/file", "run/dir"] {
-        assert_eq!(errno(ann().bind(&socket, stage.path(path))), EADDRINUSE, "{path}");
+        assert_eq!(errno(ann().bind(&socket, setup.path(path))), EADDRINUSE, "{path}");
     }
-    ann().bind(&socket, stage.path("run/socket")).unwrap();
-    assert_eq!(errno(ann().bind(&net.socket(&ann()), stage.path("run/socket"))), EADDRINUSE);
-    assert_eq!(errno(ann().bind(&net.socket(&ann()), stage.path("run/.wh.x"))), EINVAL);
+    ann().bind(&socket, setup.path("run/socket")).unwrap();
+    assert_eq!(errno(ann().bind(&net.socket(&ann()), setup.path("run/socket"))), EADDRINUSE);
+    assert_eq!(errno(ann().bind(&net.socket(&ann()), setup.path("run/.wh.x"))), EINVAL);
 
-    let dir = stage.open(&ann(), "run", O_RDONLY | O_DIRECTORY).unwrap();
+    let dir = setup.open(&ann(), "run", O_RDONLY | O_DIRECTORY).unwrap();
     assert_eq!(dir.send(net.socket(&ann())), refused(EINVAL), "it has no path");
-    let file = stage.open(&ann(), "run/file", O_RDWR).unwrap();
+    let file = setup.open(&ann(), "run/file", O_RDWR).unwrap();
     assert_eq!(file.send(net.socket(&ann())), refused(ENOTDIR));
 
-    let stage = Stage::read_only(|lower| lower.dir("run", 0o777));
-    assert_eq!(errno(ann().bind(&net.socket(&ann()), stage.path("run/socket"))), EROFS);
+    let setup = Setup::read_only(|lower| lower.dir("run", 0o777));
+    assert_eq!(errno(ann().bind(&net.socket(&ann()), setup.path("run/socket"))), EROFS);
 }
 
 #[test]
 fn a_socket_takes_the_place_of_a_removed_lower_name() {
-    let (stage, net) = (stage(), Net::new());
-    ann().unlink(stage.path("run/file")).unwrap();
+    let (setup, net) = (setup(), Net::new());
+    ann().unlink(setup.path("run/file")).unwrap();
     let listener = net.socket(&ann());
-    ann().bind(&listener, stage.path("run/file")).unwrap();
+    ann().bind(&listener, setup.path("run/file")).unwrap();
     let client = net.socket(&bob());
-    bob().connect(&client, stage.path("run/file")).unwrap();
+    bob().connect(&client, setup.path("run/file")).unwrap();
     assert_eq!(net.connections(), [(client.id(), listener.id())]);
 }
 
 #[test]
 fn a_descriptor_of_the_overlay_itself_is_no_trap() {
-    let stage = stage();
+    let setup = setup();
     std::thread::scope(|scope| {
         for client in 0..8 {
-            let stage = &stage;
+            let setup = &setup;
             scope.spawn(move || {
                 let who = ann();
                 let name = format!("own-{client}");
-                let path = stage.path(&format!("run/dir/{name}"));
+                let path = setup.path(&format!("run/dir/{name}"));
                 who.write_file(&path, "").unwrap();
-                let run = stage.open(&who, "run", O_RDONLY | O_DIRECTORY).unwrap();
+                let run = setup.open(&who, "run", O_RDONLY | O_DIRECTORY).unwrap();
                 assert_eq!(run.send(who.open(&path, O_RDWR, 0).unwrap()), refused(EINVAL));
-                assert!(!stage.exists(&format!("run/{name}")));
+                assert!(!setup.exists(&format!("run/{name}")));
             });
         }
     });
-    assert!(stage.is_alive());
+    assert!(setup.is_alive());
 }
 
 #[test]
 fn a_scheme_that_does_not_answer_keeps_nobody_else_waiting() {
-    let (stage, net, stuck) = (stage(), Net::new(), Net::new());
+    let (setup, net, stuck) = (setup(), Net::new(), Net::new());
     for net in [&net, &stuck] {
-        ann().bind(&net.socket(&ann()), stage.path(&format!("run/{}", net.name))).unwrap();
+        ann().bind(&net.socket(&ann()), setup.path(&format!("run/{}", net.name))).unwrap();
     }
-    let run = stage.open(&ann(), "run", O_RDONLY | O_DIRECTORY).unwrap();
+    let run = setup.open(&ann(), "run", O_RDONLY | O_DIRECTORY).unwrap();
     let late = stuck.socket(&ann());
     late.call(&mut b"run/late".to_vec(), &[SocketCall::Bind as u64]).unwrap();
-    let listener = stage.open(&ann(), &format!("run/{}", stuck.name), O_RDWR).unwrap();
+    let listener = setup.open(&ann(), &format!("run/{}", stuck.name), O_RDWR).unwrap();
     let go_on = stuck.hold_back();
     std::thread::scope(|scope| {
         let binding = scope.spawn(|| run.send(late));
         let connecting = scope.spawn(|| listener.call(&mut [0; 16], &[FsCall::Connect as u64]));
         stuck.wait_until_asked();
         for round in 0..10 {
-            ann().bind(&net.socket(&ann()), stage.path(&format!("run/{round}"))).unwrap();
-            ann().connect(&net.socket(&ann()), stage.path(&format!("run/{}", net.name))).unwrap();
-            assert_eq!(stage.content("run/file"), "run/file");
+            ann().bind(&net.socket(&ann()), setup.path(&format!("run/{round}"))).unwrap();
+            ann().connect(&net.socket(&ann()), setup.path(&format!("run/{}", net.name))).unwrap();
+            assert_eq!(setup.content("run/file"), "run/file");
         }
         assert!(!binding.is_finished() && !connecting.is_finished());
         drop(go_on);
         assert_eq!((binding.join().unwrap(), connecting.join().unwrap()), (Ok(1), Ok(8)));
     });
-    assert!(stage.exists("run/late"));
+    assert!(setup.exists("run/late"));
 }
 
 #[test]
 fn who_waits_for_such_a_scheme_can_give_up() {
-    let (stage, net) = (stage(), Net::new());
-    ann().bind(&net.socket(&ann()), stage.path("run/socket")).unwrap();
+    let (setup, net) = (setup(), Net::new());
+    ann().bind(&net.socket(&ann()), setup.path("run/socket")).unwrap();
     let who = ann();
-    let open = stage.open(&who, "run/socket", O_RDWR).unwrap();
+    let open = setup.open(&who, "run/socket", O_RDWR).unwrap();
     let go_on = net.hold_back();
     std::thread::scope(|scope| {
         let connecting = scope.spawn(|| open.call(&mut [0; 16], &[FsCall::Connect as u64]));
         net.wait_until_asked();
-        kernel::interrupt(stage.name(), who.pid()).unwrap();
+        kernel::interrupt(setup.name(), who.pid()).unwrap();
         assert_eq!(connecting.join().unwrap(), refused(EINTR));
     });
     drop(go_on);
-    ann().connect(&net.socket(&ann()), stage.path("run/socket")).unwrap();
+    ann().connect(&net.socket(&ann()), setup.path("run/socket")).unwrap();
 }
 
 #[test]
 fn who_waits_for_such_a_scheme_does_not_hold_up_the_end() {
-    let (stage, net) = (stage(), Net::new());
-    let run = stage.open(&ann(), "run", O_RDONLY | O_DIRECTORY).unwrap();
+    let (setup, net) = (setup(), Net::new());
+    let run = setup.open(&ann(), "run", O_RDONLY | O_DIRECTORY).unwrap();
     let socket = net.socket(&ann());
     let id = socket.id();
     socket.call(&mut b"run/socket".to_vec(), &[SocketCall::Bind as u64]).unwrap();
@@ -419,20 +419,20 @@ fn who_waits_for_such_a_scheme_does_not_hold_up_the_end() {
     std::thread::scope(|scope| {
         let binding = scope.spawn(|| run.send(socket));
         net.wait_until_asked();
-        let layers = stage.end();
+        let layers = setup.end();
         assert_eq!(binding.join().unwrap(), refused(ENODEV));
         drop(go_on);
         net.wait_for_close(id);
-        assert!(!Stage::serve(layers.mount(true), layers).exists("run/socket"));
+        assert!(!Setup::serve(layers.mount(true), layers).exists("run/socket"));
     });
 }
 
 #[test]
 fn one_user_cannot_have_many_threads() {
-    let (stage, net) = (stage(), Net::new());
-    ann().bind(&net.socket(&ann()), stage.path("run/socket")).unwrap();
+    let (setup, net) = (setup(), Net::new());
+    ann().bind(&net.socket(&ann()), setup.path("run/socket")).unwrap();
     let (who, other) = (ann(), bob());
-    let open = |who: &Process| stage.open(who, "run/socket", O_RDWR).unwrap();
+    let open = |who: &Process| setup.open(who, "run/socket", O_RDWR).unwrap();
     let connect = |open: &Fd| open.call(&mut [0; 16], &[FsCall::Connect as u64]);
     let anns = open(&who);
     let go_on = net.hold_back();
@@ -445,7 +445,7 @@ fn one_user_cannot_have_many_threads() {
             std::thread::yield_now();
         }
         net.wait_until_asked();
-        kernel::interrupt(stage.name(), who.pid()).unwrap();
+        kernel::interrupt(setup.name(), who.pid()).unwrap();
         let mut answers: Vec<_> = waiting.into_iter().map(|connecting| connecting.join().unwrap()).collect();
         answers.sort_by_key(|answer| answer.map_err(|error| error.errno));
         let expected = [(EINTR, 16), (EAGAIN, 24)].into_iter().flat_map(|(errno, count)| vec![refused(errno); count]);
@@ -464,13 +464,13 @@ fn one_user_cannot_have_many_threads() {
 
 #[test]
 fn a_socket_whose_scheme_is_gone() {
-    let stage = stage();
+    let setup = setup();
     let net = Net::new();
     let listener = net.socket(&ann());
-    ann().bind(&listener, stage.path("run/socket")).unwrap();
+    ann().bind(&listener, setup.path("run/socket")).unwrap();
     drop(net);
-    let open = stage.open(&bob(), "run/socket", O_RDWR).unwrap();
+    let open = setup.open(&bob(), "run/socket", O_RDWR).unwrap();
     assert_eq!(open.call(&mut [0; 16], &[FsCall::Connect as u64]), refused(ENODEV));
-    ann().unlink(stage.path("run/socket")).unwrap();
-    assert_eq!(stage.open(&ann(), "run/file", O_RDWR).unwrap().call(&mut [], &[1]), refused(EOPNOTSUPP));
+    ann().unlink(setup.path("run/socket")).unwrap();
+    assert_eq!(setup.open(&ann(), "run/file", O_RDWR).unwrap().call(&mut [], &[1]), refused(EOPNOTSUPP));
 }

@@ -13,13 +13,13 @@ use crate::layers::{Layer, Layers};
 
 /// A running scheme. Dropped, it ends and its name is free again, and the lower layer must be what
 /// it was.
-pub struct Stage {
+pub struct Setup {
     // Dropped first, while there are layers.
     daemon: Daemon,
     pub layers: Layers,
 }
 
-impl Stage {
+impl Setup {
     /// A writable overlay over one lower layer.
     pub fn new(fill_lower: impl FnOnce(&Layer)) -> Self {
         Self::start(fill_lower, true)

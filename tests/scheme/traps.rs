@@ -5,11 +5,11 @@ use syscall::TimeSpec;
 use syscall::error::{EACCES, EPERM};
 use syscall::flag::{AT_REMOVEDIR, O_CREAT, O_DIRECTORY, O_RDONLY, O_RDWR, O_STAT, O_SYMLINK, O_WRONLY, StdFsCallKind};
 
-use crate::support::{Stage, ann, errno, eve, refused, root};
+use crate::support::{Setup, ann, errno, eve, refused, root};
 
 /// A directory of ann's that eve can only look at, and one that is eve's.
-fn stage() -> Stage {
-    Stage::new(|lower| {
+fn setup() -> Setup {
+    Setup::new(|lower| {
         lower.dir("anns", 0o755);
         lower.file("anns/f", 0o644);
         lower.dir("anns/d", 0o755);
@@ -21,123 +21,123 @@ fn stage() -> Stage {
 
 #[test]
 fn calls_with_the_ids_of_root_have_the_rights_of_the_opener() {
-    let stage = stage();
-    let file = stage.open(&eve(), "anns/f", O_STAT).unwrap();
+    let setup = setup();
+    let file = setup.open(&eve(), "anns/f", O_STAT).unwrap();
     let times = TimeSpec { tv_sec: 1, tv_nsec: 0 };
     // The kernel says uid 0 in all of these.
     assert_eq!(file.fchmod(0o666), refused(EPERM));
     assert_eq!(file.futimens(times, times), refused(EPERM));
     let ids = 1002 | 200 << 32;
     assert_eq!(file.std_fs_call(StdFsCallKind::Fchown as u8, &mut [], ids, 0), refused(EPERM));
-    assert_eq!((stage.mode("anns/f"), stage.owner("anns/f")), (0o644, (1000, 100)));
+    assert_eq!((setup.mode("anns/f"), setup.owner("anns/f")), (0o644, (1000, 100)));
     file.fstat().unwrap();
     file.fstatvfs().unwrap();
     file.fsync().unwrap();
 
-    let own = stage.open(&eve(), "eves/f", O_RDWR).unwrap();
+    let own = setup.open(&eve(), "eves/f", O_RDWR).unwrap();
     own.fchmod(0o6777).unwrap();
     own.ftruncate(1).unwrap();
-    assert_eq!(stage.mode("eves/f"), 0o777, "resized by eve, not by root");
+    assert_eq!(setup.mode("eves/f"), 0o777, "resized by eve, not by root");
     own.futimens(times, times).unwrap();
 }
 
 #[test]
 fn a_second_argument_in_the_place_of_the_ids_gives_no_rights() {
-    let stage = stage();
-    let file = stage.open(&eve(), "anns/f", O_STAT).unwrap();
+    let setup = setup();
+    let file = setup.open(&eve(), "anns/f", O_STAT).unwrap();
     for argument in [0, 1000 | 100 << 32] {
         assert_eq!(file.std_fs_call(StdFsCallKind::Fchmod as u8, &mut [], 0o666, argument), refused(EPERM));
-        let dir = stage.open(&eve(), "anns", O_STAT).unwrap();
+        let dir = setup.open(&eve(), "anns", O_STAT).unwrap();
         let mut path = *b"f";
         let call = dir.std_fs_call(StdFsCallKind::Unlinkat as u8, &mut path, 0, argument);
         assert_eq!(call, refused(EACCES), "an unlinkat as this kind of call, with {argument:x}");
     }
-    assert!(stage.exists("anns/f"));
+    assert!(setup.exists("anns/f"));
 }
 
 #[test]
 fn unlinkat_as_a_standard_call_has_the_rights_of_the_directorys_opener() {
-    let stage = stage();
-    let anns = stage.open(&ann(), "anns", O_STAT).unwrap();
-    let seen_by_eve = stage.open(&eve(), "anns", O_STAT).unwrap();
+    let setup = setup();
+    let anns = setup.open(&ann(), "anns", O_STAT).unwrap();
+    let seen_by_eve = setup.open(&eve(), "anns", O_STAT).unwrap();
     assert_eq!(seen_by_eve.std_unlinkat("f", 0), refused(EACCES));
     assert_eq!(seen_by_eve.std_unlinkat("d", AT_REMOVEDIR), refused(EACCES));
-    assert_eq!(eve().scheme_root(stage.name()).unwrap().std_unlinkat("anns/f", 0), refused(EACCES), "it has no opener");
+    assert_eq!(eve().scheme_root(setup.name()).unwrap().std_unlinkat("anns/f", 0), refused(EACCES), "it has no opener");
     anns.std_unlinkat("f", 0).unwrap();
     anns.std_unlinkat("d", AT_REMOVEDIR).unwrap();
 }
 
 #[test]
 fn two_handle_calls_have_the_rights_of_both_openers() {
-    let stage = stage();
-    let [anns, tmp, eves] = ["anns", "tmp", "eves"].map(|name| stage.open(&eve(), name, O_STAT).unwrap());
+    let setup = setup();
+    let [anns, tmp, eves] = ["anns", "tmp", "eves"].map(|name| setup.open(&eve(), name, O_STAT).unwrap());
     assert_eq!(anns.frenameat("f", &tmp, "f", 0), refused(EACCES));
     assert_eq!(eves.frenameat("f", &anns, "g", 0), refused(EACCES));
     assert_eq!(eves.frenameat("f", &anns, "f", 0), refused(EACCES));
-    let file = stage.open(&eve(), "eves/f", O_STAT).unwrap();
+    let file = setup.open(&eve(), "eves/f", O_STAT).unwrap();
     assert_eq!(file.flinkat(&anns, "g", 0), refused(EACCES));
-    let root_cap = eve().scheme_root(stage.name()).unwrap();
+    let root_cap = eve().scheme_root(setup.name()).unwrap();
     assert_eq!(root_cap.frenameat("anns/f", &tmp, "f", 0), refused(EACCES));
     assert_eq!(file.flinkat(&root_cap, "anns/g", 0), refused(EACCES));
 
     eves.frenameat("f", &tmp, "f", 0).unwrap();
-    let by_ann = stage.open(&ann(), "anns", O_STAT).unwrap();
+    let by_ann = setup.open(&ann(), "anns", O_STAT).unwrap();
     tmp.frenameat("f", &by_ann, "f", 0).unwrap();
-    assert_eq!(stage.content("anns/f"), "eves/f", "eve takes it from tmp, ann lets it in");
+    assert_eq!(setup.content("anns/f"), "eves/f", "eve takes it from tmp, ann lets it in");
 }
 
 #[test]
 fn requests_that_say_who_asks_are_believed() {
-    let stage = stage();
+    let setup = setup();
     // Handles that ann opened, in the hands of eve.
-    let dir = eve().inherit(&stage.open(&ann(), "anns", O_RDONLY).unwrap());
+    let dir = eve().inherit(&setup.open(&ann(), "anns", O_RDONLY).unwrap());
     assert_eq!(errno(dir.openat("new", O_CREAT | O_RDWR | 0o600, 0)), EACCES);
     assert_eq!(errno(dir.openat("new", O_CREAT | O_DIRECTORY | 0o700, 0)), EACCES);
     assert_eq!(errno(dir.openat("new", O_CREAT | O_SYMLINK | O_WRONLY, 0)), EACCES);
     assert_eq!(errno(dir.openat("f", O_WRONLY, 0)), EACCES);
     assert_eq!(errno(dir.unlinkat("f", 0)), EACCES);
     assert_eq!(errno(dir.unlinkat("d", AT_REMOVEDIR)), EACCES);
-    let file = eve().inherit(&stage.open(&ann(), "anns/f", O_RDWR).unwrap());
-    assert_eq!(file.frename(stage.path("tmp/f")), refused(EACCES));
-    assert_eq!(file.flink(stage.path("anns/g")), refused(EPERM));
-    assert_eq!(file.flink(stage.path("tmp/g")), refused(EPERM));
+    let file = eve().inherit(&setup.open(&ann(), "anns/f", O_RDWR).unwrap());
+    assert_eq!(file.frename(setup.path("tmp/f")), refused(EACCES));
+    assert_eq!(file.flink(setup.path("anns/g")), refused(EPERM));
+    assert_eq!(file.flink(setup.path("tmp/g")), refused(EPERM));
     assert_eq!(file.write(b"x"), Ok(1), "an open handle is a right in itself");
 
-    let set_id = stage.open(&root(), "anns/f", O_RDWR).unwrap();
+    let set_id = setup.open(&root(), "anns/f", O_RDWR).unwrap();
     set_id.fchmod(0o4755).unwrap();
     eve().inherit(&set_id).write(b"x").unwrap();
-    assert_eq!(stage.mode("anns/f"), 0o755, "eve wrote, though root opened");
+    assert_eq!(setup.mode("anns/f"), 0o755, "eve wrote, though root opened");
 }
 
 #[test]
 fn clients_of_several_users_at_once() {
-    let stage = stage();
+    let setup = setup();
     std::thread::scope(|scope| {
         for (uid, dir) in [(1000, "anns"), (1002, "eves")] {
-            let stage = &stage;
+            let setup = &setup;
             scope.spawn(move || {
                 let me = linux_delegate::Process::new(uid, 300);
                 for i in 0..50 {
-                    let path = stage.path(&format!("{dir}/{uid}-{i}"));
+                    let path = setup.path(&format!("{dir}/{uid}-{i}"));
                     me.write_file(&path, "mine").unwrap();
                     assert_eq!(me.stat(&path).unwrap().st_uid, uid);
                     let other = if dir == "anns" { "eves" } else { "anns" };
-                    assert_eq!(errno(me.write_file(stage.path(&format!("{other}/{uid}-{i}")), "")), EACCES);
-                    me.rename(&path, stage.path(&format!("tmp/{uid}-{i}"))).unwrap();
+                    assert_eq!(errno(me.write_file(setup.path(&format!("{other}/{uid}-{i}")), "")), EACCES);
+                    me.rename(&path, setup.path(&format!("tmp/{uid}-{i}"))).unwrap();
                 }
             });
         }
     });
-    assert_eq!(root().read_dir(stage.path("tmp")).unwrap().len(), 100);
+    assert_eq!(root().read_dir(setup.path("tmp")).unwrap().len(), 100);
 }
 
 #[test]
 fn relibcs_rename_and_link_have_no_check_in_front_of_them() {
-    let stage = stage();
-    let other = Stage::new(|lower| lower.dir("tmp", 0o777));
+    let setup = setup();
+    let other = Setup::new(|lower| lower.dir("tmp", 0o777));
     // The kernel drops the scheme of the new path, so the file stays here under that name.
-    ann().rename(stage.path("anns/f"), other.path("tmp/f")).unwrap();
-    assert_eq!(stage.content("tmp/f"), "anns/f");
+    ann().rename(setup.path("anns/f"), other.path("tmp/f")).unwrap();
+    assert_eq!(setup.content("tmp/f"), "anns/f");
     assert!(!other.exists("tmp/f"));
-    assert_eq!(errno(ann().rename(stage.path("tmp/f"), other.path("tmp/none/f"))), syscall::error::ENOENT);
+    assert_eq!(errno(ann().rename(setup.path("tmp/f"), other.path("tmp/none/f"))), syscall::error::ENOENT);
 }

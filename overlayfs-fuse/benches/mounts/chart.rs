@@ -4,7 +4,7 @@
 use std::fmt::Write;
 
 use crate::report::Report;
-use crate::stage::Subject;
+use crate::setup::Subject;
 
 const NAMES: f64 = 290.0;
 const BARS: f64 = 560.0;

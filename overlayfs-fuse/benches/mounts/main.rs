@@ -13,7 +13,7 @@
 mod chart;
 mod report;
 mod rows;
-mod stage;
+mod setup;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -22,7 +22,7 @@ use std::process::ExitCode;
 
 use report::{Measurement, Report};
 use rows::{Row, Size};
-use stage::{Stage, Subject};
+use setup::{Setup, Subject};
 
 /// What was asked for on the command line.
 struct Arguments {
@@ -78,14 +78,14 @@ fn run(arguments: &Arguments) -> Result<(), String> {
     let size = if arguments.quick { Size::QUICK } else { Size::FULL };
     let calls = if arguments.calls { count_calls(arguments)? } else { BTreeMap::new() };
     let rows = wanted(arguments, size);
-    let stage = Stage::new(size)?;
+    let setup = Setup::new(size)?;
     let mut times: BTreeMap<(usize, Subject), Vec<f64>> = BTreeMap::new();
     let mut memory: BTreeMap<(usize, Subject), u64> = BTreeMap::new();
     for round in 1..=arguments.rounds {
         for (index, row) in rows.iter().enumerate() {
             eprintln!("round {round} of {}: {}", arguments.rounds, row.name);
             for subject in Subject::ALL {
-                let Measurement { seconds, peak } = stage.measure(subject, row)?;
+                let Measurement { seconds, peak } = setup.measure(subject, row)?;
                 times.entry((index, subject)).or_default().push(seconds);
                 let known = memory.entry((index, subject)).or_default();
                 *known = (*known).max(peak);
@@ -116,13 +116,13 @@ fn wanted(arguments: &Arguments, size: Size) -> Vec<Row> {
 /// How many system calls the daemons make for each operation of each row. Counting takes long, so
 /// it is done on small data.
 fn count_calls(arguments: &Arguments) -> Result<BTreeMap<(usize, Subject), f64>, String> {
-    let stage = Stage::new(Size::QUICK)?;
+    let setup = Setup::new(Size::QUICK)?;
     let rows = wanted(arguments, Size::QUICK);
     let mut calls = BTreeMap::new();
     for (index, row) in rows.iter().enumerate() {
         eprintln!("counting calls: {}", row.name);
         for subject in [Subject::FuseOverlayfs, Subject::Ours] {
-            if let Some(count) = stage.count(subject, row)? {
+            if let Some(count) = setup.count(subject, row)? {
                 calls.insert((index, subject), count as f64 / row.operations as f64);
             }
         }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use crate::rows::Row;
-use crate::stage::Subject;
+use crate::setup::Subject;
 
 /// One work on one subject.
 pub struct Measurement {

@@ -110,11 +110,11 @@ mod tests {
 
     #[test]
     fn a_walk_is_known_by_its_second_step_and_read_ahead_of() {
-        let stage = tempfile::tempdir().unwrap();
+        let setup = tempfile::tempdir().unwrap();
         for path in ["a/x", "a/y", "b", "c"] {
-            fs::create_dir_all(stage.path().join(path)).unwrap();
+            fs::create_dir_all(setup.path().join(path)).unwrap();
         }
-        let lower = OsLayer::open(stage.path(), false).unwrap();
+        let lower = OsLayer::open(setup.path(), false).unwrap();
         let overlay = Overlay::new(Layers { upper: None, work: None, lowers: vec![lower] }).unwrap();
         let root = overlay.root();
         let find = |dir: &Arc<Node<OsLayer>>, name: &str| overlay.lookup(dir, OsStr::new(name)).unwrap();
@@ -138,11 +138,11 @@ mod tests {
 
     #[test]
     fn no_more_is_read_than_a_few_steps_ahead() {
-        let stage = tempfile::tempdir().unwrap();
+        let setup = tempfile::tempdir().unwrap();
         for index in 0..100 {
-            fs::create_dir_all(stage.path().join(format!("dir/{index}"))).unwrap();
+            fs::create_dir_all(setup.path().join(format!("dir/{index}"))).unwrap();
         }
-        let lower = OsLayer::open(stage.path(), false).unwrap();
+        let lower = OsLayer::open(setup.path(), false).unwrap();
         let overlay = Overlay::new(Layers { upper: None, work: None, lowers: vec![lower] }).unwrap();
         let dir = overlay.lookup(overlay.root(), OsStr::new("dir")).unwrap();
         let found = (0..100).map(|index| overlay.lookup(&dir, OsStr::new(&index.to_string())).unwrap());

@@ -86,21 +86,21 @@ mod tests {
 
     #[test]
     fn a_small_layer_is_known_at_once_and_a_large_one_in_steps() {
-        let (stage, lower) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        fs::create_dir(stage.path().join("dir")).unwrap();
-        fs::write(stage.path().join("dir/file"), "").unwrap();
-        std::os::unix::fs::symlink("/", stage.path().join("link")).unwrap();
-        let small = overlay(stage.path(), lower.path());
+        let (setup, lower) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        fs::create_dir(setup.path().join("dir")).unwrap();
+        fs::write(setup.path().join("dir/file"), "").unwrap();
+        std::os::unix::fs::symlink("/", setup.path().join("link")).unwrap();
+        let small = overlay(setup.path(), lower.path());
         assert!(Fixed::new(&small).is_none());
         drop(small);
         for index in 0..100 {
-            fs::create_dir_all(stage.path().join(format!("dir/{index}/below"))).unwrap();
+            fs::create_dir_all(setup.path().join(format!("dir/{index}/below"))).unwrap();
         }
-        let large = overlay(stage.path(), lower.path());
+        let large = overlay(setup.path(), lower.path());
         let fixed = Fixed::new(&large);
         assert!(!fixed.is_none());
         // A directory that is gone is passed over.
-        fs::remove_dir(stage.path().join("dir/77/below")).unwrap();
+        fs::remove_dir(setup.path().join("dir/77/below")).unwrap();
         let steps = (0..1000).take_while(|_| {
             fixed.look(&large);
             !fixed.is_none()

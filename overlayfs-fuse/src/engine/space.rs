@@ -187,7 +187,7 @@ impl<L: Layer> EngineFrontEnd<L> {
         }
     }
 
-    /// As [`FrontEnd::watch`](crate::Front end::watch).
+    /// As [`FrontEnd::watch`](crate::FrontEnd::watch).
     pub(super) fn watch_space(&self) -> Duration {
         if !self.holds_back() {
             return Duration::MAX;

@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
 use rustix::mount::{MountFlags, UnmountFlags};
-use test_common::{Random, Stage, put};
+use test_common::{Random, Setup, put};
 
 use crate::history::BLOCK;
 
@@ -72,8 +72,8 @@ pub struct Disk {
 
 impl Disk {
     /// A disk of `size` bytes with this on it.
-    pub fn new(stage: &Stage, size: u64, begin: Blocks) -> Self {
-        let file = put::file(stage.root(), "device", "");
+    pub fn new(setup: &Setup, size: u64, begin: Blocks) -> Self {
+        let file = put::file(setup.root(), "device", "");
         let fuse = File::options().read(true).write(true).open("/dev/fuse").unwrap();
         let data = format!("fd={},rootmode=100000,user_id=0,group_id=0", fuse.as_raw_fd());
         let data = std::ffi::CString::new(data).unwrap();

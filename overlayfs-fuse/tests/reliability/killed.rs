@@ -9,9 +9,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use test_common::{Random, Stage};
+use test_common::{Random, Setup};
 
-use crate::bed::Bed;
+use crate::fixture::Fixture;
 use crate::mount::{Mount, eventually};
 use crate::setting;
 use crate::worker::Worker;
@@ -39,7 +39,7 @@ const LONGEST: Duration = Duration::from_millis(250);
 const ENDING: Duration = Duration::from_millis(30);
 
 struct Run {
-    bed: Bed,
+    fixture: Fixture,
     random: Random,
     kills: u64,
     calls: usize,
@@ -55,12 +55,12 @@ impl Run {
 
     /// All calls that a life of an upper layer takes.
     fn live(&mut self, way: &str, kills: u64) {
-        self.bed.clear();
-        let mut mount = self.bed.mount(way);
+        self.fixture.clear();
+        let mut mount = self.fixture.mount(way);
         let seed = self.random.number();
         let clock = Arc::new(AtomicU64::new(0));
         let mut workers: Vec<_> =
-            (0..WORKERS).map(|number| Worker::new(number, &self.bed.point, seed, clock.clone())).collect();
+            (0..WORKERS).map(|number| Worker::new(number, &self.fixture.point, seed, clock.clone())).collect();
         for worker in &mut workers {
             worker.has_xattrs = way != SCHEME;
             worker.has_temps = way != SCHEME;
@@ -73,17 +73,17 @@ impl Run {
             }
             self.kills += 1;
             let repair = self.random.below(2) == 0;
-            assert_eq!(self.bed.losses(repair), [""; 0], "lost by kill {}{way}", self.kills);
-            mount = self.bed.mount(way);
-            self.bed.check_work();
+            assert_eq!(self.fixture.losses(repair), [""; 0], "lost by kill {}{way}", self.kills);
+            mount = self.fixture.mount(way);
+            self.fixture.check_work();
             self.compare(&mut workers);
         }
         mount.unmount();
-        self.bed.check_at_rest();
-        let mount = self.bed.mount(way);
+        self.fixture.check_at_rest();
+        let mount = self.fixture.mount(way);
         self.compare(&mut workers);
         mount.unmount();
-        self.bed.check_lowers();
+        self.fixture.check_lowers();
     }
 
     fn compare(&mut self, workers: &mut [Worker]) {
@@ -118,7 +118,7 @@ impl Run {
         });
         self.calls += CALLS * WORKERS;
         // Programs that other tests are just starting hold for a moment what this process had open.
-        eventually("it is unmounted", || Command::new("umount").arg(&self.bed.point).status().unwrap().success());
+        eventually("it is unmounted", || Command::new("umount").arg(&self.fixture.point).status().unwrap().success());
         self.pause(ENDING);
         mount.daemon.kill().unwrap();
     }
@@ -146,10 +146,10 @@ fn call(worker: &mut Worker) -> Result<(), String> {
 #[test]
 fn what_was_answered_is_there_after_a_kill() {
     let kills = setting("OVERLAYFS_KILLS", 15);
-    let stage = Stage::new();
-    let bed = Bed::new(&stage, stage.root(), WORKERS, |_| ());
+    let setup = Setup::new();
+    let fixture = Fixture::new(&setup, setup.root(), WORKERS, |_| ());
     let random = Random(setting("OVERLAYFS_SEED", 1));
-    let mut run = Run { bed, random, kills: 0, calls: 0, cut_off: 0, undone: 0 };
+    let mut run = Run { fixture, random, kills: 0, calls: 0, cut_off: 0, undone: 0 };
     for way in WAYS.iter().cycle() {
         let few = KILLS.min(kills.div_ceil(WAYS.len() as u64)).min(kills - run.kills);
         if few == 0 {

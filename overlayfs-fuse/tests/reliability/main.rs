@@ -5,9 +5,9 @@
 //! Needs root, /dev/fuse, and for the power failures loop devices and the packages e2fsprogs,
 //! xfsprogs and btrfs-progs.
 
-mod bed;
 mod call;
 mod disk;
+mod fixture;
 mod history;
 mod killed;
 #[path = "../suite/mount.rs"]

@@ -16,10 +16,10 @@ use std::time::Duration;
 use overlayfs::fsck::Damage;
 use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_bind, mount_change, unmount};
 use rustix::thread::UnshareFlags;
-use test_common::{Random, Stage, put};
+use test_common::{Random, Setup, put};
 
-use crate::bed::Bed;
 use crate::disk::{Blocks, Disk, Mounted, Recording, succeed};
+use crate::fixture::Fixture;
 use crate::history::Order;
 use crate::mount::{is_mounted, program};
 use crate::worker::Worker;
@@ -86,8 +86,8 @@ struct Recorded {
 struct Machine {
     filesystem: &'static Filesystem,
     random: Random,
-    bed: Bed,
-    stage: Stage,
+    fixture: Fixture,
+    setup: Setup,
 }
 
 impl Machine {
@@ -98,18 +98,18 @@ impl Machine {
         unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }.unwrap();
         mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).unwrap();
         let_go_of_others();
-        let stage = Stage::new();
+        let setup = Setup::new();
         let random = Random(setting("OVERLAYFS_SEED", 1));
-        let disk = Disk::new(&stage, filesystem.size, Blocks::new());
+        let disk = Disk::new(&setup, filesystem.size, Blocks::new());
         succeed(Command::new(filesystem.make[0]).args(&filesystem.make[1..]).arg(disk.device()));
-        let mounted = Mounted::new(&disk, &stage.dir("disk"), filesystem.options);
-        let bed = Bed::new(&stage, &stage.path("disk"), WORKERS, furnish_ends);
+        let mounted = Mounted::new(&disk, &setup.dir("disk"), filesystem.options);
+        let fixture = Fixture::new(&setup, &setup.path("disk"), WORKERS, furnish_ends);
         drop(mounted);
         let recording = disk.recording();
         let blocks = recording.cut(recording.end(), &mut Random(0));
         drop(disk);
-        let mut machine = Self { filesystem, random, bed, stage };
-        mount_bind(put::file(machine.stage.root(), "boot_id", ""), BOOT_ID).unwrap();
+        let mut machine = Self { filesystem, random, fixture, setup };
+        mount_bind(put::file(machine.setup.root(), "boot_id", ""), BOOT_ID).unwrap();
         machine.boot();
         (machine, blocks)
     }
@@ -117,7 +117,7 @@ impl Machine {
     /// The system runs from now on, and not since it did before.
     fn boot(&mut self) {
         put::file(
-            self.stage.root(),
+            self.setup.root(),
             "boot_id",
             format!("{:016x}{:016x}\n", self.random.number(), self.random.number()),
         );
@@ -125,19 +125,19 @@ impl Machine {
 
     /// A disk with this on it, and its filesystem mounted.
     fn disk(&self, blocks: Blocks) -> (Disk, Mounted) {
-        let disk = Disk::new(&self.stage, self.filesystem.size, blocks);
-        let mounted = Mounted::new(&disk, &self.stage.path("disk"), self.filesystem.options);
+        let disk = Disk::new(&self.setup, self.filesystem.size, blocks);
+        let mounted = Mounted::new(&disk, &self.setup.path("disk"), self.filesystem.options);
         (disk, mounted)
     }
 
     /// Has programs work.
     fn record(&mut self, blocks: Blocks, way: &str, calls: u64) -> Recorded {
         let (disk, mounted) = self.disk(blocks);
-        let mount = self.bed.mount(way);
+        let mount = self.fixture.mount(way);
         let begin = disk.clock.load(Ordering::SeqCst);
         let seed = self.random.number();
         let mut workers: Vec<_> =
-            (0..WORKERS).map(|number| Worker::new(number, &self.bed.point, seed, disk.clock.clone())).collect();
+            (0..WORKERS).map(|number| Worker::new(number, &self.fixture.point, seed, disk.clock.clone())).collect();
         for worker in &mut workers {
             // Where each name comes back for itself, what is in a directory may be at a path where
             // it never was.
@@ -147,7 +147,7 @@ impl Machine {
         }
         let ended = AtomicBool::new(false);
         thread::scope(|scope| {
-            scope.spawn(|| sync_now_and_then(&self.stage.path("disk"), &ended));
+            scope.spawn(|| sync_now_and_then(&self.setup.path("disk"), &ended));
             let working: Vec<_> = workers
                 .iter_mut()
                 .map(|worker| scope.spawn(|| (0..calls).for_each(|_| worker.work().expect("the call succeeds"))))
@@ -212,12 +212,12 @@ fn cut_one_recording(machine: &mut Machine, blocks: Blocks, way: &str, cuts: u64
         let end = recording.end();
         let when = format!("{}{way}, cut {number} of a recording, after event {moment} of {end}", filesystem.make[0]);
         let repair = machine.random.below(2) == 0;
-        let mut lost = machine.bed.losses(repair);
+        let mut lost = machine.fixture.losses(repair);
         // What was written to a partial copy and not synced.
         lost.retain(|finding| !finding.ends_with(&Damage::MapMeansNothing.to_string()));
         assert_eq!(lost, [""; 0], "{when}");
-        let mount = machine.bed.mount(way);
-        machine.bed.check_work();
+        let mount = machine.fixture.mount(way);
+        machine.fixture.check_work();
         for worker in &workers {
             let checked = worker.history.check_cut(&worker.find(), moment, filesystem.order);
             let one_step = checked.unwrap_or_else(|difference| panic!("{when}: {difference}"));
@@ -294,9 +294,9 @@ impl Machine {
         self.boot();
         let blocks = recording.cut(moment, &mut self.random);
         let (_disk, _mounted) = self.disk(blocks);
-        assert_eq!(self.bed.losses(false), [""; 0]);
-        let mount = self.bed.mount(way);
-        let keeps = has_ends(&self.bed.point.join("ends"));
+        assert_eq!(self.fixture.losses(false), [""; 0]);
+        let mount = self.fixture.mount(way);
+        let keeps = has_ends(&self.fixture.point.join("ends"));
         mount.unmount();
         keeps
     }
@@ -306,11 +306,11 @@ fn cut_at_the_end(filesystem: &'static Filesystem) {
     let (mut machine, blocks) = Machine::new(filesystem);
     for (way, (name, end)) in filesystem.ways.iter().flat_map(|way| ENDS.map(|end| (way, end))) {
         let (disk, mounted) = machine.disk(blocks.clone());
-        let mut mount = machine.bed.mount(way);
-        change_ends(&machine.bed.point.join("ends"));
-        let moment = end(&machine.bed.point, &disk.clock);
+        let mut mount = machine.fixture.mount(way);
+        change_ends(&machine.fixture.point.join("ends"));
+        let moment = end(&machine.fixture.point, &disk.clock);
         let recording = disk.recording();
-        match is_mounted(&machine.bed.point) {
+        match is_mounted(&machine.fixture.point) {
             true => mount.unmount(),
             false => assert!(mount.daemon.wait().unwrap().success()),
         }
@@ -333,9 +333,9 @@ fn what_was_changed_before_an_end_is_kept() {
 fn what_was_changed_before_syncfs_is_kept_soon_after() {
     let (mut machine, blocks) = Machine::new(&EXT4);
     let (disk, mounted) = machine.disk(blocks);
-    let mount = machine.bed.mount("");
-    change_ends(&machine.bed.point.join("ends"));
-    rustix::fs::syncfs(File::open(&machine.bed.point).unwrap()).unwrap();
+    let mount = machine.fixture.mount("");
+    change_ends(&machine.fixture.point.join("ends"));
+    rustix::fs::syncfs(File::open(&machine.fixture.point).unwrap()).unwrap();
     // It takes a second, on a machine that has nothing else to do.
     let cuts: Vec<_> = (0..12)
         .map(|_| {
@@ -361,10 +361,10 @@ fn what_is_volatile_is_refused_after_a_cut() {
         machine.boot();
         let blocks = recording.cut(moment, &mut machine.random);
         let (_disk, _mounted) = machine.disk(blocks);
-        let losses = machine.bed.losses(false);
+        let losses = machine.fixture.losses(false);
         assert!(losses.iter().any(|finding| finding.ends_with(&Damage::Volatile.to_string())), "{losses:?}");
         let mut command = run::command(program());
-        let output = run::finish(command.args(["-f", "-o", &machine.bed.options("")]).arg(&machine.bed.point));
+        let output = run::finish(command.args(["-f", "-o", &machine.fixture.options("")]).arg(&machine.fixture.point));
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(!output.status.success() && said.contains("reuse_volatile"), "mounted after event {moment}: {said}");
     }

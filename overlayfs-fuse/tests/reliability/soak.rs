@@ -17,10 +17,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use test_common::{Random, Stage, put};
+use test_common::{Random, Setup, put};
 
-use crate::bed::Bed;
 use crate::call::bytes;
+use crate::fixture::Fixture;
 use crate::mount::Mount;
 use crate::worker::Worker;
 use crate::{run, setting};
@@ -249,18 +249,18 @@ fn run_programs(mount: &Path, watch: &Watch) {
 }
 
 /// Mounts an overlay anew, again and again, with an empty upper layer now and then.
-fn remount(bed: &Bed, watch: &Watch, period: Duration) {
+fn remount(fixture: &Fixture, watch: &Watch, period: Duration) {
     let mut mounts = 0;
     while watch.goes_on() {
-        bed.clear();
-        let mut mount = bed.mount("");
-        let mut worker = Worker::new(0, &bed.point, mounts, Arc::new(AtomicU64::new(0)));
+        fixture.clear();
+        let mut mount = fixture.mount("");
+        let mut worker = Worker::new(0, &fixture.point, mounts, Arc::new(AtomicU64::new(0)));
         for _ in 0..5 {
             work_at_random(&mut worker, watch, watch.start.elapsed() + period);
             mount.unmount();
-            bed.check_at_rest();
-            mount = bed.mount("");
-            bed.check_work();
+            fixture.check_at_rest();
+            mount = fixture.mount("");
+            fixture.check_work();
             worker.compare();
             mounts += 1;
         }
@@ -272,10 +272,10 @@ fn remount(bed: &Bed, watch: &Watch, period: Duration) {
 #[test]
 fn memory_and_descriptors_stay_what_they_are() {
     let length = Duration::from_secs(setting("OVERLAYFS_SOAK_SECONDS", 6));
-    let (stays, anew) = (Stage::new(), Stage::new());
+    let (stays, anew) = (Setup::new(), Setup::new());
     let (seconds, tells) = (length.as_secs_f64(), length >= TELLS);
     let crowds = if tells { CROWDS } else { 0 };
-    let bed = Bed::new(&stays, stays.root(), WORKERS, |lower| {
+    let fixture = Fixture::new(&stays, stays.root(), WORKERS, |lower| {
         for number in 0..(seconds / SMALL_EVERY) as usize + 1 {
             put::file(lower, &small_file(number), bytes(number as u64, SMALL));
         }
@@ -293,38 +293,38 @@ fn memory_and_descriptors_stay_what_they_are() {
             }
         }
     });
-    let other = Bed::new(&anew, anew.root(), 1, |_| ());
+    let other = Fixture::new(&anew, anew.root(), 1, |_| ());
     // Longer than the work, since what was partly copied is completed at the end.
-    let mount = Mount::for_long(&bed.point, &bed.options(""), length + Duration::from_secs(600));
+    let mount = Mount::for_long(&fixture.point, &fixture.options(""), length + Duration::from_secs(600));
     let pid = mount.daemon.id();
     let start = Instant::now();
     for number in 0..crowds {
-        look_at(&bed.point.join(crowd(number)));
+        look_at(&fixture.point.join(crowd(number)));
     }
     println!("{} files were looked at in {:?}", crowds * CROWD, start.elapsed());
     let watch = Watch { start: Instant::now(), length, failed: AtomicBool::new(false) };
     let mut samples = Vec::new();
     thread::scope(|scope| {
-        let (watch, bed) = (&watch, &bed);
+        let (watch, fixture) = (&watch, &fixture);
         for number in 0..WORKERS {
             scope.spawn(move || {
                 let _alarm = Alarm(watch);
-                let mut worker = Worker::new(number, &bed.point, 1, Arc::new(AtomicU64::new(0)));
+                let mut worker = Worker::new(number, &fixture.point, 1, Arc::new(AtomicU64::new(0)));
                 work_at_random(&mut worker, watch, length);
             });
         }
         scope.spawn(|| {
             let _alarm = Alarm(watch);
-            copy_up(&bed.point, watch);
+            copy_up(&fixture.point, watch);
         });
         scope.spawn(|| {
             let _alarm = Alarm(watch);
-            run_programs(&bed.point, watch);
+            run_programs(&fixture.point, watch);
         });
         if tells {
             scope.spawn(|| {
                 let _alarm = Alarm(watch);
-                look_around(&bed.point, watch);
+                look_around(&fixture.point, watch);
             });
         }
         scope.spawn(|| {
@@ -340,9 +340,9 @@ fn memory_and_descriptors_stay_what_they_are() {
         }
     });
     mount.unmount();
-    bed.check_lowers();
+    fixture.check_lowers();
     other.check_lowers();
-    bed.check_at_rest();
+    fixture.check_at_rest();
     check(&samples);
     if tells {
         check_growth(&samples, length);

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use rustix::mount::{MountFlags, UnmountFlags};
-use test_common::{Stage, put};
+use test_common::{Setup, put};
 
 use crate::mount;
 
@@ -18,11 +18,11 @@ pub struct Disk {
 impl Disk {
     /// An ext4 filesystem, with a journal or without (`^has_journal`), in the file `image`, which
     /// is made.
-    pub fn ext4(stage: &Stage, image: &Path, size: u64, journal: &str) -> Self {
+    pub fn ext4(setup: &Setup, image: &Path, size: u64, journal: &str) -> Self {
         File::create(image).unwrap().set_len(size).unwrap();
         let early = "lazy_itable_init=0,lazy_journal_init=0";
         run(Command::new("mkfs.ext4").args(["-q", "-O", journal, "-E", early]).arg(image));
-        let disk = Self { point: stage.dir("disk") };
+        let disk = Self { point: setup.dir("disk") };
         disk.mount(image);
         disk
     }

@@ -11,7 +11,7 @@ pub fn program() -> String {
     env::var("OVERLAYFS_FUSE").unwrap_or_else(|_| env!("CARGO_BIN_EXE_overlayfs-fuse").to_owned())
 }
 
-/// The one for a list of mount options: with `front_end=scheme` that of the delegate, whose every
+/// The one for a list of mount options: with `door=scheme` that of the delegate, whose every
 /// request goes through the scheme.
 #[allow(dead_code, reason = "not every suite has options")]
 pub fn program_for(options: &str) -> String {

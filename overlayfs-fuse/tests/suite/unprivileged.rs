@@ -5,7 +5,7 @@ use std::env;
 use std::path::Path;
 use std::process::Output;
 
-use test_common::{Stage, mode};
+use test_common::{Setup, mode};
 
 use crate::mount::{MOUNTING, via_scheme};
 use crate::run;
@@ -14,22 +14,22 @@ use crate::run;
 const USER: &str = "4242";
 
 /// Prepares what a user finds on other systems: a device that he may open, and programs in places
-/// that he may enter. The arguments are the stage, the tool chain's directory, this test program,
+/// that he may enter. The arguments are the setup, the tool chain's directory, this test program,
 /// the programs under test, and the user.
 const PREPARE: &str = r#"
-stage=$1 toolchain=$2 suite=$3 program=$4 via_scheme=$5 user=$6; shift 6
-mknod -m 666 "$stage/fuse" c 10 229
-mount --bind "$stage/fuse" /dev/fuse
-mkdir "$stage/toolchain"
-mount --bind "$toolchain" "$stage/toolchain"
-cp "$suite" "$stage/suite"
-cp "$program" "$stage/overlayfs-fuse"
-cp "$via_scheme" "$stage/overlayfs-fuse-via-scheme"
-export OVERLAYFS_FUSE="$stage/overlayfs-fuse" OVERLAYFS_FUSE_VIA_SCHEME="$stage/overlayfs-fuse-via-scheme" HOME="$stage/home" CARGO="$stage/toolchain/bin/cargo"
-export PATH="$stage/toolchain/bin:$stage/tools:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+setup=$1 toolchain=$2 suite=$3 program=$4 via_scheme=$5 user=$6; shift 6
+mknod -m 666 "$setup/fuse" c 10 229
+mount --bind "$setup/fuse" /dev/fuse
+mkdir "$setup/toolchain"
+mount --bind "$toolchain" "$setup/toolchain"
+cp "$suite" "$setup/suite"
+cp "$program" "$setup/overlayfs-fuse"
+cp "$via_scheme" "$setup/overlayfs-fuse-via-scheme"
+export OVERLAYFS_FUSE="$setup/overlayfs-fuse" OVERLAYFS_FUSE_VIA_SCHEME="$setup/overlayfs-fuse-via-scheme" HOME="$setup/home" CARGO="$setup/toolchain/bin/cargo"
+export PATH="$setup/toolchain/bin:$setup/tools:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 install -d -o "$user" "$HOME"
 cd "$HOME"
-exec setpriv --reuid "$user" --regid "$user" --clear-groups unshare --user --map-root-user --mount "$stage/suite" "$@"
+exec setpriv --reuid "$user" --regid "$user" --clear-groups unshare --user --map-root-user --mount "$setup/suite" "$@"
 "#;
 
 /// The variable that is set while tests are run again, for those that do less then.
@@ -60,16 +60,16 @@ pub fn again(filters: &[&str], forbidden: &[(&str, &str)], tools: &[&Path]) {
 }
 
 fn run_again(arguments: &[&str], tools: &[&Path]) -> Output {
-    let stage = Stage::new();
-    mode(stage.root(), 0o755);
-    let places = stage.dir("tools");
+    let setup = Setup::new();
+    mode(setup.root(), 0o755);
+    let places = setup.dir("tools");
     for tool in tools {
         std::fs::copy(tool, places.join(tool.file_name().unwrap())).unwrap();
     }
     let cargo = Path::new(env!("CARGO"));
     let mut command = run::command("unshare");
     command.env(VARIABLE, "1");
-    command.args(["--mount", "sh", "-euc", PREPARE, "sh"]).arg(stage.root());
+    command.args(["--mount", "sh", "-euc", PREPARE, "sh"]).arg(setup.root());
     command.arg(cargo.parent().and_then(Path::parent).unwrap());
     command.arg(env::current_exe().unwrap()).args([env!("CARGO_BIN_EXE_overlayfs-fuse"), &via_scheme(), USER]);
     run::finish(command.args(arguments))

@@ -13,7 +13,7 @@ use std::process::Command;
 use test_common::{LowerGuard, Random, put};
 
 use crate::mount::Mount;
-use crate::{Bed, KIB, MIB, fill};
+use crate::{Fixture, KIB, MIB, fill};
 
 /// The names of files. Those of `LOWER` are in the lower layer, the large ones large enough to be
 /// copied up in part.
@@ -32,7 +32,7 @@ const STEPS: u64 = 80;
 
 /// A mount, and what its files should have.
 struct World {
-    bed: Bed,
+    fixture: Fixture,
     files: BTreeMap<&'static str, Vec<u8>>,
     random: Random,
     /// How many changes were refused.
@@ -41,23 +41,23 @@ struct World {
 
 impl World {
     fn new(seed: u64) -> Self {
-        let bed = Bed::new(24 * MIB);
+        let fixture = Fixture::new(24 * MIB);
         let mut files = BTreeMap::from(LOWER.map(|name| (name, vec![b'l'; 2 * LARGE])));
         files.insert("small", b"lower".to_vec());
         for (name, content) in &files {
-            put::file(&bed.path("lower"), name, content);
+            put::file(&fixture.path("lower"), name, content);
         }
-        Self { bed, files, random: Random(seed), refused: 0 }
+        Self { fixture, files, random: Random(seed), refused: 0 }
     }
 
     fn mount(&self, more: &str) -> Mount {
         let mut daemon = Command::new("bash");
         daemon.args(["-c", &format!("ulimit -f {}; exec \"$@\"", LIMIT / KIB), "bash"]);
-        self.bed.mount_by(daemon, more)
+        self.fixture.mount_by(daemon, more)
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        self.bed.mounted(name)
+        self.fixture.mounted(name)
     }
 
     /// One change, in the mount and, if it is done there, in what should be.
@@ -73,7 +73,7 @@ impl World {
             // stays true.
             10 => {
                 self.sync_all();
-                fill(&self.bed.path("filler"));
+                fill(&self.fixture.path("filler"));
             }
             _ => self.free(),
         }
@@ -106,7 +106,8 @@ impl World {
     fn truncate(&mut self, name: &'static str) {
         let Some(content) = self.files.get_mut(name) else { return };
         let size = self.random.below(content.len() + 100_000);
-        match OpenOptions::new().write(true).open(self.bed.mounted(name)).and_then(|file| file.set_len(size as u64)) {
+        match OpenOptions::new().write(true).open(self.fixture.mounted(name)).and_then(|file| file.set_len(size as u64))
+        {
             Ok(()) => content.resize(size, 0),
             Err(error) => self.refuse(&error),
         }
@@ -147,7 +148,7 @@ impl World {
 
     /// Gives the space back that others have taken.
     fn free(&self) {
-        let _ = fs::remove_file(self.bed.path("filler"));
+        let _ = fs::remove_file(self.fixture.path("filler"));
     }
 
     #[track_caller]
@@ -183,7 +184,7 @@ fn close(file: File) -> io::Result<()> {
 /// Random changes with these options of the mount.
 pub fn changes(seed: u64, more: &str) {
     let mut world = World::new(seed);
-    let guard = LowerGuard::new([world.bed.path("lower")]);
+    let guard = LowerGuard::new([world.fixture.path("lower")]);
     for round in 0..MOUNTS {
         let mount = world.mount(more);
         world.check(&format!("seed {seed}, after mount {round}"));

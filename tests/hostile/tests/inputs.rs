@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::{LazyLock, Mutex, PoisonError};
 
 use test_common::Random;
-use test_hostile::{Ground, found, kernel, words};
+use test_hostile::{Backing, found, kernel, words};
 
 /// Where the layers are, in memory.
 const PLACE: &str = "/dev/shm";
@@ -48,8 +48,8 @@ fn try_all(target: &str, made_up: usize, run: impl Fn(&[u8])) {
 
 #[test]
 fn requests() {
-    let ground = LazyLock::new(|| Ground::new(Path::new(PLACE)));
-    try_all("requests", 800, |input| ground.run(input));
+    let backing = LazyLock::new(|| Backing::new(Path::new(PLACE)));
+    try_all("requests", 800, |input| backing.run(input));
 }
 
 #[test]

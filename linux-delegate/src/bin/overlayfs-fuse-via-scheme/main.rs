@@ -36,8 +36,8 @@ fn main() -> ExitCode {
     program::run(arguments, serve_scheme)
 }
 
-/// A list of mount options without `front_end=scheme`, which says what is so anyway, as
-/// `front_end=engine` does in `overlayfs-fuse`.
+/// A list of mount options without `door=scheme`, which says what is so anyway, as
+/// `door=engine` does in `overlayfs-fuse`.
 fn without_front_end(list: &OsStr) -> OsString {
     let items: Vec<_> = list.as_bytes().split(|byte| *byte == b',').filter(|item| *item != b"door=scheme").collect();
     OsString::from_vec(items.join(&b','))

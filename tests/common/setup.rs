@@ -9,12 +9,12 @@ use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, Timespec, Timestamps, Uid};
 const PREFIX: &str = "overlayfs-test-";
 
 /// A temporary directory for one test; removed with all its contents when it is dropped.
-pub struct Stage {
+pub struct Setup {
     dir: tempfile::TempDir,
 }
 
-impl Stage {
-    /// An empty stage. Tests change owners and make device nodes, so they run as root; a sentence
+impl Setup {
+    /// An empty setup. Tests change owners and make device nodes, so they run as root; a sentence
     /// says so if they do not.
     #[expect(clippy::new_without_default, reason = "makes a directory, which a default value should not do")]
     pub fn new() -> Self {
@@ -22,32 +22,32 @@ impl Stage {
         Self { dir: tempfile::Builder::new().prefix(PREFIX).tempdir().unwrap() }
     }
 
-    /// An empty stage in memory, where nothing waits for a disk.
+    /// An empty setup in memory, where nothing waits for a disk.
     pub fn in_memory() -> Self {
         Self { dir: tempfile::Builder::new().prefix(PREFIX).tempdir_in("/dev/shm").unwrap() }
     }
 
-    /// A stage with these directories, which other users may enter.
+    /// A setup with these directories, which other users may enter.
     pub fn for_users(names: &[&str]) -> Self {
-        let stage = Self::new();
-        mode(stage.root(), 0o755);
+        let setup = Self::new();
+        mode(setup.root(), 0o755);
         for name in names {
-            stage.dir(name);
+            setup.dir(name);
         }
-        stage
+        setup
     }
 
-    /// The stage itself.
+    /// The setup itself.
     pub fn root(&self) -> &Path {
         self.dir.path()
     }
 
-    /// The path of `name` in the stage, whether it exists or not.
+    /// The path of `name` in the setup, whether it exists or not.
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    /// The directory `name` in the stage, created if it is missing.
+    /// The directory `name` in the setup, created if it is missing.
     pub fn dir(&self, name: &str) -> PathBuf {
         let path = self.path(name);
         fs::create_dir_all(&path).unwrap();

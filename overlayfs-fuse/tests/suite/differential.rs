@@ -2,14 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use test_common::{Detail, LowerGuard, Snapshot, Stage, mode, put};
+use test_common::{Detail, LowerGuard, Setup, Snapshot, mode, put};
 
 use crate::mount::Mount;
 use crate::run;
 use crate::unprivileged::VARIABLE;
 
 /// A mount, and an ordinary directory with the same contents.
-pub struct Twins {
+pub struct Differential {
     mount: Option<Mount>,
     guard: LowerGuard,
     front_end: String,
@@ -18,35 +18,36 @@ pub struct Twins {
     upper: PathBuf,
     /// The work directory, if it is not in the upper layer.
     work: Option<PathBuf>,
-    pub stage: Stage,
+    pub setup: Setup,
 }
 
-impl Twins {
+impl Differential {
     /// With nothing in them but one directory of the lower layer, `below`.
     pub fn small(front_end: &str) -> Self {
-        let stage = Stage::new();
-        let lower = stage.dir("lower");
+        let setup = Setup::new();
+        let lower = setup.dir("lower");
         put::file(&lower, "below/file", "two names");
         put::link(&lower, "below/file", "below/link");
         put::symlink(&lower, "below/symlink", "file");
-        Self::over(front_end, stage, vec![lower])
+        Self::over(front_end, setup, vec![lower])
     }
 
     /// With the content of these layers, none of which hides a directory.
-    pub fn over(front_end: &str, stage: Stage, lowers: Vec<PathBuf>) -> Self {
+    pub fn over(front_end: &str, setup: Setup, lowers: Vec<PathBuf>) -> Self {
         // Other users work in it too.
-        mode(stage.root(), 0o755);
-        let plain = stage.dir("plain");
+        mode(setup.root(), 0o755);
+        let plain = setup.dir("plain");
         for layer in lowers.iter().rev() {
             // Some programs take times of the same second for the same.
             shell(layer, "find . -newermt yesterday -exec touch -hd 2009-09-09 {} +");
             shell(layer, &format!("cp -a . {}", plain.display()));
         }
         let guard = LowerGuard::new(&lowers);
-        let upper = stage.dir("upper");
-        let mut twins = Self { mount: None, guard, front_end: front_end.to_owned(), lowers, upper, work: None, stage };
-        twins.start();
-        twins
+        let upper = setup.dir("upper");
+        let mut differential =
+            Self { mount: None, guard, front_end: front_end.to_owned(), lowers, upper, work: None, setup };
+        differential.start();
+        differential
     }
 
     fn start(&mut self) {
@@ -56,12 +57,12 @@ impl Twins {
         if let Some(work) = &self.work {
             options += &format!(",workdir={}", work.display());
         }
-        self.mount = Some(Mount::new(&self.stage.dir("mount"), &options));
+        self.mount = Some(Mount::new(&self.setup.dir("mount"), &options));
     }
 
     /// Runs a script in both. Returns what it printed, which is the same.
     pub fn run(&self, script: &str) -> String {
-        let [found, expected] = ["mount", "plain"].map(|name| shell(&self.stage.path(name), script));
+        let [found, expected] = ["mount", "plain"].map(|name| shell(&self.setup.path(name), script));
         let unlike = found.lines().zip(expected.lines()).find(|(found, expected)| found != expected);
         assert!(found == expected, "{script}\nprints {found}\ninstead of {expected}\nFirst difference: {unlike:?}");
         found
@@ -70,7 +71,7 @@ impl Twins {
     /// Asserts that a part of the mount is as in the ordinary directory.
     pub fn compare(&self, path: &str, detail: Detail) {
         let [found, expected] =
-            ["mount", "plain"].map(|name| Snapshot::take(&self.stage.path(name).join(path), detail));
+            ["mount", "plain"].map(|name| Snapshot::take(&self.setup.path(name).join(path), detail));
         assert!(found.count() > 1, "{path} is empty, so the comparison would mean nothing");
         expected.assert_same(&found, &format!("the mount's /{path}"));
     }
@@ -83,21 +84,21 @@ impl Twins {
     /// Mounts anew with an empty upper layer above the one that there was, which is the topmost
     /// lower one from now on.
     pub fn stack(&mut self) {
-        self.remount_after(|twins| {
+        self.remount_after(|differential| {
             let [upper, work] =
-                ["upper", "work"].map(|name| twins.stage.dir(&format!("{name}-{}", twins.lowers.len())));
+                ["upper", "work"].map(|name| differential.setup.dir(&format!("{name}-{}", differential.lowers.len())));
             // The root has the times of the upper layer, which stays empty with a work directory
             // elsewhere.
-            shell(&upper, &format!("touch -r {} .", twins.upper.display()));
-            twins.work = Some(work);
-            let below = std::mem::replace(&mut twins.upper, upper);
-            twins.guard.add(&below);
-            twins.lowers.insert(0, below);
+            shell(&upper, &format!("touch -r {} .", differential.upper.display()));
+            differential.work = Some(work);
+            let below = std::mem::replace(&mut differential.upper, upper);
+            differential.guard.add(&below);
+            differential.lowers.insert(0, below);
         });
     }
 
     fn remount_after(&mut self, change: impl Fn(&mut Self)) {
-        let point = self.stage.path("mount");
+        let point = self.setup.path("mount");
         let before = Snapshot::take(&point, Detail::Times);
         self.mount.take().unwrap().unmount();
         self.guard.check();

@@ -31,7 +31,7 @@ const SECRET_PATH: &str = "/secret/key";
 
 /// Two lower layers, always the same, and room for an upper one, on a filesystem of Linux or on a
 /// redoxfs that is played. A process has one of these.
-pub struct Ground {
+pub struct Backing {
     dir: TempDir,
     lowers: [PathBuf; 2],
     /// Tells of every change in the lower layers.
@@ -44,7 +44,7 @@ pub struct Ground {
     secret: Tree,
 }
 
-impl Ground {
+impl Backing {
     /// Makes the layers in a directory of their own in `parent`, which is best on a filesystem in
     /// memory. Needs root.
     pub fn new(parent: &Path) -> Self {

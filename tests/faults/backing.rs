@@ -10,7 +10,7 @@ use overlayfs::layer::redox::RedoxLayer;
 use overlayfs::layer::{Kind, Layer, Object, OsLayer, Result};
 use overlayfs::overlay::Layers;
 use rustix::fs::FileType;
-use test_common::{Detail, Snapshot, Stage, names, put};
+use test_common::{Detail, Setup, Snapshot, names, put};
 
 use crate::memory::{self, Abilities, Memory};
 use crate::op::{Mounting, Op, Session, Source};
@@ -47,7 +47,7 @@ pub struct Start {
     pub abilities: Abilities,
 }
 
-pub trait Ground: Source + Sized {
+pub trait Backing: Source + Sized {
     /// What was at one time in the lower layers.
     type Lowers;
     /// What it is called in the report.
@@ -76,15 +76,15 @@ pub trait Ground: Source + Sized {
     fn open(&self) -> (usize, usize);
 
     fn make(start: &Start) -> Self {
-        let ground = Self::new(start.abilities);
-        start.lowers.iter().for_each(|placed| ground.put(placed));
-        let mut session = Session::new(&ground, start.mounting).unwrap();
+        let backing = Self::new(start.abilities);
+        start.lowers.iter().for_each(|placed| backing.put(placed));
+        let mut session = Session::new(&backing, start.mounting).unwrap();
         for op in &start.ops {
             session.apply(op).unwrap_or_else(|error| panic!("{op:?}: {error}"));
         }
         // What is copied in part stays so.
         session.crash();
-        ground
+        backing
     }
 }
 
@@ -120,7 +120,7 @@ impl Source for InMemory {
     }
 }
 
-impl Ground for InMemory {
+impl Backing for InMemory {
     type Lowers = [memory::Snapshot; 2];
     const NAME: &str = "memory";
     const FULL: bool = true;
@@ -195,7 +195,7 @@ impl Ground for InMemory {
 
 /// Directories of the host, whose calls are those of the layers.
 pub struct Host {
-    stage: Stage,
+    setup: Setup,
     counts: Counts,
 }
 
@@ -203,9 +203,9 @@ impl Source for Host {
     type Layer = Counted<OsLayer>;
 
     fn layers(&self) -> Result<Layers<Self::Layer>> {
-        let (upper, work) = OsLayer::open_pair(&self.stage.dir("upper"), &self.stage.dir("work"))?;
+        let (upper, work) = OsLayer::open_pair(&self.setup.dir("upper"), &self.setup.dir("work"))?;
         let pair = (Counted::new(upper, &self.counts), Counted::new(work, &self.counts));
-        layers(pair, |name| Ok(Counted::new(OsLayer::open(&self.stage.dir(name), false)?, &self.counts)))
+        layers(pair, |name| Ok(Counted::new(OsLayer::open(&self.setup.dir(name), false)?, &self.counts)))
     }
 
     fn stop(&self, stopped: bool) {
@@ -213,16 +213,16 @@ impl Source for Host {
     }
 }
 
-impl Ground for Host {
+impl Backing for Host {
     type Lowers = [Snapshot; 2];
     const NAME: &str = "host";
     const FULL: bool = true;
     const TIMED: bool = false;
 
     fn new(_: Abilities) -> Self {
-        let stage = Stage::new();
-        LAYERS.iter().for_each(|name| drop(stage.dir(name)));
-        Host { stage, counts: Counts::default() }
+        let setup = Setup::new();
+        LAYERS.iter().for_each(|name| drop(setup.dir(name)));
+        Host { setup, counts: Counts::default() }
     }
 
     fn copy(&self) -> Option<Self> {
@@ -230,7 +230,7 @@ impl Ground for Host {
     }
 
     fn put(&self, (layer, path, item): &Placed) {
-        let dir = &self.stage.dir(layer);
+        let dir = &self.setup.dir(layer);
         match item {
             Item::File => drop(put::file(dir, path, path)),
             Item::Large => {
@@ -264,7 +264,7 @@ impl Ground for Host {
     }
 
     fn lowers(&self) -> Self::Lowers {
-        ["lower", "bottom"].map(|name| Snapshot::take(&self.stage.dir(name), Detail::Everything))
+        ["lower", "bottom"].map(|name| Snapshot::take(&self.setup.dir(name), Detail::Everything))
     }
 
     fn check_lowers(&self, before: &Self::Lowers) {
@@ -272,7 +272,7 @@ impl Ground for Host {
     }
 
     fn work(&self) -> Vec<String> {
-        names(&self.stage.dir("work"))
+        names(&self.setup.dir("work"))
     }
 
     fn open(&self) -> (usize, usize) {
@@ -297,7 +297,7 @@ impl Source for Redoxfs {
     }
 }
 
-impl Ground for Redoxfs {
+impl Backing for Redoxfs {
     type Lowers = [redoxfs::Snapshot; 2];
     const NAME: &str = "redoxfs";
     const FULL: bool = false;

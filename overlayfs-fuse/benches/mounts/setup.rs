@@ -37,7 +37,7 @@ impl Subject {
     }
 }
 
-pub struct Stage {
+pub struct Setup {
     /// The mount point of the filesystem.
     top: PathBuf,
     image: PathBuf,
@@ -51,7 +51,7 @@ struct View {
     daemon: Option<Child>,
 }
 
-impl Stage {
+impl Setup {
     /// Makes the filesystem and what the lower layers have in it.
     pub fn new(size: Size) -> Result<Self, String> {
         let base = Path::new(env!("CARGO_TARGET_TMPDIR"));
@@ -59,11 +59,11 @@ impl Stage {
         fs::create_dir_all(&top).map_err(|error| format!("{} cannot be made: {error}.", top.display()))?;
         let file = fs::File::create(&image).and_then(|file| file.set_len(IMAGE));
         file.map_err(|error| format!("{} cannot be made: {error}.", image.display()))?;
-        let stage = Self { top, image, size };
-        call(Command::new("mkfs.ext4").args(["-q", "-F", "-E", "lazy_itable_init=0"]).arg(&stage.image))?;
-        call(Command::new("mount").args(["-o", "loop"]).arg(&stage.image).arg(&stage.top))?;
-        rows::make_lower(&stage.lower(), size).map_err(|error| format!("The lower layer cannot be made: {error}."))?;
-        Ok(stage)
+        let setup = Self { top, image, size };
+        call(Command::new("mkfs.ext4").args(["-q", "-F", "-E", "lazy_itable_init=0"]).arg(&setup.image))?;
+        call(Command::new("mount").args(["-o", "loop"]).arg(&setup.image).arg(&setup.top))?;
+        rows::make_lower(&setup.lower(), size).map_err(|error| format!("The lower layer cannot be made: {error}."))?;
+        Ok(setup)
     }
 
     fn lower(&self) -> PathBuf {
@@ -160,7 +160,7 @@ impl Stage {
     }
 }
 
-impl Drop for Stage {
+impl Drop for Setup {
     fn drop(&mut self) {
         let done = Command::new("umount").arg("-l").arg(&self.top).status();
         if !done.is_ok_and(|status| status.success()) {

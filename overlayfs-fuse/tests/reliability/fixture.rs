@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 use overlayfs::fsck::Checker;
 use overlayfs::fsck::options::Command;
 use overlayfs::mount::open_layers;
-use test_common::{LowerGuard, Stage, names, put};
+use test_common::{LowerGuard, Setup, names, put};
 
 use crate::mount::Mount;
 use crate::worker::Worker;
 
-pub struct Bed {
+pub struct Fixture {
     pub point: PathBuf,
     lowers: [PathBuf; 2],
     guard: LowerGuard,
@@ -20,18 +20,18 @@ pub struct Bed {
     work: PathBuf,
 }
 
-impl Bed {
+impl Fixture {
     /// Lower layers with what `workers` programs begin with and what `furnish` adds, and an empty
     /// upper one, below `changes`.
-    pub fn new(stage: &Stage, changes: &Path, workers: usize, furnish: impl FnOnce(&Path)) -> Self {
-        let lowers = ["top", "bottom"].map(|name| stage.dir(name));
+    pub fn new(setup: &Setup, changes: &Path, workers: usize, furnish: impl FnOnce(&Path)) -> Self {
+        let lowers = ["top", "bottom"].map(|name| setup.dir(name));
         for number in 0..workers {
             Worker::furnish(number, &lowers[0], &lowers[1]);
         }
         furnish(&lowers[1]);
         let guard = LowerGuard::new(&lowers);
         let [upper, work] = ["upper", "work"].map(|name| put::dir(changes, name));
-        Self { point: stage.dir("mount"), lowers, guard, upper, work }
+        Self { point: setup.dir("mount"), lowers, guard, upper, work }
     }
 
     /// From now on with an upper layer that is empty.

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use linux_delegate::redoxfs::{Content, Disk, NAME_MAX, Snapshot};
 use rustix::fs::{CWD, FileType, Mode};
 use syscall::flag::{MODE_DIR, MODE_FILE, MODE_PERM, MODE_SYMLINK, MODE_TYPE};
-use test_common::{LowerGuard, Stage};
+use test_common::{LowerGuard, Setup};
 
 use crate::Kind;
 use crate::host::kind;
@@ -29,7 +29,7 @@ pub struct Found {
 }
 
 /// A filesystem of one test. Methods panic where something cannot be done.
-pub trait Ground {
+pub trait Backing {
     /// A new directory for a layer: its path, as one who mounts it knows it.
     fn layer(&self, name: &str) -> PathBuf;
     /// The longest name, in bytes.
@@ -60,18 +60,18 @@ pub trait Ground {
 pub struct Host {
     /// Looks once more when it goes, so it goes first.
     guard: LowerGuard,
-    stage: Stage,
+    setup: Setup,
 }
 
 impl Host {
-    pub fn new(stage: Stage) -> Self {
-        Self { guard: LowerGuard::new(std::iter::empty::<PathBuf>()), stage }
+    pub fn new(setup: Setup) -> Self {
+        Self { guard: LowerGuard::new(std::iter::empty::<PathBuf>()), setup }
     }
 }
 
-impl Ground for Host {
+impl Backing for Host {
     fn layer(&self, name: &str) -> PathBuf {
-        self.stage.dir(name)
+        self.setup.dir(name)
     }
 
     fn name_max(&self) -> usize {
@@ -177,7 +177,7 @@ impl Redoxfs {
     }
 }
 
-impl Ground for Redoxfs {
+impl Backing for Redoxfs {
     fn layer(&self, name: &str) -> PathBuf {
         self.disk.tree().put_dir(name);
         self.disk.path(name).into()
