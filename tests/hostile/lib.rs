@@ -7,19 +7,19 @@
 //! | `client` | who sends, what he has open, and what must hold of every answer |
 //! | `request` | from bytes to a request: mostly one that a client could send, sometimes anything that the kernel lets through |
 //! | `tree` | what the scheme shows, to be compared |
-//! | `found` | layers that somebody else has filled |
-//! | `kernel` | a Linux kernel that lies to the mount |
-//! | `words` | command lines and lists of options |
+//! | `layer_contents` | layers that somebody else has filled |
+//! | `fuse_requests` | a Linux kernel that lies to the mount |
+//! | `command_lines` | command lines and lists of options |
 //!
 //! A panic is how all of this fails. Those of the daemon are caught by it; who runs this sees to it
 //! that they end the process all the same.
 
 mod backing;
 mod client;
-pub mod found;
-pub mod kernel;
+pub mod command_lines;
+pub mod fuse_requests;
+pub mod layer_contents;
 mod request;
 mod tree;
-pub mod words;
 
 pub use backing::Backing;

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::{LazyLock, Mutex, PoisonError};
 
 use test_common::Random;
-use test_hostile::{Backing, found, kernel, words};
+use test_hostile::{Backing, command_lines, fuse_requests, layer_contents};
 
 /// Where the layers are, in memory.
 const PLACE: &str = "/dev/shm";
@@ -49,20 +49,20 @@ fn try_all(target: &str, made_up: usize, run: impl Fn(&[u8])) {
 #[test]
 fn requests() {
     let backing = LazyLock::new(|| Backing::new(Path::new(PLACE)));
-    try_all("requests", 800, |input| backing.run(input));
+    try_all("scheme_requests", 800, |input| backing.run(input));
 }
 
 #[test]
 fn found_layers() {
-    try_all("found", 150, |input| found::run(Path::new(PLACE), input));
+    try_all("layer_contents", 150, |input| layer_contents::run(Path::new(PLACE), input));
 }
 
 #[test]
 fn fuse_requests() {
-    try_all("kernel", 150, |input| kernel::run(Path::new(PLACE), input));
+    try_all("fuse_requests", 150, |input| fuse_requests::run(Path::new(PLACE), input));
 }
 
 #[test]
 fn command_lines() {
-    try_all("words", 2000, words::run);
+    try_all("command_lines", 2000, command_lines::run);
 }

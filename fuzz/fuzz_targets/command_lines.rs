@@ -4,4 +4,4 @@
 
 use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|input: &[u8]| test_hostile::words::run(input));
+fuzz_target!(|input: &[u8]| test_hostile::command_lines::run(input));

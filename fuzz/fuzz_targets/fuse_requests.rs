@@ -4,4 +4,4 @@
 
 use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|input: &[u8]| test_hostile::kernel::run(&std::env::temp_dir(), input));
+fuzz_target!(|input: &[u8]| test_hostile::fuse_requests::run(&std::env::temp_dir(), input));
