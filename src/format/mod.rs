@@ -41,9 +41,9 @@ pub type Format = &'static dyn UpperFormat;
 /// A format of the upper layer: what its marks look like, and in which steps an operation changes
 /// the layer.
 ///
-/// The plans are pure. The engine does what they say (`src/overlay/upper.rs`), and `docs/format.md`
-/// has them as a table. In each plan one step changes the merged tree, so that a crash leaves the
-/// state before it or after it.
+/// The plans are pure. The engine does what they say (`src/overlay/whiteout.rs`), and
+/// `docs/format.md` has them as a table. In each plan one step changes the merged tree, so that a
+/// crash leaves the state before it or after it.
 pub trait UpperFormat: Sync {
     /// What there can be in such a layer.
     fn features(&self) -> Features;

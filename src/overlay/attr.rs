@@ -199,7 +199,7 @@ impl<L: Layer> Overlay<L> {
     /// Sets owner and group, and leaves the mode as it is: what becomes of set-id bits is the
     /// front end's to say. EROFS.
     pub fn set_owner(&self, node: &Arc<Node<L>>, owner: Owner) -> Result<()> {
-        self.copied_up(node, For::Change)?;
+        self.ensure_copied_up(node, For::Change)?;
         let _content = node.content.lock();
         let before = self.stat(node)?;
         self.apply(node, Change::Owner(owner))?;
@@ -224,7 +224,7 @@ impl<L: Layer> Overlay<L> {
     }
 
     fn change(&self, node: &Arc<Node<L>>, change: Change) -> Result<()> {
-        self.copied_up(node, For::Change)?;
+        self.ensure_copied_up(node, For::Change)?;
         let _content = node.content.lock();
         let partial = node.state.lock().stored.partial().cloned();
         if let Some(partial) = partial {
@@ -234,7 +234,7 @@ impl<L: Layer> Overlay<L> {
     }
 
     /// Brings the object to the upper layer, if it still is anywhere.
-    pub(super) fn copied_up(&self, node: &Arc<Node<L>>, why: For) -> Result<()> {
+    pub(super) fn ensure_copied_up(&self, node: &Arc<Node<L>>, why: For) -> Result<()> {
         self.upper()?;
         let is_nowhere = || matches!(self.location(&node.state.lock()), Location::Nowhere);
         if is_nowhere() {

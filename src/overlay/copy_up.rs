@@ -55,7 +55,7 @@ pub(super) struct CopiedUp<'n> {
     _content: Guard<'n, ()>,
     /// The copy has only what was to be kept: it took its place as the truncated file, of this
     /// moment, and there is nothing more to do for that.
-    pub is_cut: bool,
+    pub is_truncated: bool,
 }
 
 /// A copy that has no name yet.
@@ -72,7 +72,7 @@ struct Placed<L: Layer> {
     /// The directory in which it has its name.
     to: Option<Arc<LayerDir<L>>>,
     /// The name in the work directory by which the other names of its file find it.
-    home: Option<OsString>,
+    index_entry: Option<OsString>,
 }
 
 impl<L: Layer> Built<L> {
@@ -118,7 +118,7 @@ impl<L: Layer> Overlay<L> {
         let fixed = self.check_fixed_below(node, why)?;
         if node.kind() == Kind::Dir {
             self.upper_dir(node)?;
-            return Ok(CopiedUp { _content: node.content.lock(), is_cut: false });
+            return Ok(CopiedUp { _content: node.content.lock(), is_truncated: false });
         }
         let parent = {
             let state = node.state.lock();
@@ -136,7 +136,7 @@ impl<L: Layer> Overlay<L> {
         }
         let content = node.content.lock();
         if node.state.lock().upper {
-            return self.bring_data(node, keep).map(|()| CopiedUp { _content: content, is_cut: false });
+            return self.bring_data(node, keep).map(|()| CopiedUp { _content: content, is_truncated: false });
         }
         let before = self.layer_attr(node)?;
         let temp = work.name();
@@ -156,11 +156,11 @@ impl<L: Layer> Overlay<L> {
         if copied.is_err() {
             discard(upper, &dir, &temp);
         }
-        let is_cut = copied?;
+        let is_truncated = copied?;
         if fixed.append && why == For::Write {
             self.fix_copy(node)?;
         }
-        Ok(CopiedUp { _content: content, is_cut })
+        Ok(CopiedUp { _content: content, is_truncated })
     }
 
     /// Makes the copy of anything but a directory, complete but for its name, and maybe for its
@@ -192,13 +192,13 @@ impl<L: Layer> Overlay<L> {
             }
         }
         let object = built.object(work, temp);
-        let is_cut = matches!(built, Built::File(..)) && keep < attr.size;
-        if is_cut {
+        let is_truncated = matches!(built, Built::File(..)) && keep < attr.size;
+        if is_truncated {
             // As truncating does.
             xattrs.retain(|name| name != CAPABILITY);
         }
         self.copy_attr(node, object, attr, made, &xattrs)?;
-        if !is_cut {
+        if !is_truncated {
             upper.set_times(object, attr.atime, attr.mtime)?;
         }
         // A crash after the rename must not find an empty file where the lower layer had a whole
@@ -369,15 +369,16 @@ impl<L: Layer> Overlay<L> {
             let state = node.state.lock();
             (state.places.first().cloned(), state.origin().filter(|_| state.links != LinkCount::NONE))
         };
-        let Placed { to, home } = self.place_copy(before, copy, (temp, file.as_ref()), place.as_ref(), origin)?;
+        let Placed { to, index_entry } =
+            self.place_copy(before, copy, (temp, file.as_ref()), place.as_ref(), origin)?;
         let mut state = node.state.lock();
         let ino = *state.ino.get_or_insert_with(|| self.number(before));
         state.upper = true;
         state.has_data = true;
-        let is_cut = copy.size < before.size;
-        let ctime = self.shown_ctime(&state).filter(|_| !is_cut);
+        let is_truncated = copy.size < before.size;
+        let ctime = self.shown_ctime(&state).filter(|_| !is_truncated);
         self.touch_as(node, &mut state, ctime);
-        state.times_stale = is_cut;
+        state.times_stale = is_truncated;
         state.attr = Some(Stat { dev: copy.dev, ino: copy.ino, size: copy.size, ..*before });
         // Another thread may have forgotten the name meanwhile.
         if let (Some(to), Some(place)) = (&to, place)
@@ -385,17 +386,21 @@ impl<L: Layer> Overlay<L> {
         {
             place.dir = to.clone();
         }
-        if to.is_some() || home.is_some() {
-            self.copied(ino, copy, origin.zip(home.as_deref()).map(|(origin, home)| (before, origin, home)));
+        if to.is_some() || index_entry.is_some() {
+            self.record_copy_up(
+                ino,
+                copy,
+                origin.zip(index_entry.as_deref()).map(|(origin, index_entry)| (before, origin, index_entry)),
+            );
         }
         if let (Some(origin), Some(_)) = (origin, &to) {
             self.hid_name(origin);
         }
-        state.stored = match home {
-            Some(home) => {
+        state.stored = match index_entry {
+            Some(index_entry) => {
                 state.links = LinkCount::Counted(state.links.count(before.nlink));
                 self.inodes.link(copy.dev, copy.ino, node);
-                Stored::Indexed(home.into())
+                Stored::Indexed(index_entry.into())
             }
             None => Stored::Named,
         };
@@ -426,7 +431,7 @@ impl<L: Layer> Overlay<L> {
         };
         let destination = Destination::of(named, origin.is_some()).ok_or(Error::new(EIO))?;
         // The other names still are in the lower layer: the file stays where all of them find it.
-        let home = match (destination, origin) {
+        let index_entry = match (destination, origin) {
             (Destination::HomeAndName | Destination::Home, Some(origin)) => Some(self.keep_copy(origin, before, temp)?),
             _ => None,
         };
@@ -435,19 +440,19 @@ impl<L: Layer> Overlay<L> {
             self.inodes.forget_link(before.dev, before.ino);
         }
         let (Some(place), Some(parent), Some(to)) = (place, &mut parent, to) else {
-            return Ok(Placed { to: None, home });
+            return Ok(Placed { to: None, index_entry });
         };
-        let placed = self.keeping_times(&place.parent, &to, |dir| match &home {
-            Some(home) => upper.link(Object::Entry(&*open, home), dir, &place.name),
+        let placed = self.keeping_times(&place.parent, &to, |dir| match &index_entry {
+            Some(index_entry) => upper.link(Object::Entry(&*open, index_entry), dir, &place.name),
             None => rename_built(upper, file, (&open, temp), (dir, &*place.name), RenameMode::Replace),
         });
-        if let (Err(_), Some(home)) = (&placed, &home) {
-            self.unkeep_copy(home, temp);
+        if let (Err(_), Some(index_entry)) = (&placed, &index_entry) {
+            self.unkeep_copy(index_entry, temp);
         }
         placed?;
         let names = self.read_dir(&place.parent, parent)?;
         names.entry(&place.name).upper = Some(Upper { kind: copy.kind, ino: Some(copy.ino) });
-        Ok(Placed { to: Some(to), home })
+        Ok(Placed { to: Some(to), index_entry })
     }
 
     /// The directory's place in the upper layer, to which it is copied up if need be, with those
@@ -510,7 +515,7 @@ impl<L: Layer> Overlay<L> {
 
         let mut state = node.state.lock();
         let ino = *state.ino.get_or_insert_with(|| self.number(before));
-        self.copied(ino, &copy, None);
+        self.record_copy_up(ino, &copy, None);
         state.upper = true;
         self.touch_unseen(node, &mut state);
         state.links = LinkCount::Merged;
@@ -557,9 +562,9 @@ impl<L: Layer> Overlay<L> {
 
     /// Makes sure that the name `place` of a file is in the upper layer, of which another name was
     /// copied up.
-    pub(super) fn link_from_home(&self, home: &OsStr, place: &Place<L>, to: &LayerDir<L>) -> Result<()> {
+    pub(super) fn link_from_index(&self, index_entry: &OsStr, place: &Place<L>, to: &LayerDir<L>) -> Result<()> {
         let (upper, work) = self.upper()?;
         let open = self.stack.open(work.dir())?;
-        self.keeping_times(&place.parent, to, |dir| upper.link(Object::Entry(&*open, home), dir, &place.name))
+        self.keeping_times(&place.parent, to, |dir| upper.link(Object::Entry(&*open, index_entry), dir, &place.name))
     }
 }

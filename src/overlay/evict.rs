@@ -188,15 +188,15 @@ impl<L: Layer> Overlay<L> {
     fn discard_home(&self, node: &Arc<Node<L>>) {
         let mut state = node.state.lock();
         let unused = state.handles == 0 && state.places.is_empty() && state.links == LinkCount::NONE;
-        let home = state.stored.work_name().filter(|_| unused).cloned();
-        if home.is_some() {
+        let index_entry = state.stored.work_name().filter(|_| unused).cloned();
+        if index_entry.is_some() {
             state.stored = Stored::Named;
         }
         drop(state);
-        if let (Some(home), Ok((upper, work))) = (home, self.upper())
+        if let (Some(index_entry), Ok((upper, work))) = (index_entry, self.upper())
             && let Ok(open) = self.stack.open(work.dir())
         {
-            discard(upper, &open, &home);
+            discard(upper, &open, &index_entry);
         }
     }
 }

@@ -218,7 +218,7 @@ impl<L: Layer> Overlay<L> {
             return Err(Error::new(EFBIG));
         }
         let up = self.begin_copy_up(node, size, For::Change)?;
-        if up.is_cut {
+        if up.is_truncated {
             return Ok(());
         }
         let open = self.file(node, Access::ReadWrite)?;

@@ -39,7 +39,7 @@ impl<L: Layer> Overlay<L> {
         if changed == 0 {
             return Ok(());
         }
-        self.copied_up(node, For::Flags)?;
+        self.ensure_copied_up(node, For::Flags)?;
         // What is immutable could not be completed.
         self.complete(node)?;
         let _content = node.content.lock();

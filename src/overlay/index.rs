@@ -82,7 +82,7 @@ pub struct Linked {
     /// The attributes: of the copy, if there is one.
     pub attr: Stat,
     /// The name of the copy in the work directory.
-    pub home: Option<OsString>,
+    pub index_entry: Option<OsString>,
     pub origin: Option<Origin>,
     pub links: LinkCount,
 }
@@ -392,7 +392,12 @@ impl Links {
         let below = copy.names.saturating_sub(self.hidden.get(&origin).copied().unwrap_or(0));
         // The name in the work directory is none of the file's.
         let nlink = (attr.nlink.saturating_sub(1) + below).max(1);
-        Some(Linked { attr, home: Some(copy.name.clone()), origin: Some(origin), links: LinkCount::Counted(nlink) })
+        Some(Linked {
+            attr,
+            index_entry: Some(copy.name.clone()),
+            origin: Some(origin),
+            links: LinkCount::Counted(nlink),
+        })
     }
 }
 
@@ -459,9 +464,9 @@ fn read_numbers<L: Layer>(upper: &L, dir: &L::Dir, access: Access, head: u64, kn
         match Record::from_bytes(chunk) {
             Some(record) if (index == 0) == (record == Record::Head { dir: head, file: stat.ino }) => known.add(record),
             // It may be of another file, of which nothing is believed.
-            None if index == 0 && is_cut(chunk, 0) => return Ok(Numbers::Cut),
+            None if index == 0 && is_truncated(chunk, 0) => return Ok(Numbers::Cut),
             _ if index == 0 => return Ok(Numbers::Damaged),
-            _ if is_cut(chunk, index * Record::SIZE) => cut = true,
+            _ if is_truncated(chunk, index * Record::SIZE) => cut = true,
             _ => damaged = true,
         }
     }
@@ -474,7 +479,7 @@ fn read_numbers<L: Layer>(upper: &L, dir: &L::Dir, access: Access, head: u64, kn
 
 /// Whether a power failure may have made this, at `offset` in the file, of a record that was not
 /// synced: the end is missing, or zeros are in a block of the disk that was not written.
-fn is_cut(bytes: &[u8], offset: usize) -> bool {
+fn is_truncated(bytes: &[u8], offset: usize) -> bool {
     const BLOCK: usize = 512;
     let is_zero = |bytes: &[u8]| bytes.iter().all(|byte| *byte == 0);
     let edge = (BLOCK - offset % BLOCK).min(bytes.len());
@@ -506,7 +511,7 @@ impl<L: Layer> Overlay<L> {
     /// What is known of an object that `dir` of a layer has with these attributes, and that has
     /// several names there.
     pub(super) fn linked(&self, dir: &LayerDir<L>, attr: Stat) -> Result<Linked> {
-        let alone = Linked { attr, home: None, origin: None, links: LinkCount::OfLayer };
+        let alone = Linked { attr, index_entry: None, origin: None, links: LinkCount::OfLayer };
         let Ok((_, work)) = self.upper() else { return Ok(alone) };
         let index = work.index();
         if self.stack.is_upper(dir) {
@@ -560,9 +565,9 @@ impl<L: Layer> Overlay<L> {
 
     /// After a copy-up: writes down which number the copy shows, and of a file that has other names
     /// below, under which name it is kept.
-    pub(super) fn copied(&self, ino: u64, copy: &Stat, kept: Option<(&Stat, Origin, &OsStr)>) {
+    pub(super) fn record_copy_up(&self, ino: u64, copy: &Stat, kept: Option<(&Stat, Origin, &OsStr)>) {
         let Ok((upper, work)) = self.upper() else { return };
-        self.inodes.copied_up(copy.dev, copy.ino, ino);
+        self.inodes.record_copy_up(copy.dev, copy.ino, ino);
         if let Some((before, origin, name)) = kept {
             let kept = Kept { name: name.to_owned(), names: before.nlink, copy: copy.ino };
             work.index().links.lock().add(before.ino, origin, kept);
@@ -645,10 +650,12 @@ mod tests {
             torn[range].fill(0);
             torn
         };
-        assert!(is_cut(&bytes[..47], 48) && is_cut(&zeroed(0..48), 48));
+        assert!(is_truncated(&bytes[..47], 48) && is_truncated(&zeroed(0..48), 48));
         // This one lies across the end of a block: 32 bytes are in the first, 16 in the second.
-        assert!(is_cut(&zeroed(0..32), 480) && is_cut(&zeroed(32..48), 480));
-        assert!(!is_cut(&zeroed(0..30), 480) && !is_cut(&zeroed(32..48), 528) && !is_cut(&bytes, 480));
+        assert!(is_truncated(&zeroed(0..32), 480) && is_truncated(&zeroed(32..48), 480));
+        assert!(
+            !is_truncated(&zeroed(0..30), 480) && !is_truncated(&zeroed(32..48), 528) && !is_truncated(&bytes, 480)
+        );
     }
 
     #[test]

@@ -155,7 +155,7 @@ impl<L: Layer> Inodes<L> {
 
     /// Says that the object `ino` of `device`, copied up from one that callers know as `visible`,
     /// keeps that number.
-    pub fn copied_up(&self, device: u64, ino: u64, visible: u64) {
+    pub fn record_copy_up(&self, device: u64, ino: u64, visible: u64) {
         let mut tables = self.tables.lock();
         tables.take_claim(ino);
         tables.renumbered.insert((device, ino), visible);

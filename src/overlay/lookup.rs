@@ -131,14 +131,16 @@ impl<L: Layer> Overlay<L> {
             Some(node) => node,
             None => {
                 let linked = self.linked(&place.dir, attr)?;
-                let mut state = match (&linked.home, &self.work) {
-                    (Some(home), Some(work)) => {
-                        let at_home = Place { dir: work.dir().clone(), name: home.as_os_str().into(), ..place.clone() };
-                        State { places: smallvec![place.clone()], ..self.new_state(at_home, linked.attr)? }
+                let mut state = match (&linked.index_entry, &self.work) {
+                    (Some(index_entry), Some(work)) => {
+                        let in_index =
+                            Place { dir: work.dir().clone(), name: index_entry.as_os_str().into(), ..place.clone() };
+                        State { places: smallvec![place.clone()], ..self.new_state(in_index, linked.attr)? }
                     }
                     _ => self.new_state(place.clone(), attr)?,
                 };
-                state.stored = linked.home.map_or(Stored::Named, |home| Stored::Indexed(home.into()));
+                state.stored =
+                    linked.index_entry.map_or(Stored::Named, |index_entry| Stored::Indexed(index_entry.into()));
                 state.origin = linked.origin.map(Box::new);
                 state.links = linked.links;
                 self.inodes.same(&linked.attr, Node::new(self.new_id(), attr.kind, state, None))

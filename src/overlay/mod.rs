@@ -13,7 +13,7 @@
 //! | `attr`, `xattr`, `file`, `readdir` | attributes; extended ones; handles, reading and writing; listings |
 //! | `copy_up`, `copy_plan`, `partial`, `progress` | from a lower layer to the upper one; of a large file, at first only in part; what is decided before; what is said if that takes long |
 //! | `create`, `remove`, `rename`, `link` | changes of names |
-//! | `upper` | how deletions and marks are written to the upper layer |
+//! | `whiteout` | how deletions and marks are written to the upper layer |
 //! | `trust` | whose redirects and marks of metadata count |
 //! | `devices` | devices with the number 0: whether they are devices or deletions |
 //! | `metacopy` | files that have only metadata of their own |
@@ -85,8 +85,8 @@ mod room;
 mod stack;
 mod times;
 mod trust;
-mod upper;
 mod volatile;
+mod whiteout;
 mod work;
 mod xattr;
 

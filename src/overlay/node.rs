@@ -237,10 +237,10 @@ impl<L: Layer> State<L> {
     }
 
     /// The state of a file of the upper layer that has no name yet, built in the work directory
-    /// under the name `home`.
-    pub fn nameless(home: &OsStr, attr: Stat) -> Self {
+    /// under the name `index_entry`.
+    pub fn nameless(index_entry: &OsStr, attr: Stat) -> Self {
         State {
-            stored: Stored::Unnamed(home.into()),
+            stored: Stored::Unnamed(index_entry.into()),
             links: LinkCount::NONE,
             has_data: true,
             ..State::unplaced(true, Some(attr))

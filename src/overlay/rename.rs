@@ -409,13 +409,13 @@ impl<L: Layer> Overlay<L> {
         if here.upper {
             return Ok(());
         }
-        let (home, origin, ino) = {
+        let (index_entry, origin, ino) = {
             let state = node.state.lock();
             (state.stored.work_name().cloned(), state.origin(), state.attr.map(|attr| attr.ino))
         };
-        let home = home.ok_or(Error::new(EIO))?;
+        let index_entry = index_entry.ok_or(Error::new(EIO))?;
         let place = Place { parent: end.parent.clone(), name: end.name.into(), dir: end.dir.clone() };
-        self.link_from_home(&home, &place, end.dir)?;
+        self.link_from_index(&index_entry, &place, end.dir)?;
         if let Some(place) = node.state.lock().place_mut(end.parent, end.name) {
             place.dir = end.dir.clone();
         }

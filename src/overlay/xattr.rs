@@ -117,7 +117,7 @@ impl<L: Layer> Overlay<L> {
         if !node.state.lock().upper && !self.is_change(node, name, change)? {
             return Ok(());
         }
-        self.copied_up(node, For::Change)?;
+        self.ensure_copied_up(node, For::Change)?;
         self.complete_for(node, name)?;
         let _content = node.content.lock();
         let changed = self.on_object(node, |layer, object| match change {

@@ -59,18 +59,18 @@ impl<L: Layer> Overlay<L> {
             self.empty_part(&partial, &copy)?;
         }
         self.own_end(&partial, &copy)?;
-        let (mtime, is_cut) = {
+        let (mtime, is_truncated) = {
             let mut chunks = partial.chunks.lock();
             // What was cut off is not lent any more, also if there was no time to say so.
-            let is_cut = chunks.set_own(copy.size.div_ceil(CHUNK)..u64::MAX, true);
-            (chunks.mtime.take(), is_cut)
+            let is_truncated = chunks.set_own(copy.size.div_ceil(CHUNK)..u64::MAX, true);
+            (chunks.mtime.take(), is_truncated)
         };
         if let Some(mtime) = mtime {
             let open = self.stack.open(to)?;
             self.stack.layer(to).set_times(Object::Entry(&*open, &partial.name), copy.atime, mtime)?;
             copy.mtime = mtime;
         }
-        if mtime.is_some() || is_cut {
+        if mtime.is_some() || is_truncated {
             self.save_map_within(parent, &partial)?;
         }
         {
@@ -132,8 +132,8 @@ impl<L: Layer> Overlay<L> {
     /// does not matter, as the next mount would do the same.
     fn own_end(&self, partial: &Arc<Partial<L>>, copy: &Stat) -> Result<()> {
         let last = copy.size / CHUNK;
-        let is_cut = copy.size < partial.chunks.lock().size && !copy.size.is_multiple_of(CHUNK);
-        if !is_cut || !partial.lends(&(last * CHUNK..copy.size)) {
+        let is_truncated = copy.size < partial.chunks.lock().size && !copy.size.is_multiple_of(CHUNK);
+        if !is_truncated || !partial.lends(&(last * CHUNK..copy.size)) {
             return Ok(());
         }
         let layer = self.stack.layer(&partial.dir);

@@ -214,7 +214,7 @@ impl<L: Layer> Overlay<L> {
 
     /// Makes a node that of a partial copy.
     fn lend(&self, node: &Arc<Node<L>>, state: &mut State<L>, partial: Arc<Partial<L>>, copy: &Stat, ino: u64) {
-        self.copied(ino, copy, None);
+        self.record_copy_up(ino, copy, None);
         state.upper = true;
         self.touch_unseen(node, state);
         state.stored = Stored::Partial(partial);
