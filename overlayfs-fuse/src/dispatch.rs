@@ -9,7 +9,7 @@ use overlayfs::errno::{EINVAL, ENOSYS, ERANGE, Error, Result};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::flags;
-use crate::front_end::{Caller, Entry, FrontEnd, Listing, NewMode, Opened, Valid, Write, entry_out};
+use crate::front_end::{Caller, FrontEnd, ListingReply, NewMode, NodeEntry, Opened, Valid, Write, entry_out};
 use crate::wire::{self, InHeader, OutHeader, init, opcode};
 
 /// What was agreed on when the mount began.
@@ -149,7 +149,7 @@ fn perform(
         answer.extend_from_slice(bytes);
         Ok(Answer::Made)
     };
-    let put_entry = |answer: &mut Vec<u8>, entry: &Entry| {
+    let put_entry = |answer: &mut Vec<u8>, entry: &NodeEntry| {
         answer.extend_from_slice(entry_out(Some(entry), valid).as_bytes());
         Ok(Answer::Made)
     };
@@ -290,7 +290,7 @@ fn perform(
         opcode::READDIR | opcode::READDIRPLUS => {
             let read: wire::ReadIn = body.take()?;
             let plus = (header.opcode == opcode::READDIRPLUS).then_some(valid);
-            let mut listing = Listing::new(answer, (read.size as usize).min(agreed.max_answer), plus);
+            let mut listing = ListingReply::new(answer, (read.size as usize).min(agreed.max_answer), plus);
             front_end.readdir(caller, node, read.fh, read.offset, &mut listing)?;
             Ok(Answer::Made)
         }

@@ -1,7 +1,7 @@
 //! What a FUSE mount needs of whoever answers it: a [`FrontEnd`], and the words of the two.
 //!
-//! Objects are numbers that the front end gives out ([`Entry::node`]) and the kernel gives back by
-//! [`FrontEnd::forget`] as many times. Errors are errnos. What a front end does not have answers
+//! Objects are numbers that the front end gives out ([`NodeEntry::node`]) and the kernel gives back
+//! by [`FrontEnd::forget`] as many times. Errors are errnos. What a front end does not have answers
 //! ENOSYS, which the kernel mostly remembers.
 
 use std::ffi::{OsStr, OsString};
@@ -24,7 +24,7 @@ pub struct Caller {
 
 /// An object that the kernel is told of.
 #[derive(Clone, Copy, Debug)]
-pub struct Entry {
+pub struct NodeEntry {
     pub node: u64,
     pub attr: Attr,
 }
@@ -106,27 +106,34 @@ pub trait FrontEnd: Send + Sync {
     }
 
     /// None is an answer that the kernel keeps, ENOENT one that it does not.
-    fn lookup(&self, caller: Caller, parent: u64, name: &OsStr) -> Result<Option<Entry>>;
+    fn lookup(&self, caller: Caller, parent: u64, name: &OsStr) -> Result<Option<NodeEntry>>;
     fn forget(&self, node: u64, count: u64);
     fn getattr(&self, caller: Caller, node: u64) -> Result<Attr>;
     fn setattr(&self, caller: Caller, node: u64, change: &SetattrIn) -> Result<Attr>;
     fn readlink(&self, caller: Caller, node: u64) -> Result<OsString>;
     /// `device` is the number as the system's calls have it.
-    fn mknod(&self, caller: Caller, parent: u64, name: &OsStr, mode: NewMode, device: u64) -> Result<Entry>;
-    fn mkdir(&self, caller: Caller, parent: u64, name: &OsStr, mode: NewMode) -> Result<Entry>;
-    fn symlink(&self, caller: Caller, parent: u64, name: &OsStr, target: &OsStr) -> Result<Entry>;
+    fn mknod(&self, caller: Caller, parent: u64, name: &OsStr, mode: NewMode, device: u64) -> Result<NodeEntry>;
+    fn mkdir(&self, caller: Caller, parent: u64, name: &OsStr, mode: NewMode) -> Result<NodeEntry>;
+    fn symlink(&self, caller: Caller, parent: u64, name: &OsStr, target: &OsStr) -> Result<NodeEntry>;
     fn unlink(&self, caller: Caller, parent: u64, name: &OsStr) -> Result<()>;
     fn rmdir(&self, caller: Caller, parent: u64, name: &OsStr) -> Result<()>;
     /// `flags` are those of renameat2(2).
     fn rename(&self, caller: Caller, from: (u64, &OsStr), to: (u64, &OsStr), flags: u32) -> Result<()>;
-    fn link(&self, caller: Caller, node: u64, parent: u64, name: &OsStr) -> Result<Entry>;
+    fn link(&self, caller: Caller, node: u64, parent: u64, name: &OsStr) -> Result<NodeEntry>;
     /// `flags` are those of open(2).
-    fn create(&self, caller: Caller, parent: u64, name: &OsStr, mode: NewMode, flags: i32) -> Result<(Entry, Opened)>;
+    fn create(
+        &self,
+        caller: Caller,
+        parent: u64,
+        name: &OsStr,
+        mode: NewMode,
+        flags: i32,
+    ) -> Result<(NodeEntry, Opened)>;
     /// Reads to the start of `buf`; fewer bytes than asked only at the end.
     fn read(&self, caller: Caller, node: u64, fh: u64, offset: u64, buf: &mut [u8]) -> Result<usize>;
     fn write(&self, caller: Caller, node: u64, write: Write<'_>) -> Result<usize>;
     fn fsync(&self, node: u64, fh: u64) -> Result<()>;
-    fn readdir(&self, caller: Caller, node: u64, fh: u64, offset: u64, listing: &mut Listing<'_>) -> Result<()>;
+    fn readdir(&self, caller: Caller, node: u64, fh: u64, offset: u64, listing: &mut ListingReply<'_>) -> Result<()>;
     fn fsyncdir(&self, node: u64, fh: u64) -> Result<()>;
     fn statfs(&self, node: u64) -> Result<StatFs>;
 
@@ -144,7 +151,7 @@ pub trait FrontEnd: Send + Sync {
         Err(Error::new(ENOSYS))
     }
     /// `parent` is the directory that open(2) with O_TMPFILE named.
-    fn tmpfile(&self, _: Caller, _parent: u64, _: NewMode) -> Result<(Entry, Opened)> {
+    fn tmpfile(&self, _: Caller, _parent: u64, _: NewMode) -> Result<(NodeEntry, Opened)> {
         Err(Error::new(ENOSYS))
     }
     fn birth(&self, _node: u64) -> Result<(Attr, Option<Birth>)> {
@@ -205,7 +212,7 @@ pub struct Write<'a> {
 }
 
 /// A listing that is being filled.
-pub struct Listing<'a> {
+pub struct ListingReply<'a> {
     answer: &'a mut Vec<u8>,
     /// Where it begins and has to end in `answer`.
     start: usize,
@@ -214,7 +221,7 @@ pub struct Listing<'a> {
     plus: Option<Valid>,
 }
 
-impl<'a> Listing<'a> {
+impl<'a> ListingReply<'a> {
     /// A listing of at most `room` bytes at the end of `answer`; with attributes that are valid for
     /// `plus`, or without.
     pub(super) fn new(answer: &'a mut Vec<u8>, room: usize, plus: Option<Valid>) -> Self {
@@ -222,7 +229,7 @@ impl<'a> Listing<'a> {
         Self { answer, start, end: start + room, plus }
     }
 
-    /// Whether the entries carry attributes, to be added by [`Listing::add_entry`].
+    /// Whether the entries carry attributes, to be added by [`ListingReply::add_entry`].
     pub fn with_attributes(&self) -> bool {
         self.plus.is_some()
     }
@@ -262,7 +269,7 @@ impl<'a> Listing<'a> {
     }
 
     /// Adds an entry with its attributes, which must fit.
-    pub fn add_entry(&mut self, entry: &Entry, offset: u64, name: &OsStr) {
+    pub fn add_entry(&mut self, entry: &NodeEntry, offset: u64, name: &OsStr) {
         if let Some(valid) = self.plus {
             self.answer.extend_from_slice(entry_out(Some(entry), valid).as_bytes());
         }
@@ -279,7 +286,7 @@ impl<'a> Listing<'a> {
 }
 
 /// The answer that tells of an entry, or that there is none.
-pub(super) fn entry_out(entry: Option<&Entry>, valid: Valid) -> EntryOut {
+pub(super) fn entry_out(entry: Option<&NodeEntry>, valid: Valid) -> EntryOut {
     let (sec, nsec) = valid_for(valid.usual);
     let (node, attr) = entry.map_or_else(Default::default, |entry| (entry.node, entry.attr));
     let (attr_valid, attr_valid_nsec) = valid_for(valid.of(&attr));

@@ -272,7 +272,7 @@ impl Settler {
                 continue;
             }
             if changes > 0 || self.overlay.has_unfinished() {
-                let settled = self.overlay.settle_all();
+                let settled = self.overlay.complete_and_sync();
                 self.state().failed = settled;
                 self.log(settled);
             }
@@ -288,7 +288,7 @@ impl Settler {
     /// umount wait no more. Answers false, and has it wait on, if there were others meanwhile and
     /// nobody `is_awaited`, which is for a remount.
     fn rest(&self, changes: u64, is_awaited: bool) -> bool {
-        let synced = self.overlay.sync_settled();
+        let synced = self.overlay.sync_completed();
         let mut state = self.state();
         let is_still = state.changes == changes && state.under_way == 0;
         match synced {
@@ -334,9 +334,9 @@ impl Settler {
     /// Settles everything, in a second try if need be: syncfs(2) tells once of what failed before,
     /// which whoever wrote it was told.
     fn settle_at_last(&self) -> Result<()> {
-        self.overlay.settle_all().or_else(|error| {
+        self.overlay.complete_and_sync().or_else(|error| {
             self.log(Err(error));
-            self.overlay.settle_all()
+            self.overlay.complete_and_sync()
         })
     }
 

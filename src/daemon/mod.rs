@@ -56,8 +56,9 @@ pub fn run(arguments: &Arguments, init: Init, mut watcher: impl Watcher) -> Resu
     drop(lent);
     holder.ending = true;
     sign(&overlay, &holder);
-    let settled =
-        overlay.settle_all().map_err(|error| format!("What was changed is not all complete and on the disk: {error}."));
+    let settled = overlay
+        .complete_and_sync()
+        .map_err(|error| format!("What was changed is not all complete and on the disk: {error}."));
     served.map_err(|ended| match ended {
         Ended::Said(sentence) => sentence,
         Ended::Socket(error) => format!("The socket of the scheme {name} failed: {error}."),

@@ -24,7 +24,7 @@ pub struct Reading {
 }
 
 /// What one layer has in one directory.
-pub struct Listing {
+pub struct LayerListing {
     /// The objects, with the layer's inode numbers.
     pub objects: Vec<(OsString, Kind, u64)>,
     pub whiteouts: Vec<Hidden>,
@@ -100,7 +100,7 @@ pub fn read<L: Layer>(
     dir: &L::Dir,
     reading: Reading,
     mut has_devices: impl FnMut() -> Result<bool>,
-) -> Result<Listing> {
+) -> Result<LayerListing> {
     let (mut objects, mut whiteouts, mut odd) = (Vec::new(), Vec::new(), Vec::new());
     let (mut parts, mut maps) = (Vec::new(), Vec::new());
     let (mut opaque, mut redirect) = (false, None);
@@ -150,7 +150,7 @@ pub fn read<L: Layer>(
     result?;
     let redirect = redirect.map(|kind| redirect_file(layer, dir, kind)).transpose()?;
     let marks = Marks { opaque, redirect, attributes };
-    Ok(Listing { objects, whiteouts, parts, maps, marks, odd })
+    Ok(LayerListing { objects, whiteouts, parts, maps, marks, odd })
 }
 
 /// What a directory says of the layers below it, without reading all of it.

@@ -22,7 +22,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::Path;
 
 pub use oci::{
-    CONTENT_MAX, DEVICES, Lent, Meaning, OCI, OF_AUFS, OPAQUE, PARTS, PartOf, REDIRECT, WORK, Whiteout, fnv1a,
+    CONTENT_MAX, DEVICES, Meaning, OCI, OF_AUFS, OPAQUE, PARTS, PartOf, PartRef, REDIRECT, WORK, Whiteout, fnv1a,
     is_reserved, meaning, part_names, redirect_content, redirect_path, whiteout,
 };
 

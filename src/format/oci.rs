@@ -63,9 +63,9 @@ pub enum Meaning<'a> {
     /// [`REDIRECT`].
     Redirect,
     /// A partial copy.
-    Part(Lent<'a>),
+    Part(PartRef<'a>),
     /// The map of a partial copy.
-    Map(Lent<'a>),
+    Map(PartRef<'a>),
     /// Reserved, with no meaning in a listing: the work directory, a mark of the whole layer, or
     /// another tool's.
     Unknown,
@@ -73,17 +73,17 @@ pub enum Meaning<'a> {
 
 /// What the name of a partial copy, or of its map, says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Lent<'a> {
+pub struct PartRef<'a> {
     /// The digest of the file that lends. None: an overlay made it that did not say so yet.
     pub source: Option<u128>,
     /// The name that it is a copy of.
     pub name: &'a OsStr,
 }
 
-/// As [`Lent`], on its own.
+/// As [`PartRef`], on its own.
 pub type PartOf = (Option<u128>, OsString);
 
-impl<'a> Lent<'a> {
+impl<'a> PartRef<'a> {
     const DIGITS: usize = 32;
 
     /// What is behind the prefix of the name. None if that is nothing.
@@ -95,7 +95,7 @@ impl<'a> Lent<'a> {
             }
             _ => (None, bytes),
         };
-        (!name.is_empty()).then(|| Lent { source, name: OsStr::from_bytes(name) })
+        (!name.is_empty()).then(|| PartRef { source, name: OsStr::from_bytes(name) })
     }
 
     /// The same on its own.
@@ -116,10 +116,10 @@ pub fn meaning(name: &OsStr) -> Meaning<'_> {
         Meaning::Redirect
     } else if bytes.starts_with(LONG_PREFIX) {
         Meaning::LongWhiteout
-    } else if let Some(lent) = bytes.strip_prefix(PART_PREFIX).and_then(Lent::parse) {
-        Meaning::Part(lent)
-    } else if let Some(lent) = bytes.strip_prefix(MAP_PREFIX).and_then(Lent::parse) {
-        Meaning::Map(lent)
+    } else if let Some(part) = bytes.strip_prefix(PART_PREFIX).and_then(PartRef::parse) {
+        Meaning::Part(part)
+    } else if let Some(part) = bytes.strip_prefix(MAP_PREFIX).and_then(PartRef::parse) {
+        Meaning::Map(part)
     } else if bytes.starts_with(META_PREFIX) || hidden.is_empty() {
         Meaning::Unknown
     } else {
@@ -339,13 +339,13 @@ mod tests {
     fn a_partial_copy_says_what_lends() {
         let digest = "0123456789abcdef0123456789abcdef";
         for name in ["big", digest, "0123456789abcdef0123456789abcdef.big"] {
-            let lent = Lent { source: Some(0xf << 64 | 7), name: OsStr::new(name) };
-            let (part, map) = part_names(lent.name, lent.source, 255).unwrap();
-            assert_eq!((meaning(&part), meaning(&map)), (Meaning::Part(lent), Meaning::Map(lent)));
+            let of = PartRef { source: Some(0xf << 64 | 7), name: OsStr::new(name) };
+            let (part, map) = part_names(of.name, of.source, 255).unwrap();
+            assert_eq!((meaning(&part), meaning(&map)), (Meaning::Part(of), Meaning::Map(of)));
         }
         for old in ["big", digest, "0123456789abcdef0123456789abcdef.", "0123456789abcdef0123456789abcdeg.x"] {
-            let lent = Lent { source: None, name: OsStr::new(old) };
-            assert_eq!(meaning(&part_names(lent.name, None, 255).unwrap().0), Meaning::Part(lent));
+            let part = PartRef { source: None, name: OsStr::new(old) };
+            assert_eq!(meaning(&part_names(part.name, None, 255).unwrap().0), Meaning::Part(part));
         }
         assert_eq!(part_names(OsStr::new(&"x".repeat(211)), Some(1), 255), None);
     }

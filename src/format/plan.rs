@@ -180,22 +180,22 @@ mod tests {
         name: Name,
         beside: bool,
         /// A whiteout was created that a crash could take back.
-        unsettled: bool,
+        unsynced: bool,
     }
 
     impl Model {
         fn new(format: Format, name: Name) -> Self {
-            Model { name, beside: is_beside(format), unsettled: false }
+            Model { name, beside: is_beside(format), unsynced: false }
         }
 
         fn whiteout(&mut self) {
             assert!(!self.name.whiteout && (self.beside || !self.name.upper), "{:?}", self.name);
-            (self.name.whiteout, self.unsettled) = (true, true);
+            (self.name.whiteout, self.unsynced) = (true, true);
         }
 
         /// The directory loses its whiteouts: what it merges with must not show.
         fn clear(&self, opaque_first: bool) {
-            let is_hidden = self.beside && self.name.whiteout && !self.unsettled;
+            let is_hidden = self.beside && self.name.whiteout && !self.unsynced;
             assert!(self.name.upper && (opaque_first || !self.name.lower || is_hidden));
         }
     }
@@ -212,13 +212,13 @@ mod tests {
                 for step in plan.first {
                     match step {
                         Step::Whiteout(End::Old) => model.whiteout(),
-                        Step::Settle(End::Old) => model.unsettled = false,
+                        Step::Settle(End::Old) => model.unsynced = false,
                         Step::Clear { opaque_first } if is_dir => model.clear(opaque_first),
                         other => panic!("{name:?}: {other:?}"),
                     }
                     assert!(model.name.is_visible(), "{name:?}: {step:?}");
                 }
-                assert!(!model.unsettled, "{name:?}");
+                assert!(!model.unsynced, "{name:?}");
                 match plan.seen {
                     Seen::Whiteout => model.whiteout(),
                     Seen::Remove => model.name.upper = false,
@@ -284,14 +284,14 @@ mod tests {
             match step {
                 Step::Whiteout(End::Old) => old.whiteout(),
                 Step::Whiteout(End::New) => new.whiteout(),
-                Step::Settle(End::Old) => old.unsettled = false,
-                Step::Settle(End::New) => new.unsettled = false,
+                Step::Settle(End::Old) => old.unsynced = false,
+                Step::Settle(End::New) => new.unsynced = false,
                 Step::Clear { opaque_first } if moving.over_dir => new.clear(opaque_first),
                 other => panic!("{moving:?}: {other:?}"),
             }
             assert!(shown(old.name) && shown(new.name) == shown(moving.new), "{moving:?}: {step:?}");
         }
-        assert!(!old.unsettled && !new.unsettled, "{moving:?}");
+        assert!(!old.unsynced && !new.unsynced, "{moving:?}");
         rename(plan.mode, &mut old, &mut new);
         for idle in [false, true] {
             assert_eq!((shown(old.name), shown(new.name)), (moving.leaves_device, true), "{moving:?}");

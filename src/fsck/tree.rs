@@ -11,7 +11,7 @@ use super::repair::Step;
 use super::{Checker, Damage, Finding, Repair, Report};
 use crate::format::attribute::names;
 use crate::format::kernel::{self, Redirect};
-use crate::format::listing::{self, Hidden, Listing, Marks, Reading, RedirectFile};
+use crate::format::listing::{self, Hidden, LayerListing, Marks, Reading, RedirectFile};
 use crate::format::{self, DirMark, Meaning, PartOf, WhiteoutMark};
 use crate::layer::{Access, Kind, Layer, Object, Result};
 use crate::overlay::Node;
@@ -62,7 +62,7 @@ enum SaidRedirect<'a> {
     NoFile,
 }
 
-impl Listing {
+impl LayerListing {
     fn object(&self, name: &OsStr) -> Option<Kind> {
         self.objects.iter().find(|(object, ..)| object == name).map(|(_, kind, _)| *kind)
     }
@@ -137,7 +137,7 @@ impl<L: Layer> Checker<L> {
 
     /// Reads a directory, and notes names that are not what they should be. What it has is in the
     /// order of the names.
-    fn read(&self, task: &Task<L>, report: &mut Report<L>) -> Result<Listing> {
+    fn read(&self, task: &Task<L>, report: &mut Report<L>) -> Result<LayerListing> {
         let (layer, open) = (self.upper.layer(&task.dir), self.upper.open(&task.dir)?);
         let has_devices =
             || Ok(self.format.features().zero_devices && self.exists(&self.root, OsStr::new(format::DEVICES))?);
@@ -196,7 +196,7 @@ impl<L: Layer> Checker<L> {
     }
 
     /// What a directory merges with, as it says itself.
-    fn narrow(&self, task: &Task<L>, listing: &Listing, report: &mut Report<L>) -> Result<Below<L>> {
+    fn narrow(&self, task: &Task<L>, listing: &LayerListing, report: &mut Report<L>) -> Result<Below<L>> {
         let Some(redirect) = listing.marks.said() else {
             return Ok(if listing.marks.is_opaque() { Below::Nothing } else { task.below.clone() });
         };
@@ -239,7 +239,7 @@ impl<L: Layer> Checker<L> {
     fn check_whiteouts(
         &self,
         task: &Task<L>,
-        listing: &Listing,
+        listing: &LayerListing,
         below: &Below<L>,
         report: &mut Report<L>,
     ) -> Result<()> {
@@ -279,7 +279,13 @@ impl<L: Layer> Checker<L> {
     }
 
     /// Notes partial copies that nothing can complete, or that mean nothing, and their maps.
-    fn check_parts(&self, task: &Task<L>, listing: &Listing, below: &Below<L>, report: &mut Report<L>) -> Result<()> {
+    fn check_parts(
+        &self,
+        task: &Task<L>,
+        listing: &LayerListing,
+        below: &Below<L>,
+        report: &mut Report<L>,
+    ) -> Result<()> {
         for part in &listing.parts {
             self.check_part(task, listing, below, part, report)?;
         }
@@ -298,7 +304,7 @@ impl<L: Layer> Checker<L> {
     fn check_part(
         &self,
         task: &Task<L>,
-        listing: &Listing,
+        listing: &LayerListing,
         below: &Below<L>,
         of: &PartOf,
         report: &mut Report<L>,
@@ -308,7 +314,7 @@ impl<L: Layer> Checker<L> {
         let has_map = listing.maps.contains(of);
         let path = task.path.join(&part);
         let is_whole = self.upper.stat(&task.dir, &part)?.nlink > 1;
-        let lender = match self.found(below, name)? {
+        let lower_file = match self.found(below, name)? {
             Found::Object(node) if node.kind() == Kind::File => Some(node),
             Found::Unknown => {
                 report.partial = true;
@@ -316,7 +322,7 @@ impl<L: Layer> Checker<L> {
             }
             _ => None,
         };
-        let is_other = match (source, &lender) {
+        let is_other = match (source, &lower_file) {
             (Some(source), Some(node)) => self.below.digest(node)? != Some(*source),
             (Some(_), None) => true,
             (None, _) => false,
@@ -329,7 +335,7 @@ impl<L: Layer> Checker<L> {
             return Ok(());
         }
         report.partial = true;
-        let size = match &lender {
+        let size = match &lower_file {
             Some(node) if !is_other => self.below.stat(node)?.size,
             Some(_) => {
                 report.add(path, Damage::OtherSource, None);

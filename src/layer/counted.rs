@@ -14,8 +14,8 @@ use std::sync::{Arc, PoisonError, RwLock};
 use crate::errno::EIO;
 
 use super::{
-    Access, Allocation, Capabilities, Entry, Error, Kind, Layer, Object, Owner, RenameMode, Result, Stat, StatFs, Time,
-    XattrMode,
+    Access, Allocation, Capabilities, DirEntry, Error, Kind, Layer, Object, Owner, RenameMode, Result, Stat, StatFs,
+    Time, XattrMode,
 };
 use crate::turn;
 
@@ -258,7 +258,7 @@ counted! {
     Release: fn release() -> Result<()>;
     StatFs: fn stat_fs() -> Result<StatFs>;
     OpenDir: fn open_dir(dir: &L::Dir, name: &OsStr) -> Result<L::Dir>;
-    List: fn list(dir: &L::Dir, each: &mut dyn FnMut(Entry<'_>)) -> Result<()>;
+    List: fn list(dir: &L::Dir, each: &mut dyn FnMut(DirEntry<'_>)) -> Result<()>;
     Stat: fn stat(object: Object<'_, Self>) -> Result<Stat>;
     SetOwner: fn set_owner(object: Object<'_, Self>, owner: Owner) -> Result<()>;
     SetMode: fn set_mode(object: Object<'_, Self>, mode: u32) -> Result<()>;

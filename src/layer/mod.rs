@@ -131,7 +131,7 @@ pub struct Owner {
 
 /// One entry of a listing.
 #[derive(Clone, Copy, Debug)]
-pub struct Entry<'a> {
+pub struct DirEntry<'a> {
     pub name: &'a OsStr,
     pub ino: u64,
     pub kind: Kind,
@@ -307,7 +307,7 @@ pub trait Layer: Send + Sync + Sized + 'static {
     fn open_dir(&self, dir: &Self::Dir, name: &OsStr) -> Result<Self::Dir>;
 
     /// Calls `each` for every entry but `.` and `..`, in no order.
-    fn list(&self, dir: &Self::Dir, each: &mut dyn FnMut(Entry<'_>)) -> Result<()>;
+    fn list(&self, dir: &Self::Dir, each: &mut dyn FnMut(DirEntry<'_>)) -> Result<()>;
 
     /// Attributes.
     fn stat(&self, object: Object<'_, Self>) -> Result<Stat>;

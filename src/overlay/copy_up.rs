@@ -17,7 +17,7 @@ use super::cancel::check;
 use super::copy_plan::{Data, Destination, Named, Way};
 use super::index::Origin;
 use super::names::Upper;
-use super::node::{LinkCount, Node, OpenFile, Place, Stored};
+use super::node::{LinkCount, Node, ObjectName, OpenFile, Stored};
 use super::partial::PARTIAL_FROM;
 use super::progress::{PIECE, Progress};
 use super::room::Promise;
@@ -405,7 +405,7 @@ impl<L: Layer> Overlay<L> {
             None => Stored::Named,
         };
         let dir = to.unwrap_or_else(|| work.dir().clone());
-        let open = file.map(|file| Arc::new(OpenFile { file, access: Access::ReadWrite, dir, lent: None }));
+        let open = file.map(|file| Arc::new(OpenFile { file, access: Access::ReadWrite, dir, from_lower: None }));
         let open = if state.users > 0 || state.places.is_empty() { open } else { None };
         let _closed = std::mem::replace(&mut state.file, open);
         Ok(())
@@ -417,7 +417,7 @@ impl<L: Layer> Overlay<L> {
         before: &Stat,
         copy: &Stat,
         (temp, file): (&OsStr, Option<&L::File>),
-        place: Option<&Place<L>>,
+        place: Option<&ObjectName<L>>,
         origin: Option<Origin>,
     ) -> Result<Placed<L>> {
         let (upper, work) = self.upper()?;
@@ -562,7 +562,7 @@ impl<L: Layer> Overlay<L> {
 
     /// Makes sure that the name `place` of a file is in the upper layer, of which another name was
     /// copied up.
-    pub(super) fn link_from_index(&self, index_entry: &OsStr, place: &Place<L>, to: &LayerDir<L>) -> Result<()> {
+    pub(super) fn link_from_index(&self, index_entry: &OsStr, place: &ObjectName<L>, to: &LayerDir<L>) -> Result<()> {
         let (upper, work) = self.upper()?;
         let open = self.stack.open(work.dir())?;
         self.keeping_times(&place.parent, to, |dir| upper.link(Object::Entry(&*open, index_entry), dir, &place.name))

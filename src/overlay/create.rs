@@ -8,7 +8,7 @@ use crate::errno::{EEXIST, EINVAL, EIO, ENOENT, Error};
 use super::Overlay;
 use super::file::Handle;
 use super::names::Upper;
-use super::node::{Dir, Node, OpenFile, Place, State};
+use super::node::{Dir, Node, ObjectName, OpenFile, State};
 use super::stack::LayerDir;
 use super::work::{discard, discard_built};
 use crate::format::kernel;
@@ -88,8 +88,9 @@ impl<L: Layer> Overlay<L> {
         let node = Node::new(self.new_id(), Kind::File, state, None);
         let handle = self.open(&node);
         self.use_file(&handle);
-        node.state.lock().file = file
-            .map(|file| Arc::new(OpenFile { file, access: Access::ReadWrite, dir: work.dir().clone(), lent: None }));
+        node.state.lock().file = file.map(|file| {
+            Arc::new(OpenFile { file, access: Access::ReadWrite, dir: work.dir().clone(), from_lower: None })
+        });
         Ok(handle)
     }
 
@@ -162,12 +163,12 @@ impl<L: Layer> Overlay<L> {
 
         self.touch(parent, &mut parent.state.lock());
         let own = is_dir.then(|| self.stack.child(&to, name));
-        let mut content = own.map(|own| Dir { opaque, unsettled: opaque, ..Dir::empty(Some(own)) });
+        let mut content = own.map(|own| Dir { opaque, unsynced: opaque, ..Dir::empty(Some(own)) });
         let names = self.read_dir(parent, &mut dir)?;
         let slot = names.entry(name);
         slot.upper = Some(Upper { kind: new.kind(), ino: None });
         slot.whiteout = uncover && !self.uncover(&to, name, content.as_mut());
-        let place = Place { parent: parent.clone(), name: name.into(), dir: to.clone() };
+        let place = ObjectName { parent: parent.clone(), name: name.into(), dir: to.clone() };
         let state = State { has_data: true, newborn: true, ..State::at(place, true, None) };
         let node = Node::new(self.new_id(), new.kind(), state, content);
         slot.child = Some(node.clone());
@@ -175,7 +176,7 @@ impl<L: Layer> Overlay<L> {
         if node.kind() == Kind::Dir {
             self.known.add_dir(&node, 0);
         }
-        Ok((node, file.map(|file| OpenFile { file, access: Access::ReadWrite, dir: to, lent: None })))
+        Ok((node, file.map(|file| OpenFile { file, access: Access::ReadWrite, dir: to, from_lower: None })))
     }
 
     /// Whether `name` can be created in a directory; answers whether it has a marker there.
@@ -260,7 +261,7 @@ impl<L: Layer> Overlay<L> {
         let removed = (|| {
             if let Some(own) = own {
                 self.set_opaque(own)?;
-                self.settle_names(own)?;
+                self.sync_names(own)?;
             }
             self.remove_whiteout(dir, name)
         })();

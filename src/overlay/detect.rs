@@ -25,28 +25,28 @@ const INDEX: &str = "index";
 
 /// What is known of the format of an upper layer before anything is written to it.
 #[derive(Clone, Copy)]
-pub enum Known {
+pub enum KnownFormat {
     Oci,
     /// The kernel's, in the namespace that it is marked with; None if it is not marked yet.
     Kernel(Option<Namespace>),
 }
 
 /// Finds out how the upper layer of a stack is written, or is to be if it is new.
-pub fn detect<L: Layer>(stack: &Stack<L>, wanted: Option<Wanted>) -> std::result::Result<Known, Refused> {
+pub fn detect<L: Layer>(stack: &Stack<L>, wanted: Option<Wanted>) -> std::result::Result<KnownFormat, Refused> {
     match (namespace(stack)?, wanted) {
         (Some(namespace), Some(Wanted::Oci)) => Err(Refused::KernelFormat(namespace.prefix())),
-        (Some(namespace), _) => Ok(Known::Kernel(Some(namespace))),
+        (Some(namespace), _) => Ok(KnownFormat::Kernel(Some(namespace))),
         (None, Some(Wanted::Kernel)) => match find_marker(stack)? {
             Some(marker) => Err(Refused::OciFormat(marker)),
-            None => Ok(Known::Kernel(None)),
+            None => Ok(KnownFormat::Kernel(None)),
         },
-        (None, _) => Ok(Known::Oci),
+        (None, _) => Ok(KnownFormat::Oci),
     }
 }
 
-impl Known {
+impl KnownFormat {
     pub fn is_kernel(self) -> bool {
-        matches!(self, Known::Kernel(_))
+        matches!(self, KnownFormat::Kernel(_))
     }
 
     /// Refuses a work directory of the kernel's overlayfs in which something is that must not get
@@ -78,7 +78,7 @@ impl Known {
                     log::info!(
                         "the upper layer takes no names that begin with .wh.: it is written in the kernel's format"
                     );
-                    Ok(Known::Kernel(None))
+                    Ok(KnownFormat::Kernel(None))
                 }
                 _ => Err(Refused::NoMarkers(error, upper.capabilities().xattrs)),
             },
@@ -92,8 +92,13 @@ impl Known {
 
     /// Sees to it that the upper layer can be written so and is marked, if need be, at its top
     /// `root`. What has to be tried is tried in the work directory.
-    pub fn settle<L: Layer>(self, upper: &L, root: &L::Dir, work: &L::Dir) -> std::result::Result<Format, Refused> {
-        let Known::Kernel(known) = self else {
+    pub fn ensure_marked<L: Layer>(
+        self,
+        upper: &L,
+        root: &L::Dir,
+        work: &L::Dir,
+    ) -> std::result::Result<Format, Refused> {
+        let KnownFormat::Kernel(known) = self else {
             return Ok(format::OCI);
         };
         let namespace = attempt(upper, work, known).map_err(Refused::CannotMark)?;
@@ -160,7 +165,7 @@ fn find_marker<L: Layer>(stack: &Stack<L>) -> Result<Option<PathBuf>> {
     let mut dirs: Vec<_> = stack.upper_root().map(|root| (root.clone(), PathBuf::new())).into_iter().collect();
     while let Some((dir, path)) = dirs.pop() {
         let mut found = None;
-        let each = &mut |entry: crate::layer::Entry<'_>| match format::meaning(entry.name) {
+        let each = &mut |entry: crate::layer::DirEntry<'_>| match format::meaning(entry.name) {
             Meaning::Object if entry.kind == Kind::Dir => {
                 dirs.push((stack.child(&dir, entry.name), path.join(Path::new(entry.name))));
             }

@@ -79,7 +79,7 @@ impl<L: Layer> Overlay<L> {
                 _ => Ok(()),
             }
         })?;
-        self.settle_dir(root)?;
+        self.sync_step(root)?;
         self.devices.0.lock().insert(root.index(), true);
         Ok(())
     }
@@ -98,7 +98,7 @@ impl<L: Layer> Overlay<L> {
         let open = self.stack.open(dir)?;
         let before = upper.stat(Object::Dir(&*open))?;
         names.clone().try_for_each(|name| self.add_whiteout(dir, name))?;
-        self.settle_dir(dir)?;
+        self.sync_step(dir)?;
         names.clone().try_for_each(|name| upper.unlink(&open, name))?;
         upper.set_times(Object::Dir(&*open), before.atime, before.mtime)
     }

@@ -35,7 +35,7 @@ impl<L: Layer> Overlay<L> {
 
     /// Completes every partial copy, and brings what was changed to the disk unless nothing is
     /// synced. Others may go on meanwhile; what they change is then left to the next call.
-    pub fn settle_all(&self) -> Result<()> {
+    pub fn complete_and_sync(&self) -> Result<()> {
         let Some(work) = &self.work else { return Ok(()) };
         let completed = self.complete_all();
         if let Err(error) = self.save_ctimes(work) {
@@ -46,7 +46,7 @@ impl<L: Layer> Overlay<L> {
     }
 
     /// Brings to the disk what is settled, where nothing is synced before.
-    pub fn sync_settled(&self) -> Result<()> {
+    pub fn sync_completed(&self) -> Result<()> {
         match &self.work {
             Some(work) if work.is_volatile() => self.stack.layer(work.dir()).sync_all(),
             _ => Ok(()),
@@ -54,7 +54,7 @@ impl<L: Layer> Overlay<L> {
     }
 
     /// Takes the mark away that something is not synced. Nobody may have changed anything since
-    /// [`Overlay::sync_settled`].
+    /// [`Overlay::sync_completed`].
     pub fn rest(&self) -> Result<()> {
         self.work.as_ref().map_or(Ok(()), |work| work.rest(&self.stack))
     }

@@ -16,7 +16,7 @@ use std::sync::{Arc, Weak};
 
 use super::Overlay;
 use super::names::Slot;
-use super::node::{LinkCount, Node, Place, Stored};
+use super::node::{LinkCount, Node, ObjectName, Stored};
 use super::work::discard;
 use crate::layer::Layer;
 use crate::sync::Lock;
@@ -26,7 +26,7 @@ use crate::sync::Lock;
 const KNOWN_MAX: usize = 1 << 17;
 
 /// The directories that are known.
-pub(super) struct Known<L: Layer> {
+pub(super) struct KnownDirs<L: Layer> {
     /// The oldest first, some of them twice or gone.
     dirs: Lock<VecDeque<Weak<Node<L>>>>,
     /// How many they and their names are at most: what is removed is taken off only when all are
@@ -38,11 +38,11 @@ pub(super) struct Known<L: Layer> {
     most: usize,
 }
 
-impl<L: Layer> Known<L> {
+impl<L: Layer> KnownDirs<L> {
     /// Nothing yet, and `most` names and directories later, or as many as is usual.
     pub fn new(most: Option<usize>) -> Self {
         let most = most.unwrap_or(KNOWN_MAX);
-        Known { dirs: Lock::new(VecDeque::new()), count: AtomicUsize::new(0), limit: AtomicUsize::new(most), most }
+        KnownDirs { dirs: Lock::new(VecDeque::new()), count: AtomicUsize::new(0), limit: AtomicUsize::new(most), most }
     }
 
     /// Counts a directory that has just been read or made, with so many names.
@@ -141,7 +141,7 @@ impl<L: Layer> Overlay<L> {
         if state.handles > 0 || Arc::strong_count(node) > state.places.len() + 1 {
             return false;
         }
-        let is_this = |place: &Place<L>| Arc::ptr_eq(&place.parent, parent) && place.name == slot.name;
+        let is_this = |place: &ObjectName<L>| Arc::ptr_eq(&place.parent, parent) && place.name == slot.name;
         let Some(place) = state.places.iter().position(is_this) else { return false };
         // What was made, and of which nobody has asked anything since, has no number yet. And what
         // was changed unseen is to show what it showed.

@@ -14,7 +14,7 @@ use super::Overlay;
 use super::attr::Location;
 use super::copy_up::For;
 use super::node::{Node, OpenFile, Stored};
-use super::partial::Lent;
+use super::partial::FromLower;
 use crate::layer::{Access, Allocation, Kind, Layer, Object, Result, Stat};
 
 /// An open file or directory. It keeps its object as it is, also when the last name is unlinked;
@@ -131,7 +131,7 @@ impl<L: Layer> Overlay<L> {
             return Ok(there);
         }
         self.change_content(node, open, || {
-            self.own(node, open, offset..offset + buf.len() as u64)?;
+            self.ensure_chunks_copied(node, open, offset..offset + buf.len() as u64)?;
             self.begin_change(node);
             let written = self.stack.layer(&open.dir).write_at(&open.file, buf, offset);
             let mut state = node.state.lock();
@@ -224,9 +224,10 @@ impl<L: Layer> Overlay<L> {
         let open = self.file(node, Access::ReadWrite)?;
         self.change_content(node, &open, || {
             // The rest of what is cut in the middle.
-            self.own(node, &open, size..size + 1)?;
+            self.ensure_chunks_copied(node, &open, size..size + 1)?;
             self.begin_change(node);
-            let truncated = self.cut(node, &open, size, || self.stack.layer(&open.dir).truncate(&open.file, size));
+            let truncated =
+                self.truncate_partial(node, &open, size, || self.stack.layer(&open.dir).truncate(&open.file, size));
             let mut state = node.state.lock();
             self.end_change(node, &mut state);
             if let (Some(attr), Ok(())) = (&mut state.attr, truncated) {
@@ -257,7 +258,7 @@ impl<L: Layer> Overlay<L> {
         let open = self.file(node, Access::ReadWrite)?;
         self.change_content(node, &open, || {
             // Of what has no name any more, so that it could not be completed.
-            self.own(node, &open, 0..u64::MAX)?;
+            self.ensure_chunks_copied(node, &open, 0..u64::MAX)?;
             self.begin_change(node);
             let allocated = self.stack.layer(&open.dir).allocate(&open.file, how, range);
             self.end_change_of_size(node);
@@ -277,16 +278,16 @@ impl<L: Layer> Overlay<L> {
     /// Reads a file that may be a partial copy.
     fn read_open(&self, open: &OpenFile<L>, buf: &mut [u8], offset: u64) -> Result<usize> {
         let layer = self.stack.layer(&open.dir);
-        let Some(Lent { partial, source }) = &open.lent else {
+        let Some(FromLower { partial, source }) = &open.from_lower else {
             return layer.read_at(&open.file, buf, offset);
         };
         let mut filled = 0;
         while filled < buf.len() {
             let at = offset + filled as u64;
-            let (lent, end) = partial.run(at, offset.saturating_add(buf.len() as u64));
+            let (from_lower, end) = partial.run(at, offset.saturating_add(buf.len() as u64));
             let wanted = usize::try_from(end - at).map_or(buf.len(), |run| buf.len().min(filled + run));
             let piece = &mut buf[filled..wanted];
-            let read = match lent {
+            let read = match from_lower {
                 true => self.stack.layer(&source.dir).read_at(&source.file, piece, at)?,
                 false => layer.read_at(&open.file, piece, at)?,
             };
@@ -301,12 +302,12 @@ impl<L: Layer> Overlay<L> {
     /// The next data of a file that may be a partial copy.
     fn next_data_open(&self, open: &OpenFile<L>, mut from: u64) -> Result<Option<Range<u64>>> {
         let layer = self.stack.layer(&open.dir);
-        let Some(Lent { partial, source }) = &open.lent else {
+        let Some(FromLower { partial, source }) = &open.from_lower else {
             return layer.next_data(&open.file, from);
         };
         loop {
-            let (lent, _) = partial.run(from, from);
-            let data = match lent {
+            let (from_lower, _) = partial.run(from, from);
+            let data = match from_lower {
                 true => self.stack.layer(&source.dir).next_data(&source.file, from)?,
                 false => layer.next_data(&open.file, from)?,
             };
@@ -342,19 +343,19 @@ impl<L: Layer> Overlay<L> {
         self.take_room(length)?;
         self.copy_up(&to.node)?;
         loop {
-            if self.file(&from.node, Access::Read)?.lent.is_some() {
+            if self.file(&from.node, Access::Read)?.from_lower.is_some() {
                 let _content = from.node.content.lock();
                 self.fill(&from.node, &*self.file(&from.node, Access::ReadWrite)?, range.clone())?;
             }
             let _content = to.node.content.lock();
             let source = self.file(&from.node, Access::Read)?;
-            if source.lent.as_ref().is_some_and(|lent| lent.partial.lends(&range)) {
+            if source.from_lower.as_ref().is_some_and(|from_lower| from_lower.partial.has_from_lower(&range)) {
                 // It became a partial copy meanwhile.
                 continue;
             }
             let target = self.file(&to.node, Access::ReadWrite)?;
             return self.change_content(&to.node, &target, || {
-                self.own(&to.node, &target, offset..end)?;
+                self.ensure_chunks_copied(&to.node, &target, offset..end)?;
                 self.begin_change(&to.node);
                 let copied = self.stack.layer(&target.dir).copy_range(&source.file, range, &target.file, offset);
                 self.end_change_of_size(&to.node);
@@ -422,9 +423,9 @@ impl<L: Layer> Overlay<L> {
         let Location::Entry(dir, name) = self.location(&state) else {
             return Err(Error::new(EIO));
         };
-        let lent = state.stored.partial().map(|partial| self.open_lent(partial)).transpose()?;
+        let from_lower = state.stored.partial().map(|partial| self.open_source(partial)).transpose()?;
         let (dir, file) = self.open_data(dir, &name, access)?;
-        let open = Arc::new(OpenFile { file, access, dir, lent });
+        let open = Arc::new(OpenFile { file, access, dir, from_lower });
         if state.users > 0 || (state.places.is_empty() && !matches!(state.stored, Stored::Orphan(_))) {
             state.file = Some(open.clone());
         }

@@ -150,12 +150,12 @@ enum Numbers<L: Layer> {
 
 /// What the records say together.
 #[derive(Default)]
-struct Known {
+struct RecordsRead {
     claims: Claims,
     hidden: HashMap<Origin, u32>,
 }
 
-impl Known {
+impl RecordsRead {
     fn add(&mut self, record: Record) {
         match record {
             Record::Head { .. } => {}
@@ -252,7 +252,7 @@ impl<L: Layer> Index<L> {
             }
         })?;
         let head = upper.stat(Object::Dir(dir))?.ino;
-        let mut known = Known::default();
+        let mut known = RecordsRead::default();
         let read = read_numbers(upper, dir, Access::ReadWrite, head, &mut known).unwrap_or_else(|error| {
             log::warn!("the inode numbers of earlier mounts cannot be read: {error}");
             Numbers::Damaged
@@ -419,7 +419,7 @@ pub(crate) fn review<L: Layer>(upper: &L, dir: &L::Dir) -> Result<Review> {
             parse_link(entry.name).filter(|_| entry.kind != Kind::Dir).map(|link| (entry.name.to_owned(), link)),
         );
     })?;
-    let mut known = Known::default();
+    let mut known = RecordsRead::default();
     let head = upper.stat(Object::Dir(dir))?.ino;
     let whole = !has_numbers || !matches!(read_numbers(upper, dir, Access::Read, head, &mut known)?, Numbers::Damaged);
     links.retain(|(_, (_, origin, names))| known.hidden.get(origin).is_none_or(|hidden| hidden < names));
@@ -450,7 +450,13 @@ fn unlink_unseen<L: Layer>(upper: &L, dir: &L::Dir, name: &OsStr, number: Option
 }
 
 /// Reads the records into `known`.
-fn read_numbers<L: Layer>(upper: &L, dir: &L::Dir, access: Access, head: u64, known: &mut Known) -> Result<Numbers<L>> {
+fn read_numbers<L: Layer>(
+    upper: &L,
+    dir: &L::Dir,
+    access: Access,
+    head: u64,
+    known: &mut RecordsRead,
+) -> Result<Numbers<L>> {
     let file = match upper.open_file(dir, OsStr::new(NUMBERS), access) {
         Err(error) if error.errno == ENOENT => return Ok(Numbers::Cut),
         file => file?,
@@ -486,7 +492,7 @@ fn is_truncated(bytes: &[u8], offset: usize) -> bool {
     bytes.len() < Record::SIZE || is_zero(&bytes[..edge]) || edge < bytes.len() && is_zero(&bytes[edge..])
 }
 
-fn write_numbers<L: Layer>(upper: &L, dir: &L::Dir, head: u64, known: &Known, volatile: bool) -> Result<L::File> {
+fn write_numbers<L: Layer>(upper: &L, dir: &L::Dir, head: u64, known: &RecordsRead, volatile: bool) -> Result<L::File> {
     let (name, temp) = (OsStr::new(NUMBERS), OsStr::new(NEW_NUMBERS));
     let file = upper.create_file(dir, temp, 0o600, upper.identity())?;
     let written = (|| {
@@ -607,11 +613,11 @@ impl<L: Layer> Overlay<L> {
 
     /// Before the entry `name` of `dir` gets its number: finds out whether an earlier mount gave it
     /// one.
-    pub(super) fn settle(&self, dir: &Arc<LayerDir<L>>, name: &OsStr, attr: &Stat) -> Result<()> {
+    pub(super) fn resolve_claim(&self, dir: &Arc<LayerDir<L>>, name: &OsStr, attr: &Stat) -> Result<()> {
         if let Some(time) = self.inodes.claimed_at(attr.dev, attr.ino) {
             let birth = self.stack.layer(dir).birth(Object::Entry(&*self.stack.open(dir)?, name))?;
             // What was created later has only got the inode number that the copy had.
-            self.inodes.settle(attr.dev, attr.ino, birth.is_none_or(|birth| birth <= time));
+            self.inodes.resolve_claim(attr.dev, attr.ino, birth.is_none_or(|birth| birth <= time));
         }
         Ok(())
     }
@@ -660,7 +666,7 @@ mod tests {
 
     #[test]
     fn what_is_gone_does_not_take_what_came_after_it() {
-        let mut known = Known::default();
+        let mut known = RecordsRead::default();
         let time = Time::default();
         known.add(Record::Number { copy: 1, number: 10, time });
         known.add(Record::Number { copy: 1, number: 11, time });

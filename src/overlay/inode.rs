@@ -170,7 +170,7 @@ impl<L: Layer> Inodes<L> {
     }
 
     /// Says whether the object `ino` of `device` is that copy.
-    pub fn settle(&self, device: u64, ino: u64, is_copy: bool) {
+    pub fn resolve_claim(&self, device: u64, ino: u64, is_copy: bool) {
         let mut tables = self.tables.lock();
         if let Some(claim) = tables.take_claim(ino).filter(|_| is_copy) {
             tables.renumbered.insert((device, ino), claim.number);

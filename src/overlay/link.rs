@@ -8,7 +8,7 @@ use crate::errno::{ENOENT, EPERM, Error};
 use super::Overlay;
 use super::attr::Location;
 use super::names::Upper;
-use super::node::{LinkCount, Node, Place, State, Stored};
+use super::node::{LinkCount, Node, ObjectName, State, Stored};
 use super::stack::LayerDir;
 use super::work::discard;
 use crate::format::plan::{New, Placement};
@@ -54,7 +54,7 @@ impl<L: Layer> Overlay<L> {
         if first.is_some() {
             (state.stored, state.links) = (Stored::Named, LinkCount::OfLayer);
         }
-        state.places.push(Place { parent: dir.clone(), name: name.into(), dir: to.clone() });
+        state.places.push(ObjectName { parent: dir.clone(), name: name.into(), dir: to.clone() });
         self.touch(node, &mut state);
         state.newborn = false;
         if let LinkCount::Counted(count) = &mut state.links {

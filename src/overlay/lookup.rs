@@ -8,7 +8,7 @@ use crate::errno::{EINVAL, EIO, ENAMETOOLONG, ENOENT, ENOTDIR, ESTALE, Error};
 use smallvec::smallvec;
 
 use super::Overlay;
-use super::node::{Dir, LinkCount, Node, Place, State, Stored};
+use super::node::{Dir, LinkCount, Node, ObjectName, State, Stored};
 use super::stack::LayerDir;
 use crate::layer::{Kind, Layer, Result, Stat};
 
@@ -85,7 +85,7 @@ impl<L: Layer> Overlay<L> {
         let merging = slot.merging().filter_map(|dir| lowers.get(dir as usize));
         let merging: Vec<_> = merging.map(|dir| self.stack.child(dir, name)).collect();
 
-        let place = Place { parent: parent.clone(), name: slot.name.clone(), dir: from.clone() };
+        let place = ObjectName { parent: parent.clone(), name: slot.name.clone(), dir: from.clone() };
         let child = match attr.kind {
             Kind::Dir => self.new_dir(place, attr, merging)?,
             // Also the last name that is left, while somebody holds the object by another that is
@@ -103,15 +103,15 @@ impl<L: Layer> Overlay<L> {
     }
 
     /// The state of the object that is the entry `place` of a layer with these attributes.
-    fn new_state(&self, place: Place<L>, attr: Stat) -> Result<State<L>> {
-        self.settle(&place.dir, &place.name, &attr)?;
+    fn new_state(&self, place: ObjectName<L>, attr: Stat) -> Result<State<L>> {
+        self.resolve_claim(&place.dir, &place.name, &attr)?;
         let in_upper = self.stack.is_upper(&place.dir);
         let ino = self.number(&attr);
         Ok(State { ino: Some(ino), ..State::at(place, in_upper, Some(attr)) })
     }
 
     /// The node of a directory that merges with these lower ones, or is the first of them.
-    fn new_dir(&self, place: Place<L>, attr: Stat, merging: Vec<Arc<LayerDir<L>>>) -> Result<Arc<Node<L>>> {
+    fn new_dir(&self, place: ObjectName<L>, attr: Stat, merging: Vec<Arc<LayerDir<L>>>) -> Result<Arc<Node<L>>> {
         let mut state = self.new_state(place.clone(), attr)?;
         if merging.len() + usize::from(state.upper) != 1 {
             state.links = LinkCount::Merged;
@@ -126,15 +126,18 @@ impl<L: Layer> Overlay<L> {
 
     /// The node of an object that has several names in its layer, which another of them may have
     /// made known.
-    fn new_linked(&self, place: Place<L>, attr: Stat) -> Result<Arc<Node<L>>> {
+    fn new_linked(&self, place: ObjectName<L>, attr: Stat) -> Result<Arc<Node<L>>> {
         let node = match self.inodes.held(&attr) {
             Some(node) => node,
             None => {
                 let linked = self.linked(&place.dir, attr)?;
                 let mut state = match (&linked.index_entry, &self.work) {
                     (Some(index_entry), Some(work)) => {
-                        let in_index =
-                            Place { dir: work.dir().clone(), name: index_entry.as_os_str().into(), ..place.clone() };
+                        let in_index = ObjectName {
+                            dir: work.dir().clone(),
+                            name: index_entry.as_os_str().into(),
+                            ..place.clone()
+                        };
                         State { places: smallvec![place.clone()], ..self.new_state(in_index, linked.attr)? }
                     }
                     _ => self.new_state(place.clone(), attr)?,

@@ -18,10 +18,10 @@ use crate::errno::{EIO, ENOENT, Error};
 use super::Overlay;
 use super::names::Names;
 use super::node::{Dir, Node};
-use super::partial::lender;
+use super::partial::source_dir;
 use super::stack::LayerDir;
 use super::trust::{Author, Way};
-use crate::format::listing::{self, Listing, Marks, Reading};
+use crate::format::listing::{self, LayerListing, Marks, Reading};
 use crate::format::{self, PartOf, kernel};
 use crate::layer::{Kind, Layer, Object, Result};
 
@@ -147,23 +147,23 @@ impl<L: Layer> Overlay<L> {
         for part in parts {
             let (source, name) = part;
             let slot = names.get_mut(name);
-            let lender = slot.as_deref().and_then(|slot| lender(slot, lowers));
-            let is_lent = self.is_lent_by(lender, part)?;
+            let source = slot.as_deref().and_then(|slot| source_dir(slot, lowers));
+            let is_from_lower = self.has_source(source, part)?;
             match slot {
                 Some(slot) if slot.upper.is_some() || slot.whiteout => {
-                    if is_lent || source.is_none() {
+                    if is_from_lower || source.is_none() {
                         left |= !self.discard_part(dir, part);
                         continue;
                     }
                 }
-                Some(slot) if is_lent => {
+                Some(slot) if is_from_lower => {
                     slot.part = true;
                     continue;
                 }
                 _ => {}
             }
             lost = true;
-            self.tell_lost(part, lender.is_some());
+            self.tell_lost(part, source.is_some());
         }
         for map in maps.iter().filter(|map| !parts.contains(map)) {
             left |= !self.discard_part(dir, map);
@@ -347,7 +347,7 @@ impl<L: Layer> Overlay<L> {
         Ok(self.author(&self.stack.layer(dir).stat(Object::Dir(&*self.stack.open(dir)?))?))
     }
 
-    fn list_layer(&self, dir: &LayerDir<L>) -> Result<(Listing, Narrows)> {
+    fn list_layer(&self, dir: &LayerDir<L>) -> Result<(LayerListing, Narrows)> {
         let (layer, open) = (self.stack.layer(dir), self.stack.open(dir)?);
         let listing = listing::read(layer, &*open, self.reading(dir), || self.has_devices(dir))?;
         let narrows = self.narrows(dir, &listing.marks)?;

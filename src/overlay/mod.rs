@@ -104,7 +104,7 @@ pub use work::Refused;
 
 use crate::sync::{Lock, Shared};
 use ctime::Ctimes;
-use evict::Known;
+use evict::KnownDirs;
 use inode::{Claims, Inodes};
 use node::{Dir, State};
 use partial::Partials;
@@ -192,7 +192,7 @@ pub struct Overlay<L: Layer> {
     /// A directory may get a redirect.
     redirects: bool,
     next_id: AtomicU64,
-    known: Known<L>,
+    known: KnownDirs<L>,
     devices: devices::Marked,
     withheld: trust::Withheld,
     /// Nothing in the layers is this overlay's any more.
@@ -255,7 +255,7 @@ impl<L: Layer> Overlay<L> {
             room: Room::new(&space),
             redirects: !settings.no_redirects,
             next_id: AtomicU64::new(1),
-            known: Known::new(settings.known_max),
+            known: KnownDirs::new(settings.known_max),
             devices: devices::Marked::default(),
             withheld: trust::Withheld::default(),
             retired: AtomicBool::new(false),

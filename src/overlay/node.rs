@@ -15,7 +15,7 @@ use smallvec::{SmallVec, smallvec};
 
 use super::index::Origin;
 use super::names::{Names, Slot};
-use super::partial::{Lent, Partial};
+use super::partial::{FromLower, Partial};
 use super::stack::LayerDir;
 use super::trust::Way;
 use crate::layer::{Access, Kind, Layer, Result, Stat, Time};
@@ -39,7 +39,7 @@ pub struct Node<L: Layer> {
 pub(super) struct State<L: Layer> {
     /// The names that are known of it. None: the root, or an object that was unlinked. Directories
     /// have one.
-    pub places: SmallVec<[Place<L>; 1]>,
+    pub places: SmallVec<[ObjectName<L>; 1]>,
     /// Whether it is in the upper layer.
     pub upper: bool,
     /// Where else it is than under its names.
@@ -102,12 +102,12 @@ pub(super) enum Stored<L: Layer> {
     /// In the work directory under this name: a new file that has no name yet.
     Unnamed(Arc<OsStr>),
     /// Where it was in a lower layer, though no name of it is known any more; never a directory.
-    Orphan(Box<Entry<L>>),
+    Orphan(Box<LayerEntry<L>>),
 }
 
 impl<L: Layer> Stored<L> {
     /// Where an object is that had a name of a lower layer last, which is lost.
-    pub fn orphan(lost: Option<Place<L>>) -> Self {
+    pub fn orphan(lost: Option<ObjectName<L>>) -> Self {
         lost.map_or(Stored::Named, |place| Stored::Orphan(Box::new((place.dir, place.name))))
     }
 
@@ -154,19 +154,19 @@ impl LinkCount {
 }
 
 /// A directory of a layer and a name in it.
-pub(super) type Entry<L> = (Arc<LayerDir<L>>, Arc<OsStr>);
+pub(super) type LayerEntry<L> = (Arc<LayerDir<L>>, Arc<OsStr>);
 
 /// One name of an object.
-pub(super) struct Place<L: Layer> {
+pub(super) struct ObjectName<L: Layer> {
     pub parent: Arc<Node<L>>,
     pub name: Arc<OsStr>,
     /// The directory of a layer whose entry `name` the object is.
     pub dir: Arc<LayerDir<L>>,
 }
 
-impl<L: Layer> Clone for Place<L> {
+impl<L: Layer> Clone for ObjectName<L> {
     fn clone(&self) -> Self {
-        Place { parent: self.parent.clone(), name: self.name.clone(), dir: self.dir.clone() }
+        ObjectName { parent: self.parent.clone(), name: self.name.clone(), dir: self.dir.clone() }
     }
 }
 
@@ -177,7 +177,7 @@ pub(super) struct OpenFile<L: Layer> {
     /// The layer's directory that it was opened from, which tells the layer.
     pub dir: Arc<LayerDir<L>>,
     /// Of a partial copy, what it reads that it does not have.
-    pub lent: Option<Lent<L>>,
+    pub from_lower: Option<FromLower<L>>,
 }
 
 /// What is in a directory.
@@ -196,7 +196,7 @@ pub(super) struct Dir<L: Layer> {
     pub foreign: bool,
     /// Whether marks or whiteouts were put into the upper directory that a step is going to rely
     /// on, and a crash may lose them yet.
-    pub unsettled: bool,
+    pub unsynced: bool,
     /// Every name, once the directory was read.
     pub names: Option<Names<L>>,
     /// Whether the directory was removed.
@@ -232,7 +232,7 @@ impl<L: Layer> Node<L> {
 
 impl<L: Layer> State<L> {
     /// The state of an object that has one name.
-    pub fn at(place: Place<L>, upper: bool, attr: Option<Stat>) -> Self {
+    pub fn at(place: ObjectName<L>, upper: bool, attr: Option<Stat>) -> Self {
         State { places: smallvec![place], ..State::unplaced(upper, attr) }
     }
 
@@ -308,7 +308,7 @@ impl<L: Layer> State<L> {
     }
 
     /// The place of the name `name` in `parent`, if it is one of this object.
-    pub fn place_mut(&mut self, parent: &Arc<Node<L>>, name: &OsStr) -> Option<&mut Place<L>> {
+    pub fn place_mut(&mut self, parent: &Arc<Node<L>>, name: &OsStr) -> Option<&mut ObjectName<L>> {
         self.places.iter_mut().find(|place| Arc::ptr_eq(&place.parent, parent) && *place.name == *name)
     }
 }
@@ -322,7 +322,7 @@ impl<L: Layer> Dir<L> {
             opaque: false,
             redirect: None,
             foreign: false,
-            unsettled: false,
+            unsynced: false,
             names: None,
             removed: false,
         }

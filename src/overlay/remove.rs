@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::errno::{EACCES, EIO, EISDIR, ENOENT, ENOTDIR, ENOTEMPTY, Error};
 
 use super::Overlay;
-use super::node::{Dir, LinkCount, Node, OpenFile, Place, State, Stored};
+use super::node::{Dir, LinkCount, Node, ObjectName, OpenFile, State, Stored};
 use super::stack::LayerDir;
 use super::work::discard;
 use crate::format::plan::{Seen, Step};
@@ -88,9 +88,9 @@ impl<L: Layer> Overlay<L> {
                 (Step::Whiteout(_), _) => {
                     self.add_whiteout(to, name)?;
                     self.read_dir(parent, dir)?.entry(name).whiteout = true;
-                    dir.unsettled = true;
+                    dir.unsynced = true;
                 }
-                (Step::Settle(_), _) => self.settle_names(dir)?,
+                (Step::Settle(_), _) => self.sync_names(dir)?,
                 (Step::Clear { opaque_first }, Some(content)) => self.clear(content, opaque_first)?,
                 (Step::Clear { .. }, None) => {}
             }
@@ -175,7 +175,7 @@ impl<L: Layer> Overlay<L> {
         name: &OsStr,
         pinned: Option<Arc<OpenFile<L>>>,
     ) {
-        let is_lost = |place: &Place<L>| Arc::ptr_eq(&place.parent, parent) && *place.name == *name;
+        let is_lost = |place: &ObjectName<L>| Arc::ptr_eq(&place.parent, parent) && *place.name == *name;
         let lost = state.places.iter().position(is_lost).map(|index| state.places.remove(index));
         if pinned.is_some() && state.places.is_empty() && state.opened(Access::ReadWrite).is_none() {
             state.file = pinned;

@@ -13,7 +13,7 @@ use crate::errno::{EEXIST, EINVAL, EIO, EISDIR, ENOENT, ENOTDIR, ENOTEMPTY, EXDE
 
 use super::Overlay;
 use super::names::{Slot, Upper};
-use super::node::{Dir, Node, Place, State};
+use super::node::{Dir, Node, ObjectName, State};
 use super::stack::LayerDir;
 use crate::format::plan::{self, Move, Moved, MovedMark, Name, Step};
 use crate::layer::{Kind, Layer, RenameMode, Result};
@@ -366,11 +366,11 @@ impl<L: Layer> Overlay<L> {
             Step::Whiteout(of) => {
                 let end = end(of);
                 self.add_whiteout(end.dir, end.name)?;
-                dirs.dir(end.parent)?.unsettled = true;
+                dirs.dir(end.parent)?.unsynced = true;
                 // The old name's is taken back if the rename fails.
                 if of == plan::End::New { self.set_whiteout(dirs, end, true) } else { Ok(()) }
             }
-            Step::Settle(of) => self.settle_names(dirs.dir(end(of).parent)?),
+            Step::Settle(of) => self.sync_names(dirs.dir(end(of).parent)?),
             Step::Clear { opaque_first } => match target {
                 Some(target) => self.clear(&mut *target.dir()?, opaque_first),
                 None => Ok(()),
@@ -414,7 +414,7 @@ impl<L: Layer> Overlay<L> {
             (state.stored.work_name().cloned(), state.origin(), state.attr.map(|attr| attr.ino))
         };
         let index_entry = index_entry.ok_or(Error::new(EIO))?;
-        let place = Place { parent: end.parent.clone(), name: end.name.into(), dir: end.dir.clone() };
+        let place = ObjectName { parent: end.parent.clone(), name: end.name.into(), dir: end.dir.clone() };
         self.link_from_index(&index_entry, &place, end.dir)?;
         if let Some(place) = node.state.lock().place_mut(end.parent, end.name) {
             place.dir = end.dir.clone();
@@ -455,7 +455,7 @@ impl<L: Layer> Overlay<L> {
             Some(MovedMark::Opaque) => self.keeping_times(node, &own, |_| self.set_opaque(&mut dir))?,
             None => {}
         }
-        self.settle_names(&mut dir)
+        self.sync_names(&mut dir)
     }
 
     /// Takes an object off its old name, where there is a whiteout now, or none. Answers what the
@@ -495,7 +495,7 @@ impl<L: Layer> Overlay<L> {
     /// Notes that an object has moved. Its state was locked before it did, so that nobody asks for
     /// it by its old name.
     fn moved(&self, node: &Arc<Node<L>>, mut state: Guard<'_, State<L>>, new: &End<'_, L>, old: &End<'_, L>) {
-        let place = Place { parent: new.parent.clone(), name: new.name.into(), dir: new.dir.clone() };
+        let place = ObjectName { parent: new.parent.clone(), name: new.name.into(), dir: new.dir.clone() };
         match state.place_mut(old.parent, old.name) {
             Some(former) => *former = place,
             None => state.places.push(place),

@@ -43,13 +43,13 @@ const PIECES: usize = 64;
 
 /// What is known of the room in the upper layer.
 pub(super) struct Room {
-    known: Lock<Known>,
+    known: Lock<KnownRoom>,
     /// How many bytes partial copies lack, all together.
     promised: Arc<AtomicU64>,
 }
 
 /// What the layer said last.
-struct Known {
+struct KnownRoom {
     free: u64,
     spare: u64,
     at: Instant,
@@ -57,10 +57,10 @@ struct Known {
     spent: u64,
 }
 
-impl Known {
+impl KnownRoom {
     fn new(space: &StatFs) -> Self {
         let spare = (space.bytes() / SPARE_PART).clamp(SPARE_LEAST, SPARE_MOST);
-        Known { free: space.bytes_available(), spare, at: Instant::now(), spent: 0 }
+        KnownRoom { free: space.bytes_available(), spare, at: Instant::now(), spent: 0 }
     }
 
     /// Whether there was room for so many bytes when it was asked.
@@ -77,7 +77,7 @@ impl Known {
 
 impl Room {
     pub(super) fn new(space: &StatFs) -> Self {
-        Room { known: Lock::new(Known::new(space)), promised: Arc::default() }
+        Room { known: Lock::new(KnownRoom::new(space)), promised: Arc::default() }
     }
 
     /// Counts bytes that are written to the layer.
@@ -126,7 +126,7 @@ impl<L: Layer> Overlay<L> {
     /// already.
     pub fn stat_fs(&self) -> Result<StatFs> {
         let mut space = self.stack.top().stat_fs()?;
-        *self.room.known.lock() = Known::new(&space);
+        *self.room.known.lock() = KnownRoom::new(&space);
         let promised = self.room.promised().div_ceil(u64::from(space.block_size).max(1));
         space.blocks_free = space.blocks_free.saturating_sub(promised);
         space.blocks_available = space.blocks_available.saturating_sub(promised);

@@ -55,11 +55,11 @@ enum Anchor<L: Layer> {
     Open(Arc<L::Dir>),
     /// An entry of another directory. It moves when a directory of the upper layer is renamed. None
     /// while it is dropped.
-    Entry(Lock<Option<Place<L>>>),
+    Entry(Lock<Option<LayerPlace<L>>>),
 }
 
 /// A directory and a name in it.
-pub type Place<L> = (Arc<LayerDir<L>>, OsString);
+pub type LayerPlace<L> = (Arc<LayerDir<L>>, OsString);
 
 impl<L: Layer> Stack<L> {
     /// A stack of `layers`, topmost first, of which the first is the upper one if `has_upper`.
@@ -211,7 +211,7 @@ impl<L: Layer> Stack<L> {
     }
 
     /// The directory that `dir` is in, and its name there. None: the top of a layer.
-    pub fn parent(&self, dir: &LayerDir<L>) -> Option<Place<L>> {
+    pub fn parent(&self, dir: &LayerDir<L>) -> Option<LayerPlace<L>> {
         match &dir.anchor {
             Anchor::Open(_) => None,
             Anchor::Entry(place) => place.lock().clone(),

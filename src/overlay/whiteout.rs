@@ -57,18 +57,18 @@ impl<L: Layer> Overlay<L> {
 
     /// Before the visible step of an operation: sees to it that what was put into `dir` for it, now
     /// or by an operation that failed, is not missing if a crash leaves the step.
-    pub(super) fn settle_names(&self, dir: &mut Dir<L>) -> Result<()> {
-        if !dir.unsettled {
+    pub(super) fn sync_names(&self, dir: &mut Dir<L>) -> Result<()> {
+        if !dir.unsynced {
             return Ok(());
         }
-        self.settle_dir(&*self.known_upper(dir)?)?;
-        dir.unsettled = false;
+        self.sync_step(&*self.known_upper(dir)?)?;
+        dir.unsynced = false;
         Ok(())
     }
 
-    /// As [`Overlay::settle_names`], of a directory of the upper layer that something was put into
+    /// As [`Overlay::sync_names`], of a directory of the upper layer that something was put into
     /// just now.
-    pub(super) fn settle_dir(&self, dir: &LayerDir<L>) -> Result<()> {
+    pub(super) fn sync_step(&self, dir: &LayerDir<L>) -> Result<()> {
         let (upper, work) = self.upper()?;
         if upper.capabilities().ordered || work.is_volatile() {
             return Ok(());
@@ -136,7 +136,7 @@ impl<L: Layer> Overlay<L> {
             return Ok(());
         }
         self.mark_dir(&*self.known_upper(dir)?, self.format().opaque())?;
-        (dir.opaque, dir.unsettled) = (true, true);
+        (dir.opaque, dir.unsynced) = (true, true);
         Ok(())
     }
 
@@ -149,7 +149,7 @@ impl<L: Layer> Overlay<L> {
             ENOSPC | ERANGE | E2BIG if is_attribute => Error::new(EXDEV),
             _ => error,
         })?;
-        (dir.redirect, dir.unsettled) = (Some(Way { path, author: None }), true);
+        (dir.redirect, dir.unsynced) = (Some(Way { path, author: None }), true);
         Ok(())
     }
 

@@ -247,7 +247,7 @@ impl<L: Layer> Work<L> {
         let known = if layer.is_some() { known.if_possible(upper, &dir, settings.format)? } else { known };
         left.retain(|(name, _)| !TRIAL.iter().chain([&TRIAL_MARKER]).any(|trial| name == trial));
         sweep(upper, &dir, &left)?;
-        let format = known.settle(upper, &root, &dir)?;
+        let format = known.ensure_marked(upper, &root, &dir)?;
         if volatile {
             mark(upper, &dir)?;
         }

@@ -13,7 +13,7 @@ use syscall::flag::{
 
 use super::OverlayScheme;
 use super::access::{SET_GID, WRITE};
-use super::handle::{Handle, Open};
+use super::handle::{Open, SchemeHandle};
 use super::open::MODE_BLOCK;
 use crate::layer::{Kind, Layer, Owner, Time};
 
@@ -162,7 +162,7 @@ impl<L: Layer> OverlayScheme<L> {
     /// all of it.
     pub(super) fn path(&self, id: usize, buf: &mut [u8]) -> Result<usize> {
         let path = match self.handles.get(id)? {
-            Handle::Elsewhere(path) => path.as_bytes().to_vec(),
+            SchemeHandle::Elsewhere(path) => path.as_bytes().to_vec(),
             _ => {
                 let mut path = format!("/scheme/{}", self.name).into_bytes();
                 let below = self.path_below(&*self.handles.open(id)?)?;

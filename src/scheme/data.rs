@@ -9,7 +9,7 @@ use syscall::flag::O_APPEND;
 
 use super::OverlayScheme;
 use super::access::Caller;
-use super::handle::Handle;
+use super::handle::SchemeHandle;
 use crate::layer::{Kind, Layer};
 
 /// The largest offset that a file can have: those of clients are signed.
@@ -23,9 +23,9 @@ impl<L: Layer> OverlayScheme<L> {
             return Err(Error::new(EINVAL));
         }
         let open = match self.handles.get(id)? {
-            Handle::Open(open) => open,
-            Handle::Elsewhere(path) => return Ok(copy_from(path.as_bytes(), buf, offset)),
-            Handle::Scheme | Handle::PendingNode(_) => return Err(Error::new(EBADF)),
+            SchemeHandle::Open(open) => open,
+            SchemeHandle::Elsewhere(path) => return Ok(copy_from(path.as_bytes(), buf, offset)),
+            SchemeHandle::Scheme | SchemeHandle::PendingNode(_) => return Err(Error::new(EBADF)),
         };
         if open.node().kind() == Kind::Dir {
             return Err(Error::new(EISDIR));
@@ -49,9 +49,9 @@ impl<L: Layer> OverlayScheme<L> {
     /// symlink or device to be, what it leads to. EFBIG beyond the largest offset.
     pub(super) fn write_to(&self, id: usize, buf: &[u8], offset: u64, flags: u32, caller: Caller) -> Result<usize> {
         let open = match self.handles.get(id)? {
-            Handle::Open(open) => open,
-            Handle::PendingNode(pending) => return self.create_pending(id, &pending, buf),
-            Handle::Scheme | Handle::Elsewhere(_) => return Err(Error::new(EBADF)),
+            SchemeHandle::Open(open) => open,
+            SchemeHandle::PendingNode(pending) => return self.create_pending(id, &pending, buf),
+            SchemeHandle::Scheme | SchemeHandle::Elsewhere(_) => return Err(Error::new(EBADF)),
         };
         if !open.writable {
             return Err(Error::new(EBADF));

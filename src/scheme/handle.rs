@@ -25,7 +25,7 @@ const OF_USER_MAX: usize = 1 << 16;
 const IN_ALL_MAX: usize = 1 << 18;
 
 /// What one id stands for.
-pub enum Handle<L: Layer> {
+pub enum SchemeHandle<L: Layer> {
     /// The scheme itself: the directory descriptor of every absolute request. No client opened it,
     /// so it has no opener.
     Scheme,
@@ -39,13 +39,13 @@ pub enum Handle<L: Layer> {
     Elsewhere(Arc<str>),
 }
 
-impl<L: Layer> Clone for Handle<L> {
+impl<L: Layer> Clone for SchemeHandle<L> {
     fn clone(&self) -> Self {
         match self {
-            Handle::Scheme => Handle::Scheme,
-            Handle::Open(open) => Handle::Open(open.clone()),
-            Handle::PendingNode(pending) => Handle::PendingNode(pending.clone()),
-            Handle::Elsewhere(path) => Handle::Elsewhere(path.clone()),
+            SchemeHandle::Scheme => SchemeHandle::Scheme,
+            SchemeHandle::Open(open) => SchemeHandle::Open(open.clone()),
+            SchemeHandle::PendingNode(pending) => SchemeHandle::PendingNode(pending.clone()),
+            SchemeHandle::Elsewhere(path) => SchemeHandle::Elsewhere(path.clone()),
         }
     }
 }
@@ -87,12 +87,12 @@ pub struct PendingNode<L: Layer> {
 /// newer handle.
 pub struct Table<L: Layer> {
     last_id: AtomicUsize,
-    handles: Shared<HashMap<usize, Known<L>>>,
+    handles: Shared<HashMap<usize, OpenHandle<L>>>,
     quota: Arc<Quota>,
 }
 
-struct Known<L: Layer> {
-    handle: Handle<L>,
+struct OpenHandle<L: Layer> {
+    handle: SchemeHandle<L>,
     _room: Share,
 }
 
@@ -108,14 +108,14 @@ impl<L: Layer> Table<L> {
     }
 
     /// Takes a handle in and answers its id.
-    pub fn insert(&self, handle: Handle<L>, room: Share) -> usize {
+    pub fn insert(&self, handle: SchemeHandle<L>, room: Share) -> usize {
         let id = self.last_id.fetch_add(1, Ordering::Relaxed) + 1;
-        self.handles.write().insert(id, Known { handle, _room: room });
+        self.handles.write().insert(id, OpenHandle { handle, _room: room });
         id
     }
 
     /// Has an id that is given stand for something else from now on.
-    pub fn replace(&self, id: usize, handle: Handle<L>) {
+    pub fn replace(&self, id: usize, handle: SchemeHandle<L>) {
         let mut handles = self.handles.write();
         let _before = match handles.get_mut(&id) {
             Some(known) => std::mem::replace(&mut known.handle, handle),
@@ -125,7 +125,7 @@ impl<L: Layer> Table<L> {
     }
 
     /// EBADF for an id that is not, or no longer, given.
-    pub fn get(&self, id: usize) -> Result<Handle<L>> {
+    pub fn get(&self, id: usize) -> Result<SchemeHandle<L>> {
         self.handles.read().get(&id).map(|known| known.handle.clone()).ok_or(Error::new(EBADF))
     }
 
@@ -133,9 +133,9 @@ impl<L: Layer> Table<L> {
     /// that is no object.
     pub fn open(&self, id: usize) -> Result<Arc<Open<L>>> {
         match self.get(id)? {
-            Handle::Open(open) => Ok(open),
-            Handle::Elsewhere(_) => Err(Error::new(EXDEV)),
-            Handle::Scheme | Handle::PendingNode(_) => Err(Error::new(EBADF)),
+            SchemeHandle::Open(open) => Ok(open),
+            SchemeHandle::Elsewhere(_) => Err(Error::new(EXDEV)),
+            SchemeHandle::Scheme | SchemeHandle::PendingNode(_) => Err(Error::new(EBADF)),
         }
     }
 

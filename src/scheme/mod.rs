@@ -47,7 +47,7 @@ pub use self::sockets::{path_of, token_of};
 
 use self::access::Caller;
 use self::changes::{ChangeGuard, Changes};
-use self::handle::{Handle, Table};
+use self::handle::{SchemeHandle, Table};
 use self::locks::Locks;
 use self::mmap::Mappings;
 use self::path::{Last, Walked};
@@ -120,9 +120,9 @@ impl<L: Layer> OverlayScheme<L> {
     /// Walks a path that is relative to the directory handle `dir` unless it begins with `/`.
     fn walk(&self, dir: usize, path: &str, last: Last, caller: Caller) -> Result<Walked<L>> {
         let start = match self.handles.get(dir)? {
-            Handle::Open(open) if !path.starts_with('/') => open.node().clone(),
-            Handle::Open(_) | Handle::Scheme => self.overlay.root().clone(),
-            Handle::PendingNode(_) | Handle::Elsewhere(_) => return Err(Error::new(EBADF)),
+            SchemeHandle::Open(open) if !path.starts_with('/') => open.node().clone(),
+            SchemeHandle::Open(_) | SchemeHandle::Scheme => self.overlay.root().clone(),
+            SchemeHandle::PendingNode(_) | SchemeHandle::Elsewhere(_) => return Err(Error::new(EBADF)),
         };
         self.walk_from(&start, path, last, caller)
     }
@@ -135,7 +135,7 @@ impl<L: Layer> OverlayScheme<L> {
     /// handle, which nobody opened.
     fn opener(&self, id: usize) -> Result<Caller> {
         match self.handles.get(id)? {
-            Handle::Scheme => Err(Error::new(EACCES)),
+            SchemeHandle::Scheme => Err(Error::new(EACCES)),
             _ => Ok(self.handles.open(id)?.opener),
         }
     }
@@ -193,7 +193,7 @@ fn opened(number: usize) -> OpenResult {
 
 impl<L: Layer> SchemeSync for OverlayScheme<L> {
     fn scheme_root(&mut self) -> syscall::Result<usize> {
-        Ok(self.handles.insert(Handle::Scheme, self.handles.room(0)?))
+        Ok(self.handles.insert(SchemeHandle::Scheme, self.handles.room(0)?))
     }
 
     fn openat(

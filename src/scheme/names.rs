@@ -10,7 +10,7 @@ use super::OverlayScheme;
 use super::access::{Caller, SEARCH, WRITE};
 use super::changes::ChangeGuard;
 use super::handle::{EntryOf, Open};
-use super::path::{End, Last, Place, Walked};
+use super::path::{End, Last, Resolved, Walked};
 use crate::layer::{Kind, Layer, RenameMode};
 use crate::overlay::Node;
 
@@ -71,7 +71,7 @@ impl<L: Layer> OverlayScheme<L> {
         loop {
             let (guard, (name, old, new)) = self.changes.of(|| {
                 let (dir, name) = self.current_entry(&open, caller)?.ok_or(Error::new(ENOENT))?;
-                let old = Place { end: End::Start, node: Some(Arc::clone(open.node())), dir, slash: false };
+                let old = Resolved { end: End::Start, node: Some(Arc::clone(open.node())), dir, slash: false };
                 let new = self.walk_from(self.overlay.root(), path, Last::Name, caller)?.here()?;
                 let nodes = old.nodes().into_iter().chain(new.nodes()).collect();
                 Ok(((name, old, new), nodes))
@@ -115,8 +115,8 @@ impl<L: Layer> OverlayScheme<L> {
     fn rename(
         &self,
         guard: ChangeGuard<'_>,
-        (old, name, caller): (&Place<L>, &OsStr, Caller),
-        (new, new_caller): (&Place<L>, Caller),
+        (old, name, caller): (&Resolved<L>, &OsStr, Caller),
+        (new, new_caller): (&Resolved<L>, Caller),
         mode: RenameMode,
     ) -> Result<bool> {
         let End::Name(new_name) = &new.end else {
@@ -232,7 +232,7 @@ impl<L: Layer> OverlayScheme<L> {
     }
 }
 
-fn new_entry<L: Layer>(place: &Place<L>) -> EntryOf<L> {
+fn new_entry<L: Layer>(place: &Resolved<L>) -> EntryOf<L> {
     match &place.end {
         End::Name(name) => Some((Arc::clone(&place.dir), OsString::from(name))),
         End::Dot | End::DotDot | End::Start => None,

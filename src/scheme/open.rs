@@ -14,8 +14,8 @@ use syscall::flag::{
 use super::OverlayScheme;
 use super::access::{Caller, READ, SET_GID, SET_UID, WRITE};
 use super::changes::{ChangeGuard, Numbers};
-use super::handle::{EntryOf, Handle, Open, PendingNode};
-use super::path::{End, Last, PATH_MAX, Place, Walked};
+use super::handle::{EntryOf, Open, PendingNode, SchemeHandle};
+use super::path::{End, Last, PATH_MAX, Resolved, Walked};
 use crate::layer::{Kind, Layer};
 use crate::overlay::{self, Node};
 use crate::sync::Lock;
@@ -80,7 +80,7 @@ impl<L: Layer> OverlayScheme<L> {
         Ok(self.handles.insert(handle, room))
     }
 
-    fn open_path(&self, dir: usize, path: &str, flags: usize, caller: Caller) -> Result<Handle<L>> {
+    fn open_path(&self, dir: usize, path: &str, flags: usize, caller: Caller) -> Result<SchemeHandle<L>> {
         let new = if flags & O_CREAT != 0 { Some(New::parse(flags)?) } else { None };
         let exclusive = new.is_some_and(|new| flags & O_EXCL != 0 || new.is_exclusive());
         let last = if exclusive {
@@ -94,10 +94,10 @@ impl<L: Layer> OverlayScheme<L> {
         let (guard, walked) = self.changes.of(|| {
             let walked = self.walk(dir, path, last, caller)?;
             let nodes = match &walked {
-                Walked::Here(Place { node: Some(node), .. }) if flags & O_TRUNC != 0 => {
+                Walked::Here(Resolved { node: Some(node), .. }) if flags & O_TRUNC != 0 => {
                     Numbers::from_slice(&[node.id()])
                 }
-                Walked::Here(Place { node: None, dir, .. }) if new.is_some() => Numbers::from_slice(&[dir.id()]),
+                Walked::Here(Resolved { node: None, dir, .. }) if new.is_some() => Numbers::from_slice(&[dir.id()]),
                 _ => Numbers::new(),
             };
             Ok((walked, nodes))
@@ -106,7 +106,7 @@ impl<L: Layer> OverlayScheme<L> {
             Walked::Here(place) => place,
             // What relibc opens when it was told EXDEV, to learn where to go on.
             Walked::Elsewhere(path) if flags & O_SYMLINK != 0 && new.is_none() => {
-                return Ok(Handle::Elsewhere(path.into()));
+                return Ok(SchemeHandle::Elsewhere(path.into()));
             }
             Walked::Elsewhere(_) => return Err(Error::new(EXDEV)),
         };
@@ -135,7 +135,7 @@ impl<L: Layer> OverlayScheme<L> {
         flags: usize,
         caller: Caller,
         guard: &ChangeGuard<'_>,
-    ) -> Result<Handle<L>> {
+    ) -> Result<SchemeHandle<L>> {
         let access = access(flags);
         let truncates = flags & O_TRUNC != 0;
         let rights = || self.overlay.stat_for_access(node);
@@ -202,8 +202,8 @@ impl<L: Layer> OverlayScheme<L> {
         Ok(open_object(file, entry, flags, caller))
     }
 
-    fn open_new(&self, place: Place<L>, new: New, flags: usize, caller: Caller) -> Result<Handle<L>> {
-        let Place { dir, end: End::Name(name), slash, .. } = place else {
+    fn open_new(&self, place: Resolved<L>, new: New, flags: usize, caller: Caller) -> Result<SchemeHandle<L>> {
+        let Resolved { dir, end: End::Name(name), slash, .. } = place else {
             return Err(Error::new(ENOENT));
         };
         if slash && new != New::Dir {
@@ -221,11 +221,11 @@ impl<L: Layer> OverlayScheme<L> {
         let file = match new {
             New::Symlink => {
                 let pending = PendingNode { dir, name, maker: caller, kind: Kind::Symlink, mode: 0o777 };
-                return Ok(Handle::PendingNode(Arc::new(pending)));
+                return Ok(SchemeHandle::PendingNode(Arc::new(pending)));
             }
             New::Device(_) if !caller.is_root() => return Err(Error::new(EPERM)),
             New::Device(kind) => {
-                return Ok(Handle::PendingNode(Arc::new(PendingNode { dir, name, maker: caller, kind, mode })));
+                return Ok(SchemeHandle::PendingNode(Arc::new(PendingNode { dir, name, maker: caller, kind, mode })));
             }
             New::File => {
                 let (owner, mode) = caller.newborn(&dir_stat, Kind::File, mode);
@@ -284,7 +284,7 @@ impl<L: Layer> OverlayScheme<L> {
             writable: open.writable,
             entry: Lock::new(open.entry.lock().clone()),
         };
-        Ok(self.handles.insert(Handle::Open(Arc::new(copy)), self.handles.room(open.opener.uid)?))
+        Ok(self.handles.insert(SchemeHandle::Open(Arc::new(copy)), self.handles.room(open.opener.uid)?))
     }
 }
 
@@ -302,13 +302,13 @@ fn check_target(target: &[u8]) -> Result<&OsStr> {
 }
 
 /// An object whose access was checked, or that was just made, in the hands of a client.
-fn open_object<L: Layer>(file: overlay::Handle<L>, entry: EntryOf<L>, flags: usize, opener: Caller) -> Handle<L> {
+fn open_object<L: Layer>(file: overlay::Handle<L>, entry: EntryOf<L>, flags: usize, opener: Caller) -> SchemeHandle<L> {
     let access = match file.node().kind() {
         Kind::File | Kind::Dir | Kind::Symlink | Kind::Socket => access(flags),
         Kind::CharDev | Kind::BlockDev if flags & O_SYMLINK != 0 => access(flags),
         Kind::Fifo | Kind::CharDev | Kind::BlockDev => 0,
     };
-    Handle::Open(Arc::new(Open {
+    SchemeHandle::Open(Arc::new(Open {
         file,
         opener,
         flags: AtomicUsize::new(flags & (O_ACCMODE | O_FCNTL_MASK)),

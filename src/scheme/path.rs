@@ -45,7 +45,7 @@ pub enum End {
 }
 
 /// Where in the tree a path leads.
-pub struct Place<L: Layer> {
+pub struct Resolved<L: Layer> {
     /// The directory of the name, or where the path ends if it ends in no name.
     pub dir: Arc<Node<L>>,
     pub end: End,
@@ -55,7 +55,7 @@ pub struct Place<L: Layer> {
     pub slash: bool,
 }
 
-impl<L: Layer> Place<L> {
+impl<L: Layer> Resolved<L> {
     /// What a change of the name is about: the directory, and what has the name.
     pub fn nodes(&self) -> Numbers {
         iter::once(&self.dir).chain(&self.node).map(|node| node.id()).collect()
@@ -64,14 +64,14 @@ impl<L: Layer> Place<L> {
 
 /// Where a path leads.
 pub enum Walked<L: Layer> {
-    Here(Place<L>),
+    Here(Resolved<L>),
     /// To this path in another scheme.
     Elsewhere(String),
 }
 
 impl<L: Layer> Walked<L> {
     /// For operations that cannot go to another scheme. EXDEV.
-    pub fn here(self) -> Result<Place<L>> {
+    pub fn here(self) -> Result<Resolved<L>> {
         match self {
             Self::Here(place) => Ok(place),
             Self::Elsewhere(_) => Err(Error::new(EXDEV)),
@@ -142,7 +142,7 @@ pub fn walk<L: Layer>(
                 if slash && last != Last::Name && node.as_ref().is_some_and(|node| node.kind() != Kind::Dir) {
                     return Err(Error::new(ENOTDIR));
                 }
-                return Ok(Walked::Here(Place { end: End::Name(name.to_owned()), dir, node, slash }));
+                return Ok(Walked::Here(Resolved { end: End::Name(name.to_owned()), dir, node, slash }));
             }
             Some(node) => {
                 dir = node;
@@ -151,7 +151,7 @@ pub fn walk<L: Layer>(
             None => return Err(Error::new(ENOENT)),
         }
     }
-    Ok(Walked::Here(Place { node: Some(Arc::clone(&dir)), dir, end, slash: false }))
+    Ok(Walked::Here(Resolved { node: Some(Arc::clone(&dir)), dir, end, slash: false }))
 }
 
 /// ENAMETOOLONG; EINVAL for a NUL.

@@ -23,7 +23,7 @@ use overlayfs::errno::{
     EEXIST, EINVAL, EISDIR, ENODATA, ENOENT, ENOTDIR, ENOTEMPTY, EOPNOTSUPP, EPERM, EROFS, EWOULDBLOCK,
 };
 use overlayfs::layer::{
-    Access, Allocation, Capabilities, Entry, Error, Fixed, Kind, Layer, Object, Owner, RenameMode, Result, Stat,
+    Access, Allocation, Capabilities, DirEntry, Error, Fixed, Kind, Layer, Object, Owner, RenameMode, Result, Stat,
     StatFs, THROUGH, Time, XattrMode,
 };
 use test_common::Random;
@@ -766,10 +766,10 @@ impl Layer for Memory {
         Ok(self.disk.dir(ino))
     }
 
-    fn list(&self, dir: &Dir, each: &mut dyn FnMut(Entry<'_>)) -> Result<()> {
+    fn list(&self, dir: &Dir, each: &mut dyn FnMut(DirEntry<'_>)) -> Result<()> {
         let state = self.disk.state();
         for (name, ino) in state.tree.entries(dir.0)? {
-            each(Entry { name, ino: *ino, kind: state.tree.inode(*ino)?.kind });
+            each(DirEntry { name, ino: *ino, kind: state.tree.inode(*ino)?.kind });
         }
         Ok(())
     }

@@ -8,7 +8,7 @@ use syscall::error::{EEXIST, EIO, EROFS, Error, Result, STR_ERROR};
 use syscall::flag::{O_CREAT, O_EXCL, O_RDWR, StdFsCallKind};
 use syscall::schemev2::{Opcode, Sqe, SqeFlags};
 
-use crate::request::{Bytes, Known, Request, has_buffer};
+use crate::request::{Bytes, KnownToClient, Request, has_buffer};
 
 /// The address of a buffer that is empty: not null, and aligned for everything.
 const DANGLING: u64 = 1 << 63;
@@ -78,7 +78,7 @@ impl<'a> Client<'a> {
     /// Makes up a request, sends it, and checks the answer, if it is there to be waited for.
     pub fn send(&mut self, bytes: &mut Bytes) {
         let user = usize::from(bytes.byte()) % self.users.len();
-        let known = Known {
+        let known = KnownToClient {
             packed: self.users[user].1,
             scheme: self.scheme,
             root: self.users[user].0.id(),

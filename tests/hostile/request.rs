@@ -98,7 +98,7 @@ impl<'a> Bytes<'a> {
 }
 
 /// What the client knows when it makes up a request.
-pub struct Known<'a> {
+pub struct KnownToClient<'a> {
     /// Its own ids, the user's in the low half.
     pub packed: u64,
     /// The name of the scheme.
@@ -230,7 +230,7 @@ pub fn has_buffer(opcode: u8) -> bool {
 
 impl Request {
     /// Makes up the next request.
-    pub fn next(bytes: &mut Bytes, known: &Known) -> Self {
+    pub fn next(bytes: &mut Bytes, known: &KnownToClient) -> Self {
         let shape = bytes.choose(&SHAPES);
         let id = id(bytes, known);
         let mut request = match shape {
@@ -265,7 +265,7 @@ impl Request {
 }
 
 /// Mostly a handle that is open, the newest first.
-fn id(bytes: &mut Bytes, known: &Known) -> u64 {
+fn id(bytes: &mut Bytes, known: &KnownToClient) -> u64 {
     let newest = |ids: &[usize], back: u8| match ids.len() {
         0 => known.root as u64,
         len => ids[len - 1 - usize::from(back) % len] as u64,
@@ -279,7 +279,7 @@ fn id(bytes: &mut Bytes, known: &Known) -> u64 {
 }
 
 /// A request with an opcode of its own.
-fn own(opcode: Opcode, id: u64, bytes: &mut Bytes, known: &Known) -> Request {
+fn own(opcode: Opcode, id: u64, bytes: &mut Bytes, known: &KnownToClient) -> Request {
     let mut args = [id, 0, 0, 0, 0, 0];
     let mut tag = 0;
     let mut buffer = None;
@@ -349,7 +349,7 @@ fn own(opcode: Opcode, id: u64, bytes: &mut Bytes, known: &Known) -> Request {
 }
 
 /// A standard call, whose arguments are the client's choice altogether.
-fn standard(kind: StdFsCallKind, first: u64, bytes: &mut Bytes, known: &Known) -> Request {
+fn standard(kind: StdFsCallKind, first: u64, bytes: &mut Bytes, known: &KnownToClient) -> Request {
     use StdFsCallKind as Kind;
     let mut buffer = Vec::new();
     let mut flags = SqeFlags::empty();
@@ -427,7 +427,7 @@ fn twist(request: &mut Request, bytes: &mut Bytes) {
 }
 
 /// A path: mostly a few names that may be there.
-fn path(bytes: &mut Bytes, known: &Known) -> Vec<u8> {
+fn path(bytes: &mut Bytes, known: &KnownToClient) -> Vec<u8> {
     let how = bytes.byte();
     let mut path: Vec<u8> = match how {
         0..200 => Vec::from(if how & 8 != 0 { "/" } else { "" }),
@@ -498,7 +498,7 @@ fn name(bytes: &mut Bytes) -> Vec<u8> {
 }
 
 /// What is written: to a file something, to a symlink or a device to be what it leads to.
-fn content(bytes: &mut Bytes, known: &Known) -> Vec<u8> {
+fn content(bytes: &mut Bytes, known: &KnownToClient) -> Vec<u8> {
     match bytes.byte() {
         0..128 => {
             let mut content = vec![b'w'; bytes.len()];

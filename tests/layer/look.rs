@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 
-use overlayfs::layer::{Access, Entry, Error, Kind, Layer, Result};
+use overlayfs::layer::{Access, DirEntry, Error, Kind, Layer, Result};
 
 pub fn n(name: &str) -> &OsStr {
     OsStr::new(name)
@@ -21,7 +21,7 @@ pub fn fails<T>(result: Result<T>, errno: i32) {
 /// What is in a directory, each name once.
 pub fn list<L: Layer>(layer: &L, dir: &L::Dir) -> BTreeMap<OsString, (Kind, u64)> {
     let mut found = BTreeMap::new();
-    let mut add = |entry: Entry<'_>| {
+    let mut add = |entry: DirEntry<'_>| {
         assert!(found.insert(entry.name.to_owned(), (entry.kind, entry.ino)).is_none(), "{:?} twice", entry.name);
     };
     layer.list(dir, &mut add).unwrap();

@@ -270,7 +270,7 @@ struct Pair<'a, D: FrontEnd> {
     changed: bool,
     tree: Tree,
     /// The listings that are not at their end, by the number of what is listed.
-    listings: BTreeMap<usize, Listing>,
+    listings: BTreeMap<usize, OpenListing>,
     seen: Seen,
     /// What files with several names in a lower layer hold there.
     linked: HashMap<Id, Vec<u8>>,
@@ -287,7 +287,7 @@ struct Seen {
 }
 
 /// A listing that somebody reads in pieces.
-struct Listing {
+struct OpenListing {
     after: u64,
     told: HashSet<OsString>,
     /// The names that were there all the time.
@@ -903,7 +903,7 @@ impl<D: FrontEnd> Pair<'_, D> {
         }
         let (slot, id) = *index.get(&slots);
         let (slot, there) = (*slot, &tree.node(*id).entries);
-        let mut listing = self.listings.remove(&slot).unwrap_or_else(|| Listing {
+        let mut listing = self.listings.remove(&slot).unwrap_or_else(|| OpenListing {
             after: 0,
             told: HashSet::new(),
             stay: there.keys().cloned().collect(),

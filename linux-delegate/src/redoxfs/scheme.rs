@@ -45,13 +45,13 @@ pub struct Scheme {
     pub kind: Kind,
     pub tree: Arc<Mutex<Tree>>,
     pub counter: Counter,
-    handles: BTreeMap<usize, Handle>,
+    handles: BTreeMap<usize, DiskHandle>,
     next: usize,
     /// The sockets that have a name here, by the numbers of their nodes.
     sockets: BTreeMap<u32, Fd>,
 }
 
-enum Handle {
+enum DiskHandle {
     /// What absolute paths are opened at.
     Root,
     Object(Object),
@@ -86,7 +86,7 @@ impl Scheme {
         self.tree.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn add(&mut self, handle: Handle) -> usize {
+    fn add(&mut self, handle: DiskHandle) -> usize {
         let id = self.next;
         self.next += 1;
         self.handles.insert(id, handle);
@@ -95,18 +95,20 @@ impl Scheme {
 
     fn object(&self, id: usize) -> Result<&Object> {
         match self.handles.get(&id) {
-            Some(Handle::Object(object)) => Ok(object),
-            Some(Handle::Root) | None => Err(Error::new(EBADF)),
+            Some(DiskHandle::Object(object)) => Ok(object),
+            Some(DiskHandle::Root) | None => Err(Error::new(EBADF)),
         }
     }
 
     /// The path of a request, from the top directory.
     fn path(&self, dir: usize, path: &str) -> Result<String> {
         match self.handles.get(&dir).ok_or(Error::new(EBADF))? {
-            Handle::Root => Ok(canonical(path)),
-            Handle::Object(_) if path.starts_with('/') => Ok(canonical(path)),
-            Handle::Object(object) if self.kind == Kind::Ramfs && !object.path.is_empty() => Err(Error::new(EACCES)),
-            Handle::Object(object) => Ok(canonical(&format!("{}/{path}", object.path))),
+            DiskHandle::Root => Ok(canonical(path)),
+            DiskHandle::Object(_) if path.starts_with('/') => Ok(canonical(path)),
+            DiskHandle::Object(object) if self.kind == Kind::Ramfs && !object.path.is_empty() => {
+                Err(Error::new(EACCES))
+            }
+            DiskHandle::Object(object) => Ok(canonical(&format!("{}/{path}", object.path))),
         }
     }
 
@@ -199,14 +201,14 @@ fn user(ctx: &CallerCtx) -> User {
 
 impl SchemeSync for Scheme {
     fn scheme_root(&mut self) -> Result<usize> {
-        Ok(self.add(Handle::Root))
+        Ok(self.add(DiskHandle::Root))
     }
 
     fn openat(&mut self, dir: usize, path: &str, flags: usize, _: u32, ctx: &CallerCtx) -> Result<OpenResult> {
         self.counter.add(Request::Open)?;
         let path = self.path(dir, path)?;
         let object = self.open(path, flags, user(ctx))?;
-        let number = self.add(Handle::Object(object));
+        let number = self.add(DiskHandle::Object(object));
         Ok(OpenResult::ThisScheme { number, flags: NewFdFlags::POSITIONED })
     }
 
@@ -304,7 +306,7 @@ impl SchemeSync for Scheme {
 
     fn fcntl(&mut self, id: usize, cmd: usize, arg: usize, _: &CallerCtx) -> Result<usize> {
         self.counter.add(Request::Control)?;
-        let Some(Handle::Object(object)) = self.handles.get_mut(&id) else {
+        let Some(DiskHandle::Object(object)) = self.handles.get_mut(&id) else {
             return Err(Error::new(EBADF));
         };
         match cmd {
@@ -450,7 +452,7 @@ impl SchemeSync for Scheme {
 
     fn on_close(&mut self, id: usize) {
         self.counter.count(Request::Close);
-        if let Some(Handle::Object(object)) = self.handles.remove(&id) {
+        if let Some(DiskHandle::Object(object)) = self.handles.remove(&id) {
             self.tree().closed(object.node);
         }
     }
@@ -495,7 +497,7 @@ impl Scheme {
         }
         let shared = self.tree.clone();
         let mut tree = shared.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(Handle::Object(object)) = self.handles.get_mut(&id) else {
+        let Some(DiskHandle::Object(object)) = self.handles.get_mut(&id) else {
             return Err(Error::new(EBADF));
         };
         let path = canonical(path);

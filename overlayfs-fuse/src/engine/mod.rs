@@ -30,7 +30,7 @@ use overlayfs::layer::{Allocation, Kind, Layer, Owner, RenameMode, Stat, Time, X
 use overlayfs::overlay::{DirEntry, Handle, Node, Overlay, without_set_id};
 use rustix::fs::IFlags;
 
-use crate::front_end::{Birth, Caller, Entry, FrontEnd, Listing, NewMode, Opened, Setup, StatFs, Write};
+use crate::front_end::{Birth, Caller, FrontEnd, ListingReply, NewMode, NodeEntry, Opened, Setup, StatFs, Write};
 use crate::identity::{Identity, hide_strangers};
 use crate::session::Notifier;
 use crate::wire::{self, Attr, SetattrIn, init, set};
@@ -174,9 +174,9 @@ impl<L: Layer> EngineFrontEnd<L> {
     }
 
     /// Tells the kernel of an object.
-    fn entry(&self, node: &Arc<Node<L>>) -> Result<Entry> {
+    fn entry(&self, node: &Arc<Node<L>>) -> Result<NodeEntry> {
         let attr = self.attr(node)?;
-        Ok(Entry { node: self.nodes.remember(&self.overlay, node), attr })
+        Ok(NodeEntry { node: self.nodes.remember(&self.overlay, node), attr })
     }
 
     /// Attributes as they are shown.
@@ -259,7 +259,7 @@ impl<L: Layer> EngineFrontEnd<L> {
         &self,
         dir: &Handle<L>,
         mut offset: u64,
-        listing: &mut Listing<'_>,
+        listing: &mut ListingReply<'_>,
     ) -> Result<Vec<Arc<Node<L>>>> {
         let mut dirs = Vec::new();
         loop {
@@ -267,7 +267,7 @@ impl<L: Layer> EngineFrontEnd<L> {
             let mut room = listing.room();
             self.call(|| {
                 self.overlay.list(dir, offset, &mut |entry| {
-                    let size = Listing::size_with_attributes(entry.name);
+                    let size = ListingReply::size_with_attributes(entry.name);
                     let fits = size <= room;
                     if fits {
                         room -= size;
@@ -371,7 +371,7 @@ impl<L: Layer> FrontEnd for EngineFrontEnd<L> {
         Ok(Opened { fh: 0, flags: wire::FOPEN_KEEP_CACHE })
     }
 
-    fn lookup(&self, _: Caller, parent: u64, name: &OsStr) -> Result<Option<Entry>> {
+    fn lookup(&self, _: Caller, parent: u64, name: &OsStr) -> Result<Option<NodeEntry>> {
         let dir = self.node(parent)?;
         let node = match self.call(|| self.overlay.lookup(&dir, name)) {
             Err(error) if error.errno == ENOENT => return Ok(None),
@@ -473,7 +473,7 @@ impl<L: Layer> FrontEnd for EngineFrontEnd<L> {
         self.call(|| self.overlay.read_link(&node))
     }
 
-    fn mknod(&self, caller: Caller, parent: u64, name: &OsStr, new: NewMode, device: u64) -> Result<Entry> {
+    fn mknod(&self, caller: Caller, parent: u64, name: &OsStr, new: NewMode, device: u64) -> Result<NodeEntry> {
         let dir = self.node(parent)?;
         let (owner, mode) = self.ownership(&dir, caller, new, false)?;
         let node = match kind_of(new.mode).ok_or(Error::new(EINVAL))? {
@@ -483,13 +483,13 @@ impl<L: Layer> FrontEnd for EngineFrontEnd<L> {
         self.entry(&node)
     }
 
-    fn mkdir(&self, caller: Caller, parent: u64, name: &OsStr, new: NewMode) -> Result<Entry> {
+    fn mkdir(&self, caller: Caller, parent: u64, name: &OsStr, new: NewMode) -> Result<NodeEntry> {
         let dir = self.node(parent)?;
         let (owner, mode) = self.ownership(&dir, caller, new, true)?;
         self.entry(&self.call(|| self.overlay.create_dir(&dir, name, mode, owner))?)
     }
 
-    fn symlink(&self, caller: Caller, parent: u64, name: &OsStr, target: &OsStr) -> Result<Entry> {
+    fn symlink(&self, caller: Caller, parent: u64, name: &OsStr, target: &OsStr) -> Result<NodeEntry> {
         let dir = self.node(parent)?;
         let (owner, _) = self.ownership(&dir, caller, NewMode { mode: 0o777, umask: 0 }, false)?;
         self.entry(&self.call(|| self.overlay.create_symlink(&dir, name, target, owner))?)
@@ -523,13 +523,20 @@ impl<L: Layer> FrontEnd for EngineFrontEnd<L> {
         Ok(())
     }
 
-    fn link(&self, _: Caller, node: u64, parent: u64, name: &OsStr) -> Result<Entry> {
+    fn link(&self, _: Caller, node: u64, parent: u64, name: &OsStr) -> Result<NodeEntry> {
         let (node, dir) = (self.node(node)?, self.node(parent)?);
         self.call(|| self.overlay.link(&node, &dir, name))?;
         self.entry(&node)
     }
 
-    fn create(&self, caller: Caller, parent: u64, name: &OsStr, new: NewMode, flags: i32) -> Result<(Entry, Opened)> {
+    fn create(
+        &self,
+        caller: Caller,
+        parent: u64,
+        name: &OsStr,
+        new: NewMode,
+        flags: i32,
+    ) -> Result<(NodeEntry, Opened)> {
         let dir = self.node(parent)?;
         let (owner, mode) = self.ownership(&dir, caller, new, false)?;
         let file = match self.call(|| self.overlay.create_file(&dir, name, mode, owner)) {
@@ -585,7 +592,7 @@ impl<L: Layer> FrontEnd for EngineFrontEnd<L> {
         self.call(|| self.overlay.sync(&file))
     }
 
-    fn readdir(&self, _: Caller, node: u64, _: u64, mut offset: u64, listing: &mut Listing<'_>) -> Result<()> {
+    fn readdir(&self, _: Caller, node: u64, _: u64, mut offset: u64, listing: &mut ListingReply<'_>) -> Result<()> {
         let dir = self.overlay.open(&self.nodes.get(node)?);
         let begins = offset == 0;
         if offset < BEHIND_SELF {
@@ -619,7 +626,7 @@ impl<L: Layer> FrontEnd for EngineFrontEnd<L> {
         self.call(|| self.overlay.sync(&dir))
     }
 
-    fn tmpfile(&self, caller: Caller, parent: u64, new: NewMode) -> Result<(Entry, Opened)> {
+    fn tmpfile(&self, caller: Caller, parent: u64, new: NewMode) -> Result<(NodeEntry, Opened)> {
         let dir = self.node(parent)?;
         let (owner, mode) = self.ownership(&dir, caller, new, false)?;
         let file = self.call(|| self.overlay.create_temp(&dir, mode, owner))?;

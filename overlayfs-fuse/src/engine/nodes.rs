@@ -27,7 +27,7 @@ const BATCH: usize = 256;
 const NEW_MIN: usize = BATCH / 8;
 
 /// An object that the kernel was told of.
-struct Known<L: Layer> {
+struct KnownObject<L: Layer> {
     /// Open, so that it stays usable when its last name is removed: the kernel does not say who has
     /// it open.
     handle: Handle<L>,
@@ -37,7 +37,7 @@ struct Known<L: Layer> {
 
 pub struct Nodes<L: Layer> {
     root: Handle<L>,
-    parts: [Mutex<HashMap<u64, Known<L>>>; PARTS],
+    parts: [Mutex<HashMap<u64, KnownObject<L>>>; PARTS],
     count: AtomicUsize,
     /// How many there may be.
     most: usize,
@@ -60,7 +60,7 @@ impl<L: Layer> Nodes<L> {
         }
     }
 
-    fn part(&self, number: u64) -> MutexGuard<'_, HashMap<u64, Known<L>>> {
+    fn part(&self, number: u64) -> MutexGuard<'_, HashMap<u64, KnownObject<L>>> {
         self.parts[number as usize % PARTS].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -80,7 +80,7 @@ impl<L: Layer> Nodes<L> {
             let mut is_new = false;
             let make = || {
                 is_new = true;
-                Known { handle: overlay.open(node), count: 0 }
+                KnownObject { handle: overlay.open(node), count: 0 }
             };
             part.entry(number).or_insert_with(make).count += 1;
             drop(part);

@@ -50,20 +50,20 @@ pub struct Space {
     exhausted: Mutex<Option<Instant>>,
     /// The files whose next write the kernel may not announce.
     unannounced: Mutex<HashSet<u64>>,
-    held: Mutex<Held>,
+    held: Mutex<Announced>,
     forgetting: RwLock<()>,
 }
 
 /// What the kernel may hold that was announced while space was scarce.
 #[derive(Default)]
-struct Held {
+struct Announced {
     files: HashSet<u64>,
     writes: u64,
     /// While it is written back: the files of which something was not taken, and why.
     failed: Option<HashMap<u64, i32>>,
 }
 
-impl Held {
+impl Announced {
     /// One more write to a file was announced.
     fn add(&mut self, node: u64) {
         self.files.insert(node);
@@ -127,7 +127,7 @@ impl Space {
         }
         let free = self.free.load(Ordering::Relaxed);
         let mut held = self.held();
-        let has_plenty = free > 8 * LARGE && !Held::is_too_much(held.writes + 1, free);
+        let has_plenty = free > 8 * LARGE && !Announced::is_too_much(held.writes + 1, free);
         if has_plenty {
             held.add(node);
         }
@@ -156,7 +156,7 @@ impl Space {
         self.exhausted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn held(&self) -> MutexGuard<'_, Held> {
+    fn held(&self) -> MutexGuard<'_, Announced> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -236,7 +236,7 @@ impl<L: Layer> EngineFrontEnd<L> {
         let is_too_much = {
             let mut held = self.space.held();
             held.add(number);
-            Held::is_too_much(held.writes, self.space.free.load(Ordering::Relaxed))
+            Announced::is_too_much(held.writes, self.space.free.load(Ordering::Relaxed))
         } || self.space.is_exhausted();
         if is_too_much && let Some(errno) = self.write_back_held(number) {
             return Err(Error::new(errno));

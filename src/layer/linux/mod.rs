@@ -41,8 +41,8 @@ use rustix::fs::{
 use rustix::io::{Errno, retry_on_intr};
 
 use super::{
-    Access, Allocation, Capabilities, Entry, Error, Kind, Layer, Object, Owner, RenameMode, Result, Stat, StatFs, Time,
-    XattrMode, write_all,
+    Access, Allocation, Capabilities, DirEntry, Error, Kind, Layer, Object, Owner, RenameMode, Result, Stat, StatFs,
+    Time, XattrMode, write_all,
 };
 use convert::{error, kind_of, mode_of, stat_of, stat_of_statx, timespec};
 use identity::ActingAs;
@@ -69,7 +69,7 @@ pub struct LinuxLayer {
     /// What [`Layer::epoch`] answers, asked for while files outside the layer can be opened.
     epoch: Option<u128>,
     /// The descriptor whose lock holds the layer.
-    held: Mutex<Option<Held>>,
+    held: Mutex<Option<LayerLock>>,
 }
 
 /// A directory of a [`LinuxLayer`].
@@ -93,7 +93,7 @@ struct Target<'a> {
 }
 
 enum TargetFd<'a> {
-    Lent(BorrowedFd<'a>),
+    Borrowed(BorrowedFd<'a>),
     Own(OwnedFd),
 }
 
@@ -151,12 +151,12 @@ impl LinuxLayer {
     /// which is EXDEV.
     fn target<'a>(&self, object: Object<'a, Self>) -> Result<Target<'a>> {
         let (dir, name) = match object {
-            Object::Dir(dir) => return Ok(Target::itself(TargetFd::Lent(dir.fd()?))),
-            Object::File(file) => return Ok(Target::itself(TargetFd::Lent(file.0.as_fd()))),
+            Object::Dir(dir) => return Ok(Target::itself(TargetFd::Borrowed(dir.fd()?))),
+            Object::File(file) => return Ok(Target::itself(TargetFd::Borrowed(file.0.as_fd()))),
             Object::Entry(dir, name) => (dir.fd()?, single(name)?),
         };
         if self.cloned {
-            return Ok(Target { fd: TargetFd::Lent(dir), name, flags: AtFlags::SYMLINK_NOFOLLOW });
+            return Ok(Target { fd: TargetFd::Borrowed(dir), name, flags: AtFlags::SYMLINK_NOFOLLOW });
         }
         let entry = raw::open_at(dir, name, OFlags::PATH, Mode::empty()).map_err(error)?;
         Ok(Target::itself(TargetFd::Own(entry)))
@@ -191,7 +191,7 @@ impl LinuxLayer {
     /// Whoever else may rename in the directory can put something else in the place of what was
     /// made: a file of root's, to have it given to him. So what is mended is one object, by its
     /// descriptor, and one that belongs to somebody else than who made it is left alone (EPERM).
-    fn settle(&self, dir: BorrowedFd<'_>, name: &OsStr, asked: (Owner, Option<u32>)) -> Result<()> {
+    fn ensure_owner_and_mode(&self, dir: BorrowedFd<'_>, name: &OsStr, asked: (Owner, Option<u32>)) -> Result<()> {
         let found = stat_of(&rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).map_err(error)?)?;
         if is_right(&found, asked) {
             return Ok(());
@@ -254,7 +254,7 @@ impl<'a> Target<'a> {
 impl AsFd for Target<'_> {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match &self.fd {
-            TargetFd::Lent(fd) => *fd,
+            TargetFd::Borrowed(fd) => *fd,
             TargetFd::Own(fd) => fd.as_fd(),
         }
     }
@@ -262,9 +262,9 @@ impl AsFd for Target<'_> {
 
 /// The lock of a layer. It is given back, and not only closed: a program that this process is just
 /// starting has the descriptor too, and would keep the lock until it is executed.
-struct Held(OwnedFd);
+struct LayerLock(OwnedFd);
 
-impl Drop for Held {
+impl Drop for LayerLock {
     fn drop(&mut self) {
         // It ends with the last descriptor in any case.
         let _ = rustix::fs::flock(&self.0, FlockOperation::Unlock);
@@ -293,7 +293,7 @@ impl Layer for LinuxLayer {
                 Errno::WOULDBLOCK => Error::new(EWOULDBLOCK),
                 other => error(other),
             })?;
-            *held = Some(Held(root));
+            *held = Some(LayerLock(root));
         }
         Ok(())
     }
@@ -334,7 +334,7 @@ impl Layer for LinuxLayer {
         }
     }
 
-    fn list(&self, dir: &Dir, each: &mut dyn FnMut(Entry<'_>)) -> Result<()> {
+    fn list(&self, dir: &Dir, each: &mut dyn FnMut(DirEntry<'_>)) -> Result<()> {
         let DirState::Open(fd, unread) = &dir.0 else { return Ok(()) };
         let reopened = match unread.swap(false, Ordering::Relaxed) {
             true => {
@@ -352,7 +352,7 @@ impl Layer for LinuxLayer {
                 None => self.stat(Object::Entry(dir, name)).map(|stat| stat.kind),
             };
             match kind {
-                Ok(kind) => each(Entry { name, ino: entry.ino(), kind }),
+                Ok(kind) => each(DirEntry { name, ino: entry.ino(), kind }),
                 // The entry was removed since.
                 Err(missing) if missing.errno == ENOENT => {}
                 Err(other) => result = Err(other),
@@ -485,13 +485,13 @@ impl Layer for LinuxLayer {
     fn create_dir(&self, dir: &Dir, name: &OsStr, mode: u32, owner: Owner) -> Result<()> {
         let (dir, name) = (dir.fd()?, single(name)?);
         self.acting_as(owner, || rustix::fs::mkdirat(dir, name, mode_of(mode)))?;
-        self.settle(dir, name, (owner, Some(mode)))
+        self.ensure_owner_and_mode(dir, name, (owner, Some(mode)))
     }
 
     fn create_symlink(&self, dir: &Dir, name: &OsStr, target: &OsStr, owner: Owner) -> Result<()> {
         let (dir, name) = (dir.fd()?, single(name)?);
         self.acting_as(owner, || rustix::fs::symlinkat(target, dir, name))?;
-        self.settle(dir, name, (owner, None))
+        self.ensure_owner_and_mode(dir, name, (owner, None))
     }
 
     /// EINVAL for a kind that is none of the three.
@@ -505,7 +505,7 @@ impl Layer for LinuxLayer {
             Kind::File | Kind::Dir | Kind::Symlink => return Err(Error::new(EINVAL)),
         };
         self.acting_as(owner, || rustix::fs::mknodat(dir, name, file_type, mode_of(mode), rdev))?;
-        self.settle(dir, name, (owner, Some(mode)))
+        self.ensure_owner_and_mode(dir, name, (owner, Some(mode)))
     }
 
     fn read_link(&self, dir: &Dir, name: &OsStr) -> Result<OsString> {
@@ -721,15 +721,15 @@ impl LinuxLayer {
     fn with_xattrs<T>(
         &self,
         object: Object<'_, Self>,
-        call: impl FnOnce(xattr::Place<'_>) -> rustix::io::Result<T>,
+        call: impl FnOnce(xattr::XattrTarget<'_>) -> rustix::io::Result<T>,
     ) -> Result<T> {
         let place = match object {
-            Object::File(file) => xattr::Place::File(file.0.as_fd()),
-            Object::Dir(dir) => xattr::Place::Entry(dir.fd()?, OsStr::new(".")),
-            Object::Entry(dir, name) if self.cloned => xattr::Place::Entry(dir.fd()?, single(name)?),
+            Object::File(file) => xattr::XattrTarget::File(file.0.as_fd()),
+            Object::Dir(dir) => xattr::XattrTarget::Entry(dir.fd()?, OsStr::new(".")),
+            Object::Entry(dir, name) if self.cloned => xattr::XattrTarget::Entry(dir.fd()?, single(name)?),
             Object::Entry(..) => {
                 let entry = self.change(object)?;
-                return call(xattr::Place::Itself(entry.as_fd())).map_err(error);
+                return call(xattr::XattrTarget::Itself(entry.as_fd())).map_err(error);
             }
         };
         call(place).map_err(error)
@@ -833,7 +833,7 @@ fn mend(dir: BorrowedFd<'_>, object: BorrowedFd<'_>, (owner, mode): (Owner, Opti
 
 /// Whether a directory has a default ACL.
 fn hands_down_acl(dir: BorrowedFd<'_>) -> bool {
-    xattr::get(xattr::Place::Entry(dir, OsStr::new(".")), OsStr::new("system.posix_acl_default")).is_ok()
+    xattr::get(xattr::XattrTarget::Entry(dir, OsStr::new(".")), OsStr::new("system.posix_acl_default")).is_ok()
 }
 
 /// Sets owner and group. EINVAL for the id that stands for no change.

@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::errno::{EINVAL, EOVERFLOW, EPERM, Error};
 use rustix::io::{Errno, Result};
 
-use super::xattr::{self, Place};
+use super::xattr::{self, XattrTarget};
 use crate::format::attribute::{OWNER_RECORD, OWNER_RECORDS, owner_record, recorded_owner};
 use crate::layer::{Kind, Owner, Stat, XattrMode};
 
@@ -85,14 +85,21 @@ impl Records {
     }
 
     /// The owner and the mode that an object's record says.
-    pub fn read(&self, object: Place<'_>) -> Option<(Owner, u32)> {
+    pub fn read(&self, object: XattrTarget<'_>) -> Option<(Owner, u32)> {
         let value = |name: &&str| xattr::get(object, OsStr::new(name)).ok();
         recorded_owner(&OWNER_RECORDS.iter().find_map(value)?)
     }
 
     /// Records the owner and the mode of an object, which has these attributes of its own, in the
     /// layer with this top directory.
-    pub fn write(&self, root: BorrowedFd<'_>, object: Place<'_>, own: &Stat, owner: Owner, mode: u32) -> Result<()> {
+    pub fn write(
+        &self,
+        root: BorrowedFd<'_>,
+        object: XattrTarget<'_>,
+        own: &Stat,
+        owner: Owner,
+        mode: u32,
+    ) -> Result<()> {
         if !holds_record(own.kind) {
             return Ok(());
         }
@@ -113,6 +120,6 @@ fn holds_record(kind: Kind) -> bool {
     matches!(kind, Kind::File | Kind::Dir)
 }
 
-fn top(root: BorrowedFd<'_>) -> Place<'_> {
-    Place::Entry(root, OsStr::new("."))
+fn top(root: BorrowedFd<'_>) -> XattrTarget<'_> {
+    XattrTarget::Entry(root, OsStr::new("."))
 }

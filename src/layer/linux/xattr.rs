@@ -35,7 +35,7 @@ struct Args {
 
 /// What has the attributes.
 #[derive(Clone, Copy)]
-pub enum Place<'a> {
+pub enum XattrTarget<'a> {
     /// An open file.
     File(BorrowedFd<'a>),
     /// An entry of a directory, or `.`.
@@ -48,7 +48,7 @@ pub enum Place<'a> {
 static NO_AT: AtomicBool = AtomicBool::new(false);
 
 /// A value. ENODATA, EOPNOTSUPP.
-pub fn get(place: Place<'_>, name: &OsStr) -> Result<Vec<u8>> {
+pub fn get(place: XattrTarget<'_>, name: &OsStr) -> Result<Vec<u8>> {
     let name = c_string(name)?;
     sized(|buffer| {
         let (value, size) = (buffer.as_mut_ptr().cast::<c_void>(), buffer.len());
@@ -77,7 +77,7 @@ pub fn get(place: Place<'_>, name: &OsStr) -> Result<Vec<u8>> {
 }
 
 /// The names.
-pub fn list(place: Place<'_>) -> Result<Vec<OsString>> {
+pub fn list(place: XattrTarget<'_>) -> Result<Vec<OsString>> {
     let names = sized(|buffer| {
         let (list, size) = (buffer.as_mut_ptr().cast::<libc::c_char>(), buffer.len());
         place.call(
@@ -94,7 +94,7 @@ pub fn list(place: Place<'_>) -> Result<Vec<OsString>> {
 }
 
 /// Sets a value. EEXIST, ENODATA, EOPNOTSUPP, EPERM, ENOSPC, E2BIG.
-pub fn set(place: Place<'_>, name: &OsStr, value: &[u8], mode: XattrMode) -> Result<()> {
+pub fn set(place: XattrTarget<'_>, name: &OsStr, value: &[u8], mode: XattrMode) -> Result<()> {
     let name = c_string(name)?;
     let flags = match mode {
         XattrMode::Set => 0,
@@ -127,7 +127,7 @@ pub fn set(place: Place<'_>, name: &OsStr, value: &[u8], mode: XattrMode) -> Res
 }
 
 /// Removes a value. ENODATA, EOPNOTSUPP, EPERM.
-pub fn remove(place: Place<'_>, name: &OsStr) -> Result<()> {
+pub fn remove(place: XattrTarget<'_>, name: &OsStr) -> Result<()> {
     let name = c_string(name)?;
     let removed = place.call(
         // SAFETY: the name is a C string that outlives the call. So for the two below.
@@ -140,7 +140,7 @@ pub fn remove(place: Place<'_>, name: &OsStr) -> Result<()> {
     removed.map(drop)
 }
 
-impl Place<'_> {
+impl XattrTarget<'_> {
     /// Makes the call in the form that fits the place: on an open file, on a path that is to be
     /// followed, or on an entry.
     fn call(
@@ -150,9 +150,9 @@ impl Place<'_> {
         mut on_entry: impl FnMut(i32, &CString) -> c_long,
     ) -> Result<usize> {
         match self {
-            Place::File(fd) => answer(on_file(fd.as_raw_fd())),
-            Place::Itself(fd) => answer(on_path(&by_proc(fd)?)),
-            Place::Entry(dir, name) => {
+            XattrTarget::File(fd) => answer(on_file(fd.as_raw_fd())),
+            XattrTarget::Itself(fd) => answer(on_path(&by_proc(fd)?)),
+            XattrTarget::Entry(dir, name) => {
                 if !NO_AT.load(Ordering::Relaxed) {
                     match answer(on_entry(dir.as_raw_fd(), &c_string(name)?)) {
                         Err(Errno::NOSYS) => NO_AT.store(true, Ordering::Relaxed),
@@ -160,7 +160,7 @@ impl Place<'_> {
                     }
                 }
                 let entry = raw::open_at(dir, name, OFlags::PATH, rustix::fs::Mode::empty())?;
-                Place::Itself(std::os::fd::AsFd::as_fd(&entry)).call(on_file, on_path, on_entry)
+                XattrTarget::Itself(std::os::fd::AsFd::as_fd(&entry)).call(on_file, on_path, on_entry)
             }
         }
     }
@@ -235,14 +235,14 @@ mod tests {
     }
 
     /// Runs `test` with every way to name each of the entries.
-    fn with_places(entries: &[&str], test: impl Fn([Place<'_>; 2])) {
+    fn with_places(entries: &[&str], test: impl Fn([XattrTarget<'_>; 2])) {
         let temp = tempfile::tempdir().unwrap();
         std::fs::write(temp.path().join("file"), "").unwrap();
         std::os::unix::fs::symlink("file", temp.path().join("link")).unwrap();
         let dir = rustix::fs::open(temp.path(), OFlags::PATH, rustix::fs::Mode::empty()).unwrap();
         for entry in entries.iter().map(OsStr::new) {
             let open = raw::open_at(dir.as_fd(), entry, OFlags::PATH, rustix::fs::Mode::empty()).unwrap();
-            test([Place::Entry(dir.as_fd(), entry), Place::Itself(open.as_fd())]);
+            test([XattrTarget::Entry(dir.as_fd(), entry), XattrTarget::Itself(open.as_fd())]);
         }
     }
 }

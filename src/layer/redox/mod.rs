@@ -35,7 +35,7 @@ use syscall::flag::{
 };
 
 use super::{
-    Access, Allocation, Capabilities, Entry, Error, Fixed, Kind, Layer, Object, Owner, RenameMode, Result, Stat,
+    Access, Allocation, Capabilities, DirEntry, Error, Fixed, Kind, Layer, Object, Owner, RenameMode, Result, Stat,
     StatFs, Time, XattrMode, write_all,
 };
 
@@ -102,7 +102,7 @@ pub struct Dir {
 }
 
 /// Where an entry of a directory is.
-struct Place<'a> {
+struct PathInTop<'a> {
     top: &'a Top,
     /// Relative to the top directory, never empty.
     path: String,
@@ -165,7 +165,7 @@ impl RedoxLayer {
     }
 
     /// The place of an entry that is about to change. ENAMETOOLONG, EROFS.
-    fn changing<'a>(&self, dir: &'a Dir, name: &OsStr) -> Result<Place<'a>> {
+    fn changing<'a>(&self, dir: &'a Dir, name: &OsStr) -> Result<PathInTop<'a>> {
         self.check_writable()?;
         // redoxfs answers EINVAL.
         if name.len() > self.name_max as usize {
@@ -203,13 +203,13 @@ impl Top {
 
 impl Dir {
     /// The place of an entry. EINVAL for a name that is not a single component or not UTF-8.
-    fn entry(&self, name: &OsStr) -> Result<Place<'_>> {
+    fn entry(&self, name: &OsStr) -> Result<PathInTop<'_>> {
         let name = text(name)?;
         if matches!(name, "" | "." | "..") || name.contains(['/', '\0']) {
             return Err(Error::new(EINVAL));
         }
         let path = if self.path.is_empty() { name.to_owned() } else { format!("{}/{name}", self.path) };
-        Ok(Place { top: &self.top, path })
+        Ok(PathInTop { top: &self.top, path })
     }
 }
 
@@ -222,7 +222,7 @@ impl Dir {
     }
 }
 
-impl Place<'_> {
+impl PathInTop<'_> {
     fn open(&self, flags: usize) -> Result<Fd> {
         self.top.open_at(&self.path, flags)
     }
@@ -327,7 +327,7 @@ impl Layer for RedoxLayer {
         Ok(Dir { top: dir.top.clone(), path: dir.entry(name)?.path })
     }
 
-    fn list(&self, dir: &Dir, each: &mut dyn FnMut(Entry<'_>)) -> Result<()> {
+    fn list(&self, dir: &Dir, each: &mut dyn FnMut(DirEntry<'_>)) -> Result<()> {
         // redoxfs takes the listing when it opens the directory, and only for reading.
         let fd = dir.top.open_at(&dir.path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW)?;
         let mut buffer = vec![0; LIST_BUFFER];
@@ -359,7 +359,7 @@ impl Layer for RedoxLayer {
                         Err(error) => return Err(error),
                     },
                 };
-                each(Entry { name, ino: header.inode, kind });
+                each(DirEntry { name, ino: header.inode, kind });
             }
         }
     }

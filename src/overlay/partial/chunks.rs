@@ -23,9 +23,9 @@ pub(super) struct Chunks {
     /// How many bytes the source has. What is behind is the copy's own.
     pub size: u64,
     /// A bit for each chunk that is the copy's own, the lowest bit of a word first.
-    own: Vec<u64>,
+    copied: Vec<u64>,
     /// How many are lent.
-    lent: u64,
+    from_lower: u64,
     /// The room that is kept free for them. None in a layer that is only read.
     promise: Option<Promise>,
     /// The words that may not be in the map as they are here.
@@ -44,8 +44,8 @@ pub(super) struct Chunks {
     /// Whether the copy has lost its reserved name, so that nobody needs a map.
     pub ended: bool,
     /// How often the copy was truncated, and whether it is just now.
-    pub cuts: u64,
-    pub is_being_cut: bool,
+    pub truncations: u64,
+    pub is_being_truncated: bool,
 }
 
 /// What is to be written to a map: the bits first.
@@ -57,11 +57,11 @@ pub(super) struct Update {
 
 impl Chunks {
     pub(super) fn new(size: u64) -> Self {
-        let lent = size.div_ceil(CHUNK);
+        let from_lower = size.div_ceil(CHUNK);
         Chunks {
             size,
-            own: vec![0; lent.div_ceil(WORD) as usize],
-            lent,
+            copied: vec![0; from_lower.div_ceil(WORD) as usize],
+            from_lower,
             promise: None,
             unwritten: 0..0,
             written: None,
@@ -70,22 +70,22 @@ impl Chunks {
             unsaved: false,
             for_good: false,
             ended: false,
-            cuts: 0,
-            is_being_cut: false,
+            truncations: 0,
+            is_being_truncated: false,
         }
     }
 
-    fn is_own(&self, chunk: u64) -> bool {
-        chunk * CHUNK >= self.size || self.own[(chunk / WORD) as usize] & 1 << (chunk % WORD) != 0
+    fn is_copied(&self, chunk: u64) -> bool {
+        chunk * CHUNK >= self.size || self.copied[(chunk / WORD) as usize] & 1 << (chunk % WORD) != 0
     }
 
     /// The first chunk from `from` on that is the copy's own, or that is not; `until` if none
     /// before that is.
-    fn next(&self, own: bool, from: u64, until: u64) -> u64 {
+    fn next(&self, copied: bool, from: u64, until: u64) -> u64 {
         let mut chunk = from;
         while chunk < until {
-            let word = self.own[(chunk / WORD) as usize];
-            let found = if own { word } else { !word } >> (chunk % WORD);
+            let word = self.copied[(chunk / WORD) as usize];
+            let found = if copied { word } else { !word } >> (chunk % WORD);
             if found != 0 {
                 return until.min(chunk + u64::from(found.trailing_zeros()));
             }
@@ -95,18 +95,18 @@ impl Chunks {
     }
 
     /// Notes whether chunks are the copy's own. Answers whether any of them was not so before.
-    pub(super) fn set_own(&mut self, chunks: Range<u64>, own: bool) -> bool {
+    pub(super) fn set_copied(&mut self, chunks: Range<u64>, copied: bool) -> bool {
         let end = chunks.end.min(self.size.div_ceil(CHUNK));
         let mut changed = false;
         let mut chunk = chunks.start;
         while chunk < end {
             let (index, next) = ((chunk / WORD) as usize, end.min((chunk / WORD + 1) * WORD));
             let bits = (u64::MAX >> (WORD - (next - chunk))) << (chunk % WORD);
-            let before = self.own[index];
-            let word = if own { before | bits } else { before & !bits };
+            let before = self.copied[index];
+            let word = if copied { before | bits } else { before & !bits };
             if word != before {
-                self.own[index] = word;
-                self.lent = self.lent + u64::from(before.count_ones()) - u64::from(word.count_ones());
+                self.copied[index] = word;
+                self.from_lower = self.from_lower + u64::from(before.count_ones()) - u64::from(word.count_ones());
                 self.unwritten = match self.unwritten.is_empty() {
                     true => index..index + 1,
                     false => self.unwritten.start.min(index)..self.unwritten.end.max(index + 1),
@@ -116,19 +116,19 @@ impl Chunks {
             chunk = next;
         }
         if changed && let Some(promise) = &mut self.promise {
-            promise.needs(self.lent * CHUNK);
+            promise.needs(self.from_lower * CHUNK);
         }
         changed
     }
 
     /// How many bytes are lent at most.
-    pub(super) fn lent_bytes(&self) -> u64 {
-        self.lent * CHUNK
+    pub(super) fn from_lower_bytes(&self) -> u64 {
+        self.from_lower * CHUNK
     }
 
     /// Keeps this room free for what is lent, until the copy is whole or gone.
     pub(super) fn keep_free(&mut self, mut promise: Promise) {
-        promise.needs(self.lent_bytes());
+        promise.needs(self.from_lower_bytes());
         self.promise = Some(promise);
     }
 
@@ -144,16 +144,16 @@ impl Chunks {
         if offset >= self.size {
             return (false, u64::MAX);
         }
-        let lent = !self.is_own(offset / CHUNK);
-        match self.next(lent, offset / CHUNK + 1, self.size.min(until).div_ceil(CHUNK)) * CHUNK {
-            end if end < self.size => (lent, end),
-            _ if lent => (lent, self.size),
-            _ => (lent, u64::MAX),
+        let from_lower = !self.is_copied(offset / CHUNK);
+        match self.next(from_lower, offset / CHUNK + 1, self.size.min(until).div_ceil(CHUNK)) * CHUNK {
+            end if end < self.size => (from_lower, end),
+            _ if from_lower => (from_lower, self.size),
+            _ => (from_lower, u64::MAX),
         }
     }
 
     /// The first chunks in `range` that are lent, one after the other.
-    pub(super) fn lent_in(&self, range: &Range<u64>) -> Option<Range<u64>> {
+    pub(super) fn from_lower_in(&self, range: &Range<u64>) -> Option<Range<u64>> {
         if range.start >= self.size {
             return None;
         }
@@ -170,7 +170,7 @@ impl Chunks {
     /// The bits of these words, as the map has them, and where.
     fn bits(&self, words: Range<usize>) -> (Vec<u8>, u64) {
         let at = words.start * size_of::<u64>();
-        let mut bits: Vec<_> = self.own[words].iter().flat_map(|word| word.to_le_bytes()).collect();
+        let mut bits: Vec<_> = self.copied[words].iter().flat_map(|word| word.to_le_bytes()).collect();
         bits.truncate(self.bytes() - at);
         (bits, (HEADER + at) as u64)
     }
@@ -190,7 +190,7 @@ impl Chunks {
     pub(super) fn update(&self, epoch: u128) -> Update {
         let header = self.header(epoch);
         let Some(written) = self.written else {
-            let (bits, _) = self.bits(0..self.own.len());
+            let (bits, _) = self.bits(0..self.copied.len());
             return Update { bits: Some(([&header[..], &bits].concat(), 0)), header: None };
         };
         let bits = (!self.unwritten.is_empty()).then(|| self.bits(self.unwritten.clone()));
@@ -206,7 +206,9 @@ impl Chunks {
 
     /// Takes over what a map says, if it is whole and of this epoch.
     pub(super) fn read_map(&mut self, map: &[u8], epoch: Option<u128>) -> bool {
-        let Some((header, own)) = map.split_first_chunk::<HEADER>().filter(|(_, own)| own.len() == self.bytes()) else {
+        let Some((header, copied)) =
+            map.split_first_chunk::<HEADER>().filter(|(_, copied)| copied.len() == self.bytes())
+        else {
             return false;
         };
         let field = |range: Range<usize>| header[range].iter().rfold(0, |number, byte| number << 8 | u128::from(*byte));
@@ -216,12 +218,12 @@ impl Chunks {
         }
         self.for_good = epoch_written == FOR_GOOD;
         let count = self.size.div_ceil(CHUNK);
-        self.lent = count;
-        for (index, bytes) in (0..).zip(own.chunks(size_of::<u64>())) {
+        self.from_lower = count;
+        for (index, bytes) in (0..).zip(copied.chunks(size_of::<u64>())) {
             let meant = u64::MAX >> (WORD - (count - index * WORD).min(WORD));
             let word = bytes.iter().rfold(0, |word, byte| word << 8 | u64::from(*byte)) & meant;
-            self.own[index as usize] = word;
-            self.lent -= u64::from(word.count_ones());
+            self.copied[index as usize] = word;
+            self.from_lower -= u64::from(word.count_ones());
         }
         self.mtime = (field(28..32) == 1).then(|| Time { sec: field(16..24) as i64, nsec: field(24..28) as u32 });
         (self.mapped, self.written, self.unwritten) = (true, Some(*header), 0..0);
@@ -254,24 +256,24 @@ mod tests {
         let mut map = vec![0; map_len(size).unwrap()];
         // Ranges that begin and end at every place in a word.
         for step in 0..2000 {
-            let (start, length, own) = (step * 37 % COUNT, step * 13 % 140, step % 3 != 0);
+            let (start, length, copied) = (step * 37 % COUNT, step * 13 % 140, step % 3 != 0);
             let end = (start + length).min(COUNT);
-            let changes = row[start..end].iter().any(|known| *known != own);
-            row[start..end].fill(own);
-            assert_eq!(chunks.set_own(start as u64..(start + length) as u64, own), changes, "step {step}");
-            let expected = row.iter().position(|own| !own).map(|start| {
-                let end = row[start..].iter().position(|own| *own).map_or(COUNT, |length| start + length);
+            let changes = row[start..end].iter().any(|known| *known != copied);
+            row[start..end].fill(copied);
+            assert_eq!(chunks.set_copied(start as u64..(start + length) as u64, copied), changes, "step {step}");
+            let expected = row.iter().position(|copied| !copied).map(|start| {
+                let end = row[start..].iter().position(|copied| *copied).map_or(COUNT, |length| start + length);
                 start as u64..end as u64
             });
-            assert_eq!(chunks.lent_in(&(0..u64::MAX)), expected, "step {step}");
-            let (lent, end) = chunks.run(start as u64 * CHUNK + 1, u64::MAX);
-            let same = row[start..].iter().take_while(|own| **own == row[start]).count();
+            assert_eq!(chunks.from_lower_in(&(0..u64::MAX)), expected, "step {step}");
+            let (from_lower, end) = chunks.run(start as u64 * CHUNK + 1, u64::MAX);
+            let same = row[start..].iter().take_while(|copied| **copied == row[start]).count();
             let expected = match start + same {
                 COUNT if row[start] => u64::MAX,
                 COUNT => size,
                 end => end as u64 * CHUNK,
             };
-            assert_eq!((lent, end), (!row[start], expected), "step {step}");
+            assert_eq!((from_lower, end), (!row[start], expected), "step {step}");
 
             let Update { bits, header } = chunks.update(7);
             if let Some((bits, at)) = bits {
@@ -281,9 +283,9 @@ mod tests {
             chunks.wrote(7, true);
             let mut read = Chunks::new(size);
             assert!(read.read_map(&map, Some(7)));
-            assert_eq!(read.own, chunks.own, "step {step}");
-            let lent = row.iter().filter(|own| !**own).count() as u64 * CHUNK;
-            assert_eq!([chunks.lent_bytes(), read.lent_bytes()], [lent; 2], "step {step}");
+            assert_eq!(read.copied, chunks.copied, "step {step}");
+            let from_lower = row.iter().filter(|copied| !**copied).count() as u64 * CHUNK;
+            assert_eq!([chunks.from_lower_bytes(), read.from_lower_bytes()], [from_lower; 2], "step {step}");
         }
         assert!(!Chunks::new(size).read_map(&map, Some(8)) && !Chunks::new(size + CHUNK * 8).read_map(&map, Some(7)));
     }

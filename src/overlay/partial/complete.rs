@@ -8,7 +8,7 @@ use std::time::Instant;
 use crate::errno::{EIO, Error};
 
 use super::chunks::CHUNK;
-use super::{Lent, Partial};
+use super::{FromLower, Partial};
 use crate::layer::{Access, Kind, Layer, Object, RenameMode, Result, Stat};
 use crate::overlay::Overlay;
 use crate::overlay::attr::SET_ID;
@@ -56,8 +56,8 @@ impl<L: Layer> Overlay<L> {
     /// time, however large it is.
     fn next_piece(&self, open: &OpenFile<L>, rest: Range<u64>) -> Result<Range<u64>> {
         let none = rest.end..rest.end;
-        let Some(Lent { partial, source }) = &open.lent else { return Ok(none) };
-        let Some(chunks) = partial.chunks.lock().lent_in(&rest) else { return Ok(none) };
+        let Some(FromLower { partial, source }) = &open.from_lower else { return Ok(none) };
+        let Some(chunks) = partial.chunks.lock().from_lower_in(&rest) else { return Ok(none) };
         let start = chunks.start * CHUNK;
         let data = self.stack.layer(&source.dir).next_data(&source.file, start)?;
         let hole = data.map_or(rest.end, |data| data.start).min(chunks.end * CHUNK);
@@ -73,12 +73,14 @@ impl<L: Layer> Overlay<L> {
     /// Copies what is lent in `range`, though nothing is changed there. The content must be locked.
     pub(in crate::overlay) fn fill(&self, node: &Arc<Node<L>>, open: &OpenFile<L>, range: Range<u64>) -> Result<()> {
         let (upper, _) = self.upper()?;
-        let Some(Lent { partial, .. }) = open.lent.as_ref().filter(|lent| lent.partial.lends(&range)) else {
+        let Some(FromLower { partial, .. }) =
+            open.from_lower.as_ref().filter(|from_lower| from_lower.partial.has_from_lower(&range))
+        else {
             return Ok(());
         };
         let Stat { atime, mtime, ctime, mode, .. } = self.stat(node)?;
         partial.chunks.lock().mtime = Some(mtime);
-        let filled = self.save_map(node, partial).and_then(|()| self.own(node, open, range));
+        let filled = self.save_map(node, partial).and_then(|()| self.ensure_chunks_copied(node, open, range));
         // Also of what was copied before it failed nobody is to see anything.
         let mended = (|| {
             if mode & SET_ID != 0 {

@@ -11,13 +11,13 @@ use crate::format::PartOf;
 use crate::layer::{Access, Allocation, Kind, Layer, Object, Result, Stat};
 use crate::overlay::Overlay;
 use crate::overlay::index::{Origin, origin};
-use crate::overlay::node::{Node, Place, State};
+use crate::overlay::node::{Node, ObjectName, State};
 use crate::overlay::stack::LayerDir;
 
 impl<L: Layer> Overlay<L> {
     /// Whether a partial copy may be completed from `from`: the lower directory that has a file of
     /// its name, if one has.
-    pub(in crate::overlay) fn is_lent_by(
+    pub(in crate::overlay) fn has_source(
         &self,
         from: Option<&Arc<LayerDir<L>>>,
         (source, name): &PartOf,
@@ -62,7 +62,7 @@ impl<L: Layer> Overlay<L> {
         let (mtime, is_truncated) = {
             let mut chunks = partial.chunks.lock();
             // What was cut off is not lent any more, also if there was no time to say so.
-            let is_truncated = chunks.set_own(copy.size.div_ceil(CHUNK)..u64::MAX, true);
+            let is_truncated = chunks.set_copied(copy.size.div_ceil(CHUNK)..u64::MAX, true);
             (chunks.mtime.take(), is_truncated)
         };
         if let Some(mtime) = mtime {
@@ -75,16 +75,16 @@ impl<L: Layer> Overlay<L> {
         }
         {
             let mut chunks = partial.chunks.lock();
-            let promise = self.room.promise(chunks.lent_bytes());
+            let promise = self.room.promise(chunks.from_lower_bytes());
             chunks.keep_free(promise);
         }
-        let place = Place { parent: parent.clone(), name: name.into(), dir: from.clone() };
+        let place = ObjectName { parent: parent.clone(), name: name.into(), dir: from.clone() };
         let ino = self.number(&lower);
         let node = Node::new(self.new_id(), Kind::File, State::at(place, true, Some(copy)), None);
         {
             let mut state = node.state.lock();
             state.ino = Some(ino);
-            self.lend(&node, &mut state, partial, &copy, ino);
+            self.record_partial(&node, &mut state, partial, &copy, ino);
         }
         Ok(Some(node))
     }
@@ -102,9 +102,9 @@ impl<L: Layer> Overlay<L> {
             return Err(Error::new(EFBIG));
         }
         let part_of = |digest| {
-            let lender = (from.clone(), name.into());
+            let source = (from.clone(), name.into());
             let partial =
-                Partial::new(to.clone(), self.name_max, lender, digest, lower.size).ok_or(Error::new(ENOENT))?;
+                Partial::new(to.clone(), self.name_max, source, digest, lower.size).ok_or(Error::new(ENOENT))?;
             self.stack.stat(to, &partial.name).map(|copy| (digest, Arc::new(partial), copy))
         };
         match part_of(Some(origin(&self.stack, from, lower))) {
@@ -119,11 +119,11 @@ impl<L: Layer> Overlay<L> {
     fn empty_part(&self, partial: &Partial<L>, copy: &Stat) -> Result<()> {
         let layer = self.stack.layer(&partial.dir);
         let file = layer.open_file(&*self.stack.open(&partial.dir)?, &partial.name, Access::ReadWrite)?;
-        let lent = 0..partial.chunks.lock().size.min(copy.size);
-        if layer.next_data(&file, 0)?.is_none_or(|data| data.start >= lent.end) {
+        let from_lower = 0..partial.chunks.lock().size.min(copy.size);
+        if layer.next_data(&file, 0)?.is_none_or(|data| data.start >= from_lower.end) {
             return Ok(());
         }
-        layer.allocate(&file, Allocation::PunchHole, lent)?;
+        layer.allocate(&file, Allocation::PunchHole, from_lower)?;
         layer.set_times(Object::File(&file), copy.atime, copy.mtime)
     }
 
@@ -133,18 +133,18 @@ impl<L: Layer> Overlay<L> {
     fn own_end(&self, partial: &Arc<Partial<L>>, copy: &Stat) -> Result<()> {
         let last = copy.size / CHUNK;
         let is_truncated = copy.size < partial.chunks.lock().size && !copy.size.is_multiple_of(CHUNK);
-        if !is_truncated || !partial.lends(&(last * CHUNK..copy.size)) {
+        if !is_truncated || !partial.has_from_lower(&(last * CHUNK..copy.size)) {
             return Ok(());
         }
         let layer = self.stack.layer(&partial.dir);
         let file = layer.open_file(&*self.stack.open(&partial.dir)?, &partial.name, Access::ReadWrite)?;
-        let lent = self.open_lent(partial)?;
-        self.copy_data(&lent.source, &file, last * CHUNK..copy.size, &mut |_| {})?;
+        let from_lower = self.open_source(partial)?;
+        self.copy_data(&from_lower.source, &file, last * CHUNK..copy.size, &mut |_| {})?;
         layer.set_times(Object::File(&file), copy.atime, copy.mtime)?;
         if partial.chunks.lock().for_good {
             layer.sync(&file)?;
         }
-        partial.chunks.lock().set_own(last..last + 1, true);
+        partial.chunks.lock().set_copied(last..last + 1, true);
         Ok(())
     }
 }

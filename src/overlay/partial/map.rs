@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::errno::{EIO, ENOENT, Error};
 
 use super::chunks::{CHUNK, FOR_GOOD, HEADER, Update};
-use super::{Lent, Partial};
+use super::{FromLower, Partial};
 use crate::layer::{Access, Layer, Result, write_all};
 use crate::overlay::Overlay;
 use crate::overlay::node::{Node, OpenFile};
@@ -14,14 +14,19 @@ use crate::overlay::node::{Node, OpenFile};
 impl<L: Layer> Overlay<L> {
     /// Before bytes in `range` are changed: makes the copy's own what is lent there, which nobody
     /// sees. The content must be locked.
-    pub(in crate::overlay) fn own(&self, node: &Arc<Node<L>>, open: &OpenFile<L>, range: Range<u64>) -> Result<()> {
-        let Some(Lent { partial, source }) = &open.lent else { return Ok(()) };
+    pub(in crate::overlay) fn ensure_chunks_copied(
+        &self,
+        node: &Arc<Node<L>>,
+        open: &OpenFile<L>,
+        range: Range<u64>,
+    ) -> Result<()> {
+        let Some(FromLower { partial, source }) = &open.from_lower else { return Ok(()) };
         self.save_again(node, partial)?;
         let mut rest = range;
         loop {
             let (chunks, size) = {
                 let chunks = partial.chunks.lock();
-                (chunks.lent_in(&rest), chunks.size)
+                (chunks.from_lower_in(&rest), chunks.size)
             };
             let Some(chunks) = chunks else { return Ok(()) };
             rest.start = chunks.end * CHUNK;
@@ -36,19 +41,20 @@ impl<L: Layer> Overlay<L> {
     }
 
     /// Has `truncate` truncate an open file, maybe a partial copy, to `size` bytes, for the last of
-    /// which [`Overlay::own`] was called. What is behind is lent no more. If that cannot be written
-    /// down now it is later: as long as the copy is no larger its size says the same.
-    pub(in crate::overlay) fn cut(
+    /// which [`Overlay::ensure_chunks_copied`] was called. What is behind is lent no more. If that
+    /// cannot be written down now it is later: as long as the copy is no larger its size says
+    /// the same.
+    pub(in crate::overlay) fn truncate_partial(
         &self,
         node: &Arc<Node<L>>,
         open: &OpenFile<L>,
         size: u64,
         truncate: impl FnOnce() -> Result<()>,
     ) -> Result<()> {
-        let Some(Lent { partial, .. }) = &open.lent else { return truncate() };
-        partial.begin_cut();
+        let Some(FromLower { partial, .. }) = &open.from_lower else { return truncate() };
+        partial.begin_truncate();
         let truncated = truncate();
-        let changed = partial.end_cut(truncated.is_ok().then_some(size));
+        let changed = partial.end_truncate(truncated.is_ok().then_some(size));
         if changed && let Err(error) = self.save_map(node, partial) {
             log::warn!("the map of a file that was cut is to be written again: {error}");
             partial.chunks.lock().unsaved = true;
@@ -58,10 +64,10 @@ impl<L: Layer> Overlay<L> {
 
     /// Notes that chunks that were lent are the copy's own.
     fn take_over(&self, node: &Arc<Node<L>>, partial: &Partial<L>, chunks: Range<u64>) -> Result<()> {
-        partial.chunks.lock().set_own(chunks.clone(), true);
+        partial.chunks.lock().set_copied(chunks.clone(), true);
         let saved = self.save_map(node, partial);
         if saved.is_err() {
-            partial.chunks.lock().set_own(chunks, false);
+            partial.chunks.lock().set_copied(chunks, false);
         }
         saved
     }

@@ -45,7 +45,7 @@ use crate::errno::{EIO, ENOENT, Error};
 
 use super::Overlay;
 use super::index::{Origin, origin};
-use super::node::{Entry, Node, OpenFile, Place, State, Stored};
+use super::node::{LayerEntry, Node, ObjectName, OpenFile, State, Stored};
 use super::room::Promise;
 use super::stack::LayerDir;
 use super::xattr::CAPABILITY;
@@ -56,7 +56,7 @@ use crate::sync::Lock;
 pub(super) use all::Partials;
 use chunks::{CHUNK, Chunks};
 pub(crate) use chunks::{map_len, means_something};
-pub(super) use shown::lender;
+pub(super) use shown::source_dir;
 
 /// From this size on a file is copied in part.
 pub(super) const PARTIAL_FROM: u64 = 1 << 20;
@@ -71,12 +71,12 @@ pub(super) struct Partial<L: Layer> {
     pub name: Arc<OsStr>,
     map: OsString,
     /// The file that lends, as an entry of a lower directory.
-    source: Entry<L>,
+    source: LayerEntry<L>,
     chunks: Lock<Chunks>,
 }
 
 /// What an open partial copy reads what it does not have from.
-pub(super) struct Lent<L: Layer> {
+pub(super) struct FromLower<L: Layer> {
     pub partial: Arc<Partial<L>>,
     pub source: Arc<OpenFile<L>>,
 }
@@ -87,7 +87,7 @@ impl<L: Layer> Partial<L> {
     pub fn new(
         dir: Arc<LayerDir<L>>,
         name_max: usize,
-        source: Entry<L>,
+        source: LayerEntry<L>,
         digest: Option<Origin>,
         size: u64,
     ) -> Option<Self> {
@@ -102,28 +102,28 @@ impl<L: Layer> Partial<L> {
     }
 
     /// How often the copy was truncated; None while it is.
-    fn cuts(&self) -> Option<u64> {
+    fn truncations(&self) -> Option<u64> {
         let chunks = self.chunks.lock();
-        (!chunks.is_being_cut).then_some(chunks.cuts)
+        (!chunks.is_being_truncated).then_some(chunks.truncations)
     }
 
-    /// Before the copy is truncated: until [`Partial::end_cut`] nobody goes by what is said of its
-    /// chunks.
-    pub fn begin_cut(&self) {
-        self.chunks.lock().is_being_cut = true;
+    /// Before the copy is truncated: until [`Partial::end_truncate`] nobody goes by what is said of
+    /// its chunks.
+    pub fn begin_truncate(&self) {
+        self.chunks.lock().is_being_truncated = true;
     }
 
     /// After it was truncated to `size` bytes, or that failed: what is behind is lent no more.
     /// Answers whether that changes anything.
-    pub fn end_cut(&self, size: Option<u64>) -> bool {
+    pub fn end_truncate(&self, size: Option<u64>) -> bool {
         let mut chunks = self.chunks.lock();
-        (chunks.is_being_cut, chunks.cuts) = (false, chunks.cuts + 1);
-        size.is_some_and(|size| chunks.set_own(size.div_ceil(CHUNK)..u64::MAX, true))
+        (chunks.is_being_truncated, chunks.truncations) = (false, chunks.truncations + 1);
+        size.is_some_and(|size| chunks.set_copied(size.div_ceil(CHUNK)..u64::MAX, true))
     }
 
     /// Whether anything in `range` is lent.
-    pub fn lends(&self, range: &Range<u64>) -> bool {
-        self.chunks.lock().lent_in(range).is_some()
+    pub fn has_from_lower(&self, range: &Range<u64>) -> bool {
+        self.chunks.lock().from_lower_in(range).is_some()
     }
 }
 
@@ -137,10 +137,10 @@ impl<L: Layer> Overlay<L> {
         open: &OpenFile<L>,
         mut read: impl FnMut() -> Result<T>,
     ) -> Result<T> {
-        let Some(Lent { partial, .. }) = &open.lent else { return read() };
-        if let Some(cuts) = partial.cuts() {
+        let Some(FromLower { partial, .. }) = &open.from_lower else { return read() };
+        if let Some(truncations) = partial.truncations() {
             let done = read();
-            if partial.cuts() == Some(cuts) {
+            if partial.truncations() == Some(truncations) {
                 return done;
             }
         }
@@ -160,7 +160,7 @@ impl<L: Layer> Overlay<L> {
     ) -> bool {
         let able = self.stack.upper().is_some_and(|upper| upper.capabilities().sparse);
         let state = node.state.lock();
-        let fits = |place: &Place<L>| {
+        let fits = |place: &ObjectName<L>| {
             Arc::ptr_eq(&place.dir, &from.dir) && format::part_names(&place.name, Some(0), self.name_max).is_some()
         };
         able && state.places.first().is_some_and(fits)
@@ -190,10 +190,10 @@ impl<L: Layer> Overlay<L> {
         self.mark_partials()?;
         let parent = place.parent.dir()?;
         let to = self.known_upper(&parent)?;
-        let lender = (place.dir.clone(), place.name.clone());
+        let lower = (place.dir.clone(), place.name.clone());
         let digest = origin(&self.stack, &place.dir, before);
         let partial =
-            Partial::new(to.clone(), self.name_max, lender, Some(digest), before.size).ok_or(Error::new(EIO))?;
+            Partial::new(to.clone(), self.name_max, lower, Some(digest), before.size).ok_or(Error::new(EIO))?;
         let open = self.stack.open(work.dir())?;
         self.keeping_times(&place.parent, &to, |dir| {
             upper.rename(&open, temp, dir, &partial.name, RenameMode::Replace)
@@ -204,16 +204,23 @@ impl<L: Layer> Overlay<L> {
         let ino = *state.ino.get_or_insert_with(|| self.number(before));
         state.attr = Some(Stat { dev: copy.dev, ino: copy.ino, ..*before });
         partial.chunks.lock().keep_free(promise);
-        self.lend(node, &mut state, partial.clone(), copy, ino);
-        let lent = Some(Lent { partial, source });
-        let open = Arc::new(OpenFile { file, access: Access::ReadWrite, dir: to, lent });
+        self.record_partial(node, &mut state, partial.clone(), copy, ino);
+        let from_lower = Some(FromLower { partial, source });
+        let open = Arc::new(OpenFile { file, access: Access::ReadWrite, dir: to, from_lower });
         let open = if state.users > 0 { Some(open) } else { None };
         let _closed = std::mem::replace(&mut state.file, open);
         Ok(())
     }
 
     /// Makes a node that of a partial copy.
-    fn lend(&self, node: &Arc<Node<L>>, state: &mut State<L>, partial: Arc<Partial<L>>, copy: &Stat, ino: u64) {
+    fn record_partial(
+        &self,
+        node: &Arc<Node<L>>,
+        state: &mut State<L>,
+        partial: Arc<Partial<L>>,
+        copy: &Stat,
+        ino: u64,
+    ) {
         self.record_copy_up(ino, copy, None);
         state.upper = true;
         self.touch_unseen(node, state);
@@ -222,11 +229,11 @@ impl<L: Layer> Overlay<L> {
     }
 
     /// What lends to a partial copy, opened.
-    pub(super) fn open_lent(&self, partial: &Arc<Partial<L>>) -> Result<Lent<L>> {
+    pub(super) fn open_source(&self, partial: &Arc<Partial<L>>) -> Result<FromLower<L>> {
         let (dir, name) = &partial.source;
         let (dir, file) = self.open_data(dir.clone(), name, Access::Read)?;
-        let source = Arc::new(OpenFile { file, access: Access::Read, dir, lent: None });
-        Ok(Lent { partial: partial.clone(), source })
+        let source = Arc::new(OpenFile { file, access: Access::Read, dir, from_lower: None });
+        Ok(FromLower { partial: partial.clone(), source })
     }
 
     /// Removes what there is of a partial copy that lost its name. Whoever has it open keeps it.

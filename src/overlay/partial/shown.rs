@@ -10,7 +10,7 @@ use crate::format::PartOf;
 use crate::layer::{Kind, Layer, Result};
 use crate::overlay::Overlay;
 use crate::overlay::names::{Names, Slot};
-use crate::overlay::node::{Node, Place, State, Stored};
+use crate::overlay::node::{Node, ObjectName, State, Stored};
 use crate::overlay::stack::LayerDir;
 
 impl<L: Layer> Overlay<L> {
@@ -24,14 +24,14 @@ impl<L: Layer> Overlay<L> {
     ) -> Result<()> {
         for part in parts {
             let slot = names.get_mut(&part.1);
-            let lender = slot.as_deref().and_then(|slot| lender(slot, dirs));
-            if lender.is_some_and(|dir| dir.index() == 0) {
+            let source = slot.as_deref().and_then(|slot| source_dir(slot, dirs));
+            if source.is_some_and(|dir| dir.index() == 0) {
                 // An object beside it outdoes it.
                 continue;
             }
             match slot {
-                Some(slot) if self.is_lent_by(lender, part)? => slot.part = true,
-                _ => self.tell_lost(part, lender.is_some()),
+                Some(slot) if self.has_source(source, part)? => slot.part = true,
+                _ => self.tell_lost(part, source.is_some()),
             }
         }
         Ok(())
@@ -65,7 +65,7 @@ impl<L: Layer> Overlay<L> {
             chunks.mtime.take()
         };
         copy.mtime = mtime.unwrap_or(copy.mtime);
-        let place = Place { parent: parent.clone(), name: name.into(), dir: from.clone() };
+        let place = ObjectName { parent: parent.clone(), name: name.into(), dir: from.clone() };
         let ino = Some(self.number(&lower));
         let state = State { ino, stored: Stored::Partial(partial), ..State::at(place, false, Some(copy)) };
         Ok(Some(Node::new(self.new_id(), Kind::File, state, None)))
@@ -73,7 +73,7 @@ impl<L: Layer> Overlay<L> {
 }
 
 /// The one of `dirs` whose file a name shows, if it shows one of theirs.
-pub(in crate::overlay) fn lender<'d, L: Layer>(
+pub(in crate::overlay) fn source_dir<'d, L: Layer>(
     slot: &Slot<L>,
     dirs: &'d [Arc<LayerDir<L>>],
 ) -> Option<&'d Arc<LayerDir<L>>> {

@@ -23,7 +23,7 @@ use syscall::flag::{
 
 use linux_delegate::client::{Process, parse_dirents};
 use linux_delegate::kernel::Fd;
-use overlayfs_fuse::front_end::{Caller, Entry, FrontEnd, Listing, NewMode, Opened, Setup, StatFs, Write};
+use overlayfs_fuse::front_end::{Caller, FrontEnd, ListingReply, NewMode, NodeEntry, Opened, Setup, StatFs, Write};
 use overlayfs_fuse::wire::{self, Attr, SetattrIn, init};
 
 use crate::convert;
@@ -93,10 +93,10 @@ impl SchemeFrontEnd {
 
     /// Counts one more reference of the kernel to the object of a descriptor, which stays open for
     /// it.
-    fn remember(&self, fd: Fd) -> Result<Entry> {
+    fn remember(&self, fd: Fd) -> Result<NodeEntry> {
         let attr = self.attributes(&fd)?;
         self.inodes.remember(attr.ino, self.kernel.inherit(&fd));
-        Ok(Entry { node: attr.ino, attr })
+        Ok(NodeEntry { node: attr.ino, attr })
     }
 
     fn add_file(&self, fd: Fd) -> Opened {
@@ -128,7 +128,7 @@ impl SchemeFrontEnd {
     }
 
     /// Adds entries behind `offset` until the listing is full.
-    fn list(&self, node: u64, dir: &Fd, mut offset: u64, listing: &mut Listing<'_>) -> Result<()> {
+    fn list(&self, node: u64, dir: &Fd, mut offset: u64, listing: &mut ListingReply<'_>) -> Result<()> {
         for (index, name) in [(0, "."), (1, "..")] {
             if offset == index {
                 let ino = if index == 0 { node } else { self.parent(node, dir) };
@@ -194,7 +194,7 @@ impl FrontEnd for SchemeFrontEnd {
         Setup { flags, valid: Duration::ZERO, time_gran: 1 }
     }
 
-    fn lookup(&self, caller: Caller, parent: u64, name: &OsStr) -> Result<Option<Entry>> {
+    fn lookup(&self, caller: Caller, parent: u64, name: &OsStr) -> Result<Option<NodeEntry>> {
         let dir = self.inodes.get(parent)?;
         let fd = process(caller).inherit(&dir).openat(name.as_bytes(), O_STAT | O_NOFOLLOW, 0)?;
         self.remember(fd).map(Some)
@@ -245,7 +245,7 @@ impl FrontEnd for SchemeFrontEnd {
         Ok(OsString::from_vec(target))
     }
 
-    fn mknod(&self, caller: Caller, parent: u64, name: &OsStr, mode: NewMode, device: u64) -> Result<Entry> {
+    fn mknod(&self, caller: Caller, parent: u64, name: &OsStr, mode: NewMode, device: u64) -> Result<NodeEntry> {
         let dir = self.directory(&process(caller), parent)?;
         let flags = O_CREAT | O_EXCL | ((mode.mode & !mode.umask) as usize & 0xFFFF);
         let made = match mode.mode & libc::S_IFMT {
@@ -259,13 +259,13 @@ impl FrontEnd for SchemeFrontEnd {
         self.remember(made)
     }
 
-    fn mkdir(&self, caller: Caller, parent: u64, name: &OsStr, mode: NewMode) -> Result<Entry> {
+    fn mkdir(&self, caller: Caller, parent: u64, name: &OsStr, mode: NewMode) -> Result<NodeEntry> {
         let dir = self.directory(&process(caller), parent)?;
         let flags = O_CREAT | O_EXCL | O_DIRECTORY | ((mode.mode & !mode.umask) as usize & 0o7777);
         self.remember(dir.openat(name.as_bytes(), flags, 0)?)
     }
 
-    fn symlink(&self, caller: Caller, parent: u64, name: &OsStr, target: &OsStr) -> Result<Entry> {
+    fn symlink(&self, caller: Caller, parent: u64, name: &OsStr, target: &OsStr) -> Result<NodeEntry> {
         let dir = self.directory(&process(caller), parent)?;
         let link = dir.openat(name.as_bytes(), O_CREAT | O_EXCL | O_SYMLINK | O_WRONLY | 0o777, 0)?;
         link.write(target.as_bytes())?;
@@ -286,7 +286,7 @@ impl FrontEnd for SchemeFrontEnd {
         Ok(dir.frenameat(from.1.as_bytes(), &new_dir, to.1.as_bytes(), flags)?)
     }
 
-    fn link(&self, caller: Caller, node: u64, parent: u64, name: &OsStr) -> Result<Entry> {
+    fn link(&self, caller: Caller, node: u64, parent: u64, name: &OsStr) -> Result<NodeEntry> {
         let process = process(caller);
         let fd = self.reopen(&process, node, O_STAT | O_NOFOLLOW)?;
         fd.flinkat(&self.directory(&process, parent)?, name.as_bytes(), 0)?;
@@ -297,7 +297,14 @@ impl FrontEnd for SchemeFrontEnd {
         Ok(self.add_file(self.open_file(&process(caller), node, flags)?))
     }
 
-    fn create(&self, caller: Caller, parent: u64, name: &OsStr, mode: NewMode, flags: i32) -> Result<(Entry, Opened)> {
+    fn create(
+        &self,
+        caller: Caller,
+        parent: u64,
+        name: &OsStr,
+        mode: NewMode,
+        flags: i32,
+    ) -> Result<(NodeEntry, Opened)> {
         let dir = self.directory(&process(caller), parent)?;
         let exclusive = if flags & libc::O_EXCL != 0 { O_EXCL } else { 0 };
         let permissions = (mode.mode & !mode.umask) as usize & 0o7777;
@@ -342,7 +349,7 @@ impl FrontEnd for SchemeFrontEnd {
         Ok(self.add_file(self.reopen(&process(caller), node, O_RDONLY | O_DIRECTORY)?))
     }
 
-    fn readdir(&self, _: Caller, node: u64, fh: u64, offset: u64, listing: &mut Listing<'_>) -> Result<()> {
+    fn readdir(&self, _: Caller, node: u64, fh: u64, offset: u64, listing: &mut ListingReply<'_>) -> Result<()> {
         self.list(node, &*self.file(fh)?, offset, listing)
     }
 
