@@ -145,13 +145,13 @@ impl<L: Layer> Overlay<L> {
     ) -> Result<bool> {
         let (mut lost, mut left) = (false, false);
         for part in parts {
-            let (source, name) = part;
+            let (digest, name) = part;
             let slot = names.get_mut(name);
             let source = slot.as_deref().and_then(|slot| source_dir(slot, lowers));
             let is_from_lower = self.has_source(source, part)?;
             match slot {
                 Some(slot) if slot.upper.is_some() || slot.whiteout => {
-                    if is_from_lower || source.is_none() {
+                    if is_from_lower || digest.is_none() {
                         left |= !self.discard_part(dir, part);
                         continue;
                     }

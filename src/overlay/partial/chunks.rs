@@ -122,13 +122,13 @@ impl Chunks {
     }
 
     /// How many bytes are lent at most.
-    pub(super) fn from_lower_bytes(&self) -> u64 {
+    pub(super) fn uncopied_bytes(&self) -> u64 {
         self.from_lower * CHUNK
     }
 
     /// Keeps this room free for what is lent, until the copy is whole or gone.
     pub(super) fn keep_free(&mut self, mut promise: Promise) {
-        promise.needs(self.from_lower_bytes());
+        promise.needs(self.uncopied_bytes());
         self.promise = Some(promise);
     }
 
@@ -153,7 +153,7 @@ impl Chunks {
     }
 
     /// The first chunks in `range` that are lent, one after the other.
-    pub(super) fn from_lower_in(&self, range: &Range<u64>) -> Option<Range<u64>> {
+    pub(super) fn uncopied_in(&self, range: &Range<u64>) -> Option<Range<u64>> {
         if range.start >= self.size {
             return None;
         }
@@ -265,7 +265,7 @@ mod tests {
                 let end = row[start..].iter().position(|copied| *copied).map_or(COUNT, |length| start + length);
                 start as u64..end as u64
             });
-            assert_eq!(chunks.from_lower_in(&(0..u64::MAX)), expected, "step {step}");
+            assert_eq!(chunks.uncopied_in(&(0..u64::MAX)), expected, "step {step}");
             let (from_lower, end) = chunks.run(start as u64 * CHUNK + 1, u64::MAX);
             let same = row[start..].iter().take_while(|copied| **copied == row[start]).count();
             let expected = match start + same {
@@ -285,7 +285,7 @@ mod tests {
             assert!(read.read_map(&map, Some(7)));
             assert_eq!(read.copied, chunks.copied, "step {step}");
             let from_lower = row.iter().filter(|copied| !**copied).count() as u64 * CHUNK;
-            assert_eq!([chunks.from_lower_bytes(), read.from_lower_bytes()], [from_lower; 2], "step {step}");
+            assert_eq!([chunks.uncopied_bytes(), read.uncopied_bytes()], [from_lower; 2], "step {step}");
         }
         assert!(!Chunks::new(size).read_map(&map, Some(8)) && !Chunks::new(size + CHUNK * 8).read_map(&map, Some(7)));
     }

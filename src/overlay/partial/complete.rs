@@ -57,7 +57,7 @@ impl<L: Layer> Overlay<L> {
     fn next_piece(&self, open: &OpenFile<L>, rest: Range<u64>) -> Result<Range<u64>> {
         let none = rest.end..rest.end;
         let Some(FromLower { partial, source }) = &open.from_lower else { return Ok(none) };
-        let Some(chunks) = partial.chunks.lock().from_lower_in(&rest) else { return Ok(none) };
+        let Some(chunks) = partial.chunks.lock().uncopied_in(&rest) else { return Ok(none) };
         let start = chunks.start * CHUNK;
         let data = self.stack.layer(&source.dir).next_data(&source.file, start)?;
         let hole = data.map_or(rest.end, |data| data.start).min(chunks.end * CHUNK);

@@ -75,7 +75,7 @@ impl<L: Layer> Overlay<L> {
         }
         {
             let mut chunks = partial.chunks.lock();
-            let promise = self.room.promise(chunks.from_lower_bytes());
+            let promise = self.room.promise(chunks.uncopied_bytes());
             chunks.keep_free(promise);
         }
         let place = ObjectName { parent: parent.clone(), name: name.into(), dir: from.clone() };

@@ -26,7 +26,7 @@ impl<L: Layer> Overlay<L> {
         loop {
             let (chunks, size) = {
                 let chunks = partial.chunks.lock();
-                (chunks.from_lower_in(&rest), chunks.size)
+                (chunks.uncopied_in(&rest), chunks.size)
             };
             let Some(chunks) = chunks else { return Ok(()) };
             rest.start = chunks.end * CHUNK;

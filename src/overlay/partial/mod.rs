@@ -123,7 +123,7 @@ impl<L: Layer> Partial<L> {
 
     /// Whether anything in `range` is lent.
     pub fn has_from_lower(&self, range: &Range<u64>) -> bool {
-        self.chunks.lock().from_lower_in(range).is_some()
+        self.chunks.lock().uncopied_in(range).is_some()
     }
 }
 
