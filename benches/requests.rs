@@ -24,26 +24,33 @@ const CLIENTS: [usize; 3] = [1, 2, 4];
 const LARGE: u64 = 1 << 30;
 
 fn main() {
-    println!("# How many requests the scheme answers\n");
     println!(
-        "Printed by `cargo bench --bench requests`: through the delegate's kernel and the scheme, all in one process. The machine decides \
-         about the numbers, and most of each is two switches of threads for each request.\n"
+        "# How many requests the scheme answers
+
+`cargo bench --bench requests` prints this page. Clients, the kernel of the Redox simulator and the scheme are in one
+process. The numbers depend on the machine. Most of each is two switches of threads for a request.
+"
     );
     println!("## One client\n");
     println!(
-        "A thousand operations per second, median of {ROUNDS} interleaved rounds, and of the same calls made on the layer's directory.\n"
+        "Thousands of operations per second through the scheme, and of the same calls on the layer's directory. Each number
+is the median of {ROUNDS} interleaved rounds.
+"
     );
     println!("| operation (requests) | scheme | directly | ratio |\n| --- | --- | --- | --- |");
     one_client();
     println!("\n## Several clients\n");
     println!(
-        "A thousand requests per second, of all clients together, each of which calls stat (openat, fstat, close) of a file of its own.\n"
+        "Thousands of requests per second of all clients together. Each client calls stat (openat, fstat, close) on its own
+file.
+"
     );
     println!("| clients | requests |\n| --- | --- |");
     several_clients();
     println!("\n## Beside a copy-up\n");
     println!(
-        "How long stat (openat, fstat, close) of one file takes, in microseconds, while another of {} MiB is copied up whole.\n",
+        "Microseconds of stat (openat, fstat, close) on one file, while another of {} MiB is copied up whole.
+",
         LARGE >> 20
     );
     println!("| | calls | median | 99th of 100 | longest |\n| --- | --- | --- | --- | --- |");
