@@ -5,8 +5,8 @@ set -g __overlayfs_list \
     lowerdir+=\t'As --lower' \
     upperdir=\t'As --upper' \
     workdir=\t'As --work' \
-    ro\t'ro is --read-only, rw the opposite' \
-    rw\t'ro is --read-only, rw the opposite' \
+    ro\t'ro is --read-only, rw is the opposite' \
+    rw\t'ro is --read-only, rw is the opposite' \
     volatile\t'As --volatile' \
     reuse_volatile\t'As --reuse-volatile' \
     whole_copies\t'As --whole-copies' \
@@ -16,16 +16,16 @@ set -g __overlayfs_list \
 complete -c overlayfs -l lower -x -a '(__fish_complete_directories)' -d 'A directory that is only read'
 complete -c overlayfs -l upper -x -a '(__fish_complete_directories)' -d 'The directory that takes every change'
 complete -c overlayfs -l work -x -a '(__fish_complete_directories)' -d 'A directory for the overlay alone, outside the upper directory and on its filesystem'
-complete -c overlayfs -l read-only -d 'Nothing can be changed'
-complete -c overlayfs -l volatile -d 'Nothing is synced to the disk before the end, also if a program asks for it'
-complete -c overlayfs -l reuse-volatile -d 'Use the upper directory also if it has the mark of a crash, and remove the mark'
-complete -c overlayfs -l whole-copies -d 'A file of a lower directory is copied whole before its first change'
-complete -c overlayfs -l trust-layers -d 'Redirects and marks of metadata in the layers count, whoever may have made them'
-complete -c overlayfs -l no-redirects -d 'A rename of a directory that lower directories have fails with EXDEV; mv then copies it'
-complete -c overlayfs -l replace -d 'Take the name also if a daemon that died has left it behind'
+complete -c overlayfs -l read-only -d 'Every change fails with EROFS'
+complete -c overlayfs -l volatile -d 'The overlay syncs nothing to the disk before its end, even if a program asks for it'
+complete -c overlayfs -l reuse-volatile -d 'Use the upper directory even if it has the mark of a crash, and remove the mark'
+complete -c overlayfs -l whole-copies -d 'Copy a lower file whole before its first change'
+complete -c overlayfs -l trust-layers -d 'Trust redirects and marks of metadata in the layers, whatever their owner'
+complete -c overlayfs -l no-redirects -d 'A rename of a lower directory fails with EXDEV'
+complete -c overlayfs -l replace -d 'Take the name even if a dead daemon has left it behind'
 complete -c overlayfs -l detach -d 'Go into the background'
-complete -c overlayfs -l hand-to-init -d 'Hand the scheme to init, which registers the name: for a unit of type = { scheme = "NAME" }'
-complete -c overlayfs -l unprotected-hardlinks -d 'Whoever may write a directory may give any file that he sees a name there'
+complete -c overlayfs -l hand-to-init -d 'Hand the scheme to init, which registers the name'
+complete -c overlayfs -l unprotected-hardlinks -d 'A user that may write a directory may link any visible file into it'
 complete -c overlayfs -s v -d 'Log every request'
 complete -c overlayfs -l verbose -d 'Log every request'
 complete -c overlayfs -s h -d 'Print a summary of the options'

@@ -218,7 +218,7 @@ const WITHOUT_EFFECT: [&str; 37] = [
 /// The options of fuse-overlayfs, of libfuse and of the kernel's overlayfs that are not for us,
 /// with the reason.
 pub const REFUSED: [(&str, &str); 12] = [
-    ("allow_root", "the kernel knows allow_other, for everybody, and nothing between"),
+    ("allow_root", "the kernel has only allow_other, for all users"),
     ("auto_unmount", "a mount whose program was killed stays until it is unmounted"),
     ("subtype", "the type is always fuse.overlayfs-fuse"),
     ("plugins", "there are no plug-ins for lower layers"),
