@@ -1,4 +1,4 @@
-//! Command lines and lists of options; the crate `test-hostile` has all of it.
+//! Fuzzes command lines and lists of options. The crate `test-hostile` has the code.
 
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! FUSE requests of a kernel that lies; the crate `test-hostile` has all of it.
+//! Fuzzes the FUSE mount with requests of a hostile kernel. The crate `test-hostile` has the code.
 
 #![no_main]
 

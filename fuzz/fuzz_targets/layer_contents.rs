@@ -1,4 +1,4 @@
-//! Layers that somebody else has filled; the crate `test-hostile` has all of it.
+//! Fuzzes the overlay with hostile contents of layers. The crate `test-hostile` has the code.
 
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! Any bytes as requests of a client that lies; the crate `test-hostile` has all of it.
+//! Fuzzes the daemon with requests of a hostile client. The crate `test-hostile` has the code.
 
 #![no_main]
 
@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 use libfuzzer_sys::fuzz_target;
 use test_hostile::Backing;
 
-/// Never dropped: `scripts/fuzz` removes what it leaves.
+/// A static is never dropped, so `scripts/fuzz` removes the files of this one.
 static BACKING: LazyLock<Backing> = LazyLock::new(|| Backing::new(&std::env::temp_dir()));
 
 fuzz_target!(|input: &[u8]| BACKING.run(input));

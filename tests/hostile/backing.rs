@@ -1,4 +1,4 @@
-//! The layers, the daemon above them, and what must hold when the client has left.
+//! The layers, the daemon above them, and the checks after the client has left.
 
 use std::fs::{self, Permissions};
 use std::hint::black_box;
@@ -23,30 +23,30 @@ use crate::client::{Client, Secret, assert_alive, digest};
 use crate::request::Bytes;
 use crate::tree::{Tree, assert_all_closed};
 
-/// Of the scheme.
+/// The name of the scheme.
 const NAME: &str = "hostile";
-/// What is in a file that only root may read, in a directory that only root may enter.
+/// The content of a file that only root may read. Only root may enter its directory.
 const SECRET: &[u8] = b"of root alone";
 const SECRET_PATH: &str = "/secret/key";
 
-/// Two lower layers, always the same, and room for an upper one, on a filesystem of Linux or on a
-/// redoxfs that is played. A process has one of these.
+/// Two lower layers, always the same, and room for an upper one. They are on a filesystem of Linux,
+/// or on a simulated redoxfs. A process has one of these.
 pub struct Backing {
     dir: TempDir,
     lowers: [PathBuf; 2],
-    /// Tells of every change in the lower layers.
+    /// Reports every change in the lower layers.
     changes: OwnedFd,
-    /// How many descriptors are open when no overlay is.
+    /// The number of open descriptors without an overlay.
     descriptors: usize,
-    /// What is shown before any change.
+    /// The tree that a client sees before any change.
     shown: Tree,
-    /// What of it only root may read or change.
+    /// The part of that tree that only root may read or change.
     secret: Tree,
 }
 
 impl Backing {
-    /// Makes the layers in a directory of their own in `parent`, which is best on a filesystem in
-    /// memory. Needs root.
+    /// Makes the layers in a new directory in `parent`. A filesystem in memory is the best parent.
+    /// Needs root.
     pub fn new(parent: &Path) -> Self {
         log::set_logger(&Formats).unwrap();
         let dir = TempDir::with_prefix_in("overlayfs-hostile-", parent).unwrap();
@@ -60,8 +60,8 @@ impl Backing {
         Self { dir, lowers, changes, descriptors: open_descriptors(), shown, secret }
     }
 
-    /// Serves a new overlay, sends it the requests that `input` stands for, and checks that the
-    /// daemon outlives them.
+    /// Serves a new overlay and sends it the requests that `input` encodes. Checks that the daemon
+    /// survives them.
     pub fn run(&self, input: &[u8]) {
         let mut bytes = Bytes::new(input);
         let bits = bytes.byte();
@@ -127,19 +127,19 @@ impl Backing {
     }
 }
 
-/// How an overlay is tried out.
+/// The variants of one run.
 #[derive(Clone, Copy)]
 struct Choices {
     read_only: bool,
-    /// Root is one of the clients.
+    /// Whether root is one of the clients.
     with_root: bool,
-    /// Requests are not waited for one by one.
+    /// Whether requests are sent without a wait for each answer.
     at_once: bool,
-    /// What is shown at the end must be what the next mount shows.
+    /// Whether the next mount must show the same tree as this one at its end.
     thorough: bool,
 }
 
-/// Puts what a directory holds on a disk.
+/// Copies the contents of a directory to a simulated disk.
 fn copy(from: &Path, to: &str, tree: &mut DiskTree) {
     let stat = fs::symlink_metadata(from).unwrap();
     if stat.is_dir() {
@@ -164,7 +164,7 @@ fn overlay(lowers: &[PathBuf], upper: Option<&Path>, settings: Settings) -> Over
     Overlay::with_settings(Layers { upper, work: None, lowers }, settings).unwrap()
 }
 
-/// Has `changes` tell of what changes in a directory and below.
+/// Makes `changes` report each change in a directory and below it.
 fn watch(changes: &OwnedFd, dir: &Path) {
     let flags = WatchFlags::MODIFY | WatchFlags::ATTRIB | WatchFlags::CREATE | WatchFlags::DELETE | WatchFlags::MOVE;
     inotify::add_watch(changes, dir, flags | WatchFlags::DELETE_SELF | WatchFlags::MOVE_SELF).unwrap();
@@ -176,7 +176,8 @@ fn watch(changes: &OwnedFd, dir: &Path) {
     }
 }
 
-/// Fills the two lower layers: what a path can lead through, and what a client may change or not.
+/// Fills the two lower layers with objects that a path can lead through, and objects that a client
+/// may or may not change.
 fn fill(above: &Path, below: &Path) {
     put::file(above, "d/f", "of all");
     put::file(above, "d/g", "of ann");
@@ -211,8 +212,8 @@ fn open_descriptors() -> usize {
     fs::read_dir("/proc/self/fd").unwrap().count()
 }
 
-/// Formats what is logged, since that is code too, and writes it nowhere. An error is a bug that
-/// the daemon has caught.
+/// A logger that formats each message and drops it, so that the code of the formatting runs too. An
+/// error is a bug that the daemon has caught, so it panics.
 struct Formats;
 
 impl Log for Formats {

@@ -1,4 +1,4 @@
-//! Who sends, and what must hold of every answer.
+//! The hostile client, and the conditions on every answer.
 
 use std::hash::{DefaultHasher, Hasher};
 
@@ -10,35 +10,35 @@ use syscall::schemev2::{Opcode, Sqe, SqeFlags};
 
 use crate::request::{Bytes, KnownToClient, Request, has_buffer};
 
-/// The address of a buffer that is empty: not null, and aligned for everything.
+/// The address of an empty buffer: not null, and aligned for every type.
 const DANGLING: u64 = 1 << 63;
 
-/// How much of a buffer is looked at for what only root may read.
+/// The number of bytes of a buffer that are searched for the secret.
 const TOLD: usize = 64;
 
-/// How many requests are in progress at once when they are not waited for one by one.
+/// The number of requests in progress at once, if the client does not wait for each answer.
 const AT_ONCE: usize = 6;
 
-/// Users, and the daemon that they send to. As all of them know the ids of all, they are one
-/// client.
+/// Several users, and the daemon that they send to. All users know all ids, so they are one client.
 pub struct Client<'a> {
     scheme: &'a str,
-    /// The scheme's own handle in the hands of each user, root first if he takes part, and the
-    /// user's ids as requests have them.
+    /// For each user: a descriptor of the scheme's own handle, and the ids of the user in requests.
+    /// If root takes part, root is the first.
     users: Vec<(Fd, u64)>,
     secret: Secret,
-    /// Requests are not waited for one by one.
+    /// Whether requests are sent without a wait for each answer.
     at_once: bool,
     live: Vec<usize>,
     closed: Vec<usize>,
     pending: Vec<Pending>,
     tags: Vec<u32>,
-    /// Kept until the end, as a request that nobody waits for may still be in progress.
+    /// The buffers of all requests, until the end: a request without an answer may still be in
+    /// progress.
     buffers: Vec<Box<[u8]>>,
 }
 
-/// What nobody but root may read. It is compared by its digest alone: a fuzzer learns what it sees
-/// compared, and would send it.
+/// The bytes that only root may read. Only their digest is compared: a fuzzer learns the values of
+/// comparisons, and would send them.
 #[derive(Clone, Copy)]
 pub struct Secret {
     pub len: usize,
@@ -48,14 +48,14 @@ pub struct Secret {
 /// A request in progress.
 struct Pending {
     sqe: Sqe,
-    /// The length of its buffer, and which that is.
+    /// The length of its buffer, and which buffer it is.
     len: usize,
     buffer: Option<usize>,
     begun: Begun,
 }
 
 impl<'a> Client<'a> {
-    /// A client of the daemon of `scheme`; without root, it must never see the secret.
+    /// Makes a client of the daemon of `scheme`. Without root, no answer may contain the secret.
     pub fn new(scheme: &'a str, with_root: bool, secret: Secret, at_once: bool) -> Self {
         let users = [(0, 0), (1000, 100), (1001, 100), (1002, 200)];
         let user = |(uid, gid): (u32, u32)| {
@@ -75,7 +75,7 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// Makes up a request, sends it, and checks the answer, if it is there to be waited for.
+    /// Makes up a request and sends it. If the client waits for the answer, checks it.
     pub fn send(&mut self, bytes: &mut Bytes) {
         let user = usize::from(bytes.byte()) % self.users.len();
         let known = KnownToClient {
@@ -89,7 +89,7 @@ impl<'a> Client<'a> {
         let Request { mut sqe, buffer } = Request::next(bytes, &known);
         if sqe.opcode == Opcode::CloseMsg as u8 {
             let id = sqe.args[0] as usize;
-            // The kernel closes what nobody holds any more, and the scheme's own handle is held.
+            // The kernel closes a handle without descriptors, and the scheme's own handle has one.
             if id == known.root {
                 return;
             }
@@ -111,7 +111,7 @@ impl<'a> Client<'a> {
             }
             sqe.args[2] = len as u64;
         }
-        // SAFETY: an opcode that has a buffer got one, which lives as long as the daemon.
+        // SAFETY: an opcode with a buffer got one, and the buffer lives as long as the daemon.
         let begun = unsafe { self.users[user].0.begin_raw(sqe) }.unwrap();
         self.tags.extend(begun.tag());
         self.pending.push(Pending { sqe, len, buffer: at, begun });
@@ -120,7 +120,7 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// Waits for the answers to what is in progress, and checks them.
+    /// Waits for the answers to all requests in progress, and checks them.
     fn finish(&mut self) {
         for Pending { sqe, len, buffer, begun } in std::mem::take(&mut self.pending) {
             let answer = begun.finish();
@@ -162,28 +162,28 @@ impl<'a> Client<'a> {
         assert!(!fills || !waits || number <= len, "{number} bytes of {len}: {sqe:x?}");
     }
 
-    /// Closes all that is open. What the requests could still use is answered, to be kept until the
-    /// daemon has ended.
+    /// Closes all open handles. Returns the buffers, which requests may still use. The caller must
+    /// keep them until the daemon has ended.
     pub fn leave(mut self) -> Vec<Box<[u8]>> {
         self.finish();
         for id in self.live {
             let args = [id as u64, 0, 0, 0, 0, 0];
             let sqe = Sqe { opcode: Opcode::CloseMsg as u8, sqe_flags: SqeFlags::ONEWAY, args, ..Sqe::default() };
-            // SAFETY: this has no buffer.
+            // SAFETY: this request has no buffer.
             unsafe { self.users[0].0.raw(sqe) }.unwrap();
         }
         self.buffers
     }
 }
 
-/// A number that stands for these bytes.
+/// Returns the digest of these bytes.
 pub fn digest(bytes: &[u8]) -> u64 {
     let mut hasher = DefaultHasher::new();
     hasher.write(bytes);
     hasher.finish()
 }
 
-/// Panics unless the daemon of `scheme` serves somebody who behaves.
+/// Panics unless the daemon of `scheme` serves a well-behaved client.
 pub fn assert_alive(scheme: &str) {
     let root = Process::with_pid(1 << 25, 0, 0);
     let top = format!("/scheme/{scheme}");
@@ -198,7 +198,7 @@ pub fn assert_alive(scheme: &str) {
                 return root.unlink(&path).unwrap();
             }
             Err(Error { errno: EROFS }) => return,
-            // The client thought of the same name.
+            // The hostile client made up the same name.
             Err(error) => assert_eq!(error, Error::new(EEXIST)),
         }
     }

@@ -1,5 +1,5 @@
-//! Command lines and lists of options, of any bytes: each is taken or refused with a sentence, and
-//! a path that is written as the documents say is read as it was.
+//! Command lines and lists of options, of any bytes. The parser takes each, or refuses it with a
+//! sentence. A path that is escaped as the documents say reads back unchanged.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -8,8 +8,8 @@ use overlayfs::fsck::options::Command as CheckCommand;
 use overlayfs::options::{Command, Options};
 use overlayfs_fuse::options::Command as MountCommand;
 
-/// Takes `input` as the words of each command line, with zeros between them, as a list behind `-o`,
-/// and as a path.
+/// Parses `input` as the words of each command line, separated by zeros. Also parses it as a list
+/// behind `-o`, and as a path.
 pub fn run(input: &[u8]) {
     let words = || input.split(|byte| *byte == 0).map(|word| OsString::from_vec(word.to_vec()));
     say(Command::parse(words()));
@@ -19,7 +19,7 @@ pub fn run(input: &[u8]) {
     say(Command::parse(list().map(|word| OsString::from_vec(word.to_vec()))));
     say(MountCommand::parse(list().map(|word| OsString::from_vec(word.to_vec()))));
 
-    // A value that begins with a quote is read up to the next one.
+    // The parser reads a value that begins with a quote up to the next quote.
     if !input.is_empty() && !input.contains(&0) && input[0] != b'"' {
         let escaped: Vec<u8> = input
             .iter()

@@ -1,6 +1,6 @@
-//! A kernel that lies: any bytes become FUSE requests to a mount of a small overlay. Needs root.
+//! A hostile kernel: any bytes become FUSE requests to a mount of a small overlay. Needs root.
 //!
-//! Each is answered, with an errno that there is, and after them the next mount works. Nothing of a
+//! Each request gets an answer with a valid errno. After the requests the next mount works. No
 //! lower layer changes.
 
 use std::fs;
@@ -19,9 +19,9 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use crate::request::Bytes;
 
-/// The most that is asked for at once.
+/// The largest answer that a request asks for.
 const MAX_ANSWER: usize = 64 << 10;
-/// Names, targets and attributes, as bytes that a zero ends or not.
+/// Names, targets and attributes: bytes, with or without a zero at the end.
 const NAMES: [&[u8]; 18] = [
     b"a\0",
     b"b\0",
@@ -43,8 +43,8 @@ const NAMES: [&[u8]; 18] = [
     b"/\0",
 ];
 
-/// Requests: how many words of 32 bits come behind the header, how many names, and whether there
-/// are data.
+/// The shape of each request: the number of 32-bit words behind the header, the number of names,
+/// and whether data follow.
 const SHAPES: [(u32, usize, usize, bool); 40] = [
     (opcode::LOOKUP, 0, 1, false),
     (opcode::LOOKUP, 0, 1, false),
@@ -88,8 +88,8 @@ const SHAPES: [(u32, usize, usize, bool); 40] = [
     (77, 4, 1, true),
 ];
 
-/// Makes layers in a directory of their own in `parent`, which is best on a filesystem in memory,
-/// and sends a mount of them what `input` stands for.
+/// Makes layers in a new directory in `parent`. A filesystem in memory is the best parent. Mounts
+/// them and sends the mount the requests that `input` encodes.
 pub fn run(parent: &Path, input: &[u8]) {
     let mut bytes = Bytes::new(input);
     let dir = TempDir::with_prefix_in("overlayfs-kernel-", parent).unwrap();
@@ -145,7 +145,7 @@ fn request(bytes: &mut Bytes, nodes: &[u64]) -> Vec<u8> {
     let mut body = Vec::new();
     for word in 0..words {
         let number = match bytes.byte() % 4 {
-            // What the kernel names by its number is mostly there.
+            // A word that names an object of the kernel is mostly a known number.
             0 if word % 2 == 0 => node(bytes) as u32,
             1 => 0,
             2 => u32::from(bytes.byte()),
@@ -154,7 +154,7 @@ fn request(bytes: &mut Bytes, nodes: &[u64]) -> Vec<u8> {
         body.extend_from_slice(&number.to_ne_bytes());
     }
     if opcode == opcode::FALLOCATE {
-        // What is allocated is memory here: offset and length are small.
+        // The backing allocates memory for this request, so offset and length are small.
         body[11..16].fill(0);
         body[19..24].fill(0);
     }

@@ -1,10 +1,10 @@
-//! Layers that somebody else has filled: any bytes become the objects, the markers and the
-//! attributes in two lower layers and an upper one, right or wrong, and then changes of what is
-//! shown. Needs root.
+//! Hostile layers: any bytes become the objects, the marks and the attributes of two lower layers
+//! and an upper one. They may be right or wrong. Changes through the overlay follow. Needs root.
 //!
-//! Whatever is in the layers, the overlay shows it or refuses it, shows nothing from outside,
-//! leaves the lower layers alone, and shows the same at the next mount. `overlayfs-fsck` comes to
-//! an end too, and what it repairs does not show.
+//! The overlay shows the contents or refuses them. It shows nothing from outside the layers, does
+//! not change the lower layers, and shows the same at the next mount.
+//!
+//! `overlayfs-fsck` comes to an end too, and its repairs do not change the merged tree.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -24,14 +24,14 @@ use test_common::{Detail, Snapshot, put};
 
 use crate::request::Bytes;
 
-/// In a file beside the layers.
+/// The content of a file beside the layers.
 const SECRET: &[u8] = b"from outside of the layers";
-/// The most objects and attributes that one input makes.
+/// The limit of objects and attributes that one input makes.
 const MOST: u8 = 40;
-/// How much of a file is compared.
+/// The number of bytes of a file that are compared.
 const START: usize = 4096;
 
-/// Objects have these names. Few, so that they meet.
+/// The names of objects. They are few, so that objects of several layers have the same name.
 const NAMES: [&str; 25] = [
     "a",
     "b",
@@ -59,7 +59,7 @@ const NAMES: [&str; 25] = [
     "record",
     "incompat",
 ];
-/// What files contain, symlinks lead to and attributes have as their value.
+/// The contents of files, targets of symlinks, and values of attributes.
 const VALUES: [&[u8]; 26] = [
     b"",
     b"y",
@@ -103,8 +103,8 @@ const ATTRIBUTES: [&str; 12] = [
     "overlay.upper",
 ];
 
-/// Makes layers in a directory of their own in `parent`, which is best on a filesystem in memory,
-/// and tries an overlay of them out.
+/// Makes layers in a new directory in `parent`. A filesystem in memory is the best parent. Then
+/// checks an overlay of them.
 pub fn run(parent: &Path, input: &[u8]) {
     let mut bytes = Bytes::new(input);
     let dir = TempDir::with_prefix_in("overlayfs-found-", parent).unwrap();
@@ -158,19 +158,20 @@ pub fn run(parent: &Path, input: &[u8]) {
     }
 }
 
-/// Puts something into the layers, again and again.
+/// Adds objects and attributes to the layers.
 fn fill(layers: &[PathBuf], bytes: &mut Bytes) {
     let mut dirs: Vec<PathBuf> = layers.to_vec();
     let mut objects = dirs.clone();
     for _ in 0..bytes.byte() % MOST {
         let path = dirs[usize::from(bytes.byte()) % dirs.len()].join(bytes.choose(&NAMES));
-        // What fails was there already, or cannot be.
+        // An operation fails if the name exists, or if the object cannot exist.
         let made = match bytes.byte() % 16 {
             0..5 => fs::create_dir(&path).map(|()| dirs.push(path.clone())),
             5..9 => write_new(&path, value(bytes)),
             9 => write_new(&path, &vec![bytes.byte(); 3 << 20]),
             10 => std::os::unix::fs::symlink(OsStr::from_bytes(value(bytes)), &path),
-            // Not across layers: who writes to a file of the upper layer writes to all its names.
+            // A link stays in one layer: a write to a file of the upper layer changes all its
+            // names.
             11 => match objects[usize::from(bytes.byte()) % objects.len()].clone() {
                 object if layers.iter().any(|layer| path.starts_with(layer) && object.starts_with(layer)) => {
                     fs::hard_link(object, &path)
@@ -195,7 +196,7 @@ fn fill(layers: &[PathBuf], bytes: &mut Bytes) {
     }
 }
 
-/// Not to what is there: who opened a FIFO would wait.
+/// Writes a new file only: an open of an existing FIFO would wait.
 fn write_new(path: &Path, content: &[u8]) -> io::Result<()> {
     File::create_new(path)?.write_all(content)
 }
@@ -207,7 +208,7 @@ fn value<'a>(bytes: &mut Bytes<'a>) -> &'a [u8] {
     }
 }
 
-/// Has the layers checked, and what can be repaired repaired if so.
+/// Checks the layers. With `repair`, also makes every repair.
 fn check(layers: Layers<OsLayer>, repair: bool) {
     let checker = match Checker::new(layers) {
         Ok(checker) => checker,
@@ -231,7 +232,7 @@ fn check(layers: Layers<OsLayer>, repair: bool) {
     }
 }
 
-/// What an overlay shows, by its path, parents first.
+/// The objects that an overlay shows, by path, parents first.
 struct Shown(BTreeMap<PathBuf, Object>);
 
 #[derive(Debug, PartialEq, Eq)]
@@ -284,7 +285,7 @@ impl Shown {
         }
     }
 
-    /// Panics with what another mount shows else.
+    /// Panics if another mount shows a different tree.
     fn assert_same(&self, overlay: &Result<Overlay<OsLayer>, Refused>, what: &str) {
         let other = match overlay {
             Ok(overlay) => Self::by(overlay),
@@ -301,8 +302,8 @@ impl Shown {
     }
 }
 
-/// Changes something of what was shown. It may be gone meanwhile, or not be changeable: all that
-/// counts is that there is an answer.
+/// Changes an object that the overlay showed. The object may be gone, or the change may be
+/// impossible. The call must return an answer.
 fn change(overlay: &Overlay<OsLayer>, shown: &Shown, bytes: &mut Bytes) {
     let path = shown.choose(bytes).to_owned();
     let find = |path: &Path| path.iter().try_fold(overlay.root().clone(), |node, name| overlay.lookup(&node, name));

@@ -1,18 +1,18 @@
-//! Those who lie: any bytes become the requests of a client, which go to a daemon that serves a
-//! small overlay, as it would on Redox; what is found in layers; and the words of a command line.
+//! Hostile input. Any bytes become the requests of a client to a daemon with a small overlay, as on
+//! Redox. They also become the contents of layers, and the words of a command line.
 //!
 //! | file | subject |
 //! | --- | --- |
-//! | `backing` | the layers, the daemon above them, and what must hold when the client has left |
-//! | `client` | who sends, what he has open, and what must hold of every answer |
-//! | `request` | from bytes to a request: mostly one that a client could send, sometimes anything that the kernel lets through |
-//! | `tree` | what the scheme shows, to be compared |
-//! | `layer_contents` | layers that somebody else has filled |
-//! | `fuse_requests` | a Linux kernel that lies to the mount |
+//! | `backing` | the layers, the daemon above them, and the checks after the client has left |
+//! | `client` | the hostile client, its open handles, and the conditions on every answer |
+//! | `request` | from bytes to a request: mostly a usual one, sometimes anything that the kernel passes on |
+//! | `tree` | the tree that the scheme shows, for comparisons |
+//! | `layer_contents` | hostile layers |
+//! | `fuse_requests` | a hostile Linux kernel above the mount |
 //! | `command_lines` | command lines and lists of options |
 //!
-//! A panic is how all of this fails. Those of the daemon are caught by it; who runs this sees to it
-//! that they end the process all the same.
+//! A fault shows as a panic. The daemon catches its own panics, so the program that calls these
+//! functions must end the process at each panic.
 
 mod backing;
 mod client;

@@ -1,7 +1,7 @@
-//! From bytes to a request.
+//! Turns bytes into a request.
 //!
-//! What the real kernel sees to is so here too: a request that has a buffer has a valid one, and
-//! one with an opcode of its own says truly who asks. Everything else is the client's.
+//! Requests keep the guarantees of the real kernel: a buffer is valid, and a request with an opcode
+//! of its own names the true caller. The client chooses everything else.
 
 use syscall::data::{Stat, StatVfs, TimeSpec};
 use syscall::dirent::DirentHeader;
@@ -11,7 +11,7 @@ use syscall::flag::{
 };
 use syscall::schemev2::{Opcode, Sqe, SqeFlags};
 
-/// The input, read from its start. At its end everything is 0.
+/// The input, read from its start. After its end every byte is 0.
 pub struct Bytes<'a>(&'a [u8]);
 
 impl<'a> Bytes<'a> {
@@ -27,19 +27,19 @@ impl<'a> Bytes<'a> {
         self.take(1).first().copied().unwrap_or(0)
     }
 
-    /// As many as there are, up to `len`.
+    /// Takes up to `len` bytes, as many as are left.
     pub fn take(&mut self, len: usize) -> &'a [u8] {
         let (taken, rest) = self.0.split_at(len.min(self.0.len()));
         self.0 = rest;
         taken
     }
 
-    /// One of a few.
+    /// Takes one of the given values.
     pub fn choose<T: Copy>(&mut self, from: &[T]) -> T {
         from[usize::from(self.byte()) % from.len()]
     }
 
-    /// A number near a border, a small one, or any.
+    /// Takes a number: near a limit, small, or any.
     pub fn number(&mut self) -> u64 {
         const BORDERS: [u64; 20] = [
             0,
@@ -70,7 +70,7 @@ impl<'a> Bytes<'a> {
         }
     }
 
-    /// The length of a buffer.
+    /// Takes the length of a buffer.
     fn len(&mut self) -> usize {
         const LENGTHS: [usize; 16] = [
             0,
@@ -97,23 +97,24 @@ impl<'a> Bytes<'a> {
     }
 }
 
-/// What the client knows when it makes up a request.
+/// The facts that the client uses to make up a request.
 pub struct KnownToClient<'a> {
-    /// Its own ids, the user's in the low half.
+    /// Its own ids, with the user in the low half.
     pub packed: u64,
     /// The name of the scheme.
     pub scheme: &'a str,
     /// The id of the scheme's own handle.
     pub root: usize,
-    /// The ids that are open, the newest last.
+    /// The open ids, the newest last.
     pub live: &'a [usize],
-    /// Those that were.
+    /// The closed ids.
     pub closed: &'a [usize],
     /// The tags of the requests that are in progress.
     pub tags: &'a [u32],
 }
 
-/// A request, and the buffer that its second and third argument name once it has an address.
+/// A request, and its buffer. Once the buffer has an address, the second and third argument name
+/// it.
 pub struct Request {
     pub sqe: Sqe,
     pub buffer: Option<Buffer>,
@@ -121,11 +122,12 @@ pub struct Request {
 
 pub struct Buffer {
     pub bytes: Vec<u8>,
-    /// How far its start is from an address that is aligned for everything.
+    /// The distance of the start of the buffer from an address that is aligned for every type.
     pub skew: usize,
 }
 
-/// What is sent, those that do more being more often chosen.
+/// The kind of a request. Kinds that change more stand several times, so they are chosen more
+/// often.
 #[derive(Clone, Copy)]
 enum Shape {
     Own(Opcode),
@@ -247,16 +249,16 @@ impl Request {
         if !has_buffer(*opcode) {
             request.buffer = None;
         }
-        // The crate that reads requests keeps no tag of these, so nobody could wait for an answer;
-        // the kernel sends neither yet.
+        // The crate that decodes requests keeps no tag of these, so a client could not wait for an
+        // answer. The kernel does not send them yet.
         if matches!(Opcode::try_from_raw(*opcode), Some(Opcode::Msync | Opcode::RequestMmap)) {
             sqe_flags.insert(SqeFlags::ONEWAY);
         }
-        // A request that nobody waits for cannot have the tag of one that somebody waits for.
+        // A request without an answer must not have the tag of a request with one.
         if sqe_flags.contains(SqeFlags::ONEWAY) && *opcode != Opcode::Cancel as u8 {
             *tag |= 1 << 31;
         }
-        // What this opens would be nobody's.
+        // Without an answer, no client would know the new handle.
         if matches!(Opcode::try_from_raw(*opcode), Some(Opcode::OpenAt | Opcode::Dup)) {
             sqe_flags.remove(SqeFlags::ONEWAY);
         }
@@ -264,7 +266,7 @@ impl Request {
     }
 }
 
-/// Mostly a handle that is open, the newest first.
+/// Chooses a handle: mostly an open one, the newest first.
 fn id(bytes: &mut Bytes, known: &KnownToClient) -> u64 {
     let newest = |ids: &[usize], back: u8| match ids.len() {
         0 => known.root as u64,
@@ -278,7 +280,7 @@ fn id(bytes: &mut Bytes, known: &KnownToClient) -> u64 {
     }
 }
 
-/// A request with an opcode of its own.
+/// Makes a request with an opcode of its own.
 fn own(opcode: Opcode, id: u64, bytes: &mut Bytes, known: &KnownToClient) -> Request {
     let mut args = [id, 0, 0, 0, 0, 0];
     let mut tag = 0;
@@ -342,13 +344,13 @@ fn own(opcode: Opcode, id: u64, bytes: &mut Bytes, known: &KnownToClient) -> Req
             args[3] = bytes.choose(&[0, 0, 0, 4096, 8192, 1 << 20, 1 << 32, (1 << 63) - 4096, 1]);
         }
         Opcode::Fsize | Opcode::Fsync | Opcode::CloseMsg | Opcode::Detach => {}
-        // Descriptors that are none, and what nobody knows yet.
+        // Wrong descriptors, and opcodes that are not in use yet.
         _ => args[1..5].fill_with(|| bytes.number()),
     }
     Request::new(opcode, SqeFlags::empty(), tag, args, buffer)
 }
 
-/// A standard call, whose arguments are the client's choice altogether.
+/// Makes a standard call. The client chooses all its arguments.
 fn standard(kind: StdFsCallKind, first: u64, bytes: &mut Bytes, known: &KnownToClient) -> Request {
     use StdFsCallKind as Kind;
     let mut buffer = Vec::new();
@@ -406,7 +408,7 @@ impl Request {
     }
 }
 
-/// Makes one thing of a request what it should not be.
+/// Changes one part of a request to an unusual value.
 fn twist(request: &mut Request, bytes: &mut Bytes) {
     let Sqe { opcode, sqe_flags, tag, args, .. } = &mut request.sqe;
     match bytes.byte() {
@@ -426,7 +428,7 @@ fn twist(request: &mut Request, bytes: &mut Bytes) {
     }
 }
 
-/// A path: mostly a few names that may be there.
+/// Makes a path, mostly of a few names that may exist.
 fn path(bytes: &mut Bytes, known: &KnownToClient) -> Vec<u8> {
     let how = bytes.byte();
     let mut path: Vec<u8> = match how {
@@ -437,7 +439,8 @@ fn path(bytes: &mut Bytes, known: &KnownToClient) -> Vec<u8> {
         220..224 => "d/../".repeat(800).into(),
         224..228 => "./".repeat(2040).into(),
         228..232 => "/".repeat(4090).into(),
-        // The longest that the kernel takes, and some that only a standard call can send.
+        // The longest path that the kernel takes, and longer ones that only a standard call can
+        // send.
         232..240 => return vec![b'n'; [255, 256, 4095, 4096, 4097, 5000, 8192, 65_536][usize::from(how - 232)]],
         _ => return Vec::new(),
     };
@@ -453,7 +456,7 @@ fn path(bytes: &mut Bytes, known: &KnownToClient) -> Vec<u8> {
     path
 }
 
-/// A name, mostly of something that the layers have.
+/// Makes a name, mostly of an object that the layers have.
 fn name(bytes: &mut Bytes) -> Vec<u8> {
     const NAMES: [&str; 28] = [
         "d",
@@ -497,7 +500,8 @@ fn name(bytes: &mut Bytes) -> Vec<u8> {
     }
 }
 
-/// What is written: to a file something, to a symlink or a device to be what it leads to.
+/// Makes the data of a write: data of a file, or the target of a new symlink, or the number of a
+/// new device.
 fn content(bytes: &mut Bytes, known: &KnownToClient) -> Vec<u8> {
     match bytes.byte() {
         0..128 => {
@@ -579,7 +583,7 @@ fn header_size(bytes: &mut Bytes) -> u64 {
     }
 }
 
-/// Two times in memory, as futimens takes them.
+/// Encodes two times in memory, as futimens takes them.
 fn times(bytes: &mut Bytes) -> Vec<u8> {
     let mut times = Vec::new();
     for _ in 0..2 {

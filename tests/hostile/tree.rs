@@ -1,4 +1,4 @@
-//! What a scheme shows to root.
+//! The tree that a scheme shows to root.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,8 @@ use syscall::flag::{EventFlags, MODE_DIR, MODE_FILE, MODE_TYPE, O_DIRECTORY, O_N
 
 use crate::client::digest;
 
-/// How much of each end of a file is compared: a hole can make it larger than any memory.
+/// The number of bytes that are compared at each end of a file. A hole can make a file larger than
+/// memory.
 const ENDS: usize = 4096;
 
 /// Every object by its path from the top.
@@ -26,9 +27,10 @@ pub struct Object {
     mode: u16,
     uid: u32,
     gid: u32,
-    /// Of a file.
+    /// The size of a file.
     size: u64,
-    /// That of a file's two ends; of all else but a directory, of what it leads to.
+    /// The digest of the content: of a file's two ends, of a symlink's target, of a device's
+    /// number. None for a directory.
     digest: u64,
 }
 
@@ -41,7 +43,7 @@ impl Tree {
         Self(objects)
     }
 
-    /// The object at this path alone.
+    /// Returns the object at this path alone.
     pub fn object<L: Layer>(scheme: &mut OverlayScheme<L>, path: &str) -> Self {
         let mut objects = BTreeMap::new();
         let root = scheme.scheme_root().unwrap();
@@ -50,7 +52,7 @@ impl Tree {
         Self(objects)
     }
 
-    /// Panics with an object that differs.
+    /// Panics if an object differs.
     pub fn assert_same(&self, other: &Self, what: &str) {
         for path in self.0.keys().chain(other.0.keys()) {
             assert_eq!(self.0.get(path), other.0.get(path), "{what}: {path}");
@@ -87,7 +89,7 @@ fn add<L: Layer>(
             object.digest = digest(&ends.concat());
             scheme.on_close(file);
         }
-        // A FIFO or a socket leads nowhere.
+        // A FIFO or a socket has no content.
         _ => {
             if let Ok(OpenResult::ThisScheme { number, .. }) =
                 scheme.openat(dir, name, O_RDONLY | O_SYMLINK, 0, &root())
@@ -130,15 +132,16 @@ fn names<L: Layer>(scheme: &mut OverlayScheme<L>, dir: usize) -> Vec<String> {
     }
 }
 
-/// Panics if there are handles left.
+/// Panics if a handle is left.
 pub fn assert_all_closed<L: Layer>(scheme: &mut OverlayScheme<L>) {
-    // Ids count up, so that a new one tells all that there ever were.
+    // Ids count up, so a new id bounds all earlier ones.
     let last = scheme.scheme_root().unwrap();
     for id in 1..last {
         let is_open = scheme.fevent(id, EventFlags::empty(), &root()) != Err(Error::new(EBADF));
-        // What is to be made by the next write is not open, but a write tells.
+        // A handle that creates its object at the first write is not open. A write still finds
+        // it.
         let is_unborn = scheme.write(id, &[], 0, 0, &root()) != Err(Error::new(EBADF));
-        assert!(!is_open && !is_unborn, "{id} is a handle that nobody holds");
+        assert!(!is_open && !is_unborn, "handle {id} was not closed");
     }
 }
 

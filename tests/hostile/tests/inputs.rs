@@ -1,5 +1,5 @@
-//! The inputs of the fuzz targets that are kept, and others made of them and of chance, without a
-//! fuzzer.
+//! Runs the fuzz targets without a fuzzer: on the kept inputs, on changes of these, and on random
+//! inputs.
 
 use std::fs;
 use std::path::Path;
@@ -8,14 +8,14 @@ use std::sync::{LazyLock, Mutex, PoisonError};
 use test_common::Random;
 use test_hostile::{Backing, command_lines, fuse_requests, layer_contents};
 
-/// Where the layers are, in memory.
+/// The folder of the layers, in memory.
 const PLACE: &str = "/dev/shm";
-/// One at a time, since the descriptors of the whole process are counted.
+/// Serializes the tests, since each counts the descriptors of the whole process.
 static ALONE: Mutex<()> = Mutex::new(());
-/// The longest input that is all chance, in bytes.
+/// The longest input of random bytes.
 const LONGEST: usize = 400;
 
-/// Has `run` take what is kept for a target and `made_up` other inputs.
+/// Runs `run` on the kept inputs of a target, and on `made_up` other inputs.
 fn try_all(target: &str, made_up: usize, run: impl Fn(&[u8])) {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/seeds").join(target);
@@ -24,7 +24,8 @@ fn try_all(target: &str, made_up: usize, run: impl Fn(&[u8])) {
     assert!(seeds.len() > 20, "only {} seeds", seeds.len());
     seeds.sort();
     let run = |what: &str, input: &[u8]| {
-        // Shown if it fails: it can be written to a file for the fuzz target.
+        // If the test fails, this shows the input. Written to a file, it is an input of the fuzz
+        // target.
         println!("{what}: {}", input.escape_ascii());
         run(input);
     };
