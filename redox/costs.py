@@ -1,4 +1,4 @@
-"""How long operations take through the overlay, as a multiple of what they take on redoxfs itself, in one boot."""
+"""The time of operations through the overlay, as a multiple of the time on redoxfs itself, in one boot."""
 
 from layers import make_layers
 from machine import Machine
@@ -6,7 +6,8 @@ from machine import Machine
 CLAIM = "operations through the overlay cost no more, compared with redoxfs, than docs/redox.md says"
 DAEMON = "overlayfs --lower /lower --lower /lower2 --upper /upper overlay"
 
-# The highest ratio of each that passes: a little more than was measured, as the numbers move by a few percent.
+# The highest ratio of each operation that passes. It is a little above the measured one, as two runs differ by a few
+# percent.
 LIMITS = {
     "stat": 0.12,
     "missing": 0.11,
@@ -20,7 +21,7 @@ LIMITS = {
 
 
 def _measure(lines, command):
-    """What `command` printed, as a number for each operation."""
+    """Returns the number that `command` printed for each operation."""
     begin = lines.index(f"$ {command}") + 1
     costs = {}
     for line in lines[begin:]:

@@ -1,4 +1,6 @@
-"""What is left after the daemon or its supervisor is killed, or the power goes: overlayfs-fsck finds a sound upper layer, and it can be mounted."""
+"""The upper layer after a kill of the daemon or its supervisor, or after a power loss.
+
+overlayfs-fsck finds it sound, and it can be mounted."""
 
 import random
 
@@ -9,7 +11,7 @@ from transcript import answers
 CLAIM = "after kill -9 and after a power cut, at any moment under load, the upper layer is sound and can be mounted"
 LAYERS = "--lower /lower --upper /upper"
 PROGRAMS = ["overlayfs", "overlayfs-fsck", "tries"]
-# What is killed, or that the power goes.
+# The kinds of crash: power loss, or a kill of all processes, the first or the last one.
 KINDS = ["power", "all", "first", "last"]
 
 
@@ -26,7 +28,8 @@ def _machine(system, disk, lines, log, **more):
     )
 
 
-# What must be so after a crash: the check repairs what was under way, then finds nothing, and the tree can be read and removed.
+# The commands after a crash. The first check repairs unfinished changes, the second one finds nothing, and the tree can
+# be read and removed.
 AFTER = [
     f"run overlayfs-fsck {LAYERS} -y",
     f"run overlayfs-fsck {LAYERS}",
@@ -36,7 +39,7 @@ AFTER = [
 
 
 def _sound(said, where):
-    """The faults in the answers to AFTER. The repair itself may find something."""
+    """Returns the faults in the answers to AFTER. The repair itself may find damage."""
     faults = []
     for command, answers in said:
         failed = any(line.startswith(("! ", "= exit status", "= signal")) for line in answers)
@@ -46,11 +49,11 @@ def _sound(said, where):
 
 
 def _crash(kind):
-    """What ends the load: a line for the transcript, and how many seconds after it the power goes."""
+    """Returns the line of the transcript that ends the load, and the seconds until the power loss."""
     if kind == "power":
         return "run say cut", random.uniform(0.1, 4)
-    # The kernel leaves callers waiting whose request a killed daemon had in hand. If one of them is the manager of namespaces, which waits for
-    # every open, the whole system hangs, so nothing more is tried in this boot.
+    # After the kill of a daemon, the kernel never answers the requests that the daemon was working on. The manager of
+    # namespaces waits for every open. If it waits for such a request, the whole system hangs. So this boot ends here.
     return f"run tries signal overlayfs 9 {kind}", 4
 
 

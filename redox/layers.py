@@ -1,5 +1,8 @@
-"""The layers that every check finds on its disk: /lower, /lower2, and empty /upper, /upper2, /upper3; /home of user 1000; /small and
-/lower2/small with fifty files each."""
+"""The layers on the disk of every check.
+
+These are /lower, /lower2, and the empty /upper, /upper2 and /upper3. /home belongs to user 1000. /small and
+/lower2/small have fifty files each.
+"""
 
 import os
 import shutil
@@ -58,7 +61,10 @@ def make_layers(system, tree, disk, megabytes=64):
 
 
 def _make_system(usr, system):
-    """What init finds after the initfs, if the lower layer is below its root: units that run the script and end the test."""
+    """Makes the units that init finds after the initfs, if its root is on the overlay.
+
+    They run the script and end the test.
+    """
     (usr / "bin").mkdir(parents=True)
     (usr / "lib/init.d").mkdir(parents=True)
     for name in ["say", "transcript"]:

@@ -1,4 +1,4 @@
-"""A Redox in QEMU: makes its initfs and its disk, boots it, and gives what it prints."""
+"""A Redox in QEMU: makes its initfs and its disk, boots it, and returns its output."""
 
 import dataclasses
 import json
@@ -12,24 +12,24 @@ import tempfile
 import time
 from pathlib import Path
 
-# The programs that every initfs has, and the units of base that start them.
+# The programs of every initfs, and the units of base that start them.
 BASE_PROGRAMS = ["init", "logd", "ramfs", "randd", "zerod", "lived", "redoxfs"]
 BASE_UNITS = ["00_logd.service", "00_nulld.service", "00_randd.service", "00_zerod.service", "ramfs@.service"]
 BEGIN = "=== the first step"
 END = "=== the end of all steps"
 
-# A system that did not reach the first step by then never will: about one boot in twenty hangs before anything of ours is started.
+# The seconds until the first step. About one boot in twenty hangs before it starts a program of this project.
 BOOT_SECONDS = 45
 BOOTS = 4
 
 
 class Failed(Exception):
-    """Something that is no fault of the overlay: its sentence is shown."""
+    """An error that is no fault of the overlay. The program prints its sentence."""
 
 
 @dataclasses.dataclass
 class System:
-    """A folder with a built system, as redox/README.md describes it, and where our programs for it are."""
+    """A folder with a built system, as redox/README.md describes it, and the folders of this project's programs."""
 
     folder: Path
     programs: Path
@@ -40,10 +40,10 @@ class System:
         parts += [f"bin/{name}" for name in BASE_PROGRAMS] + [f"init.d/{name}" for name in BASE_UNITS]
         missing = [part for part in parts if not (self.folder / part).exists()]
         if missing:
-            raise Failed(f"{self.folder} lacks {', '.join(missing)}: redox/README.md says what a folder with a system has.")
+            raise Failed(f"{self.folder} lacks {', '.join(missing)}. redox/README.md lists the files of a system's folder.")
 
     def make_disk(self, tree: Path, disk: Path, megabytes: int):
-        """A redoxfs with the files of a directory."""
+        """Makes a redoxfs with the files of a directory."""
         disk.unlink(missing_ok=True)
         with open(disk, "wb") as file:
             file.truncate(megabytes << 20)
@@ -52,13 +52,13 @@ class System:
 
 @dataclasses.dataclass
 class Output:
-    """What a machine printed, and how it ended."""
+    """The output of a machine, and the way it ended."""
 
     lines: list
     finished: bool
 
     def of_script(self):
-        """The lines of the transcript, without what others print."""
+        """Returns the lines of the transcript, without the output of other programs."""
         return [line for line in self.lines if line[:2] in ("$ ", "= ", "! ")]
 
 
@@ -70,23 +70,26 @@ def _host(command):
 
 @dataclasses.dataclass
 class Machine:
-    """One boot. Each step is (type, command): notify, scheme NAME or oneshot, as init has it, or (ram, NAME)."""
+    """One boot.
+
+    Each step is (type, command), with a type of init: notify, scheme NAME or oneshot. Or it is (ram, NAME).
+    """
 
     system: System
     disk: Path
     steps: list
     files: dict = dataclasses.field(default_factory=dict)  # Name below /scheme/initfs: its text.
     programs: list = dataclasses.field(default_factory=list)
-    root: str = "file"  # The scheme of the disk. If it is another, the units of the disk follow, and end the test.
+    root: str = "file"  # The scheme of the root. With another one, the units of the disk run too, and end the test.
     processors: int = 1
     memory: int = 1024
     counting: bool = False  # A clock that counts instructions.
     timeout: float = 120
-    cut: float | None = None  # Power is cut so many seconds after the transcript says "cut", or signals something.
+    cut: float | None = None  # Seconds from the line "cut" of the transcript, or its last signal, to the power loss.
     log: Path | None = None
 
     def boot(self) -> Output:
-        """Boots, and leaves the disk as it was at the end."""
+        """Boots, and keeps the disk in its final state."""
         with tempfile.TemporaryDirectory(prefix="redox-vm.") as scratch:
             initfs = Path(scratch) / "initfs"
             self._make_initfs(Path(scratch) / "tree", initfs)
@@ -138,13 +141,13 @@ class Machine:
         _host([self.system.folder / "host/redox-initfs-ar", tree, self.system.folder / "bootstrap", "-o", image])
 
     def _run(self, scratch: Path, initfs: Path) -> Output | None:
-        """None if the first step was not reached. The disk is then as it was."""
+        """Returns None if the system did not reach the first step. The disk is then unchanged."""
         monitor = scratch / "monitor"
         command = ["qemu-system-x86_64", "-machine", "q35", "-cpu", "max,la57=off", "-m", str(self.memory)]
         command += ["-smp", str(self.processors), "-display", "none", "-vga", "none", "-nodefaults", "-no-reboot"]
         command += ["-serial", "stdio", "-monitor", "none", "-qmp", f"unix:{monitor},server=on,wait=off"]
         command += ["-kernel", self.system.loader, "-initrd", f"{self.system.folder}/kernel,{initfs},{self.disk}"]
-        # KVM is not asked for: it is not to be had in most containers, and its clock counts no instructions.
+        # Without KVM: most containers do not have it, and its clock cannot count instructions.
         command += ["-accel", "tcg,thread=" + ("single" if self.counting else "multi"), "-append", "loader"]
         if self.counting:
             command += ["-icount", "shift=1,sleep=off"]
@@ -163,7 +166,7 @@ class Machine:
         return Output(text.splitlines(), finished)
 
     def _watch(self, machine):
-        """Reads what the machine prints until it has done all steps, panics, or its time is over."""
+        """Reads the output of the machine until the last step, a panic, or the timeout."""
         end = time.monotonic() + BOOT_SECONDS
         text, begun = "", False
         with selectors.DefaultSelector() as selector:
@@ -187,10 +190,10 @@ class Machine:
         return text, False
 
     def _save(self, monitor: Path, text: str):
-        """Stops the machine between two instructions, and writes its disk, which lies in its memory, to the file that it came from."""
+        """Stops the machine between two instructions, and writes its disk from its memory back to the file."""
         place = re.search(r"loader: disk ([0-9a-f]{16}) ([0-9a-f]{16})", text)
         if not place:
-            raise Failed(f"The loader did not say where the disk is: the machine printed {text!r}.")
+            raise Failed(f"The loader did not print the address of the disk. The machine printed {text!r}.")
         with socket.socket(socket.AF_UNIX) as connection:
             connection.connect(str(monitor))
             stream = connection.makefile("rw")

@@ -1,4 +1,7 @@
-"""Runs the checks of checks/ on a booted Redox and prints a table. scripts/redox-vm calls this, after it has built the programs."""
+"""Runs the checks of checks/ on a booted Redox and prints a table.
+
+scripts/redox-vm builds the programs, then calls this.
+"""
 
 import argparse
 import os
@@ -18,7 +21,7 @@ PROGRAMS = ["overlayfs", "overlayfs-fsck", "operations", "passthrough", "sandbox
 
 
 def run_check(system, check, scratch, log):
-    """The faults of a check, in all of its boots."""
+    """Returns the faults of a check, from all its boots."""
     faults = []
     for processors in check.processors:
         for turn in range(check.times):
@@ -64,7 +67,7 @@ def main():
     checks = {path.stem: Check(path) for path in sorted((HERE / "checks").glob("*.check"))}
     known = [*checks, "costs", "crashes"]
     if unknown := set(options.names) - set(known):
-        raise Failed(f"There is no check {', '.join(sorted(unknown))}; there are {', '.join(known)}.")
+        raise Failed(f"Unknown checks: {', '.join(sorted(unknown))}. The checks are {', '.join(known)}.")
     chosen = options.names or known
 
     print((system.folder / "versions").read_text(), end="")
@@ -83,13 +86,13 @@ def main():
             for fault in faults:
                 print(f"       {fault}", flush=True)
             failed += bool(faults)
-    print(f"{len(chosen) - failed} of {len(chosen)} checks passed; {options.log} has what the machines printed.")
+    print(f"{len(chosen) - failed} of {len(chosen)} checks passed; {options.log} has the output of the machines.")
     return failed != 0
 
 
 if __name__ == "__main__":
     if os.geteuid() != 0:
-        sys.exit("The layers have owners of their own: run this as root.")
+        sys.exit("The files of the layers have several owners, so this program must run as root.")
     try:
         sys.exit(main())
     except Failed as failure:

@@ -1,4 +1,4 @@
-"""Checks that are transcripts: commands of programs/src/bin/transcript.rs, each followed by what it is to answer."""
+"""Checks that are transcripts: commands of programs/src/bin/transcript.rs, each with the expected answer."""
 
 import itertools
 import re
@@ -15,7 +15,10 @@ class Command:
     expected: list = field(default_factory=list)
 
     def wrong(self, answers, earlier):
-        """What is wrong with the answers of this command, or None. `earlier` has what others answered."""
+        """Returns the fault in the answers of this command, or None.
+
+        `earlier` has the answers of the commands before it.
+        """
         if self.expected and self.expected[0][0] == "^":
             other = earlier[self.expected[0][2:]]
             differing = [pair for pair in itertools.zip_longest(other, answers, fillvalue="") if pair[0] != pair[1]]
@@ -45,7 +48,7 @@ def _fits(line, found):
 
 
 def answers(lines):
-    """The commands of a transcript with the lines that each printed."""
+    """Returns the commands of a transcript, each with its lines of output."""
     said = []
     for line in lines:
         if line.startswith("$ "):
@@ -57,7 +60,7 @@ def answers(lines):
 
 @dataclass
 class Part:
-    """What runs in one boot: units of init, then the commands."""
+    """The programs of one boot: units of init, then the commands."""
 
     steps: list = field(default_factory=list)
     commands: list = field(default_factory=list)
@@ -66,7 +69,7 @@ class Part:
         return "".join(f"{command.text}\n" for command in self.commands)
 
     def compare(self, lines):
-        """The differences between what a machine printed and what it should have."""
+        """Returns the differences between the output of a machine and the expected one."""
         said = answers(lines)
         wrong = []
         for command, (text, printed) in zip(self.commands, said):
@@ -80,7 +83,7 @@ class Part:
 
 
 class Check:
-    """A file of checks/. Its first line, a comment, says what is right if it passes."""
+    """A file of checks/. Its first line is a comment: the claim that the check shows."""
 
     def __init__(self, path: Path):
         self.name = path.stem
@@ -126,4 +129,4 @@ class Check:
             case "boot":
                 self.parts.append(Part())
             case _:
-                raise Failed(f"{path}:{number}: there is no directive {name}.")
+                raise Failed(f"{path}:{number}: unknown directive {name}.")

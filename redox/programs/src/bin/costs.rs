@@ -1,5 +1,5 @@
-//! costs DIR COUNT: how long operations take in a directory, in microseconds. With a clock that
-//! counts instructions the numbers are the same in each run, to a few percent.
+//! costs DIR COUNT: prints how many microseconds operations take in a directory. With a clock that
+//! counts instructions the numbers of two runs differ by a few percent.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Result, Seek, Write};
@@ -21,7 +21,7 @@ fn measure(dir: &str, count: usize) -> Result<()> {
     for index in 0..FILES {
         fs::write(name(index), [b'a'; SIZE])?;
     }
-    // What is asked for the first time may be asked of the filesystem below.
+    // The overlay asks the filesystem below at the first access only. These calls make that access.
     for index in 0..FILES {
         fs::metadata(name(index))?;
     }
@@ -58,7 +58,8 @@ fn measure(dir: &str, count: usize) -> Result<()> {
     fs::remove_dir_all(&dir)
 }
 
-/// Prints how long one of many calls takes. The first, which meets empty caches, is not counted.
+/// Prints the time of one call, from `count` calls. The first call meets empty caches and is not
+/// counted.
 fn time(what: &str, count: usize, mut call: impl FnMut(usize) -> Result<()>) -> Result<()> {
     call(0)?;
     let begin = Instant::now();

@@ -1,5 +1,5 @@
-//! operations DIR: what the operations of `std::fs` answer in a directory, to be compared with what
-//! another filesystem answers.
+//! operations DIR: prints the answers of `std::fs` operations in a directory, for a comparison with
+//! another filesystem.
 
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, FileTimes, OpenOptions, Permissions};
@@ -106,14 +106,14 @@ fn open_at(dir: &str) -> Result<()> {
     if descriptor < 0 {
         return Err(Error::last_os_error());
     }
-    // SAFETY: the descriptor was just made, and nobody else has it.
+    // SAFETY: the descriptor is new, and no other code has it.
     unsafe { libc::close(descriptor) };
     Ok(())
 }
 
 fn mapped(path: &str) -> Result<u8> {
     let file = File::open(path)?;
-    // SAFETY: a mapping at an address that the system chooses touches no memory of ours.
+    // SAFETY: a mapping at an address that the system chooses touches no memory of this program.
     let start =
         unsafe { libc::mmap(std::ptr::null_mut(), 4096, libc::PROT_READ, libc::MAP_PRIVATE, file.as_raw_fd(), 0) };
     if start == libc::MAP_FAILED {

@@ -1,7 +1,8 @@
-//! passthrough NAME DIR THREADS: a scheme that asks a directory of another one whatever it is
-//! asked, in so many threads.
+//! passthrough NAME DIR THREADS: serves a scheme that forwards each request to a directory of
+//! another scheme. It uses THREADS threads.
 //!
-//! It has nothing of the overlay: what goes wrong through it too is the system's.
+//! It has no code of the overlay. A fault that also shows through this scheme is a fault of the
+//! system.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -23,7 +24,7 @@ type AnyError = Box<dyn std::error::Error>;
 struct Passthrough {
     name: Arc<str>,
     dir: Arc<Fd>,
-    /// Of the directory, from the root of the system.
+    /// The path of the directory, from the root of the system.
     path: Arc<str>,
     last: Arc<AtomicUsize>,
     opened: Arc<Mutex<HashMap<usize, Arc<Fd>>>>,

@@ -6,8 +6,8 @@ use std::process::Command;
 use ioslice::IoSlice;
 use libredox::{Fd, call, flag};
 
-/// What the program may reach besides. The scheme itself is named too, as paths are told by that
-/// name.
+/// The other schemes that the program may reach. The namespace also has the scheme itself: paths
+/// that the system prints begin with that name.
 const OTHERS: [&str; 10] = ["debug", "event", "log", "memory", "null", "pipe", "pty", "rand", "time", "zero"];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -1,11 +1,13 @@
-//! transcript FILE: runs the commands of a file, one a line; transcript -c COMMAND: runs one.
-//! Prints each with its answer, as `scripts/redox-vm` compares them.
+//! transcript FILE: runs the commands of a file, one a line. transcript -c COMMAND: runs one
+//! command. Prints each command with its answer, and `scripts/redox-vm` compares the answers.
 //!
-//! There is no quoting: words are separated by spaces. A command prints `$ COMMAND`, then `=
-//! ANSWER` for each line of its answer or `! ERROR` if it failed. `run` answers what the program
-//! prints and how it ended, unless with success. `start` leaves it our output, which is for
-//! daemons. `bg` starts a program beside; `wait`, `kill` and `end` (SIGTERM) are for the last one
-//! that still runs.
+//! There is no quoting: spaces separate words. A command prints `$ COMMAND`, then `= ANSWER` for
+//! each line of its answer, or `! ERROR` if it failed.
+//!
+//! - `run` answers with the output of the program, and with its exit status unless that is success.
+//! - `start` lets the program write to the output of this one, for daemons.
+//! - `bg` starts a program and does not wait for it. `wait`, `kill` and `end` (SIGTERM) act on
+//!   the last started program that still runs.
 
 use std::collections::BTreeSet;
 use std::error::Error;
@@ -19,7 +21,7 @@ use std::time::Duration;
 
 type Answer = Result<String, Box<dyn Error>>;
 
-/// The programs lie here, wherever the script of the check was taken from.
+/// The folder of the programs. It is independent of the folder of the check's script.
 const PROGRAMS: &str = "/scheme/initfs/bin";
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -98,8 +100,8 @@ fn run(words: &[&str], running: &mut Vec<Child>) -> Answer {
         }
         "end" => {
             let child = last()?;
-            // SAFETY: a plain call, and the child was not waited for, so the number is still its
-            // own.
+            // SAFETY: a plain call. The child was not waited for, so the number is still the
+            // child's.
             if unsafe { libc::kill(child.id() as libc::pid_t, libc::SIGTERM) } != 0 {
                 return Err(std::io::Error::last_os_error().into());
             }
@@ -110,19 +112,19 @@ fn run(words: &[&str], running: &mut Vec<Child>) -> Answer {
     Ok(String::new())
 }
 
-/// A program of the initfs by its name, or another by its path.
+/// Returns the command for a program of the initfs by its name, or for another program by its path.
 fn program(name: &str) -> Command {
     if name.contains('/') { Command::new(name) } else { Command::new(format!("{PROGRAMS}/{name}")) }
 }
 
-/// What a program printed, and its status if it failed.
+/// Returns the output of a program, and its status if it failed.
 fn ended(output: Output) -> Answer {
     let printed = [output.stdout, output.stderr].concat();
     let printed = String::from_utf8_lossy(&printed);
     Ok(format!("{}\n{}", printed.trim_end(), left(output.status)?).trim().to_owned())
 }
 
-/// The status of a program that failed.
+/// Describes the status of a program that failed.
 fn left(status: ExitStatus) -> Answer {
     Ok(if status.success() { String::new() } else { status.to_string() })
 }
@@ -140,7 +142,7 @@ fn list(path: &str) -> Answer {
     Ok(names.into_iter().collect::<Vec<_>>().join(" "))
 }
 
-/// Reads all that is below a directory, and says how much that was.
+/// Reads everything below a directory, and returns the number of entries and bytes.
 fn tree(path: &Path) -> Answer {
     fn walk(path: &Path, entries: &mut u64, bytes: &mut u64) -> std::io::Result<()> {
         for entry in fs::read_dir(path)? {
@@ -164,7 +166,7 @@ fn describe(meta: &fs::Metadata) -> String {
     format!("{:o} {}:{} nlink={} size={}", meta.mode(), meta.uid(), meta.gid(), meta.nlink(), meta.size())
 }
 
-/// Whether two names are one file.
+/// Compares the files of two names: same or different.
 fn same(one: &str, other: &str) -> Answer {
     let (one, other) = (fs::metadata(one)?, fs::metadata(other)?);
     Ok(if (one.dev(), one.ino()) == (other.dev(), other.ino()) { "same" } else { "different" }.to_owned())

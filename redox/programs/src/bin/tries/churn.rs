@@ -1,5 +1,5 @@
-//! Load: several threads change directories of their own in all ways, and check every answer
-//! against what they did.
+//! Load: several threads change their own directories with all operations. Each thread compares
+//! every answer with its own record of the changes.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -33,19 +33,19 @@ pub fn run(dir: &str, threads: u64, seconds: u64) -> Answer {
 
 struct Worker {
     dir: String,
-    /// What the directory should have.
+    /// The expected contents of the directory.
     files: BTreeMap<String, Vec<u8>>,
     random: u64,
     operations: u64,
 }
 
-/// Adds to an error what was done.
+/// Adds the operation and the path to an error.
 fn did<T>(what: &str, path: &str, result: std::io::Result<T>) -> Result<T, String> {
     result.map_err(|error| format!("{what} {path}: {error}"))
 }
 
-/// What a descriptor stands for by now: with several threads another one's object was met there,
-/// once in some ten thousand operations.
+/// Describes the object that a descriptor leads to. With several threads, a descriptor has led to
+/// the object of another thread, once in some ten thousand operations.
 fn led_to(file: &File) -> String {
     let descriptor = file.as_raw_fd();
     let mut path = [0; 4096];
@@ -70,7 +70,7 @@ impl Worker {
         format!("{}/{name}", self.dir)
     }
 
-    /// Makes a directory, changes it for a while, and removes it with all in it.
+    /// Makes a directory, changes it for a while, and removes it with its contents.
     fn round(&mut self, end: Instant) -> Step {
         did("mkdir", &self.dir, fs::create_dir(&self.dir))?;
         for index in 0..40 {

@@ -1,4 +1,4 @@
-//! What the kernel says of the threads of the system.
+//! The threads of the system, as the kernel reports them.
 
 use std::fs;
 use std::io::Error;
@@ -32,7 +32,7 @@ pub fn signal(program: &str, signal: i32, which: &str) -> Answer {
         // SAFETY: a plain call.
         let failed = unsafe { libc::kill(*process, signal) } != 0;
         let error = Error::last_os_error();
-        // The supervisor hands the signal on, so the other one may have ended.
+        // The supervisor hands the signal on, so the other process may have ended.
         if failed && error.raw_os_error() != Some(libc::ESRCH) {
             return Err(format!("kill of {process}: {error}").into());
         }
@@ -40,8 +40,8 @@ pub fn signal(program: &str, signal: i32, which: &str) -> Answer {
     Ok(format!("{} signalled", processes.len()))
 }
 
-/// Prints what all threads wait for. The descriptor is opened first, and asked past the namespace
-/// manager, which may hang by then.
+/// Prints what each thread waits for. The descriptor is opened first and used without the namespace
+/// manager, because the manager may hang by then.
 pub fn watch(ms: u64) -> Answer {
     let system = Fd::open("/scheme/sys", flag::O_RDONLY | flag::O_DIRECTORY, 0)?;
     std::thread::sleep(Duration::from_millis(ms));

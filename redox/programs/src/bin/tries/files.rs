@@ -1,4 +1,4 @@
-//! A full filesystem, large directories, odd names, locks.
+//! Commands on a full filesystem, large directories, odd names, and locks.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Error, Write};
@@ -7,12 +7,12 @@ use std::time::Instant;
 
 use crate::{Answer, pattern};
 
-/// Fills the filesystem; the answer says with which error it ended. The size is to be what was
-/// written.
+/// Fills the filesystem, and returns the error at the end. The size of the file must equal the
+/// number of bytes written.
 pub fn fill(path: &str) -> Answer {
     let mut file = File::create(path)?;
     let mut written = 0;
-    // redoxfs compresses: what repeats fills nothing.
+    // redoxfs compresses, so repeated data would fill nothing.
     let error = loop {
         match file.write(&pattern::bytes(written, 64 << 10)) {
             Ok(0) => return Err("a write wrote nothing".into()),
@@ -57,8 +57,8 @@ pub fn overwrite(dir: &str) -> Answer {
     Ok(format!("{} files, {} us each", paths.len(), begin.elapsed().as_micros() / paths.len() as u128))
 }
 
-/// What creating, reading and removing each name answers: a letter for each success, the errno for
-/// a failure.
+/// Returns the results of create, read and remove for each name: a letter for a success, the errno
+/// for a failure.
 pub fn names(dir: &str) -> Answer {
     let names = [
         ("252", "n".repeat(252)),
@@ -83,7 +83,7 @@ pub fn names(dir: &str) -> Answer {
     Ok(said.join(", "))
 }
 
-/// Two descriptors of a file, of which only one can have the lock.
+/// Takes the lock of a file through two descriptors. Only one of them can have it.
 pub fn locks(path: &str) -> Answer {
     let open = || OpenOptions::new().read(true).write(true).open(path);
     let (one, other) = (open()?, open()?);

@@ -1,4 +1,4 @@
-//! How long clients wait.
+//! Measures how long clients wait.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Read;
@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 
 use crate::Answer;
 
-/// Between two requests that are measured.
+/// The time between two measured requests.
 const PAUSE: Duration = Duration::from_millis(2);
 
-/// Measures stat and read of one file while a change of another has it copied up and synced.
+/// Measures stat and read of one file, while a change of another file makes its copy-up and sync.
 pub fn beside(big: &str, small: &str) -> Answer {
     let alone = (0..50).map(|_| stat(small)).collect::<Result<_, _>>()?;
     let done = AtomicBool::new(false);
@@ -54,8 +54,8 @@ pub fn stat_for(path: &str, ms: u64) -> Answer {
     Ok(summary(times))
 }
 
-/// A client that does not wait until a daemon is ready, and so asks it as soon as its name is
-/// known.
+/// Opens a path without a wait for the daemon to be ready, so the first requests come as soon as
+/// the name exists.
 pub fn spin(path: &str, seconds: u64) -> Answer {
     let end = Instant::now() + Duration::from_secs(seconds);
     let (mut refused, mut opened) = (0_u64, 0);

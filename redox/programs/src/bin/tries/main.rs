@@ -1,5 +1,5 @@
-//! tries COMMAND ARGUMENT...: what a transcript does not say in one line. Each command prints one
-//! line, or fails with a sentence.
+//! tries COMMAND ARGUMENT...: runs a check that needs more than one line of a transcript. Each
+//! command prints one line, or fails with a sentence.
 
 mod churn;
 mod contexts;
@@ -13,7 +13,7 @@ use std::process::ExitCode;
 
 pub type Answer = Result<String, Box<dyn std::error::Error>>;
 
-/// What this program can do, as shown when it is asked for something else.
+/// The list of commands, for the error of an unknown command.
 const COMMANDS: &str = "\
 pattern-make FILE KIB              writes a file of a pattern
 pattern-check FILE KIB [OFFSET LENGTH]  the file is the pattern, but for a range of Z

@@ -1,4 +1,4 @@
-//! Shared mappings of a file: all that map it, read it and write it see one content.
+//! Shared mappings of a file: all mappings, reads and writes see the same content.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Error, Write};
@@ -22,7 +22,8 @@ impl Mapping {
     fn new(file: &File) -> std::io::Result<Mapping> {
         let length = (file.metadata()?.len() as usize).next_multiple_of(PAGE);
         let access = libc::PROT_READ | libc::PROT_WRITE;
-        // SAFETY: a mapping at an address that the system chooses touches no memory of ours.
+        // SAFETY: a mapping at an address that the system chooses touches no memory of this
+        // program.
         let start = unsafe { libc::mmap(std::ptr::null_mut(), length, access, libc::MAP_SHARED, file.as_raw_fd(), 0) };
         if start == libc::MAP_FAILED {
             return Err(Error::last_os_error());
@@ -30,10 +31,10 @@ impl Mapping {
         Ok(Mapping { start: start.cast(), length })
     }
 
-    /// The bytes, which others change, too.
+    /// Returns the mapped bytes. Other processes may change them.
     fn bytes(&self) -> &[AtomicU8] {
-        // SAFETY: the memory is mapped for as long as this value lives, and an atomic byte may be
-        // changed by anybody.
+        // SAFETY: the memory stays mapped while this value lives. Other threads and processes may
+        // change an atomic byte.
         unsafe { slice::from_raw_parts(self.start.cast(), self.length) }
     }
 
@@ -48,7 +49,7 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: it is our mapping, and nothing borrows it any more.
+        // SAFETY: this value owns the mapping, and no borrow of it is left.
         if unsafe { libc::munmap(self.start.cast(), self.length) } != 0 {
             println!("munmap: {}", Error::last_os_error());
         }
@@ -90,7 +91,7 @@ pub fn one_process(path: &str) -> Answer {
     Ok(if wrong.is_empty() { "right".to_owned() } else { format!("not so: {}", wrong.join("; ")) })
 }
 
-/// This process and another one map a file and store to it in turn.
+/// Maps a file in this process and in another one. Both store to it in turn.
 pub fn two_processes(path: &str) -> Answer {
     let file = open(path)?;
     let mapping = Mapping::new(&file)?;
@@ -126,8 +127,8 @@ pub fn two_processes(path: &str) -> Answer {
     Ok(if wrong.is_empty() { "right".to_owned() } else { wrong.swap_remove(0) })
 }
 
-/// The other process of `two_processes`: for each byte told, says whether the mapping has it, and
-/// stores it elsewhere.
+/// The other process of `two_processes`. For each byte that it is told, it says whether its mapping
+/// has the byte, and stores the byte elsewhere.
 pub fn peer(path: &str) -> Answer {
     let mapping = Mapping::new(&open(path)?)?;
     let mut input = std::io::stdin();

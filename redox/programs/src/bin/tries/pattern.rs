@@ -1,4 +1,4 @@
-//! Files whose every byte is known, so that a copy that went wrong is found.
+//! Files with a known value for every byte, so that a check finds an error in a copy.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -9,7 +9,7 @@ use crate::Answer;
 
 const BLOCK: u64 = 64 << 10;
 
-/// The bytes of a pattern at an offset, which is a multiple of 8.
+/// Returns the bytes of a pattern at an offset. The offset is a multiple of 8.
 pub fn bytes(offset: u64, length: u64) -> Vec<u8> {
     let words = offset / 8..(offset + length).div_ceil(8);
     let mut bytes: Vec<u8> = words.flat_map(|word| word.wrapping_mul(0x9E37_79B9_7F4A_7C15).to_le_bytes()).collect();
@@ -17,7 +17,7 @@ pub fn bytes(offset: u64, length: u64) -> Vec<u8> {
     bytes
 }
 
-/// The offset and length of each block of a file.
+/// Returns the offset and length of each block of a file.
 fn blocks(size: u64) -> impl Iterator<Item = (u64, u64)> {
     (0..size).step_by(BLOCK as usize).map(move |offset| (offset, BLOCK.min(size - offset)))
 }

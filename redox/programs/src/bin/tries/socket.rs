@@ -1,4 +1,4 @@
-//! A socket in a directory.
+//! A socket in a directory: a server and a client talk through it.
 
 use std::fs;
 use std::io::{Read, Write};
