@@ -1,6 +1,6 @@
-//! What the model does not have: ACLs and capabilities, files without a name, allocation, copies of
-//! ranges, birth times, and the device that a rename leaves. What comes out is compared with the
-//! same done in an ordinary directory, wherever that can be.
+//! Features outside of the model: ACLs and capabilities, files without a name, allocation, copies
+//! of ranges, birth times, and the device that a rename leaves. Where it is possible, the tests
+//! compare the result with the same operation in an ordinary directory.
 
 #![cfg(target_os = "linux")]
 
@@ -30,7 +30,7 @@ const CAPABILITY: &str = "security.capability";
 const NET_RAW: [u8; 20] = [1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 const MIB: u64 = 1 << 20;
 
-/// An overlay of `upper` over `lower`, two directories of the setup.
+/// Mounts an overlay of `upper` over `lower`, two directories of the setup.
 fn mount(setup: &Setup) -> Overlay<OsLayer> {
     let upper = OsLayer::open(&setup.dir("upper"), true).unwrap();
     let lowers = vec![OsLayer::open(&setup.dir("lower"), false).unwrap()];
@@ -61,7 +61,7 @@ fn errno<T>(result: Result<T, Error>) -> i32 {
     result.map(drop).map_or_else(|error| error.errno, |()| 0)
 }
 
-/// An extended attribute of an object of the host, None if there is none.
+/// Returns an extended attribute of an object of Linux, or None.
 fn host_xattr(path: &Path, name: &str) -> Option<Vec<u8>> {
     let mut value = Vec::with_capacity(4096);
     match rustix::fs::lgetxattr(path, name, rustix::buffer::spare_capacity(&mut value)) {
@@ -75,7 +75,7 @@ fn set_host_xattr(path: &Path, name: &str, value: &[u8]) {
     rustix::fs::lsetxattr(path, name, value, XattrFlags::empty()).unwrap();
 }
 
-/// An extended attribute of an object of the overlay, None if there is none.
+/// Returns an extended attribute of an object of the overlay, or None.
 fn xattr(overlay: &Overlay<OsLayer>, node: &NodeRef, name: &str) -> Option<Vec<u8>> {
     match overlay.xattr(node, OsStr::new(name)) {
         Ok(value) => Some(value),
@@ -94,8 +94,8 @@ fn xattrs(overlay: &Overlay<OsLayer>, node: &NodeRef) -> Vec<String> {
     names
 }
 
-/// A POSIX ACL as an attribute's value: what the owner, the user 1000, the group, the mask and
-/// others may do.
+/// Encodes a POSIX ACL as the value of an attribute, from the permissions of the owner, the user
+/// 1000, the group, the mask and others.
 fn acl(owner: u16, user: u16, group: u16, mask: u16, others: u16) -> Vec<u8> {
     let entries =
         [(1, owner, u32::MAX), (2, user, 1000), (4, group, u32::MAX), (0x10, mask, u32::MAX), (0x20, others, u32::MAX)];
@@ -107,14 +107,14 @@ fn acl(owner: u16, user: u16, group: u16, mask: u16, others: u16) -> Vec<u8> {
     value
 }
 
-/// Mode, owner and ACLs of an object of the overlay.
+/// Returns the mode, owner and ACLs of an object of the overlay.
 fn access(overlay: &Overlay<OsLayer>, node: &NodeRef) -> Access {
     let stat = overlay.stat(node).unwrap();
     let acl = |name| (node.kind() != Kind::Symlink).then(|| xattr(overlay, node, name)).flatten();
     (stat.mode, (stat.uid, stat.gid), acl(ACCESS), acl(DEFAULT))
 }
 
-/// The same of an object of the host.
+/// Returns the mode, owner and ACLs of an object of Linux.
 fn host_access(path: &Path) -> Access {
     let stat = fs::symlink_metadata(path).unwrap();
     let acl = |name| (!stat.is_symlink()).then(|| host_xattr(path, name)).flatten();
@@ -124,7 +124,7 @@ fn host_access(path: &Path) -> Access {
 type Access = (u32, (u32, u32), Option<Vec<u8>>, Option<Vec<u8>>);
 
 #[test]
-fn a_new_object_gets_the_acl_that_its_directory_hands_down() {
+fn a_new_object_inherits_the_default_acl() {
     let setup = Setup::new();
     let (plain, lower) = (setup.dir("plain"), put::dir(&setup.dir("lower"), "d"));
     for dir in [&plain, &lower] {
@@ -168,7 +168,8 @@ fn a_new_object_gets_the_acl_that_its_directory_hands_down() {
 fn a_copy_has_the_acl_of_its_original_and_none_of_its_surroundings() {
     let setup = Setup::new();
     let (lower, upper) = (setup.dir("lower"), setup.dir("upper"));
-    // What is made in the upper layer's root, the work directory among it, would get these.
+    // New objects in the root of the upper layer inherit this ACL, and the work directory is one of
+    // them.
     set_host_xattr(&upper, DEFAULT, &acl(7, 7, 7, 7, 7));
     set_host_xattr(&lower, DEFAULT, &acl(7, 7, 7, 7, 7));
     let (file, dir) = (put::file(&lower, "d/file", "x"), lower.join("d"));
@@ -204,7 +205,7 @@ fn a_copy_has_the_acl_of_its_original_and_none_of_its_surroundings() {
 }
 
 #[test]
-fn a_copy_has_all_the_attributes_of_its_original_but_the_overlays_own() {
+fn a_copy_has_all_attributes_of_its_original_except_marks() {
     let setup = Setup::new();
     let lower = setup.dir("lower");
     put::file(&lower, "file", "x");
@@ -241,8 +242,8 @@ fn a_copy_has_all_the_attributes_of_its_original_but_the_overlays_own() {
     guard.check();
 }
 
-/// The marks of the layers are out of reach. Attributes of the same names are escaped: the layers
-/// may be those of another overlay.
+/// A user of the overlay cannot reach the marks of the layers. Attributes with their names are
+/// escaped, since a layer of another overlay may need them.
 #[test]
 fn attributes_of_other_overlays_are_escaped() {
     let setup = Setup::new();
@@ -256,7 +257,7 @@ fn attributes_of_other_overlays_are_escaped() {
         set_host_xattr(&file, name, b"mark");
         set_host_xattr(&file, stored, b"lower");
     }
-    // Of the marks the second is an escaped attribute itself.
+    // The second of the names is an escaped attribute itself.
     let guard = LowerGuard::new([setup.path("lower")]);
     let overlay = mount(&setup);
     let node = find(&overlay, "file");
@@ -299,7 +300,7 @@ fn attributes_of_other_overlays_are_escaped() {
 }
 
 #[test]
-fn setting_an_attribute_copies_up_and_asking_does_not() {
+fn setting_an_attribute_copies_up_and_reading_does_not() {
     let setup = Setup::new();
     let lower = setup.dir("lower");
     for name in ["set", "removed", "asked"] {
@@ -386,7 +387,7 @@ fn nothing_is_set_without_an_upper_layer() {
 }
 
 #[test]
-fn an_acl_and_the_mode_say_the_same() {
+fn an_acl_and_the_mode_agree() {
     let setup = Setup::new();
     put::file(&setup.dir("lower"), "file", "x");
     let overlay = mount(&setup);
@@ -445,14 +446,14 @@ fn capabilities_are_copied_up_and_dropped_as_in_any_filesystem() {
     }
 }
 
-/// Runs `test` on an overlay whose daemon is the user 1000, of the groups 1000 and 2000. Only the
-/// ids of one thread change.
+/// Runs `test` on an overlay in a thread with the uid 1000 and the groups 1000 and 2000. The other
+/// threads keep their ids.
 fn as_user(setup: &Setup, test: impl FnOnce(&Overlay<OsLayer>) + Send) {
     mode(setup.root(), 0o755);
     owner(&setup.dir("upper"), 1000, 1000);
     let daemon = || {
         let groups = [2000u32];
-        // SAFETY: the array has as many elements as is said. The two other calls take no memory.
+        // SAFETY: the array has the given number of elements. The two other calls take no memory.
         let results = unsafe {
             [
                 libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()),
@@ -481,7 +482,7 @@ fn set_id_bits_survive_a_copy_up_by_a_daemon_without_rights() {
 }
 
 #[test]
-fn what_is_built_elsewhere_gets_the_acl_of_its_directory() {
+fn an_object_built_in_the_work_directory_gets_the_acl_of_its_directory() {
     let setup = Setup::new();
     let (plain, lower) = (setup.dir("plain"), put::dir(&setup.dir("lower"), "d"));
     for dir in [&plain, &lower] {
@@ -498,7 +499,7 @@ fn what_is_built_elsewhere_gets_the_acl_of_its_directory() {
     }
     as_user(&setup, |overlay| {
         let (dir, name) = (find(overlay, "d"), OsStr::new);
-        // Not the group that the daemon has.
+        // The daemon has another group.
         let shared = Owner { uid: 1000, gid: 2000 };
         overlay.create_dir(&dir, name("dir"), 0o2750, shared).unwrap();
         overlay.create_node(&dir, name("fifo"), Kind::Fifo, 0o664, 0, shared).unwrap();
@@ -571,7 +572,7 @@ fn a_file_that_never_gets_a_name_leaves_nothing() {
     let removed = overlay.create_dir(overlay.root(), OsStr::new("removed"), 0o700, OWN).unwrap();
     overlay.remove_dir(overlay.root(), OsStr::new("removed")).unwrap();
     assert_eq!(errno(overlay.create_temp(&removed, 0o600, OWN)), ENOENT);
-    // As a crash leaves it.
+    // As after a crash: the file stays open and unnamed.
     std::mem::forget(overlay.create_temp(overlay.root(), 0o600, OWN).unwrap());
     drop(overlay);
     put::file(&work, "tmp.left", "x");
@@ -580,7 +581,7 @@ fn a_file_that_never_gets_a_name_leaves_nothing() {
 }
 
 #[test]
-fn a_name_given_first_covers_a_marker() {
+fn the_first_name_of_a_temporary_file_may_cover_a_mark() {
     let setup = Setup::new();
     put::file(&setup.dir("lower"), "file", "old");
     let overlay = mount(&setup);
@@ -621,7 +622,8 @@ fn space_is_reserved_and_freed() {
         rustix::fs::fallocate(&file, flags, range.start, range.end - range.start).unwrap();
         let (stat, expected) = (overlay.stat(&node).unwrap(), fs::metadata(&plain).unwrap());
         assert_eq!(stat.size, expected.size(), "{how:?}");
-        // What describes the blocks takes some too, as the disk is filled.
+        // The filesystem also counts blocks for metadata, and their number depends on the state of
+        // the disk.
         let (blocks, expected_blocks) = (stat.blocks, expected.blocks());
         assert!(blocks.abs_diff(expected_blocks) <= 64, "{how:?}: {blocks} and {expected_blocks} blocks");
         assert_eq!(content(&overlay, &node), fs::read(&plain).unwrap(), "{how:?}");
@@ -637,7 +639,7 @@ fn space_is_reserved_and_freed() {
 }
 
 #[test]
-fn holes_are_told_and_kept() {
+fn holes_are_reported_and_kept() {
     let setup = Setup::new();
     let lower = put::file(&setup.dir("lower"), "file", "");
     let file = fs::OpenOptions::new().write(true).open(&lower).unwrap();
@@ -696,7 +698,7 @@ fn ranges_are_copied_between_files_wherever_they_are() {
 }
 
 #[test]
-fn copies_in_both_directions_at_once_come_to_an_end() {
+fn concurrent_copies_in_both_directions_end() {
     let setup = Setup::new();
     let lower = setup.dir("lower");
     for name in ["a", "b"] {
@@ -716,7 +718,7 @@ fn copies_in_both_directions_at_once_come_to_an_end() {
 }
 
 #[test]
-fn birth_is_what_the_layer_says() {
+fn birth_times_come_from_the_layer() {
     let setup = Setup::new();
     let lower = put::file(&setup.dir("lower"), "file", "x");
     let born = |path: &Path| {
@@ -733,7 +735,7 @@ fn birth_is_what_the_layer_says() {
 }
 
 #[test]
-fn a_rename_leaves_a_device_if_it_is_told_to() {
+fn a_rename_leaves_a_device_if_asked_for() {
     let setup = Setup::new();
     let (lower, upper) = (setup.dir("lower"), setup.dir("upper"));
     for name in ["file", "dir/inside", "linked", "replaced"] {
@@ -767,8 +769,8 @@ fn a_rename_leaves_a_device_if_it_is_told_to() {
     drop(overlay);
     let overlay = mount(&setup);
     check(&overlay);
-    // The device is an object like any other: removed, it leaves the name free, and what the lower
-    // layer has there hidden.
+    // The device is an ordinary object. Its removal frees the name, and still hides the object of
+    // the lower layer.
     overlay.unlink(overlay.root(), OsStr::new("dir")).unwrap();
     assert!(missing(&overlay, "dir"));
     drop(overlay);
@@ -793,7 +795,7 @@ fn a_file_stays_one_file_while_any_of_its_names_is_left() {
 }
 
 #[test]
-fn what_is_asked_while_names_change_is_answered_for_the_right_object() {
+fn answers_are_for_the_right_object_while_names_change() {
     let setup = Setup::new();
     for (name, size) in [("a", 1), ("b", 2)] {
         set_host_xattr(&put::file(&setup.dir("upper"), name, vec![b'x'; size]), "user.name", name.as_bytes());
@@ -817,7 +819,7 @@ fn what_is_asked_while_names_change_is_answered_for_the_right_object() {
         }
         scope.spawn(move || {
             while !done.load(Ordering::Relaxed) {
-                // Whoever has it open goes on asking when it is gone.
+                // A thread with an open handle still makes these calls after the file was replaced.
                 let file = overlay.open(&find(overlay, "replaced"));
                 let before = overlay.stat(file.node()).unwrap();
                 for _ in 0..10 {

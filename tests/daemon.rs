@@ -1,4 +1,4 @@
-//! The daemon from its options to its end, and the program around it.
+//! The daemon from its options to its end, and its program.
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -35,11 +35,11 @@ fn arguments(name: &str, lower: &Path) -> Arguments {
     }
 }
 
-/// Has a daemon started as by init: what it is told is in the environment.
+/// Returns the state of a daemon that init started: the environment has the message of init.
 fn told(value: &str) -> Init {
     static ENVIRONMENT: Mutex<()> = Mutex::new(());
     let _one = ENVIRONMENT.lock().unwrap();
-    // SAFETY: nobody else here asks for the environment.
+    // SAFETY: no other thread reads the environment here.
     unsafe { std::env::set_var("INIT_NOTIFY", value) };
     // SAFETY: as above.
     let init = unsafe { Init::from_environment() };
@@ -47,7 +47,7 @@ fn told(value: &str) -> Init {
     init
 }
 
-/// Nobody has started it.
+/// Returns the state of a daemon that init did not start.
 fn untold() -> Init {
     told("")
 }
@@ -67,7 +67,7 @@ fn a_daemon_from_start_to_end() {
     assert_eq!(init.byte(), None, "the pipe is closed then");
     assert_eq!(root.read_file("/scheme/first/f"), Ok(b"content".to_vec()));
 
-    // Another unit, for which init registers what it is sent.
+    // Another unit: init registers the scheme that the daemon sends.
     let handed = Arguments { hand_to_init: true, ..arguments("handed", lower.path()) };
     let (init, pipe) = abi::pipe();
     let handing = thread::spawn(move || run(&handed, told(&pipe.to_string()), drop));
@@ -93,7 +93,7 @@ fn a_daemon_from_start_to_end() {
     assert!(missing.contains(&*lower.path().join("none").to_string_lossy()), "{missing}");
     assert_eq!(kernel::unregister("second"), Err(Error::new(ENODEV)));
 
-    // A pipe that was somebody else's.
+    // The descriptor is a pipe that the daemon did not get from init.
     let (init, pipe) = abi::pipe();
     drop(init);
     let (unheard, stop) = start(arguments("third", lower.path()), told(&pipe.to_string()));
@@ -125,13 +125,13 @@ fn a_daemon_from_start_to_end() {
     }
 }
 
-/// The number of a file that is open.
+/// Returns the number of an open descriptor of a scheme.
 fn scheme_file() -> usize {
     Socket::create().unwrap().create_this_scheme_fd(0, 77, O_WRONLY, 0).unwrap()
 }
 
 #[test]
-fn it_says_whose_the_name_is() {
+fn it_reports_whether_it_owns_the_name() {
     struct Noting(mpsc::Sender<Option<bool>>, mpsc::Sender<Arc<Stop>>);
     impl Watcher for Noting {
         fn owns_name(&mut self, owns: bool) {
@@ -176,7 +176,7 @@ fn every_thread_of_it_is_in_an_empty_namespace() {
     counts.interpose(move |_| {
         let errno = libredox::Fd::open("/scheme/threads/0", 0, 0).err().map(|error| error.errno());
         seen.lock().unwrap().insert(thread::current().id(), errno);
-        // Long enough that others have to take the next requests.
+        // The time is long enough that other threads have to take the next requests.
         thread::sleep(Duration::from_millis(1));
         Ok(())
     });
@@ -198,7 +198,7 @@ fn every_thread_of_it_is_in_an_empty_namespace() {
 }
 
 #[test]
-fn a_service_that_does_not_begin_ends() {
+fn a_service_that_fails_to_start_ends() {
     let lower = TempDir::new().unwrap();
     let layer = OsLayer::open(lower.path(), false).unwrap();
     let overlay = Overlay::new(Layers { upper: None, work: None, lowers: vec![layer] }).unwrap();
@@ -206,16 +206,15 @@ fn a_service_that_does_not_begin_ends() {
     act_as(&Process::new(0, 0));
     let refused = serve(scheme.clone(), |_, _, _| Err(Error::new(EBADF)));
     assert_eq!(refused, Err(Error::new(EBADF)));
-    // Its other threads wait for no turn that nobody passes on.
+    // The other threads must not wait for a turn that the panicked thread never passes on.
     let panicked = catch_unwind(AssertUnwindSafe(|| serve::<_, Error>(scheme, |_, _, _| panic!("it cannot begin"))));
     assert!(panicked.is_err());
 }
 
-/// How a daemon ended, and the errno that an attempt to open something by a path got in its thread
-/// afterwards.
+/// The end of a daemon, and the errno of an open by path in its thread afterwards.
 type End = (Result<(), String>, Option<i32>);
 
-/// Starts a daemon, and comes back when it serves.
+/// Starts a daemon, and returns when it serves.
 fn start(arguments: Arguments, init: Init) -> (thread::JoinHandle<End>, Arc<Stop>) {
     let (ready, wait) = mpsc::channel();
     let daemon = thread::spawn(move || {

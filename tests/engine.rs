@@ -1,5 +1,5 @@
-//! The engine where random operations do not reach: very many layers, very large directories,
-//! several threads.
+//! The engine at limits that random operations do not reach: very many layers, very large
+//! directories, several threads.
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
@@ -18,7 +18,7 @@ type Counting = Counted<OsLayer>;
 
 const OWN: Owner = Owner { uid: 0, gid: 0 };
 
-/// An overlay of the directories `upper` and `lower0`, `lower1`, … of a setup.
+/// Mounts an overlay of the directories `upper` and `lower0`, `lower1`, … of a setup.
 fn mount(setup: &Setup, lowers: usize) -> (Overlay<Counting>, Counts) {
     let counts = Counts::default();
     let open = |name: &str, for_writing| Counted::new(OsLayer::open(&setup.dir(name), for_writing).unwrap(), &counts);
@@ -42,7 +42,7 @@ fn names(overlay: &Overlay<Counting>, dir: &Arc<Node<Counting>>) -> Vec<String> 
     names
 }
 
-/// Everything that a listing in pieces of `size` meets, which must be met once.
+/// Lists a directory in pieces of `size`. Panics if a name comes twice.
 fn in_pieces(overlay: &Overlay<Counting>, dir: &Arc<Node<Counting>>, size: usize) -> HashSet<String> {
     let handle = overlay.open(dir);
     let (mut seen, mut after) = (HashSet::new(), 0);
@@ -92,7 +92,7 @@ fn five_hundred_lower_layers_merge() {
 }
 
 #[test]
-fn what_is_called_as_a_marker_and_is_no_file() {
+fn directories_with_names_of_marks() {
     let setup = Setup::new();
     for layer in ["upper", "lower0"] {
         setup.dir(&format!("{layer}/d/.wh..wh.redirect"));
@@ -137,12 +137,12 @@ fn a_large_directory_is_read_once_and_listed_whole() {
     assert!(calls.total() < 20, "as many calls as for a small directory: {calls}");
 }
 
-/// What is done to each name while it is listed.
+/// The change that is made to each name during the listing.
 type ToEach = fn(&Overlay<Counting>, &Arc<Node<Counting>>, &str);
 
-/// However many names come and go meanwhile, a listing ends.
+/// A listing ends, however many names come and go meanwhile.
 #[test]
-fn a_listing_ends_whatever_is_done_to_what_it_meets() {
+fn a_listing_ends_under_all_changes() {
     const ENTRIES: usize = 1000;
     let to_each: [(&str, ToEach); 4] = [
         ("renamed and back", |overlay, dir, name| {
@@ -196,9 +196,9 @@ fn a_listing_ends_whatever_is_done_to_what_it_meets() {
     }
 }
 
-/// The offsets of a listing are those of the next mount, too.
+/// The offsets of a listing stay valid in the next mount.
 #[test]
-fn a_listing_goes_on_in_the_next_mount() {
+fn a_listing_continues_in_the_next_mount() {
     let setup = Setup::new();
     (0..100).for_each(|number| drop(put::file(&setup.dir("lower0/d"), &format!("l{number}"), "")));
     (0..100).for_each(|number| drop(put::file(&setup.dir("upper/d"), &format!("u{number}"), "")));
@@ -223,12 +223,12 @@ fn a_listing_goes_on_in_the_next_mount() {
 }
 
 #[test]
-fn a_tree_deeper_than_any_stack_is_let_go() {
+fn a_tree_deeper_than_any_stack_is_dropped() {
     const DEPTH: usize = 2000;
     const STACK: usize = 200 << 10;
     let setup = Setup::new();
     let (overlay, _) = mount(&setup, 1);
-    // From the bottom to the top, since no path leads that deep.
+    // From the bottom to the top, since no path is long enough for the whole depth.
     let root = overlay.root().clone();
     overlay.create_dir(&root, OsStr::new("d"), 0o700, OWN).unwrap();
     for _ in 0..DEPTH {
@@ -256,7 +256,7 @@ fn remove_deep(dir: &Path, name: &str) {
 }
 
 #[test]
-fn a_listing_meets_what_stays_exactly_once() {
+fn a_listing_meets_a_lasting_entry_exactly_once() {
     let setup = Setup::new();
     let (lower, upper) = (setup.dir("lower0/d"), setup.dir("upper/d"));
     for number in 0..500 {
@@ -324,7 +324,7 @@ fn threads_copy_up_different_files_at_once_and_the_same_file_once() {
 }
 
 #[test]
-fn copies_keep_what_can_be_kept() {
+fn copies_keep_attributes() {
     let setup = Setup::new();
     let lower = setup.dir("lower0/d");
     let file = fs::File::create(lower.join("holes")).unwrap();
@@ -338,7 +338,7 @@ fn copies_keep_what_can_be_kept() {
     let (overlay, _) = mount(&setup, 1);
     let (dir, node) = (find(&overlay, "d"), find(&overlay, "d/holes"));
     let before = (overlay.stat(&dir).unwrap(), overlay.stat(&node).unwrap());
-    // A link copies up, and changes nothing but the count of links.
+    // A link copies the file up, and changes nothing but the link count.
     overlay.link(&node, overlay.root(), OsStr::new("second")).unwrap();
     let (dir, node) = (overlay.stat(&dir).unwrap(), overlay.stat(&node).unwrap());
     assert_eq!((node.mode, node.uid, node.gid, node.nlink), (0o6751, 1000, 1001, 2));
@@ -350,7 +350,7 @@ fn copies_keep_what_can_be_kept() {
 }
 
 #[test]
-fn what_a_crash_left_in_the_work_directory_is_swept() {
+fn leftovers_of_a_crash_in_the_work_directory_are_removed() {
     let setup = Setup::new();
     setup.dir("lower0");
     let work = setup.dir("upper/.wh..wh.work");
@@ -362,9 +362,9 @@ fn what_a_crash_left_in_the_work_directory_is_swept() {
     assert!(names(&overlay, overlay.root()).is_empty());
 }
 
-/// A work directory is emptied, so it must not be somebody's documents.
+/// The engine empties a work directory, so it must refuse a directory with documents of the user.
 #[test]
-fn a_work_directory_with_files_of_others_is_refused_and_left_alone() {
+fn a_work_directory_with_foreign_files_is_refused_and_unchanged() {
     let setup = Setup::new();
     let (lower, upper, work) = (setup.dir("lower0"), setup.dir("upper"), setup.dir("work"));
     fs::write(work.join("letter"), "dear").unwrap();
@@ -375,7 +375,7 @@ fn a_work_directory_with_files_of_others_is_refused_and_left_alone() {
 }
 
 #[test]
-fn threads_that_do_everything_at_once_end() {
+fn threads_with_all_operations_end() {
     let setup = Setup::new();
     for dir in ["a", "b", "c"] {
         let dir = setup.dir(&format!("lower0/{dir}"));
@@ -395,8 +395,8 @@ fn threads_that_do_everything_at_once_end() {
                     let place = |salt: usize| (&dirs[pick(salt) % 3], format!("f{}", pick(salt) / 3));
                     let ((dir, name), (to, new)) = (place(1), place(2));
                     let (name, new) = (OsStr::new(&name), OsStr::new(&new));
-                    // Each may fail when another thread was faster; none may hang, and what is left
-                    // must be whole.
+                    // An operation may fail if another thread was faster. None may hang, and the
+                    // tree must be whole afterwards.
                     let _ = match step % 6 {
                         0 => shared.create_file(dir, name, 0o600, OWN).map(drop),
                         1 => shared.rename(dir, name, to, new, RenameMode::Replace),

@@ -1,5 +1,5 @@
-//! `overlayfs-fsck` and what is behind it: each kind of damage is made by hand, found, and repaired
-//! if that loses nothing.
+//! `overlayfs-fsck` and its library. Each test makes a kind of damage by hand, and checks that it
+//! is found. It is repaired if the repair loses nothing.
 //!
 //! Needs root, for devices and attributes in the namespace `trusted`.
 
@@ -20,20 +20,20 @@ use overlayfs::mount::{mount, open_layers};
 use overlayfs::options::Options;
 use overlayfs::overlay::{Layers, Node, Overlay, VOLATILE_MARK};
 use rustix::fs::{FileType, XattrFlags};
-use test_common::{Detail, LowerGuard, Setup, Snapshot, lent, put};
+use test_common::{Detail, LowerGuard, Setup, Snapshot, partial_file, put};
 
 const OWN: Owner = Owner { uid: 0, gid: 0 };
 const WORK: &str = ".wh..wh.work";
 
-/// As long as names can be.
+/// Returns a name of the maximal length.
 fn long() -> String {
     "l".repeat(255)
 }
 
-/// Lower layers, and an upper layer that an overlay has left.
+/// Makes lower layers, and an upper layer after the end of an overlay.
 fn setup() -> Setup {
-    // As the first layer that is opened for writing does: what one test makes must not depend on
-    // what another has done.
+    // The first layer that is opened for writing sets the umask. The objects of one test must not
+    // depend on another test.
     rustix::process::umask(rustix::fs::Mode::empty());
     let setup = Setup::new();
     let (lower, bottom) = (setup.dir("lower"), setup.dir("bottom"));
@@ -76,7 +76,7 @@ fn said<L: Layer>(findings: &[Finding<L>]) -> Vec<(String, Damage, bool)> {
     findings.iter().map(|finding| (path(finding), finding.damage.clone(), finding.repair.is_some())).collect()
 }
 
-/// What is found by looking, which must leave everything as it is.
+/// Returns the findings of a check without repair. Panics if it changes the upper layer.
 fn look(options: &Options) -> Vec<(String, Damage, bool)> {
     let upper = options.upper.as_ref().unwrap();
     let before = Snapshot::take(upper, Detail::Everything);
@@ -90,8 +90,8 @@ fn repair<L: Layer>(checker: &Checker<L>) -> overlayfs::layer::Result<()> {
     findings.iter().filter_map(|finding| finding.repair.as_ref()).try_for_each(|repair| checker.repair(repair))
 }
 
-/// All that a mount shows, of a copy of the upper layer, since a mount cleans up. With the times of
-/// last change if so.
+/// Returns all that a mount shows, with the times of last change if `times` is set. It mounts a
+/// copy of the upper layer, since a mount cleans up.
 fn tree(setup: &Setup, times: bool) -> BTreeMap<PathBuf, String> {
     let copy = Setup::new();
     let upper = copy.path("upper");
@@ -132,7 +132,7 @@ fn children(overlay: &Overlay<OsLayer>, node: &NodeRef, path: &Path) -> Vec<(Pat
     names.iter().map(|name| (path.join(name), overlay.lookup(node, name).unwrap())).collect()
 }
 
-/// Makes damage, looks for it, and repairs it, also with the repair cut off after each of its
+/// Makes damage, checks for it, and repairs it. Repeats the repair with a stop after each of its
 /// calls.
 fn damage(make: impl Fn(&Path), path: &str, damage: Damage, repairable: bool) {
     let expected = vec![(path.to_owned(), damage.clone(), repairable)];
@@ -190,9 +190,9 @@ fn counted(setup: &Setup, counts: &Counts) -> Checker<Counted<OsLayer>> {
 }
 
 #[test]
-fn what_an_overlay_leaves_has_no_damage() {
+fn an_upper_layer_after_an_unmount_has_no_damage() {
     assert_eq!(look(&options(&setup())), []);
-    // Before the first mount there is not even a work directory.
+    // Before the first mount even the work directory is missing.
     let setup = Setup::new();
     for name in ["lower", "bottom", "upper"] {
         setup.dir(name);
@@ -303,7 +303,7 @@ fn with_other_lower_layers_nothing_is_useless() {
 }
 
 #[test]
-fn with_a_lower_layer_forgotten_nothing_is_repaired_that_depends_on_it() {
+fn without_one_lower_layer_nothing_that_depends_on_it_is_repaired() {
     let setup = setup();
     let (upper, complete) = (setup.path("upper"), options(&setup));
     put::dir(&setup.path("bottom"), "gone");
@@ -313,8 +313,8 @@ fn with_a_lower_layer_forgotten_nothing_is_repaired_that_depends_on_it() {
     overlay.remove_dir(root, OsStr::new("gone")).unwrap();
     overlay.unlink(root, OsStr::new("big")).unwrap();
     drop(overlay);
-    // Whiteouts beside a directory: without its mark this one would merge with what the forgotten
-    // layer has.
+    // A whiteout beside a directory marks it opaque. Without the mark this directory would merge
+    // with the one of the missing layer.
     put::dir(&upper, "also");
     put::whiteout(&upper, "", "also");
     put::file(&upper.join(WORK), "tmp.1", "");
@@ -339,7 +339,7 @@ fn with_a_lower_layer_forgotten_nothing_is_repaired_that_depends_on_it() {
     assert_eq!(tree(&setup, false), shown);
     assert!(!upper.join(WORK).join("tmp.1").exists(), "what depends on nothing is repaired");
 
-    // A mount says what there is from now on.
+    // A mount records the layers again.
     fs::remove_dir(setup.path("upper/also")).unwrap();
     fs::remove_file(setup.path("upper/.wh.also")).unwrap();
     setup.dir("newest");
@@ -354,7 +354,7 @@ fn with_a_lower_layer_forgotten_nothing_is_repaired_that_depends_on_it() {
 }
 
 #[test]
-fn a_feature_that_is_not_known_is_refused_by_its_name() {
+fn an_unknown_feature_is_refused_by_its_name() {
     let setup = setup();
     let lines = "overlayfs upper layer 1\nincompatible folding\n";
     let record = format!("{lines}end {:032x}\n", fnv1a(lines.as_bytes()));
@@ -371,7 +371,7 @@ const PART: &str = ".wh..wh.part.big";
 const MAP: &str = ".wh..wh.map.big";
 const MARK: &str = ".wh..wh.parts";
 
-/// A partial copy of `name` of this size, which has nothing of its own.
+/// Makes a partial copy of `name` of this size, without any copied chunk.
 fn part(upper: &Path, name: &str, size: u64) {
     let path = put::file(upper, name, "");
     fs::File::options().write(true).open(path).unwrap().set_len(size).unwrap();
@@ -416,13 +416,13 @@ fn a_partial_copy_that_is_good_is_no_damage() {
     let overlay = mount(&options(&setup)).unwrap();
     let file = overlay.open(&overlay.lookup(overlay.root(), OsStr::new("big")).unwrap());
     overlay.write_at(&file, b"UP", 70_000).unwrap();
-    // As if the daemon was killed.
+    // As after a kill of the daemon.
     let killed = Setup::new();
     let copied = Command::new("cp").arg("-a").arg(&upper).arg(killed.path("upper")).status().unwrap();
     assert!(copied.success());
     let left = killed.path("upper");
-    let part = lent(&left, "part", "big");
-    assert!(part.exists() && lent(&left, "map", "big").exists(), "the file was copied whole");
+    let part = partial_file(&left, "part", "big");
+    assert!(part.exists() && partial_file(&left, "map", "big").exists(), "the file was copied whole");
     // A newer layer on top has another file.
     put::file(&setup.dir("newer"), "big", vec![b'b'; 2 << 20]);
     let lowers = ["newer", "lower", "bottom"].map(|name| setup.path(name)).into();
@@ -431,7 +431,7 @@ fn a_partial_copy_that_is_good_is_no_damage() {
     assert!(found.contains(&(name, Damage::OtherSource, false)), "{found:?}");
     let found = look(&Options { upper: Some(left), ..options(&setup) });
     assert!(!found.iter().any(|(_, damage, _)| damage.is_loss()), "{found:?}");
-    // The copy of the numbers is another file, and its directory too.
+    // `left` is a copy, so its record of inode numbers names other files and another directory.
     assert_eq!(found, [("numbers".to_owned(), Damage::BadNumbers, true)]);
 }
 
@@ -467,7 +467,7 @@ fn the_index() {
 }
 
 #[test]
-fn what_a_power_failure_takes_of_the_numbers_is_no_damage() {
+fn numbers_lost_in_a_power_failure_are_no_damage() {
     let failures: [&dyn Fn(&fs::File); 4] = [
         &|numbers| numbers.set_len(0).unwrap(),
         &|numbers| numbers.set_len(100).unwrap(),
@@ -490,7 +490,7 @@ fn what_a_power_failure_takes_of_the_numbers_is_no_damage() {
 #[test]
 fn a_copy_that_only_lower_names_show_is_no_damage() {
     let setup = setup();
-    // The link copy of the setup's `hard`, without its name in the upper layer.
+    // The copy of `hard` in the work directory loses its name in the upper layer.
     let upper = setup.path("upper");
     assert_eq!(fs::metadata(upper.join("hard")).unwrap().nlink(), 2, "one in the work directory");
     fs::remove_file(upper.join("hard")).unwrap();
@@ -499,7 +499,7 @@ fn a_copy_that_only_lower_names_show_is_no_damage() {
     assert_eq!(tree[Path::new("hard")], tree[Path::new("hard2")]);
 }
 
-/// An upper layer in which a file was changed that has a name outside of its lower layer: the work
+/// Makes an upper layer with a changed file that has a name outside of its lower layer. The work
 /// directory has a copy of it.
 fn setup_with_a_name_outside() -> Setup {
     let setup = setup();
@@ -542,7 +542,7 @@ fn copies_that_lost_all_names_of_the_tree_are_removed() {
     let [(copy, Damage::UnusedCopy, true)] = &found[..] else { panic!("{found:?}") };
     assert!(copy.starts_with("link."), "{copy}");
 
-    // Not where it is not known that these are the lower layers, nor with others.
+    // Without the record of these lower layers, or with others, nothing is removed.
     let record = setup.path("upper").join(WORK).join("record");
     let text = fs::read(&record).unwrap();
     fs::remove_file(&record).unwrap();
@@ -571,7 +571,7 @@ fn copies_that_lost_all_names_of_the_tree_are_removed() {
     guard.check();
 }
 
-/// What was written to it is in no other place.
+/// The changes of the file are in no other place.
 #[test]
 fn a_copy_whose_original_is_missing_is_kept() {
     let setup = setup_with_a_name_outside();
@@ -690,7 +690,7 @@ fn exit_codes_are_those_of_fsck() {
 }
 
 #[test]
-fn a_layer_in_use_is_only_looked_at() {
+fn a_layer_in_use_is_not_repaired() {
     let setup = setup();
     let overlay = mount(&options(&setup)).unwrap();
     put::whiteout(&setup.path("upper"), "", "nothing");
@@ -724,8 +724,8 @@ fn nothing_is_mounted_while_it_is_checked() {
     mount(&options(&setup)).unwrap();
 }
 
-/// What fuse-overlayfs has left: devices for deletions, one of them beside its opaque mark. Where
-/// somebody has made such a device, none is a deletion.
+/// The upper layer of fuse-overlayfs: devices are whiteouts, one of them beside its opaque mark. In
+/// a layer where a user made such a device, no device is a whiteout.
 #[test]
 fn a_layer_of_fuse_overlayfs_is_not_damaged() {
     let setup = setup();

@@ -1,6 +1,6 @@
-//! Upper layers in the format of the kernel's overlayfs: when a layer is in it, what it then cannot
-//! hold, the steps of its changes, and files that have only metadata of their own; and what of it
-//! there is in upper layers of the native format.
+//! Upper layers in the format of the kernel's overlayfs: detection of the format, its limits, the
+//! steps of its changes, and metacopies. Also marks of that format in upper layers of the OCI
+//! format.
 //!
 //! Needs root, for attributes in the namespace `trusted`.
 
@@ -49,9 +49,9 @@ fn errno<T>(result: Result<T, Error>) -> i32 {
     result.map(drop).map_or_else(|error| error.errno, |()| 0)
 }
 
-/// What a mount that was cut off leaves is in the way of none that follows.
+/// A crash during a mount prevents no later mount.
 #[test]
-fn a_crash_while_mounting_is_followed_by_a_mount() {
+fn a_mount_succeeds_after_a_crash_during_a_mount() {
     for format in [Wanted::Oci, Wanted::Kernel] {
         for calls in 0.. {
             let (setup, counts) = (Setup::new(), Counts::default());
@@ -94,7 +94,7 @@ fn is_whiteout(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok_and(|stat| stat.file_type().is_char_device() && stat.rdev() == 0)
 }
 
-/// A file of `size` bytes that has only metadata, at a path of a layer.
+/// Makes a metacopy of `size` bytes at a path of a layer.
 fn metacopy(layer: &Path, path: &str, size: u64, redirect: Option<&str>) -> PathBuf {
     let path = put::file(layer, path, "");
     fs::File::options().write(true).open(&path).unwrap().set_len(size).unwrap();
@@ -110,7 +110,7 @@ fn a_layer_stays_in_the_format_that_it_was_begun_in() {
     let setup = Setup::new();
     drop(overlay(&setup, Some(Wanted::Kernel)));
     assert_eq!(get(&setup.path("upper"), "trusted.overlay.format").as_deref(), Some("kernel"));
-    // Nothing needs to be said any more, and nothing else can be.
+    // The next mount needs no option for the format, and refuses another one.
     put::file(&setup.dir("lower"), "file", "");
     let again = overlay(&setup, None);
     again.unlink(again.root(), OsStr::new("file")).unwrap();
@@ -175,9 +175,10 @@ fn the_kernels_index_of_links_is_not_lost() {
     assert!(setup.path("work/index/00fb").exists());
 }
 
-/// Names of markers are names like others, and a device that would be a whiteout cannot be made.
+/// Names of OCI marks are ordinary names in this format. A device that would be a whiteout cannot
+/// be made.
 #[test]
-fn what_the_format_cannot_hold() {
+fn limits_of_the_format() {
     let setup = Setup::new();
     put::file(&setup.dir("lower"), "hidden", "");
     put::file(&setup.dir("lower"), "file", "lower");
@@ -199,10 +200,9 @@ fn what_the_format_cannot_hold() {
     }
 }
 
-/// A whiteout is replaced in one step, also by a directory, and a directory makes place for one in
-/// one step.
+/// One step replaces a whiteout, also by a directory. One step replaces a directory by a whiteout.
 #[test]
-fn whiteouts_come_and_go_in_one_step() {
+fn whiteouts_are_made_and_replaced_in_one_step() {
     let setup = Setup::new();
     for file in ["dir/one", "other/one", "empty/one", "file"] {
         put::file(&setup.dir("lower"), file, file);
@@ -214,7 +214,7 @@ fn whiteouts_come_and_go_in_one_step() {
     rename("dir", "moved");
     assert!(is_whiteout(&upper.join("dir")));
     assert_eq!(get(&upper.join("moved"), "trusted.overlay.redirect").as_deref(), Some("/dir"));
-    // To a whiteout, from a name that needs one and from one that does not.
+    // A rename to a whiteout, from a name that needs a whiteout and from one that does not.
     rename("other", "dir");
     assert!(is_whiteout(&upper.join("other")) && upper.join("dir").is_dir());
     rename("moved", "other");
@@ -223,7 +223,7 @@ fn whiteouts_come_and_go_in_one_step() {
         (read(&overlay, "dir/one").unwrap(), read(&overlay, "other/one").unwrap()),
         ("other/one".into(), "dir/one".into())
     );
-    // Over a directory that looks empty.
+    // A rename over a directory that looks empty.
     overlay.unlink(&find(&overlay, "empty").unwrap(), OsStr::new("one")).unwrap();
     rename("dir", "empty");
     assert!(is_whiteout(&upper.join("dir")));
@@ -243,7 +243,7 @@ fn whiteouts_come_and_go_in_one_step() {
 }
 
 #[test]
-fn data_are_found_below_files_that_have_only_metadata() {
+fn data_are_found_below_metacopies() {
     let setup = Setup::new();
     let (lower, bottom) = (setup.dir("lower"), setup.dir("bottom"));
     for file in ["same", "dir/target", "dir/sibling", "gone"] {
@@ -268,7 +268,7 @@ fn data_are_found_below_files_that_have_only_metadata() {
         assert_eq!(read(&overlay, path).unwrap(), data, "{path}");
         assert_eq!(overlay.stat(&find(&overlay, path).unwrap()).unwrap().size, data.len() as u64);
     }
-    // Of a large file only what changes is copied, from where the data are.
+    // A partial copy of a large file takes the data from the file below the metacopy.
     let large = find(&overlay, "large").unwrap();
     overlay.write_at(&overlay.open(&large), b"y", 1 << 20).unwrap();
     let mut bytes = vec![0; 3];
@@ -289,10 +289,10 @@ fn data_are_found_below_files_that_have_only_metadata() {
     assert_eq!(get(&setup.path("upper/path"), "trusted.overlay.metacopy"), None);
 }
 
-/// In an upper layer the data are copied in before the mark goes: what a crash has left in between
-/// is still read below.
+/// An upper metacopy gets its data before it loses its mark. After a crash in between, reads still
+/// go to the file below.
 #[test]
-fn an_upper_file_that_has_only_metadata_is_completed() {
+fn an_upper_metacopy_is_completed() {
     let setup = Setup::new();
     put::file(&setup.dir("bottom"), "file", "content");
     put::file(&setup.dir("bottom"), "cut", "content");
@@ -314,8 +314,8 @@ fn an_upper_file_that_has_only_metadata_is_completed() {
     assert_eq!((fs::read(file).unwrap(), fs::read(cut).unwrap()), (b"conTent".to_vec(), b"con".to_vec()));
 }
 
-/// In the native format a device with the number 0 is a deletion of fuse-overlayfs, until somebody
-/// has made one that is a device.
+/// In the OCI format a device with the number 0 is a whiteout of fuse-overlayfs, until a user makes
+/// such a device.
 #[test]
 fn devices_are_deletions_until_one_is_made() {
     let setup = Setup::new();

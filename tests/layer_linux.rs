@@ -1,8 +1,8 @@
-//! The Linux layer on real directories: every method, its errors, and what must not happen: no
-//! symlink followed, no mount crossed, no access time changed.
+//! The Linux layer on real directories: every method and its errors. It follows no symlink, crosses
+//! no mount, and changes no access time.
 //!
-//! Needs root, for mounts and owners. Mounts are made in a mount namespace of the test's own and go
-//! with it.
+//! Needs root, for mounts and owners. Each test makes its mounts in a mount namespace of its own,
+//! which ends with it.
 #![cfg(target_os = "linux")]
 
 #[path = "layer/look.rs"]
@@ -40,7 +40,7 @@ fn temp() -> TempDir {
     tempfile::tempdir().unwrap()
 }
 
-/// A layer to write on a new directory, and its top.
+/// Opens a new directory as a writable layer, and returns its root too.
 fn upper() -> (TempDir, LinuxLayer, Dir) {
     let temp = temp();
     let layer = LinuxLayer::open(temp.path(), true).unwrap();
@@ -48,7 +48,7 @@ fn upper() -> (TempDir, LinuxLayer, Dir) {
     (temp, layer, root)
 }
 
-/// Runs `test` in a thread and passes its panic on; it fails after half a minute.
+/// Runs `test` in a thread and passes its panic on. Fails after half a minute.
 fn in_thread(test: impl FnOnce() + Send + 'static) {
     let (done, wait) = mpsc::channel::<()>();
     let thread = thread::spawn(move || {
@@ -61,7 +61,7 @@ fn in_thread(test: impl FnOnce() + Send + 'static) {
     }
 }
 
-/// Takes capabilities from this thread.
+/// Drops capabilities of this thread.
 fn drop_capabilities(which: CapabilitySet) {
     let mut sets = rustix::thread::capabilities(None).unwrap();
     sets.effective.remove(which);
@@ -69,25 +69,25 @@ fn drop_capabilities(which: CapabilitySet) {
     rustix::thread::set_capabilities(None, sets).unwrap();
 }
 
-/// How a layer that is only read is opened.
+/// The way in which a lower layer is opened.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Way {
     /// As a clone of its mount.
     Clone,
-    /// As it is, by a daemon that may not clone.
+    /// Directly, as for a daemon without the right to clone mounts.
     Plain,
 }
 
 impl Way {
     const BOTH: [Way; 2] = [Way::Clone, Way::Plain];
 
-    /// Opens the layer this way. The thread cannot mount any more after the plain way.
+    /// Opens the layer in this way. After `Plain` the thread cannot mount any more.
     fn open(self, path: &Path) -> LinuxLayer {
         if self == Way::Plain {
             drop_capabilities(CapabilitySet::SYS_ADMIN);
         }
         let layer = LinuxLayer::open(path, false).unwrap();
-        // Only the clone refuses to be written, which tells that it is the one that the test wants.
+        // Only a clone refuses writes, so this shows the way in which the layer was opened.
         let root = layer.root().unwrap();
         let made = layer.create_dir(&root, n("probe"), 0o700, ROOT);
         match self {
@@ -98,10 +98,10 @@ impl Way {
     }
 }
 
-/// Gives this thread a mount namespace of its own, in which nothing comes from or goes to another.
+/// Gives this thread a mount namespace of its own. Mounts do not propagate into it or out of it.
 fn own_mounts() {
-    // SAFETY: only the namespace of mounts is left; no descriptor or memory of other threads
-    // changes.
+    // SAFETY: the thread leaves only the mount namespace. Descriptors and memory of other threads
+    // do not change.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }.unwrap();
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).unwrap();
 }
@@ -258,7 +258,7 @@ fn a_symlink_is_never_followed() {
     layer.unlink(&root, n("link")).unwrap();
     assert_eq!(layer.stat(Object::Entry(&root, n("file"))).unwrap(), before);
 
-    // Nor does an open directory turn into what took its name.
+    // An open directory does not become the object that took its name.
     layer.create_dir(&root, n("dir"), 0o700, ROOT).unwrap();
     let dir = layer.open_dir(&root, n("dir")).unwrap();
     layer.rename(&root, n("dir"), &root, n("moved"), RenameMode::Replace).unwrap();
@@ -268,7 +268,7 @@ fn a_symlink_is_never_followed() {
 }
 
 #[test]
-fn removes_and_says_why_not() {
+fn removes_or_reports_why_not() {
     let (_temp, layer, root) = upper();
     layer.create_dir(&root, n("dir"), 0o700, ROOT).unwrap();
     let dir = layer.open_dir(&root, n("dir")).unwrap();
@@ -464,7 +464,7 @@ fn reading_leaves_access_times_alone() {
             for object in [Object::Dir(&dir), Object::Entry(&dir, n("file"))] {
                 assert_eq!(layer.stat(object).unwrap().atime, old, "{way:?}");
             }
-            // The same by plain means does change it, so the test could fail.
+            // A plain read does change the access time, so the test can fail.
             fs::read(path.join("file")).unwrap();
             assert_ne!(layer.stat(Object::Entry(&dir, n("file"))).unwrap().atime, old);
         });
@@ -473,7 +473,7 @@ fn reading_leaves_access_times_alone() {
 
 const MIB: u64 = 1 << 20;
 
-/// Data at 1 MiB and at 3 MiB of a file of 5 MiB, else holes.
+/// Makes a file of 5 MiB with data at 1 MiB and at 3 MiB, and holes elsewhere.
 fn with_holes(layer: &LinuxLayer, dir: &Dir) -> <LinuxLayer as Layer>::File {
     let file = layer.create_file(dir, n("holes"), 0o600, ROOT).unwrap();
     layer.write_at(&file, &[1; 4096], MIB).unwrap();
@@ -523,7 +523,7 @@ fn copies_ranges_within_and_between_filesystems() {
             assert!(bytes == expected);
             assert_eq!(bytes.iter().map(|&byte| u64::from(byte)).sum::<u64>(), 4096 + 3 * 8192);
 
-            // The end of the source ends the copy; a part goes to its own place.
+            // The copy ends at the end of the source. A copied range goes to its own offset.
             layer.truncate(&to, 0).unwrap();
             layer.copy_range(&from, 3 * MIB + 4096..90 * MIB, &to, 3 * MIB + 4096).unwrap();
             assert_eq!(layer.stat(Object::File(&to)).unwrap().size, 5 * MIB);
@@ -559,7 +559,7 @@ fn one_daemon_holds_a_layer() {
 }
 
 #[test]
-fn a_program_that_is_being_started_does_not_hold_a_layer() {
+fn a_starting_program_does_not_hold_a_layer() {
     let (temp, layer, _root) = upper();
     layer.hold().unwrap();
     let ((mut begun, mut tell), (mut wait, mut go)) = (io::pipe().unwrap(), io::pipe().unwrap());
@@ -576,7 +576,7 @@ fn a_program_that_is_being_started_does_not_hold_a_layer() {
 }
 
 #[test]
-fn creates_in_the_name_of_others() {
+fn creates_objects_of_other_owners() {
     let (temp, layer, root) = upper();
     fs::set_permissions(temp.path(), fs::Permissions::from_mode(0o700)).unwrap();
     assert_eq!(layer.identity(), ROOT);
@@ -610,8 +610,8 @@ fn creates_in_the_name_of_others() {
 }
 
 #[test]
-fn threads_create_in_different_names() {
-    // The threads start before the layer is opened and so inherit nothing from the thread that
+fn threads_create_objects_of_different_owners() {
+    // The threads start before the layer is opened, so they inherit nothing from the thread that
     // opens it.
     let start = |uid: u32| {
         let (give, take) = mpsc::channel::<Arc<LinuxLayer>>();
@@ -640,10 +640,10 @@ fn threads_create_in_different_names() {
     }
 }
 
-/// A directory hands down its default ACL to what is made in it, but not its group and its
-/// set-group-id bit: who owns it was asked for.
+/// A new object inherits the default ACL of its directory, but not its group and set-group-id bit:
+/// the caller gave the owner.
 #[test]
-fn what_a_directory_hands_down() {
+fn a_new_object_inherits_from_its_directory() {
     let (temp, layer, root) = upper();
     layer.set_owner(Object::Dir(&root), Owner { uid: 0, gid: 777 }).unwrap();
     layer.set_mode(Object::Dir(&root), 0o2777).unwrap();
@@ -671,10 +671,10 @@ fn what_a_directory_hands_down() {
     }
 }
 
-/// What is in the place of a new object when its group is set, because somebody who may rename in
-/// the directory has just put it there, is not touched: or he would be given a file of root's.
+/// Another user may replace a new object before the layer sets its group. The layer must not change
+/// the replacement, or that user would get a file of root.
 #[test]
-fn another_object_in_the_place_of_a_new_one_is_left_alone() {
+fn a_replacement_of_a_new_object_is_not_changed() {
     let (temp, layer, root) = upper();
     layer.set_owner(Object::Dir(&root), Owner { uid: ALICE.uid, gid: 777 }).unwrap();
     layer.set_mode(Object::Dir(&root), 0o2777).unwrap();
@@ -684,14 +684,14 @@ fn another_object_in_the_place_of_a_new_one_is_left_alone() {
     rustix::fs::chown(&kept, None, Some(rustix::fs::Gid::ROOT)).unwrap();
     let before = fs::metadata(&kept).unwrap();
 
-    /// Also if something panics, or the other thread would go on without end.
+    /// Sets the flag also at a panic, so that the other thread ends.
     struct Done<'d>(&'d AtomicBool);
     impl Drop for Done<'_> {
         fn drop(&mut self) {
             self.0.store(true, Ordering::Relaxed);
         }
     }
-    // While one of the names is gone nobody exchanges them; until then what has this name may be a
+    // The exchange fails while one of the names is missing. Until the name is gone, it may be a
     // file or a directory.
     let clear = |name: &Path| {
         while name.symlink_metadata().is_ok() {
@@ -730,7 +730,7 @@ fn another_object_in_the_place_of_a_new_one_is_left_alone() {
 }
 
 #[test]
-fn without_the_rights_only_the_own_name_is_possible() {
+fn without_privileges_only_own_objects_are_created() {
     in_thread(|| {
         let temp = temp();
         drop_capabilities(CapabilitySet::SETPCAP);
@@ -765,8 +765,8 @@ fn without_the_rights_only_the_own_name_is_possible() {
         let stat = layer.stat(Object::File(&file)).unwrap();
         assert_eq!((stat.uid, stat.gid, stat.mode), (ALICE.uid, ALICE.gid, 0o666));
         fails(layer.create_file(&root, n("other"), 0o666, ROOT), EPERM);
-        // What cannot be given is recorded, and shown from the record by the next layer too; the
-        // object itself stays as it is.
+        // An owner that cannot be set is recorded, and the next layer shows it from the record too.
+        // The object itself stays unchanged.
         layer.set_owner(Object::File(&file), ROOT).unwrap();
         layer.set_mode(Object::File(&file), 0o4711).unwrap();
         for layer in [layer, LinuxLayer::open(temp.path(), true).unwrap()] {
@@ -778,8 +778,8 @@ fn without_the_rights_only_the_own_name_is_possible() {
     });
 }
 
-/// A lower tree with `dir/{a,b}` and `file`, on both of which something else is mounted by
-/// `mount_on`.
+/// Tests a lower tree with `dir/{a,b}` and `file`. `mount_on` mounts another filesystem on `dir`,
+/// and `file` has a bind mount.
 fn mounted_inside(way: Way, mounts_first: bool, mount_on: impl Fn(&Path)) {
     let temp = temp();
     let lower = temp.path().join("lower");
@@ -869,14 +869,14 @@ fn mounts_made_later_do_not_come_in() {
     });
 }
 
-/// As the overlay's own mount point is while the daemon is at work on a request: whoever asks it
-/// anything waits forever.
+/// The mount point of an overlay does not answer while the daemon works on a request. Any call on
+/// it would wait forever.
 #[test]
 fn a_filesystem_that_does_not_answer_is_not_asked() {
     for way in Way::BOTH {
         let device = fs::File::options().read(true).write(true).open("/dev/fuse").unwrap();
         let options = format!("fd={},rootmode=40000,user_id=0,group_id=0\0", device.as_raw_fd());
-        // When the test fails the descriptor is closed, which ends every wait.
+        // If the test fails, the drop closes the descriptor, which ends every wait.
         in_thread(move || {
             own_mounts();
             mounted_inside(way, true, |path| {
@@ -888,7 +888,7 @@ fn a_filesystem_that_does_not_answer_is_not_asked() {
 }
 
 #[test]
-fn tells_of_space_and_abilities() {
+fn reports_space_and_capabilities() {
     let (temp, layer, root) = upper();
     let expected = rustix::fs::statvfs(temp.path()).unwrap();
     let stat = layer.stat_fs().unwrap();

@@ -1,5 +1,5 @@
-//! The Redox layer over a redoxfs that the delegate plays, in the null namespace: every method, its
-//! errors, and what redoxfs does in a way of its own.
+//! The Redox layer above a simulated redoxfs, in the null namespace: every method, its errors, and
+//! the behaviour that is particular to redoxfs.
 #![cfg(target_os = "linux")]
 
 #[path = "layer/look.rs"]
@@ -20,8 +20,8 @@ use overlayfs::layer::{Access, Kind, Layer, Object, Owner, RenameMode, Time};
 const ROOT: Owner = Owner { uid: 0, gid: 0 };
 const ALICE: Owner = Owner { uid: 12345, gid: 23456 };
 
-/// A layer to write on the directory `layer` of a new redoxfs, and its top. From now on the thread
-/// is in the null namespace.
+/// Opens the directory `layer` of a new redoxfs as a writable layer, and returns its root too. Then
+/// the thread enters the null namespace.
 fn upper() -> (Disk, RedoxLayer, Dir) {
     let disk = Disk::redoxfs();
     disk.tree().put_dir("layer");
@@ -166,7 +166,7 @@ fn attributes_of_a_symlink_are_its_own() {
 }
 
 #[test]
-fn removes_and_says_why_not() {
+fn removes_or_reports_why_not() {
     let (_disk, layer, root) = upper();
     layer.create_dir(&root, n("dir"), 0o700, ROOT).unwrap();
     let dir = layer.open_dir(&root, n("dir")).unwrap();
@@ -241,7 +241,7 @@ fn renames_and_links_between_two_layers_of_one_filesystem() {
     });
 }
 
-/// That is what [`Capabilities::dirs_follow_rename`](overlayfs::layer::Capabilities) is about.
+/// [`Capabilities::dirs_follow_rename`](overlayfs::layer::Capabilities) is about this.
 #[test]
 fn a_directory_is_a_path() {
     let (disk, layer, root) = upper();
@@ -255,7 +255,7 @@ fn a_directory_is_a_path() {
     layer.create_file(&dir, n("new"), 0o600, ROOT).unwrap();
     assert_eq!(disk.tree().names("layer/dir"), ["new"], "what has the path now");
     assert!(!layer.capabilities().dirs_follow_rename);
-    // An open file stays itself.
+    // An open file stays the same file.
     layer.write_at(&file, b"text", 0).unwrap();
     assert_eq!(disk.tree().text("layer/moved/file"), "text");
 }
@@ -379,7 +379,7 @@ fn one_process_holds_a_layer() {
         hold_at(&disk, "other", process.clone()).unwrap();
     }
     fails(hold(&disk, second.clone()), EWOULDBLOCK);
-    // Other calls on the layer do not take the lock away.
+    // Other calls on the layer do not release the lock.
     layer.stat(Object::Dir(&layer.root().unwrap())).unwrap();
     layer.sync_all().unwrap();
     fails(hold(&disk, second.clone()), EWOULDBLOCK);
@@ -391,7 +391,7 @@ fn one_process_holds_a_layer() {
     again.stat(Object::Dir(&again.root().unwrap())).unwrap();
 }
 
-/// The scheme makes whoever asks the owner, so the daemon creates in its own name only.
+/// On redoxfs the caller becomes the owner, so the daemon creates objects in its own name only.
 #[test]
 fn a_daemon_that_is_not_root() {
     let disk = Disk::redoxfs();
@@ -444,7 +444,7 @@ fn a_layer_that_is_only_read_is_never_changed() {
 }
 
 #[test]
-fn tells_of_space() {
+fn reports_space() {
     let (_disk, layer, _root) = upper();
     let stat = layer.stat_fs().unwrap();
     assert_eq!(stat.block_size, 4096);
@@ -485,8 +485,8 @@ fn lists_a_large_directory_once() {
     assert_eq!(list(&layer, &root).len(), 5000, "each listing starts at the beginning");
 }
 
-/// ramfs tells no kinds, lists whole directories only, and opens nothing at a directory but its
-/// root.
+/// ramfs reports no kinds, lists only whole directories, and opens nothing relative to a directory
+/// except its root.
 #[test]
 fn ramfs_can_be_read() {
     let disk = Disk::ramfs();

@@ -1,5 +1,4 @@
-//! Partial copies: large files that are changed without being copied whole, over remounts and
-//! crashes.
+//! Partial copies: changes of large files without a whole copy, over remounts and crashes.
 //!
 //! Needs root, loop devices and Debian's package e2fsprogs; fails without them.
 
@@ -15,16 +14,16 @@ use overlayfs::layer::{Allocation, OsLayer, Owner, RenameMode, Result, Stat, Tim
 use overlayfs::overlay::{Layers, Node, Overlay, Settings};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngSeed};
-use test_common::{Disk, LowerGuard, Setup, lent, names, put};
+use test_common::{Disk, LowerGuard, Setup, names, partial_file, put};
 
 type Merged = Overlay<Counted<OsLayer>>;
 
 const OWN: Owner = Owner { uid: 0, gid: 0 };
 
-/// Not a whole number of chunks.
+/// The size is no multiple of the size of a chunk.
 const SIZE: usize = (1 << 20) + 200_000;
 
-/// What every chunk and every page has different.
+/// Returns contents with different bytes in every chunk and every page.
 fn content() -> Vec<u8> {
     (0..SIZE).map(|index| (index / 1000 + index % 7) as u8 | 1).collect()
 }
@@ -48,7 +47,7 @@ fn mount(setup: &Setup, counts: &Counts) -> Merged {
     mount_with(setup, counts, Settings::default())
 }
 
-/// As [`mount`], with the upper layer only read, and these lower layers.
+/// As [`mount`], with the upper layer only read, and with these lower layers.
 fn mount_read_only(setup: &Setup, counts: &Counts, lowers: &[&str]) -> Merged {
     let open = |name: &&str| Counted::new(OsLayer::open(&setup.path(name), false).unwrap(), counts);
     let lowers = ["upper"].iter().chain(lowers).map(open).collect();
@@ -69,13 +68,13 @@ fn read(overlay: &Merged, path: &str) -> Vec<u8> {
     bytes
 }
 
-/// The bytes that were written to the layers' files, by whatever call.
+/// Returns the number of bytes written to files of the layers, by any call.
 fn copies(counts: &Counts) -> u64 {
     let tally = counts.tally();
     tally.of(Method::CopyRange) + tally.of(Method::WriteAt)
 }
 
-/// Whether the upper layer has what only an overlay understands.
+/// Returns whether the upper layer has files of partial copies.
 fn has_parts(setup: &Setup) -> bool {
     let has = |dir: &str, prefix: &str| {
         let dir = setup.path(dir);
@@ -95,20 +94,20 @@ enum Op {
     Sync,
     Rename,
     Link,
-    /// The overlay ends as it should.
+    /// The overlay ends normally, and is mounted again.
     Remount,
-    /// It ends somewhere.
+    /// The overlay ends at any point.
     Kill,
 }
 
-/// The file as it should be.
+/// The expected state of the file.
 #[derive(Clone, PartialEq)]
 struct Model {
     bytes: Vec<u8>,
     mode: u32,
     name: &'static str,
     is_linked: bool,
-    /// Where nothing has changed it since it was set.
+    /// The time that was set, if no change came after it.
     mtime: Option<Time>,
 }
 
@@ -146,7 +145,7 @@ impl Model {
         }
     }
 
-    /// Does to an overlay what was done to the model since it was as `self` is.
+    /// Applies an operation to an overlay. `self` is the model before the operation.
     fn do_to(&self, overlay: &Merged, op: &Op) -> Result<()> {
         let dir = overlay.lookup(overlay.root(), OsStr::new("dir"))?;
         let node = overlay.lookup(&dir, OsStr::new(self.name))?;
@@ -187,7 +186,7 @@ impl Model {
     }
 }
 
-/// Whether everything that is no zero is said to be data.
+/// Returns whether the overlay reports all bytes that are not zero as data.
 fn holes_are_holes(overlay: &Merged, node: &Arc<Node<Counted<OsLayer>>>, bytes: &[u8]) -> bool {
     let handle = overlay.open(node);
     let mut at = 0;
@@ -202,7 +201,7 @@ fn holes_are_holes(overlay: &Merged, node: &Arc<Node<Counted<OsLayer>>>, bytes: 
     bytes[at..].iter().all(|byte| *byte == 0)
 }
 
-/// Mostly within the lower file, often at the borders of chunks.
+/// Offsets: mostly within the lower file, often at the edges of chunks.
 fn place() -> impl Strategy<Value = usize> {
     prop_oneof![0..SIZE + 100_000, (0..20usize, 0..3usize).prop_map(|(chunk, more)| (chunk << 16) + more)]
 }
@@ -224,7 +223,7 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// Ends an overlay without letting it do anything more.
+/// Ends an overlay without any further call on its layers.
 fn kill(overlay: Merged, counts: &Counts) {
     counts.stop_after(0);
     drop(overlay);
@@ -232,7 +231,7 @@ fn kill(overlay: Merged, counts: &Counts) {
 }
 
 #[test]
-fn a_file_is_what_was_written_over_remounts_and_kills() {
+fn a_file_keeps_its_contents_over_remounts_and_kills() {
     let config = Config { cases: 60, rng_seed: RngSeed::Fixed(1), failure_persistence: None, ..Config::default() };
     proptest!(config, |(ops in prop::collection::vec(op(), 1..14))| {
         let (setup, counts) = (setup(), Counts::default());
@@ -285,7 +284,7 @@ fn a_crash_leaves_the_file_before_or_after() {
         for stop in 0.. {
             let (setup, counts) = (setup(), Counts::default());
             let overlay = mount(&setup, &counts);
-            // As it is found, whatever has to be read for that.
+            // Includes all reads that the first lookup needs.
             let mut before = Model::new(&setup);
             counts.stop_after(stop);
             let mut after = before.clone();
@@ -328,7 +327,7 @@ fn attributes_and_the_end_of_a_large_file_change_without_a_copy() {
     assert_eq!(copies(&counts), records + 1, "the byte");
     overlay.write_at(&overlay.open(&file), b"x", 700_000).unwrap();
     assert_eq!(copies(&counts), records + 4, "the chunk, the map, the byte");
-    let part = fs::metadata(lent(&setup.path("upper/dir"), "part", "file")).unwrap();
+    let part = fs::metadata(partial_file(&setup.path("upper/dir"), "part", "file")).unwrap();
     assert!(part.blocks() * 512 <= 128 << 10, "{} blocks", part.blocks());
     assert_eq!((part.len(), part.uid(), part.gid(), part.mode() & 0o7777), (SIZE as u64 + 1, 5, 6, 0o600));
     assert_eq!(overlay.stat(&file).unwrap().ino, ino);
@@ -341,16 +340,15 @@ fn attributes_and_the_end_of_a_large_file_change_without_a_copy() {
     assert_eq!(fs::read(setup.path("upper/dir/file")).unwrap(), expected);
 }
 
-/// The bytes that this thread has given to the system to be written.
+/// Returns the number of bytes that this thread has given to the system for writing.
 fn written() -> u64 {
     let io = fs::read_to_string("/proc/thread-self/io").unwrap();
     io.lines().find_map(|line| line.strip_prefix("wchar: ")).unwrap().parse().unwrap()
 }
 
-/// The map of such a file has 2.5 MiB; what is done to it costs that once, and then what is
-/// changed.
+/// The map of such a file has 2.5 MiB. It is written once, and then only its changed parts.
 #[test]
-fn what_a_huge_sparse_file_costs_is_what_is_changed() {
+fn a_huge_sparse_file_costs_only_its_changes() {
     const HUGE: u64 = 1280 << 30;
     const EXTENTS: u64 = 500;
     let map = HUGE / (64 << 10) / 8;
@@ -383,7 +381,7 @@ fn what_a_huge_sparse_file_costs_is_what_is_changed() {
     let before = written();
     overlay.sync(&handle).unwrap();
     let (calls, bytes) = (counts.take(), written() - before);
-    // Between two extents nothing is copied, but the map says so.
+    // Between two extents no data are copied, but the map marks the holes as copied.
     assert!(calls.total() <= 16 * EXTENTS, "{calls} to complete {EXTENTS} extents");
     assert!(
         bytes <= 2 * map + 64 * 3 * EXTENTS,
@@ -441,7 +439,7 @@ fn a_range_is_copied_from_and_to_a_partial_copy() {
 }
 
 #[test]
-fn what_a_crash_leaves_beside_a_removed_file_does_not_come_back() {
+fn leftovers_of_a_removed_file_do_not_come_back() {
     let (setup, counts) = (setup(), Counts::default());
     drop(mount(&setup, &counts));
     let upper = setup.dir("upper/dir");
@@ -457,7 +455,7 @@ fn what_a_crash_leaves_beside_a_removed_file_does_not_come_back() {
 }
 
 #[test]
-fn a_map_of_another_time_means_nothing() {
+fn a_map_of_another_time_is_ignored() {
     let (setup, counts) = (setup(), Counts::default());
     let overlay = mount(&setup, &counts);
     let file = find(&overlay, "dir/file");
@@ -465,7 +463,7 @@ fn a_map_of_another_time_means_nothing() {
     overlay.append(&overlay.open(&file), b"end").unwrap();
     drop(file);
     kill(overlay, &counts);
-    let map = lent(&setup.path("upper/dir"), "map", "file");
+    let map = partial_file(&setup.path("upper/dir"), "map", "file");
     let mut bytes = fs::read(&map).unwrap();
     bytes[3] ^= 1;
     fs::write(&map, bytes).unwrap();
@@ -474,7 +472,7 @@ fn a_map_of_another_time_means_nothing() {
     assert!(!map.exists());
 }
 
-/// btrfs may bring back a completed copy's first name beside the one that it was renamed to.
+/// btrfs may restore the first name of a complete copy beside its later name.
 #[test]
 fn a_copy_that_has_another_name_keeps_its_data() {
     let (setup, counts) = (setup(), Counts::default());
@@ -488,16 +486,16 @@ fn a_copy_that_has_another_name_keeps_its_data() {
     assert!(!part.exists());
 }
 
-/// Data of a map that was lost with the system do not come back where the original has a hole.
+/// Data without a map, after a power loss, do not show in a hole of the original.
 #[test]
-fn what_was_never_synced_does_not_come_back_in_a_hole() {
+fn unsynced_data_do_not_come_back_in_a_hole() {
     let (setup, counts) = (setup(), Counts::default());
     let holes = fs::File::create(setup.path("lower/dir/file")).unwrap();
     holes.set_len(4 << 20).unwrap();
     let overlay = mount(&setup, &counts);
     overlay.write_at(&overlay.open(&find(&overlay, "dir/file")), b"never synced", 70_000).unwrap();
     kill(overlay, &counts);
-    fs::remove_file(lent(&setup.path("upper/dir"), "map", "file")).unwrap();
+    fs::remove_file(partial_file(&setup.path("upper/dir"), "map", "file")).unwrap();
     let overlay = mount(&setup, &counts);
     let file = find(&overlay, "dir/file");
     overlay.write_at(&overlay.open(&file), b"x", 90_000).unwrap();
@@ -506,17 +504,17 @@ fn what_was_never_synced_does_not_come_back_in_a_hole() {
     assert!(read(&overlay, "dir/file") == expected);
 }
 
-/// What loading a partial copy puts right is put right for good.
+/// A load of a partial copy repairs it on the disk.
 #[test]
 fn a_second_kill_finds_what_the_first_mount_found() {
     let (setup, counts) = (setup(), Counts::default());
     let overlay = mount(&setup, &counts);
     overlay.set_mode(&find(&overlay, "dir/file"), 0o600).unwrap();
     kill(overlay, &counts);
-    // As if killed between the truncation and the map.
+    // As after a kill between the truncation and the write of the map.
     fs::OpenOptions::new()
         .write(true)
-        .open(lent(&setup.path("upper/dir"), "part", "file"))
+        .open(partial_file(&setup.path("upper/dir"), "part", "file"))
         .unwrap()
         .set_len(131_072)
         .unwrap();
@@ -548,9 +546,9 @@ fn a_capability_is_not_lost_with_the_data_that_come_later() {
     }
 }
 
-/// Where there is no space for the whole file, the part is kept, also if the system goes down.
+/// Without space for the whole file the partial copy stays, also after a power loss.
 #[test]
-fn what_cannot_be_completed_is_on_the_disk() {
+fn a_copy_that_cannot_be_completed_is_on_the_disk() {
     let (setup, counts) = (setup(), Counts::default());
     let disk = Disk::new(&setup, 32 << 20, &["mkfs.ext4", "-q"]);
     let large: Vec<u8> = content().iter().cycle().take(12 << 20).copied().collect();
@@ -570,11 +568,11 @@ fn what_cannot_be_completed_is_on_the_disk() {
         let overlay = overlay();
         overlay.write_at(&overlay.open(&find(&overlay, "dir/file")), word, at as u64).unwrap();
         expected[at..at + word.len()].copy_from_slice(word);
-        // Others take the room that was there for the rest.
+        // Another program takes the space for the rest.
         fs::write(&filler, vec![0; 14 << 20]).unwrap();
         drop(overlay);
         fs::remove_file(&filler).unwrap();
-        let map = fs::read(lent(&disk.path().join("dir"), "map", "file")).unwrap();
+        let map = fs::read(partial_file(&disk.path().join("dir"), "map", "file")).unwrap();
         assert_eq!(map[..16], [0; 16], "it is valid at any time");
     }
     let overlay = overlay();
@@ -604,7 +602,7 @@ fn a_directory_is_renamed_with_the_partial_copies_in_it() {
 }
 
 #[test]
-fn what_a_killed_daemon_left_is_completed_also_where_nobody_looks() {
+fn copies_of_a_killed_daemon_are_completed_without_a_lookup() {
     let (setup, counts) = (setup(), Counts::default());
     let overlay = mount(&setup, &counts);
     overlay.set_mode(&find(&overlay, "dir/file"), 0o600).unwrap();
@@ -616,7 +614,7 @@ fn what_a_killed_daemon_left_is_completed_also_where_nobody_looks() {
 }
 
 #[test]
-fn whole_copies_are_made_if_asked_for() {
+fn whole_copies_are_made_on_request() {
     let (setup, counts) = (setup(), Counts::default());
     let overlay = mount_with(&setup, &counts, Settings { whole_copies: true, ..Settings::default() });
     overlay.set_mode(&find(&overlay, "dir/file"), 0o600).unwrap();
@@ -624,7 +622,7 @@ fn whole_copies_are_made_if_asked_for() {
 }
 
 #[test]
-fn what_is_cut_off_is_not_lent() {
+fn truncated_data_do_not_come_back() {
     let setup = setup();
     let counts = Counts::default();
     let overlay = mount(&setup, &counts);
@@ -634,8 +632,8 @@ fn what_is_cut_off_is_not_lent() {
     assert_eq!(read(&overlay, "dir/file"), content()[..3]);
     drop(file);
     kill(overlay, &counts);
-    // As after a power failure.
-    fs::remove_file(lent(&setup.path("upper/dir"), "map", "file")).unwrap();
+    // As after a power loss.
+    fs::remove_file(partial_file(&setup.path("upper/dir"), "map", "file")).unwrap();
     let overlay = mount(&setup, &counts);
     assert_eq!(read(&overlay, "dir/file"), content()[..3]);
     overlay.truncate(&find(&overlay, "dir/file"), 10).unwrap();
@@ -651,7 +649,7 @@ fn a_copy_that_gets_its_name_is_there_throughout() {
     let (dir, node) = (find(&overlay, "dir"), find(&overlay, "dir/file"));
     overlay.write_at(&overlay.open(&node), b"new", 0).unwrap();
     assert!(has_parts(&setup));
-    // Its map is removed when the copy has its own name already.
+    // The copy already has its own name when its map is removed.
     let (read, seen) = mpsc::channel();
     let (reader, file) = (overlay.clone(), node.clone());
     counts.interpose(move |method| {
@@ -667,8 +665,7 @@ fn a_copy_that_gets_its_name_is_there_throughout() {
     counts.interpose(|_| Ok(()));
 }
 
-/// Whoever asks for the times of a directory while a copy in it gets its name is told those from
-/// before.
+/// A stat of a directory during the rename of a copy in it returns the times from before.
 #[test]
 fn a_directory_shows_its_times_while_a_copy_in_it_gets_its_name() {
     let (setup, counts) = (setup(), Counts::default());
@@ -679,7 +676,7 @@ fn a_directory_shows_its_times_while_a_copy_in_it_gets_its_name() {
     let before = times(overlay.stat(&dir).unwrap());
     let handle = overlay.open(&file);
     overlay.write_at(&handle, b"new", 0).unwrap();
-    // Its map is removed when the copy has its own name already.
+    // The copy already has its own name when its map is removed.
     let (tell, seen) = mpsc::channel();
     let (asked, asked_for) = (overlay.clone(), dir.clone());
     counts.interpose(move |method| {
@@ -693,7 +690,7 @@ fn a_directory_shows_its_times_while_a_copy_in_it_gets_its_name() {
     counts.interpose(|_| Ok(()));
     assert_eq!(seen.try_iter().map(times).next(), Some(before));
     assert_eq!(times(overlay.stat(&dir).unwrap()), before);
-    // Nor is the wrong time put back the next time.
+    // The next change does not restore a wrong time either.
     overlay.truncate(&find(&overlay, "dir/other"), 5).unwrap();
     assert_eq!(times(overlay.stat(&dir).unwrap()), before);
     let found = fs::metadata(setup.path("upper/dir")).unwrap();
@@ -713,11 +710,11 @@ fn a_change_is_not_mixed_with_another_lower_file() {
     type Change = fn(&Merged, &Arc<Node<Counted<OsLayer>>>);
     let changes: [Change; 3] = [
         |overlay, file| assert_eq!(overlay.write_at(&overlay.open(file), b"changed", 70_000), Ok(7)),
-        // Nothing of the data is its own.
+        // A change without any copied data.
         |overlay, file| overlay.set_mode(file, 0o600).unwrap(),
         |overlay, file| overlay.truncate(file, 1 << 20).unwrap(),
     ];
-    // The same size and time of last change, and another file.
+    // Another file with the same size and time of last change.
     let newer = vec![b'n'; SIZE];
     for change in changes {
         let (setup, counts) = (setup(), Counts::default());
@@ -733,24 +730,24 @@ fn a_change_is_not_mixed_with_another_lower_file() {
         kill(overlay, &counts);
 
         for _ in 0..2 {
-            let part = lent(&setup.path("upper/dir"), "part", "file");
+            let part = partial_file(&setup.path("upper/dir"), "part", "file");
             let kept = fs::read(&part).unwrap();
             let overlay = mount_on(&setup, &counts, &["newer", "lower"]);
             assert!(read(&overlay, "dir/file") == newer);
             drop(overlay);
             assert!(fs::read(&part).unwrap() == kept, "what was written is kept");
         }
-        // Another change, of the other file, has another name.
+        // A change of the other file has another name.
         let overlay = mount_on(&setup, &counts, &["newer", "lower"]);
         overlay.write_at(&overlay.open(&find(&overlay, "dir/file")), b"other", 0).unwrap();
         kill(overlay, &counts);
         let overlay = mount_on(&setup, &counts, &["newer", "lower"]);
         assert!(read(&overlay, "dir/file") == [b"other", &newer[5..]].concat());
         drop(overlay);
-        assert!(lent(&setup.path("upper/dir"), "part", "file").exists(), "what was written first is kept");
+        assert!(partial_file(&setup.path("upper/dir"), "part", "file").exists(), "what was written first is kept");
         fs::remove_file(setup.path("upper/dir/file")).unwrap();
 
-        // With the layers that it had, it is what it was.
+        // With its former layers, the change shows again.
         let overlay = mount(&setup, &counts);
         let file = find(&overlay, "dir/file");
         assert!(read(&overlay, "dir/file") == changed);
@@ -763,23 +760,23 @@ fn a_change_is_not_mixed_with_another_lower_file() {
 }
 
 #[test]
-fn a_partial_copy_that_does_not_say_what_lends_is_read() {
+fn a_partial_copy_without_a_recorded_source_is_read() {
     let (setup, counts) = (setup(), Counts::default());
     let overlay = mount(&setup, &counts);
     overlay.write_at(&overlay.open(&find(&overlay, "dir/file")), b"changed", 70_000).unwrap();
     let changed = read(&overlay, "dir/file");
     kill(overlay, &counts);
     let dir = setup.path("upper/dir");
-    // As overlays before called it.
+    // The names that earlier versions used.
     for kind in ["part", "map"] {
-        fs::rename(lent(&dir, kind, "file"), dir.join(format!(".wh..wh.{kind}.file"))).unwrap();
+        fs::rename(partial_file(&dir, kind, "file"), dir.join(format!(".wh..wh.{kind}.file"))).unwrap();
     }
     assert!(read(&mount(&setup, &counts), "dir/file") == changed);
     assert_eq!(names(&dir), ["file"]);
 }
 
-/// What a file of a mount shows, but for the inode number and the time of last change of status,
-/// which the work directory knows.
+/// Returns the data and attributes of a file of a mount, without the inode number and the time of
+/// last change of status. The work directory keeps these two.
 fn shown(overlay: &Merged, path: &str) -> (Vec<u8>, Stat) {
     let node = find(overlay, path);
     let stat = overlay.stat(&node).unwrap();
@@ -789,10 +786,10 @@ fn shown(overlay: &Merged, path: &str) -> (Vec<u8>, Stat) {
     (bytes, Stat { ino: 0, dev: 0, ctime: Time::default(), blocks: 0, ..stat })
 }
 
-/// Wherever the daemon was killed, a read-only mount shows what the next one that may write does,
-/// and leaves the layers as they are.
+/// After a kill at any call, a read-only mount shows the same as the next writable one. It does not
+/// change the layers.
 #[test]
-fn a_read_only_mount_shows_what_a_killed_daemon_left() {
+fn a_read_only_mount_shows_the_state_of_a_killed_daemon() {
     let ops = [
         Op::Mode(0o640),
         Op::Write(70_000, 3000, 7),
@@ -802,7 +799,7 @@ fn a_read_only_mount_shows_what_a_killed_daemon_left() {
         Op::Times(77),
         Op::Sync,
     ];
-    // And what becomes of the map when the system goes down.
+    // The possible states of the map after a power loss.
     let maps: [fn(&std::path::Path); 3] = [
         |_| {},
         |map| fs::remove_file(map).unwrap(),
@@ -840,7 +837,7 @@ fn a_read_only_mount_shows_what_a_killed_daemon_left() {
     assert!(partial.iter().all(|count| *count > 5), "{partial:?}");
 }
 
-/// The map of a partial copy in `dir`, if there is one.
+/// Returns the path of the map of a partial copy in `dir`, if there is one.
 fn map(dir: &std::path::Path) -> Option<std::path::PathBuf> {
     let names = if dir.exists() { names(dir) } else { Vec::new() };
     names.iter().find(|name| name.starts_with(".wh..wh.map.")).map(|name| dir.join(name))
@@ -863,7 +860,7 @@ fn a_read_only_mount_shows_no_change_of_another_file() {
         ..Default::default()
     };
     let overlay = overlayfs::mount::mount(&options).unwrap();
-    // Also after it was forgotten.
+    // Also after the engine has evicted it.
     for _ in 0..2 {
         let dir = overlay.lookup(overlay.root(), OsStr::new("dir")).unwrap();
         let node = overlay.lookup(&dir, OsStr::new("file")).unwrap();
@@ -882,7 +879,7 @@ fn a_read_only_mount_shows_nothing_of_a_removed_file() {
     let overlay = mount(&setup, &counts);
     overlay.set_mode(&find(&overlay, "dir/file"), 0o600).unwrap();
     kill(overlay, &counts);
-    // As if killed between the whiteout and the removal.
+    // As after a kill between the whiteout and the removal.
     let marker = put::file(&setup.path("upper/dir"), ".wh.file", "");
     let overlay = mount_read_only(&setup, &counts, &["lower"]);
     assert!(overlay.lookup(&find(&overlay, "dir"), OsStr::new("file")).is_err());

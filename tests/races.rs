@@ -1,10 +1,12 @@
-//! Races that are known to be dangerous, many times each: directories that move while others work
-//! below them, files that are copied up while they lose and get names, listings while everything
-//! changes. Each has something that must hold throughout, and at the end the tree is the same after
-//! a new mount, the upper layer has no damage, and the lower one is what it was.
+//! Dangerous races, many times each: directories that move while threads work below them, copy-up
+//! of files while their names change, and listings during all changes. Each test has a condition
+//! that must hold throughout.
 //!
-//! `RACES=20 cargo test --test races` does twenty times as much. Random operations at once are in
-//! `tests/model`.
+//! At the end the next mount shows the same tree, the upper layer has no damage, and the lower
+//! layer has not changed.
+//!
+//! `RACES=20 cargo test --test races` repeats twenty times as often. Random concurrent operations
+//! are in `tests/model`.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsStr;
@@ -25,7 +27,7 @@ type Merged = Overlay<Layered>;
 
 const OWN: Owner = Owner { uid: 0, gid: 0 };
 
-/// Enough for a partial copy.
+/// Large enough for a partial copy.
 const LARGE: usize = (1 << 20) + 300_000;
 
 fn times(usual: usize) -> usize {
@@ -36,10 +38,10 @@ fn name(name: &str) -> &OsStr {
     OsStr::new(name)
 }
 
-/// The directories `lower` and `upper` of a setup, in that order.
+/// Opens the directories `lower` and `upper` of a setup as layers.
 fn open(setup: &Setup) -> Layers<Layered> {
     let counts = Counts::default();
-    // Somebody else may come between any two calls.
+    // Another thread may run between any two calls.
     counts.interpose(|_| {
         thread::yield_now();
         Ok(())
@@ -63,7 +65,7 @@ fn read(overlay: &Merged, handle: &Handle<Layered>) -> Vec<u8> {
     bytes
 }
 
-/// The names in a directory, with how often each was met, listed in small pieces.
+/// Lists a directory in small pieces, and counts each name.
 fn list(overlay: &Merged, dir: &Arc<Node<Layered>>) -> HashMap<String, usize> {
     let (handle, mut met, mut after) = (overlay.open(dir), HashMap::new(), 0);
     loop {
@@ -81,7 +83,7 @@ fn list(overlay: &Merged, dir: &Arc<Node<Layered>>) -> HashMap<String, usize> {
     }
 }
 
-/// All there is: links and contents.
+/// Returns the whole tree: kinds, link counts and contents.
 fn tree(overlay: &Merged) -> BTreeMap<PathBuf, (Kind, u32, Vec<u8>)> {
     let mut all = BTreeMap::new();
     let mut nodes = vec![(PathBuf::new(), overlay.root().clone())];
@@ -101,7 +103,7 @@ fn tree(overlay: &Merged) -> BTreeMap<PathBuf, (Kind, u32, Vec<u8>)> {
     all
 }
 
-/// Ends an overlay, and looks at what it left.
+/// Ends an overlay, and checks the tree and the upper layer.
 fn leave(overlay: Merged, setup: &Setup, guard: &LowerGuard) {
     let before = tree(&overlay);
     drop(overlay);
@@ -118,7 +120,7 @@ fn leave(overlay: Merged, setup: &Setup, guard: &LowerGuard) {
     guard.check();
 }
 
-/// Sets the flag also when the thread panics, so that nobody goes on without end.
+/// Sets the flag at its drop, also at a panic, so that the other threads end.
 struct Ends<'a>(&'a AtomicBool);
 
 impl Drop for Ends<'_> {
@@ -127,7 +129,7 @@ impl Drop for Ends<'_> {
     }
 }
 
-/// Does `work` until the other threads have ended.
+/// Repeats `work` until the other threads have ended.
 fn until(ended: &AtomicBool, mut work: impl FnMut(usize)) {
     for round in 0.. {
         work(round);
@@ -138,14 +140,14 @@ fn until(ended: &AtomicBool, mut work: impl FnMut(usize)) {
 }
 
 #[test]
-fn directories_move_while_others_work_below_them() {
+fn directories_move_while_threads_work_below_them() {
     let setup = Setup::new();
     let lower = setup.dir("lower");
     for number in 0..20 {
         put::file(&lower, &format!("from/dir/deep/stays{number}"), number.to_string());
     }
     put::dir(&lower, "to");
-    // It merges.
+    // A merged directory.
     put::file(&setup.dir("upper"), "from/dir/deep/own", "own");
     let guard = LowerGuard::new([&lower]);
     let overlay = mount(&setup);
@@ -224,7 +226,7 @@ fn files_are_copied_up_while_their_names_change() {
         thread::scope(|scope| {
             let (overlay, held) = (&overlay, &held);
             for number in 0..3u8 {
-                // Each has bytes of its own in every file, which nobody else may take from him.
+                // Each thread has its own bytes in every file. No other thread may lose them.
                 scope.spawn(move || {
                     for step in 0..6usize {
                         for (file, large) in held.iter().zip([true, false, false]) {
@@ -277,7 +279,7 @@ fn files_are_copied_up_while_their_names_change() {
 }
 
 #[test]
-fn listings_meet_what_stays_whatever_happens() {
+fn listings_meet_lasting_entries_under_all_changes() {
     let setup = Setup::new();
     let lower = setup.dir("lower");
     for number in 0..100 {
@@ -337,10 +339,10 @@ fn listings_meet_what_stays_whatever_happens() {
     leave(overlay, &setup, &guard);
 }
 
-/// Who is told the new size of a file reads what it has then, and who reads a byte is told that it
-/// is there.
+/// A reader that sees the new size reads the new data. A reader that sees a new byte sees the new
+/// size.
 #[test]
-fn sizes_and_bytes_are_of_one_moment() {
+fn sizes_and_bytes_agree() {
     type Change = fn(&Merged, &Handle<Layered>, &Handle<Layered>);
     let changes: [(&str, bool, Change); 4] = [
         ("truncate", true, |overlay, file, _| overlay.truncate(file.node(), 10).unwrap()),
@@ -398,7 +400,7 @@ fn sizes_and_bytes_are_of_one_moment() {
     }
 }
 
-/// Some directories are in one another, some are not, and who goes to and fro needs two of them at
+/// Some directories are nested and some are not. Renames in both directions need two of them at
 /// once.
 #[test]
 fn files_go_from_every_directory_to_every_other() {
@@ -423,14 +425,14 @@ fn files_go_from_every_directory_to_every_other() {
                 let file = format!("file{number}");
                 let held = overlay.open(&overlay.lookup(&dirs[0], name(&file)).unwrap());
                 for round in 0..times(50) {
-                    // The steps of each are other ones; what is not a multiple of five leads to all
-                    // directories in turn.
+                    // Each mover has another step. The number of directories is prime, so each one
+                    // visits all of them.
                     let [from, to] = [round, round + 1].map(|round| &dirs[round * number % dirs.len()]);
                     overlay.rename(from, name(&file), to, name(&file), RenameMode::NoReplace).unwrap();
                     assert_eq!(overlay.lookup(to, name(&file)).unwrap().id(), held.node().id());
                     assert_eq!(overlay.stat(held.node()).unwrap().nlink, 1);
                     assert_eq!(read(overlay, &held), number.to_string().as_bytes());
-                    // Two replace what the others have made.
+                    // Each mover also replaces `new` of the other movers.
                     overlay.create_file(to, name(&format!("new{number}")), 0o600, OWN).unwrap();
                     let new = name("new");
                     overlay.rename(to, name(&format!("new{number}")), from, new, RenameMode::Replace).unwrap();

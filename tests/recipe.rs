@@ -1,6 +1,6 @@
-//! The recipe for the build system of Redox has only fields that its parser knows (`src/recipe.rs`
-//! of the crate `redox_cookbook`, as of August 2026), which says nothing of one that it does not
-//! know.
+//! The recipe for the build system of Redox may have only fields that its parser knows. The parser
+//! is `src/recipe.rs` of the crate `redox_cookbook`, as of August 2026. It ignores unknown fields
+//! without a message.
 
 use serde::Deserialize;
 use toml::de::Error;
@@ -17,7 +17,7 @@ struct Recipe {
     package: Option<Package>,
 }
 
-/// Where the source comes from, in one of the ways that make sense for this project.
+/// The source, in one of the ways that make sense for this project.
 #[derive(Debug, Deserialize, PartialEq)]
 #[serde(untagged)]
 enum Source {
@@ -44,7 +44,7 @@ struct Path {
     path: String,
 }
 
-/// How it is built: of the templates, the one that this project needs.
+/// The build: of all templates, the one that this project needs.
 #[derive(Debug, Deserialize, PartialEq)]
 #[serde(tag = "template", rename_all = "lowercase", deny_unknown_fields)]
 enum Build {
@@ -76,7 +76,7 @@ struct Package {
     description: Option<String>,
 }
 
-/// The recipe with this source.
+/// Returns the recipe with this source.
 fn recipe(source: Source) -> Recipe {
     let build = Build::Cargo {
         cargopath: None,
@@ -96,20 +96,20 @@ fn parse(text: &str) -> Result<Recipe, Error> {
 }
 
 #[test]
-fn as_it_stands() {
+fn the_recipe_parses() {
     let git = "https://gitlab.redox-os.org/redox-os/overlayfs.git".to_owned();
     assert_eq!(parse(RECIPE), Ok(recipe(Source::Git(Git { git, ..Git::default() }))));
 }
 
 #[test]
-fn with_a_checkout_of_ones_own() {
+fn the_recipe_parses_with_a_local_checkout() {
     assert!(RECIPE.lines().any(|line| line == GIT));
     let text = RECIPE.replace(GIT, "path = \"/where/it/is\"");
     assert_eq!(parse(&text), Ok(recipe(Source::Path(Path { path: "/where/it/is".to_owned() }))));
 }
 
 #[test]
-fn what_the_parser_does_not_know_is_found() {
+fn unknown_fields_are_found() {
     for line in ["commit = \"main\"", "path = \"/where/it/is\"", "gti = \"https://example.org\""] {
         assert!(parse(&RECIPE.replace(GIT, &format!("{GIT}\n{line}"))).is_err(), "{line}");
     }

@@ -1,4 +1,4 @@
-//! The engine over redoxfs and ramfs, where they differ from filesystems of Linux.
+//! The engine above redoxfs and ramfs, where they differ from filesystems of Linux.
 
 use std::ffi::OsStr;
 use std::path::Path;
@@ -23,7 +23,7 @@ fn open(disk: &Disk, path: &str, for_writing: bool) -> RedoxLayer {
     RedoxLayer::open(Path::new(&disk.path(path)), for_writing).unwrap()
 }
 
-/// An overlay of `upper` over `lower`, served from the null namespace.
+/// Mounts an overlay of `upper` over `lower`, from the null namespace.
 fn mount(upper: (&Disk, &str), lower: (&Disk, &str), settings: Settings) -> Mounted {
     std::thread::scope(|scope| {
         let mounted = scope.spawn(|| {
@@ -39,7 +39,7 @@ fn plain(disk: &Disk) -> Mounted {
     mount((disk, "upper"), (disk, "lower"), Settings::default())
 }
 
-/// A disk with an empty upper layer.
+/// Makes a disk with an empty upper layer.
 fn disk() -> Disk {
     let disk = Disk::redoxfs();
     disk.tree().put_dir("upper");
@@ -77,9 +77,9 @@ fn rename(overlay: &Overlay<RedoxLayer>, from: (&NodeRef, &str), to: (&NodeRef, 
     overlay.rename(from.0, OsStr::new(from.1), to.0, OsStr::new(to.1), RenameMode::Replace).unwrap();
 }
 
-/// The upper layer knows its directories by their paths, the engine's nodes do not.
+/// The upper layer knows its directories by their paths. The nodes of the engine do not.
 #[test]
-fn what_is_below_a_directory_goes_on_when_it_is_renamed() {
+fn objects_below_a_renamed_directory_stay_usable() {
     let disk = disk();
     disk.tree().put_file("lower/merged/deep/lower", "lower");
     let before = disk.snapshot("lower");
@@ -94,7 +94,7 @@ fn what_is_below_a_directory_goes_on_when_it_is_renamed() {
 
     rename(&overlay, (&root, "a"), (&root, "moved"));
     rename(&overlay, (&root, "merged"), (&a, "inside"));
-    // Others take the old paths.
+    // Other objects take the old paths.
     let other = overlay.create_dir(&root, OsStr::new("a"), 0o755, OWN).unwrap();
     overlay.create_dir(&other, OsStr::new("b"), 0o755, OWN).unwrap();
 
@@ -184,7 +184,7 @@ fn threads_work_below_directories_that_are_renamed() {
 }
 
 #[test]
-fn the_owner_of_what_is_made_is_who_asked() {
+fn a_new_object_belongs_to_the_caller() {
     let disk = disk();
     let overlay = plain(&disk).unwrap();
     let ann = Owner { uid: 1000, gid: 100 };
@@ -222,7 +222,7 @@ fn two_daemons_do_not_share_an_upper_layer() {
     as_process().unwrap();
 }
 
-/// redoxfs writes every change to the disk before it answers, so what there is to sync are files.
+/// redoxfs writes every change to the disk before it answers, so only files need a sync.
 #[test]
 fn a_volatile_overlay_ends_well() {
     let disk = disk();
@@ -250,9 +250,9 @@ fn an_overlay_survives_the_end_of_its_filesystem() {
     disk.assert_same(&before);
 }
 
-/// The number of a removed object is given to the next one at once.
+/// redoxfs reuses the number of a removed object for the next object at once.
 #[test]
-fn numbers_that_come_back_name_other_objects() {
+fn reused_numbers_name_other_objects() {
     let disk = disk();
     disk.tree().put_file("lower/kept", "kept");
     let overlay = plain(&disk).unwrap();
@@ -269,8 +269,8 @@ fn numbers_that_come_back_name_other_objects() {
     assert_eq!(overlay.stat(held.node()).unwrap().ino, number);
 }
 
-/// redoxfs keeps zeros as any other bytes, so a copy with holes for what is still below would spare
-/// nothing.
+/// redoxfs stores zeros as any other bytes. So holes for the data of the lower file would save no
+/// space.
 #[test]
 fn a_large_file_is_copied_whole() {
     let disk = disk();

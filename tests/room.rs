@@ -1,5 +1,5 @@
-//! Large files of a lower layer, and an upper layer that has no room for all of them: a change that
-//! is taken is kept, or it is refused before.
+//! Large files of a lower layer, and an upper layer without room for all of them. A change is
+//! refused at once, or it is kept.
 //!
 //! Needs root, loop devices and Debian's package e2fsprogs; fails without them.
 
@@ -20,10 +20,10 @@ type Merged = Overlay<Counted<OsLayer>>;
 const MIB: usize = 1 << 20;
 const OWN: Owner = Owner { uid: 0, gid: 0 };
 
-/// How large the disk of the upper layer is, and each file of the lower layer.
+/// The sizes of the upper layer's disk, and of each file of the lower layer.
 const DISK: usize = 16 * MIB;
 const LARGE: usize = 6 * MIB;
-/// And of one with two pieces of data and holes behind them.
+/// The size of a file with two pieces of data, and holes behind them.
 const SPARSE: u64 = 40 << 20;
 const NAMES: [&str; 4] = ["a", "b", "c", "d"];
 
@@ -57,7 +57,7 @@ impl Fixture {
         Overlay::new(Layers { upper: Some(upper), work: None, lowers: vec![lower] }).unwrap()
     }
 
-    /// Takes all the space of the disk but this, for another program.
+    /// Takes all space of the disk except `but` bytes, as another program would.
     fn fill(&self, but: usize) {
         let file = File::create(self.disk.path().join("filler")).unwrap();
         let mut at = 0;
@@ -76,7 +76,7 @@ impl Fixture {
         fs::remove_file(self.disk.path().join("filler")).unwrap();
     }
 
-    /// What is left of partial copies.
+    /// Returns the names of files of partial copies.
     fn parts(&self) -> Vec<String> {
         let mut all = names(&self.disk.path().join("upper"));
         all.retain(|name| name.starts_with(".wh..wh.part."));
@@ -103,7 +103,7 @@ fn read(overlay: &Merged, name: &str) -> Vec<u8> {
     bytes
 }
 
-/// Whether something was done, or refused for want of space.
+/// Returns true for success, false for ENOSPC. Panics for another errno.
 #[track_caller]
 fn is_done<T>(result: Result<T>) -> bool {
     match result {
@@ -115,16 +115,16 @@ fn is_done<T>(result: Result<T>) -> bool {
     }
 }
 
-/// As much as fits is taken, and the rest refused when it is written.
+/// Changes succeed as long as the whole files fit. Later ones fail at the write.
 #[test]
-fn a_change_for_whose_file_there_is_no_room_is_refused() {
+fn a_change_of_a_file_without_room_is_refused() {
     let fixture = Fixture::new();
     let overlay = fixture.mount(&Counts::default());
     let free = || overlay.stat_fs().unwrap();
     let before = free();
     let write = |name| is_done(overlay.write_at(&open(&overlay, name), b"new", 3_000_000));
     assert_eq!(NAMES.map(write), [true, true, false, false]);
-    // The rest of both counts as taken, though it may not be there yet.
+    // The whole size of both files counts as used, even before it is copied.
     let taken = (before.blocks_available - free().blocks_available) * u64::from(before.block_size);
     assert!(taken >= 2 * LARGE as u64, "{taken}");
     assert_eq!(NAMES.map(write), [true, true, false, false]);
@@ -148,9 +148,9 @@ fn a_change_for_whose_file_there_is_no_room_is_refused() {
     fixture.guard.check();
 }
 
-/// What partial copies lack is not given to others who write through the overlay.
+/// A write to another file of the overlay does not get the space that partial copies still need.
 #[test]
-fn the_room_for_the_rest_of_a_file_is_not_given_away() {
+fn the_room_for_the_rest_of_a_file_is_reserved() {
     let fixture = Fixture::new();
     let overlay = fixture.mount(&Counts::default());
     let large = open(&overlay, "a");
@@ -162,7 +162,7 @@ fn the_room_for_the_rest_of_a_file_is_not_given_away() {
         size += MIB as u64 / 2;
     }
     assert!((DISK - LARGE - 3 * MIB..DISK - LARGE).contains(&(size as usize)), "{size} bytes were given");
-    // Of what was completed meanwhile nothing is lacking.
+    // The completion still has its space.
     overlay.sync(&large).unwrap();
     let mut right = content("a");
     right[100..103].copy_from_slice(b"new");
@@ -170,10 +170,10 @@ fn the_room_for_the_rest_of_a_file_is_not_given_away() {
     fixture.guard.check();
 }
 
-/// Others may take what was left free. What was written before stays, and is found by the next
-/// mount.
+/// Other programs may take the space that was kept free. Earlier writes stay, and the next mount
+/// shows them.
 #[test]
-fn what_others_take_is_missing_and_nothing_is_torn() {
+fn a_disk_filled_by_another_program_loses_no_write() {
     let fixture = Fixture::new();
     let counts = Counts::default();
     let overlay = fixture.mount(&counts);
@@ -182,7 +182,7 @@ fn what_others_take_is_missing_and_nothing_is_torn() {
     overlay.write_at(&large, b"new", 100).unwrap();
     right[100..103].copy_from_slice(b"new");
     fixture.fill(2 * MIB);
-    // It is noticed by who writes, and then completing fails.
+    // The next write that needs space fails, and so does the completion.
     let mut at = 200_000;
     while is_done(overlay.write_at(&large, &[9; 100_000], at as u64)) {
         right[at..at + 100_000].fill(9);
@@ -220,9 +220,10 @@ fn a_file_with_holes_needs_room_for_its_data() {
     assert!(copy.blocks() * 512 < 3 * MIB as u64, "{} blocks", copy.blocks());
 }
 
-/// Random changes of large and small files, while others fill the disk and leave it again.
+/// Random changes of large and small files, while another program fills the disk and frees it
+/// again.
 #[test]
-fn what_is_taken_is_kept_and_what_is_refused_changed_nothing() {
+fn accepted_changes_are_kept_and_refused_ones_change_nothing() {
     let mut refused = 0;
     for seed in 1..=2 {
         refused += random_changes(seed);
@@ -285,7 +286,7 @@ fn random_changes(seed: u64) -> usize {
                         fixture.free();
                     }
                     for name in right.keys() {
-                        // Nobody else has taken anything, so what was taken can be done.
+                        // No other program has taken space, so the sync succeeds.
                         overlay.sync(&open(&overlay, name)).unwrap();
                     }
                 }

@@ -1,6 +1,6 @@
-//! The daemon's program with real processes, signals and streams: this program starts itself as the
-//! daemon's. The manager of namespaces waits for the daemon, and clients ask it for the scheme from
-//! the beginning, so a daemon that asks it for anything hangs.
+//! The program of the daemon with real processes, signals and streams. This test starts itself as
+//! that program. The manager of namespaces waits for the daemon, and clients ask the manager for
+//! the scheme from the start. So a daemon that asks the manager for anything hangs.
 //!
 //! It has no harness, because the daemon's program must have one thread when it forks.
 
@@ -24,11 +24,11 @@ use redox_scheme::Socket;
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use tempfile::TempDir;
 
-/// How long anything may take.
+/// The timeout of every step.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn main() -> ExitCode {
-    // The kernel of the tests is in each process of its own.
+    // Each process has its own simulated kernel.
     linux_delegate::kernel::unregister("none").unwrap_err();
     match env::args().nth(1).as_deref() {
         Some("serve") => serve(Path::new(&env::args().nth(2).unwrap()), env::args().nth(3).is_some()),
@@ -111,8 +111,8 @@ const TESTS: [(&str, fn()); 9] = [
     }),
 ];
 
-/// The daemon's program. In `dir`, `lower` is the layer, `name` stands for the scheme's name, and
-/// `daemon`, `read` and `end` tell of the child.
+/// Runs the daemon. `dir` has the layer `lower`, and the file `name` while the scheme's name
+/// exists. The files `daemon`, `read` and `end` report the state of the child.
 fn serve(dir: &Path, detach: bool) -> ExitCode {
     let options = Options { lowers: vec![dir.join("lower")], ..Options::default() };
     let name = "kept".to_owned();
@@ -125,13 +125,13 @@ fn serve(dir: &Path, detach: bool) -> ExitCode {
         protected_hardlinks: true,
         verbose: true,
     };
-    // SAFETY: nothing here has started a thread.
+    // SAFETY: the process has one thread.
     let init = unsafe { Init::from_environment() };
     let as_child = |kept: Kept| {
         start_log(arguments.verbose);
         manager::let_it_wait();
         if fs::exists(dir.join("name")).unwrap() {
-            // Of a daemon that is gone.
+            // The name is left by a daemon that has ended.
             redox_scheme::scheme::register_scheme_inner(&Socket::create().unwrap(), &arguments.name, 0).unwrap();
         }
         for client in 0..2 {
@@ -141,18 +141,18 @@ fn serve(dir: &Path, detach: bool) -> ExitCode {
                 fs::write(read, "").unwrap();
             });
         }
-        // The program of the daemon, of which the clients are not.
+        // This thread acts as the daemon. The clients are other processes.
         abi::act_as(&Process::new(0, 0));
         let served = run(&arguments, init, Telling { dir, kept });
         as_test(|| fs::write(dir.join("end"), if served.is_ok() { "ended well" } else { "failed" }).unwrap());
         if served.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
     };
-    // SAFETY: nothing here has started a thread.
+    // SAFETY: the process has one thread.
     let kept = unsafe { keep(detach, as_child, || drop(fs::remove_file(dir.join("name")))) };
     kept.unwrap()
 }
 
-/// The daemon, which tells the test how far it is.
+/// The watcher of the daemon. It reports the progress to the test.
 struct Telling<'d> {
     dir: &'d Path,
     kept: Kept,
@@ -165,7 +165,7 @@ impl Watcher for Telling<'_> {
 
     fn ready(self, stop: Arc<Stop>) {
         let Self { dir, kept } = self;
-        // As a bug in a request might have it.
+        // As a bug in a request would panic.
         catch_unwind(|| panic!("on purpose")).unwrap_err();
         as_test(|| {
             fs::write(dir.join("name"), "").unwrap();
@@ -180,48 +180,48 @@ thread_local! {
     static IS_TEST: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Does something that the daemon's own code does not do.
+/// Runs code of the test, outside of the daemon's restrictions.
 fn as_test(act: impl FnOnce()) {
     IS_TEST.set(true);
     act();
     IS_TEST.set(false);
 }
 
-/// What the standard library opens files with. In an empty namespace the manager is asked, as on
-/// Redox.
+/// The function that the standard library opens files with. In an empty namespace it asks the
+/// manager, as on Redox.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn open64(path: *const c_char, flags: c_int, mode: c_int) -> c_int {
     if !IS_TEST.get()
         && let Err(error) = abi::look_up()
     {
-        // SAFETY: the place of errno belongs to the thread.
+        // SAFETY: errno belongs to this thread.
         unsafe { *libc::__errno_location() = error.errno };
         return -1;
     }
-    // SAFETY: the path is as whoever calls this promises, the rest are numbers.
+    // SAFETY: the caller of this function guarantees the path, and the other arguments are numbers.
     unsafe { libc::syscall(libc::SYS_openat, libc::AT_FDCWD, path, flags, mode) as c_int }
 }
 
-/// The daemon's program, started.
+/// A started program of the daemon.
 struct Started {
     dir: TempDir,
     program: Child,
 }
 
 impl Started {
-    /// Comes back when the daemon is ready.
+    /// Starts the program, and returns when the daemon is ready.
     fn new(detach: bool) -> Self {
         let started = Self::start(TempDir::new().unwrap(), detach, true);
         started.wait_until_ready();
         started
     }
 
-    /// Without the layer that it is to serve.
+    /// Starts the program without its layer.
     fn failing(detach: bool) -> Self {
         Self::start(TempDir::new().unwrap(), detach, false)
     }
 
-    /// Comes back when the daemon has answered a client.
+    /// Starts the program, and returns when the daemon has answered a client.
     fn logging(stderr: PipeWriter) -> Self {
         let started = Self::spawn(TempDir::new().unwrap(), false, true, |program| {
             program.stderr(stderr).env("RUST_BACKTRACE", "1");
@@ -269,7 +269,7 @@ impl Started {
         kill_process(to, signal).unwrap();
     }
 
-    /// How the program ends, as whoever started it sees it.
+    /// Waits for the end of the program, and returns its exit status.
     fn end(&mut self) -> ExitStatus {
         let mut status = None;
         wait_until("the program ends", || {
@@ -279,7 +279,7 @@ impl Started {
         status.unwrap()
     }
 
-    /// The daemon is gone, has said this of its end, and its name is removed.
+    /// Checks that the daemon has ended, reported `said` as its end, and that its name is removed.
     fn is_gone(&self, said: &str) {
         wait_until("the daemon is gone", || test_kill_process(self.daemon()).is_err());
         wait_until("its name is removed", || !self.path("name").exists());

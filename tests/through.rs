@@ -1,5 +1,5 @@
-//! Copies that need no sync: on a filesystem that brings data to the disk before the name that the
-//! file gets later.
+//! Copies without a sync, on a filesystem that writes the data of a file to the disk before its
+//! later name.
 //!
 //! Needs root, loop devices and Debian's package e2fsprogs; fails without them.
 
@@ -15,8 +15,8 @@ use test_common::{Disk, Setup, put};
 
 const OWN: Owner = Owner { uid: 0, gid: 0 };
 
-/// Copies up files of different sizes below `disk`, one with holes, and answers how many calls
-/// wrote through and how many synced.
+/// Copies up files of different sizes below `disk`, one with holes. Returns the numbers of calls
+/// that wrote past the page cache and that synced.
 fn copy_up(disk: &Path) -> (u64, u64) {
     let (lower, upper) = (disk.join("lower"), disk.join("upper"));
     let sizes = [0, 1, 4095, 4096, 4097, 200_000];
@@ -78,7 +78,7 @@ fn only_whole_units_are_written_through() {
     assert_eq!(layer.write_through(&file, b"b", 1).unwrap_err().errno, EOPNOTSUPP);
     let bytes = fs::read(disk.path().join("file")).unwrap();
     assert_eq!(bytes, [vec![0; 4096], vec![b'a'; 5000], vec![0; 3192]].concat());
-    // What is written the usual way afterwards is found too.
+    // A later ordinary write is found too.
     assert_eq!(layer.write_at(&file, b"c", 4100).unwrap(), 1);
     assert_eq!(fs::read(disk.path().join("file")).unwrap()[4099..4102], *b"aca");
 }

@@ -1,6 +1,6 @@
-//! A layer that is gone for a while, as a server of files is that has been restarted (ESTALE), or a
-//! disk that does not answer: below the engine, every operation says so and changes nothing, and
-//! does what it should once the layer is back.
+//! A layer that fails for a while: a file server that was restarted (ESTALE), or a disk that does
+//! not answer. Every operation returns the error and changes nothing. Once the layer is back, it
+//! succeeds.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -27,7 +27,7 @@ fn find(overlay: &Overlay<Counting>, path: &str) -> Result<Arc<Node<Counting>>> 
     path.split('/').try_fold(overlay.root().clone(), |dir, name| overlay.lookup(&dir, OsStr::new(name)))
 }
 
-/// Directories of a lower layer, one for each operation, and one of the upper.
+/// Makes directories of a lower layer, one for each operation, and one of the upper layer.
 fn fill(setup: &Setup, count: usize) {
     let lower = setup.dir("lower");
     for index in 0..count {
@@ -40,7 +40,7 @@ fn fill(setup: &Setup, count: usize) {
 
 type Work = fn(&Overlay<Counting>, &str) -> Result<()>;
 
-/// Each of them asks a layer something, in a directory of its own.
+/// Operations that need a layer, each in a directory of its own.
 const WORKS: [(&str, Work); 16] = [
     ("lookup", |overlay, dir| find(overlay, &format!("{dir}/file")).map(drop)),
     ("list", |overlay, dir| overlay.list(&overlay.open(&find(overlay, dir)?), 0, &mut |_| true)),
@@ -89,7 +89,7 @@ fn tree(path: &Path) -> Snapshot {
 }
 
 #[test]
-fn a_layer_that_is_gone_for_a_while() {
+fn a_layer_that_fails_for_a_while() {
     for errno in [ESTALE, EIO, ENOSPC, EROFS] {
         let setup = Setup::new();
         fill(&setup, WORKS.len());
@@ -98,7 +98,8 @@ fn a_layer_that_is_gone_for_a_while() {
         let overlay = mount(&setup, &counts);
         let is_gone = gone.clone();
         counts.interpose(move |_| if is_gone.load(Ordering::Relaxed) { Err(Error::new(errno)) } else { Ok(()) });
-        // Of some nothing is known before, of others the names.
+        // For every second operation the names of the directory are in the cache, for the others
+        // nothing.
         for index in (0..WORKS.len()).step_by(2) {
             find(&overlay, &index.to_string()).unwrap();
         }
@@ -132,10 +133,10 @@ fn a_layer_that_is_gone_for_a_while() {
     }
 }
 
-/// On a full disk the opaque mark of a new directory may not be made. Then the whiteout beside it
-/// keeps lower files hidden, and no operation that follows may go by a mark that is not there.
+/// On a full disk the opaque mark of a new directory may fail. Then the whiteout beside it keeps
+/// lower files hidden. No later operation may rely on the missing mark.
 #[test]
-fn a_mark_that_could_not_be_made_is_not_relied_upon() {
+fn a_mark_that_could_not_be_made_does_not_count() {
     for moves_over_another in [false, true] {
         let setup = Setup::new();
         let lower = setup.dir("lower");
@@ -164,7 +165,7 @@ fn a_mark_that_could_not_be_made_is_not_relied_upon() {
             moves("gone", "hides");
             "hides"
         } else {
-            // And a name that lower layers have and that has no whiteout.
+            // The other name exists in lower layers and has no whiteout.
             moves("moved", "elsewhere");
             moves("gone", "moved");
             "moved"
@@ -186,10 +187,10 @@ fn a_mark_that_could_not_be_made_is_not_relied_upon() {
     }
 }
 
-/// A marker that hides nothing, and that could not be removed, is not forgotten: the directory that
-/// it is in can be removed.
+/// A mark that hides nothing and could not be removed is remembered, so its directory can be
+/// removed.
 #[test]
-fn a_marker_that_stays_is_not_in_the_way() {
+fn a_mark_that_cannot_be_removed_blocks_no_removal() {
     let setup = Setup::new();
     put::file(&setup.dir("lower"), "other", "");
     put::file(&setup.dir("upper"), "dir/.wh.name", "");

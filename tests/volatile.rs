@@ -1,5 +1,4 @@
-//! Overlays that sync nothing, what they leave when they do not end well, and overlays that change
-//! nothing.
+//! Volatile overlays, the mark that they leave without a clean end, and read-only overlays.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -15,10 +14,10 @@ use test_common::{Detail, Setup, Snapshot, names, put};
 
 const OWN: Owner = Owner { uid: 0, gid: 0 };
 
-/// The work directory of an upper layer that has its own.
+/// The work directory inside an upper layer.
 const WORK: &str = "upper/.wh..wh.work";
 
-/// A lower layer with a file and a directory, and an empty upper layer.
+/// Makes a lower layer with a file and a directory, and an empty upper layer.
 fn setup() -> Setup {
     let setup = Setup::new();
     put::file(&setup.dir("lower"), "file", "lower");
@@ -31,7 +30,7 @@ fn options(setup: &Setup) -> Options {
     Options { lowers: vec![setup.path("lower")], upper: Some(setup.path("upper")), ..Options::default() }
 }
 
-/// Copies up, redirects, and asks for everything to be synced.
+/// Makes a copy-up and a redirect, and syncs.
 fn change<L: Layer>(overlay: &Overlay<L>) {
     let root = overlay.root();
     let file = overlay.open(&overlay.lookup(root, OsStr::new("file")).unwrap());
@@ -41,8 +40,8 @@ fn change<L: Layer>(overlay: &Overlay<L>) {
     overlay.sync(&overlay.open(root)).unwrap();
 }
 
-/// How many calls to sync files, directories and all it takes to change something, and after that
-/// to end.
+/// Returns the numbers of calls that sync files, directories and the whole filesystem: for some
+/// changes, and for the end after them.
 fn syncs(settings: Settings) -> ([u64; 3], [u64; 3]) {
     let (setup, counts) = (setup(), Counts::default());
     let open = |name: &str, for_writing| Counted::new(OsLayer::open(&setup.path(name), for_writing).unwrap(), &counts);
@@ -66,7 +65,7 @@ fn refusal(options: &Options) -> String {
     }
 }
 
-/// What a volatile overlay leaves that does not end well.
+/// Leaves the mark of a volatile overlay without a clean end.
 fn leave_mark(work: &Path) {
     fs::create_dir_all(work.join(VOLATILE_MARK)).unwrap();
 }
@@ -77,8 +76,8 @@ fn nothing_is_synced_before_the_end() {
     assert_eq!(changing, [0, 0, 0]);
     assert_eq!(ending, [0, 0, 1]);
     let (changing, ending) = syncs(Settings::default());
-    // Where the order of changes is not kept, the redirect and the marker are brought to the disk
-    // before their step.
+    // A filesystem that does not keep the order of changes needs a sync of the redirect and of the
+    // mark before their step.
     let ordered = OsLayer::open(&std::env::temp_dir(), true).unwrap().capabilities().ordered;
     let dirs = if ordered { 1 } else { 3 };
     assert_eq!(
@@ -132,7 +131,7 @@ fn a_marked_upper_layer_is_refused() {
 }
 
 #[test]
-fn a_marked_upper_layer_is_used_if_one_is_told() {
+fn a_marked_upper_layer_is_used_with_reuse_volatile() {
     for volatile in [false, true] {
         let setup = setup();
         leave_mark(&setup.path(WORK));
@@ -144,7 +143,7 @@ fn a_marked_upper_layer_is_used_if_one_is_told() {
 }
 
 #[test]
-fn a_read_only_overlay_shows_the_upper_layer_and_leaves_it_alone() {
+fn a_read_only_overlay_shows_the_upper_layer_unchanged() {
     let setup = setup();
     change(&mount(&options(&setup)).unwrap());
     leave_mark(&setup.path(WORK));

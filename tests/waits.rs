@@ -1,10 +1,10 @@
-//! Who waits when a layer does not answer: a network filesystem that hangs, another daemon that is
-//! stopped. One operation is stuck in one call of a layer, and of all others, of which each is
-//! tried alone, exactly those wait that are said here.
+//! The operations that wait when a layer does not answer, as with a network filesystem that hangs
+//! or another daemon that is stopped. One operation blocks in one call of a layer. Each other
+//! operation is tried alone. Exactly the listed ones wait.
 //!
-//! Data that is read, written, copied or synced keeps only those waiting who want to change the
-//! same object. Whoever needs an answer about names holds the directory meanwhile, and keeps who
-//! renames a directory, who needs the whole tree, waiting. `docs/design.md` has the locks.
+//! A read, write, copy or sync of data delays only changes of the same object. An operation on
+//! names holds its directory meanwhile. A rename of a directory needs the whole tree, so it waits
+//! for that. `docs/design.md` has the locks.
 
 use std::cell::Cell;
 use std::ffi::OsStr;
@@ -22,21 +22,20 @@ type Counting = Counted<OsLayer>;
 
 const OWN: Owner = Owner { uid: 0, gid: 0 };
 
-/// Who has not ended by then waits.
+/// An operation that has not ended after this time counts as waiting.
 const PATIENCE: Duration = Duration::from_millis(400);
 
 thread_local! {
-    /// The call in which this thread is to be stuck.
+    /// The method in which this thread blocks.
     static STUCK_IN: Cell<Option<Method>> = const { Cell::new(None) };
 }
 
-/// A directory `here` with what somebody is stuck with, and one `elsewhere`.
+/// A directory `here` with the objects of the blocked operation, and a directory `elsewhere`.
 struct Tree {
     overlay: Overlay<Counting>,
     here: Arc<Node<Counting>>,
     elsewhere: Arc<Node<Counting>>,
-    /// `here/file`, which is in the lower layer, and `here/own`, which is in the upper one; both
-    /// were read.
+    /// `here/file` of the lower layer, and `here/own` of the upper one. Both were read.
     file: Handle<Counting>,
     own: Handle<Counting>,
     /// `elsewhere/file`.
@@ -75,8 +74,8 @@ fn rename(tree: &Tree, dir: &Arc<Node<Counting>>, from: &str) -> Result<()> {
 }
 
 impl Tree {
-    /// A tree in which threads get stuck, which say so to `arrived`, and go on when they hear from
-    /// `gate`.
+    /// Makes a tree in which threads block. A blocked thread reports to `arrived`, and goes on
+    /// after a message of `gate`.
     fn new(arrived: Sender<()>, gate: Receiver<()>) -> Self {
         let setup = Setup::new();
         let lower = setup.dir("lower");
@@ -125,7 +124,7 @@ impl Tree {
     }
 }
 
-/// Everything that others want to do meanwhile.
+/// The operations that are tried meanwhile.
 const OTHERS: [(&str, Operation); 18] = [
     ("read the file", |tree| read(tree, &tree.file)),
     ("stat the file", |tree| tree.overlay.stat(tree.file.node()).map(drop)),
@@ -150,7 +149,8 @@ const OTHERS: [(&str, Operation); 18] = [
     ("rename a directory elsewhere", |tree| rename(tree, &tree.elsewhere, "dir")),
 ];
 
-/// Has `stuck` get stuck in `method` while each of the others is tried, and says who waits.
+/// Blocks `stuck` in `method`, tries each of the other operations, and compares the ones that wait
+/// with `waiting`.
 fn check(stuck: Operation, method: Method, waiting: &[&str]) {
     let waits = |other: Operation| {
         let ((arrived, arrival), (gate, opened), (ended, end)) = (mpsc::channel(), mpsc::channel(), mpsc::channel());
@@ -162,7 +162,7 @@ fn check(stuck: Operation, method: Method, waiting: &[&str]) {
             });
             arrival.recv_timeout(10 * PATIENCE).expect("it does not get stuck");
             scope.spawn(move || {
-                // It may come too late to be possible.
+                // The operation may fail after the wait.
                 let _ = other(tree);
                 ended.send(()).unwrap();
             });
@@ -184,19 +184,19 @@ const NOBODY: &[&str] = &[];
 const WHO_CHANGES_THE_FILE: &[&str] = &["write to the file", "unlink the file"];
 
 #[test]
-fn nobody_waits_for_what_is_read() {
+fn a_read_delays_no_operation() {
     check(|tree| read(tree, &tree.file), Method::ReadAt, NOBODY);
 }
 
 #[test]
-fn who_changes_the_same_file_waits_for_its_copy_up() {
+fn a_copy_up_delays_changes_of_the_same_file() {
     let write: Operation = |tree| write(tree, &tree.file);
     check(write, Method::CreateFile, WHO_CHANGES_THE_FILE);
     check(write, Method::SetTimes, WHO_CHANGES_THE_FILE);
 }
 
 #[test]
-fn who_changes_the_same_file_waits_for_a_write_a_truncation_and_what_is_copied_into_it() {
+fn a_write_a_truncation_and_a_copy_delay_changes_of_the_same_file() {
     let waiting = &["write to the other file"];
     check(|tree| write(tree, &tree.own), Method::WriteAt, waiting);
     check(|tree| tree.overlay.truncate(tree.own.node(), 4), Method::Truncate, waiting);
@@ -205,13 +205,14 @@ fn who_changes_the_same_file_waits_for_a_write_a_truncation_and_what_is_copied_i
 }
 
 #[test]
-fn nobody_waits_for_a_sync() {
+fn a_sync_delays_no_operation() {
     check(|tree| tree.overlay.sync(&tree.own), Method::Sync, NOBODY);
     check(|tree| tree.overlay.sync(&tree.overlay.open(&tree.here)), Method::SyncDir, NOBODY);
 }
 
-/// Who needs the directory `here`, and who moves a directory and so needs all.
-const WHO_NEEDS_THE_DIRECTORY: &[&str] = &[
+/// The operations that need the directory `here`, and a rename of a directory, which needs the
+/// whole tree.
+const NEED_THE_DIRECTORY: &[&str] = &[
     "unlink the file",
     "find what is known here",
     "find what is not known here",
@@ -221,21 +222,21 @@ const WHO_NEEDS_THE_DIRECTORY: &[&str] = &[
 ];
 
 #[test]
-fn who_needs_the_directory_waits_for_what_is_looked_up_and_made_there() {
+fn a_lookup_and_a_creation_delay_operations_on_the_directory() {
     // The copy gets its name there.
-    let waiting = &[&["write to the file"], WHO_NEEDS_THE_DIRECTORY].concat();
+    let waiting = &[&["write to the file"], NEED_THE_DIRECTORY].concat();
     check(|tree| find(tree, &tree.here, "untouched"), Method::Stat, waiting);
     check(|tree| create(tree, &tree.here), Method::CreateFile, waiting);
     check(|tree| tree.overlay.unlink(&tree.here, name("file")), Method::CreateFile, waiting);
 }
 
 #[test]
-fn who_needs_the_directory_or_the_file_waits_for_a_rename_of_a_file() {
+fn a_rename_of_a_file_delays_operations_on_the_directory_and_the_file() {
     let the_file = ["write to the file", "read the other file", "write to the other file"];
-    let waiting = [&the_file, WHO_NEEDS_THE_DIRECTORY].concat();
+    let waiting = [&the_file, NEED_THE_DIRECTORY].concat();
     let mut waiting: Vec<_> = OTHERS.iter().map(|(what, _)| *what).filter(|what| waiting.contains(what)).collect();
     check(|tree| rename(tree, &tree.here, "own"), Method::Rename, &waiting);
-    // Who goes from one directory to another waits for each other.
+    // A rename between two directories waits for another one.
     let last = waiting.len() - 1;
     waiting.insert(last, "rename across elsewhere");
     let across: Operation = |tree| {
@@ -246,7 +247,7 @@ fn who_needs_the_directory_or_the_file_waits_for_a_rename_of_a_file() {
 }
 
 #[test]
-fn who_needs_names_waits_for_a_rename_of_a_directory() {
+fn a_rename_of_a_directory_delays_operations_on_names() {
     let data = ["read the file", "stat the file", "read the other file", "read elsewhere"];
     let waiting: Vec<_> = OTHERS.iter().map(|(what, _)| *what).filter(|what| !data.contains(what)).collect();
     check(|tree| rename(tree, &tree.here, "own dir"), Method::Rename, &waiting);

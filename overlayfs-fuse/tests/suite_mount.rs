@@ -274,7 +274,7 @@ fn a_large_file_is_changed_without_a_copy_until_the_end() {
         File::options().write(true).open(&file).unwrap().write_all_at(b"in between", 5_000_000).unwrap();
         let mut bytes = [&content[..], b"end"].concat();
         bytes[5_000_000..5_000_010].copy_from_slice(b"in between");
-        let part = fs::metadata(test_common::lent(&fixture.setup.path("upper/dir"), "part", "large")).unwrap();
+        let part = fs::metadata(test_common::partial_file(&fixture.setup.path("upper/dir"), "part", "large")).unwrap();
         assert!(part.blocks() * 512 < 1 << 20);
         // The kernel may show what it holds.
         let read =

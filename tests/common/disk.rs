@@ -1,5 +1,5 @@
-//! A filesystem of its own, where a test needs one of a certain kind or size. Needs root, loop
-//! devices and the filesystem's tools.
+//! A filesystem of a certain kind or size for one test. Needs root, loop devices and the
+//! filesystem's tools.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,12 +7,12 @@ use std::process::Command;
 
 use crate::Setup;
 
-/// A new filesystem in a file, mounted as long as this lives.
+/// A new filesystem in a file. It is mounted while this value lives.
 pub struct Disk(PathBuf);
 
 impl Disk {
-    /// Made by `words`, a program and its arguments, to which the file is added; `size` is in
-    /// bytes.
+    /// Makes a filesystem of `size` bytes with the command `words` (a program and its arguments),
+    /// followed by the path of the file.
     pub fn new(setup: &Setup, size: u64, words: &[&str]) -> Self {
         let (image, point) = (setup.path("image"), setup.dir("disk"));
         fs::File::create(&image).unwrap().set_len(size).unwrap();
@@ -21,7 +21,7 @@ impl Disk {
         Disk(point)
     }
 
-    /// Where it is mounted.
+    /// Returns the mount point.
     pub fn path(&self) -> &Path {
         &self.0
     }

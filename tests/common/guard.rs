@@ -1,18 +1,18 @@
-//! Proof that lower layers were left alone.
+//! A check that lower layers do not change.
 
 use std::path::PathBuf;
 
 use crate::snapshot::{Detail, Snapshot};
 
-/// Holds snapshots of lower layers and compares them at the end of a test: bytes, modes, owners,
-/// times (of access too), link counts and extended attributes. The comparison also happens when the
-/// guard is dropped, unless the test fails already.
+/// Takes snapshots of lower layers, and compares them at the end of a test. They have bytes, modes,
+/// owners, times (of access too), link counts and extended attributes. The drop of the guard
+/// compares too, unless the test fails already.
 pub struct LowerGuard {
     lowers: Vec<(PathBuf, Snapshot)>,
 }
 
 impl LowerGuard {
-    /// Guards these directories from now on.
+    /// Makes a guard of these directories.
     pub fn new(lowers: impl IntoIterator<Item = impl Into<PathBuf>>) -> Self {
         let mut guard = Self { lowers: Vec::new() };
         for lower in lowers {
@@ -21,14 +21,14 @@ impl LowerGuard {
         guard
     }
 
-    /// Guards one more directory from now on.
+    /// Adds a directory to the guard.
     pub fn add(&mut self, lower: impl Into<PathBuf>) {
         let lower = lower.into();
         let snapshot = Snapshot::take(&lower, Detail::Everything);
         self.lowers.push((lower, snapshot));
     }
 
-    /// Panics with the differences if a layer is not what it was.
+    /// Panics with the differences if a layer has changed.
     pub fn check(&self) {
         for (path, before) in &self.lowers {
             before

@@ -1,6 +1,6 @@
-//! Helpers of the whole-system tests: temporary directories for layers, small trees to fill them
-//! with, snapshots of real directory trees, random numbers that stay the same, and the guard that
-//! proves that a lower layer was left alone.
+//! Helpers for tests of the whole system: temporary directories for layers, and functions that fill
+//! them. Also snapshots of directory trees, reproducible random numbers, and a guard that checks
+//! that lower layers do not change.
 
 mod disk;
 mod guard;
@@ -11,5 +11,5 @@ mod snapshot;
 pub use disk::Disk;
 pub use guard::LowerGuard;
 pub use random::Random;
-pub use setup::{Setup, exists, lent, mode, names, owner, put, times};
+pub use setup::{Setup, exists, mode, names, owner, partial_file, put, times};
 pub use snapshot::{Detail, Snapshot, xattrs};

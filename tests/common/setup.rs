@@ -1,33 +1,33 @@
-//! A temporary directory that holds the layers of one test, and short ways to fill them.
+//! A temporary directory with the layers of one test, and short functions to fill them.
 
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, Timespec, Timestamps, Uid};
 
-/// What begins the names of stages.
+/// The start of the names of setups.
 const PREFIX: &str = "overlayfs-test-";
 
-/// A temporary directory for one test; removed with all its contents when it is dropped.
+/// A temporary directory for one test. The drop removes it with its contents.
 pub struct Setup {
     dir: tempfile::TempDir,
 }
 
 impl Setup {
-    /// An empty setup. Tests change owners and make device nodes, so they run as root; a sentence
-    /// says so if they do not.
+    /// Makes an empty setup. Panics with a sentence unless the test runs as root: tests change
+    /// owners and make device nodes.
     #[expect(clippy::new_without_default, reason = "makes a directory, which a default value should not do")]
     pub fn new() -> Self {
         assert!(rustix::process::geteuid().is_root(), "this test gives files to other users: run it as root");
         Self { dir: tempfile::Builder::new().prefix(PREFIX).tempdir().unwrap() }
     }
 
-    /// An empty setup in memory, where nothing waits for a disk.
+    /// Makes an empty setup in memory, so that no call waits for a disk.
     pub fn in_memory() -> Self {
         Self { dir: tempfile::Builder::new().prefix(PREFIX).tempdir_in("/dev/shm").unwrap() }
     }
 
-    /// A setup with these directories, which other users may enter.
+    /// Makes a setup with these directories, which other users may enter.
     pub fn for_users(names: &[&str]) -> Self {
         let setup = Self::new();
         mode(setup.root(), 0o755);
@@ -37,17 +37,17 @@ impl Setup {
         setup
     }
 
-    /// The setup itself.
+    /// Returns the directory of the setup.
     pub fn root(&self) -> &Path {
         self.dir.path()
     }
 
-    /// The path of `name` in the setup, whether it exists or not.
+    /// Returns the path of `name` in the setup. The object need not exist.
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    /// The directory `name` in the setup, created if it is missing.
+    /// Returns the directory `name` in the setup, and makes it if it is missing.
     pub fn dir(&self, name: &str) -> PathBuf {
         let path = self.path(name);
         fs::create_dir_all(&path).unwrap();
@@ -55,8 +55,8 @@ impl Setup {
     }
 }
 
-/// Puts objects into a real directory, with parents as needed. Panics on any failure: the test
-/// could not mean anything then.
+/// Functions that put objects, with their parents, into a real directory. They panic on any error,
+/// as the test would show nothing then.
 pub mod put {
     use super::*;
 
@@ -64,7 +64,7 @@ pub mod put {
         fs::create_dir_all(path.parent().unwrap()).unwrap();
     }
 
-    /// A file with these bytes, or new bytes for an existing one.
+    /// Makes a file with these bytes, or writes them to an existing one.
     pub fn file(root: &Path, path: &str, bytes: impl AsRef<[u8]>) -> PathBuf {
         let path = root.join(path);
         parents(&path);
@@ -72,14 +72,14 @@ pub mod put {
         path
     }
 
-    /// A directory, which may exist.
+    /// Makes a directory. It may exist.
     pub fn dir(root: &Path, path: &str) -> PathBuf {
         let path = root.join(path);
         fs::create_dir_all(&path).unwrap();
         path
     }
 
-    /// A symlink.
+    /// Makes a symlink.
     pub fn symlink(root: &Path, path: &str, target: &str) -> PathBuf {
         let path = root.join(path);
         parents(&path);
@@ -87,7 +87,7 @@ pub mod put {
         path
     }
 
-    /// A second name of a file.
+    /// Adds a name to a file.
     pub fn link(root: &Path, existing: &str, path: &str) -> PathBuf {
         let path = root.join(path);
         parents(&path);
@@ -95,7 +95,7 @@ pub mod put {
         path
     }
 
-    /// A FIFO, a socket or a device node.
+    /// Makes a FIFO, a socket or a device node.
     pub fn node(root: &Path, path: &str, kind: FileType, mode: u32, rdev: u64) -> PathBuf {
         let path = root.join(path);
         parents(&path);
@@ -104,18 +104,18 @@ pub mod put {
         path
     }
 
-    /// Hides `name` of `dir` in the layers below, in the native format.
+    /// Makes a whiteout of `name` in `dir`, in the OCI format.
     pub fn whiteout(root: &Path, dir: &str, name: &str) -> PathBuf {
         file(&root.join(dir), &format!(".wh.{name}"), "")
     }
 
-    /// Hides all that layers below have in `dir`, in the native format.
+    /// Makes `dir` opaque, in the OCI format.
     pub fn opaque(root: &Path, dir: &str) -> PathBuf {
         file(&root.join(dir), ".wh..wh..opq", "")
     }
 }
 
-/// Sets the mode of an object that is not a symlink.
+/// Sets the mode of an object. It must not be a symlink.
 pub fn mode(path: &Path, mode: u32) {
     rustix::fs::chmod(path, Mode::from_raw_mode(mode)).unwrap();
 }
@@ -133,7 +133,7 @@ pub fn times(path: &Path, atime: (i64, i64), mtime: (i64, i64)) {
     rustix::fs::utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW).unwrap();
 }
 
-/// Whether something has this name, also a dangling symlink.
+/// Returns whether an object has this name. A dangling symlink counts.
 pub fn exists(path: &Path) -> bool {
     match fs::symlink_metadata(path) {
         Ok(_) => true,
@@ -142,7 +142,7 @@ pub fn exists(path: &Path) -> bool {
     }
 }
 
-/// The names in a directory, sorted.
+/// Returns the names in a directory, sorted.
 pub fn names(dir: &Path) -> Vec<String> {
     let mut names: Vec<_> =
         fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
@@ -150,9 +150,9 @@ pub fn names(dir: &Path) -> Vec<String> {
     names
 }
 
-/// The partial copy of `name` in a directory of an upper layer (`kind` is `part`), or its map
-/// (`map`). Panics if there is none.
-pub fn lent(dir: &Path, kind: &str, name: &str) -> PathBuf {
+/// Returns the path of the partial copy of `name` in a directory of an upper layer (`kind` is
+/// `part`), or of its map (`map`). Panics if there is none.
+pub fn partial_file(dir: &Path, kind: &str, name: &str) -> PathBuf {
     let (prefix, end) = (format!(".wh..wh.{kind}."), format!(".{name}"));
     let found = names(dir).into_iter().find(|found| found.starts_with(&prefix) && found.ends_with(&end));
     dir.join(found.unwrap_or_else(|| panic!("{} has no {kind} of {name}", dir.display())))

@@ -1,4 +1,4 @@
-//! What a real directory tree holds, taken at one time and compared with another.
+//! Snapshots of real directory trees, and their comparison.
 
 use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, HashMap};
@@ -13,23 +13,23 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
-/// How much of each object is taken down.
+/// The detail of a snapshot.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Detail {
-    /// Kinds, contents, modes, owners, symlink targets, device numbers and which names are links of
-    /// one file. Two trees that the same programs made at different times agree in this.
+    /// Kinds, contents, modes, owners, symlink targets, device numbers, and the names that share a
+    /// file. Two trees that the same programs made at different times agree in this.
     Contents,
     /// The same, and times of change to the nanosecond.
     Times,
     /// The same, and extended attributes.
     Xattrs,
-    /// All that can be seen: also times of access and of inode change, inode numbers, link counts
-    /// and extended attributes. Only a tree that nobody touched agrees with itself in this.
+    /// All properties: also times of access and of inode change, inode numbers, link counts and
+    /// extended attributes. Any access to a tree changes them.
     Everything,
 }
 
-/// A directory tree of the real filesystem as it was when the snapshot was taken. Taking one
-/// changes nothing, not even access times.
+/// A snapshot of a directory tree of the real filesystem. Taking one changes nothing, not even
+/// access times.
 #[derive(PartialEq, Eq)]
 pub struct Snapshot {
     detail: Detail,
@@ -40,8 +40,8 @@ pub struct Snapshot {
 type Object = BTreeMap<&'static str, String>;
 
 impl Snapshot {
-    /// Takes down the tree below `root`, which is part of it under the empty path. Panics if any
-    /// part of it cannot be read.
+    /// Takes a snapshot of the tree below `root`. The root itself has the empty path. Panics if a
+    /// part of the tree cannot be read.
     pub fn take(root: &Path, detail: Detail) -> Self {
         let mut taker = Taker { detail, objects: BTreeMap::new(), links: HashMap::new() };
         let fd = open(CWD, root.as_os_str(), OFlags::DIRECTORY).unwrap_or_else(|e| panic!("{}: {e}", root.display()));
@@ -50,17 +50,18 @@ impl Snapshot {
         Self { detail, objects: taker.objects }
     }
 
-    /// The paths of all objects, sorted, the root ("") first.
+    /// Returns the paths of all objects, sorted. The first is the root ("").
     pub fn paths(&self) -> impl Iterator<Item = &Path> {
         self.objects.keys().map(PathBuf::as_path)
     }
 
-    /// How many objects there are, the root included.
+    /// Returns the number of objects, with the root.
     pub fn count(&self) -> usize {
         self.objects.len()
     }
 
-    /// What differs in `other`, one line for each object; empty if nothing does.
+    /// Returns the differences to `other`, one line for each object. Without a difference the text
+    /// is empty.
     pub fn diff(&self, other: &Self) -> String {
         assert_eq!(self.detail, other.detail, "snapshots of different detail cannot be compared");
         let mut out = String::new();
@@ -168,14 +169,13 @@ impl Taker {
 fn everything(object: &mut Object, kind: FileType, stat: &Stat) {
     object.insert("ctime", format!("{}.{:09}", stat.st_ctime, stat.st_ctime_nsec));
     object.insert("inode", format!("{}/{} ×{}", stat.st_dev, stat.st_ino, stat.st_nlink));
-    // Reading a symlink changes its access time and nothing can be done about it: there is no
-    // O_NOATIME for readlink.
+    // A read of a symlink changes its access time: readlink has no O_NOATIME.
     if kind != FileType::Symlink {
         object.insert("atime", format!("{}.{:09}", stat.st_atime, stat.st_atime_nsec));
     }
 }
 
-/// Opens for reading without a change to the access time.
+/// Opens an object for reading without a change to its access time.
 fn open(dir: BorrowedFd<'_>, name: &OsStr, flags: OFlags) -> rustix::io::Result<OwnedFd> {
     let flags = flags | OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
     match rustix::fs::openat(dir, name, flags | OFlags::NOATIME, Mode::empty()) {
@@ -184,7 +184,8 @@ fn open(dir: BorrowedFd<'_>, name: &OsStr, flags: OFlags) -> rustix::io::Result<
     }
 }
 
-/// The contents of a file: its bytes if they are few, otherwise their number and a hash.
+/// Returns the contents of a file: the bytes of a short file, otherwise the number of bytes and a
+/// hash.
 fn digest(dir: BorrowedFd<'_>, name: &OsStr, path: &Path) -> String {
     let fd = open(dir, name, OFlags::empty()).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     let mut bytes = Vec::new();
@@ -197,9 +198,9 @@ fn digest(dir: BorrowedFd<'_>, name: &OsStr, path: &Path) -> String {
     format!("{} bytes #{:016x}", bytes.len(), hasher.finish())
 }
 
-/// The extended attributes of an object, also of a symlink, as text.
+/// Returns the extended attributes of an object, also of a symlink, as text.
 fn xattrs_at(dir: BorrowedFd<'_>, name: &OsStr) -> String {
-    // There are no calls that begin at a directory.
+    // The calls for attributes take no directory descriptor.
     let path = match dir.as_raw_fd() {
         at_cwd if at_cwd < 0 => PathBuf::from(name),
         at => Path::new("/proc/self/fd").join(at.to_string()).join(name),
@@ -211,7 +212,8 @@ fn xattrs_at(dir: BorrowedFd<'_>, name: &OsStr) -> String {
     out
 }
 
-/// The extended attributes of an object, also of a symlink. None where there are no such things.
+/// Returns the extended attributes of an object, also of a symlink. Without support of the
+/// filesystem there are none.
 pub fn xattrs(path: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut list = Vec::with_capacity(64 << 10);
     match rustix::fs::llistxattr(path, rustix::buffer::spare_capacity(&mut list)) {

@@ -1,7 +1,9 @@
-//! How many backing calls an operation costs: the engine over a layer that counts, cold (a new
-//! overlay that knows nothing) and warm (every directory was read, every object was looked at).
-//! Shared by the benchmark that prints and the test that watches. In memory: on a filesystem that
-//! does not keep the order of changes there are some syncs more.
+//! The backing calls of each operation. The engine is above a counting layer, cold (a new overlay)
+//! and warm (it has read every directory and every object). The benchmark prints the numbers, and a
+//! test checks them.
+//!
+//! The layers are in memory. A filesystem that does not keep the order of changes needs some syncs
+//! more.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -16,20 +18,20 @@ use tempfile::TempDir;
 type Counting = Counted<OsLayer>;
 type NodeRef = Arc<Node<Counting>>;
 
-/// What one operation costs.
+/// The cost of one operation.
 pub struct Row {
     pub operation: &'static str,
-    /// What a plain call costs, with 1 to 3 more for each marker, redirect and parent copied up;
-    /// warm.
+    /// The goal for the warm cost: that of a plain call, and 1 to 3 more for each mark, redirect
+    /// and copied parent.
     pub goal: u64,
-    /// What it may cost warm before the test fails.
+    /// The limit of the warm cost in the test.
     pub most: u64,
     pub cold: Tally,
     pub warm: Tally,
 }
 
 impl Row {
-    /// The row as Markdown; what is above its goal is bold.
+    /// Returns the row as Markdown. A number above its goal is bold.
     pub fn line(&self) -> String {
         let Row { operation, goal, most, warm, cold } = self;
         let bold = if warm.total() > *goal { "**" } else { "" };
@@ -37,19 +39,19 @@ impl Row {
     }
 }
 
-/// Layers in a temporary directory, and an overlay of them that counts.
+/// Layers in a temporary directory, and an overlay of them with counted calls.
 struct Setup {
     _dir: TempDir,
     overlay: Overlay<Counting>,
     counts: Counts,
 }
 
-/// How many objects of each kind there are: one for the cold measurement, one for the warm one.
+/// The number of objects of each kind: one for the cold measurement, one for the warm one.
 const OBJECTS: usize = 2;
 
 impl Setup {
-    /// `lower` has the directories `d` and `m`, `upper` has `u` and, merged with the lower one,
-    /// `m`. In `m`, the `b`s are in both layers and the `w`s are whited out.
+    /// Makes the layers. `lower` has the directories `d` and `m`. `upper` has `u`, and `m` merged
+    /// with the lower one. In `m`, both layers have the `b`s, and the `w`s are whited out.
     fn new() -> Self {
         let dir = TempDir::new_in("/dev/shm").unwrap();
         let (lower, upper) = (dir.path().join("lower"), dir.path().join("upper"));
@@ -80,7 +82,7 @@ impl Setup {
             .fold(self.overlay.root().clone(), |dir, name| self.overlay.lookup(&dir, OsStr::new(name)).unwrap())
     }
 
-    /// Learns all there is to know.
+    /// Lists every directory and stats every object.
     fn warm_up(&self) {
         let mut dirs = vec![self.overlay.root().clone()];
         while let Some(dir) = dirs.pop() {
@@ -117,8 +119,8 @@ fn numbered(path: &Path, number: usize) -> std::path::PathBuf {
     path.into()
 }
 
-/// Measures `operation` on object 0 of a cold overlay and on object 1 of a warm one. `prepare` is
-/// done before, and not counted when warm.
+/// Measures `operation` on object 0 of a cold overlay and on object 1 of a warm one. `prepare` runs
+/// before it, and does not count when warm.
 fn row<T>(
     operation: &'static str,
     goal: u64,
@@ -138,7 +140,7 @@ fn row<T>(
     Row { operation, goal, most, cold, warm: warm.counts.take() }
 }
 
-/// A file that is open, was read, and can be written without a copy-up.
+/// Opens a file that was read, and that needs no copy-up for a write.
 fn open_file(setup: &Setup, number: usize) -> Handle<Counting> {
     let handle = setup.overlay.open(&setup.find(&format!("u/f{number}")));
     setup.overlay.write_at(&handle, b"x", 0).unwrap();
@@ -149,7 +151,7 @@ fn named(name: &str, number: usize) -> std::ffi::OsString {
     format!("{name}{number}").into()
 }
 
-/// Every operation of the table "Cost".
+/// Measures every operation of the table "Cost".
 pub fn rows() -> Vec<Row> {
     let own = Owner { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() };
     let time = Time { sec: 1, nsec: 2 };
@@ -249,8 +251,8 @@ pub fn rows() -> Vec<Row> {
     ]
 }
 
-/// The calls of a walk over everything, cold, with this many lower layers that all have the same
-/// directory of 10 files each.
+/// Returns the calls of a cold walk over everything. Each of `layers` lower layers has the same
+/// directory of 10 files.
 pub fn cold_walk(layers: usize) -> Tally {
     let dir = TempDir::new_in("/dev/shm").unwrap();
     let counts = Counts::default();
@@ -269,8 +271,8 @@ pub fn cold_walk(layers: usize) -> Tally {
     setup.counts.take()
 }
 
-/// The calls to list a directory far below, after many others were, and then 20 in it. Two lower
-/// layers have all of them.
+/// Returns the calls of two listings: of a directory far below, after many other listings, and then
+/// of 20 directories in it. Two lower layers have all of them.
 pub fn deep_steps(depth: usize) -> [Tally; 2] {
     let dir = TempDir::new_in("/dev/shm").unwrap();
     let deep = vec!["d"; depth].join("/");

@@ -1,7 +1,8 @@
-//! How many requests arrive at redoxfs for what a program does: with the program's files in an
-//! overlay of layers on it, and with the same files on it directly. A request is a message to
-//! another process, so on Redox this is what time goes by. Shared by the benchmark that prints and
-//! the test that watches.
+//! The requests that redoxfs gets for an operation of a program. They come from files in an overlay
+//! of layers on it, and on the same files directly. A request is a message to another process, so
+//! on Redox requests determine the time.
+//!
+//! The benchmark prints the numbers, and a test checks them.
 
 use std::path::Path;
 
@@ -12,24 +13,23 @@ use overlayfs::layer::redox::RedoxLayer;
 use overlayfs::overlay::{Layers, Overlay};
 use syscall::flag::{O_CREAT, O_RDONLY, O_RDWR, O_TRUNC};
 
-/// How often an operation is repeated.
+/// The number of repetitions of an operation.
 const TIMES: u64 = 10;
 
-/// What one operation costs.
+/// The cost of one operation.
 pub struct Row {
     pub operation: &'static str,
-    /// The most that the overlay should need, as a share of what redoxfs itself is asked.
+    /// The goal for the requests of the overlay, as a share of the direct ones.
     pub goal: f64,
-    /// The most requests for the overlay before the test fails, for as many operations as were
-    /// measured.
+    /// The limit of requests of the overlay in the test, for all repetitions.
     pub most: u64,
-    /// What arrived.
+    /// The requests that arrived.
     pub overlay: Requests,
     direct: Requests,
 }
 
 impl Row {
-    /// The row as Markdown; a ratio above its goal is bold.
+    /// Returns the row as Markdown. A ratio above its goal is bold.
     pub fn line(&self) -> String {
         let Row { operation, goal, most, overlay, direct } = self;
         let ratio = overlay.total() as f64 / direct.total() as f64;
@@ -41,7 +41,7 @@ impl Row {
 
 /// A disk with two layers and a plain directory of the same content, and an overlay of the layers.
 struct Setup {
-    // Dropped first, while there is a disk.
+    // Dropped first, while the disk exists.
     daemon: Daemon,
     disk: Disk,
 }
@@ -81,11 +81,11 @@ fn root() -> Process {
     Process::new(0, 0)
 }
 
-/// An absolute path for a path of the tree that is measured.
+/// Turns a path of the measured tree into an absolute path.
 type Paths<'a> = &'a dyn Fn(&str) -> String;
 
-/// Measures what `act` costs in both places, on what `prepare` made there. It is done once before,
-/// so that it is measured warm.
+/// Measures the requests of `act` in both places, on the result of `prepare`. `act` runs once
+/// before, so the measurement is warm.
 fn row<T>(
     operation: &'static str,
     goal: f64,
@@ -100,7 +100,8 @@ fn row<T>(
         setup.disk.take_requests();
         for _ in 0..TIMES {
             act(paths, &mut prepared);
-            // A descriptor may be closed after the one who closed it went on.
+            // A close may reach the daemon after the client has gone on. This request waits for
+            // that.
             let _ = root().stat(setup.overlay(""));
         }
         setup.disk.take_requests()
@@ -119,7 +120,7 @@ fn create_and_unlink(who: &Process, path: String) {
     who.unlink(&path).expect("to unlink");
 }
 
-/// Every operation for which there is a goal.
+/// Measures every operation that has a goal.
 pub fn rows() -> Vec<Row> {
     let nothing = |_: Paths<'_>| ();
     vec![
@@ -167,7 +168,7 @@ pub fn rows() -> Vec<Row> {
         row("create, unlink, by another user", 1.2, 50, nothing, |paths, ()| {
             create_and_unlink(&Process::new(1000, 100), paths("d/new"));
         }),
-        // The files are there as often as it is done.
+        // Each repetition takes another file.
         row(
             "overwrite a small file of the lower layer",
             3.0,
@@ -183,7 +184,7 @@ pub fn rows() -> Vec<Row> {
         row(
             "change a small file of the lower layer",
             3.0,
-            // Here too.
+            // A close may come late.
             170,
             |_| 0..,
             |paths, numbers| {

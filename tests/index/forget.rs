@@ -1,5 +1,5 @@
-//! Files with several names where little is remembered: they are forgotten as others are, and are
-//! the same files when they are met again.
+//! Files with several names and a small cache: the engine evicts them, and a later lookup finds the
+//! same files.
 
 use std::collections::HashSet;
 use std::sync::Weak;
@@ -8,16 +8,16 @@ use overlayfs::format::Wanted;
 
 use super::*;
 
-/// How many directories and names are remembered.
+/// The limit of directories and names in the cache.
 const KNOWN_MAX: usize = 50;
-/// How many files there are of each sort.
+/// The number of files of each kind.
 const FILES: usize = 40;
 
-/// How the upper layer is written.
+/// The format of the upper layer.
 const FORMATS: [Option<Wanted>; 2] = [None, Some(Wanted::Kernel)];
 
-/// A mount that remembers little, over a lower layer with pairs of links: `first/N` and `second/N`;
-/// `both/N` and `both/Nb`.
+/// Mounts an overlay with a small cache, over a lower layer with pairs of links: `first/N` and
+/// `second/N`, `both/N` and `both/Nb`.
 fn mount(setup: &Setup, format: Option<Wanted>) -> Mount<'_> {
     let lower = setup.dir("lower");
     for file in 0..FILES {
@@ -38,14 +38,14 @@ fn mount(setup: &Setup, format: Option<Wanted>) -> Mount<'_> {
 }
 
 impl Mount<'_> {
-    /// Has whatever nobody holds be forgotten.
+    /// Makes the engine evict everything that is not in use.
     fn forget(&self) {
         for file in 0..FILES {
             self.find(&format!("others/{file}/other"));
         }
     }
 
-    /// Both names show a file with this content and number, and so many names.
+    /// Checks that the names show a file with this content, number and link count.
     fn check(&self, names: &[String], text: &str, ino: u64, nlink: u32) {
         for name in names {
             let found = (self.read(name), self.ino(name), self.nlink(name));
@@ -64,13 +64,13 @@ fn known<T>(nodes: &[Weak<T>]) -> usize {
 }
 
 #[test]
-fn files_with_several_names_are_forgotten() {
+fn files_with_several_names_are_evicted() {
     for format in FORMATS {
         let setup = Setup::new();
         let mount = mount(&setup, format);
         let guard = LowerGuard::new([setup.path("lower")]);
         let mut nodes = Vec::new();
-        // As they are, then changed, then with one name less, and with one more.
+        // First unchanged, then with a write, then with one name less, then with one more.
         for change in 0..4 {
             for file in 0..FILES {
                 let pairs = [
@@ -99,7 +99,7 @@ fn files_with_several_names_are_forgotten() {
 }
 
 #[test]
-fn files_that_were_forgotten_are_the_same_files() {
+fn evicted_files_are_found_again() {
     for format in FORMATS {
         let setup = Setup::new();
         let mut mount = mount(&setup, format);
@@ -119,7 +119,7 @@ fn files_that_were_forgotten_are_the_same_files() {
                 };
                 forget(&mut mount);
                 mount.check(&both, &text, ino, more + 2);
-                // Held by one name, found by the other.
+                // The handle was opened by one name, and the lookup uses the other.
                 let held = mount.overlay().open(&mount.find(&one));
                 mount.forget();
                 assert_eq!(mount.find(&other).id(), held.node().id(), "{other} is {one}");
@@ -147,10 +147,10 @@ fn files_that_were_forgotten_are_the_same_files() {
     }
 }
 
-/// The number is not taken for that of a removed file while somebody holds the copy by a name that
-/// is gone.
+/// A handle keeps a copy open by a removed name. The engine must not take the inode number of the
+/// copy for that of a removed file.
 #[test]
-fn a_copy_that_is_held_by_a_name_that_is_gone_keeps_its_number() {
+fn a_copy_that_is_open_by_a_removed_name_keeps_its_number() {
     for format in FORMATS {
         let setup = Setup::new();
         let mut mount = mount(&setup, format);
@@ -169,10 +169,9 @@ fn a_copy_that_is_held_by_a_name_that_is_gone_keeps_its_number() {
     }
 }
 
-/// Of a copy that needs its name in the work directory no more the next mount removes it, which
-/// nobody is to see.
+/// The next mount removes an index entry that is no longer needed. No time may change by that.
 #[test]
-fn a_copy_that_needs_no_name_of_its_own_keeps_its_time() {
+fn a_copy_that_needs_no_index_entry_keeps_its_time() {
     for format in FORMATS {
         let setup = Setup::new();
         let mut mount = mount(&setup, format);
@@ -187,10 +186,10 @@ fn a_copy_that_needs_no_name_of_its_own_keeps_its_time() {
     }
 }
 
-/// Whoever has a file open, by whatever name, keeps it, and nobody finds another by the other
-/// names.
+/// An open file stays in the cache, whatever its name. A lookup by its other names finds the same
+/// file.
 #[test]
-fn what_is_open_is_not_forgotten() {
+fn an_open_file_is_not_evicted() {
     for format in FORMATS {
         let setup = Setup::new();
         let mount = mount(&setup, format);

@@ -1,5 +1,5 @@
-//! What an overlay keeps for its next mount: hard links of a lower layer stay links when they were
-//! written, and inode numbers stay what they were.
+//! The index for the next mount: hard links of a lower layer stay links after a write, and inode
+//! numbers stay the same.
 
 mod forget;
 
@@ -20,7 +20,7 @@ const WORK: &str = "upper/.wh..wh.work";
 
 type NodeRef = Arc<Node<Counted<OsLayer>>>;
 
-/// An overlay of some layers of a setup, that can be left and entered again.
+/// An overlay of some layers of a setup. A test can end it and mount it again.
 struct Mount<'a> {
     setup: &'a Setup,
     lowers: Vec<&'a str>,
@@ -62,7 +62,7 @@ impl<'a> Mount<'a> {
         self.overlay = Some(Overlay::with_settings(layers, self.settings).unwrap());
     }
 
-    /// As after a crash: nothing of the end of the overlay is done.
+    /// Mounts again as after a crash: the overlay does nothing at its end.
     fn crash(&mut self) {
         self.counts.stop_after(0);
         self.leave();
@@ -124,8 +124,8 @@ impl<'a> Mount<'a> {
         self.overlay().create_file(&dir, name, 0o644, OWN).unwrap();
     }
 
-    /// The numbers of everything by path, which must be different ones but for links; a listing
-    /// must say the same as a look.
+    /// Returns the inode numbers of all objects by path. Panics if two objects share a number,
+    /// unless they are links, or if a listing differs from a stat.
     fn numbers(&self) -> HashMap<String, u64> {
         let mut numbers = HashMap::new();
         let mut objects: HashMap<u64, u64> = HashMap::new();
@@ -154,7 +154,7 @@ impl<'a> Mount<'a> {
         numbers
     }
 
-    /// The names of copies in the work directory.
+    /// Returns the names of index entries in the work directory.
     fn links(&self) -> Vec<String> {
         let work = self.settings.format.map_or(WORK, |_| "work");
         let mut links = names(&self.setup.path(work));
@@ -163,7 +163,7 @@ impl<'a> Mount<'a> {
     }
 }
 
-/// A lower layer with the links `a`, `dir/b` and `c`, and other objects.
+/// Makes a lower layer with the links `a`, `dir/b` and `c`, and other objects.
 fn setup() -> Setup {
     let setup = Setup::new();
     let lower = setup.dir("lower");
@@ -212,7 +212,7 @@ fn a_listing_after_a_remount_shows_the_numbers_of_links() {
 }
 
 #[test]
-fn the_rest_of_the_names_stay_links_when_one_is_gone() {
+fn remaining_names_stay_links_after_an_unlink() {
     for gone in ["a", "c"] {
         let setup = setup();
         let mut mount = Mount::new(&setup);
@@ -286,9 +286,9 @@ fn renamed_and_further_names_are_links_too() {
     mount.numbers();
 }
 
-/// The names that are left are none that anybody has looked at.
+/// No lookup has met the remaining names.
 #[test]
-fn a_link_of_what_lost_all_names_that_were_known_is_one_of_the_others_too() {
+fn a_link_of_a_file_without_known_names_joins_its_other_names() {
     let setup = setup();
     let mut mount = Mount::new(&setup);
     let held = mount.overlay().open(&mount.find("a"));
@@ -305,9 +305,9 @@ fn a_link_of_what_lost_all_names_that_were_known_is_one_of_the_others_too() {
     }
 }
 
-/// As above, of a file that was in the upper layer before: nothing but the open file leads to it.
+/// As above, for a file that was in the upper layer before. Only the open handle leads to it.
 #[test]
-fn a_link_of_an_open_file_that_lost_its_name_is_one_of_the_others_too() {
+fn a_link_of_an_open_file_that_lost_its_name_joins_its_other_names() {
     let setup = setup();
     put::file(&setup.dir("upper"), "own", "new");
     put::link(&setup.dir("upper"), "own", "own too");
@@ -316,7 +316,7 @@ fn a_link_of_an_open_file_that_lost_its_name_is_one_of_the_others_too() {
     mount.unlink("own");
     mount.overlay().link(held.node(), mount.overlay().root(), OsStr::new("again")).unwrap();
     mount.unlink("again");
-    // Over the whiteout of a lower layer's name, too.
+    // The same over the whiteout of a lower name.
     mount.unlink("other");
     mount.overlay().link(held.node(), mount.overlay().root(), OsStr::new("other")).unwrap();
     assert_eq!(mount.ino("other"), mount.ino("own too"));
@@ -333,7 +333,7 @@ fn a_link_of_an_open_file_that_lost_its_name_is_one_of_the_others_too() {
     assert_eq!(gone.unwrap_err().errno, libc::ENOENT);
 }
 
-/// The layer counts one name of it when it is asked for.
+/// The layer reports a link count of one for this file.
 #[test]
 fn the_last_name_of_an_open_file_leads_to_it() {
     let setup = setup();
@@ -364,7 +364,7 @@ fn links_of_symlinks_are_links_too() {
 }
 
 #[test]
-fn a_file_of_which_no_name_was_asked_for_any_more_is_the_same_file() {
+fn a_file_is_the_same_after_its_names_left_the_cache() {
     for written in [false, true] {
         let setup = setup();
         let mut mount = Mount::new(&setup);
@@ -408,7 +408,7 @@ fn a_name_that_is_replaced_is_counted() {
 fn nothing_is_matched_in_a_lower_layer_that_was_replaced() {
     let change: [&dyn Fn(&Path); 4] = [
         &|lower| {
-            // New files of the same names and sizes, links too.
+            // New files of the same names and sizes, with the same links.
             for name in ["a", "dir/b", "c"] {
                 fs::remove_file(lower.join(name)).unwrap();
             }
@@ -417,7 +417,7 @@ fn nothing_is_matched_in_a_lower_layer_that_was_replaced() {
             put::link(lower, "a", "c");
         },
         &|lower| {
-            // The same file, other contents; with its old time.
+            // The same file with other contents and its old time.
             let meta = fs::metadata(lower.join("a")).unwrap();
             fs::write(lower.join("a"), "pot").unwrap();
             let time = (meta.mtime(), meta.mtime_nsec());
@@ -497,7 +497,7 @@ fn numbers_are_the_same_after_copy_up_and_remount() {
 }
 
 #[test]
-fn a_new_object_never_has_the_number_of_a_copy_that_is_gone() {
+fn a_new_object_never_has_the_number_of_a_removed_copy() {
     let setup = setup();
     let mut mount = Mount::new(&setup);
     for round in 0..20 {
@@ -522,7 +522,7 @@ fn a_new_object_never_has_the_number_of_a_copy_that_is_gone() {
 }
 
 #[test]
-fn who_gets_the_number_of_what_is_gone_and_held_keeps_its_own() {
+fn a_new_object_with_the_number_of_a_removed_open_one_gets_another() {
     type Make = fn(&Mount<'_>, &OsStr);
     let kinds: [(Kind, Make); 4] = [
         (Kind::Dir, |mount, name| drop(mount.overlay().create_dir(mount.overlay().root(), name, 0o755, OWN).unwrap())),
@@ -563,7 +563,7 @@ fn who_gets_the_number_of_what_is_gone_and_held_keeps_its_own() {
     }
 }
 
-/// Unmounts what is mounted there.
+/// Unmounts this mount point at the drop.
 struct Unmount(std::path::PathBuf);
 
 impl Drop for Unmount {
@@ -627,10 +627,10 @@ fn a_crash_after_an_operation_loses_nothing() {
     assert_eq!((mount.read("dir/b").as_str(), mount.nlink("dir/b")), ("new", 2));
 }
 
-/// Files by path: what is in them, and which of them are names of one file.
+/// Files by path: the content, and a number that is the same for all names of one file.
 type Files = Vec<(String, String, usize)>;
 
-/// What the merged tree has, all numbers and counts of links being sound.
+/// Returns the files of the merged tree. Panics if numbers or link counts are wrong.
 fn files(mount: &Mount<'_>) -> Files {
     let mut numbers: Vec<_> = mount.numbers().into_iter().collect();
     numbers.sort();
@@ -706,7 +706,7 @@ fn a_crash_in_an_operation_leaves_links_and_numbers() {
             let (old, new) = (&expected[index], &expected[index + 1]);
             assert!(found == *new || !ended && found == *old, "step {index} stopped after {stop} calls: {found:?}");
             let after = mount.numbers();
-            // A copy that was put in place a moment before the crash may have lost its number.
+            // A copy that got its place right before the crash may have lost its number.
             let changed = after.iter().filter(|(path, ino)| before.get(*path).is_some_and(|before| before != *ino));
             assert!(changed.count() <= 5, "step {index} stopped after {stop} calls");
             mount.again();
@@ -731,7 +731,7 @@ fn damaged_records_cost_numbers_and_nothing_else() {
             fs::write(file, [&bytes[..], &bytes[48..], &bytes[..60]].concat()).unwrap();
         },
         &|file| {
-            // Another file of the same contents, as a copy of the directory has.
+            // Another file with the same contents, as in a copy of the directory.
             let bytes = fs::read(file).unwrap();
             fs::write(file.with_extension("x"), bytes).unwrap();
             fs::rename(file.with_extension("x"), file).unwrap();
@@ -788,11 +788,11 @@ fn a_copy_of_the_upper_layer_starts_anew() {
 }
 
 #[test]
-fn what_was_changed_in_the_upper_layer_by_hand_has_numbers_of_its_own() {
+fn objects_changed_by_hand_have_numbers_of_their_own() {
     let by_hand: [&dyn Fn(&Path); 3] = [
         // The original shows again, beside its copy.
         &|upper| fs::rename(upper.join("other"), upper.join("moved")).unwrap(),
-        // The original shows again, and something else may have the copy's place.
+        // The original shows again, and another object may get the inode number of the copy.
         &|upper| {
             fs::remove_file(upper.join("other")).unwrap();
             fs::write(upper.join("new"), "").unwrap();
@@ -817,7 +817,7 @@ fn what_was_changed_in_the_upper_layer_by_hand_has_numbers_of_its_own() {
 }
 
 #[test]
-fn what_a_crash_has_built_is_swept_and_the_rest_kept() {
+fn leftovers_of_a_crash_are_removed_and_the_rest_is_kept() {
     let setup = setup();
     let mut mount = Mount::new(&setup);
     mount.write("a", "new");
@@ -835,7 +835,7 @@ fn what_a_crash_has_built_is_swept_and_the_rest_kept() {
 }
 
 #[test]
-fn nothing_is_left_where_nothing_was_copied() {
+fn without_a_copy_nothing_is_left() {
     let setup = setup();
     let mut mount = Mount::new(&setup);
     mount.create("new");
@@ -845,7 +845,7 @@ fn nothing_is_left_where_nothing_was_copied() {
 }
 
 #[test]
-fn records_that_say_nothing_any_more_go() {
+fn useless_records_are_removed() {
     let setup = setup();
     for number in 0..300 {
         put::file(&setup.path("lower"), &format!("many/{number}"), "x");
@@ -883,7 +883,7 @@ fn ten_thousand_copies_keep_their_numbers() {
 }
 
 #[test]
-fn a_copy_costs_one_more_call_and_what_has_one_name_none() {
+fn a_copy_costs_one_more_call_and_a_file_with_one_name_none() {
     let setup = setup();
     let mount = Mount::new(&setup);
     let (root, other) = (mount.find(""), mount.find("other"));

@@ -1,4 +1,4 @@
-//! What the tests of every layer look with.
+//! Functions with which the tests of every layer look at its objects.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -9,7 +9,7 @@ pub fn n(name: &str) -> &OsStr {
     OsStr::new(name)
 }
 
-/// Something must be refused with this errno.
+/// Panics unless the result is this errno.
 #[track_caller]
 pub fn fails<T>(result: Result<T>, errno: i32) {
     match result {
@@ -18,7 +18,7 @@ pub fn fails<T>(result: Result<T>, errno: i32) {
     }
 }
 
-/// What is in a directory, each name once.
+/// Returns the contents of a directory. Panics if a name comes twice.
 pub fn list<L: Layer>(layer: &L, dir: &L::Dir) -> BTreeMap<OsString, (Kind, u64)> {
     let mut found = BTreeMap::new();
     let mut add = |entry: DirEntry<'_>| {
@@ -28,12 +28,12 @@ pub fn list<L: Layer>(layer: &L, dir: &L::Dir) -> BTreeMap<OsString, (Kind, u64)
     found
 }
 
-/// The names in a directory, in order.
+/// Returns the names in a directory, in order.
 pub fn names<L: Layer>(layer: &L, dir: &L::Dir) -> Vec<String> {
     list(layer, dir).into_keys().map(|name| name.into_string().unwrap()).collect()
 }
 
-/// The first 1000 bytes of a file.
+/// Returns the first 1000 bytes of a file.
 pub fn read<L: Layer>(layer: &L, dir: &L::Dir, name: &str) -> Vec<u8> {
     let file = layer.open_file(dir, n(name), Access::Read).unwrap();
     let mut buffer = vec![0; 1000];

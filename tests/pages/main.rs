@@ -1,6 +1,6 @@
-//! The option lists of the manual pages and the completions for shells are what the tables of
-//! [`overlayfs::usage`] give. `scripts/pages` writes them. What the pages print of programs of this
-//! package runs and is said.
+//! The option lists of the manual pages, and the completions for shells, must match the tables of
+//! [`overlayfs::usage`]. `scripts/pages` writes them. Commands that the pages print must run, and
+//! messages that they quote must exist.
 
 mod manual;
 mod shell;
@@ -18,7 +18,7 @@ const PROGRAMS: [(&Program, &str); 3] = [
     (&overlayfs_fuse::usage::PROGRAM, "overlayfs-fuse/overlayfs-fuse.1"),
 ];
 
-/// All files that are made of the tables, with what is to be in them.
+/// Returns every generated file with its expected contents.
 fn pages() -> Vec<(String, String)> {
     let mut pages = Vec::new();
     for (program, page) in PROGRAMS {
@@ -36,7 +36,7 @@ fn at(path: &str) -> PathBuf {
 }
 
 #[test]
-fn pages_are_what_the_tables_say() {
+fn pages_match_the_tables() {
     let write = std::env::var_os("WRITE_PAGES").is_some();
     for (path, page) in pages() {
         if write {
@@ -47,8 +47,8 @@ fn pages_are_what_the_tables_say() {
     }
 }
 
-/// What bash offers for the last of the words of a command line. It splits them at `=` and `:` too,
-/// and gives those to the function as words.
+/// Returns the completions of bash for the last word of a command line. bash splits words at `=`
+/// and `:` too, and gives the function these parts.
 fn offered(line: &str) -> Vec<String> {
     let program = line.split(' ').next().unwrap();
     let function = program.replace('-', "_");
@@ -88,7 +88,7 @@ fn bash_completes_options_and_their_values() {
 }
 
 #[test]
-fn the_check_of_an_upper_directory_runs_as_it_is_printed() {
+fn the_printed_check_of_an_upper_directory_runs() {
     let troubles = fs::read_to_string(at("docs/troubleshooting.md")).unwrap();
     let troubles = troubles.split("```sh\n").nth(1).unwrap().split("```").next().unwrap();
     let manual = fs::read_to_string(at("man/overlayfs-fsck.8")).unwrap();
@@ -104,7 +104,7 @@ fn the_check_of_an_upper_directory_runs_as_it_is_printed() {
     }
 }
 
-/// All Rust files below `dir`, as one text.
+/// Returns the contents of all Rust files below `dir` as one text.
 fn sources(dir: &Path) -> String {
     let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
     let text = |path: PathBuf| match path.is_dir() {
@@ -115,7 +115,7 @@ fn sources(dir: &Path) -> String {
 }
 
 #[test]
-fn troubles_are_told_in_the_words_of_the_page() {
+fn messages_quoted_in_pages_exist() {
     let code = sources(&at("src")) + &sources(&at("overlayfs-fuse/src"));
     let page = fs::read_to_string(at("docs/troubleshooting.md")).unwrap();
     let (_, table) = page.split_once("| the message says | what to do |\n").unwrap();
@@ -130,7 +130,7 @@ fn troubles_are_told_in_the_words_of_the_page() {
 }
 
 #[test]
-fn links_between_pages_lead_somewhere() {
+fn links_between_pages_have_a_target() {
     let docs = fs::read_dir(at("docs")).unwrap().map(|entry| entry.unwrap().path());
     let pages = docs.filter(|path| path.extension().is_some_and(|extension| extension == "md"));
     let mut count = 0;

@@ -3,13 +3,13 @@
 use overlayfs::usage::{Explained, Program};
 use overlayfs_fuse::options::REFUSED;
 
-/// Between these lines of a page stands what the table says.
+/// The generated options stand between these lines of a page.
 const BEGIN: &str = ".\\\" The options, as scripts/pages writes them.\n";
 const END: &str = ".\\\" The end of the options.\n";
-/// How long a line of prose in a page is at most.
+/// The limit of a line of prose in a page.
 const WIDTH: usize = 80;
 
-/// The page with the options of the program in the place that it has for them.
+/// Returns the page with the options of the program between the two lines.
 pub fn with_options(page: &str, program: &Program) -> String {
     let (before, rest) = page.split_once(BEGIN).expect("the page has a place for the options");
     let (_, after) = rest.split_once(END).expect("that place ends");
@@ -53,7 +53,7 @@ fn sentence(clause: &str) -> String {
     format!("{}{rest}.", first.to_uppercase())
 }
 
-/// What a user writes.
+/// Returns the option as the user types it.
 fn head(option: &Explained) -> String {
     let one = |(name, behind): (&str, &str)| {
         let name = match name.strip_prefix('-') {
@@ -70,7 +70,7 @@ fn head(option: &Explained) -> String {
     forms.join(" , ")
 }
 
-/// A value to fill in is in capitals; others are typed as they are.
+/// A value to fill in is in capitals. The user types other values as they stand.
 fn value_of(value: &str) -> String {
     match value.split_once("[:") {
         Some((first, more)) => format!("Ar {first} Ns Oo : Ns Ar {} Oc", more.trim_end_matches(']')),
@@ -79,8 +79,8 @@ fn value_of(value: &str) -> String {
     }
 }
 
-/// Sentences, each on lines of its own. What is in backticks becomes a macro, which takes in the
-/// parentheses and the punctuation around it.
+/// Formats sentences, each on lines of its own. Text in backticks becomes a macro, with the
+/// parentheses and punctuation around it.
 fn prose(sentences: &str) -> String {
     let mut lines = Lines::default();
     let mut parts = sentences.split('`');
@@ -119,7 +119,7 @@ fn typed_as(typed: &str) -> String {
     }
 }
 
-/// Lines of a page. A sentence begins a line.
+/// The lines of a page. Each sentence begins a line.
 #[derive(Default)]
 struct Lines {
     done: Vec<String>,
@@ -139,7 +139,7 @@ impl Lines {
         }
     }
 
-    /// Has the next word begin a line.
+    /// Makes the next word begin a line.
     fn end(&mut self) {
         if !self.last.is_empty() {
             self.done.push(std::mem::take(&mut self.last));

@@ -2,7 +2,7 @@
 
 use overlayfs::usage::{Explained, Program};
 
-/// What is completed behind an option.
+/// The kind of the value behind an option.
 enum Value {
     None,
     Directory,
@@ -13,14 +13,14 @@ enum Value {
     Other,
 }
 
-/// One option: its name, what stands behind it, and what it does in one sentence.
+/// One option: its name, its value, and its purpose in one sentence.
 struct Completed {
     name: &'static str,
     value: Value,
     about: String,
 }
 
-/// The options that are words of the command line, or those that are items of a list.
+/// Returns the options that are words of the command line, or those that are items of a list.
 fn options(program: &Program, are_words: bool) -> Vec<Completed> {
     let all = program.groups.iter().flat_map(|group| group.options);
     let all = all.flat_map(|option| option.forms().map(|(name, behind)| completed(option, name, behind)));
@@ -46,7 +46,7 @@ fn head(program: &Program) -> String {
     format!("# Completion of {}. scripts/pages writes this file.", program.name)
 }
 
-/// The names of the options, as items of a list with the `=` of those that take a value.
+/// Returns the names of the options. Items of a list have a `=` if they take a value.
 fn names(options: &[Completed]) -> String {
     let name = |option: &Completed| match option.value {
         Value::None => option.name.to_owned(),
@@ -58,7 +58,7 @@ fn names(options: &[Completed]) -> String {
 
 pub fn bash(program: &Program) -> String {
     let (words, items) = (options(program, true), options(program, false));
-    // A case for each option with a value: what `compgen` is given.
+    // Returns a case for each option with a value: the arguments of `compgen`.
     let cases = |options: &[Completed], behind: &str| {
         let mut cases = String::new();
         for option in options {
@@ -127,7 +127,7 @@ pub fn zsh(program: &Program) -> String {
     };
     let spec = |option: &Completed| {
         let times = if matches!(option.value, Value::List | Value::Directory) { "*" } else { "" };
-        // An item of a list has no other mark for one that may come again.
+        // For items of a list, zsh has no mark for an option that may come again.
         let times = if option.name.starts_with('-') { times } else { "" };
         format!("'{times}{}[{}]{}'", option.name.replace('+', "\\+"), quoted(&option.about), action(&option.value))
     };

@@ -20,7 +20,7 @@ fn at(tv_sec: i64, tv_nsec: i32) -> TimeSpec {
 }
 
 #[test]
-fn stat_tells_all() {
+fn stat_reports_every_field() {
     let setup = Setup::new(|lower| {
         lower.dir("d", 0o1775);
         lower.file("d/file", 0o4751);
@@ -44,7 +44,7 @@ fn stat_tells_all() {
 }
 
 #[test]
-fn modes_are_the_owners_to_set() {
+fn the_owner_sets_the_mode() {
     let setup = Setup::new(|lower| {
         lower.dir("d", 0o755);
         lower.file("d/f", 0o644);
@@ -75,7 +75,7 @@ fn modes_are_the_owners_to_set() {
 }
 
 #[test]
-fn owners_are_roots_to_set_and_groups_the_owners() {
+fn root_sets_the_owner_and_the_owner_sets_the_group() {
     let setup = Setup::new(|lower| {
         lower.dir("d", 0o777);
         lower.file("d/f", 0o644);
@@ -84,7 +84,7 @@ fn owners_are_roots_to_set_and_groups_the_owners() {
     });
     let same = u32::MAX;
     let chown = |who: &linux_delegate::Process, path: &str, uid: u32, gid: u32| {
-        // As the second kind of request has it, where the kernel does not look at the ids.
+        // The request as a standard call: the kernel does not look at the ids.
         let file = setup.open(who, path, O_STAT | O_NOFOLLOW)?;
         let ids = u64::from(uid) | u64::from(gid) << 32;
         file.std_fs_call(StdFsCallKind::Fchown as u8, &mut [], ids, 0).map(drop)
@@ -109,7 +109,7 @@ fn owners_are_roots_to_set_and_groups_the_owners() {
 }
 
 #[test]
-fn set_id_bits_go_with_a_change_by_someone_without_privileges() {
+fn a_change_by_an_unprivileged_user_clears_set_id_bits() {
     let setup = Setup::new(|lower| {
         lower.dir("d", 0o777);
         for name in ["write", "append", "resize", "truncate", "own", "root", "nothing"] {
@@ -181,7 +181,7 @@ fn times() {
     }
 }
 
-/// A buffer that begins at an address as a time does.
+/// A buffer that is aligned for a time.
 fn aligned(len: usize) -> Vec<u8> {
     let buf = vec![0; len];
     assert!(len == 0 || buf.as_ptr().cast::<u64>().is_aligned());
@@ -213,7 +213,7 @@ fn flags_that_change_and_flags_that_do_not() {
 }
 
 #[test]
-fn there_is_nothing_to_wait_for() {
+fn events_are_refused() {
     let setup = Setup::new(|lower| lower.file("file", 0o644));
     if FULL {
         root().mkfifo(setup.path("fifo"), 0o666).unwrap();
@@ -248,7 +248,7 @@ fn paths_of_handles() {
     let root_cap = ann().scheme_root(setup.name()).unwrap();
     assert_eq!(root_cap.fpath(&mut buf), refused(EBADF));
 
-    // The first of the two is the directory, as in relibc's redox_relpathat_v0.
+    // The first argument is the directory, as in relibc's redox_relpathat_v0.
     let relative = |dir: &str, path: &str| {
         let (dir, file) = (setup.open(&ann(), dir, O_STAT)?, setup.open(&ann(), path, O_STAT)?);
         let mut buf = [0; 16];

@@ -1,4 +1,4 @@
-//! Reading, writing, sizes, listings.
+//! Reads, writes, sizes and listings.
 
 use std::collections::BTreeSet;
 
@@ -13,7 +13,7 @@ use crate::layers::FULL;
 use crate::support::{Setup, ann, errno, eve, names, refused, root};
 
 #[test]
-fn offsets_are_the_kernels() {
+fn the_kernel_keeps_offsets() {
     let setup = Setup::new(|lower| lower.file("file", 0o644));
     let file = setup.open(&ann(), "file", O_RDWR).unwrap();
     let mut buf = [0; 3];
@@ -31,7 +31,7 @@ fn offsets_are_the_kernels() {
 }
 
 #[test]
-fn appending_is_the_schemes_job() {
+fn the_scheme_appends() {
     let setup = Setup::new(|lower| lower.file("f", 0o644));
     let (one, two) =
         (setup.open(&ann(), "f", O_WRONLY | O_APPEND).unwrap(), setup.open(&ann(), "f", O_WRONLY | O_APPEND).unwrap());
@@ -50,7 +50,7 @@ fn appending_is_the_schemes_job() {
 }
 
 #[test]
-fn sizes_and_offsets_have_an_end() {
+fn sizes_and_offsets_have_limits() {
     let setup = Setup::new(|lower| lower.file("f", 0o644));
     let file = setup.open(&ann(), "f", O_RDWR).unwrap();
     let last = i64::MAX as u64;
@@ -138,7 +138,7 @@ fn a_listing_merges_the_layers_and_names_the_kinds() {
 }
 
 #[test]
-fn a_listing_goes_on_behind_any_entry() {
+fn a_listing_continues_behind_any_entry() {
     let count = 300;
     let setup = Setup::new(|lower| {
         lower.dir("d", 0o777);
@@ -248,7 +248,7 @@ fn handles_follow_their_file_when_it_is_copied_up() {
 }
 
 #[test]
-fn a_duplicate_is_open_in_the_same_way() {
+fn a_duplicate_has_an_id_of_its_own() {
     let setup = Setup::new(|lower| lower.file("f", 0o640));
     let file = setup.open(&ann(), "f", O_RDONLY).unwrap();
     assert_eq!(errno(file.dup(b"other")), EINVAL);

@@ -1,4 +1,4 @@
-//! Files larger than any disk and memory, which are mostly holes: so only where the layers know
+//! Files larger than disk and memory. They are mostly holes, so these tests need layers that store
 //! holes.
 
 use linux_delegate::Fd;
@@ -34,19 +34,19 @@ fn a_mapped_hole_takes_no_memory() {
     file.write_at(b"x", middle).unwrap();
     let before = memory();
     let address = file.mmap(0, size, MapFlags::PROT_READ | MapFlags::MAP_PRIVATE).unwrap();
-    // SAFETY: the daemon has it mapped until it is told of the end.
+    // SAFETY: the daemon keeps the mapping until the client ends it.
     let byte = unsafe { (address as *const u8).add(middle as usize).read() };
     assert_eq!(byte, b'x');
-    // Other tests take some at the same time.
+    // Other tests use some memory at the same time.
     assert!(memory() < before + (1 << 29), "{} of {before} bytes", memory());
     file.munmap(0, size, MunmapFlags::empty()).unwrap();
     assert!(setup.is_alive());
 }
 
 #[test]
-fn mapped_memory_without_end() {
+fn mapped_memory_has_a_limit() {
     const GIB: usize = 1 << 30;
-    // SAFETY: this only answers a number.
+    // SAFETY: this call only returns a number.
     let machine = unsafe { libc::sysconf(libc::_SC_PHYS_PAGES) } as usize * 4096;
     let setup = setup();
     let file = setup.open(&ann(), "d/f", O_RDWR).unwrap();
@@ -81,7 +81,7 @@ fn mapped_memory_without_end() {
     assert!(setup.is_alive());
 }
 
-/// A close reaches the daemon after its client has gone on.
+/// Retries: a close reaches the daemon after its client has gone on.
 fn retry(mut request: impl FnMut() -> Result<()>) -> Result<()> {
     for _ in 0..1000 {
         match request() {
@@ -92,9 +92,9 @@ fn retry(mut request: impl FnMut() -> Result<()>) -> Result<()> {
     request()
 }
 
-/// The regions of files that are holes leave the daemon address space for itself.
+/// Mapped holes do not use up the address space of the daemon.
 #[test]
-fn mapped_files_without_end() {
+fn mapped_holes_have_a_limit() {
     let setup = setup();
     let page = |name: &str| {
         let file = setup.open(&ann(), name, O_RDWR | O_CREAT | 0o600).unwrap();
@@ -113,7 +113,7 @@ fn mapped_files_without_end() {
     assert_eq!(retry(|| page("d/more").map(|file| files.push(file))), Ok(()));
 }
 
-/// How many bytes of memory this process has.
+/// Returns the number of bytes of memory that this process has.
 fn memory() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();

@@ -1,4 +1,4 @@
-//! What a client must not send, and the daemon must survive.
+//! Requests that a client must not send. The daemon survives them.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
@@ -20,7 +20,7 @@ fn setup() -> Setup {
     })
 }
 
-/// Sends a request as it stands.
+/// Sends a request unchanged.
 fn send(through: &Fd, opcode: Opcode, args: [u64; 6]) -> Result<usize> {
     let sqe = Sqe { opcode: opcode as u8, args, ..Default::default() };
     // SAFETY: each test passes buffers that live until it has the answer.
@@ -28,7 +28,7 @@ fn send(through: &Fd, opcode: Opcode, args: [u64; 6]) -> Result<usize> {
 }
 
 #[test]
-fn short_and_crooked_buffers() {
+fn short_and_misaligned_buffers() {
     let setup = setup();
     let file = setup.open(&ann(), "d/f", O_RDWR).unwrap();
     let id = file.id() as u64;
@@ -121,7 +121,7 @@ fn locks_work_and_end_with_their_owner() {
     assert_eq!(retry(|| second.lock(of_process)), Ok(()), "a process's lock when it closes the file");
 }
 
-/// A close reaches the daemon after its client has gone on.
+/// Retries: a close reaches the daemon after its client has gone on.
 fn retry(mut request: impl FnMut() -> Result<()>) -> Result<()> {
     for _ in 0..1000 {
         match request() {
@@ -133,12 +133,12 @@ fn retry(mut request: impl FnMut() -> Result<()>) -> Result<()> {
 }
 
 #[test]
-fn ids_that_nobody_was_given() {
+fn unknown_ids_are_refused() {
     let setup = setup();
     let file = setup.open(&ann(), "d/f", O_RDWR).unwrap();
     let closed = {
         let id = setup.open(&ann(), "d/f", O_RDWR).unwrap().id();
-        // The close is on its way: wait until the scheme has heard of it.
+        // The close is on its way. The loop ends when the daemon has received it.
         let ask = || send(&file, Opcode::Fsize, [id as u64, 0, 0, 0, 0, 0]);
         while ask().is_ok() {}
         id as u64
@@ -178,7 +178,7 @@ fn ids_that_nobody_was_given() {
                 args: [arg, 0, 0, 0, 0, 0],
                 ..Default::default()
             };
-            // SAFETY: these have no buffers.
+            // SAFETY: these requests have no buffers.
             unsafe { file.raw(sqe) }.unwrap();
         }
     }
@@ -186,7 +186,7 @@ fn ids_that_nobody_was_given() {
 }
 
 #[test]
-fn paths_that_are_no_text() {
+fn paths_that_are_not_utf8() {
     let setup = setup();
     let top = setup.open(&ann(), "", O_RDONLY).unwrap();
     let file = setup.open(&ann(), "d/f", O_STAT).unwrap();

@@ -1,4 +1,4 @@
-//! Layers in directories of the host.
+//! Layers in directories of Linux.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt, chown, lchown, symlink};
@@ -12,24 +12,24 @@ use overlayfs::overlay::{self, Overlay, Settings};
 use tempfile::TempDir;
 use test_common::LowerGuard;
 
-/// Renames can exchange, and FIFOs and sockets can be made.
+/// Whether these layers can exchange names, and have FIFOs and sockets.
 pub const FULL: bool = true;
 /// The longest name, in bytes.
 pub const NAME_MAX: usize = 255;
 
-/// A lower layer and an upper one, gone when dropped.
+/// A lower layer and an upper one. The drop removes them.
 pub struct Layers {
-    /// Looks at the lower layer once more when it goes, so it goes first.
+    /// Compares the lower layer at its drop, so it is dropped first.
     _guard: LowerGuard,
     dir: TempDir,
 }
 
-/// A layer, while it is made.
+/// A layer, while a test fills it.
 pub struct Layer(PathBuf);
 
 impl Layers {
-    /// A lower layer that `fill_lower` fills, and that must not change from then on; and an upper
-    /// one.
+    /// Makes a lower layer, which `fill_lower` fills and which must not change afterwards, and an
+    /// upper one.
     pub fn new(fill_lower: impl FnOnce(&Layer)) -> Self {
         let dir = TempDir::new().unwrap();
         let [lower, upper] = ["lower", "upper"].map(|name| dir.path().join(name));
@@ -50,7 +50,7 @@ impl Layers {
         mount(&Options { lowers: vec![self.path("lower")], upper, ..Options::default() }).unwrap()
     }
 
-    /// An overlay of the two whose backing calls are counted. Files are copied up whole.
+    /// Returns an overlay of the two layers, with counted backing calls. It copies files up whole.
     pub fn counted(&self) -> (Overlay<Counted<OsLayer>>, Counts) {
         let counts = Counts::default();
         let open = |name, for_writing| Counted::new(OsLayer::open(&self.path(name), for_writing).unwrap(), &counts);
@@ -64,24 +64,24 @@ impl Layers {
         fs::symlink_metadata(self.upper(path)).unwrap().file_type().is_socket()
     }
 
-    /// Where something of the upper layer is.
+    /// Returns the path of an object of the upper layer.
     fn upper(&self, path: &str) -> PathBuf {
         self.path("upper").join(path)
     }
 
-    /// The names in a directory of the upper layer, sorted.
+    /// Returns the names in a directory of the upper layer, sorted.
     pub fn upper_names(&self, path: &str) -> Vec<String> {
         test_common::names(&self.upper(path))
     }
 
-    /// The content of a file of the upper layer.
+    /// Returns the content of a file of the upper layer.
     pub fn upper_content(&self, path: &str) -> Vec<u8> {
         fs::read(self.upper(path)).unwrap()
     }
 }
 
 impl Layer {
-    /// A file of ann's that holds its own path.
+    /// Makes a file of ann that contains its own path.
     pub fn file(&self, path: &str, mode: u32) {
         self.file_of(path, mode, 1000, 100);
     }
@@ -95,7 +95,7 @@ impl Layer {
         self.set(path, mode, uid, gid);
     }
 
-    /// A directory of ann's.
+    /// Makes a directory of ann.
     pub fn dir(&self, path: &str, mode: u32) {
         self.dir_of(path, mode, 1000, 100);
     }
@@ -110,7 +110,7 @@ impl Layer {
         fs::set_permissions(self.0.join(path), Permissions::from_mode(mode)).unwrap();
     }
 
-    /// A symlink of ann's.
+    /// Makes a symlink of ann.
     pub fn symlink(&self, target: impl AsRef<Path>, path: &str) {
         symlink(target, self.0.join(path)).unwrap();
         lchown(self.0.join(path), Some(1000), Some(100)).unwrap();

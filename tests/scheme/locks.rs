@@ -1,4 +1,4 @@
-//! Locks on files, of processes and of open files.
+//! Locks on files: of processes, and of open files.
 
 use linux_delegate::client::Lock;
 use linux_delegate::{Fd, Process};
@@ -31,8 +31,8 @@ fn shared(lock: Lock) -> Lock {
     Lock { exclusive: false, ..lock }
 }
 
-/// Locks a file once it can: what the kernel only tells the daemon reaches it after its client has
-/// gone on.
+/// Takes a lock as soon as it is free. A message from the kernel without an answer reaches the
+/// daemon after its client has gone on.
 #[track_caller]
 fn becomes_free(fd: &Fd, lock: Lock) {
     for _ in 0..2000 {
@@ -81,7 +81,7 @@ fn shared_locks_and_exclusive_ones() {
 }
 
 #[test]
-fn who_is_in_the_way() {
+fn a_query_returns_the_conflicting_lock() {
     let setup = setup();
     let (who, other) = (ann(), bob());
     let (a, b) = (open(&setup, &who), open(&setup, &other));
@@ -98,7 +98,7 @@ fn who_is_in_the_way() {
 }
 
 #[test]
-fn a_process_lets_go_when_it_closes_any_descriptor_of_the_file() {
+fn close_of_any_descriptor_releases_the_locks_of_the_process() {
     let setup = setup();
     let who = ann();
     let (one, two, other) = (open(&setup, &who), open(&setup, &who), open(&setup, &bob()));
@@ -111,7 +111,7 @@ fn a_process_lets_go_when_it_closes_any_descriptor_of_the_file() {
 }
 
 #[test]
-fn a_process_lets_go_though_its_child_has_the_file_open() {
+fn close_releases_locks_though_a_child_has_the_file_open() {
     let setup = setup();
     let (parent, child) = (ann(), ann());
     let file = open(&setup, &parent);
@@ -133,7 +133,8 @@ fn other_requests_do_not_make_a_lock_last() {
         let file = open(&setup, &parent);
         let inherited = with_child.then(|| child.inherit(&file));
         file.lock(of_process(0, 0)).unwrap();
-        // After each of these the kernel asks no more than this answer wants to know.
+        // The kernel reports a close only if the last answer on the descriptor asked for it. So
+        // each of these answers must ask again.
         file.fstat().unwrap();
         file.ftruncate(4).unwrap();
         file.fsync().unwrap();
@@ -147,12 +148,12 @@ fn other_requests_do_not_make_a_lock_last() {
 }
 
 #[test]
-fn what_is_closed_for_good_holds_nothing() {
+fn the_last_close_releases_every_lock() {
     let setup = setup();
     let (file, other) = (open(&setup, &ann()), open(&setup, &bob()));
     file.lock(of_process(0, 5)).unwrap();
     file.lock(of_file(5, 5)).unwrap();
-    // Without a word about the process, as when it was another that closed the last descriptor.
+    // The message names no process, as after the last close by another process.
     let close = Sqe { opcode: Opcode::CloseMsg as u8, args: [file.id() as u64, 0, 0, 0, 0, 0], ..Sqe::default() };
     // SAFETY: the message has no buffer.
     assert_eq!(unsafe { other.raw(close) }, Ok(0));
@@ -216,9 +217,8 @@ fn what_can_be_locked() {
     assert_eq!(root().scheme_root(setup.name()).unwrap().lock(of_process(0, 0)), refused(EBADF));
 }
 
-/// Locks every second byte through a descriptor until that is refused, and says how often it was
-/// not.
-fn lock_without_end(fd: &Fd, lock: fn(u64, u64) -> Lock) -> u64 {
+/// Locks every second byte through a descriptor until a refusal. Returns the number of locks.
+fn lock_until_refused(fd: &Fd, lock: fn(u64, u64) -> Lock) -> u64 {
     for count in 0..20_000 {
         match fd.lock(lock(2 * count, 1)) {
             Ok(()) => {}
@@ -232,12 +232,12 @@ fn lock_without_end(fd: &Fd, lock: fn(u64, u64) -> Lock) -> u64 {
 }
 
 #[test]
-fn locks_without_end() {
+fn locks_have_a_limit() {
     let setup = setup();
     let (one, two, other) = (ann(), ann(), bob());
     let file = open(&setup, &one);
     let second = setup.open(&two, "other", O_RDWR).unwrap();
-    let count = lock_without_end(&file, of_process);
+    let count = lock_until_refused(&file, of_process);
     assert_eq!(second.lock(of_process(0, 1)), refused(ENOLCK), "another process of the same user, and another file");
     assert_eq!(second.lock(of_file(0, 1)), refused(ENOLCK));
     assert_eq!(setup.open(&other, "other", O_RDWR).unwrap().lock(of_process(0, 0)), Ok(()), "another user");
@@ -247,18 +247,18 @@ fn locks_without_end() {
     assert_eq!(second.unlock(of_file(4, 1)), refused(ENOLCK), "two of one");
     assert_eq!(file.lock(of_process(0, 0)), Ok(()), "one of many");
     second.unlock(of_file(0, 0)).unwrap();
-    assert_eq!(lock_without_end(&second, of_file), count - 1);
+    assert_eq!(lock_until_refused(&second, of_file), count - 1);
     drop(second);
     let again = setup.open(&two, "other", O_RDWR).unwrap();
     becomes_free(&again, of_process(0, 9));
     again.unlock(of_process(0, 0)).unwrap();
     drop(file);
     becomes_free(&setup.open(&other, "file", O_RDWR).unwrap(), of_process(0, 0));
-    assert_eq!(lock_without_end(&again, of_file), count, "what was closed has no locks");
+    assert_eq!(lock_until_refused(&again, of_file), count, "what was closed has no locks");
 }
 
 #[test]
-fn a_lock_that_is_laid_over_many_replaces_them() {
+fn a_lock_over_many_replaces_them() {
     let setup = setup();
     let (a, b) = (open(&setup, &ann()), open(&setup, &bob()));
     for start in [0, 2, 4] {

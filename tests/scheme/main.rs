@@ -1,6 +1,7 @@
-//! The overlay scheme as clients meet it: every request goes through the delegate's kernel, so it
-//! arrives as the Redox kernel would send it, in front of an overlay of real directories.
-//! `tests/scheme_redoxfs` runs the same in front of layers on redoxfs.
+//! The overlay scheme as clients meet it. Each request goes through the simulated Redox kernel, in
+//! the form that the real kernel sends. The overlay is above real directories.
+//!
+//! `tests/scheme_redoxfs` runs the same tests above layers on a simulated redoxfs.
 
 mod attributes;
 mod data;

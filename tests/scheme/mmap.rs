@@ -1,4 +1,4 @@
-//! Files in the memory of clients.
+//! Mappings of files in clients.
 
 use std::fs;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -22,7 +22,7 @@ const WRITE: MapFlags = READ.union(MapFlags::PROT_WRITE);
 const PRIVATE_READ: MapFlags = MapFlags::MAP_PRIVATE.union(MapFlags::PROT_READ);
 const PRIVATE_WRITE: MapFlags = PRIVATE_READ.union(MapFlags::PROT_WRITE);
 
-/// A file of some pages, each byte telling its page, of which the last is not full.
+/// A file of some pages. Each byte tells its page, and the last page is not full.
 fn big(lower: &Layer) {
     lower.file_with("big", &text(5 * PAGE + 100), 0o666, 1000, 100);
 }
@@ -47,12 +47,12 @@ fn is_copied_up(setup: &Setup) -> bool {
     setup.layers.upper_names("").contains(&"big".to_owned())
 }
 
-/// What the upper layer has of it.
+/// Returns the content of the file in the upper layer.
 fn upper(setup: &Setup) -> Vec<u8> {
     setup.layers.upper_content("big")
 }
 
-/// What the file holds by a new handle.
+/// Reads the file through a new handle.
 fn bytes(setup: &Setup, path: &str) -> Vec<u8> {
     root().read_file(setup.path(path)).unwrap()
 }
@@ -74,7 +74,7 @@ fn memory_holds_the_file_and_zeros_behind_it() {
 }
 
 #[test]
-fn what_is_stored_is_read_at_once_by_everybody() {
+fn stores_show_in_all_reads_at_once() {
     let setup = setup();
     let mut map = open(&setup, O_RDWR).map(PAGE as u64, 2 * PAGE, WRITE).unwrap();
     let reader = setup.open(&bob(), "big", O_RDONLY).unwrap();
@@ -90,7 +90,7 @@ fn what_is_stored_is_read_at_once_by_everybody() {
 }
 
 #[test]
-fn what_is_written_is_in_memory_at_once() {
+fn writes_show_in_mappings_at_once() {
     let setup = setup();
     let (one, two) = (open(&setup, O_RDONLY), open(&setup, O_RDWR));
     let maps = [one.map(0, 7 * PAGE, READ).unwrap(), two.map(0, 7 * PAGE, WRITE).unwrap()];
@@ -146,7 +146,7 @@ fn stores_reach_the_file_when_they_are_unmapped() {
 }
 
 #[test]
-fn stores_reach_the_file_when_somebody_syncs() {
+fn stores_reach_the_file_at_a_sync() {
     let setup = setup();
     let mut map = open(&setup, O_RDWR).map(0, PAGE, WRITE).unwrap();
     map.store(0, b"1").unwrap();
@@ -197,7 +197,7 @@ fn a_mapping_outlives_the_descriptor_and_the_name() {
 }
 
 #[test]
-fn private_stores_are_the_clients_own() {
+fn private_stores_do_not_change_the_file() {
     let setup = setup();
     let file = open(&setup, O_RDONLY);
     let mut map = file.map(0, 2 * PAGE, PRIVATE_WRITE).unwrap();
@@ -239,7 +239,7 @@ fn only_stores_change_the_file_and_its_time() {
 }
 
 #[test]
-fn what_was_stored_behind_the_end_is_not_there_when_the_file_grows() {
+fn stores_behind_the_end_are_zero_when_the_file_grows() {
     let setup = setup();
     let file = open(&setup, O_RDWR);
     let mut map = file.map(5 * PAGE as u64, 3 * PAGE, WRITE).unwrap();
@@ -355,7 +355,7 @@ fn access_modes_count() {
 }
 
 #[test]
-fn set_id_bits_go_when_somebody_may_store() {
+fn a_writable_mapping_clears_set_id_bits() {
     let setup = Setup::new(|lower| lower.file("tool", 0o6777));
     let map = |flags| setup.open(&eve(), "tool", O_RDWR).unwrap().map(0, PAGE, flags).unwrap();
     map(PRIVATE_WRITE);
@@ -365,7 +365,7 @@ fn set_id_bits_go_when_somebody_may_store() {
 }
 
 #[test]
-fn sizes_and_offsets_of_liars() {
+fn hostile_sizes_and_offsets() {
     let setup = setup();
     let file = open(&setup, O_RDWR);
     let ask = |opcode: Opcode, offset: u64, size: u64| {
@@ -432,8 +432,8 @@ fn links_are_one_file_in_memory_too() {
     assert_eq!(setup.content("two"), "TnE");
 }
 
-/// A setup with a file `large`, of which the first mapping waits at a gate, and a small one; what
-/// says that it is there, and what opens the gate.
+/// Returns a setup, and the two ends of a gate: one reports an arrival, the other opens the gate.
+/// The first mapping of the file `large` waits at the gate. The file `small` is free.
 fn gated() -> (Setup, mpsc::Receiver<()>, mpsc::Sender<()>) {
     let layers = Layers::new(|lower| {
         lower.file_with("large", &vec![b'x'; 1 << 20], 0o644, 0, 0);
@@ -462,14 +462,14 @@ fn a_file_that_is_closed_while_it_is_mapped_is_not_mapped() {
     arrived.recv().unwrap();
     // SAFETY: the message has no buffer.
     assert_eq!(unsafe { other.raw(close) }, Ok(0));
-    // Read by the daemon when this is answered, which it asks for behind it.
+    // The daemon has read the message when it answers this later request.
     assert!(setup.is_alive());
     gate.send(()).unwrap();
     assert_eq!(mapping.join().unwrap(), refused(EBADF));
 }
 
 #[test]
-fn a_mapping_that_takes_long_keeps_nobody_waiting_and_can_be_cancelled() {
+fn a_slow_mapping_delays_no_other_request_and_can_be_cancelled() {
     let (setup, arrived, gate) = gated();
     let who = root();
     let file = setup.open(&who, "large", O_RDWR).unwrap();
@@ -481,7 +481,7 @@ fn a_mapping_that_takes_long_keeps_nobody_waiting_and_can_be_cancelled() {
         assert_eq!(setup.open(&root(), "large", O_RDONLY).unwrap().read_at(&mut [0; 8], 0), Ok(8));
     }
     kernel::interrupt(setup.name(), who.pid()).unwrap();
-    // Read by the daemon when this is answered, which it asks for behind it.
+    // The daemon has read the message when it answers this later request.
     assert!(setup.is_alive());
     gate.send(()).unwrap();
     let (mapped, file) = mapping.join().unwrap();
@@ -502,8 +502,8 @@ impl Dice {
     }
 }
 
-/// Some clients that read, write, resize, map, store and unmap one file, beside a file that is only
-/// an array of bytes.
+/// Clients read, write, resize, map, store to and unmap one file. An array of bytes has the
+/// expected content.
 #[test]
 fn memory_and_handles_always_agree() {
     const LIMIT: usize = 9 * PAGE;
@@ -570,8 +570,8 @@ fn memory_and_handles_always_agree() {
     }
 }
 
-/// Clients of their own threads, each with a page of its own, that store, write and read while
-/// others come and go.
+/// Clients in threads store, write and read, each on its own page, while other clients map and
+/// unmap the file.
 #[test]
 fn clients_at_the_same_time_lose_nothing() {
     let setup = Setup::new(|lower| lower.dir("d", 0o777));
@@ -607,7 +607,7 @@ fn clients_at_the_same_time_lose_nothing() {
 }
 
 #[test]
-fn mappings_without_end() {
+fn mappings_have_a_limit() {
     let setup = Setup::new(|lower| {
         for file in 0..=16 {
             lower.file(&format!("{file}"), 0o666);

@@ -82,7 +82,7 @@ fn a_name_belongs_to_its_directory() {
 }
 
 #[test]
-fn sticky_directories_keep_everyones_names() {
+fn in_a_sticky_directory_only_owners_remove_names() {
     let setup = Setup::new(|lower| {
         lower.dir_of("tmp", 0o1777, 0, 0);
         for name in ["a", "b", "c"] {
@@ -177,8 +177,8 @@ fn a_handle_goes_by_its_current_name() {
     assert_eq!(setup.content("c/h"), "another");
 }
 
-/// A file that has lost the name it was opened by is not renamed by another name, or told of, where
-/// its opener may not go.
+/// A handle is opened, and its name is removed. The handle shows no other name that its opener
+/// cannot reach, and renames none.
 #[test]
 fn a_handle_leads_to_no_name_that_its_opener_cannot_reach() {
     let setup = Setup::new(|lower| {
@@ -219,7 +219,7 @@ fn what_is_open_below_a_directory_stays_open_when_it_is_renamed() {
     let idle = open("a/b/read", O_RDWR);
 
     ann().rename(path("a"), path("moved")).unwrap();
-    // Other things take the paths.
+    // Other objects take the old paths.
     ann().rename(path("other"), path("a")).unwrap();
     ann().write_file(path("a/b/read"), "another").unwrap();
 
@@ -321,7 +321,7 @@ fn linking() {
 }
 
 #[test]
-fn linking_what_is_another_s() {
+fn linking_a_file_of_another_user() {
     let fill = |lower: &Layer| {
         lower.dir("d", 0o777);
         lower.file("d/private", 0o600);

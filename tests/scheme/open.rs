@@ -1,4 +1,4 @@
-//! `openat`: flags, access modes, making objects.
+//! `openat`: flags, access modes, creation of objects.
 
 use std::time::{Duration, Instant};
 
@@ -55,7 +55,7 @@ fn a_path_handle_needs_no_right_and_gives_none() {
 }
 
 #[test]
-fn a_new_file_belongs_to_its_maker() {
+fn a_new_file_belongs_to_its_creator() {
     let setup = Setup::new(|lower| lower.dir("d", 0o777));
     let file = eve().with_umask(0o027).open(setup.path("d/new"), O_CREAT | O_RDWR, 0o4777).unwrap();
     assert_eq!((setup.owner("d/new"), setup.mode("d/new")), ((1002, 200), 0o4750));
@@ -161,7 +161,8 @@ fn special_files_are_made_but_not_read() {
         for flags in [O_RDONLY, O_WRONLY, O_RDWR] {
             match kind {
                 MODE_FIFO => assert_eq!(errno(setup.open(&ann(), name, flags)), ENXIO, "{name}"),
-                // Of one that was bound, connect needs a descriptor.
+                // A connect to a bound socket needs a descriptor, so the open succeeds. A read
+                // fails.
                 _ => assert_ne!(errno(setup.open(&ann(), name, flags).unwrap().read(&mut [0; 8])), 0),
             }
         }
@@ -426,7 +427,7 @@ fn an_id_is_never_given_twice() {
 }
 
 #[test]
-fn handles_without_end() {
+fn handles_have_a_limit() {
     let setup = Setup::new(|lower| lower.file("file", 0o644));
     let who = ann();
     let mut open = Vec::new();
@@ -442,7 +443,7 @@ fn handles_without_end() {
     assert!(!setup.exists("new"), "nothing was made");
     assert!(setup.open(&bob(), "file", O_RDONLY).is_ok(), "another user");
     drop(open);
-    // What was closed is told to the daemon, and does not keep anybody waiting.
+    // A close reaches the daemon later, as its client does not wait for it.
     let deadline = Instant::now() + Duration::from_secs(10);
     while setup.open(&ann(), "file", O_RDONLY).is_err() {
         assert!(Instant::now() < deadline, "there is no room again");

@@ -1,4 +1,4 @@
-//! A bug that panics costs the request that met it, not the daemon.
+//! A panic of the daemon fails one request, and the daemon goes on.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

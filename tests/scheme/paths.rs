@@ -1,4 +1,4 @@
-//! How paths are walked.
+//! Walks of paths.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -132,7 +132,7 @@ fn symlinks_that_lead_nowhere() {
 }
 
 #[test]
-fn symlinks_into_another_scheme_are_the_clients_to_follow() {
+fn the_client_follows_symlinks_into_another_scheme() {
     let other = Setup::new(|lower| {
         lower.dir("d", 0o755);
         lower.file("d/f", 0o644);
@@ -157,7 +157,7 @@ fn symlinks_into_another_scheme_are_the_clients_to_follow() {
     assert_eq!(file.flink(setup.path("dir/new")), refused(EXDEV));
     assert_eq!(file.frename(setup.path("dir/new")), refused(EXDEV));
 
-    // A symlink at the end is opened itself, one in the middle by where it leads.
+    // With O_SYMLINK, the last symlink of a path is opened itself. Symlinks before it are followed.
     let link = top.openat("file", O_SYMLINK | O_RDONLY, 0).unwrap();
     assert_eq!(link.path(), Ok(setup.path("file")));
     let outside = top.openat("dir/../d//f", O_SYMLINK | O_RDONLY, 0).unwrap();

@@ -1,4 +1,4 @@
-//! Several requests at once: what takes one client long is not waited for by another, and can be
+//! Several requests at once. A slow request of one client delays no other client, and can be
 //! cancelled.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -15,14 +15,14 @@ use syscall::flag::{O_RDWR, O_STAT, O_WRONLY};
 use crate::layers::Layers;
 use crate::support::{Setup, bob, names, refused, root};
 
-/// More than is copied before it is looked whether the copy is still wanted.
+/// Larger than the piece that a copy-up copies before it checks for a cancellation.
 const LARGE: u64 = 40 << 20;
 
-/// A setup with a large lower file `large`, whose copy-up waits at the gate after its first piece,
-/// and a small one.
+/// A setup with a large lower file `large` and a small one. The copy-up of `large` waits at the
+/// gate after its first piece.
 struct Gated {
     setup: Setup,
-    /// Says that a copy-up is at the gate.
+    /// Reports a copy-up at the gate.
     arrived: mpsc::Receiver<()>,
     /// Opens the gate once.
     gate: mpsc::Sender<()>,
@@ -41,7 +41,7 @@ impl Gated {
         Self { setup: Setup::serve(overlay, layers), arrived, gate }
     }
 
-    /// Begins to write to the large file, and comes back when the copy-up is at the gate.
+    /// Starts a write to the large file, and returns when its copy-up is at the gate.
     fn write_to_large(&self, who: &Process) -> thread::JoinHandle<Result<usize, Error>> {
         let file = self.setup.open(who, "large", O_WRONLY).unwrap();
         let writing = thread::spawn(move || file.write_at(b"x", 0));
@@ -62,11 +62,11 @@ fn wait_after_first_piece(counts: &Counts, arrive: mpsc::Sender<()>, opened: mps
 }
 
 #[test]
-fn nobody_waits_for_the_copy_up_of_another_file() {
+fn a_copy_up_delays_no_request_for_another_file() {
     let gated = Gated::new();
     let setup = &gated.setup;
     let writing = gated.write_to_large(&Process::new(0, 0));
-    // All of this is answered while the copy-up waits.
+    // The daemon answers all these requests while the copy-up waits.
     let other = Process::new(0, 0);
     assert_eq!(other.stat(setup.path("small")).unwrap().st_size, 5);
     assert_eq!(other.stat(setup.path("large")).unwrap().st_size, LARGE);
@@ -85,7 +85,7 @@ fn nobody_waits_for_the_copy_up_of_another_file() {
 }
 
 #[test]
-fn nobody_waits_for_the_copy_up_that_a_name_needs() {
+fn a_copy_up_for_a_new_name_delays_no_other_request() {
     let gated = Gated::new();
     let setup = &gated.setup;
     let file = setup.open(&root(), "large", O_STAT).unwrap();
@@ -102,10 +102,10 @@ fn nobody_waits_for_the_copy_up_that_a_name_needs() {
     assert_eq!(setup.layers.upper_content("linked").len() as u64, LARGE);
 }
 
-/// Who has not ended by then waits.
+/// A request without an answer after this time counts as waiting.
 const PATIENCE: Duration = Duration::from_millis(400);
 
-/// The directories `here` and `elsewhere` and `sticky` with two files of bob's.
+/// The directories `here`, `elsewhere` and `sticky`. The last one has two files of bob.
 struct Dirs {
     setup: Setup,
     here: Fd,
@@ -114,7 +114,7 @@ struct Dirs {
     file: Fd,
 }
 
-/// Where somebody is stuck in one call of a layer once the flag is set.
+/// A setup where the next call of one method blocks, once the flag `armed` is set.
 struct Stuck {
     dirs: Dirs,
     armed: Arc<AtomicBool>,
@@ -149,13 +149,14 @@ impl Stuck {
         sticky.fchmod(0o1777).unwrap();
         file.fchown(1001, 100).unwrap();
         file.fstat().unwrap();
-        // Its attributes have to be asked for when they count.
+        // Invalidates the attributes: a permission check must get them from the layer again.
         attributes(&setup, "sticky/other").fchown(1001, 100).unwrap();
         Self { dirs: Dirs { setup, here, sticky, file }, armed, arrived, gate }
     }
 
-    /// Has one operation be stuck while each of the others is tried, and says which of these wait.
-    fn who_waits<'o>(&self, stuck: Operation, others: &[(&'o str, Operation)]) -> Vec<&'o str> {
+    /// Blocks the operation `stuck`, tries each of the others, and returns the names of those that
+    /// wait.
+    fn waiting<'o>(&self, stuck: Operation, others: &[(&'o str, Operation)]) -> Vec<&'o str> {
         let dirs = &self.dirs;
         thread::scope(|scope| {
             self.armed.store(true, Ordering::Relaxed);
@@ -166,7 +167,7 @@ impl Stuck {
                 let (ended, end) = mpsc::channel();
                 scope.spawn(move || {
                     other(dirs);
-                    // Nobody listens any more to who waited.
+                    // After the timeout the receiver is gone.
                     let _ = ended.send(());
                 });
                 if end.recv_timeout(PATIENCE).is_err() {
@@ -187,7 +188,7 @@ fn attributes(setup: &Setup, path: &str) -> Fd {
 }
 
 #[test]
-fn a_stuck_change_keeps_nobody_waiting_in_another_directory() {
+fn a_stuck_change_delays_no_request_in_another_directory() {
     let elsewhere: [(&str, Operation); 9] = [
         ("create", |it| root().write_file(it.setup.path("elsewhere/new"), "new").unwrap()),
         ("truncate", |it| root().write_file(it.setup.path("elsewhere/file"), "new").unwrap()),
@@ -205,21 +206,21 @@ fn a_stuck_change_keeps_nobody_waiting_in_another_directory() {
         (Method::SetMode, |it| it.here.fchmod(0o700).unwrap()),
     ];
     for (method, change) in changes {
-        let waiting = Stuck::new(method).who_waits(change, &elsewhere);
+        let waiting = Stuck::new(method).waiting(change, &elsewhere);
         assert!(waiting.is_empty(), "{waiting:?} wait for {}", method.name());
     }
 }
 
 #[test]
-fn what_was_checked_does_not_change_before_it_is_done() {
+fn a_check_holds_until_its_change_is_made() {
     let others: [(&str, Operation); 2] = [
         ("chmod of the directory", |it| it.sticky.fchmod(0o755).unwrap()),
         ("chown of the victim", |it| it.file.fchown(1000, 100).unwrap()),
     ];
     for other in others {
         let change: Operation = |it| bob().rename(it.setup.path("sticky/file"), it.setup.path("sticky/other")).unwrap();
-        // Bob may move his file, and it is looked whether the other is his too.
-        let waiting = Stuck::new(Method::Stat).who_waits(change, &[other]);
+        // Bob may move his file. The daemon checks whether the other file is bob's too.
+        let waiting = Stuck::new(Method::Stat).waiting(change, &[other]);
         assert_eq!(waiting, [other.0]);
     }
 }
@@ -231,7 +232,7 @@ fn an_interrupted_copy_up_leaves_nothing() {
     let writer = Process::new(0, 0);
     let writing = gated.write_to_large(&writer);
     kernel::interrupt(setup.name(), writer.pid()).unwrap();
-    // The daemon hears of the interruption before anything that was asked later.
+    // The daemon handles the interruption before any later request.
     assert!(setup.is_alive());
     gated.gate.send(()).unwrap();
     assert_eq!(writing.join().unwrap(), refused(EINTR));
@@ -274,7 +275,7 @@ fn a_lock_is_free_when_its_holder_has_closed() {
 }
 
 #[test]
-fn clients_at_once_see_what_each_of_them_did() {
+fn concurrent_clients_lose_no_change() {
     let setup = &Setup::new(|lower| {
         lower.dir("d", 0o777);
         lower.file("d/shared", 0o666);
@@ -301,13 +302,14 @@ fn clients_at_once_see_what_each_of_them_did() {
 }
 
 #[test]
-fn who_is_stopped_answers_what_it_has() {
+fn a_stopped_daemon_answers_the_requests_it_has() {
     let gated = Gated::new();
     let setup = &gated.setup;
     let writing = gated.write_to_large(&Process::new(0, 0));
     let known = setup.open(&root(), "small", O_STAT).unwrap();
     setup.stop();
-    // This one may just be in time; else it is answered when the socket is closed.
+    // The daemon may still answer this request. Otherwise the request fails when the socket is
+    // closed.
     let late = thread::spawn(move || known.fstat().map(drop));
     assert!(!writing.is_finished());
     gated.gate.send(()).unwrap();

@@ -1,4 +1,4 @@
-//! Sockets that are bound to a name in the overlay, and connected to by it.
+//! Sockets that a client binds to a name in the overlay, and connects to by that name.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -21,7 +21,7 @@ use syscall::schemev2::NewFdFlags;
 use crate::layers::FULL;
 use crate::support::{Setup, ann, bob, errno, eve, refused, root};
 
-/// The scheme that the sockets are of, as far as a filesystem has to do with it.
+/// The scheme of the sockets, as far as a filesystem uses it.
 struct Net {
     name: String,
     shared: Arc<Mutex<Sockets>>,
@@ -30,12 +30,12 @@ struct Net {
 
 #[derive(Default)]
 struct Sockets {
-    /// The path that each is bound to.
+    /// The path of each bound socket.
     bound: HashMap<usize, String>,
-    /// From whom to whom.
+    /// Pairs of the connecting and the bound socket.
     connections: Vec<(usize, usize)>,
     closed: Vec<usize>,
-    /// What the next question of a filesystem waits for.
+    /// Blocks the answer to the next request of a filesystem.
     stuck: Option<mpsc::Receiver<()>>,
 }
 
@@ -45,11 +45,11 @@ struct NetScheme {
     shared: Arc<Mutex<Sockets>>,
 }
 
-/// What the token of a socket is made of.
+/// The base of the tokens of sockets.
 const TOKEN: u64 = 0x1234_5678_0000_0000;
 
 impl NetScheme {
-    /// Where a filesystem's questions are answered, or not.
+    /// Blocks a request of a filesystem if `stuck` is set.
     fn wait(&self) {
         let stuck = self.shared.lock().unwrap().stuck.take();
         if let Some(stuck) = stuck {
@@ -151,14 +151,14 @@ impl Net {
         self.shared.lock().unwrap().connections.clone()
     }
 
-    /// From the next question on nothing is answered, until what this answers is dropped.
+    /// Blocks the next request, until the caller drops the sender that this returns.
     fn hold_back(&self) -> mpsc::Sender<()> {
         let (go_on, stuck) = mpsc::channel();
         self.shared.lock().unwrap().stuck = Some(stuck);
         go_on
     }
 
-    /// Waits until a question is held back.
+    /// Waits until a request is blocked.
     fn wait_until_asked(&self) {
         let deadline = Instant::now() + Duration::from_secs(10);
         while self.shared.lock().unwrap().stuck.is_some() {
@@ -167,7 +167,7 @@ impl Net {
         }
     }
 
-    /// Waits until a socket is closed by all who had it.
+    /// Waits until the last descriptor of a socket is closed.
     fn wait_for_close(&self, id: usize) {
         let deadline = Instant::now() + Duration::from_secs(10);
         while !self.shared.lock().unwrap().closed.contains(&id) {
@@ -252,10 +252,10 @@ fn the_overlay_holds_a_socket_until_its_last_name_is_gone() {
     net.wait_for_close(last);
 }
 
-/// Each bound socket is a descriptor of the daemon's, so there is an end, before that of the
-/// descriptors.
+/// Each bound socket needs a descriptor of the daemon, so their number has a limit. It is below the
+/// limit of descriptors.
 #[test]
-fn sockets_without_end() {
+fn sockets_have_a_limit() {
     let (setup, net) = (setup(), Net::new());
     let mut bound = Vec::new();
     let refusal = loop {
@@ -273,7 +273,7 @@ fn sockets_without_end() {
 }
 
 #[test]
-fn sockets_that_nobody_bound_here_refuse() {
+fn sockets_that_are_not_bound_refuse() {
     let (setup, net) = (setup(), Net::new());
     if FULL {
         ann().mknod(setup.path("run/plain"), u32::from(MODE_SOCK) | 0o666).unwrap();
@@ -287,7 +287,7 @@ fn sockets_that_nobody_bound_here_refuse() {
 }
 
 #[test]
-fn who_may_bind_and_connect() {
+fn bind_and_connect_need_permission() {
     let (setup, net) = (setup(), Net::new());
     let socket = net.socket(&eve());
     assert_eq!(errno(eve().bind(&socket, setup.path("run/socket"))), EACCES);
@@ -345,7 +345,7 @@ fn a_socket_takes_the_place_of_a_removed_lower_name() {
 }
 
 #[test]
-fn a_descriptor_of_the_overlay_itself_is_no_trap() {
+fn a_descriptor_of_the_overlay_itself_is_refused() {
     let setup = setup();
     std::thread::scope(|scope| {
         for client in 0..8 {
@@ -365,7 +365,7 @@ fn a_descriptor_of_the_overlay_itself_is_no_trap() {
 }
 
 #[test]
-fn a_scheme_that_does_not_answer_keeps_nobody_else_waiting() {
+fn a_scheme_that_does_not_answer_delays_its_caller_only() {
     let (setup, net, stuck) = (setup(), Net::new(), Net::new());
     for net in [&net, &stuck] {
         ann().bind(&net.socket(&ann()), setup.path(&format!("run/{}", net.name))).unwrap();
@@ -392,7 +392,7 @@ fn a_scheme_that_does_not_answer_keeps_nobody_else_waiting() {
 }
 
 #[test]
-fn who_waits_for_such_a_scheme_can_give_up() {
+fn a_caller_of_such_a_scheme_can_be_cancelled() {
     let (setup, net) = (setup(), Net::new());
     ann().bind(&net.socket(&ann()), setup.path("run/socket")).unwrap();
     let who = ann();
@@ -409,7 +409,7 @@ fn who_waits_for_such_a_scheme_can_give_up() {
 }
 
 #[test]
-fn who_waits_for_such_a_scheme_does_not_hold_up_the_end() {
+fn a_caller_of_such_a_scheme_does_not_delay_the_end() {
     let (setup, net) = (setup(), Net::new());
     let run = setup.open(&ann(), "run", O_RDONLY | O_DIRECTORY).unwrap();
     let socket = net.socket(&ann());
@@ -438,7 +438,7 @@ fn one_user_cannot_have_many_threads() {
     let go_on = net.hold_back();
     std::thread::scope(|scope| {
         let waiting: Vec<_> = (0..40).map(|_| scope.spawn(|| connect(&anns))).collect();
-        // Giving up gives no thread back.
+        // A cancelled request keeps its thread.
         let deadline = Instant::now() + Duration::from_secs(10);
         while waiting.iter().filter(|connecting| connecting.is_finished()).count() < 24 {
             assert!(Instant::now() < deadline, "more than 16 wait");

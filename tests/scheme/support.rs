@@ -1,4 +1,4 @@
-//! A scheme over fresh layers, and the people who use it.
+//! A scheme above new layers, and its users.
 
 use std::sync::Arc;
 
@@ -11,26 +11,26 @@ use syscall::flag::{O_NOFOLLOW, O_STAT};
 
 use crate::layers::{Layer, Layers};
 
-/// A running scheme. Dropped, it ends and its name is free again, and the lower layer must be what
-/// it was.
+/// A running scheme. At its drop the daemon ends, the name is free again, and the lower layer must
+/// be unchanged.
 pub struct Setup {
-    // Dropped first, while there are layers.
+    // Dropped first, while the layers exist.
     daemon: Daemon,
     pub layers: Layers,
 }
 
 impl Setup {
-    /// A writable overlay over one lower layer.
+    /// Makes a writable overlay over one lower layer.
     pub fn new(fill_lower: impl FnOnce(&Layer)) -> Self {
         Self::start(fill_lower, true)
     }
 
-    /// An overlay without an upper layer.
+    /// Makes an overlay without an upper layer.
     pub fn read_only(fill_lower: impl FnOnce(&Layer)) -> Self {
         Self::start(fill_lower, false)
     }
 
-    /// A writable overlay of which everybody may link what he sees.
+    /// Makes a writable overlay that lets each user link every visible file.
     pub fn with_free_hardlinks(fill_lower: impl FnOnce(&Layer)) -> Self {
         let layers = Layers::new(fill_lower);
         let name = unused_name("overlay");
@@ -43,29 +43,29 @@ impl Setup {
         Self::serve(layers.mount(writable), layers)
     }
 
-    /// Serves an overlay that was made of these layers.
+    /// Serves an overlay of these layers.
     pub fn serve<L: overlayfs::layer::Layer>(overlay: Overlay<L>, layers: Layers) -> Self {
         Self { daemon: Daemon::serve(overlay, unused_name("overlay")), layers }
     }
 
-    /// What it serves is `/scheme/NAME`.
+    /// Returns the name of the scheme: it serves `/scheme/NAME`.
     pub fn name(&self) -> &str {
         self.daemon.name()
     }
 
-    /// Has the daemon end, as a signal does.
+    /// Makes the daemon end, as a signal does.
     pub fn stop(&self) {
         self.daemon.stop();
     }
 
-    /// Has the daemon end, whatever it is at, and waits for it.
+    /// Makes the daemon end, even during a request, and waits for its end.
     pub fn end(self) -> Layers {
         self.stop();
         drop(self.daemon);
         self.layers
     }
 
-    /// The path by which clients know `path` of the merged tree.
+    /// Returns the path of a client for `path` of the merged tree.
     pub fn path(&self, path: &str) -> String {
         format!("/scheme/{}/{path}", self.name())
     }
@@ -75,17 +75,17 @@ impl Setup {
         who.open(self.path(path), flags, 0)
     }
 
-    /// The top directory, for path-based requests of `who`.
+    /// Opens the top directory for path-based requests of `who`.
     pub fn top(&self, who: &Process) -> Fd {
         self.open(who, "", O_STAT).unwrap()
     }
 
-    /// The permission bits of an object, set-id and sticky included.
+    /// Returns the permission bits of an object, with set-id and sticky bits.
     pub fn mode(&self, path: &str) -> u16 {
         root().lstat(self.path(path)).unwrap().st_mode & 0o7777
     }
 
-    /// Owner and group of an object.
+    /// Returns the owner and the group of an object.
     pub fn owner(&self, path: &str) -> (u32, u32) {
         let stat = root().lstat(self.path(path)).unwrap();
         (stat.st_uid, stat.st_gid)
@@ -99,7 +99,7 @@ impl Setup {
         String::from_utf8(root().read_file(self.path(path)).unwrap()).unwrap()
     }
 
-    /// Whether the daemon still answers.
+    /// Returns whether the daemon still answers.
     pub fn is_alive(&self) -> bool {
         self.exists("")
     }
@@ -109,27 +109,27 @@ pub fn root() -> Process {
     Process::new(0, 0)
 }
 
-/// Owns what the layers are filled with.
+/// Returns a process of ann, the owner of the layers' objects.
 pub fn ann() -> Process {
     Process::new(1000, 100)
 }
 
-/// Of ann's group.
+/// Returns a process of bob, a member of ann's group.
 pub fn bob() -> Process {
     Process::new(1001, 100)
 }
 
-/// A stranger to ann.
+/// Returns a process of eve: another user of another group.
 pub fn eve() -> Process {
     Process::new(1002, 200)
 }
 
-/// What a refused request answers.
+/// Returns the result of a refused request.
 pub fn refused<T>(errno: i32) -> Result<T> {
     Err(Error::new(errno))
 }
 
-/// The errno of a request that must be refused.
+/// Returns the errno of a request. Panics if the request succeeds.
 #[track_caller]
 pub fn errno<T>(result: Result<T>) -> i32 {
     match result {
@@ -138,7 +138,7 @@ pub fn errno<T>(result: Result<T>) -> i32 {
     }
 }
 
-/// The names of a listing in order.
+/// Returns the names of a listing, in order.
 pub fn names(entries: Vec<linux_delegate::DirEntry>) -> Vec<String> {
     let mut names: Vec<String> = entries.into_iter().map(|entry| entry.name).collect();
     names.sort();

@@ -1,5 +1,5 @@
-//! Who is asking: the requests that do not say so, or lie. Every row of the Redox kernel's
-//! behaviour has its test here.
+//! The rights of requests that do not name their caller, or name a wrong one. Each row of the Redox
+//! kernel's behaviour has its test here.
 
 use syscall::TimeSpec;
 use syscall::error::{EACCES, EPERM};
@@ -7,7 +7,7 @@ use syscall::flag::{AT_REMOVEDIR, O_CREAT, O_DIRECTORY, O_RDONLY, O_RDWR, O_STAT
 
 use crate::support::{Setup, ann, errno, eve, refused, root};
 
-/// A directory of ann's that eve can only look at, and one that is eve's.
+/// A directory of ann that eve can only read, and one that belongs to eve.
 fn setup() -> Setup {
     Setup::new(|lower| {
         lower.dir("anns", 0o755);
@@ -24,7 +24,7 @@ fn calls_with_the_ids_of_root_have_the_rights_of_the_opener() {
     let setup = setup();
     let file = setup.open(&eve(), "anns/f", O_STAT).unwrap();
     let times = TimeSpec { tv_sec: 1, tv_nsec: 0 };
-    // The kernel says uid 0 in all of these.
+    // The kernel sends uid 0 in all these requests.
     assert_eq!(file.fchmod(0o666), refused(EPERM));
     assert_eq!(file.futimens(times, times), refused(EPERM));
     let ids = 1002 | 200 << 32;
@@ -87,9 +87,9 @@ fn two_handle_calls_have_the_rights_of_both_openers() {
 }
 
 #[test]
-fn requests_that_say_who_asks_are_believed() {
+fn requests_that_name_their_caller_have_its_rights() {
     let setup = setup();
-    // Handles that ann opened, in the hands of eve.
+    // Handles that ann opened and eve inherited.
     let dir = eve().inherit(&setup.open(&ann(), "anns", O_RDONLY).unwrap());
     assert_eq!(errno(dir.openat("new", O_CREAT | O_RDWR | 0o600, 0)), EACCES);
     assert_eq!(errno(dir.openat("new", O_CREAT | O_DIRECTORY | 0o700, 0)), EACCES);
@@ -132,10 +132,11 @@ fn clients_of_several_users_at_once() {
 }
 
 #[test]
-fn relibcs_rename_and_link_have_no_check_in_front_of_them() {
+fn rename_and_link_of_relibc_arrive_unchecked() {
     let setup = setup();
     let other = Setup::new(|lower| lower.dir("tmp", 0o777));
-    // The kernel drops the scheme of the new path, so the file stays here under that name.
+    // The kernel drops the scheme of the new path, so the file stays in this scheme under that
+    // name.
     ann().rename(setup.path("anns/f"), other.path("tmp/f")).unwrap();
     assert_eq!(setup.content("tmp/f"), "anns/f");
     assert!(!other.exists("tmp/f"));

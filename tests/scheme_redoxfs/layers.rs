@@ -1,4 +1,4 @@
-//! Layers on a redoxfs that the delegate plays.
+//! Layers on a simulated redoxfs.
 
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -10,7 +10,7 @@ use overlayfs::layer::redox::RedoxLayer;
 use overlayfs::overlay::{self, Overlay, Settings};
 use syscall::flag::{MODE_SOCK, MODE_TYPE};
 
-/// Renames cannot exchange, and neither FIFOs nor sockets can be made.
+/// Whether these layers can exchange names, and have FIFOs and sockets.
 pub const FULL: bool = false;
 
 /// A lower layer and an upper one.
@@ -19,12 +19,12 @@ pub struct Layers {
     lower: Snapshot,
 }
 
-/// A layer, while it is made.
+/// A layer, while a test fills it.
 pub struct Layer<'a>(&'a Disk);
 
 impl Layers {
-    /// A lower layer that `fill_lower` fills, and that must not change from then on; and an upper
-    /// one.
+    /// Makes a lower layer, which `fill_lower` fills and which must not change afterwards, and an
+    /// upper one.
     pub fn new(fill_lower: impl FnOnce(&Layer)) -> Self {
         let disk = Disk::redoxfs();
         disk.tree().put_dir("lower");
@@ -42,7 +42,7 @@ impl Layers {
         Overlay::new(overlay::Layers { upper, work: None, lowers: vec![self.open("lower", false)] }).unwrap()
     }
 
-    /// An overlay of the two whose backing calls are counted. Files are copied up whole.
+    /// Returns an overlay of the two layers, with counted backing calls. It copies files up whole.
     pub fn counted(&self) -> (Overlay<Counted<RedoxLayer>>, Counts) {
         let counts = Counts::default();
         let open = |path, for_writing| Counted::new(self.open(path, for_writing), &counts);
@@ -56,12 +56,12 @@ impl Layers {
         self.disk.tree().look(&format!("upper/{path}")).mode & MODE_TYPE == MODE_SOCK
     }
 
-    /// The names in a directory of the upper layer, sorted.
+    /// Returns the names in a directory of the upper layer, sorted.
     pub fn upper_names(&self, path: &str) -> Vec<String> {
         self.disk.tree().names(&format!("upper/{path}"))
     }
 
-    /// The content of a file of the upper layer.
+    /// Returns the content of a file of the upper layer.
     pub fn upper_content(&self, path: &str) -> Vec<u8> {
         self.disk.tree().look(&format!("upper/{path}")).bytes().unwrap().clone()
     }
@@ -76,7 +76,7 @@ impl Drop for Layers {
 }
 
 impl Layer<'_> {
-    /// A file of ann's that holds its own path.
+    /// Makes a file of ann that contains its own path.
     pub fn file(&self, path: &str, mode: u32) {
         self.file_of(path, mode, 1000, 100);
     }
@@ -90,7 +90,7 @@ impl Layer<'_> {
         self.set(path, mode, uid, gid);
     }
 
-    /// A directory of ann's.
+    /// Makes a directory of ann.
     pub fn dir(&self, path: &str, mode: u32) {
         self.dir_of(path, mode, 1000, 100);
     }
@@ -106,7 +106,7 @@ impl Layer<'_> {
         (node.mode, node.uid, node.gid) = (node.mode & MODE_TYPE | mode as u16, uid, gid);
     }
 
-    /// A symlink of ann's.
+    /// Makes a symlink of ann.
     pub fn symlink(&self, target: impl AsRef<Path>, path: &str) {
         self.0.tree().put_symlink(&format!("lower/{path}"), target.as_ref().as_os_str().as_bytes());
         self.set(path, 0o777, 1000, 100);

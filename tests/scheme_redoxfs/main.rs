@@ -1,4 +1,4 @@
-//! The tests of the scheme once more, in front of an overlay of layers on redoxfs.
+//! Runs the tests of the scheme above an overlay of layers on a simulated redoxfs.
 
 #[path = "../scheme/attributes.rs"]
 mod attributes;
