@@ -129,12 +129,37 @@ fn messages_quoted_in_pages_exist() {
     }
 }
 
+/// The files of a folder whose names end in one of `extensions`.
+fn files(folder: &str, extensions: &[&str]) -> Vec<PathBuf> {
+    let files = fs::read_dir(at(folder)).unwrap().map(|entry| entry.unwrap().path());
+    files
+        .filter(|path| path.extension().is_some_and(|found| extensions.iter().any(|wanted| found == *wanted)))
+        .collect()
+}
+
+/// All pages in Markdown.
+fn documents() -> Vec<PathBuf> {
+    [".", "docs", "redox"].iter().flat_map(|folder| files(folder, &["md"])).collect()
+}
+
+#[test]
+fn lines_of_pages_have_at_most_120_columns() {
+    let manuals = ["man", "overlayfs-fuse"].iter().flat_map(|folder| files(folder, &["1", "8"]));
+    let pages: Vec<_> = documents().into_iter().chain(manuals).collect();
+    assert!(pages.len() > 20);
+    for page in pages {
+        for (number, line) in fs::read_to_string(&page).unwrap().lines().enumerate() {
+            // A row of a table cannot be broken.
+            let wide = line.chars().count() > 120 && !line.starts_with('|');
+            assert!(!wide, "{}:{} is wider than 120 columns", page.display(), number + 1);
+        }
+    }
+}
+
 #[test]
 fn links_between_pages_have_a_target() {
-    let docs = fs::read_dir(at("docs")).unwrap().map(|entry| entry.unwrap().path());
-    let pages = docs.filter(|path| path.extension().is_some_and(|extension| extension == "md"));
     let mut count = 0;
-    for page in pages.chain([at("README.md"), at("CONTRIBUTING.md")]) {
+    for page in documents() {
         let text = fs::read_to_string(&page).unwrap();
         for link in text.split("](").skip(1).filter_map(|rest| rest.split_once(')')).map(|(link, _)| link) {
             let path = link.split('#').next().unwrap();

@@ -8,6 +8,8 @@ const BEGIN: &str = ".\\\" The options, as scripts/pages writes them.\n";
 const END: &str = ".\\\" The end of the options.\n";
 /// The limit of a line of prose in a page.
 const WIDTH: usize = 80;
+/// How long a line of macros is at most.
+const MACROS_WIDTH: usize = 120;
 
 /// Returns the page with the options of the program between the two lines.
 pub fn with_options(page: &str, program: &Program) -> String {
@@ -45,7 +47,24 @@ pub fn with_options(page: &str, program: &Program) -> String {
         }
         options.push_str(".El\n");
     }
+    let options: String = options.lines().map(folded).collect();
     format!("{before}{BEGIN}{options}{END}{after}")
+}
+
+/// The line, continued on further ones where it is wider than a page may be.
+fn folded(line: &str) -> String {
+    let mut lines = String::new();
+    let mut width = 0;
+    for word in line.split(' ') {
+        if width + word.len() + " \\".len() > MACROS_WIDTH {
+            lines.push_str("\\\n");
+            width = 0;
+        }
+        lines.push_str(word);
+        lines.push(' ');
+        width += word.len() + 1;
+    }
+    format!("{}\n", lines.trim_end())
 }
 
 fn sentence(clause: &str) -> String {
