@@ -1,5 +1,5 @@
-//! From the bytes of a request to a call of the front end, and from what that answers to the bytes
-//! of an answer.
+//! From the bytes of a request to a call of the front end, and from its result to the bytes of the
+//! answer.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -12,36 +12,36 @@ use crate::flags;
 use crate::front_end::{Caller, FrontEnd, ListingReply, NewMode, NodeEntry, Opened, Valid, Write, entry_out};
 use crate::wire::{self, InHeader, OutHeader, init, opcode};
 
-/// What was agreed on when the mount began.
+/// The agreement with the kernel at the start of the mount.
 #[derive(Clone, Copy, Debug)]
 pub struct Agreed {
-    /// `wire::init`.
+    /// The features of `wire::init`.
     pub flags: u64,
     /// How long entries and attributes are valid.
     pub valid: Duration,
-    /// The most that a READ or a listing can ask for, in bytes.
+    /// The largest answer to a READ or a listing, in bytes.
     pub max_answer: usize,
-    /// Whether the kernel can be asked to let go of objects.
+    /// Whether the kernel takes requests to drop objects.
     pub prunes: bool,
 }
 
-/// What an answer is made in. Kept from one request to the next.
+/// The buffers for an answer. A thread keeps them from one request to the next.
 #[derive(Default)]
 pub struct Buffers {
-    /// The answer but for what was read from a file.
+    /// The answer without the data of a file.
     head: Vec<u8>,
-    /// What was read from a file, and room for more.
+    /// The data that were read from a file, and room for more.
     data: Vec<u8>,
     data_length: usize,
 }
 
 impl Buffers {
-    /// The two parts of the answer.
+    /// Returns the two parts of the answer.
     pub fn parts(&self) -> [&[u8]; 2] {
         [&self.head, &self.data[..self.data_length]]
     }
 
-    /// Room for `length` bytes of data.
+    /// Makes room for `length` bytes of data.
     fn room(&mut self, length: usize) -> &mut [u8] {
         if self.data.len() < length {
             self.data.resize(length, 0);
@@ -49,7 +49,7 @@ impl Buffers {
         &mut self.data[..length]
     }
 
-    /// Makes room for the answer to a request. None if it is too short to be one.
+    /// Starts the answer to a request. None: the request is too short.
     fn begin(&mut self, request: &[u8]) -> Option<InHeader> {
         self.head.clear();
         self.data_length = 0;
@@ -58,8 +58,8 @@ impl Buffers {
         Some(header)
     }
 
-    /// Fills in the header of the answer to a request, for which there is room. An error comes
-    /// without anything else.
+    /// Writes the header of the answer to a request into the room for it. An error has no other
+    /// data.
     fn finish(&mut self, to: &InHeader, done: Result<()>) {
         if done.is_err() {
             self.head.truncate(size_of::<OutHeader>());
@@ -72,8 +72,7 @@ impl Buffers {
     }
 }
 
-/// Handles one request. Answers whether `buffers` hold an answer that is to be sent: some requests
-/// get none.
+/// Handles one request. Returns whether `buffers` hold an answer to send: some requests get none.
 pub fn handle(front_end: &impl FrontEnd, agreed: &Agreed, request: &[u8], buffers: &mut Buffers) -> bool {
     let Some(header) = buffers.begin(request) else {
         return false;
@@ -87,7 +86,7 @@ pub fn handle(front_end: &impl FrontEnd, agreed: &Agreed, request: &[u8], buffer
     true
 }
 
-/// Has `buffers` answer an error to a request. Answers whether that is to be sent.
+/// Answers an error to a request. Returns whether `buffers` hold an answer to send.
 pub fn refuse(request: &[u8], error: Error, buffers: &mut Buffers) -> bool {
     let Some(header) = buffers.begin(request) else {
         return false;
@@ -96,28 +95,34 @@ pub fn refuse(request: &[u8], error: Error, buffers: &mut Buffers) -> bool {
     true
 }
 
-/// What became of a request.
+/// The result of a request.
 enum Answer {
-    /// The answer is in the buffer.
+    /// The answer is in the buffers.
     Made,
-    /// The kernel wants none.
+    /// The kernel wants no answer.
     None,
 }
 
-/// What follows the header of a request.
+/// The part of a request behind its header.
 struct Body<'a> {
     rest: &'a [u8],
 }
 
 impl<'a> Body<'a> {
-    /// The structure that comes next. EINVAL if the request is too short.
+    /// Takes the next structure.
+    ///
+    /// # Errors
+    /// - EINVAL: the request is too short.
     fn take<T: FromBytes + KnownLayout + Immutable>(&mut self) -> Result<T> {
         let (value, rest) = T::read_from_prefix(self.rest).map_err(|_| Error::new(EINVAL))?;
         self.rest = rest;
         Ok(value)
     }
 
-    /// The text that comes next, without the zero byte that ends it.
+    /// Takes the next text, without the zero byte that ends it.
+    ///
+    /// # Errors
+    /// - EINVAL: the text has no end.
     fn text(&mut self) -> Result<&'a OsStr> {
         let end = self.rest.iter().position(|byte| *byte == 0).ok_or(Error::new(EINVAL))?;
         let text = OsStr::from_bytes(&self.rest[..end]);
@@ -125,7 +130,10 @@ impl<'a> Body<'a> {
         Ok(text)
     }
 
-    /// The next `length` bytes.
+    /// Takes the next `length` bytes.
+    ///
+    /// # Errors
+    /// - EINVAL: the request is too short.
     fn bytes(&mut self, length: usize) -> Result<&'a [u8]> {
         let (bytes, rest) = self.rest.split_at_checked(length).ok_or(Error::new(EINVAL))?;
         self.rest = rest;
@@ -336,7 +344,10 @@ fn open_out(opened: Opened) -> wire::OpenOut {
     wire::OpenOut { fh: opened.fh, open_flags: opened.flags, backing_id: 0 }
 }
 
-/// Answers a value, or only its size if `room` is 0. ERANGE if the room is not enough.
+/// Answers a value, or only its size if `room` is 0.
+///
+/// # Errors
+/// - ERANGE: the value is larger than `room`.
 fn put_sized(answer: &mut Vec<u8>, room: u32, value: &[u8]) -> Result<Answer> {
     if room == 0 {
         answer.extend_from_slice(wire::GetxattrOut { size: value.len() as u32, padding: 0 }.as_bytes());
@@ -374,7 +385,7 @@ fn statx_out(valid: Valid, attr: &wire::Attr, birth: Option<(i64, u32)>) -> wire
     wire::StatxOut { valid, valid_nsec, flags: 0, spare: [0; 2], stat }
 }
 
-/// What a person calls a request.
+/// Returns the name of a request for the log.
 fn name(code: u32) -> &'static str {
     match code {
         opcode::LOOKUP => "lookup",

@@ -1,5 +1,4 @@
-//! The ioctls for the flags that chattr(1) sets: of all ioctls the kernel lets a FUSE daemon have
-//! these.
+//! The ioctls for the flags of chattr(1). The kernel passes only these ioctls on to a FUSE daemon.
 
 use overlayfs::errno::{EINVAL, ENOTTY, EOPNOTSUPP, Error, Result};
 use zerocopy::{FromBytes, IntoBytes};
@@ -12,12 +11,16 @@ const SETFLAGS: u32 = 0x4008_6602;
 const FSGETXATTR: u32 = 0x801c_581f;
 const FSSETXATTR: u32 = 0x401c_5820;
 
-/// The flags that both kinds of ioctls have, as `FS_*_FL` and as `FS_XFLAG_*`: immutable,
-/// append-only, synchronous, without access times, not dumped.
+/// The flags of both kinds of ioctls, as `FS_*_FL` and as `FS_XFLAG_*`: immutable, append-only,
+/// synchronous, no access times, no dump.
 const BOTH: [(u32, u32); 5] = [(0x10, 0x8), (0x20, 0x10), (0x8, 0x20), (0x80, 0x40), (0x40, 0x80)];
 
-/// Performs an ioctl with the argument `input`; answers what the argument is afterwards. ENOTTY for
-/// another.
+/// Performs an ioctl with the argument `input`. Returns the new value of the argument.
+///
+/// # Errors
+/// - ENOTTY: the ioctl is another one.
+/// - EINVAL: the argument is too short.
+/// - EOPNOTSUPP: the argument sets a flag or a field that only this kind of ioctl has.
 pub fn perform(front_end: &impl FrontEnd, node: u64, command: u32, input: &[u8]) -> Result<Vec<u8>> {
     match command {
         GETFLAGS => Ok(front_end.flags(node)?.to_ne_bytes().to_vec()),

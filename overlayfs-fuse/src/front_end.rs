@@ -1,8 +1,8 @@
-//! What a FUSE mount needs of whoever answers it: a [`FrontEnd`], and the words of the two.
+//! The trait of front ends, which answer the requests of a FUSE mount, and its types.
 //!
-//! Objects are numbers that the front end gives out ([`NodeEntry::node`]) and the kernel gives back
-//! by [`FrontEnd::forget`] as many times. Errors are errnos. What a front end does not have answers
-//! ENOSYS, which the kernel mostly remembers.
+//! Objects are numbers, which the front end gives out ([`NodeEntry::node`]). The kernel returns
+//! each as many times by [`FrontEnd::forget`]. Errors are errnos. A missing method returns ENOSYS,
+//! which the kernel mostly remembers.
 
 use std::ffi::{OsStr, OsString};
 use std::time::Duration;
@@ -13,7 +13,7 @@ use zerocopy::IntoBytes;
 use crate::session::Notifier;
 use crate::wire::{Attr, Dirent, EntryOut, SetattrIn, valid_for};
 
-/// Whose program made a request.
+/// The process that makes a request.
 #[derive(Clone, Copy, Debug)]
 pub struct Caller {
     pub uid: u32,
@@ -22,7 +22,7 @@ pub struct Caller {
     pub pid: u32,
 }
 
-/// An object that the kernel is told of.
+/// An object in an answer.
 #[derive(Clone, Copy, Debug)]
 pub struct NodeEntry {
     pub node: u64,
@@ -37,75 +37,75 @@ pub struct Opened {
     pub flags: u32,
 }
 
-/// What is to be created.
+/// The mode of a new object.
 #[derive(Clone, Copy, Debug)]
 pub struct NewMode {
-    /// Type and permission bits as the program gave them, without what the umask takes.
+    /// Type and permission bits from the program, before the umask applies.
     pub mode: u32,
     pub umask: u32,
 }
 
-/// Space and names.
+/// The numbers of statfs(2).
 pub type StatFs = crate::wire::StatfsOut;
 
 /// A time of creation in seconds and nanoseconds since 1970.
 pub type Birth = (i64, u32);
 
-/// How long the kernel may believe what it is told of an object.
+/// How long the kernel may keep its knowledge of an object.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Valid {
     pub usual: Duration,
-    /// Attributes of files are asked for again whenever they are used.
+    /// The kernel asks for the attributes of a file at each use.
     pub files_expire: bool,
 }
 
 impl Valid {
-    /// For these attributes.
+    /// Returns how long these attributes are valid.
     pub fn of(self, attr: &Attr) -> Duration {
         let expires = self.files_expire && attr.mode & libc::S_IFMT == libc::S_IFREG;
         if expires { Duration::ZERO } else { self.usual }
     }
 }
 
-/// How a mount is set up.
+/// The setup of a mount.
 #[derive(Clone, Copy, Debug)]
 pub struct Setup {
-    /// What is wanted of what the kernel offers (`wire::init`).
+    /// The features that the front end wants (`wire::init`).
     pub flags: u64,
     /// How long the kernel may believe an entry and its attributes.
     pub valid: Duration,
-    /// Nanoseconds from one time that is kept to the next, a second at most: the kernel makes no
-    /// finer ones.
+    /// The resolution of stored times in nanoseconds, at most a second. The kernel makes no finer
+    /// ones.
     pub time_gran: u32,
 }
 
 /// Answers the requests of a mount, from several threads at once.
 pub trait FrontEnd: Send + Sync {
-    /// Whether it checks access itself. Otherwise the kernel does, by owner, mode and ACL.
+    /// Whether the front end checks access itself. If not, the kernel does, by owner, mode and ACL.
     const CHECKS_ACCESS: bool = false;
 
-    /// What the front end wants of a kernel that offers `offered`.
+    /// Returns the setup for a kernel that offers the features `offered`.
     fn setup(&self, offered: u64) -> Setup;
 
-    /// Called once, before the first request.
+    /// Starts. Called once, before the first request.
     fn begin(&self, _: Notifier) {}
 
-    /// Called by a thread between two requests. One may wait here for what others answer, not two.
+    /// Does other work. A thread calls it between two requests. Only one thread at a time may wait
+    /// here for the answers of others.
     fn rest(&self) {}
 
-    /// Called by a thread that does nothing else, from when requests are served. Answers when it
-    /// wants to be called again.
+    /// Does regular work. A thread that does nothing else calls it, from the first request on.
+    /// Returns the time until the next call.
     fn watch(&self) -> Duration {
         Duration::MAX
     }
 
-    /// Whether the kernel must ask for the attributes of a file whenever it uses them, so that it
-    /// also asks before each write.
+    /// Whether the attributes of files expire at once. Then the kernel also asks before each write.
     fn files_expire(&self) -> bool {
         false
     }
 
-    /// None is an answer that the kernel keeps, ENOENT one that it does not.
+    /// Looks a name up. The kernel keeps the answer None, but not the error ENOENT.
     fn lookup(&self, caller: Caller, parent: u64, name: &OsStr) -> Result<Option<NodeEntry>>;
     fn forget(&self, node: u64, count: u64);
     fn getattr(&self, caller: Caller, node: u64) -> Result<Attr>;
@@ -129,7 +129,7 @@ pub trait FrontEnd: Send + Sync {
         mode: NewMode,
         flags: i32,
     ) -> Result<(NodeEntry, Opened)>;
-    /// Reads to the start of `buf`; fewer bytes than asked only at the end.
+    /// Reads to the start of `buf`. It reads fewer bytes only at the end of the file.
     fn read(&self, caller: Caller, node: u64, fh: u64, offset: u64, buf: &mut [u8]) -> Result<usize>;
     fn write(&self, caller: Caller, node: u64, write: Write<'_>) -> Result<usize>;
     fn fsync(&self, node: u64, fh: u64) -> Result<()>;
@@ -157,7 +157,7 @@ pub trait FrontEnd: Send + Sync {
     fn birth(&self, _node: u64) -> Result<(Attr, Option<Birth>)> {
         Err(Error::new(ENOSYS))
     }
-    /// `only_size` if the value is not told.
+    /// With `only_size` the answer has only the size of the value.
     fn getxattr(&self, _: Caller, _node: u64, _name: &OsStr, _only_size: bool) -> Result<Vec<u8>> {
         Err(Error::new(ENOSYS))
     }
@@ -214,22 +214,22 @@ pub struct Write<'a> {
 /// A listing that is being filled.
 pub struct ListingReply<'a> {
     answer: &'a mut Vec<u8>,
-    /// Where it begins and has to end in `answer`.
+    /// Where the listing begins in `answer`, and where it must end.
     start: usize,
     end: usize,
-    /// With attributes: each entry but `.` and `..` counts as one that the kernel was told of.
+    /// With attributes: each entry but `.` and `..` counts as an answer that names the object.
     plus: Option<Valid>,
 }
 
 impl<'a> ListingReply<'a> {
-    /// A listing of at most `room` bytes at the end of `answer`; with attributes that are valid for
-    /// `plus`, or without.
+    /// Makes a listing of at most `room` bytes at the end of `answer`. With `plus` the entries have
+    /// attributes, valid for that time.
     pub(super) fn new(answer: &'a mut Vec<u8>, room: usize, plus: Option<Valid>) -> Self {
         let start = answer.len();
         Self { answer, start, end: start + room, plus }
     }
 
-    /// Whether the entries carry attributes, to be added by [`ListingReply::add_entry`].
+    /// Whether entries have attributes. [`ListingReply::add_entry`] adds these.
     pub fn with_attributes(&self) -> bool {
         self.plus.is_some()
     }
@@ -285,7 +285,7 @@ impl<'a> ListingReply<'a> {
     }
 }
 
-/// The answer that tells of an entry, or that there is none.
+/// Makes the answer that names an entry, or says that there is none.
 pub(super) fn entry_out(entry: Option<&NodeEntry>, valid: Valid) -> EntryOut {
     let (sec, nsec) = valid_for(valid.usual);
     let (node, attr) = entry.map_or_else(Default::default, |entry| (entry.node, entry.attr));

@@ -1,25 +1,28 @@
-//! Owners as the layers have them and as those who use the mount see them: `uidmapping`,
-//! `gidmapping`, `squash_to_*`.
+//! Owners in the layers, and owners that users of the mount see: `uidmapping`, `gidmapping`,
+//! `squash_to_*`.
 //!
-//! Every id that comes from a layer goes through [`Identity::shown`] before anybody is told, and
-//! every id that comes from a caller through [`Identity::of_new`] or [`Identity::to_set`] before a
-//! layer is. With no option given all of them answer what they are asked.
+//! Every id of a layer passes [`Identity::shown`] before an answer has it. Every id of a caller
+//! passes [`Identity::of_new`] or [`Identity::to_set`] before a layer gets it. Without options all
+//! of them return their argument.
 
 use overlayfs::errno::{EINVAL, EOVERFLOW, Error, Result};
 use overlayfs::layer::Owner;
 
-/// What the kernel is told of an owner that is not mapped: no id. It shows 65534, the overflow id,
-/// lets nobody change the object, as on a mount with mapped ids, and no user has it.
+/// The id that the kernel gets for an owner that is not mapped: no id. The kernel shows 65534, the
+/// overflow id, and lets no caller change the object, as on a mount with mapped ids. No user has
+/// this id.
 pub const UNMAPPED: u32 = u32::MAX;
 
-/// What an id in an ACL is shown as that is not mapped: the last one there is. The kernel takes no
-/// ACL with [`UNMAPPED`] in it, and 65534 may be a user's.
+/// The id that an ACL shows in place of one that is not mapped: the last one. The kernel takes no
+/// ACL with [`UNMAPPED`] in it, and 65534 may be the id of a user.
 const UNMAPPED_IN_ACL: u32 = u32::MAX - 1;
 
-/// What the system calls who has no id in the user namespace of the daemon, in an ACL of a layer.
+/// The id of a *stranger* in an ACL of a layer. The system shows it for a user or group that has no
+/// id in the user namespace of the daemon.
 const STRANGER: u32 = u32::MAX;
 
-/// The tags of the entries of a POSIX ACL that name somebody, and of that for all others.
+/// The tags of the entries of a POSIX ACL that name a user or group, and of the entry for all
+/// others.
 const ACL_OTHER: u16 = 0x20;
 const ACL_USER: u16 = 0x02;
 const ACL_GROUP: u16 = 0x08;
@@ -28,7 +31,7 @@ const ACL_GROUP: u16 = 0x08;
 const ACL_HEAD: usize = 4;
 const ACL_ENTRY: usize = 8;
 
-/// So many ids, one after the other, and the ids as which they are shown.
+/// A range of ids, and the ids that the mount shows for them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Range {
     /// The first id in the layers.
@@ -38,27 +41,27 @@ pub struct Range {
     pub length: u32,
 }
 
-/// How the ids of users, or those of groups, are shown.
+/// How the mount shows the ids of users, or those of groups.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct IdMap {
-    /// Empty: as they are.
+    /// Empty: each id shows as it is.
     ranges: Vec<Range>,
 }
 
-/// How owners are shown.
+/// How the mount shows owners.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Identity {
     pub users: IdMap,
     pub groups: IdMap,
-    /// The user who is shown as the owner of everything.
+    /// The user that the mount shows as the owner of all objects.
     pub squash_user: Option<u32>,
-    /// The group that is shown as that of everything.
+    /// The group that the mount shows for all objects.
     pub squash_group: Option<u32>,
 }
 
 impl IdMap {
-    /// An id that is in none of the ranges is not mapped. The error is a sentence without a
-    /// subject: ranges must not be empty, not reach beyond the last id, and not overlap.
+    /// Makes a map of these ranges. An id in none of them is not mapped. The ranges must not be
+    /// empty, pass the last id, or overlap. The error is a sentence without a subject.
     pub fn new(ranges: Vec<Range>) -> std::result::Result<Self, String> {
         for (number, range) in ranges.iter().enumerate() {
             let Range { layer, shown, length } = *range;
@@ -81,7 +84,7 @@ impl IdMap {
         Ok(Self { ranges })
     }
 
-    /// What an id of a layer is shown as; None if it is not mapped.
+    /// Returns the id that the mount shows for an id of a layer. None: it is not mapped.
     fn shown(&self, id: u32) -> Option<u32> {
         if self.ranges.is_empty() {
             return Some(id);
@@ -89,7 +92,7 @@ impl IdMap {
         self.ranges.iter().find_map(|range| moved(id, range.layer, range.shown, range.length))
     }
 
-    /// The id of a layer that is shown as `id`; None if there is none.
+    /// Returns the id of a layer that the mount shows as `id`. None: there is none.
     fn stored(&self, id: u32) -> Option<u32> {
         if self.ranges.is_empty() {
             return Some(id);
@@ -98,7 +101,7 @@ impl IdMap {
     }
 }
 
-/// A mode without the set-id bits of ids that the two owners do not share.
+/// Removes the set-id bits of ids that the two owners do not share.
 fn without_foreign(mode: u32, owner: Owner, other: Owner) -> u32 {
     let user = if owner.uid == other.uid { 0 } else { libc::S_ISUID };
     let group = if owner.gid == other.gid { 0 } else { libc::S_ISGID };
@@ -110,19 +113,19 @@ fn moved(id: u32, from: u32, to: u32, length: u32) -> Option<u32> {
 }
 
 impl Identity {
-    /// Whether everything is shown as it is.
+    /// Whether all owners show as they are.
     pub fn is_plain(&self) -> bool {
         *self == Self::default()
     }
 
-    /// Who is shown as the owner of what belongs to `owner` in a layer. [`UNMAPPED`] for ids that
-    /// are not mapped.
+    /// Returns the owner that the mount shows for `owner` of a layer, with [`UNMAPPED`] for ids
+    /// that are not mapped.
     pub fn shown(&self, owner: Owner) -> Owner {
         let mapped = self.mapped(owner);
         Owner { uid: self.squash_user.unwrap_or(mapped.uid), gid: self.squash_group.unwrap_or(mapped.gid) }
     }
 
-    /// As [`Identity::shown`], without squashing.
+    /// Maps an owner without squashing.
     fn mapped(&self, owner: Owner) -> Owner {
         Owner {
             uid: self.users.shown(owner.uid).unwrap_or(UNMAPPED),
@@ -130,22 +133,25 @@ impl Identity {
         }
     }
 
-    /// The bits of `mode` that a file which belongs to `owner` in a layer may have there: a set-id
-    /// bit only where the id that it gives is shown as what it is. Who is shown as the owner can
-    /// change the file, and outside the mount the bit would give him the rights of the other.
+    /// Returns the bits of `mode` that a file of `owner` may have in a layer. A set-id bit stays
+    /// only if its id shows as itself. The shown owner can change the file. Outside the mount, the
+    /// bit would give that user the rights of the owner in the layer.
     pub fn mode_to_store(&self, owner: Owner, mode: u32) -> u32 {
         without_foreign(mode, owner, self.shown(owner))
     }
 
-    /// The bits of the mode of a file of a layer that are shown: a set-id bit only where the id
-    /// that it gives is not a squashed one. Whoever owns the file may have put the bit there, to
-    /// give his own rights.
+    /// Returns the bits of the mode of a file of a layer that the mount shows. A set-id bit shows
+    /// only if its id is not a squashed one. The owner in the layer may have set the bit, to give
+    /// its own rights.
     pub fn mode_to_show(&self, owner: Owner, mode: u32) -> u32 {
         without_foreign(mode, self.mapped(owner), self.shown(owner))
     }
 
-    /// Who owns in the layer what `caller` creates. EOVERFLOW if his ids are not mapped, as the
-    /// kernel answers on a mount with mapped ids.
+    /// Returns the owner in the layer of an object that `caller` creates.
+    ///
+    /// # Errors
+    /// - EOVERFLOW: the ids of the caller are not mapped. The kernel returns it on a mount with
+    ///   mapped ids.
     pub fn of_new(&self, caller: Owner) -> Result<Owner> {
         match (self.users.stored(caller.uid), self.groups.stored(caller.gid)) {
             (Some(uid), Some(gid)) => Ok(Owner { uid, gid }),
@@ -153,8 +159,10 @@ impl Identity {
         }
     }
 
-    /// The ids to give an object in the layer whose owner is to be shown as these; None stays None.
-    /// EINVAL if they are not mapped, as chown(2) answers in a user namespace.
+    /// Returns the ids to set in the layer, so that the mount shows these. None stays None.
+    ///
+    /// # Errors
+    /// - EINVAL: an id is not mapped. chown(2) returns it in a user namespace.
     pub fn to_set(&self, uid: Option<u32>, gid: Option<u32>) -> Result<(Option<u32>, Option<u32>)> {
         let stored = |map: &IdMap, id: Option<u32>| match id {
             Some(id) => map.stored(id).map(Some).ok_or(Error::new(EINVAL)),
@@ -163,9 +171,9 @@ impl Identity {
         Ok((stored(&self.users, uid)?, stored(&self.groups, gid)?))
     }
 
-    /// Changes the ids in a POSIX ACL, the value of `system.posix_acl_access` or
-    /// `system.posix_acl_default`, from those of a layer to those that are shown. Squashing has no
-    /// part in it: it is of owners only. What is no ACL stays as it is.
+    /// Replaces the ids of a layer in a POSIX ACL by those that the mount shows. The ACL is the
+    /// value of `system.posix_acl_access` or `system.posix_acl_default`. Squashing does not apply:
+    /// it is for owners only. Data that are no ACL stay as they are.
     pub fn show_acl(&self, acl: &mut [u8]) {
         for (map, id) in self.ids_in(acl) {
             let shown = map.shown(u32::from_le_bytes(*id)).unwrap_or(UNMAPPED_IN_ACL);
@@ -173,7 +181,10 @@ impl Identity {
         }
     }
 
-    /// The opposite of [`Identity::show_acl`]. EINVAL if an id is not mapped.
+    /// Replaces the shown ids in a POSIX ACL by those of the layer.
+    ///
+    /// # Errors
+    /// - EINVAL: an id is not mapped.
     pub fn store_acl(&self, acl: &mut [u8]) -> Result<()> {
         for (map, id) in self.ids_in(acl) {
             let stored = map.stored(u32::from_le_bytes(*id)).ok_or(Error::new(EINVAL))?;
@@ -182,7 +193,7 @@ impl Identity {
         Ok(())
     }
 
-    /// The ids in an ACL, with the map for each.
+    /// Iterates over the ids in an ACL, with the map for each.
     fn ids_in<'a>(&'a self, acl: &'a mut [u8]) -> impl Iterator<Item = (&'a IdMap, &'a mut [u8; 4])> {
         let (entries, _) = acl.get_mut(ACL_HEAD..).unwrap_or_default().as_chunks_mut::<ACL_ENTRY>();
         entries.iter_mut().filter_map(|entry| {
@@ -197,10 +208,10 @@ impl Identity {
     }
 }
 
-/// Takes from the ACL of a layer the entries of who has no id in the user namespace of the daemon,
-/// since the kernel takes no ACL that has them. Nobody who reaches the mount is such a user. He may
-/// be in such a group; so that he gains nothing, all others have no more rights than it. Answers
-/// whether there was such an entry.
+/// Removes the entries of strangers from the ACL of a layer, since the kernel takes no ACL that has
+/// them. No program that reaches the mount is such a user. But it may be in such a group. So that
+/// it gains nothing, all others get no more rights than the group had. Returns whether there was
+/// such an entry.
 pub fn hide_strangers(acl: &mut Vec<u8>) -> bool {
     let Some((head, entries)) = acl.split_at_checked(ACL_HEAD) else { return false };
     let (entries, rest) = entries.as_chunks::<ACL_ENTRY>();
@@ -233,8 +244,8 @@ mod tests {
         IdMap::new(ranges.collect()).unwrap()
     }
 
-    /// A user namespace as people have it: root is the user, everybody else is one of his
-    /// subordinate ids.
+    /// A usual user namespace: root is the user, every other id is one of the user's subordinate
+    /// ids.
     fn namespace() -> Identity {
         let ranges = [(0, 1000, 1), (1, 110_000, 65_536)];
         Identity { users: map(&ranges), groups: map(&ranges), ..Identity::default() }
@@ -245,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn without_options_ids_are_what_they_are() {
+    fn without_options_ids_stay() {
         let plain = Identity::default();
         assert!(plain.is_plain());
         for id in [0, 1, 65_534, u32::MAX - 1] {
@@ -279,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_mapped_is_nobodys() {
+    fn ids_that_are_not_mapped_belong_to_no_user() {
         let identity = namespace();
         assert_eq!(identity.shown(owner(65_537, 70_000)), owner(UNMAPPED, UNMAPPED));
         assert_eq!(identity.shown(owner(0, 70_000)), owner(1000, UNMAPPED));
@@ -293,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn squashing_is_of_what_is_shown_only() {
+    fn squashing_changes_only_shown_owners() {
         let root = Identity { squash_user: Some(0), squash_group: Some(0), ..namespace() };
         assert_eq!(root.shown(owner(7, 70_000)), owner(0, 0));
         assert_eq!(root.of_new(owner(110_000, 110_000)), Ok(owner(1, 1)));
@@ -304,12 +315,12 @@ mod tests {
     }
 
     #[test]
-    fn set_id_bits_are_for_who_is_shown_as_what_he_is() {
+    fn set_id_bits_need_an_id_that_shows_as_itself() {
         let plain = Identity::default();
         assert_eq!(plain.mode_to_store(owner(0, 7), 0o6755), 0o6755);
         assert_eq!(plain.mode_to_show(owner(0, 7), 0o6755), 0o6755);
 
-        // A mapped id is the same user: his programs work, but outside they must not.
+        // A mapped id is the same user: its programs work here, but they must not work outside.
         let mapped = namespace();
         assert_eq!(mapped.mode_to_store(owner(0, 7), 0o6755), 0o755);
         assert_eq!(mapped.mode_to_show(owner(0, 7), 0o6755), 0o6755);
@@ -321,13 +332,13 @@ mod tests {
             assert_eq!(mode(&squashed, owner(0, 7), 0o6755), 0o2755);
             assert_eq!(mode(&squashed, owner(1000, 7), 0o6755), 0o6755);
         }
-        // What is mapped to the squashed id is that user's.
+        // An id that is mapped to the squashed id belongs to that user.
         let both = Identity { squash_user: Some(1000), squash_group: Some(5), ..namespace() };
         assert_eq!(both.mode_to_show(owner(0, 0), 0o6755), 0o4755);
     }
 
     #[test]
-    fn ranges_that_have_no_meaning() {
+    fn ranges_without_a_meaning_are_refused() {
         let refused = |ranges: &[(u32, u32, u32)]| {
             let ranges = ranges.iter().map(|&(layer, shown, length)| Range { layer, shown, length });
             IdMap::new(ranges.collect()).unwrap_err()
@@ -340,7 +351,7 @@ mod tests {
         map(&[(0, 10, 5), (5, 0, 10), (15, 15, 1)]);
     }
 
-    /// An ACL as an extended attribute has it.
+    /// Makes an ACL in the format of the extended attribute.
     fn acl(entries: &[(u16, u32)]) -> Vec<u8> {
         let mut acl = 2_u32.to_le_bytes().to_vec();
         for (tag, id) in entries {
@@ -375,11 +386,11 @@ mod tests {
     }
 
     #[test]
-    fn who_has_no_id_here_is_not_shown() {
+    fn an_id_that_is_not_mapped_is_hidden() {
         let mut value = acl(&[(0x01, STRANGER), (0x02, 5), (0x04, STRANGER), (0x20, STRANGER)]);
         let before = value.clone();
         assert!(!hide_strangers(&mut value));
-        assert_eq!(value, before, "what has no name has no id");
+        assert_eq!(value, before, "only named entries have an id");
         let mut value = acl(&[(0x01, STRANGER), (0x02, STRANGER), (0x02, 5), (0x04, STRANGER), (0x20, STRANGER)]);
         assert!(hide_strangers(&mut value));
         assert_eq!(value, before);
@@ -392,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_acl_stays_as_it_is() {
+    fn data_that_are_no_acl_stay() {
         for length in 0..20 {
             let before = vec![0xff; length];
             let mut value = before.clone();

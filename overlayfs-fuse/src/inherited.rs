@@ -1,8 +1,8 @@
-//! What a process inherits from whoever starts it, and what a daemon that serves others makes of
-//! it: limits, signals, the umask, descriptors.
+//! The state that a process inherits from its parent, and how the daemon changes it: limits,
+//! signals, the umask, descriptors.
 //!
-//! Closed standard streams are opened again by the standard library before `main`, as `/dev/null`,
-//! so no other descriptor has their numbers.
+//! The standard library opens closed standard streams as `/dev/null` before `main`. So no other
+//! descriptor has their numbers.
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
@@ -12,17 +12,17 @@ use std::os::fd::AsRawFd;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// The limits that are as high as the system allows: one daemon serves all that the users of a
-/// mount do.
+/// The limits that the daemon raises as far as the system allows. One daemon serves all users of a
+/// mount.
 const RAISED: [Resource; 6] =
     [Resource::Nofile, Resource::Fsize, Resource::As, Resource::Data, Resource::Cpu, Resource::Nproc];
 
-/// Closes the descriptors that were inherited, so that whoever waits for their end does not wait
-/// for the daemon: all but the standard streams and those that an argument names, as `/dev/fd/3`
-/// does.
+/// Closes the inherited descriptors, so that a process that waits for their end does not wait for
+/// the daemon. The standard streams stay open, and those that an argument names, such as
+/// `/dev/fd/3`.
 ///
 /// # Safety
-/// Nobody in this process may have opened anything yet.
+/// Nothing in this process may have opened a descriptor yet.
 pub unsafe fn close_descriptors(arguments: &[OsString]) {
     let mut first = 3;
     for named in arguments.iter().flat_map(|argument| named_descriptors(argument)).collect::<BTreeSet<_>>() {
@@ -34,26 +34,26 @@ pub unsafe fn close_descriptors(arguments: &[OsString]) {
     close_range(first, u32::MAX);
 }
 
-/// Where it fails, as before Linux 5.9, they stay open.
+/// If the call fails, as before Linux 5.9, the descriptors stay open.
 fn close_range(first: u32, last: u32) {
     if first <= last {
-        // SAFETY: takes numbers. What is closed is nobody's, as the caller of close_descriptors
-        // says.
+        // SAFETY: takes numbers. Nothing owns these descriptors, as the contract of
+        // close_descriptors demands.
         unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
     }
 }
 
-/// The numbers behind each `/fd/` in an argument, but for the standard streams.
+/// Returns the numbers behind each `/fd/` in an argument, without the standard streams.
 fn named_descriptors(argument: &OsStr) -> Vec<u32> {
     let text = argument.to_string_lossy();
     let digits = text.split("/fd/").skip(1).map(|rest| rest.split(|c: char| !c.is_ascii_digit()).next());
     digits.filter_map(|digits| digits?.parse().ok()).filter(|number| (3..u32::MAX).contains(number)).collect()
 }
 
-/// Puts a file in the place of the standard streams.
+/// Replaces the standard streams by a file.
 pub fn replace_streams(file: &File) -> io::Result<()> {
     for stream in 0..3 {
-        // SAFETY: the first descriptor is open, the second is one of the three streams, which std
+        // SAFETY: the first descriptor is open. The second is one of the three streams, which std
         // only refers to by number.
         if unsafe { libc::dup2(file.as_raw_fd(), stream) } < 0 {
             return Err(io::Error::last_os_error());
@@ -62,42 +62,43 @@ pub fn replace_streams(file: &File) -> io::Result<()> {
     Ok(())
 }
 
-/// Raises the limits as far as that is allowed. To be called before other threads or processes are
-/// started, which one of them counts.
+/// Raises the limits as far as the system allows. The caller does so before it starts threads or
+/// processes, which one of the limits counts.
 pub fn raise_limits() {
     for resource in RAISED {
         let Rlimit { maximum, .. } = getrlimit(resource);
-        // Where that fails, the limit is what it was.
+        // If that fails, the limit stays.
         let _ = setrlimit(resource, Rlimit { current: maximum, maximum });
     }
 }
 
-/// Makes of what was inherited what a mount needs. To be called by the process that serves, before
-/// it starts others. Answers whether there is a limit of the size of files, so that some writes are
+/// Sets signals and the umask as a mount needs them. The process that serves calls this before it
+/// starts others. Returns whether the size of files is limited, so that some writes fail with
 /// EFBIG.
 pub fn prepare() -> bool {
     for (signal, action) in [
-        // Who goes over the limit of a file's size is told by EFBIG, and over that of time by the
-        // end.
+        // A write over the limit of a file's size fails with EFBIG then. Over the soft limit of
+        // CPU time the process goes on, until the hard limit ends it.
         (libc::SIGXFSZ, libc::SIG_IGN),
         (libc::SIGXCPU, libc::SIG_IGN),
-        // The helpers that are started are waited for.
+        // The process waits for the helpers that it starts.
         (libc::SIGCHLD, libc::SIG_DFL),
     ] {
         // SAFETY: the signals exist, and the actions are no functions.
         if unsafe { libc::signal(signal, action) } == libc::SIG_ERR {
-            log::warn!("what signal {signal} does cannot be changed: {}", io::Error::last_os_error());
+            log::warn!("the action of signal {signal} cannot be set: {}", io::Error::last_os_error());
         }
     }
-    // Those that end the mount are kept back in this thread and all that it starts, for the one
-    // that waits for them. No other is. SAFETY: the set is whole, and the old one is not asked for.
+    // This thread and all that it starts block the signals that end the mount, for the one thread
+    // that waits for them. They block no others. SAFETY: the set is whole, and the call does not
+    // write the old one.
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &end_signals(), std::ptr::null_mut()) };
-    // SAFETY: takes a number. The mode of a new object is what the front end makes of it.
+    // SAFETY: takes a number. The front end applies the umask of the caller itself.
     unsafe { libc::umask(0) };
     getrlimit(Resource::Fsize).current.is_some()
 }
 
-/// The signals that end the mount. Who started it with SIGHUP ignored, as nohup does, wants it to
+/// The signals that end the mount. A parent that ignores SIGHUP, as nohup does, wants the mount to
 /// outlive a terminal.
 pub fn end_signals() -> libc::sigset_t {
     // SAFETY: sigemptyset makes a set of any memory of that size, and sigaddset adds signals that
@@ -116,7 +117,7 @@ pub fn end_signals() -> libc::sigset_t {
 }
 
 fn is_ignored(signal: libc::c_int) -> bool {
-    // SAFETY: the structure is written by the call, which changes nothing.
+    // SAFETY: the call only writes the structure.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         libc::sigaction(signal, std::ptr::null(), &mut action) == 0 && action.sa_sigaction == libc::SIG_IGN

@@ -1,21 +1,21 @@
-//! The FUSE mount of an overlay on Linux, and what its program is made of.
+//! The FUSE mount of an overlay on Linux: the library of its program.
 //!
 //! | file | subject |
 //! | --- | --- |
 //! | `program` | the program: its process, its layers, its life from mount to unmount |
-//! | `options`, `usage` | its command line, and how that is explained |
-//! | `inherited`, `logger`, `sandbox` | what it makes of what it inherits, where messages go, what it gives up |
-//! | `patience` | how long it waits for another mount of the same layer |
+//! | `options`, `usage` | the command line, and the text that explains it |
+//! | `inherited`, `logger`, `sandbox` | limits and signals of the parent, messages, dropped rights |
+//! | `patience` | how long a mount waits for another one of the same upper layer |
 //! | `mount` | mounting and unmounting |
 //! | `session` | the device, and the threads that take requests from it |
-//! | `settle` | when what was changed is completed and synced, and what umount waits for |
+//! | `settle` | when changes are completed and synced, and for how long umount waits |
 //! | `dispatch`, `wire`, `flags` | from the bytes of a request to a call of the front end and back |
-//! | `front_end` | what is called: the trait, and the words of both sides |
+//! | `front_end` | the trait of front ends, and its types |
 //! | `engine` | the front end that calls the engine |
-//! | `identity` | as whose everything is shown |
+//! | `identity` | the owners that the mount shows |
 //!
-//! Another front end is in the package `linux-delegate`, for tests: its every request goes through
-//! the scheme that serves Redox.
+//! The package `linux-delegate` has another front end, for tests. It sends each request through the
+//! scheme that serves Redox.
 
 #![warn(clippy::too_many_lines)]
 

@@ -1,5 +1,5 @@
-//! Where messages go: to standard error, or to syslog for a program that has left its terminal; to
-//! a file for whoever asks for it.
+//! The targets of messages: standard error, or syslog after the program has left its terminal, and
+//! a file with the option `log`.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -23,27 +23,27 @@ const FACILITY: u8 = 3;
 static LOGGER: Logger = Logger { file: OnceLock::new(), syslog: OnceLock::new(), is_away: AtomicBool::new(false) };
 
 struct Logger {
-    /// Who asked for a file gets all messages there.
+    /// The file of the option `log`. It gets all messages.
     file: OnceLock<File>,
-    /// Empty before [`prepare_to_leave`]. None afterwards if nobody takes messages.
+    /// Empty before [`prepare_to_leave`]. None afterwards if no syslog daemon listens.
     syslog: OnceLock<Option<UnixDatagram>>,
-    /// Whether there is no terminal any more.
+    /// Whether the program has left its terminal.
     is_away: AtomicBool,
 }
 
-/// Begins to log, to standard error. Without effect the second time.
+/// Begins to log to standard error. A second call has no effect.
 pub fn start(verbosity: Verbosity) {
     log::set_max_level(match verbosity {
         Verbosity::Quiet => LevelFilter::Warn,
         Verbosity::Verbose => LevelFilter::Info,
         Verbosity::Debug => LevelFilter::Trace,
     });
-    // It fails only if a logger was set before.
+    // The call fails only if a logger was set before.
     let _ = log::set_logger(&LOGGER);
 }
 
-/// Sends what is logged to the end of a file, too: also when there is no terminal any more, and
-/// then not to syslog.
+/// Appends messages to a file too. After the program has left its terminal they go only there, not
+/// to syslog.
 pub fn log_to(path: &Path) -> io::Result<()> {
     let file = File::options().create(true).append(true).open(path)?;
     LOGGER.file.get_or_init(|| file);
@@ -55,7 +55,8 @@ pub fn prepare_to_leave() {
     LOGGER.syslog.get_or_init(|| connect().ok());
 }
 
-/// Sends what is logged from now on to syslog, or nowhere if there is none or a file was asked for.
+/// Sends messages to syslog from now on. Without syslog they are lost, and with a log file they go
+/// only there.
 pub fn leave_terminal() {
     LOGGER.is_away.store(true, Ordering::Relaxed);
 }
@@ -63,7 +64,7 @@ pub fn leave_terminal() {
 fn connect() -> io::Result<UnixDatagram> {
     let socket = UnixDatagram::unbound()?;
     socket.connect(SYSLOG)?;
-    // A message is lost rather than a request held up.
+    // A full socket loses a message rather than delay a request.
     socket.set_nonblocking(true)?;
     Ok(socket)
 }
@@ -78,7 +79,7 @@ impl Log for Logger {
             return;
         }
         let text = record.args().to_string();
-        // Nobody can be told that nobody can be told.
+        // An error of the log itself has no place to go.
         if let Some(mut file) = self.file.get() {
             let _ = file.write_all(for_file(record.level(), std::process::id(), &text, SystemTime::now()).as_bytes());
         }
@@ -101,7 +102,7 @@ fn for_terminal(level: Level, text: &str) -> String {
     }
 }
 
-/// With the seconds since 1970, since a file does not say when it was written to.
+/// Begins with the seconds since 1970, since a file does not date its lines.
 fn for_file(level: Level, process: u32, text: &str, now: SystemTime) -> String {
     let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
     let (seconds, millis) = (since.as_secs(), since.subsec_millis());

@@ -1,4 +1,4 @@
-//! Mounts an overlay on Linux, through calls of its engine.
+//! Mounts an overlay on Linux, with a front end that calls the engine.
 
 use std::process::ExitCode;
 
@@ -15,7 +15,7 @@ fn main() -> ExitCode {
     program::run(arguments, serve)
 }
 
-/// Serves the overlay through its engine until it is unmounted.
+/// Serves the overlay through the engine until it is unmounted.
 fn serve(stacked: Stacked<'_>) -> Result<(), String> {
     let options = stacked.options();
     let sandbox = Sandbox::new(&options.layers)?;
@@ -24,14 +24,15 @@ fn serve(stacked: Stacked<'_>) -> Result<(), String> {
     stacked.serve(front_end, Some(sandbox))
 }
 
-/// What was chosen for the front end.
+/// Returns the settings of the front end.
 fn settings(options: &MountOptions, is_limited: bool) -> Settings {
     let usual = Settings::default();
     Settings {
         identity: options.identity.clone(),
         static_nlink: options.static_nlink,
         acl: options.acl,
-        // What goes over a limit is to be refused when it is written, not when the file is closed.
+        // A write over a limit must fail in write(2), not when the kernel writes back after
+        // close(2).
         writeback: options.writeback && !is_limited,
         valid: options.timeout.unwrap_or(usual.valid),
         ..usual

@@ -1,9 +1,9 @@
-//! Mounting and unmounting: by the system calls, or by `fusermount3` for a user who may not.
+//! Mounts and unmounts: by system calls, or by `fusermount3` for a user without the right to mount.
 //!
-//! Both need rights that the daemon gives up once it serves. So a process of its own, which has
-//! them and does nothing else, waits until the mount is to be taken away. Other threads of it have
-//! the kernel wait before it takes the filesystem down, and find out whether it does (see
-//! [`super::settle`]).
+//! Both need rights that the daemon drops before it serves. So a process of its own keeps them,
+//! does nothing else, and waits for the unmount. Two more of its threads serve [`crate::settle`].
+//! One makes the kernel wait before it takes the filesystem down, and the other finds out whether
+//! it is about to.
 
 use std::ffi::{CString, OsStr, OsString};
 use std::fmt;
@@ -28,24 +28,24 @@ use rustix::net::{
 /// The type of the filesystem in `/proc/mounts`.
 pub const TYPE: &str = "fuse.overlayfs-fuse";
 
-/// Where requests come from.
+/// The device from which the requests come.
 pub const DEVICE: &str = "/dev/fuse";
 
-/// How a filesystem is mounted.
+/// The options of a mount.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// What `/proc/mounts` names as its source.
+    /// The source in `/proc/mounts`.
     pub source: OsString,
     /// `ro`, `nosuid`, `nodev`, `noexec`, `noatime`.
     pub flags: MountFlags,
-    /// Users other than the one who mounts may use it.
+    /// Other users than the one of the mount may use it.
     pub allow_other: bool,
-    /// The kernel checks access by the attributes that it is told.
+    /// The kernel checks access by the attributes that it gets.
     pub default_permissions: bool,
 }
 
-/// Mounts a filesystem at the directory `path`, which must be absolute. Answers the device whose
-/// requests are to be served.
+/// Mounts a filesystem at the directory `path`, which must be absolute. Returns the device that
+/// delivers its requests.
 pub fn mount(path: &Path, options: &Options) -> io::Result<OwnedFd> {
     match mount_by_call(path, options) {
         Err(error) if error.kind() == ErrorKind::PermissionDenied => mount_by_helper(path, options),
@@ -53,28 +53,32 @@ pub fn mount(path: &Path, options: &Options) -> io::Result<OwnedFd> {
     }
 }
 
-/// Gives what is mounted at `path` these flags instead of those that it has. EPERM without
-/// CAP_SYS_ADMIN, EINVAL if nothing is mounted there.
+/// Sets new flags for the mount at `path`, in place of its flags.
+///
+/// # Errors
+/// - EPERM: the caller lacks CAP_SYS_ADMIN.
+/// - EINVAL: nothing is mounted there.
 pub fn remount(path: &Path, flags: MountFlags) -> io::Result<()> {
     Ok(rustix::mount::mount_remount(path, flags, "")?)
 }
 
-/// Opens the device of FUSE. The error says what to do.
+/// Opens the FUSE device. The error says what to do.
 fn open_device() -> io::Result<File> {
     File::options().read(true).write(true).open(DEVICE).map_err(|error| {
         let remedy = match error.raw_os_error() {
             Some(libc::ENOENT) => {
-                "; in a container, start that with --device /dev/fuse; elsewhere, modprobe fuse makes it"
+                "; in a container, start the container with --device /dev/fuse; elsewhere, modprobe fuse makes the \
+                 device"
             }
-            Some(libc::EPERM | libc::EACCES) => "; in a container, start that with --device /dev/fuse",
-            Some(libc::ENODEV | libc::ENXIO) => "; modprobe fuse loads the kernel's part of FUSE",
+            Some(libc::EPERM | libc::EACCES) => "; in a container, start the container with --device /dev/fuse",
+            Some(libc::ENODEV | libc::ENXIO) => "; modprobe fuse loads the FUSE module of the kernel",
             _ => "",
         };
         io::Error::new(error.kind(), format!("{DEVICE} cannot be opened: {error}{remedy}"))
     })
 }
 
-/// The number of a filesystem.
+/// The device number of a filesystem.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Device {
     major: u32,
@@ -82,33 +86,32 @@ pub struct Device {
 }
 
 impl Device {
-    /// That of the filesystem that was mounted at `path`, which is not asked for anything.
+    /// Returns the number of the filesystem that is mounted at `path`, without a request to it.
     pub fn of_mounted(path: &Path) -> io::Result<Self> {
         let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
         let stat = rustix::fs::statx(CWD, path, flags, StatxFlags::empty())?;
         Ok(Self { major: stat.stx_dev_major, minor: stat.stx_dev_minor })
     }
 
-    /// As ustat(2) takes it.
+    /// Returns the number in the form of ustat(2).
     fn number(self) -> u32 {
         crate::wire::device_to_wire(libc::makedev(self.major, self.minor))
     }
 }
 
 impl fmt::Display for Device {
-    /// As `/proc/self/mountinfo` has it.
+    /// Writes the number in the form of `/proc/self/mountinfo`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.major, self.minor)
     }
 }
 
-/// A process that waits to unmount what is mounted at a path. It ends with this one.
+/// A process that waits to unmount the mount at a path. It ends with this one.
 pub struct Unmounter(UnixStream);
 
 impl Unmounter {
-    /// Starts it, for what is going to be mounted at `path`, which must be absolute. To be called
-    /// before this process has opened anything that must be closed when it ends, and before it has
-    /// other threads.
+    /// Starts the process for a later mount at `path`, which must be absolute. The caller must have
+    /// no other threads. Nor may it have opened a file that must be closed at its end.
     pub fn start(path: &Path) -> io::Result<(Self, Waiter, Prober)> {
         let (ours, theirs) = UnixStream::pair()?;
         let (mut ours_to_wait, theirs_to_wait) = UnixStream::pair()?;
@@ -118,12 +121,12 @@ impl Unmounter {
             -1 => Err(io::Error::last_os_error()),
             0 => {
                 drop((ours, ours_to_wait, ours_to_probe));
-                // Without it the mount works, and umount does not wait.
+                // Without these threads the mount works, and umount does not wait.
                 let _ = std::thread::Builder::new().spawn(|| wait_in_ustat(theirs_to_wait));
                 let _ = std::thread::Builder::new().spawn(|| probe_with_ustat(theirs_to_probe));
                 wait_to_unmount(theirs, path);
-                // SAFETY: takes a number and does not return. Nothing of what the parent would do
-                // at its end is this child's to do.
+                // SAFETY: takes a number and does not return. The parent's work at its end is not
+                // this child's.
                 unsafe { libc::_exit(0) }
             }
             _ => {
@@ -135,8 +138,8 @@ impl Unmounter {
         }
     }
 
-    /// Takes the mount away from the tree at once. Programs that have files open keep them, and
-    /// serving ends with the last of them.
+    /// Removes the mount from the tree at once. Programs keep their open files, and the service
+    /// ends with the last of them.
     pub fn unmount(&mut self) -> io::Result<()> {
         self.0.write_all(&[0])?;
         let mut answer = [0; size_of::<i32>()];
@@ -148,21 +151,21 @@ impl Unmounter {
     }
 }
 
-/// A thread of the process that unmounts, which asks for the space that is left in a filesystem,
-/// and waits for the answer.
+/// A thread of the process `unmounter`. It asks for the space that is left in a filesystem, and
+/// waits for the answer.
 pub struct Waiter {
     line: UnixStream,
-    /// Its number; 0 if there is none.
+    /// The number of the thread; 0 if there is none.
     thread: u32,
 }
 
 impl Waiter {
-    /// The number of the thread, as its requests have it.
+    /// Returns the number of the thread, which is in its requests.
     pub fn thread(&self) -> u32 {
         self.thread
     }
 
-    /// Has it begin to wait, and call that `number`.
+    /// Makes it begin to wait. `number` names this wait.
     pub fn ask(&self, device: Device, number: u32) -> io::Result<()> {
         if self.thread == 0 {
             return Err(ErrorKind::NotFound.into());
@@ -171,12 +174,12 @@ impl Waiter {
         (&self.line).write_all(words.as_flattened())
     }
 
-    /// What can be read when it has ended to wait.
+    /// Returns the socket that is readable when a wait has ended.
     pub fn line(&self) -> &UnixStream {
         &self.line
     }
 
-    /// The number of what has ended. Fails if the process has ended.
+    /// Returns the number of the wait that has ended. Fails if the process has ended.
     pub fn take_end(&self) -> io::Result<u32> {
         let mut number = [0; size_of::<u32>()];
         (&self.line).read_exact(&mut number)?;
@@ -184,31 +187,31 @@ impl Waiter {
     }
 }
 
-/// Threads of the process that unmounts, which find out whether somebody waits for the lock that a
-/// [`Waiter`] has.
+/// Threads of the process `unmounter`. They find out whether a thread waits for the lock that a
+/// [`Waiter`] holds.
 pub struct Prober(UnixStream);
 
 impl Prober {
-    /// Whether umount or a remount of the filesystem waits. None: that cannot be found out. A
-    /// request comes for each question, which another thread must be there to answer.
+    /// Whether umount or a remount of the filesystem waits. None: unknown. Each call causes a
+    /// request, which another thread must answer.
     pub fn is_awaited(&self, device: Device) -> Option<bool> {
         let mut line = &self.0;
         let mut answer = [0];
         line.write_all(&device.number().to_ne_bytes()).and_then(|()| line.read_exact(&mut answer)).ok()?;
         match answer[0] {
-            NOBODY => Some(false),
-            SOMEBODY => Some(true),
+            NOT_AWAITED => Some(false),
+            AWAITED => Some(true),
             _ => None,
         }
     }
 }
 
-/// What is answered to a [`Prober`].
-const NOBODY: u8 = 0;
-const SOMEBODY: u8 = 1;
+/// The answers to a [`Prober`].
+const NOT_AWAITED: u8 = 0;
+const AWAITED: u8 = 1;
 const UNKNOWN: u8 = 2;
 
-/// How long an answer is looked for, in milliseconds.
+/// How long to look for the answer, in milliseconds.
 const PROBE: u32 = 500;
 
 /// Asks for the space that is left in the filesystem with this number, by ustat(2).
@@ -219,8 +222,8 @@ fn ustat(device: u32) {
     unsafe { libc::syscall(libc::SYS_ustat, device, answer.as_mut_ptr()) };
 }
 
-/// Has another thread call ustat(2) whenever the daemon asks, and says whether that has ended or
-/// waits for a lock.
+/// Makes another thread call ustat(2) at each question of the daemon. Answers whether the call has
+/// ended, or waits for a lock.
 #[cfg(target_arch = "x86_64")]
 fn probe_with_ustat(line: UnixStream) {
     let mut line = line;
@@ -238,14 +241,14 @@ fn probe_with_ustat(line: UnixStream) {
     let (Ok(_), Ok(thread)) = (asking, who.recv()) else { return };
     let mut device = [0; size_of::<u32>()];
     while line.read_exact(&mut device).is_ok() {
-        // One that waits since it was asked before says all.
+        // A call that waits since an earlier question is the answer.
         if !under_way.swap(true, Ordering::AcqRel) && questions.send(u32::from_ne_bytes(device)).is_err() {
             return;
         }
         let found = (0..PROBE).find_map(|_| {
             std::thread::sleep(Duration::from_millis(1));
-            let waits = || waits_for_superblock(thread).then_some(SOMEBODY);
-            if under_way.load(Ordering::Acquire) { waits() } else { Some(NOBODY) }
+            let waits = || waits_for_superblock(thread).then_some(AWAITED);
+            if under_way.load(Ordering::Acquire) { waits() } else { Some(NOT_AWAITED) }
         });
         if line.write_all(&[found.unwrap_or(UNKNOWN)]).is_err() {
             return;
@@ -253,23 +256,23 @@ fn probe_with_ustat(line: UnixStream) {
     }
 }
 
-/// Whether a thread of this process waits, in a way that no signal ends, for the lock of a
-/// superblock.
+/// Whether a thread of this process waits for the lock of a superblock, in a sleep that no signal
+/// ends.
 #[cfg(target_arch = "x86_64")]
 fn waits_for_superblock(thread: rustix::thread::Pid) -> bool {
     let read = |name| std::fs::read_to_string(format!("/proc/self/task/{}/{name}", thread.as_raw_nonzero()));
-    // Behind the name, which is in parentheses.
+    // The state follows the name, which is in parentheses.
     let sleeps = read("stat").is_ok_and(|stat| stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('D')));
-    // A kernel that names no functions says 0.
+    // A kernel without names of functions writes 0.
     let place = if sleeps { read("wchan") } else { return false };
     place.is_ok_and(|place| place.contains("super") || place == "0")
 }
 
-/// There is no ustat(2).
+/// ustat(2) does not exist here.
 #[cfg(not(target_arch = "x86_64"))]
 fn probe_with_ustat(_: UnixStream) {}
 
-/// Waits in ustat(2) whenever the other process asks for it, and says when that has ended.
+/// Waits in ustat(2) at each request of the other process, and tells it when the call has ended.
 #[cfg(target_arch = "x86_64")]
 fn wait_in_ustat(line: UnixStream) {
     let mut line = line;
@@ -282,18 +285,18 @@ fn wait_in_ustat(line: UnixStream) {
     }
 }
 
-/// There is no ustat(2).
+/// ustat(2) does not exist here.
 #[cfg(not(target_arch = "x86_64"))]
 fn wait_in_ustat(_: UnixStream) {}
 
-/// Unmounts whenever the other process asks for it, and answers an errno or 0, until that has
+/// Unmounts at each request of the other process, and answers an errno or 0, until that process has
 /// ended.
 fn wait_to_unmount(mut line: UnixStream, path: &Path) {
-    // So that who looks for the daemon by its name finds one.
+    // So a search for the daemon by its name finds only the daemon.
     let _ = rustix::thread::set_name(c"unmounter");
-    // Whoever waits for the end of what the daemon prints does not wait for this process.
+    // A process that waits for the end of the daemon's output must not wait for this process.
     let null = File::options().read(true).write(true).open("/dev/null");
-    // Where that fails they are what they were.
+    // If that fails, the streams stay.
     let _ = null.and_then(|null| crate::inherited::replace_streams(&null));
     let _ = std::env::set_current_dir("/");
     while line.read_exact(&mut [0]).is_ok() {
@@ -306,7 +309,7 @@ fn wait_to_unmount(mut line: UnixStream, path: &Path) {
 
 fn unmount(path: &Path) -> io::Result<()> {
     match rustix::mount::unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
-        // A user who may not mount may not unmount either.
+        // A user without the right to mount cannot unmount either.
         Err(rustix::io::Errno::PERM) => {
             let mut helper = Command::new("fusermount3");
             let done = helper.args(["-u", "-z", "-q", "--"]).arg(path).stdin(Stdio::null()).status()?;
@@ -335,7 +338,7 @@ fn mount_by_call(path: &Path, options: &Options) -> io::Result<OwnedFd> {
     Ok(device.into())
 }
 
-/// `fusermount3` mounts with the rights of root and sends the device through a socket.
+/// Mounts by `fusermount3`, which has root's rights and sends the device through a socket.
 fn mount_by_helper(path: &Path, options: &Options) -> io::Result<OwnedFd> {
     let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::empty(), None)?;
     rustix::io::fcntl_setfd(&ours, rustix::io::FdFlags::CLOEXEC)?;
@@ -370,22 +373,23 @@ fn mount_by_helper(path: &Path, options: &Options) -> io::Result<OwnedFd> {
     }
 }
 
-/// Why the helper refused, by what it said.
+/// Returns why the helper refused, from its message.
 fn refusal(said: &[u8]) -> String {
     let said = String::from_utf8_lossy(said);
     let lines: Vec<_> = said.lines().map(|line| line.strip_prefix("fusermount3: ").unwrap_or(line)).collect();
     let why = if lines.is_empty() { "without a reason".to_owned() } else { lines.join("; ") };
     let remedy = match why.contains(DEVICE) {
         true if why.contains("ermission denied") => {
-            "; root lets all open it by chmod 666 /dev/fuse; in a container, start that with --device /dev/fuse"
+            "; as root, chmod 666 /dev/fuse lets all users open it; in a container, start the container with \
+             --device /dev/fuse"
         }
-        true => "; in a container, start that with --device /dev/fuse",
+        true => "; in a container, start the container with --device /dev/fuse",
         false => "",
     };
     format!("fusermount3 refused: {why}{remedy}")
 }
 
-/// The descriptor that comes through a socket; None if the other end is closed without one.
+/// Receives a descriptor from a socket. None: the other end closed without one.
 fn receive(socket: &OwnedFd) -> Option<OwnedFd> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
@@ -397,7 +401,7 @@ fn receive(socket: &OwnedFd) -> Option<OwnedFd> {
     })
 }
 
-/// With a backslash before what the helper takes for the end of an option.
+/// Puts a backslash before characters that end an option for the helper.
 fn escaped(text: &OsStr) -> OsString {
     let bytes = text.as_bytes().iter().flat_map(|byte| match byte {
         b',' | b'\\' => vec![b'\\', *byte],
@@ -406,7 +410,7 @@ fn escaped(text: &OsStr) -> OsString {
     OsString::from_vec(bytes.collect())
 }
 
-/// A path as `/proc/mounts` has it.
+/// Returns a path in the form of `/proc/mounts`.
 pub fn escaped_in_table(path: &[u8]) -> Vec<u8> {
     let bytes = path.iter().flat_map(|byte| match byte {
         b' ' | b'\t' | b'\n' | b'\\' => format!("\\{byte:03o}").into_bytes(),

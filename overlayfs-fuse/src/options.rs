@@ -1,9 +1,9 @@
-//! The command line of `overlayfs-fuse`: its own words, the layers, those of mount(8) and fstab,
-//! and those of fuse-overlayfs.
+//! The command line of `overlayfs-fuse`: its own options, the layers, the options of mount(8) and
+//! fstab, and those of fuse-overlayfs.
 //!
-//! Each mount option stands in one of the tables below, or in [`overlayfs::options::KEYS`]: what it
-//! does, that it does nothing, or why it is refused. Whatever else is given is an error that names
-//! the nearest option.
+//! Each mount option is in one of the tables below, or in [`overlayfs::options::KEYS`]. The table
+//! says what it does, that it does nothing, or why it is refused. Any other option is an error that
+//! names the nearest one.
 
 use std::ffi::OsString;
 use std::fmt::Display;
@@ -19,38 +19,38 @@ use rustix::mount::MountFlags;
 use crate::identity::{IdMap, Identity, Range};
 use crate::usage::PROGRAM;
 
-/// What is mounted, where and how.
+/// The command line of a mount.
 #[derive(Clone, Debug)]
 pub struct MountOptions {
-    /// Something is mounted there already, and only its flags are to change.
+    /// The mount exists already, and only its flags change.
     pub remount: bool,
-    /// The layers, and whether they are written and synced.
+    /// The layers, and whether the overlay writes and syncs them.
     pub layers: Options,
-    /// As it was given: it may be relative, and need not exist.
+    /// As given: it may be relative, and need not exist.
     pub mount_point: PathBuf,
-    /// What `/proc/mounts` calls the mounted thing. None: nobody said.
+    /// The source in `/proc/mounts`. None: none is given.
     pub source: Option<OsString>,
-    /// The program does not go on in the background.
+    /// The program stays in the foreground.
     pub foreground: bool,
     pub verbosity: Verbosity,
     /// A file to which messages are appended.
     pub log: Option<PathBuf>,
-    /// What mount(2) takes for any filesystem, but for [`MountFlags::RDONLY`], which follows from
-    /// the layers.
+    /// The flags that mount(2) takes for any filesystem. [`MountFlags::RDONLY`] is not among them:
+    /// it follows from the layers.
     pub flags: MountFlags,
-    /// Users other than the one who mounts may use the mount.
+    /// Other users than the one of the mount may use it.
     pub allow_other: bool,
-    /// As whose everything is shown.
+    /// The owners that the mount shows.
     pub identity: Identity,
-    /// Directories have one link.
+    /// Directories show one link.
     pub static_nlink: bool,
     /// There are POSIX ACLs.
     pub acl: bool,
-    /// The kernel holds back what is written to files.
+    /// The kernel holds written data back.
     pub writeback: bool,
-    /// How long the kernel may believe what it is told. None: without end.
+    /// How long the kernel may keep an answer. None: without end.
     pub timeout: Option<Duration>,
-    /// How many requests are answered at once. None: as many as the program likes.
+    /// How many requests run at once. None: the default of the program.
     pub max_threads: Option<NonZeroUsize>,
 }
 
@@ -79,12 +79,12 @@ impl Default for MountOptions {
 /// How much is logged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verbosity {
-    /// What went wrong.
+    /// Errors and warnings.
     #[default]
     Quiet,
-    /// And what matters.
+    /// Also mounts, large copies and unmounts.
     Verbose,
-    /// And every request.
+    /// Also every request.
     Debug,
 }
 
@@ -94,15 +94,15 @@ pub enum Command {
     Help,
     Version,
     Mount(Box<MountOptions>),
-    /// Change the flags of what is mounted already: [`MountOptions::flags`], and whether it is
+    /// Changes the flags of an existing mount: [`MountOptions::flags`], and whether it is
     /// read-only.
     Remount(Box<MountOptions>),
 }
 
-/// What an option does with its value.
+/// Applies an option with its value.
 type Apply = fn(&mut MountOptions, &ListItem) -> Result<(), Error>;
 
-/// The options whose value is looked at.
+/// The options with a value that is checked.
 const CHECKED: [(&str, Apply); 26] = [
     ("remount", |options, item| item.switch(&mut options.remount, true)),
     ("allow_other", |options, item| item.switch(&mut options.allow_other, true)),
@@ -135,20 +135,20 @@ const CHECKED: [(&str, Apply); 26] = [
         options.verbosity = Verbosity::Debug;
         item.switch(&mut options.foreground, true)
     }),
-    // What goes through the scheme is a program for tests.
+    // Only a program for tests sends requests through the scheme.
     ("door", |_, item| only(item, "engine", "requests are calls of the overlay's engine")),
-    // Inode numbers are always as with `on`.
+    // Inode numbers are always those of `on`.
     ("xino", |_, item| item.choice(&[("off", ()), ("auto", ()), ("on", ())])),
-    // What is copied up is copied whole, and what was not is read in lower layers.
     ("index", |_, item| only(item, "off", "hard links are kept without it")),
     ("nfs_export", |_, item| only(item, "off", "the tree cannot be exported by NFS")),
     ("uuid", |_, item| item.choice(&[("auto", ()), ("null", ()), ("off", ())])),
+    // The unmount completes every copy, and the overlay reads those of the kernel's overlayfs.
     ("metacopy", |_, item| item.choice(&[("off", ()), ("on", ())])),
-    ("xattr_permissions", |_, item| only(item, "2", "owners that cannot be given are recorded, and only these")),
+    ("xattr_permissions", |_, item| only(item, "2", "owners that cannot be set are recorded, and only these")),
     ("noxattrs", |_, item| only(item, "0", "there are always extended attributes where the layers have them")),
 ];
 
-/// The options of any filesystem: the flag, and whether it is set or taken away.
+/// The options of any filesystem: the flag, and whether the option sets or clears it.
 const FLAGS: [(&str, MountFlags, bool); 21] = [
     ("nosuid", MountFlags::NOSUID, true),
     ("suid", MountFlags::NOSUID, false),
@@ -173,8 +173,8 @@ const FLAGS: [(&str, MountFlags, bool); 21] = [
     ("dirsync", MountFlags::DIRSYNC, true),
 ];
 
-/// The options that mean what is so anyway, are advice that is not needed, or are for whoever reads
-/// fstab. Their values are passed over.
+/// The options without effect. They ask for the usual behaviour, are advice that is not needed, or
+/// are for other readers of fstab. Their values do not matter.
 const WITHOUT_EFFECT: [&str; 37] = [
     "user_id",
     "group_id",
@@ -215,8 +215,8 @@ const WITHOUT_EFFECT: [&str; 37] = [
     "private",
 ];
 
-/// The options of fuse-overlayfs, of libfuse and of the kernel's overlayfs that are not for us,
-/// with the reason.
+/// The refused options of fuse-overlayfs, of libfuse and of the kernel's overlayfs, with the
+/// reason.
 pub const REFUSED: [(&str, &str); 12] = [
     ("allow_root", "the kernel has only allow_other, for all users"),
     ("auto_unmount", "a mount whose program was killed stays until it is unmounted"),
@@ -267,7 +267,9 @@ impl Command {
             }
             (_, _, Some(more)) => {
                 let more = more.display();
-                return Err(Error::new(format!("There is a name, if any, and a mount point: {more} is one too many.")));
+                return Err(Error::new(format!(
+                    "The command line has a word too many, {more}: it takes [NAME] MOUNTPOINT."
+                )));
             }
             (None, ..) => return Err(Error::new("The mount point is missing.")),
         }
@@ -283,7 +285,7 @@ impl Command {
 }
 
 impl MountOptions {
-    /// Takes in one item of an `-o` list.
+    /// Applies one item of an `-o` list.
     fn add(&mut self, item: &ListItem) -> Result<(), Error> {
         let key = item.key.as_str();
         if KEYS.contains(&key) {
@@ -304,7 +306,7 @@ impl MountOptions {
     }
 }
 
-/// The names of all mount options that are not refused.
+/// Returns the names of all mount options that are not refused.
 fn accepted() -> impl Iterator<Item = &'static str> {
     let checked = CHECKED.iter().map(|(key, _)| *key);
     let flags = FLAGS.iter().map(|(key, ..)| *key);
@@ -316,13 +318,13 @@ fn set<T>(slot: &mut T, value: Result<T, Error>) -> Result<(), Error> {
     Ok(())
 }
 
-/// What is wrong with a value.
+/// Says what a value is not.
 fn wrong(item: &ListItem, value: impl Display, what: &str) -> Error {
     let key = &item.key;
     Error::new(format!("The mount option {key} needs {what}, which {value} is not."))
 }
 
-/// A value that can be only one, for a reason.
+/// Checks an option that has only one value, for a reason.
 fn only(item: &ListItem, word: &str, reason: &str) -> Result<(), Error> {
     let value = item.value(word)?;
     if value == word {
@@ -331,13 +333,13 @@ fn only(item: &ListItem, word: &str, reason: &str) -> Result<(), Error> {
     Err(Error::new(format!("There is no {}={}: {reason}.", item.key, value.display())))
 }
 
-/// A value that is a number. `what` says so for the error.
+/// Parses a value that is a number. `what` names it in the error.
 fn number<T: FromStr>(item: &ListItem, what: &str) -> Result<T, Error> {
     let value = item.value("NUMBER")?;
     value.to_str().and_then(|value| value.parse().ok()).ok_or_else(|| wrong(item, value.display(), what))
 }
 
-/// The id of a user or a group. The last number stands for none.
+/// Parses the id of a user or a group. The last number stands for no id.
 fn id(item: &ListItem) -> Result<u32, Error> {
     match number(item, "an id")? {
         u32::MAX => Err(wrong(item, u32::MAX, "an id")),
@@ -350,8 +352,7 @@ fn seconds(item: &ListItem) -> Result<Duration, Error> {
     Duration::try_from_secs_f64(seconds).map_err(|_| wrong(item, seconds, "a number of seconds"))
 }
 
-/// `A:B:N` once or more. A colon before the first is passed over, since containers/storage writes
-/// one.
+/// Parses `A:B:N`, once or more. A colon may come first, since containers/storage writes one.
 fn id_map(item: &ListItem) -> Result<IdMap, Error> {
     let value = item.value("A:B:N")?;
     let malformed = || wrong(item, value.display(), "numbers in threes, A:B:N:A:B:N");
@@ -384,7 +385,7 @@ mod tests {
         }
     }
 
-    /// What a list of mount options gives.
+    /// Returns the options for a list of mount options.
     fn list(list: &str) -> MountOptions {
         mounted(&["-o", &format!("lowerdir=/l,{list}"), "/m"])
     }
@@ -401,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_says() {
+    fn defaults() {
         let options = mounted(&["-o", "lowerdir=/l", "/m"]);
         assert_eq!(options.layers, Options { lowers: paths(&["/l"]), ..Options::default() });
         assert_eq!(options.mount_point, PathBuf::from("/m"));
@@ -425,7 +426,7 @@ mod tests {
     }
 
     #[test]
-    fn as_mount_runs_it() {
+    fn a_command_line_of_mount() {
         let words = ["src", "/m", "-o", "rw,noexec,nosuid,lowerdir=/l,user=me,x-gvfs-show,nofail,_netdev,dev,suid"];
         let options = mounted(&words);
         assert_eq!((options.source, options.mount_point), (Some("src".into()), PathBuf::from("/m")));
@@ -439,7 +440,7 @@ mod tests {
     }
 
     #[test]
-    fn as_mount_changes_flags() {
+    fn a_remount_of_mount() {
         let merged = "rw,nosuid,relatime,user_id=0,group_id=0,default_permissions,allow_other,remount,ro";
         let Ok(Command::Remount(options)) = parse(&["src", "/m", "-o", merged]) else { panic!("{merged}") };
         assert_eq!(options.mount_point, PathBuf::from("/m"));
@@ -450,7 +451,7 @@ mod tests {
     }
 
     #[test]
-    fn as_podman_runs_it() {
+    fn a_command_line_of_podman() {
         let words = [
             "-o",
             "lowerdir=l/A:l/B,upperdir=/s/diff,workdir=/s/work,nodev,volatile,context=\"system_u:object_r:c:s0:c1,c2\",\
@@ -502,7 +503,7 @@ mod tests {
     }
 
     #[test]
-    fn squashing_to_somebody_comes_before_squashing_to_root() {
+    fn squashing_to_a_user_comes_before_squashing_to_root() {
         for order in ["squash_to_uid=7,squash_to_root", "squash_to_root,squash_to_uid=7"] {
             let identity = list(order).identity;
             assert_eq!((identity.squash_user, identity.squash_group), (Some(7), Some(0)), "{order}");
@@ -525,7 +526,10 @@ mod tests {
         let cases: &[(&[&str], &str)] = &[
             (&["-o", "lowerdir=/l"], "The mount point is missing."),
             (&["-o", "lowerdir=/l", ""], "The path of the mount point is empty."),
-            (&["-o", "lowerdir=/l", "a", "b", "c"], "There is a name, if any, and a mount point: c is one too many."),
+            (
+                &["-o", "lowerdir=/l", "a", "b", "c"],
+                "The command line has a word too many, c: it takes [NAME] MOUNTPOINT.",
+            ),
             (&["/m"], "No lower directory is given: an overlay has at least one."),
             (&["-x"], "There is no option -x."),
             (&["--halp"], "There is no option --halp. Did you mean --help?"),
@@ -565,7 +569,8 @@ mod tests {
             ),
             (
                 &["-o", "auto_unmount"],
-                "The mount option auto_unmount cannot be used: a mount whose program was killed stays until it is unmounted.",
+                "The mount option auto_unmount cannot be used: a mount whose program was killed stays until it is \
+                 unmounted.",
             ),
         ];
         for (words, sentence) in cases {
@@ -581,7 +586,7 @@ mod tests {
 
     #[test]
     fn every_mount_option_is_explained() {
-        // An option like `x-...` stands for many.
+        // An option such as `x-...` stands for many.
         let is_item = |name: &&str| !name.starts_with('-') && !name.ends_with("...");
         let names: Vec<_> = PROGRAM.names().filter(is_item).collect();
         let mut accepted: Vec<_> = accepted().collect();

@@ -1,5 +1,5 @@
-//! How long a mount waits for another that has the same upper layer: as long as that is ending,
-//! which is when nobody can use it any more.
+//! How long a mount waits for another one that holds the same upper layer. It waits
+//! while that one is ending, so that no program can use it any more.
 
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
@@ -10,30 +10,30 @@ use overlayfs::overlay::Holder;
 
 use crate::mount::{TYPE, escaped_in_table};
 
-/// How long one is waited for that says that it is ending.
+/// How long to wait for a holder that is ending by its record.
 const ENDING: Duration = Duration::from_secs(60);
-/// And one whose mount is not to be seen: it may have been unmounted just now, or be in another
-/// namespace of mounts.
+/// How long to wait for a holder that has no visible mount. It may have been unmounted just now, or
+/// be in another mount namespace.
 const UNSEEN: Duration = Duration::from_secs(10);
-/// And one that does not say who it is: it may have begun just now, or be about to end.
+/// How long to wait for a holder without a record. It may have begun just now, or be about to end.
 const UNKNOWN: Duration = Duration::from_secs(2);
-/// How often it is looked whether it has ended.
+/// The pause between two tries.
 const EVERY: Duration = Duration::from_millis(20);
 
-/// Somebody who waits.
+/// The wait of one mount.
 pub struct Patience {
     since: Instant,
-    /// Whether it was said who is waited for.
+    /// Whether the log names the holder already.
     has_said: bool,
 }
 
 impl Patience {
-    /// From now on.
+    /// Begins to wait now.
     pub fn new() -> Self {
         Self { since: Instant::now(), has_said: false }
     }
 
-    /// Waits a moment for this holder of the upper layer. Answers whether it is worth another try.
+    /// Waits a moment for this holder of the upper layer. Returns whether another try makes sense.
     pub fn waits_for(&mut self, holder: Option<&Holder>) -> bool {
         let limit = match holder {
             Some(holder) if holder.ending => ENDING,
@@ -63,9 +63,9 @@ impl Default for Patience {
     }
 }
 
-/// Whether an overlay is mounted where a holder says, as far as this namespace of mounts tells.
+/// Whether an overlay is mounted at the place of a holder, as far as this mount namespace shows.
 fn is_mounted(holder: &Holder) -> bool {
-    // What cannot be read says nothing, so there is no reason to wait.
+    // An unreadable table says nothing, so there is no reason to wait.
     let Ok(table) = fs::read("/proc/self/mounts") else { return true };
     let place = escaped_in_table(holder.place.as_os_str().as_bytes());
     table.split(|byte| *byte == b'\n').any(|line| {

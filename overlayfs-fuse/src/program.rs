@@ -1,10 +1,10 @@
-//! The program of a mount: stacks the layers, has a front end serve them, and unmounts when it is
-//! told to.
+//! The program of a mount. It stacks the layers, serves them through a front end, and unmounts on a
+//! signal.
 //!
-//! The FUSE session has some threads, and one waits for signals. Without `-f` a child of the
-//! process is all that, and the process itself waits only until the mount is there. Before the
-//! threads are started, the daemon gives up what it does not need any more; unmounting, which it
-//! then may not, is left to a child of its own.
+//! Several threads serve the FUSE session, and one waits for signals. Without `-f` they run in a
+//! child, and the process itself only waits until the mount is there. Before the daemon starts the
+//! threads it drops the rights that it no longer needs. Then it may not unmount, so a child process
+//! of its own does that.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -33,13 +33,13 @@ use crate::settle::Settler;
 use crate::usage::PROGRAM;
 use crate::{inherited, logger};
 
-/// How many requests can be on their way at once, if nobody says: two for each processor, since
-/// some wait for the disk, but not fewer or more than these.
+/// How many requests can run at once by default: two for each processor, since some wait for the
+/// disk, within these bounds.
 const THREADS: RangeInclusive<usize> = 4..=16;
 
-/// Does what a command line says, without its first word. For a mount, `serve` makes a front end
-/// and has it served ([`Stacked::serve`]); its error is a sentence. Descriptors that were inherited
-/// are to be closed before ([`inherited::close_descriptors`]).
+/// Runs a command line without its first word. For a mount, `serve` makes a front end and calls
+/// [`Stacked::serve`]; its error is a sentence. The caller closes inherited descriptors before
+/// ([`inherited::close_descriptors`]).
 pub fn run(arguments: Vec<OsString>, serve: impl FnOnce(Stacked<'_>) -> Result<(), String>) -> ExitCode {
     let done = match Command::parse(arguments) {
         Ok(Command::Help) => write!(io::stdout(), "{}", PROGRAM.help()),
@@ -77,7 +77,7 @@ fn mount_and_serve(options: &MountOptions, serve: impl FnOnce(Stacked<'_>) -> Re
     if let Some(file) = &options.log
         && let Err(error) = logger::log_to(file)
     {
-        log::error!("The log {} cannot be written: {error}.", file.display());
+        log::error!("The log file {} cannot be opened: {error}.", file.display());
         return ExitCode::FAILURE;
     }
     let result = match options.foreground {
@@ -85,7 +85,7 @@ fn mount_and_serve(options: &MountOptions, serve: impl FnOnce(Stacked<'_>) -> Re
         false => match fork() {
             Ok(Process::Parent(code)) => return code,
             Ok(Process::Child(ready)) => stack(options, Some(ready)).and_then(serve),
-            Err(error) => Err(format!("No process can be started for the mount: {error}.")),
+            Err(error) => Err(format!("No process can be started in the background: {error}.")),
         },
     };
     match result {
@@ -98,21 +98,21 @@ fn mount_and_serve(options: &MountOptions, serve: impl FnOnce(Stacked<'_>) -> Re
 }
 
 enum Process {
-    /// With the exit code of a process whose child has done its work or failed.
+    /// With the exit code of the process, after its child is ready or has failed.
     Parent(ExitCode),
-    /// With the pipe through which the parent is told that the mount is there.
+    /// With the pipe that tells the parent that the mount is there.
     Child(File),
 }
 
-/// Goes on in a child. The parent waits until that says that it is ready, or has ended, having said
-/// on standard error why.
+/// Forks, and goes on in the child. The parent waits until the child is ready, or has ended after a
+/// message on standard error.
 fn fork() -> io::Result<Process> {
     let mut ends = [0; 2];
     // SAFETY: the array has room for the two descriptors that pipe2 makes.
     if unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) } != 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: both descriptors are new and nobody else's.
+    // SAFETY: both descriptors are new, and nothing else owns them.
     let (mut wait, ready) = unsafe { (File::from_raw_fd(ends[0]), File::from_raw_fd(ends[1])) };
     // SAFETY: no other thread has been started, so the child has all that the parent has.
     match unsafe { libc::fork() } {
@@ -134,7 +134,7 @@ fn fork() -> io::Result<Process> {
     }
 }
 
-/// Stacks the layers and finds out what mounting them takes. The error is a sentence.
+/// Stacks the layers and prepares their mount. The error is a sentence.
 fn stack(options: &MountOptions, ready: Option<File>) -> Result<Stacked<'_>, String> {
     let is_limited = inherited::prepare();
     let mount_point = &options.mount_point;
@@ -142,9 +142,10 @@ fn stack(options: &MountOptions, ready: Option<File>) -> Result<Stacked<'_>, Str
     if !mount_point.metadata().map_err(|error| unusable(&mount_point, &error))?.is_dir() {
         return Err(format!("The mount point {} cannot be used: it is not a directory.", mount_point.display()));
     }
-    // Before the layers are held, so that only the daemon holds them.
-    let (unmounter, waiter, prober) = Unmounter::start(&mount_point)
-        .map_err(|error| format!("No process can be started that unmounts {}: {error}.", mount_point.display()))?;
+    // Before the layers are locked, so that only the daemon holds them.
+    let (unmounter, waiter, prober) = Unmounter::start(&mount_point).map_err(|error| {
+        format!("No process can be started for the later unmount of {}: {error}.", mount_point.display())
+    })?;
     log_layers(&options.layers);
     let overlay = Arc::new(mount_in_turn(&options.layers)?);
     let holder = Holder::this(mount_point.clone());
@@ -153,19 +154,19 @@ fn stack(options: &MountOptions, ready: Option<File>) -> Result<Stacked<'_>, Str
     Ok(Stacked { options, is_limited, mount_point, unmounter, watched: (waiter, prober), overlay, holder, ready })
 }
 
-/// Why nothing can be mounted at a path that cannot be looked at.
+/// Explains why a mount point cannot be used.
 fn unusable(mount_point: &Path, error: &io::Error) -> String {
     let shown = mount_point.display();
     match error.raw_os_error() {
         Some(libc::ENOTCONN) => format!(
-            "The mount point {shown} is a dead mount, whose program has ended without unmounting it. Unmount it first: umount {shown}, or \
-             fusermount3 -u {shown}."
+            "The mount point {shown} is a dead mount: its program ended without an unmount. Unmount it first: umount \
+             {shown}, or fusermount3 -u {shown}."
         ),
         _ => format!("The mount point {shown} cannot be used: {error}."),
     }
 }
 
-/// Stacks the layers; waits for another overlay that holds the upper one and is ending.
+/// Stacks the layers. Waits for another overlay that holds the upper layer and is ending.
 fn mount_in_turn(layers: &Options) -> Result<Overlay<OsLayer>, String> {
     let mut patience = Patience::new();
     loop {
@@ -177,20 +178,20 @@ fn mount_in_turn(layers: &Options) -> Result<Overlay<OsLayer>, String> {
     }
 }
 
-/// Says what is mounted, for those who want to know.
+/// Logs the layers, for `-v`.
 fn log_layers(layers: &Options) {
     let one = |path: &Path| path.display().to_string();
     let lowers: Vec<_> = layers.lowers.iter().map(|path| one(path)).collect();
     let upper = match &layers.upper {
         Some(upper) if layers.read_only => format!("only reading {}", one(upper)),
         Some(upper) => format!("writing to {}", one(upper)),
-        None => "writing nowhere".to_owned(),
+        None => "without an upper directory".to_owned(),
     };
     let volatile = if layers.volatile { ", syncing nothing" } else { "" };
     log::info!("mounting {}, {upper}{volatile}", lowers.join(" over "));
 }
 
-/// An overlay that is to be mounted, and what mounting and serving it takes.
+/// An overlay before its mount, with all that mount and service need.
 pub struct Stacked<'a> {
     options: &'a MountOptions,
     is_limited: bool,
@@ -198,9 +199,9 @@ pub struct Stacked<'a> {
     unmounter: Arc<Mutex<Unmounter>>,
     watched: (Waiter, Prober),
     overlay: Arc<Overlay<OsLayer>>,
-    /// Who holds the upper layer.
+    /// The record of this process, which holds the upper layer.
     holder: Holder,
-    /// Who waits for the mount, if anybody does.
+    /// The pipe to the parent that waits for the mount, if there is one.
     ready: Option<File>,
 }
 
@@ -213,12 +214,12 @@ impl<'a> Stacked<'a> {
         self.overlay.clone()
     }
 
-    /// Whether there is a limit of the size of files, so that some writes are EFBIG.
+    /// Whether the process has a limit of the size of files, so that some writes fail with EFBIG.
     pub fn is_limited(&self) -> bool {
         self.is_limited
     }
 
-    /// Mounts a front end and serves it until it is unmounted, in the sandbox if there is one. The
+    /// Mounts a front end and serves it until the unmount, in the sandbox if there is one. The
     /// error is a sentence.
     pub fn serve<D: FrontEnd + 'static>(self, front_end: D, sandbox: Option<Sandbox>) -> Result<(), String> {
         let shown = self.mount_point.display();
@@ -229,7 +230,7 @@ impl<'a> Stacked<'a> {
         let shown = shown.to_string();
         let begun = self.begin(front_end, device, sandbox);
         let running = begun.inspect_err(|_| {
-            // Nobody would answer there.
+            // Without this, a program that uses the mount would wait forever.
             if let Err(error) = unmount(&unmounter) {
                 log::error!("{shown} cannot be unmounted again: {error}.");
             }
@@ -238,7 +239,7 @@ impl<'a> Stacked<'a> {
         let (served, settled) = running.run(|| sign(&overlay, &holder));
         log::info!("{shown} is unmounted");
         served.map_err(|error| format!("The mount at {shown} failed: {error}."))?;
-        settled.map_err(|error| format!("What was changed is not all complete and on the disk: {error}."))
+        settled.map_err(|error| format!("The changes are not all complete and on the disk: {error}."))
     }
 
     fn mount_options<D: FrontEnd>(&self) -> fuse_mount::Options {
@@ -253,7 +254,7 @@ impl<'a> Stacked<'a> {
         }
     }
 
-    /// How many threads serve requests. One may have to wait for what another answers.
+    /// How many threads serve requests. Two at least: one may wait for the answer of another.
     fn threads(&self) -> usize {
         let usual = || {
             (2 * thread::available_parallelism().map_or(1, NonZeroUsize::get)).clamp(*THREADS.start(), *THREADS.end())
@@ -261,7 +262,7 @@ impl<'a> Stacked<'a> {
         self.options.max_threads.map_or_else(usual, NonZeroUsize::get).max(2)
     }
 
-    /// Has all threads of a mount but this one serve it, and tells who waits for that.
+    /// Starts all threads of a mount but this one, and tells the parent that the mount is there.
     fn begin<D: FrontEnd + 'static>(
         self,
         front_end: D,
@@ -274,14 +275,14 @@ impl<'a> Stacked<'a> {
             false => {
                 let settler = Device::of_mounted(&self.mount_point)
                     .and_then(|device| Settler::new(device, self.watched, threads, self.overlay))
-                    .map_err(|error| format!("It cannot be found out when {shown} is unmounted: {error}."))?;
+                    .map_err(|error| format!("The mount at {shown} cannot be watched for its unmount: {error}."))?;
                 Some(settler)
             }
         };
         let session = Session::start(device, front_end, threads, settler)
-            .map_err(|error| format!("The kernel and the mount at {shown} cannot agree: {error}."))?;
-        let detached = |error| format!("The mount cannot leave the terminal: {error}.");
-        // So that what is mounted there can be unmounted.
+            .map_err(|error| format!("FUSE cannot be started at {shown}: {error}."))?;
+        let detached = |error| format!("The program cannot leave the terminal: {error}.");
+        // So that the filesystem of the working directory can be unmounted.
         std::env::set_current_dir("/").map_err(|error| format!("The working directory cannot be left: {error}."))?;
         let background = self.ready.map(|ready| Background::prepare(ready).map_err(detached)).transpose()?;
         if let Some(sandbox) = sandbox {
@@ -298,8 +299,8 @@ impl<'a> Stacked<'a> {
     }
 }
 
-/// Waits for a signal and unmounts; whoever still uses the mount keeps what he has until he is
-/// done, and then the session ends.
+/// Waits for a signal and unmounts. A program that still uses the mount keeps its files. The
+/// session ends with the last of them.
 fn unmount_on_signal(unmounter: &Mutex<Unmounter>) {
     let mut signal = 0;
     // SAFETY: the set is whole, and the number is written to a variable of that type.
@@ -307,7 +308,7 @@ fn unmount_on_signal(unmounter: &Mutex<Unmounter>) {
         return;
     }
     if let Err(error) = unmount(unmounter) {
-        log::error!("The mount cannot be taken away: {error}.");
+        log::error!("The mount cannot be unmounted: {error}.");
     }
 }
 
@@ -315,21 +316,21 @@ fn unmount(unmounter: &Mutex<Unmounter>) -> io::Result<()> {
     unmounter.lock().unwrap_or_else(PoisonError::into_inner).unmount()
 }
 
-/// What a mount needs to go on in the background.
+/// The files that a mount needs to go on in the background.
 struct Background {
     ready: File,
     null: File,
 }
 
 impl Background {
-    /// Opens what is needed in the background.
+    /// Opens these files.
     fn prepare(ready: File) -> io::Result<Self> {
         logger::prepare_to_leave();
         Ok(Self { ready, null: File::options().read(true).write(true).open("/dev/null")? })
     }
 
-    /// Lets go of the terminal, and tells who waits that the mount is there. Messages go to syslog
-    /// from now on.
+    /// Leaves the terminal, and tells the parent that the mount is there. From now on messages go
+    /// to syslog.
     fn enter(mut self) -> io::Result<()> {
         inherited::replace_streams(&self.null)?;
         logger::leave_terminal();

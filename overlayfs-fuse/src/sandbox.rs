@@ -1,20 +1,19 @@
-//! What the daemon gives up once it serves: whoever finds a fault in it and takes it over has the
-//! layers and little else.
+//! The rights that the daemon drops before it serves. An attacker that takes the daemon over
+//! through a fault has the layers and little else.
 //!
-//! Four things, each as far as the kernel has it; what it lacks is logged and no failure.
+//! There are four parts. A part that the kernel lacks is a warning in the log, not an error.
 //!
-//! - No program that is started ever has more rights (`no_new_privs`). Mounting needed
-//!   `fusermount3`, which has; unmounting is left to a process that was started before (see
-//!   [`crate::mount`]).
+//! - No started program gains rights (`no_new_privs`). The mount needed `fusermount3`, which gains
+//!   some. For the unmount there is a process that was started before (see [`crate::mount`]).
 //! - Capabilities: those over files stay, if the daemon had them.
-//! - Landlock: only what is beneath the layers' directories is opened, made, removed or renamed,
-//!   lower layers are only read, and nothing of all that is a program to run.
-//! - seccomp: a list of the system calls that the daemon makes. There is no other way than openat2
-//!   to open something, and none to start a process, to open a socket, to mount, or to make memory
-//!   executable. Any other call answers ENOSYS.
+//! - Landlock: the daemon opens, makes, removes and renames only objects below the layers'
+//!   directories. It only reads lower layers, and runs no program.
+//! - seccomp: a list of the daemon's system calls. Only openat2 opens files. No call in the list
+//!   starts a process, opens a socket, mounts, or makes memory executable. Any other call returns
+//!   ENOSYS.
 //!
-//! All of it belongs to threads and is inherited by those that they start, so it is entered before
-//! the first of them.
+//! All of it belongs to threads, and the threads that they start inherit it. So the daemon enters
+//! the sandbox before it starts the first thread.
 
 use std::fmt;
 use std::fs::File;
@@ -32,12 +31,12 @@ use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule, TargetArch,
 };
 
-/// The newest version of landlock whose rights are known here.
+/// The newest version of landlock of which this code knows the rights.
 const LANDLOCK: ABI = ABI::V7;
 
-/// The capabilities that a daemon uses: over files of others, to make objects in their names, to
-/// write what only root may (`trusted.*` attributes, file capabilities, labels, flags of
-/// chattr(1)), and root's share of the space.
+/// The capabilities that the daemon uses. They let it change files of other users, and make objects
+/// for them. They let it write `trusted.*` attributes, file capabilities, labels and the flags of
+/// chattr(1). SYS_RESOURCE gives root's share of the space.
 const KEPT: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::DAC_OVERRIDE)
     .union(CapabilitySet::DAC_READ_SEARCH)
@@ -53,7 +52,7 @@ const KEPT: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::SYS_ADMIN)
     .union(CapabilitySet::SYS_RESOURCE);
 
-/// What is allowed whatever its arguments are.
+/// The system calls that the filter allows with any arguments.
 const ALLOWED: &[libc::c_long] = &[
     // Requests, and data.
     libc::SYS_read,
@@ -94,7 +93,7 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_renameat2,
     libc::SYS_fchownat,
     libc::SYS_fchmodat,
-    // Of fchmodat2(2), which has no name in libc yet.
+    // fchmodat2(2) has no name in libc yet.
     452,
     libc::SYS_utimensat,
     libc::SYS_getxattr,
@@ -105,12 +104,12 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_flistxattr,
     libc::SYS_removexattr,
     libc::SYS_fremovexattr,
-    // Of setxattrat(2), getxattrat(2), listxattrat(2) and removexattrat(2), likewise.
+    // Nor have setxattrat(2), getxattrat(2), listxattrat(2) and removexattrat(2).
     463,
     464,
     465,
     466,
-    // In whose name something is made.
+    // The owner of new objects.
     libc::SYS_setfsuid,
     libc::SYS_setfsgid,
     // Memory.
@@ -140,12 +139,12 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_clock_nanosleep,
     libc::SYS_nanosleep,
     libc::SYS_getrandom,
-    // To syslog, and to the process that unmounts.
+    // Syslog, and the process that unmounts.
     libc::SYS_sendto,
     libc::SYS_recvfrom,
 ];
 
-/// Why a part of the sandbox is not there. Its text is the end of a sentence.
+/// Why a part of the sandbox is missing. Its text is the end of a sentence.
 #[derive(Debug)]
 enum Missing {
     Landlock(RulesetError),
@@ -166,15 +165,14 @@ impl fmt::Display for Missing {
     }
 }
 
-/// A sandbox that is ready to be entered: it knows the layers by their descriptors.
+/// A sandbox before its entry. It knows the layers by their descriptors.
 pub struct Sandbox {
     readable: Vec<File>,
     writable: Vec<File>,
 }
 
 impl Sandbox {
-    /// For a daemon that serves these layers, whose paths are looked up now. The error is a
-    /// sentence.
+    /// Opens the directories of these layers. The error is a sentence.
     pub fn new(layers: &Options) -> Result<Self, String> {
         let (mut readable, mut writable) = (Vec::new(), Vec::new());
         for lower in &layers.lowers {
@@ -187,8 +185,8 @@ impl Sandbox {
         Ok(Self { readable, writable })
     }
 
-    /// Gives up what is not needed to serve the layers, for this thread and those that it is going
-    /// to start. No other may be there.
+    /// Drops the rights that the daemon does not need, for this thread and those that it starts
+    /// later. No other thread may exist.
     pub fn enter(self) {
         let parts = [drop_capabilities(), self.confine(), limit_calls()];
         for missing in parts.into_iter().filter_map(Result::err) {
@@ -223,7 +221,7 @@ fn directory(path: &Path) -> Result<File, String> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     match rustix::fs::openat(CWD, path, flags, Mode::empty()) {
         Ok(directory) => Ok(directory.into()),
-        Err(error) => Err(format!("The layer {} cannot be opened again: {error}.", path.display())),
+        Err(error) => Err(format!("The layer {} cannot be opened for the sandbox: {error}.", path.display())),
     }
 }
 
@@ -242,7 +240,7 @@ fn drop_capabilities() -> Result<(), Missing> {
     drop().map_err(|error: rustix::io::Errno| Missing::Capabilities(error.into()))
 }
 
-/// Sets `no_new_privs` too.
+/// Also sets `no_new_privs`.
 fn limit_calls() -> Result<(), Missing> {
     let limit = || {
         let program: BpfProgram = filter()?.try_into()?;
@@ -259,7 +257,7 @@ fn filter() -> Result<SeccompFilter, Box<dyn std::error::Error>> {
     let not_executable = || only(2, SeccompCmpArgLen::Dword, libc::PROT_EXEC as u64, 0);
     let thread = libc::CLONE_THREAD as u64;
     let share = u64::from(u32::MAX);
-    // The argument that says which is an int, whatever the type of these.
+    // The request of ioctl(2) is an int to the kernel, whatever type these constants have.
     let ioctls = [libc::FICLONE, libc::FS_IOC_GETFLAGS, libc::FS_IOC_SETFLAGS]
         .map(|ioctl| only(1, SeccompCmpArgLen::Dword, share, ioctl))
         .into_iter()
@@ -267,7 +265,7 @@ fn filter() -> Result<SeccompFilter, Box<dyn std::error::Error>> {
     let conditional = [
         (libc::SYS_mmap, not_executable()?),
         (libc::SYS_mprotect, not_executable()?),
-        // Not clone3, whose flags no filter can see: libc makes this call where that one is
+        // Not clone3: no filter can see its flags. libc falls back to clone where clone3 is
         // missing.
         (libc::SYS_clone, only(0, SeccompCmpArgLen::Qword, thread, thread)?),
         (libc::SYS_ioctl, ioctls.into_iter().flatten().collect()),

@@ -21,11 +21,11 @@ use crate::wire::{self, InHeader, InitIn, InitOut, OutHeader, init, opcode};
 
 /// The largest WRITE, READ and listing, in bytes.
 const MAX_DATA: usize = 1 << 20;
-/// Room for what comes before the data of a request.
+/// Room for the header of a request and the fields before its data.
 const MAX_HEAD: usize = 4096;
 const PAGE: usize = 4096;
-/// How many requests that nobody waits for, such as read-ahead and write-back, the kernel may have
-/// on the way.
+/// How many requests without a waiting program, such as read-ahead and write-back, the kernel may
+/// send at once.
 const BACKGROUND: u16 = 64;
 /// Makes a clone of the device (`FUSE_DEV_IOC_CLONE`).
 const IOC_CLONE: libc::Ioctl = 0x8004_e500_u32 as libc::Ioctl;
@@ -38,18 +38,17 @@ pub struct Session<D> {
     clones: Vec<Arc<File>>,
 }
 
-/// What the threads share.
+/// The parts that all threads share.
 struct Served<D> {
     front_end: Arc<D>,
     agreed: Agreed,
-    /// None: nothing can be changed.
+    /// None: the tree is read-only.
     settler: Option<Settler>,
 }
 
 impl<D: FrontEnd + 'static> Session<D> {
     /// Agrees with the kernel on how the mount of `device` works, and prepares for `threads`
-    /// threads, which must be two at least. Waits until the kernel has begun, which it does at
-    /// mount.
+    /// threads, at least two. Waits for the INIT of the kernel, which comes at mount.
     pub fn start(device: OwnedFd, front_end: D, threads: usize, settler: Option<Settler>) -> io::Result<Self> {
         let device = Arc::new(File::from(device));
         let mut request = vec![0; MAX_DATA + MAX_HEAD];
@@ -59,7 +58,7 @@ impl<D: FrontEnd + 'static> Session<D> {
             (&*device).write_all(&answered.bytes)?;
             if let Some(agreed) = answered.agreed {
                 front_end.begin(Notifier { device: device.clone(), prunes: agreed.prunes });
-                // One may have to wait for what another answers.
+                // Two at least: one may wait for the answer of another.
                 let clones = (1..threads).map(|_| clone(&device).map(Arc::new)).collect::<io::Result<_>>()?;
                 return Ok(Self {
                     served: Arc::new(Served { front_end: Arc::new(front_end), agreed, settler }),
@@ -70,12 +69,12 @@ impl<D: FrontEnd + 'static> Session<D> {
         }
     }
 
-    /// Who answers the requests.
+    /// Returns the front end that answers the requests.
     pub fn front_end(&self) -> Arc<D> {
         self.served.front_end.clone()
     }
 
-    /// Starts all threads but one. If one cannot be started the filesystem is to be unmounted,
+    /// Starts all threads but one. If one cannot start, the caller must unmount the filesystem,
     /// which ends the others.
     pub fn start_threads(self) -> io::Result<Running<D>> {
         let Self { served, device, clones } = self;
@@ -90,7 +89,7 @@ impl<D: FrontEnd + 'static> Session<D> {
         let (watched, ended) = mpsc::channel::<()>();
         let front_end = served.front_end.clone();
         let watching = start("watch", move || {
-            // The other end is dropped when there is nothing more to watch.
+            // The other end is dropped at the end of the mount.
             while ended.recv_timeout(front_end.watch()) == Err(RecvTimeoutError::Timeout) {}
         })?;
         Ok(Running { served, device, others, settling, watching, watched })
@@ -101,21 +100,21 @@ fn start<T: Send + 'static>(name: &str, run: impl FnOnce() -> T + Send + 'static
     thread::Builder::new().name(name.to_owned()).spawn(run)
 }
 
-/// A filesystem that is served by all of its threads but one.
+/// A filesystem that all of its threads but one serve.
 pub struct Running<D> {
     served: Arc<Served<D>>,
     device: Arc<File>,
     others: Vec<JoinHandle<io::Result<()>>>,
     settling: JoinHandle<()>,
     watching: JoinHandle<()>,
-    /// Dropped when there is nothing more to watch.
+    /// Dropped at the end of the mount.
     watched: Sender<()>,
 }
 
 impl<D: FrontEnd + 'static> Running<D> {
-    /// Serves until the filesystem is unmounted, which calls `ending`. The error is that of the
-    /// thread that failed first. What is left to settle is settled then; the second answer says
-    /// whether that, or what was settled before umount returned, succeeded.
+    /// Serves until the filesystem is unmounted, then calls `ending`. The first result has the
+    /// error of the thread that failed first. At the end it completes and syncs the changes that
+    /// are left. The second result says whether that succeeded, or the sync before umount returned.
     pub fn run(self, ending: impl FnOnce()) -> (io::Result<()>, overlayfs::layer::Result<()>) {
         let panicked = |_| io::Error::other("a thread panicked");
         let first = self.served.serve(&self.device);
@@ -129,39 +128,39 @@ impl<D: FrontEnd + 'static> Running<D> {
     }
 }
 
-/// Tells the kernel what it does not ask for.
+/// Sends the kernel notifications.
 #[derive(Clone)]
 pub struct Notifier {
     device: Arc<File>,
-    /// Whether the kernel can be asked to let go of objects.
+    /// Whether the kernel takes requests to drop objects.
     prunes: bool,
 }
 
 impl Notifier {
-    /// Whether [`Notifier::prune`] can be called.
+    /// Whether the kernel takes [`Notifier::prune`].
     pub fn can_prune(&self) -> bool {
         self.prunes
     }
 
-    /// Has the kernel let go of those of these objects that nobody uses. A directory of which it
-    /// knows an entry is in use, and so is an object with a mount on it. To invalidate entries
-    /// instead would take mounts away.
+    /// Asks the kernel to drop those of these objects that are not in use. A directory with an
+    /// entry that the kernel knows is in use, and so is an object with a mount on it. An
+    /// invalidation of entries would detach such mounts.
     ///
-    /// What the kernel holds of a file is written back before, so another thread must be there to
-    /// take the requests.
+    /// The kernel writes the held data of a file back before, so another thread must take the
+    /// requests.
     pub fn prune(&self, nodes: &[u64]) -> io::Result<()> {
         let prune = wire::NotifyPrune { count: nodes.len() as u32, ..wire::NotifyPrune::default() };
         self.notify(wire::NOTIFY_PRUNE, &[prune.as_bytes(), nodes.as_bytes()].concat())
     }
 
-    /// Has the kernel ask for the attributes of an object again before it uses them.
+    /// Makes the kernel ask for the attributes of an object before it uses them again.
     pub fn forget_attributes(&self, node: u64) -> io::Result<()> {
         let inode = wire::NotifyInvalInode { node, offset: -1, length: 0 };
         self.notify(wire::NOTIFY_INVAL_INODE, inode.as_bytes())
     }
 
-    /// Has the kernel write back, and let go of, what it holds of a file from `offset` on. The
-    /// writes come as requests, which another thread must be there to take.
+    /// Makes the kernel write back, and drop, the held data of a file from `offset` on. The writes
+    /// are requests, which another thread must take.
     pub fn write_back(&self, node: u64, offset: u64) -> io::Result<()> {
         let offset = i64::try_from(offset).unwrap_or(i64::MAX);
         let inode = wire::NotifyInvalInode { node, offset, length: 0 };
@@ -175,15 +174,15 @@ impl Notifier {
     }
 }
 
-/// What INIT is answered.
+/// The answer to INIT.
 struct Greeting {
     bytes: Vec<u8>,
     agreed: Option<Agreed>,
 }
 
-/// Answers INIT. A kernel of a higher major version is told ours and asks again.
+/// Answers INIT. A kernel with a higher major version gets ours and asks again.
 fn greet(front_end: &impl FrontEnd, request: &[u8]) -> io::Result<Greeting> {
-    let malformed = || io::Error::new(ErrorKind::InvalidData, "the kernel began with something else than INIT");
+    let malformed = || io::Error::new(ErrorKind::InvalidData, "the first request of the kernel is not INIT");
     let (header, body) = InHeader::read_from_prefix(request).map_err(|_| malformed())?;
     // Older kernels send a shorter structure.
     let mut whole = [0; size_of::<InitIn>()];
@@ -196,7 +195,7 @@ fn greet(front_end: &impl FrontEnd, request: &[u8]) -> io::Result<Greeting> {
     if asked.major < wire::MAJOR || asked.major == wire::MAJOR && asked.minor < wire::OLDEST_MINOR {
         return Err(io::Error::new(
             ErrorKind::Unsupported,
-            format!("the kernel speaks FUSE {}.{}, and 7.31 is needed", asked.major, asked.minor),
+            format!("the kernel speaks FUSE {}.{}, but 7.31 (Linux 5.4) is needed", asked.major, asked.minor),
         ));
     }
     let offered =
@@ -233,9 +232,10 @@ impl<D: FrontEnd> Served<D> {
             let length = match (&**device).read(&mut request) {
                 Ok(length) => length,
                 Err(error) => match error.raw_os_error() {
-                    // Unmounted; the second while requests were on the way, or by force.
+                    // ENODEV: unmounted. ECONNABORTED: unmounted with requests on the way, or by
+                    // force.
                     Some(libc::ENODEV | libc::ECONNABORTED) => return Ok(()),
-                    // The request was taken back while it was on the way.
+                    // The kernel has withdrawn the request.
                     Some(libc::ENOENT | libc::EINTR | libc::EAGAIN) => continue,
                     _ => return Err(error),
                 },
@@ -255,10 +255,10 @@ impl<D: FrontEnd> Served<D> {
             };
             if is_answered && let Err(error) = (&**device).write_vectored(&buffers.parts().map(IoSlice::new)) {
                 match error.raw_os_error() {
-                    // Whoever asked is gone.
+                    // The program that waited for the answer is gone.
                     Some(libc::ENOENT | libc::EINTR) => {}
                     Some(libc::ENODEV | libc::ECONNABORTED) => return Ok(()),
-                    _ => log::warn!("an answer was not taken by the kernel: {error}"),
+                    _ => log::warn!("the kernel did not take an answer: {error}"),
                 }
             }
             front_end.rest();
@@ -266,7 +266,7 @@ impl<D: FrontEnd> Served<D> {
     }
 }
 
-/// Whether a request is one that only has umount wait, and that is not to be answered now.
+/// Whether a request only makes umount wait, and gets its answer later.
 fn is_settlers(settler: &Settler, request: &[u8], device: &Arc<File>) -> bool {
     let Ok((header, body)) = InHeader::read_from_prefix(request) else { return false };
     if header.opcode == opcode::INTERRUPT
@@ -277,11 +277,11 @@ fn is_settlers(settler: &Settler, request: &[u8], device: &Arc<File>) -> bool {
     settler.keeps(header.opcode, header.unique, header.pid, device)
 }
 
-/// Whether a request may have changed something.
+/// Whether a request may change something.
 fn changes(request: &[u8]) -> bool {
     let Ok((header, body)) = InHeader::read_from_prefix(request) else { return false };
     match header.opcode {
-        // Where files are opened by requests, one that is opened to be written may be copied up.
+        // Where files are opened by requests, an open for writing may copy the file up.
         opcode::OPEN => {
             let flags = wire::OpenIn::read_from_prefix(body).map_or(0, |(open, _)| open.flags as i32);
             flags & (libc::O_ACCMODE | libc::O_TRUNC) != libc::O_RDONLY
@@ -306,7 +306,8 @@ fn changes(request: &[u8]) -> bool {
     }
 }
 
-/// A second descriptor of the same mount, so that threads do not wait for each other in the kernel.
+/// Opens a second descriptor of the same mount, so that threads do not wait for each other in the
+/// kernel.
 fn clone(device: &File) -> io::Result<File> {
     let clone = File::options().read(true).write(true).open(DEVICE)?;
     let mut number = device.as_raw_fd() as u32;

@@ -1,28 +1,28 @@
-//! Completing and syncing what was changed: soon after the last change, and before umount(2)
-//! returns.
+//! Completes and syncs changes: soon after the last change, and before umount(2) returns.
 //!
-//! The kernel tells a FUSE daemon nothing before it takes a filesystem down: no DESTROY and no
-//! SYNCFS comes, which are for block devices, and requests for dirty inodes are sent when the
-//! connection is cut already. But taking it down needs the lock of the superblock, exclusively, and
-//! ustat(2), which names a filesystem by the number of its device and so keeps nobody from
-//! unmounting it, has that lock, shared, while the daemon is asked for the space that is left. So,
-//! from before the first change is answered until everything is settled, a thread of the process
-//! that unmounts (see [`crate::mount`]) waits in ustat(2), and umount(2) and a remount wait for it.
+//! The kernel sends a FUSE daemon nothing before it takes a filesystem down. DESTROY and SYNCFS are
+//! for block devices, and the requests for dirty inodes come after the connection is closed. But
+//! the take-down needs the lock of the superblock exclusively. ustat(2) holds that lock, shared,
+//! while it asks the daemon for the space that is left. It names a filesystem by the number of its
+//! device, so it does not make the mount busy.
 //!
-//! Whether somebody waits for that lock another ustat(2) tells, which does not get as far as a
-//! request then. So umount is known from a mount that was only taken from the table of mounts,
-//! while programs use it: the mount has left the table, and somebody waits. Then everything is
-//! settled and the layers are let go of, before that thread is.
+//! So a thread of the process `unmounter` (see [`crate::mount`]) waits in ustat(2). It does so from
+//! before the first change is answered until all changes are complete and synced. umount(2) and a
+//! remount wait for it.
 //!
-//! Otherwise what was changed is settled when nothing has changed for [`PAUSE`], or when somebody
-//! waits: for a remount then. An overlay that syncs nothing is only completed then; it is synced,
-//! and its mark taken away, after [`REST`].
+//! A second ustat(2) finds out whether a thread waits for the lock: then the call sleeps before it
+//! becomes a request. It tells umount from a mount that left the table of mounts while programs use
+//! it. If the mount has left the table and a thread waits, the daemon completes and syncs
+//! everything. It unlocks the layers, and only then releases the first thread.
 //!
-//! Where there is no ustat(2) umount does not wait, and the next mount of the same upper layer
-//! does.
+//! Otherwise it completes and syncs the changes after [`PAUSE`] without a change, or when a thread
+//! waits, which is a remount. A volatile overlay is only completed then. After [`REST`] it is
+//! synced, and its mark is removed.
 //!
-//! The lock of the state is a leaf, but for taking away and putting back the mark. The thread that
-//! settles makes no other request to the kernel of the mount.
+//! Without ustat(2) umount does not wait, and the next mount of the same upper layer does.
+//!
+//! The lock of the state is a leaf, except for the removal and the return of the mark. The thread
+//! of [`Settler::run`] makes no other request to the kernel for this mount.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
@@ -40,24 +40,24 @@ use zerocopy::IntoBytes;
 use crate::mount::{Device, Prober, Waiter};
 use crate::wire::{OutHeader, opcode};
 
-/// How long nothing is changed before what was changed is settled.
+/// The pause without a change before changes are completed and synced.
 const PAUSE: Duration = Duration::from_millis(700);
-/// How long nothing is changed before an overlay that syncs nothing is synced.
+/// The pause without a change before a volatile overlay is synced.
 const REST: Duration = Duration::from_secs(10);
-/// How often it is asked, while changes go on, whether somebody waits.
+/// How often to ask, while changes go on, whether a thread waits.
 const ASK_EVERY: Duration = Duration::from_secs(1);
-/// How long a remount waits at most where that is not known.
+/// How long a remount waits at most if the answer is unknown.
 const MOST: Duration = Duration::from_secs(10);
-/// How long after a mount has left the table umount may be on its way to wait.
+/// How long umount may take to its wait after the mount has left the table.
 const ON_ITS_WAY: Duration = Duration::from_millis(100);
-/// How long a change waits at most for umount to be kept waiting.
+/// How long a change waits at most until umount would wait.
 const ARMING: Duration = Duration::from_millis(500);
 
-/// What settles a mount.
+/// Completes and syncs the changes of a mount.
 pub struct Settler {
     overlay: Arc<Overlay<OsLayer>>,
     device: Device,
-    /// The mounts of the daemon's namespace.
+    /// The table of mounts in the daemon's namespace.
     mounts: File,
     waiter: Waiter,
     prober: Prober,
@@ -67,44 +67,44 @@ pub struct Settler {
 }
 
 struct State {
-    /// Something is to be settled yet.
+    /// Whether changes are left to complete or sync.
     dirty: bool,
-    /// How many changes have begun, and how many have ended: what was settled in between may have
-    /// missed one that was under way.
+    /// How many changes have begun, plus how many have ended. If the number changed during a sync,
+    /// the sync may have missed a change.
     changes: u64,
-    /// How many have begun and not ended.
+    /// How many changes have begun and not ended.
     under_way: usize,
     last_change: Instant,
-    /// Whether umount is kept waiting.
+    /// Whether umount waits.
     hold: Hold,
-    /// How often the other process was asked to wait.
+    /// How many times the other process was asked to wait.
     asked: u32,
-    /// How many threads wait until it is.
+    /// How many threads wait until it does.
     waiting: usize,
-    /// The overlay rests: it is to be woken before a change.
+    /// Whether the overlay rests: a change must wake it first.
     resting: bool,
-    /// The layers were let go of: nothing can be changed any more.
+    /// Whether the layers are unlocked: nothing can change any more.
     retired: bool,
-    /// What became of what was settled last.
+    /// The result of the last completion and sync.
     failed: Result<()>,
     ended: bool,
 }
 
 enum Hold {
     None,
-    /// The other process was asked, and its request has not come.
+    /// The other process was asked to wait, and its request has not come.
     Asked,
-    /// Its request is not answered.
+    /// The request has come and has no answer yet.
     Held {
         unique: u64,
         device: Arc<File>,
     },
-    /// It cannot be done here.
+    /// This system cannot do it.
     Impossible,
 }
 
 impl Settler {
-    /// For the mount with this device number, served by so many threads.
+    /// Serves the mount with this device number, which `threads` threads serve.
     pub fn new(
         device: Device,
         (waiter, prober): (Waiter, Prober),
@@ -112,8 +112,8 @@ impl Settler {
         overlay: Arc<Overlay<OsLayer>>,
     ) -> io::Result<Self> {
         let state = State {
-            // Umount is kept waiting from the start, so that a mount which is taken away at once is
-            // whole, too.
+            // umount waits from the start, so that the upper layer is complete after an unmount at
+            // once, too.
             dirty: true,
             changes: 0,
             under_way: 0,
@@ -142,8 +142,11 @@ impl Settler {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Called before a change is made, and then [`Settler::end_change`] after it. The error is its
-    /// answer.
+    /// Begins a change. The caller calls [`Settler::end_change`] after it. The error is the answer
+    /// to the change.
+    ///
+    /// # Errors
+    /// - EROFS: the layers are unlocked already.
     pub fn begin_change(&self) -> Result<()> {
         let mut state = self.state();
         if state.retired {
@@ -158,7 +161,7 @@ impl Settler {
         Ok(())
     }
 
-    /// Called before a change is answered: from now on umount waits.
+    /// Ends a change, before its answer: from now on umount waits.
     pub fn end_change(&self) {
         let mut state = self.state();
         state.under_way -= 1;
@@ -171,15 +174,16 @@ impl Settler {
         self.keep_waiting(state);
     }
 
-    /// Called when other threads serve, and before anybody is told: umount waits from the start.
+    /// Makes umount wait from the start. The caller calls it once other threads serve, and before
+    /// it reports the mount.
     pub fn begin(&self) {
         self.keep_waiting(self.state());
     }
 
-    /// Has umount wait from now on.
+    /// Makes umount wait from now on.
     fn keep_waiting(&self, mut state: MutexGuard<'_, State>) {
         self.ask(&mut state);
-        // One thread must be left to take the request that is waited for.
+        // One thread must stay free to take that request.
         if !matches!(state.hold, Hold::Asked) || state.waiting + 1 >= self.threads {
             return;
         }
@@ -188,7 +192,7 @@ impl Settler {
         waited.unwrap_or_else(PoisonError::into_inner).0.waiting -= 1;
     }
 
-    /// Has the other process wait, unless it does.
+    /// Asks the other process to wait, unless it does.
     fn ask(&self, state: &mut State) {
         if matches!(state.hold, Hold::None) {
             state.asked = state.asked.wrapping_add(1);
@@ -197,7 +201,7 @@ impl Settler {
         }
     }
 
-    /// Whether a request is the one that umount is to wait for. Then it is answered later.
+    /// Whether a request is the one that umount has to wait for. If so, its answer comes later.
     pub fn keeps(&self, code: u32, unique: u64, pid: u32, device: &Arc<File>) -> bool {
         if code != opcode::STATFS || pid != self.waiter.thread() {
             return false;
@@ -211,8 +215,7 @@ impl Settler {
         true
     }
 
-    /// Called when somebody wants no answer to a request any more: the process that waits is to
-    /// end.
+    /// Ends the wait of a request that is interrupted: the waiting process should end.
     pub fn interrupt(&self, of: u64) {
         let mut state = self.state();
         if matches!(state.hold, Hold::Held { unique, .. } if unique == of) {
@@ -220,7 +223,7 @@ impl Settler {
         }
     }
 
-    /// Settles what was changed whenever it is time to, until [`Settler::stop`].
+    /// Completes and syncs changes, each time when they are due, until [`Settler::stop`].
     pub fn run(&self) {
         let mut elsewhere = false;
         loop {
@@ -236,12 +239,12 @@ impl Settler {
         }
     }
 
-    /// Waits until it is time to settle what was changed, and does. `elsewhere` says that the mount
-    /// is not in this namespace any more though somebody uses it.
+    /// Waits until changes are due, then completes and syncs them. `elsewhere` means that the mount
+    /// has left this namespace, and programs still use it.
     fn settle_in_time(&self, elsewhere: &mut bool) {
         let since = Instant::now();
         let mut ask_at = since + ASK_EVERY;
-        // Of how many changes everything is complete.
+        // The number of changes after which everything is complete.
         let mut completed = None;
         loop {
             let (changes, last_change) = {
@@ -284,9 +287,9 @@ impl Settler {
         }
     }
 
-    /// After everything was settled, when there had been so many changes: has the overlay rest, and
-    /// umount wait no more. Answers false, and has it wait on, if there were others meanwhile and
-    /// nobody `is_awaited`, which is for a remount.
+    /// Ends a sync that began at the number of changes `changes`. If no change came since, the
+    /// overlay rests, and umount no longer waits. Otherwise returns false, and umount waits on. But
+    /// with `is_awaited` a remount waits, and goes on in both cases.
     fn rest(&self, changes: u64, is_awaited: bool) -> bool {
         let synced = self.overlay.sync_completed();
         let mut state = self.state();
@@ -310,7 +313,8 @@ impl Settler {
         true
     }
 
-    /// Umount waits: settles everything, lets go of the layers, and of umount.
+    /// Completes and syncs everything for a waiting umount, unlocks the layers, then lets umount go
+    /// on.
     fn retire(&self) {
         loop {
             let changes = self.state().changes;
@@ -331,8 +335,8 @@ impl Settler {
         state.release(Hold::Impossible);
     }
 
-    /// Settles everything, in a second try if need be: syncfs(2) tells once of what failed before,
-    /// which whoever wrote it was told.
+    /// Completes and syncs everything, with a second try. The first syncfs(2) may report an earlier
+    /// failure once, which the writer of those data has got.
     fn settle_at_last(&self) -> Result<()> {
         self.overlay.complete_and_sync().or_else(|error| {
             self.log(Err(error));
@@ -342,24 +346,24 @@ impl Settler {
 
     fn log(&self, settled: Result<()>) {
         if let Err(error) = settled {
-            log::error!("what was changed is not all complete and on the disk: {error}");
+            log::error!("the changes are not all complete and on the disk: {error}");
         }
     }
 
-    /// Waits so long, or until mounts have changed or the other process says something.
+    /// Waits for this time, or until the table of mounts changes or the other process writes.
     fn wait(&self, time: Duration) {
         let line = self.waiter.line();
         let mut ready =
             [PollFd::new(&self.mounts, PollFlags::PRI), PollFd::from_borrowed_fd(line.as_fd(), PollFlags::IN)];
-        // In every namespace of mounts the table has its own number of the last change, so nothing
-        // is missed.
+        // Each mount namespace counts the changes of its table, so poll(2) misses none.
         let count = if matches!(self.state().hold, Hold::Impossible) { 1 } else { 2 };
         let _ = poll(
             &mut ready[..count],
             Some(&Timespec { tv_sec: time.as_secs() as i64, tv_nsec: time.subsec_nanos().into() }),
         );
         if count == 2 && !ready[1].revents().is_empty() {
-            // It does not wait any more. If nobody has answered it never did, and will not.
+            // The process no longer waits. If this side has not answered it, it cannot wait on this
+            // system.
             let ended = self.waiter.take_end();
             let mut state = self.state();
             if ended.is_err() || matches!(state.hold, Hold::Asked) && ended.is_ok_and(|asked| asked == state.asked) {
@@ -382,7 +386,8 @@ impl Settler {
             .any(|line| line.split(|byte| *byte == b' ').nth(2) == Some(device.as_bytes()))
     }
 
-    /// Whether the filesystem of a mount that has left the table is being taken down: umount waits.
+    /// Whether the kernel takes down the filesystem of a mount that has left the table: umount
+    /// waits.
     fn is_taken_down(&self) -> bool {
         let since = Instant::now();
         loop {
@@ -393,7 +398,7 @@ impl Settler {
         }
     }
 
-    /// After the last request: umount is kept waiting no more, and [`Settler::run`] ends.
+    /// Ends [`Settler::run`] after the last request. umount no longer waits.
     pub fn stop(&self) {
         let mut state = self.state();
         state.ended = true;
@@ -401,7 +406,7 @@ impl Settler {
         state.release(Hold::Impossible);
     }
 
-    /// After [`Settler::run`]: settles what is left to settle, and lets go of the layers.
+    /// Completes and syncs the rest after [`Settler::run`], and unlocks the layers.
     pub fn end(&self) -> Result<()> {
         let State { dirty, changes, retired, failed, .. } = *self.state();
         if retired {
@@ -414,12 +419,12 @@ impl Settler {
 }
 
 impl State {
-    /// Keeps umount waiting no more.
+    /// Lets umount go on.
     fn release(&mut self, then: Hold) {
         if let Hold::Held { unique, device } = std::mem::replace(&mut self.hold, then) {
-            // What the space is nobody wants to know.
+            // The waiting process does not need the answer.
             let answer = OutHeader { len: size_of::<OutHeader>() as u32, error: -libc::EINTR, unique };
-            // It fails when the filesystem is gone: then nobody waits.
+            // The write fails if the filesystem is gone. Then no thread waits.
             let _ = (&*device).write_all(answer.as_bytes());
         }
     }

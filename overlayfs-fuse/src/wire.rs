@@ -1,23 +1,23 @@
-//! The structures and numbers of the FUSE protocol (`linux/fuse.h`), version 7.31 and later, as far
-//! as the front ends use them.
+//! The structures and numbers of the FUSE protocol (`linux/fuse.h`) that the front ends use,
+//! version 7.31 and later.
 
 use std::time::Duration;
 
 use overlayfs::errno::Error;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// The version that is spoken. Linux answers with its own where that is lower.
+/// The version of this code. Linux answers with its own if that is lower.
 pub const MAJOR: u32 = 7;
 pub const MINOR: u32 = 41;
-/// From this one on the kernel can be asked to let go of objects (`FUSE_NOTIFY_PRUNE`): Linux 6.18.
+/// The first version with requests to the kernel to drop objects (`FUSE_NOTIFY_PRUNE`): Linux 6.18.
 pub const PRUNE_MINOR: u32 = 45;
-/// The oldest version that has everything a front end relies on: Linux 5.4.
+/// The oldest version that has everything a front end needs: Linux 5.4.
 pub const OLDEST_MINOR: u32 = 31;
 
-/// The number by which the kernel knows the top of the tree.
+/// The number of the root of the tree.
 pub const ROOT: u64 = 1;
 
-/// What a request asks for.
+/// The kinds of requests.
 pub mod opcode {
     pub const LOOKUP: u32 = 1;
     pub const FORGET: u32 = 2;
@@ -61,7 +61,7 @@ pub mod opcode {
     pub const STATX: u32 = 52;
 }
 
-/// What kernel and front end can do beyond the least (`FUSE_*` of INIT).
+/// The features that kernel and front end agree on (`FUSE_*` of INIT).
 pub mod init {
     pub const ASYNC_READ: u64 = 1 << 0;
     pub const ATOMIC_O_TRUNC: u64 = 1 << 3;
@@ -83,7 +83,7 @@ pub mod init {
     pub const INIT_EXT: u64 = 1 << 30;
 }
 
-/// Which attributes a SETATTR sets (`FATTR_*`).
+/// The attributes that a SETATTR sets (`FATTR_*`).
 pub mod set {
     pub const MODE: u32 = 1 << 0;
     pub const UID: u32 = 1 << 1;
@@ -96,26 +96,25 @@ pub mod set {
     pub const MTIME_NOW: u32 = 1 << 8;
     pub const CTIME: u32 = 1 << 10;
     pub const KILL_SUIDGID: u32 = 1 << 11;
-    /// Any of those that are something to set.
+    /// The flags of which each sets an attribute.
     pub const ANY: u32 = MODE | UID | GID | SIZE | ATIME | MTIME;
 }
 
-/// What the kernel has of a file's content stays valid when the file is opened again
-/// (`FOPEN_KEEP_CACHE`).
+/// The cached pages of a file stay valid when it is opened again (`FOPEN_KEEP_CACHE`).
 pub const FOPEN_KEEP_CACHE: u32 = 1 << 1;
 /// The data of a WRITE come from the page cache, maybe of a shared mapping (`FUSE_WRITE_CACHE`).
 pub const WRITE_CACHE: u32 = 1 << 0;
 /// The writer may not keep set-id bits (`FUSE_WRITE_KILL_SUIDGID`).
 pub const WRITE_KILL_SUIDGID: u32 = 1 << 2;
-/// A SETXATTR of an access ACL takes the set-group-id bit (`FUSE_SETXATTR_ACL_KILL_SGID`).
+/// A SETXATTR of an access ACL removes the set-group-id bit (`FUSE_SETXATTR_ACL_KILL_SGID`).
 pub const SETXATTR_ACL_KILL_SGID: u32 = 1 << 0;
-/// A notification that what the kernel holds of a file may not be valid
+/// The notification that cached attributes or pages of a file may be invalid
 /// (`FUSE_NOTIFY_INVAL_INODE`).
 pub const NOTIFY_INVAL_INODE: i32 = 2;
-/// A notification that objects need not be remembered (`FUSE_NOTIFY_PRUNE`).
+/// The notification that the kernel should drop objects (`FUSE_NOTIFY_PRUNE`).
 pub const NOTIFY_PRUNE: i32 = 9;
 
-/// Defines structures as they come from or go to the kernel.
+/// Defines structures in the layout of the protocol.
 macro_rules! wire {
     ($($(#[$meta:meta])* $name:ident { $($field:ident: $type:ty),* $(,)? })*) => {
         $(
@@ -130,11 +129,11 @@ macro_rules! wire {
 }
 
 wire! {
-    /// What every request begins with.
+    /// The head of every request.
     InHeader {
         len: u32, opcode: u32, unique: u64, node: u64, uid: u32, gid: u32, pid: u32, total_extlen: u16, padding: u16,
     }
-    /// What every answer begins with.
+    /// The head of every answer.
     OutHeader { len: u32, error: i32, unique: u64 }
     InitIn { major: u32, minor: u32, max_readahead: u32, flags: u32, flags2: u32, unused: [u32; 11] }
     InitOut {
@@ -142,8 +141,8 @@ wire! {
         max_write: u32, time_gran: u32, max_pages: u16, map_alignment: u16, flags2: u32, max_stack_depth: u32,
         request_timeout: u16, unused: [u16; 11],
     }
-    /// Attributes, as an answer has them. Times are seconds and nanoseconds since 1970, before that
-    /// in two's complement.
+    /// Attributes in an answer. Times are seconds and nanoseconds since 1970. Earlier ones are in
+    /// two's complement.
     Attr {
         ino: u64, size: u64, blocks: u64, atime: u64, mtime: u64, ctime: u64, atimensec: u32, mtimensec: u32,
         ctimensec: u32, mode: u32, nlink: u32, uid: u32, gid: u32, rdev: u32, blksize: u32, flags: u32,
@@ -156,7 +155,7 @@ wire! {
     ForgetIn { count: u64 }
     BatchForgetIn { count: u32, dummy: u32 }
     ForgetOne { node: u64, count: u64 }
-    /// A SETATTR: the fields that `valid` names are to be set.
+    /// A SETATTR. `valid` names the fields to set.
     SetattrIn {
         valid: u32, padding: u32, fh: u64, size: u64, lock_owner: u64, atime: u64, mtime: u64, ctime: u64,
         atimensec: u32, mtimensec: u32, ctimensec: u32, mode: u32, unused4: u32, uid: u32, gid: u32, unused5: u32,
@@ -176,7 +175,7 @@ wire! {
     FsyncIn { fh: u64, flags: u32, padding: u32 }
     AccessIn { mask: u32, padding: u32 }
     SetxattrIn { size: u32, flags: u32 }
-    /// Between [`SetxattrIn`] and the name, where [`init::SETXATTR_EXT`] was agreed on.
+    /// Between [`SetxattrIn`] and the name, if [`init::SETXATTR_EXT`] is agreed.
     SetxattrExt { setxattr_flags: u32, padding: u32 }
     GetxattrIn { size: u32, padding: u32 }
     GetxattrOut { size: u32, padding: u32 }
@@ -185,7 +184,7 @@ wire! {
     LseekOut { offset: u64 }
     IoctlIn { fh: u64, flags: u32, command: u32, argument: u64, in_size: u32, out_size: u32 }
     IoctlOut { result: i32, flags: u32, in_iovs: u32, out_iovs: u32 }
-    /// Attributes of a file as `FS_IOC_FSGETXATTR` has them.
+    /// Attributes of a file in the layout of `FS_IOC_FSGETXATTR`.
     Fsxattr { flags: u32, extent: u32, extents: u32, project: u32, cow_extent: u32, padding: [u32; 2] }
     CopyFileRangeIn {
         fh: u64, offset: u64, to_node: u64, to_fh: u64, to_offset: u64, length: u64, flags: u64,
@@ -201,31 +200,31 @@ wire! {
         blocks: u64, bfree: u64, bavail: u64, files: u64, ffree: u64, bsize: u32, namelen: u32, frsize: u32,
         padding: u32, spare: [u32; 6],
     }
-    /// An entry of a listing; the name follows, filled up to a multiple of eight bytes.
+    /// An entry of a listing. The name follows, with zeros up to a multiple of eight bytes.
     Dirent { ino: u64, offset: u64, name_length: u32, kind: u32 }
     NotifyInvalInode { node: u64, offset: i64, length: i64 }
-    /// The numbers of so many objects follow.
+    /// The numbers of `count` objects follow.
     NotifyPrune { count: u32, padding: u32, spare: u64 }
 }
 
-/// A duration as answers have it: seconds and nanoseconds.
+/// Returns a duration as the seconds and nanoseconds of an answer.
 pub fn valid_for(time: Duration) -> (u64, u32) {
     (time.as_secs(), time.subsec_nanos())
 }
 
-/// An errno as answers have it. The numbers are those of Linux, but for one: what Linux calls by
-/// two names has two numbers in the engine.
+/// Returns an errno as answers have it: the number of Linux, negative. The engine has two numbers
+/// for an errno to which Linux gives two names.
 pub fn errno(error: Error) -> i32 {
     -error.raw_os_error()
 }
 
-/// A device number as the protocol has it, in 32 bits.
+/// Returns a device number in the 32 bits of the protocol.
 pub fn device_to_wire(device: u64) -> u32 {
     let (major, minor) = (libc::major(device), libc::minor(device));
     (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12)
 }
 
-/// A device number from the protocol, as the system's calls have it.
+/// Returns a device number of the protocol in the form of the system's calls.
 pub fn device_from_wire(device: u32) -> u64 {
     libc::makedev((device & 0xf_ff00) >> 8, (device & 0xff) | ((device >> 12) & 0xf_ff00))
 }
@@ -234,7 +233,7 @@ pub fn device_from_wire(device: u32) -> u64 {
 mod tests {
     use super::*;
 
-    /// Sizes from `linux/fuse.h`.
+    /// The sizes are those of `linux/fuse.h`.
     #[test]
     fn structures_have_the_sizes_of_the_protocol() {
         assert_eq!(size_of::<InHeader>(), 40);

@@ -148,7 +148,10 @@ fn the_command_line() {
     for (arguments, sentence) in [
         (&["/mnt"][..], "No lower directory is given: an overlay has at least one."),
         (&["-o", "lowerdir=/"], "The mount point is missing."),
-        (&["-o", "lowerdir=/", "a", "/b", "/c"], "There is a name, if any, and a mount point: /c is one too many."),
+        (
+            &["-o", "lowerdir=/", "a", "/b", "/c"],
+            "The command line has a word too many, /c: it takes [NAME] MOUNTPOINT.",
+        ),
         (
             &["-o", "lowerdir=/,door=scheme", "/mnt"],
             "There is no door=scheme: requests are calls of the overlay's engine.",

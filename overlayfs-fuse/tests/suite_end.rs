@@ -371,5 +371,5 @@ fn messages_go_to_a_file() {
     eventually("the last message is there", || fs::read_to_string(&log).unwrap().contains("is unmounted"));
     assert!(fs::read_to_string(&log).unwrap().contains("]: serving "));
     let refused = fixture.mount(",log=/nowhere/log");
-    assert!(said(&refused).contains("The log /nowhere/log cannot be written"), "{}", said(&refused));
+    assert!(said(&refused).contains("The log file /nowhere/log cannot be opened"), "{}", said(&refused));
 }

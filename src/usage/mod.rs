@@ -1,58 +1,58 @@
-//! The options of each program as people read them. One table for each program is the source of its
-//! `--help`, of the option lists in its manual page, and of its completions for shells.
+//! The options of each program, in the text for users. One table for each program is the source of
+//! its `--help`, of the option lists in its manual page, and of its shell completions.
 //! `scripts/pages` writes the last two, and `tests/pages` compares them.
 //!
-//! The parsers take the names that they suggest for an unknown one from these tables too.
+//! For an unknown option the parsers suggest names from these tables.
 
 pub mod fsck;
 pub mod overlayfs;
 
-/// How wide `--help` is, and where its explanations begin.
+/// The width of `--help`, and the column at which explanations begin.
 const WIDTH: usize = 100;
 const INDENT: usize = 26;
 
-/// A program, its options in the order in which they are shown.
+/// A program. It lists its options in the order of the table.
 #[derive(Debug)]
 pub struct Program {
     pub name: &'static str,
-    /// What it is, in a few words without a full stop.
+    /// A short description without a full stop.
     pub about: &'static str,
     /// The forms of its command line, without the name.
     pub forms: &'static [&'static str],
-    /// What `--help` says before the options.
+    /// The text of `--help` before the options.
     pub before: &'static str,
     pub groups: &'static [Group],
-    /// What `--help` says behind the options.
+    /// The text of `--help` behind the options.
     pub after: &'static str,
 }
 
-/// Options that belong together.
+/// A group of options under a title.
 #[derive(Debug)]
 pub struct Group {
     pub title: &'static str,
     pub options: &'static [Explained],
 }
 
-/// An option, or a few that are explained together. In the sentences, what a user types and what a
-/// call answers stands in backticks.
+/// An option, or a few with one explanation. In the sentences, backticks mark input of a user and
+/// results of a call.
 #[derive(Debug)]
 pub struct Explained {
-    /// As a user writes it: `lowerdir=DIR[:DIR ...]`. A name in capitals is a value to fill in. A
-    /// comma and a space part two options.
+    /// The form in which a user writes it: `lowerdir=DIR[:DIR ...]`. A name in capitals stands for
+    /// a value. A comma and a space separate two options.
     pub form: &'static str,
-    /// What it does.
+    /// The effect of the option.
     pub brief: &'static str,
-    /// What only the manual says of it.
+    /// More sentences, for the manual page alone.
     pub more: &'static str,
 }
 
-/// An entry of a table, with nothing more for the manual.
+/// Makes an entry without more sentences for the manual page.
 pub const fn option(form: &'static str, brief: &'static str) -> Explained {
     Explained { form, brief, more: "" }
 }
 
 impl Program {
-    /// What `--help` prints.
+    /// Returns the text of `--help`.
     pub fn help(&self) -> String {
         let mut help = format!("{}: {}\n\n", self.name, self.about);
         for (i, form) in self.forms.iter().enumerate() {
@@ -70,13 +70,13 @@ impl Program {
         help
     }
 
-    /// The names of all options: `-v`, `--verbose` for a word of the command line, `lowerdir` for
-    /// an item behind `-o`.
+    /// Returns the names of all options: `-v`, `--verbose` for a word of the command line,
+    /// `lowerdir` for an item behind `-o`.
     pub fn names(&self) -> impl Iterator<Item = &'static str> {
         self.groups.iter().flat_map(|group| group.options).flat_map(Explained::forms).map(|(name, _)| name)
     }
 
-    /// The words that begin with two dashes.
+    /// Returns the words that begin with two dashes.
     pub fn long_words(&self) -> Vec<&'static str> {
         self.names().filter(|name| name.starts_with("--")).collect()
     }
@@ -97,13 +97,13 @@ impl Explained {
         }
     }
 
-    /// The name of each option, and what stands behind it.
+    /// Returns the name of each option, and the text behind it.
     pub fn forms(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
         self.form.split(", ").map(|form| form.split_at(form.find(['=', ' ']).unwrap_or(form.len())))
     }
 }
 
-/// Sentences without the marks of what is typed.
+/// Removes the backticks from sentences.
 fn plain(sentences: &str) -> String {
     sentences.replace('`', "")
 }
@@ -115,7 +115,7 @@ fn paragraph(help: &mut String, sentences: &str) {
     }
 }
 
-/// Adds lines of at most [`WIDTH`] columns: the first begins with `first`, the others with
+/// Adds lines of at most [`WIDTH`] columns. The first begins with `first`, the others with
 /// `indent`.
 fn wrap(to: &mut String, first: &str, text: &str, indent: &str) {
     let mut line = first.to_owned();

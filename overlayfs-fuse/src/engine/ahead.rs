@@ -1,9 +1,9 @@
-//! Reading ahead: what a walk through the tree is going to ask for is read before it does.
+//! Reads directories before a walk through the tree asks for them.
 //!
-//! Who lists a directory and then one that is in it is taken to be on a walk. A walk mostly goes on
-//! to what is below, and then to what comes next beside it. So threads that have answered, while
-//! the walker looks at that, read these directories from the layers. They stay a few directories
-//! ahead of the walker, so little is read for nothing if he stops.
+//! A program that lists a directory, and then one in it, counts as on a walk. A walk mostly goes on
+//! below that directory, and then to the next one beside it. So threads that have answered read
+//! these directories from the layers while the program looks at its listing. They stay a few
+//! directories ahead of the walk. So they read little in vain if the walk ends.
 //!
 //! The lock is a leaf.
 
@@ -17,27 +17,28 @@ use overlayfs::overlay::Node;
 
 use super::nodes::number;
 
-/// How many directories are remembered that were listed lately.
+/// How many recent listings the walk remembers.
 const LISTED: NonZeroUsize = NonZeroUsize::new(64).unwrap();
-/// How many directories may wait to be read.
+/// How many directories may wait for their reading.
 const WAITING: usize = 64;
-/// How many are read for each that the walker lists.
+/// How many directories threads read for each one that the program lists.
 const AHEAD: usize = 8;
 /// How many threads read at once: one may wait for the disk meanwhile.
 const THREADS: usize = 2;
 
 pub struct Ahead<L: Layer> {
     walk: Mutex<Walk<L>>,
-    /// Whether [`Ahead::take`] has something to give.
+    /// Whether [`Ahead::take`] has a directory to return.
     ready: AtomicBool,
 }
 
 struct Walk<L: Layer> {
-    /// What was listed, by number, with the directories in it as long as none of them was listed.
+    /// The listed directories by number. Each has the directories in it, until one of these is
+    /// listed.
     listed: LruCache<u64, Vec<Arc<Node<L>>>>,
-    /// What is to be read, the next one last.
+    /// The directories to read, the next one last.
     waiting: Vec<Arc<Node<L>>>,
-    /// How many of them may be read before the walker goes on.
+    /// How many of them threads may read before the next listing of the program.
     credit: usize,
     /// How many threads read.
     busy: usize,
@@ -53,8 +54,8 @@ impl<L: Layer> Ahead<L> {
         self.walk.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Says that somebody began to list `dir`, which is in `above`, and which has these directories
-    /// in it.
+    /// Notes that a program begins to list `dir`. `above` is its parent, and `found` are the
+    /// directories in it.
     pub fn listed(&self, dir: &Arc<Node<L>>, above: Option<&Arc<Node<L>>>, mut found: Vec<Arc<Node<L>>>) {
         found.truncate(WAITING);
         found.reverse();
@@ -76,8 +77,8 @@ impl<L: Layer> Ahead<L> {
         self.ready.store(walk.credit > 0 && !walk.waiting.is_empty(), Ordering::Relaxed);
     }
 
-    /// The next directory to read, if a thread is to read one. It says by [`Ahead::done`] when it
-    /// has.
+    /// Takes the next directory to read, if a thread should read one. The thread calls
+    /// [`Ahead::done`] when it has read it.
     pub fn take(&self) -> Option<Arc<Node<L>>> {
         if !self.ready.load(Ordering::Relaxed) {
             return None;
@@ -92,7 +93,7 @@ impl<L: Layer> Ahead<L> {
         next
     }
 
-    /// A thread has read what it took.
+    /// Ends a read that began with [`Ahead::take`].
     pub fn done(&self) {
         self.walk().busy -= 1;
     }

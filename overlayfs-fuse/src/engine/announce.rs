@@ -1,19 +1,20 @@
-//! The kernel announces a write.
+//! Writes that the kernel announces.
 //!
-//! With write-back a write(2) only fills pages, and with no request at open nothing is said before
-//! it. What the layer has against the write would come when the pages are written back, when the
-//! program may be gone: "echo x >> file" would succeed and the text be lost.
+//! With write-back a write(2) only fills pages, and without a request to open, no request comes
+//! before it. The kernel would report an error of the layer when it writes the pages back. By then
+//! the program may be gone: `echo x >> file` would succeed, and the text would be lost.
 //!
-//! But before the first write to a file since its attributes were fetched, the kernel wants to take
-//! its capabilities away. It asks for the size of `security.capability`. If there is one, it asks
-//! once more, removes it, and sends a SETATTR that sets nothing; then it writes. If there is none
-//! it writes at once, and does not ask again. An error of that SETATTR is what write(2) answers.
+//! But the kernel removes file capabilities before the first write after it got attributes
+//! (`file_remove_privs` in fs/inode.c). It asks for the size of `security.capability`. If there is
+//! one, it asks once more, removes it, and sends a SETATTR that sets nothing; then it writes. If
+//! there is none, it writes at once and does not ask again. If that SETATTR fails, write(2) returns
+//! its error.
 //!
-//! So where a write can fail for another reason than its data, the front end answers that there is
-//! a capability, whether there is or not. Who only reads attributes asks for the size too, but then
-//! for the value, which is not there. That SETATTR is the announcement: here the file is copied up,
-//! or opened for writing, and space is looked for where it is scarce (see [`space`](super::space)).
-//! A file that is in the upper layer and can be opened for writing needs none of that.
+//! So the front end reports a capability where a write can fail for another reason than its data. A
+//! program that only reads attributes asks for the size too. It then asks for the value, and gets
+//! the true answer. The SETATTR is the announcement. In it the front end copies the file up, or
+//! opens it for writing. It also looks for space where that is scarce (see
+//! [`space`](super::space)). An upper file that can be opened for writing needs none of that.
 
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -29,12 +30,12 @@ use crate::front_end::Caller;
 /// The attribute that the kernel asks for.
 pub const CAPABILITY: &str = "security.capability";
 
-/// How many threads are known that were told of a capability that is not there; each removes it at
-/// once.
+/// How many announcements [`Told`] remembers. A writing thread ends its own at once: it removes the
+/// capability.
 const TOLD: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
 
-/// Who was told of a capability that is not there: the object's number, and the thread's. The lock
-/// is a leaf.
+/// The threads that got the answer that a missing capability exists, by the object's number and the
+/// thread's. The lock is a leaf.
 pub struct Told(Mutex<LruCache<(u64, u32), ()>>);
 
 impl Told {
@@ -50,14 +51,14 @@ impl Told {
         self.told().put((node, thread), ());
     }
 
-    /// Whether the thread was told, which it forgets.
+    /// Removes the entry of the thread. Returns whether there was one.
     pub fn take(&self, node: u64, thread: u32) -> bool {
         self.told().pop(&(node, thread)).is_some()
     }
 }
 
 impl<L: Layer> EngineFrontEnd<L> {
-    /// What is told of the capability of a file, which the layer says is `there`.
+    /// Returns the answer for the capability of a file. `there` is the layer's answer.
     pub(super) fn capability(
         &self,
         caller: Caller,
@@ -69,7 +70,8 @@ impl<L: Layer> EngineFrontEnd<L> {
             return there;
         }
         if !only_size {
-            // Not of a thread whose number cannot be seen here: it may be another that writes.
+            // Number 0 stands for each thread that is not visible here, so another one may be about
+            // to write.
             if caller.pid != 0 {
                 self.told.take(number, caller.pid);
             }
@@ -83,7 +85,7 @@ impl<L: Layer> EngineFrontEnd<L> {
         Ok(vec![0])
     }
 
-    /// Whether a write to a file can fail for its data alone, so that it need not be announced.
+    /// Whether a write to a file can fail only for its data, so that it needs no announcement.
     fn takes_writes(&self, number: u64) -> bool {
         self.space.not_announced(number);
         self.look_unless_known();
@@ -95,12 +97,12 @@ impl<L: Layer> EngineFrontEnd<L> {
         open.unwrap_or(false)
     }
 
-    /// Whether a write to an append-only file may append: open(2) has refused every other.
+    /// Whether a write to an append-only file may append: open(2) has refused every other one.
     fn may_append(&self) -> bool {
         !self.fixed.is_none()
     }
 
-    /// A write is announced: has the file ready for it. The error is what the write answers.
+    /// Prepares the file for the write that the kernel announces. write(2) returns the error.
     pub(super) fn announced(&self, number: u64, node: &Arc<Node<L>>) -> Result<()> {
         if node.kind() != Kind::File {
             return Ok(());

@@ -1,10 +1,10 @@
-//! From the engine's words to those of the protocol.
+//! Converts values of the engine to those of the protocol.
 
 use overlayfs::layer::{Kind, Stat, Time};
 
 use crate::wire::{Attr, device_to_wire};
 
-/// The bits of a mode that say what an object is.
+/// Returns the type bits of a mode.
 pub fn kind_bits(kind: Kind) -> u32 {
     match kind {
         Kind::File => libc::S_IFREG,
@@ -17,7 +17,7 @@ pub fn kind_bits(kind: Kind) -> u32 {
     }
 }
 
-/// The kind that the bits of a mode say; a regular file where they say nothing.
+/// Returns the kind that the type bits of a mode name; a regular file if they are zero.
 pub fn kind_of(mode: u32) -> Option<Kind> {
     Some(match mode & libc::S_IFMT {
         libc::S_IFREG | 0 => Kind::File,
@@ -29,7 +29,7 @@ pub fn kind_of(mode: u32) -> Option<Kind> {
     })
 }
 
-/// Attributes. Seconds before 1970 are negative there and unsigned here only in name.
+/// Converts attributes. The protocol stores negative seconds, before 1970, in two's complement.
 pub fn attr(stat: &Stat) -> Attr {
     Attr {
         ino: stat.ino,
@@ -51,7 +51,7 @@ pub fn attr(stat: &Stat) -> Attr {
     }
 }
 
-/// A time from its two fields.
+/// Makes a time of the two fields of the protocol.
 pub fn time(sec: u64, nsec: u32) -> Time {
     Time { sec: sec as i64, nsec }
 }

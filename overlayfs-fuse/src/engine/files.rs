@@ -1,5 +1,5 @@
-//! The files that are read and written: a bounded number is kept open, since the kernel does not
-//! say who has what open.
+//! The files that programs read and write. A bounded number stays open, since the kernel does not
+//! tell which files programs have open.
 //!
 //! The lock is a leaf.
 
@@ -10,7 +10,7 @@ use lru::LruCache;
 use overlayfs::layer::Layer;
 use overlayfs::overlay::Handle;
 
-/// How many files are kept open at most.
+/// How many files stay open at most.
 const OPEN_FILES: NonZeroUsize = NonZeroUsize::new(256).unwrap();
 
 /// The files used last, by the kernel's number.
@@ -25,7 +25,7 @@ impl<L: Layer> Files<L> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The file of that number, opened by `open` if it is not kept.
+    /// Returns the file with that number. `open` opens it if the cache does not have it.
     pub fn get(&self, number: u64, open: impl FnOnce() -> Handle<L>) -> Arc<Handle<L>> {
         if let Some(file) = self.cache().get(&number) {
             return file.clone();
@@ -35,9 +35,9 @@ impl<L: Layer> Files<L> {
         file
     }
 
-    /// Keeps a file that is open already.
+    /// Adds a file that is open already.
     pub fn keep(&self, number: u64, file: Arc<Handle<L>>) {
-        // What is pushed out is closed after the cache is free again.
+        // The evicted file closes after the lock is free again.
         let _closed = self.cache().push(number, file);
     }
 
@@ -46,7 +46,7 @@ impl<L: Layer> Files<L> {
         let _closed = self.cache().pop(&number);
     }
 
-    /// Closes all files, for the sake of their descriptors.
+    /// Closes all files, to free their descriptors.
     pub fn close_all(&self) {
         let mut closed = LruCache::new(OPEN_FILES);
         std::mem::swap(&mut *self.cache(), &mut closed);

@@ -1,12 +1,12 @@
-//! Whether a file of the upper layer is *fixed*: immutable or append-only, so that its layer lets
-//! nobody write to it (chattr(1)).
+//! Tells whether the upper layer has a *fixed* file: one that is immutable or append-only
+//! (chattr(1)), so that its layer refuses writes.
 //!
-//! open(2) of such a file is to say so. But once a mount has answered OPEN by ENOSYS the kernel
-//! asks no more, which makes reading small files several times faster. So OPEN is answered until it
-//! is known that there is no such file, and for ever if there is one. The upper layer is looked
-//! through in steps, some before the first request and the others by threads between two requests.
+//! open(2) of such a file must fail. But after one answer ENOSYS to OPEN the kernel sends no OPEN
+//! again, which makes reading small files several times faster. So the front end answers OPEN until
+//! it knows that no file is fixed, and forever if one is. It searches the upper layer in steps:
+//! some before the first request, the others in threads between two requests.
 //!
-//! The lock is taken by who makes a step, and never waited for.
+//! A thread takes the lock for a step. No thread waits for it.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -14,10 +14,10 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use overlayfs::layer::Layer;
 use overlayfs::overlay::{FixedLook, Looked, Overlay};
 
-/// How many steps are made before the first request: a small upper layer is known by then.
+/// How many steps come before the first request: they suffice for a small upper layer.
 const AT_FIRST: usize = 8;
 
-/// What is known.
+/// The values of `Fixed::known`.
 const LOOKING: u8 = 0;
 const NONE: u8 = 1;
 const SOME: u8 = 2;
@@ -28,7 +28,7 @@ pub struct Fixed<L: Layer> {
 }
 
 impl<L: Layer> Fixed<L> {
-    /// Begins to look.
+    /// Begins the search.
     pub fn new(overlay: &Overlay<L>) -> Self {
         let fixed = Self { known: AtomicU8::new(LOOKING), look: Mutex::new(Some(overlay.begin_look())) };
         for _ in 0..AT_FIRST {
@@ -37,23 +37,23 @@ impl<L: Layer> Fixed<L> {
         fixed
     }
 
-    /// Whether it is known that no file is fixed.
+    /// Whether no file is fixed, as far as the front end has answered the kernel.
     pub fn is_none(&self) -> bool {
         self.known.load(Ordering::Relaxed) == NONE
     }
 
-    /// A file may have become fixed.
+    /// Notes that a file may have become fixed.
     pub fn changed(&self) {
-        // Once it was answered that there is none, the kernel does not ask again.
+        // After an answer that no file is fixed, the kernel does not ask again.
         let _known = self.known.compare_exchange(LOOKING, SOME, Ordering::Relaxed, Ordering::Relaxed);
     }
 
-    /// An append-only file of a lower layer is about to be changed, and its copy to be one.
+    /// Notes that an append-only lower file is about to be copied up. Its copy is append-only too.
     pub fn meet(&self) {
         self.known.store(SOME, Ordering::Relaxed);
     }
 
-    /// Makes a step, if there is one to make and nobody else makes one.
+    /// Makes a step, if one is left and no other thread makes one.
     pub fn look(&self, overlay: &Overlay<L>) {
         if self.known.load(Ordering::Relaxed) != LOOKING {
             return;
@@ -99,7 +99,7 @@ mod tests {
         let large = overlay(setup.path(), lower.path());
         let fixed = Fixed::new(&large);
         assert!(!fixed.is_none());
-        // A directory that is gone is passed over.
+        // The search passes over a directory that is gone.
         fs::remove_dir(setup.path().join("dir/77/below")).unwrap();
         let steps = (0..1000).take_while(|_| {
             fixed.look(&large);

@@ -1,11 +1,12 @@
-//! Files that the kernel dates otherwise than the layer.
+//! Files that show other times in the kernel than in the layer.
 //!
-//! The kernel keeps the times of files whose data it writes back, and takes them from nobody. So a
-//! time that was set, and that the layer has moved to the nearest that it keeps, is shown until the
-//! kernel lets go of the file; and so is the time of last change of status from before a change of
-//! the file's flags, which the kernel does not date. It is asked to let go by a thread of its own:
-//! as long as whoever made the change waits for the answer, or has not closed the file, it is in
-//! use.
+//! The kernel keeps the times of files with write-back itself, and takes none from a daemon. Two
+//! kinds of times stay wrong until the kernel drops the file. The first is a time that a program
+//! set and that the layer moved into its range. The second is the time of last change of status
+//! after chattr(1), which the kernel does not date.
+//!
+//! So a thread of its own asks the kernel to drop these files. The thread of the request cannot:
+//! the program still waits for the answer, or has the file open, so the file is in use.
 
 use std::sync::OnceLock;
 use std::sync::mpsc::{self, Receiver, Sender};
@@ -14,27 +15,34 @@ use std::time::Duration;
 
 use crate::session::Notifier;
 
-/// How long is waited before each time that the kernel is asked, in milliseconds.
+/// The waits before each request to the kernel, in milliseconds.
 const WAITS: [u64; 5] = [1, 4, 20, 100, 500];
 
-/// Hands files to the thread. None: it cannot be started, or not be of use.
+/// Sends files to the thread. None: the thread cannot start.
 #[derive(Default)]
 pub struct Misdated(OnceLock<Option<Sender<u64>>>);
 
 impl Misdated {
-    /// Has the kernel let go of a file as soon as nobody uses it.
+    /// Asks the kernel to drop a file as soon as it is not in use.
     pub fn add(&self, notifier: &Notifier, number: u64) {
         let start = || {
             let (sender, files) = mpsc::channel();
             let notifier = notifier.clone();
             let started = thread::Builder::new().name("times".to_owned()).spawn(move || ask(&notifier, &files));
-            started.inspect_err(|error| log::warn!("times out of range are shown as they were set: {error}")).ok()?;
+            started
+                .inspect_err(|error| {
+                    log::warn!(
+                        "no thread can be started for the times of files, so some times \
+                                                    are shown as a program set them: {error}"
+                    )
+                })
+                .ok()?;
             Some(sender)
         };
         if notifier.can_prune()
             && let Some(thread) = self.0.get_or_init(start)
         {
-            // It ends with the mount.
+            // The thread ends with the mount.
             let _ = thread.send(number);
         }
     }
@@ -47,7 +55,7 @@ fn ask(notifier: &Notifier, files: &Receiver<u64>) {
             thread::sleep(Duration::from_millis(wait));
             asked.extend(files.try_iter());
             if let Err(error) = notifier.prune(&asked) {
-                log::debug!("the kernel does not let go of files: {error}");
+                log::debug!("the kernel does not drop files: {error}");
             }
         }
     }

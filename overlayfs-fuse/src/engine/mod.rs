@@ -1,13 +1,14 @@
 //! The front end that calls the engine: the overlay as a filesystem of Linux.
 //!
-//! Nobody else changes the layers, so the kernel may believe what it was told without end, also
-//! that a name does not exist. It keeps names, attributes, listings and pages, writes pages back
-//! when it likes, and asks nobody to open a file: a file that it knows needs no request to be
-//! opened and read again. It also checks access, by the attributes that it is told.
+//! Only this mount changes its layers. So the kernel may keep answers without a time limit, also
+//! the answer that a name does not exist. It keeps names, attributes, listings and pages, and
+//! writes pages back at a time of its own. It sends no request to open a file: a program opens and
+//! reads a known file again without one. The kernel also checks access, by the attributes that it
+//! got.
 //!
-//! Lock order: `waiting`, under which the kernel may make others wait, is taken by no thread that
-//! holds another. The locks of `nodes`, `files` and `ahead` are leaves; the engine is not called
-//! while one is held, but for opening a handle, which asks no layer.
+//! Lock order: `waiting` comes first. The kernel may make other threads wait while one holds it, so
+//! no thread takes it under another lock. The locks of `nodes`, `files` and `ahead` are leaves. No
+//! thread calls the engine under one, except to open a handle, which asks no layer.
 
 mod ahead;
 mod announce;
@@ -43,34 +44,34 @@ use misdated::Misdated;
 use nodes::Nodes;
 use space::Space;
 
-/// Where a listing goes on behind `.` and behind `..`: offsets that the engine does not give.
+/// Offsets of a listing behind `.` and behind `..`. The engine gives neither.
 const BEHIND_SELF: u64 = 1;
 const BEHIND_PARENT: u64 = 2;
 
-/// How many entries of a directory are read ahead.
+/// How many entries of a directory a thread reads ahead.
 const AHEAD_MAX: usize = 4096;
 
-/// How long the kernel believes what it is told, if nobody says: without end, since nobody else
-/// changes the layers.
+/// How long the kernel keeps answers without the option `timeout`: without end, since only this
+/// mount changes its layers.
 const WITHOUT_END: Duration = Duration::from_secs(1 << 32);
 
-/// How many objects the kernel may know, if nobody says: as many as the engine knows names.
+/// How many objects the kernel may know by default: as many as the engine knows names.
 const KNOWN_MAX: usize = 1 << 17;
 
-/// What people can choose.
+/// The choices of the user.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// As whose everything is shown.
+    /// The owners that the mount shows.
     pub identity: Identity,
-    /// Directories have one link.
+    /// Directories show one link.
     pub static_nlink: bool,
     /// There are POSIX ACLs.
     pub acl: bool,
-    /// The kernel holds back what is written to files.
+    /// The kernel holds written data back.
     pub writeback: bool,
-    /// How long the kernel may believe what it is told.
+    /// How long the kernel may keep an answer.
     pub valid: Duration,
-    /// How many objects the kernel may know before it is to let go of some.
+    /// How many objects the kernel may know before it should drop some.
     pub known_max: usize,
 }
 
@@ -99,15 +100,16 @@ pub struct EngineFrontEnd<L: Layer> {
     settings: Settings,
     notifier: OnceLock<Notifier>,
     misdated: Misdated,
-    /// Held by the thread that has the kernel do something for which it may need another.
+    /// Held by a thread during a request to the kernel that may need another thread.
     waiting: Mutex<()>,
 }
 
 impl<L: Layer> EngineFrontEnd<L> {
-    /// The tree of `overlay`.
+    /// Serves the tree of `overlay`.
     pub fn new(overlay: impl Into<Arc<Overlay<L>>>, settings: Settings) -> Self {
         let overlay = overlay.into();
-        // What it writes back it has dated, and so what it asks for: it says so before or after.
+        // The kernel dates the changes that it holds back. It sends the times before or after these
+        // changes.
         if settings.writeback {
             overlay.leave_times_to_front_end();
         }
@@ -135,18 +137,18 @@ impl<L: Layer> EngineFrontEnd<L> {
         self.nodes.get(number)
     }
 
-    /// The file to read or write.
+    /// Returns the open file for reads and writes.
     fn file(&self, number: u64) -> Result<Arc<Handle<L>>> {
         let node = self.nodes.get(number)?;
         Ok(self.files.get(number, || self.overlay.open(&node)))
     }
 
-    /// Whether a file lets nobody do more than append to it (chattr(1)).
+    /// Whether programs can only append to a file (chattr(1)).
     fn is_append_only(&self, node: &Arc<Node<L>>) -> bool {
         self.call(|| self.overlay.flags(node)).is_ok_and(|flags| flags & IFlags::APPEND.bits() != 0)
     }
 
-    /// Gives the device that a rename has left to whoever renamed, as if he had made it.
+    /// Gives the device that a rename left to the caller, as if the caller had made it.
     fn give_whiteout(&self, caller: Caller, dir: &Arc<Node<L>>, name: &OsStr) -> Result<()> {
         let (owner, _) = self.ownership(dir, caller, NewMode { mode: libc::S_IFCHR, umask: 0 }, false)?;
         let device = self.call(|| self.overlay.lookup(dir, name))?;
@@ -156,8 +158,8 @@ impl<L: Layer> EngineFrontEnd<L> {
         Ok(())
     }
 
-    /// Makes a call of the engine; once more with nothing open that need not be if there was too
-    /// much.
+    /// Makes a call of the engine. If too many descriptors are open, closes those in caches and
+    /// calls once more.
     fn call<T>(&self, mut call: impl FnMut() -> Result<T>) -> Result<T> {
         match call() {
             Err(error) if matches!(error.errno, EMFILE | ENFILE) => {
@@ -173,13 +175,13 @@ impl<L: Layer> EngineFrontEnd<L> {
         }
     }
 
-    /// Tells the kernel of an object.
+    /// Counts an answer that names an object, and returns it.
     fn entry(&self, node: &Arc<Node<L>>) -> Result<NodeEntry> {
         let attr = self.attr(node)?;
         Ok(NodeEntry { node: self.nodes.remember(&self.overlay, node), attr })
     }
 
-    /// Attributes as they are shown.
+    /// Returns the attributes that the mount shows.
     fn attr(&self, node: &Arc<Node<L>>) -> Result<Attr> {
         let mut stat = self.call(|| self.overlay.stat(node))?;
         let (identity, stored) = (&self.settings.identity, owner_of(&stat));
@@ -194,8 +196,8 @@ impl<L: Layer> EngineFrontEnd<L> {
         Ok(attr(&stat))
     }
 
-    /// Who owns a new object, and its mode: the directory's set-group-id bit hands down the group,
-    /// and itself to a directory.
+    /// Returns the owner and the mode of a new object. The set-group-id bit of the directory passes
+    /// the group down, and passes itself to a directory.
     fn ownership(&self, parent: &Arc<Node<L>>, caller: Caller, mode: NewMode, is_dir: bool) -> Result<(Owner, u32)> {
         let above = self.call(|| self.overlay.stat(parent))?;
         let umask = if self.call(|| self.overlay.has_default_acl(parent))? { 0 } else { mode.umask };
@@ -208,10 +210,11 @@ impl<L: Layer> EngineFrontEnd<L> {
         Ok((owner, if is_dir { mode | handed } else { self.settings.identity.mode_to_store(owner, mode) }))
     }
 
-    /// Takes the set-id bits that do not survive a change of the content or the owner: those that
-    /// somebody has no right to who makes it, if he is said to be such (`by`), and those that the
-    /// file must not have in its layer. Before it is made, so that nobody runs what is changed with
-    /// the rights of what was there. Of the caller's groups the kernel tells one.
+    /// Removes the set-id bits that do not survive a change of content or owner, before the change.
+    /// So no program runs the changed file with the rights of the old content.
+    ///
+    /// These are the bits that the file must not have in its layer, and with a caller `by` those
+    /// that it has no right to. The kernel names only one group of the caller.
     fn drop_set_id(&self, node: &Arc<Node<L>>, by: Option<Caller>) -> Result<()> {
         let identity = &self.settings.identity;
         if by.is_none() && identity.is_plain() {
@@ -220,7 +223,7 @@ impl<L: Layer> EngineFrontEnd<L> {
         let stat = self.overlay.stat(node)?;
         let left = by.map_or(stat.mode, |caller| {
             let gid = identity.shown(owner_of(&stat)).gid;
-            // Root, who changes an owner, is of every group.
+            // Root, which changes an owner, is in every group.
             without_set_id(&Stat { gid, ..stat }, if caller.uid == 0 { gid } else { caller.gid })
         });
         let kept = identity.mode_to_store(owner_of(&stat), left);
@@ -228,7 +231,7 @@ impl<L: Layer> EngineFrontEnd<L> {
             return Ok(());
         }
         self.overlay.set_mode(node, kept)?;
-        // Or the kernel would run the file with the rights that it had.
+        // Else the kernel would run the file with its old rights.
         if let Some(notifier) = self.notifier.get()
             && let Err(error) = notifier.forget_attributes(nodes::number(&**node))
         {
@@ -237,24 +240,27 @@ impl<L: Layer> EngineFrontEnd<L> {
         Ok(())
     }
 
-    /// As [`EngineFrontEnd::drop_set_id`], where the kernel does not say whether the caller has a
-    /// right to them: root has.
+    /// Calls [`EngineFrontEnd::drop_set_id`] where the kernel does not tell whether the caller has
+    /// a right to the bits. Root has.
     fn drop_set_id_for(&self, caller: Caller, node: &Arc<Node<L>>) -> Result<()> {
         self.drop_set_id(node, (caller.uid != 0).then_some(caller))
     }
 
-    /// EOPNOTSUPP for an ACL where there are none.
+    /// Checks that an attribute is no ACL, or that there are ACLs.
+    ///
+    /// # Errors
+    /// - EOPNOTSUPP: the attribute is an ACL, and the mount has none.
     fn check_acl(&self, name: &OsStr) -> Result<()> {
         if is_acl(name) && !self.settings.acl { Err(Error::new(EOPNOTSUPP)) } else { Ok(()) }
     }
 
-    /// What a listing calls the directory above.
+    /// Returns the inode number of `..` in a listing.
     fn parent_ino(&self, node: &Arc<Node<L>>) -> Result<u64> {
         let above = self.overlay.parent(node).map_or_else(|| node.clone(), |(parent, _)| parent);
         Ok(self.overlay.stat(&above)?.ino)
     }
 
-    /// Adds what comes behind `offset`, with attributes. Answers the directories among it.
+    /// Adds the entries behind `offset`, with attributes. Returns the directories among them.
     fn list_with_attributes(
         &self,
         dir: &Handle<L>,
@@ -289,9 +295,9 @@ impl<L: Layer> EngineFrontEnd<L> {
                             dirs.push(node);
                         }
                     }
-                    // Gone since it was listed.
+                    // The entry is gone since the engine listed it.
                     Err(error) if error.errno == ENOENT => {}
-                    // What is told so far is told; the next request meets the error.
+                    // The entries so far are the answer; the next request meets the error.
                     Err(_) if !listing.is_empty() => return Ok(dirs),
                     Err(error) => return Err(error),
                 }
@@ -299,7 +305,8 @@ impl<L: Layer> EngineFrontEnd<L> {
         }
     }
 
-    /// Has the engine learn what is in a directory. What fails will fail again when somebody asks.
+    /// Has the engine learn the entries of a directory. A failed call fails again when a program
+    /// asks.
     fn read_ahead(&self, dir: &Arc<Node<L>>) {
         let mut names = Vec::new();
         let listed = self.overlay.list(&self.overlay.open(dir), 0, &mut |entry| {
@@ -342,13 +349,14 @@ impl<L: Layer> FrontEnd for EngineFrontEnd<L> {
         if !self.nodes.is_due() {
             return;
         }
-        // The kernel writes back what it lets go of, so another thread must be there to take that.
+        // The kernel writes back the data of objects that it drops, so another thread must take the
+        // requests.
         let (Ok(_waiting), Some(notifier)) = (self.waiting.try_lock(), self.notifier.get()) else { return };
         let oldest = self.nodes.oldest();
         if notifier.can_prune()
             && let Err(error) = notifier.prune(&oldest)
         {
-            log::debug!("the kernel does not forget: {error}");
+            log::debug!("the kernel drops no objects: {error}");
         }
     }
 
@@ -378,8 +386,8 @@ impl<L: Layer> FrontEnd for EngineFrontEnd<L> {
             found => found?,
         };
         self.entry(&node).map(Some).map_err(|error| match self.nodes.get(nodes::number(&*node)) {
-            // The kernel takes most errors for the end of an entry that it asks for again, and
-            // detaches what is mounted on and below it.
+            // The kernel takes most errors of a repeated lookup for the end of the entry. It then
+            // detaches the mounts on and below it.
             Ok(_) => Error::new(ENOMEM),
             Err(_) => error,
         })
@@ -406,7 +414,7 @@ impl<L: Layer> FrontEnd for EngineFrontEnd<L> {
         }
         if is_set(set::SIZE) {
             self.drop_set_id(&node, is_set(set::KILL_SUIDGID).then_some(caller))?;
-            // With the size that a file has, truncate(2) changes no times, and the kernel keeps
+            // With the size that the file has, truncate(2) changes no times, and the kernel keeps
             // those that it knows.
             if is_set(set::MTIME) || self.call(|| self.overlay.stat(&node))?.size != change.size {
                 self.call(|| self.overlay.truncate(&node, change.size))?;
@@ -442,12 +450,11 @@ impl<L: Layer> FrontEnd for EngineFrontEnd<L> {
             let times = self.overlay.times();
             let atime = times.kept(chosen(set::ATIME, set::ATIME_NOW, given.0, before.atime));
             let mtime = times.kept(chosen(set::MTIME, set::MTIME_NOW, given.1, before.mtime));
-            // The kernel writes back the times of every inode that it lets go, also of one that
-            // only lost a name.
+            // The kernel writes back the times of every inode that it drops, even if the inode only
+            // lost a name.
             if (atime, mtime) != (before.atime, before.mtime) {
                 match self.call(|| self.overlay.set_times(&node, atime, mtime)) {
-                    // What the kernel writes back of an append-only file is what its layer says
-                    // already.
+                    // The layer has already dated an append-only file as the kernel does.
                     Err(error) if error.errno == EPERM && !is_set(set::ATIME) && self.is_append_only(&node) => {}
                     set => set?,
                 }
@@ -461,7 +468,7 @@ impl<L: Layer> FrontEnd for EngineFrontEnd<L> {
                 self.misdated.add(notifier, number);
             }
         }
-        // Of what the kernel writes back it keeps the times itself: this one is shown already.
+        // The kernel keeps the times of files with write-back itself, so it shows this one already.
         if is_set(set::CTIME) {
             self.overlay.set_ctime(&node, convert::time(change.ctime, change.ctimensec));
         }
@@ -518,7 +525,7 @@ impl<L: Layer> FrontEnd for EngineFrontEnd<L> {
         if mode == RenameMode::Whiteout
             && let Err(error) = self.give_whiteout(caller, &dir, from.1)
         {
-            log::debug!("a whiteout stays the daemon's: {error}");
+            log::debug!("the whiteout of a rename stays with the owner of the daemon: {error}");
         }
         Ok(())
     }
@@ -546,7 +553,7 @@ impl<L: Layer> FrontEnd for EngineFrontEnd<L> {
             created => created?,
         };
         let entry = self.entry(file.node())?;
-        // It is about to be written.
+        // The program is about to write it.
         self.files.keep(entry.node, Arc::new(file));
         Ok((entry, Opened { fh: 0, flags: wire::FOPEN_KEEP_CACHE }))
     }
@@ -669,8 +676,8 @@ impl<L: Layer> FrontEnd for EngineFrontEnd<L> {
             self.settings.identity.store_acl(&mut value)?;
         }
         let node = self.node(node)?;
-        // What is not shown must not get lost without a word. On the kernel's overlayfs it is
-        // shown, and then cannot be set.
+        // The set must not drop hidden entries silently. The kernel's overlayfs shows such an ACL,
+        // and then refuses to set it.
         if is_acl(name) && self.overlay.xattr(&node, name).is_ok_and(|mut before| hide_strangers(&mut before)) {
             return Err(Error::new(EINVAL));
         }
@@ -685,7 +692,8 @@ impl<L: Layer> FrontEnd for EngineFrontEnd<L> {
     fn listxattr(&self, caller: Caller, node: u64) -> Result<Vec<OsString>> {
         let node = self.node(node)?;
         let mut names = self.call(|| self.overlay.xattrs(&node))?;
-        // The kernel shows the values of those that are trusted to root alone, but all the names.
+        // The kernel shows the values of `trusted.*` attributes to root alone, but the names to
+        // all.
         let shown = |name: &OsStr| caller.uid == 0 || !name.as_bytes().starts_with(b"trusted.");
         names.retain(|name| self.check_acl(name).is_ok() && shown(name));
         Ok(names)
@@ -716,14 +724,14 @@ impl<L: Layer> FrontEnd for EngineFrontEnd<L> {
     fn set_flags(&self, number: u64, flags: u32) -> Result<()> {
         let node = self.node(number)?;
         self.call(|| self.overlay.set_flags(&node, flags))?;
-        // What is open for writing does not say what the layer has against it now.
+        // An open for writing from before tells nothing of what the layer refuses now.
         self.files.close(number);
         self.fixed.changed();
         if let Some(notifier) = self.notifier.get() {
             if let Err(error) = notifier.forget_attributes(number) {
                 log::debug!("the kernel knows no attributes of {number}: {error}");
             }
-            // It does not date this change.
+            // The kernel does not date this change.
             if self.settings.writeback && node.kind() == Kind::File {
                 self.misdated.add(notifier, number);
             }
@@ -732,9 +740,9 @@ impl<L: Layer> FrontEnd for EngineFrontEnd<L> {
     }
 
     fn lseek(&self, node: u64, offset: u64, whence: i32) -> Result<u64> {
-        // The kernel asks without writing back what it holds, and a hole must not be told of where
-        // there are data. Another thread must be there for the writes; where it may not be,
-        // everything is told to be data.
+        // The kernel sends this request without writing back the data that it holds, and the answer
+        // must not show a hole where there are data. Another thread must take the writes. If that
+        // is not sure, the answer shows everything as data.
         let written = match (self.waiting.try_lock(), self.notifier.get()) {
             (Ok(_waiting), Some(notifier)) => {
                 if let Err(error) = notifier.write_back(node, offset) {
@@ -794,7 +802,7 @@ fn is_acl(name: &OsStr) -> bool {
     name == "system.posix_acl_access" || name == "system.posix_acl_default"
 }
 
-/// What the flags of fallocate(2) ask for; None for what no filesystem is asked by this front end.
+/// Converts the flags of fallocate(2). None: this front end asks no filesystem for that.
 fn allocation(mode: i32) -> Option<Allocation> {
     const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
     const ZERO_KEEP: i32 = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;

@@ -1,11 +1,11 @@
-//! The objects that the kernel knows: each is kept as long as the kernel may ask for it.
+//! The objects that the kernel knows. Each stays as long as the kernel may ask for it.
 //!
-//! The kernel would remember without end. So there is an order of what it was told, and it is to
-//! let go of the oldest when there are too many. What is in use stays then: a directory with known
-//! objects in it, or a mount point.
+//! The kernel would remember objects without limit. So the table keeps their order, and the front
+//! end asks the kernel to drop the oldest when there are too many. An object in use stays: a
+//! directory with known objects in it, or a mount point.
 //!
-//! The locks, of the parts of the table and of the order, are leaves; that of the order is never
-//! taken under another.
+//! The locks of the table's parts and of the order are leaves. No thread takes the lock of the
+//! order under another.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,21 +17,21 @@ use overlayfs::overlay::{Handle, Node, Overlay};
 
 use crate::wire::ROOT;
 
-/// In how many parts the table is, so that threads seldom wait for each other.
+/// The number of parts of the table: so threads seldom wait for each other.
 const PARTS: usize = 32;
 
-/// How many are to go at a time.
+/// How many objects the front end asks the kernel to drop at a time.
 const BATCH: usize = 256;
-/// After how many new objects there is a next time, so that those in use, however many, are not
-/// tried at every request.
+/// How many new objects come before the next such request, so that it does not try the objects in
+/// use again at every request.
 const NEW_MIN: usize = BATCH / 8;
 
-/// An object that the kernel was told of.
+/// An object that the kernel knows.
 struct KnownObject<L: Layer> {
-    /// Open, so that it stays usable when its last name is removed: the kernel does not say who has
-    /// it open.
+    /// An open handle, so that the object stays usable after its last name is removed. The kernel
+    /// does not tell which objects are open.
     handle: Handle<L>,
-    /// How many times the kernel was told of it and has not forgotten it.
+    /// How many answers named the object, less those that the kernel has forgotten.
     count: u64,
 }
 
@@ -39,16 +39,17 @@ pub struct Nodes<L: Layer> {
     root: Handle<L>,
     parts: [Mutex<HashMap<u64, KnownObject<L>>>; PARTS],
     count: AtomicUsize,
-    /// How many there may be.
+    /// How many objects there may be.
     most: usize,
-    /// How many came since some were to expire.
+    /// How many new objects came since the last call of [`Nodes::oldest`].
     new: AtomicUsize,
-    /// What the kernel was told of, the oldest first; maybe forgotten since.
+    /// The objects that the kernel knows, the oldest first. Some may be forgotten by now.
     order: Mutex<VecDeque<u64>>,
 }
 
 impl<L: Layer> Nodes<L> {
-    /// A table of the root alone, which is never forgotten, and of `most` objects if possible.
+    /// Makes a table with the root alone, which the kernel never forgets. It holds `most` objects
+    /// if possible.
     pub fn new(overlay: &Overlay<L>, most: usize) -> Self {
         Self {
             root: overlay.open(overlay.root()),
@@ -64,7 +65,10 @@ impl<L: Layer> Nodes<L> {
         self.parts[number as usize % PARTS].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The object. ESTALE if the kernel should not know it.
+    /// Returns the object.
+    ///
+    /// # Errors
+    /// - ESTALE: the kernel should not know the number.
     pub fn get(&self, number: u64) -> Result<Arc<Node<L>>> {
         if number == ROOT {
             return Ok(self.root.node().clone());
@@ -72,7 +76,7 @@ impl<L: Layer> Nodes<L> {
         self.part(number).get(&number).map(|known| known.handle.node().clone()).ok_or(Error::new(ESTALE))
     }
 
-    /// The kernel is told of an object once more. Answers its number.
+    /// Counts one more answer that names the object. Returns its number.
     pub fn remember(&self, overlay: &Overlay<L>, node: &Arc<Node<L>>) -> u64 {
         let number = number(node);
         if number != ROOT {
@@ -93,7 +97,7 @@ impl<L: Layer> Nodes<L> {
         number
     }
 
-    /// The kernel forgets `count` of the times it was told. Answers the object if that were all.
+    /// Removes `count` answers that named the object. Returns its handle if none is left.
     pub fn forget(&self, number: u64, count: u64) -> Option<Handle<L>> {
         let mut part = self.part(number);
         let known = part.get_mut(&number)?;
@@ -114,15 +118,15 @@ impl<L: Layer> Nodes<L> {
         self.count.load(Ordering::Relaxed)
     }
 
-    /// Whether it is time to ask for the [`Nodes::oldest`].
+    /// Whether it is time to call [`Nodes::oldest`].
     pub fn is_due(&self) -> bool {
         let count = self.count();
         let is_due = count > self.most && self.new.load(Ordering::Relaxed) >= NEW_MIN;
         is_due || self.order().len() > 2 * count.max(self.most)
     }
 
-    /// Some of those that the kernel has known longest and should let go of, if there are too many.
-    /// They go to the end of the order, in case it does not.
+    /// Returns some of the objects that the kernel has known longest and should drop, if there are
+    /// too many. They move to the end of the order, in case the kernel keeps them.
     pub fn oldest(&self) -> Vec<u64> {
         self.new.store(0, Ordering::Relaxed);
         let mut order = self.order();
@@ -138,7 +142,8 @@ impl<L: Layer> Nodes<L> {
     }
 }
 
-/// The number by which the kernel knows an object. The root, which has the id 0, is the first.
+/// Returns the number by which the kernel knows an object. The root has the id 0, and the number
+/// [`ROOT`].
 pub fn number<L: Layer>(node: &Node<L>) -> u64 {
     node.id() + ROOT
 }

@@ -1,17 +1,20 @@
-//! Space that is scarce.
+//! Scarce space.
 //!
-//! The kernel holds back what is written, and may hold more than the upper layer has room for. So
-//! where little space is left, attributes of files expire at once: then the kernel asks before each
-//! write(2) (see [`announce`](super::announce)). Each is taken to be large. When those that were
-//! taken might fill half of what is free, they are written back before another is taken; and at the
-//! end it is tried each time whether there is room for one more. No large file of a lower layer is
-//! copied in part then: room for the rest is sought while the writer can be told that there is
-//! none. While there is enough, the kernel does not ask twice for a file; those that it need not
-//! ask for are remembered here, for the moment when space becomes scarce.
+//! The kernel holds written data back, and may hold more than the upper layer has room for. So
+//! attributes of files expire at once where little space is left. Then the kernel asks before each
+//! write(2) (see [`announce`](super::announce)). Each such write counts as a large one. Before the
+//! held data could fill half of the free space, the front end has the kernel write it back. Near
+//! the end of the space it tries before each write whether there is room for one more.
 //!
-//! `forgetting` is shared by who lets go of an object, and taken alone, for a moment, by who finds
-//! no room: what was just removed may be about to give its space back. It comes before all locks
-//! but `waiting`. The others are leaves.
+//! Then no large lower file is copied in part. The engine looks for the room of a whole copy while
+//! the writer can still get the error.
+//!
+//! While there is enough space, the kernel does not ask twice for a file. `unannounced` has the
+//! files that it need not ask for. They serve at the moment when space becomes scarce.
+//!
+//! A thread that releases an object holds `forgetting` shared. A thread that finds no room takes it
+//! exclusively, for a moment: an object that was just removed may be about to free its space. It
+//! comes before all locks but `waiting`. The others are leaves.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
@@ -24,53 +27,55 @@ use overlayfs::overlay::{FILLED, Node};
 
 use super::EngineFrontEnd;
 
-/// The kernel holds no more than a hundredth of a fifth of the memory for a FUSE mount (its
-/// `max_ratio`, with a strict limit). This is the part of memory that has to be free, more than
-/// twice that, and the least.
+/// The kernel holds back at most 1 % of its dirty limit for a FUSE mount (`max_ratio`, a strict
+/// limit). That limit is about a fifth of the memory. The free space must be at least this part
+/// of the memory, more than twice that bound.
 const ENOUGH_PART: u64 = 200;
 const ENOUGH_LEAST: u64 = 64 << 20;
-/// What one write(2) is taken to write at most.
+/// How much one write(2) writes at most, by assumption.
 const LARGE: u64 = 1 << 20;
-/// As which part of a small filesystem that has to be free.
+/// The part of a small filesystem that must be free.
 const SMALL_PART: u64 = 64;
-/// A pause between two looks that is so long that what was found holds until the next.
+/// A pause between two looks of at least this length means that the result holds until the next
+/// look.
 const LONG: Duration = Duration::from_secs(1);
-/// How long space is taken to be scarce for a user whose quota is exhausted, which nobody tells.
+/// How long space counts as scarce for a user with an exhausted quota. No call tells when that
+/// ends.
 const EXHAUSTED: Duration = Duration::from_secs(60);
 
-/// What is known of the space that is left.
+/// The facts about the space that is left.
 pub struct Space {
-    /// How many bytes must be free, or space is scarce.
+    /// How many bytes must be free; with fewer, space is scarce.
     enough: u64,
     scarce: AtomicBool,
-    /// How much more may be written before it is looked again.
+    /// How many more bytes may be written before the next look.
     credit: AtomicI64,
     free: AtomicU64,
-    /// When a quota was last found to be exhausted.
+    /// When a call last failed for an exhausted quota.
     exhausted: Mutex<Option<Instant>>,
-    /// The files whose next write the kernel may not announce.
+    /// The files of which the kernel may not announce the next write.
     unannounced: Mutex<HashSet<u64>>,
     held: Mutex<Announced>,
     forgetting: RwLock<()>,
 }
 
-/// What the kernel may hold that was announced while space was scarce.
+/// The data that the kernel announced while space was scarce, and may still hold.
 #[derive(Default)]
 struct Announced {
     files: HashSet<u64>,
     writes: u64,
-    /// While it is written back: the files of which something was not taken, and why.
+    /// During a write-back: the files for which a write failed, with the errno.
     failed: Option<HashMap<u64, i32>>,
 }
 
 impl Announced {
-    /// One more write to a file was announced.
+    /// Adds one more announced write to a file.
     fn add(&mut self, node: u64) {
         self.files.insert(node);
         self.writes += 1;
     }
 
-    /// Whether so many writes might fill half of what is free.
+    /// Whether so many writes could fill half of the free space.
     fn is_too_much(writes: u64, free: u64) -> bool {
         writes.saturating_mul(LARGE) > free / 2
     }
@@ -92,23 +97,25 @@ impl Space {
         }
     }
 
-    /// Whether each write is to be announced.
+    /// Whether the kernel must announce each write.
     pub fn is_scarce(&self) -> bool {
         self.scarce.load(Ordering::Relaxed)
     }
 
-    /// Remembers a file whose next write the kernel may not announce.
+    /// Adds a file of which the kernel may not announce the next write.
     pub fn not_announced(&self, node: u64) {
         self.unannounced.lock().unwrap_or_else(PoisonError::into_inner).insert(node);
     }
 
-    /// The kernel has forgotten an object, which is let go of while what this answers is held.
+    /// Removes an object that the kernel has forgotten. The caller holds the guard while it
+    /// releases the object.
     pub fn forget(&self, node: u64) -> RwLockReadGuard<'_, ()> {
         self.unannounced.lock().unwrap_or_else(PoisonError::into_inner).remove(&node);
         self.forgetting.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes over how much is free. Answers the files that must be announced from now on.
+    /// Stores how many bytes are free. Returns the files of which the kernel must announce writes
+    /// from now on.
     fn learn(&self, free: u64) -> HashSet<u64> {
         self.free.store(free, Ordering::Relaxed);
         let above = free.saturating_sub(self.enough);
@@ -120,7 +127,7 @@ impl Space {
         std::mem::take(&mut self.unannounced.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Where space is scarce, whether one more write to a file can be taken without a look.
+    /// Where space is scarce: whether one more write to a file fits without a look.
     pub fn has_plenty(&self, node: u64) -> bool {
         if self.is_exhausted() {
             return false;
@@ -134,20 +141,20 @@ impl Space {
         has_plenty
     }
 
-    /// When to look again, if nothing is written here.
+    /// When to look again, if this mount writes nothing meanwhile.
     fn pause(&self) -> Duration {
         let above = self.free.load(Ordering::Relaxed).saturating_sub(self.enough);
         let pause = Duration::from_millis((above / (FILLED / 1000)).clamp(100, 60_000));
         if self.is_scarce() { Duration::from_secs(1) } else { pause }
     }
 
-    /// Whether what was learnt last still holds: neither what was written here since, nor what
-    /// others may have written, makes space scarce.
+    /// Whether the last look still holds. Neither this mount's writes since then nor those of other
+    /// programs can have made space scarce.
     fn is_known(&self) -> bool {
         !self.is_scarce() && !self.is_exhausted() && self.credit.load(Ordering::Relaxed) > 0 && self.pause() >= LONG
     }
 
-    /// Whether a quota was found to be exhausted lately.
+    /// Whether a call failed lately for an exhausted quota.
     fn is_exhausted(&self) -> bool {
         self.exhausted().is_some_and(|since| since.elapsed() < EXHAUSTED)
     }
@@ -162,12 +169,12 @@ impl Space {
 }
 
 impl<L: Layer> EngineFrontEnd<L> {
-    /// Whether there is anything to look for.
+    /// Whether the kernel holds writes back, so that there is something to watch.
     fn holds_back(&self) -> bool {
         self.settings.writeback && !self.overlay.is_read_only()
     }
 
-    /// Looks how much is free.
+    /// Looks how much space is free.
     pub(super) fn look_for_space(&self) -> Option<StatFs> {
         let found = self.overlay.stat_fs().ok()?;
         for node in self.space.learn(found.bytes_available()) {
@@ -180,14 +187,14 @@ impl<L: Layer> EngineFrontEnd<L> {
         Some(found)
     }
 
-    /// As [`EngineFrontEnd::look_for_space`], unless the answer is known.
+    /// Calls [`EngineFrontEnd::look_for_space`], unless the answer is known.
     pub(super) fn look_unless_known(&self) {
         if !self.space.is_known() {
             self.look_for_space();
         }
     }
 
-    /// As [`FrontEnd::watch`](crate::FrontEnd::watch).
+    /// Implements [`FrontEnd::watch`](crate::FrontEnd::watch).
     pub(super) fn watch_space(&self) -> Duration {
         if !self.holds_back() {
             return Duration::MAX;
@@ -201,7 +208,7 @@ impl<L: Layer> EngineFrontEnd<L> {
         self.space.pause()
     }
 
-    /// Something that was held back has reached the layer, or not.
+    /// Notes the result of a write of held-back data to the layer.
     pub(super) fn written_back(&self, number: u64, written: Result<usize>) {
         match written {
             Ok(count) => {
@@ -220,14 +227,18 @@ impl<L: Layer> EngineFrontEnd<L> {
         }
     }
 
-    /// A quota is exhausted, which the statistics of a filesystem mostly do not tell.
+    /// Notes an exhausted quota. The statistics of a filesystem mostly do not show one.
     pub(super) fn quota_exhausted(&self) {
         *self.space.exhausted() = Some(Instant::now());
         self.look_for_space();
     }
 
-    /// Before a write to a file is taken, where space is scarce: has the kernel write back what it
-    /// may hold, and tries whether there is room. ENOSPC, EDQUOT.
+    /// Prepares for a write to a file where space is scarce. It has the kernel write back the data
+    /// that it may hold, and tries whether there is room.
+    ///
+    /// # Errors
+    /// - ENOSPC: the filesystem has too little room.
+    /// - EDQUOT: a quota leaves too little room.
     pub(super) fn take_space(&self, number: u64, node: &Arc<Node<L>>) -> Result<()> {
         self.look_unless_known();
         if !self.space.is_scarce() {
@@ -247,7 +258,11 @@ impl<L: Layer> EngineFrontEnd<L> {
         })
     }
 
-    /// Whether there is room for one more write to a file. ENOSPC, EDQUOT.
+    /// Tries whether there is room for one more write to a file.
+    ///
+    /// # Errors
+    /// - ENOSPC: the filesystem has too little room.
+    /// - EDQUOT: a quota leaves too little room.
     fn has_room(&self, node: &Arc<Node<L>>) -> Result<()> {
         let Some(found) = self.look_for_space() else { return Ok(()) };
         let least = (found.bytes() / SMALL_PART).clamp(found.block_size.into(), LARGE.max(found.block_size.into()));
@@ -261,8 +276,8 @@ impl<L: Layer> EngineFrontEnd<L> {
         }
     }
 
-    /// Has the kernel write back what it may hold. Another thread must be there for the writes.
-    /// Answers why what it held of one file was not taken.
+    /// Has the kernel write back the data that it may hold. Another thread must be there for the
+    /// writes. Returns why a write to the file `number` failed, if one did.
     fn write_back_held(&self, number: u64) -> Option<i32> {
         let (Ok(_waiting), Some(notifier)) = (self.waiting.try_lock(), self.notifier.get()) else { return None };
         let files = {
