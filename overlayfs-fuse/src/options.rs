@@ -144,7 +144,7 @@ const CHECKED: [(&str, Apply); 26] = [
     ("uuid", |_, item| item.choice(&[("auto", ()), ("null", ()), ("off", ())])),
     // The unmount completes every copy, and the overlay reads those of the kernel's overlayfs.
     ("metacopy", |_, item| item.choice(&[("off", ()), ("on", ())])),
-    ("xattr_permissions", |_, item| only(item, "2", "owners that cannot be set are recorded, and only these")),
+    ("xattr_permissions", |_, item| only(item, "2", "the mount records owners that it cannot set, and only these")),
     ("noxattrs", |_, item| only(item, "0", "there are always extended attributes where the layers have them")),
 ];
 
