@@ -1,7 +1,7 @@
-//! The FUSE mount as its users meet it: the program `overlayfs-fuse` and what ordinary calls do
-//! below its mount point.
+//! The FUSE mount as its users meet it: the program `overlayfs-fuse`, and ordinary calls below its
+//! mount point.
 //!
-//! Runs as root, or as anybody with `fusermount3`; what needs two users needs root.
+//! Runs as root, or as another user with `fusermount3`. A test with two users needs root.
 
 use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
@@ -23,7 +23,7 @@ mod front_ends;
 #[path = "suite/program.rs"]
 mod program;
 
-/// How long anything may take that happens by itself.
+/// The timeout for events that the test waits for.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Directories for one mount.
@@ -55,7 +55,7 @@ impl Setup {
         format!("door={},lowerdir={dir}/lower,upperdir={dir}/upper", self.front_end)
     }
 
-    /// Mounts and waits until the mount is there.
+    /// Mounts the layers, and returns when the mount is visible.
     fn mount(self) -> Mount {
         let options = self.options();
         self.mount_with(&options)
@@ -70,7 +70,7 @@ impl Setup {
     }
 }
 
-/// A mount whose program runs in the foreground. Dropped, it is unmounted.
+/// A mount with its program in the foreground. The drop unmounts it.
 struct Mount {
     setup: Setup,
     child: Child,
@@ -82,7 +82,7 @@ impl Mount {
     }
 
     fn signal(&self, signal: i32) {
-        // SAFETY: takes two numbers; the process is this one's child and was not waited for.
+        // SAFETY: takes two numbers. The process is a child of this one and was not waited for.
         assert_eq!(unsafe { libc::kill(self.child.id() as i32, signal) }, 0);
     }
 
@@ -112,7 +112,7 @@ fn is_root() -> bool {
     unsafe { libc::geteuid() == 0 }
 }
 
-/// Unmounts lazily, so that nothing stays mounted whatever a test has open.
+/// Unmounts lazily, so nothing stays mounted, even if a test has open files.
 fn unmount(point: &Path) {
     let (program, flag) = if is_root() { ("umount", "-l") } else { ("fusermount3", "-uz") };
     let _ = Command::new(program).arg(flag).arg(point).stderr(Stdio::null()).status();
@@ -166,7 +166,7 @@ fn the_command_line() {
 }
 
 #[test]
-fn what_cannot_be_mounted_is_said_in_either_mode() {
+fn a_failed_mount_is_reported_in_both_modes() {
     let setup = Setup::new("engine");
     let (missing, point) = (setup.lower("missing").display().to_string(), setup.point().display().to_string());
     let options = format!("lowerdir={missing}");
@@ -179,11 +179,11 @@ fn what_cannot_be_mounted_is_said_in_either_mode() {
     assert!(!is_mounted(&setup.point()));
 }
 
-fn in_the_background_the_mount_is_there_at_once_and_ends_with_umount(front_end: &str) {
+fn in_the_background_the_mount_is_visible_at_once_and_ends_with_umount(front_end: &str) {
     let setup = Setup::new(front_end);
     fs::write(setup.lower("file"), "data").unwrap();
     for _ in 0..3 {
-        // The upper directory is held by one daemon at a time, so each round shows that the one
+        // One daemon at a time can hold the upper directory. So each round shows that the daemon
         // before has ended.
         let mut output = None;
         eventually("the last daemon has ended", || {
@@ -213,7 +213,7 @@ fn signals_unmount(front_end: &str) {
     }
 }
 
-fn a_signal_leaves_those_who_use_the_mount_what_they_have_open(front_end: &str) {
+fn open_files_stay_usable_after_a_signal(front_end: &str) {
     let mut mount = Setup::new(front_end).mount();
     fs::write(mount.path("file"), "data").unwrap();
     let mut file = File::open(mount.path("file")).unwrap();
@@ -313,7 +313,7 @@ fn names_links_and_listings(front_end: &str) {
     assert_eq!(fs::read_to_string(mount.path("lower-1")).unwrap(), "");
 }
 
-/// What the kernel remembers of files costs no descriptors once nobody has them open.
+/// A file that is in the kernel's cache but not open costs the daemon no descriptor.
 fn more_files_than_descriptors_are_read_and_written(front_end: &str) {
     let setup = Setup::new(front_end);
     for index in 0..500 {
@@ -344,7 +344,7 @@ fn attributes(front_end: &str) {
     assert_eq!((stat.mtime(), stat.mtime_nsec()), (-6, 750_000_000));
     assert_eq!((stat.atime(), stat.atime_nsec()), (1 << 33, 999_999_999));
 
-    // One of the two alone, and now.
+    // One of the two times alone, and the current time.
     file.set_modified(UNIX_EPOCH).unwrap();
     assert_eq!((fs::metadata(&path).unwrap().atime(), fs::metadata(&path).unwrap().mtime()), (1 << 33, 0));
     assert!(Command::new("touch").arg(&path).status().unwrap().success());
@@ -381,25 +381,25 @@ fn contents(front_end: &str) {
     assert_eq!(file.metadata().unwrap().nlink(), 0);
 }
 
-/// Even one of a file that only appends.
+/// Also for a file that was opened with O_APPEND.
 fn a_mapping_is_written_where_it_was_mapped(front_end: &str) {
     let setup = Setup::new(front_end);
     fs::write(setup.lower("file"), vec![b'.'; 8192]).unwrap();
     let mount = setup.mount();
     let mut file = OpenOptions::new().read(true).append(true).open(mount.path("file")).unwrap();
-    // SAFETY: a new mapping of a file of that length, which is unmapped below and used only
-    // between.
+    // SAFETY: a new mapping of a file of that length. Only the code below uses it, up to the
+    // munmap.
     let map = unsafe {
         let flags = libc::MAP_SHARED;
         libc::mmap(std::ptr::null_mut(), 8192, libc::PROT_READ | libc::PROT_WRITE, flags, file.as_raw_fd(), 0)
     };
     assert_ne!(map, libc::MAP_FAILED);
-    // SAFETY: the mapping has that many bytes and nobody else uses it.
+    // SAFETY: the mapping has that many bytes, and no other code uses it.
     let bytes = unsafe { std::slice::from_raw_parts_mut(map.cast::<u8>(), 8192) };
     bytes[5000] = b'M';
     file.write_all(b"end").unwrap();
     bytes[1] = b'm';
-    // SAFETY: the mapping made above; it is not used any more.
+    // SAFETY: the mapping of this test, which is no longer in use.
     assert_eq!(unsafe { libc::munmap(map, 8192) }, 0);
     file.sync_all().unwrap();
     drop(file);
@@ -409,8 +409,8 @@ fn a_mapping_is_written_where_it_was_mapped(front_end: &str) {
     assert!(fs::read(mount.setup.lower("file")).unwrap() == [b'.'; 8192]);
 }
 
-/// The scheme decides with the ids of the program that asks, for the engine the kernel does.
-fn programs_of_others_may_do_what_the_modes_say(front_end: &str) {
+/// The scheme checks the ids of the calling program. For the engine the kernel does.
+fn modes_decide_for_programs_of_other_users(front_end: &str) {
     assert!(is_root(), "needs two users");
     let mount = Setup::new(front_end).mount();
     fs::copy("/bin/true", mount.path("prog")).unwrap();
@@ -447,9 +447,9 @@ fn programs_of_others_may_do_what_the_modes_say(front_end: &str) {
 }
 
 through_both_front_ends! {
-    in_the_background_the_mount_is_there_at_once_and_ends_with_umount,
+    in_the_background_the_mount_is_visible_at_once_and_ends_with_umount,
     signals_unmount,
-    a_signal_leaves_those_who_use_the_mount_what_they_have_open,
+    open_files_stay_usable_after_a_signal,
     without_an_upper_layer_nothing_changes,
     a_mount_point_inside_the_lower_layer_works,
     all_kinds_of_objects,
@@ -458,5 +458,5 @@ through_both_front_ends! {
     attributes,
     contents,
     a_mapping_is_written_where_it_was_mapped,
-    programs_of_others_may_do_what_the_modes_say
+    modes_decide_for_programs_of_other_users
 }

@@ -1,5 +1,5 @@
-//! The program `overlayfs-fuse` as those start it who start it for others: mount(8), podman, and
-//! people who mistype.
+//! The program `overlayfs-fuse` as other programs start it: mount(8) and podman. Also command lines
+//! with mistakes.
 
 #[path = "suite/mount.rs"]
 mod mount;
@@ -13,7 +13,7 @@ use std::process::{Child, Command, Output, Stdio};
 use mount::{Mount, eventually, is_mounted, program};
 use tempfile::TempDir;
 
-/// Where a crash of a volatile mount leaves its mark.
+/// The mark that a volatile mount leaves after a crash.
 const MARK: &str = "upper/.wh..wh.work/work/incompat/volatile";
 
 /// Directories for one mount.
@@ -42,7 +42,7 @@ impl Setup {
         format!("lowerdir={dir}/lower,upperdir={dir}/upper{more}")
     }
 
-    /// The line of `/proc/self/mounts` for the mount.
+    /// Returns the line of the mount in `/proc/self/mounts`.
     fn line(&self) -> String {
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
         let point = self.point();
@@ -50,8 +50,8 @@ impl Setup {
         found.expect("it is mounted").to_owned()
     }
 
-    /// Runs the program without `-f`, with a pipe for what it says, until nobody holds that pipe
-    /// any more.
+    /// Runs the program without `-f`. Its output goes to a pipe, and this function returns when all
+    /// writers have closed the pipe.
     fn run(&self, more: &str) -> Output {
         Command::new("timeout")
             .args(["20", &program(), "-o", &self.options(more)])
@@ -78,14 +78,14 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
 }
 
-/// What a failure says.
+/// Returns the sentence of a failure.
 fn sentence(output: &Output) -> String {
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     text(&output.stderr)
 }
 
 #[test]
-fn podman_gets_its_pipe_back_when_the_mount_is_there() {
+fn the_pipe_is_closed_when_the_mount_is_visible() {
     let setup = Setup::new();
     let output = setup.run(",volatile,nodev,context=\"a:b,c\"");
     assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
@@ -114,7 +114,7 @@ fn mount_finds_the_program_by_its_type() {
     assert!(line.contains(" fuse.overlayfs-fuse rw,nosuid,noexec,"), "{line}");
 }
 
-/// mount(8) runs the program for it, with the options that are there and those that are new.
+/// mount(8) runs the program again, with the options of the mount and the new ones.
 #[test]
 fn a_mount_is_made_read_only_and_writable_again() {
     let setup = Setup::new();
@@ -172,7 +172,7 @@ fn a_read_only_mount_shows_the_upper_layer() {
 }
 
 #[test]
-fn a_volatile_mount_that_was_killed_is_refused_unless_one_is_told() {
+fn a_killed_volatile_mount_is_refused_without_reuse_volatile() {
     let setup = Setup::new();
     let mut child = foreground(&setup, ",volatile");
     eventually("it is mounted", || is_mounted(&setup.point()));
@@ -194,7 +194,7 @@ fn a_volatile_mount_that_was_killed_is_refused_unless_one_is_told() {
 }
 
 #[test]
-fn mistakes_are_told_and_nothing_is_mounted() {
+fn mistakes_are_reported_and_nothing_is_mounted() {
     let setup = Setup::new();
     let said = sentence(&setup.run(",squash_root"));
     assert_eq!(
@@ -211,7 +211,7 @@ fn mistakes_are_told_and_nothing_is_mounted() {
     assert!(said.starts_with(&expected), "{said}");
 }
 
-/// What a mount in the foreground says on standard error while something is done with it.
+/// Returns the messages on standard error of a mount in the foreground, during `work`.
 fn log(setup: &Setup, word: Option<&str>, work: impl FnOnce(&Path)) -> String {
     let mut program = Command::new(program());
     program.args(["-f", "-o", &setup.options("")]).args(word).arg(setup.point());
@@ -223,7 +223,7 @@ fn log(setup: &Setup, word: Option<&str>, work: impl FnOnce(&Path)) -> String {
 }
 
 #[test]
-fn what_is_logged() {
+fn messages_of_the_log() {
     let setup = Setup::new();
     let read = |point: &Path| assert_eq!(fs::read(point.join("file")).unwrap(), b"lower");
     assert_eq!(log(&setup, None, read), "");

@@ -1,5 +1,5 @@
-//! The chart: for each row a bar for each subject, as long as its ratio to the bare filesystem, on
-//! a scale of powers of ten.
+//! The chart: a row of bars for each row of the benchmark, one bar for each subject. Its length is
+//! the ratio to the bare filesystem, on a logarithmic scale.
 
 use std::fmt::Write;
 
@@ -28,7 +28,7 @@ fn place(ratio: f64) -> f64 {
     NAMES + BARS * ((ratio.clamp(SCALE.0, SCALE.1).log10() - from) / (to - from))
 }
 
-/// The chart as SVG.
+/// Returns the chart as SVG.
 pub fn svg(report: &Report) -> String {
     let shown = [Subject::Kernel, Subject::FuseOverlayfs, Subject::Ours];
     let height = TOP + ROW * report.lines.len() as f64 + 20.0;

@@ -1,14 +1,17 @@
-//! How fast the mount is, beside the bare filesystem, the kernel's overlayfs and fuse-overlayfs.
+//! The speed of the mount, beside the bare filesystem, the kernel's overlayfs and fuse-overlayfs.
 //!
 //! `cargo bench -p overlayfs-fuse --bench mounts -- [--quick] [--calls] [--rounds N] [--rows
 //! WORD,WORD] [--json FILE] [--svg FILE]`
 //!
-//! Every round does every row on every subject, so that whatever else the machine does hits all of
-//! them alike. Printed are the medians, as ratios to the bare filesystem; the files are written
-//! anew after every round. With `--calls`, the system calls of the daemons are counted in a round
-//! on small data before. All data are made in a new ext4 filesystem in a file below `target`, which
-//! is removed at the end. Needs root, /dev/fuse, git, tar, e2fsprogs, strace and fuse-overlayfs;
-//! `docs/performance.md` says what each row does.
+//! Every round runs every row on every subject, so other load on the machine slows all of them
+//! alike. The benchmark prints medians, as ratios to the bare filesystem. It writes the files again
+//! after every round.
+//!
+//! With `--calls`, a round on small data first counts the system calls of the daemons.
+//!
+//! All data are in a new ext4 filesystem, in a file below `target` that is removed at the end. The
+//! benchmark needs root, /dev/fuse, git, tar, e2fsprogs, strace and fuse-overlayfs.
+//! `docs/performance.md` describes each row.
 
 mod chart;
 mod report;
@@ -24,14 +27,14 @@ use report::{Measurement, Report};
 use rows::{Row, Size};
 use setup::{Setup, Subject};
 
-/// What was asked for on the command line.
+/// The arguments of the command line.
 struct Arguments {
     rounds: usize,
-    /// A part of everything: for a first look.
+    /// Whether to measure only a part of the data, for a quick result.
     quick: bool,
-    /// System calls are counted.
+    /// Whether to count system calls.
     calls: bool,
-    /// Only rows whose name has one of these words.
+    /// Measures only rows with one of these words in the name.
     only: Vec<String>,
     json: Option<PathBuf>,
     svg: Option<PathBuf>,
@@ -58,7 +61,7 @@ fn parse() -> Result<Arguments, String> {
         let name = name.to_owned();
         let mut value = || parser.value().map_err(|error| format!("{error}."));
         match name.as_str() {
-            // cargo gives it to every benchmark.
+            // cargo passes this argument to every benchmark.
             "bench" => {}
             "quick" => (arguments.quick, arguments.rounds) = (true, 2),
             "calls" => arguments.calls = true,
@@ -106,15 +109,15 @@ fn write(path: &Option<PathBuf>, text: String) -> Result<(), String> {
     }
 }
 
-/// The rows that were asked for.
+/// Returns the rows that the arguments select.
 fn wanted(arguments: &Arguments, size: Size) -> Vec<Row> {
     let only = &arguments.only;
     let is_wanted = |row: &Row| only.is_empty() || only.iter().any(|word| row.name.contains(word.as_str()));
     rows::all(size).into_iter().filter(is_wanted).collect()
 }
 
-/// How many system calls the daemons make for each operation of each row. Counting takes long, so
-/// it is done on small data.
+/// Returns the number of system calls of the daemon for each operation of each row. Counting is
+/// slow, so the data are small.
 fn count_calls(arguments: &Arguments) -> Result<BTreeMap<(usize, Subject), f64>, String> {
     let setup = Setup::new(Size::QUICK)?;
     let rows = wanted(arguments, Size::QUICK);

@@ -1,4 +1,4 @@
-//! What came out: medians and ratios, as a table and as JSON.
+//! The results: medians and ratios, as a table and as JSON.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -6,33 +6,33 @@ use std::fmt::Write;
 use crate::rows::Row;
 use crate::setup::Subject;
 
-/// One work on one subject.
+/// The result of one row on one subject, in one round.
 pub struct Measurement {
     pub seconds: f64,
-    /// The most memory that the daemon has taken, in KiB; 0 without one.
+    /// The peak memory of the daemon in KiB, or 0 without a daemon.
     pub peak: u64,
 }
 
-/// What is told of one row.
+/// The results of one row.
 pub struct Line {
     pub name: &'static str,
     pub goal: f64,
-    /// For each subject, in the order of [`Subject::ALL`].
+    /// One for each subject, in the order of [`Subject::ALL`].
     pub results: Vec<Summary>,
 }
 
-/// What is told of one subject in one row.
+/// The results of one row on one subject.
 pub struct Summary {
     pub subject: Subject,
     /// The median, the least and the most, in seconds.
     pub median: f64,
     pub least: f64,
     pub most: f64,
-    /// The median as a ratio to that of the bare filesystem.
+    /// The ratio of the median to that of the bare filesystem.
     pub ratio: f64,
-    /// In KiB.
+    /// The peak memory in KiB.
     pub peak: u64,
-    /// How many system calls the daemon makes for each operation; None without a daemon.
+    /// The system calls of the daemon for each operation, or None without a daemon.
     pub calls: Option<f64>,
 }
 
@@ -68,7 +68,7 @@ impl Report {
         Self { lines: rows.iter().enumerate().map(line).collect() }
     }
 
-    /// A table for people, in Markdown.
+    /// Returns a table in Markdown.
     pub fn table(&self) -> String {
         let columns = [
             "work",
@@ -112,7 +112,7 @@ impl Report {
         text
     }
 
-    /// All numbers: seconds, ratios, and KiB.
+    /// Returns all numbers as JSON: seconds, ratios, and KiB.
     pub fn json(&self) -> String {
         let result = |result: &Summary| {
             let Summary { subject, median, least, most, ratio, peak, calls } = result;

@@ -1,4 +1,4 @@
-//! The works that are measured, and what they find in the lower layers.
+//! The rows of the benchmark, and the contents of the lower layers.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Result, Write};
@@ -8,10 +8,10 @@ use std::process::{Command, Stdio};
 
 use rustix::fs::FileType;
 
-/// How much of everything there is.
+/// The size of the data.
 #[derive(Clone, Copy)]
 pub struct Size {
-    /// Directories of 31 files in the tree.
+    /// The number of directories of 31 files in the tree.
     dirs: usize,
     small: usize,
     appended: usize,
@@ -48,24 +48,24 @@ impl Size {
     };
 }
 
-/// What is done to a view of the layers.
+/// The work of a row. It gets the mount point.
 type Work = fn(&Path, Size) -> Result<()>;
 
 pub struct Row {
     pub name: &'static str,
-    /// What is wanted of ours, as a ratio to the bare filesystem.
+    /// The goal of the project's own mount, as a ratio to the bare filesystem.
     pub goal: f64,
-    /// How many files, entries or writes the work is for: what system calls are counted by.
+    /// The number of files, entries or writes of the work. System calls are given for each of them.
     pub operations: usize,
-    /// The part of the lower layer that is needed: it is the lower layer.
+    /// The part of the data that the row uses as its lower layer.
     pub part: &'static str,
-    /// Each directory in the part is a lower layer.
+    /// Whether each directory in the part is a lower layer.
     pub pieces: bool,
-    /// Mounted anew and with empty caches, after the preparation.
+    /// Whether the work runs on a new mount with empty caches, after the preparation.
     pub cold: bool,
-    /// Puts into the upper layer what is there before it is mounted.
+    /// Fills the upper layer before the mount.
     pub upper: Work,
-    /// Done in the mount before the work.
+    /// Runs in the mount before the work.
     pub before: Work,
     pub work: Work,
 }
@@ -92,14 +92,14 @@ impl Row {
     }
 }
 
-/// Every row, in the order in which it is printed.
+/// Returns every row, in the order of the table.
 pub fn all(size: Size) -> Vec<Row> {
     let one_big = if size.big >> 30 > 0 {
         "append a byte to one 1 GiB lower file"
     } else {
         "append a byte to one large lower file"
     };
-    // Directories and what is in them; pieces of 128 KiB.
+    // The numbers of directories and their contents, and of pieces of 128 KiB.
     let (tree, pieces) = (size.dirs * 32, size.dirs / size.pieces * size.pieces * 31);
     let (big, upper) = ((size.big >> 17) as usize, 4 * (64 << 20 >> 17));
     vec![
@@ -129,7 +129,7 @@ pub fn all(size: Size) -> Vec<Row> {
     ]
 }
 
-/// Makes what the lower layers have, one directory for each part.
+/// Makes the contents of the lower layers, one directory for each part.
 pub fn make_lower(lower: &Path, size: Size) -> Result<()> {
     let files = |dir: &Path, count: usize, length: usize| -> Result<()> {
         fs::create_dir_all(dir)?;
@@ -191,7 +191,7 @@ fn walk(view: &Path, _: Size) -> Result<()> {
 fn walk_dir(dir: &Path) -> Result<()> {
     for entry in fs::read_dir(dir)? {
         let path = entry?.path();
-        // Not through std, which also asks for the time of birth.
+        // std would also ask for the time of birth.
         if FileType::from_raw_mode(rustix::fs::lstat(&path)?.st_mode).is_dir() {
             walk_dir(&path)?;
         }
@@ -280,7 +280,7 @@ fn rename(view: &Path, size: Size) -> Result<()> {
         .try_for_each(|index| fs::rename(view.join(format!("new/new-{index}")), view.join(format!("new/old-{index}"))))
 }
 
-/// As mv: where the filesystem refuses, everything is copied and then removed.
+/// Renames as mv does: where the filesystem refuses, copies everything and removes it.
 fn rename_dir(view: &Path, _: Size) -> Result<()> {
     match fs::rename(view.join("dir"), view.join("moved")) {
         Err(error) if error.kind() == ErrorKind::CrossesDevices => {

@@ -1,5 +1,4 @@
-//! Where the benchmark happens: a filesystem of its own in a file, the layers in it, and one mount
-//! at a time.
+//! The place of the benchmark: a filesystem in a file, the layers in it, and one mount at a time.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,12 +9,12 @@ use std::time::{Duration, Instant};
 use crate::report::Measurement;
 use crate::rows::{self, Row, Size};
 
-/// How large the file of the filesystem may become. It takes only what is written.
+/// The limit of the size of that file. The file takes only the space of written data.
 const IMAGE: u64 = 24 << 30;
-/// How long a mount may take to be there.
+/// The limit of the time until a mount is visible.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What is measured.
+/// A subject of the measurements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Subject {
     Bare,
@@ -44,7 +43,7 @@ pub struct Setup {
     size: Size,
 }
 
-/// What a row works on. Dropped, it is unmounted.
+/// The directory that a row works on. The drop unmounts it.
 struct View {
     path: PathBuf,
     mounted: bool,
@@ -52,7 +51,7 @@ struct View {
 }
 
 impl Setup {
-    /// Makes the filesystem and what the lower layers have in it.
+    /// Makes the filesystem with the contents of the lower layers.
     pub fn new(size: Size) -> Result<Self, String> {
         let base = Path::new(env!("CARGO_TARGET_TMPDIR"));
         let (image, top) = (base.join("mounts.ext4"), base.join("mounts"));
@@ -70,7 +69,7 @@ impl Setup {
         self.top.join("lower")
     }
 
-    /// Does a row once on new directories. Only the work itself is timed.
+    /// Runs a row once on new directories. Only the work itself is timed.
     pub fn measure(&self, subject: Subject, row: &Row) -> Result<Measurement, String> {
         let view = self.ready(subject, row)?;
         let start = Instant::now();
@@ -79,7 +78,7 @@ impl Setup {
         Ok(Measurement { seconds, peak: view.peak() })
     }
 
-    /// Does a row once, and counts the system calls of the daemon; None where there is none.
+    /// Runs a row once, and counts the system calls of the daemon. Returns None without a daemon.
     pub fn count(&self, subject: Subject, row: &Row) -> Result<Option<u64>, String> {
         let view = self.ready(subject, row)?;
         let Some(daemon) = &view.daemon else { return Ok(None) };
@@ -88,7 +87,7 @@ impl Setup {
         strace.finish().map(Some)
     }
 
-    /// A view on which all is prepared for a row.
+    /// Returns a view with everything prepared for a row.
     fn ready(&self, subject: Subject, row: &Row) -> Result<View, String> {
         let work = self.top.join("work");
         if work.exists() {
@@ -100,7 +99,7 @@ impl Setup {
             made.map_err(|error| format!("A directory for {} cannot be made: {error}.", row.name))?;
         }
         let failed = |error| failure(subject, row, error);
-        // The bare filesystem has no layers: all is in the view.
+        // The bare filesystem has no layers, so all data are in the view.
         let upper = if subject == Subject::Bare { "view" } else { "upper" };
         if subject == Subject::Bare {
             for lower in &lowers {
@@ -121,7 +120,7 @@ impl Setup {
         Ok(view)
     }
 
-    /// The lower layers of a row: one, or one for each of its pieces.
+    /// Returns the lower layers of a row: one, or one for each of its pieces.
     fn lowers(&self, row: &Row) -> Result<Vec<PathBuf>, String> {
         let part = self.lower().join(row.part);
         if !row.pieces {
@@ -131,7 +130,7 @@ impl Setup {
         Ok(names.flatten().map(|entry| entry.path()).collect())
     }
 
-    /// Mounts the layers, but for the bare filesystem.
+    /// Mounts the layers. For the bare filesystem there is nothing to mount.
     fn view(&self, subject: Subject, lowers: &[PathBuf], work: &Path) -> Result<View, String> {
         let path = work.join("view");
         if subject == Subject::Bare {
@@ -173,7 +172,7 @@ impl Drop for Setup {
 }
 
 impl View {
-    /// The most memory that the daemon has taken, in KiB; 0 where there is none.
+    /// Returns the peak memory of the daemon in KiB, or 0 without a daemon.
     fn peak(&self) -> u64 {
         let Some(daemon) = &self.daemon else { return 0 };
         let status = fs::read_to_string(format!("/proc/{}/status", daemon.id())).unwrap_or_default();
@@ -223,7 +222,7 @@ impl Strace {
         Ok(Self { child, output: output.to_owned() })
     }
 
-    /// Ends the counting and answers how many calls there were.
+    /// Ends the count and returns the number of calls.
     fn finish(mut self) -> Result<u64, String> {
         let failed = |error| format!("The count of system calls cannot be had: {error}.");
         rustix::process::kill_process(rustix::process::Pid::from_child(&self.child), rustix::process::Signal::INT)

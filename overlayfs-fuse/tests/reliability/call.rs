@@ -1,5 +1,5 @@
-//! The calls by which a program changes its part of a tree: what each does to the tree, how it is
-//! made, and what it promises.
+//! The calls by which a program changes its part of a tree. Each has an effect on the tree, a
+//! system call, and a promise that its success makes.
 
 use std::fs::{self, File, FileTimes};
 use std::io;
@@ -15,15 +15,14 @@ use test_common::Random;
 
 use crate::history::{BLOCK, Content, Entry, FileId, Promise, State, parent};
 
-/// How what was written through a mapping is brought to the disk.
+/// The call that writes a mapping to the disk.
 #[derive(Clone, Copy, Debug)]
 pub enum SyncBy {
     Msync,
     Fsync,
 }
 
-/// One call that changes a tree, or has something of it brought to the disk. Paths are relative to
-/// its root.
+/// One call that changes a tree, or syncs a part of it. Paths are relative to its root.
 #[derive(Clone, Debug)]
 pub enum Call {
     Create(String),
@@ -32,7 +31,7 @@ pub enum Call {
         offset: usize,
         length: usize,
     },
-    /// A write through a shared mapping, which ends inside the file, and is synced.
+    /// A write through a shared mapping. It ends inside the file, and is synced.
     Store {
         path: String,
         offset: usize,
@@ -50,9 +49,9 @@ pub enum Call {
     Rename(String, String),
     /// A rename that leaves a device.
     Leave(String, String),
-    /// A file gets the name of what is none, and the other way round.
+    /// An exchange of the names of a file and of an object that is no file.
     Exchange(String, String),
-    /// Makes a file without a name, fills and syncs it, and gives it one.
+    /// Makes a file without a name, fills and syncs it, and gives it a name.
     Temp(String, usize),
     Link(String, String),
     Symlink(String),
@@ -63,7 +62,8 @@ pub enum Call {
 }
 
 impl Call {
-    /// The file that gets a name, other content or other attributes, in the state afterwards.
+    /// Returns the file of the state afterwards that gets a name, other content or other
+    /// attributes.
     pub fn file(&self, state: &State) -> Option<FileId> {
         let (Call::Create(path)
         | Call::Write { path, .. }
@@ -87,7 +87,7 @@ impl Call {
         }
     }
 
-    /// The directories in which names change.
+    /// Returns the directories in which names change.
     pub fn dirs(&self) -> Vec<String> {
         match self {
             Call::Create(path)
@@ -104,8 +104,8 @@ impl Call {
         }
     }
 
-    /// Does to a state what the call does to a tree. New contents are made from `seed`. Answers
-    /// what the call promises.
+    /// Applies the call to a state. `seed` determines new contents. Returns the promise of the
+    /// call.
     pub fn apply(&self, state: &mut State, next_file: &mut FileId, seed: u64) -> Option<Promise> {
         let id = |state: &State, path: &str| match state.tree[path] {
             Entry::File(id) => id,
@@ -216,7 +216,7 @@ impl Call {
     }
 }
 
-/// Bytes like no others, so that it can be told from where a block is.
+/// Returns bytes that occur nowhere else, so that a block shows its origin.
 pub fn bytes(seed: u64, length: usize) -> Vec<u8> {
     let mut random = Random(seed);
     let mut bytes = Vec::with_capacity(length + 8);
@@ -231,7 +231,7 @@ fn attributes(state: &mut State, id: FileId) -> &mut Content {
     state.files.get_mut(&id).unwrap()
 }
 
-/// Changes the bytes of a file now.
+/// Changes the bytes of a file, and sets its time of change to now.
 fn change(state: &mut State, id: FileId, how: impl FnOnce(&mut Vec<u8>)) {
     let content = attributes(state, id);
     let mut bytes = content.bytes.to_vec();
@@ -240,24 +240,24 @@ fn change(state: &mut State, id: FileId, how: impl FnOnce(&mut Vec<u8>)) {
     content.mtime = None;
 }
 
-/// Puts data into a file through a mapping of the pages where they go, and has them brought to the
-/// disk before they are unmapped: that would wait for the disk too, while this process, which may
-/// have to serve the disk, can map no memory.
+/// Writes data to a file through a mapping of the pages concerned, and syncs them before the
+/// munmap. An munmap with dirty pages would wait for the disk. This process may have to serve the
+/// disk, and could map no memory meanwhile.
 fn store(path: &Path, offset: usize, data: &[u8], sync: SyncBy) -> io::Result<()> {
     let file = File::options().read(true).write(true).open(path)?;
     let within = offset % BLOCK;
     let (start, length) = (offset - within, within + data.len());
-    // What is in the page cache can be stored to without asking the daemon. If it has gone, that
-    // would be SIGBUS, and this is an error.
+    // A store to a page in the page cache needs no answer of the daemon. Without a daemon another
+    // store is a SIGBUS, and this read is an error instead.
     file.read_exact_at(&mut vec![0; length], start as u64)?;
     let (protection, fd) = (libc::PROT_READ | libc::PROT_WRITE, file.as_raw_fd());
-    // SAFETY: the mapping is new, at no place that was asked for.
+    // SAFETY: a new mapping, at an address that the system chooses.
     let map = unsafe { libc::mmap(ptr::null_mut(), length, protection, libc::MAP_SHARED, fd, start as libc::off_t) };
     if map == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the pages are those of the mapping, of which nobody else knows, and which ends with
-    // this block.
+    // SAFETY: the pages are those of the mapping. No other code uses it, and it ends with this
+    // block.
     let stored = unsafe {
         ptr::copy_nonoverlapping(data.as_ptr(), map.cast::<u8>().add(within), data.len());
         let synced = match sync {
@@ -269,13 +269,13 @@ fn store(path: &Path, offset: usize, data: &[u8], sync: SyncBy) -> io::Result<()
     stored.and(close(file))
 }
 
-/// Closes a file, and hears whether what was written to it was taken.
+/// Closes a file, and returns the error of a write that close(2) reports.
 fn close(file: File) -> io::Result<()> {
-    // SAFETY: the descriptor is the file's own, which is given up.
+    // SAFETY: the file owned the descriptor and has given it up.
     answer(unsafe { libc::close(file.into_raw_fd()) })
 }
 
-/// What a call of the C library tells.
+/// Returns the result of a call of the C library.
 fn answer(code: libc::c_int) -> io::Result<()> {
     match code {
         0 => Ok(()),

@@ -1,8 +1,8 @@
-//! A disk that remembers in which order it was written: what it holds after a power failure at any
-//! moment can be told afterwards.
+//! A disk that records its writes in order. Afterwards a test can compute its contents for a power
+//! failure at any moment.
 //!
-//! It is a loop device over a file that this process serves through FUSE. A disk keeps what it was
-//! given before a flush was answered; of what came later it keeps anything, block by block.
+//! It is a loop device over a file that this process serves through FUSE. A disk keeps all writes
+//! before the last answered flush. Of later writes it keeps any subset, block by block.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -19,7 +19,7 @@ use test_common::{Random, Setup, put};
 
 use crate::history::BLOCK;
 
-/// What is on a disk, by the number of the block. What is not there is zeros.
+/// The contents of a disk, by the number of the block. Other blocks are zero.
 pub type Blocks = HashMap<u64, Arc<[u8]>>;
 
 #[derive(Clone)]
@@ -28,7 +28,7 @@ enum Event {
     Flush,
 }
 
-/// What a disk was asked to do.
+/// The writes and flushes of a disk.
 #[derive(Clone, Default)]
 pub struct Recording {
     begin: Blocks,
@@ -36,18 +36,18 @@ pub struct Recording {
 }
 
 impl Recording {
-    /// How many events there are.
+    /// Returns the number of events.
     pub fn end(&self) -> u64 {
         self.events.len() as u64
     }
 
-    /// What is on the disk if the power fails after so many events. What was not flushed is there
-    /// or not, as `random` has it.
+    /// Returns the contents of the disk after a power failure behind `moment` events. `random`
+    /// decides which blocks without a flush are kept.
     pub fn cut(&self, moment: u64, random: &mut Random) -> Blocks {
         let events = &self.events[..moment as usize];
         let flushed = events.iter().rposition(|event| matches!(event, Event::Flush)).unwrap_or(0);
         let mut blocks = self.begin.clone();
-        // Nothing, all, or something of it, in this proportion.
+        // The share of kept blocks: from none to all, in quarters.
         let kept = random.below(5) as u64;
         for (at, event) in events.iter().enumerate() {
             if let Event::Write(number, data) = event
@@ -60,18 +60,18 @@ impl Recording {
     }
 }
 
-/// A block device, as long as this lives.
+/// A block device. It exists while this value lives.
 pub struct Disk {
     device: String,
     file: PathBuf,
-    /// How many events there were.
+    /// The number of events.
     pub clock: Arc<AtomicU64>,
     recording: Arc<Mutex<Recording>>,
     server: Option<JoinHandle<()>>,
 }
 
 impl Disk {
-    /// A disk of `size` bytes with this on it.
+    /// Makes a disk of `size` bytes with these contents.
     pub fn new(setup: &Setup, size: u64, begin: Blocks) -> Self {
         let file = put::file(setup.root(), "device", "");
         let fuse = File::options().read(true).write(true).open("/dev/fuse").unwrap();
@@ -88,12 +88,12 @@ impl Disk {
         disk
     }
 
-    /// Its path in `/dev`.
+    /// Returns the path in `/dev`.
     pub fn device(&self) -> &str {
         &self.device
     }
 
-    /// What it was asked to do so far.
+    /// Returns the events so far.
     pub fn recording(&self) -> Recording {
         self.recording.lock().unwrap().clone()
     }
@@ -111,7 +111,7 @@ impl Drop for Disk {
     }
 }
 
-/// Runs a program that must succeed. Answers the first line that it prints.
+/// Runs a program that must succeed. Returns the first line of its output.
 pub fn succeed(command: &mut Command) -> String {
     let output = command.output().unwrap_or_else(|error| panic!("{command:?} cannot be started: {error}"));
     let said = String::from_utf8_lossy(&output.stderr);
@@ -119,11 +119,11 @@ pub fn succeed(command: &mut Command) -> String {
     String::from_utf8_lossy(&output.stdout).lines().next().unwrap_or_default().to_owned()
 }
 
-/// What a filesystem is mounted at as long as this lives.
+/// A mount point. The filesystem is mounted while this value lives.
 pub struct Mounted(PathBuf);
 
 impl Mounted {
-    /// Mounts it with these options.
+    /// Mounts the disk with these options.
     pub fn new(disk: &Disk, point: &Path, options: &str) -> Self {
         succeed(Command::new("mount").args(["-o", options, disk.device()]).arg(point));
         Self(point.to_owned())
@@ -140,16 +140,16 @@ impl Drop for Mounted {
     }
 }
 
-/// The largest request's data, and room for what comes before them.
+/// The limit of the data of a request, and the size of a buffer with the headers.
 const MAX_DATA: usize = 1 << 20;
 const MAX_HEAD: usize = 4096;
 
-/// Of a request, as the kernel's `fuse.h` has it: how long its header is, and that of a WRITE
-/// behind it.
+/// The length of the header of a request, and of a WRITE behind it, as in the kernel's
+/// `include/uapi/linux/fuse.h`.
 const HEADER: usize = 40;
 const WRITE_HEADER: usize = 40;
 
-/// Answers the kernel's requests for a mount that is one file.
+/// Answers the requests of the kernel for a mount that is one file.
 struct Server {
     fuse: File,
     size: u64,
@@ -166,7 +166,7 @@ impl Server {
                 Ok(length) => length,
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 Err(error) if error.raw_os_error() == Some(libc::ENOENT) => continue,
-                // It was unmounted.
+                // The filesystem was unmounted.
                 Err(_) => return,
             };
             let Some(answer) = self.answer(&request[..length]) else { continue };
@@ -178,12 +178,12 @@ impl Server {
             bytes.extend_from_slice(&error.to_le_bytes());
             bytes.extend_from_slice(&request[8..16]);
             bytes.extend_from_slice(&body);
-            // Whoever asked may be gone.
+            // The caller may be gone.
             let _ = self.fuse.write(&bytes);
         }
     }
 
-    /// None: the kernel waits for no answer.
+    /// Handles a request. Returns None if the kernel waits for no answer.
     fn answer(&mut self, request: &[u8]) -> Option<Result<Vec<u8>, i32>> {
         let number = |at: usize, length: usize| {
             request[at..at + length].iter().rev().fold(0, |number: u64, byte| number << 8 | u64::from(*byte))
@@ -192,8 +192,8 @@ impl Server {
         Some(match number(4, 4) {
             // FORGET, INTERRUPT, BATCH_FORGET
             2 | 36 | 42 => return None,
-            // GETATTR, SETATTR: the size is at the second place of the attributes, the mode and the
-            // number of links are at 60.
+            // GETATTR, SETATTR: of the attributes, the size is at offset 8, the mode and the link
+            // count are at 60.
             3 | 4 => {
                 let mut answer = words(&[u32::MAX, 0, 0, 0]);
                 let mut attributes = vec![0; 88];
@@ -250,7 +250,7 @@ impl Server {
         data
     }
 
-    /// The device has blocks of this size, so it is asked to write only whole ones.
+    /// The device has blocks of this size, so every write has whole blocks.
     fn write(&mut self, offset: u64, data: &[u8]) {
         assert!(
             offset.is_multiple_of(BLOCK as u64) && data.len().is_multiple_of(BLOCK),

@@ -1,5 +1,4 @@
-//! The layers of one overlay, what it is mounted with, and what is true of them when it is not
-//! mounted.
+//! The layers of one overlay, its mount options, and the conditions after its unmount.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -21,8 +20,8 @@ pub struct Fixture {
 }
 
 impl Fixture {
-    /// Lower layers with what `workers` programs begin with and what `furnish` adds, and an empty
-    /// upper one, below `changes`.
+    /// Makes lower layers with the files of `workers` programs and of `furnish`, and an empty upper
+    /// layer below `changes`.
     pub fn new(setup: &Setup, changes: &Path, workers: usize, furnish: impl FnOnce(&Path)) -> Self {
         let lowers = ["top", "bottom"].map(|name| setup.dir(name));
         for number in 0..workers {
@@ -34,7 +33,7 @@ impl Fixture {
         Self { point: setup.dir("mount"), lowers, guard, upper, work }
     }
 
-    /// From now on with an upper layer that is empty.
+    /// Replaces the upper layer by an empty one.
     pub fn clear(&self) {
         for dir in [&self.upper, &self.work] {
             std::fs::remove_dir_all(dir).unwrap();
@@ -47,17 +46,18 @@ impl Fixture {
         format!("lowerdir={top}:{bottom},upperdir={},workdir={}", self.upper.display(), self.work.display())
     }
 
-    /// Mounts it with these options, each with a comma before it.
+    /// Mounts the layers with these options. Each has a comma before it.
     pub fn mount(&self, way: &str) -> Mount {
         Mount::new(&self.point, &self.options(way))
     }
 
-    /// The list behind `-o`.
+    /// Returns the list behind `-o`.
     pub fn options(&self, way: &str) -> String {
         self.layers() + way
     }
 
-    /// What `overlayfs-fsck` finds that is lost, as sentences. It repairs what it can if so.
+    /// Returns the losses that `overlayfs-fsck` finds, as sentences. With `repair`, also makes its
+    /// repairs.
     pub fn losses(&self, repair: bool) -> Vec<String> {
         let words = ["-o".to_owned(), self.layers()].map(OsString::from);
         let Ok(Command::Check { options, .. }) = Command::parse(words) else {
@@ -76,8 +76,8 @@ impl Fixture {
         lost.map(|finding| format!("{}: {}", finding.path.display(), finding.damage)).collect()
     }
 
-    /// Panics if anything is in the work directory that is neither kept for the next mount nor says
-    /// who holds the layer.
+    /// Panics if the work directory has other files than those for the next mount and the record of
+    /// the holder.
     pub fn check_work(&self) {
         let kept = |name: &String| {
             let kept = ["numbers", "record", "ctimes", "tmp.holder", "work", "index"];
@@ -87,21 +87,20 @@ impl Fixture {
         assert!(left.is_empty(), "left in the work directory of a fresh mount: {left:?}");
     }
 
-    /// Panics unless the upper layer is one at rest: nothing is to be repaired, and no file is
-    /// partly copied.
+    /// Panics if the unmounted upper layer needs a repair or has a partial copy.
     pub fn check_at_rest(&self) {
         assert_eq!(self.losses(false), [""; 0], "lost in an overlay that was unmounted");
         let parts: Vec<_> = paths(&self.upper).into_iter().filter(|path| path.contains("/.wh..wh.part")).collect();
         assert!(parts.is_empty(), "partial copies in an upper layer at rest: {parts:?}");
     }
 
-    /// Panics if a lower layer is not what it was.
+    /// Panics if a lower layer has changed.
     pub fn check_lowers(&self) {
         self.guard.check();
     }
 }
 
-/// What is below a directory.
+/// Returns all paths below a directory.
 fn paths(dir: &Path) -> Vec<String> {
     let below = |name: String| {
         let path = dir.join(name);

@@ -1,8 +1,8 @@
-//! What a program did to its files, step by step, and which trees a crash may leave of it.
+//! The history of a program's files, step by step, and the trees that a crash may leave of it.
 //!
-//! A step is one call that changes the tree, or one that asks for something to be kept. After a
-//! crash each name must show what it had after some step, and so must each block of a file: from
-//! the last step that was promised to the last one that was begun.
+//! A step is one call that changes the tree, or one that syncs. After a crash each name must show
+//! its state after some step, and so must each block of a file. The step must lie between the last
+//! one that is promised and the last one that was begun.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
@@ -16,10 +16,10 @@ use test_common::xattrs;
 /// The unit that a filesystem writes whole or not at all.
 pub const BLOCK: usize = 4096;
 
-/// A file, under whatever names.
+/// The number of a file, which may have several names.
 pub type FileId = usize;
 
-/// What a path shows.
+/// The object at a path.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Entry {
     Dir,
@@ -29,19 +29,18 @@ pub enum Entry {
     File(FileId),
 }
 
-/// What is in a file, and what is said of it.
+/// The contents and attributes of a file.
 #[derive(Clone, Default, PartialEq, Eq, Debug)]
 pub struct Content {
     pub bytes: Arc<Vec<u8>>,
     pub mode: u32,
-    /// When the bytes were last changed. None: at a moment that nobody knows, after somebody had
-    /// set it.
+    /// The time of the last change of the bytes. None is an unknown time after a set one.
     pub mtime: Option<SystemTime>,
-    /// Those that are the program's (`user.`).
+    /// The attributes of the program (`user.`).
     pub xattrs: BTreeMap<String, Vec<u8>>,
 }
 
-/// All that a program has at one time.
+/// The tree of a program at one time.
 #[derive(Clone, Default, PartialEq, Eq, Debug)]
 pub struct State {
     pub tree: BTreeMap<String, Entry>,
@@ -49,13 +48,13 @@ pub struct State {
 }
 
 impl State {
-    /// The names of a file.
+    /// Returns the names of a file.
     pub fn names(&self, id: FileId) -> Vec<&str> {
         let named = self.tree.iter().filter(|(_, entry)| **entry == Entry::File(id));
         named.map(|(path, _)| path.as_str()).collect()
     }
 
-    /// Whether this is what was found, but for times that nobody knows.
+    /// Returns whether this state equals `found`, except for unknown times.
     pub fn is(&self, found: &Self) -> bool {
         let fits = |(id, content): (&FileId, &Content)| {
             let found = found.files.get(id);
@@ -65,15 +64,15 @@ impl State {
     }
 }
 
-/// The path of the directory that has a path.
+/// Returns the path of the directory that contains `path`.
 pub fn parent(path: &str) -> &str {
     path.rsplit_once('/').map_or("", |(parent, _)| parent)
 }
 
-/// What is on the disk after the call was answered.
+/// A promise about the disk, from the success of a call.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Promise {
-    /// The file's data, and the name by which it was synced.
+    /// The data of a file, and the name by which it was synced.
     File(FileId, String),
     /// The names in a directory.
     Dir(String),
@@ -81,17 +80,16 @@ pub enum Promise {
 
 /// A call.
 pub struct Step {
-    /// For people.
+    /// A description for messages.
     pub what: String,
-    /// When it was begun and answered, by the clock of the test. None: it was not answered.
+    /// The times of the start and the answer, by the clock of the test. None: without an answer.
     pub begun: u64,
     pub done: Option<u64>,
     pub promise: Option<Promise>,
-    /// The file to which it gave a name or other content, and the directories in which it changed a
-    /// name.
+    /// The file that got a name or other content, and the directories in which a name changed.
     pub file: Option<FileId>,
     pub dirs: Vec<String>,
-    /// The tree after it.
+    /// The tree after the step.
     pub state: State,
 }
 
@@ -100,7 +98,7 @@ pub struct History {
     steps: Vec<Step>,
 }
 
-/// A tree as it was found.
+/// A tree as the test found it.
 #[derive(Default)]
 pub struct Found(BTreeMap<String, FoundEntry>);
 
@@ -112,28 +110,28 @@ enum FoundEntry {
     File { content: Content, ino: u64 },
 }
 
-/// Which versions of a file may be found.
+/// The versions of a file that a crash may leave.
 #[derive(Clone, Copy)]
 struct Floor {
-    /// Those after this step, and later ones.
+    /// This step and later ones.
     step: usize,
-    /// Whether the time of last change is that of one of them, too. That of a copy of which parts
-    /// are still lent by a lower layer is lost if the power fails while the rest is copied.
+    /// Whether the time of last change is that of one of these versions, too. A power failure
+    /// during the completion of a partial copy may lose its time.
     timed: bool,
 }
 
-/// How names come back.
+/// The order in which changes of names survive.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Order {
-    /// All are those after one step.
+    /// All names are those after one step.
     Kept,
-    /// Each for itself, also those that were promised: btrfs alone, without an overlay, brings back
-    /// old names of files that were renamed and whose directories were synced.
+    /// Each name has a step of its own, even a promised name. btrfs alone, without an overlay,
+    /// brings back old names of renamed files in synced directories.
     EachName,
 }
 
 impl Found {
-    /// Takes down what is at `path`, with all below it, if there is anything.
+    /// Records the object at `path`, with everything below it, if it exists.
     pub fn add(&mut self, root: &Path, path: &str) {
         let full = root.join(path);
         let Ok(metadata) = full.symlink_metadata() else { return };
@@ -159,7 +157,7 @@ impl Found {
         self.0.insert(path.to_owned(), entry);
     }
 
-    /// What was found, with files numbered from 0.
+    /// Returns the found tree as a state, with files numbered from 0.
     pub fn to_state(&self) -> State {
         let mut state = State::default();
         let mut numbers = HashMap::new();
@@ -182,44 +180,44 @@ impl Found {
 }
 
 impl History {
-    /// One that begins with this.
+    /// Makes a history that begins with this state.
     pub fn new(state: State) -> Self {
         let what = "the beginning".to_owned();
         Self { steps: vec![Step { what, begun: 0, done: Some(0), promise: None, file: None, dirs: Vec::new(), state }] }
     }
 
-    /// What there is after the last step.
+    /// Returns the state after the last step.
     pub fn state(&self) -> &State {
         &self.last().state
     }
 
-    /// The last step.
+    /// Returns the last step.
     pub fn last(&self) -> &Step {
         self.steps.last().expect("there is a first one")
     }
 
-    /// Adds a step that was begun.
+    /// Adds a step at its start.
     pub fn begin(&mut self, step: Step) {
         self.steps.push(step);
     }
 
-    /// The last step was answered.
+    /// Records the answer to the last step.
     pub fn done(&mut self, now: u64) {
         self.steps.last_mut().expect("there is a first one").done = Some(now);
     }
 
-    /// How many steps were begun before a moment.
+    /// Returns the number of steps that were begun before a moment.
     pub fn begun_by(&self, moment: u64) -> usize {
         self.steps.partition_point(|step| step.begun <= moment)
     }
 
-    /// Forgets how it came to what is now.
-    pub fn settle(&mut self) {
+    /// Drops all steps but the last one.
+    pub fn drop_steps(&mut self) {
         self.steps.drain(..self.steps.len() - 1);
     }
 
-    /// What was found is all that was answered, also if the daemon was killed, and what was not
-    /// answered is there or not. Goes on with it.
+    /// Checks a tree after a kill of the daemon: it has every answered step. The last step without
+    /// an answer has happened or not. The history goes on from the tree found.
     pub fn check_answered(&mut self, found: &Found) -> Result<(), String> {
         let last = self.steps.len() - 1;
         let first = self.steps.iter().rposition(|step| step.done.is_some()).expect("the beginning is done");
@@ -234,8 +232,8 @@ impl History {
         Ok(())
     }
 
-    /// After the power was cut at `moment`: what was found has all that was promised, and nothing
-    /// is half there. Answers whether the names are those after one step.
+    /// Checks a tree after a power cut at `moment`: it keeps every promise, and has no torn state.
+    /// Returns whether all names are those after one step.
     pub fn check_cut(&self, found: &Found, moment: u64, order: Order) -> Result<bool, String> {
         let last = self.begun_by(moment) - 1;
         let promises: Vec<(usize, &Promise)> = self.steps[..=last]
@@ -258,7 +256,7 @@ impl History {
         .map_err(|difference| format!("{difference}\nThe steps:\n{}", self.story(last, moment)))
     }
 
-    /// The steps up to `last`, for people.
+    /// Lists the steps up to `last`, for a message.
     fn story(&self, last: usize, moment: u64) -> String {
         let line = |(at, step): (usize, &Step)| {
             let answered = if step.done.is_some_and(|done| done <= moment) { "" } else { " (not answered)" };
@@ -267,7 +265,7 @@ impl History {
         self.steps[..=last].iter().enumerate().map(line).collect()
     }
 
-    /// The last step up to `at` that a promise is about.
+    /// Returns the last step up to `at` that a promise is about.
     fn promised(&self, promise: &Promise, at: usize) -> usize {
         let is_meant = |step: &Step| match promise {
             Promise::File(id, _) => step.file == Some(*id),
@@ -276,8 +274,8 @@ impl History {
         self.steps[..=at].iter().rposition(is_meant).unwrap_or(0)
     }
 
-    /// The last step of `range` after which the names were as found. The contents are those of any
-    /// step from `floor` of the file to `last`.
+    /// Finds the last step of `range` with the found names. The contents may be those of any step
+    /// from `floor` of the file to `last`.
     fn find(
         &self,
         found: &Found,
@@ -292,7 +290,7 @@ impl History {
                 Err(difference) => why += &format!("\n  not after step {at}, {}: {difference}", self.steps[at].what),
             }
         }
-        Err(format!("what was found is the tree after none of the steps {range:?}:{why}"))
+        Err(format!("the tree found is that after none of the steps {range:?}:{why}"))
     }
 
     fn fits(&self, found: &Found, at: usize, floor: &impl Fn(FileId) -> Floor, last: usize) -> Result<(), String> {
@@ -331,7 +329,7 @@ impl History {
         }
     }
 
-    /// Whether each block is that of some version of the file.
+    /// Checks that each block is from some version of the file.
     fn content_fits(&self, found: &Content, id: FileId, floor: Floor, last: usize) -> Result<(), String> {
         let first = floor.step;
         let mut versions: Vec<&Content> = Vec::new();
@@ -343,7 +341,7 @@ impl History {
         let sizes: Vec<_> = versions.iter().map(|version| version.bytes.len()).collect();
         let bytes = &found.bytes;
         let (least, most) = (sizes.iter().min().copied().unwrap_or(0), sizes.iter().max().copied().unwrap_or(0));
-        // A long write may have come as far as the end of a block.
+        // A long write may have stopped at the end of a block.
         let size = bytes.len();
         if !sizes.contains(&size) && !(least < size && size < most && size.is_multiple_of(BLOCK)) {
             return Err(format!("{size} bytes, and the sizes since step {first} are {sizes:?}"));
@@ -364,15 +362,15 @@ impl History {
                 return Err(format!("{name} has {length:?} bytes, which it did not have since step {first}"));
             }
         }
-        // Where a version ends, a block may be of two: what is behind the end of a file that lends
-        // to a partial copy is the copy's own.
+        // At the end of a version, a block may mix two versions. Behind the end of the source, the
+        // data of a partial copy are its own.
         let mut ends: Vec<usize> =
             (0..size).step_by(BLOCK).chain(sizes.iter().copied().filter(|end| *end < size)).collect();
         ends.push(size);
         ends.sort_unstable();
         for piece in ends.windows(2).filter(|piece| piece[0] < piece[1]) {
             let (start, end) = (piece[0], piece[1]);
-            // What is behind a version's end is zeros.
+            // Behind the end of a version there are zeros.
             let fits = |version: &&Content| {
                 let rest = version.bytes.get(start..).unwrap_or_default();
                 let (same, behind) = bytes[start..end].split_at((end - start).min(rest.len()));
@@ -389,8 +387,8 @@ impl History {
         Ok(())
     }
 
-    /// Whether each name shows what it had after some step, with data that were there since they
-    /// were promised, and no file that was promised is without a name.
+    /// Checks that each name shows its state after some step, with all promised data. A promised
+    /// file must have a name.
     fn check_names(
         &self,
         found: &Found,

@@ -1,7 +1,7 @@
-//! The daemon is killed under load, again and again, and while it ends. All that it had answered is
-//! there afterwards, what it was doing is done or not, and nothing else is left.
+//! Kills of the daemon under load, many times, and during its end. Afterwards every answered call
+//! has its effect. A call in progress has happened or not. Nothing else is left.
 //!
-//! OVERLAYFS_KILLS says how often, OVERLAYFS_SEED begins another sequence.
+//! OVERLAYFS_KILLS sets the number of kills, OVERLAYFS_SEED selects another sequence.
 
 use std::process::Command;
 use std::sync::Arc;
@@ -16,26 +16,25 @@ use crate::mount::{Mount, eventually};
 use crate::setting;
 use crate::worker::Worker;
 
-/// How many programs work at once.
+/// The number of concurrent programs.
 const WORKERS: usize = 4;
 
-/// What an overlay is mounted with, beside its layers. Each has its own upper layer.
+/// The mount options besides the layers. Each set has an upper layer of its own.
 const WAYS: [&str; 5] = ["", ",writeback=0", ",whole_copies", KERNEL, SCHEME];
 
-/// Here a device with the number 0 is a whiteout.
+/// In this format a device with the number 0 is a whiteout.
 const KERNEL: &str = ",format=kernel";
 
-/// Redox has no extended attributes.
+/// The scheme has no extended attributes.
 const SCHEME: &str = ",door=scheme";
 
-/// How often the daemon of an upper layer is killed at most. Then there is another one, so that
-/// there is something to copy up.
+/// The limit of kills for one upper layer. A new one follows, so that there are files to copy up.
 const KILLS: u64 = 10;
 
-/// How long the programs work at most before the daemon is killed.
+/// The longest time between the start of the programs and a kill.
 const LONGEST: Duration = Duration::from_millis(250);
 
-/// How long a daemon that ends may work before it is killed, at most.
+/// The longest time between the start of an unmount and a kill.
 const ENDING: Duration = Duration::from_millis(30);
 
 struct Run {
@@ -43,7 +42,7 @@ struct Run {
     random: Random,
     kills: u64,
     calls: usize,
-    /// How many calls were not answered, and how many of these had no effect.
+    /// The number of calls without an answer, and how many of these had no effect.
     cut_off: usize,
     undone: usize,
 }
@@ -53,7 +52,7 @@ impl Run {
         thread::sleep(Duration::from_micros(self.random.number() % longest.as_micros() as u64));
     }
 
-    /// All calls that a life of an upper layer takes.
+    /// Runs all calls on one upper layer.
     fn live(&mut self, way: &str, kills: u64) {
         self.fixture.clear();
         let mut mount = self.fixture.mount(way);
@@ -108,7 +107,7 @@ impl Run {
         });
     }
 
-    /// Kills a daemon that is unmounted, and completes what is to be completed.
+    /// Kills a daemon during its unmount. The next mount completes the partial copies.
     fn kill_at_the_end(&mut self, mut mount: Mount, workers: &mut [Worker]) {
         const CALLS: usize = 30;
         thread::scope(|scope| {
@@ -117,14 +116,15 @@ impl Run {
             }
         });
         self.calls += CALLS * WORKERS;
-        // Programs that other tests are just starting hold for a moment what this process had open.
+        // A program that another test starts inherits descriptors of this process for a moment, so
+        // a mount may be busy.
         eventually("it is unmounted", || Command::new("umount").arg(&self.fixture.point).status().unwrap().success());
         self.pause(ENDING);
         mount.daemon.kill().unwrap();
     }
 }
 
-/// Works until there is nobody to answer any more. Answers how many calls were made.
+/// Works until the daemon is gone. Returns the number of calls.
 fn work_until_killed(worker: &mut Worker, killed: &AtomicBool) -> usize {
     let mut calls = 0;
     loop {
@@ -140,11 +140,11 @@ fn work_until_killed(worker: &mut Worker, killed: &AtomicBool) -> usize {
 
 fn call(worker: &mut Worker) -> Result<(), String> {
     let done = worker.work();
-    done.map(|()| worker.history.settle()).map_err(|error| format!("{}: {error}", worker.history.last().what))
+    done.map(|()| worker.history.drop_steps()).map_err(|error| format!("{}: {error}", worker.history.last().what))
 }
 
 #[test]
-fn what_was_answered_is_there_after_a_kill() {
+fn answered_calls_survive_a_kill() {
     let kills = setting("OVERLAYFS_KILLS", 15);
     let setup = Setup::new();
     let fixture = Fixture::new(&setup, setup.root(), WORKERS, |_| ());
@@ -158,5 +158,5 @@ fn what_was_answered_is_there_after_a_kill() {
         run.live(way, few);
     }
     let Run { kills, calls, cut_off, undone, .. } = run;
-    println!("{kills} kills in {calls} calls; {cut_off} calls were cut off, {undone} of which were not done");
+    println!("{kills} kills in {calls} calls; {cut_off} calls got no answer, {undone} of them had no effect");
 }

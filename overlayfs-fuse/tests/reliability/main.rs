@@ -1,8 +1,7 @@
-//! What is left when the daemon is killed, when the power fails, and what becomes of a daemon that
-//! works for hours. `docs/reliability.md` says what is promised, and how to run these tests for
-//! long.
+//! Kills of the daemon, power failures, and a daemon that works for hours. `docs/reliability.md`
+//! has the promises, and the way to run these tests for long.
 //!
-//! Needs root, /dev/fuse, and for the power failures loop devices and the packages e2fsprogs,
+//! Needs root and /dev/fuse. The power failures also need loop devices and the packages e2fsprogs,
 //! xfsprogs and btrfs-progs.
 
 mod call;
@@ -18,8 +17,8 @@ mod run;
 mod soak;
 mod worker;
 
-/// The number in an environment variable, which makes a test longer, or the one with which it is
-/// part of all tests.
+/// Returns the number in an environment variable, which makes a test longer, or the default for a
+/// normal run.
 fn setting(variable: &str, otherwise: u64) -> u64 {
     match std::env::var(variable) {
         Ok(text) => text.parse().unwrap_or_else(|error| panic!("{variable}={text}: {error}")),

@@ -1,9 +1,9 @@
-//! The power fails while programs work in an overlay whose upper layer is on a real filesystem.
-//! What they had synced is there afterwards, and nothing is half there.
+//! Power failures while programs work in an overlay with its upper layer on a real filesystem.
+//! Afterwards synced data are there, and no change is torn.
 //!
-//! Runs are recorded on each filesystem, and each of them is cut at many moments. OVERLAYFS_CUTS
-//! says at how many in all, OVERLAYFS_CALLS how many calls each program makes, OVERLAYFS_SEED
-//! begins another sequence.
+//! The tests record runs on each filesystem, and cut each recording at many moments. OVERLAYFS_CUTS
+//! sets the number of all cuts, OVERLAYFS_CALLS the number of calls of each program. OVERLAYFS_SEED
+//! selects another sequence.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -25,24 +25,24 @@ use crate::mount::{is_mounted, program};
 use crate::worker::Worker;
 use crate::{run, setting};
 
-/// How many programs work at once.
+/// The number of concurrent programs.
 const WORKERS: usize = 3;
 
-/// At how many moments a recording is cut at most. Then there is another one.
+/// The limit of cuts of one recording. A new recording follows.
 const CUTS: u64 = 20;
 
-/// How often something else has the filesystem written to the disk.
+/// The interval of syncs from outside of the overlay.
 const SYNC_EVERY: Duration = Duration::from_millis(150);
 
 /// A filesystem of the upper layer.
 struct Filesystem {
     make: &'static [&'static str],
     options: &'static str,
-    /// In bytes.
+    /// The size in bytes.
     size: u64,
-    /// Of its changes of names that were not synced.
+    /// The order in which its changes of names survive.
     order: Order,
-    /// What an overlay is mounted with, beside its layers. Each has its own recordings.
+    /// The mount options besides the layers. Each set has recordings of its own.
     ways: &'static [&'static str],
 }
 
@@ -65,24 +65,23 @@ const BTRFS: Filesystem = Filesystem {
     options: "commit=1",
     size: 320 << 20,
     order: Order::EachName,
-    // With `format=kernel` the whiteout that a rename leaves may be lost: btrfs alone loses it,
-    // too.
+    // With `format=kernel` the whiteout of a rename may be lost. btrfs alone loses it, too.
     ways: &["", ",whole_copies"],
 };
 
-/// Where a run of the system has its name, which partial copies remember.
+/// The id of this boot. Partial copies record it.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
-/// What was done until the power may have failed.
+/// A run up to a possible power failure.
 struct Recorded {
     recording: Recording,
-    /// After which event the overlay was there, and after which the programs had ended.
+    /// The number of events at the start of the programs, and at their end.
     begin: u64,
     worked: u64,
     workers: Vec<Worker>,
 }
 
-/// A system whose power can fail.
+/// A system with a power supply that can fail.
 struct Machine {
     filesystem: &'static Filesystem,
     random: Random,
@@ -91,13 +90,12 @@ struct Machine {
 }
 
 impl Machine {
-    /// One with an empty upper layer, and with what is on its disk.
+    /// Makes a machine with an empty upper layer, and returns the contents of its disk.
     fn new(filesystem: &'static Filesystem) -> (Self, Blocks) {
-        // Mounts of this thread and those that it starts are their own.
-        // SAFETY: descriptors stay shared.
+        // This thread and its children get mounts of their own. SAFETY: descriptors stay shared.
         unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }.unwrap();
         mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).unwrap();
-        let_go_of_others();
+        unmount_other_tests();
         let setup = Setup::new();
         let random = Random(setting("OVERLAYFS_SEED", 1));
         let disk = Disk::new(&setup, filesystem.size, Blocks::new());
@@ -114,7 +112,7 @@ impl Machine {
         (machine, blocks)
     }
 
-    /// The system runs from now on, and not since it did before.
+    /// Starts a new boot: sets another boot id.
     fn boot(&mut self) {
         put::file(
             self.setup.root(),
@@ -123,14 +121,14 @@ impl Machine {
         );
     }
 
-    /// A disk with this on it, and its filesystem mounted.
+    /// Makes a disk with these contents, and mounts its filesystem.
     fn disk(&self, blocks: Blocks) -> (Disk, Mounted) {
         let disk = Disk::new(&self.setup, self.filesystem.size, blocks);
         let mounted = Mounted::new(&disk, &self.setup.path("disk"), self.filesystem.options);
         (disk, mounted)
     }
 
-    /// Has programs work.
+    /// Runs the programs and records their writes.
     fn record(&mut self, blocks: Blocks, way: &str, calls: u64) -> Recorded {
         let (disk, mounted) = self.disk(blocks);
         let mount = self.fixture.mount(way);
@@ -139,8 +137,8 @@ impl Machine {
         let mut workers: Vec<_> =
             (0..WORKERS).map(|number| Worker::new(number, &self.fixture.point, seed, disk.clock.clone())).collect();
         for worker in &mut workers {
-            // Where each name comes back for itself, what is in a directory may be at a path where
-            // it never was.
+            // If names survive one by one, the contents of a directory may show at a path where
+            // they never were.
             worker.moves_dirs = self.filesystem.order == Order::Kept;
             // In the kernel's format a rename leaves no device.
             worker.leaves_devices = !way.contains("format=kernel");
@@ -163,19 +161,19 @@ impl Machine {
     }
 }
 
-/// Lets go of the mounts of other tests, which else would not end before those of this thread do.
-fn let_go_of_others() {
+/// Unmounts the mounts of other tests in this namespace. Otherwise they would last as long as this
+/// thread.
+fn unmount_other_tests() {
     let temporary = std::env::temp_dir();
     let mounts = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
     let points = mounts.lines().filter_map(|line| line.split(' ').nth(4)).map(Path::new);
     for point in points.filter(|point| point.starts_with(&temporary) && *point != temporary) {
-        // It may have gone with the one in which it was.
+        // It may have gone together with its parent mount.
         let _ = unmount(point, UnmountFlags::DETACH);
     }
 }
 
-/// Has the filesystem write what it holds back, at moments that have nothing to do with what
-/// programs do.
+/// Syncs the filesystem at moments that are independent of the programs.
 fn sync_now_and_then(dir: &Path, ended: &AtomicBool) {
     let dir = File::open(dir).unwrap();
     while !ended.load(Ordering::SeqCst) {
@@ -198,7 +196,7 @@ fn cut(filesystem: &'static Filesystem) {
     println!("{}: {cuts} cuts, names not those after one step: {not_one_step}", filesystem.make[0]);
 }
 
-/// Records a run and cuts it. Answers how often the names of a program were not those after one
+/// Records a run and cuts it. Returns how often the names of a program were not those after one
 /// step.
 fn cut_one_recording(machine: &mut Machine, blocks: Blocks, way: &str, cuts: u64) -> u64 {
     let filesystem = machine.filesystem;
@@ -213,7 +211,7 @@ fn cut_one_recording(machine: &mut Machine, blocks: Blocks, way: &str, cuts: u64
         let when = format!("{}{way}, cut {number} of a recording, after event {moment} of {end}", filesystem.make[0]);
         let repair = machine.random.below(2) == 0;
         let mut lost = machine.fixture.losses(repair);
-        // What was written to a partial copy and not synced.
+        // An unsynced write to a partial copy.
         lost.retain(|finding| !finding.ends_with(&Damage::MapMeansNothing.to_string()));
         assert_eq!(lost, [""; 0], "{when}");
         let mount = machine.fixture.mount(way);
@@ -229,31 +227,31 @@ fn cut_one_recording(machine: &mut Machine, blocks: Blocks, way: &str, cuts: u64
 }
 
 #[test]
-fn ext4_keeps_what_was_synced() {
+fn ext4_keeps_synced_data() {
     cut(&EXT4);
 }
 
 #[test]
-fn xfs_keeps_what_was_synced() {
+fn xfs_keeps_synced_data() {
     cut(&XFS);
 }
 
 #[test]
-fn btrfs_keeps_what_was_synced() {
+fn btrfs_keeps_synced_data() {
     cut(&BTRFS);
 }
 
 /// Large enough for a partial copy.
 const LARGE: usize = 4 << 20;
 
-/// What is changed before an end.
+/// Makes the files that change before an end.
 fn furnish_ends(lower: &Path) {
     put::file(lower, "ends/large", vec![b'l'; LARGE]);
     put::file(lower, "ends/small", "small");
     put::file(lower, "ends/dir/inside", "inside");
 }
 
-/// Changes something of each kind, and syncs nothing.
+/// Makes a change of each kind, without a sync.
 fn change_ends(ends: &Path) {
     File::options().append(true).open(ends.join("large")).unwrap().write_all(b"end").unwrap();
     fs::write(ends.join("small"), "changed").unwrap();
@@ -262,7 +260,7 @@ fn change_ends(ends: &Path) {
     fs::write(ends.join("moved/more"), "more").unwrap();
 }
 
-/// Whether all of that is there.
+/// Returns whether all these changes are there.
 fn has_ends(ends: &Path) -> bool {
     let read = |name: &str| fs::read(ends.join(name)).unwrap_or_default();
     read("large") == [&vec![b'l'; LARGE][..], b"end"].concat()
@@ -273,10 +271,11 @@ fn has_ends(ends: &Path) -> bool {
         && !ends.join("dir").exists()
 }
 
-/// Says of a mount point and the clock of the disk when everything is to be kept.
+/// An end of the work. It gets the mount point and the clock of the disk, and returns the moment
+/// from which all changes must be kept.
 type End = fn(&Path, &AtomicU64) -> u64;
 
-/// What is changed before one of these is on the disk when they have returned.
+/// The ends: after their return, all earlier changes are on the disk.
 const ENDS: [(&str, End); 2] = [
     ("umount", |point, clock| {
         succeed(Command::new("umount").arg(point));
@@ -289,7 +288,7 @@ const ENDS: [(&str, End); 2] = [
 ];
 
 impl Machine {
-    /// Whether what [`change_ends`] has changed is there if the power fails at a moment.
+    /// Returns whether the changes of [`change_ends`] survive a power failure at a moment.
     fn keeps_ends(&mut self, recording: &Recording, moment: u64, way: &str) -> bool {
         self.boot();
         let blocks = recording.cut(moment, &mut self.random);
@@ -321,22 +320,23 @@ fn cut_at_the_end(filesystem: &'static Filesystem) {
 }
 
 #[test]
-fn what_was_changed_before_an_end_is_kept() {
+fn changes_before_an_end_are_kept() {
     for filesystem in [&EXT4, &XFS, &BTRFS] {
-        // Each has a namespace of its own.
+        // Each filesystem has a namespace of its own.
         thread::scope(|scope| scope.spawn(|| cut_at_the_end(filesystem)).join().unwrap());
     }
 }
 
-/// The kernel tells nobody of syncfs(2): what was changed is kept soon after it, and not at once.
+/// The kernel does not report syncfs(2) to the daemon. So changes are on the disk soon after it,
+/// and not at once.
 #[test]
-fn what_was_changed_before_syncfs_is_kept_soon_after() {
+fn changes_before_syncfs_are_kept_soon_after() {
     let (mut machine, blocks) = Machine::new(&EXT4);
     let (disk, mounted) = machine.disk(blocks);
     let mount = machine.fixture.mount("");
     change_ends(&machine.fixture.point.join("ends"));
     rustix::fs::syncfs(File::open(&machine.fixture.point).unwrap()).unwrap();
-    // It takes a second, on a machine that has nothing else to do.
+    // The delay is a second on an idle machine.
     let cuts: Vec<_> = (0..12)
         .map(|_| {
             thread::sleep(Duration::from_millis(500));
@@ -350,12 +350,12 @@ fn what_was_changed_before_syncfs_is_kept_soon_after() {
     assert!(first.is_some(), "syncfs(2) has brought nothing to the disk");
 }
 
-/// An overlay that syncs nothing is refused, whatever came of it.
+/// A volatile upper layer is refused after a power failure, whatever its state.
 #[test]
-fn what_is_volatile_is_refused_after_a_cut() {
+fn a_volatile_layer_is_refused_after_a_cut() {
     let (mut machine, blocks) = Machine::new(&EXT4);
     let Recorded { recording, begin, worked, .. } = machine.record(blocks, ",volatile", 20);
-    // At the end the mark goes.
+    // An end in time removes the mark.
     for _ in 0..setting("OVERLAYFS_CUTS", 3) {
         let moment = begin + machine.random.number() % (worked + 1 - begin);
         machine.boot();

@@ -1,12 +1,13 @@
-//! Hours of mixed work: programs that change what they have at random and know what they should
-//! find, git, tar and what compilers do, and files that are copied up all the time. One overlay
-//! stays mounted until the end; another is mounted anew every now and then.
+//! Hours of mixed work: programs with random changes and known results, git, tar, the calls of
+//! compilers, and copy-up all the time. One overlay stays mounted until the end. Another is mounted
+//! again from time to time.
 //!
-//! OVERLAYFS_SOAK_SECONDS says how long. Memory and descriptors of the first daemon are written
-//! down as a table, which is seen with `--nocapture`. They must not grow once all has been done a
-//! few times. What the daemon may remember has a limit, which the work alone would reach after a
-//! day; in a run that is long enough to tell, more files than that are looked at before it begins,
-//! and again all the time.
+//! OVERLAYFS_SOAK_SECONDS sets the time. The test prints the memory and descriptors of the first
+//! daemon as a table, which `--nocapture` shows. Once all work has run a few times, they must not
+//! grow.
+//!
+//! The cache of the daemon has a limit, which this work alone would reach after a day. So a long
+//! run looks at more files than the limit before the work begins, and again all the time.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -25,42 +26,42 @@ use crate::mount::Mount;
 use crate::worker::Worker;
 use crate::{run, setting};
 
-/// How many programs work at random in the overlay that stays.
+/// The number of programs with random changes in the overlay that stays.
 const WORKERS: usize = 2;
 
-/// How many calls a program makes before it looks whether everything is as it should be.
+/// The number of calls of a program between two comparisons.
 const CALLS: usize = 200;
 
-/// A pause between two calls, so that two hours are not two hours of a busy disk.
+/// The pause between two calls, so that the disk is not busy for the whole time.
 const PAUSE: Duration = Duration::from_millis(2);
 
-/// How many seconds pass between two files that are copied up, small and large ones.
+/// The seconds between two copy-ups, of small and of large files.
 const SMALL_EVERY: f64 = 0.3;
 const LARGE_EVERY: f64 = 3.0;
 
 const SMALL: usize = 3000;
 const LARGE: u64 = (2 << 20) + 77;
 
-/// The shortest run of which it is said whether anything grows: a shorter one is all warm-up.
+/// The shortest run that checks for growth. A shorter one is only a warm-up.
 const TELLS: Duration = Duration::from_secs(600);
 
-/// The directories and the files in each that a run which tells has besides, so that the daemon
-/// knows as many objects and names as it may (131,072) throughout.
+/// The number of further directories in a run that checks for growth, and of the files in each.
+/// With them the daemon's cache is at its limit (131,072 objects and names) all the time.
 const CROWDS: usize = 160;
 const CROWD: usize = 1000;
 
-/// How long until another of these directories is looked at.
+/// The interval between looks at these directories.
 const CROWD_EVERY: Duration = Duration::from_secs(1);
 
-/// What a daemon may need at any time.
+/// The limit of memory of a daemon.
 const MOST_MEMORY: u64 = 256 << 20;
 const MOST_DESCRIPTORS: usize = 1000;
 
-/// By how much the largest value of the last quarter may exceed that of the second one.
+/// The limit of growth: the largest value of the last quarter, less that of the second one.
 const MORE_MEMORY: u64 = 4 << 20;
 const MORE_DESCRIPTORS: usize = 64;
 
-/// What git, tar and compilers do with a tree. Fails if a file is not what it should be.
+/// The calls of git, tar and compilers in a tree. The script fails if a file is wrong.
 const PROGRAMS: &str = r#"
 rm -rf work clone && mkdir work && cd work
 tar -C ../tree -cf - . | tar -xf -
@@ -86,7 +87,7 @@ struct Sample {
     descriptors: usize,
 }
 
-/// What a daemon needs now.
+/// Reads the memory and descriptors of a daemon.
 fn sample(pid: u32, at: Duration) -> Sample {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
@@ -94,7 +95,7 @@ fn sample(pid: u32, at: Duration) -> Sample {
     Sample { at, memory: kilobytes << 10, descriptors: fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count() }
 }
 
-/// Panics if the daemon ever needed too much.
+/// Panics if the daemon was ever above the limit.
 fn check(samples: &[Sample]) {
     for Sample { at, memory, descriptors } in samples {
         assert!(*memory < MOST_MEMORY, "after {at:?} the daemon has {memory} bytes of memory");
@@ -102,7 +103,7 @@ fn check(samples: &[Sample]) {
     }
 }
 
-/// Panics if the daemon needs more and more.
+/// Panics if the memory or the descriptors grow.
 fn check_growth(samples: &[Sample], whole: Duration) {
     let quarter = |number: u32| {
         let of =
@@ -119,7 +120,7 @@ fn check_growth(samples: &[Sample], whole: Duration) {
     assert!(after.1 <= before.1 + MORE_DESCRIPTORS, "descriptors grow from {} to {}", before.1, after.1);
 }
 
-/// Until when to work. Ends early when somebody else fails, so that his message is seen soon.
+/// The end of the work. It comes early when another thread fails, so that the message shows soon.
 struct Watch {
     start: Instant,
     length: Duration,
@@ -132,7 +133,7 @@ impl Watch {
     }
 }
 
-/// Tells the others when its thread panics.
+/// Stops the other threads when its thread panics.
 struct Alarm<'a>(&'a Watch);
 
 impl Drop for Alarm<'_> {
@@ -143,19 +144,19 @@ impl Drop for Alarm<'_> {
     }
 }
 
-/// Works at random, and looks after every few calls.
+/// Makes random changes, and compares the tree after every few calls.
 fn work_at_random(worker: &mut Worker, watch: &Watch, until: Duration) {
     while watch.goes_on() && watch.start.elapsed() < until {
         for _ in 0..CALLS {
             worker.work().unwrap_or_else(|error| panic!("{}: {error}", worker.history.last().what));
-            worker.history.settle();
+            worker.history.drop_steps();
             thread::sleep(PAUSE);
         }
         worker.compare();
     }
 }
 
-/// Copies files up all the time, until there are none left.
+/// Copies files up all the time, until none is left.
 fn copy_up(mount: &Path, watch: &Watch) {
     let mut random = Random(7);
     let (mut small, mut large) = (0, 0);
@@ -178,7 +179,7 @@ fn copy_up(mount: &Path, watch: &Watch) {
             let path = mount.join(format!("ration/large/{large}"));
             let file = File::options().read(true).write(true).open(&path).unwrap();
             file.write_all_at(b"changed", LARGE / 2).unwrap();
-            // Few stay as they are, for the rest of each is copied at the end.
+            // Few files keep a partial copy, since the end copies the rest of each.
             let fate = random.below(16);
             if (1..8).contains(&fate) {
                 file.sync_all().unwrap();
@@ -204,12 +205,12 @@ fn small_file(number: usize) -> String {
     format!("ration/small/{}/{number}", number / 100)
 }
 
-/// The directory of a crowd of files.
+/// Returns the path of a directory of the crowd.
 fn crowd(number: usize) -> String {
     format!("crowds/{number}")
 }
 
-/// Looks at each file of a crowd.
+/// Stats each file of a directory.
 fn look_at(dir: &Path) {
     for name in 0..CROWD {
         let path = dir.join(name.to_string());
@@ -218,7 +219,7 @@ fn look_at(dir: &Path) {
     }
 }
 
-/// Looks at one crowd after the other, from the beginning again and again.
+/// Looks at one directory after the other, in a loop.
 fn look_around(mount: &Path, watch: &Watch) {
     let mut looks = 0;
     while watch.goes_on() {
@@ -229,7 +230,7 @@ fn look_around(mount: &Path, watch: &Watch) {
     println!("crowds looked at: {looks}");
 }
 
-/// Does what programs do, from the beginning again and again.
+/// Runs the script of programs in a loop.
 fn run_programs(mount: &Path, watch: &Watch) {
     let mut rounds = 0;
     while watch.goes_on() {
@@ -248,7 +249,7 @@ fn run_programs(mount: &Path, watch: &Watch) {
     println!("rounds of git, tar and the others: {rounds}");
 }
 
-/// Mounts an overlay anew, again and again, with an empty upper layer now and then.
+/// Mounts an overlay again and again, with an empty upper layer from time to time.
 fn remount(fixture: &Fixture, watch: &Watch, period: Duration) {
     let mut mounts = 0;
     while watch.goes_on() {
@@ -270,7 +271,7 @@ fn remount(fixture: &Fixture, watch: &Watch, period: Duration) {
 }
 
 #[test]
-fn memory_and_descriptors_stay_what_they_are() {
+fn memory_and_descriptors_do_not_grow() {
     let length = Duration::from_secs(setting("OVERLAYFS_SOAK_SECONDS", 6));
     let (stays, anew) = (Setup::new(), Setup::new());
     let (seconds, tells) = (length.as_secs_f64(), length >= TELLS);
@@ -294,7 +295,7 @@ fn memory_and_descriptors_stay_what_they_are() {
         }
     });
     let other = Fixture::new(&anew, anew.root(), 1, |_| ());
-    // Longer than the work, since what was partly copied is completed at the end.
+    // The limit is longer than the work, since the end completes partial copies.
     let mount = Mount::for_long(&fixture.point, &fixture.options(""), length + Duration::from_secs(600));
     let pid = mount.daemon.id();
     let start = Instant::now();

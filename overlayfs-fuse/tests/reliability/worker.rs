@@ -1,6 +1,7 @@
-//! A program that changes its part of a tree at random, one call at a time, and writes its history.
+//! A program that changes its part of a tree at random, one call at a time, and records its
+//! history.
 //!
-//! It has a directory for itself, and files in one that all programs use.
+//! It has a directory of its own, and files in a directory that all programs use.
 
 use std::fs;
 use std::io;
@@ -18,14 +19,14 @@ use crate::history::{BLOCK, Content, Entry, FileId, Found, History, State, Step,
 /// The directory that all programs use.
 const SHARED: &str = "shared";
 
-/// The most bytes that a file gets.
+/// The limit of the size of a file.
 const LARGEST: usize = 3 << 20;
 
-/// How many names a program has at most.
+/// The limit of names of a program.
 const NAMES: usize = 60;
 
-/// The extended attributes that it sets, and the most bytes of each: together with the overlay's
-/// own they fit into a block, as they must on ext4.
+/// The extended attributes that it sets, and the limit of each. Together with the marks of the
+/// overlay they fit into a block, as ext4 needs.
 const XATTRS: [&str; 3] = ["user.one", "user.two", "user.three"];
 const LARGEST_XATTR: usize = 900;
 
@@ -34,7 +35,7 @@ pub struct Worker {
     number: usize,
     root: PathBuf,
     random: Random,
-    /// What tells the time of steps.
+    /// The clock of the steps.
     clock: Arc<AtomicU64>,
     next_file: FileId,
     /// Whether it renames directories.
@@ -51,7 +52,8 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Puts what the program begins with into two lower layers, the upper one first.
+    /// Puts the first files of the program into two lower layers. The first argument is the higher
+    /// one.
     pub fn furnish(number: usize, upper: &Path, lower: &Path) {
         let own = format!("w{number}");
         let mut seed = number as u64 * 1000;
@@ -80,7 +82,7 @@ impl Worker {
         file(lower, &format!("{SHARED}/{own}-large"), 1_200_000);
     }
 
-    /// The program with this number in the tree at `root`, where it finds what it begins with.
+    /// Makes the program with this number in the tree at `root`, which has its first files.
     pub fn new(number: usize, root: &Path, seed: u64, clock: Arc<AtomicU64>) -> Self {
         let mut worker = Self {
             number,
@@ -101,7 +103,7 @@ impl Worker {
         worker
     }
 
-    /// All that it has, as it is now.
+    /// Returns all objects of the program in their present state.
     pub fn find(&self) -> Found {
         let mut found = Found::default();
         found.add(&self.root, &self.own());
@@ -115,7 +117,7 @@ impl Worker {
         found
     }
 
-    /// Panics unless it finds what it left.
+    /// Panics unless the tree equals the history.
     pub fn compare(&mut self) {
         let found = self.find();
         self.history
@@ -127,8 +129,8 @@ impl Worker {
         format!("w{}", self.number)
     }
 
-    /// Makes one call, or a few that belong together. An error is that of the call, whose step
-    /// stays unanswered.
+    /// Makes one call, or a few that belong together. An error is that of a call. Its step stays
+    /// without an answer.
     pub fn work(&mut self) -> io::Result<()> {
         match self.random.below(24) {
             0 | 1 => return self.replace(),
@@ -143,7 +145,7 @@ impl Worker {
         self.perform(call)
     }
 
-    /// Writes a file as editors do: completely, under another name first.
+    /// Replaces a file as editors do: writes a file with another name, and renames it.
     fn replace(&mut self) -> io::Result<()> {
         let (temp, length) = (self.free_name(), 1 + self.random.below(20_000));
         let Some(target) = self.some_file() else { return Ok(()) };
@@ -176,7 +178,7 @@ impl Worker {
                 let (offset, length) = match self.random.below(4) {
                     0 => (size, 1 + self.random.below(9000)),
                     1 => {
-                        // Inside one block.
+                        // The write stays inside one block.
                         let offset = self.random.below(size + 1);
                         (offset, 1 + self.random.below(BLOCK - offset % BLOCK))
                     }
@@ -196,7 +198,7 @@ impl Worker {
             57..67 => {
                 let from = self.some_path(|entry| *entry != Entry::Dir)?;
                 let to = if self.random.below(3) == 0 { self.some_file()? } else { self.free_name()? };
-                // Two names of one file: nothing happens then.
+                // A rename between two names of one file does nothing.
                 let tree = &self.history.state().tree;
                 (from != to && tree.get(&from) != tree.get(&to)).then_some(Call::Rename(from, to))?
             }
@@ -278,13 +280,13 @@ impl Worker {
         self.some_path(|entry| matches!(entry, Entry::File(_)))
     }
 
-    /// One that can go: not the program's own.
+    /// Returns a directory that can be removed, other than the program's own.
     fn some_dir(&mut self) -> Option<String> {
         let own = self.own();
         self.some_path(|entry| *entry == Entry::Dir).filter(|path| *path != own)
     }
 
-    /// The directories that a file can be put into.
+    /// Returns the directories that can take a file.
     fn dirs(&self) -> Vec<String> {
         let tree = &self.history.state().tree;
         let own = tree.iter().filter(|(_, entry)| **entry == Entry::Dir).map(|(path, _)| path.clone());
@@ -300,7 +302,7 @@ impl Worker {
         (tree.len() < NAMES && path.matches('/').count() < 8 && !tree.contains_key(&path)).then_some(path)
     }
 
-    /// What a file has.
+    /// Returns the content of a file.
     fn content(&self, path: &str) -> Option<&Content> {
         let state = self.history.state();
         match state.tree.get(path) {

@@ -1,4 +1,4 @@
-//! Layers with files in them, and changes of all kinds to the tree that an overlay makes of them.
+//! Layers with files, and changes of all kinds to the tree of an overlay of them.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -8,8 +8,8 @@ use test_common::put;
 use crate::mount::eventually;
 use crate::run;
 
-/// Deletions, directories made anew, renames into the same and into other directories, again and
-/// again.
+/// Deletions, new directories in place of old ones, and renames within a directory and between
+/// directories, several times.
 pub const CHANGES: &str = "
 rm a/gone; rm -r a/tree; mkdir a/tree; echo new > a/tree/new
 echo changed >> a/file; mv a/file a/renamed; rm b/file
@@ -18,11 +18,11 @@ rm -r e; echo file > e; rm f; mkdir f; echo in > f/in
 mkdir new; mv b/renamed/sub new/sub; echo x > new/sub/x; ln -s a link; mkfifo pipe
 ";
 
-/// More of them, to what these have left.
+/// More changes, to the result of these.
 pub const AGAIN: &str =
     "rm -r a/tree; mv d/moved d/again; rm b/renamed/more; mv new/sub b/back; rm f/in; echo y > new/y";
 
-/// Fills a lower layer with what is changed.
+/// Fills a lower layer with the objects of the changes.
 pub fn make_lower(dir: &Path) {
     for file in
         ["a/gone", "a/file", "a/tree/old", "a/tree/deep/old", "b/file", "b/dir/one", "b/dir/sub/two", "c/dir/one"]

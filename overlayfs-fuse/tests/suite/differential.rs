@@ -1,4 +1,5 @@
-//! A mount and an ordinary directory with the same content, in which the same is done.
+//! Differential tests: the same scripts run in a mount and in an ordinary directory with the same
+//! contents.
 
 use std::path::{Path, PathBuf};
 
@@ -22,7 +23,7 @@ pub struct Differential {
 }
 
 impl Differential {
-    /// With nothing in them but one directory of the lower layer, `below`.
+    /// Makes a fixture with one directory, `below`, in the lower layer.
     pub fn small(front_end: &str) -> Self {
         let setup = Setup::new();
         let lower = setup.dir("lower");
@@ -32,13 +33,13 @@ impl Differential {
         Self::over(front_end, setup, vec![lower])
     }
 
-    /// With the content of these layers, none of which hides a directory.
+    /// Makes a fixture with the contents of these layers. None of them hides a directory.
     pub fn over(front_end: &str, setup: Setup, lowers: Vec<PathBuf>) -> Self {
-        // Other users work in it too.
+        // Other users need access to it.
         mode(setup.root(), 0o755);
         let plain = setup.dir("plain");
         for layer in lowers.iter().rev() {
-            // Some programs take times of the same second for the same.
+            // Some programs treat times in the same second as equal, so the times are in the past.
             shell(layer, "find . -newermt yesterday -exec touch -hd 2009-09-09 {} +");
             shell(layer, &format!("cp -a . {}", plain.display()));
         }
@@ -60,7 +61,7 @@ impl Differential {
         self.mount = Some(Mount::new(&self.setup.dir("mount"), &options));
     }
 
-    /// Runs a script in both. Returns what it printed, which is the same.
+    /// Runs a script in both. Returns its output, which must be the same.
     pub fn run(&self, script: &str) -> String {
         let [found, expected] = ["mount", "plain"].map(|name| shell(&self.setup.path(name), script));
         let unlike = found.lines().zip(expected.lines()).find(|(found, expected)| found != expected);
@@ -68,7 +69,7 @@ impl Differential {
         found
     }
 
-    /// Asserts that a part of the mount is as in the ordinary directory.
+    /// Panics unless a part of the mount equals that of the ordinary directory.
     pub fn compare(&self, path: &str, detail: Detail) {
         let [found, expected] =
             ["mount", "plain"].map(|name| Snapshot::take(&self.setup.path(name).join(path), detail));
@@ -76,19 +77,19 @@ impl Differential {
         expected.assert_same(&found, &format!("the mount's /{path}"));
     }
 
-    /// Mounts anew: the tree is what it was, times included, and the lower layers as well.
+    /// Mounts again. The tree must be unchanged, with its times, and the lower layers too.
     pub fn remount(&mut self) {
         self.remount_after(|_| ());
     }
 
-    /// Mounts anew with an empty upper layer above the one that there was, which is the topmost
-    /// lower one from now on.
+    /// Mounts again with an empty upper layer. The former upper layer becomes the topmost lower
+    /// one.
     pub fn stack(&mut self) {
         self.remount_after(|differential| {
             let [upper, work] =
                 ["upper", "work"].map(|name| differential.setup.dir(&format!("{name}-{}", differential.lowers.len())));
-            // The root has the times of the upper layer, which stays empty with a work directory
-            // elsewhere.
+            // The root shows the times of the upper layer. That layer stays empty, as the work
+            // directory is elsewhere.
             shell(&upper, &format!("touch -r {} .", differential.upper.display()));
             differential.work = Some(work);
             let below = std::mem::replace(&mut differential.upper, upper);
@@ -107,7 +108,7 @@ impl Differential {
         before.assert_same(&Snapshot::take(&point, Detail::Times), "the tree after another mount");
     }
 
-    /// The last words of every test.
+    /// Compares and remounts at the end of a test.
     pub fn end(mut self) {
         self.compare("", Detail::Contents);
         self.remount();
@@ -121,9 +122,9 @@ impl Differential {
 fn shell(dir: &Path, script: &str) -> String {
     let mut command = run::command("sh");
     command.args(["-euc", script]).current_dir(dir);
-    // Before what is only for root of the system.
+    // The word before a command that only root of the system may run.
     command.env("AS_ROOT", if std::env::var_os(VARIABLE).is_some() { ":" } else { "" });
-    // Nothing of the user's own configuration, and the same commits at any time.
+    // The scripts use no configuration of the user, and their commits are the same at any time.
     command.env("HOME", "/nonexistent").env("GIT_CONFIG_GLOBAL", "/dev/null").env("GIT_CONFIG_NOSYSTEM", "1");
     for who in ["AUTHOR", "COMMITTER"] {
         command.env(format!("GIT_{who}_NAME"), "Somebody").env(format!("GIT_{who}_EMAIL"), "somebody@example.org");

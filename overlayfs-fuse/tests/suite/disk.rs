@@ -1,4 +1,4 @@
-//! Filesystems for layers, in a file or in memory, of a size that a test chooses.
+//! Filesystems for layers, in a file or in memory, with a size that the test chooses.
 
 use std::ffi::CString;
 use std::fs::File;
@@ -10,14 +10,14 @@ use test_common::{Setup, put};
 
 use crate::mount;
 
-/// A filesystem for layers. Unmounted when it is dropped, if it is still mounted.
+/// A filesystem for layers. The drop unmounts it, if it is still mounted.
 pub struct Disk {
     pub point: PathBuf,
 }
 
 impl Disk {
-    /// An ext4 filesystem, with a journal or without (`^has_journal`), in the file `image`, which
-    /// is made.
+    /// Makes an ext4 filesystem in the new file `image`, with a journal or without
+    /// (`^has_journal`).
     pub fn ext4(setup: &Setup, image: &Path, size: u64, journal: &str) -> Self {
         File::create(image).unwrap().set_len(size).unwrap();
         let early = "lazy_itable_init=0,lazy_journal_init=0";
@@ -32,7 +32,7 @@ impl Disk {
         run(Command::new("mount").args(["-o", "loop"]).arg(image).arg(&self.point));
     }
 
-    /// A filesystem in memory.
+    /// Makes a filesystem in memory.
     #[allow(dead_code, reason = "not every suite has one")]
     pub fn memory(point: PathBuf, size: u64) -> Self {
         let size = CString::new(format!("size={size}")).unwrap();
@@ -53,7 +53,7 @@ impl Drop for Disk {
     }
 }
 
-/// Runs what must succeed.
+/// Runs a command that must succeed.
 pub fn run(command: &mut Command) {
     let output = command.output().unwrap();
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));

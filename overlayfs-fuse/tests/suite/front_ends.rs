@@ -1,9 +1,9 @@
-//! Tests that run once through each front end: by `overlayfs-fuse`, and by the delegate's program
-//! whose requests go through the scheme.
+//! Tests that run once through each front end: through `overlayfs-fuse`, and through the program of
+//! the Redox simulator, which serves requests with the scheme.
 
-/// Makes two tests of each of these functions, which take the name of a front end: one in a module
-/// `engine`, one in `scheme`. As the mount option `front_end` that name says which program is meant
-/// (see `program.rs`).
+/// Makes two tests of each of these functions: one in a module `engine`, one in `scheme`. A
+/// function gets the name of the front end. As the value of the mount option `door` this name
+/// selects the program (see `program.rs`).
 macro_rules! through_both_front_ends {
     ($($name:ident),* $(,)?) => {
         mod engine {

@@ -1,4 +1,4 @@
-//! A mount of `overlayfs-fuse` that a test cannot hang on and does not leave behind.
+//! A mount of `overlayfs-fuse` that cannot hang a test, and does not outlive it.
 
 #[path = "program.rs"]
 mod program;
@@ -13,21 +13,20 @@ use std::time::{Duration, Instant};
 #[allow(unused_imports, reason = "not every suite starts the program itself")]
 pub use program::{program, program_for, via_scheme};
 
-/// How long one mount may be needed. Then its daemon is killed, and whoever waits for the mount
-/// gets an error.
+/// The lifetime of one mount. After it the daemon is killed, and callers that wait for the mount
+/// get an error.
 const LIFETIME: Duration = Duration::from_secs(600);
 
-/// How long anything may take that happens by itself.
+/// The timeout for events that the test waits for.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// How long a daemon may take to end: it brings to the disk what was not synced, and others use the
-/// disk too.
+/// The timeout for the end of a daemon. It syncs its changes, and other programs use the disk too.
 const ENDING: Duration = Duration::from_secs(120);
 
-/// What a test prints before it mounts anything.
+/// The line that a test prints before its first mount.
 pub const MOUNTING: &str = "Now it mounts.";
 
-/// A mount whose daemon is a child of the test. Dropped, it is unmounted by force.
+/// A mount with its daemon as a child of the test. The drop unmounts it by force.
 pub struct Mount {
     point: PathBuf,
     pub daemon: Child,
@@ -35,19 +34,19 @@ pub struct Mount {
 }
 
 impl Mount {
-    /// Mounts with these options, a list as behind `-o`, and waits until the mount is there.
+    /// Mounts with these options, a list as behind `-o`. Returns when the mount is visible.
     pub fn new(point: &Path, options: &str) -> Self {
         Self::for_long(point, options, LIFETIME)
     }
 
-    /// As [`Mount::new`], by a command that runs what its last arguments say.
+    /// Mounts as [`Mount::new`], with a command that runs its last arguments.
     #[allow(dead_code, reason = "not every suite has one")]
     pub fn by(mut command: Command, point: &Path, options: &str) -> Self {
         command.arg(program_for(options));
         Self::start(command, point, options, LIFETIME)
     }
 
-    /// As [`Mount::new`], for a mount that may be needed for this long.
+    /// Mounts as [`Mount::new`], with this lifetime.
     pub fn for_long(point: &Path, options: &str, lifetime: Duration) -> Self {
         Self::start(Command::new(program_for(options)), point, options, lifetime)
     }
@@ -61,8 +60,8 @@ impl Mount {
         let watchdog = thread::spawn(move || {
             if wait.recv_timeout(lifetime) == Err(RecvTimeoutError::Timeout) {
                 eprintln!("the mount is in use for {lifetime:?}: its daemon is killed");
-                // SAFETY: takes two numbers. The process is waited for only after this thread has
-                // ended, so it is still the daemon.
+                // SAFETY: takes two numbers. Other code waits for the process only after this
+                // thread has ended, so the number is still the daemon's.
                 unsafe { libc::kill(pid, libc::SIGKILL) };
             }
         });
@@ -75,15 +74,15 @@ impl Mount {
         mount
     }
 
-    /// Unmounts as a user does, and waits for the daemon to end well.
+    /// Unmounts as a user does, and waits for the successful end of the daemon.
     pub fn unmount(self) {
         let status = self.unmount_and_wait();
         assert!(status.success(), "the daemon failed: {status}");
     }
 
-    /// Unmounts as a user does, and answers how the daemon ended. Programs that other tests are
-    /// just starting hold for a moment what this process had open, so the mount may still be busy
-    /// at first.
+    /// Unmounts as a user does, and returns the exit status of the daemon. A program that another
+    /// test starts inherits descriptors of this process for a moment. So the mount may be busy at
+    /// first.
     pub fn unmount_and_wait(mut self) -> ExitStatus {
         eventually("it is unmounted", || {
             Command::new("umount").arg(&self.point).stderr(Stdio::null()).status().unwrap().success()
@@ -122,13 +121,13 @@ impl Drop for Mount {
     }
 }
 
-/// Whether something is mounted there.
+/// Returns whether `point` is a mount point.
 pub fn is_mounted(point: &Path) -> bool {
     let mounts = fs::read_to_string("/proc/thread-self/mounts").unwrap();
     mounts.lines().any(|line| line.split(' ').nth(1) == point.to_str())
 }
 
-/// Waits for what happens by itself. Panics if it does not.
+/// Waits for a condition. Panics after the timeout.
 pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
     while !condition() {

@@ -1,25 +1,25 @@
-//! The programs under test. For a user who may not enter their directory the variables
-//! OVERLAYFS_FUSE and OVERLAYFS_FUSE_VIA_SCHEME name copies.
+//! The programs under test. If the user may not enter their directory, the variables OVERLAYFS_FUSE
+//! and OVERLAYFS_FUSE_VIA_SCHEME name copies.
 
 use std::env;
 use std::path::Path;
 use std::process::Command;
 use std::sync::LazyLock;
 
-/// The one that users install.
+/// Returns the path of the program that users install.
 pub fn program() -> String {
     env::var("OVERLAYFS_FUSE").unwrap_or_else(|_| env!("CARGO_BIN_EXE_overlayfs-fuse").to_owned())
 }
 
-/// The one for a list of mount options: with `door=scheme` that of the delegate, whose every
-/// request goes through the scheme.
+/// Returns the path of the program for a list of mount options. With `door=scheme` it is the
+/// program of the Redox simulator, which serves requests with the scheme.
 #[allow(dead_code, reason = "not every suite has options")]
 pub fn program_for(options: &str) -> String {
     if options.split(',').any(|option| option == "door=scheme") { via_scheme() } else { program() }
 }
 
-/// That of the delegate. It is another package's: unless the variable names one, it is built here,
-/// where the users' program is.
+/// Returns the path of the program of the Redox simulator. Another package has it. Unless the
+/// variable names a copy, this builds it beside the users' program.
 pub fn via_scheme() -> String {
     static PROGRAM: LazyLock<String> =
         LazyLock::new(|| env::var("OVERLAYFS_FUSE_VIA_SCHEME").unwrap_or_else(|_| build_via_scheme()));

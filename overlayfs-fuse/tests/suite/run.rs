@@ -1,9 +1,9 @@
-//! Programs under a time limit, so that a hang of the mount is a failure of the test.
+//! Programs with a time limit, so that a hang of the mount fails the test.
 
 use std::ffi::OsStr;
 use std::process::{Command, Output, Stdio};
 
-/// What runs the program, and kills it after fifteen minutes.
+/// Returns a command that runs the program, and kills it after fifteen minutes.
 pub fn command(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new("timeout");
     command.args(["--kill-after=5", "900"]).arg(program).stdin(Stdio::null());
@@ -11,7 +11,7 @@ pub fn command(program: impl AsRef<OsStr>) -> Command {
     command
 }
 
-/// Runs it to its end, whatever that is. Panics if the time was not enough.
+/// Runs a command to its end, and returns its output and status. Panics if the time was not enough.
 pub fn finish(command: &mut Command) -> Output {
     let output = command.output().unwrap_or_else(|error| panic!("{command:?} cannot be started: {error}"));
     assert!(

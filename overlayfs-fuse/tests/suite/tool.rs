@@ -3,8 +3,8 @@
 use std::env;
 use std::path::PathBuf;
 
-/// The path of an installed program. Panics with the way to install it if it is neither in PATH nor
-/// in target/tools.
+/// Returns the path of an installed program. If it is neither in PATH nor in target/tools, panics
+/// with the command that installs it.
 pub fn tool(name: &str, version: &str) -> PathBuf {
     let root = env!("CARGO_MANIFEST_DIR").strip_suffix("/overlayfs-fuse").unwrap();
     let tools = PathBuf::from(root).join("target/tools/bin");

@@ -1,5 +1,5 @@
-//! The tests of a suite once more, by a user who has no rights but in namespaces of his own, where
-//! he seems to be root.
+//! Runs the tests of a suite again as an unprivileged user. The user has rights only in namespaces
+//! of its own, where it appears as root.
 
 use std::env;
 use std::path::Path;
@@ -10,12 +10,12 @@ use test_common::{Setup, mode};
 use crate::mount::{MOUNTING, via_scheme};
 use crate::run;
 
-/// The user outside.
+/// The user outside of the namespace.
 const USER: &str = "4242";
 
-/// Prepares what a user finds on other systems: a device that he may open, and programs in places
-/// that he may enter. The arguments are the setup, the tool chain's directory, this test program,
-/// the programs under test, and the user.
+/// Prepares a system as ordinary users have it: a FUSE device that they may open, and programs that
+/// they may run. The arguments are the setup, the tool chain's directory, this test program, the
+/// programs under test, and the user.
 const PREPARE: &str = r#"
 setup=$1 toolchain=$2 suite=$3 program=$4 via_scheme=$5 user=$6; shift 6
 mknod -m 666 "$setup/fuse" c 10 229
@@ -32,13 +32,12 @@ cd "$HOME"
 exec setpriv --reuid "$user" --regid "$user" --clear-groups unshare --user --map-root-user --mount "$setup/suite" "$@"
 "#;
 
-/// The variable that is set while tests are run again, for those that do less then.
+/// The variable that is set while tests run again. Some tests do less then.
 pub const VARIABLE: &str = "OVERLAYFS_UNPRIVILEGED";
 
-/// Runs tests of this program again, those that `filters` are parts of the names of. `forbidden`
-/// are the names of some among them that cannot succeed because the kernel forbids what they do,
-/// each with what that is: they fail before they mount anything. `tools` are programs that the
-/// tests look for in PATH.
+/// Runs the tests of this program with a part of their name in `filters` again. `forbidden` has
+/// tests that cannot succeed, each with the reason: the kernel forbids one of their calls. They
+/// must fail before their first mount. `tools` are programs that the tests look for in PATH.
 pub fn again(filters: &[&str], forbidden: &[(&str, &str)], tools: &[&Path]) {
     let skip = forbidden.iter().flat_map(|(name, _)| ["--skip", name]);
     let output =

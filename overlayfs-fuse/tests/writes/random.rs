@@ -1,6 +1,6 @@
-//! Random changes of files on a disk that is full now and then, by a daemon that has inherited a
-//! limit of file sizes. What open(2), write(2), ftruncate(2), close(2) and fsync(2) called a
-//! success is there, in the mount and in the next one; what they refused changed nothing.
+//! Random changes of files on a disk that is full from time to time. The daemon has an inherited
+//! limit of file sizes. A successful open(2), write(2), ftruncate(2), close(2) or fsync(2) has its
+//! effect, in the mount and in the next one. A refused one changes nothing.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -15,27 +15,26 @@ use test_common::{LowerGuard, Random, put};
 use crate::mount::Mount;
 use crate::{Fixture, KIB, MIB, fill};
 
-/// The names of files. Those of `LOWER` are in the lower layer, the large ones large enough to be
-/// copied up in part.
+/// The names of files. Those of `LOWER` are in the lower layer. The large ones get partial copies.
 const NAMES: [&str; 9] = ["small", "large", "larger", "more", "most", "a", "b", "c", "d"];
 const LOWER: [&str; 5] = ["small", "large", "larger", "more", "most"];
 
-/// The largest file that the daemon may write, and so the largest that there can be.
+/// The limit of the size of a file that the daemon may write.
 const LIMIT: u64 = 3 * MIB;
 
-/// A file of this size may be copied up in part.
+/// The size from which files get partial copies.
 const LARGE: usize = 1 << 20;
 
-/// How often the overlay is mounted, and how much happens each time.
+/// The number of mounts, and of changes in each.
 const MOUNTS: u64 = 3;
 const STEPS: u64 = 80;
 
-/// A mount, and what its files should have.
+/// A mount, and the expected contents of its files.
 struct World {
     fixture: Fixture,
     files: BTreeMap<&'static str, Vec<u8>>,
     random: Random,
-    /// How many changes were refused.
+    /// The number of refused changes.
     refused: usize,
 }
 
@@ -60,7 +59,7 @@ impl World {
         self.fixture.mounted(name)
     }
 
-    /// One change, in the mount and, if it is done there, in what should be.
+    /// Makes one change in the mount. If it succeeds, makes it in the expected contents too.
     fn step(&mut self) {
         let name = *self.random.one_of(&NAMES);
         match self.random.below(12) {
@@ -69,8 +68,8 @@ impl World {
             7 => self.remove(name),
             8 => self.rename(name),
             9 => self.sync(name),
-            // Others take the space only when nothing waits to be written: what a program was told
-            // stays true.
+            // Another program takes space only while no write is pending: successful writes stay
+            // true.
             10 => {
                 self.sync_all();
                 fill(&self.fixture.path("filler"));
@@ -79,7 +78,7 @@ impl World {
         }
     }
 
-    /// Writes once, anywhere or at the end, and makes the file if it is missing.
+    /// Writes once, at any offset or at the end. Makes the file if it is missing.
     fn write(&mut self, name: &'static str) {
         let append = self.random.below(2) == 0;
         let was = self.files.get(name).map_or(0, Vec::len);
@@ -133,8 +132,8 @@ impl World {
         }
     }
 
-    /// What was taken can be synced, also a large file of the lower layer of which only a part was
-    /// changed.
+    /// Syncs a file. This must succeed for accepted changes, also for a large lower file with a
+    /// partial copy.
     fn sync(&self, name: &str) {
         if self.files.contains_key(name) {
             let synced = File::open(self.path(name)).unwrap().sync_all();
@@ -146,7 +145,7 @@ impl World {
         self.files.keys().for_each(|name| self.sync(name));
     }
 
-    /// Gives the space back that others have taken.
+    /// Frees the space that another program took.
     fn free(&self) {
         let _ = fs::remove_file(self.fixture.path("filler"));
     }
@@ -157,7 +156,7 @@ impl World {
         self.refused += 1;
     }
 
-    /// The mount has what it should, no more and no less.
+    /// Compares the mount with the expected contents.
     fn check(&self, when: &str) {
         for name in NAMES {
             let mut found = Vec::new();
@@ -172,16 +171,16 @@ impl World {
     }
 }
 
-/// Closes a file, and says what close(2) answers.
+/// Closes a file, and returns the result of close(2).
 fn close(file: File) -> io::Result<()> {
-    // SAFETY: the descriptor was the file's alone, and nothing else closes it.
+    // SAFETY: only the file had the descriptor, and no other code closes it.
     match unsafe { libc::close(file.into_raw_fd()) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
 }
 
-/// Random changes with these options of the mount.
+/// Makes random changes with these options of the mount.
 pub fn changes(seed: u64, more: &str) {
     let mut world = World::new(seed);
     let guard = LowerGuard::new([world.fixture.path("lower")]);
