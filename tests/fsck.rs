@@ -334,7 +334,7 @@ fn without_one_lower_layer_nothing_that_depends_on_it_is_repaired() {
         .output()
         .unwrap();
     let text = String::from_utf8(program.stdout).unwrap();
-    assert!(text.contains("was stacked on other lower layers when it was mounted last: "), "{text}");
+    assert!(text.contains("was mounted last on other lower layers: "), "{text}");
     assert_eq!(program.status.code(), Some(5), "{text}");
     assert_eq!(tree(&setup, false), shown);
     assert!(!upper.join(WORK).join("tmp.1").exists(), "what depends on nothing is repaired");
@@ -559,7 +559,7 @@ fn copies_that_lost_all_names_of_the_tree_are_removed() {
     assert!(
         code == 0
             && output.contains(&format!(
-                "{copy}: is the changed copy of a file of which no name is left. With -y: remove {copy}."
+                "{copy}: is the changed copy of a file that has no name any more. With -y: remove {copy}."
             )),
         "{output}"
     );
@@ -675,7 +675,7 @@ fn exit_codes_are_those_of_fsck() {
     put::file(&setup.path("upper"), &format!("{WORK}/mine"), "x");
     let (code, said, _) = run("-y");
     assert_eq!(code, 5);
-    assert!(said.contains(&format!("{upper}/{WORK}/mine: is in the work directory, but is no overlay's")), "{said}");
+    assert!(said.contains(&format!("{upper}/{WORK}/mine: is in the work directory, but no overlay made it")), "{said}");
     assert_eq!(run("-y").0, 4);
 
     assert_eq!(run("--help").0, 0);

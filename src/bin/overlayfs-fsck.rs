@@ -1,4 +1,5 @@
-//! Checks the upper directory of an overlay, and repairs it. The exit status is that of fsck(8).
+//! Checks the upper directory of an overlay, and repairs it. The exit status has the bits of
+//! fsck(8).
 
 use std::io;
 use std::path::Path;
@@ -37,7 +38,8 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Sets the bits of `code` as things are found, so that they are right also if it fails then.
+/// Runs the check, and the repairs if `repair`. Sets the bits of `code` at once, so that they are
+/// right even after a later error.
 fn run(options: &Options, repair: bool, code: &mut u8) -> Result<(), String> {
     let layers = open_layers(options, repair).map_err(|error| error.to_string())?;
     let upper = options.upper.clone().unwrap_or_default();
@@ -46,13 +48,16 @@ fn run(options: &Options, repair: bool, code: &mut u8) -> Result<(), String> {
     let checker = Checker::new(layers).map_err(|refused| unread(&refused))?;
     if checker.is_in_use() {
         if repair {
-            return Err(format!("{} is in use by another overlay: nothing can be repaired", upper.display()));
+            return Err(format!(
+                "{} is in use by another overlay, so it cannot be repaired: unmount that one first",
+                upper.display()
+            ));
         }
         println!("{} is mounted: its tree is checked as it is now, the work directory is not.", upper.display());
     }
     if let Some(difference) = checker.other_layers() {
         println!(
-            "{} was stacked on other lower layers when it was mounted last: {difference}. Nothing is repaired that depends on them.",
+            "{} was mounted last on other lower layers: {difference}. Damage that depends on them is not repaired.",
             upper.display()
         );
     }

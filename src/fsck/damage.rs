@@ -1,9 +1,9 @@
-//! What can be wrong with an upper layer, in words.
+//! The kinds of damage of an upper layer, and their sentences.
 
 use std::fmt;
 use std::path::PathBuf;
 
-/// What is wrong with one object of the upper layer or of the work directory.
+/// The damage of one object of the upper layer or of the work directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Damage {
     /// The whiteout of a name that the layers below do not have.
@@ -12,11 +12,11 @@ pub enum Damage {
     BesideObject,
     /// A long whiteout that contains no name.
     NamesNothing,
-    /// A long whiteout of another name than its own says, or of one that is not long.
+    /// A long whiteout with the name of another one, or of a name that is not long.
     Misnamed,
-    /// A reserved name that is not the file or the directory that it should be.
+    /// A reserved name with an object of the wrong kind.
     WrongKind,
-    /// A reserved name that no format knows.
+    /// A reserved name that the format does not know.
     Meaningless,
     /// A redirect that names no path.
     NoPath,
@@ -24,43 +24,43 @@ pub enum Damage {
     RedirectInOpaque,
     /// A redirect to a path at which the layers below have no directory.
     Dangling(PathBuf),
-    /// A redirect to a directory that is seen at this path too.
+    /// A redirect to a directory that shows at this path too.
     SeenTwice(PathBuf),
-    /// A partial copy beside an object or a whiteout of its name, or one that was completed and has
-    /// another.
+    /// A partial copy beside an object or a whiteout of its name, or a completed one that has
+    /// another name.
     Outdone,
-    /// A partial copy of what is no file of the layers below.
+    /// A partial copy of an object that is no file in the layers below.
     NoSource,
-    /// A partial copy of another file than the layers below have.
+    /// A partial copy of a file that the layers below no longer have: they have another one.
     OtherSource,
-    /// The map of no partial copy.
+    /// A map without its partial copy.
     OrphanMap,
-    /// A map of another run of the system, or of a file of another size.
+    /// A map of an earlier run of the system, or of a file of another size.
     MapMeansNothing,
     /// The mark of partial copies, without any.
     MarkWithoutParts,
     /// Partial copies, without the mark.
     PartsWithoutMark,
-    /// A file of the kernel's format that has only metadata, and whose data are not found.
+    /// A metacopy of the kernel's format without its data.
     NoData,
-    /// Something in the work directory that was being built.
+    /// An object in the work directory that was under construction.
     Leftover,
-    /// Something in the work directory that no overlay has put there.
+    /// An object in the work directory that no overlay made.
     Foreign,
-    /// The mark of an overlay that synced nothing and did not end well.
+    /// The mark of a volatile overlay that did not end well.
     Volatile,
-    /// Records of inode numbers that are damaged, or of another file.
+    /// Records of inode numbers that are damaged, or belong to another file.
     BadNumbers,
-    /// The copy of a file with several names that no name shows any more.
+    /// An index entry that no name shows any more: the lower layers lack its file.
     LoneCopy,
-    /// The copy of a file with several names that lost all that the merged tree has: no damage, but
-    /// nobody needs it.
+    /// An index entry that lost all its names in the merged tree. It is no damage, but nothing
+    /// needs it.
     UnusedCopy,
 }
 
 impl Damage {
-    /// Whether something that was written through the overlay cannot be seen any more, or may be
-    /// something else. A repair never changes that: it was lost before.
+    /// Whether written data no longer show, or may be other data. A repair never changes that: the
+    /// loss came before.
     pub fn is_loss(&self) -> bool {
         match self {
             Damage::NoPath
@@ -90,17 +90,17 @@ impl Damage {
         }
     }
 
-    /// Whether the upper layer needs something of the lower ones that they do not have.
+    /// Whether the upper layer needs an object that the lower layers lack.
     pub(super) fn is_missing_below(&self) -> bool {
         matches!(self, Damage::Dangling(_) | Damage::NoSource | Damage::OtherSource | Damage::NoData | Damage::LoneCopy)
     }
 
-    /// Whether it is only with these lower layers that nothing needs the object.
+    /// Whether the object is useless only with these lower layers.
     pub(super) fn hides_nothing(&self) -> bool {
         matches!(self, Damage::HidesNothing)
     }
 
-    /// Whether what is to be done about it depends on what the lower layers have.
+    /// Whether the repair depends on the objects of the lower layers.
     pub(super) fn depends_on_lowers(&self) -> bool {
         matches!(self, Damage::HidesNothing | Damage::BesideObject | Damage::MapMeansNothing)
     }
@@ -117,35 +117,40 @@ impl fmt::Display for Damage {
             }
             Damage::HidesNothing => "hides a name that the lower layers do not have",
             Damage::BesideObject => "hides a name that the upper layer itself has",
-            Damage::NamesNothing => "is the whiteout of a long name, but contains none",
-            Damage::Misnamed => "is the whiteout of a name that needs another one",
-            Damage::WrongKind => "has a reserved name, but is not what must have it",
-            Damage::Meaningless => "has a reserved name that means nothing, so that it is not shown",
-            Damage::NoPath => "is a redirect that names no path, so that its directory merges with nothing",
-            Damage::RedirectInOpaque => "is a redirect in an opaque directory, where it means nothing",
-            Damage::Outdone => "is a partial copy of a file that the upper layer has whole or deleted",
+            Damage::NamesNothing => "is the whiteout of a long name, but contains no name",
+            Damage::Misnamed => "is not the whiteout that belongs to the name in it",
+            Damage::WrongKind => "has a reserved name, but is not the kind of object that the name is for",
+            Damage::Meaningless => "has a reserved name without a meaning, so the overlay does not show it",
+            Damage::NoPath => "is a redirect that names no path, so its directory merges with nothing",
+            Damage::RedirectInOpaque => "is a redirect in an opaque directory, where it has no effect",
+            Damage::Outdone => "is a partial copy of a file that is whole or deleted in the upper layer",
             Damage::NoSource => {
-                "is a partial copy of a file that the lower layers do not have, so that it is not shown"
+                "is a partial copy of a file that the lower layers do not have, so the overlay does not show it"
             }
             Damage::OtherSource => {
-                "is a partial copy of another file than the lower layers have now, so that it is not shown; it has what was changed"
+                "is a partial copy of another file than the lower layers have now, so the overlay does not show it; \
+                 it has the changed data"
             }
-            Damage::OrphanMap => "is the map of a partial copy that is not there",
+            Damage::OrphanMap => "is the map of a partial copy that does not exist",
             Damage::MapMeansNothing => {
-                "is a map of another run of the system or of another file, so that what was changed without being synced is not shown"
+                "is a map of an earlier run of the system or of another file, so changes that were not synced do not \
+                 show"
             }
-            Damage::MarkWithoutParts => "says that there are partial copies, and there are none",
-            Damage::PartsWithoutMark => "is missing, which says that there are partial copies",
+            Damage::MarkWithoutParts => "says that there are partial copies, but there are none",
+            Damage::PartsWithoutMark => "is missing, but there are partial copies, which it must announce",
             Damage::NoData => "has only metadata, and the lower layers do not have its data",
-            Damage::Leftover => "is left of a change that did not come to its end",
-            Damage::Foreign => "is in the work directory, but is no overlay's, so that the layer cannot be mounted",
+            Damage::Leftover => "is left from an interrupted change",
+            Damage::Foreign => {
+                "is in the work directory, but no overlay made it, so the layer cannot be mounted; \
+                                move it elsewhere"
+            }
             Damage::Volatile => {
-                "says that an overlay which synced nothing did not end well: what was written may be damaged. To use the layer all the \
+                "says that a volatile overlay did not end well: written data may be damaged. To use the layer all the \
                  same, mount it with reuse_volatile, or remove this directory"
             }
-            Damage::BadNumbers => "has records that are none, so that some inode numbers will be others",
-            Damage::LoneCopy => "is the changed copy of a file of the lower layers that they do not have any more",
-            Damage::UnusedCopy => "is the changed copy of a file of which no name is left",
+            Damage::BadNumbers => "has damaged records, so some inode numbers will change",
+            Damage::LoneCopy => "is the changed copy of a file that the lower layers no longer have",
+            Damage::UnusedCopy => "is the changed copy of a file that has no name any more",
         };
         f.write_str(sentence)
     }

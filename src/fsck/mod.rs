@@ -1,17 +1,17 @@
-//! Checks an upper layer against its lower layers, without mounting them, and repairs what can be
-//! repaired without a loss.
+//! Checks an upper layer against its lower layers, without a mount, and makes the repairs that lose
+//! nothing.
 //!
-//! What is damage is said in `docs/format.md`. [`Checker::check`] only reads. A [`Repair`] changes
-//! nothing that the merged tree shows, and a crash between two of its steps leaves damage that the
-//! next check finds; what would need more than that is reported and left alone.
+//! `docs/format.md` defines the damage. [`Checker::check`] only reads. A [`Repair`] changes nothing
+//! that the merged tree shows. A crash between two of its steps leaves damage that the next check
+//! finds. The check reports damage that needs more than that, and leaves it alone.
 //!
 //! | file | subject |
 //! | --- | --- |
-//! | `damage` | what can be wrong, in words |
+//! | `damage` | the kinds of damage, and their sentences |
 //! | `tree` | the walk through the upper layer: markers, redirects, partial copies |
-//! | `twice` | redirects to what shows at another place too |
+//! | `twice` | redirects to a directory that shows at another place too |
 //! | `work` | the work directory: leftovers, the mark of `volatile`, the index |
-//! | `repair` | what repairs do |
+//! | `repair` | the steps of repairs |
 //! | `options` | the command line of `overlayfs-fsck` |
 
 use std::collections::HashMap;
@@ -38,14 +38,14 @@ mod work;
 pub use damage::Damage;
 pub use repair::Repair;
 
-/// One thing that is wrong.
+/// One object with damage.
 pub struct Finding<L: Layer> {
-    /// Where: relative to the upper layer, or to the work directory.
+    /// The path of the object, relative to the upper layer or to the work directory.
     pub path: PathBuf,
     /// Whether the path is relative to the work directory.
     pub in_work: bool,
     pub damage: Damage,
-    /// What can be done about it; None: nothing that loses nothing.
+    /// The repair. None: there is none without a loss.
     pub repair: Option<Repair<L>>,
 }
 
@@ -54,38 +54,41 @@ pub struct Checker<L: Layer> {
     /// The upper layer alone.
     upper: Stack<L>,
     root: Arc<LayerDir<L>>,
-    /// None: there was never a mount.
+    /// None: the upper layer was never mounted.
     work: Option<Arc<LayerDir<L>>>,
-    /// The work directory's own layer, held as long as it is checked.
+    /// The layer of the work directory, locked during the check.
     _work_layer: Option<L>,
     /// The lower layers as one tree.
     below: Overlay<L>,
     format: Format,
     name_max: usize,
     in_use: bool,
-    /// Whether it is written down which lower layers the upper one was stacked on.
+    /// Whether the work directory has a record of the lower layers.
     is_recorded: bool,
-    /// How the lower layers differ from those.
+    /// How the lower layers differ from that record.
     difference: Option<String>,
 }
 
-/// What was found so far.
+/// The findings so far.
 struct Report<L: Layer> {
     findings: Vec<Finding<L>>,
-    /// The directories of the upper layer that merge, with their paths, by the path that they merge
-    /// with.
+    /// The merging directories of the upper layer with their paths, by the lower path that they
+    /// merge with.
     merged: HashMap<PathBuf, Vec<Merging<L>>>,
-    /// Directories with a redirect, and where that goes.
+    /// Directories with a redirect, and its target.
     redirects: Vec<(PathBuf, PathBuf)>,
-    /// Whether there are partial copies that are not to be removed.
+    /// Whether there are partial copies that stay.
     partial: bool,
 }
 
 impl<L: Layer> Checker<L> {
-    /// Takes hold of the upper layer and of the work directory, unless a mount holds them: see
-    /// [`Checker::is_in_use`]. Writes nothing. [`Refused::NoLayer`] without an upper or a lower
-    /// layer, [`Refused::Layer`] if one cannot be read, [`Refused::Feature`] if the upper layer
-    /// needs what is not known here.
+    /// Locks the upper layer and the work directory, unless a mount holds them (see
+    /// [`Checker::is_in_use`]). Writes nothing.
+    ///
+    /// # Errors
+    /// - [`Refused::NoLayer`]: there is no upper or no lower layer.
+    /// - [`Refused::Layer`]: a layer cannot be read.
+    /// - [`Refused::Feature`]: the upper layer needs a feature that this version lacks.
     pub fn new(layers: Layers<L>) -> std::result::Result<Self, Refused> {
         let Layers { upper: Some(upper), work: work_layer, lowers } = layers else {
             return Err(Refused::NoLayer);
@@ -96,7 +99,7 @@ impl<L: Layer> Checker<L> {
         }
         let below = Overlay::with_settings(
             Layers { upper: None, work: None, lowers },
-            // So that no marker is called useless which another mount needs.
+            // An untrusted check would report markers as useless that another mount needs.
             Settings { trusted: true, ..Settings::default() },
         )?;
         let upper = Stack::new(vec![upper], true)?;
@@ -135,22 +138,25 @@ impl<L: Layer> Checker<L> {
         })
     }
 
-    /// Whether a mount holds the upper layer. Then it can be looked at, as far as it is not being
-    /// worked on, but not repaired.
+    /// Whether a mount holds the upper layer. Then a check sees its tree at the moment, and no
+    /// repair is possible.
     pub fn is_in_use(&self) -> bool {
         self.in_use
     }
 
-    /// How the lower layers differ from those that the upper one was stacked on when it was mounted
-    /// last, in words that follow a colon; None if they do not, or nobody knows. Then nothing is
-    /// repaired of which the lower layers say whether it is needed.
+    /// Returns how the lower layers differ from those of the last mount, in words that follow a
+    /// colon. None: they do not, or there is no record. With a difference, damage has no repair if
+    /// its repair depends on the lower layers.
     pub fn other_layers(&self) -> Option<&str> {
         self.difference.as_deref()
     }
 
-    /// What takes space in the work directory and nobody needs any more, which no overlay can know
-    /// without looking at everything. It is no damage. Nothing unless these are the lower layers of
-    /// which it is written down that the upper one was stacked on. Fails if a layer cannot be read.
+    /// Returns the copies in the work directory that nothing needs any more. They are no damage: an
+    /// overlay would have to read the whole tree to find them. Returns none unless these are the
+    /// lower layers of the record.
+    ///
+    /// # Errors
+    /// - Any errno of a layer that cannot be read.
     pub fn unused(&self) -> Result<Vec<Finding<L>>> {
         if self.in_use || !self.is_recorded || self.difference.is_some() {
             return Ok(Vec::new());
@@ -158,7 +164,10 @@ impl<L: Layer> Checker<L> {
         self.find_unused()
     }
 
-    /// Everything that is wrong. Fails if a layer cannot be read.
+    /// Returns all damage.
+    ///
+    /// # Errors
+    /// - Any errno of a layer that cannot be read.
     pub fn check(&self) -> Result<Vec<Finding<L>>> {
         let mut report = Report::new();
         self.check_tree(&mut report)?;
@@ -168,8 +177,8 @@ impl<L: Layer> Checker<L> {
             self.check_work(&mut report)?;
         }
         let mut findings = report.findings;
-        // If something is missing below, these may be other lower layers than the upper one was
-        // made with: then nobody knows what hides nothing.
+        // If the lower layers lack something, they may not be those of the upper layer. Then a
+        // whiteout that hides nothing here may hide something there.
         if findings.iter().any(|finding| finding.damage.is_missing_below()) {
             for finding in findings.iter_mut().filter(|finding| finding.damage.hides_nothing()) {
                 finding.repair = None;
@@ -193,7 +202,7 @@ impl<L: Layer> Report<L> {
 /// A directory of the upper layer, and its path.
 type Merging<L> = (PathBuf, Arc<LayerDir<L>>);
 
-/// Whether a layer could be held.
+/// Locks a layer. Returns false if another overlay holds it.
 fn hold<L: Layer>(layer: &L) -> Result<bool> {
     match layer.hold() {
         Err(error) if error.errno == EWOULDBLOCK => Ok(false),

@@ -10,7 +10,7 @@ use crate::usage::fsck::PROGRAM;
 pub enum Command {
     Help,
     Version,
-    /// Checks these layers, and repairs what can be if so.
+    /// Checks these layers, and makes the repairs if `repair`.
     Check {
         options: Options,
         repair: bool,
@@ -38,18 +38,22 @@ impl Command {
                 Long(other) => return Err(unknown("option", &format!("--{other}"), &PROGRAM.long_words())),
                 Short(other) => return Err(Error::new(format!("There is no option -{other}."))),
                 Value(word) => {
-                    return Err(Error::new(format!("{} is not expected: all layers are options.", word.display())));
+                    return Err(Error::new(format!(
+                        "{} is no option: name layers with --lower, --upper and --work.",
+                        word.display()
+                    )));
                 }
             }
         }
         if yes && no {
-            return Err(Error::new("-y and -n are both given: either damage is repaired or not."));
+            return Err(Error::new("-y and -n are both given: leave one of them out."));
         }
         options.check()?;
         if options.upper.is_none() {
-            return Err(Error::new("No upper directory is given: it is what is checked."));
+            return Err(Error::new("No upper directory is given: name the one to check with --upper."));
         }
-        // The upper layer is checked as one also if it was to be mounted as a lower one.
+        // `ro` would mount the upper layer as a lower one. The check still takes it as an upper
+        // layer.
         options.read_only = false;
         Ok(Self::Check { options, repair: yes })
     }

@@ -1,5 +1,5 @@
-//! What repairs do: steps, each of which is one backing call but for the removal of directories
-//! that nobody sees, and none of which changes what the merged tree shows.
+//! The steps of repairs. No step changes the merged tree. Each is one backing call, except for the
+//! removal of a directory that the tree does not show.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -12,22 +12,22 @@ use crate::format;
 use crate::layer::{Kind, Layer, Object, RenameMode, Result, remove_all};
 use crate::overlay::on_disk::{LayerDir, rewrite};
 
-/// What is to be done about one finding.
+/// The repair of one finding.
 pub struct Repair<L: Layer> {
     pub(super) dir: Arc<LayerDir<L>>,
     pub(super) steps: Vec<Step>,
 }
 
 pub(super) enum Step {
-    /// Removes an entry, a directory with all that is in it.
+    /// Removes an entry; a directory with all its content.
     Remove(OsString, Kind),
     /// Creates an empty file.
     Create(OsString),
     /// Puts the opaque mark into a directory.
     MakeOpaque(OsString),
-    /// Gives a file another name.
+    /// Renames a file.
     Rename(OsString, OsString),
-    /// Writes the records of the work directory anew, without what is none.
+    /// Writes the complete records of the work directory again.
     RewriteNumbers,
 }
 
@@ -46,7 +46,7 @@ impl<L: Layer> fmt::Display for Repair<L> {
                 Step::Create(name) => write!(f, "create {}", name.display())?,
                 Step::MakeOpaque(name) => write!(f, "put the opaque mark into {}", name.display())?,
                 Step::Rename(from, to) => write!(f, "rename {} to {}", from.display(), to.display())?,
-                Step::RewriteNumbers => f.write_str("write down again the numbers that are known")?,
+                Step::RewriteNumbers => f.write_str("write the complete records again")?,
             }
         }
         Ok(())
@@ -54,7 +54,11 @@ impl<L: Layer> fmt::Display for Repair<L> {
 }
 
 impl<L: Layer> Checker<L> {
-    /// Does what a finding of this checker's last check says. EBUSY while a mount holds the layer.
+    /// Makes a repair from the last check of this checker.
+    ///
+    /// # Errors
+    /// - EBUSY: a mount holds the layer.
+    /// - Any errno of the failed step.
     pub fn repair(&self, repair: &Repair<L>) -> Result<()> {
         if self.in_use {
             return Err(Error::new(EBUSY));
@@ -86,7 +90,8 @@ impl<L: Layer> Checker<L> {
         })
     }
 
-    /// The times of a directory are seen, the entries that a repair changes are not.
+    /// Calls `work`, then restores the times of the directory: the merged tree shows these, but not
+    /// the entries that a repair changes.
     fn keeping_times(&self, dir: &LayerDir<L>, work: impl FnOnce(&L::Dir) -> Result<()>) -> Result<()> {
         let (layer, open) = (self.upper.layer(dir), self.upper.open(dir)?);
         let before = layer.stat(Object::Dir(&*open))?;

@@ -1,4 +1,4 @@
-//! The walk through the upper layer, beside the same directories of the lower layers' merged tree.
+//! The walk through the upper layer, beside the same directories of the merged lower layers.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -17,20 +17,20 @@ use crate::layer::{Access, Kind, Layer, Object, Result};
 use crate::overlay::Node;
 use crate::overlay::on_disk::{LayerDir, map_len, map_means_something};
 
-/// A directory of the upper layer that is still to be read.
+/// A directory of the upper layer that the walk has not read yet.
 struct Task<L: Layer> {
     dir: Arc<LayerDir<L>>,
     path: PathBuf,
-    /// What it merges with unless it says something else itself.
+    /// The target of its merge if it has no redirect and is not opaque.
     below: Below<L>,
 }
 
 /// What a directory of the upper layer merges with.
 enum Below<L: Layer> {
     Nothing,
-    /// This directory of the lower layers' tree, at this path.
+    /// This directory of the merged lower layers, at this path.
     Dir(Arc<Node<L>>, PathBuf),
-    /// Nobody knows, so nobody knows either which markers in it mean something.
+    /// Unknown: then it is also unknown which markers in it have an effect.
     Unknown,
 }
 
@@ -44,21 +44,21 @@ impl<L: Layer> Clone for Below<L> {
     }
 }
 
-/// What a name shows in the lower layers.
+/// The object that the lower layers show under a name.
 enum Found<L: Layer> {
     Nothing,
     Object(Arc<Node<L>>),
     Unknown,
 }
 
-/// Where a directory of the upper layer says that it merges.
+/// The target of a redirect.
 enum SaidRedirect<'a> {
     Path(&'a Path),
     /// Another name beside the directory.
     Sibling(&'a OsStr),
     /// No path.
     Nothing,
-    /// It is no file: noted already.
+    /// The redirect is no file, which is reported already.
     NoFile,
 }
 
@@ -90,13 +90,13 @@ impl Marks {
     }
 }
 
-/// So that the order of a report is not that in which a layer lists names.
+/// Orders partial copies, so that a report does not depend on the order of the layer's listing.
 fn part_order((source, name): &PartOf) -> (Option<u128>, &OsStr) {
     (*source, name)
 }
 
 impl<L: Layer> Report<L> {
-    /// Notes damage of the upper layer's tree.
+    /// Adds damage of the tree of the upper layer.
     fn add(&mut self, path: PathBuf, damage: Damage, repair: Option<Repair<L>>) {
         self.findings.push(Finding { path, in_work: false, damage, repair });
     }
@@ -108,7 +108,7 @@ impl<L: Layer> Checker<L> {
         let mut tasks = vec![Task { dir: self.root.clone(), path: PathBuf::new(), below }];
         while let Some(task) = tasks.pop() {
             let listing = match self.read(&task, report) {
-                // Somebody has removed it meanwhile.
+                // Another program has removed it meanwhile.
                 Err(error) if self.in_use && matches!(error.errno, ENOENT | ENOTDIR) => continue,
                 listing => listing?,
             };
@@ -135,8 +135,7 @@ impl<L: Layer> Checker<L> {
         Ok(())
     }
 
-    /// Reads a directory, and notes names that are not what they should be. What it has is in the
-    /// order of the names.
+    /// Reads a directory, and reports names with wrong objects. Sorts the listing by names.
     fn read(&self, task: &Task<L>, report: &mut Report<L>) -> Result<LayerListing> {
         let (layer, open) = (self.upper.layer(&task.dir), self.upper.open(&task.dir)?);
         let has_devices =
@@ -146,7 +145,7 @@ impl<L: Layer> Checker<L> {
         let mut noted = Vec::new();
         for (name, kind) in &listing.odd {
             let right = match self.format.meaning(name) {
-                // fuse-overlayfs leaves one beside its opaque mark.
+                // fuse-overlayfs makes one beside its opaque mark.
                 Meaning::Whiteout(_) if *kind == Kind::CharDev => continue,
                 Meaning::Unknown if is_top && format::OF_AUFS.iter().any(|known| name == *known) => continue,
                 Meaning::Unknown if is_top && name == format::WORK => Kind::Dir,
@@ -185,7 +184,7 @@ impl<L: Layer> Checker<L> {
         !bytes.is_empty() && bytes.len() <= self.name_max && !bytes.contains(&b'/') && !bytes.contains(&0)
     }
 
-    /// The first `len` bytes of a file, at most.
+    /// Reads at most the first `len` bytes of a file.
     fn prefix(&self, dir: &LayerDir<L>, name: &OsStr, len: usize) -> Result<Vec<u8>> {
         let layer = self.upper.layer(dir);
         let file = layer.open_file(&*self.upper.open(dir)?, name, Access::Read)?;
@@ -195,7 +194,7 @@ impl<L: Layer> Checker<L> {
         Ok(content)
     }
 
-    /// What a directory merges with, as it says itself.
+    /// Returns what a directory merges with, by its own marks or by `task`.
     fn narrow(&self, task: &Task<L>, listing: &LayerListing, report: &mut Report<L>) -> Result<Below<L>> {
         let Some(redirect) = listing.marks.said() else {
             return Ok(if listing.marks.is_opaque() { Below::Nothing } else { task.below.clone() });
@@ -206,7 +205,7 @@ impl<L: Layer> Checker<L> {
         };
         let path = file.map_or_else(|| task.path.clone(), |file| task.path.join(file));
         if listing.marks.is_opaque() {
-            // The kernel never looks at the other then, and may have left both.
+            // The kernel ignores a redirect beside an opaque mark, and may leave both.
             if let Some(file) = file
                 && !matches!(redirect, SaidRedirect::NoFile)
             {
@@ -269,7 +268,8 @@ impl<L: Layer> Checker<L> {
         Ok(())
     }
 
-    /// Whether a directory beside its own whiteout would merge with something if that went.
+    /// Whether a directory beside its own whiteout would merge with something after the removal of
+    /// the whiteout.
     fn needs_mark(&self, dir: &Arc<LayerDir<L>>, name: &OsStr, below: &Below<L>) -> Result<bool> {
         let child = self.upper.child(dir, name);
         if self.exists(&child, OsStr::new(format::OPAQUE))? || self.exists(&child, OsStr::new(format::REDIRECT))? {
@@ -278,7 +278,7 @@ impl<L: Layer> Checker<L> {
         Ok(!matches!(self.found(below, name)?, Found::Nothing))
     }
 
-    /// Notes partial copies that nothing can complete, or that mean nothing, and their maps.
+    /// Reports partial copies that cannot be completed, or have no effect, and their maps.
     fn check_parts(
         &self,
         task: &Task<L>,
@@ -354,12 +354,12 @@ impl<L: Layer> Checker<L> {
         Ok(())
     }
 
-    /// Notes the map of a partial copy of a file with `size` bytes, which should have `len`, if it
-    /// means nothing.
+    /// Reports the map of a partial copy of a file with `size` bytes if it has no meaning. It
+    /// should have `len` bytes.
     fn check_map(&self, task: &Task<L>, map: &OsStr, size: u64, len: usize, report: &mut Report<L>) -> Result<()> {
         let content = self.prefix(&task.dir, map, len)?;
         let epoch = self.upper.layer(&task.dir).epoch();
-        // An empty one was made and not written: it is as none.
+        // An empty map was made and not written: it counts as no map.
         if !content.is_empty() && !map_means_something(&content, size, epoch) {
             let remove = Repair::remove(&task.dir, map, Kind::File);
             report.add(task.path.join(map), Damage::MapMeansNothing, Some(remove));
@@ -367,8 +367,7 @@ impl<L: Layer> Checker<L> {
         Ok(())
     }
 
-    /// Notes whether the mark at the top says anything else of partial copies than the walk has
-    /// found.
+    /// Reports a mark of partial copies at the top that contradicts the walk.
     pub(super) fn check_partial_mark(&self, report: &mut Report<L>) -> Result<()> {
         if !self.format.features().partial_copies {
             return Ok(());
@@ -393,7 +392,7 @@ impl<L: Layer> Checker<L> {
         Ok(())
     }
 
-    /// Notes a file of the kernel's format that has only metadata, if its data are not found.
+    /// Reports a metacopy of the kernel's format if its data do not exist.
     fn check_metacopy(
         &self,
         dir: &Arc<LayerDir<L>>,
@@ -425,7 +424,7 @@ impl<L: Layer> Checker<L> {
         Ok(())
     }
 
-    /// What the layers below show under a name of a directory.
+    /// Returns the object that the layers below show under a name of a directory.
     fn found(&self, below: &Below<L>, name: &OsStr) -> Result<Found<L>> {
         let dir = match below {
             Below::Nothing => return Ok(Found::Nothing),
@@ -435,8 +434,8 @@ impl<L: Layer> Checker<L> {
         Ok(self.lookup(dir, name)?.map_or(Found::Nothing, Found::Object))
     }
 
-    /// What a directory in a directory that merges with `below` merges with, if it says nothing
-    /// itself.
+    /// Returns what the child `name` merges with if it has no marks itself. Its parent merges with
+    /// `below`.
     fn dir_below(&self, below: &Below<L>, name: &OsStr) -> Result<Below<L>> {
         Ok(match (self.found(below, name)?, below) {
             (Found::Object(node), Below::Dir(_, path)) if node.kind() == Kind::Dir => Below::Dir(node, path.join(name)),
@@ -445,7 +444,7 @@ impl<L: Layer> Checker<L> {
         })
     }
 
-    /// The object at a path of the lower layers' tree.
+    /// Returns the object at a path of the merged lower layers.
     fn find(&self, path: &Path) -> Result<Option<Arc<Node<L>>>> {
         let mut node = self.below.root().clone();
         for name in path {
@@ -457,7 +456,7 @@ impl<L: Layer> Checker<L> {
         Ok(Some(node))
     }
 
-    /// The object `name` of a directory of the lower layers' tree.
+    /// Returns the object `name` of a directory of the merged lower layers.
     pub(super) fn lookup(&self, dir: &Arc<Node<L>>, name: &OsStr) -> Result<Option<Arc<Node<L>>>> {
         match self.below.lookup(dir, name) {
             Err(error) if matches!(error.errno, ENOENT | ENOTDIR | ENAMETOOLONG) => Ok(None),

@@ -1,4 +1,4 @@
-//! Redirects to a directory of the lower layers that shows at another place of the merged tree too.
+//! Redirects to a lower directory that shows at another place of the merged tree too.
 
 use std::path::{Path, PathBuf};
 
@@ -6,7 +6,8 @@ use super::{Checker, Damage, Finding, Merging, Report};
 use crate::layer::{Layer, Result};
 
 impl<L: Layer> Checker<L> {
-    /// Notes them. Every directory of the upper layer must have been read.
+    /// Adds a finding for each such redirect. The walk must have read every directory of the upper
+    /// layer.
     pub(super) fn check_redirects(&self, report: &mut Report<L>) -> Result<()> {
         for (path, target) in &report.redirects {
             let places = self.places(report, target)?;
@@ -22,8 +23,8 @@ impl<L: Layer> Checker<L> {
         Ok(())
     }
 
-    /// The paths at which the merged tree shows an object of the lower layers' tree. Every
-    /// directory of the upper layer must have been read.
+    /// Returns the paths at which the merged tree shows an object of the lower layers. The walk
+    /// must have read every directory of the upper layer.
     pub(super) fn places(&self, report: &Report<L>, target: &Path) -> Result<Vec<PathBuf>> {
         let mut places: Vec<_> = merging(report, target).map(|(path, _)| path.clone()).collect();
         for above in target.ancestors().skip(1) {
@@ -39,7 +40,7 @@ impl<L: Layer> Checker<L> {
     }
 }
 
-/// The directories of the upper layer that merge with this path.
+/// Returns the directories of the upper layer that merge with this path.
 fn merging<'r, L: Layer>(report: &'r Report<L>, target: &Path) -> impl Iterator<Item = &'r Merging<L>> {
     report.merged.get(target).into_iter().flatten()
 }

@@ -1,4 +1,4 @@
-//! The work directory: what a crash left in it, and the index.
+//! The work directory: leftovers of a crash, and the index.
 
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
@@ -13,14 +13,14 @@ use crate::overlay::on_disk::{
     HOLDER, LayerDir, NUMBERS, Origin, is_kept, is_marked_volatile, is_ours, origin, review,
 };
 
-/// The directories that the kernel's overlayfs keeps in a work directory.
+/// The directories of the kernel's overlayfs in a work directory.
 const KERNEL: [&str; 2] = ["work", "index"];
 
-/// The name of a copy in the work directory, and what it was copied from.
+/// The name of an index entry, and the file that it is a copy of.
 type Copy = (OsString, Origin);
 
 impl<L: Layer> Checker<L> {
-    /// Looks through the work directory, which nobody must be using.
+    /// Checks the work directory, which no mount may hold.
     pub(super) fn check_work(&self, report: &mut Report<L>) -> Result<()> {
         let Some(dir) = &self.work else { return Ok(()) };
         let (layer, open) = (self.upper.layer(dir), self.upper.open(dir)?);
@@ -38,7 +38,7 @@ impl<L: Layer> Checker<L> {
             if !is_ours(name, *kind) {
                 add(name.into(), Damage::Foreign, None);
             } else if is_kernels && (self.format.features().is_kernels || is_volatile && name == KERNEL[0]) {
-                // The kernel needs what it has in them, and the mark of volatile is in the first.
+                // The kernel needs the content of both, and the mark of `volatile` is in the first.
             } else if !is_kept(name, *kind) && name != HOLDER {
                 add(name.into(), Damage::Leftover, Some(Repair::remove(dir, name, *kind)));
             }
@@ -56,14 +56,13 @@ impl<L: Layer> Checker<L> {
         Ok(())
     }
 
-    /// The copies of files with several names that no name shows any more. None where that depends
-    /// on what is not known: which lower layers the upper one was stacked on, or what one of its
-    /// directories merges with.
+    /// Returns the index entries that no name shows any more. Returns none if that depends on
+    /// unknown facts: the lower layers of the last mount, or the target of a directory.
     pub(super) fn find_unused(&self) -> Result<Vec<Finding<L>>> {
         let Some(dir) = &self.work else { return Ok(Vec::new()) };
         let review = review(self.upper.layer(dir), &*self.upper.open(dir)?)?;
         let mut copies = self.nameless_copies(dir, review.links)?;
-        // Most layers have none, and need not be walked through.
+        // Most layers have no such entry, and need no walk.
         if copies.is_empty() {
             return Ok(Vec::new());
         }
@@ -84,8 +83,7 @@ impl<L: Layer> Checker<L> {
         copies.iter().map(finding).collect()
     }
 
-    /// Of copies of files with several names those that have no name but the one in the work
-    /// directory.
+    /// Returns those of these index entries that have no name outside the work directory.
     fn nameless_copies(&self, dir: &LayerDir<L>, copies: Vec<Copy>) -> Result<Vec<Copy>> {
         let mut nameless = Vec::new();
         for copy in copies {
@@ -96,8 +94,8 @@ impl<L: Layer> Checker<L> {
         Ok(nameless)
     }
 
-    /// Takes out of `copies` those that a name of the merged tree shows. Every directory of the
-    /// upper layer must have been read.
+    /// Removes from `copies` those that a name of the merged tree shows. The walk must have read
+    /// every directory of the upper layer.
     fn drop_named(&self, report: &Report<L>, copies: &mut Vec<Copy>) -> Result<()> {
         let mut dirs = vec![(PathBuf::new(), self.below.root().clone())];
         while let Some((path, dir)) = dirs.pop() {
@@ -125,7 +123,7 @@ impl<L: Layer> Checker<L> {
         Ok(())
     }
 
-    /// Takes out of `copies` those of a file that a lower layer has, whose names show them.
+    /// Removes from `copies` those of a file that a lower layer has: its names show them.
     fn drop_shown(&self, copies: &mut Vec<Copy>) -> Result<()> {
         let stack = self.below.stack();
         let mut dirs: Vec<Arc<LayerDir<L>>> = stack.lower_roots().to_vec();
