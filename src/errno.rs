@@ -16,12 +16,15 @@ pub const EWOULDBLOCK: i32 = 41;
 /// Why an operation failed. Its text says that as a clause, which is the system's.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Error {
+    /// The number: one of the constants of this module.
     pub errno: i32,
 }
 
+/// The result of an operation that fails with an errno.
 pub type Result<T, E = Error> = result::Result<T, E>;
 
 impl Error {
+    /// The error with this number.
     pub const fn new(errno: i32) -> Self {
         Self { errno }
     }

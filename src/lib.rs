@@ -7,7 +7,7 @@
 //! in the upper layer, and [`fsck`] whether they are written well. `docs/design.md` has the
 //! picture.
 
-#![warn(clippy::too_many_lines)]
+#![warn(missing_docs, clippy::too_many_lines)]
 
 #[cfg(feature = "scheme")]
 pub mod daemon;

@@ -14,13 +14,32 @@ use crate::overlay::{Holder, Layers, Overlay, Refused, Settings, VOLATILE_MARK};
 #[derive(Debug)]
 pub enum Error {
     /// A layer cannot be opened.
-    Open { what: &'static str, path: PathBuf, cause: io::Error },
+    Open {
+        /// Which layer it is, for a sentence.
+        what: &'static str,
+        /// Its path.
+        path: PathBuf,
+        /// What open(2) answered.
+        cause: io::Error,
+    },
     /// A layer is no directory.
-    NotADirectory { what: &'static str, path: PathBuf },
+    NotADirectory {
+        /// Which layer it is, for a sentence.
+        what: &'static str,
+        /// Its path.
+        path: PathBuf,
+    },
     /// One layer is or contains another in a way that has no meaning.
     Nested(String),
     /// The engine cannot use the layers.
-    Refused { upper: PathBuf, work: Option<PathBuf>, cause: Refused },
+    Refused {
+        /// The upper directory.
+        upper: PathBuf,
+        /// The work directory, if one was named.
+        work: Option<PathBuf>,
+        /// What the engine cannot do.
+        cause: Refused,
+    },
 }
 
 impl fmt::Display for Error {

@@ -32,6 +32,7 @@ pub const KEYS: [&str; 11] = [
 pub struct Options {
     /// Top first.
     pub lowers: Vec<PathBuf>,
+    /// The upper directory. None: the overlay is read-only.
     pub upper: Option<PathBuf>,
     /// None: a reserved name inside the upper directory.
     pub work: Option<PathBuf>,
@@ -55,14 +56,18 @@ pub struct Options {
 /// The command line of the daemon.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
+    /// Prints `--help`.
     Help,
+    /// Prints the version.
     Version,
+    /// Serves an overlay.
     Serve(Arguments),
 }
 
 /// What the daemon is to serve.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Arguments {
+    /// The layers.
     pub options: Options,
     /// The scheme's name.
     pub name: String,
@@ -217,6 +222,7 @@ impl From<lexopt::Error> for Error {
 /// One item of an `-o` list: `key`, or `key=value`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListItem {
+    /// What stands before the `=`.
     pub key: String,
     /// With its escapes.
     value: Option<Vec<u8>>,

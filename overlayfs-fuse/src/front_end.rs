@@ -16,7 +16,9 @@ use crate::wire::{Attr, Dirent, EntryOut, SetattrIn, valid_for};
 /// The process that makes a request.
 #[derive(Clone, Copy, Debug)]
 pub struct Caller {
+    /// The user of the filesystem (`fsuid`).
     pub uid: u32,
+    /// The group of the filesystem (`fsgid`).
     pub gid: u32,
     /// 0 for the kernel itself.
     pub pid: u32,
@@ -25,13 +27,16 @@ pub struct Caller {
 /// An object in an answer.
 #[derive(Clone, Copy, Debug)]
 pub struct NodeEntry {
+    /// The number that the front end gave the object.
     pub node: u64,
+    /// Its attributes.
     pub attr: Attr,
 }
 
 /// An open file or directory.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Opened {
+    /// The number that later requests have for it.
     pub fh: u64,
     /// `FOPEN_*`.
     pub flags: u32,
@@ -42,6 +47,7 @@ pub struct Opened {
 pub struct NewMode {
     /// Type and permission bits from the program, before the umask applies.
     pub mode: u32,
+    /// The umask of the program.
     pub umask: u32,
 }
 
@@ -107,18 +113,28 @@ pub trait FrontEnd: Send + Sync {
 
     /// Looks a name up. The kernel keeps the answer None, but not the error ENOENT.
     fn lookup(&self, caller: Caller, parent: u64, name: &OsStr) -> Result<Option<NodeEntry>>;
+    /// Takes back `count` answers that had the object. The kernel does not use it any more after
+    /// the last one.
     fn forget(&self, node: u64, count: u64);
+    /// Returns the attributes of an object.
     fn getattr(&self, caller: Caller, node: u64) -> Result<Attr>;
+    /// Sets the attributes that `change.valid` names ([`set`](crate::wire::set)), and returns all.
     fn setattr(&self, caller: Caller, node: u64, change: &SetattrIn) -> Result<Attr>;
+    /// Returns the target of a symlink.
     fn readlink(&self, caller: Caller, node: u64) -> Result<OsString>;
     /// `device` is the number as the system's calls have it.
     fn mknod(&self, caller: Caller, parent: u64, name: &OsStr, mode: NewMode, device: u64) -> Result<NodeEntry>;
+    /// Creates a directory.
     fn mkdir(&self, caller: Caller, parent: u64, name: &OsStr, mode: NewMode) -> Result<NodeEntry>;
+    /// Creates a symlink.
     fn symlink(&self, caller: Caller, parent: u64, name: &OsStr, target: &OsStr) -> Result<NodeEntry>;
+    /// Removes a name of an object that is no directory.
     fn unlink(&self, caller: Caller, parent: u64, name: &OsStr) -> Result<()>;
+    /// Removes an empty directory.
     fn rmdir(&self, caller: Caller, parent: u64, name: &OsStr) -> Result<()>;
     /// `flags` are those of renameat2(2).
     fn rename(&self, caller: Caller, from: (u64, &OsStr), to: (u64, &OsStr), flags: u32) -> Result<()>;
+    /// Gives an object one more name.
     fn link(&self, caller: Caller, node: u64, parent: u64, name: &OsStr) -> Result<NodeEntry>;
     /// `flags` are those of open(2).
     fn create(
@@ -131,20 +147,28 @@ pub trait FrontEnd: Send + Sync {
     ) -> Result<(NodeEntry, Opened)>;
     /// Reads to the start of `buf`. It reads fewer bytes only at the end of the file.
     fn read(&self, caller: Caller, node: u64, fh: u64, offset: u64, buf: &mut [u8]) -> Result<usize>;
+    /// Writes, and returns the number of bytes.
     fn write(&self, caller: Caller, node: u64, write: Write<'_>) -> Result<usize>;
+    /// Syncs an open file.
     fn fsync(&self, node: u64, fh: u64) -> Result<()>;
+    /// Adds the entries behind `offset` to `listing`, until it is full.
     fn readdir(&self, caller: Caller, node: u64, fh: u64, offset: u64, listing: &mut ListingReply<'_>) -> Result<()>;
+    /// Syncs an open directory.
     fn fsyncdir(&self, node: u64, fh: u64) -> Result<()>;
+    /// Returns the numbers of the filesystem.
     fn statfs(&self, node: u64) -> Result<StatFs>;
 
     /// `flags` are those of open(2).
     fn open(&self, _: Caller, _node: u64, _flags: i32) -> Result<Opened> {
         Err(Error::new(ENOSYS))
     }
+    /// Closes a file.
     fn release(&self, _fh: u64) {}
+    /// Opens a directory.
     fn opendir(&self, _: Caller, _node: u64) -> Result<Opened> {
         Err(Error::new(ENOSYS))
     }
+    /// Closes a directory.
     fn releasedir(&self, _fh: u64) {}
     /// `mask` is that of access(2).
     fn access(&self, _: Caller, _node: u64, _mask: u32) -> Result<()> {
@@ -154,6 +178,7 @@ pub trait FrontEnd: Send + Sync {
     fn tmpfile(&self, _: Caller, _parent: u64, _: NewMode) -> Result<(NodeEntry, Opened)> {
         Err(Error::new(ENOSYS))
     }
+    /// Returns the attributes of an object, and the time of its creation where that is known.
     fn birth(&self, _node: u64) -> Result<(Attr, Option<Birth>)> {
         Err(Error::new(ENOSYS))
     }
@@ -173,9 +198,11 @@ pub trait FrontEnd: Send + Sync {
     ) -> Result<()> {
         Err(Error::new(ENOSYS))
     }
+    /// Returns the names of the extended attributes of an object.
     fn listxattr(&self, _: Caller, _node: u64) -> Result<Vec<OsString>> {
         Err(Error::new(ENOSYS))
     }
+    /// Removes an extended attribute.
     fn removexattr(&self, _: Caller, _node: u64, _name: &OsStr) -> Result<()> {
         Err(Error::new(ENOSYS))
     }
@@ -187,6 +214,7 @@ pub trait FrontEnd: Send + Sync {
     fn flags(&self, _node: u64) -> Result<u32> {
         Err(Error::new(ENOTTY))
     }
+    /// Sets the flags that [`flags`](FrontEnd::flags) returns.
     fn set_flags(&self, _node: u64, _flags: u32) -> Result<()> {
         Err(Error::new(ENOTTY))
     }
@@ -194,6 +222,7 @@ pub trait FrontEnd: Send + Sync {
     fn lseek(&self, _node: u64, _offset: u64, _whence: i32) -> Result<u64> {
         Err(Error::new(ENOSYS))
     }
+    /// Copies between two open files, each an object and its `fh`, and returns the number of bytes.
     fn copy_file_range(&self, _caller: Caller, _from: (u64, u64), _to: (u64, u64), _length: u64) -> Result<u64> {
         Err(Error::new(ENOSYS))
     }
@@ -202,8 +231,11 @@ pub trait FrontEnd: Send + Sync {
 /// A WRITE.
 #[derive(Clone, Copy, Debug)]
 pub struct Write<'a> {
+    /// The number of the open file.
     pub fh: u64,
+    /// Where the data go.
     pub offset: u64,
+    /// The data.
     pub data: &'a [u8],
     /// The flags of the open file.
     pub open_flags: i32,

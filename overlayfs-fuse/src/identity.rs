@@ -38,6 +38,7 @@ pub struct Range {
     pub layer: u32,
     /// The first id as it is shown.
     pub shown: u32,
+    /// The number of ids.
     pub length: u32,
 }
 
@@ -51,7 +52,9 @@ pub struct IdMap {
 /// How the mount shows owners.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Identity {
+    /// The ids of users.
     pub users: IdMap,
+    /// The ids of groups.
     pub groups: IdMap,
     /// The user that the mount shows as the owner of all objects.
     pub squash_user: Option<u32>,

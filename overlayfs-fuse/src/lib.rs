@@ -17,7 +17,7 @@
 //! The package `linux-delegate` has another front end, for tests. It sends each request through the
 //! scheme that serves Redox.
 
-#![warn(clippy::too_many_lines)]
+#![warn(missing_docs, clippy::too_many_lines)]
 
 pub mod dispatch;
 pub mod engine;

@@ -32,6 +32,7 @@ pub struct MountOptions {
     pub source: Option<OsString>,
     /// The program stays in the foreground.
     pub foreground: bool,
+    /// Which messages are logged.
     pub verbosity: Verbosity,
     /// A file to which messages are appended.
     pub log: Option<PathBuf>,
@@ -91,8 +92,11 @@ pub enum Verbosity {
 /// A command line.
 #[derive(Clone, Debug)]
 pub enum Command {
+    /// Prints `--help`.
     Help,
+    /// Prints the version.
     Version,
+    /// Mounts an overlay.
     Mount(Box<MountOptions>),
     /// Changes the flags of an existing mount: [`MountOptions::flags`], and whether it is
     /// read-only.

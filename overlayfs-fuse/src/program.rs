@@ -206,10 +206,12 @@ pub struct Stacked<'a> {
 }
 
 impl<'a> Stacked<'a> {
+    /// Returns the options of the mount.
     pub fn options(&self) -> &'a MountOptions {
         self.options
     }
 
+    /// Returns the overlay.
     pub fn overlay(&self) -> Arc<Overlay<OsLayer>> {
         self.overlay.clone()
     }

@@ -2,6 +2,7 @@
 
 use overlayfs::usage::{Explained, Group, Program, option};
 
+/// `overlayfs-fuse`.
 pub const PROGRAM: Program = Program {
     name: "overlayfs-fuse",
     about: "read-only directories under one writable directory, as one merged tree",

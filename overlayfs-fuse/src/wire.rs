@@ -8,6 +8,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// The version of this code. Linux answers with its own if that is lower.
 pub const MAJOR: u32 = 7;
+/// The minor version.
 pub const MINOR: u32 = 41;
 /// The first version with requests to the kernel to drop objects (`FUSE_NOTIFY_PRUNE`): Linux 6.18.
 pub const PRUNE_MINOR: u32 = 45;
@@ -18,6 +19,7 @@ pub const OLDEST_MINOR: u32 = 31;
 pub const ROOT: u64 = 1;
 
 /// The kinds of requests.
+#[expect(missing_docs, reason = "the names are those of linux/fuse.h")]
 pub mod opcode {
     pub const LOOKUP: u32 = 1;
     pub const FORGET: u32 = 2;
@@ -62,6 +64,7 @@ pub mod opcode {
 }
 
 /// The features that kernel and front end agree on (`FUSE_*` of INIT).
+#[expect(missing_docs, reason = "the names are those of linux/fuse.h")]
 pub mod init {
     pub const ASYNC_READ: u64 = 1 << 0;
     pub const ATOMIC_O_TRUNC: u64 = 1 << 3;
@@ -84,6 +87,7 @@ pub mod init {
 }
 
 /// The attributes that a SETATTR sets (`FATTR_*`).
+#[expect(missing_docs, reason = "the names are those of linux/fuse.h")]
 pub mod set {
     pub const MODE: u32 = 1 << 0;
     pub const UID: u32 = 1 << 1;
@@ -121,6 +125,7 @@ macro_rules! wire {
             $(#[$meta])*
             #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
             #[repr(C)]
+            #[expect(missing_docs, reason = "the names are those of linux/fuse.h")]
             pub struct $name {
                 $(pub $field: $type,)*
             }

@@ -21,9 +21,9 @@ const OWN: [&str; 5] =
 /// What stands behind that in the name of an attribute that is no mark.
 const ESCAPE: &str = "overlay.";
 
-/// The attribute that says whose an object is shown as where it could not be given to him, and the
-/// older name that is only read.
+/// The attribute that says whose an object is shown as, where it could not be given to him.
 pub const OWNER_RECORD: &str = "user.containers.override_stat";
+/// [`OWNER_RECORD`], and the older name, which is only read.
 pub const OWNER_RECORDS: [&str; 2] = [OWNER_RECORD, "user.fuseoverlayfs.override_stat"];
 
 /// An owner, and a mode of `0o7777` at most, as the attribute has them: `UID:GID:MODE`, the mode in

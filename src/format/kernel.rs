@@ -84,6 +84,7 @@ pub enum Redirect {
     Path(PathBuf),
     /// Another name in the same directory.
     Sibling(OsString),
+    /// Nothing: the mark has no valid path.
     Nothing,
 }
 

@@ -27,10 +27,13 @@ pub struct Reading {
 pub struct LayerListing {
     /// The objects, with the layer's inode numbers.
     pub objects: Vec<(OsString, Kind, u64)>,
+    /// The deleted names.
     pub whiteouts: Vec<Hidden>,
-    /// The partial copies, and the maps of some.
+    /// The partial copies.
     pub parts: Vec<PartOf>,
+    /// The maps of partial copies.
     pub maps: Vec<PartOf>,
+    /// The marks of the directory itself.
     pub marks: Marks,
     /// Reserved names that mean nothing in a listing, and marks that are not of the kind that they
     /// should be.
@@ -43,6 +46,7 @@ pub struct Hidden {
     pub name: OsString,
     /// Its own name, and its kind.
     pub marker: OsString,
+    /// The kind of the marker.
     pub kind: Kind,
 }
 
@@ -59,6 +63,7 @@ pub struct Marks {
 
 /// A file [`REDIRECT`], or what has its name.
 pub struct RedirectFile {
+    /// A file, unless it is damaged.
     pub kind: Kind,
     /// The path that it names, and the attributes of the file. None if it names none.
     pub way: Option<(PathBuf, Stat)>,

@@ -29,6 +29,7 @@ pub use oci::{
 /// The formats that a person can ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wanted {
+    /// An OCI image layer.
     Oci,
     /// With the namespace that the upper layer is marked with, or else the one that whoever mounts
     /// may use.
@@ -116,7 +117,17 @@ pub enum WhiteoutMark {
 /// A mark of a directory.
 pub enum DirMark {
     /// A file in it.
-    File { name: &'static str, content: Vec<u8> },
+    File {
+        /// Its name, which is reserved.
+        name: &'static str,
+        /// What it contains.
+        content: Vec<u8>,
+    },
     /// An extended attribute of it.
-    Attribute { name: OsString, value: Vec<u8> },
+    Attribute {
+        /// Its name, with the namespace.
+        name: OsString,
+        /// What it is set to.
+        value: Vec<u8>,
+    },
 }

@@ -19,6 +19,7 @@ pub struct Name {
 /// A name that is to be created, and shows nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct New {
+    /// The object is a directory.
     pub is_dir: bool,
     /// The layer can make the object, complete, in one step.
     pub at_once: bool,
@@ -29,6 +30,7 @@ pub struct New {
 /// How a name is created.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Creation {
+    /// The step that shows the object.
     pub placement: Placement,
     /// A directory is built with the opaque mark.
     pub opaque: bool,
@@ -37,6 +39,7 @@ pub struct Creation {
     pub uncover: bool,
 }
 
+/// How a new object comes to its place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Placement {
     /// It is made at its place.
@@ -76,13 +79,18 @@ pub enum Step {
     Settle(End),
     /// Removes what is in the directory that is removed or replaced. It looks empty: these are
     /// marks and whiteouts.
-    Clear { opaque_first: bool },
+    Clear {
+        /// The directory is marked as opaque before, so that a crash shows nothing of lower layers.
+        opaque_first: bool,
+    },
 }
 
 /// How a name is removed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Removal {
+    /// The steps before it, in their order.
     pub first: Vec<Step>,
+    /// The step that the merged tree shows.
     pub seen: Seen,
 }
 
@@ -100,8 +108,11 @@ pub enum Seen {
 /// A rename to a name that is free, or whose object is replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Move {
+    /// The name that the object has.
     pub old: Name,
+    /// The name that it gets.
     pub new: Name,
+    /// The object is a directory.
     pub is_dir: bool,
     /// An empty directory has the new name.
     pub over_dir: bool,
@@ -112,11 +123,13 @@ pub struct Move {
 /// How an object is renamed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rename {
+    /// The steps before the one that is seen, in their order.
     pub first: Vec<Step>,
     /// The step that is seen.
     pub mode: RenameMode,
-    /// The old name has a whiteout then, and the new one.
+    /// The old name has a whiteout then.
     pub old_whiteout: bool,
+    /// The new name has a whiteout then.
     pub new_whiteout: bool,
     /// The one of these that hides nothing, or nothing any more, and is removed.
     pub idle: Option<End>,
@@ -125,7 +138,9 @@ pub struct Rename {
 /// A directory that is to move.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Moved {
+    /// It has the opaque mark.
     pub opaque: bool,
+    /// It has a redirect.
     pub redirect: bool,
     /// It merges with lower directories.
     pub merges: bool,
@@ -133,6 +148,7 @@ pub struct Moved {
     pub onto_lower: bool,
 }
 
+/// The mark that a directory gets before it moves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MovedMark {
     /// So that it merges with nothing else than now.

@@ -8,11 +8,15 @@ use crate::usage::fsck::PROGRAM;
 /// A command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
+    /// Prints `--help`.
     Help,
+    /// Prints the version.
     Version,
     /// Checks these layers, and makes the repairs if `repair`.
     Check {
+        /// The layers.
         options: Options,
+        /// Damage is repaired.
         repair: bool,
     },
 }

@@ -180,7 +180,8 @@ macro_rules! counted {
         /// A method of [`Layer`] that is a backing call.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub enum Method {
-            $($method,)*
+            $(#[doc = concat!("[`Layer::", stringify!($name), "`].")]
+            $method,)*
         }
 
         impl Method {

@@ -37,19 +37,28 @@ pub const THROUGH: u64 = 4096;
 /// What an object of a filesystem is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
+    /// A regular file.
     File,
+    /// A directory.
     Dir,
+    /// A symbolic link.
     Symlink,
+    /// A named pipe.
     Fifo,
+    /// A socket.
     Socket,
+    /// A character device.
     CharDev,
+    /// A block device.
     BlockDev,
 }
 
 /// A point in time since 1970: whole seconds, and nanoseconds in `0..1_000_000_000`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Time {
+    /// Whole seconds; negative before 1970.
     pub sec: i64,
+    /// Nanoseconds behind these seconds.
     pub nsec: u32,
 }
 
@@ -74,12 +83,17 @@ impl Fixed {
 pub struct Stat {
     /// The filesystem that holds the object; two layers on one filesystem answer the same number.
     pub dev: u64,
+    /// The inode number in that filesystem.
     pub ino: u64,
+    /// File, directory, or another kind.
     pub kind: Kind,
     /// Permission bits, set-id and sticky: `0o7777` at most, no type bits.
     pub mode: u32,
+    /// The number of names.
     pub nlink: u32,
+    /// The owner.
     pub uid: u32,
+    /// The group.
     pub gid: u32,
     /// The device that a device node names, encoded as the system does.
     pub rdev: u64,
@@ -89,9 +103,13 @@ pub struct Stat {
     pub blksize: u32,
     /// Space taken, in units of 512 bytes.
     pub blocks: u64,
+    /// The last access.
     pub atime: Time,
+    /// The last change of the content.
     pub mtime: Time,
+    /// The last change of content or attributes.
     pub ctime: Time,
+    /// What forbids changes.
     pub fixed: Fixed,
 }
 
@@ -100,10 +118,15 @@ pub struct Stat {
 pub struct StatFs {
     /// The unit of the three counts of blocks, in bytes.
     pub block_size: u32,
+    /// All blocks.
     pub blocks: u64,
+    /// Blocks that are free.
     pub blocks_free: u64,
+    /// Blocks that are free for ordinary users.
     pub blocks_available: u64,
+    /// All inodes.
     pub files: u64,
+    /// Inodes that are free.
     pub files_free: u64,
     /// The longest name that an entry can have, in bytes.
     pub name_max: u32,
@@ -125,15 +148,20 @@ impl StatFs {
 /// Who owns an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Owner {
+    /// The user.
     pub uid: u32,
+    /// The group.
     pub gid: u32,
 }
 
 /// One entry of a listing.
 #[derive(Clone, Copy, Debug)]
 pub struct DirEntry<'a> {
+    /// Its name.
     pub name: &'a OsStr,
+    /// The inode number of its object.
     pub ino: u64,
+    /// The kind of its object.
     pub kind: Kind,
 }
 
@@ -182,13 +210,19 @@ pub enum XattrMode {
 /// What becomes of a range of a file, as fallocate(2) has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Allocation {
-    /// Space is taken for what has none; the content stays. The size grows to the end of the range
-    /// unless it is to be kept.
-    Reserve { keep_size: bool },
+    /// Space is taken for what has none; the content stays. Else the size grows to the end of the
+    /// range.
+    Reserve {
+        /// The size stays.
+        keep_size: bool,
+    },
     /// The content becomes a hole; the size stays.
     PunchHole,
     /// The content becomes zeros. The size grows to the end of the range unless it is to be kept.
-    Zero { keep_size: bool },
+    Zero {
+        /// The size stays.
+        keep_size: bool,
+    },
     /// The range is taken out, and what follows moves down.
     Collapse,
     /// A hole of the range's length is put in, and what follows moves up.

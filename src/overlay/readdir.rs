@@ -18,9 +18,11 @@ const ENTRIES_PER_LOOKUP: usize = 8;
 /// One entry of a listing.
 #[derive(Clone, Copy, Debug)]
 pub struct DirEntry<'a> {
+    /// Its name.
     pub name: &'a OsStr,
     /// As [`Overlay::stat`] has it.
     pub ino: u64,
+    /// The kind of its object.
     pub kind: Kind,
     /// Where the listing goes on behind this entry.
     pub offset: u64,

@@ -2,6 +2,7 @@
 
 use super::{Explained, Group, Program, option};
 
+/// `overlayfs-fsck`.
 pub const PROGRAM: Program = Program {
     name: "overlayfs-fsck",
     about: "looks for damage in the upper directory of an overlay, and repairs it",

@@ -14,6 +14,7 @@ const INDENT: usize = 26;
 /// A program. It lists its options in the order of the table.
 #[derive(Debug)]
 pub struct Program {
+    /// Its name.
     pub name: &'static str,
     /// A short description without a full stop.
     pub about: &'static str,
@@ -21,6 +22,7 @@ pub struct Program {
     pub forms: &'static [&'static str],
     /// The text of `--help` before the options.
     pub before: &'static str,
+    /// Its options.
     pub groups: &'static [Group],
     /// The text of `--help` behind the options.
     pub after: &'static str,
@@ -29,7 +31,9 @@ pub struct Program {
 /// A group of options under a title.
 #[derive(Debug)]
 pub struct Group {
+    /// The heading above them.
     pub title: &'static str,
+    /// The options, in the order in which they are shown.
     pub options: &'static [Explained],
 }
 

@@ -2,6 +2,7 @@
 
 use super::{Explained, Group, Program, option};
 
+/// `overlayfs`, the daemon.
 pub const PROGRAM: Program = Program {
     name: "overlayfs",
     about: "read-only directories under one writable directory, as one merged tree",
