@@ -1,8 +1,7 @@
-//! Databases in a mount: what they need is that locks, shared mappings, syncs and renames do what
-//! they promise, also after another mount.
+//! Databases in a mount. They need locks, shared mappings, syncs and renames that keep their
+//! promises, also after another mount.
 //!
-//! Every script runs twice, in the mount and in an ordinary directory: what it prints must be the
-//! same in both.
+//! Every script runs twice, in the mount and in an ordinary directory. Both must print the same.
 //!
 //! Needs root, /dev/fuse, and of Debian's packages postgresql and sqlite3; fails without them.
 
@@ -24,7 +23,7 @@ use std::path::PathBuf;
 use differential::Differential;
 use test_common::Detail;
 
-/// Two databases, one with a journal, one with a log that its users share by a mapping. Three
+/// Two databases: one with a journal, one with a log that its users share through a mapping. Three
 /// processes write to each at a time.
 fn sqlite(front_end: &str) {
     let mut differential = Differential::small(front_end);
@@ -62,7 +61,7 @@ fn sqlite(front_end: &str) {
     differential.end();
 }
 
-/// The programs of the newest installed postgres.
+/// Returns the folder of the programs of the newest installed postgres.
 fn programs() -> PathBuf {
     let versions = fs::read_dir("/usr/lib/postgresql").expect("the package postgresql is installed");
     let programs = versions.map(|entry| entry.unwrap().path().join("bin"));
@@ -86,11 +85,11 @@ SELECT count(*), sum(abalance) FROM pgbench_accounts;
 SELECT count(*), sum(delta) FROM pgbench_history;
 ";
 
-/// It is stopped like by a crash before another mount, and repairs what it has from its log.
+/// The server stops as by a crash before another mount, and repairs its data from its log.
 #[test]
 fn postgres() {
     let mut differential = Differential::small("engine");
-    // Each script starts the server and stops it, also if it fails.
+    // Each script starts the server and stops it, also at a failure.
     let server = |stop: &str, work: &str| {
         format!(
             "PATH={}:$PATH; export PGHOST=$PWD/db PGUSER=postgres
@@ -131,14 +130,14 @@ fn postgres() {
     differential.run(&server("fast", "echo after another mount"));
     let said = differential.run(&format!("{}/pg_checksums --check -D db/data | grep -i bad", programs().display()));
     assert!(said.contains("0"), "{said}");
-    // The two servers have their own numbers and times in their files.
+    // Each of the two servers has numbers and times of its own in its files.
     differential.run("rm -r db");
     differential.end();
 }
 
 through_both_front_ends! { sqlite }
 
-/// postgres does not run as root, not even as one of a namespace: it gets one in which it is
+/// postgres does not run as root, not even as the root of a namespace. So it gets a namespace with
 /// another user.
 #[test]
 fn as_an_unprivileged_user() {

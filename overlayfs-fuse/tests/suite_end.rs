@@ -1,5 +1,5 @@
-//! The end of a mount: what is done when umount returns, who waits for whom, and what a daemon
-//! inherits from the shell that starts it.
+//! The end of a mount: the state when umount returns, the processes that wait. Also the descriptors
+//! and limits that a daemon inherits from a shell.
 //!
 //! Needs root and /dev/fuse; fails without them.
 
@@ -23,7 +23,7 @@ const LARGE: usize = 8 << 20;
 
 /// Directories for one mount.
 struct Fixture {
-    /// Checked before the directories go.
+    /// Checked before the directories are removed.
     _guard: LowerGuard,
     setup: Setup,
 }
@@ -49,7 +49,7 @@ impl Fixture {
         format!("lowerdir={dir}/lower,upperdir={dir}/upper,workdir={dir}/work{more}")
     }
 
-    /// Mounts as people do, with the daemon in the background.
+    /// Mounts as users do, with the daemon in the background.
     fn mount(&self, more: &str) -> Output {
         run::finish(run::command(program_for(more)).args(["-o", &self.options(more)]).arg(self.point()))
     }
@@ -59,8 +59,8 @@ impl Fixture {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
 
-    /// Runs a command in a shell, in which $O are the options of the mount, $M is where it goes,
-    /// and $P the program.
+    /// Runs a command in a shell. $O has the options of the mount, $M the mount point, and $P the
+    /// program.
     fn shell(&self, script: &str) -> Output {
         let mut shell = run::command("bash");
         shell.arg("-c").arg(script).env("O", self.options("")).env("M", self.point()).env("P", program());
@@ -76,7 +76,7 @@ impl Fixture {
         File::options().append(true).open(self.point().join(name)).unwrap().write_all(text.as_bytes()).unwrap();
     }
 
-    /// Asserts that the upper directory has the large file whole, and nothing that only an overlay
+    /// Panics unless the upper directory has the large file whole, and nothing that only an overlay
     /// knows.
     fn is_whole(&self, appended: usize) {
         let upper = self.setup.path("upper");
@@ -111,7 +111,7 @@ fn the_upper_directory_is_whole_when_umount_returns_and_can_be_mounted_again() {
     }
 }
 
-/// Whether nobody holds a directory.
+/// Returns whether no process holds a directory.
 fn is_free(dir: &Path) -> bool {
     let dir = File::open(dir).unwrap();
     match dir.try_lock() {
@@ -121,11 +121,11 @@ fn is_free(dir: &Path) -> bool {
     }
 }
 
-/// What is in a work directory for the next mount.
+/// The files in a work directory for the next mount.
 const KEPT: [&str; 3] = ["ctimes", "numbers", "record"];
 
 impl Fixture {
-    /// Asserts that no overlay has the layers any more, and then removes and makes them anew.
+    /// Panics if an overlay still holds the layers. Then removes them and makes them again.
     fn start_again(&self, when: &str) {
         for name in ["upper", "work"] {
             assert!(is_free(&self.setup.path(name)), "{when}: {name} is held");
@@ -160,13 +160,13 @@ fn the_layers_are_free_when_umount_returns() {
 }
 
 #[test]
-fn what_was_settled_long_ago_changes_no_more() {
+fn an_upper_layer_at_rest_does_not_change() {
     for more in ["", ",door=scheme"] {
         let fixture = Fixture::new();
         fixture.must_mount(more);
         fixture.append("large", "end");
         eventually("the copy is whole", || fixture.setup.path("upper/large").exists());
-        // Now nothing keeps umount waiting, or nothing much.
+        // By now umount has nothing, or almost nothing, to wait for.
         thread::sleep(Duration::from_millis(500));
         fixture.umount();
         for name in ["upper", "work"] {
@@ -186,7 +186,7 @@ fn a_mount_that_is_in_use_keeps_its_layers_without_a_name() {
     fixture.append("large", "end");
     let mut open = File::options().append(true).open(fixture.point().join("large")).unwrap();
     assert!(run::finish(run::command("umount").arg("-l").arg(fixture.point())).status.success());
-    eventually("what was changed is complete", || fixture.setup.path("upper/large").exists());
+    eventually("the change is complete", || fixture.setup.path("upper/large").exists());
     for _ in 0..3 {
         assert!(!is_free(&fixture.setup.path("upper")));
         open.write_all(b"end").unwrap();
@@ -198,7 +198,7 @@ fn a_mount_that_is_in_use_keeps_its_layers_without_a_name() {
 }
 
 #[test]
-fn a_volatile_overlay_that_rests_is_synced() {
+fn a_volatile_overlay_is_synced_in_a_pause() {
     let fixture = Fixture::new();
     let mark = fixture.setup.path("work/work/incompat/volatile");
     let mut mount = Mount::new(&fixture.point(), &fixture.options(",volatile"));
@@ -215,7 +215,7 @@ fn a_volatile_overlay_that_rests_is_synced() {
 }
 
 #[test]
-fn a_remount_has_everything_completed() {
+fn a_remount_completes_everything() {
     let fixture = Fixture::new();
     fixture.must_mount("");
     fixture.append("large", "end");
@@ -226,7 +226,7 @@ fn a_remount_has_everything_completed() {
 }
 
 #[test]
-fn what_was_changed_is_completed_in_a_pause() {
+fn changes_are_completed_in_a_pause() {
     let fixture = Fixture::new();
     fixture.must_mount("");
     let mut open = File::options().append(true).open(fixture.point().join("large")).unwrap();
@@ -240,7 +240,7 @@ fn what_was_changed_is_completed_in_a_pause() {
 }
 
 #[test]
-fn who_holds_an_upper_layer_is_named() {
+fn the_holder_of_an_upper_layer_is_named() {
     let fixture = Fixture::new();
     let mount = Mount::new(&fixture.point(), &fixture.options(""));
     let other = fixture.setup.dir("other");
@@ -252,14 +252,14 @@ fn who_holds_an_upper_layer_is_named() {
 }
 
 #[test]
-fn a_dead_mount_is_called_that() {
+fn a_dead_mount_is_reported() {
     let fixture = Fixture::new();
     let mut mount = Mount::new(&fixture.point(), &fixture.options(""));
-    // In the midst of a change, with umount kept waiting.
+    // The daemon dies during a change, and umount has something to wait for.
     fixture.append("large", "end");
     mount.daemon.kill().unwrap();
     mount.daemon.wait().unwrap();
-    eventually("nobody answers", || fs::metadata(fixture.point()).is_err());
+    eventually("no daemon answers", || fs::metadata(fixture.point()).is_err());
     let refused = fixture.mount("");
     assert!(said(&refused).contains("is a dead mount") && said(&refused).contains("umount "), "{}", said(&refused));
     fixture.umount();
@@ -269,14 +269,15 @@ fn a_dead_mount_is_called_that() {
 }
 
 #[test]
-fn a_mount_works_without_the_process_that_unmounts() {
+fn a_mount_works_without_its_unmounter() {
     let fixture = Fixture::new();
     let mount = Mount::new(&fixture.point(), &fixture.options(""));
     fixture.append("large", "end");
     let pid = mount.daemon.id();
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
     for child in children.split_whitespace() {
-        // SAFETY: takes two numbers. The process is the daemon's, which has not waited for it.
+        // SAFETY: takes two numbers. The process is a child of the daemon, which has not waited for
+        // it.
         assert_eq!(unsafe { libc::kill(child.parse().unwrap(), libc::SIGKILL) }, 0);
     }
     fixture.append("large", "end");
@@ -285,7 +286,7 @@ fn a_mount_works_without_the_process_that_unmounts() {
 }
 
 #[test]
-fn a_daemon_lives_with_what_it_inherits() {
+fn a_daemon_copes_with_inherited_limits_and_descriptors() {
     for inherited in [
         "ulimit -S -f 1",
         "ulimit -n 1024; ulimit -S -n 20",
@@ -309,7 +310,8 @@ fn a_daemon_lives_with_what_it_inherits() {
     }
 }
 
-/// Who reads a pipe until its end does not wait for the daemon, unless it was told of the pipe.
+/// A reader of a pipe does not wait for the daemon, unless the daemon got the pipe as a descriptor
+/// of its own.
 #[test]
 fn a_daemon_keeps_no_descriptors() {
     let fixture = Fixture::new();
@@ -328,7 +330,7 @@ fn a_write_beyond_the_daemons_limit_is_refused() {
     let mut new = File::create(fixture.point().join("new")).unwrap();
     let refused = (0..16).find_map(|_| new.write_all(&[b'n'; 1 << 20]).err());
     assert_eq!(refused.and_then(|error| error.raw_os_error()), Some(libc::EFBIG));
-    // Nor can a copy be larger; the daemon lives.
+    // A copy cannot be larger either. The daemon goes on.
     let refused =
         File::options().append(true).open(fixture.point().join("large")).and_then(|mut file| file.write_all(b"x"));
     assert_eq!(refused.map_err(|error| error.raw_os_error()), Err(Some(libc::EFBIG)));
@@ -348,9 +350,10 @@ fn a_mount_that_fails_late_leaves_nothing() {
 }
 
 #[test]
-fn the_end_says_what_could_not_be_completed() {
+fn the_end_reports_incomplete_copies() {
     let fixture = Fixture::new();
-    // Others take the room that was there for the rest of a large file; once before it is complete.
+    // Another program takes the space for the rest of a large file. In one of the rounds it does so
+    // before the copy is complete.
     let script = "for round in $(seq 20); do mkdir -p small; mount -t tmpfs -o size=16m tmpfs small; mkdir small/upper small/work; \
                   $P -f -o lowerdir=lower,upperdir=small/upper,workdir=small/work $M & until mountpoint -q $M; do sleep .05; done; \
                   truncate -s -1 $M/large; head -c 16m /dev/zero > small/filler; umount $M; \

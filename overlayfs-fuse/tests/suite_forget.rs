@@ -1,7 +1,7 @@
-//! A mount that may remember little: what it lets go of takes nothing away that somebody uses,
-//! above all no mount inside it.
+//! A mount with a small cache. Eviction takes nothing away from a user, above all no mount inside
+//! of the mount.
 //!
-//! The mounts are made by this process, since the program has no option for a limit so small. Needs
+//! This process makes the mounts, since the program has no option for such a small limit. Needs
 //! root and /dev/fuse; fails without them.
 
 use std::fs::{self, File};
@@ -21,13 +21,13 @@ use overlayfs_fuse::{Session, mount};
 use rustix::mount::{MountFlags, UnmountFlags};
 use test_common::{Detail, LowerGuard, Random, Setup, Snapshot, names, put};
 
-/// How many objects and names are remembered.
+/// The limit of objects and names in the cache.
 const KNOWN_MAX: usize = 40;
-/// Directories, and files in each of them.
+/// The number of directories, and of files in each of them.
 const DIRS: usize = 8;
 const FILES: usize = 25;
 
-/// Random changes: how often, and how many.
+/// The number of cases, and of random changes in each.
 const CASES: u64 = 6;
 const STEPS: usize = 120;
 
@@ -38,7 +38,7 @@ fn overlay(setup: &Setup, counts: &Counts) -> Overlay<Counted<OsLayer>> {
     Overlay::with_settings(layers, settings).unwrap()
 }
 
-/// An overlay that is mounted and served by this process.
+/// An overlay that this process mounts and serves.
 struct Mounted {
     point: PathBuf,
     front_end: Option<Arc<EngineFrontEnd<Counted<OsLayer>>>>,
@@ -47,7 +47,7 @@ struct Mounted {
 }
 
 impl Mounted {
-    /// Of the directories `lower` and `upper` of the setup, at `mount`.
+    /// Mounts the directories `lower` and `upper` of the setup at `mount`.
     fn new(setup: &Setup) -> Self {
         let point = setup.dir("mount");
         let options = mount::Options {
@@ -66,7 +66,7 @@ impl Mounted {
         Self { point, front_end: Some(front_end), counts, serving: Some(serving) }
     }
 
-    /// How many objects the kernel knows, once it has said what it forgets.
+    /// Returns the number of objects that the kernel knows, after its pending FORGET requests.
     fn known(&self) -> usize {
         let front_end = self.front_end.as_ref().unwrap();
         let mut known = front_end.known();
@@ -79,7 +79,7 @@ impl Mounted {
         }
     }
 
-    /// Looks at every file that the lower layer has.
+    /// Looks at every file of the lower layer.
     fn walk(&self) {
         for dir in 0..DIRS {
             for file in 0..FILES {
@@ -89,7 +89,8 @@ impl Mounted {
         }
     }
 
-    /// Has the kernel forget whatever it can: no object is among the newest any more.
+    /// Makes the kernel forget all that it can: afterwards each known object has left the newest
+    /// part of the cache.
     fn forget(&self) {
         for _ in 0..3 {
             self.walk();
@@ -107,7 +108,7 @@ impl Drop for Mounted {
     }
 }
 
-/// A mount of something in the tree, that is taken away again.
+/// A bind mount in the tree. The drop unmounts it.
 struct Bound(PathBuf);
 
 impl Bound {
@@ -145,8 +146,8 @@ fn setup() -> (Setup, LowerGuard) {
     (setup, guard)
 }
 
-/// The kernel asks for an entry again before it makes one of that name, and takes an error for its
-/// end.
+/// Before a creation the kernel asks for the entry of its directory again. It treats an error as
+/// the end of the entry, with all mounts in it.
 #[test]
 fn mounts_in_the_tree_stay_when_a_layer_fails_for_a_moment() {
     let (setup, _guard) = setup();
@@ -155,7 +156,7 @@ fn mounts_in_the_tree_stay_when_a_layer_fails_for_a_moment() {
     let (above, point) = (mounted.point.join("some/where"), mounted.point.join("some/where/deep/below/point"));
     let _bound = Bound::new(&setup.path("volume"), &point);
     for errno in [libc::EIO, libc::ESTALE, libc::EACCES, libc::ENOENT, libc::ENOSPC] {
-        // Its attributes are asked of the layer again.
+        // The next stat of the directory needs a call on the layer.
         fs::write(above.join(errno.to_string()), "").unwrap();
         mounted.counts.interpose(move |method| if method == Method::Stat { Err(Error::new(errno)) } else { Ok(()) });
         let refused = fs::create_dir(&above).unwrap_err();
@@ -166,8 +167,8 @@ fn mounts_in_the_tree_stay_when_a_layer_fails_for_a_moment() {
     assert_eq!(fs::create_dir(&above).unwrap_err().raw_os_error(), Some(libc::EEXIST));
 }
 
-/// A program in a mount namespace of its own. It bind-mounts `from` at `to`, and writes to the file
-/// `name` in it when it is told to.
+/// A program in a mount namespace of its own. It bind-mounts `from` at `to`, and later writes to
+/// the file `name` in it.
 struct Elsewhere {
     child: Child,
     lines: BufReader<std::process::ChildStdout>,
@@ -199,7 +200,7 @@ impl Elsewhere {
 }
 
 #[test]
-fn mounts_in_the_tree_stay_when_what_is_below_them_is_forgotten() {
+fn mounts_in_the_tree_stay_when_their_mount_points_are_evicted() {
     let (setup, guard) = setup();
     let mounted = Mounted::new(&setup);
     let (point, volume) = (&mounted.point, setup.dir("volume"));
@@ -232,7 +233,7 @@ fn mounts_in_the_tree_stay_when_what_is_below_them_is_forgotten() {
     let written: Vec<_> = names(&setup.path("upper")).into_iter().filter(|name| !name.starts_with(".wh.")).collect();
     assert_eq!(written, [""; 0], "nothing was written to the layer");
 
-    // And what is not mounted on any more can be forgotten, and is what it was.
+    // Without a mount on it an object can be evicted, and is the same afterwards.
     drop(bound);
     mounted.forget();
     assert_eq!(fs::read_to_string(point.join("places/file")).unwrap(), "below");
@@ -241,16 +242,16 @@ fn mounts_in_the_tree_stay_when_what_is_below_them_is_forgotten() {
 }
 
 #[test]
-fn the_kernel_forgets_what_nobody_uses_and_nothing_else() {
+fn the_kernel_forgets_only_unused_objects() {
     let (setup, guard) = setup();
     let mounted = Mounted::new(&setup);
-    // The new ones after which there is a next time, and the directories.
+    // The limit, the new objects until the next eviction, and the directories.
     let most = KNOWN_MAX + 3 * DIRS;
     mounted.walk();
     let known = mounted.known();
     assert!(known <= most, "{known} objects are known after {}", DIRS * FILES);
 
-    // In use: open files, one of them changed, and a directory that a program is in.
+    // In use are open files, one of them changed, and the current directory of a program.
     let held: Vec<_> =
         (0..FILES).map(|file| File::open(mounted.point.join(format!("dir-3/{file}"))).unwrap()).collect();
     fs::write(mounted.point.join("dir-3/0"), "changed").unwrap();
@@ -270,7 +271,7 @@ fn the_kernel_forgets_what_nobody_uses_and_nothing_else() {
     assert_eq!(fs::read_to_string(mounted.point.join("dir-3/0")).unwrap(), "changed");
     drop(held);
 
-    // A file of 201 names is one object, that all of them keep.
+    // A file of 201 names is one object, and each name keeps it.
     for link in 0..200 {
         assert_eq!(fs::read(mounted.point.join(format!("links/{link}"))).unwrap(), b"linked");
     }
@@ -281,10 +282,10 @@ fn the_kernel_forgets_what_nobody_uses_and_nothing_else() {
     drop((mounted, guard));
 }
 
-/// Which directory, and which name in it.
+/// The number of the directory, and of the name in it.
 type Place = (usize, usize);
 
-/// What is done in the mount and in an ordinary directory.
+/// A step that is made in the mount and in an ordinary directory.
 #[derive(Clone, Debug)]
 enum Step {
     Write(Place),
@@ -314,7 +315,7 @@ impl Step {
     }
 }
 
-/// One of the two trees, and what is mounted in it.
+/// One of the two trees, and the mounts in it.
 struct Tree {
     root: PathBuf,
     volume: PathBuf,
@@ -322,7 +323,7 @@ struct Tree {
 }
 
 impl Tree {
-    /// Does a step; answers the errno, or 0.
+    /// Makes a step. Returns the errno, or 0.
     fn take(&mut self, step: &Step, number: usize) -> i32 {
         let dirs = ["", "dir", "dir/inner", "dir/inner/deep"];
         let path =
@@ -356,7 +357,7 @@ impl Tree {
 }
 
 #[test]
-fn random_changes_among_mounts_are_those_of_an_ordinary_directory() {
+fn random_changes_among_mounts_match_an_ordinary_directory() {
     for seed in 0..CASES {
         let (setup, guard) = setup();
         let mounted = Mounted::new(&setup);

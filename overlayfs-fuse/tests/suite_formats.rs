@@ -1,5 +1,5 @@
-//! Layers that others have made, the kernel's overlayfs, with either namespace of attributes, and
-//! fuse-overlayfs; and upper layers that ours and the kernel's write in turn.
+//! Layers of other programs: the kernel's overlayfs, with either namespace of attributes, and
+//! fuse-overlayfs. Also upper layers that this overlay and the kernel's write in turn.
 //!
 //! Needs root, /dev/fuse and Debian's package fuse-overlayfs; fails without them.
 
@@ -23,8 +23,8 @@ use mount::Mount;
 use rustix::fs::{CWD, FileType, Mode, XattrFlags};
 use test_common::{Detail, LowerGuard, Setup, Snapshot, mode, names};
 
-/// Has another overlay make a layer over a lower one, twice, and compares what it shows of the
-/// three with what ours shows.
+/// Makes two layers over a lower one with another overlay. Compares the tree that it shows of the
+/// three with the tree of this overlay.
 fn compare(start: impl Fn(&str, &Path)) {
     let setup = Setup::new();
     mode(setup.root(), 0o755);
@@ -42,10 +42,10 @@ fn compare(start: impl Fn(&str, &Path)) {
     let expected = Snapshot::take(&point, Detail::Times);
     umount(&point);
 
-    // From here on nobody else reads them, which would change times of access.
+    // From here on only the mount reads the layers: other readers would change times of access.
     let guard = LowerGuard::new([&lower, &first, &second]);
     let mount = Mount::new(&point, &format!("lowerdir={below}"));
-    expected.assert_same(&Snapshot::take(&point, Detail::Times), "what ours shows");
+    expected.assert_same(&Snapshot::take(&point, Detail::Times), "the tree of this overlay");
     mount.unmount();
     let upper = setup.dir("upper");
     let mount = Mount::new(&point, &format!("lowerdir={below},upperdir={}", upper.display()));
@@ -74,8 +74,8 @@ fn layers_of_the_kernels_overlayfs() {
     compare(kernel);
 }
 
-/// As of a user without the rights over `trusted` attributes, where renames of lower directories
-/// are not to be had.
+/// The mounts of a user without the right to `trusted` attributes, in which lower directories
+/// cannot be renamed.
 #[test]
 fn layers_with_the_attributes_of_a_user() {
     compare(kernel_of_a_user);
@@ -86,10 +86,9 @@ fn layers_of_fuse_overlayfs() {
     compare(mount_fuse_overlayfs);
 }
 
-/// Files of which only the metadata were copied up, renamed and in renamed directories, twice: in
-/// lower layers, and then changed there.
+/// Metacopies, renamed and in renamed directories, in two lower layers, and changes of them.
 #[test]
-fn layers_with_files_that_have_only_metadata() {
+fn layers_with_metacopies() {
     let setup = Setup::new();
     mode(setup.root(), 0o755);
     let [lower, first, second, point] = ["lower", "first", "second", "mount"].map(|name| setup.dir(name));
@@ -117,7 +116,7 @@ fn layers_with_files_that_have_only_metadata() {
 
     let guard = LowerGuard::new([&lower, &first, &second]);
     let mount = Mount::new(&point, &format!("lowerdir={below}"));
-    expected.assert_same(&Snapshot::take(&point, Detail::Xattrs), "what ours shows");
+    expected.assert_same(&Snapshot::take(&point, Detail::Xattrs), "the tree of this overlay");
     mount.unmount();
     let options =
         format!("lowerdir={below},upperdir={},workdir={}", setup.dir("upper").display(), setup.dir("work").display());
@@ -131,10 +130,10 @@ fn layers_with_files_that_have_only_metadata() {
     guard.check();
 }
 
-/// An upper layer in which the kernel has left such files goes on in ours, and then in the kernel's
-/// again.
+/// This overlay goes on with an upper layer in which the kernel left metacopies, and then the
+/// kernel goes on with it again.
 #[test]
-fn an_upper_layer_with_files_that_have_only_metadata() {
+fn an_upper_layer_with_metacopies() {
     let setup = Setup::new();
     mode(setup.root(), 0o755);
     let [lower, upper, work, point] = ["lower", "upper", "work", "mount"].map(|name| setup.dir(name));
@@ -150,7 +149,7 @@ fn an_upper_layer_with_files_that_have_only_metadata() {
     let expected = Snapshot::take(&point, Detail::Xattrs);
     umount(&point);
     let mount = Mount::new(&point, &options);
-    expected.assert_same(&Snapshot::take(&point, Detail::Xattrs), "what ours shows");
+    expected.assert_same(&Snapshot::take(&point, Detail::Xattrs), "the tree of this overlay");
     shell(
         &point,
         "echo more >> a/file; mv b/file b/new; : > d/other; truncate -s 2 e/file; echo y | dd of=link conv=notrunc bs=1 seek=1000000
@@ -161,12 +160,12 @@ fn an_upper_layer_with_files_that_have_only_metadata() {
     let expected = Snapshot::take(&point, Detail::Xattrs);
     mount.unmount();
     kernel_with_metacopy(&options, &point);
-    expected.assert_same(&Snapshot::take(&point, Detail::Xattrs), "what the kernel shows");
+    expected.assert_same(&Snapshot::take(&point, Detail::Xattrs), "the tree of the kernel's overlayfs");
     umount(&point);
     guard.check();
 }
 
-/// Numbers that look random and are the same in every run (xorshift).
+/// A generator (xorshift) of numbers that look random, and are the same in every run.
 struct Random {
     state: u64,
     names: &'static [&'static str],
@@ -185,12 +184,12 @@ impl Random {
     }
 }
 
-/// Something done to the tree below `root`: creations, removals, renames, changes of content and of
-/// attributes. Most fit what is there.
+/// Makes a change in the tree below `root`: a creation, removal, rename, or a change of content or
+/// attributes. Most changes succeed.
 fn change(root: &Path, random: &mut Random) -> io::Result<()> {
     let (path, other) = (random.path(root), random.path(root));
     let number = random.below(1 << 20);
-    // A FIFO that nobody reads is not waited for.
+    // An open of a FIFO without a reader must not wait.
     let mut open = fs::OpenOptions::new();
     open.custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW);
     match random.below(16) {
@@ -221,7 +220,7 @@ fn change(root: &Path, random: &mut Random) -> io::Result<()> {
     }
 }
 
-/// What is compared, the names that changes are made to, and how often all is done.
+/// The names of the changes, the detail of the comparison, and the number of runs.
 struct How {
     names: &'static [&'static str],
     detail: Detail,
@@ -229,13 +228,13 @@ struct How {
 }
 
 const WITH_THE_KERNEL: How = How { names: &["a", "b", "c", "d", ".wh.e"], detail: Detail::Xattrs, seeds: 12 };
-/// fuse-overlayfs makes directories whose names begin with `.wh.`, and does not show them; and it
-/// changes times of directories.
+/// fuse-overlayfs makes directories with names that begin with `.wh.`, and does not show them. It
+/// also changes times of directories.
 const WITH_FUSE_OVERLAYFS: How = How { names: &["a", "b", "c", "d"], detail: Detail::Contents, seeds: 5 };
 
-/// Ours and another overlay mount the same layers in turn, each changes them, and each must show
-/// what the other has left. What ours is told `more` it is told once, and in every mount what is in
-/// `always`.
+/// This overlay and another one mount the same layers in turn. Each changes them, and each must
+/// show the tree that the other left. The first mount of this overlay has the options `more`, and
+/// each one has `always`.
 fn in_turn(other: impl Fn(&str, &Path), (more, always): (&str, &str), other_first: bool, how: How) {
     let How { names, detail, seeds } = how;
     let mut done = 0;
@@ -271,7 +270,7 @@ fn in_turn(other: impl Fn(&str, &Path), (more, always): (&str, &str), other_firs
         for turn in usize::from(!other_first)..6 {
             let ours = turn % 2 == 1;
             let mount = match ours {
-                // What the layer is written in is said once.
+                // The first mount of this overlay sets the format of the layer.
                 true if expected.is_none() => Some(Mount::new(&point, &format!("{options}{more}{always}"))),
                 true => Some(Mount::new(&point, &format!("{options}{always}"))),
                 false => None,
@@ -280,16 +279,16 @@ fn in_turn(other: impl Fn(&str, &Path), (more, always): (&str, &str), other_firs
                 other(&options, &point);
             }
             if let Some(expected) = &expected {
-                let who = if ours { "ours" } else { "the other" };
+                let who = if ours { "this overlay" } else { "the other" };
                 expected.assert_same(
                     &Snapshot::take(&point, detail),
-                    &format!("seed {seed}, turn {turn}: what {who} shows"),
+                    &format!("seed {seed}, turn {turn}: the tree of {who}"),
                 );
             }
             done += (0..60).filter(|_| change(&point, &mut random).is_ok()).count();
             if !ours {
-                // Of a user's mount the kernel may take two names of a file that it has copied up
-                // for two files, until it is mounted again.
+                // In a mount of a user, the kernel may show two names of a copied file as two
+                // files, until the next mount.
                 umount(&point);
                 other(&options, &point);
             }
@@ -312,11 +311,11 @@ fn upper_layers_that_the_kernel_reads_and_writes() {
 }
 
 #[test]
-fn upper_layers_that_the_kernel_has_begun() {
+fn upper_layers_started_by_the_kernel() {
     in_turn(kernel, ("", ""), true, WITH_THE_KERNEL);
 }
 
-/// With the attributes of a user, which root uses where it finds them.
+/// With the attributes of a user, which a mount of root uses where it finds them.
 #[test]
 fn upper_layers_of_a_user() {
     let is_user = std::env::var_os(unprivileged::VARIABLE).is_some();
@@ -328,20 +327,20 @@ fn upper_layers_as_an_unprivileged_user() {
     unprivileged::again(&["upper_layers_of_a_user"], &[], &[]);
 }
 
-/// The native format, with the devices that fuse-overlayfs has for deletions.
+/// The OCI format, with the devices that fuse-overlayfs makes as whiteouts.
 #[test]
-fn upper_layers_that_fuse_overlayfs_has_begun() {
+fn upper_layers_started_by_fuse_overlayfs() {
     in_turn(mount_fuse_overlayfs, ("", ",redirect_dir=off"), true, WITH_FUSE_OVERLAYFS);
 }
 
 #[test]
-fn upper_layers_that_fuse_overlayfs_goes_on_with() {
+fn upper_layers_continued_by_fuse_overlayfs() {
     in_turn(mount_fuse_overlayfs, ("", ",redirect_dir=off"), false, WITH_FUSE_OVERLAYFS);
 }
 
-/// Deletions, opaque directories and what is put in their place, by both, one after the other.
+/// Deletions, opaque directories and their replacements, by both programs in turn.
 #[test]
-fn a_layer_of_fuse_overlayfs_is_gone_on_with() {
+fn a_layer_of_fuse_overlayfs_is_continued() {
     let setup = Setup::new();
     mode(setup.root(), 0o755);
     let [lower, upper, work, point] = ["lower", "upper", "work", "mount"].map(|name| setup.dir(name));
@@ -373,11 +372,10 @@ fn a_layer_of_fuse_overlayfs_is_gone_on_with() {
 
 #[test]
 fn a_layer_of_fuse_overlayfs_as_an_unprivileged_user() {
-    unprivileged::again(&["a_layer_of_fuse_overlayfs_is_gone_on_with"], &[], &[]);
+    unprivileged::again(&["a_layer_of_fuse_overlayfs_is_continued"], &[], &[]);
 }
 
-/// What the kernel does when a directory of a lower layer is renamed, ours does too, where it can
-/// have no redirects.
+/// Without redirects this overlay refuses a rename of a lower directory as the kernel does.
 #[test]
 fn a_user_cannot_rename_lower_directories_in_the_kernels_format() {
     let setup = Setup::new();
@@ -394,7 +392,7 @@ fn a_user_cannot_rename_lower_directories_in_the_kernels_format() {
     mount.unmount();
 }
 
-/// With redirect_dir=off the layer has nothing that other programs do not know.
+/// With redirect_dir=off other programs understand everything in the layer.
 #[test]
 fn without_redirects_other_readers_see_renamed_directories_whole() {
     for format in ["oci", "kernel"] {

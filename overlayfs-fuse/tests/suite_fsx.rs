@@ -1,5 +1,5 @@
-//! The file system exerciser `fsx` from crates.io on a mount: thousands of random reads, writes,
-//! mappings and truncations of one file, each read compared with what was written.
+//! The file system exerciser `fsx` from crates.io on a mount. It makes thousands of random reads,
+//! writes, mappings and truncations of one file, and compares each read with the writes before.
 //!
 //! Needs root, /dev/fuse, and `fsx` in PATH or in target/tools/bin; fails without them.
 
@@ -23,11 +23,10 @@ use std::thread;
 use mount::Mount;
 use test_common::{LowerGuard, Setup, put};
 
-/// The size of the file at most, in bytes.
+/// The limit of the size of the file, in bytes.
 const LENGTH: usize = 1 << 18;
 
-/// All that both front ends can do. Holes cannot be punched through the scheme, for there is no
-/// such request.
+/// The operations that both front ends have. A scheme has no request to punch a hole.
 const ALL: &str = "
 flen = 262144
 [weights]
@@ -42,7 +41,7 @@ posix_fadvise = 1
 copy_file_range = 2
 ";
 
-/// All that there is.
+/// All operations.
 const WITH_HOLES: &str = "
 flen = 262144
 [weights]
@@ -58,8 +57,8 @@ posix_fadvise = 1
 copy_file_range = 2
 ";
 
-/// What leaves a file as long as it is, so that `fsx` takes one that exists instead of truncating
-/// it.
+/// The operations that keep the size of a file. With them `fsx` takes an existing file and does not
+/// truncate it.
 const SAME_LENGTH: &str = "
 flen = 262144
 blockmode = true
@@ -119,8 +118,8 @@ fn assert_same_bytes(found: &[u8], expected: &[u8], what: &str) {
     assert!(found == expected, "{what}: {} bytes, not {}; unlike from {first:?}", found.len(), expected.len());
 }
 
-/// Exercises files, then reads each by its path, by a descriptor opened before and after another
-/// mount.
+/// Exercises files, then reads each by its path and by a descriptor from before. Reads them again
+/// after another mount.
 fn exercise(fixture: &Fixture, names: &[&str], work: impl Fn(&str) + Sync) {
     let guard = LowerGuard::new([fixture.setup.path("lower")]);
     let path = |name: &str| fixture.setup.path("mount").join(name);

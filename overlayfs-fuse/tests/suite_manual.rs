@@ -1,6 +1,6 @@
-//! The examples of the manual, of README and of the pages in docs, run as they are printed: each in
-//! a mount namespace of its own, in which what they name is there. An example that no test knows is
-//! a failure. In a page, all blocks of `sh` run in one shell, one after the other.
+//! The examples of the manual, of README and of the pages in docs run as they are printed. Each
+//! runs in a mount namespace of its own, with the paths that it names. An example without a test is
+//! a failure. All blocks of `sh` in a page run in one shell, in order.
 //!
 //! Needs root, /dev/fuse, and of Debian's packages fuse3, fuse-overlayfs, util-linux and podman.
 
@@ -13,17 +13,17 @@ use std::path::{Path, PathBuf};
 
 use test_common::{Setup, exists, put};
 
-/// The page, and README.
+/// The manual page, and README.
 const MANUAL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/overlayfs-fuse.1");
 const README: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md");
 const DOCS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs");
 
-/// The program under test.
+/// Returns the path of the program under test.
 fn program() -> String {
     std::env::var("OVERLAYFS_FUSE").unwrap_or_else(|_| env!("CARGO_BIN_EXE_overlayfs-fuse").to_owned())
 }
 
-/// The examples of the manual.
+/// Returns the examples of the manual.
 fn of_manual() -> Vec<String> {
     let page = fs::read_to_string(MANUAL).unwrap();
     let (_, section) = page.split_once(".Sh EXAMPLES\n").unwrap();
@@ -33,7 +33,7 @@ fn of_manual() -> Vec<String> {
     blocks.map(text).collect()
 }
 
-/// The examples of README that are about the mount on Linux.
+/// Returns the examples of README for the mount on Linux.
 fn of_readme() -> Vec<String> {
     let page = fs::read_to_string(README).unwrap();
     let (_, section) = page.split_once("## Mount it on Linux\n").unwrap();
@@ -41,27 +41,27 @@ fn of_readme() -> Vec<String> {
     section.split("```\n").skip(1).step_by(2).map(str::to_owned).collect()
 }
 
-/// The blocks of `language` in a page of docs.
+/// Returns the blocks of `language` in a page of docs.
 fn of_page(page: &str, language: &str) -> Vec<String> {
     let text = fs::read_to_string(Path::new(DOCS).join(page)).unwrap();
     let begin = format!("\n```{language}\n");
     text.split(&begin).skip(1).map(|block| block.split_once("```\n").unwrap().0.to_owned()).collect()
 }
 
-/// The one example of these in which `word` is.
+/// Returns the only example that contains `word`.
 fn one(examples: &[String], word: &str) -> String {
     let found: Vec<_> = examples.iter().filter(|example| example.contains(word)).collect();
     assert_eq!(found.len(), 1, "examples with {word}");
     found[0].clone()
 }
 
-/// An example with `check` before the line that begins with `end`.
+/// Returns an example with `check` before the line that begins with `end`.
 fn checked(example: &str, check: &str, end: &str) -> String {
     let at = example.find(&format!("\n{end}")).unwrap_or_else(|| panic!("no line of {example:?} begins with {end}"));
     format!("{}\n{check}{}", &example[..at], &example[at..])
 }
 
-/// Where examples run: the program is found, and a home is there.
+/// The place where examples run: with the program in PATH, and a home directory.
 struct Bench {
     setup: Setup,
 }
@@ -71,14 +71,14 @@ impl Bench {
         let setup = Setup::new();
         setup.dir("home");
         symlink(program(), setup.dir("bin").join("overlayfs-fuse")).unwrap();
-        // What the examples build is built.
+        // The examples build with this `cargo`, which does nothing. The programs are there already.
         symlink("/bin/true", setup.dir("bin").join("cargo")).unwrap();
         symlink(program(), put::dir(setup.root(), "target/release").join("overlayfs-fuse")).unwrap();
         Self { setup }
     }
 
-    /// Runs a shell script in namespaces of its own, with `input` for what reads it. It must
-    /// succeed. No daemon outlives it.
+    /// Runs a shell script in namespaces of its own, with `input` as its standard input. The script
+    /// must succeed. No daemon outlives it.
     fn run(&self, script: &str, input: &str) {
         let path = format!("{}:{}", self.setup.path("bin").display(), std::env::var("PATH").unwrap());
         let mut command = run::command("unshare");
@@ -95,7 +95,7 @@ impl Bench {
     }
 }
 
-/// Puts the program where the examples of system files say that it is, with nothing else there.
+/// Puts the program at its path in the examples of system files, with nothing else there.
 const INSTALLED: &str = r#"
     found=$(readlink -f "$(command -v overlayfs-fuse)")
     cp "$found" "$HOME/program"
@@ -137,7 +137,7 @@ fn a_sandbox_of_the_whole_system() {
     assert!(fs::metadata("/dev/null").unwrap().file_type().is_char_device());
 }
 
-/// The pages, with how many blocks of `sh` each has.
+/// The pages, each with its number of `sh` blocks.
 const PAGES: [(&str, usize); 3] = [("from-fuse-overlayfs.md", 2), ("containers.md", 2), ("sandboxes.md", 3)];
 
 #[test]
@@ -145,8 +145,7 @@ fn the_pages() {
     for (page, count) in PAGES {
         let blocks = of_page(page, "sh");
         assert_eq!(blocks.len(), count, "{page}: a block has come or gone");
-        // Of a page's system files only the storage of podman is named, for which another test
-        // stands.
+        // The block about podman's storage needs system files, and another test runs it.
         let blocks: String = blocks.into_iter().filter(|block| !block.contains("podman info")).collect();
         let bench = Bench::new();
         bench.run(&blocks, "");
@@ -190,7 +189,7 @@ fn by_the_program_mount() {
     Bench::new().run(&script, "");
 }
 
-/// The helper instead of that of the package fuse3.
+/// Tests the mount helper of this project in place of the one of the package fuse3.
 #[test]
 fn by_the_helper_of_mount() {
     let helper = concat!(env!("CARGO_MANIFEST_DIR"), "/mount.fuse.overlayfs-fuse");

@@ -1,6 +1,6 @@
-//! `overlayfs-fuse` from its start to its end: when it returns, what it refuses, how it is
-//! unmounted, layers that contain one another, and the rights of two users, and a tree larger than
-//! what is remembered. `OVERLAYFS_ENTRIES=1000000` makes that one larger.
+//! `overlayfs-fuse` from its start to its end: the moment when it returns, its refusals, and the
+//! ways to unmount it. Also nested layers, the rights of two users, and a tree larger than the
+//! cache. `OVERLAYFS_ENTRIES=1000000` makes that tree larger.
 //!
 //! Needs root and /dev/fuse; fails without them.
 
@@ -39,7 +39,7 @@ impl Fixture {
         self.setup.path("mount")
     }
 
-    /// A list of options in which @ stands for the setup.
+    /// Returns a list of options with the path of the setup in place of each @.
     fn options(&self, list: &str) -> String {
         list.replace('@', self.setup.root().to_str().unwrap())
     }
@@ -50,7 +50,7 @@ impl Fixture {
 }
 
 impl Drop for Fixture {
-    /// For a daemon in the background, which is nobody's child.
+    /// For a daemon in the background, which is no child of the test.
     fn drop(&mut self) {
         if is_mounted(&self.point()) {
             run::finish(run::command("umount").arg("-l").arg(self.point()));
@@ -60,21 +60,21 @@ impl Drop for Fixture {
 
 const LAYERS: &str = "lowerdir=@/lower,upperdir=@/upper";
 
-/// How many entries there are, if nobody says: more than are remembered.
+/// The default number of entries: more than the cache holds.
 const ENTRIES: usize = 100_000;
-/// How many of them are in one directory.
+/// The number of entries in one directory.
 const IN_ONE: usize = 500;
-/// What the daemon may take, in KiB, however many entries there are.
+/// The limit of memory of the daemon in KiB, for any number of entries.
 const MEMORY: usize = 200 * 1024;
 
 fn start(list: &str, point: &Path) -> Output {
     run::finish(run::command(program()).args(["-o", list]).arg(point))
 }
 
-/// The daemons that were started with this mount point and have not ended.
+/// Returns the daemons with this mount point that have not ended.
 fn daemons(point: &Path) -> Vec<i32> {
     let is_daemon = |pid: &i32| {
-        // The other process of each mount has another name.
+        // The unmounter of each mount has another name.
         if fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim_end() == "unmounter" {
             return false;
         }
@@ -90,7 +90,7 @@ fn umount(point: &Path) -> bool {
     run::finish(run::command("umount").arg(point)).status.success()
 }
 
-/// Whether a shell of another user than root can do this.
+/// Returns whether a shell of another user than root can run this script.
 fn stranger_can(script: &str, dir: &Path) -> bool {
     let mut command = run::command("setpriv");
     command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "sh", "-ec", script]);
@@ -114,7 +114,7 @@ fn in_the_background_it_returns_with_the_mount_ready_and_ends_with_umount() {
 #[test]
 fn in_the_foreground_it_stays_until_umount() {
     let fixture = Fixture::new();
-    // Waits for the mount, and unmounting waits for the daemon, which has to succeed.
+    // The unmount waits for the daemon, which must succeed.
     let mount = fixture.mount(LAYERS);
     assert_eq!(daemons(&fixture.point()).len(), 1);
     fs::write(fixture.point().join("new"), "x").unwrap();
@@ -125,7 +125,7 @@ fn in_the_foreground_it_stays_until_umount() {
 }
 
 #[test]
-fn a_busy_mount_is_not_unmounted_and_goes_on() {
+fn a_busy_mount_stays_mounted() {
     let fixture = Fixture::new();
     let mount = fixture.mount(LAYERS);
     let mut file = File::options().append(true).open(fixture.point().join("dir/file")).unwrap();
@@ -158,7 +158,7 @@ fn signals_unmount_also_with_files_open() {
             "{signal}"
         );
         guard.check();
-        // Nothing is left that keeps the next one from starting.
+        // Nothing is left that prevents the next mount.
         let mount = fixture.mount(LAYERS);
         assert_eq!(fs::read_to_string(point.join("dir/file")).unwrap(), "data, before and after");
         mount.unmount();
@@ -197,8 +197,8 @@ fn refusals_are_sentences_that_name_path_and_cause() {
     refused(&fixture, LAYERS, &fixture.setup.path("plain-file"), "@/plain-file", "not a directory");
 }
 
-/// Asserts that a mount is refused, in one sentence with this in it, in the background and in the
-/// foreground, and that nothing stays.
+/// Panics unless a mount is refused with one sentence that contains the given words. Tries it in
+/// the background and in the foreground. No mount may stay.
 fn refused(fixture: &Fixture, list: &str, point: &Path, named: &str, cause: &str) {
     for flags in [&[][..], &["-f"]] {
         let list = fixture.options(list);
@@ -233,7 +233,7 @@ fn an_upper_layer_has_one_daemon() {
 }
 
 #[test]
-fn without_an_upper_layer_everything_that_changes_is_refused() {
+fn without_an_upper_layer_every_change_is_refused() {
     let fixture = Fixture::new();
     let guard = LowerGuard::new([fixture.setup.path("lower")]);
     let mount = fixture.mount("lowerdir=@/lower");
@@ -276,7 +276,7 @@ fn a_large_file_is_changed_without_a_copy_until_the_end() {
         bytes[5_000_000..5_000_010].copy_from_slice(b"in between");
         let part = fs::metadata(test_common::partial_file(&fixture.setup.path("upper/dir"), "part", "large")).unwrap();
         assert!(part.blocks() * 512 < 1 << 20);
-        // The kernel may show what it holds.
+        // The kernel may show its cached attributes.
         let read =
             Command::new("dd").arg(format!("if={}", file.display())).args(["iflag=direct", "bs=1M"]).output().unwrap();
         assert!(read.stdout == bytes, "{}", String::from_utf8_lossy(&read.stderr));
@@ -289,8 +289,7 @@ fn a_large_file_is_changed_without_a_copy_until_the_end() {
     guard.check();
 }
 
-/// People overlay `/`, with the upper layer, the work directory and the mount point somewhere in
-/// it.
+/// Users overlay `/`, with the upper layer, the work directory and the mount point somewhere in it.
 #[test]
 fn a_lower_layer_may_contain_all_the_others() {
     let fixture = Fixture::new();
@@ -334,7 +333,7 @@ fn signs_of_the_list_may_be_in_names() {
 }
 
 #[test]
-fn each_user_may_do_what_the_modes_of_the_layers_say() {
+fn the_modes_of_the_layers_decide_for_each_user() {
     let fixture = Fixture::new();
     let lower = fixture.setup.path("lower");
     put::file(&lower, "private", "of root");
@@ -383,7 +382,7 @@ fn each_user_may_do_what_the_modes_of_the_layers_say() {
     assert_eq!(str::from_utf8(&of("shared/dir/mine").stdout).unwrap().split(' ').next(), Some("65534:65534"));
 }
 
-/// What a walk meets: how many entries, and the sum of their inode numbers.
+/// Walks a tree, and returns the number of entries and the sum of their inode numbers.
 fn walk(dir: &Path) -> (usize, u64) {
     let mut met = (0, 0u64);
     for entry in fs::read_dir(dir).unwrap() {
@@ -398,7 +397,7 @@ fn walk(dir: &Path) -> (usize, u64) {
     met
 }
 
-/// The most that a process has taken, in KiB.
+/// Returns the peak memory of a process in KiB.
 fn memory(pid: u32) -> usize {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
@@ -407,7 +406,7 @@ fn memory(pid: u32) -> usize {
 
 #[test]
 fn a_large_tree_is_walked_in_bounded_memory_with_few_descriptors() {
-    // A user without rights shows the same once more.
+    // The run of an unprivileged user needs only a smaller tree.
     let entries = if env::var_os(unprivileged::VARIABLE).is_some() { ENTRIES / 5 } else { ENTRIES };
     let entries = env::var("OVERLAYFS_ENTRIES").map_or(entries, |number| number.parse().unwrap());
     let fixture = Fixture::new();
@@ -440,5 +439,5 @@ fn a_large_tree_is_walked_in_bounded_memory_with_few_descriptors() {
 #[test]
 fn as_an_unprivileged_user() {
     let forbidden = "there is no other user in the namespace";
-    unprivileged::again(&[""], &[("each_user_may_do_what_the_modes_of_the_layers_say", forbidden)], &[]);
+    unprivileged::again(&[""], &[("the_modes_of_the_layers_decide_for_each_user", forbidden)], &[]);
 }

@@ -1,5 +1,5 @@
-//! Overlays whose layers lie on overlays: this one on itself, on the kernel's and on
-//! fuse-overlayfs, and those on this one.
+//! Overlays with layers on overlays: this one on itself, on the kernel's and on fuse-overlayfs, and
+//! those on this one.
 //!
 //! Needs root, /dev/fuse and Debian's package fuse-overlayfs; fails without them.
 
@@ -16,11 +16,11 @@ use changes::{AGAIN, CHANGES, make_lower, mount_fuse_overlayfs, mount_kernel, sh
 use mount::{Mount, eventually, is_mounted, program};
 use test_common::{Detail, LowerGuard, Setup, Snapshot, mode};
 
-/// How an overlay is mounted by others than the test program's own child.
+/// Mounts an overlay that is not a child of the test program.
 type Start = fn(&str, &Path);
 
 fn ours(options: &str, point: &Path) {
-    eventually("what was mounted here before has ended", || {
+    eventually("the mount before has ended", || {
         let done = run::finish(run::command(program()).args(["-o", options]).arg(point));
         let said = String::from_utf8_lossy(&done.stderr);
         assert!(done.status.success() || said.contains("in use by another overlay"), "{options}: {said}");
@@ -32,8 +32,8 @@ fn kernel_with_redirects(options: &str, point: &Path) {
     mount_kernel(&format!("{options},redirect_dir=on,metacopy=on"), point);
 }
 
-/// Has `inner` work on layers that lie in the tree of `outer`, twice, and compares what it shows
-/// with a directory in which the same is done.
+/// Runs scripts in an `inner` overlay with layers in the tree of `outer`, in two mounts. Compares
+/// it with a directory in which the same scripts ran.
 fn nest(outer: impl Fn(&str, &Path), more: &str, inner: Start, scripts: [&str; 2]) {
     let setup = Setup::new();
     mode(setup.root(), 0o755);
@@ -63,7 +63,7 @@ fn nest(outer: impl Fn(&str, &Path), more: &str, inner: Start, scripts: [&str; 2
         expected.assert_same(&found, "the inner overlay");
         umount(&inner_point);
         inner(&inner_options, &inner_point);
-        expected.assert_same(&Snapshot::take(&inner_point, Detail::Contents), "the inner overlay, mounted anew");
+        expected.assert_same(&Snapshot::take(&inner_point, Detail::Contents), "the inner overlay, after another mount");
         umount(&inner_point);
         umount(&point);
     }
@@ -77,8 +77,8 @@ fn ours_on_ours() {
     }
 }
 
-/// fuse-overlayfs makes names that begin with `.wh.` when it renames directories, for which the
-/// outer overlay needs the kernel's format.
+/// At a rename of a directory fuse-overlayfs makes names that begin with `.wh.`. For them the outer
+/// overlay needs the kernel's format.
 #[test]
 fn fuse_overlayfs_on_ours() {
     nest(ours, ",format=kernel", mount_fuse_overlayfs, [CHANGES, AGAIN]);
@@ -94,7 +94,8 @@ fn ours_on_the_kernels_overlayfs() {
     nest(mount_kernel, ",redirect_dir=on,index=off", ours, [CHANGES, AGAIN]);
 }
 
-/// It takes no names that begin with `.wh.`, and does not give back the attributes that it takes.
+/// fuse-overlayfs refuses names that begin with `.wh.`, and does not return the attributes that it
+/// accepts.
 #[test]
 fn ours_on_fuse_overlayfs_is_refused() {
     let setup = Setup::new();
@@ -124,8 +125,8 @@ fn ours_on_fuse_overlayfs_is_refused() {
     umount(&outer);
 }
 
-/// Layers of the kernel's overlayfs that are copied into the tree of ours keep their devices and
-/// attributes there, and go on being layers.
+/// Layers of the kernel's overlayfs are copied into the tree of this overlay. They keep their
+/// devices and attributes there, and stay valid layers.
 #[test]
 fn the_kernels_overlayfs_on_ours() {
     let setup = Setup::new();

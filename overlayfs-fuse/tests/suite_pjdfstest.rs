@@ -1,5 +1,5 @@
-//! The POSIX suite `pjdfstest` from crates.io on a mount. The cases that may fail stand in
-//! pjdfstest-expected.txt, for both front ends.
+//! The POSIX suite `pjdfstest` from crates.io on a mount. pjdfstest-expected.txt lists the cases
+//! that may fail, for both front ends.
 //!
 //! Needs root, /dev/fuse, Debian's users nobody, daemon and bin, and `pjdfstest` in PATH or in
 //! target/tools/bin; fails without them.
@@ -25,8 +25,8 @@ use test_common::{LowerGuard, Setup, mode, put};
 
 const EXPECTED: &str = include_str!("pjdfstest-expected.txt");
 
-/// Remounting is not allowed: whether a mount is made read-only is the host kernel's matter, which
-/// answers EROFS without asking us.
+/// Remounts are not allowed. The kernel of the host alone answers EROFS for a read-only mount,
+/// without a request to the daemon.
 const CONFIG: &str = r#"
 [features]
 posix_fallocate = {}
@@ -42,11 +42,11 @@ allow_remount = false
 entries = [["nobody", "nogroup"], ["daemon", "daemon"], ["bin", "bin"]]
 "#;
 
-/// Fewer cases mean that the suite or its configuration is not what it was.
+/// The least number of cases. Fewer mean that the suite or its configuration has changed.
 const CASES: usize = 380;
 
-/// What cannot be tried: the cases that remount, and that of the most links of a file, for which
-/// FUSE tells no number.
+/// Returns whether a case cannot run: the cases with a remount, and the case of the largest link
+/// count, which FUSE does not report.
 fn is_untried(case: &str) -> bool {
     let name = case.rsplit("::").next().unwrap();
     ["erofs_named", "erofs_new_file", "link_count_max"].contains(&name)
@@ -59,7 +59,7 @@ enum Outcome {
     Skipped,
 }
 
-/// The outcome of each case, from lines of a name and a word. Other lines tell why.
+/// Reads the outcome of each case from lines of a name and a word. Other lines are messages.
 fn outcomes(report: &str) -> BTreeMap<&str, Outcome> {
     let outcome = |line| {
         let (name, word) = str::trim_end(line).split_once(' ')?;
@@ -74,14 +74,14 @@ fn outcomes(report: &str) -> BTreeMap<&str, Outcome> {
     report.lines().filter_map(outcome).collect()
 }
 
-/// The names of the expected failures. Each line has a reason.
+/// Returns the names of the expected failures. Each line has a reason.
 fn expected() -> BTreeSet<String> {
     let lines = EXPECTED.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
     let name = |line: &str| line.split_once(' ').map(|(name, _)| name.to_owned());
     lines.map(|line| name(line).unwrap_or_else(|| panic!("{line} is expected to fail without a reason"))).collect()
 }
 
-/// The suite's report on a directory.
+/// Returns the report of the suite on a directory.
 fn report(setup: &Setup, point: &Path) -> String {
     let config = put::file(setup.root(), "pjdfstest.toml", CONFIG);
     let mut command = run::command(tool::tool("pjdfstest", "0.2.2"));
@@ -104,7 +104,7 @@ fn report(setup: &Setup, point: &Path) -> String {
     report
 }
 
-/// The names of the cases with this outcome.
+/// Returns the names of the cases with this outcome.
 fn with(report: &str, outcome: Outcome) -> BTreeSet<String> {
     outcomes(report).into_iter().filter(|(_, is)| *is == outcome).map(|(name, _)| name.to_owned()).collect()
 }
@@ -115,7 +115,7 @@ fn pjdfstest(front_end: &str) {
     let [lower, upper, point] = ["lower", "upper", "mount"].map(|name| setup.dir(name));
     put::file(&lower, "file", "data");
     let guard = LowerGuard::new([&lower]);
-    // A user without rights fails wherever the kernel forbids something, so his expected failures
+    // The kernel forbids some calls to an unprivileged user. So the expected failures of that user
     // are those on an ordinary directory.
     let unprivileged = env::var_os(unprivileged::VARIABLE).is_some();
     let (expected, may_be_skipped) = if unprivileged {
@@ -131,7 +131,7 @@ fn pjdfstest(front_end: &str) {
     let failed = with(&report, Outcome::Failed);
     let unexpected: Vec<_> = failed.difference(&expected).collect();
     assert!(unexpected.is_empty(), "these cases fail: {unexpected:#?}\n{report}");
-    // On an ordinary directory also that fails which takes another filesystem to succeed.
+    // A case that needs another filesystem also fails on an ordinary directory.
     let passing: Vec<_> = expected.difference(&failed).filter(|_| !unprivileged).collect();
     assert!(passing.is_empty(), "these cases are expected to fail and do not, so take them off the list: {passing:#?}");
     let mut skipped = with(&report, Outcome::Skipped);

@@ -1,5 +1,5 @@
-//! Mounts of a plain user, who has no rights and no namespace of his own, by `fusermount3`; and
-//! what is said where there can be no mount.
+//! Mounts of a plain user without rights and namespaces, by `fusermount3`. Also the messages where
+//! a mount is impossible.
 //!
 //! Needs root, /dev/fuse, and Debian's package fuse3; fails without them.
 
@@ -10,12 +10,12 @@ use std::process::Output;
 
 use test_common::{Setup, mode};
 
-/// The user, who owns nothing else.
+/// The user. The test makes all its files.
 const USER: &str = "4243";
 
-/// Prepares what a plain user finds on other systems: a device that he may open, and the program in
-/// a place that he may enter, and his name. The arguments are the setup, the program, the user, and
-/// his script, in which $P is the program.
+/// Prepares a system as a plain user finds it. The user may open the device, may enter the folder
+/// of the program, and has a name. The arguments are the setup, the program, the user,
+/// and the user's script, in which $P is the program.
 const PREPARE: &str = r#"
 setup=$1 program=$2 user=$3
 mount --make-rprivate /
@@ -30,7 +30,7 @@ export P="$setup/overlayfs-fuse" HOME="$setup/home"
 exec setpriv --reuid "$user" --regid "$user" --clear-groups bash -euc "$4"
 "#;
 
-/// Layers and a mount point of the user's, and what the scripts have in common.
+/// Layers and a mount point of the user, and the common functions of the scripts.
 const BEGIN: &str = r#"
 mkdir lower mount; head -c 4000000 /dev/zero > lower/large; echo small > lower/small
 layers=lowerdir=lower,upperdir=upper,workdir=work
@@ -52,7 +52,7 @@ change_in_foreground() {
 mkdir upper work
 "#;
 
-/// Runs a script as the user, in a namespace of mounts of its own.
+/// Runs a script as the user, in a mount namespace of its own.
 fn plainly(script: &str) -> Output {
     let setup = Setup::new();
     mode(setup.root(), 0o755);
@@ -98,7 +98,7 @@ fn a_signal_ends_a_mount_of_a_user() {
 }
 
 #[test]
-fn a_dead_mount_of_a_user_is_called_that() {
+fn a_dead_mount_of_a_user_is_reported() {
     succeeds(&plainly(
         r#"
         change_in_foreground
@@ -117,7 +117,7 @@ fn a_dead_mount_of_a_user_is_called_that() {
 
 /// A limit of processes counts threads. Root has none.
 #[test]
-fn a_limit_of_processes_is_lived_with_or_named() {
+fn a_limit_of_processes_is_obeyed_or_reported() {
     succeeds(&plainly(
         r#"
         (ulimit -S -u 2; exec $P -o $layers mount) || fail "a limit that may be raised is in the way"
@@ -134,7 +134,7 @@ fn a_limit_of_processes_is_lived_with_or_named() {
     ));
 }
 
-/// The program, with a directory of devices that has no more than these.
+/// Returns the messages of the program in a device directory that has only `devices`.
 fn without_device(devices: &str) -> String {
     let setup = Setup::new();
     for name in ["lower", "mount", "dev"] {
@@ -152,11 +152,11 @@ fn without_device(devices: &str) -> String {
 }
 
 #[test]
-fn what_is_wrong_with_the_device_is_said() {
+fn a_problem_with_the_device_is_reported() {
     let missing = without_device("true");
     assert!(missing.contains("/dev/fuse cannot be opened: No such file or directory"), "{missing}");
     assert!(missing.contains("--device /dev/fuse") && missing.contains("modprobe fuse"), "{missing}");
-    // As where a container may not use it.
+    // As in a container that may not use the device.
     let forbidden = without_device(
         "mount -t tmpfs -o nodev tmpfs lower; mknod -m 666 lower/fuse c 10 229; touch dev/fuse; mount --bind lower/fuse dev/fuse",
     );

@@ -1,5 +1,5 @@
-//! `overlayfs-fuse` as the mount program of podman's storage: an image is imported, another is
-//! built from it, and a container runs, all started by root, and by a user.
+//! `overlayfs-fuse` as the mount program of podman's storage. The tests import an image, build
+//! another from it, and run a container, as root and as a user.
 //!
 //! Needs root, /dev/fuse, Debian's user games, and of its packages buildah, busybox-static,
 //! fuse-overlayfs, podman, runc and uidmap; fails without them.
@@ -18,8 +18,8 @@ use test_common::{Setup, mode, put};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_overlayfs-fuse");
 
-/// Each step changes what the one before has left: files and directories of lower layers are
-/// removed, renamed and made anew.
+/// Each step changes the result of the one before: it removes, renames and makes again files and
+/// directories of lower layers.
 const RECIPE: &str = "\
 FROM localhost/base
 RUN mkdir /made && echo built > /made/file && rm /bin/cp && mv /made /moved && mv /etc/dir /etc/renamed
@@ -44,8 +44,8 @@ impl Podman {
         self.run_with(PROGRAM, arguments)
     }
 
-    /// As [`Podman::run`], with another mount program; none, for the kernel's overlayfs, if that is
-    /// empty.
+    /// Runs podman as [`Podman::run`] with another mount program, or with the kernel's overlayfs if
+    /// the name is empty.
     fn run_with(&self, program: &str, arguments: &[&str]) -> String {
         let mut command = self.command("podman", program);
         command.arg("--tmpdir").arg(self.setup.dir("tmp")).args(["--cgroup-manager=cgroupfs", "--runtime=runc"]);
@@ -89,7 +89,7 @@ impl Drop for Podman {
     }
 }
 
-/// A root with a shell in it, as a tar file.
+/// Makes a root filesystem with a shell, as a tar file.
 fn root_filesystem(setup: &Setup) -> PathBuf {
     let root = setup.dir("rootfs");
     for dir in ["bin", "dev", "etc/dir", "proc", "sys", "tmp"] {
@@ -122,10 +122,10 @@ fn a_container_is_built_and_run() {
     }
 }
 
-/// Options of a container. Its limits are below those of the session, which it may not raise.
+/// The options of a container. Its limits are below those of the session, which it may not raise.
 const OPTIONS: [&str; 3] = ["--network=none", "--ulimit=nofile=1024:1024", "--ulimit=nproc=1000:1000"];
 
-/// podman with the image `base`, which has a file that is copied up in part.
+/// Returns podman with the image `base`, which has a file that gets a partial copy.
 fn with_base() -> Podman {
     let podman = Podman { setup: Setup::new() };
     put::file(&podman.setup.dir("rootfs"), "large", vec![b'l'; 4 << 20]);
@@ -134,8 +134,8 @@ fn with_base() -> Podman {
     podman
 }
 
-/// What the upper layer has is whole as soon as a container has ended: the next command reads it,
-/// or mounts it again.
+/// The upper layer is whole as soon as a container has ended: the next command reads it, or mounts
+/// it again.
 #[test]
 fn a_container_is_whole_when_it_has_ended() {
     let podman = with_base();
@@ -181,7 +181,7 @@ fn buildah_changes_an_image_through_a_mount() {
         let mut large = File::options().append(true).open(point.join("large")).unwrap();
         large.write_all(b"end\n").unwrap();
         drop(large);
-        // In the second image it is there no more.
+        // The second image does not have this directory.
         let _ = fs::remove_dir_all(point.join("etc/dir"));
         podman.buildah(&["umount", &container]);
         podman.buildah(&["commit", &container, image]);
@@ -191,7 +191,8 @@ fn buildah_changes_an_image_through_a_mount() {
     assert_eq!(podman.run(&run), format!("oncetwice{}\nend\nend\n", (4 << 20) + 8));
 }
 
-/// Each turn removes what the one before has made in a lower directory, and makes a directory anew.
+/// Each turn removes the objects of the turn before from a lower directory, and makes a directory
+/// again.
 const TURN: &str = "\
 set -e
 echo turn >> /turns; echo end >> /large
@@ -200,9 +201,9 @@ rm -f /bin/cp; test ! -e /bin/cp
 ls /etc/dir; wc -c < /large
 ";
 
-/// A container that was begun with one mount program is gone on with by another.
+/// A container starts with one mount program and goes on with another.
 #[test]
-fn storage_goes_from_one_mount_program_to_another() {
+fn storage_moves_from_one_mount_program_to_another() {
     const OTHER: &str = "/usr/bin/fuse-overlayfs";
     for programs in [[OTHER, PROGRAM, OTHER, PROGRAM], ["", PROGRAM, PROGRAM, PROGRAM]] {
         let podman = Podman { setup: Setup::new() };
@@ -218,11 +219,11 @@ fn storage_goes_from_one_mount_program_to_another() {
     }
 }
 
-/// More files than the kernel may know at once, and how many of them are in one directory.
+/// More files than the limit of the kernel's knowledge, and the number of them in one directory.
 const MANY: usize = 140_000;
 const IN_ONE: usize = 500;
 
-/// Looks at all of them, and then writes to the volumes.
+/// Looks at all files, and then writes to the volumes.
 const LOOK: &str = "\
 set -e
 find /many -type f -size -1 | grep -c .
@@ -231,7 +232,7 @@ cat /volumes/dir/new
 ";
 
 #[test]
-fn volumes_stay_while_a_container_looks_at_more_than_is_remembered() {
+fn volumes_stay_while_a_container_overflows_the_cache() {
     let podman = Podman { setup: Setup::new() };
     root_filesystem(&podman.setup);
     let rootfs = podman.setup.path("rootfs");
@@ -260,9 +261,9 @@ fn volumes_stay_while_a_container_looks_at_more_than_is_remembered() {
     }
 }
 
-/// Prepares what a user finds on other systems: a device that he may open, ids for his containers,
-/// and places that he may enter. What podman leaves running ends with the namespace. The arguments
-/// are the setup and the program.
+/// Prepares a system as a user finds it: a device that the user may open, ids for containers, and
+/// places that the user may enter. Processes that podman leaves end with the namespace. The
+/// arguments are the setup and the program.
 const AS_A_USER: &str = r#"
 setup=$1 program=$2
 mount --make-rshared /
@@ -288,7 +289,7 @@ exec setpriv --reuid games --regid games --init-groups bash -euc '
 ' bash "$setup" "$3"
 "#;
 
-/// The daemon runs in the user's namespace, where he is root of some ids.
+/// The daemon runs in the user's namespace, where the user is root of some ids.
 #[test]
 fn a_user_builds_and_runs_a_container() {
     let setup = Setup::new();

@@ -1,8 +1,9 @@
-//! What Linux programs expect of a filesystem beyond reading and writing, each on a mount and, to
-//! check the test itself, on an ordinary directory of the same content.
+//! The behaviour that Linux programs expect of a filesystem beyond reads and writes. Each test runs
+//! on a mount. To check the test itself, it also runs on an ordinary directory with the same
+//! content.
 //!
-//! What a scheme of Redox has no request for is tested through the engine's front end alone. The
-//! end of this file names it, with the reasons.
+//! A test without a matching request of a Redox scheme runs through the engine's front end alone.
+//! The end of this file lists these tests with the reasons.
 //!
 //! Needs root, /dev/fuse, and of Debian's packages acl and libcap2-bin; fails without them.
 
@@ -38,8 +39,8 @@ use test_common::{LowerGuard, Setup, mode, put};
 
 const MIB: u64 = 1 << 20;
 
-/// Runs a test on an ordinary directory and on a mount whose lower layer has the same content,
-/// which `prepare` makes.
+/// Runs a test on an ordinary directory, and on a mount with the same content in its lower layer.
+/// `prepare` makes the content.
 fn on_both(front_end: &str, prepare: impl Fn(&Path), test: impl Fn(&Path)) {
     let setup = Setup::new();
     mode(setup.root(), 0o755);
@@ -125,7 +126,7 @@ fn a_file_without_a_name_can_get_one(front_end: &str) {
     });
 }
 
-fn an_unlinked_file_that_is_open_goes_on(front_end: &str) {
+fn an_unlinked_open_file_stays_usable(front_end: &str) {
     on_both(front_end, a_file, |dir| {
         for (name, file) in [("file", open(&dir.join("file"))), ("new", create(&dir.join("new")))] {
             fs::remove_file(dir.join(name)).unwrap();
@@ -157,9 +158,9 @@ fn a_removed_directory_that_is_open_is_empty(front_end: &str) {
     });
 }
 
-/// truncate(2) changes no times then. It is not to be seen at once, since the kernel keeps the
-/// times that it knows.
-fn a_file_that_gets_the_size_that_it_has_stays_as_it_is(front_end: &str) {
+/// A truncate(2) to the present size changes no times. The test looks after another mount, since
+/// the kernel shows the times that it has.
+fn truncating_to_the_present_size_changes_nothing(front_end: &str) {
     let setup = Setup::new();
     let [lower, upper, point] = ["lower", "upper", "mount"].map(|name| setup.dir(name));
     a_file(&lower);
@@ -184,7 +185,7 @@ fn a_file_that_gets_the_size_that_it_has_stays_as_it_is(front_end: &str) {
     guard.check();
 }
 
-fn holes_are_told_of_punched_and_kept(front_end: &str) {
+fn holes_are_reported_punched_and_kept(front_end: &str) {
     let sparse = |dir: &Path| {
         let file = create(&dir.join("sparse"));
         file.write_all_at(&[1; 4096], MIB).unwrap();
@@ -197,7 +198,7 @@ fn holes_are_told_of_punched_and_kept(front_end: &str) {
         assert_eq!(seek(&file, SeekFrom::Data(0)), Ok(MIB));
         assert_eq!(seek(&file, SeekFrom::Hole(MIB)), Ok(MIB + 4096));
         assert_eq!(seek(&file, SeekFrom::Data(2 * MIB)), Err(Errno::NXIO));
-        // Also what was only just written.
+        // Also for data that were just written.
         file.write_all_at(&[2; 4096], 0).unwrap();
         assert_eq!(seek(&file, SeekFrom::Data(0)), Ok(0));
         assert_eq!(seek(&file, SeekFrom::Hole(0)), Ok(4096));
@@ -218,8 +219,8 @@ fn holes_are_told_of_punched_and_kept(front_end: &str) {
     });
 }
 
-/// The hole is punched before anything else of the file is changed, so the copy is made for it.
-fn holes_are_punched_into_what_is_below(front_end: &str) {
+/// The hole is the first change of the file, so the copy-up is made for it.
+fn holes_are_punched_into_lower_files(front_end: &str) {
     let prepare = |dir: &Path| {
         put::file(dir, "full", vec![1; MIB as usize]);
     };
@@ -232,7 +233,7 @@ fn holes_are_punched_into_what_is_below(front_end: &str) {
         assert!(fs::read(dir.join("full")).unwrap() == expected);
         let mut found = vec![0; MIB as usize];
         reader.read_exact_at(&mut found, 0).unwrap();
-        assert!(found == expected, "seen by who had it open before");
+        assert!(found == expected, "through a descriptor from before");
         assert_eq!(rustix::fs::seek(&reader, SeekFrom::Hole(0)), Ok(8192));
         assert_eq!(rustix::fs::seek(&reader, SeekFrom::Data(8192)), Ok(16384));
     });
@@ -280,7 +281,7 @@ fn extended_attributes(front_end: &str) {
         let on_link = rustix::fs::lsetxattr(dir.join("link"), "user.x", b"1", XattrFlags::empty());
         assert_eq!(on_link, Err(Errno::PERM));
 
-        // They come along with whatever copies up.
+        // Every copy-up copies them.
         OpenOptions::new().append(true).open(dir.join("written")).unwrap().write_all(b"!").unwrap();
         fs::rename(dir.join("dir"), dir.join("moved")).unwrap();
         fs::write(dir.join("moved/new"), "").unwrap();
@@ -309,7 +310,7 @@ fn extended_attributes_that_only_root_sees(front_end: &str) {
     });
 }
 
-/// Those by which overlays mark their layers are nobody's; what programs store by these names is
+/// The marks of an overlay are not accessible. Attributes that programs store by the same names are
 /// kept apart from them.
 #[test]
 fn the_overlays_own_attributes_are_hidden_and_protected() {
@@ -369,7 +370,7 @@ fn access_control_lists(front_end: &str) {
     });
 }
 
-fn an_access_control_list_lets_others_in_and_keeps_them_out(front_end: &str) {
+fn an_access_control_list_admits_and_refuses_users(front_end: &str) {
     let prepare = |dir: &Path| {
         for name in ["open", "closed"] {
             mode(&put::file(dir, name, "content"), 0o600);
@@ -388,7 +389,7 @@ fn an_access_control_list_lets_others_in_and_keeps_them_out(front_end: &str) {
     });
 }
 
-fn capabilities_go_with_a_change(front_end: &str) {
+fn a_change_clears_capabilities(front_end: &str) {
     let prepare = |dir: &Path| {
         for name in ["written", "truncated", "given", "moved"] {
             said("setcap", &["cap_net_raw+ep"], &put::file(dir, name, "content"));
@@ -404,7 +405,7 @@ fn capabilities_go_with_a_change(front_end: &str) {
         assert!(!has("written") && !has("truncated") && !has("given"));
         fs::rename(path("moved"), path("to")).unwrap();
         mode(&path("to"), 0o755);
-        assert!(has("to"), "neither a name nor a mode is a change of what it does");
+        assert!(has("to"), "a new name and mode keep it");
         said("setcap", &["cap_chown+ep"], &path("to"));
         assert!(said("getcap", &[], &path("to")).contains("cap_chown"));
         said("setcap", &["-r"], &path("to"));
@@ -412,7 +413,7 @@ fn capabilities_go_with_a_change(front_end: &str) {
     });
 }
 
-fn set_id_bits_go_with_a_change_by_another(front_end: &str) {
+fn a_change_by_another_user_clears_set_id_bits(front_end: &str) {
     on_both(front_end, a_file, |dir| {
         let path = dir.join("file");
         let mode_now = || fs::metadata(&path).unwrap().mode() & 0o7777;
@@ -436,7 +437,7 @@ fn set_id_bits_go_with_a_change_by_another(front_end: &str) {
     });
 }
 
-fn set_id_bits_go_with_a_new_owner(front_end: &str) {
+fn a_new_owner_clears_set_id_bits(front_end: &str) {
     on_both(front_end, a_file, |dir| {
         mode(&dir.join("file"), 0o6777);
         std::os::unix::fs::chown(dir.join("file"), Some(0), None).unwrap();
@@ -466,7 +467,7 @@ fn renames_with_flags(front_end: &str) {
     });
 }
 
-/// As an overlay above this one does it. The kernel lets everybody make this one device.
+/// As an overlay above this one makes it. The kernel lets every user make this device.
 fn a_rename_can_leave_a_whiteout(front_end: &str) {
     on_both(front_end, a_file, |dir| {
         let rename = |from: &str, to: &str| {
@@ -482,7 +483,7 @@ fn a_rename_can_leave_a_whiteout(front_end: &str) {
     });
 }
 
-/// Also when the file is copied up after it was locked.
+/// Also if the file is copied up after the lock.
 fn locks_keep_others_out(front_end: &str) {
     on_both(front_end, a_file, |dir| {
         let path = dir.join("file");
@@ -510,11 +511,11 @@ fn locks_of_ranges_keep_others_out(front_end: &str) {
                 l_len: len,
                 l_pid: 0,
             };
-            // SAFETY: a descriptor that is open, and a description of a lock, which is read.
+            // SAFETY: an open descriptor, and a description of a lock, which is only read.
             unsafe { libc::fcntl(std::os::fd::AsRawFd::as_raw_fd(file), command, &raw const range) == 0 }
         };
         let holder = open(&path);
-        // Those of a process, and those of an open file.
+        // The locks of a process, and those of an open file.
         for command in [libc::F_SETLK, libc::F_OFD_SETLK] {
             assert!(lock(&holder, command, libc::F_WRLCK, 0, 5) && lock(&holder, command, libc::F_RDLCK, 5, 5));
             holder.write_all_at(b"L", 0).unwrap();
@@ -528,7 +529,7 @@ fn locks_of_ranges_keep_others_out(front_end: &str) {
             assert!(lock(&holder, command, libc::F_UNLCK, 0, 0));
             assert!(in_a_child(|| lock(&open(&path), command, libc::F_WRLCK, 0, 0)));
         }
-        // One who waits gets it when the other has it no more.
+        // A waiting thread gets the lock when its holder releases it.
         assert!(lock(&holder, libc::F_OFD_SETLK, libc::F_WRLCK, 0, 0));
         let waiting = thread::spawn({
             let path = path.clone();
@@ -541,8 +542,8 @@ fn locks_of_ranges_keep_others_out(front_end: &str) {
     });
 }
 
-/// Processes append to a file of a lower layer at the same time: nothing is lost.
-fn what_many_append_is_all_there(front_end: &str) {
+/// Processes append to a file of a lower layer at the same time, and no data are lost.
+fn concurrent_appends_lose_nothing(front_end: &str) {
     on_both(front_end, a_file, |dir| {
         let path = dir.join("file");
         let writers: Vec<_> = (0..4)
@@ -566,7 +567,7 @@ fn what_many_append_is_all_there(front_end: &str) {
     });
 }
 
-/// Around the kernel's pages, together with what goes through them.
+/// Past the page cache, together with reads and writes through it.
 fn direct_reads_and_writes(front_end: &str) {
     let prepare = |dir: &Path| {
         put::file(dir, "file", [1; 16384]);
@@ -582,7 +583,7 @@ fn direct_reads_and_writes(front_end: &str) {
     });
 }
 
-fn a_birth_time_is_told(front_end: &str) {
+fn a_birth_time_is_reported(front_end: &str) {
     on_both(front_end, a_file, |dir| {
         let before = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() as i64 - 60;
         create(&dir.join("new"));
@@ -608,7 +609,7 @@ fn pipes_and_sockets_work(front_end: &str) {
             });
             assert_eq!(fs::read_to_string(&path).unwrap(), "through");
             writer.join().unwrap();
-            // It is copied up while somebody reads from it.
+            // The copy-up happens while a thread reads.
             let mut reader = open(&path);
             mode(&path, 0o600);
             open(&path).write_all(b"again").unwrap();
@@ -643,12 +644,12 @@ fn devices_work(front_end: &str) {
     });
 }
 
-/// On an ordinary filesystem this is nothing; here the file is copied up in between.
+/// On an ordinary filesystem this is trivial. In the overlay the file is copied up in between.
 fn a_shared_mapping_from_before_sees_later_writes(front_end: &str) {
     on_both(front_end, a_file, |dir| {
         let reader = File::open(dir.join("file")).unwrap();
-        // SAFETY: a new mapping of a file of that length, which nobody makes shorter while it is
-        // used.
+        // SAFETY: a new mapping of a file of that length. No code truncates it while the mapping is
+        // in use.
         let map = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
@@ -661,14 +662,14 @@ fn a_shared_mapping_from_before_sees_later_writes(front_end: &str) {
         };
         assert_ne!(map, libc::MAP_FAILED);
         let seen = || {
-            // SAFETY: the mapping is as long as that; its bytes are read one by one, since others
-            // write them.
+            // SAFETY: the mapping has that length. Its bytes are read one by one, since other code
+            // writes them.
             (0..13).map(|index| unsafe { map.cast::<u8>().add(index).read_volatile() }).collect::<Vec<_>>()
         };
         assert_eq!(seen(), b"lower content");
         open(&dir.join("file")).write_all_at(b"UPPER", 0).unwrap();
         assert_eq!(seen(), b"UPPER content");
-        // SAFETY: the mapping made above; it is not used any more.
+        // SAFETY: the mapping of this test, which is no longer in use.
         assert_eq!(unsafe { libc::munmap(map, 13) }, 0);
     });
 }
@@ -776,15 +777,15 @@ fn a_very_deep_tree(front_end: &str) {
 }
 
 through_both_front_ends! {
-    an_unlinked_file_that_is_open_goes_on,
+    an_unlinked_open_file_stays_usable,
     a_removed_directory_that_is_open_is_empty,
-    a_file_that_gets_the_size_that_it_has_stays_as_it_is,
+    truncating_to_the_present_size_changes_nothing,
     ranges_are_copied_between_files,
-    set_id_bits_go_with_a_change_by_another,
+    a_change_by_another_user_clears_set_id_bits,
     renames_with_flags,
     locks_keep_others_out,
     locks_of_ranges_keep_others_out,
-    what_many_append_is_all_there,
+    concurrent_appends_lose_nothing,
     direct_reads_and_writes,
     pipes_and_sockets_work,
     devices_work,
@@ -793,8 +794,8 @@ through_both_front_ends! {
     a_very_deep_tree,
 }
 
-/// Makes a test of each of these functions, for what the scheme does not have, for the reason
-/// beside it.
+/// Makes a test of each of these functions for the engine's front end alone. The text beside it is
+/// the reason.
 macro_rules! through_the_engine_alone {
     ($($name:ident: $reason:literal),* $(,)?) => {
         mod engine_alone {
@@ -805,17 +806,17 @@ macro_rules! through_the_engine_alone {
 
 through_the_engine_alone! {
     a_file_without_a_name_can_get_one: "on Redox a file begins with its name: openat creates it under a path",
-    holes_are_told_of_punched_and_kept: "no request of a scheme asks where data are, or punches a hole",
-    holes_are_punched_into_what_is_below: "no request of a scheme punches a hole",
+    holes_are_reported_punched_and_kept: "a scheme has no request for the place of data, or to punch a hole",
+    holes_are_punched_into_lower_files: "no request of a scheme punches a hole",
     extended_attributes: "Redox has none",
     extended_attributes_that_only_root_sees: "Redox has no extended attributes",
     access_control_lists: "Redox has neither them nor the extended attributes that they are kept in",
-    an_access_control_list_lets_others_in_and_keeps_them_out: "Redox has no access control lists",
-    capabilities_go_with_a_change: "Redox has neither them nor the extended attributes that they are kept in",
-    set_id_bits_go_with_a_new_owner: "POSIX leaves it to the system if root is who gives it away, and redoxfs keeps them",
+    an_access_control_list_admits_and_refuses_users: "Redox has no access control lists",
+    a_change_clears_capabilities: "Redox has neither them nor the extended attributes that they are kept in",
+    a_new_owner_clears_set_id_bits: "POSIX leaves it open if root changes the owner, and redoxfs keeps the bits",
     flags_are_set_and_obeyed: "Redox has none",
     a_rename_can_leave_a_whiteout: "frename has no flag for it, and Redox has no such device",
-    a_birth_time_is_told: "the stat of Redox has no place for it",
+    a_birth_time_is_reported: "the stat of Redox has no place for it",
     names_are_bytes: "the paths in the requests of a scheme are UTF-8",
 }
 
@@ -826,10 +827,10 @@ fn as_an_unprivileged_user() {
         &[
             ("engine::devices_work", "only root of the system makes devices"),
             ("scheme::devices_work", "only root of the system makes devices"),
-            ("engine::set_id_bits_go_with_a_change_by_another", "there is no other user in the namespace"),
-            ("scheme::set_id_bits_go_with_a_change_by_another", "there is no other user in the namespace"),
+            ("engine::a_change_by_another_user_clears_set_id_bits", "there is no other user in the namespace"),
+            ("scheme::a_change_by_another_user_clears_set_id_bits", "there is no other user in the namespace"),
             (
-                "engine_alone::an_access_control_list_lets_others_in_and_keeps_them_out",
+                "engine_alone::an_access_control_list_admits_and_refuses_users",
                 "there is no other user in the namespace",
             ),
             ("engine_alone::extended_attributes_that_only_root_sees", "only root of the system sees them"),

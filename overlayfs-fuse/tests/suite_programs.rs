@@ -1,8 +1,8 @@
 //! Ordinary programs in a mount, most of them over copies of /usr/include and /usr/share/doc.
 //!
-//! Every script runs twice, in the mount and in an ordinary directory that holds the same tree:
-//! what it prints and what it leaves must be the same in both, also after another mount, and the
-//! lower layers must be what they were.
+//! Every script runs twice, in the mount and in an ordinary directory with the same tree. Both must
+//! print the same and leave the same tree, also after another mount. The lower layers must not
+//! change.
 //!
 //! Needs root, /dev/fuse, cargo, npm with its registry, and of Debian's packages acl, attr, git,
 //! libcap2-bin and rsync; fails without them.
@@ -25,15 +25,15 @@ use std::path::Path;
 use differential::Differential;
 use test_common::{Detail, Setup, names, put};
 
-/// How many objects of each of the host's directories are copied, about.
+/// The approximate number of objects that are copied from each directory of the host.
 const OBJECTS: usize = 300;
 
-/// Nothing bigger than this is copied, in bytes: what a host has in /usr/share/doc can be huge.
+/// The limit of the size of a copied file, in bytes: /usr/share/doc of a host may have huge files.
 const LARGEST: u64 = 1 << 17;
 
-/// Differential of two lower layers. The upper one has a part of /usr/include, the other one a part
-/// of /usr/share/doc, and something under each name in the first one's directory: it merges with a
-/// directory and is hidden by a file.
+/// Makes a fixture with two lower layers: the upper one has a part of /usr/include, the other one a
+/// part of /usr/share/doc. The other one also has an object for each name in the first one's
+/// directory. It merges with a directory, and a file hides it.
 fn of_the_host(front_end: &str) -> Differential {
     let setup = Setup::new();
     let [top, bottom] = ["top", "bottom"].map(|name| setup.dir(name));
@@ -51,8 +51,8 @@ fn of_the_host(front_end: &str) -> Differential {
     Differential::over(front_end, setup, vec![top, bottom])
 }
 
-/// Copies the first objects of a directory, whole files and directories. They belong to whoever
-/// copies.
+/// Copies the first objects of a directory, whole files and directories. The copies belong to this
+/// user.
 fn copy_part(from: &Path, to: &Path) {
     let mut left = OBJECTS;
     copy_some(from, to, &mut left);
@@ -60,8 +60,8 @@ fn copy_part(from: &Path, to: &Path) {
     assert!(copied >= 100, "{} has too little in it to be a test: {copied} objects were copied", from.display());
 }
 
-/// Copies until nothing is `left` of the number of objects. A directory gets at most half of what
-/// its parent has left.
+/// Copies until `left`, the number of objects, is 0. A directory gets at most half of the number
+/// that its parent has left.
 fn copy_some(from: &Path, to: &Path, left: &mut usize) {
     let mut files = Vec::new();
     for name in names(from) {
@@ -148,8 +148,8 @@ fn cargo_build(front_end: &str) {
     );
     put::file(&package, "src/main.rs", "fn main() { println!(\"{}\", small::MADE); }\n");
 
-    // Into the mount by a program, and built there with everything that is built inside as well.
-    // What cargo says has times in it.
+    // A program copies the package into the mount, and everything is built there. The output of
+    // cargo has times.
     let (cargo, package) = (std::env::var("CARGO").unwrap(), package.display());
     let home = std::env::var("HOME").unwrap_or_default();
     let build = format!(
@@ -167,16 +167,17 @@ fn cargo_build(front_end: &str) {
     assert_eq!(
         differential.run(&again),
         "0\n1\n1\nmade by the build script\n",
-        "a second build compiles only what was touched"
+        "a second build compiles only the changed file"
     );
-    // Programs and metadata have the paths of the two directories in them.
+    // Programs and metadata contain the paths of the two directories.
     differential.run("rm -r built");
     differential.end();
 }
 
 fn find_and_copies(front_end: &str) {
     let differential = of_the_host(front_end);
-    // Without inode numbers, blocks and what a filesystem says of directories alone.
+    // Without inode numbers, blocks, and the sizes and link counts of directories, which depend on
+    // the filesystem.
     let listed = differential
         .run("find . -mindepth 1 -ls | awk '{ $1 = $2 = \"\"; if ($3 ~ /^d/) $4 = $7 = \"\"; print }' | sort");
     assert!(listed.lines().count() > 200, "{listed}");
@@ -209,13 +210,13 @@ fn removals_and_renames(front_end: &str) {
     differential.end();
 }
 
-/// With `-AX`, the access control lists and extended attributes, through the front end that has
-/// them.
+/// With `-AX` rsync copies access control lists and extended attributes, through the front end that
+/// has them.
 fn rsync(front_end: &str) {
     let mut differential = of_the_host(front_end);
     let attributes = front_end == "engine";
     let all = if attributes { "rsync -aHAX --numeric-ids" } else { "rsync -aH --numeric-ids" };
-    // What is known of the objects beside contents: a line for each that has something.
+    // The attributes of the objects: a line for each object that has some.
     let listing = if attributes { "getfattr -Rdhm - . | sort; getfacl -Rsnp . | sort" } else { "true" };
     if attributes {
         differential.run(
@@ -235,13 +236,13 @@ fn rsync(front_end: &str) {
         {all} -i --delete --inplace include doc below copies | sort; {all} -nic --delete include doc below copies; {listing}"
     ));
     differential.compare("copies", Detail::Contents);
-    // From one to the other nothing is left to do.
+    // A second rsync has nothing left to copy.
     differential.run("find . -type d -exec touch -d 2012-12-12 {} +");
     assert_eq!(differential.run(&format!("{all} -nic --delete ../plain/ ../mount/")), "");
     differential.end();
 }
 
-/// Through the scheme it would show nothing new, slowly.
+/// Through the scheme this would be slow, and would show nothing new.
 #[test]
 fn npm() {
     let mut differential = Differential::small("engine");
@@ -261,7 +262,7 @@ fn npm() {
     );
     differential.compare("project/node_modules", Detail::Contents);
     differential.stack();
-    // Removes all that there is, and installs it again; then only a part.
+    // Removes everything and installs it again, then only a part.
     differential.run(&format!(
         "cd project; {npm} ci | sed 's/ in .*//'; {npm} test | grep passing | cut -d'(' -f 1; {npm} ls --all | sed 1d"
     ));

@@ -1,9 +1,10 @@
-//! Threads and processes at once on a mount: a directory moves while shells work in it, files are
-//! copied up while they are renamed and unlinked, and whoever lists meets what stays once. At the
-//! end the tree is the same after a new mount, and the lower layer is what it was.
+//! Concurrent threads and processes on a mount. A directory moves while shells work in it. Files
+//! are copied up during renames and unlinks. A listing meets each lasting entry once.
+//!
+//! At the end the next mount shows the same tree, and the lower layer has not changed.
 //!
 //! Needs root and /dev/fuse; fails without them. `RACES=20 cargo test -p overlayfs-fuse --test
-//! suite_races` does twenty times as much.
+//! suite_races` repeats twenty times as often.
 
 #[macro_use]
 #[path = "suite/front_ends.rs"]
@@ -26,10 +27,10 @@ use test_common::{Detail, LowerGuard, Setup, Snapshot, put};
 through_both_front_ends!(
     a_directory_moves_while_shells_work_in_it,
     files_are_written_while_their_names_change,
-    a_listing_ends_while_each_name_that_it_tells_comes_again,
+    a_listing_ends_while_each_listed_name_comes_again,
 );
 
-/// Enough for a partial copy.
+/// Large enough for a partial copy.
 const LARGE: usize = (1 << 20) + 300_000;
 
 fn times(usual: usize) -> usize {
@@ -45,7 +46,7 @@ struct Mounted {
 }
 
 impl Mounted {
-    /// A mount of what `fill` puts into the lower layer and the upper one.
+    /// Mounts the layers after `fill` has filled the lower and the upper one.
     fn new(front_end: &str, fill: impl FnOnce(&Path, &Path)) -> Self {
         let setup = Setup::new();
         let (lower, upper, point) = (setup.dir("lower"), setup.dir("upper"), setup.dir("mount"));
@@ -54,7 +55,7 @@ impl Mounted {
         Self { mount: Mount::new(&point, &options), point, options, guard: LowerGuard::new([lower]), _setup: setup }
     }
 
-    /// Leaves the mount, and compares it with a new one.
+    /// Unmounts, and compares the tree with that of another mount.
     fn check(self) {
         let before = Snapshot::take(&self.point, Detail::Contents);
         self.mount.unmount();
@@ -65,7 +66,7 @@ impl Mounted {
     }
 }
 
-/// A shell that makes, changes, moves and removes files in a directory, so often.
+/// Starts a shell that makes, changes, moves and removes files in a directory, `often` times.
 fn shell(dir: &Path, name: &str, often: usize) -> Child {
     let script = format!(
         "set -e; i=0
@@ -171,36 +172,36 @@ fn files_are_written_while_their_names_change(front_end: &str) {
             }
             let mut bytes = vec![0; expected.len()];
             file.read_exact_at(&mut bytes, 0).unwrap();
-            assert!(bytes == expected, "round {round}: what was written or what was there is lost");
+            assert!(bytes == expected, "round {round}: a write or the old content is lost");
         }
     }
     mounted.check();
 }
 
-/// How many files are listed by who changes the name of each. The slower front end has less to do:
-/// more than fit into one answer are enough.
+/// The number of listed files, each of which is renamed during the listing. It is smaller for the
+/// slower front end, but exceeds one answer.
 const LISTED: [(&str, usize); 2] = [("engine", 3000), ("scheme", 1200)];
 
-/// What somebody does to each file that a listing tells.
+/// The change of each listed file.
 #[derive(Clone, Copy, Debug)]
 enum Turn {
     /// It gets another name, and its own again.
     Aside,
-    /// It is removed, and another comes in its place.
+    /// It is removed, and a new file gets its name.
     Anew,
     /// Its name gets a suffix.
     Suffix,
 }
 
-/// A listing in which names come again is at an end after few more entries than there are files:
-/// ext4 tells 4288 where all are renamed aside.
-fn a_listing_ends_while_each_name_that_it_tells_comes_again(front_end: &str) {
+/// Names come again during the listing. It must end after few more entries than there are files:
+/// ext4 lists 4288 if each file is renamed aside.
+fn a_listing_ends_while_each_listed_name_comes_again(front_end: &str) {
     let turns = [Turn::Aside, Turn::Anew, Turn::Suffix];
     let listed = LISTED.iter().find(|(name, _)| *name == front_end).unwrap().1;
     let mounted = Mounted::new(front_end, |lower, upper| {
         for turn in turns {
             for file in 0..listed {
-                // To copy them all up would take long.
+                // A copy-up of all files would take long.
                 let layer = if file % 20 == 0 { lower } else { upper };
                 put::file(layer, &format!("{turn:?}/file-{file}"), "");
             }
@@ -225,7 +226,7 @@ fn a_listing_ends_while_each_name_that_it_tells_comes_again(front_end: &str) {
             }
             .unwrap_or_else(|error| panic!("{turn:?} {}: {error}", path.display()));
         }
-        assert!(told >= listed, "{turn:?}: {told} names are told");
+        assert!(told >= listed, "{turn:?}: {told} names are listed");
         assert_eq!(fs::read_dir(&dir).unwrap().count(), listed, "{turn:?}");
     }
     mounted.mount.unmount();

@@ -1,8 +1,8 @@
-//! Attacks on a mount: by those who use it, by those who can write to a part of its layers, and by
-//! whoever has taken its daemon over.
+//! Attacks on a mount: by its users, by users that can write to a part of its layers, and by a
+//! compromised daemon.
 //!
-//! What is attacked with more of what is listed here takes longer:
-//! `OVERLAYFS_LOOKUPS=5000000 cargo test -p overlayfs-fuse --test suite_security`.
+//! `OVERLAYFS_LOOKUPS=5000000 cargo test -p overlayfs-fuse --test suite_security` makes more
+//! attacks and takes longer.
 //!
 //! Needs root, /dev/fuse, and a kernel with landlock (Linux 5.19).
 
@@ -54,14 +54,14 @@ impl Fixture {
     }
 }
 
-/// A number of a process's status.
+/// Returns a number from the status of a process.
 fn status(status: &str, field: &str, radix: u32) -> u64 {
     let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap_or_else(|| panic!("no {field}"));
     let text = line.split_whitespace().next().unwrap();
     u64::from_str_radix(text, radix).unwrap()
 }
 
-/// What the daemon takes, in KiB.
+/// Returns the memory of the daemon in KiB.
 fn memory(daemon: u32) -> u64 {
     status(&fs::read_to_string(format!("/proc/{daemon}/status")).unwrap(), "VmRSS:", 10)
 }
@@ -74,10 +74,10 @@ fn threads(daemon: u32) -> Vec<PathBuf> {
     fs::read_dir(format!("/proc/{daemon}/task")).unwrap().map(|entry| entry.unwrap().path()).collect()
 }
 
-// Whoever has taken the daemon over.
+// Attacks by a compromised daemon.
 
 #[test]
-fn every_thread_of_the_daemon_has_given_up_its_rights() {
+fn every_thread_of_the_daemon_has_dropped_its_rights() {
     const KILL: u64 = 5;
     const NET_ADMIN: u64 = 12;
     const SYS_MODULE: u64 = 16;
@@ -102,7 +102,7 @@ fn every_thread_of_the_daemon_has_given_up_its_rights() {
     mount.unmount();
 }
 
-/// What a daemon in its sandbox does all day.
+/// The usual work of a daemon in its sandbox.
 fn daily_work(fixture: &Fixture) -> Vec<(&'static str, bool)> {
     let path = |path: &str| fixture.path(path);
     let open = |name: &str, flags| rustix::fs::openat2(CWD, path(name), flags, Mode::empty(), ResolveFlags::empty());
@@ -132,21 +132,21 @@ fn daily_work(fixture: &Fixture) -> Vec<(&'static str, bool)> {
     ]
 }
 
-/// What it has no business with.
+/// The calls that a daemon in its sandbox must not make.
 fn mischief(fixture: &Fixture) -> Vec<(&'static str, bool)> {
     let path = |path: &str| fixture.path(path);
     let open =
         |path: PathBuf, flags| rustix::fs::openat2(CWD, path, flags, Mode::empty(), ResolveFlags::empty()).is_ok();
     let map = |protection| {
-        // SAFETY: no memory is given, and what is mapped is not used.
+        // SAFETY: the call takes no memory, and the mapping is not used.
         let memory = unsafe {
             libc::mmap(std::ptr::null_mut(), 4096, protection, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0)
         };
         (memory != libc::MAP_FAILED).then_some(memory)
     };
-    // SAFETY: the memory was mapped just now, and is not used.
+    // SAFETY: the mapping is new, and is not used.
     let protect = |memory| unsafe { libc::mprotect(memory, 4096, libc::PROT_READ | libc::PROT_EXEC) == 0 };
-    // SAFETY: the child does nothing but end.
+    // SAFETY: the child only ends.
     let fork = || match unsafe { libc::fork() } {
         // SAFETY: takes a number and does not return.
         0 => unsafe { libc::_exit(0) },
@@ -180,7 +180,7 @@ fn mischief(fixture: &Fixture) -> Vec<(&'static str, bool)> {
         ("clone a mount", rustix::mount::open_tree(CWD, path("upper"), OpenTreeFlags::OPEN_TREE_CLONE).is_ok()),
         ("map executable memory", map(libc::PROT_EXEC).is_some()),
         ("make memory executable", map(libc::PROT_READ).is_some_and(protect)),
-        // SAFETY: takes two numbers; no signal is sent.
+        // SAFETY: takes two numbers. The call sends no signal.
         ("send a signal", unsafe { libc::kill(libc::getppid(), 0) } == 0),
         ("leave a namespace", rustix::process::chroot("/").is_ok()),
         ("start a process", fork()),
@@ -189,7 +189,7 @@ fn mischief(fixture: &Fixture) -> Vec<(&'static str, bool)> {
 }
 
 #[test]
-fn in_the_sandbox_there_are_the_layers_and_nothing_else() {
+fn the_sandbox_has_only_the_layers() {
     for sandboxed in [false, true] {
         let fixture = Fixture::new();
         for (place, file) in
@@ -211,19 +211,18 @@ fn in_the_sandbox_there_are_the_layers_and_nothing_else() {
                 .chain(mischief(&fixture).into_iter().map(|done| (done, !sandboxed)));
             let unexpected: Vec<_> = all.filter(|((_, done), expected)| done != expected).collect();
             if !unexpected.is_empty() {
-                eprintln!("sandboxed: {sandboxed}, unlike what is expected: {unexpected:?}");
+                eprintln!("sandboxed: {sandboxed}, unexpected: {unexpected:?}");
             }
             unexpected.is_empty()
         }));
     }
 }
 
-// Those who can write to a part of the layers.
+// Attacks by users with write access to a part of the layers.
 
-/// Names that the daemon knows as files and directories, and under which there is something else
-/// when it opens them.
+/// The daemon knows these names as files and directories. At its open they are other objects.
 #[test]
-fn what_takes_the_place_of_a_known_name_is_not_followed() {
+fn a_replacement_of_a_known_name_is_not_followed() {
     let fixture = Fixture::new();
     let (point, outside) = (fixture.path("mount"), fixture.path("outside"));
     put::file(&outside, "secret", "secret");
@@ -293,8 +292,8 @@ fn a_mount_that_comes_into_a_layer_is_not_seen() {
     mount.unmount();
 }
 
-/// A file of a lower layer that has a name outside too is copied before it is changed, and so are
-/// its attributes.
+/// A file of a lower layer that has a name outside is copied before a change, and so are its
+/// attributes.
 #[test]
 fn the_other_name_of_a_lower_file_is_not_written_through() {
     let fixture = Fixture::new();
@@ -315,16 +314,15 @@ fn the_other_name_of_a_lower_file_is_not_written_through() {
     assert_eq!((after.mode(), after.uid(), after.ctime_nsec()), (before.mode(), before.uid(), before.ctime_nsec()));
 }
 
-// Those who use the mount.
+// Attacks by the users of the mount.
 
-/// With and without the right of a group to execute: without it the bit is a sign for mandatory
-/// locks.
+/// With and without the right of the group to execute: without it the bit marks mandatory locks.
 const SET_ID_MODES: [u32; 5] = [0o4777, 0o2777, 0o6777, 0o2767, 0o6767];
 
-/// Whoever changes a file that he does not own, in whatever way, takes its set-id bits and its
-/// capabilities, as on any filesystem.
+/// A change of a file by a user who does not own it clears its set-id bits and its capabilities, as
+/// on any filesystem.
 #[test]
-fn every_change_by_another_takes_set_id_bits_and_capabilities() {
+fn every_change_by_another_user_clears_set_id_bits_and_capabilities() {
     type Change = fn(&Path) -> bool;
     let open = |path: &Path| OpenOptions::new().read(true).write(true).open(path);
     let changes: [(&str, Change); 7] = [
@@ -354,7 +352,7 @@ fn every_change_by_another_takes_set_id_bits_and_capabilities() {
                 .is_ok_and(|to| rustix::fs::copy_file_range(&from, None, &to, None, 4) == Ok(4))
         }),
     ];
-    // cap_net_raw, permitted and effective, as linux/capability.h has it.
+    // cap_net_raw, permitted and effective, in the format of linux/capability.h.
     let capability = [&[1, 0, 0, 2, 0, 0x20, 0, 0], &[0; 12][..]].concat();
     let prepare = |dir: &Path| {
         put::file(dir, "source", "source of data");
@@ -400,9 +398,10 @@ fn every_change_by_another_takes_set_id_bits_and_capabilities() {
     mount.unmount();
 }
 
-/// A program that another has changed runs with his rights, also if nobody has looked at it since.
+/// A program that another user has changed runs without its set-id rights, also without a lookup
+/// since the change.
 #[test]
-fn a_program_that_another_has_changed_has_his_rights() {
+fn a_program_changed_by_another_user_has_no_set_id_rights() {
     type Change = fn(&Path) -> bool;
     let changes: [(&str, Change); 4] = [
         ("write", |path| OpenOptions::new().append(true).open(path).is_ok_and(|mut file| file.write_all(b"x").is_ok())),
@@ -436,10 +435,10 @@ fn a_program_that_another_has_changed_has_his_rights() {
     mount.unmount();
 }
 
-/// What the overlay keeps for itself is not there, and cannot be, whatever is done to its name and
-/// whether the layers have it or not.
+/// Reserved names do not exist in the mount, whatever call uses them, and whether the layers have
+/// them or not.
 #[test]
-fn reserved_names_are_not_there_in_any_way() {
+fn reserved_names_do_not_exist() {
     let reserved = [
         ".wh.gone",
         ".wh.never",
@@ -460,7 +459,7 @@ fn reserved_names_are_not_there_in_any_way() {
         let (dir, layer) = (point.join(dir), fixture.path("upper").join(dir));
         fs::remove_file(dir.join("gone")).unwrap();
         symlink(".wh.gone", dir.join("to-reserved")).unwrap();
-        assert!(exists(&layer.join(".wh.gone")), "what is tried here is there in the layer");
+        assert!(exists(&layer.join(".wh.gone")), "the layer has the names that this test uses");
         let before = names(&layer);
         let there = rustix::fs::open(&dir, OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).unwrap();
         let there = there.as_fd();
@@ -503,10 +502,10 @@ fn reserved_names_are_not_there_in_any_way() {
     mount.unmount();
 }
 
-/// With fewer descriptors than its users want files, the daemon says so to some and goes on, and is
-/// well again when they have closed them.
+/// With fewer descriptors than users want, the daemon refuses some requests and goes on. After
+/// closes it serves all again.
 #[test]
-fn without_descriptors_the_daemon_lives_and_recovers() {
+fn without_descriptors_the_daemon_goes_on_and_recovers() {
     const LIMIT: u64 = 64;
     let fixture = Fixture::new();
     for index in 0..100 {
@@ -531,8 +530,7 @@ fn without_descriptors_the_daemon_lives_and_recovers() {
         }
     };
     all_work();
-    // A file without a name that somebody has open needs a descriptor, and nothing can be done
-    // about it.
+    // An open file without a name needs a descriptor of the daemon. There is no way around it.
     let (mut held, mut refused) = (Vec::new(), 0);
     for index in 0..200 {
         let path = point.join(format!("held-{index}"));
@@ -561,7 +559,7 @@ fn without_descriptors_the_daemon_lives_and_recovers() {
 }
 
 #[test]
-fn names_that_are_not_there_cost_no_memory() {
+fn missing_names_cost_no_memory() {
     let lookups = env::var("OVERLAYFS_LOOKUPS").map_or(100_000, |number| number.parse().unwrap());
     let fixture = Fixture::new();
     put::file(&fixture.path("lower"), "dir/file", "content");
@@ -590,7 +588,7 @@ fn attributes_locks_and_crowds_cost_no_memory_and_no_threads() {
     let (file, daemon) = (fixture.path("mount/file"), mount.daemon.id());
     let work = |rounds: usize| {
         for round in 0..rounds {
-            // The largest that Linux has, and more.
+            // The largest value that Linux allows, and larger ones.
             for size in [2000, 65_536, 65_537] {
                 let set = rustix::fs::setxattr(&file, "user.large", &vec![7; size], XattrFlags::empty());
                 assert!(matches!(set, Ok(()) | Err(Errno::NOSPC | Errno::TOOBIG)), "{set:?}");
@@ -606,7 +604,7 @@ fn attributes_locks_and_crowds_cost_no_memory_and_no_threads() {
                 l_len: 1,
                 l_pid: 0,
             };
-            // SAFETY: the structure is whole and outlives the call.
+            // SAFETY: the structure is complete and outlives the call.
             assert_eq!(
                 unsafe { libc::fcntl(std::os::fd::AsRawFd::as_raw_fd(&locked), libc::F_OFD_SETLK, &raw const range) },
                 0

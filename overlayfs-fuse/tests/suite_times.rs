@@ -1,5 +1,5 @@
-//! Times that stay what they are: over what the system forgets, over an fsync and over another
-//! mount, on an upper layer with coarse times too.
+//! Times stay the same after the kernel drops its caches, after an fsync and after another mount.
+//! The upper layer may have coarse times.
 //!
 //! Needs root, /dev/fuse, loop devices and mkfs.ext4.
 
@@ -32,14 +32,14 @@ fn mtime(path: &Path) -> Moment {
     (found.mtime(), found.mtime_nsec())
 }
 
-/// Has the system forget what it knows.
+/// Makes the kernel drop its caches.
 fn drop_caches() {
     rustix::fs::sync();
     fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
 }
 
-/// An ext4 filesystem with inodes of 128 bytes: its times are whole seconds from 1901 to 2038.
-/// Unmounted when it is dropped.
+/// An ext4 filesystem with inodes of 128 bytes. Its times are whole seconds from 1901 to 2038. The
+/// drop unmounts it.
 struct Coarse(PathBuf);
 
 impl Coarse {
@@ -59,7 +59,7 @@ impl Drop for Coarse {
     }
 }
 
-fn times_are_as_coarse_as_the_upper_layer_keeps_them(front_end: &str) {
+fn times_have_the_resolution_of_the_upper_layer(front_end: &str) {
     for format in ["oci", "kernel"] {
         let setup = Setup::new();
         let coarse = Coarse::new(&setup);
@@ -87,7 +87,7 @@ fn times_are_as_coarse_as_the_upper_layer_keeps_them(front_end: &str) {
         }
         fs::set_permissions(point.join("written"), fs::metadata(point.join("read")).unwrap().permissions()).unwrap();
         fs::set_permissions(point.join("dir"), fs::metadata(point.join("dir")).unwrap().permissions()).unwrap();
-        // Times that are out of range; who asks at once may still be told what was asked for.
+        // Times out of range. A stat right after the call may still show the requested time.
         for (name, year) in [("early", -6_000_000_000), ("late", 16_725_225_600)] {
             fs::write(point.join(name), "").unwrap();
             times(&point.join(name), (year, 5), (year, 5));
@@ -110,8 +110,8 @@ fn times_are_as_coarse_as_the_upper_layer_keeps_them(front_end: &str) {
 
 fn store(path: &Path) {
     let file = OpenOptions::new().read(true).write(true).open(path).unwrap();
-    // SAFETY: the mapping is of one page of a file that has as many bytes; it is used before it is
-    // taken away, and by nobody else.
+    // SAFETY: a mapping of one page of a file that has as many bytes. Only this code uses it,
+    // before its munmap.
     unsafe {
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         let page = libc::mmap(std::ptr::null_mut(), 4096, protection, libc::MAP_SHARED, file.as_raw_fd(), 0);
@@ -148,10 +148,10 @@ fn a_store_through_a_mapping_changes_the_time() {
     }
 }
 
-/// Changes a file. Some need a second name for it.
+/// Changes a file. Some changes need a second name for it.
 type Change = fn(&Path, &Path);
 
-/// The ways to change a file.
+/// Returns the ways to change a file.
 fn changes() -> Vec<(&'static str, Change)> {
     fn open(path: &Path) -> File {
         OpenOptions::new().read(true).write(true).open(path).unwrap()
@@ -201,7 +201,7 @@ fn changes() -> Vec<(&'static str, Change)> {
             let before = fs::metadata(path).unwrap();
             let flags = rustix::fs::ioctl_getflags(File::open(path).unwrap()).unwrap();
             rustix::fs::ioctl_setflags(File::open(path).unwrap(), flags | IFlags::NODUMP).unwrap();
-            // The kernel keeps the time that it has until it lets go of the file.
+            // The kernel shows its cached time until it drops the file.
             eventually("the time of last change of status moves", || {
                 let now = fs::metadata(path).unwrap();
                 (now.ctime(), now.ctime_nsec()) > (before.ctime(), before.ctime_nsec())
@@ -210,8 +210,8 @@ fn changes() -> Vec<(&'static str, Change)> {
     ]
 }
 
-/// Has the system write back what it holds of a mount, all the time: so also between a change and
-/// what the system says of it.
+/// Makes the kernel write back the changes of a mount in a loop. So this also happens between a
+/// change and a stat.
 struct Syncer(Arc<AtomicBool>, Option<JoinHandle<()>>);
 
 impl Syncer {
@@ -234,9 +234,9 @@ impl Drop for Syncer {
     }
 }
 
-/// The times of last change of whatever was changed are the same whenever somebody asks, until the
-/// next change.
-fn the_times_of_last_change_stay(front_end: &str) {
+/// The times of the last change do not move before the next change, whenever a program asks for
+/// them.
+fn times_of_last_change_stay_until_the_next_change(front_end: &str) {
     let extra: &[&str] = match front_end {
         "engine" => &["format=oci", "format=kernel", "writeback=0", "whole_copies"],
         _ => &["format=oci"],
@@ -270,7 +270,7 @@ fn the_times_of_last_change_stay(front_end: &str) {
                 if dir == "new" {
                     fs::write(&path, vec![1; 4096]).unwrap();
                 }
-                // The system counts in steps of up to four milliseconds.
+                // The clock of the kernel moves in steps of up to four milliseconds.
                 std::thread::sleep(std::time::Duration::from_millis(5));
                 change(&path, &point.join(format!("{dir}-{name}")));
                 paths.push(path);
@@ -307,7 +307,7 @@ fn the_times_of_last_change_stay(front_end: &str) {
         mount.unmount();
         let mount = Mount::new(&point, &options);
         same("in the one after that");
-        // And it moves with the next change.
+        // The next change moves the time.
         for path in paths.iter().filter(|path| path.is_file()) {
             mode(path, 0o604);
         }
@@ -320,6 +320,6 @@ fn the_times_of_last_change_stay(front_end: &str) {
 }
 
 through_both_front_ends! {
-    the_times_of_last_change_stay,
-    times_are_as_coarse_as_the_upper_layer_keeps_them,
+    times_of_last_change_stay_until_the_next_change,
+    times_have_the_resolution_of_the_upper_layer,
 }

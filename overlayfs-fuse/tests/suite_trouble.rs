@@ -1,6 +1,6 @@
-//! Layers in trouble below a mount: full, read-only from one moment to the next, unmounted, on a
-//! disk that does not answer, on a filesystem that has gone. Whoever asks is told so, the daemon
-//! lives, and all is well again when the layer is.
+//! Layers in trouble below a mount: full, suddenly read-only, unmounted, on a disk that does not
+//! answer, on a filesystem that has gone. Callers get an error, the daemon goes on, and all calls
+//! succeed again once the layer is back.
 //!
 //! Needs root, /dev/fuse, loop devices and mkfs.ext4.
 
@@ -23,7 +23,7 @@ use test_common::{Detail, Setup, Snapshot, exists, names, put};
 
 const MIB: u64 = 1 << 20;
 
-/// Gives a filesystem in memory another size.
+/// Changes the size of a filesystem in memory.
 fn resize(disk: &Disk, size: u64) {
     let size = CString::new(format!("size={size}")).unwrap();
     rustix::mount::mount_remount(&disk.point, MountFlags::empty(), size.as_c_str()).unwrap();
@@ -41,14 +41,14 @@ fn fails<T>(result: io::Result<T>, errnos: &[i32]) {
     }
 }
 
-/// Writes a file and has it on the disk.
+/// Writes a file and syncs it.
 fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).open(path)?;
     file.write_all(bytes)?;
     file.sync_all()
 }
 
-/// Has the system forget what it knows of a disk.
+/// Makes the kernel drop its caches of a disk.
 fn drop_caches(disk: &Path) {
     run(Command::new("sync").arg("-f").arg(disk));
     fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
@@ -67,7 +67,7 @@ fn a_full_upper_layer() {
     for round in 0..3 {
         let full = write(&point.join("filler"), &vec![1; 4 << 20]);
         fails(full, &[libc::ENOSPC]);
-        // All that needs space says so; what needs none goes on.
+        // Calls that need space fail. Calls that need none go on.
         fails(write(&point.join("large"), &vec![2; 3 << 20]), &[libc::ENOSPC]);
         fails(
             OpenOptions::new()
@@ -86,7 +86,7 @@ fn a_full_upper_layer() {
         for name in names(&point).iter().filter(|name| name.starts_with("more-") || *name == "filler") {
             fs::remove_file(point.join(name)).unwrap();
         }
-        // The rest of the files is as it was, but for what was truncated first.
+        // The other files are unchanged, except those that were truncated first.
         fs::remove_file(point.join("large")).unwrap();
         fs::write(point.join("large"), "small now").unwrap();
         write(&point.join("well"), format!("round {round}").as_bytes()).unwrap();
@@ -98,15 +98,15 @@ fn a_full_upper_layer() {
     assert!(!fs::read_dir(&upper).unwrap().any(|entry| entry.unwrap().file_name().to_str().unwrap().contains("part")));
 }
 
-/// A copy-up for which there is no room leaves the file as it was, and nothing in the work
-/// directory.
+/// A copy-up without enough space leaves the file unchanged, and nothing in the work directory.
 #[test]
-fn a_copy_for_which_there_is_no_room() {
+fn a_copy_without_room() {
     let setup = Setup::new();
     let disk = Disk::memory(setup.dir("disk"), 2 * MIB);
     let (lower, upper) = (setup.dir("lower"), disk.dir("upper"));
     put::file(&lower, "large", vec![7; 3 << 20]);
-    // Without it the kernel would go on to show what it could not write, as on any filesystem.
+    // With writeback the kernel would still show the data that it could not write, as on any
+    // filesystem.
     let options = format!("lowerdir={},upperdir={},whole_copies,writeback=0", lower.display(), upper.display());
     let mount = Mount::new(&setup.dir("mount"), &options);
     let file = setup.path("mount/large");
@@ -130,7 +130,7 @@ fn a_copy_for_which_there_is_no_room() {
     mount.unmount();
 }
 
-/// What a filesystem does that finds its disk damaged.
+/// An ext4 filesystem becomes read-only when it finds its disk damaged.
 #[test]
 fn an_upper_layer_that_becomes_read_only() {
     let setup = Setup::new();
@@ -163,10 +163,12 @@ fn an_upper_layer_that_becomes_read_only() {
         assert_eq!(fs::read_to_string(point.join("dir/lower")).unwrap(), "lower");
     }
     drop(held);
-    assert_eq!(mount.unmount_and_wait().code(), Some(1), "what was changed cannot be brought to the disk");
-    eventually("nobody holds the filesystem", || rustix::mount::unmount(&disk.point, UnmountFlags::empty()).is_ok());
+    assert_eq!(mount.unmount_and_wait().code(), Some(1), "the change cannot be written to the disk");
+    eventually("no process holds the filesystem", || {
+        rustix::mount::unmount(&disk.point, UnmountFlags::empty()).is_ok()
+    });
 
-    // The disk is well again.
+    // The disk works again.
     let _ = Command::new("fsck.ext4").args(["-p"]).arg(&image).stdout(Stdio::null()).status().unwrap();
     eventually("the disk can be mounted", || {
         Command::new("mount")
@@ -186,8 +188,8 @@ fn an_upper_layer_that_becomes_read_only() {
     assert!(exists(&upper.join("dir/.wh.lower")));
 }
 
-/// What is unmounted lazily while it is a layer stays one until the overlay is unmounted, and is
-/// free then.
+/// A filesystem that is unmounted lazily stays a layer until the overlay is unmounted. It is free
+/// then.
 #[test]
 fn layers_whose_filesystem_is_unmounted() {
     let setup = Setup::new();
@@ -214,7 +216,7 @@ fn layers_whose_filesystem_is_unmounted() {
     assert_eq!(fs::read_to_string(lower.join("dir/file")).unwrap(), "lower");
 }
 
-/// A disk that cannot be read, until it can.
+/// A disk that cannot be read for a while.
 #[test]
 fn a_disk_that_cannot_be_read() {
     let setup = Setup::new();
@@ -231,7 +233,7 @@ fn a_disk_that_cannot_be_read() {
     let large = File::open(point.join("large")).unwrap();
     large.read_exact_at(&mut [0], 0).unwrap();
 
-    // What lies behind the end of the file that the device is in cannot be read.
+    // The device lies in a file. A read behind the end of that file fails.
     let whole = setup.path("whole");
     run(Command::new("cp").arg("--sparse=always").arg(&image).arg(&whole));
     drop_caches(&disk.point);
@@ -244,7 +246,7 @@ fn a_disk_that_cannot_be_read() {
         write(&point.join("new"), b"goes on").unwrap();
     }
 
-    // Its content comes back in place, as the device has the file open.
+    // The content is restored in place, as the device has the file open.
     let mut device = File::options().write(true).open(&image).unwrap();
     io::copy(&mut File::open(&whole).unwrap(), &mut device).unwrap();
     device.set_len(32 * MIB).unwrap();
@@ -259,8 +261,8 @@ fn a_disk_that_cannot_be_read() {
     assert!(fs::read(setup.path("upper/large")).unwrap() == [&content[..], b"well"].concat());
 }
 
-/// A disk that takes nothing more, though the filesystem on it believes that there is room: a thin
-/// one. What was synced before is kept.
+/// A thin disk takes no more writes, though its filesystem reports free space. Data that were
+/// synced before are kept.
 #[test]
 fn a_disk_that_cannot_be_written() {
     let setup = Setup::new();
@@ -290,9 +292,9 @@ fn a_disk_that_cannot_be_written() {
     drop(disk);
 }
 
-/// A layer that is itself served by a daemon, and that dies.
+/// A layer of another FUSE daemon, which dies.
 #[test]
-fn a_layer_whose_filesystem_has_gone() {
+fn a_layer_of_a_dead_filesystem() {
     let setup = Setup::new();
     let [below, lower, upper] = ["below", "lower", "upper"].map(|name| setup.dir(name));
     put::file(&below, "dir/known", "below");
@@ -314,7 +316,7 @@ fn a_layer_whose_filesystem_has_gone() {
     fails(write(&point.join("dir/known"), b"x"), &gone);
     assert_eq!(fs::read_to_string(point.join("lower")).unwrap(), "well");
     write(&point.join("lower"), b"changed").unwrap();
-    // A directory of what has gone cannot be copied up.
+    // A directory of the dead layer cannot be copied up.
     fails(fs::write(point.join("dir/new"), "x"), &gone);
     write(&point.join("new"), b"new").unwrap();
     fs::remove_file(point.join("lower")).unwrap();

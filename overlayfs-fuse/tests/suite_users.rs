@@ -1,5 +1,5 @@
-//! As whose things are shown: mapped and squashed owners, owners that a user's daemon cannot give,
-//! and what the owner of a part of a layer can have shown of what is not his.
+//! Owners: mapped and squashed ones, and owners that a user's daemon cannot set. Also the objects
+//! of other users that the owner of a part of a layer could show.
 //!
 //! Needs root and /dev/fuse.
 
@@ -22,9 +22,9 @@ use rustix::fs::{
 use rustix::io::Errno;
 use test_common::{Detail, LowerGuard, Setup, Snapshot, mode, names, owner, put};
 
-/// The user that [`as_another_user`] is.
+/// The user of [`as_another_user`].
 const USER: u32 = 4242;
-/// A user who seldom has anything.
+/// A user who rarely owns anything.
 const NOBODY: u32 = 65534;
 
 /// Directories for one mount, which other users may enter.
@@ -42,7 +42,7 @@ impl Fixture {
         self.setup.path(path)
     }
 
-    /// root's mount of the layers, with these options too.
+    /// Mounts the layers as root, with these further options.
     fn mount(&self, more: &str) -> Mount {
         let [lower, upper] = ["lower", "upper"].map(|name| self.path(name));
         let layers = format!("lowerdir={},upperdir={}", lower.display(), upper.display());
@@ -50,7 +50,7 @@ impl Fixture {
     }
 }
 
-/// What somebody tries with a directory in which there are others.
+/// An attempt to change a directory with objects of other users.
 type Try = fn(&Path) -> rustix::io::Result<()>;
 
 fn open(path: &Path, options: &mut OpenOptions) -> rustix::io::Result<File> {
@@ -65,7 +65,7 @@ fn io<T>(result: std::io::Result<T>) -> rustix::io::Result<()> {
 fn store(path: &Path) -> rustix::io::Result<()> {
     let file = open(path, File::options().read(true).write(true))?;
     let (rights, length) = (libc::PROT_READ | libc::PROT_WRITE, 4096);
-    // SAFETY: a new mapping of a file that is not empty; its first byte is within it.
+    // SAFETY: a new mapping of a file that is not empty. Its first byte is within it.
     let stored = unsafe {
         let at = libc::mmap(std::ptr::null_mut(), length, rights, libc::MAP_SHARED, file.as_raw_fd(), 0);
         if at != libc::MAP_FAILED {
@@ -81,10 +81,10 @@ const ANY_TIME: Timestamps = Timestamps {
     last_modification: Timespec { tv_sec: 1, tv_nsec: 0 },
 };
 
-/// Ids that are not mapped are nobody's: neither root nor the user with the number that the kernel
-/// shows for them can change the objects, as on a mount with mapped ids.
+/// An id that is not mapped belongs to no user. Neither root nor the user with the number that the
+/// kernel shows for it can change the objects, as on a mount with mapped ids.
 #[test]
-fn what_is_not_mapped_is_changed_by_nobody() {
+fn no_user_changes_objects_with_unmapped_ids() {
     let tries: [(&str, Try); 24] = [
         ("write", |dir| open(&dir.join("file"), File::options().write(true)).map(drop)),
         ("append", |dir| open(&dir.join("file"), File::options().append(true)).map(drop)),
@@ -144,7 +144,7 @@ fn what_is_not_mapped_is_changed_by_nobody() {
     mode(&put::file(&dir, "mine", "of all"), 0o666);
     mode(&dir, 0o777);
     let guard = LowerGuard::new([lower]);
-    // All but 5000; also with the id that stands for those which are not mapped taken by a user.
+    // All ids except 5000. Another user has the number that the kernel shows for unmapped ids.
     let map = "0:0:5000:5001:5001:100000";
     let mount = fixture.mount(&format!("uidmapping={map},gidmapping={map}"));
     let shared = fixture.path("mount/shared");
@@ -160,7 +160,7 @@ fn what_is_not_mapped_is_changed_by_nobody() {
         }
     }
     assert_eq!(names(&fixture.path("upper")), [".wh..wh.work"], "nothing was copied up");
-    // What others may read they read, and root gives it to somebody.
+    // Other users can read a file if its mode allows it. Root can give it to a user.
     assert!(as_another_user(|| fs::read(shared.join("file")).is_ok_and(|found| found == b"content")));
     owner(&shared.join("file"), 7, 8);
     assert!(as_user(7, || open(&shared.join("file"), File::options().write(true)).is_ok()));
@@ -168,7 +168,7 @@ fn what_is_not_mapped_is_changed_by_nobody() {
     drop(guard);
 }
 
-/// The set-id files below a directory, with their owners, but for directories.
+/// Returns the set-id objects below a directory with their owners, but no directories.
 fn set_id_files(dir: &Path) -> Vec<(PathBuf, u32, u32, u32)> {
     let mut found = Vec::new();
     for entry in fs::read_dir(dir).unwrap() {
@@ -183,7 +183,7 @@ fn set_id_files(dir: &Path) -> Vec<(PathBuf, u32, u32, u32)> {
     found
 }
 
-/// What a user does who is shown as the owner of what is not his.
+/// Changes by a user who is shown as the owner of objects of another one.
 const EDITS: [(&str, Try); 14] = [
     ("chmod", |dir| rustix::fs::chmod(dir.join("file"), Mode::from_raw_mode(0o6755))),
     ("chmod of a program", |dir| rustix::fs::chmod(dir.join("chmod"), Mode::from_raw_mode(0o6775))),
@@ -219,8 +219,8 @@ const EDITS: [(&str, Try); 14] = [
     }),
 ];
 
-/// Programs of root's with set-id bits, one for each of [`EDITS`], and a directory that hands down
-/// root's group.
+/// Makes set-id programs of root, one for each of [`EDITS`], and a directory that passes on root's
+/// group.
 fn programs(dir: &Path) {
     for name in ["chmod", "write", "store", "truncate", "allocate", "copy", "chown", "rename", "link"] {
         mode(&put::file(dir, name, "a program"), 0o6755);
@@ -229,11 +229,10 @@ fn programs(dir: &Path) {
     mode(&put::dir(dir, "handed"), 0o2755);
 }
 
-/// In a layer no file has set-id bits that gives the rights of another than it is shown to belong
-/// to: whoever is shown as the owner may change it, and outside the mount it would run with the
-/// rights of who it is stored as.
+/// A set-id bit in a layer must belong to the owner that the mount shows. The shown owner may
+/// change the file. Outside of the mount it would run with the rights of the stored owner.
 #[test]
-fn no_set_id_bit_is_stored_for_another_than_is_shown() {
+fn a_set_id_bit_is_stored_for_the_shown_owner_only() {
     for options in ["squash_to_uid=4242,squash_to_gid=4242", "uidmapping=0:4242:1,gidmapping=0:4242:1"] {
         let fixture = Fixture::new();
         programs(&put::dir(&fixture.path("lower"), "below"));
@@ -257,10 +256,10 @@ fn no_set_id_bit_is_stored_for_another_than_is_shown() {
     }
 }
 
-/// Whoever has a file in a layer may give his own rights by it, and not those of who everything is
-/// shown to belong to.
+/// A set-id file of a user in a layer gives the rights of that user. It never gives the rights of
+/// the user that all files are shown to belong to.
 #[test]
-fn a_squashed_file_gives_nobodys_rights() {
+fn a_squashed_file_gives_only_its_owners_rights() {
     let fixture = Fixture::new();
     for (id, name) in [(USER, "of-the-user"), (0, "of-root")] {
         let path = fixture.path("lower").join(name);
@@ -276,7 +275,7 @@ fn a_squashed_file_gives_nobodys_rights() {
     assert!(as_another_user(|| runs_as("of-the-user") == "4242\n"), "root's rights came out of a user's file");
     assert!(as_another_user(|| runs_as("of-root") == "0\n"));
     mount.unmount();
-    // An id that is mapped is the same user by another number: su works in a container.
+    // A mapped id is the same user with another number: su works in a container.
     let mount = fixture.mount("uidmapping=0:7000:1:4242:4242:1,gidmapping=0:7000:1:4242:4242:1");
     assert!(as_another_user(|| runs_as("of-root") == "7000\n"));
     mount.unmount();
@@ -287,7 +286,7 @@ fn attribute(path: &Path, name: &str, value: &str) {
     rustix::fs::setxattr(path, name, value.as_bytes(), XattrFlags::empty()).unwrap();
 }
 
-/// A file of a user's, or of root's, in a layer.
+/// Makes a file of a user or of root in a layer.
 fn file_of(id: u32, layer: &Path, path: &str, content: &str, bits: u32) -> PathBuf {
     let path = put::file(layer, path, content);
     owner(&path, id, id);
@@ -302,9 +301,9 @@ fn dir_of(id: u32, layer: &Path, path: &str, bits: u32) -> PathBuf {
     path
 }
 
-/// So he can remove it again where everybody may make names, and only their owners remove them.
+/// So its owner can remove it from a sticky directory.
 #[test]
-fn the_device_that_a_rename_leaves_is_whose_rename_it_was() {
+fn the_device_of_a_rename_belongs_to_the_caller() {
     for more in ["format=oci", "noacl"] {
         let fixture = Fixture::new();
         mode(&put::dir(&fixture.path("lower"), "all"), 0o1777);
@@ -322,7 +321,7 @@ fn the_device_that_a_rename_leaves_is_whose_rename_it_was() {
     }
 }
 
-/// What [`USER`] finds to read below the mount.
+/// Returns the texts that [`USER`] can read below the mount.
 fn readable(mount: &Path) -> Vec<String> {
     let script = "cd \"$1\" && find . -type f -readable -exec cat {} + | sort -u";
     let mut command = Command::new("setpriv");
@@ -331,7 +330,7 @@ fn readable(mount: &Path) -> Vec<String> {
     String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect()
 }
 
-/// What root has for himself in a layer, and what all may read.
+/// Fills a layer of root with private and public objects.
 fn roots_layer(layer: &Path) {
     dir_of(0, layer, "secret", 0o700);
     file_of(0, layer, "secret/file", "secret behind a directory\n", 0o644);
@@ -348,8 +347,8 @@ fn roots_layer(layer: &Path) {
     file_of(0, layer, "home/same", "private file at home\n", 0o600);
 }
 
-/// What the owner of a directory can put there to have more of what is below shown. `redirect`
-/// makes a directory redirect.
+/// Fills a layer with objects by which the owner of a directory could show more of the layers
+/// below. `redirect` makes a directory redirect.
 fn users_layer(layer: &Path, redirect: fn(&Path, &str)) {
     dir_of(USER, layer, "home", 0o755);
     for (name, target) in
@@ -382,11 +381,11 @@ fn redirect_attribute(dir: &Path, target: &str) {
     attribute(dir, "user.overlay.redirect", target);
 }
 
-/// The owner of a directory of a layer has nothing shown by redirects and marks of metadata that he
-/// could not read without them, also where a directory of his lies over one. Who mounts can say
-/// that the layers are trusted.
+/// Redirects and metacopies of a user show nothing that the user could not read without them. The
+/// same holds if the redirect lies below a directory of that user. The user who mounts can declare
+/// the layers as trusted.
 #[test]
-fn redirects_of_users_lead_where_they_may_read() {
+fn redirects_of_users_reveal_nothing() {
     for redirect in [redirect_file, redirect_attribute] {
         let fixture = Fixture::new();
         roots_layer(&fixture.path("lower"));
@@ -398,7 +397,7 @@ fn redirects_of_users_lead_where_they_may_read() {
 
         let mount = Mount::new(&point, &layers);
         assert_eq!(readable(&point), ["open", "public file"]);
-        // As root sees them, too.
+        // Root sees the same.
         assert_eq!(names(&point.join("home/wide")), ["closed", "file"]);
         for empty in ["home/dir", "home/deep", "home/wide/closed", "home/chain"] {
             assert!(names(&point.join(empty)).is_empty(), "{empty}");
@@ -426,8 +425,8 @@ fn redirects_of_users_lead_where_they_may_read() {
     }
 }
 
-/// The same in the upper layer; what the overlay writes there by itself is no way around it, and
-/// stays as it is for those who own what they move.
+/// The same in the upper layer. A rename by the overlay must not turn a user's redirect into a
+/// trusted one. Users can still rename their own directories.
 #[test]
 fn the_overlay_launders_no_redirect() {
     let fixture = Fixture::new();
@@ -448,7 +447,7 @@ fn the_overlay_launders_no_redirect() {
     assert!(moved("wide", "moved")() && moved("dir", "moved-too")());
     assert!(moved("own", "renamed")() && moved("renamed/inner", "inner")());
     mount.unmount();
-    // As the lower layer of another mount, above the same.
+    // As the lower layer of another mount, above the same one.
     let [lower, upper] = ["lower", "upper"].map(|name| fixture.path(name));
     let mount = Mount::new(&fixture.path("mount"), &format!("lowerdir={}:{}", upper.display(), lower.display()));
     assert_eq!(readable(&fixture.path("mount")), ["open", "own", "public file"]);
@@ -457,7 +456,7 @@ fn the_overlay_launders_no_redirect() {
     mount.unmount();
 }
 
-/// What root's overlay has written in a directory of a user's counts.
+/// A redirect that root's overlay wrote in a directory of a user counts.
 #[test]
 fn redirects_of_root_count_wherever_they_are() {
     let fixture = Fixture::new();
@@ -479,8 +478,8 @@ fn redirects_of_root_count_wherever_they_are() {
     mount.unmount();
 }
 
-/// What a user does in a tree of root's, and what is there then. The mount, by the program and with
-/// the options that are given, is in a namespace where the user may open the device.
+/// Changes of a user in a tree of root, and their result. The given program makes the mount with
+/// the given options, in a namespace where the user may open the device.
 const SESSION: &str = r#"
 setup=$1 program=$2 options=$3; shift 3
 mount --bind "$setup/fuse" /dev/fuse
@@ -522,7 +521,7 @@ fusermount3 -u mount || umount mount
 ' sh "$setup" "$program" "$options"
 "#;
 
-/// A tree of root's, and directories of [`USER`]'s for one mount.
+/// Makes a tree of root, and directories of [`USER`] for one mount.
 fn roots_tree() -> Fixture {
     let fixture = Fixture::new();
     let lower = fixture.path("lower");
@@ -543,7 +542,7 @@ fn roots_tree() -> Fixture {
     fixture
 }
 
-/// Runs a script that begins like [`SESSION`]; answers what it printed.
+/// Runs a script that begins like [`SESSION`], and returns its output.
 fn in_a_session(fixture: &Fixture, script: &str, program: &Path, options: &str, namespace: &[&str]) -> String {
     let mut command = Command::new("unshare");
     command.args(["--mount", "sh", "-euc", script, "sh"]).arg(fixture.setup.root()).arg(program).arg(options);
@@ -553,8 +552,8 @@ fn in_a_session(fixture: &Fixture, script: &str, program: &Path, options: &str, 
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// A user edits a tree of root's that is shown as his: as with fuse-overlayfs, and as root does on
-/// an ordinary mount. The owners that cannot be given are recorded.
+/// A user edits a tree of root that is shown as the user's own, as with fuse-overlayfs, and as root
+/// on an ordinary mount. The overlay records owners that it cannot set.
 #[test]
 fn a_user_edits_a_tree_of_roots() {
     let in_a_namespace = &["unshare", "--user", "--map-root-user", "--mount"][..];
@@ -562,7 +561,7 @@ fn a_user_edits_a_tree_of_roots() {
     {
         let found = ["overlayfs-fuse", "fuse-overlayfs"].map(|program| {
             let fixture = roots_tree();
-            // The user may not keep root's files from noting that they are read.
+            // The user may not read files of root without a change of their access times.
             let before = Snapshot::take(&fixture.path("lower"), Detail::Times);
             let program = if program == "overlayfs-fuse" { fixture.path(program) } else { program.into() };
             let found = in_a_session(&fixture, SESSION, &program, options, namespace);
@@ -579,15 +578,14 @@ fn a_user_edits_a_tree_of_roots() {
             rustix::fs::getxattr(fixture.path("upper/dir/here"), "user.containers.override_stat", &mut record).unwrap();
         let owner = if namespace.is_empty() { "5:6" } else { "65534:65534" };
         assert_eq!(std::str::from_utf8(&record[..length]).unwrap(), format!("{owner}:644"));
-        // root's mount does not take a user's word for it.
+        // A mount of root ignores records of a user.
         let mount = Mount::new(&fixture.path("mount"), &format!("lowerdir={}", fixture.path("upper").display()));
         assert_eq!(fs::metadata(fixture.path("mount/dir/here")).unwrap().uid(), USER);
         mount.unmount();
     }
 }
 
-/// Without squashing: what belongs to others goes on showing so when a user's mount has copied it
-/// up.
+/// Without squashing: the owners of other objects show unchanged after a copy-up by a user's mount.
 const SHARED: &str = r#"
 setup=$1 program=$2; shift 3
 mount --bind "$setup/fuse" /dev/fuse
@@ -614,10 +612,10 @@ fn an_owner_that_cannot_be_given_shows() {
     assert_eq!(fs::metadata(fixture.path("upper/shared")).unwrap().uid(), USER);
 }
 
-/// In root's mount a record counts only where root alone can have written it, and none can be made
+/// A mount of root uses only records that root alone can have written. A record cannot be made
 /// through a mount.
 #[test]
-fn records_of_others_mean_nothing_to_root() {
+fn records_of_users_do_not_count_for_root() {
     const RECORD: &str = "user.containers.override_stat";
     let fixture = Fixture::new();
     let lower = fixture.path("lower");

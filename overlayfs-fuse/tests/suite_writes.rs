@@ -1,5 +1,5 @@
-//! A write that was taken is not lost: programs that do not look at what close(2) answers are told
-//! by open(2) or write(2), as on a filesystem without an overlay and on the kernel's overlayfs.
+//! An accepted write is not lost. Programs that ignore the result of close(2) get the error from
+//! open(2) or write(2). A filesystem without an overlay and the kernel's overlayfs do the same.
 //!
 //! Needs root, /dev/fuse, loop devices, mkfs.ext4, btrfs, chattr, setfacl, python3 and sqlite3.
 
@@ -32,7 +32,7 @@ use test_common::{Detail, LowerGuard, Setup, Snapshot, mode, owner, put};
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 
-/// Programs that write the text `$1` to the file `$0`, which is there.
+/// Programs that write the text `$1` to the existing file `$0`.
 const WRITERS: &[&str] = &[
     r#"echo "$1" >> "$0""#,
     r#"printf '%s\n' "$1" >> "$0""#,
@@ -43,7 +43,7 @@ const WRITERS: &[&str] = &[
     r#"echo "$1" | tee -a "$0" > /dev/null"#,
 ];
 
-/// Directories for a mount on a filesystem of their own.
+/// Directories for a mount, on a filesystem of their own.
 struct Fixture {
     setup: Setup,
     disk: Disk,
@@ -76,19 +76,19 @@ impl Fixture {
         Mount::new(&self.setup.dir("mount"), &format!("{}{more}", self.options()))
     }
 
-    /// Has a command mount that runs what its last arguments say.
+    /// Mounts by a command that runs its last arguments.
     fn mount_by(&self, command: Command, more: &str) -> Mount {
         Mount::by(command, &self.setup.dir("mount"), &format!("{}{more}", self.options()))
     }
 }
 
-/// Runs a script in bash with two arguments. Whether it says that it has done all.
+/// Runs a script in bash with two arguments. Returns whether it succeeded.
 fn runs(script: &str, file: &Path, text: &str) -> bool {
     run::finish(run::command("bash").args(["-c", script]).arg(file).arg(text)).status.success()
 }
 
-/// Every writer either says that it failed, or the text is in the file, also after another mount.
-/// Answers how many failed.
+/// Runs every writer: it either fails, or its text must be in the file, also after another mount.
+/// Returns the number of failures.
 fn write_all_ways(files: &[PathBuf], told: &mut Vec<(PathBuf, String)>) -> usize {
     let mut failed = 0;
     for file in files {
@@ -112,7 +112,7 @@ fn check(told: &[(PathBuf, String)]) {
     }
 }
 
-/// Takes all of the space that is left.
+/// Takes all space that is left.
 fn fill(path: &Path) {
     let file = File::create(path).unwrap();
     let mut at = 0;
@@ -126,13 +126,13 @@ fn fill(path: &Path) {
     }
 }
 
-/// In a small filesystem the kernel asks before every write; in a large one it has been told that
-/// it need not, before the space was gone.
+/// In a small filesystem the kernel announces every write to the daemon. In a large one it stopped
+/// that before the space was gone.
 fn a_full_disk(size: u64, more: &str) {
     let fixture = Fixture::new(size);
     for name in ["one", "two", "three"] {
         put::file(&fixture.path("lower"), name, "lower");
-        // Any text more needs a block more.
+        // One more byte of text needs another block.
         put::file(&fixture.path("upper"), &format!("upper-{name}"), vec![b'-'; 4096]);
     }
     let guard = LowerGuard::new([fixture.path("lower")]);
@@ -144,7 +144,7 @@ fn a_full_disk(size: u64, more: &str) {
     assert_eq!(write_all_ways(&known[1..], &mut told), 0, "there is space");
 
     fill(&fixture.path("filler"));
-    // Who makes a file looks at once; the others follow.
+    // A creation of a file checks the space at once, and other calls follow.
     assert!(!runs(r#"echo "$1" > "$0""#, &fixture.mounted("new"), "text"));
     let refused = (&held).write_all(&[b'+'; 8192]).and_then(|()| (&held).write_all(&[b'+'; 8192])).unwrap_err();
     assert_eq!(refused.raw_os_error(), Some(libc::ENOSPC), "a file that was open");
@@ -162,7 +162,7 @@ fn a_full_disk(size: u64, more: &str) {
     }
     check(&told);
 
-    // Space that is given back is there at once.
+    // Freed space is available at once.
     fs::remove_file(fixture.path("filler")).unwrap();
     assert_eq!(write_all_ways(&files, &mut told), 0, "there is space again");
     check(&told);
@@ -185,13 +185,13 @@ fn a_full_disk_without_write_back() {
 }
 
 #[test]
-fn a_disk_that_others_fill() {
-    // More than the kernel holds back for one mount.
+fn a_disk_filled_by_another_program() {
+    // The size is more than the kernel holds back for one mount.
     a_full_disk(1024 * MIB, "");
 }
 
-/// Files of a lower layer of which not all fit into the upper one, each changed in the middle.
-/// Which changes were refused, and by what.
+/// Changes the middle of files of a lower layer. Not all of them fit into the upper one. Returns
+/// the errno of each change.
 fn large_changes(fixture: &Fixture, count: usize) -> Vec<Option<i32>> {
     let change = |index: usize| {
         let file = OpenOptions::new().write(true).open(fixture.mounted(&index.to_string()))?;
@@ -200,10 +200,10 @@ fn large_changes(fixture: &Fixture, count: usize) -> Vec<Option<i32>> {
     (0..count).map(|index| change(index).err().and_then(|error| error.raw_os_error())).collect()
 }
 
-/// A change of a large file is refused where the kernel's overlayfs refuses it; what is taken has
-/// room for the rest of its file.
+/// A change of a large file is refused where the kernel's overlayfs refuses it. An accepted change
+/// has space for the rest of its file.
 #[test]
-fn large_files_for_which_there_is_no_room() {
+fn large_files_without_room() {
     let all = ["linux", "", ",writeback=0", ",volatile", ",format=kernel", ",door=scheme"];
     for (disk, size, kinds) in [(48, 15, &all[..]), (210, 70, &all[..2])] {
         let mut right = None;
@@ -242,17 +242,17 @@ fn large_files_for_which_there_is_no_room() {
 }
 
 #[test]
-fn random_changes_on_a_disk_that_is_full_now_and_then() {
-    // With `volatile` fsync completes nothing, so others could take the room for the rest of a
-    // large file.
+fn random_changes_on_a_disk_that_is_full_at_times() {
+    // With `volatile` fsync completes nothing, so another program could take the space for the rest
+    // of a large file.
     let all = ["", "", ",writeback=0", ",format=kernel", ",volatile,whole_copies"];
     for (seed, more) in (1..).zip(all) {
         random::changes(seed, more);
     }
 }
 
-/// A quota of which the statistics of the filesystem say nothing. The first that meets it may be a
-/// write that was taken already; here it is the creation of a file.
+/// A quota that the statistics of the filesystem do not show. An accepted write may be the first
+/// call to reach it. Here the creation of a file is the first.
 #[test]
 fn a_quota_that_is_exhausted() {
     let setup = Setup::new();
@@ -295,7 +295,8 @@ fn a_quota_that_is_exhausted() {
     mount.unmount();
 }
 
-/// The same calls on the kernel's overlayfs and on ours, with those that append if so.
+/// Returns the errnos of the same calls, for the kernel's overlayfs and for this one. With
+/// `appends` there are appends too.
 fn refusals(point: &Path, appends: bool) -> Vec<(String, Option<i32>)> {
     let mut said = Vec::new();
     for name in ["immutable", "append"] {
@@ -322,7 +323,7 @@ fn refusals(point: &Path, appends: bool) -> Vec<(String, Option<i32>)> {
             open.write_all(bytes)?;
             open.sync_all()
         };
-        // Within a page, and over the end of several.
+        // Within a page, and over the end of several pages.
         let lines = ["a line\n".to_owned(), "x".repeat(5000), "\n".to_owned(), "y".repeat(9000)];
         let lines = if appends { &lines[..] } else { &[] };
         for line in lines {
@@ -335,9 +336,9 @@ fn refusals(point: &Path, appends: bool) -> Vec<(String, Option<i32>)> {
     said
 }
 
-/// A file of the upper layer that nobody may write to, on the kernel's overlayfs and on ours.
-fn files_that_are_fixed(front_end: &str) {
-    // That front end opens without O_APPEND, and has it with each write: then it is too late.
+/// Files of the upper layer that no user may write to, on the kernel's overlayfs and on this one.
+fn immutable_and_append_only_files(front_end: &str) {
+    // The scheme opens without O_APPEND and gets the flag with each write, which is too late.
     let appends = front_end != "scheme";
     let mut right = None;
     for kind in ["linux", "oci", "kernel"] {
@@ -360,7 +361,7 @@ fn files_that_are_fixed(front_end: &str) {
         }
         let mount = fixture.mount(&format!(",door={front_end},format={kind}"));
         assert_eq!(Some(refusals(&point, appends)), right, "{kind}");
-        // What becomes so behind the overlay's back is found by a write.
+        // If a file becomes immutable outside of the mount, a write finds it.
         for file in ["later", "dir/lower"] {
             assert!(fs::read(point.join(file)).is_ok());
         }
@@ -377,9 +378,10 @@ fn files_that_are_fixed(front_end: &str) {
     }
 }
 
-through_both_front_ends!(files_that_are_fixed);
+through_both_front_ends!(immutable_and_append_only_files);
 
-/// What is tried with objects that are fixed in a lower layer, in the directory of the mount.
+/// Calls on objects that are immutable or append-only in a lower layer, in the directory of the
+/// mount.
 const FIXED_BELOW: &str = r#"
 t() { if out=$(bash -c "$1" 2>&1); then echo "done: $1"; else echo "refused: $1: ${out##*: }"; fi; }
 f() { echo "$* $(lsattr -d "$1" | cut -c1-22 | tr -d 'e-')"; }
@@ -400,10 +402,10 @@ t 'chattr -a adir app big'; t 'rm -r adir app big'
 t 'ls'
 "#;
 
-/// Nobody changes what is immutable or append-only in a lower layer, unless he takes that away: on
-/// the kernel's overlayfs and on ours.
+/// An immutable or append-only object of a lower layer cannot be changed before its flag is
+/// removed. The kernel's overlayfs does the same.
 #[test]
-fn what_is_fixed_in_a_lower_layer() {
+fn immutable_and_append_only_objects_in_a_lower_layer() {
     let mut right = None;
     for kind in ["linux", ",format=oci", ",format=kernel", ",writeback=0"] {
         let fixture = Fixture::new(48 * MIB);
@@ -443,9 +445,9 @@ fn what_is_fixed_in_a_lower_layer() {
     }
 }
 
-/// Who reads attributes writes nothing.
+/// Reads of attributes write nothing.
 #[test]
-fn questions_copy_nothing_up() {
+fn reads_of_attributes_copy_nothing_up() {
     let fixture = Fixture::new(24 * MIB);
     put::file(&fixture.path("lower"), "file", "lower");
     put::file(&fixture.path("upper"), "upper", "upper");
@@ -466,7 +468,7 @@ fn questions_copy_nothing_up() {
         ));
     }
     before.assert_same(&Snapshot::take(&fixture.path("upper"), Detail::Times), "the upper layer");
-    // A real one is there, and goes with the first write.
+    // The attribute exists after it is set, and the first write removes it.
     let file = fixture.mounted("file");
     let value = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     rustix::fs::setxattr(&file, "security.capability", &value, rustix::fs::XattrFlags::empty()).unwrap();
@@ -477,8 +479,8 @@ fn questions_copy_nothing_up() {
     assert_eq!(fs::read_to_string(fixture.path("upper/file")).unwrap(), "lowerx");
 }
 
-/// A user's own mount, in a namespace where nobody else has an id. The arguments are a directory
-/// and the program.
+/// A mount of a user, in a namespace without ids of other users. The arguments are a directory and
+/// the program.
 const IN_NAMESPACE: &str = r#"
 cd "$0" && mount --bind fuse /dev/fuse
 "$1" -f -o lowerdir=lower,upperdir=upper,workdir=work mount &
@@ -499,10 +501,10 @@ cat mount/owner
 umount mount && wait
 "#;
 
-/// ACLs and owners of which the namespace of the daemon knows nothing: what is in the upper layer
-/// is kept as it is, and what cannot be copied is told.
+/// ACLs and owners with ids outside of the daemon's namespace. In the upper layer they are kept. A
+/// copy-up that would lose them fails.
 #[test]
-fn ids_that_the_namespace_lacks() {
+fn ids_outside_of_the_namespace() {
     let setup = Setup::new();
     mode(setup.root(), 0o777);
     let [lower, upper, ..] = ["lower", "upper", "work", "mount"].map(|name| setup.dir(name));
