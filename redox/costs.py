@@ -61,14 +61,14 @@ def run(system, scratch, log):
     for command, line in zip(output.lines, output.lines[1:]):
         if command.startswith("$ run tries"):
             print(f"       {command[2:]}: {line[2:]}")
-    for who, (below, above) in pairs.items():
+    for user, (below, above) in pairs.items():
         redoxfs, overlay = _measure(output.lines, below), _measure(output.lines, above)
         for name, limit in LIMITS.items():
             if name not in redoxfs or name not in overlay:
-                faults.append(f"{name} {who} was not measured")
+                faults.append(f"{name} {user} was not measured")
                 continue
             ratio = overlay[name] / redoxfs[name]
-            print(f"       {name:8} {who:16} {redoxfs[name]:8.0f} us {overlay[name]:8.0f} us  {ratio:.3f}")
-            if who == "as root" and ratio > limit:
+            print(f"       {name:8} {user:16} {redoxfs[name]:8.0f} us {overlay[name]:8.0f} us  {ratio:.3f}")
+            if user == "as root" and ratio > limit:
                 faults.append(f"{name} costs {ratio:.3f} of what it costs on redoxfs, and not at most {limit}")
     return faults

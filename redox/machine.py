@@ -40,7 +40,7 @@ class System:
         parts += [f"bin/{name}" for name in BASE_PROGRAMS] + [f"init.d/{name}" for name in BASE_UNITS]
         missing = [part for part in parts if not (self.folder / part).exists()]
         if missing:
-            raise Failed(f"{self.folder} lacks {', '.join(missing)}. redox/README.md lists the files of a system's folder.")
+            raise Failed(f"{self.folder} lacks {', '.join(missing)}. redox/README.md lists the files of a system.")
 
     def make_disk(self, tree: Path, disk: Path, megabytes: int):
         """Makes a redoxfs with the files of a directory."""
@@ -121,7 +121,8 @@ class Machine:
                 lines.append("default_dependencies = false")
             if command:
                 program, *arguments = command.split()
-                lines += ["[service]", f"cmd = {json.dumps(program)}", f"args = {json.dumps(arguments)}", f"type = {kind}"]
+                lines += ["[service]", f"cmd = {json.dumps(program)}"]
+                lines += [f"args = {json.dumps(arguments)}", f"type = {kind}"]
             (units / name).write_text("\n".join(lines) + "\n")
 
         unit("00_runtime.target", [name for name in BASE_UNITS if "@" not in name])

@@ -22,7 +22,9 @@ class Command:
         if self.expected and self.expected[0][0] == "^":
             other = earlier[self.expected[0][2:]]
             differing = [pair for pair in itertools.zip_longest(other, answers, fillvalue="") if pair[0] != pair[1]]
-            return f"{len(differing)} answers differ, at first {differing[0][1]!r} from {differing[0][0]!r}" if differing else None
+            if not differing:
+                return None
+            return f"{len(differing)} answers differ, at first {differing[0][1]!r} from {differing[0][0]!r}"
         rest = list(answers)
         for place, line in enumerate(self.expected):
             mark, wanted = line[0], line[2:]

@@ -1,4 +1,4 @@
-// A server and a client of it, over a socket in the directory of the test.
+// A server and its client, over a socket in the directory of the test.
 const assert = require("node:assert");
 const http = require("node:http");
 const path = require("node:path");
