@@ -6,6 +6,47 @@
 //! directory tree below it; [`format`](mod@format) says how deletions and renames are written down
 //! in the upper layer, and [`fsck`] whether they are written well. `docs/design.md` has the
 //! picture.
+//!
+//! # Example
+//! An overlay of two directories: its upper one has the new file, the lower one stays as it is.
+//! ```
+//! use std::ffi::OsStr;
+//! use std::fs;
+//!
+//! use overlayfs::layer::Owner;
+//! use overlayfs::mount::mount;
+//! use overlayfs::options::Options;
+//!
+//! let home = tempfile::tempdir()?;
+//! let [lower, upper] = ["lower", "upper"].map(|name| home.path().join(name));
+//! fs::create_dir(&lower)?;
+//! fs::create_dir(&upper)?;
+//! fs::write(lower.join("old"), "from below")?;
+//!
+//! let overlay = mount(&Options { lowers: vec![lower], upper: Some(upper.clone()), ..Options::default() })?;
+//! let root = overlay.root();
+//!
+//! let me = Owner { uid: rustix::process::getuid().as_raw(), gid: rustix::process::getgid().as_raw() };
+//! let file = overlay.create_file(root, OsStr::new("new"), 0o644, me)?;
+//! overlay.write_at(&file, b"content", 0)?;
+//!
+//! let old = overlay.lookup(root, OsStr::new("old"))?;
+//! let mut content = [0; 100];
+//! let length = overlay.read_at(&overlay.open(&old), &mut content, 0)?;
+//! assert_eq!(&content[..length], b"from below");
+//!
+//! let mut names = Vec::new();
+//! overlay.list(&overlay.open(root), 0, &mut |entry| {
+//!     names.push(entry.name.to_owned());
+//!     true
+//! })?;
+//! names.sort();
+//! assert_eq!(names, ["new", "old"]);
+//!
+//! overlay.complete_and_sync()?;
+//! assert_eq!(fs::read(upper.join("new"))?, b"content");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 #![warn(missing_docs, clippy::too_many_lines)]
 

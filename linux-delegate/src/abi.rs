@@ -5,7 +5,7 @@
 //! are never used twice, because `redox-scheme` closes a descriptor once more after the kernel has
 //! taken it with an answer. All functions answer as system calls do: a number, or a negated errno.
 //!
-//! Several daemons can live in one test process. So each thread is one of a [`Program`], as are
+//! Several daemons can live in one test process. So each thread is one of a `Program`, as are
 //! those that it starts: all of them act as the same process, and change the namespace together. A
 //! thread that no program has started is one of its own, root's.
 //!

@@ -15,8 +15,8 @@
 //! it. If the mount has left the table and a thread waits, the daemon completes and syncs
 //! everything. It unlocks the layers, and only then releases the first thread.
 //!
-//! Otherwise it completes and syncs the changes after [`PAUSE`] without a change, or when a thread
-//! waits, which is a remount. A volatile overlay is only completed then. After [`REST`] it is
+//! Otherwise it completes and syncs the changes after `PAUSE` without a change, or when a thread
+//! waits, which is a remount. A volatile overlay is only completed then. After `REST` it is
 //! synced, and its mark is removed.
 //!
 //! Without ustat(2) umount does not wait, and the next mount of the same upper layer does.

@@ -50,7 +50,7 @@ impl Stop {
         Ok(Self { asked: AtomicBool::new(false), own })
     }
 
-    /// Has [`serve`] answer what there is and then end. Waits until it knows.
+    /// Has `serve` answer what there is and then end. Waits until it knows.
     pub fn stop(&self) {
         self.asked.store(true, Ordering::Release);
         // It is refused, as there is nothing that is called so. What counts is that it comes.

@@ -302,7 +302,7 @@ pub fn write_all<L: Layer>(layer: &L, file: &L::File, mut bytes: &[u8], mut offs
 /// method follows a symlink, and none crosses to another mounted filesystem: a directory on which
 /// something is mounted shows what it held before.
 ///
-/// A layer that another process serves passes the turn on ([`crate::turn`]) before it waits for
+/// A layer that another process serves passes the turn on (`crate::turn`) before it waits for
 /// that process.
 ///
 /// Errors are errnos of the system; those that a caller must expect beyond the usual (EIO, ENOMEM,

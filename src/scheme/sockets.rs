@@ -3,7 +3,7 @@
 //! A socket belongs to another scheme, `uds_stream` say; a filesystem only gives it a name.
 //! relibc's `bind` tells the socket its path, opens the directory and sends it a descriptor of the
 //! socket, whose `fpath` ends in the name. `connect` opens the name and asks with
-//! [`FsCall::Connect`] for the token that the socket's own scheme has for it, and hands that to its
+//! `FsCall::Connect` for the token that the socket's own scheme has for it, and hands that to its
 //! own socket. So the overlay keeps the descriptor as long as the node has a name and the daemon
 //! lives. A socket of a layer, or of an earlier daemon, has none, and a connection to it is
 //! refused.

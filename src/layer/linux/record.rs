@@ -2,9 +2,10 @@
 //!
 //! A user's daemon gives no object to another, and in a user namespace there are no other ids than
 //! those that are mapped. Where chown(2) is refused so, the owner, the group and the mode become
-//! the attribute [`RECORD`] of the object, and [`Layer::stat`](crate::layer::Layer::stat) answers
-//! from it. The object itself stays the daemon's, with the mode that it was made with. Podman and
-//! fuse-overlayfs read and write the same.
+//! the attribute `OWNER_RECORD` of the object, and
+//! [`Layer::stat`](crate::layer::Layer::stat) answers from it. The object itself stays the
+//! daemon's, with the mode that it was made with. Podman and fuse-overlayfs read and write the
+//! same.
 //!
 //! The attribute of the top of a layer says that there may be records in it, so a layer without any
 //! costs nothing. A record counts only on what is the daemon's own and, unless the daemon is such a

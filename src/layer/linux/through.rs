@@ -22,7 +22,7 @@ use crate::layer::{Result, THROUGH};
 const JOURNAL: u32 = 8;
 
 /// Whether the filesystem of a directory brings names to the disk after what was written by
-/// [`write`] before. False where nobody tells.
+/// [`write()`] before. False where nobody tells.
 pub fn keeps_order(dir: &OwnedFd) -> bool {
     let (Ok(filesystem), Ok(stat)) = (rustix::fs::fstatfs(dir), rustix::fs::fstat(dir)) else { return false };
     match filesystem.f_type as u64 {

@@ -5,7 +5,7 @@
 //! holds the layer, either through a descriptor of the top directory or through a descriptor of the
 //! object itself. relibc's own `unlinkat`, `renameat` and `linkat` resolve their paths in the
 //! namespace; the calls of the kernel that they stand for do not, and are used in their place
-//! ([`calls`]).
+//! (`calls`).
 //!
 //! redoxfs, which this is written for, knows a directory by its path, also where a descriptor of it
 //! is open. So a [`Dir`] is a path: after a rename it names whatever has that path then. A symlink
