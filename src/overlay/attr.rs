@@ -52,7 +52,7 @@ impl<L: Layer> Overlay<L> {
     pub fn stat(&self, node: &Arc<Node<L>>) -> Result<Stat> {
         {
             let mut state = node.state.lock();
-            if let (Some(attr), false) = (state.attr, state.stale) {
+            if let Some(attr) = state.fresh_attr() {
                 return Ok(self.shown(&mut state, attr));
             }
         }
@@ -70,9 +70,9 @@ impl<L: Layer> Overlay<L> {
     /// As [`Overlay::stat`], where the tree is locked already.
     pub(super) fn stat_within(&self, node: &Arc<Node<L>>) -> Result<Stat> {
         let mut state = node.state.lock();
-        let attr = match state.attr {
-            Some(attr) if !state.stale => attr,
-            _ => self.refresh(node, &mut state)?,
+        let attr = match state.fresh_attr() {
+            Some(attr) => attr,
+            None => self.refresh(node, &mut state)?,
         };
         Ok(self.shown(&mut state, attr))
     }
@@ -81,7 +81,7 @@ impl<L: Layer> Overlay<L> {
     pub(super) fn times_within(&self, node: &Arc<Node<L>>) -> Result<Stat> {
         {
             let mut state = node.state.lock();
-            if let (Some(attr), true) = (state.attr, state.times_kept) {
+            if let Some(attr) = state.attr_of_fresh_times() {
                 return Ok(self.shown(&mut state, attr));
             }
         }
@@ -270,8 +270,8 @@ impl<L: Layer> Overlay<L> {
                 Change::Times(atime, mtime) => (attr.atime, attr.mtime) = (atime, mtime),
             }
         }
-        if let (Change::Times(atime, mtime), Some(unseen)) = (change, &mut state.unseen) {
-            **unseen = (atime, mtime);
+        if let Change::Times(atime, mtime) = change {
+            state.freshness.set_times(atime, mtime);
         }
         // The change time is the layer's to say; and after a change of owner, so is the mode.
         match (location, change) {

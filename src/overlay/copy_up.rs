@@ -378,7 +378,10 @@ impl<L: Layer> Overlay<L> {
         let is_truncated = copy.size < before.size;
         let ctime = self.shown_ctime(&state).filter(|_| !is_truncated);
         self.touch_as(node, &mut state, ctime);
-        state.times_stale = is_truncated;
+        match is_truncated {
+            true => state.freshness.change(),
+            false => state.freshness.keep_times(),
+        }
         state.attr = Some(Stat { dev: copy.dev, ino: copy.ino, size: copy.size, ..*before });
         // Another thread may have forgotten the name meanwhile.
         if let (Some(to), Some(place)) = (&to, place)
@@ -541,22 +544,23 @@ impl<L: Layer> Overlay<L> {
         // Meanwhile others may ask for the times, or set them.
         {
             let mut state = node.state.lock();
-            state.unseen = Some(Box::new((atime, mtime)));
+            state.freshness.hide(atime, mtime);
             self.touch_as(node, &mut state, Some(ctime));
         }
         let worked = work(&open);
         let mut state = node.state.lock();
-        let (atime, mtime) = state.unseen.take().map_or((atime, mtime), |unseen| *unseen);
+        let (atime, mtime) = state.freshness.end_hidden().unwrap_or((atime, mtime));
         let kept = upper.set_times(Object::Dir(&*open), atime, mtime);
-        if let Err(error) = &kept {
-            log::warn!("a directory's times changed with a copy-up: {error}");
-        }
         let ctime = state.ctime;
         self.touch_as(node, &mut state, ctime);
-        if let (Some(attr), Ok(())) = (&mut state.attr, kept) {
-            (attr.atime, attr.mtime) = (atime, mtime);
+        match (&mut state.attr, kept) {
+            (Some(attr), Ok(())) => {
+                (attr.atime, attr.mtime) = (atime, mtime);
+                state.freshness.keep_times();
+            }
+            (None, Ok(())) => {}
+            (_, Err(error)) => log::warn!("a directory's times changed with a copy-up: {error}"),
         }
-        state.times_kept = kept.is_ok();
         worked
     }
 

@@ -26,7 +26,7 @@ use crate::layer::{Access, Kind, Layer, Object, RenameMode, Result, Stat, Time, 
 use crate::sync::Lock;
 
 /// The file of the table.
-pub(crate) const CTIMES: &str = "ctimes";
+pub const CTIMES: &str = "ctimes";
 /// The same while it is written.
 const NEW_CTIMES: &str = "tmp.ctimes";
 
@@ -216,7 +216,12 @@ impl<L: Layer> Overlay<L> {
     /// After a change of an object in its layer: it shows this time of last change of status. None:
     /// the layer is to say it.
     pub(super) fn touch_as(&self, node: &Arc<Node<L>>, state: &mut State<L>, ctime: Option<Time>) {
-        (state.stale, state.times_kept) = (true, false);
+        match node.kind() {
+            // Names that come and go change its times.
+            Kind::Dir => state.freshness.change(),
+            // Changes of content have their own calls.
+            _ => state.freshness.change_status(),
+        }
         self.date(node, state, ctime);
     }
 
@@ -239,12 +244,12 @@ impl<L: Layer> Overlay<L> {
     pub(super) fn begin_change(&self, node: &Arc<Node<L>>) {
         let mut state = node.state.lock();
         self.touch(node, &mut state);
-        state.changing = true;
+        state.freshness.begin_content();
     }
 
     /// After the layer has changed the content, or failed to.
     pub(super) fn end_change(&self, node: &Arc<Node<L>>, state: &mut State<L>) {
-        (state.changing, state.times_stale) = (false, true);
+        state.freshness.end_content();
         self.touch(node, state);
     }
 
@@ -255,24 +260,24 @@ impl<L: Layer> Overlay<L> {
         // Whoever writes back what was written before that time does so before or after.
         let _content = node.content.lock();
         let mut state = node.state.lock();
-        match (state.attr, state.ino) {
-            (Some(attr), Some(ino)) if !state.stale => self.ctimes.keep(ino, attr.ctime, ctime),
+        match (state.fresh_attr(), state.ino) {
+            (Some(attr), Some(ino)) => self.ctimes.keep(ino, attr.ctime, ctime),
             _ => self.date(node, &mut state, Some(ctime)),
         }
     }
 
     /// What an object shows, as far as it is known without asking the layer.
     pub(super) fn shown_ctime(&self, state: &State<L>) -> Option<Time> {
-        match (state.ctime, state.attr, state.ino) {
+        match (state.ctime, state.fresh_attr(), state.ino) {
             (Some(ctime), _, _) => Some(ctime),
-            (None, Some(attr), Some(ino)) if !state.stale => Some(self.ctimes.shown(ino, attr.ctime)),
+            (None, Some(attr), Some(ino)) => Some(self.ctimes.shown(ino, attr.ctime)),
             _ => None,
         }
     }
 
     /// After the layer has said what it has: what is to be shown for that is remembered.
     pub(super) fn keep_ctime(&self, node: &Arc<Node<L>>, state: &mut State<L>, fresh: &Stat) {
-        if let (false, Some(ino), Some(shown)) = (state.passes(), state.ino, state.ctime) {
+        if let (false, Some(ino), Some(shown)) = (state.freshness.is_passing(), state.ino, state.ctime) {
             self.ctimes.keep(ino, fresh.ctime, shown);
             self.date(node, state, None);
         }

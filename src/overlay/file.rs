@@ -156,10 +156,7 @@ impl<L: Layer> Overlay<L> {
         if !self.is_dated_by_front_end(node) || open.access == Access::Append {
             return change();
         }
-        let known = {
-            let state = node.state.lock();
-            state.attr.filter(|_| !state.times_stale)
-        };
+        let known = node.state.lock().attr_of_fresh_times();
         let Stat { atime, mtime, .. } = known.map_or_else(|| self.stat(node), Ok)?;
         let changed = change();
         // Also where it failed: the layer may have done a part.
@@ -168,7 +165,7 @@ impl<L: Layer> Overlay<L> {
         self.touch(node, &mut state);
         if let (Some(attr), Ok(())) = (&mut state.attr, kept) {
             (attr.atime, attr.mtime) = (atime, mtime);
-            state.times_stale = false;
+            state.freshness.keep_times();
         }
         changed.and_then(|value| kept.map(|()| value))
     }

@@ -81,10 +81,10 @@ impl<L: Layer> Overlay<L> {
         }
         let devices: Vec<_> = listing.whiteouts.iter().filter(|whiteout| whiteout.is_in_place()).collect();
         if self.format().features().zero_devices && !devices.is_empty() {
-            match self.make_markers(upper, devices.iter().map(|device| &*device.name)) {
-                Err(error) => log::warn!("deletions of fuse-overlayfs cannot be written as markers: {error}"),
-                Ok(()) => node.state.lock().stale = true,
+            if let Err(error) = self.make_markers(upper, devices.iter().map(|device| &*device.name)) {
+                log::warn!("deletions of fuse-overlayfs cannot be written as markers: {error}");
             }
+            node.state.lock().freshness.change();
         }
         self.narrow(upper, &narrows, rest)?;
         dir.foreign = !listing.odd.is_empty();

@@ -8,6 +8,7 @@
 //! | --- | --- |
 //! | `stack` | the layers and the directories in them |
 //! | `node`, `names`, `inode` | objects, the names of a directory, inode numbers |
+//! | `freshness`, `ctime`, `times` | how old known attributes are; times of last change of status; the times that the upper layer keeps |
 //! | `merge` | one directory read from all its layers: whiteouts, opaque and redirected directories |
 //! | `lookup`, `evict` | from a name to a node; what is forgotten again |
 //! | `attr`, `xattr`, `file`, `readdir` | attributes; extended ones; handles, reading and writing; listings |
@@ -66,6 +67,7 @@ mod evict;
 mod file;
 mod fixed;
 mod flags;
+mod freshness;
 mod holder;
 mod index;
 mod inode;

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use crate::errno::{ENOTDIR, Error};
 use smallvec::{SmallVec, smallvec};
 
+use super::freshness::Freshness;
 use super::index::Origin;
 use super::names::{Names, Slot};
 use super::partial::{FromLower, Partial};
@@ -49,23 +50,11 @@ pub(super) struct State<L: Layer> {
     /// The attributes as the layer has them, but for the inode number and the link count, which are
     /// the overlay's.
     pub attr: Option<Stat>,
-    /// Whether times and blocks of `attr` may be older than the layer's. The rest of `attr` never
-    /// is.
-    pub stale: bool,
-    /// Whether the times of last access and last change in `attr` may be, too.
-    pub times_stale: bool,
-    /// Whether the times of last access and last change in `attr` are the layer's all the same: who
-    /// changed something there has put them back.
-    pub times_kept: bool,
+    /// How much of `attr` the layer still says.
+    pub freshness: Freshness,
     /// The time of last change of status to be shown, whatever the layer says when it is asked
     /// next. Changes in `ctime.rs` alone.
     pub ctime: Option<Time>,
-    /// Whether the layer is just changing the content, so that what it says of the size is soon not
-    /// true any more.
-    pub changing: bool,
-    /// Of a directory in which something is done that nobody is to see: the times of last access
-    /// and last change that it goes on showing meanwhile.
-    pub unseen: Option<Box<(Time, Time)>>,
     /// The inode number that callers see, once it is needed.
     pub ino: Option<u64>,
     /// How many links it has.
@@ -260,12 +249,8 @@ impl<L: Layer> State<L> {
             stored: Stored::Named,
             origin: None,
             attr,
-            stale: false,
-            times_stale: false,
-            times_kept: false,
+            freshness: Freshness::Fresh,
             ctime: None,
-            changing: false,
-            unseen: None,
             ino: None,
             links: LinkCount::OfLayer,
             has_data: false,
@@ -283,17 +268,20 @@ impl<L: Layer> State<L> {
         self.origin.as_deref().copied()
     }
 
-    /// Takes over what the layer has just said. Answers it, as it is to be seen.
-    pub fn refresh(&mut self, fresh: Stat) -> Stat {
-        let (atime, mtime) = self.unseen.as_deref().copied().unwrap_or((fresh.atime, fresh.mtime));
-        let passes = self.passes();
-        (self.stale, self.times_stale, self.times_kept) = (passes, passes, false);
-        *self.attr.insert(Stat { atime, mtime, ..fresh })
+    /// The attributes, if the layer says the same.
+    pub fn fresh_attr(&self) -> Option<Stat> {
+        self.attr.filter(|_| matches!(self.freshness, Freshness::Fresh))
     }
 
-    /// Whether what the layer says of times and size is soon not true any more.
-    pub fn passes(&self) -> bool {
-        self.changing || self.unseen.is_some()
+    /// The attributes, if the layer says the same times of last access and last change.
+    pub fn attr_of_fresh_times(&self) -> Option<Stat> {
+        self.attr.filter(|_| matches!(self.freshness, Freshness::Fresh | Freshness::FreshTimes))
+    }
+
+    /// Remembers what the layer said just now. Returns it as callers see it.
+    pub fn refresh(&mut self, said: Stat) -> Stat {
+        let (atime, mtime) = self.freshness.refresh().unwrap_or((said.atime, said.mtime));
+        *self.attr.insert(Stat { atime, mtime, ..said })
     }
 
     /// The open file, if it allows `access`.
