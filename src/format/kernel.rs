@@ -8,10 +8,10 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::plan::{Creation, End, Move, Moved, MovedMark, Name, New, Onto, Placement, Removal, Rename, Seen, Step};
-use super::{DirMark, Features, Format, UpperFormat, WhiteoutMark, redirect_content, redirect_path};
+use super::{DirMark, Features, Format, Redirect, UpperFormat, WhiteoutMark, redirect_content, redirect_path};
 use crate::layer::{Kind, Layer, Object, RenameMode, Result, Stat};
 
 /// Where the attributes are.
@@ -74,18 +74,6 @@ pub struct Marks {
     pub redirect: Option<Redirect>,
     /// The redirect is in the namespace of users. One in root's counts more.
     pub redirect_is_users: bool,
-}
-
-/// What a redirect names. A directory or a file whose redirect names nothing merges with nothing,
-/// since nobody knows what it was to show.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Redirect {
-    /// A path from the top.
-    Path(PathBuf),
-    /// Another name in the same directory.
-    Sibling(OsString),
-    /// Nothing: the mark has no valid path.
-    Nothing,
 }
 
 impl Marks {

@@ -5,10 +5,11 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStringExt;
-use std::path::PathBuf;
 
 use super::attribute::names;
-use super::{CONTENT_MAX, Format, Meaning, OPAQUE, PartOf, REDIRECT, kernel, meaning, redirect_path, whiteout};
+use super::{
+    CONTENT_MAX, Format, Meaning, OPAQUE, PartOf, REDIRECT, Redirect, kernel, meaning, redirect_path, whiteout,
+};
 use crate::errno::ENOENT;
 use crate::layer::{Access, Kind, Layer, Object, Result, Stat};
 
@@ -54,9 +55,9 @@ pub struct Hidden {
 #[derive(Default)]
 pub struct Marks {
     /// It has the opaque marker.
-    pub opaque: bool,
+    has_opaque_file: bool,
     /// The file that redirects it.
-    pub redirect: Option<RedirectFile>,
+    pub redirect_file: Option<RedirectFile>,
     /// What its attributes say.
     pub attributes: kernel::Marks,
 }
@@ -65,8 +66,21 @@ pub struct Marks {
 pub struct RedirectFile {
     /// A file, unless it is damaged.
     pub kind: Kind,
-    /// The path that it names, and the attributes of the file. None if it names none.
-    pub way: Option<(PathBuf, Stat)>,
+    redirect: Redirect,
+    /// Its attributes, if it is a file.
+    pub stat: Option<Stat>,
+}
+
+impl Marks {
+    /// Whether nothing of the layers below shows in the directory.
+    pub fn is_opaque(&self) -> bool {
+        self.has_opaque_file || self.attributes.opaque
+    }
+
+    /// The redirect that counts. A file counts before an attribute.
+    pub fn redirect(&self) -> Option<&Redirect> {
+        self.redirect_file.as_ref().map(|file| &file.redirect).or(self.attributes.redirect.as_ref())
+    }
 }
 
 impl Reading {
@@ -81,7 +95,8 @@ impl Reading {
         Reading { reserved_names, attributes, file_whiteouts: false }
     }
 
-    fn meaning(self, name: &OsStr) -> Meaning<'_> {
+    /// What the entry `name` of a directory means.
+    pub fn meaning(self, name: &OsStr) -> Meaning<'_> {
         if self.reserved_names { meaning(name) } else { Meaning::Object }
     }
 
@@ -108,7 +123,7 @@ pub fn read<L: Layer>(
 ) -> Result<LayerListing> {
     let (mut objects, mut whiteouts, mut odd) = (Vec::new(), Vec::new(), Vec::new());
     let (mut parts, mut maps) = (Vec::new(), Vec::new());
-    let (mut opaque, mut redirect) = (false, None);
+    let (mut has_opaque_file, mut redirect) = (false, None);
     layer.list(dir, &mut |entry| {
         let is_file = entry.kind == Kind::File;
         let means = reading.meaning(entry.name);
@@ -120,7 +135,7 @@ pub fn read<L: Layer>(
             Meaning::Object => objects.push((entry.name.to_owned(), entry.kind, entry.ino)),
             Meaning::Whiteout(name) => whiteouts.push(hides(name)),
             Meaning::LongWhiteout => whiteouts.push(hides(OsStr::new(""))),
-            Meaning::Opaque => opaque = true,
+            Meaning::Opaque => has_opaque_file = true,
             Meaning::Redirect => redirect = Some(entry.kind),
             Meaning::Part(of) if is_file => parts.push(of.to_owned()),
             Meaning::Map(of) if is_file => maps.push(of.to_owned()),
@@ -153,21 +168,21 @@ pub fn read<L: Layer>(
         }
     });
     result?;
-    let redirect = redirect.map(|kind| redirect_file(layer, dir, kind)).transpose()?;
-    let marks = Marks { opaque, redirect, attributes };
+    let redirect_file = redirect.map(|kind| redirect_file(layer, dir, kind)).transpose()?;
+    let marks = Marks { has_opaque_file, redirect_file, attributes };
     Ok(LayerListing { objects, whiteouts, parts, maps, marks, odd })
 }
 
 /// What a directory says of the layers below it, without reading all of it.
 pub fn read_marks<L: Layer>(layer: &L, dir: &L::Dir, reading: Reading) -> Result<Marks> {
-    let (mut opaque, mut redirect) = (false, None);
+    let mut marks = Marks::default();
     if reading.reserved_names {
         let kind = kind_of(layer, dir, OsStr::new(REDIRECT))?;
-        opaque = kind_of(layer, dir, OsStr::new(OPAQUE))?.is_some();
-        redirect = kind.map(|kind| redirect_file(layer, dir, kind)).transpose()?;
+        marks.has_opaque_file = kind_of(layer, dir, OsStr::new(OPAQUE))?.is_some();
+        marks.redirect_file = kind.map(|kind| redirect_file(layer, dir, kind)).transpose()?;
     }
-    let attributes = kernel::marks(layer, Object::Dir(dir), &reading.attributes(layer, Object::Dir(dir))?)?;
-    Ok(Marks { opaque, redirect, attributes })
+    marks.attributes = kernel::marks(layer, Object::Dir(dir), &reading.attributes(layer, Object::Dir(dir))?)?;
+    Ok(marks)
 }
 
 /// Whether a directory has the marker that hides `name`, where names have at most `name_max` bytes.
@@ -190,7 +205,7 @@ pub fn kind_of<L: Layer>(layer: &L, dir: &L::Dir, name: &OsStr) -> Result<Option
 
 fn redirect_file<L: Layer>(layer: &L, dir: &L::Dir, kind: Kind) -> Result<RedirectFile> {
     let (content, stat) = content(layer, dir, OsStr::new(REDIRECT), kind)?;
-    Ok(RedirectFile { kind, way: redirect_path(&content).zip(stat) })
+    Ok(RedirectFile { kind, redirect: redirect_path(&content).map_or(Redirect::Nothing, Redirect::Path), stat })
 }
 
 /// The content of a small file of the format, and its attributes: nothing if what has its name is

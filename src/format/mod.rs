@@ -19,7 +19,7 @@ mod oci;
 pub mod plan;
 
 use std::ffi::{OsStr, OsString};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 pub use oci::{
     CONTENT_MAX, DEVICES, Meaning, OCI, OF_AUFS, OPAQUE, PARTS, PartOf, PartRef, REDIRECT, WORK, Whiteout, fnv1a,
@@ -75,11 +75,6 @@ pub trait UpperFormat: Sync {
     /// The mark that a directory needs, before it moves, to merge with the same as before.
     fn moved(&self, dir: plan::Moved) -> Option<plan::MovedMark>;
 
-    /// What the entry `name` of a directory of the upper layer means.
-    fn meaning<'n>(&self, name: &'n OsStr) -> Meaning<'n> {
-        if self.features().reserved_names { meaning(name) } else { Meaning::Object }
-    }
-
     /// Whether `name` can neither be created nor looked up.
     fn is_reserved(&self, name: &OsStr) -> bool {
         self.features().reserved_names && is_reserved(name)
@@ -104,6 +99,18 @@ pub struct Features {
     /// The kernel's overlayfs can mount the layer, so that what it keeps in the work directory is
     /// left alone.
     pub is_kernels: bool,
+}
+
+/// The content of a redirect: where a directory merges with the layers below, or a metacopy has its
+/// data.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Redirect {
+    /// At this path from the top.
+    Path(PathBuf),
+    /// Under another name in the same directory.
+    Sibling(OsString),
+    /// Nowhere: the redirect is damaged, and its object merges with nothing.
+    Nothing,
 }
 
 /// The whiteout of a name.

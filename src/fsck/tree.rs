@@ -10,9 +10,9 @@ use crate::errno::{ENAMETOOLONG, ENOENT, ENOTDIR};
 use super::repair::Step;
 use super::{Checker, Damage, Finding, Repair, Report};
 use crate::format::attribute::names;
-use crate::format::kernel::{self, Redirect};
-use crate::format::listing::{self, Hidden, LayerListing, Marks, Reading, RedirectFile};
-use crate::format::{self, DirMark, Meaning, PartOf, WhiteoutMark};
+use crate::format::kernel;
+use crate::format::listing::{self, Hidden, LayerListing, Reading};
+use crate::format::{self, DirMark, Meaning, PartOf, Redirect, WhiteoutMark};
 use crate::layer::{Access, Kind, Layer, Object, Result};
 use crate::overlay::Node;
 use crate::overlay::on_disk::{LayerDir, map_len, map_means_something};
@@ -51,17 +51,6 @@ enum Found<L: Layer> {
     Unknown,
 }
 
-/// The target of a redirect.
-enum SaidRedirect<'a> {
-    Path(&'a Path),
-    /// Another name beside the directory.
-    Sibling(&'a OsStr),
-    /// No path.
-    Nothing,
-    /// The redirect is no file, which is reported already.
-    NoFile,
-}
-
 impl LayerListing {
     fn object(&self, name: &OsStr) -> Option<Kind> {
         self.objects.iter().find(|(object, ..)| object == name).map(|(_, kind, _)| *kind)
@@ -69,24 +58,6 @@ impl LayerListing {
 
     fn hides(&self, name: &OsStr) -> bool {
         self.whiteouts.iter().any(|whiteout| whiteout.name == name)
-    }
-}
-
-impl Marks {
-    fn is_opaque(&self) -> bool {
-        self.opaque || self.attributes.opaque
-    }
-
-    fn said(&self) -> Option<SaidRedirect<'_>> {
-        match (&self.redirect, &self.attributes.redirect) {
-            (Some(RedirectFile { way: Some((path, _)), .. }), _) => Some(SaidRedirect::Path(path)),
-            (Some(RedirectFile { kind: Kind::File, .. }), _) => Some(SaidRedirect::Nothing),
-            (Some(_), _) => Some(SaidRedirect::NoFile),
-            (None, Some(Redirect::Path(path))) => Some(SaidRedirect::Path(path)),
-            (None, Some(Redirect::Sibling(name))) => Some(SaidRedirect::Sibling(name)),
-            (None, Some(Redirect::Nothing)) => Some(SaidRedirect::Nothing),
-            (None, None) => None,
-        }
     }
 }
 
@@ -140,11 +111,11 @@ impl<L: Layer> Checker<L> {
         let (layer, open) = (self.upper.layer(&task.dir), self.upper.open(&task.dir)?);
         let has_devices =
             || Ok(self.format.features().zero_devices && self.exists(&self.root, OsStr::new(format::DEVICES))?);
-        let mut listing = listing::read(layer, &*open, Reading::upper(self.format), has_devices)?;
+        let mut listing = listing::read(layer, &*open, self.reading(), has_devices)?;
         let is_top = task.path.as_os_str().is_empty();
         let mut noted = Vec::new();
         for (name, kind) in &listing.odd {
-            let right = match self.format.meaning(name) {
+            let right = match self.reading().meaning(name) {
                 // fuse-overlayfs makes one beside its opaque mark.
                 Meaning::Whiteout(_) if *kind == Kind::CharDev => continue,
                 Meaning::Unknown if is_top && format::OF_AUFS.iter().any(|known| name == *known) => continue,
@@ -160,7 +131,7 @@ impl<L: Layer> Checker<L> {
                 noted.push((name.clone(), Damage::WrongKind, None));
             }
         }
-        listing.whiteouts.retain(|Hidden { name, marker, kind }| match self.format.meaning(marker) {
+        listing.whiteouts.retain(|Hidden { name, marker, kind }| match self.reading().meaning(marker) {
             Meaning::Whiteout(_) => *kind != Kind::CharDev,
             Meaning::LongWhiteout if *kind != Kind::File => false,
             Meaning::LongWhiteout if !self.is_name(name) => {
@@ -176,6 +147,11 @@ impl<L: Layer> Checker<L> {
         noted.sort_by(|one, other| one.0.cmp(&other.0));
         noted.into_iter().for_each(|(name, damage, repair)| report.add(task.path.join(name), damage, repair));
         Ok(listing)
+    }
+
+    /// How the marks of the upper layer are read.
+    fn reading(&self) -> Reading {
+        Reading::upper(self.format)
     }
 
     /// Whether an object can have this name.
@@ -196,18 +172,19 @@ impl<L: Layer> Checker<L> {
 
     /// Returns what a directory merges with, by its own marks or by `task`.
     fn narrow(&self, task: &Task<L>, listing: &LayerListing, report: &mut Report<L>) -> Result<Below<L>> {
-        let Some(redirect) = listing.marks.said() else {
-            return Ok(if listing.marks.is_opaque() { Below::Nothing } else { task.below.clone() });
+        let marks = &listing.marks;
+        let Some(redirect) = marks.redirect() else {
+            return Ok(if marks.is_opaque() { Below::Nothing } else { task.below.clone() });
         };
         let file = match self.format.redirect(Path::new("")) {
             DirMark::File { name, .. } => Some(OsStr::new(name)),
             DirMark::Attribute { .. } => None,
         };
         let path = file.map_or_else(|| task.path.clone(), |file| task.path.join(file));
-        if listing.marks.is_opaque() {
+        if marks.is_opaque() {
             // The kernel ignores a redirect beside an opaque mark, and may leave both.
             if let Some(file) = file
-                && !matches!(redirect, SaidRedirect::NoFile)
+                && marks.redirect_file.as_ref().is_some_and(|file| file.kind == Kind::File)
             {
                 let remove = Repair::remove(&task.dir, file, Kind::File);
                 report.add(path, Damage::RedirectInOpaque, Some(remove));
@@ -215,10 +192,10 @@ impl<L: Layer> Checker<L> {
             return Ok(Below::Nothing);
         }
         let target = match (redirect, &task.below) {
-            (SaidRedirect::Path(target), _) => target.to_owned(),
-            (SaidRedirect::Sibling(name), Below::Dir(_, own)) if own.parent().is_some() => own.with_file_name(name),
-            (SaidRedirect::Sibling(name), _) => task.path.with_file_name(name),
-            (SaidRedirect::Nothing | SaidRedirect::NoFile, _) => {
+            (Redirect::Path(target), _) => target.to_owned(),
+            (Redirect::Sibling(name), Below::Dir(_, own)) if own.parent().is_some() => own.with_file_name(name),
+            (Redirect::Sibling(name), _) => task.path.with_file_name(name),
+            (Redirect::Nothing, _) => {
                 report.add(path, Damage::NoPath, None);
                 return Ok(Below::Unknown);
             }
@@ -255,7 +232,7 @@ impl<L: Layer> Checker<L> {
             } else if let Found::Nothing = self.found(below, hidden)? {
                 let repair = removable.then(|| Repair { dir: task.dir.clone(), steps: vec![remove] });
                 report.add(path, Damage::HidesNothing, repair);
-            } else if self.format.meaning(name) == Meaning::LongWhiteout {
+            } else if self.reading().meaning(name) == Meaning::LongWhiteout {
                 let right = format::whiteout(hidden, self.name_max);
                 let steps = match right.content.is_empty() {
                     _ if right.name == *name => continue,

@@ -22,7 +22,7 @@ use super::partial::source_dir;
 use super::stack::LayerDir;
 use super::trust::{Author, Way};
 use crate::format::listing::{self, LayerListing, Marks, Reading};
-use crate::format::{self, PartOf, kernel};
+use crate::format::{self, PartOf, Redirect};
 use crate::layer::{Kind, Layer, Object, Result};
 
 /// What one layer's directory says of the layers below it.
@@ -272,43 +272,29 @@ impl<L: Layer> Overlay<L> {
         listing::read_marks(self.stack.layer(dir), &*self.stack.open(dir)?, self.reading(dir))
     }
 
-    /// What the files of a directory say. A redirect that is no path hides what is below, since
-    /// nobody knows what it was to show.
-    fn files_say(&self, dir: &LayerDir<L>, marks: &Marks) -> Narrows {
-        let Some(file) = &marks.redirect else {
-            return Narrows { opaque: marks.opaque, redirect: None };
-        };
-        match &file.way {
-            Some((path, stat)) => {
-                let way = Way { path: path.clone(), author: self.author(stat) };
-                Narrows { opaque: marks.opaque, redirect: Some(way) }
-            }
-            None => {
-                log::warn!(
-                    "a directory of layer {} has a redirect that names no path: nothing merges with it",
-                    dir.index()
-                );
-                Narrows { opaque: true, redirect: None }
-            }
-        }
-    }
-
-    /// What the marks of a directory say in both formats.
+    /// What the marks of a directory say. A redirect that names no path hides the layers below,
+    /// since it may have been there to hide them.
     fn narrows(&self, dir: &LayerDir<L>, marks: &Marks) -> Result<Narrows> {
-        let (files, more) = (self.files_say(dir, marks), &marks.attributes);
-        let (opaque, mut redirect) = match &more.redirect {
-            None => (false, None),
-            Some(kernel::Redirect::Path(path)) => (false, Some(Way { path: path.clone(), author: None })),
-            Some(kernel::Redirect::Sibling(name)) => {
-                let above = self.stack.parent(dir).map(|(above, _)| self.path_below(&above)).transpose()?.flatten();
-                (above.is_none(), above.map(|above| above.join(name)))
-            }
-            Some(kernel::Redirect::Nothing) => (true, None),
+        let Some(redirect) = marks.redirect() else {
+            return Ok(Narrows { opaque: marks.is_opaque(), redirect: None });
         };
-        if let Some(way) = &mut redirect {
-            way.author = Author::and(way.author, self.redirect_author(dir, more)?);
-        }
-        Ok(Narrows { opaque: files.opaque || more.opaque || opaque, redirect: files.redirect.or(redirect) })
+        let way = match redirect {
+            Redirect::Path(path) => Some(Way { path: path.clone(), author: None }),
+            Redirect::Sibling(name) => {
+                let above = self.stack.parent(dir).map(|(above, _)| self.path_below(&above)).transpose()?.flatten();
+                above.map(|above| above.join(name))
+            }
+            Redirect::Nothing => {
+                let layer = dir.index();
+                log::warn!("a directory of layer {layer} has a redirect that names no path: nothing merges with it");
+                None
+            }
+        };
+        let Some(mut way) = way else {
+            return Ok(Narrows { opaque: true, redirect: None });
+        };
+        way.author = Author::and(way.author, self.redirect_author(dir, marks)?);
+        Ok(Narrows { opaque: marks.is_opaque(), redirect: Some(way) })
     }
 
     /// The path, in the layers below its own, of what a directory merges with; None if it merges
@@ -317,17 +303,13 @@ impl<L: Layer> Overlay<L> {
         let (mut dir, mut names, mut author) = (dir.clone(), Vec::new(), None);
         let mut way = loop {
             let marks = self.marks(&dir)?;
-            let (files, more) = (self.files_say(&dir, &marks), marks.attributes);
-            if files.opaque || more.opaque {
+            if marks.is_opaque() {
                 return Ok(None);
             }
-            if let Some(way) = files.redirect {
-                break way;
-            }
-            author = Author::and(author, self.redirect_author(&dir, &more)?);
-            let (above, name) = match (more.redirect, self.stack.parent(&dir)) {
-                (Some(kernel::Redirect::Path(path)), _) => break Way { path, author: None },
-                (Some(kernel::Redirect::Sibling(name)), Some((above, _))) => (above, name),
+            author = Author::and(author, self.redirect_author(&dir, &marks)?);
+            let (above, name) = match (marks.redirect(), self.stack.parent(&dir)) {
+                (Some(Redirect::Path(path)), _) => break Way { path: path.clone(), author: None },
+                (Some(Redirect::Sibling(name)), Some((above, _))) => (above, name.clone()),
                 (Some(_), _) => return Ok(None),
                 (None, Some(place)) => place,
                 (None, None) => break Way { path: PathBuf::new(), author: None },
@@ -339,12 +321,16 @@ impl<L: Layer> Overlay<L> {
         Ok(Some(Way { author: Author::and(way.author, author), ..way }))
     }
 
-    /// Who has a say in the redirect of the kernel's format in a directory, if there is one.
-    fn redirect_author(&self, dir: &LayerDir<L>, marks: &kernel::Marks) -> Result<Option<Author>> {
-        if marks.redirect.is_none() || !marks.redirect_is_users {
-            return Ok(None);
-        }
-        Ok(self.author(&self.stack.layer(dir).stat(Object::Dir(&*self.stack.open(dir)?))?))
+    /// The author of the redirect of a directory, if there is one.
+    fn redirect_author(&self, dir: &LayerDir<L>, marks: &Marks) -> Result<Option<Author>> {
+        let attributes = &marks.attributes;
+        Ok(match &marks.redirect_file {
+            Some(file) => file.stat.as_ref().and_then(|stat| self.author(stat)),
+            None if attributes.redirect.is_some() && attributes.redirect_is_users => {
+                self.author(&self.stack.layer(dir).stat(Object::Dir(&*self.stack.open(dir)?))?)
+            }
+            None => None,
+        })
     }
 
     fn list_layer(&self, dir: &LayerDir<L>) -> Result<(LayerListing, Narrows)> {

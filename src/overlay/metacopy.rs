@@ -17,7 +17,7 @@ use super::node::Node;
 use super::stack::LayerDir;
 use super::trust::{Author, Way};
 use super::xattr::CAPABILITY;
-use crate::format::kernel::{self, Redirect};
+use crate::format::{Redirect, kernel};
 use crate::layer::{Access, Kind, Layer, Object, Result, XattrMode};
 
 /// What a file that has only metadata says.
