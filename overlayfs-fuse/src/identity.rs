@@ -7,6 +7,8 @@
 
 use overlayfs::errno::{EINVAL, EOVERFLOW, Error, Result};
 use overlayfs::layer::Owner;
+use overlayfs::layer::acl::{self, Entry};
+use overlayfs::overlay::ownership::{SET_GID, SET_UID};
 
 /// The id that the kernel gets for an owner that is not mapped: no id. The kernel shows 65534, the
 /// overflow id, and lets no caller change the object, as on a mount with mapped ids. No user has
@@ -20,16 +22,6 @@ const UNMAPPED_IN_ACL: u32 = u32::MAX - 1;
 /// The id of a *stranger* in an ACL of a layer. The system shows it for a user or group that has no
 /// id in the user namespace of the daemon.
 const STRANGER: u32 = u32::MAX;
-
-/// The tags of the entries of a POSIX ACL that name a user or group, and of the entry for all
-/// others.
-const ACL_OTHER: u16 = 0x20;
-const ACL_USER: u16 = 0x02;
-const ACL_GROUP: u16 = 0x08;
-/// The sizes of the head of a POSIX ACL, as an extended attribute has it, and of one entry: tag,
-/// permissions, id.
-const ACL_HEAD: usize = 4;
-const ACL_ENTRY: usize = 8;
 
 /// A range of ids, and the ids that the mount shows for them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,8 +98,8 @@ impl IdMap {
 
 /// Removes the set-id bits of ids that the two owners do not share.
 fn without_foreign(mode: u32, owner: Owner, other: Owner) -> u32 {
-    let user = if owner.uid == other.uid { 0 } else { libc::S_ISUID };
-    let group = if owner.gid == other.gid { 0 } else { libc::S_ISGID };
+    let user = if owner.uid == other.uid { 0 } else { SET_UID };
+    let group = if owner.gid == other.gid { 0 } else { SET_GID };
     mode & !(user | group)
 }
 
@@ -198,15 +190,13 @@ impl Identity {
 
     /// Iterates over the ids in an ACL, with the map for each.
     fn ids_in<'a>(&'a self, acl: &'a mut [u8]) -> impl Iterator<Item = (&'a IdMap, &'a mut [u8; 4])> {
-        let (entries, _) = acl.get_mut(ACL_HEAD..).unwrap_or_default().as_chunks_mut::<ACL_ENTRY>();
-        entries.iter_mut().filter_map(|entry| {
-            let (tag, id) = entry.split_first_chunk_mut::<2>()?;
-            let map = match u16::from_le_bytes(*tag) {
-                ACL_USER => &self.users,
-                ACL_GROUP => &self.groups,
+        acl::entries_mut(acl).iter_mut().filter_map(|entry| {
+            let map = match acl::tag(entry) {
+                acl::USER => &self.users,
+                acl::GROUP => &self.groups,
                 _ => return None,
             };
-            Some((map, id.last_chunk_mut()?))
+            Some((map, entry.last_chunk_mut()?))
         })
     }
 }
@@ -216,25 +206,24 @@ impl Identity {
 /// it gains nothing, all others get no more rights than the group had. Returns whether there was
 /// such an entry.
 pub fn hide_strangers(acl: &mut Vec<u8>) -> bool {
-    let Some((head, entries)) = acl.split_at_checked(ACL_HEAD) else { return false };
-    let (entries, rest) = entries.as_chunks::<ACL_ENTRY>();
-    let tag = |entry: &[u8; ACL_ENTRY]| u16::from_le_bytes([entry[0], entry[1]]);
-    let is_stranger = |entry: &&[u8; ACL_ENTRY]| {
-        matches!(tag(entry), ACL_USER | ACL_GROUP) && entry.last_chunk() == Some(&STRANGER.to_le_bytes())
+    let Some((header, entries)) = acl.split_at_checked(acl::HEADER) else { return false };
+    let (entries, rest) = entries.as_chunks();
+    let is_stranger = |entry: &&Entry| {
+        matches!(acl::tag(entry), acl::USER | acl::GROUP) && entry.last_chunk() == Some(&STRANGER.to_le_bytes())
     };
-    let (strangers, known): (Vec<[u8; ACL_ENTRY]>, Vec<[u8; ACL_ENTRY]>) = entries.iter().partition(is_stranger);
+    let (strangers, known): (Vec<Entry>, Vec<Entry>) = entries.iter().partition(is_stranger);
     if strangers.is_empty() {
         return false;
     }
-    let groups = strangers.iter().filter(|entry| tag(entry) == ACL_GROUP);
+    let groups = strangers.iter().filter(|entry| acl::tag(entry) == acl::GROUP);
     let left = groups.fold(u8::MAX, |left, entry| left & entry[2]);
     let shown = known.into_iter().map(|mut entry| {
-        if tag(&entry) == ACL_OTHER {
+        if acl::tag(&entry) == acl::OTHER {
             entry[2] &= left;
         }
         entry
     });
-    *acl = [head, shown.collect::<Vec<_>>().as_flattened(), rest].concat();
+    *acl = [header, shown.collect::<Vec<_>>().as_flattened(), rest].concat();
     true
 }
 
@@ -398,10 +387,10 @@ mod tests {
         assert!(hide_strangers(&mut value));
         assert_eq!(value, before);
         let mut value = acl(&[(0x04, STRANGER), (0x08, STRANGER), (0x20, STRANGER)]);
-        value[ACL_HEAD + ACL_ENTRY + 2] = 4;
+        value[acl::HEADER + acl::ENTRY + 2] = 4;
         assert!(hide_strangers(&mut value));
         let mut shown = acl(&[(0x04, STRANGER), (0x20, STRANGER)]);
-        shown[ACL_HEAD + ACL_ENTRY + 2] = 4;
+        shown[acl::HEADER + acl::ENTRY + 2] = 4;
         assert_eq!(value, shown, "others have no more than the group");
     }
 

@@ -19,13 +19,11 @@ use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::errno::{ENOENT, ENOTDIR, EWOULDBLOCK};
+use crate::errno::{ENOENT, ENOTDIR};
 
-use crate::format::attribute::names;
-use crate::format::kernel::{self, Namespace};
-use crate::format::{self, Format};
-use crate::layer::{Layer, Object, Result};
-use crate::overlay::on_disk::{LayerDir, Record, Stack};
+use crate::format::{self, Format, kernel};
+use crate::layer::{Layer, Result};
+use crate::overlay::on_disk::{LayerDir, Record, Stack, hold, namespace};
 use crate::overlay::{Layers, Overlay, Refused, Settings};
 
 mod damage;
@@ -106,10 +104,7 @@ impl<L: Layer> Checker<L> {
         let upper = Stack::new(vec![upper], true)?;
         let root = upper.upper_root().ok_or(Refused::NoLayer)?.clone();
         let (layer, open) = (upper.layer(&root), upper.open(&root)?);
-        let format = match layer.capabilities().xattrs {
-            true => Namespace::of(&names(layer, Object::Dir(&*open))?).map_or(format::OCI, kernel::format),
-            false => format::OCI,
-        };
+        let format = namespace(&upper)?.map_or(format::OCI, kernel::format);
         let work = match &work_layer {
             Some(layer) => Some(layer.root()?),
             None => match layer.open_dir(&open, OsStr::new(format::WORK)) {
@@ -202,11 +197,3 @@ impl<L: Layer> Report<L> {
 
 /// A directory of the upper layer, and its path.
 type Merging<L> = (PathBuf, Arc<LayerDir<L>>);
-
-/// Locks a layer. Returns false if another overlay holds it.
-fn hold<L: Layer>(layer: &L) -> Result<bool> {
-    match layer.hold() {
-        Err(error) if error.errno == EWOULDBLOCK => Ok(false),
-        held => held.map(|()| true),
-    }
-}

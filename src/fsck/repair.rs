@@ -9,7 +9,7 @@ use crate::errno::{EBUSY, EEXIST, ENOENT, Error};
 
 use super::Checker;
 use crate::format;
-use crate::layer::{Kind, Layer, Object, RenameMode, Result, remove_all};
+use crate::layer::{Kind, Layer, RenameMode, Result, keeping_times, remove_all};
 use crate::overlay::on_disk::{LayerDir, rewrite};
 
 /// The repair of one finding.
@@ -67,35 +67,26 @@ impl<L: Layer> Checker<L> {
     }
 
     fn step(&self, dir: &Arc<LayerDir<L>>, step: &Step) -> Result<()> {
-        let layer = self.upper.layer(dir);
+        let (layer, open) = (self.upper.layer(dir), self.upper.open(dir)?);
         match step {
-            Step::Remove(name, kind) => self.keeping_times(dir, |open| match remove_all(layer, open, name, *kind) {
+            Step::Remove(name, kind) => keeping_times(layer, &open, || match remove_all(layer, &open, name, *kind) {
                 Err(error) if error.errno != ENOENT => Err(error),
                 _ => Ok(()),
             }),
             Step::Create(name) => self.create(dir, name),
             Step::MakeOpaque(name) => self.create(&self.upper.child(dir, name), OsStr::new(format::OPAQUE)),
             Step::Rename(from, to) => {
-                self.keeping_times(dir, |open| layer.rename(open, from, open, to, RenameMode::Replace))
+                keeping_times(layer, &open, || layer.rename(&open, from, &open, to, RenameMode::Replace))
             }
-            Step::RewriteNumbers => rewrite(layer, &*self.upper.open(dir)?),
+            Step::RewriteNumbers => rewrite(layer, &open),
         }
     }
 
     fn create(&self, dir: &LayerDir<L>, name: &OsStr) -> Result<()> {
-        let layer = self.upper.layer(dir);
-        self.keeping_times(dir, |open| match layer.create_file(open, name, 0o600, layer.identity()) {
+        let (layer, open) = (self.upper.layer(dir), self.upper.open(dir)?);
+        keeping_times(layer, &open, || match layer.create_file(&open, name, 0o600, layer.identity()) {
             Err(error) if error.errno != EEXIST => Err(error),
             _ => Ok(()),
         })
-    }
-
-    /// Calls `work`, then restores the times of the directory: the merged tree shows these, but not
-    /// the entries that a repair changes.
-    fn keeping_times(&self, dir: &LayerDir<L>, work: impl FnOnce(&L::Dir) -> Result<()>) -> Result<()> {
-        let (layer, open) = (self.upper.layer(dir), self.upper.open(dir)?);
-        let before = layer.stat(Object::Dir(&*open))?;
-        work(&open)?;
-        layer.set_times(Object::Dir(&*open), before.atime, before.mtime)
     }
 }

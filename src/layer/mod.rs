@@ -19,6 +19,7 @@ use std::path::Path;
 use crate::errno::EIO;
 pub use crate::errno::{Error, Result};
 
+pub mod acl;
 pub mod counted;
 #[cfg(target_os = "linux")]
 pub mod linux;
@@ -111,6 +112,30 @@ pub struct Stat {
     pub ctime: Time,
     /// What forbids changes.
     pub fixed: Fixed,
+}
+
+#[cfg(test)]
+impl Stat {
+    /// An empty object, for tests.
+    pub(crate) fn example(kind: Kind, mode: u32, uid: u32, gid: u32) -> Self {
+        Stat {
+            dev: 0,
+            ino: 1,
+            kind,
+            mode,
+            nlink: 1,
+            uid,
+            gid,
+            rdev: 0,
+            size: 0,
+            blksize: 4096,
+            blocks: 0,
+            atime: Time::default(),
+            mtime: Time::default(),
+            ctime: Time::default(),
+            fixed: Fixed::default(),
+        }
+    }
 }
 
 /// Space and names of the filesystem below a layer.
@@ -231,6 +256,9 @@ pub enum Allocation {
     Unshare,
 }
 
+/// The extended attribute with the capabilities of a program. Every write removes it.
+pub const CAPABILITY: &str = "security.capability";
+
 /// The object that an attribute is read from or set on.
 pub enum Object<'a, L: Layer> {
     /// A directory that is open.
@@ -289,13 +317,40 @@ pub fn remove_all<L: Layer>(layer: &L, dir: &L::Dir, name: &OsStr, kind: Kind) -
 }
 
 /// Writes all of `bytes` at `offset`, in as many calls as the layer takes.
-pub fn write_all<L: Layer>(layer: &L, file: &L::File, mut bytes: &[u8], mut offset: u64) -> Result<()> {
+///
+/// # Errors
+/// Those of [`Layer::write_at`].
+/// - EIO: the layer writes nothing.
+pub fn write_all<L: Layer>(layer: &L, file: &L::File, bytes: &[u8], offset: u64) -> Result<()> {
+    write_all_with(bytes, offset, |bytes, offset| layer.write_at(file, bytes, offset))
+}
+
+/// Calls `write` with the rest of `bytes` and its offset, until all is written.
+///
+/// # Errors
+/// Those of `write`.
+/// - EIO: `write` writes nothing, or more than it got.
+pub fn write_all_with(
+    mut bytes: &[u8],
+    mut offset: u64,
+    mut write: impl FnMut(&[u8], u64) -> Result<usize>,
+) -> Result<()> {
     while !bytes.is_empty() {
-        let written = layer.write_at(file, bytes, offset)?;
-        bytes = bytes.get(written..).ok_or(Error::new(EIO))?;
+        let written = write(bytes, offset)?;
+        bytes = bytes.get(written..).filter(|_| written > 0).ok_or(Error::new(EIO))?;
         offset += written as u64;
     }
     Ok(())
+}
+
+/// Has `change` change the entries of a directory, and sets its times back.
+///
+/// # Errors
+/// Those of `change`, of [`Layer::stat`] and of [`Layer::set_times`].
+pub fn keeping_times<L: Layer>(layer: &L, dir: &L::Dir, change: impl FnOnce() -> Result<()>) -> Result<()> {
+    let before = layer.stat(Object::Dir(dir))?;
+    change()?;
+    layer.set_times(Object::Dir(dir), before.atime, before.mtime)
 }
 
 /// One directory tree. All names are single components: never empty, `.`, `..`, and without `/`. No

@@ -8,17 +8,9 @@ use crate::errno::{EINVAL, ENOENT, EOPNOTSUPP, Error};
 use super::Overlay;
 use super::copy_up::For;
 use super::node::{Node, OpenFile, State, Stored};
+use super::ownership::SET_ID;
 use super::stack::LayerDir;
 use crate::layer::{Kind, Layer, Object, Owner, Result, Stat, Time};
-
-/// Set-user-id.
-pub const SET_UID: u32 = 0o4000;
-/// Set-group-id.
-pub const SET_GID: u32 = 0o2000;
-const GROUP_EXECUTE: u32 = 0o010;
-
-/// The bits by which a program gets its owner's or its group's rights.
-pub(super) const SET_ID: u32 = SET_UID | SET_GID;
 
 /// Where the object of a node is at this moment.
 pub(super) enum Location<L: Layer> {
@@ -36,14 +28,6 @@ enum Change {
     Mode(u32),
     Owner(Owner),
     Times(Time, Time),
-}
-
-/// The mode of a file after somebody without privileges, who works with the group `gid`, changed
-/// its contents or its owner. As on Linux since 6.2, set-group-id without group execute, the sign
-/// for mandatory locks, is kept for members of the file's group alone.
-pub fn without_set_id(file: &Stat, gid: u32) -> u32 {
-    let kept = file.mode & GROUP_EXECUTE == 0 && file.gid == gid;
-    file.mode & !(if kept { SET_UID } else { SET_UID | SET_GID })
 }
 
 impl<L: Layer> Overlay<L> {
@@ -283,36 +267,5 @@ impl<L: Layer> Overlay<L> {
             _ => self.touch(node, &mut state),
         }
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::layer::Fixed;
-
-    #[test]
-    fn set_id_bits_that_are_dropped() {
-        let file = |mode| Stat {
-            dev: 0,
-            ino: 1,
-            kind: Kind::File,
-            mode,
-            nlink: 1,
-            uid: 1000,
-            gid: 100,
-            rdev: 0,
-            size: 0,
-            blksize: 4096,
-            blocks: 0,
-            atime: Time::default(),
-            mtime: Time::default(),
-            ctime: Time::default(),
-            fixed: Fixed::default(),
-        };
-        assert_eq!(without_set_id(&file(0o6755), 100), 0o755);
-        assert_eq!(without_set_id(&file(0o6745), 100), 0o2745, "mandatory locking's bit, by a member");
-        assert_eq!(without_set_id(&file(0o6745), 200), 0o745);
-        assert_eq!(without_set_id(&file(0o1644), 200), 0o1644);
     }
 }

@@ -12,20 +12,19 @@ use std::time::Instant;
 use crate::errno::{EIO, ENOENT, EOPNOTSUPP, Error};
 
 use super::Overlay;
-use super::attr::SET_ID;
 use super::cancel::check;
 use super::copy_plan::{Data, Destination, Named, Way};
 use super::index::Origin;
 use super::names::Upper;
 use super::node::{LinkCount, Node, ObjectName, OpenFile, Stored};
+use super::ownership::SET_ID;
 use super::partial::PARTIAL_FROM;
 use super::progress::{PIECE, Progress};
 use super::room::Promise;
 use super::stack::LayerDir;
 use super::work::{discard, discard_dir, rename_built};
-use super::xattr::CAPABILITY;
 use crate::format::kernel;
-use crate::layer::{Access, Kind, Layer, Object, Owner, RenameMode, Result, Stat, THROUGH};
+use crate::layer::{Access, CAPABILITY, Kind, Layer, Object, Owner, RenameMode, Result, Stat, THROUGH};
 use crate::sync::Guard;
 
 /// The modes while a copy is built that cannot have the right one from the start.

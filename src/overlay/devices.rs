@@ -16,7 +16,7 @@ use crate::errno::{EEXIST, EIO, ENOENT, EPERM, Error};
 use super::Overlay;
 use super::stack::LayerDir;
 use crate::format::{self, Meaning, kernel};
-use crate::layer::{Kind, Layer, Object, Result};
+use crate::layer::{Kind, Layer, Result, keeping_times};
 use crate::sync::Lock;
 
 /// Which layers, by their index, have the mark; those that were asked. A leaf.
@@ -96,10 +96,10 @@ impl<L: Layer> Overlay<L> {
         }
         let (upper, _) = self.upper()?;
         let open = self.stack.open(dir)?;
-        let before = upper.stat(Object::Dir(&*open))?;
-        names.clone().try_for_each(|name| self.add_whiteout(dir, name))?;
-        self.sync_step(dir)?;
-        names.clone().try_for_each(|name| upper.unlink(&open, name))?;
-        upper.set_times(Object::Dir(&*open), before.atime, before.mtime)
+        keeping_times(upper, &*open, || {
+            names.clone().try_for_each(|name| self.add_whiteout(dir, name))?;
+            self.sync_step(dir)?;
+            names.clone().try_for_each(|name| upper.unlink(&open, name))
+        })
     }
 }

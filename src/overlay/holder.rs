@@ -8,9 +8,12 @@ use std::fmt;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
+use crate::errno::{EOPNOTSUPP, EWOULDBLOCK};
+use crate::layer::{Layer, Result};
+
 /// The name of the record, which is swept with what was built. What a killed overlay left of it is
 /// no damage.
-pub(crate) const RECORD: &str = "tmp.holder";
+pub const RECORD: &str = "tmp.holder";
 
 /// How much of a record is read: a process, a word and a path.
 pub(super) const RECORD_MAX: usize = 8192;
@@ -54,6 +57,19 @@ impl Holder {
         let process = std::str::from_utf8(lines.next()?).ok()?.parse().ok()?;
         let place = OsString::from_vec(lines.next()?.to_owned()).into();
         Some(Self { process, place, ending })
+    }
+}
+
+/// Holds a layer. False if another overlay holds it. Where the filesystem keeps no locks, nothing
+/// keeps other overlays out, and a warning says so.
+pub fn hold<L: Layer>(layer: &L) -> Result<bool> {
+    match layer.hold() {
+        Err(error) if error.errno == EWOULDBLOCK => Ok(false),
+        Err(error) if error.errno == EOPNOTSUPP => {
+            log::warn!("the filesystem of the upper layer keeps no locks: nothing keeps another overlay from using it");
+            Ok(true)
+        }
+        held => held.map(|()| true),
     }
 }
 

@@ -26,7 +26,7 @@ use crate::layer::{Access, Kind, Layer, Object, RenameMode, Result, Stat, Time, 
 use crate::sync::Lock;
 
 /// The file of the records.
-pub(crate) const NUMBERS: &str = "numbers";
+pub const NUMBERS: &str = "numbers";
 /// The same while it is written anew.
 const NEW_NUMBERS: &str = "tmp.numbers";
 /// What the names of copies begin with.
@@ -402,7 +402,7 @@ impl Links {
 }
 
 /// What is in a work directory, for those who only look.
-pub(crate) struct Review {
+pub struct Review {
     /// Whether every record of the numbers is one, and of this file, but for what a power failure
     /// takes.
     pub whole: bool,
@@ -411,7 +411,7 @@ pub(crate) struct Review {
 }
 
 /// Looks at the work directory `dir`.
-pub(crate) fn review<L: Layer>(upper: &L, dir: &L::Dir) -> Result<Review> {
+pub fn review<L: Layer>(upper: &L, dir: &L::Dir) -> Result<Review> {
     let (mut links, mut has_numbers) = (Vec::new(), false);
     upper.list(dir, &mut |entry| {
         has_numbers |= entry.name == NUMBERS && entry.kind == Kind::File;
@@ -427,7 +427,7 @@ pub(crate) fn review<L: Layer>(upper: &L, dir: &L::Dir) -> Result<Review> {
 }
 
 /// Writes the numbers of a work directory anew if they are damaged, as the next mount would.
-pub(crate) fn rewrite<L: Layer>(upper: &L, dir: &L::Dir) -> Result<()> {
+pub fn rewrite<L: Layer>(upper: &L, dir: &L::Dir) -> Result<()> {
     let ctimes = Ctimes::open(upper, dir);
     let (index, _) = Index::open(upper, dir, false, &ctimes)?;
     index.finish(upper, dir)?;
@@ -542,7 +542,7 @@ impl<L: Layer> Overlay<L> {
         Ok(Linked { origin: Some(origin), links, ..alone })
     }
 
-    /// What an object of a lower layer is known by. None if no name is left.
+    /// What an object of a lower layer is known by, for `fsck`. None if no name is left.
     pub(crate) fn digest(&self, node: &Arc<Node<L>>) -> Result<Option<Origin>> {
         let place = node.state.lock().places.first().cloned();
         place.map(|place| Ok(origin(&self.stack, &place.dir, &self.layer_attr(node)?))).transpose()

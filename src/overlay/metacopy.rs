@@ -16,9 +16,8 @@ use super::attr::Location;
 use super::node::Node;
 use super::stack::LayerDir;
 use super::trust::{Author, Way};
-use super::xattr::CAPABILITY;
 use crate::format::{Redirect, kernel};
-use crate::layer::{Access, Kind, Layer, Object, Result, XattrMode};
+use crate::layer::{Access, CAPABILITY, Kind, Layer, Object, Result, XattrMode};
 
 /// What a file that has only metadata says.
 struct Metacopy {

@@ -12,6 +12,7 @@
 //! | `merge` | one directory read from all its layers: whiteouts, opaque and redirected directories |
 //! | `lookup`, `evict` | from a name to a node; what is forgotten again |
 //! | `attr`, `xattr`, `file`, `readdir` | attributes; extended ones; handles, reading and writing; listings |
+//! | `ownership` | the rules of owners and set-id bits, for the front ends |
 //! | `copy_up`, `copy_plan`, `partial`, `progress` | from a lower layer to the upper one; of a large file, at first only in part; what is decided before; what is said if that takes long |
 //! | `create`, `remove`, `rename`, `link` | changes of names |
 //! | `whiteout` | how deletions and marks are written to the upper layer |
@@ -77,6 +78,7 @@ mod merge;
 mod metacopy;
 mod names;
 mod node;
+pub mod ownership;
 mod partial;
 mod progress;
 mod readdir;
@@ -92,7 +94,6 @@ mod whiteout;
 mod work;
 mod xattr;
 
-pub use attr::{SET_GID, SET_UID, without_set_id};
 pub use cancel::{Cancel, check as check_wanted};
 pub use file::Handle;
 pub use fixed::{FixedLook, Looked};
@@ -114,10 +115,11 @@ use room::Room;
 use stack::Stack;
 use work::Work;
 
-/// What overlays leave in layers and in work directories, as the check of an upper layer reads it.
-/// That knows nothing else of the engine but what everybody may use.
+/// What overlays leave in layers and in work directories, for `fsck`. Beside the public interface
+/// this is all that `fsck` uses of the engine, with [`Overlay::stack`] and [`Overlay::digest`].
 pub(crate) mod on_disk {
-    pub(crate) use super::holder::RECORD as HOLDER;
+    pub(crate) use super::detect::namespace;
+    pub(crate) use super::holder::{RECORD as HOLDER, hold};
     pub(crate) use super::index::{NUMBERS, Origin, origin, review, rewrite};
     pub(crate) use super::partial::{map_len, means_something as map_means_something};
     pub(crate) use super::record::Record;
@@ -285,7 +287,7 @@ impl<L: Layer> Overlay<L> {
         self.stack.close_dirs();
     }
 
-    /// The layers themselves.
+    /// The layers themselves, for `fsck`.
     pub(crate) fn stack(&self) -> &Stack<L> {
         &self.stack
     }

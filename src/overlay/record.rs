@@ -19,7 +19,7 @@ use crate::format::fnv1a;
 use crate::layer::{Access, Layer, Object, RenameMode, Result, Time, write_all};
 
 /// The file.
-pub(crate) const RECORD: &str = "record";
+pub const RECORD: &str = "record";
 /// The same while it is written anew.
 const NEW_RECORD: &str = "tmp.record";
 /// The first line, before the version.
@@ -35,7 +35,7 @@ const LENGTH_MAX: u64 = 8 << 20;
 
 /// What is written down of an upper layer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Record {
+pub struct Record {
     /// The lower layers, from the bottom.
     lowers: Vec<Lower>,
     /// Features that are not known here, and that whoever does not know them need not care for.

@@ -117,29 +117,9 @@ impl<L: Layer> Overlay<L> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::layer::{Fixed, Time};
 
     fn stat(kind: Kind, uid: u32, mode: u32) -> Stat {
-        let (zero, time) = (0, Time::default());
-        let (atime, mtime, ctime) = (time, time, time);
-        let (dev, ino, rdev, size, blocks) = (zero, zero, zero, zero, zero);
-        Stat {
-            dev,
-            ino,
-            kind,
-            mode,
-            nlink: 1,
-            uid,
-            gid: 0,
-            rdev,
-            size,
-            blksize: 0,
-            blocks,
-            atime,
-            mtime,
-            ctime,
-            fixed: Fixed::default(),
-        }
+        Stat::example(kind, mode, uid, 0)
     }
 
     #[test]

@@ -16,16 +16,15 @@ use crate::errno::{EEXIST, EINVAL, ENODATA, ENOENT, EOPNOTSUPP, EROFS, EWOULDBLO
 use super::Settings;
 use super::ctime::{CTIMES, Ctimes};
 use super::detect::detect;
-use super::holder::{Holder, RECORD as HOLDER, RECORD_MAX};
+use super::holder::{Holder, RECORD as HOLDER, RECORD_MAX, hold};
 use super::index::{self, Index, NAMES};
 use super::inode::Claims;
 use super::record::{RECORD, Record};
 use super::stack::{LayerDir, Stack};
 use super::times::Times;
 use super::volatile::{is_marked, mark, unmark};
-use super::xattr::DEFAULT_ACL;
 use crate::format::{self, Format};
-use crate::layer::{Access, Kind, Layer, Object, RenameMode, Result, entries, remove_all, write_all};
+use crate::layer::{Access, Kind, Layer, Object, RenameMode, Result, acl, entries, remove_all, write_all};
 
 /// What the names of what is built begin with.
 const TEMP: &str = "tmp.";
@@ -199,11 +198,11 @@ impl<L: Layer> Work<L> {
             return Err(Refused::NoLayer);
         };
         let root = stack.open(root)?;
-        let name_holder = |refused| match refused {
-            Refused::Held(None) => Refused::Held(holder(upper, &root, layer.as_ref())),
-            other => other,
+        let take = |wanted: &L| match hold(wanted)? {
+            true => Ok(()),
+            false => Err(Refused::Held(holder(upper, &root, layer.as_ref()))),
         };
-        hold(upper).map_err(name_holder)?;
+        take(upper)?;
         let known = detect(stack, settings.format)?;
         if layer.is_none() && known.is_kernel() {
             // Inside the upper layer the kernel would show it.
@@ -211,7 +210,7 @@ impl<L: Layer> Work<L> {
         }
         let dir = match &layer {
             Some(layer) => {
-                hold(layer).map_err(name_holder)?;
+                take(layer)?;
                 layer.root()?
             }
             None => {
@@ -420,17 +419,6 @@ fn remember<L: Layer>(stack: &Stack<L>, before: Option<&Record>, dir: &L::Dir, v
     }
 }
 
-fn hold<L: Layer>(layer: &L) -> std::result::Result<(), Refused> {
-    match layer.hold() {
-        Err(error) if error.errno == EWOULDBLOCK => Err(Refused::Held(None)),
-        Err(error) if error.errno == EOPNOTSUPP => {
-            log::warn!("the filesystem of the upper layer keeps no locks: nothing keeps another overlay from using it");
-            Ok(())
-        }
-        held => Ok(held?),
-    }
-}
-
 /// Who holds an upper layer that opens at `root`, if its work directory says so: `layer`, or the
 /// one inside.
 fn holder<L: Layer>(upper: &L, root: &L::Dir, layer: Option<&L>) -> Option<Holder> {
@@ -449,7 +437,7 @@ fn holder<L: Layer>(upper: &L, root: &L::Dir, layer: Option<&L>) -> Option<Holde
 /// Takes from the work directory the ACL that what is built in it would get: a copy has the one of
 /// its original.
 fn hand_down_nothing<L: Layer>(layer: &L, dir: &L::Dir) -> Result<()> {
-    let name = OsStr::new(DEFAULT_ACL);
+    let name = OsStr::new(acl::DEFAULT);
     match layer.xattr(Object::Dir(dir), name) {
         Ok(_) => layer.remove_xattr(Object::Dir(dir), name),
         Err(error) if matches!(error.errno, ENODATA | EOPNOTSUPP) => Ok(()),
@@ -458,7 +446,7 @@ fn hand_down_nothing<L: Layer>(layer: &L, dir: &L::Dir) -> Result<()> {
 }
 
 /// Whether an overlay has put an entry into a work directory, ours or the kernel's.
-pub(crate) fn is_ours(name: &OsStr, kind: Kind) -> bool {
+pub fn is_ours(name: &OsStr, kind: Kind) -> bool {
     const DIRS: [&str; 2] = ["work", "index"];
     let starts = |prefix: &&str| name.as_bytes().starts_with(prefix.as_bytes());
     [TEMP, CTIMES, TRIAL_MARKER, RECORD].iter().chain(&NAMES).any(starts)
@@ -466,7 +454,7 @@ pub(crate) fn is_ours(name: &OsStr, kind: Kind) -> bool {
 }
 
 /// Whether the entry `name` of the work directory is there for the next mount.
-pub(crate) fn is_kept(name: &OsStr, kind: Kind) -> bool {
+pub fn is_kept(name: &OsStr, kind: Kind) -> bool {
     index::is_kept(name, kind) || kind == Kind::File && name == RECORD
 }
 

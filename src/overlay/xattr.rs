@@ -16,14 +16,7 @@ use super::copy_up::For;
 use super::node::Node;
 use super::stack::LayerDir;
 use crate::format::attribute;
-use crate::layer::{Kind, Layer, Object, Result, Time, XattrMode};
-
-/// The attribute by which a directory hands down access to what is created in it.
-pub(super) const DEFAULT_ACL: &str = "system.posix_acl_default";
-/// The attribute of an ACL, which has a say in the mode.
-const ACCESS_ACL: &str = "system.posix_acl_access";
-/// The attribute that every write takes from a file.
-pub(super) const CAPABILITY: &str = "security.capability";
+use crate::layer::{Kind, Layer, Object, Result, Time, XattrMode, acl};
 
 /// The longest name of an extended attribute, in bytes.
 const NAME_MAX: usize = 255;
@@ -80,7 +73,7 @@ impl<L: Layer> Overlay<L> {
         if let Some(known) = dir.state.lock().default_acl {
             return Ok(known);
         }
-        let has = match self.xattr(dir, OsStr::new(DEFAULT_ACL)) {
+        let has = match self.xattr(dir, OsStr::new(acl::DEFAULT)) {
             Ok(_) => true,
             Err(error) if matches!(error.errno, ENODATA | EOPNOTSUPP) => false,
             Err(error) => return Err(error),
@@ -93,7 +86,7 @@ impl<L: Layer> Overlay<L> {
     /// ACL.
     pub(super) fn default_acl(&self, dir: &Arc<Node<L>>) -> Result<Option<Vec<u8>>> {
         match self.has_default_acl(dir)? {
-            true => self.xattr(dir, OsStr::new(DEFAULT_ACL)).map(Some),
+            true => self.xattr(dir, OsStr::new(acl::DEFAULT)).map(Some),
             false => Ok(None),
         }
     }
@@ -101,9 +94,9 @@ impl<L: Layer> Overlay<L> {
     /// Gives a new object of the upper layer, made with `mode`, what `default`, the default ACL of
     /// its directory, says.
     pub(super) fn inherit(&self, made: Object<'_, L>, kind: Kind, mode: u32, default: &[u8]) -> Result<()> {
-        self.give_xattr(made, OsStr::new(ACCESS_ACL), &masked(default, mode))?;
+        self.give_xattr(made, OsStr::new(acl::ACCESS), &masked(default, mode))?;
         match kind {
-            Kind::Dir => self.give_xattr(made, OsStr::new(DEFAULT_ACL), default),
+            Kind::Dir => self.give_xattr(made, OsStr::new(acl::DEFAULT), default),
             _ => Ok(()),
         }
     }
@@ -127,10 +120,10 @@ impl<L: Layer> Overlay<L> {
         changed?.ok_or(Error::new(ENOENT))?;
         let mut state = node.state.lock();
         self.touch(node, &mut state);
-        if name == ACCESS_ACL {
+        if name == acl::ACCESS {
             state.attr = None;
         }
-        if name == DEFAULT_ACL {
+        if name == acl::DEFAULT {
             state.default_acl = None;
         }
         Ok(())
@@ -139,7 +132,7 @@ impl<L: Layer> Overlay<L> {
     /// Whether anything changes, if the change can be made at all: what fails, or does nothing,
     /// copies nothing up.
     fn is_change(&self, node: &Arc<Node<L>>, name: &OsStr, change: Change<'_>) -> Result<bool> {
-        let is_acl = name == ACCESS_ACL || name == DEFAULT_ACL;
+        let is_acl = acl::is_acl(name);
         let wanted = match change {
             Change::Set(_, XattrMode::Set) => return Ok(true),
             // No filesystem asks whether an ACL was there.
@@ -215,9 +208,8 @@ impl<L: Layer> Overlay<L> {
     /// ACL that names ids which the daemon's user namespace lacks: what it reads of them it cannot
     /// write.
     fn give_xattr(&self, made: Object<'_, L>, name: &OsStr, value: &[u8]) -> Result<()> {
-        let is_acl = name == ACCESS_ACL || name == DEFAULT_ACL;
         match self.upper()?.0.set_xattr(made, name, value, XattrMode::Set) {
-            Err(error) if error.errno == EINVAL && is_acl => Err(Error::new(EOVERFLOW)),
+            Err(error) if error.errno == EINVAL && acl::is_acl(name) => Err(Error::new(EOVERFLOW)),
             given => given,
         }
     }
@@ -238,30 +230,23 @@ fn stored(name: &OsStr) -> Result<Cow<'_, OsStr>> {
 /// The part of an ACL that `mode` leaves: the permissions of the owner, of others, and of the mask,
 /// or of the group where there is none, are not more than those of the mode.
 fn masked(acl: &[u8], mode: u32) -> Vec<u8> {
-    // The tags of `linux/posix_acl.h`; an entry is a tag, permissions and an id behind a header of
-    // four bytes.
-    const USER_OBJ: u16 = 1;
-    const GROUP_OBJ: u16 = 4;
-    const MASK: u16 = 0x10;
-    const OTHER: u16 = 0x20;
-    let tag = |entry: &[u8]| u16::from_le_bytes([entry[0], entry[1]]);
-    let mut acl = acl.to_vec();
-    let entries = acl.get_mut(4..).unwrap_or_default();
-    let has_mask = entries.chunks_exact(8).any(|entry| tag(entry) == MASK);
-    for entry in entries.chunks_exact_mut(8) {
-        let allowed = match tag(entry) {
-            USER_OBJ => mode >> 6,
-            GROUP_OBJ if has_mask => 7,
-            GROUP_OBJ | MASK => mode >> 3,
-            OTHER => mode,
+    let mut masked = acl.to_vec();
+    let entries = acl::entries_mut(&mut masked);
+    let has_mask = entries.iter().any(|entry| acl::tag(entry) == acl::MASK);
+    for entry in entries {
+        let allowed = match acl::tag(entry) {
+            acl::USER_OBJ => mode >> 6,
+            acl::GROUP_OBJ if has_mask => 7,
+            acl::GROUP_OBJ | acl::MASK => mode >> 3,
+            acl::OTHER => mode,
             _ => 7,
         };
         entry[2] &= allowed as u8 & 7;
     }
-    acl
+    masked
 }
 
 /// Whether an attribute may not get lost without a word.
 fn matters(name: &OsStr) -> bool {
-    name == ACCESS_ACL || name == DEFAULT_ACL || name.as_bytes().starts_with(b"security.")
+    acl::is_acl(name) || name.as_bytes().starts_with(b"security.")
 }

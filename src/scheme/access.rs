@@ -10,7 +10,7 @@ use crate::errno::{EACCES, EPERM, Error, Result};
 use redox_scheme::CallerCtx;
 
 use crate::layer::{Kind, Owner, Stat};
-pub use crate::overlay::{SET_GID, SET_UID};
+use crate::overlay::ownership::{self, SET_GID, lends_rights};
 
 /// The right to read a file or list a directory.
 pub const READ: u32 = 4;
@@ -84,49 +84,24 @@ impl Caller {
     /// gets another's rights. Otherwise he could keep what its owner removes, or have a program of
     /// root's take it for something of his own. EPERM.
     pub fn require_link(self, object: &Stat) -> Result<()> {
-        const AS_GROUP: u32 = SET_GID | 0o010;
-        let lends_rights = object.mode & SET_UID != 0 || object.mode & AS_GROUP == AS_GROUP;
-        let is_harmless = object.kind == Kind::File && !lends_rights && self.may(object, READ | WRITE);
+        let is_harmless = object.kind == Kind::File && !lends_rights(object.mode) && self.may(object, READ | WRITE);
         if self.owns(object) || is_harmless { Ok(()) } else { Err(Error::new(EPERM)) }
     }
 
     /// The owner and the mode of an object that the caller makes in `dir`, having asked for `mode`.
     pub fn newborn(self, dir: &Stat, kind: Kind, mode: u32) -> (Owner, u32) {
-        let inherited = dir.mode & SET_GID != 0;
-        let owner = Owner { uid: self.uid, gid: if inherited { dir.gid } else { self.gid } };
-        let mode = match kind {
-            Kind::Dir if inherited => mode | SET_GID,
-            Kind::Dir => mode,
-            _ if self.is_root() || owner.gid == self.gid => mode,
-            _ => mode & !SET_GID,
-        };
-        (owner, mode)
+        let (owner, mode) = ownership::of_new(dir, Owner { uid: self.uid, gid: self.gid }, kind, mode);
+        let may_lend = kind == Kind::Dir || self.is_root() || owner.gid == self.gid;
+        (owner, if may_lend { mode } else { mode & !SET_GID })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::layer::{Fixed, Time};
 
     fn object(uid: u32, gid: u32, mode: u32) -> Stat {
-        Stat {
-            dev: 0,
-            ino: 1,
-            kind: Kind::File,
-            mode,
-            nlink: 1,
-            uid,
-            gid,
-            rdev: 0,
-            size: 0,
-            blksize: 4096,
-            blocks: 0,
-            atime: Time::default(),
-            mtime: Time::default(),
-            ctime: Time::default(),
-            fixed: Fixed::default(),
-        }
+        Stat::example(Kind::File, mode, uid, gid)
     }
 
     const ROOT: Caller = Caller { uid: 0, gid: 0 };

@@ -12,10 +12,11 @@ use syscall::flag::{
 };
 
 use super::OverlayScheme;
-use super::access::{SET_GID, WRITE};
+use super::access::WRITE;
 use super::handle::{Open, SchemeHandle};
 use super::open::MODE_BLOCK;
 use crate::layer::{Kind, Layer, Owner, Time};
+use crate::overlay::ownership::SET_GID;
 
 /// In a time's nanoseconds: the time of the request.
 const UTIME_NOW: i32 = (1 << 30) - 1;

@@ -38,7 +38,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::errno::{EACCES, EINVAL, EIO, ENODEV, ENOMEM, EOVERFLOW, Error, Result};
+use crate::errno::{EACCES, EINVAL, ENODEV, ENOMEM, EOVERFLOW, Error, Result};
 use log::error;
 use syscall::PAGE_SIZE;
 use syscall::flag::MapFlags;
@@ -47,7 +47,7 @@ use super::OverlayScheme;
 use super::handle::Open;
 use super::quota::{Quota, Share};
 use super::region::{self, Region};
-use crate::layer::{Kind, Layer};
+use crate::layer::{Kind, Layer, write_all_with};
 use crate::overlay::{self, Node, Overlay, check_wanted};
 use crate::sync::Lock;
 
@@ -610,12 +610,5 @@ fn read_all<L: Layer>(overlay: &Overlay<L>, file: &overlay::Handle<L>, buf: &mut
 
 /// Writes all. EIO if the layer takes nothing.
 fn write_all<L: Layer>(overlay: &Overlay<L>, file: &overlay::Handle<L>, bytes: &[u8], offset: u64) -> Result<()> {
-    let mut written = 0;
-    while written < bytes.len() {
-        match overlay.write_at(file, &bytes[written..], offset + written as u64)? {
-            0 => return Err(Error::new(EIO)),
-            count => written += count,
-        }
-    }
-    Ok(())
+    write_all_with(bytes, offset, |bytes, offset| overlay.write_at(file, bytes, offset))
 }

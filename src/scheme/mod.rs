@@ -53,7 +53,8 @@ use self::mmap::Mappings;
 use self::path::{Last, Walked};
 use self::sockets::Sockets;
 use crate::layer::Layer;
-use crate::overlay::{Node, Overlay, without_set_id};
+use crate::overlay::ownership::without_set_id;
+use crate::overlay::{Node, Overlay};
 use crate::sync::Lock;
 
 /// An overlay that clients reach as `/scheme/NAME`. A clone is the same scheme, for another thread.

@@ -12,11 +12,12 @@ use syscall::flag::{
 };
 
 use super::OverlayScheme;
-use super::access::{Caller, READ, SET_GID, SET_UID, WRITE};
+use super::access::{Caller, READ, WRITE};
 use super::changes::{ChangeGuard, Numbers};
 use super::handle::{EntryOf, Open, PendingNode, SchemeHandle};
 use super::path::{End, Last, PATH_MAX, Resolved, Walked};
 use crate::layer::{Kind, Layer};
+use crate::overlay::ownership::SET_ID;
 use crate::overlay::{self, Node};
 use crate::sync::Lock;
 
@@ -232,7 +233,7 @@ impl<L: Layer> OverlayScheme<L> {
                 self.overlay.create_file(&dir, &name, mode, owner)?
             }
             New::Dir => {
-                let (owner, mode) = caller.newborn(&dir_stat, Kind::Dir, mode & !(SET_UID | SET_GID));
+                let (owner, mode) = caller.newborn(&dir_stat, Kind::Dir, mode & !SET_ID);
                 self.overlay.open(&self.overlay.create_dir(&dir, &name, mode, owner)?)
             }
             New::Special(kind) => {

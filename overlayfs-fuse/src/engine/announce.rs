@@ -27,9 +27,6 @@ use overlayfs::overlay::Node;
 use super::EngineFrontEnd;
 use crate::front_end::Caller;
 
-/// The attribute that the kernel asks for.
-pub const CAPABILITY: &str = "security.capability";
-
 /// How many announcements [`Told`] remembers. A writing thread ends its own at once: it removes the
 /// capability.
 const TOLD: NonZeroUsize = NonZeroUsize::new(4096).unwrap();

@@ -27,8 +27,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use overlayfs::errno::{
     EDQUOT, EEXIST, EFBIG, EINVAL, EMFILE, ENFILE, ENOENT, ENOMEM, ENOSYS, ENXIO, EOPNOTSUPP, EPERM, Error, Result,
 };
-use overlayfs::layer::{Allocation, Kind, Layer, Owner, RenameMode, Stat, Time, XattrMode};
-use overlayfs::overlay::{DirEntry, Handle, Node, Overlay, without_set_id};
+use overlayfs::layer::acl::is_acl;
+use overlayfs::layer::{Allocation, CAPABILITY, Kind, Layer, Owner, RenameMode, Stat, Time, XattrMode};
+use overlayfs::overlay::ownership::{self, SET_GID, without_set_id};
+use overlayfs::overlay::{DirEntry, Handle, Node, Overlay};
 use rustix::fs::IFlags;
 
 use crate::front_end::{Birth, Caller, FrontEnd, ListingReply, NewMode, NodeEntry, Opened, Setup, StatFs, Write};
@@ -36,7 +38,7 @@ use crate::identity::{Identity, hide_strangers};
 use crate::session::Notifier;
 use crate::wire::{self, Attr, SetattrIn, init, set};
 use ahead::Ahead;
-use announce::{CAPABILITY, Told};
+use announce::Told;
 use convert::{attr, kind_bits, kind_of};
 use files::Files;
 use fixed::Fixed;
@@ -150,7 +152,7 @@ impl<L: Layer> EngineFrontEnd<L> {
 
     /// Gives the device that a rename left to the caller, as if the caller had made it.
     fn give_whiteout(&self, caller: Caller, dir: &Arc<Node<L>>, name: &OsStr) -> Result<()> {
-        let (owner, _) = self.ownership(dir, caller, NewMode { mode: libc::S_IFCHR, umask: 0 }, false)?;
+        let (owner, _) = self.ownership(dir, caller, NewMode { mode: libc::S_IFCHR, umask: 0 }, Kind::CharDev)?;
         let device = self.call(|| self.overlay.lookup(dir, name))?;
         if device.kind() == Kind::CharDev && owner_of(&self.overlay.stat(&device)?) != owner {
             self.call(|| self.overlay.set_owner(&device, owner))?;
@@ -196,18 +198,14 @@ impl<L: Layer> EngineFrontEnd<L> {
         Ok(attr(&stat))
     }
 
-    /// Returns the owner and the mode of a new object. The set-group-id bit of the directory passes
-    /// the group down, and passes itself to a directory.
-    fn ownership(&self, parent: &Arc<Node<L>>, caller: Caller, mode: NewMode, is_dir: bool) -> Result<(Owner, u32)> {
+    /// Returns the owner of a new object in its layer, and its mode there.
+    fn ownership(&self, parent: &Arc<Node<L>>, caller: Caller, mode: NewMode, kind: Kind) -> Result<(Owner, u32)> {
         let above = self.call(|| self.overlay.stat(parent))?;
         let umask = if self.call(|| self.overlay.has_default_acl(parent))? { 0 } else { mode.umask };
         let mode = mode.mode & !umask & 0o7777;
         let owner = self.settings.identity.of_new(Owner { uid: caller.uid, gid: caller.gid })?;
-        let (owner, handed) = match above.mode & libc::S_ISGID {
-            0 => (owner, 0),
-            handed => (Owner { gid: above.gid, ..owner }, handed),
-        };
-        Ok((owner, if is_dir { mode | handed } else { self.settings.identity.mode_to_store(owner, mode) }))
+        let (owner, mode) = ownership::of_new(&above, owner, kind, mode);
+        Ok((owner, if kind == Kind::Dir { mode } else { self.settings.identity.mode_to_store(owner, mode) }))
     }
 
     /// Removes the set-id bits that do not survive a change of content or owner, before the change.
@@ -482,23 +480,24 @@ impl<L: Layer> FrontEnd for EngineFrontEnd<L> {
 
     fn mknod(&self, caller: Caller, parent: u64, name: &OsStr, new: NewMode, device: u64) -> Result<NodeEntry> {
         let dir = self.node(parent)?;
-        let (owner, mode) = self.ownership(&dir, caller, new, false)?;
-        let node = match kind_of(new.mode).ok_or(Error::new(EINVAL))? {
+        let kind = kind_of(new.mode).ok_or(Error::new(EINVAL))?;
+        let (owner, mode) = self.ownership(&dir, caller, new, kind)?;
+        let node = match kind {
             Kind::File => self.call(|| self.overlay.create_file(&dir, name, mode, owner))?.node().clone(),
-            kind => self.call(|| self.overlay.create_node(&dir, name, kind, mode, device, owner))?,
+            _ => self.call(|| self.overlay.create_node(&dir, name, kind, mode, device, owner))?,
         };
         self.entry(&node)
     }
 
     fn mkdir(&self, caller: Caller, parent: u64, name: &OsStr, new: NewMode) -> Result<NodeEntry> {
         let dir = self.node(parent)?;
-        let (owner, mode) = self.ownership(&dir, caller, new, true)?;
+        let (owner, mode) = self.ownership(&dir, caller, new, Kind::Dir)?;
         self.entry(&self.call(|| self.overlay.create_dir(&dir, name, mode, owner))?)
     }
 
     fn symlink(&self, caller: Caller, parent: u64, name: &OsStr, target: &OsStr) -> Result<NodeEntry> {
         let dir = self.node(parent)?;
-        let (owner, _) = self.ownership(&dir, caller, NewMode { mode: 0o777, umask: 0 }, false)?;
+        let (owner, _) = self.ownership(&dir, caller, NewMode { mode: 0o777, umask: 0 }, Kind::Symlink)?;
         self.entry(&self.call(|| self.overlay.create_symlink(&dir, name, target, owner))?)
     }
 
@@ -545,7 +544,7 @@ impl<L: Layer> FrontEnd for EngineFrontEnd<L> {
         flags: i32,
     ) -> Result<(NodeEntry, Opened)> {
         let dir = self.node(parent)?;
-        let (owner, mode) = self.ownership(&dir, caller, new, false)?;
+        let (owner, mode) = self.ownership(&dir, caller, new, Kind::File)?;
         let file = match self.call(|| self.overlay.create_file(&dir, name, mode, owner)) {
             Err(error) if error.errno == EEXIST && flags & libc::O_EXCL == 0 => {
                 self.overlay.open(&self.call(|| self.overlay.lookup(&dir, name))?)
@@ -635,7 +634,7 @@ impl<L: Layer> FrontEnd for EngineFrontEnd<L> {
 
     fn tmpfile(&self, caller: Caller, parent: u64, new: NewMode) -> Result<(NodeEntry, Opened)> {
         let dir = self.node(parent)?;
-        let (owner, mode) = self.ownership(&dir, caller, new, false)?;
+        let (owner, mode) = self.ownership(&dir, caller, new, Kind::File)?;
         let file = self.call(|| self.overlay.create_temp(&dir, mode, owner))?;
         let entry = self.entry(file.node())?;
         self.files.keep(entry.node, Arc::new(file));
@@ -684,7 +683,7 @@ impl<L: Layer> FrontEnd for EngineFrontEnd<L> {
         self.call(|| self.overlay.set_xattr(&node, name, &value, mode))?;
         if kill_sgid {
             let mode = self.overlay.stat(&node)?.mode;
-            self.call(|| self.overlay.set_mode(&node, mode & !libc::S_ISGID))?;
+            self.call(|| self.overlay.set_mode(&node, mode & !SET_GID))?;
         }
         Ok(())
     }
@@ -795,11 +794,6 @@ impl<L: Layer> FrontEnd for EngineFrontEnd<L> {
 
 fn owner_of(stat: &Stat) -> Owner {
     Owner { uid: stat.uid, gid: stat.gid }
-}
-
-/// Whether an extended attribute is a POSIX ACL.
-fn is_acl(name: &OsStr) -> bool {
-    name == "system.posix_acl_access" || name == "system.posix_acl_default"
 }
 
 /// Converts the flags of fallocate(2). None: this front end asks no filesystem for that.

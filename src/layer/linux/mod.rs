@@ -42,7 +42,7 @@ use rustix::io::{Errno, retry_on_intr};
 
 use super::{
     Access, Allocation, Capabilities, DirEntry, Error, Kind, Layer, Object, Owner, RenameMode, Result, Stat, StatFs,
-    Time, XattrMode, write_all,
+    Time, XattrMode, acl, write_all,
 };
 use convert::{error, kind_of, mode_of, stat_of, stat_of_statx, timespec};
 use identity::ActingAs;
@@ -422,7 +422,7 @@ impl Layer for LinuxLayer {
     fn set_xattr(&self, object: Object<'_, Self>, name: &OsStr, value: &[u8], mode: XattrMode) -> Result<()> {
         self.with_xattrs(object, |place| xattr::set(place, name, value, mode))?;
         // An ACL has changed the object's own mode.
-        if name == "system.posix_acl_access"
+        if name == acl::ACCESS
             && let Some((own, (owner, mode))) = self.recorded(object, &self.target(object)?)?
         {
             self.set_record(object, &own, owner, mode & 0o7000 | own.mode & 0o777)?;
@@ -833,7 +833,7 @@ fn mend(dir: BorrowedFd<'_>, object: BorrowedFd<'_>, (owner, mode): (Owner, Opti
 
 /// Whether a directory has a default ACL.
 fn hands_down_acl(dir: BorrowedFd<'_>) -> bool {
-    xattr::get(xattr::XattrTarget::Entry(dir, OsStr::new(".")), OsStr::new("system.posix_acl_default")).is_ok()
+    xattr::get(xattr::XattrTarget::Entry(dir, OsStr::new(".")), OsStr::new(acl::DEFAULT)).is_ok()
 }
 
 /// Sets owner and group. EINVAL for the id that stands for no change.

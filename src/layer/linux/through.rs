@@ -11,12 +11,12 @@
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use crate::errno::{EIO, EOPNOTSUPP, Error};
+use crate::errno::{EOPNOTSUPP, Error};
 use rustix::fs::{AtFlags, OFlags, StatxFlags};
 use rustix::io::{Errno, retry_on_intr};
 
 use super::convert::error;
-use crate::layer::{Result, THROUGH};
+use crate::layer::{Result, THROUGH, write_all_with};
 
 /// The journal of an ext4 filesystem that is on its own disk is this inode.
 const JOURNAL: u32 = 8;
@@ -53,7 +53,9 @@ pub fn write(file: &OwnedFd, buf: &[u8], offset: u64) -> Result<()> {
     aligned[..buf.len()].copy_from_slice(buf);
     let flags = rustix::fs::fcntl_getfl(file).map_err(error)?;
     rustix::fs::fcntl_setfl(file, flags | OFlags::DIRECT).map_err(unsupported)?;
-    let written = write_all(file, aligned, offset);
+    let written = write_all_with(aligned, offset, |bytes, offset| {
+        retry_on_intr(|| rustix::io::pwrite(file, bytes, offset)).map_err(unsupported)
+    });
     rustix::fs::fcntl_setfl(file, flags).map_err(error)?;
     written
 }
@@ -63,18 +65,6 @@ pub fn write(file: &OwnedFd, buf: &[u8], offset: u64) -> Result<()> {
 fn takes_direct(file: &OwnedFd) -> Result<bool> {
     let told = rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN).map_err(error)?;
     Ok((1..=THROUGH).contains(&u64::from(told.stx_dio_offset_align)))
-}
-
-fn write_all(file: &OwnedFd, mut aligned: &[u8], mut offset: u64) -> Result<()> {
-    while !aligned.is_empty() {
-        let count = retry_on_intr(|| rustix::io::pwrite(file, aligned, offset)).map_err(unsupported)?;
-        if count == 0 {
-            return Err(Error::new(EIO));
-        }
-        aligned = &aligned[count..];
-        offset += count as u64;
-    }
-    Ok(())
 }
 
 fn unsupported(errno: Errno) -> Error {

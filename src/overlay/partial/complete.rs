@@ -9,13 +9,12 @@ use crate::errno::{EIO, Error};
 
 use super::chunks::CHUNK;
 use super::{FromLower, Partial};
-use crate::layer::{Access, Kind, Layer, Object, RenameMode, Result, Stat};
+use crate::layer::{Access, CAPABILITY, Kind, Layer, Object, RenameMode, Result, Stat};
 use crate::overlay::Overlay;
-use crate::overlay::attr::SET_ID;
 use crate::overlay::names::Upper;
 use crate::overlay::node::{Node, OpenFile, Stored};
+use crate::overlay::ownership::SET_ID;
 use crate::overlay::progress::{PIECE, Progress};
-use crate::overlay::xattr::CAPABILITY;
 
 /// How many bytes of data are copied at once while a copy is completed, between which others can
 /// write.

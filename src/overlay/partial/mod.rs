@@ -48,14 +48,13 @@ use super::index::{Origin, origin};
 use super::node::{LayerEntry, Node, ObjectName, OpenFile, State, Stored};
 use super::room::Promise;
 use super::stack::LayerDir;
-use super::xattr::CAPABILITY;
 use crate::format::{self, PartOf};
-use crate::layer::{Access, Kind, Layer, RenameMode, Result, Stat};
+use crate::layer::{Access, CAPABILITY, Kind, Layer, RenameMode, Result, Stat};
 use crate::sync::Lock;
 
 pub(super) use all::Partials;
 use chunks::{CHUNK, Chunks};
-pub(crate) use chunks::{map_len, means_something};
+pub use chunks::{map_len, means_something};
 pub(super) use shown::source_dir;
 
 /// From this size on a file is copied in part.
