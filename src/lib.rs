@@ -59,6 +59,7 @@ pub mod layer;
 pub mod mount;
 pub mod options;
 pub mod overlay;
+pub mod process;
 #[cfg(feature = "scheme")]
 pub mod scheme;
 mod sync;

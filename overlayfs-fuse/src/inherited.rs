@@ -6,10 +6,9 @@
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
 
+use overlayfs::process::{mask_signals, signal_set};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// The limits that the daemon raises as far as the system allows. One daemon serves all users of a
@@ -50,18 +49,6 @@ fn named_descriptors(argument: &OsStr) -> Vec<u32> {
     digits.filter_map(|digits| digits?.parse().ok()).filter(|number| (3..u32::MAX).contains(number)).collect()
 }
 
-/// Replaces the standard streams by a file.
-pub fn replace_streams(file: &File) -> io::Result<()> {
-    for stream in 0..3 {
-        // SAFETY: the first descriptor is open. The second is one of the three streams, which std
-        // only refers to by number.
-        if unsafe { libc::dup2(file.as_raw_fd(), stream) } < 0 {
-            return Err(io::Error::last_os_error());
-        }
-    }
-    Ok(())
-}
-
 /// Raises the limits as far as the system allows. The caller does so before it starts threads or
 /// processes, which one of the limits counts.
 pub fn raise_limits() {
@@ -90,9 +77,8 @@ pub fn prepare() -> bool {
         }
     }
     // This thread and all that it starts block the signals that end the mount, for the one thread
-    // that waits for them. They block no others. SAFETY: the set is whole, and the call does not
-    // write the old one.
-    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &end_signals(), std::ptr::null_mut()) };
+    // that waits for them. They block no others.
+    mask_signals(libc::SIG_SETMASK, &end_signals());
     // SAFETY: takes a number. The front end applies the umask of the caller itself.
     unsafe { libc::umask(0) };
     getrlimit(Resource::Fsize).current.is_some()
@@ -101,19 +87,8 @@ pub fn prepare() -> bool {
 /// The signals that end the mount. A parent that ignores SIGHUP, as nohup does, wants the mount to
 /// outlive a terminal.
 pub fn end_signals() -> libc::sigset_t {
-    // SAFETY: sigemptyset makes a set of any memory of that size, and sigaddset adds signals that
-    // exist.
-    unsafe {
-        let mut set = std::mem::zeroed();
-        libc::sigemptyset(&mut set);
-        for signal in [libc::SIGINT, libc::SIGTERM] {
-            libc::sigaddset(&mut set, signal);
-        }
-        if !is_ignored(libc::SIGHUP) {
-            libc::sigaddset(&mut set, libc::SIGHUP);
-        }
-        set
-    }
+    let always = [libc::SIGINT, libc::SIGTERM];
+    signal_set(always.into_iter().chain((!is_ignored(libc::SIGHUP)).then_some(libc::SIGHUP)))
 }
 
 fn is_ignored(signal: libc::c_int) -> bool {

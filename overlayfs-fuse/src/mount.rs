@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
+use overlayfs::process::{Side, Streams, fork};
 use rustix::fs::{AtFlags, CWD, FileType, StatxFlags};
 use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::net::{
@@ -117,9 +118,8 @@ impl Unmounter {
         let (mut ours_to_wait, theirs_to_wait) = UnixStream::pair()?;
         let (ours_to_probe, theirs_to_probe) = UnixStream::pair()?;
         // SAFETY: there is no other thread, so the child has all that this process has.
-        match unsafe { libc::fork() } {
-            -1 => Err(io::Error::last_os_error()),
-            0 => {
+        match unsafe { fork()? } {
+            Side::Child => {
                 drop((ours, ours_to_wait, ours_to_probe));
                 // Without these threads the mount works, and umount does not wait.
                 let _ = std::thread::Builder::new().spawn(|| wait_in_ustat(theirs_to_wait));
@@ -129,7 +129,7 @@ impl Unmounter {
                 // this child's.
                 unsafe { libc::_exit(0) }
             }
-            _ => {
+            Side::Parent(_) => {
                 drop((theirs, theirs_to_wait, theirs_to_probe));
                 let mut thread = [0; size_of::<u32>()];
                 let thread = ours_to_wait.read_exact(&mut thread).map_or(0, |()| u32::from_ne_bytes(thread));
@@ -294,10 +294,9 @@ fn wait_in_ustat(_: UnixStream) {}
 fn wait_to_unmount(mut line: UnixStream, path: &Path) {
     // So a search for the daemon by its name finds only the daemon.
     let _ = rustix::thread::set_name(c"unmounter");
-    // A process that waits for the end of the daemon's output must not wait for this process.
-    let null = File::options().read(true).write(true).open("/dev/null");
-    // If that fails, the streams stay.
-    let _ = null.and_then(|null| crate::inherited::replace_streams(&null));
+    // A process that waits for the end of the daemon's output must not wait for this process. If
+    // that fails, the streams stay.
+    let _ = Streams::open().and_then(Streams::put_in_place);
     let _ = std::env::set_current_dir("/");
     while line.read_exact(&mut [0]).is_ok() {
         let errno = unmount(path).err().map_or(0, |error| error.raw_os_error().unwrap_or(libc::EIO));

@@ -7,11 +7,10 @@
 //! of its own does that.
 
 use std::ffi::OsString;
-use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::num::NonZeroUsize;
 use std::ops::RangeInclusive;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,6 +20,7 @@ use overlayfs::layer::OsLayer;
 use overlayfs::mount::{mount, sign};
 use overlayfs::options::Options;
 use overlayfs::overlay::{Holder, Overlay};
+use overlayfs::process::{Detached, Ready, Streams, detach};
 use rustix::mount::MountFlags;
 
 use crate::front_end::FrontEnd;
@@ -82,9 +82,10 @@ fn mount_and_serve(options: &MountOptions, serve: impl FnOnce(Stacked<'_>) -> Re
     }
     let result = match options.foreground {
         true => stack(options, None).and_then(serve),
-        false => match fork() {
-            Ok(Process::Parent(code)) => return code,
-            Ok(Process::Child(ready)) => stack(options, Some(ready)).and_then(serve),
+        // SAFETY: no other thread has been started.
+        false => match unsafe { detach() } {
+            Ok(Detached::Caller(code)) => return code,
+            Ok(Detached::Daemon(ready)) => stack(options, Some(ready)).and_then(serve),
             Err(error) => Err(format!("No process can be started in the background: {error}.")),
         },
     };
@@ -97,45 +98,8 @@ fn mount_and_serve(options: &MountOptions, serve: impl FnOnce(Stacked<'_>) -> Re
     }
 }
 
-enum Process {
-    /// With the exit code of the process, after its child is ready or has failed.
-    Parent(ExitCode),
-    /// With the pipe that tells the parent that the mount is there.
-    Child(File),
-}
-
-/// Forks, and goes on in the child. The parent waits until the child is ready, or has ended after a
-/// message on standard error.
-fn fork() -> io::Result<Process> {
-    let mut ends = [0; 2];
-    // SAFETY: the array has room for the two descriptors that pipe2 makes.
-    if unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: both descriptors are new, and nothing else owns them.
-    let (mut wait, ready) = unsafe { (File::from_raw_fd(ends[0]), File::from_raw_fd(ends[1])) };
-    // SAFETY: no other thread has been started, so the child has all that the parent has.
-    match unsafe { libc::fork() } {
-        -1 => Err(io::Error::last_os_error()),
-        0 => {
-            // SAFETY: takes no argument. It fails only for a leader of a process group, which a
-            // child is not.
-            unsafe { libc::setsid() };
-            Ok(Process::Child(ready))
-        }
-        _ => {
-            drop(ready);
-            let mut told = [0];
-            Ok(Process::Parent(match wait.read(&mut told) {
-                Ok(1) => ExitCode::SUCCESS,
-                _ => ExitCode::FAILURE,
-            }))
-        }
-    }
-}
-
 /// Stacks the layers and prepares their mount. The error is a sentence.
-fn stack(options: &MountOptions, ready: Option<File>) -> Result<Stacked<'_>, String> {
+fn stack(options: &MountOptions, ready: Option<Ready>) -> Result<Stacked<'_>, String> {
     let is_limited = inherited::prepare();
     let mount_point = &options.mount_point;
     let mount_point = mount_point.canonicalize().map_err(|error| unusable(mount_point, &error))?;
@@ -201,8 +165,8 @@ pub struct Stacked<'a> {
     overlay: Arc<Overlay<OsLayer>>,
     /// The record of this process, which holds the upper layer.
     holder: Holder,
-    /// The pipe to the parent that waits for the mount, if there is one.
-    ready: Option<File>,
+    /// The way to tell the parent that the mount is there, if a parent waits.
+    ready: Option<Ready>,
 }
 
 impl<'a> Stacked<'a> {
@@ -320,22 +284,22 @@ fn unmount(unmounter: &Mutex<Unmounter>) -> io::Result<()> {
 
 /// The files that a mount needs to go on in the background.
 struct Background {
-    ready: File,
-    null: File,
+    ready: Ready,
+    streams: Streams,
 }
 
 impl Background {
     /// Opens these files.
-    fn prepare(ready: File) -> io::Result<Self> {
+    fn prepare(ready: Ready) -> io::Result<Self> {
         logger::prepare_to_leave();
-        Ok(Self { ready, null: File::options().read(true).write(true).open("/dev/null")? })
+        Ok(Self { ready, streams: Streams::open()? })
     }
 
     /// Leaves the terminal, and tells the parent that the mount is there. From now on messages go
     /// to syslog.
-    fn enter(mut self) -> io::Result<()> {
-        inherited::replace_streams(&self.null)?;
+    fn enter(self) -> io::Result<()> {
+        self.streams.put_in_place()?;
         logger::leave_terminal();
-        self.ready.write_all(&[1])
+        self.ready.tell()
     }
 }

@@ -3,9 +3,8 @@
 //! `start` is how the world learns of the scheme, `init` the pipe at which init waits, `serve` the
 //! request loop, `socket_workers` what waits for other daemons, `name` how a scheme's name is
 //! removed, `namespace` the empty one in which the daemon serves, `log` what it says, `supervisor`
-//! the process that waits for its end, `spare` what that answers then, and `streams` where it reads
-//! and writes in the background. By the time that its name is known, the descriptors of its layers
-//! are all that it can reach.
+//! the process that waits for its end, and `spare` what that answers then. By the time that its
+//! name is known, the descriptors of its layers are all that it can reach.
 
 mod init;
 mod log;
@@ -15,7 +14,6 @@ mod serve;
 mod socket_workers;
 mod spare;
 mod start;
-mod streams;
 mod supervisor;
 
 use std::hash::RandomState;

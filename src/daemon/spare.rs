@@ -10,7 +10,7 @@
 //! A daemon that ends by itself has answered them, and takes the descriptor back: while there is
 //! one, the kernel takes new requests.
 
-use std::fs::File;
+use std::io::{PipeReader, PipeWriter};
 use std::os::fd::AsRawFd;
 
 use libredox::Fd;
@@ -25,12 +25,12 @@ const REQUESTS: u32 = 1 << 14;
 
 /// Both ends of a pipe that the supervisor has too.
 pub struct Lender {
-    pub out: File,
-    pub into: File,
+    pub out: PipeReader,
+    pub into: PipeWriter,
 }
 
 /// A descriptor of the socket that lies in the pipe. Dropped, it is taken back.
-pub struct Lent(File);
+pub struct Lent(PipeReader);
 
 impl Lender {
     /// Puts a descriptor of the socket into the pipe.
@@ -54,7 +54,7 @@ impl Drop for Lent {
 
 /// Answers whoever waits for a daemon that is gone: ENODEV, as those are told who come later.
 /// Nothing is done if it took its socket back.
-pub fn answer_all(out: &File) {
+pub fn answer_all(out: &PipeReader) {
     let Some(socket) = take(out) else {
         return;
     };
@@ -68,7 +68,7 @@ pub fn answer_all(out: &File) {
 }
 
 /// Takes the descriptor out of the pipe, if there is one. The other end must be closed.
-fn take(out: &File) -> Option<Fd> {
+fn take(out: &PipeReader) -> Option<Fd> {
     let mut descriptor = [0; size_of::<usize>()];
     match libredox::call::call_ro(number(out), &mut descriptor, CallFlags::FD, &[]) {
         Ok(1..) => Some(Fd::new(usize::from_ne_bytes(descriptor))),
@@ -76,6 +76,6 @@ fn take(out: &File) -> Option<Fd> {
     }
 }
 
-fn number(file: &File) -> usize {
-    file.as_raw_fd() as usize
+fn number(pipe: &impl AsRawFd) -> usize {
+    pipe.as_raw_fd() as usize
 }

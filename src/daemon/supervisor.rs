@@ -10,10 +10,8 @@
 //! Everything here is done by a process with one thread, but for the one that waits for the word to
 //! stop.
 
-use std::fs::File;
-use std::io::{self, Read, Write};
-use std::mem::MaybeUninit;
-use std::os::fd::{FromRawFd, IntoRawFd};
+use std::io::{self, PipeReader, PipeWriter, Read, Write};
+use std::os::fd::IntoRawFd;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -24,7 +22,7 @@ use redox_scheme::Socket;
 use super::serve::Stop;
 use super::spare::{Lender, Lent, answer_all};
 use super::start::Watcher;
-use super::streams::Streams;
+use crate::process::{Detached, Ready, Side, Streams, detach, fork, mask_signals, signal_set};
 
 /// The signals that end the daemon well.
 const ENDING: [libc::c_int; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
@@ -36,11 +34,12 @@ static CHILD: AtomicI32 = AtomicI32::new(0);
 
 /// The child's side: how it says that it has a name and is ready, and hears that it is to end.
 pub struct Kept {
-    ready: File,
-    signals: File,
+    /// None: nobody waits in the foreground.
+    ready: Option<Ready>,
+    signals: PipeReader,
     /// A byte each time that the name becomes the child's, or is not after all: it is if their
     /// number is odd.
-    named: File,
+    named: PipeWriter,
     owns_name: bool,
     /// What to read and write in the background.
     streams: Option<Streams>,
@@ -65,8 +64,8 @@ impl Watcher for Kept {
         if let Some(Err(error)) = self.streams.take().map(Streams::put_in_place) {
             log::warn!("what was inherited is still open: {error}");
         }
-        // Nobody waits for it in the foreground.
-        let _ = self.ready.write_all(&[0]);
+        // Without effect if the caller is gone.
+        let _ = self.ready.take().map(Ready::tell);
         thread::spawn(move || {
             if self.signals.read_exact(&mut [0]).is_ok() {
                 stop.stop();
@@ -76,41 +75,28 @@ impl Watcher for Kept {
 }
 
 /// Has `serve` done by a child, and removes with `remove` the name that it leaves when it is gone.
-/// With `detach` the program ends when the child is ready, somebody else waits for the child, and
-/// both leave standard input, output and error; otherwise it ends with the child, and as it does.
-/// The error is a sentence.
+/// With `in_background` the program ends when the child is ready, somebody else waits for the
+/// child, and both leave standard input, output and error; otherwise it ends with the child, and as
+/// it does. The error is a sentence.
 ///
 /// # Safety
 /// The process must have one thread.
 pub unsafe fn keep(
-    detach: bool,
+    in_background: bool,
     serve: impl FnOnce(Kept) -> ExitCode,
     remove: impl FnOnce(),
 ) -> Result<ExitCode, String> {
-    let failed = |what: &str| format!("{what}: {}.", io::Error::last_os_error());
-    let (mut is_ready, ready) = pipe()?;
-    if detach {
+    let to_background = |error| format!("The program cannot go into the background: {error}.");
+    let (mut ready, mut streams) = (None, None);
+    if in_background {
         // SAFETY: as promised by the caller.
-        match unsafe { libc::fork() } {
-            -1 => return Err(failed("The program cannot go into the background")),
-            0 => {
-                // SAFETY: it touches no memory.
-                unsafe { libc::setsid() };
-            }
-            _ => {
-                drop(ready);
-                // The end of the pipe: the child has said why.
-                let served = is_ready.read_exact(&mut [0]).is_ok();
-                return Ok(if served { ExitCode::SUCCESS } else { ExitCode::FAILURE });
-            }
+        match unsafe { detach().map_err(to_background)? } {
+            Detached::Caller(code) => return Ok(code),
+            Detached::Daemon(to_tell) => ready = Some(to_tell),
         }
+        streams = Some(Streams::open().map_err(to_background)?);
     }
-    drop(is_ready);
-    let streams = if detach {
-        Some(Streams::open().map_err(|error| format!("The program cannot go into the background: {error}."))?)
-    } else {
-        None
-    };
+    let pipe = || io::pipe().map_err(|error| format!("No pipe can be made: {error}."));
     let (signals, signalled) = pipe()?;
     let (is_named, named) = pipe()?;
     // The kernel that is played on Linux is part of the daemon's process.
@@ -121,20 +107,20 @@ pub unsafe fn keep(
         None
     };
     // None is missed before somebody handles it.
-    hold_signals(libc::SIG_BLOCK);
+    mask_signals(libc::SIG_BLOCK, &signal_set(ENDING));
     // SAFETY: as promised by the caller: what forked above has one thread too.
-    match unsafe { libc::fork() } {
-        -1 => {
-            hold_signals(libc::SIG_UNBLOCK);
-            Err(failed("No process can be started"))
+    match unsafe { fork() } {
+        Err(error) => {
+            mask_signals(libc::SIG_UNBLOCK, &signal_set(ENDING));
+            Err(format!("No process can be started: {error}."))
         }
-        0 => {
+        Ok(Side::Child) => {
             SIGNALLED.store(signalled.into_raw_fd(), Ordering::Relaxed);
             handle(on_signal_in_child);
             drop(is_named);
             Ok(serve(Kept { ready, signals, named, owns_name: false, streams, lender }))
         }
-        child => {
+        Ok(Side::Parent(child)) => {
             drop((ready, signals, signalled, named, serve));
             if let Some(Err(error)) = streams.map(Streams::put_in_place) {
                 eprintln!("overlayfs: What was inherited is still open: {error}.");
@@ -178,20 +164,7 @@ fn handle(handler: extern "C" fn(libc::c_int)) {
         // SAFETY: the handler calls nothing but what may be called in one.
         unsafe { libc::signal(signal, handler as libc::sighandler_t) };
     }
-    hold_signals(libc::SIG_UNBLOCK);
-}
-
-/// Holds the signals that end the daemon (`SIG_BLOCK`), or takes them again (`SIG_UNBLOCK`).
-fn hold_signals(how: libc::c_int) {
-    let mut set = MaybeUninit::uninit();
-    // SAFETY: the set is made empty before anything else is done with it.
-    unsafe {
-        libc::sigemptyset(set.as_mut_ptr());
-        for signal in ENDING {
-            libc::sigaddset(set.as_mut_ptr(), signal);
-        }
-        libc::pthread_sigmask(how, set.as_ptr(), std::ptr::null_mut());
-    }
+    mask_signals(libc::SIG_UNBLOCK, &signal_set(ENDING));
 }
 
 /// Waits for the end of a child, and answers as it did.
@@ -207,15 +180,4 @@ fn wait_for(child: libc::pid_t) -> ExitCode {
         }
     }
     if libc::WIFEXITED(status) { ExitCode::from(libc::WEXITSTATUS(status) as u8) } else { ExitCode::FAILURE }
-}
-
-/// The two ends of a new pipe, to read from and to write to. The error is a sentence.
-fn pipe() -> Result<(File, File), String> {
-    let mut ends = [0; 2];
-    // SAFETY: there is room for two descriptors.
-    if unsafe { libc::pipe(ends.as_mut_ptr()) } != 0 {
-        return Err(format!("No pipe can be made: {}.", io::Error::last_os_error()));
-    }
-    // SAFETY: they were just made, and nobody else has them.
-    Ok(ends.map(|end| unsafe { File::from_raw_fd(end) }).into())
 }

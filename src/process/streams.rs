@@ -1,5 +1,5 @@
-//! Where a daemon in the background reads and writes. What it inherited is its caller's, who may
-//! wait until nobody has it any more.
+//! The standard streams of a process in the background. It leaves those that it inherited: its
+//! caller may wait for their end.
 
 use std::fs::File;
 use std::io;
