@@ -24,6 +24,7 @@ use landlock::{
     ABI, Access, AccessFs, AccessNet, BitFlags, PathBeneath, Ruleset, RulesetAttr, RulesetCreated, RulesetCreatedAttr,
     RulesetError, RulesetStatus, Scope,
 };
+use overlayfs::layer::linux::{IOCTLS, SYSTEM_CALLS};
 use overlayfs::options::Options;
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::thread::{CapabilitySet, CapabilitySets};
@@ -52,66 +53,20 @@ const KEPT: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::SYS_ADMIN)
     .union(CapabilitySet::SYS_RESOURCE);
 
-/// The system calls that the filter allows with any arguments.
+/// The system calls that the filter allows with any arguments, beside those of the layers.
 const ALLOWED: &[libc::c_long] = &[
-    // Requests, and data.
+    // Requests.
     libc::SYS_read,
     libc::SYS_readv,
-    libc::SYS_pread64,
     libc::SYS_write,
     libc::SYS_writev,
-    libc::SYS_pwrite64,
-    libc::SYS_lseek,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_poll,
     libc::SYS_ppoll,
-    libc::SYS_copy_file_range,
-    libc::SYS_fallocate,
-    libc::SYS_ftruncate,
-    libc::SYS_fsync,
-    libc::SYS_fdatasync,
-    libc::SYS_syncfs,
-    // Objects of a layer.
-    libc::SYS_openat2,
-    libc::SYS_close,
-    libc::SYS_fcntl,
+    // The standard streams.
     #[cfg(target_arch = "x86_64")]
     libc::SYS_dup2,
     libc::SYS_dup3,
-    libc::SYS_flock,
-    libc::SYS_getdents64,
-    libc::SYS_newfstatat,
-    libc::SYS_fstat,
-    libc::SYS_statx,
-    libc::SYS_fstatfs,
-    libc::SYS_readlinkat,
-    libc::SYS_mkdirat,
-    libc::SYS_mknodat,
-    libc::SYS_symlinkat,
-    libc::SYS_linkat,
-    libc::SYS_unlinkat,
-    libc::SYS_renameat2,
-    libc::SYS_fchownat,
-    libc::SYS_fchmodat,
-    // fchmodat2(2) has no name in libc yet.
-    452,
-    libc::SYS_utimensat,
-    libc::SYS_getxattr,
-    libc::SYS_fgetxattr,
-    libc::SYS_setxattr,
-    libc::SYS_fsetxattr,
-    libc::SYS_listxattr,
-    libc::SYS_flistxattr,
-    libc::SYS_removexattr,
-    libc::SYS_fremovexattr,
-    // Nor have setxattrat(2), getxattrat(2), listxattrat(2) and removexattrat(2).
-    463,
-    464,
-    465,
-    466,
-    // The owner of new objects.
-    libc::SYS_setfsuid,
-    libc::SYS_setfsgid,
     // Memory.
     libc::SYS_brk,
     libc::SYS_munmap,
@@ -123,7 +78,6 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_rseq,
     libc::SYS_sched_yield,
     libc::SYS_sched_getaffinity,
-    libc::SYS_prctl,
     libc::SYS_gettid,
     libc::SYS_getpid,
     libc::SYS_tgkill,
@@ -258,10 +212,8 @@ fn filter() -> Result<SeccompFilter, Box<dyn std::error::Error>> {
     let thread = libc::CLONE_THREAD as u64;
     let share = u64::from(u32::MAX);
     // The request of ioctl(2) is an int to the kernel, whatever type these constants have.
-    let ioctls = [libc::FICLONE, libc::FS_IOC_GETFLAGS, libc::FS_IOC_SETFLAGS]
-        .map(|ioctl| only(1, SeccompCmpArgLen::Dword, share, ioctl))
-        .into_iter()
-        .collect::<Result<Vec<_>, _>>()?;
+    let ioctls =
+        IOCTLS.iter().map(|ioctl| only(1, SeccompCmpArgLen::Dword, share, *ioctl)).collect::<Result<Vec<_>, _>>()?;
     let conditional = [
         (libc::SYS_mmap, not_executable()?),
         (libc::SYS_mprotect, not_executable()?),
@@ -270,7 +222,7 @@ fn filter() -> Result<SeccompFilter, Box<dyn std::error::Error>> {
         (libc::SYS_clone, only(0, SeccompCmpArgLen::Qword, thread, thread)?),
         (libc::SYS_ioctl, ioctls.into_iter().flatten().collect()),
     ];
-    let rules = ALLOWED.iter().map(|call| (*call, Vec::new())).chain(conditional);
+    let rules = ALLOWED.iter().chain(SYSTEM_CALLS).map(|call| (*call, Vec::new())).chain(conditional);
     let arch = TargetArch::try_from(std::env::consts::ARCH)?;
     let (otherwise, listed) = (SeccompAction::Errno(libc::ENOSYS as u32), SeccompAction::Allow);
     Ok(SeccompFilter::new(rules.collect(), otherwise, listed, arch)?)

@@ -18,6 +18,7 @@
 //! Lock order: the one lock, of the descriptor that holds the layer, is taken last and no callback
 //! runs under it.
 
+mod calls;
 mod convert;
 mod identity;
 mod raw;
@@ -44,6 +45,7 @@ use super::{
     Access, Allocation, Capabilities, DirEntry, Error, Kind, Layer, Object, Owner, RenameMode, Result, Stat, StatFs,
     Time, XattrMode, acl, write_all,
 };
+pub use calls::{IOCTLS, SYSTEM_CALLS};
 use convert::{error, kind_of, mode_of, stat_of, stat_of_statx, timespec};
 use identity::ActingAs;
 use record::Records;

@@ -11,12 +11,10 @@ use rustix::io::{Errno, Result, retry_on_intr};
 use rustix::mount::{OpenTreeFlags, open_tree};
 use rustix::path::Arg;
 
+use super::calls::SYS_FCHMODAT2;
+
 /// Room for the entries that one getdents64 call answers, in bytes.
 const LIST_BUFFER: usize = 64 * 1024;
-
-/// The number of fchmodat2(2), which has the same number on the architectures that Linux numbers
-/// alike.
-const SYS_FCHMODAT2: libc::c_long = 452;
 
 /// A private copy of the mount that holds `path`, with `path` as its top and without the mounts
 /// inside it.

@@ -11,14 +11,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::fs::OFlags;
 use rustix::io::{Errno, Result};
 
+use super::calls::{SYS_GETXATTRAT, SYS_LISTXATTRAT, SYS_REMOVEXATTRAT, SYS_SETXATTRAT};
 use super::raw;
 use crate::layer::XattrMode;
-
-/// The numbers of the calls, the same on all architectures that Linux numbers alike.
-const SYS_SETXATTRAT: c_long = 463;
-const SYS_GETXATTRAT: c_long = 464;
-const SYS_LISTXATTRAT: c_long = 465;
-const SYS_REMOVEXATTRAT: c_long = 466;
 
 /// Room for a value or a list at the first try, in bytes.
 const USUAL: usize = 1024;
