@@ -1,5 +1,5 @@
-//! How much memory is allocated, counted for each thread: so a test that does all in one thread can
-//! say whether something is left.
+//! Counts allocated memory for each thread. So a test in one thread can check that no memory is
+//! left.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -8,13 +8,13 @@ thread_local! {
     static BYTES: Cell<isize> = const { Cell::new(0) };
 }
 
-/// The bytes that this thread has allocated, less those that it has freed.
+/// Returns the bytes that this thread has allocated, less those that it has freed.
 pub fn bytes() -> isize {
     BYTES.get()
 }
 
 fn add(bytes: isize) {
-    // Not where the thread is ending.
+    // Does not count at the end of the thread, when the counter is gone.
     let _ = BYTES.try_with(|sum| sum.set(sum.get() + bytes));
 }
 
@@ -23,7 +23,7 @@ struct Counting;
 #[global_allocator]
 static COUNTING: Counting = Counting;
 
-// SAFETY: the system's allocator does everything; counting neither allocates nor panics.
+// SAFETY: the system's allocator does everything. The count neither allocates nor panics.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         add(layout.size() as isize);

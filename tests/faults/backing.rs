@@ -1,5 +1,5 @@
-//! Where layers lie, and what can go wrong there: a filesystem in memory, directories of the host,
-//! or a redoxfs that the delegate plays.
+//! The places of layers, and the faults that are possible there: a filesystem in memory,
+//! directories of Linux, or a simulated redoxfs.
 
 use std::ffi::OsStr;
 use std::path::Path;
@@ -15,42 +15,42 @@ use test_common::{Detail, Setup, Snapshot, names, put};
 use crate::memory::{self, Abilities, Memory};
 use crate::op::{Mounting, Op, Session, Source};
 
-/// The bytes of a large file: not a whole number of chunks, and mostly holes.
+/// The size of a large file: no multiple of a chunk, and mostly holes.
 pub const LARGE: u64 = (1 << 20) + 200_000;
-/// Where it has data: beginnings of pages.
+/// The offsets of its data: starts of pages.
 pub const LARGE_DATA: [u64; 5] = [0, 16 << 12, 17 << 12, 150 << 12, LARGE / 4096 * 4096];
 
-/// What is put into a lower layer.
+/// An object for a lower layer.
 #[derive(Clone, Debug)]
 pub enum Item {
-    /// A file that has its path as its content.
+    /// A file with its path as its content.
     File,
-    /// A file that is not copied up at once.
+    /// A file that gets a partial copy.
     Large,
     Dir,
     Symlink,
     Fifo,
-    /// A further name of a file.
+    /// Another name of a file.
     Link(String),
 }
 
-/// An object of a lower layer: which layer, its path, and what it is.
+/// An object of a lower layer: the layer, the path, and the object.
 pub type Placed = (&'static str, String, Item);
 
-/// What a case begins with.
+/// The start of a case.
 #[derive(Clone, Debug)]
 pub struct Start {
     pub lowers: Vec<Placed>,
-    /// What was done before.
+    /// The operations before the case.
     pub ops: Vec<Op>,
     pub mounting: Mounting,
     pub abilities: Abilities,
 }
 
 pub trait Backing: Source + Sized {
-    /// What was at one time in the lower layers.
+    /// The contents of the lower layers at one time.
     type Lowers;
-    /// What it is called in the report.
+    /// The name in the report.
     const NAME: &str;
     /// Whether there are FIFOs, extended attributes and renames that exchange.
     const FULL: bool;
@@ -58,21 +58,22 @@ pub trait Backing: Source + Sized {
     const TIMED: bool;
 
     fn new(abilities: Abilities) -> Self;
-    /// Another one that is as this one is, where that is cheaper than to make it anew.
+    /// Returns a copy of this backing, if that is cheaper than to make it again.
     fn copy(&self) -> Option<Self>;
     fn put(&self, placed: &Placed);
-    /// After so many more calls this goes wrong; `u64::MAX`: nothing does.
+    /// Makes the call after `calls` further ones fail with this fault. With `u64::MAX` no call
+    /// fails.
     fn fault_after(&self, calls: u64, fault: Fault);
-    /// The call at which something went wrong since then.
+    /// Returns the call that failed since then.
     fn struck(&self) -> Option<&'static str>;
-    /// How many calls there were since the last time.
+    /// Returns the number of calls since the last time.
     fn take_calls(&self) -> u64;
     fn lowers(&self) -> Self::Lowers;
     /// Panics if the lower layers have changed.
     fn check_lowers(&self, before: &Self::Lowers);
-    /// What is in the work directory.
+    /// Returns the names in the work directory.
     fn work(&self) -> Vec<String>;
-    /// How many files are open, and what else holds something of the system.
+    /// Returns the number of open files, and of other open resources of the system.
     fn open(&self) -> (usize, usize);
 
     fn make(start: &Start) -> Self {
@@ -82,20 +83,20 @@ pub trait Backing: Source + Sized {
         for op in &start.ops {
             session.apply(op).unwrap_or_else(|error| panic!("{op:?}: {error}"));
         }
-        // What is copied in part stays so.
+        // The crash keeps partial copies as they are.
         session.crash();
         backing
     }
 }
 
-/// The layers that two functions open.
+/// Returns the layers that two functions open.
 fn layers<L: Layer>(pair: (L, L), lower: impl Fn(&str) -> Result<L>) -> Result<Layers<L>> {
     Ok(Layers { upper: Some(pair.0), work: Some(pair.1), lowers: vec![lower("lower")?, lower("bottom")?] })
 }
 
 const LAYERS: [&str; 4] = ["upper", "work", "lower", "bottom"];
 
-/// In memory, where the calls are those of the layers.
+/// A backing in memory. Its calls are the calls of the layers.
 pub struct InMemory {
     pub disk: memory::Disk,
     pub counts: Counts,
@@ -193,7 +194,7 @@ impl Backing for InMemory {
     }
 }
 
-/// Directories of the host, whose calls are those of the layers.
+/// Directories of Linux. The calls are the calls of the layers.
 pub struct Host {
     setup: Setup,
     counts: Counts,
@@ -280,7 +281,7 @@ impl Backing for Host {
     }
 }
 
-/// A redoxfs, whose calls are the requests that it answers.
+/// A redoxfs. Its calls are the requests that it answers.
 pub struct Redoxfs(redoxfs::Disk);
 
 impl Source for Redoxfs {
@@ -365,7 +366,7 @@ impl Backing for Redoxfs {
     }
 
     fn open(&self) -> (usize, usize) {
-        // What was closed before this has arrived when it is answered.
+        // All earlier closes have arrived when this returns.
         self.0.take_requests();
         (0, self.0.open())
     }

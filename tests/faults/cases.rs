@@ -1,5 +1,4 @@
-//! What is done where something goes wrong: every operation on objects in every state, and random
-//! sequences.
+//! The operations under fault: every operation on objects in every state, and random sequences.
 
 use overlayfs::format::Wanted;
 use overlayfs::layer::RenameMode;
@@ -20,12 +19,12 @@ const FILES: [&str; 12] = [
     "d/both",
     // In a directory that only a lower layer has, two levels deep.
     "e/g/f",
-    // One of two names of a lower file; one of two, of which the other was copied up; one of two of
-    // an own file.
+    // One of two names of a lower file; one of two where the other was copied up; one of two of an
+    // upper file.
     "l1",
     "c1",
     "linked",
-    // Large: lower; copied in part; in part, in a directory that was renamed.
+    // Large: lower; a partial copy; a partial copy in a renamed directory.
     "big",
     "part",
     "redirected/part",
@@ -39,7 +38,7 @@ const DIRS: [&str; 9] = [
     "o",
     "redirected",
     "own",
-    // Merged and empty to look at; the same with a redirect; empty in a lower layer; empty in the
+    // Merged and apparently empty; the same with a redirect; empty in a lower layer; empty in the
     // upper one.
     "looks-empty",
     "looks-empty-too",
@@ -47,12 +46,12 @@ const DIRS: [&str; 9] = [
     "own-empty",
 ];
 
-/// Names that are free, or were removed: a file's, a directory's, in a merged directory, in one
-/// that is not copied up, in an opaque one.
+/// Free names: a new one, and one each of a removed file and directory. Also names in a merged
+/// directory, in one that is not copied up, and in an opaque one.
 const FREE: [&str; 6] = ["new", "gone", "dirgone", "d/gone", "e/new", "o/f"];
 
-/// What other names an operation that follows is about: free, hidden, and of empty directories that
-/// lower layers have or not.
+/// Further names for later operations: free, hidden, and of empty directories, with and without a
+/// lower one.
 pub const OTHERS: [&str; 6] = ["after", "gone", "dirgone", "empty", "looks-empty", "own-empty"];
 
 fn s(name: &str) -> String {
@@ -63,10 +62,10 @@ fn placed(layer: &'static str, path: &str, item: Item) -> Placed {
     (layer, s(path), item)
 }
 
-/// How many of the last operations of [`start`] copy files in part.
+/// The number of the last operations of [`start`], which make partial copies.
 pub const PARTS: usize = 2;
 
-/// The tree of the table, with names in every state that a name can be in.
+/// Makes the tree of the table, with names in every possible state.
 pub fn start(format: Wanted, whole_copies: bool, abilities: Abilities, full: bool) -> Start {
     let files = [
         "file",
@@ -96,7 +95,7 @@ pub fn start(format: Wanted, whole_copies: bool, abilities: Abilities, full: boo
     lowers.push(placed("bottom", "empty", Item::Dir));
     let replace = RenameMode::Replace;
     let mut ops: Vec<_> = ["dirgone/bottom/f", "gone", "gone-too", "d/gone"].map(|path| Unlink(s(path))).into();
-    // So that a deletion is in the way of what is below two layers.
+    // So a whiteout hides the object of the bottom layer below two layers.
     ops.push(Rmdir(s("dirgone/bottom")));
     ops.extend(["both", "d/both", "c2"].map(|path| Write(s(path), 0, 2, b'U')));
     ops.extend([
@@ -121,7 +120,7 @@ pub fn start(format: Wanted, whole_copies: bool, abilities: Abilities, full: boo
     Start { lowers, ops, mounting: Mounting { format, whole_copies }, abilities }
 }
 
-/// The operations of the table.
+/// Returns the operations of the table.
 pub fn table(full: bool) -> Vec<Op> {
     let mut ops = Vec::new();
     for file in FILES {
@@ -193,7 +192,7 @@ pub fn table(full: bool) -> Vec<Op> {
     ops
 }
 
-/// Operations that are tried after something else was done in the same mount.
+/// Returns operations that follow others in the same mount.
 pub fn held() -> Vec<(Vec<Op>, Op)> {
     let hold = |path: &str| Hold(s(path));
     let mut all = Vec::new();
@@ -210,7 +209,7 @@ pub fn held() -> Vec<(Vec<Op>, Op)> {
     all
 }
 
-/// Names of random sequences: few, so that they meet.
+/// The names of random sequences. They are few, so that operations meet.
 pub const NAMES: [&str; 5] = ["a", "b", "c", "x", "y"];
 
 fn path(random: &mut Random) -> String {
@@ -219,7 +218,7 @@ fn path(random: &mut Random) -> String {
     names.join("/")
 }
 
-/// Random lower layers.
+/// Makes random lower layers.
 pub fn random_start(seed: u64, full: bool, abilities: Abilities) -> Start {
     let mut random = Random(seed);
     let mut lowers: Vec<Placed> = Vec::new();
@@ -227,7 +226,7 @@ pub fn random_start(seed: u64, full: bool, abilities: Abilities) -> Start {
         let mut files: Vec<String> = Vec::new();
         for _ in 0..2 + random.below(7) {
             let path = path(&mut random);
-            // An object of a layer is one thing.
+            // A path in a layer has one object.
             let is_taken = |other: &str| other == path || other.starts_with(&format!("{path}/"));
             let is_below = |other: &str| path.starts_with(&format!("{other}/"));
             let own = || lowers.iter().filter(|placed| placed.0 == layer);
@@ -261,7 +260,7 @@ pub fn random_start(seed: u64, full: bool, abilities: Abilities) -> Start {
     Start { lowers, ops: Vec::new(), mounting, abilities }
 }
 
-/// A random operation.
+/// Makes a random operation.
 pub fn random_op(random: &mut Random, full: bool) -> Op {
     let byte = b'a' + random.below(26) as u8;
     let place = [0, 1, 5000, 70_000, LARGE - 3][random.below(5)];
@@ -293,7 +292,8 @@ pub fn random_op(random: &mut Random, full: bool) -> Op {
     }
 }
 
-/// A random sequence of operations. Most of them can be done where `does` says so, which does them.
+/// Makes a random sequence of operations. `does` makes each one and returns whether it succeeded.
+/// Most of them succeed.
 pub fn random_ops(random: &mut Random, full: bool, count: usize, mut does: impl FnMut(&Op) -> bool) -> Vec<Op> {
     let mut ops = Vec::new();
     while ops.len() < count {

@@ -1,26 +1,24 @@
-//! Faults, by exhaustion: each call of a layer that an operation makes is the one after which
-//! nothing is done any more, as if the daemon had been killed there, or the one that fails. Then
-//! nothing is lost, torn or left behind:
+//! Exhaustive faults. Each call of a layer in an operation is the last one of the daemon, or it
+//! fails. Then nothing is lost, torn or left behind:
 //!
-//! - Ended after any call, a fresh mount shows the tree as it was before or as it is after the
-//!   operation. So it is too if what the crash left is repaired first, of which nothing is a loss.
-//! - If one call fails with EIO, ENOSPC, EDQUOT, EMFILE or EINTR, or a write takes only half of the
-//!   bytes, the caller gets that errno and nothing is changed, in this mount and in a fresh one, or
-//!   the operation is done all the same. Nothing is left open or in the work directory, what comes
-//!   next works, and so does the same operation again.
-//! - So are one or two operations that follow the one in which a call failed (`next`).
-//! - In any case the lower layers are byte for byte as they were.
+//! - After an end at any call, a new mount shows the tree from before or from after the operation.
+//!   A repair of the leftovers of the crash changes nothing about that, and finds no loss.
+//! - One call fails with EIO, ENOSPC, EDQUOT, EMFILE or EINTR, or a write takes only half of the
+//!   bytes. The caller gets that errno and nothing changes, in this mount and in a new one. Or the
+//!   operation succeeds all the same. No file stays open, and the work directory has no leftovers.
+//!   Later operations succeed, and so does a repetition.
+//! - The same holds for one or two operations after the one with the failed call (`next`).
+//! - The lower layers are byte for byte unchanged.
 //!
-//! And the power goes at every call (`power`), so that what was not synced may be lost.
+//! The power also fails at every call (`power`), so that unsynced data may be lost.
 //!
-//! It is tried with a table of operations on objects in every state (`cases`) and with random
-//! sequences; on a filesystem in memory with the abilities of several (`memory`), on a redoxfs that
-//! the delegate plays, where the calls are requests, and on the host, in both formats of the upper
-//! layer.
+//! The cases are a table of operations on objects in every state, and random sequences (`cases`).
+//! They run on a filesystem in memory with the abilities of several filesystems (`memory`), on
+//! Linux, and on a simulated redoxfs, where calls are requests. The upper layer has either format.
 //!
-//! `cargo test -p test-faults` tries a sample that is the same in every run, and says how many
-//! points it were. All of them, some hundreds of thousands: `OVERLAYFS_FAULTS=full cargo test
-//! --release -p test-faults`; only some parts: add `-- NAME`. Needs root.
+//! `cargo test -p test-faults` tries a sample that is the same in every run, and prints the number
+//! of points. `OVERLAYFS_FAULTS=full cargo test --release -p test-faults` tries all of them, some
+//! hundreds of thousands. `-- NAME` selects parts. Needs root.
 
 mod allocated;
 mod backing;
@@ -46,16 +44,16 @@ use op::{Op, Session};
 use points::{Case, Tried};
 use power::Outage;
 
-/// How much is tried.
+/// The size of the sample.
 #[derive(Clone, Copy)]
 struct Plan {
     full: bool,
-    /// Cases that went wrong are told and counted, and the next ones tried.
+    /// The number of failed cases. A failed case is reported, and the next ones still run.
     failed: &'static AtomicUsize,
 }
 
 impl Plan {
-    /// One of so many, of which a sample is one of `sampled`.
+    /// Returns the divisor: one of `full` points is tried, and in a sample one of `sampled`.
     fn one_of(self, full: u64, sampled: u64) -> u64 {
         if self.full { full } else { sampled }
     }
@@ -66,7 +64,7 @@ impl Plan {
         }
     }
 
-    /// Tries a table: of its rows one of so many, and of their points.
+    /// Tries one of `rows` rows of a table, and one of `one_of` points of each.
     fn table<G: Backing>(self, start: &Start, rows: u64, one_of: u64, tried: &mut Tried) {
         let prepared = G::make(start);
         let all = cases::table(G::FULL && start.abilities.exchange).into_iter().map(|op| (Vec::new(), op));
@@ -79,7 +77,7 @@ impl Plan {
         }
     }
 
-    /// Tries so many random sequences, of their points one of so many.
+    /// Tries a random sequence for each seed, and one of `one_of` points of it.
     fn random<G: Backing>(self, abilities: Abilities, seeds: std::ops::Range<u64>, one_of: u64, tried: &mut Tried) {
         for seed in seeds {
             let (start, ops) = random_case::<G>(abilities, seed);
@@ -102,18 +100,18 @@ impl Plan {
         }
     }
 
-    /// The power goes during and after each operation of a table; of its rows one of so many are
-    /// tried, and of the states.
+    /// The power fails during and after each operation of a table. Tries one of `rows` rows, and
+    /// one of `one_of` states.
     fn power_table(self, start: &Start, order: Order, rows: u64, one_of: u64, tried: &mut Tried) {
-        // What is copied in part is so until the power goes.
+        // The partial copies stay partial until the power fails.
         let mut start = start.clone();
         let parts = start.ops.split_off(start.ops.len() - cases::PARTS);
         let (start, prepared) = (&start, InMemory::make(&start));
         let all = cases::table(start.abilities.exchange).into_iter().map(|op| (Vec::new(), op));
         for (number, (warm, op)) in all.chain(cases::held()).enumerate() {
             let seed = number as u64;
-            // What is written to a file after it was unlinked may be in it if the power brings the
-            // name back: no state has it.
+            // A write to a file after its unlink may show if the power failure restores the name.
+            // No state has that.
             let is_unlinked = matches!(op, Op::WriteHeld(_)) && warm.iter().any(|op| matches!(op, Op::Unlink(_)));
             if is_unlinked || !Random(seed).number().is_multiple_of(rows) {
                 continue;
@@ -138,7 +136,7 @@ impl Plan {
         for seed in seeds {
             let (mut start, mut ops) = random_case::<InMemory>(abilities, seed);
             ops.retain(|op| !matches!(op, Op::WriteHeld(_)));
-            // What is copied in part needs an order.
+            // Partial copies need an order of changes.
             start.mounting.whole_copies |= order == Order::None;
             let prepared = InMemory::make(&start);
             self.lose_power(&Outage { start: &start, ops: &ops, order, from: 0, one_of, seed }, &prepared, tried);
@@ -146,7 +144,7 @@ impl Plan {
     }
 }
 
-/// Random layers and operations.
+/// Makes random layers and operations.
 fn random_case<G: Backing>(abilities: Abilities, seed: u64) -> (Start, Vec<Op>) {
     let full = G::FULL && abilities.exchange;
     let start = cases::random_start(seed, full, abilities);
@@ -247,11 +245,11 @@ fn main() -> ExitCode {
     let plan =
         Plan { full: std::env::var_os("OVERLAYFS_FAULTS").is_some_and(|wanted| wanted == "full"), failed: &FAILED };
     let wanted: Vec<_> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
-    // As an overlay has it from the first mount on: what is made in layers is the same before and
-    // after that.
+    // The first mount of an overlay sets this umask. With it, objects of layers are the same before
+    // and after that.
     rustix::process::umask(rustix::fs::Mode::empty());
     let (mut tried, begun) = (Tried::default(), std::time::Instant::now());
-    // On the host descriptors are counted, which are the whole process's: alone.
+    // On Linux the descriptors of the whole process are counted, so these parts run alone.
     let is_alone = |part: &&Part| part.0.contains("host");
     let parts =
         || PARTS.iter().filter(|part| wanted.is_empty() || wanted.iter().any(|wanted| part.0.contains(&**wanted)));

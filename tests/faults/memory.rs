@@ -1,16 +1,15 @@
-//! A filesystem in memory, as POSIX has it, on which layers lie. It can be copied at any moment,
-//! counts what is open, and remembers every change since the power came: so it can be had as it may
-//! be found after the power went.
+//! A POSIX filesystem in memory, with layers on it. A test can copy it at any moment, and it counts
+//! open files. It records every change since the power came, and can be set to a state after a
+//! power failure.
 //!
-//! What POSIX leaves open is a choice ([`Loss`]). What was synced is there, in any case. Of the
-//! rest
+//! POSIX leaves this state open, so it is a choice ([`Loss`]). Synced data are always kept. Of the
+//! rest:
 //!
-//! - with [`Order::Journaled`], as ext4, XFS, btrfs and redoxfs have it, changes of names and
-//!   attributes are there up to some moment and not from there on, a sync of an object includes all
-//!   that was changed before the object was; what was written to files is there or not, page by
-//!   page, but what makes a file longer or fills a hole, which needs more than the page, is not
-//!   there before what was changed before it;
-//! - with [`Order::None`] each single change is there or not, if what it changes is there.
+//! - With [`Order::Journaled`], as ext4, XFS, btrfs and redoxfs have it, changes of names and
+//!   attributes are kept up to a moment. A sync of an object includes all changes before the last
+//!   change of the object. Each written page is kept or lost. A write that makes a file longer or
+//!   fills a hole needs more than the page. It is not kept without the changes before it.
+//! - With [`Order::None`] each single change is kept or lost. It is lost if its object is.
 //!
 //! Lock order: the lock of the disk is a leaf.
 
@@ -28,28 +27,28 @@ use overlayfs::layer::{
 };
 use test_common::Random;
 
-/// The unit in which what is written gets to the disk.
+/// The unit in which written data get to the disk.
 pub const PAGE: u64 = 4096;
 const DEVICE: u64 = 7;
 const ROOT: u64 = 1;
 
-/// What a filesystem can do.
+/// The abilities of a filesystem.
 #[derive(Clone, Copy, Debug)]
 pub struct Abilities {
     pub exchange: bool,
     pub xattrs: bool,
     pub write_through: bool,
-    /// Files can share data.
+    /// Whether files can share data.
     pub shares: bool,
-    /// New objects can be given any owner at once.
+    /// Whether a new object can have any owner at once.
     pub creates_as_others: bool,
     pub whole_objects: bool,
-    /// It says that changes of names keep their order when the power fails.
+    /// Whether it reports that changes of names keep their order at a power failure.
     pub ordered: bool,
 }
 
 impl Abilities {
-    /// Those of ext4, with root's rights.
+    /// The abilities of ext4, with the rights of root.
     pub const EXT4: Self = Self {
         exchange: true,
         xattrs: true,
@@ -59,9 +58,9 @@ impl Abilities {
         whole_objects: true,
         ordered: true,
     };
-    /// Those of XFS and btrfs.
+    /// The abilities of XFS and btrfs.
     pub const SHARING: Self = Self { shares: true, ..Self::EXT4 };
-    /// As few as there can be.
+    /// The fewest possible abilities.
     pub const FEW: Self = Self {
         exchange: false,
         xattrs: false,
@@ -71,25 +70,24 @@ impl Abilities {
         whole_objects: false,
         ordered: true,
     };
-    /// The same, and it brings back each change of a name for itself.
+    /// The same, and each change of a name survives or is lost on its own.
     pub const UNORDERED: Self = Self { ordered: false, ..Self::FEW };
 }
 
-/// Of unsynced changes of names and attributes, which there are after the power went.
+/// The unsynced changes of names and attributes that a power failure keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {
     Journaled,
     None,
 }
 
-/// What is lost when the power goes.
+/// The loss at a power failure.
 #[derive(Clone, Copy, Debug)]
 pub struct Loss {
     pub order: Order,
-    /// How many of the changes that are remembered were made before the moment up to which they are
-    /// there.
+    /// The number of recorded changes before the moment up to which changes are kept.
     pub kept: usize,
-    /// Which of what was written is there.
+    /// The written data that are kept.
     pub data: Data,
     pub seed: u64,
 }
@@ -102,11 +100,11 @@ pub enum Data {
     Some,
 }
 
-/// A filesystem; a clone is the same one.
+/// A filesystem. A clone is the same one.
 #[derive(Clone)]
 pub struct Disk {
     state: Arc<Mutex<State>>,
-    /// Held once by each open directory, and by each open file.
+    /// Each open directory and each open file holds one of these.
     dirs: Arc<()>,
     files: Arc<()>,
     abilities: Abilities,
@@ -115,14 +113,15 @@ pub struct Disk {
 #[derive(Clone)]
 struct State {
     tree: Tree,
-    /// The tree when the power came, and what was changed since.
+    /// The tree when the power came, and the changes since then.
     start: Tree,
     log: Vec<Change>,
-    /// How many changes of names and attributes are on the disk for sure if they are in order.
-    settled: usize,
+    /// The number of changes of names and attributes that are surely on the disk, if changes keep
+    /// their order.
+    durable: usize,
     next: u64,
     clock: i64,
-    /// How often the power came.
+    /// The number of boots.
     epoch: u128,
     held: HashSet<u64>,
 }
@@ -130,7 +129,7 @@ struct State {
 #[derive(Clone, Default)]
 struct Tree(BTreeMap<u64, Arc<Inode>>);
 
-/// What was at and below a directory, taken at one time.
+/// The objects at and below a directory, at one time.
 pub struct Snapshot(BTreeMap<u64, Arc<Inode>>);
 
 #[derive(Clone, PartialEq, Debug)]
@@ -159,7 +158,7 @@ enum Body {
 #[derive(Clone, PartialEq, Debug, Default)]
 struct Content {
     size: u64,
-    /// What is no hole.
+    /// The pages with data.
     pages: BTreeMap<u64, Arc<Vec<u8>>>,
 }
 
@@ -168,7 +167,7 @@ struct Content {
 struct Change {
     what: What,
     now: Time,
-    /// Whether it is on the disk for sure, also if there is no order.
+    /// Whether it is surely on the disk, even without an order.
     synced: bool,
 }
 
@@ -189,7 +188,7 @@ enum What {
 }
 
 impl What {
-    /// Whether it is about an object, or about an entry of it.
+    /// Returns whether it changes an object, or an entry of it.
     fn is_of(&self, object: u64) -> bool {
         match self {
             What::Create { dir, ino, .. } | What::Link { dir, ino, .. } | What::Remove { dir, ino, .. } => {
@@ -200,7 +199,7 @@ impl What {
         }
     }
 
-    /// The object that is changed itself.
+    /// Returns the object that is changed itself.
     fn object(&self) -> Option<u64> {
         match self {
             What::Mode { ino, .. }
@@ -215,8 +214,8 @@ impl What {
         }
     }
 
-    /// Whether a sync of the object brings it to the disk where nothing else is promised: of a file
-    /// its contents and attributes, of a directory its entries too.
+    /// Returns whether a sync of the object writes this change in the weakest case. A sync of a
+    /// file writes its contents and attributes. A sync of a directory also writes its entries.
     fn is_synced_with(&self, object: u64) -> bool {
         match self {
             What::Create { dir, .. } | What::Link { dir, .. } | What::Remove { dir, .. } => *dir == object,
@@ -241,8 +240,8 @@ impl Content {
         self.size = size;
     }
 
-    /// Writes those pages of a write for which `keep` is true, which is told whether the page is
-    /// there already.
+    /// Writes the pages of a write for which `keep` returns true. `keep` gets whether the page
+    /// exists already.
     fn write(&mut self, offset: u64, bytes: &[u8], mut keep: impl FnMut(bool) -> bool) {
         let mut done = 0;
         while done < bytes.len() {
@@ -308,7 +307,7 @@ impl Tree {
 
     fn entries(&self, dir: u64) -> Result<&BTreeMap<OsString, u64>> {
         match &self.inode(dir)?.body {
-            // One that was removed has no entries and takes none.
+            // A removed directory has no entries, and takes none.
             Body::Dir(_) if dir != ROOT && self.inode(dir)?.nlink == 0 => Err(Error::new(ENOENT)),
             Body::Dir(entries) => Ok(entries),
             _ => Err(Error::new(ENOTDIR)),
@@ -327,8 +326,8 @@ impl Tree {
         }
     }
 
-    /// Makes a change, unless what it changes is not as it was when the change was made first. Of
-    /// what is written those pages are written for which `keep` is true.
+    /// Makes a change, unless its object has another state than at the first time. Of written data
+    /// it writes the pages for which `keep` returns true.
     fn apply(&mut self, change: &Change, keep: impl FnMut(bool) -> bool) -> Option<()> {
         let now = change.now;
         match &change.what {
@@ -531,14 +530,14 @@ impl State {
         for change in self.log.iter_mut().filter(|change| change.what.is_synced_with(ino)) {
             change.synced = true;
         }
-        // A journal that has what is about the object has all that was before it.
+        // A journal with the changes of the object has all changes before them.
         let last = self.log.iter().rposition(|change| change.what.is_of(ino) && !change.what.is_data());
-        self.settled = self.settled.max(last.map_or(0, |last| last + 1));
+        self.durable = self.durable.max(last.map_or(0, |last| last + 1));
     }
 }
 
 impl Disk {
-    /// An empty one, with these directories in it.
+    /// Makes an empty filesystem with these directories.
     pub fn new(abilities: Abilities, dirs: &[&str]) -> Self {
         let mut tree = Tree::default();
         tree.0.insert(ROOT, Arc::new(Inode::new(Kind::Dir, 0o755, Owner { uid: 0, gid: 0 }, 0, Time::default())));
@@ -546,7 +545,7 @@ impl Disk {
             start: tree.clone(),
             tree,
             log: Vec::new(),
-            settled: 0,
+            durable: 0,
             next: ROOT,
             clock: 1_000_000,
             epoch: 1,
@@ -567,17 +566,17 @@ impl Disk {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Another one that is as this one is, with the power on since now.
+    /// Returns a copy, with the power on since now.
     pub fn copy(&self) -> Self {
         let mut state = self.state().clone();
         state.start = state.tree.clone();
         state.log.clear();
-        state.settled = 0;
+        state.durable = 0;
         state.held.clear();
         Self::with(state, self.abilities)
     }
 
-    /// The directory at the top with this name as a layer.
+    /// Opens the directory with this name at the top as a layer.
     pub fn layer(&self, name: &str, for_writing: bool) -> Memory {
         let root = if name.is_empty() { ROOT } else { self.state().tree.entry(ROOT, OsStr::new(name)).unwrap() };
         Memory { disk: self.clone(), root, for_writing, holds: Mutex::new(false) }
@@ -587,13 +586,13 @@ impl Disk {
         Dir(ino, self.dirs.clone())
     }
 
-    /// How many directories and files are open.
+    /// Returns the numbers of open directories and files.
     pub fn open(&self) -> (usize, usize) {
-        // One is the disk's own, and one each layer's.
+        // The disk holds one of each, and so does each layer.
         (Arc::strong_count(&self.dirs), Arc::strong_count(&self.files))
     }
 
-    /// What is at and below a directory at the top.
+    /// Takes a snapshot of a directory at the top.
     pub fn snapshot(&self, name: &str) -> Snapshot {
         let state = self.state();
         let mut found = BTreeMap::new();
@@ -601,7 +600,7 @@ impl Disk {
         Snapshot(found)
     }
 
-    /// Panics if something of it has changed, be it the time when it was read.
+    /// Panics if a part has changed, or was only read.
     pub fn assert_same(&self, before: &Snapshot) {
         let state = self.state();
         for (ino, inode) in &before.0 {
@@ -610,7 +609,7 @@ impl Disk {
         }
     }
 
-    /// The names in a directory.
+    /// Returns the names in a directory.
     pub fn names(&self, path: &str) -> Vec<String> {
         let state = self.state();
         let mut names = path.split('/').filter(|name| !name.is_empty());
@@ -621,18 +620,18 @@ impl Disk {
         entries.keys().map(|name| name.to_string_lossy().into_owned()).collect()
     }
 
-    /// How many changes are remembered.
+    /// Returns the number of recorded changes.
     pub fn changes(&self) -> usize {
         self.state().log.len()
     }
 
-    /// How many of the changes that are remembered, but for what was written to files, are there in
-    /// any case if they are in order.
-    pub fn settled(&self) -> usize {
-        self.state().settled
+    /// Returns the number of recorded changes that are surely on the disk if changes keep their
+    /// order. Written data do not count.
+    pub fn durable(&self) -> usize {
+        self.state().durable
     }
 
-    /// Another one, as this one may be found if the power goes now.
+    /// Returns a copy as a power failure at this moment may leave it.
     pub fn after_loss(&self, loss: Loss) -> Self {
         let state = self.state();
         let mut random = Random(loss.seed);
@@ -646,8 +645,7 @@ impl Disk {
             };
             let some = loss.data == Data::Some && !change.synced;
             if is_there {
-                // What cannot be changed because something before it is not there is not there
-                // either.
+                // A change does not apply if an earlier change that it needs was lost.
                 let in_place = loss.order == Order::Journaled && index >= loss.kept && !change.synced;
                 let _ = tree.apply(change, |is_there| (is_there || !in_place) && (!some || random.below(2) > 0));
             }
@@ -656,7 +654,7 @@ impl Disk {
             start: tree.clone(),
             tree,
             log: Vec::new(),
-            settled: 0,
+            durable: 0,
             next: state.next,
             clock: state.clock,
             epoch: state.epoch + 1,
@@ -681,7 +679,7 @@ pub struct Dir(u64, #[expect(dead_code, reason = "counts")] Arc<()>);
 pub struct File(u64, #[expect(dead_code, reason = "counts")] Arc<()>);
 
 impl Memory {
-    /// The state, to change it.
+    /// Returns the state for a change.
     fn change(&self) -> Result<MutexGuard<'_, State>> {
         if self.for_writing { Ok(self.disk.state()) } else { Err(Error::new(EROFS)) }
     }
@@ -920,7 +918,7 @@ impl Layer for Memory {
                 _ => {}
             },
         }
-        // What it changes places with, if anything.
+        // The object that it exchanges its name with, if there is one.
         let other = state.tree.entry(new_dir.0, new_name).unwrap_or(0);
         state.next += 1;
         let device = state.next;
@@ -1005,7 +1003,7 @@ impl Layer for Memory {
     fn sync_all(&self) -> Result<()> {
         let mut state = self.disk.state();
         state.log.iter_mut().for_each(|change| change.synced = true);
-        state.settled = state.log.len();
+        state.durable = state.log.len();
         Ok(())
     }
 }

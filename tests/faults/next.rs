@@ -1,7 +1,7 @@
-//! What comes after something went wrong: one call of an operation has failed, and the operation is
-//! done all the same or was refused. Then one or two more are done, which must be answered and be
-//! seen, in this mount and in the next, as if the call had not failed. So what the overlay
-//! remembers of its marks is what is on the disk, also where a failure was only logged.
+//! The operations after a fault. One call of an operation has failed, and the operation was
+//! refused, or it succeeded all the same. One or two further operations must have the same results
+//! as without the failed call, in this mount and in the next. So the overlay's record of its marks
+//! matches the disk, also if a failure was only logged.
 
 use overlayfs::layer::RenameMode;
 use overlayfs::layer::counted::Fault;
@@ -12,7 +12,8 @@ use crate::op::{Op, Op::*};
 use crate::points::{Case, damage, fresh, look, warm};
 use crate::view::{difference, without_held, without_set_id};
 
-/// Operations on what `op` was about, on the directories around it, and on these other names.
+/// Returns operations on the objects of `op`, on the directories around them, and on these other
+/// names.
 fn after(op: &Op, others: &[&str]) -> Vec<Op> {
     let mut paths = op.paths();
     let above: Vec<_> =
@@ -33,9 +34,9 @@ fn after(op: &Op, others: &[&str]) -> Vec<Op> {
 }
 
 impl Case<'_> {
-    /// After so many calls one goes wrong, and then other operations follow: each of those that
-    /// may, if the one was done in spite of that, and otherwise one of them. Answers whether there
-    /// was such a call.
+    /// Makes the call after `calls` ones fail, then makes other operations. If the first operation
+    /// succeeded all the same, tries every other operation, else one of them. Returns the number of
+    /// tries.
     pub fn go_on<G: Backing>(&self, prepared: &G, calls: u64, fault: Fault) -> u64 {
         let all = after(self.op, self.others);
         let mut random = Random(self.seed ^ calls << 20);
@@ -55,7 +56,7 @@ impl Case<'_> {
         tried
     }
 
-    /// Answers whether the operation was done; None if there was no such call.
+    /// Returns whether the operation succeeded, or None without a failed call.
     fn goes_on<G: Backing>(&self, prepared: &G, calls: u64, fault: Fault, next: &[Op]) -> Option<bool> {
         let (backing, other) = (self.again(prepared), self.again(prepared));
         let lowers = backing.lowers();

@@ -1,4 +1,4 @@
-//! Operations on a merged tree as data, and a mount on which they are done.
+//! Operations on a merged tree as data, and a mount that makes them.
 
 use std::ffi::OsStr;
 use std::sync::Arc;
@@ -24,13 +24,13 @@ pub enum Op {
     MkdirAs(String, Owner),
     Symlink(String),
     Fifo(String),
-    /// A file without a name is written to and then gets one.
+    /// Makes a file without a name, writes to it, and gives it a name.
     Temp(String),
     Link(String, String),
     Unlink(String),
     Rmdir(String),
     Rename(String, String, RenameMode),
-    /// So many of this byte.
+    /// Writes a byte so many times.
     Write(String, u64, usize, u8),
     Append(String, usize, u8),
     Truncate(String, u64),
@@ -43,19 +43,18 @@ pub enum Op {
     SetXattr(String, u8),
     RemoveXattr(String),
     Sync(String),
-    /// Holds an object open from now on, until the mount ends.
+    /// Opens an object until the mount ends.
     Hold(String),
-    /// Writes to what is held.
+    /// Writes to the open objects.
     WriteHeld(u8),
-    /// The mount ends and there is another one.
+    /// Ends the mount and mounts again.
     Remount,
-    /// The mount ends without doing anything any more, as a crash would end it, and there is
-    /// another one.
+    /// Ends the mount without any further call, as a crash does, and mounts again.
     Crash,
 }
 
 impl Op {
-    /// The paths that it is about.
+    /// Returns the paths of the operation.
     pub fn paths(&self) -> Vec<String> {
         match self {
             Op::Create(path)
@@ -85,18 +84,18 @@ impl Op {
     }
 }
 
-/// How the layers are mounted.
+/// The settings of the mount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mounting {
     pub format: Wanted,
     pub whole_copies: bool,
 }
 
-/// Where a mount gets its layers.
+/// The source of the layers of a mount.
 pub trait Source {
     type Layer: Layer;
     fn layers(&self) -> Result<Layers<Self::Layer>>;
-    /// From now on nothing is done any more; or again.
+    /// Refuses all calls from now on, or accepts them again.
     fn stop(&self, stopped: bool);
 }
 
@@ -109,7 +108,7 @@ pub struct Session<'s, S: Source> {
 }
 
 impl<'s, S: Source> Session<'s, S> {
-    /// The errno of what refuses to be mounted.
+    /// Mounts the layers. Fails with the errno of a refusal.
     pub fn new(source: &'s S, mounting: Mounting) -> Result<Self> {
         let mut session = Session { source, mounting, held: Vec::new(), overlay: None };
         session.mount()?;
@@ -120,7 +119,7 @@ impl<'s, S: Source> Session<'s, S> {
         self.overlay.as_ref().expect("mounted")
     }
 
-    /// Mounts, unless that is done.
+    /// Mounts, unless the layers are mounted.
     fn mount(&mut self) -> Result<()> {
         if self.overlay.is_none() {
             let Mounting { format, whole_copies } = self.mounting;
@@ -135,7 +134,7 @@ impl<'s, S: Source> Session<'s, S> {
         self.overlay = None;
     }
 
-    /// Ends the mount without doing anything any more.
+    /// Ends the mount without any further call.
     pub fn crash(mut self) {
         self.source.stop(true);
         self.leave();
@@ -148,7 +147,7 @@ impl<'s, S: Source> Session<'s, S> {
         names.try_fold(overlay.root().clone(), |dir, name| overlay.lookup(&dir, OsStr::new(name)))
     }
 
-    /// The directory that an object is or is to be in, and its name.
+    /// Returns the directory of an object that may be missing, and its name.
     fn entry<'p>(&self, path: &'p str) -> Result<(NodeRef<S::Layer>, &'p OsStr)> {
         let (dir, name) = path.rsplit_once('/').unwrap_or(("", path));
         Ok((self.find(dir)?, OsStr::new(name)))
@@ -158,7 +157,7 @@ impl<'s, S: Source> Session<'s, S> {
         Ok(self.overlay().open(&self.find(path)?))
     }
 
-    /// Does an operation as a program would that goes on after a short write.
+    /// Makes an operation as a program does that continues after a short write.
     pub fn apply(&mut self, op: &Op) -> Result<()> {
         if matches!(op, Op::Remount | Op::Crash) {
             let crashes = *op == Op::Crash;
@@ -171,7 +170,7 @@ impl<'s, S: Source> Session<'s, S> {
             }
             return self.mount();
         }
-        // A mount that was refused before is tried again.
+        // Tries a mount again that was refused before.
         self.mount()?;
         if let Op::Hold(path) = op {
             let handle = self.open(path)?;

@@ -1,5 +1,5 @@
-//! One operation, and every point of it at which something can go wrong: it ends there for good, as
-//! with a crash of the daemon, or one call of a layer fails and later ones do not.
+//! One operation, and each point of it where a fault is possible. The daemon ends there, as in a
+//! crash, or one call of a layer fails and later ones succeed.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -15,24 +15,24 @@ use crate::backing::{Backing, Start};
 use crate::op::{Op, Session};
 use crate::view::{Seen, View, difference, view, without_held, without_set_id};
 
-/// What a call answers when it fails.
+/// The errnos of a failed call.
 const ERRNOS: [(i32, &str); 5] =
     [(EIO, "EIO"), (ENOSPC, "ENOSPC"), (EDQUOT, "EDQUOT"), (EMFILE, "EMFILE"), (EINTR, "EINTR")];
 
-/// An operation, after what.
+/// An operation, after other ones.
 pub struct Case<'c> {
     pub start: &'c Start,
-    /// What is done in the same mount before.
+    /// The operations before it in the same mount.
     pub warm: &'c [Op],
     pub op: &'c Op,
-    /// Names of what may have to do with what is done next.
+    /// Names that later operations may use.
     pub others: &'c [&'c str],
-    /// Which of the points are tried: one of so many, and a number that says which.
+    /// The sample of points: one of so many. The seed selects them.
     pub one_of: u64,
     pub seed: u64,
 }
 
-/// How many points were tried, by backing and kind.
+/// The number of points by backing and kind.
 #[derive(Default)]
 pub struct Tried(BTreeMap<(&'static str, &'static str), u64>);
 
@@ -64,37 +64,37 @@ impl fmt::Display for Tried {
     }
 }
 
-/// What the operation does if nothing goes wrong.
+/// The operation without a fault.
 struct Usual {
     result: Result<()>,
     calls: u64,
-    /// What the mount shows before and after it, and how many files are open at most.
+    /// The tree that the mount shows before and after it, and the most files that are open.
     before: View,
     after: View,
     files: usize,
 }
 
 impl Usual {
-    /// Whether the operation leaves the time of an object alone.
+    /// Returns whether the operation does not change the time of an object.
     fn keeps_time(&self, path: &str, seen: &Seen) -> bool {
-        // Those of directories are put back after the step that changes them, which is one step
-        // more.
+        // The time of a directory is restored in a later step than its change, so it does not
+        // count.
         let time = |view: &View| view.get(path).filter(|seen| seen.content.is_some()).map(|seen| seen.mtime);
         time(&self.before) == time(&self.after) && time(&self.before) == Some(seen.mtime)
     }
 
     fn differs<G: Backing>(&self, expected: &View, found: &View, struck: &str) -> Option<String> {
-        // Times that cannot be put back are not.
+        // A failed call cannot restore times.
         let timed = G::TIMED && struck != "set_times";
         difference(expected, found, |path, seen| timed && self.keeps_time(path, seen))
     }
 }
 
-/// A mount in which everything was done that comes before.
+/// Returns a mount after all operations before the case.
 pub fn warm<'g, G: Backing>(case: &Case<'_>, backing: &'g G) -> Session<'g, G> {
     let mut session = Session::new(backing, case.start.mounting).unwrap();
     for op in case.warm {
-        // What cannot be done cannot be done every time.
+        // An impossible operation fails in every mount.
         let _ = session.apply(op);
     }
     backing.take_calls();
@@ -148,7 +148,7 @@ impl Case<'_> {
         format!("{:?} after {:?} ({}, {mounting:?}, {abilities:?})", self.op, self.warm, G::NAME)
     }
 
-    /// Whether a point is one of those that are tried.
+    /// Returns whether the sample has this point.
     fn is_tried(&self, call: u64, kind: usize) -> bool {
         let number = Random(self.seed ^ call << 8 ^ (kind as u64) << 40).number();
         number.is_multiple_of(self.one_of)
@@ -181,7 +181,7 @@ impl Case<'_> {
         }
     }
 
-    /// The daemon ends after so many calls. Answers whether the operation is seen then.
+    /// Ends the daemon after so many calls. Returns whether the operation shows then.
     fn stop<G: Backing>(&self, prepared: &G, usual: &Usual, calls: u64, seen_after: bool) -> bool {
         let backing = self.again(prepared);
         let lowers = backing.lowers();
@@ -191,7 +191,7 @@ impl Case<'_> {
         let struck = backing.struck().unwrap_or("all");
         let what = || format!("stopped after {calls} calls ({struck}) of {}", self.what::<G>());
         session.crash();
-        // With and without a repair of what the crash left.
+        // With and without a repair of the leftovers of the crash.
         let repairs = calls.is_multiple_of(2);
         damage(&backing, repairs, what);
         let session = Session::new(&backing, self.start.mounting).unwrap();
@@ -213,7 +213,7 @@ impl Case<'_> {
         is_after
     }
 
-    /// After so many calls one goes wrong. Answers whether it was one that can go wrong so.
+    /// Makes the call after `calls` ones fail. Returns whether the call can have this fault.
     fn fail<G: Backing>(&self, prepared: &G, usual: &Usual, calls: u64, fault: Fault) -> bool {
         let before = allocated::bytes();
         let is_tried = self.go_wrong(prepared, usual, calls, fault);
@@ -231,7 +231,7 @@ impl Case<'_> {
         let mut session = warm(self, &backing);
         backing.fault_after(calls, fault);
         let result = session.apply(self.op);
-        // None: the calls are not the same each time.
+        // None means that the calls differ from run to run.
         let Some(struck) = backing.struck() else { return false };
         backing.fault_after(u64::MAX, Fault::Stop);
         if fault == Fault::ShortWrite && !struck.starts_with("write") {
@@ -240,9 +240,9 @@ impl Case<'_> {
         let what = || format!("{fault:?} after {calls} calls ({struck}) of {}", self.what::<G>());
         if let Err(Error { errno }) = result {
             let injected = matches!(fault, Fault::Errno(injected) if injected == errno);
-            // A filesystem says so when an attribute has no room for a long redirect.
+            // A filesystem returns this if an attribute has no space for a long redirect.
             let no_room = fault == Fault::Errno(ENOSPC) && struck == "set_xattr" && errno == EXDEV;
-            // The kernel of Redox has no EINTR of a request that nobody interrupted.
+            // The kernel of Redox turns an EINTR without an interruption of the caller into EIO.
             let translated = fault == Fault::Errno(EINTR) && G::NAME == "redoxfs" && errno == EIO;
             let is_usual = usual.result == result;
             assert!(injected || no_room || translated || is_usual, "{}: answered errno {errno}", what());
@@ -251,16 +251,16 @@ impl Case<'_> {
         }
         let is_done = result.is_ok();
         let expected = if is_done { &usual.after } else { &usual.before };
-        // Looking at things may mend them, so not always.
+        // A look at the tree may repair it, so only some faults are followed by one.
         let looks = matches!(fault, Fault::Errno(EIO | EMFILE) | Fault::ShortWrite);
-        // What was refused to be mounted has to be mounted before it can be looked at.
+        // A refused mount must be mounted before a look at it.
         let refused = self.op == &Op::Remount && !is_done;
         if refused {
             session.apply(&Op::Chmod("no/such/name".into(), 0)).unwrap_err();
         }
         let expected = if refused { &usual.after } else { expected };
         let left: Vec<_> = backing.work().into_iter().filter(|name| name.starts_with("tmp.")).collect();
-        // What could not be removed is there until the next mount.
+        // An object that could not be removed stays until the next mount.
         let removes = matches!(struck, "unlink" | "remove_dir" | "unlinkat" | "open_dir" | "list");
         assert!(
             left.is_empty() || removes && (is_done || usual.result == result),
@@ -288,8 +288,8 @@ impl Case<'_> {
         }
         drop(session);
         let left = damage(&backing, false, what);
-        // What could not be tidied up is there, and nothing depends on records that could not be
-        // written.
+        // After a success, leftovers that could not be removed may stay. No other file depends on
+        // records that could not be written.
         assert!(left == 0 || is_done || struck.starts_with("write"), "{}: left by a mount that ended well", what());
         assert_eq!(backing.open(), closed, "{}: left open", what());
         let now = fresh(self, &backing);
@@ -302,8 +302,8 @@ impl Case<'_> {
     }
 }
 
-/// What is wrong with the upper layer: nothing that is a loss, and nothing that cannot be repaired.
-/// Answers how much; repaired, if it is to be, there is nothing more.
+/// Returns the number of findings in the upper layer. Panics if one is a loss or cannot be
+/// repaired. With `repair`, panics if the repair leaves one.
 pub fn damage<G: Backing>(backing: &G, repair: bool, when: impl Fn() -> String) -> usize {
     let checker = Checker::new(backing.layers().unwrap()).unwrap_or_else(|refused| panic!("{}: {refused}", when()));
     let findings = checker.check().unwrap_or_else(|error| panic!("{}: {error}", when()));

@@ -1,7 +1,8 @@
-//! The power goes at any call, and of what was not synced some is lost. What a fresh mount shows
-//! then is explained by the states that the tree went through: it has the names and attributes of
-//! one of them, and in each file every byte is one that the file had there since it was synced
-//! last, or, where it grew, zero. What was synced is there.
+//! Power failures at any call, with a loss of some unsynced data. The states that the tree went
+//! through explain the tree of a new mount. Its names and attributes are those of one state.
+//!
+//! Each byte of a file is one that the file had there since its last sync, or a zero where the file
+//! grew. Synced data are there.
 
 use std::collections::BTreeSet;
 
@@ -16,31 +17,31 @@ use crate::op::{Op, Session, Source};
 use crate::points::Tried;
 use crate::view::{Content, Seen, View, view, without_held, without_set_id};
 
-/// A sequence of operations during which the power goes.
+/// A sequence of operations with a power failure.
 pub struct Outage<'c> {
     pub start: &'c Start,
     pub ops: &'c [Op],
     pub order: Order,
-    /// The first operation during which it goes.
+    /// The first operation during which the power fails.
     pub from: usize,
-    /// Which of the states are tried: one of so many.
+    /// The sample of states: one of so many.
     pub one_of: u64,
     pub seed: u64,
 }
 
-/// What the tree went through, and what was promised.
+/// The states of the tree, and the promises of syncs.
 struct History {
-    /// What it was before each operation, and after the last.
+    /// The tree before each operation, and after the last one.
     states: Vec<View>,
-    /// What the lower layers show alone.
+    /// The tree of the lower layers alone.
     below: View,
-    /// What each operation brought to the disk, if it was a sync.
+    /// The object that each operation synced, if it was a sync.
     synced: Vec<Option<Synced>>,
 }
 
 struct Synced {
     ino: u64,
-    /// The state that has all its names and attributes for the first time.
+    /// The first state with all its names and attributes.
     since: usize,
 }
 
@@ -48,9 +49,9 @@ fn looked<S: Source>(session: &Session<'_, S>) -> View {
     without_set_id(without_held(&view(session)))
 }
 
-/// What is found of an object but for the content of a file: its names, each with the number of the
-/// directory that has it, and what is said of it; of a directory also what is in it. What is above
-/// that directory is not the object's.
+/// Returns the traits of an object, except the content of a file. These are its names, each with
+/// the number of its directory, and its attributes; for a directory also its entries. The objects
+/// above the directory do not belong to them.
 fn traits(view: &View, ino: u64) -> BTreeSet<(u64, String, String, u32)> {
     let mut found = BTreeSet::new();
     for (path, seen) in view {
@@ -92,8 +93,8 @@ impl History {
         history
     }
 
-    /// Why this is not what there can be when the power went during the operation `during`; None if
-    /// it can be.
+    /// Returns why `found` cannot be the tree after a power failure during the operation `during`,
+    /// or None if it can.
     fn refutes(&self, found: &View, during: usize, order: Order) -> Option<String> {
         let last = during + 1;
         let synced = self.synced[..during].iter().flatten();
@@ -131,8 +132,8 @@ impl History {
         found.keys().find(|path| !expected.contains_key(*path)).map(|path| format!("{path} should not be there"))
     }
 
-    /// How many links a file of a state must have, which keeps its number, since it was synced with
-    /// the names that it has there. None: it was not.
+    /// Returns the link count of a file of a state, if the file was synced with its names of that
+    /// state. Its inode number must be the same, too. Returns None if there was no such sync.
     fn synced_links(&self, state: &View, seen: &Seen, during: usize) -> Option<u32> {
         let names = |view: &View| view.values().filter(|other| other.ino == seen.ino).count();
         let synced = self.synced[..during].iter().zip(&self.states[1..]).rev();
@@ -140,8 +141,7 @@ impl History {
         synced.find(|(_, then)| seen.kind == Kind::File && names(then) == names(state)).map(|_| seen.nlink)
     }
 
-    /// The contents that the objects for which `is_meant` is true have had since they were synced
-    /// last.
+    /// Returns the contents since the last sync, of the objects for which `is_meant` returns true.
     fn contents(&self, during: usize, order: Order, is_meant: impl Fn(&str, u64) -> bool) -> Vec<&Content> {
         const EMPTY: &Content = &Content { size: 0, pages: std::collections::BTreeMap::new() };
         let mut contents = Vec::new();
@@ -152,7 +152,7 @@ impl History {
                     Order::Journaled => self.synced[..during].iter().rposition(is_last).map_or(0, |op| op + 1),
                     Order::None => 0,
                 };
-                // A new file was empty before it was anything else.
+                // A new file was empty at first.
                 let is_new = self.states[0].values().all(|other| other.ino != seen.ino);
                 contents.extend((since == 0 && is_new).then_some(EMPTY));
                 let states = self.states[since..=during + 1].iter().flat_map(|state| state.values());
@@ -163,13 +163,14 @@ impl History {
         contents
     }
 
-    /// Why a file has what no file of its name had. Names and attributes may be a mixture.
+    /// Returns why a file has contents that no file with its name had. Names and attributes may be
+    /// a mixture.
     fn refutes_contents(&self, found: &View, during: usize) -> Option<String> {
         found.iter().find_map(|(path, seen)| {
             let name = path.rsplit('/').next();
             let versions = self.contents(during, Order::None, |other, _| other.rsplit('/').next() == name);
             let wrong = wrong_content(seen.content.as_ref()?, &versions)?;
-            // It may have got there under another name, or be what was changed or removed.
+            // The contents may have come from another name, or be older than a change or a removal.
             let mut versions = self.contents(during, Order::None, |_, _| true);
             versions.extend(self.below.values().filter_map(|seen| seen.content.as_ref()));
             versions.iter().all(|version| Some(*version) != seen.content.as_ref()).then(|| format!("{path}: {wrong}"))
@@ -177,7 +178,7 @@ impl History {
     }
 }
 
-/// Why a file with these contents cannot have this one after the power went.
+/// Returns why a file with these versions cannot have the content `found` after a power failure.
 fn wrong_content(found: &Content, versions: &[&Content]) -> Option<String> {
     if versions.contains(&found) {
         return None;
@@ -203,8 +204,8 @@ fn wrong_content(found: &Content, versions: &[&Content]) -> Option<String> {
     None
 }
 
-/// Whether a sync brings an object to the disk. Nobody can open anything but files and directories
-/// to sync it, and of a file that is as a lower layer has it there is nothing to bring.
+/// Returns whether a sync writes an object to the disk. Only files and directories can be opened
+/// for a sync. An unchanged file of a lower layer needs no write.
 fn is_brought(seen: &Seen, below: &View) -> bool {
     match seen.kind {
         Kind::Dir => true,
@@ -214,8 +215,8 @@ fn is_brought(seen: &Seen, below: &View) -> bool {
 }
 
 impl Outage<'_> {
-    /// Tries it. Answers how many states were a mixture, which is asserted to be none where the
-    /// filesystem has an order.
+    /// Tries the outage. Returns the number of states that were a mixture. Panics at a mixture if
+    /// the filesystem keeps the order of changes.
     pub fn sweep(&self, prepared: &InMemory, tried: &mut Tried) -> u64 {
         let history = History::of(self, prepared);
         let mut mixtures = 0;
@@ -241,13 +242,13 @@ impl Outage<'_> {
         mixtures
     }
 
-    /// What may be lost then.
+    /// Returns the sample of possible losses at this point.
     fn losses(&self, backing: &InMemory, during: usize, calls: u64) -> Vec<Loss> {
         let seed = self.seed ^ (during as u64) << 48 ^ calls << 32;
         let mut random = Random(seed);
-        let (settled, changes) = (backing.disk.settled(), backing.disk.changes());
+        let (durable, changes) = (backing.disk.durable(), backing.disk.changes());
         let mut losses = Vec::new();
-        for kept in settled..=changes {
+        for kept in durable..=changes {
             for data in [Data::All, Data::None, Data::Some] {
                 let is_tried = random.number().is_multiple_of(self.one_of);
                 let loss = Loss { order: self.order, kept, data, seed: random.number() };
@@ -277,7 +278,7 @@ impl Outage<'_> {
             let checker =
                 Checker::new(backing.layers().unwrap()).unwrap_or_else(|refused| panic!("{}: {refused}", what()));
             for finding in checker.check().unwrap() {
-                // Of data that were not synced.
+                // The map of unsynced data.
                 let expected = finding.damage == Damage::MapMeansNothing;
                 let is_lost = finding.damage.is_loss() && !expected;
                 assert!(!is_lost, "{}: {} {}", what(), finding.path.display(), finding.damage);

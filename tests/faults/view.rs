@@ -1,4 +1,4 @@
-//! What a mount shows.
+//! The tree that a mount shows.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -11,24 +11,24 @@ use overlayfs::overlay::{DirEntry, Handle, Overlay};
 use crate::memory::PAGE;
 use crate::op::{Session, Source};
 
-/// Everything in a tree, by path; the top is "".
+/// The objects of a tree by path. The top is "".
 pub type View = BTreeMap<String, Seen>;
 
-/// What is seen of an object.
+/// The visible properties of an object.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Seen {
     pub kind: Kind,
-    /// Kind, owner, target of a symlink, extended attributes, in words.
+    /// Kind, owner, target of a symlink, and extended attributes, as text.
     pub said: String,
     pub mode: u32,
     pub content: Option<Content>,
-    /// Tells the names of one object from those of others.
+    /// The inode number: equal for the names of one object.
     pub ino: u64,
     pub nlink: u32,
     pub mtime: Time,
 }
 
-/// The content of a file: what of its pages is not zero.
+/// The content of a file: its pages that are not zero.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Content {
     pub size: u64,
@@ -41,7 +41,7 @@ impl Content {
     }
 }
 
-/// What the mount shows, and what is held open in it, by its number.
+/// Returns the tree that the mount shows, and its open objects by number.
 pub fn view<S: Source>(session: &Session<'_, S>) -> View {
     let overlay = session.overlay();
     let mut all = View::new();
@@ -72,12 +72,12 @@ pub fn view<S: Source>(session: &Session<'_, S>) -> View {
     all
 }
 
-/// The same without what is held open, as another mount shows it.
+/// Returns the view without open objects, as another mount shows it.
 pub fn without_held(view: &View) -> View {
     view.iter().filter(|(path, _)| !path.starts_with("//")).map(|(path, seen)| (path.clone(), seen.clone())).collect()
 }
 
-/// The same without set-id bits, which a change of the owner may take.
+/// Returns the view without set-id bits, which a change of the owner may clear.
 pub fn without_set_id(mut view: View) -> View {
     view.values_mut().for_each(|seen| seen.mode &= !0o6000);
     view
@@ -130,8 +130,8 @@ fn content<L: Layer>(overlay: &Overlay<L>, handle: &Handle<L>, size: u64) -> Con
 
 const ZEROS: [u8; PAGE as usize] = [0; PAGE as usize];
 
-/// What tells two views apart, in words: but for inode numbers, and for the times of those for
-/// which `times` is false.
+/// Describes the difference of two views. Inode numbers do not count, nor the times of objects for
+/// which `times` returns false.
 pub fn difference(expected: &View, found: &View, times: impl Fn(&str, &Seen) -> bool) -> Option<String> {
     for (path, one) in expected {
         let Some(other) = found.get(path) else { return Some(format!("{path} is missing")) };
@@ -148,7 +148,7 @@ pub fn difference(expected: &View, found: &View, times: impl Fn(&str, &Seen) -> 
     if let Some(path) = found.keys().find(|path| !expected.contains_key(*path)) {
         return Some(format!("{path} should not be there"));
     }
-    // The names of one object are those of one object.
+    // The groups of names that share an object must be equal.
     let names = |view: &View| {
         let mut groups: BTreeMap<u64, Vec<String>> = BTreeMap::new();
         view.iter().for_each(|(path, seen)| groups.entry(seen.ino).or_default().push(path.clone()));

@@ -1,5 +1,5 @@
-//! Where layers lie: on a filesystem of the host, or on a redoxfs that the delegate plays. Layers
-//! are put there and looked at as they are, without an overlay.
+//! The places of layers: a filesystem of Linux, or a simulated redoxfs. A test puts objects into
+//! layers there, and looks at layers without an overlay.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -16,26 +16,26 @@ use crate::Kind;
 use crate::host::kind;
 use crate::layer::Meta;
 
-/// What there is of an object.
+/// The properties of an object.
 pub struct Found {
     pub meta: Meta,
     pub kind: Kind,
-    /// Tells objects apart.
+    /// The identity of the object.
     pub number: (u64, u64),
-    /// The device that a device node names.
+    /// The device number of a device node.
     pub device: u64,
     /// The bytes of a file, or the target of a symlink.
     pub content: Vec<u8>,
 }
 
-/// A filesystem of one test. Methods panic where something cannot be done.
+/// A filesystem of one test. Methods panic at an error.
 pub trait Backing {
-    /// A new directory for a layer: its path, as one who mounts it knows it.
+    /// Makes a new directory for a layer. Returns its path as a mount needs it.
     fn layer(&self, name: &str) -> PathBuf;
-    /// The longest name, in bytes.
+    /// Returns the length of the longest name, in bytes.
     fn name_max(&self) -> usize;
 
-    /// Makes a directory, which may exist.
+    /// Makes a directory. It may exist.
     fn make_dir(&self, path: &Path);
     fn make_file(&self, path: &Path, bytes: &[u8]);
     fn make_symlink(&self, path: &Path, target: &OsStr);
@@ -47,18 +47,18 @@ pub trait Backing {
 
     fn look(&self, path: &Path) -> Found;
     fn names(&self, path: &Path) -> Vec<OsString>;
-    /// The extended attributes.
+    /// Returns the extended attributes.
     fn attributes(&self, path: &Path) -> Vec<(String, Vec<u8>)>;
 
-    /// From now on nothing at and below `path` may change.
+    /// Guards all objects at and below `path` against changes.
     fn guard(&mut self, path: &Path);
-    /// Panics if something that is guarded has changed.
+    /// Panics if a guarded object has changed.
     fn check(&self);
 }
 
-/// A temporary directory of the host.
+/// A temporary directory of Linux.
 pub struct Host {
-    /// Looks once more when it goes, so it goes first.
+    /// Compares the layers at its drop, so it is dropped first.
     guard: LowerGuard,
     setup: Setup,
 }
@@ -84,15 +84,15 @@ impl Backing for Host {
         }
     }
 
-    /// The file has holes where the bytes are zero for a while, so that copying it up meets holes.
+    /// The file gets holes where bytes are zero for a while, so that a copy-up meets holes.
     fn make_file(&self, path: &Path, bytes: &[u8]) {
         let file = fs::File::create_new(path).unwrap();
         for (block, chunk) in bytes.chunks(4096).enumerate().filter(|(_, chunk)| chunk.iter().any(|byte| *byte != 0)) {
             file.write_all_at(chunk, block as u64 * 4096).unwrap();
         }
         file.set_len(bytes.len() as u64).unwrap();
-        // A redirect that anybody may write does not count, and the umask is the process's: a
-        // daemon in another test clears it.
+        // A redirect that every user may write does not count. The umask belongs to the process,
+        // and a daemon in another test clears it.
         file.set_permissions(fs::Permissions::from_mode(0o644)).unwrap();
     }
 
@@ -160,7 +160,7 @@ impl Backing for Host {
     }
 }
 
-/// A redoxfs.
+/// A simulated redoxfs.
 pub struct Redoxfs {
     disk: Disk,
     guarded: Vec<Snapshot>,
@@ -171,7 +171,7 @@ impl Redoxfs {
         Self { disk: Disk::redoxfs(), guarded: Vec::new() }
     }
 
-    /// The path on the disk of one that begins with the scheme.
+    /// Returns the path on the disk for a path that begins with the scheme.
     fn inside(&self, path: &Path) -> String {
         path.strip_prefix(self.disk.path("")).unwrap().to_str().unwrap().to_owned()
     }

@@ -1,5 +1,5 @@
-//! The engine's own API as a [`FrontEnd`], over any backend. What an overlay leaves on the host has
-//! no damage.
+//! The engine's own API as a [`FrontEnd`], over any backend. An overlay must leave no damage on
+//! Linux.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -42,7 +42,7 @@ pub fn mount(stacked: &Stacked<'_>) -> Overlay<OsLayer> {
     stack(&options(stacked.lowers, stacked.upper), stacked, |layer| layer)
 }
 
-/// As [`mount`], of layers that do `before` before each call.
+/// Mounts as [`mount`], with layers that do `before` before each call.
 pub fn mount_slowed(stacked: &Stacked<'_>, before: impl Fn() + Send + Sync + 'static) -> Overlay<Counted<OsLayer>> {
     let counts = Counts::default();
     counts.interpose(move |_| {
@@ -52,8 +52,8 @@ pub fn mount_slowed(stacked: &Stacked<'_>, before: impl Fn() + Send + Sync + 'st
     stack(&options(stacked.lowers, stacked.upper), stacked, |layer| Counted::new(layer, &counts))
 }
 
-/// Mounts these layers in the kernel's format, with a work directory beside the upper layer. That
-/// it is this format is said at the first time only.
+/// Mounts these layers in the kernel's format, with a work directory beside the upper layer. Only
+/// the first mount has the option for the format.
 pub fn mount_kernel(stacked: &Stacked<'_>) -> Overlay<OsLayer> {
     let work = work(stacked.upper);
     let format = (!work.exists()).then_some(Wanted::Kernel);
@@ -71,12 +71,12 @@ fn options_kernel(lowers: &[PathBuf], upper: &Path) -> Options {
     Options { work: Some(work(upper)), ..options(lowers, upper) }
 }
 
-/// Where the work directory is, in the kernel's format.
+/// Returns the path of the work directory in the kernel's format.
 fn work(upper: &Path) -> PathBuf {
     upper.with_added_extension("work")
 }
 
-/// Stacks layers in which an earlier mount must not have left any damage.
+/// Stacks layers. An earlier mount must have left no damage in them.
 fn stack<L: Layer>(options: &Options, stacked: &Stacked<'_>, wrap: impl Fn(OsLayer) -> L) -> Overlay<L> {
     if !stacked.changed {
         let Checked { found, .. } = check(options);
@@ -89,13 +89,13 @@ fn stack<L: Layer>(options: &Options, stacked: &Stacked<'_>, wrap: impl Fn(OsLay
     Overlay::with_settings(layers, settings).unwrap_or_else(|refused| panic!("{refused}"))
 }
 
-/// What `overlayfs-fsck -y` finds in an upper layer over these lower ones, after it has repaired
-/// what it does.
+/// Repairs an upper layer over these lower ones, as `overlayfs-fsck -y` does, and returns the
+/// findings.
 pub fn check_layers(lowers: &[PathBuf], upper: &Path) -> Checked {
     check(&options(lowers, upper))
 }
 
-/// As [`check_layers`], in the kernel's format.
+/// Checks as [`check_layers`], in the kernel's format.
 pub fn check_layers_kernel(lowers: &[PathBuf], upper: &Path) -> Checked {
     check(&options_kernel(lowers, upper))
 }
@@ -113,8 +113,8 @@ fn check(options: &Options) -> Checked {
     Checked { found, is_told: checker.other_layers().is_some() }
 }
 
-/// Mounts these layers of a redoxfs. They are opened on another thread, because from now on this
-/// one is in the null namespace.
+/// Mounts these layers of a redoxfs. Another thread opens them, because afterwards it is in the
+/// null namespace.
 pub fn mount_redoxfs(stacked: &Stacked<'_>) -> Overlay<RedoxLayer> {
     libredox::call::setrens(0, 0).unwrap();
     let open = |path: &Path, for_writing| RedoxLayer::open(path, for_writing).unwrap();
@@ -216,7 +216,8 @@ impl<L: Layer> FrontEnd for Engine<L> {
             Some(offset) => self.0.write_at(handle, bytes, offset),
             None => self.0.append(handle, bytes),
         };
-        // A short write would be right, but not for these few bytes on a disk with room.
+        // A short write would be correct in general, but not for these few bytes on a disk with
+        // space.
         if written.map_err(errno)? == bytes.len() { Ok(()) } else { Err(EIO) }
     }
 
@@ -269,7 +270,7 @@ impl<L: Layer> FrontEnd for Engine<L> {
     fn list_part(&self, handle: &Self::Handle, after: u64, chunk: usize) -> Result<Part> {
         let (mut listed, mut last, mut is_end) = (Vec::new(), after, true);
         let result = self.0.list(handle, after, &mut |entry| {
-            // An entry that is refused comes again in the next part.
+            // The next part must begin with the refused entry.
             if listed.len() == chunk {
                 is_end = false;
                 return false;

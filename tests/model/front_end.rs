@@ -1,5 +1,5 @@
-//! What every way into a filesystem can do: the engine's own API, the scheme, a directory of the
-//! host. Objects are opened first and then asked and changed, as the clients of a scheme do.
+//! The operations of every front end: the engine's own API, the scheme, a directory of Linux. An
+//! object is opened first, then read and changed, as clients of a scheme do.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -9,7 +9,7 @@ use overlayfs::layer::{Owner, RenameMode, Stat, Time};
 
 use crate::Kind;
 
-/// An errno.
+/// A result with an errno.
 pub type Result<T> = std::result::Result<T, i32>;
 
 /// A path from the root, or from an open directory. A symlink at its end is not followed.
@@ -29,7 +29,7 @@ pub struct Listed {
 /// A part of a listing.
 pub struct Part {
     pub listed: Vec<Listed>,
-    /// Where it goes on; None: this was the end.
+    /// The offset of the next part, or None at the end.
     pub next: Option<u64>,
 }
 
@@ -39,12 +39,12 @@ pub trait FrontEnd {
 
     fn open(&self, at: &At<Self::Handle>) -> Result<Self::Handle>;
     fn create(&self, at: &At<Self::Handle>, kind: Kind, mode: u32, owner: Owner, target: &OsStr) -> Result<()>;
-    /// Makes a file without a name, for the directory at a place, and opens it. EOPNOTSUPP where
-    /// there is no such call.
+    /// Makes and opens a file without a name in a directory. Fails with EOPNOTSUPP without such a
+    /// call.
     fn create_temp(&self, _dir: &At<Self::Handle>, _mode: u32, _owner: Owner) -> Result<Self::Handle> {
         Err(EOPNOTSUPP)
     }
-    /// Says that an open object is not used any more.
+    /// Closes an open object.
     fn close(&self, handle: Self::Handle) {
         drop(handle);
     }
@@ -62,7 +62,8 @@ pub trait FrontEnd {
     fn set_mode(&self, handle: &Self::Handle, mode: u32) -> Result<()>;
     fn set_owner(&self, handle: &Self::Handle, owner: Owner) -> Result<()>;
     fn set_times(&self, handle: &Self::Handle, atime: Time, mtime: Time) -> Result<()>;
-    /// The extended attributes with their values. EOPNOTSUPP where there are none.
+    /// Returns the extended attributes with their values. Fails with EOPNOTSUPP without such
+    /// attributes.
     fn xattrs(&self, _handle: &Self::Handle) -> Result<BTreeMap<OsString, Vec<u8>>> {
         Err(EOPNOTSUPP)
     }
@@ -73,20 +74,20 @@ pub trait FrontEnd {
         Err(EOPNOTSUPP)
     }
     fn sync(&self, handle: &Self::Handle) -> Result<()>;
-    /// Copies a byte of a file, if it has one there, to a place in another. EOPNOTSUPP where there
-    /// is no such call.
+    /// Copies a byte of a file, if it has one there, to an offset in another. Fails with EOPNOTSUPP
+    /// without such a call.
     fn copy_byte(&self, _from: &Self::Handle, _from_offset: u64, _to: &Self::Handle, _to_offset: u64) -> Result<()> {
         Err(EOPNOTSUPP)
     }
-    /// Reserves space, so that a file has `size` bytes at least. EOPNOTSUPP where there is no such
-    /// call.
+    /// Reserves space, so that a file has at least `size` bytes. Fails with EOPNOTSUPP without such
+    /// a call.
     fn reserve(&self, _handle: &Self::Handle, _size: u64) -> Result<()> {
         Err(EOPNOTSUPP)
     }
-    /// About `chunk` entries of a directory from behind the offset `after`, 0 being the start,
-    /// without `.` and `..`.
+    /// Lists about `chunk` entries of a directory behind the offset `after`, without `.` and `..`.
+    /// The offset of the start is 0.
     fn list_part(&self, handle: &Self::Handle, after: u64, chunk: usize) -> Result<Part>;
-    /// The whole listing of a directory, asked for about `chunk` entries at a time.
+    /// Lists a whole directory, about `chunk` entries at a time.
     fn list(&self, handle: &Self::Handle, chunk: usize) -> Result<Vec<Listed>> {
         let (mut listed, mut next) = (Vec::new(), Some(0));
         while let Some(after) = next {

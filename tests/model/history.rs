@@ -1,9 +1,9 @@
-//! What several threads asked at once and what they were answered, and the question whether one
-//! thing after the other could have been answered so: whether the history is linearizable.
+//! The requests of several threads with their answers, and a check whether one sequence of
+//! operations explains them: whether the history is linearizable.
 //!
-//! An operation takes effect at one moment between its question and its answer. So what was
-//! answered before another was asked comes before it, and of what overlapped any order may be the
-//! one: all are tried that still fit, each state once.
+//! An operation takes effect at one moment between its request and its answer. So an operation that
+//! was answered before another request comes before it. Overlapping operations may have any order.
+//! The search tries all orders that still fit, each state once.
 
 use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, HashSet};
@@ -19,8 +19,8 @@ use crate::{Kind, Owner, RenameMode};
 
 const OWN: Owner = Owner { uid: 0, gid: 0 };
 
-/// What one thread asks: one operation on names in directories that it holds, or on what it holds.
-/// Numbers are those of what is held.
+/// A request of a thread: one operation on names in open directories, or on an open object. Numbers
+/// are slots of open objects.
 #[derive(Clone, Debug)]
 pub enum Op {
     Open(usize, Place),
@@ -30,11 +30,11 @@ pub enum Op {
     RemoveDir(Place),
     Rename(Place, Place, RenameMode),
     Stat(usize),
-    /// One byte, since no filesystem promises that more are read in one step.
+    /// One byte, since no filesystem promises to read more in one step.
     Read(usize, usize),
     Write(usize, Option<usize>, u8),
     Truncate(usize, usize),
-    /// From an offset in one to an offset in another.
+    /// From an offset in one file to an offset in another.
     CopyByte((usize, usize), (usize, usize)),
     Reserve(usize, usize),
     SetMode(usize, u32),
@@ -51,7 +51,7 @@ pub enum Answer {
     Names(Vec<OsString>),
 }
 
-/// An operation, with what was answered, and when by a clock that all threads share.
+/// An operation with its answer, and the times of both on a clock that all threads share.
 #[derive(Clone, Debug)]
 pub struct Event {
     pub op: Op,
@@ -60,28 +60,27 @@ pub struct Event {
     pub answered: u64,
 }
 
-/// An object of a tree that was looked at.
+/// An object that a look at the tree found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seen {
     pub path: PathBuf,
     pub kind: Kind,
     pub mode: u32,
-    /// Of anything but a directory.
+    /// The link count of an object that is no directory.
     pub links: u32,
     pub number: u64,
     pub data: Vec<u8>,
 }
 
-/// All that there is.
+/// The result of a look at everything.
 pub struct Scene {
     /// Sorted by path.
     pub seen: Vec<Seen>,
-    /// What is held, by its slot, with what is in it: a file that was unlinked is not among those
-    /// that are seen.
+    /// The open objects by slot, with their contents. An unlinked file is not in `seen`.
     pub held: Vec<(usize, (Stat, Vec<u8>))>,
 }
 
-/// The reference, and the inode numbers that were seen.
+/// The reference, and the inode numbers seen so far.
 #[derive(Clone)]
 pub struct State {
     pub tree: Tree,
@@ -89,7 +88,7 @@ pub struct State {
 }
 
 impl State {
-    /// Does what was asked. Answers whether that is what was answered.
+    /// Applies an operation. Returns whether the reference gives the same answer.
     pub fn takes(&mut self, event: &Event) -> bool {
         let tree = &mut self.tree;
         let done = match &event.op {
@@ -143,8 +142,8 @@ impl State {
         links && size && stat.kind == node.kind && stat.mode == node.mode && self.is_number(id, stat.ino)
     }
 
-    /// Whether this can be the object's inode number: always the same, and no other's that is there
-    /// or held.
+    /// Returns whether this can be the object's inode number. It must stay the same, and no other
+    /// named or open object may have it.
     fn is_number(&mut self, id: Id, number: u64) -> bool {
         let tree = &self.tree;
         let is_there = |id: Id| tree.node(id).names > 0 || tree.handles.values().any(|held| *held == id);
@@ -152,8 +151,7 @@ impl State {
         *self.numbers.entry(id).or_insert(number) == number && !is_taken
     }
 
-    /// What differs between what is held, and the tree, and what was seen when nobody changed
-    /// anything.
+    /// Describes the difference between this state and a look without concurrent changes.
     pub fn differs(&mut self, Scene { held, seen }: &Scene) -> Option<String> {
         for (slot, (stat, data)) in held {
             let id = self.tree.handles[slot];
@@ -191,26 +189,26 @@ impl fmt::Write for Digest {
     }
 }
 
-/// The state after an order of all events, those of each thread in theirs, that explains every
-/// answer and what is there at the end. If there is no such order: how far the longest comes.
+/// Finds an order of all events that explains every answer and the tree at the end. Each thread
+/// keeps its own order. Returns the state after it, or how far the longest order comes.
 pub fn explain(start: &State, threads: &[Vec<Event>], end: &Scene) -> Result<State, Farthest> {
     let farthest = Farthest { events: vec![0; threads.len()], difference: None };
     let mut search = Search { threads, end, tried: HashSet::new(), farthest };
     search.from(start, &mut vec![0; threads.len()]).ok_or(search.farthest)
 }
 
-/// How far an order explains what was seen.
+/// The longest order that explains a part of the events.
 pub struct Farthest {
-    /// How many events of each thread.
+    /// The number of events of each thread.
     pub events: Vec<usize>,
-    /// If it is all of them, what is another way at the end.
+    /// The difference at the end, if the order has all events.
     pub difference: Option<String>,
 }
 
 struct Search<'a> {
     threads: &'a [Vec<Event>],
     end: &'a Scene,
-    /// How far each thread was, and the digest of the state.
+    /// The position of each thread, with the digest of the state.
     tried: HashSet<(Vec<usize>, u64)>,
     farthest: Farthest,
 }
@@ -231,7 +229,7 @@ impl Search<'_> {
             return None;
         }
         for thread in 0..at.len() {
-            // What was asked after another was answered comes after it.
+            // A request after an answer comes after the answered operation.
             let Some(event) = next(thread, at).filter(|event| event.asked < first) else { continue };
             let mut after = state.clone();
             if after.takes(event) {

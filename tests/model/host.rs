@@ -1,4 +1,4 @@
-//! A directory of the host as a [`FrontEnd`]: what the reference itself is checked against.
+//! A directory of Linux as a [`FrontEnd`], to check the reference itself.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -19,14 +19,14 @@ use crate::front_end::{At, FrontEnd, Listed, Part, Result};
 
 pub struct Host {
     root: OwnedFd,
-    /// Symlinks in the middle of a path are followed, and stay within the root.
+    /// Whether symlinks in the middle of a path are followed. They stay within the root.
     follows: bool,
 }
 
 pub struct HostHandle {
-    /// Names the object, whatever it is.
+    /// A descriptor (O_PATH) of an object of any kind.
     path: OwnedFd,
-    /// Reads and writes a file, or reads a directory.
+    /// A descriptor to read and write a file, or to read a directory.
     data: Option<OwnedFd>,
 }
 
@@ -34,7 +34,7 @@ fn errno(error: Errno) -> i32 {
     error.raw_os_error()
 }
 
-/// What a mode says that an object is.
+/// Returns the kind of an object from its mode.
 pub fn kind(mode: u32) -> Kind {
     match FileType::from_raw_mode(mode) {
         FileType::RegularFile => Kind::File,
@@ -59,8 +59,8 @@ impl Host {
         let path = Path::new(".").join(path.iter().collect::<std::path::PathBuf>());
         let links = if self.follows { ResolveFlags::IN_ROOT } else { ResolveFlags::NO_SYMLINKS };
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        // A walk with `..` is to be tried again if anything on the machine was renamed meanwhile,
-        // says openat2(2).
+        // openat2(2) asks callers to try a walk with `..` again after a rename anywhere on the
+        // machine.
         let opened = loop {
             match fs::openat2(start, &path, flags, Mode::empty(), links) {
                 Err(Errno::AGAIN) => {}
@@ -68,12 +68,12 @@ impl Host {
             }
         };
         opened
-            // What NO_SYMLINKS refuses is a symlink where a directory has to be.
+            // With NO_SYMLINKS a symlink in the place of a directory gives ELOOP.
             .map_err(|error| if error == Errno::LOOP && !self.follows { Errno::NOTDIR } else { error })
             .map_err(errno)
     }
 
-    /// The directory of the last name, and that name.
+    /// Returns the directory of the last name, and that name.
     fn entry<'a>(&self, at: &At<'a, HostHandle>) -> Result<(OwnedFd, &'a OsStr)> {
         let (name, parents) = at.path.split_last().expect("an entry has a name");
         // A path that ends in "/." goes through a symlink at its end.
@@ -234,7 +234,7 @@ impl FrontEnd for Host {
         let (uid, gid) = (Some(Uid::from_raw(owner.uid)), Some(Gid::from_raw(owner.gid)));
         fs::chownat(&handle.path, "", uid, gid, AtFlags::EMPTY_PATH).map_err(errno)?;
         if kind(mode) != Kind::Symlink {
-            // The kernel drops set-id bits here; the reference leaves that to whoever asks.
+            // The kernel clears set-id bits here, and in the reference the caller must do that.
             fs::chmod(by_fd(handle.path.as_fd()), Mode::from_raw_mode(mode & 0o7777)).map_err(errno)?;
         }
         Ok(())

@@ -1,7 +1,8 @@
-//! A layer in memory, the merge of a stack of them by the plain words of the format, and layers on
-//! disk: written for a test to mount, and read back to see what an overlay left in its upper layer.
-//! Independent of the engine: nothing of `overlayfs` is used here. Where the disk is, is up to
-//! [`Backing`].
+//! A layer in memory, the merge of a stack of layers by the words of the format, and layers on
+//! disk. A test writes a layer and mounts it, and reads back the upper layer that an overlay left.
+//!
+//! This file uses nothing of `overlayfs`, so it is independent of the engine. [`Backing`] decides
+//! the place of the disk.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
@@ -11,34 +12,35 @@ use std::path::{Path, PathBuf};
 use crate::Kind;
 use crate::backing::{Backing, Found};
 
-/// What begins every reserved name.
+/// The start of every reserved name.
 pub const MARKER: &str = ".wh.";
-/// In a directory: hides all that the layers below have there.
+/// In a directory: hides all objects of the layers below in it.
 const OPAQUE: &str = ".wh..wh..opq";
-/// In a directory: the path, from the root of the layers below, that it merges with in place of its
-/// own.
+/// In a directory: the path that it merges with in place of its own, from the root of the layers
+/// below.
 const REDIRECT: &str = ".wh..wh.redirect";
 /// The work directory in the root of an upper layer.
 const WORK: &str = ".wh..wh.work";
-/// In the root of an upper layer: character devices with the number 0 in it are devices.
+/// In the root of an upper layer: character devices with the number 0 in it are devices, and no
+/// whiteouts.
 const DEVICES: &str = ".wh..wh.devices";
-/// What begins the marker of a name that is too long for one of its own; the name is its content,
-/// and a digest of it follows.
+/// The start of the whiteout of a name that is too long for an ordinary one. A digest of the name
+/// follows, and the content is the name.
 const LONG: &str = ".wh..wh.long.";
 
-/// What begins the attributes of the kernel's format, with root.
+/// The start of the attributes of the kernel's format, for root.
 const ATTRIBUTE: &str = "trusted.overlay.";
 
-/// How a layer on disk is written.
+/// The format of a layer on disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Written {
-    /// With reserved names.
+    /// With reserved names (OCI).
     Native,
     /// With devices and attributes.
     Kernel,
 }
 
-/// What an object is apart from its place.
+/// The attributes of an object, independent of its place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Meta {
     pub mode: u32,
@@ -51,8 +53,7 @@ pub struct Meta {
 #[derive(Clone, Debug)]
 pub struct Object {
     pub meta: Meta,
-    /// Objects of one layer with the same number are names of one file. Numbers are unique over all
-    /// layers of a stack.
+    /// Equal for the names of one file in a layer. Numbers are unique over all layers of a stack.
     pub id: u64,
     pub body: Body,
 }
@@ -72,7 +73,7 @@ pub struct Dir {
     pub whiteouts: BTreeSet<OsString>,
     pub opaque: bool,
     pub redirect: Option<PathBuf>,
-    /// After a merge: the numbers of the directories of lower layers that it shows as well.
+    /// After a merge: the numbers of the lower directories that it also shows.
     pub below: Vec<u64>,
 }
 
@@ -109,7 +110,7 @@ pub fn merge(layers: &[Object]) -> Object {
     above.iter().rev().fold(bottom, |below, layer| over(layer, Some(&below), &below))
 }
 
-/// The directory `top` over the merged directory `base`, where `root` is the merged root of the
+/// Merges the directory `top` with the merged directory `base`. `root` is the merged root of the
 /// layers below.
 fn over(top: &Object, base: Option<&Object>, root: &Object) -> Object {
     let own = top.dir().expect("only directories merge");
@@ -136,13 +137,12 @@ fn over(top: &Object, base: Option<&Object>, root: &Object) -> Object {
     Object { meta: top.meta.clone(), id: top.id, body: Body::Dir(merged) }
 }
 
-/// The object at `path` below `root`.
+/// Returns the object at `path` below `root`.
 pub fn find<'a>(root: &'a Object, path: &Path) -> Option<&'a Object> {
     path.iter().try_fold(root, |object, name| object.dir()?.entries.get(name))
 }
 
-/// Calls `each` with the path of every object below `root`, parents first, the root itself ("")
-/// included.
+/// Calls `each` with the path of every object, parents first. The first is `root` itself ("").
 pub fn walk<'a>(root: &'a Object, each: &mut dyn FnMut(&Path, &'a Object)) {
     fn go<'a>(path: &Path, object: &'a Object, each: &mut dyn FnMut(&Path, &'a Object)) {
         each(path, object);
@@ -153,7 +153,7 @@ pub fn walk<'a>(root: &'a Object, each: &mut dyn FnMut(&Path, &'a Object)) {
     go(Path::new(""), root, each);
 }
 
-/// The numbers of the files that have several names in their layer, and how many.
+/// Returns the numbers of files with several names in their layer, with the number of names.
 pub fn linked<'a>(layers: impl Iterator<Item = &'a Object>) -> HashMap<u64, u32> {
     let mut names = HashMap::new();
     for layer in layers {
@@ -167,8 +167,8 @@ pub fn linked<'a>(layers: impl Iterator<Item = &'a Object>) -> HashMap<u64, u32>
     names
 }
 
-/// Whether every directory of every layer is visible at one place at most. Only a stack made by
-/// hand can fail this: who renames a directory hides its old name.
+/// Returns whether every directory of every layer shows at no more than one place. Only a stack
+/// made by hand can fail this: a rename of a directory hides its old name.
 pub fn is_a_tree(layers: &[Object]) -> bool {
     let mut seen = HashSet::new();
     let mut once = true;
@@ -180,7 +180,7 @@ pub fn is_a_tree(layers: &[Object]) -> bool {
     once
 }
 
-/// Writes `layer` into the empty directory `path`, in the native format.
+/// Writes `layer` into the empty directory `path`, in the OCI format.
 pub fn write(backing: &dyn Backing, layer: &Object, path: &Path) {
     let mut names = BTreeMap::new();
     write_object(backing, layer, path, &mut names);
@@ -215,7 +215,8 @@ fn write_object(backing: &dyn Backing, object: &Object, path: &Path, names: &mut
     backing.set_meta(path, &object.meta);
 }
 
-/// The marker that hides `name` where names have at most `name_max` bytes, and what is in it.
+/// Returns the name and content of the whiteout of `name`, where names have at most `name_max`
+/// bytes.
 fn marker(name: &OsStr, name_max: usize) -> (OsString, &[u8]) {
     if MARKER.len() + name.len() <= name_max {
         return ([MARKER.as_ref(), name].into_iter().collect(), &[]);
@@ -227,10 +228,11 @@ fn marker(name: &OsStr, name_max: usize) -> (OsString, &[u8]) {
     (format!("{LONG}{digest:032x}").into(), name.as_bytes())
 }
 
-/// Reads the layer at `path`. Panics about anything that another reader of the format would stumble
-/// over: of OCI layers, a marker that is not an empty file, a marker beside the entry that it
-/// names, a reserved name that means nothing; of the kernel's, a mark that means nothing. `ids`
-/// counts the objects.
+/// Reads the layer at `path`. `ids` counts the objects. Panics at an object that another reader of
+/// the format would not understand:
+/// - in an OCI layer, a mark that is not an empty file, an unknown reserved name, or a whiteout
+///   beside its entry;
+/// - in a layer of the kernel, an unknown mark.
 pub fn read(backing: &dyn Backing, path: &Path, written: Written, ids: &mut u64) -> Object {
     let devices = written == Written::Native && backing.names(path).iter().any(|name| name == DEVICES);
     Reader { backing, written, devices, ids, names: BTreeMap::new() }.object(path, true)
@@ -239,7 +241,7 @@ pub fn read(backing: &dyn Backing, path: &Path, written: Written, ids: &mut u64)
 struct Reader<'a> {
     backing: &'a dyn Backing,
     written: Written,
-    /// The layer has the mark that says so.
+    /// Whether the layer has the mark for devices.
     devices: bool,
     ids: &'a mut u64,
     /// The numbers of the objects, by device and inode.
@@ -279,7 +281,8 @@ impl Reader<'_> {
         for (name, value) in self.backing.attributes(path) {
             match (name.strip_prefix(ATTRIBUTE), &*value) {
                 (None, _) => {}
-                // One that is shown without the second part.
+                // An escaped attribute, which the overlay shows without the second part of its
+                // name.
                 (Some(escaped), _) if escaped.starts_with("overlay.") => {}
                 (Some("opaque"), b"y") => dir.opaque = true,
                 (Some("redirect"), [b'/', to @ ..]) => dir.redirect = Some(PathBuf::from(OsStr::from_bytes(to))),
@@ -331,7 +334,7 @@ impl Reader<'_> {
     }
 }
 
-/// Of the names in a work directory, those that have no business there when nothing is mounted.
+/// Returns the names in a work directory that must not be there without a mount.
 pub fn left_in(names: Vec<OsString>) -> Vec<OsString> {
     let is_kept = |name: &OsString| {
         name == "numbers" || name == "record" || name == "ctimes" || name.as_bytes().starts_with(b"link.")

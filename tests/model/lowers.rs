@@ -1,5 +1,5 @@
 //! Random stacks of lower layers: overlapping trees with whiteouts, opaque and redirected
-//! directories, hard links, and one kind of object over another.
+//! directories, hard links, and objects of different kinds over one another.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -12,8 +12,8 @@ use crate::Kind;
 use crate::layer::{self, Body, Dir, Meta, Object};
 use crate::run::Abilities;
 
-/// One thing put into a layer. What does not fit what is there already is left out, so that every
-/// list of items is a layer.
+/// One object for a layer. An item that does not fit the layer so far is left out, so every list of
+/// items makes a layer.
 #[derive(Clone, Debug)]
 pub struct Item {
     path: Vec<OsString>,
@@ -27,15 +27,16 @@ enum What {
     Dir,
     Symlink(OsString),
     Node(Kind),
-    /// One more name of some file of this layer.
+    /// Another name of a file of this layer.
     Link(Index),
     Whiteout,
     Opaque,
-    /// The path is a directory that was moved here from some directory of the layers below.
+    /// The path is a directory that was moved here from a directory of the layers below.
     Redirect(Index),
 }
 
-/// Few names, so that they meet; a long one with its marker, and ones too long to get a marker.
+/// Names. They are few, so that layers have the same ones. One is long with a whiteout of its own,
+/// others are too long for that.
 pub fn name() -> impl Strategy<Value = OsString> {
     prop_oneof![
         12 => "[a-d]".prop_map(OsString::from),
@@ -64,7 +65,7 @@ pub fn contents() -> impl Strategy<Value = Vec<u8>> {
     ]
 }
 
-/// The target of a symlink: short, relative, often of something that exists.
+/// The target of a symlink: short, relative, often of an existing object.
 pub fn target() -> impl Strategy<Value = OsString> {
     prop_oneof![
         4 => "[a-d]",
@@ -77,7 +78,7 @@ pub fn target() -> impl Strategy<Value = OsString> {
     .prop_map(OsString::from)
 }
 
-/// Permission bits, set-id and sticky bits among them.
+/// Permission bits, with set-id and sticky bits.
 pub fn mode() -> impl Strategy<Value = u32> {
     prop_oneof![Just(0o644), Just(0o755), Just(0o000), Just(0o4755), Just(0o2775), Just(0o1777), 0..=0o7777u32]
 }
@@ -119,8 +120,8 @@ pub fn stack() -> impl Strategy<Value = Vec<Vec<Item>>> {
     prop::collection::vec(items(), 1..=4)
 }
 
-/// Makes the layers, the top one first, without what the filesystem cannot hold. `ids` counts the
-/// objects.
+/// Makes the layers, the top one first, without objects that the filesystem cannot hold. `ids`
+/// counts the objects.
 pub fn build(stack: &[Vec<Item>], abilities: Abilities, ids: &mut u64) -> Vec<Object> {
     let mut layers: Vec<Object> = Vec::new();
     for items in stack.iter().rev() {
@@ -150,7 +151,8 @@ fn directory(meta: Meta, ids: &mut u64) -> Object {
     Object { meta, id: *ids, body: Body::Dir(Dir::default()) }
 }
 
-/// The directory at `path`, made if it is missing; None if something else is in the way.
+/// Returns the directory at `path`, and makes it if it is missing. Returns None if another object
+/// is in the way.
 fn directories<'a>(root: &'a mut Object, path: &[OsString], meta: &Meta, ids: &mut u64) -> Option<&'a mut Dir> {
     let root = path.iter().try_fold(root, |object, name| {
         let entries = &mut object.dir_mut()?.entries;
@@ -159,7 +161,7 @@ fn directories<'a>(root: &'a mut Object, path: &[OsString], meta: &Meta, ids: &m
     root.dir_mut()
 }
 
-/// Puts `item` into the layer `root` above `below`; None if it does not fit.
+/// Puts `item` into the layer `root` above `below`. Returns None if it does not fit.
 fn put(root: &mut Object, item: &Item, below: &[Object], ids: &mut u64) -> Option<()> {
     let Item { path, meta, what } = item;
     let (name, parent) = path.split_last()?;
@@ -222,7 +224,7 @@ fn redirect(
     let old = directories(root, &parent, meta, ids)?;
     old.entries.remove(&name);
     old.whiteouts.insert(name);
-    // The removed directory may have been the way to the new place.
+    // The removed directory may have been a part of the path of the new place.
     let to: PathBuf = to.iter().collect();
     layer::find(root, &to)?;
     let stack: Vec<_> = [root.clone()].into_iter().chain(below.iter().cloned()).collect();

@@ -1,13 +1,14 @@
-//! Random sequences of operations against an in-memory reference of a filesystem, through every
-//! front end: a directory of the host (which checks the reference itself), the engine's API, and
-//! the scheme through the delegate. The layers lie in directories of the host (most in memory,
-//! where no sync waits for a disk), or on a redoxfs that the delegate plays. Half of the overlays
-//! may remember few names. Between two mounts lower layers come, go and change places, and
-//! `overlayfs-fsck` repairs with one of them forgotten.
+//! Random sequences of operations against a reference filesystem in memory, through every front
+//! end. These are a directory of Linux (which checks the reference itself), the engine's API, and
+//! the scheme through the Redox simulator.
 //!
-//! The cases are the same in every run, so that a failure is the change's that it follows. To look
-//! for more: `PROPTEST_RNG_SEED=$RANDOM PROPTEST_CASES=5000 cargo test -p test-model`; with
-//! `TMPDIR` on another filesystem, over that one.
+//! The layers are in directories of Linux (most in memory, where no sync waits for a disk), or on a
+//! simulated redoxfs. Half of the overlays have a small cache. Between two mounts lower layers are
+//! added, removed and exchanged, and `overlayfs-fsck` repairs with one of them missing.
+//!
+//! The cases are the same in every run, so a failure comes from a change of the code.
+//! `PROPTEST_RNG_SEED=$RANDOM PROPTEST_CASES=5000 cargo test -p test-model` tries others. With
+//! `TMPDIR` on another filesystem the layers are on that one.
 
 mod backing;
 mod engine;
@@ -38,11 +39,11 @@ use test_common::Setup;
 use threads::Size;
 use tree::Rules;
 
-/// Where the random cases start, unless `PROPTEST_RNG_SEED` says.
+/// The seed of the random cases, unless `PROPTEST_RNG_SEED` has another.
 const SEED: u64 = 1;
 
-/// Runs `cases` random cases (or as many as `PROPTEST_CASES` says) through a front end, the kept
-/// failing ones first.
+/// Runs `cases` random cases (or as many as `PROPTEST_CASES` says) through a front end. The kept
+/// failing ones run first.
 fn check<D: FrontEnd>(
     kept: &'static str,
     cases: u32,
@@ -69,17 +70,17 @@ fn check<D: FrontEnd>(
     }
 }
 
-/// What front ends can do whose layers are on the host.
+/// The rules of front ends with layers on Linux.
 const ON_HOST: Rules = Rules { reserves: true, devices: true, follows: false, xattrs: true, name_max: 255 };
-/// What those can do whose layers are on redoxfs.
+/// The rules of front ends with layers on redoxfs.
 const ON_REDOXFS: Rules = Rules { xattrs: false, name_max: NAME_MAX, ..ON_HOST };
 
 fn host(case: &Case) -> Box<dyn Backing> {
     Box::new(backing::Host::new(if case.in_memory { Setup::in_memory() } else { Setup::new() }))
 }
 
-/// Always in memory: on ext4 a rename with a whiteout that is refused (ENOTEMPTY) changes the
-/// directory's mtime.
+/// Always in memory: on ext4 a refused rename with a whiteout (ENOTEMPTY) changes the directory's
+/// mtime.
 fn host_in_memory(_: &Case) -> Box<dyn Backing> {
     Box::new(backing::Host::new(Setup::in_memory()))
 }
@@ -89,7 +90,7 @@ fn redoxfs(_: &Case) -> Box<dyn Backing> {
 }
 
 #[test]
-fn the_reference_does_what_the_host_does() {
+fn the_reference_matches_linux() {
     let rules = Rules { reserves: false, ..ON_HOST };
     let abilities = Abilities { rules, bytes: true, full: true, linux: true, layers: None, check: None };
     let kept = concat!(env!("CARGO_MANIFEST_DIR"), "/proptest-regressions/host.txt");
@@ -97,7 +98,7 @@ fn the_reference_does_what_the_host_does() {
 }
 
 #[test]
-fn the_reference_follows_symlinks_as_the_host_does() {
+fn the_reference_follows_symlinks_as_linux_does() {
     let rules = Rules { reserves: false, follows: true, ..ON_HOST };
     let abilities = Abilities { rules, bytes: true, full: true, linux: true, layers: None, check: None };
     let kept = concat!(env!("CARGO_MANIFEST_DIR"), "/proptest-regressions/host-follows.txt");
@@ -105,7 +106,7 @@ fn the_reference_follows_symlinks_as_the_host_does() {
 }
 
 #[test]
-fn the_engine_does_what_the_reference_does() {
+fn the_engine_matches_the_reference() {
     let layers = Some(Written::Native);
     let abilities =
         Abilities { rules: ON_HOST, bytes: true, full: true, linux: true, layers, check: Some(engine::check_layers) };
@@ -114,7 +115,7 @@ fn the_engine_does_what_the_reference_does() {
 }
 
 #[test]
-fn the_engine_does_so_in_the_kernels_format() {
+fn the_engine_matches_in_the_kernels_format() {
     let rules = Rules { reserves: false, devices: false, ..ON_HOST };
     let layers = Some(Written::Kernel);
     let abilities =
@@ -124,7 +125,7 @@ fn the_engine_does_so_in_the_kernels_format() {
 }
 
 #[test]
-fn the_engine_does_so_over_redoxfs() {
+fn the_engine_matches_over_redoxfs() {
     let layers = Some(Written::Native);
     let abilities = Abilities { rules: ON_REDOXFS, bytes: false, full: false, linux: false, layers, check: None };
     let kept = concat!(env!("CARGO_MANIFEST_DIR"), "/proptest-regressions/engine-redoxfs.txt");
@@ -132,7 +133,7 @@ fn the_engine_does_so_over_redoxfs() {
 }
 
 #[test]
-fn the_scheme_does_what_the_reference_does() {
+fn the_scheme_matches_the_reference() {
     let rules = Rules { follows: true, xattrs: false, ..ON_HOST };
     let layers = Some(Written::Native);
     let abilities =
@@ -142,7 +143,7 @@ fn the_scheme_does_what_the_reference_does() {
 }
 
 #[test]
-fn the_scheme_does_so_over_redoxfs() {
+fn the_scheme_matches_over_redoxfs() {
     let rules = Rules { follows: true, ..ON_REDOXFS };
     let layers = Some(Written::Native);
     let abilities = Abilities { rules, bytes: false, full: false, linux: false, layers, check: None };
@@ -150,11 +151,11 @@ fn the_scheme_does_so_over_redoxfs() {
     check(kept, 120, abilities, &redoxfs, &|stacked| scheme::serve(engine::mount_redoxfs(stacked)));
 }
 
-/// How much the threads do to one stack of layers.
+/// The work of the threads on one stack of layers.
 #[cfg(not(shuttle))]
 const THREADS: Size = Size { threads: 8, ops: 5, rounds: 12, mounts: 2, exchanges: true, large: true, linux: false };
 
-/// Has threads work on `setups` stacks of layers, or as many as `THREADS_SETUPS` says.
+/// Lets threads work on `setups` stacks of layers, or on as many as `THREADS_SETUPS` says.
 #[cfg(not(shuttle))]
 fn check_threads<D: FrontEnd<Handle: Send> + Send>(
     setups: u64,
@@ -171,7 +172,7 @@ fn check_threads<D: FrontEnd<Handle: Send> + Send>(
 
 #[cfg(not(shuttle))]
 #[test]
-fn threads_in_the_engine_are_answered_as_in_some_order() {
+fn threads_in_the_engine_are_linearizable() {
     check_threads(
         3,
         Size { linux: true, ..THREADS },
@@ -185,7 +186,7 @@ fn threads_in_the_engine_are_answered_as_in_some_order() {
 
 #[cfg(not(shuttle))]
 #[test]
-fn threads_over_redoxfs_are_answered_as_in_some_order() {
+fn threads_over_redoxfs_are_linearizable() {
     check_threads(
         3,
         Size { exchanges: false, large: false, ..THREADS },
@@ -196,7 +197,7 @@ fn threads_over_redoxfs_are_answered_as_in_some_order() {
 
 #[cfg(not(shuttle))]
 #[test]
-fn clients_of_the_scheme_are_answered_as_in_some_order() {
+fn clients_of_the_scheme_are_linearizable() {
     check_threads(3, THREADS, &|| Box::new(backing::Host::new(Setup::in_memory())), &|stacked| {
         let scheme = scheme::serve(engine::mount_slowed(stacked, std::thread::yield_now));
         (0..THREADS.threads).map(|_| scheme.another()).collect()

@@ -1,5 +1,4 @@
-//! Random operations, run on the reference and through a front end at once, and the comparison of
-//! the two.
+//! Random operations on the reference and through a front end, and the comparison of the two.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -20,21 +19,20 @@ use crate::layer::{self, MARKER, Meta, Object, Written};
 use crate::lowers::{self, Item};
 use crate::tree::{self, Id, Place, ROOT, Rules, Tree};
 
-/// Where an operation acts, chosen from what there is when it runs.
+/// The place of an operation, chosen from the objects that exist when it runs.
 #[derive(Clone, Debug)]
 pub enum Sel {
-    /// Something that exists.
+    /// An existing object.
     Any(Index),
-    /// A name in a directory that exists.
+    /// A name in an existing directory.
     In(Index, OsString),
     /// Any path.
     Raw(Vec<OsString>),
-    /// A name in a directory that is held open and may have been moved or removed.
+    /// A name in an open directory, which may have been moved or removed.
     Held(Index, OsString),
 }
 
-/// An object that is asked or changed: something held open, or something to open for this
-/// operation.
+/// The object that an operation reads or changes: an open one, or one that the operation opens.
 #[derive(Clone, Debug)]
 pub enum Whom {
     Held(Index),
@@ -44,7 +42,7 @@ pub enum Whom {
 #[derive(Clone, Debug)]
 pub enum Op {
     Create(Sel, Kind, u32, (u32, u32), OsString),
-    /// Makes a file without a name, which is held.
+    /// Makes a file without a name, and keeps it open.
     Temp(usize, Sel, u32, (u32, u32)),
     Link(Whom, Sel),
     Unlink(Sel),
@@ -64,70 +62,70 @@ pub enum Op {
     RemoveXattr(Whom, OsString),
     Sync(Whom),
     List(Whom, usize),
-    /// Goes on with the listing of a directory that is held, or begins one.
+    /// Continues the listing of an open directory, or begins one.
     ListOn(Index, usize),
-    /// Leave the overlay and mount the same layers again.
+    /// Ends the overlay and mounts the same layers again.
     Remount,
-    /// Leave the overlay and mount its upper layer as the top lower layer of a new one.
+    /// Ends the overlay and mounts its upper layer as the top lower layer of a new one.
     Stack,
-    /// Leave the overlay and mount its upper layer over other lower layers.
+    /// Ends the overlay and mounts its upper layer over other lower layers.
     Change(Change),
-    /// Leave the overlay, have the upper layer repaired with one of the lower layers forgotten, and
-    /// then with all.
+    /// Ends the overlay and repairs the upper layer with one of the lower layers missing, and then
+    /// with all.
     Forget(Index),
 }
 
-/// What becomes of the lower layers.
+/// A change of the stack of lower layers.
 #[derive(Clone, Debug)]
 pub enum Change {
-    /// Another one comes on top.
+    /// Adds a layer on top.
     Add(Vec<Item>),
     Remove(Index),
     Swap(Index, Index),
 }
 
-/// What a front end can be asked.
+/// The abilities of a front end.
 #[derive(Clone, Copy, Debug)]
 pub struct Abilities {
     pub rules: Rules,
-    /// Names need not be UTF-8.
+    /// Whether names may be other bytes than UTF-8.
     pub bytes: bool,
-    /// Sockets and FIFOs can be made, renames can exchange.
+    /// Whether sockets and FIFOs can be made, and renames can exchange.
     pub full: bool,
-    /// Files can be made without a name, renames can ask for a device at the old name.
+    /// Whether files can be made without a name, and renames can leave a device.
     pub linux: bool,
-    /// There are layers to mount again, of which the upper one is written so.
+    /// The format of the upper layer, if there are layers to mount again.
     pub layers: Option<Written>,
-    /// Has a check repair the upper layer over these lower ones.
+    /// Repairs the upper layer over these lower ones.
     pub check: Option<fn(&[PathBuf], &Path) -> Checked>,
 }
 
-/// What a check has found.
+/// The result of a check.
 pub struct Checked {
     pub found: Vec<String>,
-    /// It says that the lower layers are others.
+    /// Whether it reports that the lower layers are others.
     pub is_told: bool,
 }
 
-/// Lower layers, how they lie and are mounted, and the operations to run above them.
+/// Lower layers, their place and mount, and the operations to run above them.
 #[derive(Clone, Debug)]
 pub struct Case {
     stack: Vec<Vec<Item>>,
-    /// They lie in memory, and not on a disk.
+    /// Whether they are in memory, and not on a disk.
     pub in_memory: bool,
-    /// How many names are remembered, unless as many as is usual.
+    /// The limit of names in the cache, or None for the usual one.
     known_max: Option<usize>,
     ops: Vec<Op>,
 }
 
-/// The extended attributes that are set, some of which have a meaning for overlays.
+/// The extended attributes that operations set. Some of them have a meaning for overlays.
 const XATTRS: [&str; 5] =
     ["user.a", "trusted.b", "user.overlay.opaque", "trusted.overlay.redirect", "user.fuseoverlayfs.origin"];
 
-/// From here on an inode number says nothing of the object.
+/// From this inode number on, the number says nothing about the object.
 const COUNTED: u64 = 1 << 63;
 
-/// One of these, by weight; or one of those that only some front ends can do, if this one can.
+/// Chooses one of these by weight, or one of the operations that only some front ends have.
 fn some<T: Debug + 'static>(
     all: impl Strategy<Value = T> + 'static,
     weight: u32,
@@ -238,12 +236,13 @@ pub fn case(abilities: Abilities) -> impl Strategy<Value = Case> {
 }
 
 /// The layers to mount: the lower ones, top first, and the upper one. Without layers, the tree is
-/// in the latter.
+/// in `upper`.
 pub struct Stacked<'a> {
     pub lowers: &'a [PathBuf],
     pub upper: &'a Path,
     pub known_max: Option<usize>,
-    /// The upper layer was once mounted over others, so that it may hide what is not there.
+    /// Whether the upper layer was mounted over other layers before, so that it may hide missing
+    /// objects.
     pub changed: bool,
 }
 
@@ -258,43 +257,43 @@ struct Pair<'a, D: FrontEnd> {
     abilities: Abilities,
     handles: BTreeMap<usize, D::Handle>,
     front_end: Option<D>,
-    /// What the front end leads to, so it outlives that.
+    /// The place of the layers. It outlives the front end, which uses it.
     backing: Box<dyn Backing>,
-    /// The lower layers, top first: where they are and what is in them.
+    /// The lower layers, top first: their paths and contents.
     lowers: Vec<(PathBuf, Object)>,
     upper: PathBuf,
-    /// How many objects of layers were given numbers.
+    /// The number of objects of layers with an id.
     ids: u64,
     known_max: Option<usize>,
-    /// Whether the lower layers are not always those of the first mount of the upper one.
+    /// Whether the lower layers differ from those of the first mount of the upper one.
     changed: bool,
     tree: Tree,
-    /// The listings that are not at their end, by the number of what is listed.
+    /// The unfinished listings, by the slot of the directory.
     listings: BTreeMap<usize, OpenListing>,
     seen: Seen,
-    /// What files with several names in a lower layer hold there.
+    /// The contents of files with several names in a lower layer.
     linked: HashMap<Id, Vec<u8>>,
     log: RefCell<String>,
 }
 
-/// What was seen of objects in this stack of layers, and stays as it is.
+/// The properties of objects that must stay the same in this stack of layers.
 #[derive(Default)]
 struct Seen {
     /// The inode numbers.
     inodes: BTreeMap<Id, u64>,
-    /// The times of last change of status, and after how many changes.
+    /// The times of last change of status, each with the number of changes before it.
     ctimes: BTreeMap<Id, (u32, Time)>,
 }
 
-/// A listing that somebody reads in pieces.
+/// A listing in pieces.
 struct OpenListing {
     after: u64,
     told: HashSet<OsString>,
-    /// The names that were there all the time.
+    /// The names that existed all the time.
     stay: BTreeSet<OsString>,
 }
 
-/// Runs one case. The error says what differs after which operations.
+/// Runs one case. The error describes the difference and the operations before it.
 pub fn run<D: FrontEnd>(
     case: &Case,
     abilities: Abilities,
@@ -341,7 +340,7 @@ pub fn run<D: FrontEnd>(
     })
 }
 
-/// What files with several names in a lower layer hold.
+/// Returns the contents of files with several names in a lower layer.
 fn linked_files(tree: &Tree) -> HashMap<Id, Vec<u8>> {
     let nodes = tree.nodes.iter().enumerate().filter(|(_, node)| node.linked_below);
     nodes.map(|(id, node)| (id, node.data.to_vec())).collect()
@@ -384,7 +383,7 @@ impl<D: FrontEnd> Pair<'_, D> {
             let (mode, owner) = (0o750, Owner { uid: 1000, gid: 1001 });
             self.backing.set_meta(&self.upper, &Meta { mode, uid: owner.uid, gid: owner.gid, mtime: (1, 1) });
             let root = &mut self.tree.nodes[ROOT];
-            // The work directory is made in it, which changes its time.
+            // The mount makes the work directory in it, which changes its time.
             (root.mode, root.owner, root.mtime) = (mode, owner, None);
         }
     }
@@ -399,14 +398,15 @@ impl<D: FrontEnd> Pair<'_, D> {
         self.front_end = Some((self.mount)(&Stacked { lowers: &paths, upper: &self.upper, known_max, changed }));
     }
 
-    /// Leaves the mount, and looks at what it left in the upper layer. Answers that layer.
+    /// Ends the mount and checks the upper layer that it left. Returns that layer.
     fn leave(&mut self) -> Check<Option<Object>> {
         for handle in std::mem::take(&mut self.handles).into_values() {
             self.front_end().close(handle);
         }
         self.tree.handles.clear();
         self.listings.clear();
-        // Numbers from a counter, for the few objects whose own was taken, are those of one mount.
+        // If the own number of an object was taken, it has one from a counter. Such numbers last
+        // for one mount.
         self.seen.inodes.retain(|_, number| *number < COUNTED);
         self.front_end = None;
         let Some(written) = self.abilities.layers else {
@@ -418,7 +418,7 @@ impl<D: FrontEnd> Pair<'_, D> {
         Ok(Some(upper))
     }
 
-    /// The layers on disk, merged by the words of the format, must show what the reference holds.
+    /// Compares the reference with the layers on disk, merged by the words of the format.
     fn compare_layers(&self, merged: &Object) -> Check {
         let mut expected: BTreeMap<_, _> = self.tree.paths().into_iter().collect();
         let mut result = Ok(());
@@ -458,8 +458,8 @@ impl<D: FrontEnd> Pair<'_, D> {
         self.compare()
     }
 
-    /// Mounts the upper layer over other lower layers. What is seen then is what the words of the
-    /// format say of them.
+    /// Mounts the upper layer over other lower layers. The expected tree comes from the words of
+    /// the format.
     fn change(&mut self, change: &Change) -> Check {
         let Some(upper) = self.leave()? else { return Ok(()) };
         let mut lowers = self.lowers.clone();
@@ -498,8 +498,8 @@ impl<D: FrontEnd> Pair<'_, D> {
             Tree::new(&layer::merge(&all), &layer::linked(all.iter()), self.abilities.rules),
         );
         self.tree.nodes[ROOT].mtime = None;
-        // Names of a file that has several in a lower layer may show a copy that was made of it
-        // under another.
+        // A name of a file with several lower names may show a copy that was made under another
+        // name.
         let linked = |id: &Id| before.node(*id).linked_below;
         let names: Vec<_> = before.paths().into_iter().filter(|(_, id)| linked(id)).map(|(path, _)| path).collect();
         let mut contents: Vec<_> =
@@ -516,8 +516,8 @@ impl<D: FrontEnd> Pair<'_, D> {
         self.compare()
     }
 
-    /// Has the upper layer repaired by somebody who forgets a lower layer, which says so and takes
-    /// nothing away that is needed.
+    /// Repairs the upper layer with a lower layer missing. The check must report the missing layer,
+    /// and must not remove anything that is needed.
     fn repair_without(&mut self, index: &Index) -> Check {
         let Some(check) = self.abilities.check.filter(|_| self.lowers.len() > 1) else { return Ok(()) };
         self.leave()?;
@@ -530,7 +530,7 @@ impl<D: FrontEnd> Pair<'_, D> {
         let Checked { found, is_told } = check(&paths, &self.upper);
         prop_assert!(!is_told, "a check says that the lower layers are others");
         prop_assert!(found.is_empty() || self.changed, "after a repair with one layer forgotten: {:?}", found);
-        // What it shows is what it showed.
+        // The tree must be the same as before.
         self.enter();
         self.compare()
     }
@@ -552,7 +552,7 @@ impl<D: FrontEnd> Pair<'_, D> {
         self.compare()
     }
 
-    /// Has the reference follow in what layers that were merged anew show of extended attributes.
+    /// Takes the extended attributes that the merged layers show into the reference.
     fn learn_xattrs(&mut self) -> Check {
         let paths = if self.abilities.rules.xattrs { self.tree.paths() } else { Vec::new() };
         for (path, id) in paths {
@@ -567,9 +567,9 @@ impl<D: FrontEnd> Pair<'_, D> {
         opened.and_then(|handle| self.front_end().xattrs(&handle)).map_err(|errno| fail(path, "listxattr", errno))
     }
 
-    /// When the upper layer has become a lower one, which has none of what its overlay remembered,
-    /// the names of a file that were links in a lower layer may name several files, each with the
-    /// old or the new contents. Makes the reference follow.
+    /// Updates the reference after the upper layer has become a lower one, without its overlay's
+    /// index. Names that were links in a lower layer may now be several files, each with the old or
+    /// the new contents.
     fn relink(&mut self, is_old: &dyn Fn(Id, &[u8]) -> bool) -> Check {
         let mut files: HashMap<u64, Id> = HashMap::new();
         for (path, id) in self.tree.paths() {
@@ -639,8 +639,8 @@ impl<D: FrontEnd> Pair<'_, D> {
         At { held: place.held.map(|slot| &self.handles[&slot]), path: &place.path }
     }
 
-    /// Compares the answers of the reference and of the front end; the first one if both agree that
-    /// it worked.
+    /// Compares the answers of the reference and of the front end. Returns the first one if both
+    /// succeeded.
     fn agree<T>(&self, what: String, model: tree::Result<T>, real: Result<impl Debug, i32>) -> Check<Option<T>> {
         self.say(format!(
             "{what}: {}",
@@ -661,7 +661,7 @@ impl<D: FrontEnd> Pair<'_, D> {
     }
 
     /// Finds an object in the reference, opens it through the front end, and runs `act` on both.
-    /// Nothing if there is nothing to act on.
+    /// Does nothing without an object.
     fn on<T, R: Debug>(
         &mut self,
         what: &str,
@@ -702,7 +702,7 @@ impl<D: FrontEnd> Pair<'_, D> {
         self.agree(what, expected, answer)
     }
 
-    /// Whether an object is held that has lost its last name, and is no file.
+    /// Returns whether an open object has lost its last name, and is no file.
     fn is_gone(&self, whom: &Whom) -> bool {
         let Whom::Held(index) = whom else { return false };
         let held: Vec<_> = self.tree.handles.values().collect();
@@ -713,7 +713,7 @@ impl<D: FrontEnd> Pair<'_, D> {
         self.front_end.as_ref().expect("mounted")
     }
 
-    /// Holds an object, in place of what was held there.
+    /// Keeps an object open in a slot, in place of the former one.
     fn hold(&mut self, slot: usize, id: Id, handle: D::Handle) {
         self.listings.remove(&slot);
         self.tree.handles.insert(slot, id);
@@ -838,7 +838,7 @@ impl<D: FrontEnd> Pair<'_, D> {
                 };
                 self.on("utimens", whom, model, |front_end, handle| front_end.set_times(handle, atime, mtime))?;
             }
-            // What an overlay knows of these is what it remembers.
+            // The overlay knows these objects only from its memory.
             Op::SetXattr(whom, ..) | Op::RemoveXattr(whom, _) if self.is_gone(whom) => {}
             Op::SetXattr(whom, name, value) => {
                 let what = format!("setxattr {}", name.display());
@@ -860,8 +860,8 @@ impl<D: FrontEnd> Pair<'_, D> {
                     whom,
                     |tree, id| tree.list(id),
                     |front_end, handle| {
-                        // A directory that was removed has no entries: an empty listing says so as
-                        // well as ENOENT.
+                        // A removed directory has no entries, so an empty listing is as right as
+                        // ENOENT.
                         let removed =
                             |errno| errno == ENOENT && front_end.stat(handle).is_ok_and(|stat| stat.nlink == 0);
                         let answer = front_end.list(handle, *chunk);
@@ -911,7 +911,7 @@ impl<D: FrontEnd> Pair<'_, D> {
         self.say(format!("list #{slot} from {} on", listing.after));
         let front_end = self.front_end.as_ref().expect("mounted");
         let part = match front_end.list_part(&self.handles[&slot], listing.after, chunk) {
-            // A directory that was removed has no entries.
+            // A removed directory has no entries.
             Err(ENOENT) if tree.node(*id).names == 0 => Ok(Part { listed: Vec::new(), next: None }),
             part => part,
         };
@@ -934,7 +934,7 @@ impl<D: FrontEnd> Pair<'_, D> {
         Ok(())
     }
 
-    /// Notes which names are not there all the time while a directory is listed.
+    /// Removes the names that were missing for a time from the open listings.
     fn watch_listings(&mut self) {
         let Self { tree, listings, .. } = self;
         for (slot, listing) in listings {
@@ -964,7 +964,8 @@ impl<D: FrontEnd> Pair<'_, D> {
         };
         let node = self.tree.node(id);
         if node.unseen > 0 && node.names == 0 {
-            // The lower layer has a name of it that never showed: it counts as one that is left.
+            // The lower layer has a name of it that never showed, and that counts as a remaining
+            // name.
             return Ok(());
         }
         let model = self.tree.link(id, &to);
@@ -990,7 +991,7 @@ impl<D: FrontEnd> Pair<'_, D> {
         Ok(())
     }
 
-    /// Compares the whole tree, and everything that is held open.
+    /// Compares the whole tree, and all open objects.
     fn compare(&mut self) -> Check {
         let front_end = self.front_end.take().expect("mounted");
         let mut seen = HashMap::new();
@@ -1120,7 +1121,7 @@ fn show(place: &Place) -> String {
     }
 }
 
-/// A layer, one line for each thing in it.
+/// Formats a layer, one line for each object in it.
 struct Shown<'a>(&'a Object);
 
 impl std::fmt::Display for Shown<'_> {

@@ -1,12 +1,12 @@
-//! Few threads that do few operations in the engine, in many orders: a scheduler that every lock
-//! and every call of a layer hands over to says who is next. What is found in one order is found
-//! again in it, unlike where the machine says.
+//! A few threads with a few operations in the engine, in many orders. At every lock and every call
+//! of a layer a scheduler chooses the next thread. A failure in one order comes again in that
+//! order, unlike with the scheduler of the machine.
 //!
-//! A failure prints the seed or the whole schedule; `SCHEDULES_SEED=… scripts/schedules` begins
-//! with that seed, `SCHEDULE=… scripts/schedules` does that schedule alone.
+//! A failure prints the seed or the whole schedule. `SCHEDULES_SEED=… scripts/schedules` begins
+//! with that seed, `SCHEDULE=… scripts/schedules` runs that schedule alone.
 //!
-//! Built with `--cfg shuttle` only, and run by `scripts/schedules`: the locks then work nowhere
-//! else.
+//! It is built with `--cfg shuttle` only, and `scripts/schedules` runs it: outside of it such locks
+//! do not work.
 
 use std::fmt::Debug;
 use std::str::FromStr;
@@ -22,7 +22,7 @@ use crate::backing::Host;
 use crate::engine::{self, Engine};
 use crate::threads::{self, Size};
 
-/// How often the threads of one schedule are changed at a place that is chosen with care.
+/// The number of changes of the thread at chosen points of one schedule.
 const DEPTH: usize = 3;
 
 fn number<T: FromStr<Err: Debug>>(name: &str, usual: T) -> T {
@@ -39,7 +39,7 @@ fn try_all<S: Scheduler + 'static>(scheduler: impl Fn(u64, usize) -> S, test: im
 
 fn run(scheduler: impl Scheduler + 'static, test: impl Fn() + Send + Sync + 'static) {
     let mut config = Config::new();
-    // Calls of layers are system calls, which take more than what shuttle gives usually.
+    // Calls of layers are system calls, which need more stack than shuttle's default.
     config.stack_size = 1 << 20;
     Runner::new(scheduler, config).run(test);
 }

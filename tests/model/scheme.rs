@@ -1,5 +1,5 @@
-//! The scheme as a [`FrontEnd`]: a daemon behind the delegate's kernel, asked by a client with
-//! root's rights as programs ask it.
+//! The scheme as a [`FrontEnd`]: a daemon behind the simulated Redox kernel. A client with root's
+//! rights sends the requests of ordinary programs.
 
 use std::cell::Cell;
 use std::ffi::{OsStr, OsString};
@@ -28,15 +28,15 @@ const RENAME_NOREPLACE: u32 = 1;
 const RENAME_EXCHANGE: u32 = 2;
 /// The set-id bits of a mode.
 const SET_ID: u32 = 0o6000;
-/// A record of a listing with the longest name.
+/// The size of a record of a listing with the longest name.
 const LONGEST_RECORD: usize = 512;
 
 pub struct Scheme {
     /// The top directory.
     top: Fd,
-    /// Ends with its last client.
+    /// The daemon. It ends with its last client.
     daemon: Arc<Daemon>,
-    /// Turns with every request that can be made in two ways.
+    /// Changes with every request that has two forms.
     turn: Cell<bool>,
 }
 
@@ -75,15 +75,15 @@ fn listed_kind(kind: u8) -> Kind {
         Some(DirentKind::Socket) => Kind::Socket,
         Some(DirentKind::CharDev) => Kind::CharDev,
         Some(DirentKind::BlockDev) => Kind::BlockDev,
-        // Redox has no word for a FIFO.
+        // Redox has no kind for a FIFO.
         Some(DirentKind::Unspecified) => Kind::Fifo,
         None => panic!("an entry of the kind {kind}"),
     }
 }
 
 impl SchemeHandle {
-    /// What reading and writing answers. Only files are opened for it, which the scheme says of the
-    /// handle (EBADF); the reference says what is wrong with the object.
+    /// Maps the errno of a read or write. The client opens only files for data, so the scheme
+    /// refuses the handle (EBADF). The reference refuses the kind of the object.
     fn data<T>(&self, answer: syscall::Result<T>) -> Result<T> {
         answer.map_err(|error| match (error.errno, self.kind) {
             (EBADF, Kind::Dir) => EISDIR,
@@ -99,19 +99,18 @@ impl Scheme {
         Scheme { top, daemon, turn: Cell::new(false) }
     }
 
-    /// Another client of the same daemon.
+    /// Returns another client of the same daemon.
     #[cfg(not(shuttle))]
     pub fn another(&self) -> Self {
         Self::client(self.daemon.clone())
     }
 
-    /// The directory handle of a request and the path relative to it.
+    /// Returns the directory handle of a request, and the path relative to it.
     fn start<'a>(&'a self, at: &At<'a, SchemeHandle>) -> (&'a Fd, Vec<u8>) {
         (at.held.map_or(&self.top, |handle| &handle.fd), at.path.join(OsStr::new("/")).into_vec())
     }
 
-    /// The path for a request that takes one from the top only, every other time that it can be
-    /// used.
+    /// Returns the path for a request that starts at the top, at every other usable call.
     fn absolute(&self, at: &At<SchemeHandle>) -> Option<Vec<u8>> {
         self.turn.set(!self.turn.get());
         let path = at.path.join(OsStr::new("/")).into_vec();
@@ -125,8 +124,8 @@ impl Scheme {
     }
 }
 
-/// Gives a new object its owner, whoever made it, and the set-id bits that a new directory does not
-/// take from the request.
+/// Gives a new object its owner, and the set-id bits that a new directory does not take from the
+/// request.
 fn finish(fd: &Fd, mode: u32, owner: Owner) -> syscall::Result<()> {
     fd.fchown(owner.uid, owner.gid)?;
     let made = fd.fstat()?.st_mode;
@@ -152,7 +151,7 @@ impl FrontEnd for Scheme {
                 Kind::Fifo | Kind::Socket | Kind::CharDev | Kind::BlockDev => O_STAT | O_NOFOLLOW,
             };
             match dir.openat(&path, flags, 0) {
-                // By now it is something of another kind.
+                // The object has been replaced by one of another kind.
                 Err(error) if matches!(error.errno, EISDIR | ENOTDIR) => {}
                 opened => return Ok(SchemeHandle { fd: opened.map_err(errno)?, kind }),
             }
@@ -243,7 +242,7 @@ impl FrontEnd for Scheme {
     }
 
     fn read(&self, handle: &Self::Handle, offset: u64, len: usize) -> Result<Vec<u8>> {
-        // The handle of a symlink reads as its target, which is readlink's way.
+        // A read of the handle of a symlink returns its target, as readlink does.
         if handle.kind == Kind::Symlink {
             return Err(EINVAL);
         }
@@ -258,7 +257,8 @@ impl FrontEnd for Scheme {
             Some(offset) => handle.fd.write_at(bytes, offset),
             None => handle.fd.write_at_with(bytes, 0, true, false),
         })?;
-        // A short write would be right, but not for these few bytes on a disk with room.
+        // A short write would be correct in general, but not for these few bytes on a disk with
+        // space.
         if written == bytes.len() { Ok(()) } else { Err(EIO) }
     }
 
@@ -299,7 +299,7 @@ impl FrontEnd for Scheme {
             .into_iter()
             .map(|entry| Listed { name: entry.name.into(), ino: entry.ino, kind: listed_kind(entry.kind) })
             .collect();
-        // Where one more had fitted, this was the end.
+        // With space for another entry, this was the end.
         Ok(Part { listed, next: next.filter(|_| len + LONGEST_RECORD > size) })
     }
 }

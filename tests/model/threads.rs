@@ -1,12 +1,13 @@
-//! Several threads that do random operations on few names at once, through any front end. Whatever
-//! they are answered must be what one who does one thing after the other could have been answered,
-//! in an order in which nothing comes before what had ended when it began.
+//! Several threads with random operations on few names at once, through any front end. One sequence
+//! of operations must explain all their answers. In it, an operation never comes before one that
+//! had ended when it began.
 //!
-//! A round is a few operations of each thread, begun at once. Then nobody does anything, and the
-//! whole tree is looked at. What is found to be an order of the round is what the next one starts
-//! from. After some rounds the layers are looked at and mounted again.
+//! A round is a few operations of each thread, which start at once. Then the threads rest, and the
+//! test looks at the whole tree. The next round starts from the order found. After some rounds the
+//! test checks the layers and mounts them again.
 //!
-//! The operations are the same in every run, their meetings are not. A failure prints the round.
+//! The operations are the same in every run, but the way they overlap is not. A failure prints the
+//! round.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -31,32 +32,32 @@ use crate::run::{Mount, Stacked};
 use crate::tree::{Data, Place, Rules, Tree};
 use crate::{Kind, Owner, RenameMode};
 
-/// How much is done.
+/// The amount of work.
 #[derive(Clone, Copy)]
 pub struct Size {
     pub threads: usize,
-    /// How many operations a thread does in a round.
+    /// The number of operations of a thread in a round.
     pub ops: usize,
-    /// How many rounds there are between two mounts.
+    /// The number of rounds between two mounts.
     pub rounds: usize,
-    /// How many mounts there are of one stack of layers.
+    /// The number of mounts of one stack of layers.
     pub mounts: usize,
-    /// Renames can exchange.
+    /// Whether renames can exchange.
     pub exchanges: bool,
-    /// One file of the lower layers is large, and parts of it are used far behind its beginning.
+    /// Whether one file of the lower layers is large, with operations far behind its start.
     pub large: bool,
-    /// Ranges of files can be copied and reserved, renames can leave a device.
+    /// Whether ranges of files can be copied and reserved, and renames can leave a device.
     pub linux: bool,
 }
 
-/// How many objects each thread holds: the first are directories.
+/// The number of open objects of each thread. The first are directories.
 const HELD: usize = 6;
 const HELD_DIRS: usize = 3;
 const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
-/// The size of a large file, of which a part is copied when it is changed.
+/// The size of a large file, which gets a partial copy at a change.
 const LARGE: usize = (1 << 20) + 5;
 
-/// Two layers in which names merge, hide and link.
+/// Makes two layers with names that merge, hide and link.
 fn lowers(large: bool) -> Vec<Object> {
     let mut ids = 0;
     let mut object = |body| {
@@ -87,7 +88,8 @@ fn lowers(large: bool) -> Vec<Object> {
     vec![top, bottom]
 }
 
-/// Has threads work on one stack of layers, through front ends that `mount` opens, one for each.
+/// Lets threads work on one stack of layers, each through a front end of its own, which `mount`
+/// opens.
 pub fn check<D: FrontEnd<Handle: Send> + Send>(
     seed: u64,
     size: Size,
@@ -118,14 +120,15 @@ pub fn check<D: FrontEnd<Handle: Send> + Send>(
     backing.check();
 }
 
-/// What each thread has for a round, and for all of them.
+/// The parts of one thread: for a round, and for all of them.
 struct Thread<D: FrontEnd> {
     handles: BTreeMap<usize, D::Handle>,
     front_end: D,
     events: Vec<Event>,
 }
 
-/// The state after all rounds. The error tells of one that cannot be explained.
+/// Runs all rounds and returns the state after them. The error describes a round without an
+/// explanation.
 fn rounds<D: FrontEnd<Handle: Send> + Send>(
     front_ends: Vec<D>,
     mut state: State,
@@ -160,17 +163,17 @@ fn rounds<D: FrontEnd<Handle: Send> + Send>(
     let difference = state.differs(&look(&threads));
     assert_eq!(difference, None, "what was seen changes though nobody changes it");
     state.tree.handles.clear();
-    // Numbers from a counter are those of one mount.
+    // Numbers from a counter last for one mount.
     state.numbers.retain(|_, number| *number < 1 << 63);
     Ok(state)
 }
 
-/// Has a thread open what it is to hold.
+/// Opens the objects of a thread for the next round.
 fn hold<D: FrontEnd>(number: usize, thread: &mut Thread<D>, state: &mut State, dice: &mut Random) {
     let paths = state.tree.paths();
     for index in 0..HELD {
         let wants_dir = index < HELD_DIRS;
-        // Some keep what they had in the round before, which may have been moved or removed since.
+        // Some objects stay open from the round before, and may have been moved or removed since.
         if thread.handles.contains_key(&slot(number, index)) && dice.below(3) == 0 {
             continue;
         }
@@ -185,7 +188,7 @@ fn hold<D: FrontEnd>(number: usize, thread: &mut Thread<D>, state: &mut State, d
     }
 }
 
-/// The number of what a thread holds.
+/// Returns the slot of an open object of a thread.
 fn slot(thread: usize, index: usize) -> usize {
     thread * HELD + index
 }
@@ -278,7 +281,7 @@ impl<D: FrontEnd> Thread<D> {
     }
 }
 
-/// Looks at everything that has a name or is held.
+/// Looks at every object that has a name or is open.
 fn look<D: FrontEnd>(threads: &[Thread<D>]) -> Scene {
     let stat = |thread: &Thread<D>, handle| {
         let stat = thread.front_end.stat(handle).unwrap_or_else(|errno| panic!("stat: {errno}"));
@@ -313,13 +316,13 @@ fn look<D: FrontEnd>(threads: &[Thread<D>]) -> Scene {
     Scene { seen, held }
 }
 
-/// Forgets the numbers of what is gone.
+/// Drops the numbers of removed objects.
 fn forget(state: &mut State) {
     let tree = &state.tree;
     state.numbers.retain(|id, _| tree.node(*id).names > 0 || tree.handles.values().any(|held| held == id));
 }
 
-/// The layers on disk, merged by the words of the format, show what the reference holds.
+/// Panics unless the layers on disk, merged by the words of the format, match the reference.
 fn check_layers(backing: &dyn Backing, lowers: &[Object], upper: &Path, tree: &Tree) {
     let upper = layer::read(backing, upper, Written::Native, &mut (1 << 32));
     let layers: Vec<_> = [upper].into_iter().chain(lowers.iter().cloned()).collect();
@@ -340,7 +343,7 @@ fn check_layers(backing: &dyn Backing, lowers: &[Object], upper: &Path, tree: &T
     assert!(expected.is_empty(), "the layers lack {expected:?}");
 }
 
-/// A round that cannot be explained, for people.
+/// Describes a round without an explanation.
 fn told(state: &State, threads: &[Vec<Event>], far: &Farthest, end: &Scene) -> String {
     let mut said =
         "no order of this explains the answers and the end; the longest has what is not marked.\nbefore:\n".to_owned();

@@ -1,5 +1,5 @@
-//! The reference: a filesystem in memory that does what POSIX says, as simply as can be. It knows
-//! nothing of layers; it begins as the merged tree and then only runs operations.
+//! The reference: a simple POSIX filesystem in memory. It knows nothing of layers. It starts as the
+//! merged tree, and then only runs operations.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::{OsStr, OsString};
@@ -14,22 +14,21 @@ use overlayfs::errno::*;
 use crate::layer::{Body, MARKER, Object};
 use crate::{Kind, Owner, RenameMode};
 
-/// The errnos with which an operation may fail: when several things are wrong, POSIX does not say
-/// which is told.
+/// The errnos with which an operation may fail. With several reasons, POSIX leaves the choice open.
 pub type Errnos = Vec<i32>;
 pub type Result<T> = std::result::Result<T, Errnos>;
 
-/// An object's place in [`Tree::nodes`]; never used again.
+/// The index of an object in [`Tree::nodes`]. It is never used again.
 pub type Id = usize;
 
-/// The contents of a file, which copies of the tree share until they change.
+/// The contents of a file. Copies of the tree share them until a change.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Data(Arc<Bytes>);
 
 #[derive(Default)]
 struct Bytes {
     bytes: Vec<u8>,
-    /// Tells them from others, once somebody has asked.
+    /// The digest of the bytes, computed at the first use.
     digest: OnceLock<u64>,
 }
 
@@ -42,7 +41,7 @@ impl PartialEq for Bytes {
 impl Eq for Bytes {}
 
 impl Data {
-    /// The same bytes, or zeros behind their end, as many as `size`.
+    /// Returns the same bytes, truncated or with zeros to `size`.
     fn resized(&self, size: usize) -> Vec<u8> {
         let kept = size.min(self.len());
         let mut bytes = vec![0; size];
@@ -66,7 +65,7 @@ impl From<Vec<u8>> for Data {
 }
 
 impl fmt::Debug for Data {
-    /// Says of much only what tells it from others.
+    /// Prints a digest of long contents.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.len() <= 40 {
             return write!(f, "\"{}\"", self.escape_ascii());
@@ -92,50 +91,49 @@ pub struct Node {
     pub target: OsString,
     /// The entries of a directory.
     pub entries: BTreeMap<OsString, Id>,
-    /// The directory that a directory is in; None for the root, and after its removal.
+    /// The parent of a directory. None for the root, and after a removal.
     pub parent: Option<Id>,
-    /// How many names it has in the tree.
+    /// The number of names in the tree.
     pub names: u32,
-    /// The time of last change, where it was set and nothing happened since that changes it.
+    /// The time of last change, if it was set and no later operation changes it.
     pub mtime: Option<(i64, u32)>,
-    /// How often something was done that may change the time of last change of status.
+    /// The number of operations that may change the time of last change of status.
     pub changes: u32,
-    /// Extended attributes, an ACL among them.
+    /// Extended attributes, with an ACL among them.
     pub xattrs: BTreeMap<OsString, Vec<u8>>,
-    /// It came from a lower layer in which it has other names.
+    /// Whether it came from a lower layer in which it has other names.
     pub linked_below: bool,
-    /// How many names it has in that layer that never showed in the tree: they are counted as
-    /// links.
+    /// The number of its names in that layer that never showed in the tree. They count as links.
     pub unseen: u32,
-    /// It was made without a name, and may get its first one.
+    /// Whether it was made without a name, and may get its first one.
     pub temp: bool,
 }
 
 impl Node {
-    /// It has no name any more, and is no file.
+    /// Returns whether it has no name any more, and is no file.
     pub fn is_gone(&self) -> bool {
         self.kind != Kind::File && self.names == 0
     }
 }
 
-/// Where an operation acts: a path from the root, or a name in a directory that is held open. No
-/// names: the root or the directory itself.
+/// The place of an operation: a path from the root, or a name in an open directory. Without names
+/// it is the root or the directory itself.
 #[derive(Clone, Debug)]
 pub struct Place {
     pub held: Option<usize>,
     pub path: Vec<OsString>,
 }
 
-/// What a front end makes of names and paths.
+/// The rules of a front end for names and paths.
 #[derive(Clone, Copy, Debug)]
 pub struct Rules {
-    /// Names that begin with `.wh.` cannot exist.
+    /// Whether names that begin with `.wh.` cannot exist.
     pub reserves: bool,
-    /// A rename can leave a device at the old name.
+    /// Whether a rename can leave a device at the old name.
     pub devices: bool,
-    /// Symlinks in the middle of a path are followed.
+    /// Whether symlinks in the middle of a path are followed.
     pub follows: bool,
-    /// Objects can have extended attributes.
+    /// Whether objects can have extended attributes.
     pub xattrs: bool,
     /// The longest name, in bytes.
     pub name_max: usize,
@@ -145,20 +143,20 @@ pub struct Rules {
 pub struct Tree {
     pub nodes: Vec<Node>,
     pub rules: Rules,
-    /// The object that each open handle holds.
+    /// The object of each open handle.
     pub handles: BTreeMap<usize, Id>,
 }
 
 pub const ROOT: Id = 0;
 const LINKS_MAX: usize = 40;
 
-/// The attribute that is an ACL.
+/// The name of the attribute with an ACL.
 pub const ACL: &str = "system.posix_acl_access";
-/// The user to whom ACLs give rights of his own.
+/// The user that ACLs name.
 const SOMEBODY: u32 = 1000;
 
-/// An ACL as its attribute has it: what the owner may do, somebody, the group, those two at most,
-/// and others.
+/// Encodes an ACL as an attribute, from the permissions of the owner, the named user, the group,
+/// the mask, and others.
 pub fn acl(rights: [u8; 5]) -> Vec<u8> {
     const TAGS: [u16; 5] = [1, 2, 4, 0x10, 0x20];
     let mut bytes = 2u32.to_le_bytes().to_vec();
@@ -170,7 +168,7 @@ pub fn acl(rights: [u8; 5]) -> Vec<u8> {
     bytes
 }
 
-/// What [`acl`] was made of.
+/// Decodes an attribute of [`acl`].
 fn rights_of(acl: &[u8]) -> [u8; 5] {
     std::array::from_fn(|entry| acl[4 + 8 * entry + 2])
 }
@@ -184,8 +182,8 @@ fn none_of(errnos: Errnos) -> Result<()> {
 }
 
 impl Tree {
-    /// The tree that a merged stack of layers shows. `linked` has the numbers of what has several
-    /// names in its layer, and how many, also where a layer above hides some.
+    /// Makes the tree of a merged stack of layers. `linked` has the numbers of files with several
+    /// names in their layer, with the number of names, also of hidden ones.
     pub fn new(merged: &Object, linked: &HashMap<u64, u32>, rules: Rules) -> Self {
         let mut tree = Self { nodes: Vec::new(), rules, handles: BTreeMap::new() };
         let mut links = BTreeMap::new();
@@ -247,17 +245,17 @@ impl Tree {
         self.nodes[id].kind == Kind::Dir
     }
 
-    /// A directory that was removed and is still held.
+    /// Returns whether a directory was removed and is still open.
     fn is_dead(&self, id: Id) -> bool {
         self.nodes[id].names == 0
     }
 
-    /// Every name in the tree with its object, parents first, the root ("") included.
+    /// Returns every name in the tree with its object, parents first. The first is the root ("").
     pub fn paths(&self) -> Vec<(PathBuf, Id)> {
         self.paths_below(ROOT, Path::new(""))
     }
 
-    /// The object at a path in the tree.
+    /// Returns the object at a path in the tree.
     pub fn at(&self, path: &Path) -> Option<Id> {
         path.iter().try_fold(ROOT, |dir, name| self.nodes[dir].entries.get(name).copied())
     }
@@ -267,20 +265,20 @@ impl Tree {
         std::iter::once((path.to_owned(), id)).chain(below).collect()
     }
 
-    /// The object `name` of the directory `dir`.
+    /// Returns the object `name` of the directory `dir`.
     pub fn lookup(&self, dir: Id, name: &OsStr) -> Result<Id> {
         if !self.is_dir(dir) {
             return fail(ENOTDIR);
         }
         if name.len() > self.rules.name_max {
-            // In a directory that was removed nothing can be found either.
+            // In a removed directory, a lookup fails in any case.
             return Err(if self.is_dead(dir) { vec![ENAMETOOLONG, ENOENT] } else { vec![ENAMETOOLONG] });
         }
         self.nodes[dir].entries.get(name).copied().ok_or(vec![ENOENT])
     }
 
-    /// The directory in which the last name of a path is, and that name; None where the path has no
-    /// last name.
+    /// Returns the directory of the last name of a path, and that name. The name is None if the
+    /// path has no last name.
     fn walk(&self, place: &Place) -> Result<(Id, Option<OsString>)> {
         let start = match place.held {
             Some(handle) => *self.handles.get(&handle).ok_or(vec![EBADF])?,
@@ -299,7 +297,7 @@ impl Tree {
         Ok((dir, Some(last.clone())))
     }
 
-    /// Goes from `dir` to its entry `name`, through symlinks if the rules say so; `links` counts
+    /// Goes from `dir` to its entry `name`, through symlinks if the rules say so. `links` counts
     /// those of this path.
     fn step(&self, dir: Id, name: &OsStr, links: &mut usize) -> Result<Id> {
         let id = match name.as_bytes() {
@@ -317,7 +315,7 @@ impl Tree {
         Path::new(&self.nodes[id].target).iter().try_fold(dir, |dir, name| self.step(dir, name, links))
     }
 
-    /// The object at a place; a symlink at the end is not followed.
+    /// Returns the object at a place. A symlink at the end is not followed.
     pub fn find(&self, place: &Place) -> Result<Id> {
         match self.walk(place)? {
             (dir, None) => Ok(dir),
@@ -325,7 +323,7 @@ impl Tree {
         }
     }
 
-    /// What is wrong with `name` as the name of a new entry of `dir`.
+    /// Returns the errnos against `name` as a new entry of `dir`.
     fn new_name(&self, dir: Id, name: &OsStr) -> Errnos {
         let mut wrong = Vec::new();
         if self.is_dead(dir) {
@@ -340,13 +338,13 @@ impl Tree {
         wrong
     }
 
-    /// The directory and the name of a place at which something is to be made or removed.
+    /// Returns the directory and the name of a place, for a creation or removal.
     fn entry(&self, place: &Place) -> Result<(Id, OsString)> {
         let (dir, name) = self.walk(place)?;
         Ok((dir, name.expect("an entry has a name")))
     }
 
-    /// What is done to objects may change their times of last change of status.
+    /// Counts a possible change of the times of last change of status.
     fn change(&mut self, ids: &[Id]) {
         ids.iter().for_each(|id| self.nodes[*id].changes += 1);
     }
@@ -362,7 +360,7 @@ impl Tree {
         }
     }
 
-    /// Takes an entry away and answers its object.
+    /// Removes an entry and returns its object.
     fn leave(&mut self, dir: Id, name: &OsStr) -> Id {
         let id = self.nodes[dir].entries.remove(name).expect("the entry was looked up");
         self.change(&[dir, id]);
@@ -457,7 +455,7 @@ impl Tree {
         Ok(())
     }
 
-    /// Whether `dir` is `id` or somewhere below it.
+    /// Returns whether `dir` is `id` or below it.
     fn is_within(&self, dir: Id, id: Id) -> bool {
         std::iter::successors(Some(dir), |dir| self.nodes[*dir].parent).any(|dir| dir == id)
     }
@@ -509,8 +507,8 @@ impl Tree {
                 self.leave(dir, &name);
                 self.enter(new_dir, new_name, id);
                 if mode == RenameMode::Whiteout {
-                    // As all that is made in a directory with the set-group-id bit, the device has
-                    // the directory's group.
+                    // The device gets the group of a directory with the set-group-id bit, as every
+                    // new object in it.
                     let gid = if self.nodes[dir].mode & 0o2000 == 0 { 0 } else { self.nodes[dir].owner.gid };
                     let device = self.add_nameless(Kind::CharDev, 0, Owner { uid: 0, gid }, OsStr::new(""));
                     self.enter(dir, name, device);
@@ -520,7 +518,7 @@ impl Tree {
         Ok(())
     }
 
-    /// What is wrong with renaming the entry `id` of `dir` to a name that `target` has.
+    /// Collects the errnos against a rename of the entry `id` of `dir` to the name of `target`.
     fn check_target(&self, id: Id, dir: Id, target: Id, mode: RenameMode, wrong: &mut Errnos) {
         let holds_source = self.is_within(dir, target);
         match mode {
@@ -569,7 +567,7 @@ impl Tree {
         self.nodes[id].mtime = Some(mtime);
     }
 
-    /// The errno where an object of a kind can have no attribute of a name.
+    /// Fails with the errno if an object of this kind can have no attribute of this name.
     fn may_have_xattr(&self, id: Id, name: &OsStr) -> Result<()> {
         match self.nodes[id].kind {
             Kind::Symlink if name == ACL => fail(EOPNOTSUPP),
@@ -594,7 +592,7 @@ impl Tree {
     pub fn remove_xattr(&mut self, id: Id, name: &OsStr) -> Result<()> {
         let removed = self.nodes[id].xattrs.remove(name);
         if removed.is_none() {
-            // Nobody asks whether an ACL was there.
+            // A removal succeeds with and without an ACL.
             return match self.may_have_xattr(id, name) {
                 Ok(()) if name == ACL => {
                     self.change(&[id]);
@@ -608,7 +606,7 @@ impl Tree {
         Ok(())
     }
 
-    /// The errno of reading and writing what is not a file.
+    /// Returns the file, or the errno of a read or write of another kind of object.
     fn file(&mut self, id: Id) -> Result<&mut Node> {
         match self.nodes[id].kind {
             Kind::File => Ok(&mut self.nodes[id]),
@@ -625,7 +623,7 @@ impl Tree {
         Ok(())
     }
 
-    /// Copies a byte of a file, if it has one there, to another place in it or in another.
+    /// Copies a byte of a file, if it has one there, to another offset in it or in another file.
     pub fn copy_byte(&mut self, from: Id, from_offset: usize, to: Id, to_offset: usize) -> Result<()> {
         let byte = self.file(from).map(|file| file.data.get(from_offset).copied());
         let byte = match (byte, self.file(to)) {
@@ -638,7 +636,7 @@ impl Tree {
         byte.map_or(Ok(()), |byte| self.write(to, Some(to_offset), &[byte]))
     }
 
-    /// A file has `size` bytes at least.
+    /// Extends a file to at least `size` bytes.
     pub fn reserve(&mut self, id: Id, size: usize) -> Result<()> {
         let size = size.max(self.file(id)?.data.len());
         self.truncate(id, size)
@@ -649,7 +647,7 @@ impl Tree {
         Ok(data.iter().skip(offset).take(len).copied().collect())
     }
 
-    /// The names in a directory, sorted.
+    /// Returns the names in a directory, sorted.
     pub fn list(&self, id: Id) -> Result<Vec<OsString>> {
         if !self.is_dir(id) {
             return fail(ENOTDIR);
@@ -657,7 +655,7 @@ impl Tree {
         Ok(self.nodes[id].entries.keys().cloned().collect())
     }
 
-    /// Makes the name `path`, which names a file, a name of `id` instead.
+    /// Turns the name `path` of a file into a name of `id`.
     pub fn replace(&mut self, path: &Path, id: Id) {
         let parents = path.parent().into_iter().flatten();
         let dir = parents.fold(ROOT, |dir, name| self.nodes[dir].entries[name]);
