@@ -226,6 +226,20 @@ fn a_remount_completes_everything() {
 }
 
 #[test]
+fn a_sync_of_the_mount_point_completes_everything() {
+    for more in ["", ",format=kernel", ",door=scheme", ",writeback=0"] {
+        let fixture = Fixture::new();
+        fixture.must_mount(more);
+        for times in 1..=3 {
+            fixture.append("large", "end");
+            File::open(fixture.point()).unwrap().sync_all().unwrap();
+            fixture.is_whole(3 * times);
+        }
+        fixture.umount();
+    }
+}
+
+#[test]
 fn changes_are_completed_in_a_pause() {
     let fixture = Fixture::new();
     fixture.must_mount("");

@@ -369,14 +369,19 @@ impl<L: Layer> Overlay<L> {
         state.attr = None;
     }
 
-    /// Brings what was written, and the names in a directory, to the disk, with inode number and
-    /// count of links. Nothing to do for what is in a lower layer, or if the overlay is volatile.
+    /// Brings a file's data, or a directory's names, to the disk, with inode number and count of
+    /// links. Of the root directory: completes all partial copies and syncs all changes, since
+    /// syncfs(2) reaches no FUSE daemon. Does nothing for an object of a lower layer, or if the
+    /// overlay is volatile.
     pub fn sync(&self, handle: &Handle<L>) -> Result<()> {
         let (upper, work) = match self.upper() {
             Ok((upper, work)) if !work.is_volatile() => (upper, work),
             _ => return Ok(()),
         };
         let node = &handle.node;
+        if self.is_root(node) {
+            self.complete_and_sync()?;
+        }
         match node.kind() {
             Kind::Dir => {
                 let tree = self.tree.read();
