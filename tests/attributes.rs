@@ -676,7 +676,7 @@ fn ranges_are_copied_between_files_wherever_they_are() {
     let (from, to, same) = (open("from"), open("to"), open("same"));
     assert_eq!(overlay.copy_range(&from, 2..5, &to, 1).unwrap(), 3);
     assert_eq!(content(&overlay, to.node()), b"a234efghij");
-    assert!(!exists(&setup.path("upper/from")), "what is only read is not copied up");
+    assert!(!exists(&setup.path("upper/from")), "a read copies nothing up");
     assert_eq!(overlay.copy_range(&from, 8..100, &to, 9).unwrap(), 2, "as far as there is something");
     assert_eq!(content(&overlay, to.node()), b"a234efghi89");
     assert_eq!(overlay.stat(to.node()).unwrap().size, 11);

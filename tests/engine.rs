@@ -101,7 +101,7 @@ fn directories_with_names_of_marks() {
     setup.dir("lower0/.wh..wh.part.big");
     setup.dir("upper/d/.wh..wh.part.big");
     setup.dir("upper/d/.wh..wh.map.big");
-    put::file(&setup.path("lower0"), "d/big", "by a redirect that nobody can read");
+    put::file(&setup.path("lower0"), "d/big", "by an unreadable redirect");
     put::file(&setup.path("lower0"), "big", vec![b'b'; 2 << 20]);
     let guard = LowerGuard::new([setup.path("lower0")]);
     let (overlay, _) = mount(&setup, 1);
@@ -190,7 +190,7 @@ fn a_listing_ends_under_all_changes() {
             assert!(met.values().sum::<usize>() < 4 * ENTRIES, "{what}: a listing has no end");
         }
         let old = |name: &&String| name.trim_end_matches('x') == name.as_str();
-        assert_eq!(met.keys().filter(old).count(), ENTRIES, "{what}: what was there was met");
+        assert_eq!(met.keys().filter(old).count(), ENTRIES, "{what}: every old entry was met");
         let twice: Vec<_> = met.iter().filter(|(name, times)| *name != "tmp" && **times != 1).collect();
         assert!(twice.is_empty(), "{what}: {twice:?}");
     }

@@ -154,7 +154,7 @@ fn damage(make: impl Fn(&Path), path: &str, damage: Damage, repairable: bool) {
     let (shown, shown_at) = (tree(&setup, false), tree(&setup, true));
     repair(&checker(&options, true)).unwrap();
     assert_eq!(look(&options), [], "after the repair of {damage:?}");
-    assert_eq!(tree(&setup, true), shown_at, "the repair of {damage:?} changed what is shown");
+    assert_eq!(tree(&setup, true), shown_at, "the repair of {damage:?} changed the merged tree");
     guard.check();
 
     let mut cut = 0;
@@ -167,7 +167,7 @@ fn damage(make: impl Fn(&Path), path: &str, damage: Damage, repairable: bool) {
             counts.stop_after(calls);
             findings.iter().try_for_each(|finding| checker.repair(finding.repair.as_ref().unwrap())).is_ok()
         };
-        assert_eq!(tree(&setup, false), shown, "the repair of {damage:?}, {calls} calls, changed what is shown");
+        assert_eq!(tree(&setup, false), shown, "the repair of {damage:?}, {calls} calls, changed the merged tree");
         let options = self::options(&setup);
         let left = look(&options);
         let worse = |found: &(String, Damage, bool)| !found.2 || found.1.is_loss() && found.1 != damage;
@@ -364,7 +364,7 @@ fn an_unknown_feature_is_refused_by_its_name() {
     assert!(refused.starts_with("it was written by another version of overlayfs: it needs folding"), "{refused}");
     let refused = Checker::new(open_layers(&options(&setup), false).unwrap()).err().unwrap().to_string();
     assert!(refused.ends_with("it needs folding"), "{refused}");
-    Snapshot::take(&setup.path("upper"), Detail::Everything).assert_same(&before, "what is refused");
+    Snapshot::take(&setup.path("upper"), Detail::Everything).assert_same(&before, "the refused upper layer");
 }
 
 const PART: &str = ".wh..wh.part.big";

@@ -335,7 +335,7 @@ fn devices_are_deletions_until_one_is_made() {
     }
     assert_eq!(find(&overlay, "null").unwrap().kind(), Kind::CharDev);
     assert_eq!(names(&upper.join("dir")), [".wh.gone"], "a marker, as soon as it is read");
-    assert!(is_whiteout(&upper.join("unseen/gone")), "nobody has read it");
+    assert!(is_whiteout(&upper.join("unseen/gone")), "no mount has read it");
     drop(overlay.create_file(&root, OsStr::new("again"), 0o600, OWN).unwrap());
 
     let device = |overlay: &Overlay<OsLayer>, name: &str| {

@@ -726,7 +726,7 @@ fn a_replacement_of_a_new_object_is_not_changed() {
         })
     });
     assert_eq!(touched, None);
-    assert!(exchanged.into_inner() > 100, "nobody was in the way");
+    assert!(exchanged.into_inner() > 100, "too few exchanges");
 }
 
 #[test]

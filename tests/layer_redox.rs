@@ -253,7 +253,7 @@ fn a_directory_is_a_path() {
     fails(layer.create_file(&dir, n("new"), 0o600, ROOT), ENOENT);
     layer.create_dir(&root, n("dir"), 0o700, ROOT).unwrap();
     layer.create_file(&dir, n("new"), 0o600, ROOT).unwrap();
-    assert_eq!(disk.tree().names("layer/dir"), ["new"], "what has the path now");
+    assert_eq!(disk.tree().names("layer/dir"), ["new"], "the object with that path now");
     assert!(!layer.capabilities().dirs_follow_rename);
     // An open file stays the same file.
     layer.write_at(&file, b"text", 0).unwrap();

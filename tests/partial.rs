@@ -332,7 +332,7 @@ fn attributes_and_the_end_of_a_large_file_change_without_a_copy() {
     assert_eq!((part.len(), part.uid(), part.gid(), part.mode() & 0o7777), (SIZE as u64 + 1, 5, 6, 0o600));
     assert_eq!(overlay.stat(&file).unwrap().ino, ino);
     overlay.sync(&overlay.open(&file)).unwrap();
-    assert_eq!(names(&setup.path("upper/dir")), ["file"], "what is synced is whole");
+    assert_eq!(names(&setup.path("upper/dir")), ["file"], "a synced copy is whole");
     assert_eq!(overlay.stat(&file).unwrap().ino, ino);
     let mut expected = content();
     expected.push(b'x');
@@ -735,7 +735,7 @@ fn a_change_is_not_mixed_with_another_lower_file() {
             let overlay = mount_on(&setup, &counts, &["newer", "lower"]);
             assert!(read(&overlay, "dir/file") == newer);
             drop(overlay);
-            assert!(fs::read(&part).unwrap() == kept, "what was written is kept");
+            assert!(fs::read(&part).unwrap() == kept, "the change is kept");
         }
         // A change of the other file has another name.
         let overlay = mount_on(&setup, &counts, &["newer", "lower"]);
@@ -744,7 +744,7 @@ fn a_change_is_not_mixed_with_another_lower_file() {
         let overlay = mount_on(&setup, &counts, &["newer", "lower"]);
         assert!(read(&overlay, "dir/file") == [b"other", &newer[5..]].concat());
         drop(overlay);
-        assert!(partial_file(&setup.path("upper/dir"), "part", "file").exists(), "what was written first is kept");
+        assert!(partial_file(&setup.path("upper/dir"), "part", "file").exists(), "the first change is kept");
         fs::remove_file(setup.path("upper/dir/file")).unwrap();
 
         // With its former layers, the change shows again.

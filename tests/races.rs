@@ -205,7 +205,11 @@ fn directories_move_while_threads_work_below_them() {
         maker.join().unwrap()
     });
     let left = 20 + 1 + made.div_ceil(2);
-    assert_eq!(list(&overlay, &deep).len(), left, "what stays, the upper layer's own, and half of what was made");
+    assert_eq!(
+        list(&overlay, &deep).len(),
+        left,
+        "the lasting files, those of the upper layer, and half of the new ones"
+    );
     drop([from, to, dir, deep]);
     leave(overlay, &setup, &guard);
 }
@@ -271,7 +275,7 @@ fn files_are_copied_up_while_their_names_change() {
                     expected[100 * usize::from(number) + if large { step * 200_000 } else { step }] = number;
                 }
             }
-            assert!(read(&overlay, file) == expected, "round {round}: what was written or what was there is lost");
+            assert!(read(&overlay, file) == expected, "round {round}: a write or the old content is lost");
         }
         drop(held);
         leave(overlay, &setup, &guard);
@@ -389,7 +393,7 @@ fn sizes_and_bytes_agree() {
                     scope.spawn(move || {
                         begun.wait();
                         while shrinks && size() == before {}
-                        assert!(!shrinks || !byte(LARGE - 1), "{what}: a byte behind the end that was told");
+                        assert!(!shrinks || !byte(LARGE - 1), "{what}: a byte behind the reported end");
                         while !shrinks && !byte(0) {}
                         assert!(shrinks || size() > 0, "{what}: a byte of a file that is empty");
                     });

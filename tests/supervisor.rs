@@ -66,14 +66,14 @@ const TESTS: [(&str, fn()); 9] = [
         assert_eq!(started.end().code(), Some(1));
         assert!(!started.path("name").exists());
     }),
-    ("a daemon that cannot have its name leaves it to whoever has it", || {
+    ("a daemon that cannot get its name leaves it to its owner", || {
         let dir = TempDir::new().unwrap();
         fs::write(dir.path().join("name"), "taken").unwrap();
         let mut started = Started::start(dir, false, true);
         assert_eq!(started.end().code(), Some(1));
         assert!(started.path("name").exists());
     }),
-    ("what it logs, a panic too, asks nobody for anything", || {
+    ("its messages, a panic too, need no other process", || {
         let (mut reader, writer) = pipe().unwrap();
         let mut started = Started::logging(writer);
         started.signal(started.parent(), Signal::TERM);
@@ -91,7 +91,7 @@ const TESTS: [(&str, fn()); 9] = [
         });
         let (ended, wait) = mpsc::channel();
         thread::spawn(move || ended.send(reader.read_to_end(&mut Vec::new()).unwrap()));
-        wait.recv_timeout(PATIENCE).expect("the end of what it writes");
+        wait.recv_timeout(PATIENCE).expect("the end of its output");
         started.wait_until_ready();
         assert!(test_kill_process(started.daemon()).is_ok());
         started.signal(started.daemon(), Signal::TERM);

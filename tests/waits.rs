@@ -132,8 +132,8 @@ const OTHERS: [(&str, Operation); 18] = [
     ("unlink the file", |tree| tree.overlay.unlink(&tree.here, name("file"))),
     ("read the other file", |tree| read(tree, &tree.own)),
     ("write to the other file", |tree| write(tree, &tree.own)),
-    ("find what is known here", |tree| find(tree, &tree.here, "own")),
-    ("find what is not known here", |tree| find(tree, &tree.here, "untouched")),
+    ("find a known name here", |tree| find(tree, &tree.here, "own")),
+    ("find an unknown name here", |tree| find(tree, &tree.here, "untouched")),
     ("list here", |tree| list(tree, &tree.here)),
     ("create here", |tree| create(tree, &tree.here)),
     ("read elsewhere", |tree| read(tree, &tree.other)),
@@ -177,7 +177,7 @@ fn check(stuck: Operation, method: Method, waiting: &[&str]) {
         })
     };
     let found: Vec<_> = OTHERS.iter().filter(|(_, other)| waits(*other)).map(|(what, _)| *what).collect();
-    assert_eq!(found, waiting, "who waits for {}", method.name());
+    assert_eq!(found, waiting, "the operations that wait for {}", method.name());
 }
 
 const NOBODY: &[&str] = &[];
@@ -214,8 +214,8 @@ fn a_sync_delays_no_operation() {
 /// whole tree.
 const NEED_THE_DIRECTORY: &[&str] = &[
     "unlink the file",
-    "find what is known here",
-    "find what is not known here",
+    "find a known name here",
+    "find an unknown name here",
     "list here",
     "create here",
     "rename a directory elsewhere",

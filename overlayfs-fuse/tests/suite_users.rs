@@ -101,7 +101,7 @@ fn no_user_changes_objects_with_unmapped_ids() {
         ("store", |dir| store(&dir.join("file"))),
         ("chmod", |dir| rustix::fs::chmod(dir.join("file"), Mode::RWXU | Mode::SUID)),
         ("chmod of a directory", |dir| rustix::fs::chmod(dir.join("dir"), Mode::RWXU)),
-        ("chown to himself", |dir| {
+        ("chown to the same user", |dir| {
             let (uid, gid) = (rustix::process::getuid(), rustix::process::getgid());
             rustix::fs::chown(dir.join("file"), Some(uid), None).and(rustix::fs::chown(
                 dir.join("file"),
@@ -153,7 +153,7 @@ fn no_user_changes_objects_with_unmapped_ids() {
     let refused = |error| matches!(error, Errno::ACCESS | Errno::PERM | Errno::OVERFLOW);
     for (name, attempt) in tries {
         for id in [0, NOBODY, USER] {
-            if (name, id) == ("chown to himself", 0) || (name, id) == ("chown to nobody", NOBODY) {
+            if (name, id) == ("chown to the same user", 0) || (name, id) == ("chown to nobody", NOBODY) {
                 continue;
             }
             assert!(as_user(id, || attempt(&shared).is_err_and(refused)), "{name}, by {id}: {:?}", attempt(&shared));

@@ -161,7 +161,7 @@ fn rounds<D: FrontEnd<Handle: Send> + Send>(
         forget(&mut state);
     }
     let difference = state.differs(&look(&threads));
-    assert_eq!(difference, None, "what was seen changes though nobody changes it");
+    assert_eq!(difference, None, "the tree changes without an operation");
     state.tree.handles.clear();
     // Numbers from a counter last for one mount.
     state.numbers.retain(|_, number| *number < 1 << 63);
@@ -346,7 +346,7 @@ fn check_layers(backing: &dyn Backing, lowers: &[Object], upper: &Path, tree: &T
 /// Describes a round without an explanation.
 fn told(state: &State, threads: &[Vec<Event>], far: &Farthest, end: &Scene) -> String {
     let mut said =
-        "no order of this explains the answers and the end; the longest has what is not marked.\nbefore:\n".to_owned();
+        "no order of these operations explains the answers and the end; the longest one has those without a mark.\nbefore:\n".to_owned();
     let unlinked = state.tree.handles.values().filter(|id| state.tree.node(**id).names == 0);
     for (path, id) in state.tree.paths().into_iter().chain(unlinked.map(|id| (PathBuf::from("(unlinked)"), *id))) {
         let node = state.tree.node(id);

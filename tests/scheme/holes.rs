@@ -77,7 +77,7 @@ fn mapped_memory_has_a_limit() {
     assert_eq!(map(&again, anns), Ok(()));
     assert_eq!(map(&again, 0), refused(ENOMEM));
     drop(file);
-    assert_eq!(retry(|| map(&again, 0)), Ok(()), "what was closed has nothing mapped");
+    assert_eq!(retry(|| map(&again, 0)), Ok(()), "a closed file has no mapping");
     assert!(setup.is_alive());
 }
 

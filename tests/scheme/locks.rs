@@ -170,7 +170,7 @@ fn an_open_files_lock_is_shared_by_its_descriptors_and_ends_with_the_last() {
     file.lock(of_file(0, 0)).unwrap();
     assert_eq!(copy.lock(of_file(0, 0)), Ok(()));
     assert_eq!(inherited.lock(of_file(0, 0)), Ok(()));
-    assert_eq!(other.lock(of_file(0, 0)), refused(EWOULDBLOCK), "the same process, but opened anew");
+    assert_eq!(other.lock(of_file(0, 0)), refused(EWOULDBLOCK), "the same process, by another open");
     assert_eq!(other.lock(of_process(0, 0)), refused(EWOULDBLOCK));
     drop((file, copy));
     assert!(setup.is_alive());
@@ -212,7 +212,7 @@ fn what_can_be_locked() {
     let setup = setup();
     for flags in [O_STAT, O_RDONLY] {
         let top = setup.open(&root(), "", flags).unwrap();
-        assert_eq!(top.lock(of_process(0, 1)), Ok(()), "a directory, as a daemon whose layer it is does");
+        assert_eq!(top.lock(of_process(0, 1)), Ok(()), "a directory, as a daemon locks its layer");
     }
     assert_eq!(root().scheme_root(setup.name()).unwrap().lock(of_process(0, 0)), refused(EBADF));
 }
@@ -254,7 +254,7 @@ fn locks_have_a_limit() {
     again.unlock(of_process(0, 0)).unwrap();
     drop(file);
     becomes_free(&setup.open(&other, "file", O_RDWR).unwrap(), of_process(0, 0));
-    assert_eq!(lock_until_refused(&again, of_file), count, "what was closed has no locks");
+    assert_eq!(lock_until_refused(&again, of_file), count, "a closed file has no locks");
 }
 
 #[test]

@@ -387,7 +387,7 @@ fn hostile_sizes_and_offsets() {
     assert_eq!(ask(Opcode::Munmap, 0, page), refused(EINVAL), "nothing is mapped");
 
     let map = file.map(0, PAGE, WRITE).unwrap();
-    assert_eq!(ask(Opcode::MmapPrep, 1 << 40, page), refused(ENOMEM), "far behind what was reserved");
+    assert_eq!(ask(Opcode::MmapPrep, 1 << 40, page), refused(ENOMEM), "far behind the reserved range");
     assert_eq!(ask(Opcode::Munmap, page, page), refused(EINVAL), "another page");
     let other = setup.open(&ann(), "big", O_RDWR).unwrap();
     assert_eq!(other.munmap(0, PAGE, MunmapFlags::empty()), refused(EINVAL), "another's");

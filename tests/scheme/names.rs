@@ -125,7 +125,7 @@ fn renaming_as_relibc_does() {
     ann().rename(setup.path("b/new"), setup.path("b/f")).unwrap();
     assert_eq!(setup.content("b/f"), "a/f");
     ann().rename(setup.path("a/l"), setup.path("b/l")).unwrap();
-    assert_eq!(ann().readlink(setup.path("b/l")), Ok(b"f".to_vec()), "not what it leads to");
+    assert_eq!(ann().readlink(setup.path("b/l")), Ok(b"f".to_vec()), "not its target");
     ann().rename(setup.path("a/sub"), setup.path("b/empty")).unwrap();
     assert_eq!(setup.content("b/empty/g"), "a/sub/g");
 

@@ -352,7 +352,7 @@ fn the_empty_path_names_the_handles_own_object() {
     assert_eq!(file.openat("", O_RDONLY, 0).unwrap().read(&mut [0; 8]), Ok(3));
     assert_eq!(bob().inherit(&file).openat("", O_RDONLY, 0).unwrap().read(&mut [0; 8]), Ok(3));
     assert_eq!(errno(bob().inherit(&file).openat("", O_WRONLY, 0)), EACCES);
-    assert_eq!(errno(eve().inherit(&file).openat("", O_RDONLY, 0)), EACCES, "whoever opened the handle");
+    assert_eq!(errno(eve().inherit(&file).openat("", O_RDONLY, 0)), EACCES, "independent of the opener of the handle");
     assert_eq!(errno(file.openat("", O_CREAT | O_EXCL | O_RDWR | 0o600, 0)), EEXIST);
     assert_eq!(errno(file.openat("", O_DIRECTORY | O_RDONLY, 0)), ENOTDIR);
     assert_eq!(errno(file.openat("x", O_RDONLY, 0)), ENOTDIR);
