@@ -1,8 +1,9 @@
 /*
  * A boot loader for QEMU alone: `qemu -kernel loader -initrd KERNEL,INITFS[,DISK] -append 'NAME=VALUE;...'`.
  *
- * QEMU has put the three files into memory. This maps the kernel where it was linked, tells it where everything is, and leaves the DISK where it
- * lies: the live disk driver finds it by DISK_LIVE_ADDR. The addresses are printed, so that the disk can be saved from the memory of the machine.
+ * QEMU puts the three files into memory. The loader maps the kernel at its link address and passes it all addresses. It
+ * does not move the DISK: the live disk driver finds it by DISK_LIVE_ADDR. The loader prints the addresses of the disk, so
+ * that it can be saved from the memory of the machine.
  */
 
 #include <stddef.h>
@@ -14,7 +15,7 @@
 #define IDENTITY_GIB 8
 #define KERNEL_TABLES 32
 
-/* The kernel's arguments, as its entry point reads them. */
+/* The arguments that the kernel's entry point reads (KernelArgs). */
 struct arguments {
     uint64_t kernel_base, kernel_size, stack_base, stack_size, env_base, env_size;
     uint64_t rsdp_base, rsdp_size, areas_base, areas_size, bootstrap_base, bootstrap_size;
@@ -122,7 +123,7 @@ static void add_area(uint64_t base, uint64_t size, uint64_t kind)
     areas[areas_count++] = (struct area){base, size, kind};
 }
 
-/* All memory where it is and once more at the kernel's offset, and the kernel at the address for which it is linked. */
+/* Maps all memory at its own addresses and at the kernel's offset, and the kernel at its link address. */
 static void map(uint32_t kernel, uint32_t size)
 {
     page_map[0] = page_map[256] = (uint32_t)low | PRESENT_WRITABLE;
@@ -141,7 +142,7 @@ static void map(uint32_t kernel, uint32_t size)
     }
 }
 
-/* The table of ACPI in a range of the BIOS's memory, or 0. */
+/* Returns the address of the ACPI table in a range of the BIOS's memory, or 0. */
 static uint32_t find_rsdp(uint32_t at, uint32_t end)
 {
     static const char signature[8] = "RSD PTR ";
@@ -170,7 +171,7 @@ static void tell_rsdp(void)
     env_set("RSDP_SIZE", arguments.rsdp_size);
 }
 
-/* What follows the loader's own name in -append; a semicolon ends a line. */
+/* Returns the text after the loader's own name in -append. A semicolon ends a line. */
 static void tell_environment(const char *line)
 {
     while (*line && *line != ' ')

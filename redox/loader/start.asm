@@ -1,5 +1,6 @@
-; Where QEMU starts the loader (`-kernel`, a Multiboot image): 32 bits, no paging. Calls load(), turns on what the kernel expects of a boot
-; loader, and jumps to the kernel in 64-bit mode with the address of its arguments as the first argument.
+; QEMU starts the loader here (`-kernel`, a Multiboot image): 32 bits, no paging. Calls load(), turns on the processor
+; features that the kernel expects, and jumps to the kernel in 64-bit mode. The first argument is the address of the
+; kernel's arguments.
 
 bits 32
 
