@@ -15,7 +15,7 @@
 #define IDENTITY_GIB 8
 #define KERNEL_TABLES 32
 
-/* The arguments that the kernel's entry point reads (KernelArgs). */
+/* The arguments that the kernel's entry point reads, `KernelArgs` of src/startup/mod.rs. */
 struct arguments {
     uint64_t kernel_base, kernel_size, stack_base, stack_size, env_base, env_size;
     uint64_t rsdp_base, rsdp_size, areas_base, areas_size, bootstrap_base, bootstrap_size;
