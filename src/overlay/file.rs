@@ -379,10 +379,8 @@ impl<L: Layer> Overlay<L> {
             _ => return Ok(()),
         };
         let node = &handle.node;
-        if self.is_root(node) {
-            self.complete_and_sync()?;
-        }
         match node.kind() {
+            Kind::Dir if self.is_root(node) => return self.complete_and_sync(),
             Kind::Dir => {
                 let tree = self.tree.read();
                 let open = {
