@@ -1,10 +1,10 @@
-//! Who may do what: the rules of POSIX for one caller and one object.
+//! Permission checks: the rules of POSIX for one caller and one object.
 //!
-//! They are asked where redoxfs asks: every directory on a path for search, the parent for write
-//! when an entry is made, removed or renamed, the object for read and write when it is opened, its
-//! owner when its attributes are set. *What* is asked is POSIX's where redoxfs differs: a file is
-//! removed or renamed by whoever may write the directory (and, in a sticky one, owns the file or
-//! the directory), not by its owner alone.
+//! The scheme checks where redoxfs does: every directory on a path for search, the parent for write
+//! when an entry is made, removed or renamed. It checks the object for read and write when it is
+//! opened, and its owner when its attributes are set. Where the rules of redoxfs differ, those of
+//! POSIX count. A caller that may write a directory may remove or rename a file in it, not only the
+//! owner of the file. In a sticky directory it must also own the file or the directory.
 
 use crate::errno::{EACCES, EPERM, Error, Result};
 use redox_scheme::CallerCtx;
@@ -21,7 +21,7 @@ pub const SEARCH: u32 = 1;
 
 pub const STICKY: u32 = 0o1000;
 
-/// Who asks: the effective user and group of a client's process.
+/// The caller of a request: the effective user and group of its process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Caller {
     pub uid: u32,
@@ -29,9 +29,9 @@ pub struct Caller {
 }
 
 impl Caller {
-    /// The ids that came with a request. Only `openat`, `read`, `write`, `frename`, `flink`,
-    /// `unlinkat` and `dup` carry real ones: elsewhere the kernel leaves them 0 or puts something
-    /// else there, and a handle's opener counts.
+    /// Takes the ids of a request. Only `openat`, `read`, `write`, `frename`, `flink`, `unlinkat`
+    /// and `dup` have real ones. In other requests the kernel leaves them 0 or uses their place for
+    /// other data, so the opener of the handle counts.
     pub fn of(context: &CallerCtx) -> Self {
         Self { uid: context.uid, gid: context.gid }
     }
@@ -40,14 +40,14 @@ impl Caller {
         self.uid == 0
     }
 
-    /// Whether this is the object's owner, or root, who may do whatever the owner may.
+    /// Whether this is the owner of the object, or root, which may do what the owner may.
     pub fn owns(self, stat: &Stat) -> bool {
         self.is_root() || self.uid == stat.uid
     }
 
-    /// Whether the object's mode grants all of `wanted`, a union of [`READ`], [`WRITE`] and
-    /// [`SEARCH`]. The class is the owner's, else the group's, else the others', even where a later
-    /// class would grant more.
+    /// Whether the mode of the object grants all of `wanted`, a union of [`READ`], [`WRITE`] and
+    /// [`SEARCH`]. The class is the owner, else the group, else all others, even if a later class
+    /// would grant more.
     pub fn may(self, stat: &Stat, wanted: u32) -> bool {
         let class = if self.uid == stat.uid {
             6
@@ -59,18 +59,28 @@ impl Caller {
         self.is_root() || (stat.mode >> class) & wanted == wanted
     }
 
-    /// [`Caller::may`] as a step of an operation. EACCES.
+    /// Checks [`Caller::may`].
+    ///
+    /// # Errors
+    /// - EACCES: the mode does not grant it.
     pub fn require(self, stat: &Stat, wanted: u32) -> Result<()> {
         if self.may(stat, wanted) { Ok(()) } else { Err(Error::new(EACCES)) }
     }
 
-    /// Whether entries of `dir` may be made. EACCES.
+    /// Checks that the caller may make entries in `dir`.
+    ///
+    /// # Errors
+    /// - EACCES: the mode does not grant it.
     pub fn require_entries(self, dir: &Stat) -> Result<()> {
         self.require(dir, WRITE | SEARCH)
     }
 
-    /// Whether the entry of `dir` that names `object` may be removed or replaced. EACCES, or EPERM
-    /// in a sticky directory, where alone it is asked what `object` is.
+    /// Checks that the caller may remove or replace the entry of `dir` that names `object`. Only
+    /// for a sticky directory it calls `object`.
+    ///
+    /// # Errors
+    /// - EACCES: the mode of `dir` does not grant it.
+    /// - EPERM: `dir` is sticky, and the caller owns neither it nor the object.
     pub fn require_removal(self, dir: &Stat, object: impl FnOnce() -> Result<Stat>) -> Result<()> {
         self.require_entries(dir)?;
         if dir.mode & STICKY != 0 && !self.owns(dir) && !self.owns(&object()?) {
@@ -79,16 +89,20 @@ impl Caller {
         Ok(())
     }
 
-    /// Whether the caller may give an object that he does not own a second name, as Linux has it
-    /// with `protected_hardlinks`: a regular file that he may read and write and by which nobody
-    /// gets another's rights. Otherwise he could keep what its owner removes, or have a program of
-    /// root's take it for something of his own. EPERM.
+    /// Checks that the caller may give an object a second name, as Linux does with
+    /// `protected_hardlinks`. A caller that does not own it needs a regular file that it may read
+    /// and write, and that gives no rights to its users. Otherwise the caller could keep a file
+    /// that its owner removes. It could also make a program of root take it for a file of the
+    /// caller.
+    ///
+    /// # Errors
+    /// - EPERM: the link is not allowed.
     pub fn require_link(self, object: &Stat) -> Result<()> {
         let is_harmless = object.kind == Kind::File && !lends_rights(object.mode) && self.may(object, READ | WRITE);
         if self.owns(object) || is_harmless { Ok(()) } else { Err(Error::new(EPERM)) }
     }
 
-    /// The owner and the mode of an object that the caller makes in `dir`, having asked for `mode`.
+    /// Returns the owner and the mode of an object that the caller makes in `dir` with `mode`.
     pub fn newborn(self, dir: &Stat, kind: Kind, mode: u32) -> (Owner, u32) {
         let (owner, mode) = ownership::of_new(dir, Owner { uid: self.uid, gid: self.gid }, kind, mode);
         let may_lend = kind == Kind::Dir || self.is_root() || owner.gid == self.gid;
@@ -132,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn who_does_not_own_a_file_links_what_he_could_change() {
+    fn only_an_owner_or_a_writer_links_a_file() {
         let refused = Err(Error::new(EPERM));
         for (mode, bobs, eves) in [
             (0o666, Ok(()), Ok(())),

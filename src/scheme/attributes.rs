@@ -18,11 +18,11 @@ use super::open::MODE_BLOCK;
 use crate::layer::{Kind, Layer, Owner, Time};
 use crate::overlay::ownership::SET_GID;
 
-/// In a time's nanoseconds: the time of the request.
+/// In the nanoseconds of a time: the time of the request.
 const UTIME_NOW: i32 = (1 << 30) - 1;
-/// In a time's nanoseconds: the time that it has.
+/// In the nanoseconds of a time: the time that the object has.
 const UTIME_OMIT: i32 = (1 << 30) - 2;
-/// An owner or a group that stays as it is.
+/// An owner or a group that stays.
 const UNCHANGED: u32 = u32::MAX;
 
 impl<L: Layer> OverlayScheme<L> {
@@ -48,7 +48,7 @@ impl<L: Layer> OverlayScheme<L> {
             st_size: stat.size,
             st_blksize: stat.blksize,
             st_blocks: stat.blocks,
-            // Signed in libc's stat, where times before 1970 are read back from these.
+            // The fields are signed in libc's stat, and times before 1970 are negative there.
             st_mtime: stat.mtime.sec as u64,
             st_mtime_nsec: stat.mtime.nsec,
             st_atime: stat.atime.sec as u64,
@@ -69,7 +69,10 @@ impl<L: Layer> OverlayScheme<L> {
         })
     }
 
-    /// Sets the permission, set-id and sticky bits. EPERM for others than the owner and root.
+    /// Sets the permission, set-id and sticky bits.
+    ///
+    /// # Errors
+    /// - EPERM: the opener is neither the owner nor root.
     pub(super) fn set_mode(&self, id: usize, mode: u32) -> Result<()> {
         let open = self.handles.open(id)?;
         self.require_writable()?;
@@ -86,8 +89,10 @@ impl<L: Layer> OverlayScheme<L> {
         self.overlay.set_mode(open.node(), mode)
     }
 
-    /// Sets the owner and the group, either of which may stay as it is (−1). Only root gives
-    /// objects away; an owner may put his into his own group. EPERM.
+    /// Sets the owner and the group; −1 leaves one as it is.
+    ///
+    /// # Errors
+    /// - EPERM: the opener is not root. An owner may still change the group to its own.
     pub(super) fn set_owner(&self, id: usize, uid: u32, gid: u32) -> Result<()> {
         let open = self.handles.open(id)?;
         self.require_writable()?;
@@ -113,8 +118,10 @@ impl<L: Layer> OverlayScheme<L> {
     }
 
     /// Sets the times of last access and change, each to a given time, to now, or not at all.
-    /// Whoever may write the file may set both to now (EACCES), only the owner and root to anything
-    /// else (EPERM).
+    ///
+    /// # Errors
+    /// - EACCES: both are now, and the opener may not write the object.
+    /// - EPERM: any other times, and the opener is neither the owner nor root.
     pub(super) fn set_times(&self, id: usize, times: &[TimeSpec]) -> Result<()> {
         let open = self.handles.open(id)?;
         let &[atime, mtime] = times else {
@@ -142,8 +149,11 @@ impl<L: Layer> OverlayScheme<L> {
         self.overlay.set_times(open.node(), new_atime, new_mtime)
     }
 
-    /// F_GETFL and F_SETFL, of whose argument only the bits count that can change. EINVAL for other
-    /// commands.
+    /// Performs F_GETFL and F_SETFL. Of the argument of F_SETFL only the bits count that can
+    /// change.
+    ///
+    /// # Errors
+    /// - EINVAL: the command is another one.
     pub(super) fn control(&self, id: usize, command: usize, argument: usize) -> Result<usize> {
         let open = self.handles.open(id)?;
         let flags = open.flags.load(Ordering::Relaxed);
@@ -157,10 +167,13 @@ impl<L: Layer> OverlayScheme<L> {
         }
     }
 
-    /// The path of an object as clients write it, `/scheme/NAME/…`, by its current name; of a
-    /// handle that leads to another scheme, that scheme's path. ENOENT for what has no name any
-    /// more, EACCES if it is where the opener may not go, ENAMETOOLONG if the buffer does not hold
-    /// all of it.
+    /// Writes the path of an object as clients write it, `/scheme/NAME/…`, by its current name. For
+    /// a handle that leads to another scheme it is the path there.
+    ///
+    /// # Errors
+    /// - ENOENT: the object has no name any more.
+    /// - EACCES: the opener may not search the directories of the path.
+    /// - ENAMETOOLONG: the buffer is too small.
     pub(super) fn path(&self, id: usize, buf: &mut [u8]) -> Result<usize> {
         let path = match self.handles.get(id)? {
             SchemeHandle::Elsewhere(path) => path.as_bytes().to_vec(),
@@ -177,8 +190,11 @@ impl<L: Layer> OverlayScheme<L> {
         fill(buf, &path, ENAMETOOLONG)
     }
 
-    /// The path of an object relative to a directory above it. ENOENT if it is not below, or has no
-    /// name any more; ERANGE if the buffer does not hold all of it.
+    /// Writes the path of an object relative to a directory above it.
+    ///
+    /// # Errors
+    /// - ENOENT: the object is not below the directory, or has no name any more.
+    /// - ERANGE: the buffer is too small.
     pub(super) fn relative_path(&self, dir: usize, id: usize, buf: &mut [u8]) -> Result<usize> {
         let dir = self.path_below(&*self.handles.open(dir)?)?;
         let path = self.path_below(&*self.handles.open(id)?)?;
@@ -186,8 +202,11 @@ impl<L: Layer> OverlayScheme<L> {
         fill(buf, relative.as_os_str().as_bytes(), ERANGE)
     }
 
-    /// The path of an open object from the top of the tree. ENOENT; EACCES if its only name is
-    /// where its opener may not go.
+    /// Returns the path of an open object from the top of the tree.
+    ///
+    /// # Errors
+    /// - ENOENT: the object has no name any more.
+    /// - EACCES: the opener may not search the directories above its only name.
     fn path_below(&self, open: &Open<L>) -> Result<PathBuf> {
         let path = match self.current_entry(open, open.opener)? {
             Some((dir, name)) => self.overlay.path(&dir).map(|dir| dir.join(name)),
@@ -198,7 +217,7 @@ impl<L: Layer> OverlayScheme<L> {
 }
 
 fn now() -> Time {
-    // A clock before 1970 is no clock.
+    // A clock before 1970 is not set.
     let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Time { sec: elapsed.as_secs() as i64, nsec: elapsed.subsec_nanos() }
 }
@@ -212,7 +231,7 @@ fn resolve_time(time: &TimeSpec, now: Time, old: Time) -> Result<Time> {
     }
 }
 
-/// Puts all of `text` into the buffer, or nothing.
+/// Copies all of `text` into the buffer, or nothing.
 fn fill(buf: &mut [u8], text: &[u8], too_small: i32) -> Result<usize> {
     buf.get_mut(..text.len()).ok_or(Error::new(too_small))?.copy_from_slice(text);
     Ok(text.len())

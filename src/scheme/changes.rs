@@ -1,16 +1,16 @@
-//! Changes of names and attributes: what was checked is what is changed.
+//! Changes of names and attributes: a change meets the state that was checked.
 //!
-//! Whoever checks access and then changes something does both while the change is under way (a
-//! [`ChangeGuard`]) for the directories whose names change, and for the objects that are changed or
-//! lose a name. Nobody else changes any of these meanwhile, nor who may do what in them. Nobody
-//! waits who changes something else, or who only opens, reads, writes or asks.
+//! A request checks access and makes its change under one [`ChangeGuard`]. The guard covers the
+//! directories of the changed names, and the objects that change or lose a name. No other request
+//! changes these meanwhile, nor the rights to them. A request waits only if it changes one of them.
+//! Opens, reads, writes and questions never wait.
 //!
-//! Which objects are meant a path tells, and that before anything is held. So it is walked again
-//! afterwards, until it leads to what is held ([`Changes::of`]). The directories above are not
-//! held: the right to search them is asked on the way.
+//! The path names these objects, but they are unknown before the first walk, and that holds no
+//! guard. So the request walks again under the guard, until the path leads to the guarded objects
+//! ([`Changes::of`]). Directories above need no guard: the walk checks the right to search them.
 //!
-//! All that a change needs is taken at once, when it is free, and nobody asks for more while he has
-//! something: so there is no order, and no two wait for each other.
+//! A request takes all nodes of its change at once, when all are free. It asks for no more while it
+//! holds some. So there is no order, and no two requests wait for each other.
 
 use std::collections::HashSet;
 
@@ -21,16 +21,16 @@ use crate::layer::Layer;
 use crate::overlay::Node;
 use crate::sync::Condition;
 
-/// The numbers of the nodes that a change is about.
+/// The numbers of the nodes of a change.
 pub type Numbers = SmallVec<[u64; 4]>;
 
-/// The changes that are under way.
+/// The changes in progress.
 pub struct Changes {
-    /// The nodes that they are about; those who want one of them wait.
+    /// The nodes of these changes. A request that needs one of them waits.
     taken: Condition<HashSet<u64>>,
 }
 
-/// A change that is under way.
+/// A change in progress.
 pub struct ChangeGuard<'c> {
     changes: &'c Changes,
     nodes: Numbers,
@@ -46,7 +46,7 @@ impl Changes {
         self.begin(Numbers::from_slice(&[node.id()]))
     }
 
-    /// Begins a change of what `find` finds, and says of which nodes it is one.
+    /// Begins a change of the nodes that `find` returns beside its result.
     pub fn of<T>(&self, find: impl Fn() -> Result<(T, Numbers)>) -> Result<(ChangeGuard<'_>, T)> {
         let (mut found, mut nodes) = find()?;
         loop {

@@ -1,4 +1,4 @@
-//! Contents: reading, writing, sizes, listings.
+//! Contents: reads, writes, sizes, listings.
 
 use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::Ordering;
@@ -12,12 +12,12 @@ use super::access::Caller;
 use super::handle::SchemeHandle;
 use crate::layer::{Kind, Layer};
 
-/// The largest offset that a file can have: those of clients are signed.
+/// The largest offset of a file: those of clients are signed.
 const OFFSET_MAX: u64 = i64::MAX as u64;
 
 impl<L: Layer> OverlayScheme<L> {
-    /// Reads from a file, or the target of a symlink or the number of a device opened with
-    /// O_SYMLINK, or where a path in another scheme goes on.
+    /// Reads from a file. A handle with O_SYMLINK gives the target of a symlink or the number of a
+    /// device. A handle of another scheme's path gives that path.
     pub(super) fn read_at(&self, id: usize, buf: &mut [u8], offset: u64) -> Result<usize> {
         if offset > OFFSET_MAX {
             return Err(Error::new(EINVAL));
@@ -45,8 +45,13 @@ impl<L: Layer> OverlayScheme<L> {
         }
     }
 
-    /// Writes to a file, at its end if the handle or the request has O_APPEND; to the handle of a
-    /// symlink or device to be, what it leads to. EFBIG beyond the largest offset.
+    /// Writes to a file; at its end if the handle or the request has O_APPEND. On the handle of a
+    /// pending symlink or device, the data are its target or number.
+    ///
+    /// # Errors
+    /// - EFBIG: the write passes the largest offset.
+    /// - EBADF: the handle is not open for writing.
+    /// - EINVAL: the object is no regular file, or the offset is too large.
     pub(super) fn write_to(&self, id: usize, buf: &[u8], offset: u64, flags: u32, caller: Caller) -> Result<usize> {
         let open = match self.handles.get(id)? {
             SchemeHandle::Open(open) => open,
@@ -74,7 +79,7 @@ impl<L: Layer> OverlayScheme<L> {
         }
     }
 
-    /// The size of a file in bytes, or how many entries a directory has.
+    /// Returns the size of a file in bytes, or the number of entries of a directory.
     pub(super) fn size(&self, id: usize) -> Result<u64> {
         let open = self.handles.open(id)?;
         if open.node().kind() != Kind::Dir {
@@ -104,9 +109,11 @@ impl<L: Layer> OverlayScheme<L> {
         self.mappings.truncate(&self.overlay, open.node(), size)
     }
 
-    /// Fills `buf` with the entries behind `after`, without `.` and `..`, as redoxfs lists them.
-    /// Names that are not UTF-8 are left out: no request could name them. EINVAL if there are
-    /// entries and not even the first fits.
+    /// Fills `buf` with the entries behind `after`, without `.` and `..`, as redoxfs lists them. It
+    /// leaves out names that are not UTF-8: no request could name them.
+    ///
+    /// # Errors
+    /// - EINVAL: not even the first entry fits.
     pub(super) fn list<'buf>(
         &self,
         id: usize,
@@ -146,13 +153,13 @@ impl<L: Layer> OverlayScheme<L> {
         Ok(buf)
     }
 
-    /// Brings the object to the disk, with what clients have written to it in their memory.
+    /// Syncs the object to the disk, with the writes of clients to their memory.
     pub(super) fn sync(&self, id: usize) -> Result<()> {
         self.mappings.sync(&self.overlay, &self.handles.open(id)?.file)
     }
 }
 
-/// Copies what `text` has from `offset` on, as far as it fits.
+/// Copies the part of `text` from `offset` on, as far as it fits.
 fn copy_from(text: &[u8], buf: &mut [u8], offset: u64) -> usize {
     let rest = usize::try_from(offset).ok().and_then(|offset| text.get(offset..)).unwrap_or_default();
     let len = rest.len().min(buf.len());

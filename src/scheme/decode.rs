@@ -1,9 +1,9 @@
 //! One call: from the kernel's queue entry to the response.
 //!
-//! `redox_scheme` decodes what the kernel passes on and asserts what it takes for granted about it,
-//! but the kernel passes on what clients say: an `fstat` into a short buffer or a lock beyond the
-//! largest offset would end the daemon. So every entry is checked before it is decoded. A panic of
-//! any other origin costs the request during which it happens, no more.
+//! `redox_scheme` decodes the entries of the kernel, and asserts its assumptions about them. But
+//! the kernel passes on the arguments of clients. An `fstat` into a short buffer, or a lock beyond
+//! the largest offset, would end the daemon. So this code checks every entry before it is decoded.
+//! A panic of any other origin costs only the request in which it happens.
 
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -22,19 +22,18 @@ use super::locks::{Owner, Record};
 use super::path::PATH_MAX;
 use crate::layer::Layer;
 
-/// The bit that makes a lock's start one of a handle's own lock, and a lock's length an exclusive
-/// one's.
+/// In the start of a lock: it belongs to the handle. In its length: it is exclusive.
 const LOCK_FLAG: u64 = 1 << 63;
 /// Two of the longest paths, and the zero between them.
 const PATHS_MAX: u64 = 2 * PATH_MAX as u64 + 1;
 /// The last byte that can be locked.
 const LOCK_MAX: u64 = i64::MAX as u64;
 
-/// Handles one call and answers it, whatever the client sent.
+/// Handles one call, and makes its answer for any input of the client.
 pub fn answer<L: Layer>(call: CallRequest, scheme: &mut OverlayScheme<L>) -> Response {
     let mut entry = *queue_entry(&call);
     let checked = check(&entry).and_then(|()| Ok((caller(&call, &entry, scheme)?, copy_paths(&mut entry)?)));
-    // The paths are kept until the answer.
+    // The paths must live until the answer.
     let (caller, _paths) = match checked {
         Ok(checked) => checked,
         Err(error) => {
@@ -42,14 +41,14 @@ pub fn answer<L: Layer>(call: CallRequest, scheme: &mut OverlayScheme<L>) -> Res
             return Response::new(Err(error.into()), call);
         }
     };
-    // SAFETY: the kernel keeps the buffers of a request mapped until it is answered, which takes
-    // the operation; their sizes, alignments and texts are as `check` says.
+    // SAFETY: the kernel keeps the buffers of a request mapped until the answer, which takes the
+    // operation. `check` has checked their sizes, alignments and texts.
     let Some(mut op) = (unsafe { Op::from_sqe_unchecked(&entry) }) else {
         return Response::err(ENOSYS, call);
     };
     let handled = catch_unwind(AssertUnwindSafe(|| match about_locks(&entry) {
         Some(kind) => lock(&call, &entry, kind, caller.pid, scheme).map_err(syscall::Error::from).into(),
-        // Nothing is kept in the state but locks.
+        // The state would hold only locks, and `locks` handles those.
         None => op.handle_sync_dont_consume(&caller, scheme, &mut SchemeState::new()),
     }));
     let notify = entry.opcode == Opcode::StdFsCall as u8 && scheme.locks.lock().are_held(entry.args[0] as usize);
@@ -74,23 +73,25 @@ pub fn is_connect(call: &CallRequest) -> bool {
     entry.opcode == Opcode::Call as u8 && is_for_one && entry.args[3] == FsCall::Connect as u64
 }
 
-/// The handle that a call is for.
+/// Returns the handle of a call.
 pub(super) fn target(call: &CallRequest) -> usize {
     queue_entry(call).args[0] as usize
 }
 
-/// Writes what is told to the start of the caller's buffer, and answers how many bytes it is.
-/// EINVAL if it does not fit.
+/// Writes `told` to the start of the caller's buffer. Returns its length in bytes.
+///
+/// # Errors
+/// - EINVAL: it does not fit.
 pub fn give(call: &CallRequest, told: &[u8]) -> Result<usize> {
     let [_, buffer, len, ..] = queue_entry(call).args;
     require(told.len() as u64 <= len)?;
-    // SAFETY: the kernel mapped this many bytes for us to write to until we answer. They are
-    // written through no reference, as the client may too.
+    // SAFETY: the kernel keeps this many bytes mapped and writable until the answer. The write uses
+    // no reference, as the client may write there too.
     unsafe { ptr::copy_nonoverlapping(told.as_ptr(), buffer as *mut u8, told.len()) };
     Ok(told.len())
 }
 
-/// What the kernel put into the queue for this call.
+/// Returns the kernel's queue entry of this call.
 fn queue_entry(call: &CallRequest) -> &Sqe {
     const { assert!(size_of::<CallRequest>() == size_of::<Sqe>() && align_of::<CallRequest>() == align_of::<Sqe>()) };
     // SAFETY: CallRequest and the Request in it are `repr(transparent)` around the Sqe that was
@@ -98,10 +99,14 @@ fn queue_entry(call: &CallRequest) -> &Sqe {
     unsafe { &*ptr::from_ref(call).cast() }
 }
 
-/// Who asks. A StdFsCall does not say: its second argument, which is the client's choice, stands
-/// where the ids should be. Those that need them ask the handle for its opener, but an unlinkat is
-/// one operation to the scheme, whichever way it came, so it gets its ids here. EBADF, or EACCES
-/// for the handle of the scheme, which nobody opened.
+/// Returns the caller of a call. A StdFsCall does not name it: its second argument, which the
+/// client chooses, is in the place of the ids. The requests that need the ids take those of the
+/// handle's opener. But the scheme has one unlinkat for both kinds of calls, so that gets the ids
+/// here.
+///
+/// # Errors
+/// - EBADF: the handle is not open.
+/// - EACCES: the handle is that of the scheme, which no client opened.
 fn caller<L: Layer>(call: &CallRequest, entry: &Sqe, scheme: &OverlayScheme<L>) -> Result<CallerCtx> {
     let mut caller = call.caller();
     let is_unlinkat = StdFsCallKind::try_from_raw(entry.args[3] as u8) == Some(StdFsCallKind::Unlinkat);
@@ -112,17 +117,22 @@ fn caller<L: Layer>(call: &CallRequest, entry: &Sqe, scheme: &OverlayScheme<L>) 
     Ok(caller)
 }
 
-/// Whether a call asks for a lock, gives one back or asks about one, and which.
+/// Returns the kind of a call about locks: lock, unlock or get.
 fn about_locks(entry: &Sqe) -> Option<StdFsCallKind> {
     let kind = StdFsCallKind::try_from_raw(entry.args[3] as u8).filter(|_| entry.opcode == Opcode::StdFsCall as u8);
     kind.filter(|kind| matches!(kind, StdFsCallKind::Lock | StdFsCallKind::Unlock | StdFsCallKind::GetLock))
 }
 
-/// Handles a call about locks, of the process `pid` or of a handle. EBADF, ENOLCK; EWOULDBLOCK for
-/// a lock that is not free.
+/// Handles a call about locks, of the process `pid` or of a handle.
 ///
-/// Who asks about a lock is told one of another's in the range, also if both are shared, and the
-/// pid of its process: relibc does not say which it means to get. ESRCH if there is none.
+/// GetLock reports a lock of another owner in the range, even if both are shared, and the pid of
+/// its process. relibc does not define which lock it expects.
+///
+/// # Errors
+/// - EBADF: the handle is not open.
+/// - EWOULDBLOCK: a lock of another owner conflicts.
+/// - ENOLCK: there are too many locks.
+/// - ESRCH: GetLock finds no lock.
 fn lock<L: Layer>(
     call: &CallRequest,
     entry: &Sqe,
@@ -132,7 +142,8 @@ fn lock<L: Layer>(
 ) -> Result<usize> {
     let [id, _, _, _, start, length] = entry.args;
     let id = id as usize;
-    // Before it is asked for the handle: who closes that releases what is locked afterwards.
+    // Before the look-up of the handle: so the close of the handle releases a lock that this call
+    // takes.
     let mut locks = scheme.locks.lock();
     let open = scheme.handles.open(id)?;
     let owner = if start & LOCK_FLAG == 0 { Owner::Process(pid) } else { Owner::Handle(id) };
@@ -153,13 +164,16 @@ fn lock<L: Layer>(
     }
 }
 
-/// Whether an entry can be decoded and handled. EINVAL, or EOVERFLOW for a lock that reaches too
-/// far.
+/// Checks that an entry can be decoded and handled.
+///
+/// # Errors
+/// - EINVAL: a buffer or a path does not suit the call.
+/// - EOVERFLOW: a lock reaches beyond the largest offset.
 fn check(entry: &Sqe) -> Result<()> {
     let [_, buffer, len, kind, start, length] = entry.args;
     match Opcode::try_from_raw(entry.opcode) {
         Some(Opcode::OpenAt | Opcode::UnlinkAt | Opcode::Flink | Opcode::Frename) => {
-            // SAFETY: the kernel mapped this path for us until we answer; an empty one has an
+            // SAFETY: the kernel keeps this path mapped until the answer. An empty one has an
             // address too.
             let path = unsafe { std::slice::from_raw_parts(buffer as *const u8, len as usize) };
             require(str::from_utf8(path).is_ok())
@@ -168,7 +182,7 @@ fn check(entry: &Sqe) -> Result<()> {
         Some(Opcode::Fstatvfs) => require(len as usize >= size_of::<StatVfs>() && is_aligned::<StatVfs>(buffer)),
         Some(Opcode::Futimens) => require(len as usize == size_of::<[TimeSpec; 2]>() && is_aligned::<TimeSpec>(buffer)),
         Some(Opcode::StdFsCall) => match StdFsCallKind::try_from_raw(kind as u8) {
-            // Their sizes are checked when they are handled.
+            // The handler checks their sizes.
             Some(StdFsCallKind::Fstat) => require(is_aligned::<Stat>(buffer)),
             Some(StdFsCallKind::Fstatvfs) => require(is_aligned::<StatVfs>(buffer)),
             Some(StdFsCallKind::Futimens) => require(is_aligned::<TimeSpec>(buffer)),
@@ -190,10 +204,12 @@ fn check(entry: &Sqe) -> Result<()> {
     }
 }
 
-/// Takes the paths of a standard call out of the client's reach, which the entry then names in
-/// their place. Paths of other requests are copies that the kernel made, but a payload is the
-/// client's own memory where it fills a page, and could change after it was found to be text.
-/// ENAMETOOLONG.
+/// Copies the paths of a standard call, and makes the entry name the copy. The kernel copies the
+/// paths of other requests itself. But a payload that fills a page is the memory of the client, and
+/// could change after the check for UTF-8.
+///
+/// # Errors
+/// - ENAMETOOLONG: the paths are too long.
 fn copy_paths(entry: &mut Sqe) -> Result<Vec<u8>> {
     let [_, payload, len, kind, ..] = entry.args;
     let kind = StdFsCallKind::try_from_raw(kind as u8);
@@ -205,8 +221,8 @@ fn copy_paths(entry: &mut Sqe) -> Result<Vec<u8>> {
         return Err(Error::new(ENAMETOOLONG));
     }
     let mut paths = vec![0; len as usize];
-    // SAFETY: the kernel mapped the payload for us until we answer. It is read through no
-    // reference, as the client may write to it.
+    // SAFETY: the kernel keeps the payload mapped until the answer. The read uses no reference, as
+    // the client may write there.
     unsafe { ptr::copy_nonoverlapping(payload as *const u8, paths.as_mut_ptr(), paths.len()) };
     entry.args[1] = paths.as_ptr() as u64;
     Ok(paths)

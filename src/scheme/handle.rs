@@ -1,10 +1,10 @@
-//! The handles of clients: what a descriptor of this scheme stands for.
+//! The handles of clients: the objects behind descriptors of this scheme.
 //!
-//! Several requests may use a handle at once. What can change in one has a lock of its own, a leaf,
-//! as is that of the table; nothing that is taken out of the table is dropped while that is locked.
+//! Several requests may use a handle at once. Each mutable part of it has its own lock, a leaf, and
+//! so has the table. No thread drops an object of the table under the table's lock.
 //!
-//! The kernel limits how many descriptors a process has, but neither how many processes a user has
-//! nor what they send each other, so how many handles there are is limited here.
+//! The kernel limits the descriptors of a process. It limits neither the processes of a user nor
+//! the descriptors in messages. So this file limits the handles.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -19,20 +19,20 @@ use crate::layer::{Kind, Layer};
 use crate::overlay::{self, Node};
 use crate::sync::{Lock, Shared};
 
-/// How many handles the clients of one user may have: as many as the kernel lets one process have.
+/// How many handles the clients of one user may have: as many as the kernel allows one process.
 const OF_USER_MAX: usize = 1 << 16;
-/// How many handles there may be: some tens of megabytes of memory.
+/// How many handles there may be: they take some tens of megabytes of memory.
 const IN_ALL_MAX: usize = 1 << 18;
 
-/// What one id stands for.
+/// The meaning of one id.
 pub enum SchemeHandle<L: Layer> {
     /// The scheme itself: the directory descriptor of every absolute request. No client opened it,
     /// so it has no opener.
     Scheme,
     /// An object of the merged tree.
     Open(Arc<Open<L>>),
-    /// A symlink or device node that has a name but nothing yet that it leads to, and that nobody
-    /// sees: it is made when that is written.
+    /// A symlink or device node with a name, but no target or number yet. It does not show: the
+    /// write of that makes it.
     PendingNode(Arc<PendingNode<L>>),
     /// The path in another scheme to which a path of this one leads. relibc reads it and opens it
     /// itself.
@@ -55,16 +55,16 @@ pub type EntryOf<L> = Option<(Arc<Node<L>>, OsString)>;
 
 /// An object that a client opened.
 pub struct Open<L: Layer> {
-    /// The object, kept while it is open even after its last name is gone.
+    /// The object, which lives while it is open, even without a name.
     pub file: overlay::Handle<L>,
-    /// Who opened it. Counts wherever a request does not say who asks.
+    /// The caller that opened it. It counts if a request does not name its caller.
     pub opener: Caller,
-    /// The flags of the open that F_GETFL answers; those in `O_FCNTL_MASK` change with F_SETFL.
+    /// The flags of the open, for F_GETFL. F_SETFL changes those in `O_FCNTL_MASK`.
     pub flags: AtomicUsize,
     pub readable: bool,
     pub writable: bool,
-    /// So that of several links the right one is renamed. None for the root and where the path
-    /// ended in `.` or `..`.
+    /// Of several links, a rename takes this one. None for the root, and for a path that ended in
+    /// `.` or `..`.
     pub entry: Lock<EntryOf<L>>,
 }
 
@@ -74,7 +74,7 @@ impl<L: Layer> Open<L> {
     }
 }
 
-/// A symlink or device node to be.
+/// A symlink or device node before its creation.
 pub struct PendingNode<L: Layer> {
     pub dir: Arc<Node<L>>,
     pub name: OsString,
@@ -83,8 +83,7 @@ pub struct PendingNode<L: Layer> {
     pub mode: u32,
 }
 
-/// All handles by their id. An id is never given twice: a close that arrives late must not hit a
-/// newer handle.
+/// All handles by their id. An id is never reused: a late close must not hit a newer handle.
 pub struct Table<L: Layer> {
     last_id: AtomicUsize,
     handles: Shared<HashMap<usize, OpenHandle<L>>>,
@@ -102,19 +101,22 @@ impl<L: Layer> Table<L> {
         Self { last_id: AtomicUsize::new(0), handles: Shared::new(HashMap::new()), quota }
     }
 
-    /// Room for a handle of a user's: what is asked for before anything is made. ENFILE.
+    /// Takes room for a handle of a user. A request does so before it makes anything.
+    ///
+    /// # Errors
+    /// - ENFILE: there are too many handles.
     pub fn room(&self, user: u32) -> Result<Share> {
         self.quota.take(user, 1)
     }
 
-    /// Takes a handle in and answers its id.
+    /// Adds a handle. Returns its id.
     pub fn insert(&self, handle: SchemeHandle<L>, room: Share) -> usize {
         let id = self.last_id.fetch_add(1, Ordering::Relaxed) + 1;
         self.handles.write().insert(id, OpenHandle { handle, _room: room });
         id
     }
 
-    /// Has an id that is given stand for something else from now on.
+    /// Gives an id another meaning.
     pub fn replace(&self, id: usize, handle: SchemeHandle<L>) {
         let mut handles = self.handles.write();
         let _before = match handles.get_mut(&id) {
@@ -124,13 +126,19 @@ impl<L: Layer> Table<L> {
         drop(handles);
     }
 
-    /// EBADF for an id that is not, or no longer, given.
+    /// Returns the handle with an id.
+    ///
+    /// # Errors
+    /// - EBADF: there is no such handle.
     pub fn get(&self, id: usize) -> Result<SchemeHandle<L>> {
         self.handles.read().get(&id).map(|known| known.handle.clone()).ok_or(Error::new(EBADF))
     }
 
-    /// The open object behind an id. EXDEV if it is in another scheme, EBADF for everything else
-    /// that is no object.
+    /// Returns the open object behind an id.
+    ///
+    /// # Errors
+    /// - EXDEV: the handle leads to another scheme.
+    /// - EBADF: the handle is no object, or does not exist.
     pub fn open(&self, id: usize) -> Result<Arc<Open<L>>> {
         match self.get(id)? {
             SchemeHandle::Open(open) => Ok(open),

@@ -1,14 +1,14 @@
-//! The locks that clients hold on files: record locks of processes and of open files, as fcntl(2)
-//! has them, but that nobody waits for one.
+//! The locks of clients on files: record locks of processes and of open files, as in fcntl(2), but
+//! no request waits for one.
 //!
-//! `redox_scheme` has a table of them too, which does not tell how many there are, and keeps pieces
-//! of what a wider lock was laid over.
+//! `redox_scheme` has a table of them too. That does not count them, and keeps parts of a lock
+//! under a wider lock.
 //!
-//! A process's lock ends when the process closes a descriptor of the file. The kernel tells of that
-//! only if the last standard call on the descriptor was answered with the wish to hear of it; each
-//! other answer, to an fstat say, takes the wish back. So once a process holds locks through a
-//! handle, all such calls on the handle are answered with it. And when the handle is closed for
-//! good, the locks of all processes that came by it are released.
+//! The lock of a process ends when the process closes a descriptor of the file. The kernel reports
+//! that close only if the answer to the last standard call on the descriptor asked for it. Each
+//! other answer, such as to an fstat, cancels that. So once a process holds locks through a handle,
+//! all answers to such calls on the handle ask for it. The close of the handle itself releases the
+//! locks of all processes that used it.
 
 use std::cmp::{max, min};
 use std::collections::hash_map::Entry;
@@ -20,26 +20,26 @@ use crate::errno::{ENOLCK, EWOULDBLOCK, Error, Result};
 
 use super::quota::{Quota, Share};
 
-/// How many ranges may be locked through the handles of one user, and how many processes may lock
-/// through each of them, together: four times what OpenBSD and NetBSD allow him.
+/// How many ranges may be locked through the handles of one user. How many processes may lock,
+/// counted for each of these handles. Both are four times the limit of OpenBSD and NetBSD.
 const OF_USER_MAX: usize = 4096;
-/// How many ranges may be locked. All of them are looked at for every lock.
+/// How many ranges may be locked in all. Each new lock is compared with all of them.
 const IN_ALL_MAX: usize = 16384;
 
-/// Whose a lock is.
+/// The owner of a lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Owner {
     Process(usize),
     Handle(usize),
 }
 
-/// A range of a file that is locked, or is to be.
+/// A locked range of a file, or one to lock.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
     /// The number of the node.
     pub file: u64,
     pub owner: Owner,
-    /// Who opened the handle.
+    /// The user that opened the handle.
     pub user: u32,
     /// Not empty.
     pub bytes: Range<u64>,
@@ -48,15 +48,15 @@ pub struct Record {
 
 /// The locks of all files.
 pub struct Locks {
-    /// Those of one owner do not overlap, and where two of one kind would touch there is one.
+    /// Locks of one owner do not overlap. Two of one kind that touch are one.
     held: Vec<Record>,
-    /// Through which handles processes have locked, and which.
+    /// The handles through which processes have locked, with these processes.
     holders: HashMap<usize, Holders>,
-    /// Limits these processes, each counted for each handle, as the ranges are.
+    /// Limits these processes, each counted for each handle.
     quota: Arc<Quota>,
 }
 
-/// The processes that have locked something through a handle.
+/// The processes that have locked a range through a handle.
 struct Holders {
     pids: HashSet<usize>,
     share: Share,
@@ -67,12 +67,12 @@ impl Record {
         self.file == other.file && self.bytes.start < other.bytes.end && other.bytes.start < self.bytes.end
     }
 
-    /// Whether there is nothing between two locks.
+    /// Whether no byte lies between two locks.
     fn touches(&self, other: &Record) -> bool {
         self.file == other.file && self.bytes.start <= other.bytes.end && other.bytes.start <= self.bytes.end
     }
 
-    /// What is left of it without the bytes of another.
+    /// Returns the parts of the lock outside these bytes.
     fn without(&self, bytes: &Range<u64>) -> impl Iterator<Item = Record> {
         let left = self.bytes.start..min(self.bytes.end, bytes.start);
         let right = max(self.bytes.start, bytes.end)..self.bytes.end;
@@ -85,8 +85,11 @@ impl Locks {
         Self { held: Vec::new(), holders: HashMap::new(), quota: Quota::new(OF_USER_MAX, IN_ALL_MAX, ENOLCK) }
     }
 
-    /// Locks a range through the handle `id`, whatever lock its owner had on it. EWOULDBLOCK if
-    /// another's is in the way; ENOLCK if there are too many.
+    /// Locks a range through the handle `id`, in place of any lock of the same owner there.
+    ///
+    /// # Errors
+    /// - EWOULDBLOCK: a lock of another owner conflicts.
+    /// - ENOLCK: there are too many locks.
     pub fn lock(&mut self, id: usize, wanted: &Record) -> Result<()> {
         if self.others(wanted).any(|held| held.exclusive || wanted.exclusive) {
             return Err(Error::new(EWOULDBLOCK));
@@ -98,7 +101,10 @@ impl Locks {
         self.put(wanted, true)
     }
 
-    /// Remembers that a process locks through a handle. ENOLCK.
+    /// Notes that a process locks through a handle.
+    ///
+    /// # Errors
+    /// - ENOLCK: there are too many such processes.
     fn hold(&mut self, id: usize, pid: usize, user: u32) -> Result<()> {
         match self.holders.entry(id) {
             Entry::Occupied(mut entry) => {
@@ -113,17 +119,20 @@ impl Locks {
         Ok(())
     }
 
-    /// Unlocks a range. ENOLCK if that would make one lock two, and there are too many.
+    /// Unlocks a range.
+    ///
+    /// # Errors
+    /// - ENOLCK: the unlock splits a lock, and there are too many locks.
     pub fn unlock(&mut self, range: &Record) -> Result<()> {
         self.put(range, false)
     }
 
-    /// The locks that others have somewhere in a range.
+    /// Iterates over the locks of other owners that overlap a range.
     pub fn others(&self, wanted: &Record) -> impl Iterator<Item = &Record> {
         self.held.iter().filter(|held| held.owner != wanted.owner && held.overlaps(wanted))
     }
 
-    /// Has the owner's locks be what they were, but in one range, which is locked or not.
+    /// Sets or clears the owner's lock on `range`; its other locks are unchanged.
     fn put(&mut self, range: &Record, locked: bool) -> Result<()> {
         let is_replaced = |held: &Record| held.owner == range.owner && held.touches(range);
         let (mut before, mut after) = (0, Vec::new());
@@ -152,13 +161,14 @@ impl Locks {
         self.holders.contains_key(&id)
     }
 
-    /// Releases what a process holds on the file of a handle of which it has closed a descriptor.
+    /// Releases the locks of a process on the file of a handle, after it has closed a descriptor of
+    /// the handle.
     pub fn detach(&mut self, id: usize, file: u64, pid: usize) {
         self.release(Owner::Process(pid), file);
         if let Some(Holders { pids, share }) = self.holders.get_mut(&id)
             && pids.remove(&pid)
         {
-            // Less is never refused.
+            // A smaller share never fails.
             let _ = share.set(pids.len());
             if pids.is_empty() {
                 self.holders.remove(&id);
@@ -166,7 +176,7 @@ impl Locks {
         }
     }
 
-    /// Releases what is held through a handle that is closed.
+    /// Releases the locks that were taken through a closed handle.
     pub fn close(&mut self, id: usize, file: u64) {
         for pid in self.holders.remove(&id).into_iter().flat_map(|holders| holders.pids) {
             self.release(Owner::Process(pid), file);
@@ -187,7 +197,7 @@ mod tests {
         Record { file: 1, owner: Owner::Process(pid), user: pid as u32, bytes, exclusive }
     }
 
-    /// What a process holds, in order.
+    /// Returns the locks of a process in order.
     fn held(locks: &Locks, pid: usize) -> Vec<(Range<u64>, bool)> {
         let mine = locks.held.iter().filter(|held| held.owner == Owner::Process(pid));
         let mut found: Vec<_> = mine.map(|held| (held.bytes.clone(), held.exclusive)).collect();
@@ -196,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn what_touches_becomes_one_and_what_is_laid_over_is_gone() {
+    fn locks_that_touch_become_one_and_a_new_lock_replaces_old_ones() {
         let mut locks = Locks::new();
         for start in [0, 2, 4] {
             locks.lock(9, &record(1, start..start + 1, true)).unwrap();
@@ -238,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn who_has_locked_has_limits_too() {
+    fn processes_with_locks_have_limits_too() {
         let mut locks = Locks::new();
         let by = |pid| Record { user: 1, ..record(pid, 0..1, false) };
         for number in 0..OF_USER_MAX {
@@ -246,7 +256,7 @@ mod tests {
             locks.unlock(&by(number)).unwrap();
         }
         assert_eq!(locks.lock(7, &by(OF_USER_MAX)), Err(Error::new(ENOLCK)));
-        assert_eq!(locks.lock(0, &by(0)), Ok(()), "he has already");
+        assert_eq!(locks.lock(0, &by(0)), Ok(()), "it has one already");
         locks.detach(1, 1, 1);
         assert_eq!(locks.lock(7, &by(OF_USER_MAX)), Ok(()));
         locks.close(2, 1);

@@ -1,34 +1,34 @@
 //! Files in the memory of clients.
 //!
-//! A client that maps a file asks the daemon for an address in the daemon's own memory, and the
-//! kernel maps the pages that are there into the client as well: the same pages if the mapping is
-//! shared, and, until the client writes to one, also if it is private. So a mapped file has one
-//! [`Region`], filled with what the file holds wherever anybody has it mapped. From then on:
+//! A client that maps a file asks the daemon for an address in the daemon's memory. The kernel then
+//! maps the pages at that address into the client too. A shared mapping has the same pages; so has
+//! a private one until the client writes to a page. So a mapped file has one [`Region`], which
+//! holds the content of the file in each page that a client has mapped.
 //!
-//! - A write or a change of size through a handle goes to the file and to the region. Both happen
-//!   under the file's lock, as does everything else here, so a difference between the two is what a
-//!   client has written to its memory, and nothing else.
-//! - A read through a handle has what clients may have written laid over what the file holds.
-//! - What clients have written goes to the file when they unmap it or close their last descriptor,
-//!   when somebody asks for the file to be brought to the disk, and when the daemon ends. The
-//!   kernel does not tell what was written, so the pages are compared with the file: one that is
-//!   the same costs neither a write nor the time of the last change. Bytes behind the end of the
-//!   file are nobody's.
-//! - A page is given back once nobody has it mapped.
+//! - A write or a change of size through a handle changes the file and the region. All of this
+//!   happens under the file's lock. So any difference between the two is a write of a client to its
+//!   memory.
+//! - A read through a handle overlays the content of the file with the pages that clients may have
+//!   written.
+//! - The writes of clients to memory reach the file at four moments. These are an unmap, the close
+//!   of the last descriptor, a sync of the file, and the end of the daemon. The kernel does not
+//!   report such writes, so the daemon compares the pages with the file. An equal page costs
+//!   neither a write nor a new time of last change. Bytes behind the end of the file do not count.
+//! - The daemon releases a page once no client has it mapped.
 //!
-//! A file is copied up before it is mapped shared and writable: nobody would hear of it if that
-//! failed when it is unmapped.
+//! A file is copied up before it is mapped shared and writable: no call could report a failure at
+//! the unmap.
 //!
-//! The kernel keeps the descriptor open that a mapping was made with, and says so when a range is
-//! unmapped, naming the handle, but not which of the handle's mappings of that range went. So as
-//! long as the handle has a writable one of a page, what is unmapped counts as the others.
+//! The kernel keeps the descriptor of a mapping open. It reports the unmap of a range with the
+//! handle, but not which of the handle's mappings of that range went. So while the handle has a
+//! writable mapping of a page, an unmap counts for the others first.
 //!
-//! What counts as a client's is every page that it has mapped, holes too, as the kernel may come
-//! and have any of them filled. The pages of one file count once for a user, however many mappings
-//! he has of them.
+//! A client is charged for every page that it has mapped, holes too, as the kernel may ask to fill
+//! any of them. The pages of one file count once for a user, with any number of mappings.
 //!
-//! Lock order: a file's lock, then those of the engine. That of the holders is a leaf. Under that
-//! of the table a file's lock is taken only where no other thread has the file, so without waiting.
+//! Lock order: a file's lock, then those of the engine. That of the holders is a leaf. Under the
+//! lock of the table a thread takes a file's lock only if no other thread has the file, so without
+//! a wait.
 
 use std::cmp::{max, min};
 use std::collections::hash_map::Entry;
@@ -52,30 +52,30 @@ use crate::overlay::{self, Node, Overlay, check_wanted};
 use crate::sync::Lock;
 
 const PAGE: u64 = PAGE_SIZE as u64;
-/// How many bytes are read, compared and written at a time. Whole pages.
+/// How many bytes to read, compare and write at a time: whole pages.
 const PIECE: u64 = 128 * 1024;
 
-/// How many mappings the clients of one user may have. All of a file are looked at for every
-/// request.
+/// How many mappings the clients of one user may have. Every request looks at all mappings of its
+/// file.
 const MAPPINGS_OF_USER_MAX: usize = 1 << 14;
 /// How many mappings there may be.
 const MAPPINGS_MAX: usize = 1 << 16;
 
 /// All files that clients have mapped.
 pub struct Mappings<L: Layer> {
-    /// By the number of the node. One that is being changed has an entry too, so that nobody maps
-    /// it half way.
+    /// By the number of the node. A file in a change has an entry too, so that no client maps it in
+    /// between.
     files: Lock<HashMap<u64, Arc<File<L>>>>,
-    /// The handles that have mapped something.
+    /// The handles with mappings.
     holders: Lock<HashSet<usize>>,
     limits: Limits,
 }
 
-/// Of what clients can have only so much.
+/// The limits for clients.
 struct Limits {
-    /// Pages that are lent: of one user half of the machine's, in all three quarters.
+    /// Mapped pages: half of the machine's for one user, three quarters in all.
     pages: Arc<Quota>,
-    /// Mappings, or what is left of them.
+    /// Mappings, and parts of them.
     parts: Arc<Quota>,
     /// Bytes of address space.
     room: Arc<Quota>,
@@ -84,49 +84,54 @@ struct Limits {
 /// One file.
 struct File<L: Layer> {
     mapped: Lock<Option<Mapped<L>>>,
-    /// Whether there is something in `mapped` that a client may write to: what a reader asks first,
-    /// who would wait for a writer otherwise. Changes under the lock of `mapped`.
+    /// Whether `mapped` has a part that a client may write to. A reader checks this first, so that
+    /// it does not wait for a writer. It changes under the lock of `mapped`.
     writable: AtomicBool,
 }
 
-/// A file that clients have in their memory.
+/// A file that clients have mapped.
 struct Mapped<L: Layer> {
     file: overlay::Handle<L>,
     region: Region,
     parts: Vec<Part>,
-    /// What each user has of it, by what he has in `parts`.
+    /// The share of each user, by the user of its `parts`.
     charges: HashMap<u32, Charge>,
 }
 
 struct Charge {
     pages: Share,
     parts: Share,
-    /// All of the region's address space, whoever else has a part of it.
+    /// All of the region's address space, even if other users have parts of it.
     room: Share,
 }
 
-/// What was mapped by one request, or is left of that.
+/// A mapping of one request, or a part of it.
 #[derive(Clone)]
 struct Part {
     /// The handle's id.
     id: usize,
-    /// Who opened it.
+    /// The user that opened it.
     user: u32,
     /// Whole pages, in bytes of the file.
     bytes: Range<u64>,
-    /// Whether what the client writes there is meant for the file.
+    /// Whether the client's writes there are for the file.
     writable: bool,
 }
 
 impl<L: Layer> OverlayScheme<L> {
-    /// Answers the address of `size` bytes of a file from `offset` on, of which the kernel then
-    /// lends the pages to the client.
+    /// Returns the address of `size` bytes of a file from `offset` on. The kernel then maps the
+    /// pages there into the client.
     ///
-    /// EACCES without the right to read, and for what is shared and writable without the right to
-    /// write; ENODEV for what is no regular file; EINVAL for no bytes, or an offset that is not on
-    /// a page; EOVERFLOW behind the largest offset; ENOMEM, also for more than clients may have,
-    /// and for a place that is far behind all that was expected when the file was mapped first;
-    /// ECANCELED; and the errors of a write.
+    /// # Errors
+    /// - EACCES: the handle is not open for reading; or the mapping is shared and writable, and the
+    ///   handle is not open for writing.
+    /// - ENODEV: the object is no regular file.
+    /// - EINVAL: `size` is 0, or `offset` is not at a page.
+    /// - EOVERFLOW: the range passes the largest offset.
+    /// - ENOMEM: memory is short, or a limit of clients is reached. Or the range is far behind the
+    ///   room that the first mapping of the file reserved.
+    /// - ECANCELED: the client has given up.
+    /// - Any errno of a write.
     pub(super) fn map(&self, id: usize, offset: u64, size: usize, flags: MapFlags) -> Result<usize> {
         let open = &*self.handles.open(id)?;
         if open.node().kind() != Kind::File {
@@ -145,7 +150,7 @@ impl<L: Layer> OverlayScheme<L> {
             self.overlay.prepare_write(open.node())?;
         }
         let address = self.mappings.map(&self.overlay, open, Part { id, user: open.opener.uid, bytes, writable })?;
-        // Who has given up may have closed it meanwhile.
+        // A client that has given up may have closed the handle meanwhile.
         if let Err(closed) = self.handles.get(id) {
             self.mappings.unmap_all(&self.overlay, open, id);
             return Err(closed);
@@ -153,9 +158,12 @@ impl<L: Layer> OverlayScheme<L> {
         Ok(address)
     }
 
-    /// Takes back what [`OverlayScheme::map`] gave, or a part of it. EINVAL for what was not given;
-    /// ENOMEM if that would make two mappings of one, and there are too many: then all of it stays
-    /// until the handle is closed.
+    /// Unmaps a range that [`OverlayScheme::map`] mapped, or a part of it.
+    ///
+    /// # Errors
+    /// - EINVAL: the range is not mapped.
+    /// - ENOMEM: the unmap splits a mapping, and there are too many. Then all of it stays until the
+    ///   handle is closed.
     pub(super) fn unmap(&self, id: usize, offset: u64, size: usize) -> Result<()> {
         let open = self.handles.open(id)?;
         if size == 0 || !offset.is_multiple_of(PAGE) {
@@ -164,26 +172,29 @@ impl<L: Layer> OverlayScheme<L> {
         self.mappings.unmap(&self.overlay, &open, id, pages(offset, size)?)
     }
 
-    /// Whether a handle has something mapped, so that closing it may take long.
+    /// Whether a handle has mappings, so that its close may take long.
     pub fn has_mapped(&self, id: usize) -> bool {
         self.mappings.holders.lock().contains(&id)
     }
 
-    /// Unmaps what a handle that is closed has mapped still.
+    /// Unmaps the mappings of a closed handle.
     pub(super) fn unmap_all(&self, id: usize, open: &Open<L>) {
         if self.has_mapped(id) {
             self.mappings.unmap_all(&self.overlay, open, id);
         }
     }
 
-    /// Writes to the files what clients have written to their memory. An error of one file does not
-    /// keep the others back.
+    /// Writes the clients' writes to memory to the files. An error of one file does not stop the
+    /// others.
     pub fn write_back(&self) {
         self.mappings.write_all_back(&self.overlay);
     }
 }
 
-/// The whole pages of `size` bytes at a page. EOVERFLOW behind the largest offset.
+/// Returns the whole pages of `size` bytes from a page on.
+///
+/// # Errors
+/// - EOVERFLOW: the range passes the largest offset.
 fn pages(offset: u64, size: usize) -> Result<Range<u64>> {
     let end = offset.checked_add(size as u64).and_then(|end| end.checked_next_multiple_of(PAGE));
     let end = end.filter(|end| i64::try_from(*end).is_ok()).ok_or(Error::new(EOVERFLOW))?;
@@ -195,7 +206,7 @@ impl<L: Layer> Mappings<L> {
         Self { files: Lock::new(HashMap::new()), holders: Lock::new(HashSet::new()), limits: Limits::new() }
     }
 
-    /// As [`Overlay::read_at`].
+    /// As [`Overlay::read_at`], with the writes of clients to their memory.
     pub fn read(&self, overlay: &Overlay<L>, file: &overlay::Handle<L>, buf: &mut [u8], offset: u64) -> Result<usize> {
         let found = self.files.lock().get(&file.node().id()).cloned();
         let Some(mapped_file) = found.filter(|file| file.writable.load(Ordering::Acquire)) else {
@@ -252,7 +263,7 @@ impl<L: Layer> Mappings<L> {
         })
     }
 
-    /// As [`Overlay::sync`], with what clients have written to their memory.
+    /// As [`Overlay::sync`], with the writes of clients to their memory.
     pub fn sync(&self, overlay: &Overlay<L>, file: &overlay::Handle<L>) -> Result<()> {
         let found = self.files.lock().get(&file.node().id()).cloned();
         if let Some(mapped_file) = found
@@ -304,8 +315,8 @@ impl<L: Layer> Mappings<L> {
         })
     }
 
-    /// Unmaps all that a handle has mapped. The kernel does that before it closes the descriptor,
-    /// but says nothing when it could not map what it had asked for.
+    /// Unmaps all mappings of a handle. The kernel unmaps before it closes the descriptor. But it
+    /// reports nothing for a range that it failed to map.
     fn unmap_all(&self, overlay: &Overlay<L>, open: &Open<L>, id: usize) {
         let user = open.opener.uid;
         let unmapped = self.change(open.node(), |mapped| {
@@ -316,7 +327,7 @@ impl<L: Layer> Mappings<L> {
             let held: Vec<_> = file.parts.iter().filter(|part| part.id == id).map(|part| part.bytes.clone()).collect();
             let written = file.write_back(overlay, 0..u64::MAX);
             file.parts.retain(|part| part.id != id);
-            // Nothing is refused to who has less.
+            // A smaller share never fails.
             let _ = file.charge(&self.limits, user);
             for bytes in held {
                 file.release(file.uncovered(bytes));
@@ -327,7 +338,7 @@ impl<L: Layer> Mappings<L> {
             written
         });
         if let Err(error) = unmapped {
-            error!("what a client wrote to a mapped file is lost: {error}");
+            error!("a client's writes to a mapped file are lost: {error}");
         }
     }
 
@@ -337,13 +348,13 @@ impl<L: Layer> Mappings<L> {
             if let Some(mapped) = &*file.mapped.lock()
                 && let Err(error) = mapped.write_back(overlay, 0..u64::MAX)
             {
-                error!("what a client wrote to a mapped file cannot be written to it now: {error}");
+                error!("a client's writes to a mapped file cannot be written to it now: {error}");
             }
         }
     }
 
-    /// Has `work` change a file, or what is mapped of it, while nobody else does. It may map the
-    /// file and unmap it.
+    /// Calls `work` to change a file or its mappings, while no other thread does. It may map and
+    /// unmap the file.
     fn change<R>(&self, node: &Node<L>, work: impl FnOnce(&mut Option<Mapped<L>>) -> R) -> R {
         let file = Arc::clone(self.files.lock().entry(node.id()).or_insert_with(|| Arc::new(File::new())));
         let mut mapped = file.mapped.lock();
@@ -358,8 +369,8 @@ impl<L: Layer> Mappings<L> {
         result
     }
 
-    /// Takes a file out of the table, unless it is mapped or somebody else is at it, who will do
-    /// this.
+    /// Removes a file from the table, unless it is mapped, or another thread uses it and will
+    /// remove it.
     fn forget(&self, number: u64, file: Arc<File<L>>) {
         let mut files = self.files.lock();
         drop(file);
@@ -381,7 +392,7 @@ impl Limits {
         }
     }
 
-    /// That of a user who has nothing yet.
+    /// Makes the charge of a user without mappings.
     fn charge(&self, user: u32) -> Charge {
         Charge { pages: self.pages.share(user), parts: self.parts.share(user), room: self.room.share(user) }
     }
@@ -394,7 +405,7 @@ impl<L: Layer> File<L> {
 }
 
 impl<L: Layer> Mapped<L> {
-    /// Fills what nobody else has mapped already. `size` is the file's.
+    /// Adds a mapping, and fills the pages that no other mapping has. `size` is that of the file.
     fn map(&mut self, overlay: &Overlay<L>, limits: &Limits, size: u64, part: Part) -> Result<usize> {
         if part.bytes.end > self.region.room() {
             return Err(Error::new(ENOMEM));
@@ -414,8 +425,11 @@ impl<L: Layer> Mapped<L> {
         Ok(self.region.address(bytes.start))
     }
 
-    /// Counts what a user has mapped. ENOMEM if that is too much, and more than it was: then it has
-    /// to be made what it was, and counted again.
+    /// Sets the charge of a user to its mappings.
+    ///
+    /// # Errors
+    /// - ENOMEM: a limit is reached, and the charge grows. The caller must restore the mappings and
+    ///   charge again.
     fn charge(&mut self, limits: &Limits, user: u32) -> Result<()> {
         let parts = self.parts.iter().filter(|part| part.user == user).count();
         if parts == 0 {
@@ -429,9 +443,8 @@ impl<L: Layer> Mapped<L> {
         charge.pages.set((bytes / PAGE) as usize)
     }
 
-    /// Fills memory, which holds zeros and which no client has, with what the file holds. Where
-    /// that is zeros the memory is not touched, so that it takes none: anybody can have a file that
-    /// is larger than all memory, if most of it is a hole.
+    /// Fills pages, which are zero and which no client has, with the content of the file. It skips
+    /// zeros, so that they take no memory: a file with large holes may be larger than all memory.
     fn fill(&mut self, overlay: &Overlay<L>, range: Range<u64>) -> Result<()> {
         let mut buf = Vec::new();
         let mut from = range.start;
@@ -451,9 +464,13 @@ impl<L: Layer> Mapped<L> {
         Ok(())
     }
 
-    /// Takes a range from what a handle of a user's has mapped, each page once. EINVAL if it has
-    /// nothing of it; ENOMEM if it leaves too many parts, and then nothing is taken; else the first
-    /// error of writing back, after which the range is unmapped all the same.
+    /// Removes a range from the mappings of a user's handle, each page once. After an error of the
+    /// write-back the range is unmapped too.
+    ///
+    /// # Errors
+    /// - EINVAL: the handle has no mapping of it.
+    /// - ENOMEM: it would leave too many parts. Then nothing is unmapped.
+    /// - The first errno of the write-back.
     fn unmap(
         &mut self,
         overlay: &Overlay<L>,
@@ -462,7 +479,7 @@ impl<L: Layer> Mapped<L> {
         bytes: Range<u64>,
     ) -> Result<()> {
         let written = self.write_back(overlay, bytes.clone());
-        // The writable ones last: see above.
+        // The writable ones come last: see the head of the file.
         self.parts.sort_by_key(|part| part.writable);
         let mut wanted = vec![bytes.clone()];
         let mut kept = Vec::with_capacity(self.parts.len());
@@ -491,14 +508,14 @@ impl<L: Layer> Mapped<L> {
         written
     }
 
-    /// Gives pages back that nobody has mapped.
+    /// Releases pages that no client has mapped.
     fn release(&mut self, ranges: Vec<Range<u64>>) {
         for range in ranges {
             self.region.release(range);
         }
     }
 
-    /// Writes to the file what clients have changed in `range`.
+    /// Writes the clients' changes in `range` to the file.
     fn write_back(&self, overlay: &Overlay<L>, range: Range<u64>) -> Result<()> {
         let dirty = self.covered(range, |part| part.writable);
         if dirty.is_empty() {
@@ -520,7 +537,7 @@ impl<L: Layer> Mapped<L> {
         Ok(())
     }
 
-    /// Puts what was written to the file into the memory as well.
+    /// Copies a write to the file into the pages too.
     fn put(&mut self, offset: u64, bytes: &[u8]) {
         for range in self.covered(offset..offset + bytes.len() as u64, |_| true) {
             let (start, end) = (range.start - offset, range.end - offset);
@@ -528,15 +545,16 @@ impl<L: Layer> Mapped<L> {
         }
     }
 
-    /// Clears what the file does not hold any more, or from now on holds as zeros, whatever clients
-    /// have written there.
+    /// Clears bytes that the file no longer has, or now has as zeros, with all writes of clients to
+    /// them.
     fn clear(&mut self, bytes: Range<u64>) {
         for range in self.covered(bytes, |_| true) {
             self.region.clear(range);
         }
     }
 
-    /// What of a range is in the parts that are `meant`, in order and without overlaps.
+    /// Returns the parts of a range in the mappings that are `meant`, in order and without
+    /// overlaps.
     fn covered(&self, within: Range<u64>, meant: impl Fn(&Part) -> bool) -> Vec<Range<u64>> {
         let parts = self.parts.iter().filter(|part| meant(part)).map(|part| common(&within, &part.bytes));
         let mut found: Vec<Range<u64>> = parts.filter(|range| !range.is_empty()).collect();
@@ -551,7 +569,7 @@ impl<L: Layer> Mapped<L> {
         found
     }
 
-    /// What of a range is in no part.
+    /// Returns the parts of a range in no mapping.
     fn uncovered(&self, within: Range<u64>) -> Vec<Range<u64>> {
         without(&within, &self.covered(within.clone(), |_| true))
     }
@@ -561,7 +579,7 @@ fn common(a: &Range<u64>, b: &Range<u64>) -> Range<u64> {
     max(a.start, b.start)..min(a.end, b.end)
 }
 
-/// What is left of a range without others that are in order.
+/// Returns the parts of a range outside others, which are in order.
 fn without(range: &Range<u64>, others: &[Range<u64>]) -> Vec<Range<u64>> {
     let mut left = Vec::new();
     let mut start = range.start;
@@ -574,13 +592,14 @@ fn without(range: &Range<u64>, others: &[Range<u64>]) -> Vec<Range<u64>> {
     left
 }
 
-/// Cuts a range into pieces of [`PIECE`] bytes.
+/// Splits a range into pieces of [`PIECE`] bytes.
 fn pieces(range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
     let end = range.end;
     range.step_by(PIECE as usize).map(move |start| start..min(start + PIECE, end))
 }
 
-/// The pages, as ranges of bytes with neighbours joined, in which two texts of one length differ.
+/// Returns the pages in which two texts of one length differ, as ranges of bytes with neighbours
+/// joined.
 fn differences(one: &[u8], other: &[u8]) -> Vec<Range<usize>> {
     let mut found: Vec<Range<usize>> = Vec::new();
     for (page, (a, b)) in one.chunks(PAGE_SIZE).zip(other.chunks(PAGE_SIZE)).enumerate() {
@@ -608,7 +627,10 @@ fn read_all<L: Layer>(overlay: &Overlay<L>, file: &overlay::Handle<L>, buf: &mut
     Ok(filled)
 }
 
-/// Writes all. EIO if the layer takes nothing.
+/// Writes all bytes.
+///
+/// # Errors
+/// - EIO: the layer takes no byte.
 fn write_all<L: Layer>(overlay: &Overlay<L>, file: &overlay::Handle<L>, bytes: &[u8], offset: u64) -> Result<()> {
     write_all_with(bytes, offset, |bytes, offset| overlay.write_at(file, bytes, offset))
 }

@@ -1,21 +1,21 @@
 //! The front end on Redox: an overlay as a scheme.
 //!
-//! A request names an open handle and perhaps a path. This folder finds out which objects of the
-//! merged tree are meant (`path`), whether the caller may (`access`), and lets the engine do it.
-//! Each method of [`SchemeSync`] below only hands its request to the file of its subject: `open`,
-//! `names`, `data`, `attributes`, `mmap`, `sockets`.
+//! A request names an open handle and perhaps a path. This folder finds the objects of the merged
+//! tree (`path`), checks access (`access`), and calls the engine. Each method of [`SchemeSync`]
+//! below only passes its request to the file of its subject: `open`, `names`, `data`, `attributes`,
+//! `mmap`, `sockets`.
 //!
-//! Several threads serve one scheme, each with a clone of [`OverlayScheme`]. The locks, in the
-//! order in which they are taken:
+//! Several threads serve one scheme, each with a clone of [`OverlayScheme`]. They take the locks in
+//! this order:
 //!
-//! 1. What a change of names or attributes is about, see `changes`: so what was checked is what is
-//!    changed. Nobody who only opens, reads, writes or asks waits for it.
-//! 2. That of a file that is written to or mapped, see `mmap`.
-//! 3. The record locks of clients (`OverlayScheme::locks`). A request looks its handle up and takes
-//!    of a quota under this lock, and may be the last to let go of the handle.
-//! 4. Those of the engine.
-//! 5. Leaves, under which no other lock is taken: the table of handles, what changes in a handle,
-//!    the bound sockets, the handles that have mapped something, and what is taken of a quota.
+//! 1. The nodes of a change of names or attributes, see `changes`: so a change meets the state that
+//!    was checked. A request that only opens, reads, writes or asks does not wait for it.
+//! 2. The lock of a file that a client writes to or maps, see `mmap`.
+//! 3. The record locks of clients (`OverlayScheme::locks`). Under this lock a request looks its
+//!    handle up and takes a share of a quota. It may also drop the handle's last reference.
+//! 4. The locks of the engine.
+//! 5. Leaves: a thread takes no other lock under one. They are those of the table of handles, the
+//!    mutable parts of a handle, the bound sockets, the handles with mappings, and the quotas.
 
 mod access;
 mod attributes;
@@ -57,7 +57,8 @@ use crate::overlay::ownership::without_set_id;
 use crate::overlay::{Node, Overlay};
 use crate::sync::Lock;
 
-/// An overlay that clients reach as `/scheme/NAME`. A clone is the same scheme, for another thread.
+/// An overlay that clients reach as `/scheme/NAME`. A clone serves the same scheme in another
+/// thread.
 pub struct OverlayScheme<L: Layer> {
     overlay: Arc<Overlay<L>>,
     /// NAME.
@@ -65,9 +66,9 @@ pub struct OverlayScheme<L: Layer> {
     handles: Arc<Table<L>>,
     mappings: Arc<Mappings<L>>,
     sockets: Arc<Sockets<L>>,
-    /// The changes of names and attributes that are under way.
+    /// The changes of names and attributes in progress.
     changes: Arc<Changes>,
-    /// The locks that clients hold on files.
+    /// The locks of clients on files.
     locks: Arc<Lock<Locks>>,
     /// See [`Caller::require_link`].
     protected_hardlinks: bool,
@@ -89,8 +90,8 @@ impl<L: Layer> Clone for OverlayScheme<L> {
 }
 
 impl<L: Layer> OverlayScheme<L> {
-    /// A scheme for `overlay`. `name` is what it is going to be registered as: paths that it
-    /// answers begin with it, and symlinks that name it are resolved here.
+    /// Makes a scheme for `overlay`. It will be registered as `name`: the paths in its answers
+    /// begin with that, and it resolves symlinks that name it.
     pub fn new(overlay: Arc<Overlay<L>>, name: String) -> Self {
         Self {
             overlay,
@@ -104,21 +105,21 @@ impl<L: Layer> OverlayScheme<L> {
         }
     }
 
-    /// Whether who does not own a file, and could not change it, is refused a second name for it
-    /// (EPERM). He is, unless told otherwise here.
+    /// Sets whether a link to a file fails with EPERM for callers that neither own it nor could
+    /// change it. The default is true.
     pub fn protect_hardlinks(self, protected_hardlinks: bool) -> Self {
         Self { protected_hardlinks, ..self }
     }
 
-    /// Releases the locks that the process `pid` holds through a handle, as the kernel says when it
-    /// closes a descriptor of it.
+    /// Releases the locks that the process `pid` holds through a handle. The kernel sends this when
+    /// it closes a descriptor of the process.
     pub fn detach(&self, id: usize, pid: usize) {
         if let Ok(open) = self.handles.open(id) {
             self.locks.lock().detach(id, open.node().id(), pid);
         }
     }
 
-    /// Walks a path that is relative to the directory handle `dir` unless it begins with `/`.
+    /// Walks a path. It is relative to the directory handle `dir` unless it begins with `/`.
     fn walk(&self, dir: usize, path: &str, last: Last, caller: Caller) -> Result<Walked<L>> {
         let start = match self.handles.get(dir)? {
             SchemeHandle::Open(open) if !path.starts_with('/') => open.node().clone(),
@@ -132,8 +133,10 @@ impl<L: Layer> OverlayScheme<L> {
         path::walk(&self.overlay, &self.name, start, path, last, caller)
     }
 
-    /// Who opened a handle, where the request does not say who asks. EACCES for the scheme's own
-    /// handle, which nobody opened.
+    /// Returns the opener of a handle, for requests that do not name the caller.
+    ///
+    /// # Errors
+    /// - EACCES: the handle is that of the scheme, which no client opened.
     fn opener(&self, id: usize) -> Result<Caller> {
         match self.handles.get(id)? {
             SchemeHandle::Scheme => Err(Error::new(EACCES)),
@@ -141,14 +144,17 @@ impl<L: Layer> OverlayScheme<L> {
         }
     }
 
-    /// EROFS if nothing can be changed here.
+    /// Checks that the tree is writable.
+    ///
+    /// # Errors
+    /// - EROFS: the tree is read-only.
     fn require_writable(&self) -> Result<()> {
         if self.overlay.is_read_only() { Err(Error::new(EROFS)) } else { Ok(()) }
     }
 
-    /// Before a change of a file's attributes or `names` that is allowed, and for which others
-    /// wait: if it has to be copied up first, that is done while nobody waits. None: it was, and
-    /// everything is to be asked again.
+    /// Copies a file up before a change of its attributes, or of `names`, if the change needs that.
+    /// The caller has checked access. Other changes do not wait for the copy: the guard is dropped
+    /// before. None: a copy was made, and the caller must check everything again.
     fn copied_ahead<'c>(
         &self,
         guard: ChangeGuard<'c>,
@@ -162,8 +168,7 @@ impl<L: Layer> OverlayScheme<L> {
         self.overlay.prepare_change(node, names).map(|()| None)
     }
 
-    /// Takes the set-id bits off an object whose content someone without privileges is about to
-    /// change.
+    /// Drops the set-id bits of an object before a caller without privileges changes its content.
     fn drop_set_id(&self, node: &Arc<Node<L>>, caller: Caller) -> Result<()> {
         if caller.is_root() {
             return Ok(());
@@ -176,7 +181,7 @@ impl<L: Layer> OverlayScheme<L> {
         self.drop_set_id_within(node, caller, &guard)
     }
 
-    /// As [`OverlayScheme::drop_set_id`], for who is changing the object.
+    /// Drops set-id bits as [`OverlayScheme::drop_set_id`] does, within a change of the object.
     fn drop_set_id_within(&self, node: &Arc<Node<L>>, caller: Caller, _: &ChangeGuard<'_>) -> Result<()> {
         if caller.is_root() {
             return Ok(());
@@ -187,7 +192,7 @@ impl<L: Layer> OverlayScheme<L> {
     }
 }
 
-/// How a new handle is answered. The kernel keeps the offset of each.
+/// Makes the answer for a new handle. The kernel keeps the offset of each.
 fn opened(number: usize) -> OpenResult {
     OpenResult::ThisScheme { number, flags: NewFdFlags::POSITIONED }
 }
@@ -213,7 +218,7 @@ impl<L: Layer> SchemeSync for OverlayScheme<L> {
     }
 
     fn inode(&self, id: usize) -> syscall::Result<usize> {
-        // Not the st_ino that clients see: this one is unique over the whole mount.
+        // Not the st_ino that clients see: this number is unique over the whole mount.
         Ok(self.handles.open(id)?.node().id() as usize)
     }
 
@@ -261,7 +266,7 @@ impl<L: Layer> SchemeSync for OverlayScheme<L> {
 
     fn fevent(&mut self, id: usize, _flags: EventFlags, _ctx: &CallerCtx) -> syscall::Result<EventFlags> {
         self.handles.open(id)?;
-        // Says, as redoxfs does, that there is nothing to wait for: select counts it as ready.
+        // As in redoxfs, there is nothing to wait for: select counts the file as ready.
         Err(syscall::Error::new(EPERM))
     }
 
@@ -315,14 +320,14 @@ impl<L: Layer> SchemeSync for OverlayScheme<L> {
         Ok(self.set_times(id, times)?)
     }
 
-    /// The trait calls the first id the target; relibc's `redox_relpathat_v0` and ramfs make it the
-    /// directory, and so do we.
+    /// The trait names the first id the target. relibc's `redox_relpathat_v0` and ramfs make it the
+    /// directory, and so does this code.
     fn relpathat(&mut self, dir: usize, id: usize, buf: &mut [u8], _ctx: &CallerCtx) -> syscall::Result<usize> {
         Ok(self.relative_path(dir, id, buf)?)
     }
 
-    /// The one request that the crate leaves to schemes: fchown with both ids in the first
-    /// argument, the group's in the high half.
+    /// The one request that the crate leaves to schemes: fchown, with both ids in the first
+    /// argument. The high half is the group's.
     fn std_fs_call(
         &mut self,
         id: usize,
@@ -373,8 +378,8 @@ impl<L: Layer> SchemeSync for OverlayScheme<L> {
 
     fn on_close(&mut self, id: usize) {
         let open = self.handles.open(id);
-        // First, so that who is still at work for the handle finds it gone, or else what he has
-        // made is found here.
+        // First, so that a request that still uses the handle finds it gone, or its result is found
+        // here.
         self.handles.remove(id);
         if let Ok(open) = open {
             self.locks.lock().close(id, open.node().id());

@@ -14,13 +14,15 @@ use super::path::{End, Last, Resolved, Walked};
 use crate::layer::{Kind, Layer, RenameMode};
 use crate::overlay::Node;
 
-/// renameat2's flags, with the same values on every system that has them.
+/// The flags of renameat2, with the same values on every system that has them.
 const RENAME_NOREPLACE: u32 = 1;
 const RENAME_EXCHANGE: u32 = 2;
 
 impl<L: Layer> OverlayScheme<L> {
-    /// Removes a name: an empty directory's with AT_REMOVEDIR, else any other object's. EINVAL for
-    /// other flags.
+    /// Removes a name: that of an empty directory with AT_REMOVEDIR, else that of any other object.
+    ///
+    /// # Errors
+    /// - EINVAL: the flags have other bits.
     pub(super) fn unlink_at(&self, dir: usize, path: &str, flags: usize, caller: Caller) -> Result<()> {
         if flags & !AT_REMOVEDIR != 0 {
             return Err(Error::new(EINVAL));
@@ -54,15 +56,15 @@ impl<L: Layer> OverlayScheme<L> {
                 Ok(())
             }
             (false, _) => {
-                // The layer is asked about what somebody holds.
+                // For an object in use, the engine asks the layer for attributes.
                 drop(place.node);
                 self.overlay.unlink(&place.dir, name)
             }
         }
     }
 
-    /// Renames the object of a handle to a path from the top of the tree. The handle goes by the
-    /// new name afterwards.
+    /// Renames the object of a handle to a path from the top of the tree. From then on the handle
+    /// has the new name.
     pub(super) fn rename_handle(&self, id: usize, path: &str, caller: Caller) -> Result<()> {
         let open = self.handles.open(id)?;
         if open.node().id() == self.overlay.root().id() {
@@ -84,9 +86,11 @@ impl<L: Layer> OverlayScheme<L> {
         }
     }
 
-    /// Renames a path to another, each relative to a directory handle. As the request does not say
-    /// who asks, the openers of the two handles count, each for its side. EINVAL for flags that
-    /// renameat2 does not have.
+    /// Renames a path to another, each relative to a directory handle. The request does not name
+    /// the caller, so the openers of the two handles count, each for its side.
+    ///
+    /// # Errors
+    /// - EINVAL: the flags are none of renameat2.
     pub(super) fn rename_at(&self, dir: usize, path: &str, new_dir: usize, new_path: &str, flags: u32) -> Result<()> {
         let mode = match flags {
             0 => RenameMode::Replace,
@@ -111,7 +115,7 @@ impl<L: Layer> OverlayScheme<L> {
         }
     }
 
-    /// False if everything is to be asked again.
+    /// Renames. Returns false if the caller must check everything again.
     fn rename(
         &self,
         guard: ChangeGuard<'_>,
@@ -137,7 +141,7 @@ impl<L: Layer> OverlayScheme<L> {
 
         let moves = old.dir.id() != new.dir.id();
         caller.require_removal(&self.overlay.stat_for_access(&old.dir)?, || self.overlay.stat_for_access(node))?;
-        // A directory that gets another parent is changed itself: its `..` is.
+        // A directory that gets another parent changes itself: its `..` changes.
         if moves && is_dir(node) {
             caller.require(&self.overlay.stat_for_access(node)?, WRITE)?;
         }
@@ -170,8 +174,11 @@ impl<L: Layer> OverlayScheme<L> {
         }
     }
 
-    /// Gives the object of a handle a second name, at a path relative to a directory handle, whose
-    /// opener counts as the caller. There are no flags yet (EINVAL).
+    /// Gives the object of a handle a second name, at a path relative to a directory handle. The
+    /// opener of that handle counts as the caller.
+    ///
+    /// # Errors
+    /// - EINVAL: there are flags; none exist yet.
     pub(super) fn link_at(&self, id: usize, dir: usize, path: &str, flags: u32) -> Result<()> {
         if flags != 0 {
             return Err(Error::new(EINVAL));
@@ -185,7 +192,7 @@ impl<L: Layer> OverlayScheme<L> {
         }
     }
 
-    /// False if everything is to be asked again.
+    /// Links. Returns false if the caller must check everything again.
     fn link(&self, open: &Open<L>, find: impl Fn() -> Result<Walked<L>>, caller: Caller) -> Result<bool> {
         let (guard, new) = self.changes.of(|| {
             let new = find()?.here()?;
@@ -211,10 +218,12 @@ impl<L: Layer> OverlayScheme<L> {
         self.overlay.link(open.node(), &new.dir, OsStr::new(name)).map(|()| true)
     }
 
-    /// The entry that a handle stands for: the one it was opened through while that still names the
-    /// object, else another of the object's names. None for the top of the tree and for what has no
-    /// name any more. EACCES for another name if the caller may not search all directories above
-    /// it, since he could not have come there by himself.
+    /// Returns the entry of a handle: the one through which it was opened if that still names the
+    /// object, else another of its names. None: the top of the tree, or an object without a name.
+    ///
+    /// # Errors
+    /// - EACCES: the entry is another name, and the caller may not search all directories above it.
+    ///   So the caller could not have reached it.
     pub(super) fn current_entry(&self, open: &Open<L>, caller: Caller) -> Result<EntryOf<L>> {
         let entry = open.entry.lock().clone();
         if let Some((dir, name)) = &entry

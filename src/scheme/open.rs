@@ -1,4 +1,4 @@
-//! `openat` and `dup`: from a path and flags to a handle, making the object where that is asked.
+//! `openat` and `dup`: from a path and flags to a handle. With O_CREAT the object is made.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -24,7 +24,7 @@ use crate::sync::Lock;
 /// The type bits of a block device in a mode.
 pub const MODE_BLOCK: u16 = 0x6000;
 
-/// What an open with O_CREAT makes where nothing is.
+/// The object that an open with O_CREAT makes if the name is free.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum New {
     File,
@@ -32,15 +32,18 @@ enum New {
     Symlink,
     /// A FIFO or a socket.
     Special(Kind),
-    /// A device node, whose number is written to the new handle.
+    /// A device node. The client writes its number to the new handle.
     Device(Kind),
 }
 
 impl New {
-    /// Reads the kind off the flags: O_DIRECTORY and O_SYMLINK, else the type bits of the mode in
-    /// the low 16 bits. EPERM for a device unless the handle is for writing its number only, since
-    /// nothing else says which device is meant, and for a directory asked for as mknod would;
-    /// EINVAL for nonsense.
+    /// Reads the kind from the flags: O_DIRECTORY and O_SYMLINK, else the type bits of the mode in
+    /// the low 16 bits.
+    ///
+    /// # Errors
+    /// - EPERM: a device, unless the handle is open for writing only. Its number is written there.
+    /// - EPERM: a directory by the type bits, as mknod asks for one.
+    /// - EINVAL: the flags contradict each other, or name no kind.
     fn parse(flags: usize) -> Result<Self> {
         let kind = flags as u16 & MODE_TYPE;
         if flags & O_DIRECTORY != 0 {
@@ -60,21 +63,21 @@ impl New {
         }
     }
 
-    /// Whether something that has the name already is an error even without O_EXCL.
+    /// Whether an existing name is an error even without O_EXCL.
     fn is_exclusive(self) -> bool {
         matches!(self, Self::Symlink | Self::Special(_) | Self::Device(_))
     }
 }
 
-/// The access mode that counts: O_STAT asks for none, whatever else is set.
+/// Returns the effective access mode: O_STAT asks for none, with any other flags.
 fn access(flags: usize) -> usize {
     if flags & O_STAT != 0 { 0 } else { flags & O_ACCMODE }
 }
 
 impl<L: Layer> OverlayScheme<L> {
-    /// Opens `path`, which is relative to the directory handle `dir` unless it begins with `/`, and
-    /// answers the new handle's id. The empty path names the handle's own object, whatever it is,
-    /// for the new caller to have checked anew.
+    /// Opens `path`, which is relative to the directory handle `dir` unless it begins with `/`.
+    /// Returns the id of the new handle. The empty path names the object of the handle, of any
+    /// kind; the new caller's access is checked again.
     pub(super) fn open_at(&self, dir: usize, path: &str, flags: usize, caller: Caller) -> Result<usize> {
         let room = self.handles.room(caller.uid)?;
         let handle = self.open_path(dir, path, flags, caller)?;
@@ -105,7 +108,8 @@ impl<L: Layer> OverlayScheme<L> {
         })?;
         let place = match walked {
             Walked::Here(place) => place,
-            // What relibc opens when it was told EXDEV, to learn where to go on.
+            // After EXDEV, relibc opens the path with O_SYMLINK to learn the path in the other
+            // scheme.
             Walked::Elsewhere(path) if flags & O_SYMLINK != 0 && new.is_none() => {
                 return Ok(SchemeHandle::Elsewhere(path.into()));
             }
@@ -163,7 +167,7 @@ impl<L: Layer> OverlayScheme<L> {
                     return Err(Error::new(EINVAL));
                 }
             }
-            // What a device node leads to is read as what a symlink leads to is.
+            // The number of a device node is read as the target of a symlink is.
             Kind::CharDev | Kind::BlockDev if flags & O_SYMLINK != 0 => {
                 if access & O_WRONLY != 0 {
                     return Err(Error::new(EINVAL));
@@ -179,18 +183,18 @@ impl<L: Layer> OverlayScheme<L> {
                 caller.require(&rights()?, if reads { READ } else { 0 } | if writes { WRITE } else { 0 })?;
                 if truncates {
                     self.drop_set_id_within(node, caller, guard)?;
-                    // It is about to be written to.
+                    // The client is about to write to it.
                     self.overlay.use_file(&file);
                     self.mappings.truncate(&self.overlay, node, 0)?;
                 }
             }
-            // relibc's connect opens it so.
+            // relibc's connect opens a socket with an access mode.
             Kind::Socket => {
                 let reads = access & O_RDONLY != 0;
                 let writes = access & O_WRONLY != 0;
                 caller.require(&rights()?, if reads { READ } else { 0 } | if writes { WRITE } else { 0 })?;
             }
-            // Data goes through these on the system that holds them, not through a filesystem.
+            // Their data do not pass a filesystem: the system that holds them transfers these.
             Kind::Fifo | Kind::CharDev | Kind::BlockDev => {
                 if access != 0 {
                     return Err(Error::new(ENXIO));
@@ -244,13 +248,17 @@ impl<L: Layer> OverlayScheme<L> {
         Ok(open_object(file, Some((dir, name)), flags, caller))
     }
 
-    /// Makes the symlink or device node that the handle was opened for; from then on the handle is
-    /// an ordinary one. As it was checked when the handle was opened who may make it, only its name
-    /// can have been taken meanwhile (EEXIST).
+    /// Makes the symlink or device node for which the handle was opened. From then on the handle is
+    /// an ordinary one. The open has checked access.
     ///
-    /// A symlink's target: ENOENT for an empty one, EINVAL for one with a NUL, ENAMETOOLONG for one
-    /// that no path could hold. A device's number, eight bytes in the machine's order: EINVAL for
-    /// anything else.
+    /// `content` is the target of a symlink, or the number of a device: eight bytes in the
+    /// machine's order.
+    ///
+    /// # Errors
+    /// - EEXIST: another request has taken the name since the open.
+    /// - ENOENT: the target is empty.
+    /// - EINVAL: the target contains NUL, or the number has another length.
+    /// - ENAMETOOLONG: no path can hold the target.
     pub(super) fn create_pending(&self, id: usize, pending: &PendingNode<L>, content: &[u8]) -> Result<usize> {
         let PendingNode { dir, name, maker, kind, mode } = pending;
         let _guard = self.changes.of_one(dir);
@@ -271,7 +279,10 @@ impl<L: Layer> OverlayScheme<L> {
         Ok(content.len())
     }
 
-    /// The same object again, open in the same way. EINVAL for a request other than the empty one.
+    /// Opens the object of a handle again, in the same way.
+    ///
+    /// # Errors
+    /// - EINVAL: the request is not empty.
     pub(super) fn duplicate(&self, id: usize, request: &[u8]) -> Result<usize> {
         let open = self.handles.open(id)?;
         if !request.is_empty() {
@@ -302,7 +313,7 @@ fn check_target(target: &[u8]) -> Result<&OsStr> {
     Ok(OsStr::from_bytes(target))
 }
 
-/// An object whose access was checked, or that was just made, in the hands of a client.
+/// Makes the handle for an object with checked access, or for a new one.
 fn open_object<L: Layer>(file: overlay::Handle<L>, entry: EntryOf<L>, flags: usize, opener: Caller) -> SchemeHandle<L> {
     let access = match file.node().kind() {
         Kind::File | Kind::Dir | Kind::Symlink | Kind::Socket => access(flags),

@@ -1,9 +1,9 @@
-//! Paths: from where a request starts to the name that it means.
+//! Paths: from the start of a request to the name at the end.
 //!
-//! Symlinks are resolved here, since a scheme sees whole paths. A target is relative to the
-//! directory that holds the symlink; one that begins with `/` starts at the top of the tree, as in
-//! redoxfs; `/scheme/NAME/…` starts there too when NAME is this scheme, and leads out when it is
-//! another. `..` is the real parent of a directory and stays at the top there, so nothing leads
+//! This file resolves symlinks, since a scheme gets whole paths. A target is relative to the
+//! directory of the symlink. A target that begins with `/` starts at the top of the tree, as in
+//! redoxfs. `/scheme/NAME/…` starts there too if NAME is this scheme, and leads out if it is
+//! another. `..` is the real parent of a directory, and the top is its own parent. So no path leads
 //! outside.
 
 use std::borrow::Cow;
@@ -18,23 +18,23 @@ use super::changes::Numbers;
 use crate::layer::{Kind, Layer};
 use crate::overlay::{Node, Overlay};
 
-/// The longest path of a request, in bytes; the kernel passes no longer one.
+/// The longest path of a request in bytes. The kernel passes no longer one.
 pub const PATH_MAX: usize = 4096;
-/// How many symlinks one path may lead through.
+/// How many symlinks one path may pass.
 const LINKS_MAX: usize = 40;
 
-/// What becomes of a symlink at the end of a path. Those in the middle are always followed.
+/// The treatment of a symlink at the end of a path. A walk follows all symlinks before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Last {
-    /// The object that it leads to is meant.
+    /// The path means the target of the symlink.
     Follow,
-    /// The symlink is meant, unless a slash follows it.
+    /// The path means the symlink, unless a slash follows it.
     Keep,
-    /// The name is meant, whatever it names.
+    /// The path means the name, with any object or none.
     Name,
 }
 
-/// What a path ends in.
+/// The end of a path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum End {
     Name(String),
@@ -44,25 +44,25 @@ pub enum End {
     Start,
 }
 
-/// Where in the tree a path leads.
+/// The place in the tree to which a path leads.
 pub struct Resolved<L: Layer> {
-    /// The directory of the name, or where the path ends if it ends in no name.
+    /// The directory of the name, or the last directory if the path ends in no name.
     pub dir: Arc<Node<L>>,
     pub end: End,
-    /// What is there; None if nothing has the name.
+    /// The object at the place. None: nothing has the name.
     pub node: Option<Arc<Node<L>>>,
-    /// A slash follows the name, so only a directory can be meant.
+    /// A slash follows the name, so only a directory matches.
     pub slash: bool,
 }
 
 impl<L: Layer> Resolved<L> {
-    /// What a change of the name is about: the directory, and what has the name.
+    /// Returns the nodes of a change of the name: the directory, and the object with the name.
     pub fn nodes(&self) -> Numbers {
         iter::once(&self.dir).chain(&self.node).map(|node| node.id()).collect()
     }
 }
 
-/// Where a path leads.
+/// The place to which a path leads.
 pub enum Walked<L: Layer> {
     Here(Resolved<L>),
     /// To this path in another scheme.
@@ -70,7 +70,10 @@ pub enum Walked<L: Layer> {
 }
 
 impl<L: Layer> Walked<L> {
-    /// For operations that cannot go to another scheme. EXDEV.
+    /// Returns the place, for operations within this scheme.
+    ///
+    /// # Errors
+    /// - EXDEV: the path leads to another scheme.
     pub fn here(self) -> Result<Resolved<L>> {
         match self {
             Self::Here(place) => Ok(place),
@@ -79,11 +82,15 @@ impl<L: Layer> Walked<L> {
     }
 }
 
-/// Walks `path` from `start`, for a caller who needs the right to search every directory on the
-/// way.
+/// Walks `path` from `start`. The caller needs the right to search every directory on the way.
 ///
-/// Errors: EACCES, ELOOP, ENAMETOOLONG, ENOENT for a missing directory on the way (not for the last
-/// name), ENOTDIR, EINVAL for a NUL or a symlink whose target is not UTF-8.
+/// # Errors
+/// - EACCES: the caller may not search a directory.
+/// - ELOOP: the path passes too many symlinks.
+/// - ENAMETOOLONG: the path is too long.
+/// - ENOENT: a directory on the way is missing. The last name may be missing.
+/// - ENOTDIR: an object on the way is no directory.
+/// - EINVAL: the path contains NUL, or the target of a symlink is not UTF-8.
 pub fn walk<L: Layer>(
     overlay: &Overlay<L>,
     scheme: &str,
@@ -154,7 +161,11 @@ pub fn walk<L: Layer>(
     Ok(Walked::Here(Resolved { node: Some(Arc::clone(&dir)), dir, end, slash: false }))
 }
 
-/// ENAMETOOLONG; EINVAL for a NUL.
+/// Checks the text of a path.
+///
+/// # Errors
+/// - ENAMETOOLONG: it is too long.
+/// - EINVAL: it contains NUL.
 fn check_path(path: &str) -> Result<()> {
     if path.len() > PATH_MAX {
         return Err(Error::new(ENAMETOOLONG));
@@ -162,18 +173,21 @@ fn check_path(path: &str) -> Result<()> {
     if path.contains('\0') { Err(Error::new(EINVAL)) } else { Ok(()) }
 }
 
-/// The path with which a walk goes on behind a symlink.
+/// The path on which a walk goes on after a symlink.
 enum Followed {
     /// In another scheme.
     Elsewhere(String),
-    /// From the top of this one.
+    /// From the top of this scheme.
     FromTop(String),
-    /// From the directory that the symlink is in.
+    /// From the directory of the symlink.
     Relative(String),
 }
 
-/// Where a symlink leads that `tail` comes behind. ENOENT if that is nowhere; EINVAL if it is not
-/// UTF-8.
+/// Returns where the walk goes on after a symlink that `tail` follows.
+///
+/// # Errors
+/// - ENOENT: the target is empty.
+/// - EINVAL: the target is not UTF-8.
 fn follow_link<L: Layer>(overlay: &Overlay<L>, scheme: &str, link: &Arc<Node<L>>, tail: &str) -> Result<Followed> {
     let target = overlay.read_link(link)?;
     let target = target.to_str().ok_or(Error::new(EINVAL))?;
@@ -185,7 +199,10 @@ fn follow_link<L: Layer>(overlay: &Overlay<L>, scheme: &str, link: &Arc<Node<L>>
     })
 }
 
-/// The directory above `dir`; the top is its own parent. ENOENT if `dir` was removed.
+/// Returns the directory above `dir`; the top is its own parent.
+///
+/// # Errors
+/// - ENOENT: `dir` was removed.
 fn parent<L: Layer>(overlay: &Overlay<L>, dir: Arc<Node<L>>) -> Result<Arc<Node<L>>> {
     if dir.id() == overlay.root().id() {
         return Ok(dir);
@@ -193,14 +210,14 @@ fn parent<L: Layer>(overlay: &Overlay<L>, dir: Arc<Node<L>>) -> Result<Arc<Node<
     overlay.parent(&dir).map(|(parent, _)| parent).ok_or(Error::new(ENOENT))
 }
 
-/// The first component of a path and what follows it, which is empty or begins with a slash.
+/// Splits the first component off a path. The rest is empty or begins with a slash.
 fn first_name(path: &str) -> Option<(&str, &str)> {
     let path = path.trim_start_matches('/');
     let end = path.find('/').unwrap_or(path.len());
     (end > 0).then(|| path.split_at(end))
 }
 
-/// Where the target of a symlink leads.
+/// The kind of a symlink's target.
 #[derive(Debug, PartialEq, Eq)]
 enum Target<'a> {
     /// An empty target names nothing.

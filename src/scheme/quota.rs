@@ -1,7 +1,6 @@
-//! How much clients may have of what costs the daemon memory: those of one user, and all together.
+//! Limits of the resources that clients take from the daemon: for one user, and for all together.
 //!
-//! What a client has is its user's who opened the handle through which it was asked for. The lock
-//! here is a leaf.
+//! A resource counts for the user that opened the handle of the request. The lock here is a leaf.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,11 +9,11 @@ use crate::errno::{Error, Result};
 
 use crate::sync::Lock;
 
-/// A limit for one kind of thing, and how much of it is taken.
+/// A limit for one kind of resource, and the amounts in use.
 pub struct Quota {
     of_user: usize,
     in_all: usize,
-    /// What who asks for more is answered.
+    /// The errno of a request for more.
     errno: i32,
     taken: Lock<Taken>,
 }
@@ -22,11 +21,11 @@ pub struct Quota {
 #[derive(Default)]
 struct Taken {
     in_all: usize,
-    /// By user. Those who have nothing are not here.
+    /// By user. A user without a share has no entry.
     of_users: HashMap<u32, usize>,
 }
 
-/// What somebody has taken of a quota. Dropped, it is given back.
+/// A share of a quota. Its drop returns it.
 pub struct Share {
     quota: Arc<Quota>,
     user: u32,
@@ -34,26 +33,31 @@ pub struct Share {
 }
 
 impl Quota {
-    /// A quota of which clients of one user can have `of_user`, and all together `in_all`.
+    /// Makes a quota of `of_user` for the clients of one user, and of `in_all` for all together.
     pub fn new(of_user: usize, in_all: usize, errno: i32) -> Arc<Self> {
         Arc::new(Self { of_user, in_all, errno, taken: Lock::default() })
     }
 
-    /// A share of `count` for `user`. The quota's error if that is too much.
+    /// Takes a share of `count` for `user`.
+    ///
+    /// # Errors
+    /// - The errno of the quota: the limit is reached.
     pub fn take(self: &Arc<Self>, user: u32, count: usize) -> Result<Share> {
         let mut share = self.share(user);
         share.set(count).map(|()| share)
     }
 
-    /// A share for `user`, of nothing yet.
+    /// Makes an empty share for `user`.
     pub fn share(self: &Arc<Self>, user: u32) -> Share {
         Share { quota: Arc::clone(self), user, count: 0 }
     }
 }
 
 impl Share {
-    /// Has it be of `count` from now on. The quota's error if that is too much; it stays as it was
-    /// then, and never if it gets less.
+    /// Sets the share to `count`. A smaller share never fails.
+    ///
+    /// # Errors
+    /// - The errno of the quota: the limit is reached. The share stays as it was.
     pub fn set(&mut self, count: usize) -> Result<()> {
         let Quota { of_user, in_all, errno, taken } = &*self.quota;
         let mut taken = taken.lock();
@@ -75,7 +79,7 @@ impl Share {
 
 impl Drop for Share {
     fn drop(&mut self) {
-        // Less is never refused.
+        // A smaller share never fails.
         let _ = self.set(0);
     }
 }

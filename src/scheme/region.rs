@@ -1,13 +1,13 @@
-//! Memory of the daemon's own whose pages the kernel lends to clients.
+//! Memory of the daemon: the kernel maps its pages into clients.
 //!
-//! A region stands for one file: its byte at `n` is the file's byte at `n`. It is a stretch of
-//! anonymous memory as long as may ever be needed of the file, since it cannot move while the
-//! daemon reads and writes it; the system gives it pages only where something was written or lent.
-//! redoxfs does the same, and memory of any other kind has hung the daemon that unmapped it.
+//! A region stands for one file: its byte at `n` is the file's byte at `n`. It reserves as much
+//! anonymous memory as the file may ever need, since it cannot move while the daemon uses it. The
+//! system gives pages only to written and mapped parts. redoxfs does the same. Memory of any other
+//! kind has hung the daemon that unmapped it.
 //!
-//! A client that was lent a page for writing writes to it whenever it likes, from another address
-//! space. So nothing here ever makes a reference to such memory: bytes are copied in and out by raw
-//! pointers, and a copy is as torn as the client's writes make it.
+//! A client with a writable page writes to it at any time, from another address space. So this code
+//! never makes a reference to such memory. It copies bytes by raw pointers, and a copy is as torn
+//! as the writes of the client make it.
 
 use std::ops::Range;
 use std::ptr::{self, NonNull};
@@ -17,40 +17,42 @@ use crate::errno::{ENOMEM, Error, Result};
 use libredox::{Fd, flag::O_PATH};
 use syscall::PAGE_SIZE;
 
-/// Which anonymous memory the kernel can lend: on Redox any, and of this kind it gives pages as
-/// they are touched.
+/// The kind of anonymous memory that the kernel can map into clients. On Redox any kind can; this
+/// one gets pages at their first use.
 #[cfg(target_os = "redox")]
 const KIND: libc::c_int = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-/// On Linux the tests' kernel can show a client the same pages only of memory that is shared.
+/// On Linux the simulated kernel can map only shared memory into a client.
 #[cfg(not(target_os = "redox"))]
 const KIND: libc::c_int = libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
 
-/// The least room for a file, in bytes: address space, not memory.
+/// The least room for a file in bytes. It is address space, not memory.
 const ROOM: usize = if usize::BITS == 64 { 1 << 32 } else { 1 << 22 };
 
-/// How much address space regions may take, in bytes: half of what a process has, as the daemon
-/// needs some for itself.
+/// How many bytes of address space all regions may take: half of that of a process, since the
+/// daemon needs some itself.
 pub const SPACE: usize = if usize::BITS == 64 { 1 << 46 } else { 1 << 30 };
 
-/// How many pages of memory the machine is taken to have if it does not say: 2 GiB.
+/// How many pages of memory to assume if the machine does not tell: 2 GiB.
 const MEMORY: usize = (2 << 30) / PAGE_SIZE;
 
-/// The memory of one file. Offsets are bytes of the file; all of those given to a method must lie
-/// within [`Region::room`].
+/// The memory of one file. Offsets are bytes of the file. All offsets in arguments must lie within
+/// [`Region::room`].
 pub struct Region {
     base: NonNull<u8>,
     len: usize,
 }
 
-// SAFETY: the memory belongs to the region alone, and no method relies on being called by a certain
-// thread.
+// SAFETY: the memory belongs to the region alone, and no method depends on the calling thread.
 unsafe impl Send for Region {}
-// SAFETY: what changes the memory from here needs the region for itself.
+// SAFETY: each method that changes the memory from here takes the region exclusively.
 unsafe impl Sync for Region {}
 
 impl Region {
-    /// A region for a file of which `end` bytes are needed now: twice as many, since files grow.
-    /// ENOMEM.
+    /// Reserves a region for a file that needs `end` bytes now. It has twice as many, since files
+    /// grow.
+    ///
+    /// # Errors
+    /// - ENOMEM: the system has too little memory or address space.
     pub fn reserve(end: u64) -> Result<Self> {
         let room = usize::try_from(end).ok().and_then(|end| end.checked_mul(2)?.checked_next_multiple_of(PAGE_SIZE));
         let len = room.ok_or(Error::new(ENOMEM))?.max(ROOM);
@@ -58,13 +60,13 @@ impl Region {
         Ok(Self { base, len })
     }
 
-    /// Up to which offset there is room.
+    /// Returns the offset at which the room ends.
     pub fn room(&self) -> u64 {
         self.len as u64
     }
 
-    /// Where a byte of the file is in this process: what a client's request for memory is answered
-    /// with.
+    /// Returns the address of a byte of the file in this process: the answer to a client that maps
+    /// it.
     pub fn address(&self, offset: u64) -> usize {
         self.at(offset, 0).as_ptr().addr()
     }
@@ -72,41 +74,41 @@ impl Region {
     /// Copies bytes out.
     pub fn read(&self, offset: u64, buf: &mut [u8]) {
         let from = self.at(offset, buf.len());
-        // SAFETY: `at` has checked that these bytes are in the mapping, which nothing but the
-        // buffer's borrow could overlap, and it does not: the mapping is never lent as a reference.
-        // What a client writes meanwhile only decides which bytes are copied.
+        // SAFETY: `at` has checked that these bytes are in the mapping. The buffer does not overlap
+        // it, since no reference to the mapping exists. A concurrent write of a client only decides
+        // which bytes are copied.
         unsafe { ptr::copy_nonoverlapping(from.as_ptr(), buf.as_mut_ptr(), buf.len()) }
     }
 
     /// Copies bytes in.
     pub fn write(&mut self, offset: u64, bytes: &[u8]) {
         let to = self.at(offset, bytes.len());
-        // SAFETY: as for `read`, the other way round.
+        // SAFETY: as for `read`, in the other direction.
         unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), to.as_ptr(), bytes.len()) }
     }
 
-    /// Clears bytes, and so gives pages to those that had none.
+    /// Clears bytes. Those without pages get some.
     pub fn clear(&mut self, range: Range<u64>) {
         let len = (range.end - range.start) as usize;
         let to = self.at(range.start, len);
-        // SAFETY: `at` has checked that these bytes are in the mapping; nothing refers to them but
-        // raw pointers.
+        // SAFETY: `at` has checked that these bytes are in the mapping, and only raw pointers refer
+        // to them.
         unsafe { ptr::write_bytes(to.as_ptr(), 0, len) }
     }
 
-    /// Gives whole pages, which no client has any more, back to the system. They read as zeros
-    /// afterwards.
+    /// Returns whole pages, which no client has any more, to the system. Afterwards they read as
+    /// zeros.
     pub fn release(&mut self, pages: Range<u64>) {
         let len = (pages.end - pages.start) as usize;
         if map(self.at(pages.start, len).as_ptr(), len, libc::MAP_FIXED).is_err() {
-            // Both systems find out what fails before they take the old mapping away, so the memory
-            // is still there.
+            // Both systems check for errors before they remove the old mapping, so the memory is
+            // still there.
             self.clear(pages);
         }
     }
 
-    /// The place of `len` bytes of the file. Panics if they are not all within the region: a bug
-    /// that must not reach the memory of others.
+    /// Returns the place of `len` bytes of the file. Panics if they are not all within the region:
+    /// such a bug must not reach other memory.
     fn at(&self, offset: u64, len: usize) -> NonNull<u8> {
         let end = offset.checked_add(len as u64);
         assert!(end.is_some_and(|end| end <= self.room()), "{len} bytes at {offset} of a region of {}", self.len);
@@ -115,33 +117,33 @@ impl Region {
     }
 }
 
-/// How many pages of memory the machine has.
+/// Returns how many pages of memory the machine has.
 #[cfg(target_os = "redox")]
 pub fn memory() -> usize {
     let told = Fd::open("/scheme/memory", O_PATH, 0).and_then(|memory| memory.statvfs());
     told.map_or(MEMORY, |told| told.f_blocks as usize)
 }
 
-/// How many pages of memory the machine has.
+/// Returns how many pages of memory the machine has.
 #[cfg(not(target_os = "redox"))]
 pub fn memory() -> usize {
-    // SAFETY: this only answers a number.
+    // SAFETY: the call only returns a number.
     let told = unsafe { libc::sysconf(libc::_SC_PHYS_PAGES) };
     usize::try_from(told).unwrap_or(MEMORY)
 }
 
 impl Drop for Region {
     fn drop(&mut self) {
-        // SAFETY: the mapping is the region's own, and no address of it is used after this. Pages
-        // that a client still has stay its.
+        // SAFETY: the mapping is the region's own, and nothing uses its addresses after this. Pages
+        // of a client stay with the client.
         unsafe { libc::munmap(self.base.as_ptr().cast(), self.len) };
     }
 }
 
-/// Maps fresh memory. With MAP_FIXED `place` must be within a mapping of the caller's.
+/// Maps fresh memory. With MAP_FIXED `place` must be within a mapping of the caller.
 fn map(place: *mut u8, len: usize, how: libc::c_int) -> Result<NonNull<u8>> {
-    // SAFETY: without MAP_FIXED this takes no memory that anybody has; with it, what the caller may
-    // replace.
+    // SAFETY: without MAP_FIXED the call uses only free addresses; with it, memory that the caller
+    // may replace.
     let base = unsafe { libc::mmap(place.cast(), len, libc::PROT_READ | libc::PROT_WRITE, KIND | how, -1, 0) };
     NonNull::new(base.cast()).filter(|_| base != libc::MAP_FAILED).ok_or(Error::new(ENOMEM))
 }
@@ -150,7 +152,7 @@ fn map(place: *mut u8, len: usize, how: libc::c_int) -> Result<NonNull<u8>> {
 mod tests {
     use super::*;
 
-    /// Which of the first four pages have memory.
+    /// Returns which of the first four pages have memory.
     fn present(region: &Region) -> [bool; 4] {
         let mut found = [0u8; 4];
         // SAFETY: the pages are mapped, and there is a byte for each.
@@ -176,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn there_is_room_for_what_is_needed_and_more() {
+    fn a_region_has_more_room_than_needed() {
         assert!(Region::reserve(1).unwrap().room() >= ROOM as u64);
         assert_eq!(Region::reserve(ROOM as u64).unwrap().room(), 2 * ROOM as u64);
         for too_much in [1 << 62, u64::MAX] {

@@ -1,18 +1,22 @@
 //! Sockets that are bound to a name in the overlay.
 //!
-//! A socket belongs to another scheme, `uds_stream` say; a filesystem only gives it a name.
+//! A socket belongs to another scheme, such as `uds_stream`; a filesystem only gives it a name.
 //! relibc's `bind` tells the socket its path, opens the directory and sends it a descriptor of the
-//! socket, whose `fpath` ends in the name. `connect` opens the name and asks with
-//! `FsCall::Connect` for the token that the socket's own scheme has for it, and hands that to its
-//! own socket. So the overlay keeps the descriptor as long as the node has a name and the daemon
-//! lives. A socket of a layer, or of an earlier daemon, has none, and a connection to it is
+//! socket. The `fpath` of that descriptor ends in the name. `connect` opens the name and asks with
+//! `FsCall::Connect` for a token, which the scheme of the socket makes. It passes the token to
+//! its own socket.
+//!
+//! So the overlay keeps the descriptor as long as the node has a name and the daemon lives. A
+//! socket of a layer, or of an earlier daemon, has no descriptor, and a connection to it is
 //! refused.
 //!
-//! For both, another scheme has to be asked, and waited for. Anybody may send a descriptor of any
-//! scheme, of this one even, so whoever serves the scheme asks where nobody else waits: first what
-//! is to be asked ([`OverlayScheme::sent`], [`OverlayScheme::bound`]), then the question
-//! ([`path_of`], [`token_of`]), for which nothing of the scheme is needed, and then what follows
-//! from the answer ([`OverlayScheme::bind`], [`super::give`]).
+//! Both calls need an answer of another scheme, which may never come: a client may send a
+//! descriptor of any scheme, even of this one. So the daemon waits for it where no other request
+//! waits, in three steps:
+//!
+//! 1. [`OverlayScheme::sent`] and [`OverlayScheme::bound`] find the socket.
+//! 2. [`path_of`] and [`token_of`] ask its scheme, and need nothing of this one.
+//! 3. [`OverlayScheme::bind`] and [`super::give`] use the answer.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -33,18 +37,18 @@ use crate::layer::{Kind, Layer};
 use crate::overlay::{self, Node};
 use crate::sync::Lock;
 
-/// The permission bits of a bound socket: those that redoxfs gives it, since relibc does not say
-/// which it should have.
+/// The permission bits of a bound socket. redoxfs gives it the same, since relibc does not pass a
+/// mode.
 const MODE: u32 = 0o777;
 
 /// How many sockets may be bound at once. Each keeps a descriptor of the daemon, which needs others
 /// for files.
 const BOUND_MAX: usize = 1024;
 
-/// The longest token: many times what relibc makes room for.
+/// The longest token: many times the room that relibc makes.
 const TOKEN_MAX: usize = 256;
 
-/// The sockets that were bound here.
+/// The sockets that are bound here.
 pub struct Sockets<L: Layer> {
     /// By the number of the node.
     bound: Lock<HashMap<u64, Bound<L>>>,
@@ -52,7 +56,7 @@ pub struct Sockets<L: Layer> {
 }
 
 struct Bound<L: Layer> {
-    /// Keeps the node what it is.
+    /// Keeps the node and its number.
     _node: overlay::Handle<L>,
     socket: Arc<Fd>,
     _room: Share,
@@ -65,8 +69,11 @@ impl<L: Layer> Sockets<L> {
 }
 
 impl<L: Layer> OverlayScheme<L> {
-    /// The socket that a client sends to a directory. ENOTDIR; EINVAL for anything but one
-    /// descriptor.
+    /// Takes the socket that a client sends to a directory.
+    ///
+    /// # Errors
+    /// - ENOTDIR: the handle is no directory.
+    /// - EINVAL: the request does not have exactly one descriptor.
     pub fn sent(&self, socket: &Socket, request: &SendFdRequest) -> Result<Arc<Fd>> {
         if self.handles.open(request.id())?.node().kind() != Kind::Dir {
             return Err(Error::new(ENOTDIR));
@@ -79,16 +86,20 @@ impl<L: Layer> OverlayScheme<L> {
         Ok(Arc::new(Fd::new(number)))
     }
 
-    /// Gives the socket of a request, which was [`Self::sent`], the name that its path ends in.
+    /// Gives the socket of a request, from [`Self::sent`], the last name of its path.
     ///
-    /// EADDRINUSE if the name is taken; ENFILE if too many sockets are bound; EINVAL if the path
-    /// has no such name, or is of this scheme; EACCES, EROFS and the other errors of creating a
-    /// node.
+    /// # Errors
+    /// - EADDRINUSE: the name is taken.
+    /// - ENFILE: too many sockets are bound.
+    /// - EINVAL: the path has no such name, or is of this scheme.
+    /// - EACCES: the caller may not make a name in the directory.
+    /// - EROFS: the tree is read-only.
+    /// - Any other errno of the creation of a node.
     pub fn bind(&self, request: &SendFdRequest, socket: Arc<Fd>, path: &[u8]) -> Result<usize> {
         let dir = self.handles.open(request.id())?;
         let path = str::from_utf8(path).map_err(|_| Error::new(EINVAL))?;
         let (place, name) = path.rsplit_once('/').ok_or(Error::new(EINVAL))?;
-        // There are no sockets of this scheme, and a layer must not be made to wait for it.
+        // This scheme has no sockets, and a layer must not wait for it.
         let is_own = format!("{place}/").starts_with(&format!("/scheme/{}/", self.name));
         if is_own || matches!(name, "" | "." | "..") {
             return Err(Error::new(EINVAL));
@@ -104,7 +115,7 @@ impl<L: Layer> OverlayScheme<L> {
         caller.require_entries(&dir_stat)?;
         let room = self.sockets.quota.take(caller.uid, 1)?;
         let (owner, mode) = caller.newborn(&dir_stat, Kind::Socket, MODE);
-        // Some layers have to be sent the socket too.
+        // Some layers need the socket too.
         let number = socket.raw() as u64;
         let made = self.overlay.create_node(dir, OsStr::new(name), Kind::Socket, mode, number, owner);
         let node = made.map_err(|error| match error.errno {
@@ -116,9 +127,13 @@ impl<L: Layer> OverlayScheme<L> {
         Ok(())
     }
 
-    /// The socket for whose token a call that [`is_connect`](super::is_connect) asks, and the user
-    /// who asks. A handle that was opened to write counts as the right to connect. EACCES;
-    /// ECONNREFUSED for what is no socket, or one that was not bound here.
+    /// Returns the user and the socket of a call that asks for a token
+    /// ([`is_connect`](super::is_connect)). A handle that is open for writing has the right to
+    /// connect.
+    ///
+    /// # Errors
+    /// - EACCES: the handle is not open for writing.
+    /// - ECONNREFUSED: the object is no socket, or was not bound here.
     pub fn bound(&self, call: &CallRequest) -> Result<(u32, Arc<Fd>)> {
         let open = self.handles.open(target(call))?;
         if open.node().kind() == Kind::Socket && !open.writable {
@@ -128,7 +143,7 @@ impl<L: Layer> OverlayScheme<L> {
         Ok((open.opener.uid, socket.ok_or(Error::new(ECONNREFUSED))?))
     }
 
-    /// Lets go of the socket of a node that has lost its last name.
+    /// Closes the socket of a node that has lost its last name.
     pub(super) fn unbind(&self, node: &Arc<Node<L>>) {
         if node.kind() == Kind::Socket && self.overlay.parent(node).is_none() {
             let _gone = self.sockets.bound.lock().remove(&node.id());
@@ -136,7 +151,7 @@ impl<L: Layer> OverlayScheme<L> {
     }
 }
 
-/// The path that a socket is bound to, as its own scheme says it.
+/// Asks the scheme of a socket for the path to which it is bound.
 pub fn path_of(socket: &Fd) -> Result<Vec<u8>> {
     let mut path = vec![0; PATH_MAX];
     let length = socket.fpath(&mut path)?;
@@ -144,7 +159,7 @@ pub fn path_of(socket: &Fd) -> Result<Vec<u8>> {
     Ok(path)
 }
 
-/// What a client is to hand to its own socket to have it connected to this one.
+/// Asks the scheme of a socket for the token that connects another socket to it.
 pub fn token_of(socket: &Fd) -> Result<Vec<u8>> {
     let mut token = vec![0; TOKEN_MAX];
     let length = socket.call_ro(&mut token, CallFlags::empty(), &[SocketCall::GetToken as u64])?;
