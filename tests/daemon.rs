@@ -100,7 +100,7 @@ fn a_daemon_from_start_to_end() {
     assert_eq!(root.read_file("/scheme/third/f"), Ok(b"content".to_vec()), "whether or not init hears of it");
     let replacing = |name| Arguments { replace: true, ..arguments(name, lower.path()) };
     let alive = run(&replacing("third"), untold(), drop).unwrap_err();
-    assert!(alive.contains("/scheme/third") && alive.contains("lives"), "{alive}");
+    assert!(alive.contains("/scheme/third") && alive.contains("a dead daemon"), "{alive}");
     stop.stop();
     assert_eq!(unheard.join().unwrap(), (Ok(()), Some(ENODEV)));
     drop(stop);

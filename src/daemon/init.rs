@@ -1,25 +1,25 @@
 //! The pipe at which init waits for a daemon that it has started.
 //!
-//! It waits for a byte, when the name is registered (a unit of `type = "notify"`), or for the
-//! descriptor of the scheme itself, to which init gives the name (`type = { scheme = "NAME" }`).
-//! Nobody can tell from the pipe which of the two it is. The number of the pipe is in
-//! `INIT_NOTIFY`, which everything inherits that a service starts, without the pipe in most cases:
-//! then the number is nobody's, or that of something else.
+//! Init waits for a byte after the registration of the name (a unit of `type = "notify"`). Or it
+//! waits for the descriptor of the scheme itself, and registers the name (`type = { scheme = "NAME"
+//! }`). The pipe does not show which of the two. The variable `INIT_NOTIFY` has its number. All
+//! processes below a service inherit the variable, mostly without the pipe. Then the number is
+//! free, or that of another file.
 
 use libredox::Fd;
 use log::warn;
 use syscall::error::{EBADF, EPIPE, Result};
 use syscall::flag::{CallFlags, F_SETFD, MODE_FIFO, MODE_TYPE};
 
-/// Where init says at which descriptor it waits.
+/// The variable with the number of init's pipe.
 const INIT_NOTIFY: &str = "INIT_NOTIFY";
 
 /// Init, if it waits.
 pub struct Init(std::result::Result<Fd, String>);
 
 impl Init {
-    /// Reads the variable, and takes it out of the environment. To be called before anything is
-    /// opened, since the number of a pipe that was not inherited is given to what is opened next.
+    /// Reads the variable, and removes it from the environment. The caller must not have opened
+    /// anything before: a new file gets the number of a pipe that was not inherited.
     ///
     /// # Safety
     /// The process must have one thread.
@@ -27,7 +27,7 @@ impl Init {
         let Ok(number) = std::env::var(INIT_NOTIFY) else {
             return Self(Err(format!("{INIT_NOTIFY} is not set, so there is no init to hand the scheme to")));
         };
-        // SAFETY: as promised by the caller, nobody else reads the environment.
+        // SAFETY: as the caller promises, no other thread reads the environment.
         unsafe { std::env::remove_var(INIT_NOTIFY) };
         Self(match number.parse() {
             Ok(descriptor) if is_pipe(descriptor) => Ok(Fd::new(descriptor)),
@@ -36,7 +36,7 @@ impl Init {
         })
     }
 
-    /// Says that the name is registered, if anybody waits for that.
+    /// Tells init that the name is registered, if init waits.
     pub fn tell(self) {
         let Self(Ok(pipe)) = self else {
             return;
@@ -50,12 +50,12 @@ impl Init {
         }
     }
 
-    /// Whether there is somebody to hand the scheme to. If not, the error says why.
+    /// Checks that init waits for the scheme. The error says why it does not.
     pub fn check(&self) -> std::result::Result<(), String> {
         self.0.as_ref().map(drop).map_err(Clone::clone)
     }
 
-    /// Hands over the descriptor of the scheme, if anybody waits.
+    /// Hands the descriptor of the scheme over, if init waits.
     pub fn hand_over(self, scheme: usize) -> Result<()> {
         if let Self(Ok(pipe)) = self {
             pipe.call_wo(&scheme.to_ne_bytes(), CallFlags::FD, &[])?;
@@ -64,7 +64,8 @@ impl Init {
     }
 }
 
-/// Whether a descriptor was inherited and is a pipe. What is started by us does not inherit it.
+/// Whether a descriptor was inherited and is a pipe. Sets it to close in programs that this one
+/// starts.
 fn is_pipe(descriptor: usize) -> bool {
     let found = libredox::call::fstat(descriptor);
     let is_pipe = found.is_ok_and(|found| found.st_mode as u16 & MODE_TYPE == MODE_FIFO);

@@ -1,8 +1,8 @@
-//! What is logged goes to standard error, a line at a time.
+//! Writes messages to standard error, a line at a time.
 //!
-//! While the daemon serves, nothing may look up a path, since that is asked of a process that may
-//! be waiting for us (see `namespace`). Times of the local zone need a file, so those here are UTC;
-//! and a panic is told without a backtrace, for which the program's own file would be read.
+//! While the daemon serves, it must look up no path, since the process for that may be waiting for
+//! this daemon (see `namespace`). Local times need a file, so the times here are UTC. A backtrace
+//! reads the program's own file, so a panic has none.
 
 use std::fmt;
 use std::io::{self, Write};
@@ -15,10 +15,10 @@ use crate::turn;
 
 struct Logger;
 
-/// Begins to log: requests too, or not. Panics are logged from now on.
+/// Begins to log, with `verbose` also requests. From now on panics are logged too.
 pub fn start_log(verbose: bool) {
     log::set_max_level(if verbose { LevelFilter::Debug } else { LevelFilter::Info });
-    // It fails only if a logger was set before.
+    // The call fails only if a logger was set before.
     let _ = log::set_logger(&Logger);
     panic::set_hook(Box::new(|info| {
         let place = info.location().map(|place| format!(" at {place}")).unwrap_or_default();
@@ -34,9 +34,9 @@ impl Log for Logger {
     fn log(&self, record: &Record<'_>) {
         if self.enabled(record.metadata()) {
             let line = line(SystemTime::now(), record.level(), record.args());
-            // Who writes the log down may wait for a request of his.
+            // The process that stores the log may wait for a request of its own.
             turn::pass();
-            // Nobody can be told that nobody can be told.
+            // An error of the log itself has no place to go.
             let _ = io::stderr().lock().write_all(line.as_bytes());
         }
     }
@@ -49,14 +49,14 @@ fn line(now: SystemTime, level: Level, text: &fmt::Arguments<'_>) -> String {
     format!("{} overlayfs: {warning}{text}\n", Utc(now.duration_since(UNIX_EPOCH).unwrap_or_default()))
 }
 
-/// The time that has passed since 1970 began, as a date and a time of day.
+/// A time since 1970, shown as a date and a time of day.
 struct Utc(Duration);
 
 impl fmt::Display for Utc {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (days, second) = (self.0.as_secs() / 86400, self.0.as_secs() % 86400);
-        // Years begin in March here, so that the day that is not always there is their last; 400 of
-        // them have 146,097 days.
+        // Here a year begins in March, so that a leap day is its last day. 400 years have 146,097
+        // days.
         let day = days + 719_468;
         let (era, day) = (day / 146_097, day % 146_097);
         let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;

@@ -1,10 +1,18 @@
 //! The life of a scheme daemon: mount, register, serve.
 //!
-//! `start` is how the world learns of the scheme, `init` the pipe at which init waits, `serve` the
-//! request loop, `socket_workers` what waits for other daemons, `name` how a scheme's name is
-//! removed, `namespace` the empty one in which the daemon serves, `log` what it says, `supervisor`
-//! the process that waits for its end, and `spare` what that answers then. By the time that its
-//! name is known, the descriptors of its layers are all that it can reach.
+//! | file | subject |
+//! | --- | --- |
+//! | `start` | how the name of the scheme becomes known |
+//! | `init` | the pipe at which init waits |
+//! | `serve` | the request loop |
+//! | `socket_workers` | requests that wait for another daemon |
+//! | `name` | the check and the removal of a scheme's name |
+//! | `namespace` | the empty namespace in which the daemon serves |
+//! | `log` | messages |
+//! | `supervisor` | the process that waits for the daemon's end |
+//! | `spare` | the answers of the supervisor after a kill of the daemon |
+//!
+//! When its name becomes known, the daemon can reach only the descriptors of its layers.
 
 mod init;
 mod log;
@@ -35,14 +43,14 @@ pub use self::spare::Lent;
 pub use self::start::Watcher;
 pub use self::supervisor::{Kept, keep};
 
-/// Mounts the overlay, gives the scheme its name, and serves until the scheme ends. `watcher` is
-/// told when clients can use it. The error is a sentence.
+/// Mounts the overlay, registers the scheme, and serves until the scheme ends. `watcher` learns
+/// when clients can use the tree. The error is a sentence.
 pub fn run(arguments: &Arguments, init: Init, mut watcher: impl Watcher) -> Result<(), String> {
     let name = &arguments.name;
     let overlay = Arc::new(mount(&arguments.options).map_err(|error| error.to_string())?);
     let mut holder = Holder::this(format!("/scheme/{name}").into());
     sign(&overlay, &holder);
-    let empty = Empty::make().map_err(|error| format!("No namespace can be made in which to serve: {error}."))?;
+    let empty = Empty::make().map_err(|error| format!("No empty namespace can be made for the daemon: {error}."))?;
     let scheme = OverlayScheme::new(overlay.clone(), name.clone()).protect_hardlinks(arguments.protected_hardlinks);
     let mut lent = None;
     let served = serve(scheme, |socket, scheme, stop| {
@@ -56,7 +64,7 @@ pub fn run(arguments: &Arguments, init: Init, mut watcher: impl Watcher) -> Resu
     sign(&overlay, &holder);
     let settled = overlay
         .complete_and_sync()
-        .map_err(|error| format!("What was changed is not all complete and on the disk: {error}."));
+        .map_err(|error| format!("The changes are not all complete and on the disk: {error}."));
     served.map_err(|ended| match ended {
         Ended::Said(sentence) => sentence,
         Ended::Socket(error) => format!("The socket of the scheme {name} failed: {error}."),
@@ -64,22 +72,22 @@ pub fn run(arguments: &Arguments, init: Init, mut watcher: impl Watcher) -> Resu
     settled
 }
 
-/// Serves an overlay as a scheme, until its socket ends or the service is stopped. `begin` is
-/// called before the first request is taken, and has to give the scheme its name. Its error ends it
-/// all, as one of the socket does.
+/// Serves an overlay as a scheme, until its socket ends or the service is stopped. It calls `begin`
+/// before the first request; that registers the name. An error of `begin`, or of the socket, ends
+/// the service.
 pub fn serve<L: Layer, E: From<syscall::Error>>(
     mut scheme: OverlayScheme<L>,
     begin: impl FnOnce(&Socket, &mut OverlayScheme<L>, Arc<Stop>) -> Result<(), E>,
 ) -> Result<(), E> {
-    // The standard library finds the source of random numbers by its path when it first needs one,
-    // and keeps it.
+    // The standard library opens the source of random numbers by its path at its first use, and
+    // keeps it open.
     let _ = RandomState::new();
     let socket = Arc::new(Socket::create()?);
     let stop = Arc::new(Stop::new(&socket, &mut scheme)?);
     serve::serve(&socket, &scheme.clone(), &stop, || begin(&socket, &mut scheme, stop.clone()))
 }
 
-/// Removes the name of a daemon that has ended, unless another has it already.
+/// Removes the name of a daemon that has ended, unless another daemon serves it already.
 pub fn remove_name(name: &str) {
     if !name::is_served(name)
         && let Err(error) = name::remove(name)

@@ -1,4 +1,4 @@
-//! The name of a scheme, for what libredox has no function.
+//! The name of a scheme: the operations that libredox lacks.
 
 use syscall::error::{ENODEV, ENOENT, Error, Result};
 
@@ -8,7 +8,7 @@ pub fn is_served(name: &str) -> bool {
     !opened.is_err_and(|error| matches!(error.errno(), ENODEV | ENOENT))
 }
 
-/// Removes the name, whoever has it. Does nothing if nobody has.
+/// Removes the name, of any daemon. Does nothing if the name does not exist.
 pub fn remove(name: &str) -> Result<()> {
     match unlink(&format!("/scheme/{name}")) {
         Err(error) if !matches!(error.errno, ENODEV | ENOENT) => Err(error),
@@ -21,7 +21,7 @@ fn unlink(path: &str) -> Result<()> {
     std::fs::remove_file(path).map_err(|error| Error::new(error.raw_os_error().unwrap_or(syscall::EIO)))
 }
 
-/// Asks whoever plays the kernel.
+/// Asks the simulated kernel.
 #[cfg(not(target_os = "redox"))]
 fn unlink(path: &str) -> Result<()> {
     unsafe extern "C" {

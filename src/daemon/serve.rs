@@ -1,17 +1,18 @@
 //! The request loop: several threads take requests from one socket, in turn, and answer them side
 //! by side.
 //!
-//! A thread that has read a request keeps the turn while it answers from memory, and passes it on
-//! before it waits for a layer or for another thread ([`crate::turn`]). So nobody waits for what
-//! takes another long, and a request that needs no layer costs no switch to another thread. What
-//! the kernel only tells (a descriptor was closed, a caller has given up) is dealt with by whoever
-//! reads it, before anything behind it is read: no later request can overtake it. Only what has to
-//! do with mapped files may take long, and is work as a request is; the number of a closed handle
-//! is never given again, so nothing depends on when that is done.
+//! A thread that has read a request keeps the turn while it answers from memory. It passes the turn
+//! on before it waits for a layer or for another thread ([`crate::turn`]). So no thread waits for a
+//! slow request of another, and a request without a layer costs no switch to another thread.
 //!
-//! Locks, in the order in which they are taken: `Queue::in_hand`, then those of `asking`. The
-//! scheme's own are taken by what the kernel only tells, and to find out what is to be asked. The
-//! turn is no lock: who has it passes it on before he waits for one.
+//! Some entries of the kernel are no requests: a descriptor was closed, a caller has given up. The
+//! thread that reads one handles it before it reads the next entry, so no later request can
+//! overtake it. Only work on mapped files may take long, and a thread does it as it does a request.
+//! The number of a closed handle is never reused, so nothing depends on when that is done.
+//!
+//! Locks, in the order in which a thread takes them: `Queue::in_hand`, then those of `asking`. A
+//! thread takes the scheme's own locks for these entries, and to find the subject of a question.
+//! The turn is no lock: a thread passes it on before it waits for one.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -33,27 +34,27 @@ use crate::scheme::{OverlayScheme, answer, is_connect};
 use crate::sync::Lock;
 use crate::turn::{self, Turn};
 
-/// How many requests are answered at once.
+/// How many requests run at once.
 const THREADS: usize = 4;
 
-/// What ends the service of a scheme from another thread.
+/// Ends the service of a scheme from another thread.
 pub struct Stop {
     asked: AtomicBool,
-    /// A descriptor of the scheme itself, through which whoever waits for a request is given one.
+    /// A descriptor of the scheme itself: it sends a request to a thread that waits for one.
     own: Fd,
 }
 
 impl Stop {
-    /// That of the service of `scheme` on `socket`.
+    /// Makes it for the service of `scheme` on `socket`.
     pub fn new<L: Layer>(socket: &Socket, scheme: &mut OverlayScheme<L>) -> Result<Self> {
         let own = Fd::new(socket.create_this_scheme_fd(0, scheme.scheme_root()?, 0, 0)?);
         Ok(Self { asked: AtomicBool::new(false), own })
     }
 
-    /// Has `serve` answer what there is and then end. Waits until it knows.
+    /// Makes `serve` answer the pending requests and then end. Waits until it knows.
     pub fn stop(&self) {
         self.asked.store(true, Ordering::Release);
-        // It is refused, as there is nothing that is called so. What counts is that it comes.
+        // The request fails, as nothing has this name. It only has to arrive.
         let _ = self.own.dup(b"stop");
     }
 
@@ -62,29 +63,29 @@ impl Stop {
     }
 }
 
-/// What the threads share.
+/// The parts that all threads share.
 struct Queue<'s, L: Layer> {
     socket: &'s Socket,
     stop: &'s Stop,
     asking: Asking<L>,
-    /// Who reads.
+    /// The turn to read.
     turn: Turn,
-    /// The calls that are being answered.
+    /// The calls in progress.
     in_hand: Lock<HashMap<Id, Cancel>>,
 }
 
-/// What is to be done, by who has read a request, and may take long.
+/// Work for the thread that has read a request. It may take long.
 enum Work {
     Call(CallRequest, Cancel),
-    /// To close a handle that has mapped something.
+    /// Closes a handle that has mapped something.
     Close(usize),
-    /// To write back what was written to mapped files.
+    /// Writes the clients' writes to mapped files to the files.
     WriteBack,
 }
 
-/// Answers the requests of a socket until it ends or `stop` is asked for. Before the first is read,
-/// when the threads are there, `begin` is called; its error ends it all, as an error of the socket
-/// does. What clients can do is no such error: see [`answer`].
+/// Answers the requests of a socket until it ends, or `stop` is called. It calls `begin` before it
+/// reads the first one, when the threads exist. An error of `begin`, or of the socket, ends the
+/// service. Bad requests of clients are no such error: see [`answer`].
 pub fn serve<L: Layer, E: From<syscall::Error>>(
     socket: &Arc<Socket>,
     scheme: &OverlayScheme<L>,
@@ -114,7 +115,7 @@ pub fn serve<L: Layer, E: From<syscall::Error>>(
     })
 }
 
-/// Ends the turn if the service does not begin, also by a panic: nobody would wait in vain.
+/// Ends the turn if the service does not begin, also by a panic, so that no thread waits in vain.
 struct Begun<'t>(&'t Turn);
 
 impl Drop for Begun<'_> {
@@ -125,7 +126,7 @@ impl Drop for Begun<'_> {
 }
 
 impl<L: Layer> Queue<'_, L> {
-    /// What each thread does.
+    /// Runs a thread.
     fn work(&self, scheme: &mut OverlayScheme<L>) -> Result<()> {
         while let Some(work) = self.take(scheme)? {
             self.finish(work, scheme);
@@ -133,13 +134,13 @@ impl<L: Layer> Queue<'_, L> {
         Ok(())
     }
 
-    /// Does what there is to do, and answers.
+    /// Does the work, and answers.
     fn finish(&self, work: Work, scheme: &mut OverlayScheme<L>) {
         let response = match work {
             Work::Call(call, cancel) => {
                 let id = call.request_id();
                 let response = cancel.during(|| answer(call, scheme));
-                // Before the kernel can give the number to another.
+                // Before the kernel can reuse the number.
                 self.in_hand.lock().remove(&id);
                 response
             }
@@ -149,16 +150,16 @@ impl<L: Layer> Queue<'_, L> {
         match self.socket.write_response(response, SignalBehavior::Restart) {
             Ok(true) => {}
             Ok(false) => self.turn.end(),
-            // The client is gone, say.
-            Err(error) => warn!("a response was not taken: {error}"),
+            // The client may be gone.
+            Err(error) => warn!("the kernel did not take a response: {error}"),
         }
     }
 
-    /// The next request that is to be answered. None at the end.
+    /// Returns the next work. None at the end.
     fn take(&self, scheme: &mut OverlayScheme<L>) -> Result<Option<Work>> {
         while self.turn.take() {
             if self.stop.is_asked() {
-                // What is there already is answered, and nothing more is waited for.
+                // The thread answers pending requests, and waits for no more.
                 self.socket.inner().fcntl(F_SETFL, O_NONBLOCK as usize)?;
             }
             let request = match self.socket.next_request(SignalBehavior::Restart) {
@@ -188,7 +189,7 @@ impl<L: Layer> Queue<'_, L> {
                 RequestKind::RecvFd(request) => {
                     let response = Response::open_dup_like(scheme.on_recvfd(&request), request);
                     if let Err(error) = self.socket.write_response(response, SignalBehavior::Restart) {
-                        warn!("a response was not taken: {error}");
+                        warn!("the kernel did not take a response: {error}");
                     }
                 }
                 RequestKind::Cancellation(request) => match self.in_hand.lock().get(&request.id) {
@@ -202,9 +203,9 @@ impl<L: Layer> Queue<'_, L> {
                     scheme.on_close(id);
                 }
                 RequestKind::OnDetach { id, pid } => scheme.detach(id, pid),
-                // It does not say which file is meant.
+                // The entry does not name the file.
                 RequestKind::MsyncMsg => return Ok(Some(Work::WriteBack)),
-                // They ask for nothing.
+                // These need no work.
                 RequestKind::MunmapMsg | RequestKind::MmapMsg => {}
             }
         }

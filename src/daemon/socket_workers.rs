@@ -1,13 +1,13 @@
-//! Requests that wait for the answer of another daemon, which might never come: each waits in a
-//! thread of its own.
+//! Requests that wait for another daemon, which may never answer. Each waits in a thread of its
+//! own.
 //!
-//! While it waits, such a thread has nothing of the scheme, so neither other requests nor the end
-//! of the service wait for it. Who takes a request out of the table answers it: the thread, when it
-//! was told, or whoever reads that the caller has given up. Those that are left at the end the
-//! kernel answers.
+//! While it waits, such a thread holds no part of the scheme. So neither other requests nor the end
+//! of the service wait for it. The thread that removes a request from the table answers it: its own
+//! thread, or one that reads that the caller has given up. The kernel answers those that are left
+//! at the end.
 //!
-//! Locks, in the order in which they are taken: `Askers::service`, then `Askers::waiting`, a leaf.
-//! The scheme's own are taken under the first.
+//! Locks, in the order in which a thread takes them: `Askers::service`, then `Askers::waiting`, a
+//! leaf. A thread takes the scheme's own locks under the first.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -26,19 +26,19 @@ use crate::sync::{Lock, Shared};
 /// How many threads may wait for requests of one user.
 const THREADS_PER_USER: usize = 16;
 
-/// A request about which the scheme of a socket is asked.
+/// A request that needs an answer of the scheme of a socket.
 pub enum Request {
-    /// To give a socket that was sent a name.
+    /// Gives a socket in a message a name.
     Bind(SendFdRequest),
-    /// For the token of a socket.
+    /// Asks for the token of a socket.
     Connect(CallRequest),
 }
 
-/// The requests that wait. A clone is for the same ones.
+/// The requests that wait. Clones share them.
 pub struct Asking<L: Layer>(Arc<Askers<L>>);
 
 struct Askers<L: Layer> {
-    /// None when the service has ended.
+    /// None after the end of the service.
     service: Shared<Option<Service<L>>>,
     waiting: Lock<Waiting>,
 }
@@ -51,8 +51,8 @@ struct Service<L: Layer> {
 #[derive(Default)]
 struct Waiting {
     last: u64,
-    /// By a number that is never given twice, as the kernel's are: a thread may be told when its
-    /// request was answered long ago.
+    /// By a number that is never reused, unlike the kernel's: a thread may get its answer long
+    /// after its request got one.
     requests: HashMap<u64, Request>,
     /// How many threads wait, by user.
     threads: HashMap<u32, usize>,
@@ -64,8 +64,8 @@ impl<L: Layer> Asking<L> {
         Asking(Arc::new(Askers { service: Shared::new(Some(service)), waiting: Lock::new(Waiting::default()) }))
     }
 
-    /// Asks what there is to ask about a request, and has it answered. EAGAIN if as many of its
-    /// user's wait already as may, or there can be no other thread.
+    /// Asks the other scheme for the answer to a request, in a new thread. The request fails with
+    /// EAGAIN if its user has too many waiting requests, or no thread can start.
     pub fn start(&self, request: Request) {
         let service = self.0.service.read();
         let Some(Service { socket, scheme }) = &*service else {
@@ -95,7 +95,7 @@ impl<L: Layer> Asking<L> {
         }
     }
 
-    /// Answers a request whose caller has given up, if it waits: ECANCELED.
+    /// Answers ECANCELED to a waiting request after its caller has given up.
     pub fn cancel(&self, id: Id) {
         let service = self.0.service.read();
         let given_up = self.0.waiting.lock().requests.extract_if(|_, request| request.req_id() == id).next();
@@ -104,15 +104,14 @@ impl<L: Layer> Asking<L> {
         }
     }
 
-    /// From now on nothing is answered. Waits for answers that are being given, but for no other
-    /// daemon.
+    /// Ends all answers. Waits for answers in progress, but for no other daemon.
     pub fn end(&self) {
         let _service = self.0.service.write().take();
     }
 }
 
 impl<L: Layer> Askers<L> {
-    /// Answers the request `number`, unless that is done, with what its subject was asked.
+    /// Answers the request `number`, if it still waits, with the reply about its subject.
     fn answer(&self, number: u64, subject: &Arc<Fd>, told: Result<Vec<u8>>) {
         let service = self.service.read();
         let Some(Service { socket, scheme }) = &*service else {
@@ -130,8 +129,8 @@ impl<L: Layer> Askers<L> {
 }
 
 impl Waiting {
-    /// Takes a request in, with a thread for it, and answers its number. Gives it back if its user
-    /// has too many threads.
+    /// Adds a request and its thread. Returns its number, or the request itself if its user has too
+    /// many threads.
     fn enter(&mut self, user: u32, request: Request) -> std::result::Result<u64, Request> {
         let threads = self.threads.entry(user).or_default();
         if *threads == THREADS_PER_USER {
@@ -143,7 +142,7 @@ impl Waiting {
         Ok(self.last)
     }
 
-    /// A thread of the user's waits no more.
+    /// Removes a thread of the user.
     fn leave(&mut self, user: u32) {
         if let Some(threads) = self.threads.get_mut(&user) {
             *threads -= 1;
@@ -155,7 +154,7 @@ impl Waiting {
 }
 
 impl Request {
-    /// Who asks, and the socket that is meant.
+    /// Returns the user of the request, and its socket.
     fn subject<L: Layer>(&self, socket: &Socket, scheme: &OverlayScheme<L>) -> Result<(u32, Arc<Fd>)> {
         match self {
             Request::Bind(request) => Ok((request.caller().uid, scheme.sent(socket, request)?)),
@@ -163,7 +162,7 @@ impl Request {
         }
     }
 
-    /// What the scheme of the socket is asked.
+    /// Returns the question to the scheme of the socket.
     fn question(&self) -> fn(&Fd) -> Result<Vec<u8>> {
         match self {
             Request::Bind(_) => path_of,
@@ -190,7 +189,7 @@ impl IntoTag for Request {
 
 fn respond(socket: &Socket, response: Response) {
     if let Err(error) = socket.write_response(response, SignalBehavior::Restart) {
-        // The client is gone, say.
-        warn!("a response was not taken: {error}");
+        // The client may be gone.
+        warn!("the kernel did not take a response: {error}");
     }
 }

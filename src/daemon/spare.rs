@@ -1,14 +1,13 @@
-//! The socket of the scheme in the hands of the supervisor: what is left to answer when the daemon
-//! was killed.
+//! The socket of the scheme in the supervisor: it answers the clients after a kill of the daemon.
 //!
-//! The kernel leaves whoever waits for an answer of a scheme waiting if its daemon dies, as long as
-//! he lives. One of them may be the manager of namespaces, which waits for every open by a path,
-//! and then the system hangs. So a descriptor of the socket lies in a pipe to the supervisor. When
-//! the daemon is gone the supervisor takes it out, and answers all requests that there can be:
-//! their numbers are small and given anew.
+//! If a daemon dies, the kernel leaves the callers of its scheme waiting as long as they live. One
+//! of them may be the manager of namespaces, which waits for every open by a path. Then the system
+//! hangs. So a descriptor of the socket lies in a pipe to the supervisor. When the daemon is gone,
+//! the supervisor takes it out and answers every possible request. That is few: the kernel reuses
+//! the numbers of requests, so they are small.
 //!
-//! A daemon that ends by itself has answered them, and takes the descriptor back: while there is
-//! one, the kernel takes new requests.
+//! A daemon that ends by itself has answered its requests, and takes the descriptor back. While one
+//! is open, the kernel accepts new requests.
 
 use std::io::{PipeReader, PipeWriter};
 use std::os::fd::AsRawFd;
@@ -20,7 +19,7 @@ use syscall::error::{ENODEV, Error, Result};
 use syscall::flag::CallFlags;
 use syscall::schemev2::{Cqe, CqeOpcode};
 
-/// Up to which number requests are answered: as many as may wait at once.
+/// The supervisor answers requests with numbers below this: as many as may wait at once.
 const REQUESTS: u32 = 1 << 14;
 
 /// Both ends of a pipe that the supervisor has too.
@@ -29,7 +28,7 @@ pub struct Lender {
     pub into: PipeWriter,
 }
 
-/// A descriptor of the socket that lies in the pipe. Dropped, it is taken back.
+/// A descriptor of the socket that lies in the pipe. Its drop takes the descriptor back.
 pub struct Lent(PipeReader);
 
 impl Lender {
@@ -39,7 +38,7 @@ impl Lender {
         match libredox::call::call_wo(number(&self.into), &descriptor, CallFlags::FD | CallFlags::FD_CLONE, &[]) {
             Ok(_) => Some(Lent(self.out)),
             Err(error) => {
-                warn!("if the daemon is killed, clients that wait for it wait for ever: {error}");
+                warn!("the supervisor has no socket, so clients wait forever if the daemon is killed: {error}");
                 None
             }
         }
@@ -52,8 +51,8 @@ impl Drop for Lent {
     }
 }
 
-/// Answers whoever waits for a daemon that is gone: ENODEV, as those are told who come later.
-/// Nothing is done if it took its socket back.
+/// Answers ENODEV to all callers that wait for a dead daemon. Later callers get the same error from
+/// the kernel. Does nothing if the daemon has taken its socket back.
 pub fn answer_all(out: &PipeReader) {
     let Some(socket) = take(out) else {
         return;
@@ -62,7 +61,7 @@ pub fn answer_all(out: &PipeReader) {
     for tag in 0..REQUESTS {
         let flags = CqeOpcode::RespondRegular as u8;
         let answer = Cqe { flags, tag, result: Error::mux(gone) as u64, ..Cqe::default() };
-        // It is refused where nobody waits.
+        // The kernel refuses an answer without a caller.
         let _ = socket.write(&answer);
     }
 }

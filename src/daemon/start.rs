@@ -1,7 +1,7 @@
-//! How the world learns of the scheme: by its name, and through init.
+//! How the scheme becomes known: by its name, and through init.
 //!
-//! A daemon that was started by hand registers its name. One that init started may do that too, and
-//! then says so; or it sends init the scheme, to which init gives the name.
+//! A daemon that a user starts registers its name. One that init starts may do so too, and then
+//! tells init. Or it sends the scheme to init, and init registers the name.
 
 use std::sync::Arc;
 
@@ -19,18 +19,18 @@ use crate::layer::Layer;
 use crate::options::Arguments;
 use crate::scheme::OverlayScheme;
 
-/// Who is told how far a daemon has come.
+/// The observer of a daemon's progress.
 pub trait Watcher {
-    /// Whether the name of the scheme is to be removed when the daemon is gone. First it is not.
+    /// Whether the name must be removed after the daemon's end. At first it must not.
     fn owns_name(&mut self, _owns: bool) {}
 
-    /// Is lent the socket before the scheme is known, to answer who waits for a daemon that was
-    /// killed.
+    /// Gets the socket before the scheme becomes known. So it can answer clients after a kill of
+    /// the daemon.
     fn lend(&mut self, _socket: &Socket) -> Option<Lent> {
         None
     }
 
-    /// Clients can use the tree. It is told what ends the service.
+    /// Learns that clients can use the tree, and how to end the service.
     fn ready(self, stop: Arc<Stop>);
 }
 
@@ -40,8 +40,8 @@ impl<F: FnOnce(Arc<Stop>)> Watcher for F {
     }
 }
 
-/// Gives the scheme its name, or has init do it, enters the empty namespace, and tells init. Once
-/// the name is known nothing is asked of the manager of namespaces. The error is a sentence.
+/// Registers the name of the scheme, or has init do it, enters the empty namespace, and tells init.
+/// Once the name is known, nothing asks the manager of namespaces. The error is a sentence.
 pub fn announce<L: Layer>(
     socket: &Socket,
     scheme: &mut OverlayScheme<L>,
@@ -52,7 +52,7 @@ pub fn announce<L: Layer>(
 ) -> Result<(), String> {
     let name = &arguments.name;
     let enter = |empty: Empty| {
-        empty.enter().map_err(|error| format!("The empty namespace, in which to serve, cannot be entered: {error}."))
+        empty.enter().map_err(|error| format!("The empty namespace of the daemon cannot be entered: {error}."))
     };
     if arguments.hand_to_init {
         let failed = |cause: String| format!("The scheme {name} cannot be handed to init: {cause}.");
@@ -73,7 +73,7 @@ pub fn announce<L: Layer>(
     if registered == Err(Error::new(EEXIST)) && arguments.replace {
         if name::is_served(name) {
             return Err(format!(
-                "Another daemon serves /scheme/{name}, and lives: only a name that was left behind can be replaced."
+                "Another daemon serves /scheme/{name}: --replace takes only a name that a dead daemon left behind."
             ));
         }
         name::remove(name).map_err(|error| format!("The name /scheme/{name} cannot be removed: {error}."))?;
@@ -82,7 +82,8 @@ pub fn announce<L: Layer>(
     registered.map_err(|error| match error.errno {
         EEXIST if name::is_served(name) => format!("Another daemon serves /scheme/{name}."),
         EEXIST => format!(
-            "A daemon that died left the name /scheme/{name} behind. Use --replace to take it, or remove it with rm /scheme/{name}."
+            "A daemon that died left the name /scheme/{name} behind. Take it with --replace, or remove it with rm \
+             /scheme/{name}."
         ),
         _ => format!("The scheme {name} cannot be registered: {error}."),
     })?;
@@ -92,7 +93,7 @@ pub fn announce<L: Layer>(
     Ok(())
 }
 
-/// A descriptor of the scheme's root, which whoever has it can give a name.
+/// Makes a descriptor of the scheme's root. A process with it can register a name for the scheme.
 fn root<L: Layer>(socket: &Socket, scheme: &mut OverlayScheme<L>) -> syscall::Result<usize> {
     socket.create_this_scheme_fd(0, scheme.scheme_root()?, 0, 0)
 }

@@ -5,25 +5,25 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 
-/// What has nothing in it and takes anything.
+/// The file that is empty and takes all writes.
 const NULL: &str = if cfg!(target_os = "redox") { "/scheme/null" } else { "/dev/null" };
 
 /// Standard input, output and error of a daemon in the background.
 pub struct Streams {
     null: File,
-    /// Where messages go. None if there is no log.
+    /// The file for messages. None: there is no log.
     log: Option<File>,
 }
 
 impl Streams {
-    /// Opens them, of the log a part with the daemon's name.
+    /// Opens the streams. In the log, the daemon has a part with its name.
     pub fn open() -> io::Result<Self> {
         let null = File::options().read(true).write(true).open(NULL)?;
         let log = cfg!(target_os = "redox").then(|| File::options().write(true).open("/scheme/log/overlayfs"));
         Ok(Self { null, log: log.and_then(Result::ok) })
     }
 
-    /// Puts them in the place of the inherited ones. Nothing is looked up.
+    /// Replaces the inherited streams. Looks up no path.
     pub fn put_in_place(self) -> io::Result<()> {
         let log = self.log.as_ref().unwrap_or(&self.null);
         [(&self.null, libc::STDIN_FILENO), (&self.null, libc::STDOUT_FILENO), (log, libc::STDERR_FILENO)]
@@ -33,6 +33,6 @@ impl Streams {
 }
 
 fn replace(file: RawFd, number: RawFd) -> io::Result<()> {
-    // SAFETY: both are numbers, and nobody owns those of the standard streams.
+    // SAFETY: both are numbers, and nothing owns those of the standard streams.
     if unsafe { libc::dup2(file, number) } == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
