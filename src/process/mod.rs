@@ -1,5 +1,7 @@
-//! What a daemon does with its own process, on Redox and on Linux: it forks, leaves its caller
-//! behind (here), leaves its standard streams (`streams`), and holds signals back (`signals`).
+//! The process of a daemon, on Redox and on Linux.
+//!
+//! This file forks, and leaves the caller of the daemon. `streams` replaces the standard streams,
+//! and `signals` blocks signals.
 
 mod signals;
 mod streams;
@@ -21,12 +23,13 @@ pub enum Side {
 /// Starts a copy of this process.
 ///
 /// # Errors
-/// EAGAIN, ENOMEM.
+/// - EAGAIN: there are too many processes.
+/// - ENOMEM: memory is short.
 ///
 /// # Safety
 /// The process must have one thread.
 pub unsafe fn fork() -> io::Result<Side> {
-    // SAFETY: as promised by the caller, the child has all that this process has.
+    // SAFETY: the process has one thread, as the caller promises, so the child has a copy of all.
     match unsafe { libc::fork() } {
         -1 => Err(io::Error::last_os_error()),
         0 => Ok(Side::Child),
@@ -38,8 +41,8 @@ pub unsafe fn fork() -> io::Result<Side> {
 pub enum Detached {
     /// The child, in a session of its own.
     Daemon(Ready),
-    /// The caller's process, which ends with this code: the daemon is ready, or has failed and said
-    /// on standard error why.
+    /// The caller's process, which ends with this code. The daemon is ready, or has failed after a
+    /// message on standard error.
     Caller(ExitCode),
 }
 
@@ -47,10 +50,10 @@ pub enum Detached {
 pub struct Ready(PipeWriter);
 
 impl Ready {
-    /// The caller's process ends with success.
+    /// Makes the caller's process end with success.
     ///
     /// # Errors
-    /// EPIPE: the caller is gone.
+    /// - EPIPE: the caller is gone.
     pub fn tell(mut self) -> io::Result<()> {
         self.0.write_all(&[1])
     }
@@ -60,17 +63,18 @@ impl Ready {
 /// ends.
 ///
 /// # Errors
-/// Those of [`fork`]; EMFILE, ENFILE.
+/// - The errors of [`fork`].
+/// - EMFILE, ENFILE: too many files are open.
 ///
 /// # Safety
 /// The process must have one thread.
 pub unsafe fn detach() -> io::Result<Detached> {
     let (is_ready, ready) = io::pipe()?;
-    // SAFETY: as promised by the caller.
+    // SAFETY: as the caller promises.
     match unsafe { fork()? } {
         Side::Child => {
-            // SAFETY: it touches no memory. It fails only for a leader of a process group, which a
-            // child is not.
+            // SAFETY: the call touches no memory. It fails only for a leader of a process group,
+            // which a child is not.
             unsafe { libc::setsid() };
             Ok(Detached::Daemon(Ready(ready)))
         }
@@ -81,7 +85,7 @@ pub unsafe fn detach() -> io::Result<Detached> {
     }
 }
 
-/// The pipe ends without a byte if the daemon ends before it is ready.
+/// Waits for the daemon. The pipe ends without a byte if the daemon ends before it is ready.
 fn wait_until_ready(mut is_ready: PipeReader) -> ExitCode {
     match is_ready.read_exact(&mut [0]) {
         Ok(()) => ExitCode::SUCCESS,

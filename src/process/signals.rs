@@ -5,7 +5,7 @@ use std::ptr;
 
 use libc::{c_int, sigset_t};
 
-/// A set of signals.
+/// Makes a set of signals.
 pub fn signal_set(signals: impl IntoIterator<Item = c_int>) -> sigset_t {
     let mut set = MaybeUninit::uninit();
     // SAFETY: sigemptyset makes a set of any memory of that size. sigaddset changes the set, or
@@ -19,9 +19,9 @@ pub fn signal_set(signals: impl IntoIterator<Item = c_int>) -> sigset_t {
     }
 }
 
-/// Changes the signals that this thread holds back, and those that it starts: `how` is SIG_BLOCK,
+/// Changes the blocked signals of this thread, and of those that it starts. `how` is SIG_BLOCK,
 /// SIG_UNBLOCK or SIG_SETMASK.
 pub fn mask_signals(how: c_int, set: &sigset_t) {
-    // SAFETY: the set is whole, and the old one is not asked for.
+    // SAFETY: the set is whole, and the call does not write the old one.
     unsafe { libc::pthread_sigmask(how, set, ptr::null_mut()) };
 }
