@@ -361,7 +361,10 @@ fn an_unknown_feature_is_refused_by_its_name() {
     put::file(&setup.path("upper").join(WORK), "record", &record);
     let before = Snapshot::take(&setup.path("upper"), Detail::Everything);
     let refused = mount(&options(&setup)).err().unwrap().to_string();
-    assert!(refused.starts_with("it was written by another version of overlayfs: it needs folding"), "{refused}");
+    assert!(
+        refused.starts_with("another version of overlayfs wrote the upper layer, which needs the feature folding"),
+        "{refused}"
+    );
     let refused = Checker::new(open_layers(&options(&setup), false).unwrap()).err().unwrap().to_string();
     assert!(refused.ends_with("it needs folding"), "{refused}");
     Snapshot::take(&setup.path("upper"), Detail::Everything).assert_same(&before, "the refused upper layer");

@@ -118,7 +118,7 @@ fn a_layer_stays_in_the_format_that_it_was_begun_in() {
     assert!(is_whiteout(&setup.path("upper/file")));
     drop(overlay(&setup, Some(Wanted::Kernel)));
     let said = refusal(&options(&setup, Some(Wanted::Oci)));
-    assert!(said.contains("as its attributes trusted.overlay.* say"), "{said}");
+    assert!(said.contains("as its attributes trusted.overlay.* show"), "{said}");
 }
 
 #[test]
@@ -132,11 +132,11 @@ fn a_layer_of_the_kernel_is_known_and_a_plain_one_is_an_image_layer() {
     delete(None);
     assert_eq!(names(&setup.path("upper")), [".wh.file"]);
     let said = refusal(&options(&setup, Some(Wanted::Kernel)));
-    assert!(said.contains("the upper layer is an OCI image layer, as the name .wh.file in it says"), "{said}");
+    assert!(said.contains("the upper layer is an OCI image layer, as the name .wh.file in it shows"), "{said}");
     put::file(&setup.path("upper"), "deep/er/.wh.name", "");
     fs::remove_file(setup.path("upper/.wh.file")).unwrap();
     let said = refusal(&options(&setup, Some(Wanted::Kernel)));
-    assert!(said.contains("as the name deep/er/.wh.name in it says"), "{said}");
+    assert!(said.contains("as the name deep/er/.wh.name in it shows"), "{said}");
 
     for (sign, prefix) in [("user.overlay.uuid", "user."), ("trusted.overlay.impure", "trusted.")] {
         fs::remove_dir_all(setup.path("upper")).unwrap();

@@ -111,7 +111,7 @@ fn a_marked_upper_layer_is_refused() {
     leave_mark(&setup.path(WORK));
     let (upper, work) = (setup.path("upper"), setup.path(WORK));
     let expected = format!(
-        "an overlay with the option volatile has left its mark, so what was written may be damaged. \
+        "an overlay with the option volatile has left its mark, so the upper layer may be damaged. \
          To use the layer all the same, mount with reuse_volatile, or remove the directory {}/work/incompat/volatile \
          (upper layer {})",
         work.display(),

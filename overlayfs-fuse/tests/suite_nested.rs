@@ -112,7 +112,7 @@ fn ours_on_fuse_overlayfs_is_refused() {
         let said = String::from_utf8_lossy(&done.stderr);
         assert!(!done.status.success() && said.contains(&format!("{}", outer.join("upper").display())), "{said}");
         assert!(
-            said.contains("names that begin with .wh. cannot be made there") == (more != ",format=kernel"),
+            said.contains("the upper layer refuses names that begin with .wh.") == (more != ",format=kernel"),
             "{said}"
         );
         assert!(!is_mounted(&point));

@@ -1,4 +1,4 @@
-//! Attributes: read from memory where nothing changed them, set on the upper layer.
+//! Attributes: returned from memory if they are current, and set on the upper layer.
 
 use std::ffi::{OsStr, OsString};
 use std::sync::Arc;
@@ -16,9 +16,9 @@ use crate::layer::{Kind, Layer, Object, Owner, Result, Stat, Time};
 pub(super) enum Location<L: Layer> {
     Root(Arc<LayerDir<L>>),
     Entry(Arc<LayerDir<L>>, Arc<OsStr>),
-    /// Unlinked, and open in the upper layer.
+    /// An unlinked file that is open in the upper layer.
     File(Arc<OpenFile<L>>),
-    /// Unlinked, and not a file that is open: what is left of it is what the node remembers.
+    /// An unlinked object that is not an open file. Only the node's state is left of it.
     Nowhere,
 }
 
@@ -31,8 +31,8 @@ enum Change {
 }
 
 impl<L: Layer> Overlay<L> {
-    /// Attributes as callers see them: the inode number is the overlay's, the link count is 0 once
-    /// the object was unlinked, and 1 for a directory that merges several.
+    /// Returns the attributes that callers see. The inode number is the overlay's. The link count
+    /// is 0 after the last name is unlinked, and 1 for a directory that merges several.
     pub fn stat(&self, node: &Arc<Node<L>>) -> Result<Stat> {
         {
             let mut state = node.state.lock();
@@ -44,14 +44,14 @@ impl<L: Layer> Overlay<L> {
         self.stat_within(node)
     }
 
-    /// As [`Overlay::stat`], of a moment when nobody is changing the content: whoever leaves the
-    /// times as they were puts them back at the end.
+    /// Does the same as [`Overlay::stat`], at a moment when no thread changes the content. A change
+    /// that keeps the times puts them back at its end.
     pub fn stat_at_rest(&self, node: &Arc<Node<L>>) -> Result<Stat> {
         let _content = node.content.lock();
         self.stat(node)
     }
 
-    /// As [`Overlay::stat`], where the tree is locked already.
+    /// Does the same as [`Overlay::stat`] if the caller holds the tree.
     pub(super) fn stat_within(&self, node: &Arc<Node<L>>) -> Result<Stat> {
         let mut state = node.state.lock();
         let attr = match state.fresh_attr() {
@@ -61,7 +61,7 @@ impl<L: Layer> Overlay<L> {
         Ok(self.shown(&mut state, attr))
     }
 
-    /// As [`Overlay::stat_within`], of which only the times are needed.
+    /// Does the same as [`Overlay::stat_within`], but only the times need be current.
     pub(super) fn times_within(&self, node: &Arc<Node<L>>) -> Result<Stat> {
         {
             let mut state = node.state.lock();
@@ -80,18 +80,18 @@ impl<L: Layer> Overlay<L> {
     }
 
     /// Attributes for permission checks: kind, owner and mode are current; times and counts may be
-    /// stale. So an entry that comes or goes in a directory makes no later check ask the layer.
+    /// stale. So a new or removed entry makes no later check ask the layer.
     pub fn stat_for_access(&self, node: &Arc<Node<L>>) -> Result<Stat> {
         self.layer_attr(node)
     }
 
-    /// The inode number alone. The tree must be locked.
+    /// Returns the inode number alone. The caller holds the tree.
     pub(super) fn ino(&self, node: &Arc<Node<L>>) -> Result<u64> {
         let known = node.state.lock().ino;
         known.map_or_else(|| self.stat_within(node).map(|attr| attr.ino), Ok)
     }
 
-    /// The attributes as the layer has them, but that times and blocks may be older.
+    /// Returns the attributes that the layer has. Times and blocks may be out of date.
     pub(super) fn layer_attr(&self, node: &Arc<Node<L>>) -> Result<Stat> {
         if let Some(attr) = node.state.lock().attr {
             return Ok(attr);
@@ -100,8 +100,8 @@ impl<L: Layer> Overlay<L> {
         self.refresh(node, &mut node.state.lock())
     }
 
-    /// Asks the layer for the attributes. The tree must be locked, so that nothing is renamed on
-    /// the way to the object.
+    /// Asks the layer for the attributes. The caller holds the tree, so no rename changes the way
+    /// to the object.
     pub(super) fn refresh(&self, node: &Arc<Node<L>>, state: &mut State<L>) -> Result<Stat> {
         let fresh = match self.location(state) {
             Location::Root(dir) => {
@@ -109,7 +109,7 @@ impl<L: Layer> Overlay<L> {
                 self.stack.mark(&dir, self.stack.layer(&dir).stat(Object::Dir(&*open))?)
             }
             Location::Entry(dir, name) => match state.file.as_ref().filter(|open| state.is_open(open, &dir)) {
-                // What is open is asked without being looked up.
+                // An open file needs no lookup.
                 Some(open) => self.stack.mark(&dir, self.stack.layer(&dir).stat(Object::File(&open.file))?),
                 None => self.stack.stat(&dir, &name)?,
             },
@@ -126,7 +126,7 @@ impl<L: Layer> Overlay<L> {
         Ok(seen)
     }
 
-    /// Where a layer has the object.
+    /// Returns the place where a layer has the object.
     pub(super) fn location(&self, state: &State<L>) -> Location<L> {
         match (&state.stored, state.places.first(), &state.file) {
             (Stored::Indexed(name) | Stored::Unnamed(name), ..) => match &self.work {
@@ -145,7 +145,11 @@ impl<L: Layer> Overlay<L> {
         }
     }
 
-    /// The target of a symlink. EINVAL of anything else.
+    /// Returns the target of a symlink.
+    ///
+    /// # Errors
+    ///
+    /// - EINVAL: `node` is no symlink.
     pub fn read_link(&self, node: &Arc<Node<L>>) -> Result<OsString> {
         if node.kind() != Kind::Symlink {
             return Err(Error::new(EINVAL));
@@ -157,7 +161,7 @@ impl<L: Layer> Overlay<L> {
         self.read_link_within(node)
     }
 
-    /// As [`Overlay::read_link`], of a symlink, where the tree is locked already.
+    /// Does the same as [`Overlay::read_link`], for a symlink, if the caller holds the tree.
     pub(super) fn read_link_within(&self, node: &Arc<Node<L>>) -> Result<OsString> {
         let mut state = node.state.lock();
         if let Some(target) = &state.target {
@@ -171,7 +175,13 @@ impl<L: Layer> Overlay<L> {
         Ok(target)
     }
 
-    /// Sets the permission, set-id and sticky bits. EROFS; EOPNOTSUPP on a symlink.
+    /// Sets the permission, set-id and sticky bits.
+    ///
+    /// # Errors
+    ///
+    /// - EROFS: there is no upper layer.
+    /// - EPERM: the object is immutable or append-only.
+    /// - EOPNOTSUPP: `node` is a symlink.
     pub fn set_mode(&self, node: &Arc<Node<L>>, mode: u32) -> Result<()> {
         self.upper()?;
         if node.kind() == Kind::Symlink {
@@ -180,29 +190,39 @@ impl<L: Layer> Overlay<L> {
         self.change(node, Change::Mode(mode & 0o7777))
     }
 
-    /// Sets owner and group, and leaves the mode as it is: what becomes of set-id bits is the
-    /// front end's to say. EROFS.
+    /// Sets owner and group, and keeps the mode. The front end decides about set-id bits.
+    ///
+    /// # Errors
+    ///
+    /// - EROFS: there is no upper layer.
+    /// - EPERM: the object is immutable or append-only, or the layer refuses the owner.
     pub fn set_owner(&self, node: &Arc<Node<L>>, owner: Owner) -> Result<()> {
         self.ensure_copied_up(node, For::Change)?;
         let _content = node.content.lock();
         let before = self.stat(node)?;
         self.apply(node, Change::Owner(owner))?;
-        // The filesystem below may clear set-id bits by itself, as POSIX allows it to: if they
-        // cannot be set again, the owner is changed all the same.
+        // The filesystem may clear set-id bits itself, which POSIX permits. If they cannot be set
+        // again, the change of the owner still counts.
         if before.kind != Kind::Symlink && before.mode & SET_ID != 0 {
             let kept = self.stat(node).and_then(|after| match after.mode == before.mode {
                 true => Ok(()),
                 false => self.apply(node, Change::Mode(before.mode)),
             });
             if let Err(error) = kept {
-                log::warn!("a file lost its set-id bits with a change of its owner: {error}");
+                log::warn!(
+                    "a change of the owner removed the set-id bits of a file, and they cannot be set again: {error}"
+                );
             }
         }
         Ok(())
     }
 
-    /// Sets the times of last access and last change, to those that the upper layer keeps
-    /// ([`Overlay::times`]). EROFS.
+    /// Sets atime and mtime, rounded to times that the upper layer can store ([`Overlay::times`]).
+    ///
+    /// # Errors
+    ///
+    /// - EROFS: there is no upper layer.
+    /// - EPERM: the object is immutable or append-only.
     pub fn set_times(&self, node: &Arc<Node<L>>, atime: Time, mtime: Time) -> Result<()> {
         self.change(node, Change::Times(self.times.kept(atime), self.times.kept(mtime)))
     }
@@ -217,7 +237,7 @@ impl<L: Layer> Overlay<L> {
         self.apply(node, change)
     }
 
-    /// Brings the object to the upper layer, if it still is anywhere.
+    /// Copies the object up, if it still has a place.
     pub(super) fn ensure_copied_up(&self, node: &Arc<Node<L>>, why: For) -> Result<()> {
         self.upper()?;
         let is_nowhere = || matches!(self.location(&node.state.lock()), Location::Nowhere);
@@ -225,7 +245,7 @@ impl<L: Layer> Overlay<L> {
             return Ok(());
         }
         match self.begin_copy_up(node, u64::MAX, why) {
-            // A directory that was removed just now.
+            // Lost a race: another thread removed the directory.
             Err(error) if error.errno == ENOENT && is_nowhere() => Ok(()),
             up => up.map(drop),
         }
@@ -257,7 +277,8 @@ impl<L: Layer> Overlay<L> {
         if let Change::Times(atime, mtime) = change {
             state.freshness.set_times(atime, mtime);
         }
-        // The change time is the layer's to say; and after a change of owner, so is the mode.
+        // Only the layer knows the new time of last change of status, and after a change of owner
+        // the mode.
         match (location, change) {
             (Location::Nowhere, _) => {}
             (_, Change::Owner(_)) => {

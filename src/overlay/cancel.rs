@@ -1,8 +1,8 @@
-//! Whether whoever asked for something that takes long still wants it.
+//! Cancellation of requests that take long.
 //!
-//! A front end serves each request under a [`Cancel`], and tells that when the caller has given up.
-//! What copies data looks at it between pieces, and ends with ECANCELED as with any other error:
-//! what was built is discarded.
+//! A front end serves each request under a [`Cancel`], and cancels it when the caller has given up.
+//! Code that copies data checks it between pieces, and returns ECANCELED like any other error: the
+//! unfinished copy is discarded.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -13,12 +13,12 @@ use crate::errno::{ECANCELED, Error};
 use crate::layer::Result;
 
 thread_local! {
-    /// That of the request which this thread serves.
+    /// The cancel flag of the request that this thread serves.
     static CURRENT: RefCell<Option<Cancel>> = const { RefCell::new(None) };
 }
 
-/// Says to the thread that serves a request that nobody wants the answer any more. Clones belong to
-/// the same request.
+/// Tells the thread that serves a request that the caller no longer waits. Clones belong to the
+/// same request.
 #[derive(Clone, Default)]
 pub struct Cancel(Arc<AtomicBool>);
 
@@ -28,9 +28,9 @@ impl Cancel {
         self.0.store(true, Ordering::Relaxed);
     }
 
-    /// Does `work`, which is all that this thread does for the request.
+    /// Calls `work`, which is all that this thread does for the request.
     pub fn during<T>(&self, work: impl FnOnce() -> T) -> T {
-        /// Also if the work panics.
+        /// Runs also if `work` panics.
         struct End;
         impl Drop for End {
             fn drop(&mut self) {
@@ -43,7 +43,11 @@ impl Cancel {
     }
 }
 
-/// ECANCELED if the request that this thread serves was cancelled.
+/// Checks the request that this thread serves.
+///
+/// # Errors
+///
+/// - ECANCELED: the request was cancelled.
 pub fn check() -> Result<()> {
     let is_cancelled = CURRENT.with_borrow(|current| current.as_ref().is_some_and(|it| it.0.load(Ordering::Relaxed)));
     if is_cancelled { Err(Error::new(ECANCELED)) } else { Ok(()) }

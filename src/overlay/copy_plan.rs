@@ -1,35 +1,35 @@
-//! What a copy-up decides before it makes a step, by facts alone.
+//! The plan of a copy-up, decided from facts alone before the first step.
 
-/// A way to have the data of a copy that spares copying them.
+/// A way to get the data of a copy without copying all of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
-    /// The filesystem shares them with the original.
+    /// The filesystem shares the data with the original.
     Share,
-    /// The copy has them later.
+    /// The copy gets the data later.
     Part,
-    /// A small file is written past what a crash could take away, which spares a sync.
+    /// A small file is written past the page cache, so it needs no sync.
     Through,
 }
 
-/// From this size on it is asked whether the copy can share the data.
+/// The size from which on a copy may share its data.
 const SHARED_FROM: u64 = 64 << 10;
-/// Up to this size data are written through.
+/// The size up to which data is written past the page cache.
 const THROUGH_MAX: u64 = super::partial::PARTIAL_FROM;
 
 /// The data of a copy.
 #[derive(Clone, Copy, Debug)]
 pub struct Data {
-    /// How many bytes the original has, and how many of these the copy needs.
+    /// The size of the original, and the number of its bytes that the copy needs.
     pub size: u64,
     pub kept: u64,
-    /// The file may be copied up in part.
+    /// Whether the file may be copied up in part.
     pub may_be_partial: bool,
-    /// The layer may write through.
+    /// Whether the layer can write past the page cache.
     pub may_write_through: bool,
 }
 
 impl Data {
-    /// The ways that are tried one after the other. Where none is possible, the data are copied.
+    /// Returns the ways to try, in order. If none works, the data is copied.
     pub fn ways(self) -> impl Iterator<Item = Way> {
         let ways = [
             (Way::Share, self.kept >= SHARED_FROM && self.kept == self.size),
@@ -40,35 +40,34 @@ impl Data {
     }
 }
 
-/// Where the name is that the copy is to have.
+/// The place of the name that the copy gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Named {
-    /// It lost its last name, but is open.
+    /// There is none: the object lost its last name, but is open.
     No,
-    /// In a directory that the upper layer does not have: this name was not known when the copy was
-    /// begun.
+    /// In a directory that the upper layer lacks: the name became known after the copy began.
     Below,
     /// In a directory of the upper layer.
     Upper,
 }
 
-/// How a complete copy leaves the work directory.
+/// The way in which a complete copy leaves the work directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Destination {
-    /// It is renamed to its name.
+    /// A rename gives it its name.
     Name,
-    /// It stays under the name by which the other names of its file find it, and is linked to its
-    /// name.
+    /// It becomes an index entry, where other names of its file find it, and its name is a link to
+    /// that.
     HomeAndName,
-    /// It only stays: a name is linked to it when it is needed.
+    /// It becomes an index entry alone. A name is linked to it when that is needed.
     Home,
     /// It is a file without a name.
     Nameless,
 }
 
 impl Destination {
-    /// None: the copy is not needed there. `has_others`: other names of the file are in the lower
-    /// layer still.
+    /// Returns None if the copy is not needed. `has_others` says whether other names of the file
+    /// are still in the lower layer.
     pub fn of(named: Named, has_others: bool) -> Option<Self> {
         match (named, has_others) {
             (Named::Upper, false) => Some(Destination::Name),

@@ -1,8 +1,8 @@
-//! Copy-up: an object of a lower layer is brought to the upper layer before its first change.
+//! Copy-up: copies an object of a lower layer to the upper layer before its first change.
 //!
-//! The copy is built complete in the work directory, and one rename puts it in place, where it
-//! hides the original and looks the same. While data is copied only the object's own content lock
-//! is held, so nobody else waits.
+//! The engine builds the copy complete in the work directory. One rename puts it in place, where it
+//! hides the original and looks the same. A thread that copies data holds only the object's content
+//! lock, so other objects stay usable.
 
 use std::ffi::{OsStr, OsString};
 use std::ops::Range;
@@ -27,58 +27,58 @@ use crate::format::kernel;
 use crate::layer::{Access, CAPABILITY, Kind, Layer, Object, Owner, RenameMode, Result, Stat, THROUGH};
 use crate::sync::Guard;
 
-/// The modes while a copy is built that cannot have the right one from the start.
+/// The modes of copies that cannot have their final mode from the start.
 const PRIVATE_FILE: u32 = 0o600;
 const PRIVATE_DIR: u32 = 0o700;
 
-/// Whether the data of a copy are safe from a crash.
+/// Whether a crash can no longer lose the data of a copy.
 enum Settled {
     Yes,
     No,
 }
 
-/// What an object is copied up for.
+/// The purpose of a copy-up.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum For {
-    /// A change that nothing fixed allows.
+    /// A change that an immutable or append-only object refuses.
     Change,
-    /// Writing, maybe only at the end.
+    /// Writing, maybe only at the end: append-only objects permit it.
     Write,
-    /// New flags, which may allow changes.
+    /// New flags (chattr), which may make changes possible.
     Flags,
 }
 
-/// An object that is in the upper layer. Its content is locked as long as this lives, so that who
-/// is going to change it does before anybody else.
+/// An object in the upper layer. The value holds the lock of its content, so no other thread
+/// changes it before the caller does.
 pub(super) struct CopiedUp<'n> {
     _content: Guard<'n, ()>,
-    /// The copy has only what was to be kept: it took its place as the truncated file, of this
-    /// moment, and there is nothing more to do for that.
+    /// Whether the copy has only the kept bytes. Then it took its place as a file that was
+    /// truncated at this moment, and the caller need not truncate it.
     pub is_truncated: bool,
 }
 
-/// A copy that has no name yet.
+/// A copy that has no name in the tree yet.
 enum Built<L: Layer> {
     /// A regular file with its data.
     File(L::File, Settled),
-    /// One without, and what has the data.
+    /// A partial copy without data; its source, and the promise of space for the rest.
     Part(L::File, (Arc<OpenFile<L>>, Promise)),
     Other,
 }
 
-/// Where a copy is.
+/// The places where a copy has names.
 struct Placed<L: Layer> {
-    /// The directory in which it has its name.
+    /// The directory in which the copy has the object's name.
     to: Option<Arc<LayerDir<L>>>,
-    /// The name in the work directory by which the other names of its file find it.
+    /// The index entry through which the other names of the file find the copy.
     index_entry: Option<OsString>,
 }
 
 impl<L: Layer> Built<L> {
-    /// The copy, which was made under this name.
+    /// Returns the copy, which was made under the name `temp`.
     fn object<'a>(&'a self, work: &'a L::Dir, temp: &'a OsStr) -> Object<'a, L> {
         match self {
-            // What is open is not looked up again.
+            // An open file needs no lookup.
             Built::File(file, _) | Built::Part(file, _) => Object::File(file),
             Built::Other => Object::Entry(work, temp),
         }
@@ -86,32 +86,45 @@ impl<L: Layer> Built<L> {
 }
 
 impl<L: Layer> Overlay<L> {
-    /// Whether a change of a file's attributes, or of its names, will copy much up first, or what
-    /// is missing of a partial copy.
+    /// Whether a change of a file's attributes, or of its `names`, first copies much: a large file,
+    /// or the rest of a partial copy.
     pub fn will_copy(&self, node: &Arc<Node<L>>, names: bool) -> bool {
         let state = node.state.lock();
         let is_large = state.attr.is_some_and(|attr| attr.size >= PARTIAL_FROM);
         node.kind() == Kind::File && is_large && (!state.upper || names && state.stored.partial().is_some())
     }
 
-    /// Copies a file up before a change, `whole` or maybe in part. EROFS; EISDIR; EINVAL of
-    /// anything else that is no regular file.
+    /// Copies a file up before a change: completely if `whole`, else maybe in part.
+    ///
+    /// # Errors
+    ///
+    /// - EROFS: there is no upper layer.
+    /// - EISDIR: `node` is a directory.
+    /// - EINVAL: `node` is another object that is no regular file.
     pub fn prepare_change(&self, node: &Arc<Node<L>>, whole: bool) -> Result<()> {
         self.prepare_write(node)?;
         if whole { self.complete(node) } else { Ok(()) }
     }
 
-    /// Brings an object to the upper layer, all of it, with all directories above it, unless it is
-    /// there. EROFS without an upper layer.
+    /// Copies an object up completely, with all directories above it. Does nothing if that is done.
     ///
     /// The caller must hold neither the tree nor the content of any node.
+    ///
+    /// # Errors
+    ///
+    /// - EROFS: there is no upper layer.
     pub(super) fn copy_up(&self, node: &Arc<Node<L>>) -> Result<()> {
         drop(self.begin_copy_up(node, u64::MAX, For::Change)?);
         self.complete(node)
     }
 
-    /// As [`Overlay::copy_up`], but of a large file maybe without its data, and maybe of any
-    /// regular file only the first `keep` bytes. EPERM for what is fixed in its lower layer.
+    /// Does the same as [`Overlay::copy_up`], but may leave out the data of a large file. Of a
+    /// regular file it may copy only the first `keep` bytes.
+    ///
+    /// # Errors
+    ///
+    /// - EPERM: the object is immutable or append-only in its lower layer.
+    /// - EROFS: there is no upper layer.
     pub(super) fn begin_copy_up<'n>(&self, node: &'n Arc<Node<L>>, keep: u64, why: For) -> Result<CopiedUp<'n>> {
         let (upper, work) = self.upper()?;
         let fixed = self.check_fixed_below(node, why)?;
@@ -125,7 +138,8 @@ impl<L: Layer> Overlay<L> {
         };
         if let Some(parent) = parent {
             match self.upper_dir(&parent) {
-                // The name was removed meanwhile, and then the directory.
+                // Lost a race: another thread removed the name, then the directory. The file is
+                // copied nameless.
                 Err(error) if error.errno == ENOENT => {}
                 up => drop(up?),
             }
@@ -162,8 +176,8 @@ impl<L: Layer> Overlay<L> {
         Ok(CopiedUp { _content: content, is_truncated })
     }
 
-    /// Makes the copy of anything but a directory, complete but for its name, and maybe for its
-    /// data.
+    /// Makes the copy of an object other than a directory. The copy lacks only its name, and maybe
+    /// its data.
     fn build_copy(&self, node: &Arc<Node<L>>, attr: &Stat, work: &L::Dir, temp: &OsStr, keep: u64) -> Result<Built<L>> {
         let (upper, work_dir) = self.upper()?;
         let mut xattrs = self.xattrs_to_copy(node)?;
@@ -171,7 +185,8 @@ impl<L: Layer> Overlay<L> {
         let mut built = Built::Other;
         match node.kind() {
             Kind::File if attr.size.min(keep) == 0 => {
-                // As when it is opened with O_TRUNC: nobody needs the original.
+                // The caller truncates the file, as open(2) with O_TRUNC does. No byte of the
+                // original is needed.
                 built = Built::File(upper.create_file(work, temp, mode, owner)?, Settled::Yes);
             }
             Kind::File => {
@@ -193,15 +208,15 @@ impl<L: Layer> Overlay<L> {
         let object = built.object(work, temp);
         let is_truncated = matches!(built, Built::File(..)) && keep < attr.size;
         if is_truncated {
-            // As truncating does.
+            // A truncation drops file capabilities too.
             xattrs.retain(|name| name != CAPABILITY);
         }
         self.copy_attr(node, object, attr, made, &xattrs)?;
         if !is_truncated {
             upper.set_times(object, attr.atime, attr.mtime)?;
         }
-        // A crash after the rename must not find an empty file where the lower layer had a whole
-        // one: of a partial copy the size counts.
+        // After a crash the rename must not show an empty file in place of the whole lower one. Of
+        // a partial copy only the size must be on the disk.
         match &built {
             Built::File(file, Settled::No) => work_dir.sync(upper, file)?,
             Built::Part(file, _) if !work_dir.writes_through(upper) => work_dir.sync(upper, file)?,
@@ -210,7 +225,7 @@ impl<L: Layer> Overlay<L> {
         Ok(built)
     }
 
-    /// Fills the copy `to` of a regular file, or makes it a partial one where that spares much.
+    /// Fills the copy `to` of a regular file, or makes it a partial copy if that saves much.
     fn build_data(
         &self,
         node: &Arc<Node<L>>,
@@ -248,7 +263,7 @@ impl<L: Layer> Overlay<L> {
         Ok(Built::File(to, Settled::No))
     }
 
-    /// Copies the first `size` bytes of a file, and says how far it is where that takes long.
+    /// Copies the first `size` bytes of a file. Logs the progress if that takes long.
     fn copy_and_tell(&self, node: &Arc<Node<L>>, from: &OpenFile<L>, to: &L::File, size: u64) -> Result<()> {
         let mut progress = (size > PIECE).then(|| {
             let path = self.path(node).unwrap_or_else(|| "a file without a name".into());
@@ -268,8 +283,8 @@ impl<L: Layer> Overlay<L> {
         Ok(())
     }
 
-    /// Copies the first `size` bytes of a small file past what a crash could take away. False, and
-    /// nothing is done, where the layer cannot.
+    /// Copies the first `size` bytes of a small file so that they are on the disk at once. Returns
+    /// false, and writes nothing, if the layer cannot do that.
     fn copy_through(&self, from: &OpenFile<L>, to: &L::File, size: u64) -> Result<bool> {
         let (upper, _) = self.upper()?;
         let layer = self.stack.layer(&from.dir);
@@ -294,8 +309,8 @@ impl<L: Layer> Overlay<L> {
         Ok(true)
     }
 
-    /// Copies the bytes in `range` to the same place in `to`, holes left out. Calls `copied` with
-    /// where it is, now and then; answers where the last data ends.
+    /// Copies the data in `range` to the same offsets of `to`, without holes. Calls `copied` with
+    /// the offset after each piece. Returns the end of the last data.
     pub(super) fn copy_data(
         &self,
         from: &OpenFile<L>,
@@ -318,9 +333,8 @@ impl<L: Layer> Overlay<L> {
         Ok(at)
     }
 
-    /// The owner and the mode that a copy is made with: the right ones from the start where nothing
-    /// forbids it. Set-id bits would not survive the writing, and attributes can be set only on
-    /// what can be written.
+    /// Returns the owner and mode with which to create a copy: the final ones from the start if
+    /// possible. Writing drops set-id bits, and extended attributes need a writable file.
     fn made_as(&self, attr: &Stat, xattrs: &[OsString], private: u32) -> Result<(Owner, u32)> {
         let (upper, _) = self.upper()?;
         let owner = Owner { uid: attr.uid, gid: attr.gid };
@@ -330,9 +344,10 @@ impl<L: Layer> Overlay<L> {
         Ok((owner, if xattrs.is_empty() && attr.mode & SET_ID == 0 { attr.mode } else { private }))
     }
 
-    /// Gives the copy of an object, made with this owner and mode, what it still lacks but for its
-    /// times, in an order in which none undoes another: a change of the owner takes set-id bits and
-    /// capabilities, and an ACL, which says the same as the mode, may take the set-group-id bit.
+    /// Sets what a copy lacks after its creation with the owner and mode `made`, except times.
+    ///
+    /// The order matters. A change of the owner drops set-id bits and capabilities. An ACL, which
+    /// contains the mode, may drop the set-group-id bit.
     fn copy_attr(
         &self,
         node: &Arc<Node<L>>,
@@ -353,7 +368,8 @@ impl<L: Layer> Overlay<L> {
         Ok(())
     }
 
-    /// The visible step, which nobody sees: the copy takes the place of the original.
+    /// Puts the copy in the place of the original. This is the visible step, which changes nothing
+    /// that a program sees.
     fn put_in_place(
         &self,
         node: &Arc<Node<L>>,
@@ -382,7 +398,7 @@ impl<L: Layer> Overlay<L> {
             false => state.freshness.keep_times(),
         }
         state.attr = Some(Stat { dev: copy.dev, ino: copy.ino, size: copy.size, ..*before });
-        // Another thread may have forgotten the name meanwhile.
+        // Another thread may have removed the name meanwhile.
         if let (Some(to), Some(place)) = (&to, place)
             && let Some(place) = state.place_mut(&place.parent, &place.name)
         {
@@ -413,7 +429,7 @@ impl<L: Layer> Overlay<L> {
         Ok(())
     }
 
-    /// Takes a complete copy out of the work directory.
+    /// Moves a complete copy out of the work directory.
     fn place_copy(
         &self,
         before: &Stat,
@@ -432,7 +448,8 @@ impl<L: Layer> Overlay<L> {
             (Some(_), Some(_)) => Named::Upper,
         };
         let destination = Destination::of(named, origin.is_some()).ok_or(Error::new(EIO))?;
-        // The other names still are in the lower layer: the file stays where all of them find it.
+        // The other names are still in the lower layer. So the copy stays as an index entry, where
+        // all of them find it.
         let index_entry = match (destination, origin) {
             (Destination::HomeAndName | Destination::Home, Some(origin)) => Some(self.keep_copy(origin, before, temp)?),
             _ => None,
@@ -457,10 +474,14 @@ impl<L: Layer> Overlay<L> {
         Ok(Placed { to: Some(to), index_entry })
     }
 
-    /// The directory's place in the upper layer, to which it is copied up if need be, with those
-    /// above it. EROFS; ENOENT if it was removed.
+    /// Returns the directory's place in the upper layer. Copies it and those above it up if needed.
     ///
     /// The caller must hold neither the tree nor the content of any node.
+    ///
+    /// # Errors
+    ///
+    /// - EROFS: there is no upper layer.
+    /// - ENOENT: the directory was removed.
     pub(super) fn upper_dir(&self, node: &Arc<Node<L>>) -> Result<Arc<LayerDir<L>>> {
         self.upper()?;
         let mut missing = Vec::new();
@@ -478,7 +499,7 @@ impl<L: Layer> Overlay<L> {
         node.dir()?.upper.clone().ok_or(Error::new(EIO))
     }
 
-    /// Copies up a directory whose parent is in the upper layer.
+    /// Copies up a directory. Its parent is in the upper layer.
     fn copy_up_dir(&self, node: &Arc<Node<L>>) -> Result<()> {
         let (upper, work) = self.upper()?;
         let _content = node.content.lock();
@@ -528,9 +549,9 @@ impl<L: Layer> Overlay<L> {
         Ok(())
     }
 
-    /// Does something in a directory of the upper layer that nobody is to see, and puts its times
-    /// back. The directory must be locked, so that nobody else changes them meanwhile, or the tree
-    /// as a whole.
+    /// Calls `work` on a directory of the upper layer, then puts its times back: the change is not
+    /// to show. The caller must hold the lock of the directory or of the whole tree, so that no
+    /// other thread changes the times meanwhile.
     pub(super) fn keeping_times(
         &self,
         node: &Arc<Node<L>>,
@@ -540,7 +561,7 @@ impl<L: Layer> Overlay<L> {
         let (upper, _) = self.upper()?;
         let Stat { atime, mtime, ctime, .. } = self.times_within(node)?;
         let open = self.stack.open(dir)?;
-        // Meanwhile others may ask for the times, or set them.
+        // Other threads may ask for the times or set them meanwhile.
         {
             let mut state = node.state.lock();
             state.freshness.hide(atime, mtime);
@@ -563,8 +584,8 @@ impl<L: Layer> Overlay<L> {
         worked
     }
 
-    /// Makes sure that the name `place` of a file is in the upper layer, of which another name was
-    /// copied up.
+    /// Links the name `place` of a file into the upper layer. The copy exists under another name,
+    /// and as `index_entry`.
     pub(super) fn link_from_index(&self, index_entry: &OsStr, place: &ObjectName<L>, to: &LayerDir<L>) -> Result<()> {
         let (upper, work) = self.upper()?;
         let open = self.stack.open(work.dir())?;

@@ -15,7 +15,7 @@ use crate::format::kernel;
 use crate::format::plan::{self, Creation, Onto, Placement};
 use crate::layer::{Access, Kind, Layer, Object, Owner, Result, Stat};
 
-/// What is to be created.
+/// The object to create.
 #[derive(Clone, Copy)]
 enum New<'a> {
     File,
@@ -24,18 +24,18 @@ enum New<'a> {
     Special(Kind, u64),
 }
 
-/// An object that is built in the work directory, with what its own directory would have given it.
+/// An object to build in the work directory, with everything that its own directory would give it.
 struct Blueprint<'a> {
     new: New<'a>,
     mode: u32,
     owner: Owner,
-    /// A directory gets the opaque mark.
+    /// Whether a directory gets the opaque mark.
     opaque: bool,
-    /// The default ACL of the directory that it is for.
+    /// The default ACL of the object's directory.
     acl: Option<Vec<u8>>,
 }
 
-/// A new object, and the open file where it is a regular one.
+/// A new object, and the open file if it is a regular one.
 type Made<L> = (Arc<Node<L>>, Option<OpenFile<L>>);
 
 impl New<'_> {
@@ -50,10 +50,19 @@ impl New<'_> {
 }
 
 impl<L: Layer> Overlay<L> {
-    /// Creates a regular file and opens it. `mode` is taken as it is (`0o7777` at most).
+    /// Creates a regular file and opens it. Uses `mode` as it is (`0o7777` at most).
     ///
-    /// EEXIST; EINVAL for a reserved name; ENAMETOOLONG; ENOENT in a directory that was removed;
-    /// ENOTDIR; EROFS. So for the three below.
+    /// # Errors
+    ///
+    /// Those of the three functions below, too:
+    ///
+    /// - EEXIST: the name exists.
+    /// - EINVAL: the name is reserved.
+    /// - ENAMETOOLONG: the name is too long.
+    /// - ENOENT: `dir` was removed.
+    /// - ENOTDIR: `dir` is no directory.
+    /// - EPERM: `dir` is immutable or append-only.
+    /// - EROFS: there is no upper layer.
     pub fn create_file(&self, dir: &Arc<Node<L>>, name: &OsStr, mode: u32, owner: Owner) -> Result<Handle<L>> {
         let (node, file) = self.create(dir, name, New::File, mode, owner)?;
         let handle = self.open(&node);
@@ -66,9 +75,16 @@ impl<L: Layer> Overlay<L> {
         Ok(handle)
     }
 
-    /// Creates a regular file without a name, and opens it. It can be given one by
-    /// [`Overlay::link`], and is gone when its last handle is dropped and [`Overlay::release`] was
-    /// called. Its ACL is what `dir` hands down. EROFS, ENOENT, ENOTDIR.
+    /// Creates a regular file without a name, and opens it. It gets the default ACL of `dir`.
+    ///
+    /// [`Overlay::link`] can give the file a name. Without one it ends with its last handle, once
+    /// the caller calls [`Overlay::release`].
+    ///
+    /// # Errors
+    ///
+    /// - EROFS: there is no upper layer.
+    /// - ENOENT: `dir` was removed.
+    /// - ENOTDIR: `dir` is no directory.
     pub fn create_temp(&self, dir: &Arc<Node<L>>, mode: u32, owner: Owner) -> Result<Handle<L>> {
         if dir.dir()?.removed {
             return Err(Error::new(ENOENT));
@@ -95,11 +111,19 @@ impl<L: Layer> Overlay<L> {
     }
 
     /// Creates a directory.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Overlay::create_file`].
     pub fn create_dir(&self, dir: &Arc<Node<L>>, name: &OsStr, mode: u32, owner: Owner) -> Result<Arc<Node<L>>> {
         self.create(dir, name, New::Dir, mode, owner).map(|(node, _)| node)
     }
 
     /// Creates a symlink.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Overlay::create_file`].
     pub fn create_symlink(
         &self,
         dir: &Arc<Node<L>>,
@@ -110,9 +134,15 @@ impl<L: Layer> Overlay<L> {
         self.create(dir, name, New::Symlink(target), 0o777, owner).map(|(node, _)| node)
     }
 
-    /// Creates a FIFO, a socket or a device node; `rdev` as in [`Layer::create_node`]. EINVAL for
-    /// another kind; EPERM or EOPNOTSUPP where the upper layer cannot hold it, and EPERM for a
-    /// device that would be a whiteout there.
+    /// Creates a FIFO, a socket or a device node, with `rdev` as in [`Layer::create_node`].
+    ///
+    /// # Errors
+    ///
+    /// - EINVAL: `kind` is another one.
+    /// - EPERM: the upper layer refuses the object, or the device would be a whiteout there.
+    /// - EOPNOTSUPP: the upper layer cannot hold the object.
+    ///
+    /// Others as [`Overlay::create_file`].
     pub fn create_node(
         &self,
         dir: &Arc<Node<L>>,
@@ -135,7 +165,7 @@ impl<L: Layer> Overlay<L> {
     fn create(&self, parent: &Arc<Node<L>>, name: &OsStr, new: New<'_>, mode: u32, owner: Owner) -> Result<Made<L>> {
         self.check_new_name(parent, name)?;
         {
-            // So that what exists already costs no copy-up of its directory.
+            // A name that exists costs no copy-up of its directory.
             let _tree = self.tree.read();
             self.check_free(parent, &mut *parent.dir()?, name)?;
         }
@@ -179,7 +209,12 @@ impl<L: Layer> Overlay<L> {
         Ok((node, file.map(|file| OpenFile { file, access: Access::ReadWrite, dir: to, from_lower: None })))
     }
 
-    /// Whether `name` can be created in a directory; answers whether it has a marker there.
+    /// Checks that `name` is free in a directory. Returns whether it has a whiteout there.
+    ///
+    /// # Errors
+    ///
+    /// - ENOENT: the directory was removed.
+    /// - EEXIST: the name exists.
     pub(super) fn check_free(&self, parent: &Arc<Node<L>>, dir: &mut Dir<L>, name: &OsStr) -> Result<bool> {
         if dir.removed {
             return Err(Error::new(ENOENT));
@@ -202,8 +237,8 @@ impl<L: Layer> Overlay<L> {
         Ok(None)
     }
 
-    /// Makes the object complete in the work directory, where the layer cannot give it its owner at
-    /// once or its name has a whiteout in its place, and puts it in place.
+    /// Builds the object in the work directory, then puts it in place. For a layer that cannot set
+    /// the owner at once, or a name that has a whiteout in its place.
     fn make_elsewhere(&self, dir: &L::Dir, name: &OsStr, plan: &Blueprint<'_>, onto: Onto) -> Result<Option<L::File>> {
         let (_, work) = self.upper()?;
         let (open, temp) = (self.stack.open(work.dir())?, work.name());
@@ -215,13 +250,13 @@ impl<L: Layer> Overlay<L> {
         placed.map(|()| file)
     }
 
-    /// Makes the object under the name `temp` of the work directory, with its owner, its mode, its
-    /// ACL and the mark that it needs.
+    /// Builds the object as `temp` in the work directory, with owner, mode, ACL and mark.
     fn build(&self, work: &L::Dir, temp: &OsStr, plan: &Blueprint<'_>) -> Result<Option<L::File>> {
         let upper = self.upper()?.0;
         let kind = plan.new.kind();
         let private = if kind == Kind::Dir { 0o700 } else { 0o600 };
-        // Until it has its owner, nobody may do with it what he may not do afterwards.
+        // Until the object has its owner, its mode must not permit anything that it does not permit
+        // later.
         let open_to_all = kind == Kind::File && plan.acl.is_none() && grants_group_no_more(plan.mode);
         let mode = if open_to_all { plan.mode } else { private };
         let file = self.make(work, temp, plan.new, mode, upper.identity())?;
@@ -247,16 +282,16 @@ impl<L: Layer> Overlay<L> {
         built.map(|()| file)
     }
 
-    /// Removes what [`Overlay::build`] made for nothing.
+    /// Removes an object of [`Overlay::build`] that has no use.
     fn unbuild(&self, work: &L::Dir, temp: &OsStr, new: New<'_>) {
         if let Some(upper) = self.stack.upper() {
             discard_built(upper, work, temp, new.kind());
         }
     }
 
-    /// After a name that had a marker was given to a new object: removes the marker, which hides
-    /// nothing any more. A directory, which the marker made opaque, gets the mark of its own first.
-    /// Answers whether the marker is gone; if not, it does no harm.
+    /// Removes the marker of a name that a new object took: it hides nothing now. Before that, a
+    /// new directory gets the opaque mark, since the marker made it opaque. Returns whether the
+    /// marker is removed; otherwise it does no harm.
     pub(super) fn uncover(&self, dir: &LayerDir<L>, name: &OsStr, own: Option<&mut Dir<L>>) -> bool {
         let removed = (|| {
             if let Some(own) = own {
@@ -266,20 +301,19 @@ impl<L: Layer> Overlay<L> {
             self.remove_whiteout(dir, name)
         })();
         if let Err(error) = &removed {
-            log::warn!("the marker of {name:?} stays beside it: {error}");
+            log::warn!("cannot remove the whiteout beside {name:?}: {error}");
         }
         removed.is_ok()
     }
 
-    /// The upper layer's place of a directory that is known to be there.
+    /// Returns the upper layer's place of a directory that is copied up.
     pub(super) fn known_upper(&self, dir: &Dir<L>) -> Result<Arc<LayerDir<L>>> {
         dir.upper.clone().ok_or(Error::new(EIO))
     }
 }
 
-/// Whether a mode grants the group, which is another before the owner is set, nothing that it does
-/// not grant everybody; and no rights of the owner or the group to others, which a change of the
-/// owner would take away.
+/// Whether a mode grants the group no more than all others, and has no set-id or sticky bit. Such a
+/// file may have a wrong group for a moment, and loses nothing by a change of its owner.
 fn grants_group_no_more(mode: u32) -> bool {
     mode & !0o777 == 0 && mode >> 3 & !mode & 0o7 == 0
 }

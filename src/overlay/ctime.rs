@@ -1,15 +1,15 @@
-//! Times of last change of status, as they were shown.
+//! Times of last change of status (ctime), as programs saw them.
 //!
-//! No layer lets this time be set: it is that of whatever was done last to the object there, also
-//! by the overlay alone. So what was shown is remembered beside the layer's time that it stands
-//! for. While the layer says the same, the object has not changed, and shows what it showed. What
-//! is forgotten costs no more than a time that differs by as much as the overlay was late.
+//! No layer allows this time to be set. It dates the last change in the layer, also one that the
+//! overlay made on its own. So the engine remembers the time that it showed beside the layer's time
+//! that it stands for. While the layer's time is the same, the object has not changed, and shows
+//! that time. A forgotten pair costs little: the shown time moves to that of the layer's change.
 //!
-//! Until the layer has said its time once more, what is to be shown is in the state of the object
-//! (`State::ctime`): so it costs no call. The table is a file in the work directory from one mount
-//! to the next (`docs/format.md`).
+//! Until the engine reads the layer's time again, the time to show is in the object's state
+//! (`State::ctime`), which costs no call. Between mounts the table is a file in the work directory
+//! (`docs/format.md`).
 //!
-//! The lock is a leaf.
+//! The locks here are leaves.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -30,28 +30,29 @@ pub const CTIMES: &str = "ctimes";
 /// The same while it is written.
 const NEW_CTIMES: &str = "tmp.ctimes";
 
-/// How many objects are remembered at least, and at most three times as many.
+/// The size of one half of the table. The table keeps at least this many of the latest objects, and
+/// at most three times as many after a mount.
 const MOST: usize = 7 << 14;
 
-/// Bytes of a record: inode number, the layer's seconds, the shown ones, the nanoseconds of both.
+/// The bytes of a record: inode number, seconds of the layer, shown seconds, both nanoseconds.
 const RECORD: usize = 32;
-/// Bytes of the digest of the records, which are behind it.
+/// The bytes of the digest, in front of the records.
 const HEADER: usize = 16;
 
-/// A time of the layer, and what is shown in its place.
+/// A time of the layer, and the time to show in its place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Pair {
     layer: Time,
     shown: Time,
 }
 
-/// By inode number as it is shown. The half that was remembered last, and the half from before,
-/// which goes when the first is full.
+/// The pairs, by shown inode number: a half for the latest ones, and the half from before. The old
+/// half is dropped when the young one is full.
 #[derive(Default)]
 struct Table {
     young: HashMap<u64, Pair>,
     old: HashMap<u64, Pair>,
-    /// It is not what the work directory has.
+    /// Whether the table differs from the file in the work directory.
     changed: bool,
 }
 
@@ -72,13 +73,13 @@ impl Table {
     }
 }
 
-/// What is remembered of an overlay.
+/// The times to show of one overlay.
 #[derive(Default)]
 pub struct Ctimes(Lock<Table>);
 
 impl Ctimes {
-    /// What the last mount has left in the work directory `dir`. What is damaged is as good as
-    /// nothing.
+    /// Reads the table that the last mount left in the work directory `dir`. A damaged table counts
+    /// as empty.
     pub fn open<L: Layer>(upper: &L, dir: &L::Dir) -> Self {
         let read = || -> Result<Vec<u8>> {
             let file = upper.open_file(dir, OsStr::new(CTIMES), Access::Read)?;
@@ -93,7 +94,10 @@ impl Ctimes {
             Ok(bytes) => from_bytes(&bytes).unwrap_or_default(),
             Err(error) => {
                 if error.errno != ENOENT {
-                    log::warn!("times of last change of status are those of the layer: {error}");
+                    log::warn!(
+                        "cannot read the times of last change of status of earlier mounts, files show those of the \
+                         layer: {error}"
+                    );
                 }
                 HashMap::new()
             }
@@ -101,8 +105,7 @@ impl Ctimes {
         Ctimes(Lock::new(Table { old, ..Table::default() }))
     }
 
-    /// Leaves what is remembered in the work directory, for the next mount, if that is not what it
-    /// has.
+    /// Writes the table to the work directory for the next mount, if it has changed.
     pub fn save<L: Layer>(&self, upper: &L, dir: &L::Dir) -> Result<()> {
         let bytes = {
             let mut table = self.0.lock();
@@ -135,19 +138,19 @@ impl Ctimes {
         written
     }
 
-    /// What an object shows whose layer says `layer`.
+    /// Returns the time that an object shows if its layer has the time `layer`.
     pub fn shown(&self, ino: u64, layer: Time) -> Time {
         let table = self.0.lock();
         table.get(ino).filter(|pair| pair.layer == layer).map_or(layer, |pair| pair.shown)
     }
 
-    /// Says that the layer's time of an object, which was `before`, is `now`, though nobody is to
-    /// see a change.
+    /// Records that a change which is not to show moved the layer's time of an object from `before`
+    /// to `now`.
     pub fn changed_unseen(&self, ino: u64, before: Time, now: Time) {
         self.keep(ino, now, self.shown(ino, before));
     }
 
-    /// Remembers that an object shows `shown` as long as its layer says `layer`.
+    /// Records that an object shows `shown` while its layer has the time `layer`.
     fn keep(&self, ino: u64, layer: Time, shown: Time) {
         let mut table = self.0.lock();
         match layer == shown {
@@ -157,7 +160,7 @@ impl Ctimes {
     }
 }
 
-/// A table as it is written.
+/// Returns the bytes of the file.
 fn to_bytes(table: &Table) -> Vec<u8> {
     let mut bytes = vec![0; HEADER];
     let old = table.old.iter().filter(|(ino, _)| !table.young.contains_key(ino));
@@ -172,7 +175,7 @@ fn to_bytes(table: &Table) -> Vec<u8> {
     bytes
 }
 
-/// None if it is not whole.
+/// Returns None if the bytes are damaged.
 fn from_bytes(bytes: &[u8]) -> Option<HashMap<u64, Pair>> {
     let (digest, records) = bytes.split_at_checked(HEADER)?;
     if digest != format::fnv1a(records).to_le_bytes() || records.len() % RECORD != 0 {
@@ -188,9 +191,9 @@ fn from_bytes(bytes: &[u8]) -> Option<HashMap<u64, Pair>> {
 }
 
 impl<L: Layer> Overlay<L> {
-    /// Leaves the times of regular files to the front end, which keeps them itself: from now on
-    /// nothing that is done to one changes those that it shows, but [`Overlay::set_times`] and
-    /// [`Overlay::set_ctime`]. The front end may have said them before or say them later.
+    /// Leaves the times of regular files to the front end, which keeps them itself. From now on
+    /// only [`Overlay::set_times`] and [`Overlay::set_ctime`] change the shown times. The front end
+    /// may call these before or after the change that they date.
     pub fn leave_times_to_front_end(&self) {
         self.dated_by_front_end.store(true, Ordering::Relaxed);
     }
@@ -200,21 +203,20 @@ impl<L: Layer> Overlay<L> {
         node.kind() == Kind::File && self.dated_by_front_end.load(Ordering::Relaxed)
     }
 
-    /// After somebody has changed an object: the layer is to say its times, unless the front end
-    /// does.
+    /// Marks the times of a changed object: the engine must ask the layer for them, unless the
+    /// front end keeps them.
     pub(super) fn touch(&self, node: &Arc<Node<L>>, state: &mut State<L>) {
         let ctime = if self.is_dated_by_front_end(node) { self.shown_ctime(state) } else { None };
         self.touch_as(node, state, ctime);
     }
 
-    /// After a change of an object in its layer that nobody is to see.
+    /// Marks an object that changed in its layer, where the change is not to show.
     pub(super) fn touch_unseen(&self, node: &Arc<Node<L>>, state: &mut State<L>) {
         let ctime = self.shown_ctime(state);
         self.touch_as(node, state, ctime);
     }
 
-    /// After a change of an object in its layer: it shows this time of last change of status. None:
-    /// the layer is to say it.
+    /// Marks an object that changed in its layer. It shows `ctime`, or the layer's time for None.
     pub(super) fn touch_as(&self, node: &Arc<Node<L>>, state: &mut State<L>, ctime: Option<Time>) {
         match node.kind() {
             // Names that come and go change its times.
@@ -225,10 +227,10 @@ impl<L: Layer> Overlay<L> {
         self.date(node, state, ctime);
     }
 
-    /// Sets the time that is to be shown until the layer has said its own.
+    /// Sets the time to show until the engine has read that of the layer.
     fn date(&self, node: &Arc<Node<L>>, state: &mut State<L>, ctime: Option<Time>) {
         state.ctime = ctime;
-        // The next overlay finds no object without a name.
+        // The next mount finds no object without a name.
         let is_to_be_kept = ctime.is_some() && (!state.places.is_empty() || self.is_root(node));
         let mut undated = self.undated.lock();
         if is_to_be_kept {
@@ -238,26 +240,26 @@ impl<L: Layer> Overlay<L> {
         }
     }
 
-    /// Before the layer changes the content of a file: until [`Overlay::end_change`] everybody who
-    /// asks for attributes asks the layer, since who reads what was just written must not be told
-    /// of a size from before. The content must be locked.
+    /// Begins a change of a file's content in the layer. Until [`Overlay::end_change`] each request
+    /// for attributes asks the layer: a thread that reads new data must not get the old size. The
+    /// caller holds the content's lock.
     pub(super) fn begin_change(&self, node: &Arc<Node<L>>) {
         let mut state = node.state.lock();
         self.touch(node, &mut state);
         state.freshness.begin_content();
     }
 
-    /// After the layer has changed the content, or failed to.
+    /// Ends a change of content, also one that failed.
     pub(super) fn end_change(&self, node: &Arc<Node<L>>, state: &mut State<L>) {
         state.freshness.end_content();
         self.touch(node, state);
     }
 
-    /// Says what an object shows as its time of last change of status, for a front end that keeps
-    /// that itself: until the next change.
+    /// Sets the time of last change of status that an object shows until its next change. For a
+    /// front end that keeps times.
     pub fn set_ctime(&self, node: &Arc<Node<L>>, ctime: Time) {
         let ctime = self.times.kept(ctime);
-        // Whoever writes back what was written before that time does so before or after.
+        // A write-back of data from before that time comes either before or after this.
         let _content = node.content.lock();
         let mut state = node.state.lock();
         match (state.fresh_attr(), state.ino) {
@@ -266,7 +268,7 @@ impl<L: Layer> Overlay<L> {
         }
     }
 
-    /// What an object shows, as far as it is known without asking the layer.
+    /// Returns the time that an object shows, if it is known without a call of the layer.
     pub(super) fn shown_ctime(&self, state: &State<L>) -> Option<Time> {
         match (state.ctime, state.fresh_attr(), state.ino) {
             (Some(ctime), _, _) => Some(ctime),
@@ -275,7 +277,7 @@ impl<L: Layer> Overlay<L> {
         }
     }
 
-    /// After the layer has said what it has: what is to be shown for that is remembered.
+    /// Records the time to show, once the engine has read the layer's own.
     pub(super) fn keep_ctime(&self, node: &Arc<Node<L>>, state: &mut State<L>, fresh: &Stat) {
         if let (false, Some(ino), Some(shown)) = (state.freshness.is_passing(), state.ino, state.ctime) {
             self.ctimes.keep(ino, fresh.ctime, shown);
@@ -283,7 +285,7 @@ impl<L: Layer> Overlay<L> {
         }
     }
 
-    /// Leaves the times of last change of status that were shown to the next overlay.
+    /// Writes the shown times of last change of status for the next mount.
     pub(super) fn save_ctimes(&self, work: &Work<L>) -> Result<()> {
         let undated = std::mem::take(&mut *self.undated.lock());
         for node in undated.values().filter_map(Weak::upgrade) {
@@ -291,9 +293,12 @@ impl<L: Layer> Overlay<L> {
             let mut state = node.state.lock();
             if state.ctime.is_some() {
                 if let Err(error) = self.refresh(&node, &mut state) {
-                    log::debug!("an object will show the layer's time of last change of status: {error}");
+                    log::debug!(
+                        "an object will show the layer's time of last change of status, since its attributes cannot \
+                         be read: {error}"
+                    );
                 }
-                // Unless the layer has said its own.
+                // Unless the engine has just read the layer's own.
                 let ctime = state.ctime;
                 self.date(&node, &mut state, ctime);
             }
@@ -307,7 +312,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_written_is_read() {
+    fn a_written_table_is_read() {
         let at = |sec, nsec| Time { sec, nsec };
         let ctimes = Ctimes::default();
         ctimes.keep(7, at(-5, 999_999_999), at(-6, 1));
@@ -327,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_remembered_is_bounded() {
+    fn the_table_is_bounded() {
         let ctimes = Ctimes::default();
         for ino in 0..3 * MOST as u64 {
             ctimes.keep(ino, Time { sec: 1, nsec: 0 }, Time::default());

@@ -1,11 +1,12 @@
-//! In which format an upper layer is written.
+//! Detection of the format of an upper layer.
 //!
-//! An upper layer in the kernel's format says so by the attributes of its top: the kernel leaves
-//! some there when it mounts, and we leave [`kernel::FORMAT`] before anything else is written.
-//! Every other is an OCI image layer. Where the kernel's format is asked for and there is no such
-//! attribute yet, the whole layer is looked through once for what only the other format has. Where
-//! reserved names cannot be made, since the layer lies on another overlay, it is written in the
-//! kernel's format if nobody wants the other.
+//! The root of an upper layer in the kernel's format has an attribute that tells it. The kernel
+//! leaves some at its mount. The engine writes [`kernel::FORMAT`] before anything else. Any other
+//! layer is an OCI image layer.
+//!
+//! If the options want the kernel's format and there is no such attribute, the engine searches
+//! the layer once for marks of the other format. If reserved names cannot be made, the layer
+//! is on another overlay. It then gets the kernel's format, unless the options want the other.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -19,19 +20,23 @@ use crate::format::kernel::{self, Namespace};
 use crate::format::{self, Format, Meaning, Wanted};
 use crate::layer::{Kind, Layer, Object, RenameMode, Result, XattrMode, entries};
 
-/// Where the kernel's overlayfs keeps, with its option index, which names of lower layers are links
-/// of a file that was changed.
+/// The directory of the kernel's overlayfs with its option index: links between names of lower
+/// layers and changed files.
 const INDEX: &str = "index";
 
-/// What is known of the format of an upper layer before anything is written to it.
+/// The known facts about the format of an upper layer, before the mount writes to it.
 #[derive(Clone, Copy)]
 pub enum KnownFormat {
     Oci,
-    /// The kernel's, in the namespace that it is marked with; None if it is not marked yet.
+    /// The kernel's format, marked in this namespace, or not marked yet.
     Kernel(Option<Namespace>),
 }
 
-/// Finds out how the upper layer of a stack is written, or is to be if it is new.
+/// Finds out the format of the upper layer of a stack, or the format for a new one.
+///
+/// # Errors
+///
+/// - [`Refused::KernelFormat`], [`Refused::OciFormat`]: the layer has another format than `wanted`.
 pub fn detect<L: Layer>(stack: &Stack<L>, wanted: Option<Wanted>) -> std::result::Result<KnownFormat, Refused> {
     match (namespace(stack)?, wanted) {
         (Some(namespace), Some(Wanted::Oci)) => Err(Refused::KernelFormat(namespace.prefix())),
@@ -49,8 +54,8 @@ impl KnownFormat {
         matches!(self, KnownFormat::Kernel(_))
     }
 
-    /// Refuses a work directory of the kernel's overlayfs in which something is that must not get
-    /// lost.
+    /// Refuses a work directory of the kernel's overlayfs with content that the mount must not
+    /// lose.
     pub fn check_work<L: Layer>(self, upper: &L, work: &L::Dir) -> std::result::Result<(), Refused> {
         let index = match upper.open_dir(work, OsStr::new(INDEX)) {
             _ if !self.is_kernel() => return Ok(()),
@@ -60,8 +65,8 @@ impl KnownFormat {
         if entries(upper, &index)?.is_empty() { Ok(()) } else { Err(Refused::Indexed) }
     }
 
-    /// The kernel's format for a layer that cannot be written in the native one: it takes no
-    /// reserved names. Asked in the work directory.
+    /// Changes to the kernel's format if the layer takes no reserved names. Tries that in the work
+    /// directory.
     pub fn if_possible<L: Layer>(
         self,
         upper: &L,
@@ -75,9 +80,7 @@ impl KnownFormat {
         match upper.create_file(work, name, 0o600, upper.identity()) {
             Err(error) if error.errno == EINVAL => match wanted {
                 None if attempt(upper, work, None).is_ok() => {
-                    log::info!(
-                        "the upper layer takes no names that begin with .wh.: it is written in the kernel's format"
-                    );
+                    log::info!("the upper layer refuses names that begin with .wh., so it gets the kernel's format");
                     Ok(KnownFormat::Kernel(None))
                 }
                 _ => Err(Refused::NoMarkers(error, upper.capabilities().xattrs)),
@@ -90,8 +93,8 @@ impl KnownFormat {
         }
     }
 
-    /// Sees to it that the upper layer can be written so and is marked, if need be, at its top
-    /// `root`. What has to be tried is tried in the work directory.
+    /// Makes sure that the upper layer can have the format, and has its mark at `root`. Tries that
+    /// in the work directory.
     pub fn ensure_marked<L: Layer>(
         self,
         upper: &L,
@@ -110,8 +113,8 @@ impl KnownFormat {
     }
 }
 
-/// Does once in the work directory what the kernel's format needs. Answers the namespace: the one
-/// that is known, or else the first one that can be used.
+/// Makes each step that the kernel's format needs once, in the work directory. Returns the known
+/// namespace, else the first one that works.
 fn attempt<L: Layer>(upper: &L, work: &L::Dir, known: Option<Namespace>) -> Result<Namespace> {
     let able = upper.capabilities();
     if !able.xattrs || !able.exchange {
@@ -125,7 +128,7 @@ fn attempt<L: Layer>(upper: &L, work: &L::Dir, known: Option<Namespace>) -> Resu
         let (name, value) = kernel::OPAQUE;
         let object = Object::Entry(work, from);
         upper.set_xattr(object, &namespace.name(name), value, XattrMode::Set)?;
-        // fuse-overlayfs takes some of these attributes, and does not give them back.
+        // fuse-overlayfs accepts some of these attributes, and does not return them.
         if upper.xattr(object, &namespace.name(name))? == value { Ok(namespace) } else { Err(Error::new(EINVAL)) }
     };
     let namespace = match known {
@@ -160,7 +163,7 @@ pub fn namespace<L: Layer>(stack: &Stack<L>) -> Result<Option<Namespace>> {
     Ok(Namespace::of(&names(upper, Object::Dir(&*stack.open(root)?))?))
 }
 
-/// The path of a file in the upper layer that has a meaning only if that is an OCI image layer.
+/// Returns the path of a file in the upper layer that has a meaning only in an OCI image layer.
 fn find_marker<L: Layer>(stack: &Stack<L>) -> Result<Option<PathBuf>> {
     let mut dirs: Vec<_> = stack.upper_root().map(|root| (root.clone(), PathBuf::new())).into_iter().collect();
     while let Some((dir, path)) = dirs.pop() {

@@ -1,11 +1,12 @@
 //! Character devices with the number 0, which are deletions to other overlays.
 //!
-//! An upper layer of the native format may have been written by fuse-overlayfs, before or in turn
-//! with ours: a deletion is such a device then. So it is here, and becomes a marker as soon as
-//! somebody reads the directory that it is in. But programs can make such devices too; another
-//! overlay does, whose layers lie on this one. Before the first one is made, the layer gets a mark
-//! ([`format::DEVICES`]), and from then on they are devices; all that were deletions are markers by
-//! then.
+//! fuse-overlayfs may have written an OCI upper layer before, or may write it between our mounts.
+//! Such a device in it is a deletion then. The engine honours it, and replaces it by a marker as
+//! soon as it reads the directory.
+//!
+//! But programs can make such devices too; an overlay does that has its layers in this tree. Before
+//! the first one is made, the layer gets a mark ([`format::DEVICES`]). By then all deletions are
+//! markers, and from then on such devices are devices.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -19,12 +20,12 @@ use crate::format::{self, Meaning, kernel};
 use crate::layer::{Kind, Layer, Result, keeping_times};
 use crate::sync::Lock;
 
-/// Which layers, by their index, have the mark; those that were asked. A leaf.
+/// Whether layers have the mark, by their index; only layers that were asked. A leaf.
 #[derive(Default)]
 pub(super) struct Marked(Lock<HashMap<usize, bool>>);
 
 impl<L: Layer> Overlay<L> {
-    /// Whether such a device is a device in the layer that `dir` is in, and no deletion.
+    /// Whether such a device in the layer of `dir` is a device, not a deletion.
     pub(super) fn has_devices(&self, dir: &LayerDir<L>) -> Result<bool> {
         if self.stack.is_upper(dir) && !self.format().features().zero_devices {
             return Ok(false);
@@ -40,11 +41,14 @@ impl<L: Layer> Overlay<L> {
         Ok(marked)
     }
 
-    /// Before the first such device is made in the upper layer: makes markers of those that are
-    /// deletions, and marks the layer. EPERM in the kernel's format, where they are deletions
-    /// whoever made them.
+    /// Prepares for the first such device in the upper layer: replaces those that are deletions by
+    /// markers, then marks the layer.
     ///
     /// The caller must hold neither the tree nor any directory.
+    ///
+    /// # Errors
+    ///
+    /// - EPERM: the layer has the kernel's format, where each such device is a deletion.
     pub(super) fn prepare_device(&self) -> Result<()> {
         if !self.format().features().zero_devices {
             return Err(Error::new(EPERM));
@@ -84,8 +88,8 @@ impl<L: Layer> Overlay<L> {
         Ok(())
     }
 
-    /// Replaces devices that are deletions, in a directory of the upper layer, by markers. Each
-    /// step leaves the names deleted, and the directory's times stay.
+    /// Replaces devices that are deletions in a directory of the upper layer by markers. Each step
+    /// leaves the names deleted. The directory's times stay.
     pub(super) fn make_markers<'n>(
         &self,
         dir: &Arc<LayerDir<L>>,

@@ -1,14 +1,14 @@
-//! What is forgotten again when too much is known.
+//! Eviction of cached directories and names.
 //!
-//! A directory that was read, or made, is known with all its names, and those of its objects that
-//! were looked up are nodes. An object that nobody holds any more is forgotten when the front end
-//! says so ([`Overlay::release`]). Directories stay known, which spares reading them again; they
-//! and their names are counted, and when they are too many, the oldest are forgotten that nobody
-//! holds. What is forgotten can be learned again from the layers.
+//! The engine caches every directory that it read or made, with all its names. Objects that were
+//! looked up are nodes. The engine forgets an unused node when the front end says so
+//! ([`Overlay::release`]). Directories stay cached, which saves reading them again. The engine
+//! counts them and their names. Above a bound it evicts the oldest directories that are not in use.
+//! It can read them from the layers again.
 //!
-//! An object of several names is forgotten one name at a time. As long as one of them knows it, or
-//! somebody holds it, the others find it by its number in its layer (`inode.rs`). Once all have let
-//! go, the next that is looked up makes it anew, from the layers and the index.
+//! A file with several names is evicted one name at a time. While one of them has the node, or the
+//! node is in use, the other names find it by its number in its layer (`inode.rs`). After the last
+//! one, a lookup makes the node anew from the layers and the index.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -21,37 +21,37 @@ use super::work::discard;
 use crate::layer::Layer;
 use crate::sync::Lock;
 
-/// How many names and directories may be known before some are forgotten: until seven eighths are
-/// left, so that it is not done all the time.
+/// The number of cached names and directories above which the engine evicts. It goes down to seven
+/// eighths of this, so that it does not evict all the time.
 const KNOWN_MAX: usize = 1 << 17;
 
-/// The directories that are known.
+/// The cached directories.
 pub(super) struct KnownDirs<L: Layer> {
-    /// The oldest first, some of them twice or gone.
+    /// The oldest first. Some entries are duplicates, or no longer cached.
     dirs: Lock<VecDeque<Weak<Node<L>>>>,
-    /// How many they and their names are at most: what is removed is taken off only when all are
-    /// counted again.
+    /// An upper bound of the number of these and their names. Removals count only at the next
+    /// eviction, which counts all anew.
     count: AtomicUsize,
-    /// How many there may be until then.
+    /// The number above which the next eviction starts.
     limit: AtomicUsize,
-    /// How many there should be.
+    /// The number that should stay cached.
     most: usize,
 }
 
 impl<L: Layer> KnownDirs<L> {
-    /// Nothing yet, and `most` names and directories later, or as many as is usual.
+    /// Makes an empty cache for `most` names and directories; None stands for the default.
     pub fn new(most: Option<usize>) -> Self {
         let most = most.unwrap_or(KNOWN_MAX);
         KnownDirs { dirs: Lock::new(VecDeque::new()), count: AtomicUsize::new(0), limit: AtomicUsize::new(most), most }
     }
 
-    /// Counts a directory that has just been read or made, with so many names.
+    /// Counts a directory that was just read or made, and its `names`.
     pub fn add_dir(&self, node: &Arc<Node<L>>, names: usize) {
         self.count.fetch_add(1 + names, Ordering::Relaxed);
         self.dirs.lock().push_back(Arc::downgrade(node));
     }
 
-    /// Counts a new name in a directory that is known.
+    /// Counts a new name in a cached directory.
     pub fn add_name(&self) {
         self.count.fetch_add(1, Ordering::Relaxed);
     }
@@ -61,21 +61,24 @@ impl<L: Layer> KnownDirs<L> {
     }
 }
 
-/// What is known with a directory: itself and its names. 0 if it is not known any more.
+/// Returns the number of cached entries of a directory: itself and its names. 0 if it was evicted.
 fn size<L: Layer>(node: &Node<L>) -> usize {
     node.dir().ok().and_then(|dir| dir.names.as_ref().map(|names| 1 + names.len())).unwrap_or(0)
 }
 
 impl<L: Layer> Overlay<L> {
-    /// Forgets directories that nobody holds, the oldest first, if too much is known. The caller
-    /// must hold no lock.
+    /// Evicts directories that are not in use, the oldest first, if the cache is too large.
+    ///
+    /// # Locks
+    ///
+    /// The caller must hold no lock.
     pub(super) fn forget_some(&self) {
         if !self.known.is_too_much() {
             return;
         }
         let _tree = self.tree.write();
         if !self.known.is_too_much() {
-            // Lost a race: another thread has forgotten enough.
+            // Lost a race: another thread has evicted enough.
             return;
         }
         let enough = self.known.most / 8 * 7;
@@ -98,13 +101,16 @@ impl<L: Layer> Overlay<L> {
         });
         self.known.dirs.lock().extend(dirs);
         self.known.count.store(count, Ordering::Relaxed);
-        // What is held as a whole is not tried again at every call.
+        // Directories in use are not tried again at every call.
         let limit = if count > enough { self.known.most.max(2 * count) } else { self.known.most };
         self.known.limit.store(limit, Ordering::Relaxed);
     }
 
-    /// Forgets what is in a directory, but for what is held. Answers whether nothing is left. The
-    /// tree must be locked exclusively.
+    /// Evicts the names in a directory that are not in use. Returns whether none is left.
+    ///
+    /// # Locks
+    ///
+    /// The caller must hold the tree exclusively.
     fn forget(&self, node: &Arc<Node<L>>) -> bool {
         let Ok(mut dir) = node.dir() else {
             return true;
@@ -123,16 +129,18 @@ impl<L: Layer> Overlay<L> {
         !left
     }
 
-    /// Says that a front end has no more use for an object: unless somebody else has, what the
-    /// layers can tell again is forgotten.
+    /// Tells the engine that a front end no longer uses an object. Forgets it, unless it is still
+    /// in use or the layers cannot tell it again.
     pub fn release(&self, node: Arc<Node<L>>) {
         let _tree = self.tree.read();
         self.let_go(node);
     }
 
-    /// Takes the node from the name `slot` of `parent`, which keeps the number. False, and nothing
-    /// is done, if the number cannot be learned, or if anybody has the node but its names and the
-    /// caller, who has one reference. The directory must be locked.
+    /// Takes the node from the name `slot` of `parent`; the slot keeps the inode number. The caller
+    /// holds the directory's lock and one reference to the node.
+    ///
+    /// Returns false and does nothing if the number cannot be found out. The same holds if there
+    /// are other references than the caller's and those of names.
     fn forget_name(&self, parent: &Arc<Node<L>>, slot: &mut Slot<L>, node: &Arc<Node<L>>) -> bool {
         if node.dir().is_ok_and(|dir| dir.names.is_some()) {
             return false;
@@ -143,8 +151,8 @@ impl<L: Layer> Overlay<L> {
         }
         let is_this = |place: &ObjectName<L>| Arc::ptr_eq(&place.parent, parent) && place.name == slot.name;
         let Some(place) = state.places.iter().position(is_this) else { return false };
-        // What was made, and of which nobody has asked anything since, has no number yet. And what
-        // was changed unseen is to show what it showed.
+        // A node that was made, and not asked since, has no number yet. A node that changed unseen
+        // must go on showing its old time.
         let attr = match state.attr {
             Some(attr) if state.ctime.is_none() => attr,
             _ => match self.refresh(node, &mut state) {
@@ -160,7 +168,7 @@ impl<L: Layer> Overlay<L> {
         true
     }
 
-    /// As [`Overlay::release`], where the tree is locked already.
+    /// Does the same as [`Overlay::release`] if the caller holds the tree.
     fn let_go(&self, node: Arc<Node<L>>) {
         let mut place = self.parent(&node);
         if place.is_none() {
@@ -170,7 +178,7 @@ impl<L: Layer> Overlay<L> {
             let Ok(mut dir) = parent.dir() else { return };
             let is_there =
                 self.parent(&node).is_some_and(|(now, now_name)| Arc::ptr_eq(&now, &parent) && now_name == name);
-            // Otherwise lost a race: another thread has changed the name.
+            // Else lost a race: another thread changed the name. Retry.
             if is_there {
                 let slot = dir.names.as_mut().and_then(|names| names.get_mut(&name));
                 let slot = slot.filter(|slot| slot.child.as_ref().is_some_and(|child| Arc::ptr_eq(child, &node)));
@@ -183,8 +191,8 @@ impl<L: Layer> Overlay<L> {
         }
     }
 
-    /// Removes what is left in the work directory of a file that never got a name and that nobody
-    /// has open.
+    /// Removes the file in the work directory of an object that never got a name and is no longer
+    /// open.
     fn discard_home(&self, node: &Arc<Node<L>>) {
         let mut state = node.state.lock();
         let unused = state.handles == 0 && state.places.is_empty() && state.links == LinkCount::NONE;
@@ -209,7 +217,7 @@ mod tests {
     use crate::layer::{OsLayer, Owner};
     use crate::overlay::{DirEntry, Layers, Settings};
 
-    /// An overlay that should know no more than a hundred names.
+    /// Mounts an overlay that should cache at most a hundred names.
     fn mount(place: &tempfile::TempDir) -> Overlay<OsLayer> {
         let upper = Some(OsLayer::open(place.path(), true).unwrap());
         let settings = Settings { known_max: Some(100), ..Settings::default() };
@@ -225,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn directories_that_were_made_are_forgotten() {
+    fn directories_that_were_made_are_evicted() {
         let place = tempfile::tempdir().unwrap();
         let overlay = mount(&place);
         let made: Vec<_> = (0..1000).map(|number| make(&overlay, &format!("{number}"))).collect();
@@ -247,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn directories_that_are_gone_are_not_counted_for_ever() {
+    fn removed_directories_do_not_count_forever() {
         let place = tempfile::tempdir().unwrap();
         let overlay = mount(&place);
         for number in 0..1000 {
@@ -259,9 +267,9 @@ mod tests {
         assert!(counted <= 101, "{counted} are counted");
     }
 
-    /// A directory that is listed in pieces is forgotten between two of them.
+    /// A directory that is listed in pieces is evicted between two of them.
     #[test]
-    fn a_listing_goes_on_in_a_directory_that_was_forgotten() {
+    fn a_listing_goes_on_in_a_directory_that_was_evicted() {
         let place = tempfile::tempdir().unwrap();
         let mut overlay = mount(&place);
         overlay.known.most = 8;
@@ -286,7 +294,7 @@ mod tests {
             overlay.create_dir(&dir, OsStr::new(&format!("comes{round}")), 0o700, owner()).unwrap();
             let (dir, held) = (Arc::downgrade(&dir), dir);
             drop(held);
-            // What is in it is forgotten first.
+            // The first round evicts the names in it.
             for _ in 0..3 {
                 overlay.known.limit.store(0, Ordering::Relaxed);
                 assert!(overlay.lookup(overlay.root(), OsStr::new("missing")).is_err());

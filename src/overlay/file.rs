@@ -1,8 +1,7 @@
 //! Handles: open files and directories, reading and writing.
 //!
-//! All handles of a file share one open file of the layer, opened when the first of them needs it,
-//! and replaced when the file is copied up: so each sees what any other writes, whenever it was
-//! opened.
+//! All handles of a file share one open file of the layer. The engine opens it for the first handle
+//! that needs it; copy-up replaces it. So each handle sees what any other writes, at any time.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -17,17 +16,17 @@ use super::node::{Node, OpenFile, Stored};
 use super::partial::FromLower;
 use crate::layer::{Access, Allocation, Kind, Layer, Object, Result, Stat};
 
-/// An open file or directory. It keeps its object as it is, also when the last name is unlinked;
-/// dropping closes it.
+/// An open file or directory. It keeps its object usable, also after the last name is unlinked. A
+/// drop closes it.
 pub struct Handle<L: Layer> {
     node: Arc<Node<L>>,
-    /// Whether it has read or written, so that the open file is kept for it. Changes under the lock
-    /// of the node's state.
+    /// Whether the handle has read or written, so that the engine keeps the file open for it.
+    /// Changes under the lock of the node's state.
     used: AtomicBool,
 }
 
 impl<L: Layer> Handle<L> {
-    /// The object that is open.
+    /// The open object.
     pub fn node(&self) -> &Arc<Node<L>> {
         &self.node
     }
@@ -40,8 +39,8 @@ impl<L: Layer> Drop for Handle<L> {
         if *self.used.get_mut() {
             state.users -= 1;
         }
-        // One of the upper layer that has no name any more cannot be opened again, and somebody may
-        // be about to.
+        // A file of the upper layer without a name cannot be opened again, and another thread may
+        // be about to open it. So it stays open.
         let can_be_opened = !state.places.is_empty()
             || matches!(state.stored, Stored::Indexed(_) | Stored::Unnamed(_) | Stored::Orphan(_));
         let file = if state.users == 0 && can_be_opened { state.file.take() } else { None };
@@ -51,13 +50,13 @@ impl<L: Layer> Drop for Handle<L> {
 }
 
 impl<L: Layer> Overlay<L> {
-    /// Opens an object of any kind. Nothing is asked of a layer before it has to be.
+    /// Opens an object of any kind. Makes no call of a layer.
     pub fn open(&self, node: &Arc<Node<L>>) -> Handle<L> {
         node.state.lock().handles += 1;
         Handle { node: node.clone(), used: AtomicBool::new(false) }
     }
 
-    /// Has the open file kept as long as the handle is open.
+    /// Keeps the open file of the layer for as long as the handle lives.
     pub fn use_file(&self, handle: &Handle<L>) {
         if !handle.used.load(Ordering::Relaxed) {
             let mut state = handle.node.state.lock();
@@ -67,8 +66,12 @@ impl<L: Layer> Overlay<L> {
         }
     }
 
-    /// Reads at `offset`; 0 at and behind the end. EISDIR; EINVAL of anything else that is no
-    /// regular file.
+    /// Reads at `offset`. Returns 0 at and behind the end.
+    ///
+    /// # Errors
+    ///
+    /// - EISDIR: the handle is of a directory.
+    /// - EINVAL: the handle is of another object that is no regular file, or `offset` is too large.
     pub fn read_at(&self, handle: &Handle<L>, buf: &mut [u8], offset: u64) -> Result<usize> {
         check_file(&handle.node)?;
         if i64::try_from(offset).is_err() {
@@ -79,16 +82,26 @@ impl<L: Layer> Overlay<L> {
         self.read_lent(&handle.node, &open, || self.read_open(&open, buf, offset))
     }
 
-    /// Writes at `offset` and answers how many bytes were written. The first write copies the file
-    /// up. For a front end that keeps the times of files they stay as they are.
+    /// Writes at `offset` and returns the number of bytes written. The first write copies the file
+    /// up. Times stay as they are if the front end keeps them.
     ///
-    /// EROFS; EFBIG; EISDIR; EINVAL of anything else that is no regular file.
+    /// # Errors
+    ///
+    /// - EROFS: there is no upper layer.
+    /// - EPERM: the file is immutable, or append-only and the write is not at its end.
+    /// - EFBIG: the end of the write is too large for a file.
+    /// - EISDIR: the handle is of a directory.
+    /// - EINVAL: the handle is of another object that is no regular file.
+    /// - ENOSPC: the upper layer has not enough space for the copy or the data.
     pub fn write_at(&self, handle: &Handle<L>, buf: &[u8], offset: u64) -> Result<usize> {
         self.write(handle, buf, |open| self.write_open(&handle.node, open, buf, offset))
     }
 
-    /// Writes at the end of the file, wherever it is when the write happens. Errors as
-    /// [`Overlay::write_at`].
+    /// Writes at the end that the file has at the moment of the write.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Overlay::write_at`].
     pub fn append(&self, handle: &Handle<L>, buf: &[u8]) -> Result<usize> {
         let node = &handle.node;
         self.write(handle, buf, |open| {
@@ -97,7 +110,7 @@ impl<L: Layer> Overlay<L> {
         })
     }
 
-    /// Has `work` write something to the file, which is copied up and which nobody else writes to
+    /// Copies the file up, then calls `work` to write to it. No other thread writes to it
     /// meanwhile.
     fn write(&self, handle: &Handle<L>, buf: &[u8], work: impl FnOnce(&OpenFile<L>) -> Result<usize>) -> Result<usize> {
         let node = &handle.node;
@@ -112,7 +125,7 @@ impl<L: Layer> Overlay<L> {
         work(&*self.file_to_write(node)?)
     }
 
-    /// The open file of a node for writing, or for appending where the layer allows no more.
+    /// Returns the open file of a node for writing, or for appending if the layer permits no more.
     fn file_to_write(&self, node: &Arc<Node<L>>) -> Result<Arc<OpenFile<L>>> {
         match self.file(node, Access::ReadWrite) {
             Err(error) if error.errno == EPERM => self.file(node, Access::Append),
@@ -143,23 +156,23 @@ impl<L: Layer> Overlay<L> {
         })
     }
 
-    /// Has `change` change the content of a file, which must be locked. Where the front end keeps
-    /// the times of files they stay as they are: it knows when the change was made, and this
-    /// may be later.
+    /// Calls `change` to change the content of a file; the caller holds the content's lock. If the
+    /// front end keeps times, the file's times stay: the front end dates the change, and this may
+    /// be later.
     fn change_content<T>(
         &self,
         node: &Arc<Node<L>>,
         open: &OpenFile<L>,
         change: impl FnOnce() -> Result<T>,
     ) -> Result<T> {
-        // Of what lets nobody do more than append, nobody may set the times.
+        // The layer refuses to set the times of an append-only file.
         if !self.is_dated_by_front_end(node) || open.access == Access::Append {
             return change();
         }
         let known = node.state.lock().attr_of_fresh_times();
         let Stat { atime, mtime, .. } = known.map_or_else(|| self.stat(node), Ok)?;
         let changed = change();
-        // Also where it failed: the layer may have done a part.
+        // Also after a failure: the layer may have changed a part.
         let kept = self.stack.layer(&open.dir).set_times(Object::File(&open.file), atime, mtime);
         let mut state = node.state.lock();
         self.touch(node, &mut state);
@@ -170,9 +183,12 @@ impl<L: Layer> Overlay<L> {
         changed.and_then(|value| kept.map(|()| value))
     }
 
-    /// How many bytes of `buf` an append-only file has at `offset` already, up to its end: a front
-    /// end that writes back whole pages writes these too. EPERM if it has others there, or ends
-    /// before.
+    /// Returns how many bytes of `buf` an append-only file already has at `offset`, up to its end.
+    /// A front end that writes back whole pages writes these too.
+    ///
+    /// # Errors
+    ///
+    /// - EPERM: the file has other bytes there, or ends before `offset`.
     fn same(&self, node: &Arc<Node<L>>, open: &OpenFile<L>, buf: &[u8], offset: u64) -> Result<usize> {
         let size = self.layer_attr(node)?.size;
         let behind = size.checked_sub(offset).ok_or(Error::new(EPERM))?;
@@ -181,17 +197,24 @@ impl<L: Layer> Overlay<L> {
         if read == there.len() && buf.starts_with(&there) { Ok(read) } else { Err(Error::new(EPERM)) }
     }
 
-    /// Has a regular file ready to be written, so that a write can fail for no other reason than
-    /// its data. Errors as [`Overlay::write_at`].
+    /// Makes a regular file ready for writing, so that a later write can fail only for its data.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Overlay::write_at`].
     pub fn prepare_write(&self, node: &Arc<Node<L>>) -> Result<()> {
         check_file(node)?;
         self.begin_copy_up(node, u64::MAX, For::Write).map(drop)
     }
 
-    /// Opens a regular file for writing where that changes nothing, so that what its layer has
-    /// against it is said before anything is written: EPERM of a file that is immutable, or
-    /// append-only unless it `appends`. False where a write first copies something up. Otherwise
-    /// errors as [`Overlay::write_at`].
+    /// Opens a regular file for writing if that changes nothing, so that the layer's refusal comes
+    /// before the first write. Returns false if a write would first copy up.
+    ///
+    /// # Errors
+    ///
+    /// - EPERM: the file is immutable, or append-only and the caller does not append (`appends`).
+    ///
+    /// Others as [`Overlay::write_at`].
     pub fn open_for_writing(&self, handle: &Handle<L>, appends: bool) -> Result<bool> {
         let node = &handle.node;
         check_file(node)?;
@@ -207,7 +230,15 @@ impl<L: Layer> Overlay<L> {
         open.map(|_| true)
     }
 
-    /// Sets the size of a regular file. EROFS; EFBIG; EISDIR; EINVAL of anything else.
+    /// Sets the size of a regular file.
+    ///
+    /// # Errors
+    ///
+    /// - EROFS: there is no upper layer.
+    /// - EPERM: the file is immutable or append-only.
+    /// - EFBIG: `size` is too large for a file.
+    /// - EISDIR: `node` is a directory.
+    /// - EINVAL: `node` is another object that is no regular file.
     pub fn truncate(&self, node: &Arc<Node<L>>, size: u64) -> Result<()> {
         check_file(node)?;
         self.upper()?;
@@ -220,7 +251,7 @@ impl<L: Layer> Overlay<L> {
         }
         let open = self.file(node, Access::ReadWrite)?;
         self.change_content(node, &open, || {
-            // The rest of what is cut in the middle.
+            // A chunk that the new end divides needs the rest of its data.
             self.ensure_chunks_copied(node, &open, size..size + 1)?;
             self.begin_change(node);
             let truncated =
@@ -234,8 +265,17 @@ impl<L: Layer> Overlay<L> {
         })
     }
 
-    /// Changes the allocation of a range of a regular file. EROFS; EOPNOTSUPP where the upper layer
-    /// cannot; EISDIR; EINVAL of anything else and of an empty range; EFBIG; ENOSPC.
+    /// Changes the allocation of a range of a regular file.
+    ///
+    /// # Errors
+    ///
+    /// - EROFS: there is no upper layer.
+    /// - EPERM: the file is immutable or append-only.
+    /// - EOPNOTSUPP: the upper layer cannot do that.
+    /// - EISDIR: the handle is of a directory.
+    /// - EINVAL: the handle is of another object that is no regular file, or the range is empty.
+    /// - EFBIG: the end of the range is too large for a file.
+    /// - ENOSPC: the upper layer has not enough space.
     pub fn allocate(&self, handle: &Handle<L>, how: Allocation, range: Range<u64>) -> Result<()> {
         let node = &handle.node;
         check_file(node)?;
@@ -254,7 +294,7 @@ impl<L: Layer> Overlay<L> {
         let _content = node.content.lock();
         let open = self.file(node, Access::ReadWrite)?;
         self.change_content(node, &open, || {
-            // Of what has no name any more, so that it could not be completed.
+            // A partial copy without a name could not be completed before.
             self.ensure_chunks_copied(node, &open, 0..u64::MAX)?;
             self.begin_change(node);
             let allocated = self.stack.layer(&open.dir).allocate(&open.file, how, range);
@@ -263,8 +303,12 @@ impl<L: Layer> Overlay<L> {
         })
     }
 
-    /// The first range of data at or after `from`; None when only a hole follows. EISDIR; EINVAL of
-    /// anything else that is no regular file.
+    /// Returns the first range of data at or after `from`, or None if only a hole follows.
+    ///
+    /// # Errors
+    ///
+    /// - EISDIR: the handle is of a directory.
+    /// - EINVAL: the handle is of another object that is no regular file.
     pub fn next_data(&self, handle: &Handle<L>, from: u64) -> Result<Option<Range<u64>>> {
         check_file(&handle.node)?;
         self.use_file(handle);
@@ -296,7 +340,7 @@ impl<L: Layer> Overlay<L> {
         Ok(filled)
     }
 
-    /// The next data of a file that may be a partial copy.
+    /// Returns the next data of a file that may be a partial copy.
     fn next_data_open(&self, open: &OpenFile<L>, mut from: u64) -> Result<Option<Range<u64>>> {
         let layer = self.stack.layer(&open.dir);
         let Some(FromLower { partial, source }) = &open.from_lower else {
@@ -308,8 +352,8 @@ impl<L: Layer> Overlay<L> {
                 true => self.stack.layer(&source.dir).next_data(&source.file, from)?,
                 false => layer.next_data(&open.file, from)?,
             };
-            // No further than where it matters, so that who goes from data to data looks at each
-            // part of the map once.
+            // Stops where the data starts to matter no more. So a caller that goes from data to
+            // data looks at each part of the map once.
             let (_, end) = partial.run(from, data.as_ref().map_or(u64::MAX, |data| data.end));
             match data {
                 Some(data) if data.start < end => return Ok(Some(data.start..data.end.min(end))),
@@ -319,14 +363,19 @@ impl<L: Layer> Overlay<L> {
         }
     }
 
-    /// Copies a range of one file to `offset` of another, or of the same where the two do not
-    /// overlap (EINVAL). Answers how many bytes were copied: fewer than asked only at the end of
-    /// `from`. Errors as [`Overlay::write_at`].
+    /// Copies a range of one file to `offset` of another, or of the same one. Returns the number of
+    /// bytes copied, which is less than the range only at the end of `from`.
+    ///
+    /// # Errors
+    ///
+    /// - EINVAL: the two ranges of one file overlap.
+    ///
+    /// Others as [`Overlay::write_at`].
     pub fn copy_range(&self, from: &Handle<L>, range: Range<u64>, to: &Handle<L>, offset: u64) -> Result<u64> {
         check_file(&from.node)?;
         check_file(&to.node)?;
         self.upper()?;
-        // What is behind the end of the file is neither copied nor in the way.
+        // The part of the range behind the end of the file is not copied, and may overlap.
         let range = range.start..range.end.min(self.stat(&from.node)?.size);
         let length = range.end.saturating_sub(range.start);
         let Some(end) = offset.checked_add(length).filter(|end| i64::try_from(*end).is_ok()) else {
@@ -347,7 +396,7 @@ impl<L: Layer> Overlay<L> {
             let _content = to.node.content.lock();
             let source = self.file(&from.node, Access::Read)?;
             if source.from_lower.as_ref().is_some_and(|from_lower| from_lower.partial.has_from_lower(&range)) {
-                // It became a partial copy meanwhile.
+                // Lost a race: the source became a partial copy. Retry.
                 continue;
             }
             let target = self.file(&to.node, Access::ReadWrite)?;
@@ -361,8 +410,7 @@ impl<L: Layer> Overlay<L> {
         }
     }
 
-    /// After the layer has changed the content, and maybe the size, also when only a part could be
-    /// done.
+    /// Ends a change of content and maybe size in the layer, also one that was done only in part.
     fn end_change_of_size(&self, node: &Arc<Node<L>>) {
         let mut state = node.state.lock();
         self.end_change(node, &mut state);
@@ -390,7 +438,7 @@ impl<L: Layer> Overlay<L> {
                         None => return Ok(()),
                     }
                 };
-                // What is only a path must not be renamed before it is synced.
+                // If the layer's directory is only a path, no rename may move it before the sync.
                 let _tree = (!upper.capabilities().dirs_follow_rename).then_some(tree);
                 upper.sync_dir(&open)?;
             }
@@ -404,8 +452,8 @@ impl<L: Layer> Overlay<L> {
         work.index().sync(upper, ino)
     }
 
-    /// The open file of a node, opened if there is none that allows `access`. For writing the node
-    /// must be in the upper layer.
+    /// Returns the open file of a node, and opens it if no open one has `access`. For writing, the
+    /// node must be in the upper layer.
     pub(super) fn file(&self, node: &Arc<Node<L>>, access: Access) -> Result<Arc<OpenFile<L>>> {
         if let Some(open) = node.state.lock().opened(access) {
             return Ok(open);
@@ -414,7 +462,7 @@ impl<L: Layer> Overlay<L> {
         self.file_within(node, access)
     }
 
-    /// As [`Overlay::file`], where the tree is locked already.
+    /// Does the same as [`Overlay::file`] if the caller holds the tree.
     pub(super) fn file_within(&self, node: &Arc<Node<L>>, access: Access) -> Result<Arc<OpenFile<L>>> {
         let mut state = node.state.lock();
         if let Some(open) = state.opened(access) {

@@ -1,8 +1,8 @@
-//! A look through the whole upper layer for files that are immutable or append-only, for a front
-//! end that has to know whether there is one.
+//! A search of the whole upper layer for immutable and append-only files, for a front end that must
+//! know whether there are any.
 //!
-//! It goes in steps, so that who makes one is soon free again. What becomes so meanwhile, or comes
-//! into a directory that was read, is not seen.
+//! It takes steps, so that a thread that changes such flags waits only briefly. It misses a file
+//! that gets the flag, or enters a directory that was read, meanwhile.
 
 use std::ffi::OsString;
 use std::sync::Arc;
@@ -11,38 +11,38 @@ use super::Overlay;
 use super::stack::LayerDir;
 use crate::layer::{Kind, Layer, Object};
 
-/// At how many files one step looks.
+/// The number of files in one step.
 const AT_ONCE: usize = 512;
 
-/// How far the look has come.
+/// The state of the search.
 pub struct FixedLook<L: Layer> {
-    /// Directories that were met and not read.
+    /// Directories that were found and not read.
     unread: Vec<Arc<LayerDir<L>>>,
-    /// Files at which nobody has looked, and their directory.
+    /// Files that were not checked yet, and their directory.
     files: Vec<OsString>,
     dir: Option<Arc<LayerDir<L>>>,
 }
 
-/// What a step has found.
+/// The result of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Looked {
-    /// Nothing yet.
+    /// Nothing found yet.
     Further,
-    /// A file that is fixed.
+    /// Found an immutable or append-only file.
     Found,
-    /// That there is none.
+    /// Checked all files; there is none.
     End,
 }
 
 impl<L: Layer> Overlay<L> {
-    /// Begins to look. Without an upper layer there is nothing to find.
+    /// Begins a search. Without an upper layer it ends at once.
     pub fn begin_look(&self) -> FixedLook<L> {
         FixedLook { unread: self.stack.upper_root().cloned().into_iter().collect(), files: Vec::new(), dir: None }
     }
 
-    /// Makes a step. What cannot be read is passed over: it is met when it is written to.
+    /// Makes a step. Skips what it cannot read: a write to such a file returns the error.
     pub fn look_for_fixed(&self, look: &mut FixedLook<L>) -> Looked {
-        // So that no directory is renamed on the way to one below it.
+        // While the tree is held, no rename moves a directory on the way.
         let _tree = self.tree.read();
         if look.files.is_empty() {
             let Some(dir) = look.unread.pop() else { return Looked::End };
@@ -71,7 +71,7 @@ impl<L: Layer> Overlay<L> {
             })
         });
         if let Err(error) = listed {
-            log::debug!("a directory is not looked through: {error}");
+            log::debug!("cannot search a directory for immutable files: {error}");
         }
     }
 }

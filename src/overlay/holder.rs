@@ -1,7 +1,7 @@
-//! Who holds an upper layer: a record in the work directory, for whoever is refused it.
+//! The record of the process that holds an upper layer, for the message of another mount.
 //!
-//! The lock alone keeps others out. The record only says whom they wait for, so it is not synced,
-//! and what an overlay left that was killed is replaced by the next one.
+//! The lock alone keeps other overlays out. The record is for the message, so it is not synced. The
+//! next overlay replaces the record of a killed one.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -15,28 +15,27 @@ use crate::layer::{Layer, Result};
 /// no damage.
 pub const RECORD: &str = "tmp.holder";
 
-/// How much of a record is read: a process, a word and a path.
+/// The length up to which a record is read: a process, a word and a path.
 pub(super) const RECORD_MAX: usize = 8192;
 
 /// The first line of the record of an overlay that is ending.
 const ENDING: &[u8] = b"ending";
-/// And of one that is not.
+/// The first line of the record of another overlay.
 const SERVING: &[u8] = b"serving";
 
 /// An overlay that holds an upper layer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Holder {
-    /// The process that serves it, by the number that it has for itself.
+    /// The process that serves it, by the number in its own namespace.
     pub process: u32,
-    /// Where its merged tree is.
+    /// The mount point of its merged tree.
     pub place: PathBuf,
-    /// Nobody uses it any more: it completes what is to be completed, and lets go of the layer
-    /// then.
+    /// Whether it is unmounted, completes its files, and then unlocks the layer.
     pub ending: bool,
 }
 
 impl Holder {
-    /// An overlay of this process, whose tree is at `place`.
+    /// Makes the record of an overlay of this process with its tree at `place`.
     pub fn this(place: PathBuf) -> Self {
         Self { process: std::process::id(), place, ending: false }
     }
@@ -46,7 +45,7 @@ impl Holder {
         [state, self.process.to_string().as_bytes(), self.place.as_os_str().as_bytes()].join(&b'\n')
     }
 
-    /// None for what is no record, or not all of one.
+    /// Returns None if the bytes are no complete record.
     pub(super) fn from_bytes(bytes: &[u8]) -> Option<Self> {
         let mut lines = bytes.splitn(3, |byte| *byte == b'\n');
         let ending = match lines.next()? {

@@ -1,12 +1,14 @@
-//! What one mount leaves in the work directory for the next: which copies are still the same file
-//! as names of a lower layer, and which inode numbers copies show.
+//! The index: facts in the work directory that the next mount needs about copies. It says which
+//! copies stand for lower files with several names, and which inode numbers copies show.
 //!
-//! A copied-up file of several names has a name in the work directory that says which file of the
-//! lower layers it was copied from. As long as it is there, every name of that file shows the copy.
-//! The file `numbers` is a row of records that is only appended to; what is lost of it costs an
-//! inode number, or leaves a link count too high. `docs/format.md` describes both.
+//! A copy of a lower file with several names keeps a name in the work directory, the index entry.
+//! That name says which lower file the copy comes from. While the index entry exists, every name of
+//! that file shows the copy.
 //!
-//! The lock is a leaf.
+//! The file `numbers` holds records; the engine only appends to it. A lost record costs an inode
+//! number, or leaves a link count too high. `docs/format.md` describes both.
+//!
+//! The locks here are leaves.
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
@@ -29,76 +31,77 @@ use crate::sync::Lock;
 pub const NUMBERS: &str = "numbers";
 /// The same while it is written anew.
 const NEW_NUMBERS: &str = "tmp.numbers";
-/// What the names of copies begin with.
+/// The prefix of the names of index entries.
 const LINK: &str = "link.";
-/// How many records that say nothing any more are left before the file is written anew.
+/// The number of obsolete records above which the file is written anew.
 const DEAD_MAX: usize = 64;
 
-/// A file of a lower layer, as every mount knows it again: a digest of all that the layer says of
-/// it and that never changes while nobody touches it.
+/// Identifies a file of a lower layer over mounts: a digest of all attributes that stay the same
+/// while nothing changes the file.
 pub type Origin = u128;
 
 pub struct Index<L: Layer> {
-    /// None where it could not be written: then numbers are not kept.
+    /// None if the file could not be written. The engine then keeps no numbers.
     numbers: Option<L::File>,
-    /// Where the next record goes.
+    /// The offset of the next record.
     end: AtomicU64,
     links: Lock<Links>,
     unsynced: Lock<Unsynced>,
 }
 
-/// The objects of which records may not be on the disk.
+/// The copies with records that may not be on the disk yet.
 #[derive(Default)]
 struct Unsynced {
-    /// How many records were written.
+    /// The number of appends so far.
     written: u64,
-    /// By the inode number of the copy, how many there were with its last one.
+    /// For the inode number of a copy: the value of `written` after its last record.
     copies: HashMap<u64, u64>,
 }
 
 #[derive(Default)]
 struct Links {
     copies: HashMap<Origin, Kept>,
-    /// The same by the inode number of the copy.
+    /// The keys of `copies`, by the inode number of the copy.
     origins: HashMap<u64, Origin>,
-    /// The inode numbers of the files that they were copied from, whatever the layer.
+    /// The inode numbers of the originals, of all layers together.
     lower_inos: HashSet<u64>,
-    /// How many names of a lower file are its own no more: hidden, or links of the copy.
+    /// For each lower file, the number of its names that are hidden or are links to the copy.
     hidden: HashMap<Origin, u32>,
 }
 
-/// A copied-up file of several names.
+/// A copy of a lower file with several names.
 struct Kept {
-    /// Its name in the work directory.
+    /// The name of its index entry.
     name: OsString,
-    /// How many names the original has in its layer.
+    /// The number of names that the original has in its layer.
     names: u32,
-    /// Its inode number.
+    /// The inode number of the copy.
     copy: u64,
 }
 
-/// What is known of an object that has several names in its layer.
+/// The facts about an object that has several names in its layer.
 pub struct Linked {
-    /// The attributes: of the copy, if there is one.
+    /// The attributes of the copy if there is one, else those of the object.
     pub attr: Stat,
-    /// The name of the copy in the work directory.
+    /// The name of the copy's index entry.
     pub index_entry: Option<OsString>,
     pub origin: Option<Origin>,
     pub links: LinkCount,
 }
 
-/// One record of the file: six numbers of 64 bits, the lowest byte first. The first is a digest of
-/// the others, the second says what it is.
+/// One record of the file: six little-endian numbers of 64 bits. The first is a digest of the
+/// others, the second is the kind of the record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Record {
-    /// The first: the inode numbers of the work directory and of the file, which are others where
-    /// somebody has copied them.
+    /// The first record: the inode numbers of the work directory and of the file. They differ from
+    /// the real ones in a copy of the directory.
     Head { dir: u64, file: u64 },
-    /// The copy with the inode number `copy` shows `number`. At `time` it existed.
+    /// The copy with the inode number `copy` shows `number`. It existed at `time`.
     Number { copy: u64, number: u64, time: Time },
-    /// It is gone.
+    /// The copy no longer exists.
     Gone { copy: u64, number: u64 },
-    /// So many names of a lower file are its own no more; 0, if it does not matter any more.
+    /// The number of names of a lower file that are hidden or are links to the copy. 0 cancels
+    /// earlier records.
     Hidden { origin: Origin, names: u32 },
 }
 
@@ -121,7 +124,7 @@ impl Record {
         bytes
     }
 
-    /// None if this is no record.
+    /// Returns None if the bytes are no record.
     fn from_bytes(bytes: &[u8]) -> Option<Self> {
         let words: Vec<_> = bytes.chunks_exact(8).map(|word| word.try_into().map_or(0, u64::from_le_bytes)).collect();
         let [digest, what, a, b, c, d] = words[..] else { return None };
@@ -138,17 +141,17 @@ impl Record {
     }
 }
 
-/// What is in the file of the records.
+/// The result of reading the file of the records.
 enum Numbers<L: Layer> {
-    /// Records, so many behind the first; and the open file.
+    /// The open file, and the number of records after the first.
     Whole(L::File, usize),
-    /// The file is missing, or lacks what a power failure takes of what was not synced.
-    Cut,
-    /// It has what is no record, or is a copy of the file.
+    /// The file is missing, or lacks the unsynced end that a power failure loses.
+    Truncated,
+    /// The file contains bytes that are no record, or is a copy of another file.
     Damaged,
 }
 
-/// What the records say together.
+/// The state that all records together describe.
 #[derive(Default)]
 struct RecordsRead {
     claims: Claims,
@@ -160,14 +163,15 @@ impl RecordsRead {
         match record {
             Record::Head { .. } => {}
             Record::Number { copy, number, time } => drop(self.claims.insert(copy, Claim { number, time })),
-            // The inode number may be that of another copy already.
+            // A later copy may already have the same inode number. Its record stays.
             Record::Gone { copy, number } => {
                 if self.claims.get(&copy).is_some_and(|claim| claim.number == number) {
                     self.claims.remove(&copy);
                 }
             }
             Record::Hidden { origin, names: 0 } => drop(self.hidden.remove(&origin)),
-            // Of two threads, the first may have been the last to write.
+            // Two threads may have written their records in reverse order. The larger count is the
+            // later one.
             Record::Hidden { origin, names } => {
                 let known = self.hidden.entry(origin).or_default();
                 *known = names.max(*known);
@@ -187,11 +191,11 @@ impl RecordsRead {
     }
 }
 
-/// What the names in the work directory begin with that this module gives, whole or damaged.
+/// The prefixes of the names that this module uses in the work directory, of damaged entries too.
 pub const NAMES: [&str; 2] = [NUMBERS, LINK];
 
-/// Whether the entry `name` of the work directory is for the next mount, and whole. Everything else
-/// is swept at mount.
+/// Whether `name` in the work directory belongs to the index and is well formed. The mount sweeps
+/// other entries.
 pub fn is_kept(name: &OsStr, kind: Kind) -> bool {
     match kind {
         Kind::Dir => false,
@@ -200,8 +204,8 @@ pub fn is_kept(name: &OsStr, kind: Kind) -> bool {
     }
 }
 
-/// The inode number, the origin and the count of names of the original that a name in the work
-/// directory tells.
+/// Parses the name of an index entry: the original's inode number, its origin and its number of
+/// names.
 fn parse_link(name: &OsStr) -> Option<(u64, Origin, u32)> {
     let mut parts = name.to_str()?.strip_prefix(LINK)?.split('.');
     let ino = u64::from_str_radix(parts.next()?, 16).ok()?;
@@ -214,7 +218,7 @@ fn link_name(ino: u64, origin: Origin, names: u32) -> OsString {
     format!("{LINK}{ino:x}.{origin:032x}.{names:x}").into()
 }
 
-/// What the file whose attributes in the lower directory `dir` are `stat` is known by.
+/// Returns the origin of a file with the attributes `stat` in the lower directory `dir`.
 pub fn origin<L: Layer>(stack: &Stack<L>, dir: &LayerDir<L>, stat: &Stat) -> Origin {
     let Stat {
         dev: _,
@@ -241,8 +245,11 @@ pub fn origin<L: Layer>(stack: &Stack<L>, dir: &LayerDir<L>, stat: &Stat) -> Ori
 }
 
 impl<L: Layer> Index<L> {
-    /// Reads what is in the work directory `dir`, and answers also the numbers that copies had.
-    /// What cannot be read is forgotten. `ctimes` follow what is done to copies.
+    /// Reads the index from the work directory `dir`. Also returns the inode numbers that copies
+    /// had.
+    ///
+    /// The function drops records that it cannot read. It tells `ctimes` about each copy that it
+    /// changes.
     pub fn open(upper: &L, dir: &L::Dir, volatile: bool, ctimes: &Ctimes) -> Result<(Self, Claims)> {
         let mut links = Links::default();
         let mut found = Vec::new();
@@ -254,13 +261,13 @@ impl<L: Layer> Index<L> {
         let head = upper.stat(Object::Dir(dir))?.ino;
         let mut known = RecordsRead::default();
         let read = read_numbers(upper, dir, Access::ReadWrite, head, &mut known).unwrap_or_else(|error| {
-            log::warn!("the inode numbers of earlier mounts cannot be read: {error}");
+            log::warn!("cannot read the inode numbers of earlier mounts, so files may show new ones: {error}");
             Numbers::Damaged
         });
         for (name, kind, copy, (ino, origin, names)) in found {
             if known.hidden.get(&origin).is_some_and(|hidden| *hidden >= names) {
-                // Every name of the original is hidden or a link of the copy, which needs nothing
-                // to hold it together.
+                // Every name of the original is hidden or a link to the copy. The index entry has
+                // no purpose.
                 let number = known.claims.get(&copy).filter(|_| kind == Kind::File).map(|claim| claim.number);
                 unlink_unseen(upper, dir, &name, number, ctimes)?;
                 known.hidden.remove(&origin);
@@ -270,8 +277,8 @@ impl<L: Layer> Index<L> {
         }
         let written = match read {
             Numbers::Whole(file, records) if records <= 2 * known.len() + DEAD_MAX => {
-                // So that a later sync of an object need not ask for what an earlier mount has
-                // written of it.
+                // Syncs the records of earlier mounts now, so that a later sync of an object need
+                // not care for them.
                 let synced = if known.len() > 0 && !volatile { upper.sync(&file) } else { Ok(()) };
                 synced.map(|()| (file, records + 1))
             }
@@ -280,7 +287,7 @@ impl<L: Layer> Index<L> {
         let (numbers, records) = match written {
             Ok((file, records)) => (Some(file), records),
             Err(error) => {
-                log::warn!("inode numbers are not kept for later mounts: {error}");
+                log::warn!("cannot write inode numbers for later mounts, which may show new ones: {error}");
                 (None, 0)
             }
         };
@@ -289,19 +296,19 @@ impl<L: Layer> Index<L> {
         Ok((Index { numbers, end, links: Lock::new(links), unsynced: Lock::default() }, known.claims))
     }
 
-    /// Removes the file if there is nothing in it.
+    /// Removes the file if it has no record but the first.
     pub fn finish(&self, upper: &L, dir: &L::Dir) -> Result<()> {
         let is_empty = self.end.load(Ordering::Relaxed) <= Record::SIZE as u64;
         if self.numbers.is_some() && is_empty { upper.unlink(dir, OsStr::new(NUMBERS)) } else { Ok(()) }
     }
 
-    /// Writes records down. What fails is logged: only a later mount misses it.
+    /// Appends records. A failure is logged: only a later mount misses the records.
     pub fn append(&self, upper: &L, records: &[Record]) {
         let Some(file) = &self.numbers else { return };
         let bytes: Vec<_> = records.iter().flat_map(|record| record.to_bytes()).collect();
         let at = self.end.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         if let Err(error) = write_all(upper, file, &bytes, at) {
-            log::warn!("inode numbers and links are not kept for the next mount: {error}");
+            log::warn!("cannot write inode numbers and link counts for the next mount, which may show others: {error}");
             return;
         }
         let copies: Vec<_> = records.iter().filter_map(|record| self.copy_of(record)).collect();
@@ -311,7 +318,7 @@ impl<L: Layer> Index<L> {
         unsynced.copies.extend(copies.into_iter().map(|copy| (copy, written)));
     }
 
-    /// The copy of which a record says something that its next mount needs.
+    /// Returns the copy that `record` keeps right for the next mount, if any.
     fn copy_of(&self, record: &Record) -> Option<u64> {
         match record {
             Record::Number { copy, .. } => Some(*copy),
@@ -320,8 +327,7 @@ impl<L: Layer> Index<L> {
         }
     }
 
-    /// Brings to the disk what was written down of the object of the upper layer with the inode
-    /// number `ino`. None: it may be any.
+    /// Syncs the records about the copy with the inode number `ino`, or about all copies for None.
     pub fn sync(&self, upper: &L, ino: Option<u64>) -> Result<()> {
         let written = {
             let unsynced = self.unsynced.lock();
@@ -343,7 +349,7 @@ impl<L: Layer> Index<L> {
         self.links.lock().lower_inos.contains(&ino)
     }
 
-    /// Says that one more name of a lower file is its own no more.
+    /// Counts one more name of a lower file that is hidden or a link to the copy.
     fn hide(&self, origin: Origin) -> Record {
         let mut links = self.links.lock();
         let names = links.hidden.entry(origin).or_default();
@@ -351,7 +357,7 @@ impl<L: Layer> Index<L> {
         Record::Hidden { origin, names: *names }
     }
 
-    /// Forgets a file of which no name is left.
+    /// Drops the facts about a file that has lost its last name.
     fn forget(&self, origin: Origin) -> Option<Record> {
         let mut links = self.links.lock();
         if let Some(kept) = links.copies.remove(&origin) {
@@ -360,7 +366,7 @@ impl<L: Layer> Index<L> {
         links.hidden.remove(&origin).map(|_| Record::Hidden { origin, names: 0 })
     }
 
-    /// What is known of a copy, by its inode number.
+    /// Returns the facts about the copy with the attributes `attr`.
     fn of_copy(&self, attr: &Stat) -> Option<Linked> {
         let links = self.links.lock();
         links.linked(*links.origins.get(&attr.ino)?, *attr)
@@ -386,11 +392,11 @@ impl Links {
         self.lower_inos.insert(ino);
     }
 
-    /// The file that was copied from `origin`; `attr` are those of the copy.
+    /// Returns the facts about the file copied from `origin`. `attr` belongs to the copy.
     fn linked(&self, origin: Origin, attr: Stat) -> Option<Linked> {
         let copy = self.copies.get(&origin)?;
         let below = copy.names.saturating_sub(self.hidden.get(&origin).copied().unwrap_or(0));
-        // The name in the work directory is none of the file's.
+        // The index entry is no name of the file.
         let nlink = (attr.nlink.saturating_sub(1) + below).max(1);
         Some(Linked {
             attr,
@@ -406,7 +412,8 @@ pub struct Review {
     /// Whether every record of the numbers is one, and of this file, but for what a power failure
     /// takes.
     pub whole: bool,
-    /// The copies of which not all of the original's names are hidden or links.
+    /// The index entries of originals that still have a name below that is neither hidden nor a
+    /// link.
     pub links: Vec<(OsString, Origin)>,
 }
 
@@ -434,8 +441,8 @@ pub fn rewrite<L: Layer>(upper: &L, dir: &L::Dir) -> Result<()> {
     ctimes.save(upper, dir)
 }
 
-/// Removes the name of a copy that has others. A file that shows `number` goes on showing its time
-/// of last change of status.
+/// Removes the index entry of a copy that has other names. The file that shows `number` keeps the
+/// time of last change of status that it shows.
 fn unlink_unseen<L: Layer>(upper: &L, dir: &L::Dir, name: &OsStr, number: Option<u64>, ctimes: &Ctimes) -> Result<()> {
     let file = number.and_then(|number| Some((number, upper.open_file(dir, name, Access::Read).ok()?)));
     let ctime = |file: &L::File| upper.stat(Object::File(file)).map(|stat| stat.ctime);
@@ -458,33 +465,34 @@ fn read_numbers<L: Layer>(
     known: &mut RecordsRead,
 ) -> Result<Numbers<L>> {
     let file = match upper.open_file(dir, OsStr::new(NUMBERS), access) {
-        Err(error) if error.errno == ENOENT => return Ok(Numbers::Cut),
+        Err(error) if error.errno == ENOENT => return Ok(Numbers::Truncated),
         file => file?,
     };
     let stat = upper.stat(Object::File(&file))?;
     let mut bytes = vec![0; usize::try_from(stat.size).map_err(|_| Error::new(EIO))?];
     let read = upper.read_at(&file, &mut bytes, 0)?;
     let bytes = &bytes[..read];
-    let (mut cut, mut damaged) = (bytes.is_empty(), false);
+    let (mut truncated, mut damaged) = (bytes.is_empty(), false);
     for (index, chunk) in bytes.chunks(Record::SIZE).enumerate() {
         match Record::from_bytes(chunk) {
             Some(record) if (index == 0) == (record == Record::Head { dir: head, file: stat.ino }) => known.add(record),
-            // It may be of another file, of which nothing is believed.
-            None if index == 0 && is_truncated(chunk, 0) => return Ok(Numbers::Cut),
+            // The file may belong to another directory. Without its first record no other record
+            // counts.
+            None if index == 0 && is_truncated(chunk, 0) => return Ok(Numbers::Truncated),
             _ if index == 0 => return Ok(Numbers::Damaged),
-            _ if is_truncated(chunk, index * Record::SIZE) => cut = true,
+            _ if is_truncated(chunk, index * Record::SIZE) => truncated = true,
             _ => damaged = true,
         }
     }
-    Ok(match (damaged, cut) {
+    Ok(match (damaged, truncated) {
         (true, _) => Numbers::Damaged,
-        (false, true) => Numbers::Cut,
+        (false, true) => Numbers::Truncated,
         (false, false) => Numbers::Whole(file, (read / Record::SIZE).saturating_sub(1)),
     })
 }
 
-/// Whether a power failure may have made this, at `offset` in the file, of a record that was not
-/// synced: the end is missing, or zeros are in a block of the disk that was not written.
+/// Whether a power failure may have left these bytes, at `offset` in the file, of an unsynced
+/// record. Then the end is missing, or one block of the disk is unwritten and reads as zeros.
 fn is_truncated(bytes: &[u8], offset: usize) -> bool {
     const BLOCK: usize = 512;
     let is_zero = |bytes: &[u8]| bytes.iter().all(|byte| *byte == 0);
@@ -514,8 +522,8 @@ fn write_numbers<L: Layer>(upper: &L, dir: &L::Dir, head: u64, known: &RecordsRe
 }
 
 impl<L: Layer> Overlay<L> {
-    /// What is known of an object that `dir` of a layer has with these attributes, and that has
-    /// several names there.
+    /// Returns the facts about an object with several names, which has the attributes `attr` in
+    /// `dir`.
     pub(super) fn linked(&self, dir: &LayerDir<L>, attr: Stat) -> Result<Linked> {
         let alone = Linked { attr, index_entry: None, origin: None, links: LinkCount::OfLayer };
         let Ok((_, work)) = self.upper() else { return Ok(alone) };
@@ -548,8 +556,7 @@ impl<L: Layer> Overlay<L> {
         place.map(|place| Ok(origin(&self.stack, &place.dir, &self.layer_attr(node)?))).transpose()
     }
 
-    /// Gives the complete copy `temp` of a file with several names the name in the work directory
-    /// by which it is found again.
+    /// Gives the complete copy `temp` of a file with several names its index entry.
     pub(super) fn keep_copy(&self, origin: Origin, before: &Stat, temp: &OsStr) -> Result<OsString> {
         let (upper, work) = self.upper()?;
         let name = link_name(before.ino, origin, before.nlink);
@@ -565,12 +572,12 @@ impl<L: Layer> Overlay<L> {
             upper.rename(&open, name, &open, temp, RenameMode::Replace)
         });
         if let Err(error) = undone {
-            log::warn!("{name:?} stays in the work directory: {error}");
+            log::warn!("cannot take {name:?} back in the work directory: {error}");
         }
     }
 
-    /// After a copy-up: writes down which number the copy shows, and of a file that has other names
-    /// below, under which name it is kept.
+    /// Records a copy-up: the number that the copy shows, and its index entry if the original has
+    /// other names.
     pub(super) fn record_copy_up(&self, ino: u64, copy: &Stat, kept: Option<(&Stat, Origin, &OsStr)>) {
         let Ok((upper, work)) = self.upper() else { return };
         self.inodes.record_copy_up(copy.dev, copy.ino, ino);
@@ -581,16 +588,16 @@ impl<L: Layer> Overlay<L> {
         work.index().append(upper, &[Record::Number { copy: copy.ino, number: ino, time: copy.ctime }]);
     }
 
-    /// Says that a name of a file that has several in a lower layer is hidden there, or a link of
-    /// the copy.
+    /// Records that a name of a lower file with several names is hidden, or is now a link to the
+    /// copy.
     pub(super) fn hid_name(&self, origin: Origin) {
         if let Ok((upper, work)) = self.upper() {
             work.index().append(upper, &[work.index().hide(origin)]);
         }
     }
 
-    /// Says that no name is left of an object of the upper layer, which shows `number`, and which
-    /// its layer numbers `ino` on `device`.
+    /// Records that an object of the upper layer lost its last name. It shows `number`; its layer
+    /// has it as `ino` on `device`.
     pub(super) fn lost_copy(&self, number: u64, device: u64, ino: u64, origin: Option<Origin>) {
         let Ok((upper, work)) = self.upper() else { return };
         let number = self.inodes.forget_copy(device, ino, number).then_some(Record::Gone { copy: ino, number });
@@ -601,8 +608,8 @@ impl<L: Layer> Overlay<L> {
         }
     }
 
-    /// The number that an object with these attributes shows from now on, as
-    /// [`Inodes::assign`](super::inode::Inodes::assign) has it.
+    /// Returns the number that an object with these attributes shows from now on. See
+    /// [`Inodes::assign`](super::inode::Inodes::assign).
     pub(super) fn number(&self, attr: &Stat) -> u64 {
         let (number, is_new) = self.inodes.assign(attr.dev, attr.ino);
         if let (true, Ok((upper, work))) = (is_new, self.upper()) {
@@ -611,12 +618,12 @@ impl<L: Layer> Overlay<L> {
         number
     }
 
-    /// Before the entry `name` of `dir` gets its number: finds out whether an earlier mount gave it
-    /// one.
+    /// Finds out whether an earlier mount gave the entry `name` of `dir` a number. The caller does
+    /// this before the entry gets one.
     pub(super) fn resolve_claim(&self, dir: &Arc<LayerDir<L>>, name: &OsStr, attr: &Stat) -> Result<()> {
         if let Some(time) = self.inodes.claimed_at(attr.dev, attr.ino) {
             let birth = self.stack.layer(dir).birth(Object::Entry(&*self.stack.open(dir)?, name))?;
-            // What was created later has only got the inode number that the copy had.
+            // An object born after that time is a new one that reuses the copy's inode number.
             self.inodes.resolve_claim(attr.dev, attr.ino, birth.is_none_or(|birth| birth <= time));
         }
         Ok(())
@@ -649,7 +656,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_power_failure_leaves_of_a_record_is_no_damage() {
+    fn a_record_truncated_by_a_power_failure_is_no_damage() {
         let bytes = Record::Number { copy: 2, number: 3 << 48, time: Time { sec: 1 << 60, nsec: 1 } }.to_bytes();
         let zeroed = |range: std::ops::Range<usize>| {
             let mut torn = bytes;
@@ -657,7 +664,7 @@ mod tests {
             torn
         };
         assert!(is_truncated(&bytes[..47], 48) && is_truncated(&zeroed(0..48), 48));
-        // This one lies across the end of a block: 32 bytes are in the first, 16 in the second.
+        // This record crosses the end of a block: 32 bytes are in the first, 16 in the second.
         assert!(is_truncated(&zeroed(0..32), 480) && is_truncated(&zeroed(32..48), 480));
         assert!(
             !is_truncated(&zeroed(0..30), 480) && !is_truncated(&zeroed(32..48), 528) && !is_truncated(&bytes, 480)
@@ -665,7 +672,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_gone_does_not_take_what_came_after_it() {
+    fn a_gone_record_leaves_later_numbers_alone() {
         let mut known = RecordsRead::default();
         let time = Time::default();
         known.add(Record::Number { copy: 1, number: 10, time });
@@ -677,7 +684,7 @@ mod tests {
     }
 
     #[test]
-    fn the_name_of_a_link_says_what_it_is_a_copy_of() {
+    fn the_name_of_an_index_entry_tells_its_origin() {
         let name = link_name(0x1f, 5, 3);
         assert_eq!(parse_link(&name), Some((0x1f, 5, 3)));
         assert!(is_kept(&name, Kind::File) && is_kept(&name, Kind::Symlink) && !is_kept(&name, Kind::Dir));

@@ -1,18 +1,17 @@
-//! Inode numbers: unique among the objects of the merged tree that anyone holds, and the same over
-//! copy-up and in the next mount.
+//! Inode numbers. They are unique among the objects of the merged tree that are in use. They stay
+//! the same over copy-up and mounts.
 //!
-//! An object keeps the number of the layer that it was first seen in. The topmost layer's are left
-//! as they are, those of every other are set apart by their high bits, in which layers are counted
-//! from the bottom. A number that needs the high bits itself is replaced by a digest of layer and
-//! number, which every mount finds again; it is remembered, so that two objects never have the
-//! same. A number that another object still has is replaced by one from a counter, which is written
-//! down for the next mount.
+//! An object has the number of the layer where it was first seen. Numbers of the topmost layer are
+//! unchanged. The high bits tell those of other layers apart; they hold the layer, counted from the
+//! bottom. If a layer uses the high bits itself, a digest of layer and number takes the number's
+//! place. Each mount computes the same digest. A table keeps two digests from meeting. A number
+//! that another object still has is replaced by one from a counter, and the index writes that down.
 //!
-//! What earlier mounts wrote down of copies ([`Claims`]) is believed when a copy is met that can be
-//! the one, and only if nobody else has the number by then: somebody may have changed the upper
-//! layer in between.
+//! Earlier mounts recorded the numbers of copies ([`Claims`]). The engine uses such a record when
+//! it meets an object that can be the copy, and only if the number is free. A change of the upper
+//! layer between mounts may have made it wrong.
 //!
-//! The lock is a leaf.
+//! The lock here is a leaf.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Weak};
@@ -22,24 +21,24 @@ use crate::format::fnv1a;
 use crate::layer::{Layer, Stat, Time};
 use crate::sync::Lock;
 
-/// Where the filesystem's number starts within an inode number.
+/// The first bit of the layer's part of an inode number.
 const DEVICE_SHIFT: u32 = 48;
-/// From here on numbers come from the counter.
+/// The lowest number from the counter.
 const COUNTED: u64 = 1 << 63;
-/// And from here on they are digests.
+/// The lowest number that is a digest.
 const DIGESTED: u64 = 3 << 62;
-/// The number that front ends and filesystems keep for the root.
+/// The number that front ends and filesystems use for the root.
 const ROOT: u64 = 1;
 
 /// The number that a copy had in an earlier mount.
 #[derive(Clone, Copy)]
 pub struct Claim {
     pub number: u64,
-    /// When the copy existed.
+    /// A time at which the copy existed.
     pub time: Time,
 }
 
-/// The numbers of the copies of earlier mounts, by the inode number of the copy.
+/// The numbers of copies of earlier mounts, by the inode number of the copy.
 pub type Claims = HashMap<u64, Claim>;
 
 pub struct Inodes<L: Layer> {
@@ -47,38 +46,37 @@ pub struct Inodes<L: Layer> {
 }
 
 struct Tables<L: Layer> {
-    /// The filesystems of the layers, as marked by the stack, and what the high part of their
-    /// numbers is.
+    /// The high part of the numbers of each filesystem, by its device number from the stack.
     devices: HashMap<u64, u64>,
-    /// Objects whose number is not what their layer says: copied up, or in another's way. By
-    /// filesystem and the layer's number.
+    /// The numbers of objects that do not have their layer's number: copies, and objects with a
+    /// number in use. By filesystem and the layer's number.
     renumbered: HashMap<(u64, u64), u64>,
     /// The filesystem of the upper layer, if there is one.
     upper: Option<u64>,
-    /// The copies of earlier mounts that were not met yet.
+    /// The copies of earlier mounts that this mount has not met yet.
     claims: Claims,
-    /// The same by what they claim.
+    /// The keys of `claims`, by the claimed number.
     claimed: HashMap<u64, u64>,
-    /// The numbers of objects of the upper layer that are written down: those that copies have from
-    /// their originals, and those of the counter.
+    /// The recorded numbers of objects of the upper layer: those of copies, and those from the
+    /// counter.
     copied: HashSet<u64>,
-    /// The objects whose number is a digest, by that: filesystem and the layer's number.
+    /// The objects with a digest as number, by that: filesystem and the layer's number.
     digested: HashMap<u64, (u64, u64)>,
     counter: u64,
-    /// Unlinked objects that somebody may still hold, by number, which the filesystem may give to a
+    /// Unlinked objects that may be in use, by number. The filesystem may give such a number to a
     /// new object meanwhile.
     unlinked: HashMap<u64, Weak<Node<L>>>,
     /// Objects that may have several names, by filesystem and the layer's number.
     linked: HashMap<(u64, u64), Weak<Node<L>>>,
-    /// How large the two tables of weak references may grow before the dead ones are swept.
+    /// The size of the two tables of weak references at which dead ones are removed.
     sweep_at: usize,
 }
 
 impl<L: Layer> Inodes<L> {
-    /// `devices` are the marked filesystems of the layers, the topmost first, which is the upper
-    /// one if `has_upper`.
+    /// Makes the tables. `devices` are the filesystems of the layers, topmost first. The first is
+    /// that of the upper layer if `has_upper`.
     pub fn new(devices: &[u64], has_upper: bool, mut claims: Claims) -> Self {
-        // The high bits are those of layers, or it is from the counter.
+        // A valid number has the high bits of a lower layer, or is from the counter.
         claims.retain(|_, claim| claim.number >> DEVICE_SHIFT != 0);
         let claimed: HashMap<_, _> = claims.iter().map(|(ino, claim)| (claim.number, *ino)).collect();
         claims.retain(|ino, claim| claimed.get(&claim.number) == Some(ino));
@@ -103,14 +101,13 @@ impl<L: Layer> Inodes<L> {
         }
     }
 
-    /// The number that callers see of an object that its layer numbers `ino` on the filesystem
-    /// `device`.
+    /// Returns the number that callers see for the object `ino` of the filesystem `device`.
     pub fn visible(&self, device: u64, ino: u64) -> u64 {
         self.tables.lock().visible(device, ino)
     }
 
-    /// As [`Inodes::visible`], where that is known already; None where it depends on what the
-    /// object is.
+    /// Does the same as [`Inodes::visible`] if the number is certain. Returns None if it depends on
+    /// the object itself.
     pub fn listed(&self, device: u64, ino: u64) -> Option<u64> {
         let mut tables = self.tables.lock();
         if tables.upper == Some(device) && tables.claims.contains_key(&ino) {
@@ -124,20 +121,20 @@ impl<L: Layer> Inodes<L> {
         (!contested).then_some(visible)
     }
 
-    /// As [`Inodes::visible`], for an object that is met anew: never a number that another has, be
-    /// that unlinked and still held, or a copy. Answers also whether only a record tells the next
-    /// mount which number an object of the upper layer has.
+    /// Returns the number for an object that this mount meets for the first time. No unlinked
+    /// object in use, and no copy, has the same number. Also returns whether the caller must record
+    /// the number.
     pub fn assign(&self, device: u64, ino: u64) -> (u64, bool) {
         let mut tables = self.tables.lock();
         if tables.upper == Some(device) {
-            // Whatever had this number in the layer is gone.
+            // The object that had this number in the layer no longer exists.
             tables.take_claim(ino);
         }
         let visible = tables.visible(device, ino);
         let in_upper = tables.upper == Some(device);
         let mut taken = tables.is_held(visible);
         if !in_upper {
-            // It shows, so a copy that has the number from it is not where it was put.
+            // The lower object shows, so the copy that claims its number is no longer in its place.
             if let Some(copy) = tables.claimed.get(&visible).copied() {
                 tables.take_claim(copy);
             }
@@ -153,8 +150,8 @@ impl<L: Layer> Inodes<L> {
         (number, in_upper)
     }
 
-    /// Says that the object `ino` of `device`, copied up from one that callers know as `visible`,
-    /// keeps that number.
+    /// Records that the object `ino` of `device` is a copy, and keeps the original's number
+    /// `visible`.
     pub fn record_copy_up(&self, device: u64, ino: u64, visible: u64) {
         let mut tables = self.tables.lock();
         tables.take_claim(ino);
@@ -162,14 +159,14 @@ impl<L: Layer> Inodes<L> {
         tables.copied.insert(visible);
     }
 
-    /// When a copy existed that had the number `ino` on `device` in an earlier mount, and that was
-    /// not met yet.
+    /// Returns a time at which a copy with the number `ino` on `device` existed in an earlier
+    /// mount. None if there is none, or it was met already.
     pub fn claimed_at(&self, device: u64, ino: u64) -> Option<Time> {
         let tables = self.tables.lock();
         tables.claims.get(&ino).filter(|_| tables.upper == Some(device)).map(|claim| claim.time)
     }
 
-    /// Says whether the object `ino` of `device` is that copy.
+    /// Settles whether the object `ino` of `device` is that copy.
     pub fn resolve_claim(&self, device: u64, ino: u64, is_copy: bool) {
         let mut tables = self.tables.lock();
         if let Some(claim) = tables.take_claim(ino).filter(|_| is_copy) {
@@ -178,31 +175,31 @@ impl<L: Layer> Inodes<L> {
         }
     }
 
-    /// Says that the object `ino` of the upper layer, which callers know as `visible`, has no name
-    /// any more. Answers whether a record says that it has this number.
+    /// Forgets the object `ino` of the upper layer, shown as `visible`, which lost its last name.
+    /// Returns whether a record has its number.
     pub fn forget_copy(&self, device: u64, ino: u64, visible: u64) -> bool {
         let mut tables = self.tables.lock();
-        // The layer may have given `ino` to another copy by now.
+        // The layer may already have given `ino` to another copy.
         if tables.renumbered.get(&(device, ino)) == Some(&visible) {
             tables.renumbered.remove(&(device, ino));
         }
         tables.copied.remove(&visible)
     }
 
-    /// Says that the object numbered `visible` has no name any more, or is about to lose the last.
+    /// Records that the object with the number `visible` has lost its last name, or is about to.
     pub fn unlinked(&self, node: &Arc<Node<L>>, visible: u64) {
         let mut tables = self.tables.lock();
         tables.unlinked.insert(visible, Arc::downgrade(node));
         tables.sweep();
     }
 
-    /// The node of an object that may have several names, if there is one.
+    /// Returns the node of an object that may have several names, if there is one.
     pub fn held(&self, stat: &Stat) -> Option<Arc<Node<L>>> {
         self.tables.lock().linked.get(&(stat.dev, stat.ino)).and_then(Weak::upgrade)
     }
 
-    /// The node of an object that may have several names: the one that is held already, or `node`,
-    /// which is then remembered.
+    /// Returns the one node of an object that may have several names: the existing one, else
+    /// `node`.
     pub fn same(&self, stat: &Stat, node: Arc<Node<L>>) -> Arc<Node<L>> {
         let mut tables = self.tables.lock();
         if let Some(held) = tables.linked.get(&(stat.dev, stat.ino)).and_then(Weak::upgrade) {
@@ -213,26 +210,24 @@ impl<L: Layer> Inodes<L> {
         node
     }
 
-    /// Remembers that `node` is (also) the object `ino` of `device`, so that its other names find
-    /// it.
+    /// Records that `node` is (also) the object `ino` of `device`, so that its other names find it.
     pub fn link(&self, device: u64, ino: u64, node: &Arc<Node<L>>) {
         let mut tables = self.tables.lock();
         tables.linked.insert((device, ino), Arc::downgrade(node));
         tables.sweep();
     }
 
-    /// Forgets an object that may have several names, if nobody but the caller has `node`, its
-    /// node: its memory is not kept until the next sweep.
+    /// Forgets an object that may have several names, if the caller has the only reference to
+    /// `node`. So its memory does not stay until the next sweep.
     pub fn forget_unused(&self, device: u64, ino: u64, node: &Arc<Node<L>>) {
         let mut tables = self.tables.lock();
-        // Others get the node from this table alone, so nobody can come to have it meanwhile.
+        // Other threads get the node only from this table, so the count cannot grow meanwhile.
         if Arc::strong_count(node) == 1 {
             tables.linked.remove(&(device, ino));
         }
     }
 
-    /// Forgets an object of which no name is left, since its filesystem may give the number to a
-    /// new one.
+    /// Forgets an object that lost its last name, since its filesystem may reuse the number.
     pub fn forget_link(&self, device: u64, ino: u64) {
         self.tables.lock().linked.remove(&(device, ino));
     }
@@ -252,7 +247,7 @@ impl<L: Layer> Tables<L> {
         }
     }
 
-    /// The number of an object whose own leaves no room for that of its layer, which is `index`.
+    /// Returns a digest for an object with a number that leaves no room for its layer, `index`.
     fn digest(&mut self, device: u64, index: u64, ino: u64) -> u64 {
         let words = [index.to_le_bytes(), ino.to_le_bytes()];
         let mut number = DIGESTED | fnv1a(words.as_flattened()) as u64;
@@ -262,7 +257,7 @@ impl<L: Layer> Tables<L> {
         number
     }
 
-    /// Whether an object without a name, which somebody holds, has this number.
+    /// Whether an unlinked object in use has this number.
     fn is_held(&self, number: u64) -> bool {
         self.unlinked.get(&number).is_some_and(|node| node.strong_count() > 0)
     }
@@ -299,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn large_numbers_are_found_again_in_any_order() {
+    fn large_numbers_are_the_same_in_any_order() {
         let objects: Vec<_> = (0..1000)
             .flat_map(|ino| [(8, ino << 48), (9, ino << 48), (9, u64::MAX - ino), (7, !(ino << 20))])
             .collect();
@@ -313,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn digests_that_meet_are_told_apart() {
+    fn equal_digests_are_told_apart() {
         let inodes = inodes();
         let number = inodes.visible(8, 1 << 60);
         inodes.tables.lock().digested.insert(number, (9, 1 << 61));

@@ -1,4 +1,4 @@
-//! Second names of files.
+//! Further names of files.
 
 use std::ffi::OsStr;
 use std::sync::Arc;
@@ -15,11 +15,18 @@ use crate::format::plan::{New, Placement};
 use crate::layer::{Kind, Layer, Object, Result};
 
 impl<L: Layer> Overlay<L> {
-    /// Gives an object the further name `name` in `dir`, or its first one to a file that has none
-    /// yet.
+    /// Gives an object the further name `name` in `dir`, or gives a file without a name its first
+    /// one.
     ///
-    /// EPERM for a directory; ENOENT if its last name was removed; EEXIST; EINVAL for a reserved
-    /// name; EMLINK; EROFS; EOPNOTSUPP where the upper layer has no links.
+    /// # Errors
+    ///
+    /// - EPERM: `node` is a directory, or it or `dir` is immutable or append-only.
+    /// - ENOENT: the last name of `node` was removed, or `dir` was.
+    /// - EEXIST: the name exists.
+    /// - EINVAL: the name is reserved.
+    /// - EMLINK: the object has too many names.
+    /// - EROFS: there is no upper layer.
+    /// - EOPNOTSUPP: the upper layer has no links.
     pub fn link(&self, node: &Arc<Node<L>>, dir: &Arc<Node<L>>, name: &OsStr) -> Result<()> {
         self.check_new_name(dir, name)?;
         if node.kind() == Kind::Dir {
@@ -37,7 +44,8 @@ impl<L: Layer> Overlay<L> {
         let _tree = self.tree.read();
         let mut names = dir.dir()?;
         let whiteout = self.check_free(dir, &mut names, name)?;
-        // Until it is known where the object is now, nobody asks for it by its name.
+        // The lock lasts until the new place is known, so no thread asks for the object by its old
+        // name.
         let mut state = node.state.lock();
         let attr = match state.attr {
             Some(attr) => attr,
@@ -80,8 +88,8 @@ impl<L: Layer> Overlay<L> {
         Ok(())
     }
 
-    /// Makes the link in the upper layer: of the object, or of the name `first` of the work
-    /// directory, which it loses.
+    /// Makes the link in the upper layer. The object may have only the name `first` in the work
+    /// directory, and then loses that.
     fn make_link(
         &self,
         state: &State<L>,
@@ -97,7 +105,7 @@ impl<L: Layer> Overlay<L> {
         };
         let from = match (&location, &from_dir) {
             (Location::Entry(_, name), Some(dir)) => Object::Entry(&**dir, name),
-            // It has names, but nobody has asked for them.
+            // The object has names, but no lookup has met them.
             (Location::File(open), _) => Object::File(&open.file),
             _ => return Err(Error::new(ENOENT)),
         };

@@ -1,4 +1,4 @@
-//! From a name to a node.
+//! Lookup: from a name to a node.
 
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
@@ -13,21 +13,27 @@ use super::stack::LayerDir;
 use crate::layer::{Kind, Layer, Result, Stat};
 
 impl<L: Layer> Overlay<L> {
-    /// The object `name` of `dir`. Names are taken as they are: `.` and `..` are the front end's.
+    /// Returns the object `name` of `dir`. Uses the name as it is: `.` and `..` belong to the front
+    /// end.
     ///
-    /// ENOENT, also for a reserved name and in a directory that was removed; ENOTDIR; ENAMETOOLONG.
+    /// # Errors
+    ///
+    /// - ENOENT: the name does not exist or is reserved, or the directory was removed.
+    /// - ENOTDIR: `dir` is no directory.
+    /// - ENAMETOOLONG: the name is too long.
+    /// - ESTALE: another program changed the layer meanwhile.
     pub fn lookup(&self, dir: &Arc<Node<L>>, name: &OsStr) -> Result<Arc<Node<L>>> {
         self.forget_some();
         let _tree = self.tree.read();
         self.find(dir, name)
     }
 
-    /// As [`Overlay::lookup`], where the tree is locked already.
+    /// Does the same as [`Overlay::lookup`] if the caller holds the tree.
     pub(super) fn find(&self, parent: &Arc<Node<L>>, name: &OsStr) -> Result<Arc<Node<L>>> {
         self.find_in(parent, &mut *parent.dir()?, name)
     }
 
-    /// As [`Overlay::find`], where the directory is locked already.
+    /// Does the same as [`Overlay::find`] if the caller holds the directory's lock.
     pub(super) fn find_in(&self, parent: &Arc<Node<L>>, dir: &mut Dir<L>, name: &OsStr) -> Result<Arc<Node<L>>> {
         if name.len() > self.name_max {
             return Err(Error::new(ENAMETOOLONG));
@@ -38,8 +44,13 @@ impl<L: Layer> Overlay<L> {
         self.load(parent, dir, name)?.ok_or(Error::new(ENOENT))
     }
 
-    /// Whether a new object may be called `name` in `parent`. ENOTDIR; EINVAL for a reserved name;
-    /// ENAMETOOLONG.
+    /// Checks that a new object may have the name `name` in `parent`.
+    ///
+    /// # Errors
+    ///
+    /// - ENOTDIR: `parent` is no directory.
+    /// - EINVAL: the name is reserved.
+    /// - ENAMETOOLONG: the name is too long.
     pub(super) fn check_new_name(&self, parent: &Arc<Node<L>>, name: &OsStr) -> Result<()> {
         if parent.kind() != Kind::Dir {
             Err(Error::new(ENOTDIR))
@@ -52,7 +63,7 @@ impl<L: Layer> Overlay<L> {
         }
     }
 
-    /// The node of a visible name; None if there is none.
+    /// Returns the node of a visible name, or None if there is none.
     pub(super) fn load(&self, parent: &Arc<Node<L>>, dir: &mut Dir<L>, name: &OsStr) -> Result<Option<Arc<Node<L>>>> {
         self.read_dir(parent, dir)?;
         let Dir { lowers, names: Some(names), .. } = &*dir else {
@@ -66,7 +77,7 @@ impl<L: Layer> Overlay<L> {
         }
         let from = dir.shown(slot).ok_or(Error::new(EIO))?.clone();
         if slot.part {
-            // One that is only read is not kept when its node is forgotten.
+            // A copy that the mount only reads is not kept when its node is evicted.
             let (child, stays) = match (&dir.upper, lowers.first()) {
                 (Some(upper), _) => (self.load_partial(parent, upper, &from, name)?, false),
                 (None, Some(top)) => (self.show_partial(parent, top, &from, name)?, true),
@@ -79,7 +90,7 @@ impl<L: Layer> Overlay<L> {
         }
         let attr = self.stack.stat(&from, name)?;
         if attr.kind != visible.kind {
-            // Somebody changes the layer below us.
+            // Another program changes the layer meanwhile.
             return Err(Error::new(ESTALE));
         }
         let merging = slot.merging().filter_map(|dir| lowers.get(dir as usize));
@@ -88,8 +99,8 @@ impl<L: Layer> Overlay<L> {
         let place = ObjectName { parent: parent.clone(), name: slot.name.clone(), dir: from.clone() };
         let child = match attr.kind {
             Kind::Dir => self.new_dir(place, attr, merging)?,
-            // Also the last name that is left, while somebody holds the object by another that is
-            // gone.
+            // Also for the last name that is left: the object may be in use by a name that is
+            // removed.
             _ if attr.nlink > 1 || self.inodes.held(&attr).is_some() => self.new_linked(place, attr)?,
             kind => {
                 let state = self.new_state(place, attr)?;
@@ -102,7 +113,7 @@ impl<L: Layer> Overlay<L> {
         Ok(Some(child))
     }
 
-    /// The state of the object that is the entry `place` of a layer with these attributes.
+    /// Makes the state of the object that is the entry `place` of a layer with these attributes.
     fn new_state(&self, place: ObjectName<L>, attr: Stat) -> Result<State<L>> {
         self.resolve_claim(&place.dir, &place.name, &attr)?;
         let in_upper = self.stack.is_upper(&place.dir);
@@ -110,7 +121,7 @@ impl<L: Layer> Overlay<L> {
         Ok(State { ino: Some(ino), ..State::at(place, in_upper, Some(attr)) })
     }
 
-    /// The node of a directory that merges with these lower ones, or is the first of them.
+    /// Makes the node of a directory that merges with these lower ones, or is the first of them.
     fn new_dir(&self, place: ObjectName<L>, attr: Stat, merging: Vec<Arc<LayerDir<L>>>) -> Result<Arc<Node<L>>> {
         let mut state = self.new_state(place.clone(), attr)?;
         if merging.len() + usize::from(state.upper) != 1 {
@@ -124,8 +135,8 @@ impl<L: Layer> Overlay<L> {
         Ok(Node::new(self.new_id(), Kind::Dir, state, Some(content)))
     }
 
-    /// The node of an object that has several names in its layer, which another of them may have
-    /// made known.
+    /// Returns the node of an object with several names in its layer. Another name may have made it
+    /// known.
     fn new_linked(&self, place: ObjectName<L>, attr: Stat) -> Result<Arc<Node<L>>> {
         let node = match self.inodes.held(&attr) {
             Some(node) => node,
@@ -157,15 +168,15 @@ impl<L: Layer> Overlay<L> {
         Ok(node)
     }
 
-    /// One of the object's names and the directory that has it. None: the root, or an object of
-    /// which no name is known.
+    /// Returns one of the object's names and the directory that has it. None for the root, and for
+    /// an object without a known name.
     pub fn parent(&self, node: &Arc<Node<L>>) -> Option<(Arc<Node<L>>, OsString)> {
         let state = node.state.lock();
         state.places.first().map(|place| (place.parent.clone(), place.name.to_os_string()))
     }
 
-    /// The path from the root by one of the object's names; empty for the root. None if no name is
-    /// left.
+    /// Returns the path from the root by one of the object's names, empty for the root. None if no
+    /// name is left.
     pub fn path(&self, node: &Arc<Node<L>>) -> Option<PathBuf> {
         let _tree = self.tree.read();
         let mut names = Vec::new();

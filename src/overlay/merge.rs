@@ -1,11 +1,10 @@
-//! One directory, read from all its layers.
+//! Merges one directory from all its layers.
 //!
-//! A directory is read whole, once: then every name in it is known in all layers, also those that
-//! do not exist, and nobody needs to be asked again. The layers come topmost first; a marker ends
-//! what shows from those below it.
+//! The engine reads a directory whole, once. From then on it knows every name in it, and every name
+//! that is missing, without another call. The topmost layer comes first; a whiteout hides the name
+//! in all layers below.
 //!
-//! What one layer has is read by [`listing::read`], in the formats in which the layer may be
-//! written.
+//! [`listing::read`] reads one layer's part, in the formats that the layer may have.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -25,7 +24,7 @@ use crate::format::listing::{self, LayerListing, Marks, Reading};
 use crate::format::{self, PartOf, Redirect};
 use crate::layer::{Kind, Layer, Object, Result};
 
-/// What one layer's directory says of the layers below it.
+/// The marks of one layer's directory that limit the merge with the layers below.
 #[derive(Default)]
 struct Narrows {
     opaque: bool,
@@ -33,7 +32,7 @@ struct Narrows {
 }
 
 impl<L: Layer> Overlay<L> {
-    /// Reads a directory, unless it was.
+    /// Reads a directory, unless its names are known.
     pub(super) fn read_dir<'d>(&self, node: &Arc<Node<L>>, dir: &'d mut Dir<L>) -> Result<&'d mut Names<L>> {
         if dir.names.is_none() {
             let names = self.merge(node, dir)?;
@@ -43,7 +42,7 @@ impl<L: Layer> Overlay<L> {
         dir.names.as_mut().ok_or(Error::new(EIO))
     }
 
-    /// The names of a directory in all its layers.
+    /// Returns the names of a directory from all its layers.
     fn merge(&self, node: &Arc<Node<L>>, dir: &mut Dir<L>) -> Result<Names<L>> {
         let mut names = Names::new();
         let mut rest = dir.lowers.clone();
@@ -62,8 +61,8 @@ impl<L: Layer> Overlay<L> {
         Ok(names)
     }
 
-    /// Enters what the upper layer has, and takes out of `rest` what it hides. Answers its partial
-    /// copies, and the maps of some.
+    /// Enters the upper layer's part, and removes from `rest` the directories that it hides.
+    /// Returns the partial copies in it, and the maps of some.
     fn read_upper(
         &self,
         node: &Arc<Node<L>>,
@@ -92,9 +91,9 @@ impl<L: Layer> Overlay<L> {
         Ok((listing.parts, listing.maps))
     }
 
-    /// Enters what the lower layers have, of which `rest` are the candidates. Answers those that
-    /// merge. `parts` are the partial copies of the topmost one, if it is an upper layer that is
-    /// only read.
+    /// Enters the parts of the lower layers, from the candidates `rest`. Returns those that merge.
+    /// `parts` gets the partial copies of the topmost one, if that is an upper layer that the mount
+    /// only reads.
     fn read_lowers(
         &self,
         has_upper: bool,
@@ -105,7 +104,8 @@ impl<L: Layer> Overlay<L> {
         let mut lowers = Vec::new();
         rest.reverse();
         while let Some(lower) = rest.pop() {
-            // What is the first to be shown has its own attributes, which say who may read it.
+            // The first directory shows its own attributes, so it decides itself which users may
+            // read it.
             if (has_upper || !lowers.is_empty()) && !self.may_merge(&lower)? {
                 break;
             }
@@ -132,9 +132,9 @@ impl<L: Layer> Overlay<L> {
         Ok(lowers)
     }
 
-    /// Notes which names of a directory of the upper layer have partial copies, and removes those
-    /// that mean nothing any more. Answers whether some are left: that these lower layers cannot
-    /// complete, or that could not be removed.
+    /// Records which names in a directory of the upper layer have partial copies, and removes
+    /// obsolete ones. Returns whether some stay: these lower layers cannot complete them, or the
+    /// removal failed.
     fn sort_parts(
         &self,
         dir: &LayerDir<L>,
@@ -174,19 +174,20 @@ impl<L: Layer> Overlay<L> {
         Ok(lost || left)
     }
 
-    /// Says that a partial copy is not shown, where the lower layers have another file of its name
-    /// or none.
+    /// Logs that a partial copy is not shown, since the lower layers have another file of its name,
+    /// or none (`is_other` is false).
     pub(super) fn tell_lost(&self, (source, name): &PartOf, is_other: bool) {
         let file = format::part_names(name, *source, self.name_max).map(|(file, _)| file).unwrap_or_default();
         let why = match is_other {
-            true => "the lower layers have another file than the one that was being changed",
+            true => "the lower layers have another file than the changed one",
             false => "no lower layer has the file",
         };
-        log::warn!("a change of {name:?} is not shown, since {why}; what was written is kept beside it, in {file:?}");
+        log::warn!(
+            "the mount does not show the change of {name:?}, since {why}; the written data stays beside it, in {file:?}"
+        );
     }
 
-    /// Takes from `rest`, the directories that would merge below `dir`, what the marks in `dir`
-    /// say.
+    /// Applies the marks of `dir` to `rest`, the directories that would merge below it.
     fn narrow(&self, dir: &LayerDir<L>, narrows: &Narrows, rest: &mut Vec<Arc<LayerDir<L>>>) -> Result<()> {
         if narrows.opaque {
             rest.clear();
@@ -197,8 +198,9 @@ impl<L: Layer> Overlay<L> {
         Ok(())
     }
 
-    /// The directories that merge under a path of the tree that `roots` make, topmost first: none
-    /// if it is not a directory there, or one that the author of the way may not go.
+    /// Returns the directories that merge under a path in the tree of `roots`, topmost first.
+    /// Returns none if the path is no directory there, or if the author of the way may not go
+    /// there.
     pub(super) fn resolve(&self, way: &Way, roots: Vec<Arc<LayerDir<L>>>) -> Result<Vec<Arc<LayerDir<L>>>> {
         let mut dirs = self.merging(roots)?;
         for name in way.path.iter() {
@@ -221,7 +223,8 @@ impl<L: Layer> Overlay<L> {
         Ok(dirs)
     }
 
-    /// Of directories that have one name in several layers, topmost first, those that merge.
+    /// Returns those of the candidates that merge. The candidates are the directories of one name
+    /// in several layers, topmost first.
     fn merging(&self, candidates: Vec<Arc<LayerDir<L>>>) -> Result<Vec<Arc<LayerDir<L>>>> {
         let mut dirs = Vec::new();
         for dir in candidates {
@@ -242,7 +245,7 @@ impl<L: Layer> Overlay<L> {
         Ok(dirs)
     }
 
-    /// The directory `name` of `dir`, None if there is none.
+    /// Returns the directory `name` of `dir`, or None if there is none.
     fn lower_dir(
         &self,
         dir: &Arc<LayerDir<L>>,
@@ -257,17 +260,17 @@ impl<L: Layer> Overlay<L> {
         })
     }
 
-    /// Whether a directory of a layer has the marker of a name.
+    /// Whether a directory of a layer has the marker of `name`.
     pub(super) fn is_whited_out(&self, dir: &LayerDir<L>, name: &OsStr) -> Result<bool> {
         listing::has_marker(self.stack.layer(dir), &*self.stack.open(dir)?, name, self.name_max)
     }
 
-    /// How the marks of the layer are read that `dir` is in.
+    /// Returns how to read the marks in the layer of `dir`.
     pub(super) fn reading(&self, dir: &LayerDir<L>) -> Reading {
         if self.stack.is_upper(dir) { Reading::upper(self.format()) } else { Reading::LOWER }
     }
 
-    /// The marks of a directory, without reading all of it.
+    /// Reads the marks of a directory without its names.
     fn marks(&self, dir: &LayerDir<L>) -> Result<Marks> {
         listing::read_marks(self.stack.layer(dir), &*self.stack.open(dir)?, self.reading(dir))
     }
@@ -297,8 +300,8 @@ impl<L: Layer> Overlay<L> {
         Ok(Narrows { opaque: marks.is_opaque(), redirect: Some(way) })
     }
 
-    /// The path, in the layers below its own, of what a directory merges with; None if it merges
-    /// with nothing.
+    /// Returns the path, in the layers below, that a directory merges with. None if it merges with
+    /// nothing.
     pub(super) fn path_below(&self, dir: &Arc<LayerDir<L>>) -> Result<Option<Way>> {
         let (mut dir, mut names, mut author) = (dir.clone(), Vec::new(), None);
         let mut way = loop {
@@ -340,9 +343,13 @@ impl<L: Layer> Overlay<L> {
         Ok((listing, narrows))
     }
 
-    /// The path in the merged lower layers that a directory of the upper layer merges with. EXDEV
-    /// if that is on the word of somebody who is not trusted: what the overlay writes down is. None
-    /// of the directories on the way may be locked.
+    /// Returns the path in the merged lower layers that a directory of the upper layer merges with.
+    /// The caller must hold the lock of no directory on the way.
+    ///
+    /// # Errors
+    ///
+    /// - EXDEV: an untrusted user may have written a redirect on the way. The overlay would write
+    ///   the path down, and so make it trusted.
     pub(super) fn lower_path(&self, node: &Arc<Node<L>>) -> Result<PathBuf> {
         let mut names = Vec::new();
         let mut node = node.clone();

@@ -1,10 +1,9 @@
-//! Files that have only metadata of their own: the kernel's overlayfs, with its option metacopy,
-//! copies up no more where only these change.
+//! Files that have only metadata of their own. The kernel's overlayfs, with its option metacopy,
+//! makes them when only metadata changes.
 //!
-//! The data are those of the file at the same path of the layers below, or at the path of a
-//! redirect. In a lower layer they are read there. In the upper layer they are too, until the file
-//! is changed or loses a name: then they are copied into it, and the step that nobody sees is the
-//! removal of the mark.
+//! The data is that of the file at the same path in the layers below, or at the path of a redirect.
+//! The engine reads it there. In the upper layer it does so until the file changes or loses a name.
+//! Then it copies the data into the file, and removes the mark last. That step does not show.
 
 use std::ffi::{OsStr, OsString};
 use std::sync::Arc;
@@ -19,18 +18,22 @@ use super::trust::{Author, Way};
 use crate::format::{Redirect, kernel};
 use crate::layer::{Access, CAPABILITY, Kind, Layer, Object, Result, XattrMode};
 
-/// What a file that has only metadata says.
+/// The marks of a file that has only metadata.
 struct Metacopy {
-    /// The attribute that says so.
+    /// The attribute that marks it.
     mark: OsString,
     redirect: Option<Redirect>,
-    /// On whose word, if it is not trusted.
+    /// The untrusted user that may have written the mark, if any.
     author: Option<Author>,
 }
 
 impl<L: Layer> Overlay<L> {
-    /// Opens the data of the regular file `name` of `dir`, wherever they are. Answers the directory
-    /// that they are in. EIO if a file has only metadata, and there are no data below it.
+    /// Opens the data of the regular file `name` of `dir`, in the layer that has it. Also returns
+    /// the directory with the data.
+    ///
+    /// # Errors
+    ///
+    /// - EIO: the file has only metadata, and no layer below has its data.
     pub(super) fn open_data(
         &self,
         mut dir: Arc<LayerDir<L>>,
@@ -50,7 +53,7 @@ impl<L: Layer> Overlay<L> {
             author = Author::and(author, metacopy.author);
             let Some((below, below_name)) = self.find_data(&dir, &name, metacopy.redirect, author)? else {
                 log::warn!(
-                    "{name:?} of layer {} has only metadata, and no data that it may show are found below it",
+                    "{name:?} of layer {} has only metadata, and the layers below it have no data that it may show",
                     dir.index()
                 );
                 return Err(Error::new(EIO));
@@ -59,11 +62,11 @@ impl<L: Layer> Overlay<L> {
         }
     }
 
-    /// Whether a regular file of the directory `dir` has only metadata.
+    /// Returns the marks of a regular file in `dir` that has only metadata.
     fn metacopy(&self, dir: &LayerDir<L>, file: Object<'_, L>) -> Result<Option<Metacopy>> {
         let layer = self.stack.layer(dir);
         let names = self.reading(dir).attributes(layer, file)?;
-        // Root's, if there are two.
+        // The mark of root, if there are two.
         let Some(mark) = names.iter().filter(|name| kernel::is_metacopy_mark(name)).min() else {
             return Ok(None);
         };
@@ -75,8 +78,8 @@ impl<L: Layer> Overlay<L> {
         Ok(Some(Metacopy { mark: mark.clone(), redirect: marks.redirect, author }))
     }
 
-    /// The regular file whose data are those of the entry `name` of `dir`, which may again have
-    /// only metadata.
+    /// Returns the regular file with the data of the entry `name` of `dir`. That file may again
+    /// have only metadata.
     fn find_data(
         &self,
         dir: &Arc<LayerDir<L>>,
@@ -108,9 +111,10 @@ impl<L: Layer> Overlay<L> {
         Ok(None)
     }
 
-    /// Copies the data of a file of the upper layer into it, unless they are there: but for what is
-    /// behind the first `keep` bytes, where the file is cut, since it is going to be truncated. The
-    /// content must be locked, and the tree must not be.
+    /// Copies the data of a file of the upper layer into it, unless it has them. Omits the data
+    /// behind `keep` bytes, and truncates the file there, since the caller is about to truncate it.
+    ///
+    /// The caller holds the content's lock, and must not hold the tree.
     pub(super) fn bring_data(&self, node: &Arc<Node<L>>, keep: u64) -> Result<()> {
         if !self.format().features().metacopies || node.kind() != Kind::File || node.state.lock().has_data {
             return Ok(());
@@ -137,14 +141,14 @@ impl<L: Layer> Overlay<L> {
         let mut state = node.state.lock();
         state.has_data = true;
         self.touch_unseen(node, &mut state);
-        // What is open may be the file that the data were in.
+        // The open file may be the one with the data below.
         let open = if state.places.is_empty() { None } else { state.file.take() };
         drop(state);
         drop(open);
         Ok(())
     }
 
-    /// Whether a file of the upper layer has data of its own, so that there are none to bring.
+    /// Whether a file of the upper layer has its own data.
     pub(super) fn is_whole(&self, node: &Arc<Node<L>>) -> Result<bool> {
         if !self.format().features().metacopies || node.state.lock().has_data {
             return Ok(true);
@@ -155,24 +159,24 @@ impl<L: Layer> Overlay<L> {
         Ok(is_whole)
     }
 
-    /// As [`Overlay::bring_data`], for a file that may lose its last name while somebody holds it
-    /// or has found it. The caller has one reference to the node, and must hold neither the tree
-    /// nor the content of any.
+    /// Does the same as [`Overlay::bring_data`], for a file that may lose its last name while it is
+    /// open or found. The caller has one reference to the node, and must hold neither the tree nor
+    /// the content of any node.
     pub(super) fn bring_held_data(&self, node: &Arc<Node<L>>) -> Result<()> {
         let _content = node.content.lock();
         let state = node.state.lock();
-        // The two are the directory's and the caller's.
+        // Two strong references: the directory's and the caller's.
         let held = state.upper && (state.handles > 0 || Arc::strong_count(node) > 2);
         drop(state);
         if held { self.bring_data(node, u64::MAX) } else { Ok(()) }
     }
 
-    /// A file of the upper layer that has only metadata, open for writing, and the attribute that
-    /// says so. None if it has data.
+    /// Returns a file of the upper layer that has only metadata, open for writing, and the
+    /// attribute that marks it. None if the file has data.
     fn incomplete(&self, node: &Arc<Node<L>>) -> Result<Option<(L::File, OsString)>> {
         let _tree = self.tree.read();
         let state = node.state.lock();
-        // What lost its last name got its data before.
+        // A file without a name got its data before it lost the last one.
         let Location::Entry(dir, name) = self.location(&state) else {
             return Ok(None);
         };

@@ -1,8 +1,8 @@
 //! The engine: one merged tree over a stack of layers.
 //!
-//! A front end (the scheme, or a mount) walks the tree by [`Overlay::lookup`] and works on
-//! [`Node`]s and [`Handle`]s. The engine never checks access, knows no paths but names, and follows
-//! no symlinks: that is the front end's.
+//! A front end walks the tree by [`Overlay::lookup`] and works on [`Node`]s and [`Handle`]s. The
+//! engine checks no access, knows names but no paths, and follows no symlinks. The front end does
+//! all that.
 //!
 //! | file | subject |
 //! | --- | --- |
@@ -16,35 +16,36 @@
 //! | `copy_up`, `copy_plan`, `partial`, `progress` | from a lower layer to the upper one; of a large file, at first only in part; what is decided before; what is said if that takes long |
 //! | `create`, `remove`, `rename`, `link` | changes of names |
 //! | `whiteout` | how deletions and marks are written to the upper layer |
-//! | `trust` | whose redirects and marks of metadata count |
-//! | `devices` | devices with the number 0: whether they are devices or deletions |
+//! | `trust` | the redirects and marks of metadata that count |
+//! | `devices` | devices with the number 0: devices or deletions |
 //! | `metacopy` | files that have only metadata of their own |
-//! | `flags`, `fixed` | flags of chattr(1), what is immutable or append-only; whether the upper layer has such files |
-//! | `room` | what the upper layer has room for, and for whom it is kept free |
-//! | `work`, `detect` | the work directory, where things are built before they appear; in which format the upper layer is written |
-//! | `index` | what the next mount has to know of copies: their links and inode numbers |
-//! | `holder`, `end` | who holds the upper layer; what is completed and synced in pauses and at the end |
-//! | `record` | what the upper layer was stacked on, and which features it needs |
-//! | `volatile` | the mark of an upper layer to which nothing is synced |
+//! | `flags`, `fixed` | flags of chattr(1); immutable and append-only files |
+//! | `room` | free space in the upper layer, and promises of it |
+//! | `work`, `detect` | the work directory; the format of the upper layer |
+//! | `index` | facts about copies for the next mount: links and inode numbers |
+//! | `holder`, `end` | the process that holds the upper layer; completion and sync in pauses and at the end |
+//! | `record` | the lower layers and features that an upper layer was written with |
+//! | `volatile` | the mark of an upper layer that is not synced |
 //!
 //! # One visible step
-//! Every operation is a sequence of steps on the upper layer of which exactly one changes the
-//! merged tree, so that a crash anywhere leaves the state before or after. Steps before it are
-//! undone if it fails; a step after it that fails is logged and leaves what nobody sees.
+//! Every operation is a sequence of steps on the upper layer. Exactly one of them changes the
+//! merged tree. So a crash anywhere leaves the state before or after. If the operation fails, the
+//! engine undoes the steps before that one. If a step after it fails, the engine logs that, and the
+//! leftover does not show.
 //!
-//! # Locks, in the order in which they are taken
+//! # Locks, in the order in which a thread takes them
 //! 1. `Node::content`: the content and the names of one object. Two only for a rename, the smaller
 //!    id first.
-//! 2. `Overlay::across`: by who locks two directories of which neither need be in the other, to
-//!    rename a file from one to the other.
-//! 3. `Overlay::tree`: shared by whatever uses a name; exclusive for a rename of a directory and
-//!    for forgetting nodes, which then may take the locks of directories in any order. Never held
-//!    while data is copied.
-//! 4. `Node::dir`: what is in one directory. A parent's before its child's.
-//! 5. `Node::state`: where one object is. One at a time, but for a rename, which has the content of
-//!    both.
-//! 6. Leaves, under which nothing is called: `inode`, `index`, `ctime`, `stack`, `partial`, `room`,
-//!    `evict`.
+//! 2. `Overlay::across`: a rename of a file from one directory to another. Neither directory need
+//!    be in the other, so their locks have no order of their own.
+//! 3. `Overlay::tree`: shared for each use of a name. Exclusive for the rename of a directory, and
+//!    for eviction, which may take the locks of directories in any order. Never held while data is
+//!    copied.
+//! 4. `Node::dir`: the content of one directory. A parent's before its child's.
+//! 5. `Node::state`: the place of one object. One at a time; a rename that holds the content of two
+//!    objects takes two.
+//! 6. Leaves: `inode`, `index`, `ctime`, `stack`, `partial`, `room`, `evict`, `trust`, `devices`. A
+//!    thread calls nothing under them.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -128,43 +129,41 @@ pub(crate) mod on_disk {
     pub(crate) use super::work::{is_kept, is_ours};
 }
 
-/// What an overlay is made of.
+/// The layers of an overlay.
 pub struct Layers<L> {
     /// The layer that takes the changes. Without one the overlay is read-only.
     pub upper: Option<L>,
-    /// A directory on the upper layer's filesystem, for ourselves alone. Without one a reserved
-    /// name in the upper layer is used.
+    /// A directory on the upper layer's filesystem, for this overlay alone. Without one the overlay
+    /// uses a reserved name in the upper layer.
     pub work: Option<L>,
-    /// The layers that are only read, the topmost first.
+    /// The layers that the overlay only reads, topmost first.
     pub lowers: Vec<L>,
 }
 
-/// What an overlay does beside stacking its layers.
+/// The options of an overlay.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
-    /// Nothing is synced, also if a caller asks for it, until the overlay rests or is dropped.
-    /// Until then the upper layer is marked ([`VOLATILE_MARK`] in the work directory).
+    /// Sync nothing, also on request, until the overlay rests or is dropped. Meanwhile the work
+    /// directory has a mark ([`VOLATILE_MARK`]).
     pub volatile: bool,
-    /// An upper layer that was left marked is used, and the mark taken away.
+    /// Use an upper layer that still has the mark, and remove the mark.
     pub reuse_volatile: bool,
-    /// A file is copied up whole before its first change, however large, so that the upper layer
-    /// always has all of it. Otherwise a large file is completed when it is synced, linked or
-    /// renamed, and when the overlay is dropped. In the kernel's format copies are always whole.
+    /// Copy each file up whole before its first change, so that the upper layer always has all of
+    /// it. Otherwise a large file is completed when it is synced, linked or renamed, and at the
+    /// drop of the overlay. In the kernel's format copies are always whole.
     pub whole_copies: bool,
-    /// What redirects and marks of metadata in the layers say counts, whoever may have written it.
+    /// Trust redirects and marks of metadata in the layers, whichever user wrote them.
     pub trusted: bool,
-    /// A directory that lower layers have cannot be renamed (EXDEV), so that the upper layer gets
-    /// no redirects, which other programs that read it do not know. Those that are there are
-    /// followed.
+    /// Make no redirects, which other programs do not read. The rename of a directory that lower
+    /// layers have is EXDEV then. Existing redirects count.
     pub no_redirects: bool,
-    /// The topmost of the lower layers is an upper layer that is only read: what an overlay that
-    /// was killed left in it counts.
+    /// The topmost lower layer is an upper layer that the overlay only reads. Leftovers of a killed
+    /// overlay in it count.
     pub read_only_upper: bool,
-    /// How the upper layer is to be written. None: as it is written already, a new one as an OCI
-    /// image layer.
+    /// The format of the upper layer. None: the format that it has; a new one becomes an OCI image
+    /// layer.
     pub format: Option<Wanted>,
-    /// How many directories and names in them are remembered before some are forgotten. None: as
-    /// many as is usual.
+    /// The number of cached directories and names above which the engine evicts. None: the default.
     pub known_max: Option<usize>,
 }
 
@@ -177,40 +176,48 @@ pub struct Overlay<L: Layer> {
     inodes: Inodes<L>,
     /// The device number that every object of the tree shows.
     device: u64,
-    /// The upper and the work directory, which are shown empty where a lower layer contains them.
+    /// The upper and the work directory. They show as empty where a lower layer contains them.
     hidden: HashSet<(u64, u64)>,
-    /// The longest name that an entry can have.
+    /// The maximum length of a name.
     name_max: usize,
-    /// The times that the upper layer keeps; without one, all.
+    /// The times that the upper layer can store. Without an upper layer, all.
     times: Times,
     ctimes: Ctimes,
-    /// What has a time of last change of status that `ctimes` has not ([`State::ctime`]), by the
-    /// node's id. The lock is a leaf.
+    /// The nodes with a time of last change of status that `ctimes` lacks ([`State::ctime`]), by
+    /// id. The lock is a leaf.
     undated: Lock<HashMap<u64, Weak<Node<L>>>>,
-    /// The front end keeps the times of regular files.
+    /// Whether the front end keeps the times of regular files.
     dated_by_front_end: AtomicBool,
     across: Lock<()>,
     tree: Shared<()>,
     partials: Partials<L>,
     room: Room,
-    /// A directory may get a redirect.
+    /// Whether a directory may get a redirect.
     redirects: bool,
     next_id: AtomicU64,
     known: KnownDirs<L>,
     devices: devices::Marked,
     withheld: trust::Withheld,
-    /// Nothing in the layers is this overlay's any more.
+    /// Whether the overlay has given its layers up.
     retired: AtomicBool,
 }
 
 impl<L: Layer> Overlay<L> {
-    /// Stacks the layers. The upper layer is held until the overlay is dropped, and what an earlier
-    /// mount left in the work directory is removed, but for what is known of copies.
+    /// Stacks the layers, with the default settings. Holds the upper layer until the drop. Removes
+    /// leftovers of an earlier mount from the work directory, but not the facts about copies.
+    ///
+    /// # Errors
+    ///
+    /// Each reason is a variant of [`Refused`].
     pub fn new(layers: Layers<L>) -> std::result::Result<Self, Refused> {
         Self::with_settings(layers, Settings::default())
     }
 
-    /// As [`Overlay::new`], with these settings instead of the usual ones.
+    /// Does the same as [`Overlay::new`], with these settings.
+    ///
+    /// # Errors
+    ///
+    /// Each reason is a variant of [`Refused`].
     pub fn with_settings(layers: Layers<L>, settings: Settings) -> std::result::Result<Self, Refused> {
         let has_upper = layers.upper.is_some();
         let stack = Stack::new(layers.upper.into_iter().chain(layers.lowers).collect(), has_upper)?;
@@ -266,12 +273,12 @@ impl<L: Layer> Overlay<L> {
         })
     }
 
-    /// The top of the merged tree.
+    /// The root of the merged tree.
     pub fn root(&self) -> &Arc<Node<L>> {
         &self.root
     }
 
-    /// Whether there is no upper layer, so that every change answers EROFS.
+    /// Whether there is no upper layer, so that every change returns EROFS.
     pub fn is_read_only(&self) -> bool {
         self.work.is_none()
     }
@@ -281,8 +288,7 @@ impl<L: Layer> Overlay<L> {
         self.times
     }
 
-    /// Closes the directories of layers that are kept open for speed alone: for who has run out of
-    /// descriptors.
+    /// Closes the cached directories of layers, for a process that has run out of descriptors.
     pub fn close_dirs(&self) {
         self.stack.close_dirs();
     }
@@ -292,7 +298,11 @@ impl<L: Layer> Overlay<L> {
         &self.stack
     }
 
-    /// The upper layer and the work directory. EROFS without.
+    /// Returns the upper layer and the work directory.
+    ///
+    /// # Errors
+    ///
+    /// - EROFS: there is no upper layer.
     fn upper(&self) -> Result<(&L, &Work<L>)> {
         match (self.stack.upper(), &self.work) {
             (Some(upper), Some(work)) => Ok((upper, work)),
@@ -300,7 +310,7 @@ impl<L: Layer> Overlay<L> {
         }
     }
 
-    /// How the upper layer is written.
+    /// The format of the upper layer.
     fn format(&self) -> Format {
         self.work.as_ref().map_or(format::OCI, Work::format)
     }

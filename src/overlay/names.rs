@@ -1,17 +1,16 @@
-//! The names of one merged directory: for each, what the upper layer and the lower layers have
-//! there.
+//! The names of one merged directory: for each, the objects in the upper layer and in the lower
+//! layers.
 //!
-//! A name has a number, the offset of a listing. It is a digest of the name, so it is the same
-//! whenever the directory is read, after the directory was forgotten, and in the next mount. Names
-//! are kept and listed in the order of their numbers. So a listing that goes on behind an offset
-//! meets every name that was there all the time exactly once, whatever is created and removed
-//! meanwhile. And it ends: what comes lies in no order, also behind it.
+//! A name has a number, its offset in a listing. The number is a digest of the name, so it survives
+//! the eviction of the directory and the mount. Names are kept and listed in the order of their
+//! numbers. So a listing that continues behind an offset meets each name that stays exactly once.
+//! The listing ends while names come and go, since about half of the new ones are behind it.
 //!
-//! If two names of a directory have one digest, the later one takes another digest of its name, and
-//! keeps it as long as the directory is known. When the directory is read, their order is that of
-//! their bytes. Nobody meets such names by chance.
+//! If two names of a directory have one digest, the later one takes another digest of its name. It
+//! keeps that while the directory is cached. When the directory is read, the order of their bytes
+//! decides. Such names do not occur by chance.
 //!
-//! There is one of these for each directory that was read, so they are kept small.
+//! Each cached directory has such a table, so tables are small.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -24,11 +23,10 @@ use super::node::Node;
 use crate::format::plan::Name;
 use crate::layer::{Kind, Layer};
 
-/// The lowest number: 1 and 2 are left to a front end's `.` and `..`.
+/// The lowest number. Front ends use 1 and 2 for `.` and `..`.
 const FIRST: u64 = 3;
 
-/// How many bits a digest has: a number is positive also where it is signed, and not the highest
-/// one.
+/// The number of bits of a digest. A number is positive as a signed one too, and below the highest.
 #[cfg(not(test))]
 fn bits() -> u32 {
     62
@@ -36,52 +34,50 @@ fn bits() -> u32 {
 
 pub struct Names<L: Layer> {
     slots: BTreeMap<u64, Slot<L>>,
-    /// Which digest of its name a number is at most: 0 unless two names have one digest.
+    /// The highest `nth` of a digest in use: 0 unless two names have one digest.
     last: u32,
 }
 
-/// What is known of one name.
+/// The facts about one name.
 pub struct Slot<L: Layer> {
     pub name: Arc<OsStr>,
-    /// What the upper layer has under this name.
+    /// The object that the upper layer has under this name.
     pub upper: Option<Upper>,
     /// Whether the upper layer has the marker of this name.
     pub whiteout: bool,
-    /// Whether the upper layer has a partial copy of this name, until somebody looks it up. One
-    /// that is only read may have it all the time.
+    /// Whether the upper layer has a partial copy of this name that no lookup has opened. In an
+    /// upper layer that the mount only reads it may stay true.
     pub part: bool,
-    /// What the lower layers have under this name, as if there were no upper layer.
+    /// The object that the lower layers have under this name, as if there were no upper layer.
     pub lower: Option<Lower>,
-    /// Whether nothing below the layers merged so far can show: set and used while the table is
-    /// built.
+    /// Whether no layer below the ones merged so far can show. Used only while the table is built.
     closed: bool,
-    /// The object, if it was looked up.
+    /// The node of the object, if it was looked up.
     pub child: Option<Arc<Node<L>>>,
 }
 
 #[derive(Clone, Copy)]
 pub struct Upper {
     pub kind: Kind,
-    /// The layer's inode number, once known.
+    /// The layer's inode number, if known.
     pub ino: Option<u64>,
 }
 
-/// What lower layers have under a name: the object of the topmost that has one.
+/// The objects of lower layers under a name. The topmost one counts.
 pub struct Lower {
     pub kind: Kind,
     pub ino: u64,
-    /// The index of its directory among the directory's lower layers.
+    /// The index of its directory among the lower layers of the directory.
     pub dir: u32,
-    /// Whether it is a directory that shows more than its outside.
+    /// Whether it is a directory that shows its content.
     merges: bool,
-    /// The indices of further directories that merge with it, the topmost first.
+    /// The indices of further directories that merge with it, topmost first.
     #[expect(clippy::box_collection, reason = "few have any, and every name has a slot")]
     below: Option<Box<Vec<u32>>>,
 }
 
 impl<L: Layer> Slot<L> {
-    /// What the merged directory has under this name: its kind, and the layer's inode number where
-    /// it is known.
+    /// Returns the visible object of this name: its kind, and the layer's inode number if known.
     pub fn visible(&self) -> Option<Upper> {
         match (&self.upper, &self.lower) {
             (Some(upper), _) => Some(*upper),
@@ -90,12 +86,12 @@ impl<L: Layer> Slot<L> {
         }
     }
 
-    /// What plans are decided by.
+    /// Returns the facts that plans depend on.
     pub fn facts(&self) -> Name {
         Name { upper: self.upper.is_some(), lower: self.lower.is_some(), whiteout: self.whiteout }
     }
 
-    /// Lets go of the object, keeping for listings the number that its layer has for it.
+    /// Drops the node. Keeps the layer's inode number for listings.
     pub fn forget_child(&mut self, ino: u64) {
         if let Some(upper) = &mut self.upper {
             upper.ino.get_or_insert(ino);
@@ -103,8 +99,8 @@ impl<L: Layer> Slot<L> {
         self.child = None;
     }
 
-    /// The indices, among the directory's lower layers, of the directories that merge under this
-    /// name.
+    /// Returns the indices, among the lower layers of the directory, of the directories that merge
+    /// under this name.
     pub fn merging(&self) -> impl Iterator<Item = u32> {
         let merges = match (&self.upper, &self.lower) {
             (Some(Upper { kind: Kind::Dir, .. }) | None, Some(lower)) if lower.merges && !self.whiteout => Some(lower),
@@ -120,7 +116,7 @@ impl<L: Layer> Slot<L> {
     }
 }
 
-/// The digest `nth` of a name.
+/// Returns the digest `nth` of a name.
 fn digest(name: &OsStr, nth: u32) -> u64 {
     let mut hasher = DefaultHasher::new();
     hasher.write_u32(nth);
@@ -137,13 +133,13 @@ impl<L: Layer> Names<L> {
         self.slots.len()
     }
 
-    /// The number of a name that is there.
+    /// Returns the number of a name in the table.
     fn number(&self, name: &OsStr) -> Option<u64> {
         let is_it = |number: &u64| self.slots.get(number).is_some_and(|slot| *slot.name == *name);
         (0..=self.last).map(|nth| digest(name, nth)).find(is_it)
     }
 
-    /// A number for a name that is not there.
+    /// Returns a free number for a name that is not in the table.
     fn free(&mut self, name: &OsStr) -> u64 {
         let mut nth = 0;
         loop {
@@ -164,7 +160,7 @@ impl<L: Layer> Names<L> {
         self.slots.get_mut(&self.number(name)?)
     }
 
-    /// The name's slot, new and empty if there was none.
+    /// Returns the name's slot, which is new and empty if there was none.
     pub fn entry(&mut self, name: &OsStr) -> &mut Slot<L> {
         let number = self.number(name).unwrap_or_else(|| self.free(name));
         self.slots.entry(number).or_insert_with(|| Slot {
@@ -178,7 +174,7 @@ impl<L: Layer> Names<L> {
         })
     }
 
-    /// Forgets the name if no layer has anything under it.
+    /// Removes the slot of a name that no layer has any more.
     pub fn tidy(&mut self, name: &OsStr) {
         if let Some(number) = self.number(name)
             && self.slots.get(&number).is_some_and(Slot::says_nothing)
@@ -187,12 +183,12 @@ impl<L: Layer> Names<L> {
         }
     }
 
-    /// The slots numbered above `after`, with their numbers, in order.
+    /// Returns the slots with numbers above `after`, in order.
     pub fn after(&self, after: u64) -> impl Iterator<Item = (u64, &Slot<L>)> {
         self.slots.range((Bound::Excluded(after), Bound::Unbounded)).map(|(number, slot)| (*number, slot))
     }
 
-    /// All slots.
+    /// Returns all slots.
     pub fn slots_mut(&mut self) -> impl Iterator<Item = &mut Slot<L>> {
         self.slots.values_mut()
     }
@@ -217,7 +213,7 @@ impl<L: Layer> Names<L> {
         self.entry(name).whiteout = true;
     }
 
-    /// Enters an object of lower directory `dir`; the layers must come topmost first.
+    /// Enters an object of the lower directory `dir`. The caller goes from the topmost layer down.
     pub fn add_lower(&mut self, name: &OsStr, kind: Kind, ino: u64, dir: u32) {
         let slot = self.entry(name);
         match &mut slot.lower {
@@ -232,8 +228,8 @@ impl<L: Layer> Names<L> {
         }
     }
 
-    /// Enters an object of lower directory `dir` of which only the outside shows: a directory is
-    /// empty and merges with nothing.
+    /// Enters an object of the lower directory `dir` without its content: as a directory it is
+    /// empty, and merges with nothing.
     pub fn add_hidden(&mut self, name: &OsStr, kind: Kind, ino: u64, dir: u32) {
         let slot = self.entry(name);
         if !slot.closed && slot.lower.is_none() {
@@ -242,17 +238,17 @@ impl<L: Layer> Names<L> {
         slot.closed = true;
     }
 
-    /// Enters a marker of a lower directory, after the objects of that directory: it hides the
-    /// layers below.
+    /// Enters a marker of a lower directory, which hides the layers below. The caller enters the
+    /// objects of that directory first.
     pub fn close(&mut self, name: &OsStr) {
         self.entry(name).closed = true;
     }
 
-    /// Ends the building: names that only lower markers spoke of are no names.
+    /// Completes the table. Drops names that have nothing but markers in lower layers.
     pub fn finish(&mut self) {
         self.slots.retain(|_, slot| !slot.says_nothing());
         if self.last > 0 {
-            // So that numbers do not depend on the order in which the layers list names.
+            // The numbers must not depend on the order in which layers list names.
             let mut slots: Vec<_> = std::mem::take(&mut self.slots).into_values().collect();
             slots.sort_by(|one, other| one.name.cmp(&other.name));
             self.last = 0;
@@ -261,7 +257,7 @@ impl<L: Layer> Names<L> {
                 self.slots.insert(number, slot);
             }
         }
-        // The nodes of a tree that is made of what is sorted have no gaps.
+        // A tree that is built from sorted elements has full nodes.
         self.slots = std::mem::take(&mut self.slots).into_iter().collect();
     }
 }
@@ -279,7 +275,7 @@ mod tests {
     use crate::layer::OsLayer;
 
     thread_local! {
-        /// How many bits a digest has.
+        /// The number of bits of a digest.
         pub static BITS: Cell<u32> = const { Cell::new(62) };
     }
 
@@ -303,7 +299,7 @@ mod tests {
 
     #[test]
     fn names_and_numbers_stay_while_others_go() {
-        // Few bits, and many names have one digest.
+        // With few bits, many names have one digest.
         for bits in [62, 11] {
             BITS.set(bits);
             let mut names = names(0..1000);

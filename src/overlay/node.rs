@@ -1,11 +1,10 @@
 //! An object of the merged tree.
 //!
-//! Everything that was looked at has one of these, so what few objects have takes little room in
-//! the others.
+//! A node stays the same object over copy-up, rename and unlink, while its place in the layers
+//! changes. Front ends and handles hold nodes. The order of a node's locks is in [`super`].
 //!
-//! A node is what a front end holds on to and what a handle follows: it stays the same object over
-//! copy-up, rename and unlink, while the place where its bytes are changes. The order of its locks
-//! is in [`super`].
+//! Every object that was looked at has a node. So a fact that few objects have takes little space
+//! in the others.
 
 use std::ffi::OsStr;
 use std::sync::Arc;
@@ -22,33 +21,32 @@ use super::trust::Way;
 use crate::layer::{Access, Kind, Layer, Result, Stat, Time};
 use crate::sync::{Guard, Lock};
 
-/// An object of the merged tree, always held by an [`Arc`].
+/// An object of the merged tree, always in an [`Arc`].
 pub struct Node<L: Layer> {
     /// Never changes.
     id: u64,
     /// Never changes.
     kind: Kind,
-    /// Held while the content is copied up or changed and while a name of the object changes, so
-    /// that none of these meets another.
+    /// Held while the content is copied up or changed, and while a name of the object changes. So
+    /// each of these excludes the others.
     pub(super) content: Lock<()>,
     pub(super) state: Lock<State<L>>,
-    /// Of a directory, what is in it. Never changes whether it is there.
+    /// The content of a directory. None for other objects; never changes between the two.
     dir: Option<Box<Lock<Dir<L>>>>,
 }
 
-/// Where an object is and what is known of it.
+/// The place and the known attributes of an object.
 pub(super) struct State<L: Layer> {
-    /// The names that are known of it. None: the root, or an object that was unlinked. Directories
-    /// have one.
+    /// The known names. The root and an unlinked object have none. A directory has one.
     pub places: SmallVec<[ObjectName<L>; 1]>,
-    /// Whether it is in the upper layer.
+    /// Whether the object is in the upper layer.
     pub upper: bool,
-    /// Where else it is than under its names.
+    /// The object's place, if that is not under its names.
     pub stored: Stored<L>,
     /// See [`State::origin`].
     pub origin: Option<Box<Origin>>,
-    /// The attributes as the layer has them, but for the inode number and the link count, which are
-    /// the overlay's.
+    /// The attributes that the layer has. Callers see another inode number and maybe another link
+    /// count.
     pub attr: Option<Stat>,
     /// How much of `attr` the layer still says.
     pub freshness: Freshness,
@@ -57,50 +55,49 @@ pub(super) struct State<L: Layer> {
     pub ctime: Option<Time>,
     /// The inode number that callers see, once it is needed.
     pub ino: Option<u64>,
-    /// How many links it has.
+    /// The meaning of the link count.
     pub links: LinkCount,
-    /// Of a file of the upper layer, whether it is known to have data of its own. Asked for only
-    /// where the format allows others.
+    /// Whether a file of the upper layer is known to have its own data. Asked only in formats that
+    /// permit files without.
     pub has_data: bool,
-    /// Whether this mount made it, under the one name that it has.
+    /// Whether this mount made the object, under its only name.
     pub newborn: bool,
-    /// The target of a symlink, once it was read; it never changes.
+    /// The target of a symlink that was read. It never changes.
     pub target: Option<Box<OsStr>>,
-    /// Of a directory, whether it hands down an ACL, once somebody asked.
+    /// Whether a directory has a default ACL. None until a request needs it.
     pub default_acl: Option<bool>,
-    /// How many handles are open.
+    /// The number of open handles.
     pub handles: u32,
-    /// How many of them have read or written.
+    /// The number of open handles that have read or written.
     pub users: u32,
-    /// The open file that all handles share, once one of them needed it.
+    /// The open file that all handles share. None until one of them needs it.
     pub file: Option<Arc<OpenFile<L>>>,
 }
 
-/// Where a layer has an object.
+/// The place where a layer has an object.
 pub(super) enum Stored<L: Layer> {
-    /// At the top of the layers: the root.
+    /// The root of the topmost layer: the object is the root.
     Top,
-    /// Under its names. One that lost them is only in its open file.
+    /// Under its names. After the last one is lost, only the open file is left.
     Named,
-    /// Beside its name: a file of which not all data is in the upper layer.
+    /// Beside its name: a partial copy.
     Partial(Arc<Partial<L>>),
-    /// In the work directory under this name, which holds a copied-up file of several names
-    /// together while not all of them are in the upper layer. It counts as one of the layer's
-    /// links.
+    /// In the work directory, under this name: the index entry of a copied file with several names.
+    /// It counts as one of the layer's links.
     Indexed(Arc<OsStr>),
-    /// In the work directory under this name: a new file that has no name yet.
+    /// In the work directory, under this name: a new file that has no name yet.
     Unnamed(Arc<OsStr>),
-    /// Where it was in a lower layer, though no name of it is known any more; never a directory.
+    /// At its place in a lower layer, after its last known name was lost. Never a directory.
     Orphan(Box<LayerEntry<L>>),
 }
 
 impl<L: Layer> Stored<L> {
-    /// Where an object is that had a name of a lower layer last, which is lost.
+    /// Returns the place of an object that lost `lost`, its last name in a lower layer.
     pub fn orphan(lost: Option<ObjectName<L>>) -> Self {
         lost.map_or(Stored::Named, |place| Stored::Orphan(Box::new((place.dir, place.name))))
     }
 
-    /// The name in the work directory.
+    /// Returns the name in the work directory.
     pub fn work_name(&self) -> Option<&Arc<OsStr>> {
         match self {
             Stored::Indexed(name) | Stored::Unnamed(name) => Some(name),
@@ -116,23 +113,24 @@ impl<L: Layer> Stored<L> {
     }
 }
 
-/// What the link count of an object means.
+/// The meaning of an object's link count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum LinkCount {
-    /// It is as many as the layer says.
+    /// The layer's count is right.
     OfLayer,
-    /// A directory that merges several: it is 1, which says that nobody counted the directories in
-    /// it.
+    /// A directory that merges several. Its count is 1: the engine does not count the directories
+    /// in it.
     Merged,
-    /// The layer counts names that are hidden, or does not count those of the copy: of a lower file
-    /// with several names of which one was changed or removed. Or there is no name.
+    /// The layer's count is wrong: it counts hidden names, or misses those of the copy. So it is
+    /// for a lower file with several names that was changed or removed under one of them. Or the
+    /// object has no name.
     Counted(u32),
 }
 
 impl LinkCount {
     pub const NONE: Self = LinkCount::Counted(0);
 
-    /// The count, where the layer says `of_layer`.
+    /// Returns the count to show if the layer has `of_layer`.
     pub fn count(self, of_layer: u32) -> u32 {
         match self {
             LinkCount::OfLayer => of_layer,
@@ -149,7 +147,7 @@ pub(super) type LayerEntry<L> = (Arc<LayerDir<L>>, Arc<OsStr>);
 pub(super) struct ObjectName<L: Layer> {
     pub parent: Arc<Node<L>>,
     pub name: Arc<OsStr>,
-    /// The directory of a layer whose entry `name` the object is.
+    /// The directory of a layer that has the object as its entry `name`.
     pub dir: Arc<LayerDir<L>>,
 }
 
@@ -159,32 +157,32 @@ impl<L: Layer> Clone for ObjectName<L> {
     }
 }
 
-/// A file of a layer that is open.
+/// An open file of a layer.
 pub(super) struct OpenFile<L: Layer> {
     pub file: L::File,
     pub access: Access,
-    /// The layer's directory that it was opened from, which tells the layer.
+    /// The directory from which the file was opened. It tells the layer.
     pub dir: Arc<LayerDir<L>>,
-    /// Of a partial copy, what it reads that it does not have.
+    /// The source of a partial copy, for the data that the copy lacks.
     pub from_lower: Option<FromLower<L>>,
 }
 
-/// What is in a directory.
+/// The content of a directory.
 pub(super) struct Dir<L: Layer> {
     pub upper: Option<Arc<LayerDir<L>>>,
-    /// The lower directories that merge, topmost first: candidates until `names` is there, since a
-    /// marker inside one of them may hide those below.
+    /// The lower directories that merge, topmost first. Candidates until `names` is known, since a
+    /// mark in one of them may hide those below.
     pub lowers: Vec<Arc<LayerDir<L>>>,
-    /// Whether the upper directory has the opaque mark. Known once `names` is there.
+    /// Whether the upper directory has the opaque mark. Valid once `names` is known.
     pub opaque: bool,
-    /// The path in the merged lower layers that the upper directory names for itself. Known once
-    /// `names` is there.
+    /// The path in the merged lower layers that the upper directory merges with. Valid once `names`
+    /// is known.
     pub redirect: Option<Way>,
-    /// Whether the upper directory has reserved names that mean nothing to us. Known once `names`
-    /// is there.
+    /// Whether the upper directory has reserved names that the engine does not understand. Valid
+    /// once `names` is known.
     pub foreign: bool,
-    /// Whether marks or whiteouts were put into the upper directory that a step is going to rely
-    /// on, and a crash may lose them yet.
+    /// Whether the upper directory got marks or whiteouts that the next step relies on, and that a
+    /// crash may still lose.
     pub unsynced: bool,
     /// Every name, once the directory was read.
     pub names: Option<Names<L>>,
@@ -203,30 +201,34 @@ impl<L: Layer> Node<L> {
         })
     }
 
-    /// A number that no other node of this mount ever has.
+    /// The number of the node, unique in this mount for all time.
     pub fn id(&self) -> u64 {
         self.id
     }
 
-    /// What the object is.
+    /// The kind of the object.
     pub fn kind(&self) -> Kind {
         self.kind
     }
 
-    /// The content of a directory. ENOTDIR of anything else.
+    /// Locks the content of a directory.
+    ///
+    /// # Errors
+    ///
+    /// - ENOTDIR: the object is no directory.
     pub(super) fn dir(&self) -> Result<Guard<'_, Dir<L>>> {
         self.dir.as_ref().map(|dir| dir.lock()).ok_or(Error::new(ENOTDIR))
     }
 }
 
 impl<L: Layer> State<L> {
-    /// The state of an object that has one name.
+    /// Makes the state of an object with one name.
     pub fn at(place: ObjectName<L>, upper: bool, attr: Option<Stat>) -> Self {
         State { places: smallvec![place], ..State::unplaced(upper, attr) }
     }
 
-    /// The state of a file of the upper layer that has no name yet, built in the work directory
-    /// under the name `index_entry`.
+    /// Makes the state of a file of the upper layer without a name. It is in the work directory as
+    /// `index_entry`.
     pub fn nameless(index_entry: &OsStr, attr: Stat) -> Self {
         State {
             stored: Stored::Unnamed(index_entry.into()),
@@ -236,7 +238,7 @@ impl<L: Layer> State<L> {
         }
     }
 
-    /// The state of the root, which has no name.
+    /// Makes the state of the root, which has no name.
     pub fn root(upper: bool, attr: Stat, ino: u64) -> Self {
         let (ino, links, stored) = (Some(ino), LinkCount::Merged, Stored::Top);
         State { ino, links, stored, ..State::unplaced(upper, Some(attr)) }
@@ -263,7 +265,7 @@ impl<L: Layer> State<L> {
         }
     }
 
-    /// The file of a lower layer that it is or was copied from, where that has several names.
+    /// The origin of the object if that is a lower file with several names.
     pub fn origin(&self) -> Option<Origin> {
         self.origin.as_deref().copied()
     }
@@ -284,25 +286,25 @@ impl<L: Layer> State<L> {
         *self.attr.insert(Stat { atime, mtime, ..said })
     }
 
-    /// The open file, if it allows `access`.
+    /// Returns the open file if it has `access`.
     pub fn opened(&self, access: Access) -> Option<Arc<OpenFile<L>>> {
         self.file.as_ref().filter(|open| open.access.allows(access)).cloned()
     }
 
-    /// Whether an open file is the object itself in the directory `dir` of a layer, and not what
-    /// has the data of one that has none.
+    /// Whether an open file is the object itself, in the directory `dir` of a layer. It may also be
+    /// the file with the data of an index entry or of a partial copy.
     pub fn is_open(&self, open: &OpenFile<L>, dir: &Arc<LayerDir<L>>) -> bool {
         self.stored.work_name().is_none() && self.stored.partial().is_none() && Arc::ptr_eq(&open.dir, dir)
     }
 
-    /// The place of the name `name` in `parent`, if it is one of this object.
+    /// Returns the place of the name `name` in `parent`, if this object has it.
     pub fn place_mut(&mut self, parent: &Arc<Node<L>>, name: &OsStr) -> Option<&mut ObjectName<L>> {
         self.places.iter_mut().find(|place| Arc::ptr_eq(&place.parent, parent) && *place.name == *name)
     }
 }
 
 impl<L: Layer> Dir<L> {
-    /// A directory that was not read yet.
+    /// Makes the content of a directory that is not read yet.
     pub fn unread(upper: Option<Arc<LayerDir<L>>>, lowers: Vec<Arc<LayerDir<L>>>) -> Self {
         Dir {
             upper,
@@ -316,12 +318,12 @@ impl<L: Layer> Dir<L> {
         }
     }
 
-    /// A directory that is empty in every layer.
+    /// Makes the content of a directory that is empty in every layer.
     pub fn empty(upper: Option<Arc<LayerDir<L>>>) -> Self {
         Dir { names: Some(Names::new()), ..Dir::unread(upper, Vec::new()) }
     }
 
-    /// The layer's directory whose entry a visible name shows.
+    /// Returns the layer's directory that has the entry which a visible name shows.
     pub fn shown(&self, slot: &Slot<L>) -> Option<&Arc<LayerDir<L>>> {
         match (&slot.upper, &slot.lower) {
             (Some(_), _) => self.upper.as_ref(),

@@ -1,16 +1,16 @@
-//! What is said of a copy-up that takes long.
+//! Log lines about copy-ups that take long.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-/// How many bytes are copied before it is looked whether something is to be said or the copy is
-/// still wanted; what is smaller is not worth a word.
+/// The number of bytes between two checks for a log line or a cancellation. Smaller copies log
+/// nothing.
 pub const PIECE: u64 = 16 << 20;
 
-/// How often something is said.
+/// The time between two log lines.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// The copying of one file.
+/// The progress of the copy of one file.
 pub struct Progress {
     path: PathBuf,
     size: u64,
@@ -24,8 +24,7 @@ impl Progress {
         Self { path, size, started: now, said: now }
     }
 
-    /// What to say at `now`, when so many bytes are copied. None if something was said a moment
-    /// ago.
+    /// Returns the line to log at `now`, after `bytes` are copied. None if the last line is recent.
     pub fn copied(&mut self, bytes: u64, now: Instant) -> Option<String> {
         if now - self.said < PAUSE {
             return None;
@@ -34,7 +33,7 @@ impl Progress {
         Some(format!("copying up {}: {} of {} MiB", self.path.display(), bytes >> 20, self.size >> 20))
     }
 
-    /// What to say at the end.
+    /// Returns the line to log at the end.
     pub fn done(&self, now: Instant) -> String {
         let seconds = (now - self.started).as_secs_f64();
         format!("copied up {}: {} MiB in {seconds:.1} s", self.path.display(), self.size >> 20)
@@ -46,7 +45,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn something_is_said_every_second_and_at_the_end() {
+    fn a_line_comes_every_second_and_at_the_end() {
         let start = Instant::now();
         let after = |tenths: u64| start + Duration::from_millis(100 * tenths);
         let mut progress = Progress::new("dir/file".into(), 300 << 20, start);

@@ -11,8 +11,8 @@ use super::node::Dir;
 use super::stack::LayerDir;
 use crate::layer::{Kind, Layer, Result};
 
-/// How many entries of a listing cost a layer about as much as looking one object up. If one in so
-/// many names is new, and its number is needed, the layer's directory is listed again.
+/// The number of listed entries that cost a layer about as much as one lookup. If one in this many
+/// names is new, and its number is needed, the engine lists the layer's directory again.
 const ENTRIES_PER_LOOKUP: usize = 8;
 
 /// One entry of a listing.
@@ -20,20 +20,24 @@ const ENTRIES_PER_LOOKUP: usize = 8;
 pub struct DirEntry<'a> {
     /// Its name.
     pub name: &'a OsStr,
-    /// As [`Overlay::stat`] has it.
+    /// The inode number that [`Overlay::stat`] returns.
     pub ino: u64,
     /// The kind of its object.
     pub kind: Kind,
-    /// Where the listing goes on behind this entry.
+    /// The offset from which the listing continues behind this entry.
     pub offset: u64,
 }
 
 impl<L: Layer> Overlay<L> {
-    /// Lists an open directory from behind the offset `after`, 0 being its start, until `each`
-    /// answers false. `.` and `..` are not among the entries, and offsets 1 and 2 are never given.
+    /// Lists an open directory from behind the offset `after` (0 is the start) until `each` returns
+    /// false. The entries do not include `.` and `..`. No entry has offset 1 or 2.
     ///
-    /// An entry that exists throughout is met exactly once, whatever else is created and removed
-    /// between two calls. `each` must not call the overlay. ENOTDIR.
+    /// Each entry that stays is listed exactly once, whatever comes and goes between two calls.
+    /// `each` must not call the overlay.
+    ///
+    /// # Errors
+    ///
+    /// - ENOTDIR: the handle is of no directory.
     pub fn list(&self, handle: &Handle<L>, after: u64, each: &mut dyn FnMut(DirEntry<'_>) -> bool) -> Result<()> {
         let node = handle.node();
         self.forget_some();
@@ -80,8 +84,8 @@ impl<L: Layer> Overlay<L> {
                 numbered = true;
                 continue;
             }
-            // What the layer's number does not tell by itself is looked at; then the listing goes
-            // on.
+            // Looks up an entry with a number that the layer's listing does not decide. Then the
+            // listing goes on.
             match unseen {
                 Some(name) => self.load(node, &mut dir, &name)?,
                 None => return Ok(()),
@@ -89,8 +93,8 @@ impl<L: Layer> Overlay<L> {
         }
     }
 
-    /// Learns the layer's numbers of the objects that were made in a directory and that nobody has
-    /// looked at, if they are many.
+    /// Gets the layer's numbers of objects that were made in a directory and not asked since, if
+    /// they are many.
     fn number_new(&self, dir: &mut Dir<L>) -> Result<()> {
         let Dir { names: Some(names), upper: Some(upper), .. } = dir else {
             return Ok(());
@@ -109,8 +113,8 @@ impl<L: Layer> Overlay<L> {
         })
     }
 
-    /// The inode number of an object that nobody looked at, which the layer's directory `dir` lists
-    /// with `ino`. None if it has to be looked at: it may be a copy of an earlier mount, or a name
+    /// Returns the inode number of an object without a node, which the layer's directory `dir`
+    /// lists with `ino`. None if it needs a lookup: it may be a copy of an earlier mount, or a name
     /// of one.
     fn listed_ino(&self, dir: &LayerDir<L>, ino: u64) -> Option<u64> {
         let below = !self.stack.is_upper(dir);
@@ -121,7 +125,7 @@ impl<L: Layer> Overlay<L> {
     }
 }
 
-/// Whether an object was made by this mount, and nobody has looked at it.
+/// Whether this mount made the object, and no request has asked for it since.
 fn is_new<L: Layer>(slot: &Slot<L>) -> bool {
     slot.child.as_ref().is_some_and(|child| {
         let state = child.state.lock();

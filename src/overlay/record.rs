@@ -1,9 +1,9 @@
-//! What an upper layer was stacked on, and which features a reader must know to use it: the file
-//! `record` in the work directory.
+//! The record: the lower layers of an upper layer, and the features that a reader of it must know.
+//! It is the file `record` in the work directory.
 //!
-//! It is compared with the lower layers at mount and by the check, and written anew, in one step,
-//! when they are others. A lower layer is known again by what stays the same while nobody replaces
-//! its directory; where it was is there for people. `docs/format.md` describes the lines.
+//! The mount and fsck compare it with the lower layers. The mount writes it anew, in one step, if
+//! they changed. A digest identifies a lower layer while its directory is not replaced; the path is
+//! there for the user. `docs/format.md` describes the lines.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -22,35 +22,35 @@ use crate::layer::{Access, Layer, Object, RenameMode, Result, Time, write_all};
 pub const RECORD: &str = "record";
 /// The same while it is written anew.
 const NEW_RECORD: &str = "tmp.record";
-/// The first line, before the version.
+/// The first line, in front of the version.
 const TITLE: &str = "overlayfs upper layer";
 const VERSION: &str = "1";
-/// What says that a reader which does not know the feature that follows must not use the layer,
-/// must not write to it, or need not care.
+/// The kinds of features. A reader that does not know the feature must not use the layer, must not
+/// write to it, or may ignore the feature.
 const INCOMPATIBLE: &str = "incompatible";
 const READ_ONLY: &str = "read-only";
 const COMPATIBLE: &str = "compatible";
-/// How long the file may be: as many layers as Linux stacks, with the longest paths.
+/// The maximum length of the file: enough for the layers that Linux stacks, with the longest paths.
 const LENGTH_MAX: u64 = 8 << 20;
 
-/// What is written down of an upper layer.
+/// The content of a record.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Record {
     /// The lower layers, from the bottom.
     lowers: Vec<Lower>,
-    /// Features that are not known here, and that whoever does not know them need not care for.
+    /// Unknown features that a reader may ignore.
     compatible: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Lower {
     digest: u128,
-    /// Where it was opened; empty where nobody told.
+    /// The path of the layer, empty if unknown.
     path: PathBuf,
 }
 
 impl Record {
-    /// What there is to say of the lower layers of a stack.
+    /// Makes the record of a stack's lower layers.
     pub fn of<L: Layer>(stack: &Stack<L>) -> Result<Self> {
         let lower = |root: &Arc<LayerDir<L>>| {
             let layer = stack.layer(root);
@@ -64,8 +64,11 @@ impl Record {
         Ok(Record { lowers, compatible: Vec::new() })
     }
 
-    /// What is written in the work directory `dir`; None if nothing is, or nothing whole.
-    /// [`Refused::Feature`] if it says that who does not know something must not use the layer.
+    /// Reads the record in the work directory `dir`. Returns None if it is missing or damaged.
+    ///
+    /// # Errors
+    ///
+    /// - [`Refused::Feature`]: the record names a feature that this version must know and does not.
     pub fn read<L: Layer>(layer: &L, dir: &L::Dir) -> std::result::Result<Option<Self>, Refused> {
         let file = match layer.open_file(dir, OsStr::new(RECORD), Access::Read) {
             Err(error) if error.errno == ENOENT => return Ok(None),
@@ -129,8 +132,7 @@ impl Record {
         body
     }
 
-    /// Writes it down in the work directory `dir`, over what `before` said, if that is not the
-    /// same.
+    /// Writes the record to the work directory `dir`, unless it is the same as `before`.
     pub fn write<L: Layer>(mut self, before: Option<&Self>, layer: &L, dir: &L::Dir, volatile: bool) -> Result<()> {
         self.compatible = before.map(|before| before.compatible.clone()).unwrap_or_default();
         if before == Some(&self) {
@@ -147,8 +149,8 @@ impl Record {
         written
     }
 
-    /// How the lower layers differ from those of `before`, in words that follow a colon. None: they
-    /// are the same.
+    /// Returns how the lower layers differ from those of `before`, as words that follow a colon.
+    /// None if they are the same.
     pub fn difference(&self, before: &Self) -> Option<String> {
         let digests = |record: &Self| record.lowers.iter().map(|lower| lower.digest).collect::<Vec<_>>();
         if digests(self) == digests(before) {
@@ -163,10 +165,11 @@ impl Record {
         for lower in new.iter().filter(|lower| !missing.iter().any(|other| other.path == lower.path)) {
             said.push(format!("{} is new", lower.name()));
         }
-        Some(if said.is_empty() { "their order is another".to_owned() } else { said.join(", ") })
+        Some(if said.is_empty() { "their order has changed".to_owned() } else { said.join(", ") })
     }
 
-    /// The lower layers that `other` does not have, each as often as it has it less.
+    /// Returns the lower layers that `other` lacks. A layer that it has less often counts for each
+    /// time.
     fn without(&self, other: &Self) -> Vec<&Lower> {
         let mut rest: Vec<_> = other.lowers.iter().map(|lower| lower.digest).collect();
         let is_left = |lower: &&Lower| match rest.iter().position(|digest| *digest == lower.digest) {
@@ -196,8 +199,7 @@ fn parse_lower(line: &[u8]) -> Option<Lower> {
     Some(Lower { digest, path: unescape(path) })
 }
 
-/// A path as a line has it: control characters and `%` are written as `%` and two hexadecimal
-/// digits.
+/// Escapes a path for a line: a control character or `%` becomes `%` and two hexadecimal digits.
 fn escape(path: &Path) -> String {
     let byte = |byte: &u8| match byte {
         b'%' | 0..b' ' | 0x7f.. => format!("%{byte:02x}"),
@@ -244,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_known_is_refused_by_its_name() {
+    fn an_unknown_feature_is_refused_by_its_name() {
         for (line, named) in [
             ("overlayfs upper layer 1\nincompatible time travel\n", "time travel"),
             ("overlayfs upper layer 1\nread-only colours\n", "colours"),
@@ -262,13 +264,13 @@ mod tests {
     }
 
     #[test]
-    fn the_difference_is_said_by_paths() {
+    fn the_difference_names_paths() {
         let before = record(&[(1, b"/bottom"), (2, b"/top")]);
         let said = |lowers: &[(u128, &[u8])]| record(lowers).difference(&before);
         assert_eq!(said(&[(1, b"/moved"), (2, b"/top")]), None);
         assert_eq!(said(&[(1, b"/bottom"), (2, b"/top"), (3, b"/newer")]).unwrap(), "/newer is new");
         assert_eq!(said(&[(2, b"/top")]).unwrap(), "/bottom is missing");
-        assert_eq!(said(&[(2, b"/top"), (1, b"/bottom")]).unwrap(), "their order is another");
+        assert_eq!(said(&[(2, b"/top"), (1, b"/bottom")]).unwrap(), "their order has changed");
         assert_eq!(said(&[(5, b"/bottom"), (2, b"/top")]).unwrap(), "/bottom is another directory now");
         assert_eq!(said(&[(4, b"/x"), (2, b"/top")]).unwrap(), "/bottom is missing, /x is new");
     }

@@ -1,4 +1,4 @@
-//! Removing names: unlink, rmdir, and what becomes of an object that lost one.
+//! Removal of names: unlink and rmdir, and the state of an object that lost a name.
 
 use std::ffi::OsStr;
 use std::sync::Arc;
@@ -14,12 +14,27 @@ use crate::layer::{Access, Kind, Layer, Result};
 use crate::sync::Guard;
 
 impl<L: Layer> Overlay<L> {
-    /// Removes a name of anything but a directory. ENOENT, EISDIR, EROFS.
+    /// Removes a name of an object other than a directory.
+    ///
+    /// # Errors
+    ///
+    /// - ENOENT: the name does not exist.
+    /// - EISDIR: the object is a directory.
+    /// - EPERM: the object or `dir` is immutable or append-only.
+    /// - EROFS: there is no upper layer.
     pub fn unlink(&self, dir: &Arc<Node<L>>, name: &OsStr) -> Result<()> {
         self.remove(dir, name, false)
     }
 
-    /// Removes an empty directory. ENOENT, ENOTDIR, ENOTEMPTY, EROFS.
+    /// Removes an empty directory.
+    ///
+    /// # Errors
+    ///
+    /// - ENOENT: the name does not exist.
+    /// - ENOTDIR: the object is no directory.
+    /// - ENOTEMPTY: the directory has entries.
+    /// - EPERM: the directory or `dir` is immutable or append-only.
+    /// - EROFS: there is no upper layer.
     pub fn remove_dir(&self, dir: &Arc<Node<L>>, name: &OsStr) -> Result<()> {
         self.remove(dir, name, true)
     }
@@ -39,7 +54,7 @@ impl<L: Layer> Overlay<L> {
             let _content = child.content.lock();
             let _tree = self.tree.read();
             let mut dir = parent.dir()?;
-            // Another thread may have changed the name. Then all is looked up anew.
+            // If the lookup lost a race, another thread changed the name. Retry.
             match self.load(parent, &mut dir, name)? {
                 Some(now) if Arc::ptr_eq(&now, &child) => {}
                 Some(_) => continue,
@@ -49,7 +64,7 @@ impl<L: Layer> Overlay<L> {
         }
     }
 
-    /// ENOTEMPTY if there is anything in the directory `node`, and it still is the entry `name` of
+    /// Returns ENOTEMPTY if the directory `node` has entries, and is still the entry `name` of
     /// `parent`.
     fn check_empty(&self, parent: &Arc<Node<L>>, name: &OsStr, node: &Arc<Node<L>>) -> Result<()> {
         let _tree = self.tree.read();
@@ -100,7 +115,8 @@ impl<L: Layer> Overlay<L> {
         }
         let open = self.stack.open(to)?;
         let slot = self.read_dir(parent, dir)?.get_mut(name).ok_or(Error::new(EIO))?;
-        // Until it is known where the object is now, nobody asks for it by its name.
+        // The lock lasts until the new place is known, so no thread asks for the object by its old
+        // name.
         let state = child.state.lock();
         match (plan.seen, child.kind()) {
             (Seen::Whiteout, _) => {}
@@ -123,14 +139,15 @@ impl<L: Layer> Overlay<L> {
         Ok(())
     }
 
-    /// Before an object loses a name: sees to it that whoever holds it can go on when that was its
-    /// last. Answers the open file that is needed for that, for [`Overlay::lost_name`]. A lower
-    /// layer keeps what it has. The directory must be locked, and the caller has one reference to
-    /// the node.
+    /// Prepares an object for the loss of a name, so that its handles stay usable if that is its
+    /// last. Returns the open file that [`Overlay::lost_name`] needs for that. A lower layer keeps
+    /// its object.
+    ///
+    /// The caller must hold the lock of the directory, and one reference to the node.
     pub(super) fn keep_open_on_unlink(&self, node: &Arc<Node<L>>) -> Result<Option<Arc<OpenFile<L>>>> {
         let mut state = node.state.lock();
-        // The two are the directory's, which is locked, and the caller's: nobody has found it, nor
-        // can anybody come to.
+        // Two strong references: the directory's, which is locked, and the caller's. So no other
+        // thread has found the node, and none can.
         let is_found = Arc::strong_count(node) > 2;
         let unseen = state.newborn && state.attr.is_none() && state.ino.is_none();
         if unseen && !is_found {
@@ -140,21 +157,22 @@ impl<L: Layer> Overlay<L> {
             Some(attr) => attr,
             None => self.refresh(node, &mut state)?,
         };
-        // Given while the layer still has the object: later its number may be that of a new one.
+        // The number is assigned while the layer has the object. Later a new object may have the
+        // layer's number.
         let ino = *state.ino.get_or_insert_with(|| self.number(&attr));
         let is_last = node.kind() == Kind::Dir || state.links.count(attr.nlink) <= 1;
         if state.upper && is_last {
-            // Before the layer can give it to another object. As long as other names are left, it
-            // is this one's.
+            // This comes before the layer can reuse the number. While other names are left, it
+            // cannot.
             self.inodes.unlinked(node, ino);
         }
-        // Who has found it by its last name may be about to open it.
+        // A thread that found the object by its last name may be about to open it.
         let held = state.upper && (state.handles > 0 || is_found && state.places.len() == 1);
         drop(state);
         match node.kind() {
             Kind::File if held => {
                 let open = self.file_within(node, Access::ReadWrite).or_else(|error| match error.errno {
-                    // Whoever holds it may still read it.
+                    // The handles may still read it.
                     EACCES => self.file_within(node, Access::Read),
                     _ => Err(error),
                 });
@@ -165,8 +183,8 @@ impl<L: Layer> Overlay<L> {
         }
     }
 
-    /// After an object lost the name `name` in `parent`: what is left of it. Its state was locked
-    /// before it did, and `pinned` is what [`Overlay::keep_open_on_unlink`] answered.
+    /// Updates an object that lost the name `name` in `parent`. The caller locked its state before
+    /// the loss. `pinned` comes from [`Overlay::keep_open_on_unlink`].
     pub(super) fn lost_name(
         &self,
         node: &Arc<Node<L>>,
@@ -197,7 +215,7 @@ impl<L: Layer> Overlay<L> {
             links = count.saturating_sub(1);
             state.links = LinkCount::Counted(links);
         } else if !state.upper && links > 0 {
-            // The lower layer goes on counting the name that is hidden now.
+            // The lower layer still counts the hidden name.
             state.links = LinkCount::Counted(links);
         }
         if links > 0 {
@@ -206,7 +224,7 @@ impl<L: Layer> Overlay<L> {
             {
                 self.hid_name(origin);
             }
-            // It may be that those were hidden by an earlier mount.
+            // An earlier mount may have hidden those.
             if !state.upper && state.places.is_empty() {
                 state.stored = Stored::orphan(lost);
             }
@@ -230,7 +248,7 @@ impl<L: Layer> Overlay<L> {
         }
     }
 
-    /// Removes what the upper layer has of an object beside the names that it lost.
+    /// Removes the parts that the upper layer has of an object, beside the names that it lost.
     fn discard_copy(&self, node: &Arc<Node<L>>, state: &mut State<L>) {
         match std::mem::replace(&mut state.stored, Stored::Named) {
             Stored::Partial(partial) => {
@@ -243,7 +261,7 @@ impl<L: Layer> Overlay<L> {
                     match self.stack.open(work.dir()) {
                         Ok(open) => discard(upper, &open, &name),
                         Err(error) => {
-                            log::warn!("{name:?} stays in the work directory until the next mount: {error}");
+                            log::warn!("cannot remove {name:?} from the work directory, the next mount does: {error}");
                         }
                     }
                 }

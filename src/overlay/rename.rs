@@ -1,9 +1,9 @@
-//! Renames, of files and of directories, also of those that lie in lower layers.
+//! Renames of files and directories, of those in lower layers too.
 //!
-//! What moves is in the upper layer by then. A directory that merges with lower ones takes a
-//! redirect along, which says with which; one that does not, but comes to a name that lower layers
-//! have, takes the opaque mark. So a rename is one step whatever is below, and EXDEV only where
-//! there are to be no redirects.
+//! The engine first copies the object up. A directory that merges with lower ones takes a redirect
+//! along, which names them. A directory that merges with none, and moves to a name that lower
+//! layers have, takes the opaque mark. So a rename is one step whatever lies below. Only without
+//! redirects there is EXDEV.
 
 use std::ffi::OsStr;
 use std::path::PathBuf;
@@ -29,7 +29,7 @@ struct End<'a, L: Layer> {
 
 /// The directories of both ends, locked.
 struct Dirs<'a, L: Layer> {
-    /// One, if they are the same.
+    /// One element if both ends are in one directory.
     locked: Vec<LockedDir<'a, L>>,
     _tree: Tree<'a>,
     _across: Option<Guard<'a, ()>>,
@@ -38,13 +38,13 @@ struct Dirs<'a, L: Layer> {
 struct LockedDir<'a, L: Layer> {
     node: &'a Arc<Node<L>>,
     content: Guard<'a, Dir<L>>,
-    /// Its path in the merged lower layers; None if no directory is to move.
+    /// Its path in the merged lower layers. None if the rename moves no directory.
     path: Option<PathBuf>,
 }
 
-/// How much of the tree is locked.
+/// The part of the tree that is locked.
 enum Tree<'a> {
-    /// Directories stay where they are.
+    /// Directories cannot move.
     Shared {
         _guard: ReadGuard<'a, ()>,
     },
@@ -64,14 +64,24 @@ impl<'a, L: Layer> Dirs<'a, L> {
 }
 
 impl<L: Layer> Overlay<L> {
-    /// Renames `name` of `dir` to `new_name` of `new_dir`, in one step, for every kind of object
-    /// wherever it lies.
+    /// Renames `name` of `dir` to `new_name` of `new_dir`, in one step. It works for every kind of
+    /// object in every layer.
     ///
-    /// Errors are those of rename(2): ENOENT; EEXIST for [`RenameMode::NoReplace`]; EISDIR,
-    /// ENOTDIR, ENOTEMPTY for what may not be replaced; EINVAL for a directory into itself, for a
-    /// reserved new name, and for a mode that the upper layer lacks; EROFS; ENAMETOOLONG. EXDEV
-    /// only for a directory that lower layers have, where the upper layer's format has no room for
-    /// a redirect, or there are to be none.
+    /// # Errors
+    ///
+    /// Those of rename(2):
+    ///
+    /// - ENOENT: `name` does not exist, or `new_name` in an exchange.
+    /// - EEXIST: `new_name` exists, and `mode` is [`RenameMode::NoReplace`].
+    /// - EISDIR: a directory would be replaced by another object.
+    /// - ENOTDIR: another object would be replaced by a directory.
+    /// - ENOTEMPTY: a directory with entries would be replaced.
+    /// - EINVAL: a directory would move into itself, the new name is reserved, or the upper layer
+    ///   lacks `mode`.
+    /// - EROFS: there is no upper layer.
+    /// - ENAMETOOLONG: the new name is too long.
+    /// - EXDEV: a directory merges with lower ones, and the format or the options permit no
+    ///   redirect.
     pub fn rename(
         &self,
         dir: &Arc<Node<L>>,
@@ -88,7 +98,7 @@ impl<L: Layer> Overlay<L> {
                 found => Some(found?),
             };
             let (upper, _) = self.upper()?;
-            // Where a device is a whiteout, none is left for callers.
+            // In a format where such a device is a whiteout, callers cannot leave one.
             if mode == RenameMode::Exchange && !upper.capabilities().exchange
                 || mode == RenameMode::Whiteout && !self.format().features().zero_devices
             {
@@ -102,7 +112,7 @@ impl<L: Layer> Overlay<L> {
                 Ok(self.shows(dirs, dir, name, Some(&node))? && self.shows(dirs, new_dir, new_name, target.as_ref())?)
             };
             {
-                // What cannot be renamed copies nothing up.
+                // A rename that is refused copies nothing up.
                 let mut dirs = self.lock_dirs(dir, new_dir, moves_dir)?;
                 if !is_as_found(&mut dirs)? {
                     continue;
@@ -128,7 +138,7 @@ impl<L: Layer> Overlay<L> {
             let _contents: Vec<_> = contents.iter().map(|node| node.content.lock()).collect();
             let mut dirs = self.lock_dirs(dir, new_dir, moves_dir)?;
             if !is_as_found(&mut dirs)? {
-                // Lost a race: another thread changed the name. All is looked up anew.
+                // Lost a race: another thread changed the name. Retry.
                 continue;
             }
             if !self.check_rename(dir, &node, new_dir, target.as_ref(), mode)? {
@@ -145,7 +155,7 @@ impl<L: Layer> Overlay<L> {
         }
     }
 
-    /// Locks two directories, or one, and the tree: as a whole only if a directory is to move,
+    /// Locks the tree, and one or two directories. Locks the whole tree only if a directory moves,
     /// since then paths change.
     fn lock_dirs<'a>(
         &'a self,
@@ -176,8 +186,11 @@ impl<L: Layer> Overlay<L> {
         Ok(Dirs { locked: locked?, _tree: tree, _across: across })
     }
 
-    /// Whether `name` of `parent` still shows what was found there. ENOENT if the directory was
-    /// removed.
+    /// Whether `name` of `parent` still shows the node that a lookup found.
+    ///
+    /// # Errors
+    ///
+    /// - ENOENT: the directory was removed.
     fn shows(
         &self,
         dirs: &mut Dirs<'_, L>,
@@ -196,8 +209,7 @@ impl<L: Layer> Overlay<L> {
         }
     }
 
-    /// Whether there is anything to do, if the rename may be made. What is asked of the two
-    /// directories is asked without their locks.
+    /// Checks whether the rename is permitted. Returns whether it has anything to do.
     fn check_rename(
         &self,
         dir: &Arc<Node<L>>,
@@ -221,7 +233,8 @@ impl<L: Layer> Overlay<L> {
         if Arc::ptr_eq(node, target) {
             return Ok(false);
         }
-        // What the directory is in is neither empty nor to be looked into, since it may be locked.
+        // A directory above `dir` is not empty. The rename must not look into it, since it may hold
+        // its lock.
         let is_above = target.kind() == Kind::Dir && self.is_within(dir, target);
         self.check_movable(node)?;
         if mode == RenameMode::Exchange {
@@ -243,8 +256,8 @@ impl<L: Layer> Overlay<L> {
         }
     }
 
-    /// EXDEV for a directory that merges with lower ones by its name, if that cannot be written
-    /// down.
+    /// Returns EXDEV for a directory that merges with lower ones by its name, if no redirect is
+    /// possible.
     fn check_movable(&self, node: &Arc<Node<L>>) -> Result<()> {
         if node.kind() != Kind::Dir || self.can_redirect() {
             return Ok(());
@@ -268,12 +281,12 @@ impl<L: Layer> Overlay<L> {
         }
     }
 
-    /// What there is of a name.
+    /// Returns the facts about a name that a plan needs.
     fn facts(&self, dirs: &mut Dirs<'_, L>, end: &End<'_, L>) -> Result<Name> {
         Ok(self.read_dir(end.parent, dirs.dir(end.parent)?)?.get(end.name).map(Slot::facts).unwrap_or_default())
     }
 
-    /// What the upper layer has under a name.
+    /// Returns the object that the upper layer has under a name.
     fn in_upper(&self, dirs: &mut Dirs<'_, L>, end: &End<'_, L>) -> Result<Option<Upper>> {
         Ok(self.read_dir(end.parent, dirs.dir(end.parent)?)?.get(end.name).and_then(|slot| slot.upper))
     }
@@ -285,10 +298,10 @@ impl<L: Layer> Overlay<L> {
         Ok(())
     }
 
-    /// The rename to a name that is free, or whose object it replaces. A device may be left, which
-    /// hides what lower layers have as any object does.
+    /// Renames to a free name, or replaces the object there. May leave a device in place of the old
+    /// name, which hides lower objects as any object does.
     ///
-    /// The steps are those of the upper layer's format.
+    /// The format of the upper layer plans the steps.
     fn replace(
         &self,
         dirs: &mut Dirs<'_, L>,
@@ -320,7 +333,7 @@ impl<L: Layer> Overlay<L> {
             Ok(states) => states,
             Err(error) => {
                 if hidden && let Err(error) = self.remove_whiteout(old.dir, old.name) {
-                    log::warn!("the marker of {:?} stays beside it: {error}", old.name);
+                    log::warn!("cannot remove the whiteout beside {:?}: {error}", old.name);
                     self.set_whiteout(dirs, old, true)?;
                 }
                 return Err(error);
@@ -345,14 +358,14 @@ impl<L: Layer> Overlay<L> {
             let end = if idle == plan::End::Old { old } else { new };
             let gone = self.remove_whiteout(end.dir, end.name);
             if let Err(error) = &gone {
-                log::warn!("the whiteout of {:?} stays: {error}", end.name);
+                log::warn!("cannot remove the idle whiteout of {:?}: {error}", end.name);
             }
             self.set_whiteout(dirs, end, gone.is_err())?;
         }
         Ok(())
     }
 
-    /// Makes a step that nobody sees.
+    /// Makes one of the steps before the visible one.
     fn prepare(
         &self,
         dirs: &mut Dirs<'_, L>,
@@ -367,7 +380,7 @@ impl<L: Layer> Overlay<L> {
                 let end = end(of);
                 self.add_whiteout(end.dir, end.name)?;
                 dirs.dir(end.parent)?.unsynced = true;
-                // The old name's is taken back if the rename fails.
+                // The whiteout of the old name is removed again if the rename fails.
                 if of == plan::End::New { self.set_whiteout(dirs, end, true) } else { Ok(()) }
             }
             Step::Settle(of) => self.sync_names(dirs.dir(end(of).parent)?),
@@ -378,7 +391,7 @@ impl<L: Layer> Overlay<L> {
         }
     }
 
-    /// The exchange of two objects.
+    /// Exchanges two objects.
     fn exchange(
         &self,
         dirs: &mut Dirs<'_, L>,
@@ -403,8 +416,8 @@ impl<L: Layer> Overlay<L> {
         self.arrive(dirs, old, target, target_upper)
     }
 
-    /// Sees to it that the name that is going to be renamed is in the upper layer, not only another
-    /// name of the same file.
+    /// Makes sure that the name of the rename is in the upper layer, not just another name of the
+    /// file.
     fn link_up(&self, dirs: &mut Dirs<'_, L>, end: &End<'_, L>, node: &Arc<Node<L>>, here: Name) -> Result<()> {
         if here.upper {
             return Ok(());
@@ -427,8 +440,8 @@ impl<L: Layer> Overlay<L> {
         Ok(())
     }
 
-    /// Makes a directory independent of its name `end`, if it is one: it keeps merging with what it
-    /// merges with now, and with nothing else.
+    /// Makes a directory independent of its name. It keeps merging with the same lower directories,
+    /// and with no others.
     fn prepare_move(&self, dirs: &mut Dirs<'_, L>, end: &End<'_, L>, node: &Arc<Node<L>>, onto: Name) -> Result<()> {
         if node.kind() != Kind::Dir {
             return Ok(());
@@ -458,7 +471,7 @@ impl<L: Layer> Overlay<L> {
         self.sync_names(&mut dir)
     }
 
-    /// Takes an object off its old name, where there is a whiteout now, or none. Answers what the
+    /// Takes an object off its old name, which a whiteout may cover from now on. Returns what the
     /// upper layer had there.
     fn leave(&self, dirs: &mut Dirs<'_, L>, old: &End<'_, L>, whiteout: bool) -> Result<Option<Upper>> {
         let names = self.read_dir(old.parent, dirs.dir(old.parent)?)?;
@@ -471,7 +484,7 @@ impl<L: Layer> Overlay<L> {
         Ok(upper)
     }
 
-    /// Enters an object under its new name.
+    /// Puts an object under its new name.
     fn arrive(
         &self,
         dirs: &mut Dirs<'_, L>,
@@ -492,8 +505,8 @@ impl<L: Layer> Overlay<L> {
         Ok(())
     }
 
-    /// Notes that an object has moved. Its state was locked before it did, so that nobody asks for
-    /// it by its old name.
+    /// Records that an object moved. The caller locked its state before the move, so no thread
+    /// looks for it under the old name.
     fn moved(&self, node: &Arc<Node<L>>, mut state: Guard<'_, State<L>>, new: &End<'_, L>, old: &End<'_, L>) {
         let place = ObjectName { parent: new.parent.clone(), name: new.name.into(), dir: new.dir.clone() };
         match state.place_mut(old.parent, old.name) {

@@ -1,15 +1,15 @@
-//! Room in the upper layer: for who has taken data that the layer does not have yet, and for what
-//! partial copies lack.
+//! Free space in the upper layer. It is for accepted data that the layer does not have yet, and for
+//! the missing chunks of partial copies.
 //!
-//! A partial copy is a promise: its change is taken, and the rest of it will need room. So as much
-//! is left free for it (`Promise`), and does not show as free. A copy for which there is not enough
-//! is made whole at once; then ENOSPC comes before the change, as from any copy-up. Who would take
-//! what was promised has all partial copies completed first.
+//! A partial copy is a promise: its change is accepted, and its rest will need space. So the engine
+//! keeps that much free (`Promise`), and does not show it as free. If there is too little space, a
+//! copy is made whole at once. Then ENOSPC comes before the change, as from any copy-up. Before a
+//! write takes promised space, the engine completes all partial copies.
 //!
-//! How much is free is asked of the layer only when what was written since, and what other programs
-//! may have written since, could have made it too little. Others who fill the disk faster than
-//! that, or between two questions, take what was promised; only blocks that are allocated would
-//! keep it from them.
+//! The engine asks the layer for its free space only if that may be too small by now. It counts
+//! what it wrote since, and assumes what other programs may have written. If these fill the disk
+//! faster, or between two questions, they take promised space. Only allocated blocks could prevent
+//! that.
 //!
 //! Lock: `Room::known` is a leaf.
 
@@ -25,12 +25,13 @@ use super::work::discard;
 use crate::layer::{Allocation, Layer, Object, Owner, Result, Stat, StatFs};
 use crate::sync::Lock;
 
-/// How fast others may fill the filesystem, in bytes a second, and what they may take at once.
+/// The speed at which other programs may fill the filesystem, in bytes a second, and the bytes that
+/// they may take at once.
 pub const FILLED: u64 = 2 << 30;
 const AT_ONCE: u64 = 1 << 30;
 
-/// What is left free besides, for maps, names and what the filesystem keeps of them: this part of
-/// it, but not less or more than these.
+/// The space kept free for maps, names and metadata: this part of the filesystem, within these
+/// bounds.
 const SPARE_PART: u64 = 64;
 const SPARE_LEAST: u64 = 1 << 20;
 const SPARE_MOST: u64 = 64 << 20;
@@ -38,22 +39,22 @@ const SPARE_MOST: u64 = 64 << 20;
 /// The unit of [`Stat::blocks`].
 const BLOCK: u64 = 512;
 
-/// How many pieces of data are counted of a file with holes. What is behind them counts as data.
+/// The number of data ranges that are counted in a file with holes. The rest counts as data.
 const PIECES: usize = 64;
 
-/// What is known of the room in the upper layer.
+/// The known free space of the upper layer.
 pub(super) struct Room {
     known: Lock<KnownRoom>,
-    /// How many bytes partial copies lack, all together.
+    /// The bytes that all partial copies lack together.
     promised: Arc<AtomicU64>,
 }
 
-/// What the layer said last.
+/// The last answer of the layer.
 struct KnownRoom {
     free: u64,
     spare: u64,
     at: Instant,
-    /// How many bytes were written here since, at most.
+    /// An upper bound of the bytes written here since.
     spent: u64,
 }
 
@@ -63,12 +64,12 @@ impl KnownRoom {
         KnownRoom { free: space.bytes_available(), spare, at: Instant::now(), spent: 0 }
     }
 
-    /// Whether there was room for so many bytes when it was asked.
+    /// Whether there was space for this many bytes at the last answer.
     fn has(&self, bytes: u64) -> bool {
         self.free >= bytes.saturating_add(self.spare)
     }
 
-    /// Whether there still is, also if others write as fast as they can.
+    /// Whether there still is, even if other programs write as fast as they can.
     fn surely_has(&self, bytes: u64) -> bool {
         let others = AT_ONCE.saturating_add((self.at.elapsed().as_secs_f64() * FILLED as f64) as u64);
         self.free == u64::MAX || self.has(bytes.saturating_add(self.spent).saturating_add(others))
@@ -80,13 +81,13 @@ impl Room {
         Room { known: Lock::new(KnownRoom::new(space)), promised: Arc::default() }
     }
 
-    /// Counts bytes that are written to the layer.
+    /// Counts bytes written to the layer.
     pub(super) fn spend(&self, bytes: u64) {
         let mut known = self.known.lock();
         known.spent = known.spent.saturating_add(bytes);
     }
 
-    /// Has so many bytes more left free.
+    /// Keeps this many more bytes free.
     pub(super) fn promise(&self, bytes: u64) -> Promise {
         self.promised.fetch_add(bytes, Ordering::Relaxed);
         Promise { total: self.promised.clone(), most: bytes, bytes }
@@ -97,16 +98,16 @@ impl Room {
     }
 }
 
-/// Bytes of the upper layer that are left free until this is dropped.
+/// Bytes of the upper layer that stay free until the drop.
 pub(super) struct Promise {
     total: Arc<AtomicU64>,
-    /// How many they were at first.
+    /// The number of bytes at first.
     most: u64,
     bytes: u64,
 }
 
 impl Promise {
-    /// Says that no more than so many are needed now.
+    /// Lowers the promise to the number of bytes that are still needed.
     pub(super) fn needs(&mut self, bytes: u64) {
         let bytes = bytes.min(self.most);
         self.total.fetch_add(bytes, Ordering::Relaxed);
@@ -122,8 +123,7 @@ impl Drop for Promise {
 }
 
 impl<L: Layer> Overlay<L> {
-    /// Space left and limits: those of the topmost layer, where what partial copies lack is taken
-    /// already.
+    /// Returns space and limits of the topmost layer. Promised space does not count as free.
     pub fn stat_fs(&self) -> Result<StatFs> {
         let mut space = self.stack.top().stat_fs()?;
         *self.room.known.lock() = KnownRoom::new(&space);
@@ -133,7 +133,7 @@ impl<L: Layer> Overlay<L> {
         Ok(space)
     }
 
-    /// Whether there is room for so many bytes beside what is promised.
+    /// Whether there is space for this many bytes beside the promises.
     fn has_room_for(&self, bytes: u64) -> Result<bool> {
         let wanted = self.room.promised().saturating_add(bytes);
         if self.room.known.lock().surely_has(wanted) {
@@ -143,17 +143,21 @@ impl<L: Layer> Overlay<L> {
         Ok(self.room.known.lock().has(wanted))
     }
 
-    /// Promises room for a partial copy. None if there is not enough.
+    /// Promises space for a partial copy. Returns None if there is too little.
     pub(super) fn promise_room(&self, bytes: u64) -> Result<Option<Promise>> {
-        // Promised before it is asked, as others promise too.
+        // The promise comes before the question, since other threads promise too.
         let promise = self.room.promise(bytes);
         Ok(self.has_room_for(0)?.then_some(promise))
     }
 
-    /// Before so many bytes are written: completes all partial copies if there is no room for both.
-    /// ENOSPC and EDQUOT if they cannot be completed.
+    /// Makes sure that there is space for a write beside the promises. Otherwise completes all
+    /// partial copies first.
     ///
     /// The caller must hold neither the tree nor the content of any node.
+    ///
+    /// # Errors
+    ///
+    /// - ENOSPC, EDQUOT: the copies cannot be completed.
     pub(super) fn take_room(&self, bytes: u64) -> Result<()> {
         if self.room.promised() > 0 && !self.has_room_for(bytes)? {
             self.keep_promises()?;
@@ -162,20 +166,23 @@ impl<L: Layer> Overlay<L> {
         Ok(())
     }
 
-    /// Completes all partial copies that are known, while there is room for them. ENOSPC, EDQUOT;
-    /// of another error one is left as it is.
+    /// Completes all known partial copies, while there is space for them.
+    ///
+    /// # Errors
+    ///
+    /// - ENOSPC, EDQUOT: a copy cannot be completed. After another error, the copy stays partial.
     pub fn keep_promises(&self) -> Result<()> {
         match self.complete_known() {
             Err(error) if matches!(error.errno, ENOSPC | EDQUOT) => Err(error),
             Err(error) => {
-                log::debug!("a partial copy is left for later: {error}");
+                log::debug!("cannot complete a partial copy, which stays for later: {error}");
                 Ok(())
             }
             done => done,
         }
     }
 
-    /// How many bytes of data a file has, at most.
+    /// Returns an upper bound of a file's bytes of data.
     pub(super) fn data_in(&self, file: &OpenFile<L>, attr: &Stat) -> Result<u64> {
         if attr.blocks.saturating_mul(BLOCK) >= attr.size {
             return Ok(attr.size);
@@ -192,8 +199,14 @@ impl<L: Layer> Overlay<L> {
         Ok(bytes + (attr.size - at))
     }
 
-    /// Tries whether the owner of an object could have so many more bytes, by a file that is there
-    /// for a moment. ENOSPC, EDQUOT; EOPNOTSUPP where the layer reserves no space; EROFS.
+    /// Tries whether the owner of an object could have this many more bytes, with a file that
+    /// exists for a moment.
+    ///
+    /// # Errors
+    ///
+    /// - ENOSPC, EDQUOT: the owner could not.
+    /// - EOPNOTSUPP: the layer reserves no space.
+    /// - EROFS: there is no upper layer.
     pub fn find_room(&self, node: &Arc<Node<L>>, bytes: u64) -> Result<()> {
         let (upper, work) = self.upper()?;
         self.take_room(bytes)?;

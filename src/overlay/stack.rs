@@ -1,10 +1,10 @@
-//! The stack of layers, and where a directory is in one of them.
+//! The stack of layers, and the places of directories in them.
 //!
-//! A [`LayerDir`] is a place, not a descriptor: descriptors are opened when they are needed and
-//! kept in a bounded cache, so that a tree of any size is walked with a bounded number of them.
+//! A [`LayerDir`] is a place, not a descriptor. A bounded cache holds descriptors that the engine
+//! needed. So the walk of a tree of any size needs a bounded number of them.
 //!
-//! Locks: `LayerDir::place` and `Stack::open` are leaves; neither is held while another is taken or
-//! a layer is called.
+//! Locks: `LayerDir::place` and `Stack::open` are leaves. A thread holds neither while it takes
+//! another lock or calls a layer.
 
 use std::ffi::{OsStr, OsString};
 use std::num::NonZeroUsize;
@@ -18,16 +18,15 @@ use super::trust::Author;
 use crate::layer::{Layer, Object, Result, Stat};
 use crate::sync::Lock;
 
-/// How many directory descriptors are kept open at most.
+/// The maximum number of directory descriptors in the cache.
 const OPEN_DIRS: NonZeroUsize = NonZeroUsize::new(256).unwrap();
 
-/// How many of the directories above one that is opened are kept open: those nearest to it, and
-/// some on the way. All of a deep path would push out those of other layers, which the next step
-/// needs again.
+/// The number of directories above an opened one that the cache keeps: the nearest, and some on the
+/// way. All of a deep path would push out descriptors of other layers that the next step needs.
 const NEAR: usize = 8;
 const ON_THE_WAY: usize = 16;
 
-/// The layers, the topmost first.
+/// The layers, topmost first.
 pub struct Stack<L: Layer> {
     layers: Vec<L>,
     has_upper: bool,
@@ -41,20 +40,20 @@ pub struct Stack<L: Layer> {
 
 /// A directory of one layer.
 pub struct LayerDir<L: Layer> {
-    /// Never reused; the key of the descriptor cache.
+    /// Never reused. The key of the descriptor cache.
     id: u64,
-    /// Index into the stack; never changes.
+    /// The index of the layer in the stack. Never changes.
     layer: usize,
-    /// Who had it merged with what is above it, if his word is not trusted.
+    /// The untrusted user that made the directory merge with those above it, if any.
     author: Option<Author>,
     anchor: Anchor<L>,
 }
 
 enum Anchor<L: Layer> {
-    /// Always open: a layer's root, or the work directory.
+    /// Always open: the root of a layer, or the work directory.
     Open(Arc<L::Dir>),
-    /// An entry of another directory. It moves when a directory of the upper layer is renamed. None
-    /// while it is dropped.
+    /// An entry of another directory. The rename of a directory of the upper layer changes it. None
+    /// during the drop.
     Entry(Lock<Option<LayerPlace<L>>>),
 }
 
@@ -62,7 +61,7 @@ enum Anchor<L: Layer> {
 pub type LayerPlace<L> = (Arc<LayerDir<L>>, OsString);
 
 impl<L: Layer> Stack<L> {
-    /// A stack of `layers`, topmost first, of which the first is the upper one if `has_upper`.
+    /// Makes a stack of `layers`, topmost first. The first is the upper layer if `has_upper`.
     pub fn new(layers: Vec<L>, has_upper: bool) -> Result<Self> {
         let mut stack = Stack {
             layers,
@@ -94,7 +93,7 @@ impl<L: Layer> Stack<L> {
         if self.has_upper { self.roots.first() } else { None }
     }
 
-    /// The roots of the lower layers, the topmost first.
+    /// The roots of the lower layers, topmost first.
     pub fn lower_roots(&self) -> &[Arc<LayerDir<L>>] {
         &self.roots[usize::from(self.has_upper)..]
     }
@@ -104,44 +103,44 @@ impl<L: Layer> Stack<L> {
         &self.roots[dir.layer + 1..]
     }
 
-    /// The top of the layer that `dir` is in.
+    /// The root of the layer of `dir`.
     pub fn root(&self, dir: &LayerDir<L>) -> &Arc<LayerDir<L>> {
         &self.roots[dir.layer]
     }
 
-    /// The layer that `dir` is in.
+    /// The layer of `dir`.
     pub fn layer(&self, dir: &LayerDir<L>) -> &L {
         &self.layers[dir.layer]
     }
 
-    /// Attributes as [`Layer::stat`] answers them in the layer of `dir`, but for `dev`, which here
-    /// tells layers apart too: layers may contain one another, and what shows at two places of the
-    /// tree is two objects.
+    /// Returns the attributes `stat` from the layer of `dir`, with a `dev` that also tells layers
+    /// apart. Layers may contain one another, and an object that shows at two places of the tree is
+    /// two objects.
     pub fn mark(&self, dir: &LayerDir<L>, stat: Stat) -> Stat {
         Stat { dev: mark(dir.layer, stat.dev), ..stat }
     }
 
-    /// What [`Stack::mark`] makes of the filesystem of each layer's root, the topmost first.
+    /// Returns the device number that [`Stack::mark`] gives each layer's root, topmost first.
     pub fn marked_devices(&self) -> impl Iterator<Item = u64> {
         self.devices.iter().enumerate().map(|(layer, device)| mark(layer, *device))
     }
 
-    /// What [`Stack::mark`] makes of the filesystem that `dir` is on.
+    /// Returns the device number that [`Stack::mark`] gives objects in `dir`.
     pub fn marked_device(&self, dir: &LayerDir<L>) -> u64 {
         mark(dir.layer, self.devices[dir.layer])
     }
 
-    /// The filesystem that `dir` is on.
+    /// Returns the filesystem of `dir`.
     pub fn device(&self, dir: &LayerDir<L>) -> u64 {
         self.devices[dir.layer]
     }
 
-    /// Which layer `dir` is in, counted from the bottom.
+    /// Returns the number of the layer of `dir`, counted from the bottom.
     pub fn level(&self, dir: &LayerDir<L>) -> usize {
         self.layers.len() - 1 - dir.layer
     }
 
-    /// The inode number of the root of the layer that `dir` is in.
+    /// Returns the inode number of the root of the layer of `dir`.
     pub fn root_ino(&self, dir: &LayerDir<L>) -> u64 {
         self.root_inos[dir.layer]
     }
@@ -151,33 +150,32 @@ impl<L: Layer> Stack<L> {
         &self.layers[0]
     }
 
-    /// A directory of layer `index` that stays open.
+    /// Makes a directory of layer `index` that stays open.
     pub fn anchored(&self, index: usize, dir: L::Dir) -> Arc<LayerDir<L>> {
         Arc::new(LayerDir { id: self.new_id(), layer: index, author: None, anchor: Anchor::Open(Arc::new(dir)) })
     }
 
-    /// The directory `name` of `parent`. Nothing is asked of the layer.
+    /// Makes the directory `name` of `parent`, without a call of the layer.
     pub fn child(&self, parent: &Arc<LayerDir<L>>, name: &OsStr) -> Arc<LayerDir<L>> {
         self.child_for(parent, name, None)
     }
 
-    /// As [`Stack::child`], where it also is on the word of `author` that the directory is looked
-    /// for there.
+    /// Does the same as [`Stack::child`], for a way to the directory that `author` also influenced.
     pub fn child_for(&self, parent: &Arc<LayerDir<L>>, name: &OsStr, author: Option<Author>) -> Arc<LayerDir<L>> {
         let author = Author::and(parent.author, author);
         let place = Lock::new(Some((parent.clone(), name.to_owned())));
         Arc::new(LayerDir { id: self.new_id(), layer: parent.layer, author, anchor: Anchor::Entry(place) })
     }
 
-    /// A descriptor of `dir`: none, one, or as many backing calls as there are directories above it
-    /// whose descriptor is not open.
+    /// Returns a descriptor of `dir`. That costs one backing call for each directory on the path
+    /// that is not open, so often none.
     pub fn open(&self, dir: &LayerDir<L>) -> Result<Arc<L::Dir>> {
         if let Some(open) = self.cached(dir) {
             return Ok(open);
         }
         let (mut below, mut id, mut place) = (Vec::new(), dir.id, self.parent(dir));
         let mut open = loop {
-            // What is in no directory is always open.
+            // A directory without a parent is always open.
             let (parent, name) = place.ok_or(Error::new(EIO))?;
             below.push((id, name));
             if let Some(open) = self.cached(&parent) {
@@ -190,14 +188,14 @@ impl<L: Layer> Stack<L> {
         for (above, (id, name)) in below.into_iter().enumerate().rev() {
             open = Arc::new(layer.open_dir(&open, &name)?);
             if above < NEAR || above % far == 0 {
-                // What is pushed out is closed after the cache is free again.
+                // The evicted descriptor is closed after the cache is unlocked.
                 let _closed = self.open.lock().push(id, open.clone());
             }
         }
         Ok(open)
     }
 
-    /// The descriptor of `dir`, if it is open.
+    /// Returns the descriptor of `dir`, if it is open.
     fn cached(&self, dir: &LayerDir<L>) -> Option<Arc<L::Dir>> {
         match &dir.anchor {
             Anchor::Open(open) => Some(open.clone()),
@@ -210,7 +208,7 @@ impl<L: Layer> Stack<L> {
         self.has_upper && dir.layer == 0
     }
 
-    /// The directory that `dir` is in, and its name there. None: the top of a layer.
+    /// Returns the directory that contains `dir`, and its name there. None for the root of a layer.
     pub fn parent(&self, dir: &LayerDir<L>) -> Option<LayerPlace<L>> {
         match &dir.anchor {
             Anchor::Open(_) => None,
@@ -218,13 +216,13 @@ impl<L: Layer> Stack<L> {
         }
     }
 
-    /// Attributes of the entry `name` of `dir`, marked.
+    /// Returns the attributes of the entry `name` of `dir`, marked.
     pub fn stat(&self, dir: &LayerDir<L>, name: &OsStr) -> Result<Stat> {
         let open = self.open(dir)?;
         Ok(self.mark(dir, self.layer(dir).stat(Object::Entry(&*open, name))?))
     }
 
-    /// Says that `dir` of the upper layer, moved by a rename, is now the entry `name` of `parent`.
+    /// Records that a rename moved `dir` of the upper layer to the name `name` of `parent`.
     pub fn moved(&self, dir: &LayerDir<L>, parent: &Arc<LayerDir<L>>, name: &OsStr) {
         if let Anchor::Entry(place) = &dir.anchor {
             let _before = place.lock().replace((parent.clone(), name.to_owned()));
@@ -234,7 +232,7 @@ impl<L: Layer> Stack<L> {
         }
     }
 
-    /// Closes the descriptors that are kept.
+    /// Closes all descriptors in the cache.
     pub fn close_dirs(&self) {
         let mut all = LruCache::new(OPEN_DIRS);
         std::mem::swap(&mut *self.open.lock(), &mut all);
@@ -246,18 +244,18 @@ impl<L: Layer> Stack<L> {
 }
 
 impl<L: Layer> LayerDir<L> {
-    /// Which layer of the stack this is, the topmost being 0.
+    /// The index of the layer in the stack; the topmost is 0.
     pub fn index(&self) -> usize {
         self.layer
     }
 
-    /// Who had this directory, or one above it, merged with what is above it, if his word is not
-    /// trusted.
+    /// The untrusted user that made this directory, or one above it, merge with those above, if
+    /// any.
     pub fn author(&self) -> Option<Author> {
         self.author
     }
 
-    /// Lets go of the directory that it is in.
+    /// Takes out the reference to the parent directory.
     fn leave(&mut self) -> Option<Arc<Self>> {
         match &self.anchor {
             Anchor::Open(_) => None,
@@ -267,7 +265,7 @@ impl<L: Layer> LayerDir<L> {
 }
 
 impl<L: Layer> Drop for LayerDir<L> {
-    /// Without recursion, since a tree may be deep.
+    /// Works without recursion, since a tree may be deep.
     fn drop(&mut self) {
         let mut above = self.leave();
         while let Some(mut dir) = above.and_then(Arc::into_inner) {
@@ -276,7 +274,7 @@ impl<L: Layer> Drop for LayerDir<L> {
     }
 }
 
-/// Numbers of devices leave the high bits free.
+/// Combines layer and device number. Device numbers leave the high bits free.
 fn mark(layer: usize, device: u64) -> u64 {
     (layer as u64) << 48 ^ device
 }

@@ -1,34 +1,35 @@
-//! Which times the upper layer keeps: how fine they are, and from when to when.
+//! The times that the upper layer can store: their resolution and range.
 //!
-//! Everything shows its times as the upper layer keeps them, objects of lower layers too. So a time
-//! is the same before and after a copy-up, and before and after it is read from the layer again.
+//! Every object shows its times as the upper layer stores them, also one of a lower layer. So a
+//! time is the same before and after a copy-up, and before and after it is read from the layer
+//! again.
 
 use crate::layer::{Layer, Object, Time};
 
 const NANOS: i128 = 1_000_000_000;
 
-/// An ordinary time at which every unit up to two seconds shows: FAT counts in those.
+/// An ordinary time that shows each resolution up to two seconds, the unit of FAT.
 const FINE: Time = Time { sec: 1_000_000_001, nsec: 999_999_999 };
 
-/// The times that a layer keeps.
+/// The times that a layer can store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Times {
-    /// Nanoseconds from one time to the next.
+    /// The nanoseconds from one time to the next.
     unit: u64,
     first: i64,
     last: i64,
 }
 
 impl Default for Times {
-    /// All of them.
+    /// All times.
     fn default() -> Self {
         Times { unit: 1, first: i64::MIN, last: i64::MAX }
     }
 }
 
 impl Times {
-    /// Learns what a layer keeps, by setting times of an object that nobody needs. What cannot be
-    /// learnt is taken for no limit.
+    /// Learns the times of a layer by setting those of an object without use. If that fails, there
+    /// is no limit.
     pub(super) fn learn<L: Layer>(layer: &L, object: Object<'_, L>) -> Self {
         let kept = |time: Time| {
             let set = layer.set_times(object, time, time).and_then(|()| layer.stat(object));
@@ -39,18 +40,19 @@ impl Times {
         let second = |sec| kept(Time { sec, nsec: 0 }).map(|found| found.sec);
         Times {
             unit: u64::try_from(lost + 1).ok().filter(|unit| (1..=60 * NANOS as u64).contains(unit)).unwrap_or(1),
-            // Where a time is neither kept nor moved to the nearest, what is read says nothing.
+            // If the layer neither stores nor clamps a time, the time that it returns tells
+            // nothing.
             first: second(all.first).filter(|first| *first < FINE.sec).unwrap_or(all.first),
             last: second(all.last).filter(|last| *last > FINE.sec).unwrap_or(all.last),
         }
     }
 
-    /// Nanoseconds from one time to the next.
+    /// The nanoseconds from one time to the next.
     pub fn unit(&self) -> u64 {
         self.unit
     }
 
-    /// What becomes of a time when it is set.
+    /// Returns the time that the layer stores when `time` is set.
     pub fn kept(&self, time: Time) -> Time {
         if time.sec <= self.first || time.sec >= self.last {
             return Time { sec: time.sec.clamp(self.first, self.last), nsec: 0 };

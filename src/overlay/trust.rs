@@ -1,15 +1,20 @@
-//! Whose word counts in a layer.
+//! Trust: whether a redirect or mark in a layer counts.
 //!
-//! A redirect, and the mark of a file that has only metadata, have something shown at another place
-//! than its own: with the attributes of what is there, and not by the way to where it is. Who owns
-//! a part of a layer may write both. Such a mark is *trusted* if it belongs to root or to whoever
-//! the daemon is and nobody else can write it, if its attribute is in the namespace `trusted`, or
-//! if the mounter says that layers are ([`Settings::trusted`](super::Settings)). Any other counts
-//! as far as its author gets without it: every directory on the way, each that merges and the file
-//! are such that he may search, list or read them. So it shows nobody what its author could not
-//! copy.
+//! A redirect, and the mark of a file that has only metadata, show an object at another place than
+//! its own. It shows with its own attributes, but without the directories that protect it. The
+//! owner of a part of a layer may write both marks.
 //!
-//! Opaque marks and whiteouts only hide. They count whoever made them.
+//! A mark is *trusted* in each of these cases:
+//!
+//! - It belongs to root or to the daemon's user, and no other user can write it.
+//! - Its attribute is in the namespace `trusted`.
+//! - The options trust the layers ([`Settings::trusted`](super::Settings)).
+//!
+//! Any other mark counts only as far as its author could go without it. The author must be able to
+//! search, list or read every directory on the way, each that merges, and the file. So the mark
+//! shows nothing that its author could not copy.
+//!
+//! Opaque marks and whiteouts only hide, so they count from every author.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -21,15 +26,15 @@ use super::stack::LayerDir;
 use crate::layer::{Kind, Layer, Object, Result, Stat};
 use crate::sync::Lock;
 
-/// The user who may have written a mark that is not trusted.
+/// The user that may have written an untrusted mark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Author {
     User(u32),
-    /// Several could have.
+    /// Several users may have.
     Anybody,
 }
 
-/// Where a directory merges, and on whose word; None: it is trusted.
+/// A place where a directory merges, and the untrusted author of the way, if any.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Way {
     pub path: PathBuf,
@@ -37,12 +42,16 @@ pub struct Way {
 }
 
 impl Way {
-    /// A name below it.
+    /// Returns the way to a name below it.
     pub fn join(self, name: impl AsRef<Path>) -> Self {
         Way { path: self.path.join(name), ..self }
     }
 
-    /// The path, if it may be written down as one that is trusted. EXDEV otherwise.
+    /// Returns the path if it may be written down as a trusted one.
+    ///
+    /// # Errors
+    ///
+    /// - EXDEV: the way has an untrusted author.
     pub fn trusted(self) -> Result<PathBuf> {
         match self.author {
             None => Ok(self.path),
@@ -52,14 +61,14 @@ impl Way {
 }
 
 impl Author {
-    /// Whether he may read a file, or search and list a directory, that has these attributes. Of
-    /// his groups nothing is known.
+    /// Whether the author may read a file, or search and list a directory, with these attributes.
+    /// The author's groups are unknown.
     fn reads(self, stat: &Stat) -> bool {
         let needed = if stat.kind == Kind::Dir { 0o5 } else { 0o4 };
         self == Author::User(stat.uid) || (stat.mode >> 3) & stat.mode & needed == needed
     }
 
-    /// Who has a say where both have.
+    /// Returns the author of a way that both influenced.
     pub fn and(one: Option<Self>, other: Option<Self>) -> Option<Self> {
         match (one, other) {
             (Some(one), Some(other)) if one != other => Some(Author::Anybody),
@@ -68,16 +77,16 @@ impl Author {
     }
 }
 
-/// The directories of which it was said that they are not shown: once for each, since they are
-/// looked at again and again. The lock is a leaf.
+/// The directories that are not shown and were logged. Each is logged once, since the engine looks
+/// at them again and again. The lock is a leaf.
 #[derive(Default)]
 pub struct Withheld(Lock<HashSet<(u64, u64)>>);
 
-/// Of how many it is said.
+/// The maximum number of logged directories.
 const WITHHELD_MAX: usize = 1000;
 
 impl Withheld {
-    /// Whether nothing was said of a directory yet, and is to be said.
+    /// Whether a directory is to be logged now.
     fn is_new(&self, dir: &Stat) -> bool {
         let mut said = self.0.lock();
         said.len() < WITHHELD_MAX && said.insert((dir.dev, dir.ino))
@@ -85,8 +94,8 @@ impl Withheld {
 }
 
 impl<L: Layer> Overlay<L> {
-    /// Who has a say in a mark of a layer, by the attributes of the file that it is, or of the
-    /// object that has it as an attribute. None: it is trusted.
+    /// Returns the author of a mark in a layer, or None if it is trusted. `mark` has the attributes
+    /// of the marker file, or of the object with the attribute.
     pub(super) fn author(&self, mark: &Stat) -> Option<Author> {
         let ours = mark.uid == 0 || mark.uid == self.stack.top().identity().uid;
         match mark.mode & 0o022 == 0 {
@@ -97,18 +106,22 @@ impl<L: Layer> Overlay<L> {
         }
     }
 
-    /// Whether what is in a directory of a layer may be shown as the content of another.
+    /// Whether a directory of a layer may show its content as that of another directory.
     pub(super) fn may_merge(&self, dir: &LayerDir<L>) -> Result<bool> {
         let Some(author) = dir.author() else { return Ok(true) };
         let stat = self.stack.layer(dir).stat(Object::Dir(&*self.stack.open(dir)?))?;
         let may = author.reads(&stat);
         if !may && self.withheld.is_new(&stat) {
-            log::warn!("a directory of layer {} is not shown by the redirect of one who may not read it", dir.index());
+            log::warn!(
+                "a redirect leads to a directory of layer {} that the redirect's owner may not read, so it does not \
+                 show",
+                dir.index()
+            );
         }
         Ok(may)
     }
 
-    /// Whether the content of a file may be shown as that of another on the word of `author`.
+    /// Whether a file may show its content as that of another file on the way of `author`.
     pub(super) fn may_lend(&self, author: Option<Author>, file: &Stat) -> bool {
         author.is_none_or(|author| author.reads(file))
     }
@@ -123,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_said_once_of_each_directory() {
+    fn each_directory_is_logged_once() {
         let withheld = Withheld::default();
         let dir = |ino| Stat { ino, ..stat(Kind::Dir, 0, 0o700) };
         assert_eq!([1, 1, 2, 1].map(|ino| withheld.is_new(&dir(ino))), [true, false, true, false]);
@@ -132,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn an_author_reads_what_is_his_or_everybodys() {
+    fn an_author_reads_own_and_public_objects() {
         let (user, anybody) = (Author::User(7), Author::Anybody);
         for (kind, mode, open) in [
             (Kind::File, 0o644, true),

@@ -1,7 +1,7 @@
-//! How deletions, opaque marks and redirects are written to the upper layer.
+//! Writes deletions, opaque marks and redirects to the upper layer.
 //!
-//! What they look like, and the order of the steps, is the format's
-//! ([`UpperFormat`](crate::format::UpperFormat)); here are the steps.
+//! The format decides their form and the order of the steps
+//! ([`UpperFormat`](crate::format::UpperFormat)). This file makes the steps.
 
 use std::ffi::OsStr;
 use std::path::PathBuf;
@@ -29,7 +29,7 @@ impl<L: Layer> Overlay<L> {
         self.redirects && self.format().features().redirects
     }
 
-    /// Creates the whiteout of `name`. Where it has the name itself, that must be free.
+    /// Creates the whiteout of `name`. A whiteout in place of the name needs that name to be free.
     pub(super) fn add_whiteout(&self, dir: &LayerDir<L>, name: &OsStr) -> Result<()> {
         let (upper, work) = self.upper()?;
         match self.format().whiteout(name, self.name_max) {
@@ -55,8 +55,8 @@ impl<L: Layer> Overlay<L> {
         }
     }
 
-    /// Before the visible step of an operation: sees to it that what was put into `dir` for it, now
-    /// or by an operation that failed, is not missing if a crash leaves the step.
+    /// Syncs `dir` before the visible step of an operation, if marks or whiteouts were put into it.
+    /// So a crash after that step cannot lose them.
     pub(super) fn sync_names(&self, dir: &mut Dir<L>) -> Result<()> {
         if !dir.unsynced {
             return Ok(());
@@ -66,8 +66,8 @@ impl<L: Layer> Overlay<L> {
         Ok(())
     }
 
-    /// As [`Overlay::sync_names`], of a directory of the upper layer that something was put into
-    /// just now.
+    /// Does the same as [`Overlay::sync_names`], for a directory of the upper layer that just got
+    /// an entry.
     pub(super) fn sync_step(&self, dir: &LayerDir<L>) -> Result<()> {
         let (upper, work) = self.upper()?;
         if upper.capabilities().ordered || work.is_volatile() {
@@ -76,8 +76,8 @@ impl<L: Layer> Overlay<L> {
         upper.sync_dir(&*self.stack.open(dir)?)
     }
 
-    /// Where whiteouts have the names themselves: puts one in the place of an object, in one step.
-    /// A directory must be empty.
+    /// Puts a whiteout in the place of an object in one step, in a format where it has the name
+    /// itself. A directory must be empty.
     pub(super) fn replace_by_whiteout(&self, dir: &L::Dir, name: &OsStr, kind: Kind) -> Result<()> {
         let (upper, work) = self.upper()?;
         let (open, temp) = (self.stack.open(work.dir())?, work.name());
@@ -93,8 +93,8 @@ impl<L: Layer> Overlay<L> {
         Ok(())
     }
 
-    /// Puts what is complete under the name `temp` of the work directory in its place, in one step.
-    /// A regular file may be open as `file`.
+    /// Moves an object that is complete as `temp` in the work directory to its place, in one step.
+    /// `file` is the object itself if it is an open regular file.
     pub(super) fn put(
         &self,
         (temp, file): (&OsStr, Option<&L::File>),
@@ -116,7 +116,7 @@ impl<L: Layer> Overlay<L> {
         }
     }
 
-    /// Gives a directory that is built in the work directory the opaque mark.
+    /// Gives a directory under construction the opaque mark.
     pub(super) fn build_opaque(&self, work: &L::Dir, temp: &OsStr) -> Result<()> {
         let (upper, _) = self.upper()?;
         match self.format().opaque() {
@@ -140,8 +140,11 @@ impl<L: Layer> Overlay<L> {
         Ok(())
     }
 
-    /// Gives a directory a redirect to this path. EXDEV where the path does not fit into an
-    /// attribute.
+    /// Gives a directory a redirect to this path.
+    ///
+    /// # Errors
+    ///
+    /// - EXDEV: the path does not fit into an attribute.
     pub(super) fn set_redirect(&self, dir: &mut Dir<L>, path: PathBuf) -> Result<()> {
         let mark = self.format().redirect(&path);
         let is_attribute = matches!(mark, DirMark::Attribute { .. });
@@ -163,9 +166,11 @@ impl<L: Layer> Overlay<L> {
         }
     }
 
-    /// Removes the marks and whiteouts in a directory of the upper layer in which nothing is
-    /// visible, in an order in which none that is left lets anything show. Unless the directory is
-    /// to be made opaque first, it has a whiteout beside it, or no lower layer has its name.
+    /// Removes the marks and whiteouts in a directory of the upper layer that shows nothing. The
+    /// order is such that those that are left let nothing show.
+    ///
+    /// Such a directory has a whiteout beside it, or no lower layer has its name. Else
+    /// `opaque_first` says to make it opaque first.
     pub(super) fn clear(&self, dir: &mut Dir<L>, opaque_first: bool) -> Result<()> {
         let (upper, _) = self.upper()?;
         let format = self.format();
@@ -182,8 +187,8 @@ impl<L: Layer> Overlay<L> {
             if opaque_first && !dir.lowers.is_empty() {
                 self.set_opaque(dir)?;
             }
-            // From here on the table is older than the layer, should the next step fail: then what
-            // is left is read anew. It merges with nothing.
+            // From here on the table may differ from the layer if a step fails. So the next use
+            // reads the directory anew. It merges with nothing.
             dir.names = None;
             dir.lowers.clear();
         }

@@ -1,8 +1,7 @@
-//! The work directory: where an object is built complete before it appears, in one step, in the
-//! merged tree.
+//! The work directory: the engine builds objects complete here, before a rename shows them.
 //!
-//! It lies on the upper layer's filesystem, is never part of the merged tree, and is emptied at
-//! mount, but for the [`Index`].
+//! It lies on the filesystem of the upper layer and is never part of the merged tree. The mount
+//! empties it, except for the [`Index`], the record and the shown times.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -26,62 +25,60 @@ use super::volatile::{is_marked, mark, unmark};
 use crate::format::{self, Format};
 use crate::layer::{Access, Kind, Layer, Object, RenameMode, Result, acl, entries, remove_all, write_all};
 
-/// What the names of what is built begin with.
+/// The prefix of the names of objects under construction.
 const TEMP: &str = "tmp.";
 
-/// The names under which it is tried at mount what the upper layer can do.
+/// The names with which the mount tries the upper layer's abilities.
 pub(super) const TRIAL: [&str; 2] = ["tmp.from", "tmp.to"];
-/// The reserved name under which it is tried whether there can be any.
+/// The name with which the mount tries whether the upper layer takes markers.
 pub(super) const TRIAL_MARKER: &str = ".wh.tmp";
 
-/// Why layers cannot be stacked.
+/// The reason why layers cannot be stacked.
 #[derive(Debug)]
 pub enum Refused {
     /// There is neither an upper nor a lower layer.
     NoLayer,
-    /// Another overlay, maybe of another process, holds the upper layer or the work directory: this
-    /// one, if it said so.
+    /// Another overlay holds the upper layer or the work directory, maybe in another process. The
+    /// holder is known if it left a record.
     Held(Option<Holder>),
-    /// The upper layer cannot be written.
+    /// The upper layer is read-only.
     ReadOnly,
-    /// The work directory is on another filesystem than the upper layer.
+    /// The work directory is not on the filesystem of the upper layer.
     OtherFilesystem,
-    /// The upper layer has no rename, without which no change could be made in one step.
+    /// The upper layer cannot rename, so no change could be one step.
     CannotRename(Error),
-    /// An overlay that synced nothing has left its mark, so the upper layer may be damaged.
+    /// A volatile overlay has left its mark, so the upper layer may be damaged.
     Volatile,
-    /// [`Wanted::Oci`](format::Wanted::Oci) was asked for, but the upper layer is written in the
-    /// kernel's format, with attributes that begin with this.
+    /// The options say [`Wanted::Oci`](format::Wanted::Oci), but the upper layer has the kernel's
+    /// format. Its attributes begin with this prefix.
     KernelFormat(&'static str),
-    /// [`Wanted::Kernel`](format::Wanted::Kernel) was asked for, but the upper layer is an OCI
-    /// image layer: it has a marker at this path.
+    /// The options say [`Wanted::Kernel`](format::Wanted::Kernel), but the upper layer is an OCI
+    /// image layer. It has a marker at this path.
     OciFormat(PathBuf),
-    /// The upper layer is or is to be written in the kernel's format, and there is no work
-    /// directory outside it.
+    /// The upper layer has or gets the kernel's format, and no work directory outside it is given.
     NoWork,
-    /// The upper layer is or is to be written in the kernel's format, and its filesystem cannot or
-    /// this user may not.
+    /// The upper layer has or gets the kernel's format, but its filesystem or this user cannot
+    /// write the marks.
     CannotMark(Error),
-    /// The upper layer takes no names that begin with `.wh.`, as one on another overlay of the
-    /// native format, and it was to be written so, or cannot be written in the kernel's format
-    /// either. Whether it has extended attributes, as that would need.
+    /// The upper layer refuses names that begin with `.wh.`, as another overlay does, and no other
+    /// format is possible. The flag says whether it has extended attributes, which the kernel's
+    /// format needs.
     NoMarkers(Error, bool),
-    /// The upper layer is in the kernel's format, and in the work directory is an index of hard
-    /// links, which we do not understand.
+    /// The upper layer has the kernel's format, and the work directory has the kernel's index of
+    /// hard links. The engine cannot read that.
     Indexed,
-    /// The work directory has an entry that no overlay has put there, and that would be removed.
+    /// The work directory has an entry that no overlay made, and that the mount would remove.
     Foreign(OsString),
-    /// What is written down in the work directory says that who does not know this must not use the
-    /// upper layer.
+    /// The record in the work directory names a feature that this version does not know.
     Feature(String),
-    /// A layer answered an error.
+    /// A layer returned an error.
     Layer(Error),
 }
 
 impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Refused::NoLayer => write!(f, "there is no layer"),
+            Refused::NoLayer => write!(f, "there is no layer: name a lower or an upper directory"),
             Refused::Held(Some(holder)) => write!(f, "the upper layer is in use by {holder}"),
             Refused::Held(None) => write!(f, "the upper layer is in use by another overlay"),
             Refused::ReadOnly => write!(f, "the upper layer is on a read-only filesystem"),
@@ -89,51 +86,58 @@ impl fmt::Display for Refused {
             Refused::CannotRename(error) => {
                 write!(
                     f,
-                    "the filesystem of the upper layer cannot rename files ({error}), so no change could be made in one step"
+                    "the filesystem of the upper layer cannot rename files ({error}), so no change could be made in \
+                     one step"
                 )
             }
             Refused::Volatile => {
-                write!(f, "an overlay with the option volatile has left its mark, so what was written may be damaged")
+                write!(f, "an overlay with the option volatile has left its mark, so the upper layer may be damaged")
             }
             Refused::KernelFormat(prefix) => write!(
                 f,
-                "the upper layer is written in the format of the kernel's overlayfs, as its attributes {prefix}* say, so it cannot be used with format=oci"
+                "the upper layer is written in the format of the kernel's overlayfs, as its attributes {prefix}* \
+                 show, so it cannot be used with format=oci"
             ),
             Refused::OciFormat(marker) => write!(
                 f,
-                "the upper layer is an OCI image layer, as the name {} in it says, so it cannot be used with format=kernel",
+                "the upper layer is an OCI image layer, as the name {} in it shows, so it cannot be used with \
+                 format=kernel",
                 marker.display()
             ),
             Refused::NoWork => write!(
                 f,
-                "in the format of the kernel's overlayfs the upper layer needs a work directory beside it, on the same filesystem (workdir=DIR)"
+                "with the format of the kernel's overlayfs, the upper layer needs a work directory beside it, on the \
+                 same filesystem (workdir=DIR)"
             ),
             Refused::Indexed => write!(
                 f,
-                "the kernel's overlayfs, with its option index=on, has written down in the work directory which files are hard links, and we would lose \
-                 that. To do without, remove the directory index from the work directory"
+                "the work directory has the index of hard links of the kernel's overlayfs (its option index=on), and \
+                 this mount would lose it. To do without, remove the directory index from the work directory"
             ),
             Refused::NoMarkers(error, false) => write!(
                 f,
-                "names that begin with .wh. cannot be made there ({error}), so it seems to lie on another overlay; put it on another filesystem"
+                "the upper layer refuses names that begin with .wh. ({error}), so it seems to lie on another \
+                 overlay; put it on another filesystem"
             ),
             Refused::NoMarkers(error, true) => write!(
                 f,
-                "names that begin with .wh. cannot be made there ({error}), so it seems to lie on another overlay. With a work directory \
-                 (workdir=DIR) and without format=oci it is written in the format of the kernel's overlayfs, if that overlay keeps extended \
-                 attributes; otherwise put it on another filesystem"
+                "the upper layer refuses names that begin with .wh. ({error}), so it seems to lie on another \
+                 overlay. With a work directory (workdir=DIR) and without format=oci it gets the format of the \
+                 kernel's overlayfs, if that overlay keeps extended attributes; else put it on another filesystem"
             ),
             Refused::CannotMark(error) => write!(
                 f,
-                "the upper layer cannot be written in the format of the kernel's overlayfs ({error}), which needs extended attributes, renames that \
-                 exchange and renames that leave a whiteout"
+                "the upper layer cannot be written in the format of the kernel's overlayfs ({error}), which needs \
+                 extended attributes, renames that exchange and renames that leave a whiteout"
             ),
             Refused::Foreign(name) => write!(
                 f,
-                "{} is in the work directory, which would be emptied, and is no overlay's; name an empty directory",
+                "{} is in the work directory, but no overlay made it, and the mount would remove it; name an empty directory",
                 name.display()
             ),
-            Refused::Feature(name) => write!(f, "it was written by another version of overlayfs: it needs {name}"),
+            Refused::Feature(name) => {
+                write!(f, "another version of overlayfs wrote the upper layer, which needs the feature {name}")
+            }
             Refused::Layer(error) => write!(f, "a layer cannot be used: {error}"),
         }
     }
@@ -171,24 +175,28 @@ impl From<Refused> for Error {
 
 pub struct Work<L: Layer> {
     dir: Arc<LayerDir<L>>,
-    /// The work directory's own layer, where it is not inside the upper one; held as long as the
-    /// overlay lives.
+    /// The work directory's own layer, if it is not inside the upper one. The overlay holds it
+    /// until its end.
     layer: Option<L>,
     next: AtomicU64,
-    /// Nothing is synced.
+    /// Whether the overlay syncs nothing.
     volatile: bool,
-    /// There is a mark that says so.
+    /// Whether the mark of a volatile overlay exists.
     marked: AtomicBool,
-    /// How the upper layer is written.
+    /// The format of the upper layer.
     format: Format,
     times: Times,
     index: Index<L>,
 }
 
 impl<L: Layer> Work<L> {
-    /// Takes hold of the upper layer of `stack` and of the work directory, and removes from that
-    /// what is not of the index. Answers also the inode numbers that copies had in earlier mounts,
-    /// and the times of last change of status that were shown.
+    /// Locks the upper layer of `stack` and the work directory, and sweeps the latter. Also returns
+    /// the inode numbers of copies, and the times of last change of status, that earlier mounts
+    /// showed.
+    ///
+    /// # Errors
+    ///
+    /// Each reason is a variant of [`Refused`].
     pub fn prepare(
         stack: &Stack<L>,
         layer: Option<L>,
@@ -205,7 +213,7 @@ impl<L: Layer> Work<L> {
         take(upper)?;
         let known = detect(stack, settings.format)?;
         if layer.is_none() && known.is_kernel() {
-            // Inside the upper layer the kernel would show it.
+            // The kernel would show a work directory inside the upper layer.
             return Err(Refused::NoWork);
         }
         let dir = match &layer {
@@ -238,11 +246,12 @@ impl<L: Layer> Work<L> {
             if !settings.reuse_volatile {
                 return Err(Refused::Volatile);
             }
-            log::warn!("the upper layer is used though it may be damaged, as asked for by reuse_volatile");
+            log::warn!("the option reuse_volatile mounts the upper layer, though it may be damaged");
         }
         known.check_work(upper, &dir)?;
         let times = try_layer(upper, &dir)?;
-        // A work directory inside the upper layer has a reserved name itself.
+        // A work directory inside the upper layer has a reserved name itself. So that name is
+        // possible.
         let known = if layer.is_some() { known.if_possible(upper, &dir, settings.format)? } else { known };
         left.retain(|(name, _)| !TRIAL.iter().chain([&TRIAL_MARKER]).any(|trial| name == trial));
         sweep(upper, &dir, &left)?;
@@ -258,38 +267,38 @@ impl<L: Layer> Work<L> {
         Ok((Work { dir, layer, next, volatile, marked, format, times, index }, claims, ctimes))
     }
 
-    /// What the next mount has to know of copies.
+    /// The facts about copies that the next mount needs.
     pub fn index(&self) -> &Index<L> {
         &self.index
     }
 
-    /// Whether nothing is synced.
+    /// Whether the overlay syncs nothing.
     pub fn is_volatile(&self) -> bool {
         self.volatile
     }
 
-    /// Whether what is written to a new file may be written through, which spares a sync.
+    /// Whether a new file may be written past the page cache, which saves a sync.
     pub fn writes_through(&self, upper: &L) -> bool {
         !self.volatile && upper.capabilities().write_through
     }
 
-    /// Brings a file of the upper layer to the disk before it gets its name, if anything is synced.
+    /// Syncs a file of the upper layer before it gets its name, unless the overlay syncs nothing.
     pub fn sync(&self, upper: &L, file: &L::File) -> Result<()> {
         if self.volatile { Ok(()) } else { upper.sync(file) }
     }
 
-    /// The times that the upper layer keeps.
+    /// The resolution and range of the upper layer's times.
     pub fn times(&self) -> Times {
         self.times
     }
 
-    /// How the upper layer is written.
+    /// The format of the upper layer.
     pub fn format(&self) -> Format {
         self.format
     }
 
-    /// Leaves nothing in the directory but what is kept. What was not synced is synced first, so
-    /// that the mark can go.
+    /// Empties the directory, except for the entries that the next mount needs. First syncs
+    /// unsynced changes, so that the mark can go.
     pub fn finish(&self, stack: &Stack<L>) -> Result<()> {
         let upper = stack.layer(&self.dir);
         if self.volatile && self.marked.load(Ordering::Acquire) {
@@ -300,13 +309,13 @@ impl<L: Layer> Work<L> {
         sweep(upper, &open, &entries(upper, &open)?)
     }
 
-    /// Lets go of the layers that [`Work::prepare`] took hold of.
+    /// Unlocks the layers that [`Work::prepare`] locked.
     pub fn release(&self, stack: &Stack<L>) -> Result<()> {
         let own = self.layer.as_ref().map_or(Ok(()), L::release);
         own.and(stack.layer(&self.dir).release())
     }
 
-    /// Takes the mark away that something is not synced.
+    /// Removes the mark of a volatile overlay: everything is synced.
     pub fn rest(&self, stack: &Stack<L>) -> Result<()> {
         if self.marked.swap(false, Ordering::AcqRel) {
             unmark(stack.layer(&self.dir), &*stack.open(&self.dir)?)?;
@@ -314,7 +323,7 @@ impl<L: Layer> Work<L> {
         Ok(())
     }
 
-    /// Puts it back.
+    /// Puts the mark back before the next change.
     pub fn wake(&self, stack: &Stack<L>) -> Result<()> {
         if self.volatile && !self.marked.load(Ordering::Acquire) {
             mark(stack.layer(&self.dir), &*stack.open(&self.dir)?)?;
@@ -323,8 +332,8 @@ impl<L: Layer> Work<L> {
         Ok(())
     }
 
-    /// Writes down who holds the layer. Who is ending makes no record: the directory may be going
-    /// to be removed.
+    /// Writes down the process that holds the layer. An ending process makes no new record, since
+    /// the directory may be about to be removed.
     pub fn sign(&self, stack: &Stack<L>, holder: &Holder) -> Result<()> {
         let upper = stack.layer(&self.dir);
         let (open, name) = (stack.open(&self.dir)?, OsStr::new(HOLDER));
@@ -343,13 +352,13 @@ impl<L: Layer> Work<L> {
         &self.dir
     }
 
-    /// A name in it that is free.
+    /// Returns a free name in the directory.
     pub fn name(&self) -> OsString {
         format!("{TEMP}{:x}", self.next.fetch_add(1, Ordering::Relaxed)).into()
     }
 
-    /// Writes the content of a new file, so that a crash never finds it without under the name that
-    /// it gets.
+    /// Writes the content of a new file. After a crash the file has that content under its final
+    /// name.
     fn fill(&self, upper: &L, file: &L::File, content: &[u8]) -> Result<()> {
         if self.writes_through(upper) {
             match upper.write_through(file, content, 0) {
@@ -361,8 +370,8 @@ impl<L: Layer> Work<L> {
         self.sync(upper, file)
     }
 
-    /// Creates a small file with its content, complete before it has its name. A file of that name
-    /// is replaced, or left if it is to be empty.
+    /// Creates a small file that has its whole content when its name appears. Replaces a file of
+    /// that name, but leaves it if `content` is empty.
     pub fn place_file(&self, stack: &Stack<L>, dir: &LayerDir<L>, name: &OsStr, content: &[u8]) -> Result<()> {
         let upper = stack.layer(&self.dir);
         let to = stack.open(dir)?;
@@ -384,8 +393,8 @@ impl<L: Layer> Work<L> {
     }
 }
 
-/// Tries whether the layer can rename, and which times it keeps. Leaves nothing of what it tries,
-/// nor of an earlier trial, unless the layer cannot rename.
+/// Tries whether the layer can rename, and learns the resolution and range of its times. Removes
+/// its own trial files and those of an earlier trial, unless the layer cannot rename.
 fn try_layer<L: Layer>(upper: &L, dir: &L::Dir) -> std::result::Result<Times, Refused> {
     let [from, to] = TRIAL.map(OsStr::new);
     match upper.create_file(dir, from, 0o600, upper.identity()) {
@@ -395,18 +404,19 @@ fn try_layer<L: Layer>(upper: &L, dir: &L::Dir) -> std::result::Result<Times, Re
     let times = Times::learn(upper, Object::Entry(dir, from));
     let renamed = upper.rename(dir, from, dir, to, RenameMode::Replace);
     let removed = upper.unlink(dir, if renamed.is_ok() { to } else { from });
-    // Who cannot rename may not be able to remove either.
+    // A layer that cannot rename may not be able to remove either. The reason is the rename.
     renamed.map_err(Refused::CannotRename)?;
     removed?;
     Ok(times)
 }
 
-/// Says whether the lower layers are others than before, and writes down which they are.
+/// Logs a change of the lower layers since the last mount, and records the present ones.
 fn remember<L: Layer>(stack: &Stack<L>, before: Option<&Record>, dir: &L::Dir, volatile: bool) {
     let written = Record::of(stack).and_then(|now| {
         if let Some(difference) = before.and_then(|before| now.difference(before)) {
             log::warn!(
-                "the upper layer was stacked on other lower layers before: {difference}. What it hides or renames of them may not be what it was"
+                "the upper layer was on other lower layers before: {difference}. Its whiteouts and renames may not \
+                 fit these"
             );
         }
         match stack.upper() {
@@ -415,7 +425,7 @@ fn remember<L: Layer>(stack: &Stack<L>, before: Option<&Record>, dir: &L::Dir, v
         }
     });
     if let Err(error) = written {
-        log::warn!("which lower layers there are is not written down for the next mount: {error}");
+        log::warn!("cannot record the lower layers for the next mount, which cannot compare them: {error}");
     }
 }
 
@@ -434,8 +444,8 @@ fn holder<L: Layer>(upper: &L, root: &L::Dir, layer: Option<&L>) -> Option<Holde
     }
 }
 
-/// Takes from the work directory the ACL that what is built in it would get: a copy has the one of
-/// its original.
+/// Removes the default ACL of the work directory, which objects built in it would inherit. A copy
+/// gets the ACL of its original.
 fn hand_down_nothing<L: Layer>(layer: &L, dir: &L::Dir) -> Result<()> {
     let name = OsStr::new(acl::DEFAULT);
     match layer.xattr(Object::Dir(dir), name) {
@@ -458,24 +468,23 @@ pub fn is_kept(name: &OsStr, kind: Kind) -> bool {
     index::is_kept(name, kind) || kind == Kind::File && name == RECORD
 }
 
-/// Removes everything in the work directory, of which these are the entries, but what the next
-/// mount has to know.
+/// Removes all of these entries of the work directory that the next mount does not need.
 fn sweep<L: Layer>(layer: &L, dir: &L::Dir, entries: &[(OsString, Kind)]) -> Result<()> {
     let mut swept = entries.iter().filter(|(name, kind)| !is_kept(name, *kind));
     swept.try_for_each(|(name, kind)| remove_all(layer, dir, name, *kind))
 }
 
-/// Removes what was built for nothing. A failure leaves what the next mount sweeps.
+/// Removes an object that was built in vain. After a failure the next mount sweeps it.
 pub(super) fn discard<L: Layer>(layer: &L, dir: &L::Dir, name: &OsStr) {
     warn_of(name, layer.unlink(dir, name));
 }
 
-/// As [`discard`], for an empty directory.
+/// Does the same as [`discard`], for an empty directory.
 pub(super) fn discard_dir<L: Layer>(layer: &L, dir: &L::Dir, name: &OsStr) {
     warn_of(name, layer.remove_dir(dir, name));
 }
 
-/// Gives what was built another name. A regular file may be open as `file`.
+/// Renames a built object. `file` is the object itself if it is an open regular file.
 pub(super) fn rename_built<L: Layer>(
     layer: &L,
     file: Option<&L::File>,
@@ -489,7 +498,7 @@ pub(super) fn rename_built<L: Layer>(
     }
 }
 
-/// As [`discard`], for an object of any kind, with the marks that were built in a directory.
+/// Does the same as [`discard`], for an object of any kind, with the marks in a directory.
 pub(super) fn discard_built<L: Layer>(layer: &L, dir: &L::Dir, name: &OsStr, kind: Kind) {
     warn_of(name, remove_all(layer, dir, name, kind));
 }
@@ -498,6 +507,6 @@ fn warn_of(name: &OsStr, removed: Result<()>) {
     if let Err(error) = removed
         && error.errno != ENOENT
     {
-        log::warn!("{name:?} stays in the work directory until the next mount: {error}");
+        log::warn!("cannot remove {name:?} from the work directory, the next mount does: {error}");
     }
 }

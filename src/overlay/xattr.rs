@@ -1,7 +1,7 @@
-//! Extended attributes, ACLs among them.
+//! Extended attributes, with ACLs.
 //!
-//! Those by which an overlay marks its layers are not shown. Those of another overlay, whose layers
-//! are here, are escaped ([`attribute`]).
+//! Marks of this overlay on its layers are hidden. Marks of another overlay, which has its layers
+//! in this tree, are escaped ([`attribute`]).
 
 use std::borrow::Cow;
 use std::ffi::{OsStr, OsString};
@@ -18,7 +18,7 @@ use super::stack::LayerDir;
 use crate::format::attribute;
 use crate::layer::{Kind, Layer, Object, Result, Time, XattrMode, acl};
 
-/// The longest name of an extended attribute, in bytes.
+/// The maximum length of the name of an extended attribute, in bytes.
 const NAME_MAX: usize = 255;
 
 /// A change of an extended attribute.
@@ -29,46 +29,67 @@ enum Change<'a> {
 }
 
 impl<L: Layer> Overlay<L> {
-    /// The value of an extended attribute. ENODATA if there is none of that name; EOPNOTSUPP where
-    /// the layer has none, or the name is too long.
+    /// Returns the value of an extended attribute.
+    ///
+    /// # Errors
+    ///
+    /// - ENODATA: the object has no attribute `name`.
+    /// - EOPNOTSUPP: the layer has no extended attributes, or `name` is too long.
     pub fn xattr(&self, node: &Arc<Node<L>>, name: &OsStr) -> Result<Vec<u8>> {
         self.stored_xattr(node, &stored(name)?)
     }
 
-    /// As [`Overlay::xattr`], of the attribute that layers store by this name.
+    /// Does the same as [`Overlay::xattr`], with the name by which layers store the attribute.
     fn stored_xattr(&self, node: &Arc<Node<L>>, name: &OsStr) -> Result<Vec<u8>> {
         self.on_object(node, |layer, object| layer.xattr(object, name))?.ok_or(Error::new(ENODATA))
     }
 
-    /// The names of the extended attributes. EOPNOTSUPP where the layer has none.
+    /// Returns the names of the extended attributes.
+    ///
+    /// # Errors
+    ///
+    /// - EOPNOTSUPP: the layer has no extended attributes.
     pub fn xattrs(&self, node: &Arc<Node<L>>) -> Result<Vec<OsString>> {
         let names = self.stored_xattrs(node)?;
         Ok(names.iter().filter_map(|name| attribute::shown(name)).map(Cow::into_owned).collect())
     }
 
-    /// The names by which the layer stores the attributes, its marks too.
+    /// Returns the names by which the layer stores the attributes, with its marks.
     fn stored_xattrs(&self, node: &Arc<Node<L>>) -> Result<Vec<OsString>> {
         Ok(self.on_object(node, |layer, object| layer.xattrs(object))?.unwrap_or_default())
     }
 
-    /// Sets an extended attribute. EEXIST and ENODATA as `mode` says; EROFS; EOPNOTSUPP where the
-    /// upper layer has none, or the name is too long.
+    /// Sets an extended attribute.
+    ///
+    /// # Errors
+    ///
+    /// - EEXIST: the attribute exists, and `mode` is [`XattrMode::Create`].
+    /// - ENODATA: the attribute does not exist, and `mode` is [`XattrMode::Replace`].
+    /// - EROFS: there is no upper layer.
+    /// - EPERM: the object is immutable or append-only.
+    /// - EOPNOTSUPP: the upper layer has no extended attributes, or `name` is too long.
     pub fn set_xattr(&self, node: &Arc<Node<L>>, name: &OsStr, value: &[u8], mode: XattrMode) -> Result<()> {
         self.change_xattr(node, name, Change::Set(value, mode))
     }
 
-    /// Removes an extended attribute. ENODATA, but for an ACL; otherwise as [`Overlay::set_xattr`].
+    /// Removes an extended attribute. A missing ACL is no error.
+    ///
+    /// # Errors
+    ///
+    /// - ENODATA: the object has no attribute `name`.
+    ///
+    /// Others as [`Overlay::set_xattr`].
     pub fn remove_xattr(&self, node: &Arc<Node<L>>, name: &OsStr) -> Result<()> {
         self.change_xattr(node, name, Change::Remove)
     }
 
-    /// When the object was created, where its layer knows: a copy, when it was made.
+    /// Returns the time of creation, if the layer has it. For a copy it is the time of the copy-up.
     pub fn birth(&self, node: &Arc<Node<L>>) -> Result<Option<Time>> {
         Ok(self.on_object(node, |layer, object| layer.birth(object))?.flatten())
     }
 
-    /// Whether new objects in a directory get an ACL from it, so that the umask of whoever creates
-    /// them has no say.
+    /// Whether new objects in a directory get an ACL from it. Then the umask of their creator has
+    /// no effect.
     pub fn has_default_acl(&self, dir: &Arc<Node<L>>) -> Result<bool> {
         if let Some(known) = dir.state.lock().default_acl {
             return Ok(known);
@@ -82,8 +103,7 @@ impl<L: Layer> Overlay<L> {
         Ok(has)
     }
 
-    /// What a directory hands down to new objects, for those that are not made in it: its default
-    /// ACL.
+    /// Returns the default ACL of a directory, for a new object that is not made inside it.
     pub(super) fn default_acl(&self, dir: &Arc<Node<L>>) -> Result<Option<Vec<u8>>> {
         match self.has_default_acl(dir)? {
             true => self.xattr(dir, OsStr::new(acl::DEFAULT)).map(Some),
@@ -91,8 +111,8 @@ impl<L: Layer> Overlay<L> {
         }
     }
 
-    /// Gives a new object of the upper layer, made with `mode`, what `default`, the default ACL of
-    /// its directory, says.
+    /// Gives a new object of the upper layer its ACLs from `default`, the default ACL of its
+    /// directory. `mode` is the mode with which the object was created.
     pub(super) fn inherit(&self, made: Object<'_, L>, kind: Kind, mode: u32, default: &[u8]) -> Result<()> {
         self.give_xattr(made, OsStr::new(acl::ACCESS), &masked(default, mode))?;
         match kind {
@@ -129,13 +149,13 @@ impl<L: Layer> Overlay<L> {
         Ok(())
     }
 
-    /// Whether anything changes, if the change can be made at all: what fails, or does nothing,
-    /// copies nothing up.
+    /// Whether the change has an effect. Returns an error if it is not permitted. Neither an error
+    /// nor a change without effect copies anything up.
     fn is_change(&self, node: &Arc<Node<L>>, name: &OsStr, change: Change<'_>) -> Result<bool> {
         let is_acl = acl::is_acl(name);
         let wanted = match change {
             Change::Set(_, XattrMode::Set) => return Ok(true),
-            // No filesystem asks whether an ACL was there.
+            // No filesystem heeds the flags of setxattr(2) for an ACL.
             Change::Set(..) if is_acl => return Ok(true),
             Change::Set(_, XattrMode::Create) => false,
             Change::Set(_, XattrMode::Replace) | Change::Remove => true,
@@ -152,15 +172,15 @@ impl<L: Layer> Overlay<L> {
         }
     }
 
-    /// Calls the layer that has the object. None if no layer has it any more: it was unlinked and
-    /// is no open file.
+    /// Calls the layer that has the object. Returns None if the object was unlinked and is not an
+    /// open file.
     pub(super) fn on_object<T>(
         &self,
         node: &Arc<Node<L>>,
         call: impl FnOnce(&L, Object<'_, L>) -> Result<T>,
     ) -> Result<Option<T>> {
         let _tree = self.tree.read();
-        // Locked until the layer has answered, so that the name stays the object's.
+        // The lock lasts until the layer returns, so that the name stays the object's.
         let state = node.state.lock();
         Ok(match &self.location(&state) {
             Location::Root(dir) => Some(call(self.stack.layer(dir), Object::Dir(&*self.stack.open(dir)?))?),
@@ -172,7 +192,7 @@ impl<L: Layer> Overlay<L> {
         })
     }
 
-    /// The names, as stored, of the attributes that a copy of an object of a lower layer is to get.
+    /// Returns the stored names of the attributes to copy with an object of a lower layer.
     pub(super) fn xattrs_to_copy(&self, node: &Arc<Node<L>>) -> Result<Vec<OsString>> {
         if !self.upper()?.0.capabilities().xattrs || !self.layer_has_xattrs(node) {
             return Ok(Vec::new());
@@ -185,14 +205,21 @@ impl<L: Layer> Overlay<L> {
         Ok(names)
     }
 
-    /// Gives the copy of an object of a lower layer these attributes of it, one after the other,
-    /// since a file can have gigabytes of them. What the upper layer cannot hold is left out, but
-    /// for what has a say in who may do what: then EOPNOTSUPP, as the kernel's overlayfs answers,
-    /// or EOVERFLOW.
+    /// Copies these attributes of a lower object to its copy. Takes one at a time, since a file can
+    /// have gigabytes of them.
+    ///
+    /// If the upper layer cannot store one, the copy goes without it. Attributes that matter for
+    /// access are errors then.
+    ///
+    /// # Errors
+    ///
+    /// - EOPNOTSUPP: the upper layer cannot store an attribute for access (`ovl_copy_xattr` in
+    ///   fs/overlayfs/copy_up.c does the same).
+    /// - EOVERFLOW: an ACL has ids that the daemon's user namespace cannot write.
     pub(super) fn copy_xattrs(&self, node: &Arc<Node<L>>, copy: Object<'_, L>, names: &[OsString]) -> Result<()> {
         for name in names {
             let value = match self.stored_xattr(node, name) {
-                // Listed, but not for us to read.
+                // The layer lists the attribute, but this process may not read it.
                 Err(error) if matches!(error.errno, ENODATA | EOPNOTSUPP) => continue,
                 value => value?,
             };
@@ -204,9 +231,12 @@ impl<L: Layer> Overlay<L> {
         Ok(())
     }
 
-    /// Gives a new object of the upper layer an attribute that another object has. EOVERFLOW of an
-    /// ACL that names ids which the daemon's user namespace lacks: what it reads of them it cannot
-    /// write.
+    /// Gives a new object of the upper layer an attribute of another object.
+    ///
+    /// # Errors
+    ///
+    /// - EOVERFLOW: an ACL has ids that the daemon's user namespace lacks. They can be read, not
+    ///   written.
     fn give_xattr(&self, made: Object<'_, L>, name: &OsStr, value: &[u8]) -> Result<()> {
         match self.upper()?.0.set_xattr(made, name, value, XattrMode::Set) {
             Err(error) if error.errno == EINVAL && acl::is_acl(name) => Err(Error::new(EOVERFLOW)),
@@ -220,15 +250,18 @@ impl<L: Layer> Overlay<L> {
     }
 }
 
-/// The name by which layers store the attribute that is shown as `name`. EOPNOTSUPP if it is too
-/// long, as the kernel's overlayfs answers.
+/// Returns the name by which layers store the attribute `name`.
+///
+/// # Errors
+///
+/// - EOPNOTSUPP: the stored name is too long. The kernel's overlayfs returns the same.
 fn stored(name: &OsStr) -> Result<Cow<'_, OsStr>> {
     let stored = attribute::stored(name);
     if stored != name && stored.len() > NAME_MAX { Err(Error::new(EOPNOTSUPP)) } else { Ok(stored) }
 }
 
-/// The part of an ACL that `mode` leaves: the permissions of the owner, of others, and of the mask,
-/// or of the group where there is none, are not more than those of the mode.
+/// Returns an ACL limited by `mode`. The entries of the owner, of others, and of the mask grant no
+/// more than `mode`. Without a mask that holds for the group's entry.
 fn masked(acl: &[u8], mode: u32) -> Vec<u8> {
     let mut masked = acl.to_vec();
     let entries = acl::entries_mut(&mut masked);
@@ -246,7 +279,7 @@ fn masked(acl: &[u8], mode: u32) -> Vec<u8> {
     masked
 }
 
-/// Whether an attribute may not get lost without a word.
+/// Whether the loss of an attribute must be an error.
 fn matters(name: &OsStr) -> bool {
     acl::is_acl(name) || name.as_bytes().starts_with(b"security.")
 }

@@ -1,5 +1,4 @@
-//! The partial copies of an overlay: the mark that there may be some, and the end, by which all are
-//! completed.
+//! All partial copies of an overlay: the mark that some may exist, and their completion at the end.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -18,23 +17,24 @@ use crate::sync::Lock;
 
 /// The partial copies of an overlay.
 pub(in crate::overlay) struct Partials<L: Layer> {
-    /// Those that were met, by the node's id.
+    /// The known ones, by the node's id.
     pub(super) nodes: Lock<HashMap<u64, Arc<Node<L>>>>,
-    /// Whether there are to be none.
+    /// Whether the engine must make none.
     pub(super) unwanted: bool,
-    /// Whether there may be some in the topmost layer, which is an upper layer that is only read.
+    /// Whether the topmost layer may have some. It is an upper layer that the mount only reads.
     pub(in crate::overlay) shown: bool,
     /// Whether the upper layer has the mark.
     pub(super) marked: AtomicBool,
-    /// Whether it had it at the start, so that there may be some that were not met.
+    /// Whether the upper layer had the mark at the start. Then some may exist that are not known
+    /// yet.
     pub(super) left: AtomicBool,
-    /// Whether some were met that nothing can complete.
+    /// Whether the engine found some that it cannot complete.
     pub(in crate::overlay) lost: AtomicBool,
 }
 
 impl<L: Layer> Partials<L> {
-    /// Those of an overlay that begins: not wanted, or not to be had in an upper layer of this
-    /// format. Lower layers with the mark are complained about.
+    /// Prepares for an overlay. Its settings may exclude partial copies, or the format of its upper
+    /// layer. Logs a warning for each lower layer with the mark.
     pub fn new(stack: &Stack<L>, settings: Settings, format: Format) -> Result<Self> {
         let mut shown = false;
         for root in stack.lower_roots().iter().filter(|root| is_marked(stack, root)) {
@@ -43,7 +43,7 @@ impl<L: Layer> Partials<L> {
                 continue;
             }
             log::warn!(
-                "an overlay did not complete layer {}: large files that it changed show as they were before",
+                "layer {} has partial copies of another overlay: large files in it show without their changes",
                 root.index()
             );
         }
@@ -59,7 +59,7 @@ impl<L: Layer> Partials<L> {
         })
     }
 
-    /// Whether an earlier overlay has left some that may not be met yet.
+    /// Whether an earlier overlay left some that may not be known yet.
     pub fn left(&self) -> bool {
         self.left.load(Ordering::Acquire)
     }
@@ -70,7 +70,7 @@ fn is_marked<L: Layer>(stack: &Stack<L>, root: &LayerDir<L>) -> bool {
 }
 
 impl<L: Layer> Overlay<L> {
-    /// Puts the mark at the top of the upper layer, unless it is there. The tree must be locked.
+    /// Puts the mark at the root of the upper layer, unless it is there. The caller holds the tree.
     pub(super) fn mark_partials(&self) -> Result<()> {
         if self.partials.marked.load(Ordering::Acquire) {
             return Ok(());
@@ -88,8 +88,8 @@ impl<L: Layer> Overlay<L> {
         Ok(())
     }
 
-    /// Completes every partial copy, and takes the mark away if none came meanwhile. It stays for
-    /// those that only other lower layers can complete.
+    /// Completes every partial copy, and removes the mark if no new one came meanwhile. The mark
+    /// stays for copies that only other lower layers can complete.
     pub(in crate::overlay) fn complete_all(&self) -> Result<()> {
         self.try_complete_all()?;
         match self.partials.marked.load(Ordering::Acquire) && !self.partials.lost.load(Ordering::Relaxed) {
@@ -106,18 +106,18 @@ impl<L: Layer> Overlay<L> {
         self.complete_each(|node| self.complete(node).or_else(|error| self.keep_for_good(node).and(Err(error))))
     }
 
-    /// Completes every partial copy that was met.
+    /// Completes every known partial copy.
     pub(in crate::overlay) fn complete_known(&self) -> Result<()> {
         self.complete_each(|node| self.complete(node))
     }
 
     fn complete_each(&self, complete: impl Fn(&Arc<Node<L>>) -> Result<()>) -> Result<()> {
         let nodes: Vec<_> = self.partials.nodes.lock().values().cloned().collect();
-        // One that cannot be completed, for want of space maybe, is no reason to leave the others.
+        // One copy may fail, maybe for lack of space. The others are completed all the same.
         nodes.iter().map(complete).collect::<Vec<_>>().into_iter().collect()
     }
 
-    /// Brings a partial copy to the disk as it is, since nobody knows when it can be completed.
+    /// Syncs a partial copy as it is, since it is unknown when it can be completed.
     fn keep_for_good(&self, node: &Arc<Node<L>>) -> Result<()> {
         let _content = node.content.lock();
         let Some(partial) = node.state.lock().stored.partial().cloned() else { return Ok(()) };
@@ -135,7 +135,8 @@ impl<L: Layer> Overlay<L> {
     fn unmark_partials(&self) -> Result<()> {
         let (upper, _) = self.upper()?;
         let root = self.stack.upper_root().ok_or(Error::new(EIO))?;
-        // Who makes a partial copy has the tree from the mark on until it is among the others.
+        // A thread that makes a partial copy holds the tree from the mark until the copy is in the
+        // table.
         let _tree = self.tree.write();
         let _dir = self.root.dir()?;
         if self.partials.nodes.lock().is_empty() {

@@ -1,4 +1,4 @@
-//! Which chunks of a partial copy are its own, in memory and as its map has it.
+//! The copied chunks of a partial copy, in memory and in the map.
 
 use std::ops::Range;
 
@@ -6,51 +6,53 @@ use super::PARTIAL_UNTIL;
 use crate::layer::Time;
 use crate::overlay::room::Promise;
 
-/// The epoch of a map that means something also after the system went down, since it is synced
-/// after the data.
+/// The epoch of a map that counts after a crash of the system too, since it is synced after the
+/// data.
 pub(super) const FOR_GOOD: u128 = 0;
 
-/// The unit in which data is lent.
+/// The size of a chunk.
 pub(super) const CHUNK: u64 = 64 << 10;
 
-/// The part of a map before its bits: the layer's epoch, and a time.
+/// The length of a map's header: the layer's epoch, and a time.
 pub(super) const HEADER: usize = 32;
 
-/// How many chunks a word of bits is for.
+/// The number of chunks for which a word has bits.
 const WORD: u64 = 64;
 
 pub(super) struct Chunks {
-    /// How many bytes the source has. What is behind is the copy's own.
+    /// The size of the source. Behind it all data is in the copy.
     pub size: u64,
-    /// A bit for each chunk that is the copy's own, the lowest bit of a word first.
+    /// One bit for each copied chunk, the lowest bit of a word first.
     copied: Vec<u64>,
-    /// How many are lent.
+    /// The number of chunks that come from the source.
     from_lower: u64,
-    /// The room that is kept free for them. None in a layer that is only read.
+    /// The promise of free space for them. None in a layer that the mount only reads.
     promise: Option<Promise>,
-    /// The words that may not be in the map as they are here.
+    /// The words that may differ from those in the map.
     unwritten: Range<usize>,
-    /// The header that the map has. None: it lacks everything.
+    /// The header in the map. None if the map lacks everything.
     pub written: Option<[u8; HEADER]>,
-    /// What the time of last change is to be, while data is copied that callers do not change.
+    /// The mtime that the file must have, while the engine copies data without a change for
+    /// programs.
     pub mtime: Option<Time>,
     /// Whether there is a map.
     pub mapped: bool,
-    /// Whether the map lacks what was cut off, which must be in it before the copy grows again, or
-    /// has a time of last change, which must not be in it any more when that changes.
+    /// Whether the map must be written before the copy changes. It may lack a truncation, which
+    /// must be in it before the copy grows again. Or it has an mtime, which must go before the
+    /// mtime changes.
     pub unsaved: bool,
-    /// Whether the map is to mean something also after the system went down.
+    /// Whether the map is to count after a crash of the system too.
     pub for_good: bool,
-    /// Whether the copy has lost its reserved name, so that nobody needs a map.
+    /// Whether the copy has lost its reserved name, so that it needs no map.
     pub ended: bool,
-    /// How often the copy was truncated, and whether it is just now.
+    /// The number of truncations, and whether one is going on.
     pub truncations: u64,
     pub is_being_truncated: bool,
 }
 
-/// What is to be written to a map: the bits first.
+/// The parts of a map to write: the bits first.
 pub(super) struct Update {
-    /// None: the map has these already.
+    /// None if the map has these bits already.
     pub bits: Option<(Vec<u8>, u64)>,
     pub header: Option<[u8; HEADER]>,
 }
@@ -79,8 +81,8 @@ impl Chunks {
         chunk * CHUNK >= self.size || self.copied[(chunk / WORD) as usize] & 1 << (chunk % WORD) != 0
     }
 
-    /// The first chunk from `from` on that is the copy's own, or that is not; `until` if none
-    /// before that is.
+    /// Returns the first copied chunk (or the first one that is not, by `copied`) from `from` on.
+    /// Returns `until` if there is none before it.
     fn next(&self, copied: bool, from: u64, until: u64) -> u64 {
         let mut chunk = from;
         while chunk < until {
@@ -94,7 +96,7 @@ impl Chunks {
         from.max(until)
     }
 
-    /// Notes whether chunks are the copy's own. Answers whether any of them was not so before.
+    /// Records whether chunks are copied. Returns whether that changed any of them.
     pub(super) fn set_copied(&mut self, chunks: Range<u64>, copied: bool) -> bool {
         let end = chunks.end.min(self.size.div_ceil(CHUNK));
         let mut changed = false;
@@ -121,25 +123,25 @@ impl Chunks {
         changed
     }
 
-    /// How many bytes are lent at most.
+    /// Returns an upper bound of the bytes that come from the source.
     pub(super) fn uncopied_bytes(&self) -> u64 {
         self.from_lower * CHUNK
     }
 
-    /// Keeps this room free for what is lent, until the copy is whole or gone.
+    /// Takes the promise of space for the rest, until the copy is complete or gone.
     pub(super) fn keep_free(&mut self, mut promise: Promise) {
         promise.needs(self.uncopied_bytes());
         self.promise = Some(promise);
     }
 
-    /// Says that nobody needs the rest, nor a map. Answers whether there is one.
+    /// Records that neither the rest nor a map is needed. Returns whether there is a map.
     pub(super) fn end(&mut self) -> bool {
         (self.ended, self.promise) = (true, None);
         std::mem::take(&mut self.mapped)
     }
 
-    /// Whether the byte at `offset` is lent, and up to where that is so; it is not looked further
-    /// than `until`.
+    /// Whether the byte at `offset` comes from the source, and the end of the run for which that
+    /// holds. Looks no further than `until`.
     pub(super) fn run(&self, offset: u64, until: u64) -> (bool, u64) {
         if offset >= self.size {
             return (false, u64::MAX);
@@ -152,7 +154,7 @@ impl Chunks {
         }
     }
 
-    /// The first chunks in `range` that are lent, one after the other.
+    /// Returns the first run of chunks in `range` that come from the source.
     pub(super) fn uncopied_in(&self, range: &Range<u64>) -> Option<Range<u64>> {
         if range.start >= self.size {
             return None;
@@ -162,12 +164,12 @@ impl Chunks {
         (start < last).then(|| start..self.next(true, start, last))
     }
 
-    /// How many bytes of bits a map has.
+    /// Returns the number of bytes that the bits take in a map.
     pub(super) fn bytes(&self) -> usize {
         self.size.div_ceil(CHUNK).div_ceil(8) as usize
     }
 
-    /// The bits of these words, as the map has them, and where.
+    /// Returns the bits of these words as the map has them, and their offset.
     fn bits(&self, words: Range<usize>) -> (Vec<u8>, u64) {
         let at = words.start * size_of::<u64>();
         let mut bits: Vec<_> = self.copied[words].iter().flat_map(|word| word.to_le_bytes()).collect();
@@ -185,8 +187,8 @@ impl Chunks {
         header
     }
 
-    /// What the map lacks. A map that has nothing gets all in one piece, since it means something
-    /// as soon as it is whole.
+    /// Returns the parts that the map lacks. An empty map gets everything in one write, since it
+    /// counts as soon as it is complete.
     pub(super) fn update(&self, epoch: u128) -> Update {
         let header = self.header(epoch);
         let Some(written) = self.written else {
@@ -197,14 +199,14 @@ impl Chunks {
         Update { bits, header: (written != header).then_some(header) }
     }
 
-    /// Says that the map has everything, or, since writing it failed, maybe nothing.
+    /// Records that the map has everything, or maybe nothing after a failed write.
     pub(super) fn wrote(&mut self, epoch: u128, is_done: bool) {
         self.written = is_done.then(|| self.header(epoch));
         self.unwritten = 0..0;
         self.unsaved &= !is_done;
     }
 
-    /// Takes over what a map says, if it is whole and of this epoch.
+    /// Takes over the chunks of a map, if it is complete and of this epoch.
     pub(super) fn read_map(&mut self, map: &[u8], epoch: Option<u128>) -> bool {
         let Some((header, copied)) =
             map.split_first_chunk::<HEADER>().filter(|(_, copied)| copied.len() == self.bytes())
@@ -246,9 +248,9 @@ pub fn means_something(map: &[u8], size: u64, epoch: Option<u128>) -> bool {
 mod tests {
     use super::*;
 
-    /// What a plain row of truth values would say.
+    /// Compares with a plain row of truth values.
     #[test]
-    fn words_say_what_a_row_of_chunks_says() {
+    fn words_agree_with_a_row_of_chunks() {
         const COUNT: usize = 200;
         let size = COUNT as u64 * CHUNK - 100;
         let mut chunks = Chunks::new(size);

@@ -1,4 +1,4 @@
-//! A partial copy gets the rest of its data, and its own name.
+//! Completion: a partial copy gets the rest of its data, and its own name.
 
 use std::ffi::OsStr;
 use std::ops::Range;
@@ -16,12 +16,11 @@ use crate::overlay::node::{Node, OpenFile, Stored};
 use crate::overlay::ownership::SET_ID;
 use crate::overlay::progress::{PIECE, Progress};
 
-/// How many bytes of data are copied at once while a copy is completed, between which others can
-/// write.
+/// The number of bytes copied in one step of a completion. Other threads can write between steps.
 const AT_ONCE: u64 = 4 << 20;
 
 impl<L: Layer> Overlay<L> {
-    /// Completes a partial copy and gives it its own name. Does nothing for anything else.
+    /// Completes a partial copy and gives it its own name. Does nothing for other objects.
     ///
     /// The caller must hold neither the tree nor the content of any node.
     pub(in crate::overlay) fn complete(&self, node: &Arc<Node<L>>) -> Result<()> {
@@ -51,8 +50,8 @@ impl<L: Layer> Overlay<L> {
         }
     }
 
-    /// What of `rest` is filled next; empty if nothing is lent there. A hole of the source takes no
-    /// time, however large it is.
+    /// Returns the next part of `rest` to copy, empty if nothing there comes from the source. A
+    /// hole of the source takes no time, so it does not end a part.
     fn next_piece(&self, open: &OpenFile<L>, rest: Range<u64>) -> Result<Range<u64>> {
         let none = rest.end..rest.end;
         let Some(FromLower { partial, source }) = &open.from_lower else { return Ok(none) };
@@ -63,13 +62,14 @@ impl<L: Layer> Overlay<L> {
         Ok(start..rest.end.min(hole + AT_ONCE))
     }
 
-    /// Before an attribute is set: completes a partial copy if the writing of its data would take
-    /// it again.
+    /// Completes a partial copy before an attribute is set that the writing of its data would
+    /// remove.
     pub(in crate::overlay) fn complete_for(&self, node: &Arc<Node<L>>, xattr: &OsStr) -> Result<()> {
         if xattr == CAPABILITY { self.complete(node) } else { Ok(()) }
     }
 
-    /// Copies what is lent in `range`, though nothing is changed there. The content must be locked.
+    /// Copies the chunks in `range` that come from the source. Nothing that a program sees changes.
+    /// The caller holds the content's lock.
     pub(in crate::overlay) fn fill(&self, node: &Arc<Node<L>>, open: &OpenFile<L>, range: Range<u64>) -> Result<()> {
         let (upper, _) = self.upper()?;
         let Some(FromLower { partial, .. }) =
@@ -80,7 +80,7 @@ impl<L: Layer> Overlay<L> {
         let Stat { atime, mtime, ctime, mode, .. } = self.stat(node)?;
         partial.chunks.lock().mtime = Some(mtime);
         let filled = self.save_map(node, partial).and_then(|()| self.ensure_chunks_copied(node, open, range));
-        // Also of what was copied before it failed nobody is to see anything.
+        // Also after a failure: the part that was copied must not show.
         let mended = (|| {
             if mode & SET_ID != 0 {
                 upper.set_mode(Object::File(&open.file), mode)?;
@@ -96,7 +96,7 @@ impl<L: Layer> Overlay<L> {
         filled.and(mended).and(saved)
     }
 
-    /// Gives a copy that is complete its own name. The content must be locked.
+    /// Gives a complete copy its own name. The caller holds the content's lock.
     fn put_whole_in_place(&self, node: &Arc<Node<L>>, partial: &Partial<L>, open: &OpenFile<L>) -> Result<()> {
         let (upper, work) = self.upper()?;
         work.sync(upper, &open.file)?;
@@ -105,7 +105,8 @@ impl<L: Layer> Overlay<L> {
         let mut parent = place.parent.dir()?;
         let mut ino = None;
         self.keeping_times(&place.parent, &partial.dir, |dir| {
-            // Until it is known where the object is now, nobody asks for it by its name.
+            // The lock lasts until the new place is known, so no thread asks for the object by its
+            // old name.
             let mut state = node.state.lock();
             upper.rename(dir, &partial.name, dir, &place.name, RenameMode::Replace)?;
             if let Some(place) = state.places.first_mut() {

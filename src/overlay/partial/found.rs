@@ -1,4 +1,4 @@
-//! Partial copies that a daemon left that was killed.
+//! Partial copies that a killed daemon left.
 
 use std::ffi::OsStr;
 use std::sync::Arc;
@@ -15,8 +15,8 @@ use crate::overlay::node::{Node, ObjectName, State};
 use crate::overlay::stack::LayerDir;
 
 impl<L: Layer> Overlay<L> {
-    /// Whether a partial copy may be completed from `from`: the lower directory that has a file of
-    /// its name, if one has.
+    /// Whether `from` has the source of a partial copy. `from` is the lower directory that has a
+    /// file of its name, if there is one.
     pub(in crate::overlay) fn has_source(
         &self,
         from: Option<&Arc<LayerDir<L>>>,
@@ -29,8 +29,8 @@ impl<L: Layer> Overlay<L> {
         }
     }
 
-    /// The node of a name that has a partial copy, left by a daemon that was killed. `from` is the
-    /// lower directory that has the name. None if it is none, and is removed.
+    /// Returns the node of a name with a partial copy that a killed daemon left. `from` is the
+    /// lower directory with that name. Returns None if the copy is obsolete, and removes it.
     pub(in crate::overlay) fn load_partial(
         &self,
         parent: &Arc<Node<L>>,
@@ -41,8 +41,8 @@ impl<L: Layer> Overlay<L> {
         let lower = self.stack.stat(from, name)?;
         let (digest, partial, mut copy) = self.find_part(to, from, name, &lower)?;
         if copy.nlink > 1 {
-            // It was completed and renamed, but after the system went down has its first name too,
-            // as btrfs may leave it: the file is the other name's, and no data may be taken out of
+            // The copy was completed and renamed. After a crash of the system it has its first name
+            // too, as btrfs may leave it. The data belongs to the other name, so nothing may remove
             // it.
             self.discard_part(to, &(digest, name.to_owned()));
             return Ok(None);
@@ -61,7 +61,8 @@ impl<L: Layer> Overlay<L> {
         self.own_end(&partial, &copy)?;
         let (mtime, is_truncated) = {
             let mut chunks = partial.chunks.lock();
-            // What was cut off is not lent any more, also if there was no time to say so.
+            // Chunks behind the end no longer come from the source, also if the map does not say
+            // so.
             let is_truncated = chunks.set_copied(copy.size.div_ceil(CHUNK)..u64::MAX, true);
             (chunks.mtime.take(), is_truncated)
         };
@@ -89,8 +90,8 @@ impl<L: Layer> Overlay<L> {
         Ok(Some(node))
     }
 
-    /// The partial copy in `to` to which the entry `name` of `from`, which has the attributes
-    /// `lower`, lends. Answers the digest in its name, and its attributes.
+    /// Finds the partial copy in `to` for the entry `name` of `from`, which has the attributes
+    /// `lower`. Returns the digest in its name, the copy and its attributes.
     pub(super) fn find_part(
         &self,
         to: &Arc<LayerDir<L>>,
@@ -108,14 +109,14 @@ impl<L: Layer> Overlay<L> {
             self.stack.stat(to, &partial.name).map(|copy| (digest, Arc::new(partial), copy))
         };
         match part_of(Some(origin(&self.stack, from, lower))) {
-            // One of which it is not known what lends.
+            // A copy with a name that does not tell the source.
             Err(error) if error.errno == ENOENT => part_of(None),
             part => part,
         }
     }
 
-    /// Takes out of a partial copy whose map is lost what it has where the original lends: nobody
-    /// knows which of it was there.
+    /// Removes the data that a partial copy has in the range of the source. Its map is lost, so it
+    /// is unknown which chunks were copied.
     fn empty_part(&self, partial: &Partial<L>, copy: &Stat) -> Result<()> {
         let layer = self.stack.layer(&partial.dir);
         let file = layer.open_file(&*self.stack.open(&partial.dir)?, &partial.name, Access::ReadWrite)?;
@@ -127,9 +128,9 @@ impl<L: Layer> Overlay<L> {
         layer.set_times(Object::File(&file), copy.atime, copy.mtime)
     }
 
-    /// Makes the chunk that a partial copy ends in its own if it was cut there, but its map, which
-    /// said so, is lost: what is lent reaches to the end of its chunk. Whether that is written down
-    /// does not matter, as the next mount would do the same.
+    /// Copies the last chunk of a partial copy that was truncated within it, if the map with that
+    /// fact is lost. Otherwise the source's data would show to the end of the chunk. The map need
+    /// not record this, since the next mount would do the same.
     fn own_end(&self, partial: &Arc<Partial<L>>, copy: &Stat) -> Result<()> {
         let last = copy.size / CHUNK;
         let is_truncated = copy.size < partial.chunks.lock().size && !copy.size.is_multiple_of(CHUNK);

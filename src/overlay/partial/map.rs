@@ -1,4 +1,4 @@
-//! What is lent becomes the copy's own, and the map beside it says so.
+//! Copies chunks from the source, and records that in the map.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -12,8 +12,8 @@ use crate::overlay::Overlay;
 use crate::overlay::node::{Node, OpenFile};
 
 impl<L: Layer> Overlay<L> {
-    /// Before bytes in `range` are changed: makes the copy's own what is lent there, which nobody
-    /// sees. The content must be locked.
+    /// Copies the chunks in `range` that come from the source, before their bytes change. Nothing
+    /// that a program sees changes. The caller holds the content's lock.
     pub(in crate::overlay) fn ensure_chunks_copied(
         &self,
         node: &Arc<Node<L>>,
@@ -40,10 +40,11 @@ impl<L: Layer> Overlay<L> {
         }
     }
 
-    /// Has `truncate` truncate an open file, maybe a partial copy, to `size` bytes, for the last of
-    /// which [`Overlay::ensure_chunks_copied`] was called. What is behind is lent no more. If that
-    /// cannot be written down now it is later: as long as the copy is no larger its size says
-    /// the same.
+    /// Calls `truncate` for an open file, which may be a partial copy. The caller has called
+    /// [`Overlay::ensure_chunks_copied`] for the last of the `size` bytes.
+    ///
+    /// The chunks behind no longer come from the source. If the map cannot be written now, it is
+    /// written later: the size of the copy says the same until it grows.
     pub(in crate::overlay) fn truncate_partial(
         &self,
         node: &Arc<Node<L>>,
@@ -56,13 +57,13 @@ impl<L: Layer> Overlay<L> {
         let truncated = truncate();
         let changed = partial.end_truncate(truncated.is_ok().then_some(size));
         if changed && let Err(error) = self.save_map(node, partial) {
-            log::warn!("the map of a file that was cut is to be written again: {error}");
+            log::warn!("cannot write the map of a truncated file, the next change writes it again: {error}");
             partial.chunks.lock().unsaved = true;
         }
         truncated
     }
 
-    /// Notes that chunks that were lent are the copy's own.
+    /// Records that chunks are copied.
     fn take_over(&self, node: &Arc<Node<L>>, partial: &Partial<L>, chunks: Range<u64>) -> Result<()> {
         partial.chunks.lock().set_copied(chunks.clone(), true);
         let saved = self.save_map(node, partial);
@@ -72,7 +73,7 @@ impl<L: Layer> Overlay<L> {
         saved
     }
 
-    /// What is in a map, if there is one.
+    /// Reads the map, if there is one.
     pub(super) fn read_map(&self, partial: &Partial<L>) -> Result<Option<Vec<u8>>> {
         let layer = self.stack.layer(&partial.dir);
         let file = match layer.open_file(&*self.stack.open(&partial.dir)?, &partial.map, Access::Read) {
@@ -85,7 +86,7 @@ impl<L: Layer> Overlay<L> {
         Ok(Some(content))
     }
 
-    /// Before a partial copy is changed: writes its map if that failed before.
+    /// Writes the map of a partial copy before a change of it, if that failed before.
     pub(in crate::overlay) fn save_again(&self, node: &Arc<Node<L>>, partial: &Partial<L>) -> Result<()> {
         let unsaved = partial.chunks.lock().unsaved;
         if unsaved { self.save_map(node, partial) } else { Ok(()) }
@@ -98,14 +99,14 @@ impl<L: Layer> Overlay<L> {
         }
         let _tree = self.tree.read();
         let (parent, _) = self.parent(node).ok_or(Error::new(EIO))?;
-        // The map gets its name.
+        // The map is new, so it gets a name.
         let is_new = !partial.chunks.lock().mapped;
         let _dir = if is_new { Some(parent.dir()?) } else { None };
         self.save_map_within(&parent, partial)
     }
 
-    /// As [`Overlay::save_map`], of a copy in `parent`, where the tree is locked already, and that
-    /// directory unless there is a map.
+    /// Does the same as [`Overlay::save_map`], for a copy in `parent`. The caller holds the tree,
+    /// and the directory if there is no map yet.
     pub(super) fn save_map_within(&self, parent: &Arc<Node<L>>, partial: &Partial<L>) -> Result<()> {
         let upper = self.stack.layer(&partial.dir);
         let (update, epoch, mapped, for_good) = {
@@ -134,8 +135,8 @@ impl<L: Layer> Overlay<L> {
         written
     }
 
-    /// Writes to a map what it lacks. A header that makes it mean something for good comes after
-    /// bits that are on the disk.
+    /// Writes the missing parts of a map. A header that makes it count for good comes after its
+    /// bits are on the disk.
     fn write_map(&self, file: &L::File, update: &Update, for_good: bool) -> Result<()> {
         let (upper, _) = self.upper()?;
         if let Some((bits, at)) = &update.bits {

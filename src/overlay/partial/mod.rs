@@ -1,34 +1,35 @@
-//! Partial copies: a large file is changed without a copy of all its data.
+//! Partial copies: changes of a large file without a copy of all its data.
 //!
-//! A partial copy is a sparse file of the upper layer, beside its place under a reserved name. It
-//! has all attributes of the file, and of its data what was changed; the rest is *lent* by the
-//! lower layer, in chunks. So it looks like the original until something is changed, and goes along
-//! when its directory is renamed. Tools that read the layer pass over it. It is completed, and gets
-//! its own name, before it is synced, linked, renamed or copied from within the layer, and when the
-//! overlay ends: at rest there is none.
+//! A partial copy is a sparse file of the upper layer, beside the file's place, under a reserved
+//! name. It has all attributes of the file, and the changed part of its data. Reads take the other
+//! chunks from the lower file, the source. So it looks like the original until something changes,
+//! and moves along when its directory is renamed. Tools that read the layer ignore it. The engine
+//! completes it when a sync, a link, a rename or a copy within the layer needs it whole. Then it
+//! gets its own name. At the latest it does so when the overlay ends, so an upper layer that is not
+//! mounted has none.
 //!
-//! The *map* beside it says which chunks are its own, so that nothing is lost with the daemon. It
-//! is not synced with them, so after the system went down it means nothing and all chunks are lent
-//! again: what was written there was never promised.
+//! The *map* beside it says which chunks are copied, so that a killed daemon loses nothing. The map
+//! is not synced with them. So after a crash of the system it counts no more, and all chunks come
+//! from the source: the data written there was never promised.
 //!
-//! Its name has the digest of the file that lends, as [`index`](super::index) knows files again. If
-//! the lower layers have another file by then, they are not mixed: the copy is not shown, and stays
-//! where it is for who wants to have what was changed.
+//! Its name has the digest of the source, its [origin](super::index). If the lower layers have
+//! another file later, the engine does not mix the two. It does not show the copy, which stays for
+//! a user that wants the changed data.
 //!
-//! While there may be some, the layer has a mark at its top, so that what a daemon left that was
-//! killed is completed by the next.
+//! While partial copies may exist, the root of the layer has a mark. So the next mount completes
+//! the copies of a killed daemon.
 //!
-//! A partial copy counts only where the name shows a file of a lower layer: any object of the upper
-//! layer, and a whiteout, outdoes it.
+//! A partial copy counts only where the name shows a file of a lower layer. Any object of the upper
+//! layer, and a whiteout, have precedence.
 //!
-//! The room that the rest of it will take is kept free ([`room`](super::room)). Where there is
-//! none, copies are whole.
+//! The engine keeps the space for the rest free ([`room`](super::room)). Where there is too little,
+//! it makes whole copies.
 //!
-//! An upper layer that is only read is the topmost lower layer. Its partial copies are shown with
-//! what they have, and stay as they are.
+//! An upper layer that the mount only reads is the topmost lower layer. Its partial copies show
+//! their content and stay as they are.
 //!
-//! Locks: `Partial::chunks` and `Partials::nodes` are leaves. The former changes under the content
-//! lock of the node alone.
+//! Locks: `Partial::chunks` and `Partials::nodes` are leaves. `Partial::chunks` changes only under
+//! the content lock of the node.
 
 mod all;
 mod chunks;
@@ -57,32 +58,32 @@ use chunks::{CHUNK, Chunks};
 pub use chunks::{map_len, means_something};
 pub(super) use shown::source_dir;
 
-/// From this size on a file is copied in part.
+/// The size from which on a file is copied in part.
 pub(super) const PARTIAL_FROM: u64 = 1 << 20;
 
-/// And from this size on whole again, so that the map of any partial copy fits into memory.
+/// The size from which on a file is copied whole again, so that each map fits into memory.
 const PARTIAL_UNTIL: u64 = 16 << 40;
 
 /// A partial copy.
 pub(super) struct Partial<L: Layer> {
-    /// The directory of the upper layer that it is in, and its name and the map's there.
+    /// The directory of the upper layer that has it, with its name and the map's name there.
     pub dir: Arc<LayerDir<L>>,
     pub name: Arc<OsStr>,
     map: OsString,
-    /// The file that lends, as an entry of a lower directory.
+    /// The source, as an entry of a lower directory.
     source: LayerEntry<L>,
     chunks: Lock<Chunks>,
 }
 
-/// What an open partial copy reads what it does not have from.
+/// The partial copy of an open file, and the open source of the chunks that it lacks.
 pub(super) struct FromLower<L: Layer> {
     pub partial: Arc<Partial<L>>,
     pub source: Arc<OpenFile<L>>,
 }
 
 impl<L: Layer> Partial<L> {
-    /// That of the file `source`, which has `size` bytes and this digest, beside the entry of its
-    /// name in `dir`. None if the reserved names would be too long.
+    /// Makes the partial copy in `dir` of the file `source` with this size and digest. Returns None
+    /// if the reserved names would be too long.
     pub fn new(
         dir: Arc<LayerDir<L>>,
         name_max: usize,
@@ -94,42 +95,42 @@ impl<L: Layer> Partial<L> {
         Some(Partial { dir, name: name.into(), map, source, chunks: Lock::new(Chunks::new(size)) })
     }
 
-    /// Whether the byte at `offset` is lent, and up to where that is so; it is not looked further
-    /// than `until`.
+    /// Whether the byte at `offset` comes from the source, and the end of the run for which that
+    /// holds. Looks no further than `until`.
     pub fn run(&self, offset: u64, until: u64) -> (bool, u64) {
         self.chunks.lock().run(offset, until)
     }
 
-    /// How often the copy was truncated; None while it is.
+    /// Returns how often the copy was truncated. None during a truncation.
     fn truncations(&self) -> Option<u64> {
         let chunks = self.chunks.lock();
         (!chunks.is_being_truncated).then_some(chunks.truncations)
     }
 
-    /// Before the copy is truncated: until [`Partial::end_truncate`] nobody goes by what is said of
-    /// its chunks.
+    /// Begins a truncation. Until [`Partial::end_truncate`] no reader relies on the chunks.
     pub fn begin_truncate(&self) {
         self.chunks.lock().is_being_truncated = true;
     }
 
-    /// After it was truncated to `size` bytes, or that failed: what is behind is lent no more.
-    /// Answers whether that changes anything.
+    /// Ends a truncation to `size` bytes, or a failed one. The chunks behind `size` no longer come
+    /// from the source. Returns whether that changes anything.
     pub fn end_truncate(&self, size: Option<u64>) -> bool {
         let mut chunks = self.chunks.lock();
         (chunks.is_being_truncated, chunks.truncations) = (false, chunks.truncations + 1);
         size.is_some_and(|size| chunks.set_copied(size.div_ceil(CHUNK)..u64::MAX, true))
     }
 
-    /// Whether anything in `range` is lent.
+    /// Whether a chunk in `range` comes from the source.
     pub fn has_from_lower(&self, range: &Range<u64>) -> bool {
         self.chunks.lock().uncopied_in(range).is_some()
     }
 }
 
 impl<L: Layer> Overlay<L> {
-    /// Reads an open file so that what is read of a partial copy was all there at one moment: what
-    /// is lent does not end where the file does, so whoever truncates it must not come in between.
-    /// The content must not be locked.
+    /// Reads an open file at one moment, also a partial copy. The source does not end where the
+    /// file does, so no truncation may come in between.
+    ///
+    /// The caller must not hold the content's lock.
     pub(super) fn read_lent<T>(
         &self,
         node: &Arc<Node<L>>,
@@ -147,8 +148,8 @@ impl<L: Layer> Overlay<L> {
         read()
     }
 
-    /// Whether a file of a lower layer may be copied in part, of which `keep` bytes are needed.
-    /// `from` has its data, which must be its own: the digest is of one file.
+    /// Whether a file of a lower layer may be copied in part, if `keep` bytes are needed. `from`
+    /// has its data. It must be the file itself, since the digest is of one file.
     pub(super) fn may_be_partial(
         &self,
         node: &Arc<Node<L>>,
@@ -172,8 +173,8 @@ impl<L: Layer> Overlay<L> {
             && xattrs.iter().all(|name| name != CAPABILITY)
     }
 
-    /// Puts a copy without data, built as `temp` in the work directory, beside its place. Nobody
-    /// sees a difference. The content must be locked.
+    /// Puts a copy without data, built as `temp` in the work directory, beside its place. Nothing
+    /// that a program sees changes. The caller holds the content's lock.
     pub(super) fn put_partial_in_place(
         &self,
         node: &Arc<Node<L>>,
@@ -227,7 +228,7 @@ impl<L: Layer> Overlay<L> {
         self.partials.nodes.lock().insert(node.id(), node.clone());
     }
 
-    /// What lends to a partial copy, opened.
+    /// Opens the source of a partial copy.
     pub(super) fn open_source(&self, partial: &Arc<Partial<L>>) -> Result<FromLower<L>> {
         let (dir, name) = &partial.source;
         let (dir, file) = self.open_data(dir.clone(), name, Access::Read)?;
@@ -235,13 +236,13 @@ impl<L: Layer> Overlay<L> {
         Ok(FromLower { partial: partial.clone(), source })
     }
 
-    /// Removes what there is of a partial copy that lost its name. Whoever has it open keeps it.
+    /// Removes a partial copy that lost its name. Open files keep it.
     pub(super) fn discard_partial(&self, node: &Arc<Node<L>>, partial: &Partial<L>) {
         self.end(node, partial);
         self.discard_part_file(&partial.dir, &partial.name);
     }
 
-    /// Ends the need for a map.
+    /// Removes the map, which is no longer needed.
     fn end(&self, node: &Arc<Node<L>>, partial: &Partial<L>) {
         let mapped = partial.chunks.lock().end();
         if mapped {
@@ -250,22 +251,23 @@ impl<L: Layer> Overlay<L> {
         let _kept = self.partials.nodes.lock().remove(&node.id());
     }
 
-    /// Removes a partial copy that means nothing, and its map. Answers whether they are gone.
+    /// Removes an obsolete partial copy and its map. Returns whether both are gone.
     pub(super) fn discard_part(&self, dir: &LayerDir<L>, (source, name): &PartOf) -> bool {
         let Some((part, map)) = format::part_names(name, *source, self.name_max) else { return true };
         [map, part].map(|file| self.discard_part_file(dir, &file)) == [true, true]
     }
 
-    /// As [`Overlay::remove_part_file`], where nothing depends on it. Answers whether it is gone.
+    /// Does the same as [`Overlay::remove_part_file`] where a failure does no harm. Returns whether
+    /// the file is gone.
     fn discard_part_file(&self, dir: &LayerDir<L>, name: &OsStr) -> bool {
         let removed = self.remove_part_file(dir, name);
         if let Err(error) = &removed {
-            log::warn!("{name:?}, which nobody needs, stays in the upper layer: {error}");
+            log::warn!("cannot remove the obsolete {name:?} from the upper layer: {error}");
         }
         removed.is_ok()
     }
 
-    /// Removes a partial copy or a map, if it is there.
+    /// Removes a partial copy or a map, if it exists.
     fn remove_part_file(&self, dir: &LayerDir<L>, name: &OsStr) -> Result<()> {
         match self.stack.layer(dir).unlink(&*self.stack.open(dir)?, name) {
             Err(error) if error.errno != ENOENT => Err(error),

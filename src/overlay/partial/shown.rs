@@ -1,5 +1,5 @@
-//! Partial copies in an upper layer that is only read: shown as they are, with nothing completed or
-//! removed.
+//! Partial copies in an upper layer that the mount only reads. The engine shows them as they are,
+//! and completes and removes none.
 
 use std::ffi::OsStr;
 use std::sync::Arc;
@@ -14,8 +14,8 @@ use crate::overlay::node::{Node, ObjectName, State, Stored};
 use crate::overlay::stack::LayerDir;
 
 impl<L: Layer> Overlay<L> {
-    /// Notes which names of a directory have partial copies in the topmost layer, which is only
-    /// read and hides none of these names. `dirs` are the layers' directories.
+    /// Records which names of a directory have partial copies in the topmost layer. The mount only
+    /// reads that layer, which hides none of these names. `dirs` are the layers' directories.
     pub(in crate::overlay) fn show_parts(
         &self,
         dirs: &[Arc<LayerDir<L>>],
@@ -26,7 +26,7 @@ impl<L: Layer> Overlay<L> {
             let slot = names.get_mut(&part.1);
             let source = slot.as_deref().and_then(|slot| source_dir(slot, dirs));
             if source.is_some_and(|dir| dir.index() == 0) {
-                // An object beside it outdoes it.
+                // An object beside the copy has precedence.
                 continue;
             }
             match slot {
@@ -37,9 +37,12 @@ impl<L: Layer> Overlay<L> {
         Ok(())
     }
 
-    /// The node of a name that has a partial copy in `top`, as [`Overlay::load_partial`] would
-    /// answer it in an overlay that may write. None if it is none. ESTALE if another overlay has
-    /// completed it meanwhile.
+    /// Returns the node of a name with a partial copy in `top`, as [`Overlay::load_partial`] does
+    /// in an overlay that writes. Returns None if the copy is obsolete.
+    ///
+    /// # Errors
+    ///
+    /// - ESTALE: another overlay has completed the copy meanwhile.
     pub(in crate::overlay) fn show_partial(
         &self,
         parent: &Arc<Node<L>>,
@@ -60,7 +63,7 @@ impl<L: Layer> Overlay<L> {
         }
         let mtime = {
             let mut chunks = partial.chunks.lock();
-            // What was cut off is not lent any more.
+            // Chunks behind the end no longer come from the source.
             chunks.size = chunks.size.min(copy.size);
             chunks.mtime.take()
         };
@@ -72,7 +75,7 @@ impl<L: Layer> Overlay<L> {
     }
 }
 
-/// The one of `dirs` whose file a name shows, if it shows one of theirs.
+/// Returns the directory of `dirs` that has the file which a name shows, if one has.
 pub(in crate::overlay) fn source_dir<'d, L: Layer>(
     slot: &Slot<L>,
     dirs: &'d [Arc<LayerDir<L>>],
