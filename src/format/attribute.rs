@@ -1,11 +1,11 @@
-//! The names of extended attributes: an overlay's own, by which it marks its layers, and those that
-//! lie under them.
+//! The names of extended attributes: marks of an overlay on its layers, and attributes of objects
+//! that look like them.
 //!
-//! What is mounted may itself be the layer of another overlay, which marks it by the same
-//! attributes. Such an attribute of the merged tree is *escaped* in the layers, as by the kernel's
-//! overlayfs: `trusted.overlay.NAME` is stored as `trusted.overlay.overlay.NAME`. What is stored
-//! without an escape is a mark of the layer, and not shown. Overlays nest in any depth, since each
-//! adds one escape.
+//! The mounted tree may contain a layer of another overlay, which marks it with the same
+//! attributes. The layers store such an attribute *escaped*, as those of the kernel's overlayfs do
+//! (`ovl_xattr_escape_name` in fs/overlayfs/xattrs.c): `trusted.overlay.NAME` becomes
+//! `trusted.overlay.overlay.NAME`. An attribute without an escape is a mark of the layer, and
+//! hidden. Overlays nest at any depth, since each adds one escape.
 
 use std::borrow::Cow;
 use std::ffi::{OsStr, OsString};
@@ -14,26 +14,26 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use crate::errno::EOPNOTSUPP;
 use crate::layer::{Layer, Object, Owner, Result};
 
-/// What the names begin with by which overlays mark their layers: the kernel's, fuse-overlayfs and
-/// this one; and the tools of containers.
+/// The prefixes of the names of marks: those of the kernel's overlayfs, fuse-overlayfs and this
+/// overlay, and of container tools.
 const OWN: [&str; 5] =
     ["trusted.overlay.", "user.overlay.", "user.fuseoverlayfs.", "trusted.fuseoverlayfs.", "user.containers."];
-/// What stands behind that in the name of an attribute that is no mark.
+/// Follows the prefix in the stored name of an attribute that is no mark.
 const ESCAPE: &str = "overlay.";
 
-/// The attribute that says whose an object is shown as, where it could not be given to him.
+/// The attribute with the owner and mode to show for an object that could not get them.
 pub const OWNER_RECORD: &str = "user.containers.override_stat";
 /// [`OWNER_RECORD`], and the older name, which is only read.
 pub const OWNER_RECORDS: [&str; 2] = [OWNER_RECORD, "user.fuseoverlayfs.override_stat"];
 
-/// An owner, and a mode of `0o7777` at most, as the attribute has them: `UID:GID:MODE`, the mode in
-/// octal.
+/// Returns an owner, and a mode of at most `0o7777`, as the attribute has them: `UID:GID:MODE`, the
+/// mode in octal.
 pub fn owner_record(owner: Owner, mode: u32) -> String {
     format!("{}:{}:{mode:o}", owner.uid, owner.gid)
 }
 
-/// What [`owner_record`] wrote, or another program, which may have added the kind of the object.
-/// None if it is no such thing.
+/// Parses the value that [`owner_record`] returns. Another program may have added the kind of the
+/// object. Returns None if it is no such value.
 pub fn recorded_owner(value: &[u8]) -> Option<(Owner, u32)> {
     let mut words = std::str::from_utf8(value).ok()?.split(':');
     let mut id = || words.next()?.parse().ok().filter(|id| *id != u32::MAX);
@@ -42,7 +42,7 @@ pub fn recorded_owner(value: &[u8]) -> Option<(Owner, u32)> {
     Some((owner, mode & 0o7777))
 }
 
-/// The name by which layers store the attribute that the merged tree shows as `name`.
+/// Returns the name by which layers store the attribute that the merged tree shows as `name`.
 pub fn stored(name: &OsStr) -> Cow<'_, OsStr> {
     match own(name) {
         Some((prefix, rest)) => Cow::Owned(OsString::from_vec([prefix.as_bytes(), ESCAPE.as_bytes(), rest].concat())),
@@ -50,8 +50,8 @@ pub fn stored(name: &OsStr) -> Cow<'_, OsStr> {
     }
 }
 
-/// The name by which the merged tree shows what layers store as `name`. None for a mark of the
-/// layer.
+/// Returns the name by which the merged tree shows the attribute that layers store as `name`. None
+/// for a mark of the layer.
 pub fn shown(name: &OsStr) -> Option<Cow<'_, OsStr>> {
     match own(name) {
         Some((prefix, rest)) => {
@@ -62,8 +62,8 @@ pub fn shown(name: &OsStr) -> Option<Cow<'_, OsStr>> {
     }
 }
 
-/// The names of an object's attributes, those of an overlay's marks too: none where it cannot have
-/// any.
+/// Returns the names of an object's attributes, with an overlay's marks. Returns none if it cannot
+/// have any.
 pub fn names<L: Layer>(layer: &L, object: Object<'_, L>) -> Result<Vec<OsString>> {
     match layer.xattrs(object) {
         Err(error) if error.errno == EOPNOTSUPP => Ok(Vec::new()),
@@ -71,7 +71,7 @@ pub fn names<L: Layer>(layer: &L, object: Object<'_, L>) -> Result<Vec<OsString>
     }
 }
 
-/// The two parts of a name that an overlay's own begin like.
+/// Splits a name behind the prefix of marks, if it has one.
 fn own(name: &OsStr) -> Option<(&'static str, &[u8])> {
     OWN.into_iter().find_map(|prefix| Some((prefix, name.as_bytes().strip_prefix(prefix.as_bytes())?)))
 }
@@ -81,7 +81,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_stored_is_shown_as_it_was_named() {
+    fn a_stored_attribute_shows_under_its_name() {
         for (name, kept) in [
             ("trusted.overlay.opaque", "trusted.overlay.overlay.opaque"),
             ("user.overlay.overlay.redirect", "user.overlay.overlay.overlay.redirect"),

@@ -1,10 +1,9 @@
-//! The format of the kernel's overlayfs: lower layers may come from there, and an upper layer may
-//! be written so.
+//! The format of the kernel's overlayfs. Lower layers may have it, and an upper layer can.
 //!
-//! A deletion is a character device with the number 0, or, in a directory that says so, an empty
-//! file with an attribute; marks of a directory are extended attributes, in the namespace `trusted`
-//! or, of an overlay that a user mounted, `user` (Linux, Documentation/filesystems/overlayfs.rst).
-//! fuse-overlayfs has an opaque mark of its own beside these.
+//! A deletion is a character device with the number 0. In a directory with a certain mark it may
+//! also be an empty file with an attribute. Marks of a directory are extended attributes, in the
+//! namespace `trusted`, or `user` for an overlay that a user mounted (Linux,
+//! Documentation/filesystems/overlayfs.rst). fuse-overlayfs has its own opaque mark too.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -14,30 +13,30 @@ use super::plan::{Creation, End, Move, Moved, MovedMark, Name, New, Onto, Placem
 use super::{DirMark, Features, Format, Redirect, UpperFormat, WhiteoutMark, redirect_content, redirect_path};
 use crate::layer::{Kind, Layer, Object, RenameMode, Result, Stat};
 
-/// Where the attributes are.
+/// The namespace of the attributes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Namespace {
-    /// `trusted.overlay.`, of root.
+    /// `trusted.overlay.`, for root.
     Trusted,
-    /// `user.overlay.`, of everybody else. The kernel follows no redirects there.
+    /// `user.overlay.`, for all other users. The kernel follows no redirects there.
     User,
 }
 
-/// The attribute of a directory that says [`Marks::opaque`], and its value.
+/// The attribute of a directory for [`Marks::opaque`], and its value.
 pub const OPAQUE: (&str, &[u8]) = ("opaque", b"y");
-/// The attribute of a directory that says [`Marks::redirect`].
+/// The attribute of a directory for [`Marks::redirect`].
 pub const REDIRECT: &str = "redirect";
-/// The attribute of a file whose data are in the layers below.
+/// The attribute of a file that has its data in the layers below.
 pub const METACOPY: &str = "metacopy";
-/// The attribute of the top of an upper layer that we write in this format, and its value. It is
-/// ours; the kernel passes over it.
+/// The attribute of the root of an upper layer that the engine writes in this format, and its
+/// value. The kernel ignores it.
 pub const FORMAT: (&str, &[u8]) = ("format", b"kernel");
 
-/// The attributes by which the kernel marks the top of an upper layer.
+/// The attributes by which the kernel marks the root of an upper layer.
 const TOP: [&str; 3] = ["uuid", "impure", "origin"];
 
 impl Namespace {
-    /// What the names of the attributes begin with.
+    /// The prefix of the names of the attributes.
     pub fn prefix(self) -> &'static str {
         match self {
             Namespace::Trusted => "trusted.overlay.",
@@ -45,14 +44,14 @@ impl Namespace {
         }
     }
 
-    /// The whole name of an attribute.
+    /// Returns the whole name of an attribute.
     pub fn name(self, mark: &str) -> OsString {
         format!("{}{mark}", self.prefix()).into()
     }
 
-    /// The namespace in which the top of an upper layer is marked, by us or by the kernel, which
-    /// leaves attributes there when it mounts; None if it is not. Of two the one with our own mark
-    /// counts, and then that of root.
+    /// Returns the namespace in which the root of an upper layer is marked, by the engine or by the
+    /// kernel's mount. None if it is not marked. The engine's own mark has precedence, then that of
+    /// root.
     pub fn of(names: &[OsString]) -> Option<Self> {
         let all = [Namespace::Trusted, Namespace::User];
         let marked = |marks: &[&str]| {
@@ -62,17 +61,18 @@ impl Namespace {
     }
 }
 
-/// What the attributes of a directory say; of a file, whose [`Marks::redirect`] alone counts, where
-/// its data are.
+/// The marks in the attributes of a directory. Of a file only [`Marks::redirect`] counts, which
+/// tells where its data is.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Marks {
-    /// Nothing of the layers below shows in it.
+    /// Whether it hides the layers below.
     pub opaque: bool,
-    /// Files in it may be deletions: those that [`is_whiteout_mark`] is true for an attribute of.
+    /// Whether files in it may be deletions: those with an attribute for which [`is_whiteout_mark`]
+    /// is true.
     pub file_whiteouts: bool,
-    /// Where it merges with the layers below, instead of by its own path.
+    /// The place where it merges with the layers below, instead of its own path.
     pub redirect: Option<Redirect>,
-    /// The redirect is in the namespace of users. One in root's counts more.
+    /// Whether the redirect is in the namespace of users. One in that of root has precedence.
     pub redirect_is_users: bool,
 }
 
@@ -91,7 +91,7 @@ impl Marks {
     }
 }
 
-/// What an object's attributes, which have these names, say.
+/// Returns the marks in an object's attributes, which have these names.
 pub fn marks<L: Layer>(layer: &L, object: Object<'_, L>, names: &[OsString]) -> Result<Marks> {
     let mut marks = Marks::default();
     for name in names.iter().filter(|name| is_mark(name)) {
@@ -100,12 +100,12 @@ pub fn marks<L: Layer>(layer: &L, object: Object<'_, L>, names: &[OsString]) -> 
     Ok(marks)
 }
 
-/// Whether an attribute may say something to [`Marks::add`].
+/// Whether [`Marks::add`] knows an attribute.
 fn is_mark(name: &OsStr) -> bool {
     matches!(mark(name), Some("opaque" | REDIRECT))
 }
 
-/// Whether the owner of an object can give it this attribute.
+/// Whether the owner of an object can set this attribute.
 pub fn is_users_mark(name: &OsStr) -> bool {
     name.as_bytes().starts_with(b"user.")
 }
@@ -115,7 +115,7 @@ pub fn is_metacopy_mark(name: &OsStr) -> bool {
     mark(name) == Some(METACOPY)
 }
 
-/// Whether a file with this attribute is a deletion, in a directory where files may be.
+/// Whether a file with this attribute is a deletion, in a directory where files may be deletions.
 pub fn is_whiteout_mark(name: &OsStr) -> bool {
     mark(name) == Some("whiteout")
 }
@@ -125,12 +125,12 @@ pub fn is_whiteout(stat: &Stat) -> bool {
     is_whiteout_device(stat.kind, stat.rdev)
 }
 
-/// Whether an object of this kind, if a device with this number, is a deletion.
+/// Whether an object of this kind, with this number if it is a device, is a deletion.
 pub fn is_whiteout_device(kind: Kind, rdev: u64) -> bool {
     kind == Kind::CharDev && rdev == 0
 }
 
-/// The format of an upper layer whose marks are in this namespace.
+/// Returns the format of an upper layer with marks in this namespace.
 pub const fn format(namespace: Namespace) -> Format {
     match namespace {
         Namespace::Trusted => &Kernel(Namespace::Trusted),
@@ -151,10 +151,10 @@ impl UpperFormat for Kernel {
         Features {
             reserved_names: false,
             attribute_marks: true,
-            // The kernel follows none in the attributes of users.
+            // The kernel follows no redirects in the attributes of users.
             redirects: self.0 == Namespace::Trusted,
             zero_devices: false,
-            // They need reserved names.
+            // Partial copies need reserved names.
             partial_copies: false,
             metacopies: true,
             is_kernels: true,
@@ -223,7 +223,7 @@ impl UpperFormat for Kernel {
     fn moved(&self, dir: Moved) -> Option<MovedMark> {
         match dir {
             Moved { opaque: true, .. } => None,
-            // The kernel may have written a redirect that counts only beside its present place.
+            // The kernel may have written a redirect that is right only at its present place.
             Moved { merges: true, .. } | Moved { redirect: true, .. } => Some(MovedMark::Redirect),
             // "rename a directory to a name that has a whiteout".
             Moved { onto_lower: true, .. } => Some(MovedMark::Opaque),
@@ -232,7 +232,7 @@ impl UpperFormat for Kernel {
     }
 }
 
-/// What comes behind the namespace.
+/// Returns the part of an attribute's name behind the namespace.
 fn mark(name: &OsStr) -> Option<&str> {
     let name = name.to_str()?;
     let own = [Namespace::Trusted, Namespace::User].iter().find_map(|namespace| name.strip_prefix(namespace.prefix()));
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn attributes_say_what_a_directory_is() {
+    fn attributes_mark_a_directory() {
         for prefix in ["trusted.overlay.", "user.overlay."] {
             assert!(marks(&format!("{prefix}opaque"), b"y").opaque);
             assert!(marks(&format!("{prefix}opaque"), b"x").file_whiteouts);
@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn an_upper_layer_is_known_by_the_attributes_of_its_top() {
+    fn the_attributes_of_the_root_tell_the_namespace() {
         let of = |names: &[&str]| Namespace::of(&names.iter().map(OsString::from).collect::<Vec<_>>());
         assert_eq!(of(&["user.a", "security.selinux", "user.fuseoverlayfs.opaque", "user.overlay.opaque"]), None);
         assert_eq!(of(&["user.overlay.uuid"]), Some(Namespace::User));

@@ -1,7 +1,7 @@
-//! Reading one directory of a layer: its objects, and the marks in it.
+//! Reads one directory of a layer: its objects, and the marks in it.
 //!
-//! A lower layer may come from any overlay, and is read in both formats. An upper layer is read in
-//! its own.
+//! A lower layer may come from any overlay, so it is read in both formats. An upper layer is read
+//! in its own.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStringExt;
@@ -13,22 +13,22 @@ use super::{
 use crate::errno::ENOENT;
 use crate::layer::{Access, Kind, Layer, Object, Result, Stat};
 
-/// In which ways the marks of a layer are read.
+/// The kinds of marks that are read in a layer.
 #[derive(Clone, Copy, Debug)]
 pub struct Reading {
-    /// Names that begin with `.wh.` are marks.
+    /// Whether names that begin with `.wh.` are marks.
     reserved_names: bool,
-    /// Attributes are marks.
+    /// Whether attributes are marks.
     attributes: bool,
-    /// Files with an attribute may be whiteouts.
+    /// Whether files with an attribute may be whiteouts.
     file_whiteouts: bool,
 }
 
-/// What one layer has in one directory.
+/// One directory of one layer.
 pub struct LayerListing {
     /// The objects, with the layer's inode numbers.
     pub objects: Vec<(OsString, Kind, u64)>,
-    /// The deleted names.
+    /// The whiteouts, of deleted names.
     pub whiteouts: Vec<Hidden>,
     /// The partial copies.
     pub parts: Vec<PartOf>,
@@ -36,22 +36,21 @@ pub struct LayerListing {
     pub maps: Vec<PartOf>,
     /// The marks of the directory itself.
     pub marks: Marks,
-    /// Reserved names that mean nothing in a listing, and marks that are not of the kind that they
-    /// should be.
+    /// Reserved names without a meaning in a listing, and marks of the wrong kind.
     pub odd: Vec<(OsString, Kind)>,
 }
 
 /// A whiteout.
 pub struct Hidden {
-    /// The name that it hides: none in the file that should have a long one.
+    /// The hidden name. Empty for a long whiteout without one.
     pub name: OsString,
-    /// Its own name, and its kind.
+    /// The name and kind of the whiteout itself.
     pub marker: OsString,
     /// The kind of the marker.
     pub kind: Kind,
 }
 
-/// What a directory says of the layers below it, in each format.
+/// The marks of a directory that limit what the layers below show in it, in each format.
 #[derive(Default)]
 pub struct Marks {
     /// It has the opaque marker.
@@ -62,7 +61,7 @@ pub struct Marks {
     pub attributes: kernel::Marks,
 }
 
-/// A file [`REDIRECT`], or what has its name.
+/// A file [`REDIRECT`], or another object with that name.
 pub struct RedirectFile {
     /// A file, unless it is damaged.
     pub kind: Kind,
@@ -84,14 +83,14 @@ impl Marks {
 }
 
 impl Reading {
-    /// That of a lower layer.
+    /// The marks of a lower layer.
     pub const LOWER: Self = Reading { reserved_names: true, attributes: true, file_whiteouts: true };
 
-    /// That of an upper layer in this format.
+    /// Returns the marks of an upper layer in this format.
     pub fn upper(format: Format) -> Self {
         let features = format.features();
         let (reserved_names, attributes) = (features.reserved_names, features.attribute_marks);
-        // The kernel looks for them in no upper layer.
+        // The kernel recognizes such files in no upper layer.
         Reading { reserved_names, attributes, file_whiteouts: false }
     }
 
@@ -100,21 +99,21 @@ impl Reading {
         if self.reserved_names { meaning(name) } else { Meaning::Object }
     }
 
-    /// The names of an object's attributes, if they mean anything in the layer.
+    /// Returns the names of an object's attributes, if attributes are marks in the layer.
     pub fn attributes<L: Layer>(self, layer: &L, object: Object<'_, L>) -> Result<Vec<OsString>> {
         if self.attributes && layer.capabilities().xattrs { names(layer, object) } else { Ok(Vec::new()) }
     }
 }
 
 impl Hidden {
-    /// Whether it is the kind of whiteout that has the name itself.
+    /// Whether the whiteout has the name itself.
     pub fn is_in_place(&self) -> bool {
         self.marker == self.name
     }
 }
 
-/// Reads a directory. `has_devices` says whether a device with the number 0 is a device in this
-/// layer, and no whiteout.
+/// Reads a directory. `has_devices` returns whether a device with the number 0 is a device in this
+/// layer, not a whiteout.
 pub fn read<L: Layer>(
     layer: &L,
     dir: &L::Dir,
@@ -173,7 +172,7 @@ pub fn read<L: Layer>(
     Ok(LayerListing { objects, whiteouts, parts, maps, marks, odd })
 }
 
-/// What a directory says of the layers below it, without reading all of it.
+/// Reads the marks of a directory without its names.
 pub fn read_marks<L: Layer>(layer: &L, dir: &L::Dir, reading: Reading) -> Result<Marks> {
     let mut marks = Marks::default();
     if reading.reserved_names {
@@ -185,7 +184,7 @@ pub fn read_marks<L: Layer>(layer: &L, dir: &L::Dir, reading: Reading) -> Result
     Ok(marks)
 }
 
-/// Whether a directory has the marker that hides `name`, where names have at most `name_max` bytes.
+/// Whether a directory has the marker that hides `name`. Names have at most `name_max` bytes.
 pub fn has_marker<L: Layer>(layer: &L, dir: &L::Dir, name: &OsStr, name_max: usize) -> Result<bool> {
     let marker = whiteout(name, name_max);
     match kind_of(layer, dir, &marker.name)? {
@@ -194,7 +193,7 @@ pub fn has_marker<L: Layer>(layer: &L, dir: &L::Dir, name: &OsStr, name_max: usi
     }
 }
 
-/// What is there under a name.
+/// Returns the kind of the object `name`, if there is one.
 pub fn kind_of<L: Layer>(layer: &L, dir: &L::Dir, name: &OsStr) -> Result<Option<Kind>> {
     match layer.stat(Object::Entry(dir, name)) {
         Ok(stat) => Ok(Some(stat.kind)),
@@ -208,8 +207,8 @@ fn redirect_file<L: Layer>(layer: &L, dir: &L::Dir, kind: Kind) -> Result<Redire
     Ok(RedirectFile { kind, redirect: redirect_path(&content).map_or(Redirect::Nothing, Redirect::Path), stat })
 }
 
-/// The content of a small file of the format, and its attributes: nothing if what has its name is
-/// no file.
+/// Returns the content of a small file of the format, and its attributes. Returns no content if the
+/// object is no file.
 fn content<L: Layer>(layer: &L, dir: &L::Dir, name: &OsStr, kind: Kind) -> Result<(Vec<u8>, Option<Stat>)> {
     if kind != Kind::File {
         return Ok((Vec::new(), None));

@@ -1,16 +1,16 @@
-//! How layers are written: deletions, opaque and redirected directories, and the order of the steps
+//! The formats of layers: deletions, opaque and redirected directories, and the order of the steps
 //! that change them.
 //!
 //! | file | subject |
 //! | --- | --- |
 //! | `oci` | the native format: the names of its markers, and its step sequences |
 //! | `kernel` | the same for the format of the kernel's overlayfs |
-//! | `listing` | one directory of a layer, read in the formats that it may be written in |
-//! | `plan` | what a step sequence is decided by, and what it consists of |
+//! | `listing` | reads one directory of a layer in the formats that it may have |
+//! | `plan` | the facts that decide a step sequence, and its steps |
 //! | `attribute` | names of extended attributes that are marks, or that are escaped |
 //!
-//! An upper layer is written in one format, behind the trait [`UpperFormat`]: its two
-//! implementations are the only code that knows which. Lower layers are read in both.
+//! An upper layer has one format, behind the trait [`UpperFormat`]. Only its two implementations
+//! know which. Lower layers are read in both.
 
 pub mod attribute;
 pub mod kernel;
@@ -26,53 +26,50 @@ pub use oci::{
     is_reserved, meaning, part_names, redirect_content, redirect_path, whiteout,
 };
 
-/// The formats that a person can ask for.
+/// The formats that the options offer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wanted {
     /// An OCI image layer.
     Oci,
-    /// With the namespace that the upper layer is marked with, or else the one that whoever mounts
-    /// may use.
+    /// In the namespace of the upper layer's mark, else in one that the mounting user may use.
     Kernel,
 }
 
-/// How an upper layer is written.
+/// The format of an upper layer.
 pub type Format = &'static dyn UpperFormat;
 
-/// A format of the upper layer: what its marks look like, and in which steps an operation changes
-/// the layer.
+/// A format of the upper layer: the form of its marks, and the steps of each operation.
 ///
-/// The plans are pure. The engine does what they say (`src/overlay/whiteout.rs`), and
-/// `docs/format.md` has them as a table. In each plan one step changes the merged tree, so that a
-/// crash leaves the state before it or after it.
+/// The plans are pure. The engine makes their steps (`src/overlay/whiteout.rs`), and
+/// `docs/format.md` lists them. In each plan one step changes the merged tree, so a crash leaves
+/// the state before it or after it.
 pub trait UpperFormat: Sync {
-    /// What there can be in such a layer.
+    /// Returns the features of such a layer.
     fn features(&self) -> Features;
 
-    /// The whiteout of `name`, where names have at most `name_max` bytes.
+    /// Returns the whiteout of `name`. Names have at most `name_max` bytes.
     fn whiteout(&self, name: &OsStr, name_max: usize) -> WhiteoutMark;
 
-    /// The opaque mark of a directory.
+    /// Returns the opaque mark of a directory.
     fn opaque(&self) -> DirMark;
 
-    /// The mark of a directory that merges with this path of the lower layers.
+    /// Returns the mark of a directory that merges with this path of the lower layers.
     fn redirect(&self, path: &Path) -> DirMark;
 
-    /// The order, lowest first, in which the entries of a directory go in which nothing is visible:
-    /// none that is left may let anything show.
+    /// Returns the order, lowest first, in which to remove the entries of a directory that shows
+    /// nothing. The entries that are left must let nothing show.
     fn clear_order(&self, name: &OsStr) -> u8;
 
-    /// Creates a name, or links an object to it.
+    /// Plans to create a name, or to link an object to it.
     fn create(&self, new: plan::New) -> plan::Creation;
 
-    /// Removes a name that shows something: unlink, rmdir.
+    /// Plans to remove a visible name: unlink, rmdir.
     fn remove(&self, name: plan::Name, is_dir: bool) -> plan::Removal;
 
-    /// Renames to a name that is free, or whose object is replaced. The old name is in the upper
-    /// layer.
+    /// Plans to rename to a free name, or to replace an object. The old name is in the upper layer.
     fn rename(&self, moving: plan::Move) -> plan::Rename;
 
-    /// The mark that a directory needs, before it moves, to merge with the same as before.
+    /// Returns the mark that a directory needs, before it moves, to merge with the same as before.
     fn moved(&self, dir: plan::Moved) -> Option<plan::MovedMark>;
 
     /// Whether `name` can neither be created nor looked up.
@@ -81,23 +78,23 @@ pub trait UpperFormat: Sync {
     }
 }
 
-/// What there can be in an upper layer of a format.
+/// The features of an upper layer in a format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Features {
-    /// Names that begin with `.wh.` are marks, and not to be had for objects.
+    /// Whether names that begin with `.wh.` are marks, and refused for objects.
     pub reserved_names: bool,
-    /// Attributes in the namespaces of the kernel's overlayfs are marks.
+    /// Whether attributes in the namespaces of the kernel's overlayfs are marks.
     pub attribute_marks: bool,
-    /// A directory that merges with lower ones can be renamed.
+    /// Whether a directory that merges with lower ones can be renamed.
     pub redirects: bool,
-    /// A device with the number 0 can be a device; all are deletions otherwise.
+    /// Whether a device with the number 0 can be a device. Else each one is a deletion.
     pub zero_devices: bool,
-    /// A large file can be copied up in part.
+    /// Whether a large file can be copied up in part.
     pub partial_copies: bool,
-    /// There may be files that have only metadata.
+    /// Whether files may have only metadata.
     pub metacopies: bool,
-    /// The kernel's overlayfs can mount the layer, so that what it keeps in the work directory is
-    /// left alone.
+    /// Whether the kernel's overlayfs can mount the layer. Then its entries in the work directory
+    /// stay.
     pub is_kernels: bool,
 }
 
@@ -123,18 +120,18 @@ pub enum WhiteoutMark {
 
 /// A mark of a directory.
 pub enum DirMark {
-    /// A file in it.
+    /// A file in the directory.
     File {
         /// Its name, which is reserved.
         name: &'static str,
-        /// What it contains.
+        /// Its content.
         content: Vec<u8>,
     },
-    /// An extended attribute of it.
+    /// An extended attribute of the directory.
     Attribute {
         /// Its name, with the namespace.
         name: OsString,
-        /// What it is set to.
+        /// Its value.
         value: Vec<u8>,
     },
 }

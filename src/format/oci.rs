@@ -1,12 +1,12 @@
-//! The native format: the OCI image layer format (image-spec, `layer.md`, "Whiteouts"), so an upper
-//! directory at rest is an unpacked OCI changeset.
+//! The native format: that of OCI image layers (image-spec, `layer.md`, "Whiteouts"). So an upper
+//! directory that is not mounted is an unpacked OCI changeset.
 //!
-//! A deletion is a *marker*, an empty file with a reserved name. The files that OCI does not know
-//! begin with `.wh..wh.`, which tools that unpack layers pass over. `docs/format.md` describes the
-//! format for people.
+//! A deletion is a *marker*, an empty file with a reserved name. Files that OCI does not know have
+//! names that begin with `.wh..wh.`, which tools that unpack layers ignore. `docs/format.md`
+//! describes the format.
 //!
-//! The whiteout of a name is a marker beside it. So it is there before the name goes, and goes
-//! after the name has come; beside an object of the same layer it hides nothing.
+//! The whiteout of a name is a marker beside it. So it can exist before the object is removed, and
+//! after an object appears. Beside an object of the same layer it hides nothing.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -16,40 +16,39 @@ use super::plan::{Creation, End, Move, Moved, MovedMark, Name, New, Onto, Placem
 use super::{DirMark, Features, UpperFormat, WhiteoutMark};
 use crate::layer::RenameMode;
 
-/// What every reserved name begins with.
+/// The prefix of every reserved name.
 const PREFIX: &[u8] = b".wh.";
-/// What the reserved names begin with that are not the whiteout of a name.
+/// The prefix of reserved names that are not the whiteout of a name.
 const META_PREFIX: &[u8] = b".wh..wh.";
-/// What the marker of a name begins with that is too long to stand in its marker's own name.
+/// The prefix of the marker of a name that is too long for `.wh.NAME`.
 const LONG_PREFIX: &[u8] = b".wh..wh.long.";
 
-/// The marker that hides everything that lower layers have in its directory.
+/// The marker that hides all entries of lower layers in its directory.
 pub const OPAQUE: &str = ".wh..wh..opq";
-/// The file that names the path in the merged lower layers that its directory merges with, instead
-/// of its own path.
+/// The file with the path in the merged lower layers that its directory merges with, instead of its
+/// own path.
 pub const REDIRECT: &str = ".wh..wh.redirect";
-/// The work directory, where it is kept inside the upper layer.
+/// The work directory inside the upper layer.
 pub const WORK: &str = ".wh..wh.work";
 
-/// The names at the top of a layer that aufs made, which mean nothing to others.
+/// The names at the root of a layer of aufs, which mean nothing to other programs.
 pub const OF_AUFS: [&str; 3] = [".wh..wh.aufs", ".wh..wh.orph", ".wh..wh.plnk"];
 
-/// What the name of a partial copy begins with, and that of its map.
+/// The prefix of the name of a partial copy, and that of its map.
 const PART_PREFIX: &[u8] = b".wh..wh.part.";
 const MAP_PREFIX: &[u8] = b".wh..wh.map.";
 
-/// The mark, at the top of a layer, that there may be partial copies in it.
+/// The mark at the root of a layer that it may have partial copies.
 pub const PARTS: &str = ".wh..wh.parts";
 
-/// The mark, at the top of a layer, that character devices with the number 0 are devices in it, and
-/// no deletions.
+/// The mark at the root of a layer that its character devices with the number 0 are devices, not
+/// deletions.
 pub const DEVICES: &str = ".wh..wh.devices";
 
-/// The longest content of a file of the format that is read: any path that a system accepts is
-/// shorter.
+/// The length up to which a file of the format is read. Any path that a system accepts is shorter.
 pub const CONTENT_MAX: usize = 64 * 1024;
 
-/// What an entry of a layer's directory means.
+/// The meaning of an entry of a layer's directory.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Meaning<'a> {
     /// An object of the layer.
@@ -66,27 +65,27 @@ pub enum Meaning<'a> {
     Part(PartRef<'a>),
     /// The map of a partial copy.
     Map(PartRef<'a>),
-    /// Reserved, with no meaning in a listing: the work directory, a mark of the whole layer, or
-    /// another tool's.
+    /// A reserved name without a meaning in a listing: the work directory, a mark of the whole
+    /// layer, or the name of another tool.
     Unknown,
 }
 
-/// What the name of a partial copy, or of its map, says.
+/// The content of the name of a partial copy, or of its map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PartRef<'a> {
-    /// The digest of the file that lends. None: an overlay made it that did not say so yet.
+    /// The digest of the source. None for a copy of an earlier version of the overlay.
     pub source: Option<u128>,
-    /// The name that it is a copy of.
+    /// The name of the file that it is a copy of.
     pub name: &'a OsStr,
 }
 
-/// As [`PartRef`], on its own.
+/// An owned [`PartRef`].
 pub type PartOf = (Option<u128>, OsString);
 
 impl<'a> PartRef<'a> {
     const DIGITS: usize = 32;
 
-    /// What is behind the prefix of the name. None if that is nothing.
+    /// Parses the part of the name behind the prefix. Returns None if it is empty.
     fn parse(bytes: &'a [u8]) -> Option<Self> {
         let is_digit = |byte: &u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
         let (source, name) = match bytes.split_at_checked(Self::DIGITS) {
@@ -98,13 +97,13 @@ impl<'a> PartRef<'a> {
         (!name.is_empty()).then(|| PartRef { source, name: OsStr::from_bytes(name) })
     }
 
-    /// The same on its own.
+    /// Returns an owned copy.
     pub fn to_owned(self) -> PartOf {
         (self.source, self.name.to_owned())
     }
 }
 
-/// What the entry `name` of a layer's directory means.
+/// Returns the meaning of the entry `name` of a layer's directory.
 pub fn meaning(name: &OsStr) -> Meaning<'_> {
     let bytes = name.as_bytes();
     let Some(hidden) = bytes.strip_prefix(PREFIX) else {
@@ -136,12 +135,12 @@ pub fn is_reserved(name: &OsStr) -> bool {
 pub struct Whiteout {
     /// The marker's own name.
     pub name: OsString,
-    /// What the marker contains: nothing, or the hidden name where it does not fit into
+    /// The content of the marker: empty, or the hidden name if it does not fit into
     /// [`Whiteout::name`].
     pub content: Vec<u8>,
 }
 
-/// The marker that hides `name` in a layer whose names have at most `name_max` bytes.
+/// Returns the marker that hides `name` in a layer with names of at most `name_max` bytes.
 pub fn whiteout(name: &OsStr, name_max: usize) -> Whiteout {
     let hidden = name.as_bytes();
     if PREFIX.len() + hidden.len() <= name_max {
@@ -152,8 +151,8 @@ pub fn whiteout(name: &OsStr, name_max: usize) -> Whiteout {
     }
 }
 
-/// The names of the partial copy of `name` and of its map, where the file with the digest `source`
-/// lends. None if these would be longer than `name_max` bytes.
+/// Returns the names of the partial copy of `name` with this source, and of its map. None if they
+/// would be longer than `name_max` bytes.
 pub fn part_names(name: &OsStr, source: Option<u128>, name_max: usize) -> Option<(OsString, OsString)> {
     let digest = source.map(|source| format!("{source:032x}.")).unwrap_or_default();
     let with = |prefix: &[u8]| OsString::from_vec([prefix, digest.as_bytes(), name.as_bytes()].concat());
@@ -161,21 +160,22 @@ pub fn part_names(name: &OsStr, source: Option<u128>, name_max: usize) -> Option
     (part.len().max(map.len()) <= name_max).then_some((part, map))
 }
 
-/// The 128-bit FNV-1a digest. Two long names of one directory that shared a digest would share a
-/// marker.
+/// Returns the 128-bit FNV-1a digest. Two long names in one directory with the same digest would
+/// share a marker.
 pub fn fnv1a(bytes: &[u8]) -> u128 {
     const BASIS: u128 = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d;
     const PRIME: u128 = 0x0000_0000_0100_0000_0000_0000_0000_013b;
     bytes.iter().fold(BASIS, |digest, byte| (digest ^ u128::from(*byte)).wrapping_mul(PRIME))
 }
 
-/// What a redirect to `path` (relative to the root of the merged lower layers) contains.
+/// Returns the content of a redirect to `path`, which is relative to the root of the merged lower
+/// layers.
 pub fn redirect_content(path: &Path) -> Vec<u8> {
     [b"/", path.as_os_str().as_bytes()].concat()
 }
 
-/// The path that a redirect names, relative to the root of the merged lower layers; None if the
-/// content is no such path: not absolute, or with an empty, `.`, `..` or reserved component.
+/// Returns the path of a redirect, relative to the root of the merged lower layers. None if the
+/// content is no absolute path, or has an empty, `.`, `..` or reserved component.
 pub fn redirect_path(content: &[u8]) -> Option<PathBuf> {
     let relative = Path::new(OsStr::from_bytes(content.strip_prefix(b"/")?));
     let plain = relative.components().all(|part| matches!(part, Component::Normal(name) if !is_reserved(name)));
@@ -227,7 +227,7 @@ impl UpperFormat for Oci {
             // "create a file, symlink or node"; "create where there is a whiteout"; "create a
             // directory where there is a whiteout".
             true => Creation { placement: Placement::AtOnce, opaque: false, uncover: whiteout },
-            // The same, built in the work directory.
+            // The same rows, built in the work directory.
             false => {
                 Creation { placement: Placement::Built(Onto::Free), opaque: is_dir && whiteout, uncover: whiteout }
             }
@@ -258,8 +258,8 @@ impl UpperFormat for Oci {
         let mut first = Vec::new();
         let mut covered = new.whiteout;
         if over_dir && new.upper {
-            // "rename over an empty directory that lower layers have too": the whiteout keeps it as
-            // empty as it looks.
+            // "rename over an empty directory that lower layers have too": the whiteout keeps the
+            // directory empty.
             if new.lower {
                 first.extend((!covered).then_some(Step::Whiteout(End::New)));
                 first.push(Step::Settle(End::New));
@@ -268,7 +268,7 @@ impl UpperFormat for Oci {
             first.push(Step::Clear { opaque_first: false });
         }
         // "rename a file that lower layers have"; "rename a directory that merges with lower ones".
-        // A device hides what any object does.
+        // A device hides lower objects as any object does.
         let hides = old.lower && !old.whiteout && !leaves_device;
         first.extend(hides.then_some(Step::Whiteout(End::Old)));
         first.extend(old.lower.then_some(Step::Settle(End::Old)));
@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_too_long_for_its_marker_stands_inside_it() {
+    fn a_name_too_long_for_its_marker_is_inside_it() {
         for length in [251, 252, 255] {
             let name = OsString::from("x".repeat(length));
             let marker = whiteout(&name, 255);
@@ -336,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn a_partial_copy_says_what_lends() {
+    fn the_name_of_a_partial_copy_tells_its_source() {
         let digest = "0123456789abcdef0123456789abcdef";
         for name in ["big", digest, "0123456789abcdef0123456789abcdef.big"] {
             let of = PartRef { source: Some(0xf << 64 | 7), name: OsStr::new(name) };

@@ -1,111 +1,112 @@
-//! Plans: what the upper layer has decides in which steps an operation changes it.
+//! Plans: the steps of an operation, decided from the facts about the upper layer.
 //!
-//! A plan is decided before the first step is made, by facts alone. Each format decides its own
-//! ([`UpperFormat`](super::UpperFormat)), and its tests go through all facts that there can be.
+//! A plan is complete before the first step. Each format makes its own
+//! ([`UpperFormat`](super::UpperFormat)). The tests go through all possible facts.
 
 use crate::layer::RenameMode;
 
-/// What there is of one name.
+/// The facts about one name.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Name {
-    /// The upper layer has an object.
+    /// Whether the upper layer has an object.
     pub upper: bool,
-    /// The lower layers show an object, as if there were no upper layer.
+    /// Whether the lower layers show an object, as if there were no upper layer.
     pub lower: bool,
-    /// The upper layer has the whiteout.
+    /// Whether the upper layer has the whiteout.
     pub whiteout: bool,
 }
 
-/// A name that is to be created, and shows nothing.
+/// A name to create, which shows nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct New {
     /// The object is a directory.
     pub is_dir: bool,
-    /// The layer can make the object, complete, in one step.
+    /// Whether the layer can make the complete object in one step.
     pub at_once: bool,
-    /// The name has a whiteout.
+    /// Whether the name has a whiteout.
     pub whiteout: bool,
 }
 
-/// How a name is created.
+/// The plan to create a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Creation {
     /// The step that shows the object.
     pub placement: Placement,
-    /// A directory is built with the opaque mark.
+    /// Whether a directory is built with the opaque mark.
     pub opaque: bool,
-    /// Afterwards the whiteout is beside the object: a directory gets the opaque mark unless it has
-    /// it, and the whiteout is removed.
+    /// Whether a whiteout is beside the object afterwards. Then a directory gets the opaque mark
+    /// unless it has it, and the whiteout is removed.
     pub uncover: bool,
 }
 
-/// How a new object comes to its place.
+/// The way in which a new object gets to its place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Placement {
-    /// It is made at its place.
+    /// The object is made at its place.
     AtOnce,
-    /// It is built in the work directory, and renamed to its place.
+    /// The object is built in the work directory, and renamed to its place.
     Built(Onto),
 }
 
-/// What is at the place of what was built.
+/// The entry in the place of a built object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Onto {
-    /// Nothing.
+    /// There is none.
     Free,
-    /// The whiteout, which is replaced.
+    /// The whiteout, which the object replaces.
     Whiteout,
-    /// The whiteout, which changes places with it and is removed: a directory replaces nothing but
-    /// a directory.
+    /// The whiteout, which changes places with the object and is removed. A directory can replace
+    /// only a directory.
     Swapped,
 }
 
-/// A name, of the one or two that an operation changes.
+/// One of the names that an operation changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
-    /// The name that goes.
+    /// The name that disappears.
     Old,
-    /// The name that comes.
+    /// The name that appears.
     New,
 }
 
-/// A step that nobody sees, before the one that is seen.
+/// A step before the visible one, which changes nothing in the merged tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
     /// Creates the whiteout of a name, beside its object.
     Whiteout(End),
-    /// Has what was put into the directory of a name survive a crash that the visible step
-    /// survives.
+    /// Makes sure that marks and whiteouts in the directory of a name survive a crash, if the
+    /// visible step does.
     Settle(End),
-    /// Removes what is in the directory that is removed or replaced. It looks empty: these are
-    /// marks and whiteouts.
+    /// Removes the marks and whiteouts in a directory that is removed or replaced, and looks
+    /// empty.
     Clear {
-        /// The directory is marked as opaque before, so that a crash shows nothing of lower layers.
+        /// Whether the directory first gets the opaque mark, so that a crash shows no lower
+        /// entries.
         opaque_first: bool,
     },
 }
 
-/// How a name is removed.
+/// The plan to remove a name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Removal {
     /// The steps before it, in their order.
     pub first: Vec<Step>,
-    /// The step that the merged tree shows.
+    /// The visible step.
     pub seen: Seen,
 }
 
 /// The step that removes a name from the merged tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Seen {
-    /// The whiteout of the name is created: only lower layers have it.
+    /// Creates the whiteout of the name: only lower layers have it.
     Whiteout,
-    /// The object is removed.
+    /// Removes the object.
     Remove,
-    /// A whiteout takes the object's place.
+    /// Puts a whiteout in the object's place.
     Replace,
 }
 
-/// A rename to a name that is free, or whose object is replaced.
+/// A rename to a free name, or one that replaces an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Move {
     /// The name that the object has.
@@ -114,46 +115,46 @@ pub struct Move {
     pub new: Name,
     /// The object is a directory.
     pub is_dir: bool,
-    /// An empty directory has the new name.
+    /// Whether an empty directory has the new name.
     pub over_dir: bool,
-    /// A device with the number 0 is left at the old name, as a device.
+    /// Whether a device with the number 0 takes the old name, as a device.
     pub leaves_device: bool,
 }
 
-/// How an object is renamed.
+/// The plan to rename an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rename {
-    /// The steps before the one that is seen, in their order.
+    /// The steps before the visible one, in their order.
     pub first: Vec<Step>,
-    /// The step that is seen.
+    /// The mode of the visible step.
     pub mode: RenameMode,
-    /// The old name has a whiteout then.
+    /// Whether the old name has a whiteout after that step.
     pub old_whiteout: bool,
-    /// The new name has a whiteout then.
+    /// Whether the new name has a whiteout after that step.
     pub new_whiteout: bool,
-    /// The one of these that hides nothing, or nothing any more, and is removed.
+    /// The end of which the whiteout then hides nothing, and is removed.
     pub idle: Option<End>,
 }
 
-/// A directory that is to move.
+/// A directory that a rename moves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Moved {
-    /// It has the opaque mark.
+    /// Whether it has the opaque mark.
     pub opaque: bool,
-    /// It has a redirect.
+    /// Whether it has a redirect.
     pub redirect: bool,
-    /// It merges with lower directories.
+    /// Whether it merges with lower directories.
     pub merges: bool,
-    /// Lower layers have its new name.
+    /// Whether lower layers have its new name.
     pub onto_lower: bool,
 }
 
 /// The mark that a directory gets before it moves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MovedMark {
-    /// So that it merges with nothing else than now.
+    /// So that the directory merges with the same as before.
     Redirect,
-    /// So that it merges with nothing.
+    /// So that the directory merges with nothing.
     Opaque,
 }
 
@@ -166,7 +167,7 @@ impl Name {
 
 #[cfg(test)]
 mod tests {
-    //! Each plan of each format is done on a model of names, for all facts that there can be.
+    //! The tests carry each plan of each format out on a model of names, for all possible facts.
 
     use std::ffi::OsStr;
 
@@ -180,22 +181,23 @@ mod tests {
         matches!(format.whiteout(OsStr::new("name"), 255), WhiteoutMark::Beside(_))
     }
 
-    /// All of `N` facts.
+    /// Returns all combinations of `N` facts.
     fn facts<const N: usize>() -> impl Iterator<Item = [bool; N]> {
         (0..1_u32 << N).map(|bits| std::array::from_fn(|at| bits >> at & 1 == 1))
     }
 
-    /// All that there can be of a name: a whiteout in the place of the object is not with one.
+    /// Returns all possible facts about a name. A whiteout in place of the object excludes an
+    /// object.
     fn names(format: Format) -> impl Iterator<Item = Name> {
         let is_possible = move |name: &Name| is_beside(format) || !name.upper || !name.whiteout;
         facts().map(|[upper, lower, whiteout]| Name { upper, lower, whiteout }).filter(is_possible)
     }
 
-    /// A name while a plan is done.
+    /// A name while a plan is carried out.
     struct Model {
         name: Name,
         beside: bool,
-        /// A whiteout was created that a crash could take back.
+        /// Whether a crash could take back a whiteout that was created.
         unsynced: bool,
     }
 
@@ -209,7 +211,8 @@ mod tests {
             (self.name.whiteout, self.unsynced) = (true, true);
         }
 
-        /// The directory loses its whiteouts: what it merges with must not show.
+        /// Removes the whiteouts in the directory. The directories that it merges with must not
+        /// show.
         fn clear(&self, opaque_first: bool) {
             let is_hidden = self.beside && self.name.whiteout && !self.unsynced;
             assert!(self.name.upper && (opaque_first || !self.name.lower || is_hidden));
@@ -267,14 +270,15 @@ mod tests {
                     Placement::Built(Onto::Swapped) => assert!(is_dir && in_place, "{new:?}"),
                 }
                 assert_eq!(plan.uncover, whiteout && is_beside(format), "{new:?}");
-                // Else it is opaque by the whiteout beside it, and gets the mark before that goes.
+                // Else the whiteout beside it makes it opaque, and it gets the mark before the
+                // whiteout is removed.
                 let is_built = plan.placement != Placement::AtOnce;
                 assert_eq!(plan.opaque, is_dir && whiteout && is_built, "{new:?}");
             }
         }
     }
 
-    /// Does the step that is seen.
+    /// Makes the visible step.
     fn rename(mode: RenameMode, old: &mut Model, new: &mut Model) {
         match mode {
             RenameMode::Exchange => {
@@ -286,7 +290,7 @@ mod tests {
             RenameMode::Whiteout if old.beside => {}
             RenameMode::Whiteout => (old.name.upper, old.name.whiteout) = (false, true),
             RenameMode::Replace => old.name.upper = false,
-            RenameMode::NoReplace => panic!("something may be there"),
+            RenameMode::NoReplace => panic!("an object may be there"),
         }
         new.name.upper = true;
         new.name.whiteout &= new.beside;
@@ -338,7 +342,7 @@ mod tests {
                 for [is_dir, over_dir, leaves_device] in facts() {
                     let is_possible = (!over_dir || is_dir && new.is_visible())
                         && (!leaves_device || format.features().zero_devices)
-                        // A directory replaces nothing but a directory.
+                        // A directory can replace only a directory.
                         && (!is_dir || over_dir || !new.is_visible());
                     if old.upper && is_possible {
                         check_rename(format, Move { old, new, is_dir, over_dir, leaves_device });
@@ -365,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn the_rows_of_the_format() {
+    fn plans_are_the_rows_of_the_format() {
         let name = |upper, lower| Name { upper, lower, whiteout: false };
         let kernel = kernel(Namespace::Trusted);
         let hide = [Step::Whiteout(End::Old), Step::Settle(End::Old)];
