@@ -1,8 +1,8 @@
-//! A layer that counts its backing calls, for benchmarks and tests, and that can stop or fail at
-//! any of them, or have something done before.
+//! A layer that counts its backing calls, for benchmarks and tests. It can also stop or fail at any
+//! call, or run a function before it.
 //!
-//! One [`Counts`] can be shared by all layers of an overlay. Directories and files are those of the
-//! layer inside, so counted layers can be mixed as plain ones can.
+//! All layers of an overlay can share one [`Counts`]. Directories and files are those of the inner
+//! layer, so counted layers work together as plain ones do.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -19,7 +19,7 @@ use super::{
 };
 use crate::turn;
 
-/// A layer whose calls are counted.
+/// A layer with counted calls.
 pub struct Counted<L> {
     inner: L,
     counts: Counts,
@@ -32,28 +32,28 @@ impl<L: Layer> Counted<L> {
     }
 }
 
-/// Counters that several layers may share; a clone counts in the same place.
+/// Counters that several layers may share. A clone counts in the same place.
 #[derive(Clone)]
 pub struct Counts(Arc<Shared>);
 
 struct Shared {
     calls: [AtomicU64; Method::ALL.len()],
-    /// How many more calls are made before the fault.
+    /// The number of calls until the fault.
     left: AtomicU64,
     fault: RwLock<Fault>,
-    /// The method at which something went wrong, as its number and one.
+    /// The method with the fault, as its number plus one. 0 without a fault.
     struck: AtomicUsize,
     before: RwLock<Option<Before>>,
 }
 
-/// What goes wrong at a call.
+/// The fault of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// From then on nothing is done, and the answer is EIO, as if the daemon had ended there.
+    /// From then on each call returns EIO and does nothing, as if the daemon had ended there.
     Stop,
-    /// The call is not made, and the answer is this errno. Later calls are made.
+    /// The call returns this errno and does nothing. Later calls work.
     Errno(i32),
-    /// If the call is a write, it takes only half of the bytes. Later calls are made.
+    /// The call, if it is a write, writes only half of the bytes. Later calls work.
     ShortWrite,
 }
 
@@ -68,48 +68,48 @@ impl Default for Counts {
 }
 
 impl Counts {
-    /// What was counted since the start or the last [`Counts::take`].
+    /// Returns the counts since the start or the last [`Counts::take`].
     pub fn tally(&self) -> Tally {
         Tally(std::array::from_fn(|index| self.0.calls[index].load(Ordering::Relaxed)))
     }
 
-    /// As [`Counts::tally`], and starts again at zero.
+    /// Does the same as [`Counts::tally`], then starts again at zero.
     pub fn take(&self) -> Tally {
         Tally(std::array::from_fn(|index| self.0.calls[index].swap(0, Ordering::Relaxed)))
     }
 
-    /// All calls since the start or the last [`Counts::take`].
+    /// Returns the number of calls since the start or the last [`Counts::take`].
     pub fn total(&self) -> u64 {
         self.tally().total()
     }
 
-    /// After so many more calls the layers do nothing and answer EIO, as if the daemon had ended
-    /// there; `u64::MAX`: nothing goes wrong.
+    /// Makes all calls after this many more return EIO and do nothing, as if the daemon had ended
+    /// there. `u64::MAX` means no fault.
     pub fn stop_after(&self, calls: u64) {
         self.fault_after(calls, Fault::Stop);
     }
 
-    /// After so many more calls this goes wrong; `u64::MAX`: nothing does.
+    /// Makes the call after this many more have the fault. `u64::MAX` means no fault.
     pub fn fault_after(&self, calls: u64, fault: Fault) {
         *self.0.fault.write().unwrap_or_else(PoisonError::into_inner) = fault;
         self.0.struck.store(0, Ordering::Relaxed);
         self.0.left.store(calls, Ordering::Relaxed);
     }
 
-    /// The method at which something went wrong since [`Counts::fault_after`] was called last.
+    /// Returns the method that had a fault since the last [`Counts::fault_after`].
     pub fn struck(&self) -> Option<Method> {
         let struck = self.0.struck.load(Ordering::Relaxed);
         struck.checked_sub(1).map(|index| Method::ALL[index])
     }
 
-    /// From now on `before` is called before each call, in the thread that makes it. Its error is
-    /// the answer, and the call is not made.
+    /// Calls `before` before each call from now on, in the thread that makes the call. If it
+    /// returns an error, the call returns that and does nothing.
     pub fn interpose(&self, before: impl Fn(Method) -> Result<()> + Send + Sync + 'static) {
         *self.0.before.write().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(before));
     }
 
-    /// Counts a call. Answers whether it is one that takes only half of what it could; an errno if
-    /// it is not to be made.
+    /// Counts a call. Returns whether it may write only half of its bytes, or the error that it
+    /// must return.
     fn add(&self, method: Method) -> Result<bool> {
         let left = |left: u64| if left == u64::MAX { Some(left) } else { left.checked_sub(1) };
         let fault = match self.0.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, left) {
@@ -117,7 +117,7 @@ impl Counts {
             Err(_) => Some(*self.0.fault.read().unwrap_or_else(PoisonError::into_inner)),
         };
         if fault.is_some() {
-            // What comes after a stop is no news.
+            // Calls after a stop do not count.
             let _ = self.0.struck.compare_exchange(0, method as usize + 1, Ordering::Relaxed, Ordering::Relaxed);
         }
         match fault {
@@ -129,7 +129,7 @@ impl Counts {
         if let Some(Fault::Errno(errno)) = fault {
             return Err(Error::new(errno));
         }
-        // What is done before may take as long as it likes.
+        // The function may take any time.
         turn::pass();
         if let Some(before) = &*self.0.before.read().unwrap_or_else(PoisonError::into_inner) {
             before(method)?;
@@ -144,23 +144,23 @@ impl fmt::Display for Counts {
     }
 }
 
-/// How many calls of each method were counted.
+/// The counted calls of each method.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tally([u64; Method::ALL.len()]);
 
 impl Tally {
-    /// Calls of one method.
+    /// Returns the calls of one method.
     pub fn of(&self, method: Method) -> u64 {
         self.0[method as usize]
     }
 
-    /// Calls of all methods.
+    /// Returns the calls of all methods.
     pub fn total(&self) -> u64 {
         self.0.iter().sum()
     }
 }
 
-/// The total and the methods that were called at all: `3 (stat 2, rename 1)`.
+/// The total, and each method with calls: `3 (stat 2, rename 1)`.
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.total())?;
@@ -173,8 +173,8 @@ impl fmt::Display for Tally {
     }
 }
 
-/// Defines [`Method`] and the layer that counts, from a list of the calls. An argument named
-/// `object` is handed on as an object of the layer inside, one named `taken` may be cut short.
+/// Defines [`Method`] and the counting layer from a list of the calls. An argument named `object`
+/// becomes an object of the inner layer. One named `taken` may be shortened.
 macro_rules! counted {
     ($($method:ident: fn $name:ident($($argument:ident: $type:ty),*) -> $answer:ty;)*) => {
         /// A method of [`Layer`] that is a backing call.
@@ -188,7 +188,7 @@ macro_rules! counted {
             /// Every method.
             pub const ALL: &[Method] = &[$(Method::$method,)*];
 
-            /// The method's name in the trait.
+            /// Returns the method's name in the trait.
             pub fn name(self) -> &'static str {
                 match self {
                     $(Method::$method => stringify!($name),)*
@@ -239,8 +239,8 @@ macro_rules! counted {
     };
 }
 
-/// An argument, given as its name and itself, as the layer inside takes it. The last says whether a
-/// write is cut short.
+/// Converts an argument, given as its name and itself, for the inner layer. The last argument says
+/// whether a write is shortened.
 macro_rules! hand_on {
     (object $argument:ident $is_short:ident) => {
         inner_object($argument)
@@ -295,7 +295,7 @@ counted! {
     SyncAll: fn sync_all() -> Result<()>;
 }
 
-/// The same object, of the layer inside.
+/// Returns the same object as one of the inner layer.
 fn inner_object<L: Layer>(object: Object<'_, Counted<L>>) -> Object<'_, L> {
     match object {
         Object::Dir(dir) => Object::Dir(dir),

@@ -1,16 +1,19 @@
 //! A layer: one directory tree that the overlay stacks, behind one small trait.
 //!
-//! Of all that the engine is made of, only this folder reaches the filesystems of the system.
-//! [`linux`] reaches a layer with the `*at` calls, [`redox`] with the calls of the Redox kernel
-//! that are relative to a descriptor, and [`counted`] wraps another backend and counts. The engine
-//! sees only [`Layer`].
+//! The engine and the formats reach filesystems only through [`Layer`], and this folder implements
+//! it. `src/mount.rs` resolves the paths of layers before it opens them here. [`linux`] uses the
+//! `*at` calls, [`redox`] the calls of the Redox kernel that are relative to a descriptor.
+//! [`counted`] wraps another backend and counts its calls.
 //!
-//! Every method is one *backing call*: the unit in which the overlay's cost is counted and after
-//! which a crash may come. So a method makes one change of the tree, and none repeats a change
-//! behind the engine's back. What a new object still lacks may follow in further system calls: the
-//! target or the mode, where the layer has no [`Capabilities::whole_objects`], so that the engine
-//! builds such objects in the work directory; and on Linux the owner and the mode, where a default
-//! ACL or the group of its directory has given it others.
+//! Each method is one *backing call*: the unit of cost, and of a crash. So a method makes one
+//! change of the tree. Three cases need more than one system call for it:
+//!
+//! - A layer without [`Capabilities::whole_objects`] makes a symlink or a socket in several steps.
+//!   The engine builds such objects in the work directory, where no step shows.
+//! - On Linux a default ACL or the group of a directory may change the owner or mode of a new
+//!   object. The method sets them again.
+//! - On Linux an owner that the daemon cannot set becomes a record. The first one in a layer also
+//!   marks the root, before it. A change of an ACL updates the record of the object.
 
 use std::ffi::{OsStr, OsString};
 use std::ops::Range;
@@ -26,7 +29,7 @@ pub mod linux;
 #[cfg(feature = "scheme")]
 pub mod redox;
 
-/// The backend of the operating system that this build runs on.
+/// The backend of the system for which this is built.
 #[cfg(target_os = "linux")]
 pub use linux::LinuxLayer as OsLayer;
 #[cfg(target_os = "redox")]
@@ -35,7 +38,7 @@ pub use redox::RedoxLayer as OsLayer;
 /// The unit of [`Layer::write_through`], in bytes.
 pub const THROUGH: u64 = 4096;
 
-/// What an object of a filesystem is.
+/// The kind of an object of a filesystem.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
     /// A regular file.
@@ -54,7 +57,7 @@ pub enum Kind {
     BlockDev,
 }
 
-/// A point in time since 1970: whole seconds, and nanoseconds in `0..1_000_000_000`.
+/// A time as seconds since 1970, and nanoseconds in `0..1_000_000_000`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Time {
     /// Whole seconds; negative before 1970.
@@ -63,32 +66,32 @@ pub struct Time {
     pub nsec: u32,
 }
 
-/// What forbids changes of an object, whoever makes them (chattr(1)).
+/// The flags that forbid changes of an object to every user (chattr(1)).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Fixed {
-    /// Nothing changes.
+    /// Nothing can change.
     pub immutable: bool,
-    /// A file grows at its end alone; of a directory no entry goes.
+    /// A file can only grow at its end; a directory loses no entry.
     pub append: bool,
 }
 
 impl Fixed {
-    /// Whether attributes and names may not change.
+    /// Whether attributes and names cannot change.
     pub fn is_any(self) -> bool {
         self.immutable || self.append
     }
 }
 
-/// What is known of an object without reading its contents.
+/// The attributes of an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stat {
-    /// The filesystem that holds the object; two layers on one filesystem answer the same number.
+    /// The filesystem of the object. Two layers on one filesystem have the same number.
     pub dev: u64,
     /// The inode number in that filesystem.
     pub ino: u64,
     /// File, directory, or another kind.
     pub kind: Kind,
-    /// Permission bits, set-id and sticky: `0o7777` at most, no type bits.
+    /// Permission bits, set-id and sticky bits: at most `0o7777`, no type bits.
     pub mode: u32,
     /// The number of names.
     pub nlink: u32,
@@ -96,13 +99,13 @@ pub struct Stat {
     pub uid: u32,
     /// The group.
     pub gid: u32,
-    /// The device that a device node names, encoded as the system does.
+    /// The number of a device node's device, encoded as the system does.
     pub rdev: u64,
-    /// Bytes; of a symlink, the length of its target.
+    /// The bytes of the content; the length of the target for a symlink.
     pub size: u64,
     /// The preferred size of a request, in bytes.
     pub blksize: u32,
-    /// Space taken, in units of 512 bytes.
+    /// The space in use, in units of 512 bytes.
     pub blocks: u64,
     /// The last access.
     pub atime: Time,
@@ -110,7 +113,7 @@ pub struct Stat {
     pub mtime: Time,
     /// The last change of content or attributes.
     pub ctime: Time,
-    /// What forbids changes.
+    /// The flags that forbid changes.
     pub fixed: Fixed,
 }
 
@@ -153,24 +156,24 @@ pub struct StatFs {
     pub files: u64,
     /// Inodes that are free.
     pub files_free: u64,
-    /// The longest name that an entry can have, in bytes.
+    /// The maximum length of a name, in bytes.
     pub name_max: u32,
 }
 
 impl StatFs {
-    /// How many bytes there are in all.
+    /// Returns the size of the filesystem in bytes.
     pub fn bytes(&self) -> u64 {
         self.blocks.saturating_mul(self.block_size.into())
     }
 
-    /// How many bytes an ordinary user can still write. A filesystem that does not count them has
-    /// bytes without end.
+    /// Returns the bytes that an ordinary user can still write. A filesystem that does not count
+    /// them has no end.
     pub fn bytes_available(&self) -> u64 {
         if self.blocks == 0 { u64::MAX } else { self.blocks_available.saturating_mul(self.block_size.into()) }
     }
 }
 
-/// Who owns an object.
+/// The owner and group of an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Owner {
     /// The user.
@@ -190,69 +193,69 @@ pub struct DirEntry<'a> {
     pub kind: Kind,
 }
 
-/// How a file is opened.
+/// The access of an open file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
-    /// For reading. Access times are left alone where the system lets us.
+    /// For reading, without a change of the access time if the system permits that.
     Read,
     /// For reading and writing.
     ReadWrite,
-    /// For reading, and for writing at the end alone: all that an append-only file allows.
+    /// For reading, and for writing only at the end: an append-only file permits no more.
     Append,
 }
 
 impl Access {
-    /// Whether what is opened so can be used for `wanted`.
+    /// Whether a file that is open with this access can be used for `wanted`.
     pub fn allows(self, wanted: Access) -> bool {
         self == Access::ReadWrite || wanted == Access::Read || wanted == self
     }
 }
 
-/// What a rename does when the new name exists.
+/// The effect of a rename if the new name exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RenameMode {
-    /// Replace it, as rename(2) does.
+    /// Replaces it, as rename(2) does.
     Replace,
-    /// Answer EEXIST.
+    /// Returns EEXIST.
     NoReplace,
-    /// Swap the two; ENOENT if one is missing.
+    /// Exchanges the two; ENOENT if one is missing.
     Exchange,
-    /// Replace it, and leave a character device with the number 0 at the old name.
+    /// Replaces it, and leaves a character device with the number 0 at the old name.
     Whiteout,
 }
 
-/// What setting an extended attribute does when it exists or not.
+/// The effect of setting an extended attribute, depending on whether it exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum XattrMode {
-    /// Create or replace it.
+    /// Creates or replaces it.
     Set,
-    /// Answer EEXIST if it exists.
+    /// Returns EEXIST if it exists.
     Create,
-    /// Answer ENODATA if it does not exist.
+    /// Returns ENODATA if it does not exist.
     Replace,
 }
 
-/// What becomes of a range of a file, as fallocate(2) has it.
+/// A change of a range of a file, as in fallocate(2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Allocation {
-    /// Space is taken for what has none; the content stays. Else the size grows to the end of the
-    /// range.
+    /// Allocates space for the range; the content stays. The size grows to the end of the range
+    /// unless `keep_size`.
     Reserve {
         /// The size stays.
         keep_size: bool,
     },
-    /// The content becomes a hole; the size stays.
+    /// Makes the content a hole; the size stays.
     PunchHole,
-    /// The content becomes zeros. The size grows to the end of the range unless it is to be kept.
+    /// Makes the content zeros. The size grows to the end of the range unless `keep_size`.
     Zero {
         /// The size stays.
         keep_size: bool,
     },
-    /// The range is taken out, and what follows moves down.
+    /// Removes the range; the data behind it moves down.
     Collapse,
-    /// A hole of the range's length is put in, and what follows moves up.
+    /// Inserts a hole of the range's length; the data behind it moves up.
     Insert,
-    /// Blocks that other files share become the file's own.
+    /// Makes blocks that other files share the file's own.
     Unshare,
 }
 
@@ -261,9 +264,9 @@ pub const CAPABILITY: &str = "security.capability";
 
 /// The object that an attribute is read from or set on.
 pub enum Object<'a, L: Layer> {
-    /// A directory that is open.
+    /// An open directory.
     Dir(&'a L::Dir),
-    /// An entry of a directory; symlinks are not followed.
+    /// An entry of a directory. A symlink is not followed.
     Entry(&'a L::Dir, &'a OsStr),
     /// An open file, which may have no name any more.
     File(&'a L::File),
@@ -277,36 +280,36 @@ impl<L: Layer> Clone for Object<'_, L> {
 
 impl<L: Layer> Copy for Object<'_, L> {}
 
-/// What a backend can do beyond the least, asked for once at mount.
+/// The abilities of a backend, asked once at mount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capabilities {
     /// [`RenameMode::Exchange`] works.
     pub exchange: bool,
-    /// A [`Layer::Dir`] names the same directory after it, or one above it, was renamed. Where it
-    /// does not, it names whatever has the old path then.
+    /// A [`Layer::Dir`] is the same directory after it, or one above it, was renamed. Without this
+    /// ability it is the directory that has the old path then.
     pub dirs_follow_rename: bool,
-    /// A symlink has its target, and a socket its mode, from the moment it exists.
+    /// A symlink has its target, and a socket its mode, from its creation on.
     pub whole_objects: bool,
     /// Objects have extended attributes.
     pub xattrs: bool,
-    /// What was never written of a file takes no space and no time.
+    /// Parts of a file that were never written take no space and no time.
     pub sparse: bool,
     /// [`Layer::write_through`] works.
     pub write_through: bool,
-    /// After the system went down no change of a name is there without those that were made before
-    /// it.
+    /// After a crash of the system, a change of a name survives only together with all earlier
+    /// ones.
     pub ordered: bool,
 }
 
-/// What is in a directory of a layer.
+/// Returns the entries of a directory of a layer.
 pub fn entries<L: Layer>(layer: &L, dir: &L::Dir) -> Result<Vec<(OsString, Kind)>> {
     let mut entries = Vec::new();
     layer.list(dir, &mut |entry| entries.push((entry.name.to_owned(), entry.kind)))?;
     Ok(entries)
 }
 
-/// Removes an entry of a directory of a layer, with all that is in it. It is for what overlays
-/// make, which is not deep.
+/// Removes an entry of a directory of a layer with its content. For directories that overlays make,
+/// which are not deep.
 pub fn remove_all<L: Layer>(layer: &L, dir: &L::Dir, name: &OsStr, kind: Kind) -> Result<()> {
     if kind != Kind::Dir {
         return layer.unlink(dir, name);
@@ -360,120 +363,220 @@ pub fn keeping_times<L: Layer>(layer: &L, dir: &L::Dir, change: impl FnOnce() ->
 /// A layer that another process serves passes the turn on (`crate::turn`) before it waits for
 /// that process.
 ///
-/// Errors are errnos of the system; those that a caller must expect beyond the usual (EIO, ENOMEM,
-/// EMFILE, ENOSPC, EDQUOT, EROFS, ENAMETOOLONG, ENOENT for a missing name) are said at each method.
+/// A layer of another process passes the turn on ([`crate::turn`]) before it waits for that
+/// process.
+///
+/// # Errors
+///
+/// Each method lists the errnos that a caller must expect, beside these usual ones:
+///
+/// - EIO, ENOMEM, EMFILE, ENOSPC, EDQUOT, EROFS, ENAMETOOLONG
+/// - ENOENT: the name does not exist.
 pub trait Layer: Send + Sync + Sized + 'static {
-    /// A directory of the layer, as the backend names it: a descriptor, or a path where descriptors
-    /// do not last.
+    /// A directory of the layer: a descriptor, or a path if descriptors do not follow a rename.
     type Dir: Send + Sync + 'static;
     /// An open regular file.
     type File: Send + Sync + 'static;
 
-    /// What this layer can do.
+    /// Returns the abilities of the layer.
     fn capabilities(&self) -> Capabilities;
 
-    /// Where the layer was opened, to tell people. None where nobody knows.
+    /// Returns the path at which the layer was opened, for messages. None if it is unknown.
     fn path(&self) -> Option<&Path> {
         None
     }
 
-    /// The top directory.
+    /// Returns the root of the layer.
     fn root(&self) -> Result<Self::Dir>;
 
-    /// Keeps every other daemon, also in other processes, from holding this layer until the layer
-    /// is dropped or [released](Layer::release). EWOULDBLOCK if one does; EOPNOTSUPP where the
-    /// filesystem keeps no locks.
+    /// Locks the layer against all other daemons, until it is dropped or
+    /// [released](Layer::release).
+    ///
+    /// # Errors
+    ///
+    /// - EWOULDBLOCK: another daemon holds the lock.
+    /// - EOPNOTSUPP: the filesystem has no locks.
     fn hold(&self) -> Result<()>;
 
-    /// Lets others hold the layer. Without effect if it is not held.
+    /// Unlocks the layer. Does nothing if it is not locked.
     fn release(&self) -> Result<()>;
 
-    /// Space left and limits.
+    /// Returns space and limits.
     fn stat_fs(&self) -> Result<StatFs>;
 
-    /// Opens the directory `name`. ENOTDIR if it is something else, and ENOENT if there is nothing;
-    /// a backend to which directories are paths may say so only when it is used.
+    /// Opens the directory `name`. A backend with paths as directories may return an error only at
+    /// the first use.
+    ///
+    /// # Errors
+    ///
+    /// - ENOTDIR: the entry is no directory.
     fn open_dir(&self, dir: &Self::Dir, name: &OsStr) -> Result<Self::Dir>;
 
-    /// Calls `each` for every entry but `.` and `..`, in no order.
+    /// Calls `each` for every entry but `.` and `..`, in no certain order.
     fn list(&self, dir: &Self::Dir, each: &mut dyn FnMut(DirEntry<'_>)) -> Result<()>;
 
-    /// Attributes.
+    /// Returns the attributes.
     fn stat(&self, object: Object<'_, Self>) -> Result<Stat>;
 
-    /// Sets the owner and the group.
+    /// Sets owner and group.
+    ///
+    /// # Errors
+    ///
+    /// - EPERM: the daemon cannot set this owner.
+    /// - EINVAL: the user namespace lacks an id.
     fn set_owner(&self, object: Object<'_, Self>, owner: Owner) -> Result<()>;
 
-    /// Sets the permission, set-id and sticky bits. EOPNOTSUPP on a symlink.
+    /// Sets the permission, set-id and sticky bits.
+    ///
+    /// # Errors
+    ///
+    /// - EOPNOTSUPP: the object is a symlink.
     fn set_mode(&self, object: Object<'_, Self>, mode: u32) -> Result<()>;
 
-    /// Sets the times of last access and last change.
+    /// Sets atime and mtime.
     fn set_times(&self, object: Object<'_, Self>, atime: Time, mtime: Time) -> Result<()>;
 
-    /// When the object was created, where the filesystem knows.
+    /// Returns the time of creation, or None if the filesystem does not store it.
     fn birth(&self, object: Object<'_, Self>) -> Result<Option<Time>>;
 
-    /// The value of an extended attribute. ENODATA if there is none of that name; EOPNOTSUPP where
-    /// the layer has none; so for the three below.
+    /// Returns the value of an extended attribute.
+    ///
+    /// # Errors
+    ///
+    /// - ENODATA: the object has no attribute `name`.
+    /// - EOPNOTSUPP: the layer has no extended attributes.
     fn xattr(&self, object: Object<'_, Self>, name: &OsStr) -> Result<Vec<u8>>;
 
-    /// Sets an extended attribute. EEXIST and ENODATA as [`XattrMode`] says; EPERM, ERANGE, E2BIG.
+    /// Sets an extended attribute.
+    ///
+    /// # Errors
+    ///
+    /// - EEXIST, ENODATA: see [`XattrMode`].
+    /// - EPERM: the daemon may not set the attribute, or the object cannot have it.
+    /// - ERANGE: the name is too long.
+    /// - E2BIG: the value is too long.
+    /// - EOPNOTSUPP: the layer has no extended attributes.
     fn set_xattr(&self, object: Object<'_, Self>, name: &OsStr, value: &[u8], mode: XattrMode) -> Result<()>;
 
     /// Removes an extended attribute.
+    ///
+    /// # Errors
+    ///
+    /// - ENODATA: the object has no attribute `name`.
+    /// - EPERM: the daemon may not remove the attribute.
+    /// - EOPNOTSUPP: the layer has no extended attributes.
     fn remove_xattr(&self, object: Object<'_, Self>, name: &OsStr) -> Result<()>;
 
-    /// The names of the extended attributes that the daemon may see.
+    /// Returns the names of the extended attributes that the daemon may see.
+    ///
+    /// # Errors
+    ///
+    /// - EOPNOTSUPP: the layer has no extended attributes.
     fn xattrs(&self, object: Object<'_, Self>) -> Result<Vec<OsString>>;
 
-    /// The flags of a regular file or a directory that chattr(1) sets, as `FS_IOC_GETFLAGS` has
-    /// them. EOPNOTSUPP where the layer has none.
+    /// Returns the flags of a regular file or a directory that chattr(1) sets, with their values in
+    /// `FS_IOC_GETFLAGS`.
+    ///
+    /// # Errors
+    ///
+    /// - EOPNOTSUPP: the layer has no flags.
     fn flags(&self, object: Object<'_, Self>) -> Result<u32>;
 
-    /// Sets the flags. EPERM; EOPNOTSUPP for one that the layer does not have.
+    /// Sets the flags.
+    ///
+    /// # Errors
+    ///
+    /// - EPERM: the daemon may not set a flag.
+    /// - EOPNOTSUPP: the layer lacks a flag.
     fn set_flags(&self, object: Object<'_, Self>, flags: u32) -> Result<()>;
 
     /// Opens a regular file.
+    ///
+    /// # Errors
+    ///
+    /// - EPERM: the file is immutable or append-only, and `access` would permit more.
     fn open_file(&self, dir: &Self::Dir, name: &OsStr, access: Access) -> Result<Self::File>;
 
-    /// The ids that the daemon itself works with.
+    /// Returns the ids of the daemon itself.
     fn identity(&self) -> Owner;
 
     /// Whether the `create_*` methods can give a new object this owner in the same step.
     fn creates_as(&self, owner: Owner) -> bool;
 
-    /// Creates a regular file that did not exist, open for reading and writing. EEXIST. The owner
-    /// must be [`Layer::identity`] or one for which [`Layer::creates_as`] is true; so for the three
-    /// below.
+    /// Creates a regular file, and opens it for reading and writing. Here and in the three methods
+    /// below, the owner must be [`Layer::identity`], or one for which [`Layer::creates_as`] is
+    /// true.
+    ///
+    /// # Errors
+    ///
+    /// - EEXIST: the name exists.
     fn create_file(&self, dir: &Self::Dir, name: &OsStr, mode: u32, owner: Owner) -> Result<Self::File>;
 
-    /// Creates a directory. EEXIST.
+    /// Creates a directory.
+    ///
+    /// # Errors
+    ///
+    /// - EEXIST: the name exists.
     fn create_dir(&self, dir: &Self::Dir, name: &OsStr, mode: u32, owner: Owner) -> Result<()>;
 
-    /// Creates a symlink. EEXIST.
+    /// Creates a symlink.
+    ///
+    /// # Errors
+    ///
+    /// - EEXIST: the name exists.
     fn create_symlink(&self, dir: &Self::Dir, name: &OsStr, target: &OsStr, owner: Owner) -> Result<()>;
 
-    /// Creates a FIFO, a socket or a device node. `rdev` is the number of the device; of a socket
-    /// that of a descriptor of it in this process, where there is one, since some layers make a
-    /// socket in no other way (else 0). EEXIST; EOPNOTSUPP or EPERM where the layer cannot hold
-    /// one.
+    /// Creates a FIFO, a socket or a device node.
+    ///
+    /// `rdev` is the number of the device. For a socket it is the number of its descriptor in this
+    /// process, or 0 without one. Some layers make a socket only from its descriptor.
+    ///
+    /// # Errors
+    ///
+    /// - EEXIST: the name exists.
+    /// - EOPNOTSUPP, EPERM: the layer cannot hold such an object.
     fn create_node(&self, dir: &Self::Dir, name: &OsStr, kind: Kind, mode: u32, rdev: u64, owner: Owner) -> Result<()>;
 
-    /// The target of a symlink. EINVAL if it is something else.
+    /// Returns the target of a symlink.
+    ///
+    /// # Errors
+    ///
+    /// - EINVAL: the object is no symlink.
     fn read_link(&self, dir: &Self::Dir, name: &OsStr) -> Result<OsString>;
 
-    /// Gives the object a further name. EEXIST, EMLINK; EPERM for a directory; ENOENT for an open
-    /// file that has no name, or where the system does not let one be named by its descriptor;
-    /// EOPNOTSUPP where the layer has no links.
+    /// Gives the object a further name.
+    ///
+    /// # Errors
+    ///
+    /// - EEXIST: the new name exists.
+    /// - EMLINK: the object has too many names.
+    /// - EPERM: the object is a directory.
+    /// - ENOENT: the open file has no name, or the system cannot link an open file.
+    /// - EOPNOTSUPP: the layer has no links.
     fn link(&self, object: Object<'_, Self>, new_dir: &Self::Dir, new_name: &OsStr) -> Result<()>;
 
-    /// Removes a name that is not a directory's. EISDIR.
+    /// Removes a name of an object other than a directory.
+    ///
+    /// # Errors
+    ///
+    /// - EISDIR: the object is a directory.
     fn unlink(&self, dir: &Self::Dir, name: &OsStr) -> Result<()>;
 
-    /// Removes an empty directory. ENOTEMPTY, ENOTDIR.
+    /// Removes an empty directory.
+    ///
+    /// # Errors
+    ///
+    /// - ENOTDIR: the object is no directory.
+    /// - ENOTEMPTY: the directory has entries.
     fn remove_dir(&self, dir: &Self::Dir, name: &OsStr) -> Result<()>;
 
-    /// Renames in one step. As rename(2); EINVAL for a mode that the layer lacks.
+    /// Renames in one step.
+    ///
+    /// # Errors
+    ///
+    /// Those of rename(2), and:
+    ///
+    /// - EINVAL: the layer lacks `mode`.
     fn rename(
         &self,
         dir: &Self::Dir,
@@ -483,8 +586,9 @@ pub trait Layer: Send + Sync + Sized + 'static {
         mode: RenameMode,
     ) -> Result<()>;
 
-    /// As [`Layer::rename`], of an object that is open as `file`, by a caller who knows whether the
-    /// new name is free: a layer that would have to look up either of the two does not.
+    /// Does the same as [`Layer::rename`], for an object that is open as `file`. The caller knows
+    /// whether the new name is free. So a layer that would have to look up either of the two need
+    /// not.
     fn rename_file(
         &self,
         _file: &Self::File,
@@ -495,49 +599,64 @@ pub trait Layer: Send + Sync + Sized + 'static {
         self.rename(dir, name, new_dir, new_name, mode)
     }
 
-    /// Reads at `offset`; fewer bytes than asked only at the end of the file.
+    /// Reads at `offset`. Returns fewer bytes than requested only at the end of the file.
     fn read_at(&self, file: &Self::File, buf: &mut [u8], offset: u64) -> Result<usize>;
 
-    /// Writes at `offset` and answers how many bytes were taken, at least 1 of a buffer that is not
-    /// empty.
+    /// Writes at `offset`. Returns the number of bytes written, at least 1 if `buf` is not empty.
     fn write_at(&self, file: &Self::File, buf: &[u8], offset: u64) -> Result<usize>;
 
-    /// Writes all of `buf` at `offset` so that no crash of the system leaves the file without it
-    /// under a name that it gets from now on. The size may grow to the next multiple of
-    /// [`THROUGH`], of which `offset` must be one. EOPNOTSUPP where only [`Layer::sync`] can do
-    /// that.
+    /// Writes all of `buf` at `offset` past the page cache. If the file gets a name after this, no
+    /// crash of the system leaves that name without the data. The size may grow to the next
+    /// multiple of [`THROUGH`]; `offset` must be a multiple.
+    ///
+    /// # Errors
+    ///
+    /// - EOPNOTSUPP: only [`Layer::sync`] can do that.
     fn write_through(&self, file: &Self::File, buf: &[u8], offset: u64) -> Result<()>;
 
-    /// Sets the size. EFBIG.
+    /// Sets the size.
+    ///
+    /// # Errors
+    ///
+    /// - EFBIG: `size` is too large.
     fn truncate(&self, file: &Self::File, size: u64) -> Result<()>;
 
-    /// Brings a file's data and attributes to the disk.
+    /// Syncs a file's data and attributes to the disk.
     fn sync(&self, file: &Self::File) -> Result<()>;
 
-    /// Brings a directory's entries to the disk.
+    /// Syncs a directory's entries to the disk.
     fn sync_dir(&self, dir: &Self::Dir) -> Result<()>;
 
-    /// The first range of data at or after `from`; None when only a hole follows. A layer that
-    /// knows no holes answers everything up to the end.
+    /// Returns the first range of data at or after `from`, or None if only a hole follows. A layer
+    /// that knows no holes returns everything up to the end.
     fn next_data(&self, file: &Self::File, from: u64) -> Result<Option<Range<u64>>>;
 
-    /// Copies `range` of `from` to `offset` of `to`, a file of `self` while `from` may be of
-    /// another layer of the same backend. Stops early, without an error, at the end of `from`;
-    /// answers how many bytes were copied. The two may share space afterwards.
+    /// Copies `range` of `from` to `offset` of `to`. `to` is a file of `self`; `from` may be of
+    /// another layer of the same backend. Returns the number of bytes copied, which is less only at
+    /// the end of `from`. The two may share space afterwards.
     fn copy_range(&self, from: &Self::File, range: Range<u64>, to: &Self::File, offset: u64) -> Result<u64>;
 
-    /// Makes `to`, an empty file of `self`, share all the data of `from`, which may be of another
-    /// layer of the same backend. EOPNOTSUPP where the two cannot share.
+    /// Makes `to`, an empty file of `self`, share all data of `from`, which may be of another layer
+    /// of the same backend.
+    ///
+    /// # Errors
+    ///
+    /// - EOPNOTSUPP: the two cannot share.
     fn share_data(&self, from: &Self::File, to: &Self::File) -> Result<()>;
 
-    /// A number that stays the same as long as what was written is read again, whether synced or
-    /// not: until the system goes down. None where nobody tells.
+    /// Returns a number that changes when unsynced data may have been lost: with each start of the
+    /// system. None if it is unknown.
     fn epoch(&self) -> Option<u128>;
 
-    /// Changes the allocation of a range that is not empty. EOPNOTSUPP where the layer cannot;
-    /// ENOSPC, EFBIG; EINVAL as fallocate(2).
+    /// Changes the allocation of a range that is not empty.
+    ///
+    /// # Errors
+    ///
+    /// - EOPNOTSUPP: the layer cannot do that.
+    /// - EFBIG: the end of the range is too large.
+    /// - EINVAL: see fallocate(2).
     fn allocate(&self, file: &Self::File, how: Allocation, range: Range<u64>) -> Result<()>;
 
-    /// Brings everything that was written to the layer to the disk.
+    /// Syncs everything that was written to the layer to the disk.
     fn sync_all(&self) -> Result<()>;
 }

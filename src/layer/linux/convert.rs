@@ -1,4 +1,4 @@
-//! The layer's types from those of the system, and back.
+//! Converts between types of the layer and types of the system.
 
 use rustix::fs::{FileType, Mode, Statx, StatxAttributes, StatxTimestamp, Timespec, makedev};
 use rustix::io::Errno;
@@ -6,7 +6,11 @@ use rustix::io::Errno;
 use crate::errno::{EINVAL, EIO};
 use crate::layer::{Error, Fixed, Kind, Result, Stat, Time};
 
-/// Attributes. EIO for a kind of object that Linux does not have.
+/// Converts attributes.
+///
+/// # Errors
+///
+/// - EIO: Linux has no such kind of object.
 pub fn stat_of(stat: &rustix::fs::Stat) -> Result<Stat> {
     let kind = kind_of(FileType::from_raw_mode(stat.st_mode)).ok_or(Error::new(EIO))?;
     let time = |sec, nsec| Time { sec, nsec };
@@ -29,7 +33,7 @@ pub fn stat_of(stat: &rustix::fs::Stat) -> Result<Stat> {
     })
 }
 
-/// The same, with what forbids changes.
+/// Does the same, with the flags that forbid changes.
 pub fn stat_of_statx(stat: &Statx) -> Result<Stat> {
     let kind = kind_of(FileType::from_raw_mode(stat.stx_mode.into())).ok_or(Error::new(EIO))?;
     let time = |time: StatxTimestamp| Time { sec: time.tv_sec, nsec: time.tv_nsec };
@@ -55,7 +59,7 @@ pub fn stat_of_statx(stat: &Statx) -> Result<Stat> {
     })
 }
 
-/// The kind; None where the system does not say.
+/// Converts a kind. Returns None if the system does not tell it.
 pub fn kind_of(file_type: FileType) -> Option<Kind> {
     match file_type {
         FileType::RegularFile => Some(Kind::File),
@@ -69,12 +73,17 @@ pub fn kind_of(file_type: FileType) -> Option<Kind> {
     }
 }
 
-/// The permission, set-id and sticky bits of a mode.
+/// Returns the permission, set-id and sticky bits of a mode.
 pub fn mode_of(mode: u32) -> Mode {
     Mode::from_raw_mode(mode & 0o7777)
 }
 
-/// EINVAL for nanoseconds that are none: the system would take some of them for other orders.
+/// Converts a time.
+///
+/// # Errors
+///
+/// - EINVAL: the nanoseconds are out of range. The system would take some such numbers for
+///   commands.
 pub fn timespec(time: Time) -> Result<Timespec> {
     if time.nsec >= 1_000_000_000 {
         return Err(Error::new(EINVAL));
@@ -82,7 +91,7 @@ pub fn timespec(time: Time) -> Result<Timespec> {
     Ok(Timespec { tv_sec: time.sec, tv_nsec: time.nsec.into() })
 }
 
-/// The same errno.
+/// Converts an errno.
 pub fn error(errno: Errno) -> Error {
     Error::new(errno.raw_os_error())
 }

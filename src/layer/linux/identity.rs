@@ -1,10 +1,9 @@
-//! Creating objects in another user's name: the filesystem ids of the thread are changed for the
-//! time of one call.
+//! Creates objects for another user: the thread changes its filesystem ids for one call.
 //!
-//! A thread that leaves filesystem uid 0 loses the capabilities over files, and with them the right
-//! to write the work directory or to create a device node. SECBIT_NO_SETUID_FIXUP keeps them, so
-//! only the owner of what is created changes. The bit is the thread's own, is inherited by the
-//! threads that it starts, and stays.
+//! A thread that leaves filesystem uid 0 loses its capabilities over files. It could then not write
+//! to the work directory, or create a device node. SECBIT_NO_SETUID_FIXUP keeps them, so only the
+//! owner of the new object changes. The bit belongs to the thread, stays set, and passes to the
+//! threads that it starts.
 
 use std::cell::Cell;
 
@@ -19,13 +18,17 @@ thread_local! {
     static KEEPS_CAPABILITIES: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Whether this thread, and those that it starts, can act in the name of others.
+/// Whether this thread, and those that it starts, can create objects for other users.
 pub fn can_act() -> bool {
     let ids = CapabilitySet::SETUID | CapabilitySet::SETGID;
     keep_capabilities().is_ok() && capabilities(None).is_ok_and(|sets| sets.effective.contains(ids))
 }
 
-/// Lets this thread keep its capabilities while it acts in another name. EPERM without CAP_SETPCAP.
+/// Makes this thread keep its capabilities while it has other ids.
+///
+/// # Errors
+///
+/// - EPERM: the process lacks CAP_SETPCAP.
 fn keep_capabilities() -> Result<()> {
     if !KEEPS_CAPABILITIES.get() {
         let bits = capabilities_secure_bits()?;
@@ -37,14 +40,17 @@ fn keep_capabilities() -> Result<()> {
     Ok(())
 }
 
-/// While it lives, what this thread creates belongs to another owner.
+/// While this value lives, objects that the thread creates belong to another owner.
 pub struct ActingAs {
     own: Owner,
 }
 
 impl ActingAs {
-    /// Takes the other owner's ids on; `own` is what the thread goes back to. EPERM as
-    /// [`keep_capabilities`].
+    /// Takes the ids of `owner`. `own` are the ids to which the thread returns.
+    ///
+    /// # Errors
+    ///
+    /// - EPERM: the process lacks CAP_SETPCAP.
     pub fn new(owner: Owner, own: Owner) -> Result<ActingAs> {
         keep_capabilities()?;
         set_ids(owner);
@@ -58,8 +64,8 @@ impl Drop for ActingAs {
     }
 }
 
-/// Sets the filesystem ids of this thread only. The calls tell of no failure: without CAP_SETUID
-/// and CAP_SETGID nothing changes, so whoever creates an object must look at its owner.
+/// Sets the filesystem ids of this thread only. The calls report no failure: without CAP_SETUID and
+/// CAP_SETGID they do nothing. So the caller must check the owner of a new object.
 fn set_ids(owner: Owner) {
     // SAFETY: both calls take a number and touch no memory.
     unsafe {

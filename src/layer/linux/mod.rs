@@ -1,22 +1,22 @@
-//! A layer on Linux, reached with the `*at` system calls. Needs Linux 5.8 at least.
+//! A layer on Linux, through the `*at` system calls. It needs Linux 5.8.
 //!
-//! Directories are O_PATH descriptors: they cost the filesystem nothing to open, need no read
-//! permission, and follow the directory when it is renamed. What is mounted inside a layer is kept
-//! out in one of two ways:
+//! Directories are O_PATH descriptors. They cost the filesystem no call, need no read permission,
+//! and follow a rename of the directory. Other mounts inside a layer are excluded in one of two
+//! ways:
 //!
-//! - A layer is a private clone of its mount, which has no mounts inside, and read-only if the
-//!   layer is. Every step is one `*at` call. The upper layer and a work directory beside it share
-//!   one clone of a directory above both, since a rename between two clones is refused even on one
-//!   filesystem.
+//! - A layer is a private clone of its mount, which has no mounts inside. It is read-only if the
+//!   layer is. Each step is one `*at` call. The upper layer and a work directory beside it share
+//!   one clone of a directory above both. The kernel refuses a rename between two clones even on
+//!   one filesystem (`do_renameat2` in fs/namei.c).
 //! - Where the clone is not permitted, the directory is opened as it is. There the kernel may cross
-//!   a mount only on the way to an entry, so a step that needs the entry itself opens it first with
-//!   RESOLVE_NO_XDEV, which stops before the mounted filesystem is asked anything: it may be our
-//!   own, waiting for this very step. A directory that something is mounted on then is *covered*:
-//!   it shows no entries and takes none (ENOENT). A covered file is an empty one in its attributes.
-//!   Changing or opening a covered object answers EBUSY.
+//!   a mount only at an entry. So a step that needs the entry itself opens it first with
+//!   RESOLVE_NO_XDEV. That stops before it asks the mounted filesystem anything, which may be this
+//!   overlay, waiting for this very step. A directory with a mount on it is *covered*: it has no
+//!   entries and takes none (ENOENT). A covered file has the attributes of an empty one. Changing
+//!   or opening a covered object is EBUSY.
 //!
-//! Lock order: the one lock, of the descriptor that holds the layer, is taken last and no callback
-//! runs under it.
+//! Lock order: there is one lock, of the descriptor that holds the layer. A thread takes it last,
+//! and runs no callback under it.
 
 mod calls;
 mod convert;
@@ -50,27 +50,27 @@ use convert::{error, kind_of, mode_of, stat_of, stat_of_statx, timespec};
 use identity::ActingAs;
 use record::Records;
 
-/// The largest piece that is copied through memory at a time, in bytes.
+/// The largest piece that is copied through memory at once, in bytes.
 const COPY_PIECE: usize = 128 * 1024;
 
 /// A directory tree of a Linux filesystem.
 pub struct LinuxLayer {
-    /// The top directory, by an O_PATH descriptor.
+    /// The root, as an O_PATH descriptor.
     root: OwnedFd,
-    /// Where it was opened.
+    /// The path at which it was opened.
     path: PathBuf,
-    /// The root is a clone of its mount that has no mounts inside.
+    /// Whether the root is a clone of its mount, without mounts inside.
     cloned: bool,
     capabilities: Capabilities,
-    /// Who the daemon is.
+    /// The ids of the daemon.
     own: Owner,
-    /// The daemon can create objects in any name.
+    /// Whether the daemon can create objects for any owner.
     acts_as_others: bool,
-    /// The owners that could not be given.
+    /// The records of owners that could not be set.
     records: Records,
-    /// What [`Layer::epoch`] answers, asked for while files outside the layer can be opened.
+    /// The value of [`Layer::epoch`], read while files outside the layer can be opened.
     epoch: Option<u128>,
-    /// The descriptor whose lock holds the layer.
+    /// The descriptor with the lock that holds the layer.
     held: Mutex<Option<LayerLock>>,
 }
 
@@ -78,16 +78,16 @@ pub struct LinuxLayer {
 pub struct Dir(DirState);
 
 enum DirState {
-    /// A descriptor. If it says so, it is open for reading and nobody has read from it.
+    /// A descriptor. The flag says whether it is open for reading, and unread.
     Open(OwnedFd, AtomicBool),
-    /// Something is mounted on the directory; these are the attributes that it shows.
+    /// A directory with a mount on it, and the attributes that it shows.
     Covered(Stat),
 }
 
 /// An open regular file of a [`LinuxLayer`].
 pub struct File(OwnedFd);
 
-/// How a system call is told of an object: a descriptor, a name below it, and flags.
+/// An object in the form that a system call needs: a descriptor, a name below it, and flags.
 struct Target<'a> {
     fd: TargetFd<'a>,
     name: &'a OsStr,
@@ -100,13 +100,15 @@ enum TargetFd<'a> {
 }
 
 impl LinuxLayer {
-    /// Opens the directory `path` as a layer. Symlinks in `path` are followed.
+    /// Opens the directory `path` as a layer. Follows symlinks in `path`.
     ///
-    /// For writing, the umask of the process is set to 0, so that new objects get the modes that
-    /// are asked for; and if the daemon is root with CAP_SETPCAP, threads that create objects of
-    /// other owners keep SECBIT_NO_SETUID_FIXUP set.
+    /// For writing, it sets the umask of the process to 0, so that new objects get the requested
+    /// modes. If the daemon is root with CAP_SETPCAP, threads that create objects for other owners
+    /// keep SECBIT_NO_SETUID_FIXUP set.
     ///
-    /// ENOENT, ENOTDIR, EACCES and the like as open(2).
+    /// # Errors
+    ///
+    /// Those of open(2): ENOENT, ENOTDIR, EACCES and others.
     pub fn open(path: &Path, for_writing: bool) -> Result<LinuxLayer> {
         let plain = open_top(CWD, path)?;
         match raw::private_clone(path, for_writing) {
@@ -115,8 +117,11 @@ impl LinuxLayer {
         }
     }
 
-    /// Opens two directories for writing between which objects are renamed. As
-    /// [`LinuxLayer::open`].
+    /// Opens two directories for writing, with renames between them.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`LinuxLayer::open`].
     pub fn open_pair(path: &Path, other: &Path) -> Result<(LinuxLayer, LinuxLayer)> {
         let plain = [open_top(CWD, path)?, open_top(CWD, other)?];
         let (cloned, roots) = match shared_clone([path, other], &plain) {
@@ -149,8 +154,11 @@ impl LinuxLayer {
         })
     }
 
-    /// How to reach an object without following a symlink or crossing to what is mounted on it,
-    /// which is EXDEV.
+    /// Returns how to reach an object without following a symlink.
+    ///
+    /// # Errors
+    ///
+    /// - EXDEV: the object has a mount on it.
     fn target<'a>(&self, object: Object<'a, Self>) -> Result<Target<'a>> {
         let (dir, name) = match object {
             Object::Dir(dir) => return Ok(Target::itself(TargetFd::Borrowed(dir.fd()?))),
@@ -164,7 +172,11 @@ impl LinuxLayer {
         Ok(Target::itself(TargetFd::Own(entry)))
     }
 
-    /// As [`LinuxLayer::target`], for a change. EBUSY if the object is covered.
+    /// Does the same as [`LinuxLayer::target`], for a change.
+    ///
+    /// # Errors
+    ///
+    /// - EBUSY: the object is covered.
     fn change<'a>(&self, object: Object<'a, Self>) -> Result<Target<'a>> {
         if let Object::Dir(Dir(DirState::Covered(_))) = object {
             return Err(Error::new(EBUSY));
@@ -172,7 +184,11 @@ impl LinuxLayer {
         self.target(object).map_err(covered_is_busy)
     }
 
-    /// Runs a call that creates an object in the name of `owner`. EPERM if the layer cannot.
+    /// Runs a call that creates an object for `owner`.
+    ///
+    /// # Errors
+    ///
+    /// - EPERM: the layer cannot create objects for `owner`.
     fn acting_as<T>(&self, owner: Owner, call: impl FnOnce() -> rustix::io::Result<T>) -> Result<T> {
         if !self.creates_as(owner) {
             return Err(Error::new(EPERM));
@@ -184,15 +200,17 @@ impl LinuxLayer {
         call().map_err(error)
     }
 
-    /// Sees to it that a new object has the owner and the mode that were asked for.
+    /// Makes sure that a new object has the requested owner and mode, or else removes it.
     ///
-    /// It has, unless the directory has a default ACL or hands down its group, the caller asked for
-    /// set-id bits of a directory, which mkdir(2) ignores, or the daemon lacks a capability. If it
-    /// cannot be mended, the object is removed.
+    /// It may lack them in these cases:
     ///
-    /// Whoever else may rename in the directory can put something else in the place of what was
-    /// made: a file of root's, to have it given to him. So what is mended is one object, by its
-    /// descriptor, and one that belongs to somebody else than who made it is left alone (EPERM).
+    /// - The directory has a default ACL, or passes on its group.
+    /// - mkdir(2) ignored set-id bits.
+    /// - The daemon lacks a capability.
+    ///
+    /// Another process that may rename in the directory can put a file of root in the place of the
+    /// new object, to become its owner. So the method corrects only one object, through its
+    /// descriptor. If that belongs to another user than its creator, the method returns EPERM.
     fn ensure_owner_and_mode(&self, dir: BorrowedFd<'_>, name: &OsStr, asked: (Owner, Option<u32>)) -> Result<()> {
         let found = stat_of(&rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).map_err(error)?)?;
         if is_right(&found, asked) {
@@ -204,11 +222,11 @@ impl LinuxLayer {
     }
 }
 
-/// What the filesystem of a layer can do.
+/// Returns the abilities of a layer's filesystem.
 fn capabilities(root: &OwnedFd, for_writing: bool) -> Result<Capabilities> {
-    // No call tells whether a filesystem can exchange, short of doing it: the kernel looks the
-    // names up first. So these are the ones that can; for the rest no is the safe answer. Of FUSE
-    // each filesystem answers for itself, with EINVAL if it cannot.
+    // No call tells whether a filesystem can exchange, short of an exchange: the kernel looks the
+    // names up first. So this list has those that can. For others "no" is the safe answer. Each
+    // FUSE filesystem answers for itself, with EINVAL if it cannot.
     const EXCHANGE: [u64; 7] = [
         libc::EXT4_SUPER_MAGIC as u64,
         libc::XFS_SUPER_MAGIC as u64,
@@ -227,13 +245,17 @@ fn capabilities(root: &OwnedFd, for_writing: bool) -> Result<Capabilities> {
         xattrs: true,
         sparse: true,
         write_through: keeps_order,
-        // Nothing of a tmpfs is there then.
+        // A tmpfs does not survive a crash of the system.
         ordered: keeps_order || filesystem == libc::TMPFS_MAGIC as u64,
     })
 }
 
 impl Dir {
-    /// The descriptor. ENOENT if the directory is covered, as in one that was removed.
+    /// Returns the descriptor.
+    ///
+    /// # Errors
+    ///
+    /// - ENOENT: the directory is covered, and behaves like a removed one.
     fn fd(&self) -> Result<BorrowedFd<'_>> {
         match &self.0 {
             DirState::Open(fd, _) => Ok(fd.as_fd()),
@@ -262,13 +284,13 @@ impl AsFd for Target<'_> {
     }
 }
 
-/// The lock of a layer. It is given back, and not only closed: a program that this process is just
-/// starting has the descriptor too, and would keep the lock until it is executed.
+/// The lock of a layer. The drop unlocks it, and does not only close the descriptor. A program that
+/// this process starts has the descriptor too, until execve(2), and would keep the lock.
 struct LayerLock(OwnedFd);
 
 impl Drop for LayerLock {
     fn drop(&mut self) {
-        // It ends with the last descriptor in any case.
+        // The lock ends with the last descriptor in any case.
         let _ = rustix::fs::flock(&self.0, FlockOperation::Unlock);
     }
 }
@@ -291,7 +313,7 @@ impl Layer for LinuxLayer {
         if held.is_none() {
             let root = raw::reopen_dir(self.root.as_fd()).map_err(error)?;
             rustix::fs::flock(&root, FlockOperation::NonBlockingLockExclusive).map_err(|errno| match errno {
-                // Redox tells EWOULDBLOCK from EAGAIN, Linux does not.
+                // Redox distinguishes EWOULDBLOCK from EAGAIN, Linux does not.
                 Errno::WOULDBLOCK => Error::new(EWOULDBLOCK),
                 other => error(other),
             })?;
@@ -321,7 +343,7 @@ impl Layer for LinuxLayer {
     fn open_dir(&self, dir: &Dir, name: &OsStr) -> Result<Dir> {
         let parent = dir.fd()?;
         let name = single(name)?;
-        // Most are read once, soon, and then need no second descriptor.
+        // Most directories are read once, soon, and then need no second descriptor.
         let (opened, unread) = match raw::open_unseen(parent, name, OFlags::RDONLY | OFlags::DIRECTORY) {
             Err(Errno::ACCESS) => (raw::open_at(parent, name, OFlags::PATH | OFlags::DIRECTORY, Mode::empty()), false),
             opened => (opened, true),
@@ -340,7 +362,8 @@ impl Layer for LinuxLayer {
         let DirState::Open(fd, unread) = &dir.0 else { return Ok(()) };
         let reopened = match unread.swap(false, Ordering::Relaxed) {
             true => {
-                // btrfs lists what there was when the directory was opened, or sought in.
+                // btrfs lists the entries of the moment when the directory was opened, or seeked
+                // in.
                 rustix::fs::seek(fd, SeekFrom::Start(0)).map_err(error)?;
                 None
             }
@@ -355,7 +378,7 @@ impl Layer for LinuxLayer {
             };
             match kind {
                 Ok(kind) => each(DirEntry { name, ino: entry.ino(), kind }),
-                // The entry was removed since.
+                // Another thread removed the entry meanwhile.
                 Err(missing) if missing.errno == ENOENT => {}
                 Err(other) => result = Err(other),
             }
@@ -448,10 +471,15 @@ impl Layer for LinuxLayer {
         self.with_open(object, |fd| rustix::fs::ioctl_setflags(fd, IFlags::from_bits_retain(flags)))
     }
 
-    /// EINVAL if `name` is not a regular file, ELOOP if it is a symlink.
+    /// Opens a regular file.
+    ///
+    /// # Errors
+    ///
+    /// - EINVAL: `name` is no regular file.
+    /// - ELOOP: `name` is a symlink.
     fn open_file(&self, dir: &Dir, name: &OsStr, access: Access) -> Result<File> {
         let (dir, name) = (dir.fd()?, single(name)?);
-        // Without O_NONBLOCK a FIFO would wait here for its other end.
+        // Without O_NONBLOCK, the open of a FIFO would wait for its other end.
         let common = OFlags::NONBLOCK | OFlags::NOCTTY;
         let fd = match access {
             Access::Read => raw::open_unseen(dir, name, common | OFlags::RDONLY),
@@ -469,8 +497,8 @@ impl Layer for LinuxLayer {
         self.own
     }
 
-    /// True for the daemon's own ids, and for all others of its user namespace if it is root and
-    /// has CAP_SETPCAP, CAP_SETUID and CAP_SETGID.
+    /// True for the daemon's own ids. If the daemon is root with CAP_SETPCAP, CAP_SETUID and
+    /// CAP_SETGID, true for all ids of its user namespace.
     fn creates_as(&self, owner: Owner) -> bool {
         owner == self.own || (self.acts_as_others && self.records.has_ids(owner))
     }
@@ -496,7 +524,11 @@ impl Layer for LinuxLayer {
         self.ensure_owner_and_mode(dir, name, (owner, None))
     }
 
-    /// EINVAL for a kind that is none of the three.
+    /// Creates a special object.
+    ///
+    /// # Errors
+    ///
+    /// - EINVAL: `kind` is none.
     fn create_node(&self, dir: &Dir, name: &OsStr, kind: Kind, mode: u32, rdev: u64, owner: Owner) -> Result<()> {
         let (dir, name) = (dir.fd()?, single(name)?);
         let file_type = match kind {
@@ -585,7 +617,7 @@ impl Layer for LinuxLayer {
     }
 
     fn next_data(&self, file: &File, from: u64) -> Result<Option<Range<u64>>> {
-        // The offset that the seeks leave behind is nobody's: all reads and writes name theirs.
+        // No method uses the offset that the seeks leave: all reads and writes have their own.
         let seek = |position| match rustix::fs::seek(&file.0, position) {
             Ok(offset) => Ok(Some(offset)),
             Err(Errno::NXIO) => Ok(None),
@@ -597,7 +629,7 @@ impl Layer for LinuxLayer {
         let Some(start) = seek(SeekFrom::Data(from))? else {
             return Ok(None);
         };
-        // None here if the file was cut in between.
+        // None here if the file was truncated in between.
         Ok(seek(SeekFrom::Hole(start))?.map(|end| start..end))
     }
 
@@ -660,7 +692,7 @@ impl Layer for LinuxLayer {
 }
 
 impl LinuxLayer {
-    /// [`Layer::copy_range`] between filesystems that cannot do it themselves.
+    /// Copies for [`Layer::copy_range`] between filesystems that cannot do so themselves.
     fn copy_through_memory(&self, from: &File, range: Range<u64>, to: &File, offset: u64) -> Result<u64> {
         let mut buffer = vec![0; COPY_PIECE];
         let mut at = range.start;
@@ -676,8 +708,12 @@ impl LinuxLayer {
         Ok(at - range.start)
     }
 
-    /// Makes a call on a file or a directory that is open for reading. EBUSY if it is covered;
-    /// EOPNOTSUPP where there is no such call.
+    /// Makes a call on a file or directory that is open for reading.
+    ///
+    /// # Errors
+    ///
+    /// - EBUSY: the object is covered.
+    /// - EOPNOTSUPP: the filesystem has no such call.
     fn with_open<T>(
         &self,
         object: Object<'_, Self>,
@@ -693,8 +729,7 @@ impl LinuxLayer {
         call(opened.map_err(error).map_err(covered_is_busy)?.as_fd()).map_err(no_such_call)
     }
 
-    /// The owner and the mode that are recorded of an object, which has these attributes of its
-    /// own.
+    /// Returns the recorded owner and mode of an object that has the attributes `own`.
     fn record(&self, object: Object<'_, Self>, own: &Stat) -> Option<(Owner, u32)> {
         if !self.records.may_be_on(own) {
             return None;
@@ -702,8 +737,8 @@ impl LinuxLayer {
         self.with_xattrs(object, |place| Ok(self.records.read(place))).ok().flatten()
     }
 
-    /// As [`LinuxLayer::record`], with the object's own attributes, before these change. Nothing is
-    /// asked where there are no records.
+    /// Does the same as [`LinuxLayer::record`] before a change, and returns the object's own
+    /// attributes too. Makes no call in a layer without records.
     fn recorded(&self, object: Object<'_, Self>, target: &Target<'_>) -> Result<Option<(Stat, (Owner, u32))>> {
         if !self.records.are_any() {
             return Ok(None);
@@ -719,7 +754,11 @@ impl LinuxLayer {
         self.with_xattrs(object, |place| self.records.write(self.root.as_fd(), place, own, owner, mode & 0o7777))
     }
 
-    /// Makes a call on the extended attributes of an object. EBUSY if it is covered.
+    /// Makes a call on the extended attributes of an object.
+    ///
+    /// # Errors
+    ///
+    /// - EBUSY: the object is covered.
     fn with_xattrs<T>(
         &self,
         object: Object<'_, Self>,
@@ -738,19 +777,19 @@ impl LinuxLayer {
     }
 }
 
-/// The number of this start of the system. None where nobody tells.
+/// Returns the number of this start of the system, or None if it is unknown.
 fn boot() -> Option<u128> {
     let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
     u128::from_str_radix(&id.trim().replace('-', ""), 16).ok()
 }
 
-/// A top directory, by an O_PATH descriptor.
+/// Opens the root of a layer as an O_PATH descriptor.
 fn open_top(above: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd> {
     rustix::fs::openat(above, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map_err(error)
 }
 
-/// Two directories, which `plain` are, in one clone of a directory above both. None if there is no
-/// such clone: it is not permitted, or they are not on one mount.
+/// Opens two directories, which `plain` are, in one clone of a directory above both. Returns None
+/// if there is no such clone: it is not permitted, or they are not on one mount.
 fn shared_clone(paths: [&Path; 2], plain: &[OwnedFd; 2]) -> Option<[OwnedFd; 2]> {
     let paths = [paths[0].canonicalize().ok()?, paths[1].canonicalize().ok()?];
     let above: PathBuf =
@@ -769,7 +808,11 @@ fn shared_clone(paths: [&Path; 2], plain: &[OwnedFd; 2]) -> Option<[OwnedFd; 2]>
     roots.try_into().ok()
 }
 
-/// The name, if it is a single component. EINVAL otherwise.
+/// Returns the name if it is a single component.
+///
+/// # Errors
+///
+/// - EINVAL: it is not.
 fn single(name: &OsStr) -> Result<&OsStr> {
     let bytes = name.as_bytes();
     if matches!(bytes, b"" | b"." | b"..") || bytes.iter().any(|byte| matches!(byte, b'/' | 0)) {
@@ -778,14 +821,14 @@ fn single(name: &OsStr) -> Result<&OsStr> {
     Ok(name)
 }
 
-/// The attributes that an entry shows which something is mounted on: the number and the kind that
-/// its directory's listing gives, the owner and the times of the directory, and no contents.
+/// Returns the attributes of an entry with a mount on it. Number and kind are those in the
+/// directory's listing, owner and times those of the directory. It has no content.
 fn covered(dir: BorrowedFd<'_>, name: &OsStr) -> Result<Stat> {
     let mut found = None;
     let open = raw::reopen_dir(dir).map_err(error)?;
     raw::entries(open.as_fd(), |entry| {
         if entry.file_name().to_bytes() == name.as_bytes() {
-            // Where listings have no kinds it is most likely a directory.
+            // If listings have no kinds, it is most likely a directory.
             found = Some((entry.ino(), kind_of(entry.file_type()).unwrap_or(Kind::Dir)));
         }
         found.is_none()
@@ -797,19 +840,22 @@ fn covered(dir: BorrowedFd<'_>, name: &OsStr) -> Result<Stat> {
     Ok(Stat { ino, kind, mode, nlink, rdev: 0, size: 0, blocks: 0, ..parent })
 }
 
-/// Whether a new object has the owner and the mode asked for.
+/// Whether a new object has the requested owner and mode.
 fn is_right(made: &Stat, (owner, mode): (Owner, Option<u32>)) -> bool {
     (made.uid, made.gid) == (owner.uid, owner.gid) && mode.is_none_or(|mode| made.mode == mode & 0o7777)
 }
 
-/// Removes a new object that cannot be mended.
+/// Removes a new object that cannot get its owner or mode.
 fn undo(dir: BorrowedFd<'_>, name: &OsStr, kind: Kind) -> Result<()> {
     let flags = if kind == Kind::Dir { AtFlags::REMOVEDIR } else { AtFlags::empty() };
     rustix::fs::unlinkat(dir, name, flags).map_err(error)
 }
 
-/// Gives a new object of `dir` the owner and the mode asked for, where they differ from those it
-/// was made with. EPERM if another user owns it.
+/// Gives a new object in `dir` the requested owner and mode, if they differ.
+///
+/// # Errors
+///
+/// - EPERM: the object belongs to another user.
 fn mend(dir: BorrowedFd<'_>, object: BorrowedFd<'_>, (owner, mode): (Owner, Option<u32>)) -> Result<()> {
     let itself = OsStr::new("");
     let made = stat_of(&rustix::fs::fstat(object).map_err(error)?)?;
@@ -825,7 +871,7 @@ fn mend(dir: BorrowedFd<'_>, object: BorrowedFd<'_>, (owner, mode): (Owner, Opti
     }
     // A change of the owner drops set-id bits.
     let Some(asked) = mode.map(|mode| mode & 0o7777) else { return Ok(()) };
-    // What a default ACL made of the permissions is right.
+    // The permissions from a default ACL are right.
     let right = if hands_down_acl(dir) { made.mode & 0o777 | asked & 0o7000 } else { asked };
     if owned && made.mode == right {
         return Ok(());
@@ -838,7 +884,11 @@ fn hands_down_acl(dir: BorrowedFd<'_>) -> bool {
     xattr::get(xattr::XattrTarget::Entry(dir, OsStr::new(".")), OsStr::new(acl::DEFAULT)).is_ok()
 }
 
-/// Sets owner and group. EINVAL for the id that stands for no change.
+/// Sets owner and group.
+///
+/// # Errors
+///
+/// - EINVAL: an id is the one that stands for "no change".
 fn change_owner(fd: BorrowedFd<'_>, name: &OsStr, flags: AtFlags, owner: Owner) -> Result<()> {
     if owner.uid == u32::MAX || owner.gid == u32::MAX {
         return Err(Error::new(EINVAL));
@@ -851,7 +901,7 @@ fn no_such_call(errno: Errno) -> Error {
     if errno == Errno::NOTTY { Error::new(EOPNOTSUPP) } else { error(errno) }
 }
 
-/// Whether an entry was not reached because something is mounted on it.
+/// Whether an entry could not be reached because of a mount on it.
 fn is_crossing(error: Error) -> bool {
     error.errno == EXDEV
 }

@@ -1,5 +1,5 @@
-//! The few system calls, and combinations of them, that the Linux layer needs and rustix does not
-//! have in this form.
+//! The system calls of this backend that rustix lacks in the needed form, and combinations of
+//! calls.
 
 use std::ffi::OsStr;
 use std::mem::{MaybeUninit, size_of};
@@ -19,12 +19,14 @@ const LIST_BUFFER: usize = 64 * 1024;
 /// A private copy of the mount that holds `path`, with `path` as its top and without the mounts
 /// inside it.
 ///
-/// What is mounted below `path`, now or later, is neither seen nor waited for through the
-/// descriptor: the mount propagates nowhere, and its directories show what they hold themselves. A
-/// device node in it opens no device. Unless it is `writable`, nothing is written through it,
-/// access times included.
+/// Mounts below `path`, now or later, neither show through the descriptor nor block it. The clone
+/// receives no mounts, and its directories show their own content. A device node in it opens no
+/// device. Unless `writable`, nothing writes through it, access times included.
 ///
-/// Needs CAP_SYS_ADMIN over the mount namespace, and Linux 5.12; EPERM, EINVAL or ENOSYS otherwise.
+/// # Errors
+///
+/// - EPERM: the process lacks CAP_SYS_ADMIN over the mount namespace.
+/// - EINVAL, ENOSYS: Linux is older than 5.12, or the mount cannot be cloned.
 pub fn private_clone(path: &Path, writable: bool) -> Result<OwnedFd> {
     let tree = open_tree(CWD, path, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
     let attributes = libc::mount_attr {
@@ -33,8 +35,8 @@ pub fn private_clone(path: &Path, writable: bool) -> Result<OwnedFd> {
         propagation: libc::MS_PRIVATE,
         userns_fd: 0,
     };
-    // SAFETY: the path is a C string and the attributes are a `mount_attr` of the size that is
-    // said; both outlive the call.
+    // SAFETY: the path is a C string, and the attributes are a `mount_attr` of the given size. Both
+    // outlive the call.
     let result = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
@@ -49,18 +51,22 @@ pub fn private_clone(path: &Path, writable: bool) -> Result<OwnedFd> {
     Ok(tree)
 }
 
-/// Opens the entry `name`, which must be a single component. EXDEV, without a call into the
-/// filesystem that is mounted there, if something is mounted on it.
+/// Opens the entry `name`, which must be a single component.
 ///
-/// RESOLVE_BENEATH would add nothing for a single component that is not `..`, and answers EXDEV
-/// when the entry is moved at the same time.
+/// RESOLVE_BENEATH would add nothing for a single component that is not `..`. It returns EXDEV if
+/// the entry moves at the same time.
+///
+/// # Errors
+///
+/// - EXDEV: the entry has a mount on it. The kernel has not called the mounted filesystem.
 pub fn open_at(dir: BorrowedFd<'_>, name: &OsStr, flags: OFlags, mode: Mode) -> Result<OwnedFd> {
     let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let resolve = ResolveFlags::NO_XDEV | ResolveFlags::NO_SYMLINKS;
     retry_on_intr(|| rustix::fs::openat2(dir, name, flags, mode, resolve))
 }
 
-/// As [`open_at`], for reading, without a change of the access time where the system lets us.
+/// Does the same as [`open_at`], for reading, without a change of the access time if the system
+/// permits that.
 pub fn open_unseen(dir: BorrowedFd<'_>, name: &OsStr, flags: OFlags) -> Result<OwnedFd> {
     match open_at(dir, name, flags | OFlags::NOATIME, Mode::empty()) {
         Err(Errno::PERM) => open_at(dir, name, flags, Mode::empty()),
@@ -68,13 +74,13 @@ pub fn open_unseen(dir: BorrowedFd<'_>, name: &OsStr, flags: OFlags) -> Result<O
     }
 }
 
-/// The directory of an O_PATH descriptor, open for reading and with an offset of its own.
+/// Opens the directory of an O_PATH descriptor for reading, with its own offset.
 pub fn reopen_dir(dir: BorrowedFd<'_>) -> Result<OwnedFd> {
     open_unseen(dir, OsStr::new("."), OFlags::RDONLY | OFlags::DIRECTORY)
 }
 
-/// Calls `each` for every entry of a directory but `.` and `..`, as the directory names it, until
-/// it answers false. The directory is open for reading, and nobody has read from it.
+/// Calls `each` for every entry of a directory but `.` and `..`, in its order, until `each` returns
+/// false. The directory must be open for reading, and unread.
 pub fn entries(dir: BorrowedFd<'_>, mut each: impl FnMut(&RawDirEntry<'_>) -> bool) -> Result<()> {
     let mut buffer = [MaybeUninit::uninit(); LIST_BUFFER];
     let mut entries = RawDir::new(dir, &mut buffer);
@@ -87,11 +93,14 @@ pub fn entries(dir: BorrowedFd<'_>, mut each: impl FnMut(&RawDirEntry<'_>) -> bo
     Ok(())
 }
 
-/// Sets the mode of an entry, or of the descriptor itself if `flags` has AT_EMPTY_PATH. EOPNOTSUPP
-/// on a symlink.
+/// Sets the mode of an entry, or of the descriptor itself if `flags` has AT_EMPTY_PATH.
+///
+/// # Errors
+///
+/// - EOPNOTSUPP: the object is a symlink.
 pub fn change_mode(fd: BorrowedFd<'_>, name: &OsStr, flags: AtFlags, mode: Mode) -> Result<()> {
     let result = name.into_with_c_str(|name| {
-        // SAFETY: the name is a C string that outlives the call; the call touches no other memory.
+        // SAFETY: the name is a C string that outlives the call. The call touches no other memory.
         answer(unsafe { libc::syscall(SYS_FCHMODAT2, fd.as_raw_fd(), name.as_ptr(), mode.as_raw_mode(), flags.bits()) })
     });
     match result {
@@ -100,8 +109,8 @@ pub fn change_mode(fd: BorrowedFd<'_>, name: &OsStr, flags: AtFlags, mode: Mode)
     }
 }
 
-/// [`change_mode`] for Linux before 6.6: the descriptor's link below `/proc` leads to the object
-/// itself.
+/// Does the work of [`change_mode`] on Linux before 6.6: the descriptor's link below `/proc` leads
+/// to the object itself.
 fn change_mode_by_proc(fd: BorrowedFd<'_>, name: &OsStr, flags: AtFlags, mode: Mode) -> Result<()> {
     let opened;
     let object = if flags.contains(AtFlags::EMPTY_PATH) {
@@ -117,7 +126,7 @@ fn change_mode_by_proc(fd: BorrowedFd<'_>, name: &OsStr, flags: AtFlags, mode: M
     rustix::fs::chmod(format!("/proc/self/fd/{}", object.as_raw_fd()), mode)
 }
 
-/// What a system call answered, as a result.
+/// Converts the result of a system call.
 fn answer(result: libc::c_long) -> Result<()> {
     if result == -1 {
         let code = std::io::Error::last_os_error().raw_os_error();
@@ -131,7 +140,7 @@ mod tests {
     use super::*;
     use std::os::unix::fs::{PermissionsExt, symlink};
 
-    /// The way of older kernels does the same as fchmodat2.
+    /// The code for older kernels does the same as fchmodat2.
     #[test]
     fn modes_by_proc() {
         let temp = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! Owners that the daemon cannot give, written down in an attribute.
+//! Records of owners that the daemon cannot set, in an attribute.
 //!
 //! A user's daemon gives no object to another, and in a user namespace there are no other ids than
 //! those that are mapped. Where chown(2) is refused so, the owner, the group and the mode become
@@ -7,10 +7,11 @@
 //! daemon's, with the mode that it was made with. Podman and fuse-overlayfs read and write the
 //! same.
 //!
-//! The attribute of the top of a layer says that there may be records in it, so a layer without any
-//! costs nothing. A record counts only on what is the daemon's own and, unless the daemon is such a
-//! user's, what others cannot write: then nobody else wrote it. Only files and directories have
-//! such attributes; the owner of anything else is lost.
+//! The attribute on the root of a layer says that the layer may have records. So a layer without
+//! any costs nothing. A record counts only on an object of the daemon. Unless the daemon itself
+//! writes records, other users must not be able to write the object: then only the daemon's user
+//! wrote the record. Only files and directories have such attributes; the owner of other objects is
+//! lost.
 
 use std::ffi::OsStr;
 use std::os::fd::BorrowedFd;
@@ -23,19 +24,19 @@ use super::xattr::{self, XattrTarget};
 use crate::format::attribute::{OWNER_RECORD, OWNER_RECORDS, owner_record, recorded_owner};
 use crate::layer::{Kind, Owner, Stat, XattrMode};
 
-/// What is known of the records of one layer.
+/// The facts about the records of one layer.
 pub struct Records {
-    /// The daemon writes them where it cannot give an owner.
+    /// Whether the daemon writes a record if it cannot set an owner.
     writes: bool,
-    /// There may be some.
+    /// Whether the layer may have records.
     any: AtomicBool,
-    /// Who the daemon is.
+    /// The ids of the daemon.
     own: Owner,
     users: Ids,
     groups: Ids,
 }
 
-/// The ids that there are in this user namespace: the first one and the count of each range.
+/// The ids of this user namespace: the first id and the count of each range.
 struct Ids(Vec<(u32, u32)>);
 
 impl Ids {
@@ -46,7 +47,7 @@ impl Ids {
             Some((numbers.next()??, numbers.nth(1)??))
         };
         let ranges: Vec<_> = map.lines().filter_map(range).collect();
-        // All, where nobody tells.
+        // Without a map, all ids.
         Ids(if ranges.is_empty() { vec![(0, u32::MAX)] } else { ranges })
     }
 
@@ -56,7 +57,7 @@ impl Ids {
 }
 
 impl Records {
-    /// Those of the layer with this top directory.
+    /// Reads the facts from the root of a layer.
     pub fn new(root: BorrowedFd<'_>, own: Owner, for_writing: bool) -> Self {
         let [users, groups] = ["uid_map", "gid_map"].map(|map| Ids::of_this_namespace(&format!("/proc/self/{map}")));
         let gives_all = own.uid == 0 && [&users, &groups].into_iter().all(|ids| ids.has(0) && ids.has(u32::MAX - 1));
@@ -64,35 +65,35 @@ impl Records {
         Self { writes: for_writing && !gives_all, any: AtomicBool::new(any), own, users, groups }
     }
 
-    /// Whether there are such ids.
+    /// Whether the user namespace has these ids.
     pub fn has_ids(&self, owner: Owner) -> bool {
         self.users.has(owner.uid) && self.groups.has(owner.gid)
     }
 
-    /// Whether an owner that chown(2) refused so is to be recorded.
+    /// Whether an owner that chown(2) refused with this error must be recorded.
     pub fn takes(&self, refused: Error) -> bool {
         self.writes && matches!(refused.errno, EPERM | EINVAL | EOVERFLOW)
     }
 
-    /// Whether an object that has these attributes of its own may have a record that counts.
+    /// Whether an object with these attributes may have a record that counts.
     pub fn may_be_on(&self, object: &Stat) -> bool {
         let only_ours = object.uid == self.own.uid && (self.writes || object.mode & 0o022 == 0);
         self.are_any() && only_ours && holds_record(object.kind)
     }
 
-    /// Whether there may be records in the layer.
+    /// Whether the layer may have records.
     pub fn are_any(&self) -> bool {
         self.any.load(Ordering::Relaxed)
     }
 
-    /// The owner and the mode that an object's record says.
+    /// Returns the owner and mode in an object's record.
     pub fn read(&self, object: XattrTarget<'_>) -> Option<(Owner, u32)> {
         let value = |name: &&str| xattr::get(object, OsStr::new(name)).ok();
         recorded_owner(&OWNER_RECORDS.iter().find_map(value)?)
     }
 
-    /// Records the owner and the mode of an object, which has these attributes of its own, in the
-    /// layer with this top directory.
+    /// Records the owner and mode of an object with the attributes `own`. `root` is the root of the
+    /// layer.
     pub fn write(
         &self,
         root: BorrowedFd<'_>,

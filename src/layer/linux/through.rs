@@ -1,12 +1,13 @@
-//! Writing past the page cache, which spares an fsync where a file only has to be whole before it
-//! gets its name.
+//! Writes past the page cache. That replaces an fsync for a file that must only be complete before
+//! it gets its name.
 //!
-//! A write with O_DIRECT answers when the data were handed to the disk, and, on ext4 and XFS, the
-//! size and the place of the data to the journal. A rename that comes later is in the same journal
-//! behind that, and before a journal is written the disk is told to keep what it was given. So
-//! whoever finds the name after a crash finds the data. On btrfs the place of the data may reach
-//! the disk after the name; an ext4 without a journal, or with one on another disk, promises
-//! nothing; and other filesystems are not known.
+//! A write with O_DIRECT returns after the data went to the disk. On ext4 and XFS, size and place
+//! of the data are then in the journal. A later rename follows in the same journal. Before the
+//! filesystem writes the journal, it tells the disk to keep the data. So if the name is there after
+//! a crash, the data is too.
+//!
+//! On btrfs the place of the data may reach the disk after the name. An ext4 without a journal, or
+//! with one on another disk, promises nothing. Other filesystems are unknown.
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -18,7 +19,7 @@ use rustix::io::{Errno, retry_on_intr};
 use super::convert::error;
 use crate::layer::{Result, THROUGH, write_all_with};
 
-/// The journal of an ext4 filesystem that is on its own disk is this inode.
+/// The inode of the journal on an ext4 filesystem with the journal on its own disk.
 const JOURNAL: u32 = 8;
 
 /// Whether the filesystem of a directory brings names to the disk after what was written by
@@ -39,8 +40,12 @@ pub fn keeps_order(dir: &OwnedFd) -> bool {
     }
 }
 
-/// Writes all of `buf` at `offset`, which must be a multiple of [`THROUGH`]; up to the next one it
-/// is filled with zeros. EOPNOTSUPP where the filesystem cannot.
+/// Writes all of `buf` at `offset`, a multiple of [`THROUGH`]. Fills the file with zeros up to the
+/// next multiple.
+///
+/// # Errors
+///
+/// - EOPNOTSUPP: the filesystem cannot do that.
 pub fn write(file: &OwnedFd, buf: &[u8], offset: u64) -> Result<()> {
     if !offset.is_multiple_of(THROUGH) || !takes_direct(file)? {
         return Err(Error::new(EOPNOTSUPP));
@@ -60,8 +65,8 @@ pub fn write(file: &OwnedFd, buf: &[u8], offset: u64) -> Result<()> {
     written
 }
 
-/// Whether a file's data can bypass the page cache: those of encrypted files, or inside the inode,
-/// take that way without a word. False before Linux 6.1, which does not tell.
+/// Whether a file's data can bypass the page cache. Data of encrypted files, or inside the inode,
+/// goes through the cache without an error. False before Linux 6.1, which does not tell.
 fn takes_direct(file: &OwnedFd) -> Result<bool> {
     let told = rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN).map_err(error)?;
     Ok((1..=THROUGH).contains(&u64::from(told.stx_dio_offset_align)))

@@ -1,7 +1,7 @@
-//! Extended attributes of an entry, a directory or an open file, without following a symlink.
+//! Extended attributes of an entry, a directory or an open file. No call follows a symlink.
 //!
-//! Linux 6.13 has calls that take a directory and a name. Before, and where the entry has to be
-//! opened first, the descriptor's link below `/proc` leads to the object itself.
+//! Linux 6.13 has calls that take a directory and a name. On older kernels, and for an entry that
+//! must be opened first, the descriptor's link below `/proc` leads to the object itself.
 
 use std::ffi::{CString, OsStr, OsString, c_long, c_void};
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -17,7 +17,7 @@ use crate::layer::XattrMode;
 
 /// Room for a value or a list at the first try, in bytes.
 const USUAL: usize = 1024;
-/// The longest value and the longest list that Linux knows, in bytes.
+/// The longest value and the longest list in Linux, in bytes.
 const LONGEST: usize = 64 * 1024;
 
 /// `struct xattr_args` of `linux/xattr.h`.
@@ -28,7 +28,7 @@ struct Args {
     flags: u32,
 }
 
-/// What has the attributes.
+/// The object with the attributes.
 #[derive(Clone, Copy)]
 pub enum XattrTarget<'a> {
     /// An open file.
@@ -42,19 +42,24 @@ pub enum XattrTarget<'a> {
 /// Whether the kernel lacks the calls that take a directory and a name.
 static NO_AT: AtomicBool = AtomicBool::new(false);
 
-/// A value. ENODATA, EOPNOTSUPP.
+/// Returns a value.
+///
+/// # Errors
+///
+/// - ENODATA: the object has no attribute `name`.
+/// - EOPNOTSUPP: the filesystem has no such attributes.
 pub fn get(place: XattrTarget<'_>, name: &OsStr) -> Result<Vec<u8>> {
     let name = c_string(name)?;
     sized(|buffer| {
         let (value, size) = (buffer.as_mut_ptr().cast::<c_void>(), buffer.len());
         place.call(
-            // SAFETY: the name is a C string and the buffer is as long as said; both outlive the
-            // call. So for the two below.
+            // SAFETY: the name is a C string, and the buffer has the given length. Both outlive the
+            // call. The same holds for the two calls below.
             |fd| unsafe { libc::fgetxattr(fd, name.as_ptr(), value, size) as c_long },
             |path| unsafe { libc::getxattr(path.as_ptr(), name.as_ptr(), value, size) as c_long },
             |fd, entry| {
                 let args = Args { value: value as u64, size: size as u32, flags: 0 };
-                // SAFETY: as above, and the arguments are of the size that is said.
+                // SAFETY: as above, and the arguments have the given size.
                 unsafe {
                     libc::syscall(
                         SYS_GETXATTRAT,
@@ -71,12 +76,13 @@ pub fn get(place: XattrTarget<'_>, name: &OsStr) -> Result<Vec<u8>> {
     })
 }
 
-/// The names.
+/// Returns the names.
 pub fn list(place: XattrTarget<'_>) -> Result<Vec<OsString>> {
     let names = sized(|buffer| {
         let (list, size) = (buffer.as_mut_ptr().cast::<libc::c_char>(), buffer.len());
         place.call(
-            // SAFETY: the buffer is as long as said and outlives the call. So for the two below.
+            // SAFETY: the buffer has the given length and outlives the call. The same holds for the
+            // two calls below.
             |fd| unsafe { libc::flistxattr(fd, list, size) as c_long },
             |path| unsafe { libc::listxattr(path.as_ptr(), list, size) as c_long },
             |fd, entry| unsafe {
@@ -88,7 +94,14 @@ pub fn list(place: XattrTarget<'_>) -> Result<Vec<OsString>> {
     Ok(names.map(|name| OsString::from_vec(name.to_vec())).collect())
 }
 
-/// Sets a value. EEXIST, ENODATA, EOPNOTSUPP, EPERM, ENOSPC, E2BIG.
+/// Sets a value.
+///
+/// # Errors
+///
+/// - EEXIST, ENODATA: see [`XattrMode`].
+/// - EOPNOTSUPP: the filesystem has no such attributes.
+/// - EPERM: the process may not set the attribute.
+/// - ENOSPC, E2BIG: the value is too long.
 pub fn set(place: XattrTarget<'_>, name: &OsStr, value: &[u8], mode: XattrMode) -> Result<()> {
     let name = c_string(name)?;
     let flags = match mode {
@@ -98,13 +111,13 @@ pub fn set(place: XattrTarget<'_>, name: &OsStr, value: &[u8], mode: XattrMode) 
     };
     let (bytes, size) = (value.as_ptr().cast::<c_void>(), value.len());
     let set = place.call(
-        // SAFETY: the name is a C string and the value is as long as said; both outlive the call.
-        // So for the two below.
+        // SAFETY: the name is a C string, and the value has the given length. Both outlive the
+        // call. The same holds for the two calls below.
         |fd| unsafe { libc::fsetxattr(fd, name.as_ptr(), bytes, size, flags) as c_long },
         |path| unsafe { libc::setxattr(path.as_ptr(), name.as_ptr(), bytes, size, flags) as c_long },
         |fd, entry| {
             let args = Args { value: bytes as u64, size: size as u32, flags: flags as u32 };
-            // SAFETY: as above, and the arguments are of the size that is said.
+            // SAFETY: as above, and the arguments have the given size.
             unsafe {
                 libc::syscall(
                     SYS_SETXATTRAT,
@@ -121,11 +134,18 @@ pub fn set(place: XattrTarget<'_>, name: &OsStr, value: &[u8], mode: XattrMode) 
     set.map(drop)
 }
 
-/// Removes a value. ENODATA, EOPNOTSUPP, EPERM.
+/// Removes a value.
+///
+/// # Errors
+///
+/// - ENODATA: the object has no attribute `name`.
+/// - EOPNOTSUPP: the filesystem has no such attributes.
+/// - EPERM: the process may not remove the attribute.
 pub fn remove(place: XattrTarget<'_>, name: &OsStr) -> Result<()> {
     let name = c_string(name)?;
     let removed = place.call(
-        // SAFETY: the name is a C string that outlives the call. So for the two below.
+        // SAFETY: the name is a C string that outlives the call. The same holds for the two calls
+        // below.
         |fd| unsafe { libc::fremovexattr(fd, name.as_ptr()) as c_long },
         |path| unsafe { libc::removexattr(path.as_ptr(), name.as_ptr()) as c_long },
         |fd, entry| unsafe {
@@ -136,8 +156,8 @@ pub fn remove(place: XattrTarget<'_>, name: &OsStr) -> Result<()> {
 }
 
 impl XattrTarget<'_> {
-    /// Makes the call in the form that fits the place: on an open file, on a path that is to be
-    /// followed, or on an entry.
+    /// Makes the call in the form that fits the place: on an open file, on a path to follow, or on
+    /// an entry.
     fn call(
         self,
         mut on_file: impl FnMut(i32) -> c_long,
@@ -161,7 +181,8 @@ impl XattrTarget<'_> {
     }
 }
 
-/// Asks with a buffer that mostly is enough, and again with the largest one if it was not.
+/// Calls `ask` with a buffer that is usually large enough, and again with the largest one if it was
+/// not.
 fn sized(mut ask: impl FnMut(&mut [u8]) -> Result<usize>) -> Result<Vec<u8>> {
     let mut buffer = vec![0; USUAL];
     let length = match ask(&mut buffer) {
@@ -183,7 +204,7 @@ fn c_string(text: &OsStr) -> Result<CString> {
     CString::new(text.as_bytes()).map_err(|_| Errno::INVAL)
 }
 
-/// What a system call answered, as a result.
+/// Converts the result of a system call.
 fn answer(result: c_long) -> Result<usize> {
     usize::try_from(result).map_err(|_| {
         let code = std::io::Error::last_os_error().raw_os_error();
@@ -196,9 +217,9 @@ mod tests {
     use super::*;
     use std::os::fd::AsFd;
 
-    /// The older way does the same as the calls that take an entry.
+    /// The code for older kernels does the same as the calls that take an entry.
     #[test]
-    fn every_way_does_the_same() {
+    fn all_forms_do_the_same() {
         with_places(&["file", "."], |places| {
             let name = OsStr::new("user.a");
             let long = vec![7; 2000];
@@ -219,9 +240,9 @@ mod tests {
         });
     }
 
-    /// Its file would take the attribute.
+    /// A call that follows the symlink would set the attribute on its file.
     #[test]
-    fn no_way_follows_a_symlink() {
+    fn no_form_follows_a_symlink() {
         with_places(&["link"], |places| {
             for place in places {
                 assert_eq!(set(place, OsStr::new("user.a"), b"x", XattrMode::Set), Err(Errno::PERM));
@@ -229,7 +250,7 @@ mod tests {
         });
     }
 
-    /// Runs `test` with every way to name each of the entries.
+    /// Runs `test` with every form of each of the entries.
     fn with_places(entries: &[&str], test: impl Fn([XattrTarget<'_>; 2])) {
         let temp = tempfile::tempdir().unwrap();
         std::fs::write(temp.path().join("file"), "").unwrap();

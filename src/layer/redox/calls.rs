@@ -1,9 +1,9 @@
 //! The calls of this backend for which `libredox` has no function.
 //!
-//! On Redox those of libc that work on a descriptor, and those of the kernel, since relibc's own
-//! `unlinkat`, `rename` and `link` go through the namespace. Elsewhere whoever plays the kernel
-//! defines them, as it defines the symbols that `libredox` calls: a number that libc or the kernel
-//! of this system was given would be another descriptor or another call there.
+//! On Redox these are calls of libc on a descriptor, and calls of the kernel. relibc's own
+//! `unlinkat`, `rename` and `link` would resolve paths in the namespace. On other systems the Redox
+//! simulator defines them, as it defines the symbols that `libredox` calls. A number that libc or
+//! the kernel of this system got would be another descriptor or another call there.
 
 pub use system::{link, read_at, rename, unlink_at, write_at};
 
@@ -19,14 +19,14 @@ mod system {
     /// Reads at `offset`.
     pub fn read_at(fd: &Fd, buf: &mut [u8], offset: libc::off_t) -> Result<usize> {
         let fd = raw(fd)?;
-        // SAFETY: the pointer and the length are those of a slice that may be written to.
+        // SAFETY: pointer and length are those of a writable slice.
         answer(unsafe { libc::pread(fd, buf.as_mut_ptr().cast(), buf.len(), offset) })
     }
 
     /// Writes at `offset`.
     pub fn write_at(fd: &Fd, buf: &[u8], offset: libc::off_t) -> Result<usize> {
         let fd = raw(fd)?;
-        // SAFETY: the pointer and the length are those of a slice.
+        // SAFETY: pointer and length are those of a slice.
         answer(unsafe { libc::pwrite(fd, buf.as_ptr().cast(), buf.len(), offset) })
     }
 
@@ -35,23 +35,22 @@ mod system {
         Ok(syscall::unlinkat(dir.raw(), path, flags).map(drop)?)
     }
 
-    /// Renames an object to an absolute path, of which the part that names the scheme is not looked
-    /// at.
+    /// Renames an object to an absolute path. The kernel ignores the part that names the scheme.
     pub fn rename(fd: &Fd, path: &str) -> Result<()> {
         Ok(syscall::frename(fd.raw(), path).map(drop)?)
     }
 
-    /// Gives an object a second name, an absolute path as for [`rename`].
+    /// Gives an object a second name, an absolute path as in [`rename`].
     pub fn link(fd: &Fd, path: &str) -> Result<()> {
         Ok(syscall::flink(fd.raw(), path).map(drop)?)
     }
 
-    /// The number of a descriptor as libc wants it.
+    /// Converts the number of a descriptor for libc.
     fn raw(fd: &Fd) -> Result<libc::c_int> {
         libc::c_int::try_from(fd.raw()).map_err(|_| Error::new(EBADF))
     }
 
-    /// What a call of libc answered, just now.
+    /// Converts the result of the last call of libc.
     fn answer(result: libc::ssize_t) -> Result<usize> {
         usize::try_from(result).map_err(|_| Error::new(io::Error::last_os_error().raw_os_error().unwrap_or(EIO)))
     }
@@ -63,7 +62,7 @@ mod system {
 
     use crate::layer::Result;
 
-    // All answer as system calls do: a number, or a negated errno.
+    // All return a number or a negated errno, as system calls do.
     unsafe extern "C" {
         fn played_pread(fd: usize, base: *mut u8, len: usize, offset: libc::off_t) -> usize;
         fn played_pwrite(fd: usize, base: *const u8, len: usize, offset: libc::off_t) -> usize;
@@ -73,27 +72,27 @@ mod system {
     }
 
     pub fn read_at(fd: &Fd, buf: &mut [u8], offset: libc::off_t) -> Result<usize> {
-        // SAFETY: the pointer and the length are those of a slice that may be written to.
+        // SAFETY: pointer and length are those of a writable slice.
         answer(unsafe { played_pread(fd.raw(), buf.as_mut_ptr(), buf.len(), offset) })
     }
 
     pub fn write_at(fd: &Fd, buf: &[u8], offset: libc::off_t) -> Result<usize> {
-        // SAFETY: the pointer and the length are those of a slice.
+        // SAFETY: pointer and length are those of a slice.
         answer(unsafe { played_pwrite(fd.raw(), buf.as_ptr(), buf.len(), offset) })
     }
 
     pub fn unlink_at(dir: &Fd, path: &str, flags: usize) -> Result<()> {
-        // SAFETY: the pointer and the length are those of a string.
+        // SAFETY: pointer and length are those of a string.
         answer(unsafe { played_unlinkat(dir.raw(), path.as_ptr(), path.len(), flags) }).map(drop)
     }
 
     pub fn rename(fd: &Fd, path: &str) -> Result<()> {
-        // SAFETY: the pointer and the length are those of a string.
+        // SAFETY: pointer and length are those of a string.
         answer(unsafe { played_frename(fd.raw(), path.as_ptr(), path.len()) }).map(drop)
     }
 
     pub fn link(fd: &Fd, path: &str) -> Result<()> {
-        // SAFETY: the pointer and the length are those of a string.
+        // SAFETY: pointer and length are those of a string.
         answer(unsafe { played_flink(fd.raw(), path.as_ptr(), path.len()) }).map(drop)
     }
 

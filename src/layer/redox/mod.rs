@@ -1,4 +1,4 @@
-//! A layer on Redox, reached with calls that are relative to a descriptor.
+//! A layer on Redox, through calls that are relative to a descriptor.
 //!
 //! Once the daemon serves, it lives in the null namespace, where no path from the root of the
 //! system can be opened. So after [`RedoxLayer::open`] everything here goes to the scheme that
@@ -7,12 +7,12 @@
 //! namespace; the calls of the kernel that they stand for do not, and are used in their place
 //! (`calls`).
 //!
-//! redoxfs, which this is written for, knows a directory by its path, also where a descriptor of it
-//! is open. So a [`Dir`] is a path: after a rename it names whatever has that path then. A symlink
-//! that somebody else puts in the place of a directory or a file of a layer while it is mounted
-//! would be followed, hence whoever can write to a layer's directory is trusted on Redox.
+//! The backend is written for redoxfs, which knows a directory by its path, also through an open
+//! descriptor. So a [`Dir`] is a path: after a rename it is the directory that has the path then.
+//! Another process may put a symlink in the place of a directory or file of a mounted layer; the
+//! backend would follow it. So a user that can write to a layer's directory is trusted on Redox.
 //!
-//! Lock order: the one lock, of the descriptor that holds the layer, is taken last.
+//! Lock order: there is one lock, of the descriptor that holds the layer. A thread takes it last.
 
 use std::borrow::Cow;
 use std::ffi::{OsStr, OsString};
@@ -43,79 +43,79 @@ use crate::turn;
 
 mod calls;
 
-/// Close on exec: relibc's flag of its own beside those of the kernel.
+/// Close on exec: a flag of relibc, beside those of the kernel.
 const O_CLOEXEC: usize = 0x0100_0000;
-/// The type bits of a block device in a mode, which relibc knows and the kernel does not.
+/// The type bits of a block device in a mode. relibc knows them, the kernel does not.
 const MODE_BLOCK: u16 = 0x6000;
 /// The permission bits that redoxfs gives a socket.
 const SOCKET_MODE: u16 = 0o777;
-/// How an object itself is opened for its attributes or to be renamed, whatever it is.
+/// The flags that open an object of any kind for its attributes or for a rename.
 const ITSELF: usize = O_STAT | O_NOFOLLOW;
-/// The largest piece that is copied at a time, in bytes: the largest record of redoxfs.
+/// The largest piece that is copied at once, in bytes: the largest record of redoxfs.
 const COPY_PIECE: usize = 128 * 1024;
-/// The buffer of a listing, in bytes, and what it may grow to.
+/// The size of the buffer of a listing, in bytes, and the maximum to which it grows.
 const LIST_BUFFER: usize = 64 * 1024;
 const LIST_BUFFER_MAX: usize = LIST_BUFFER << 8;
 /// The longest path that the kernel takes, in bytes.
 const PATH_MAX: usize = 4096;
 /// The longest name that redoxfs stores, in bytes. Its statvfs does not tell.
 const NAME_MAX: u32 = 252;
-/// In the arguments of a lock: it excludes all others.
+/// In the arguments of a lock: the lock excludes all others.
 const EXCLUSIVE: u64 = 1 << 63;
 
-/// Where the bytes are whose locks hold layers.
+/// The first byte of the range with the locks that hold layers.
 const HELD_FROM: u64 = 1 << 61;
 
 /// A directory tree of a Redox scheme.
 pub struct RedoxLayer {
     top: Arc<Top>,
-    /// Stands for the scheme in [`Stat::dev`], where redoxfs itself writes 0.
+    /// Stands for the scheme in [`Stat::dev`], where redoxfs writes 0.
     dev: u64,
-    /// The longest name, in bytes.
+    /// The maximum length of a name, in bytes.
     name_max: u32,
-    /// Who the daemon is.
+    /// The ids of the daemon.
     own: Owner,
-    /// Whether changes are let through.
+    /// Whether changes are permitted.
     writable: bool,
-    /// The descriptor whose lock holds the layer. It is used for nothing else: the kernel forgets
-    /// that it has to tell the scheme when a locked descriptor goes as soon as another call is made
-    /// on it.
+    /// The descriptor with the lock that holds the layer. No other call uses it. After another call
+    /// on a locked descriptor, the kernel no longer tells the scheme when the descriptor is closed.
     held: Mutex<Option<Fd>>,
 }
 
-/// The top directory of a layer.
+/// The root directory of a layer.
 struct Top {
-    /// Open for its attributes, and where it can be, as the directory that paths are opened at.
+    /// Open for its attributes, and as the directory at which paths are opened, where that is
+    /// possible.
     fd: Far,
-    /// Where a scheme opens paths at its root only, that one, and the path of the layer from there.
+    /// Some schemes open paths only at their root: that root, and the path of the layer from there.
     root: Option<(Far, String)>,
-    /// Begins with `/scheme/NAME` and does not end with a slash.
+    /// Begins with `/scheme/NAME`, and has no slash at the end.
     path: String,
 }
 
-/// A directory of a [`RedoxLayer`]. It carries its layer's top directory along, since the work
-/// directory may be a layer of its own on the upper layer's filesystem.
+/// A directory of a [`RedoxLayer`]. It has its layer's root directory too, since the work directory
+/// may be a layer of its own on the upper layer's filesystem.
 pub struct Dir {
     top: Arc<Top>,
-    /// Relative to the top directory, empty for that one.
+    /// Relative to the root directory, and empty for that itself.
     path: String,
 }
 
-/// Where an entry of a directory is.
+/// The place of an entry of a directory.
 struct PathInTop<'a> {
     top: &'a Top,
-    /// Relative to the top directory, never empty.
+    /// Relative to the root directory, and never empty.
     path: String,
 }
 
 /// An open regular file of a [`RedoxLayer`].
 pub struct File(Far);
 
-/// A descriptor of a scheme, that is, of another process.
+/// A descriptor of a scheme, so of another process.
 struct Far(Fd);
 
 impl Far {
-    /// For a call, during which this thread waits for that process.
+    /// Returns the descriptor for a call, during which this thread waits for that process.
     fn call(&self) -> &Fd {
         turn::pass();
         &self.0
@@ -123,11 +123,15 @@ impl Far {
 }
 
 impl RedoxLayer {
-    /// Opens the directory `path` as a layer. Symlinks in `path` are followed. A layer that is not
-    /// opened for writing answers every change with EROFS. To be called before the daemon enters
-    /// the null namespace.
+    /// Opens the directory `path` as a layer. Follows symlinks in `path`. A layer that is not
+    /// opened for writing returns EROFS for every change. The daemon must call this before it
+    /// enters the null namespace.
     ///
-    /// ENOENT, ENOTDIR, EACCES and the like as open(2); EINVAL for a path that is not UTF-8.
+    /// # Errors
+    ///
+    /// - EINVAL: the path is not UTF-8.
+    ///
+    /// Others as open(2): ENOENT, ENOTDIR, EACCES.
     pub fn open(path: &Path, for_writing: bool) -> Result<RedoxLayer> {
         let fd = open(text(path.as_os_str())?)?;
         if kind_of(mode_bits(&fd.stat()?))? != Kind::Dir {
@@ -138,7 +142,7 @@ impl RedoxLayer {
         let path = std::str::from_utf8(&buffer[..length]).map_err(|_| Error::new(EINVAL))?.trim_end_matches('/');
         let inside = path.strip_prefix("/scheme/").ok_or(Error::new(EINVAL))?;
         let (scheme, inside) = inside.split_once('/').unwrap_or((inside, ""));
-        // ramfs opens nothing at a directory that is not its root.
+        // ramfs opens nothing at a directory other than its root.
         let root = match fd.openat("", flag_bits(ITSELF | O_DIRECTORY | O_CLOEXEC), 0) {
             Err(error) if error.errno() == EACCES => {
                 Some((Far(open(&format!("/scheme/{scheme}/"))?), inside.to_owned()))
@@ -148,7 +152,7 @@ impl RedoxLayer {
         let mut hasher = DefaultHasher::new();
         hasher.write(scheme.as_bytes());
         Ok(RedoxLayer {
-            // Numbers of devices leave the high bits free.
+            // Device numbers leave the high bits free.
             dev: hasher.finish() >> 16,
             name_max: fd.statvfs().map_or(NAME_MAX, |found| name_max(&found)),
             own: Owner { uid: id(libredox::call::geteuid()?)?, gid: id(libredox::call::getegid()?)? },
@@ -158,16 +162,24 @@ impl RedoxLayer {
         })
     }
 
-    /// Opens two directories for writing between which objects are renamed. Errors as
-    /// [`RedoxLayer::open`].
+    /// Opens two directories for writing, with renames between them.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`RedoxLayer::open`].
     pub fn open_pair(path: &Path, other: &Path) -> Result<(RedoxLayer, RedoxLayer)> {
         Ok((Self::open(path, true)?, Self::open(other, true)?))
     }
 
-    /// The place of an entry that is about to change. ENAMETOOLONG, EROFS.
+    /// Returns the place of an entry that a call changes.
+    ///
+    /// # Errors
+    ///
+    /// - EROFS: the layer is not open for writing.
+    /// - ENAMETOOLONG: the name is too long.
     fn changing<'a>(&self, dir: &'a Dir, name: &OsStr) -> Result<PathInTop<'a>> {
         self.check_writable()?;
-        // redoxfs answers EINVAL.
+        // redoxfs would return EINVAL.
         if name.len() > self.name_max as usize {
             return Err(Error::new(ENAMETOOLONG));
         }
@@ -178,7 +190,7 @@ impl RedoxLayer {
         if self.writable { Ok(()) } else { Err(Error::new(EROFS)) }
     }
 
-    /// Changes something by a descriptor of the object itself.
+    /// Makes a change through a descriptor of the object itself.
     fn change(&self, object: Object<'_, Self>, act: impl FnOnce(&Fd) -> Result<()>) -> Result<()> {
         self.check_writable()?;
         on(object, act)
@@ -192,7 +204,7 @@ impl Top {
         Ok(fd.openat(&path, flag_bits(flags | O_CLOEXEC), 0)?)
     }
 
-    /// The descriptor that a path of the layer is asked for at, and what it is there.
+    /// Returns the descriptor at which to open a path of the layer, and the path from there.
     fn at<'a>(&'a self, path: &'a str) -> (&'a Fd, Cow<'a, str>) {
         match &self.root {
             None => (self.fd.call(), path.into()),
@@ -202,7 +214,11 @@ impl Top {
 }
 
 impl Dir {
-    /// The place of an entry. EINVAL for a name that is not a single component or not UTF-8.
+    /// Returns the place of an entry.
+    ///
+    /// # Errors
+    ///
+    /// - EINVAL: the name is not a single component, or not UTF-8.
     fn entry(&self, name: &OsStr) -> Result<PathInTop<'_>> {
         let name = text(name)?;
         if matches!(name, "" | "." | "..") || name.contains(['/', '\0']) {
@@ -214,7 +230,7 @@ impl Dir {
 }
 
 impl Dir {
-    /// Sends a descriptor to what is open here. Ours stays open.
+    /// Sends a descriptor to this directory. The caller's own stays open.
     fn send(&self, descriptor: usize) -> Result<()> {
         let dir = self.top.open_at(&self.path, ITSELF | O_DIRECTORY)?;
         dir.call_wo(&descriptor.to_ne_bytes(), CallFlags::FD | CallFlags::FD_CLONE, &[])?;
@@ -227,13 +243,21 @@ impl PathInTop<'_> {
         self.top.open_at(&self.path, flags)
     }
 
-    /// Creates what `flags` say. EEXIST.
+    /// Creates an object of the kind in `flags`.
+    ///
+    /// # Errors
+    ///
+    /// - EEXIST: the name exists.
     fn create(&self, flags: usize, mode: u32) -> Result<Fd> {
         // The scheme takes the mode from the low bits of the flags.
         self.open(flags | O_CREAT | O_EXCL | usize::from(permissions(mode)))
     }
 
-    /// EEXIST if there is something.
+    /// Checks that the name is free.
+    ///
+    /// # Errors
+    ///
+    /// - EEXIST: it is not.
     fn check_absent(&self) -> Result<()> {
         match self.open(ITSELF) {
             Ok(_) => Err(Error::new(EEXIST)),
@@ -242,14 +266,14 @@ impl PathInTop<'_> {
         }
     }
 
-    /// Removes what is there.
+    /// Removes the entry.
     fn remove(&self, flags: usize) -> Result<()> {
         let (fd, path) = self.top.at(&self.path);
         calls::unlink_at(fd, &path, flags)
     }
 
-    /// The path as `frename` and `flink` want it: from the root of the system. The kernel drops the
-    /// scheme and resolves nothing.
+    /// Returns the path in the form of `frename` and `flink`: from the root of the system. The
+    /// kernel drops the scheme and resolves nothing.
     fn absolute(&self) -> String {
         format!("{}/{}", self.top.path, self.path)
     }
@@ -267,8 +291,7 @@ impl Layer for RedoxLayer {
             xattrs: false,
             sparse: false,
             write_through: false,
-            // redoxfs never overwrites a tree: what is on the disk is all that there was at one
-            // time.
+            // redoxfs never overwrites a tree. So the disk has the complete state of one moment.
             ordered: true,
         }
     }
@@ -277,18 +300,25 @@ impl Layer for RedoxLayer {
         Ok(Dir { top: self.top.clone(), path: String::new() })
     }
 
-    /// EOPNOTSUPP if the scheme keeps no locks.
+    /// Locks the layer.
+    ///
+    /// # Errors
+    ///
+    /// - EWOULDBLOCK: another daemon holds the lock.
+    /// - EOPNOTSUPP: the scheme has no locks.
     fn hold(&self) -> Result<()> {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         if held.is_some() {
             return Ok(());
         }
         let fd = self.top.open_at("", ITSELF | O_DIRECTORY)?;
-        // A lock of the process, not of the descriptor: that is the kind which the scheme is told
-        // to drop when the descriptor goes, also by the death of the process. It keeps out other
-        // processes only, and a daemon is a process of its own. redoxfs has tables (redox-scheme
-        // 0.11) in which all its files are one, and a lock of one byte excludes nothing. So a layer
-        // has two bytes that no other has, far behind what programs lock.
+        // This lock belongs to the process, not to the descriptor. The kernel tells the scheme to
+        // drop that kind when the descriptor is closed, also by the death of the process. The lock
+        // excludes only other processes, and each daemon is one.
+        //
+        // In redoxfs all files share one lock table (redox-scheme 0.11), and a lock of one byte
+        // excludes nothing. So each layer has two bytes of its own, far behind the bytes that
+        // programs lock.
         let place = HELD_FROM + 2 * (fd.stat()?.st_ino % (HELD_FROM / 2));
         let lock = StdFsCallMeta::new(StdFsCallKind::Lock, place, 2 | EXCLUSIVE);
         libredox::call::call_rw(fd.raw(), &mut [], CallFlags::STD_FS, &lock)?;
@@ -297,7 +327,7 @@ impl Layer for RedoxLayer {
     }
 
     fn release(&self) -> Result<()> {
-        // The lock goes with its descriptor.
+        // The lock ends with its descriptor.
         self.held.lock().unwrap_or_else(PoisonError::into_inner).take();
         Ok(())
     }
@@ -305,7 +335,7 @@ impl Layer for RedoxLayer {
     fn stat_fs(&self) -> Result<StatFs> {
         let found = match self.top.fd.call().statvfs() {
             Ok(found) => found,
-            // Not every scheme can tell; then it is none that takes changes.
+            // A scheme that cannot tell takes no changes either.
             Err(error) if error.errno() == EOPNOTSUPP => {
                 return Ok(StatFs { name_max: self.name_max, ..StatFs::default() });
             }
@@ -323,7 +353,7 @@ impl Layer for RedoxLayer {
     }
 
     fn open_dir(&self, dir: &Dir, name: &OsStr) -> Result<Dir> {
-        // Whether it is there shows when it is used: a path is no descriptor.
+        // The first use shows whether it exists: a path is no descriptor.
         Ok(Dir { top: dir.top.clone(), path: dir.entry(name)?.path })
     }
 
@@ -334,7 +364,7 @@ impl Layer for RedoxLayer {
         let mut after = 0;
         loop {
             let filled = match libredox::call::getdents(fd.raw(), &mut buffer, after) {
-                // ramfs wants room for all that is left.
+                // ramfs needs space for all remaining entries.
                 Err(error) if error.errno() == EINVAL && buffer.len() < LIST_BUFFER_MAX => {
                     buffer.resize(buffer.len() * 4, 0);
                     continue;
@@ -391,7 +421,7 @@ impl Layer for RedoxLayer {
         Ok(None)
     }
 
-    /// EOPNOTSUPP: Redox has no extended attributes. So for the three below.
+    /// Returns EOPNOTSUPP, as the three methods below do: Redox has no extended attributes.
     fn xattr(&self, _: Object<'_, Self>, _: &OsStr) -> Result<Vec<u8>> {
         Err(Error::new(EOPNOTSUPP))
     }
@@ -408,7 +438,7 @@ impl Layer for RedoxLayer {
         Err(Error::new(EOPNOTSUPP))
     }
 
-    /// EOPNOTSUPP: Redox has no such flags. So for the one below.
+    /// Returns EOPNOTSUPP, as the method below does: Redox has no such flags.
     fn flags(&self, _: Object<'_, Self>) -> Result<u32> {
         Err(Error::new(EOPNOTSUPP))
     }
@@ -450,11 +480,15 @@ impl Layer for RedoxLayer {
         written.or_else(|error| self.unlink(dir, name).and(Err(error)))
     }
 
-    /// A socket, of which redoxfs has to be sent a descriptor: it names it as its path ends. So
-    /// where the name is to be another, it is made in a directory of its own and then renamed.
-    /// EOPNOTSUPP for all else: openat, the only other way to create something, makes regular
-    /// files, directories and symlinks. What relibc's mkfifo and mknod leave behind are regular
-    /// files.
+    /// Makes a socket from its descriptor, which redoxfs must receive (`FileScheme::on_sendfd`).
+    /// redoxfs takes the name from the end of the socket's path. For another name, the method makes
+    /// the socket in a directory of its own and renames it.
+    ///
+    /// # Errors
+    ///
+    /// - EOPNOTSUPP: `kind` is another one, or there is no descriptor. openat, the only other call
+    ///   that creates objects, makes regular files, directories and symlinks. The results of
+    ///   relibc's mkfifo and mknod are regular files.
     fn create_node(&self, dir: &Dir, name: &OsStr, kind: Kind, mode: u32, rdev: u64, _: Owner) -> Result<()> {
         self.check_writable()?;
         let number = usize::try_from(rdev).ok().filter(|number| kind == Kind::Socket && *number != 0);
@@ -498,7 +532,7 @@ impl Layer for RedoxLayer {
             Object::File(file) => file.0.call(),
         };
         let new = self.changing(new_dir, new_name)?;
-        // redoxfs does not look whether the name is taken.
+        // redoxfs does not check whether the name exists.
         new.check_absent()?;
         calls::link(object, &new.absolute())
     }
@@ -516,8 +550,8 @@ impl Layer for RedoxLayer {
         let new = self.changing(new_dir, new_name)?;
         match mode {
             RenameMode::Replace => {}
-            // Redox has no such rename. Looking first is as good, since the writable layer is ours
-            // alone and the engine does nothing else to a name that it renames to.
+            // Redox has no such rename. A check before it is as good. Only this overlay changes the
+            // layer, and meanwhile the engine does nothing else to the new name.
             RenameMode::NoReplace => new.check_absent()?,
             RenameMode::Exchange | RenameMode::Whiteout => return Err(Error::new(EINVAL)),
         }
@@ -539,7 +573,7 @@ impl Layer for RedoxLayer {
         }
     }
 
-    /// redoxfs moves the access time when the file is read, at most once an hour.
+    /// redoxfs updates the access time when the file is read, at most once an hour.
     fn read_at(&self, file: &File, buf: &mut [u8], offset: u64) -> Result<usize> {
         calls::read_at(file.0.call(), buf, file_offset(offset)?)
     }
@@ -584,7 +618,7 @@ impl Layer for RedoxLayer {
         Ok(at - range.start)
     }
 
-    /// EOPNOTSUPP: redoxfs has no such request.
+    /// Returns EOPNOTSUPP: redoxfs has no such request.
     fn write_through(&self, _file: &File, _buf: &[u8], _offset: u64) -> Result<()> {
         Err(Error::new(EOPNOTSUPP))
     }
@@ -625,47 +659,55 @@ fn on<T>(object: Object<'_, RedoxLayer>, act: impl FnOnce(&Fd) -> Result<T>) -> 
     }
 }
 
-/// Brings what is in an open directory to the disk.
+/// Syncs an open directory to the disk.
 fn sync_dir(fd: &Fd) -> Result<()> {
     match fd.fsync() {
-        // redoxfs refuses that on a directory: it has brought every change to the disk before it
-        // answered.
+        // redoxfs refuses that for a directory: each change was on the disk before redoxfs
+        // returned.
         Err(error) if matches!(error.errno(), EBADF | EOPNOTSUPP) => Ok(()),
         result => Ok(result?),
     }
 }
 
-/// The text of a path or a name. EINVAL if it is not UTF-8, as all names on Redox are.
+/// Returns the text of a path or name.
+///
+/// # Errors
+///
+/// - EINVAL: it is not UTF-8, as all names on Redox are.
 fn text(path: &OsStr) -> Result<&str> {
     path.to_str().ok_or(Error::new(EINVAL))
 }
 
-/// A user or group id.
+/// Converts a user or group id.
 fn id(number: usize) -> Result<u32> {
     u32::try_from(number).map_err(|_| Error::new(EOVERFLOW))
 }
 
-/// The bits of a mode that can be set.
+/// Returns the bits of a mode that can be set.
 fn permissions(mode: u32) -> u16 {
     mode as u16 & MODE_PERM
 }
 
-/// The flags of an open as `libredox` wants them.
+/// Converts the flags of an open for `libredox`.
 fn flag_bits(flags: usize) -> libc::c_int {
     flags as libc::c_int
 }
 
-/// The mode that relibc tells: type and permissions. Its type is signed on Redox.
+/// Returns the mode that relibc returned: type and permissions. Its type is signed on Redox.
 fn mode_bits(found: &libredox::data::Stat) -> u16 {
     i64::from(found.st_mode) as u16
 }
 
-/// An offset as libc wants it. EFBIG.
+/// Converts an offset for libc.
+///
+/// # Errors
+///
+/// - EFBIG: it is too large.
 fn file_offset(offset: u64) -> Result<libc::off_t> {
     libc::off_t::try_from(offset).map_err(|_| Error::new(EFBIG))
 }
 
-/// The longest name of a filesystem, in bytes.
+/// Returns the maximum length of a name in a filesystem, in bytes.
 fn name_max(found: &libredox::data::StatVfs) -> u32 {
     match u32::try_from(found.f_namemax) {
         Ok(0) | Err(_) => NAME_MAX,
@@ -673,7 +715,11 @@ fn name_max(found: &libredox::data::StatVfs) -> u32 {
     }
 }
 
-/// The kind that a mode tells. EIO if it is none.
+/// Returns the kind in a mode.
+///
+/// # Errors
+///
+/// - EIO: there is none.
 fn kind_of(mode: u16) -> Result<Kind> {
     match mode & MODE_TYPE {
         MODE_FILE => Ok(Kind::File),
@@ -687,7 +733,7 @@ fn kind_of(mode: u16) -> Result<Kind> {
     }
 }
 
-/// The kind that a listing tells; None if it does not.
+/// Returns the kind in an entry of a listing, if it has one.
 fn kind_of_entry(header: &DirentHeader) -> Option<Kind> {
     match DirentKind::try_from_raw(header.kind)? {
         DirentKind::Regular => Some(Kind::File),
@@ -700,13 +746,17 @@ fn kind_of_entry(header: &DirentHeader) -> Option<Kind> {
     }
 }
 
-/// Takes the first record off what getdents wrote: its header and its name. EIO if it is not whole.
+/// Takes the first record off the result of getdents: its header and its name.
+///
+/// # Errors
+///
+/// - EIO: the record is incomplete.
 fn take_record<'a>(records: &mut &'a [u8]) -> Result<(DirentHeader, &'a OsStr)> {
     const HEADER: usize = size_of::<DirentHeader>();
     let mut header = DirentHeader::default();
     header.copy_from_slice(records.get(..HEADER).ok_or(Error::new(EIO))?);
     let (record, rest) = records.split_at_checked(header.record_len.into()).ok_or(Error::new(EIO))?;
-    // The name is padded with zeros, one at least.
+    // The name is padded with at least one zero.
     let name = record.get(HEADER..).and_then(|padded| padded.split(|byte| *byte == 0).next()).ok_or(Error::new(EIO))?;
     *records = rest;
     Ok((header, OsStr::from_bytes(name)))
