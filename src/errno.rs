@@ -1,4 +1,4 @@
-//! Errors as errnos: the language of those that call the engine and of those that it calls.
+//! Errors as errnos, the common language of the engine, its front ends and its layers.
 
 use std::{fmt, io, result};
 
@@ -9,11 +9,11 @@ pub use libc::{
     ESRCH, ESTALE, EXDEV,
 };
 
-/// Another one has what was asked for, as a lock. It is Redox's number: Linux has one for this and
-/// for [`EAGAIN`].
+/// Another process has the requested object, such as a lock. The number is that of Redox: Linux has
+/// one number for this and for [`EAGAIN`].
 pub const EWOULDBLOCK: i32 = 41;
 
-/// Why an operation failed. Its text says that as a clause, which is the system's.
+/// The reason why an operation failed. Its text is the system's, as a clause.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Error {
     /// The number: one of the constants of this module.
@@ -29,7 +29,7 @@ impl Error {
         Self { errno }
     }
 
-    /// The number that this system has for it.
+    /// Returns the number of the error on this system.
     pub const fn raw_os_error(self) -> i32 {
         if self.errno == EWOULDBLOCK { libc::EWOULDBLOCK } else { self.errno }
     }
@@ -38,7 +38,7 @@ impl Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let text = io::Error::from(*self).to_string();
-        // The standard library adds the number.
+        // The standard library appends the number.
         f.write_str(text.split_once(" (os error").map_or(&*text, |(clause, _)| clause))
     }
 }
@@ -57,7 +57,7 @@ impl From<Error> for io::Error {
     }
 }
 
-/// The errnos of Redox are those of Linux.
+/// The errnos of Redox have the numbers of Linux.
 #[cfg(feature = "scheme")]
 impl From<syscall::Error> for Error {
     fn from(error: syscall::Error) -> Self {

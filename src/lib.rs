@@ -1,5 +1,5 @@
-//! An overlay filesystem: read-only lower directories stacked under one writable upper directory,
-//! seen as one merged tree.
+//! An overlay filesystem: read-only lower directories below one writable upper directory, seen as
+//! one merged tree.
 //!
 //! A request comes through a front end ([`scheme`] on Redox), which knows who asks and what he may;
 //! the engine ([`overlay`]) finds and changes objects of the merged tree; a [`layer`] is one
@@ -65,10 +65,7 @@ pub mod scheme;
 mod sync;
 #[cfg_attr(
     not(any(feature = "scheme", test)),
-    expect(
-        dead_code,
-        reason = "the threads that serve the scheme alone have turns; others only pass on what they never have"
-    )
+    expect(dead_code, reason = "only threads that serve the scheme take a turn; others just call `pass`")
 )]
 mod turn;
 pub mod usage;

@@ -32,7 +32,7 @@ fn fail(sentence: &str) -> ExitCode {
 fn serve(arguments: Arguments) -> Result<ExitCode, String> {
     use overlayfs::daemon::{Init, Kept, keep, remove_name, run, start_log};
 
-    // SAFETY: nothing has started a thread yet.
+    // SAFETY: the process has no other thread yet.
     let init = unsafe { Init::from_environment() };
     let as_child = |kept: Kept| {
         start_log(arguments.verbose);
@@ -41,11 +41,12 @@ fn serve(arguments: Arguments) -> Result<ExitCode, String> {
             Err(sentence) => fail(&sentence),
         }
     };
-    // SAFETY: nothing has started a thread yet.
+    // SAFETY: the process has no other thread yet.
     unsafe { keep(arguments.detach, as_child, || remove_name(&arguments.name)) }
 }
 
 #[cfg(not(target_os = "redox"))]
 fn serve(_: Arguments) -> Result<ExitCode, String> {
-    Err("This is the daemon for Redox, which needs a Redox kernel to serve. On Linux, overlayfs-fuse mounts the same overlay.".to_owned())
+    Err("This is the daemon for Redox, and it needs a Redox kernel. On Linux, overlayfs-fuse mounts the same overlay."
+        .to_owned())
 }

@@ -1,5 +1,5 @@
-//! From options to an overlay: opens the layers and refuses, with a sentence, what cannot be
-//! stacked.
+//! Mounts: opens the layers that the options name, and makes an overlay of them. Refuses unusable
+//! layers with a sentence.
 
 use std::fmt;
 use std::io;
@@ -10,34 +10,34 @@ use crate::layer::{Layer, OsLayer, Result as LayerResult};
 use crate::options::Options;
 use crate::overlay::{Holder, Layers, Overlay, Refused, Settings, VOLATILE_MARK};
 
-/// Why nothing was mounted. Its text is a sentence that names the paths and the cause.
+/// The reason why a mount failed. Its text is a sentence with the paths and the cause.
 #[derive(Debug)]
 pub enum Error {
     /// A layer cannot be opened.
     Open {
-        /// Which layer it is, for a sentence.
+        /// The kind of the layer, for a sentence.
         what: &'static str,
         /// Its path.
         path: PathBuf,
-        /// What open(2) answered.
+        /// The error of open(2).
         cause: io::Error,
     },
     /// A layer is no directory.
     NotADirectory {
-        /// Which layer it is, for a sentence.
+        /// The kind of the layer, for a sentence.
         what: &'static str,
         /// Its path.
         path: PathBuf,
     },
-    /// One layer is or contains another in a way that has no meaning.
+    /// One layer is or contains another in a way that cannot work.
     Nested(String),
     /// The engine cannot use the layers.
     Refused {
         /// The upper directory.
         upper: PathBuf,
-        /// The work directory, if one was named.
+        /// The work directory, if one is given.
         work: Option<PathBuf>,
-        /// What the engine cannot do.
+        /// The reason.
         cause: Refused,
     },
 }
@@ -71,7 +71,7 @@ impl fmt::Display for Error {
 impl std::error::Error for Error {}
 
 impl Error {
-    /// Whether the upper layer is held by another overlay, and by which, if that is known.
+    /// Whether another overlay holds the upper layer, and its holder, if known.
     pub fn held(&self) -> Option<Option<&Holder>> {
         match self {
             Error::Refused { cause: Refused::Held(holder), .. } => Some(holder.as_ref()),
@@ -81,6 +81,10 @@ impl Error {
 }
 
 /// Opens the layers that `options` name and stacks them.
+///
+/// # Errors
+///
+/// Each variant of [`enum@Error`].
 pub fn mount(options: &Options) -> Result<Overlay<OsLayer>, Error> {
     let layers = open_layers(options, true)?;
     let Options { volatile, reuse_volatile, whole_copies, trusted, no_redirects, format, read_only, .. } = *options;
@@ -95,15 +99,20 @@ pub fn mount(options: &Options) -> Result<Overlay<OsLayer>, Error> {
     })
 }
 
-/// Writes down who holds the upper layer. Whoever is refused it learns less if that fails.
+/// Records the process that holds the upper layer. If that fails, the message of another mount only
+/// says less.
 pub fn sign<L: Layer>(overlay: &Overlay<L>, holder: &Holder) {
     if let Err(error) = overlay.sign(holder) {
-        log::warn!("who holds the upper layer cannot be written down: {error}");
+        log::warn!("cannot record the process that holds the upper layer: {error}");
     }
 }
 
-/// Opens the layers that `options` name. The upper layer and the work directory are written to if
-/// `for_writing`.
+/// Opens the layers that `options` name. The upper layer and the work directory are opened for
+/// writing if `for_writing`.
+///
+/// # Errors
+///
+/// Those of [`mount`], but not [`Error::Refused`].
 pub fn open_layers(options: &Options, for_writing: bool) -> Result<Layers<OsLayer>, Error> {
     let mut lowers = canonical("lower layer", &options.lowers)?;
     let mut upper = canonical("upper layer", options.upper.as_slice())?.pop();
@@ -129,7 +138,7 @@ pub fn open_layers(options: &Options, for_writing: bool) -> Result<Layers<OsLaye
     Ok(Layers { upper, work, lowers })
 }
 
-/// The paths as they are without symlinks and `..`, so that they can be compared.
+/// Resolves symlinks and `..` in the paths, so that they can be compared.
 fn canonical(what: &'static str, paths: &[PathBuf]) -> Result<Vec<PathBuf>, Error> {
     let one = |path: &PathBuf| {
         let fail = |cause| Error::Open { what, path: path.clone(), cause };
@@ -143,8 +152,8 @@ fn canonical(what: &'static str, paths: &[PathBuf]) -> Result<Vec<PathBuf>, Erro
     paths.iter().map(one).collect()
 }
 
-/// A lower layer may contain the upper layer and the work directory (people overlay `/`), but
-/// nothing may lie in what changes.
+/// Checks that no layer lies in one that changes. A lower layer may contain the upper layer and the
+/// work directory, as `/` does.
 fn check_nesting(lowers: &[PathBuf], upper: Option<&Path>, work: Option<&Path>) -> Result<(), Error> {
     let Some(upper) = upper else {
         return Ok(());
@@ -177,7 +186,7 @@ fn check_nesting(lowers: &[PathBuf], upper: Option<&Path>, work: Option<&Path>) 
 }
 
 fn open_pair(upper: &Path, work: &Path) -> Result<(OsLayer, OsLayer), Error> {
-    // What is wrong with one of them is said of that one.
+    // An error with one of the two names that one.
     open("upper layer", upper, true)?;
     open("work directory", work, true)?;
     OsLayer::open_pair(upper, work).map_err(|error| Error::Open {

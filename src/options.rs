@@ -1,8 +1,8 @@
-//! What a person asks for: the layers, as command line options or as the list behind `-o`.
+//! The layers and options of a mount, from command line options or from the list behind `-o`.
 //!
-//! The daemon's whole command line is parsed here. The FUSE mount has its own, but the same layers:
-//! it splits its `-o` lists with [`split_list`] and hands the items that are named in [`KEYS`] to
-//! [`Options::add`].
+//! This file parses the whole command line of the daemon. The FUSE mount has its own command line,
+//! but the same layers. It splits its `-o` lists with [`split_list`], and passes the items that
+//! [`KEYS`] names to [`Options::add`].
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -30,26 +30,26 @@ pub const KEYS: [&str; 11] = [
 /// The layers of a mount.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Options {
-    /// Top first.
+    /// Topmost first.
     pub lowers: Vec<PathBuf>,
     /// The upper directory. None: the overlay is read-only.
     pub upper: Option<PathBuf>,
-    /// None: a reserved name inside the upper directory.
+    /// None stands for a reserved name inside the upper directory.
     pub work: Option<PathBuf>,
-    /// Nothing is changed: the upper directory is the topmost of those that are only read.
+    /// Change nothing: the upper directory becomes the topmost lower one.
     pub read_only: bool,
-    /// Nothing is synced, and the upper layer is marked until the overlay ends well.
+    /// Sync nothing, and mark the upper layer until the overlay ends.
     pub volatile: bool,
-    /// An upper layer is used though an overlay that did not end well has marked it.
+    /// Use an upper layer with the mark of an overlay that did not end well.
     pub reuse_volatile: bool,
-    /// A large file is copied up whole before its first change.
+    /// Copy each file up whole before its first change.
     pub whole_copies: bool,
-    /// What redirects in the layers say counts, whoever may have made them.
+    /// Trust redirects in the layers, whichever user made them.
     pub trusted: bool,
-    /// A directory that lower layers have cannot be renamed.
+    /// Refuse renames of directories that lower layers have.
     pub no_redirects: bool,
-    /// How the upper layer is written. None: as it is already, or as an OCI image layer. The daemon
-    /// of Redox, where there is nothing else, has no option for it.
+    /// The format of the upper layer. None: the format that it has; a new one becomes an OCI image
+    /// layer. The daemon for Redox has no option for it, since Redox has no other format.
     pub format: Option<Wanted>,
 }
 
@@ -64,26 +64,26 @@ pub enum Command {
     Serve(Arguments),
 }
 
-/// What the daemon is to serve.
+/// The arguments of the daemon.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Arguments {
     /// The layers.
     pub options: Options,
-    /// The scheme's name.
+    /// The name of the scheme.
     pub name: String,
-    /// The name is taken also if a daemon that died has left it.
+    /// Take the name over from a daemon that died.
     pub replace: bool,
-    /// The program ends when the tree can be used, and the daemon goes on.
+    /// End the program when the tree can be used; the daemon goes on.
     pub detach: bool,
-    /// The scheme is handed to init, which gives it its name.
+    /// Pass the scheme to init, which gives it its name.
     pub hand_to_init: bool,
-    /// Who does not own a file, and could not change it, is refused a second name for it.
+    /// Refuse a further name for a file to a user that neither owns it nor may write it.
     pub protected_hardlinks: bool,
     /// Log every request.
     pub verbose: bool,
 }
 
-/// What is wrong with the options, as a sentence.
+/// The error in the options, as a sentence.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Error(String);
 
@@ -128,7 +128,7 @@ impl Command {
                 Short(other) => return Err(Error(format!("There is no option -{other}."))),
                 Value(word) if name.is_none() => name = Some(scheme_name(&word)?),
                 Value(word) => {
-                    return Err(Error(format!("One scheme has one name: {} is one too many.", word.display())));
+                    return Err(Error(format!("A scheme has one name, but {} is given too.", word.display())));
                 }
             }
         }
@@ -141,12 +141,12 @@ impl Command {
 }
 
 impl Options {
-    /// Takes in what stands behind `-o`, whose items must all be among [`KEYS`].
+    /// Adds the items of a list behind `-o`. All must be in [`KEYS`].
     pub fn add_list(&mut self, list: &OsStr) -> Result<(), Error> {
         split_list(list)?.iter().try_for_each(|item| self.add(item))
     }
 
-    /// Takes in one item of an `-o` list, one of [`KEYS`].
+    /// Adds one item of an `-o` list, one of [`KEYS`].
     pub fn add(&mut self, item: &ListItem) -> Result<(), Error> {
         match item.key.as_str() {
             "lowerdir" => split_unescaped(item.escaped_value("DIR")?, b':')
@@ -170,14 +170,14 @@ impl Options {
         }
     }
 
-    /// Whether everything that is needed was given.
+    /// Checks that all needed options are there.
     pub fn check(&self) -> Result<(), Error> {
         if self.lowers.is_empty() {
-            return Err(Error("No lower directory is given: an overlay has at least one.".to_owned()));
+            return Err(Error("No lower directory is given: an overlay needs at least one.".to_owned()));
         }
         match (&self.work, &self.upper) {
             (Some(work), None) => Err(Error(format!(
-                "The work directory {} has no use without an upper directory: nothing is changed then.",
+                "The work directory {} has no use without an upper directory: the overlay is read-only then.",
                 work.display()
             ))),
             _ => Ok(()),
@@ -199,7 +199,7 @@ impl Options {
 }
 
 impl Error {
-    /// Takes the whole sentence.
+    /// Makes an error from the whole sentence.
     pub fn new(sentence: impl Into<String>) -> Self {
         Self(sentence.into())
     }
@@ -208,9 +208,7 @@ impl Error {
 impl From<lexopt::Error> for Error {
     fn from(error: lexopt::Error) -> Self {
         match error {
-            lexopt::Error::MissingValue { option: Some(option) } => {
-                Self(format!("The option {option} needs a value behind it."))
-            }
+            lexopt::Error::MissingValue { option: Some(option) } => Self(format!("The option {option} needs a value.")),
             lexopt::Error::UnexpectedValue { option, value } => {
                 Self(format!("The option {option} takes no value, but {} is given.", value.display()))
             }
@@ -222,14 +220,14 @@ impl From<lexopt::Error> for Error {
 /// One item of an `-o` list: `key`, or `key=value`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListItem {
-    /// What stands before the `=`.
+    /// The part before the `=`.
     pub key: String,
-    /// With its escapes.
+    /// The value with its escapes.
     value: Option<Vec<u8>>,
 }
 
 impl ListItem {
-    /// The value without escapes. `what` is what the error calls it if there is none.
+    /// Returns the value without escapes. The error for a missing value calls it `what`.
     pub fn value(&self, what: &str) -> Result<OsString, Error> {
         Ok(OsString::from_vec(unescape(self.escaped_value(what)?)))
     }
@@ -241,7 +239,7 @@ impl ListItem {
         Ok(())
     }
 
-    /// An error if there is a value.
+    /// Returns an error if there is a value.
     pub fn check_no_value(&self) -> Result<(), Error> {
         let Some(value) = &self.value else {
             return Ok(());
@@ -250,7 +248,7 @@ impl ListItem {
         Err(Error(format!("The mount option {key} takes no value, but {value} is given.")))
     }
 
-    /// The meaning of a value that is one of some words.
+    /// Returns the meaning of a value that must be one of `words`.
     pub fn choice<T: Copy>(&self, words: &[(&str, T)]) -> Result<T, Error> {
         let key = &self.key;
         let all: Vec<_> = words.iter().map(|(word, _)| format!("{key}={word}")).collect();
@@ -259,7 +257,7 @@ impl ListItem {
         let found = words.iter().find(|(word, _)| value == *word);
         found
             .map(|(_, meaning)| *meaning)
-            .ok_or_else(|| Error(format!("There is no {key}={}: it is {all}.", value.display())))
+            .ok_or_else(|| Error(format!("There is no {key}={}: use {all}.", value.display())))
     }
 
     fn escaped_value(&self, what: &str) -> Result<&[u8], Error> {
@@ -268,8 +266,8 @@ impl ListItem {
     }
 }
 
-/// Splits what stands behind `-o` at its commas, except those behind a backslash or in a value that
-/// is quoted (`key="a,b"`). Empty items are passed over. All this is as mount(8) does.
+/// Splits the list behind `-o` at its commas, but not behind a backslash or in a quoted value
+/// (`key="a,b"`). Ignores empty items. mount(8) does the same.
 pub fn split_list(list: &OsStr) -> Result<Vec<ListItem>, Error> {
     let mut items = Vec::new();
     let mut rest = list.as_bytes();
@@ -304,16 +302,14 @@ pub fn split_list(list: &OsStr) -> Result<Vec<ListItem>, Error> {
             [] => rest,
             _ => {
                 let rest = String::from_utf8_lossy(rest);
-                return Err(Error(format!(
-                    "Behind the quoted value of {key} a comma is expected, but there is {rest}."
-                )));
+                return Err(Error(format!("The quoted value of {key} needs a comma behind it, but {rest} follows.")));
             }
         };
     }
     Ok(items)
 }
 
-/// Where the first `wanted` is that has no backslash before it.
+/// Returns the position of the first `wanted` without a backslash before it.
 fn unescaped(text: &[u8], wanted: u8) -> Option<usize> {
     let mut escaped = false;
     text.iter().position(|&byte| {
@@ -323,8 +319,7 @@ fn unescaped(text: &[u8], wanted: u8) -> Option<usize> {
     })
 }
 
-/// Splits at a separator, except where a backslash stands before it. The parts keep their
-/// backslashes.
+/// Splits at a separator without a backslash before it. The parts keep their backslashes.
 fn split_unescaped(mut text: &[u8], separator: u8) -> Vec<Vec<u8>> {
     let mut parts = Vec::new();
     while let Some(end) = unescaped(text, separator) {
@@ -335,7 +330,7 @@ fn split_unescaped(mut text: &[u8], separator: u8) -> Vec<Vec<u8>> {
     parts
 }
 
-/// Takes away each backslash that stands before another byte.
+/// Removes each backslash before another byte.
 fn unescape(text: &[u8]) -> Vec<u8> {
     let mut plain = Vec::with_capacity(text.len());
     let mut bytes = text.iter();
@@ -365,7 +360,7 @@ fn set_once(what: &str, slot: &mut Option<PathBuf>, dir: OsString) -> Result<(),
     Ok(())
 }
 
-/// The namespace takes ASCII names without separators.
+/// Checks the name of a scheme. The namespace takes ASCII names without separators.
 fn scheme_name(word: &OsStr) -> Result<String, Error> {
     let name = word.to_str().filter(|name| {
         !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/' && byte != b':')
@@ -378,8 +373,8 @@ fn scheme_name(word: &OsStr) -> Result<String, Error> {
     })
 }
 
-/// The sentence for a name that does not exist, with the one that was likely meant: at most a third
-/// of its letters are wrong, or two.
+/// Returns the sentence for a name that does not exist. It has the name that was probably meant,
+/// where at most a third of the letters differ, or two.
 pub fn unknown(what: &str, name: &str, known: &[&str]) -> Error {
     let nearest = known.iter().min_by_key(|candidate| distance(name, candidate));
     let hint = match nearest {
@@ -389,7 +384,7 @@ pub fn unknown(what: &str, name: &str, known: &[&str]) -> Error {
     Error(format!("There is no {what} {name}.{hint}"))
 }
 
-/// How many letters have to be added, removed or changed to get from one word to the other.
+/// Returns the number of letters to add, remove or change between one word and the other.
 fn distance(from: &str, to: &str) -> usize {
     let mut row: Vec<usize> = (0..=to.len()).collect();
     for (i, a) in from.bytes().enumerate() {
@@ -487,11 +482,11 @@ mod tests {
     }
 
     #[test]
-    fn items_of_others_can_be_taken_out() {
-        let items = split_list(OsStr::new(r"debug,door=a\,b,,lowerdir=/a")).unwrap();
-        assert_eq!(items.iter().map(|item| item.key.as_str()).collect::<Vec<_>>(), ["debug", "door", "lowerdir"]);
+    fn unknown_items_can_be_taken_out() {
+        let items = split_list(OsStr::new(r"debug,source=a\,b,,lowerdir=/a")).unwrap();
+        assert_eq!(items.iter().map(|item| item.key.as_str()).collect::<Vec<_>>(), ["debug", "source", "lowerdir"]);
         assert_eq!(items[0].value("X").unwrap_err().to_string(), "The mount option debug needs a value: debug=X.");
-        assert_eq!(items[1].value("DOOR"), Ok(OsString::from("a,b")));
+        assert_eq!(items[1].value("NAME"), Ok(OsString::from("a,b")));
     }
 
     #[test]
@@ -499,12 +494,12 @@ mod tests {
         let items = split_list(OsStr::new(r#"context="a:b,c",upperdir="/u,\"v,workdir="/w"#));
         assert_eq!(
             items.unwrap_err().to_string(),
-            r#"Behind the quoted value of upperdir a comma is expected, but there is v,workdir="/w."#
+            r#"The quoted value of upperdir needs a comma behind it, but v,workdir="/w follows."#
         );
         let items = split_list(OsStr::new(r#"context="a:b,c",ro,workdir="/w,x=y"#)).unwrap();
         assert_eq!(items.iter().map(|item| item.key.as_str()).collect::<Vec<_>>(), ["context", "ro", "workdir", "x"]);
         assert_eq!(items[0].value("LABEL"), Ok(OsString::from("a:b,c")));
-        assert_eq!(items[2].value("DIR"), Ok(OsString::from("\"/w")), "a quote that is not closed is none");
+        assert_eq!(items[2].value("DIR"), Ok(OsString::from("\"/w")), "a quote without an end is a plain byte");
         assert_eq!(served(&["-o", r#"lowerdir="/a,b:/c",upperdir=/u"v"#, "x"]).options.lowers, paths(&["/a,b", "/c"]));
     }
 
@@ -526,7 +521,7 @@ mod tests {
         assert_eq!(arguments.options, all);
         let list = "lowerdir=/a,ro,volatile,reuse_volatile,whole_copies,userxattr,redirect_dir=off";
         assert_eq!(served(&["-o", list, "x"]).options, all);
-        assert!(!served(&["-o", "lowerdir=/a,ro,rw", "x"]).options.read_only, "the last counts");
+        assert!(!served(&["-o", "lowerdir=/a,ro,rw", "x"]).options.read_only, "the last item counts");
     }
 
     #[test]
@@ -538,7 +533,7 @@ mod tests {
     }
 
     #[test]
-    fn every_mount_option_is_explained() {
+    fn the_help_explains_every_mount_option() {
         for program in [&PROGRAM, &crate::usage::fsck::PROGRAM] {
             let keys: Vec<_> = program.names().filter(|name| !name.starts_with('-')).collect();
             assert_eq!(keys.iter().collect::<HashSet<_>>(), KEYS.iter().collect(), "{}", program.name);
@@ -546,7 +541,7 @@ mod tests {
     }
 
     #[test]
-    fn every_word_that_is_explained_is_an_option() {
+    fn every_word_of_the_help_is_an_option() {
         for name in PROGRAM.names().filter(|name| name.starts_with('-')) {
             let said = match parse(&[name]) {
                 Err(said) => said,
@@ -562,8 +557,8 @@ mod tests {
             (&["--loewr", "/a", "x"], "There is no option --loewr. Did you mean --lower?"),
             (&["--frobnicate", "x"], "There is no option --frobnicate."),
             (&["-x"], "There is no option -x."),
-            (&["--lower"], "The option --lower needs a value behind it."),
-            (&["x", "-o"], "The option -o needs a value behind it."),
+            (&["--lower"], "The option --lower needs a value."),
+            (&["x", "-o"], "The option -o needs a value."),
             (&["--verbose=1", "x"], "The option --verbose takes no value, but 1 is given."),
             (&["--lower", "", "x"], "The path of a lower directory is empty."),
             (&["-o", "lowerdir=/a::/b", "x"], "The path of a lower directory is empty."),
@@ -572,19 +567,19 @@ mod tests {
             (&["-o", "reusevolatle", "x"], "There is no mount option reusevolatle. Did you mean reuse_volatile?"),
             (
                 &["-o", "redirect_dir=nofollow", "x"],
-                "There is no redirect_dir=nofollow: it is redirect_dir=on or redirect_dir=off or redirect_dir=follow.",
+                "There is no redirect_dir=nofollow: use redirect_dir=on or redirect_dir=off or redirect_dir=follow.",
             ),
             (&["-o", "upperdri=/a", "x"], "There is no mount option upperdri. Did you mean upperdir?"),
             (
                 &["--lower", "/a", "--upper", "/u", "-o", "upperdir=/v", "x"],
                 "Two upper directories are given, /u and /v: an overlay has one.",
             ),
-            (&["x"], "No lower directory is given: an overlay has at least one."),
+            (&["x"], "No lower directory is given: an overlay needs at least one."),
             (&["--lower", "/a"], "The name of the scheme is missing."),
-            (&["--lower", "/a", "x", "y"], "One scheme has one name: y is one too many."),
+            (&["--lower", "/a", "x", "y"], "A scheme has one name, but y is given too."),
             (
                 &["--lower", "/a", "--work", "/w", "x"],
-                "The work directory /w has no use without an upper directory: nothing is changed then.",
+                "The work directory /w has no use without an upper directory: the overlay is read-only then.",
             ),
             (
                 &["--lower", "/a", "a/b"],

@@ -1,19 +1,22 @@
-//! The two locks of the engine and the scheme, and the condition for which a thread may wait: those
-//! of `std`, without poisoning. Who finds one taken passes the turn on ([`crate::turn`]) before he
-//! waits.
+//! The two locks of the engine and the scheme, and a condition to wait for. They are those of `std`
+//! without poisoning. A thread that finds a lock taken passes the turn on ([`crate::turn`]) before
+//! it waits.
 //!
-//! A [`Lock`] is an `RwLock` too: on Redox that is left without a system call, while `Mutex`, which
-//! is relibc's, makes one each time.
+//! A [`Lock`] is an `RwLock` too. On Redox its unlock makes no system call, while relibc's `Mutex`
+//! makes one each time.
 //!
-//! With `--cfg shuttle` they are those of the crate shuttle, which decides at each which thread is
-//! next, so that a test can try thousands of orders (`scripts/schedules`).
+//! With `--cfg shuttle` the locks are those of the crate shuttle. At each lock it decides which
+//! thread is next, so that a test can try thousands of orders (`scripts/schedules`).
 //!
-//! The backends `layer/linux` and `layer/redox` have a lock of `std`, which the test does not see:
-//! what holds the layer for one daemon. Under it they make system calls alone, so it adds no order.
+//! The test does not see three other locks. Each is a leaf, so it adds no order:
 //!
-//! No thread panics while it holds one by anything that a request or a layer decides; if a bug
-//! makes one panic all the same, the others go on, since the state that a lock guards says only
-//! what the layers hold, and every change of it follows the layer's.
+//! - the lock of a backend over the descriptor that holds its layer;
+//! - the lock of a turn ([`crate::turn`]);
+//! - the locks of `layer/counted`.
+//!
+//! No thread panics under a lock because of a request or a layer. If a bug makes one panic, the
+//! other threads go on. The data under a lock only repeats what the layers have, and each change of
+//! it follows that of the layer.
 
 #[cfg(not(shuttle))]
 use std::sync as locks;
@@ -27,12 +30,12 @@ use shuttle::sync as locks;
 
 use crate::turn;
 
-/// What a [`Lock`] guards, while it is locked.
+/// The data of a [`Lock`], while it is locked.
 pub use locks::RwLockWriteGuard as Guard;
-/// What a [`Shared`] guards, while it is locked by many or by one.
+/// The data of a [`Shared`], while it is locked by several threads or by one.
 pub use locks::{RwLockReadGuard as ReadGuard, RwLockWriteGuard as WriteGuard};
 
-/// A lock for one.
+/// A lock for one thread.
 pub struct Lock<T>(RwLock<T>);
 
 impl<T> Lock<T> {
@@ -51,7 +54,7 @@ impl<T: Default> Default for Lock<T> {
     }
 }
 
-/// A lock for many that read or one that writes.
+/// A lock for several readers or one writer.
 pub struct Shared<T>(RwLock<T>);
 
 impl<T> Shared<T> {
@@ -68,7 +71,7 @@ impl<T> Shared<T> {
     }
 }
 
-/// A lock for one, who may wait until others have changed what it guards.
+/// A lock for one thread, which may wait until other threads have changed the data.
 #[cfg(feature = "scheme")]
 pub struct Condition<T> {
     value: Mutex<T>,
@@ -85,7 +88,7 @@ impl<T> Condition<T> {
         patiently(self.value.try_lock(), || self.value.lock())
     }
 
-    /// Locks as soon as what is guarded meets `wanted`.
+    /// Locks as soon as the data meets `wanted`.
     pub fn lock_when(&self, wanted: impl Fn(&T) -> bool) -> MutexGuard<'_, T> {
         let mut guard = self.lock();
         while !wanted(&guard) {
@@ -95,13 +98,13 @@ impl<T> Condition<T> {
         guard
     }
 
-    /// Wakes all that wait, to look again.
+    /// Wakes all waiting threads, so that they look again.
     pub fn notify_all(&self) {
         self.changed.notify_all();
     }
 }
 
-/// A guard that was tried for, or is waited for.
+/// Returns a guard, at once if `tried` has one, else after a wait.
 fn patiently<G>(tried: TryLockResult<G>, wait: impl FnOnce() -> LockResult<G>) -> G {
     match tried {
         Ok(guard) => guard,

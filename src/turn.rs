@@ -1,22 +1,22 @@
-//! The turn: which of several threads takes the next request.
+//! The turn: the right to take the next request. One of several threads has it.
 //!
 //! A thread keeps the turn while it answers from memory, so such a request costs no switch to
-//! another thread. Before a thread waits for somebody else it passes the turn on: before a layer of
-//! another process is called, before a lock that is taken, and before something is logged. So what
-//! takes one thread long keeps no request waiting that can be answered without it.
+//! another thread. Before a thread waits for another one, it passes the turn on. It does so before
+//! a call of a layer in another process, at a taken lock, and before a log line. So a slow request
+//! delays no request that needs no wait.
 //!
-//! Locks: that of a turn is a leaf.
+//! Lock: that of a turn is a leaf.
 
 use std::cell::RefCell;
 use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
 use std::thread::{self, Thread};
 
 thread_local! {
-    /// The turn that this thread has.
+    /// The turn of this thread, if it has one.
     static HELD: RefCell<Option<Turn>> = const { RefCell::new(None) };
 }
 
-/// The turn of some threads. A clone is the same.
+/// The turn of a group of threads. A clone is the same turn.
 #[derive(Clone, Default)]
 pub struct Turn(Arc<RwLock<State>>);
 
@@ -24,12 +24,13 @@ pub struct Turn(Arc<RwLock<State>>);
 struct State {
     is_held: bool,
     has_ended: bool,
-    /// Who wants it. The last is woken first: what he needs is still at hand.
+    /// The threads that want it. The last one is woken first: its data is still in the processor's
+    /// caches.
     waiting: Vec<Thread>,
 }
 
 impl Turn {
-    /// Waits until this thread has the turn, unless it has it still. False at the end.
+    /// Waits until this thread has the turn, unless it still has it. Returns false at the end.
     pub fn take(&self) -> bool {
         let keeps = HELD.with_borrow(Option::is_some);
         loop {
@@ -55,7 +56,7 @@ impl Turn {
         true
     }
 
-    /// Nobody gets the turn any more.
+    /// Ends the turn: no thread gets it any more.
     pub fn end(&self) {
         let mut state = self.state();
         state.has_ended = true;
@@ -69,8 +70,8 @@ impl Turn {
     }
 }
 
-/// Passes the turn on, if this thread has one. To be called before it waits for another thread or
-/// process.
+/// Passes the turn on, if this thread has one. A thread calls this before it waits for another
+/// thread or process.
 pub fn pass() {
     if let Some(turn) = HELD.take() {
         let mut state = turn.state();
@@ -90,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_has_the_turn_keeps_it_until_he_passes_it_on() {
+    fn a_thread_keeps_the_turn_until_it_passes_it_on() {
         let turn = Turn::default();
         assert!(turn.take() && turn.take());
         let (says, told) = mpsc::channel();
@@ -117,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_is_told_to_all_that_wait() {
+    fn the_end_wakes_all_waiting_threads() {
         let turn = Turn::default();
         turn.take();
         thread::scope(|scope| {

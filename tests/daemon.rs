@@ -247,7 +247,7 @@ fn the_program_explains_itself() {
         ),
         (
             &["--lower", "/", "x"],
-            "overlayfs: This is the daemon for Redox, which needs a Redox kernel to serve. On Linux, overlayfs-fuse mounts the same overlay.\n",
+            "overlayfs: This is the daemon for Redox, and it needs a Redox kernel. On Linux, overlayfs-fuse mounts the same overlay.\n",
         ),
     ] {
         let refused = program(words);

@@ -146,7 +146,7 @@ fn the_command_line() {
         assert!(String::from_utf8_lossy(&help.stdout).contains(option), "{option} is not explained");
     }
     for (arguments, sentence) in [
-        (&["/mnt"][..], "No lower directory is given: an overlay has at least one."),
+        (&["/mnt"][..], "No lower directory is given: an overlay needs at least one."),
         (&["-o", "lowerdir=/"], "The mount point is missing."),
         (
             &["-o", "lowerdir=/", "a", "/b", "/c"],
