@@ -1,14 +1,14 @@
 //! An overlay filesystem: read-only lower directories below one writable upper directory, seen as
 //! one merged tree.
 //!
-//! A request comes through a front end ([`scheme`] on Redox), which knows who asks and what he may;
-//! the engine ([`overlay`]) finds and changes objects of the merged tree; a [`layer`] is one
-//! directory tree below it; [`format`](mod@format) says how deletions and renames are written down
-//! in the upper layer, and [`fsck`] whether they are written well. `docs/design.md` has the
-//! picture.
+//! A request comes through a front end ([`scheme`] on Redox), which knows its caller and checks
+//! access. The engine ([`overlay`]) finds and changes objects of the merged tree. A [`layer`] is
+//! one directory tree below it. [`format`](mod@format) defines how the upper layer stores deletions
+//! and renames, and [`fsck`] checks that. `docs/design.md` has the picture.
 //!
 //! # Example
-//! An overlay of two directories: its upper one has the new file, the lower one stays as it is.
+//! Two directories become an overlay. The upper one gets the new file, the lower one stays as it
+//! is.
 //! ```
 //! use std::ffi::OsStr;
 //! use std::fs;

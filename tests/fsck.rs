@@ -366,7 +366,7 @@ fn an_unknown_feature_is_refused_by_its_name() {
         "{refused}"
     );
     let refused = Checker::new(open_layers(&options(&setup), false).unwrap()).err().unwrap().to_string();
-    assert!(refused.ends_with("it needs folding"), "{refused}");
+    assert!(refused.ends_with("which needs the feature folding"), "{refused}");
     Snapshot::take(&setup.path("upper"), Detail::Everything).assert_same(&before, "the refused upper layer");
 }
 

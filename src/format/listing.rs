@@ -53,11 +53,11 @@ pub struct Hidden {
 /// The marks of a directory that limit what the layers below show in it, in each format.
 #[derive(Default)]
 pub struct Marks {
-    /// It has the opaque marker.
+    /// Whether it has the opaque marker.
     has_opaque_file: bool,
-    /// The file that redirects it.
+    /// The file with its redirect.
     pub redirect_file: Option<RedirectFile>,
-    /// What its attributes say.
+    /// The marks in its attributes.
     pub attributes: kernel::Marks,
 }
 
@@ -66,17 +66,17 @@ pub struct RedirectFile {
     /// A file, unless it is damaged.
     pub kind: Kind,
     redirect: Redirect,
-    /// Its attributes, if it is a file.
+    /// The attributes of the file. None if it is no file.
     pub stat: Option<Stat>,
 }
 
 impl Marks {
-    /// Whether nothing of the layers below shows in the directory.
+    /// Whether the directory hides the layers below.
     pub fn is_opaque(&self) -> bool {
         self.has_opaque_file || self.attributes.opaque
     }
 
-    /// The redirect that counts. A file counts before an attribute.
+    /// Returns the redirect that counts. A file has precedence over an attribute.
     pub fn redirect(&self) -> Option<&Redirect> {
         self.redirect_file.as_ref().map(|file| &file.redirect).or(self.attributes.redirect.as_ref())
     }

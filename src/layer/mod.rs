@@ -141,7 +141,7 @@ impl Stat {
     }
 }
 
-/// Space and names of the filesystem below a layer.
+/// The space and limits of a layer's filesystem.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StatFs {
     /// The unit of the three counts of blocks, in bytes.
@@ -262,7 +262,7 @@ pub enum Allocation {
 /// The extended attribute with the capabilities of a program. Every write removes it.
 pub const CAPABILITY: &str = "security.capability";
 
-/// The object that an attribute is read from or set on.
+/// The object of a method that reads or sets attributes.
 pub enum Object<'a, L: Layer> {
     /// An open directory.
     Dir(&'a L::Dir),
@@ -319,18 +319,20 @@ pub fn remove_all<L: Layer>(layer: &L, dir: &L::Dir, name: &OsStr, kind: Kind) -
     layer.remove_dir(dir, name)
 }
 
-/// Writes all of `bytes` at `offset`, in as many calls as the layer takes.
+/// Writes all of `bytes` at `offset`, in as many calls as the layer needs.
 ///
 /// # Errors
+///
 /// Those of [`Layer::write_at`].
 /// - EIO: the layer writes nothing.
 pub fn write_all<L: Layer>(layer: &L, file: &L::File, bytes: &[u8], offset: u64) -> Result<()> {
     write_all_with(bytes, offset, |bytes, offset| layer.write_at(file, bytes, offset))
 }
 
-/// Calls `write` with the rest of `bytes` and its offset, until all is written.
+/// Calls `write` with the rest of `bytes` and its offset, until everything is written.
 ///
 /// # Errors
+///
 /// Those of `write`.
 /// - EIO: `write` writes nothing, or more than it got.
 pub fn write_all_with(
@@ -346,9 +348,10 @@ pub fn write_all_with(
     Ok(())
 }
 
-/// Has `change` change the entries of a directory, and sets its times back.
+/// Calls `change`, which changes the entries of a directory, then sets the directory's times back.
 ///
 /// # Errors
+///
 /// Those of `change`, of [`Layer::stat`] and of [`Layer::set_times`].
 pub fn keeping_times<L: Layer>(layer: &L, dir: &L::Dir, change: impl FnOnce() -> Result<()>) -> Result<()> {
     let before = layer.stat(Object::Dir(dir))?;
@@ -356,14 +359,15 @@ pub fn keeping_times<L: Layer>(layer: &L, dir: &L::Dir, change: impl FnOnce() ->
     layer.set_times(Object::Dir(dir), before.atime, before.mtime)
 }
 
-/// One directory tree. All names are single components: never empty, `.`, `..`, and without `/`. No
-/// method follows a symlink, and none crosses to another mounted filesystem: a directory on which
-/// something is mounted shows what it held before.
+/// One directory tree.
 ///
-/// A layer that another process serves passes the turn on (`crate::turn`) before it waits for
-/// that process.
+/// A name is a single component: never empty, `.` or `..`, and without `/`. No method follows a
+/// symlink, and none crosses to another mounted filesystem. A directory with a mount on it shows
+/// its own content.
 ///
-/// A layer of another process passes the turn on ([`crate::turn`]) before it waits for that
+/// A layer of another process passes the turn on (`crate::turn`) before it waits for that process.
+///
+/// A layer of another process passes the turn on (`crate::turn`) before it waits for that
 /// process.
 ///
 /// # Errors

@@ -12,7 +12,7 @@ use super::ownership::SET_ID;
 use super::stack::LayerDir;
 use crate::layer::{Kind, Layer, Object, Owner, Result, Stat, Time};
 
-/// Where the object of a node is at this moment.
+/// The place of a node's object at this moment.
 pub(super) enum Location<L: Layer> {
     Root(Arc<LayerDir<L>>),
     Entry(Arc<LayerDir<L>>, Arc<OsStr>),

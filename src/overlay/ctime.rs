@@ -27,7 +27,7 @@ use crate::sync::Lock;
 
 /// The file of the table.
 pub const CTIMES: &str = "ctimes";
-/// The same while it is written.
+/// The name of that file while the engine writes it.
 const NEW_CTIMES: &str = "tmp.ctimes";
 
 /// The size of one half of the table. The table keeps at least this many of the latest objects, and

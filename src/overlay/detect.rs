@@ -153,7 +153,7 @@ fn attempt<L: Layer>(upper: &L, work: &L::Dir, known: Option<Namespace>) -> Resu
     }
 }
 
-/// The namespace of the attributes at the top of the upper layer that are the kernel's format's.
+/// Returns the namespace of the kernel's attributes at the root of the upper layer.
 pub fn namespace<L: Layer>(stack: &Stack<L>) -> Result<Option<Namespace>> {
     let Some(root) = stack.upper_root() else { return Ok(None) };
     let upper = stack.layer(root);

@@ -417,10 +417,11 @@ impl<L: Layer> Overlay<L> {
         state.attr = None;
     }
 
-    /// Brings a file's data, or a directory's names, to the disk, with inode number and count of
-    /// links. Of the root directory: completes all partial copies and syncs all changes, since
-    /// syncfs(2) reaches no FUSE daemon. Does nothing for an object of a lower layer, or if the
-    /// overlay is volatile.
+    /// Syncs written data, or the names in a directory, with inode number and link count. Does
+    /// nothing for an object of a lower layer, or if the overlay is volatile.
+    ///
+    /// For the root directory it completes all partial copies and syncs all changes, since
+    /// syncfs(2) reaches no FUSE daemon.
     pub fn sync(&self, handle: &Handle<L>) -> Result<()> {
         let (upper, work) = match self.upper() {
             Ok((upper, work)) if !work.is_volatile() => (upper, work),

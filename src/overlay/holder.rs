@@ -11,8 +11,8 @@ use std::path::PathBuf;
 use crate::errno::{EOPNOTSUPP, EWOULDBLOCK};
 use crate::layer::{Layer, Result};
 
-/// The name of the record, which is swept with what was built. What a killed overlay left of it is
-/// no damage.
+/// The name of the record. The sweep at mount removes it with objects under construction. The
+/// record of a killed overlay is no damage.
 pub const RECORD: &str = "tmp.holder";
 
 /// The length up to which a record is read: a process, a word and a path.

@@ -27,9 +27,9 @@ use crate::format;
 use crate::layer::{Access, Kind, Layer, Object, RenameMode, Result, Stat, Time, write_all};
 use crate::sync::Lock;
 
-/// The file of the records.
+/// The file with the records.
 pub const NUMBERS: &str = "numbers";
-/// The same while it is written anew.
+/// The name of that file while the engine writes it anew.
 const NEW_NUMBERS: &str = "tmp.numbers";
 /// The prefix of the names of index entries.
 const LINK: &str = "link.";
@@ -407,17 +407,17 @@ impl Links {
     }
 }
 
-/// What is in a work directory, for those who only look.
+/// The facts about a work directory that fsck needs.
 pub struct Review {
-    /// Whether every record of the numbers is one, and of this file, but for what a power failure
-    /// takes.
+    /// Whether the file `numbers` has only valid records of its own, apart from an end lost in a
+    /// power failure.
     pub whole: bool,
     /// The index entries of originals that still have a name below that is neither hidden nor a
     /// link.
     pub links: Vec<(OsString, Origin)>,
 }
 
-/// Looks at the work directory `dir`.
+/// Reads the index in the work directory `dir` without a change to it.
 pub fn review<L: Layer>(upper: &L, dir: &L::Dir) -> Result<Review> {
     let (mut links, mut has_numbers) = (Vec::new(), false);
     upper.list(dir, &mut |entry| {
@@ -433,7 +433,7 @@ pub fn review<L: Layer>(upper: &L, dir: &L::Dir) -> Result<Review> {
     Ok(Review { whole, links: links.into_iter().map(|(name, (_, origin, _))| (name, origin)).collect() })
 }
 
-/// Writes the numbers of a work directory anew if they are damaged, as the next mount would.
+/// Writes damaged numbers of a work directory anew, as the next mount would.
 pub fn rewrite<L: Layer>(upper: &L, dir: &L::Dir) -> Result<()> {
     let ctimes = Ctimes::open(upper, dir);
     let (index, _) = Index::open(upper, dir, false, &ctimes)?;
@@ -550,7 +550,7 @@ impl<L: Layer> Overlay<L> {
         Ok(Linked { origin: Some(origin), links, ..alone })
     }
 
-    /// What an object of a lower layer is known by, for `fsck`. None if no name is left.
+    /// Returns the origin of an object of a lower layer, for fsck. None if it has no name left.
     pub(crate) fn digest(&self, node: &Arc<Node<L>>) -> Result<Option<Origin>> {
         let place = node.state.lock().places.first().cloned();
         place.map(|place| Ok(origin(&self.stack, &place.dir, &self.layer_attr(node)?))).transpose()

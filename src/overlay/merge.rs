@@ -81,7 +81,7 @@ impl<L: Layer> Overlay<L> {
         let devices: Vec<_> = listing.whiteouts.iter().filter(|whiteout| whiteout.is_in_place()).collect();
         if self.format().features().zero_devices && !devices.is_empty() {
             if let Err(error) = self.make_markers(upper, devices.iter().map(|device| &*device.name)) {
-                log::warn!("deletions of fuse-overlayfs cannot be written as markers: {error}");
+                log::warn!("cannot write deletions of fuse-overlayfs as markers: {error}");
             }
             node.state.lock().freshness.change();
         }
@@ -275,8 +275,8 @@ impl<L: Layer> Overlay<L> {
         listing::read_marks(self.stack.layer(dir), &*self.stack.open(dir)?, self.reading(dir))
     }
 
-    /// What the marks of a directory say. A redirect that names no path hides the layers below,
-    /// since it may have been there to hide them.
+    /// Returns the limits that the marks of a directory set. A redirect that names no path hides
+    /// the layers below, since it may have been there to hide them.
     fn narrows(&self, dir: &LayerDir<L>, marks: &Marks) -> Result<Narrows> {
         let Some(redirect) = marks.redirect() else {
             return Ok(Narrows { opaque: marks.is_opaque(), redirect: None });
@@ -324,7 +324,7 @@ impl<L: Layer> Overlay<L> {
         Ok(Some(Way { author: Author::and(way.author, author), ..way }))
     }
 
-    /// The author of the redirect of a directory, if there is one.
+    /// Returns the author of a directory's redirect, if there is one.
     fn redirect_author(&self, dir: &LayerDir<L>, marks: &Marks) -> Result<Option<Author>> {
         let attributes = &marks.attributes;
         Ok(match &marks.redirect_file {

@@ -8,12 +8,14 @@
 //! | --- | --- |
 //! | `stack` | the layers and the directories in them |
 //! | `node`, `names`, `inode` | objects, the names of a directory, inode numbers |
-//! | `freshness`, `ctime`, `times` | how old known attributes are; times of last change of status; the times that the upper layer keeps |
-//! | `merge` | one directory read from all its layers: whiteouts, opaque and redirected directories |
-//! | `lookup`, `evict` | from a name to a node; what is forgotten again |
-//! | `attr`, `xattr`, `file`, `readdir` | attributes; extended ones; handles, reading and writing; listings |
-//! | `ownership` | the rules of owners and set-id bits, for the front ends |
-//! | `copy_up`, `copy_plan`, `partial`, `progress` | from a lower layer to the upper one; of a large file, at first only in part; what is decided before; what is said if that takes long |
+//! | `attr`, `freshness` | attributes, and how current the known ones are |
+//! | `xattr`, `times`, `ctime` | extended attributes; times that the upper layer stores; ctime |
+//! | `ownership` | the rules of owners and set-id bits, for front ends |
+//! | `merge` | one directory from all its layers: whiteouts, opaque and redirected directories |
+//! | `lookup`, `evict` | from a name to a node; eviction of cached ones |
+//! | `file`, `readdir` | handles, reading and writing; listings |
+//! | `copy_up`, `copy_plan`, `partial` | from a lower layer to the upper one; its plan; large files in part |
+//! | `progress`, `cancel` | log lines of long copies; cancelled requests |
 //! | `create`, `remove`, `rename`, `link` | changes of names |
 //! | `whiteout` | how deletions and marks are written to the upper layer |
 //! | `trust` | the redirects and marks of metadata that count |
@@ -116,8 +118,8 @@ use room::Room;
 use stack::Stack;
 use work::Work;
 
-/// What overlays leave in layers and in work directories, for `fsck`. Beside the public interface
-/// this is all that `fsck` uses of the engine, with [`Overlay::stack`] and [`Overlay::digest`].
+/// The data that overlays leave in layers and work directories, for `fsck`. Beyond this, `fsck`
+/// uses only the public interface, [`Overlay::stack`] and [`Overlay::digest`].
 pub(crate) mod on_disk {
     pub(crate) use super::detect::namespace;
     pub(crate) use super::holder::{RECORD as HOLDER, hold};

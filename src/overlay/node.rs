@@ -48,12 +48,12 @@ pub(super) struct State<L: Layer> {
     /// The attributes that the layer has. Callers see another inode number and maybe another link
     /// count.
     pub attr: Option<Stat>,
-    /// How much of `attr` the layer still says.
+    /// How current `attr` is.
     pub freshness: Freshness,
-    /// The time of last change of status to be shown, whatever the layer says when it is asked
-    /// next. Changes in `ctime.rs` alone.
+    /// The time of last change of status to show, whatever the layer returns next. Only `ctime.rs`
+    /// changes it.
     pub ctime: Option<Time>,
-    /// The inode number that callers see, once it is needed.
+    /// The inode number that callers see. None until it is needed.
     pub ino: Option<u64>,
     /// The meaning of the link count.
     pub links: LinkCount,
@@ -270,17 +270,17 @@ impl<L: Layer> State<L> {
         self.origin.as_deref().copied()
     }
 
-    /// The attributes, if the layer says the same.
+    /// Returns the attributes if they are current.
     pub fn fresh_attr(&self) -> Option<Stat> {
         self.attr.filter(|_| matches!(self.freshness, Freshness::Fresh))
     }
 
-    /// The attributes, if the layer says the same times of last access and last change.
+    /// Returns the attributes if their atime and mtime are current.
     pub fn attr_of_fresh_times(&self) -> Option<Stat> {
         self.attr.filter(|_| matches!(self.freshness, Freshness::Fresh | Freshness::FreshTimes))
     }
 
-    /// Remembers what the layer said just now. Returns it as callers see it.
+    /// Takes over the attributes `said` that the layer just returned. Returns those to show.
     pub fn refresh(&mut self, said: Stat) -> Stat {
         let (atime, mtime) = self.freshness.refresh().unwrap_or((said.atime, said.mtime));
         *self.attr.insert(Stat { atime, mtime, ..said })

@@ -18,9 +18,9 @@ use super::work::discard;
 use crate::format::fnv1a;
 use crate::layer::{Access, Layer, Object, RenameMode, Result, Time, write_all};
 
-/// The file.
+/// The file's name.
 pub const RECORD: &str = "record";
-/// The same while it is written anew.
+/// The name of the file while it is written anew.
 const NEW_RECORD: &str = "tmp.record";
 /// The first line, in front of the version.
 const TITLE: &str = "overlayfs upper layer";

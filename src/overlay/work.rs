@@ -84,11 +84,7 @@ impl fmt::Display for Refused {
             Refused::ReadOnly => write!(f, "the upper layer is on a read-only filesystem"),
             Refused::OtherFilesystem => write!(f, "the work directory is not on the filesystem of the upper layer"),
             Refused::CannotRename(error) => {
-                write!(
-                    f,
-                    "the filesystem of the upper layer cannot rename files ({error}), so no change could be made in \
-                     one step"
-                )
+                write!(f, "the filesystem of the upper layer cannot rename files ({error}), which every change needs")
             }
             Refused::Volatile => {
                 write!(f, "an overlay with the option volatile has left its mark, so the upper layer may be damaged")
@@ -429,8 +425,8 @@ fn remember<L: Layer>(stack: &Stack<L>, before: Option<&Record>, dir: &L::Dir, v
     }
 }
 
-/// Who holds an upper layer that opens at `root`, if its work directory says so: `layer`, or the
-/// one inside.
+/// Returns the process that holds the upper layer at `root`, from the record in its work directory:
+/// `layer`, or the one inside.
 fn holder<L: Layer>(upper: &L, root: &L::Dir, layer: Option<&L>) -> Option<Holder> {
     let read = |owner: &L, dir: &L::Dir| {
         let file = owner.open_file(dir, OsStr::new(HOLDER), Access::Read).ok()?;
@@ -455,7 +451,7 @@ fn hand_down_nothing<L: Layer>(layer: &L, dir: &L::Dir) -> Result<()> {
     }
 }
 
-/// Whether an overlay has put an entry into a work directory, ours or the kernel's.
+/// Whether an overlay made this entry of a work directory, ours or the kernel's.
 pub fn is_ours(name: &OsStr, kind: Kind) -> bool {
     const DIRS: [&str; 2] = ["work", "index"];
     let starts = |prefix: &&str| name.as_bytes().starts_with(prefix.as_bytes());
@@ -463,7 +459,7 @@ pub fn is_ours(name: &OsStr, kind: Kind) -> bool {
         || kind == Kind::Dir && DIRS.iter().any(|dir| name == *dir)
 }
 
-/// Whether the entry `name` of the work directory is there for the next mount.
+/// Whether the next mount needs the entry `name` of the work directory.
 pub fn is_kept(name: &OsStr, kind: Kind) -> bool {
     index::is_kept(name, kind) || kind == Kind::File && name == RECORD
 }

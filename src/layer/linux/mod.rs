@@ -446,7 +446,7 @@ impl Layer for LinuxLayer {
 
     fn set_xattr(&self, object: Object<'_, Self>, name: &OsStr, value: &[u8], mode: XattrMode) -> Result<()> {
         self.with_xattrs(object, |place| xattr::set(place, name, value, mode))?;
-        // An ACL has changed the object's own mode.
+        // The ACL has changed the object's own mode.
         if name == acl::ACCESS
             && let Some((own, (owner, mode))) = self.recorded(object, &self.target(object)?)?
         {

@@ -13,11 +13,11 @@ use rustix::path::Arg;
 
 use super::calls::SYS_FCHMODAT2;
 
-/// Room for the entries that one getdents64 call answers, in bytes.
+/// The space for entries of one call of getdents64, in bytes.
 const LIST_BUFFER: usize = 64 * 1024;
 
-/// A private copy of the mount that holds `path`, with `path` as its top and without the mounts
-/// inside it.
+/// Makes a private copy of the mount that has `path`. `path` is its root, and it has no mounts
+/// inside.
 ///
 /// Mounts below `path`, now or later, neither show through the descriptor nor block it. The clone
 /// receives no mounts, and its directories show their own content. A device node in it opens no

@@ -1,10 +1,9 @@
 //! Records of owners that the daemon cannot set, in an attribute.
 //!
-//! A user's daemon gives no object to another, and in a user namespace there are no other ids than
-//! those that are mapped. Where chown(2) is refused so, the owner, the group and the mode become
-//! the attribute `OWNER_RECORD` of the object, and
-//! [`Layer::stat`](crate::layer::Layer::stat) answers from it. The object itself stays the
-//! daemon's, with the mode that it was made with. Podman and fuse-overlayfs read and write the
+//! A user's daemon cannot give an object to another user, and a user namespace has only mapped ids.
+//! Where chown(2) fails for that, owner, group and mode become the attribute `OWNER_RECORD` of the
+//! object. [`Layer::stat`](crate::layer::Layer::stat) returns them. The object itself stays with
+//! the daemon, and keeps the mode of its creation. Podman and fuse-overlayfs read and write the
 //! same.
 //!
 //! The attribute on the root of a layer says that the layer may have records. So a layer without

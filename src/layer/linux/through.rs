@@ -22,8 +22,8 @@ use crate::layer::{Result, THROUGH, write_all_with};
 /// The inode of the journal on an ext4 filesystem with the journal on its own disk.
 const JOURNAL: u32 = 8;
 
-/// Whether the filesystem of a directory brings names to the disk after what was written by
-/// [`write()`] before. False where nobody tells.
+/// Whether the filesystem of a directory writes names to the disk after data from earlier calls of
+/// [`write()`]. False if that is unknown.
 pub fn keeps_order(dir: &OwnedFd) -> bool {
     let (Ok(filesystem), Ok(stat)) = (rustix::fs::fstatfs(dir), rustix::fs::fstat(dir)) else { return false };
     match filesystem.f_type as u64 {

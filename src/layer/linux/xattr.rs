@@ -15,7 +15,7 @@ use super::calls::{SYS_GETXATTRAT, SYS_LISTXATTRAT, SYS_REMOVEXATTRAT, SYS_SETXA
 use super::raw;
 use crate::layer::XattrMode;
 
-/// Room for a value or a list at the first try, in bytes.
+/// The space for a value or a list at the first try, in bytes.
 const USUAL: usize = 1024;
 /// The longest value and the longest list in Linux, in bytes.
 const LONGEST: usize = 64 * 1024;

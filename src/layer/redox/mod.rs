@@ -1,11 +1,10 @@
 //! A layer on Redox, through calls that are relative to a descriptor.
 //!
-//! Once the daemon serves, it lives in the null namespace, where no path from the root of the
-//! system can be opened. So after [`RedoxLayer::open`] everything here goes to the scheme that
-//! holds the layer, either through a descriptor of the top directory or through a descriptor of the
-//! object itself. relibc's own `unlinkat`, `renameat` and `linkat` resolve their paths in the
-//! namespace; the calls of the kernel that they stand for do not, and are used in their place
-//! (`calls`).
+//! While the daemon serves, it is in the null namespace, where no path from the root of the system
+//! can be opened. So after [`RedoxLayer::open`] every call goes to the scheme of the layer, through
+//! a descriptor of the root directory or of the object itself. relibc's own `unlinkat`, `renameat`
+//! and `linkat` resolve their paths in the namespace. The kernel's calls below them do not, so the
+//! backend uses those (`calls`).
 //!
 //! The backend is written for redoxfs, which knows a directory by its path, also through an open
 //! descriptor. So a [`Dir`] is a path: after a rename it is the directory that has the path then.

@@ -233,13 +233,13 @@ impl Chunks {
     }
 }
 
-/// How long the map of a partial copy of a file with so many bytes is. None: there is no partial
-/// copy of a file that large.
+/// Returns the length of the map of a partial copy of a file of `size` bytes. None if no such file
+/// has a partial copy.
 pub fn map_len(size: u64) -> Option<usize> {
     (size < PARTIAL_UNTIL).then(|| HEADER + size.div_ceil(CHUNK).div_ceil(8) as usize)
 }
 
-/// Whether such a map says anything while the layer has this epoch.
+/// Whether a map counts while the layer has this epoch.
 pub fn means_something(map: &[u8], size: u64, epoch: Option<u128>) -> bool {
     Chunks::new(size).read_map(map, epoch)
 }
