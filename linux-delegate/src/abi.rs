@@ -1,19 +1,19 @@
-//! The symbols by which `libredox` reaches the system: relibc's on Redox, these on Linux.
+//! The symbols through which `libredox` reaches the system: relibc's on Redox, these on Linux.
 //!
-//! They are the daemon's side of the kernel, so the descriptors here are the daemon's: its scheme
-//! socket, the two capabilities and the namespace it can open, and descriptors of schemes. Numbers
-//! are never used twice, because `redox-scheme` closes a descriptor once more after the kernel has
-//! taken it with an answer. All functions answer as system calls do: a number, or a negated errno.
+//! They are the daemon's side of the kernel, so the descriptors here are the daemon's. They are its
+//! scheme socket, the two capabilities, its namespace, and descriptors of schemes. No number is
+//! used twice, because `redox-scheme` closes a descriptor again after the kernel has taken it with
+//! an answer. All functions return what system calls do: a number, or a negated errno.
 //!
-//! Several daemons can live in one test process. So each thread is one of a `Program`, as are
-//! those that it starts: all of them act as the same process, and change the namespace together. A
-//! thread that no program has started is one of its own, root's.
+//! Several daemons can live in one test process. So each thread belongs to a `Program`, and so do
+//! the threads that it starts. All of them act as the same process, and change the namespace
+//! together. A thread that no program has started is its own program, of root.
 //!
-//! What has to do with descriptors of other files is in `files`, with pipes in `pipe`, and with
-//! paths from the root of the system in `namespace`.
+//! `files` has the descriptors of other files, `pipe` has pipes, and `namespace` has paths from the
+//! root of the system.
 //!
-//! Lock order: the table's lock is a leaf; objects that are removed are dropped after it is
-//! released.
+//! Lock order: the lock of the table is a leaf. A removed object is dropped after the release of
+//! the lock.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -38,19 +38,19 @@ mod pipe;
 pub use self::namespace::look_up;
 pub use self::pipe::{Pipe, pipe};
 
-/// What a daemon's descriptor stands for.
+/// The object behind a descriptor of a daemon.
 #[derive(Clone)]
 enum Object {
-    /// May create scheme sockets.
+    /// The right to create scheme sockets.
     SchemeCreation,
-    /// May ask for the credentials of processes.
+    /// The right to ask for the ids of processes.
     ProcessCredentials,
     Socket(Arc<Socket>),
     /// A file of a scheme.
     File(Arc<Fd>),
-    /// What paths from the root of the system are opened at: all schemes are found there, or none.
+    /// The place of paths from the root of the system: it reaches all schemes or none.
     Namespace(namespace::Reach),
-    /// The end of a pipe that is written to.
+    /// The end of a pipe for writes.
     Pipe(Arc<pipe::Writer>),
 }
 
@@ -65,20 +65,20 @@ impl Drop for Socket {
     }
 }
 
-/// Where the descriptors of the table begin: above all of Linux's, so that one taken for the other
-/// is EBADF there and here.
+/// The first descriptor of the table. It is above all of Linux's, so that a confusion of the two is
+/// EBADF.
 const FIRST: usize = 1 << 30;
 
 static OBJECTS: LazyLock<Mutex<HashMap<usize, Object>>> = LazyLock::new(Mutex::default);
 
-/// The process of the daemons, unless they say otherwise: root, with the pid of this process.
+/// The default process of the daemons: root, with the pid of this process.
 static DAEMON: LazyLock<Arc<Caller>> =
     LazyLock::new(|| Caller::new(std::process::id() as usize, Credentials { uid: 0, gid: 0 }));
 
-/// What the threads of a daemon have in common.
+/// The parts that the threads of a daemon share.
 struct Program {
     caller: Arc<Caller>,
-    /// The descriptor of its namespace, when it was asked for.
+    /// The descriptor of its namespace, after the first use.
     namespace: Mutex<Option<usize>>,
 }
 
@@ -92,8 +92,8 @@ thread_local! {
     static PROGRAM: RefCell<Arc<Program>> = RefCell::new(Program::new(&DAEMON));
 }
 
-/// From now on the calling thread, with those that it starts, is a program of its own that acts as
-/// `process`: what it opens is opened by that. What is open already stays with its opener.
+/// Makes the calling thread, and those that it starts, a program that acts as `process` from now
+/// on. So its opens are opens of that process. Files that are open already keep their opener.
 pub fn act_as(process: &Process) {
     PROGRAM.set(Program::new(process.caller()));
     thread::add_spawn_hook(|_| {
@@ -102,7 +102,7 @@ pub fn act_as(process: &Process) {
     });
 }
 
-/// The process that the calling thread acts as.
+/// Returns the process that the calling thread acts as.
 pub fn process() -> Process {
     Process::of(program().caller.clone())
 }
@@ -130,7 +130,7 @@ fn remove(fd: usize) -> Result<Object> {
     objects().remove(&fd).ok_or(Error::new(EBADF))
 }
 
-/// What a descriptor of a file stands for, for the kernel to pass on.
+/// Returns the open file behind a descriptor, for the kernel to pass on.
 fn description(fd: usize) -> Option<Arc<Description>> {
     match get(fd) {
         Ok(Object::File(file)) => Some(file.description().clone()),
@@ -138,7 +138,7 @@ fn description(fd: usize) -> Option<Arc<Description>> {
     }
 }
 
-/// As [`description`], and closes the descriptor.
+/// As [`description`]. Also closes the descriptor.
 fn take_description(fd: usize) -> Option<Arc<Description>> {
     let passed = description(fd)?;
     let removed = remove(fd);
@@ -146,22 +146,22 @@ fn take_description(fd: usize) -> Option<Arc<Description>> {
     Some(passed)
 }
 
-/// A system call's buffer. Empty for a null pointer.
+/// Makes a slice of a system call's buffer. A null pointer is an empty one.
 ///
 /// # Safety
 /// Unless null, `base` must point to `len` readable bytes for as long as the result lives.
 unsafe fn bytes<'a>(base: *const u8, len: usize) -> &'a [u8] {
-    // SAFETY: as promised by the caller.
+    // SAFETY: as the caller promises.
     if base.is_null() { &[] } else { unsafe { slice::from_raw_parts(base, len) } }
 }
 
-/// A system call's buffer to write to. Empty for a null pointer.
+/// Makes a mutable slice of a system call's buffer. A null pointer is an empty one.
 ///
 /// # Safety
 /// Unless null, `base` must point to `len` bytes that nothing else uses for as long as the result
 /// lives.
 unsafe fn bytes_mut<'a>(base: *mut u8, len: usize) -> &'a mut [u8] {
-    // SAFETY: as promised by the caller.
+    // SAFETY: as the caller promises.
     if base.is_null() { &mut [] } else { unsafe { slice::from_raw_parts_mut(base, len) } }
 }
 
@@ -177,14 +177,14 @@ pub unsafe extern "C" fn redox_close_v1(fd: usize) -> usize {
     }))
 }
 
-/// Duplicates a descriptor; on the capability, creates a scheme socket; on a socket, makes a
+/// Duplicates a descriptor. On the capability, creates a scheme socket. On a socket, makes a
 /// descriptor of its scheme.
 ///
 /// # Safety
 /// `buf` must point to `len` readable bytes.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn redox_dup_v1(fd: usize, buf: *const u8, len: usize) -> usize {
-    // SAFETY: as promised by the caller.
+    // SAFETY: as the caller promises.
     let how = unsafe { bytes(buf, len) };
     Error::mux(dup(fd, how))
 }
@@ -199,7 +199,7 @@ fn dup(fd: usize, how: &[u8]) -> Result<usize> {
             if how.len() < size_of::<NewFdParams>() {
                 return Err(Error::new(EINVAL));
             }
-            // SAFETY: the buffer is as long as the structure, of which any bytes are a value.
+            // SAFETY: the buffer is as long as the structure, and any bytes are valid for it.
             let params = unsafe { how.as_ptr().cast::<NewFdParams>().read_unaligned() };
             let internal = NewFdFlags::from_bits(params.internal_flags).ok_or(Error::new(EINVAL))?;
             let flags = params.flags as u32;
@@ -214,14 +214,14 @@ fn dup(fd: usize, how: &[u8]) -> Result<usize> {
     Ok(insert(new))
 }
 
-/// Reads requests from a scheme socket, as many whole ones as fit and are there; 0 bytes when the
-/// socket has been closed by [`kernel::stop`]. On a file, reads it.
+/// Reads requests from a scheme socket: all pending ones that fit. Returns 0 bytes after
+/// [`kernel::stop`] has closed the socket. On a file, reads it.
 ///
 /// # Safety
 /// `dst_base` must point to `dst_len` bytes that nothing else uses.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn redox_read_v1(fd: usize, dst_base: *mut u8, dst_len: usize) -> usize {
-    // SAFETY: as promised by the caller. The bytes may be uninitialized; for requests they are only
+    // SAFETY: as the caller promises. The bytes may be uninitialized; for requests they are only
     // written.
     let dst = unsafe { bytes_mut(dst_base, dst_len) };
     Error::mux(match get(fd) {
@@ -244,14 +244,14 @@ fn read_requests(socket: &Socket, dst: &mut [u8]) -> Result<usize> {
     Ok(requests.len() * size_of::<Sqe>())
 }
 
-/// Writes answers to a scheme socket; stops at the first one that is refused, with its error if it
-/// is the first of all. On a file, writes it.
+/// Writes answers to a scheme socket, until the kernel refuses one. If that is the first, returns
+/// its error. On a file, writes it.
 ///
 /// # Safety
 /// `src_base` must point to `src_len` readable bytes.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn redox_write_v1(fd: usize, src_base: *const u8, src_len: usize) -> usize {
-    // SAFETY: as promised by the caller.
+    // SAFETY: as the caller promises.
     let src = unsafe { bytes(src_base, src_len) };
     Error::mux(match get(fd) {
         Ok(Object::Socket(socket)) => write_answers(&socket.scheme, src),
@@ -303,8 +303,8 @@ fn fcntl(fd: usize, cmd: usize, arg: usize) -> Result<usize> {
     }
 }
 
-/// Calls on a descriptor: on a file what its scheme knows; on the capability, the question for a
-/// process's credentials.
+/// Makes a call on a descriptor. On a file, its scheme defines it. On the capability, it asks for
+/// the ids of a process.
 ///
 /// # Safety
 /// `payload` must point to `payload_len` bytes that nothing else uses, `metadata` to `metadata_len`
@@ -318,9 +318,9 @@ pub unsafe extern "C" fn redox_sys_call_v0(
     metadata: *const u64,
     metadata_len: usize,
 ) -> usize {
-    // SAFETY: as promised by the caller.
+    // SAFETY: as the caller promises.
     let payload = unsafe { bytes_mut(payload, payload_len) };
-    // SAFETY: as promised by the caller.
+    // SAFETY: as the caller promises.
     let metadata = if metadata.is_null() { &[] } else { unsafe { slice::from_raw_parts(metadata, metadata_len) } };
     Error::mux(sys_call(fd, payload, CallFlags::from_bits_retain(flags), metadata))
 }
@@ -342,8 +342,8 @@ fn sys_call(fd: usize, payload: &mut [u8], flags: CallFlags, metadata: &[u64]) -
     }
 }
 
-/// On a scheme's socket, takes what a client has sent with a request, and writes the numbers to the
-/// payload; on a file, sends the one whose number is in the payload.
+/// On a scheme's socket, takes the descriptors of a request, and writes their numbers to the
+/// payload. On a file, sends the descriptors with the numbers in the payload.
 fn pass_descriptors(to: Object, payload: &mut [u8], flags: CallFlags, metadata: &[u64]) -> Result<usize> {
     let numbers = payload.chunks_exact_mut(size_of::<usize>());
     match (to, metadata) {
@@ -380,8 +380,11 @@ fn pass_descriptors(to: Object, payload: &mut [u8], flags: CallFlags, metadata: 
     }
 }
 
-/// Asks for the credentials of a process: a `ProcMeta` in `buf`. EINVAL for a buffer that is too
-/// small, ESRCH for a pid that nobody has.
+/// Writes the ids of a process to `buf`, as a `ProcMeta`.
+///
+/// # Errors
+/// - EINVAL: the buffer is too small.
+/// - ESRCH: no process has the pid.
 ///
 /// # Safety
 /// None is needed.
@@ -414,8 +417,11 @@ fn process_credentials(pid: usize, buf: &mut [u8]) -> Result<usize> {
     Ok(meta.len())
 }
 
-/// Writes the name of an errno to `dst`, cut to `*dst_len` bytes, and its whole length to
-/// `*dst_len`. EINVAL for a number that is none.
+/// Writes the name of an errno to `dst`, at most `*dst_len` bytes of it, and its whole length to
+/// `*dst_len`.
+///
+/// # Errors
+/// - EINVAL: there is no such errno.
 ///
 /// # Safety
 /// `dst_len` must point to a length and `dst` to that many bytes that nothing else uses.
@@ -424,11 +430,11 @@ pub unsafe extern "C" fn redox_strerror_v1(dst: *mut u8, dst_len: *mut usize, er
     let Some(text) = STR_ERROR.get(error as usize) else {
         return Error::mux(Err(Error::new(EINVAL)));
     };
-    // SAFETY: as promised by the caller.
+    // SAFETY: as the caller promises.
     let dst = unsafe { bytes_mut(dst, dst_len.read()) };
-    // SAFETY: as promised by the caller.
+    // SAFETY: as the caller promises.
     unsafe { dst_len.write(text.len()) };
-    // The texts are ASCII, so every cut is between characters.
+    // The texts are ASCII, so each byte is a character.
     let length = text.len().min(dst.len());
     dst[..length].copy_from_slice(&text.as_bytes()[..length]);
     length

@@ -1,12 +1,14 @@
-//! Programs: what relibc and `std::fs` make of a program's calls, request by request.
+//! Programs: the requests that relibc and `std::fs` make for a program's calls.
 //!
-//! Absolute paths are `/scheme/NAME/...`. A relative one is resolved at the directory given to
-//! [`Process::at`], as the `*at` functions do. Flags are those of `syscall::flag`; a process has a
-//! umask, 0o022 unless changed, which relibc applies itself.
+//! Absolute paths are `/scheme/NAME/...`. A relative path starts at the directory of
+//! [`Process::at`], as for the `*at` functions. Flags are those of `syscall::flag`. A process has a
+//! umask, 0o022 by default, which relibc applies itself.
 //!
-//! Errors are those of the scheme; besides, ENODEV for a scheme that nobody has registered or whose
-//! daemon is gone, ENOENT for an empty path and for a relative one without a directory, EINVAL for
-//! a path that is not UTF-8 or contains a zero byte.
+//! Errors are those of the scheme, and these:
+//!
+//! - ENODEV: no daemon has registered the scheme, or its daemon is gone.
+//! - ENOENT: the path is empty, or relative without a directory.
+//! - EINVAL: the path is not UTF-8, or contains a zero byte.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -24,13 +26,13 @@ use syscall::flag::{
 
 use crate::kernel::{self, Caller, Credentials, Fd, PATH_MAX, manager};
 
-/// Close on exec: to a scheme an open flag without a meaning, that relibc passes on.
+/// Close on exec. To a scheme it is an open flag without a meaning; relibc passes it on.
 pub const O_CLOEXEC: usize = 0x0100_0000;
 
-/// How many symlinks to other schemes relibc follows before it answers ELOOP.
+/// How many symlinks to other schemes relibc follows before it returns ELOOP.
 const SYMLOOP_MAX: usize = 64;
 
-/// The size of the buffer that relibc lists directories with, until an entry does not fit.
+/// The size of relibc's buffer for listings, until an entry does not fit.
 const DIRENT_BUFFER: usize = 512;
 
 /// A running program: a pid, a uid, a gid, a umask. Clones are its threads.
@@ -41,14 +43,14 @@ pub struct Process {
     dir: Option<Arc<Fd>>,
 }
 
-/// What a lock call of a program is about.
+/// The arguments of a lock call of a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lock {
     pub start: u64,
-    /// 0: up to the end of the file.
+    /// 0: to the end of the file.
     pub len: u64,
     pub exclusive: bool,
-    /// Owned by the open file (`F_OFD_SETLK`) instead of by the process.
+    /// The open file owns it (`F_OFD_SETLK`), not the process.
     pub of_file: bool,
 }
 
@@ -59,39 +61,39 @@ pub struct DirEntry {
     pub ino: u64,
     /// A `syscall::dirent::DirentKind`.
     pub kind: u8,
-    /// Continues a listing behind this entry.
+    /// The offset of a listing behind this entry.
     pub next: u64,
 }
 
 impl Process {
-    /// A process with a pid that no other process of this kind has.
+    /// Makes a process with a new pid.
     pub fn new(uid: u32, gid: u32) -> Self {
-        // Far from the pids of Linux, which a FUSE mount passes on.
+        // These pids are far from those of Linux, which a FUSE mount passes on.
         static NEXT_PID: AtomicUsize = AtomicUsize::new(1 << 24);
         Self::with_pid(NEXT_PID.fetch_add(1, Ordering::Relaxed), uid, gid)
     }
 
-    /// A process with a chosen pid.
+    /// Makes a process with a chosen pid.
     pub fn with_pid(pid: usize, uid: u32, gid: u32) -> Self {
         Self::of(Caller::new(pid, Credentials { uid, gid }))
     }
 
-    /// A process that the kernel knows already.
+    /// Makes a process that the kernel knows already.
     pub(crate) fn of(caller: Arc<Caller>) -> Self {
         Self { caller, umask: 0o022, dir: None }
     }
 
-    /// The process as the kernel knows it.
+    /// Returns the kernel's entry of the process.
     pub(crate) fn caller(&self) -> &Arc<Caller> {
         &self.caller
     }
 
-    /// The same process with another umask.
+    /// Returns the same process with another umask.
     pub fn with_umask(&self, umask: u32) -> Self {
         Self { umask: umask & 0o777, ..self.clone() }
     }
 
-    /// The same process, for calls whose relative paths are resolved at `dir`.
+    /// Returns the same process, with `dir` as the start of relative paths.
     pub fn at(&self, dir: &Fd) -> Self {
         Self { dir: Some(Arc::new(dir.held_by(self.caller.clone()))), ..self.clone() }
     }
@@ -108,21 +110,21 @@ impl Process {
         self.caller.credentials.gid
     }
 
-    /// A descriptor of another process as this one inherits it: the same open file, but requests
-    /// come from this process.
+    /// Returns a descriptor of another process as this one inherits it: the same open file, with
+    /// requests of this process.
     pub fn inherit(&self, fd: &Fd) -> Fd {
         fd.held_by(self.caller.clone())
     }
 
-    /// The descriptor that every absolute path of a scheme is opened at: the scheme's root, which
-    /// itself is opened as `""`.
+    /// Returns the descriptor at which every absolute path of a scheme is opened: the root of the
+    /// scheme. The path of that is `""`.
     pub fn scheme_root(&self, name: &str) -> Result<Fd> {
         Ok(Fd::new(self.caller.clone(), kernel::root(name)?))
     }
 
-    /// `open` and `openat`: the low 16 bits of the flags to the scheme are `mode` without the
-    /// umask. A symlink into another scheme, for which its own answers EXDEV, is read and opened
-    /// there.
+    /// `open` and `openat`: the low 16 bits of the flags for the scheme are `mode` without the
+    /// umask. If a symlink leads to another scheme, its own returns EXDEV. Then the target is read
+    /// and opened there.
     pub fn open(&self, path: impl AsRef<[u8]>, flags: usize, mode: u32) -> Result<Fd> {
         let flags = (flags & 0xFFFF_0000) | ((mode & !self.umask) as usize & 0xFFFF);
         match parse(path.as_ref())? {
@@ -130,8 +132,8 @@ impl Process {
             RedoxStr::Absolute(path) => match self.open_absolute(&text(path.clone()), flags) {
                 Err(Error { errno: EXDEV }) => {
                     let link = self.open_absolute(&text(path), O_CLOEXEC | O_SYMLINK | O_RDONLY)?;
-                    // relibc resolves a relative target at the working directory here, which is not
-                    // where it belongs.
+                    // relibc resolves a relative target at the working directory here, not at the
+                    // directory of the symlink.
                     self.open_elsewhere(self.resolve(&link_target(&link)?)?, flags)
                 }
                 result => result,
@@ -161,7 +163,7 @@ impl Process {
         })
     }
 
-    /// Opens a path that may lead through symlinks into further schemes.
+    /// Opens a path, also through symlinks to further schemes.
     fn open_elsewhere(&self, mut path: RedoxPath<'static>, flags: usize) -> Result<Fd> {
         for _ in 0..SYMLOOP_MAX {
             let name = text(path.clone());
@@ -177,9 +179,9 @@ impl Process {
         Err(Error::new(ELOOP))
     }
 
-    /// The absolute path that relibc makes of a path before calls that take only such: an absolute
-    /// one as it is, a relative one appended to the `fpath` of the directory, with `.` and `..`
-    /// resolved by the letter.
+    /// Makes an absolute path, as relibc does before calls that take only such. An absolute path
+    /// stays. A relative one is appended to the `fpath` of the directory, and `.` and `..` are
+    /// resolved in the text.
     fn resolve(&self, path: &str) -> Result<RedoxPath<'static>> {
         match parse(path.as_bytes())? {
             path if path.is_empty() => Err(Error::new(ENOENT)),
@@ -232,12 +234,12 @@ impl Process {
         self.open(path, 0, 0)?.futimens(atime, mtime)
     }
 
-    /// `mkdir`, whose mode relibc ignores.
+    /// `mkdir`; relibc ignores its mode.
     pub fn mkdir(&self, path: impl AsRef<[u8]>) -> Result<()> {
         self.open(path, O_CREAT | O_EXCL | O_DIRECTORY | O_CLOEXEC, 0o777).map(drop)
     }
 
-    /// `mknod`, with the type in the mode; the device is not passed on.
+    /// `mknod`, with the type in the mode. It does not pass the device on.
     pub fn mknod(&self, path: impl AsRef<[u8]>, mode: u32) -> Result<()> {
         self.open(path, O_CREAT | O_CLOEXEC, mode).map(drop)
     }
@@ -253,7 +255,7 @@ impl Process {
         link.write(target.as_ref()).map(drop)
     }
 
-    /// `readlink`, with a buffer that holds the longest path.
+    /// `readlink`, with a buffer for the longest path.
     pub fn readlink(&self, path: impl AsRef<[u8]>) -> Result<Vec<u8>> {
         let link = self.open(path, O_RDONLY | O_SYMLINK | O_CLOEXEC, 0)?;
         let mut target = vec![0; PATH_MAX];
@@ -284,13 +286,13 @@ impl Process {
         source.frename(text(self.resolve(utf8(new.as_ref())?)?))
     }
 
-    /// `renameat` with a directory of its own for the new name.
+    /// `renameat` with another directory for the new name.
     pub fn rename_into(&self, old: impl AsRef<[u8]>, new_dir: &Fd, new: impl AsRef<[u8]>) -> Result<()> {
         let source = self.open(old, O_NOFOLLOW | O_STAT | O_CLOEXEC, 0)?;
         source.frename(text(self.at(new_dir).resolve(utf8(new.as_ref())?)?))
     }
 
-    /// `renameat2` with `RENAME_NOREPLACE`: relibc looks first and then renames.
+    /// `renameat2` with `RENAME_NOREPLACE`: relibc checks the name first and then renames.
     pub fn rename_noreplace(&self, old: impl AsRef<[u8]>, new: impl AsRef<[u8]>) -> Result<()> {
         if self.open(new.as_ref(), O_STAT | O_CLOEXEC, 0).is_ok() {
             return Err(Error::new(EEXIST));
@@ -314,8 +316,8 @@ impl Process {
         self.open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0)?.entries()
     }
 
-    /// `bind` of a socket of another scheme: that is told the path, and the directory is sent the
-    /// socket. If it does not take it, the socket is unbound again.
+    /// `bind` of a socket of another scheme: the socket gets the path, and the directory gets the
+    /// socket. If the directory refuses it, the socket is unbound again.
     pub fn bind(&self, socket: &Fd, path: impl AsRef<[u8]>) -> Result<()> {
         let path = self.resolve(utf8(path.as_ref())?)?;
         let (scheme, reference) = path.as_parts().ok_or(Error::new(EINVAL))?;
@@ -338,7 +340,7 @@ impl Process {
         socket.call(&mut token, &[SocketCall::Connect as u64]).map(drop)
     }
 
-    /// Reads a file as `std::fs::read` does: sized by `fstat`, then until the end.
+    /// Reads a file as `std::fs::read` does: it takes the size from `fstat`, then reads to the end.
     pub fn read_file(&self, path: impl AsRef<[u8]>) -> Result<Vec<u8>> {
         let file = self.open(path, O_RDONLY | O_CLOEXEC, 0)?;
         let mut data = vec![0; file.fstat()?.st_size as usize + 1];
@@ -356,7 +358,7 @@ impl Process {
         Ok(data)
     }
 
-    /// Writes a file as `std::fs::write` does: created with 0o666 or truncated.
+    /// Writes a file as `std::fs::write` does: creates it with 0o666 or truncates it.
     pub fn write_file(&self, path: impl AsRef<[u8]>, data: impl AsRef<[u8]>) -> Result<()> {
         let flags = O_WRONLY | O_CREAT | syscall::flag::O_TRUNC | O_CLOEXEC;
         self.open(path, flags, 0o666)?.write_all(data.as_ref())
@@ -364,7 +366,8 @@ impl Process {
 }
 
 impl Fd {
-    /// `fpath` as relibc reports it: `/scheme/NAME/path`, or `/path` in the scheme `file`.
+    /// Returns the `fpath` as relibc reports it: `/scheme/NAME/path`, or `/path` in the scheme
+    /// `file`.
     pub fn path(&self) -> Result<String> {
         let mut buf = [0; PATH_MAX];
         let length = self.fpath(&mut buf)?;
@@ -378,8 +381,10 @@ impl Fd {
         })
     }
 
-    /// The whole listing of a directory, with buffers like relibc's. EIO if the scheme wrote
-    /// nonsense.
+    /// Returns the whole listing of a directory, with buffers like relibc's.
+    ///
+    /// # Errors
+    /// - EIO: the scheme wrote malformed records.
     pub fn entries(&self) -> Result<Vec<DirEntry>> {
         let mut entries: Vec<DirEntry> = Vec::new();
         let mut buf = vec![0; DIRENT_BUFFER];
@@ -395,7 +400,10 @@ impl Fd {
         }
     }
 
-    /// Writes all of `data`. EIO if the scheme takes nothing.
+    /// Writes all of `data`.
+    ///
+    /// # Errors
+    /// - EIO: the scheme takes no byte.
     pub fn write_all(&self, mut data: &[u8]) -> Result<()> {
         while !data.is_empty() {
             match self.write(data)? {
@@ -406,8 +414,10 @@ impl Fd {
         Ok(())
     }
 
-    /// `fcntl(F_SETLK)` or `fcntl(F_OFD_SETLK)` with `F_RDLCK` or `F_WRLCK`. EWOULDBLOCK (41 on
-    /// Redox, not EAGAIN) if another holds a lock in the way.
+    /// `fcntl(F_SETLK)` or `fcntl(F_OFD_SETLK)` with `F_RDLCK` or `F_WRLCK`.
+    ///
+    /// # Errors
+    /// - EWOULDBLOCK (41 on Redox, not EAGAIN): a lock of another owner conflicts.
     pub fn lock(&self, lock: Lock) -> Result<()> {
         let (start, len) = lock.words();
         self.std_fs_call(StdFsCallKind::Lock as u8, &mut [], start, len).map(drop)
@@ -419,11 +429,11 @@ impl Fd {
         self.std_fs_call(StdFsCallKind::Unlock as u8, &mut [], start, lock.len).map(drop)
     }
 
-    /// A lock in the way of `lock` and the pid of its owner (0: an open file), asked for with the
-    /// range in the arguments.
+    /// Returns a lock that conflicts with `lock`, and the pid of its owner (0: an open file). The
+    /// range is in the arguments of the call.
     ///
-    /// relibc of August 2026 passes the range in the payload instead, where no scheme looks for it,
-    /// so its `F_GETLK` asks about the whole file.
+    /// relibc of August 2026 passes the range in the payload, where no scheme reads it. So its
+    /// `F_GETLK` asks about the whole file.
     pub fn get_lock(&self, lock: Lock) -> Result<Option<(Lock, usize)>> {
         let (start, len) = lock.words();
         let mut found = [0u64; 2];
@@ -441,14 +451,16 @@ impl Fd {
 }
 
 impl Lock {
-    /// The two words of a lock request: who owns it and what kind it is stand in the top bits.
+    /// Returns the two words of a lock request. Their top bits have the owner and the kind.
     fn words(self) -> (u64, u64) {
         (self.start | (u64::from(self.of_file) << 63), self.len | (u64::from(self.exclusive) << 63))
     }
 }
 
-/// Takes apart what [`Fd::getdents`] wrote. EIO if it is not a sequence of whole records with names
-/// that end in a zero byte.
+/// Parses the records of [`Fd::getdents`].
+///
+/// # Errors
+/// - EIO: they are no sequence of whole records with names that end in a zero byte.
 pub fn parse_dirents(mut records: &[u8]) -> Result<Vec<DirEntry>> {
     const HEADER: usize = size_of::<DirentHeader>();
     let malformed = || Error::new(EIO);
@@ -473,8 +485,11 @@ pub fn parse_dirents(mut records: &[u8]) -> Result<Vec<DirEntry>> {
     Ok(entries)
 }
 
-/// The target of a symlink that was opened with O_SYMLINK. ENOENT if it is not UTF-8, ENAMETOOLONG
-/// if it is over 4096 bytes.
+/// Reads the target of a symlink that was opened with O_SYMLINK.
+///
+/// # Errors
+/// - ENOENT: the target is not UTF-8.
+/// - ENAMETOOLONG: the target has more than 4096 bytes.
 fn link_target(link: &Fd) -> Result<String> {
     let mut target = vec![0; PATH_MAX + 1];
     let length = link.read(&mut target)?;

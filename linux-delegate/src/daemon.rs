@@ -1,4 +1,4 @@
-//! An overlay served under a name, by a daemon that is a thread: for tests and benchmarks.
+//! An overlay that a daemon thread serves under a name, for tests and benchmarks.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
@@ -13,7 +13,7 @@ use syscall::error::Result;
 
 use crate::{abi, kernel};
 
-/// A running daemon. Dropped, it ends and its name is free again.
+/// A running daemon. Its drop ends it and frees its name.
 pub struct Daemon {
     name: String,
     thread: Option<JoinHandle<Result<()>>>,
@@ -21,21 +21,22 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Serves `overlay` as `/scheme/NAME`, in a program of its own and in an empty namespace. Comes
-    /// back when clients can use it.
+    /// Serves `overlay` as `/scheme/NAME`, in its own program and in an empty namespace. Returns
+    /// when clients can use it.
     ///
-    /// Panics if it does not start: the name is taken, say.
+    /// # Panics
+    /// If the daemon does not start, for example because the name is taken.
     pub fn serve<L: Layer>(overlay: Overlay<L>, name: impl Into<String>) -> Self {
         Self::watched(overlay, name).0
     }
 
-    /// As [`Daemon::serve`], with the scheme too, which tells more than its clients learn.
+    /// As [`Daemon::serve`]. Also returns the scheme, which knows more than its clients learn.
     pub fn watched<L: Layer>(overlay: Overlay<L>, name: impl Into<String>) -> (Self, OverlayScheme<L>) {
         let name = name.into();
         Self::of(OverlayScheme::new(Arc::new(overlay), name.clone()), name)
     }
 
-    /// As [`Daemon::watched`], of a scheme that calls itself `name`.
+    /// As [`Daemon::watched`], for a scheme that calls itself `name`.
     pub fn of<L: Layer>(scheme: OverlayScheme<L>, name: String) -> (Self, OverlayScheme<L>) {
         let (ready, wait) = mpsc::channel();
         let (scheme_name, process) = (name.clone(), abi::process());
@@ -53,22 +54,22 @@ impl Daemon {
         (Self { name, thread: Some(thread), stop }, scheme)
     }
 
-    /// What it serves is `/scheme/NAME`.
+    /// Returns NAME of the path `/scheme/NAME`.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Has it answer what there is and then end, as a signal does.
+    /// Makes the daemon answer the pending requests and then end, as a signal does.
     pub fn stop(&self) {
         self.stop.stop();
     }
 }
 
 impl Drop for Daemon {
-    /// Panics if the daemon ended with an error.
+    /// Ends the daemon. Panics if it ended with an error.
     fn drop(&mut self) {
         let _ = kernel::stop(&self.name);
-        // Until it has ended, the upper layer is its own.
+        // Until the daemon has ended, it holds the upper layer.
         let ended = self.thread.take().map(JoinHandle::join);
         let _ = kernel::unregister(&self.name);
         if !thread::panicking() {
@@ -77,7 +78,7 @@ impl Drop for Daemon {
     }
 }
 
-/// A name for a scheme that nobody else has: `prefix` and a number.
+/// Returns an unused name for a scheme: `prefix` and a number.
 pub fn unused_name(prefix: &str) -> String {
     static COUNT: AtomicUsize = AtomicUsize::new(0);
     format!("{prefix}{}", COUNT.fetch_add(1, Ordering::Relaxed))

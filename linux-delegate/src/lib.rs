@@ -1,18 +1,19 @@
-//! The Redox kernel as far as a scheme daemon and its clients see it, played on Linux.
+//! The Redox simulator: the Redox kernel on Linux, as a scheme daemon and its clients see it.
 //!
-//! On Redox, `libredox` and `redox-scheme` reach the kernel through relibc's `redox_*` symbols.
-//! This crate defines those symbols ([`abi`]), so a scheme daemon's own code, from `Socket::create`
-//! to `handle_sync`, runs unchanged on Linux. Behind them stands a kernel of one process
-//! ([`kernel`]): scheme sockets, descriptors and a namespace. [`client`] is the other side:
-//! processes with a uid, a gid and a pid that call the schemes the way relibc and `std::fs` do.
-//! [`redoxfs`] is a scheme for daemons that are clients of one themselves, as the overlay is of its
-//! layers. [`daemon`] is an overlay's daemon, to be used by tests.
+//! On Redox, `libredox` and `redox-scheme` reach the kernel through relibc's symbols `redox_*`.
+//! This crate defines those symbols ([`abi`]). So the code of a scheme daemon, from
+//! `Socket::create` to `handle_sync`, runs unchanged on Linux.
 //!
-//! The program `overlayfs-fuse-via-scheme` is a FUSE mount whose requests become such calls, so
-//! that programs of Linux try the scheme.
+//! Behind the symbols is a kernel in one process ([`kernel`]): scheme sockets, descriptors and a
+//! namespace. [`client`] is the other side: processes with a uid, a gid and a pid, which call
+//! schemes as relibc and `std::fs` do. [`redoxfs`] is a scheme for daemons that are clients
+//! themselves, as the overlay is a client of its layers. [`daemon`] runs the daemon of an overlay
+//! in tests.
 //!
-//! Buffers are handed to the scheme by address, because the daemon and its clients are threads of
-//! one process.
+//! The program `overlayfs-fuse-via-scheme` is a FUSE mount that turns requests into such calls. So
+//! programs of Linux test the scheme.
+//!
+//! The scheme gets buffers by address, since the daemon and its clients are threads of one process.
 
 #![feature(thread_spawn_hook)]
 

@@ -1,8 +1,7 @@
-//! The symbols by which a daemon is itself a client of other schemes: the calls on a descriptor of
-//! a file that relibc exports for `libredox`, and the few that the Redox backend of a layer makes
-//! without it.
+//! The symbols for a daemon that is a client of other schemes. Most are relibc's calls on the
+//! descriptor of a file, for `libredox`. The backend of a layer on Redox makes a few without it.
 //!
-//! relibc translates the structures of C, as this does for those of Linux.
+//! relibc translates the structures of C, and so does this code for those of Linux.
 
 use std::sync::Arc;
 
@@ -13,7 +12,10 @@ use syscall::flag::MODE_FIFO;
 use super::{Object, bytes, bytes_mut, get, insert, program};
 use crate::kernel::Fd;
 
-/// A descriptor that is a file. EBADF for anything else.
+/// Returns a descriptor that is a file.
+///
+/// # Errors
+/// - EBADF: it is no file.
 fn file(fd: usize) -> Result<Arc<Fd>> {
     match get(fd)? {
         Object::File(file) => Ok(file),
@@ -21,12 +23,12 @@ fn file(fd: usize) -> Result<Arc<Fd>> {
     }
 }
 
-/// A call on a file that answers nothing but whether it worked.
+/// Makes a call on a file that returns only success or an error.
 fn done(fd: usize, call: impl FnOnce(&Fd) -> Result<()>) -> usize {
     Error::mux(file(fd).and_then(|file| call(&file)).map(|()| 0))
 }
 
-/// A call on a file that answers a number.
+/// Makes a call on a file that returns a number.
 fn count(fd: usize, call: impl FnOnce(&Fd) -> Result<usize>) -> usize {
     Error::mux(file(fd).and_then(|file| call(&file)))
 }
@@ -43,23 +45,23 @@ pub unsafe extern "C" fn redox_openat_v1(
     flags: u32,
     fcntl_flags: u32,
 ) -> usize {
-    // SAFETY: as promised by the caller.
+    // SAFETY: as the caller promises.
     let path = unsafe { bytes(path_base, path_len) };
     count(fd, |dir| Ok(insert(Object::File(Arc::new(dir.openat(path, flags as usize, fcntl_flags)?)))))
 }
 
-/// The path of a file, written to a buffer; answers its length.
+/// Writes the path of a file to a buffer. Returns its length.
 ///
 /// # Safety
 /// `dst_base` must point to `dst_len` bytes that nothing else uses.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn redox_fpath_v1(fd: usize, dst_base: *mut u8, dst_len: usize) -> usize {
-    // SAFETY: as promised by the caller.
+    // SAFETY: as the caller promises.
     let dst = unsafe { bytes_mut(dst_base, dst_len) };
     count(fd, |file| file.fpath(dst))
 }
 
-/// Attributes.
+/// Writes the attributes of a file to `dst`.
 ///
 /// # Safety
 /// `dst` must point to memory for a structure that nothing else uses.
@@ -80,7 +82,7 @@ pub unsafe extern "C" fn redox_fstat_v1(fd: usize, dst: *mut libc::stat) -> usiz
         (stat.st_atime, stat.st_atime_nsec) = (found.st_atime.cast_signed(), found.st_atime_nsec.into());
         (stat.st_mtime, stat.st_mtime_nsec) = (found.st_mtime.cast_signed(), found.st_mtime_nsec.into());
         (stat.st_ctime, stat.st_ctime_nsec) = (found.st_ctime.cast_signed(), found.st_ctime_nsec.into());
-        // SAFETY: as promised by the caller.
+        // SAFETY: as the caller promises.
         unsafe { dst.write(stat) };
         0
     }))
@@ -94,7 +96,7 @@ fn attributes(fd: usize) -> Result<Stat> {
     }
 }
 
-/// Space of the filesystem; of its limits relibc tells nothing.
+/// Writes the space of the filesystem to `dst`. relibc does not tell its limits.
 ///
 /// # Safety
 /// `dst` must point to memory for a structure that nothing else uses.
@@ -106,7 +108,7 @@ pub unsafe extern "C" fn redox_fstatvfs_v1(fd: usize, dst: *mut libc::statvfs) -
         let mut stat: libc::statvfs = unsafe { std::mem::zeroed() };
         (stat.f_bsize, stat.f_frsize) = (found.f_bsize.into(), found.f_bsize.into());
         (stat.f_blocks, stat.f_bfree, stat.f_bavail) = (found.f_blocks, found.f_bfree, found.f_bavail);
-        // SAFETY: as promised by the caller.
+        // SAFETY: as the caller promises.
         unsafe { dst.write(stat) };
         Ok(())
     })
@@ -145,13 +147,13 @@ pub unsafe extern "C" fn redox_ftruncate_v0(fd: usize, len: usize) -> usize {
 /// `times` must point to two times.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn redox_futimens_v1(fd: usize, times: *const libc::timespec) -> usize {
-    // SAFETY: as promised by the caller.
+    // SAFETY: as the caller promises.
     let [atime, mtime] = unsafe { times.cast::<[libc::timespec; 2]>().read() }
         .map(|time| TimeSpec { tv_sec: time.tv_sec, tv_nsec: time.tv_nsec as i32 });
     done(fd, |file| file.futimens(atime, mtime))
 }
 
-/// Brings a file to the disk.
+/// Syncs a file to the disk.
 ///
 /// # Safety
 /// None is needed.
@@ -160,18 +162,18 @@ pub unsafe extern "C" fn redox_fsync_v1(fd: usize) -> usize {
     done(fd, Fd::fsync)
 }
 
-/// Lists a directory from an opaque offset on; answers how many bytes of records were written.
+/// Lists a directory from an opaque offset on. Returns how many bytes of records it wrote.
 ///
 /// # Safety
 /// `buf` must point to `buf_len` bytes that nothing else uses.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn redox_getdents_v0(fd: usize, buf: *mut u8, buf_len: usize, opaque: u64) -> usize {
-    // SAFETY: as promised by the caller.
+    // SAFETY: as the caller promises.
     let buf = unsafe { bytes_mut(buf, buf_len) };
     count(fd, |file| file.getdents(buf, opaque))
 }
 
-/// The user that the daemon acts as.
+/// Returns the user of the daemon.
 ///
 /// # Safety
 /// None is needed.
@@ -180,7 +182,7 @@ pub unsafe extern "C" fn redox_get_euid_v1() -> usize {
     program().caller.credentials.uid as usize
 }
 
-/// The group that the daemon acts as.
+/// Returns the group of the daemon.
 ///
 /// # Safety
 /// None is needed.
@@ -189,57 +191,57 @@ pub unsafe extern "C" fn redox_get_egid_v1() -> usize {
     program().caller.credentials.gid as usize
 }
 
-/// libc's `pread`.
+/// Makes libc's `pread`.
 ///
 /// # Safety
 /// `base` must point to `len` bytes that nothing else uses.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn played_pread(fd: usize, base: *mut u8, len: usize, offset: libc::off_t) -> usize {
-    // SAFETY: as promised by the caller.
+    // SAFETY: as the caller promises.
     let buf = unsafe { bytes_mut(base, len) };
     count(fd, |file| file.read_at(buf, offset.cast_unsigned()))
 }
 
-/// libc's `pwrite`.
+/// Makes libc's `pwrite`.
 ///
 /// # Safety
 /// `base` must point to `len` readable bytes.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn played_pwrite(fd: usize, base: *const u8, len: usize, offset: libc::off_t) -> usize {
-    // SAFETY: as promised by the caller.
+    // SAFETY: as the caller promises.
     let buf = unsafe { bytes(base, len) };
     count(fd, |file| file.write_at(buf, offset.cast_unsigned()))
 }
 
-/// The kernel's `unlinkat`.
+/// Makes the kernel's `unlinkat`.
 ///
 /// # Safety
 /// `path` must point to `len` readable bytes.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn played_unlinkat(fd: usize, path: *const u8, len: usize, flags: usize) -> usize {
-    // SAFETY: as promised by the caller.
+    // SAFETY: as the caller promises.
     let path = unsafe { bytes(path, len) };
     done(fd, |dir| dir.unlinkat(path, flags))
 }
 
-/// The kernel's `frename`.
+/// Makes the kernel's `frename`.
 ///
 /// # Safety
 /// `path` must point to `len` readable bytes.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn played_frename(fd: usize, path: *const u8, len: usize) -> usize {
-    // SAFETY: as promised by the caller.
+    // SAFETY: as the caller promises.
     let path = unsafe { bytes(path, len) };
     done(fd, |file| file.frename(path))
 }
 
-/// The kernel's `flink`.
+/// Makes the kernel's `flink`.
 ///
 /// # Safety
 /// `path` must point to `len` readable bytes.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn played_flink(fd: usize, path: *const u8, len: usize) -> usize {
-    // SAFETY: as promised by the caller.
+    // SAFETY: as the caller promises.
     let path = unsafe { bytes(path, len) };
     done(fd, |file| file.flink(path))
 }

@@ -1,5 +1,5 @@
-//! The symbols about paths from the root of the system and the namespaces in which they are looked
-//! up. All but the change from one namespace to another is asked of the manager.
+//! The symbols for paths from the root of the system, and for the namespaces that resolve them. All
+//! calls ask the manager, except the change to another namespace.
 
 use std::sync::{Arc, PoisonError};
 
@@ -8,21 +8,24 @@ use syscall::error::{EBADF, EINVAL, ENODEV, EOPNOTSUPP, EPERM, Error, Result};
 use super::{Object, bytes, get, insert, process, program, remove};
 use crate::kernel::{self, manager};
 
-/// Which schemes are found in a namespace.
+/// The schemes that a namespace reaches.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Reach {
     All,
     Nothing,
 }
 
-/// The descriptor of the namespace in which the calling program is.
+/// Returns the descriptor of the namespace of the calling program.
 fn current() -> usize {
     let program = program();
     let mut namespace = program.namespace.lock().unwrap_or_else(PoisonError::into_inner);
     *namespace.get_or_insert_with(|| insert(Object::Namespace(Reach::All)))
 }
 
-/// What is found in a namespace. EBADF for a descriptor of anything else.
+/// Returns the reach of a namespace.
+///
+/// # Errors
+/// - EBADF: the descriptor is no namespace.
 fn reach(fd: usize) -> Result<Reach> {
     match get(fd)? {
         Object::Namespace(reach) => Ok(reach),
@@ -30,8 +33,10 @@ fn reach(fd: usize) -> Result<Reach> {
     }
 }
 
-/// Asks the manager for something in a namespace where all schemes are. ENODEV in the null
-/// namespace.
+/// Makes a request to the manager in a namespace that reaches all schemes.
+///
+/// # Errors
+/// - ENODEV: the namespace is the null namespace.
 fn ask<T>(namespace: usize, request: impl FnOnce() -> Result<T>) -> Result<T> {
     manager::ask(|| match reach(namespace)? {
         Reach::All => request(),
@@ -39,20 +44,24 @@ fn ask<T>(namespace: usize, request: impl FnOnce() -> Result<T>) -> Result<T> {
     })
 }
 
-/// Looks up a path that only Linux knows: in the null namespace the manager is asked, and has
-/// nothing (ENODEV). For tests that stand between the standard library and libc.
+/// Looks up a path that only Linux knows, for tests that are between the standard library and libc.
+///
+/// # Errors
+/// - ENODEV: the program is in the null namespace. The manager has nothing there.
 pub fn look_up() -> Result<()> {
     ask(current(), || Ok(()))
 }
 
-/// Opens one of the two capabilities or a file of a scheme, as relibc's `open`; ENODEV in the null
-/// namespace.
+/// Opens one of the two capabilities or a file of a scheme, as relibc's `open` does.
+///
+/// # Errors
+/// - ENODEV: the program is in the null namespace.
 ///
 /// # Safety
 /// `path_base` must point to `path_len` readable bytes.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn redox_open_v1(path_base: *const u8, path_len: usize, flags: u32, mode: u16) -> usize {
-    // SAFETY: as promised by the caller.
+    // SAFETY: as the caller promises.
     let path = unsafe { bytes(path_base, path_len) };
     Error::mux(open(path, flags, mode).map(insert))
 }
@@ -69,7 +78,7 @@ fn open(path: &[u8], flags: u32, mode: u16) -> Result<Object> {
     }
 }
 
-/// The namespace that the program is in.
+/// Returns the namespace of the program.
 ///
 /// # Safety
 /// None is needed.
@@ -78,8 +87,12 @@ pub unsafe extern "C" fn redox_get_ns_v0() -> usize {
     current()
 }
 
-/// Makes a namespace with some of the schemes of the program's: here with none, as only a list
-/// without names is taken. EOPNOTSUPP for another, EINVAL for flags.
+/// Makes a namespace with some of the program's schemes. This simulator takes only a list without
+/// names.
+///
+/// # Errors
+/// - EINVAL: there are flags.
+/// - EOPNOTSUPP: the list has names.
 ///
 /// # Safety
 /// None is needed.
@@ -92,9 +105,11 @@ pub unsafe extern "C" fn redox_mkns_v1(_names: *const libc::iovec, num_names: us
     })
 }
 
-/// Enters a namespace with all threads of the program, and takes its descriptor. Answers the
-/// descriptor of the one that was left, which the caller has now; EPERM if there was none, as
-/// relibc does.
+/// Enters a namespace with all threads of the program, and takes its descriptor. Returns the
+/// descriptor of the old namespace, which the caller now owns.
+///
+/// # Errors
+/// - EPERM: there was no namespace before. relibc returns the same.
 ///
 /// # Safety
 /// None is needed.
@@ -105,7 +120,10 @@ pub unsafe extern "C" fn redox_setns_v0(fd: usize) -> usize {
     left.unwrap_or(Error::mux(Err(Error::new(EPERM))))
 }
 
-/// Enters the null namespace (`ens` 0) with all threads of the program. EINVAL for any other.
+/// Enters the null namespace (`ens` 0) with all threads of the program.
+///
+/// # Errors
+/// - EINVAL: `ens` is another number.
 ///
 /// # Safety
 /// None is needed.
@@ -121,8 +139,11 @@ pub unsafe extern "C" fn redox_setrens_v1(_rns: usize, ens: usize) -> usize {
     0
 }
 
-/// Gives the scheme whose root is `cap_fd` a name, and takes that descriptor. EEXIST if the name is
-/// taken, ENODEV in the null namespace.
+/// Registers a name for the scheme with the root `cap_fd`, and takes that descriptor.
+///
+/// # Errors
+/// - EEXIST: the name is taken.
+/// - ENODEV: the namespace is the null namespace.
 ///
 /// # Safety
 /// `name_base` must point to `name_len` readable bytes.
@@ -133,7 +154,7 @@ pub unsafe extern "C" fn redox_register_scheme_to_ns_v0(
     name_len: usize,
     cap_fd: usize,
 ) -> usize {
-    // SAFETY: as promised by the caller.
+    // SAFETY: as the caller promises.
     let name = unsafe { bytes(name_base, name_len) };
     Error::mux(register(ns_fd, name, cap_fd).map(|()| 0))
 }
@@ -148,14 +169,17 @@ fn register(ns_fd: usize, name: &[u8], cap_fd: usize) -> Result<()> {
     Ok(())
 }
 
-/// Removes the name of a scheme, given as its path. ENODEV if nobody has it and in the null
-/// namespace, EINVAL for any other path.
+/// Removes the name of a scheme, given as its path.
+///
+/// # Errors
+/// - EINVAL: the path names no scheme.
+/// - ENODEV: the name does not exist, or the program is in the null namespace.
 ///
 /// # Safety
 /// `path` must point to `len` readable bytes.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn played_unlink(path: *const u8, len: usize) -> usize {
-    // SAFETY: as promised by the caller.
+    // SAFETY: as the caller promises.
     let path = unsafe { bytes(path, len) };
     let name = str::from_utf8(path).ok().and_then(|path| path.strip_prefix("/scheme/"));
     Error::mux(name.ok_or(Error::new(EINVAL)).and_then(|name| ask(current(), || kernel::unregister(name).map(|()| 0))))

@@ -1,5 +1,5 @@
-//! Pipes as the kernel of Redox makes them: bytes go through, and descriptors. Only the end to
-//! write to has a number, which whoever is started inherits; the other is the test's.
+//! Pipes of the Redox kernel: bytes and descriptors pass through. Only the end for writes has a
+//! number, which a started program inherits. The test has the other end.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -8,7 +8,7 @@ use syscall::error::{EPIPE, Error, Result};
 
 use super::{Object, insert};
 
-/// What comes out of a pipe.
+/// An item in a pipe.
 enum Item {
     Byte(u8),
     Descriptor(Object),
@@ -22,17 +22,17 @@ struct State {
 
 struct Shared {
     state: Mutex<State>,
-    /// Notified when something comes, or the last writer goes.
+    /// Notified when an item arrives, or the last writer is dropped.
     changed: Condvar,
 }
 
-/// The end that is written to. The pipe ends when it is dropped.
+/// The end for writes. Its drop ends the pipe.
 pub(super) struct Writer(Arc<Shared>);
 
-/// The end that is read from. When it is dropped, writing fails.
+/// The end for reads. After its drop, writes fail.
 pub struct Pipe(Arc<Shared>);
 
-/// Makes a pipe. The number is that of the end to write to.
+/// Makes a pipe. The number is that of the end for writes.
 pub fn pipe() -> (Pipe, usize) {
     let state = State { items: VecDeque::new(), has_reader: true, has_writer: true };
     let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
@@ -50,7 +50,7 @@ impl Writer {
         self.put(bytes.iter().copied().map(Item::Byte).collect())
     }
 
-    /// Sends descriptors, which the sender has no more.
+    /// Sends descriptors. The sender loses them.
     pub(super) fn send(&self, descriptors: Vec<Object>) -> Result<usize> {
         self.put(descriptors.into_iter().map(Item::Descriptor).collect())
     }
@@ -75,7 +75,7 @@ impl Drop for Writer {
 }
 
 impl Pipe {
-    /// Waits for a byte. None at the end, or if a descriptor comes.
+    /// Waits for a byte. None: the pipe ends, or a descriptor comes.
     pub fn byte(&self) -> Option<u8> {
         match self.next()? {
             Item::Byte(byte) => Some(byte),
@@ -83,7 +83,7 @@ impl Pipe {
         }
     }
 
-    /// Waits for a descriptor, and answers its number. None at the end, or if a byte comes.
+    /// Waits for a descriptor, and returns its number. None: the pipe ends, or a byte comes.
     pub fn descriptor(&self) -> Option<usize> {
         match self.next()? {
             Item::Descriptor(object) => Some(insert(object)),

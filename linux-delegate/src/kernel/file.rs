@@ -1,10 +1,9 @@
 //! Descriptors, and the system calls that a program can make on one.
 //!
-//! Every call does what the Redox kernel of August 2026 does: what it checks itself, which request
-//! it sends, and what it puts into each argument. In particular the sixth argument carries the
-//! caller's ids only for the requests that have their own opcode; a `StdFsCall` and a `Call` on one
-//! descriptor have their third word of metadata there (0 for most), on two descriptors the second
-//! id.
+//! Every call does what the Redox kernel of August 2026 does: its own checks, its request, and the
+//! arguments of that. The sixth argument has the caller's ids only in requests with their own
+//! opcode. A `StdFsCall` or a `Call` on one descriptor has its third word of metadata there, mostly
+//! 0. On two descriptors it has the second id there.
 
 use std::mem::offset_of;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -27,13 +26,13 @@ pub(crate) const PATH_MAX: usize = 4096;
 
 pub(super) const PAGE_SIZE: usize = 4096;
 
-/// The address that stands for an empty buffer: not null, and aligned for everything.
+/// The address of an empty buffer: not null, and aligned for everything.
 const DANGLING: u64 = 1 << 63;
 
-/// An open file of a scheme, shared by all descriptors that were duplicated from one another.
+/// An open file of a scheme. All duplicates of a descriptor share it.
 pub(crate) struct Description {
     pub scheme: Arc<Scheme>,
-    /// The number by which the scheme knows it.
+    /// The scheme's number of the file.
     pub number: usize,
     status: Mutex<Status>,
 }
@@ -41,11 +40,11 @@ pub(crate) struct Description {
 #[derive(Clone, Copy)]
 struct Status {
     offset: u64,
-    /// The flags of its open, changed by F_SETFL.
+    /// The flags of the open, which F_SETFL changes.
     flags: u32,
     /// Reads and writes go to `offset` and move it.
     positioned: bool,
-    /// The scheme wants to hear when the next descriptor of this is closed.
+    /// The scheme wants a message when the next descriptor of this is closed.
     notify_on_detach: bool,
 }
 
@@ -60,7 +59,7 @@ impl Description {
         lock(&self.status)
     }
 
-    /// Sends a message that is not answered.
+    /// Sends a message without an answer.
     pub(super) fn message(&self, opcode: Opcode, pid: usize) {
         let args = [self.number as u64, 0, 0, 0, 0, 0];
         self.scheme.send(Sqe { opcode: opcode as u8, args, caller: pid as u64, ..Sqe::default() });
@@ -73,10 +72,10 @@ impl Drop for Description {
     }
 }
 
-/// A descriptor that a process holds; dropped, it is closed.
+/// A descriptor of a process. Its drop closes it.
 ///
-/// Its methods are system calls, made as the process that holds it. Errors are those of the scheme;
-/// ENODEV when its daemon is gone, and what each method says.
+/// Its methods are system calls of that process. Their errors are those of the scheme, ENODEV if
+/// its daemon is gone, and those of each method.
 pub struct Fd {
     caller: Arc<Caller>,
     description: Arc<Description>,
@@ -103,13 +102,13 @@ impl Fd {
         &self.caller
     }
 
-    /// The number by which the scheme knows the open file.
+    /// Returns the scheme's number of the open file.
     pub fn id(&self) -> usize {
         self.description.number
     }
 
-    /// The descriptor as a child of the process inherits it, or another process that was sent it:
-    /// same open file, other caller.
+    /// Returns the descriptor as a child of the process inherits it, or as another process receives
+    /// it: the same open file with another caller.
     pub(crate) fn held_by(&self, caller: Arc<Caller>) -> Self {
         Self { caller, description: self.description.clone() }
     }
@@ -124,12 +123,12 @@ impl Fd {
         })
     }
 
-    /// A request whose first argument is the file and whose answer is a number.
+    /// Makes a request with the file as its first argument and a number as its answer.
     fn simple(&self, opcode: Opcode, b: u64, c: u64, d: u64, e: u64) -> Result<usize> {
         self.request(opcode, [self.id() as u64, b, c, d, e])?.number()
     }
 
-    /// The descriptor that an open or a dup was answered with.
+    /// Makes the descriptor of an answer to an open or a dup.
     fn opened(&self, answer: Answer, flags: u32) -> Result<Fd> {
         let description = match answer {
             Answer::Regular { result, extra, .. } => {
@@ -142,23 +141,26 @@ impl Fd {
     }
 
     /// Opens `path` relative to this directory. `flags` are those of `syscall::flag`, with the
-    /// permission bits of a new object in the low 16. ENAMETOOLONG for a path over 4096 bytes,
-    /// EINVAL for one that is not UTF-8.
+    /// permission bits of a new object in the low 16 bits.
+    ///
+    /// # Errors
+    /// - EINVAL: the path is not UTF-8.
+    /// - ENAMETOOLONG: the path has more than 4096 bytes.
     pub fn openat(&self, path: impl AsRef<[u8]>, flags: usize, fcntl_flags: u32) -> Result<Fd> {
         let path = checked_path(path.as_ref())?;
         let args = [self.id(), path.as_ptr() as usize, path.len(), flags, fcntl_flags as usize].map(|arg| arg as u64);
         self.opened(self.request(Opcode::OpenAt, args)?, flags as u32)
     }
 
-    /// Removes an entry of this directory; `flags` is 0 or `AT_REMOVEDIR`. Errors of the path as in
-    /// [`Fd::openat`].
+    /// Removes an entry of this directory; `flags` is 0 or `AT_REMOVEDIR`. The errors of the path
+    /// are those of [`Fd::openat`].
     pub fn unlinkat(&self, path: impl AsRef<[u8]>, flags: usize) -> Result<()> {
         let path = checked_path(path.as_ref())?;
         self.simple(Opcode::UnlinkAt, path.as_ptr() as u64, path.len() as u64, flags as u64, 0).map(drop)
     }
 
-    /// With an empty `how` a second descriptor of the same open file; otherwise the scheme makes
-    /// what `how` says.
+    /// With an empty `how` makes a second descriptor of the same open file. Otherwise the scheme
+    /// interprets `how`.
     pub fn dup(&self, how: &[u8]) -> Result<Fd> {
         if how.is_empty() {
             return Ok(self.held_by(self.caller.clone()));
@@ -168,7 +170,7 @@ impl Fd {
         self.opened(answer, flags)
     }
 
-    /// Reads at the descriptor's offset and moves it.
+    /// Reads at the offset of the descriptor and moves it.
     pub fn read(&self, buf: &mut [u8]) -> Result<usize> {
         let status = *self.description.status();
         let count = self.read_with(buf, status.current_offset(), status.flags)?;
@@ -176,7 +178,7 @@ impl Fd {
         Ok(count)
     }
 
-    /// Reads at `offset`; the descriptor's own stays.
+    /// Reads at `offset`; that of the descriptor stays.
     pub fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
         let flags = self.description.status().flags;
         self.read_with(buf, offset, flags)
@@ -187,8 +189,8 @@ impl Fd {
         self.simple(Opcode::Read, address_mut(buf), length, offset, u64::from(flags))
     }
 
-    /// Writes at the descriptor's offset and moves it. What O_APPEND means is up to the scheme,
-    /// which is told the flag.
+    /// Writes at the offset of the descriptor and moves it. The scheme gets the flag O_APPEND, and
+    /// gives it its meaning.
     pub fn write(&self, buf: &[u8]) -> Result<usize> {
         let status = *self.description.status();
         let count = self.write_with(buf, status.current_offset(), status.flags)?;
@@ -196,14 +198,13 @@ impl Fd {
         Ok(count)
     }
 
-    /// Writes at `offset`; the descriptor's own stays.
+    /// Writes at `offset`; that of the descriptor stays.
     pub fn write_at(&self, buf: &[u8], offset: u64) -> Result<usize> {
         let flags = self.description.status().flags;
         self.write_with(buf, offset, flags)
     }
 
-    /// Writes at `offset` with O_APPEND and O_NONBLOCK as given, whatever the descriptor's flags
-    /// say.
+    /// Writes at `offset` with O_APPEND and O_NONBLOCK as given, instead of the descriptor's flags.
     pub fn write_at_with(&self, buf: &[u8], offset: u64, append: bool, nonblock: bool) -> Result<usize> {
         let mut flags = self.description.status().flags & !((O_APPEND | O_NONBLOCK) as u32);
         flags |= if append { O_APPEND as u32 } else { 0 } | if nonblock { O_NONBLOCK as u32 } else { 0 };
@@ -221,9 +222,12 @@ impl Fd {
         }
     }
 
-    /// Moves the offset: `whence` is `SEEK_SET`, `SEEK_CUR` or `SEEK_END`, which asks the scheme
-    /// for the size. Answers the new one. EINVAL for a negative one, EOVERFLOW for one that is too
-    /// large.
+    /// Moves the offset, and returns the new one. `whence` is `SEEK_SET`, `SEEK_CUR` or `SEEK_END`,
+    /// which asks the scheme for the size.
+    ///
+    /// # Errors
+    /// - EINVAL: the new offset is negative.
+    /// - EOVERFLOW: the new offset is too large.
     pub fn lseek(&self, offset: i64, whence: usize) -> Result<u64> {
         let size = if whence == SEEK_END { self.fsize()? } else { 0 };
         let mut status = self.description.status();
@@ -238,13 +242,13 @@ impl Fd {
         Ok(status.offset)
     }
 
-    /// The size, as SEEK_END asks for it.
+    /// Returns the size, as SEEK_END asks for it.
     pub fn fsize(&self) -> Result<u64> {
         self.simple(Opcode::Fsize, 0, 0, 0, 0).map(|size| size as u64)
     }
 
-    /// Attributes, by the call of its own that older programs use; `st_dev` is then the kernel's
-    /// number of the scheme.
+    /// Returns attributes by their own call, which older programs use. `st_dev` is then the
+    /// kernel's number of the scheme.
     pub fn sys_fstat(&self) -> Result<Stat> {
         let mut stat = Stat::default();
         let (base, length) = (address_mut(&mut stat), stat.len() as u64);
@@ -253,13 +257,16 @@ impl Fd {
         Ok(stat)
     }
 
-    /// Brings the file to the disk, by the call of its own that `fdatasync` and older programs use.
+    /// Syncs the file by its own call, which `fdatasync` and older programs use.
     pub fn sys_fsync(&self) -> Result<()> {
         self.simple(Opcode::Fsync, 0, 0, 0, 0).map(drop)
     }
 
-    /// Sets owner and group. EPERM, before the scheme is asked, unless the caller is root or sets
-    /// its own two.
+    /// Sets owner and group.
+    ///
+    /// # Errors
+    /// - EPERM: the caller is not root, and the two ids are not its own. The scheme gets no
+    ///   request.
     pub fn fchown(&self, uid: u32, gid: u32) -> Result<()> {
         let own = self.caller.credentials;
         if own.uid != 0 && (uid, gid) != (own.uid, own.gid) {
@@ -268,9 +275,12 @@ impl Fd {
         self.simple(Opcode::Fchown, u64::from(uid), u64::from(gid), 0, 0).map(drop)
     }
 
-    /// The raw call: the scheme is asked about all commands but F_DUPFD, F_GETFD and F_SETFD, and
-    /// what it answers is ignored unless it is an error. EINVAL for a command that the kernel does
-    /// not know, F_DUPFD (see [`Fd::dup`]) included.
+    /// Makes the raw call. The scheme gets all commands but F_DUPFD, F_GETFD and F_SETFD, and only
+    /// its errors count.
+    ///
+    /// # Errors
+    /// - EINVAL: the kernel does not know the command. It does not take F_DUPFD either; see
+    ///   [`Fd::dup`].
     pub fn fcntl(&self, command: usize, arg: usize) -> Result<usize> {
         if command == F_DUPFD {
             return Err(Error::new(EINVAL));
@@ -290,7 +300,7 @@ impl Fd {
         }
     }
 
-    /// The flags of the open file.
+    /// Returns the flags of the open file.
     pub fn flags(&self) -> Result<usize> {
         self.fcntl(F_GETFL, 0)
     }
@@ -300,23 +310,27 @@ impl Fd {
         self.fcntl(F_SETFL, flags).map(drop)
     }
 
-    /// Asks to be told of events, and answers those that there are already.
+    /// Subscribes to events. Returns those that exist already.
     pub fn fevent(&self, flags: EventFlags) -> Result<EventFlags> {
         self.simple(Opcode::Fevent, flags.bits() as u64, 0, 0, 0).map(EventFlags::from_bits_truncate)
     }
 
-    /// The events that the scheme has posted for this file since the last call.
+    /// Returns the events of this file since the last call.
     pub fn take_events(&self) -> EventFlags {
         self.description.scheme.take_events(self.id())
     }
 
-    /// Gives the object a second name, an absolute path of which the kernel drops the scheme's part
-    /// unread. EINVAL for a relative path; the others as in [`Fd::openat`].
+    /// Gives the object a second name, an absolute path. The kernel removes the scheme from the
+    /// path and does not check it.
+    ///
+    /// # Errors
+    /// - EINVAL: the path is relative.
+    /// - The errors of the path in [`Fd::openat`].
     pub fn flink(&self, path: impl AsRef<[u8]>) -> Result<()> {
         self.with_absolute(Opcode::Flink, path.as_ref())
     }
 
-    /// Renames the object to an absolute path. Path and errors as in [`Fd::flink`].
+    /// Renames the object to an absolute path, with the same errors as [`Fd::flink`].
     pub fn frename(&self, path: impl AsRef<[u8]>) -> Result<()> {
         self.with_absolute(Opcode::Frename, path.as_ref())
     }
@@ -328,16 +342,18 @@ impl Fd {
         self.simple(opcode, reference.as_ptr() as u64, reference.len() as u64, 0, 0).map(drop)
     }
 
-    /// The path as the scheme tells it, written to the start of `buf`; answers its length.
+    /// Writes the scheme's path of the file to the start of `buf`. Returns its length.
     pub fn fpath(&self, buf: &mut [u8]) -> Result<usize> {
         let length = buf.len() as u64;
         self.simple(Opcode::Fpath, address_mut(buf), length, 0, 0)
     }
 
-    /// Asks the scheme for memory that holds `size` bytes of the file from `offset` on; answers its
-    /// address in the scheme's own memory. The first half of [`Fd::map`]: a client never sees this
-    /// address. EINVAL for a size of 0, an offset that is not on a page boundary, or memory that is
-    /// not.
+    /// Asks the scheme for memory with `size` bytes of the file from `offset` on. Returns its
+    /// address in the scheme's memory. This is the first half of [`Fd::map`]; a client never sees
+    /// this address.
+    ///
+    /// # Errors
+    /// - EINVAL: `size` is 0, or `offset` or the address is not at a page.
     pub fn mmap(&self, offset: u64, size: usize, flags: MapFlags) -> Result<usize> {
         if size == 0 || !offset.is_multiple_of(PAGE_SIZE as u64) {
             return Err(Error::new(EINVAL));
@@ -352,25 +368,27 @@ impl Fd {
         self.simple(Opcode::Munmap, size as u64, flags.bits() as u64, offset, 0).map(drop)
     }
 
-    /// A call whose meaning is between the caller and the scheme, on this file. At most three words
-    /// of `metadata` arrive.
+    /// Makes a call on this file that only the caller and the scheme define. At most three words of
+    /// `metadata` arrive.
     pub fn call(&self, payload: &mut [u8], metadata: &[u64]) -> Result<usize> {
         self.call_with(Opcode::Call, None, payload, metadata)?.number()
     }
 
-    /// [`Fd::call`] on two files; at most two words of `metadata` arrive. EXDEV unless both are of
-    /// one scheme.
+    /// Makes a [`Fd::call`] on two files. At most two words of `metadata` arrive.
+    ///
+    /// # Errors
+    /// - EXDEV: the files are of two schemes.
     pub fn call_multiple(&self, other: &Fd, payload: &mut [u8], metadata: &[u64]) -> Result<usize> {
         self.call_with(Opcode::Call, Some(other), payload, metadata)?.number()
     }
 
-    /// Sends a descriptor to this file's scheme, as `sendfd` on this file. The sender has it no
-    /// more.
+    /// Sends a descriptor to the scheme of this file, as `sendfd` on this file. The sender loses
+    /// it.
     pub fn send(&self, sent: Fd) -> Result<usize> {
         self.send_all(vec![sent.description.clone()], &[])
     }
 
-    /// Sends any number of open files. One word of `metadata` arrives.
+    /// Sends open files. One word of `metadata` arrives.
     pub(crate) fn send_all(&self, sent: Vec<Arc<Description>>, metadata: &[u64]) -> Result<usize> {
         let word = metadata.first().copied().unwrap_or(0);
         let args = [self.id() as u64, 0, word, sent.len() as u64, 0, self.caller.packed()];
@@ -378,14 +396,19 @@ impl Fd {
         self.description.scheme.call_with(sqe, sent)?.number()
     }
 
-    /// A standard call of a filesystem, named by `kind`, on this file. EOPNOTSUPP for a kind that
-    /// the kernel does not know.
+    /// Makes the standard filesystem call `kind` on this file.
+    ///
+    /// # Errors
+    /// - EOPNOTSUPP: the kernel does not know the kind.
     pub fn std_fs_call(&self, kind: u8, payload: &mut [u8], arg1: u64, arg2: u64) -> Result<usize> {
         self.std_fs(kind, None, payload, arg1, arg2)
     }
 
-    /// A standard call of a filesystem on this file and another. Its second argument does not
-    /// arrive. EXDEV unless both are of one scheme.
+    /// Makes a standard filesystem call on this file and another. Its second argument does not
+    /// arrive.
+    ///
+    /// # Errors
+    /// - EXDEV: the files are of two schemes.
     pub fn std_fs_call_multiple(&self, other: &Fd, kind: u8, payload: &mut [u8], arg1: u64) -> Result<usize> {
         self.std_fs(kind, Some(other), payload, arg1, 0)
     }
@@ -420,14 +443,14 @@ impl Fd {
         self.description.scheme.call(Sqe { opcode: opcode as u8, sqe_flags, args, caller, ..Sqe::default() })
     }
 
-    /// Attributes.
+    /// Returns attributes.
     pub fn fstat(&self) -> Result<Stat> {
         let mut stat = Stat::default();
         self.std_fs_call(StdFsCallKind::Fstat as u8, &mut stat, 0, 0)?;
         Ok(stat)
     }
 
-    /// Space and limits of the filesystem.
+    /// Returns the space and the limits of the filesystem.
     pub fn fstatvfs(&self) -> Result<StatVfs> {
         let mut stat = StatVfs::default();
         self.std_fs_call(StdFsCallKind::Fstatvfs as u8, &mut stat, 0, 0)?;
@@ -444,8 +467,8 @@ impl Fd {
         self.std_fs_call(StdFsCallKind::Ftruncate as u8, &mut [], size, 0).map(drop)
     }
 
-    /// Sets the times of last access and last change; `UTIME_NOW` and `UTIME_OMIT` arrive as they
-    /// are.
+    /// Sets the times of last access and last change. `UTIME_NOW` and `UTIME_OMIT` arrive
+    /// unchanged.
     pub fn futimens(&self, atime: TimeSpec, mtime: TimeSpec) -> Result<()> {
         /// Two `TimeSpec`s in memory, aligned as the scheme reads them.
         #[repr(align(8))]
@@ -458,25 +481,25 @@ impl Fd {
         self.std_fs_call(StdFsCallKind::Futimens as u8, &mut times.0, 0, 0).map(drop)
     }
 
-    /// Brings the file to the disk.
+    /// Syncs the file to the disk.
     pub fn fsync(&self) -> Result<()> {
         self.std_fs_call(StdFsCallKind::Fsync as u8, &mut [], 0, 0).map(drop)
     }
 
-    /// Lists a directory into `buf` from the opaque offset `after` on; answers how many bytes of
-    /// records were written, 0 at the end.
+    /// Lists a directory into `buf` from the opaque offset `after` on. Returns how many bytes of
+    /// records it wrote; 0 at the end.
     pub fn getdents(&self, buf: &mut [u8], after: u64) -> Result<usize> {
         self.std_fs_call(StdFsCallKind::Getdents as u8, buf, after, size_of::<DirentHeader>() as u64)
     }
 
-    /// Removes an entry of this directory by the standard call that relibc does not use yet.
+    /// Removes an entry of this directory by the standard call, which relibc does not use yet.
     pub fn std_unlinkat(&self, path: impl AsRef<[u8]>, flags: usize) -> Result<()> {
         let mut payload = path.as_ref().to_vec();
         self.std_fs_call(StdFsCallKind::Unlinkat as u8, &mut payload, flags as u64, 0).map(drop)
     }
 
-    /// The path of this file relative to the directory `dir`, written to the start of `buf`;
-    /// answers its length.
+    /// Writes the path of this file relative to the directory `dir` to the start of `buf`. Returns
+    /// its length.
     pub fn relpathat(&self, dir: &Fd, buf: &mut [u8]) -> Result<usize> {
         self.std_fs_call_multiple(dir, StdFsCallKind::Relpathat as u8, buf, 0)
     }
@@ -493,19 +516,19 @@ impl Fd {
         self.std_fs_call_multiple(dir, StdFsCallKind::Flinkat as u8, &mut payload, u64::from(flags)).map(drop)
     }
 
-    /// Sends any request to the scheme of this file. The tag and the caller's pid are filled in; a
-    /// request that no caller waits for (one-way, or one of the kernel's own messages) answers 0.
-    /// What an open answers is the scheme's number, with no descriptor made of it.
+    /// Sends any request to the scheme of this file, with its tag and the caller's pid. A request
+    /// without a waiting caller (one-way, or a message of the kernel) returns 0. An open returns
+    /// the scheme's number, without a descriptor.
     ///
     /// # Safety
-    /// The arguments that the scheme will take for an address and a length must name memory that it
-    /// may read or write as the request says.
+    /// The arguments that the scheme takes for an address and a length must name memory. The scheme
+    /// may read or write it as the request says.
     pub unsafe fn raw(&self, sqe: Sqe) -> Result<usize> {
-        // SAFETY: as promised by the caller.
+        // SAFETY: as the caller promises.
         unsafe { self.begin_raw(sqe) }?.finish()
     }
 
-    /// As [`Fd::raw`], but the answer is waited for later, with [`Begun::finish`].
+    /// As [`Fd::raw`], but [`Begun::finish`] waits for the answer.
     ///
     /// # Safety
     /// As for [`Fd::raw`], until the answer is there.
@@ -522,27 +545,27 @@ impl Fd {
     }
 }
 
-/// A request that was sent. Its answer is waited for by the thread that sent it.
+/// A request on its way. The thread that sent it waits for its answer.
 pub struct Begun {
     scheme: Arc<Scheme>,
     tag: Option<u32>,
 }
 
 impl Begun {
-    /// By what the scheme knows the request. None if nobody waits for an answer.
+    /// Returns the tag of the request. None: it has no answer.
     pub fn tag(&self) -> Option<u32> {
         self.tag
     }
 
-    /// Waits for the answer, as [`Fd::raw`] has it.
+    /// Waits for the answer of [`Fd::raw`].
     pub fn finish(self) -> Result<usize> {
         self.tag.map_or(Ok(0), |tag| self.scheme.finish(tag)?.number())
     }
 }
 
 impl Status {
-    /// Where the next read or write is; the scheme of a file without an offset is told the largest
-    /// number.
+    /// Returns the offset of the next read or write. The scheme of a file without an offset gets
+    /// the largest number.
     fn current_offset(&self) -> u64 {
         if self.positioned { self.offset } else { u64::MAX }
     }

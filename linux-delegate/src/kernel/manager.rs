@@ -1,11 +1,9 @@
-//! The manager of namespaces: the process that every path, registration and new namespace is asked
-//! of.
+//! The manager of namespaces: one process that gets every path, registration and new namespace.
 //!
-//! On Redox before July 2026 it serves one request after another, and opens a path itself for
-//! whoever asks, so it waits for the answer of the scheme that the path names. A daemon that asks
-//! it for something while it waits for that daemon hangs, and so does everybody else's next path.
-//! Tests have it wait so with [`let_it_wait`]; otherwise it is as on later systems, where it waits
-//! for nobody.
+//! On Redox before July 2026 it serves one request after another. It opens a path itself for its
+//! client, so it waits for the answer of the scheme in the path. A daemon that sends it a request
+//! at that time hangs, and so does the next path of every other process. [`let_it_wait`] simulates
+//! that for tests. Otherwise it is as on later systems, where it waits for no scheme.
 //!
 //! Lock order: a turn comes before all locks of the kernel.
 
@@ -16,27 +14,27 @@ use super::lock;
 
 static WAITS: AtomicBool = AtomicBool::new(false);
 
-/// Requests get numbers as they come and are served in their order. Whose turn it is, and the
-/// number for the next one that comes.
+/// The number of the request in service, and that of the next one. Requests get numbers in their
+/// order.
 static TURNS: Mutex<(u64, u64)> = Mutex::new((0, 0));
 static NEXT: Condvar = Condvar::new();
 
-/// From now on the manager of this process waits for the schemes that it asks.
+/// Makes the manager of this process wait for schemes from now on.
 pub fn let_it_wait() {
     WAITS.store(true, Ordering::Relaxed);
 }
 
-/// Has the manager do something.
+/// Makes a request to the manager.
 pub(crate) fn ask<T>(request: impl FnOnce() -> T) -> T {
     let _turn = WAITS.load(Ordering::Relaxed).then(Turn::take);
     request()
 }
 
-/// The manager deals with one request.
+/// The service of one request.
 struct Turn;
 
 impl Turn {
-    /// Waits until the requests that came before are dealt with.
+    /// Waits until all earlier requests are served.
     fn take() -> Self {
         let mut turns = lock(&TURNS);
         let own = turns.1;

@@ -1,14 +1,13 @@
-//! Files in a client's memory: `mmap`, what the client then does with the memory, and `munmap`.
+//! Files in the memory of a client: `mmap`, the client's use of the memory, and `munmap`.
 //!
-//! The kernel asks the scheme for an address and maps the pages that the daemon has there into the
-//! client as well. They stay the client's until it unmaps them, whatever the daemon does with its
-//! own mapping meanwhile. A page of a private mapping is the same one until the client writes to it
-//! and gets a copy. A mapping keeps the descriptor open that it was made with. The scheme is told
-//! of the end of each range after the client has lost it, and what it answers is nobody's business
-//! any more.
+//! The kernel asks the scheme for an address, and maps the daemon's pages there into the client
+//! too. The client keeps them until it unmaps them, even if the daemon changes its own mapping. A
+//! private mapping has the same page until the client writes to it and gets a copy. A mapping keeps
+//! its descriptor open. The scheme gets a message for each unmapped range, after the client has
+//! lost it. Its answer has no effect.
 //!
-//! Daemon and clients are one process here, so the client's pages are further mappings of the
-//! daemon's: it must use shared memory.
+//! Here daemon and clients are one process. So the client's pages are further mappings of the
+//! daemon's, which must be shared memory.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -22,20 +21,20 @@ use syscall::schemev2::{Opcode, Sqe};
 use super::file::{Fd, PAGE_SIZE};
 use super::{Caller, Description};
 
-/// What a client has mapped of a file; dropped, it is unmapped. Offsets count from its start.
+/// A mapping of a client. Its drop unmaps it. Offsets count from its start.
 ///
-/// Access to it is a program's load or store: EFAULT stands for the signal that a program would
+/// An access is a load or a store of a program. EFAULT stands for the signal that the program would
 /// get.
 pub struct Mapping {
     caller: Arc<Caller>,
     description: Arc<Description>,
-    /// The offset of its first byte in the file.
+    /// The offset of the first byte in the file.
     offset: u64,
     flags: MapFlags,
     memory: Memory,
     /// The pages of a private mapping that the client has written to.
     copies: HashMap<usize, Box<[u8; PAGE_SIZE]>>,
-    /// Whole pages, some of which may be unmapped.
+    /// Whole pages: which of them are still mapped.
     mapped: Vec<bool>,
 }
 
@@ -45,16 +44,18 @@ struct Memory {
     len: usize,
 }
 
-// SAFETY: the memory is the value's own; what the daemon does with the pages at the same time is
-// what the tests are about, and both sides copy bytes by raw pointers.
+// SAFETY: the value owns the memory. The daemon may use its pages at the same time; the tests are
+// about that. Both sides copy bytes by raw pointers.
 unsafe impl Send for Memory {}
 // SAFETY: as above.
 unsafe impl Sync for Memory {}
 
 impl Fd {
-    /// Maps `size` bytes of the file from `offset` on. EINVAL for a size of 0, an offset that is
-    /// not on a page boundary, or memory that is not; EIO for memory of the daemon that cannot be
-    /// lent.
+    /// Maps `size` bytes of the file from `offset` on.
+    ///
+    /// # Errors
+    /// - EINVAL: `size` is 0, or `offset` or the daemon's memory is not at a page.
+    /// - EIO: the daemon's memory cannot be mapped a second time.
     pub fn map(&self, offset: u64, size: usize, flags: MapFlags) -> Result<Mapping> {
         let address = self.mmap(offset, size, flags)?;
         let memory = Memory::alias(address, size.next_multiple_of(PAGE_SIZE))?;
@@ -63,15 +64,18 @@ impl Fd {
         Ok(Mapping { caller, description, offset, flags, memory, copies: HashMap::new(), mapped })
     }
 
-    /// Asks for what was written to mappings of the scheme's files to be written back, as `msync`
-    /// would if a kernel knew it: a message without an answer and without a file.
+    /// Asks the scheme to write back the clients' writes to mappings, as `msync` would in a kernel
+    /// that knows it. The message has no answer and names no file.
     pub fn msync(&self) {
         self.description().message(Opcode::Msync, self.caller().pid);
     }
 }
 
 impl Mapping {
-    /// Loads bytes. EFAULT where nothing is mapped.
+    /// Loads bytes.
+    ///
+    /// # Errors
+    /// - EFAULT: nothing is mapped there.
     pub fn load(&self, offset: usize, buf: &mut [u8]) -> Result<()> {
         for (page, range, at) in self.pieces(offset, buf.len())? {
             let (start, len) = (range.start % PAGE_SIZE, range.len());
@@ -90,7 +94,10 @@ impl Mapping {
         Ok(buf)
     }
 
-    /// Stores bytes. EFAULT where nothing is mapped, and if the mapping is not writable.
+    /// Stores bytes.
+    ///
+    /// # Errors
+    /// - EFAULT: nothing is mapped there, or the mapping is not writable.
     pub fn store(&mut self, offset: usize, bytes: &[u8]) -> Result<()> {
         if !self.flags.contains(MapFlags::PROT_WRITE) {
             return Err(Error::new(EFAULT));
@@ -112,8 +119,8 @@ impl Mapping {
         Ok(())
     }
 
-    /// Cuts an access into pages: the page, the bytes of the mapping, and where they are in the
-    /// buffer.
+    /// Splits an access into pages. Returns for each the page, the bytes of the mapping, and their
+    /// place in the buffer.
     fn pieces(&self, offset: usize, len: usize) -> Result<Vec<(usize, Range<usize>, usize)>> {
         let end = offset.checked_add(len).filter(|end| *end <= self.memory.len).ok_or(Error::new(EFAULT))?;
         let mut pieces = Vec::new();
@@ -130,14 +137,15 @@ impl Mapping {
         Ok(pieces)
     }
 
-    /// Unmaps all that is left and answers what the scheme said to it, which a program does not get
-    /// to know.
+    /// Unmaps the rest. Returns the scheme's answer, which a program does not get.
     pub fn unmap(mut self) -> Result<()> {
         self.unmap_pages(0..self.mapped.len())
     }
 
-    /// Unmaps whole pages; what a program does not get to know, it answers. EINVAL for a range that
-    /// is not on pages.
+    /// Unmaps whole pages. Returns the scheme's answer, which a program does not get.
+    ///
+    /// # Errors
+    /// - EINVAL: the range is not on pages.
     pub fn unmap_part(&mut self, offset: usize, len: usize) -> Result<()> {
         let end = offset.checked_add(len).filter(|end| *end <= self.memory.len).ok_or(Error::new(EINVAL))?;
         if !offset.is_multiple_of(PAGE_SIZE) || !end.is_multiple_of(PAGE_SIZE) {
@@ -146,7 +154,7 @@ impl Mapping {
         self.unmap_pages(offset / PAGE_SIZE..end / PAGE_SIZE)
     }
 
-    /// Tells the scheme about each stretch that was mapped still.
+    /// Tells the scheme of each part that was still mapped.
     fn unmap_pages(&mut self, pages: Range<usize>) -> Result<()> {
         let mut outcome = Ok(());
         let mut start = pages.start;
@@ -158,7 +166,7 @@ impl Mapping {
             }
             self.mapped[start..start + stretch].fill(false);
             let mut flags = MunmapFlags::empty();
-            // The kernel sets it for private mappings too.
+            // The kernel sets this flag for private mappings too.
             flags.set(MunmapFlags::NEEDS_SYNC, self.flags.contains(MapFlags::PROT_WRITE));
             outcome = outcome.and(self.tell(self.offset + (start * PAGE_SIZE) as u64, stretch * PAGE_SIZE, flags));
             start += stretch;
@@ -180,17 +188,17 @@ impl Drop for Mapping {
 }
 
 impl Memory {
-    /// Maps the pages that this process has at `address` a second time.
+    /// Maps the pages of this process at `address` a second time.
     fn alias(address: usize, len: usize) -> Result<Self> {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-        // SAFETY: takes no memory that anybody has.
+        // SAFETY: the call uses only free addresses.
         let base = unsafe { libc::mmap(ptr::null_mut(), len, libc::PROT_NONE, flags, -1, 0) };
         let base = NonNull::new(base.cast::<u8>()).filter(|_| base != libc::MAP_FAILED).ok_or(Error::new(ENOMEM))?;
         let memory = Self { base, len };
         for page in (0..len).step_by(PAGE_SIZE) {
-            // An old size of 0 leaves the old mapping as it is. Page by page, since the daemon's
-            // memory may be several mappings. SAFETY: the new place is in the mapping made above,
-            // and the old one is only read from.
+            // An old size of 0 keeps the old mapping. The calls go page by page, since the daemon's
+            // memory may be several mappings. SAFETY: the new place is in the mapping from above,
+            // and the old one is only read.
             let mapped = unsafe {
                 libc::mremap(
                     ptr::without_provenance_mut(address + page),
@@ -209,20 +217,20 @@ impl Memory {
 
     fn load(&self, offset: usize, buf: &mut [u8]) {
         assert!(offset + buf.len() <= self.len);
-        // SAFETY: within the mapping, which no buffer overlaps.
+        // SAFETY: the bytes are within the mapping, which no buffer overlaps.
         unsafe { ptr::copy_nonoverlapping(self.base.add(offset).as_ptr(), buf.as_mut_ptr(), buf.len()) }
     }
 
     fn store(&self, offset: usize, bytes: &[u8]) {
         assert!(offset + bytes.len() <= self.len);
-        // SAFETY: as above; the daemon may use the same pages at the same time, by raw pointers.
+        // SAFETY: as above. The daemon may use the same pages at the same time, by raw pointers.
         unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), self.base.add(offset).as_ptr(), bytes.len()) }
     }
 }
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        // SAFETY: the mapping is the value's own.
+        // SAFETY: the value owns the mapping.
         unsafe { libc::munmap(self.base.as_ptr().cast(), self.len) };
     }
 }

@@ -1,12 +1,12 @@
-//! The kernel's tables: who runs, and which scheme has which name.
+//! The kernel's tables: the processes, and the names of schemes.
 //!
-//! The rest is in `scheme`, a scheme's socket with its requests and answers, in `file`, descriptors
-//! and the system calls on them, in `memory`, files that clients have mapped, and in `manager`, who
-//! finds schemes by their names.
+//! The rest is in other files. `scheme` has the socket of a scheme with its requests and answers.
+//! `file` has descriptors and their system calls, and `memory` mapped files. `manager` finds
+//! schemes by their names.
 //!
-//! Lock order: the turn of the manager, then one of the others. The two tables here and the lock of
-//! each scheme and of each description are leaves. No one of them is held while another is taken,
-//! and none while a description is dropped, because that sends a message to its scheme.
+//! Lock order: the turn of the manager, then one of the others. The two tables here, and the lock
+//! of each scheme and of each description, are leaves: no thread takes one of them under another.
+//! No thread drops a description under one, because that sends a message to its scheme.
 
 use std::collections::BTreeMap;
 use std::collections::HashMap;
@@ -28,23 +28,22 @@ pub(crate) use scheme::{Answer, Scheme};
 /// Names of schemes, each with the descriptor of its root.
 static NAMESPACE: Mutex<BTreeMap<String, Arc<Description>>> = Mutex::new(BTreeMap::new());
 
-/// The identities of the living processes by pid, with the number of [`Caller`]s that carry the
-/// pid.
+/// The ids of the living processes by pid, with the number of [`Caller`]s that have the pid.
 static PROCESSES: Mutex<Option<HashMap<usize, (Credentials, usize)>>> = Mutex::new(None);
 
-/// Locks also after another thread has panicked: no table is ever left half changed.
+/// Takes a lock even after a panic of another thread: no table is ever left half changed.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The user and the group that a process acts as.
+/// The user and the group of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Credentials {
     pub uid: u32,
     pub gid: u32,
 }
 
-/// A process as the kernel knows it; while one lives, [`credentials`] answers for its pid.
+/// A process of the kernel. While it lives, [`credentials`] returns its ids.
 #[derive(Debug)]
 pub(crate) struct Caller {
     pub pid: usize,
@@ -59,7 +58,7 @@ impl Caller {
         Arc::new(Self { pid, credentials })
     }
 
-    /// How the kernel packs the two ids into the last argument of a request.
+    /// Returns both ids as the last argument of a request has them.
     pub fn packed(&self) -> u64 {
         u64::from(self.credentials.uid) | (u64::from(self.credentials.gid) << 32)
     }
@@ -78,13 +77,17 @@ impl Drop for Caller {
     }
 }
 
-/// Who the process `pid` acts as, as the process manager of Redox tells it to a holder of its
+/// Returns the ids of the process `pid`. On Redox the process manager tells them to a holder of its
 /// capability.
 pub(crate) fn credentials(pid: usize) -> Option<Credentials> {
     lock(&PROCESSES).as_ref()?.get(&pid).map(|(credentials, _)| *credentials)
 }
 
-/// Gives a scheme its name. EEXIST if the name is taken, EINVAL if it cannot be one.
+/// Registers the name of a scheme.
+///
+/// # Errors
+/// - EEXIST: the name is taken.
+/// - EINVAL: the name is not valid.
 pub(crate) fn register(name: &str, root: Arc<Description>) -> Result<()> {
     if name.is_empty() || RedoxScheme::new(name).is_none() {
         return Err(Error::new(EINVAL));
@@ -97,28 +100,39 @@ pub(crate) fn register(name: &str, root: Arc<Description>) -> Result<()> {
     Ok(())
 }
 
-/// The root of the scheme `name`. ENODEV for a name that nobody has.
+/// Returns the root of the scheme `name`.
+///
+/// # Errors
+/// - ENODEV: the name does not exist.
 pub(crate) fn root(name: &str) -> Result<Arc<Description>> {
     lock(&NAMESPACE).get(name).cloned().ok_or(Error::new(ENODEV))
 }
 
-/// Takes a name out of the namespace, as `unlink("/scheme/NAME")` does; until then the name of a
-/// daemon that has ended is still taken. ENODEV for a name that nobody has.
+/// Removes a name, as `unlink("/scheme/NAME")` does. Until then the name of an ended daemon is
+/// taken.
+///
+/// # Errors
+/// - ENODEV: the name does not exist.
 pub fn unregister(name: &str) -> Result<()> {
     let root = lock(&NAMESPACE).remove(name);
     root.map(drop).ok_or(Error::new(ENODEV))
 }
 
-/// Interrupts the process `pid`, as a signal does, in the calls that it makes of the scheme `name`:
-/// EINTR if the scheme cancels them. ENODEV for a name that nobody has.
+/// Interrupts the process `pid`, as a signal does, in its calls of the scheme `name`. The calls
+/// return EINTR if the scheme cancels them.
+///
+/// # Errors
+/// - ENODEV: the name does not exist.
 pub fn interrupt(name: &str, pid: usize) -> Result<()> {
     root(name)?.scheme.interrupt(pid);
     Ok(())
 }
 
-/// Ends the service of the scheme `name`: its daemon reads the end of its socket, requests that it
-/// had not read yet and all later ones answer ENODEV. The name stays. ENODEV for a name that nobody
-/// has.
+/// Ends the service of the scheme `name`. Its daemon reads the end of its socket. Requests that it
+/// has not read, and all later ones, return ENODEV. The name stays.
+///
+/// # Errors
+/// - ENODEV: the name does not exist.
 pub fn stop(name: &str) -> Result<()> {
     root(name)?.scheme.close();
     Ok(())

@@ -1,8 +1,8 @@
-//! A scheme socket: requests wait in it for the daemon, callers wait in it for their answers.
+//! A scheme socket: requests wait in it for the daemon, and callers wait for their answers.
 //!
-//! A request may point into memory of its caller. So a caller whose request the daemon has taken
-//! waits until it is answered, or until no thread is left that could still work on it: the socket
-//! is closed, or every thread that ever read from it has ended. Then the caller gets ENODEV and
+//! A request may point into memory of its caller. So a caller waits once the daemon has read its
+//! request: until the answer, or until no thread can still work on it. That is when the socket is
+//! closed, or when every thread that ever read from it has ended. Then the caller gets ENODEV, and
 //! nothing hangs.
 //!
 //! Lock order: [`Scheme::state`] is a leaf.
@@ -19,14 +19,14 @@ use syscall::schemev2::{Cqe, CqeOpcode, NewFdFlags, Opcode, Sqe, SqeFlags};
 
 use super::{Description, lock};
 
-/// What a daemon answered.
+/// An answer of a daemon.
 pub(crate) enum Answer {
-    /// A number or an error; the flags of the descriptor if this opened one; whether the scheme
-    /// wants to hear when the descriptor that the request was made on is closed.
+    /// A number or an error. `extra` has the flags of a new descriptor. With `notify_on_detach` the
+    /// scheme wants a message when the descriptor of the request is closed.
     Regular { result: Result<usize>, extra: u8, notify_on_detach: bool },
-    /// A descriptor that the daemon had.
+    /// A descriptor of the daemon.
     Descriptor(Arc<Description>),
-    /// Several of them: nothing that a filesystem answers.
+    /// Several descriptors. No filesystem answers so.
     Descriptors,
 }
 
@@ -35,7 +35,11 @@ impl Answer {
         Self::Regular { result: Err(Error::new(errno)), extra: 0, notify_on_detach: false }
     }
 
-    /// The number. EIO if the scheme answered with a descriptor.
+    /// Returns the number.
+    ///
+    /// # Errors
+    /// - EIO: the scheme answered with a descriptor.
+    /// - The errno of the answer.
     pub fn number(self) -> Result<usize> {
         match self {
             Self::Regular { result, .. } => result,
@@ -56,25 +60,25 @@ struct State {
     open: bool,
     queue: VecDeque<Sqe>,
     calls: HashMap<u32, Call>,
-    /// The processes whose calls they are.
+    /// The processes that made the calls.
     callers: HashMap<u32, usize>,
-    /// What was sent with a call and the scheme has not asked for yet.
+    /// The descriptors of a call that the scheme has not taken yet.
     descriptors: HashMap<u32, Vec<Arc<Description>>>,
-    /// The calls whose callers were interrupted and that the scheme was asked to cancel.
+    /// The calls with an interrupted caller, of which the scheme got a cancellation.
     canceling: HashSet<u32>,
     next_tag: u32,
-    /// Threads that have read from the socket and live.
+    /// How many living threads have read from the socket.
     readers: usize,
-    /// Events that the scheme has posted, by the number of its file.
+    /// Events from the scheme, by the number of its file.
     events: HashMap<usize, EventFlags>,
 }
 
 /// One scheme, from the creation of its socket on.
 pub(crate) struct Scheme {
-    /// Tells schemes apart; also the `st_dev` that the system call fstat reports.
+    /// Tells schemes apart. It is also the `st_dev` of the system call fstat.
     pub id: u64,
     state: Mutex<State>,
-    /// Notified when a request comes or the socket closes.
+    /// Notified at each request, and at the end of the socket.
     arrived: Condvar,
 }
 
@@ -102,20 +106,22 @@ impl Scheme {
         lock(&self.state)
     }
 
-    /// Sends a request, whose tag is chosen here, and waits for the answer. ENODEV if the daemon is
-    /// gone or goes meanwhile.
+    /// Sends a request with a new tag, and waits for the answer.
+    ///
+    /// # Errors
+    /// - ENODEV: the daemon is gone, or ends meanwhile.
     pub fn call(&self, sqe: Sqe) -> Result<Answer> {
         self.call_with(sqe, Vec::new())
     }
 
-    /// As [`Scheme::call`], with descriptors that the scheme may take. What it does not take is
-    /// closed with the answer.
+    /// As [`Scheme::call`], with descriptors for the scheme. Those that it does not take are closed
+    /// with the answer.
     pub fn call_with(&self, sqe: Sqe, descriptors: Vec<Arc<Description>>) -> Result<Answer> {
         let tag = self.begin(sqe, descriptors)?;
         self.finish(tag)
     }
 
-    /// The first half of [`Scheme::call_with`]: sends the request and answers its tag.
+    /// Sends the request of [`Scheme::call_with`]. Returns its tag.
     pub fn begin(&self, mut sqe: Sqe, descriptors: Vec<Arc<Description>>) -> Result<u32> {
         {
             let mut state = self.state();
@@ -138,8 +144,7 @@ impl Scheme {
         Ok(sqe.tag)
     }
 
-    /// The second half of [`Scheme::call_with`], for the thread that did the first: waits for the
-    /// answer.
+    /// Waits for the answer to the request of [`Scheme::begin`], in the same thread.
     pub fn finish(&self, tag: u32) -> Result<Answer> {
         loop {
             {
@@ -161,8 +166,8 @@ impl Scheme {
         }
     }
 
-    /// Interrupts a process as a signal does: the scheme is asked to cancel each of its calls, and
-    /// the process goes on waiting for what it answers to them.
+    /// Interrupts a process as a signal does. The scheme gets a cancellation of each of its calls,
+    /// and the process waits on for the answers.
     pub fn interrupt(&self, pid: usize) {
         {
             let mut state = self.state();
@@ -177,7 +182,7 @@ impl Scheme {
         self.arrived.notify_all();
     }
 
-    /// Sends a message that is not answered. A daemon that is gone does not miss it.
+    /// Sends a message without an answer. It is lost if the daemon is gone.
     pub fn send(&self, sqe: Sqe) {
         {
             let mut state = self.state();
@@ -189,8 +194,10 @@ impl Scheme {
         self.arrived.notify_one();
     }
 
-    /// Takes up to `max` requests, at least one; none only at the end of the socket. EAGAIN if
-    /// there is none and `nonblock` is set.
+    /// Takes up to `max` requests, at least one. It takes none only at the end of the socket.
+    ///
+    /// # Errors
+    /// - EAGAIN: there is none, and `nonblock` is set.
     pub fn read(self: &Arc<Self>, max: usize, nonblock: bool) -> Result<Vec<Sqe>> {
         self.count_reader();
         let mut state = self.state();
@@ -216,8 +223,10 @@ impl Scheme {
     /// Takes one message of the daemon. `take_descriptor` removes a descriptor from the daemon's
     /// table.
     ///
-    /// EINVAL for a message that means nothing, for a tag that is answered already and for a
-    /// descriptor that the daemon does not have, EBADFD for a tag that no request has.
+    /// # Errors
+    /// - EBADFD: no request has the tag.
+    /// - EINVAL: the message has no meaning, the request has its answer already, or the daemon has
+    ///   no such descriptor.
     pub fn write(&self, cqe: &Cqe, take_descriptor: impl FnOnce(usize) -> Option<Arc<Description>>) -> Result<()> {
         let regular = |notify_on_detach| Answer::Regular {
             result: number_or_error(cqe.result),
@@ -236,14 +245,17 @@ impl Scheme {
                 *self.state().events.entry(cqe.result as usize).or_default() |= flags;
                 return Ok(());
             }
-            // The old way to obtain what was sent, which `redox-scheme` does not go.
+            // The old way to take descriptors. `redox-scheme` does not use it.
             CqeOpcode::ObtainFd => return Err(Error::new(EINVAL)),
         };
         self.answer(cqe.tag, answer)
     }
 
-    /// Gives the scheme what was sent with a call that it has not answered yet. EINVAL for a call
-    /// that is none, ENOENT for one that is answered.
+    /// Returns the descriptors of a call that has no answer yet.
+    ///
+    /// # Errors
+    /// - EINVAL: there is no such call.
+    /// - ENOENT: the call has its answer.
     pub fn obtain(&self, tag: u32) -> Result<Vec<Arc<Description>>> {
         let mut state = self.state();
         match state.calls.get(&tag) {
@@ -258,7 +270,7 @@ impl Scheme {
         if let Answer::Regular { result: Err(error), .. } = &mut answer {
             error.errno = match (error.errno, state.canceling.contains(&tag)) {
                 (ECANCELED, true) => EINTR,
-                // Only an interrupted caller may learn that it was interrupted.
+                // Only an interrupted caller may get EINTR.
                 (EINTR, false) => EIO,
                 (errno, _) => errno,
             };
@@ -278,18 +290,18 @@ impl Scheme {
         Ok(())
     }
 
-    /// The events posted for a file since they were last asked for.
+    /// Returns the events for a file since the last call.
     pub fn take_events(&self, number: usize) -> EventFlags {
         self.state().events.remove(&number).unwrap_or_default()
     }
 
-    /// No further requests: the daemon reads the end of the socket once it asks again, and can
-    /// still answer what it has taken.
+    /// Ends the requests. The daemon reads the end of the socket next. It can still answer the
+    /// requests that it has read.
     pub fn close(&self) {
         self.end(|call| matches!(call, Call::Waiting(_)));
     }
 
-    /// [`Scheme::close`], and what the daemon has taken will not be answered any more either.
+    /// As [`Scheme::close`], and the daemon answers no more requests.
     pub fn abandon(&self) {
         self.end(|call| !matches!(call, Call::Answered(_)));
     }
@@ -309,7 +321,7 @@ impl Scheme {
         self.arrived.notify_all();
     }
 
-    /// Remembers that the current thread serves this scheme, until the thread ends.
+    /// Notes that the current thread serves this scheme, until the thread ends.
     fn count_reader(self: &Arc<Self>) {
         thread_local! {
             static SERVING: RefCell<HashMap<u64, Reader>> = RefCell::new(HashMap::new());
@@ -323,7 +335,7 @@ impl Scheme {
     }
 }
 
-/// A thread that has read from a scheme's socket.
+/// A thread that has read from the socket of a scheme.
 struct Reader(Arc<Scheme>);
 
 impl Drop for Reader {
@@ -348,15 +360,18 @@ pub(super) fn expects_answer(sqe: &Sqe) -> bool {
         )
 }
 
-/// What the answer of a scheme means: as `Error::demux` says, but the kernel is built without its
-/// check for overflow.
+/// Converts the answer of a scheme as `Error::demux` does, but without its overflow check: the
+/// kernel is built without one.
 fn number_or_error(result: u64) -> Result<usize> {
     let errno = (result as i32).wrapping_neg();
     let is_error = (1..STR_ERROR.len() as i32).contains(&errno);
     if is_error { Err(Error::new(errno)) } else { Ok(result as usize) }
 }
 
-/// Reads the flags of a new descriptor out of an answer. EINVAL for flags that do not exist.
+/// Reads the flags of a new descriptor from an answer.
+///
+/// # Errors
+/// - EINVAL: a flag does not exist.
 pub(super) fn new_fd_flags(extra: u8) -> Result<NewFdFlags> {
     NewFdFlags::from_bits(extra).ok_or(Error::new(EINVAL))
 }

@@ -1,16 +1,15 @@
-//! The locks of a redoxfs as redox-scheme 0.11.0 keeps them for it: where they differ from what
-//! POSIX says, a layer has to be held all the same.
+//! The locks of redoxfs, as redox-scheme 0.11.0 implements them. They differ from POSIX, and an
+//! overlay must be able to lock a layer all the same.
 //!
-//! Files are not told apart, so a lock on one excludes a lock on another; a process's own locks on
-//! two files exclude each other as well. And what excludes each other overlaps in more than one
-//! byte.
+//! All files are one: a lock on one file conflicts with a lock on another, even if one process
+//! holds both. Two ranges conflict only if they overlap in more than one byte.
 
 use redox_scheme::scheme::SchemeResponse;
 use syscall::error::{EOPNOTSUPP, EWOULDBLOCK, Error, Result};
 use syscall::flag::StdFsCallKind;
 
-/// In the arguments of a lock: it is the descriptor's instead of the process's, and it excludes all
-/// others.
+/// In the start of a lock: it belongs to the descriptor, not to the process. In the length: it is
+/// exclusive.
 const FLAG: u64 = 1 << 63;
 /// The last byte that can be locked.
 const LAST: u64 = i64::MAX as u64;
@@ -32,8 +31,11 @@ struct Lock {
 pub struct Locks(Vec<Lock>);
 
 impl Locks {
-    /// Answers a call about locks; None for any other. EWOULDBLOCK for a lock that is not free,
-    /// EOPNOTSUPP for all that no layer asks for.
+    /// Answers a call about locks. None: the call is another one.
+    ///
+    /// # Errors
+    /// - EWOULDBLOCK: a lock of another owner conflicts.
+    /// - EOPNOTSUPP: no layer makes this call.
     pub fn answer(&mut self, id: usize, inode: Result<usize>, pid: usize, call: &[u64]) -> Option<SchemeResponse> {
         let &[kind, start, length] = call else { return None };
         match StdFsCallKind::try_from_raw(kind as u8)? {
@@ -52,7 +54,7 @@ impl Locks {
         let is_process = start & FLAG == 0;
         let owner = if is_process { Owner::Process { pid, inode } } else { Owner::Descriptor(id) };
         let (first, exclusive, length) = (start & !FLAG, length & FLAG != 0, length & !FLAG);
-        // The daemon panics for a range that ends too far.
+        // redoxfs panics for a range that ends too far.
         let last = length.checked_sub(1).map_or(LAST, |more| first + more);
         assert!(last <= LAST, "redoxfs would not survive a lock up to {last}");
         let excludes = |held: &&Lock| {
@@ -66,17 +68,17 @@ impl Locks {
         if is_process { SchemeResponse::RegularAndNotifyOnDetach(Ok(0)) } else { SchemeResponse::Regular(Ok(0)) }
     }
 
-    /// The last descriptor of an open file was closed.
+    /// Ends the locks of an open file after its last close.
     pub fn close(&mut self, id: usize) {
         self.release(Owner::Descriptor(id));
     }
 
-    /// A process has closed a descriptor of a file.
+    /// Ends a lock of a process that has closed a descriptor of a file.
     pub fn detach(&mut self, inode: usize, pid: usize) {
         self.release(Owner::Process { pid, inode });
     }
 
-    /// Takes away one lock, whether there are more or not.
+    /// Removes one lock of an owner, even if there are more.
     fn release(&mut self, owner: Owner) {
         if let Some(held) = self.0.iter().position(|held| held.owner == owner) {
             self.0.remove(held);

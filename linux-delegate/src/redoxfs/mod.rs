@@ -1,10 +1,10 @@
-//! redoxfs and ramfs in memory: what the layers of an overlay are on, when it runs on Redox.
+//! redoxfs and ramfs in memory: the filesystems of an overlay's layers on Redox.
 //!
-//! [`Disk`] is a daemon that serves one as a scheme behind the delegate's kernel. Tests fill it and
-//! look at it without requests ([`Tree`]), count the requests that arrive ([`Requests`]), and end
-//! it as the end of the system would.
+//! [`Disk`] is a daemon that serves one of them as a scheme behind the simulated kernel. Tests fill
+//! it and read it without requests ([`Tree`]). They count the requests that arrive ([`Requests`]),
+//! and end it as the end of the system would.
 //!
-//! Lock order: the lock of the tree is a leaf; no request is made while it is held.
+//! Lock order: the lock of the tree is a leaf. No thread makes a request under it.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -32,7 +32,7 @@ pub use scheme::Kind;
 use scheme::Scheme;
 pub use tree::{Content, NAME_MAX, Node, Tree};
 
-/// A filesystem that is served. Dropped, its daemon ends and its name is free again.
+/// A filesystem with its daemon. Its drop ends the daemon and frees the name.
 pub struct Disk {
     name: String,
     kind: Kind,
@@ -41,19 +41,19 @@ pub struct Disk {
     daemon: Option<JoinHandle<Result<()>>>,
 }
 
-/// What was at and below a path of a disk, taken at one time.
+/// The objects at and below a path of a disk at one moment.
 pub struct Snapshot {
     path: String,
     objects: BTreeMap<String, (u32, Node)>,
 }
 
 impl Disk {
-    /// An empty redoxfs, under a name of its own.
+    /// Makes an empty redoxfs with its own name.
     pub fn redoxfs() -> Self {
         Self::new(Kind::Redoxfs)
     }
 
-    /// An empty ramfs, under a name of its own.
+    /// Makes an empty ramfs with its own name.
     pub fn ramfs() -> Self {
         Self::new(Kind::Ramfs)
     }
@@ -74,11 +74,11 @@ impl Disk {
         self.daemon = Some(thread::spawn(move || {
             let socket = Socket::create()?;
             register_sync_scheme(&socket, &name, &mut scheme)?;
-            // Nobody waits any more if the one who started this has panicked.
+            // The send fails if the starting thread has panicked.
             let _ = ready.send(());
             serve(&socket, &mut scheme)
         }));
-        // An end without a word shows when the daemon is asked for something.
+        // If the daemon has ended already, its first request shows that.
         let _ = wait.recv();
     }
 
@@ -91,8 +91,8 @@ impl Disk {
         }
     }
 
-    /// Ends the daemon as the end of the system would, and starts another one with what is on the
-    /// disk. Every descriptor of the first answers ENODEV from now on, and its locks are gone.
+    /// Ends the daemon as the end of the system would, and starts another one with the content of
+    /// the disk. Every descriptor of the first returns ENODEV from now on, and its locks are gone.
     pub fn restart(&mut self) {
         self.stop();
         self.stop_after(u64::MAX);
@@ -100,23 +100,26 @@ impl Disk {
         self.start();
     }
 
-    /// The path by which the system knows `path` of this filesystem.
+    /// Returns the path of `path` of this filesystem in the system.
     pub fn path(&self, path: &str) -> String {
         format!("/scheme/{}/{path}", self.name)
     }
 
-    /// What is on the disk.
+    /// Returns the content of the disk.
     pub fn tree(&self) -> MutexGuard<'_, Tree> {
         self.tree.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes down what is at and below `path`.
+    /// Records the objects at and below `path`.
     pub fn snapshot(&self, path: &str) -> Snapshot {
         Snapshot { path: path.to_owned(), objects: self.tree().snapshot(path) }
     }
 
-    /// Panics with the first differences if a part of the disk is not as it was: bytes, modes,
-    /// owners, numbers, links, and all times but that of access, which reading moves.
+    /// Compares a part of the disk with a record: bytes, modes, owners, numbers, links and times. A
+    /// read changes the time of last access, so that does not count.
+    ///
+    /// # Panics
+    /// If they differ, with the first differences.
     pub fn assert_same(&self, before: &Snapshot) {
         let now = self.tree().snapshot(&before.path);
         let paths = before.objects.keys().chain(now.keys().filter(|path| !before.objects.contains_key(*path)));
@@ -125,36 +128,36 @@ impl Disk {
         assert!(differing.is_empty(), "{} has changed: {:#?}", before.path, shown.collect::<Vec<_>>());
     }
 
-    /// After so many more requests the disk does nothing and answers EIO, as if the system had
-    /// ended there; `u64::MAX`: it always answers.
+    /// After so many more requests the disk does nothing and returns EIO, as if the system had
+    /// ended there. `u64::MAX`: it always works.
     pub fn stop_after(&self, requests: u64) {
         self.fault_after(requests, Fault::Stop);
     }
 
-    /// After so many more requests this goes wrong; `u64::MAX`: nothing does.
+    /// After so many more requests this fault happens. `u64::MAX`: none does.
     pub fn fault_after(&self, requests: u64, fault: Fault) {
         self.counter.fault_after(requests, fault);
     }
 
-    /// The request at which something went wrong since [`Disk::fault_after`] was called last.
+    /// Returns the request at which the fault of the last [`Disk::fault_after`] happened.
     pub fn struck(&self) -> Option<Request> {
         self.counter.struck()
     }
 
-    /// How many descriptors of objects are open.
+    /// Returns how many descriptors of objects are open.
     pub fn open(&self) -> usize {
         self.tree().open()
     }
 
-    /// Has what another disk has, and nothing is open.
+    /// Copies the content of another disk. Nothing is open afterwards.
     pub fn copy_from(&self, other: &Disk) {
         let tree = other.tree().copy(&self.name);
         *self.tree() = tree;
     }
 
-    /// The requests that have arrived since the last time, those for which nobody waits included.
+    /// Returns the requests since the last call, with those that have no answer.
     pub fn take_requests(&self) -> Requests {
-        // What was sent before this has arrived when it is answered. It is not counted itself.
+        // All earlier requests have arrived when this one is answered. It is not counted.
         let root = Process::new(0, 0).scheme_root(&self.name);
         let _ = root.and_then(|root| root.fevent(EventFlags::empty()));
         self.counter.take()

@@ -1,4 +1,4 @@
-//! How many requests of each kind have arrived, and what goes wrong at one of them.
+//! The counts of requests by kind, and the fault at one of them.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -42,7 +42,7 @@ requests! {
     Socket "sendfd",
 }
 
-/// Counts; a clone counts in the same place.
+/// Counts requests. Clones share the counts.
 #[derive(Clone, Default)]
 pub(super) struct Counter(Arc<Shared>);
 
@@ -51,13 +51,13 @@ struct Shared {
     ahead: Mutex<Ahead>,
 }
 
-/// What goes wrong.
+/// The next fault.
 #[derive(Clone, Copy)]
 struct Ahead {
-    /// After how many more requests.
+    /// After how many more requests it happens.
     left: u64,
     fault: Fault,
-    /// The request that it was, once it has.
+    /// The request at which it happened.
     struck: Option<Request>,
 }
 
@@ -73,8 +73,8 @@ impl Counter {
         self.0.counts[request as usize].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Counts a request that is answered. Answers whether it takes only half of what it could; an
-    /// errno if it is not to be done.
+    /// Counts a request with an answer. Returns whether it should take only half of its data. The
+    /// error is that of a fault.
     pub fn add(&self, request: Request) -> Result<bool> {
         self.count(request);
         let mut ahead = self.ahead();
@@ -122,30 +122,30 @@ impl Counter {
 pub struct Requests([u64; NAMES.len()]);
 
 impl Request {
-    /// What the scheme calls it.
+    /// Returns the scheme's name of the request.
     pub fn name(self) -> &'static str {
         NAMES[self as usize]
     }
 }
 
 impl Requests {
-    /// Of one kind.
+    /// Returns the count of one kind.
     pub fn of(&self, request: Request) -> u64 {
         self.0[request as usize]
     }
 
-    /// How many there were for one of so many operations, rounded up.
+    /// Returns the counts for one of so many operations, rounded up.
     pub fn per(&self, operations: u64) -> Self {
         Requests(self.0.map(|count| count.div_ceil(operations)))
     }
 
-    /// Of all kinds.
+    /// Returns the count of all kinds.
     pub fn total(&self) -> u64 {
         self.0.iter().sum()
     }
 }
 
-/// The total and the kinds that there were: `3 (openat 1, fstat 1, close 1)`.
+/// Writes the total and the counts above 0: `3 (openat 1, fstat 1, close 1)`.
 impl fmt::Display for Requests {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kinds = NAMES.iter().zip(self.0).filter(|(_, count)| *count > 0);

@@ -1,14 +1,17 @@
 //! The requests of redoxfs and of ramfs, as their daemons of August 2026 answer them.
 //!
-//! What matters to who has a layer there: an open directory is a node for its attributes, but a
-//! path for what is opened in it, so after a rename that finds whatever has the old path. Its
-//! listing is taken when it is opened, and only by who opens it for reading. A rename moves the
-//! entry that has the name with which the descriptor was opened, whatever that is by now. A link
-//! does not look whether its name is taken. `fsync` of a directory is EBADF.
+//! These behaviours matter to an overlay with a layer there:
 //!
-//! ramfs differs: a descriptor other than that of its root opens nothing; there is no rename, no
-//! link, no symlink, no removal and no lock; a listing tells no kinds, and is EINVAL unless the
-//! buffer holds all of it.
+//! - An open directory is a node for its attributes, but a path for opens in it. So after a rename
+//!   such an open finds the object that has the old path now.
+//! - A listing is taken at the open, and only an open for reading takes one.
+//! - A rename moves the entry with the name of the open, whichever object has it now.
+//! - A link does not check whether its name is taken.
+//! - `fsync` of a directory fails with EBADF.
+//!
+//! ramfs differs: only the descriptor of its root opens anything. It has no rename, link, symlink,
+//! removal or lock. A listing has no kinds, and fails with EINVAL unless the buffer holds all of
+//! it.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -32,14 +35,14 @@ use super::requests::{Counter, Request};
 use super::tree::{BLOCK, Found, Node, READ, Tree, User, WRITE, canonical, permissions};
 use crate::kernel::PATH_MAX;
 
-/// Which filesystem is played.
+/// The simulated filesystem.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Redoxfs,
     Ramfs,
 }
 
-/// The daemon's state.
+/// The state of the daemon.
 pub struct Scheme {
     pub name: String,
     pub kind: Kind,
@@ -47,26 +50,26 @@ pub struct Scheme {
     pub counter: Counter,
     handles: BTreeMap<usize, DiskHandle>,
     next: usize,
-    /// The sockets that have a name here, by the numbers of their nodes.
+    /// The sockets with a name here, by the numbers of their nodes.
     sockets: BTreeMap<u32, Fd>,
 }
 
 enum DiskHandle {
-    /// What absolute paths are opened at.
+    /// The directory of absolute paths.
     Root,
     Object(Object),
 }
 
-/// What is open.
+/// An open object.
 struct Object {
-    /// From the top directory, as it was opened, or as it was last renamed or linked through this
-    /// descriptor.
+    /// The path from the top directory: that of the open, or of the last rename or link through
+    /// this descriptor.
     path: String,
     parent: Option<u32>,
     node: u32,
     flags: usize,
     uid: u32,
-    /// The names in a directory and their nodes.
+    /// The names in a directory, and their nodes.
     listing: Option<Vec<(String, u32)>>,
 }
 
@@ -100,7 +103,7 @@ impl Scheme {
         }
     }
 
-    /// The path of a request, from the top directory.
+    /// Returns the path of a request, from the top directory.
     fn path(&self, dir: usize, path: &str) -> Result<String> {
         match self.handles.get(&dir).ok_or(Error::new(EBADF))? {
             DiskHandle::Root => Ok(canonical(path)),
@@ -168,7 +171,7 @@ impl Scheme {
     }
 }
 
-/// Whether what exists may be opened so.
+/// Checks that an existing object may be opened in this way.
 fn check_open(node: &Node, flags: usize, user: User, kind: Kind) -> Result<()> {
     let access = flags & O_ACCMODE;
     let check = |what| if node.permits(user, what) { Ok(()) } else { Err(Error::new(EACCES)) };
@@ -237,7 +240,7 @@ impl SchemeSync for Scheme {
         Ok(())
     }
 
-    /// What locks are kept for.
+    /// Returns the number for locks.
     fn inode(&self, id: usize) -> Result<usize> {
         if self.kind == Kind::Ramfs {
             return Err(Error::new(EOPNOTSUPP));
@@ -432,14 +435,14 @@ impl SchemeSync for Scheme {
         let listing = object.listing.as_ref().ok_or(Error::new(EBADF))?;
         let after = usize::try_from(after).map_err(|_| Error::new(EINVAL))?;
         for (index, (name, id)) in listing.iter().enumerate().skip(after) {
-            // What was removed since is left out.
+            // A removed entry is left out.
             let Ok(node) = tree.node(*id) else { continue };
             let kind = match node.mode & MODE_TYPE {
                 _ if self.kind == Kind::Ramfs => DirentKind::Unspecified,
                 MODE_DIR => DirentKind::Directory,
                 MODE_FILE => DirentKind::Regular,
                 MODE_SYMLINK => DirentKind::Symlink,
-                // Of a socket too redoxfs does not say that it is one.
+                // redoxfs does not list a kind for a socket either.
                 _ => DirentKind::Unspecified,
             };
             match buf.entry(DirEntry { inode: (*id).into(), next_opaque_id: index as u64 + 1, name, kind }) {
@@ -459,7 +462,7 @@ impl SchemeSync for Scheme {
 }
 
 impl Scheme {
-    /// Gives a socket, which was sent to a directory, the name there that its path ends in.
+    /// Gives a socket, which a client sent to a directory, the last name of its path there.
     pub fn name_socket(&mut self, socket: &Socket, request: &SendFdRequest) -> Result<usize> {
         self.counter.add(Request::Socket)?;
         let (dir, caller) = (self.object(request.id())?.node, request.caller());
@@ -483,8 +486,8 @@ impl Scheme {
         Ok(number)
     }
 
-    /// Runs `act` with the directory in which the object was opened, the directory of the new path
-    /// and its name; then the object has that path.
+    /// Calls `act` with the directory of the object's open, the directory of the new path, and its
+    /// name. Then the object has that path.
     fn move_or_link(
         &mut self,
         id: usize,
@@ -509,7 +512,7 @@ impl Scheme {
         Ok(0)
     }
 
-    /// Lets go of sockets that have lost their names.
+    /// Closes sockets that have lost their names.
     fn release_sockets(&mut self) {
         let has_name = |tree: &Tree, id: &u32| tree.node(*id).is_ok_and(|node| node.links > 0);
         let gone: Vec<u32> = {

@@ -1,5 +1,5 @@
-//! What is on a disk of redoxfs: nodes, the entries of directories, and the rules by which redoxfs
-//! changes them, its omissions included. Nothing here knows of requests.
+//! The content of a redoxfs disk: nodes, the entries of directories, and the rules of redoxfs for
+//! changes, with its omissions. This file knows no requests.
 
 use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -12,16 +12,16 @@ use syscall::flag::{MODE_DIR, MODE_FILE, MODE_PERM, MODE_SYMLINK, MODE_TYPE};
 
 /// The number of the top directory.
 pub const ROOT: u32 = 1;
-/// The longest name, in bytes.
+/// The longest name in bytes.
 pub const NAME_MAX: usize = 252;
-/// The unit of space, in bytes.
+/// The unit of space in bytes.
 pub const BLOCK: u64 = 4096;
-/// The blocks of the disk.
+/// The number of blocks of the disk.
 pub const BLOCKS: u64 = 1 << 18;
 
-/// How many symlinks one path may lead through.
+/// How many symlinks one path may pass.
 const LINKS_MAX: usize = 64;
-/// After so many seconds reading moves the time of last access.
+/// After so many seconds a read changes the time of last access.
 const ATIME_LAZY: u64 = 3600;
 
 /// The three kinds of permission.
@@ -32,7 +32,7 @@ pub const SEARCH: u16 = 0o1;
 /// Seconds since 1970, and nanoseconds.
 pub type Time = (u64, u32);
 
-/// Who asks.
+/// The caller of a request.
 #[derive(Clone, Copy, Debug)]
 pub struct User {
     pub uid: u32,
@@ -53,28 +53,28 @@ pub struct Node {
     pub links: u32,
     pub atime: Time,
     pub mtime: Time,
-    /// When it was made: redoxfs never changes this.
+    /// The time of creation: redoxfs never changes it.
     pub ctime: Time,
     pub content: Content,
 }
 
-/// What an object holds.
+/// The content of an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Content {
     /// The bytes of a file, or the target of a symlink.
     Bytes(Vec<u8>),
-    /// By name the numbers of the nodes. There should be one; but who links a name that is taken
-    /// gets a second entry of that name.
+    /// The numbers of the nodes by name. There should be one, but a link to a taken name adds a
+    /// second entry with that name.
     Entries(BTreeMap<String, Vec<u32>>),
 }
 
-/// What a path leads to.
+/// The target of a path.
 pub struct Found {
-    /// The directory that it is in; None: it is the top one.
+    /// The directory of the target. None: the target is the top directory.
     pub parent: Option<u32>,
-    /// Its name there.
+    /// The name of the target there.
     pub name: String,
-    /// None: there is nothing of that name.
+    /// None: nothing has that name.
     pub node: Option<u32>,
 }
 
@@ -82,7 +82,7 @@ pub struct Found {
 #[derive(Debug)]
 pub struct Tree {
     nodes: BTreeMap<u32, Node>,
-    /// How many descriptors are open of a node: one without a name goes with the last.
+    /// How many descriptors of a node are open. A node without a name ends with the last.
     open: BTreeMap<u32, usize>,
     scheme: String,
 }
@@ -108,8 +108,8 @@ impl Node {
         uid == 0 || uid == self.uid
     }
 
-    /// Whether `user` has a permission: every class that he belongs to can grant it, and the group
-    /// 0 belongs to all groups.
+    /// Whether `user` has a permission. Every class of the user can grant it, and the group 0 is in
+    /// all groups (`Node::permission` in redoxfs).
     pub fn permits(&self, user: User, what: u16) -> bool {
         let mut granted = self.mode;
         if user.uid == self.uid {
@@ -149,7 +149,7 @@ impl Node {
         }
     }
 
-    /// The size that is told; of a directory, the blocks of its entries.
+    /// Returns the reported size. For a directory it is the blocks of its entries.
     pub fn size(&self) -> u64 {
         match &self.content {
             Content::Bytes(bytes) => bytes.len() as u64,
@@ -159,42 +159,61 @@ impl Node {
 }
 
 impl Tree {
-    /// A new disk, which the scheme of this name serves: a top directory of root's.
+    /// Makes a disk for the scheme with this name: a top directory of root.
     pub fn new(scheme: &str) -> Self {
         let root = Node { links: 1, ..Node::new(MODE_DIR | 0o755, User::ROOT) };
         Self { nodes: BTreeMap::from([(ROOT, root)]), open: BTreeMap::new(), scheme: scheme.to_owned() }
     }
 
-    /// A node. ENOENT if there is none of this number.
+    /// Returns a node.
+    ///
+    /// # Errors
+    /// - ENOENT: no node has this number.
     pub fn node(&self, id: u32) -> Result<&Node> {
         self.nodes.get(&id).ok_or(Error::new(ENOENT))
     }
 
-    /// A node that is to be changed. ENOENT.
+    /// Returns a node for a change.
+    ///
+    /// # Errors
+    /// - ENOENT: no node has this number.
     pub fn node_mut(&mut self, id: u32) -> Result<&mut Node> {
         self.nodes.get_mut(&id).ok_or(Error::new(ENOENT))
     }
 
-    /// The entry `name` of a directory. ENOENT.
+    /// Returns the node of the entry `name` of a directory.
+    ///
+    /// # Errors
+    /// - ENOENT: there is no such entry.
     pub fn entry(&self, dir: u32, name: &str) -> Result<u32> {
         let ids = self.node(dir)?.entries()?.get(name);
         ids.and_then(|ids| ids.first()).copied().ok_or(Error::new(ENOENT))
     }
 
-    /// How much space there is, and how much is free, in blocks.
+    /// Returns the blocks of the disk, and how many are free.
     pub fn space(&self) -> (u64, u64) {
         let used: u64 = self.nodes.values().map(|node| 1 + node.size().div_ceil(BLOCK)).sum();
         (BLOCKS, BLOCKS.saturating_sub(used))
     }
 
-    /// Follows a path from the top directory, whose `..` were resolved by the letter. Symlinks on
-    /// the way are followed, the last name is not. EXDEV where one leads to another scheme, EACCES
-    /// without search permission, ENOTDIR, ENOENT, ELOOP.
+    /// Follows a path from the top directory. `..` is resolved in the text before. Symlinks on the
+    /// way are followed, the last name is not.
+    ///
+    /// # Errors
+    /// - EACCES: the user may not search a directory.
+    /// - ELOOP: the path passes too many symlinks.
+    /// - ENOENT: a directory on the way is missing.
+    /// - ENOTDIR: an object on the way is no directory.
+    /// - EXDEV: a symlink leads to another scheme.
     pub fn find(&self, path: &str, user: User) -> Result<Found> {
         self.find_through(path, user, LINKS_MAX)
     }
 
-    /// As [`Tree::find`], and follows a symlink at the end as well. ENOENT where that dangles.
+    /// Follows a path as [`Tree::find`] does, and also a symlink at the end.
+    ///
+    /// # Errors
+    /// - ENOENT: a symlink dangles.
+    /// - The errors of [`Tree::find`].
     pub fn find_target(&self, path: &str, user: User) -> Result<(String, Found)> {
         let mut path = path.to_owned();
         for _ in 0..LINKS_MAX {
@@ -239,7 +258,11 @@ impl Tree {
         if self.node(dir)?.permits(user, SEARCH) { Ok(()) } else { Err(Error::new(EACCES)) }
     }
 
-    /// Where the symlink `id`, which is at `path`, leads to. EXDEV: to another scheme.
+    /// Returns the target of the symlink `id` at `path`.
+    ///
+    /// # Errors
+    /// - EXDEV: it leads to another scheme.
+    /// - EINVAL: it is no path.
     fn target(&self, path: &str, id: u32) -> Result<String> {
         let target = std::str::from_utf8(self.node(id)?.bytes()?).map_err(|_| Error::new(EINVAL))?;
         match RedoxStr::new(target).ok_or(Error::new(EINVAL))? {
@@ -255,10 +278,14 @@ impl Tree {
         }
     }
 
-    /// Makes a node and enters it. EINVAL for a name that is too long or has a colon, EEXIST.
+    /// Makes a node with a name.
+    ///
+    /// # Errors
+    /// - EEXIST: the name is taken.
+    /// - EINVAL: the name is too long or has a colon.
     pub fn create(&mut self, dir: u32, name: &str, mode: u16, user: User) -> Result<u32> {
         self.check_name(dir, name)?;
-        // The lowest number that is free: those of removed nodes come back at once.
+        // The lowest free number: redoxfs reuses the numbers of removed nodes at once.
         let id = (ROOT + 1..).find(|id| !self.nodes.contains_key(id)).ok_or(Error::new(ENOSPC))?;
         self.nodes.insert(id, Node::new(mode, user));
         self.enter(dir, name, id)?;
@@ -272,15 +299,19 @@ impl Tree {
         if self.entry(dir, name).is_ok() { Err(Error::new(EEXIST)) } else { Ok(()) }
     }
 
-    /// Gives a node one more name. Neither the name nor the kind of the node is looked at, and no
-    /// time moves.
+    /// Gives a node one more name. Checks neither the name nor the kind of the node, and changes no
+    /// time.
     pub fn enter(&mut self, dir: u32, name: &str, id: u32) -> Result<()> {
         self.node_mut(id)?.links += 1;
         self.node_mut(dir)?.entries_mut()?.entry(name.to_owned()).or_default().push(id);
         Ok(())
     }
 
-    /// Takes a name away, and the node with its last one unless it is open. ENOENT; ENOTEMPTY.
+    /// Removes a name, and the node with its last name unless it is open.
+    ///
+    /// # Errors
+    /// - ENOENT: there is no such entry.
+    /// - ENOTEMPTY: the directory has entries.
     pub fn remove(&mut self, dir: u32, name: &str) -> Result<()> {
         let id = self.entry(dir, name)?;
         let node = self.node(id)?;
@@ -298,8 +329,8 @@ impl Tree {
         Ok(())
     }
 
-    /// Moves an entry, over what may have the new name. Whether it is moved into itself is not
-    /// looked at.
+    /// Moves an entry, and replaces an object with the new name. Does not check whether a directory
+    /// moves into itself.
     pub fn rename(&mut self, dir: u32, name: &str, new_dir: u32, new_name: &str) -> Result<()> {
         let id = self.entry(dir, name)?;
         if let Ok(new) = self.entry(new_dir, new_name) {
@@ -313,10 +344,15 @@ impl Tree {
         self.remove(dir, name)
     }
 
-    /// What must hold before a node that was opened in `parent` gets the new path. Answers the new
-    /// directory and name. EBUSY for the top directory; EACCES unless node, new directory and what
-    /// has the name belong to the user; EACCES for a file over a directory, ENOTDIR for a directory
-    /// over a file, ENOTEMPTY.
+    /// Checks the conditions for a new path of a node that was opened in `parent`. Returns the old
+    /// directory, the new directory and the name.
+    ///
+    /// # Errors
+    /// - EBUSY: the node is the top directory.
+    /// - EACCES: the node, the new directory or the replaced object belongs to another user.
+    /// - EACCES: the node is no directory, and the replaced object is one.
+    /// - ENOTDIR: the node is a directory, and the replaced object is none.
+    /// - ENOTEMPTY: the replaced directory has entries.
     pub fn check_new_link(&self, id: u32, parent: Option<u32>, path: &str, user: User) -> Result<(u32, u32, String)> {
         let parent = parent.ok_or(Error::new(EBUSY))?;
         let node = self.node(id)?;
@@ -335,7 +371,7 @@ impl Tree {
         }
     }
 
-    /// Reads. EISDIR.
+    /// Reads.
     pub fn read(&mut self, id: u32, offset: u64, buf: &mut [u8]) -> Result<usize> {
         let node = self.node_mut(id)?;
         let rest = usize::try_from(offset).ok().and_then(|offset| node.bytes().ok()?.get(offset..)).unwrap_or(&[]);
@@ -348,7 +384,11 @@ impl Tree {
         Ok(count)
     }
 
-    /// Writes. ENOSPC beyond the end of the disk, EISDIR.
+    /// Writes.
+    ///
+    /// # Errors
+    /// - EISDIR: the node is a directory.
+    /// - ENOSPC: the write passes the end of the disk.
     pub fn write(&mut self, id: u32, offset: u64, buf: &[u8]) -> Result<usize> {
         let end = offset.checked_add(buf.len() as u64).ok_or(Error::new(ENOSPC))?;
         let node = self.node_mut(id)?;
@@ -361,7 +401,11 @@ impl Tree {
         Ok(buf.len())
     }
 
-    /// Sets the size of a file. ENOSPC, EISDIR.
+    /// Sets the size of a file.
+    ///
+    /// # Errors
+    /// - EISDIR: the node is a directory.
+    /// - ENOSPC: the size passes the end of the disk.
     pub fn truncate(&mut self, id: u32, size: u64) -> Result<()> {
         let node = self.node_mut(id)?;
         if node.size() == size {
@@ -373,12 +417,12 @@ impl Tree {
         Ok(())
     }
 
-    /// Counts a descriptor of a node.
+    /// Counts a new descriptor of a node.
     pub fn opened(&mut self, id: u32) {
         *self.open.entry(id).or_default() += 1;
     }
 
-    /// A descriptor of a node is closed.
+    /// Counts a descriptor of a node as closed.
     pub fn closed(&mut self, id: u32) {
         if let Some(count) = self.open.get_mut(&id) {
             *count -= 1;
@@ -389,17 +433,17 @@ impl Tree {
         }
     }
 
-    /// How many descriptors are open.
+    /// Returns how many descriptors are open.
     pub fn open(&self) -> usize {
         self.open.values().sum()
     }
 
-    /// The same tree for a filesystem with the name `scheme`, and nothing open.
+    /// Copies the tree for a filesystem with the name `scheme`. Nothing is open there.
     pub fn copy(&self, scheme: &str) -> Self {
         Self { nodes: self.nodes.clone(), open: BTreeMap::new(), scheme: scheme.to_owned() }
     }
 
-    /// What is left when the system went down: nothing is open.
+    /// Closes all descriptors, as the end of the system does.
     pub fn close_all(&mut self) {
         for id in std::mem::take(&mut self.open).into_keys() {
             self.forget(id);
@@ -413,47 +457,47 @@ impl Tree {
     }
 }
 
-/// What a test puts on a disk and finds there, by path and without a request. Panics where that
-/// cannot be done: the test could not mean anything then.
+/// The access of tests to a disk, by path and without a request. These functions panic on an error,
+/// since the test would mean nothing then.
 impl Tree {
-    /// The number of the object at `path`, symlinks not followed.
+    /// Returns the number of the object at `path`, without following symlinks.
     #[track_caller]
     pub fn at(&self, path: &str) -> u32 {
         self.get(path).unwrap_or_else(|| panic!("there is no {path}"))
     }
 
-    /// As [`Tree::at`]; None if there is nothing.
+    /// As [`Tree::at`]. None: there is nothing.
     pub fn get(&self, path: &str) -> Option<u32> {
         components(path).try_fold(ROOT, |dir, name| self.entry(dir, name).ok())
     }
 
-    /// The object at `path`.
+    /// Returns the object at `path`.
     #[track_caller]
     pub fn look(&self, path: &str) -> &Node {
         self.node(self.at(path)).expect("an entry has a node")
     }
 
-    /// As [`Tree::look`], to change it.
+    /// Returns the object at `path` for a change.
     #[track_caller]
     pub fn look_mut(&mut self, path: &str) -> &mut Node {
         let id = self.at(path);
         self.node_mut(id).expect("an entry has a node")
     }
 
-    /// The content of a file or the target of a symlink, as text.
+    /// Returns the content of a file, or the target of a symlink, as text.
     #[track_caller]
     pub fn text(&self, path: &str) -> String {
         String::from_utf8(self.look(path).bytes().expect("not a directory").clone()).expect("text")
     }
 
-    /// The names in a directory, sorted; one that is there twice, twice.
+    /// Returns the names in a directory, sorted. A name with two entries comes twice.
     #[track_caller]
     pub fn names(&self, path: &str) -> Vec<String> {
         let entries = self.look(path).entries().expect("a directory");
         entries.iter().flat_map(|(name, ids)| ids.iter().map(|_| name.clone())).collect()
     }
 
-    /// A directory of root's, with those above it; it may exist.
+    /// Makes a directory of root, with those above it. It may exist.
     pub fn put_dir(&mut self, path: &str) -> u32 {
         components(path).fold(ROOT, |dir, name| match self.entry(dir, name) {
             Ok(id) => id,
@@ -461,12 +505,12 @@ impl Tree {
         })
     }
 
-    /// A file of root's with these bytes, which replace what it had.
+    /// Makes a file of root with these bytes, or replaces its content.
     pub fn put_file(&mut self, path: &str, bytes: impl Into<Vec<u8>>) -> u32 {
         self.put_bytes(path, MODE_FILE | 0o644, bytes.into())
     }
 
-    /// A symlink of root's.
+    /// Makes a symlink of root.
     pub fn put_symlink(&mut self, path: &str, target: impl Into<Vec<u8>>) -> u32 {
         self.put_bytes(path, MODE_SYMLINK | 0o777, target.into())
     }
@@ -478,7 +522,7 @@ impl Tree {
         id
     }
 
-    /// A second name of a file.
+    /// Gives a file a second name.
     pub fn put_link(&mut self, old: &str, new: &str) {
         let id = self.at(old);
         let (dir, name) = self.parent(new);
@@ -490,8 +534,8 @@ impl Tree {
         (self.put_dir(dir), name.to_owned())
     }
 
-    /// Everything at and below `path`, by path, the top ("") first: all that can be seen but the
-    /// time of last access, which reading moves.
+    /// Returns all objects at and below `path`, by path; the top ("") comes first. The time of last
+    /// access is left out, since a read changes it.
     pub fn snapshot(&self, path: &str) -> BTreeMap<String, (u32, Node)> {
         let mut found = BTreeMap::new();
         self.take_down(self.at(path), String::new(), &mut found);
@@ -507,7 +551,7 @@ impl Tree {
     }
 }
 
-/// Makes a file as long as `size` at least.
+/// Extends a file to at least `size` bytes.
 fn grow(node: &mut Node, size: u64) -> Result<()> {
     if size > BLOCKS * BLOCK {
         return Err(Error::new(ENOSPC));
@@ -524,7 +568,7 @@ fn names_another(path: &RedoxPath<'_>, scheme: &str) -> bool {
     path.get_scheme().is_some_and(|named| named.as_ref() != scheme)
 }
 
-/// The names of a path.
+/// Iterates over the names of a path.
 fn components(path: &str) -> impl Iterator<Item = &str> {
     path.split('/').filter(|name| !matches!(*name, "" | "."))
 }
@@ -533,7 +577,7 @@ fn join(dir: &str, name: &str) -> String {
     if dir.is_empty() { name.to_owned() } else { format!("{dir}/{name}") }
 }
 
-/// A path with `.` and `..` resolved by the letter, without a slash at its ends.
+/// Resolves `.` and `..` in the text of a path, and removes the slashes at its ends.
 pub fn canonical(path: &str) -> String {
     let mut names = Vec::new();
     for name in components(path) {
@@ -545,7 +589,7 @@ pub fn canonical(path: &str) -> String {
     names.join("/")
 }
 
-/// The permission bits of a mode.
+/// Returns the permission bits of a mode.
 pub fn permissions(mode: u16) -> u16 {
     mode & MODE_PERM
 }

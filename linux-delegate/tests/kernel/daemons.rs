@@ -12,7 +12,7 @@ fn errno<T>(result: libredox::error::Result<T>) -> Option<i32> {
     result.err().map(|error| error.errno())
 }
 
-/// A socket without a loop behind it, and the name of its scheme, whose root is 1.
+/// Makes a socket without a loop behind it, and registers its scheme. The root is 1.
 fn bare(name: &str) -> Socket {
     let socket = Socket::create().unwrap();
     redox_scheme::scheme::register_scheme_inner(&socket, name, 1).unwrap();
@@ -40,7 +40,7 @@ fn a_name_is_taken_until_it_is_unregistered() {
 }
 
 #[test]
-fn a_stopped_scheme_answers_nobody() {
+fn a_stopped_scheme_answers_no_request() {
     let mut daemon = Daemon::start();
     let file = Process::new(0, 0).open(daemon.path("f"), O_RDONLY, 0).unwrap();
     kernel::stop(&daemon.name).unwrap();
@@ -53,7 +53,7 @@ fn a_stopped_scheme_answers_nobody() {
 fn a_request_that_was_not_read_fails_when_the_scheme_stops() {
     let socket = bare("unread");
     let caller = std::thread::spawn(|| Process::new(0, 0).stat("/scheme/unread/f"));
-    // Whether the request is in the queue already does not matter.
+    // The request may be in the queue or not.
     std::thread::sleep(Duration::from_millis(20));
     kernel::stop("unread").unwrap();
     assert_eq!(caller.join().unwrap(), Err(Error::new(ENODEV)));
@@ -77,7 +77,7 @@ fn a_request_that_was_read_can_be_answered_after_the_stop() {
 }
 
 #[test]
-fn a_daemon_that_panics_leaves_nobody_waiting() {
+fn no_caller_waits_for_a_daemon_that_panics() {
     let mut daemon = Daemon::start();
     let process = Process::new(0, 0);
     let file = process.open(daemon.path("f"), O_RDONLY, 0).unwrap();
@@ -87,7 +87,7 @@ fn a_daemon_that_panics_leaves_nobody_waiting() {
 }
 
 #[test]
-fn a_daemon_thread_that_ends_while_its_socket_is_kept_leaves_nobody_waiting() {
+fn no_caller_waits_for_a_daemon_thread_that_has_ended() {
     let socket = std::sync::Arc::new(bare("kept"));
     let served = socket.clone();
     let daemon = std::thread::spawn(move || drop(served.next_request(SignalBehavior::Restart)));

@@ -1,4 +1,4 @@
-//! The delegate's kernel, with a toy scheme behind its socket.
+//! Tests of the simulated kernel, with a toy scheme behind its socket.
 
 mod daemons;
 mod programs;

@@ -1,4 +1,4 @@
-//! Programs' calls become the requests that relibc makes of them.
+//! The calls of programs become the requests of relibc.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use syscall::data::TimeSpec;
 use syscall::error::{EEXIST, EINVAL, ENODEV, ENOENT, Error};
 use syscall::flag::{O_CREAT, O_EXCL, O_NONBLOCK, O_RDONLY, O_RDWR};
 
-/// The calls of a daemon without closes and without the caller, which is the same in all.
+/// Returns the calls of a daemon, without closes and without the caller, which is the same in all.
 fn calls(daemon: &Daemon) -> Vec<String> {
     daemon
         .calls()
@@ -129,7 +129,7 @@ fn relative_paths_go_to_the_directory() {
 fn a_symlink_into_another_scheme_is_followed_there() {
     let daemon = Daemon::start();
     let process = Process::new(0, 0);
-    // Its target is /scheme/file/target, and there is no scheme of that name here.
+    // Its target is /scheme/file/target, and no scheme has that name here.
     assert_eq!(process.open(daemon.path("elsewhere"), O_RDONLY, 0).err(), Some(Error::new(ENODEV)));
     let expected =
         ["openat 7 \"elsewhere\" 10000 0", "openat 7 \"elsewhere\" 41010000 0", "read 100 4097 at 0 41010000"];

@@ -1,4 +1,4 @@
-//! Every system call reaches the scheme as the request that the Redox kernel makes of it.
+//! Every system call reaches the scheme as the request of the Redox kernel.
 
 use crate::toy::{Daemon, ROOT};
 use linux_delegate::client::Lock;
@@ -11,7 +11,8 @@ use syscall::flag::{
 };
 use syscall::schemev2::{Opcode, Sqe, SqeFlags};
 
-/// A process with the pid 41, the uid 1000 and the gid 2000, and a file it has open, number 100.
+/// Makes a process with the pid 41, the uid 1000 and the gid 2000, and an open file of it with the
+/// number 100.
 fn open(daemon: &Daemon, flags: usize) -> (Process, Fd) {
     let process = Process::with_pid(41, 1000, 2000);
     let file = process.scheme_root(&daemon.name).unwrap().openat("dir/file", flags, 0).unwrap();
@@ -89,7 +90,7 @@ fn standard_calls_carry_no_ids_or_worse() {
             "fsync 100 by 41:0:0",
             "unlinkat 100 \"x/y\" 200 by 41:0:0",
             "std_fs_call 100 Fchown [] 5 6",
-            // The uid is the number of the second file.
+            // In the place of the uid is the number of the second file.
             "relpathat 100 7 9 by 41:7:0",
             "frenameat 100 \"a/b\" 7 \"c\" 1 by 41:7:0",
             "flinkat 100 7 \"d\" 0",
@@ -193,7 +194,7 @@ fn the_kernel_refuses_before_the_scheme_is_asked() {
     assert_eq!(daemon.calls(), [""; 0]);
     assert!(file.openat("x".repeat(4096), O_RDONLY, 0).is_ok());
     assert!(file.openat("", O_RDONLY, 0).is_ok());
-    // The two standard calls with paths leave them to the scheme's library.
+    // The kernel does not check the paths of the two standard calls; the scheme's library does.
     assert_eq!(file.std_unlinkat(b"\xff", 0), Err(Error::new(EINVAL)));
 }
 
@@ -225,8 +226,8 @@ fn a_lock_of_a_process_ends_with_its_first_descriptor() {
     assert_eq!(theirs.lock(lock), Err(Error::new(EWOULDBLOCK)));
     let (found, pid) = theirs.get_lock(lock).unwrap().unwrap();
     assert_eq!((found.start, found.exclusive, pid), (10, true, process.pid()));
-    // The kernel forgets the wish to hear of the close with the answer to the next standard call,
-    // also a refused one.
+    // The answer to the next standard call cancels the message at the close, even an answer with an
+    // error.
     file.lock(lock).unwrap();
     drop(file);
     assert_eq!(daemon.await_calls(1), ["detach 100 by 41"]);

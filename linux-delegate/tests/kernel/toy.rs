@@ -1,4 +1,4 @@
-//! A toy scheme that writes down every call, served by an ordinary loop over `redox_scheme` on a
+//! A toy scheme that records every call. An ordinary loop over `redox_scheme` serves it on a
 //! thread.
 
 use std::collections::HashMap;
@@ -15,13 +15,13 @@ use syscall::error::{EAGAIN, EINVAL, ENOENT, EXDEV, Error, Result};
 use syscall::flag::{EventFlags, MapFlags, MunmapFlags, O_SYMLINK, StdFsCallKind};
 use syscall::schemev2::NewFdFlags;
 
-/// The id of the scheme's root.
+/// The id of the root of the scheme.
 pub const ROOT: usize = 7;
 
-/// What the daemon was asked, one line a call.
+/// The calls of the daemon, one line each.
 pub type Log = Arc<Mutex<Vec<String>>>;
 
-/// A running toy daemon. Dropped, it is stopped and its name is free again.
+/// A running toy daemon. Its drop stops it and frees its name.
 pub struct Daemon {
     pub name: String,
     pub log: Log,
@@ -51,13 +51,13 @@ impl Daemon {
         format!("/scheme/{}/{rest}", self.name)
     }
 
-    /// The calls since the last time.
+    /// Returns the calls since the last time.
     pub fn calls(&self) -> Vec<String> {
         std::mem::take(&mut *self.log.lock().unwrap())
     }
 
-    /// The calls since the last time, after at least `count` have come: the one-way ones come when
-    /// they come.
+    /// Returns the calls since the last time, once at least `count` have come. One-way calls may
+    /// come late.
     pub fn await_calls(&self, count: usize) -> Vec<String> {
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
         while self.log.lock().unwrap().len() < count && std::time::Instant::now() < deadline {
@@ -66,7 +66,7 @@ impl Daemon {
         self.calls()
     }
 
-    /// Waits for the end of the daemon's thread: whether it ended without a panic.
+    /// Waits for the end of the daemon's thread. Returns whether it ended without a panic.
     pub fn join(&mut self) -> bool {
         self.thread.take().unwrap().join().is_ok()
     }
@@ -88,7 +88,7 @@ fn serve(socket: &Socket, scheme: &mut Toy) {
         match request.kind() {
             RequestKind::Call(call) => {
                 let response = call.handle_sync(scheme, &mut state);
-                // Only an answer to a request that nobody waits for is refused.
+                // The kernel refuses only an answer to a request that has no caller.
                 let _ = socket.write_response(response, SignalBehavior::Restart);
             }
             RequestKind::OnClose { id } => scheme.on_close(id),
@@ -313,7 +313,7 @@ impl SchemeSync for Toy {
         Ok(0)
     }
 
-    /// Two entries, the second with a name that a first buffer of relibc does not hold.
+    /// Lists two entries. The name of the second does not fit into the first buffer of relibc.
     fn getdents<'buf>(
         &mut self,
         id: usize,

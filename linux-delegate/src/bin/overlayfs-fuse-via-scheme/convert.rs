@@ -1,4 +1,4 @@
-//! What Linux and Redox say differently: flags, attributes, times, errors.
+//! The differences of Linux and Redox: flags, attributes, times, errors.
 
 use syscall::data::{Stat, TimeSpec};
 use syscall::dirent::DirentKind;
@@ -9,14 +9,14 @@ use syscall::flag::{
 use linux_delegate::client::Process;
 use overlayfs_fuse::wire::Attr;
 
-/// Instead of a time: the time of the request.
+/// Stands for the time of the request.
 const UTIME_NOW: TimeSpec = TimeSpec { tv_sec: 0, tv_nsec: (1 << 30) - 1 };
 
-/// Instead of a time: the one that the object has.
+/// Stands for the time that the object has.
 const UTIME_OMIT: TimeSpec = TimeSpec { tv_sec: 0, tv_nsec: (1 << 30) - 2 };
 
-/// The flags of an open, without those of creating. O_APPEND is left out: each write says whether
-/// it appends.
+/// Converts the flags of an open, without those of creation. O_APPEND is left out: each write says
+/// whether it appends.
 pub fn open_flags(linux: i32) -> usize {
     let access = match linux & libc::O_ACCMODE {
         libc::O_WRONLY => O_WRONLY,
@@ -34,8 +34,8 @@ pub fn open_flags(linux: i32) -> usize {
     .fold(access, |flags, (linux_flag, flag)| if linux & linux_flag != 0 { flags | flag } else { flags })
 }
 
-/// Attributes of the object that the kernel calls `node`. Types are the same numbers on both, and
-/// times before 1970 too, which are unsigned only in name.
+/// Converts the attributes of the object with the kernel's number `node`. Types have the same
+/// numbers on both systems. So have times before 1970, which are unsigned only by their type.
 pub fn attributes(stat: &Stat, node: u64) -> Attr {
     Attr {
         ino: node,
@@ -57,7 +57,7 @@ pub fn attributes(stat: &Stat, node: u64) -> Attr {
     }
 }
 
-/// The type bits of an entry; None if the listing does not say them.
+/// Returns the type bits of an entry. None: the listing does not have them.
 pub fn entry_kind(kind: u8) -> Option<u32> {
     match DirentKind::try_from_raw(kind)? {
         DirentKind::Unspecified => None,
@@ -70,8 +70,8 @@ pub fn entry_kind(kind: u8) -> Option<u32> {
     }
 }
 
-/// Whether the mode of an object grants a process all that `mask` asks for. Root may do everything,
-/// but execute only what is executable for someone.
+/// Whether the mode of an object grants a process all of `mask`. Root may do everything, but it
+/// executes only objects with an execute bit.
 pub fn may(process: &Process, stat: &Stat, mask: i32) -> bool {
     let wanted = mask as u16 & 7;
     let any_execute = stat.st_mode & 0o111 != 0 || stat.st_mode & MODE_TYPE == MODE_DIR;
@@ -88,7 +88,7 @@ pub fn may(process: &Process, stat: &Stat, mask: i32) -> bool {
     (stat.st_mode >> class) & wanted == wanted
 }
 
-/// A time to set: the one given, the time of the request, or the one that the object has.
+/// Returns the time to set: the given one, that of the request, or that of the object.
 pub fn time(given: bool, now: bool, seconds: u64, nanoseconds: u32) -> TimeSpec {
     match (given, now) {
         (false, _) => UTIME_OMIT,

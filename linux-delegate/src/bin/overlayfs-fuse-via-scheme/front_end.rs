@@ -1,13 +1,13 @@
-//! The FUSE mount whose every operation is a request to a scheme.
+//! The FUSE mount that turns every operation into a request to a scheme.
 //!
-//! Linux programs so run the code that serves Redox: each FUSE request becomes the calls of a
-//! [`Process`] with the ids of the program that caused it. Nothing is cached and nothing is checked
-//! on this side, entries and attributes are valid for no time: the scheme decides about every
-//! component of every path. Two questions are answered here because on Redox the client's libc
-//! answers them: access(2), and whether a file may be executed.
+//! So Linux programs run the code that serves Redox. Each FUSE request becomes the calls of a
+//! [`Process`] with the ids of its caller. This side caches nothing and checks nothing, and entries
+//! and attributes are valid for no time. So the scheme decides about every component of every path.
+//! This side answers two questions, as the client's libc does on Redox: access(2), and whether a
+//! file may be executed.
 //!
-//! Lock order: the table of `inodes` and that of the open files are leaves; no request is made
-//! while either is held.
+//! Lock order: the table of `inodes` and that of the open files are leaves. No thread makes a
+//! request under one.
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
@@ -29,19 +29,19 @@ use overlayfs_fuse::wire::{self, Attr, SetattrIn, init};
 use crate::convert;
 use crate::inodes::Inodes;
 
-/// An owner or a group that a chown leaves as it is.
+/// An owner or a group that a chown leaves unchanged.
 const UNCHANGED: u32 = u32::MAX;
 
 /// The longest target of a symlink.
 const TARGET_MAX: usize = 4096;
 
-/// How much of a directory is asked for at once; more than one entry always fits.
+/// How many bytes of a directory to read at once. More than one entry always fits.
 const LISTING: usize = 4096;
 
-/// The flag by which the kernel opens a file to execute it.
+/// The flag with which the kernel opens a file to execute it.
 const FMODE_EXEC: i32 = 0x20;
 
-/// The entry of a listing behind "." and "..", which the scheme does not list.
+/// The offset behind "." and "..", which the scheme does not list.
 const FIRST_OF_SCHEME: u64 = 2;
 
 /// A scheme as a FUSE filesystem.
@@ -49,12 +49,12 @@ pub struct SchemeFrontEnd {
     inodes: Inodes,
     files: RwLock<HashMap<u64, Arc<Fd>>>,
     next_file: AtomicU64,
-    /// Who holds what the kernel remembers, and reads for the kernel itself.
+    /// The process that holds the kernel's objects, and reads for the kernel itself.
     kernel: Process,
 }
 
 impl SchemeFrontEnd {
-    /// The tree of the scheme `name`. Errors of opening its root.
+    /// Opens the root of the scheme `name`. Its errors are those of that open.
     pub fn new(name: &str) -> Result<Self> {
         let kernel = Process::with_pid(0, 0, 0);
         let root = kernel.scheme_root(name)?.openat("", O_STAT | O_DIRECTORY, 0)?;
@@ -62,12 +62,12 @@ impl SchemeFrontEnd {
         Ok(Self { inodes: Inodes::new(root, ino), files: RwLock::default(), next_file: AtomicU64::new(1), kernel })
     }
 
-    /// Opens an object anew, as the process: the checks are made for that one.
+    /// Opens an object again as the process, so that the scheme checks its access.
     fn reopen(&self, process: &Process, node: u64, flags: usize) -> Result<Fd> {
         Ok(process.inherit(&*self.inodes.get(node)?).openat("", flags, 0)?)
     }
 
-    /// A directory for calls that the scheme checks for the opener of their directory.
+    /// Opens a directory for calls that the scheme checks by the opener of their directory.
     fn directory(&self, process: &Process, node: u64) -> Result<Fd> {
         self.reopen(process, node, O_STAT | O_DIRECTORY)
     }
@@ -81,8 +81,8 @@ impl SchemeFrontEnd {
         })
     }
 
-    /// Which device a node stands for: no field of a stat says it, but it is read as the target of
-    /// a symlink is.
+    /// Returns the number of a device node. No field of a stat has it; a read of the node returns
+    /// it, as it returns the target of a symlink.
     fn device_number(&self, fd: &Fd) -> Result<u64> {
         let mut number = [0; 8];
         match self.kernel.inherit(fd).openat("", O_RDONLY | O_SYMLINK, 0)?.read(&mut number)? {
@@ -91,7 +91,7 @@ impl SchemeFrontEnd {
         }
     }
 
-    /// Counts one more reference of the kernel to the object of a descriptor, which stays open for
+    /// Counts one more answer that names the object of a descriptor. The descriptor stays open for
     /// it.
     fn remember(&self, fd: Fd) -> Result<NodeEntry> {
         let attr = self.attributes(&fd)?;
@@ -117,7 +117,8 @@ impl SchemeFrontEnd {
 
     fn open_file(&self, process: &Process, node: u64, flags: i32) -> Result<Fd> {
         if flags & FMODE_EXEC != 0 {
-            // To execute is not to read: the kernel reads a file that the program may only execute.
+            // An execution is no read: the kernel reads a file for a program that may only execute
+            // it.
             let stat = self.inodes.get(node)?.fstat()?;
             if !convert::may(process, &stat, libc::X_OK) {
                 return Err(Error::new(EACCES));
@@ -127,7 +128,7 @@ impl SchemeFrontEnd {
         self.reopen(process, node, convert::open_flags(flags))
     }
 
-    /// Adds entries behind `offset` until the listing is full.
+    /// Adds the entries behind `offset` until the listing is full.
     fn list(&self, node: u64, dir: &Fd, mut offset: u64, listing: &mut ListingReply<'_>) -> Result<()> {
         for (index, name) in [(0, "."), (1, "..")] {
             if offset == index {
@@ -150,10 +151,10 @@ impl SchemeFrontEnd {
                 after = entry.next;
                 let kind = match convert::entry_kind(entry.kind) {
                     Some(kind) => kind,
-                    // The listing of Redox has no word for a FIFO.
+                    // The listing of Redox has no kind for a FIFO.
                     None => match self.kernel.inherit(dir).openat(&entry.name, O_STAT | O_NOFOLLOW, 0) {
                         Ok(fd) => self.attributes(&fd)?.mode & libc::S_IFMT,
-                        // Gone since it was listed.
+                        // The entry is gone since the scheme listed it.
                         Err(_) => continue,
                     },
                 };
@@ -164,7 +165,7 @@ impl SchemeFrontEnd {
         }
     }
 
-    /// The number of the directory above; of the directory itself if that has been removed.
+    /// Returns the number of the directory above; that of the directory itself if it was removed.
     fn parent(&self, node: u64, dir: &Fd) -> u64 {
         let parent = self
             .kernel
@@ -181,11 +182,11 @@ fn process(caller: Caller) -> Process {
 }
 
 impl FrontEnd for SchemeFrontEnd {
-    /// As on Redox.
+    /// The scheme checks, as on Redox.
     const CHECKS_ACCESS: bool = true;
 
     fn setup(&self, _: u64) -> Setup {
-        // The scheme truncates as part of the open, and takes set-id bits off what is changed.
+        // The scheme truncates in the open, and drops set-id bits at a change.
         let flags = init::ATOMIC_O_TRUNC
             | init::HANDLE_KILLPRIV
             | init::HANDLE_KILLPRIV_V2
@@ -219,7 +220,7 @@ impl FrontEnd for SchemeFrontEnd {
         }
         let fd = self.reopen(&process, node, O_STAT | O_NOFOLLOW)?;
         if is_set(wire::set::UID | wire::set::GID) {
-            // Not the system call: that one lets no user set only one of the two.
+            // The system call lets no user set only one of the two.
             let uid = if is_set(wire::set::UID) { change.uid } else { UNCHANGED };
             let gid = if is_set(wire::set::GID) { change.gid } else { UNCHANGED };
             let ids = u64::from(uid) | (u64::from(gid) << 32);
@@ -309,8 +310,8 @@ impl FrontEnd for SchemeFrontEnd {
         let exclusive = if flags & libc::O_EXCL != 0 { O_EXCL } else { 0 };
         let permissions = (mode.mode & !mode.umask) as usize & 0o7777;
         let fd = dir.openat(name.as_bytes(), convert::open_flags(flags) | O_CREAT | exclusive | permissions, 0)?;
-        // Not the same descriptor, which holds an open file of a layer: that one ends with the
-        // program's, this one with the kernel's memory.
+        // Another descriptor than `fd`, which holds an open file of a layer. `fd` ends with the
+        // program's, this one when the kernel forgets the object.
         let entry = self.remember(fd.openat("", O_STAT | O_NOFOLLOW, 0)?)?;
         Ok((entry, self.add_file(fd)))
     }
@@ -321,8 +322,7 @@ impl FrontEnd for SchemeFrontEnd {
     }
 
     fn write(&self, caller: Caller, _: u64, write: Write<'_>) -> Result<usize> {
-        // A page of a shared mapping comes through any file that is open, and belongs where it was
-        // mapped.
+        // A page of a shared mapping comes through any open file, and belongs at its own offset.
         let append = write.open_flags & libc::O_APPEND != 0 && write.flags & wire::WRITE_CACHE == 0;
         let file = process(caller).inherit(&*self.file(write.fh)?);
         let mut written = 0;
@@ -363,7 +363,7 @@ impl FrontEnd for SchemeFrontEnd {
 
     fn statfs(&self, node: u64) -> Result<StatFs> {
         let stat = self.inodes.get(node)?.fstatvfs()?;
-        // Redox does not say how many files there are, nor how long names can be.
+        // Redox does not report the number of files or the longest name.
         Ok(StatFs {
             blocks: stat.f_blocks,
             bfree: stat.f_bfree,

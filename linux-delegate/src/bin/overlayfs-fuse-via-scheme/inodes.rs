@@ -1,7 +1,7 @@
 //! The objects that the Linux kernel knows, each with a descriptor that keeps it open.
 //!
-//! The kernel's number of an object is its `st_ino`, except that the kernel calls the root 1: so
-//! the root and whatever has the `st_ino` 1 have each other's.
+//! The kernel's number of an object is its `st_ino`, but the kernel's number of the root is 1. So
+//! the root and an object with the `st_ino` 1 swap theirs.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,7 +15,7 @@ const ROOT: u64 = 1;
 
 struct Inode {
     fd: Arc<Fd>,
-    /// How many times the kernel was told of the object and has not forgotten it.
+    /// How many answers named the object, less those that the kernel has forgotten.
     count: u64,
 }
 
@@ -25,7 +25,7 @@ pub struct Inodes {
 }
 
 impl Inodes {
-    /// A table with the root, which is never forgotten.
+    /// Makes a table with the root, which the kernel never forgets.
     pub fn new(root: Fd, root_ino: u64) -> Self {
         let root = Inode { fd: Arc::new(root), count: 1 };
         Self { root_ino, table: Mutex::new(HashMap::from([(ROOT, root)])) }
@@ -35,7 +35,7 @@ impl Inodes {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The kernel's number of the object with this `st_ino`.
+    /// Returns the kernel's number of the object with this `st_ino`.
     pub fn node(&self, ino: u64) -> u64 {
         if ino == self.root_ino {
             ROOT
@@ -46,21 +46,24 @@ impl Inodes {
         }
     }
 
-    /// The descriptor of an object. ESTALE if the kernel should not know it.
+    /// Returns the descriptor of an object.
+    ///
+    /// # Errors
+    /// - ESTALE: the kernel should not know the number.
     pub fn get(&self, node: u64) -> Result<Arc<Fd>> {
         self.table().get(&node).map(|inode| inode.fd.clone()).ok_or(Error::new(ESTALE))
     }
 
-    /// The kernel is told of an object once more. The descriptor is kept if there is none yet.
+    /// Counts one more answer that names the object. The table keeps the descriptor if it has none.
     pub fn remember(&self, node: u64, fd: Fd) {
-        // An Arc of its own, so that one that is not needed is closed after the table is released.
+        // Its own Arc: a descriptor that is not needed closes after the release of the table.
         let fd = Arc::new(fd);
         let mut table = self.table();
         table.entry(node).or_insert_with(|| Inode { fd: fd.clone(), count: 0 }).count += 1;
         drop(table);
     }
 
-    /// The kernel forgets `count` of the times it was told.
+    /// Removes `count` answers that named the object.
     pub fn forget(&self, node: u64, count: u64) {
         if node == ROOT {
             return;

@@ -1,8 +1,8 @@
 //! `overlayfs-fuse` for tests of the scheme: each request becomes calls of the scheme that serves
-//! the overlay on Redox, which is slow.
+//! the overlay on Redox. This is slow.
 //!
-//! The scheme's daemon is one more thread of the mount. It checks access itself, there are no
-//! extended attributes, and the options for owners, links, ACLs, `timeout` and `writeback` have no
+//! The daemon of the scheme is one more thread of the mount. It checks access itself, and has no
+//! extended attributes. The options for owners, links, ACLs, `timeout` and `writeback` have no
 //! effect. There is no sandbox.
 
 mod convert;
@@ -26,18 +26,18 @@ use redox_scheme::scheme::register_sync_scheme;
 
 use front_end::SchemeFrontEnd;
 
-/// The name of the scheme, which nobody but this process sees.
+/// The name of the scheme. Only this process sees it.
 const NAME: &str = "overlay";
 
 fn main() -> ExitCode {
     let arguments: Vec<_> = std::env::args_os().skip(1).map(|word| without_front_end(&word)).collect();
-    // SAFETY: nothing was opened yet.
+    // SAFETY: this process has opened nothing yet.
     unsafe { inherited::close_descriptors(&arguments) };
     program::run(arguments, serve_scheme)
 }
 
-/// A list of mount options without `door=scheme`, which says what is so anyway, as
-/// `door=engine` does in `overlayfs-fuse`.
+/// Removes `door=scheme` from a list of mount options. It names the only front end of this program,
+/// as `door=engine` does for `overlayfs-fuse`.
 fn without_front_end(list: &OsStr) -> OsString {
     let items: Vec<_> = list.as_bytes().split(|byte| *byte == b',').filter(|item| *item != b"door=scheme").collect();
     OsString::from_vec(items.join(&b','))
@@ -48,23 +48,23 @@ fn serve_scheme(stacked: Stacked<'_>) -> Result<(), String> {
     let daemon = start_daemon(stacked.overlay())?;
     let front_end =
         SchemeFrontEnd::new(NAME).map_err(|error| format!("The root of the overlay cannot be opened: {error}."))?;
-    // Its daemon is a thread that runs already: no sandbox would confine it.
+    // The daemon thread runs already, so a sandbox would not confine it.
     let served = stacked.serve(front_end, None);
-    // ENODEV means that the daemon has ended by itself, which joining it tells.
+    // ENODEV: the daemon has ended by itself. The join shows its error.
     let _ = kernel::stop(NAME);
     daemon.join().map_err(|_| "The scheme's thread panicked.".to_owned())?;
     served
 }
 
-/// Serves the overlay as a scheme on a thread of its own.
+/// Serves the overlay as a scheme, on its own thread.
 fn start_daemon(overlay: Arc<Overlay<OsLayer>>) -> Result<JoinHandle<()>, String> {
     let (ready, wait) = mpsc::channel();
     let daemon = thread::Builder::new().spawn(move || {
-        // Who may link what, the kernel has decided by then.
+        // The kernel of Linux has checked the rights to link before.
         let scheme = OverlayScheme::new(overlay, NAME.to_owned()).protect_hardlinks(false);
         let served = serve(scheme, |socket, scheme, _| {
             register_sync_scheme(socket, NAME, scheme)?;
-            // Nobody waits any more only if the process is about to end.
+            // The send fails only if the process is about to end.
             let _ = ready.send(());
             Ok::<_, syscall::Error>(())
         });
