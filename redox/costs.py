@@ -43,6 +43,8 @@ def run(system, scratch, log):
     commands = [command for pair in pairs.values() for command in pair]
     commands += ["run tries many /upper2/many 300", "run tries many /scheme/overlay/many 300"]
     commands += ["run tries overwrite /small", "run tries overwrite /scheme/overlay/small"]
+    commands += ["start overlayfs --lower /lower2 --upper /upper3 --detach other"]
+    commands += ["run tries change /small", "run tries change /scheme/other/small"]
     commands += ["run tries stat-for /scheme/overlay/b 500", "run tries beside /scheme/overlay/big /scheme/overlay/b"]
     script = "".join(f"{command}\n" for command in commands)
     output = Machine(

@@ -3,6 +3,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{Error, Write};
 use std::os::fd::AsRawFd;
+use std::path::Path;
 use std::time::Instant;
 
 use crate::{Answer, pattern};
@@ -47,12 +48,22 @@ pub fn many(dir: &str, count: usize) -> Answer {
     ))
 }
 
-/// Overwrites the first bytes of all files of a directory. In an overlay they are copied up.
+/// Gives new contents to all files of a directory. In an overlay they are copied up without data.
 pub fn overwrite(dir: &str) -> Answer {
+    for_each_file(dir, |path| fs::write(path, b"overwritten"))
+}
+
+/// Changes the first bytes of all files of a directory. In an overlay they are copied up.
+pub fn change(dir: &str) -> Answer {
+    for_each_file(dir, |path| OpenOptions::new().write(true).open(path)?.write_all(b"changed"))
+}
+
+/// Measures `act` on all files of a directory.
+fn for_each_file(dir: &str, act: impl Fn(&Path) -> std::io::Result<()>) -> Answer {
     let paths = fs::read_dir(dir)?.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>()?;
     let begin = Instant::now();
     for path in &paths {
-        OpenOptions::new().write(true).open(path)?.write_all(b"overwritten")?;
+        act(path)?;
     }
     Ok(format!("{} files, {} us each", paths.len(), begin.elapsed().as_micros() / paths.len() as u128))
 }

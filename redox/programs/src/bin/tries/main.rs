@@ -20,7 +20,8 @@ pattern-check FILE KIB [OFFSET LENGTH]  the file is the pattern, but for a range
 poke FILE OFFSET LENGTH            writes a range of Z, and syncs
 fill FILE                          writes until the filesystem is full
 many DIR COUNT                     makes files and lists them
-overwrite DIR                      overwrites the first bytes of all files in a directory
+overwrite DIR                      gives new contents to all files in a directory
+change DIR                         changes the first bytes of all files in a directory
 names DIR                          odd names
 locks FILE                         flock of two descriptors
 mapping FILE                       shared mappings of one process
@@ -58,6 +59,7 @@ fn run(words: &[&str]) -> Answer {
         ["fill", file] => files::fill(file),
         ["many", dir, count] => files::many(dir, count.parse()?),
         ["overwrite", dir] => files::overwrite(dir),
+        ["change", dir] => files::change(dir),
         ["names", dir] => files::names(dir),
         ["locks", file] => files::locks(file),
         ["mapping", file] => mapping::one_process(file),
