@@ -97,6 +97,10 @@ impl std::error::Error for Error {}
 
 impl Command {
     /// Parses a command line without its first word, the program.
+    ///
+    /// # Errors
+    ///
+    /// Each names the wrong or missing word.
     pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Self, Error> {
         use lexopt::Arg::{Long, Short, Value};
 
@@ -142,11 +146,21 @@ impl Command {
 
 impl Options {
     /// Adds the items of a list behind `-o`. All must be in [`KEYS`].
+    ///
+    /// # Errors
+    ///
+    /// Those of [`split_list`] and [`Options::add`].
     pub fn add_list(&mut self, list: &OsStr) -> Result<(), Error> {
         split_list(list)?.iter().try_for_each(|item| self.add(item))
     }
 
     /// Adds one item of an `-o` list, one of [`KEYS`].
+    ///
+    /// # Errors
+    ///
+    /// - The item is unknown, or lacks a value.
+    /// - It has a value that it does not take.
+    /// - A directory that can be given once is given again.
     pub fn add(&mut self, item: &ListItem) -> Result<(), Error> {
         match item.key.as_str() {
             "lowerdir" => split_unescaped(item.escaped_value("DIR")?, b':')
@@ -171,6 +185,11 @@ impl Options {
     }
 
     /// Checks that all needed options are there.
+    ///
+    /// # Errors
+    ///
+    /// - There is no lower directory.
+    /// - There is a work directory, but no upper one.
     pub fn check(&self) -> Result<(), Error> {
         if self.lowers.is_empty() {
             return Err(Error("No lower directory is given: an overlay needs at least one.".to_owned()));
@@ -228,11 +247,19 @@ pub struct ListItem {
 
 impl ListItem {
     /// Returns the value without escapes. The error for a missing value calls it `what`.
+    ///
+    /// # Errors
+    ///
+    /// - The item has no value.
     pub fn value(&self, what: &str) -> Result<OsString, Error> {
         Ok(OsString::from_vec(unescape(self.escaped_value(what)?)))
     }
 
     /// Sets a switch, which takes no value.
+    ///
+    /// # Errors
+    ///
+    /// - The item has a value.
     pub fn switch(&self, switch: &mut bool, to: bool) -> Result<(), Error> {
         self.check_no_value()?;
         *switch = to;
@@ -240,6 +267,10 @@ impl ListItem {
     }
 
     /// Returns an error if there is a value.
+    ///
+    /// # Errors
+    ///
+    /// - The item has a value.
     pub fn check_no_value(&self) -> Result<(), Error> {
         let Some(value) = &self.value else {
             return Ok(());
@@ -249,6 +280,10 @@ impl ListItem {
     }
 
     /// Returns the meaning of a value that must be one of `words`.
+    ///
+    /// # Errors
+    ///
+    /// - The item has no value, or another one.
     pub fn choice<T: Copy>(&self, words: &[(&str, T)]) -> Result<T, Error> {
         let key = &self.key;
         let all: Vec<_> = words.iter().map(|(word, _)| format!("{key}={word}")).collect();
@@ -268,6 +303,11 @@ impl ListItem {
 
 /// Splits the list behind `-o` at its commas, but not behind a backslash or in a quoted value
 /// (`key="a,b"`). Ignores empty items. mount(8) does the same.
+///
+/// # Errors
+///
+/// - The key of an item is not UTF-8.
+/// - A quoted value is followed by another character than a comma.
 pub fn split_list(list: &OsStr) -> Result<Vec<ListItem>, Error> {
     let mut items = Vec::new();
     let mut rest = list.as_bytes();

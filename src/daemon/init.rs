@@ -51,11 +51,19 @@ impl Init {
     }
 
     /// Checks that init waits for the scheme. The error says why it does not.
+    ///
+    /// # Errors
+    ///
+    /// The sentence says why init does not wait.
     pub fn check(&self) -> std::result::Result<(), String> {
         self.0.as_ref().map(drop).map_err(Clone::clone)
     }
 
     /// Hands the descriptor of the scheme over, if init waits.
+    ///
+    /// # Errors
+    ///
+    /// Those of the call to init.
     pub fn hand_over(self, scheme: usize) -> Result<()> {
         if let Self(Ok(pipe)) = self {
             pipe.call_wo(&scheme.to_ne_bytes(), CallFlags::FD, &[])?;

@@ -45,6 +45,10 @@ pub use self::supervisor::{Kept, keep};
 
 /// Mounts the overlay, registers the scheme, and serves until the scheme ends. `watcher` learns
 /// when clients can use the tree. The error is a sentence.
+///
+/// # Errors
+///
+/// The sentence has the path and the cause.
 pub fn run(arguments: &Arguments, init: Init, mut watcher: impl Watcher) -> Result<(), String> {
     let name = &arguments.name;
     let overlay = Arc::new(mount(&arguments.options).map_err(|error| error.to_string())?);
@@ -75,6 +79,10 @@ pub fn run(arguments: &Arguments, init: Init, mut watcher: impl Watcher) -> Resu
 /// Serves an overlay as a scheme, until its socket ends or the service is stopped. It calls `begin`
 /// before the first request; that registers the name. An error of `begin`, or of the socket, ends
 /// the service.
+///
+/// # Errors
+///
+/// Those of `begin` and of the socket.
 pub fn serve<L: Layer, E: From<syscall::Error>>(
     mut scheme: OverlayScheme<L>,
     begin: impl FnOnce(&Socket, &mut OverlayScheme<L>, Arc<Stop>) -> Result<(), E>,

@@ -12,12 +12,20 @@ pub struct Empty(libredox::Fd);
 
 impl Empty {
     /// Asks the manager for an empty namespace.
+    ///
+    /// # Errors
+    ///
+    /// Those of the manager of namespaces.
     pub fn make() -> Result<Self> {
         Ok(Self(libredox::Fd::new(libredox::call::mkns(&[])?)))
     }
 
     /// Enters the namespace with all threads. Closes the old namespace, which reaches everything.
     /// Asks no other process.
+    ///
+    /// # Errors
+    ///
+    /// Those of setns and close.
     pub fn enter(self) -> Result<()> {
         let left = libredox::call::setns(self.0.into_raw())?;
         Ok(libredox::call::close(left)?)

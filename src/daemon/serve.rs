@@ -46,6 +46,10 @@ pub struct Stop {
 
 impl Stop {
     /// Makes it for the service of `scheme` on `socket`.
+    ///
+    /// # Errors
+    ///
+    /// Those of the kernel.
     pub fn new<L: Layer>(socket: &Socket, scheme: &mut OverlayScheme<L>) -> Result<Self> {
         let own = Fd::new(socket.create_this_scheme_fd(0, scheme.scheme_root()?, 0, 0)?);
         Ok(Self { asked: AtomicBool::new(false), own })

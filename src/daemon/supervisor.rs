@@ -82,6 +82,10 @@ impl Watcher for Kept {
 ///
 /// # Safety
 /// The process must have one thread.
+///
+/// # Errors
+///
+/// The sentence says which step failed.
 pub unsafe fn keep(
     in_background: bool,
     serve: impl FnOnce(Kept) -> ExitCode,

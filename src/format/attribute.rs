@@ -64,6 +64,10 @@ pub fn shown(name: &OsStr) -> Option<Cow<'_, OsStr>> {
 
 /// Returns the names of an object's attributes, with an overlay's marks. Returns none if it cannot
 /// have any.
+///
+/// # Errors
+///
+/// Those of [`Layer::xattrs`], but not EOPNOTSUPP.
 pub fn names<L: Layer>(layer: &L, object: Object<'_, L>) -> Result<Vec<OsString>> {
     match layer.xattrs(object) {
         Err(error) if error.errno == EOPNOTSUPP => Ok(Vec::new()),

@@ -92,6 +92,10 @@ impl Marks {
 }
 
 /// Returns the marks in an object's attributes, which have these names.
+///
+/// # Errors
+///
+/// Those of [`Layer::xattr`].
 pub fn marks<L: Layer>(layer: &L, object: Object<'_, L>, names: &[OsString]) -> Result<Marks> {
     let mut marks = Marks::default();
     for name in names.iter().filter(|name| is_mark(name)) {

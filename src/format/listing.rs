@@ -94,12 +94,16 @@ impl Reading {
         Reading { reserved_names, attributes, file_whiteouts: false }
     }
 
-    /// What the entry `name` of a directory means.
+    /// Returns the meaning of the entry `name` of a directory.
     pub fn meaning(self, name: &OsStr) -> Meaning<'_> {
         if self.reserved_names { meaning(name) } else { Meaning::Object }
     }
 
     /// Returns the names of an object's attributes, if attributes are marks in the layer.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Layer::xattrs`], but not EOPNOTSUPP.
     pub fn attributes<L: Layer>(self, layer: &L, object: Object<'_, L>) -> Result<Vec<OsString>> {
         if self.attributes && layer.capabilities().xattrs { names(layer, object) } else { Ok(Vec::new()) }
     }
@@ -114,6 +118,10 @@ impl Hidden {
 
 /// Reads a directory. `has_devices` returns whether a device with the number 0 is a device in this
 /// layer, not a whiteout.
+///
+/// # Errors
+///
+/// Those of the layer.
 pub fn read<L: Layer>(
     layer: &L,
     dir: &L::Dir,
@@ -173,6 +181,10 @@ pub fn read<L: Layer>(
 }
 
 /// Reads the marks of a directory without its names.
+///
+/// # Errors
+///
+/// Those of the layer.
 pub fn read_marks<L: Layer>(layer: &L, dir: &L::Dir, reading: Reading) -> Result<Marks> {
     let mut marks = Marks::default();
     if reading.reserved_names {
@@ -185,6 +197,10 @@ pub fn read_marks<L: Layer>(layer: &L, dir: &L::Dir, reading: Reading) -> Result
 }
 
 /// Whether a directory has the marker that hides `name`. Names have at most `name_max` bytes.
+///
+/// # Errors
+///
+/// Those of the layer.
 pub fn has_marker<L: Layer>(layer: &L, dir: &L::Dir, name: &OsStr, name_max: usize) -> Result<bool> {
     let marker = whiteout(name, name_max);
     match kind_of(layer, dir, &marker.name)? {
@@ -194,6 +210,10 @@ pub fn has_marker<L: Layer>(layer: &L, dir: &L::Dir, name: &OsStr, name_max: usi
 }
 
 /// Returns the kind of the object `name`, if there is one.
+///
+/// # Errors
+///
+/// Those of [`Layer::stat`], but not ENOENT.
 pub fn kind_of<L: Layer>(layer: &L, dir: &L::Dir, name: &OsStr) -> Result<Option<Kind>> {
     match layer.stat(Object::Entry(dir, name)) {
         Ok(stat) => Ok(Some(stat.kind)),

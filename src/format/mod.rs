@@ -98,15 +98,15 @@ pub struct Features {
     pub is_kernels: bool,
 }
 
-/// The content of a redirect: where a directory merges with the layers below, or a metacopy has its
-/// data.
+/// The target of a redirect: the place where a directory merges with the layers below, or where the
+/// data of a metacopy is.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Redirect {
-    /// At this path from the top.
+    /// A path from the root.
     Path(PathBuf),
-    /// Under another name in the same directory.
+    /// Another name in the same directory.
     Sibling(OsString),
-    /// Nowhere: the redirect is damaged, and its object merges with nothing.
+    /// None: the redirect is damaged, and its object merges with nothing.
     Nothing,
 }
 

@@ -23,6 +23,10 @@ pub enum Command {
 
 impl Command {
     /// Parses a command line without its first word, the program.
+    ///
+    /// # Errors
+    ///
+    /// Each names the wrong or missing word.
     pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Self, Error> {
         use lexopt::Arg::{Long, Short, Value};
 

@@ -302,6 +302,10 @@ pub struct Capabilities {
 }
 
 /// Returns the entries of a directory of a layer.
+///
+/// # Errors
+///
+/// Those of [`Layer::list`].
 pub fn entries<L: Layer>(layer: &L, dir: &L::Dir) -> Result<Vec<(OsString, Kind)>> {
     let mut entries = Vec::new();
     layer.list(dir, &mut |entry| entries.push((entry.name.to_owned(), entry.kind)))?;
@@ -310,6 +314,12 @@ pub fn entries<L: Layer>(layer: &L, dir: &L::Dir) -> Result<Vec<(OsString, Kind)
 
 /// Removes an entry of a directory of a layer with its content. For directories that overlays make,
 /// which are not deep.
+///
+/// # Errors
+///
+/// - ENOENT: the entry does not exist.
+///
+/// Others of the layer.
 pub fn remove_all<L: Layer>(layer: &L, dir: &L::Dir, name: &OsStr, kind: Kind) -> Result<()> {
     if kind != Kind::Dir {
         return layer.unlink(dir, name);
@@ -367,9 +377,6 @@ pub fn keeping_times<L: Layer>(layer: &L, dir: &L::Dir, change: impl FnOnce() ->
 ///
 /// A layer of another process passes the turn on (`crate::turn`) before it waits for that process.
 ///
-/// A layer of another process passes the turn on (`crate::turn`) before it waits for that
-/// process.
-///
 /// # Errors
 ///
 /// Each method lists the errnos that a caller must expect, beside these usual ones:
@@ -391,6 +398,10 @@ pub trait Layer: Send + Sync + Sized + 'static {
     }
 
     /// Returns the root of the layer.
+    ///
+    /// # Errors
+    ///
+    /// The usual ones.
     fn root(&self) -> Result<Self::Dir>;
 
     /// Locks the layer against all other daemons, until it is dropped or
@@ -403,9 +414,17 @@ pub trait Layer: Send + Sync + Sized + 'static {
     fn hold(&self) -> Result<()>;
 
     /// Unlocks the layer. Does nothing if it is not locked.
+    ///
+    /// # Errors
+    ///
+    /// The usual ones.
     fn release(&self) -> Result<()>;
 
     /// Returns space and limits.
+    ///
+    /// # Errors
+    ///
+    /// The usual ones.
     fn stat_fs(&self) -> Result<StatFs>;
 
     /// Opens the directory `name`. A backend with paths as directories may return an error only at
@@ -417,9 +436,17 @@ pub trait Layer: Send + Sync + Sized + 'static {
     fn open_dir(&self, dir: &Self::Dir, name: &OsStr) -> Result<Self::Dir>;
 
     /// Calls `each` for every entry but `.` and `..`, in no certain order.
+    ///
+    /// # Errors
+    ///
+    /// The usual ones.
     fn list(&self, dir: &Self::Dir, each: &mut dyn FnMut(DirEntry<'_>)) -> Result<()>;
 
     /// Returns the attributes.
+    ///
+    /// # Errors
+    ///
+    /// The usual ones.
     fn stat(&self, object: Object<'_, Self>) -> Result<Stat>;
 
     /// Sets owner and group.
@@ -438,9 +465,18 @@ pub trait Layer: Send + Sync + Sized + 'static {
     fn set_mode(&self, object: Object<'_, Self>, mode: u32) -> Result<()>;
 
     /// Sets atime and mtime.
+    ///
+    /// # Errors
+    ///
+    /// - EPERM: the object is immutable or append-only.
+    /// - EINVAL: the nanoseconds are out of range.
     fn set_times(&self, object: Object<'_, Self>, atime: Time, mtime: Time) -> Result<()>;
 
     /// Returns the time of creation, or None if the filesystem does not store it.
+    ///
+    /// # Errors
+    ///
+    /// The usual ones.
     fn birth(&self, object: Object<'_, Self>) -> Result<Option<Time>>;
 
     /// Returns the value of an extended attribute.
@@ -593,6 +629,10 @@ pub trait Layer: Send + Sync + Sized + 'static {
     /// Does the same as [`Layer::rename`], for an object that is open as `file`. The caller knows
     /// whether the new name is free. So a layer that would have to look up either of the two need
     /// not.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Layer::rename`].
     fn rename_file(
         &self,
         _file: &Self::File,
@@ -604,9 +644,17 @@ pub trait Layer: Send + Sync + Sized + 'static {
     }
 
     /// Reads at `offset`. Returns fewer bytes than requested only at the end of the file.
+    ///
+    /// # Errors
+    ///
+    /// The usual ones.
     fn read_at(&self, file: &Self::File, buf: &mut [u8], offset: u64) -> Result<usize>;
 
     /// Writes at `offset`. Returns the number of bytes written, at least 1 if `buf` is not empty.
+    ///
+    /// # Errors
+    ///
+    /// - EFBIG: the end of the write is too large.
     fn write_at(&self, file: &Self::File, buf: &[u8], offset: u64) -> Result<usize>;
 
     /// Writes all of `buf` at `offset` past the page cache. If the file gets a name after this, no
@@ -626,18 +674,34 @@ pub trait Layer: Send + Sync + Sized + 'static {
     fn truncate(&self, file: &Self::File, size: u64) -> Result<()>;
 
     /// Syncs a file's data and attributes to the disk.
+    ///
+    /// # Errors
+    ///
+    /// The usual ones.
     fn sync(&self, file: &Self::File) -> Result<()>;
 
     /// Syncs a directory's entries to the disk.
+    ///
+    /// # Errors
+    ///
+    /// The usual ones.
     fn sync_dir(&self, dir: &Self::Dir) -> Result<()>;
 
     /// Returns the first range of data at or after `from`, or None if only a hole follows. A layer
     /// that knows no holes returns everything up to the end.
+    ///
+    /// # Errors
+    ///
+    /// The usual ones.
     fn next_data(&self, file: &Self::File, from: u64) -> Result<Option<Range<u64>>>;
 
     /// Copies `range` of `from` to `offset` of `to`. `to` is a file of `self`; `from` may be of
     /// another layer of the same backend. Returns the number of bytes copied, which is less only at
     /// the end of `from`. The two may share space afterwards.
+    ///
+    /// # Errors
+    ///
+    /// - EFBIG: the end of the copy is too large.
     fn copy_range(&self, from: &Self::File, range: Range<u64>, to: &Self::File, offset: u64) -> Result<u64>;
 
     /// Makes `to`, an empty file of `self`, share all data of `from`, which may be of another layer
@@ -662,5 +726,9 @@ pub trait Layer: Send + Sync + Sized + 'static {
     fn allocate(&self, file: &Self::File, how: Allocation, range: Range<u64>) -> Result<()>;
 
     /// Syncs everything that was written to the layer to the disk.
+    ///
+    /// # Errors
+    ///
+    /// The usual ones.
     fn sync_all(&self) -> Result<()>;
 }

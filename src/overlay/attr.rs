@@ -33,6 +33,10 @@ enum Change {
 impl<L: Layer> Overlay<L> {
     /// Returns the attributes that callers see. The inode number is the overlay's. The link count
     /// is 0 after the last name is unlinked, and 1 for a directory that merges several.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Layer::stat`].
     pub fn stat(&self, node: &Arc<Node<L>>) -> Result<Stat> {
         {
             let mut state = node.state.lock();
@@ -46,6 +50,10 @@ impl<L: Layer> Overlay<L> {
 
     /// Does the same as [`Overlay::stat`], at a moment when no thread changes the content. A change
     /// that keeps the times puts them back at its end.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Layer::stat`].
     pub fn stat_at_rest(&self, node: &Arc<Node<L>>) -> Result<Stat> {
         let _content = node.content.lock();
         self.stat(node)
@@ -81,6 +89,10 @@ impl<L: Layer> Overlay<L> {
 
     /// Attributes for permission checks: kind, owner and mode are current; times and counts may be
     /// stale. So a new or removed entry makes no later check ask the layer.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Layer::stat`].
     pub fn stat_for_access(&self, node: &Arc<Node<L>>) -> Result<Stat> {
         self.layer_attr(node)
     }

@@ -15,6 +15,10 @@ use crate::layer::{Layer, Result};
 impl<L: Layer> Overlay<L> {
     /// Records the process and mount point that hold the upper layer, for the message of another
     /// mount. Does nothing for an overlay that holds none.
+    ///
+    /// # Errors
+    ///
+    /// Those of the upper layer.
     pub fn sign(&self, holder: &Holder) -> Result<()> {
         match &self.work {
             Some(work) if !self.retired.load(Ordering::Acquire) => work.sign(&self.stack, holder),
@@ -34,6 +38,12 @@ impl<L: Layer> Overlay<L> {
 
     /// Completes every partial copy, and syncs all changes unless the overlay is volatile. Other
     /// threads may go on meanwhile; the next call handles their changes.
+    ///
+    /// # Errors
+    ///
+    /// - ENOSPC, EDQUOT: a partial copy cannot be completed. The others are.
+    ///
+    /// Others of the upper layer.
     pub fn complete_and_sync(&self) -> Result<()> {
         let Some(work) = &self.work else { return Ok(()) };
         let completed = self.complete_all();
@@ -47,6 +57,10 @@ impl<L: Layer> Overlay<L> {
     }
 
     /// Syncs the completed files of a volatile overlay.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Layer::sync_all`].
     pub fn sync_completed(&self) -> Result<()> {
         match &self.work {
             Some(work) if work.is_volatile() => self.stack.layer(work.dir()).sync_all(),
@@ -56,11 +70,19 @@ impl<L: Layer> Overlay<L> {
 
     /// Removes the mark of a volatile overlay. The caller makes sure that nothing has changed since
     /// [`Overlay::sync_completed`].
+    ///
+    /// # Errors
+    ///
+    /// Those of the upper layer.
     pub fn rest(&self) -> Result<()> {
         self.work.as_ref().map_or(Ok(()), |work| work.rest(&self.stack))
     }
 
     /// Puts the mark back before the next change.
+    ///
+    /// # Errors
+    ///
+    /// Those of the upper layer.
     pub fn wake(&self) -> Result<()> {
         self.work.as_ref().map_or(Ok(()), |work| work.wake(&self.stack))
     }
@@ -68,6 +90,10 @@ impl<L: Layer> Overlay<L> {
     /// Empties the work directory, except for the facts that the next mount needs, and unlocks the
     /// layers. The caller makes sure that no thread changes anything any more. Partial copies stay
     /// as they are.
+    ///
+    /// # Errors
+    ///
+    /// Those of the upper layer.
     pub fn retire(&self) -> Result<()> {
         let Some(work) = &self.work else { return Ok(()) };
         if self.retired.swap(true, Ordering::AcqRel) {

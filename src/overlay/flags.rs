@@ -67,6 +67,10 @@ impl<L: Layer> Overlay<L> {
 
     /// Returns the flags that fix an object of a lower layer. Returns none for an object in the
     /// upper layer, which obeys its own flags.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Layer::stat`].
     pub fn fixed_below(&self, node: &Arc<Node<L>>) -> Result<Fixed> {
         let is_upper = node.state.lock().upper;
         if is_upper { Ok(Fixed::default()) } else { self.layer_attr(node).map(|attr| attr.fixed) }

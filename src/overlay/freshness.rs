@@ -1,9 +1,9 @@
-//! How much of the attributes that a node remembers its layer still says.
+//! How current the remembered attributes of a node are.
 
 use crate::layer::Time;
 
-/// How much of the remembered attributes the layer still says. Size, mode and owner are always the
-/// layer's; times and blocks may be older.
+/// Tells which remembered attributes are current. Size, mode and owner always are; times and blocks
+/// may be out of date.
 ///
 /// ```text
 ///      ┌───────────────────── change ────────────────────┐
@@ -20,22 +20,22 @@ use crate::layer::Time;
 /// All other calls leave `Content` and `Hidden` as they are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Freshness {
-    /// The layer says the same.
+    /// All are current.
     Fresh,
-    /// The layer says the same times of last access and last change.
+    /// Atime and mtime are current.
     FreshTimes,
-    /// Times and blocks may be older.
+    /// Times and blocks may be out of date.
     Stale,
-    /// The layer is changing the content of the file. Its answers about size and times are valid
-    /// for a moment only.
+    /// The layer is changing the content of the file. Size and times that it returns are soon out
+    /// of date.
     Content,
-    /// The engine is changing the directory, which callers must not see. It shows these times of
-    /// last access and last change meanwhile.
+    /// The engine makes a change of the directory that is not to show. Meanwhile the directory
+    /// shows this atime and mtime.
     Hidden(Box<(Time, Time)>),
 }
 
 impl Freshness {
-    /// Whether an answer of the layer about times and size is valid for a moment only.
+    /// Whether times and size that the layer returns are soon out of date.
     pub fn is_passing(&self) -> bool {
         matches!(self, Freshness::Content | Freshness::Hidden(_))
     }
@@ -46,7 +46,7 @@ impl Freshness {
         }
     }
 
-    /// The layer has been asked. Returns the times to show in place of its own.
+    /// Records that the layer was asked. Returns the times to show in place of its own.
     pub fn refresh(&mut self) -> Option<(Time, Time)> {
         self.become_unless_passing(Freshness::Fresh);
         match self {
@@ -55,46 +55,46 @@ impl Freshness {
         }
     }
 
-    /// The object has changed, maybe its times of last access and last change too.
+    /// Records a change of the object, maybe of atime and mtime too.
     pub fn change(&mut self) {
         self.become_unless_passing(Freshness::Stale);
     }
 
-    /// The object has changed, but for its times of last access and last change.
+    /// Records a change of the object that keeps atime and mtime.
     pub fn change_status(&mut self) {
         if *self == Freshness::Fresh {
             *self = Freshness::FreshTimes;
         }
     }
 
-    /// The layer has the remembered times of last access and last change again.
+    /// Records that the layer has the remembered atime and mtime again.
     pub fn keep_times(&mut self) {
         self.become_unless_passing(Freshness::FreshTimes);
     }
 
-    /// The layer begins to change the content.
+    /// Begins a change of content in the layer.
     pub fn begin_content(&mut self) {
         *self = Freshness::Content;
     }
 
-    /// The layer has changed the content.
+    /// Ends a change of content in the layer.
     pub fn end_content(&mut self) {
         *self = Freshness::Stale;
     }
 
-    /// The engine begins a change that callers must not see.
+    /// Begins a change that is not to show.
     pub fn hide(&mut self, atime: Time, mtime: Time) {
         *self = Freshness::Hidden(Box::new((atime, mtime)));
     }
 
-    /// A caller set the times.
+    /// Records that a caller set the times.
     pub fn set_times(&mut self, atime: Time, mtime: Time) {
         if let Freshness::Hidden(times) = self {
             **times = (atime, mtime);
         }
     }
 
-    /// The engine ends a hidden change. Returns the times that the layer must get back.
+    /// Ends a change that is not to show. Returns the times to give back to the layer.
     pub fn end_hidden(&mut self) -> Option<(Time, Time)> {
         match std::mem::replace(self, Freshness::Stale) {
             Freshness::Hidden(times) => Some(*times),

@@ -59,13 +59,15 @@ impl Holder {
     }
 }
 
-/// Holds a layer. False if another overlay holds it. Where the filesystem keeps no locks, nothing
-/// keeps other overlays out, and a warning says so.
+/// Locks a layer. Returns false if another overlay holds it. Logs a warning if the filesystem has
+/// no locks: nothing keeps other overlays out then.
 pub fn hold<L: Layer>(layer: &L) -> Result<bool> {
     match layer.hold() {
         Err(error) if error.errno == EWOULDBLOCK => Ok(false),
         Err(error) if error.errno == EOPNOTSUPP => {
-            log::warn!("the filesystem of the upper layer keeps no locks: nothing keeps another overlay from using it");
+            log::warn!(
+                "the filesystem of the upper layer has no locks: do not use the layer in another overlay meanwhile"
+            );
             Ok(true)
         }
         held => held.map(|()| true),

@@ -124,6 +124,10 @@ impl Drop for Promise {
 
 impl<L: Layer> Overlay<L> {
     /// Returns space and limits of the topmost layer. Promised space does not count as free.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Layer::stat_fs`].
     pub fn stat_fs(&self) -> Result<StatFs> {
         let mut space = self.stack.top().stat_fs()?;
         *self.room.known.lock() = KnownRoom::new(&space);

@@ -84,12 +84,20 @@ impl<L: Layer> Overlay<L> {
     }
 
     /// Returns the time of creation, if the layer has it. For a copy it is the time of the copy-up.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Layer::birth`].
     pub fn birth(&self, node: &Arc<Node<L>>) -> Result<Option<Time>> {
         Ok(self.on_object(node, |layer, object| layer.birth(object))?.flatten())
     }
 
     /// Whether new objects in a directory get an ACL from it. Then the umask of their creator has
     /// no effect.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Layer::xattr`], but not ENODATA and EOPNOTSUPP.
     pub fn has_default_acl(&self, dir: &Arc<Node<L>>) -> Result<bool> {
         if let Some(known) = dir.state.lock().default_acl {
             return Ok(known);

@@ -17,6 +17,10 @@ pub struct Streams {
 
 impl Streams {
     /// Opens the streams. In the log, the daemon has a part with its name.
+    ///
+    /// # Errors
+    ///
+    /// Those of open(2) for the null device.
     pub fn open() -> io::Result<Self> {
         let null = File::options().read(true).write(true).open(NULL)?;
         let log = cfg!(target_os = "redox").then(|| File::options().write(true).open("/scheme/log/overlayfs"));
@@ -24,6 +28,10 @@ impl Streams {
     }
 
     /// Replaces the inherited streams. Looks up no path.
+    ///
+    /// # Errors
+    ///
+    /// Those of dup2(2).
     pub fn put_in_place(self) -> io::Result<()> {
         let log = self.log.as_ref().unwrap_or(&self.null);
         [(&self.null, libc::STDIN_FILENO), (&self.null, libc::STDOUT_FILENO), (log, libc::STDERR_FILENO)]

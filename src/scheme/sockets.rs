@@ -152,6 +152,10 @@ impl<L: Layer> OverlayScheme<L> {
 }
 
 /// Asks the scheme of a socket for the path to which it is bound.
+///
+/// # Errors
+///
+/// Those of the scheme of the socket.
 pub fn path_of(socket: &Fd) -> Result<Vec<u8>> {
     let mut path = vec![0; PATH_MAX];
     let length = socket.fpath(&mut path)?;
@@ -160,6 +164,10 @@ pub fn path_of(socket: &Fd) -> Result<Vec<u8>> {
 }
 
 /// Asks the scheme of a socket for the token that connects another socket to it.
+///
+/// # Errors
+///
+/// Those of the scheme of the socket.
 pub fn token_of(socket: &Fd) -> Result<Vec<u8>> {
     let mut token = vec![0; TOKEN_MAX];
     let length = socket.call_ro(&mut token, CallFlags::empty(), &[SocketCall::GetToken as u64])?;
