@@ -58,9 +58,9 @@ pub enum Destination {
     Name,
     /// It becomes an index entry, where other names of its file find it, and its name is a link to
     /// that.
-    HomeAndName,
+    IndexedAndNamed,
     /// It becomes an index entry alone. A name is linked to it when that is needed.
-    Home,
+    Indexed,
     /// It is a file without a name.
     Nameless,
 }
@@ -71,8 +71,8 @@ impl Destination {
     pub fn of(named: Named, has_others: bool) -> Option<Self> {
         match (named, has_others) {
             (Named::Upper, false) => Some(Destination::Name),
-            (Named::Upper, true) => Some(Destination::HomeAndName),
-            (Named::Below | Named::No, true) => Some(Destination::Home),
+            (Named::Upper, true) => Some(Destination::IndexedAndNamed),
+            (Named::Below | Named::No, true) => Some(Destination::Indexed),
             (Named::No, false) => Some(Destination::Nameless),
             (Named::Below, false) => None,
         }
@@ -111,11 +111,11 @@ mod tests {
     fn destinations_of_a_copy() {
         for (named, has_others, expected) in [
             (Named::No, false, Some(Destination::Nameless)),
-            (Named::No, true, Some(Destination::Home)),
+            (Named::No, true, Some(Destination::Indexed)),
             (Named::Below, false, None),
-            (Named::Below, true, Some(Destination::Home)),
+            (Named::Below, true, Some(Destination::Indexed)),
             (Named::Upper, false, Some(Destination::Name)),
-            (Named::Upper, true, Some(Destination::HomeAndName)),
+            (Named::Upper, true, Some(Destination::IndexedAndNamed)),
         ] {
             assert_eq!(Destination::of(named, has_others), expected, "{named:?} {has_others}");
         }

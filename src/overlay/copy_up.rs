@@ -451,7 +451,9 @@ impl<L: Layer> Overlay<L> {
         // The other names are still in the lower layer. So the copy stays as an index entry, where
         // all of them find it.
         let index_entry = match (destination, origin) {
-            (Destination::HomeAndName | Destination::Home, Some(origin)) => Some(self.keep_copy(origin, before, temp)?),
+            (Destination::IndexedAndNamed | Destination::Indexed, Some(origin)) => {
+                Some(self.keep_copy(origin, before, temp)?)
+            }
             _ => None,
         };
         if destination == Destination::Nameless {

@@ -172,7 +172,7 @@ impl<L: Layer> Overlay<L> {
     fn let_go(&self, node: Arc<Node<L>>) {
         let mut place = self.parent(&node);
         if place.is_none() {
-            self.discard_home(&node);
+            self.discard_unnamed(&node);
         }
         while let Some((parent, name)) = place {
             let Ok(mut dir) = parent.dir() else { return };
@@ -193,7 +193,7 @@ impl<L: Layer> Overlay<L> {
 
     /// Removes the file in the work directory of an object that never got a name and is no longer
     /// open.
-    fn discard_home(&self, node: &Arc<Node<L>>) {
+    fn discard_unnamed(&self, node: &Arc<Node<L>>) {
         let mut state = node.state.lock();
         let unused = state.handles == 0 && state.places.is_empty() && state.links == LinkCount::NONE;
         let index_entry = state.stored.work_name().filter(|_| unused).cloned();

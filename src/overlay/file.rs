@@ -79,7 +79,7 @@ impl<L: Layer> Overlay<L> {
         }
         self.use_file(handle);
         let open = self.file(&handle.node, Access::Read)?;
-        self.read_lent(&handle.node, &open, || self.read_open(&open, buf, offset))
+        self.read_at_one_moment(&handle.node, &open, || self.read_open(&open, buf, offset))
     }
 
     /// Writes at `offset` and returns the number of bytes written. The first write copies the file
@@ -313,7 +313,7 @@ impl<L: Layer> Overlay<L> {
         check_file(&handle.node)?;
         self.use_file(handle);
         let open = self.file(&handle.node, Access::Read)?;
-        self.read_lent(&handle.node, &open, || self.next_data_open(&open, from))
+        self.read_at_one_moment(&handle.node, &open, || self.next_data_open(&open, from))
     }
 
     /// Reads a file that may be a partial copy.
@@ -422,6 +422,12 @@ impl<L: Layer> Overlay<L> {
     ///
     /// For the root directory it completes all partial copies and syncs all changes, since
     /// syncfs(2) reaches no FUSE daemon.
+    ///
+    /// # Errors
+    ///
+    /// - ENOSPC, EDQUOT: a partial copy cannot be completed.
+    ///
+    /// Others of the upper layer.
     pub fn sync(&self, handle: &Handle<L>) -> Result<()> {
         let (upper, work) = match self.upper() {
             Ok((upper, work)) if !work.is_volatile() => (upper, work),

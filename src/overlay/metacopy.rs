@@ -101,7 +101,7 @@ impl<L: Layer> Overlay<L> {
         let parent = Way { path: parent.to_owned(), author };
         for below in self.resolve(&parent, self.stack.roots_below(dir).to_vec())? {
             match self.stack.stat(&below, name) {
-                Ok(stat) if !self.may_lend(author, &stat) => return Ok(None),
+                Ok(stat) if !self.may_show_data(author, &stat) => return Ok(None),
                 Ok(stat) => return Ok((stat.kind == Kind::File).then(|| (below, name.to_owned()))),
                 Err(error) if error.errno != ENOENT => return Err(error),
                 Err(_) if self.is_whited_out(&below, name)? => return Ok(None),

@@ -31,7 +31,7 @@ use crate::sync::Lock;
 pub enum Author {
     User(u32),
     /// Several users may have.
-    Anybody,
+    Several,
 }
 
 /// A place where a directory merges, and the untrusted author of the way, if any.
@@ -71,7 +71,7 @@ impl Author {
     /// Returns the author of a way that both influenced.
     pub fn and(one: Option<Self>, other: Option<Self>) -> Option<Self> {
         match (one, other) {
-            (Some(one), Some(other)) if one != other => Some(Author::Anybody),
+            (Some(one), Some(other)) if one != other => Some(Author::Several),
             _ => one.or(other),
         }
     }
@@ -102,7 +102,7 @@ impl<L: Layer> Overlay<L> {
             _ if self.trusted => None,
             true if ours => None,
             true => Some(Author::User(mark.uid)),
-            false => Some(Author::Anybody),
+            false => Some(Author::Several),
         }
     }
 
@@ -122,7 +122,7 @@ impl<L: Layer> Overlay<L> {
     }
 
     /// Whether a file may show its content as that of another file on the way of `author`.
-    pub(super) fn may_lend(&self, author: Option<Author>, file: &Stat) -> bool {
+    pub(super) fn may_show_data(&self, author: Option<Author>, file: &Stat) -> bool {
         author.is_none_or(|author| author.reads(file))
     }
 }
@@ -146,7 +146,7 @@ mod tests {
 
     #[test]
     fn an_author_reads_own_and_public_objects() {
-        let (user, anybody) = (Author::User(7), Author::Anybody);
+        let (user, several) = (Author::User(7), Author::Several);
         for (kind, mode, open) in [
             (Kind::File, 0o644, true),
             (Kind::File, 0o640, false),
@@ -156,11 +156,11 @@ mod tests {
             (Kind::Dir, 0o744, false),
         ] {
             assert_eq!(user.reads(&stat(kind, 0, mode)), open, "{kind:?} {mode:o}");
-            assert_eq!(anybody.reads(&stat(kind, 7, mode)), open, "{kind:?} {mode:o}");
+            assert_eq!(several.reads(&stat(kind, 7, mode)), open, "{kind:?} {mode:o}");
             assert!(user.reads(&stat(kind, 7, mode)));
         }
         assert_eq!(Author::and(None, Some(user)), Some(user));
         assert_eq!(Author::and(Some(user), Some(user)), Some(user));
-        assert_eq!(Author::and(Some(Author::User(8)), Some(user)), Some(anybody));
+        assert_eq!(Author::and(Some(Author::User(8)), Some(user)), Some(several));
     }
 }

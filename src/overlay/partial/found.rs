@@ -58,7 +58,7 @@ impl<L: Layer> Overlay<L> {
             }
             self.empty_part(&partial, &copy)?;
         }
-        self.own_end(&partial, &copy)?;
+        self.copy_last_chunk(&partial, &copy)?;
         let (mtime, is_truncated) = {
             let mut chunks = partial.chunks.lock();
             // Chunks behind the end no longer come from the source, also if the map does not say
@@ -131,7 +131,7 @@ impl<L: Layer> Overlay<L> {
     /// Copies the last chunk of a partial copy that was truncated within it, if the map with that
     /// fact is lost. Otherwise the source's data would show to the end of the chunk. The map need
     /// not record this, since the next mount would do the same.
-    fn own_end(&self, partial: &Arc<Partial<L>>, copy: &Stat) -> Result<()> {
+    fn copy_last_chunk(&self, partial: &Arc<Partial<L>>, copy: &Stat) -> Result<()> {
         let last = copy.size / CHUNK;
         let is_truncated = copy.size < partial.chunks.lock().size && !copy.size.is_multiple_of(CHUNK);
         if !is_truncated || !partial.has_from_lower(&(last * CHUNK..copy.size)) {

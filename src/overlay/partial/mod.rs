@@ -131,7 +131,7 @@ impl<L: Layer> Overlay<L> {
     /// file does, so no truncation may come in between.
     ///
     /// The caller must not hold the content's lock.
-    pub(super) fn read_lent<T>(
+    pub(super) fn read_at_one_moment<T>(
         &self,
         node: &Arc<Node<L>>,
         open: &OpenFile<L>,
