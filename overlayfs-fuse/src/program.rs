@@ -198,7 +198,7 @@ impl<'a> Stacked<'a> {
         let running = begun.inspect_err(|_| {
             // Without this, a program that uses the mount would wait forever.
             if let Err(error) = unmount(&unmounter) {
-                log::error!("{shown} cannot be unmounted again: {error}.");
+                log::error!("The mount at {shown} cannot be unmounted after the error: {error}.");
             }
         })?;
         log::info!("serving {shown}");

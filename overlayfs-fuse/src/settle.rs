@@ -11,9 +11,9 @@
 //! remount wait for it.
 //!
 //! A second ustat(2) finds out whether a thread waits for the lock: then the call sleeps before it
-//! becomes a request. It tells umount from a mount that left the table of mounts while programs use
-//! it. If the mount has left the table and a thread waits, the daemon completes and syncs
-//! everything. It unlocks the layers, and only then releases the first thread.
+//! becomes a request. It distinguishes umount from a mount that left the table of mounts while
+//! programs use it. If the mount has left the table and a thread waits, the daemon completes and
+//! syncs everything. It unlocks the layers, and only then releases the first thread.
 //!
 //! Otherwise it completes and syncs the changes after `PAUSE` without a change, or when a thread
 //! waits, which is a remount. A volatile overlay is only completed then. After `REST` it is

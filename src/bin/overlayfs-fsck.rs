@@ -25,7 +25,7 @@ fn main() -> ExitCode {
         Ok(Command::Check { options, repair }) => {
             let mut code = 0;
             if let Err(sentence) = run(&options, repair, &mut code) {
-                eprintln!("overlayfs-fsck: {sentence}");
+                eprintln!("overlayfs-fsck: {sentence}.");
                 code |= FAILED;
             }
             return code.into();

@@ -44,7 +44,7 @@ impl Init {
         match pipe.write(&[0]) {
             // The pipe is that of another service, which has had its answer.
             Err(error) if !matches!(error.errno(), EBADF | EPIPE) => {
-                warn!("init cannot be told that the scheme is ready: {error}");
+                warn!("cannot tell init that the scheme is ready: {error}");
             }
             _ => {}
         }

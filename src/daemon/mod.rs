@@ -51,7 +51,7 @@ pub use self::supervisor::{Kept, keep};
 /// The sentence has the path and the cause.
 pub fn run(arguments: &Arguments, init: Init, mut watcher: impl Watcher) -> Result<(), String> {
     let name = &arguments.name;
-    let overlay = Arc::new(mount(&arguments.options).map_err(|error| error.to_string())?);
+    let overlay = Arc::new(mount(&arguments.options).map_err(|error| format!("Cannot mount: {error}."))?);
     let mut holder = Holder::this(format!("/scheme/{name}").into());
     sign(&overlay, &holder);
     let empty = Empty::make().map_err(|error| format!("No empty namespace can be made for the daemon: {error}."))?;

@@ -42,7 +42,7 @@ pub struct Finding<L: Layer> {
     pub path: PathBuf,
     /// Whether the path is relative to the work directory.
     pub in_work: bool,
-    /// What is wrong.
+    /// The kind of the damage.
     pub damage: Damage,
     /// The repair. None: there is none without a loss.
     pub repair: Option<Repair<L>>,

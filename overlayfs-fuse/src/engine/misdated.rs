@@ -32,8 +32,8 @@ impl Misdated {
             started
                 .inspect_err(|error| {
                     log::warn!(
-                        "no thread can be started for the times of files, so some times \
-                                                    are shown as a program set them: {error}"
+                        "cannot start the thread for times of files, which show times out of range as they were set: \
+                         {error}"
                     )
                 })
                 .ok()?;
