@@ -37,7 +37,7 @@ impl<L: Layer> Fixed<L> {
         fixed
     }
 
-    /// Whether no file is fixed, as far as the front end has answered the kernel.
+    /// Whether the search has ended without a fixed file.
     pub fn is_none(&self) -> bool {
         self.known.load(Ordering::Relaxed) == NONE
     }
