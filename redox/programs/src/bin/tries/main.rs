@@ -15,24 +15,24 @@ pub type Answer = Result<String, Box<dyn std::error::Error>>;
 
 /// The list of commands, for the error of an unknown command.
 const COMMANDS: &str = "\
-pattern-make FILE KIB              writes a file of a pattern
-pattern-check FILE KIB [OFFSET LENGTH]  the file is the pattern, but for a range of Z
+pattern-make FILE KIB              writes a file with a pattern
+pattern-check FILE KIB [OFFSET LENGTH]  checks the pattern of a file, with a range of Z if given
 poke FILE OFFSET LENGTH            writes a range of Z, and syncs
 fill FILE                          writes until the filesystem is full
 many DIR COUNT                     makes files and lists them
 overwrite DIR                      gives new contents to all files in a directory
 change DIR                         changes the first bytes of all files in a directory
-names DIR                          odd names
-locks FILE                         flock of two descriptors
-mapping FILE                       shared mappings of one process
-mapping-shared FILE                shared mappings of two processes
+names DIR                          creates, reads and removes odd names
+locks FILE                         locks a file through two descriptors with flock
+mapping FILE                       checks shared mappings of one process
+mapping-shared FILE                checks shared mappings of two processes
 socket DIR                         binds a socket in a directory and talks through it
-beside BIG SMALL                   how long stat and read of SMALL take while BIG is copied up
-stat-for PATH MS                   how long stat takes
-churn DIR THREADS SECONDS          changes of all kinds, all answers checked
-spin PATH SECONDS                  opens a path without a pause, until it was there 100 times
-signal PROGRAM SIGNAL [all|first|last] to the processes of a program
-contexts MS                        after a time, what the kernel says all threads wait for";
+beside BIG SMALL                   prints the times of stat and read of SMALL during a copy-up of BIG
+stat-for PATH MS                   prints the times of stat
+churn DIR THREADS SECONDS          makes changes of all kinds, and checks all answers
+spin PATH SECONDS                  opens a path without a pause, until 100 opens have succeeded
+signal PROGRAM SIGNAL [all|first|last]  sends a signal to the processes of a program
+contexts MS                        waits, then prints what each thread waits for";
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -73,6 +73,6 @@ fn run(words: &[&str]) -> Answer {
         ["signal", program, signal] => contexts::signal(program, signal.parse()?, "all"),
         ["signal", program, signal, which] => contexts::signal(program, signal.parse()?, which),
         ["contexts", ms] => contexts::watch(ms.parse()?),
-        _ => Err(format!("there is no such command; there are:\n{COMMANDS}").into()),
+        _ => Err(format!("unknown command; the commands are:\n{COMMANDS}").into()),
     }
 }
