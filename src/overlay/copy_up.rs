@@ -424,7 +424,7 @@ impl<L: Layer> Overlay<L> {
         };
         let dir = to.unwrap_or_else(|| work.dir().clone());
         let open = file.map(|file| Arc::new(OpenFile { file, access: Access::ReadWrite, dir, from_lower: None }));
-        let open = if state.users > 0 || state.places.is_empty() { open } else { None };
+        let open = open.filter(|_| state.keeps_file());
         let _closed = std::mem::replace(&mut state.file, open);
         Ok(())
     }

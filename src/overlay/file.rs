@@ -12,7 +12,7 @@ use crate::errno::{EFBIG, EINVAL, EIO, EISDIR, EPERM, Error};
 use super::Overlay;
 use super::attr::Location;
 use super::copy_up::For;
-use super::node::{Node, OpenFile, Stored};
+use super::node::{Node, OpenFile};
 use super::partial::FromLower;
 use crate::layer::{Access, Allocation, Kind, Layer, Object, Result, Stat};
 
@@ -39,11 +39,7 @@ impl<L: Layer> Drop for Handle<L> {
         if *self.used.get_mut() {
             state.users -= 1;
         }
-        // A file of the upper layer without a name cannot be opened again, and another thread may
-        // be about to open it. So it stays open.
-        let can_be_opened = !state.places.is_empty()
-            || matches!(state.stored, Stored::Indexed(_) | Stored::Unnamed(_) | Stored::Orphan(_));
-        let file = if state.users == 0 && can_be_opened { state.file.take() } else { None };
+        let file = if state.keeps_file() { None } else { state.file.take() };
         drop(state);
         drop(file);
     }
@@ -481,7 +477,7 @@ impl<L: Layer> Overlay<L> {
         let from_lower = state.stored.partial().map(|partial| self.open_source(partial)).transpose()?;
         let (dir, file) = self.open_data(dir, &name, access)?;
         let open = Arc::new(OpenFile { file, access, dir, from_lower });
-        if state.users > 0 || (state.places.is_empty() && !matches!(state.stored, Stored::Orphan(_))) {
+        if state.keeps_file() {
             state.file = Some(open.clone());
         }
         Ok(open)

@@ -142,7 +142,7 @@ impl<L: Layer> Overlay<L> {
         state.has_data = true;
         self.touch_unseen(node, &mut state);
         // The open file may be the one with the data below.
-        let open = if state.places.is_empty() { None } else { state.file.take() };
+        let open = if state.is_reopenable() { state.file.take() } else { None };
         drop(state);
         drop(open);
         Ok(())

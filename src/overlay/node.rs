@@ -286,6 +286,23 @@ impl<L: Layer> State<L> {
         *self.attr.insert(Stat { atime, mtime, ..said })
     }
 
+    /// Whether this mount made the object, and no caller has asked about it yet. So no caller knows
+    /// a number of it.
+    pub fn is_unasked(&self) -> bool {
+        self.newborn && self.attr.is_none() && self.ino.is_none()
+    }
+
+    /// Whether a layer has the object under a name. Otherwise only its open file has it.
+    pub fn is_reopenable(&self) -> bool {
+        !self.places.is_empty() || matches!(self.stored, Stored::Indexed(_) | Stored::Unnamed(_) | Stored::Orphan(_))
+    }
+
+    /// Whether its open file stays open: a handle uses the file, or it cannot be opened again, and
+    /// another thread may be about to use it.
+    pub fn keeps_file(&self) -> bool {
+        self.users > 0 || !self.is_reopenable()
+    }
+
     /// Returns the open file if it has `access`.
     pub fn opened(&self, access: Access) -> Option<Arc<OpenFile<L>>> {
         self.file.as_ref().filter(|open| open.access.allows(access)).cloned()

@@ -127,8 +127,5 @@ impl<L: Layer> Overlay<L> {
 
 /// Whether this mount made the object, and no request has asked for it since.
 fn is_new<L: Layer>(slot: &Slot<L>) -> bool {
-    slot.child.as_ref().is_some_and(|child| {
-        let state = child.state.lock();
-        state.newborn && state.ino.is_none() && state.attr.is_none()
-    })
+    slot.child.as_ref().is_some_and(|child| child.state.lock().is_unasked())
 }

@@ -149,8 +149,7 @@ impl<L: Layer> Overlay<L> {
         // Two strong references: the directory's, which is locked, and the caller's. So no other
         // thread has found the node, and none can.
         let is_found = Arc::strong_count(node) > 2;
-        let unseen = state.newborn && state.attr.is_none() && state.ino.is_none();
-        if unseen && !is_found {
+        if state.is_unasked() && !is_found {
             return Ok(None);
         }
         let attr = match state.attr {

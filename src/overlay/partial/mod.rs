@@ -207,7 +207,7 @@ impl<L: Layer> Overlay<L> {
         self.record_partial(node, &mut state, partial.clone(), copy, ino);
         let from_lower = Some(FromLower { partial, source });
         let open = Arc::new(OpenFile { file, access: Access::ReadWrite, dir: to, from_lower });
-        let open = if state.users > 0 { Some(open) } else { None };
+        let open = state.keeps_file().then_some(open);
         let _closed = std::mem::replace(&mut state.file, open);
         Ok(())
     }
