@@ -159,28 +159,24 @@ impl<L: Layer> Queue<'_, L> {
         }
     }
 
+    /// Reads a message of the kernel, in the turn. None at the end.
+    fn read(&self) -> Result<Option<redox_scheme::Request>> {
+        if self.stop.is_asked() {
+            // The thread answers pending requests, and waits for no more.
+            self.socket.inner().fcntl(F_SETFL, O_NONBLOCK as usize)?;
+        }
+        match self.socket.next_request(SignalBehavior::Restart) {
+            Err(error) if error.errno == EAGAIN && self.stop.is_asked() => Ok(None),
+            request => request.inspect_err(|error| error!("the socket of the scheme failed: {error}")),
+        }
+    }
+
     /// Returns the next work. None at the end.
     fn take(&self, scheme: &mut OverlayScheme<L>) -> Result<Option<Work>> {
         while self.turn.take() {
-            if self.stop.is_asked() {
-                // The thread answers pending requests, and waits for no more.
-                self.socket.inner().fcntl(F_SETFL, O_NONBLOCK as usize)?;
-            }
-            let request = match self.socket.next_request(SignalBehavior::Restart) {
-                Ok(Some(request)) => request,
-                Ok(None) => {
-                    self.turn.end();
-                    continue;
-                }
-                Err(error) if error.errno == EAGAIN && self.stop.is_asked() => {
-                    self.turn.end();
-                    continue;
-                }
-                Err(error) => {
-                    self.turn.end();
-                    error!("the socket of the scheme failed: {error}");
-                    return Err(error);
-                }
+            let Some(request) = self.read().inspect_err(|_| self.turn.end())? else {
+                self.turn.end();
+                continue;
             };
             match request.kind() {
                 RequestKind::Call(call) if is_connect(&call) => self.asking.start(Request::Connect(call)),

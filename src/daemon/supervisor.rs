@@ -130,20 +130,25 @@ pub unsafe fn keep(
             if let Some(Err(error)) = streams.map(Streams::put_in_place) {
                 eprintln!("overlayfs: The inherited standard streams stay open: {error}.");
             }
-            CHILD.store(child, Ordering::Relaxed);
-            handle(on_signal_in_parent);
-            let lent = lender.map(|Lender { out, .. }| out);
-            let status = wait_for(child);
-            // First of all: the manager of namespaces may be among the waiting clients.
-            if let Some(out) = lent {
-                answer_all(&out);
-            }
-            if owns_name(is_named) {
-                remove();
-            }
-            Ok(status)
+            Ok(supervise(child, lender.map(|Lender { out, .. }| out), is_named, remove))
         }
     }
+}
+
+/// Waits for the child, and does what the child can no longer do. Returns how the child ended.
+/// `lent` is the pipe with the socket.
+fn supervise(child: libc::pid_t, lent: Option<PipeReader>, is_named: PipeReader, remove: impl FnOnce()) -> ExitCode {
+    CHILD.store(child, Ordering::Relaxed);
+    handle(on_signal_in_parent);
+    let status = wait_for(child);
+    // First of all: the manager of namespaces may be among the waiting clients.
+    if let Some(out) = lent {
+        answer_all(&out);
+    }
+    if owns_name(is_named) {
+        remove();
+    }
+    status
 }
 
 /// Whether the child owned the name of the scheme at its end: it wrote a byte at each change.

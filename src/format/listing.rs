@@ -25,6 +25,7 @@ pub struct Reading {
 }
 
 /// One directory of one layer.
+#[derive(Default)]
 pub struct LayerListing {
     /// The objects, with the layer's inode numbers.
     pub objects: Vec<(OsString, Kind, u64)>,
@@ -126,58 +127,70 @@ pub fn read<L: Layer>(
     layer: &L,
     dir: &L::Dir,
     reading: Reading,
-    mut has_devices: impl FnMut() -> Result<bool>,
+    has_devices: impl FnMut() -> Result<bool>,
 ) -> Result<LayerListing> {
-    let (mut objects, mut whiteouts, mut odd) = (Vec::new(), Vec::new(), Vec::new());
-    let (mut parts, mut maps) = (Vec::new(), Vec::new());
-    let (mut has_opaque_file, mut redirect) = (false, None);
+    let (mut listing, redirect) = read_names(layer, dir, reading)?;
+    for long in listing.whiteouts.iter_mut().filter(|whiteout| whiteout.name.is_empty()) {
+        long.name = OsString::from_vec(content(layer, dir, &long.marker, long.kind)?.0);
+    }
+    listing.marks.attributes = kernel::marks(layer, Object::Dir(dir), &reading.attributes(layer, Object::Dir(dir))?)?;
+    find_whiteouts_in_place(layer, dir, reading, has_devices, &mut listing)?;
+    listing.marks.redirect_file = redirect.map(|kind| redirect_file(layer, dir, kind)).transpose()?;
+    Ok(listing)
+}
+
+/// Lists a directory, and sorts the entries by their names. Returns the kind of its redirect file
+/// too.
+fn read_names<L: Layer>(layer: &L, dir: &L::Dir, reading: Reading) -> Result<(LayerListing, Option<Kind>)> {
+    let (mut listing, mut redirect) = (LayerListing::default(), None);
     layer.list(dir, &mut |entry| {
         let is_file = entry.kind == Kind::File;
         let means = reading.meaning(entry.name);
         if means == Meaning::Unknown || means != Meaning::Object && !is_file {
-            odd.push((entry.name.to_owned(), entry.kind));
+            listing.odd.push((entry.name.to_owned(), entry.kind));
         }
         let hides = |name: &OsStr| Hidden { name: name.to_owned(), marker: entry.name.to_owned(), kind: entry.kind };
         match means {
-            Meaning::Object => objects.push((entry.name.to_owned(), entry.kind, entry.ino)),
-            Meaning::Whiteout(name) => whiteouts.push(hides(name)),
-            Meaning::LongWhiteout => whiteouts.push(hides(OsStr::new(""))),
-            Meaning::Opaque => has_opaque_file = true,
+            Meaning::Object => listing.objects.push((entry.name.to_owned(), entry.kind, entry.ino)),
+            Meaning::Whiteout(name) => listing.whiteouts.push(hides(name)),
+            Meaning::LongWhiteout => listing.whiteouts.push(hides(OsStr::new(""))),
+            Meaning::Opaque => listing.marks.has_opaque_file = true,
             Meaning::Redirect => redirect = Some(entry.kind),
-            Meaning::Part(of) if is_file => parts.push(of.to_owned()),
-            Meaning::Map(of) if is_file => maps.push(of.to_owned()),
+            Meaning::Part(of) if is_file => listing.parts.push(of.to_owned()),
+            Meaning::Map(of) if is_file => listing.maps.push(of.to_owned()),
             Meaning::Part(_) | Meaning::Map(_) | Meaning::Unknown => {}
         }
     })?;
-    for long in whiteouts.iter_mut().filter(|whiteout| whiteout.name.is_empty()) {
-        long.name = OsString::from_vec(content(layer, dir, &long.marker, long.kind)?.0);
-    }
-    let attributes = kernel::marks(layer, Object::Dir(dir), &reading.attributes(layer, Object::Dir(dir))?)?;
+    Ok((listing, redirect))
+}
+
+/// Moves the whiteouts that have the names themselves from the objects to the whiteouts.
+fn find_whiteouts_in_place<L: Layer>(
+    layer: &L,
+    dir: &L::Dir,
+    reading: Reading,
+    mut has_devices: impl FnMut() -> Result<bool>,
+    listing: &mut LayerListing,
+) -> Result<()> {
+    let has_file_whiteouts = listing.marks.attributes.file_whiteouts && reading.file_whiteouts;
     let mut is_whiteout = |name: &OsStr, kind| -> Result<bool> {
         Ok(match kind {
             Kind::CharDev => kernel::is_whiteout(&layer.stat(Object::Entry(dir, name))?) && !has_devices()?,
-            Kind::File if attributes.file_whiteouts && reading.file_whiteouts => {
+            Kind::File if has_file_whiteouts => {
                 names(layer, Object::Entry(dir, name))?.iter().any(|name| kernel::is_whiteout_mark(name))
             }
             _ => false,
         })
     };
-    let mut result = Ok(());
-    objects.retain(|(name, kind, _)| match is_whiteout(name, *kind) {
-        Ok(false) => true,
-        Ok(true) => {
-            whiteouts.push(Hidden { marker: name.clone(), name: name.clone(), kind: *kind });
-            false
+    let mut objects = Vec::with_capacity(listing.objects.len());
+    for (name, kind, ino) in std::mem::take(&mut listing.objects) {
+        match is_whiteout(&name, kind)? {
+            false => objects.push((name, kind, ino)),
+            true => listing.whiteouts.push(Hidden { marker: name.clone(), name, kind }),
         }
-        Err(error) => {
-            result = Err(error);
-            true
-        }
-    });
-    result?;
-    let redirect_file = redirect.map(|kind| redirect_file(layer, dir, kind)).transpose()?;
-    let marks = Marks { has_opaque_file, redirect_file, attributes };
-    Ok(LayerListing { objects, whiteouts, parts, maps, marks, odd })
+    }
+    listing.objects = objects;
+    Ok(())
 }
 
 /// Reads the marks of a directory without its names.

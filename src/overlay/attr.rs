@@ -112,6 +112,11 @@ impl<L: Layer> Overlay<L> {
         self.refresh(node, &mut node.state.lock())
     }
 
+    /// As [`Overlay::layer_attr`], where tree and state are locked already.
+    pub(super) fn known_attr(&self, node: &Arc<Node<L>>, state: &mut State<L>) -> Result<Stat> {
+        state.attr.map_or_else(|| self.refresh(node, state), Ok)
+    }
+
     /// Asks the layer for the attributes. The caller holds the tree, so no rename changes the way
     /// to the object.
     pub(super) fn refresh(&self, node: &Arc<Node<L>>, state: &mut State<L>) -> Result<Stat> {

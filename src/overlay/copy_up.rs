@@ -132,18 +132,7 @@ impl<L: Layer> Overlay<L> {
             self.upper_dir(node)?;
             return Ok(CopiedUp { _content: node.content.lock(), is_truncated: false });
         }
-        let parent = {
-            let state = node.state.lock();
-            state.places.first().filter(|_| !state.upper).map(|place| place.parent.clone())
-        };
-        if let Some(parent) = parent {
-            match self.upper_dir(&parent) {
-                // Lost a race: another thread removed the name, then the directory. The file is
-                // copied nameless.
-                Err(error) if error.errno == ENOENT => {}
-                up => drop(up?),
-            }
-        }
+        self.copy_up_parent(node)?;
         if node.kind() == Kind::File && !node.state.lock().upper {
             self.take_room(self.layer_attr(node)?.size.min(keep))?;
         }
@@ -174,6 +163,21 @@ impl<L: Layer> Overlay<L> {
             self.fix_copy(node)?;
         }
         Ok(CopiedUp { _content: content, is_truncated })
+    }
+
+    /// Copies up the directory of an object's name, if the object is in a lower layer.
+    fn copy_up_parent(&self, node: &Arc<Node<L>>) -> Result<()> {
+        let parent = {
+            let state = node.state.lock();
+            state.places.first().filter(|_| !state.upper).map(|place| place.parent.clone())
+        };
+        match parent.map(|parent| self.upper_dir(&parent)) {
+            // Lost a race: another thread removed the name, then the directory. The file is copied
+            // nameless.
+            Some(Err(error)) if error.errno == ENOENT => Ok(()),
+            Some(up) => up.map(drop),
+            None => Ok(()),
+        }
     }
 
     /// Makes the copy of an object other than a directory. The copy lacks only its name, and maybe

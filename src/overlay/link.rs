@@ -12,7 +12,7 @@ use super::node::{LinkCount, Node, ObjectName, State, Stored};
 use super::stack::LayerDir;
 use super::work::discard;
 use crate::format::plan::{New, Placement};
-use crate::layer::{Kind, Layer, Object, Result};
+use crate::layer::{Kind, Layer, Object, Result, Stat};
 
 impl<L: Layer> Overlay<L> {
     /// Gives an object the further name `name` in `dir`, or gives a file without a name its first
@@ -47,10 +47,7 @@ impl<L: Layer> Overlay<L> {
         // The lock lasts until the new place is known, so no thread asks for the object by its old
         // name.
         let mut state = node.state.lock();
-        let attr = match state.attr {
-            Some(attr) => attr,
-            None => self.refresh(node, &mut state)?,
-        };
+        let attr = self.known_attr(node, &mut state)?;
         let first = match &state.stored {
             Stored::Unnamed(name) => Some(name.clone()),
             _ if state.links.count(attr.nlink) == 0 => return Err(Error::new(ENOENT)),
@@ -59,22 +56,8 @@ impl<L: Layer> Overlay<L> {
         let plan = self.format().create(New { is_dir: false, at_once: first.is_none(), whiteout });
         self.make_link(&state, first.as_deref(), (&to, name), plan.placement)?;
 
-        if first.is_some() {
-            (state.stored, state.links) = (Stored::Named, LinkCount::OfLayer);
-        }
-        state.places.push(ObjectName { parent: dir.clone(), name: name.into(), dir: to.clone() });
-        self.touch(node, &mut state);
-        state.newborn = false;
-        if let LinkCount::Counted(count) = &mut state.links {
-            *count += 1;
-        }
-        let attr = match &mut state.attr {
-            Some(attr) => {
-                attr.nlink += 1;
-                Some(*attr)
-            }
-            None => self.refresh(node, &mut state).ok(),
-        };
+        let place = ObjectName { parent: dir.clone(), name: name.into(), dir: to.clone() };
+        let attr = self.gained_name(node, &mut state, place);
         drop(state);
         self.touch(dir, &mut dir.state.lock());
         if let Some(attr) = attr {
@@ -86,6 +69,26 @@ impl<L: Layer> Overlay<L> {
         self.known.add_name();
         slot.whiteout = plan.uncover && !self.uncover(&to, name, None);
         Ok(())
+    }
+
+    /// Records that an object got a name. Returns its attributes, if the layer tells them.
+    fn gained_name(&self, node: &Arc<Node<L>>, state: &mut State<L>, place: ObjectName<L>) -> Option<Stat> {
+        if matches!(state.stored, Stored::Unnamed(_)) {
+            (state.stored, state.links) = (Stored::Named, LinkCount::OfLayer);
+        }
+        state.places.push(place);
+        self.touch(node, state);
+        state.newborn = false;
+        if let LinkCount::Counted(count) = &mut state.links {
+            *count += 1;
+        }
+        match &mut state.attr {
+            Some(attr) => {
+                attr.nlink += 1;
+                Some(*attr)
+            }
+            None => self.refresh(node, state).ok(),
+        }
     }
 
     /// Makes the link in the upper layer. The object may have only the name `first` in the work

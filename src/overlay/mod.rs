@@ -115,7 +115,7 @@ use inode::{Claims, Inodes};
 use node::{Dir, State};
 use partial::Partials;
 use room::Room;
-use stack::Stack;
+use stack::{LayerDir, Stack};
 use work::Work;
 
 /// The data that overlays leave in layers and work directories, for `fsck`. Beyond this, `fsck`
@@ -230,13 +230,7 @@ impl<L: Layer> Overlay<L> {
             }
             false => (None, Claims::new(), Ctimes::default()),
         };
-        let mut hidden = HashSet::new();
-        if let (Some(upper), Some(work)) = (stack.upper_root(), &work) {
-            for dir in [upper, work.dir()] {
-                let stat = stack.layer(dir).stat(Object::Dir(&*stack.open(dir)?))?;
-                hidden.insert((stat.dev, stat.ino));
-            }
-        }
+        let hidden = hidden_dirs(&stack, work.as_ref())?;
         let top = stack.upper_root().or(stack.lower_roots().first()).ok_or(Refused::NoLayer)?;
         let device = stack.device(top);
         let attr = stack.mark(top, stack.layer(top).stat(Object::Dir(&*stack.open(top)?))?);
@@ -324,4 +318,14 @@ impl<L: Layer> Overlay<L> {
     fn new_id(&self) -> u64 {
         self.next_id.fetch_add(1, Ordering::Relaxed)
     }
+}
+
+/// The upper and the work directory, by their numbers.
+fn hidden_dirs<L: Layer>(stack: &Stack<L>, work: Option<&Work<L>>) -> Result<HashSet<(u64, u64)>> {
+    let dirs = stack.upper_root().into_iter().chain(work.map(Work::dir));
+    let number = |dir: &Arc<LayerDir<L>>| {
+        let stat = stack.layer(dir).stat(Object::Dir(&*stack.open(dir)?))?;
+        Ok((stat.dev, stat.ino))
+    };
+    dirs.map(number).collect()
 }

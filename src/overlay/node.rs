@@ -314,6 +314,25 @@ impl<L: Layer> State<L> {
         self.stored.work_name().is_none() && self.stored.partial().is_none() && Arc::ptr_eq(&open.dir, dir)
     }
 
+    /// Counts one link less. Returns the number of those that are left.
+    pub fn lose_link(&mut self, kind: Kind) -> u32 {
+        let of_layer = if kind == Kind::Dir { 0 } else { self.attr.map_or(0, |attr| attr.nlink.saturating_sub(1)) };
+        let (links, left) = match self.links {
+            _ if kind == Kind::Dir => (LinkCount::OfLayer, 0),
+            LinkCount::Counted(count) => (LinkCount::Counted(count.saturating_sub(1)), count.saturating_sub(1)),
+            // The lower layer still counts the hidden name.
+            _ if !self.upper && of_layer > 0 => (LinkCount::Counted(of_layer), of_layer),
+            links => (links, of_layer),
+        };
+        if let Some(attr) = &mut self.attr
+            && (self.upper || kind == Kind::Dir)
+        {
+            attr.nlink = of_layer;
+        }
+        self.links = links;
+        left
+    }
+
     /// Returns the place of the name `name` in `parent`, if this object has it.
     pub fn place_mut(&mut self, parent: &Arc<Node<L>>, name: &OsStr) -> Option<&mut ObjectName<L>> {
         self.places.iter_mut().find(|place| Arc::ptr_eq(&place.parent, parent) && *place.name == *name)

@@ -1,6 +1,7 @@
 //! Listings of merged directories.
 
 use std::ffi::OsStr;
+use std::sync::Arc;
 
 use crate::errno::{EIO, Error};
 
@@ -28,6 +29,16 @@ pub struct DirEntry<'a> {
     pub offset: u64,
 }
 
+/// How far a listing came.
+enum Listed {
+    /// To the end, or as far as the caller wants.
+    All,
+    /// To an object of this mount whose number is not known.
+    UntilNew,
+    /// To this name: the layer's number does not tell by itself which object it is.
+    Until(Arc<OsStr>),
+}
+
 impl<L: Layer> Overlay<L> {
     /// Lists an open directory from behind the offset `after` (0 is the start) until `each` returns
     /// false. The entries do not include `.` and `..`. No entry has offset 1 or 2.
@@ -47,50 +58,51 @@ impl<L: Layer> Overlay<L> {
             return Ok(());
         }
         self.read_dir(node, &mut dir)?;
-        let mut after = after;
-        let mut numbered = false;
+        let (mut after, mut numbered) = (after, false);
         loop {
-            let mut unseen = None;
-            let mut unnumbered = false;
-            let Dir { names: Some(names), .. } = &*dir else {
-                return Err(Error::new(EIO));
-            };
-            for (offset, slot) in names.after(after) {
-                let Some(visible) = slot.visible() else { continue };
-                let from = dir.shown(slot).ok_or(Error::new(EIO))?;
-                let by_layer = || visible.ino.and_then(|ino| self.listed_ino(from, ino));
-                let known = match &slot.child {
-                    None => by_layer(),
-                    Some(child) if is_new(slot) => match by_layer() {
-                        None if !numbered => {
-                            unnumbered = true;
-                            break;
-                        }
-                        known => Some(known.map_or_else(|| self.ino(child), Ok)?),
-                    },
-                    Some(child) => Some(self.ino(child)?),
-                };
-                let Some(ino) = known else {
-                    unseen = Some(slot.name.clone());
-                    break;
-                };
-                if !each(DirEntry { name: &slot.name, ino, kind: visible.kind, offset }) {
-                    return Ok(());
+            match self.list_known(&dir, &mut after, numbered, each)? {
+                Listed::All => return Ok(()),
+                Listed::UntilNew => {
+                    self.number_new(&mut dir)?;
+                    numbered = true;
                 }
-                after = offset;
+                Listed::Until(name) => drop(self.load(node, &mut dir, &name)?),
             }
-            if unnumbered {
-                self.number_new(&mut dir)?;
-                numbered = true;
-                continue;
-            }
-            // Looks up an entry with a number that the layer's listing does not decide. Then the
-            // listing goes on.
-            match unseen {
-                Some(name) => self.load(node, &mut dir, &name)?,
-                None => return Ok(()),
-            };
         }
+    }
+
+    /// Lists the entries behind `after`, as far as their numbers are known. `numbered` says that
+    /// new objects were numbered before.
+    fn list_known(
+        &self,
+        dir: &Dir<L>,
+        after: &mut u64,
+        numbered: bool,
+        each: &mut dyn FnMut(DirEntry<'_>) -> bool,
+    ) -> Result<Listed> {
+        let names = dir.names.as_ref().ok_or(Error::new(EIO))?;
+        for (offset, slot) in names.after(*after) {
+            let Some(visible) = slot.visible() else { continue };
+            let from = dir.shown(slot).ok_or(Error::new(EIO))?;
+            let by_layer = || visible.ino.and_then(|ino| self.listed_ino(from, ino));
+            let ino = match &slot.child {
+                None => match by_layer() {
+                    Some(ino) => ino,
+                    None => return Ok(Listed::Until(slot.name.clone())),
+                },
+                Some(child) if is_new(slot) => match by_layer() {
+                    Some(ino) => ino,
+                    None if !numbered => return Ok(Listed::UntilNew),
+                    None => self.ino(child)?,
+                },
+                Some(child) => self.ino(child)?,
+            };
+            if !each(DirEntry { name: &slot.name, ino, kind: visible.kind, offset }) {
+                break;
+            }
+            *after = offset;
+        }
+        Ok(Listed::All)
     }
 
     /// Gets the layer's numbers of objects that were made in a directory and not asked since, if

@@ -77,6 +77,28 @@ impl<L: Layer> Overlay<L> {
         }
     }
 
+    /// Makes a step before the name goes. `content` is what is in it, if it is a directory.
+    fn prepare_removal(
+        &self,
+        parent: &Arc<Node<L>>,
+        dir: &mut Dir<L>,
+        (to, name): (&LayerDir<L>, &OsStr),
+        content: Option<&mut Dir<L>>,
+        step: Step,
+    ) -> Result<()> {
+        match (step, content) {
+            (Step::Whiteout(_), _) => {
+                self.add_whiteout(to, name)?;
+                self.read_dir(parent, dir)?.entry(name).whiteout = true;
+                dir.unsynced = true;
+                Ok(())
+            }
+            (Step::Settle(_), _) => self.sync_names(dir),
+            (Step::Clear { opaque_first }, Some(content)) => self.clear(content, opaque_first),
+            (Step::Clear { .. }, None) => Ok(()),
+        }
+    }
+
     fn remove_locked(
         &self,
         parent: &Arc<Node<L>>,
@@ -99,16 +121,7 @@ impl<L: Layer> Overlay<L> {
         let slot = self.read_dir(parent, dir)?.get(name).ok_or(Error::new(EIO))?;
         let plan = self.format().remove(slot.facts(), child.kind() == Kind::Dir);
         for step in plan.first {
-            match (step, &mut content) {
-                (Step::Whiteout(_), _) => {
-                    self.add_whiteout(to, name)?;
-                    self.read_dir(parent, dir)?.entry(name).whiteout = true;
-                    dir.unsynced = true;
-                }
-                (Step::Settle(_), _) => self.sync_names(dir)?,
-                (Step::Clear { opaque_first }, Some(content)) => self.clear(content, opaque_first)?,
-                (Step::Clear { .. }, None) => {}
-            }
+            self.prepare_removal(parent, dir, (to, name), content.as_deref_mut(), step)?;
         }
         if plan.seen == Seen::Whiteout {
             self.add_whiteout(to, name)?;
@@ -152,10 +165,7 @@ impl<L: Layer> Overlay<L> {
         if state.is_unasked() && !is_found {
             return Ok(None);
         }
-        let attr = match state.attr {
-            Some(attr) => attr,
-            None => self.refresh(node, &mut state)?,
-        };
+        let attr = self.known_attr(node, &mut state)?;
         // The number is assigned while the layer has the object. Later a new object may have the
         // layer's number.
         let ino = *state.ino.get_or_insert_with(|| self.number(&attr));
@@ -200,24 +210,7 @@ impl<L: Layer> Overlay<L> {
         if state.upper {
             self.touch(node, &mut state);
         }
-        let mut links = 0;
-        let in_upper = state.upper;
-        if let Some(attr) = &mut state.attr {
-            links = if node.kind() == Kind::Dir { 0 } else { attr.nlink.saturating_sub(1) };
-            if in_upper || node.kind() == Kind::Dir {
-                attr.nlink = links;
-            }
-        }
-        if node.kind() == Kind::Dir {
-            state.links = LinkCount::OfLayer;
-        } else if let LinkCount::Counted(count) = state.links {
-            links = count.saturating_sub(1);
-            state.links = LinkCount::Counted(links);
-        } else if !state.upper && links > 0 {
-            // The lower layer still counts the hidden name.
-            state.links = LinkCount::Counted(links);
-        }
-        if links > 0 {
+        if state.lose_link(node.kind()) > 0 {
             if let (Some(origin), Some(lost)) = (state.origin(), &lost)
                 && !self.stack.is_upper(&lost.dir)
             {
@@ -233,6 +226,11 @@ impl<L: Layer> Overlay<L> {
             state.links = LinkCount::NONE;
             state.stored = Stored::orphan(lost);
         }
+        self.lost_last_name(node, state);
+    }
+
+    /// Forgets what is kept for an object with names. Its last one is lost.
+    fn lost_last_name(&self, node: &Arc<Node<L>>, mut state: Guard<'_, State<L>>) {
         if let Some(attr) = state.attr {
             self.inodes.forget_link(attr.dev, attr.ino);
         }

@@ -97,16 +97,7 @@ impl<L: Layer> Overlay<L> {
                 Err(error) if error.errno == ENOENT => None,
                 found => Some(found?),
             };
-            let (upper, _) = self.upper()?;
-            // In a format where such a device is a whiteout, callers cannot leave one.
-            if mode == RenameMode::Exchange && !upper.capabilities().exchange
-                || mode == RenameMode::Whiteout && !self.format().features().zero_devices
-            {
-                return Err(Error::new(EINVAL));
-            }
-            if mode == RenameMode::Whiteout {
-                self.prepare_device()?;
-            }
+            self.prepare_mode(mode)?;
             let moves_dir = [Some(&node), target.as_ref()].into_iter().flatten().any(|node| node.kind() == Kind::Dir);
             let is_as_found = |dirs: &mut Dirs<'_, L>| -> Result<bool> {
                 Ok(self.shows(dirs, dir, name, Some(&node))? && self.shows(dirs, new_dir, new_name, target.as_ref())?)
@@ -152,6 +143,23 @@ impl<L: Layer> Overlay<L> {
                     self.replace(&mut dirs, old, &node, new, target.as_ref(), mode == RenameMode::Whiteout)
                 }
             };
+        }
+    }
+
+    /// Checks that the upper layer can rename in this mode, and prepares it for a device.
+    ///
+    /// # Errors
+    ///
+    /// - EROFS: there is no upper layer.
+    /// - EINVAL: the upper layer cannot rename in this mode.
+    fn prepare_mode(&self, mode: RenameMode) -> Result<()> {
+        let (upper, _) = self.upper()?;
+        match mode {
+            RenameMode::Exchange if !upper.capabilities().exchange => Err(Error::new(EINVAL)),
+            // In a format where such a device is a whiteout, callers cannot leave one.
+            RenameMode::Whiteout if !self.format().features().zero_devices => Err(Error::new(EINVAL)),
+            RenameMode::Whiteout => self.prepare_device(),
+            _ => Ok(()),
         }
     }
 

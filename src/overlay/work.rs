@@ -217,16 +217,7 @@ impl<L: Layer> Work<L> {
                 take(layer)?;
                 layer.root()?
             }
-            None => {
-                let name = OsStr::new(format::WORK);
-                match upper.create_dir(&root, name, 0o700, upper.identity()) {
-                    Err(error) if error.errno == EINVAL => {
-                        return Err(Refused::NoMarkers(error, upper.capabilities().xattrs));
-                    }
-                    Err(error) if error.errno != EEXIST => return Err(error.into()),
-                    _ => upper.open_dir(&root, name)?,
-                }
-            }
+            None => make_inside(upper, &root)?,
         };
         if upper.stat(Object::Dir(&dir))?.dev != upper.stat(Object::Dir(&*root))?.dev {
             return Err(Refused::OtherFilesystem);
@@ -238,12 +229,7 @@ impl<L: Layer> Work<L> {
         let before = Record::read(upper, &dir)?;
         let volatile = settings.volatile;
         hand_down_nothing(upper, &dir)?;
-        if is_marked(upper, &dir)? {
-            if !settings.reuse_volatile {
-                return Err(Refused::Volatile);
-            }
-            log::warn!("the option reuse_volatile mounts the upper layer, though it may be damaged");
-        }
+        check_volatile(upper, &dir, settings)?;
         known.check_work(upper, &dir)?;
         let times = try_layer(upper, &dir)?;
         // A work directory inside the upper layer has a reserved name itself. So that name is
@@ -387,6 +373,26 @@ impl<L: Layer> Work<L> {
         }
         placed
     }
+}
+
+/// Opens the work directory inside the upper layer, and makes it if there is none.
+fn make_inside<L: Layer>(upper: &L, root: &L::Dir) -> std::result::Result<L::Dir, Refused> {
+    let name = OsStr::new(format::WORK);
+    match upper.create_dir(root, name, 0o700, upper.identity()) {
+        Err(error) if error.errno == EINVAL => Err(Refused::NoMarkers(error, upper.capabilities().xattrs)),
+        Err(error) if error.errno != EEXIST => Err(error.into()),
+        _ => Ok(upper.open_dir(root, name)?),
+    }
+}
+
+/// Refuses an upper layer that an overlay without syncs left marked, unless it is to be used.
+fn check_volatile<L: Layer>(upper: &L, dir: &L::Dir, settings: Settings) -> std::result::Result<(), Refused> {
+    match (is_marked(upper, dir)?, settings.reuse_volatile) {
+        (false, _) => {}
+        (true, false) => return Err(Refused::Volatile),
+        (true, true) => log::warn!("the option reuse_volatile mounts the upper layer, though it may be damaged"),
+    }
+    Ok(())
 }
 
 /// Tries whether the layer can rename, and learns the resolution and range of its times. Removes

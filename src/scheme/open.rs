@@ -74,6 +74,39 @@ fn access(flags: usize) -> usize {
     if flags & O_STAT != 0 { 0 } else { flags & O_ACCMODE }
 }
 
+/// Whether an object of this kind can be opened with these flags, whoever asks. EINVAL, EISDIR,
+/// ENOTDIR; ELOOP for a symlink that is not meant itself; ENXIO for data of a FIFO or a device.
+fn check_flags(kind: Kind, flags: usize) -> Result<()> {
+    let (access, is_itself) = (access(flags), flags & O_SYMLINK != 0);
+    let writes = access & O_WRONLY != 0;
+    let refused = match kind {
+        Kind::Dir if is_itself => Some(EINVAL),
+        Kind::Dir => (writes || flags & O_TRUNC != 0).then_some(EISDIR),
+        _ if flags & O_DIRECTORY != 0 => Some(ENOTDIR),
+        Kind::Symlink if !is_itself && flags & (O_STAT | O_NOFOLLOW) != O_STAT | O_NOFOLLOW => Some(ELOOP),
+        Kind::Symlink => writes.then_some(EINVAL),
+        // The number of a device node is read as the target of a symlink is.
+        Kind::CharDev | Kind::BlockDev if is_itself => writes.then_some(EINVAL),
+        _ if is_itself => Some(EINVAL),
+        // relibc's connect opens a socket with an access mode.
+        Kind::File | Kind::Socket => None,
+        // Their data do not pass a filesystem: the system that holds them transfers these.
+        Kind::Fifo | Kind::CharDev | Kind::BlockDev => (access != 0).then_some(ENXIO),
+    };
+    refused.map_or(Ok(()), |errno| Err(Error::new(errno)))
+}
+
+/// The rights that an open with these flags needs.
+fn rights_needed(kind: Kind, flags: usize) -> u32 {
+    let access = access(flags);
+    let writes = access & O_WRONLY != 0 || kind == Kind::File && flags & O_TRUNC != 0;
+    let wanted = if access & O_RDONLY != 0 { READ } else { 0 } | if writes { WRITE } else { 0 };
+    match kind {
+        Kind::Dir | Kind::File | Kind::Socket => wanted,
+        Kind::Symlink | Kind::Fifo | Kind::CharDev | Kind::BlockDev => 0,
+    }
+}
+
 impl<L: Layer> OverlayScheme<L> {
     /// Opens `path`, which is relative to the directory handle `dir` unless it begins with `/`.
     /// Returns the id of the new handle. The empty path names the object of the handle, of any
@@ -141,67 +174,22 @@ impl<L: Layer> OverlayScheme<L> {
         caller: Caller,
         guard: &ChangeGuard<'_>,
     ) -> Result<SchemeHandle<L>> {
-        let access = access(flags);
+        check_flags(node.kind(), flags)?;
         let truncates = flags & O_TRUNC != 0;
-        let rights = || self.overlay.stat_for_access(node);
-        let file = self.overlay.open(node);
-        match node.kind() {
-            Kind::Dir => {
-                if flags & O_SYMLINK != 0 {
-                    return Err(Error::new(EINVAL));
-                }
-                if access & O_WRONLY != 0 || truncates {
-                    return Err(Error::new(EISDIR));
-                }
-                if access & O_RDONLY != 0 {
-                    caller.require(&rights()?, READ)?;
-                }
-            }
-            _ if flags & O_DIRECTORY != 0 => return Err(Error::new(ENOTDIR)),
-            Kind::Symlink => {
-                let meant = flags & O_SYMLINK != 0 || flags & (O_STAT | O_NOFOLLOW) == O_STAT | O_NOFOLLOW;
-                if !meant {
-                    return Err(Error::new(ELOOP));
-                }
-                if access & O_WRONLY != 0 {
-                    return Err(Error::new(EINVAL));
-                }
-            }
-            // The number of a device node is read as the target of a symlink is.
-            Kind::CharDev | Kind::BlockDev if flags & O_SYMLINK != 0 => {
-                if access & O_WRONLY != 0 {
-                    return Err(Error::new(EINVAL));
-                }
-            }
-            _ if flags & O_SYMLINK != 0 => return Err(Error::new(EINVAL)),
-            Kind::File => {
-                let writes = access & O_WRONLY != 0 || truncates;
-                if writes {
-                    self.require_writable()?;
-                }
-                let reads = access & O_RDONLY != 0;
-                caller.require(&rights()?, if reads { READ } else { 0 } | if writes { WRITE } else { 0 })?;
-                if truncates {
-                    self.drop_set_id_within(node, caller, guard)?;
-                    // The client is about to write to it.
-                    self.overlay.use_file(&file);
-                    self.mappings.truncate(&self.overlay, node, 0)?;
-                }
-            }
-            // relibc's connect opens a socket with an access mode.
-            Kind::Socket => {
-                let reads = access & O_RDONLY != 0;
-                let writes = access & O_WRONLY != 0;
-                caller.require(&rights()?, if reads { READ } else { 0 } | if writes { WRITE } else { 0 })?;
-            }
-            // Their data do not pass a filesystem: the system that holds them transfers these.
-            Kind::Fifo | Kind::CharDev | Kind::BlockDev => {
-                if access != 0 {
-                    return Err(Error::new(ENXIO));
-                }
-            }
+        let rights = rights_needed(node.kind(), flags);
+        if node.kind() == Kind::File && rights & WRITE != 0 {
+            self.require_writable()?;
         }
-        if node.kind() == Kind::File && access & O_WRONLY != 0 && !truncates {
+        if rights != 0 {
+            caller.require(&self.overlay.stat_for_access(node)?, rights)?;
+        }
+        let file = self.overlay.open(node);
+        if node.kind() == Kind::File && truncates {
+            self.drop_set_id_within(node, caller, guard)?;
+            // The client is about to write to it.
+            self.overlay.use_file(&file);
+            self.mappings.truncate(&self.overlay, node, 0)?;
+        } else if node.kind() == Kind::File && rights & WRITE != 0 {
             self.overlay.open_for_writing(&file, flags & O_APPEND != 0)?;
         }
         Ok(open_object(file, entry, flags, caller))

@@ -17,6 +17,7 @@ mod files;
 mod fixed;
 mod misdated;
 mod nodes;
+mod setattr;
 mod space;
 
 use std::ffi::{OsStr, OsString};
@@ -25,7 +26,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use overlayfs::errno::{
-    EDQUOT, EEXIST, EFBIG, EINVAL, EMFILE, ENFILE, ENOENT, ENOMEM, ENOSYS, ENXIO, EOPNOTSUPP, EPERM, Error, Result,
+    EDQUOT, EEXIST, EFBIG, EINVAL, EMFILE, ENFILE, ENOENT, ENOMEM, ENOSYS, ENXIO, EOPNOTSUPP, Error, Result,
 };
 use overlayfs::layer::acl::is_acl;
 use overlayfs::layer::{Allocation, CAPABILITY, Kind, Layer, Owner, RenameMode, Stat, Time, XattrMode};
@@ -44,6 +45,7 @@ use files::Files;
 use fixed::Fixed;
 use misdated::Misdated;
 use nodes::Nodes;
+use setattr::is_set;
 use space::Space;
 
 /// Offsets of a listing behind `.` and behind `..`. The engine gives neither.
@@ -406,68 +408,27 @@ impl<L: Layer> FrontEnd for EngineFrontEnd<L> {
 
     fn setattr(&self, caller: Caller, number: u64, change: &SetattrIn) -> Result<Attr> {
         let node = self.node(number)?;
-        let is_set = |field| change.valid & field != 0;
-        if !is_set(set::ANY) {
+        if !is_set(change, set::ANY) {
             self.announced(number, &node)?;
         }
-        if is_set(set::SIZE) {
-            self.drop_set_id(&node, is_set(set::KILL_SUIDGID).then_some(caller))?;
-            // With the size that the file has, truncate(2) changes no times, and the kernel keeps
-            // those that it knows.
-            if is_set(set::MTIME) || self.call(|| self.overlay.stat(&node))?.size != change.size {
-                self.call(|| self.overlay.truncate(&node, change.size))?;
-            }
+        if is_set(change, set::SIZE) {
+            self.set_size(caller, &node, change)?;
         }
-        if is_set(set::UID | set::GID) {
-            let before = self.overlay.stat(&node)?;
-            let (uid, gid) = (is_set(set::UID).then_some(change.uid), is_set(set::GID).then_some(change.gid));
-            let (uid, gid) = self.settings.identity.to_set(uid, gid)?;
-            let owner = Owner { uid: uid.unwrap_or(before.uid), gid: gid.unwrap_or(before.gid) };
-            if node.kind() != Kind::Symlink {
-                self.drop_set_id(&node, Some(caller))?;
-            }
-            self.call(|| self.overlay.set_owner(&node, owner))?;
+        if is_set(change, set::UID | set::GID) {
+            self.set_owner(caller, &node, change)?;
         }
-        if is_set(set::MODE) {
+        if is_set(change, set::MODE) {
             let mut mode = change.mode & 0o7777;
             if node.kind() != Kind::Dir {
                 mode = self.settings.identity.mode_to_store(owner_of(&self.overlay.stat(&node)?), mode);
             }
             self.call(|| self.overlay.set_mode(&node, mode))?;
         }
-        if is_set(set::ATIME | set::MTIME) {
-            let before = self.overlay.stat_at_rest(&node)?;
-            let now = now();
-            let chosen = |field, field_now, given, before| match (is_set(field), is_set(field_now)) {
-                (false, _) => before,
-                (true, true) => now,
-                (true, false) => given,
-            };
-            let given = (convert::time(change.atime, change.atimensec), convert::time(change.mtime, change.mtimensec));
-            let asked = given.1;
-            let times = self.overlay.times();
-            let atime = times.kept(chosen(set::ATIME, set::ATIME_NOW, given.0, before.atime));
-            let mtime = times.kept(chosen(set::MTIME, set::MTIME_NOW, given.1, before.mtime));
-            // The kernel writes back the times of every inode that it drops, even if the inode only
-            // lost a name.
-            if (atime, mtime) != (before.atime, before.mtime) {
-                match self.call(|| self.overlay.set_times(&node, atime, mtime)) {
-                    // The layer has already dated an append-only file as the kernel does.
-                    Err(error) if error.errno == EPERM && !is_set(set::ATIME) && self.is_append_only(&node) => {}
-                    set => set?,
-                }
-            }
-            if self.settings.writeback
-                && is_set(set::MTIME)
-                && node.kind() == Kind::File
-                && asked != mtime
-                && let Some(notifier) = self.notifier.get()
-            {
-                self.misdated.add(notifier, number);
-            }
+        if is_set(change, set::ATIME | set::MTIME) {
+            self.set_times(number, &node, change)?;
         }
         // The kernel keeps the times of files with write-back itself, so it shows this one already.
-        if is_set(set::CTIME) {
+        if is_set(change, set::CTIME) {
             self.overlay.set_ctime(&node, convert::time(change.ctime, change.ctimensec));
         }
         self.attr(&node)
