@@ -11,7 +11,7 @@ use super::{
     CONTENT_MAX, Format, Meaning, OPAQUE, PartOf, REDIRECT, Redirect, kernel, meaning, redirect_path, whiteout,
 };
 use crate::errno::ENOENT;
-use crate::layer::{Access, Kind, Layer, Object, Result, Stat};
+use crate::layer::{Access, Kind, Layer, Object, Result, Stat, read_start};
 
 /// The kinds of marks that are read in a layer.
 #[derive(Clone, Copy, Debug)]
@@ -248,8 +248,6 @@ fn content<L: Layer>(layer: &L, dir: &L::Dir, name: &OsStr, kind: Kind) -> Resul
     }
     let file = layer.open_file(dir, name, Access::Read)?;
     let stat = layer.stat(Object::File(&file))?;
-    let mut content = vec![0; (stat.size as usize).min(CONTENT_MAX)];
-    let read = layer.read_at(&file, &mut content, 0)?;
-    content.truncate(read);
+    let content = read_start(layer, &file, (stat.size as usize).min(CONTENT_MAX))?;
     Ok((content, Some(stat)))
 }

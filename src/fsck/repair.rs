@@ -5,11 +5,11 @@ use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::sync::Arc;
 
-use crate::errno::{EBUSY, EEXIST, ENOENT, Error};
+use crate::errno::{EBUSY, ENOENT, Error};
 
 use super::Checker;
 use crate::format;
-use crate::layer::{Kind, Layer, RenameMode, Result, keeping_times, remove_all};
+use crate::layer::{Kind, Layer, RenameMode, Result, ensure_file, keeping_times, remove_all};
 use crate::overlay::on_disk::{LayerDir, rewrite};
 
 /// The repair of one finding.
@@ -84,9 +84,6 @@ impl<L: Layer> Checker<L> {
 
     fn create(&self, dir: &LayerDir<L>, name: &OsStr) -> Result<()> {
         let (layer, open) = (self.upper.layer(dir), self.upper.open(dir)?);
-        keeping_times(layer, &open, || match layer.create_file(&open, name, 0o600, layer.identity()) {
-            Err(error) if error.errno != EEXIST => Err(error),
-            _ => Ok(()),
-        })
+        keeping_times(layer, &open, || ensure_file(layer, &open, name))
     }
 }

@@ -13,7 +13,7 @@ use crate::format::attribute::names;
 use crate::format::kernel;
 use crate::format::listing::{self, Hidden, LayerListing, Reading};
 use crate::format::{self, DirMark, Meaning, PartOf, Redirect, WhiteoutMark};
-use crate::layer::{Access, Kind, Layer, Object, Result};
+use crate::layer::{Access, Kind, Layer, Object, Result, read_start};
 use crate::overlay::Node;
 use crate::overlay::on_disk::{LayerDir, map_len, map_means_something};
 
@@ -164,10 +164,7 @@ impl<L: Layer> Checker<L> {
     fn prefix(&self, dir: &LayerDir<L>, name: &OsStr, len: usize) -> Result<Vec<u8>> {
         let layer = self.upper.layer(dir);
         let file = layer.open_file(&*self.upper.open(dir)?, name, Access::Read)?;
-        let mut content = vec![0; len];
-        let read = layer.read_at(&file, &mut content, 0)?;
-        content.truncate(read);
-        Ok(content)
+        read_start(layer, &file, len)
     }
 
     /// Returns what a directory merges with, by its own marks or by `task`.

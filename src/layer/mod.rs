@@ -18,16 +18,19 @@
 use std::ffi::{OsStr, OsString};
 use std::ops::Range;
 use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::errno::EIO;
 pub use crate::errno::{Error, Result};
 
 pub mod acl;
+mod compound;
 pub mod counted;
 #[cfg(target_os = "linux")]
 pub mod linux;
 #[cfg(feature = "scheme")]
 pub mod redox;
+
+pub use compound::{ensure_file, entries, keeping_times, read_start, remove_all, write_all, write_all_with};
 
 /// The backend of the system for which this is built.
 #[cfg(target_os = "linux")]
@@ -64,6 +67,14 @@ pub struct Time {
     pub sec: i64,
     /// Nanoseconds behind these seconds.
     pub nsec: u32,
+}
+
+impl Time {
+    /// The time of the system's clock; 1970 if the clock is not set.
+    pub fn now() -> Self {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Time { sec: since.as_secs() as i64, nsec: since.subsec_nanos() }
+    }
 }
 
 /// The flags that forbid changes of an object to every user (chattr(1)).
@@ -299,74 +310,6 @@ pub struct Capabilities {
     /// After a crash of the system, a change of a name survives only together with all earlier
     /// ones.
     pub ordered: bool,
-}
-
-/// Returns the entries of a directory of a layer.
-///
-/// # Errors
-///
-/// Those of [`Layer::list`].
-pub fn entries<L: Layer>(layer: &L, dir: &L::Dir) -> Result<Vec<(OsString, Kind)>> {
-    let mut entries = Vec::new();
-    layer.list(dir, &mut |entry| entries.push((entry.name.to_owned(), entry.kind)))?;
-    Ok(entries)
-}
-
-/// Removes an entry of a directory of a layer with its content. For directories that overlays make,
-/// which are not deep.
-///
-/// # Errors
-///
-/// - ENOENT: the entry does not exist.
-///
-/// Others of the layer.
-pub fn remove_all<L: Layer>(layer: &L, dir: &L::Dir, name: &OsStr, kind: Kind) -> Result<()> {
-    if kind != Kind::Dir {
-        return layer.unlink(dir, name);
-    }
-    let open = layer.open_dir(dir, name)?;
-    entries(layer, &open)?.iter().try_for_each(|(name, kind)| remove_all(layer, &open, name, *kind))?;
-    layer.remove_dir(dir, name)
-}
-
-/// Writes all of `bytes` at `offset`, in as many calls as the layer needs.
-///
-/// # Errors
-///
-/// Those of [`Layer::write_at`].
-/// - EIO: the layer writes nothing.
-pub fn write_all<L: Layer>(layer: &L, file: &L::File, bytes: &[u8], offset: u64) -> Result<()> {
-    write_all_with(bytes, offset, |bytes, offset| layer.write_at(file, bytes, offset))
-}
-
-/// Calls `write` with the rest of `bytes` and its offset, until everything is written.
-///
-/// # Errors
-///
-/// Those of `write`.
-/// - EIO: `write` writes nothing, or more than it got.
-pub fn write_all_with(
-    mut bytes: &[u8],
-    mut offset: u64,
-    mut write: impl FnMut(&[u8], u64) -> Result<usize>,
-) -> Result<()> {
-    while !bytes.is_empty() {
-        let written = write(bytes, offset)?;
-        bytes = bytes.get(written..).filter(|_| written > 0).ok_or(Error::new(EIO))?;
-        offset += written as u64;
-    }
-    Ok(())
-}
-
-/// Calls `change`, which changes the entries of a directory, then sets the directory's times back.
-///
-/// # Errors
-///
-/// Those of `change`, of [`Layer::stat`] and of [`Layer::set_times`].
-pub fn keeping_times<L: Layer>(layer: &L, dir: &L::Dir, change: impl FnOnce() -> Result<()>) -> Result<()> {
-    let before = layer.stat(Object::Dir(dir))?;
-    change()?;
-    layer.set_times(Object::Dir(dir), before.atime, before.mtime)
 }
 
 /// One directory tree.

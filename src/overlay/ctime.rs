@@ -20,9 +20,9 @@ use crate::errno::{EIO, ENOENT, Error};
 
 use super::Overlay;
 use super::node::{Node, State};
-use super::work::{Work, discard};
+use super::work::{Work, replace_file};
 use crate::format;
-use crate::layer::{Access, Kind, Layer, Object, RenameMode, Result, Stat, Time, write_all};
+use crate::layer::{Access, Kind, Layer, Object, Result, Stat, Time, read_start};
 use crate::sync::Lock;
 
 /// The file of the table.
@@ -85,10 +85,7 @@ impl Ctimes {
             let file = upper.open_file(dir, OsStr::new(CTIMES), Access::Read)?;
             let size = upper.stat(Object::File(&file))?.size;
             let room = usize::try_from(size).ok().filter(|size| *size <= HEADER + 3 * MOST * RECORD);
-            let mut bytes = vec![0; room.ok_or(Error::new(EIO))?];
-            let read = upper.read_at(&file, &mut bytes, 0)?;
-            bytes.truncate(read);
-            Ok(bytes)
+            read_start(upper, &file, room.ok_or(Error::new(EIO))?)
         };
         let old = match read() {
             Ok(bytes) => from_bytes(&bytes).unwrap_or_default(),
@@ -129,13 +126,7 @@ impl Ctimes {
                 _ => Ok(()),
             };
         }
-        let file = upper.create_file(dir, temp, 0o600, upper.identity())?;
-        let written =
-            write_all(upper, &file, bytes, 0).and_then(|()| upper.rename(dir, temp, dir, name, RenameMode::Replace));
-        if written.is_err() {
-            discard(upper, dir, temp);
-        }
-        written
+        replace_file(upper, dir, (temp, name), bytes, false)
     }
 
     /// Returns the time that an object shows if its layer has the time `layer`.

@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::sync::Arc;
 
-use crate::errno::{EEXIST, EIO, ENOENT, EPERM, Error};
+use crate::errno::{EIO, ENOENT, EPERM, Error};
 
 use super::Overlay;
 use super::stack::LayerDir;
@@ -76,13 +76,7 @@ impl<L: Layer> Overlay<L> {
             self.make_markers(&dir, deletions.iter().map(|name| &**name))?;
             dirs.extend(below.iter().map(|name| self.stack.child(&dir, name)));
         }
-        let _dir = self.root.dir()?;
-        self.keeping_times(&self.root, root, |dir| {
-            match upper.create_file(dir, OsStr::new(format::DEVICES), 0o600, upper.identity()) {
-                Err(error) if error.errno != EEXIST => Err(error),
-                _ => Ok(()),
-            }
-        })?;
+        self.mark_top(format::DEVICES)?;
         self.sync_step(root)?;
         self.devices.0.lock().insert(root.index(), true);
         Ok(())

@@ -24,7 +24,7 @@ use super::node::{LinkCount, Node};
 use super::stack::{LayerDir, Stack};
 use super::work::discard;
 use crate::format;
-use crate::layer::{Access, Kind, Layer, Object, RenameMode, Result, Stat, Time, write_all};
+use crate::layer::{Access, Kind, Layer, Object, RenameMode, Result, Stat, Time, read_start, write_all};
 use crate::sync::Lock;
 
 /// The file with the records.
@@ -469,9 +469,7 @@ fn read_numbers<L: Layer>(
         file => file?,
     };
     let stat = upper.stat(Object::File(&file))?;
-    let mut bytes = vec![0; usize::try_from(stat.size).map_err(|_| Error::new(EIO))?];
-    let read = upper.read_at(&file, &mut bytes, 0)?;
-    let bytes = &bytes[..read];
+    let bytes = read_start(upper, &file, usize::try_from(stat.size).map_err(|_| Error::new(EIO))?)?;
     let (mut truncated, mut damaged) = (bytes.is_empty(), false);
     for (index, chunk) in bytes.chunks(Record::SIZE).enumerate() {
         match Record::from_bytes(chunk) {
@@ -487,7 +485,7 @@ fn read_numbers<L: Layer>(
     Ok(match (damaged, truncated) {
         (true, _) => Numbers::Damaged,
         (false, true) => Numbers::Truncated,
-        (false, false) => Numbers::Whole(file, (read / Record::SIZE).saturating_sub(1)),
+        (false, false) => Numbers::Whole(file, (bytes.len() / Record::SIZE).saturating_sub(1)),
     })
 }
 

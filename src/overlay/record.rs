@@ -14,9 +14,9 @@ use crate::errno::{EFBIG, ENOENT, Error};
 
 use super::Refused;
 use super::stack::{LayerDir, Stack};
-use super::work::discard;
+use super::work::replace_file;
 use crate::format::fnv1a;
-use crate::layer::{Access, Layer, Object, RenameMode, Result, Time, write_all};
+use crate::layer::{Access, Layer, Object, Result, Time, read_start};
 
 /// The file's name.
 pub const RECORD: &str = "record";
@@ -78,9 +78,7 @@ impl Record {
         if size > LENGTH_MAX {
             return Err(Error::new(EFBIG).into());
         }
-        let mut bytes = vec![0; size as usize];
-        let read = layer.read_at(&file, &mut bytes, 0)?;
-        Self::parse(&bytes[..read])
+        Self::parse(&read_start(layer, &file, size as usize)?)
     }
 
     fn parse(bytes: &[u8]) -> std::result::Result<Option<Self>, Refused> {
@@ -138,15 +136,8 @@ impl Record {
         if before == Some(&self) {
             return Ok(());
         }
-        let temp = OsStr::new(NEW_RECORD);
-        let file = layer.create_file(dir, temp, 0o600, layer.identity())?;
-        let written = write_all(layer, &file, &self.to_bytes(), 0)
-            .and_then(|()| if volatile { Ok(()) } else { layer.sync(&file) })
-            .and_then(|()| layer.rename(dir, temp, dir, OsStr::new(RECORD), RenameMode::Replace));
-        if written.is_err() {
-            discard(layer, dir, temp);
-        }
-        written
+        let names = (OsStr::new(NEW_RECORD), OsStr::new(RECORD));
+        replace_file(layer, dir, names, &self.to_bytes(), !volatile)
     }
 
     /// Returns how the lower layers differ from those of `before`, as words that follow a colon.

@@ -6,7 +6,7 @@
 use std::ffi::OsStr;
 use std::path::PathBuf;
 
-use crate::errno::{E2BIG, ENOENT, ENOSPC, ERANGE, EXDEV, Error};
+use crate::errno::{E2BIG, EIO, ENOENT, ENOSPC, ERANGE, EXDEV, Error};
 
 use super::Overlay;
 use super::names::Names;
@@ -16,7 +16,7 @@ use super::trust::Way;
 use super::work::{discard, discard_dir, rename_built};
 use crate::format::plan::Onto;
 use crate::format::{DirMark, WhiteoutMark};
-use crate::layer::{Kind, Layer, Object, RenameMode, Result, XattrMode, entries};
+use crate::layer::{Kind, Layer, Object, RenameMode, Result, XattrMode, ensure_file, entries};
 
 impl<L: Layer> Overlay<L> {
     /// Whether a name can neither be created nor looked up.
@@ -53,6 +53,15 @@ impl<L: Layer> Overlay<L> {
             Err(error) if error.errno != ENOENT => Err(error),
             _ => Ok(()),
         }
+    }
+
+    /// Puts an empty file at the top of the upper layer: a mark of the whole layer. The times of the
+    /// top stay.
+    pub(super) fn mark_top(&self, name: &str) -> Result<()> {
+        let (upper, _) = self.upper()?;
+        let top = self.stack.upper_root().ok_or(Error::new(EIO))?;
+        let _dir = self.root.dir()?;
+        self.keeping_times(&self.root, top, |dir| ensure_file(upper, dir, OsStr::new(name)))
     }
 
     /// Syncs `dir` before the visible step of an operation, if marks or whiteouts were put into it.

@@ -23,7 +23,9 @@ use super::stack::{LayerDir, Stack};
 use super::times::Times;
 use super::volatile::{is_marked, mark, unmark};
 use crate::format::{self, Format};
-use crate::layer::{Access, Kind, Layer, Object, RenameMode, Result, acl, entries, remove_all, write_all};
+use crate::layer::{
+    Access, Kind, Layer, Object, RenameMode, Result, acl, ensure_file, entries, read_start, remove_all, write_all,
+};
 
 /// The prefix of the names of objects under construction.
 const TEMP: &str = "tmp.";
@@ -358,10 +360,7 @@ impl<L: Layer> Work<L> {
         let upper = stack.layer(&self.dir);
         let to = stack.open(dir)?;
         if content.is_empty() {
-            return match upper.create_file(&to, name, 0o600, upper.identity()) {
-                Err(error) if error.errno != EEXIST => Err(error),
-                _ => Ok(()),
-            };
+            return ensure_file(upper, &to, name);
         }
         let (work, temp) = (stack.open(&self.dir)?, self.name());
         let file = upper.create_file(&work, &temp, 0o600, upper.identity())?;
@@ -399,10 +398,7 @@ fn check_volatile<L: Layer>(upper: &L, dir: &L::Dir, settings: Settings) -> std:
 /// its own trial files and those of an earlier trial, unless the layer cannot rename.
 fn try_layer<L: Layer>(upper: &L, dir: &L::Dir) -> std::result::Result<Times, Refused> {
     let [from, to] = TRIAL.map(OsStr::new);
-    match upper.create_file(dir, from, 0o600, upper.identity()) {
-        Err(error) if error.errno != EEXIST => return Err(error.into()),
-        _ => {}
-    }
+    ensure_file(upper, dir, from)?;
     let times = Times::learn(upper, Object::Entry(dir, from));
     let renamed = upper.rename(dir, from, dir, to, RenameMode::Replace);
     let removed = upper.unlink(dir, if renamed.is_ok() { to } else { from });
@@ -436,14 +432,31 @@ fn remember<L: Layer>(stack: &Stack<L>, before: Option<&Record>, dir: &L::Dir, v
 fn holder<L: Layer>(upper: &L, root: &L::Dir, layer: Option<&L>) -> Option<Holder> {
     let read = |owner: &L, dir: &L::Dir| {
         let file = owner.open_file(dir, OsStr::new(HOLDER), Access::Read).ok()?;
-        let mut record = vec![0; RECORD_MAX];
-        let length = owner.read_at(&file, &mut record, 0).ok()?;
-        Holder::from_bytes(&record[..length])
+        Holder::from_bytes(&read_start(owner, &file, RECORD_MAX).ok()?)
     };
     match layer {
         Some(layer) => read(layer, &layer.root().ok()?),
         None => read(upper, &upper.open_dir(root, OsStr::new(format::WORK)).ok()?),
     }
+}
+
+/// Writes a file of a directory anew, in one step: under the name `temp` first. With `sync` its
+/// content is on the disk before it gets its name.
+pub fn replace_file<L: Layer>(
+    upper: &L,
+    dir: &L::Dir,
+    (temp, name): (&OsStr, &OsStr),
+    content: &[u8],
+    sync: bool,
+) -> Result<()> {
+    let file = upper.create_file(dir, temp, 0o600, upper.identity())?;
+    let placed = write_all(upper, &file, content, 0)
+        .and_then(|()| if sync { upper.sync(&file) } else { Ok(()) })
+        .and_then(|()| upper.rename(dir, temp, dir, name, RenameMode::Replace));
+    if placed.is_err() {
+        discard(upper, dir, temp);
+    }
+    placed
 }
 
 /// Removes the default ACL of the work directory, which objects built in it would inherit. A copy

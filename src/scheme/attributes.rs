@@ -3,7 +3,6 @@
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::errno::{EINVAL, ENAMETOOLONG, ENOENT, EPERM, ERANGE, Error, Result};
 use syscall::data::{Stat as RedoxStat, StatVfs, TimeSpec};
@@ -127,7 +126,7 @@ impl<L: Layer> OverlayScheme<L> {
         let &[atime, mtime] = times else {
             return Err(Error::new(EINVAL));
         };
-        let now = now();
+        let now = Time::now();
         let guard = self.changes.of_one(open.node());
         let stat = self.overlay.stat(open.node())?;
         let new_atime = resolve_time(&atime, now, stat.atime)?;
@@ -214,12 +213,6 @@ impl<L: Layer> OverlayScheme<L> {
         };
         path.ok_or(Error::new(ENOENT))
     }
-}
-
-fn now() -> Time {
-    // A clock before 1970 is not set.
-    let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Time { sec: elapsed.as_secs() as i64, nsec: elapsed.subsec_nanos() }
 }
 
 fn resolve_time(time: &TimeSpec, now: Time, old: Time) -> Result<Time> {

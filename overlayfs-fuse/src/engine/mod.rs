@@ -23,13 +23,13 @@ mod space;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::{Arc, Mutex, OnceLock};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use overlayfs::errno::{
     EDQUOT, EEXIST, EFBIG, EINVAL, EMFILE, ENFILE, ENOENT, ENOMEM, ENOSYS, ENXIO, EOPNOTSUPP, Error, Result,
 };
 use overlayfs::layer::acl::is_acl;
-use overlayfs::layer::{Allocation, CAPABILITY, Kind, Layer, Owner, RenameMode, Stat, Time, XattrMode};
+use overlayfs::layer::{Allocation, CAPABILITY, Kind, Layer, Owner, RenameMode, Stat, XattrMode};
 use overlayfs::overlay::ownership::{self, SET_GID, without_set_id};
 use overlayfs::overlay::{DirEntry, Handle, Node, Overlay};
 use rustix::fs::IFlags;
@@ -772,9 +772,4 @@ fn allocation(mode: i32) -> Option<Allocation> {
         libc::FALLOC_FL_UNSHARE_RANGE => Allocation::Unshare,
         _ => return None,
     })
-}
-
-fn now() -> Time {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Time { sec: since.as_secs() as i64, nsec: since.subsec_nanos() }
 }

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use overlayfs::errno::{EPERM, Result};
-use overlayfs::layer::{Kind, Layer, Owner};
+use overlayfs::layer::{Kind, Layer, Owner, Time};
 use overlayfs::overlay::Node;
 
-use super::{EngineFrontEnd, convert, now};
+use super::{EngineFrontEnd, convert};
 use crate::front_end::Caller;
 use crate::wire::{SetattrIn, set};
 
@@ -39,7 +39,7 @@ impl<L: Layer> EngineFrontEnd<L> {
 
     pub(super) fn set_times(&self, number: u64, node: &Arc<Node<L>>, change: &SetattrIn) -> Result<()> {
         let before = self.overlay.stat_at_rest(node)?;
-        let now = now();
+        let now = Time::now();
         let chosen = |field, field_now, given, before| match (is_set(change, field), is_set(change, field_now)) {
             (false, _) => before,
             (true, true) => now,

@@ -105,7 +105,7 @@ pub fn change_mode(fd: BorrowedFd<'_>, name: &OsStr, flags: AtFlags, mode: Mode)
     });
     match result {
         Err(Errno::NOSYS) => change_mode_by_proc(fd, name, flags, mode),
-        result => result,
+        result => result.map(drop),
     }
 }
 
@@ -127,12 +127,11 @@ fn change_mode_by_proc(fd: BorrowedFd<'_>, name: &OsStr, flags: AtFlags, mode: M
 }
 
 /// Converts the result of a system call.
-fn answer(result: libc::c_long) -> Result<()> {
-    if result == -1 {
+pub fn answer(result: libc::c_long) -> Result<usize> {
+    usize::try_from(result).map_err(|_| {
         let code = std::io::Error::last_os_error().raw_os_error();
-        return Err(code.map_or(Errno::IO, Errno::from_raw_os_error));
-    }
-    Ok(())
+        code.map_or(Errno::IO, Errno::from_raw_os_error)
+    })
 }
 
 #[cfg(test)]

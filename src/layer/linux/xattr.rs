@@ -12,7 +12,7 @@ use rustix::fs::OFlags;
 use rustix::io::{Errno, Result};
 
 use super::calls::{SYS_GETXATTRAT, SYS_LISTXATTRAT, SYS_REMOVEXATTRAT, SYS_SETXATTRAT};
-use super::raw;
+use super::raw::{self, answer};
 use crate::layer::XattrMode;
 
 /// The space for a value or a list at the first try, in bytes.
@@ -202,14 +202,6 @@ fn by_proc(fd: BorrowedFd<'_>) -> Result<CString> {
 
 fn c_string(text: &OsStr) -> Result<CString> {
     CString::new(text.as_bytes()).map_err(|_| Errno::INVAL)
-}
-
-/// Converts the result of a system call.
-fn answer(result: c_long) -> Result<usize> {
-    usize::try_from(result).map_err(|_| {
-        let code = std::io::Error::last_os_error().raw_os_error();
-        code.map_or(Errno::IO, Errno::from_raw_os_error)
-    })
 }
 
 #[cfg(test)]

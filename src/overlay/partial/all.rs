@@ -5,7 +5,7 @@ use std::ffi::OsStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::errno::{EEXIST, EIO, Error};
+use crate::errno::{EIO, Error};
 
 use crate::format::{self, Format};
 use crate::layer::{Access, Kind, Layer, Result};
@@ -75,15 +75,7 @@ impl<L: Layer> Overlay<L> {
         if self.partials.marked.load(Ordering::Acquire) {
             return Ok(());
         }
-        let (upper, _) = self.upper()?;
-        let root = self.stack.upper_root().ok_or(Error::new(EIO))?;
-        let _dir = self.root.dir()?;
-        self.keeping_times(&self.root, root, |dir| {
-            match upper.create_file(dir, OsStr::new(format::PARTS), 0o600, upper.identity()) {
-                Err(error) if error.errno != EEXIST => Err(error),
-                _ => Ok(()),
-            }
-        })?;
+        self.mark_top(format::PARTS)?;
         self.partials.marked.store(true, Ordering::Release);
         Ok(())
     }

@@ -7,7 +7,7 @@ use crate::errno::{EIO, ENOENT, Error};
 
 use super::chunks::{CHUNK, FOR_GOOD, HEADER, Update};
 use super::{FromLower, Partial};
-use crate::layer::{Access, Layer, Result, write_all};
+use crate::layer::{Access, Layer, Result, read_start, write_all};
 use crate::overlay::Overlay;
 use crate::overlay::node::{Node, OpenFile};
 
@@ -80,10 +80,8 @@ impl<L: Layer> Overlay<L> {
             Err(error) if error.errno == ENOENT => return Ok(None),
             file => file?,
         };
-        let mut content = vec![0; HEADER + partial.chunks.lock().bytes()];
-        let read = layer.read_at(&file, &mut content, 0)?;
-        content.truncate(read);
-        Ok(Some(content))
+        let most = HEADER + partial.chunks.lock().bytes();
+        read_start(layer, &file, most).map(Some)
     }
 
     /// Writes the map of a partial copy before a change of it, if that failed before.

@@ -1,0 +1,96 @@
+//! What takes several backing calls in every layer.
+
+use std::ffi::{OsStr, OsString};
+
+use super::{Kind, Layer, Object};
+use crate::errno::{EEXIST, EIO, Error, Result};
+
+/// Returns the entries of a directory of a layer.
+///
+/// # Errors
+///
+/// Those of [`Layer::list`].
+pub fn entries<L: Layer>(layer: &L, dir: &L::Dir) -> Result<Vec<(OsString, Kind)>> {
+    let mut entries = Vec::new();
+    layer.list(dir, &mut |entry| entries.push((entry.name.to_owned(), entry.kind)))?;
+    Ok(entries)
+}
+
+/// Removes an entry of a directory of a layer with its content. For directories that overlays make,
+/// which are not deep.
+///
+/// # Errors
+///
+/// - ENOENT: the entry does not exist.
+///
+/// Others of the layer.
+pub fn remove_all<L: Layer>(layer: &L, dir: &L::Dir, name: &OsStr, kind: Kind) -> Result<()> {
+    if kind != Kind::Dir {
+        return layer.unlink(dir, name);
+    }
+    let open = layer.open_dir(dir, name)?;
+    entries(layer, &open)?.iter().try_for_each(|(name, kind)| remove_all(layer, &open, name, *kind))?;
+    layer.remove_dir(dir, name)
+}
+
+/// Writes all of `bytes` at `offset`, in as many calls as the layer needs.
+///
+/// # Errors
+///
+/// Those of [`Layer::write_at`].
+/// - EIO: the layer writes nothing.
+pub fn write_all<L: Layer>(layer: &L, file: &L::File, bytes: &[u8], offset: u64) -> Result<()> {
+    write_all_with(bytes, offset, |bytes, offset| layer.write_at(file, bytes, offset))
+}
+
+/// Calls `write` with the rest of `bytes` and its offset, until everything is written.
+///
+/// # Errors
+///
+/// Those of `write`.
+/// - EIO: `write` writes nothing, or more than it got.
+pub fn write_all_with(
+    mut bytes: &[u8],
+    mut offset: u64,
+    mut write: impl FnMut(&[u8], u64) -> Result<usize>,
+) -> Result<()> {
+    while !bytes.is_empty() {
+        let written = write(bytes, offset)?;
+        bytes = bytes.get(written..).filter(|_| written > 0).ok_or(Error::new(EIO))?;
+        offset += written as u64;
+    }
+    Ok(())
+}
+
+/// Calls `change`, which changes the entries of a directory, then sets the directory's times back.
+///
+/// # Errors
+///
+/// Those of `change`, of [`Layer::stat`] and of [`Layer::set_times`].
+pub fn keeping_times<L: Layer>(layer: &L, dir: &L::Dir, change: impl FnOnce() -> Result<()>) -> Result<()> {
+    let before = layer.stat(Object::Dir(dir))?;
+    change()?;
+    layer.set_times(Object::Dir(dir), before.atime, before.mtime)
+}
+
+/// Reads a file from its start: `most` bytes, or fewer if it ends before.
+///
+/// # Errors
+/// Those of [`Layer::read_at`].
+pub fn read_start<L: Layer>(layer: &L, file: &L::File, most: usize) -> Result<Vec<u8>> {
+    let mut bytes = vec![0; most];
+    let read = layer.read_at(file, &mut bytes, 0)?;
+    bytes.truncate(read);
+    Ok(bytes)
+}
+
+/// Creates an empty file that only its owner may use. A file of that name stays.
+///
+/// # Errors
+/// Those of [`Layer::create_file`] but EEXIST.
+pub fn ensure_file<L: Layer>(layer: &L, dir: &L::Dir, name: &OsStr) -> Result<()> {
+    match layer.create_file(dir, name, 0o600, layer.identity()) {
+        Err(error) if error.errno != EEXIST => Err(error),
+        _ => Ok(()),
+    }
+}
