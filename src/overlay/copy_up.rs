@@ -16,7 +16,7 @@ use super::cancel::check;
 use super::copy_plan::{Data, Destination, Named, Way};
 use super::index::Origin;
 use super::names::Upper;
-use super::node::{LinkCount, Node, ObjectName, OpenFile, Stored};
+use super::node::{LinkCount, Node, ObjectName, OpenFile, State, Stored};
 use super::ownership::SET_ID;
 use super::partial::PARTIAL_FROM;
 use super::progress::{PIECE, Progress};
@@ -391,17 +391,7 @@ impl<L: Layer> Overlay<L> {
         let Placed { to, index_entry } =
             self.place_copy(before, copy, (temp, file.as_ref()), place.as_ref(), origin)?;
         let mut state = node.state.lock();
-        let ino = *state.ino.get_or_insert_with(|| self.number(before));
-        state.upper = true;
-        state.has_data = true;
-        let is_truncated = copy.size < before.size;
-        let ctime = self.shown_ctime(&state).filter(|_| !is_truncated);
-        self.touch_as(node, &mut state, ctime);
-        match is_truncated {
-            true => state.freshness.change(),
-            false => state.freshness.keep_times(),
-        }
-        state.attr = Some(Stat { dev: copy.dev, ino: copy.ino, size: copy.size, ..*before });
+        let ino = self.become_copy(node, &mut state, before, copy);
         // Another thread may have removed the name meanwhile.
         if let (Some(to), Some(place)) = (&to, place)
             && let Some(place) = state.place_mut(&place.parent, &place.name)
@@ -431,6 +421,22 @@ impl<L: Layer> Overlay<L> {
         let open = open.filter(|_| state.keeps_file());
         let _closed = std::mem::replace(&mut state.file, open);
         Ok(())
+    }
+
+    /// Records that `copy` is the object now. Returns the object's inode number.
+    fn become_copy(&self, node: &Arc<Node<L>>, state: &mut State<L>, before: &Stat, copy: &Stat) -> u64 {
+        let ino = *state.ino.get_or_insert_with(|| self.number(before));
+        state.upper = true;
+        state.has_data = true;
+        let is_truncated = copy.size < before.size;
+        let ctime = self.shown_ctime(state).filter(|_| !is_truncated);
+        self.touch_as(node, state, ctime);
+        match is_truncated {
+            true => state.freshness.change(),
+            false => state.freshness.keep_times(),
+        }
+        state.attr = Some(Stat { dev: copy.dev, ino: copy.ino, size: copy.size, ..*before });
+        ino
     }
 
     /// Moves a complete copy out of the work directory.

@@ -167,6 +167,9 @@ pub(super) struct OpenFile<L: Layer> {
     pub from_lower: Option<FromLower<L>>,
 }
 
+/// The state of a node, locked.
+pub(super) type StateGuard<'n, L> = Guard<'n, State<L>>;
+
 /// The content of a directory.
 pub(super) struct Dir<L: Layer> {
     pub upper: Option<Arc<LayerDir<L>>>,

@@ -6,12 +6,11 @@ use std::sync::Arc;
 use crate::errno::{EACCES, EIO, EISDIR, ENOENT, ENOTDIR, ENOTEMPTY, Error};
 
 use super::Overlay;
-use super::node::{Dir, LinkCount, Node, ObjectName, OpenFile, State, Stored};
+use super::node::{Dir, LinkCount, Node, ObjectName, OpenFile, State, StateGuard, Stored};
 use super::stack::LayerDir;
 use super::work::discard;
 use crate::format::plan::{Seen, Step};
 use crate::layer::{Access, Kind, Layer, Result};
-use crate::sync::Guard;
 
 impl<L: Layer> Overlay<L> {
     /// Removes a name of an object other than a directory.
@@ -197,7 +196,7 @@ impl<L: Layer> Overlay<L> {
     pub(super) fn lost_name(
         &self,
         node: &Arc<Node<L>>,
-        mut state: Guard<'_, State<L>>,
+        mut state: StateGuard<'_, L>,
         parent: &Arc<Node<L>>,
         name: &OsStr,
         pinned: Option<Arc<OpenFile<L>>>,
@@ -230,7 +229,7 @@ impl<L: Layer> Overlay<L> {
     }
 
     /// Forgets what is kept for an object with names. Its last one is lost.
-    fn lost_last_name(&self, node: &Arc<Node<L>>, mut state: Guard<'_, State<L>>) {
+    fn lost_last_name(&self, node: &Arc<Node<L>>, mut state: StateGuard<'_, L>) {
         if let Some(attr) = state.attr {
             self.inodes.forget_link(attr.dev, attr.ino);
         }

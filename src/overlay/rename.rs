@@ -13,7 +13,7 @@ use crate::errno::{EEXIST, EINVAL, EIO, EISDIR, ENOENT, ENOTDIR, ENOTEMPTY, EXDE
 
 use super::Overlay;
 use super::names::{Slot, Upper};
-use super::node::{Dir, Node, ObjectName, State};
+use super::node::{Dir, Node, ObjectName, StateGuard};
 use super::stack::LayerDir;
 use crate::format::plan::{self, Move, Moved, MovedMark, Name, Step};
 use crate::layer::{Kind, Layer, RenameMode, Result};
@@ -319,7 +319,6 @@ impl<L: Layer> Overlay<L> {
         target: Option<&Arc<Node<L>>>,
         leaves_device: bool,
     ) -> Result<()> {
-        let (upper, _) = self.upper()?;
         let (here, there) = (self.facts(dirs, old)?, self.facts(dirs, new)?);
         self.link_up(dirs, old, node, here)?;
         self.prepare_move(dirs, old, node, there)?;
@@ -327,27 +326,7 @@ impl<L: Layer> Overlay<L> {
         let is_dir = node.kind() == Kind::Dir;
         let plan = self.format().rename(Move { old: here, new: there, is_dir, over_dir, leaves_device });
         let pinned = target.map(|target| self.keep_open_on_unlink(target)).transpose()?.flatten();
-        let mut hidden = false;
-        let renamed = (|| {
-            for step in plan.first {
-                self.prepare(dirs, old, new, target, step)?;
-                hidden |= step == Step::Whiteout(plan::End::Old);
-            }
-            let (from, to) = (self.stack.open(old.dir)?, self.stack.open(new.dir)?);
-            let states = (node.state.lock(), target.map(|target| target.state.lock()));
-            upper.rename(&from, old.name, &to, new.name, plan.mode).map(|()| states)
-        })();
-        let (state, target_state) = match renamed {
-            Ok(states) => states,
-            Err(error) => {
-                if hidden && let Err(error) = self.remove_whiteout(old.dir, old.name) {
-                    log::warn!("cannot remove the whiteout beside {:?}: {error}", old.name);
-                    self.set_whiteout(dirs, old, true)?;
-                }
-                return Err(error);
-            }
-        };
-
+        let (state, target_state) = self.move_as_planned(dirs, (old, node), (new, target), &plan)?;
         self.moved(node, state, new, old);
         if let (Some(target), Some(state)) = (target, target_state) {
             self.lost_name(target, state, new.parent, new.name, pinned);
@@ -371,6 +350,36 @@ impl<L: Layer> Overlay<L> {
             self.set_whiteout(dirs, end, gone.is_err())?;
         }
         Ok(())
+    }
+
+    /// Makes the steps of a plan up to the visible one. Returns the states of the objects, locked
+    /// since before that step. If it fails, the whiteout of the old name is removed again.
+    fn move_as_planned<'n>(
+        &self,
+        dirs: &mut Dirs<'_, L>,
+        (old, node): (&End<'_, L>, &'n Arc<Node<L>>),
+        (new, target): (&End<'_, L>, Option<&'n Arc<Node<L>>>),
+        plan: &plan::Rename,
+    ) -> Result<(StateGuard<'n, L>, Option<StateGuard<'n, L>>)> {
+        let (upper, _) = self.upper()?;
+        let mut hidden = false;
+        let renamed = (|| {
+            for step in &plan.first {
+                self.prepare(dirs, old, new, target, *step)?;
+                hidden |= *step == Step::Whiteout(plan::End::Old);
+            }
+            let (from, to) = (self.stack.open(old.dir)?, self.stack.open(new.dir)?);
+            let states = (node.state.lock(), target.map(|target| target.state.lock()));
+            upper.rename(&from, old.name, &to, new.name, plan.mode).map(|()| states)
+        })();
+        if renamed.is_err()
+            && hidden
+            && let Err(error) = self.remove_whiteout(old.dir, old.name)
+        {
+            log::warn!("cannot remove the whiteout beside {:?}: {error}", old.name);
+            self.set_whiteout(dirs, old, true)?;
+        }
+        renamed
     }
 
     /// Makes one of the steps before the visible one.
@@ -515,7 +524,7 @@ impl<L: Layer> Overlay<L> {
 
     /// Records that an object moved. The caller locked its state before the move, so no thread
     /// looks for it under the old name.
-    fn moved(&self, node: &Arc<Node<L>>, mut state: Guard<'_, State<L>>, new: &End<'_, L>, old: &End<'_, L>) {
+    fn moved(&self, node: &Arc<Node<L>>, mut state: StateGuard<'_, L>, new: &End<'_, L>, old: &End<'_, L>) {
         let place = ObjectName { parent: new.parent.clone(), name: new.name.into(), dir: new.dir.clone() };
         match state.place_mut(old.parent, old.name) {
             Some(former) => *former = place,
