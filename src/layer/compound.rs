@@ -1,9 +1,14 @@
-//! What takes several backing calls in every layer.
+//! Functions that make several calls of a layer, for every backend.
 
 use std::ffi::{OsStr, OsString};
+use std::ops::Range;
 
 use super::{Kind, Layer, Object};
 use crate::errno::{EEXIST, EIO, Error, Result};
+
+/// The largest piece that is copied through memory at once, in bytes: the largest record of
+/// redoxfs.
+const COPY_PIECE: usize = 128 * 1024;
 
 /// Returns the entries of a directory of a layer.
 ///
@@ -60,6 +65,33 @@ pub fn write_all_with(
         offset += written as u64;
     }
     Ok(())
+}
+
+/// Copies a range of a file by reads and writes, for [`Layer::copy_range`] where the system cannot
+/// copy. `from` may be of another layer of the same backend.
+///
+/// # Errors
+///
+/// Those of [`Layer::read_at`] and [`write_all`].
+pub fn copy_through_memory<L: Layer>(
+    layer: &L,
+    from: &L::File,
+    range: Range<u64>,
+    to: &L::File,
+    offset: u64,
+) -> Result<u64> {
+    let mut buffer = vec![0; COPY_PIECE];
+    let mut at = range.start;
+    while at < range.end {
+        let wanted = usize::try_from(range.end - at).map_or(COPY_PIECE, |left| left.min(COPY_PIECE));
+        let read = layer.read_at(from, &mut buffer[..wanted], at)?;
+        if read == 0 {
+            break;
+        }
+        write_all(layer, to, &buffer[..read], offset + (at - range.start))?;
+        at += read as u64;
+    }
+    Ok(at - range.start)
 }
 
 /// Calls `change`, which changes the entries of a directory, then sets the directory's times back.

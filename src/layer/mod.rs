@@ -30,7 +30,9 @@ pub mod linux;
 #[cfg(feature = "scheme")]
 pub mod redox;
 
-pub use compound::{ensure_file, entries, keeping_times, read_start, remove_all, write_all, write_all_with};
+pub use compound::{
+    copy_through_memory, ensure_file, entries, keeping_times, read_start, remove_all, write_all, write_all_with,
+};
 
 /// The backend of the system for which this is built.
 #[cfg(target_os = "linux")]

@@ -43,15 +43,12 @@ use rustix::io::{Errno, retry_on_intr};
 
 use super::{
     Access, Allocation, Capabilities, DirEntry, Error, Kind, Layer, Object, Owner, RenameMode, Result, Stat, StatFs,
-    Time, XattrMode, acl, write_all,
+    Time, XattrMode, acl, copy_through_memory,
 };
 pub use calls::{IOCTLS, SYSTEM_CALLS};
 use convert::{error, kind_of, mode_of, stat_of, stat_of_statx, timespec};
 use identity::ActingAs;
 use record::Records;
-
-/// The largest piece that is copied through memory at once, in bytes.
-const COPY_PIECE: usize = 128 * 1024;
 
 /// A directory tree of a Linux filesystem.
 pub struct LinuxLayer {
@@ -647,7 +644,7 @@ impl Layer for LinuxLayer {
                 Ok(count) => copied += count as u64,
                 Err(Errno::XDEV | Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS) => {
                     let (source, target) = (range.start + copied, offset + copied);
-                    return Ok(copied + self.copy_through_memory(from, source..range.end, to, target)?);
+                    return Ok(copied + copy_through_memory(self, from, source..range.end, to, target)?);
                 }
                 Err(other) => return Err(error(other)),
             }
@@ -692,22 +689,6 @@ impl Layer for LinuxLayer {
 }
 
 impl LinuxLayer {
-    /// Copies for [`Layer::copy_range`] between filesystems that cannot do so themselves.
-    fn copy_through_memory(&self, from: &File, range: Range<u64>, to: &File, offset: u64) -> Result<u64> {
-        let mut buffer = vec![0; COPY_PIECE];
-        let mut at = range.start;
-        while at < range.end {
-            let piece = usize::try_from(range.end - at).map_or(COPY_PIECE, |rest| rest.min(COPY_PIECE));
-            let count = self.read_at(from, &mut buffer[..piece], at)?;
-            write_all(self, to, &buffer[..count], offset + (at - range.start))?;
-            at += count as u64;
-            if count < piece {
-                break;
-            }
-        }
-        Ok(at - range.start)
-    }
-
     /// Makes a call on a file or directory that is open for reading.
     ///
     /// # Errors

@@ -35,7 +35,7 @@ use syscall::flag::{
 
 use super::{
     Access, Allocation, Capabilities, DirEntry, Error, Fixed, Kind, Layer, Object, Owner, RenameMode, Result, Stat,
-    StatFs, Time, XattrMode, write_all,
+    StatFs, Time, XattrMode, copy_through_memory, write_all,
 };
 
 use crate::turn;
@@ -50,8 +50,6 @@ const MODE_BLOCK: u16 = 0x6000;
 const SOCKET_MODE: u16 = 0o777;
 /// The flags that open an object of any kind for its attributes or for a rename.
 const ITSELF: usize = O_STAT | O_NOFOLLOW;
-/// The largest piece that is copied at once, in bytes: the largest record of redoxfs.
-const COPY_PIECE: usize = 128 * 1024;
 /// The size of the buffer of a listing, in bytes, and the maximum to which it grows.
 const LIST_BUFFER: usize = 64 * 1024;
 const LIST_BUFFER_MAX: usize = LIST_BUFFER << 8;
@@ -603,18 +601,7 @@ impl Layer for RedoxLayer {
     }
 
     fn copy_range(&self, from: &File, range: Range<u64>, to: &File, offset: u64) -> Result<u64> {
-        let mut piece = vec![0; COPY_PIECE];
-        let mut at = range.start;
-        while at < range.end {
-            let wanted = usize::try_from(range.end - at).map_or(COPY_PIECE, |left| left.min(COPY_PIECE));
-            let read = self.read_at(from, &mut piece[..wanted], at)?;
-            if read == 0 {
-                break;
-            }
-            write_all(self, to, &piece[..read], offset + (at - range.start))?;
-            at += read as u64;
-        }
-        Ok(at - range.start)
+        copy_through_memory(self, from, range, to, offset)
     }
 
     /// Returns EOPNOTSUPP: redoxfs has no such request.
