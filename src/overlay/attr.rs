@@ -226,8 +226,10 @@ impl<L: Layer> Overlay<L> {
                 false => self.apply(node, Change::Mode(before.mode)),
             });
             if let Err(error) = kept {
+                let path = self.path(node).unwrap_or_default();
                 log::warn!(
-                    "a change of the owner removed the set-id bits of a file, and they cannot be set again: {error}"
+                    "a change of the owner removed the set-id bits of {}, and they cannot be set again: {error}",
+                    path.display()
                 );
             }
         }

@@ -591,7 +591,10 @@ impl<L: Layer> Overlay<L> {
                 state.freshness.keep_times();
             }
             (None, Ok(())) => {}
-            (_, Err(error)) => log::warn!("a directory's times changed with a copy-up: {error}"),
+            (_, Err(error)) => {
+                let path = self.stack.path(dir);
+                log::warn!("a copy-up changed the times of {}, and cannot put them back: {error}", path.display());
+            }
         }
         worked
     }

@@ -54,7 +54,7 @@ impl<L: Layer> Overlay<L> {
     ///
     /// # Errors
     ///
-    /// Those of the three functions below, too:
+    /// The three functions below return the same ones.
     ///
     /// - EEXIST: the name exists.
     /// - EINVAL: the name is reserved.
@@ -301,7 +301,8 @@ impl<L: Layer> Overlay<L> {
             self.remove_whiteout(dir, name)
         })();
         if let Err(error) = &removed {
-            log::warn!("cannot remove the whiteout beside {name:?}: {error}");
+            let path = self.stack.path(dir).join(name);
+            log::warn!("cannot remove the whiteout beside {}: {error}", path.display());
         }
         removed.is_ok()
     }

@@ -71,7 +71,7 @@ impl<L: Layer> Overlay<L> {
             })
         });
         if let Err(error) = listed {
-            log::debug!("cannot search a directory for immutable files: {error}");
+            log::debug!("cannot search {} for immutable files: {error}", self.stack.path(dir).display());
         }
     }
 }

@@ -81,7 +81,8 @@ impl<L: Layer> Overlay<L> {
         let devices: Vec<_> = listing.whiteouts.iter().filter(|whiteout| whiteout.is_in_place()).collect();
         if self.format().features().zero_devices && !devices.is_empty() {
             if let Err(error) = self.make_markers(upper, devices.iter().map(|device| &*device.name)) {
-                log::warn!("cannot write deletions of fuse-overlayfs as markers: {error}");
+                let path = self.stack.path(upper);
+                log::warn!("cannot write deletions of fuse-overlayfs in {} as markers: {error}", path.display());
             }
             node.state.lock().freshness.change();
         }
@@ -163,7 +164,7 @@ impl<L: Layer> Overlay<L> {
                 _ => {}
             }
             lost = true;
-            self.tell_lost(part, source.is_some());
+            self.tell_lost(dir, part, source.is_some());
         }
         for map in maps.iter().filter(|map| !parts.contains(map)) {
             left |= !self.discard_part(dir, map);
@@ -174,16 +175,17 @@ impl<L: Layer> Overlay<L> {
         Ok(lost || left)
     }
 
-    /// Logs that a partial copy is not shown, since the lower layers have another file of its name,
-    /// or none (`is_other` is false).
-    pub(super) fn tell_lost(&self, (source, name): &PartOf, is_other: bool) {
+    /// Logs that a partial copy in `dir` is not shown, since the lower layers have another file of
+    /// its name, or none (`is_other` is false).
+    pub(super) fn tell_lost(&self, dir: &LayerDir<L>, (source, name): &PartOf, is_other: bool) {
         let file = format::part_names(name, *source, self.name_max).map(|(file, _)| file).unwrap_or_default();
         let why = match is_other {
             true => "the lower layers have another file than the changed one",
             false => "no lower layer has the file",
         };
         log::warn!(
-            "the mount does not show the change of {name:?}, since {why}; the written data stays beside it, in {file:?}"
+            "the mount does not show the change of {name:?}, since {why}; the written data stays in {}",
+            self.stack.path(dir).join(file).display()
         );
     }
 
@@ -288,8 +290,8 @@ impl<L: Layer> Overlay<L> {
                 above.map(|above| above.join(name))
             }
             Redirect::Nothing => {
-                let layer = dir.index();
-                log::warn!("a directory of layer {layer} has a redirect that names no path: nothing merges with it");
+                let path = self.stack.path(dir);
+                log::warn!("{} has a redirect that names no path: nothing merges with it", path.display());
                 None
             }
         };

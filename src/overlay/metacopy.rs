@@ -53,8 +53,8 @@ impl<L: Layer> Overlay<L> {
             author = Author::and(author, metacopy.author);
             let Some((below, below_name)) = self.find_data(&dir, &name, metacopy.redirect, author)? else {
                 log::warn!(
-                    "{name:?} of layer {} has only metadata, and the layers below it have no data that it may show",
-                    dir.index()
+                    "{} has only metadata, and the layers below it have no data that it may show",
+                    self.stack.path(&dir).join(&name).display()
                 );
                 return Err(Error::new(EIO));
             };

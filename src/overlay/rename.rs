@@ -345,7 +345,8 @@ impl<L: Layer> Overlay<L> {
             let end = if idle == plan::End::Old { old } else { new };
             let gone = self.remove_whiteout(end.dir, end.name);
             if let Err(error) = &gone {
-                log::warn!("cannot remove the idle whiteout of {:?}: {error}", end.name);
+                let path = self.stack.path(end.dir).join(end.name);
+                log::warn!("cannot remove the idle whiteout of {}: {error}", path.display());
             }
             self.set_whiteout(dirs, end, gone.is_err())?;
         }
@@ -376,7 +377,8 @@ impl<L: Layer> Overlay<L> {
             && hidden
             && let Err(error) = self.remove_whiteout(old.dir, old.name)
         {
-            log::warn!("cannot remove the whiteout beside {:?}: {error}", old.name);
+            let path = self.stack.path(old.dir).join(old.name);
+            log::warn!("cannot remove the whiteout beside {}: {error}", path.display());
             self.set_whiteout(dirs, old, true)?;
         }
         renamed

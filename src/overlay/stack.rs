@@ -8,6 +8,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -216,6 +217,18 @@ impl<L: Layer> Stack<L> {
         }
     }
 
+    /// Returns the path of `dir`, for messages.
+    pub fn path(&self, dir: &LayerDir<L>) -> PathBuf {
+        let mut names = Vec::new();
+        let mut place = self.parent(dir);
+        while let Some((above, name)) = place {
+            names.push(name);
+            place = self.parent(&above);
+        }
+        names.extend(self.layer(dir).path().map(Path::as_os_str).map(OsStr::to_owned));
+        names.iter().rev().collect()
+    }
+
     /// Returns the attributes of the entry `name` of `dir`, marked.
     pub fn stat(&self, dir: &LayerDir<L>, name: &OsStr) -> Result<Stat> {
         let open = self.open(dir)?;
@@ -277,4 +290,23 @@ impl<L: Layer> Drop for LayerDir<L> {
 /// Combines layer and device number. Device numbers leave the high bits free.
 fn mark(layer: usize, device: u64) -> u64 {
     (layer as u64) << 48 ^ device
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layer::OsLayer;
+
+    #[test]
+    fn a_path_has_the_layer_and_the_names() {
+        let place = tempfile::tempdir().unwrap();
+        let stack = Stack::new(vec![OsLayer::open(place.path(), true).unwrap()], true).unwrap();
+        let root = stack.upper_root().unwrap();
+        let dir = stack.child(root, OsStr::new("dir"));
+        let below = stack.child(&dir, OsStr::new("below"));
+        assert_eq!(stack.path(root), place.path());
+        assert_eq!(stack.path(&below), place.path().join("dir/below"));
+        stack.moved(&dir, root, OsStr::new("moved"));
+        assert_eq!(stack.path(&below), place.path().join("moved/below"));
+    }
 }

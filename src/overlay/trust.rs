@@ -113,9 +113,8 @@ impl<L: Layer> Overlay<L> {
         let may = author.reads(&stat);
         if !may && self.withheld.is_new(&stat) {
             log::warn!(
-                "a redirect leads to a directory of layer {} that the redirect's owner may not read, so it does not \
-                 show",
-                dir.index()
+                "a redirect leads to {}, which the redirect's owner may not read, so it does not show",
+                self.stack.path(dir).display()
             );
         }
         Ok(may)

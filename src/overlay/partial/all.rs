@@ -43,8 +43,8 @@ impl<L: Layer> Partials<L> {
                 continue;
             }
             log::warn!(
-                "layer {} has partial copies of another overlay: large files in it show without their changes",
-                root.index()
+                "{} has partial copies of another overlay: large files in it show without their changes",
+                stack.path(root).display()
             );
         }
         let possible = format.features().partial_copies;

@@ -57,7 +57,8 @@ impl<L: Layer> Overlay<L> {
         let truncated = truncate();
         let changed = partial.end_truncate(truncated.is_ok().then_some(size));
         if changed && let Err(error) = self.save_map(node, partial) {
-            log::warn!("cannot write the map of a truncated file, the next change writes it again: {error}");
+            let path = self.stack.path(&partial.dir).join(&partial.map);
+            log::warn!("cannot write the map {}, the next change does: {error}", path.display());
             partial.chunks.lock().unsaved = true;
         }
         truncated

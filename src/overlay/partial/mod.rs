@@ -262,7 +262,7 @@ impl<L: Layer> Overlay<L> {
     fn discard_part_file(&self, dir: &LayerDir<L>, name: &OsStr) -> bool {
         let removed = self.remove_part_file(dir, name);
         if let Err(error) = &removed {
-            log::warn!("cannot remove the obsolete {name:?} from the upper layer: {error}");
+            log::warn!("cannot remove the obsolete {}: {error}", self.stack.path(dir).join(name).display());
         }
         removed.is_ok()
     }

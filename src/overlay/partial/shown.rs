@@ -22,6 +22,7 @@ impl<L: Layer> Overlay<L> {
         names: &mut Names<L>,
         parts: &[PartOf],
     ) -> Result<()> {
+        let Some(top) = dirs.first() else { return Ok(()) };
         for part in parts {
             let slot = names.get_mut(&part.1);
             let source = slot.as_deref().and_then(|slot| source_dir(slot, dirs));
@@ -31,7 +32,7 @@ impl<L: Layer> Overlay<L> {
             }
             match slot {
                 Some(slot) if self.has_source(source, part)? => slot.part = true,
-                _ => self.tell_lost(part, source.is_some()),
+                _ => self.tell_lost(top, part, source.is_some()),
             }
         }
         Ok(())
