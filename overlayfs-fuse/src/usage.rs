@@ -192,9 +192,9 @@ const MOUNT: [Explained; 2] = [
         form: "nosuid, suid, nodev, dev, noexec, exec, noatime, atime, nodiratime, diratime, relatime, norelatime, \
                strictatime, nostrictatime, lazytime, nolazytime, nosymfollow, symfollow, sync, async, dirsync",
         brief: "",
-        more: "Flags of the mount, as `mount(8)` explains them. Those about access times have no effect, since reading changes no \
-               access times. A mount through `fusermount3(1)` always has `nosuid` and `nodev`. Of the others it takes only \
-               `noexec` and `noatime`. The flags are:",
+        more: "Flags of the mount, as `mount(8)` explains them. Those about access times have no effect, since \
+               reading changes no access times. A mount through `fusermount3(1)` always has `nosuid` and `nodev`. Of \
+               the others it takes only `noexec` and `noatime`. The flags are:",
     },
 ];
 
@@ -209,8 +209,9 @@ const WITHOUT_EFFECT: [Explained; 11] = [
         form: "user_id, group_id, silent, loud, nomand, iversion, noiversion, context, fscontext, defcontext, \
                rootcontext",
         brief: "",
-        more: "Accepted for the kernel, which does not need them here. Files have the security labels of the layers, or that of the \
-               filesystem type. The mount does not pass on the labels of the last four options. The options are:",
+        more: "Accepted for the kernel, which does not need them here. Files have the security labels of the layers, \
+               or that of the filesystem type. The mount does not pass on the labels of the last four options. The \
+               options are:",
     },
     Explained {
         form: "clone_fd, max_idle_threads, kernel_cache, big_writes, nonempty, splice_read, splice_write, \
