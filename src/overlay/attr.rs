@@ -112,7 +112,7 @@ impl<L: Layer> Overlay<L> {
         self.refresh(node, &mut node.state.lock())
     }
 
-    /// As [`Overlay::layer_attr`], where tree and state are locked already.
+    /// Does the same as [`Overlay::layer_attr`] if the caller holds tree and state.
     pub(super) fn known_attr(&self, node: &Arc<Node<L>>, state: &mut State<L>) -> Result<Stat> {
         state.attr.map_or_else(|| self.refresh(node, state), Ok)
     }

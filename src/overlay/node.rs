@@ -290,7 +290,7 @@ impl<L: Layer> State<L> {
     }
 
     /// Whether this mount made the object, and no caller has asked about it yet. So no caller knows
-    /// a number of it.
+    /// its number.
     pub fn is_unasked(&self) -> bool {
         self.newborn && self.attr.is_none() && self.ino.is_none()
     }
@@ -300,8 +300,8 @@ impl<L: Layer> State<L> {
         !self.places.is_empty() || matches!(self.stored, Stored::Indexed(_) | Stored::Unnamed(_) | Stored::Orphan(_))
     }
 
-    /// Whether its open file stays open: a handle uses the file, or it cannot be opened again, and
-    /// another thread may be about to use it.
+    /// Whether its open file stays open: a handle uses the file, or it cannot be opened again. In
+    /// the latter case another thread may be about to use it.
     pub fn keeps_file(&self) -> bool {
         self.users > 0 || !self.is_reopenable()
     }

@@ -29,13 +29,13 @@ pub struct DirEntry<'a> {
     pub offset: u64,
 }
 
-/// How far a listing came.
+/// The point at which a listing stopped.
 enum Listed {
-    /// To the end, or as far as the caller wants.
+    /// The end, or the point where the caller stopped it.
     All,
-    /// To an object of this mount whose number is not known.
+    /// An object that this mount made, with a number that is not known yet.
     UntilNew,
-    /// To this name: the layer's number does not tell by itself which object it is.
+    /// This name: the layer's number alone does not tell which object it is.
     Until(Arc<OsStr>),
 }
 
@@ -71,8 +71,8 @@ impl<L: Layer> Overlay<L> {
         }
     }
 
-    /// Lists the entries behind `after`, as far as their numbers are known. `numbered` says that
-    /// new objects were numbered before.
+    /// Lists the entries behind `after` while their numbers are known. `numbered` says whether the
+    /// numbers of new objects were looked up before.
     fn list_known(
         &self,
         dir: &Dir<L>,

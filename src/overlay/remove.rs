@@ -76,7 +76,7 @@ impl<L: Layer> Overlay<L> {
         }
     }
 
-    /// Makes a step before the name goes. `content` is what is in it, if it is a directory.
+    /// Makes a step before the removal of the name. `content` is that of a directory.
     fn prepare_removal(
         &self,
         parent: &Arc<Node<L>>,
@@ -228,7 +228,7 @@ impl<L: Layer> Overlay<L> {
         self.lost_last_name(node, state);
     }
 
-    /// Forgets what is kept for an object with names. Its last one is lost.
+    /// Drops the facts about an object that lost its last name.
     fn lost_last_name(&self, node: &Arc<Node<L>>, mut state: StateGuard<'_, L>) {
         if let Some(attr) = state.attr {
             self.inodes.forget_link(attr.dev, attr.ino);

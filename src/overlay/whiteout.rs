@@ -55,8 +55,7 @@ impl<L: Layer> Overlay<L> {
         }
     }
 
-    /// Puts an empty file at the top of the upper layer: a mark of the whole layer. The times of
-    /// the top stay.
+    /// Puts a mark of the whole layer into its root: an empty file. The times of the root stay.
     pub(super) fn mark_top(&self, name: &str) -> Result<()> {
         let (upper, _) = self.upper()?;
         let top = self.stack.upper_root().ok_or(Error::new(EIO))?;

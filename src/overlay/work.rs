@@ -384,7 +384,7 @@ fn make_inside<L: Layer>(upper: &L, root: &L::Dir) -> std::result::Result<L::Dir
     }
 }
 
-/// Refuses an upper layer that an overlay without syncs left marked, unless it is to be used.
+/// Refuses an upper layer with the mark of a volatile overlay, unless the settings use it.
 fn check_volatile<L: Layer>(upper: &L, dir: &L::Dir, settings: Settings) -> std::result::Result<(), Refused> {
     match (is_marked(upper, dir)?, settings.reuse_volatile) {
         (false, _) => {}
@@ -440,8 +440,8 @@ fn holder<L: Layer>(upper: &L, root: &L::Dir, layer: Option<&L>) -> Option<Holde
     }
 }
 
-/// Writes a file of a directory anew, in one step: under the name `temp` first. With `sync` its
-/// content is on the disk before it gets its name.
+/// Replaces a file of a directory in one step: writes it as `temp`, then renames it. With `sync`
+/// its content is on the disk before the rename.
 pub fn replace_file<L: Layer>(
     upper: &L,
     dir: &L::Dir,
