@@ -3,6 +3,8 @@
 //!
 //! Needs root and /dev/fuse; fails without them.
 
+#[path = "suite/fixture.rs"]
+mod fixture;
 #[path = "suite/mount.rs"]
 mod mount;
 #[path = "suite/run.rs"]
@@ -10,52 +12,35 @@ mod run;
 
 use std::fs::{self, File, TryLockError};
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output};
 use std::thread;
 use std::time::Duration;
 
-use mount::{Mount, eventually, is_mounted, program, program_for};
-use test_common::{LowerGuard, Setup, names, put};
+use fixture::Fixture;
+use mount::{eventually, is_mounted, program, program_for};
+use test_common::{LowerGuard, names, put};
 
 /// Large enough for a partial copy.
 const LARGE: usize = 8 << 20;
 
-/// Directories for one mount.
-struct Fixture {
-    /// Checked before the directories are removed.
-    _guard: LowerGuard,
-    setup: Setup,
+/// Makes a fixture with two files in the lower layer. The guard of that layer is dropped first.
+fn filled() -> (Fixture, LowerGuard) {
+    let fixture = Fixture::with_work();
+    put::file(&fixture.path("lower"), "large", vec![b'l'; LARGE]);
+    put::file(&fixture.path("lower"), "small", "small");
+    let guard = fixture.guard();
+    (fixture, guard)
 }
 
 impl Fixture {
-    fn new() -> Self {
-        let setup = Setup::new();
-        for name in ["lower", "upper", "work", "mount"] {
-            setup.dir(name);
-        }
-        put::file(&setup.path("lower"), "large", vec![b'l'; LARGE]);
-        put::file(&setup.path("lower"), "small", "small");
-        let guard = LowerGuard::new([setup.path("lower")]);
-        Self { _guard: guard, setup }
-    }
-
-    fn point(&self) -> PathBuf {
-        self.setup.path("mount")
-    }
-
-    fn options(&self, more: &str) -> String {
-        let dir = self.setup.root().display();
-        format!("lowerdir={dir}/lower,upperdir={dir}/upper,workdir={dir}/work{more}")
-    }
-
     /// Mounts as users do, with the daemon in the background.
-    fn mount(&self, more: &str) -> Output {
+    fn start(&self, more: &str) -> Output {
         run::finish(run::command(program_for(more)).args(["-o", &self.options(more)]).arg(self.point()))
     }
 
     fn must_mount(&self, more: &str) {
-        let output = self.mount(more);
+        let output = self.start(more);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
 
@@ -79,18 +64,10 @@ impl Fixture {
     /// Panics unless the upper directory has the large file whole, and nothing that only an overlay
     /// knows.
     fn is_whole(&self, appended: usize) {
-        let upper = self.setup.path("upper");
+        let upper = self.path("upper");
         let there = names(&upper);
         assert!(!there.iter().any(|name| name.starts_with(".wh.")), "{there:?}");
         assert_eq!(fs::metadata(upper.join("large")).unwrap().len(), (LARGE + appended) as u64, "{there:?}");
-    }
-}
-
-impl Drop for Fixture {
-    fn drop(&mut self) {
-        if is_mounted(&self.point()) {
-            run::finish(run::command("umount").arg("-l").arg(self.point()));
-        }
     }
 }
 
@@ -101,7 +78,7 @@ fn said(output: &Output) -> String {
 #[test]
 fn the_upper_directory_is_whole_when_umount_returns_and_can_be_mounted_again() {
     for more in ["", ",volatile", ",format=kernel", ",door=scheme", ",writeback=0", ",whole_copies"] {
-        let fixture = Fixture::new();
+        let (fixture, _guard) = filled();
         for round in 1..=3 {
             fixture.must_mount(more);
             fixture.append("large", "end");
@@ -128,12 +105,12 @@ impl Fixture {
     /// Panics if an overlay still holds the layers. Then removes them and makes them again.
     fn start_again(&self, when: &str) {
         for name in ["upper", "work"] {
-            assert!(is_free(&self.setup.path(name)), "{when}: {name} is held");
+            assert!(is_free(&self.path(name)), "{when}: {name} is held");
         }
-        let left = names(&self.setup.path("work"));
+        let left = names(&self.path("work"));
         assert!(left.iter().all(|name| KEPT.contains(&name.as_str())), "{when}: {left:?}");
         for name in ["upper", "work"] {
-            fs::remove_dir_all(self.setup.path(name)).unwrap_or_else(|error| panic!("{when}: {name}: {error}"));
+            fs::remove_dir_all(self.path(name)).unwrap_or_else(|error| panic!("{when}: {name}: {error}"));
             self.setup.dir(name);
         }
     }
@@ -142,7 +119,7 @@ impl Fixture {
 #[test]
 fn the_layers_are_free_when_umount_returns() {
     for more in ["", ",volatile", ",door=scheme", ",door=scheme,volatile"] {
-        let fixture = Fixture::new();
+        let (fixture, _guard) = filled();
         for round in 0..12 {
             fixture.must_mount(more);
             // Half of the rounds change nothing.
@@ -154,54 +131,54 @@ fn the_layers_are_free_when_umount_returns() {
             fixture.umount();
             fixture.start_again(&format!("{more}, round {round}"));
         }
-        assert_eq!(names(&fixture.setup.path("upper")), [""; 0], "nothing comes back");
-        assert_eq!(names(&fixture.setup.path("work")), [""; 0], "nothing comes back");
+        assert_eq!(names(&fixture.path("upper")), [""; 0], "nothing comes back");
+        assert_eq!(names(&fixture.path("work")), [""; 0], "nothing comes back");
     }
 }
 
 #[test]
 fn an_upper_layer_at_rest_does_not_change() {
     for more in ["", ",door=scheme"] {
-        let fixture = Fixture::new();
+        let (fixture, _guard) = filled();
         fixture.must_mount(more);
         fixture.append("large", "end");
-        eventually("the copy is whole", || fixture.setup.path("upper/large").exists());
+        eventually("the copy is whole", || fixture.path("upper/large").exists());
         // By now umount has nothing, or almost nothing, to wait for.
         thread::sleep(Duration::from_millis(500));
         fixture.umount();
         for name in ["upper", "work"] {
-            fs::remove_dir_all(fixture.setup.path(name)).unwrap();
+            fs::remove_dir_all(fixture.path(name)).unwrap();
         }
         eventually("the daemon has ended", || {
             Command::new("pgrep").args(["-f", &fixture.options(more)]).output().unwrap().stdout.is_empty()
         });
-        assert!(!fixture.setup.path("upper").exists() && !fixture.setup.path("work").exists());
+        assert!(!fixture.path("upper").exists() && !fixture.path("work").exists());
     }
 }
 
 #[test]
 fn a_mount_that_is_in_use_keeps_its_layers_without_a_name() {
-    let fixture = Fixture::new();
+    let (fixture, _guard) = filled();
     fixture.must_mount("");
     fixture.append("large", "end");
     let mut open = File::options().append(true).open(fixture.point().join("large")).unwrap();
     assert!(run::finish(run::command("umount").arg("-l").arg(fixture.point())).status.success());
-    eventually("the change is complete", || fixture.setup.path("upper/large").exists());
+    eventually("the change is complete", || fixture.path("upper/large").exists());
     for _ in 0..3 {
-        assert!(!is_free(&fixture.setup.path("upper")));
+        assert!(!is_free(&fixture.path("upper")));
         open.write_all(b"end").unwrap();
         open.sync_data().unwrap();
     }
     drop(open);
-    eventually("the layers are free", || is_free(&fixture.setup.path("upper")));
+    eventually("the layers are free", || is_free(&fixture.path("upper")));
     fixture.is_whole(12);
 }
 
 #[test]
 fn a_volatile_overlay_is_synced_in_a_pause() {
-    let fixture = Fixture::new();
-    let mark = fixture.setup.path("work/work/incompat/volatile");
-    let mut mount = Mount::new(&fixture.point(), &fixture.options(",volatile"));
+    let (fixture, _guard) = filled();
+    let mark = fixture.path("work/work/incompat/volatile");
+    let mut mount = fixture.mount(",volatile");
     fixture.append("small", "end");
     assert!(mark.exists());
     eventually("it rests", || !mark.exists());
@@ -210,13 +187,13 @@ fn a_volatile_overlay_is_synced_in_a_pause() {
     mount.daemon.kill().unwrap();
     mount.daemon.wait().unwrap();
     fixture.umount();
-    let refused = fixture.mount("");
+    let refused = fixture.start("");
     assert!(said(&refused).contains("reuse_volatile"), "{}", said(&refused));
 }
 
 #[test]
 fn a_remount_completes_everything() {
-    let fixture = Fixture::new();
+    let (fixture, _guard) = filled();
     fixture.must_mount("");
     fixture.append("large", "end");
     let remounted = run::finish(run::command("mount").args(["-i", "-o", "remount,ro"]).arg(fixture.point()));
@@ -228,7 +205,7 @@ fn a_remount_completes_everything() {
 #[test]
 fn a_sync_of_the_mount_point_completes_everything() {
     for more in ["", ",format=kernel", ",door=scheme", ",writeback=0"] {
-        let fixture = Fixture::new();
+        let (fixture, _guard) = filled();
         fixture.must_mount(more);
         for times in 1..=3 {
             fixture.append("large", "end");
@@ -241,13 +218,13 @@ fn a_sync_of_the_mount_point_completes_everything() {
 
 #[test]
 fn changes_are_completed_in_a_pause() {
-    let fixture = Fixture::new();
+    let (fixture, _guard) = filled();
     fixture.must_mount("");
     let mut open = File::options().append(true).open(fixture.point().join("large")).unwrap();
     open.write_all(b"end").unwrap();
     open.sync_data().unwrap();
     drop(open);
-    eventually("the copy is whole", || fixture.setup.path("upper/large").exists());
+    eventually("the copy is whole", || fixture.path("upper/large").exists());
     fixture.append("large", "end");
     fixture.umount();
     fixture.is_whole(6);
@@ -255,8 +232,8 @@ fn changes_are_completed_in_a_pause() {
 
 #[test]
 fn the_holder_of_an_upper_layer_is_named() {
-    let fixture = Fixture::new();
-    let mount = Mount::new(&fixture.point(), &fixture.options(""));
+    let (fixture, _guard) = filled();
+    let mount = fixture.mount("");
     let other = fixture.setup.dir("other");
     let refused = run::finish(run::command(program()).args(["-o", &fixture.options("")]).arg(&other));
     let expected = format!("in use by the overlay at {} (process {})", fixture.point().display(), mount.daemon.id());
@@ -267,14 +244,14 @@ fn the_holder_of_an_upper_layer_is_named() {
 
 #[test]
 fn a_dead_mount_is_reported() {
-    let fixture = Fixture::new();
-    let mut mount = Mount::new(&fixture.point(), &fixture.options(""));
+    let (fixture, _guard) = filled();
+    let mut mount = fixture.mount("");
     // The daemon dies during a change, and umount has something to wait for.
     fixture.append("large", "end");
     mount.daemon.kill().unwrap();
     mount.daemon.wait().unwrap();
     eventually("no daemon answers", || fs::metadata(fixture.point()).is_err());
-    let refused = fixture.mount("");
+    let refused = fixture.start("");
     assert!(said(&refused).contains("is a dead mount") && said(&refused).contains("umount "), "{}", said(&refused));
     fixture.umount();
     fixture.must_mount("");
@@ -284,8 +261,8 @@ fn a_dead_mount_is_reported() {
 
 #[test]
 fn a_mount_works_without_its_unmounter() {
-    let fixture = Fixture::new();
-    let mount = Mount::new(&fixture.point(), &fixture.options(""));
+    let (fixture, _guard) = filled();
+    let mount = fixture.mount("");
     fixture.append("large", "end");
     let pid = mount.daemon.id();
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
@@ -312,7 +289,7 @@ fn a_daemon_copes_with_inherited_limits_and_descriptors() {
         "exec <&-",
         "exec <&- >&- 2>&-",
     ] {
-        let fixture = Fixture::new();
+        let (fixture, _guard) = filled();
         let output = fixture.shell(&format!("{inherited}; exec $P -o $O $M"));
         assert!(output.status.success(), "{inherited}: {}", said(&output));
         fixture.append("large", "end");
@@ -328,7 +305,7 @@ fn a_daemon_copes_with_inherited_limits_and_descriptors() {
 /// of its own.
 #[test]
 fn a_daemon_keeps_no_descriptors() {
-    let fixture = Fixture::new();
+    let (fixture, _guard) = filled();
     let output =
         fixture.shell("said=$(exec 7>&1 8<lower; $P -o ${O/$PWD\\/lower/\\/dev\\/fd\\/8} $M) && test -z \"$said\"");
     assert!(output.status.success(), "{}", said(&output));
@@ -338,7 +315,7 @@ fn a_daemon_keeps_no_descriptors() {
 
 #[test]
 fn a_write_beyond_the_daemons_limit_is_refused() {
-    let fixture = Fixture::new();
+    let (fixture, _guard) = filled();
     let output = fixture.shell("ulimit -f 4096; exec $P -o $O $M");
     assert!(output.status.success(), "{}", said(&output));
     let mut new = File::create(fixture.point().join("new")).unwrap();
@@ -355,7 +332,7 @@ fn a_write_beyond_the_daemons_limit_is_refused() {
 
 #[test]
 fn a_mount_that_fails_late_leaves_nothing() {
-    let fixture = Fixture::new();
+    let (fixture, _guard) = filled();
     let output = fixture.shell("ulimit -n 14; exec $P -o $O,max_threads=16 $M");
     assert!(!output.status.success() && said(&output).starts_with("overlayfs-fuse: "), "{}", said(&output));
     assert!(!is_mounted(&fixture.point()));
@@ -365,7 +342,7 @@ fn a_mount_that_fails_late_leaves_nothing() {
 
 #[test]
 fn the_end_reports_incomplete_copies() {
-    let fixture = Fixture::new();
+    let (fixture, _guard) = filled();
     // Another program takes the space for the rest of a large file. In one of the rounds it does so
     // before the copy is complete.
     let script = "for round in $(seq 20); do mkdir -p small; mount -t tmpfs -o size=16m tmpfs small; mkdir small/upper small/work; \
@@ -379,14 +356,14 @@ fn the_end_reports_incomplete_copies() {
 
 #[test]
 fn messages_go_to_a_file() {
-    let fixture = Fixture::new();
-    let log = fixture.setup.path("log");
+    let (fixture, _guard) = filled();
+    let log = fixture.path("log");
     let more = format!(",log={}", log.display());
     let output = run::finish(run::command(program()).args(["-v", "-o", &fixture.options(&more)]).arg(fixture.point()));
     assert!(output.status.success(), "{}", said(&output));
     fixture.umount();
     eventually("the last message is there", || fs::read_to_string(&log).unwrap().contains("is unmounted"));
     assert!(fs::read_to_string(&log).unwrap().contains("]: serving "));
-    let refused = fixture.mount(",log=/nowhere/log");
+    let refused = fixture.start(",log=/nowhere/log");
     assert!(said(&refused).contains("The log file /nowhere/log cannot be opened"), "{}", said(&refused));
 }

@@ -5,6 +5,8 @@
 
 #[path = "suite/changes.rs"]
 mod changes;
+#[path = "suite/fixture.rs"]
+mod fixture;
 #[path = "suite/mount.rs"]
 mod mount;
 #[path = "suite/run.rs"]
@@ -19,6 +21,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use changes::{AGAIN, CHANGES, make_lower, mount_fuse_overlayfs, mount_kernel, shell, umount};
+use fixture::Fixture;
 use mount::Mount;
 use rustix::fs::{CWD, FileType, Mode, XattrFlags};
 use test_common::{Detail, LowerGuard, Setup, Snapshot, mode, names};
@@ -134,13 +137,11 @@ fn layers_with_metacopies() {
 /// kernel goes on with it again.
 #[test]
 fn an_upper_layer_with_metacopies() {
-    let setup = Setup::new();
-    mode(setup.root(), 0o755);
-    let [lower, upper, work, point] = ["lower", "upper", "work", "mount"].map(|name| setup.dir(name));
+    let fixture = Fixture::with_work();
+    let (lower, point, options) = (fixture.path("lower"), fixture.point(), fixture.options(""));
     make_lower(&lower);
     fs::write(lower.join("large"), vec![b'x'; 3 << 20]).unwrap();
-    let guard = LowerGuard::new([&lower]);
-    let options = format!("lowerdir={},upperdir={},workdir={}", lower.display(), upper.display(), work.display());
+    let guard = fixture.guard();
     kernel_with_metacopy(&options, &point);
     shell(
         &point,
@@ -341,15 +342,13 @@ fn upper_layers_continued_by_fuse_overlayfs() {
 /// Deletions, opaque directories and their replacements, by both programs in turn.
 #[test]
 fn a_layer_of_fuse_overlayfs_is_continued() {
-    let setup = Setup::new();
-    mode(setup.root(), 0o755);
-    let [lower, upper, work, point] = ["lower", "upper", "work", "mount"].map(|name| setup.dir(name));
-    make_lower(&lower);
-    let options = format!("lowerdir={},upperdir={},workdir={}", lower.display(), upper.display(), work.display());
+    let fixture = Fixture::with_work();
+    let (point, options) = (fixture.point(), fixture.options(""));
+    make_lower(&fixture.path("lower"));
     mount_fuse_overlayfs(&options, &point);
     shell(&point, "rm a/gone f b/file; rm -r a/tree b/dir; mkdir a/tree; echo new > a/tree/new; mv d/other d/moved");
     umount(&point);
-    shell(&upper, "test -c a/gone; test -c f; test -c b/dir; test -c d/other");
+    shell(&fixture.path("upper"), "test -c a/gone; test -c f; test -c b/dir; test -c d/other");
 
     let mount = Mount::new(&point, &options);
     shell(
@@ -364,7 +363,7 @@ fn a_layer_of_fuse_overlayfs_is_continued() {
     shell(&point, "rm a/gone c/dir/two; rmdir b/dir; mkdir a/tree");
     umount(&point);
     for more in [",ro", ""] {
-        let mount = Mount::new(&point, &format!("{options}{more}"));
+        let mount = fixture.mount(more);
         shell(&point, "test ! -e a/gone; test \"$(ls b)\" = file; test -z \"$(find c/dir a/tree f -type f)\"");
         mount.unmount();
     }
@@ -378,16 +377,15 @@ fn a_layer_of_fuse_overlayfs_as_an_unprivileged_user() {
 /// Without redirects this overlay refuses a rename of a lower directory as the kernel does.
 #[test]
 fn a_user_cannot_rename_lower_directories_in_the_kernels_format() {
-    let setup = Setup::new();
-    let [lower, upper, work, point] = ["lower", "upper", "work", "mount"].map(|name| setup.dir(name));
-    make_lower(&lower);
-    let options = format!("lowerdir={},upperdir={},workdir={}", lower.display(), upper.display(), work.display());
-    kernel_of_a_user(&options, &point);
+    let fixture = Fixture::with_work();
+    let point = fixture.point();
+    make_lower(&fixture.path("lower"));
+    kernel_of_a_user(&fixture.options(""), &point);
     umount(&point);
-    let mount = Mount::new(&point, &options);
+    let mount = fixture.mount("");
     let refused = fs::rename(point.join("c/dir"), point.join("new")).unwrap_err();
     assert_eq!(refused.raw_os_error(), Some(libc::EXDEV));
-    assert_eq!(names(&upper), [""; 0], "nothing was copied up for it");
+    assert_eq!(names(&fixture.path("upper")), [""; 0], "nothing was copied up for it");
     shell(&point, "mv c/dir new; mkdir own; mv own other; test \"$(cat new/one)\" = c/dir/one; test ! -e c/dir");
     mount.unmount();
 }
@@ -396,23 +394,17 @@ fn a_user_cannot_rename_lower_directories_in_the_kernels_format() {
 #[test]
 fn without_redirects_other_readers_see_renamed_directories_whole() {
     for format in ["oci", "kernel"] {
-        let setup = Setup::new();
-        let [lower, upper, work, point] = ["lower", "upper", "work", "mount"].map(|name| setup.dir(name));
-        make_lower(&lower);
-        let options = format!(
-            "lowerdir={},upperdir={},workdir={},format={format}",
-            lower.display(),
-            upper.display(),
-            work.display()
-        );
-        let mount = Mount::new(&point, &options);
+        let fixture = Fixture::with_work();
+        let point = fixture.point();
+        make_lower(&fixture.path("lower"));
+        let mount = fixture.mount(&format!(",format={format}"));
         shell(&point, "mv b/dir b/earlier");
         mount.unmount();
-        let mount = Mount::new(&point, &format!("{options},redirect_dir=off"));
+        let mount = fixture.mount(&format!(",format={format},redirect_dir=off"));
         let refused = fs::rename(point.join("c/dir"), point.join("new")).unwrap_err();
         assert_eq!(refused.raw_os_error(), Some(libc::EXDEV), "{format}");
         shell(&point, "mv c/dir new; mkdir own; mv own other; test \"$(cat new/one)\" = c/dir/one; test ! -e c/dir");
-        shell(&upper, "test \"$(cat new/one)\" = c/dir/one");
+        shell(&fixture.path("upper"), "test \"$(cat new/one)\" = c/dir/one");
         shell(&point, "test \"$(cat b/earlier/one)\" = b/dir/one; mv b/earlier b/later; cat b/later/sub/two");
         mount.unmount();
     }

@@ -6,6 +6,8 @@
 #[macro_use]
 #[path = "suite/front_ends.rs"]
 mod front_ends;
+#[path = "suite/fixture.rs"]
+mod fixture;
 #[path = "suite/mount.rs"]
 mod mount;
 #[path = "suite/run.rs"]
@@ -20,8 +22,8 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::thread;
 
-use mount::Mount;
-use test_common::{LowerGuard, Setup, put};
+use fixture::Fixture;
+use test_common::put;
 
 /// The limit of the size of the file, in bytes.
 const LENGTH: usize = 1 << 18;
@@ -69,42 +71,29 @@ sendfile = 2
 copy_file_range = 2
 ";
 
-struct Fixture {
-    setup: Setup,
-    options: String,
+/// Makes a fixture with files in the lower layer.
+fn filled() -> Fixture {
+    let fixture = Fixture::new();
+    let bytes: Vec<u8> = (0..LENGTH).map(|index| ((index * 31) >> 4) as u8).collect();
+    for name in ["truncated", "kept", "untouched"] {
+        put::file(&fixture.path("lower"), name, &bytes);
+    }
+    fixture
 }
 
-impl Fixture {
-    fn new(front_end: &str) -> Self {
-        let setup = Setup::new();
-        let bytes: Vec<u8> = (0..LENGTH).map(|index| ((index * 31) >> 4) as u8).collect();
-        for name in ["truncated", "kept", "untouched"] {
-            put::file(&setup.dir("lower"), name, &bytes);
-        }
-        let (lower, upper) = (setup.dir("lower"), setup.dir("upper"));
-        setup.dir("mount");
-        let options = format!("door={front_end},lowerdir={},upperdir={}", lower.display(), upper.display());
-        Self { setup, options }
-    }
-
-    fn mount(&self) -> Mount {
-        Mount::new(&self.setup.path("mount"), &self.options)
-    }
-
-    fn fsx(&self, name: &str, config: &str, seed: u32, operations: u32) {
-        let fsx = tool::tool("fsx", "0.3.2");
-        let config = put::file(self.setup.root(), &format!("{name}-{seed}.toml"), config);
-        let file = self.setup.path("mount").join(name);
-        let mut command = run::command(fsx);
-        command.arg("-f").arg(config).arg("-P").arg(self.setup.dir("artifacts")).arg("-N").arg(operations.to_string());
-        let output = run::finish(command.arg("-S").arg(seed.to_string()).arg(&file));
-        let said = String::from_utf8_lossy(&output.stdout);
-        assert!(
-            output.status.success() && said.contains("All operations completed A-OK!"),
-            "fsx with seed {seed} fails on {name}:\n{said}{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-    }
+/// Runs `fsx` on a file of the mount.
+fn fsx(fixture: &Fixture, name: &str, config: &str, seed: u32, operations: u32) {
+    let fsx = tool::tool("fsx", "0.3.2");
+    let config = put::file(fixture.setup.root(), &format!("{name}-{seed}.toml"), config);
+    let mut command = run::command(fsx);
+    command.arg("-f").arg(config).arg("-P").arg(fixture.setup.dir("artifacts")).arg("-N").arg(operations.to_string());
+    let output = run::finish(command.arg("-S").arg(seed.to_string()).arg(fixture.point().join(name)));
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success() && said.contains("All operations completed A-OK!"),
+        "fsx with seed {seed} fails on {name}:\n{said}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 fn content(file: &File) -> Vec<u8> {
@@ -120,10 +109,11 @@ fn assert_same_bytes(found: &[u8], expected: &[u8], what: &str) {
 
 /// Exercises files, then reads each by its path and by a descriptor from before. Reads them again
 /// after another mount.
-fn exercise(fixture: &Fixture, names: &[&str], work: impl Fn(&str) + Sync) {
-    let guard = LowerGuard::new([fixture.setup.path("lower")]);
-    let path = |name: &str| fixture.setup.path("mount").join(name);
-    let mount = fixture.mount();
+fn exercise(fixture: &Fixture, front_end: &str, names: &[&str], work: impl Fn(&str) + Sync) {
+    let guard = fixture.guard();
+    let path = |name: &str| fixture.point().join(name);
+    let more = format!(",door={front_end}");
+    let mount = fixture.mount(&more);
     let before: Vec<_> = names.iter().map(|name| File::open(path(name)).ok()).collect();
     thread::scope(|scope| {
         for name in names {
@@ -144,31 +134,31 @@ fn exercise(fixture: &Fixture, names: &[&str], work: impl Fn(&str) + Sync) {
     mount.unmount();
     guard.check();
 
-    let mount = fixture.mount();
+    let mount = fixture.mount(&more);
     for (name, bytes) in names.iter().zip(&bytes) {
         assert_same_bytes(&fs::read(path(name)).unwrap(), bytes, &format!("{name} after another mount"));
-        let upper = fixture.setup.path("upper").join(name);
+        let upper = fixture.path("upper").join(name);
         assert_same_bytes(&fs::read(upper).unwrap(), bytes, &format!("{name} in the upper layer"));
     }
-    assert!(!Path::exists(&fixture.setup.path("upper/untouched")));
+    assert!(!Path::exists(&fixture.path("upper/untouched")));
     mount.unmount();
 }
 
 fn new_files(front_end: &str) {
-    let fixture = Fixture::new(front_end);
-    exercise(&fixture, &["new", "other"], |name| {
+    let fixture = filled();
+    exercise(&fixture, front_end, &["new", "other"], |name| {
         for seed in 1..=3 {
-            fixture.fsx(name, ALL, seed + name.len() as u32, 1000);
+            fsx(&fixture, name, ALL, seed + name.len() as u32, 1000);
         }
     });
 }
 
 fn files_of_a_lower_layer(front_end: &str) {
-    let fixture = Fixture::new(front_end);
-    exercise(&fixture, &["truncated", "kept"], |name| {
+    let fixture = filled();
+    exercise(&fixture, front_end, &["truncated", "kept"], |name| {
         let config = if name == "kept" { SAME_LENGTH } else { ALL };
         for seed in 11..=13 {
-            fixture.fsx(name, config, seed, 1000);
+            fsx(&fixture, name, config, seed, 1000);
         }
     });
 }
@@ -178,11 +168,13 @@ through_both_front_ends! { new_files, files_of_a_lower_layer }
 /// A quarter of a million operations, mappings and holes among them.
 #[test]
 fn ten_long_runs_through_the_engine() {
-    let fixture = Fixture::new("engine");
+    let fixture = filled();
     let names: Vec<_> = (0..10).map(|run| format!("long-{run}")).collect();
     let names: Vec<_> = names.iter().map(String::as_str).collect();
     for pair in names.chunks(2) {
-        exercise(&fixture, pair, |name| fixture.fsx(name, WITH_HOLES, name.bytes().map(u32::from).sum(), 25_000));
+        exercise(&fixture, "engine", pair, |name| {
+            fsx(&fixture, name, WITH_HOLES, name.bytes().map(u32::from).sum(), 25_000)
+        });
     }
 }
 

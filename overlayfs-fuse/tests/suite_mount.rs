@@ -4,6 +4,8 @@
 //!
 //! Needs root and /dev/fuse; fails without them.
 
+#[path = "suite/fixture.rs"]
+mod fixture;
 #[path = "suite/mount.rs"]
 mod mount;
 #[path = "suite/run.rs"]
@@ -14,48 +16,32 @@ mod unprivileged;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, symlink};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output};
 use std::{env, io, process};
 
 use rustix::fs::{CWD, FileType};
 
+use fixture::Fixture;
 use mount::{Mount, eventually, is_mounted, program};
-use test_common::{LowerGuard, Setup, mode, names, owner, put};
+use test_common::{LowerGuard, mode, names, owner, put};
 
-/// Directories for one mount, which other users may enter.
-struct Fixture {
-    setup: Setup,
+/// Makes a fixture with a file in the lower layer, and a directory `work`.
+fn filled() -> Fixture {
+    let fixture = Fixture::new();
+    fixture.setup.dir("work");
+    put::file(&fixture.path("lower"), "dir/file", "data");
+    fixture
 }
 
-impl Fixture {
-    fn new() -> Self {
-        let setup = Setup::for_users(&["lower", "upper", "work", "mount"]);
-        put::file(&setup.path("lower"), "dir/file", "data");
-        Self { setup }
-    }
-
-    fn point(&self) -> PathBuf {
-        self.setup.path("mount")
-    }
-
-    /// Returns a list of options with the path of the setup in place of each @.
-    fn options(&self, list: &str) -> String {
-        list.replace('@', self.setup.root().to_str().unwrap())
-    }
-
-    fn mount(&self, list: &str) -> Mount {
-        Mount::new(&self.point(), &self.options(list))
-    }
+/// Returns a text with the path of the setup in place of each @.
+fn expanded(fixture: &Fixture, text: &str) -> String {
+    text.replace('@', fixture.setup.root().to_str().unwrap())
 }
 
-impl Drop for Fixture {
-    /// For a daemon in the background, which is no child of the test.
-    fn drop(&mut self) {
-        if is_mounted(&self.point()) {
-            run::finish(run::command("umount").arg("-l").arg(self.point()));
-        }
-    }
+/// Mounts with a list of options that has the path of the setup in place of each @.
+fn mount_with(fixture: &Fixture, list: &str) -> Mount {
+    Mount::new(&fixture.point(), &expanded(fixture, list))
 }
 
 const LAYERS: &str = "lowerdir=@/lower,upperdir=@/upper";
@@ -99,9 +85,9 @@ fn stranger_can(script: &str, dir: &Path) -> bool {
 
 #[test]
 fn in_the_background_it_returns_with_the_mount_ready_and_ends_with_umount() {
-    let fixture = Fixture::new();
+    let fixture = filled();
     let point = fixture.point();
-    let output = start(&fixture.options(LAYERS), &point);
+    let output = start(&fixture.options(""), &point);
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     assert!(output.stdout.is_empty() && output.stderr.is_empty(), "{output:?}");
     assert!(is_mounted(&point));
@@ -113,21 +99,21 @@ fn in_the_background_it_returns_with_the_mount_ready_and_ends_with_umount() {
 
 #[test]
 fn in_the_foreground_it_stays_until_umount() {
-    let fixture = Fixture::new();
+    let fixture = filled();
     // The unmount waits for the daemon, which must succeed.
-    let mount = fixture.mount(LAYERS);
+    let mount = fixture.mount("");
     assert_eq!(daemons(&fixture.point()).len(), 1);
     fs::write(fixture.point().join("new"), "x").unwrap();
     mount.unmount();
     assert!(!is_mounted(&fixture.point()));
     assert_eq!(names(&fixture.point()), [""; 0]);
-    assert_eq!(fs::read_to_string(fixture.setup.path("upper/new")).unwrap(), "x");
+    assert_eq!(fs::read_to_string(fixture.path("upper/new")).unwrap(), "x");
 }
 
 #[test]
 fn a_busy_mount_stays_mounted() {
-    let fixture = Fixture::new();
-    let mount = fixture.mount(LAYERS);
+    let fixture = filled();
+    let mount = fixture.mount("");
     let mut file = File::options().append(true).open(fixture.point().join("dir/file")).unwrap();
     assert!(!umount(&fixture.point()), "a file is open");
     file.write_all(b" and more").unwrap();
@@ -139,10 +125,10 @@ fn a_busy_mount_stays_mounted() {
 #[test]
 fn signals_unmount_also_with_files_open() {
     for signal in ["INT", "TERM"] {
-        let fixture = Fixture::new();
+        let fixture = filled();
         let point = fixture.point();
-        let guard = LowerGuard::new([fixture.setup.path("lower")]);
-        assert!(start(&fixture.options(LAYERS), &point).status.success());
+        let guard = fixture.guard();
+        assert!(start(&fixture.options(""), &point).status.success());
         let mut file = File::options().append(true).open(point.join("dir/file")).unwrap();
         file.write_all(b", before").unwrap();
         let [daemon] = daemons(&point)[..] else { panic!("there is not one daemon") };
@@ -152,14 +138,10 @@ fn signals_unmount_also_with_files_open() {
         file.sync_all().unwrap();
         drop(file);
         eventually("the daemon has ended", || daemons(&point).is_empty());
-        assert_eq!(
-            fs::read_to_string(fixture.setup.path("upper/dir/file")).unwrap(),
-            "data, before and after",
-            "{signal}"
-        );
+        assert_eq!(fs::read_to_string(fixture.path("upper/dir/file")).unwrap(), "data, before and after", "{signal}");
         guard.check();
         // Nothing is left that prevents the next mount.
-        let mount = fixture.mount(LAYERS);
+        let mount = fixture.mount("");
         assert_eq!(fs::read_to_string(point.join("dir/file")).unwrap(), "data, before and after");
         mount.unmount();
     }
@@ -167,11 +149,11 @@ fn signals_unmount_also_with_files_open() {
 
 #[test]
 fn refusals_are_sentences_that_name_path_and_cause() {
-    let fixture = Fixture::new();
+    let fixture = filled();
     put::file(fixture.setup.root(), "plain-file", "");
     fixture.setup.dir("upper/inside");
     fixture.setup.dir("work/inside");
-    symlink("upper", fixture.setup.path("link-to-upper")).unwrap();
+    symlink("upper", fixture.path("link-to-upper")).unwrap();
     let missing = "No such file or directory";
     for (list, named, cause) in [
         ("lowerdir=@/missing", "@/missing", missing),
@@ -193,20 +175,20 @@ fn refusals_are_sentences_that_name_path_and_cause() {
     ] {
         refused(&fixture, list, &fixture.point(), named, cause);
     }
-    refused(&fixture, LAYERS, &fixture.setup.path("nowhere"), "@/nowhere", missing);
-    refused(&fixture, LAYERS, &fixture.setup.path("plain-file"), "@/plain-file", "not a directory");
+    refused(&fixture, LAYERS, &fixture.path("nowhere"), "@/nowhere", missing);
+    refused(&fixture, LAYERS, &fixture.path("plain-file"), "@/plain-file", "not a directory");
 }
 
 /// Panics unless a mount is refused with one sentence that contains the given words. Tries it in
 /// the background and in the foreground. No mount may stay.
 fn refused(fixture: &Fixture, list: &str, point: &Path, named: &str, cause: &str) {
     for flags in [&[][..], &["-f"]] {
-        let list = fixture.options(list);
+        let list = expanded(fixture, list);
         let output = run::finish(run::command(program()).args(flags).args(["-o", &list]).arg(point));
         let said = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(1), "{list}: {said}");
         assert!(said.starts_with("overlayfs-fuse: ") && said.lines().count() == 1, "{list}: {said}");
-        assert!(said.contains(&fixture.options(named)) && said.contains(cause), "{list}: {said}");
+        assert!(said.contains(&expanded(fixture, named)) && said.contains(cause), "{list}: {said}");
         assert!(!is_mounted(point));
         assert_eq!(daemons(point), []);
     }
@@ -214,10 +196,10 @@ fn refused(fixture: &Fixture, list: &str, point: &Path, named: &str, cause: &str
 
 #[test]
 fn an_upper_layer_has_one_daemon() {
-    let fixture = Fixture::new();
+    let fixture = filled();
     let other = fixture.setup.dir("other");
-    let mount = fixture.mount(LAYERS);
-    refused(&fixture, LAYERS, &other, "@/upper", &fixture.options("in use by the overlay at @/mount"));
+    let mount = fixture.mount("");
+    refused(&fixture, LAYERS, &other, "@/upper", &expanded(&fixture, "in use by the overlay at @/mount"));
     refused(
         &fixture,
         "lowerdir=@/lower,upperdir=@/upper,workdir=@/work",
@@ -227,16 +209,16 @@ fn an_upper_layer_has_one_daemon() {
     );
     fs::write(fixture.point().join("still"), "works").unwrap();
     mount.unmount();
-    let mount = Mount::new(&other, &fixture.options(LAYERS));
+    let mount = Mount::new(&other, &fixture.options(""));
     assert_eq!(fs::read_to_string(other.join("still")).unwrap(), "works");
     mount.unmount();
 }
 
 #[test]
 fn without_an_upper_layer_every_change_is_refused() {
-    let fixture = Fixture::new();
-    let guard = LowerGuard::new([fixture.setup.path("lower")]);
-    let mount = fixture.mount("lowerdir=@/lower");
+    let fixture = filled();
+    let guard = fixture.guard();
+    let mount = mount_with(&fixture, "lowerdir=@/lower");
     let path = |name: &str| fixture.point().join(name);
     assert_eq!(fs::read_to_string(path("dir/file")).unwrap(), "data");
     let file = path("dir/file");
@@ -261,29 +243,29 @@ fn without_an_upper_layer_every_change_is_refused() {
 
 #[test]
 fn a_large_file_is_changed_without_a_copy_until_the_end() {
-    let fixture = Fixture::new();
-    let lower = fixture.setup.path("lower/dir/large");
+    let fixture = filled();
+    let lower = fixture.path("lower/dir/large");
     let content: Vec<u8> = (0..64usize << 20).map(|index| (index >> 10) as u8 | 1).collect();
     fs::write(&lower, &content).unwrap();
-    let guard = LowerGuard::new([fixture.setup.path("lower")]);
-    for options in ["lowerdir=@/lower,upperdir=@/upper", "lowerdir=@/lower,upperdir=@/upper,door=scheme"] {
-        let mount = fixture.mount(options);
+    let guard = fixture.guard();
+    for more in ["", ",door=scheme"] {
+        let mount = fixture.mount(more);
         let file = fixture.point().join("dir/large");
         mode(&file, 0o604);
         File::options().append(true).open(&file).unwrap().write_all(b"end").unwrap();
         File::options().write(true).open(&file).unwrap().write_all_at(b"in between", 5_000_000).unwrap();
         let mut bytes = [&content[..], b"end"].concat();
         bytes[5_000_000..5_000_010].copy_from_slice(b"in between");
-        let part = fs::metadata(test_common::partial_file(&fixture.setup.path("upper/dir"), "part", "large")).unwrap();
+        let part = fs::metadata(test_common::partial_file(&fixture.path("upper/dir"), "part", "large")).unwrap();
         assert!(part.blocks() * 512 < 1 << 20);
         // The kernel may show its cached attributes.
         let read =
             Command::new("dd").arg(format!("if={}", file.display())).args(["iflag=direct", "bs=1M"]).output().unwrap();
         assert!(read.stdout == bytes, "{}", String::from_utf8_lossy(&read.stderr));
         mount.unmount();
-        assert_eq!(names(&fixture.setup.path("upper/dir")), ["large"]);
-        assert!(fs::read(fixture.setup.path("upper/dir/large")).unwrap() == bytes);
-        fs::remove_dir_all(fixture.setup.path("upper")).unwrap();
+        assert_eq!(names(&fixture.path("upper/dir")), ["large"]);
+        assert!(fs::read(fixture.path("upper/dir/large")).unwrap() == bytes);
+        fs::remove_dir_all(fixture.path("upper")).unwrap();
         fixture.setup.dir("upper");
     }
     guard.check();
@@ -292,8 +274,8 @@ fn a_large_file_is_changed_without_a_copy_until_the_end() {
 /// Users overlay `/`, with the upper layer, the work directory and the mount point somewhere in it.
 #[test]
 fn a_lower_layer_may_contain_all_the_others() {
-    let fixture = Fixture::new();
-    let mount = fixture.mount("lowerdir=@,upperdir=@/upper,workdir=@/work");
+    let fixture = filled();
+    let mount = mount_with(&fixture, "lowerdir=@,upperdir=@/upper,workdir=@/work");
     let point = fixture.point();
     fs::write(point.join("lower/dir/file"), "changed").unwrap();
     fs::write(point.join("new"), "new").unwrap();
@@ -306,15 +288,15 @@ fn a_lower_layer_may_contain_all_the_others() {
     assert_eq!(found, ["lower", "lower/dir", "lower/dir/file", "mount", "new", "upper", "work"]);
     assert_eq!(fs::read_to_string(point.join("lower/dir/file")).unwrap(), "changed");
     mount.unmount();
-    assert_eq!(fs::read_to_string(fixture.setup.path("lower/dir/file")).unwrap(), "data");
-    assert_eq!(fs::read_to_string(fixture.setup.path("upper/lower/dir/file")).unwrap(), "changed");
+    assert_eq!(fs::read_to_string(fixture.path("lower/dir/file")).unwrap(), "data");
+    assert_eq!(fs::read_to_string(fixture.path("upper/lower/dir/file")).unwrap(), "changed");
     assert_eq!(names(fixture.setup.root()), ["lower", "mount", "upper", "work"]);
 }
 
 #[test]
 fn the_upper_layer_without_a_work_directory_inside_a_lower_layer() {
-    let fixture = Fixture::new();
-    let mount = fixture.mount("lowerdir=@,upperdir=@/upper");
+    let fixture = filled();
+    let mount = mount_with(&fixture, "lowerdir=@,upperdir=@/upper");
     fs::rename(fixture.point().join("lower"), fixture.point().join("renamed")).unwrap();
     assert_eq!(names(&fixture.point()), ["mount", "renamed", "upper", "work"]);
     assert_eq!(fs::read_to_string(fixture.point().join("renamed/dir/file")).unwrap(), "data");
@@ -324,9 +306,9 @@ fn the_upper_layer_without_a_work_directory_inside_a_lower_layer() {
 
 #[test]
 fn signs_of_the_list_may_be_in_names() {
-    let fixture = Fixture::new();
+    let fixture = filled();
     put::file(fixture.setup.root(), "a:b,c\\d/inside", "found");
-    let mount = fixture.mount(r"lowerdir=@/a\:b\,c\\d:@/lower,upperdir=@/upper");
+    let mount = mount_with(&fixture, r"lowerdir=@/a\:b\,c\\d:@/lower,upperdir=@/upper");
     assert_eq!(names(&fixture.point()), ["dir", "inside"]);
     assert_eq!(fs::read_to_string(fixture.point().join("inside")).unwrap(), "found");
     mount.unmount();
@@ -334,8 +316,8 @@ fn signs_of_the_list_may_be_in_names() {
 
 #[test]
 fn the_modes_of_the_layers_decide_for_each_user() {
-    let fixture = Fixture::new();
-    let lower = fixture.setup.path("lower");
+    let fixture = filled();
+    let lower = fixture.path("lower");
     put::file(&lower, "private", "of root");
     put::file(&lower, "closed/file", "");
     put::file(&lower, "shared/of-root", "");
@@ -345,7 +327,7 @@ fn the_modes_of_the_layers_decide_for_each_user() {
     }
     owner(&lower.join("theirs"), 65534, 65534);
     let guard = LowerGuard::new([lower]);
-    let mount = fixture.mount(LAYERS);
+    let mount = fixture.mount("");
     let point = fixture.point();
     for script in [
         "cat dir/file; ls dir; cat theirs; ls shared",
@@ -375,9 +357,8 @@ fn the_modes_of_the_layers_decide_for_each_user() {
     }
     mount.unmount();
     guard.check();
-    let of = |name: &str| {
-        run::finish(run::command("stat").args(["-c", "%u:%g %a"]).arg(fixture.setup.path("upper").join(name)))
-    };
+    let of =
+        |name: &str| run::finish(run::command("stat").args(["-c", "%u:%g %a"]).arg(fixture.path("upper").join(name)));
     assert_eq!(str::from_utf8(&of("theirs").stdout).unwrap(), "65534:65534 640\n");
     assert_eq!(str::from_utf8(&of("shared/dir/mine").stdout).unwrap().split(' ').next(), Some("65534:65534"));
 }
@@ -409,8 +390,8 @@ fn a_large_tree_is_walked_in_bounded_memory_with_few_descriptors() {
     // The run of an unprivileged user needs only a smaller tree.
     let entries = if env::var_os(unprivileged::VARIABLE).is_some() { ENTRIES / 5 } else { ENTRIES };
     let entries = env::var("OVERLAYFS_ENTRIES").map_or(entries, |number| number.parse().unwrap());
-    let fixture = Fixture::new();
-    let (lower, point) = (fixture.setup.path("lower/many"), fixture.point());
+    let fixture = filled();
+    let (lower, point) = (fixture.path("lower/many"), fixture.point());
     fs::create_dir(&lower).unwrap();
     let dirs = entries / IN_ONE;
     for index in 0..dirs {
@@ -421,7 +402,7 @@ fn a_large_tree_is_walked_in_bounded_memory_with_few_descriptors() {
                 .unwrap();
         }
     }
-    let options = fixture.options(LAYERS);
+    let options = fixture.options("");
     let script = format!("ulimit -n 1024; exec {} -f -o {options} {}", program(), point.display());
     let mut daemon = process::Command::new("sh").arg("-c").arg(script).spawn().unwrap();
     eventually("it is mounted", || is_mounted(&point));

@@ -7,6 +7,8 @@
 #[macro_use]
 #[path = "suite/front_ends.rs"]
 mod front_ends;
+#[path = "suite/fixture.rs"]
+mod fixture;
 #[path = "suite/mount.rs"]
 mod mount;
 #[path = "suite/run.rs"]
@@ -20,8 +22,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::env;
 use std::path::Path;
 
-use mount::{Mount, eventually, is_mounted};
-use test_common::{LowerGuard, Setup, mode, put};
+use fixture::Fixture;
+use mount::{eventually, is_mounted};
+use test_common::{Setup, put};
 
 const EXPECTED: &str = include_str!("pjdfstest-expected.txt");
 
@@ -110,24 +113,22 @@ fn with(report: &str, outcome: Outcome) -> BTreeSet<String> {
 }
 
 fn pjdfstest(front_end: &str) {
-    let setup = Setup::new();
-    mode(setup.root(), 0o755);
-    let [lower, upper, point] = ["lower", "upper", "mount"].map(|name| setup.dir(name));
-    put::file(&lower, "file", "data");
-    let guard = LowerGuard::new([&lower]);
+    let fixture = Fixture::new();
+    let (setup, point) = (&fixture.setup, fixture.point());
+    put::file(&fixture.path("lower"), "file", "data");
+    let guard = fixture.guard();
     // The kernel forbids some calls to an unprivileged user. So the expected failures of that user
     // are those on an ordinary directory.
     let unprivileged = env::var_os(unprivileged::VARIABLE).is_some();
     let (expected, may_be_skipped) = if unprivileged {
-        let plain = report(&setup, &setup.dir("plain"));
+        let plain = report(setup, &setup.dir("plain"));
         (with(&plain, Outcome::Failed), with(&plain, Outcome::Skipped))
     } else {
         (expected(), BTreeSet::new())
     };
 
-    let mount =
-        Mount::new(&point, &format!("door={front_end},lowerdir={},upperdir={}", lower.display(), upper.display()));
-    let report = report(&setup, &point);
+    let mount = fixture.mount(&format!(",door={front_end}"));
+    let report = report(setup, &point);
     let failed = with(&report, Outcome::Failed);
     let unexpected: Vec<_> = failed.difference(&expected).collect();
     assert!(unexpected.is_empty(), "these cases fail: {unexpected:#?}\n{report}");

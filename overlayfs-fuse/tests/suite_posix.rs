@@ -12,6 +12,8 @@
 mod front_ends;
 #[path = "suite/child.rs"]
 mod child;
+#[path = "suite/fixture.rs"]
+mod fixture;
 #[path = "suite/mount.rs"]
 mod mount;
 #[path = "suite/run.rs"]
@@ -30,29 +32,27 @@ use std::path::{Path, PathBuf};
 use std::thread;
 
 use child::{as_another_user, in_a_child};
-use mount::Mount;
+use fixture::Fixture;
 use rustix::fs::{
     AtFlags, CWD, FallocateFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags, SeekFrom, StatxFlags, XattrFlags,
 };
 use rustix::io::Errno;
-use test_common::{LowerGuard, Setup, mode, put};
+use test_common::{mode, put};
 
 const MIB: u64 = 1 << 20;
 
 /// Runs a test on an ordinary directory, and on a mount with the same content in its lower layer.
 /// `prepare` makes the content.
 fn on_both(front_end: &str, prepare: impl Fn(&Path), test: impl Fn(&Path)) {
-    let setup = Setup::new();
-    mode(setup.root(), 0o755);
-    let [plain, lower, upper, point] = ["plain", "lower", "upper", "mount"].map(|name| setup.dir(name));
+    let fixture = Fixture::new();
+    let plain = fixture.setup.dir("plain");
     prepare(&plain);
     test(&plain);
 
-    prepare(&lower);
-    let guard = LowerGuard::new([&lower]);
-    let mount =
-        Mount::new(&point, &format!("door={front_end},lowerdir={},upperdir={}", lower.display(), upper.display()));
-    test(&point);
+    prepare(&fixture.path("lower"));
+    let guard = fixture.guard();
+    let mount = fixture.mount(&format!(",door={front_end}"));
+    test(&fixture.point());
     mount.unmount();
     guard.check();
 }
@@ -161,12 +161,11 @@ fn a_removed_directory_that_is_open_is_empty(front_end: &str) {
 /// A truncate(2) to the present size changes no times. The test looks after another mount, since
 /// the kernel shows the times that it has.
 fn truncating_to_the_present_size_changes_nothing(front_end: &str) {
-    let setup = Setup::new();
-    let [lower, upper, point] = ["lower", "upper", "mount"].map(|name| setup.dir(name));
-    a_file(&lower);
-    let options = format!("door={front_end},lowerdir={},upperdir={}", lower.display(), upper.display());
-    let guard = LowerGuard::new([&lower]);
-    let mount = Mount::new(&point, &options);
+    let fixture = Fixture::new();
+    a_file(&fixture.path("lower"));
+    let (point, more) = (fixture.point(), format!(",door={front_end}"));
+    let guard = fixture.guard();
+    let mount = fixture.mount(&more);
     put::file(&point, "new", "");
     let files = ["file", "new"].map(|name| point.join(name));
     for file in &files {
@@ -179,7 +178,7 @@ fn truncating_to_the_present_size_changes_nothing(front_end: &str) {
     let times = || files.each_ref().map(|file| fs::metadata(file).unwrap().modified().unwrap());
     let before = times();
     mount.unmount();
-    let mount = Mount::new(&point, &options);
+    let mount = fixture.mount(&more);
     assert_eq!(times(), before);
     mount.unmount();
     guard.check();
@@ -314,12 +313,11 @@ fn extended_attributes_that_only_root_sees(front_end: &str) {
 /// kept apart from them.
 #[test]
 fn the_overlays_own_attributes_are_hidden_and_protected() {
-    let setup = Setup::new();
-    let [lower, upper, point] = ["lower", "upper", "mount"].map(|name| setup.dir(name));
-    a_file(&lower);
-    set_xattr(&lower.join("file"), "user.overlay.origin", b"x");
-    let mount = Mount::new(&point, &format!("lowerdir={},upperdir={}", lower.display(), upper.display()));
-    let path = point.join("file");
+    let fixture = Fixture::new();
+    a_file(&fixture.path("lower"));
+    set_xattr(&fixture.path("lower/file"), "user.overlay.origin", b"x");
+    let mount = fixture.mount("");
+    let path = fixture.point().join("file");
     assert_eq!(xattr(&path, "user.overlay.origin"), Err(Errno::NODATA));
     assert_eq!(xattrs(&path), [""; 0]);
     let mut names = vec!["trusted.overlay.opaque", "user.fuseoverlayfs.opaque", "user.overlay.redirect"];
@@ -328,10 +326,10 @@ fn the_overlays_own_attributes_are_hidden_and_protected() {
     for name in names.iter().copied() {
         assert_eq!(rustix::fs::removexattr(&path, name), Err(Errno::NODATA), "{name}");
         set_xattr(&path, name, b"y");
-        assert_eq!(xattr(&upper.join("file"), name), Err(Errno::NODATA), "{name} is no mark");
+        assert_eq!(xattr(&fixture.path("upper/file"), name), Err(Errno::NODATA), "{name} is no mark");
     }
     assert_eq!(xattrs(&path), names);
-    let copy = point.join("copy");
+    let copy = fixture.path("mount/copy");
     said("cp", &["-a", path.to_str().unwrap()], &copy);
     assert_eq!(xattrs(&copy), names);
     mount.unmount();

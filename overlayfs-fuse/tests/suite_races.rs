@@ -9,6 +9,8 @@
 #[macro_use]
 #[path = "suite/front_ends.rs"]
 mod front_ends;
+#[path = "suite/fixture.rs"]
+mod fixture;
 #[path = "suite/mount.rs"]
 mod mount;
 
@@ -20,9 +22,10 @@ use std::process::{Child, Command};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
+use fixture::Fixture;
 use mount::Mount;
 use rustix::fs::{Dir, Mode, OFlags};
-use test_common::{Detail, LowerGuard, Setup, Snapshot, put};
+use test_common::{Detail, LowerGuard, Snapshot, put};
 
 through_both_front_ends!(
     a_directory_moves_while_shells_work_in_it,
@@ -40,26 +43,25 @@ fn times(usual: usize) -> usize {
 struct Mounted {
     mount: Mount,
     point: PathBuf,
-    options: String,
+    more: String,
     guard: LowerGuard,
-    _setup: Setup,
+    fixture: Fixture,
 }
 
 impl Mounted {
     /// Mounts the layers after `fill` has filled the lower and the upper one.
     fn new(front_end: &str, fill: impl FnOnce(&Path, &Path)) -> Self {
-        let setup = Setup::new();
-        let (lower, upper, point) = (setup.dir("lower"), setup.dir("upper"), setup.dir("mount"));
-        fill(&lower, &upper);
-        let options = format!("door={front_end},lowerdir={},upperdir={}", lower.display(), upper.display());
-        Self { mount: Mount::new(&point, &options), point, options, guard: LowerGuard::new([lower]), _setup: setup }
+        let fixture = Fixture::new();
+        fill(&fixture.path("lower"), &fixture.path("upper"));
+        let more = format!(",door={front_end}");
+        Self { mount: fixture.mount(&more), point: fixture.point(), more, guard: fixture.guard(), fixture }
     }
 
     /// Unmounts, and compares the tree with that of another mount.
     fn check(self) {
         let before = Snapshot::take(&self.point, Detail::Contents);
         self.mount.unmount();
-        let again = Mount::new(&self.point, &self.options);
+        let again = self.fixture.mount(&self.more);
         before.assert_same(&Snapshot::take(&self.point, Detail::Contents), "the tree after a new mount");
         again.unmount();
         self.guard.check();

@@ -8,6 +8,8 @@
 
 #[path = "suite/child.rs"]
 mod child;
+#[path = "suite/fixture.rs"]
+mod fixture;
 #[path = "suite/mount.rs"]
 mod mount;
 
@@ -22,7 +24,7 @@ use std::process::{Command, Stdio};
 use std::{env, thread};
 
 use child::{as_another_user, in_a_child};
-use mount::Mount;
+use fixture::Fixture;
 use overlayfs::options::Options;
 use overlayfs_fuse::sandbox::Sandbox;
 use rustix::fs::{
@@ -31,28 +33,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, OpenTreeFlags, UnmountFlags};
 use rustix::process::{Resource, Rlimit};
-use test_common::{LowerGuard, Setup, exists, mode, names, owner, put};
-
-/// Directories for one mount, which other users may enter.
-struct Fixture {
-    setup: Setup,
-}
-
-impl Fixture {
-    fn new() -> Self {
-        let setup = Setup::for_users(&["lower", "upper", "outside", "mount"]);
-        Self { setup }
-    }
-
-    fn path(&self, path: &str) -> PathBuf {
-        self.setup.path(path)
-    }
-
-    fn mount(&self) -> Mount {
-        let [lower, upper] = ["lower", "upper"].map(|name| self.path(name));
-        Mount::new(&self.path("mount"), &format!("lowerdir={},upperdir={}", lower.display(), upper.display()))
-    }
-}
+use test_common::{exists, mode, names, owner, put};
 
 /// Returns a number from the status of a process.
 fn status(status: &str, field: &str, radix: u32) -> u64 {
@@ -85,7 +66,7 @@ fn every_thread_of_the_daemon_has_dropped_its_rights() {
     const SYS_CHROOT: u64 = 18;
     const SYS_PTRACE: u64 = 19;
     let fixture = Fixture::new();
-    let mount = fixture.mount();
+    let mount = fixture.mount("");
     fs::write(fixture.path("mount/file"), "served").unwrap();
     let threads = threads(mount.daemon.id());
     assert!(threads.len() > 2, "{threads:?}");
@@ -224,14 +205,14 @@ fn the_sandbox_has_only_the_layers() {
 #[test]
 fn a_replacement_of_a_known_name_is_not_followed() {
     let fixture = Fixture::new();
-    let (point, outside) = (fixture.path("mount"), fixture.path("outside"));
+    let (point, outside) = (fixture.point(), fixture.setup.dir("outside"));
     put::file(&outside, "secret", "secret");
     for place in ["lower", "upper"] {
         for name in ["dir/file", "file", "to-fifo"] {
             put::file(&fixture.path(place), &format!("in-{place}/{name}"), "mine");
         }
     }
-    let mount = fixture.mount();
+    let mount = fixture.mount("");
     for place in ["lower", "upper"] {
         let (layer, shown) = (fixture.path(place).join(format!("in-{place}")), point.join(format!("in-{place}")));
         assert_eq!(names(&shown), ["dir", "file", "to-fifo"]);
@@ -267,11 +248,11 @@ fn a_replacement_of_a_known_name_is_not_followed() {
 #[test]
 fn a_mount_that_comes_into_a_layer_is_not_seen() {
     let fixture = Fixture::new();
-    let point = fixture.path("mount");
+    let point = fixture.point();
     for place in ["lower", "upper"] {
         put::file(&fixture.path(place), &format!("in-{place}/file"), "layer");
     }
-    let mount = fixture.mount();
+    let mount = fixture.mount("");
     let covers = ["lower", "upper"].map(|place| fixture.path(place).join(format!("in-{place}")));
     for cover in &covers {
         rustix::mount::mount("tmpfs", cover, "tmpfs", MountFlags::empty(), c"").unwrap();
@@ -300,8 +281,8 @@ fn the_other_name_of_a_lower_file_is_not_written_through() {
     let outside = put::file(&fixture.path("outside"), "file", "content");
     fs::hard_link(&outside, fixture.path("lower/file")).unwrap();
     let before = fs::metadata(&outside).unwrap();
-    let guard = LowerGuard::new([fixture.path("lower")]);
-    let mount = fixture.mount();
+    let guard = fixture.guard();
+    let mount = fixture.mount("");
     let file = fixture.path("mount/file");
     OpenOptions::new().append(true).open(&file).unwrap().write_all(b"changed").unwrap();
     mode(&file, 0o777);
@@ -386,8 +367,8 @@ fn every_change_by_another_user_clears_set_id_bits_and_capabilities() {
     let plain = fixture.setup.dir("plain");
     prepare(&plain);
     prepare(&fixture.path("lower"));
-    let mount = fixture.mount();
-    let point = fixture.path("mount");
+    let mount = fixture.mount("");
+    let point = fixture.point();
     fs::create_dir(point.join("upper-dir")).unwrap();
     prepare(&point.join("upper-dir"));
     let expected = change(&plain);
@@ -425,9 +406,9 @@ fn a_program_changed_by_another_user_has_no_set_id_rights() {
         fs::copy("/usr/bin/id", &path).unwrap();
         mode(&path, 0o4777);
     }
-    let mount = fixture.mount();
+    let mount = fixture.mount("");
     for (name, change) in changes {
-        let path = fixture.path("mount").join(name);
+        let path = fixture.point().join(name);
         let runs_as = || String::from_utf8(Command::new(&path).arg("-u").output().unwrap().stdout).unwrap();
         assert!(as_another_user(|| runs_as() == "0\n"), "{name}: the bit has an effect");
         assert!(as_another_user(|| change(&path) && runs_as() == "4242\n"), "{name}");
@@ -453,8 +434,8 @@ fn reserved_names_do_not_exist() {
     for name in ["gone", "file", "dir/gone", "dir/file"] {
         put::file(&fixture.path("lower"), name, "content");
     }
-    let mount = fixture.mount();
-    let point = fixture.path("mount");
+    let mount = fixture.mount("");
+    let point = fixture.point();
     for dir in ["", "dir"] {
         let (dir, layer) = (point.join(dir), fixture.path("upper").join(dir));
         fs::remove_file(dir.join("gone")).unwrap();
@@ -511,8 +492,8 @@ fn without_descriptors_the_daemon_goes_on_and_recovers() {
     for index in 0..100 {
         put::file(&fixture.path("lower"), &format!("dir-{index}/file"), "lower");
     }
-    let mount = fixture.mount();
-    let point = fixture.path("mount");
+    let mount = fixture.mount("");
+    let point = fixture.point();
     let daemon = mount.daemon.id();
     let few = Rlimit { current: Some(LIMIT), maximum: Some(LIMIT) };
     rustix::process::prlimit(
@@ -563,7 +544,7 @@ fn missing_names_cost_no_memory() {
     let lookups = env::var("OVERLAYFS_LOOKUPS").map_or(100_000, |number| number.parse().unwrap());
     let fixture = Fixture::new();
     put::file(&fixture.path("lower"), "dir/file", "content");
-    let mount = fixture.mount();
+    let mount = fixture.mount("");
     let dir = fixture.path("mount/dir");
     let look = |from: u64, to: u64| {
         for index in from..to {
@@ -584,7 +565,7 @@ fn attributes_locks_and_crowds_cost_no_memory_and_no_threads() {
     let fixture = Fixture::new();
     let file = put::file(&fixture.path("lower"), "file", "content");
     owner(&file, 4242, 4242);
-    let mount = fixture.mount();
+    let mount = fixture.mount("");
     let (file, daemon) = (fixture.path("mount/file"), mount.daemon.id());
     let work = |rounds: usize| {
         for round in 0..rounds {
@@ -616,7 +597,7 @@ fn attributes_locks_and_crowds_cost_no_memory_and_no_threads() {
     work(500);
     thread::scope(|scope| {
         for index in 0..64 {
-            let path = fixture.path("mount").join(index.to_string());
+            let path = fixture.point().join(index.to_string());
             scope.spawn(move || {
                 for _ in 0..20 {
                     fs::write(&path, "crowd").unwrap();

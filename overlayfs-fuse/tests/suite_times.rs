@@ -6,6 +6,8 @@
 #[macro_use]
 #[path = "suite/front_ends.rs"]
 mod front_ends;
+#[path = "suite/fixture.rs"]
+mod fixture;
 #[path = "suite/mount.rs"]
 mod mount;
 #[path = "suite/run.rs"]
@@ -20,6 +22,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
+use fixture::Fixture;
 use mount::{Mount, eventually};
 use rustix::fs::{FallocateFlags, IFlags, fallocate};
 use rustix::mount::UnmountFlags;
@@ -125,13 +128,11 @@ fn store(path: &Path) {
 #[test]
 fn a_store_through_a_mapping_changes_the_time() {
     for writeback in [0, 1] {
-        let setup = Setup::new();
-        let [lower, upper, point] = ["lower", "upper", "mount"].map(|name| setup.dir(name));
-        put::file(&lower, "file", [1; 4096]);
-        times(&lower.join("file"), (1_000_000_000, 0), (1_000_000_000, 0));
-        let options = format!("writeback={writeback},lowerdir={},upperdir={}", lower.display(), upper.display());
-        let mount = Mount::new(&point, &options);
-        let path = point.join("file");
+        let fixture = Fixture::new();
+        let file = put::file(&fixture.path("lower"), "file", [1; 4096]);
+        times(&file, (1_000_000_000, 0), (1_000_000_000, 0));
+        let mount = fixture.mount(&format!(",writeback={writeback}"));
+        let path = fixture.point().join("file");
         let mut before = mtime(&path);
         for round in 0..2 {
             store(&path);
@@ -143,8 +144,8 @@ fn a_store_through_a_mapping_changes_the_time() {
         drop_caches();
         assert_eq!(mtime(&path), before, "writeback={writeback}");
         mount.unmount();
-        assert_eq!(fs::read(upper.join("file")).unwrap()[0], 3);
-        assert_eq!(mtime(&upper.join("file")), before);
+        assert_eq!(fs::read(fixture.path("upper/file")).unwrap()[0], 3);
+        assert_eq!(mtime(&fixture.path("upper/file")), before);
     }
 }
 
@@ -242,8 +243,8 @@ fn times_of_last_change_stay_until_the_next_change(front_end: &str) {
         _ => &["format=oci"],
     };
     for extra in extra {
-        let setup = Setup::new();
-        let [lower, upper, work, point] = ["lower", "upper", "work", "mount"].map(|name| setup.dir(name));
+        let fixture = Fixture::with_work();
+        let (lower, point) = (fixture.path("lower"), fixture.point());
         // Redox has no extended attributes, and no request to reserve space.
         let impossible = ["setxattr", "fallocate", "fallocate without a new size", "punch a hole", "chattr"];
         let possible = |name: &str| front_end == "engine" || !impossible.contains(&name);
@@ -253,14 +254,9 @@ fn times_of_last_change_stay_until_the_next_change(front_end: &str) {
             put::file(&lower, &format!("large/{name}"), vec![1; 2 << 20]);
         }
         put::file(&lower, "dir/untouched/file", "");
-        let guard = LowerGuard::new([&lower]);
-        let options = format!(
-            "door={front_end},{extra},lowerdir={},upperdir={},workdir={}",
-            lower.display(),
-            upper.display(),
-            work.display()
-        );
-        let mount = Mount::new(&point, &options);
+        let guard = fixture.guard();
+        let more = format!(",door={front_end},{extra}");
+        let mount = fixture.mount(&more);
         fs::create_dir(point.join("new")).unwrap();
         let mut paths = Vec::new();
         let syncer = Syncer::new(&point);
@@ -302,10 +298,10 @@ fn times_of_last_change_stay_until_the_next_change(front_end: &str) {
         drop_caches();
         same("after an fsync, when the caches were dropped");
         mount.unmount();
-        let mount = Mount::new(&point, &options);
+        let mount = fixture.mount(&more);
         same("in the next mount");
         mount.unmount();
-        let mount = Mount::new(&point, &options);
+        let mount = fixture.mount(&more);
         same("in the one after that");
         // The next change moves the time.
         for path in paths.iter().filter(|path| path.is_file()) {

@@ -5,6 +5,8 @@
 
 #[path = "suite/child.rs"]
 mod child;
+#[path = "suite/fixture.rs"]
+mod fixture;
 #[path = "suite/mount.rs"]
 mod mount;
 
@@ -15,40 +17,18 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use child::{as_another_user, as_user, in_a_child};
+use fixture::Fixture;
 use mount::Mount;
 use rustix::fs::{
     AtFlags, CWD, FallocateFlags, FileType, Gid, Mode, RenameFlags, Timespec, Timestamps, Uid, XattrFlags,
 };
 use rustix::io::Errno;
-use test_common::{Detail, LowerGuard, Setup, Snapshot, mode, names, owner, put};
+use test_common::{Detail, LowerGuard, Snapshot, mode, names, owner, put};
 
 /// The user of [`as_another_user`].
 const USER: u32 = 4242;
 /// A user who rarely owns anything.
 const NOBODY: u32 = 65534;
-
-/// Directories for one mount, which other users may enter.
-struct Fixture {
-    setup: Setup,
-}
-
-impl Fixture {
-    fn new() -> Self {
-        let setup = Setup::for_users(&["lower", "upper", "mount"]);
-        Self { setup }
-    }
-
-    fn path(&self, path: &str) -> PathBuf {
-        self.setup.path(path)
-    }
-
-    /// Mounts the layers as root, with these further options.
-    fn mount(&self, more: &str) -> Mount {
-        let [lower, upper] = ["lower", "upper"].map(|name| self.path(name));
-        let layers = format!("lowerdir={},upperdir={}", lower.display(), upper.display());
-        Mount::new(&self.path("mount"), &format!("{layers},{more}"))
-    }
-}
 
 /// An attempt to change a directory with objects of other users.
 type Try = fn(&Path) -> rustix::io::Result<()>;
@@ -146,7 +126,7 @@ fn no_user_changes_objects_with_unmapped_ids() {
     let guard = LowerGuard::new([lower]);
     // All ids except 5000. Another user has the number that the kernel shows for unmapped ids.
     let map = "0:0:5000:5001:5001:100000";
-    let mount = fixture.mount(&format!("uidmapping={map},gidmapping={map}"));
+    let mount = fixture.mount(&format!(",uidmapping={map},gidmapping={map}"));
     let shared = fixture.path("mount/shared");
     let shown = fs::metadata(shared.join("file")).unwrap();
     assert_eq!((shown.uid(), shown.gid()), (NOBODY, NOBODY));
@@ -233,14 +213,14 @@ fn programs(dir: &Path) {
 /// change the file. Outside of the mount it would run with the rights of the stored owner.
 #[test]
 fn a_set_id_bit_is_stored_for_the_shown_owner_only() {
-    for options in ["squash_to_uid=4242,squash_to_gid=4242", "uidmapping=0:4242:1,gidmapping=0:4242:1"] {
+    for options in [",squash_to_uid=4242,squash_to_gid=4242", ",uidmapping=0:4242:1,gidmapping=0:4242:1"] {
         let fixture = Fixture::new();
         programs(&put::dir(&fixture.path("lower"), "below"));
         programs(&put::dir(&fixture.path("upper"), "above"));
-        let guard = LowerGuard::new([fixture.path("lower")]);
+        let guard = fixture.guard();
         let mount = fixture.mount(options);
         for place in ["below", "above"] {
-            let dir = fixture.path("mount").join(place);
+            let dir = fixture.point().join(place);
             for (name, edit) in EDITS {
                 assert!(as_another_user(|| edit(&dir) == Ok(())), "{options}: {name} {place}");
             }
@@ -268,15 +248,15 @@ fn a_squashed_file_gives_only_its_owners_rights() {
         mode(&path, 0o6755);
     }
     let runs_as = |name: &str| {
-        let output = Command::new(fixture.path("mount").join(name)).arg("-u").output().unwrap();
+        let output = Command::new(fixture.point().join(name)).arg("-u").output().unwrap();
         String::from_utf8(output.stdout).unwrap()
     };
-    let mount = fixture.mount("squash_to_root");
+    let mount = fixture.mount(",squash_to_root");
     assert!(as_another_user(|| runs_as("of-the-user") == "4242\n"), "root's rights came out of a user's file");
     assert!(as_another_user(|| runs_as("of-root") == "0\n"));
     mount.unmount();
     // A mapped id is the same user with another number: su works in a container.
-    let mount = fixture.mount("uidmapping=0:7000:1:4242:4242:1,gidmapping=0:7000:1:4242:4242:1");
+    let mount = fixture.mount(",uidmapping=0:7000:1:4242:4242:1,gidmapping=0:7000:1:4242:4242:1");
     assert!(as_another_user(|| runs_as("of-root") == "7000\n"));
     mount.unmount();
     assert!(in_a_child(|| set_id_files(&fixture.path("upper")).is_empty()));
@@ -304,7 +284,7 @@ fn dir_of(id: u32, layer: &Path, path: &str, bits: u32) -> PathBuf {
 /// So its owner can remove it from a sticky directory.
 #[test]
 fn the_device_of_a_rename_belongs_to_the_caller() {
-    for more in ["format=oci", "noacl"] {
+    for more in [",format=oci", ",noacl"] {
         let fixture = Fixture::new();
         mode(&put::dir(&fixture.path("lower"), "all"), 0o1777);
         let mount = fixture.mount(more);
@@ -393,7 +373,7 @@ fn redirects_of_users_reveal_nothing() {
         let guard = LowerGuard::new([fixture.path("lower"), fixture.path("user")]);
         let [lower, user] = ["lower", "user"].map(|name| fixture.path(name));
         let layers = format!("lowerdir={}:{}", user.display(), lower.display());
-        let point = fixture.path("mount");
+        let point = fixture.point();
 
         let mount = Mount::new(&point, &layers);
         assert_eq!(readable(&point), ["open", "public file"]);
@@ -449,8 +429,8 @@ fn the_overlay_launders_no_redirect() {
     mount.unmount();
     // As the lower layer of another mount, above the same one.
     let [lower, upper] = ["lower", "upper"].map(|name| fixture.path(name));
-    let mount = Mount::new(&fixture.path("mount"), &format!("lowerdir={}:{}", upper.display(), lower.display()));
-    assert_eq!(readable(&fixture.path("mount")), ["open", "own", "public file"]);
+    let mount = Mount::new(&fixture.point(), &format!("lowerdir={}:{}", upper.display(), lower.display()));
+    assert_eq!(readable(&fixture.point()), ["open", "own", "public file"]);
     assert_eq!(names(&home.join("moved")), ["closed", "file"]);
     assert_eq!(fs::read_to_string(home.join("inner/file")).unwrap(), "own\n");
     mount.unmount();
@@ -471,9 +451,9 @@ fn redirects_of_root_count_wherever_they_are() {
     attribute(&dir_of(USER, &user, "trusted", 0o755), "trusted.overlay.redirect", "/secret");
     attribute(&dir_of(0, &user, "of-root", 0o755), "user.overlay.redirect", "/secret");
     let layers = format!("lowerdir={}:{}", user.display(), lower.display());
-    let mount = Mount::new(&fixture.path("mount"), &layers);
+    let mount = Mount::new(&fixture.point(), &layers);
     for (name, shown) in [("by-root", true), ("by-anybody", false), ("trusted", true), ("of-root", true)] {
-        assert_eq!(fixture.path("mount").join(name).join("file").exists(), shown, "{name}");
+        assert_eq!(fixture.point().join(name).join("file").exists(), shown, "{name}");
     }
     mount.unmount();
 }
@@ -579,7 +559,7 @@ fn a_user_edits_a_tree_of_roots() {
         let owner = if namespace.is_empty() { "5:6" } else { "65534:65534" };
         assert_eq!(std::str::from_utf8(&record[..length]).unwrap(), format!("{owner}:644"));
         // A mount of root ignores records of a user.
-        let mount = Mount::new(&fixture.path("mount"), &format!("lowerdir={}", fixture.path("upper").display()));
+        let mount = Mount::new(&fixture.point(), &format!("lowerdir={}", fixture.path("upper").display()));
         assert_eq!(fs::metadata(fixture.path("mount/dir/here")).unwrap().uid(), USER);
         mount.unmount();
     }
@@ -624,7 +604,7 @@ fn records_of_users_do_not_count_for_root() {
         attribute(&file_of(id, &lower, name, "content", bits), RECORD, "7:8:4755");
     }
     let shown = |name: &str| {
-        let stat = fs::metadata(fixture.path("mount").join(name)).unwrap();
+        let stat = fs::metadata(fixture.point().join(name)).unwrap();
         (stat.uid(), stat.gid(), stat.mode() & 0o7777)
     };
     let mount = fixture.mount("");
@@ -632,7 +612,7 @@ fn records_of_users_do_not_count_for_root() {
     assert_eq!(shown("user"), (USER, USER, 0o644));
     assert_eq!(shown("anybody"), (0, 0, 0o666));
     for name in ["root", "user"] {
-        let path = fixture.path("mount").join(name);
+        let path = fixture.point().join(name);
         assert_eq!(rustix::fs::getxattr(&path, RECORD, &mut [0; 64]), Err(Errno::NODATA));
         attribute(&path, RECORD, "0:0:6777");
     }
