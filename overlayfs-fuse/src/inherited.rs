@@ -84,8 +84,8 @@ pub fn prepare() -> bool {
     getrlimit(Resource::Fsize).current.is_some()
 }
 
-/// The signals that end the mount. A parent that ignores SIGHUP, as nohup does, wants the mount to
-/// outlive a terminal.
+/// Returns the signals that end the mount. A parent that ignores SIGHUP, as nohup does, wants the
+/// mount to outlive a terminal.
 pub fn end_signals() -> libc::sigset_t {
     let always = [libc::SIGINT, libc::SIGTERM];
     signal_set(always.into_iter().chain((!is_ignored(libc::SIGHUP)).then_some(libc::SIGHUP)))

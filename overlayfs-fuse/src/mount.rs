@@ -222,8 +222,8 @@ fn ustat(device: u32) {
     unsafe { libc::syscall(libc::SYS_ustat, device, answer.as_mut_ptr()) };
 }
 
-/// Makes another thread call ustat(2) at each question of the daemon. Answers whether the call has
-/// ended, or waits for a lock.
+/// Makes another thread call ustat(2) at each question of the daemon. Its reply says whether the
+/// call has ended, or waits for a lock.
 #[cfg(target_arch = "x86_64")]
 fn probe_with_ustat(line: UnixStream) {
     let mut line = line;

@@ -322,7 +322,7 @@ fn set<T>(slot: &mut T, value: Result<T, Error>) -> Result<(), Error> {
     Ok(())
 }
 
-/// Says what a value is not.
+/// Makes the error for a wrong value; `what` names the right one.
 fn wrong(item: &ListItem, value: impl Display, what: &str) -> Error {
     let key = &item.key;
     Error::new(format!("The mount option {key} needs {what}, which {value} is not."))

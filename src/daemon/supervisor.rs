@@ -135,8 +135,8 @@ pub unsafe fn keep(
     }
 }
 
-/// Waits for the child, and does what the child can no longer do. Returns how the child ended.
-/// `lent` is the pipe with the socket.
+/// Waits for the child's end, answers its clients through the socket in the pipe `lent`, and
+/// removes its name. Returns the exit code of the child.
 fn supervise(child: libc::pid_t, lent: Option<PipeReader>, is_named: PipeReader, remove: impl FnOnce()) -> ExitCode {
     CHILD.store(child, Ordering::Relaxed);
     handle(on_signal_in_parent);

@@ -25,7 +25,7 @@ struct Task<L: Layer> {
     below: Below<L>,
 }
 
-/// What a directory of the upper layer merges with.
+/// The lower directory that a directory of the upper layer merges with.
 enum Below<L: Layer> {
     Nothing,
     /// This directory of the merged lower layers, at this path.

@@ -223,7 +223,7 @@ impl<L: Layer> Mappings<L> {
         Ok(read)
     }
 
-    /// As [`Overlay::write_at`].
+    /// As [`Overlay::write_at`], in the file and its mapped pages.
     pub fn write(&self, overlay: &Overlay<L>, file: &overlay::Handle<L>, buf: &[u8], offset: u64) -> Result<usize> {
         self.change(file.node(), |mapped| {
             let Some(mapped) = mapped else {
@@ -237,7 +237,7 @@ impl<L: Layer> Mappings<L> {
         })
     }
 
-    /// As [`Overlay::append`].
+    /// As [`Overlay::append`], in the file and its mapped pages.
     pub fn append(&self, overlay: &Overlay<L>, file: &overlay::Handle<L>, buf: &[u8]) -> Result<usize> {
         self.change(file.node(), |mapped| {
             let Some(mapped) = mapped else {
@@ -250,7 +250,7 @@ impl<L: Layer> Mappings<L> {
         })
     }
 
-    /// As [`Overlay::truncate`].
+    /// As [`Overlay::truncate`], in the file and its mapped pages.
     pub fn truncate(&self, overlay: &Overlay<L>, node: &Arc<Node<L>>, size: u64) -> Result<()> {
         self.change(node, |mapped| {
             let Some(mapped) = mapped else {

@@ -159,7 +159,7 @@ impl Fd {
         self.simple(Opcode::UnlinkAt, path.as_ptr() as u64, path.len() as u64, flags as u64, 0).map(drop)
     }
 
-    /// With an empty `how` makes a second descriptor of the same open file. Otherwise the scheme
+    /// Makes a second descriptor of the same open file if `how` is empty. Otherwise the scheme
     /// interprets `how`.
     pub fn dup(&self, how: &[u8]) -> Result<Fd> {
         if how.is_empty() {
