@@ -74,8 +74,14 @@ fn access(flags: usize) -> usize {
     if flags & O_STAT != 0 { 0 } else { flags & O_ACCMODE }
 }
 
-/// Whether an object of this kind can be opened with these flags, whoever asks. EINVAL, EISDIR,
-/// ENOTDIR; ELOOP for a symlink that is not meant itself; ENXIO for data of a FIFO or a device.
+/// Checks that an object of this kind can be opened with these flags, by any caller.
+///
+/// # Errors
+/// - EINVAL: O_SYMLINK does not suit the kind, or asks for writing.
+/// - EISDIR: a directory cannot be written.
+/// - ELOOP: the object is a symlink, and the flags do not ask for the symlink itself.
+/// - ENOTDIR: O_DIRECTORY asks for a directory, and the object is none.
+/// - ENXIO: the flags ask for the data of a FIFO or a device.
 fn check_flags(kind: Kind, flags: usize) -> Result<()> {
     let (access, is_itself) = (access(flags), flags & O_SYMLINK != 0);
     let writes = access & O_WRONLY != 0;
@@ -96,7 +102,7 @@ fn check_flags(kind: Kind, flags: usize) -> Result<()> {
     refused.map_or(Ok(()), |errno| Err(Error::new(errno)))
 }
 
-/// The rights that an open with these flags needs.
+/// Returns the rights that an open with these flags needs.
 fn rights_needed(kind: Kind, flags: usize) -> u32 {
     let access = access(flags);
     let writes = access & O_WRONLY != 0 || kind == Kind::File && flags & O_TRUNC != 0;
