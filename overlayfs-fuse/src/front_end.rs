@@ -86,6 +86,7 @@ pub struct Setup {
 }
 
 /// Answers the requests of a mount, from several threads at once.
+#[expect(clippy::missing_errors_doc, reason = "the errors are those of the system call that a method serves")]
 pub trait FrontEnd: Send + Sync {
     /// Whether the front end checks access itself. If not, the kernel does, by owner, mode and ACL.
     const CHECKS_ACCESS: bool = false;

@@ -56,7 +56,10 @@ pub struct Identity {
 
 impl IdMap {
     /// Makes a map of these ranges. An id in none of them is not mapped. The ranges must not be
-    /// empty, pass the last id, or overlap. The error is a sentence without a subject.
+    /// empty, pass the last id, or overlap.
+    ///
+    /// # Errors
+    /// - A sentence without a subject names the range that does not fit.
     pub fn new(ranges: Vec<Range>) -> std::result::Result<Self, String> {
         for (number, range) in ranges.iter().enumerate() {
             let Range { layer, shown, length } = *range;

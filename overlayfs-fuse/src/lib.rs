@@ -60,7 +60,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-#![warn(missing_docs, clippy::too_many_lines)]
+#![warn(missing_docs, clippy::missing_errors_doc, clippy::too_many_lines)]
 
 pub mod dispatch;
 pub mod engine;

@@ -44,6 +44,9 @@ pub fn start(verbosity: Verbosity) {
 
 /// Appends messages to a file too. After the program has left its terminal they go only there, not
 /// to syslog.
+///
+/// # Errors
+/// - The errors of open(2).
 pub fn log_to(path: &Path) -> io::Result<()> {
     let file = File::options().create(true).append(true).open(path)?;
     LOGGER.file.get_or_init(|| file);

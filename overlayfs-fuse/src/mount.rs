@@ -47,6 +47,11 @@ pub struct Options {
 
 /// Mounts a filesystem at the directory `path`, which must be absolute. Returns the device that
 /// delivers its requests.
+///
+/// # Errors
+/// - ENOTDIR: `path` is no directory.
+/// - ENOENT: there is no `/dev/fuse`, or no `fusermount3` for a caller without the right to mount.
+/// - The error of mount(2), or the message of `fusermount3`.
 pub fn mount(path: &Path, options: &Options) -> io::Result<OwnedFd> {
     match mount_by_call(path, options) {
         Err(error) if error.kind() == ErrorKind::PermissionDenied => mount_by_helper(path, options),
@@ -88,6 +93,9 @@ pub struct Device {
 
 impl Device {
     /// Returns the number of the filesystem that is mounted at `path`, without a request to it.
+    ///
+    /// # Errors
+    /// - The errors of statx(2).
     pub fn of_mounted(path: &Path) -> io::Result<Self> {
         let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
         let stat = rustix::fs::statx(CWD, path, flags, StatxFlags::empty())?;
@@ -113,6 +121,10 @@ pub struct Unmounter(UnixStream);
 impl Unmounter {
     /// Starts the process for a later mount at `path`, which must be absolute. The caller must have
     /// no other threads. Nor may it have opened a file that must be closed at its end.
+    ///
+    /// # Errors
+    /// - EAGAIN: the system has no more processes for the user.
+    /// - EMFILE: there is no descriptor for the sockets.
     pub fn start(path: &Path) -> io::Result<(Self, Waiter, Prober)> {
         let (ours, theirs) = UnixStream::pair()?;
         let (mut ours_to_wait, theirs_to_wait) = UnixStream::pair()?;
@@ -140,6 +152,10 @@ impl Unmounter {
 
     /// Removes the mount from the tree at once. Programs keep their open files, and the service
     /// ends with the last of them.
+    ///
+    /// # Errors
+    /// - EINVAL: nothing is mounted at the path.
+    /// - EPIPE: the process has ended.
     pub fn unmount(&mut self) -> io::Result<()> {
         self.0.write_all(&[0])?;
         let mut answer = [0; size_of::<i32>()];
@@ -166,6 +182,10 @@ impl Waiter {
     }
 
     /// Makes it begin to wait. `number` names this wait.
+    ///
+    /// # Errors
+    /// - ENOENT: the process has no such thread.
+    /// - EPIPE: the process has ended.
     pub fn ask(&self, device: Device, number: u32) -> io::Result<()> {
         if self.thread == 0 {
             return Err(ErrorKind::NotFound.into());
@@ -179,7 +199,10 @@ impl Waiter {
         &self.line
     }
 
-    /// Returns the number of the wait that has ended. Fails if the process has ended.
+    /// Returns the number of the wait that has ended.
+    ///
+    /// # Errors
+    /// - `UnexpectedEof`: the process has ended.
     pub fn take_end(&self) -> io::Result<u32> {
         let mut number = [0; size_of::<u32>()];
         (&self.line).read_exact(&mut number)?;

@@ -185,8 +185,10 @@ impl<'a> Stacked<'a> {
         self.is_limited
     }
 
-    /// Mounts a front end and serves it until the unmount, in the sandbox if there is one. The
-    /// error is a sentence.
+    /// Mounts a front end and serves it until the unmount, in the sandbox if there is one.
+    ///
+    /// # Errors
+    /// - A sentence says which step failed, and why.
     pub fn serve<D: FrontEnd + 'static>(self, front_end: D, sandbox: Option<Sandbox>) -> Result<(), String> {
         let shown = self.mount_point.display();
         let device = fuse_mount::mount(&self.mount_point, &self.mount_options::<D>())

@@ -126,7 +126,10 @@ pub struct Sandbox {
 }
 
 impl Sandbox {
-    /// Opens the directories of these layers. The error is a sentence.
+    /// Opens the directories of these layers.
+    ///
+    /// # Errors
+    /// - A sentence names the directory that cannot be opened, and why.
     pub fn new(layers: &Options) -> Result<Self, String> {
         let (mut readable, mut writable) = (Vec::new(), Vec::new());
         for lower in &layers.lowers {

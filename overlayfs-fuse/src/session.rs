@@ -49,6 +49,10 @@ struct Served<D> {
 impl<D: FrontEnd + 'static> Session<D> {
     /// Agrees with the kernel on how the mount of `device` works, and prepares for `threads`
     /// threads, at least two. Waits for the INIT of the kernel, which comes at mount.
+    ///
+    /// # Errors
+    /// - ENODEV: the filesystem is unmounted.
+    /// - `Unsupported`: the kernel speaks a version of FUSE before 7.31.
     pub fn start(device: OwnedFd, front_end: D, threads: usize, settler: Option<Settler>) -> io::Result<Self> {
         let device = Arc::new(File::from(device));
         let mut request = vec![0; MAX_DATA + MAX_HEAD];
@@ -76,6 +80,9 @@ impl<D: FrontEnd + 'static> Session<D> {
 
     /// Starts all threads but one. If one cannot start, the caller must unmount the filesystem,
     /// which ends the others.
+    ///
+    /// # Errors
+    /// - EAGAIN: the system has no more threads for the user.
     pub fn start_threads(self) -> io::Result<Running<D>> {
         let Self { served, device, clones } = self;
         let mut others = Vec::new();
@@ -148,12 +155,20 @@ impl Notifier {
     ///
     /// The kernel writes the held data of a file back before, so another thread must take the
     /// requests.
+    ///
+    /// # Errors
+    /// - ENODEV: the filesystem is unmounted.
+    /// - EINVAL: the kernel does not know the notification.
     pub fn prune(&self, nodes: &[u64]) -> io::Result<()> {
         let prune = wire::NotifyPrune { count: nodes.len() as u32, ..wire::NotifyPrune::default() };
         self.notify(wire::NOTIFY_PRUNE, &[prune.as_bytes(), nodes.as_bytes()].concat())
     }
 
     /// Makes the kernel ask for the attributes of an object before it uses them again.
+    ///
+    /// # Errors
+    /// - ENODEV: the filesystem is unmounted.
+    /// - ENOENT: the kernel does not know the object.
     pub fn forget_attributes(&self, node: u64) -> io::Result<()> {
         let inode = wire::NotifyInvalInode { node, offset: -1, length: 0 };
         self.notify(wire::NOTIFY_INVAL_INODE, inode.as_bytes())
@@ -161,6 +176,10 @@ impl Notifier {
 
     /// Makes the kernel write back, and drop, the held data of a file from `offset` on. The writes
     /// are requests, which another thread must take.
+    ///
+    /// # Errors
+    /// - ENODEV: the filesystem is unmounted.
+    /// - ENOENT: the kernel does not know the object.
     pub fn write_back(&self, node: u64, offset: u64) -> io::Result<()> {
         let offset = i64::try_from(offset).unwrap_or(i64::MAX);
         let inode = wire::NotifyInvalInode { node, offset, length: 0 };

@@ -105,6 +105,9 @@ enum Hold {
 
 impl Settler {
     /// Serves the mount with this device number, which `threads` threads serve.
+    ///
+    /// # Errors
+    /// - ENOENT: `/proc` is not mounted.
     pub fn new(
         device: Device,
         (waiter, prober): (Waiter, Prober),
@@ -407,6 +410,10 @@ impl Settler {
     }
 
     /// Completes and syncs the rest after [`Settler::run`], and unlocks the layers.
+    ///
+    /// # Errors
+    /// - EIO: a layer failed. The error comes from the call that failed first, so it may be another
+    ///   one.
     pub fn end(&self) -> Result<()> {
         let State { dirty, changes, retired, failed, .. } = *self.state();
         if retired {
