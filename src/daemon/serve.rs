@@ -1,9 +1,10 @@
 //! The request loop: several threads take requests from one socket, in turn, and answer them side
 //! by side.
 //!
-//! A thread that has read a request keeps the turn while it answers from memory. It passes the turn
-//! on before it waits for a layer or for another thread ([`crate::turn`]). So no thread waits for a
-//! slow request of another, and a request without a layer costs no switch to another thread.
+//! A thread that has read a request keeps the turn while it answers from memory. It offers the turn
+//! before it waits for a layer, and passes it on before it waits for another thread
+//! ([`crate::turn`]). So a slow request delays no other for long, and a quick one costs no switch
+//! to another thread.
 //!
 //! Some entries of the kernel are no requests: a descriptor was closed, a caller has given up. The
 //! thread that reads one handles it before it reads the next entry, so no later request can

@@ -320,7 +320,8 @@ pub struct Capabilities {
 /// symlink, and none crosses to another mounted filesystem. A directory with a mount on it shows
 /// its own content.
 ///
-/// A layer of another process passes the turn on (`crate::turn`) before it waits for that process.
+/// A layer of another process offers the turn (`crate::turn`) before it waits for that process. It
+/// passes the turn on before a call that takes long.
 ///
 /// # Errors
 ///

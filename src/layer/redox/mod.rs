@@ -114,7 +114,7 @@ struct Far(Fd);
 impl Far {
     /// Returns the descriptor for a call, during which this thread waits for that process.
     fn call(&self) -> &Fd {
-        turn::pass();
+        turn::offer();
         &self.0
     }
 }
@@ -355,6 +355,7 @@ impl Layer for RedoxLayer {
     }
 
     fn list(&self, dir: &Dir, each: &mut dyn FnMut(DirEntry<'_>)) -> Result<()> {
+        turn::pass();
         // redoxfs takes the listing when it opens the directory, and only for reading.
         let fd = dir.top.open_at(&dir.path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW)?;
         let mut buffer = vec![0; LIST_BUFFER];
@@ -601,6 +602,7 @@ impl Layer for RedoxLayer {
     }
 
     fn copy_range(&self, from: &File, range: Range<u64>, to: &File, offset: u64) -> Result<u64> {
+        turn::pass();
         copy_through_memory(self, from, range, to, offset)
     }
 
