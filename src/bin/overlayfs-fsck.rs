@@ -63,21 +63,16 @@ fn run(options: &Options, repair: bool, code: &mut u8) -> Result<(), String> {
     }
     let findings = checker.check().map_err(|error| unread(&cause(error)))?;
     let at = |finding: &Finding<_>| if finding.in_work { &work } else { &upper }.join(&finding.path);
+    if !findings.is_empty() {
+        *code |= LEFT;
+    }
     for finding in &findings {
-        say(&at(finding), finding, repair);
-        if let (true, Some(repair)) = (repair, &finding.repair) {
-            let failed = |error| format!("{} cannot be repaired: {}", at(finding).display(), cause(error));
-            *code |= LEFT;
-            checker.repair(repair).map_err(failed)?;
+        if treat(&checker, finding, &at(finding), repair, "repaired")? {
             *code |= REPAIRED;
         }
     }
     for unused in checker.unused().map_err(|error| unread(&cause(error)))? {
-        say(&at(&unused), &unused, repair);
-        if let (true, Some(repair)) = (repair, &unused.repair) {
-            let failed = |error| format!("{} cannot be removed: {}", at(&unused).display(), cause(error));
-            checker.repair(repair).map_err(failed)?;
-        }
+        treat(&checker, &unused, &at(&unused), repair, "removed")?;
     }
     let left = if repair { checker.check().map_err(|error| unread(&cause(error)))? } else { findings };
     *code = *code & !LEFT | if left.is_empty() { 0 } else { LEFT };
@@ -89,6 +84,21 @@ fn run(options: &Options, repair: bool, code: &mut u8) -> Result<(), String> {
         count => println!("{} has damage: {count} finding{}.", upper.display(), if count == 1 { "" } else { "s" }),
     }
     Ok(())
+}
+
+/// Prints a finding, and repairs it if `repairs`. Returns whether it was repaired; `done` is the
+/// word for that in an error.
+fn treat(
+    checker: &Checker<OsLayer>,
+    finding: &Finding<OsLayer>,
+    path: &Path,
+    repairs: bool,
+    done: &str,
+) -> Result<bool, String> {
+    say(path, finding, repairs);
+    let Some(repair) = finding.repair.as_ref().filter(|_| repairs) else { return Ok(false) };
+    let repaired = checker.repair(repair);
+    repaired.map(|()| true).map_err(|error| format!("{} cannot be {done}: {}", path.display(), cause(error)))
 }
 
 fn say(path: &Path, finding: &Finding<OsLayer>, repairs: bool) {

@@ -42,6 +42,16 @@ struct LockedDir<'a, L: Layer> {
     path: Option<PathBuf>,
 }
 
+/// The result of a look at the two names of a rename, under their locks.
+enum Look {
+    /// The rename can go on.
+    Rename,
+    /// The rename has nothing to do.
+    Nothing,
+    /// Lost a race: another thread changed a name. Retry.
+    Lost,
+}
+
 /// The part of the tree that is locked.
 enum Tree<'a> {
     /// Directories cannot move.
@@ -99,18 +109,19 @@ impl<L: Layer> Overlay<L> {
             };
             self.prepare_mode(mode)?;
             let moves_dir = [Some(&node), target.as_ref()].into_iter().flatten().any(|node| node.kind() == Kind::Dir);
-            let is_as_found = |dirs: &mut Dirs<'_, L>| -> Result<bool> {
-                Ok(self.shows(dirs, dir, name, Some(&node))? && self.shows(dirs, new_dir, new_name, target.as_ref())?)
+            let look = |dirs: &mut Dirs<'_, L>| -> Result<Look> {
+                let is_there = self.shows(dirs, dir, name, Some(&node))?;
+                Ok(match is_there && self.shows(dirs, new_dir, new_name, target.as_ref())? {
+                    false => Look::Lost,
+                    true if self.check_rename(dir, &node, new_dir, target.as_ref(), mode)? => Look::Rename,
+                    true => Look::Nothing,
+                })
             };
-            {
-                // A rename that is refused copies nothing up.
-                let mut dirs = self.lock_dirs(dir, new_dir, moves_dir)?;
-                if !is_as_found(&mut dirs)? {
-                    continue;
-                }
-                if !self.check_rename(dir, &node, new_dir, target.as_ref(), mode)? {
-                    return Ok(());
-                }
+            // A rename that is refused copies nothing up.
+            match look(&mut self.lock_dirs(dir, new_dir, moves_dir)?)? {
+                Look::Rename => {}
+                Look::Nothing => return Ok(()),
+                Look::Lost => continue,
             }
             self.check_entries(dir, Some(&node))?;
             self.check_entries(new_dir, target.as_ref())?;
@@ -128,12 +139,10 @@ impl<L: Layer> Overlay<L> {
             contents.sort_by_key(|node| node.id());
             let _contents: Vec<_> = contents.iter().map(|node| node.content.lock()).collect();
             let mut dirs = self.lock_dirs(dir, new_dir, moves_dir)?;
-            if !is_as_found(&mut dirs)? {
-                // Lost a race: another thread changed the name. Retry.
-                continue;
-            }
-            if !self.check_rename(dir, &node, new_dir, target.as_ref(), mode)? {
-                return Ok(());
+            match look(&mut dirs)? {
+                Look::Rename => {}
+                Look::Nothing => return Ok(()),
+                Look::Lost => continue,
             }
             let old = &End { parent: dir, name, dir: &from };
             let new = &End { parent: new_dir, name: new_name, dir: &to };
