@@ -23,7 +23,7 @@ use crate::errno::{ENOENT, ENOTDIR};
 
 use crate::format::{self, Format, kernel};
 use crate::layer::{Layer, Result};
-use crate::overlay::on_disk::{LayerDir, Record, Stack, hold, namespace};
+use crate::overlay::on_disk::{LayerDir, Record, Stack, hold, namespace, stack_of};
 use crate::overlay::{Layers, Overlay, Refused, Settings};
 
 mod damage;
@@ -115,7 +115,7 @@ impl<L: Layer> Checker<L> {
         let known = work.as_ref().map(|dir| Record::read(upper.layer(&root), dir)).transpose()?.flatten();
         let is_recorded = known.is_some();
         let difference = match known {
-            Some(known) => Record::of(below.stack())?.difference(&known),
+            Some(known) => Record::of(stack_of(&below))?.difference(&known),
             None => None,
         };
         let work = work.map(|dir| upper.anchored(0, dir));

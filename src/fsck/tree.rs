@@ -15,7 +15,7 @@ use crate::format::listing::{self, Hidden, LayerListing, Reading};
 use crate::format::{self, DirMark, Meaning, PartOf, Redirect, WhiteoutMark};
 use crate::layer::{Access, Kind, Layer, Object, Result, read_start};
 use crate::overlay::Node;
-use crate::overlay::on_disk::{LayerDir, map_len, map_means_something};
+use crate::overlay::on_disk::{LayerDir, map_len, map_means_something, origin_of};
 
 /// A directory of the upper layer that the walk has not read yet.
 struct Task<L: Layer> {
@@ -297,7 +297,7 @@ impl<L: Layer> Checker<L> {
             _ => None,
         };
         let is_other = match (source, &lower_file) {
-            (Some(source), Some(node)) => self.below.digest(node)? != Some(*source),
+            (Some(source), Some(node)) => origin_of(&self.below, node)? != Some(*source),
             (Some(_), None) => true,
             (None, _) => false,
         };

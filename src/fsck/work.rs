@@ -10,7 +10,7 @@ use crate::format;
 use crate::layer::{Kind, Layer, Result, entries};
 use crate::overlay::VOLATILE_MARK;
 use crate::overlay::on_disk::{
-    HOLDER, LayerDir, NUMBERS, Origin, is_kept, is_marked_volatile, is_ours, origin, review,
+    HOLDER, LayerDir, NUMBERS, Origin, is_kept, is_marked_volatile, is_ours, origin, origin_of, review, stack_of,
 };
 
 /// The directories of the kernel's overlayfs in a work directory.
@@ -114,7 +114,7 @@ impl<L: Layer> Checker<L> {
                     dirs.push((path, node));
                     continue;
                 }
-                let origin = self.below.digest(&node)?;
+                let origin = origin_of(&self.below, &node)?;
                 if copies.iter().any(|(_, of)| Some(*of) == origin) && !self.places(report, &path)?.is_empty() {
                     copies.retain(|(_, of)| Some(*of) != origin);
                 }
@@ -125,7 +125,7 @@ impl<L: Layer> Checker<L> {
 
     /// Removes from `copies` those of a file that a lower layer has: its names show them.
     fn drop_shown(&self, copies: &mut Vec<Copy>) -> Result<()> {
-        let stack = self.below.stack();
+        let stack = stack_of(&self.below);
         let mut dirs: Vec<Arc<LayerDir<L>>> = stack.lower_roots().to_vec();
         while let Some(dir) = dirs.pop() {
             if copies.is_empty() {

@@ -20,7 +20,7 @@ use crate::errno::{EIO, ENOENT, Error};
 use super::Overlay;
 use super::ctime::{CTIMES, Ctimes};
 use super::inode::{Claim, Claims};
-use super::node::{LinkCount, Node};
+use super::node::LinkCount;
 use super::stack::{LayerDir, Stack};
 use super::work::discard;
 use crate::format;
@@ -546,12 +546,6 @@ impl<L: Layer> Overlay<L> {
             hidden => LinkCount::Counted(attr.nlink.saturating_sub(hidden).max(1)),
         };
         Ok(Linked { origin: Some(origin), links, ..alone })
-    }
-
-    /// Returns the origin of an object of a lower layer, for fsck. None if it has no name left.
-    pub(crate) fn digest(&self, node: &Arc<Node<L>>) -> Result<Option<Origin>> {
-        let place = node.state.lock().places.first().cloned();
-        place.map(|place| Ok(origin(&self.stack, &place.dir, &self.layer_attr(node)?))).transpose()
     }
 
     /// Gives the complete copy `temp` of a file with several names its index entry.

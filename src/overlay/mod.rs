@@ -26,6 +26,7 @@
 //! | `work`, `detect` | the work directory; the format of the upper layer |
 //! | `index` | facts about copies for the next mount: links and inode numbers |
 //! | `holder`, `end` | the process that holds the upper layer; completion and sync in pauses and at the end |
+//! | `on_disk` | the data that overlays leave in layers and work directories, for `fsck` |
 //! | `record` | the lower layers and features that an upper layer was written with |
 //! | `volatile` | the mark of an upper layer that is not synced |
 //!
@@ -81,6 +82,7 @@ mod merge;
 mod metacopy;
 mod names;
 mod node;
+pub(crate) mod on_disk;
 pub mod ownership;
 mod partial;
 mod progress;
@@ -117,19 +119,6 @@ use partial::Partials;
 use room::Room;
 use stack::{LayerDir, Stack};
 use work::Work;
-
-/// The data that overlays leave in layers and work directories, for `fsck`. Beyond this, `fsck`
-/// uses only the public interface, [`Overlay::stack`] and [`Overlay::digest`].
-pub(crate) mod on_disk {
-    pub(crate) use super::detect::namespace;
-    pub(crate) use super::holder::{RECORD as HOLDER, hold};
-    pub(crate) use super::index::{NUMBERS, Origin, origin, review, rewrite};
-    pub(crate) use super::partial::{map_len, means_something as map_means_something};
-    pub(crate) use super::record::Record;
-    pub(crate) use super::stack::{LayerDir, Stack};
-    pub(crate) use super::volatile::is_marked as is_marked_volatile;
-    pub(crate) use super::work::{is_kept, is_ours};
-}
 
 /// The layers of an overlay.
 pub struct Layers<L> {
@@ -287,11 +276,6 @@ impl<L: Layer> Overlay<L> {
     /// Closes the cached directories of layers, for a process that has run out of descriptors.
     pub fn close_dirs(&self) {
         self.stack.close_dirs();
-    }
-
-    /// The layers themselves, for `fsck`.
-    pub(crate) fn stack(&self) -> &Stack<L> {
-        &self.stack
     }
 
     /// Returns the upper layer and the work directory.

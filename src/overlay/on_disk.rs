@@ -1,0 +1,27 @@
+//! The data that overlays leave in layers and work directories, for `fsck`. Beyond this, `fsck`
+//! uses only the public interface of the engine.
+
+use std::sync::Arc;
+
+use super::{Node, Overlay};
+use crate::layer::{Layer, Result};
+
+pub use super::detect::namespace;
+pub use super::holder::{RECORD as HOLDER, hold};
+pub use super::index::{NUMBERS, Origin, origin, review, rewrite};
+pub use super::partial::{map_len, means_something as map_means_something};
+pub use super::record::Record;
+pub use super::stack::{LayerDir, Stack};
+pub use super::volatile::is_marked as is_marked_volatile;
+pub use super::work::{is_kept, is_ours};
+
+/// Returns the layers of an overlay.
+pub fn stack_of<L: Layer>(overlay: &Overlay<L>) -> &Stack<L> {
+    &overlay.stack
+}
+
+/// Returns the origin of an object of a lower layer. None if it has no name left.
+pub fn origin_of<L: Layer>(overlay: &Overlay<L>, node: &Arc<Node<L>>) -> Result<Option<Origin>> {
+    let place = node.state.lock().places.first().cloned();
+    place.map(|place| Ok(origin(&overlay.stack, &place.dir, &overlay.layer_attr(node)?))).transpose()
+}
