@@ -129,7 +129,7 @@ fn messages_quoted_in_pages_exist() {
     }
 }
 
-/// The files of a folder whose names end in one of `extensions`.
+/// Returns the files of a folder with one of these extensions.
 fn files(folder: &str, extensions: &[&str]) -> Vec<PathBuf> {
     let files = fs::read_dir(at(folder)).unwrap().map(|entry| entry.unwrap().path());
     files
@@ -137,7 +137,7 @@ fn files(folder: &str, extensions: &[&str]) -> Vec<PathBuf> {
         .collect()
 }
 
-/// All pages in Markdown.
+/// Returns all pages in Markdown.
 fn documents() -> Vec<PathBuf> {
     [".", "docs", "redox"].iter().flat_map(|folder| files(folder, &["md"])).collect()
 }
