@@ -1,7 +1,7 @@
 """The layers on the disk of every check.
 
 These are /lower, /lower2, and the empty /upper, /upper2 and /upper3. /home belongs to user 1000. /small and
-/lower2/small have fifty files each.
+/lower2/small have fifty files each. /second is a disk itself, with an empty directory /upper.
 """
 
 import os
@@ -10,6 +10,7 @@ import shutil
 from machine import END
 
 PATTERN_KIB = 4096
+SECOND_MEGABYTES = 8
 
 
 def make_layers(system, tree, disk, megabytes=64):
@@ -56,6 +57,9 @@ def make_layers(system, tree, disk, megabytes=64):
     for name in ["say", "tries", "transcript"]:
         shutil.copy(system.programs / name, tree / "lower/bin" / name)
         (tree / "lower/bin" / name).chmod(0o755)
+    directory("on-second/upper")
+    system.make_disk(tree / "on-second", tree / "second", SECOND_MEGABYTES)
+    shutil.rmtree(tree / "on-second")
     _make_system(tree / "lower/usr", system)
     system.make_disk(tree, disk, megabytes)
 
