@@ -248,9 +248,10 @@ impl<L: Layer> Index<L> {
     /// Reads the index from the work directory `dir`. Also returns the inode numbers that copies
     /// had.
     ///
-    /// The function drops records that it cannot read. It tells `ctimes` about each copy that it
-    /// changes.
-    pub fn open(upper: &L, dir: &L::Dir, volatile: bool, ctimes: &Ctimes) -> Result<(Self, Claims)> {
+    /// The function drops records that it cannot read. Without `same_lowers` it drops the counts of
+    /// hidden names too, since other lower layers may show these again. It tells `ctimes` about
+    /// each copy that it changes.
+    pub fn open(upper: &L, dir: &L::Dir, volatile: bool, same_lowers: bool, ctimes: &Ctimes) -> Result<(Self, Claims)> {
         let mut links = Links::default();
         let mut found = Vec::new();
         upper.list(dir, &mut |entry| {
@@ -264,6 +265,10 @@ impl<L: Layer> Index<L> {
             log::warn!("cannot read the inode numbers of earlier mounts, so files may show new ones: {error}");
             Numbers::Damaged
         });
+        let is_right = same_lowers || known.hidden.is_empty();
+        if !is_right {
+            known.hidden.clear();
+        }
         for (name, kind, copy, (ino, origin, names)) in found {
             if known.hidden.get(&origin).is_some_and(|hidden| *hidden >= names) {
                 // Every name of the original is hidden or a link to the copy. The index entry has
@@ -276,7 +281,7 @@ impl<L: Layer> Index<L> {
             links.add(ino, origin, Kept { name, names, copy });
         }
         let written = match read {
-            Numbers::Whole(file, records) if records <= 2 * known.len() + DEAD_MAX => {
+            Numbers::Whole(file, records) if is_right && records <= 2 * known.len() + DEAD_MAX => {
                 // Syncs the records of earlier mounts now, so that a later sync of an object need
                 // not care for them.
                 let synced = if known.len() > 0 && !volatile { upper.sync(&file) } else { Ok(()) };
@@ -436,7 +441,7 @@ pub fn review<L: Layer>(upper: &L, dir: &L::Dir) -> Result<Review> {
 /// Writes damaged numbers of a work directory anew, as the next mount would.
 pub fn rewrite<L: Layer>(upper: &L, dir: &L::Dir) -> Result<()> {
     let ctimes = Ctimes::open(upper, dir);
-    let (index, _) = Index::open(upper, dir, false, &ctimes)?;
+    let (index, _) = Index::open(upper, dir, false, true, &ctimes)?;
     index.finish(upper, dir)?;
     ctimes.save(upper, dir)
 }

@@ -164,6 +164,10 @@ impl<L: Layer> Overlay<L> {
         if state.place_mut(&place.parent, &place.name).is_none() {
             state.places.push(place);
         }
+        // A stack that shows a lower directory at two places shows more names than it has links.
+        if let LinkCount::Counted(count) = state.links {
+            state.links = LinkCount::Counted(count.max(state.places.len() as u32));
+        }
         drop(state);
         Ok(node)
     }

@@ -243,9 +243,11 @@ impl<L: Layer> Work<L> {
         if volatile {
             mark(upper, &dir)?;
         }
-        remember(stack, before.as_ref(), &dir, volatile);
+        let now = Record::of(stack);
+        let same_lowers = matches!((&now, &before), (Ok(now), Some(before)) if now.difference(before).is_none());
         let ctimes = Ctimes::open(upper, &dir);
-        let (index, claims) = Index::open(upper, &dir, volatile, &ctimes)?;
+        let (index, claims) = Index::open(upper, &dir, volatile, same_lowers, &ctimes)?;
+        remember(now, before.as_ref(), upper, &dir, volatile);
         let dir = stack.anchored(0, dir);
         let (next, marked) = (AtomicU64::new(0), AtomicBool::new(volatile));
         Ok((Work { dir, layer, next, volatile, marked, format, times, index }, claims, ctimes))
@@ -409,18 +411,15 @@ fn try_layer<L: Layer>(upper: &L, dir: &L::Dir) -> std::result::Result<Times, Re
 }
 
 /// Logs a change of the lower layers since the last mount, and records the present ones.
-fn remember<L: Layer>(stack: &Stack<L>, before: Option<&Record>, dir: &L::Dir, volatile: bool) {
-    let written = Record::of(stack).and_then(|now| {
+fn remember<L: Layer>(now: Result<Record>, before: Option<&Record>, upper: &L, dir: &L::Dir, volatile: bool) {
+    let written = now.and_then(|now| {
         if let Some(difference) = before.and_then(|before| now.difference(before)) {
             log::warn!(
                 "the upper layer was on other lower layers before: {difference}. Its whiteouts and renames may not \
                  fit these"
             );
         }
-        match stack.upper() {
-            Some(upper) => now.write(before, upper, dir, volatile),
-            None => Ok(()),
-        }
+        now.write(before, upper, dir, volatile)
     });
     if let Err(error) = written {
         log::warn!("cannot record the lower layers for the next mount, which cannot compare them: {error}");

@@ -286,6 +286,42 @@ fn renamed_and_further_names_are_links_too() {
     mount.numbers();
 }
 
+/// Another layer shows the name of a lower file again that its copy hides.
+#[test]
+fn a_changed_stack_counts_at_least_the_names() {
+    for is_met in [false, true] {
+        let setup = setup();
+        let mut mount = Mount::new(&setup);
+        mount.write("dir/b", "new");
+        mount.leave();
+        put::file(&setup.path("newer"), ".wh.dir", "");
+        put::file(&setup.path("newer"), "shown/.wh..wh.redirect", "/dir");
+        mount.lowers = vec!["newer", "lower"];
+        for _ in 0..2 {
+            mount.again();
+            let held = is_met.then(|| mount.overlay().open(&mount.find("shown/b")));
+            for path in ["dir/b", "a", "c", "shown/b"] {
+                assert_eq!((mount.read(path).as_str(), mount.nlink(path)), ("new", 4), "{path}");
+            }
+            drop(held);
+        }
+        mount.again();
+        let held = is_met.then(|| mount.overlay().open(&mount.find("shown/b")));
+        for (path, left) in [("a", 3), ("dir/b", 2), ("c", 1)] {
+            mount.unlink(path);
+            assert_eq!(mount.read("shown/b"), "new", "without {path}");
+            assert_eq!(mount.nlink("shown/b"), left, "without {path}");
+        }
+        drop(held);
+        mount.write("shown/b", "newer");
+        mount.again();
+        assert_eq!(mount.read("shown/b"), "newer");
+        mount.unlink("shown/b");
+        mount.again();
+        assert_eq!(mount.links(), Vec::<String>::new());
+    }
+}
+
 /// No lookup has met the remaining names.
 #[test]
 fn a_link_of_a_file_without_known_names_joins_its_other_names() {
