@@ -158,6 +158,56 @@ fn a_removed_directory_that_is_open_is_empty(front_end: &str) {
     });
 }
 
+/// The kinds of objects, with what makes one.
+const MAKE: [(&str, fn(&Path)); 5] = [
+    ("dir", |path| fs::create_dir(path).unwrap()),
+    ("file", |path| fs::write(path, "").unwrap()),
+    ("symlink", |path| symlink("target", path).unwrap()),
+    ("fifo", |path| node(path, FileType::Fifo, 0)),
+    ("device", |path| node(path, FileType::CharacterDevice, rustix::fs::makedev(1, 5))),
+];
+
+fn a_removed_object_that_is_held_keeps_its_attributes(front_end: &str) {
+    let make = |dir: &Path, age: &str| {
+        for (kind, make) in MAKE {
+            let path = dir.join(format!("{age}-{kind}"));
+            make(&path);
+            set_xattr(&path, "trusted.before", b"1");
+        }
+    };
+    on_both(front_end, |dir| make(dir, "old"), |dir| {
+        make(dir, "new");
+        for (age, (kind, _)) in ["old", "new"].into_iter().flat_map(|age| MAKE.map(|made| (age, made))) {
+            let path = dir.join(format!("{age}-{kind}"));
+            let held = rustix::fs::open(&path, OFlags::PATH | OFlags::NOFOLLOW, Mode::empty()).unwrap();
+            if kind == "dir" { fs::remove_dir(&path).unwrap() } else { fs::remove_file(&path).unwrap() }
+            let object = PathBuf::from(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&held)));
+            // With the link below /proc the calls reach the object itself, a symlink too.
+            let value = || {
+                let mut buffer = [0; 10];
+                rustix::fs::getxattr(&object, "trusted.before", &mut buffer).map(|length| buffer[..length].to_vec())
+            };
+            let set = |name: &str, value: &[u8]| rustix::fs::setxattr(&object, name, value, XattrFlags::REPLACE);
+            assert_eq!(value(), Ok(b"1".to_vec()), "{age} {kind}");
+            assert_eq!(set("trusted.missing", b"1"), Err(Errno::NODATA), "{age} {kind}");
+            set("trusted.before", b"2").unwrap();
+            assert_eq!(value(), Ok(b"2".to_vec()), "{age} {kind}");
+            rustix::fs::removexattr(&object, "trusted.before").unwrap();
+            assert_eq!(value(), Err(Errno::NODATA), "{age} {kind}");
+            let owner = (Some(rustix::fs::Uid::from_raw(5)), Some(rustix::fs::Gid::from_raw(6)));
+            rustix::fs::chownat(&held, "", owner.0, owner.1, AtFlags::EMPTY_PATH).unwrap();
+            let mut mode = 0o777;
+            if kind != "symlink" {
+                mode = 0o640;
+                rustix::fs::chmod(&object, Mode::from_raw_mode(mode)).unwrap();
+            }
+            let stat = rustix::fs::fstat(&held).unwrap();
+            let seen = (stat.st_mode & 0o7777, stat.st_uid, stat.st_gid, stat.st_nlink);
+            assert_eq!(seen, (mode, 5, 6, 0), "{age} {kind}");
+        }
+    });
+}
+
 /// A truncate(2) to the present size changes no times. The test looks after another mount, since
 /// the kernel shows the times that it has.
 fn truncating_to_the_present_size_changes_nothing(front_end: &str) {
@@ -808,6 +858,7 @@ through_the_engine_alone! {
     holes_are_punched_into_lower_files: "no request of a scheme punches a hole",
     extended_attributes: "Redox has none",
     extended_attributes_that_only_root_sees: "Redox has no extended attributes",
+    a_removed_object_that_is_held_keeps_its_attributes: "Redox has no extended attributes",
     access_control_lists: "Redox has neither them nor the extended attributes that they are kept in",
     an_access_control_list_admits_and_refuses_users: "Redox has no access control lists",
     a_change_clears_capabilities: "Redox has neither them nor the extended attributes that they are kept in",
@@ -832,6 +883,10 @@ fn as_an_unprivileged_user() {
                 "there is no other user in the namespace",
             ),
             ("engine_alone::extended_attributes_that_only_root_sees", "only root of the system sees them"),
+            (
+                "engine_alone::a_removed_object_that_is_held_keeps_its_attributes",
+                "only root of the system makes devices",
+            ),
             ("engine_alone::flags_are_set_and_obeyed", "only root of the system sets them"),
         ],
         &[],

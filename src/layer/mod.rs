@@ -215,12 +215,14 @@ pub enum Access {
     ReadWrite,
     /// For reading, and for writing only at the end: an append-only file permits no more.
     Append,
+    /// For the attributes alone. An object of any kind can be open so.
+    Attributes,
 }
 
 impl Access {
     /// Whether a file that is open with this access can be used for `wanted`.
     pub fn allows(self, wanted: Access) -> bool {
-        self == Access::ReadWrite || wanted == Access::Read || wanted == self
+        self == wanted || self == Access::ReadWrite || wanted == Access::Read && self != Access::Attributes
     }
 }
 
@@ -332,7 +334,7 @@ pub struct Capabilities {
 pub trait Layer: Send + Sync + Sized + 'static {
     /// A directory of the layer: a descriptor, or a path if descriptors do not follow a rename.
     type Dir: Send + Sync + 'static;
-    /// An open regular file.
+    /// An open file: a regular file, unless it is open for its attributes alone.
     type File: Send + Sync + 'static;
 
     /// Returns the abilities of the layer.
@@ -476,11 +478,12 @@ pub trait Layer: Send + Sync + Sized + 'static {
     /// - EOPNOTSUPP: the layer lacks a flag.
     fn set_flags(&self, object: Object<'_, Self>, flags: u32) -> Result<()>;
 
-    /// Opens a regular file.
+    /// Opens a regular file, or for [`Access::Attributes`] an object of any kind.
     ///
     /// # Errors
     ///
     /// - EPERM: the file is immutable or append-only, and `access` would permit more.
+    /// - EOPNOTSUPP: `access` is for the attributes, and the layer has no extended ones.
     fn open_file(&self, dir: &Self::Dir, name: &OsStr, access: Access) -> Result<Self::File>;
 
     /// Returns the ids of the daemon itself.

@@ -16,9 +16,9 @@ use crate::layer::{Kind, Layer, Object, Owner, Result, Stat, Time};
 pub(super) enum Location<L: Layer> {
     Root(Arc<LayerDir<L>>),
     Entry(Arc<LayerDir<L>>, Arc<OsStr>),
-    /// An unlinked file that is open in the upper layer.
+    /// An unlinked object that is open in the upper layer.
     File(Arc<OpenFile<L>>),
-    /// An unlinked object that is not an open file. Only the node's state is left of it.
+    /// An unlinked object that is not open. Only the node's state is left of it.
     Nowhere,
 }
 
@@ -259,15 +259,10 @@ impl<L: Layer> Overlay<L> {
     /// Copies the object up, if it still has a place.
     pub(super) fn ensure_copied_up(&self, node: &Arc<Node<L>>, why: For) -> Result<()> {
         self.upper()?;
-        let is_nowhere = || matches!(self.location(&node.state.lock()), Location::Nowhere);
-        if is_nowhere() {
+        if matches!(self.location(&node.state.lock()), Location::Nowhere) {
             return Ok(());
         }
-        match self.begin_copy_up(node, u64::MAX, why) {
-            // Lost a race: another thread removed the directory.
-            Err(error) if error.errno == ENOENT && is_nowhere() => Ok(()),
-            up => up.map(drop),
-        }
+        self.begin_copy_up(node, u64::MAX, why).map(drop)
     }
 
     fn apply(&self, node: &Arc<Node<L>>, change: Change) -> Result<()> {

@@ -129,7 +129,11 @@ impl<L: Layer> Overlay<L> {
         let (upper, work) = self.upper()?;
         let fixed = self.check_fixed_below(node, why)?;
         if node.kind() == Kind::Dir {
-            self.upper_dir(node)?;
+            match self.upper_dir(node) {
+                // It was removed.
+                Err(error) if error.errno == ENOENT => self.copy_up_dir(node)?,
+                up => drop(up?),
+            }
             return Ok(CopiedUp { _content: node.content.lock(), is_truncated: false });
         }
         self.copy_up_parent(node)?;
@@ -388,6 +392,7 @@ impl<L: Layer> Overlay<L> {
             let state = node.state.lock();
             (state.places.first().cloned(), state.origin().filter(|_| state.links != LinkCount::NONE))
         };
+        let held = if file.is_none() && place.is_none() { self.open_entry(work.dir(), temp)? } else { None };
         let Placed { to, index_entry } =
             self.place_copy(before, copy, (temp, file.as_ref()), place.as_ref(), origin)?;
         let mut state = node.state.lock();
@@ -417,7 +422,7 @@ impl<L: Layer> Overlay<L> {
             None => Stored::Named,
         };
         let dir = to.unwrap_or_else(|| work.dir().clone());
-        let open = file.map(|file| Arc::new(OpenFile { file, access: Access::ReadWrite, dir, from_lower: None }));
+        let open = file.map(|file| Arc::new(OpenFile { file, access: Access::ReadWrite, dir, from_lower: None })).or(held);
         let open = open.filter(|_| state.keeps_file());
         let _closed = std::mem::replace(&mut state.file, open);
         Ok(())
@@ -508,14 +513,15 @@ impl<L: Layer> Overlay<L> {
         for dir in missing.iter().rev() {
             self.copy_up_dir(dir)?;
         }
-        node.dir()?.upper.clone().ok_or(Error::new(EIO))
+        node.dir()?.upper.clone().ok_or(Error::new(ENOENT))
     }
 
-    /// Copies up a directory. Its parent is in the upper layer.
+    /// Copies up a directory. Its parent is in the upper layer, or it was removed: then the copy has
+    /// no name, and serves the attributes alone.
     fn copy_up_dir(&self, node: &Arc<Node<L>>) -> Result<()> {
         let (upper, work) = self.upper()?;
         let _content = node.content.lock();
-        if node.dir()?.upper.is_some() {
+        if node.dir()?.upper.is_some() || node.state.lock().upper {
             return Ok(());
         }
         let before = self.layer_attr(node)?;
@@ -539,7 +545,12 @@ impl<L: Layer> Overlay<L> {
         let copy = self.stack.stat(work.dir(), temp)?;
         let _tree = self.tree.read();
         let Some(place) = node.state.lock().places.first().cloned() else {
-            return Err(Error::new(ENOENT));
+            let held = self.open_entry(work.dir(), temp)?;
+            upper.remove_dir(open, temp)?;
+            let mut state = node.state.lock();
+            self.set_upper(node, &mut state, before, &copy);
+            (state.stored, state.file) = (Stored::Named, held);
+            return Ok(());
         };
         let mut parent = place.parent.dir()?;
         let to = parent.upper.clone().ok_or(Error::new(EIO))?;
@@ -551,14 +562,20 @@ impl<L: Layer> Overlay<L> {
         let mut state = node.state.lock();
         let ino = *state.ino.get_or_insert_with(|| self.number(before));
         self.record_copy_up(ino, &copy, None);
-        state.upper = true;
-        self.touch_unseen(node, &mut state);
+        self.set_upper(node, &mut state, before, &copy);
         state.links = LinkCount::Merged;
-        state.attr = Some(Stat { dev: copy.dev, ino: copy.ino, ..*before });
         if let Some(place) = state.places.first_mut() {
             place.dir = to;
         }
         Ok(())
+    }
+
+    /// Updates the state of a directory after its copy-up. `before` has the attributes of the
+    /// original.
+    fn set_upper(&self, node: &Arc<Node<L>>, state: &mut State<L>, before: &Stat, copy: &Stat) {
+        state.upper = true;
+        self.touch_unseen(node, state);
+        state.attr = Some(Stat { dev: copy.dev, ino: copy.ino, ..*before });
     }
 
     /// Calls `work` on a directory of the upper layer, then puts its times back: the change is not

@@ -87,7 +87,7 @@ pub(super) enum Stored<L: Layer> {
     Indexed(Arc<OsStr>),
     /// In the work directory, under this name: a new file that has no name yet.
     Unnamed(Arc<OsStr>),
-    /// At its place in a lower layer, after its last known name was lost. Never a directory.
+    /// At its place in a lower layer, after its last known name was lost.
     Orphan(Box<LayerEntry<L>>),
 }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::errno::{EACCES, EIO, EISDIR, ENOENT, ENOTDIR, ENOTEMPTY, Error};
 
 use super::Overlay;
+use super::attr::Location;
 use super::node::{Dir, LinkCount, Node, ObjectName, OpenFile, State, StateGuard, Stored};
 use super::stack::LayerDir;
 use super::work::discard;
@@ -186,9 +187,32 @@ impl<L: Layer> Overlay<L> {
                 });
                 open.map(Some)
             }
-            Kind::Symlink if held => self.read_link_within(node).map(|_| None),
+            Kind::Symlink if held => {
+                self.read_link_within(node)?;
+                self.open_attributes(node)
+            }
+            _ if held => self.open_attributes(node),
             _ => Ok(None),
         }
+    }
+
+    /// Opens an object for its attributes alone. Returns None if the layer has no extended ones: the
+    /// state of the node has the others. The caller must lock the tree.
+    fn open_attributes(&self, node: &Arc<Node<L>>) -> Result<Option<Arc<OpenFile<L>>>> {
+        match self.location(&node.state.lock()) {
+            Location::Entry(dir, name) => self.open_entry(&dir, &name),
+            _ => Ok(None),
+        }
+    }
+
+    /// Does the same for the entry `name` of a directory of a layer.
+    pub(super) fn open_entry(&self, dir: &Arc<LayerDir<L>>, name: &OsStr) -> Result<Option<Arc<OpenFile<L>>>> {
+        let (layer, access) = (self.stack.layer(dir), Access::Attributes);
+        if !layer.capabilities().xattrs {
+            return Ok(None);
+        }
+        let file = layer.open_file(&*self.stack.open(dir)?, name, access)?;
+        Ok(Some(Arc::new(OpenFile { file, access, dir: dir.clone(), from_lower: None })))
     }
 
     /// Updates an object that lost the name `name` in `parent`. The caller locked its state before
@@ -209,6 +233,7 @@ impl<L: Layer> Overlay<L> {
         if state.upper {
             self.touch(node, &mut state);
         }
+use super::attr::Location;
         if state.lose_link(node.kind()) > 0 {
             if let (Some(origin), Some(lost)) = (state.origin(), &lost)
                 && !self.stack.is_upper(&lost.dir)
@@ -221,7 +246,7 @@ impl<L: Layer> Overlay<L> {
             }
             return;
         }
-        if !state.upper && node.kind() != Kind::Dir {
+        if !state.upper {
             state.links = LinkCount::NONE;
             state.stored = Stored::orphan(lost);
         }

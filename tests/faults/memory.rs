@@ -833,9 +833,12 @@ impl Layer for Memory {
     }
 
     fn open_file(&self, dir: &Dir, name: &OsStr, access: Access) -> Result<File> {
-        let state = if access != Access::Read { self.change()? } else { self.disk.state() };
+        let state = match access {
+            Access::Read | Access::Attributes => self.disk.state(),
+            Access::ReadWrite | Access::Append => self.change()?,
+        };
         let ino = state.tree.entry(dir.0, name)?;
-        state.tree.content(ino).map(|_| self.file(ino))
+        if access == Access::Attributes { Ok(self.file(ino)) } else { state.tree.content(ino).map(|_| self.file(ino)) }
     }
 
     fn identity(&self) -> Owner {

@@ -109,13 +109,6 @@ pub struct Node {
     pub temp: bool,
 }
 
-impl Node {
-    /// Returns whether it has no name any more, and is no file.
-    pub fn is_gone(&self) -> bool {
-        self.kind != Kind::File && self.names == 0
-    }
-}
-
 /// The place of an operation: a path from the root, or a name in an open directory. Without names
 /// it is the root or the directory itself.
 #[derive(Clone, Debug)]

@@ -81,7 +81,7 @@ enum DirState {
     Covered(Stat),
 }
 
-/// An open regular file of a [`LinuxLayer`].
+/// An open file of a [`LinuxLayer`].
 pub struct File(OwnedFd);
 
 /// An object in the form that a system call needs: a descriptor, a name below it, and flags.
@@ -482,10 +482,12 @@ impl Layer for LinuxLayer {
             Access::Read => raw::open_unseen(dir, name, common | OFlags::RDONLY),
             Access::ReadWrite => raw::open_at(dir, name, common | OFlags::RDWR, Mode::empty()),
             Access::Append => raw::open_at(dir, name, common | OFlags::RDWR | OFlags::APPEND, Mode::empty()),
+            Access::Attributes => raw::open_at(dir, name, OFlags::PATH, Mode::empty()),
         };
         let fd = fd.map_err(error).map_err(covered_is_busy)?;
         match stat_of(&rustix::fs::fstat(&fd).map_err(error)?)?.kind {
             Kind::File => Ok(File(fd)),
+            _ if access == Access::Attributes => Ok(File(fd)),
             _ => Err(Error::new(EINVAL)),
         }
     }
@@ -698,10 +700,14 @@ impl LinuxLayer {
     fn with_open<T>(
         &self,
         object: Object<'_, Self>,
-        call: impl FnOnce(BorrowedFd<'_>) -> rustix::io::Result<T>,
+        call: impl Fn(BorrowedFd<'_>) -> rustix::io::Result<T>,
     ) -> Result<T> {
         let opened = match object {
-            Object::File(file) => return call(file.0.as_fd()).map_err(no_such_call),
+            Object::File(file) => match call(file.0.as_fd()) {
+                // A directory that is open by O_PATH.
+                Err(Errno::BADF) => raw::reopen_dir(file.0.as_fd()),
+                result => return result.map_err(no_such_call),
+            },
             Object::Dir(dir) => raw::reopen_dir(dir.fd()?),
             Object::Entry(dir, name) => {
                 raw::open_unseen(dir.fd()?, single(name)?, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY)

@@ -31,7 +31,7 @@ struct Args {
 /// The object with the attributes.
 #[derive(Clone, Copy)]
 pub enum XattrTarget<'a> {
-    /// An open file.
+    /// An open file, or what is open by O_PATH.
     File(BorrowedFd<'a>),
     /// An entry of a directory, or `.`.
     Entry(BorrowedFd<'a>, &'a OsStr),
@@ -165,7 +165,11 @@ impl XattrTarget<'_> {
         mut on_entry: impl FnMut(i32, &CString) -> c_long,
     ) -> Result<usize> {
         match self {
-            XattrTarget::File(fd) => answer(on_file(fd.as_raw_fd())),
+            XattrTarget::File(fd) => match answer(on_file(fd.as_raw_fd())) {
+                // So it is open by O_PATH.
+                Err(Errno::BADF) => answer(on_path(&by_proc(fd)?)),
+                result => result,
+            },
             XattrTarget::Itself(fd) => answer(on_path(&by_proc(fd)?)),
             XattrTarget::Entry(dir, name) => {
                 if !NO_AT.load(Ordering::Relaxed) {

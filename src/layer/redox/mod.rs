@@ -449,6 +449,7 @@ impl Layer for RedoxLayer {
         let (place, flags) = match access {
             Access::Read => (dir.entry(name)?, O_RDONLY),
             Access::ReadWrite | Access::Append => (self.changing(dir, name)?, O_RDWR),
+            Access::Attributes => return Err(Error::new(EOPNOTSUPP)),
         };
         Ok(File(Far(place.open(flags | O_NOFOLLOW)?)))
     }
