@@ -235,6 +235,8 @@ fn reserved_names_of_other_kinds() {
     damage(|upper| drop(put::file(upper, ".wh..wh.foo", "")), ".wh..wh.foo", Damage::Meaningless, false);
     damage(|upper| drop(put::dir(upper, "own/.wh..wh.work")), "own/.wh..wh.work", Damage::Meaningless, false);
     damage(|upper| drop(put::dir(upper, "own/.wh..wh..opq")), "own/.wh..wh..opq", Damage::WrongKind, false);
+    damage(|upper| drop(put::dir(upper, "own/.wh..wh.fixed")), "own/.wh..wh.fixed", Damage::WrongKind, false);
+    damage(|upper| drop(put::file(upper, "own/.wh..wh.fixed", "x")), "own/.wh..wh.fixed", Damage::Meaningless, false);
     damage(|upper| drop(put::dir(upper, ".wh..wh.long.1")), ".wh..wh.long.1", Damage::WrongKind, false);
     let redirect = |upper: &Path| {
         put::opaque(upper, "own");

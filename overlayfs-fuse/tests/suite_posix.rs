@@ -158,8 +158,11 @@ fn a_removed_directory_that_is_open_is_empty(front_end: &str) {
     });
 }
 
-/// The kinds of objects, with what makes one.
-const MAKE: [(&str, fn(&Path)); 5] = [
+/// Makes an object at a path.
+type Make = fn(&Path);
+
+/// The kinds of objects.
+const MAKE: [(&str, Make); 5] = [
     ("dir", |path| fs::create_dir(path).unwrap()),
     ("file", |path| fs::write(path, "").unwrap()),
     ("symlink", |path| symlink("target", path).unwrap()),
@@ -175,37 +178,45 @@ fn a_removed_object_that_is_held_keeps_its_attributes(front_end: &str) {
             set_xattr(&path, "trusted.before", b"1");
         }
     };
-    on_both(front_end, |dir| make(dir, "old"), |dir| {
-        make(dir, "new");
-        for (age, (kind, _)) in ["old", "new"].into_iter().flat_map(|age| MAKE.map(|made| (age, made))) {
-            let path = dir.join(format!("{age}-{kind}"));
-            let held = rustix::fs::open(&path, OFlags::PATH | OFlags::NOFOLLOW, Mode::empty()).unwrap();
-            if kind == "dir" { fs::remove_dir(&path).unwrap() } else { fs::remove_file(&path).unwrap() }
-            let object = PathBuf::from(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&held)));
-            // With the link below /proc the calls reach the object itself, a symlink too.
-            let value = || {
-                let mut buffer = [0; 10];
-                rustix::fs::getxattr(&object, "trusted.before", &mut buffer).map(|length| buffer[..length].to_vec())
-            };
-            let set = |name: &str, value: &[u8]| rustix::fs::setxattr(&object, name, value, XattrFlags::REPLACE);
-            assert_eq!(value(), Ok(b"1".to_vec()), "{age} {kind}");
-            assert_eq!(set("trusted.missing", b"1"), Err(Errno::NODATA), "{age} {kind}");
-            set("trusted.before", b"2").unwrap();
-            assert_eq!(value(), Ok(b"2".to_vec()), "{age} {kind}");
-            rustix::fs::removexattr(&object, "trusted.before").unwrap();
-            assert_eq!(value(), Err(Errno::NODATA), "{age} {kind}");
-            let owner = (Some(rustix::fs::Uid::from_raw(5)), Some(rustix::fs::Gid::from_raw(6)));
-            rustix::fs::chownat(&held, "", owner.0, owner.1, AtFlags::EMPTY_PATH).unwrap();
-            let mut mode = 0o777;
-            if kind != "symlink" {
-                mode = 0o640;
-                rustix::fs::chmod(&object, Mode::from_raw_mode(mode)).unwrap();
+    on_both(
+        front_end,
+        |dir| make(dir, "old"),
+        |dir| {
+            make(dir, "new");
+            for (age, (kind, _)) in ["old", "new"].into_iter().flat_map(|age| MAKE.map(|made| (age, made))) {
+                let path = dir.join(format!("{age}-{kind}"));
+                let held = rustix::fs::open(&path, OFlags::PATH | OFlags::NOFOLLOW, Mode::empty()).unwrap();
+                if kind == "dir" {
+                    fs::remove_dir(&path).unwrap()
+                } else {
+                    fs::remove_file(&path).unwrap()
+                }
+                let object = PathBuf::from(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&held)));
+                // With the link below /proc the calls reach the object itself, a symlink too.
+                let value = || {
+                    let mut buffer = [0; 10];
+                    rustix::fs::getxattr(&object, "trusted.before", &mut buffer).map(|length| buffer[..length].to_vec())
+                };
+                let set = |name: &str, value: &[u8]| rustix::fs::setxattr(&object, name, value, XattrFlags::REPLACE);
+                assert_eq!(value(), Ok(b"1".to_vec()), "{age} {kind}");
+                assert_eq!(set("trusted.missing", b"1"), Err(Errno::NODATA), "{age} {kind}");
+                set("trusted.before", b"2").unwrap();
+                assert_eq!(value(), Ok(b"2".to_vec()), "{age} {kind}");
+                rustix::fs::removexattr(&object, "trusted.before").unwrap();
+                assert_eq!(value(), Err(Errno::NODATA), "{age} {kind}");
+                let owner = (Some(rustix::fs::Uid::from_raw(5)), Some(rustix::fs::Gid::from_raw(6)));
+                rustix::fs::chownat(&held, "", owner.0, owner.1, AtFlags::EMPTY_PATH).unwrap();
+                let mut mode = 0o777;
+                if kind != "symlink" {
+                    mode = 0o640;
+                    rustix::fs::chmod(&object, Mode::from_raw_mode(mode)).unwrap();
+                }
+                let stat = rustix::fs::fstat(&held).unwrap();
+                let seen = (stat.st_mode & 0o7777, stat.st_uid, stat.st_gid, stat.st_nlink);
+                assert_eq!(seen, (mode, 5, 6, 0), "{age} {kind}");
             }
-            let stat = rustix::fs::fstat(&held).unwrap();
-            let seen = (stat.st_mode & 0o7777, stat.st_uid, stat.st_gid, stat.st_nlink);
-            assert_eq!(seen, (mode, 5, 6, 0), "{age} {kind}");
-        }
-    });
+        },
+    );
 }
 
 /// A truncate(2) to the present size changes no times. The test looks after another mount, since

@@ -389,18 +389,79 @@ for file in imm imm2 app both plain idir adir; do f $file; done
 for change in 'echo x >> F' 'echo x > F' 'rm -f F' 'mv F x' 'ln F x' 'chmod 600 F' 'chown 5 F' 'touch F' 'touch -d 2001-01-01 F'     'setfattr -n user.x -v 1 F' 'mv plain F' 'truncate -s 1 F' 'fallocate -l 10 F' 'cat F'; do
     t "${change//F/imm}"; t "${change//F/imm2}"; t "${change//F/both}"
 done
-for change in 'touch idir/new' 'rm -f idir/f' 'mkdir idir/d' 'mv plain idir/p' 'mv idir/f f' 'mv idir idir2' 'rmdir idir/sub' 'chmod 700 idir'     'ln plain idir/l' 'ln -s x idir/s' 'rm -f adir/f' 'mv adir/f adir/g' 'mv adir adir2' 'chmod 700 adir' 'touch adir/new' 'ls adir'; do t "$change"; done
+for change in 'touch idir/new' 'rm -f idir/f' 'mkdir idir/d' 'mv plain idir/p' 'mv idir/f f' 'mv idir idir2' 'rmdir idir/sub' 'rmdir idir' 'rmdir adir' 'chmod 700 idir'     'ln plain idir/l' 'ln -s x idir/s' 'rm -f adir/f' 'mv adir/f adir/g' 'mv adir adir2' 'chmod 700 adir' 'touch adir/new' 'ls adir'; do t "$change"; done
 for file in app big; do
     for change in 'echo more >> F' 'echo again >> F' 'tail -c 20 F' 'echo x > F' 'truncate -s 0 F' 'rm -f F' 'mv F x' 'touch -d 2001-01-01 F'         'chmod 600 F' 'stat -c %s F'; do t "${change//F/$file}"; done
     f $file
 done
-t 'echo x >> idir/f'; t 'cat idir/f'
+temp() { python3 -c '
+import os, sys
+try: os.open(sys.argv[1], os.O_TMPFILE | os.O_RDWR)
+except OSError as error: sys.exit(error.strerror)' "$1"; }
+export -f temp
+t 'temp idir'; t 'temp adir'; t 'echo x >> idir/f'; t 'cat idir/f'; f idir; f adir; t 'temp idir'; t 'temp adir'
+for change in 'touch idir/new' 'rm -f idir/f' 'mv idir/f f' 'mv idir idir2' 'chmod 700 idir' 'touch idir' 'rm -f adir/new' 'mv adir/f adir/g'     'mv adir adir2' 'chmod 700 adir' 'touch adir/newer' 'setfattr -n user.x -v 1 adir'; do t "$change"; done
 t 'chattr -i both'; f both; t 'rm -f both'; t 'echo y >> both'; t 'chattr -a both'; f both; t 'rm -f both'
 t 'chattr -i imm'; f imm; t 'echo new >> imm'; t 'cat imm'; t 'rm -f imm'
 t 'chattr -i idir'; f idir; t 'touch idir/new'; t 'rm -r idir'
 t 'chattr -a adir app big'; t 'rm -r adir app big'
 t 'ls'
 "#;
+
+/// Leaves objects that are immutable or append-only in an upper layer, in the directory of the
+/// mount.
+const FIX: &str = r#"
+set -e
+echo x >> idir/f; touch adir/new; mkdir dir; chattr +i dir
+echo x > immutable; chattr +i immutable; echo x > append; chattr +a append
+"#;
+
+/// What is tried with them. It changes nothing but the end of a file.
+const TRY_FIXED: &str = r#"
+t() { if out=$(bash -c "$1" 2>&1); then echo "done: $1"; else echo "refused: $1: ${out##*: }"; fi; }
+for path in idir adir dir immutable append idir/f; do echo "$path $(lsattr -d $path | cut -c1-22 | tr -d 'e-')"; done
+for change in 'touch idir/new' 'rm -f idir/f' 'chmod 700 idir' 'mv idir i2' 'rm -f adir/new' 'rm -f adir/f' 'chmod 700 adir' 'touch dir/new'     'rmdir dir' 'echo x >> immutable' 'rm -f immutable' 'chmod 600 immutable' 'ln immutable link' 'echo y >> append' 'echo x > append'     'rm -f append' 'truncate -s 0 append'; do t "$change"; done
+"#;
+
+/// Each overlay obeys what the other has marked, and removes it.
+#[test]
+fn immutable_directories_of_the_kernels_overlayfs() {
+    let mut right: Option<String> = None;
+    for kinds in [["linux", "linux"], [",format=kernel", "linux"], ["linux", ",format=kernel"], ["", ""]] {
+        let fixture = Fixture::new(48 * MIB);
+        let lower = fixture.path("lower");
+        for (name, flag) in [("idir", "+i"), ("adir", "+a")] {
+            put::file(&lower.join(name), "f", "old\n");
+            disk::run(Command::new("chattr").arg(flag).arg(lower.join(name)));
+        }
+        let point = fixture.setup.dir("mount");
+        let on_mount = |kind: &str, script: &str| {
+            let run = || run::finish(run::command("bash").args(["-c", script]).current_dir(&point));
+            let output = if kind == "linux" {
+                let options = fixture.options();
+                disk::run(Command::new("mount").args(["-t", "overlay", "overlay", "-o", &options]).arg(&point));
+                let output = run();
+                rustix::mount::unmount(&point, UnmountFlags::empty()).unwrap();
+                output
+            } else {
+                let mount = fixture.mount(kind);
+                let output = run();
+                mount.unmount();
+                output
+            };
+            assert!(output.status.success(), "{kind}: {output:?}");
+            String::from_utf8(output.stdout).unwrap()
+        };
+        let [writer, reader] = kinds;
+        on_mount(writer, FIX);
+        let said = on_mount(reader, TRY_FIXED);
+        assert_eq!(&said, right.get_or_insert_with(|| said.clone()), "{kinds:?}");
+        // The kernel's overlayfs cannot remove the real flag of an append-only file.
+        let remover = if writer == "linux" { reader } else { writer };
+        on_mount(remover, "chattr -i idir dir immutable && chattr -a adir append && rm -r *");
+        assert_eq!(on_mount(writer, "ls"), "");
+    }
+}
 
 /// An immutable or append-only object of a lower layer cannot be changed before its flag is
 /// removed. The kernel's overlayfs does the same.

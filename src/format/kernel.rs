@@ -10,8 +10,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use super::plan::{Creation, End, Move, Moved, MovedMark, Name, New, Onto, Placement, Removal, Rename, Seen, Step};
-use super::{DirMark, Features, Format, Redirect, UpperFormat, WhiteoutMark, redirect_content, redirect_path};
-use crate::layer::{Kind, Layer, Object, RenameMode, Result, Stat};
+use super::{DirMark, Features, Format, Redirect, UpperFormat, WhiteoutMark, fixed, redirect_content, redirect_path};
+use crate::layer::{Fixed, Kind, Layer, Object, RenameMode, Result, Stat};
 
 /// The namespace of the attributes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +28,8 @@ pub const OPAQUE: (&str, &[u8]) = ("opaque", b"y");
 pub const REDIRECT: &str = "redirect";
 /// The attribute of a file that has its data in the layers below.
 pub const METACOPY: &str = "metacopy";
+/// The attribute of a directory or a file for [`Marks::fixed`].
+pub const PROTATTR: &str = "protattr";
 /// The attribute of the root of an upper layer that the engine writes in this format, and its
 /// value. The kernel ignores it.
 pub const FORMAT: (&str, &[u8]) = ("format", b"kernel");
@@ -74,6 +76,8 @@ pub struct Marks {
     pub redirect: Option<Redirect>,
     /// Whether the redirect is in the namespace of users. One in that of root has precedence.
     pub redirect_is_users: bool,
+    /// Whether it is immutable or append-only without the flags of its layer.
+    pub fixed: Fixed,
 }
 
 impl Marks {
@@ -86,6 +90,7 @@ impl Marks {
             (Some(REDIRECT), value) if self.redirect.is_none() || !is_users => {
                 (self.redirect, self.redirect_is_users) = (Some(redirect(value)), is_users);
             }
+            (Some(PROTATTR), value) => self.fixed = self.fixed.or(fixed::parse(value).unwrap_or_default()),
             _ => {}
         }
     }
@@ -106,7 +111,7 @@ pub fn marks<L: Layer>(layer: &L, object: Object<'_, L>, names: &[OsString]) -> 
 
 /// Whether [`Marks::add`] knows an attribute.
 fn is_mark(name: &OsStr) -> bool {
-    matches!(mark(name), Some("opaque" | REDIRECT))
+    matches!(mark(name), Some("opaque" | REDIRECT | PROTATTR))
 }
 
 /// Whether the owner of an object can set this attribute.
@@ -175,6 +180,10 @@ impl UpperFormat for Kernel {
 
     fn redirect(&self, path: &Path) -> DirMark {
         self.mark(REDIRECT, &redirect_content(path))
+    }
+
+    fn fixed(&self, fixed: Fixed) -> DirMark {
+        self.mark(PROTATTR, &fixed::value(fixed))
     }
 
     fn clear_order(&self, _: &OsStr) -> u8 {

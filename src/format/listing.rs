@@ -8,10 +8,11 @@ use std::os::unix::ffi::OsStringExt;
 
 use super::attribute::names;
 use super::{
-    CONTENT_MAX, Format, Meaning, OPAQUE, PartOf, REDIRECT, Redirect, kernel, meaning, redirect_path, whiteout,
+    CONTENT_MAX, FIXED, Format, Meaning, OPAQUE, PartOf, REDIRECT, Redirect, fixed, kernel, meaning, redirect_path,
+    whiteout,
 };
 use crate::errno::ENOENT;
-use crate::layer::{Access, Kind, Layer, Object, Result, Stat, read_start};
+use crate::layer::{Access, Fixed, Kind, Layer, Object, Result, Stat, read_start};
 
 /// The kinds of marks that are read in a layer.
 #[derive(Clone, Copy, Debug)]
@@ -58,6 +59,8 @@ pub struct Marks {
     has_opaque_file: bool,
     /// The file with its redirect.
     pub redirect_file: Option<RedirectFile>,
+    /// Whether a file says that it is immutable or append-only.
+    fixed_file: Fixed,
     /// The marks in its attributes.
     pub attributes: kernel::Marks,
 }
@@ -80,6 +83,11 @@ impl Marks {
     /// Returns the redirect that counts. A file has precedence over an attribute.
     pub fn redirect(&self) -> Option<&Redirect> {
         self.redirect_file.as_ref().map(|file| &file.redirect).or(self.attributes.redirect.as_ref())
+    }
+
+    /// Whether a mark says that the directory is immutable or append-only.
+    pub fn fixed(&self) -> Fixed {
+        self.fixed_file.or(self.attributes.fixed)
     }
 }
 
@@ -129,20 +137,27 @@ pub fn read<L: Layer>(
     reading: Reading,
     has_devices: impl FnMut() -> Result<bool>,
 ) -> Result<LayerListing> {
-    let (mut listing, redirect) = read_names(layer, dir, reading)?;
+    let (mut listing, [redirect, fixed]) = read_names(layer, dir, reading)?;
     for long in listing.whiteouts.iter_mut().filter(|whiteout| whiteout.name.is_empty()) {
         long.name = OsString::from_vec(content(layer, dir, &long.marker, long.kind)?.0);
     }
     listing.marks.attributes = kernel::marks(layer, Object::Dir(dir), &reading.attributes(layer, Object::Dir(dir))?)?;
     find_whiteouts_in_place(layer, dir, reading, has_devices, &mut listing)?;
     listing.marks.redirect_file = redirect.map(|kind| redirect_file(layer, dir, kind)).transpose()?;
+    if let Some(kind) = fixed {
+        match fixed_file(layer, dir, kind)? {
+            Some(fixed) => listing.marks.fixed_file = fixed,
+            None if kind == Kind::File => listing.odd.push((FIXED.into(), kind)),
+            None => {}
+        }
+    }
     Ok(listing)
 }
 
-/// Lists a directory, and sorts the entries by their names. Returns the kind of its redirect file
-/// too.
-fn read_names<L: Layer>(layer: &L, dir: &L::Dir, reading: Reading) -> Result<(LayerListing, Option<Kind>)> {
-    let (mut listing, mut redirect) = (LayerListing::default(), None);
+/// Lists a directory, and sorts the entries by their names. Returns the kinds of its redirect file
+/// and of [`FIXED`] too.
+fn read_names<L: Layer>(layer: &L, dir: &L::Dir, reading: Reading) -> Result<(LayerListing, [Option<Kind>; 2])> {
+    let (mut listing, mut redirect, mut fixed) = (LayerListing::default(), None, None);
     layer.list(dir, &mut |entry| {
         let is_file = entry.kind == Kind::File;
         let means = reading.meaning(entry.name);
@@ -156,12 +171,13 @@ fn read_names<L: Layer>(layer: &L, dir: &L::Dir, reading: Reading) -> Result<(La
             Meaning::LongWhiteout => listing.whiteouts.push(hides(OsStr::new(""))),
             Meaning::Opaque => listing.marks.has_opaque_file = true,
             Meaning::Redirect => redirect = Some(entry.kind),
+            Meaning::Fixed => fixed = Some(entry.kind),
             Meaning::Part(of) if is_file => listing.parts.push(of.to_owned()),
             Meaning::Map(of) if is_file => listing.maps.push(of.to_owned()),
             Meaning::Part(_) | Meaning::Map(_) | Meaning::Unknown => {}
         }
     })?;
-    Ok((listing, redirect))
+    Ok((listing, [redirect, fixed]))
 }
 
 /// Moves the whiteouts that have the names themselves from the objects to the whiteouts.
@@ -209,6 +225,27 @@ pub fn read_marks<L: Layer>(layer: &L, dir: &L::Dir, reading: Reading) -> Result
     Ok(marks)
 }
 
+/// Returns whether the attributes of an object say that it is immutable or append-only.
+///
+/// # Errors
+///
+/// Those of the layer.
+pub fn fixed_by_attributes<L: Layer>(layer: &L, object: Object<'_, L>, reading: Reading) -> Result<Fixed> {
+    Ok(kernel::marks(layer, object, &reading.attributes(layer, object)?)?.fixed)
+}
+
+/// Returns whether a mark says that a directory is immutable or append-only. Does not read all of
+/// the directory.
+///
+/// # Errors
+///
+/// Those of the layer.
+pub fn read_fixed<L: Layer>(layer: &L, dir: &L::Dir, reading: Reading) -> Result<Fixed> {
+    let kind = if reading.reserved_names { kind_of(layer, dir, OsStr::new(FIXED))? } else { None };
+    let by_file = kind.map(|kind| fixed_file(layer, dir, kind)).transpose()?.flatten();
+    Ok(by_file.unwrap_or_default().or(fixed_by_attributes(layer, Object::Dir(dir), reading)?))
+}
+
 /// Whether a directory has the marker that hides `name`. Names have at most `name_max` bytes.
 ///
 /// # Errors
@@ -238,6 +275,12 @@ pub fn kind_of<L: Layer>(layer: &L, dir: &L::Dir, name: &OsStr) -> Result<Option
 fn redirect_file<L: Layer>(layer: &L, dir: &L::Dir, kind: Kind) -> Result<RedirectFile> {
     let (content, stat) = content(layer, dir, OsStr::new(REDIRECT), kind)?;
     Ok(RedirectFile { kind, redirect: redirect_path(&content).map_or(Redirect::Nothing, Redirect::Path), stat })
+}
+
+/// Returns the meaning of the file [`FIXED`]. None if it is damaged.
+fn fixed_file<L: Layer>(layer: &L, dir: &L::Dir, kind: Kind) -> Result<Option<Fixed>> {
+    let (content, _) = content(layer, dir, OsStr::new(FIXED), kind)?;
+    Ok(fixed::parse(&content))
 }
 
 /// Returns the content of a small file of the format, and its attributes. Returns no content if the

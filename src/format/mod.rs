@@ -7,12 +7,14 @@
 //! | `kernel` | the same for the format of the kernel's overlayfs |
 //! | `listing` | reads one directory of a layer in the formats that it may have |
 //! | `plan` | the facts that decide a step sequence, and its steps |
+//! | `fixed` | the value of the mark of an immutable or append-only object |
 //! | `attribute` | names of extended attributes that are marks, or that are escaped |
 //!
 //! An upper layer has one format, behind the trait [`UpperFormat`]. Only its two implementations
 //! know which. Lower layers are read in both.
 
 pub mod attribute;
+pub mod fixed;
 pub mod kernel;
 pub mod listing;
 mod oci;
@@ -21,9 +23,11 @@ pub mod plan;
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
+use crate::layer::Fixed;
+
 pub use oci::{
-    CONTENT_MAX, DEVICES, Meaning, OCI, OF_AUFS, OPAQUE, PARTS, PartOf, PartRef, REDIRECT, WORK, Whiteout, fnv1a,
-    is_reserved, meaning, part_names, redirect_content, redirect_path, whiteout,
+    CONTENT_MAX, DEVICES, FIXED, Meaning, OCI, OF_AUFS, OPAQUE, PARTS, PartOf, PartRef, REDIRECT, WORK, Whiteout,
+    fnv1a, is_reserved, meaning, part_names, redirect_content, redirect_path, whiteout,
 };
 
 /// The formats that the options offer.
@@ -55,6 +59,9 @@ pub trait UpperFormat: Sync {
 
     /// Returns the mark of a directory that merges with this path of the lower layers.
     fn redirect(&self, path: &Path) -> DirMark;
+
+    /// Returns the mark of an immutable or append-only directory.
+    fn fixed(&self, fixed: Fixed) -> DirMark;
 
     /// Returns the order, lowest first, in which to remove the entries of a directory that shows
     /// nothing. The entries that are left must let nothing show.

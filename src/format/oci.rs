@@ -13,8 +13,8 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path, PathBuf};
 
 use super::plan::{Creation, End, Move, Moved, MovedMark, Name, New, Onto, Placement, Removal, Rename, Seen, Step};
-use super::{DirMark, Features, UpperFormat, WhiteoutMark};
-use crate::layer::RenameMode;
+use super::{DirMark, Features, UpperFormat, WhiteoutMark, fixed};
+use crate::layer::{Fixed, RenameMode};
 
 /// The prefix of every reserved name.
 const PREFIX: &[u8] = b".wh.";
@@ -28,6 +28,8 @@ pub const OPAQUE: &str = ".wh..wh..opq";
 /// The file with the path in the merged lower layers that its directory merges with, instead of its
 /// own path.
 pub const REDIRECT: &str = ".wh..wh.redirect";
+/// The file that says that its directory is immutable or append-only.
+pub const FIXED: &str = ".wh..wh.fixed";
 /// The work directory inside the upper layer.
 pub const WORK: &str = ".wh..wh.work";
 
@@ -61,6 +63,8 @@ pub enum Meaning<'a> {
     Opaque,
     /// [`REDIRECT`].
     Redirect,
+    /// [`FIXED`].
+    Fixed,
     /// A partial copy.
     Part(PartRef<'a>),
     /// The map of a partial copy.
@@ -113,6 +117,8 @@ pub fn meaning(name: &OsStr) -> Meaning<'_> {
         Meaning::Opaque
     } else if name == REDIRECT {
         Meaning::Redirect
+    } else if name == FIXED {
+        Meaning::Fixed
     } else if bytes.starts_with(LONG_PREFIX) {
         Meaning::LongWhiteout
     } else if let Some(part) = bytes.strip_prefix(PART_PREFIX).and_then(PartRef::parse) {
@@ -212,6 +218,10 @@ impl UpperFormat for Oci {
 
     fn redirect(&self, path: &Path) -> DirMark {
         DirMark::File { name: REDIRECT, content: redirect_content(path) }
+    }
+
+    fn fixed(&self, fixed: Fixed) -> DirMark {
+        DirMark::File { name: FIXED, content: fixed::value(fixed) }
     }
 
     fn clear_order(&self, name: &OsStr) -> u8 {

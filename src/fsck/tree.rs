@@ -115,13 +115,14 @@ impl<L: Layer> Checker<L> {
         let is_top = task.path.as_os_str().is_empty();
         let mut noted = Vec::new();
         for (name, kind) in &listing.odd {
-            let right = match self.reading().meaning(name) {
+            let means = self.reading().meaning(name);
+            let right = match means {
                 // fuse-overlayfs makes one beside its opaque mark.
                 Meaning::Whiteout(_) if *kind == Kind::CharDev => continue,
                 Meaning::Unknown if is_top && format::OF_AUFS.iter().any(|known| name == *known) => continue,
                 Meaning::Unknown if is_top && name == format::WORK => Kind::Dir,
                 Meaning::Unknown if is_top && (name == format::PARTS || name == format::DEVICES) => Kind::File,
-                Meaning::Unknown => {
+                Meaning::Unknown | Meaning::Fixed if means == Meaning::Unknown || *kind == Kind::File => {
                     noted.push((name.clone(), Damage::Meaningless, None));
                     continue;
                 }

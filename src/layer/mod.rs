@@ -93,6 +93,11 @@ impl Fixed {
     pub fn is_any(self) -> bool {
         self.immutable || self.append
     }
+
+    /// Returns what either forbids.
+    pub fn or(self, other: Fixed) -> Fixed {
+        Fixed { immutable: self.immutable || other.immutable, append: self.append || other.append }
+    }
 }
 
 /// The attributes of an object.

@@ -127,7 +127,7 @@ impl<L: Layer> Overlay<L> {
     /// - EROFS: there is no upper layer.
     pub(super) fn begin_copy_up<'n>(&self, node: &'n Arc<Node<L>>, keep: u64, why: For) -> Result<CopiedUp<'n>> {
         let (upper, work) = self.upper()?;
-        let fixed = self.check_fixed_below(node, why)?;
+        let fixed = self.check_fixed(node, why)?;
         if node.kind() == Kind::Dir {
             match self.upper_dir(node) {
                 // It was removed.
@@ -142,7 +142,9 @@ impl<L: Layer> Overlay<L> {
         }
         let content = node.content.lock();
         if node.state.lock().upper {
-            return self.bring_data(node, keep).map(|()| CopiedUp { _content: content, is_truncated: false });
+            self.bring_data(node, keep)?;
+            self.fix_copy(node, fixed, why)?;
+            return Ok(CopiedUp { _content: content, is_truncated: false });
         }
         let before = self.layer_attr(node)?;
         let temp = work.name();
@@ -163,9 +165,7 @@ impl<L: Layer> Overlay<L> {
             discard(upper, &dir, &temp);
         }
         let is_truncated = copied?;
-        if fixed.append && why == For::Write {
-            self.fix_copy(node)?;
-        }
+        self.fix_copy(node, fixed, why)?;
         Ok(CopiedUp { _content: content, is_truncated })
     }
 
@@ -422,7 +422,8 @@ impl<L: Layer> Overlay<L> {
             None => Stored::Named,
         };
         let dir = to.unwrap_or_else(|| work.dir().clone());
-        let open = file.map(|file| Arc::new(OpenFile { file, access: Access::ReadWrite, dir, from_lower: None })).or(held);
+        let open =
+            file.map(|file| Arc::new(OpenFile { file, access: Access::ReadWrite, dir, from_lower: None })).or(held);
         let open = open.filter(|_| state.keeps_file());
         let _closed = std::mem::replace(&mut state.file, open);
         Ok(())
@@ -516,8 +517,8 @@ impl<L: Layer> Overlay<L> {
         node.dir()?.upper.clone().ok_or(Error::new(ENOENT))
     }
 
-    /// Copies up a directory. Its parent is in the upper layer, or it was removed: then the copy has
-    /// no name, and serves the attributes alone.
+    /// Copies up a directory. Its parent is in the upper layer, or it was removed: then the copy
+    /// has no name, and serves the attributes alone.
     fn copy_up_dir(&self, node: &Arc<Node<L>>) -> Result<()> {
         let (upper, work) = self.upper()?;
         let _content = node.content.lock();
@@ -532,8 +533,13 @@ impl<L: Layer> Overlay<L> {
         upper.create_dir(&open, &temp, mode, owner)?;
         let copied = self
             .copy_attr(node, Object::Entry(&*open, &temp), &before, made, &xattrs)
-            .and_then(|()| upper.set_times(Object::Entry(&*open, &temp), before.atime, before.mtime))
-            .and_then(|()| self.put_dir_in_place(node, &before, &open, &temp));
+            .and_then(|()| self.build_fixed(node, &open, &temp))
+            .and_then(|fixed| {
+                upper.set_times(Object::Entry(&*open, &temp), before.atime, before.mtime)?;
+                self.put_dir_in_place(node, &before, &open, &temp)?;
+                node.state.lock().marked = Some(fixed);
+                Ok(())
+            });
         if copied.is_err() {
             discard_dir(upper, &open, &temp);
         }

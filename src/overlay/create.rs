@@ -13,7 +13,7 @@ use super::stack::LayerDir;
 use super::work::{discard, discard_built};
 use crate::format::kernel;
 use crate::format::plan::{self, Creation, Onto, Placement};
-use crate::layer::{Access, Kind, Layer, Object, Owner, Result, Stat};
+use crate::layer::{Access, Fixed, Kind, Layer, Object, Owner, Result, Stat};
 
 /// The object to create.
 #[derive(Clone, Copy)]
@@ -85,11 +85,13 @@ impl<L: Layer> Overlay<L> {
     /// - EROFS: there is no upper layer.
     /// - ENOENT: `dir` was removed.
     /// - ENOTDIR: `dir` is no directory.
+    /// - EPERM: `dir` is immutable.
     pub fn create_temp(&self, dir: &Arc<Node<L>>, mode: u32, owner: Owner) -> Result<Handle<L>> {
         if dir.dir()?.removed {
             return Err(Error::new(ENOENT));
         }
         let (upper, work) = self.upper()?;
+        self.check_entries(dir, None)?;
         let (open, temp) = (self.stack.open(work.dir())?, work.name());
         let acl = self.default_acl(dir)?;
         let file = self.build(&open, &temp, &Blueprint { new: New::File, mode, owner, opaque: false, acl })?;
@@ -199,7 +201,8 @@ impl<L: Layer> Overlay<L> {
         slot.upper = Some(Upper { kind: new.kind(), ino: None });
         slot.whiteout = uncover && !self.uncover(&to, name, content.as_mut());
         let place = ObjectName { parent: parent.clone(), name: name.into(), dir: to.clone() };
-        let state = State { has_data: true, newborn: true, ..State::at(place, true, None) };
+        let marked = Some(Fixed::default());
+        let state = State { has_data: true, newborn: true, marked, ..State::at(place, true, None) };
         let node = Node::new(self.new_id(), new.kind(), state, content);
         slot.child = Some(node.clone());
         self.known.add_name();
@@ -272,7 +275,7 @@ impl<L: Layer> Overlay<L> {
                 }
             }
             if plan.opaque {
-                self.build_opaque(work, temp)?;
+                self.build_mark(work, temp, self.format().opaque())?;
             }
             Ok(())
         })();

@@ -215,7 +215,7 @@ impl<L: Layer> Overlay<L> {
         let node = &handle.node;
         check_file(node)?;
         self.upper()?;
-        if self.check_fixed_below(node, For::Write)?.append && !appends {
+        if self.check_fixed(node, For::Write)?.append && !appends {
             return Err(Error::new(EPERM));
         }
         if !node.state.lock().upper || !self.is_whole(node)? {

@@ -9,7 +9,8 @@ use std::sync::Arc;
 
 use super::Overlay;
 use super::stack::LayerDir;
-use crate::layer::{Kind, Layer, Object};
+use crate::format::listing;
+use crate::layer::{Fixed, Kind, Layer, Object};
 
 /// The number of files in one step.
 const AT_ONCE: usize = 512;
@@ -55,9 +56,11 @@ impl<L: Layer> Overlay<L> {
             return Looked::Further;
         };
         let rest = look.files.len().saturating_sub(AT_ONCE);
+        let (layer, reading) = (self.stack.layer(dir), self.reading(dir));
         let is_fixed = |name: OsString| {
-            let stat = self.stack.layer(dir).stat(Object::Entry(&*open, &name));
-            stat.is_ok_and(|stat| stat.fixed.is_any())
+            let object = Object::Entry(&*open, &name);
+            layer.stat(object).is_ok_and(|stat| stat.fixed.is_any())
+                || listing::fixed_by_attributes(layer, object, reading).is_ok_and(Fixed::is_any)
         };
         if look.files.drain(rest..).any(is_fixed) { Looked::Found } else { Looked::Further }
     }

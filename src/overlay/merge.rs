@@ -50,7 +50,7 @@ impl<L: Layer> Overlay<L> {
             Some(upper) => self.read_upper(node, dir, &upper, &mut names, &mut rest)?,
             None => (Vec::new(), Vec::new()),
         };
-        let lowers = self.read_lowers(dir.upper.is_some(), rest, &mut names, &mut parts)?;
+        let lowers = self.read_lowers(node, dir.upper.is_some(), rest, &mut names, &mut parts)?;
         names.finish();
         if let Some(upper) = &dir.upper {
             dir.foreign |= self.sort_parts(upper, &lowers, &mut names, &parts, &maps)?;
@@ -86,6 +86,7 @@ impl<L: Layer> Overlay<L> {
             }
             node.state.lock().freshness.change();
         }
+        node.state.lock().marked = Some(listing.marks.fixed());
         self.narrow(upper, &narrows, rest)?;
         dir.foreign = !listing.odd.is_empty();
         (dir.opaque, dir.redirect) = (narrows.opaque, narrows.redirect);
@@ -97,6 +98,7 @@ impl<L: Layer> Overlay<L> {
     /// only reads.
     fn read_lowers(
         &self,
+        node: &Arc<Node<L>>,
         has_upper: bool,
         mut rest: Vec<Arc<LayerDir<L>>>,
         names: &mut Names<L>,
@@ -112,6 +114,9 @@ impl<L: Layer> Overlay<L> {
             }
             let (listing, narrows) = self.list_layer(&lower)?;
             let index = lowers.len() as u32;
+            if !has_upper && index == 0 {
+                node.state.lock().marked = Some(listing.marks.fixed());
+            }
             for (name, kind, ino) in &listing.objects {
                 match self.hidden.contains(&(self.stack.device(&lower), *ino)) {
                     false => names.add_lower(name, *kind, *ino, index),

@@ -18,7 +18,7 @@ use super::names::{Names, Slot};
 use super::partial::{FromLower, Partial};
 use super::stack::LayerDir;
 use super::trust::Way;
-use crate::layer::{Access, Kind, Layer, Result, Stat, Time};
+use crate::layer::{Access, Fixed, Kind, Layer, Result, Stat, Time};
 use crate::sync::{Guard, Lock};
 
 /// An object of the merged tree, always in an [`Arc`].
@@ -60,6 +60,8 @@ pub(super) struct State<L: Layer> {
     /// Whether a file of the upper layer is known to have its own data. Asked only in formats that
     /// permit files without.
     pub has_data: bool,
+    /// What a mark forbids of its changes. None until a request needs it.
+    pub marked: Option<Fixed>,
     /// Whether this mount made the object, under its only name.
     pub newborn: bool,
     /// The target of a symlink that was read. It never changes.
@@ -259,6 +261,7 @@ impl<L: Layer> State<L> {
             ino: None,
             links: LinkCount::OfLayer,
             has_data: false,
+            marked: None,
             newborn: false,
             target: None,
             default_acl: None,
@@ -321,7 +324,7 @@ impl<L: Layer> State<L> {
     pub fn lose_link(&mut self, kind: Kind) -> u32 {
         let of_layer = if kind == Kind::Dir { 0 } else { self.attr.map_or(0, |attr| attr.nlink.saturating_sub(1)) };
         let (links, left) = match self.links {
-            _ if kind == Kind::Dir => (LinkCount::OfLayer, 0),
+            _ if kind == Kind::Dir => (LinkCount::NONE, 0),
             LinkCount::Counted(count) => (LinkCount::Counted(count.saturating_sub(1)), count.saturating_sub(1)),
             // The lower layer still counts the hidden name.
             _ if !self.upper && of_layer > 0 => (LinkCount::Counted(of_layer), of_layer),

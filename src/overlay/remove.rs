@@ -42,13 +42,15 @@ impl<L: Layer> Overlay<L> {
     fn remove(&self, parent: &Arc<Node<L>>, name: &OsStr, is_dir: bool) -> Result<()> {
         loop {
             let child = self.lookup(parent, name)?;
-            match (child.kind(), is_dir) {
+            let is_empty = match (child.kind(), is_dir) {
                 (Kind::Dir, false) => return Err(Error::new(EISDIR)),
-                (Kind::Dir, true) => self.check_empty(parent, name, &child)?,
+                (Kind::Dir, true) => self.check_empty(parent, name, &child),
                 (_, true) => return Err(Error::new(ENOTDIR)),
-                (_, false) => {}
-            }
+                (_, false) => Ok(()),
+            };
+            // As in the kernel, EPERM comes before ENOTEMPTY.
             self.check_entries(parent, Some(&child))?;
+            is_empty?;
             let to = self.upper_dir(parent)?;
             self.bring_held_data(&child)?;
             let _content = child.content.lock();
@@ -196,8 +198,8 @@ impl<L: Layer> Overlay<L> {
         }
     }
 
-    /// Opens an object for its attributes alone. Returns None if the layer has no extended ones: the
-    /// state of the node has the others. The caller must lock the tree.
+    /// Opens an object for its attributes alone. Returns None if the layer has no extended ones:
+    /// the state of the node has the others. The caller must lock the tree.
     fn open_attributes(&self, node: &Arc<Node<L>>) -> Result<Option<Arc<OpenFile<L>>>> {
         match self.location(&node.state.lock()) {
             Location::Entry(dir, name) => self.open_entry(&dir, &name),
@@ -233,7 +235,6 @@ impl<L: Layer> Overlay<L> {
         if state.upper {
             self.touch(node, &mut state);
         }
-use super::attr::Location;
         if state.lose_link(node.kind()) > 0 {
             if let (Some(origin), Some(lost)) = (state.origin(), &lost)
                 && !self.stack.is_upper(&lost.dir)

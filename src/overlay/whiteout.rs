@@ -16,7 +16,7 @@ use super::trust::Way;
 use super::work::{discard, discard_dir, rename_built};
 use crate::format::plan::Onto;
 use crate::format::{DirMark, WhiteoutMark};
-use crate::layer::{Kind, Layer, Object, RenameMode, Result, XattrMode, ensure_file, entries};
+use crate::layer::{Kind, Layer, Object, RenameMode, Result, XattrMode, ensure_file, entries, write_all};
 
 impl<L: Layer> Overlay<L> {
     /// Whether a name can neither be created nor looked up.
@@ -124,13 +124,14 @@ impl<L: Layer> Overlay<L> {
         }
     }
 
-    /// Gives a directory under construction the opaque mark.
-    pub(super) fn build_opaque(&self, work: &L::Dir, temp: &OsStr) -> Result<()> {
+    /// Gives a directory under construction a mark.
+    pub(super) fn build_mark(&self, work: &L::Dir, temp: &OsStr, mark: DirMark) -> Result<()> {
         let (upper, _) = self.upper()?;
-        match self.format().opaque() {
-            DirMark::File { name, .. } => {
+        match mark {
+            DirMark::File { name, content } => {
                 let made = upper.open_dir(work, temp)?;
-                upper.create_file(&made, OsStr::new(name), 0o600, upper.identity()).map(drop)
+                let file = upper.create_file(&made, OsStr::new(name), 0o600, upper.identity())?;
+                write_all(upper, &file, &content, 0)
             }
             DirMark::Attribute { name, value } => {
                 upper.set_xattr(Object::Entry(work, temp), &name, &value, XattrMode::Set)

@@ -104,7 +104,7 @@ impl<L: Layer> EngineFrontEnd<L> {
         if node.kind() != Kind::File {
             return Ok(());
         }
-        if self.overlay.fixed_below(node)?.append {
+        if self.overlay.fixed(node)?.append {
             self.fixed.meet();
         }
         self.call(|| self.overlay.prepare_change(node, self.space.is_scarce()))?;
