@@ -273,8 +273,8 @@ impl<L: Layer> Index<L> {
             if known.hidden.get(&origin).is_some_and(|hidden| *hidden >= names) {
                 // Every name of the original is hidden or a link to the copy. The index entry has
                 // no purpose.
-                let number = known.claims.get(&copy).filter(|_| kind == Kind::File).map(|claim| claim.number);
-                unlink_unseen(upper, dir, &name, number, ctimes)?;
+                let number = known.claims.get(&copy).map(|claim| claim.number);
+                unlink_unseen(upper, dir, (&name, kind), number, ctimes)?;
                 known.hidden.remove(&origin);
                 continue;
             }
@@ -446,10 +446,17 @@ pub fn rewrite<L: Layer>(upper: &L, dir: &L::Dir) -> Result<()> {
     ctimes.save(upper, dir)
 }
 
-/// Removes the index entry of a copy that has other names. The file that shows `number` keeps the
+/// Removes the index entry of a copy that has other names. The object that shows `number` keeps the
 /// time of last change of status that it shows.
-fn unlink_unseen<L: Layer>(upper: &L, dir: &L::Dir, name: &OsStr, number: Option<u64>, ctimes: &Ctimes) -> Result<()> {
-    let file = number.and_then(|number| Some((number, upper.open_file(dir, name, Access::Read).ok()?)));
+fn unlink_unseen<L: Layer>(
+    upper: &L,
+    dir: &L::Dir,
+    (name, kind): (&OsStr, Kind),
+    number: Option<u64>,
+    ctimes: &Ctimes,
+) -> Result<()> {
+    let access = if kind == Kind::File { Access::Read } else { Access::Attributes };
+    let file = number.and_then(|number| Some((number, upper.open_file(dir, name, access).ok()?)));
     let ctime = |file: &L::File| upper.stat(Object::File(file)).map(|stat| stat.ctime);
     let before = file.as_ref().map(|(_, file)| ctime(file));
     upper.unlink(dir, name)?;

@@ -385,6 +385,28 @@ fn the_last_name_of_an_open_file_leads_to_it() {
     assert_eq!(mount.overlay().stat(held.node()).unwrap().nlink, 0);
 }
 
+/// A mount removes an index entry that has no purpose. The copy's time of last change of status
+/// must not show that.
+#[test]
+fn an_index_entry_goes_unseen() {
+    let setup = setup();
+    put::link(&setup.path("lower"), "dir/symlink", "symlink");
+    for (copied, other) in [("symlink", "dir/symlink"), ("a", "dir/b")] {
+        let mut mount = Mount::new(&setup);
+        mount.touch(copied);
+        mount.rename(other, &format!("{other}-moved"));
+        if copied == "a" {
+            mount.rename("c", "c-moved");
+        }
+        let ctime = |mount: &Mount<'_>| mount.overlay().stat(&mount.find(copied)).unwrap().ctime;
+        let before = ctime(&mount);
+        mount.leave();
+        assert_eq!(mount.links().len(), 1, "{copied}");
+        mount.again();
+        assert_eq!((mount.links().len(), ctime(&mount)), (0, before), "{copied}");
+    }
+}
+
 #[test]
 fn links_of_symlinks_are_links_too() {
     let setup = setup();
