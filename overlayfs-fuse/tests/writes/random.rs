@@ -5,11 +5,12 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
-use std::os::fd::IntoRawFd;
+use std::os::fd::{AsRawFd, IntoRawFd};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::PathBuf;
 use std::process::Command;
 
+use rustix::fs::{AtFlags, CWD, RenameFlags};
 use test_common::{LowerGuard, Random, put};
 
 use crate::mount::Mount;
@@ -62,12 +63,13 @@ impl World {
     /// Makes one change in the mount. If it succeeds, makes it in the expected contents too.
     fn step(&mut self) {
         let name = *self.random.one_of(&NAMES);
-        match self.random.below(12) {
+        match self.random.below(13) {
             0..6 => self.write(name),
             6 => self.truncate(name),
             7 => self.remove(name),
             8 => self.rename(name),
             9 => self.sync(name),
+            12 => self.temp(name),
             // Another program takes space only while no write is pending: successful writes stay
             // true.
             10 => {
@@ -120,16 +122,45 @@ impl World {
         }
     }
 
+    /// Renames a file, or exchanges the names of two.
     fn rename(&mut self, from: &'static str) {
         let to = *self.random.one_of(&NAMES);
-        match fs::rename(self.path(from), self.path(to)) {
+        let flags = *self.random.one_of(&[RenameFlags::empty(), RenameFlags::EXCHANGE]);
+        let there = |name| self.files.contains_key(name);
+        let can = there(from) && (flags.is_empty() || there(to));
+        match rustix::fs::renameat_with(CWD, self.path(from), CWD, self.path(to), flags).map_err(io::Error::from) {
             Ok(()) => {
-                let content = self.files.remove(from).expect("it was there");
+                let (content, other) = (self.files.remove(from).expect("it was there"), self.files.remove(to));
+                self.files.extend(other.filter(|_| !flags.is_empty()).map(|other| (from, other)));
                 self.files.insert(to, content);
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => assert!(!self.files.contains_key(from), "{from}"),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => assert!(!can, "{from}, {to}"),
             Err(error) => self.refuse(&error),
         }
+    }
+
+    /// Writes to a file without a name, and gives it one.
+    fn temp(&mut self, name: &'static str) {
+        let mut bytes = vec![b't'; *self.random.one_of(&[1, 4096, 400_000])];
+        let flags = libc::O_TMPFILE;
+        let file = match OpenOptions::new().write(true).custom_flags(flags).open(self.path(".")) {
+            Ok(file) => file,
+            Err(error) => return self.refuse(&error),
+        };
+        match file.write_at(&bytes, 0) {
+            Ok(count) => bytes.truncate(count),
+            Err(error) => {
+                self.refuse(&error);
+                bytes.clear();
+            }
+        }
+        let by_proc = format!("/proc/self/fd/{}", file.as_raw_fd());
+        match rustix::fs::linkat(CWD, by_proc, CWD, self.path(name), AtFlags::SYMLINK_FOLLOW).map_err(io::Error::from) {
+            Ok(()) => assert!(self.files.insert(name, bytes).is_none(), "{name} was there"),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => assert!(self.files.contains_key(name)),
+            Err(error) => self.refuse(&error),
+        }
+        close(file).unwrap_or_else(|error| panic!("close of {name}: {error}"));
     }
 
     /// Syncs a file. This must succeed for accepted changes, also for a large lower file with a
