@@ -25,6 +25,8 @@ const OWN: Owner = Owner { uid: 0, gid: 0 };
 pub enum Op {
     Open(usize, Place),
     Create(Place, Kind, u32),
+    /// Makes a file without a name in an open directory, and holds it.
+    Temp(usize, usize, u32),
     Link(usize, Place),
     Unlink(Place),
     RemoveDir(Place),
@@ -96,6 +98,12 @@ impl State {
                 tree.handles.insert(*slot, id);
             }),
             Op::Create(place, kind, mode) => tree.create(place, *kind, *mode, OWN, OsStr::new("")).map(drop),
+            Op::Temp(slot, dir, mode) => {
+                let place = Place { held: Some(*dir), path: Vec::new() };
+                tree.create_temp(&place, *mode, OWN).map(|id| {
+                    tree.handles.insert(*slot, id);
+                })
+            }
             Op::Link(slot, place) => tree.link(tree.handles[slot], place),
             Op::Unlink(place) => tree.unlink(place),
             Op::RemoveDir(place) => tree.remove_dir(place),

@@ -51,6 +51,7 @@ pub fn kind(mode: u32) -> Kind {
 impl Host {
     /// Opens the front end to the tree in `root`.
     pub fn new(root: &Path, follows: bool) -> Self {
+        rustix::process::umask(Mode::empty());
         Self { root: fs::open(root, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap(), follows }
     }
 
@@ -122,30 +123,34 @@ impl FrontEnd for Host {
 
     fn create(&self, at: &At<HostHandle>, kind: Kind, mode: u32, owner: Owner, target: &OsStr) -> Result<()> {
         let (dir, name) = self.entry(at)?;
-        let least = Mode::from_raw_mode(0o600);
+        // A default ACL takes permissions away from these.
+        let asked = Mode::from_raw_mode(mode & 0o777);
         match kind {
-            Kind::File => fs::openat(&dir, name, OFlags::CREATE | OFlags::EXCL | OFlags::RDWR, least).map(drop),
-            Kind::Dir => fs::mkdirat(&dir, name, least),
+            Kind::File => fs::openat(&dir, name, OFlags::CREATE | OFlags::EXCL | OFlags::RDWR, asked).map(drop),
+            Kind::Dir => fs::mkdirat(&dir, name, asked),
             Kind::Symlink => fs::symlinkat(target, &dir, name),
-            Kind::Fifo => fs::mknodat(&dir, name, FileType::Fifo, least, 0),
-            Kind::Socket => fs::mknodat(&dir, name, FileType::Socket, least, 0),
+            Kind::Fifo => fs::mknodat(&dir, name, FileType::Fifo, asked, 0),
+            Kind::Socket => fs::mknodat(&dir, name, FileType::Socket, asked, 0),
             Kind::CharDev | Kind::BlockDev => unreachable!("the model makes no devices"),
         }
         .map_err(errno)?;
         let (uid, gid) = (Some(Uid::from_raw(owner.uid)), Some(Gid::from_raw(owner.gid)));
         fs::chownat(&dir, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW).map_err(errno)?;
         if kind != Kind::Symlink {
-            fs::chmodat(&dir, name, Mode::from_raw_mode(mode), AtFlags::empty()).map_err(errno)?;
+            let made = fs::statat(&dir, name, AtFlags::empty()).map_err(errno)?.st_mode & 0o777;
+            let mode = Mode::from_raw_mode(made | mode & 0o7000);
+            fs::chmodat(&dir, name, mode, AtFlags::empty()).map_err(errno)?;
         }
         Ok(())
     }
 
     fn create_temp(&self, dir: &At<HostHandle>, mode: u32, owner: Owner) -> Result<HostHandle> {
         let (dir, flags) = (self.open(dir)?, OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC);
-        let path = fs::openat(&dir.path, ".", flags, Mode::from_raw_mode(0o600)).map_err(errno)?;
+        let path = fs::openat(&dir.path, ".", flags, Mode::from_raw_mode(mode & 0o777)).map_err(errno)?;
         let handle = HostHandle::new(path)?;
         self.set_owner(&handle, owner)?;
-        self.set_mode(&handle, mode)?;
+        let made = self.stat(&handle)?.mode & 0o777;
+        self.set_mode(&handle, made | mode & 0o7000)?;
         Ok(handle)
     }
 

@@ -208,10 +208,10 @@ fn op(abilities: Abilities) -> BoxedStrategy<Op> {
     let rights = prop::array::uniform5(0u8..8);
     let value = prop_oneof![prop::collection::vec(any::<u8>(), 0..9), any::<u8>().prop_map(|byte| vec![byte; 300])];
     let xattr = prop_oneof![
-        1 => rights.prop_map(|rights| (tree::ACL.into(), tree::acl(rights))),
+        1 => (prop::sample::select(&tree::ACLS[..]), rights).prop_map(|(name, rights)| (name.into(), tree::acl(rights))),
         2 => (prop::sample::select(&XATTRS[..]), value).prop_map(|(name, value)| (name.into(), value)),
     ];
-    let names = [&XATTRS[..], &[tree::ACL]].concat();
+    let names = [&XATTRS[..], &tree::ACLS].concat();
     let linux = prop_oneof![
         5 => temp,
         7 => (whom(), xattr).prop_map(|(whom, (name, value))| Op::SetXattr(whom, name, value)),

@@ -46,7 +46,8 @@ pub struct Size {
     pub exchanges: bool,
     /// Whether one file of the lower layers is large, with operations far behind its start.
     pub large: bool,
-    /// Whether ranges of files can be copied and reserved, and renames can leave a device.
+    /// Whether ranges of files can be copied and reserved, files need no name, and renames can
+    /// leave a device.
     pub linux: bool,
 }
 
@@ -204,7 +205,7 @@ fn plan(number: usize, size: Size, dice: &mut Random) -> Vec<Op> {
         let far = size.large && dice.below(6) == 0;
         dice.below(8) + if far { *dice.one_of(&[100_000, LARGE - 5]) } else { 0 }
     };
-    let op = |dice: &mut Random| match dice.below(if size.linux { 28 } else { 25 }) {
+    let op = |dice: &mut Random| match dice.below(if size.linux { 30 } else { 25 }) {
         0..4 => Op::Open(file(dice), place(dice)),
         4..6 => {
             Op::Create(place(dice), *dice.one_of(&[Kind::File, Kind::File, Kind::Dir]), 0o600 + dice.below(8) as u32)
@@ -228,7 +229,8 @@ fn plan(number: usize, size: Size, dice: &mut Random) -> Vec<Op> {
         23 => Op::Sync(any(dice)),
         24 => Op::List(slot(number, dice.below(HELD_DIRS))),
         25..27 => Op::CopyByte((file(dice), offset(dice)), (file(dice), offset(dice))),
-        _ => Op::Reserve(file(dice), 1 + offset(dice)),
+        27 => Op::Reserve(file(dice), 1 + offset(dice)),
+        _ => Op::Temp(file(dice), slot(number, dice.below(HELD_DIRS)), 0o600 + dice.below(8) as u32),
     };
     (0..size.ops).map(|_| op(dice)).collect()
 }
@@ -243,7 +245,7 @@ impl<D: FrontEnd> Thread<D> {
         let mut opened = None;
         let answer = self.answer(&op, &mut opened).unwrap_or_else(Answer::Failed);
         let answered = clock.fetch_add(1, Ordering::SeqCst);
-        if let (Op::Open(slot, _), Some(handle)) = (&op, opened) {
+        if let (Op::Open(slot, _) | Op::Temp(slot, ..), Some(handle)) = (&op, opened) {
             self.handles.insert(*slot, handle);
         }
         Event { op, answer, asked, answered }
@@ -255,6 +257,10 @@ impl<D: FrontEnd> Thread<D> {
             Op::Open(_, place) => *opened = Some(front_end.open(&self.at(place))?),
             Op::Create(place, kind, mode) => {
                 front_end.create(&self.at(place), *kind, *mode, Owner { uid: 0, gid: 0 }, OsStr::new(""))?;
+            }
+            Op::Temp(_, dir, mode) => {
+                let dir = At { held: Some(&handles[dir]), path: &[] };
+                *opened = Some(front_end.create_temp(&dir, *mode, Owner { uid: 0, gid: 0 })?);
             }
             Op::Link(slot, place) => front_end.link(&handles[slot], &self.at(place))?,
             Op::Unlink(place) => front_end.unlink(&self.at(place))?,

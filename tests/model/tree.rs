@@ -109,6 +109,15 @@ pub struct Node {
     pub temp: bool,
 }
 
+impl Node {
+    /// Sets the ACL, which has the same meaning as the mode.
+    fn set_acl(&mut self, value: &[u8]) {
+        let [owner, _, _, mask, others] = rights_of(value).map(u32::from);
+        self.xattrs.insert(ACL.into(), value.to_owned());
+        self.mode = self.mode & 0o7000 | owner << 6 | mask << 3 | others;
+    }
+}
+
 /// The place of an operation: a path from the root, or a name in an open directory. Without names
 /// it is the root or the directory itself.
 #[derive(Clone, Debug)]
@@ -146,6 +155,9 @@ const LINKS_MAX: usize = 40;
 /// The name of the attribute with an ACL.
 pub const ACL: &str = "system.posix_acl_access";
 /// The user that ACLs name.
+/// The attribute of the ACL that a directory hands down.
+pub const DEFAULT_ACL: &str = "system.posix_acl_default";
+pub const ACLS: [&str; 2] = [ACL, DEFAULT_ACL];
 const SOMEBODY: u32 = 1000;
 
 /// Encodes an ACL as an attribute, from the permissions of the owner, the named user, the group,
@@ -373,6 +385,7 @@ impl Tree {
         }
         none_of(wrong)?;
         let id = self.add_nameless(kind, if kind == Kind::Symlink { 0o777 } else { mode }, owner, target);
+        self.inherit(dir, id);
         self.enter(dir, name, id);
         Ok(id)
     }
@@ -383,8 +396,12 @@ impl Tree {
         if !self.is_dir(dir) {
             return fail(ENOTDIR);
         }
+        if self.is_dead(dir) {
+            return fail(ENOENT);
+        }
         let id = self.add_nameless(Kind::File, mode, owner, OsStr::new(""));
         self.nodes[id].temp = true;
+        self.inherit(dir, id);
         Ok(id)
     }
 
@@ -407,6 +424,20 @@ impl Tree {
             temp: false,
         });
         id
+    }
+
+    /// Gives a new object the ACL that its directory hands down.
+    fn inherit(&mut self, dir: Id, id: Id) {
+        let default = self.nodes[dir].xattrs.get(OsStr::new(DEFAULT_ACL)).cloned();
+        let node = &mut self.nodes[id];
+        let Some(default) = default.filter(|_| node.kind != Kind::Symlink) else { return };
+        let [owner, user, group, mask, others] = rights_of(&default);
+        let allowed = |shift: u32| (node.mode >> shift) as u8 & 7;
+        let rights = [owner & allowed(6), user, group, mask & allowed(3), others & allowed(0)];
+        node.set_acl(&acl(rights));
+        if node.kind == Kind::Dir {
+            node.xattrs.insert(DEFAULT_ACL.into(), default);
+        }
     }
 
     pub fn link(&mut self, id: Id, to: &Place) -> Result<()> {
@@ -504,6 +535,7 @@ impl Tree {
                     // new object in it.
                     let gid = if self.nodes[dir].mode & 0o2000 == 0 { 0 } else { self.nodes[dir].owner.gid };
                     let device = self.add_nameless(Kind::CharDev, 0, Owner { uid: 0, gid }, OsStr::new(""));
+                    self.inherit(dir, device);
                     self.enter(dir, name, device);
                 }
             }
@@ -563,8 +595,10 @@ impl Tree {
     /// Fails with the errno if an object of this kind can have no attribute of this name.
     fn may_have_xattr(&self, id: Id, name: &OsStr) -> Result<()> {
         match self.nodes[id].kind {
-            Kind::Symlink if name == ACL => fail(EOPNOTSUPP),
-            Kind::File | Kind::Dir => Ok(()),
+            Kind::Symlink if name == ACL || name == DEFAULT_ACL => fail(EOPNOTSUPP),
+            Kind::Dir => Ok(()),
+            _ if name == DEFAULT_ACL => fail(EACCES),
+            Kind::File => Ok(()),
             _ if name.as_bytes().starts_with(b"user.") => fail(EPERM),
             _ => Ok(()),
         }
@@ -574,10 +608,10 @@ impl Tree {
         self.may_have_xattr(id, name)?;
         self.change(&[id]);
         let node = &mut self.nodes[id];
-        node.xattrs.insert(name.to_owned(), value.to_owned());
         if name == ACL {
-            let [owner, _, _, mask, others] = rights_of(value).map(u32::from);
-            node.mode = node.mode & 0o7000 | owner << 6 | mask << 3 | others;
+            node.set_acl(value);
+        } else {
+            node.xattrs.insert(name.to_owned(), value.to_owned());
         }
         Ok(())
     }
@@ -587,10 +621,12 @@ impl Tree {
         if removed.is_none() {
             // A removal succeeds with and without an ACL.
             return match self.may_have_xattr(id, name) {
-                Ok(()) if name == ACL => {
+                Ok(()) if name == ACL || name == DEFAULT_ACL => {
                     self.change(&[id]);
                     Ok(())
                 }
+                // Only to set one is refused.
+                Err(_) if name == DEFAULT_ACL && self.nodes[id].kind != Kind::Symlink => Ok(()),
                 Ok(()) => fail(ENODATA),
                 Err(errnos) => Err([errnos, vec![ENODATA]].concat()),
             };
