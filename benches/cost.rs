@@ -1,5 +1,5 @@
-//! What the overlay costs, as Markdown: backing calls per operation, and requests to redoxfs.
-//! `cargo bench --bench cost` prints it; `docs/cost.md` is its output.
+//! Prints the costs of the overlay, as Markdown: backing calls per operation, and requests to
+//! redoxfs. `docs/cost.md` is the output of `cargo bench --bench cost`.
 
 #[path = "../tests/cost/measure.rs"]
 mod measure;

@@ -1,6 +1,6 @@
-//! How many requests the scheme answers, as Markdown: beside the same calls made directly on a
-//! directory, from several clients at once, and while a large file is copied up. `cargo bench
-//! --bench requests` prints it; `docs/requests.md` is its output.
+//! Prints how many requests the scheme answers, as Markdown. It compares them with the same calls on
+//! a directory. It also measures several clients at once, and clients beside the copy-up of a large
+//! file. `docs/requests.md` is the output of `cargo bench --bench requests`.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};

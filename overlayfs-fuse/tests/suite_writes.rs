@@ -416,7 +416,7 @@ echo x >> idir/f; touch adir/new; mkdir dir; chattr +i dir
 echo x > immutable; chattr +i immutable; echo x > append; chattr +a append
 "#;
 
-/// What is tried with them. It changes nothing but the end of a file.
+/// The changes to try with them. They change nothing but the end of a file.
 const TRY_FIXED: &str = r#"
 t() { if out=$(bash -c "$1" 2>&1); then echo "done: $1"; else echo "refused: $1: ${out##*: }"; fi; }
 for path in idir adir dir immutable append idir/f; do echo "$path $(lsattr -d $path | cut -c1-22 | tr -d 'e-')"; done

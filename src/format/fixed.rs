@@ -1,5 +1,6 @@
-//! The value of the mark of an immutable or append-only object whose layer would permit changes.
-//! Both formats have the same, which is that of `overlay.protattr` in the kernel's overlayfs.
+//! The value of the mark of an immutable or append-only object. The object has the mark if its layer
+//! cannot give it the flag. Both formats use the value of the kernel's `overlay.protattr`
+//! (`ovl_set_protattr` in fs/overlayfs/util.c).
 
 use crate::layer::Fixed;
 
