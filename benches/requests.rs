@@ -1,6 +1,6 @@
-//! Prints how many requests the scheme answers, as Markdown. It compares them with the same calls on
-//! a directory. It also measures several clients at once, and clients beside the copy-up of a large
-//! file. `docs/requests.md` is the output of `cargo bench --bench requests`.
+//! Prints how many requests the scheme answers, as Markdown. It compares them with the same calls
+//! on a directory. It also measures several clients at once, and clients beside the copy-up of a
+//! large file. `docs/requests.md` is the output of `cargo bench --bench requests`.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};

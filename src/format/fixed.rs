@@ -1,5 +1,5 @@
-//! The value of the mark of an immutable or append-only object. The object has the mark if its layer
-//! cannot give it the flag. Both formats use the value of the kernel's `overlay.protattr`
+//! The value of the mark of an immutable or append-only object. The object has the mark if its
+//! layer cannot give it the flag. Both formats use the value of the kernel's `overlay.protattr`
 //! (`ovl_set_protattr` in fs/overlayfs/util.c).
 
 use crate::layer::Fixed;
