@@ -149,6 +149,7 @@ fn take_description(fd: usize) -> Option<Arc<Description>> {
 /// Makes a slice of a system call's buffer. A null pointer is an empty one.
 ///
 /// # Safety
+///
 /// Unless null, `base` must point to `len` readable bytes for as long as the result lives.
 unsafe fn bytes<'a>(base: *const u8, len: usize) -> &'a [u8] {
     // SAFETY: as the caller promises.
@@ -158,6 +159,7 @@ unsafe fn bytes<'a>(base: *const u8, len: usize) -> &'a [u8] {
 /// Makes a mutable slice of a system call's buffer. A null pointer is an empty one.
 ///
 /// # Safety
+///
 /// Unless null, `base` must point to `len` bytes that nothing else uses for as long as the result
 /// lives.
 unsafe fn bytes_mut<'a>(base: *mut u8, len: usize) -> &'a mut [u8] {
@@ -168,6 +170,7 @@ unsafe fn bytes_mut<'a>(base: *mut u8, len: usize) -> &'a mut [u8] {
 /// Closes a descriptor.
 ///
 /// # Safety
+///
 /// None is needed.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn redox_close_v1(fd: usize) -> usize {
@@ -181,6 +184,7 @@ pub unsafe extern "C" fn redox_close_v1(fd: usize) -> usize {
 /// descriptor of its scheme.
 ///
 /// # Safety
+///
 /// `buf` must point to `len` readable bytes.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn redox_dup_v1(fd: usize, buf: *const u8, len: usize) -> usize {
@@ -218,6 +222,7 @@ fn dup(fd: usize, how: &[u8]) -> Result<usize> {
 /// [`kernel::stop`] has closed the socket. On a file, reads it.
 ///
 /// # Safety
+///
 /// `dst_base` must point to `dst_len` bytes that nothing else uses.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn redox_read_v1(fd: usize, dst_base: *mut u8, dst_len: usize) -> usize {
@@ -248,6 +253,7 @@ fn read_requests(socket: &Socket, dst: &mut [u8]) -> Result<usize> {
 /// its error. On a file, writes it.
 ///
 /// # Safety
+///
 /// `src_base` must point to `src_len` readable bytes.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn redox_write_v1(fd: usize, src_base: *const u8, src_len: usize) -> usize {
@@ -280,6 +286,7 @@ fn write_answers(scheme: &Scheme, src: &[u8]) -> Result<usize> {
 /// libc.
 ///
 /// # Safety
+///
 /// None is needed.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn redox_fcntl_v0(fd: usize, cmd: usize, arg: usize) -> usize {
@@ -307,6 +314,7 @@ fn fcntl(fd: usize, cmd: usize, arg: usize) -> Result<usize> {
 /// the ids of a process.
 ///
 /// # Safety
+///
 /// `payload` must point to `payload_len` bytes that nothing else uses, `metadata` to `metadata_len`
 /// readable words; either may be null if empty.
 #[unsafe(no_mangle)]
@@ -383,10 +391,12 @@ fn pass_descriptors(to: Object, payload: &mut [u8], flags: CallFlags, metadata: 
 /// Writes the ids of a process to `buf`, as a `ProcMeta`.
 ///
 /// # Errors
+///
 /// - EINVAL: the buffer is too small.
 /// - ESRCH: no process has the pid.
 ///
 /// # Safety
+///
 /// None is needed.
 #[unsafe(no_mangle)]
 #[allow(improper_ctypes_definitions, reason = "declared so by libredox, in Rust on both sides")]
@@ -421,9 +431,11 @@ fn process_credentials(pid: usize, buf: &mut [u8]) -> Result<usize> {
 /// `*dst_len`.
 ///
 /// # Errors
+///
 /// - EINVAL: there is no such errno.
 ///
 /// # Safety
+///
 /// `dst_len` must point to a length and `dst` to that many bytes that nothing else uses.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn redox_strerror_v1(dst: *mut u8, dst_len: *mut usize, error: u32) -> usize {

@@ -384,6 +384,7 @@ impl Fd {
     /// Returns the whole listing of a directory, with buffers like relibc's.
     ///
     /// # Errors
+    ///
     /// - EIO: the scheme wrote malformed records.
     pub fn entries(&self) -> Result<Vec<DirEntry>> {
         let mut entries: Vec<DirEntry> = Vec::new();
@@ -403,6 +404,7 @@ impl Fd {
     /// Writes all of `data`.
     ///
     /// # Errors
+    ///
     /// - EIO: the scheme takes no byte.
     pub fn write_all(&self, mut data: &[u8]) -> Result<()> {
         while !data.is_empty() {
@@ -417,6 +419,7 @@ impl Fd {
     /// `fcntl(F_SETLK)` or `fcntl(F_OFD_SETLK)` with `F_RDLCK` or `F_WRLCK`.
     ///
     /// # Errors
+    ///
     /// - EWOULDBLOCK (41 on Redox, not EAGAIN): a lock of another owner conflicts.
     pub fn lock(&self, lock: Lock) -> Result<()> {
         let (start, len) = lock.words();
@@ -460,6 +463,7 @@ impl Lock {
 /// Parses the records of [`Fd::getdents`].
 ///
 /// # Errors
+///
 /// - EIO: they are no sequence of whole records with names that end in a zero byte.
 pub fn parse_dirents(mut records: &[u8]) -> Result<Vec<DirEntry>> {
     const HEADER: usize = size_of::<DirentHeader>();
@@ -488,6 +492,7 @@ pub fn parse_dirents(mut records: &[u8]) -> Result<Vec<DirEntry>> {
 /// Reads the target of a symlink that was opened with O_SYMLINK.
 ///
 /// # Errors
+///
 /// - ENOENT: the target is not UTF-8.
 /// - ENAMETOOLONG: the target has more than 4096 bytes.
 fn link_target(link: &Fd) -> Result<String> {

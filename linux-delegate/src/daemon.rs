@@ -25,6 +25,7 @@ impl Daemon {
     /// when clients can use it.
     ///
     /// # Panics
+    ///
     /// If the daemon does not start, for example because the name is taken.
     pub fn serve<L: Layer>(overlay: Overlay<L>, name: impl Into<String>) -> Self {
         Self::watched(overlay, name).0

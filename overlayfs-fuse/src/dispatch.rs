@@ -112,6 +112,7 @@ impl<'a> Body<'a> {
     /// Takes the next structure.
     ///
     /// # Errors
+    ///
     /// - EINVAL: the request is too short.
     fn take<T: FromBytes + KnownLayout + Immutable>(&mut self) -> Result<T> {
         let (value, rest) = T::read_from_prefix(self.rest).map_err(|_| Error::new(EINVAL))?;
@@ -122,6 +123,7 @@ impl<'a> Body<'a> {
     /// Takes the next text, without the zero byte that ends it.
     ///
     /// # Errors
+    ///
     /// - EINVAL: the text has no end.
     fn text(&mut self) -> Result<&'a OsStr> {
         let end = self.rest.iter().position(|byte| *byte == 0).ok_or(Error::new(EINVAL))?;
@@ -133,6 +135,7 @@ impl<'a> Body<'a> {
     /// Takes the next `length` bytes.
     ///
     /// # Errors
+    ///
     /// - EINVAL: the request is too short.
     fn bytes(&mut self, length: usize) -> Result<&'a [u8]> {
         let (bytes, rest) = self.rest.split_at_checked(length).ok_or(Error::new(EINVAL))?;
@@ -347,6 +350,7 @@ fn open_out(opened: Opened) -> wire::OpenOut {
 /// Answers a value, or only its size if `room` is 0.
 ///
 /// # Errors
+///
 /// - ERANGE: the value is larger than `room`.
 fn put_sized(answer: &mut Vec<u8>, room: u32, value: &[u8]) -> Result<Answer> {
     if room == 0 {

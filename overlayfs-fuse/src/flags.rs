@@ -18,6 +18,7 @@ const BOTH: [(u32, u32); 5] = [(0x10, 0x8), (0x20, 0x10), (0x8, 0x20), (0x80, 0x
 /// Performs an ioctl with the argument `input`. Returns the new value of the argument.
 ///
 /// # Errors
+///
 /// - ENOTTY: the ioctl is another one.
 /// - EINVAL: the argument is too short.
 /// - EOPNOTSUPP: the argument sets a flag or a field that only this kind of ioctl has.

@@ -59,6 +59,7 @@ impl IdMap {
     /// empty, pass the last id, or overlap.
     ///
     /// # Errors
+    ///
     /// - A sentence without a subject names the range that does not fit.
     pub fn new(ranges: Vec<Range>) -> std::result::Result<Self, String> {
         for (number, range) in ranges.iter().enumerate() {
@@ -148,6 +149,7 @@ impl Identity {
     /// Returns the owner in the layer of an object that `caller` creates.
     ///
     /// # Errors
+    ///
     /// - EOVERFLOW: the ids of the caller are not mapped. The kernel returns it on a mount with
     ///   mapped ids.
     pub fn of_new(&self, caller: Owner) -> Result<Owner> {
@@ -160,6 +162,7 @@ impl Identity {
     /// Returns the ids to set in the layer, so that the mount shows these. None stays None.
     ///
     /// # Errors
+    ///
     /// - EINVAL: an id is not mapped. chown(2) returns it in a user namespace.
     pub fn to_set(&self, uid: Option<u32>, gid: Option<u32>) -> Result<(Option<u32>, Option<u32>)> {
         let stored = |map: &IdMap, id: Option<u32>| match id {
@@ -182,6 +185,7 @@ impl Identity {
     /// Replaces the shown ids in a POSIX ACL by those of the layer.
     ///
     /// # Errors
+    ///
     /// - EINVAL: an id is not mapped.
     pub fn store_acl(&self, acl: &mut [u8]) -> Result<()> {
         for (map, id) in self.ids_in(acl) {

@@ -21,6 +21,7 @@ const RAISED: [Resource; 6] =
 /// `/dev/fd/3`.
 ///
 /// # Safety
+///
 /// Nothing in this process may have opened a descriptor yet.
 pub unsafe fn close_descriptors(arguments: &[OsString]) {
     let mut first = 3;

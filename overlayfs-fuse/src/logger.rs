@@ -46,6 +46,7 @@ pub fn start(verbosity: Verbosity) {
 /// to syslog.
 ///
 /// # Errors
+///
 /// - The errors of open(2).
 pub fn log_to(path: &Path) -> io::Result<()> {
     let file = File::options().create(true).append(true).open(path)?;

@@ -49,6 +49,7 @@ pub struct Options {
 /// delivers its requests.
 ///
 /// # Errors
+///
 /// - ENOTDIR: `path` is no directory.
 /// - ENOENT: there is no `/dev/fuse`, or no `fusermount3` for a caller without the right to mount.
 /// - The error of mount(2), or the message of `fusermount3`.
@@ -62,6 +63,7 @@ pub fn mount(path: &Path, options: &Options) -> io::Result<OwnedFd> {
 /// Sets new flags for the mount at `path`, in place of its flags.
 ///
 /// # Errors
+///
 /// - EPERM: the caller lacks CAP_SYS_ADMIN.
 /// - EINVAL: nothing is mounted there.
 pub fn remount(path: &Path, flags: MountFlags) -> io::Result<()> {
@@ -95,6 +97,7 @@ impl Device {
     /// Returns the number of the filesystem that is mounted at `path`, without a request to it.
     ///
     /// # Errors
+    ///
     /// - The errors of statx(2).
     pub fn of_mounted(path: &Path) -> io::Result<Self> {
         let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
@@ -123,6 +126,7 @@ impl Unmounter {
     /// no other threads. Nor may it have opened a file that must be closed at its end.
     ///
     /// # Errors
+    ///
     /// - EAGAIN: the system has no more processes for the user.
     /// - EMFILE: there is no descriptor for the sockets.
     pub fn start(path: &Path) -> io::Result<(Self, Waiter, Prober)> {
@@ -154,6 +158,7 @@ impl Unmounter {
     /// ends with the last of them.
     ///
     /// # Errors
+    ///
     /// - EINVAL: nothing is mounted at the path.
     /// - EPIPE: the process has ended.
     pub fn unmount(&mut self) -> io::Result<()> {
@@ -184,6 +189,7 @@ impl Waiter {
     /// Makes it begin to wait. `number` names this wait.
     ///
     /// # Errors
+    ///
     /// - ENOENT: the process has no such thread.
     /// - EPIPE: the process has ended.
     pub fn ask(&self, device: Device, number: u32) -> io::Result<()> {
@@ -202,6 +208,7 @@ impl Waiter {
     /// Returns the number of the wait that has ended.
     ///
     /// # Errors
+    ///
     /// - `UnexpectedEof`: the process has ended.
     pub fn take_end(&self) -> io::Result<u32> {
         let mut number = [0; size_of::<u32>()];

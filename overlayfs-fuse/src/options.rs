@@ -240,6 +240,7 @@ impl Command {
     /// Parses a command line without its first word, the program.
     ///
     /// # Errors
+    ///
     /// - A sentence names the word that does not fit.
     pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Self, Error> {
         use lexopt::Arg::{Long, Short, Value};

@@ -188,6 +188,7 @@ impl<'a> Stacked<'a> {
     /// Mounts a front end and serves it until the unmount, in the sandbox if there is one.
     ///
     /// # Errors
+    ///
     /// - A sentence says which step failed, and why.
     pub fn serve<D: FrontEnd + 'static>(self, front_end: D, sandbox: Option<Sandbox>) -> Result<(), String> {
         let shown = self.mount_point.display();

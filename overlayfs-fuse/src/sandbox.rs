@@ -129,6 +129,7 @@ impl Sandbox {
     /// Opens the directories of these layers.
     ///
     /// # Errors
+    ///
     /// - A sentence names the directory that cannot be opened, and why.
     pub fn new(layers: &Options) -> Result<Self, String> {
         let (mut readable, mut writable) = (Vec::new(), Vec::new());

@@ -51,6 +51,7 @@ impl<D: FrontEnd + 'static> Session<D> {
     /// threads, at least two. Waits for the INIT of the kernel, which comes at mount.
     ///
     /// # Errors
+    ///
     /// - ENODEV: the filesystem is unmounted.
     /// - `Unsupported`: the kernel speaks a version of FUSE before 7.31.
     pub fn start(device: OwnedFd, front_end: D, threads: usize, settler: Option<Settler>) -> io::Result<Self> {
@@ -82,6 +83,7 @@ impl<D: FrontEnd + 'static> Session<D> {
     /// which ends the others.
     ///
     /// # Errors
+    ///
     /// - EAGAIN: the system has no more threads for the user.
     pub fn start_threads(self) -> io::Result<Running<D>> {
         let Self { served, device, clones } = self;
@@ -157,6 +159,7 @@ impl Notifier {
     /// requests.
     ///
     /// # Errors
+    ///
     /// - ENODEV: the filesystem is unmounted.
     /// - EINVAL: the kernel does not know the notification.
     pub fn prune(&self, nodes: &[u64]) -> io::Result<()> {
@@ -167,6 +170,7 @@ impl Notifier {
     /// Makes the kernel ask for the attributes of an object before it uses them again.
     ///
     /// # Errors
+    ///
     /// - ENODEV: the filesystem is unmounted.
     /// - ENOENT: the kernel does not know the object.
     pub fn forget_attributes(&self, node: u64) -> io::Result<()> {
@@ -178,6 +182,7 @@ impl Notifier {
     /// are requests, which another thread must take.
     ///
     /// # Errors
+    ///
     /// - ENODEV: the filesystem is unmounted.
     /// - ENOENT: the kernel does not know the object.
     pub fn write_back(&self, node: u64, offset: u64) -> io::Result<()> {

@@ -107,6 +107,7 @@ impl Settler {
     /// Serves the mount with this device number, which `threads` threads serve.
     ///
     /// # Errors
+    ///
     /// - ENOENT: `/proc` is not mounted.
     pub fn new(
         device: Device,
@@ -149,6 +150,7 @@ impl Settler {
     /// to the change.
     ///
     /// # Errors
+    ///
     /// - EROFS: the layers are unlocked already.
     pub fn begin_change(&self) -> Result<()> {
         let mut state = self.state();
@@ -412,6 +414,7 @@ impl Settler {
     /// Completes and syncs the rest after [`Settler::run`], and unlocks the layers.
     ///
     /// # Errors
+    ///
     /// - EIO: a layer failed. The error comes from the call that failed first, so it may be another
     ///   one.
     pub fn end(&self) -> Result<()> {

@@ -22,6 +22,7 @@ impl Init {
     /// anything before: a new file gets the number of a pipe that was not inherited.
     ///
     /// # Safety
+    ///
     /// The process must have one thread.
     pub unsafe fn from_environment() -> Self {
         let Ok(number) = std::env::var(INIT_NOTIFY) else {

@@ -81,6 +81,7 @@ impl Watcher for Kept {
 /// with the same exit code. The error is a sentence.
 ///
 /// # Safety
+///
 /// The process must have one thread.
 ///
 /// # Errors

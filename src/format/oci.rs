@@ -254,7 +254,7 @@ impl UpperFormat for Oci {
             // "unlink what both have"; "remove a directory that lower layers have too, and that
             // looks empty".
             first.extend((!name.whiteout).then_some(Step::Whiteout(End::Old)));
-            first.push(Step::Settle(End::Old));
+            first.push(Step::SyncNames(End::Old));
         }
         if is_dir {
             first.push(Step::Clear { opaque_first: false });
@@ -272,7 +272,7 @@ impl UpperFormat for Oci {
             // directory empty.
             if new.lower {
                 first.extend((!covered).then_some(Step::Whiteout(End::New)));
-                first.push(Step::Settle(End::New));
+                first.push(Step::SyncNames(End::New));
                 covered = true;
             }
             first.push(Step::Clear { opaque_first: false });
@@ -281,7 +281,7 @@ impl UpperFormat for Oci {
         // A device hides lower objects as any object does.
         let hides = old.lower && !old.whiteout && !leaves_device;
         first.extend(hides.then_some(Step::Whiteout(End::Old)));
-        first.extend(old.lower.then_some(Step::Settle(End::Old)));
+        first.extend(old.lower.then_some(Step::SyncNames(End::Old)));
         Rename {
             first,
             mode: if leaves_device { RenameMode::Whiteout } else { RenameMode::Replace },

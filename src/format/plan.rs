@@ -76,7 +76,7 @@ pub enum Step {
     Whiteout(End),
     /// Makes sure that marks and whiteouts in the directory of a name survive a crash, if the
     /// visible step does.
-    Settle(End),
+    SyncNames(End),
     /// Removes the marks and whiteouts in a directory that is removed or replaced, and looks
     /// empty.
     Clear {
@@ -231,7 +231,7 @@ mod tests {
                 for step in plan.first {
                     match step {
                         Step::Whiteout(End::Old) => model.whiteout(),
-                        Step::Settle(End::Old) => model.unsynced = false,
+                        Step::SyncNames(End::Old) => model.unsynced = false,
                         Step::Clear { opaque_first } if is_dir => model.clear(opaque_first),
                         other => panic!("{name:?}: {other:?}"),
                     }
@@ -304,8 +304,8 @@ mod tests {
             match step {
                 Step::Whiteout(End::Old) => old.whiteout(),
                 Step::Whiteout(End::New) => new.whiteout(),
-                Step::Settle(End::Old) => old.unsynced = false,
-                Step::Settle(End::New) => new.unsynced = false,
+                Step::SyncNames(End::Old) => old.unsynced = false,
+                Step::SyncNames(End::New) => new.unsynced = false,
                 Step::Clear { opaque_first } if moving.over_dir => new.clear(opaque_first),
                 other => panic!("{moving:?}: {other:?}"),
             }
@@ -372,7 +372,7 @@ mod tests {
     fn plans_are_the_rows_of_the_format() {
         let name = |upper, lower| Name { upper, lower, whiteout: false };
         let kernel = kernel(Namespace::Trusted);
-        let hide = [Step::Whiteout(End::Old), Step::Settle(End::Old)];
+        let hide = [Step::Whiteout(End::Old), Step::SyncNames(End::Old)];
         for (format, name, is_dir, first, seen) in [
             (OCI, name(false, true), false, &[][..], Seen::Whiteout),
             (OCI, name(true, false), false, &[], Seen::Remove),

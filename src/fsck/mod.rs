@@ -85,6 +85,7 @@ impl<L: Layer> Checker<L> {
     /// [`Checker::is_in_use`]). Writes nothing.
     ///
     /// # Errors
+    ///
     /// - [`Refused::NoLayer`]: there is no upper or no lower layer.
     /// - [`Refused::Layer`]: a layer cannot be read.
     /// - [`Refused::Feature`]: the upper layer needs a feature that this version lacks.
@@ -152,6 +153,7 @@ impl<L: Layer> Checker<L> {
     /// lower layers of the record.
     ///
     /// # Errors
+    ///
     /// - Any errno of a layer that cannot be read.
     pub fn unused(&self) -> Result<Vec<Finding<L>>> {
         if self.in_use || !self.is_recorded || self.difference.is_some() {
@@ -163,6 +165,7 @@ impl<L: Layer> Checker<L> {
     /// Returns all damage.
     ///
     /// # Errors
+    ///
     /// - Any errno of a layer that cannot be read.
     pub fn check(&self) -> Result<Vec<Finding<L>>> {
         let mut report = Report::new();

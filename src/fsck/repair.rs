@@ -57,6 +57,7 @@ impl<L: Layer> Checker<L> {
     /// Makes a repair from the last check of this checker.
     ///
     /// # Errors
+    ///
     /// - EBUSY: a mount holds the layer.
     /// - Any errno of the failed step.
     pub fn repair(&self, repair: &Repair<L>) -> Result<()> {

@@ -108,6 +108,7 @@ pub fn keeping_times<L: Layer>(layer: &L, dir: &L::Dir, change: impl FnOnce() ->
 /// Reads a file from its start: `most` bytes, or fewer if it ends before.
 ///
 /// # Errors
+///
 /// Those of [`Layer::read_at`].
 pub fn read_start<L: Layer>(layer: &L, file: &L::File, most: usize) -> Result<Vec<u8>> {
     let mut bytes = vec![0; most];
@@ -119,6 +120,7 @@ pub fn read_start<L: Layer>(layer: &L, file: &L::File, most: usize) -> Result<Ve
 /// Creates an empty file that only its owner may use. A file of that name stays.
 ///
 /// # Errors
+///
 /// Those of [`Layer::create_file`] but EEXIST.
 pub fn ensure_file<L: Layer>(layer: &L, dir: &L::Dir, name: &OsStr) -> Result<()> {
     match layer.create_file(dir, name, 0o600, layer.identity()) {

@@ -42,15 +42,16 @@ impl<L: Layer> Overlay<L> {
     fn remove(&self, parent: &Arc<Node<L>>, name: &OsStr, is_dir: bool) -> Result<()> {
         loop {
             let child = self.lookup(parent, name)?;
-            let is_empty = match (child.kind(), is_dir) {
+            match (child.kind(), is_dir) {
                 (Kind::Dir, false) => return Err(Error::new(EISDIR)),
-                (Kind::Dir, true) => self.check_empty(parent, name, &child),
+                (Kind::Dir, true) | (_, false) => {}
                 (_, true) => return Err(Error::new(ENOTDIR)),
-                (_, false) => Ok(()),
-            };
+            }
             // As in the kernel, EPERM comes before ENOTEMPTY.
             self.check_entries(parent, Some(&child))?;
-            is_empty?;
+            if is_dir {
+                self.check_empty(parent, name, &child)?;
+            }
             let to = self.upper_dir(parent)?;
             self.bring_held_data(&child)?;
             let _content = child.content.lock();
@@ -95,7 +96,7 @@ impl<L: Layer> Overlay<L> {
                 dir.unsynced = true;
                 Ok(())
             }
-            (Step::Settle(_), _) => self.sync_names(dir),
+            (Step::SyncNames(_), _) => self.sync_names(dir),
             (Step::Clear { opaque_first }, Some(content)) => self.clear(content, opaque_first),
             (Step::Clear { .. }, None) => Ok(()),
         }

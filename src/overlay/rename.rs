@@ -411,7 +411,7 @@ impl<L: Layer> Overlay<L> {
                 // The whiteout of the old name is removed again if the rename fails.
                 if of == plan::End::New { self.set_whiteout(dirs, end, true) } else { Ok(()) }
             }
-            Step::Settle(of) => self.sync_names(dirs.dir(end(of).parent)?),
+            Step::SyncNames(of) => self.sync_names(dirs.dir(end(of).parent)?),
             Step::Clear { opaque_first } => match target {
                 Some(target) => self.clear(&mut *target.dir()?, opaque_first),
                 None => Ok(()),

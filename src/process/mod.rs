@@ -23,10 +23,12 @@ pub enum Side {
 /// Starts a copy of this process.
 ///
 /// # Errors
+///
 /// - EAGAIN: there are too many processes.
 /// - ENOMEM: memory is short.
 ///
 /// # Safety
+///
 /// The process must have one thread.
 pub unsafe fn fork() -> io::Result<Side> {
     // SAFETY: the process has one thread, as the caller promises, so the child has a copy of all.
@@ -53,6 +55,7 @@ impl Ready {
     /// Makes the caller's process end with success.
     ///
     /// # Errors
+    ///
     /// - EPIPE: the caller is gone.
     pub fn tell(mut self) -> io::Result<()> {
         self.0.write_all(&[1])
@@ -63,10 +66,12 @@ impl Ready {
 /// ends.
 ///
 /// # Errors
+///
 /// - The errors of [`fork`].
 /// - EMFILE, ENFILE: too many files are open.
 ///
 /// # Safety
+///
 /// The process must have one thread.
 pub unsafe fn detach() -> io::Result<Detached> {
     let (is_ready, ready) = io::pipe()?;

@@ -62,6 +62,7 @@ impl Caller {
     /// Checks [`Caller::may`].
     ///
     /// # Errors
+    ///
     /// - EACCES: the mode does not grant it.
     pub fn require(self, stat: &Stat, wanted: u32) -> Result<()> {
         if self.may(stat, wanted) { Ok(()) } else { Err(Error::new(EACCES)) }
@@ -70,6 +71,7 @@ impl Caller {
     /// Checks that the caller may make entries in `dir`.
     ///
     /// # Errors
+    ///
     /// - EACCES: the mode does not grant it.
     pub fn require_entries(self, dir: &Stat) -> Result<()> {
         self.require(dir, WRITE | SEARCH)
@@ -79,6 +81,7 @@ impl Caller {
     /// for a sticky directory it calls `object`.
     ///
     /// # Errors
+    ///
     /// - EACCES: the mode of `dir` does not grant it.
     /// - EPERM: `dir` is sticky, and the caller owns neither it nor the object.
     pub fn require_removal(self, dir: &Stat, object: impl FnOnce() -> Result<Stat>) -> Result<()> {
@@ -96,6 +99,7 @@ impl Caller {
     /// caller.
     ///
     /// # Errors
+    ///
     /// - EPERM: the link is not allowed.
     pub fn require_link(self, object: &Stat) -> Result<()> {
         let is_harmless = object.kind == Kind::File && !lends_rights(object.mode) && self.may(object, READ | WRITE);

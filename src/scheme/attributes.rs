@@ -71,6 +71,7 @@ impl<L: Layer> OverlayScheme<L> {
     /// Sets the permission, set-id and sticky bits.
     ///
     /// # Errors
+    ///
     /// - EPERM: the opener is neither the owner nor root.
     pub(super) fn set_mode(&self, id: usize, mode: u32) -> Result<()> {
         let open = self.handles.open(id)?;
@@ -91,6 +92,7 @@ impl<L: Layer> OverlayScheme<L> {
     /// Sets the owner and the group; −1 leaves one as it is.
     ///
     /// # Errors
+    ///
     /// - EPERM: the opener is not root. An owner may still change the group to its own.
     pub(super) fn set_owner(&self, id: usize, uid: u32, gid: u32) -> Result<()> {
         let open = self.handles.open(id)?;
@@ -119,6 +121,7 @@ impl<L: Layer> OverlayScheme<L> {
     /// Sets the times of last access and change, each to a given time, to now, or not at all.
     ///
     /// # Errors
+    ///
     /// - EACCES: both are now, and the opener may not write the object.
     /// - EPERM: any other times, and the opener is neither the owner nor root.
     pub(super) fn set_times(&self, id: usize, times: &[TimeSpec]) -> Result<()> {
@@ -152,6 +155,7 @@ impl<L: Layer> OverlayScheme<L> {
     /// change.
     ///
     /// # Errors
+    ///
     /// - EINVAL: the command is another one.
     pub(super) fn control(&self, id: usize, command: usize, argument: usize) -> Result<usize> {
         let open = self.handles.open(id)?;
@@ -170,6 +174,7 @@ impl<L: Layer> OverlayScheme<L> {
     /// a handle that leads to another scheme it is the path there.
     ///
     /// # Errors
+    ///
     /// - ENOENT: the object has no name any more.
     /// - EACCES: the opener may not search the directories of the path.
     /// - ENAMETOOLONG: the buffer is too small.
@@ -192,6 +197,7 @@ impl<L: Layer> OverlayScheme<L> {
     /// Writes the path of an object relative to a directory above it.
     ///
     /// # Errors
+    ///
     /// - ENOENT: the object is not below the directory, or has no name any more.
     /// - ERANGE: the buffer is too small.
     pub(super) fn relative_path(&self, dir: usize, id: usize, buf: &mut [u8]) -> Result<usize> {
@@ -204,6 +210,7 @@ impl<L: Layer> OverlayScheme<L> {
     /// Returns the path of an open object from the top of the tree.
     ///
     /// # Errors
+    ///
     /// - ENOENT: the object has no name any more.
     /// - EACCES: the opener may not search the directories above its only name.
     fn path_below(&self, open: &Open<L>) -> Result<PathBuf> {

@@ -49,6 +49,7 @@ impl<L: Layer> OverlayScheme<L> {
     /// pending symlink or device, the data are its target or number.
     ///
     /// # Errors
+    ///
     /// - EFBIG: the write passes the largest offset.
     /// - EBADF: the handle is not open for writing.
     /// - EINVAL: the object is no regular file, or the offset is too large.
@@ -113,6 +114,7 @@ impl<L: Layer> OverlayScheme<L> {
     /// leaves out names that are not UTF-8: no request could name them.
     ///
     /// # Errors
+    ///
     /// - EINVAL: not even the first entry fits.
     pub(super) fn list<'buf>(
         &self,

@@ -81,6 +81,7 @@ pub(super) fn target(call: &CallRequest) -> usize {
 /// Writes `told` to the start of the caller's buffer. Returns its length in bytes.
 ///
 /// # Errors
+///
 /// - EINVAL: it does not fit.
 pub fn give(call: &CallRequest, told: &[u8]) -> Result<usize> {
     let [_, buffer, len, ..] = queue_entry(call).args;
@@ -105,6 +106,7 @@ fn queue_entry(call: &CallRequest) -> &Sqe {
 /// here.
 ///
 /// # Errors
+///
 /// - EBADF: the handle is not open.
 /// - EACCES: the handle is that of the scheme, which no client opened.
 fn caller<L: Layer>(call: &CallRequest, entry: &Sqe, scheme: &OverlayScheme<L>) -> Result<CallerCtx> {
@@ -129,6 +131,7 @@ fn about_locks(entry: &Sqe) -> Option<StdFsCallKind> {
 /// its process. relibc does not define which lock it expects.
 ///
 /// # Errors
+///
 /// - EBADF: the handle is not open.
 /// - EWOULDBLOCK: a lock of another owner conflicts.
 /// - ENOLCK: there are too many locks.
@@ -167,6 +170,7 @@ fn lock<L: Layer>(
 /// Checks that an entry can be decoded and handled.
 ///
 /// # Errors
+///
 /// - EINVAL: a buffer or a path does not suit the call.
 /// - EOVERFLOW: a lock reaches beyond the largest offset.
 fn check(entry: &Sqe) -> Result<()> {
@@ -209,6 +213,7 @@ fn check(entry: &Sqe) -> Result<()> {
 /// could change after the check for UTF-8.
 ///
 /// # Errors
+///
 /// - ENAMETOOLONG: the paths are too long.
 fn copy_paths(entry: &mut Sqe) -> Result<Vec<u8>> {
     let [_, payload, len, kind, ..] = entry.args;

@@ -104,6 +104,7 @@ impl<L: Layer> Table<L> {
     /// Takes room for a handle of a user. A request does so before it makes anything.
     ///
     /// # Errors
+    ///
     /// - ENFILE: there are too many handles.
     pub fn room(&self, user: u32) -> Result<Share> {
         self.quota.take(user, 1)
@@ -129,6 +130,7 @@ impl<L: Layer> Table<L> {
     /// Returns the handle with an id.
     ///
     /// # Errors
+    ///
     /// - EBADF: there is no such handle.
     pub fn get(&self, id: usize) -> Result<SchemeHandle<L>> {
         self.handles.read().get(&id).map(|known| known.handle.clone()).ok_or(Error::new(EBADF))
@@ -137,6 +139,7 @@ impl<L: Layer> Table<L> {
     /// Returns the open object behind an id.
     ///
     /// # Errors
+    ///
     /// - EXDEV: the handle leads to another scheme.
     /// - EBADF: the handle is no object, or does not exist.
     pub fn open(&self, id: usize) -> Result<Arc<Open<L>>> {

@@ -88,6 +88,7 @@ impl Locks {
     /// Locks a range through the handle `id`, in place of any lock of the same owner there.
     ///
     /// # Errors
+    ///
     /// - EWOULDBLOCK: a lock of another owner conflicts.
     /// - ENOLCK: there are too many locks.
     pub fn lock(&mut self, id: usize, wanted: &Record) -> Result<()> {
@@ -104,6 +105,7 @@ impl Locks {
     /// Notes that a process locks through a handle.
     ///
     /// # Errors
+    ///
     /// - ENOLCK: there are too many such processes.
     fn hold(&mut self, id: usize, pid: usize, user: u32) -> Result<()> {
         match self.holders.entry(id) {
@@ -122,6 +124,7 @@ impl Locks {
     /// Unlocks a range.
     ///
     /// # Errors
+    ///
     /// - ENOLCK: the unlock splits a lock, and there are too many locks.
     pub fn unlock(&mut self, range: &Record) -> Result<()> {
         self.put(range, false)

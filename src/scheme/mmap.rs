@@ -123,6 +123,7 @@ impl<L: Layer> OverlayScheme<L> {
     /// pages there into the client.
     ///
     /// # Errors
+    ///
     /// - EACCES: the handle is not open for reading; or the mapping is shared and writable, and the
     ///   handle is not open for writing.
     /// - ENODEV: the object is no regular file.
@@ -161,6 +162,7 @@ impl<L: Layer> OverlayScheme<L> {
     /// Unmaps a range that [`OverlayScheme::map`] mapped, or a part of it.
     ///
     /// # Errors
+    ///
     /// - EINVAL: the range is not mapped.
     /// - ENOMEM: the unmap splits a mapping, and there are too many. Then all of it stays until the
     ///   handle is closed.
@@ -194,6 +196,7 @@ impl<L: Layer> OverlayScheme<L> {
 /// Returns the whole pages of `size` bytes from a page on.
 ///
 /// # Errors
+///
 /// - EOVERFLOW: the range passes the largest offset.
 fn pages(offset: u64, size: usize) -> Result<Range<u64>> {
     let end = offset.checked_add(size as u64).and_then(|end| end.checked_next_multiple_of(PAGE));
@@ -428,6 +431,7 @@ impl<L: Layer> Mapped<L> {
     /// Sets the charge of a user to its mappings.
     ///
     /// # Errors
+    ///
     /// - ENOMEM: a limit is reached, and the charge grows. The caller must restore the mappings and
     ///   charge again.
     fn charge(&mut self, limits: &Limits, user: u32) -> Result<()> {
@@ -468,6 +472,7 @@ impl<L: Layer> Mapped<L> {
     /// write-back the range is unmapped too.
     ///
     /// # Errors
+    ///
     /// - EINVAL: the handle has no mapping of it.
     /// - ENOMEM: it would leave too many parts. Then nothing is unmapped.
     /// - The first errno of the write-back.
@@ -630,6 +635,7 @@ fn read_all<L: Layer>(overlay: &Overlay<L>, file: &overlay::Handle<L>, buf: &mut
 /// Writes all bytes.
 ///
 /// # Errors
+///
 /// - EIO: the layer takes no byte.
 fn write_all<L: Layer>(overlay: &Overlay<L>, file: &overlay::Handle<L>, bytes: &[u8], offset: u64) -> Result<()> {
     write_all_with(bytes, offset, |bytes, offset| overlay.write_at(file, bytes, offset))

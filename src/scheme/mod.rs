@@ -136,6 +136,7 @@ impl<L: Layer> OverlayScheme<L> {
     /// Returns the opener of a handle, for requests that do not name the caller.
     ///
     /// # Errors
+    ///
     /// - EACCES: the handle is that of the scheme, which no client opened.
     fn opener(&self, id: usize) -> Result<Caller> {
         match self.handles.get(id)? {
@@ -147,6 +148,7 @@ impl<L: Layer> OverlayScheme<L> {
     /// Checks that the tree is writable.
     ///
     /// # Errors
+    ///
     /// - EROFS: the tree is read-only.
     fn require_writable(&self) -> Result<()> {
         if self.overlay.is_read_only() { Err(Error::new(EROFS)) } else { Ok(()) }

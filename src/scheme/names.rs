@@ -22,6 +22,7 @@ impl<L: Layer> OverlayScheme<L> {
     /// Removes a name: that of an empty directory with AT_REMOVEDIR, else that of any other object.
     ///
     /// # Errors
+    ///
     /// - EINVAL: the flags have other bits.
     pub(super) fn unlink_at(&self, dir: usize, path: &str, flags: usize, caller: Caller) -> Result<()> {
         if flags & !AT_REMOVEDIR != 0 {
@@ -90,6 +91,7 @@ impl<L: Layer> OverlayScheme<L> {
     /// the caller, so the openers of the two handles count, each for its side.
     ///
     /// # Errors
+    ///
     /// - EINVAL: the flags are none of renameat2.
     pub(super) fn rename_at(&self, dir: usize, path: &str, new_dir: usize, new_path: &str, flags: u32) -> Result<()> {
         let mode = match flags {
@@ -178,6 +180,7 @@ impl<L: Layer> OverlayScheme<L> {
     /// opener of that handle counts as the caller.
     ///
     /// # Errors
+    ///
     /// - EINVAL: there are flags; none exist yet.
     pub(super) fn link_at(&self, id: usize, dir: usize, path: &str, flags: u32) -> Result<()> {
         if flags != 0 {
@@ -222,6 +225,7 @@ impl<L: Layer> OverlayScheme<L> {
     /// object, else another of its names. None: the top of the tree, or an object without a name.
     ///
     /// # Errors
+    ///
     /// - EACCES: the entry is another name, and the caller may not search all directories above it.
     ///   So the caller could not have reached it.
     pub(super) fn current_entry(&self, open: &Open<L>, caller: Caller) -> Result<EntryOf<L>> {

@@ -41,6 +41,7 @@ impl New {
     /// the low 16 bits.
     ///
     /// # Errors
+    ///
     /// - EPERM: a device, unless the handle is open for writing only. Its number is written there.
     /// - EPERM: a directory by the type bits, as mknod asks for one.
     /// - EINVAL: the flags contradict each other, or name no kind.
@@ -77,6 +78,7 @@ fn access(flags: usize) -> usize {
 /// Checks that an object of this kind can be opened with these flags, by any caller.
 ///
 /// # Errors
+///
 /// - EINVAL: O_SYMLINK does not suit the kind, or asks for writing.
 /// - EISDIR: a directory cannot be written.
 /// - ELOOP: the object is a symlink, and the flags do not ask for the symlink itself.
@@ -249,6 +251,7 @@ impl<L: Layer> OverlayScheme<L> {
     /// machine's order.
     ///
     /// # Errors
+    ///
     /// - EEXIST: another request has taken the name since the open.
     /// - ENOENT: the target is empty.
     /// - EINVAL: the target contains NUL, or the number has another length.
@@ -276,6 +279,7 @@ impl<L: Layer> OverlayScheme<L> {
     /// Opens the object of a handle again, in the same way.
     ///
     /// # Errors
+    ///
     /// - EINVAL: the request is not empty.
     pub(super) fn duplicate(&self, id: usize, request: &[u8]) -> Result<usize> {
         let open = self.handles.open(id)?;

@@ -73,6 +73,7 @@ impl<L: Layer> Walked<L> {
     /// Returns the place, for operations within this scheme.
     ///
     /// # Errors
+    ///
     /// - EXDEV: the path leads to another scheme.
     pub fn here(self) -> Result<Resolved<L>> {
         match self {
@@ -85,6 +86,7 @@ impl<L: Layer> Walked<L> {
 /// Walks `path` from `start`. The caller needs the right to search every directory on the way.
 ///
 /// # Errors
+///
 /// - EACCES: the caller may not search a directory.
 /// - ELOOP: the path passes too many symlinks.
 /// - ENAMETOOLONG: the path is too long.
@@ -164,6 +166,7 @@ pub fn walk<L: Layer>(
 /// Checks the text of a path.
 ///
 /// # Errors
+///
 /// - ENAMETOOLONG: it is too long.
 /// - EINVAL: it contains NUL.
 fn check_path(path: &str) -> Result<()> {
@@ -186,6 +189,7 @@ enum Followed {
 /// Returns where the walk goes on after a symlink that `tail` follows.
 ///
 /// # Errors
+///
 /// - ENOENT: the target is empty.
 /// - EINVAL: the target is not UTF-8.
 fn follow_link<L: Layer>(overlay: &Overlay<L>, scheme: &str, link: &Arc<Node<L>>, tail: &str) -> Result<Followed> {
@@ -202,6 +206,7 @@ fn follow_link<L: Layer>(overlay: &Overlay<L>, scheme: &str, link: &Arc<Node<L>>
 /// Returns the directory above `dir`; the top is its own parent.
 ///
 /// # Errors
+///
 /// - ENOENT: `dir` was removed.
 fn parent<L: Layer>(overlay: &Overlay<L>, dir: Arc<Node<L>>) -> Result<Arc<Node<L>>> {
     if dir.id() == overlay.root().id() {

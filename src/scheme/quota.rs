@@ -41,6 +41,7 @@ impl Quota {
     /// Takes a share of `count` for `user`.
     ///
     /// # Errors
+    ///
     /// - The errno of the quota: the limit is reached.
     pub fn take(self: &Arc<Self>, user: u32, count: usize) -> Result<Share> {
         let mut share = self.share(user);
@@ -57,6 +58,7 @@ impl Share {
     /// Sets the share to `count`. A smaller share never fails.
     ///
     /// # Errors
+    ///
     /// - The errno of the quota: the limit is reached. The share stays as it was.
     pub fn set(&mut self, count: usize) -> Result<()> {
         let Quota { of_user, in_all, errno, taken } = &*self.quota;

@@ -52,6 +52,7 @@ impl Region {
     /// grow.
     ///
     /// # Errors
+    ///
     /// - ENOMEM: the system has too little memory or address space.
     pub fn reserve(end: u64) -> Result<Self> {
         let room = usize::try_from(end).ok().and_then(|end| end.checked_mul(2)?.checked_next_multiple_of(PAGE_SIZE));

@@ -72,6 +72,7 @@ impl<L: Layer> OverlayScheme<L> {
     /// Takes the socket that a client sends to a directory.
     ///
     /// # Errors
+    ///
     /// - ENOTDIR: the handle is no directory.
     /// - EINVAL: the request does not have exactly one descriptor.
     pub fn sent(&self, socket: &Socket, request: &SendFdRequest) -> Result<Arc<Fd>> {
@@ -89,6 +90,7 @@ impl<L: Layer> OverlayScheme<L> {
     /// Gives the socket of a request, from [`Self::sent`], the last name of its path.
     ///
     /// # Errors
+    ///
     /// - EADDRINUSE: the name is taken.
     /// - ENFILE: too many sockets are bound.
     /// - EINVAL: the path has no such name, or is of this scheme.
@@ -132,6 +134,7 @@ impl<L: Layer> OverlayScheme<L> {
     /// connect.
     ///
     /// # Errors
+    ///
     /// - EACCES: the handle is not open for writing.
     /// - ECONNREFUSED: the object is no socket, or was not bound here.
     pub fn bound(&self, call: &CallRequest) -> Result<(u32, Arc<Fd>)> {

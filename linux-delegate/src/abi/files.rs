@@ -15,6 +15,7 @@ use crate::kernel::Fd;
 /// Returns a descriptor that is a file.
 ///
 /// # Errors
+///
 /// - EBADF: it is no file.
 fn file(fd: usize) -> Result<Arc<Fd>> {
     match get(fd)? {
@@ -36,6 +37,7 @@ fn count(fd: usize, call: impl FnOnce(&Fd) -> Result<usize>) -> usize {
 /// Opens a path relative to a directory.
 ///
 /// # Safety
+///
 /// `path_base` must point to `path_len` readable bytes.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn redox_openat_v1(
@@ -53,6 +55,7 @@ pub unsafe extern "C" fn redox_openat_v1(
 /// Writes the path of a file to a buffer. Returns its length.
 ///
 /// # Safety
+///
 /// `dst_base` must point to `dst_len` bytes that nothing else uses.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn redox_fpath_v1(fd: usize, dst_base: *mut u8, dst_len: usize) -> usize {
@@ -64,6 +67,7 @@ pub unsafe extern "C" fn redox_fpath_v1(fd: usize, dst_base: *mut u8, dst_len: u
 /// Writes the attributes of a file to `dst`.
 ///
 /// # Safety
+///
 /// `dst` must point to memory for a structure that nothing else uses.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn redox_fstat_v1(fd: usize, dst: *mut libc::stat) -> usize {
@@ -99,6 +103,7 @@ fn attributes(fd: usize) -> Result<Stat> {
 /// Writes the space of the filesystem to `dst`. relibc does not tell its limits.
 ///
 /// # Safety
+///
 /// `dst` must point to memory for a structure that nothing else uses.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn redox_fstatvfs_v1(fd: usize, dst: *mut libc::statvfs) -> usize {
@@ -117,6 +122,7 @@ pub unsafe extern "C" fn redox_fstatvfs_v1(fd: usize, dst: *mut libc::statvfs) -
 /// Sets the permission bits.
 ///
 /// # Safety
+///
 /// None is needed.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn redox_fchmod_v1(fd: usize, new_mode: u16) -> usize {
@@ -126,6 +132,7 @@ pub unsafe extern "C" fn redox_fchmod_v1(fd: usize, new_mode: u16) -> usize {
 /// Sets owner and group.
 ///
 /// # Safety
+///
 /// None is needed.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn redox_fchown_v1(fd: usize, new_uid: u32, new_gid: u32) -> usize {
@@ -135,6 +142,7 @@ pub unsafe extern "C" fn redox_fchown_v1(fd: usize, new_uid: u32, new_gid: u32) 
 /// Sets the size.
 ///
 /// # Safety
+///
 /// None is needed.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn redox_ftruncate_v0(fd: usize, len: usize) -> usize {
@@ -144,6 +152,7 @@ pub unsafe extern "C" fn redox_ftruncate_v0(fd: usize, len: usize) -> usize {
 /// Sets the times of last access and last change.
 ///
 /// # Safety
+///
 /// `times` must point to two times.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn redox_futimens_v1(fd: usize, times: *const libc::timespec) -> usize {
@@ -156,6 +165,7 @@ pub unsafe extern "C" fn redox_futimens_v1(fd: usize, times: *const libc::timesp
 /// Syncs a file to the disk.
 ///
 /// # Safety
+///
 /// None is needed.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn redox_fsync_v1(fd: usize) -> usize {
@@ -165,6 +175,7 @@ pub unsafe extern "C" fn redox_fsync_v1(fd: usize) -> usize {
 /// Lists a directory from an opaque offset on. Returns how many bytes of records it wrote.
 ///
 /// # Safety
+///
 /// `buf` must point to `buf_len` bytes that nothing else uses.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn redox_getdents_v0(fd: usize, buf: *mut u8, buf_len: usize, opaque: u64) -> usize {
@@ -176,6 +187,7 @@ pub unsafe extern "C" fn redox_getdents_v0(fd: usize, buf: *mut u8, buf_len: usi
 /// Returns the user of the daemon.
 ///
 /// # Safety
+///
 /// None is needed.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn redox_get_euid_v1() -> usize {
@@ -185,6 +197,7 @@ pub unsafe extern "C" fn redox_get_euid_v1() -> usize {
 /// Returns the group of the daemon.
 ///
 /// # Safety
+///
 /// None is needed.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn redox_get_egid_v1() -> usize {
@@ -194,6 +207,7 @@ pub unsafe extern "C" fn redox_get_egid_v1() -> usize {
 /// Makes libc's `pread`.
 ///
 /// # Safety
+///
 /// `base` must point to `len` bytes that nothing else uses.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn played_pread(fd: usize, base: *mut u8, len: usize, offset: libc::off_t) -> usize {
@@ -205,6 +219,7 @@ pub unsafe extern "C" fn played_pread(fd: usize, base: *mut u8, len: usize, offs
 /// Makes libc's `pwrite`.
 ///
 /// # Safety
+///
 /// `base` must point to `len` readable bytes.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn played_pwrite(fd: usize, base: *const u8, len: usize, offset: libc::off_t) -> usize {
@@ -216,6 +231,7 @@ pub unsafe extern "C" fn played_pwrite(fd: usize, base: *const u8, len: usize, o
 /// Makes the kernel's `unlinkat`.
 ///
 /// # Safety
+///
 /// `path` must point to `len` readable bytes.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn played_unlinkat(fd: usize, path: *const u8, len: usize, flags: usize) -> usize {
@@ -227,6 +243,7 @@ pub unsafe extern "C" fn played_unlinkat(fd: usize, path: *const u8, len: usize,
 /// Makes the kernel's `frename`.
 ///
 /// # Safety
+///
 /// `path` must point to `len` readable bytes.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn played_frename(fd: usize, path: *const u8, len: usize) -> usize {
@@ -238,6 +255,7 @@ pub unsafe extern "C" fn played_frename(fd: usize, path: *const u8, len: usize) 
 /// Makes the kernel's `flink`.
 ///
 /// # Safety
+///
 /// `path` must point to `len` readable bytes.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn played_flink(fd: usize, path: *const u8, len: usize) -> usize {

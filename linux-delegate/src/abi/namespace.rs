@@ -25,6 +25,7 @@ fn current() -> usize {
 /// Returns the reach of a namespace.
 ///
 /// # Errors
+///
 /// - EBADF: the descriptor is no namespace.
 fn reach(fd: usize) -> Result<Reach> {
     match get(fd)? {
@@ -36,6 +37,7 @@ fn reach(fd: usize) -> Result<Reach> {
 /// Makes a request to the manager in a namespace that reaches all schemes.
 ///
 /// # Errors
+///
 /// - ENODEV: the namespace is the null namespace.
 fn ask<T>(namespace: usize, request: impl FnOnce() -> Result<T>) -> Result<T> {
     manager::ask(|| match reach(namespace)? {
@@ -47,6 +49,7 @@ fn ask<T>(namespace: usize, request: impl FnOnce() -> Result<T>) -> Result<T> {
 /// Looks up a path that only Linux knows, for tests that are between the standard library and libc.
 ///
 /// # Errors
+///
 /// - ENODEV: the program is in the null namespace. The manager has nothing there.
 pub fn look_up() -> Result<()> {
     ask(current(), || Ok(()))
@@ -55,9 +58,11 @@ pub fn look_up() -> Result<()> {
 /// Opens one of the two capabilities or a file of a scheme, as relibc's `open` does.
 ///
 /// # Errors
+///
 /// - ENODEV: the program is in the null namespace.
 ///
 /// # Safety
+///
 /// `path_base` must point to `path_len` readable bytes.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn redox_open_v1(path_base: *const u8, path_len: usize, flags: u32, mode: u16) -> usize {
@@ -81,6 +86,7 @@ fn open(path: &[u8], flags: u32, mode: u16) -> Result<Object> {
 /// Returns the namespace of the program.
 ///
 /// # Safety
+///
 /// None is needed.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn redox_get_ns_v0() -> usize {
@@ -91,10 +97,12 @@ pub unsafe extern "C" fn redox_get_ns_v0() -> usize {
 /// names.
 ///
 /// # Errors
+///
 /// - EINVAL: there are flags.
 /// - EOPNOTSUPP: the list has names.
 ///
 /// # Safety
+///
 /// None is needed.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn redox_mkns_v1(_names: *const libc::iovec, num_names: usize, flags: u32) -> usize {
@@ -109,9 +117,11 @@ pub unsafe extern "C" fn redox_mkns_v1(_names: *const libc::iovec, num_names: us
 /// descriptor of the old namespace, which the caller now owns.
 ///
 /// # Errors
+///
 /// - EPERM: there was no namespace before. relibc returns the same.
 ///
 /// # Safety
+///
 /// None is needed.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn redox_setns_v0(fd: usize) -> usize {
@@ -123,9 +133,11 @@ pub unsafe extern "C" fn redox_setns_v0(fd: usize) -> usize {
 /// Enters the null namespace (`ens` 0) with all threads of the program.
 ///
 /// # Errors
+///
 /// - EINVAL: `ens` is another number.
 ///
 /// # Safety
+///
 /// None is needed.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn redox_setrens_v1(_rns: usize, ens: usize) -> usize {
@@ -142,10 +154,12 @@ pub unsafe extern "C" fn redox_setrens_v1(_rns: usize, ens: usize) -> usize {
 /// Registers a name for the scheme with the root `cap_fd`, and takes that descriptor.
 ///
 /// # Errors
+///
 /// - EEXIST: the name is taken.
 /// - ENODEV: the namespace is the null namespace.
 ///
 /// # Safety
+///
 /// `name_base` must point to `name_len` readable bytes.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn redox_register_scheme_to_ns_v0(
@@ -172,10 +186,12 @@ fn register(ns_fd: usize, name: &[u8], cap_fd: usize) -> Result<()> {
 /// Removes the name of a scheme, given as its path.
 ///
 /// # Errors
+///
 /// - EINVAL: the path names no scheme.
 /// - ENODEV: the name does not exist, or the program is in the null namespace.
 ///
 /// # Safety
+///
 /// `path` must point to `len` readable bytes.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn played_unlink(path: *const u8, len: usize) -> usize {

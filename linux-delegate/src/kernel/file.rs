@@ -144,6 +144,7 @@ impl Fd {
     /// permission bits of a new object in the low 16 bits.
     ///
     /// # Errors
+    ///
     /// - EINVAL: the path is not UTF-8.
     /// - ENAMETOOLONG: the path has more than 4096 bytes.
     pub fn openat(&self, path: impl AsRef<[u8]>, flags: usize, fcntl_flags: u32) -> Result<Fd> {
@@ -226,6 +227,7 @@ impl Fd {
     /// which asks the scheme for the size.
     ///
     /// # Errors
+    ///
     /// - EINVAL: the new offset is negative.
     /// - EOVERFLOW: the new offset is too large.
     pub fn lseek(&self, offset: i64, whence: usize) -> Result<u64> {
@@ -265,6 +267,7 @@ impl Fd {
     /// Sets owner and group.
     ///
     /// # Errors
+    ///
     /// - EPERM: the caller is not root, and the two ids are not its own. The scheme gets no
     ///   request.
     pub fn fchown(&self, uid: u32, gid: u32) -> Result<()> {
@@ -279,6 +282,7 @@ impl Fd {
     /// its errors count.
     ///
     /// # Errors
+    ///
     /// - EINVAL: the kernel does not know the command. It does not take F_DUPFD either; see
     ///   [`Fd::dup`].
     pub fn fcntl(&self, command: usize, arg: usize) -> Result<usize> {
@@ -324,6 +328,7 @@ impl Fd {
     /// path and does not check it.
     ///
     /// # Errors
+    ///
     /// - EINVAL: the path is relative.
     /// - The errors of the path in [`Fd::openat`].
     pub fn flink(&self, path: impl AsRef<[u8]>) -> Result<()> {
@@ -353,6 +358,7 @@ impl Fd {
     /// this address.
     ///
     /// # Errors
+    ///
     /// - EINVAL: `size` is 0, or `offset` or the address is not at a page.
     pub fn mmap(&self, offset: u64, size: usize, flags: MapFlags) -> Result<usize> {
         if size == 0 || !offset.is_multiple_of(PAGE_SIZE as u64) {
@@ -377,6 +383,7 @@ impl Fd {
     /// Makes a [`Fd::call`] on two files. At most two words of `metadata` arrive.
     ///
     /// # Errors
+    ///
     /// - EXDEV: the files are of two schemes.
     pub fn call_multiple(&self, other: &Fd, payload: &mut [u8], metadata: &[u64]) -> Result<usize> {
         self.call_with(Opcode::Call, Some(other), payload, metadata)?.number()
@@ -399,6 +406,7 @@ impl Fd {
     /// Makes the standard filesystem call `kind` on this file.
     ///
     /// # Errors
+    ///
     /// - EOPNOTSUPP: the kernel does not know the kind.
     pub fn std_fs_call(&self, kind: u8, payload: &mut [u8], arg1: u64, arg2: u64) -> Result<usize> {
         self.std_fs(kind, None, payload, arg1, arg2)
@@ -408,6 +416,7 @@ impl Fd {
     /// arrive.
     ///
     /// # Errors
+    ///
     /// - EXDEV: the files are of two schemes.
     pub fn std_fs_call_multiple(&self, other: &Fd, kind: u8, payload: &mut [u8], arg1: u64) -> Result<usize> {
         self.std_fs(kind, Some(other), payload, arg1, 0)
@@ -521,6 +530,7 @@ impl Fd {
     /// the scheme's number, without a descriptor.
     ///
     /// # Safety
+    ///
     /// The arguments that the scheme takes for an address and a length must name memory. The scheme
     /// may read or write it as the request says.
     pub unsafe fn raw(&self, sqe: Sqe) -> Result<usize> {
@@ -531,6 +541,7 @@ impl Fd {
     /// As [`Fd::raw`], but [`Begun::finish`] waits for the answer.
     ///
     /// # Safety
+    ///
     /// As for [`Fd::raw`], until the answer is there.
     pub unsafe fn begin_raw(&self, sqe: Sqe) -> Result<Begun> {
         let scheme = self.description.scheme.clone();

@@ -54,6 +54,7 @@ impl Fd {
     /// Maps `size` bytes of the file from `offset` on.
     ///
     /// # Errors
+    ///
     /// - EINVAL: `size` is 0, or `offset` or the daemon's memory is not at a page.
     /// - EIO: the daemon's memory cannot be mapped a second time.
     pub fn map(&self, offset: u64, size: usize, flags: MapFlags) -> Result<Mapping> {
@@ -75,6 +76,7 @@ impl Mapping {
     /// Loads bytes.
     ///
     /// # Errors
+    ///
     /// - EFAULT: nothing is mapped there.
     pub fn load(&self, offset: usize, buf: &mut [u8]) -> Result<()> {
         for (page, range, at) in self.pieces(offset, buf.len())? {
@@ -97,6 +99,7 @@ impl Mapping {
     /// Stores bytes.
     ///
     /// # Errors
+    ///
     /// - EFAULT: nothing is mapped there, or the mapping is not writable.
     pub fn store(&mut self, offset: usize, bytes: &[u8]) -> Result<()> {
         if !self.flags.contains(MapFlags::PROT_WRITE) {
@@ -145,6 +148,7 @@ impl Mapping {
     /// Unmaps whole pages. Returns the scheme's answer, which a program does not get.
     ///
     /// # Errors
+    ///
     /// - EINVAL: the range is not on pages.
     pub fn unmap_part(&mut self, offset: usize, len: usize) -> Result<()> {
         let end = offset.checked_add(len).filter(|end| *end <= self.memory.len).ok_or(Error::new(EINVAL))?;

@@ -86,6 +86,7 @@ pub(crate) fn credentials(pid: usize) -> Option<Credentials> {
 /// Registers the name of a scheme.
 ///
 /// # Errors
+///
 /// - EEXIST: the name is taken.
 /// - EINVAL: the name is not valid.
 pub(crate) fn register(name: &str, root: Arc<Description>) -> Result<()> {
@@ -103,6 +104,7 @@ pub(crate) fn register(name: &str, root: Arc<Description>) -> Result<()> {
 /// Returns the root of the scheme `name`.
 ///
 /// # Errors
+///
 /// - ENODEV: the name does not exist.
 pub(crate) fn root(name: &str) -> Result<Arc<Description>> {
     lock(&NAMESPACE).get(name).cloned().ok_or(Error::new(ENODEV))
@@ -112,6 +114,7 @@ pub(crate) fn root(name: &str) -> Result<Arc<Description>> {
 /// taken.
 ///
 /// # Errors
+///
 /// - ENODEV: the name does not exist.
 pub fn unregister(name: &str) -> Result<()> {
     let root = lock(&NAMESPACE).remove(name);
@@ -122,6 +125,7 @@ pub fn unregister(name: &str) -> Result<()> {
 /// return EINTR if the scheme cancels them.
 ///
 /// # Errors
+///
 /// - ENODEV: the name does not exist.
 pub fn interrupt(name: &str, pid: usize) -> Result<()> {
     root(name)?.scheme.interrupt(pid);
@@ -132,6 +136,7 @@ pub fn interrupt(name: &str, pid: usize) -> Result<()> {
 /// has not read, and all later ones, return ENODEV. The name stays.
 ///
 /// # Errors
+///
 /// - ENODEV: the name does not exist.
 pub fn stop(name: &str) -> Result<()> {
     root(name)?.scheme.close();

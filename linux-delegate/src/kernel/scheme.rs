@@ -38,6 +38,7 @@ impl Answer {
     /// Returns the number.
     ///
     /// # Errors
+    ///
     /// - EIO: the scheme answered with a descriptor.
     /// - The errno of the answer.
     pub fn number(self) -> Result<usize> {
@@ -109,6 +110,7 @@ impl Scheme {
     /// Sends a request with a new tag, and waits for the answer.
     ///
     /// # Errors
+    ///
     /// - ENODEV: the daemon is gone, or ends meanwhile.
     pub fn call(&self, sqe: Sqe) -> Result<Answer> {
         self.call_with(sqe, Vec::new())
@@ -197,6 +199,7 @@ impl Scheme {
     /// Takes up to `max` requests, at least one. It takes none only at the end of the socket.
     ///
     /// # Errors
+    ///
     /// - EAGAIN: there is none, and `nonblock` is set.
     pub fn read(self: &Arc<Self>, max: usize, nonblock: bool) -> Result<Vec<Sqe>> {
         self.count_reader();
@@ -224,6 +227,7 @@ impl Scheme {
     /// table.
     ///
     /// # Errors
+    ///
     /// - EBADFD: no request has the tag.
     /// - EINVAL: the message has no meaning, the request has its answer already, or the daemon has
     ///   no such descriptor.
@@ -254,6 +258,7 @@ impl Scheme {
     /// Returns the descriptors of a call that has no answer yet.
     ///
     /// # Errors
+    ///
     /// - EINVAL: there is no such call.
     /// - ENOENT: the call has its answer.
     pub fn obtain(&self, tag: u32) -> Result<Vec<Arc<Description>>> {
@@ -371,6 +376,7 @@ fn number_or_error(result: u64) -> Result<usize> {
 /// Reads the flags of a new descriptor from an answer.
 ///
 /// # Errors
+///
 /// - EINVAL: a flag does not exist.
 pub(super) fn new_fd_flags(extra: u8) -> Result<NewFdFlags> {
     NewFdFlags::from_bits(extra).ok_or(Error::new(EINVAL))

@@ -34,6 +34,7 @@ impl Locks {
     /// Answers a call about locks. None: the call is another one.
     ///
     /// # Errors
+    ///
     /// - EWOULDBLOCK: a lock of another owner conflicts.
     /// - EOPNOTSUPP: no layer makes this call.
     pub fn answer(&mut self, id: usize, inode: Result<usize>, pid: usize, call: &[u64]) -> Option<SchemeResponse> {

@@ -119,6 +119,7 @@ impl Disk {
     /// read changes the time of last access, so that does not count.
     ///
     /// # Panics
+    ///
     /// If they differ, with the first differences.
     pub fn assert_same(&self, before: &Snapshot) {
         let now = self.tree().snapshot(&before.path);

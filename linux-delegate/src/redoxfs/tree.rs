@@ -168,6 +168,7 @@ impl Tree {
     /// Returns a node.
     ///
     /// # Errors
+    ///
     /// - ENOENT: no node has this number.
     pub fn node(&self, id: u32) -> Result<&Node> {
         self.nodes.get(&id).ok_or(Error::new(ENOENT))
@@ -176,6 +177,7 @@ impl Tree {
     /// Returns a node for a change.
     ///
     /// # Errors
+    ///
     /// - ENOENT: no node has this number.
     pub fn node_mut(&mut self, id: u32) -> Result<&mut Node> {
         self.nodes.get_mut(&id).ok_or(Error::new(ENOENT))
@@ -184,6 +186,7 @@ impl Tree {
     /// Returns the node of the entry `name` of a directory.
     ///
     /// # Errors
+    ///
     /// - ENOENT: there is no such entry.
     pub fn entry(&self, dir: u32, name: &str) -> Result<u32> {
         let ids = self.node(dir)?.entries()?.get(name);
@@ -200,6 +203,7 @@ impl Tree {
     /// way are followed, the last name is not.
     ///
     /// # Errors
+    ///
     /// - EACCES: the user may not search a directory.
     /// - ELOOP: the path passes too many symlinks.
     /// - ENOENT: a directory on the way is missing.
@@ -212,6 +216,7 @@ impl Tree {
     /// Follows a path as [`Tree::find`] does, and also a symlink at the end.
     ///
     /// # Errors
+    ///
     /// - ENOENT: a symlink dangles.
     /// - The errors of [`Tree::find`].
     pub fn find_target(&self, path: &str, user: User) -> Result<(String, Found)> {
@@ -261,6 +266,7 @@ impl Tree {
     /// Returns the target of the symlink `id` at `path`.
     ///
     /// # Errors
+    ///
     /// - EXDEV: it leads to another scheme.
     /// - EINVAL: it is no path.
     fn target(&self, path: &str, id: u32) -> Result<String> {
@@ -281,6 +287,7 @@ impl Tree {
     /// Makes a node with a name.
     ///
     /// # Errors
+    ///
     /// - EEXIST: the name is taken.
     /// - EINVAL: the name is too long or has a colon.
     pub fn create(&mut self, dir: u32, name: &str, mode: u16, user: User) -> Result<u32> {
@@ -310,6 +317,7 @@ impl Tree {
     /// Removes a name, and the node with its last name unless it is open.
     ///
     /// # Errors
+    ///
     /// - ENOENT: there is no such entry.
     /// - ENOTEMPTY: the directory has entries.
     pub fn remove(&mut self, dir: u32, name: &str) -> Result<()> {
@@ -348,6 +356,7 @@ impl Tree {
     /// directory, the new directory and the name.
     ///
     /// # Errors
+    ///
     /// - EBUSY: the node is the top directory.
     /// - EACCES: the node, the new directory or the replaced object belongs to another user.
     /// - EACCES: the node is no directory, and the replaced object is one.
@@ -387,6 +396,7 @@ impl Tree {
     /// Writes.
     ///
     /// # Errors
+    ///
     /// - EISDIR: the node is a directory.
     /// - ENOSPC: the write passes the end of the disk.
     pub fn write(&mut self, id: u32, offset: u64, buf: &[u8]) -> Result<usize> {
@@ -404,6 +414,7 @@ impl Tree {
     /// Sets the size of a file.
     ///
     /// # Errors
+    ///
     /// - EISDIR: the node is a directory.
     /// - ENOSPC: the size passes the end of the disk.
     pub fn truncate(&mut self, id: u32, size: u64) -> Result<()> {

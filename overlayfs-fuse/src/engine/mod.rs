@@ -249,6 +249,7 @@ impl<L: Layer> EngineFrontEnd<L> {
     /// Checks that an attribute is no ACL, or that there are ACLs.
     ///
     /// # Errors
+    ///
     /// - EOPNOTSUPP: the attribute is an ACL, and the mount has none.
     fn check_acl(&self, name: &OsStr) -> Result<()> {
         if is_acl(name) && !self.settings.acl { Err(Error::new(EOPNOTSUPP)) } else { Ok(()) }

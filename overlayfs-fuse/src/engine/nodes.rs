@@ -68,6 +68,7 @@ impl<L: Layer> Nodes<L> {
     /// Returns the object.
     ///
     /// # Errors
+    ///
     /// - ESTALE: the kernel should not know the number.
     pub fn get(&self, number: u64) -> Result<Arc<Node<L>>> {
         if number == ROOT {

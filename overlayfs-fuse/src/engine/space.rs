@@ -237,6 +237,7 @@ impl<L: Layer> EngineFrontEnd<L> {
     /// that it may hold, and tries whether there is room.
     ///
     /// # Errors
+    ///
     /// - ENOSPC: the filesystem has too little room.
     /// - EDQUOT: a quota leaves too little room.
     pub(super) fn take_space(&self, number: u64, node: &Arc<Node<L>>) -> Result<()> {
@@ -261,6 +262,7 @@ impl<L: Layer> EngineFrontEnd<L> {
     /// Tries whether there is room for one more write to a file.
     ///
     /// # Errors
+    ///
     /// - ENOSPC: the filesystem has too little room.
     /// - EDQUOT: a quota leaves too little room.
     fn has_room(&self, node: &Arc<Node<L>>) -> Result<()> {

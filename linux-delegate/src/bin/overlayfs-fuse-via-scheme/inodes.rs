@@ -49,6 +49,7 @@ impl Inodes {
     /// Returns the descriptor of an object.
     ///
     /// # Errors
+    ///
     /// - ESTALE: the kernel should not know the number.
     pub fn get(&self, node: u64) -> Result<Arc<Fd>> {
         self.table().get(&node).map(|inode| inode.fd.clone()).ok_or(Error::new(ESTALE))
