@@ -103,6 +103,9 @@ const INSTALLED: &str = r#"
     cp "$HOME/program" /usr/local/bin/overlayfs-fuse
 "#;
 
+/// Gives an example a /var of its own. Two examples use /var/try, and tests run at once.
+const OWN_VAR: &str = "mount -t tmpfs tmpfs /var; mkdir -m 1777 /var/tmp\n";
+
 #[test]
 fn all_examples_are_known() {
     assert_eq!((of_manual().len(), of_readme().len()), (4, 2), "an example has come or gone: run it here");
@@ -131,9 +134,9 @@ fn a_sandbox_of_the_whole_system() {
     let tried = format!(
         "echo x > /dev/null && test -c /dev/null && test -r /proc/self/status && test -d /sys/kernel && echo x > {name} && exit 0\nexit 1\n"
     );
-    bench.run(&one(&of_manual(), "chroot"), &tried);
+    let example = one(&of_manual(), "chroot");
+    bench.run(&format!("{OWN_VAR}{example}\ntest ! -e /var/try"), &tried);
     assert!(!exists(Path::new(&name)), "it leaves no trace");
-    assert!(!exists(Path::new("/var/try")));
     assert!(fs::metadata("/dev/null").unwrap().file_type().is_char_device());
 }
 
@@ -148,7 +151,7 @@ fn the_pages() {
         // The block about podman's storage needs system files, and another test runs it.
         let blocks: String = blocks.into_iter().filter(|block| !block.contains("podman info")).collect();
         let bench = Bench::new();
-        bench.run(&blocks, "");
+        bench.run(&format!("{OWN_VAR}{blocks}"), "");
         println!("{page}: {count} blocks");
     }
 }
