@@ -4,7 +4,8 @@
 //! A request comes through a front end ([`scheme`] on Redox), which knows its caller and checks
 //! access. The engine ([`overlay`]) finds and changes objects of the merged tree. A [`layer`] is
 //! one directory tree below it. [`format`](mod@format) defines how the upper layer stores deletions
-//! and renames, and [`fsck`] checks that. `docs/design.md` has the picture.
+//! and renames, and [`fsck`] checks that. [`layer_tools`] list and move the changes in an upper
+//! layer. `docs/design.md` has the picture.
 //!
 //! # Example
 //! Two directories become an overlay. The upper one gets the new file, the lower one stays as it
@@ -56,6 +57,8 @@ pub mod errno;
 pub mod format;
 pub mod fsck;
 pub mod layer;
+#[cfg(feature = "layer-tools")]
+pub mod layer_tools;
 pub mod mount;
 pub mod options;
 pub mod overlay;

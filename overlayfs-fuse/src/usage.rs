@@ -13,6 +13,7 @@ pub const PROGRAM: Program = Program {
     before: "Mounts the merged tree at MOUNTPOINT. umount, fusermount3 -u, SIGINT, SIGTERM and SIGHUP unmount it. \
              NAME is the source in /proc/mounts. mount(8) and fstab(5) know the program as the type \
              fuse.overlayfs-fuse. The manual page overlayfs-fuse(1) has the details.",
+    commands: &[],
     groups: &[
         Group { title: "Options", options: &WORDS },
         Group { title: "Layers", options: &LAYERS },

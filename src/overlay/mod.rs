@@ -26,9 +26,10 @@
 //! | `work`, `detect` | the work directory; the format of the upper layer |
 //! | `index` | facts about copies for the next mount: links and inode numbers |
 //! | `holder`, `end` | the process that holds the upper layer; completion and sync in pauses and at the end |
-//! | `on_disk` | the data that overlays leave in layers and work directories, for `fsck` |
+//! | `on_disk` | the data that overlays leave in layers and work directories, for `fsck` and `layer_tools` |
 //! | `record` | the lower layers and features that an upper layer was written with |
 //! | `volatile` | the mark of an upper layer that is not synced |
+//! | `compare` | the parts of a directory, for a comparison of two overlays |
 //!
 //! # One visible step
 //! Every operation is a sequence of steps on the upper layer. Exactly one of them changes the
@@ -61,6 +62,8 @@ use crate::layer::{Layer, Object, Result};
 
 mod attr;
 mod cancel;
+#[cfg(feature = "layer-tools")]
+mod compare;
 mod copy_plan;
 mod copy_up;
 mod create;

@@ -1,11 +1,13 @@
-//! The data that overlays leave in layers and work directories, for `fsck`. Beyond this, `fsck`
-//! uses only the public interface of the engine.
+//! The data that overlays leave in layers and work directories, for `fsck` and `layer_tools`.
+//! Beyond this, both use only the public interface of the engine.
 
 use std::sync::Arc;
 
 use super::{Node, Overlay};
 use crate::layer::{Layer, Result};
 
+#[cfg(feature = "layer-tools")]
+pub use super::compare::{Content, content};
 pub use super::detect::namespace;
 pub use super::holder::{RECORD as HOLDER, hold};
 pub use super::index::{NUMBERS, Origin, origin, review, rewrite};

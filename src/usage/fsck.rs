@@ -14,6 +14,7 @@ pub const PROGRAM: Program = Program {
              useless. If they are not those of the last mount, the program says so, and repairs nothing that depends \
              on them. Each finding is a line with the fault and its remedy. No repair changes the merged tree. The \
              program leaves all other findings alone.",
+    commands: &[],
     groups: &[
         Group {
             title: "Options",

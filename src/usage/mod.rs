@@ -5,6 +5,7 @@
 //! For an unknown option the parsers suggest names from these tables.
 
 pub mod fsck;
+pub mod layer;
 pub mod overlayfs;
 
 /// The width of `--help`, and the column at which explanations begin.
@@ -22,6 +23,8 @@ pub struct Program {
     pub forms: &'static [&'static str],
     /// The text of `--help` before the options.
     pub before: &'static str,
+    /// Its subcommands, each with its effect as a sentence.
+    pub commands: &'static [(&'static str, &'static str)],
     /// Its options.
     pub groups: &'static [Group],
     /// The text of `--help` behind the options.
@@ -64,6 +67,12 @@ impl Program {
             wrap(&mut help, first, &format!("{} {form}", self.name), "           ");
         }
         paragraph(&mut help, self.before);
+        if !self.commands.is_empty() {
+            help.push_str("\nCommands:\n");
+        }
+        for (name, effect) in self.commands {
+            wrap(&mut help, &format!("  {name:0$}", INDENT - 2), effect, &" ".repeat(INDENT));
+        }
         for group in self.groups {
             help.push_str(&format!("\n{}:\n", group.title));
             for option in group.options {

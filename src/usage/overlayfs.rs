@@ -11,6 +11,7 @@ pub const PROGRAM: Program = Program {
         "-o lowerdir=DIR[:DIR ...][,upperdir=DIR][,workdir=DIR] [OPTION ...] NAME",
     ],
     before: "Serves the merged tree as /scheme/NAME until SIGTERM or SIGINT ends it.",
+    commands: &[],
     groups: &[
         Group {
             title: "Layers",

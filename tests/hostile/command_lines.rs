@@ -5,6 +5,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 use overlayfs::fsck::options::Command as CheckCommand;
+use overlayfs::layer_tools::options::Command as LayerCommand;
 use overlayfs::options::{Command, Options};
 use overlayfs_fuse::options::Command as MountCommand;
 
@@ -14,6 +15,7 @@ pub fn run(input: &[u8]) {
     let words = || input.split(|byte| *byte == 0).map(|word| OsString::from_vec(word.to_vec()));
     say(Command::parse(words()));
     say(CheckCommand::parse(words()));
+    say(LayerCommand::parse(words()));
     say(MountCommand::parse(words()));
     let list = || ["-o", "", "overlay"].into_iter().map(|word| if word.is_empty() { input } else { word.as_bytes() });
     say(Command::parse(list().map(|word| OsString::from_vec(word.to_vec()))));

@@ -12,9 +12,10 @@ use std::process::Command;
 use overlayfs::usage::{self, Program};
 
 /// Each program and its manual page.
-const PROGRAMS: [(&Program, &str); 3] = [
+const PROGRAMS: [(&Program, &str); 4] = [
     (&usage::overlayfs::PROGRAM, "man/overlayfs.8"),
     (&usage::fsck::PROGRAM, "man/overlayfs-fsck.8"),
+    (&usage::layer::PROGRAM, "man/overlayfs-layer.8"),
     (&overlayfs_fuse::usage::PROGRAM, "overlayfs-fuse/overlayfs-fuse.1"),
 ];
 
@@ -79,6 +80,9 @@ fn bash_completes_options_and_their_values() {
     assert_eq!(offered("overlayfs --re"), ["--read-only", "--reuse-volatile", "--replace"]);
     assert_eq!(offered("overlayfs --lower tests/pag"), ["tests/pages/"]);
     assert_eq!(offered("overlayfs-fsck -").len(), 10);
+    assert_eq!(offered("overlayfs-layer di"), ["diff"]);
+    assert_eq!(offered("overlayfs-layer diff --upper tests/pag"), ["tests/pages/"]);
+    assert_eq!(offered("overlayfs-layer diff --fr"), ["--from"]);
     assert_eq!(offered("overlayfs-fuse -o upper"), ["upperdir="]);
     assert_eq!(offered("overlayfs-fuse -o lowerdir=/a:/b,noac"), ["/b,noacl"]);
     assert_eq!(offered("overlayfs-fuse -o lowerdir=tests/pag"), ["tests/pages/"]);

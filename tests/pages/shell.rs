@@ -1,5 +1,7 @@
 //! Completions for shells.
 
+use std::collections::HashSet;
+
 use overlayfs::usage::{Explained, Program};
 
 /// The kind of the value behind an option.
@@ -24,8 +26,11 @@ struct Completed {
 fn options(program: &Program, are_words: bool) -> Vec<Completed> {
     let all = program.groups.iter().flat_map(|group| group.options);
     let all = all.flat_map(|option| option.forms().map(|(name, behind)| completed(option, name, behind)));
-    // An option like `x-...` stands for many.
-    all.filter(|option| option.name.starts_with('-') == are_words && !option.name.ends_with("...")).collect()
+    // An option like `x-...` stands for many. One of several subcommands comes once.
+    let mut met = HashSet::new();
+    all.filter(|option| option.name.starts_with('-') == are_words && !option.name.ends_with("..."))
+        .filter(|option| met.insert(option.name))
+        .collect()
 }
 
 fn completed(option: &Explained, name: &'static str, behind: &'static str) -> Completed {
@@ -91,7 +96,7 @@ _{function}() {{
         part=${{part##*[=:]}}
     else
         case $before in
-{word_cases}        *) offer=(-d -S /) ;;
+{command_case}{word_cases}        *) offer=(-d -S /) ;;
         esac
         if [[ $part == -* ]]; then
             compopt +o nospace
@@ -109,10 +114,23 @@ complete -F _{function} {name}
         function = program.name.replace('-', "_"),
         item_cases = cases(&items, "=*"),
         item_names = names(&items),
+        command_case = command_case(program),
         word_cases = cases(&words, ""),
         word_names = names(&words),
         name = program.name,
     )
+}
+
+/// Returns the case of bash for the name of a subcommand.
+fn command_case(program: &Program) -> String {
+    match command_names(program) {
+        names if names.is_empty() => String::new(),
+        names => format!("        {}) offer=(-W '{names}'); compopt +o nospace ;;\n", program.name),
+    }
+}
+
+fn command_names(program: &Program) -> String {
+    program.commands.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(" ")
 }
 
 pub fn zsh(program: &Program) -> String {
@@ -131,6 +149,10 @@ pub fn zsh(program: &Program) -> String {
         let times = if option.name.starts_with('-') { times } else { "" };
         format!("'{times}{}[{}]{}'", option.name.replace('+', "\\+"), quoted(&option.about), action(&option.value))
     };
+    let zsh_commands = match command_names(program) {
+        names if names.is_empty() => String::new(),
+        names => format!("        '1:command:({names})' \\\n"),
+    };
     let lines = |are_words| options(program, are_words).iter().map(spec).collect::<Vec<_>>().join(" \\\n        ");
     format!(
         r#"#compdef {name}
@@ -139,7 +161,7 @@ pub fn zsh(program: &Program) -> String {
 local state line
 _arguments -s \
         {words} \
-        '*:directory:_files -/'
+{commands}        '*:directory:_files -/'
 if [[ $state == list ]]; then
     _values -s , 'mount option' \
         {items}
@@ -148,6 +170,7 @@ fi
         name = program.name,
         head = head(program),
         words = lines(true),
+        commands = zsh_commands,
         items = lines(false),
     )
 }
@@ -163,6 +186,10 @@ pub fn fish(program: &Program) -> String {
         page.push_str(&format!(" \\\n    {name}\\t'{}'", quoted(&item.about)));
     }
     page.push_str("\n\n");
+    for (name, effect) in program.commands {
+        let effect = quoted(effect.trim_end_matches('.'));
+        page.push_str(&format!("complete -c {} -n __fish_use_subcommand -x -a {name} -d '{effect}'\n", program.name));
+    }
     for word in options(program, true) {
         let name = match word.name.strip_prefix("--") {
             Some(long) => format!("-l {long}"),

@@ -1,0 +1,41 @@
+# Completion of overlayfs-layer. scripts/pages writes this file.
+
+_overlayfs_layer() {
+    local line=${COMP_LINE:0:COMP_POINT} replaced=${COMP_WORDS[COMP_CWORD]} before part offer=()
+    # bash splits words at '=' and ':' too, and replaces only what is behind them.
+    [[ $replaced == [=:] ]] && replaced=
+    part=${line##* }
+    before=${line%"$part"} before=${before%% } before=${before##* }
+    compopt -o nospace
+    if [[ $before == -o ]]; then
+        part=${part##*,}
+        case $part in
+        lowerdir=*) offer=(-d -S /) ;;
+        lowerdir+=*) offer=(-d -S /) ;;
+        upperdir=*) offer=(-d -S /) ;;
+        workdir=*) offer=(-d -S /) ;;
+        redirect_dir=*) offer=(-W 'on off follow') ;;
+        *=*) return ;;
+        *) offer=(-W 'lowerdir= lowerdir+= upperdir= workdir= ro rw volatile reuse_volatile whole_copies userxattr redirect_dir=') ;;
+        esac
+        part=${part##*[=:]}
+    else
+        case $before in
+        overlayfs-layer) offer=(-W 'diff'); compopt +o nospace ;;
+        --lower) offer=(-d -S /) ;;
+        --upper) offer=(-d -S /) ;;
+        --work) offer=(-d -S /) ;;
+        --from) offer=(-d -S /) ;;
+        *) offer=(-d -S /) ;;
+        esac
+        if [[ $part == -* ]]; then
+            compopt +o nospace
+            offer=(-W '--lower --upper --work -q --quiet -h --help -V --version -o --from')
+        fi
+    fi
+    COMPREPLY=()
+    while read -r line; do
+        COMPREPLY+=("${replaced%"$part"}$line")
+    done < <(compgen "${offer[@]}" -- "$part")
+}
+complete -F _overlayfs_layer overlayfs-layer

@@ -1,0 +1,27 @@
+# Completion of overlayfs-layer. scripts/pages writes this file.
+
+set -g __overlayfs_layer_list \
+    lowerdir=\t'As --lower for each of the directories' \
+    lowerdir+=\t'As --lower' \
+    upperdir=\t'As --upper' \
+    workdir=\t'As --work' \
+    ro\t'Accepted without effect' \
+    rw\t'Accepted without effect' \
+    volatile\t'Accepted without effect' \
+    reuse_volatile\t'Accepted without effect' \
+    whole_copies\t'Accepted without effect' \
+    userxattr\t'Accepted without effect' \
+    redirect_dir=\t'Accepted without effect'
+
+complete -c overlayfs-layer -n __fish_use_subcommand -x -a diff -d 'List what the upper directory changes'
+complete -c overlayfs-layer -l lower -x -a '(__fish_complete_directories)' -d 'A directory that is only read'
+complete -c overlayfs-layer -l upper -x -a '(__fish_complete_directories)' -d 'The upper directory'
+complete -c overlayfs-layer -l work -x -a '(__fish_complete_directories)' -d 'The work directory'
+complete -c overlayfs-layer -s q -d 'Show no progress'
+complete -c overlayfs-layer -l quiet -d 'Show no progress'
+complete -c overlayfs-layer -s h -d 'Print a summary of the options'
+complete -c overlayfs-layer -l help -d 'Print a summary of the options'
+complete -c overlayfs-layer -s V -d 'Print the version'
+complete -c overlayfs-layer -l version -d 'Print the version'
+complete -c overlayfs-layer -s o -x -a '(__fish_append , $__overlayfs_layer_list)' -d 'The layers as a list with commas, as for the mount'
+complete -c overlayfs-layer -l from -x -a '(__fish_complete_directories)' -d 'Compare with the directory DIR instead of the lower ones'

@@ -1,0 +1,37 @@
+//! Lists, keeps, moves and removes the changes in the upper directory of an overlay.
+
+use std::io::{self, BufWriter};
+use std::process::ExitCode;
+
+use overlayfs::layer_tools::options::Command;
+use overlayfs::layer_tools::{Error, Outcome};
+use overlayfs::usage::layer::PROGRAM;
+
+const DIFFERS: u8 = 1;
+const USAGE: u8 = 2;
+const FAILED: u8 = 3;
+/// As a shell reports a command that SIGINT ended.
+const STOPPED: u8 = 130;
+
+fn main() -> ExitCode {
+    match Command::parse(std::env::args_os().skip(1)) {
+        Ok(Command::Help) => print!("{}", PROGRAM.help()),
+        Ok(Command::Version) => println!("overlayfs-layer {}", env!("CARGO_PKG_VERSION")),
+        Ok(Command::Run { tool, quiet: _ }) => {
+            let mut out = BufWriter::new(io::stdout().lock());
+            match tool.run(&mut out, &()) {
+                Ok(Outcome::Done) => {}
+                Ok(Outcome::Differs) => return DIFFERS.into(),
+                Err(error) => {
+                    eprintln!("overlayfs-layer: {error}.");
+                    return if matches!(error, Error::Stopped) { STOPPED } else { FAILED }.into();
+                }
+            }
+        }
+        Err(error) => {
+            eprintln!("overlayfs-layer: {error} See overlayfs-layer --help.");
+            return USAGE.into();
+        }
+    }
+    ExitCode::SUCCESS
+}

@@ -1,0 +1,355 @@
+//! The differ: the changes from one merged tree to another.
+//!
+//! The walk goes through both trees at once. It leaves out what comes from the same places of the
+//! same layers in both. So it costs about as much as a walk through the upper layer.
+
+use std::cmp::Ordering;
+use std::ffi::OsStr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::vec;
+
+use super::compare::{Links, Side, aspects};
+use super::{Error, Progress, Views, Watch};
+use crate::errno::{self, EIO, ENOENT, ENOTDIR, ESTALE};
+use crate::layer::{Kind, Layer};
+use crate::overlay::on_disk::{Content, content};
+use crate::overlay::{Node, Overlay};
+
+/// The difference at one path.
+pub struct Change<L: Layer> {
+    /// The path in the later tree; of a removed object, the path that it would have there. Empty
+    /// for the root.
+    pub path: PathBuf,
+    /// The effect on the path.
+    pub kind: ChangeKind,
+    /// The object in the earlier tree. None if it was added.
+    pub old: Option<Arc<Node<L>>>,
+    /// The object in the later tree. None if it was removed.
+    pub new: Option<Arc<Node<L>>>,
+    /// The differences between the two. All are false if there is only one.
+    pub aspects: Aspects,
+}
+
+/// The effect of a change on its path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ChangeKind {
+    /// The path is new. The content of a directory is listed too.
+    Added,
+    /// The path is gone. The content of a directory is not listed.
+    Removed,
+    /// The object changed, or another one took its place. If its kind differs, a directory at this
+    /// path is gone with its content, or a new one has all its content listed.
+    Modified,
+    /// The path is new, and has the object of a path that is gone.
+    Renamed {
+        /// The path in the earlier tree.
+        from: PathBuf,
+    },
+}
+
+/// The differences of an object.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Aspects {
+    /// The data of a file, the target of a symlink, or the number of a device.
+    pub content: bool,
+    /// The kind.
+    pub kind: bool,
+    /// The permission, set-id and sticky bits.
+    pub mode: bool,
+    /// The owner or the group.
+    pub owner: bool,
+    /// The time of the last change of the content.
+    pub times: bool,
+    /// The extended attributes, with ACLs.
+    pub xattrs: bool,
+    /// The number of its names, or the names that share it. Also true of an added object that has
+    /// several.
+    pub links: bool,
+}
+
+impl Aspects {
+    /// Returns the names of the aspects that differ.
+    pub fn words(&self) -> impl Iterator<Item = &'static str> {
+        let Aspects { content, kind, mode, owner, times, xattrs, links } = *self;
+        [
+            (content, "content"),
+            (kind, "kind"),
+            (mode, "mode"),
+            (owner, "owner"),
+            (times, "times"),
+            (xattrs, "xattrs"),
+            (links, "links"),
+        ]
+        .into_iter()
+        .filter_map(|(differs, word)| differs.then_some(word))
+    }
+
+    /// Whether anything differs.
+    pub fn any(&self) -> bool {
+        *self != Aspects::default()
+    }
+}
+
+/// The way in which a walk lists renamed objects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Renames {
+    /// As [`ChangeKind::Renamed`], where the upper layer tells that.
+    Found,
+    /// As a removal, and an addition with all content.
+    Resolved,
+}
+
+impl<L: Layer> Views<L> {
+    /// Calls `each` for every change: depth first, names in the order of their bytes, a directory
+    /// before its content.
+    ///
+    /// # Errors
+    ///
+    /// - [`Error::At`]: an object cannot be read. One that vanished, only if `watch` does not pass
+    ///   it over.
+    /// - [`Error::Stopped`]: `watch` wants to stop.
+    ///
+    /// Others of `each`.
+    pub fn changes(
+        &self,
+        _renames: Renames,
+        watch: &dyn Watch,
+        each: &mut dyn FnMut(Change<L>) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let mut walk = Walk { views: self, watch, each, links: Links::default(), frames: Vec::new() };
+        let [old, new] = [&self.below, &self.above].map(|view| view.as_ref().map(|view| view.root().clone()));
+        walk.visit(PathBuf::new(), old, new)?;
+        while let Some(frame) = walk.frames.last_mut() {
+            let Some(pair) = frame.pairs.next() else {
+                walk.frames.pop();
+                continue;
+            };
+            let (path, dirs) = (frame.path.join(&*pair.name), (frame.old.clone(), frame.new.clone()));
+            if watch.wants_stop() {
+                return Err(Error::Stopped);
+            }
+            walk.visit_pair(path, &pair, dirs)?;
+        }
+        Ok(())
+    }
+}
+
+/// The object of a tree under a name, if there is one.
+type Found<L> = Option<Arc<Node<L>>>;
+
+/// A walk through two trees. It is no recursion, since a tree may be deep.
+struct Walk<'w, L: Layer> {
+    views: &'w Views<L>,
+    watch: &'w dyn Watch,
+    each: &'w mut dyn FnMut(Change<L>) -> Result<(), Error>,
+    links: Links,
+    /// The directories from the root to the current one.
+    frames: Vec<Frame<L>>,
+}
+
+/// A directory on the way.
+struct Frame<L: Layer> {
+    path: PathBuf,
+    old: Found<L>,
+    new: Found<L>,
+    /// The names that are left to visit.
+    pairs: vec::IntoIter<Pair>,
+}
+
+/// A name that may differ, and the trees that have it.
+struct Pair {
+    name: Arc<OsStr>,
+    old: bool,
+    new: bool,
+}
+
+impl<L: Layer> Walk<'_, L> {
+    /// Looks a name up in both trees, and visits the objects.
+    fn visit_pair(&mut self, path: PathBuf, pair: &Pair, (old, new): (Found<L>, Found<L>)) -> Result<(), Error> {
+        let Views { above, below } = self.views;
+        let old = look_up(below, old.filter(|_| pair.old), &pair.name);
+        let new = look_up(above, new.filter(|_| pair.new), &pair.name);
+        match (old, new) {
+            (Ok(old), Ok(new)) => self.visit(path, old, new),
+            (Err(error), _) | (_, Err(error)) => self.unless_gone(path, error),
+        }
+    }
+
+    /// Reports the change from `old` to `new`, if there is any, and enters a directory.
+    fn visit(&mut self, path: PathBuf, old: Found<L>, new: Found<L>) -> Result<(), Error> {
+        let aspects = match self.compare(old.as_ref(), new.as_ref()) {
+            Ok(aspects) => aspects,
+            Err(error) => return self.unless_gone(path, error),
+        };
+        let kind = match (&old, &new) {
+            (None, None) => return Ok(()),
+            (None, Some(_)) => ChangeKind::Added,
+            (Some(_), None) => ChangeKind::Removed,
+            (Some(_), Some(_)) => ChangeKind::Modified,
+        };
+        if kind != ChangeKind::Modified || aspects.any() {
+            (self.each)(Change { path: path.clone(), kind, old: old.clone(), new: new.clone(), aspects })?;
+        }
+        self.watch.advance(Progress { objects: 1, bytes: 0 });
+        match new.filter(|new| new.kind() == Kind::Dir) {
+            Some(new) => self.enter(path, old.filter(|old| old.kind() == Kind::Dir), new),
+            None => Ok(()),
+        }
+    }
+
+    fn compare(&mut self, old: Option<&Arc<Node<L>>>, new: Option<&Arc<Node<L>>>) -> errno::Result<Aspects> {
+        let Views { above, below } = self.views;
+        let old = below.as_ref().zip(old).map(|(overlay, node)| Side::new(overlay, node)).transpose()?;
+        let new = above.as_ref().zip(new).map(|(overlay, node)| Side::new(overlay, node)).transpose()?;
+        let mut differ = match (&old, &new) {
+            (Some(old), Some(new)) => aspects(old, new)?,
+            _ => Aspects::default(),
+        };
+        if let Some(new) = new {
+            differ.links = self.links.differ(old.as_ref().map(|old| &old.stat), &new.stat);
+        }
+        Ok(differ)
+    }
+
+    /// Enters a directory of the later tree, and the directory that it was.
+    fn enter(&mut self, path: PathBuf, old: Found<L>, new: Arc<Node<L>>) -> Result<(), Error> {
+        let Views { above, below } = self.views;
+        let before = below.as_ref().zip(old.as_ref()).map_or(Ok(Content::default()), |(view, dir)| content(view, dir));
+        let now = above.as_ref().map_or(Ok(Content::default()), |view| content(view, &new));
+        match (before, now) {
+            (Ok(before), Ok(now)) => {
+                let pairs = pairs(&before, &now).into_iter();
+                self.frames.push(Frame { path, old, new: Some(new), pairs });
+                Ok(())
+            }
+            (Err(error), _) | (_, Err(error)) => self.unless_gone(path, error),
+        }
+    }
+
+    /// Leaves an object out that another program took away meanwhile, if the observer permits that.
+    fn unless_gone(&self, path: PathBuf, error: errno::Error) -> Result<(), Error> {
+        let is_gone = matches!(error.errno, ENOENT | ENOTDIR | ESTALE);
+        if is_gone && self.watch.passes_over(&path) { Ok(()) } else { Err(Error::in_tree("read", &path, error)) }
+    }
+}
+
+fn look_up<L: Layer>(view: &Option<Overlay<L>>, dir: Found<L>, name: &OsStr) -> errno::Result<Found<L>> {
+    let Some(dir) = dir else { return Ok(None) };
+    let view = view.as_ref().ok_or(errno::Error::new(EIO))?;
+    view.lookup(&dir, name).map(Some)
+}
+
+/// Returns the names of two directories, but not those with the same objects.
+fn pairs(before: &Content, now: &Content) -> Vec<Pair> {
+    let (mut old, mut new) = (before.entries.iter().peekable(), now.entries.iter().peekable());
+    let mut pairs = Vec::new();
+    loop {
+        let order = match (old.peek(), new.peek()) {
+            (Some(one), Some(other)) => one.name.cmp(&other.name),
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (None, None) => return pairs,
+        };
+        let (one, other) = (old.next_if(|_| order.is_le()), new.next_if(|_| order.is_ge()));
+        let is_same = one.zip(other).is_some_and(|(one, other)| before.is_same(one, (now, other)));
+        if let Some(entry) = one.or(other).filter(|_| !is_same) {
+            pairs.push(Pair { name: entry.name.clone(), old: one.is_some(), new: other.is_some() });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use super::*;
+    use crate::layer::{OsLayer, Owner};
+    use crate::layer_tools::escaped;
+    use crate::overlay::Layers;
+
+    struct Place {
+        lower: tempfile::TempDir,
+        upper: tempfile::TempDir,
+    }
+
+    impl Place {
+        fn new() -> Self {
+            Place { lower: tempfile::tempdir().unwrap(), upper: tempfile::tempdir().unwrap() }
+        }
+
+        fn layer(path: &Path, for_writing: bool) -> OsLayer {
+            OsLayer::open(path, for_writing).unwrap()
+        }
+
+        fn lowers(&self) -> Vec<OsLayer> {
+            vec![Self::layer(self.lower.path(), false)]
+        }
+
+        fn overlay(&self) -> Overlay<OsLayer> {
+            let upper = Some(Self::layer(self.upper.path(), true));
+            Overlay::new(Layers { upper, work: None, lowers: self.lowers() }).unwrap()
+        }
+
+        /// Returns the changes, as a word of each aspect behind the path.
+        fn changes(&self) -> Vec<String> {
+            let upper = Some(Self::layer(self.upper.path(), false));
+            let above = Layers { upper, work: None, lowers: self.lowers() };
+            let views = Views::new(above, Layers { upper: None, work: None, lowers: self.lowers() }).unwrap();
+            let mut changes = Vec::new();
+            let each = &mut |change: Change<OsLayer>| {
+                let words: Vec<_> = change.aspects.words().collect();
+                changes.push(format!("{:?} {} {}", change.kind, escaped(&change.path), words.join(",")));
+                Ok(())
+            };
+            views.changes(Renames::Found, &(), each).unwrap();
+            changes
+        }
+    }
+
+    #[test]
+    fn an_upper_layer_without_changes_has_none() {
+        let place = Place::new();
+        fs::write(place.lower.path().join("file"), "x").unwrap();
+        drop(place.overlay());
+        assert!(place.changes().iter().all(|change| change == "Modified . times"), "{:?}", place.changes());
+    }
+
+    #[test]
+    fn each_change_is_listed_once_with_what_differs() {
+        let place = Place::new();
+        let lower = place.lower.path();
+        fs::create_dir_all(lower.join("same/deep")).unwrap();
+        fs::create_dir_all(lower.join("gone/deep")).unwrap();
+        for name in ["same/deep/file", "gone/file", "written", "moded"] {
+            fs::write(lower.join(name), "before").unwrap();
+        }
+        let overlay = place.overlay();
+        let me = Owner { uid: rustix::process::getuid().as_raw(), gid: rustix::process::getgid().as_raw() };
+        let (root, name) = (overlay.root(), OsStr::new);
+        let find =
+            |path: &str| path.split('/').fold(root.clone(), |dir, part| overlay.lookup(&dir, name(part)).unwrap());
+        overlay.write_at(&overlay.open(&find("written")), b"B", 0).unwrap();
+        overlay.set_mode(&find("moded"), 0o600).unwrap();
+        overlay.unlink(&find("gone"), name("file")).unwrap();
+        overlay.remove_dir(&find("gone"), name("deep")).unwrap();
+        overlay.remove_dir(root, name("gone")).unwrap();
+        let made = overlay.create_dir(root, name("made"), 0o700, me).unwrap();
+        let file = overlay.create_file(&made, name("file"), 0o600, me).unwrap();
+        overlay.link(file.node(), &made, name("link")).unwrap();
+        drop((file, made, overlay));
+        assert_eq!(
+            place.changes(),
+            [
+                "Modified . times",
+                "Removed gone ",
+                "Added made ",
+                "Added made/file links",
+                "Added made/link links",
+                "Modified moded mode",
+                "Modified written content,times",
+            ]
+        );
+    }
+}

@@ -1,0 +1,104 @@
+//! The comparison of one object in two merged trees.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ffi::OsString;
+use std::sync::Arc;
+
+use super::changes::Aspects;
+use crate::errno::{EOPNOTSUPP, Result};
+use crate::layer::{Kind, Layer, Stat};
+use crate::overlay::{Node, Overlay};
+
+/// The size of a piece of content that is read at once.
+const PIECE: usize = 128 << 10;
+
+/// An object, its merged tree and its attributes.
+pub struct Side<'o, L: Layer> {
+    pub overlay: &'o Overlay<L>,
+    pub node: &'o Arc<Node<L>>,
+    pub stat: Stat,
+}
+
+impl<'o, L: Layer> Side<'o, L> {
+    pub fn new(overlay: &'o Overlay<L>, node: &'o Arc<Node<L>>) -> Result<Self> {
+        Ok(Side { overlay, node, stat: overlay.stat(node)? })
+    }
+
+    /// Returns the extended attributes with their values; none on a layer without any.
+    fn xattrs(&self) -> Result<BTreeMap<OsString, Vec<u8>>> {
+        let names = match self.overlay.xattrs(self.node) {
+            Err(error) if error.errno == EOPNOTSUPP => return Ok(BTreeMap::new()),
+            names => names?,
+        };
+        names.into_iter().map(|name| Ok((name.clone(), self.overlay.xattr(self.node, &name)?))).collect()
+    }
+}
+
+/// Returns what differs between the object before and the object now. `links` are left out.
+///
+/// # Errors
+///
+/// Those of the layers.
+pub fn aspects<L: Layer>(old: &Side<'_, L>, new: &Side<'_, L>) -> Result<Aspects> {
+    let (before, now) = (&old.stat, &new.stat);
+    let kind = before.kind != now.kind;
+    Ok(Aspects {
+        content: !kind && differs_in_content(old, new)?,
+        kind,
+        // A symlink has no mode of its own.
+        mode: before.mode != now.mode && now.kind != Kind::Symlink,
+        owner: (before.uid, before.gid) != (now.uid, now.gid),
+        times: before.mtime != now.mtime,
+        xattrs: old.xattrs()? != new.xattrs()?,
+        links: false,
+    })
+}
+
+fn differs_in_content<L: Layer>(old: &Side<'_, L>, new: &Side<'_, L>) -> Result<bool> {
+    Ok(match new.stat.kind {
+        Kind::File => old.stat.size != new.stat.size || differs_in_data(old, new)?,
+        Kind::Symlink => old.overlay.read_link(old.node)? != new.overlay.read_link(new.node)?,
+        Kind::CharDev | Kind::BlockDev => old.stat.rdev != new.stat.rdev,
+        Kind::Dir | Kind::Fifo | Kind::Socket => false,
+    })
+}
+
+/// Compares the data of two files of equal size.
+fn differs_in_data<L: Layer>(old: &Side<'_, L>, new: &Side<'_, L>) -> Result<bool> {
+    let (before, now) = (old.overlay.open(old.node), new.overlay.open(new.node));
+    let (mut one, mut other) = (vec![0; PIECE], vec![0; PIECE]);
+    let mut at = 0;
+    while at < new.stat.size {
+        let length = old.overlay.read_at(&before, &mut one, at)?;
+        if length != new.overlay.read_at(&now, &mut other, at)? || one[..length] != other[..length] {
+            return Ok(true);
+        }
+        if length == 0 {
+            break;
+        }
+        at += length as u64;
+    }
+    Ok(false)
+}
+
+/// The objects with several names that a walk met, by their inode numbers in the two trees.
+#[derive(Default)]
+pub struct Links {
+    now: HashMap<u64, Option<u64>>,
+    before: HashMap<u64, u64>,
+}
+
+impl Links {
+    /// Whether the names of the object changed: their count, or the names that share it. The walk
+    /// calls this once for each name.
+    pub fn differ(&mut self, old: Option<&Stat>, new: &Stat) -> bool {
+        let is_linked = |stat: &Stat| stat.kind != Kind::Dir && stat.nlink > 1;
+        if !is_linked(new) && !old.is_some_and(is_linked) {
+            return false;
+        }
+        let ino = old.map(|old| old.ino);
+        let now = *self.now.entry(new.ino).or_insert(ino);
+        let before = old.map(|old| *self.before.entry(old.ino).or_insert(new.ino));
+        old.is_none_or(|old| old.nlink != new.nlink) || now != ino || before != Some(new.ino)
+    }
+}

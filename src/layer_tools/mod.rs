@@ -1,0 +1,151 @@
+//! Tools for the life of an upper layer: what it changes, where its changes go, what it is.
+//!
+//! Every tool compares or changes merged trees, so none of them reads marks of formats. [`Views`]
+//! are the trees with and without the upper layer, and the differ finds each [`Change`] between
+//! them. The program `overlayfs-layer` runs one [`Tool`].
+//!
+//! | file | subject |
+//! | --- | --- |
+//! | `views` | the two merged trees that a tool compares |
+//! | `changes` | the differ: from two trees to the changes between them |
+//! | `compare` | the attributes and contents of one object in both trees |
+//! | `options` | the command line: the subcommands, and the options for layers |
+//! | `text` | paths in messages and listings |
+//! | `diff` | the subcommand `diff` |
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::{errno, mount};
+
+pub mod changes;
+mod compare;
+pub mod diff;
+pub mod options;
+mod text;
+pub mod views;
+
+pub use changes::{Aspects, Change, ChangeKind, Renames};
+pub use text::escaped;
+pub use views::Views;
+
+/// The reason why a tool failed. Its text is a clause that names the path and the cause.
+#[derive(Debug)]
+pub enum Error {
+    /// A step failed at an object: "cannot ACTION PATH: CAUSE".
+    At {
+        /// The step, as a verb and what follows it.
+        action: &'static str,
+        /// The object, in the merged tree or outside the layers.
+        path: PathBuf,
+        /// The error of the system.
+        cause: io::Error,
+    },
+    /// The layers cannot be opened or stacked.
+    Layers(mount::Error),
+    /// The tool refuses the work. The sentence says why.
+    Refused(String),
+    /// The user stopped the work ([`Watch::wants_stop`]).
+    Stopped,
+}
+
+impl Error {
+    /// Makes the error of a step at `path`.
+    pub fn at(action: &'static str, path: impl Into<PathBuf>, cause: impl Into<io::Error>) -> Self {
+        Error::At { action, path: path.into(), cause: cause.into() }
+    }
+
+    /// Makes the error of a step at an object of a merged tree. The empty path is the root.
+    pub(crate) fn in_tree(action: &'static str, path: &Path, cause: errno::Error) -> Self {
+        Error::at(action, if path.as_os_str().is_empty() { Path::new(".") } else { path }, cause)
+    }
+
+    /// Makes the error of a listing that cannot be written.
+    pub(crate) fn output(cause: io::Error) -> Self {
+        Error::at("write to", "standard output", cause)
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::At { action, path, cause } => {
+                let text = cause.to_string();
+                // The standard library appends the number.
+                let cause = text.split_once(" (os error").map_or(&*text, |(clause, _)| clause);
+                write!(f, "cannot {action} {}: {cause}", escaped(path))
+            }
+            Error::Layers(error) => write!(f, "{error}"),
+            Error::Refused(sentence) => f.write_str(sentence),
+            Error::Stopped => f.write_str("the work was stopped"),
+        }
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Error::At { cause, .. } => Some(cause),
+            Error::Layers(error) => Some(error),
+            Error::Refused(_) | Error::Stopped => None,
+        }
+    }
+}
+
+impl From<mount::Error> for Error {
+    fn from(error: mount::Error) -> Self {
+        Error::Layers(error)
+    }
+}
+
+/// An amount of work.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Objects of any kind.
+    pub objects: u64,
+    /// Bytes of content.
+    pub bytes: u64,
+}
+
+/// The observer of long work. A tool calls it from its own thread.
+pub trait Watch {
+    /// Says how much work there is, once that is known.
+    fn expect(&self, _all: Progress) {}
+
+    /// Counts work that is done, beyond that of earlier calls.
+    fn advance(&self, _done: Progress) {}
+
+    /// Whether the work is to stop at the next point from which it can go on.
+    fn wants_stop(&self) -> bool {
+        false
+    }
+
+    /// Tells that an object vanished or was replaced while a walk read it. Returns whether the walk
+    /// leaves the object out and goes on; otherwise it fails.
+    fn passes_over(&self, _path: &Path) -> bool {
+        false
+    }
+}
+
+/// The observer that looks at nothing.
+impl Watch for () {}
+
+/// The result of a subcommand that worked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Everything was done.
+    Done,
+    /// Everything was done, and there are differences.
+    Differs,
+}
+
+/// One subcommand with its options.
+pub trait Tool {
+    /// Does the work. Writes the listing to `out`.
+    ///
+    /// # Errors
+    ///
+    /// Each variant of [`enum@Error`].
+    fn run(&self, out: &mut dyn io::Write, watch: &dyn Watch) -> Result<Outcome, Error>;
+}

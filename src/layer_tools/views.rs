@@ -1,0 +1,65 @@
+//! The two merged trees that a tool compares.
+//!
+//! A view is an overlay that changes nothing and takes no lock. So the layers may be those of an
+//! overlay that is mounted.
+
+use std::path::PathBuf;
+
+use super::Error;
+use crate::layer::{Layer, OsLayer};
+use crate::mount::{self, open_layers};
+use crate::options::Options;
+use crate::overlay::{Layers, Overlay, Refused, Settings};
+
+/// The number of cached directories and names above which a view evicts. A walk uses each directory
+/// once, so few are enough.
+const KNOWN_MAX: usize = 4096;
+
+/// Two merged trees. None is the tree without a layer: it is empty.
+pub struct Views<L: Layer> {
+    /// The later state: the upper layer on the lower ones.
+    pub above: Option<Overlay<L>>,
+    /// The earlier state: the lower layers alone.
+    pub below: Option<Overlay<L>>,
+}
+
+impl<L: Layer> Views<L> {
+    /// Makes the views of two stacks of layers.
+    ///
+    /// # Errors
+    ///
+    /// - [`Refused::Layer`]: a layer cannot be read.
+    pub fn new(above: Layers<L>, below: Layers<L>) -> Result<Self, Refused> {
+        Ok(Views { above: view(above)?, below: view(below)? })
+    }
+}
+
+impl Views<OsLayer> {
+    /// Opens the layers that `options` name as the later state. The earlier state is the stack of
+    /// `from`, topmost first. None stands for the lower layers of `options`.
+    ///
+    /// # Errors
+    ///
+    /// - [`Error::Layers`]: a layer cannot be opened, or the layers cannot be stacked.
+    pub fn open(options: &Options, from: Option<&[PathBuf]>) -> Result<Self, Error> {
+        let above = open_layers(options, false)?;
+        let lowers = from.unwrap_or(&options.lowers).to_owned();
+        let below = open_layers(&Options { lowers, ..Options::default() }, false)?;
+        let upper = options.upper.clone().or_else(|| options.lowers.first().cloned()).unwrap_or_default();
+        Views::new(above, below)
+            .map_err(|cause| mount::Error::Refused { upper, work: options.work.clone(), cause }.into())
+    }
+}
+
+/// Makes the merged tree of `layers`, with the upper one as it is at the moment.
+fn view<L: Layer>(layers: Layers<L>) -> Result<Option<Overlay<L>>, Refused> {
+    let Layers { upper, work: _, mut lowers } = layers;
+    let read_only_upper = upper.is_some();
+    lowers.splice(..0, upper);
+    if lowers.is_empty() {
+        return Ok(None);
+    }
+    let layers = Layers { upper: None, work: None, lowers };
+    let settings = Settings { trusted: true, read_only_upper, known_max: Some(KNOWN_MAX), ..Settings::default() };
+    Overlay::with_settings(layers, settings).map(Some)
+}
