@@ -116,10 +116,9 @@ pub fn sign<L: Layer>(overlay: &Overlay<L>, holder: &Holder) {
 pub fn open_layers(options: &Options, for_writing: bool) -> Result<Layers<OsLayer>, Error> {
     let mut lowers = canonical("lower layer", &options.lowers)?;
     let mut upper = canonical("upper layer", options.upper.as_slice())?.pop();
-    let mut work = canonical("work directory", options.work.as_slice())?.pop();
+    let work = canonical("work directory", options.work.as_slice())?.pop();
     if options.read_only {
         lowers.splice(..0, upper.take());
-        work = None;
     }
     check_nesting(&lowers, upper.as_deref(), work.as_deref())?;
 
@@ -129,6 +128,8 @@ pub fn open_layers(options: &Options, for_writing: bool) -> Result<Layers<OsLaye
             (Some(upper), Some(work))
         }
         (upper, work) => {
+            // A read-only overlay looks into the work directory for the features of the layer.
+            let for_writing = for_writing && !options.read_only;
             let open =
                 |what, path: &Option<PathBuf>| path.as_ref().map(|path| open(what, path, for_writing)).transpose();
             (open("upper layer", upper)?, open("work directory", work)?)

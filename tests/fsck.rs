@@ -18,7 +18,7 @@ use overlayfs::layer::counted::{Counted, Counts};
 use overlayfs::layer::{Layer, OsLayer, Owner, RenameMode};
 use overlayfs::mount::{mount, open_layers};
 use overlayfs::options::Options;
-use overlayfs::overlay::{Layers, Node, Overlay, VOLATILE_MARK};
+use overlayfs::overlay::{Feature, Features, Layers, Node, Overlay, VOLATILE_MARK};
 use rustix::fs::{FileType, XattrFlags};
 use test_common::{Detail, LowerGuard, Setup, Snapshot, partial_file, put};
 
@@ -55,7 +55,19 @@ fn setup() -> Setup {
     overlay.rename(root, OsStr::new("e"), root, OsStr::new("moved"), RenameMode::Replace).unwrap();
     overlay.create_dir(root, OsStr::new("own"), 0o755, OWN).unwrap();
     drop((d, overlay));
+    record_all(&setup.path("upper").join(WORK));
     setup
+}
+
+/// Makes the record name every feature, since the tests make marks by hand.
+fn record_all(work: &Path) {
+    let record = fs::read_to_string(work.join("record")).unwrap();
+    let lowers = record.lines().filter(|line| line.starts_with("lower ")).map(|line| format!("{line}\n"));
+    let named = ["redirects", "partial-copies", "links", "devices"].map(|name| format!("incompatible {name}\n"));
+    let others = ["features\n", "read-only fixed-marks\n", "compatible numbers\n"].map(str::to_owned);
+    let lines: String = named.into_iter().chain(others).chain(lowers).collect();
+    let body = format!("overlayfs upper layer 1\n{lines}");
+    put::file(work, "record", format!("{body}end {:032x}\n", fnv1a(body.as_bytes())));
 }
 
 fn options(setup: &Setup) -> Options {
@@ -370,6 +382,22 @@ fn an_unknown_feature_is_refused_by_its_name() {
     let refused = Checker::new(open_layers(&options(&setup), false).unwrap()).err().unwrap().to_string();
     assert!(refused.ends_with("which needs the feature folding"), "{refused}");
     Snapshot::take(&setup.path("upper"), Detail::Everything).assert_same(&before, "the refused upper layer");
+}
+
+/// A mark that was made by hand is in no record, for versions that do not know it.
+#[test]
+fn a_feature_that_is_not_recorded_is_recorded() {
+    let setup = setup();
+    let record = setup.path("upper").join(WORK).join("record");
+    let text = fs::read_to_string(&record).unwrap();
+    let (body, _) = text.split_once("end ").unwrap();
+    let without = body.replace("incompatible redirects\n", "");
+    put::file(record.parent().unwrap(), "record", format!("{without}end {:032x}\n", fnv1a(without.as_bytes())));
+    let features = Features::default().with(Feature::Redirects);
+    assert_eq!(look(&options(&setup)), [("record".to_owned(), Damage::Unrecorded(features), true)]);
+    repair(&checker(&options(&setup), true)).unwrap();
+    assert_eq!(look(&options(&setup)), []);
+    assert!(fs::read_to_string(&record).unwrap().contains("incompatible redirects\n"));
 }
 
 const PART: &str = ".wh..wh.part.big";

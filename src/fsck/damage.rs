@@ -3,6 +3,8 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use crate::overlay::Features;
+
 /// The damage of one object of the upper layer or of the work directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Damage {
@@ -51,6 +53,8 @@ pub enum Damage {
     Volatile,
     /// Records of inode numbers that are damaged, or belong to another file.
     BadNumbers,
+    /// The record of the layer does not name features that the layer has.
+    Unrecorded(Features),
     /// An index entry that no name shows any more: the lower layers lack its file.
     LoneCopy,
     /// An index entry that lost all its names in the merged tree. It is no damage, but nothing
@@ -86,6 +90,7 @@ impl Damage {
             | Damage::Leftover
             | Damage::Foreign
             | Damage::BadNumbers
+            | Damage::Unrecorded(_)
             | Damage::UnusedCopy => false,
         }
     }
@@ -114,6 +119,12 @@ impl fmt::Display for Damage {
             }
             Damage::SeenTwice(path) => {
                 return write!(f, "redirects to a lower directory that shows as /{} too", path.display());
+            }
+            Damage::Unrecorded(features) => {
+                return write!(
+                    f,
+                    "does not name features that the layer has, for other versions of the overlay: {features}"
+                );
             }
             Damage::HidesNothing => "hides a name that the lower layers do not have",
             Damage::BesideObject => "hides a name that the upper layer itself has",

@@ -23,7 +23,7 @@ use crate::errno::{ENOENT, ENOTDIR};
 
 use crate::format::{self, Format, kernel};
 use crate::layer::{Layer, Result};
-use crate::overlay::on_disk::{LayerDir, Record, Stack, hold, namespace, stack_of};
+use crate::overlay::on_disk::{LayerDir, Need, Record, Stack, hold, namespace, stack_of};
 use crate::overlay::{Layers, Overlay, Refused, Settings};
 
 mod damage;
@@ -62,8 +62,8 @@ pub struct Checker<L: Layer> {
     format: Format,
     name_max: usize,
     in_use: bool,
-    /// Whether the work directory has a record of the lower layers.
-    is_recorded: bool,
+    /// The record in the work directory.
+    record: Option<Record>,
     /// How the lower layers differ from that record.
     difference: Option<String>,
 }
@@ -88,7 +88,8 @@ impl<L: Layer> Checker<L> {
     ///
     /// - [`Refused::NoLayer`]: there is no upper or no lower layer.
     /// - [`Refused::Layer`]: a layer cannot be read.
-    /// - [`Refused::Feature`]: the upper layer needs a feature that this version lacks.
+    /// - [`Refused::Feature`]: a layer needs a feature that this version lacks.
+    /// - [`Refused::Commit`]: a commit of the upper layer, or to a lower one, is not finished.
     pub fn new(layers: Layers<L>) -> std::result::Result<Self, Refused> {
         let Layers { upper: Some(upper), work: work_layer, lowers } = layers else {
             return Err(Refused::NoLayer);
@@ -114,9 +115,10 @@ impl<L: Layer> Checker<L> {
             },
         };
         let known = work.as_ref().map(|dir| Record::read(upper.layer(&root), dir)).transpose()?.flatten();
-        let is_recorded = known.is_some();
-        let difference = match known {
-            Some(known) => Record::of(stack_of(&below))?.difference(&known),
+        // A check that does not know a feature would find damage where there is none.
+        known.iter().try_for_each(|known| known.check(Need::ReadOnly, false, None))?;
+        let difference = match &known {
+            Some(known) => Record::of(stack_of(&below))?.difference(known),
             None => None,
         };
         let work = work.map(|dir| upper.anchored(0, dir));
@@ -130,7 +132,7 @@ impl<L: Layer> Checker<L> {
             format,
             name_max,
             in_use,
-            is_recorded,
+            record: known,
             difference,
         })
     }
@@ -156,7 +158,7 @@ impl<L: Layer> Checker<L> {
     ///
     /// - Any errno of a layer that cannot be read.
     pub fn unused(&self) -> Result<Vec<Finding<L>>> {
-        if self.in_use || !self.is_recorded || self.difference.is_some() {
+        if self.in_use || self.record.is_none() || self.difference.is_some() {
             return Ok(Vec::new());
         }
         self.find_unused()
@@ -174,6 +176,7 @@ impl<L: Layer> Checker<L> {
         if !self.in_use {
             self.check_partial_mark(&mut report)?;
             self.check_work(&mut report)?;
+            self.check_record(&mut report)?;
         }
         let mut findings = report.findings;
         // If the lower layers lack something, they may not be those of the upper layer. Then a

@@ -10,7 +10,7 @@ use crate::errno::{EBUSY, ENOENT, Error};
 use super::Checker;
 use crate::format;
 use crate::layer::{Kind, Layer, RenameMode, Result, ensure_file, keeping_times, remove_all};
-use crate::overlay::on_disk::{LayerDir, rewrite};
+use crate::overlay::on_disk::{Features, LayerDir, Record, rewrite};
 
 /// The repair of one finding.
 pub struct Repair<L: Layer> {
@@ -29,6 +29,8 @@ pub(super) enum Step {
     Rename(OsString, OsString),
     /// Writes the complete records of the work directory again.
     RewriteNumbers,
+    /// Adds features to the record of the work directory.
+    Record(Features),
 }
 
 impl<L: Layer> Repair<L> {
@@ -46,6 +48,7 @@ impl<L: Layer> fmt::Display for Repair<L> {
                 Step::Create(name) => write!(f, "create {}", name.display())?,
                 Step::MakeOpaque(name) => write!(f, "put the opaque mark into {}", name.display())?,
                 Step::Rename(from, to) => write!(f, "rename {} to {}", from.display(), to.display())?,
+                Step::Record(features) => write!(f, "record {features}")?,
                 Step::RewriteNumbers => f.write_str("write the complete records again")?,
             }
         }
@@ -80,6 +83,7 @@ impl<L: Layer> Checker<L> {
                 keeping_times(layer, &open, || layer.rename(&open, from, &open, to, RenameMode::Replace))
             }
             Step::RewriteNumbers => rewrite(layer, &open),
+            Step::Record(features) => Record::change(layer, &open, *features, Features::default()),
         }
     }
 

@@ -319,6 +319,8 @@ pub struct Capabilities {
     /// After a crash of the system, a change of a name survives only together with all earlier
     /// ones.
     pub ordered: bool,
+    /// An owner that the daemon cannot set becomes a record in an attribute of the object.
+    pub owner_records: bool,
 }
 
 /// One directory tree.

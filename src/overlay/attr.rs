@@ -267,6 +267,9 @@ impl<L: Layer> Overlay<L> {
 
     fn apply(&self, node: &Arc<Node<L>>, change: Change) -> Result<()> {
         let (layer, _) = self.upper()?;
+        if let Change::Owner(owner) = change {
+            self.prepare_owner(owner)?;
+        }
         let _tree = self.tree.read();
         let mut state = node.state.lock();
         let set = |object: Object<'_, L>| match change {

@@ -367,6 +367,7 @@ impl<L: Layer> Overlay<L> {
         let (upper, _) = self.upper()?;
         let owner = Owner { uid: attr.uid, gid: attr.gid };
         if made.0 != owner {
+            self.prepare_owner(owner)?;
             upper.set_owner(copy, owner)?;
         }
         self.copy_xattrs(node, copy, xattrs)?;

@@ -256,6 +256,7 @@ impl<L: Layer> Overlay<L> {
     /// Builds the object as `temp` in the work directory, with owner, mode, ACL and mark.
     fn build(&self, work: &L::Dir, temp: &OsStr, plan: &Blueprint<'_>) -> Result<Option<L::File>> {
         let upper = self.upper()?.0;
+        self.prepare_owner(plan.owner)?;
         let kind = plan.new.kind();
         let private = if kind == Kind::Dir { 0o700 } else { 0o600 };
         // Until the object has its owner, its mode must not permit anything that it does not permit

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use crate::errno::{EIO, ENOENT, EPERM, Error};
 
 use super::Overlay;
+use super::features::Feature;
 use super::stack::LayerDir;
 use crate::format::{self, Meaning, kernel};
 use crate::layer::{Kind, Layer, Result, keeping_times};
@@ -58,6 +59,7 @@ impl<L: Layer> Overlay<L> {
         if self.has_devices(root)? {
             return Ok(());
         }
+        self.need(Feature::Devices)?;
         let _tree = self.tree.write();
         let mut dirs = vec![root.clone()];
         while let Some(dir) = dirs.pop() {

@@ -19,6 +19,7 @@ use crate::errno::{ENODATA, ENOENT, EOPNOTSUPP, EPERM, Error};
 
 use super::Overlay;
 use super::copy_up::For;
+use super::features::Feature;
 use super::node::Node;
 use super::stack::LayerDir;
 use crate::format::DirMark;
@@ -136,7 +137,9 @@ impl<L: Layer> Overlay<L> {
             return Ok(());
         }
         let (upper, work) = self.upper()?;
-        match self.format().fixed(fixed) {
+        let mark = self.format().fixed(fixed);
+        self.need_mark(&mark, Feature::FixedMarks)?;
+        match mark {
             DirMark::Attribute { name, value } => {
                 let set = self.on_object(node, |layer, object| match fixed.is_any() {
                     true => layer.set_xattr(object, &name, &value, XattrMode::Set),
@@ -192,7 +195,9 @@ impl<L: Layer> Overlay<L> {
         if !fixed.is_any() {
             return Ok(fixed);
         }
-        match self.build_mark(work, temp, self.format().fixed(fixed)) {
+        let mark = self.format().fixed(fixed);
+        self.need_mark(&mark, Feature::FixedMarks)?;
+        match self.build_mark(work, temp, mark) {
             Err(error) if matches!(error.errno, EOPNOTSUPP | EPERM) => {
                 log::warn!("the copy of an immutable or append-only directory can be changed: {error}");
                 Ok(Fixed::default())

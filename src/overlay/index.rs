@@ -19,6 +19,7 @@ use crate::errno::{EIO, ENOENT, Error};
 
 use super::Overlay;
 use super::ctime::{CTIMES, Ctimes};
+use super::features::Feature;
 use super::inode::{Claim, Claims};
 use super::node::LinkCount;
 use super::stack::{LayerDir, Stack};
@@ -204,6 +205,11 @@ pub fn is_kept(name: &OsStr, kind: Kind) -> bool {
     }
 }
 
+/// Whether `name` in the work directory is that of an index entry.
+pub fn is_link(name: &OsStr) -> bool {
+    parse_link(name).is_some()
+}
+
 /// Parses the name of an index entry: the original's inode number, its origin and its number of
 /// names.
 fn parse_link(name: &OsStr) -> Option<(u64, Origin, u32)> {
@@ -299,6 +305,16 @@ impl<L: Layer> Index<L> {
         links.hidden = known.hidden;
         let end = AtomicU64::new((records * Record::SIZE) as u64);
         Ok((Index { numbers, end, links: Lock::new(links), unsynced: Lock::default() }, known.claims))
+    }
+
+    /// Whether the file with the numbers exists.
+    pub fn keeps_numbers(&self) -> bool {
+        self.numbers.is_some()
+    }
+
+    /// Whether there are index entries.
+    pub fn has_links(&self) -> bool {
+        !self.links.lock().copies.is_empty()
     }
 
     /// Removes the file if it has no record but the first.
@@ -563,6 +579,7 @@ impl<L: Layer> Overlay<L> {
     /// Gives the complete copy `temp` of a file with several names its index entry.
     pub(super) fn keep_copy(&self, origin: Origin, before: &Stat, temp: &OsStr) -> Result<OsString> {
         let (upper, work) = self.upper()?;
+        work.need(&self.stack, Feature::Links)?;
         let name = link_name(before.ino, origin, before.nlink);
         let open = self.stack.open(work.dir())?;
         upper.rename(&open, temp, &open, &name, RenameMode::Replace)?;

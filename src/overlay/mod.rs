@@ -27,7 +27,7 @@
 //! | `index` | facts about copies for the next mount: links and inode numbers |
 //! | `holder`, `end` | the process that holds the upper layer; completion and sync in pauses and at the end |
 //! | `on_disk` | the data that overlays leave in layers and work directories, for `fsck` and `layer_tools` |
-//! | `record` | the lower layers and features that an upper layer was written with |
+//! | `record`, `features` | the lower layers and the features that an upper layer was written with |
 //! | `volatile` | the mark of an upper layer that is not synced |
 //! | `compare` | the parts of a directory, for a comparison of two overlays |
 //!
@@ -48,7 +48,8 @@
 //! 4. `Node::dir`: the content of one directory. A parent's before its child's.
 //! 5. `Node::state`: the place of one object. One at a time; a rename that holds the content of two
 //!    objects takes two.
-//! 6. Leaves: `inode`, `index`, `ctime`, `stack`, `partial`, `room`, `evict`, `trust`, `devices`. A
+//! 6. `Work::record`: the record, while a feature is added to it.
+//! 7. Leaves: `inode`, `index`, `ctime`, `stack`, `partial`, `room`, `evict`, `trust`, `devices`. A
 //!    thread calls nothing under them.
 
 use std::collections::{HashMap, HashSet};
@@ -72,6 +73,7 @@ mod detect;
 mod devices;
 mod end;
 mod evict;
+mod features;
 mod file;
 mod fixed;
 mod flags;
@@ -103,6 +105,7 @@ mod work;
 mod xattr;
 
 pub use cancel::{Cancel, check as check_wanted};
+pub use features::{Feature, Features, Need, Unknown};
 pub use file::Handle;
 pub use fixed::{FixedLook, Looked};
 pub use holder::Holder;
@@ -116,6 +119,7 @@ pub use work::Refused;
 use crate::sync::{Lock, Shared};
 use ctime::Ctimes;
 use evict::KnownDirs;
+use features::check_lowers;
 use inode::{Claims, Inodes};
 use node::{Dir, State};
 use partial::Partials;
@@ -128,7 +132,8 @@ pub struct Layers<L> {
     /// The layer that takes the changes. Without one the overlay is read-only.
     pub upper: Option<L>,
     /// A directory on the upper layer's filesystem, for this overlay alone. Without one the overlay
-    /// uses a reserved name in the upper layer.
+    /// uses a reserved name in the upper layer. With [`Settings::read_only_upper`] it is that of
+    /// the topmost lower layer, and is only read.
     pub work: Option<L>,
     /// The layers that the overlay only reads, topmost first.
     pub lowers: Vec<L>,
@@ -154,6 +159,9 @@ pub struct Settings {
     /// The topmost lower layer is an upper layer that the overlay only reads. Leftovers of a killed
     /// overlay in it count.
     pub read_only_upper: bool,
+    /// The overlay belongs to a commit. So it may use layers of which the record says that a commit
+    /// is not finished.
+    pub commits: bool,
     /// The format of the upper layer. None: the format that it has; a new one becomes an OCI image
     /// layer.
     pub format: Option<Wanted>,
@@ -215,6 +223,8 @@ impl<L: Layer> Overlay<L> {
     pub fn with_settings(layers: Layers<L>, settings: Settings) -> std::result::Result<Self, Refused> {
         let has_upper = layers.upper.is_some();
         let stack = Stack::new(layers.upper.into_iter().chain(layers.lowers).collect(), has_upper)?;
+        let read_work = layers.work.as_ref().filter(|_| settings.read_only_upper && !has_upper);
+        check_lowers(&stack, read_work, settings.commits)?;
         let (work, claims, ctimes) = match has_upper {
             true => {
                 let (work, claims, ctimes) = Work::prepare(&stack, layers.work, settings)?;

@@ -9,10 +9,11 @@ use crate::layer::{Layer, Result};
 #[cfg(feature = "layer-tools")]
 pub use super::compare::{Content, content};
 pub use super::detect::namespace;
+pub use super::features::{Features, Need, found as found_features};
 pub use super::holder::{RECORD as HOLDER, hold};
-pub use super::index::{NUMBERS, Origin, origin, review, rewrite};
+pub use super::index::{NUMBERS, Origin, is_link, origin, review, rewrite};
 pub use super::partial::{map_len, means_something as map_means_something};
-pub use super::record::Record;
+pub use super::record::{RECORD, Record};
 pub use super::stack::{LayerDir, Stack};
 pub use super::volatile::is_marked as is_marked_volatile;
 pub use super::work::{is_kept, is_ours};

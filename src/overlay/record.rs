@@ -3,19 +3,21 @@
 //!
 //! The mount and fsck compare it with the lower layers. The mount writes it anew, in one step, if
 //! they changed. A digest identifies a lower layer while its directory is not replaced; the path is
-//! there for the user. `docs/format.md` describes the lines.
+//! there for the user. [`features`](super::features) adds a feature before its first use.
+//! `docs/format.md` describes the lines.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::errno::{EFBIG, ENOENT, Error};
+use crate::errno::{EFBIG, EINVAL, ELOOP, ENOENT, ENOTDIR, Error};
 
 use super::Refused;
+use super::features::{Feature, Features, Need, Unknown};
 use super::stack::{LayerDir, Stack};
 use super::work::replace_file;
-use crate::format::fnv1a;
+use crate::format::{self, fnv1a};
 use crate::layer::{Access, Layer, Object, Result, Time, read_start};
 
 /// The file's name.
@@ -25,11 +27,9 @@ const NEW_RECORD: &str = "tmp.record";
 /// The first line, in front of the version.
 const TITLE: &str = "overlayfs upper layer";
 const VERSION: &str = "1";
-/// The kinds of features. A reader that does not know the feature must not use the layer, must not
-/// write to it, or may ignore the feature.
-const INCOMPATIBLE: &str = "incompatible";
-const READ_ONLY: &str = "read-only";
-const COMPATIBLE: &str = "compatible";
+/// The line that says that all features of the layer are named. A record of an earlier version
+/// lacks it.
+const NAMED: &str = "features";
 /// The maximum length of the file: enough for the layers that Linux stacks, with the longest paths.
 const LENGTH_MAX: u64 = 8 << 20;
 
@@ -38,8 +38,12 @@ const LENGTH_MAX: u64 = 8 << 20;
 pub struct Record {
     /// The lower layers, from the bottom.
     lowers: Vec<Lower>,
-    /// Unknown features that a reader may ignore.
-    compatible: Vec<String>,
+    /// The features of the layer that this version knows.
+    pub features: Features,
+    /// Whether all features of the layer are named.
+    pub is_complete: bool,
+    /// Features that this version does not know.
+    unknown: Vec<(Need, String)>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,66 +65,76 @@ impl Record {
             Ok(Lower { digest: fnv1a(words.as_flattened()), path })
         };
         let lowers = stack.lower_roots().iter().rev().map(lower).collect::<Result<_>>()?;
-        Ok(Record { lowers, compatible: Vec::new() })
+        Ok(Record { lowers, ..Record::default() })
+    }
+
+    /// Reads the record in the work directory inside a layer with this root. Returns None if it is
+    /// missing or damaged.
+    pub fn inside<L: Layer>(layer: &L, root: &L::Dir) -> Result<Option<Self>> {
+        match layer.open_dir(root, OsStr::new(format::WORK)) {
+            Err(error) if matches!(error.errno, ENOENT | ENOTDIR | ELOOP | EINVAL) => Ok(None),
+            dir => Self::read(layer, &dir?),
+        }
     }
 
     /// Reads the record in the work directory `dir`. Returns None if it is missing or damaged.
-    ///
-    /// # Errors
-    ///
-    /// - [`Refused::Feature`]: the record names a feature that this version must know and does not.
-    pub fn read<L: Layer>(layer: &L, dir: &L::Dir) -> std::result::Result<Option<Self>, Refused> {
+    pub fn read<L: Layer>(layer: &L, dir: &L::Dir) -> Result<Option<Self>> {
         let file = match layer.open_file(dir, OsStr::new(RECORD), Access::Read) {
-            Err(error) if error.errno == ENOENT => return Ok(None),
+            // A backend with paths as directories finds out only now that there is no directory.
+            Err(error) if matches!(error.errno, ENOENT | ENOTDIR) => return Ok(None),
             file => file?,
         };
         let size = layer.stat(Object::File(&file))?.size;
         if size > LENGTH_MAX {
-            return Err(Error::new(EFBIG).into());
+            return Err(Error::new(EFBIG));
         }
-        Self::parse(&read_start(layer, &file, size as usize)?)
+        Ok(Self::parse(&read_start(layer, &file, size as usize)?))
     }
 
-    fn parse(bytes: &[u8]) -> std::result::Result<Option<Self>, Refused> {
-        let Some(body) = bytes.strip_suffix(b"\n").and_then(|lines| {
+    fn parse(bytes: &[u8]) -> Option<Self> {
+        let body = bytes.strip_suffix(b"\n").and_then(|lines| {
             let at = lines.iter().rposition(|byte| *byte == b'\n')? + 1;
             let (body, end) = lines.split_at(at);
             (end == end_line(body).as_bytes()).then_some(body)
-        }) else {
-            return Ok(None);
-        };
+        })?;
         let mut record = Record::default();
         for (index, line) in body.split(|byte| *byte == b'\n').enumerate() {
             let (word, rest) = match line.iter().position(|byte| *byte == b' ') {
                 Some(at) => (&line[..at], &line[at + 1..]),
                 None => (line, &[][..]),
             };
-            let text = || String::from_utf8_lossy(rest).into_owned();
-            match str::from_utf8(word) {
-                _ if index == 0 => match line.strip_prefix(TITLE.as_bytes()) {
-                    Some(version) if version.trim_ascii() == VERSION.as_bytes() => {}
-                    Some(version) => {
-                        let version = String::from_utf8_lossy(version.trim_ascii()).into_owned();
-                        return Err(Refused::Feature(format!("version {version} of the record")));
+            match (index, word) {
+                (0, _) => {
+                    let version = line.strip_prefix(TITLE.as_bytes())?.trim_ascii();
+                    if version != VERSION.as_bytes() {
+                        let name = format!("version {} of the record", String::from_utf8_lossy(version));
+                        record.unknown.push((Need::Incompatible, name));
+                        return Some(record);
                     }
-                    None => return Ok(None),
-                },
-                Ok("lower") => match parse_lower(rest) {
-                    Some(lower) => record.lowers.push(lower),
-                    None => return Ok(None),
-                },
-                Ok(INCOMPATIBLE | READ_ONLY) => return Err(Refused::Feature(text())),
-                Ok(COMPATIBLE) => record.compatible.push(text()),
-                _ => {}
+                }
+                (_, b"lower") => record.lowers.push(parse_lower(rest)?),
+                _ if line == NAMED.as_bytes() => record.is_complete = true,
+                _ => {
+                    let Some(need) = Need::of(word) else { continue };
+                    match Feature::ALL.into_iter().find(|feature| feature.name().as_bytes() == rest) {
+                        Some(feature) => record.features = record.features.with(feature),
+                        None => record.unknown.push((need, String::from_utf8_lossy(rest).into_owned())),
+                    }
+                }
             }
         }
-        Ok(Some(record))
+        Some(record)
     }
 
-    fn to_bytes(&self) -> Vec<u8> {
+    /// Returns the content of the file.
+    pub fn to_bytes(&self) -> Vec<u8> {
         let mut body = format!("{TITLE} {VERSION}\n").into_bytes();
-        for feature in &self.compatible {
-            body.extend(format!("{COMPATIBLE} {feature}\n").bytes());
+        if self.is_complete {
+            body.extend(format!("{NAMED}\n").bytes());
+        }
+        let known = self.features.iter().map(|feature| (feature.need(), feature.name()));
+        for (need, name) in known.chain(self.unknown.iter().map(|(need, name)| (*need, &**name))) {
+            body.extend(format!("{} {name}\n", need.word()).bytes());
         }
         for Lower { digest, path } in &self.lowers {
             body.extend(format!("lower {digest:032x} {}\n", escape(path)).bytes());
@@ -130,14 +144,48 @@ impl Record {
         body
     }
 
-    /// Writes the record to the work directory `dir`, unless it is the same as `before`.
-    pub fn write<L: Layer>(mut self, before: Option<&Self>, layer: &L, dir: &L::Dir, volatile: bool) -> Result<()> {
-        self.compatible = before.map(|before| before.compatible.clone()).unwrap_or_default();
-        if before == Some(&self) {
-            return Ok(());
+    /// Checks that this version may use the layer, although it does not know features of this kind
+    /// or stricter ones. `commits`: the caller is a commit itself, or shows the layer to one.
+    /// `lower` is the path of a lower layer.
+    ///
+    /// # Errors
+    ///
+    /// - [`Refused::Feature`]: it does not know one.
+    /// - [`Refused::Commit`]: a commit is not finished.
+    pub fn check(&self, from: Need, commits: bool, lower: Option<&Path>) -> std::result::Result<(), Refused> {
+        let lower = lower.map(Path::to_owned);
+        if let Some((need, name)) = self.unknown.iter().find(|(need, _)| *need >= from) {
+            return Err(Refused::Feature(Unknown { name: name.clone(), need: *need, lower }));
         }
+        if self.features.has(Feature::Commit) && !commits {
+            return Err(Refused::Commit(lower));
+        }
+        Ok(())
+    }
+
+    /// Takes over what an earlier record says about the layer itself.
+    pub fn continued(self, before: Option<&Self>) -> Self {
+        match before {
+            Some(before) => Record { lowers: self.lowers, ..before.clone() },
+            None => self,
+        }
+    }
+
+    /// Writes the record to the work directory `dir`.
+    pub fn write<L: Layer>(&self, layer: &L, dir: &L::Dir, volatile: bool) -> Result<()> {
         let names = (OsStr::new(NEW_RECORD), OsStr::new(RECORD));
         replace_file(layer, dir, names, &self.to_bytes(), !volatile)
+    }
+
+    /// Adds features to the record in the work directory `dir`, and takes others out. No overlay
+    /// may use the directory. The change is on the disk at the end.
+    pub fn change<L: Layer>(layer: &L, dir: &L::Dir, added: Features, gone: Features) -> Result<()> {
+        let before = Self::read(layer, dir)?.unwrap_or_default();
+        let features = before.features.beyond(gone).or(added);
+        if features != before.features {
+            Record { features, ..before }.write(layer, dir, false)?;
+        }
+        layer.sync_dir(dir)
     }
 
     /// Returns how the lower layers differ from those of `before`, as words that follow a colon.
@@ -219,39 +267,51 @@ mod tests {
     fn record(lowers: &[(u128, &[u8])]) -> Record {
         let lower =
             |(digest, path): &(u128, &[u8])| Lower { digest: *digest, path: OsStr::from_bytes(path).to_owned().into() };
-        Record { lowers: lowers.iter().map(lower).collect(), compatible: Vec::new() }
+        Record { lowers: lowers.iter().map(lower).collect(), ..Record::default() }
     }
 
     #[test]
     fn a_record_is_read_as_it_is_written() {
         let mut written = record(&[(1, b"/a b"), (u128::MAX, b"/new\nline%41\xff"), (3, b"")]);
-        written.compatible.push("later".to_owned());
+        written.unknown.push((Need::Compatible, "later".to_owned()));
+        written.is_complete = true;
+        written.features = Feature::ALL.into_iter().fold(Features::default(), Features::with);
         let bytes = written.to_bytes();
-        assert_eq!(Record::parse(&bytes).unwrap().as_ref(), Some(&written));
+        assert_eq!(Record::parse(&bytes).as_ref(), Some(&written));
         for index in 0..bytes.len() {
             let mut damaged = bytes.clone();
             damaged[index] ^= 1;
-            assert_eq!(Record::parse(&damaged).unwrap(), None, "byte {index}");
-            assert_eq!(Record::parse(&bytes[..index]).unwrap(), None, "{index} bytes");
+            assert_eq!(Record::parse(&damaged), None, "byte {index}");
+            assert_eq!(Record::parse(&bytes[..index]), None, "{index} bytes");
         }
     }
 
     #[test]
     fn an_unknown_feature_is_refused_by_its_name() {
-        for (line, named) in [
-            ("overlayfs upper layer 1\nincompatible time travel\n", "time travel"),
-            ("overlayfs upper layer 1\nread-only colours\n", "colours"),
-            ("overlayfs upper layer 2\nanything\n", "version 2 of the record"),
+        let parsed = |lines: &str| {
+            let body = format!("overlayfs upper layer {lines}");
+            Record::parse(format!("{body}{}\n", end_line(body.as_bytes())).as_bytes()).unwrap()
+        };
+        let named = |record: &Record, from| match record.check(from, false, None) {
+            Err(Refused::Feature(unknown)) => Some(unknown.name),
+            Err(other) => panic!("{other:?}"),
+            Ok(()) => None,
+        };
+        for (lines, to_write, to_read) in [
+            ("1\nincompatible time travel\n", Some("time travel"), Some("time travel")),
+            ("1\nread-only colours\nread-only owner-records\n", Some("colours"), None),
+            ("1\ncompatible sounds\nsomething else\nincompatible redirects\n", None, None),
+            ("2\nanything\n", Some("version 2 of the record"), Some("version 2 of the record")),
         ] {
-            let bytes = format!("{line}{}\n", end_line(line.as_bytes()));
-            match Record::parse(bytes.as_bytes()) {
-                Err(Refused::Feature(name)) => assert_eq!(name, named),
-                other => panic!("{line}: {other:?}"),
-            }
+            let record = parsed(lines);
+            assert_eq!(named(&record, Need::ReadOnly).as_deref(), to_write, "{lines}");
+            assert_eq!(named(&record, Need::Incompatible).as_deref(), to_read, "{lines}");
         }
-        let line = "overlayfs upper layer 1\nsomething else\nlower 00000000000000000000000000000007 /x\n";
-        let bytes = format!("{line}{}\n", end_line(line.as_bytes()));
-        assert_eq!(Record::parse(bytes.as_bytes()).unwrap(), Some(record(&[(7, b"/x")])));
+        let commit = parsed("1\nincompatible commit\n");
+        assert!(matches!(commit.check(Need::Incompatible, false, None), Err(Refused::Commit(None))));
+        assert!(commit.check(Need::ReadOnly, true, None).is_ok());
+        let other = parsed("1\nsomething else\nlower 00000000000000000000000000000007 /x\n");
+        assert_eq!(other, record(&[(7, b"/x")]));
     }
 
     #[test]

@@ -217,6 +217,7 @@ impl<L: Layer> Overlay<L> {
         let attr = self.layer_attr(node)?;
         let owner = Owner { uid: attr.uid, gid: attr.gid };
         let made_as = if upper.creates_as(owner) { owner } else { upper.identity() };
+        self.prepare_owner(owner)?;
         let (dir, name) = (self.stack.open(work.dir())?, work.name());
         let file = upper.create_file(&dir, &name, 0o600, made_as)?;
         let owned = if made_as == owner { Ok(()) } else { upper.set_owner(Object::File(&file), owner) };

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use crate::errno::{E2BIG, EIO, ENOENT, ENOSPC, ERANGE, EXDEV, Error};
 
 use super::Overlay;
+use super::features::Feature;
 use super::names::Names;
 use super::node::Dir;
 use super::stack::LayerDir;
@@ -124,6 +125,15 @@ impl<L: Layer> Overlay<L> {
         }
     }
 
+    /// Records a feature before its first mark. The marks of the kernel's format need no record:
+    /// the kernel writes them without one, so each reader of the format knows them.
+    pub(super) fn need_mark(&self, mark: &DirMark, feature: Feature) -> Result<()> {
+        match mark {
+            DirMark::File { .. } => self.need(feature),
+            DirMark::Attribute { .. } => Ok(()),
+        }
+    }
+
     /// Gives a directory under construction a mark.
     pub(super) fn build_mark(&self, work: &L::Dir, temp: &OsStr, mark: DirMark) -> Result<()> {
         let (upper, _) = self.upper()?;
@@ -156,6 +166,7 @@ impl<L: Layer> Overlay<L> {
     /// - EXDEV: the path does not fit into an attribute.
     pub(super) fn set_redirect(&self, dir: &mut Dir<L>, path: PathBuf) -> Result<()> {
         let mark = self.format().redirect(&path);
+        self.need_mark(&mark, Feature::Redirects)?;
         let is_attribute = matches!(mark, DirMark::Attribute { .. });
         self.mark_dir(&*self.known_upper(dir)?, mark).map_err(|error| match error.errno {
             ENOSPC | ERANGE | E2BIG if is_attribute => Error::new(EXDEV),

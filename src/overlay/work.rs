@@ -8,13 +8,14 @@ use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use crate::errno::{EEXIST, EINVAL, ENODATA, ENOENT, EOPNOTSUPP, EROFS, EWOULDBLOCK, Error};
 
 use super::Settings;
 use super::ctime::{CTIMES, Ctimes};
 use super::detect::detect;
+use super::features::{self, Feature, Features, Need, Unknown};
 use super::holder::{Holder, RECORD as HOLDER, RECORD_MAX, hold};
 use super::index::{self, Index, NAMES};
 use super::inode::Claims;
@@ -26,6 +27,7 @@ use crate::format::{self, Format};
 use crate::layer::{
     Access, Kind, Layer, Object, RenameMode, Result, acl, ensure_file, entries, read_start, remove_all, write_all,
 };
+use crate::sync::Lock;
 
 /// The prefix of the names of objects under construction.
 const TEMP: &str = "tmp.";
@@ -71,8 +73,10 @@ pub enum Refused {
     Indexed,
     /// The work directory has an entry that no overlay made, and that the mount would remove.
     Foreign(OsString),
-    /// The record in the work directory names a feature that this version does not know.
-    Feature(String),
+    /// The record of a layer names a feature that this version does not know.
+    Feature(Unknown),
+    /// A commit of the upper layer is not finished; or one that writes to this lower layer.
+    Commit(Option<PathBuf>),
     /// A layer returned an error.
     Layer(Error),
 }
@@ -112,32 +116,42 @@ impl fmt::Display for Refused {
                 "the work directory has the index of hard links of the kernel's overlayfs (its option index=on), and \
                  this mount would lose it. To do without, remove the directory index from the work directory"
             ),
-            Refused::NoMarkers(error, false) => write!(
-                f,
-                "the upper layer refuses names that begin with .wh. ({error}), so it seems to lie on another \
-                 overlay; put it on another filesystem"
-            ),
-            Refused::NoMarkers(error, true) => write!(
-                f,
-                "the upper layer refuses names that begin with .wh. ({error}), so it seems to lie on another \
-                 overlay. With a work directory (workdir=DIR) and without format=oci it gets the format of the \
-                 kernel's overlayfs, if that overlay keeps extended attributes; else put it on another filesystem"
-            ),
+            Refused::NoMarkers(error, xattrs) => f.write_str(&no_markers(*error, *xattrs)),
             Refused::CannotMark(error) => write!(
                 f,
                 "the upper layer cannot be written in the format of the kernel's overlayfs ({error}), which needs \
                  extended attributes, renames that exchange and renames that leave a whiteout"
             ),
-            Refused::Foreign(name) => write!(
-                f,
-                "{} is in the work directory, but no overlay made it, and the mount would remove it; name an empty directory",
-                name.display()
-            ),
-            Refused::Feature(name) => {
-                write!(f, "another version of overlayfs wrote the upper layer, which needs the feature {name}")
+            Refused::Foreign(name) => {
+                let name = name.display();
+                write!(
+                    f,
+                    "{name} is in the work directory, but no overlay made it, and the mount would remove it; name an \
+                     empty directory"
+                )
+            }
+            Refused::Feature(unknown) => write!(f, "{unknown}"),
+            Refused::Commit(lower) => {
+                let what = lower
+                    .as_ref()
+                    .map_or("of the upper layer".to_owned(), |lower| format!("to the lower layer {}", lower.display()));
+                write!(f, "a commit {what} was interrupted; overlayfs-layer commit --resume finishes it")
             }
             Refused::Layer(error) => write!(f, "a layer cannot be used: {error}"),
         }
+    }
+}
+
+/// Explains a layer that refuses markers. `xattrs` says whether it has extended attributes.
+fn no_markers(error: Error, xattrs: bool) -> String {
+    let refused =
+        format!("the upper layer refuses names that begin with .wh. ({error}), so it seems to lie on another");
+    match xattrs {
+        false => format!("{refused} overlay; put it on another filesystem"),
+        true => format!(
+            "{refused} overlay. With a work directory (workdir=DIR) and without format=oci it gets the format of the \
+             kernel's overlayfs, if that overlay keeps extended attributes; else put it on another filesystem"
+        ),
     }
 }
 
@@ -166,6 +180,7 @@ impl From<Refused> for Error {
             | Refused::NoWork
             | Refused::Indexed
             | Refused::Feature(_)
+            | Refused::Commit(_)
             | Refused::Foreign(_) => Error::new(EINVAL),
         }
     }
@@ -185,6 +200,10 @@ pub struct Work<L: Layer> {
     format: Format,
     times: Times,
     index: Index<L>,
+    /// The record as it is on the disk.
+    pub(super) record: Lock<Record>,
+    /// [`Features::bits`] of the record.
+    pub(super) recorded: AtomicU32,
 }
 
 impl<L: Layer> Work<L> {
@@ -229,6 +248,7 @@ impl<L: Layer> Work<L> {
             return Err(Refused::Foreign(name.clone()));
         }
         let before = Record::read(upper, &dir)?;
+        before.iter().try_for_each(|before| before.check(Need::ReadOnly, settings.commits, None))?;
         let volatile = settings.volatile;
         hand_down_nothing(upper, &dir)?;
         check_volatile(upper, &dir, settings)?;
@@ -243,14 +263,17 @@ impl<L: Layer> Work<L> {
         if volatile {
             mark(upper, &dir)?;
         }
-        let now = Record::of(stack);
+        let now = Record::of(stack).map(|now| now.continued(before.as_ref()));
         let same_lowers = matches!((&now, &before), (Ok(now), Some(before)) if now.difference(before).is_none());
         let ctimes = Ctimes::open(upper, &dir);
         let (index, claims) = Index::open(upper, &dir, volatile, same_lowers, &ctimes)?;
-        remember(now, before.as_ref(), upper, &dir, volatile);
+        let now = now.map(|now| upgraded(now, stack, format, &index));
+        let record = remember(now, before, upper, &dir, volatile);
         let dir = stack.anchored(0, dir);
         let (next, marked) = (AtomicU64::new(0), AtomicBool::new(volatile));
-        Ok((Work { dir, layer, next, volatile, marked, format, times, index }, claims, ctimes))
+        let recorded = AtomicU32::new(record.features.bits());
+        let record = Lock::new(record);
+        Ok((Work { dir, layer, next, volatile, marked, format, times, index, record, recorded }, claims, ctimes))
     }
 
     /// The facts about copies that the next mount needs.
@@ -284,15 +307,25 @@ impl<L: Layer> Work<L> {
     }
 
     /// Empties the directory, except for the entries that the next mount needs. First syncs
-    /// unsynced changes, so that the mark can go.
-    pub fn finish(&self, stack: &Stack<L>) -> Result<()> {
+    /// unsynced changes, so that the mark can go. The record loses the features that the layer has
+    /// no more; `partial` says whether it may have partial copies.
+    pub fn finish(&self, stack: &Stack<L>, partial: bool) -> Result<()> {
         let upper = stack.layer(&self.dir);
         if self.volatile && self.marked.load(Ordering::Acquire) {
             upper.sync_all()?;
         }
         let open = stack.open(&self.dir)?;
         self.index.finish(upper, &open)?;
-        sweep(upper, &open, &entries(upper, &open)?)
+        let left = entries(upper, &open)?;
+        let mut gone = Features::default();
+        if !partial {
+            gone = gone.with(Feature::PartialCopies);
+        }
+        if !left.iter().any(|(name, _)| index::is_link(name)) {
+            gone = gone.with(Feature::Links);
+        }
+        self.need_no_more(stack, gone)?;
+        sweep(upper, &open, &left)
     }
 
     /// Unlocks the layers that [`Work::prepare`] locked.
@@ -410,20 +443,42 @@ fn try_layer<L: Layer>(upper: &L, dir: &L::Dir) -> std::result::Result<Times, Re
     Ok(times)
 }
 
-/// Logs a change of the lower layers since the last mount, and records the present ones.
-fn remember<L: Layer>(now: Result<Record>, before: Option<&Record>, upper: &L, dir: &L::Dir, volatile: bool) {
+/// Adds the features of the layer to a record. It looks for them in the layer if an earlier version
+/// of the overlay wrote that.
+fn upgraded<L: Layer>(mut record: Record, stack: &Stack<L>, format: Format, index: &Index<L>) -> Record {
+    if !record.is_complete {
+        match features::found(stack, format, index.has_links()) {
+            Ok(found) => (record.features, record.is_complete) = (record.features.or(found), true),
+            Err(error) => log::warn!(
+                "cannot find out which features the upper layer needs, so its record does not name them: {error}"
+            ),
+        }
+    }
+    if index.keeps_numbers() {
+        record.features = record.features.with(Feature::Numbers);
+    }
+    record
+}
+
+/// Logs a change of the lower layers since the last mount, and records the present ones. Returns
+/// the record that is on the disk then.
+fn remember<L: Layer>(now: Result<Record>, before: Option<Record>, upper: &L, dir: &L::Dir, volatile: bool) -> Record {
     let written = now.and_then(|now| {
-        if let Some(difference) = before.and_then(|before| now.difference(before)) {
+        if let Some(difference) = before.as_ref().and_then(|before| now.difference(before)) {
             log::warn!(
                 "the upper layer was on other lower layers before: {difference}. Its whiteouts and renames may not \
                  fit these"
             );
         }
-        now.write(before, upper, dir, volatile)
+        if before.as_ref() != Some(&now) {
+            now.write(upper, dir, volatile)?;
+        }
+        Ok(now)
     });
-    if let Err(error) = written {
+    written.unwrap_or_else(|error| {
         log::warn!("cannot record the lower layers for the next mount, which cannot compare them: {error}");
-    }
+        before.unwrap_or_default()
+    })
 }
 
 /// Returns the process that holds the upper layer at `root`, from the record in its work directory:

@@ -51,11 +51,12 @@ const OBJECTS: usize = 2;
 
 impl Setup {
     /// Makes the layers. `lower` has the directories `d` and `m`. `upper` has `u`, and `m` merged
-    /// with the lower one. In `m`, both layers have the `b`s, and the `w`s are whited out.
+    /// with the lower one. Lower has `r` too, which is renamed before. In `m`, both layers have the
+    /// `b`s, and the `w`s are whited out.
     fn new() -> Self {
         let dir = TempDir::new_in("/dev/shm").unwrap();
         let (lower, upper) = (dir.path().join("lower"), dir.path().join("upper"));
-        for dir in [lower.join("d"), lower.join("m"), upper.join("u"), upper.join("m")] {
+        for dir in [lower.join("d"), lower.join("r"), lower.join("m"), upper.join("u"), upper.join("m")] {
             fs::create_dir_all(&dir).unwrap();
         }
         for number in 0..OBJECTS {
@@ -71,8 +72,9 @@ impl Setup {
         }
         let counts = Counts::default();
         let layer = |path: &Path, for_writing| Counted::new(OsLayer::open(path, for_writing).unwrap(), &counts);
-        let layers = Layers { upper: Some(layer(&upper, true)), work: None, lowers: vec![layer(&lower, false)] };
-        let overlay = Overlay::new(layers).unwrap();
+        let layers = || Layers { upper: Some(layer(&upper, true)), work: None, lowers: vec![layer(&lower, false)] };
+        use_redirects(&Overlay::new(layers()).unwrap());
+        let overlay = Overlay::new(layers()).unwrap();
         counts.take();
         Self { _dir: dir, overlay, counts }
     }
@@ -103,6 +105,14 @@ impl Setup {
             }
         }
     }
+}
+
+/// Makes a redirect, which the record of the upper layer names from then on.
+fn use_redirects(overlay: &Overlay<Counting>) {
+    let root = overlay.root();
+    let [old, new] = ["r", "r.moved"].map(OsStr::new);
+    overlay.lookup(root, old).unwrap();
+    overlay.rename(root, old, root, new, RenameMode::Replace).unwrap();
 }
 
 fn fill(dir: &Path, number: usize) {

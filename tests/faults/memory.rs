@@ -732,7 +732,16 @@ impl Layer for Memory {
 
     fn capabilities(&self) -> Capabilities {
         let Abilities { exchange, xattrs, write_through, whole_objects, ordered, .. } = self.disk.abilities;
-        Capabilities { exchange, dirs_follow_rename: true, whole_objects, xattrs, sparse: true, write_through, ordered }
+        Capabilities {
+            exchange,
+            dirs_follow_rename: true,
+            whole_objects,
+            xattrs,
+            sparse: true,
+            write_through,
+            ordered,
+            owner_records: false,
+        }
     }
 
     fn root(&self) -> Result<Dir> {

@@ -138,9 +138,11 @@ impl LinuxLayer {
         }
         let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
         let own = Owner { uid: uid.as_raw(), gid: gid.as_raw() };
+        let records = Records::new(root.as_fd(), own, for_writing);
+        let owner_records = records.writes();
         Ok(LinuxLayer {
-            capabilities: capabilities(&root, for_writing)?,
-            records: Records::new(root.as_fd(), own, for_writing),
+            capabilities: Capabilities { owner_records, ..capabilities(&root, for_writing)? },
+            records,
             root,
             path: path.to_owned(),
             cloned,
@@ -244,6 +246,7 @@ fn capabilities(root: &OwnedFd, for_writing: bool) -> Result<Capabilities> {
         write_through: keeps_order,
         // A tmpfs does not survive a crash of the system.
         ordered: keeps_order || filesystem == libc::TMPFS_MAGIC as u64,
+        owner_records: false,
     })
 }
 

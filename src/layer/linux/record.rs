@@ -74,6 +74,11 @@ impl Records {
         self.writes && matches!(refused.errno, EPERM | EINVAL | EOVERFLOW)
     }
 
+    /// Whether the daemon writes a record if it cannot set an owner.
+    pub fn writes(&self) -> bool {
+        self.writes
+    }
+
     /// Whether an object with these attributes may have a record that counts.
     pub fn may_be_on(&self, object: &Stat) -> bool {
         let only_ours = object.uid == self.own.uid && (self.writes || object.mode & 0o022 == 0);

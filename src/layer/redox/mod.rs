@@ -290,6 +290,7 @@ impl Layer for RedoxLayer {
             write_through: false,
             // redoxfs never overwrites a tree. So the disk has the complete state of one moment.
             ordered: true,
+            owner_records: false,
         }
     }
 

@@ -9,6 +9,7 @@ use crate::errno::{EIO, Error};
 
 use crate::format::{self, Format};
 use crate::layer::{Access, Kind, Layer, Result};
+use crate::overlay::features::Feature;
 use crate::overlay::names::Slot;
 use crate::overlay::node::Node;
 use crate::overlay::stack::{LayerDir, Stack};
@@ -59,6 +60,11 @@ impl<L: Layer> Partials<L> {
         })
     }
 
+    /// Whether the upper layer may have some: it has the mark.
+    pub fn may_exist(&self) -> bool {
+        self.marked.load(Ordering::Acquire)
+    }
+
     /// Whether an earlier overlay left some that may not be known yet.
     pub fn left(&self) -> bool {
         self.left.load(Ordering::Acquire)
@@ -75,6 +81,7 @@ impl<L: Layer> Overlay<L> {
         if self.partials.marked.load(Ordering::Acquire) {
             return Ok(());
         }
+        self.need(Feature::PartialCopies)?;
         self.mark_top(format::PARTS)?;
         self.partials.marked.store(true, Ordering::Release);
         Ok(())
