@@ -93,9 +93,8 @@ pub fn mount(options: &Options) -> Result<Overlay<OsLayer>, Error> {
     let settings = Settings { read_only_upper: read_only && options.upper.is_some(), ..settings };
     Overlay::with_settings(layers, settings).map_err(|cause| {
         let upper = options.upper.as_ref().or(options.lowers.first());
-        let work = options.work.as_ref().filter(|_| !read_only);
         let real = |path: &PathBuf| path.canonicalize().unwrap_or_else(|_| path.clone());
-        Error::Refused { upper: upper.map(real).unwrap_or_default(), work: work.map(real), cause }
+        Error::Refused { upper: upper.map(real).unwrap_or_default(), work: options.work.as_ref().map(real), cause }
     })
 }
 

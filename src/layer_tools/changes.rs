@@ -5,15 +5,17 @@
 
 use std::cmp::Ordering;
 use std::ffi::OsStr;
-use std::path::PathBuf;
+use std::iter;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::vec;
 
 use super::compare::{Links, Side, aspects};
+use super::renames::{self, Renamed};
 use super::{Error, Progress, Views, Watch};
-use crate::errno::{self, EIO, ENOENT, ENOTDIR, ESTALE};
+use crate::errno::{self, ENOENT, ENOTDIR, ESTALE};
 use crate::layer::{Kind, Layer};
-use crate::overlay::on_disk::{Content, content};
+use crate::overlay::on_disk::{Content, Entry, Relation, content};
 use crate::overlay::{Node, Overlay};
 
 /// The difference at one path.
@@ -113,23 +115,28 @@ impl<L: Layer> Views<L> {
     /// Others of `each`.
     pub fn changes(
         &self,
-        _renames: Renames,
+        renames: Renames,
         watch: &dyn Watch,
         each: &mut dyn FnMut(Change<L>) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        let mut walk = Walk { views: self, watch, each, links: Links::default(), frames: Vec::new() };
+        let renamed = match renames {
+            Renames::Found => Renamed::find(self, watch)?,
+            Renames::Resolved => Renamed::default(),
+        };
+        let mut walk = Walk { views: self, renamed, watch, each, links: Links::default(), frames: Vec::new() };
         let [old, new] = [&self.below, &self.above].map(|view| view.as_ref().map(|view| view.root().clone()));
-        walk.visit(PathBuf::new(), old, new)?;
+        walk.visit(At::default(), old, new)?;
         while let Some(frame) = walk.frames.last_mut() {
             let Some(pair) = frame.pairs.next() else {
                 walk.frames.pop();
                 continue;
             };
-            let (path, dirs) = (frame.path.join(&*pair.name), (frame.old.clone(), frame.new.clone()));
             if watch.wants_stop() {
                 return Err(Error::Stopped);
             }
-            walk.visit_pair(path, &pair, dirs)?;
+            let at = At { path: frame.at.path.join(&*pair.name), old_path: frame.at.old_path.join(&*pair.name) };
+            let dirs = (frame.old.clone(), frame.new.clone());
+            walk.visit_pair(at, &pair, dirs)?;
         }
         Ok(())
     }
@@ -138,9 +145,19 @@ impl<L: Layer> Views<L> {
 /// The object of a tree under a name, if there is one.
 type Found<L> = Option<Arc<Node<L>>>;
 
+/// A place in both trees.
+#[derive(Clone, Default)]
+struct At {
+    /// The path in the later tree.
+    path: PathBuf,
+    /// The path in the earlier tree. It is another one in a renamed directory.
+    old_path: PathBuf,
+}
+
 /// A walk through two trees. It is no recursion, since a tree may be deep.
 struct Walk<'w, L: Layer> {
     views: &'w Views<L>,
+    renamed: Renamed,
     watch: &'w dyn Watch,
     each: &'w mut dyn FnMut(Change<L>) -> Result<(), Error>,
     links: Links,
@@ -150,50 +167,73 @@ struct Walk<'w, L: Layer> {
 
 /// A directory on the way.
 struct Frame<L: Layer> {
-    path: PathBuf,
+    at: At,
     old: Found<L>,
     new: Found<L>,
     /// The names that are left to visit.
     pairs: vec::IntoIter<Pair>,
 }
 
-/// A name that may differ, and the trees that have it.
+/// A name that may differ.
 struct Pair {
     name: Arc<OsStr>,
+    /// Whether the earlier tree has it.
     old: bool,
+    /// Whether the later tree has it.
     new: bool,
+    /// Whether both have the same directory. Only names below it may differ.
+    is_same_dir: bool,
 }
 
 impl<L: Layer> Walk<'_, L> {
     /// Looks a name up in both trees, and visits the objects.
-    fn visit_pair(&mut self, path: PathBuf, pair: &Pair, (old, new): (Found<L>, Found<L>)) -> Result<(), Error> {
+    fn visit_pair(&mut self, at: At, pair: &Pair, (old, new): (Found<L>, Found<L>)) -> Result<(), Error> {
         let Views { above, below } = self.views;
-        let old = look_up(below, old.filter(|_| pair.old), &pair.name);
+        let had = pair.old && !self.renamed.has_left(&at.old_path);
+        let old = look_up(below, old.filter(|_| had), &pair.name);
         let new = look_up(above, new.filter(|_| pair.new), &pair.name);
         match (old, new) {
-            (Ok(old), Ok(new)) => self.visit(path, old, new),
-            (Err(error), _) | (_, Err(error)) => self.unless_gone(path, error),
+            (Ok(Some(old)), Ok(Some(new))) if pair.is_same_dir => self.enter(at, Some(old), new),
+            (Ok(old), Ok(Some(new))) if self.renamed.from(&at.path).is_some() => self.visit_renamed(at, old, new),
+            (Ok(old), Ok(new)) => self.visit(at, old, new),
+            (Err(error), _) | (_, Err(error)) => self.unless_gone(&at.path, error),
+        }
+    }
+
+    /// Visits a renamed object. `replaced` is the object that had its new path before.
+    fn visit_renamed(&mut self, at: At, replaced: Found<L>, new: Arc<Node<L>>) -> Result<(), Error> {
+        self.visit(at.clone(), replaced, None)?;
+        let from = self.renamed.from(&at.path).cloned().unwrap_or_default();
+        let at = At { old_path: from.clone(), ..at };
+        match self.views.below.as_ref().map(|below| renames::find(below, &from)).transpose() {
+            Ok(old) => self.visit_as(at, old, Some(new), Some(ChangeKind::Renamed { from })),
+            Err(error) => self.unless_gone(&at.path, error),
         }
     }
 
     /// Reports the change from `old` to `new`, if there is any, and enters a directory.
-    fn visit(&mut self, path: PathBuf, old: Found<L>, new: Found<L>) -> Result<(), Error> {
-        let aspects = match self.compare(old.as_ref(), new.as_ref()) {
-            Ok(aspects) => aspects,
-            Err(error) => return self.unless_gone(path, error),
-        };
+    fn visit(&mut self, at: At, old: Found<L>, new: Found<L>) -> Result<(), Error> {
         let kind = match (&old, &new) {
             (None, None) => return Ok(()),
-            (None, Some(_)) => ChangeKind::Added,
-            (Some(_), None) => ChangeKind::Removed,
-            (Some(_), Some(_)) => ChangeKind::Modified,
+            (None, Some(_)) => Some(ChangeKind::Added),
+            (Some(_), None) => Some(ChangeKind::Removed),
+            (Some(_), Some(_)) => None,
         };
-        if kind != ChangeKind::Modified || aspects.any() {
-            (self.each)(Change { path: path.clone(), kind, old: old.clone(), new: new.clone(), aspects })?;
+        self.visit_as(at, old, new, kind)
+    }
+
+    /// Does the same as [`Walk::visit`]. Without a kind the object is modified or unchanged.
+    fn visit_as(&mut self, at: At, old: Found<L>, new: Found<L>, kind: Option<ChangeKind>) -> Result<(), Error> {
+        let aspects = match self.compare(old.as_ref(), new.as_ref()) {
+            Ok(aspects) => aspects,
+            Err(error) => return self.unless_gone(&at.path, error),
+        };
+        if let Some(kind) = kind.or_else(|| aspects.any().then_some(ChangeKind::Modified)) {
+            (self.each)(Change { path: at.path.clone(), kind, old: old.clone(), new: new.clone(), aspects })?;
         }
         self.watch.advance(Progress { objects: 1, bytes: 0 });
         match new.filter(|new| new.kind() == Kind::Dir) {
-            Some(new) => self.enter(path, old.filter(|old| old.kind() == Kind::Dir), new),
+            Some(new) => self.enter(at, old.filter(|old| old.kind() == Kind::Dir), new),
             None => Ok(()),
         }
     }
@@ -213,50 +253,58 @@ impl<L: Layer> Walk<'_, L> {
     }
 
     /// Enters a directory of the later tree, and the directory that it was.
-    fn enter(&mut self, path: PathBuf, old: Found<L>, new: Arc<Node<L>>) -> Result<(), Error> {
+    fn enter(&mut self, at: At, old: Found<L>, new: Arc<Node<L>>) -> Result<(), Error> {
         let Views { above, below } = self.views;
         let before = below.as_ref().zip(old.as_ref()).map_or(Ok(Content::default()), |(view, dir)| content(view, dir));
         let now = above.as_ref().map_or(Ok(Content::default()), |view| content(view, &new));
         match (before, now) {
             (Ok(before), Ok(now)) => {
                 let pairs = pairs(&before, &now).into_iter();
-                self.frames.push(Frame { path, old, new: Some(new), pairs });
+                self.frames.push(Frame { at, old, new: Some(new), pairs });
                 Ok(())
             }
-            (Err(error), _) | (_, Err(error)) => self.unless_gone(path, error),
+            (Err(error), _) | (_, Err(error)) => self.unless_gone(&at.path, error),
         }
     }
 
     /// Leaves an object out that another program took away meanwhile, if the observer permits that.
-    fn unless_gone(&self, path: PathBuf, error: errno::Error) -> Result<(), Error> {
+    fn unless_gone(&self, path: &Path, error: errno::Error) -> Result<(), Error> {
         let is_gone = matches!(error.errno, ENOENT | ENOTDIR | ESTALE);
-        if is_gone && self.watch.passes_over(&path) { Ok(()) } else { Err(Error::in_tree("read", &path, error)) }
+        if is_gone && self.watch.passes_over(path) { Ok(()) } else { Err(Error::in_tree("read", path, error)) }
     }
 }
 
 fn look_up<L: Layer>(view: &Option<Overlay<L>>, dir: Found<L>, name: &OsStr) -> errno::Result<Found<L>> {
-    let Some(dir) = dir else { return Ok(None) };
-    let view = view.as_ref().ok_or(errno::Error::new(EIO))?;
-    view.lookup(&dir, name).map(Some)
+    view.as_ref().zip(dir).map(|(view, dir)| view.lookup(&dir, name)).transpose()
 }
 
 /// Returns the names of two directories, but not those with the same objects.
 fn pairs(before: &Content, now: &Content) -> Vec<Pair> {
+    let differ = |(one, other, relation): (Option<&Entry>, Option<&Entry>, Relation)| {
+        let name = one.or(other).filter(|_| relation != Relation::Same)?.name.clone();
+        let is_same_dir = relation == Relation::SameDir;
+        Some(Pair { name, old: one.is_some(), new: other.is_some(), is_same_dir })
+    };
+    matched(before, now).filter_map(differ).collect()
+}
+
+/// Returns all names of two directories in order, with their entries and how these relate.
+pub(super) fn matched<'c>(
+    before: &'c Content,
+    now: &'c Content,
+) -> impl Iterator<Item = (Option<&'c Entry>, Option<&'c Entry>, Relation)> {
     let (mut old, mut new) = (before.entries.iter().peekable(), now.entries.iter().peekable());
-    let mut pairs = Vec::new();
-    loop {
+    iter::from_fn(move || {
         let order = match (old.peek(), new.peek()) {
             (Some(one), Some(other)) => one.name.cmp(&other.name),
             (Some(_), None) => Ordering::Less,
             (None, Some(_)) => Ordering::Greater,
-            (None, None) => return pairs,
+            (None, None) => return None,
         };
         let (one, other) = (old.next_if(|_| order.is_le()), new.next_if(|_| order.is_ge()));
-        let is_same = one.zip(other).is_some_and(|(one, other)| before.is_same(one, (now, other)));
-        if let Some(entry) = one.or(other).filter(|_| !is_same) {
-            pairs.push(Pair { name: entry.name.clone(), old: one.is_some(), new: other.is_some() });
-        }
-    }
+        let relation = one.zip(other).map_or(Relation::Other, |(one, other)| before.relation(one, (now, other)));
+        Some((one, other, relation))
+    })
 }
 
 #[cfg(test)]

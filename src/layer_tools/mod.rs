@@ -8,6 +8,7 @@
 //! | --- | --- |
 //! | `views` | the two merged trees that a tool compares |
 //! | `changes` | the differ: from two trees to the changes between them |
+//! | `renames` | the objects that were renamed |
 //! | `compare` | the attributes and contents of one object in both trees |
 //! | `options` | the command line: the subcommands, and the options for layers |
 //! | `text` | paths in messages and listings |
@@ -23,6 +24,7 @@ pub mod changes;
 mod compare;
 pub mod diff;
 pub mod options;
+mod renames;
 mod text;
 pub mod views;
 

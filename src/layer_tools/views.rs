@@ -53,13 +53,13 @@ impl Views<OsLayer> {
 
 /// Makes the merged tree of `layers`, with the upper one as it is at the moment.
 fn view<L: Layer>(layers: Layers<L>) -> Result<Option<Overlay<L>>, Refused> {
-    let Layers { upper, work: _, mut lowers } = layers;
+    let Layers { upper, work, mut lowers } = layers;
     let read_only_upper = upper.is_some();
     lowers.splice(..0, upper);
     if lowers.is_empty() {
         return Ok(None);
     }
-    let layers = Layers { upper: None, work: None, lowers };
+    let layers = Layers { upper: None, work, lowers };
     let settings = Settings { trusted: true, read_only_upper, known_max: Some(KNOWN_MAX), ..Settings::default() };
     Overlay::with_settings(layers, settings).map(Some)
 }

@@ -146,8 +146,8 @@ impl<L: Layer> Overlay<L> {
     /// Returns the place where a layer has the object.
     pub(super) fn location(&self, state: &State<L>) -> Location<L> {
         match (&state.stored, state.places.first(), &state.file) {
-            (Stored::Indexed(name) | Stored::Unnamed(name), ..) => match &self.work {
-                Some(work) => Location::Entry(work.dir().clone(), name.clone()),
+            (Stored::Indexed(name) | Stored::Unnamed(name), ..) => match self.copies() {
+                Some((work, _)) => Location::Entry(work.clone(), name.clone()),
                 None => Location::Nowhere,
             },
             (Stored::Partial(partial), ..) => Location::Entry(partial.dir.clone(), partial.name.clone()),

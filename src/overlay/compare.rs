@@ -10,6 +10,7 @@ use std::sync::Arc;
 use crate::errno::{EIO, Error};
 use smallvec::SmallVec;
 
+use super::inode::number_below;
 use super::names::Slot;
 use super::node::Dir;
 use super::stack::LayerDir;
@@ -19,10 +20,10 @@ use crate::layer::{Kind, Layer, Result};
 
 /// A directory of one layer. Overlays that have the layer in common give it equal parts.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Part {
+struct Part {
     /// A digest of the layer and those below it, since a redirect may lead to any of these.
     layer: u128,
-    /// Whether the overlay shows leftovers of the layer that others do not ([`super::partial`]).
+    /// Whether it is an upper layer, which shows more than a lower one.
     is_upper: bool,
     /// The path in the layer.
     path: PathBuf,
@@ -35,10 +36,16 @@ pub struct Entry {
     pub name: Arc<OsStr>,
     /// The kind of the object.
     pub kind: Kind,
+    /// The number of the object for a comparison: that of the original if it is a copy. None if
+    /// that is not known.
+    pub number: Option<u64>,
+    /// Whether the upper layer has the object.
+    pub is_upper: bool,
     /// The directories that have the name and show through it, by their index in
     /// [`Content::parts`]; more than one only for a directory.
     places: SmallVec<[u32; 1]>,
-    /// Whether the object is a copy, which the places do not tell.
+    /// Whether the upper layer may have changed the object, or objects below it, though its places
+    /// are in lower layers.
     is_copy: bool,
 }
 
@@ -47,27 +54,60 @@ pub struct Entry {
 pub struct Content {
     /// The layers' directories that merge, topmost first.
     parts: Vec<Part>,
+    /// The path in the lower layers that the upper layer's directory merges with, if a mark says
+    /// so.
+    pub redirect: Option<PathBuf>,
     /// The names, in the order of their bytes.
     pub entries: Vec<Entry>,
 }
 
+/// How an entry of one directory relates to that of another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Relation {
+    /// Both show the same objects of the same layers, also below them.
+    Same,
+    /// Both show the same directory, but names below it may show copies.
+    SameDir,
+    /// They may show different objects.
+    Other,
+}
+
 impl Content {
-    /// Whether the entry `one` of this directory and the entry `other` of another show the same
-    /// objects of the same layers, also below them.
-    pub fn is_same(&self, one: &Entry, other: (&Content, &Entry)) -> bool {
-        let (content, other) = other;
-        one.kind == other.kind
-            && !one.is_copy
-            && !other.is_copy
-            && one.places.len() == other.places.len()
-            && one.places.iter().zip(&other.places).all(|(one, other)| {
-                let pair = (self.parts.get(*one as usize), content.parts.get(*other as usize));
-                pair.0.is_some() && pair.0 == pair.1
-            })
+    /// Whether only the upper layer has the directory: it merges with nothing below.
+    pub fn is_alone(&self) -> bool {
+        self.parts.iter().all(|part| part.is_upper)
+    }
+
+    /// Returns how `entry` of this directory relates to the entry `other` of another.
+    pub fn relation(&self, entry: &Entry, (content, other): (&Content, &Entry)) -> Relation {
+        let part = |content: &Content, place: &u32| content.parts.get(*place as usize).cloned();
+        let is_same = entry.kind == other.kind
+            && entry.places.len() == other.places.len()
+            && entry.places.iter().zip(&other.places).all(|(one, other)| part(self, one) == part(content, other));
+        match (is_same, entry.is_copy || other.is_copy) {
+            (false, _) => Relation::Other,
+            (true, false) => Relation::Same,
+            (true, true) if entry.kind == Kind::Dir => Relation::SameDir,
+            (true, true) => Relation::Other,
+        }
     }
 }
 
-/// Returns the content of a directory.
+/// Whether the layers of `below` are those of `above` without its topmost one, an upper layer. Only
+/// then redirects and numbers of copies in `above` are about `below`.
+pub fn is_upper_over<L: Layer>(above: &Overlay<L>, below: &Overlay<L>) -> bool {
+    let (mut now, before) = (above.layer_digests(), below.layer_digests());
+    above.reads_upper && now.pop().is_some() && now == before
+}
+
+/// Whether the upper layer of `above` may have a copy of the lower object with this
+/// [number](Entry::number).
+pub fn has_copy<L: Layer>(above: &Overlay<L>, number: u64) -> bool {
+    above.inodes.has_copy(number)
+}
+
+/// Returns the content of a directory. The numbers are those that an overlay with an upper layer
+/// on top shows, if `overlay` has none itself.
 ///
 /// # Errors
 ///
@@ -79,20 +119,12 @@ pub fn content<L: Layer>(overlay: &Overlay<L>, node: &Arc<Node<L>>) -> Result<Co
     let _tree = overlay.tree.read();
     let mut dir = node.dir()?;
     overlay.read_dir(node, &mut dir)?;
-    let Dir { lowers, names: Some(names), .. } = &*dir else { return Err(Error::new(EIO)) };
+    let Dir { lowers, redirect, names: Some(names), .. } = &*dir else { return Err(Error::new(EIO)) };
     let layers = overlay.layer_digests();
     let parts = lowers.iter().map(|dir| overlay.part(dir, &layers)).collect();
-    let entry = |slot: &Slot<L>| {
-        let places = if slot.visible()?.kind == Kind::Dir {
-            slot.merging().collect()
-        } else {
-            slot.lower.iter().map(|lower| lower.dir).collect()
-        };
-        Some(Entry { name: slot.name.clone(), kind: slot.visible()?.kind, places, is_copy: slot.part })
-    };
-    let mut entries: Vec<_> = names.after(0).filter_map(|(_, slot)| entry(slot)).collect();
+    let mut entries: Vec<_> = names.after(0).filter_map(|(_, slot)| overlay.entry(slot, lowers)).collect();
     entries.sort_unstable_by(|one, other| one.name.cmp(&other.name));
-    Ok(Content { parts, entries })
+    Ok(Content { parts, redirect: redirect.as_ref().map(|way| way.path.clone()), entries })
 }
 
 impl<L: Layer> Overlay<L> {
@@ -116,7 +148,34 @@ impl<L: Layer> Overlay<L> {
             names.push(name);
             place = self.stack.parent(&above);
         }
-        let is_upper = self.partials.shown && dir.index() == 0;
-        Part { layer, is_upper, path: names.iter().rev().collect() }
+        Part { layer, is_upper: self.is_in_upper_layer(dir), path: names.iter().rev().collect() }
+    }
+
+    /// Returns the visible entry of a name in a directory of these layers' directories.
+    fn entry(&self, slot: &Slot<L>, dirs: &[Arc<LayerDir<L>>]) -> Option<Entry> {
+        let (visible, lower) = (slot.visible()?, slot.lower.as_ref()?);
+        let dir = dirs.get(lower.dir as usize)?;
+        let is_upper = self.is_in_upper_layer(dir);
+        let places = match visible.kind {
+            Kind::Dir => slot.merging().collect(),
+            _ => [lower.dir].into_iter().collect(),
+        };
+        let facts = self.read_only.as_ref().filter(|_| !is_upper);
+        let is_copy = facts.is_some_and(|facts| match visible.kind {
+            Kind::Dir => facts.shows_below,
+            _ => facts.index.may_be_copied(lower.ino),
+        });
+        let number = match is_upper {
+            true => self.inodes.number_of_copy(lower.ino),
+            false => Some(number_below(self.stack.level(dir), lower.ino)),
+        };
+        Some(Entry {
+            name: slot.name.clone(),
+            kind: visible.kind,
+            number,
+            is_upper,
+            places,
+            is_copy: is_copy || slot.part,
+        })
     }
 }

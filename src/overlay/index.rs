@@ -317,6 +317,27 @@ impl<L: Layer> Index<L> {
         !self.links.lock().copies.is_empty()
     }
 
+    /// Reads the index without a change of the work directory `dir`, for a mount that writes no
+    /// record.
+    pub fn look(upper: &L, dir: &L::Dir, same_lowers: bool) -> Result<(Self, Claims)> {
+        let mut found = Vec::new();
+        upper.list(dir, &mut |entry| {
+            found.extend(parse_link(entry.name).map(|link| (entry.name.to_owned(), entry.ino, link)));
+        })?;
+        let mut known = RecordsRead::default();
+        let head = upper.stat(Object::Dir(dir))?.ino;
+        read_numbers(upper, dir, Access::Read, head, &mut known)?;
+        let mut links = Links::default();
+        if same_lowers {
+            links.hidden = known.hidden;
+        }
+        for (name, copy, (ino, origin, names)) in found {
+            links.add(ino, origin, Kept { name, names, copy });
+        }
+        let index = Index { numbers: None, end: AtomicU64::new(0), links: Lock::new(links), unsynced: Lock::default() };
+        Ok((index, known.claims))
+    }
+
     /// Removes the file if it has no record but the first.
     pub fn finish(&self, upper: &L, dir: &L::Dir) -> Result<()> {
         let is_empty = self.end.load(Ordering::Relaxed) <= Record::SIZE as u64;
@@ -368,6 +389,12 @@ impl<L: Layer> Index<L> {
     /// names.
     pub fn may_be_copied(&self, ino: u64) -> bool {
         self.links.lock().lower_inos.contains(&ino)
+    }
+
+    /// Whether a copy shows under a name that only a lower layer has.
+    pub fn shows_below(&self) -> bool {
+        let links = self.links.lock();
+        links.copies.iter().any(|(origin, kept)| links.hidden.get(origin).is_none_or(|hidden| *hidden < kept.names))
     }
 
     /// Counts one more name of a lower file that is hidden or a link to the copy.
@@ -552,14 +579,13 @@ impl<L: Layer> Overlay<L> {
     /// `dir`.
     pub(super) fn linked(&self, dir: &LayerDir<L>, attr: Stat) -> Result<Linked> {
         let alone = Linked { attr, index_entry: None, origin: None, links: LinkCount::OfLayer };
-        let Ok((_, work)) = self.upper() else { return Ok(alone) };
-        let index = work.index();
-        if self.stack.is_upper(dir) {
+        let Some((work, index)) = self.copies() else { return Ok(alone) };
+        if self.is_in_upper_layer(dir) {
             return Ok(index.of_copy(&attr).unwrap_or(alone));
         }
         let origin = origin(&self.stack, dir, &attr);
         if let Some(name) = index.copy_name(origin) {
-            let linked = match self.stack.stat(work.dir(), &name) {
+            let linked = match self.stack.stat(work, &name) {
                 Ok(copy) if copy.kind == attr.kind => index.of_origin(origin, copy),
                 Err(error) if error.errno != ENOENT => return Err(error),
                 _ => None,

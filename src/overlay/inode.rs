@@ -166,6 +166,22 @@ impl<L: Layer> Inodes<L> {
         tables.claims.get(&ino).filter(|_| tables.upper == Some(device)).map(|claim| claim.time)
     }
 
+    /// Returns the number of the original of a copy, by the inode number of the copy on the upper
+    /// layer. A record of an earlier mount may be wrong.
+    #[cfg(feature = "layer-tools")]
+    pub fn number_of_copy(&self, ino: u64) -> Option<u64> {
+        let tables = self.tables.lock();
+        let known = tables.upper.and_then(|device| tables.renumbered.get(&(device, ino)).copied());
+        known.or_else(|| tables.claims.get(&ino).map(|claim| claim.number))
+    }
+
+    /// Whether a copy shows the number of its original, by the number.
+    #[cfg(feature = "layer-tools")]
+    pub fn has_copy(&self, number: u64) -> bool {
+        let tables = self.tables.lock();
+        tables.claimed.contains_key(&number) || tables.copied.contains(&number)
+    }
+
     /// Settles whether the object `ino` of `device` is that copy.
     pub fn resolve_claim(&self, device: u64, ino: u64, is_copy: bool) {
         let mut tables = self.tables.lock();
@@ -240,17 +256,10 @@ impl<L: Layer> Tables<L> {
         }
         let next = self.devices.len() as u64;
         let index = *self.devices.entry(device).or_insert(next);
-        if ino != ROOT && ino >> DEVICE_SHIFT == 0 && index < COUNTED >> DEVICE_SHIFT {
-            index << DEVICE_SHIFT | ino
-        } else {
-            self.digest(device, index, ino)
+        let mut number = first_choice(index, ino);
+        if number < DIGESTED {
+            return number;
         }
-    }
-
-    /// Returns a digest for an object with a number that leaves no room for its layer, `index`.
-    fn digest(&mut self, device: u64, index: u64, ino: u64) -> u64 {
-        let words = [index.to_le_bytes(), ino.to_le_bytes()];
-        let mut number = DIGESTED | fnv1a(words.as_flattened()) as u64;
         while *self.digested.entry(number).or_insert((device, ino)) != (device, ino) {
             number = DIGESTED | number.wrapping_add(1);
         }
@@ -282,6 +291,24 @@ impl<L: Layer> Tables<L> {
             self.sweep_at = 1024.max(2 * (self.unlinked.len() + self.linked.len()));
         }
     }
+}
+
+/// Returns the number for the object `ino` of the layer `index`, unless another object has it. It
+/// is a digest if the layer's number leaves no room for the index.
+fn first_choice(index: u64, ino: u64) -> u64 {
+    if ino != ROOT && ino >> DEVICE_SHIFT == 0 && index < COUNTED >> DEVICE_SHIFT {
+        index << DEVICE_SHIFT | ino
+    } else {
+        DIGESTED | fnv1a([index, ino].map(u64::to_le_bytes).as_flattened()) as u64
+    }
+}
+
+/// Returns the number that an overlay with an upper layer on top shows for the object `ino` of a
+/// lower layer, unless another object has it. `level` is the number of the layer, counted from the
+/// bottom.
+#[cfg(feature = "layer-tools")]
+pub fn number_below(level: usize, ino: u64) -> u64 {
+    first_choice(level as u64 + 1, ino)
 }
 
 #[cfg(test)]

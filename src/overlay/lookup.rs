@@ -142,13 +142,10 @@ impl<L: Layer> Overlay<L> {
             Some(node) => node,
             None => {
                 let linked = self.linked(&place.dir, attr)?;
-                let mut state = match (&linked.index_entry, &self.work) {
-                    (Some(index_entry), Some(work)) => {
-                        let in_index = ObjectName {
-                            dir: work.dir().clone(),
-                            name: index_entry.as_os_str().into(),
-                            ..place.clone()
-                        };
+                let mut state = match (&linked.index_entry, self.copies()) {
+                    (Some(index_entry), Some((work, _))) => {
+                        let in_index =
+                            ObjectName { dir: work.clone(), name: index_entry.as_os_str().into(), ..place.clone() };
                         State { places: smallvec![place.clone()], ..self.new_state(in_index, linked.attr)? }
                     }
                     _ => self.new_state(place.clone(), attr)?,

@@ -50,7 +50,7 @@ impl<L: Layer> Overlay<L> {
             Some(upper) => self.read_upper(node, dir, &upper, &mut names, &mut rest)?,
             None => (Vec::new(), Vec::new()),
         };
-        let lowers = self.read_lowers(node, dir.upper.is_some(), rest, &mut names, &mut parts)?;
+        let lowers = self.read_lowers(node, dir, rest, &mut names, &mut parts)?;
         names.finish();
         if let Some(upper) = &dir.upper {
             dir.foreign |= self.sort_parts(upper, &lowers, &mut names, &parts, &maps)?;
@@ -99,11 +99,12 @@ impl<L: Layer> Overlay<L> {
     fn read_lowers(
         &self,
         node: &Arc<Node<L>>,
-        has_upper: bool,
+        dir: &mut Dir<L>,
         mut rest: Vec<Arc<LayerDir<L>>>,
         names: &mut Names<L>,
         parts: &mut Vec<PartOf>,
     ) -> Result<Vec<Arc<LayerDir<L>>>> {
+        let has_upper = dir.upper.is_some();
         let mut lowers = Vec::new();
         rest.reverse();
         while let Some(lower) = rest.pop() {
@@ -125,6 +126,9 @@ impl<L: Layer> Overlay<L> {
             }
             for whiteout in &listing.whiteouts {
                 names.close(&whiteout.name);
+            }
+            if self.is_in_upper_layer(&lower) {
+                dir.redirect = narrows.redirect.clone();
             }
             if self.partials.shown && lower.index() == 0 {
                 *parts = listing.parts;

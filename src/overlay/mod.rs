@@ -23,7 +23,8 @@
 //! | `metacopy` | files that have only metadata of their own |
 //! | `flags`, `fixed` | flags of chattr(1); immutable and append-only files |
 //! | `room` | free space in the upper layer, and promises of it |
-//! | `work`, `detect` | the work directory; the format of the upper layer |
+//! | `work`, `read_only` | the work directory; that of an upper layer that the mount only reads |
+//! | `detect` | the format of the upper layer |
 //! | `index` | facts about copies for the next mount: links and inode numbers |
 //! | `holder`, `end` | the process that holds the upper layer; completion and sync in pauses and at the end |
 //! | `on_disk` | the data that overlays leave in layers and work directories, for `fsck` and `layer_tools` |
@@ -91,6 +92,7 @@ pub(crate) mod on_disk;
 pub mod ownership;
 mod partial;
 mod progress;
+mod read_only;
 mod readdir;
 mod record;
 mod remove;
@@ -120,9 +122,11 @@ use crate::sync::{Lock, Shared};
 use ctime::Ctimes;
 use evict::KnownDirs;
 use features::check_lowers;
+use index::Index;
 use inode::{Claims, Inodes};
 use node::{Dir, State};
 use partial::Partials;
+use read_only::Facts;
 use room::Room;
 use stack::{LayerDir, Stack};
 use work::Work;
@@ -173,6 +177,10 @@ pub struct Settings {
 pub struct Overlay<L: Layer> {
     stack: Stack<L>,
     work: Option<Work<L>>,
+    /// Whether the topmost layer is an upper layer that the mount only reads.
+    reads_upper: bool,
+    /// The facts about copies in it.
+    read_only: Option<Facts<L>>,
     trusted: bool,
     root: Arc<Node<L>>,
     inodes: Inodes<L>,
@@ -225,13 +233,15 @@ impl<L: Layer> Overlay<L> {
         let stack = Stack::new(layers.upper.into_iter().chain(layers.lowers).collect(), has_upper)?;
         let read_work = layers.work.as_ref().filter(|_| settings.read_only_upper && !has_upper);
         check_lowers(&stack, read_work, settings.commits)?;
-        let (work, claims, ctimes) = match has_upper {
-            true => {
-                let (work, claims, ctimes) = Work::prepare(&stack, layers.work, settings)?;
-                (Some(work), claims, ctimes)
-            }
-            false => (None, Claims::new(), Ctimes::default()),
-        };
+        let (mut work, mut read_only, mut claims, mut ctimes) = (None, None, Claims::new(), Ctimes::default());
+        if has_upper {
+            let (prepared, known, shown) = Work::prepare(&stack, layers.work, settings)?;
+            (work, claims, ctimes) = (Some(prepared), known, shown);
+        } else if settings.read_only_upper
+            && let Some((facts, known)) = Facts::read(&stack, layers.work)
+        {
+            (read_only, claims) = (Some(facts), known);
+        }
         let hidden = hidden_dirs(&stack, work.as_ref())?;
         let top = stack.upper_root().or(stack.lower_roots().first()).ok_or(Refused::NoLayer)?;
         let device = stack.device(top);
@@ -241,13 +251,16 @@ impl<L: Layer> Overlay<L> {
         let format = work.as_ref().map_or(format::OCI, Work::format);
         let times = work.as_ref().map_or_else(Times::default, Work::times);
         let partials = Partials::new(&stack, settings, format)?;
-        let inodes = Inodes::new(&stack.marked_devices().collect::<Vec<_>>(), has_upper, claims);
+        let has_copies = has_upper || read_only.is_some();
+        let inodes = Inodes::new(&stack.marked_devices().collect::<Vec<_>>(), has_copies, claims);
         let dir = Dir::unread(stack.upper_root().cloned(), stack.lower_roots().to_vec());
         let state = State::root(has_upper, attr, inodes.visible(attr.dev, attr.ino));
         let root = Node::new(0, attr.kind, state, Some(dir));
         Ok(Overlay {
             stack,
             work,
+            reads_upper: settings.read_only_upper && !has_upper,
+            read_only,
             trusted: settings.trusted,
             root,
             inodes,
@@ -301,6 +314,18 @@ impl<L: Layer> Overlay<L> {
             (Some(upper), Some(work)) => Ok((upper, work)),
             _ => Err(Error::new(EROFS)),
         }
+    }
+
+    /// Returns the directory with the index entries, and the index. None if no layer is an upper
+    /// one.
+    fn copies(&self) -> Option<(&Arc<LayerDir<L>>, &Index<L>)> {
+        let written = self.work.as_ref().map(|work| (work.dir(), work.index()));
+        written.or_else(|| self.read_only.as_ref().map(|facts| (&facts.dir, &facts.index)))
+    }
+
+    /// Whether `dir` is in the upper layer, also in one that the mount only reads.
+    fn is_in_upper_layer(&self, dir: &LayerDir<L>) -> bool {
+        self.stack.is_upper(dir) || self.reads_upper && dir.index() == 0
     }
 
     /// The format of the upper layer.

@@ -7,7 +7,7 @@ use super::{Node, Overlay};
 use crate::layer::{Layer, Result};
 
 #[cfg(feature = "layer-tools")]
-pub use super::compare::{Content, content};
+pub use super::compare::{Content, Entry, Relation, content, has_copy, is_upper_over};
 pub use super::detect::namespace;
 pub use super::features::{Features, Need, found as found_features};
 pub use super::holder::{RECORD as HOLDER, hold};

@@ -129,8 +129,8 @@ impl<L: Layer> Overlay<L> {
     /// lists with `ino`. None if it needs a lookup: it may be a copy of an earlier mount, or a name
     /// of one.
     fn listed_ino(&self, dir: &LayerDir<L>, ino: u64) -> Option<u64> {
-        let below = !self.stack.is_upper(dir);
-        if below && self.work.as_ref().is_some_and(|work| work.index().may_be_copied(ino)) {
+        let below = !self.is_in_upper_layer(dir);
+        if below && self.copies().is_some_and(|(_, index)| index.may_be_copied(ino)) {
             return None;
         }
         self.inodes.listed(self.stack.marked_device(dir), ino)

@@ -56,6 +56,16 @@ struct Lower {
 impl Record {
     /// Makes the record of a stack's lower layers.
     pub fn of<L: Layer>(stack: &Stack<L>) -> Result<Self> {
+        Self::of_roots(stack, stack.lower_roots())
+    }
+
+    /// Makes the record of the layers below the topmost one, which is an upper layer that the mount
+    /// only reads.
+    pub fn of_below_top<L: Layer>(stack: &Stack<L>) -> Result<Self> {
+        Self::of_roots(stack, stack.lower_roots().get(1..).unwrap_or_default())
+    }
+
+    fn of_roots<L: Layer>(stack: &Stack<L>, roots: &[Arc<LayerDir<L>>]) -> Result<Self> {
         let lower = |root: &Arc<LayerDir<L>>| {
             let layer = stack.layer(root);
             let birth = layer.birth(Object::Dir(&*stack.open(root)?))?.unwrap_or_default();
@@ -64,7 +74,7 @@ impl Record {
             let path = layer.path().map(Path::to_owned).unwrap_or_default();
             Ok(Lower { digest: fnv1a(words.as_flattened()), path })
         };
-        let lowers = stack.lower_roots().iter().rev().map(lower).collect::<Result<_>>()?;
+        let lowers = roots.iter().rev().map(lower).collect::<Result<_>>()?;
         Ok(Record { lowers, ..Record::default() })
     }
 

@@ -14,11 +14,11 @@ const KNOWN_MAX: usize = 50;
 const FILES: usize = 40;
 
 /// The format of the upper layer.
-const FORMATS: [Option<Wanted>; 2] = [None, Some(Wanted::Kernel)];
+pub const FORMATS: [Option<Wanted>; 2] = [None, Some(Wanted::Kernel)];
 
 /// Mounts an overlay with a small cache, over a lower layer with pairs of links: `first/N` and
 /// `second/N`, `both/N` and `both/Nb`.
-fn mount(setup: &Setup, format: Option<Wanted>) -> Mount<'_> {
+pub fn mount(setup: &Setup, format: Option<Wanted>) -> Mount<'_> {
     let lower = setup.dir("lower");
     for file in 0..FILES {
         put::file(&lower, &format!("first/{file}"), "below");

@@ -62,6 +62,16 @@ impl<'a> Mount<'a> {
         self.overlay = Some(Overlay::with_settings(layers, self.settings).unwrap());
     }
 
+    /// Mounts the same layers again, and changes none.
+    fn read_only(&mut self) {
+        self.leave();
+        let open = |name: &str| Counted::new(OsLayer::open(&self.setup.dir(name), false).unwrap(), &self.counts);
+        let lowers = ["upper"].iter().chain(&self.lowers).map(|name| open(name)).collect();
+        let layers = Layers { upper: None, work: self.settings.format.map(|_| open("work")), lowers };
+        let settings = Settings { read_only_upper: true, ..self.settings };
+        self.overlay = Some(Overlay::with_settings(layers, settings).unwrap());
+    }
+
     /// Mounts again as after a crash: the overlay does nothing at its end.
     fn crash(&mut self) {
         self.counts.stop_after(0);
@@ -199,6 +209,29 @@ fn links_stay_links_after_a_write_and_a_remount() {
         mount.numbers();
     }
     guard.check();
+}
+
+#[test]
+fn a_read_only_mount_shows_links_and_numbers_as_one_that_writes() {
+    for format in forget::FORMATS {
+        let setup = setup();
+        let mut mount = forget::mount(&setup, format);
+        mount.settings.known_max = None;
+        mount.again();
+        mount.write("a", "new");
+        mount.touch("other");
+        mount.rename("dir/file", "moved");
+        mount.unlink("c");
+        let before = mount.numbers();
+        mount.leave();
+        let guard = LowerGuard::new(["upper", "work", "lower"].map(|name| setup.dir(name)));
+        mount.read_only();
+        for path in ["a", "dir/b"] {
+            assert_eq!((mount.read(path).as_str(), mount.nlink(path)), ("new", 2), "{path} with {format:?}");
+        }
+        assert_eq!(mount.numbers(), before, "with {format:?}");
+        guard.check();
+    }
 }
 
 #[test]
