@@ -114,6 +114,11 @@ fn is_mark(name: &OsStr) -> bool {
     matches!(mark(name), Some("opaque" | REDIRECT | PROTATTR))
 }
 
+/// Whether an attribute may limit which directories of the layers below merge.
+pub fn limits_merge(name: &OsStr) -> bool {
+    matches!(mark(name), Some("opaque" | REDIRECT))
+}
+
 /// Whether the owner of an object can set this attribute.
 pub fn is_users_mark(name: &OsStr) -> bool {
     name.as_bytes().starts_with(b"user.")

@@ -123,7 +123,32 @@ impl<L: Layer> Views<L> {
             Renames::Found => Renamed::find(self, watch)?,
             Renames::Resolved => Renamed::default(),
         };
-        let mut walk = Walk { views: self, renamed, watch, each, links: Links::default(), frames: Vec::new() };
+        self.walk(watch, each, renamed, false)
+    }
+
+    /// Does the same as [`Views::changes`] for the applier. Renames are resolved. An object of the
+    /// upper layer with several names is listed under each of them, also where nothing differs.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Views::changes`].
+    pub fn changes_to_apply(
+        &self,
+        watch: &dyn Watch,
+        each: &mut dyn FnMut(Change<L>) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        self.walk(watch, each, Renamed::default(), true)
+    }
+
+    fn walk(
+        &self,
+        watch: &dyn Watch,
+        each: &mut dyn FnMut(Change<L>) -> Result<(), Error>,
+        renamed: Renamed,
+        every_name: bool,
+    ) -> Result<(), Error> {
+        let mut walk =
+            Walk { views: self, renamed, watch, each, every_name, links: Links::default(), frames: Vec::new() };
         let [old, new] = [&self.below, &self.above].map(|view| view.as_ref().map(|view| view.root().clone()));
         walk.visit(At::default(), old, new)?;
         while let Some(frame) = walk.frames.last_mut() {
@@ -160,6 +185,8 @@ struct Walk<'w, L: Layer> {
     renamed: Renamed,
     watch: &'w dyn Watch,
     each: &'w mut dyn FnMut(Change<L>) -> Result<(), Error>,
+    /// Whether each name of an object with several is listed.
+    every_name: bool,
     links: Links,
     /// The directories from the root to the current one.
     frames: Vec<Frame<L>>,
@@ -224,21 +251,25 @@ impl<L: Layer> Walk<'_, L> {
 
     /// Does the same as [`Walk::visit`]. Without a kind the object is modified or unchanged.
     fn visit_as(&mut self, at: At, old: Found<L>, new: Found<L>, kind: Option<ChangeKind>) -> Result<(), Error> {
-        let aspects = match self.compare(old.as_ref(), new.as_ref()) {
-            Ok(aspects) => aspects,
+        let (aspects, is_linked) = match self.compare(old.as_ref(), new.as_ref()) {
+            Ok(compared) => compared,
             Err(error) => return self.unless_gone(&at.path, error),
         };
-        if let Some(kind) = kind.or_else(|| aspects.any().then_some(ChangeKind::Modified)) {
+        let is_listed = aspects.any() || self.every_name && is_linked;
+        if let Some(kind) = kind.or_else(|| is_listed.then_some(ChangeKind::Modified)) {
             (self.each)(Change { path: at.path.clone(), kind, old: old.clone(), new: new.clone(), aspects })?;
         }
         self.watch.advance(Progress { objects: 1, bytes: 0 });
-        match new.filter(|new| new.kind() == Kind::Dir) {
-            Some(new) => self.enter(at, old.filter(|old| old.kind() == Kind::Dir), new),
+        let Views { above, below } = self.views;
+        let (old, new) = (keep_dir(below, old), keep_dir(above, new));
+        match new {
+            Some(new) => self.enter(at, old, new),
             None => Ok(()),
         }
     }
 
-    fn compare(&mut self, old: Option<&Arc<Node<L>>>, new: Option<&Arc<Node<L>>>) -> errno::Result<Aspects> {
+    /// Returns what differs, and whether the later object has several names.
+    fn compare(&mut self, old: Option<&Arc<Node<L>>>, new: Option<&Arc<Node<L>>>) -> errno::Result<(Aspects, bool)> {
         let Views { above, below } = self.views;
         let old = below.as_ref().zip(old).map(|(overlay, node)| Side::new(overlay, node)).transpose()?;
         let new = above.as_ref().zip(new).map(|(overlay, node)| Side::new(overlay, node)).transpose()?;
@@ -246,10 +277,9 @@ impl<L: Layer> Walk<'_, L> {
             (Some(old), Some(new)) => aspects(old, new)?,
             _ => Aspects::default(),
         };
-        if let Some(new) = new {
-            differ.links = self.links.differ(old.as_ref().map(|old| &old.stat), &new.stat);
-        }
-        Ok(differ)
+        let Some(new) = new else { return Ok((differ, false)) };
+        differ.links = self.links.differ(old.as_ref().map(|old| &old.stat), &new.stat);
+        Ok((differ, new.stat.kind != Kind::Dir && new.stat.nlink > 1))
     }
 
     /// Enters a directory of the later tree, and the directory that it was.
@@ -272,6 +302,19 @@ impl<L: Layer> Walk<'_, L> {
         let is_gone = matches!(error.errno, ENOENT | ENOTDIR | ESTALE);
         if is_gone && self.watch.passes_over(path) { Ok(()) } else { Err(Error::in_tree("read", path, error)) }
     }
+}
+
+/// Returns a directory. Makes the view forget another object: the applier may be about to change
+/// the lower layer that has it, and a later name of the object must not lead to this one.
+fn keep_dir<L: Layer>(view: &Option<Overlay<L>>, node: Found<L>) -> Found<L> {
+    let node = node?;
+    if node.kind() == Kind::Dir {
+        return Some(node);
+    }
+    if let Some(view) = view {
+        view.release(node);
+    }
+    None
 }
 
 fn look_up<L: Layer>(view: &Option<Overlay<L>>, dir: Found<L>, name: &OsStr) -> errno::Result<Found<L>> {

@@ -77,7 +77,7 @@ impl Watch for Lenient<'_> {
 }
 
 /// Prints a change as a line: letter, aspects or kind, path.
-fn print<L: Layer>(out: &mut dyn Write, change: &Change<L>) -> io::Result<()> {
+pub(super) fn print<L: Layer>(out: &mut dyn Write, change: &Change<L>) -> io::Result<()> {
     let aspects: Vec<_> = change.aspects.words().collect();
     let aspects = if aspects.is_empty() { "-".to_owned() } else { aspects.join(",") };
     let path = escaped(&change.path);

@@ -12,7 +12,9 @@
 //! | `compare` | the attributes and contents of one object in both trees |
 //! | `options` | the command line: the subcommands, and the options for layers |
 //! | `text` | paths in messages and listings |
-//! | `diff` | the subcommand `diff` |
+//! | `apply` | the applier: makes the changes in a layer |
+//! | `open` | the layers of a tool that changes them |
+//! | `diff`, `commit` | the subcommands |
 
 use std::fmt;
 use std::io;
@@ -20,9 +22,12 @@ use std::path::{Path, PathBuf};
 
 use crate::{errno, mount};
 
+pub mod apply;
 pub mod changes;
+pub mod commit;
 mod compare;
 pub mod diff;
+pub mod open;
 pub mod options;
 mod renames;
 mod text;

@@ -5,7 +5,7 @@
 
 use std::ffi::OsString;
 
-use super::{Tool, diff};
+use super::{Tool, commit, diff};
 use crate::options::{Error, Options, unknown};
 use crate::usage::layer::PROGRAM;
 
@@ -13,7 +13,7 @@ use crate::usage::layer::PROGRAM;
 type Parser = fn(&mut Words) -> Result<Box<dyn Tool>, Error>;
 
 /// The subcommands.
-const TOOLS: [(&str, Parser); 1] = [("diff", diff::parse)];
+const TOOLS: [(&str, Parser); 2] = [("diff", diff::parse), ("commit", commit::parse)];
 
 /// A command line.
 pub enum Command {

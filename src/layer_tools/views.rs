@@ -30,7 +30,17 @@ impl<L: Layer> Views<L> {
     ///
     /// - [`Refused::Layer`]: a layer cannot be read.
     pub fn new(above: Layers<L>, below: Layers<L>) -> Result<Self, Refused> {
-        Ok(Views { above: view(above)?, below: view(below)? })
+        Ok(Views { above: view(above, false)?, below: view(below, false)? })
+    }
+
+    /// Makes the views of a commit, which has marked its layers. Its upper layer is whole without
+    /// the work directory.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Views::new`].
+    pub fn of_commit(above: Layers<L>, below: Layers<L>) -> Result<Self, Refused> {
+        Ok(Views { above: view(Layers { work: None, ..above }, true)?, below: view(below, true)? })
     }
 }
 
@@ -51,8 +61,9 @@ impl Views<OsLayer> {
     }
 }
 
-/// Makes the merged tree of `layers`, with the upper one as it is at the moment.
-fn view<L: Layer>(layers: Layers<L>) -> Result<Option<Overlay<L>>, Refused> {
+/// Makes the merged tree of `layers`, with the upper one as it is at the moment. `commits` is as in
+/// [`Settings`].
+fn view<L: Layer>(layers: Layers<L>, commits: bool) -> Result<Option<Overlay<L>>, Refused> {
     let Layers { upper, work, mut lowers } = layers;
     let read_only_upper = upper.is_some();
     lowers.splice(..0, upper);
@@ -60,6 +71,7 @@ fn view<L: Layer>(layers: Layers<L>) -> Result<Option<Overlay<L>>, Refused> {
         return Ok(None);
     }
     let layers = Layers { upper: None, work, lowers };
-    let settings = Settings { trusted: true, read_only_upper, known_max: Some(KNOWN_MAX), ..Settings::default() };
+    let settings =
+        Settings { trusted: true, read_only_upper, commits, known_max: Some(KNOWN_MAX), ..Settings::default() };
     Overlay::with_settings(layers, settings).map(Some)
 }

@@ -102,6 +102,11 @@ impl<L: Layer> Overlay<L> {
         self.tidy(work).and(work.release(&self.stack))
     }
 
+    /// Makes the drop of the overlay leave the layers as they are.
+    pub(super) fn give_up(&self) {
+        self.retired.store(true, Ordering::Release);
+    }
+
     /// Empties the work directory, except for the facts that the next mount needs.
     fn tidy(&self, work: &Work<L>) -> Result<()> {
         if let Err(error) = self.save_ctimes(work) {

@@ -272,7 +272,7 @@ impl<L: Layer> Work<L> {
     ///
     /// Those of the upper layer. The caller then must not use the feature.
     pub fn need(&self, stack: &Stack<L>, feature: Feature) -> Result<()> {
-        if Features::of_bits(self.recorded.load(Ordering::Acquire)).has(feature) {
+        if self.has(feature) {
             return Ok(());
         }
         let mut record = self.record.lock();
@@ -289,6 +289,11 @@ impl<L: Layer> Work<L> {
         *record = next;
         self.recorded.store(record.features.bits(), Ordering::Release);
         Ok(())
+    }
+
+    /// Whether the record names a feature.
+    pub fn has(&self, feature: Feature) -> bool {
+        Features::of_bits(self.recorded.load(Ordering::Acquire)).has(feature)
     }
 
     /// Takes features out of the record that the layer surely has no more. Syncs the layer first,

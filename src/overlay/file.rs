@@ -313,7 +313,7 @@ impl<L: Layer> Overlay<L> {
     }
 
     /// Reads a file that may be a partial copy.
-    fn read_open(&self, open: &OpenFile<L>, buf: &mut [u8], offset: u64) -> Result<usize> {
+    pub(super) fn read_open(&self, open: &OpenFile<L>, buf: &mut [u8], offset: u64) -> Result<usize> {
         let layer = self.stack.layer(&open.dir);
         let Some(FromLower { partial, source }) = &open.from_lower else {
             return layer.read_at(&open.file, buf, offset);
@@ -337,7 +337,7 @@ impl<L: Layer> Overlay<L> {
     }
 
     /// Returns the next data of a file that may be a partial copy.
-    fn next_data_open(&self, open: &OpenFile<L>, mut from: u64) -> Result<Option<Range<u64>>> {
+    pub(super) fn next_data_open(&self, open: &OpenFile<L>, mut from: u64) -> Result<Option<Range<u64>>> {
         let layer = self.stack.layer(&open.dir);
         let Some(FromLower { partial, source }) = &open.from_lower else {
             return layer.next_data(&open.file, from);
@@ -407,7 +407,7 @@ impl<L: Layer> Overlay<L> {
     }
 
     /// Ends a change of content and maybe size in the layer, also one that was done only in part.
-    fn end_change_of_size(&self, node: &Arc<Node<L>>) {
+    pub(super) fn end_change_of_size(&self, node: &Arc<Node<L>>) {
         let mut state = node.state.lock();
         self.end_change(node, &mut state);
         state.attr = None;

@@ -385,6 +385,11 @@ impl<L: Layer> Index<L> {
         Ok(())
     }
 
+    /// Whether there are copies that names of lower layers show by their index entries alone.
+    pub fn has_copies(&self) -> bool {
+        !self.links.lock().copies.is_empty()
+    }
+
     /// Whether a lower file with this inode number may have been copied up while it had other
     /// names.
     pub fn may_be_copied(&self, ino: u64) -> bool {

@@ -29,6 +29,7 @@
 //! | `holder`, `end` | the process that holds the upper layer; completion and sync in pauses and at the end |
 //! | `on_disk` | the data that overlays leave in layers and work directories, for `fsck` and `layer_tools` |
 //! | `record`, `features` | the lower layers and the features that an upper layer was written with |
+//! | `whole`, `commit` | work on whole layers, and the journal of a commit, for the tools of layers |
 //! | `volatile` | the mark of an upper layer that is not synced |
 //! | `compare` | the parts of a directory, for a comparison of two overlays |
 //!
@@ -64,6 +65,7 @@ use crate::layer::{Layer, Object, Result};
 
 mod attr;
 mod cancel;
+mod commit;
 #[cfg(feature = "layer-tools")]
 mod compare;
 mod copy_plan;
@@ -103,6 +105,7 @@ mod times;
 mod trust;
 mod volatile;
 mod whiteout;
+mod whole;
 mod work;
 mod xattr;
 
@@ -116,6 +119,7 @@ pub use readdir::DirEntry;
 pub use room::FILLED;
 pub use times::Times;
 pub use volatile::MARK as VOLATILE_MARK;
+pub use whole::Redirected;
 pub use work::Refused;
 
 use crate::sync::{Lock, Shared};

@@ -14,6 +14,8 @@ pub use super::holder::{RECORD as HOLDER, hold};
 pub use super::index::{NUMBERS, Origin, is_link, origin, review, rewrite};
 pub use super::partial::{map_len, means_something as map_means_something};
 pub use super::record::{RECORD, Record};
+#[cfg(feature = "layer-tools")]
+pub use super::record::{end_line, escape, unescape};
 pub use super::stack::{LayerDir, Stack};
 pub use super::volatile::is_marked as is_marked_volatile;
 pub use super::work::{is_kept, is_ours};

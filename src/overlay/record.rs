@@ -238,7 +238,8 @@ impl Lower {
     }
 }
 
-fn end_line(body: &[u8]) -> String {
+/// Returns the last line of a file of the work directory, with the digest of the lines before.
+pub fn end_line(body: &[u8]) -> String {
     format!("end {:032x}", fnv1a(body))
 }
 
@@ -249,7 +250,7 @@ fn parse_lower(line: &[u8]) -> Option<Lower> {
 }
 
 /// Escapes a path for a line: a control character or `%` becomes `%` and two hexadecimal digits.
-fn escape(path: &Path) -> String {
+pub fn escape(path: &Path) -> String {
     let byte = |byte: &u8| match byte {
         b'%' | 0..b' ' | 0x7f.. => format!("%{byte:02x}"),
         _ => char::from(*byte).to_string(),
@@ -257,7 +258,8 @@ fn escape(path: &Path) -> String {
     path.as_os_str().as_bytes().iter().map(byte).collect()
 }
 
-fn unescape(bytes: &[u8]) -> PathBuf {
+/// Returns the path that [`escape`] escaped.
+pub fn unescape(bytes: &[u8]) -> PathBuf {
     let mut path = Vec::new();
     let mut rest = bytes;
     while let [byte, after @ ..] = rest {

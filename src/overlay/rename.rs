@@ -275,7 +275,7 @@ impl<L: Layer> Overlay<L> {
 
     /// Returns EXDEV for a directory that merges with lower ones by its name, if no redirect is
     /// possible.
-    fn check_movable(&self, node: &Arc<Node<L>>) -> Result<()> {
+    pub(super) fn check_movable(&self, node: &Arc<Node<L>>) -> Result<()> {
         if node.kind() != Kind::Dir || self.can_redirect() {
             return Ok(());
         }
@@ -450,21 +450,32 @@ impl<L: Layer> Overlay<L> {
         if here.upper {
             return Ok(());
         }
+        self.link_name(dirs.dir(end.parent)?, (end.parent, end.name), end.dir, node)
+    }
+
+    /// Gives a copy of the upper layer the name `name` there, which shows it by the index alone.
+    /// `dir` is the content of `parent`, and `to` its place in the upper layer.
+    pub(super) fn link_name(
+        &self,
+        dir: &mut Dir<L>,
+        (parent, name): (&Arc<Node<L>>, &OsStr),
+        to: &Arc<LayerDir<L>>,
+        node: &Arc<Node<L>>,
+    ) -> Result<()> {
         let (index_entry, origin, ino) = {
             let state = node.state.lock();
             (state.stored.work_name().cloned(), state.origin(), state.attr.map(|attr| attr.ino))
         };
         let index_entry = index_entry.ok_or(Error::new(EIO))?;
-        let place = ObjectName { parent: end.parent.clone(), name: end.name.into(), dir: end.dir.clone() };
-        self.link_from_index(&index_entry, &place, end.dir)?;
-        if let Some(place) = node.state.lock().place_mut(end.parent, end.name) {
-            place.dir = end.dir.clone();
+        let place = ObjectName { parent: parent.clone(), name: name.into(), dir: to.clone() };
+        self.link_from_index(&index_entry, &place, to)?;
+        if let Some(place) = node.state.lock().place_mut(parent, name) {
+            place.dir = to.clone();
         }
         if let Some(origin) = origin {
             self.hid_name(origin);
         }
-        self.read_dir(end.parent, dirs.dir(end.parent)?)?.entry(end.name).upper =
-            Some(Upper { kind: node.kind(), ino });
+        self.read_dir(parent, dir)?.entry(name).upper = Some(Upper { kind: node.kind(), ino });
         Ok(())
     }
 

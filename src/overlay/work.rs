@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use crate::errno::{EEXIST, EINVAL, ENODATA, ENOENT, EOPNOTSUPP, EROFS, EWOULDBLOCK, Error};
 
 use super::Settings;
+use super::commit::JOURNAL;
 use super::ctime::{CTIMES, Ctimes};
 use super::detect::detect;
 use super::features::{self, Feature, Features, Need, Unknown};
@@ -259,6 +260,11 @@ impl<L: Layer> Work<L> {
         let known = if layer.is_some() { known.if_possible(upper, &dir, settings.format)? } else { known };
         left.retain(|(name, _)| !TRIAL.iter().chain([&TRIAL_MARKER]).any(|trial| name == trial));
         sweep(upper, &dir, &left)?;
+        let commits = before.as_ref().is_some_and(|before| before.features.has(Feature::Commit));
+        if !commits && left.iter().any(|(name, _)| name == JOURNAL) {
+            // The commit did not get as far as to mark the layer.
+            upper.unlink(&dir, OsStr::new(JOURNAL))?;
+        }
         let format = known.ensure_marked(upper, &root, &dir)?;
         if volatile {
             mark(upper, &dir)?;
@@ -326,6 +332,11 @@ impl<L: Layer> Work<L> {
         }
         self.need_no_more(stack, gone)?;
         sweep(upper, &open, &left)
+    }
+
+    /// Whether the directory is inside the upper layer.
+    pub fn is_inside(&self) -> bool {
+        self.layer.is_none()
     }
 
     /// Unlocks the layers that [`Work::prepare`] locked.
@@ -528,13 +539,13 @@ fn hand_down_nothing<L: Layer>(layer: &L, dir: &L::Dir) -> Result<()> {
 pub fn is_ours(name: &OsStr, kind: Kind) -> bool {
     const DIRS: [&str; 2] = ["work", "index"];
     let starts = |prefix: &&str| name.as_bytes().starts_with(prefix.as_bytes());
-    [TEMP, CTIMES, TRIAL_MARKER, RECORD].iter().chain(&NAMES).any(starts)
+    [TEMP, CTIMES, TRIAL_MARKER, RECORD, JOURNAL].iter().chain(&NAMES).any(starts)
         || kind == Kind::Dir && DIRS.iter().any(|dir| name == *dir)
 }
 
 /// Whether the next mount needs the entry `name` of the work directory.
 pub fn is_kept(name: &OsStr, kind: Kind) -> bool {
-    index::is_kept(name, kind) || kind == Kind::File && name == RECORD
+    index::is_kept(name, kind) || kind == Kind::File && (name == RECORD || name == JOURNAL)
 }
 
 /// Removes all of these entries of the work directory that the next mount does not need.

@@ -8,8 +8,11 @@ pub const PROGRAM: Program = Program {
     about: "lists, keeps, moves and removes the changes in the upper directory of an overlay",
     forms: &["COMMAND --lower DIR [--lower DIR ...] --upper DIR [--work DIR] [OPTION ...]"],
     before: "Name the directories of the mount, in the same order.",
-    commands: &[("diff", "List what the upper directory changes.")],
-    groups: &[LAYERS, DIFF, ITEMS],
+    commands: &[
+        ("diff", "List what the upper directory changes."),
+        ("commit", "Merge the upper directory into the topmost lower one."),
+    ],
+    groups: &[LAYERS, DIFF, COMMIT, ITEMS],
     after: "The exit status is 0 after success; 1 if diff found changes; 2 if the command line is wrong; 3 if the \
             command refused its work or failed; 130 if it was stopped.",
 };
@@ -38,6 +41,14 @@ const DIFF: Group = Group {
         "Compare with the directory DIR instead of the lower ones. The option may come more than once, the topmost \
          first. `--upper` is not needed then.",
     )],
+};
+
+const COMMIT: Group = Group {
+    title: "Options of commit",
+    options: &[
+        option("--dry-run", "List the changes, and make none."),
+        option("--resume", "Only go on with a commit that was interrupted. Any commit does that by itself."),
+    ],
 };
 
 const ITEMS: Group = Group {

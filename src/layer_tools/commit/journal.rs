@@ -1,0 +1,112 @@
+//! The journal of a commit: what is decided at its start, and how far it is.
+//!
+//! It is text, one statement a line, like the record of the lower layers. `docs/format.md`
+//! describes the lines.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use crate::overlay::on_disk::{end_line, escape, unescape};
+
+const TITLE: &str = "overlayfs commit 1";
+
+/// A step of a commit. Each can be done again from its start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Moves renamed directories of the lower layer into the stage.
+    Take,
+    /// Moves them from there to their new places.
+    Put,
+    /// Makes all other changes in the lower layer.
+    Apply,
+    /// Removes what is committed from the upper layer.
+    Empty,
+}
+
+impl Phase {
+    const ALL: [(Phase, &'static str); 4] =
+        [(Phase::Take, "take"), (Phase::Put, "put"), (Phase::Apply, "apply"), (Phase::Empty, "empty")];
+}
+
+/// A renamed directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Move {
+    /// Its path in the lower layers.
+    pub from: PathBuf,
+    /// Its path in the merged tree.
+    pub to: PathBuf,
+}
+
+/// The content of a journal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Journal {
+    pub phase: Phase,
+    /// The name of the stage at the top of the lower layer.
+    pub stage: OsString,
+    /// The renamed directories that move. One inside another's old place comes first. Its index is
+    /// its name in the stage.
+    pub moves: Vec<Move>,
+}
+
+impl Journal {
+    /// Returns the bytes of the file.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let phase = Phase::ALL.iter().find(|(phase, _)| *phase == self.phase).map_or("", |(_, word)| word);
+        let mut body = format!("{TITLE}\nphase {phase}\nstage {}\n", escape(Path::new(&self.stage)));
+        for Move { from, to } in &self.moves {
+            body += &format!("move {}\nto {}\n", escape(from), escape(to));
+        }
+        body += &format!("{}\n", end_line(body.as_bytes()));
+        body.into_bytes()
+    }
+
+    /// Reads the bytes of a file. Returns None if they are damaged, or of another version.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let text = str::from_utf8(bytes).ok()?.strip_suffix('\n')?;
+        let (body, end) = text.split_at(text.rfind('\n')? + 1);
+        let mut lines = body.lines();
+        if end != end_line(body.as_bytes()) || lines.next()? != TITLE {
+            return None;
+        }
+        let mut journal = Journal { phase: Phase::Take, stage: OsString::new(), moves: Vec::new() };
+        let mut from = None;
+        for line in lines {
+            let (word, rest) = line.split_once(' ')?;
+            let path = unescape(rest.as_bytes());
+            match word {
+                "phase" => journal.phase = Phase::ALL.iter().find(|(_, word)| *word == rest)?.0,
+                "stage" => journal.stage = path.into_os_string(),
+                "move" => from = Some(path),
+                "to" => journal.moves.push(Move { from: from.take()?, to: path }),
+                _ => return None,
+            }
+        }
+        Some(journal)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+
+    use super::*;
+
+    #[test]
+    fn a_journal_is_read_as_it_is_written() {
+        let odd = PathBuf::from(OsStr::from_bytes(b"a b/new\nline\xff"));
+        let journal = Journal {
+            phase: Phase::Put,
+            stage: ".stage".into(),
+            moves: vec![Move { from: odd.clone(), to: "x".into() }, Move { from: "y".into(), to: odd }],
+        };
+        let bytes = journal.to_bytes();
+        assert_eq!(Journal::from_bytes(&bytes), Some(journal));
+        for index in 0..bytes.len() {
+            let mut damaged = bytes.clone();
+            damaged[index] ^= 1;
+            assert_eq!(Journal::from_bytes(&damaged), None, "byte {index}");
+            assert_eq!(Journal::from_bytes(&bytes[..index]), None, "{index} bytes");
+        }
+    }
+}

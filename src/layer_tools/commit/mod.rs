@@ -1,0 +1,206 @@
+//! `commit`: merges the upper layer into the topmost lower one.
+//!
+//! Until the upper layer is emptied, it lies on the lower layer and hides what differs. So the
+//! merged tree stays as it is while the lower layer changes, and a commit that was interrupted goes
+//! on from a new comparison. Only a renamed directory needs more: the upper layer names its old
+//! place. The journal lists these, and they move first ([`Phase`]).
+//!
+//! The steps are those of the engine, on two overlays: the upper layer on the lower ones, and the
+//! topmost lower one, the *target*, on those below it.
+//!
+//! | file | subject |
+//! | --- | --- |
+//! | `start` | the decisions at the start |
+//! | `moves` | renamed directories |
+//! | `journal` | the journal |
+
+use std::io::Write;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::apply::Applier;
+use super::open::{Opener, Part, Paths};
+use super::options::{Word, Words, check_upper};
+use super::{Error, Outcome, Renames, Tool, Views, Watch, diff};
+use crate::errno;
+use crate::layer::Layer;
+use crate::options;
+use crate::options::Options;
+use crate::overlay::{Node, Overlay, Refused, Settings};
+
+mod journal;
+mod moves;
+mod start;
+
+use journal::{Journal, Phase};
+
+/// The subcommand `commit`.
+#[derive(Default)]
+struct Tooled {
+    layers: Options,
+    dry_run: bool,
+    choice: Choice,
+}
+
+/// The choices of a commit.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Choice {
+    /// Only go on with a commit that was interrupted.
+    pub resume: bool,
+}
+
+/// Parses the options of `commit`.
+///
+/// # Errors
+///
+/// Each names the wrong or missing word.
+pub fn parse(words: &mut Words) -> Result<Box<dyn Tool>, options::Error> {
+    let mut commit = Tooled::default();
+    while let Some(word) = words.word()? {
+        match &word {
+            Word::Option(option) if option == "--dry-run" => commit.dry_run = true,
+            Word::Option(option) if option == "--resume" => commit.choice.resume = true,
+            _ => words.take_layers(&word, &mut commit.layers)?,
+        }
+    }
+    check_upper(&mut commit.layers)?;
+    Ok(Box::new(commit))
+}
+
+impl Tool for Tooled {
+    fn run(&self, out: &mut dyn Write, watch: &dyn Watch) -> Result<Outcome, Error> {
+        let paths = Paths::new(&self.layers)?;
+        match self.dry_run {
+            true => Views::open(&self.layers, None)?
+                .changes(Renames::Found, watch, &mut |change| diff::print(out, &change).map_err(Error::output))?,
+            false => commit(&paths, &self.choice, watch)?,
+        }
+        Ok(Outcome::Done)
+    }
+}
+
+/// Merges the upper layer into the topmost lower one, or goes on with that. The layers must not be
+/// in use. The merged tree stays as it is; a commit that ended has emptied the upper layer.
+///
+/// # Errors
+///
+/// - [`Error::Layers`]: a layer cannot be opened, or is in use.
+/// - [`Error::Refused`]: the upper layer is damaged, or there is no commit to go on with.
+/// - [`Error::At`]: a step failed. A later call goes on.
+/// - [`Error::Stopped`]: `watch` wants to stop. A later call goes on.
+pub fn commit<O: Opener>(opener: &O, choice: &Choice, watch: &dyn Watch) -> Result<(), Error> {
+    let upper = stacked(opener, Part::Upper, Settings { commits: true, ..Settings::default() })?;
+    let mut commit = match find_journal(&upper)? {
+        Begun::No if choice.resume => {
+            return Err(Error::Refused("no commit of the upper layer was interrupted".to_owned()));
+        }
+        Begun::No => start::begin(opener, watch, upper)?,
+        Begun::Ended => return end(&upper),
+        Begun::Yes(journal) => Commit { opener, watch, upper, journal, resumes: true, moved: Vec::new() },
+    };
+    loop {
+        match commit.journal.phase {
+            Phase::Take => commit.take()?,
+            Phase::Put => commit.put()?,
+            Phase::Apply => commit.apply()?,
+            Phase::Empty => return commit.empty(),
+        }
+    }
+}
+
+/// Whether an earlier call began a commit.
+enum Begun {
+    No,
+    Yes(Journal),
+    /// It has ended but for the mark of the layer.
+    Ended,
+}
+
+fn find_journal<L: Layer>(upper: &Overlay<L>) -> Result<Begun, Error> {
+    let read = |error| Error::in_tree("read the journal in the work directory of", Path::new(""), error);
+    if !upper.is_committing().map_err(read)? {
+        return Ok(Begun::No);
+    }
+    let Some(bytes) = upper.journal().map_err(read)? else { return Ok(Begun::Ended) };
+    Journal::from_bytes(&bytes).map(Begun::Yes).ok_or_else(|| {
+        Error::Refused(
+            "the journal of the commit is damaged, or another version of overlayfs-layer wrote it".to_owned(),
+        )
+    })
+}
+
+/// Removes the mark of a commit that has ended.
+fn end<L: Layer>(upper: &Overlay<L>) -> Result<(), Error> {
+    upper.leave_no_work(true).map_err(|error| Error::in_tree("end the commit of", Path::new(""), error))
+}
+
+/// Opens a stack of layers as an overlay.
+fn stacked<O: Opener>(opener: &O, part: Part, settings: Settings) -> Result<Overlay<O::Layer>, Error> {
+    let settings = Settings { trusted: true, ..settings };
+    Overlay::with_settings(opener.open(part)?, settings).map_err(|cause| opener.refused(part, cause))
+}
+
+/// Returns the object at a path of a tree.
+fn lookup<L: Layer>(tree: &Overlay<L>, path: &Path) -> errno::Result<Arc<Node<L>>> {
+    path.iter().try_fold(tree.root().clone(), |dir, name| tree.lookup(&dir, name))
+}
+
+/// A commit that has begun.
+struct Commit<'a, O: Opener> {
+    opener: &'a O,
+    watch: &'a dyn Watch,
+    /// The upper layer on all lower ones. It holds the upper layer.
+    upper: Overlay<O::Layer>,
+    journal: Journal,
+    /// Whether an earlier call began it.
+    resumes: bool,
+    /// The renamed directories. Known before the first of them moves: a later lookup would read
+    /// directories of the lower layer that have moved.
+    moved: Vec<Arc<Node<O::Layer>>>,
+}
+
+impl<O: Opener> Commit<'_, O> {
+    /// Writes the journal. The upper layer takes part in no mount from the first time on.
+    fn save(&self) -> Result<(), Error> {
+        let saved = self.upper.begin_commit(Some(&self.journal.to_bytes()));
+        saved.map_err(|error| Error::in_tree("write the journal of", Path::new(""), error))
+    }
+
+    /// Goes to the next phase, once everything before is on the disk.
+    fn go_on(&mut self, target: &Overlay<O::Layer>, phase: Phase) -> Result<(), Error> {
+        let synced = target.sync_upper().and_then(|()| self.upper.sync_upper());
+        synced.map_err(|error| Error::in_tree("sync", Path::new(""), error))?;
+        self.journal.phase = phase;
+        self.save()
+    }
+
+    /// Opens the target, and marks it.
+    fn target(&self, volatile: bool) -> Result<Overlay<O::Layer>, Error> {
+        let settings = Settings { commits: true, volatile, reuse_volatile: self.resumes, ..Settings::default() };
+        let target = stacked(self.opener, Part::Target, settings)?;
+        target.begin_commit(None).map_err(|error| Error::in_tree("mark", Path::new(""), error))?;
+        Ok(target)
+    }
+
+    /// Makes all other changes.
+    fn apply(&mut self) -> Result<(), Error> {
+        let target = &self.target(true)?;
+        let views = Views::of_commit(self.opener.open(Part::Above)?, self.opener.open(Part::Below)?);
+        let views = views.map_err(|cause| self.opener.refused(Part::Above, cause))?;
+        let Some(above) = &views.above else { return Err(self.opener.refused(Part::Above, Refused::NoLayer)) };
+        let mut applier = Applier::new(target, above, &self.journal.stage, self.watch)?;
+        views.changes_to_apply(self.watch, &mut |change| applier.apply(&change))?;
+        applier.finish()?;
+        self.go_on(target, Phase::Empty)
+    }
+
+    /// Empties the upper layer, then removes the work directory of the target and the journal.
+    fn empty(self) -> Result<(), Error> {
+        let emptied = self.upper.empty_upper().and_then(|()| self.upper.sync_upper());
+        emptied.map_err(|error| Error::in_tree("empty the upper layer at", Path::new(""), error))?;
+        let left = self.target(false)?.leave_no_work(false);
+        left.map_err(|error| Error::in_tree("remove the work directory of", Path::new(""), error))?;
+        self.opener.ended()?;
+        end(&self.upper)
+    }
+}
