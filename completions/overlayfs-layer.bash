@@ -21,7 +21,7 @@ _overlayfs_layer() {
         part=${part##*[=:]}
     else
         case $before in
-        overlayfs-layer) offer=(-W 'diff commit'); compopt +o nospace ;;
+        overlayfs-layer) offer=(-W 'diff commit vacuum'); compopt +o nospace ;;
         --lower) offer=(-d -S /) ;;
         --upper) offer=(-d -S /) ;;
         --work) offer=(-d -S /) ;;
@@ -30,7 +30,7 @@ _overlayfs_layer() {
         esac
         if [[ $part == -* ]]; then
             compopt +o nospace
-            offer=(-W '--lower --upper --work -q --quiet -h --help -V --version -o --from --dry-run --resume')
+            offer=(-W '--lower --upper --work -q --quiet -h --help -V --version -o --from --dry-run --resume --ignore-times')
         fi
     fi
     COMPREPLY=()

@@ -15,6 +15,7 @@ set -g __overlayfs_layer_list \
 
 complete -c overlayfs-layer -n __fish_use_subcommand -x -a diff -d 'List what the upper directory changes'
 complete -c overlayfs-layer -n __fish_use_subcommand -x -a commit -d 'Merge the upper directory into the topmost lower one'
+complete -c overlayfs-layer -n __fish_use_subcommand -x -a vacuum -d 'Remove from the upper directory what the lower ones show too, and marks that hide nothing'
 complete -c overlayfs-layer -l lower -x -a '(__fish_complete_directories)' -d 'A directory that is only read'
 complete -c overlayfs-layer -l upper -x -a '(__fish_complete_directories)' -d 'The upper directory'
 complete -c overlayfs-layer -l work -x -a '(__fish_complete_directories)' -d 'The work directory'
@@ -28,3 +29,4 @@ complete -c overlayfs-layer -s o -x -a '(__fish_append , $__overlayfs_layer_list
 complete -c overlayfs-layer -l from -x -a '(__fish_complete_directories)' -d 'Compare with the directory DIR instead of the lower ones'
 complete -c overlayfs-layer -l dry-run -d 'List the changes, and make none'
 complete -c overlayfs-layer -l resume -d 'Only go on with a commit that was interrupted'
+complete -c overlayfs-layer -l ignore-times -d 'Remove objects of which only the times differ, too'

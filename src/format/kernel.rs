@@ -119,6 +119,11 @@ pub fn limits_merge(name: &OsStr) -> bool {
     matches!(mark(name), Some("opaque" | REDIRECT))
 }
 
+/// Whether a directory with this attribute may hide the layers below.
+pub fn is_opaque_mark(name: &OsStr) -> bool {
+    mark(name) == Some(OPAQUE.0)
+}
+
 /// Whether the owner of an object can set this attribute.
 pub fn is_users_mark(name: &OsStr) -> bool {
     name.as_bytes().starts_with(b"user.")

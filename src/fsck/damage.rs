@@ -60,6 +60,11 @@ pub enum Damage {
     /// An index entry that lost all its names in the merged tree. It is no damage, but nothing
     /// needs it.
     UnusedCopy,
+    /// An object that looks the same in the lower layers. It is no damage.
+    SameBelow,
+    /// The opaque mark of a directory that the layers below do not have, or have empty. It is no
+    /// damage.
+    OpaqueOfNothing,
 }
 
 impl Damage {
@@ -91,7 +96,9 @@ impl Damage {
             | Damage::Foreign
             | Damage::BadNumbers
             | Damage::Unrecorded(_)
-            | Damage::UnusedCopy => false,
+            | Damage::UnusedCopy
+            | Damage::SameBelow
+            | Damage::OpaqueOfNothing => false,
         }
     }
 
@@ -162,6 +169,8 @@ impl fmt::Display for Damage {
             Damage::BadNumbers => "has damaged records, so some inode numbers will change",
             Damage::LoneCopy => "is the changed copy of a file that the lower layers no longer have",
             Damage::UnusedCopy => "is the changed copy of a file that has no name any more",
+            Damage::SameBelow => "looks the same in the lower layers",
+            Damage::OpaqueOfNothing => "hides the entries of a lower directory that has none",
         };
         f.write_str(sentence)
     }

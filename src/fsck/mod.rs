@@ -10,6 +10,7 @@
 //! | `damage` | the kinds of damage, and their sentences |
 //! | `tree` | the walk through the upper layer: markers, redirects, partial copies |
 //! | `twice` | redirects to a directory that shows at another place too |
+//! | `needless` | what the lower layers show too |
 //! | `work` | the work directory: leftovers, the mark of `volatile`, the index |
 //! | `repair` | the steps of repairs |
 //! | `options` | the command line of `overlayfs-fsck` |
@@ -27,6 +28,7 @@ use crate::overlay::on_disk::{LayerDir, Need, Record, Stack, hold, namespace, st
 use crate::overlay::{Layers, Overlay, Refused, Settings};
 
 mod damage;
+mod needless;
 pub mod options;
 mod repair;
 mod tree;
@@ -141,6 +143,12 @@ impl<L: Layer> Checker<L> {
     /// repair is possible.
     pub fn is_in_use(&self) -> bool {
         self.in_use
+    }
+
+    /// The lower layers as one tree.
+    #[cfg(feature = "layer-tools")]
+    pub(crate) fn below(&self) -> &Overlay<L> {
+        &self.below
     }
 
     /// Returns how the lower layers differ from those of the last mount, in words that follow a

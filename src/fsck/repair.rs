@@ -9,7 +9,7 @@ use crate::errno::{EBUSY, ENOENT, Error};
 
 use super::Checker;
 use crate::format;
-use crate::layer::{Kind, Layer, RenameMode, Result, ensure_file, keeping_times, remove_all};
+use crate::layer::{Kind, Layer, Object, RenameMode, Result, ensure_file, keeping_times, remove_all};
 use crate::overlay::on_disk::{Features, LayerDir, Record, rewrite};
 
 /// The repair of one finding.
@@ -21,6 +21,10 @@ pub struct Repair<L: Layer> {
 pub(super) enum Step {
     /// Removes an entry; a directory with all its content.
     Remove(OsString, Kind),
+    /// Removes an empty directory.
+    RemoveEmpty(OsString),
+    /// Removes an attribute of the directory itself.
+    RemoveXattr(OsString),
     /// Creates an empty file.
     Create(OsString),
     /// Puts the opaque mark into a directory.
@@ -44,7 +48,8 @@ impl<L: Layer> fmt::Display for Repair<L> {
         for (index, step) in self.steps.iter().enumerate() {
             f.write_str(if index > 0 { ", then " } else { "" })?;
             match step {
-                Step::Remove(name, _) => write!(f, "remove {}", name.display())?,
+                Step::Remove(name, _) | Step::RemoveEmpty(name) => write!(f, "remove {}", name.display())?,
+                Step::RemoveXattr(name) => write!(f, "remove the attribute {}", name.display())?,
                 Step::Create(name) => write!(f, "create {}", name.display())?,
                 Step::MakeOpaque(name) => write!(f, "put the opaque mark into {}", name.display())?,
                 Step::Rename(from, to) => write!(f, "rename {} to {}", from.display(), to.display())?,
@@ -77,6 +82,8 @@ impl<L: Layer> Checker<L> {
                 Err(error) if error.errno != ENOENT => Err(error),
                 _ => Ok(()),
             }),
+            Step::RemoveEmpty(name) => keeping_times(layer, &open, || layer.remove_dir(&open, name)),
+            Step::RemoveXattr(name) => layer.remove_xattr(Object::Dir(&*open), name),
             Step::Create(name) => self.create(dir, name),
             Step::MakeOpaque(name) => self.create(&self.upper.child(dir, name), OsStr::new(format::OPAQUE)),
             Step::Rename(from, to) => {

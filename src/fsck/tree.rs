@@ -26,7 +26,7 @@ struct Task<L: Layer> {
 }
 
 /// The lower directory that a directory of the upper layer merges with.
-enum Below<L: Layer> {
+pub(super) enum Below<L: Layer> {
     Nothing,
     /// This directory of the merged lower layers, at this path.
     Dir(Arc<Node<L>>, PathBuf),
@@ -45,18 +45,18 @@ impl<L: Layer> Clone for Below<L> {
 }
 
 /// The object that the lower layers show under a name.
-enum Found<L: Layer> {
+pub(super) enum Found<L: Layer> {
     Nothing,
     Object(Arc<Node<L>>),
     Unknown,
 }
 
 impl LayerListing {
-    fn object(&self, name: &OsStr) -> Option<Kind> {
+    pub(super) fn object(&self, name: &OsStr) -> Option<Kind> {
         self.objects.iter().find(|(object, ..)| object == name).map(|(_, kind, _)| *kind)
     }
 
-    fn hides(&self, name: &OsStr) -> bool {
+    pub(super) fn hides(&self, name: &OsStr) -> bool {
         self.whiteouts.iter().any(|whiteout| whiteout.name == name)
     }
 }
@@ -73,8 +73,42 @@ impl<L: Layer> Report<L> {
     }
 }
 
+/// A directory of the upper layer that the walk has read.
+pub(super) struct Seen<'w, L: Layer> {
+    pub dir: &'w Arc<LayerDir<L>>,
+    pub path: &'w Path,
+    pub listing: &'w LayerListing,
+    /// The target of its merge if it had no marks.
+    pub unmarked: &'w Below<L>,
+    /// The target of its merge.
+    pub below: &'w Below<L>,
+}
+
+/// A function for every directory of a walk.
+type EachSeen<'f, L> = dyn FnMut(&Seen<'_, L>, &mut Report<L>) -> Result<()> + 'f;
+
 impl<L: Layer> Checker<L> {
     pub(super) fn check_tree(&self, report: &mut Report<L>) -> Result<()> {
+        self.walk(report, &mut |seen, report| {
+            let (path, dir) = (seen.path, seen.dir);
+            if let Below::Dir(_, target) = seen.below {
+                report.merged.entry(target.clone()).or_default().push((path.to_owned(), dir.clone()));
+            }
+            self.check_whiteouts(seen, report)?;
+            self.check_parts(seen, report)?;
+            if !self.format.features().metacopies {
+                return Ok(());
+            }
+            let files = seen.listing.objects.iter().filter(|(_, kind, _)| *kind == Kind::File);
+            for (name, ..) in files {
+                self.check_metacopy(dir, name, path.join(name), seen.below, report)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Calls `each` for every directory of the upper layer, before those in it.
+    pub(super) fn walk(&self, report: &mut Report<L>, each: &mut EachSeen<'_, L>) -> Result<()> {
         let below = Below::Dir(self.below.root().clone(), PathBuf::new());
         let mut tasks = vec![Task { dir: self.root.clone(), path: PathBuf::new(), below }];
         while let Some(task) = tasks.pop() {
@@ -84,23 +118,11 @@ impl<L: Layer> Checker<L> {
                 listing => listing?,
             };
             let below = self.narrow(&task, &listing, report)?;
-            if let Below::Dir(_, target) = &below {
-                report.merged.entry(target.clone()).or_default().push((task.path.clone(), task.dir.clone()));
-            }
-            self.check_whiteouts(&task, &listing, &below, report)?;
-            self.check_parts(&task, &listing, &below, report)?;
-            for (name, kind, _) in &listing.objects {
-                let path = task.path.join(name);
-                match kind {
-                    Kind::Dir => {
-                        let below = if listing.hides(name) { Below::Nothing } else { self.dir_below(&below, name)? };
-                        tasks.push(Task { dir: self.upper.child(&task.dir, name), path, below });
-                    }
-                    Kind::File if self.format.features().metacopies => {
-                        self.check_metacopy(&task.dir, name, path, &below, report)?;
-                    }
-                    _ => {}
-                }
+            let Task { dir, path, below: unmarked } = &task;
+            each(&Seen { dir, path, listing: &listing, unmarked, below: &below }, report)?;
+            for (name, ..) in listing.objects.iter().filter(|(_, kind, _)| *kind == Kind::Dir) {
+                let below = if listing.hides(name) { Below::Nothing } else { self.dir_below(&below, name)? };
+                tasks.push(Task { dir: self.upper.child(dir, name), path: path.join(name), below });
             }
         }
         Ok(())
@@ -151,7 +173,7 @@ impl<L: Layer> Checker<L> {
     }
 
     /// How the marks of the upper layer are read.
-    fn reading(&self) -> Reading {
+    pub(super) fn reading(&self) -> Reading {
         Reading::upper(self.format)
     }
 
@@ -210,25 +232,20 @@ impl<L: Layer> Checker<L> {
         }
     }
 
-    fn check_whiteouts(
-        &self,
-        task: &Task<L>,
-        listing: &LayerListing,
-        below: &Below<L>,
-        report: &mut Report<L>,
-    ) -> Result<()> {
+    fn check_whiteouts(&self, seen: &Seen<'_, L>, report: &mut Report<L>) -> Result<()> {
+        let Seen { dir, path: above, listing, below, .. } = seen;
         for Hidden { marker: name, name: hidden, kind } in &listing.whiteouts {
             let removable = *kind != Kind::Dir;
-            let path = task.path.join(name);
+            let path = above.join(name);
             let remove = Step::Remove(name.clone(), *kind);
             if let Some(object) = listing.object(hidden) {
-                let needs_mark = object == Kind::Dir && self.needs_mark(&task.dir, hidden, below)?;
+                let needs_mark = object == Kind::Dir && self.needs_mark(dir, hidden, below)?;
                 let opaque = needs_mark.then(|| Step::MakeOpaque(hidden.clone()));
                 let steps = opaque.into_iter().chain([remove]).collect();
-                let repair = removable.then(|| Repair { dir: task.dir.clone(), steps });
+                let repair = removable.then(|| Repair { dir: (*dir).clone(), steps });
                 report.add(path, Damage::BesideObject, repair);
             } else if let Found::Nothing = self.found(below, hidden)? {
-                let repair = removable.then(|| Repair { dir: task.dir.clone(), steps: vec![remove] });
+                let repair = removable.then(|| Repair { dir: (*dir).clone(), steps: vec![remove] });
                 report.add(path, Damage::HidesNothing, repair);
             } else if self.reading().meaning(name) == Meaning::LongWhiteout {
                 let right = format::whiteout(hidden, self.name_max);
@@ -237,7 +254,7 @@ impl<L: Layer> Checker<L> {
                     true => vec![Step::Create(right.name), remove],
                     false => vec![Step::Rename(name.clone(), right.name)],
                 };
-                report.add(path, Damage::Misnamed, Some(Repair { dir: task.dir.clone(), steps }));
+                report.add(path, Damage::Misnamed, Some(Repair { dir: (*dir).clone(), steps }));
             }
         }
         Ok(())
@@ -254,41 +271,30 @@ impl<L: Layer> Checker<L> {
     }
 
     /// Reports partial copies that cannot be completed, or have no effect, and their maps.
-    fn check_parts(
-        &self,
-        task: &Task<L>,
-        listing: &LayerListing,
-        below: &Below<L>,
-        report: &mut Report<L>,
-    ) -> Result<()> {
+    fn check_parts(&self, seen: &Seen<'_, L>, report: &mut Report<L>) -> Result<()> {
+        let Seen { dir, path, listing, .. } = seen;
         for part in &listing.parts {
-            self.check_part(task, listing, below, part, report)?;
+            self.check_part(seen, part, report)?;
         }
         for of @ (source, name) in &listing.maps {
             if listing.parts.contains(of) {
                 continue;
             }
             if let Some((_, map)) = format::part_names(name, *source, self.name_max) {
-                let remove = Repair::remove(&task.dir, &map, Kind::File);
-                report.add(task.path.join(&map), Damage::OrphanMap, Some(remove));
+                let remove = Repair::remove(dir, &map, Kind::File);
+                report.add(path.join(&map), Damage::OrphanMap, Some(remove));
             }
         }
         Ok(())
     }
 
-    fn check_part(
-        &self,
-        task: &Task<L>,
-        listing: &LayerListing,
-        below: &Below<L>,
-        of: &PartOf,
-        report: &mut Report<L>,
-    ) -> Result<()> {
+    fn check_part(&self, seen: &Seen<'_, L>, of: &PartOf, report: &mut Report<L>) -> Result<()> {
+        let Seen { dir, path: above, listing, below, .. } = seen;
         let (source, name) = of;
         let Some((part, map)) = format::part_names(name, *source, self.name_max) else { return Ok(()) };
         let has_map = listing.maps.contains(of);
-        let path = task.path.join(&part);
-        let is_whole = self.upper.stat(&task.dir, &part)?.nlink > 1;
+        let path = above.join(&part);
+        let is_whole = self.upper.stat(dir, &part)?.nlink > 1;
         let lower_file = match self.found(below, name)? {
             Found::Object(node) if node.kind() == Kind::File => Some(node),
             Found::Unknown => {
@@ -306,7 +312,7 @@ impl<L: Layer> Checker<L> {
         if is_whole || is_outdone && !is_other {
             let map = has_map.then_some(Step::Remove(map, Kind::File));
             let steps = map.into_iter().chain([Step::Remove(part, Kind::File)]).collect();
-            report.add(path, Damage::Outdone, Some(Repair { dir: task.dir.clone(), steps }));
+            report.add(path, Damage::Outdone, Some(Repair { dir: (*dir).clone(), steps }));
             return Ok(());
         }
         report.partial = true;
@@ -322,7 +328,7 @@ impl<L: Layer> Checker<L> {
             }
         };
         match map_len(size) {
-            Some(len) if has_map => self.check_map(task, &map, size, len, report)?,
+            Some(len) if has_map => self.check_map(seen, &map, size, len, report)?,
             Some(_) => {}
             None => report.add(path, Damage::NoSource, None),
         }
@@ -331,13 +337,13 @@ impl<L: Layer> Checker<L> {
 
     /// Reports the map of a partial copy of a file with `size` bytes if it has no meaning. It
     /// should have `len` bytes.
-    fn check_map(&self, task: &Task<L>, map: &OsStr, size: u64, len: usize, report: &mut Report<L>) -> Result<()> {
-        let content = self.prefix(&task.dir, map, len)?;
-        let epoch = self.upper.layer(&task.dir).epoch();
+    fn check_map(&self, seen: &Seen<'_, L>, map: &OsStr, size: u64, len: usize, report: &mut Report<L>) -> Result<()> {
+        let content = self.prefix(seen.dir, map, len)?;
+        let epoch = self.upper.layer(seen.dir).epoch();
         // An empty map was made and not written: it counts as no map.
         if !content.is_empty() && !map_means_something(&content, size, epoch) {
-            let remove = Repair::remove(&task.dir, map, Kind::File);
-            report.add(task.path.join(map), Damage::MapMeansNothing, Some(remove));
+            let remove = Repair::remove(seen.dir, map, Kind::File);
+            report.add(seen.path.join(map), Damage::MapMeansNothing, Some(remove));
         }
         Ok(())
     }
@@ -400,7 +406,7 @@ impl<L: Layer> Checker<L> {
     }
 
     /// Returns the object that the layers below show under a name of a directory.
-    fn found(&self, below: &Below<L>, name: &OsStr) -> Result<Found<L>> {
+    pub(super) fn found(&self, below: &Below<L>, name: &OsStr) -> Result<Found<L>> {
         let dir = match below {
             Below::Nothing => return Ok(Found::Nothing),
             Below::Unknown => return Ok(Found::Unknown),

@@ -14,7 +14,7 @@
 //! | `text` | paths in messages and listings |
 //! | `apply` | the applier: makes the changes in a layer |
 //! | `open` | the layers of a tool that changes them |
-//! | `diff`, `commit` | the subcommands |
+//! | `diff`, `commit`, `vacuum` | the subcommands |
 
 use std::fmt;
 use std::io;
@@ -31,6 +31,7 @@ pub mod open;
 pub mod options;
 mod renames;
 mod text;
+pub mod vacuum;
 pub mod views;
 
 pub use changes::{Aspects, Change, ChangeKind, Renames};
@@ -85,7 +86,7 @@ impl fmt::Display for Error {
             }
             Error::Layers(error) => write!(f, "{error}"),
             Error::Refused(sentence) => f.write_str(sentence),
-            Error::Stopped => f.write_str("the work was stopped"),
+            Error::Stopped => f.write_str("the work was stopped; the same command goes on with it"),
         }
     }
 }

@@ -5,7 +5,7 @@
 
 use std::ffi::OsString;
 
-use super::{Tool, commit, diff};
+use super::{Tool, commit, diff, vacuum};
 use crate::options::{Error, Options, unknown};
 use crate::usage::layer::PROGRAM;
 
@@ -13,7 +13,7 @@ use crate::usage::layer::PROGRAM;
 type Parser = fn(&mut Words) -> Result<Box<dyn Tool>, Error>;
 
 /// The subcommands.
-const TOOLS: [(&str, Parser); 2] = [("diff", diff::parse), ("commit", commit::parse)];
+const TOOLS: [(&str, Parser); 3] = [("diff", diff::parse), ("commit", commit::parse), ("vacuum", vacuum::parse)];
 
 /// A command line.
 pub enum Command {

@@ -11,8 +11,9 @@ pub const PROGRAM: Program = Program {
     commands: &[
         ("diff", "List what the upper directory changes."),
         ("commit", "Merge the upper directory into the topmost lower one."),
+        ("vacuum", "Remove from the upper directory what the lower ones show too, and marks that hide nothing."),
     ],
-    groups: &[LAYERS, DIFF, COMMIT, ITEMS],
+    groups: &[LAYERS, DIFF, COMMIT, VACUUM, ITEMS],
     after: "The exit status is 0 after success; 1 if diff found changes; 2 if the command line is wrong; 3 if the \
             command refused its work or failed; 130 if it was stopped.",
 };
@@ -48,6 +49,18 @@ const COMMIT: Group = Group {
     options: &[
         option("--dry-run", "List the changes, and make none."),
         option("--resume", "Only go on with a commit that was interrupted. Any commit does that by itself."),
+    ],
+};
+
+const VACUUM: Group = Group {
+    title: "Options of vacuum",
+    options: &[
+        option("--dry-run", "Only list what would go."),
+        Explained {
+            form: "--ignore-times",
+            brief: "Remove objects of which only the times differ, too.",
+            more: "They show the times of the lower directories then.",
+        },
     ],
 };
 

@@ -1,8 +1,12 @@
 //! Lists, keeps, moves and removes the changes in the upper directory of an overlay.
 
-use std::io::{self, BufWriter};
+mod observer;
+mod progress;
+
+use std::io::BufWriter;
 use std::process::ExitCode;
 
+use observer::Observer;
 use overlayfs::layer_tools::options::Command;
 use overlayfs::layer_tools::{Error, Outcome};
 use overlayfs::usage::layer::PROGRAM;
@@ -17,9 +21,11 @@ fn main() -> ExitCode {
     match Command::parse(std::env::args_os().skip(1)) {
         Ok(Command::Help) => print!("{}", PROGRAM.help()),
         Ok(Command::Version) => println!("overlayfs-layer {}", env!("CARGO_PKG_VERSION")),
-        Ok(Command::Run { tool, quiet: _ }) => {
-            let mut out = BufWriter::new(io::stdout().lock());
-            match tool.run(&mut out, &()) {
+        Ok(Command::Run { tool, quiet }) => {
+            let observer = Observer::new(quiet);
+            let ended = tool.run(&mut BufWriter::new(observer.output()), &observer);
+            observer.end();
+            match ended {
                 Ok(Outcome::Done) => {}
                 Ok(Outcome::Differs) => return DIFFERS.into(),
                 Err(error) => {
