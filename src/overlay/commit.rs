@@ -13,7 +13,7 @@ use super::features::{Feature, Features};
 use super::record::RECORD;
 use super::work::replace_file;
 use crate::format;
-use crate::layer::{Access, Kind, Layer, Object, Result, entries, keeping_times, read_start, remove_all};
+use crate::layer::{Access, Kind, Layer, Object, Result, Time, entries, read_start, remove_all};
 
 /// The name of the journal in the work directory.
 pub const JOURNAL: &str = "commit";
@@ -87,32 +87,53 @@ impl<L: Layer> Overlay<L> {
         work.need_no_more(&self.stack, Features::default().with(Feature::Commit))
     }
 
-    /// Empties the work directory, with the facts for a next mount, and removes it if it is inside
-    /// the upper layer. Unless `drops_copies`, index entries of copies stay, with the directory:
-    /// they may be the only names of data. Then unlocks the layers. The overlay must not be used
-    /// after that.
+    /// Empties the work directory of a target, with the facts for a next mount, and removes it if
+    /// it is inside the layer, whose root gets these times. Index entries of copies stay, with
+    /// the directory: they may be the only names of data. Then unlocks the layers. The overlay
+    /// must not be used after that.
     ///
     /// # Errors
     ///
     /// Those of the upper layer.
-    pub fn leave_no_work(&self, drops_copies: bool) -> Result<()> {
+    pub fn leave_no_work(&self, (atime, mtime): (Time, Time)) -> Result<()> {
         let (upper, work) = self.upper()?;
-        if !drops_copies && work.index().has_copies() {
+        if work.index().has_copies() {
             work.need_no_more(&self.stack, Features::default().with(Feature::Commit))?;
             return self.retire();
         }
+        self.clear_work()?;
+        if let Some(root) = self.stack.upper_root().filter(|_| work.is_inside()) {
+            let root = self.stack.open(root)?;
+            remove_all(upper, &root, OsStr::new(format::WORK), Kind::Dir)?;
+            upper.set_times(Object::Dir(&*root), atime, mtime)?;
+        }
+        work.release(&self.stack)
+    }
+
+    /// Empties the work directory of an emptied upper layer, the journal and the mark last. Then
+    /// unlocks the layers. The overlay must not be used after that.
+    ///
+    /// # Errors
+    ///
+    /// Those of the upper layer.
+    pub fn leave_empty(&self) -> Result<()> {
+        self.clear_work()?;
+        self.upper()?.1.release(&self.stack)
+    }
+
+    fn clear_work(&self) -> Result<()> {
+        let (upper, work) = self.upper()?;
         self.give_up();
         let dir = self.stack.open(work.dir())?;
         let mut all = entries(upper, &dir)?;
         // The mark of a commit is in the record, so that goes last.
         all.sort_by_key(|(name, _)| (name == RECORD, name == JOURNAL));
         for (name, kind) in all {
+            if name == JOURNAL {
+                upper.sync_all()?;
+            }
             remove_all(upper, &dir, &name, kind)?;
         }
-        if let Some(root) = self.stack.upper_root().filter(|_| work.is_inside()) {
-            let root = self.stack.open(root)?;
-            keeping_times(upper, &root, || remove_all(upper, &root, OsStr::new(format::WORK), Kind::Dir))?;
-        }
-        work.release(&self.stack)
+        Ok(())
     }
 }

@@ -20,7 +20,7 @@ use super::node::Node;
 use super::progress::PIECE;
 use super::stack::LayerDir;
 use crate::format::{self, kernel};
-use crate::layer::{Access, Kind, Layer, Object, Result, entries, keeping_times, write_all};
+use crate::layer::{Access, Kind, Layer, Object, Result, Time, entries, write_all};
 
 /// A directory of an upper layer with a redirect.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -285,23 +285,22 @@ impl<L: Layer> Overlay<L> {
     }
 
     /// Removes everything from the upper layer but its root, the attributes of the root, and its
-    /// work directory. The overlay must not be used after that.
+    /// work directory. The root gets these times. The overlay must not be used after that.
     ///
     /// # Errors
     ///
     /// Those of the upper layer.
-    pub fn empty_upper(&self) -> Result<()> {
+    pub fn empty_upper(&self, (atime, mtime): (Time, Time)) -> Result<()> {
         let (upper, _) = self.upper()?;
         let root = self.stack.upper_root().ok_or(Error::new(EIO))?;
         let open = self.stack.open(root)?;
-        keeping_times(upper, &open, || {
-            for (name, kind) in entries(upper, &open)? {
-                if name != format::WORK {
-                    self.remove_tree(root, &name, kind)?;
-                }
+        for (name, kind) in entries(upper, &open)? {
+            if name != format::WORK {
+                self.remove_tree(root, &name, kind)?;
             }
-            self.unmark_root(&open)
-        })
+        }
+        self.unmark_root(&open)?;
+        upper.set_times(Object::Dir(&*open), atime, mtime)
     }
 
     /// Removes the marks of the root that are attributes, but not that of the format.

@@ -676,7 +676,7 @@ pub struct Memory {
 pub struct Dir(u64, #[expect(dead_code, reason = "counts")] Arc<()>);
 
 /// An open file.
-pub struct File(u64, #[expect(dead_code, reason = "counts")] Arc<()>);
+pub struct File(u64, #[allow(dead_code, reason = "counts")] Arc<()>);
 
 impl Memory {
     /// Returns the state for a change.

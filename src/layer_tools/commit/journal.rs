@@ -6,6 +6,7 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use crate::layer::Time;
 use crate::overlay::on_disk::{end_line, escape, unescape};
 
 const TITLE: &str = "overlayfs commit 1";
@@ -43,6 +44,8 @@ pub struct Journal {
     pub phase: Phase,
     /// The name of the stage at the top of the lower layer.
     pub stage: OsString,
+    /// The times of access and of change of the root of the merged tree.
+    pub times: (Time, Time),
     /// The renamed directories that move. One inside another's old place comes first. Its index is
     /// its name in the stage.
     pub moves: Vec<Move>,
@@ -53,6 +56,8 @@ impl Journal {
     pub fn to_bytes(&self) -> Vec<u8> {
         let phase = Phase::ALL.iter().find(|(phase, _)| *phase == self.phase).map_or("", |(_, word)| word);
         let mut body = format!("{TITLE}\nphase {phase}\nstage {}\n", escape(Path::new(&self.stage)));
+        let (atime, mtime) = self.times;
+        body += &format!("times {} {} {} {}\n", atime.sec, atime.nsec, mtime.sec, mtime.nsec);
         for Move { from, to } in &self.moves {
             body += &format!("move {}\nto {}\n", escape(from), escape(to));
         }
@@ -68,7 +73,8 @@ impl Journal {
         if end != end_line(body.as_bytes()) || lines.next()? != TITLE {
             return None;
         }
-        let mut journal = Journal { phase: Phase::Take, stage: OsString::new(), moves: Vec::new() };
+        let mut journal =
+            Journal { phase: Phase::Take, stage: OsString::new(), times: Default::default(), moves: Vec::new() };
         let mut from = None;
         for line in lines {
             let (word, rest) = line.split_once(' ')?;
@@ -76,6 +82,7 @@ impl Journal {
             match word {
                 "phase" => journal.phase = Phase::ALL.iter().find(|(_, word)| *word == rest)?.0,
                 "stage" => journal.stage = path.into_os_string(),
+                "times" => journal.times = parse_times(rest)?,
                 "move" => from = Some(path),
                 "to" => journal.moves.push(Move { from: from.take()?, to: path }),
                 _ => return None,
@@ -83,6 +90,12 @@ impl Journal {
         }
         Some(journal)
     }
+}
+
+fn parse_times(text: &str) -> Option<(Time, Time)> {
+    let mut words = text.split(' ');
+    let mut time = || Some(Time { sec: words.next()?.parse().ok()?, nsec: words.next()?.parse().ok()? });
+    Some((time()?, time()?))
 }
 
 #[cfg(test)]
@@ -98,6 +111,7 @@ mod tests {
         let journal = Journal {
             phase: Phase::Put,
             stage: ".stage".into(),
+            times: (Time { sec: -1, nsec: 999_999_999 }, Time { sec: 1 << 40, nsec: 0 }),
             moves: vec![Move { from: odd.clone(), to: "x".into() }, Move { from: "y".into(), to: odd }],
         };
         let bytes = journal.to_bytes();

@@ -131,7 +131,7 @@ fn find_journal<L: Layer>(upper: &Overlay<L>) -> Result<Begun, Error> {
 
 /// Removes the mark of a commit that has ended.
 fn end<L: Layer>(upper: &Overlay<L>) -> Result<(), Error> {
-    upper.leave_no_work(true).map_err(|error| Error::in_tree("end the commit of", Path::new(""), error))
+    upper.leave_empty().map_err(|error| Error::in_tree("end the commit of", Path::new(""), error))
 }
 
 /// Opens a stack of layers as an overlay.
@@ -196,9 +196,9 @@ impl<O: Opener> Commit<'_, O> {
 
     /// Empties the upper layer, then removes the work directory of the target and the journal.
     fn empty(self) -> Result<(), Error> {
-        let emptied = self.upper.empty_upper().and_then(|()| self.upper.sync_upper());
+        let emptied = self.upper.empty_upper(self.journal.times).and_then(|()| self.upper.sync_upper());
         emptied.map_err(|error| Error::in_tree("empty the upper layer at", Path::new(""), error))?;
-        let left = self.target(false)?.leave_no_work(false);
+        let left = self.target(false)?.leave_no_work(self.journal.times);
         left.map_err(|error| Error::in_tree("remove the work directory of", Path::new(""), error))?;
         self.opener.ended()?;
         end(&self.upper)

@@ -39,9 +39,11 @@ pub(super) fn begin<'a, O: Opener>(
             )));
         }
     }
+    let root = upper.stat(upper.root()).map_err(|error| Error::in_tree("read", Path::new(""), error))?;
     let journal = Journal {
         phase: if moves.is_empty() { Phase::Apply } else { Phase::Take },
         stage: free_name([&upper, &target]).map_err(|error| Error::in_tree("read", Path::new(""), error))?,
+        times: (root.atime, root.mtime),
         moves,
     };
     drop(target);
