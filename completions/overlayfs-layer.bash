@@ -30,7 +30,7 @@ _overlayfs_layer() {
         esac
         if [[ $part == -* ]]; then
             compopt +o nospace
-            offer=(-W '--lower --upper --work -q --quiet -h --help -V --version -o --from --dry-run --resume --ignore-times')
+            offer=(-W '--lower --upper --work -q --quiet -h --help -V --version -o --from --content --stat --json -0 --dry-run --resume --ignore-times')
         fi
     fi
     COMPREPLY=()

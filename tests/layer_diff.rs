@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 
 use overlayfs::format::Wanted;
@@ -469,8 +470,10 @@ fn changes_are_those_of_a_comparison_of_two_full_trees() {
     }
 }
 
-/// Returns layers with a few objects, and the object at a path of the overlay.
+/// Returns layers with a few objects.
 fn small_place(format: Option<Wanted>) -> Place {
+    // A layer sets it too, in any of the tests that run at once.
+    rustix::process::umask(rustix::fs::Mode::empty());
     let setup = Setup::new();
     let lower = setup.dir("lower");
     put::file(&lower, "dir/file", "content");
@@ -573,4 +576,109 @@ fn two_stacks_of_lower_layers_can_be_compared() {
     assert_eq!(said(&["lower"], &[]).len(), 12);
     assert_eq!(said(&[], &["lower"]), ["D  "]);
     assert!(said(&["lower"], &["lower"]).is_empty() && said(&[], &[]).is_empty());
+}
+
+/// Runs the program on the layers of a place, and returns its code and its output.
+fn run(place: &Place, words: &[&str]) -> (i32, String) {
+    let mut program = Command::new(env!("CARGO_BIN_EXE_overlayfs-layer"));
+    program.arg("diff").arg("--upper").arg(place.setup.path("upper")).arg("--work").arg(place.setup.path("work"));
+    for lower in &place.lowers {
+        program.arg("--lower").arg(place.setup.path(lower));
+    }
+    let output = program.args(words).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+    (output.status.code().unwrap(), String::from_utf8(output.stdout).unwrap())
+}
+
+/// Returns layers with changes of each kind.
+fn changed_place() -> Place {
+    let place = small_place(None);
+    put::file(&place.setup.path("lower"), "text", "one\ntwo\nthree\n");
+    let overlay = place.mount();
+    let root = overlay.root();
+    let text = find(&overlay, Path::new("text")).unwrap();
+    overlay.write_at(&overlay.open(&text), b"TWO", 4).unwrap();
+    let file = overlay.create_file(root, OsStr::new("new\nline"), 0o640, ROOT).unwrap();
+    overlay.write_at(&file, b"added\n", 0).unwrap();
+    overlay.set_times(file.node(), Time { sec: 1, nsec: 2 }, Time { sec: 3, nsec: 4 }).unwrap();
+    rename(&overlay, "dir/sub", "moved");
+    overlay.remove_dir(root, OsStr::new("other")).unwrap();
+    overlay.unlink(&find(&overlay, Path::new("far/away")).unwrap(), OsStr::new("large")).unwrap();
+    drop((text, file, overlay));
+    place
+}
+
+#[test]
+fn the_program_prints_a_line_for_each_change() {
+    let place = changed_place();
+    let expected = "M times .\nM times dir\nM times far/away\nD file far/away/large\nR - moved <- dir/sub\n\
+                    A file new\\nline\nD directory other\nM content,times text\n";
+    assert_eq!(run(&place, &[]), (1, expected.to_owned()));
+    let (code, raw) = run(&place, &["-0"]);
+    assert_eq!(code, 1);
+    assert!(raw.contains("\0R -\0moved\0dir/sub\0A file\0new\nline\0D directory\0other\0"), "{raw:?}");
+    assert!(raw.starts_with("M times\0\0M times\0dir\0"), "{raw:?}");
+}
+
+#[test]
+fn the_program_prints_json_and_sums() {
+    let place = changed_place();
+    let (code, lines) = run(&place, &["--json"]);
+    assert_eq!(code, 1);
+    let lines: Vec<serde_json::Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 8);
+    let added = serde_json::json!({
+        "change": "added",
+        "aspects": [],
+        "path": "new\nline",
+        "new": {
+            "kind": "file", "mode": "0640", "uid": 0, "gid": 0, "links": 1, "size": 6, "mtime": "3.000000004",
+        },
+    });
+    assert_eq!(lines[5], added);
+    assert_eq!((&lines[4]["from"], &lines[4]["change"]), (&"dir/sub".into(), &"renamed".into()));
+    assert_eq!((&lines[7]["old"]["size"], &lines[7]["aspects"][0]), (&14.into(), &"content".into()));
+    let sums = "added 1 objects, 6 bytes\nremoved 2 objects, 3145728 bytes\n\
+                modified 4 objects, 14 bytes, before 14 bytes\nrenamed 1 objects\n";
+    assert_eq!(run(&place, &["--stat"]), (1, sums.to_owned()));
+    let sums: serde_json::Value = serde_json::from_str(&run(&place, &["--stat", "--json"]).1).unwrap();
+    assert_eq!(sums["removed"]["bytes"], LARGE);
+}
+
+#[test]
+fn the_program_prints_the_lines_that_differ() {
+    let (code, said) = run(&changed_place(), &["--content"]);
+    assert_eq!(code, 1);
+    assert!(
+        said.contains("A file new\\nline\n--- before/new\\nline\n+++ now/new\\nline\n@@ -0,0 +1 @@\n+added\n"),
+        "{said}"
+    );
+    assert!(
+        said.ends_with(
+            "M content,times text\n--- before/text\n+++ now/text\n@@ -1,3 +1,3 @@\n one\n-two\n+TWO\n three\n"
+        )
+    );
+    assert!(said.contains("D file far/away/large\n--- before"), "{said}");
+}
+
+#[test]
+fn without_changes_the_program_prints_nothing() {
+    let place = small_place(None);
+    let lower = place.setup.path("lower");
+    let lower = lower.to_str().unwrap();
+    let mut program = Command::new(env!("CARGO_BIN_EXE_overlayfs-layer"));
+    let output = program.args(["diff", "--lower", lower, "--from", lower]).output().unwrap();
+    assert_eq!((output.status.code(), output.stdout.len()), (Some(0), 0), "{output:?}");
+    times(&place.setup.path("upper"), (1, 2), (3, 4));
+    assert_eq!(run(&place, &["--from", lower]), (1, "M times .\n".to_owned()));
+    let output = Command::new(env!("CARGO_BIN_EXE_overlayfs-layer"))
+        .args(["diff", "--lower", lower, "--upper", "/missing"])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(3));
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(
+        said,
+        "overlayfs-layer: cannot open the upper layer /missing: No such file or directory (os error 2).\n"
+    );
 }

@@ -1,22 +1,26 @@
 //! `diff`: lists what an upper layer changes, or what differs between two stacks of layers.
 
-use std::io::{self, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
+use super::content::print_content;
+use super::listing::{Form, Listing};
 use super::options::{Word, Words, check_upper};
-use super::text::ARROW;
-use super::{Change, ChangeKind, Error, Outcome, Progress, Renames, Tool, Views, Watch, escaped};
-use crate::layer::{Kind, Layer};
-use crate::options;
-use crate::options::Options;
-use crate::overlay::Node;
+use super::sums::Sums;
+use super::{Error, Outcome, Progress, Renames, Tool, Views, Watch, escaped};
+use crate::options::{self, Options};
 
 /// The subcommand `diff`.
+#[derive(Default)]
 struct Diff {
     layers: Options,
     /// The earlier state. Empty: the lower layers.
     from: Vec<PathBuf>,
+    form: Form,
+    /// Show the lines that differ too.
+    content: bool,
+    /// Show only sums.
+    stat: bool,
 }
 
 /// Parses the options of `diff`.
@@ -25,31 +29,59 @@ struct Diff {
 ///
 /// Each names the wrong or missing word.
 pub fn parse(words: &mut Words) -> Result<Box<dyn Tool>, options::Error> {
-    let mut diff = Diff { layers: Options::default(), from: Vec::new() };
+    let mut diff = Diff::default();
     while let Some(word) = words.word()? {
         match &word {
-            Word::Option(option) if option == "--from" => diff.from.push(words.value()?.into()),
-            _ => words.take_layers(&word, &mut diff.layers)?,
+            Word::Option(option) => match option.as_str() {
+                "--from" => diff.from.push(words.value()?.into()),
+                "--json" => diff.form = Form::Json,
+                "-0" => diff.form = Form::Null,
+                "--content" => diff.content = true,
+                "--stat" => diff.stat = true,
+                _ => words.take_layers(&word, &mut diff.layers)?,
+            },
+            Word::Value(_) => words.take_layers(&word, &mut diff.layers)?,
         }
     }
-    match diff.from.is_empty() {
-        true => check_upper(&mut diff.layers)?,
-        false => diff.layers.check()?,
-    }
+    diff.check()?;
     Ok(Box::new(diff))
+}
+
+impl Diff {
+    fn check(&mut self) -> Result<(), options::Error> {
+        if self.content && (self.stat || self.form != Form::Text) {
+            return Err(options::Error::new(
+                "--content has no effect with --stat, --json or -0: leave one of them out.",
+            ));
+        }
+        if self.stat && self.form == Form::Null {
+            return Err(options::Error::new("--stat and -0 are both given: leave one of them out."));
+        }
+        match self.from.is_empty() {
+            true => check_upper(&mut self.layers),
+            false => self.layers.check(),
+        }
+    }
 }
 
 impl Tool for Diff {
     fn run(&self, out: &mut dyn Write, watch: &dyn Watch) -> Result<Outcome, Error> {
         let from = Some(&*self.from).filter(|from| !from.is_empty());
         let views = Views::open(&self.layers, from)?;
-        let watch = Lenient(watch);
-        let mut outcome = Outcome::Done;
-        views.changes(Renames::Found, &watch, &mut |change| {
+        let mut listing = Listing { views: &views, form: self.form, out };
+        let (mut sums, mut outcome) = (Sums::default(), Outcome::Done);
+        views.changes(Renames::Found, &Lenient(watch), &mut |change| {
             outcome = Outcome::Differs;
-            print(out, &change).map_err(Error::output)
+            if self.stat {
+                return sums.add(&views, &change);
+            }
+            listing.print(&change)?;
+            if self.content { print_content(&views, &change, listing.out) } else { Ok(()) }
         })?;
-        out.flush().map_err(Error::output)?;
+        if self.stat {
+            sums.print(self.form, listing.out).map_err(Error::output)?;
+        }
+        listing.out.flush().map_err(Error::output)?;
         Ok(outcome)
     }
 }
@@ -71,33 +103,11 @@ impl Watch for Lenient<'_> {
     }
 
     fn passes_over(&self, path: &Path) -> bool {
-        log::warn!("{} changed while it was read, so it is not listed", escaped(path));
+        self.0.tell(&format!("{} changed while it was read, so it is not listed", escaped(path)));
         true
     }
-}
 
-/// Prints a change as a line: letter, aspects or kind, path.
-pub(super) fn print<L: Layer>(out: &mut dyn Write, change: &Change<L>) -> io::Result<()> {
-    let aspects: Vec<_> = change.aspects.words().collect();
-    let aspects = if aspects.is_empty() { "-".to_owned() } else { aspects.join(",") };
-    let path = escaped(&change.path);
-    match &change.kind {
-        ChangeKind::Added => writeln!(out, "A {} {path}", kind_of(change.new.as_ref())),
-        ChangeKind::Removed => writeln!(out, "D {} {path}", kind_of(change.old.as_ref())),
-        ChangeKind::Modified => writeln!(out, "M {aspects} {path}"),
-        ChangeKind::Renamed { from } => writeln!(out, "R {aspects} {path}{ARROW}{}", escaped(from)),
-    }
-}
-
-/// Returns the word for the kind of an object.
-fn kind_of<L: Layer>(node: Option<&Arc<Node<L>>>) -> &'static str {
-    match node.map_or(Kind::File, |node| node.kind()) {
-        Kind::File => "file",
-        Kind::Dir => "directory",
-        Kind::Symlink => "symlink",
-        Kind::Fifo => "fifo",
-        Kind::Socket => "socket",
-        Kind::CharDev => "character-device",
-        Kind::BlockDev => "block-device",
+    fn tell(&self, sentence: &str) {
+        self.0.tell(sentence);
     }
 }

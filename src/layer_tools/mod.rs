@@ -15,6 +15,7 @@
 //! | `apply` | the applier: makes the changes in a layer |
 //! | `open` | the layers of a tool that changes them |
 //! | `diff`, `commit`, `vacuum` | the subcommands |
+//! | `listing`, `content`, `sums` | the listing of `diff`; the lines that differ; its sums |
 
 use std::fmt;
 use std::io;
@@ -26,10 +27,13 @@ pub mod apply;
 pub mod changes;
 pub mod commit;
 mod compare;
+mod content;
 pub mod diff;
+mod listing;
 pub mod open;
 pub mod options;
 mod renames;
+mod sums;
 mod text;
 pub mod vacuum;
 pub mod views;
@@ -133,6 +137,11 @@ pub trait Watch {
     /// leaves the object out and goes on; otherwise it fails.
     fn passes_over(&self, _path: &Path) -> bool {
         false
+    }
+
+    /// Tells the user something that is no error. The sentence has no full stop.
+    fn tell(&self, sentence: &str) {
+        log::warn!("{sentence}");
     }
 }
 

@@ -37,11 +37,17 @@ const LAYERS: Group = Group {
 
 const DIFF: Group = Group {
     title: "Options of diff",
-    options: &[option(
-        "--from DIR",
-        "Compare with the directory DIR instead of the lower ones. The option may come more than once, the topmost \
-         first. `--upper` is not needed then.",
-    )],
+    options: &[
+        option(
+            "--from DIR",
+            "Compare with the directory DIR instead of the lower ones. The option may come more than once, the \
+             topmost first. `--upper` is not needed then.",
+        ),
+        option("--content", "Also print the lines that differ, as `diff -u` does."),
+        option("--stat", "Print only the sums of objects and bytes."),
+        option("--json", "Print each change as a JSON object on a line."),
+        option("-0", "Print raw paths, and a zero byte behind each field."),
+    ],
 };
 
 const COMMIT: Group = Group {

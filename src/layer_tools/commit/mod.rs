@@ -19,9 +19,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::apply::Applier;
+use super::listing::print_line;
 use super::open::{Opener, Part, Paths};
 use super::options::{Word, Words, check_upper};
-use super::{Error, Outcome, Renames, Tool, Views, Watch, diff};
+use super::{Error, Outcome, Renames, Tool, Views, Watch};
 use crate::errno;
 use crate::layer::Layer;
 use crate::options;
@@ -72,7 +73,7 @@ impl Tool for Tooled {
         let paths = Paths::new(&self.layers)?;
         match self.dry_run {
             true => Views::open(&self.layers, None)?
-                .changes(Renames::Found, watch, &mut |change| diff::print(out, &change).map_err(Error::output))?,
+                .changes(Renames::Found, watch, &mut |change| print_line(out, &change))?,
             false => commit(&paths, &self.choice, watch)?,
         }
         Ok(Outcome::Done)
