@@ -16,6 +16,9 @@
 //! | `open` | the layers of a tool that changes them |
 //! | `diff`, `commit`, `vacuum` | the subcommands |
 //! | `listing`, `content`, `sums` | the listing of `diff`; the lines that differ; its sums |
+//! | `export` | the subcommand `export`: the changes become a layer of an image |
+//! | `import` | the subcommand `import`: archives and images become lower directories |
+//! | `archive`, `oci` | tar archives of layers; OCI image layouts |
 
 use std::fmt;
 use std::io;
@@ -24,12 +27,16 @@ use std::path::{Path, PathBuf};
 use crate::{errno, mount};
 
 pub mod apply;
+pub mod archive;
 pub mod changes;
 pub mod commit;
 mod compare;
 mod content;
 pub mod diff;
+pub mod export;
+pub mod import;
 mod listing;
+pub mod oci;
 pub mod open;
 pub mod options;
 mod renames;

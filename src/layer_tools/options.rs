@@ -5,7 +5,7 @@
 
 use std::ffi::OsString;
 
-use super::{Tool, commit, diff, vacuum};
+use super::{Tool, commit, diff, export, import, vacuum};
 use crate::options::{Error, Options, unknown};
 use crate::usage::layer::PROGRAM;
 
@@ -13,7 +13,13 @@ use crate::usage::layer::PROGRAM;
 type Parser = fn(&mut Words) -> Result<Box<dyn Tool>, Error>;
 
 /// The subcommands.
-const TOOLS: [(&str, Parser); 3] = [("diff", diff::parse), ("commit", commit::parse), ("vacuum", vacuum::parse)];
+const TOOLS: [(&str, Parser); 5] = [
+    ("diff", diff::parse),
+    ("commit", commit::parse),
+    ("vacuum", vacuum::parse),
+    ("export", export::parse),
+    ("import", import::parse),
+];
 
 /// A command line.
 pub enum Command {

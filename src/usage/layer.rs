@@ -6,14 +6,24 @@ use super::{Explained, Group, Program, option};
 pub const PROGRAM: Program = Program {
     name: "overlayfs-layer",
     about: "lists, keeps, moves and removes the changes in the upper directory of an overlay",
-    forms: &["COMMAND --lower DIR [--lower DIR ...] --upper DIR [--work DIR] [OPTION ...]"],
-    before: "Name the directories of the mount, in the same order.",
+    forms: &[
+        "COMMAND --lower DIR [--lower DIR ...] --upper DIR [--work DIR] [OPTION ...]",
+        "export LAYERS [--format FORMAT] FILE|-",
+        "export LAYERS --oci-layout LAYOUT[:TAG] [--base LAYOUT[:TAG]]",
+        "import ARCHIVE|LAYOUT[:TAG] DIR [OPTION ...]",
+    ],
+    before: "Name the directories of the mount, in the same order. `import` takes the file of a layer (.tar, .tar.gz or \
+             .tar.zst), `-` for standard input, or an OCI image layout. It makes a directory in DIR for each layer, \
+             named after its digest, and prints them, the topmost first, with the option lowerdir= for a mount. What \
+             is there already is not imported again.",
     commands: &[
         ("diff", "List what the upper directory changes."),
         ("commit", "Merge the upper directory into the topmost lower one."),
         ("vacuum", "Remove from the upper directory what the lower ones show too, and marks that hide nothing."),
+        ("export", "Write the changes as a layer of an OCI image."),
+        ("import", "Make lower directories of an archive or of an OCI image."),
     ],
-    groups: &[LAYERS, DIFF, COMMIT, VACUUM, ITEMS],
+    groups: &[LAYERS, DIFF, COMMIT, VACUUM, EXPORT, IMPORT, ITEMS],
     after: "The exit status is 0 after success; 1 if diff found changes; 2 if the command line is wrong; 3 if the \
             command refused its work or failed; 130 if it was stopped.",
 };
@@ -67,6 +77,42 @@ const VACUUM: Group = Group {
             brief: "Remove objects of which only the times differ, too.",
             more: "They show the times of the lower directories then.",
         },
+    ],
+};
+
+const EXPORT: Group = Group {
+    title: "Options of export",
+    options: &[
+        option(
+            "--format tar|tar.gz|tar.zst",
+            "The form of the archive. Without this option the name of the file tells it. An image gets tar.gz.",
+        ),
+        Explained {
+            form: "--oci-layout LAYOUT[:TAG]",
+            brief: "Add an image to an OCI image layout, which is made if it is missing. The tag `latest` is the \
+                    default.",
+            more: "Without `--base` the image has a layer for each lower directory, and one for the upper directory.",
+        },
+        option("--base LAYOUT[:TAG]", "Put one layer with the changes on top of the layers of this image."),
+    ],
+};
+
+const IMPORT: Group = Group {
+    title: "Options of import",
+    options: &[
+        option("--no-devices", "Leave devices out."),
+        Explained {
+            form: "--owner UID:GID",
+            brief: "Give all objects this owner, and no set-id bits.",
+            more: "Without this option each object gets the owner that the archive says. Where the user may not set \
+                   it, it is recorded, and a mount of the same user shows it.",
+        },
+        option("--rootless", "Leave out what only root may set: devices, and attributes such as capabilities."),
+        option(
+            "--limit BYTES",
+            "Refuse a layer that has more bytes, packed or unpacked, with all holes. K, M, G and T stand for powers \
+             of 1024. Without this option the limit is the free space.",
+        ),
     ],
 };
 
