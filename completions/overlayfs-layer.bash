@@ -21,7 +21,7 @@ _overlayfs_layer() {
         part=${part##*[=:]}
     else
         case $before in
-        overlayfs-layer) offer=(-W 'diff commit vacuum export import'); compopt +o nospace ;;
+        overlayfs-layer) offer=(-W 'diff commit vacuum export import info'); compopt +o nospace ;;
         --lower) offer=(-d -S /) ;;
         --upper) offer=(-d -S /) ;;
         --work) offer=(-d -S /) ;;

@@ -14,7 +14,7 @@
 //! | `text` | paths in messages and listings |
 //! | `apply` | the applier: makes the changes in a layer |
 //! | `open` | the layers of a tool that changes them |
-//! | `diff`, `commit`, `vacuum` | the subcommands |
+//! | `diff`, `commit`, `vacuum`, `info` | the subcommands |
 //! | `listing`, `content`, `sums` | the listing of `diff`; the lines that differ; its sums |
 //! | `export` | the subcommand `export`: the changes become a layer of an image |
 //! | `import` | the subcommand `import`: archives and images become lower directories |
@@ -35,6 +35,7 @@ mod content;
 pub mod diff;
 pub mod export;
 pub mod import;
+pub mod info;
 mod listing;
 pub mod oci;
 pub mod open;

@@ -5,7 +5,7 @@
 
 use std::ffi::OsString;
 
-use super::{Tool, commit, diff, export, import, vacuum};
+use super::{Tool, commit, diff, export, import, info, vacuum};
 use crate::options::{Error, Options, unknown};
 use crate::usage::layer::PROGRAM;
 
@@ -13,12 +13,13 @@ use crate::usage::layer::PROGRAM;
 type Parser = fn(&mut Words) -> Result<Box<dyn Tool>, Error>;
 
 /// The subcommands.
-const TOOLS: [(&str, Parser); 5] = [
+const TOOLS: [(&str, Parser); 6] = [
     ("diff", diff::parse),
     ("commit", commit::parse),
     ("vacuum", vacuum::parse),
     ("export", export::parse),
     ("import", import::parse),
+    ("info", info::parse),
 ];
 
 /// A command line.

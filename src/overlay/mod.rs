@@ -31,7 +31,7 @@
 //! | `record`, `features` | the lower layers and the features that an upper layer was written with |
 //! | `whole`, `commit` | work on whole layers, and the journal of a commit, for the tools of layers |
 //! | `volatile` | the mark of an upper layer that is not synced |
-//! | `compare` | the parts of a directory, for a comparison of two overlays |
+//! | `compare`, `survey` | for `layer_tools`: the parts of a directory; an upper layer, counted |
 //!
 //! # One visible step
 //! Every operation is a sequence of steps on the upper layer. Exactly one of them changes the
@@ -101,6 +101,8 @@ mod remove;
 mod rename;
 mod room;
 mod stack;
+#[cfg(feature = "layer-tools")]
+mod survey;
 mod times;
 mod trust;
 mod volatile;

@@ -17,6 +17,8 @@ pub use super::record::{RECORD, Record};
 #[cfg(feature = "layer-tools")]
 pub use super::record::{end_line, escape, unescape};
 pub use super::stack::{LayerDir, Stack};
+#[cfg(feature = "layer-tools")]
+pub use super::survey::{Survey, survey};
 pub use super::volatile::is_marked as is_marked_volatile;
 pub use super::work::{is_kept, is_ours};
 

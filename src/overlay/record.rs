@@ -198,6 +198,19 @@ impl Record {
         layer.sync_dir(dir)
     }
 
+    /// Returns the paths of the lower layers, topmost first. A path that is not known is empty.
+    #[cfg(feature = "layer-tools")]
+    pub fn lower_paths(&self) -> impl Iterator<Item = &Path> {
+        self.lowers.iter().rev().map(|lower| &*lower.path)
+    }
+
+    /// Returns the features, with those that this version does not know.
+    #[cfg(feature = "layer-tools")]
+    pub fn all_features(&self) -> impl Iterator<Item = (Need, &str)> {
+        let known = self.features.iter().map(|feature| (feature.need(), feature.name()));
+        known.chain(self.unknown.iter().map(|(need, name)| (*need, &**name)))
+    }
+
     /// Returns how the lower layers differ from those of `before`, as words that follow a colon.
     /// None if they are the same.
     pub fn difference(&self, before: &Self) -> Option<String> {

@@ -494,7 +494,7 @@ fn remember<L: Layer>(now: Result<Record>, before: Option<Record>, upper: &L, di
 
 /// Returns the process that holds the upper layer at `root`, from the record in its work directory:
 /// `layer`, or the one inside.
-fn holder<L: Layer>(upper: &L, root: &L::Dir, layer: Option<&L>) -> Option<Holder> {
+pub fn holder<L: Layer>(upper: &L, root: &L::Dir, layer: Option<&L>) -> Option<Holder> {
     let read = |owner: &L, dir: &L::Dir| {
         let file = owner.open_file(dir, OsStr::new(HOLDER), Access::Read).ok()?;
         Holder::from_bytes(&read_start(owner, &file, RECORD_MAX).ok()?)

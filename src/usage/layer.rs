@@ -22,8 +22,9 @@ pub const PROGRAM: Program = Program {
         ("vacuum", "Remove from the upper directory what the lower ones show too, and marks that hide nothing."),
         ("export", "Write the changes as a layer of an OCI image."),
         ("import", "Make lower directories of an archive or of an OCI image."),
+        ("info", "Tell what the upper directory is, what it was stacked on, and what it contains."),
     ],
-    groups: &[LAYERS, DIFF, COMMIT, VACUUM, EXPORT, IMPORT, ITEMS],
+    groups: &[LAYERS, DIFF, COMMIT, VACUUM, EXPORT, IMPORT, INFO, ITEMS],
     after: "The exit status is 0 after success; 1 if diff found changes; 2 if the command line is wrong; 3 if the \
             command refused its work or failed; 130 if it was stopped.",
 };
@@ -115,6 +116,8 @@ const IMPORT: Group = Group {
         ),
     ],
 };
+
+const INFO: Group = Group { title: "Options of info", options: &[option("--json", "Print a JSON object.")] };
 
 const ITEMS: Group = Group {
     title: "Items of the list after -o",
