@@ -47,6 +47,9 @@ impl Command {
         let mut words = Words { parser: lexopt::Parser::from_args(words), quiet: false, asked: None };
         let name = match words.word()? {
             Some(Word::Value(name)) => name,
+            Some(Word::Option(option)) if PROGRAM.names().any(|name| name == option) => {
+                return Err(Error::new(format!("The option {option} comes behind a command.")));
+            }
             Some(Word::Option(option)) => return Err(words.unknown(&option)),
             None => {
                 return match words.asked {
@@ -143,7 +146,10 @@ impl Words {
 
     /// Makes the error for an option that the subcommand does not know.
     pub fn unknown(&self, option: &str) -> Error {
-        unknown("option", option, &PROGRAM.long_words())
+        match PROGRAM.names().any(|name| name == option) {
+            true => Error::new(format!("The option {option} belongs to another command.")),
+            false => unknown("option", option, &PROGRAM.long_words()),
+        }
     }
 
     /// Takes a word that names layers, or returns the error for any other word.
@@ -211,7 +217,9 @@ mod tests {
         for (line, said) in [
             ("", "No command is given."),
             ("dif", "There is no command dif. Did you mean diff?"),
-            ("--json diff", "There is no option --json."),
+            ("--json diff", "The option --json comes behind a command."),
+            ("diff --jso", "There is no option --jso. Did you mean --json?"),
+            ("info --content", "The option --content belongs to another command."),
             ("diff --lower", "The option --lower needs a value."),
             ("diff --lower /l", "No upper directory is given: name it with --upper."),
             ("diff --upper /u", "No lower directory is given: an overlay needs at least one."),
