@@ -139,6 +139,7 @@ impl<L: Layer> Overlay<L> {
             },
         };
         let seen = state.refresh(fresh);
+        drop(state.take_changed());
         self.keep_ctime(node, state, &fresh);
         Ok(seen)
     }

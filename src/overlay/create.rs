@@ -72,6 +72,7 @@ impl<L: Layer> Overlay<L> {
             state.file = Some(Arc::new(open));
         }
         drop(state);
+        self.keep_changed(&node);
         Ok(handle)
     }
 

@@ -99,6 +99,7 @@ impl<L: Layer> Overlay<L> {
         if self.retired.swap(true, Ordering::AcqRel) {
             return Ok(());
         }
+        self.close_changed();
         self.tidy(work).and(work.release(&self.stack))
     }
 

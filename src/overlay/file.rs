@@ -39,7 +39,7 @@ impl<L: Layer> Drop for Handle<L> {
         if *self.used.get_mut() {
             state.users -= 1;
         }
-        let file = if state.keeps_file() { None } else { state.file.take() };
+        let file = state.take_unused_file();
         drop(state);
         drop(file);
     }
@@ -118,7 +118,9 @@ impl<L: Layer> Overlay<L> {
         self.use_file(handle);
         self.take_room(buf.len() as u64)?;
         let _content = self.begin_copy_up(node, u64::MAX, For::Write)?;
-        work(&*self.file_to_write(node)?)
+        let written = work(&*self.file_to_write(node)?);
+        self.keep_changed(node);
+        written
     }
 
     /// Returns the open file of a node for writing, or for appending if the layer permits no more.

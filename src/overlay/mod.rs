@@ -14,6 +14,7 @@
 //! | `merge` | one directory from all its layers: whiteouts, opaque and redirected directories |
 //! | `lookup`, `evict` | from a name to a node; eviction of cached ones |
 //! | `file`, `readdir` | handles, reading and writing; listings |
+//! | `changed` | changed files, which stay open until their first stat |
 //! | `copy_up`, `copy_plan`, `partial` | from a lower layer to the upper one; its plan; large files in part |
 //! | `progress`, `cancel` | log lines of long copies; cancelled requests |
 //! | `create`, `remove`, `rename`, `link` | changes of names |
@@ -51,8 +52,8 @@
 //! 5. `Node::state`: the place of one object. One at a time; a rename that holds the content of two
 //!    objects takes two.
 //! 6. `Work::record`: the record, while a feature is added to it.
-//! 7. Leaves: `inode`, `index`, `ctime`, `stack`, `partial`, `room`, `evict`, `trust`, `devices`. A
-//!    thread calls nothing under them.
+//! 7. Leaves: `inode`, `index`, `ctime`, `stack`, `partial`, `room`, `evict`, `trust`, `devices`,
+//!    `changed`. A thread calls nothing under them.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -65,6 +66,7 @@ use crate::layer::{Layer, Object, Result};
 
 mod attr;
 mod cancel;
+mod changed;
 mod commit;
 #[cfg(feature = "layer-tools")]
 mod compare;
@@ -125,6 +127,7 @@ pub use whole::Redirected;
 pub use work::Refused;
 
 use crate::sync::{Lock, Shared};
+use changed::Changed;
 use ctime::Ctimes;
 use evict::KnownDirs;
 use features::check_lowers;
@@ -202,6 +205,7 @@ pub struct Overlay<L: Layer> {
     /// The nodes with a time of last change of status that `ctimes` lacks ([`State::ctime`]), by
     /// id. The lock is a leaf.
     undated: Lock<HashMap<u64, Weak<Node<L>>>>,
+    changed: Changed<L>,
     /// Whether the front end keeps the times of regular files.
     dated_by_front_end: AtomicBool,
     across: Lock<()>,
@@ -276,6 +280,7 @@ impl<L: Layer> Overlay<L> {
             times,
             ctimes,
             undated: Lock::default(),
+            changed: Changed::default(),
             dated_by_front_end: AtomicBool::new(false),
             across: Lock::new(()),
             tree: Shared::new(()),

@@ -72,6 +72,8 @@ pub(super) struct State<L: Layer> {
     pub handles: u32,
     /// The number of open handles that have read or written.
     pub users: u32,
+    /// Whether the open file stays open for the next request for attributes (`changed`).
+    pub is_changed: bool,
     /// The open file that all handles share. None until one of them needs it.
     pub file: Option<Arc<OpenFile<L>>>,
 }
@@ -267,6 +269,7 @@ impl<L: Layer> State<L> {
             default_acl: None,
             handles: 0,
             users: 0,
+            is_changed: false,
             file: None,
         }
     }
@@ -303,10 +306,21 @@ impl<L: Layer> State<L> {
         !self.places.is_empty() || matches!(self.stored, Stored::Indexed(_) | Stored::Unnamed(_) | Stored::Orphan(_))
     }
 
-    /// Whether its open file stays open: a handle uses the file, or it cannot be opened again. In
-    /// the latter case another thread may be about to use it.
+    /// Whether its open file stays open: a handle uses the file, the next request for attributes
+    /// does, or it cannot be opened again. In the last case another thread may be about to use it.
     pub fn keeps_file(&self) -> bool {
-        self.users > 0 || !self.is_reopenable()
+        self.users > 0 || self.is_changed || !self.is_reopenable()
+    }
+
+    /// Takes the open file if it does not stay open. The caller closes it.
+    pub fn take_unused_file(&mut self) -> Option<Arc<OpenFile<L>>> {
+        if self.keeps_file() { None } else { self.file.take() }
+    }
+
+    /// Takes the open file if it stays open for nothing but a request for attributes.
+    pub fn take_changed(&mut self) -> Option<Arc<OpenFile<L>>> {
+        self.is_changed = false;
+        self.take_unused_file()
     }
 
     /// Returns the open file if it has `access`.

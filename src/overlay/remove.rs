@@ -166,6 +166,9 @@ impl<L: Layer> Overlay<L> {
         // thread has found the node, and none can.
         let is_found = Arc::strong_count(node) > 2;
         if state.is_unasked() && !is_found {
+            let unused = state.take_changed();
+            drop(state);
+            drop(unused);
             return Ok(None);
         }
         let attr = self.known_attr(node, &mut state)?;
@@ -180,7 +183,9 @@ impl<L: Layer> Overlay<L> {
         }
         // A thread that found the object by its last name may be about to open it.
         let held = state.upper && (state.handles > 0 || is_found && state.places.len() == 1);
+        let unused = if held { None } else { state.take_changed() };
         drop(state);
+        drop(unused);
         match node.kind() {
             Kind::File if held => {
                 let open = self.file_within(node, Access::ReadWrite).or_else(|error| match error.errno {

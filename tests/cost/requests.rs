@@ -168,6 +168,17 @@ pub fn rows() -> Vec<Row> {
         row("create, unlink, by another user", 1.2, 50, nothing, |paths, ()| {
             create_and_unlink(&Process::new(1000, 100), paths("d/new"));
         }),
+        // The attributes come from the open file.
+        row("create, stat, unlink", 0.7, 40, nothing, |paths, ()| {
+            drop(root().open(paths("d/new"), O_CREAT | O_RDWR, 0o644).expect("to create"));
+            root().stat(paths("d/new")).expect("attributes");
+            root().unlink(paths("d/new")).expect("to unlink");
+        }),
+        row("create, write, stat, unlink", 0.8, 50, nothing, |paths, ()| {
+            root().write_file(paths("d/new"), "new").expect("to write");
+            root().stat(paths("d/new")).expect("attributes");
+            root().unlink(paths("d/new")).expect("to unlink");
+        }),
         // Each repetition takes another file.
         row(
             "overwrite a small file of the lower layer",
