@@ -10,6 +10,8 @@ import shutil
 from machine import END
 
 PATTERN_KIB = 4096
+# Programs of a whole system. Checks that need them name them.
+OPTIONAL_PROGRAMS = ["ptyd", "login", "ion"]
 SECOND_MEGABYTES = 8
 
 
@@ -38,6 +40,10 @@ def make_layers(system, tree, disk, megabytes=64):
     file("lower2/dir/w", "w")
     for name in ["bin", "dir", "dir/sub", "moving", "deep", "deep/x"]:
         directory(f"lower/{name}")
+    directory("lower/etc")
+    file("lower/etc/passwd", "user;1000;1000;user;/home;/usr/bin/ion\n")
+    file("lower/etc/group", "user;x;1000;user\n")
+    file("lower/etc/shadow", "user;\n", 0o600)
     directory("lower/private", 0o700)
     directory("lower/public", 0o777)
     directory("lower/home", 0o755, 1000)
@@ -67,15 +73,20 @@ def make_layers(system, tree, disk, megabytes=64):
 def _make_system(usr, system):
     """Makes the units that init finds after the initfs, if its root is on the overlay.
 
-    They run the script and end the test.
+    They start ptyd if the system has it, run the script and end the test.
     """
     (usr / "bin").mkdir(parents=True)
     (usr / "lib/init.d").mkdir(parents=True)
-    for name in ["say", "transcript"]:
-        shutil.copy(system.programs / name, usr / "bin" / name)
-        (usr / "bin" / name).chmod(0o755)
+    programs = [system.programs / name for name in ["say", "transcript"]]
+    programs += [program for name in OPTIONAL_PROGRAMS if (program := system.folder / "bin" / name).exists()]
+    for program in programs:
+        shutil.copy(program, usr / "bin" / program.name)
+        (usr / "bin" / program.name).chmod(0o755)
+    if (usr / "bin/ptyd").exists():
+        unit = '[unit]\ndescription = "terminals"\n[service]\ncmd = "ptyd"\ntype = "notify"\n'
+        (usr / "lib/init.d/00_ptyd.service").write_text(unit)
     script = '[service]\ncmd = "transcript"\nargs = ["/scheme/initfs/script"]\ntype = "oneshot"\n'
     end = f'[service]\ncmd = "say"\nargs = ["{END}"]\ntype = "oneshot"\n'
-    for name, after, service in [("10_script", "", script), ("20_end", '"10_script.service"', end)]:
+    for name, after, service in [("10_script", '"00_ptyd.service"', script), ("20_end", '"10_script.service"', end)]:
         unit = f'[unit]\ndescription = "{name}"\nrequires_weak = [{after}]\n{service}'
         (usr / "lib/init.d" / f"{name}.service").write_text(unit)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import costs
 import crashes
+import soak
 from layers import make_layers
 from machine import Failed, Machine, System
 from transcript import Check
@@ -54,18 +55,19 @@ def run_check(system, check, scratch, log):
 def main():
     parser = argparse.ArgumentParser(prog="scripts/redox-vm")
     parser.add_argument("folder", type=Path, help="a built system, as redox/README.md describes it")
-    parser.add_argument("names", nargs="*", help="only these checks; costs and crashes are such names, too")
+    parser.add_argument("names", nargs="*", help="only these checks; costs, crashes and soak are such names, too")
     parser.add_argument("--programs", type=Path, required=True, help=argparse.SUPPRESS)
     parser.add_argument("--loader", type=Path, required=True, help=argparse.SUPPRESS)
     parser.add_argument("--log", type=Path, default=Path("target-redox/log"), help="where the machines' output is kept")
     parser.add_argument("--crashes", type=int, default=10, help="how often each kind of crash is tried")
+    parser.add_argument("--minutes", type=int, default=5, help="how long the soak is")
     options = parser.parse_args()
     system = System(options.folder, options.programs, options.loader)
     system.check()
     options.log.mkdir(parents=True, exist_ok=True)
 
     checks = {path.stem: Check(path) for path in sorted((HERE / "checks").glob("*.check"))}
-    known = [*checks, "costs", "crashes"]
+    known = [*checks, "costs", "crashes", "soak"]
     if unknown := set(options.names) - set(known):
         raise Failed(f"Unknown checks: {', '.join(sorted(unknown))}. The checks are {', '.join(known)}.")
     chosen = options.names or known
@@ -80,6 +82,10 @@ def main():
                 claim, faults = costs.CLAIM, costs.run(system, scratch, options.log)
             elif name == "crashes":
                 claim, faults = crashes.CLAIM, crashes.run(system, scratch, options.log, options.crashes)
+            elif name == "soak":
+                claim, faults = soak.CLAIM, soak.run(system, scratch, options.log, options.minutes)
+            elif missing := [need for need in checks[name].needs if not (system.folder / "bin" / need).exists()]:
+                claim, faults = checks[name].claim, [f"DID NOT RUN: bin/ of the system has no {', '.join(missing)}"]
             else:
                 claim, faults = checks[name].claim, run_check(system, checks[name], scratch, options.log)
             print(f"{'FAIL' if faults else 'ok  '} {name:12} {time.monotonic() - begin:6.0f} s  {claim}", flush=True)

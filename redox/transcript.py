@@ -94,6 +94,7 @@ class Check:
         self.timeout = 120
         self.megabytes = 64
         self.root = "file"
+        self.needs = []
         self.parts = [Part()]
         lines = path.read_text().splitlines()
         self.claim = lines[0].removeprefix("# ")
@@ -126,6 +127,8 @@ class Check:
                 self.parts[-1].steps.append((f"scheme {scheme}", command))
             case "root":
                 self.root = rest
+            case "needs":
+                self.needs = rest.split()
             case "reboot":
                 self.parts.append(Part(list(self.parts[-1].steps)))
             case "boot":

@@ -3,10 +3,12 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Result, Seek, Write};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 const SIZE: usize = 4096;
 const FILES: usize = 50;
+/// The number of files that are made before the first is asked about.
+const AT_ONCE: usize = 25;
 
 fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -25,37 +27,69 @@ fn measure(dir: &str, count: usize) -> Result<()> {
     for index in 0..FILES {
         fs::metadata(name(index))?;
     }
+    ask(&dir, count, name)?;
+    transfer(count, name)?;
+    change(&dir, count, name)?;
+    fs::remove_dir_all(&dir)
+}
+
+fn ask(dir: &str, count: usize, name: impl Fn(usize) -> String) -> Result<()> {
     time("stat", count, |index| fs::metadata(name(index)).map(drop))?;
     time("missing", count, |index| {
         fs::metadata(format!("{dir}/missing{index}")).expect_err("it should not be there");
         Ok(())
     })?;
     time("open", count, |index| File::open(name(index)).map(drop))?;
-    let mut file = OpenOptions::new().read(true).write(true).open(name(0))?;
+    time("readdir", count / 10, |_| {
+        assert_eq!(fs::read_dir(dir)?.count(), FILES);
+        Ok(())
+    })
+}
+
+/// Reads and writes all files in turn: redoxfs takes a different time for each.
+fn transfer(count: usize, name: impl Fn(usize) -> String) -> Result<()> {
+    let open = |index| OpenOptions::new().read(true).write(true).open(name(index));
+    let mut files = (0..FILES).map(open).collect::<Result<Vec<_>>>()?;
     let mut block = vec![0; SIZE];
-    time("read", count, |_| {
+    time("fstat", count, |index| files[index % FILES].metadata().map(drop))?;
+    time("read", count, |index| {
+        let file = &mut files[index % FILES];
         file.rewind()?;
         file.read_exact(&mut block)
     })?;
-    time("write", count, |_| {
+    time("write", count, |index| {
+        let file = &mut files[index % FILES];
         file.rewind()?;
         file.write_all(&block)
-    })?;
-    time("readdir", count / 10 + 1, |_| {
-        assert_eq!(fs::read_dir(&dir)?.count(), FILES);
-        Ok(())
-    })?;
-    time("create", count / 4 + 1, |index| {
+    })
+}
+
+fn change(dir: &str, count: usize, name: impl Fn(usize) -> String) -> Result<()> {
+    time("create", count / 4, |index| {
         let path = format!("{dir}/new{index}");
         File::create(&path)?;
         fs::remove_file(&path)
     })?;
-    time("rename", count / 4 + 1, |index| {
+    let new = |index| format!("{dir}/made{index}");
+    let (mut index, mut made, mut asked) = (0, Duration::ZERO, Duration::ZERO);
+    while index < count / 4 {
+        let batch = index..index + AT_ONCE;
+        let begin = Instant::now();
+        batch.clone().try_for_each(|index| fs::write(new(index), "new"))?;
+        made += begin.elapsed();
+        let begin = Instant::now();
+        batch.clone().try_for_each(|index| fs::metadata(new(index)).map(drop))?;
+        asked += begin.elapsed();
+        batch.clone().try_for_each(|index| fs::remove_file(new(index)))?;
+        index = batch.end;
+    }
+    print("make", index, made);
+    print("first", index, asked);
+    time("rename", count / 4, |index| {
         let (old, new) = (name(1 + index % 2), format!("{dir}/renamed"));
         fs::rename(&old, &new)?;
         fs::rename(&new, &old)
-    })?;
-    fs::remove_dir_all(&dir)
+    })
 }
 
 /// Prints the time of one call, from `count` calls. The first call meets empty caches and is not
@@ -66,6 +100,10 @@ fn time(what: &str, count: usize, mut call: impl FnMut(usize) -> Result<()>) -> 
     for index in 0..count {
         call(index)?;
     }
-    println!("cost {what} {:.1}", begin.elapsed().as_secs_f64() * 1e6 / count as f64);
+    print(what, count, begin.elapsed());
     Ok(())
+}
+
+fn print(what: &str, count: usize, time: Duration) {
+    println!("cost {what} {:.1}", time.as_secs_f64() * 1e6 / count as f64);
 }

@@ -1,5 +1,6 @@
 //! The threads of the system, as the kernel reports them.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::Error;
 use std::time::Duration;
@@ -38,6 +39,25 @@ pub fn signal(program: &str, signal: i32, which: &str) -> Answer {
         }
     }
     Ok(format!("{} signalled", processes.len()))
+}
+
+/// Prints the private memory of each process of a program, in KiB, the largest first.
+pub fn memory(program: &str) -> Answer {
+    let contexts = fs::read_to_string("/scheme/sys/context")?;
+    let mut found = BTreeMap::new();
+    for line in contexts.lines().filter(|line| line.ends_with(&format!("/{program}"))) {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        // The last words are two sizes, each a number and a unit, and the name.
+        let [process, .., number, unit, _, _, _] = words[..] else {
+            return Err(format!("the kernel says {line:?}").into());
+        };
+        let unit = ["B", "KB", "MB", "GB"].iter().position(|known| *known == unit).ok_or("an unknown unit")?;
+        // Each thread has a line, with the memory of its whole process.
+        found.insert(process, (number.parse::<f64>()? * 1024f64.powi(unit as i32 - 1)) as u64);
+    }
+    let mut sizes: Vec<u64> = found.into_values().collect();
+    sizes.sort_by(|one, other| other.cmp(one));
+    Ok(sizes.iter().map(u64::to_string).collect::<Vec<_>>().join(" "))
 }
 
 /// Prints what each thread waits for. The descriptor is opened first and used without the namespace

@@ -8,6 +8,7 @@ mod latency;
 mod mapping;
 mod pattern;
 mod socket;
+mod terminal;
 
 use std::process::ExitCode;
 
@@ -32,6 +33,8 @@ stat-for PATH MS                   prints the times of stat
 churn DIR THREADS SECONDS          makes changes of all kinds, and checks all answers
 spin PATH SECONDS                  opens a path without a pause, until 100 opens have succeeded
 signal PROGRAM SIGNAL [all|first|last]  sends a signal to the processes of a program
+terminal PROGRAM WORD... / WORD...  types lines to a program on a pseudo-terminal
+memory PROGRAM                     prints the KiB of memory that each process of a program has
 contexts MS                        waits, then prints what each thread waits for";
 
 fn main() -> ExitCode {
@@ -72,6 +75,8 @@ fn run(words: &[&str]) -> Answer {
         ["spin", path, seconds] => latency::spin(path, seconds.parse()?),
         ["signal", program, signal] => contexts::signal(program, signal.parse()?, "all"),
         ["signal", program, signal, which] => contexts::signal(program, signal.parse()?, which),
+        ["terminal", program, ref lines @ ..] => terminal::talk(program, lines),
+        ["memory", program] => contexts::memory(program),
         ["contexts", ms] => contexts::watch(ms.parse()?),
         _ => Err(format!("unknown command; the commands are:\n{COMMANDS}").into()),
     }
