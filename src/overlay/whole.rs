@@ -256,23 +256,26 @@ impl<L: Layer> Overlay<L> {
     }
 
     /// Makes a directory of the upper layer merge with this path of the lower layers, whatever its
-    /// own name is. Its times stay. The path may be none of the lower layers that the overlay
-    /// knows.
+    /// own name is, and gives it these times. The path may be none of the lower layers that the
+    /// overlay knows.
     ///
     /// # Errors
     ///
     /// - EXDEV: the format has no redirects, or the path does not fit into a mark.
     ///
     /// Others of the upper layer.
-    pub fn redirect(&self, node: &Arc<Node<L>>, path: &Path) -> Result<()> {
+    pub fn redirect(&self, node: &Arc<Node<L>>, path: &Path, (atime, mtime): (Time, Time)) -> Result<()> {
         if !self.format().features().redirects {
             return Err(Error::new(EXDEV));
         }
         let own = self.upper_dir(node)?;
-        let _tree = self.tree.write();
-        let mut dir = node.dir()?;
-        self.keeping_times(node, &own, |_| self.set_redirect(&mut dir, path.to_owned()))?;
-        self.sync_names(&mut dir)
+        {
+            let _tree = self.tree.write();
+            let mut dir = node.dir()?;
+            self.set_redirect(&mut dir, path.to_owned())?;
+            self.sync_names(&mut dir)?;
+        }
+        self.upper()?.0.set_times(Object::Dir(&*self.stack.open(&own)?), atime, mtime)
     }
 
     /// Syncs everything that was written to the upper layer, also in a volatile overlay.

@@ -36,6 +36,8 @@ pub struct Move {
     pub from: PathBuf,
     /// Its path in the merged tree.
     pub to: PathBuf,
+    /// Its times of access and of change.
+    pub times: (Time, Time),
 }
 
 /// The content of a journal.
@@ -56,10 +58,9 @@ impl Journal {
     pub fn to_bytes(&self) -> Vec<u8> {
         let phase = Phase::ALL.iter().find(|(phase, _)| *phase == self.phase).map_or("", |(_, word)| word);
         let mut body = format!("{TITLE}\nphase {phase}\nstage {}\n", escape(Path::new(&self.stage)));
-        let (atime, mtime) = self.times;
-        body += &format!("times {} {} {} {}\n", atime.sec, atime.nsec, mtime.sec, mtime.nsec);
-        for Move { from, to } in &self.moves {
-            body += &format!("move {}\nto {}\n", escape(from), escape(to));
+        body += &format!("times {}\n", times_text(self.times));
+        for Move { from, to, times } in &self.moves {
+            body += &format!("move {}\nhad {}\nto {}\n", escape(from), times_text(*times), escape(to));
         }
         body += &format!("{}\n", end_line(body.as_bytes()));
         body.into_bytes()
@@ -75,7 +76,7 @@ impl Journal {
         }
         let mut journal =
             Journal { phase: Phase::Take, stage: OsString::new(), times: Default::default(), moves: Vec::new() };
-        let mut from = None;
+        let (mut from, mut had) = (None, None);
         for line in lines {
             let (word, rest) = line.split_once(' ')?;
             let path = unescape(rest.as_bytes());
@@ -84,12 +85,17 @@ impl Journal {
                 "stage" => journal.stage = path.into_os_string(),
                 "times" => journal.times = parse_times(rest)?,
                 "move" => from = Some(path),
-                "to" => journal.moves.push(Move { from: from.take()?, to: path }),
+                "had" => had = Some(parse_times(rest)?),
+                "to" => journal.moves.push(Move { from: from.take()?, to: path, times: had.take()? }),
                 _ => return None,
             }
         }
         Some(journal)
     }
+}
+
+fn times_text((atime, mtime): (Time, Time)) -> String {
+    format!("{} {} {} {}", atime.sec, atime.nsec, mtime.sec, mtime.nsec)
 }
 
 fn parse_times(text: &str) -> Option<(Time, Time)> {
@@ -112,7 +118,10 @@ mod tests {
             phase: Phase::Put,
             stage: ".stage".into(),
             times: (Time { sec: -1, nsec: 999_999_999 }, Time { sec: 1 << 40, nsec: 0 }),
-            moves: vec![Move { from: odd.clone(), to: "x".into() }, Move { from: "y".into(), to: odd }],
+            moves: vec![
+                Move { from: odd.clone(), to: "x".into(), times: Default::default() },
+                Move { from: "y".into(), to: odd, times: Default::default() },
+            ],
         };
         let bytes = journal.to_bytes();
         assert_eq!(Journal::from_bytes(&bytes), Some(journal));

@@ -63,7 +63,7 @@ impl<O: Opener> Commit<'_, O> {
                 let parent = lookup(target, parent)?;
                 target.rename(&parent, old, &stage, name, RenameMode::NoReplace)?;
             }
-            self.upper.redirect(node, &stage_path.join(name))
+            self.upper.redirect(node, &stage_path.join(name), one.times)
         })?;
         self.go_on(target, Phase::Put)
     }
@@ -85,7 +85,7 @@ impl<O: Opener> Commit<'_, O> {
                 remove(target, &parent, new)?;
                 target.rename(stage, name, &parent, new, RenameMode::NoReplace)?;
             }
-            self.upper.redirect(node, &one.to)
+            self.upper.redirect(node, &one.to, one.times)
         })?;
         let emptied = remove(target, target.root(), &self.journal.stage);
         emptied.map_err(|error| Error::in_tree("remove", Path::new(&self.journal.stage), error))?;

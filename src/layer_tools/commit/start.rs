@@ -25,10 +25,15 @@ pub(super) fn begin<'a, O: Opener>(
     whole.map_err(|error| Error::in_tree("complete the files of", Path::new(""), error))?;
     let redirects = upper.redirects().map_err(|error| Error::in_tree("read", Path::new(""), error))?;
     check_redirects(&upper, &redirects)?;
-    let mut moves: Vec<_> = redirects.into_iter().map(|Redirected { at, to, .. }| Move { from: to, to: at }).collect();
+    let of = |Redirected { at, to, .. }: Redirected| {
+        let stat = lookup(&upper, &at).and_then(|node| upper.stat(&node));
+        let stat = stat.map_err(|error| Error::in_tree("read", &at, error))?;
+        Ok(Move { from: to, to: at, times: (stat.atime, stat.mtime) })
+    };
+    let mut moves = redirects.into_iter().map(of).collect::<Result<Vec<_>, Error>>()?;
     moves.sort_by_key(|one| std::cmp::Reverse(one.from.iter().count()));
     let target = stacked(opener, Part::Target, Settings { commits: true, ..Settings::default() })?;
-    for Move { from, to } in &moves {
+    for Move { from, to, .. } in &moves {
         let movable = lookup(&target, from).and_then(|node| target.can_move(&node));
         if !movable.map_err(|error| Error::in_tree("find", from, error))? {
             return Err(Error::Refused(format!(
