@@ -15,6 +15,8 @@ set -g __overlayfs_layer_list \
 
 complete -c overlayfs-layer -n __fish_use_subcommand -x -a diff -d 'List what the upper directory changes'
 complete -c overlayfs-layer -n __fish_use_subcommand -x -a commit -d 'Merge the upper directory into the topmost lower one'
+complete -c overlayfs-layer -n __fish_use_subcommand -x -a discard -d 'Throw away all changes in the upper directory'
+complete -c overlayfs-layer -n __fish_use_subcommand -x -a flatten -d 'Make one directory of all layers'
 complete -c overlayfs-layer -n __fish_use_subcommand -x -a vacuum -d 'Remove from the upper directory what the lower ones show too, and marks that hide nothing'
 complete -c overlayfs-layer -n __fish_use_subcommand -x -a export -d 'Write the changes as a layer of an OCI image'
 complete -c overlayfs-layer -n __fish_use_subcommand -x -a import -d 'Make lower directories of an archive or of an OCI image'
@@ -36,6 +38,9 @@ complete -c overlayfs-layer -l json -d 'Print each change as a JSON object on a 
 complete -c overlayfs-layer -s 0 -d 'Print raw paths, and a zero byte behind each field'
 complete -c overlayfs-layer -l dry-run -d 'List the changes, and make none'
 complete -c overlayfs-layer -l resume -d 'Only go on with a commit that was interrupted'
+complete -c overlayfs-layer -l into -x -a '(__fish_complete_directories)' -d 'Leave the layers as they are, and make a merged copy of the upper and the topmost lower one'
+complete -c overlayfs-layer -l atomic -d 'Make the merged copy beside the lower directory, and exchange the two in one step'
+complete -c overlayfs-layer -l keep-old -d 'With --atomic: keep the former lower directory, with .old behind its name'
 complete -c overlayfs-layer -l ignore-times -d 'Remove objects of which only the times differ, too'
 complete -c overlayfs-layer -l format -x -a 'tar tar.gz tar.zst' -d 'The form of the archive'
 complete -c overlayfs-layer -l oci-layout -x -d 'Add an image to an OCI image layout, which is made if it is missing'

@@ -277,53 +277,67 @@ impl<'a, L: Layer> Applier<'a, L> {
     }
 
     /// Gives an object of the target all attributes of an object of the source.
-    ///
-    /// The order matters. A change of the owner drops capabilities. An ACL contains the mode. Flags
-    /// forbid all other changes.
     fn set_attributes(&self, from: &Arc<Node<L>>, to: &Arc<Node<L>>) -> errno::Result<()> {
-        let (source, target) = (self.source, self.target);
-        let (wanted, there) = (source.stat(from)?, target.stat(to)?);
-        let is_marked = matches!(from.kind(), Kind::File | Kind::Dir);
-        let fixed = |overlay: &Overlay<L>, node, stat: crate::layer::Stat| match is_marked {
-            true => overlay.fixed(node).map(|fixed| fixed.or(stat.fixed)),
-            false => Ok(stat.fixed),
-        };
-        let (fixed_now, fixed_then) = (fixed(target, to, there)?, fixed(source, from, wanted)?);
-        if fixed_now.is_any() {
-            target.set_flags(to, 0)?;
-        }
-        if (there.uid, there.gid) != (wanted.uid, wanted.gid) {
-            target.set_owner(to, Owner { uid: wanted.uid, gid: wanted.gid })?;
-        }
-        self.set_xattrs(from, to)?;
-        if from.kind() != Kind::Symlink && target.stat(to)?.mode != wanted.mode {
-            target.set_mode(to, wanted.mode)?;
-        }
-        let there = target.stat(to)?;
-        let times = target.times();
-        if (there.atime, there.mtime) != (times.kept(wanted.atime), times.kept(wanted.mtime)) {
-            target.set_times(to, wanted.atime, wanted.mtime)?;
-        }
-        if fixed_then.is_any() { target.set_flags(to, source.flags(from)?) } else { Ok(()) }
+        set_attributes((self.source, from), (self.target, to))
     }
+}
 
-    /// Gives an object of the target the extended attributes of an object of the source, and no
-    /// others.
-    fn set_xattrs(&self, from: &Arc<Node<L>>, to: &Arc<Node<L>>) -> errno::Result<()> {
-        let (wanted, there) = (xattrs(self.source, from)?, xattrs(self.target, to)?);
-        for name in there.iter().filter(|name| !wanted.contains(name)) {
-            self.target.remove_xattr(to, name)?;
-        }
-        for name in &wanted {
-            let value = self.source.xattr(from, name)?;
-            match self.target.xattr(to, name) {
-                Ok(same) if same == value => continue,
-                Err(error) if !matches!(error.errno, ENODATA | EOPNOTSUPP) => return Err(error),
-                _ => self.target.set_xattr(to, name, &value, XattrMode::Set)?,
-            }
-        }
-        Ok(())
+/// Gives an object of an upper layer all attributes of an object of another overlay.
+///
+/// The order matters. A change of the owner drops capabilities. An ACL contains the mode. Flags
+/// forbid all other changes.
+///
+/// # Errors
+///
+/// Those of [`Overlay::set_xattr`] and the like.
+pub fn set_attributes<L: Layer>(
+    (source, from): (&Overlay<L>, &Arc<Node<L>>),
+    (target, to): (&Overlay<L>, &Arc<Node<L>>),
+) -> errno::Result<()> {
+    let (wanted, there) = (source.stat(from)?, target.stat(to)?);
+    let is_marked = matches!(from.kind(), Kind::File | Kind::Dir);
+    let fixed = |overlay: &Overlay<L>, node, stat: crate::layer::Stat| match is_marked {
+        true => overlay.fixed(node).map(|fixed| fixed.or(stat.fixed)),
+        false => Ok(stat.fixed),
+    };
+    let (fixed_now, fixed_then) = (fixed(target, to, there)?, fixed(source, from, wanted)?);
+    if fixed_now.is_any() {
+        target.set_flags(to, 0)?;
     }
+    if (there.uid, there.gid) != (wanted.uid, wanted.gid) {
+        target.set_owner(to, Owner { uid: wanted.uid, gid: wanted.gid })?;
+    }
+    set_xattrs((source, from), (target, to))?;
+    if from.kind() != Kind::Symlink && target.stat(to)?.mode != wanted.mode {
+        target.set_mode(to, wanted.mode)?;
+    }
+    let there = target.stat(to)?;
+    let times = target.times();
+    if (there.atime, there.mtime) != (times.kept(wanted.atime), times.kept(wanted.mtime)) {
+        target.set_times(to, wanted.atime, wanted.mtime)?;
+    }
+    if fixed_then.is_any() { target.set_flags(to, source.flags(from)?) } else { Ok(()) }
+}
+
+/// Gives an object of an upper layer the extended attributes of an object of another overlay, and
+/// no others.
+fn set_xattrs<L: Layer>(
+    (source, from): (&Overlay<L>, &Arc<Node<L>>),
+    (target, to): (&Overlay<L>, &Arc<Node<L>>),
+) -> errno::Result<()> {
+    let (wanted, there) = (xattrs(source, from)?, xattrs(target, to)?);
+    for name in there.iter().filter(|name| !wanted.contains(name)) {
+        target.remove_xattr(to, name)?;
+    }
+    for name in &wanted {
+        let value = source.xattr(from, name)?;
+        match target.xattr(to, name) {
+            Ok(same) if same == value => continue,
+            Err(error) if !matches!(error.errno, ENODATA | EOPNOTSUPP) => return Err(error),
+            _ => target.set_xattr(to, name, &value, XattrMode::Set)?,
+        }
+    }
+    Ok(())
 }
 
 /// Makes an empty directory for objects under construction at the top of a target. Nothing inherits

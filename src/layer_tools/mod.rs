@@ -14,7 +14,7 @@
 //! | `text` | paths in messages and listings |
 //! | `apply` | the applier: makes the changes in a layer |
 //! | `open` | the layers of a tool that changes them |
-//! | `diff`, `commit`, `vacuum`, `info` | the subcommands |
+//! | `diff`, `commit`, `discard`, `flatten`, `vacuum`, `info` | the subcommands |
 //! | `listing`, `content`, `sums` | the listing of `diff`; the lines that differ; its sums |
 //! | `export` | the subcommand `export`: the changes become a layer of an image |
 //! | `import` | the subcommand `import`: archives and images become lower directories |
@@ -33,7 +33,9 @@ pub mod commit;
 mod compare;
 mod content;
 pub mod diff;
+mod discard;
 pub mod export;
+mod flatten;
 pub mod import;
 pub mod info;
 mod listing;

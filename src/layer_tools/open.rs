@@ -3,10 +3,12 @@
 use std::ffi::OsString;
 use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::{Error, escaped};
-use crate::layer::{Layer, OsLayer};
+use crate::errno::EINVAL;
+use crate::format;
+use crate::layer::{Layer, Object, OsLayer, RenameMode};
 use crate::mount::{self, open_layers};
 use crate::options::Options;
 use crate::overlay::on_disk::{Stack, namespace};
@@ -23,6 +25,10 @@ pub enum Part {
     Below,
     /// The topmost lower layer, to be written, on those below it.
     Target,
+    /// The lower layers that stay below a copy.
+    Rest,
+    /// The copy, to be written, on the lower layers that stay below it.
+    Copy,
 }
 
 /// The layers of a commit.
@@ -40,7 +46,25 @@ pub trait Opener {
     /// Makes the error for a stack that the engine refused.
     fn refused(&self, part: Part, cause: Refused) -> Error;
 
-    /// Removes what [`Opener::open`] made for the target, once its work directory is empty.
+    /// Opens [`Part::Above`] and [`Part::Copy`]. If possible, files of the topmost lower layer of
+    /// the first can be linked into the second.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Opener::open`].
+    fn open_linkable(&self) -> Result<[Layers<Self::Layer>; 2], Error> {
+        Ok([self.open(Part::Above)?, self.open(Part::Copy)?])
+    }
+
+    /// Exchanges the copy and the topmost lower layer. After that each is opened as the other was.
+    ///
+    /// # Errors
+    ///
+    /// - [`Error::At`]: they cannot be exchanged.
+    fn exchange(&self) -> Result<(), Error>;
+
+    /// Removes what [`Opener::open`] made for the target, once its work directory is empty. After
+    /// an exchange it removes the former lower layer too.
     ///
     /// # Errors
     ///
@@ -55,22 +79,25 @@ pub struct Paths {
     layers: Options,
     /// The topmost lower layer.
     target: PathBuf,
+    /// The copy, and the number of lower layers that it takes the place of.
+    copy: (PathBuf, usize),
+    /// The path where the former lower layer stays after an exchange.
+    kept: Option<PathBuf>,
 }
 
 impl Paths {
-    /// Takes the layers that `layers` names: an upper one, and at least one lower one.
+    /// Takes the layers that `layers` names: at least one lower one.
     ///
     /// # Errors
     ///
     /// - [`Error::At`]: a directory cannot be read.
     /// - [`Error::Refused`]: a layer lacks, or the topmost lower layer contains the upper one.
     pub fn new(layers: &Options) -> Result<Self, Error> {
-        let real = |path: &PathBuf| path.canonicalize().map_err(|cause| Error::at("open", path, cause));
-        let (Some(target), Some(upper)) = (layers.lowers.first(), &layers.upper) else {
-            return Err(Error::Refused("an upper and a lower layer are needed".to_owned()));
+        let Some(target) = layers.lowers.first() else {
+            return Err(Error::Refused("a lower layer is needed".to_owned()));
         };
         let target = real(target)?;
-        for inside in [Some(upper), layers.work.as_ref()].into_iter().flatten() {
+        for inside in [layers.upper.as_ref(), layers.work.as_ref()].into_iter().flatten() {
             if real(inside)?.starts_with(&target) {
                 return Err(Error::Refused(format!(
                     "{} is inside the lower layer {}, which cannot take the changes",
@@ -79,20 +106,62 @@ impl Paths {
                 )));
             }
         }
-        Ok(Paths { layers: Options { read_only: false, ..layers.clone() }, target })
+        let copy = (beside(&target, "new"), 1);
+        Ok(Paths { layers: Options { read_only: false, ..layers.clone() }, target, copy, kept: None })
     }
 
-    /// The topmost lower layer.
-    pub fn target(&self) -> &PathBuf {
-        &self.target
+    /// Adds a copy at `path`, which takes the place of the `replaced` topmost lower layers. Makes
+    /// the directory if it is missing.
+    ///
+    /// # Errors
+    ///
+    /// - [`Error::At`]: the directory cannot be made.
+    /// - [`Error::Refused`]: the directory and a layer contain each other.
+    pub fn with_copy(self, path: &Path, replaced: usize) -> Result<Self, Error> {
+        match fs::create_dir(path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(Error::at("create", path, error)),
+            _ => {}
+        }
+        let names = fs::read_dir(path).and_then(|entries| entries.map(|entry| Ok(entry?.file_name())).collect());
+        let names: Vec<_> = names.map_err(|error| Error::at("read", path, error))?;
+        // A copy that is not complete has its work directory. A former layer has none.
+        if !names.is_empty() && !names.contains(&OsString::from(format::WORK)) && path != self.copy.0 {
+            return Err(Error::Refused(format!("{} is not empty", escaped(path))));
+        }
+        let copy = real(&path.to_owned())?;
+        let Options { lowers, upper, work, .. } = &self.layers;
+        for layer in lowers.iter().chain(upper).chain(work) {
+            let layer = real(layer)?;
+            if layer.starts_with(&copy) || copy.starts_with(&layer) {
+                let (layer, copy) = (escaped(&layer), escaped(&copy));
+                return Err(Error::Refused(format!("{copy} and the layer {layer} contain each other")));
+            }
+        }
+        Ok(Paths { copy: (copy, replaced), ..self })
     }
 
-    /// Returns the path of a directory beside the topmost lower layer, with a name for `purpose`.
-    pub fn beside(&self, purpose: &str) -> PathBuf {
-        let mut name = OsString::from(".");
-        name.push(self.target.file_name().unwrap_or_default());
-        name.push(format!(".overlayfs-{purpose}"));
-        self.target.with_file_name(name)
+    /// Adds a copy beside the topmost lower layer, to be exchanged with it. With `keeps` the former
+    /// layer stays, with `.old` behind its name.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Paths::with_copy`].
+    /// - [`Error::Refused`]: something has the name for the former layer.
+    pub fn to_exchange(self, keeps: bool) -> Result<Self, Error> {
+        let path = self.copy.0.clone();
+        let mut name = self.target.clone().into_os_string();
+        name.push(".old");
+        let kept = keeps.then(|| PathBuf::from(name));
+        if let Some(kept) = kept.as_ref().filter(|kept| kept.symlink_metadata().is_ok()) {
+            return Err(Error::Refused(format!("{} exists, so the former layer cannot stay there", escaped(kept))));
+        }
+        Ok(Paths { kept, ..self.with_copy(&path, 1)? })
+    }
+
+    /// The copy, and the lower layers below it.
+    fn copy(&self) -> (&PathBuf, &[PathBuf]) {
+        let (copy, replaced) = &self.copy;
+        (copy, self.layers.lowers.get(*replaced..).unwrap_or_default())
     }
 
     /// Returns the work directory that the topmost lower layer needs beside it: in the kernel's
@@ -103,7 +172,7 @@ impl Paths {
         if Stack::new(vec![layer], true).and_then(|stack| namespace(&stack)).map_err(cause)?.is_none() {
             return Ok(None);
         }
-        let work = self.beside("work");
+        let work = beside(&self.target, "work");
         match fs::create_dir(&work) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(Error::at("create", &work, error)),
             _ => Ok(Some(work)),
@@ -120,6 +189,11 @@ impl Opener for Paths {
             Part::Upper => open_layers(&self.layers, true)?,
             Part::Above => open_layers(&self.layers, false)?,
             Part::Below => open_layers(&Options { lowers: lowers.clone(), ..Options::default() }, false)?,
+            Part::Rest => open_layers(&Options { lowers: self.copy().1.to_vec(), ..Options::default() }, false)?,
+            Part::Copy => {
+                let (copy, rest) = self.copy();
+                open_layers(&Options { upper: Some(copy.clone()), lowers: rest.to_vec(), ..Options::default() }, true)?
+            }
             Part::Target => {
                 let (upper, work) = (Some(self.target.clone()), self.target_work()?);
                 open_layers(&Options { upper, work, lowers: lowers[1..].to_vec(), ..Options::default() }, true)?
@@ -130,17 +204,73 @@ impl Opener for Paths {
     fn refused(&self, part: Part, cause: Refused) -> Error {
         let upper = match part {
             Part::Upper | Part::Above => self.layers.upper.clone().unwrap_or_default(),
-            Part::Below | Part::Target => self.target.clone(),
+            Part::Below | Part::Target | Part::Rest => self.target.clone(),
+            Part::Copy => self.copy.0.clone(),
         };
         let work = if part == Part::Upper { self.layers.work.clone() } else { None };
         mount::Error::Refused { upper, work, cause }.into()
     }
 
+    fn open_linkable(&self) -> Result<[Layers<OsLayer>; 2], Error> {
+        let (mut above, mut copy) = (self.open(Part::Above)?, self.open(Part::Copy)?);
+        // Two layers that were opened alone count as two mounts to the system, which links no file
+        // from one to the other.
+        if let (Ok(pair), Some(lower)) = (OsLayer::open_pair(&self.target, self.copy().0), above.lowers.first_mut()) {
+            (*lower, copy.upper) = (pair.0, Some(pair.1));
+        }
+        Ok([above, copy])
+    }
+
+    fn exchange(&self) -> Result<(), Error> {
+        let failed = |error: crate::errno::Error| Error::at("exchange", &self.target, error);
+        let (copy, _) = self.copy();
+        let (Some(parent), Some(name), Some(new)) = (self.target.parent(), self.target.file_name(), copy.file_name())
+        else {
+            return Err(failed(crate::errno::Error::new(EINVAL)));
+        };
+        let layer = OsLayer::open(parent, true).map_err(failed)?;
+        let root = layer.root().map_err(failed)?;
+        let number = |layer: &OsLayer, object: Object<'_, OsLayer>| layer.stat(object).map(|stat| (stat.dev, stat.ino));
+        let here = number(&layer, Object::Entry(&root, name)).map_err(failed)?;
+        let lower = OsLayer::open(&self.target, false).map_err(failed)?;
+        if here != number(&lower, Object::Dir(&lower.root().map_err(failed)?)).map_err(failed)? {
+            return Err(Error::Refused(format!(
+                "{} is a mount point, and cannot be exchanged; commit without --atomic",
+                escaped(&self.target)
+            )));
+        }
+        let exchanged = layer.rename(&root, new, &root, name, RenameMode::Exchange);
+        exchanged.and_then(|()| layer.sync_dir(&root)).map_err(failed)
+    }
+
     fn ended(&self) -> Result<(), Error> {
-        let work = self.beside("work");
+        let work = beside(&self.target, "work");
         match fs::remove_dir(&work) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::at("remove", work, error)),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(Error::at("remove", work, error)),
+            _ => {}
+        }
+        // Also of a commit that another call began.
+        let former = beside(&self.target, "new");
+        let ended = match &self.kept {
+            Some(kept) => fs::rename(&former, kept),
+            None => fs::remove_dir_all(&former),
+        };
+        match ended {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::at("remove", former, error)),
             _ => Ok(()),
         }
     }
+}
+
+/// Resolves symlinks and `..`, so that paths can be compared.
+fn real(path: &PathBuf) -> Result<PathBuf, Error> {
+    path.canonicalize().map_err(|cause| Error::at("open", path, cause))
+}
+
+/// Returns the path of a directory beside a layer, with a name for `purpose`.
+fn beside(layer: &Path, purpose: &str) -> PathBuf {
+    let mut name = OsString::from(".");
+    name.push(layer.file_name().unwrap_or_default());
+    name.push(format!(".overlayfs-{purpose}"));
+    layer.with_file_name(name)
 }

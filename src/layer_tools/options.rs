@@ -5,7 +5,7 @@
 
 use std::ffi::OsString;
 
-use super::{Tool, commit, diff, export, import, info, vacuum};
+use super::{Tool, commit, diff, discard, export, flatten, import, info, vacuum};
 use crate::options::{Error, Options, unknown};
 use crate::usage::layer::PROGRAM;
 
@@ -13,9 +13,11 @@ use crate::usage::layer::PROGRAM;
 type Parser = fn(&mut Words) -> Result<Box<dyn Tool>, Error>;
 
 /// The subcommands.
-const TOOLS: [(&str, Parser); 6] = [
+const TOOLS: [(&str, Parser); 8] = [
     ("diff", diff::parse),
     ("commit", commit::parse),
+    ("discard", discard::parse),
+    ("flatten", flatten::parse),
     ("vacuum", vacuum::parse),
     ("export", export::parse),
     ("import", import::parse),

@@ -287,6 +287,17 @@ impl<L: Layer> Overlay<L> {
         self.upper()?.0.sync_all()
     }
 
+    /// Whether the upper layer has no entry but its work directory.
+    ///
+    /// # Errors
+    ///
+    /// Those of the upper layer.
+    pub fn is_upper_empty(&self) -> Result<bool> {
+        let (upper, _) = self.upper()?;
+        let root = self.stack.upper_root().ok_or(Error::new(EIO))?;
+        Ok(entries(upper, &*self.stack.open(root)?)?.iter().all(|(name, _)| name == format::WORK))
+    }
+
     /// Removes everything from the upper layer but its root, the attributes of the root, and its
     /// work directory. The root gets these times. The overlay must not be used after that.
     ///

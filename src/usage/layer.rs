@@ -19,12 +19,14 @@ pub const PROGRAM: Program = Program {
     commands: &[
         ("diff", "List what the upper directory changes."),
         ("commit", "Merge the upper directory into the topmost lower one."),
+        ("discard", "Throw away all changes in the upper directory."),
+        ("flatten", "Make one directory of all layers."),
         ("vacuum", "Remove from the upper directory what the lower ones show too, and marks that hide nothing."),
         ("export", "Write the changes as a layer of an OCI image."),
         ("import", "Make lower directories of an archive or of an OCI image."),
         ("info", "Tell what the upper directory is, what it was stacked on, and what it contains."),
     ],
-    groups: &[LAYERS, DIFF, COMMIT, VACUUM, EXPORT, IMPORT, INFO, ITEMS],
+    groups: &[LAYERS, DIFF, COMMIT, FLATTEN, VACUUM, EXPORT, IMPORT, INFO, ITEMS],
     after: "The exit status is 0 after success; 1 if diff found changes; 2 if the command line is wrong; 3 if the \
             command refused its work or failed; 130 if it was stopped.",
 };
@@ -66,7 +68,22 @@ const COMMIT: Group = Group {
     options: &[
         option("--dry-run", "List the changes, and make none."),
         option("--resume", "Only go on with a commit that was interrupted. Any commit does that by itself."),
+        option(
+            "--into DIR",
+            "Leave the layers as they are, and make a merged copy of the upper and the topmost lower one.",
+        ),
+        option(
+            "--atomic",
+            "Make the merged copy beside the lower directory, and exchange the two in one step. The copy has links to \
+             the files that did not change.",
+        ),
+        option("--keep-old", "With `--atomic`: keep the former lower directory, with `.old` behind its name."),
     ],
+};
+
+const FLATTEN: Group = Group {
+    title: "Options of flatten",
+    options: &[option("--into DIR", "The new directory. It may exist if it is empty. `--upper` may be left out.")],
 };
 
 const VACUUM: Group = Group {

@@ -79,12 +79,16 @@ impl Place {
     }
 
     fn commit(&self) -> Result<(), Error> {
-        commit(self, &Choice::default(), &())
+        commit(self, Choice::default(), &())
     }
 }
 
 impl Opener for Place {
     type Layer = Counted<Memory>;
+
+    fn exchange(&self) -> Result<(), Error> {
+        Err(Error::Refused("no test exchanges layers in memory".to_owned()))
+    }
 
     fn open(&self, part: Part) -> Result<Layers<Self::Layer>, Error> {
         Ok(match part {
@@ -95,6 +99,7 @@ impl Opener for Place {
                 Layers { upper: Some(self.layer("lower", true)), work: None, lowers: self.lowers(&["bottom"]) }
             }
             Part::Target => self.stacked("lower", &["bottom"]),
+            Part::Rest | Part::Copy => return Err(Error::Refused("no test copies layers in memory".to_owned())),
         })
     }
 
@@ -106,6 +111,19 @@ impl Opener for Place {
 /// Returns the divisor of the sample: one of so many points is tried.
 fn one_of(sampled: u64) -> u64 {
     if std::env::var_os("OVERLAYFS_FAULTS").is_some_and(|value| value == "full") { 1 } else { sampled }
+}
+
+/// Returns a tree without the places of data in files. A power failure may leave a hole where zeros
+/// were written, and a commit does not write equal content again.
+fn without_holes(mut tree: Tree) -> Tree {
+    for text in tree.values_mut() {
+        if let Some((before, (_, after))) =
+            text.split_once(", data [").map(|(before, rest)| (before, rest.split_once(']').unwrap()))
+        {
+            *text = format!("{before}{after}");
+        }
+    }
+    tree
 }
 
 /// Ends a commit after every call, then goes on; `outage` says whether the power fails too.
@@ -140,8 +158,9 @@ fn try_points(seed: u64, abilities: Abilities, kernel: bool, sampled: u64, outag
             place = Place::of(place.disk.after_loss(loss), kernel);
         }
         place.commit().unwrap_or_else(|error| panic!("{what}: {error}"));
-        assert_same(&before, &place.below(), &what);
-        assert_same(&before, &place.shown(), &what);
+        let seen = |tree: Tree| if outage { without_holes(tree) } else { tree };
+        assert_same(&seen(before.clone()), &seen(place.below()), &what);
+        assert_same(&seen(before.clone()), &seen(place.shown()), &what);
         if !outage {
             place.disk.assert_same(&bottom);
         }

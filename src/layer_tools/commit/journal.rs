@@ -20,8 +20,12 @@ pub enum Phase {
     Put,
     /// Makes all other changes in the lower layer.
     Apply,
-    /// Removes what is committed from the upper layer.
+    /// Exchanges the merged copy of the lower layer with that.
+    Exchange,
+    /// Removes everything from the upper layer, and the traces of the commit from the lower one.
     Empty,
+    /// Removes everything from the upper layer, without a commit.
+    Discard,
 }
 
 impl Phase {
@@ -48,6 +52,8 @@ pub struct Journal {
     pub stage: OsString,
     /// The times of access and of change of the root of the merged tree.
     pub times: (Time, Time),
+    /// The inode number of the merged copy that takes the place of the lower layer.
+    pub copy: Option<u64>,
     /// The renamed directories that move. One inside another's old place comes first. Its index is
     /// its name in the stage.
     pub moves: Vec<Move>,
@@ -59,6 +65,9 @@ impl Journal {
         let phase = Phase::ALL.iter().find(|(phase, _)| *phase == self.phase).map_or("", |(_, word)| word);
         let mut body = format!("{TITLE}\nphase {phase}\nstage {}\n", escape(Path::new(&self.stage)));
         body += &format!("times {}\n", times_text(self.times));
+        if let Some(copy) = self.copy {
+            body += &format!("copy {copy}\n");
+        }
         for Move { from, to, times } in &self.moves {
             body += &format!("move {}\nhad {}\nto {}\n", escape(from), times_text(*times), escape(to));
         }
@@ -74,8 +83,13 @@ impl Journal {
         if end != end_line(body.as_bytes()) || lines.next()? != TITLE {
             return None;
         }
-        let mut journal =
-            Journal { phase: Phase::Take, stage: OsString::new(), times: Default::default(), moves: Vec::new() };
+        let mut journal = Journal {
+            phase: Phase::Take,
+            stage: OsString::new(),
+            times: Default::default(),
+            copy: None,
+            moves: Vec::new(),
+        };
         let (mut from, mut had) = (None, None);
         for line in lines {
             let (word, rest) = line.split_once(' ')?;
@@ -84,6 +98,7 @@ impl Journal {
                 "phase" => journal.phase = Phase::ALL.iter().find(|(_, word)| *word == rest)?.0,
                 "stage" => journal.stage = path.into_os_string(),
                 "times" => journal.times = parse_times(rest)?,
+                "copy" => journal.copy = Some(rest.parse().ok()?),
                 "move" => from = Some(path),
                 "had" => had = Some(parse_times(rest)?),
                 "to" => journal.moves.push(Move { from: from.take()?, to: path, times: had.take()? }),
@@ -118,6 +133,7 @@ mod tests {
             phase: Phase::Put,
             stage: ".stage".into(),
             times: (Time { sec: -1, nsec: 999_999_999 }, Time { sec: 1 << 40, nsec: 0 }),
+            copy: Some(7),
             moves: vec![
                 Move { from: odd.clone(), to: "x".into(), times: Default::default() },
                 Move { from: "y".into(), to: odd, times: Default::default() },

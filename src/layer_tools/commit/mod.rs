@@ -12,13 +12,15 @@
 //! | --- | --- |
 //! | `start` | the decisions at the start |
 //! | `moves` | renamed directories |
+//! | `beside` | merged copies: `--into`, `--atomic`, and `flatten` |
 //! | `journal` | the journal |
 
+use std::ffi::OsString;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::apply::Applier;
+use super::apply::{Applier, set_attributes};
 use super::listing::print_line;
 use super::open::{Opener, Part, Paths};
 use super::options::{Word, Words, check_upper};
@@ -29,6 +31,7 @@ use crate::options;
 use crate::options::Options;
 use crate::overlay::{Node, Overlay, Refused, Settings};
 
+pub mod beside;
 mod journal;
 mod moves;
 mod start;
@@ -40,14 +43,19 @@ use journal::{Journal, Phase};
 struct Tooled {
     layers: Options,
     dry_run: bool,
+    into: Option<PathBuf>,
     choice: Choice,
 }
 
 /// The choices of a commit.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Choice {
     /// Only go on with a commit that was interrupted.
     pub resume: bool,
+    /// Make a merged copy beside the topmost lower layer, and exchange the two in one step.
+    pub atomic: bool,
+    /// Keep the former lower layer after the exchange.
+    pub keep_old: bool,
 }
 
 /// Parses the options of `commit`.
@@ -61,20 +69,32 @@ pub fn parse(words: &mut Words) -> Result<Box<dyn Tool>, options::Error> {
         match &word {
             Word::Option(option) if option == "--dry-run" => commit.dry_run = true,
             Word::Option(option) if option == "--resume" => commit.choice.resume = true,
+            Word::Option(option) if option == "--atomic" => commit.choice.atomic = true,
+            Word::Option(option) if option == "--keep-old" => commit.choice.keep_old = true,
+            Word::Option(option) if option == "--into" => commit.into = Some(words.value()?.into()),
             _ => words.take_layers(&word, &mut commit.layers)?,
         }
     }
     check_upper(&mut commit.layers)?;
+    let Choice { resume, atomic, keep_old } = commit.choice;
+    if keep_old && !atomic {
+        return Err(options::Error::new("--keep-old needs --atomic."));
+    }
+    if commit.into.is_some() && (resume || atomic) {
+        return Err(options::Error::new("--into is for a copy, so --resume and --atomic mean nothing with it."));
+    }
     Ok(Box::new(commit))
 }
 
 impl Tool for Tooled {
     fn run(&self, out: &mut dyn Write, watch: &dyn Watch) -> Result<Outcome, Error> {
         let paths = Paths::new(&self.layers)?;
-        match self.dry_run {
-            true => Views::open(&self.layers, None)?
+        match &self.into {
+            _ if self.dry_run => Views::open(&self.layers, None)?
                 .changes(Renames::Found, watch, &mut |change| print_line(out, &change))?,
-            false => commit(&paths, &self.choice, watch)?,
+            Some(into) => beside::copy(&paths.with_copy(into, 1)?, watch)?,
+            None if self.choice.atomic => commit(&paths.to_exchange(self.choice.keep_old)?, self.choice, watch)?,
+            None => commit(&paths, self.choice, watch)?,
         }
         Ok(Outcome::Done)
     }
@@ -89,12 +109,13 @@ impl Tool for Tooled {
 /// - [`Error::Refused`]: the upper layer is damaged, or there is no commit to go on with.
 /// - [`Error::At`]: a step failed. A later call goes on.
 /// - [`Error::Stopped`]: `watch` wants to stop. A later call goes on.
-pub fn commit<O: Opener>(opener: &O, choice: &Choice, watch: &dyn Watch) -> Result<(), Error> {
+pub fn commit<O: Opener>(opener: &O, choice: Choice, watch: &dyn Watch) -> Result<(), Error> {
     let upper = stacked(opener, Part::Upper, Settings { commits: true, ..Settings::default() })?;
     let mut commit = match find_journal(&upper)? {
         Begun::No if choice.resume => {
             return Err(Error::Refused("no commit of the upper layer was interrupted".to_owned()));
         }
+        Begun::No if choice.atomic => beside::begin(opener, choice.keep_old, watch, upper)?,
         Begun::No => start::begin(opener, watch, upper)?,
         Begun::Ended => return end(&upper),
         Begun::Yes(journal) => Commit { opener, watch, upper, journal, resumes: true, moved: Vec::new() },
@@ -104,9 +125,43 @@ pub fn commit<O: Opener>(opener: &O, choice: &Choice, watch: &dyn Watch) -> Resu
             Phase::Take => commit.take()?,
             Phase::Put => commit.put()?,
             Phase::Apply => commit.apply()?,
+            Phase::Exchange => commit.exchange()?,
             Phase::Empty => return commit.empty(),
+            Phase::Discard => return commit.discard(),
         }
     }
+}
+
+/// Throws away all changes of the upper layer. From the journal on, in one step, they are gone, and
+/// the merged tree is that of the lower layers. An interrupted commit must go on first.
+///
+/// # Errors
+///
+/// - [`Error::Layers`]: a layer cannot be opened, or is in use.
+/// - [`Error::Refused`]: a commit of the upper layer was interrupted.
+/// - [`Error::At`]: a step failed. A later call goes on.
+pub fn discard<O: Opener>(opener: &O, watch: &dyn Watch) -> Result<(), Error> {
+    let upper = stacked(opener, Part::Upper, Settings { commits: true, reuse_volatile: true, ..Settings::default() })?;
+    let journal = match find_journal(&upper)? {
+        Begun::Ended => return end(&upper),
+        Begun::Yes(journal) if journal.phase == Phase::Discard => journal,
+        Begun::Yes(_) => {
+            return Err(Error::Refused(
+                "a commit of the upper layer was interrupted, and the lower layer has a part of the changes; end it \
+                 with commit --resume"
+                    .to_owned(),
+            ));
+        }
+        Begun::No => {
+            let below = stacked(opener, Part::Below, Settings::default())?;
+            let root = below.stat(below.root()).map_err(|error| Error::in_tree("read", Path::new(""), error))?;
+            let times = (root.atime, root.mtime);
+            Journal { phase: Phase::Discard, stage: OsString::new(), times, copy: None, moves: Vec::new() }
+        }
+    };
+    let commit = Commit { opener, watch, upper, journal, resumes: true, moved: Vec::new() };
+    commit.save()?;
+    commit.discard()
 }
 
 /// Whether an earlier call began a commit.
@@ -195,10 +250,24 @@ impl<O: Opener> Commit<'_, O> {
         self.go_on(target, Phase::Empty)
     }
 
+    /// Empties the upper layer, which is committed or not wanted.
+    fn empty_upper(&self) -> Result<(), Error> {
+        let emptied = self.upper.empty_upper(self.journal.times).and_then(|()| self.upper.sync_upper());
+        emptied.map_err(|error| Error::in_tree("empty the upper layer at", Path::new(""), error))
+    }
+
+    /// Ends a discard. The root gets the attributes that it has in the lower layers.
+    fn discard(self) -> Result<(), Error> {
+        let below = stacked(self.opener, Part::Below, Settings { commits: true, ..Settings::default() })?;
+        set_attributes((&below, below.root()), (&self.upper, self.upper.root()))
+            .map_err(|error| Error::in_tree("set the attributes of", Path::new(""), error))?;
+        self.empty_upper()?;
+        end(&self.upper)
+    }
+
     /// Empties the upper layer, then removes the work directory of the target and the journal.
     fn empty(self) -> Result<(), Error> {
-        let emptied = self.upper.empty_upper(self.journal.times).and_then(|()| self.upper.sync_upper());
-        emptied.map_err(|error| Error::in_tree("empty the upper layer at", Path::new(""), error))?;
+        self.empty_upper()?;
         let left = self.target(false)?.leave_no_work(self.journal.times);
         left.map_err(|error| Error::in_tree("remove the work directory of", Path::new(""), error))?;
         self.opener.ended()?;

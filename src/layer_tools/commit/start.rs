@@ -21,8 +21,7 @@ pub(super) fn begin<'a, O: Opener>(
     watch: &'a dyn Watch,
     upper: Overlay<O::Layer>,
 ) -> Result<Commit<'a, O>, Error> {
-    let whole = upper.make_whole().and_then(|()| upper.sync_upper());
-    whole.map_err(|error| Error::in_tree("complete the files of", Path::new(""), error))?;
+    make_whole(&upper)?;
     let redirects = upper.redirects().map_err(|error| Error::in_tree("read", Path::new(""), error))?;
     check_redirects(&upper, &redirects)?;
     let of = |Redirected { at, to, .. }: Redirected| {
@@ -49,6 +48,7 @@ pub(super) fn begin<'a, O: Opener>(
         phase: if moves.is_empty() { Phase::Apply } else { Phase::Take },
         stage: free_name([&upper, &target]).map_err(|error| Error::in_tree("read", Path::new(""), error))?,
         times: (root.atime, root.mtime),
+        copy: None,
         moves,
     };
     drop(target);
@@ -57,8 +57,14 @@ pub(super) fn begin<'a, O: Opener>(
     Ok(commit)
 }
 
+/// Makes an upper layer whole, on the disk.
+pub(super) fn make_whole<L: Layer>(upper: &Overlay<L>) -> Result<(), Error> {
+    let whole = upper.make_whole().and_then(|()| upper.sync_upper());
+    whole.map_err(|error| Error::in_tree("complete the files of", Path::new(""), error))
+}
+
 /// Returns a name that neither tree has at its top.
-fn free_name<L: Layer>(trees: [&Overlay<L>; 2]) -> errno::Result<OsString> {
+pub(super) fn free_name<L: Layer>(trees: [&Overlay<L>; 2]) -> errno::Result<OsString> {
     let mut number = 0;
     loop {
         let name: OsString = if number == 0 { STAGE.into() } else { format!("{STAGE}-{number}").into() };

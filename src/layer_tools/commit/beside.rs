@@ -1,0 +1,125 @@
+//! Merged copies: the tree of several layers in a new directory, on the layers that stay below.
+//!
+//! The work directory of a copy says that it is not complete, so no mount uses it. A call that
+//! finds such a copy begins it anew.
+
+use std::path::Path;
+
+use super::journal::{Journal, Phase};
+use super::start::{free_name, make_whole};
+use super::{Commit, stacked};
+use crate::errno;
+use crate::layer::{Layer, Object};
+use crate::layer_tools::apply::Applier;
+use crate::layer_tools::open::{Opener, Part};
+use crate::layer_tools::{Error, Views, Watch};
+use crate::overlay::{Layers, Overlay, Refused, Settings};
+
+/// Makes the merged copy of the upper layer and lower ones ([`Part::Copy`]), and leaves them as
+/// they are. Files share their data where the filesystem can do that.
+///
+/// # Errors
+///
+/// - [`Error::Layers`]: a layer cannot be opened, or is in use.
+/// - [`Error::Refused`]: the directory for the copy is not empty.
+/// - [`Error::At`]: a step failed. A later call begins the copy anew.
+/// - [`Error::Stopped`]: `watch` wants to stop; the same.
+pub fn copy<O: Opener>(opener: &O, watch: &dyn Watch) -> Result<(), Error> {
+    // It keeps mounts out, and completes the files.
+    let upper = stacked(opener, Part::Upper, Settings::default())?;
+    make_whole(&upper)?;
+    let layers = [opener.open(Part::Above)?, opener.open(Part::Copy)?];
+    make(opener, layers, None, watch)
+}
+
+/// Makes the merged copy of lower layers.
+///
+/// # Errors
+///
+/// Those of [`copy`].
+pub fn flatten<O: Opener>(opener: &O, watch: &dyn Watch) -> Result<(), Error> {
+    let layers = [opener.open(Part::Above)?, opener.open(Part::Copy)?];
+    make(opener, layers, None, watch)
+}
+
+/// Begins a commit by an exchange. Unless `keeps`, the copy has links to files of the lower layer
+/// that is about to go.
+pub(super) fn begin<'a, O: Opener>(
+    opener: &'a O,
+    keeps: bool,
+    watch: &'a dyn Watch,
+    upper: Overlay<O::Layer>,
+) -> Result<Commit<'a, O>, Error> {
+    make_whole(&upper)?;
+    let linked = if keeps { None } else { Some(1) };
+    make(opener, opener.open_linkable()?, linked, watch)?;
+    let copy = opener.open(Part::Copy)?.upper;
+    let copy = copy.ok_or_else(|| opener.refused(Part::Copy, Refused::NoLayer))?;
+    let root = upper.stat(upper.root()).map_err(|error| Error::in_tree("read", Path::new(""), error))?;
+    let journal = Journal {
+        phase: Phase::Exchange,
+        stage: free_name([&upper, &upper]).map_err(|error| Error::in_tree("read", Path::new(""), error))?,
+        times: (root.atime, root.mtime),
+        copy: Some(number(&copy)?),
+        moves: Vec::new(),
+    };
+    let commit = Commit { opener, watch, upper, journal, resumes: false, moved: Vec::new() };
+    commit.save()?;
+    Ok(commit)
+}
+
+/// Returns the inode number of the root of a layer.
+fn number<L: Layer>(layer: &L) -> Result<u64, Error> {
+    let stat = layer.root().and_then(|root| layer.stat(Object::Dir(&root)));
+    stat.map(|stat| stat.ino).map_err(|error| Error::in_tree("read", Path::new(""), error))
+}
+
+impl<O: Opener> Commit<'_, O> {
+    /// Exchanges the copy with the topmost lower layer, unless that is done.
+    pub(super) fn exchange(&mut self) -> Result<(), Error> {
+        let lowers = self.opener.open(Part::Below)?.lowers;
+        let first = lowers.first().ok_or_else(|| self.opener.refused(Part::Below, Refused::NoLayer))?;
+        if Some(number(first)?) != self.journal.copy {
+            self.opener.exchange()?;
+        }
+        self.journal.phase = Phase::Empty;
+        self.save()
+    }
+}
+
+/// Makes a copy in an empty directory, or in one that has a copy that is not complete.
+fn make<O: Opener>(
+    opener: &O,
+    [above, copy]: [Layers<O::Layer>; 2],
+    linked: Option<usize>,
+    watch: &dyn Watch,
+) -> Result<(), Error> {
+    let failed = |action| move |error: errno::Error| Error::in_tree(action, Path::new(""), error);
+    let settings = Settings { trusted: true, commits: true, reuse_volatile: true, ..Settings::default() };
+    // The layers of another overlay are not usable for links, so this one opens its own.
+    let former = Overlay::with_settings(opener.open(Part::Copy)?, settings);
+    let former = former.map_err(|cause| opener.refused(Part::Copy, cause))?;
+    if former.is_committing().map_err(failed("read the copy at"))? {
+        let root = former.stat(former.root()).map_err(failed("read the copy at"))?;
+        former.empty_upper((root.atime, root.mtime)).map_err(failed("empty the copy at"))?;
+    } else if !former.is_upper_empty().map_err(failed("read the copy at"))? {
+        return Err(Error::Refused("the directory for the copy is not empty".to_owned()));
+    }
+    drop(former);
+    let target = Overlay::with_settings(copy, Settings { volatile: true, ..settings });
+    let target = target.map_err(|cause| opener.refused(Part::Copy, cause))?;
+    target.begin_commit(None).map_err(failed("mark the copy at"))?;
+    let views = Views::of_commit(above, opener.open(Part::Rest)?);
+    let views = views.map_err(|cause| opener.refused(Part::Above, cause))?;
+    let Some(above) = &views.above else { return Err(opener.refused(Part::Above, Refused::NoLayer)) };
+    let stage = free_name([above, &target]).map_err(failed("read"))?;
+    let mut applier = Applier::new(&target, above, &stage, watch)?;
+    if let Some(layer) = linked {
+        applier = applier.link_from(layer);
+    }
+    views.changes_to_apply(watch, &mut |change| applier.apply(&change))?;
+    applier.finish()?;
+    let root = above.stat(above.root()).map_err(failed("read"))?;
+    let ended = target.sync_upper().and_then(|()| target.leave_no_work((root.atime, root.mtime)));
+    ended.and_then(|()| target.sync_upper()).map_err(failed("end the copy at"))
+}
