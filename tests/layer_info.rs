@@ -138,3 +138,15 @@ fn info_of_a_directory_that_was_never_mounted_says_so() {
     assert_eq!(output.status.code(), Some(3));
     assert!(String::from_utf8_lossy(&output.stderr).contains("cannot open the upper layer /missing/upper"));
 }
+
+#[test]
+fn the_examples_of_the_page_run() {
+    let page = include_str!("../docs/layers.md");
+    let blocks: String = page.split("\n```sh\n").skip(1).map(|block| block.split_once("```\n").unwrap().0).collect();
+    let home = tempfile::tempdir().unwrap();
+    let bin = Path::new(env!("CARGO_BIN_EXE_overlayfs-layer")).parent().unwrap();
+    let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
+    let output =
+        Command::new("sh").args(["-exc", &blocks]).env("HOME", home.path()).env("PATH", path).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
