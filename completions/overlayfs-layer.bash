@@ -21,18 +21,19 @@ _overlayfs_layer() {
         part=${part##*[=:]}
     else
         case $before in
-        overlayfs-layer) offer=(-W 'diff commit discard flatten vacuum export import info'); compopt +o nospace ;;
+        overlayfs-layer) offer=(-W 'diff commit discard flatten vacuum export import info convert'); compopt +o nospace ;;
         --lower) offer=(-d -S /) ;;
         --upper) offer=(-d -S /) ;;
         --work) offer=(-d -S /) ;;
         --from) offer=(-d -S /) ;;
         --into) offer=(-d -S /) ;;
         --format) offer=(-W 'tar tar.gz tar.zst') ;;
+        --to) offer=(-W 'oci kernel') ;;
         *) offer=(-d -S /) ;;
         esac
         if [[ $part == -* ]]; then
             compopt +o nospace
-            offer=(-W '--lower --upper --work -q --quiet -h --help -V --version -o --from --content --stat --json -0 --dry-run --resume --into --atomic --keep-old --ignore-times --format --oci-layout --base --no-devices --owner --rootless --limit')
+            offer=(-W '--lower --upper --work -q --quiet -h --help -V --version -o --from --content --stat --json -0 --dry-run --resume --into --atomic --keep-old --ignore-times --format --oci-layout --base --no-devices --owner --rootless --limit --to --deref')
         fi
     fi
     COMPREPLY=()

@@ -14,6 +14,7 @@ mod run;
 #[path = "suite/unprivileged.rs"]
 mod unprivileged;
 
+use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, chown, symlink};
@@ -23,6 +24,7 @@ use std::time::{Duration, SystemTime};
 use changes::{AGAIN, CHANGES, make_lower, mount_fuse_overlayfs, mount_kernel, shell, umount};
 use fixture::Fixture;
 use mount::Mount;
+use overlayfs::layer_tools::options::Command;
 use rustix::fs::{CWD, FileType, Mode, XattrFlags};
 use test_common::{Detail, LowerGuard, Setup, Snapshot, mode, names};
 
@@ -233,6 +235,31 @@ const WITH_THE_KERNEL: How = How { names: &["a", "b", "c", "d", ".wh.e"], detail
 /// also changes times of directories.
 const WITH_FUSE_OVERLAYFS: How = How { names: &["a", "b", "c", "d"], detail: Detail::Contents, seeds: 5 };
 
+/// Makes two lower layers with random objects, and returns the numbers behind them.
+fn random_layers(seed: u64, names: &'static [&'static str]) -> (Setup, Random) {
+    let setup = Setup::new();
+    mode(setup.root(), 0o755);
+    let mut random = Random { state: 0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(seed), names };
+    for layer in ["lower", "bottom"].map(|name| setup.dir(name)) {
+        for _ in 0..30 {
+            let path = random.path(&layer);
+            if !path.as_os_str().to_str().unwrap().contains(".wh.") {
+                let _ = fs::create_dir_all(path.parent().unwrap());
+                let _ =
+                    if random.below(3) == 0 { fs::create_dir_all(path) } else { fs::write(path, [seed as u8; 5000]) };
+            }
+        }
+    }
+    (setup, random)
+}
+
+/// Returns the mount options for these layers.
+fn layers_of(setup: &Setup) -> String {
+    let [lower, bottom, upper, work] =
+        ["lower", "bottom", "upper", "work"].map(|name| setup.dir(name).display().to_string());
+    format!("lowerdir={lower}:{bottom},upperdir={upper},workdir={work}")
+}
+
 /// This overlay and another one mount the same layers in turn. Each changes them, and each must
 /// show the tree that the other left. The first mount of this overlay has the options `more`, and
 /// each one has `always`.
@@ -240,33 +267,11 @@ fn in_turn(other: impl Fn(&str, &Path), (more, always): (&str, &str), other_firs
     let How { names, detail, seeds } = how;
     let mut done = 0;
     for seed in 1..=seeds {
-        let setup = Setup::new();
-        mode(setup.root(), 0o755);
-        let [lower, bottom, upper, work, point] =
-            ["lower", "bottom", "upper", "work", "mount"].map(|name| setup.dir(name));
-        let mut random = Random { state: 0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(seed), names };
-        for layer in [&lower, &bottom] {
-            for _ in 0..30 {
-                let path = random.path(layer);
-                if !path.as_os_str().to_str().unwrap().contains(".wh.") {
-                    let _ = fs::create_dir_all(path.parent().unwrap());
-                    let _ = if random.below(3) == 0 {
-                        fs::create_dir_all(path)
-                    } else {
-                        fs::write(path, [seed as u8; 5000])
-                    };
-                }
-            }
-        }
+        let (setup, mut random) = random_layers(seed, names);
+        let [lower, bottom, point] = ["lower", "bottom", "mount"].map(|name| setup.dir(name));
         // fuse-overlayfs changes times of access.
         let lowers = [&lower, &bottom].map(|lower| Snapshot::take(lower, Detail::Xattrs));
-        let options = format!(
-            "lowerdir={}:{},upperdir={},workdir={}",
-            lower.display(),
-            bottom.display(),
-            upper.display(),
-            work.display()
-        );
+        let options = layers_of(&setup);
         let mut expected: Option<Snapshot> = None;
         for turn in usize::from(!other_first)..6 {
             let ours = turn % 2 == 1;
@@ -337,6 +342,57 @@ fn upper_layers_started_by_fuse_overlayfs() {
 #[test]
 fn upper_layers_continued_by_fuse_overlayfs() {
     in_turn(mount_fuse_overlayfs, ("", ",redirect_dir=off"), false, WITH_FUSE_OVERLAYFS);
+}
+
+/// Runs `overlayfs-layer convert` with these options.
+fn convert(layers: &str, more: &[&str]) {
+    let words = ["convert", "-o", layers].into_iter().chain(more.iter().copied()).map(OsString::from);
+    let Ok(Command::Run { tool, .. }) = Command::parse(words) else { panic!("{more:?} is no command line") };
+    tool.run(&mut io::sink(), &()).unwrap_or_else(|error| panic!("{more:?}: {error}"));
+}
+
+/// The other programs show a converted layer as this overlay showed it before, and the way back
+/// keeps what they changed.
+#[test]
+fn converted_layers_of_random_work() {
+    for seed in 1..=6 {
+        let (setup, mut random) = random_layers(seed, WITH_FUSE_OVERLAYFS.names);
+        let guards = ["lower", "bottom"].map(|name| Snapshot::take(&setup.path(name), Detail::Xattrs));
+        let (point, options) = (setup.dir("mount"), layers_of(&setup));
+        let mut work = |expected: Option<&Snapshot>, what: &str| {
+            let shown = Snapshot::take(&point, Detail::Xattrs);
+            if let Some(expected) = expected {
+                expected.assert_same(&shown, &format!("seed {seed}: {what}"));
+            }
+            (0..60).for_each(|_| drop(change(&point, &mut random)));
+        };
+        let show = |detail| Snapshot::take(&point, detail);
+
+        let mount = Mount::new(&point, &options);
+        work(None, "");
+        let expected = show(Detail::Xattrs);
+        mount.unmount();
+        convert(&options, &["--to", "kernel"]);
+        kernel(&options, &point);
+        work(Some(&expected), "the kernel's overlayfs");
+        umount(&point);
+        // The kernel shows some links only in the next mount.
+        kernel(&options, &point);
+        let expected = show(Detail::Xattrs);
+        umount(&point);
+        convert(&options, &["--to", "oci"]);
+        let mount = Mount::new(&point, &options);
+        work(Some(&expected), "this overlay");
+        let expected = show(Detail::Contents);
+        mount.unmount();
+        convert(&options, &["--deref"]);
+        mount_fuse_overlayfs(&options, &point);
+        expected.assert_same(&show(Detail::Contents), &format!("seed {seed}: fuse-overlayfs"));
+        umount(&point);
+        for (before, name) in guards.iter().zip(["lower", "bottom"]) {
+            before.assert_same(&Snapshot::take(&setup.path(name), Detail::Xattrs), "a lower layer");
+        }
+    }
 }
 
 /// Deletions, opaque directories and their replacements, by both programs in turn.

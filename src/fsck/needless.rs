@@ -20,10 +20,12 @@ pub type IsSame<'f, L> = dyn FnMut(&Path, &Arc<Node<L>>) -> Result<bool> + 'f;
 struct Looked<L: Layer> {
     dir: Arc<LayerDir<L>>,
     path: PathBuf,
-    /// The directory that shows without this one.
-    below: Option<Arc<Node<L>>>,
-    /// Needless entries other than directories, and the opaque mark.
+    /// The directory that shows without this one, and its path.
+    below: Option<(Arc<Node<L>>, PathBuf)>,
+    /// Needless entries other than directories.
     needless: Vec<Finding<L>>,
+    /// The opaque mark, if it hides nothing.
+    opaque: Vec<Finding<L>>,
     /// Whether an entry stays. Those of directories in it are not counted yet.
     stays: bool,
 }
@@ -45,11 +47,20 @@ impl<L: Layer> Checker<L> {
         })?;
         let (mut findings, mut staying) = (Vec::new(), HashSet::new());
         // The content of a directory comes behind it in `dirs`, so backwards it comes first.
-        while let Some(Looked { dir, path, below, needless, stays }) = dirs.pop() {
+        while let Some(Looked { dir, path, below, needless, opaque, mut stays }) = dirs.pop() {
             findings.extend(needless);
+            // A lower directory must not show at two places, even if it is empty.
+            let shows_elsewhere = below.as_ref().is_some_and(|(_, lower)| {
+                report.redirects.iter().any(|(_, target)| target.starts_with(lower) || lower.starts_with(target))
+            });
+            if shows_elsewhere {
+                stays |= !opaque.is_empty();
+            } else {
+                findings.extend(opaque);
+            }
             let Some((above, name)) = self.upper.parent(&dir) else { continue };
             let goes = match below {
-                Some(below) if !stays && !staying.remove(&path) => is_same(&path, &below)?,
+                Some((below, _)) if !stays && !staying.remove(&path) => is_same(&path, &below)?,
                 _ => false,
             };
             if goes {
@@ -65,17 +76,17 @@ impl<L: Layer> Checker<L> {
     /// Looks through a directory.
     fn look(&self, seen: &Seen<'_, L>, is_same: &mut IsSame<'_, L>) -> Result<Looked<L>> {
         let Seen { dir, path, listing, unmarked, below } = *seen;
-        let (mut needless, mut stays) = (Vec::new(), false);
-        let mut add = |path: PathBuf, damage, step| {
+        let (mut needless, mut opaque, mut stays) = (Vec::new(), Vec::new(), false);
+        let finding = |path: PathBuf, damage, step| {
             let repair = Some(Repair { dir: dir.clone(), steps: vec![step] });
-            needless.push(Finding { path, in_work: false, damage, repair });
+            Finding { path, in_work: false, damage, repair }
         };
         for (name, kind, _) in listing.objects.iter().filter(|(_, kind, _)| *kind != Kind::Dir) {
             let path = path.join(name);
             let is_alone = self.upper.stat(dir, name)?.nlink == 1 && !listing.hides(name);
             match self.found(below, name)? {
                 Found::Object(node) if is_alone && is_same(&path, &node)? => {
-                    add(path, Damage::SameBelow, Step::Remove(name.clone(), *kind));
+                    needless.push(finding(path, Damage::SameBelow, Step::Remove(name.clone(), *kind)));
                 }
                 _ => stays = true,
             }
@@ -85,7 +96,7 @@ impl<L: Layer> Checker<L> {
             match self.found(below, &whiteout.name)? {
                 Found::Nothing if is_alone => {
                     let step = Step::Remove(whiteout.marker.clone(), whiteout.kind);
-                    add(path.join(&whiteout.marker), Damage::HidesNothing, step);
+                    needless.push(finding(path.join(&whiteout.marker), Damage::HidesNothing, step));
                 }
                 _ => stays = true,
             }
@@ -95,16 +106,16 @@ impl<L: Layer> Checker<L> {
         stays |= marks.redirect().is_some() || marks.fixed().is_any();
         if marks.is_opaque() && marks.redirect().is_none() && self.is_empty(unmarked)? {
             for step in self.opaque_marks(dir)? {
-                add(path.to_owned(), Damage::OpaqueOfNothing, step);
+                opaque.push(finding(path.to_owned(), Damage::OpaqueOfNothing, step));
             }
         } else {
             stays |= marks.is_opaque();
         }
         let below = match unmarked {
-            Below::Dir(node, _) => Some(node.clone()),
+            Below::Dir(node, path) => Some((node.clone(), path.clone())),
             Below::Nothing | Below::Unknown => None,
         };
-        Ok(Looked { dir: dir.clone(), path: path.to_owned(), below, needless, stays })
+        Ok(Looked { dir: dir.clone(), path: path.to_owned(), below, needless, opaque, stays })
     }
 
     /// Whether it is sure that no entry would show without a mark.

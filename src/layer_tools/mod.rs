@@ -14,7 +14,8 @@
 //! | `text` | paths in messages and listings |
 //! | `apply` | the applier: makes the changes in a layer |
 //! | `open` | the layers of a tool that changes them |
-//! | `diff`, `commit`, `discard`, `flatten`, `vacuum`, `info` | the subcommands |
+//! | `check` | the states in which a tool must not change a layer |
+//! | `diff`, `commit`, `discard`, `flatten`, `vacuum`, `info`, `convert` | the subcommands |
 //! | `listing`, `content`, `sums` | the listing of `diff`; the lines that differ; its sums |
 //! | `export` | the subcommand `export`: the changes become a layer of an image |
 //! | `import` | the subcommand `import`: archives and images become lower directories |
@@ -29,9 +30,11 @@ use crate::{errno, mount};
 pub mod apply;
 pub mod archive;
 pub mod changes;
+pub mod check;
 pub mod commit;
 mod compare;
 mod content;
+pub mod convert;
 pub mod diff;
 mod discard;
 pub mod export;

@@ -5,7 +5,7 @@
 
 use std::ffi::OsString;
 
-use super::{Tool, commit, diff, discard, export, flatten, import, info, vacuum};
+use super::{Tool, commit, convert, diff, discard, export, flatten, import, info, vacuum};
 use crate::options::{Error, Options, unknown};
 use crate::usage::layer::PROGRAM;
 
@@ -13,7 +13,7 @@ use crate::usage::layer::PROGRAM;
 type Parser = fn(&mut Words) -> Result<Box<dyn Tool>, Error>;
 
 /// The subcommands.
-const TOOLS: [(&str, Parser); 8] = [
+const TOOLS: [(&str, Parser); 9] = [
     ("diff", diff::parse),
     ("commit", commit::parse),
     ("discard", discard::parse),
@@ -22,6 +22,7 @@ const TOOLS: [(&str, Parser); 8] = [
     ("export", export::parse),
     ("import", import::parse),
     ("info", info::parse),
+    ("convert", convert::parse),
 ];
 
 /// A command line.

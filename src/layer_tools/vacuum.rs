@@ -8,6 +8,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::check::check;
 use super::compare::{Side, aspects};
 use super::options::{Word, Words, check_upper};
 use super::{Error, Outcome, Progress, Tool, Views, Watch, escaped};
@@ -72,31 +73,6 @@ impl Tool for Vacuum {
 impl Vacuum {
     fn refused(&self, upper: &Path, cause: Refused) -> Error {
         mount::Error::Refused { upper: upper.to_owned(), work: self.layers.work.clone(), cause }.into()
-    }
-}
-
-/// Checks that a vacuum of the upper layer at `upper` loses nothing: no mount holds it, and the
-/// lower layers are those that it was written with.
-///
-/// # Errors
-///
-/// - [`Error::Refused`]: one of these is not so.
-/// - [`Error::At`]: a layer cannot be read.
-pub fn check<L: Layer>(checker: &Checker<L>, upper: &Path) -> Result<(), Error> {
-    let shown = escaped(upper);
-    if checker.is_in_use() {
-        return Err(Error::Refused(format!("{shown} is in use by another overlay: unmount that one first")));
-    }
-    if let Some(difference) = checker.other_layers() {
-        return Err(Error::Refused(format!("{shown} was mounted last on other lower layers: {difference}")));
-    }
-    let findings = checker.check().map_err(|error| Error::at("check", upper, error))?;
-    match findings.iter().find(|finding| finding.damage.is_loss()) {
-        Some(Finding { path, damage, .. }) => Err(Error::Refused(format!(
-            "{shown} has damage, so that what is needless is unknown: {} {damage}; run overlayfs-fsck",
-            escaped(path)
-        ))),
-        None => Ok(()),
     }
 }
 

@@ -115,7 +115,7 @@ impl KnownFormat {
 
 /// Makes each step that the kernel's format needs once, in the work directory. Returns the known
 /// namespace, else the first one that works.
-fn attempt<L: Layer>(upper: &L, work: &L::Dir, known: Option<Namespace>) -> Result<Namespace> {
+pub fn attempt<L: Layer>(upper: &L, work: &L::Dir, known: Option<Namespace>) -> Result<Namespace> {
     let able = upper.capabilities();
     if !able.xattrs || !able.exchange {
         return Err(Error::new(EOPNOTSUPP));

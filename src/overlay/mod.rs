@@ -74,6 +74,8 @@ mod copy_plan;
 mod copy_up;
 mod create;
 mod ctime;
+#[cfg(feature = "layer-tools")]
+mod deref;
 mod detect;
 mod devices;
 mod end;

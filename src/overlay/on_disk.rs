@@ -8,6 +8,8 @@ use crate::layer::{Layer, Result};
 
 #[cfg(feature = "layer-tools")]
 pub use super::compare::{Content, Entry, Relation, content, has_copy, is_upper_over};
+#[cfg(feature = "layer-tools")]
+pub use super::detect::attempt as try_kernel_marks;
 pub use super::detect::namespace;
 pub use super::features::{Features, Need, found as found_features};
 pub use super::holder::{RECORD as HOLDER, hold};

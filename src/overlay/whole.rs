@@ -75,7 +75,7 @@ impl<L: Layer> Overlay<L> {
     }
 
     /// Returns the visible names of a directory, with their kinds.
-    fn shown_names(&self, dir: &Arc<Node<L>>) -> Result<Vec<(Arc<OsStr>, Kind)>> {
+    pub(super) fn shown_names(&self, dir: &Arc<Node<L>>) -> Result<Vec<(Arc<OsStr>, Kind)>> {
         let _tree = self.tree.read();
         let mut content = dir.dir()?;
         let names = self.read_dir(dir, &mut content)?;
@@ -83,7 +83,7 @@ impl<L: Layer> Overlay<L> {
     }
 
     /// Returns whether the upper layer has a visible name, and the inode number of its layer.
-    fn shown_place(&self, dir: &Arc<Node<L>>, name: &OsStr) -> Result<(bool, Option<u64>)> {
+    pub(super) fn shown_place(&self, dir: &Arc<Node<L>>, name: &OsStr) -> Result<(bool, Option<u64>)> {
         let _tree = self.tree.read();
         let mut content = dir.dir()?;
         let slot = self.read_dir(dir, &mut content)?.get(name).ok_or(Error::new(ENOENT))?;
@@ -92,7 +92,7 @@ impl<L: Layer> Overlay<L> {
 
     /// Gives a copy the name `name` in the upper layer, if that name shows the copy by the index
     /// alone.
-    fn link_from_copy(&self, parent: &Arc<Node<L>>, name: &OsStr) -> Result<()> {
+    pub(super) fn link_from_copy(&self, parent: &Arc<Node<L>>, name: &OsStr) -> Result<()> {
         let node = self.lookup(parent, name)?;
         if node.state.lock().stored.work_name().is_none() {
             return Ok(());

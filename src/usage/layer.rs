@@ -25,8 +25,9 @@ pub const PROGRAM: Program = Program {
         ("export", "Write the changes as a layer of an OCI image."),
         ("import", "Make lower directories of an archive or of an OCI image."),
         ("info", "Tell what the upper directory is, what it was stacked on, and what it contains."),
+        ("convert", "Change the format of the upper directory."),
     ],
-    groups: &[LAYERS, DIFF, COMMIT, FLATTEN, VACUUM, EXPORT, IMPORT, INFO, ITEMS],
+    groups: &[LAYERS, DIFF, COMMIT, FLATTEN, VACUUM, EXPORT, IMPORT, INFO, CONVERT, ITEMS],
     after: "The exit status is 0 after success; 1 if diff found changes; 2 if the command line is wrong; 3 if the \
             command refused its work or failed; 130 if it was stopped.",
 };
@@ -135,6 +136,23 @@ const IMPORT: Group = Group {
 };
 
 const INFO: Group = Group { title: "Options of info", options: &[option("--json", "Print a JSON object.")] };
+
+const CONVERT: Group = Group {
+    title: "Options of convert",
+    options: &[
+        Explained {
+            form: "--to oci|kernel",
+            brief: "The new format: that of OCI image layers, or that of the kernel's overlayfs.",
+            more: "`--work` must name a directory beside the upper one then, on the same filesystem. The upper \
+                   directory uses it from then on. It must be no mount point.",
+        },
+        Explained {
+            form: "--deref",
+            brief: "Resolve redirects: copy everything in renamed directories to the upper directory.",
+            more: "Programs that know no redirects, such as fuse-overlayfs, read the upper directory then.",
+        },
+    ],
+};
 
 const ITEMS: Group = Group {
     title: "Items of the list after -o",
