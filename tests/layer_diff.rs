@@ -8,6 +8,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 use overlayfs::format::Wanted;
+use overlayfs::layer::counted::{Counted, Counts};
 use overlayfs::layer::{Kind, OsLayer, Owner, RenameMode, Time, XattrMode};
 use overlayfs::layer_tools::{Aspects, Change, ChangeKind, Renames, Views};
 use overlayfs::overlay::{Layers, Node, Overlay, Settings};
@@ -681,4 +682,28 @@ fn without_changes_the_program_prints_nothing() {
         said,
         "overlayfs-layer: cannot open the upper layer /missing: No such file or directory (os error 2).\n"
     );
+}
+
+/// The lower layers may be large, so what both trees have in common costs no calls.
+#[test]
+fn the_differ_looks_only_at_what_the_upper_layer_has() {
+    let setup = Setup::new();
+    for file in 0..300 {
+        put::file(&setup.dir("lower"), &format!("same{}/{file}", file % 30), "content");
+        put::file(&setup.dir("upper"), &format!("new/{}", file / 3), "content");
+    }
+    let counts = Counts::default();
+    let open = |name: &str| Counted::new(OsLayer::open(&setup.path(name), false).unwrap(), &counts);
+    let above = Layers { upper: Some(open("upper")), work: None, lowers: vec![open("lower")] };
+    let views = Views::new(above, Layers { upper: None, work: None, lowers: vec![open("lower")] }).unwrap();
+    let (before, mut changes) = (counts.tally().total(), 0);
+    let each = &mut |_| {
+        changes += 1;
+        Ok(())
+    };
+    views.changes(Renames::Found, &(), each).unwrap();
+    let calls = counts.tally().total() - before;
+    assert_eq!(changes, 102, "the root, the directory and its files");
+    // One call for each new file; the three directories are read once.
+    assert!(calls <= 100 + 3 * 10, "{calls} calls");
 }
