@@ -80,7 +80,7 @@ fn bash_completes_options_and_their_values() {
     assert_eq!(offered("overlayfs --re"), ["--read-only", "--reuse-volatile", "--replace"]);
     assert_eq!(offered("overlayfs --lower tests/pag"), ["tests/pages/"]);
     assert_eq!(offered("overlayfs-fsck -").len(), 10);
-    assert_eq!(offered("overlayfs-layer di"), ["diff"]);
+    assert_eq!(offered("overlayfs-layer dif"), ["diff"]);
     assert_eq!(offered("overlayfs-layer diff --upper tests/pag"), ["tests/pages/"]);
     assert_eq!(offered("overlayfs-layer diff --fr"), ["--from"]);
     assert_eq!(offered("overlayfs-fuse -o upper"), ["upperdir="]);
