@@ -11,7 +11,8 @@ set -g __overlayfs_fsck_list \
     reuse_volatile\t'Accepted without effect' \
     whole_copies\t'Accepted without effect' \
     userxattr\t'Accepted without effect' \
-    redirect_dir=\t'Accepted without effect'
+    redirect_dir=\t'Accepted without effect' \
+    on_exit=\t'Accepted without effect'
 
 complete -c overlayfs-fsck -l lower -x -a '(__fish_complete_directories)' -d 'A directory that is only read'
 complete -c overlayfs-fsck -l upper -x -a '(__fish_complete_directories)' -d 'The directory to check'

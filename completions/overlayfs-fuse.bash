@@ -16,6 +16,7 @@ _overlayfs_fuse() {
         workdir=*) offer=(-d -S /) ;;
         format=*) offer=(-W 'oci kernel') ;;
         fsync=*) offer=(-W '0 1') ;;
+        on_exit=*) offer=(-W 'preserve discard commit') ;;
         redirect_dir=*) offer=(-W 'on off follow') ;;
         threaded=*) offer=(-W '0 1') ;;
         writeback=*) offer=(-W '0 1') ;;
@@ -29,7 +30,7 @@ _overlayfs_fuse() {
         noxattrs=*) offer=(-W '0') ;;
         xattr_permissions=*) offer=(-W '2') ;;
         *=*) return ;;
-        *) offer=(-W 'lowerdir= lowerdir+= upperdir= workdir= format= ro rw volatile fsync= reuse_volatile whole_copies userxattr redirect_dir= allow_other default_permissions uidmapping= gidmapping= squash_to_root squash_to_uid= squash_to_gid= static_nlink noacl timeout= max_threads= threaded= writeback= log= debug fsname= remount nosuid suid nodev dev noexec exec noatime atime nodiratime diratime relatime norelatime strictatime nostrictatime lazytime nolazytime nosymfollow symfollow sync async dirsync auto noauto user nouser users owner group nofail defaults comment _netdev helper uhelper private user_id group_id silent loud nomand iversion noiversion context fscontext defcontext rootcontext clone_fd max_idle_threads kernel_cache big_writes nonempty splice_read splice_write splice_move max_write fast_ino fast_ino_check door= xino= index= nfs_export= uuid= metacopy= noxattrs= xattr_permissions=') ;;
+        *) offer=(-W 'lowerdir= lowerdir+= upperdir= workdir= format= ro rw volatile fsync= reuse_volatile whole_copies userxattr on_exit= redirect_dir= allow_other default_permissions uidmapping= gidmapping= squash_to_root squash_to_uid= squash_to_gid= static_nlink noacl timeout= max_threads= threaded= writeback= log= debug fsname= remount nosuid suid nodev dev noexec exec noatime atime nodiratime diratime relatime norelatime strictatime nostrictatime lazytime nolazytime nosymfollow symfollow sync async dirsync auto noauto user nouser users owner group nofail defaults comment _netdev helper uhelper private user_id group_id silent loud nomand iversion noiversion context fscontext defcontext rootcontext clone_fd max_idle_threads kernel_cache big_writes nonempty splice_read splice_write splice_move max_write fast_ino fast_ino_check door= xino= index= nfs_export= uuid= metacopy= noxattrs= xattr_permissions=') ;;
         esac
         part=${part##*[=:]}
     else
@@ -38,7 +39,7 @@ _overlayfs_fuse() {
         esac
         if [[ $part == -* ]]; then
             compopt +o nospace
-            offer=(-W '-o -f -v --verbose -d --debug -s -h --help -V --version')
+            offer=(-W '-o -f -v --verbose -d --debug --on-exit -s -h --help -V --version')
         fi
     fi
     COMPREPLY=()

@@ -13,6 +13,7 @@ set -g __overlayfs_fuse_list \
     reuse_volatile\t'Use the upper directory even if it has the mark of a crash, and remove the mark' \
     whole_copies\t'Copy a lower file whole before its first change' \
     userxattr\t'Trust redirects and marks of metadata in the layers, whatever their owner' \
+    on_exit=\t'What happens to the changes at a clean unmount' \
     redirect_dir=\t'With off a rename of a lower directory fails with EXDEV' \
     allow_other\t'Other users may use the mount' \
     default_permissions\t'The kernel checks access by owner and mode' \
@@ -103,6 +104,7 @@ complete -c overlayfs-fuse -s v -d 'Log important events: to standard error, or 
 complete -c overlayfs-fuse -l verbose -d 'Log important events: to standard error, or in the background to syslog'
 complete -c overlayfs-fuse -s d -d 'Log every request too, and stay in the foreground'
 complete -c overlayfs-fuse -l debug -d 'Log every request too, and stay in the foreground'
+complete -c overlayfs-fuse -l on-exit -x -d 'The same as the mount option on_exit'
 complete -c overlayfs-fuse -s s -d 'Serve as few requests at once as possible, as max_threads=1 does'
 complete -c overlayfs-fuse -s h -d 'Print a summary of the options'
 complete -c overlayfs-fuse -l help -d 'Print a summary of the options'

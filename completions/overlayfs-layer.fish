@@ -11,7 +11,8 @@ set -g __overlayfs_layer_list \
     reuse_volatile\t'Accepted without effect' \
     whole_copies\t'Accepted without effect' \
     userxattr\t'Accepted without effect' \
-    redirect_dir=\t'Accepted without effect'
+    redirect_dir=\t'Accepted without effect' \
+    on_exit=\t'Accepted without effect'
 
 complete -c overlayfs-layer -n __fish_use_subcommand -x -a diff -d 'List what the upper directory changes'
 complete -c overlayfs-layer -n __fish_use_subcommand -x -a commit -d 'Merge the upper directory into the topmost lower one'

@@ -15,8 +15,9 @@ _overlayfs() {
         upperdir=*) offer=(-d -S /) ;;
         workdir=*) offer=(-d -S /) ;;
         redirect_dir=*) offer=(-W 'on off follow') ;;
+        on_exit=*) offer=(-W 'preserve discard commit') ;;
         *=*) return ;;
-        *) offer=(-W 'lowerdir= lowerdir+= upperdir= workdir= ro rw volatile reuse_volatile whole_copies userxattr redirect_dir=') ;;
+        *) offer=(-W 'lowerdir= lowerdir+= upperdir= workdir= ro rw volatile reuse_volatile whole_copies userxattr redirect_dir= on_exit=') ;;
         esac
         part=${part##*[=:]}
     else
@@ -28,7 +29,7 @@ _overlayfs() {
         esac
         if [[ $part == -* ]]; then
             compopt +o nospace
-            offer=(-W '--lower --upper --work --read-only --volatile --reuse-volatile --whole-copies --trust-layers --no-redirects --replace --detach --hand-to-init --unprotected-hardlinks -v --verbose -h --help -V --version -o')
+            offer=(-W '--lower --upper --work --read-only --volatile --reuse-volatile --whole-copies --trust-layers --no-redirects --on-exit --replace --detach --hand-to-init --unprotected-hardlinks -v --verbose -h --help -V --version -o')
         fi
     fi
     COMPREPLY=()

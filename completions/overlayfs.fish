@@ -11,7 +11,8 @@ set -g __overlayfs_list \
     reuse_volatile\t'As --reuse-volatile' \
     whole_copies\t'As --whole-copies' \
     userxattr\t'As --trust-layers' \
-    redirect_dir=\t'off and follow are --no-redirects'
+    redirect_dir=\t'off and follow are --no-redirects' \
+    on_exit=\t'As --on-exit'
 
 complete -c overlayfs -l lower -x -a '(__fish_complete_directories)' -d 'A directory that is only read'
 complete -c overlayfs -l upper -x -a '(__fish_complete_directories)' -d 'The directory that takes every change'
@@ -22,6 +23,7 @@ complete -c overlayfs -l reuse-volatile -d 'Use the upper directory even if it h
 complete -c overlayfs -l whole-copies -d 'Copy a lower file whole before its first change'
 complete -c overlayfs -l trust-layers -d 'Trust redirects and marks of metadata in the layers, whatever their owner'
 complete -c overlayfs -l no-redirects -d 'A rename of a lower directory fails with EXDEV'
+complete -c overlayfs -l on-exit -x -d 'What happens to the changes when SIGTERM or SIGINT ends the daemon'
 complete -c overlayfs -l replace -d 'Take the name even if a dead daemon has left it behind'
 complete -c overlayfs -l detach -d 'Go into the background'
 complete -c overlayfs -l hand-to-init -d 'Hand the scheme to init, which registers the name'

@@ -31,7 +31,9 @@ fn fail(sentence: &str) -> ExitCode {
 #[cfg(target_os = "redox")]
 fn serve(arguments: Arguments) -> Result<ExitCode, String> {
     use overlayfs::daemon::{Init, Kept, keep, remove_name, run, start_log};
+    use overlayfs::layer_tools::ending::Planned;
 
+    let ending = Planned::new(&arguments.options).map_err(|error| format!("The option --on-exit: {error}."))?;
     // SAFETY: the process has no other thread yet.
     let init = unsafe { Init::from_environment() };
     let as_child = |kept: Kept| {
@@ -42,7 +44,7 @@ fn serve(arguments: Arguments) -> Result<ExitCode, String> {
         }
     };
     // SAFETY: the process has no other thread yet.
-    unsafe { keep(arguments.detach, as_child, || remove_name(&arguments.name)) }
+    unsafe { keep(arguments.detach, as_child, || ending.make(), || remove_name(&arguments.name)) }
 }
 
 #[cfg(not(target_os = "redox"))]

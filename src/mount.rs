@@ -98,6 +98,18 @@ pub fn mount(options: &Options) -> Result<Overlay<OsLayer>, Error> {
     })
 }
 
+/// Returns the options with absolute paths without symlinks, for use after the working directory
+/// has changed. A path that cannot be resolved stays.
+pub fn resolved(options: &Options) -> Options {
+    let real = |path: &PathBuf| path.canonicalize().unwrap_or_else(|_| path.clone());
+    Options {
+        lowers: options.lowers.iter().map(real).collect(),
+        upper: options.upper.as_ref().map(real),
+        work: options.work.as_ref().map(real),
+        ..options.clone()
+    }
+}
+
 /// Records the process that holds the upper layer. If that fails, the message of another mount only
 /// says less.
 pub fn sign<L: Layer>(overlay: &Overlay<L>, holder: &Holder) {

@@ -13,7 +13,7 @@ use crate::format::Wanted;
 use crate::usage::overlayfs::PROGRAM;
 
 /// The items of a list that [`Options::add`] takes.
-pub const KEYS: [&str; 11] = [
+pub const KEYS: [&str; 12] = [
     "lowerdir",
     "lowerdir+",
     "upperdir",
@@ -25,6 +25,7 @@ pub const KEYS: [&str; 11] = [
     "whole_copies",
     "userxattr",
     "redirect_dir",
+    "on_exit",
 ];
 
 /// The layers of a mount.
@@ -48,9 +49,46 @@ pub struct Options {
     pub trusted: bool,
     /// Refuse renames of directories that lower layers have.
     pub no_redirects: bool,
+    /// What happens to the changes when the overlay ends well.
+    pub on_exit: Ending,
     /// The format of the upper layer. None: the format that it has; a new one becomes an OCI image
     /// layer. The daemon for Redox has no option for it, since Redox has no other format.
     pub format: Option<Wanted>,
+}
+
+/// What happens to the changes in the upper layer when an overlay ends well. After a crash they
+/// stay.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Ending {
+    /// They stay.
+    #[default]
+    Preserve,
+    /// They are thrown away.
+    Discard,
+    /// They are merged into the topmost lower layer.
+    Commit,
+}
+
+impl Ending {
+    const WORDS: [(&str, Ending); 3] =
+        [("preserve", Ending::Preserve), ("discard", Ending::Discard), ("commit", Ending::Commit)];
+
+    /// Returns the word of the option.
+    pub fn word(self) -> &'static str {
+        Self::WORDS.iter().find(|(_, ending)| *ending == self).map_or("", |(word, _)| word)
+    }
+
+    /// Parses the value of the option `--on-exit`.
+    ///
+    /// # Errors
+    ///
+    /// - There is no such ending.
+    pub fn parse(word: &OsStr) -> Result<Self, Error> {
+        let found = Self::WORDS.iter().find(|(known, _)| word == *known);
+        found
+            .map(|(_, ending)| *ending)
+            .ok_or_else(|| unknown("ending", &word.to_string_lossy(), &Self::WORDS.map(|(word, _)| word)))
+    }
 }
 
 /// The command line of the daemon.
@@ -124,6 +162,7 @@ impl Command {
                 Long("whole-copies") => options.whole_copies = true,
                 Long("trust-layers") => options.trusted = true,
                 Long("no-redirects") => options.no_redirects = true,
+                Long("on-exit") => options.on_exit = Ending::parse(&parser.value()?)?,
                 Long("replace") => replace = true,
                 Long("detach") => detach = true,
                 Long("hand-to-init") => hand_to_init = true,
@@ -180,6 +219,10 @@ impl Options {
                 self.no_redirects = item.choice(&words)?;
                 Ok(())
             }
+            "on_exit" => {
+                self.on_exit = item.choice(&Ending::WORDS)?;
+                Ok(())
+            }
             other => Err(unknown("mount option", other, &KEYS)),
         }
     }
@@ -190,6 +233,7 @@ impl Options {
     ///
     /// - There is no lower directory.
     /// - There is a work directory, but no upper one.
+    /// - Something is to happen to changes, but there can be none.
     pub fn check(&self) -> Result<(), Error> {
         if self.lowers.is_empty() {
             return Err(Error("No lower directory is given: an overlay needs at least one.".to_owned()));
@@ -198,6 +242,11 @@ impl Options {
             (Some(work), None) => Err(Error(format!(
                 "The work directory {} has no use without an upper directory: the overlay is read-only then.",
                 work.display()
+            ))),
+            _ if self.on_exit != Ending::Preserve && (self.upper.is_none() || self.read_only) => Err(Error(format!(
+                "There is nothing to {} at the end: the overlay is read-only{}.",
+                self.on_exit.word(),
+                if self.read_only { "" } else { " without an upper directory" }
             ))),
             _ => Ok(()),
         }
@@ -614,6 +663,15 @@ mod tests {
                 &["--lower", "/a", "--upper", "/u", "-o", "upperdir=/v", "x"],
                 "Two upper directories are given, /u and /v: an overlay has one.",
             ),
+            (
+                &["--lower", "/a", "--on-exit", "discard", "x"],
+                "There is nothing to discard at the end: the overlay is read-only without an upper directory.",
+            ),
+            (
+                &["-o", "lowerdir=/a,upperdir=/u,ro,on_exit=commit", "x"],
+                "There is nothing to commit at the end: the overlay is read-only.",
+            ),
+            (&["--on-exit", "comit", "x"], "There is no ending comit. Did you mean commit?"),
             (&["x"], "No lower directory is given: an overlay needs at least one."),
             (&["--lower", "/a"], "The name of the scheme is missing."),
             (&["--lower", "/a", "x", "y"], "A scheme has one name, but y is given too."),

@@ -19,7 +19,8 @@ use std::time::{Duration, Instant};
 use linux_delegate::kernel::manager;
 use linux_delegate::{Process, abi};
 use overlayfs::daemon::{Init, Kept, Stop, Watcher, keep, run, start_log};
-use overlayfs::options::{Arguments, Options};
+use overlayfs::layer_tools::ending::Planned;
+use overlayfs::options::{Arguments, Ending, Options};
 use redox_scheme::Socket;
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use tempfile::TempDir;
@@ -42,7 +43,7 @@ fn main() -> ExitCode {
     }
 }
 
-const TESTS: [(&str, fn()); 9] = [
+const TESTS: [(&str, fn()); 11] = [
     ("a signal to the parent ends the daemon well", || {
         let mut started = Started::new(false);
         started.signal(started.parent(), Signal::TERM);
@@ -60,6 +61,20 @@ const TESTS: [(&str, fn()); 9] = [
         started.signal(started.daemon(), Signal::KILL);
         assert!(!started.end().success());
         started.is_gone("");
+    }),
+    ("after a good end the parent makes the ending, before the name goes", || {
+        let mut started = Started::with_upper();
+        started.signal(started.parent(), Signal::TERM);
+        assert!(started.end().success());
+        started.is_gone("ended well");
+        assert!(!started.path("upper/change").exists());
+    }),
+    ("after a kill the changes stay", || {
+        let mut started = Started::with_upper();
+        started.signal(started.daemon(), Signal::KILL);
+        assert!(!started.end().success());
+        started.is_gone("");
+        assert!(started.path("upper/change").exists());
     }),
     ("a daemon that cannot begin fails", || {
         let mut started = Started::failing(false);
@@ -114,7 +129,10 @@ const TESTS: [(&str, fn()); 9] = [
 /// Runs the daemon. `dir` has the layer `lower`, and the file `name` while the scheme's name
 /// exists. The files `daemon`, `read` and `end` report the state of the child.
 fn serve(dir: &Path, detach: bool) -> ExitCode {
-    let options = Options { lowers: vec![dir.join("lower")], ..Options::default() };
+    let upper = Some(dir.join("upper")).filter(|upper| upper.exists());
+    let on_exit = if upper.is_some() { Ending::Discard } else { Ending::Preserve };
+    let options = Options { lowers: vec![dir.join("lower")], upper, on_exit, ..Options::default() };
+    let ending = Planned::new(&options).unwrap();
     let name = "kept".to_owned();
     let arguments = Arguments {
         options,
@@ -148,7 +166,7 @@ fn serve(dir: &Path, detach: bool) -> ExitCode {
         if served.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
     };
     // SAFETY: the process has one thread.
-    let kept = unsafe { keep(detach, as_child, || drop(fs::remove_file(dir.join("name")))) };
+    let kept = unsafe { keep(detach, as_child, || ending.make(), || drop(fs::remove_file(dir.join("name")))) };
     kept.unwrap()
 }
 
@@ -212,6 +230,16 @@ impl Started {
     /// Starts the program, and returns when the daemon is ready.
     fn new(detach: bool) -> Self {
         let started = Self::start(TempDir::new().unwrap(), detach, true);
+        started.wait_until_ready();
+        started
+    }
+
+    /// Starts the program with an upper layer, whose changes are to be discarded.
+    fn with_upper() -> Self {
+        let dir = TempDir::new().unwrap();
+        fs::create_dir(dir.path().join("upper")).unwrap();
+        fs::write(dir.path().join("upper/change"), "change").unwrap();
+        let started = Self::start(dir, false, true);
         started.wait_until_ready();
         started
     }

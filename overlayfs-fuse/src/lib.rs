@@ -2,6 +2,7 @@
 //!
 //! | file | subject |
 //! | --- | --- |
+//! | `library` | the mount for other programs: builder, mount, what comes after it |
 //! | `program` | the program: its process, its layers, its life from mount to unmount |
 //! | `options`, `usage` | the command line, and the text that explains it |
 //! | `inherited`, `logger`, `sandbox` | limits and signals of the parent, messages, dropped rights |
@@ -18,16 +19,12 @@
 //! scheme that serves Redox.
 //!
 //! # Example
-//! Mounts an overlay of two directories, creates a file in it and unmounts it. Needs `/dev/fuse`,
-//! and the right to mount or the package `fuse3`.
+//! Mounts an overlay of two directories, creates a file in it, and throws the change away. Needs
+//! `/dev/fuse`, and the right to mount or the package `fuse3`.
 //! ```
-//! use std::sync::Arc;
-//! use std::{fs, thread};
+//! use std::fs;
 //!
-//! use overlayfs_fuse::Session;
-//! use overlayfs_fuse::engine::{EngineFrontEnd, Settings};
-//! use overlayfs_fuse::mount;
-//! use rustix::mount::{MountFlags, UnmountFlags, unmount};
+//! use overlayfs_fuse::Overlay;
 //!
 //! let home = tempfile::tempdir()?;
 //! let [lower, upper, merged] = ["lower", "upper", "merged"].map(|name| home.path().join(name));
@@ -36,28 +33,23 @@
 //! }
 //! fs::write(lower.join("old"), "from below")?;
 //!
-//! let layers = overlayfs::options::Options { lowers: vec![lower], upper: Some(upper.clone()), ..Default::default() };
-//! let overlay = Arc::new(overlayfs::mount::mount(&layers)?);
-//! let options = mount::Options {
-//!     source: "overlay".into(),
-//!     flags: MountFlags::empty(),
-//!     allow_other: false,
-//!     default_permissions: true,
-//! };
-//! let device = mount::mount(&merged, &options)?;
-//! let front_end = EngineFrontEnd::new(overlay.clone(), Settings::default());
-//! let running = Session::start(device, front_end, 2, None)?.start_threads()?;
-//! let serving = thread::spawn(|| running.run(|| ()));
+//! let mount = Overlay::builder().lower(&lower).upper(&upper).mount(&merged)?;
+//! assert_eq!(fs::read_to_string(mount.path().join("old"))?, "from below");
+//! fs::write(mount.path().join("new"), "content")?;
+//! assert!(mount.changes()?.iter().any(|change| change.path.as_os_str() == "new"));
 //!
-//! assert_eq!(fs::read_to_string(merged.join("old"))?, "from below");
-//! fs::write(merged.join("new"), "content")?;
-//!
-//! unmount(&merged, UnmountFlags::empty())?;
-//! let (served, _) = serving.join().expect("the thread does not panic");
-//! served?;
-//! overlay.complete_and_sync()?;
+//! let unmounted = mount.unmount()?;
 //! assert_eq!(fs::read_to_string(upper.join("new"))?, "content");
+//! unmounted.discard()?;
+//! assert!(!upper.join("new").exists());
 //! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! An ending needs an unmount before it. This does not compile:
+//! ```compile_fail
+//! # fn changed(mount: overlayfs_fuse::Mount) -> Result<(), Box<dyn std::error::Error>> {
+//! mount.discard()?;
+//! # Ok(()) }
 //! ```
 
 #![warn(missing_docs, clippy::missing_errors_doc, clippy::too_many_lines)]
@@ -68,6 +60,7 @@ mod flags;
 pub mod front_end;
 pub mod identity;
 pub mod inherited;
+pub mod library;
 pub mod logger;
 pub mod mount;
 pub mod options;
@@ -80,4 +73,5 @@ pub mod usage;
 pub mod wire;
 
 pub use front_end::FrontEnd;
+pub use library::{Builder, Mount, Overlay, Unmounted};
 pub use session::{Notifier, Running, Session};

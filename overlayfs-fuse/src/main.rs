@@ -4,7 +4,6 @@ use std::process::ExitCode;
 
 use overlayfs_fuse::engine::{EngineFrontEnd, Settings};
 use overlayfs_fuse::inherited;
-use overlayfs_fuse::options::MountOptions;
 use overlayfs_fuse::program::{self, Stacked};
 use overlayfs_fuse::sandbox::Sandbox;
 
@@ -19,22 +18,7 @@ fn main() -> ExitCode {
 fn serve(stacked: Stacked<'_>) -> Result<(), String> {
     let options = stacked.options();
     let sandbox = Sandbox::new(&options.layers)?;
-    let settings = settings(options, stacked.is_limited());
+    let settings = Settings::of(options, stacked.is_limited());
     let front_end = EngineFrontEnd::new(stacked.overlay(), settings);
     stacked.serve(front_end, Some(sandbox))
-}
-
-/// Returns the settings of the front end.
-fn settings(options: &MountOptions, is_limited: bool) -> Settings {
-    let usual = Settings::default();
-    Settings {
-        identity: options.identity.clone(),
-        static_nlink: options.static_nlink,
-        acl: options.acl,
-        // A write over a limit must fail in write(2), not when the kernel writes back after
-        // close(2).
-        writeback: options.writeback && !is_limited,
-        valid: options.timeout.unwrap_or(usual.valid),
-        ..usual
-    }
 }

@@ -1,9 +1,9 @@
 //! Mounts and unmounts: by system calls, or by `fusermount3` for a user without the right to mount.
 //!
 //! Both need rights that the daemon drops before it serves. So a process of its own keeps them,
-//! does nothing else, and waits for the unmount. Two more of its threads serve [`crate::settle`].
-//! One makes the kernel wait before it takes the filesystem down, and the other finds out whether
-//! it is about to.
+//! does nothing else, and waits for the unmount. Three more of its threads serve [`crate::settle`].
+//! One makes the kernel wait before it takes the filesystem down, and one finds out whether it is
+//! about to. The third makes the ending: what happens to the changes after a clean unmount.
 
 use std::ffi::{CString, OsStr, OsString};
 use std::fmt;
@@ -122,34 +122,41 @@ impl fmt::Display for Device {
 pub struct Unmounter(UnixStream);
 
 impl Unmounter {
-    /// Starts the process for a later mount at `path`, which must be absolute. The caller must have
-    /// no other threads. Nor may it have opened a file that must be closed at its end.
+    /// Starts the process for a later mount at `path`, which must be absolute. [`Ender::end`] calls
+    /// `ending` there. The caller must have no other threads. Nor may it have opened a file that
+    /// must be closed at its end.
     ///
     /// # Errors
     ///
     /// - EAGAIN: the system has no more processes for the user.
     /// - EMFILE: there is no descriptor for the sockets.
-    pub fn start(path: &Path) -> io::Result<(Self, Waiter, Prober)> {
+    pub fn start(
+        path: &Path,
+        ending: impl FnOnce() -> Result<(), String> + Send + 'static,
+    ) -> io::Result<(Self, Ender, Waiter, Prober)> {
         let (ours, theirs) = UnixStream::pair()?;
         let (mut ours_to_wait, theirs_to_wait) = UnixStream::pair()?;
         let (ours_to_probe, theirs_to_probe) = UnixStream::pair()?;
+        let (ours_to_end, theirs_to_end) = UnixStream::pair()?;
         // SAFETY: there is no other thread, so the child has all that this process has.
         match unsafe { fork()? } {
             Side::Child => {
-                drop((ours, ours_to_wait, ours_to_probe));
+                drop((ours, ours_to_wait, ours_to_probe, ours_to_end));
                 // Without these threads the mount works, and umount does not wait.
                 let _ = std::thread::Builder::new().spawn(|| wait_in_ustat(theirs_to_wait));
                 let _ = std::thread::Builder::new().spawn(|| probe_with_ustat(theirs_to_probe));
+                // Without this one, the daemon says that the changes stay.
+                let _ = std::thread::Builder::new().spawn(|| wait_to_end(theirs_to_end, ending));
                 wait_to_unmount(theirs, path);
                 // SAFETY: takes a number and does not return. The parent's work at its end is not
                 // this child's.
                 unsafe { libc::_exit(0) }
             }
             Side::Parent(_) => {
-                drop((theirs, theirs_to_wait, theirs_to_probe));
+                drop((theirs, theirs_to_wait, theirs_to_probe, theirs_to_end));
                 let mut thread = [0; size_of::<u32>()];
                 let thread = ours_to_wait.read_exact(&mut thread).map_or(0, |()| u32::from_ne_bytes(thread));
-                Ok((Self(ours), Waiter { line: ours_to_wait, thread }, Prober(ours_to_probe)))
+                Ok((Self(ours), Ender(ours_to_end), Waiter { line: ours_to_wait, thread }, Prober(ours_to_probe)))
             }
         }
     }
@@ -169,6 +176,46 @@ impl Unmounter {
             0 => Ok(()),
             errno => Err(io::Error::from_raw_os_error(errno)),
         }
+    }
+}
+
+/// A thread of the process `unmounter`. It makes the ending: what happens to the changes after the
+/// unmount. It is not the thread that unmounts, since umount waits for the ending.
+pub struct Ender(UnixStream);
+
+impl Ender {
+    /// Makes the ending, and waits for it. The layers must be unlocked.
+    ///
+    /// # Errors
+    ///
+    /// - A sentence says what failed, and why.
+    pub fn end(&self) -> Result<(), String> {
+        let ask = || {
+            let mut line = &self.0;
+            line.write_all(&[0])?;
+            let mut length = [0; size_of::<u32>()];
+            line.read_exact(&mut length)?;
+            let mut sentence = vec![0; u32::from_ne_bytes(length) as usize];
+            line.read_exact(&mut sentence)?;
+            Ok(String::from_utf8_lossy(&sentence).into_owned())
+        };
+        match ask() {
+            Ok(sentence) if sentence.is_empty() => Ok(()),
+            Ok(sentence) => Err(sentence),
+            Err(error @ io::Error { .. }) => Err(format!(
+                "The changes stay in the upper directory: the process for the ending does not answer: {error}."
+            )),
+        }
+    }
+}
+
+/// Makes the ending at the request of the other process, and answers with the length of a sentence
+/// and the sentence. If the other process dies without that request, there is no ending.
+fn wait_to_end(mut line: UnixStream, ending: impl FnOnce() -> Result<(), String>) {
+    if line.read_exact(&mut [0]).is_ok() {
+        let sentence = ending().err().unwrap_or_default();
+        // If the other process is gone, no process waits.
+        let _ = line.write_all(&[&(sentence.len() as u32).to_ne_bytes(), sentence.as_bytes()].concat());
     }
 }
 
@@ -329,20 +376,29 @@ fn wait_to_unmount(mut line: UnixStream, path: &Path) {
     let _ = Streams::open().and_then(Streams::put_in_place);
     let _ = std::env::set_current_dir("/");
     while line.read_exact(&mut [0]).is_ok() {
-        let errno = unmount(path).err().map_or(0, |error| error.raw_os_error().unwrap_or(libc::EIO));
+        let errno = unmount(path, true).err().map_or(0, |error| error.raw_os_error().unwrap_or(libc::EIO));
         if line.write_all(&errno.to_ne_bytes()).is_err() {
             return;
         }
     }
 }
 
-fn unmount(path: &Path) -> io::Result<()> {
-    match rustix::mount::unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+/// Unmounts the mount at `path`; `detach` also where a program uses it.
+///
+/// # Errors
+///
+/// - EINVAL: nothing is mounted there.
+/// - EBUSY: a program uses the mount.
+/// - The message of `fusermount3`.
+pub(crate) fn unmount(path: &Path, detach: bool) -> io::Result<()> {
+    let flags = if detach { UnmountFlags::DETACH } else { UnmountFlags::empty() };
+    match rustix::mount::unmount(path, flags | UnmountFlags::NOFOLLOW) {
         // A user without the right to mount cannot unmount either.
         Err(rustix::io::Errno::PERM) => {
             let mut helper = Command::new("fusermount3");
-            let done = helper.args(["-u", "-z", "-q", "--"]).arg(path).stdin(Stdio::null()).status()?;
-            if done.success() { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::EPERM)) }
+            helper.arg("-u").args(detach.then_some("-z")).arg("--").arg(path).stdin(Stdio::null());
+            let done = helper.stdout(Stdio::null()).output()?;
+            if done.status.success() { Ok(()) } else { Err(io::Error::other(refusal(&done.stderr))) }
         }
         unmounted => Ok(unmounted?),
     }

@@ -13,7 +13,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use overlayfs::format::Wanted;
-use overlayfs::options::{Error, KEYS, ListItem, Options, split_list, unknown};
+use overlayfs::options::{Ending, Error, KEYS, ListItem, Options, split_list, unknown};
 use rustix::mount::MountFlags;
 
 use crate::identity::{IdMap, Identity, Range};
@@ -253,6 +253,7 @@ impl Command {
                 Short('h') | Long("help") => return Ok(Self::Help),
                 Short('V') | Long("version") => return Ok(Self::Version),
                 Short('f') => options.foreground = true,
+                Long("on-exit") => options.layers.on_exit = Ending::parse(&parser.value()?)?,
                 Short('s') => options.max_threads = Some(NonZeroUsize::MIN),
                 Short('v') | Long("verbose") => options.verbosity = options.verbosity.max(Verbosity::Verbose),
                 Short('d') | Long("debug") => (options.verbosity, options.foreground) = (Verbosity::Debug, true),
@@ -294,7 +295,7 @@ impl Command {
 
 impl MountOptions {
     /// Applies one item of an `-o` list.
-    fn add(&mut self, item: &ListItem) -> Result<(), Error> {
+    pub(crate) fn add(&mut self, item: &ListItem) -> Result<(), Error> {
         let key = item.key.as_str();
         if KEYS.contains(&key) {
             self.layers.add(item)

@@ -17,14 +17,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use overlayfs::layer::OsLayer;
+use overlayfs::layer_tools::ending::Planned;
 use overlayfs::mount::{mount, sign};
-use overlayfs::options::Options;
+use overlayfs::options::{Ending, Options};
 use overlayfs::overlay::{Holder, Overlay};
 use overlayfs::process::{Detached, Ready, Streams, detach};
 use rustix::mount::MountFlags;
 
 use crate::front_end::FrontEnd;
-use crate::mount::{self as fuse_mount, Device, Prober, Unmounter, Waiter};
+use crate::mount::{self as fuse_mount, Device, Ender, Prober, Unmounter, Waiter};
 use crate::options::{Command, MountOptions};
 use crate::patience::Patience;
 use crate::sandbox::Sandbox;
@@ -107,15 +108,27 @@ fn stack(options: &MountOptions, ready: Option<Ready>) -> Result<Stacked<'_>, St
         return Err(format!("The mount point {} cannot be used: it is not a directory.", mount_point.display()));
     }
     // Before the layers are locked, so that only the daemon holds them.
-    let (unmounter, waiter, prober) = Unmounter::start(&mount_point).map_err(|error| {
-        format!("No process can be started for the later unmount of {}: {error}.", mount_point.display())
-    })?;
+    let ending = Planned::new(&options.layers).map_err(|error| format!("Cannot mount with on_exit: {error}."))?;
+    let (unmounter, ender, waiter, prober) =
+        Unmounter::start(&mount_point, move || ending.make()).map_err(|error| {
+            format!("No process can be started for the later unmount of {}: {error}.", mount_point.display())
+        })?;
     log_layers(&options.layers);
     let overlay = Arc::new(mount_in_turn(&options.layers)?);
     let holder = Holder::this(mount_point.clone());
     sign(&overlay, &holder);
     let unmounter = Arc::new(Mutex::new(unmounter));
-    Ok(Stacked { options, is_limited, mount_point, unmounter, watched: (waiter, prober), overlay, holder, ready })
+    Ok(Stacked {
+        options,
+        is_limited,
+        mount_point,
+        unmounter,
+        watched: (waiter, prober),
+        ender,
+        overlay,
+        holder,
+        ready,
+    })
 }
 
 /// Explains why a mount point cannot be used.
@@ -162,6 +175,7 @@ pub struct Stacked<'a> {
     mount_point: PathBuf,
     unmounter: Arc<Mutex<Unmounter>>,
     watched: (Waiter, Prober),
+    ender: Ender,
     overlay: Arc<Overlay<OsLayer>>,
     /// The record of this process, which holds the upper layer.
     holder: Holder,
@@ -208,7 +222,7 @@ impl<'a> Stacked<'a> {
         let (served, settled) = running.run(|| sign(&overlay, &holder));
         log::info!("{shown} is unmounted");
         served.map_err(|error| format!("The mount at {shown} failed: {error}."))?;
-        settled.map_err(|error| format!("The changes are not all complete and on the disk: {error}."))
+        settled
     }
 
     fn mount_options<D: FrontEnd>(&self) -> fuse_mount::Options {
@@ -242,8 +256,10 @@ impl<'a> Stacked<'a> {
         let settler = match self.overlay.is_read_only() {
             true => None,
             false => {
+                let ends = self.options.layers.on_exit != Ending::Preserve;
+                let ending = ends.then_some(self.ender);
                 let settler = Device::of_mounted(&self.mount_point)
-                    .and_then(|device| Settler::new(device, self.watched, threads, self.overlay))
+                    .and_then(|device| Settler::new(device, self.watched, ending, threads, self.overlay))
                     .map_err(|error| format!("The mount at {shown} cannot be watched for its unmount: {error}."))?;
                 Some(settler)
             }

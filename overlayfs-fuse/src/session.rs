@@ -123,8 +123,9 @@ pub struct Running<D> {
 impl<D: FrontEnd + 'static> Running<D> {
     /// Serves until the filesystem is unmounted, then calls `ending`. The first result has the
     /// error of the thread that failed first. At the end it completes and syncs the changes that
-    /// are left. The second result says whether that succeeded, or the sync before umount returned.
-    pub fn run(self, ending: impl FnOnce()) -> (io::Result<()>, overlayfs::layer::Result<()>) {
+    /// are left, and makes the ending. The second result says whether that succeeded, or what
+    /// umount waited for; its error is a sentence.
+    pub fn run(self, ending: impl FnOnce()) -> (io::Result<()>, Result<(), String>) {
         let panicked = |_| io::Error::other("a thread panicked");
         let first = self.served.serve(&self.device);
         let others = self.others.into_iter().map(|other| other.join().map_err(panicked).flatten());
@@ -133,7 +134,8 @@ impl<D: FrontEnd + 'static> Running<D> {
         drop(self.watched);
         self.served.settler.iter().for_each(Settler::stop);
         let result = result.and(self.watching.join().map_err(panicked)).and(self.settling.join().map_err(panicked));
-        (result, self.served.settler.as_ref().map_or(Ok(()), Settler::end))
+        let settled = self.served.settler.as_ref().map_or(Ok(()), |settler| settler.end(result.is_ok()));
+        (result, settled)
     }
 }
 

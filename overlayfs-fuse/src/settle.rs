@@ -19,6 +19,10 @@
 //! waits, which is a remount. A volatile overlay is only completed then. After `REST` it is
 //! synced, and its mark is removed.
 //!
+//! After the last sync, once the layers are unlocked, the process `unmounter` makes the ending:
+//! what happens to the changes then. umount waits for it too. If anything failed before, the
+//! changes stay.
+//!
 //! Without ustat(2) umount does not wait, and the next mount of the same upper layer does.
 //!
 //! The lock of the state is a leaf, except for the removal and the return of the mark. The thread
@@ -37,7 +41,7 @@ use overlayfs::overlay::Overlay;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use zerocopy::IntoBytes;
 
-use crate::mount::{Device, Prober, Waiter};
+use crate::mount::{Device, Ender, Prober, Waiter};
 use crate::wire::{OutHeader, opcode};
 
 /// The pause without a change before changes are completed and synced.
@@ -61,6 +65,8 @@ pub struct Settler {
     mounts: File,
     waiter: Waiter,
     prober: Prober,
+    /// The process that makes the ending. None: the changes stay.
+    ending: Option<Ender>,
     threads: usize,
     state: Mutex<State>,
     changed: Condvar,
@@ -87,6 +93,8 @@ struct State {
     retired: bool,
     /// The result of the last completion and sync.
     failed: Result<()>,
+    /// The failure of the ending, as a sentence.
+    ended_badly: Option<String>,
     ended: bool,
 }
 
@@ -112,6 +120,7 @@ impl Settler {
     pub fn new(
         device: Device,
         (waiter, prober): (Waiter, Prober),
+        ending: Option<Ender>,
         threads: usize,
         overlay: Arc<Overlay<OsLayer>>,
     ) -> io::Result<Self> {
@@ -128,6 +137,7 @@ impl Settler {
             resting: false,
             retired: false,
             failed: Ok(()),
+            ended_badly: None,
             ended: false,
         };
         Ok(Self {
@@ -136,6 +146,7 @@ impl Settler {
             mounts: File::open("/proc/self/mountinfo")?,
             waiter,
             prober,
+            ending,
             threads,
             state: Mutex::new(state),
             changed: Condvar::new(),
@@ -337,7 +348,19 @@ impl Settler {
         let mut state = self.state();
         state.failed = state.failed.and(retired);
         self.log(state.failed);
+        if state.failed.is_ok() {
+            drop(state);
+            let ended_badly = self.make_ending().err();
+            state = self.state();
+            state.ended_badly = ended_badly;
+        }
         state.release(Hold::Impossible);
+    }
+
+    /// Has the other process make the ending of the unlocked layers.
+    fn make_ending(&self) -> std::result::Result<(), String> {
+        let Some(ending) = &self.ending else { return Ok(()) };
+        ending.end().inspect_err(|sentence| log::error!("{sentence}"))
     }
 
     /// Completes and syncs everything, with a second try. The first syncfs(2) may report an earlier
@@ -411,20 +434,25 @@ impl Settler {
         state.release(Hold::Impossible);
     }
 
-    /// Completes and syncs the rest after [`Settler::run`], and unlocks the layers.
+    /// Completes and syncs the rest after [`Settler::run`], and unlocks the layers. Then, if the
+    /// service ended well, makes the ending.
     ///
     /// # Errors
     ///
-    /// - EIO: a layer failed. The error comes from the call that failed first, so it may be another
-    ///   one.
-    pub fn end(&self) -> Result<()> {
-        let State { dirty, changes, retired, failed, .. } = *self.state();
-        if retired {
-            return failed;
-        }
+    /// - A sentence says which of these failed, and why.
+    pub fn end(&self, served_well: bool) -> std::result::Result<(), String> {
+        let unsettled = |error| format!("The changes are not all complete and on the disk: {error}.");
+        let (dirty, changes, failed) = {
+            let state = self.state();
+            if state.retired {
+                return state.failed.map_err(unsettled).and(state.ended_badly.clone().map_or(Ok(()), Err));
+            }
+            (state.dirty, state.changes, state.failed)
+        };
         let is_settled = failed.is_ok() && !(dirty && changes > 0 || self.overlay.has_unfinished());
         let settled = if is_settled { Ok(()) } else { self.settle_at_last() };
-        settled.and(self.overlay.retire())
+        settled.and(self.overlay.retire()).map_err(unsettled)?;
+        if served_well { self.make_ending() } else { Ok(()) }
     }
 }
 

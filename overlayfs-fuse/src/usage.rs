@@ -25,7 +25,7 @@ pub const PROGRAM: Program = Program {
     after: "",
 };
 
-const WORDS: [Explained; 7] = [
+const WORDS: [Explained; 8] = [
     Explained {
         form: "-o LIST",
         brief: "Mount options, separated by commas. The option may come more than once. A comma, colon or backslash \
@@ -42,12 +42,13 @@ const WORDS: [Explained; 7] = [
                `log` appends them to a file.",
     },
     option("-d, --debug", "Log every request too, and stay in the foreground."),
+    option("--on-exit ENDING", "The same as the mount option `on_exit`."),
     option("-s", "Serve as few requests at once as possible, as `max_threads=1` does."),
     option("-h, --help", "Print a summary of the options."),
     option("-V, --version", "Print the version."),
 ];
 
-const LAYERS: [Explained; 12] = [
+const LAYERS: [Explained; 13] = [
     Explained {
         form: "lowerdir=DIR[:DIR ...]",
         brief: "The directories that are only read. The first one is the topmost: its entries hide entries of the \
@@ -103,6 +104,14 @@ const LAYERS: [Explained; 12] = [
                 that a user could have made leads only to objects that this user may read.",
         more: "A user could have made a mark if its file belongs to neither root nor the mounting user, or if others \
                may write the file. Attributes in the namespace `trusted.` are root's and always count.",
+    },
+    Explained {
+        form: "on_exit=preserve|discard|commit",
+        brief: "What happens to the changes at a clean unmount. `preserve` is the default: they stay. `discard` throws \
+                them away. `commit` merges them into the topmost lower directory.",
+        more: "umount returns when it is done. After a crash of the mount, or if not everything could be synced, the \
+               changes stay. A failure is logged, and `overlayfs-layer` goes on. Without an upper directory, and with \
+               `ro`, the option is refused.",
     },
     Explained {
         form: "redirect_dir=on|off|follow",

@@ -3,7 +3,8 @@
 //! Once it serves, the daemon is in an empty namespace and cannot remove its own name. So the
 //! program forks before it opens anything. The child serves. The parent waits for it, and passes it
 //! the signals that end programs. After the child's end it answers the clients that still wait
-//! (`spare`). If the child owned the name, it removes the name.
+//! (`spare`). If the child ended well, it makes the ending of the layers. Then, if the child owned
+//! the name, it removes the name.
 //!
 //! No request can make the parent use its namespace. The parent asks for nothing there before the
 //! child has ended. So the parent never waits for the child in a request, and no client of that
@@ -75,7 +76,8 @@ impl Watcher for Kept {
     }
 }
 
-/// Forks a child that runs `serve`, waits for its end, and then removes its name with `remove`.
+/// Forks a child that runs `serve`, and waits for its end. After a success it calls `ending`. Then
+/// it removes the child's name with `remove`.
 /// With `in_background` the program ends when the child is ready. Another process then waits for
 /// the child, and both leave the standard streams. Without it, the program ends with the child,
 /// with the same exit code. The error is a sentence.
@@ -90,6 +92,7 @@ impl Watcher for Kept {
 pub unsafe fn keep(
     in_background: bool,
     serve: impl FnOnce(Kept) -> ExitCode,
+    ending: impl FnOnce() -> Result<(), String>,
     remove: impl FnOnce(),
 ) -> Result<ExitCode, String> {
     let to_background = |error| format!("The program cannot go into the background: {error}.");
@@ -131,20 +134,34 @@ pub unsafe fn keep(
             if let Some(Err(error)) = streams.map(Streams::put_in_place) {
                 eprintln!("overlayfs: The inherited standard streams stay open: {error}.");
             }
-            Ok(supervise(child, lender.map(|Lender { out, .. }| out), is_named, remove))
+            Ok(supervise(child, lender.map(|Lender { out, .. }| out), is_named, ending, remove))
         }
     }
 }
 
-/// Waits for the child's end, answers its clients through the socket in the pipe `lent`, and
-/// removes its name. Returns the exit code of the child.
-fn supervise(child: libc::pid_t, lent: Option<PipeReader>, is_named: PipeReader, remove: impl FnOnce()) -> ExitCode {
+/// Waits for the child's end, answers its clients through the socket in the pipe `lent`, calls
+/// `ending` and removes its name. Returns the exit code of the child, or a failure of `ending`.
+fn supervise(
+    child: libc::pid_t,
+    lent: Option<PipeReader>,
+    is_named: PipeReader,
+    ending: impl FnOnce() -> Result<(), String>,
+    remove: impl FnOnce(),
+) -> ExitCode {
     CHILD.store(child, Ordering::Relaxed);
     handle(on_signal_in_parent);
-    let status = wait_for(child);
+    let mut status = wait_for(child);
+    // A signal has no process to go to any more, and must not end this one in the midst of an ending.
+    mask_signals(libc::SIG_BLOCK, &signal_set(ENDING));
     // First of all: the manager of namespaces may be among the waiting clients.
     if let Some(out) = lent {
         answer_all(&out);
+    }
+    if status == ExitCode::SUCCESS
+        && let Err(sentence) = ending()
+    {
+        eprintln!("overlayfs: {sentence}");
+        status = ExitCode::FAILURE;
     }
     if owns_name(is_named) {
         remove();

@@ -16,6 +16,7 @@
 //! | `open` | the layers of a tool that changes them |
 //! | `check` | the states in which a tool must not change a layer |
 //! | `diff`, `commit`, `discard`, `flatten`, `vacuum`, `info`, `convert` | the subcommands |
+//! | `ending` | what a mount does with the changes at its end |
 //! | `listing`, `content`, `sums` | the listing of `diff`; the lines that differ; its sums |
 //! | `export` | the subcommand `export`: the changes become a layer of an image |
 //! | `import` | the subcommand `import`: archives and images become lower directories |
@@ -37,6 +38,7 @@ mod content;
 pub mod convert;
 pub mod diff;
 mod discard;
+pub mod ending;
 pub mod export;
 mod flatten;
 pub mod import;

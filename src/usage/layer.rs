@@ -162,7 +162,7 @@ const ITEMS: Group = Group {
         option("upperdir=DIR", "As `--upper`."),
         option("workdir=DIR", "As `--work`."),
         option(
-            "ro, rw, volatile, reuse_volatile, whole_copies, userxattr, redirect_dir=on|off|follow",
+            "ro, rw, volatile, reuse_volatile, whole_copies, userxattr, redirect_dir=on|off|follow, on_exit=preserve|discard|commit",
             "Accepted without effect.",
         ),
     ],

@@ -70,6 +70,15 @@ pub const PROGRAM: Program = Program {
         Group {
             title: "Service",
             options: &[
+                Explained {
+                    form: "--on-exit ENDING",
+                    brief: "What happens to the changes when SIGTERM or SIGINT ends the daemon. `preserve` is the \
+                            default: they stay. `discard` throws them away. `commit` merges them into the topmost \
+                            lower directory.",
+                    more: "The parent of the daemon does it, after the daemon has synced everything, and before it \
+                           removes the name. After a crash of the daemon the changes stay. A failure is logged, and \
+                           `overlayfs-layer` goes on.",
+                },
                 option("--replace", "Take the name even if a dead daemon has left it behind."),
                 Explained {
                     form: "--detach",
@@ -113,6 +122,7 @@ pub const PROGRAM: Program = Program {
                 option("whole_copies", "As `--whole-copies`."),
                 option("userxattr", "As `--trust-layers`."),
                 option("redirect_dir=on|off|follow", "`off` and `follow` are `--no-redirects`. `on` is the default."),
+                option("on_exit=preserve|discard|commit", "As `--on-exit`."),
             ],
         },
     ],

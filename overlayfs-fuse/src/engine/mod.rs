@@ -36,6 +36,7 @@ use rustix::fs::IFlags;
 
 use crate::front_end::{Birth, Caller, FrontEnd, ListingReply, NewMode, NodeEntry, Opened, Setup, StatFs, Write};
 use crate::identity::{Identity, hide_strangers};
+use crate::options::MountOptions;
 use crate::session::Notifier;
 use crate::wire::{self, Attr, SetattrIn, init, set};
 use ahead::Ahead;
@@ -88,6 +89,24 @@ impl Default for Settings {
             writeback: true,
             valid: WITHOUT_END,
             known_max: KNOWN_MAX,
+        }
+    }
+}
+
+impl Settings {
+    /// Returns the settings for the options of a mount. `is_limited` says whether the process has a
+    /// limit of the size of files.
+    pub fn of(options: &MountOptions, is_limited: bool) -> Self {
+        let usual = Settings::default();
+        Settings {
+            identity: options.identity.clone(),
+            static_nlink: options.static_nlink,
+            acl: options.acl,
+            // A write over a limit must fail in write(2), not when the kernel writes back after
+            // close(2).
+            writeback: options.writeback && !is_limited,
+            valid: options.timeout.unwrap_or(usual.valid),
+            ..usual
         }
     }
 }

@@ -1,0 +1,141 @@
+//! What a mount does with the changes at its end: `on_exit`.
+//!
+//! Needs root and /dev/fuse; fails without them.
+
+#[path = "suite/fixture.rs"]
+mod fixture;
+#[path = "suite/mount.rs"]
+mod mount;
+#[path = "suite/run.rs"]
+mod run;
+
+use std::fs;
+use std::process::Output;
+
+use fixture::Fixture;
+use mount::{eventually, is_mounted, program_for};
+use rustix::mount::{UnmountFlags, unmount};
+use test_common::{names, put};
+
+fn filled() -> Fixture {
+    let fixture = Fixture::with_work();
+    put::file(&fixture.path("lower"), "old", "old");
+    put::file(&fixture.path("lower"), "large", vec![b'l'; 4 << 20]);
+    fixture
+}
+
+impl Fixture {
+    /// Mounts as users do, with the daemon in the background.
+    fn start(&self, more: &str) -> Output {
+        run::finish(run::command(program_for(more)).args(["-o", &self.options(more)]).arg(self.point()))
+    }
+
+    fn change(&self) {
+        let point = self.point();
+        fs::write(point.join("new"), "new").unwrap();
+        fs::remove_file(point.join("old")).unwrap();
+        fs::write(point.join("large"), "small").unwrap();
+    }
+
+    fn umount(&self) {
+        let output = run::finish(run::command("umount").arg(self.point()));
+        assert!(output.status.success(), "{}", said(&output));
+    }
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// The ending is complete when umount returns, and the layers are free.
+#[test]
+fn the_changes_are_discarded_or_committed_when_umount_returns() {
+    for (more, is_committed) in [
+        (",on_exit=discard", false),
+        (",on_exit=commit", true),
+        (",on_exit=discard,volatile", false),
+        (",on_exit=commit,format=kernel", true),
+    ] {
+        let fixture = filled();
+        for _ in 0..2 {
+            let started = fixture.start(more);
+            assert!(started.status.success(), "{more}: {}", said(&started));
+            if fixture.point().join("old").exists() {
+                fixture.change();
+            }
+            fixture.umount();
+            assert_eq!(names(&fixture.path("upper")), [""; 0], "{more}");
+            let expected: &[&str] = if is_committed { &["large", "new"] } else { &["large", "old"] };
+            assert_eq!(names(&fixture.path("lower")), expected, "{more}");
+            let length = fs::metadata(fixture.path("lower/large")).unwrap().len();
+            assert_eq!(length, if is_committed { 5 } else { 4 << 20 }, "{more}");
+        }
+    }
+}
+
+#[test]
+fn the_changes_stay_without_the_option_and_after_a_kill() {
+    for more in ["", ",on_exit=preserve"] {
+        let fixture = filled();
+        assert!(fixture.start(more).status.success());
+        fixture.change();
+        fixture.umount();
+        assert!(fixture.path("upper/new").exists() && fixture.path("lower/old").exists(), "{more}");
+    }
+    for more in [",on_exit=discard", ",on_exit=commit"] {
+        let fixture = filled();
+        let mut mount = fixture.mount(more);
+        fixture.change();
+        mount.daemon.kill().unwrap();
+        mount.daemon.wait().unwrap();
+        unmount(fixture.point(), UnmountFlags::DETACH).unwrap();
+        assert!(fixture.path("upper/new").exists() && fixture.path("lower/old").exists(), "{more}");
+    }
+}
+
+/// A signal unmounts as well, and the exit status of the daemon tells whether everything worked.
+#[test]
+fn a_signal_is_a_clean_end() {
+    let fixture = filled();
+    let mut mount = fixture.mount(",on_exit=discard");
+    fixture.change();
+    let pid = rustix::process::Pid::from_child(&mount.daemon);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert!(mount.daemon.wait().unwrap().success());
+    eventually("it is unmounted", || !is_mounted(&fixture.point()));
+    assert_eq!(names(&fixture.path("upper")), [""; 0]);
+}
+
+/// A failure is logged with the path and the cause, and the changes stay.
+#[test]
+fn an_ending_that_fails_leaves_the_changes() {
+    let fixture = filled();
+    let log = fixture.path("log");
+    assert!(fixture.start(&format!(",on_exit=commit,log={}", log.display())).status.success());
+    fixture.change();
+    fs::rename(fixture.path("lower"), fixture.path("elsewhere")).unwrap();
+    fixture.umount();
+    let text = fs::read_to_string(&log).unwrap();
+    let expected = format!(
+        "The changes stay in the upper directory, since commit failed: cannot open {}: ",
+        fixture.path("lower").display()
+    );
+    assert!(text.contains(&expected), "{text}");
+    assert!(fixture.path("upper/new").exists() && fixture.path("elsewhere/old").exists());
+}
+
+#[test]
+fn an_ending_without_changes_is_refused_at_the_start() {
+    let fixture = filled();
+    for more in [",on_exit=discard,ro", ",ro,on_exit=commit"] {
+        let refused = fixture.start(more);
+        assert!(!refused.status.success(), "{more}");
+        assert!(said(&refused).contains("at the end: the overlay is read-only."), "{}", said(&refused));
+    }
+    let lower = format!("lowerdir={}", fixture.path("lower").display());
+    let refused =
+        run::finish(run::command(program_for("")).args(["--on-exit", "discard", "-o", &lower]).arg(fixture.point()));
+    assert!(said(&refused).contains("read-only without an upper directory"), "{}", said(&refused));
+    let refused = fixture.start(",on_exit=throw");
+    assert!(said(&refused).contains("There is no on_exit=throw"), "{}", said(&refused));
+}

@@ -1,0 +1,65 @@
+//! The ending of a mount: what happens to the changes in its upper layer.
+//!
+//! A process that is not in the sandbox of the daemon makes it, after the daemon has synced the
+//! layer and given it up. Without a clean end there is no ending, and the changes stay.
+
+use super::commit::{self, Choice};
+use super::open::Paths;
+use super::{Error, Watch};
+use crate::mount::resolved;
+use crate::options::{Ending, Options};
+
+/// Commits the upper layer that `layers` names.
+///
+/// # Errors
+///
+/// Those of [`commit::commit`].
+pub fn commit_layers(layers: &Options, choice: Choice, watch: &dyn Watch) -> Result<(), Error> {
+    let paths = Paths::new(layers)?;
+    let paths = if choice.atomic { paths.to_exchange(choice.keep_old)? } else { paths };
+    commit::commit(&paths, choice, watch)
+}
+
+/// An ending that is to come, with the layers as they were named at the start.
+pub struct Planned {
+    layers: Options,
+}
+
+impl Planned {
+    /// Takes the layers of a mount. Their paths may be relative until now.
+    ///
+    /// # Errors
+    ///
+    /// - [`Error::Refused`], [`Error::At`]: the layers cannot have this ending.
+    pub fn new(layers: &Options) -> Result<Self, Error> {
+        let layers = resolved(layers);
+        if layers.on_exit != Ending::Preserve {
+            Paths::new(&layers)?;
+        }
+        Ok(Planned { layers })
+    }
+
+    /// Makes the ending. The error is a sentence. The layer is as it was, or the tool with the name
+    /// of the ending goes on.
+    ///
+    /// # Errors
+    ///
+    /// - The ending failed: the sentence has the path and the cause.
+    pub fn make(&self) -> Result<(), String> {
+        let word = self.layers.on_exit.word();
+        self.try_make(&()).map_err(|error| {
+            format!(
+                "The changes stay in the upper directory, since {word} failed: {error}. overlayfs-layer {word} does it, \
+                 or goes on."
+            )
+        })
+    }
+
+    fn try_make(&self, watch: &dyn Watch) -> Result<(), Error> {
+        match self.layers.on_exit {
+            Ending::Preserve => Ok(()),
+            Ending::Discard => commit::discard(&Paths::new(&self.layers)?, watch),
+            Ending::Commit => commit_layers(&self.layers, Choice::default(), watch),
+        }
+    }
+}
