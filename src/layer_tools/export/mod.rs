@@ -23,7 +23,7 @@ use crate::options::{self, Options};
 mod links;
 mod tree;
 
-pub use tree::{Exported, write_layer};
+pub use tree::{Exported, Holes, write_layer};
 
 /// The space for data on its way, in bytes.
 const BUFFER: usize = 1 << 17;
@@ -106,11 +106,13 @@ impl Tool for Export {
                     return Err(Error::Refused("standard output is a terminal: name a file".to_owned()));
                 }
                 let views = Views::open(&self.layers, None)?;
-                export(&views, out, Path::new("standard output"), self.compression, watch)?.1.report();
+                let form = (self.compression, Holes::Kept);
+                export(&views, out, Path::new("standard output"), form, watch)?.1.report();
             }
             Place::File(path) => {
                 let views = Views::open(&self.layers, None)?;
-                in_new_file(path, |file| Ok(export(&views, file, path, self.compression, watch)?.1))?.report();
+                let form = (self.compression, Holes::Kept);
+                in_new_file(path, |file| Ok(export(&views, file, path, form, watch)?.1))?.report();
             }
             Place::Image { name, base } => self.image(name, base.as_ref(), watch)?,
         }
@@ -153,7 +155,7 @@ impl Export {
     ) -> Result<(), Error> {
         let compression = self.compression;
         let (blob, (diff_id, exported)): (Blob, _) =
-            layout.add_blob(|to| export(views, to, layout.path(), compression, watch))?;
+            layout.add_blob(|to| export(views, to, layout.path(), (compression, Holes::Zeros), watch))?;
         exported.report();
         image.layers.push((layer_descriptor(&blob, compression), diff_id));
         let step = json!({"created_by": "overlayfs-layer export"});
@@ -183,12 +185,12 @@ pub fn export<L: Layer>(
     views: &Views<L>,
     to: impl Write,
     name: &Path,
-    compression: Compression,
+    (compression, holes): (Compression, Holes),
     watch: &dyn Watch,
 ) -> Result<(Digest, Exported), Error> {
     let compressed = Compressor::new(BufWriter::with_capacity(BUFFER, to), compression);
     let plain = BufWriter::with_capacity(BUFFER, Hashed::new(compressed));
-    let (plain, exported) = write_layer(views, plain, name, watch)?;
+    let (plain, exported) = write_layer(views, plain, name, holes, watch)?;
     let finish = || -> io::Result<Digest> {
         let (compressed, digest, _) = plain.into_inner().map_err(io::IntoInnerError::into_error)?.finish();
         compressed.finish()?.into_inner().map_err(io::IntoInnerError::into_error)?.flush()?;

@@ -29,6 +29,16 @@ const PIECE: usize = 128 << 10;
 /// that the last range of a file with more has its other holes as zeros.
 const RANGES: usize = 1 << 14;
 
+/// The form of files with holes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Holes {
+    /// The archive has only the data.
+    Kept,
+    /// The archive has zeros. The storage of podman and others writes a layer anew from its files
+    /// and its headers, and gets another digest where a file had holes.
+    Zeros,
+}
+
 /// The result of an export.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Exported {
@@ -47,6 +57,7 @@ pub fn write_layer<L: Layer, W: Write>(
     views: &Views<L>,
     to: W,
     name: &Path,
+    holes: Holes,
     watch: &dyn Watch,
 ) -> Result<(W, Exported), Error> {
     let Some(above) = &views.above else { return Err(Error::Refused("no layer is given".to_owned())) };
@@ -55,6 +66,7 @@ pub fn write_layer<L: Layer, W: Write>(
         above,
         watch,
         name,
+        holes,
         archive: Writer::new(to),
         dirs: Vec::new(),
         links: Links::default(),
@@ -73,6 +85,7 @@ struct Export<'a, L: Layer, W: Write> {
     above: &'a Overlay<L>,
     watch: &'a dyn Watch,
     name: &'a Path,
+    holes: Holes,
     archive: Writer<W>,
     /// The directories from the top to the current one that are members: in the earlier tree, if it
     /// has them, and in the later one.
@@ -213,7 +226,7 @@ impl<L: Layer, W: Write> Export<'_, L, W> {
     /// Returns the ranges of data of a file.
     fn data(&self, handle: &Handle<L>, stat: &Stat) -> errno::Result<Vec<Range<u64>>> {
         // A file that takes all its space has no holes.
-        if stat.size == 0 || stat.blocks.saturating_mul(512) >= stat.size {
+        if self.holes == Holes::Zeros || stat.blocks.saturating_mul(512) >= stat.size {
             return Ok((stat.size > 0).then_some(0..stat.size).into_iter().collect());
         }
         let mut data: Vec<Range<u64>> = Vec::new();

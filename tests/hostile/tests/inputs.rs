@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::{LazyLock, Mutex, PoisonError};
 
 use test_common::Random;
-use test_hostile::{Backing, command_lines, fuse_requests, layer_contents};
+use test_hostile::{Backing, archives, command_lines, fuse_requests, layer_contents};
 
 /// The folder of the layers, in memory.
 const PLACE: &str = "/dev/shm";
@@ -61,6 +61,11 @@ fn found_layers() {
 #[test]
 fn fuse_requests() {
     try_all("fuse_requests", 150, |input| fuse_requests::run(Path::new(PLACE), input));
+}
+
+#[test]
+fn imported_archives() {
+    try_all("archives", 300, |input| archives::run(Path::new(PLACE), input));
 }
 
 #[test]
