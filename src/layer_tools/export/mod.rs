@@ -107,12 +107,12 @@ impl Tool for Export {
                 }
                 let views = Views::open(&self.layers, None)?;
                 let form = (self.compression, Holes::Kept);
-                export(&views, out, Path::new("standard output"), form, watch)?.1.report();
+                export(&views, out, Path::new("standard output"), form, watch)?.report();
             }
             Place::File(path) => {
                 let views = Views::open(&self.layers, None)?;
                 let form = (self.compression, Holes::Kept);
-                in_new_file(path, |file| Ok(export(&views, file, path, form, watch)?.1))?.report();
+                in_new_file(path, |file| export(&views, file, path, form, watch))?.report();
             }
             Place::Image { name, base } => self.image(name, base.as_ref(), watch)?,
         }
@@ -155,7 +155,7 @@ impl Export {
     ) -> Result<(), Error> {
         let compression = self.compression;
         let (blob, (diff_id, exported)): (Blob, _) =
-            layout.add_blob(|to| export(views, to, layout.path(), (compression, Holes::Zeros), watch))?;
+            layout.add_blob(|to| export_for_image(views, to, layout.path(), compression, watch))?;
         exported.report();
         image.layers.push((layer_descriptor(&blob, compression), diff_id));
         let step = json!({"created_by": "overlayfs-layer export"});
@@ -175,8 +175,7 @@ impl Exported {
     }
 }
 
-/// Writes the changes between two trees as an archive, compressed. Returns the digest without the
-/// compression (DiffID). `name` stands for `to` in errors.
+/// Writes the changes between two trees as an archive, compressed. `name` stands for `to` in errors.
 ///
 /// # Errors
 ///
@@ -187,17 +186,36 @@ pub fn export<L: Layer>(
     name: &Path,
     (compression, holes): (Compression, Holes),
     watch: &dyn Watch,
+) -> Result<Exported, Error> {
+    let compressed = Compressor::new(BufWriter::with_capacity(BUFFER, to), compression);
+    let plain = BufWriter::with_capacity(BUFFER, compressed);
+    let (plain, exported) = write_layer(views, plain, name, holes, watch)?;
+    let ended = plain.into_inner().map_err(io::IntoInnerError::into_error).and_then(end);
+    ended.map_err(|cause| Error::at("write to", name, cause))?;
+    Ok(exported)
+}
+
+/// Does the same for an image. Also returns the digest without the compression (DiffID).
+fn export_for_image<L: Layer>(
+    views: &Views<L>,
+    to: impl Write,
+    name: &Path,
+    compression: Compression,
+    watch: &dyn Watch,
 ) -> Result<(Digest, Exported), Error> {
     let compressed = Compressor::new(BufWriter::with_capacity(BUFFER, to), compression);
     let plain = BufWriter::with_capacity(BUFFER, Hashed::new(compressed));
-    let (plain, exported) = write_layer(views, plain, name, holes, watch)?;
-    let finish = || -> io::Result<Digest> {
+    let (plain, exported) = write_layer(views, plain, name, Holes::Zeros, watch)?;
+    let finish = || {
         let (compressed, digest, _) = plain.into_inner().map_err(io::IntoInnerError::into_error)?.finish();
-        compressed.finish()?.into_inner().map_err(io::IntoInnerError::into_error)?.flush()?;
-        Ok(digest)
+        end(compressed).map(|()| digest)
     };
-    let digest = finish().map_err(|cause| Error::at("write to", name, cause))?;
-    Ok((digest, exported))
+    Ok((finish().map_err(|cause| Error::at("write to", name, cause))?, exported))
+}
+
+/// Ends a compressed stream.
+fn end(compressed: Compressor<BufWriter<impl Write>>) -> io::Result<()> {
+    compressed.finish()?.into_inner().map_err(io::IntoInnerError::into_error)?.flush()
 }
 
 /// Writes a file that gets its name when it is whole. A pipe or a device is written to as it is.

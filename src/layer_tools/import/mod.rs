@@ -223,14 +223,18 @@ impl Target {
         parent.create_dir(&root, unfinished, 0o700, parent.identity()).map_err(failed)?;
         let layer = OsLayer::open(&self.path.join(unfinished), true).map_err(failed)?;
 
-        let mut stored = Hashed::new(Watched { source, watch });
+        // Only an image says the digest of what is compressed.
+        let mut stored = match wanted {
+            Some(_) => Stored::Hashed(Hashed::new(Watched { source, watch })),
+            None => Stored::Plain(Watched { source, watch }),
+        };
         let mut plain = Hashed::new(decompress(BufReader::with_capacity(BUFFER, &mut stored)).map_err(unreadable)?);
         let left_out = unpack(layer, BufReader::with_capacity(BUFFER, &mut plain), name, self.wishes, watch)?;
         let (rest, diff_id, _) = plain.finish();
         drop(rest);
         io::copy(&mut stored, &mut io::sink()).map_err(unreadable)?;
-        let (_, digest, size) = stored.finish();
-        if let Some(wanted) = wanted {
+        if let (Some(wanted), Stored::Hashed(stored)) = (wanted, stored) {
+            let (_, digest, size) = stored.finish();
             check_blob(name, &wanted.blob, &Blob { digest, size })?;
             if diff_id != wanted.diff_id {
                 let media_type = wanted.descriptor["mediaType"].as_str().unwrap_or("no type");
@@ -254,6 +258,21 @@ impl Target {
         parent.sync_dir(&root).map_err(failed)?;
         imported.dirs.push(self.path.join(new_name));
         Ok(())
+    }
+}
+
+/// A source, with the digest of what was read or without it.
+enum Stored<R> {
+    Plain(R),
+    Hashed(Hashed<R>),
+}
+
+impl<R: Read> Read for Stored<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Stored::Plain(source) => source.read(buffer),
+            Stored::Hashed(source) => source.read(buffer),
+        }
     }
 }
 
