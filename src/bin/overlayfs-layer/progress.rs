@@ -129,7 +129,12 @@ impl Shown {
             }
         };
         let (bytes, all_bytes) = (BinaryBytes(done.bytes), BinaryBytes(all.bytes));
-        format!("{bytes} of {all_bytes}, {} of {} files{left}", done.objects, all.objects)
+        // An archive does not say how many files it has.
+        let files = match all.objects {
+            0 => done.objects.to_string(),
+            all => format!("{} of {all}", done.objects),
+        };
+        format!("{bytes} of {all_bytes}, {files} files{left}")
     }
 }
 

@@ -175,7 +175,8 @@ impl Exported {
     }
 }
 
-/// Writes the changes between two trees as an archive, compressed. `name` stands for `to` in errors.
+/// Writes the changes between two trees as an archive, compressed. `name` stands for `to` in
+/// errors.
 ///
 /// # Errors
 ///
