@@ -29,7 +29,7 @@ pub fn copy<O: Opener>(opener: &O, watch: &dyn Watch) -> Result<(), Error> {
     let upper = stacked(opener, Part::Upper, Settings::default())?;
     make_whole(&upper)?;
     let layers = [opener.open(Part::Above)?, opener.open(Part::Copy)?];
-    make(opener, layers, None, watch)
+    make(opener, layers, Purpose::Stays, watch)
 }
 
 /// Makes the merged copy of lower layers.
@@ -39,7 +39,7 @@ pub fn copy<O: Opener>(opener: &O, watch: &dyn Watch) -> Result<(), Error> {
 /// Those of [`copy`].
 pub fn flatten<O: Opener>(opener: &O, watch: &dyn Watch) -> Result<(), Error> {
     let layers = [opener.open(Part::Above)?, opener.open(Part::Copy)?];
-    make(opener, layers, None, watch)
+    make(opener, layers, Purpose::Stays, watch)
 }
 
 /// Begins a commit by an exchange. Unless `keeps`, the copy has links to files of the lower layer
@@ -51,8 +51,7 @@ pub(super) fn begin<'a, O: Opener>(
     upper: Overlay<O::Layer>,
 ) -> Result<Commit<'a, O>, Error> {
     make_whole(&upper)?;
-    let linked = if keeps { None } else { Some(1) };
-    make(opener, opener.open_linkable()?, linked, watch)?;
+    make(opener, opener.open_linkable()?, Purpose::Exchange { keeps }, watch)?;
     let copy = opener.open(Part::Copy)?.upper;
     let copy = copy.ok_or_else(|| opener.refused(Part::Copy, Refused::NoLayer))?;
     let root = upper.stat(upper.root()).map_err(|error| Error::in_tree("read", Path::new(""), error))?;
@@ -87,11 +86,20 @@ impl<O: Opener> Commit<'_, O> {
     }
 }
 
+/// The purpose of a copy.
+#[derive(Clone, Copy)]
+enum Purpose {
+    /// It is for the user.
+    Stays,
+    /// It takes the place of the topmost lower layer, which may stay.
+    Exchange { keeps: bool },
+}
+
 /// Makes a copy in an empty directory, or in one that has a copy that is not complete.
 fn make<O: Opener>(
     opener: &O,
     [above, copy]: [Layers<O::Layer>; 2],
-    linked: Option<usize>,
+    purpose: Purpose,
     watch: &dyn Watch,
 ) -> Result<(), Error> {
     let failed = |action| move |error: errno::Error| Error::in_tree(action, Path::new(""), error);
@@ -99,7 +107,9 @@ fn make<O: Opener>(
     // The layers of another overlay are not usable for links, so this one opens its own.
     let former = Overlay::with_settings(opener.open(Part::Copy)?, settings);
     let former = former.map_err(|cause| opener.refused(Part::Copy, cause))?;
-    if former.is_committing().map_err(failed("read the copy at"))? {
+    // A copy for an exchange that no journal names is one that was complete before a kill.
+    let is_left = former.is_committing().map_err(failed("read the copy at"))?;
+    if is_left || matches!(purpose, Purpose::Exchange { .. }) {
         let root = former.stat(former.root()).map_err(failed("read the copy at"))?;
         former.empty_upper((root.atime, root.mtime)).map_err(failed("empty the copy at"))?;
     } else if !former.is_upper_empty().map_err(failed("read the copy at"))? {
@@ -114,8 +124,9 @@ fn make<O: Opener>(
     let Some(above) = &views.above else { return Err(opener.refused(Part::Above, Refused::NoLayer)) };
     let stage = free_name([above, &target]).map_err(failed("read"))?;
     let mut applier = Applier::new(&target, above, &stage, watch)?;
-    if let Some(layer) = linked {
-        applier = applier.link_from(layer);
+    if let Purpose::Exchange { keeps: false } = purpose {
+        // The layer below the upper one.
+        applier = applier.link_from(1);
     }
     views.changes_to_apply(watch, &mut |change| applier.apply(&change))?;
     applier.finish()?;
