@@ -31,7 +31,7 @@ use std::thread::{self, JoinHandle};
 use overlayfs::layer::OsLayer;
 use overlayfs::layer_tools::commit::{self, Choice};
 use overlayfs::layer_tools::ending::commit_layers;
-use overlayfs::layer_tools::export::write_layer;
+use overlayfs::layer_tools::export::{Holes, write_layer};
 use overlayfs::layer_tools::open::Paths;
 use overlayfs::layer_tools::{self, Aspects, ChangeKind, Renames, Views, Watch, escaped};
 use overlayfs::mount::{mount, resolved, sign};
@@ -434,7 +434,7 @@ impl Unmounted {
     ///   an object.
     pub fn export<W: Write>(&self, writer: W) -> Result<W, Error> {
         let views = Views::open(&self.layers, None)?;
-        Ok(write_layer(&views, writer, Path::new("the archive"), &())?.0)
+        Ok(write_layer(&views, writer, Path::new("the archive"), Holes::Kept, &())?.0)
     }
 
     /// Leaves the changes in the upper layer, for the next mount.
