@@ -72,7 +72,7 @@ pub fn run(place: &Path, input: &[u8]) {
     let (file, into) = (home.path().join("archive"), home.path().join("into"));
     let mut bytes = Bytes::new(input);
     fs::write(&file, archive(&mut bytes)).unwrap();
-    let wishes = Wishes { no_devices: bytes.byte() % 4 == 0, limit: Some(LIMIT), ..Wishes::default() };
+    let wishes = Wishes { no_devices: bytes.byte().is_multiple_of(4), limit: Some(LIMIT), ..Wishes::default() };
     match import(&Source::Archive(file), &into, wishes, &()) {
         Ok(imported) => imported.dirs.iter().for_each(|dir| show(dir)),
         Err(error) => {
@@ -119,7 +119,7 @@ fn archive(bytes: &mut Bytes<'_>) -> Vec<u8> {
         let start = block * BLOCK % archive.len();
         archive[start + at] = value;
         // Without a right checksum the other changes of a header mean nothing.
-        if bytes.byte() % 4 > 0 {
+        if !bytes.byte().is_multiple_of(4) {
             archive[start + 148..start + 156].fill(b' ');
             let sum: u32 = archive[start..start + BLOCK].iter().map(|byte| u32::from(*byte)).sum();
             archive[start + 148..start + 156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
@@ -129,7 +129,7 @@ fn archive(bytes: &mut Bytes<'_>) -> Vec<u8> {
     let mut compressor = Compressor::new(Vec::new(), compression);
     compressor.write_all(&archive).unwrap();
     let mut compressed = compressor.finish().unwrap();
-    if bytes.byte() % 8 == 0 {
+    if bytes.byte().is_multiple_of(8) {
         let length = usize::from(bytes.byte()) * compressed.len() / 256;
         compressed.truncate(length);
     }
@@ -158,7 +158,7 @@ fn member(bytes: &mut Bytes<'_>) -> Member {
     };
     let mut xattrs = BTreeMap::new();
     let extras = bytes.byte();
-    if extras % 4 == 0 {
+    if extras.is_multiple_of(4) {
         let (name, value) = XATTRS[usize::from(bytes.byte()) % XATTRS.len()];
         xattrs.insert(name.into(), value.to_vec());
     }
