@@ -16,7 +16,7 @@ _overlayfs_fuse() {
         workdir=*) offer=(-d -S /) ;;
         format=*) offer=(-W 'oci kernel') ;;
         fsync=*) offer=(-W '0 1') ;;
-        on_exit=*) offer=(-W 'preserve discard commit') ;;
+        on_exit=*) offer=(-W 'preserve discard commit commit-atomic') ;;
         redirect_dir=*) offer=(-W 'on off follow') ;;
         threaded=*) offer=(-W '0 1') ;;
         writeback=*) offer=(-W '0 1') ;;

@@ -15,7 +15,7 @@ _overlayfs_layer() {
         upperdir=*) offer=(-d -S /) ;;
         workdir=*) offer=(-d -S /) ;;
         redirect_dir=*) offer=(-W 'on off follow') ;;
-        on_exit=*) offer=(-W 'preserve discard commit') ;;
+        on_exit=*) offer=(-W 'preserve discard commit commit-atomic') ;;
         *=*) return ;;
         *) offer=(-W 'lowerdir= lowerdir+= upperdir= workdir= ro rw volatile reuse_volatile whole_copies userxattr redirect_dir= on_exit=') ;;
         esac

@@ -67,11 +67,17 @@ pub enum Ending {
     Discard,
     /// They are merged into the topmost lower layer.
     Commit,
+    /// A merged copy takes the place of the topmost lower layer in one step.
+    CommitAtomic,
 }
 
 impl Ending {
-    const WORDS: [(&str, Ending); 3] =
-        [("preserve", Ending::Preserve), ("discard", Ending::Discard), ("commit", Ending::Commit)];
+    const WORDS: [(&str, Ending); 4] = [
+        ("preserve", Ending::Preserve),
+        ("discard", Ending::Discard),
+        ("commit", Ending::Commit),
+        ("commit-atomic", Ending::CommitAtomic),
+    ];
 
     /// Returns the word of the option.
     pub fn word(self) -> &'static str {
@@ -244,7 +250,7 @@ impl Options {
                 work.display()
             ))),
             _ if self.on_exit != Ending::Preserve && (self.upper.is_none() || self.read_only) => Err(Error(format!(
-                "There is nothing to {} at the end: the overlay is read-only{}.",
+                "The ending {} needs changes, and the overlay is read-only{}.",
                 self.on_exit.word(),
                 if self.read_only { "" } else { " without an upper directory" }
             ))),
@@ -665,11 +671,15 @@ mod tests {
             ),
             (
                 &["--lower", "/a", "--on-exit", "discard", "x"],
-                "There is nothing to discard at the end: the overlay is read-only without an upper directory.",
+                "The ending discard needs changes, and the overlay is read-only without an upper directory.",
             ),
             (
                 &["-o", "lowerdir=/a,upperdir=/u,ro,on_exit=commit", "x"],
-                "There is nothing to commit at the end: the overlay is read-only.",
+                "The ending commit needs changes, and the overlay is read-only.",
+            ),
+            (
+                &["--lower", "/a", "--on-exit", "commit-atomic", "x"],
+                "The ending commit-atomic needs changes, and the overlay is read-only without an upper directory.",
             ),
             (&["--on-exit", "comit", "x"], "There is no ending comit. Did you mean commit?"),
             (&["x"], "No lower directory is given: an overlay needs at least one."),

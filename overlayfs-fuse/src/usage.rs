@@ -106,9 +106,9 @@ const LAYERS: [Explained; 13] = [
                may write the file. Attributes in the namespace `trusted.` are root's and always count.",
     },
     Explained {
-        form: "on_exit=preserve|discard|commit",
+        form: "on_exit=preserve|discard|commit|commit-atomic",
         brief: "What happens to the changes at a clean unmount. `preserve` is the default: they stay. `discard` throws \
-                them away. `commit` merges them into the topmost lower directory.",
+                them away. `commit` merges them into the topmost lower directory, `commit-atomic` in one step.",
         more: "umount returns when it is done. After a crash of the mount, or if not everything could be synced, the \
                changes stay. A failure is logged, and `overlayfs-layer` goes on. Without an upper directory, and with \
                `ro`, the option is refused.",

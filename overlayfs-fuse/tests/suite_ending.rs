@@ -9,7 +9,8 @@ mod mount;
 #[path = "suite/run.rs"]
 mod run;
 
-use std::fs;
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
 use std::process::Output;
 
 use fixture::Fixture;
@@ -55,6 +56,8 @@ fn the_changes_are_discarded_or_committed_when_umount_returns() {
         (",on_exit=commit", true),
         (",on_exit=discard,volatile", false),
         (",on_exit=commit,format=kernel", true),
+        (",on_exit=commit-atomic", true),
+        (",on_exit=commit-atomic,format=kernel", true),
     ] {
         let fixture = filled();
         for _ in 0..2 {
@@ -82,7 +85,7 @@ fn the_changes_stay_without_the_option_and_after_a_kill() {
         fixture.umount();
         assert!(fixture.path("upper/new").exists() && fixture.path("lower/old").exists(), "{more}");
     }
-    for more in [",on_exit=discard", ",on_exit=commit"] {
+    for more in [",on_exit=discard", ",on_exit=commit", ",on_exit=commit-atomic"] {
         let fixture = filled();
         let mut mount = fixture.mount(more);
         fixture.change();
@@ -91,6 +94,22 @@ fn the_changes_stay_without_the_option_and_after_a_kill() {
         unmount(fixture.point(), UnmountFlags::DETACH).unwrap();
         assert!(fixture.path("upper/new").exists() && fixture.path("lower/old").exists(), "{more}");
     }
+}
+
+/// The lower layer is another directory then, and nothing of the exchange is left.
+#[test]
+fn an_atomic_commit_exchanges_the_lower_layer() {
+    let fixture = filled();
+    let around = fixture.setup.root();
+    let before = (names(around), fs::metadata(fixture.path("lower")).unwrap().ino());
+    let former = File::open(fixture.path("lower")).unwrap();
+    let mount = fixture.mount(",on_exit=commit-atomic");
+    fixture.change();
+    mount.unmount();
+    assert_eq!(names(&fixture.path("lower")), ["large", "new"]);
+    assert_ne!(fs::metadata(fixture.path("lower")).unwrap().ino(), before.1);
+    assert_eq!(names(around), before.0);
+    assert_eq!(former.metadata().unwrap().nlink(), 0, "the former layer is removed");
 }
 
 /// A signal unmounts as well, and the exit status of the daemon tells whether everything worked.
@@ -109,28 +128,31 @@ fn a_signal_is_a_clean_end() {
 /// A failure is logged with the path and the cause, and the changes stay.
 #[test]
 fn an_ending_that_fails_leaves_the_changes() {
-    let fixture = filled();
-    let log = fixture.path("log");
-    assert!(fixture.start(&format!(",on_exit=commit,log={}", log.display())).status.success());
-    fixture.change();
-    fs::rename(fixture.path("lower"), fixture.path("elsewhere")).unwrap();
-    fixture.umount();
-    let text = fs::read_to_string(&log).unwrap();
-    let expected = format!(
-        "The changes stay in the upper directory, since commit failed: cannot open {}: ",
-        fixture.path("lower").display()
-    );
-    assert!(text.contains(&expected), "{text}");
-    assert!(fixture.path("upper/new").exists() && fixture.path("elsewhere/old").exists());
+    for (ending, tool) in [("commit", "commit"), ("commit-atomic", "commit --atomic")] {
+        let fixture = filled();
+        let log = fixture.path("log");
+        assert!(fixture.start(&format!(",on_exit={ending},log={}", log.display())).status.success());
+        fixture.change();
+        fs::rename(fixture.path("lower"), fixture.path("elsewhere")).unwrap();
+        fixture.umount();
+        let text = fs::read_to_string(&log).unwrap();
+        let expected = format!(
+            "The changes stay in the upper directory, since {tool} failed: cannot open {}: ",
+            fixture.path("lower").display()
+        );
+        assert!(text.contains(&expected), "{text}");
+        assert!(text.contains(&format!("overlayfs-layer {tool} does it")), "{text}");
+        assert!(fixture.path("upper/new").exists() && fixture.path("elsewhere/old").exists());
+    }
 }
 
 #[test]
 fn an_ending_without_changes_is_refused_at_the_start() {
     let fixture = filled();
-    for more in [",on_exit=discard,ro", ",ro,on_exit=commit"] {
+    for more in [",on_exit=discard,ro", ",ro,on_exit=commit-atomic"] {
         let refused = fixture.start(more);
         assert!(!refused.status.success(), "{more}");
-        assert!(said(&refused).contains("at the end: the overlay is read-only."), "{}", said(&refused));
+        assert!(said(&refused).contains("needs changes, and the overlay is read-only."), "{}", said(&refused));
     }
     let lower = format!("lowerdir={}", fixture.path("lower").display());
     let refused =

@@ -10,11 +10,13 @@ mod run;
 mod try_out;
 
 use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use overlayfs::layer_tools::commit::Choice;
 use overlayfs_fuse::library::UnmountError;
 use overlayfs_fuse::{Builder, Overlay};
-use test_common::{LowerGuard, Setup, put};
+use test_common::{LowerGuard, Setup, names, put};
 
 fn setup() -> Setup {
     let setup = Setup::new();
@@ -106,6 +108,26 @@ fn a_mount_in_use() {
     assert!(!is_mounted(&setup.path("merged")));
     file.sync_all().unwrap();
     drop(file);
+}
+
+/// The whole lower layer is exchanged, and the former one stays if the caller wants it.
+#[test]
+fn an_atomic_commit_exchanges_the_lower_layer() {
+    let setup = setup();
+    for round in ["first", "second"] {
+        let mount = layers(&setup).mount(setup.path("merged")).unwrap();
+        fs::write(mount.path().join(round), round).unwrap();
+        let _ = fs::remove_file(mount.path().join("old"));
+        let former = fs::metadata(setup.path("lower")).unwrap().ino();
+        let keep_old = round == "first";
+        mount.unmount().unwrap().commit(Choice { atomic: true, keep_old, ..Choice::default() }).unwrap();
+        assert_eq!(fs::read_to_string(setup.path("lower").join(round)).unwrap(), round);
+        assert!(!setup.path("lower/old").exists());
+        assert_ne!(fs::metadata(setup.path("lower")).unwrap().ino(), former);
+        assert_eq!(names(&setup.path("upper")), [""; 0]);
+        assert_eq!(names(&setup.path("lower.old")), ["old"]);
+        assert_eq!(names(setup.root()), ["lower", "lower.old", "merged", "upper", "work"]);
+    }
 }
 
 /// The layers need the umask 0, and a sandbox holds the threads of the mount. The rest of the

@@ -39,17 +39,20 @@ impl Planned {
         Ok(Planned { layers })
     }
 
-    /// Makes the ending. The error is a sentence. The layer is as it was, or the tool with the name
-    /// of the ending goes on.
+    /// Makes the ending. The error is a sentence. The layer is as it was, or the tool that the
+    /// sentence names goes on.
     ///
     /// # Errors
     ///
     /// - The ending failed: the sentence has the path and the cause.
     pub fn make(&self) -> Result<(), String> {
-        let word = self.layers.on_exit.word();
+        let tool = match self.layers.on_exit {
+            Ending::CommitAtomic => "commit --atomic",
+            other => other.word(),
+        };
         self.try_make(&()).map_err(|error| {
             format!(
-                "The changes stay in the upper directory, since {word} failed: {error}. overlayfs-layer {word} does it, \
+                "The changes stay in the upper directory, since {tool} failed: {error}. overlayfs-layer {tool} does it, \
                  or goes on."
             )
         })
@@ -60,6 +63,7 @@ impl Planned {
             Ending::Preserve => Ok(()),
             Ending::Discard => commit::discard(&Paths::new(&self.layers)?, watch),
             Ending::Commit => commit_layers(&self.layers, Choice::default(), watch),
+            Ending::CommitAtomic => commit_layers(&self.layers, Choice { atomic: true, ..Choice::default() }, watch),
         }
     }
 }

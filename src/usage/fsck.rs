@@ -46,7 +46,7 @@ pub const PROGRAM: Program = Program {
                 option("workdir=DIR", "As `--work`."),
                 option(
                     "ro, rw, volatile, reuse_volatile, whole_copies, userxattr, redirect_dir=on|off|follow, \
-             on_exit=preserve|discard|commit",
+             on_exit=preserve|discard|commit|commit-atomic",
                     "Accepted without effect.",
                 ),
             ],

@@ -162,7 +162,8 @@ const ITEMS: Group = Group {
         option("upperdir=DIR", "As `--upper`."),
         option("workdir=DIR", "As `--work`."),
         option(
-            "ro, rw, volatile, reuse_volatile, whole_copies, userxattr, redirect_dir=on|off|follow, on_exit=preserve|discard|commit",
+            "ro, rw, volatile, reuse_volatile, whole_copies, userxattr, redirect_dir=on|off|follow, \
+             on_exit=preserve|discard|commit|commit-atomic",
             "Accepted without effect.",
         ),
     ],

@@ -74,7 +74,7 @@ pub const PROGRAM: Program = Program {
                     form: "--on-exit ENDING",
                     brief: "What happens to the changes when SIGTERM or SIGINT ends the daemon. `preserve` is the \
                             default: they stay. `discard` throws them away. `commit` merges them into the topmost \
-                            lower directory.",
+                            lower directory, `commit-atomic` in one step.",
                     more: "The parent of the daemon does it, after the daemon has synced everything, and before it \
                            removes the name. After a crash of the daemon the changes stay. A failure is logged, and \
                            `overlayfs-layer` goes on.",
@@ -122,7 +122,7 @@ pub const PROGRAM: Program = Program {
                 option("whole_copies", "As `--whole-copies`."),
                 option("userxattr", "As `--trust-layers`."),
                 option("redirect_dir=on|off|follow", "`off` and `follow` are `--no-redirects`. `on` is the default."),
-                option("on_exit=preserve|discard|commit", "As `--on-exit`."),
+                option("on_exit=preserve|discard|commit|commit-atomic", "As `--on-exit`."),
             ],
         },
     ],
