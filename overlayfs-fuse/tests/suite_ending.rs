@@ -158,6 +158,11 @@ fn an_ending_without_changes_is_refused_at_the_start() {
     let refused =
         run::finish(run::command(program_for("")).args(["--on-exit", "discard", "-o", &lower]).arg(fixture.point()));
     assert!(said(&refused).contains("read-only without an upper directory"), "{}", said(&refused));
+    let lower = fixture.path("lower");
+    rustix::mount::mount_bind(fixture.setup.dir("elsewhere"), &lower).unwrap();
+    let refused = fixture.start(",on_exit=commit-atomic");
+    unmount(&lower, UnmountFlags::DETACH).unwrap();
+    assert!(said(&refused).contains("is a mount point, and cannot be exchanged"), "{}", said(&refused));
     let refused = fixture.start(",on_exit=throw");
     assert!(said(&refused).contains("There is no on_exit=throw"), "{}", said(&refused));
 }

@@ -14,7 +14,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use overlayfs::layer_tools::commit::Choice;
-use overlayfs_fuse::library::UnmountError;
+use overlayfs_fuse::library::{Mount, UnmountError};
 use overlayfs_fuse::{Builder, Overlay};
 use test_common::{LowerGuard, Setup, names, put};
 
@@ -128,6 +128,27 @@ fn an_atomic_commit_exchanges_the_lower_layer() {
         assert_eq!(names(&setup.path("lower.old")), ["old"]);
         assert_eq!(names(setup.root()), ["lower", "lower.old", "merged", "upper", "work"]);
     }
+}
+
+/// An exchange that cannot be made is refused before anything is done for it.
+#[test]
+fn an_atomic_commit_to_a_mount_point_is_refused() {
+    let setup = setup();
+    let lower = setup.path("lower");
+    let elsewhere = setup.dir("elsewhere");
+    put::file(&elsewhere, "base", "base");
+    rustix::mount::mount_bind(&elsewhere, &lower).unwrap();
+    let mount = layers(&setup).mount(setup.path("merged")).unwrap();
+    fs::write(mount.path().join("new"), "new").unwrap();
+    let refused = mount.unmount().unwrap().commit(Choice { atomic: true, ..Choice::default() });
+    let again = layers(&setup).mount(setup.path("merged")).map(Mount::unmount);
+    let before = names(setup.root());
+    rustix::mount::unmount(&lower, rustix::mount::UnmountFlags::DETACH).unwrap();
+    let text = refused.unwrap_err().to_string();
+    assert!(text.contains(&format!("{} is a mount point, and cannot be exchanged; ", lower.display())), "{text}");
+    again.unwrap().unwrap().preserve();
+    assert_eq!((names(&setup.path("upper")), names(&elsewhere)), (vec!["new".to_owned()], vec!["base".to_owned()]));
+    assert_eq!(before, ["elsewhere", "lower", "merged", "upper", "work"]);
 }
 
 /// The layers need the umask 0, and a sandbox holds the threads of the mount. The rest of the

@@ -33,8 +33,10 @@ impl Planned {
     /// - [`Error::Refused`], [`Error::At`]: the layers cannot have this ending.
     pub fn new(layers: &Options) -> Result<Self, Error> {
         let layers = resolved(layers);
-        if layers.on_exit != Ending::Preserve {
-            Paths::new(&layers)?;
+        match layers.on_exit {
+            Ending::Preserve => {}
+            Ending::Discard | Ending::Commit => drop(Paths::new(&layers)?),
+            Ending::CommitAtomic => Paths::new(&layers)?.check_exchange()?,
         }
         Ok(Planned { layers })
     }

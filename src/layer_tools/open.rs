@@ -1,12 +1,11 @@
 //! The layers of a tool that changes them, opened as often as it needs them.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use super::{Error, escaped};
-use crate::errno::EINVAL;
 use crate::format;
 use crate::layer::{Layer, Object, OsLayer, RenameMode};
 use crate::mount::{self, open_layers};
@@ -145,9 +144,10 @@ impl Paths {
     ///
     /// # Errors
     ///
-    /// Those of [`Paths::with_copy`].
+    /// Those of [`Paths::with_copy`] and [`Paths::check_exchange`].
     /// - [`Error::Refused`]: something has the name for the former layer.
     pub fn to_exchange(self, keeps: bool) -> Result<Self, Error> {
+        self.check_exchange()?;
         let path = self.copy.0.clone();
         let mut name = self.target.clone().into_os_string();
         name.push(".old");
@@ -156,6 +156,40 @@ impl Paths {
             return Err(Error::Refused(format!("{} exists, so the former layer cannot stay there", escaped(kept))));
         }
         Ok(Paths { kept, ..self.with_copy(&path, 1)? })
+    }
+
+    /// Checks that a directory beside the topmost lower layer can be exchanged with it. A commit
+    /// that finds it out only after its journal could not end.
+    ///
+    /// # Errors
+    ///
+    /// - [`Error::At`]: the directory around the layer cannot be read.
+    /// - [`Error::Refused`]: the filesystem exchanges no directories, or the layer is a mount
+    ///   point.
+    pub fn check_exchange(&self) -> Result<(), Error> {
+        self.around().map(drop)
+    }
+
+    /// Opens the directory around the topmost lower layer, and returns the name of the layer there.
+    fn around(&self) -> Result<(OsLayer, &OsStr), Error> {
+        let failed = |error: crate::errno::Error| Error::at("exchange", &self.target, error);
+        let refused = |why: &str| {
+            Err(Error::Refused(format!("{} {why}; only a commit without --atomic can do it", escaped(&self.target))))
+        };
+        let (Some(parent), Some(name)) = (self.target.parent(), self.target.file_name()) else {
+            return refused("is the root of the system");
+        };
+        let layer = OsLayer::open(parent, true).map_err(failed)?;
+        if !layer.capabilities().exchange {
+            return refused("is on a filesystem that cannot exchange two directories in one step");
+        }
+        let number = |layer: &OsLayer, object: Object<'_, OsLayer>| layer.stat(object).map(|stat| (stat.dev, stat.ino));
+        let here = layer.root().and_then(|root| number(&layer, Object::Entry(&root, name))).map_err(failed)?;
+        let lower = OsLayer::open(&self.target, false).map_err(failed)?;
+        if here != lower.root().and_then(|root| number(&lower, Object::Dir(&root))).map_err(failed)? {
+            return refused("is a mount point, and cannot be exchanged");
+        }
+        Ok((layer, name))
     }
 
     /// The copy, and the lower layers below it.
@@ -223,22 +257,9 @@ impl Opener for Paths {
 
     fn exchange(&self) -> Result<(), Error> {
         let failed = |error: crate::errno::Error| Error::at("exchange", &self.target, error);
-        let (copy, _) = self.copy();
-        let (Some(parent), Some(name), Some(new)) = (self.target.parent(), self.target.file_name(), copy.file_name())
-        else {
-            return Err(failed(crate::errno::Error::new(EINVAL)));
-        };
-        let layer = OsLayer::open(parent, true).map_err(failed)?;
+        let (layer, name) = self.around()?;
+        let new = self.copy().0.file_name().unwrap_or_default();
         let root = layer.root().map_err(failed)?;
-        let number = |layer: &OsLayer, object: Object<'_, OsLayer>| layer.stat(object).map(|stat| (stat.dev, stat.ino));
-        let here = number(&layer, Object::Entry(&root, name)).map_err(failed)?;
-        let lower = OsLayer::open(&self.target, false).map_err(failed)?;
-        if here != number(&lower, Object::Dir(&lower.root().map_err(failed)?)).map_err(failed)? {
-            return Err(Error::Refused(format!(
-                "{} is a mount point, and cannot be exchanged; commit without --atomic",
-                escaped(&self.target)
-            )));
-        }
         let exchanged = layer.rename(&root, new, &root, name, RenameMode::Exchange);
         exchanged.and_then(|()| layer.sync_dir(&root)).map_err(failed)
     }
