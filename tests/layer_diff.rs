@@ -647,6 +647,26 @@ fn the_program_prints_json_and_sums() {
 }
 
 #[test]
+fn the_program_prints_the_names_of_changed_xattrs() {
+    let place = small_place(None);
+    let file = put::file(&place.setup.path("lower"), "file", "content");
+    for name in ["user.changed", "user.gone", "user.kept"] {
+        rustix::fs::setxattr(&file, name, b"lower", rustix::fs::XattrFlags::CREATE).unwrap();
+    }
+    let overlay = place.mount();
+    let file = find(&overlay, Path::new("file")).unwrap();
+    overlay.set_xattr(&file, OsStr::new("user.changed"), b"upper", XattrMode::Set).unwrap();
+    overlay.set_xattr(&file, OsStr::new("user.new"), b"upper", XattrMode::Set).unwrap();
+    overlay.remove_xattr(&file, OsStr::new("user.gone")).unwrap();
+    drop((file, overlay));
+    let (code, lines) = run(&place, &["--json"]);
+    let lines: Vec<serde_json::Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let of_file = lines.iter().find(|line| line["path"] == "file").unwrap();
+    assert_eq!((code, &of_file["aspects"]), (1, &serde_json::json!(["xattrs"])));
+    assert_eq!(of_file["xattrs"], serde_json::json!(["user.changed", "user.gone", "user.new"]));
+}
+
+#[test]
 fn the_program_prints_the_lines_that_differ() {
     let (code, said) = run(&changed_place(), &["--content"]);
     assert_eq!(code, 1);

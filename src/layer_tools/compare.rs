@@ -1,6 +1,6 @@
 //! The comparison of one object in two merged trees.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::OsString;
 use std::sync::Arc;
 
@@ -52,6 +52,18 @@ pub fn aspects<L: Layer>(old: &Side<'_, L>, new: &Side<'_, L>) -> Result<Aspects
         xattrs: old.xattrs()? != new.xattrs()?,
         links: false,
     })
+}
+
+/// Returns the names of the extended attributes that only one of the two has, or that have another
+/// value.
+///
+/// # Errors
+///
+/// Those of the layers.
+pub fn changed_xattrs<L: Layer>(old: &Side<'_, L>, new: &Side<'_, L>) -> Result<BTreeSet<OsString>> {
+    let (before, now) = (old.xattrs()?, new.xattrs()?);
+    let names = before.keys().chain(now.keys());
+    Ok(names.filter(|&name| before.get(name) != now.get(name)).cloned().collect())
 }
 
 fn differs_in_content<L: Layer>(old: &Side<'_, L>, new: &Side<'_, L>) -> Result<bool> {

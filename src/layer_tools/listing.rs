@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
+use super::compare::{Side, changed_xattrs};
 use super::text::ARROW;
 use super::{Change, ChangeKind, Error, Views, escaped};
 use crate::layer::{Kind, Layer};
@@ -72,6 +73,12 @@ impl<L: Layer> Listing<'_, L> {
             add_path(&mut object, "from", from);
         }
         let Views { above, below } = self.views;
+        let sides = (below.as_ref().zip(change.old.as_ref()), above.as_ref().zip(change.new.as_ref()));
+        if let (true, (Some(old), Some(new))) = (change.aspects.xattrs, sides) {
+            let names = Side::new(old.0, old.1).and_then(|old| changed_xattrs(&old, &Side::new(new.0, new.1)?));
+            let names = names.map_err(|error| Error::in_tree("read", &change.path, error))?;
+            object.insert("xattrs".to_owned(), names.iter().map(|name| name.to_string_lossy()).collect());
+        }
         for (key, view, node) in [("old", below, &change.old), ("new", above, &change.new)] {
             if let Some((view, node)) = view.as_ref().zip(node.as_ref()) {
                 let facts = facts(view, node).map_err(|error| Error::in_tree("read", &change.path, error))?;
