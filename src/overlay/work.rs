@@ -197,6 +197,8 @@ pub struct Work<L: Layer> {
     volatile: bool,
     /// Whether the mark of a volatile overlay exists.
     marked: AtomicBool,
+    /// Whether everything is complete and synced, and umount does not wait.
+    resting: AtomicBool,
     /// The format of the upper layer.
     format: Format,
     times: Times,
@@ -276,10 +278,10 @@ impl<L: Layer> Work<L> {
         let now = now.map(|now| upgraded(now, stack, format, &index));
         let record = remember(now, before, upper, &dir, volatile);
         let dir = stack.anchored(0, dir);
-        let (next, marked) = (AtomicU64::new(0), AtomicBool::new(volatile));
-        let recorded = AtomicU32::new(record.features.bits());
-        let record = Lock::new(record);
-        Ok((Work { dir, layer, next, volatile, marked, format, times, index, record, recorded }, claims, ctimes))
+        let (next, resting, marked) = (AtomicU64::new(0), AtomicBool::new(false), AtomicBool::new(volatile));
+        let (recorded, record) = (AtomicU32::new(record.features.bits()), Lock::new(record));
+        let work = Work { dir, layer, next, volatile, marked, resting, format, times, index, record, recorded };
+        Ok((work, claims, ctimes))
     }
 
     /// The facts about copies that the next mount needs.
@@ -330,7 +332,11 @@ impl<L: Layer> Work<L> {
         if !left.iter().any(|(name, _)| index::is_link(name)) {
             gone = gone.with(Feature::Links);
         }
-        self.need_no_more(stack, gone)?;
+        // At rest umount does not wait. So the directory may be about to be removed, and a record
+        // that names too much does no harm.
+        if !self.resting.load(Ordering::Acquire) {
+            self.need_no_more(stack, gone)?;
+        }
         sweep(upper, &open, &left)
     }
 
@@ -347,6 +353,7 @@ impl<L: Layer> Work<L> {
 
     /// Removes the mark of a volatile overlay: everything is synced.
     pub fn rest(&self, stack: &Stack<L>) -> Result<()> {
+        self.resting.store(true, Ordering::Release);
         if self.marked.swap(false, Ordering::AcqRel) {
             unmark(stack.layer(&self.dir), &*stack.open(&self.dir)?)?;
         }
@@ -355,6 +362,7 @@ impl<L: Layer> Work<L> {
 
     /// Puts the mark back before the next change.
     pub fn wake(&self, stack: &Stack<L>) -> Result<()> {
+        self.resting.store(false, Ordering::Release);
         if self.volatile && !self.marked.load(Ordering::Acquire) {
             mark(stack.layer(&self.dir), &*stack.open(&self.dir)?)?;
             self.marked.store(true, Ordering::Release);
