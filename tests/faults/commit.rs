@@ -17,7 +17,7 @@ mod work;
 use overlayfs::format::Wanted;
 use overlayfs::layer::counted::{Counted, Counts};
 use overlayfs::layer_tools::Error;
-use overlayfs::layer_tools::commit::{Choice, commit};
+use overlayfs::layer_tools::commit::{Choice, commit, discard};
 use overlayfs::layer_tools::open::{Opener, Part};
 use overlayfs::overlay::{Layers, Overlay, Refused, Settings};
 use test_common::Random;
@@ -183,5 +183,31 @@ fn a_commit_goes_on_after_a_power_failure_at_any_call() {
     for seed in 300..304 {
         try_points(seed, Abilities::EXT4, false, 40, true);
         try_points(seed + 100, Abilities::EXT4, true, 40, true);
+    }
+}
+
+/// A discard ends at any call. Either it has not begun, or the next one goes on with it.
+#[test]
+fn a_discard_goes_on_after_an_end_at_any_call() {
+    for (seed, kernel) in [(600, false), (601, true)] {
+        let place = Place::random(seed, Abilities::EXT4, kernel);
+        let below = place.below();
+        let counted = Place::of(place.disk.copy(), kernel);
+        discard(&counted, &()).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+        let calls = counted.counts.total();
+        let step = one_of(10);
+        let mut begun = 0;
+        for point in (Random(seed).number() % step..calls).step_by(step as usize) {
+            let what = format!("seed {seed}, call {point} of {calls}");
+            let place = Place::of(place.disk.copy(), kernel);
+            place.counts.stop_after(point);
+            assert!(discard(&place, &()).is_err(), "{what}");
+            place.counts.stop_after(u64::MAX);
+            begun += u64::from(matches!(place.mount("upper", &["lower", "bottom"]), Err(Refused::Commit(_))));
+            discard(&place, &()).unwrap_or_else(|error| panic!("{what}: {error}"));
+            assert_same(&below, &place.shown(), &what);
+            assert_eq!(place.disk.names("upper"), [""; 0], "{what}");
+        }
+        assert!(begun > 0, "seed {seed}: no discard ended in the middle");
     }
 }

@@ -29,8 +29,14 @@ pub enum Phase {
 }
 
 impl Phase {
-    const ALL: [(Phase, &'static str); 4] =
-        [(Phase::Take, "take"), (Phase::Put, "put"), (Phase::Apply, "apply"), (Phase::Empty, "empty")];
+    const ALL: [(Phase, &'static str); 6] = [
+        (Phase::Take, "take"),
+        (Phase::Put, "put"),
+        (Phase::Apply, "apply"),
+        (Phase::Exchange, "exchange"),
+        (Phase::Empty, "empty"),
+        (Phase::Discard, "discard"),
+    ];
 }
 
 /// A renamed directory.
@@ -139,8 +145,12 @@ mod tests {
                 Move { from: "y".into(), to: odd, times: Default::default() },
             ],
         };
+        let phases = [Phase::Take, Phase::Put, Phase::Apply, Phase::Exchange, Phase::Empty, Phase::Discard];
+        for phase in phases {
+            let journal = Journal { phase, ..journal.clone() };
+            assert_eq!(Journal::from_bytes(&journal.to_bytes()), Some(journal));
+        }
         let bytes = journal.to_bytes();
-        assert_eq!(Journal::from_bytes(&bytes), Some(journal));
         for index in 0..bytes.len() {
             let mut damaged = bytes.clone();
             damaged[index] ^= 1;
