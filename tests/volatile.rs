@@ -76,14 +76,14 @@ fn nothing_is_synced_before_the_end() {
     assert_eq!(changing, [0, 0, 0]);
     assert_eq!(ending, [0, 0, 1]);
     let (changing, ending) = syncs(Settings::default());
-    // A filesystem that does not keep the order of changes needs a sync of the redirect and of the
-    // mark before their step.
+    // A filesystem that does not keep the order of changes needs a sync of the record, of the
+    // redirect and of the mark before their step.
     let ordered = OsLayer::open(&std::env::temp_dir(), true).unwrap().capabilities().ordered;
-    let dirs = if ordered { 0 } else { 2 };
+    let dirs = if ordered { 0 } else { 3 };
     assert_eq!(
         changing,
-        [4, dirs, 1],
-        "the copy, the caller's file and its number, the redirect; the root, at the caller's request"
+        [5, dirs, 1],
+        "the copy, the caller's file and its number, the record, the redirect; the root, at the caller's request"
     );
     assert_eq!(ending, [0, 0, 0]);
 }
