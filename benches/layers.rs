@@ -1,0 +1,309 @@
+//! The speed and memory of `overlayfs-layer`, beside programs for plain directories.
+//!
+//! `cargo bench -p overlayfs --bench layers -- [--files N] [--bytes N] [--rounds N]`
+//!
+//! Each round runs every row with both programs, one after the other, so other load on the machine
+//! slows both alike. The table has the medians of the ratios, and the largest resident memory of
+//! `overlayfs-layer`. With `--files 1000000 --rounds 1` it shows whether the memory is bounded.
+//!
+//! | row | the other program |
+//! | --- | --- |
+//! | `diff` | `find`, printing the attributes of each object of the upper directory |
+//! | `export` | `tar` of the upper directory, sorted, with extended attributes |
+//! | `import` | `tar` that unpacks the archive of the row before |
+//! | `commit` | `cp -a` of the upper directory into the lower one |
+//! | `commit, one file` | the same for one large file |
+//!
+//! All data are in a folder below `target`, which is removed at the end.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+/// The files of a directory.
+const WIDTH: usize = 100;
+/// The files of the lower layer. The upper layer hides some of them, and changes others.
+const LOWER_FILES: usize = 1000;
+/// The bytes of a small file.
+const SMALL: usize = 1000;
+
+/// The arguments of the command line.
+struct Arguments {
+    /// The small files of the upper layer.
+    files: usize,
+    /// The bytes of the large file.
+    bytes: u64,
+    rounds: usize,
+}
+
+/// One comparison. A function returns the command, after it has made new data for it.
+struct Row {
+    name: &'static str,
+    ours: fn(&Place) -> io::Result<Command>,
+    other: fn(&Place) -> io::Result<Command>,
+}
+
+const ROWS: [Row; 5] = [
+    Row { name: "diff", ours: |place| Ok(place.tool("diff")), other: find },
+    Row {
+        name: "export",
+        ours: |place| {
+            let mut command = place.tool("export");
+            command.arg(place.archive());
+            Ok(command)
+        },
+        other: tar,
+    },
+    Row { name: "import", ours: import, other: untar },
+    Row {
+        name: "commit",
+        ours: |place| {
+            place.make_layers()?;
+            Ok(place.tool("commit"))
+        },
+        other: |place| {
+            place.make_layers()?;
+            Ok(place.copy())
+        },
+    },
+    Row {
+        name: "commit, one file",
+        ours: |place| {
+            place.make_large()?;
+            Ok(place.tool("commit"))
+        },
+        other: |place| {
+            place.make_large()?;
+            Ok(place.copy())
+        },
+    },
+];
+
+fn main() -> ExitCode {
+    match parse().and_then(|arguments| run(&arguments)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(sentence) => {
+            eprintln!("layers: {sentence}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn parse() -> Result<Arguments, String> {
+    let mut arguments = Arguments { files: 100_000, bytes: 4 << 30, rounds: 3 };
+    let mut parser = lexopt::Parser::from_env();
+    while let Some(word) = parser.next().map_err(|error| format!("{error}."))? {
+        let lexopt::Arg::Long(name) = word else { return Err(format!("{}.", word.unexpected())) };
+        let name = name.to_owned();
+        let mut number = || {
+            let value = parser.value().map_err(|error| format!("{error}."))?;
+            value.to_str().and_then(|text| text.parse().ok()).ok_or(format!("--{name} needs a number."))
+        };
+        match name.as_str() {
+            // cargo passes this argument to every benchmark.
+            "bench" => {}
+            "files" => arguments.files = number()? as usize,
+            "bytes" => arguments.bytes = number()?,
+            "rounds" => arguments.rounds = number()? as usize,
+            _ => return Err(format!("There is no option --{name}.")),
+        }
+    }
+    Ok(arguments)
+}
+
+fn run(arguments: &Arguments) -> Result<(), String> {
+    let place = Place::new(arguments).map_err(|error| format!("The data cannot be made: {error}."))?;
+    println!("{} files, a large file of {} bytes\n", arguments.files, arguments.bytes);
+    println!("| row | time, as a ratio to the other program | memory in MiB |\n| --- | --- | --- |");
+    for row in &ROWS {
+        let mut ratios = Vec::new();
+        let mut peak = 0;
+        for _ in 0..arguments.rounds {
+            let ours = measure(&place, row.ours).map_err(|error| format!("{}: {error}.", row.name))?;
+            let other = measure(&place, row.other).map_err(|error| format!("{}: {error}.", row.name))?;
+            ratios.push(ours.time.as_secs_f64() / other.time.as_secs_f64());
+            peak = peak.max(ours.peak);
+        }
+        ratios.sort_by(f64::total_cmp);
+        println!("| {} | {:.2} | {} |", row.name, ratios[ratios.len() / 2], peak >> 20);
+    }
+    Ok(())
+}
+
+/// The result of one run.
+struct Measurement {
+    time: Duration,
+    /// The largest resident memory in bytes.
+    peak: u64,
+}
+
+/// Prepares and runs a command. The time includes the sync of all that it wrote.
+fn measure(place: &Place, ready: fn(&Place) -> io::Result<Command>) -> io::Result<Measurement> {
+    let mut command = ready(place)?;
+    rustix::fs::sync();
+    let start = Instant::now();
+    let child = command.stdout(Stdio::null()).spawn()?;
+    let (mut status, mut usage) = (0, std::mem::MaybeUninit::<libc::rusage>::zeroed());
+    // SAFETY: both pointers are valid for writes, and only this call waits for the child.
+    let pid = unsafe { libc::wait4(child.id() as i32, &raw mut status, 0, usage.as_mut_ptr()) };
+    if pid < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    rustix::fs::syncfs(&place.open()?)?;
+    let time = start.elapsed();
+    // `diff` has the exit status 1 after differences.
+    if !libc::WIFEXITED(status) || libc::WEXITSTATUS(status) > 1 {
+        return Err(io::Error::other(format!("{command:?} failed")));
+    }
+    // SAFETY: all zeros are valid, and the call has set it.
+    let usage = unsafe { usage.assume_init() };
+    Ok(Measurement { time, peak: usage.ru_maxrss as u64 * 1024 })
+}
+
+/// The folder with all data.
+struct Place {
+    top: PathBuf,
+    files: usize,
+    bytes: u64,
+}
+
+impl Place {
+    fn new(arguments: &Arguments) -> io::Result<Self> {
+        let top = Path::new(env!("CARGO_TARGET_TMPDIR")).join("layers");
+        let place = Self { top, files: arguments.files, bytes: arguments.bytes };
+        place.make_layers()?;
+        Ok(place)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.top.join(name)
+    }
+
+    fn archive(&self) -> PathBuf {
+        self.path("archive.tar")
+    }
+
+    fn open(&self) -> io::Result<fs::File> {
+        fs::File::open(&self.top)
+    }
+
+    /// Makes a new lower and a new upper layer of small files.
+    fn make_layers(&self) -> io::Result<()> {
+        let (lower, upper) = self.make_empty()?;
+        make_files(&lower, 0..LOWER_FILES)?;
+        make_files(&upper, LOWER_FILES / 2..self.files)?;
+        for file in (0..LOWER_FILES / 2).step_by(10) {
+            let name = file_of(&upper, file);
+            fs::create_dir_all(name.parent().unwrap_or(&upper))?;
+            let mut hidden = std::ffi::OsString::from(".wh.");
+            hidden.push(name.file_name().unwrap_or(OsStr::new("")));
+            fs::write(name.with_file_name(hidden), "")?;
+        }
+        Ok(())
+    }
+
+    /// Makes an empty lower layer, and an upper layer with the large file.
+    fn make_large(&self) -> io::Result<()> {
+        let (_, upper) = self.make_empty()?;
+        let file = fs::File::create(upper.join("large"))?;
+        let mut block = vec![0; 1 << 20];
+        for offset in (0..self.bytes).step_by(block.len()) {
+            block[..8].copy_from_slice(&offset.to_le_bytes());
+            file.write_all_at(&block[..block.len().min((self.bytes - offset) as usize)], offset)?;
+        }
+        Ok(())
+    }
+
+    fn make_empty(&self) -> io::Result<(PathBuf, PathBuf)> {
+        let layers = ["lower", "upper"].map(|name| self.path(name));
+        for layer in &layers {
+            remove(layer)?;
+            fs::create_dir_all(layer)?;
+        }
+        let [lower, upper] = layers;
+        Ok((lower, upper))
+    }
+
+    /// Returns the command of `overlayfs-layer` for these layers.
+    fn tool(&self, name: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_overlayfs-layer"));
+        command.args([name, "--quiet", "--lower"]).arg(self.path("lower")).arg("--upper").arg(self.path("upper"));
+        command
+    }
+
+    fn copy(&self) -> Command {
+        let mut command = Command::new("cp");
+        command.arg("-a").arg(self.path("upper/.")).arg(self.path("lower"));
+        command
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Err(error) = remove(&self.top) {
+            eprintln!("layers: {} cannot be removed: {error}.", self.top.display());
+        }
+    }
+}
+
+fn find(place: &Place) -> io::Result<Command> {
+    let mut command = Command::new("find");
+    command.arg(place.path("upper")).args(["-printf", "%p %s %m %U %G %T@ %l\\n"]);
+    Ok(command)
+}
+
+fn tar(place: &Place) -> io::Result<Command> {
+    let mut command = Command::new("tar");
+    command.args(["--xattrs", "--sort=name", "--format=posix", "-cf"]).arg(place.archive());
+    command.arg("-C").arg(place.path("upper")).arg(".");
+    Ok(command)
+}
+
+fn import(place: &Place) -> io::Result<Command> {
+    let target = empty(place.path("imported"))?;
+    let mut command = Command::new(env!("CARGO_BIN_EXE_overlayfs-layer"));
+    command.args(["import", "--quiet"]).arg(place.archive()).arg(target);
+    Ok(command)
+}
+
+fn untar(place: &Place) -> io::Result<Command> {
+    let target = empty(place.path("imported"))?;
+    let mut command = Command::new("tar");
+    command.args(["--xattrs", "-xf"]).arg(place.archive()).arg("-C").arg(target);
+    Ok(command)
+}
+
+fn empty(dir: PathBuf) -> io::Result<PathBuf> {
+    remove(&dir)?;
+    fs::create_dir_all(&dir)?;
+    Ok(dir)
+}
+
+fn remove(dir: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
+    }
+}
+
+/// Returns the path of a small file.
+fn file_of(top: &Path, file: usize) -> PathBuf {
+    top.join(format!("dir{}/file{}", file / WIDTH, file % WIDTH))
+}
+
+fn make_files(top: &Path, files: std::ops::Range<usize>) -> io::Result<()> {
+    for file in files {
+        let path = file_of(top, file);
+        if file % WIDTH == 0 {
+            fs::create_dir_all(path.parent().unwrap_or(top))?;
+        }
+        let mut content = vec![b'.'; SMALL];
+        write!(&mut content[..], "{} {file}", top.display())?;
+        fs::write(path, content)?;
+    }
+    Ok(())
+}
