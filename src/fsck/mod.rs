@@ -64,8 +64,8 @@ pub struct Checker<L: Layer> {
     format: Format,
     name_max: usize,
     in_use: bool,
-    /// The record in the work directory.
-    record: Option<Record>,
+    /// Whether the work directory has a record of the lower layers.
+    is_recorded: bool,
     /// How the lower layers differ from that record.
     difference: Option<String>,
 }
@@ -134,7 +134,7 @@ impl<L: Layer> Checker<L> {
             format,
             name_max,
             in_use,
-            record: known,
+            is_recorded: known.is_some(),
             difference,
         })
     }
@@ -166,7 +166,7 @@ impl<L: Layer> Checker<L> {
     ///
     /// - Any errno of a layer that cannot be read.
     pub fn unused(&self) -> Result<Vec<Finding<L>>> {
-        if self.in_use || self.record.is_none() || self.difference.is_some() {
+        if self.in_use || !self.is_recorded || self.difference.is_some() {
             return Ok(Vec::new());
         }
         self.find_unused()

@@ -10,8 +10,8 @@ use crate::format;
 use crate::layer::{Kind, Layer, Result, entries};
 use crate::overlay::VOLATILE_MARK;
 use crate::overlay::on_disk::{
-    Features, HOLDER, LayerDir, NUMBERS, Origin, RECORD, found_features, is_kept, is_link, is_marked_volatile, is_ours,
-    origin, origin_of, review, stack_of,
+    Features, HOLDER, LayerDir, NUMBERS, Origin, RECORD, Record, found_features, is_kept, is_link, is_marked_volatile,
+    is_ours, origin, origin_of, review, stack_of,
 };
 
 /// The directories of the kernel's overlayfs in a work directory.
@@ -60,8 +60,11 @@ impl<L: Layer> Checker<L> {
     /// Checks that the record names the features of the layer. A record of an earlier version,
     /// which named none, is no damage: the next mount names them.
     pub(super) fn check_record(&self, report: &mut Report<L>) -> Result<()> {
-        let (Some(dir), Some(record)) = (&self.work, &self.record) else { return Ok(()) };
-        let links = entries(self.upper.layer(dir), &*self.upper.open(dir)?)?.iter().any(|(name, _)| is_link(name));
+        let Some(dir) = &self.work else { return Ok(()) };
+        let (layer, open) = (self.upper.layer(dir), self.upper.open(dir)?);
+        // A repair may have changed it.
+        let Some(record) = Record::read(layer, &open)? else { return Ok(()) };
+        let links = entries(layer, &open)?.iter().any(|(name, _)| is_link(name));
         let missing = found_features(&self.upper, self.format, links)?.beyond(record.features);
         if record.is_complete && missing != Features::default() {
             let repair = Some(Repair { dir: dir.clone(), steps: vec![Step::Record(missing)] });
