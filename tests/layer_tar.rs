@@ -22,10 +22,10 @@ use overlayfs::layer::OsLayer;
 use overlayfs::overlay::{Layers, Overlay, Settings};
 use test_common::{Random, Setup, names};
 
-/// Runs the program.
+/// Runs the program, without progress.
 fn tool(arguments: &[&dyn AsRef<OsStr>]) -> Output {
     let arguments = arguments.iter().map(|argument| (*argument).as_ref());
-    Command::new(env!("CARGO_BIN_EXE_overlayfs-layer")).args(arguments).output().unwrap()
+    Command::new(env!("CARGO_BIN_EXE_overlayfs-layer")).args(arguments).arg("--quiet").output().unwrap()
 }
 
 /// Runs the program, and returns what it prints. Panics if it fails.

@@ -193,13 +193,7 @@ impl Keeper {
     fn run(self) -> Result<(), Error> {
         let Self { options, place, ready } = self;
         let failed = |action, cause: io::Error| at(action, &place, cause);
-        // A layer that is written to needs the umask 0. From here on this thread, and those that it
-        // starts, have a umask and a working directory of their own.
-        //
-        // SAFETY: the call takes a number. It separates no descriptor from the other threads.
-        if unsafe { libc::unshare(libc::CLONE_FS) } != 0 {
-            return Err(failed("give a umask of its own to", io::Error::last_os_error()));
-        }
+        own_umask().map_err(|cause| failed("give a umask of its own to", cause))?;
         mask_signals(libc::SIG_SETMASK, &all_signals());
         let overlay = Arc::new(mount(&options.layers).map_err(Error::Layers)?);
         let holder = Holder::this(place.clone());
@@ -239,6 +233,27 @@ fn mount_options(options: &MountOptions, overlay: &Engine<OsLayer>) -> fuse_moun
         allow_other: rustix::process::geteuid().is_root() || options.allow_other,
         default_permissions: true,
     }
+}
+
+/// Gives this thread, and those that it starts, a umask and a working directory of their own. A
+/// layer that is written to needs the umask 0.
+fn own_umask() -> io::Result<()> {
+    // SAFETY: the call takes a number. It separates no descriptor from the other threads.
+    match unsafe { libc::unshare(libc::CLONE_FS) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Makes the ending of an upper layer in a thread with a umask of its own.
+fn end(layers: &Options, ending: impl FnOnce() -> Result<(), Error> + Send) -> Result<(), Error> {
+    let upper = layers.upper.as_deref().unwrap_or(Path::new(""));
+    let work = || {
+        own_umask().map_err(|cause| at("give a umask of its own to the ending of", upper, cause))?;
+        ending()
+    };
+    let ended = thread::scope(|scope| scope.spawn(work).join());
+    ended.unwrap_or_else(|_| Err(at("end the work on", upper, "its thread panicked")))
 }
 
 /// Starts the threads of a mount but this one, in the sandbox.
@@ -447,7 +462,7 @@ impl Unmounted {
     /// - [`Error::Tool`]: the upper layer is in use, or a step failed. `overlayfs-layer discard`
     ///   goes on.
     pub fn discard(self) -> Result<(), Error> {
-        Ok(commit::discard(&Paths::new(&self.layers)?, &())?)
+        end(&self.layers, || Ok(commit::discard(&Paths::new(&self.layers)?, &())?))
     }
 
     /// Merges the changes into the topmost lower layer. The upper layer is empty after it.
@@ -457,6 +472,6 @@ impl Unmounted {
     /// - [`Error::Tool`]: a layer is in use or damaged, or a step failed. `overlayfs-layer commit`
     ///   goes on.
     pub fn commit(self, choice: Choice) -> Result<(), Error> {
-        Ok(commit_layers(&self.layers, choice, &())?)
+        end(&self.layers, || Ok(commit_layers(&self.layers, choice, &())?))
     }
 }

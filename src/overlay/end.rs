@@ -115,7 +115,7 @@ impl<L: Layer> Overlay<L> {
                 "cannot write the times of last change of status, the next mount shows those of the layer: {error}"
             );
         }
-        work.finish(&self.stack, self.partials.may_exist())
+        work.finish(&self.stack)
     }
 }
 

@@ -24,6 +24,7 @@ use super::record::{RECORD, Record};
 use super::stack::{LayerDir, Stack};
 use super::times::Times;
 use super::volatile::{is_marked, mark, unmark};
+use crate::format::listing::kind_of;
 use crate::format::{self, Format};
 use crate::layer::{
     Access, Kind, Layer, Object, RenameMode, Result, acl, ensure_file, entries, read_start, remove_all, write_all,
@@ -197,8 +198,6 @@ pub struct Work<L: Layer> {
     volatile: bool,
     /// Whether the mark of a volatile overlay exists.
     marked: AtomicBool,
-    /// Whether everything is complete and synced, and umount does not wait.
-    resting: AtomicBool,
     /// The format of the upper layer.
     format: Format,
     times: Times,
@@ -276,12 +275,13 @@ impl<L: Layer> Work<L> {
         let ctimes = Ctimes::open(upper, &dir);
         let (index, claims) = Index::open(upper, &dir, volatile, same_lowers, &ctimes)?;
         let now = now.map(|now| upgraded(now, stack, format, &index));
+        let now = now.and_then(|now| if volatile { Ok(now) } else { without_gone(now, stack, &index) });
         let record = remember(now, before, upper, &dir, volatile);
         let dir = stack.anchored(0, dir);
-        let (next, resting, marked) = (AtomicU64::new(0), AtomicBool::new(false), AtomicBool::new(volatile));
-        let (recorded, record) = (AtomicU32::new(record.features.bits()), Lock::new(record));
-        let work = Work { dir, layer, next, volatile, marked, resting, format, times, index, record, recorded };
-        Ok((work, claims, ctimes))
+        let (next, marked) = (AtomicU64::new(0), AtomicBool::new(volatile));
+        let recorded = AtomicU32::new(record.features.bits());
+        let record = Lock::new(record);
+        Ok((Work { dir, layer, next, volatile, marked, format, times, index, record, recorded }, claims, ctimes))
     }
 
     /// The facts about copies that the next mount needs.
@@ -315,29 +315,15 @@ impl<L: Layer> Work<L> {
     }
 
     /// Empties the directory, except for the entries that the next mount needs. First syncs
-    /// unsynced changes, so that the mark can go. The record loses the features that the layer has
-    /// no more; `partial` says whether it may have partial copies.
-    pub fn finish(&self, stack: &Stack<L>, partial: bool) -> Result<()> {
+    /// unsynced changes, so that the mark can go.
+    pub fn finish(&self, stack: &Stack<L>) -> Result<()> {
         let upper = stack.layer(&self.dir);
         if self.volatile && self.marked.load(Ordering::Acquire) {
             upper.sync_all()?;
         }
         let open = stack.open(&self.dir)?;
         self.index.finish(upper, &open)?;
-        let left = entries(upper, &open)?;
-        let mut gone = Features::default();
-        if !partial {
-            gone = gone.with(Feature::PartialCopies);
-        }
-        if !left.iter().any(|(name, _)| index::is_link(name)) {
-            gone = gone.with(Feature::Links);
-        }
-        // At rest umount does not wait. So the directory may be about to be removed, and a record
-        // that names too much does no harm.
-        if !self.resting.load(Ordering::Acquire) {
-            self.need_no_more(stack, gone)?;
-        }
-        sweep(upper, &open, &left)
+        sweep(upper, &open, &entries(upper, &open)?)
     }
 
     /// Whether the directory is inside the upper layer.
@@ -353,7 +339,6 @@ impl<L: Layer> Work<L> {
 
     /// Removes the mark of a volatile overlay: everything is synced.
     pub fn rest(&self, stack: &Stack<L>) -> Result<()> {
-        self.resting.store(true, Ordering::Release);
         if self.marked.swap(false, Ordering::AcqRel) {
             unmark(stack.layer(&self.dir), &*stack.open(&self.dir)?)?;
         }
@@ -362,7 +347,6 @@ impl<L: Layer> Work<L> {
 
     /// Puts the mark back before the next change.
     pub fn wake(&self, stack: &Stack<L>) -> Result<()> {
-        self.resting.store(false, Ordering::Release);
         if self.volatile && !self.marked.load(Ordering::Acquire) {
             mark(stack.layer(&self.dir), &*stack.open(&self.dir)?)?;
             self.marked.store(true, Ordering::Release);
@@ -477,6 +461,28 @@ fn upgraded<L: Layer>(mut record: Record, stack: &Stack<L>, format: Format, inde
         record.features = record.features.with(Feature::Numbers);
     }
     record
+}
+
+/// Takes features out of a record that the layer surely has no more. Syncs the layer first, so that
+/// a crash cannot bring them back. The end of a mount could not do this: nothing may change once
+/// umount has returned.
+fn without_gone<L: Layer>(mut record: Record, stack: &Stack<L>, index: &Index<L>) -> Result<Record> {
+    let mut gone = Features::default();
+    if !index.has_links() {
+        gone = gone.with(Feature::Links);
+    }
+    if record.features.has(Feature::PartialCopies)
+        && let Some(root) = stack.upper_root()
+        && kind_of(stack.layer(root), &*stack.open(root)?, OsStr::new(format::PARTS))?.is_none()
+    {
+        gone = gone.with(Feature::PartialCopies);
+    }
+    let features = record.features.beyond(gone);
+    if features != record.features {
+        stack.top().sync_all()?;
+    }
+    record.features = features;
+    Ok(record)
 }
 
 /// Logs a change of the lower layers since the last mount, and records the present ones. Returns

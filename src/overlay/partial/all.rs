@@ -60,11 +60,6 @@ impl<L: Layer> Partials<L> {
         })
     }
 
-    /// Whether the upper layer may have some: it has the mark.
-    pub fn may_exist(&self) -> bool {
-        self.marked.load(Ordering::Acquire)
-    }
-
     /// Whether an earlier overlay left some that may not be known yet.
     pub fn left(&self) -> bool {
         self.left.load(Ordering::Acquire)
