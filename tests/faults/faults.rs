@@ -158,7 +158,7 @@ fn random_case<G: Backing>(abilities: Abilities, seed: u64) -> (Start, Vec<Op>) 
 
 type Part = (&'static str, fn(Plan, &mut Tried));
 
-const PARTS: [Part; 18] = [
+const PARTS: [Part; 19] = [
     ("table", |plan, tried| {
         let start = cases::start(Wanted::Oci, false, Abilities::EXT4, true);
         plan.table::<InMemory>(&start, plan.one_of(1, 6), plan.one_of(1, 10), tried);
@@ -214,6 +214,15 @@ const PARTS: [Part; 18] = [
     ("power-few-abilities", |plan, tried| {
         let start = cases::start(Wanted::Oci, false, Abilities::FEW, true);
         plan.power_table(&start, Order::Journaled, plan.one_of(1, 60), plan.one_of(4, 60), tried);
+    }),
+    // A sync completes a partial copy. Parts of its map may be lost.
+    ("power-completion", |plan, tried| {
+        let mut start = cases::start(Wanted::Oci, false, Abilities::FEW, true);
+        start.ops.truncate(start.ops.len() - cases::PARTS);
+        let ops = [Op::Chmod("big".to_owned(), 0o600), Op::Sync("big".to_owned())];
+        let (order, one_of) = (Order::Journaled, plan.one_of(1, 2));
+        let outage = Outage { start: &start, ops: &ops, order, from: 1, one_of, seed: 0 };
+        plan.lose_power(&outage, &InMemory::make(&start), tried);
     }),
     ("power-random", |plan, tried| {
         plan.power_random(

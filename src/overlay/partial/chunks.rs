@@ -7,8 +7,8 @@ use crate::layer::Time;
 use crate::overlay::room::Promise;
 
 /// The epoch of a map that counts after a crash of the system too, since it is synced after the
-/// data.
-pub(super) const FOR_GOOD: u128 = 0;
+/// data. It is not 0: a header that a crash lost reads as zeros, while the bits may be there.
+pub(super) const FOR_GOOD: u128 = u128::MAX;
 
 /// The size of a chunk.
 pub(super) const CHUNK: u64 = 64 << 10;
