@@ -34,7 +34,7 @@ _overlayfs_layer() {
         esac
         if [[ $part == -* ]]; then
             compopt +o nospace
-            offer=(-W '--lower --upper --work -q --quiet -h --help -V --version -o --from --content --stat --json -0 --dry-run --resume --into --atomic --keep-old --ignore-times --format --oci-layout --base --no-devices --owner --rootless --limit --to --deref')
+            offer=(-W '--lower --upper --work -q --quiet -h --help -V --version -o --from --content --stat --json -0 --dry-run --resume --include --exclude --into --atomic --keep-old --ignore-times --format --oci-layout --base --no-devices --owner --rootless --limit --to --deref')
         fi
     fi
     COMPREPLY=()

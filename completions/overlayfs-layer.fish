@@ -40,6 +40,8 @@ complete -c overlayfs-layer -l json -d 'Print each change as a JSON object on a 
 complete -c overlayfs-layer -s 0 -d 'Print raw paths, and a zero byte behind each field'
 complete -c overlayfs-layer -l dry-run -d 'List the changes, and make none'
 complete -c overlayfs-layer -l resume -d 'Only go on with a commit that was interrupted'
+complete -c overlayfs-layer -l include -x -d 'Commit only changes whose path in the mount matches, and what they need'
+complete -c overlayfs-layer -l exclude -x -d 'Leave changes whose path in the mount matches in the upper directory'
 complete -c overlayfs-layer -l into -x -a '(__fish_complete_directories)' -d 'Leave the layers as they are, and make a merged copy of the upper and the topmost lower one'
 complete -c overlayfs-layer -l atomic -d 'Make the merged copy beside the lower directory, and exchange the two in one step'
 complete -c overlayfs-layer -l keep-old -d 'With --atomic: keep the former lower directory, with .old behind its name'

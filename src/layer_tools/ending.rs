@@ -17,7 +17,7 @@ use crate::options::{Ending, Options};
 pub fn commit_layers(layers: &Options, choice: Choice, watch: &dyn Watch) -> Result<(), Error> {
     let paths = Paths::new(layers)?;
     let paths = if choice.atomic { paths.to_exchange(choice.keep_old)? } else { paths };
-    commit::commit(&paths, choice, watch)
+    commit::commit(&paths, &choice, watch)
 }
 
 /// An ending that is to come, with the layers as they were named at the start.

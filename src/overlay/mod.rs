@@ -107,6 +107,7 @@ mod room;
 mod stack;
 #[cfg(feature = "layer-tools")]
 mod survey;
+mod thin;
 mod times;
 mod trust;
 mod volatile;

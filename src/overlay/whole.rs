@@ -359,7 +359,7 @@ impl<L: Layer> Overlay<L> {
     }
 
     /// Unlinks an entry, also one that its flags forbid to unlink.
-    fn remove_fixed(&self, dir: &L::Dir, name: &OsStr) -> Result<()> {
+    pub(super) fn remove_fixed(&self, dir: &L::Dir, name: &OsStr) -> Result<()> {
         let (upper, _) = self.upper()?;
         match upper.unlink(dir, name) {
             Err(error) if error.errno == EPERM && upper.stat(Object::Entry(dir, name))?.fixed.is_any() => {

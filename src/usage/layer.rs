@@ -70,6 +70,15 @@ const COMMIT: Group = Group {
         option("--dry-run", "List the changes, and make none."),
         option("--resume", "Only go on with a commit that was interrupted. Any commit does that by itself."),
         option(
+            "--include GLOB",
+            "Commit only changes whose path in the mount matches, and what they need. The option may come more than \
+             once.",
+        ),
+        option(
+            "--exclude GLOB",
+            "Leave changes whose path in the mount matches in the upper directory. The option may come more than once.",
+        ),
+        option(
             "--into DIR",
             "Leave the layers as they are, and make a merged copy of the upper and the topmost lower one.",
         ),

@@ -17,7 +17,7 @@ mod work;
 use overlayfs::format::Wanted;
 use overlayfs::layer::counted::{Counted, Counts};
 use overlayfs::layer_tools::Error;
-use overlayfs::layer_tools::commit::{Choice, commit, discard};
+use overlayfs::layer_tools::commit::{Choice, Filter, commit, discard};
 use overlayfs::layer_tools::open::{Opener, Part};
 use overlayfs::overlay::{Layers, Overlay, Refused, Settings};
 use test_common::Random;
@@ -78,8 +78,12 @@ impl Place {
         tree(&Overlay::with_settings(layers, Settings { trusted: true, ..Settings::default() }).unwrap())
     }
 
+    fn commit_chosen(&self, filter: &Filter) -> Result<(), Error> {
+        commit(self, &Choice { filter: filter.clone(), ..Choice::default() }, &())
+    }
+
     fn commit(&self) -> Result<(), Error> {
-        commit(self, Choice::default(), &())
+        commit(self, &Choice::default(), &())
     }
 }
 
@@ -209,5 +213,45 @@ fn a_discard_goes_on_after_an_end_at_any_call() {
             assert_eq!(place.disk.names("upper"), [""; 0], "{what}");
         }
         assert!(begun > 0, "seed {seed}: no discard ended in the middle");
+    }
+}
+
+/// Ends a commit of chosen changes after a call. The next one goes on with the same choice, also
+/// without globs. The layers show what they show after a commit in one go.
+#[test]
+fn a_commit_of_chosen_changes_goes_on_with_its_choice() {
+    for (index, glob) in ["**/[ab]", "**/c", "*/d", "e"].into_iter().enumerate() {
+        for kernel in [false, true] {
+            let seed = 500 + 10 * index as u64 + u64::from(kernel);
+            let mut filter = Filter::default();
+            if index % 2 == 0 { filter.exclude(glob.as_ref()) } else { filter.include(glob.as_ref()) }.unwrap();
+            try_chosen(seed, kernel, &filter);
+        }
+    }
+}
+
+fn try_chosen(seed: u64, kernel: bool, filter: &Filter) {
+    let place = Place::random(seed, Abilities::EXT4, kernel);
+    // No end in between matters before the journal is there.
+    let prepared = place.mount("upper", &["lower", "bottom"]).unwrap();
+    prepared.dereference(&mut || Ok(())).and_then(|()| prepared.make_whole()).unwrap();
+    drop(prepared);
+    let before = place.shown();
+    let whole = Place::of(place.disk.copy(), kernel);
+    whole.commit_chosen(filter).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+    let calls = whole.counts.total();
+    assert_same(&before, &whole.shown(), &format!("seed {seed}"));
+    let chosen = whole.below();
+    let step = one_of(40);
+    for point in (Random(seed).number() % step..calls).step_by(step as usize) {
+        let what = format!("seed {seed}, {filter:?}, call {point} of {calls}");
+        let place = Place::of(place.disk.copy(), kernel);
+        place.counts.stop_after(point);
+        // The last calls are those of the end of the overlay, which reports nothing.
+        let _ = place.commit_chosen(filter);
+        place.counts.stop_after(u64::MAX);
+        place.commit_chosen(filter).unwrap_or_else(|error| panic!("{what}: {error}"));
+        assert_same(&chosen, &place.below(), &format!("{what}, the lower layers"));
+        assert_same(&before, &place.shown(), &what);
     }
 }

@@ -12,13 +12,13 @@ use std::time::Duration;
 
 use overlayfs::format::Wanted;
 use overlayfs::layer::OsLayer;
-use overlayfs::layer_tools::commit::{Choice, beside, commit, discard};
+use overlayfs::layer_tools::commit::{Choice, Filter, beside, commit, discard};
 use overlayfs::layer_tools::open::Paths;
 use overlayfs::layer_tools::{Error, Watch};
 use overlayfs::mount::open_layers;
 use overlayfs::options::Options;
 use overlayfs::overlay::{Overlay, Refused, Settings};
-use test_common::{Detail, Random, Setup, Snapshot, exists, names};
+use test_common::{Detail, Random, Setup, Snapshot, exists, names, put};
 
 use tree::{Tree, assert_same, tree};
 use work::work;
@@ -75,6 +75,20 @@ impl Case {
         tree(&mount(&Options { lowers: self.lowers.clone(), trusted: true, ..Options::default() }))
     }
 
+    /// Returns the number of objects in the upper layer.
+    fn upper_count(&self) -> usize {
+        let (mut count, mut dirs) = (0, vec![self.setup.dir("upper")]);
+        while let Some(dir) = dirs.pop() {
+            for entry in std::fs::read_dir(&dir).unwrap().map(Result::unwrap) {
+                count += usize::from(entry.file_name() != ".wh..wh.work");
+                if entry.file_type().unwrap().is_dir() && entry.file_name() != ".wh..wh.work" {
+                    dirs.push(entry.path());
+                }
+            }
+        }
+        count
+    }
+
     fn snapshots(&self) -> Vec<Snapshot> {
         self.lowers.iter().map(|lower| Snapshot::take(lower, Detail::Everything)).collect()
     }
@@ -101,7 +115,7 @@ fn seeds(first: u64) -> std::ops::Range<u64> {
 fn check_commit(seed: u64, lowers: usize, formats: &[Wanted]) {
     let case = Case::new(seed, lowers, formats);
     let (before, further) = (case.shown(), case.further_down());
-    commit(&Paths::new(&case.options()).unwrap(), Choice::default(), &())
+    commit(&Paths::new(&case.options()).unwrap(), &Choice::default(), &())
         .unwrap_or_else(|error| panic!("seed {seed}: {error}"));
     check_committed(&case, &before, &further, &format!("seed {seed}"));
 }
@@ -139,6 +153,108 @@ fn a_commit_works_over_layers_of_both_formats() {
     }
 }
 
+/// Returns random globs of names that the random work uses.
+fn random_filter(random: &mut Random) -> Filter {
+    const GLOBS: [&str; 10] = ["a", "*/b", "**/c", "**/[de]", "f", "*/*/a", "b/**", "**/{a,f}", "*/[c-f]", "nothing"];
+    let mut filter = Filter::default();
+    let which = random.below(3);
+    for _ in 0..1 + random.below(3) {
+        if which != 1 {
+            filter.exclude(random.one_of(&GLOBS).as_ref()).unwrap();
+        }
+        if which != 0 {
+            filter.include(random.one_of(&GLOBS).as_ref()).unwrap();
+        }
+    }
+    filter
+}
+
+/// A chosen part is in the lower layer, the rest only in the upper one. Then the rest follows.
+#[test]
+fn a_commit_of_chosen_changes_keeps_the_tree_and_the_rest() {
+    let mut random = Random(7000);
+    let (mut partial, mut smaller) = (0, 0);
+    for seed in seeds(7000) {
+        let formats: &[Wanted] =
+            [&[Wanted::Oci][..], &[Wanted::Kernel], &[Wanted::Oci, Wanted::Kernel]][seed as usize % 3];
+        let case = Case::new(seed, 1 + random.below(3), formats);
+        let (before, below, further) = (case.shown(), case.below(), case.further_down());
+        let filter = random_filter(&mut random);
+        let what = format!("seed {seed}, {filter:?}");
+        let count = case.upper_count();
+        let choice = Choice { filter: filter.clone(), ..Choice::default() };
+        commit(&Paths::new(&case.options()).unwrap(), &choice, &()).unwrap_or_else(|error| panic!("{what}: {error}"));
+        assert_same(&before, &case.shown(), &format!("{what}, the mount"));
+        let now = case.below();
+        check_chosen(&below, &before, &now, &filter, &what);
+        partial += u64::from(now != below && now != before);
+        smaller += u64::from(case.upper_count() < count);
+        for (before, lower) in further.iter().zip(&case.lowers[1..]) {
+            before.assert_same(&Snapshot::take(lower, Detail::Everything), &what);
+        }
+        commit(&Paths::new(&case.options()).unwrap(), &Choice::default(), &())
+            .unwrap_or_else(|error| panic!("{what}: {error}"));
+        check_committed(&case, &before, &further, &format!("{what}, the rest"));
+    }
+    assert!(partial > 0 && smaller > 0, "no filter chose a part");
+    println!("{partial} commits of a part, {smaller} upper layers with less");
+}
+
+/// Checks that each path is as before the commit, if the globs leave it out, or else as above. The
+/// names of a file with several may stay although they are chosen, and directories on the way to a
+/// chosen change are.
+fn check_chosen(below: &Tree, above: &Tree, now: &Tree, filter: &Filter, what: &str) {
+    for path in below.keys().chain(above.keys()) {
+        let (old, new, now) = (below.get(path), above.get(path), now.get(path));
+        let is_linked = [old, new].iter().flatten().any(|text| text.contains(" linked "));
+        let is_dir = |text: Option<&String>| text.is_some_and(|text| text.starts_with("Dir"));
+        // The content of a directory that is gone goes with it.
+        let goes = path.ancestors().skip(1).any(|dir| is_dir(below.get(dir)) && !is_dir(above.get(dir)));
+        if is_linked || goes || path.as_os_str().is_empty() {
+            continue;
+        }
+        if filter.chooses(path) {
+            assert_eq!(now, new, "{what}: {} is chosen", path.display());
+        } else if !is_dir(new) {
+            assert_eq!(now, old, "{what}: {} is left out", path.display());
+        }
+    }
+}
+
+#[test]
+fn the_program_commits_the_changes_that_its_globs_choose() {
+    let setup = Setup::new();
+    let (lower, upper) = (setup.dir("lower"), setup.dir("upper"));
+    for (dir, name) in [(&lower, "gone.log"), (&lower, "gone"), (&upper, "dir/new"), (&upper, "dir/new.log")] {
+        put::file(dir, name, name);
+    }
+    put::whiteout(&upper, "", "gone.log");
+    put::whiteout(&upper, "", "gone");
+    let run = |extra: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_overlayfs-layer"));
+        command.arg("commit").args(extra).arg("--lower").arg(&lower).arg("--upper").arg(&upper);
+        let output = command.output().unwrap();
+        (output.status.code(), String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())
+    };
+    let (code, listed, said) = run(&["--dry-run", "--exclude", "**/*.log"]);
+    assert_eq!((code, &*said), (Some(0), ""));
+    let listed: Vec<_> = listed.lines().filter_map(|line| line.split(' ').next_back()).collect();
+    assert_eq!(listed, [".", "dir", "dir/new", "gone"]);
+    assert_eq!(names(&lower), ["gone", "gone.log"], "nothing was done");
+
+    assert_eq!(run(&["--exclude", "**/*.log"]), (Some(0), String::new(), String::new()));
+    assert_eq!(names(&lower), ["dir", "gone.log"]);
+    assert_eq!(names(&lower.join("dir")), ["new"]);
+    assert_eq!(names(&upper.join("dir")), ["new.log"]);
+    assert!(exists(&upper.join(".wh.gone.log")) && !exists(&upper.join(".wh.gone")));
+    let (code, _, said) = run(&["--include", "[a"]);
+    assert_eq!(code, Some(2));
+    assert!(said.starts_with("overlayfs-layer: [a is no glob: "), "{said}");
+    assert_eq!(run(&["--include", "dir"]), (Some(0), String::new(), String::new()));
+    assert_eq!(names(&lower.join("dir")), ["new", "new.log"]);
+    assert!(!exists(&upper.join("dir")));
+}
+
 #[test]
 fn an_atomic_commit_does_the_same_by_an_exchange() {
     for seed in seeds(3000) {
@@ -148,7 +264,7 @@ fn an_atomic_commit_does_the_same_by_an_exchange() {
         let old = Snapshot::take(&case.lowers[0], Detail::Xattrs);
         let paths = Paths::new(&case.options()).unwrap().to_exchange(keep_old).unwrap();
         let choice = Choice { atomic: true, keep_old, ..Choice::default() };
-        commit(&paths, choice, &()).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+        commit(&paths, &choice, &()).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
         check_committed(&case, &before, &further, &format!("seed {seed}"));
         let kept = case.lowers[0].with_extension("old");
         assert_eq!(exists(&kept), keep_old, "seed {seed}");

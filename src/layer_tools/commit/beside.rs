@@ -61,6 +61,7 @@ pub(super) fn begin<'a, O: Opener>(
         times: (root.atime, root.mtime),
         copy: Some(number(&copy)?),
         moves: Vec::new(),
+        keeps: Vec::new(),
     };
     let commit = Commit { opener, watch, upper, journal, resumes: false, moved: Vec::new() };
     commit.save()?;

@@ -63,6 +63,8 @@ pub struct Journal {
     /// The renamed directories that move. One inside another's old place comes first. Its index is
     /// its name in the stage.
     pub moves: Vec<Move>,
+    /// The paths of the changes that stay in the upper layer, with everything below.
+    pub keeps: Vec<PathBuf>,
 }
 
 impl Journal {
@@ -76,6 +78,9 @@ impl Journal {
         }
         for Move { from, to, times } in &self.moves {
             body += &format!("move {}\nhad {}\nto {}\n", escape(from), times_text(*times), escape(to));
+        }
+        for path in &self.keeps {
+            body += &format!("keep {}\n", escape(path));
         }
         body += &format!("{}\n", end_line(body.as_bytes()));
         body.into_bytes()
@@ -95,6 +100,7 @@ impl Journal {
             times: Default::default(),
             copy: None,
             moves: Vec::new(),
+            keeps: Vec::new(),
         };
         let (mut from, mut had) = (None, None);
         for line in lines {
@@ -108,6 +114,7 @@ impl Journal {
                 "move" => from = Some(path),
                 "had" => had = Some(parse_times(rest)?),
                 "to" => journal.moves.push(Move { from: from.take()?, to: path, times: had.take()? }),
+                "keep" => journal.keeps.push(path),
                 _ => return None,
             }
         }
@@ -135,6 +142,7 @@ mod tests {
     #[test]
     fn a_journal_is_read_as_it_is_written() {
         let odd = PathBuf::from(OsStr::from_bytes(b"a b/new\nline\xff"));
+        let odd_too = odd.join("kept");
         let journal = Journal {
             phase: Phase::Put,
             stage: ".stage".into(),
@@ -144,6 +152,7 @@ mod tests {
                 Move { from: odd.clone(), to: "x".into(), times: Default::default() },
                 Move { from: "y".into(), to: odd, times: Default::default() },
             ],
+            keeps: vec!["kept".into(), odd_too],
         };
         let phases = [Phase::Take, Phase::Put, Phase::Apply, Phase::Exchange, Phase::Empty, Phase::Discard];
         for phase in phases {

@@ -32,10 +32,13 @@ use crate::options::Options;
 use crate::overlay::{Node, Overlay, Refused, Settings};
 
 pub mod beside;
+mod filter;
 mod journal;
 mod moves;
 mod start;
 
+pub use filter::Filter;
+use filter::Kept;
 use journal::{Journal, Phase};
 
 /// The subcommand `commit`.
@@ -48,7 +51,7 @@ struct Tooled {
 }
 
 /// The choices of a commit.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct Choice {
     /// Only go on with a commit that was interrupted.
     pub resume: bool,
@@ -56,6 +59,8 @@ pub struct Choice {
     pub atomic: bool,
     /// Keep the former lower layer after the exchange.
     pub keep_old: bool,
+    /// Commit only some changes.
+    pub filter: Filter,
 }
 
 /// Parses the options of `commit`.
@@ -71,17 +76,22 @@ pub fn parse(words: &mut Words) -> Result<Box<dyn Tool>, options::Error> {
             Word::Option(option) if option == "--resume" => commit.choice.resume = true,
             Word::Option(option) if option == "--atomic" => commit.choice.atomic = true,
             Word::Option(option) if option == "--keep-old" => commit.choice.keep_old = true,
+            Word::Option(option) if option == "--include" => commit.choice.filter.include(&words.value()?)?,
+            Word::Option(option) if option == "--exclude" => commit.choice.filter.exclude(&words.value()?)?,
             Word::Option(option) if option == "--into" => commit.into = Some(words.value()?.into()),
             _ => words.take_layers(&word, &mut commit.layers)?,
         }
     }
     check_upper(&mut commit.layers)?;
-    let Choice { resume, atomic, keep_old } = commit.choice;
+    let Choice { resume, atomic, keep_old, ref filter } = commit.choice;
     if keep_old && !atomic {
         return Err(options::Error::new("--keep-old needs --atomic."));
     }
     if commit.into.is_some() && (resume || atomic) {
         return Err(options::Error::new("--into is for a copy, so --resume and --atomic mean nothing with it."));
+    }
+    if !filter.is_empty() && (resume || atomic || commit.into.is_some()) {
+        return Err(options::Error::new("--include and --exclude are for a new commit in place."));
     }
     Ok(Box::new(commit))
 }
@@ -90,11 +100,22 @@ impl Tool for Tooled {
     fn run(&self, out: &mut dyn Write, watch: &dyn Watch) -> Result<Outcome, Error> {
         let paths = Paths::new(&self.layers)?;
         match &self.into {
-            _ if self.dry_run => Views::open(&self.layers, None)?
-                .changes(Renames::Found, watch, &mut |change| print_line(out, &change))?,
+            _ if self.dry_run && self.choice.filter.is_empty() => {
+                Views::open(&self.layers, None)?
+                    .changes(Renames::Found, watch, &mut |change| print_line(out, &change))?
+            }
+            _ if self.dry_run => {
+                let views = Views::open(&self.layers, None)?;
+                let keeps = self.choice.filter.kept(&views, watch)?;
+                let kept = Kept::new(&keeps);
+                views.changes(Renames::Resolved, watch, &mut |change| match kept.has(&change.path) {
+                    true => Ok(()),
+                    false => print_line(out, &change),
+                })?;
+            }
             Some(into) => beside::copy(&paths.with_copy(into, 1)?, watch)?,
-            None if self.choice.atomic => commit(&paths.to_exchange(self.choice.keep_old)?, self.choice, watch)?,
-            None => commit(&paths, self.choice, watch)?,
+            None if self.choice.atomic => commit(&paths.to_exchange(self.choice.keep_old)?, &self.choice, watch)?,
+            None => commit(&paths, &self.choice, watch)?,
         }
         Ok(Outcome::Done)
     }
@@ -109,14 +130,14 @@ impl Tool for Tooled {
 /// - [`Error::Refused`]: the upper layer is damaged, or there is no commit to go on with.
 /// - [`Error::At`]: a step failed. A later call goes on.
 /// - [`Error::Stopped`]: `watch` wants to stop. A later call goes on.
-pub fn commit<O: Opener>(opener: &O, choice: Choice, watch: &dyn Watch) -> Result<(), Error> {
+pub fn commit<O: Opener>(opener: &O, choice: &Choice, watch: &dyn Watch) -> Result<(), Error> {
     let upper = stacked(opener, Part::Upper, Settings { commits: true, ..Settings::default() })?;
     let mut commit = match find_journal(&upper)? {
         Begun::No if choice.resume => {
             return Err(Error::Refused("no commit of the upper layer was interrupted".to_owned()));
         }
         Begun::No if choice.atomic => beside::begin(opener, choice.keep_old, watch, upper)?,
-        Begun::No => start::begin(opener, watch, upper)?,
+        Begun::No => start::begin(opener, &choice.filter, watch, upper)?,
         Begun::Ended => return end(&upper),
         Begun::Yes(journal) => Commit { opener, watch, upper, journal, resumes: true, moved: Vec::new() },
     };
@@ -156,7 +177,14 @@ pub fn discard<O: Opener>(opener: &O, watch: &dyn Watch) -> Result<(), Error> {
             let below = stacked(opener, Part::Below, Settings::default())?;
             let root = below.stat(below.root()).map_err(|error| Error::in_tree("read", Path::new(""), error))?;
             let times = (root.atime, root.mtime);
-            Journal { phase: Phase::Discard, stage: OsString::new(), times, copy: None, moves: Vec::new() }
+            Journal {
+                phase: Phase::Discard,
+                stage: OsString::new(),
+                times,
+                copy: None,
+                moves: Vec::new(),
+                keeps: Vec::new(),
+            }
         }
     };
     let commit = Commit { opener, watch, upper, journal, resumes: true, moved: Vec::new() };
@@ -187,7 +215,11 @@ fn find_journal<L: Layer>(upper: &Overlay<L>) -> Result<Begun, Error> {
 
 /// Removes the mark of a commit that has ended.
 fn end<L: Layer>(upper: &Overlay<L>) -> Result<(), Error> {
-    upper.leave_empty().map_err(|error| Error::in_tree("end the commit of", Path::new(""), error))
+    let ended = match upper.is_upper_empty() {
+        Ok(false) => upper.end_commit(),
+        empty => empty.and_then(|_| upper.leave_empty()),
+    };
+    ended.map_err(|error| Error::in_tree("end the commit of", Path::new(""), error))
 }
 
 /// Opens a stack of layers as an overlay.
@@ -245,7 +277,11 @@ impl<O: Opener> Commit<'_, O> {
         let views = views.map_err(|cause| self.opener.refused(Part::Above, cause))?;
         let Some(above) = &views.above else { return Err(self.opener.refused(Part::Above, Refused::NoLayer)) };
         let mut applier = Applier::new(target, above, &self.journal.stage, self.watch)?;
-        views.changes_to_apply(self.watch, &mut |change| applier.apply(&change))?;
+        let kept = Kept::new(&self.journal.keeps);
+        views.changes_to_apply(self.watch, &mut |change| match kept.has(&change.path) {
+            true => Ok(()),
+            false => applier.apply(&change),
+        })?;
         applier.finish()?;
         self.go_on(target, Phase::Empty)
     }
@@ -254,6 +290,19 @@ impl<O: Opener> Commit<'_, O> {
     fn empty_upper(&self) -> Result<(), Error> {
         let emptied = self.upper.empty_upper(self.journal.times).and_then(|()| self.upper.sync_upper());
         emptied.map_err(|error| Error::in_tree("empty the upper layer at", Path::new(""), error))
+    }
+
+    /// Removes from the upper layer what is committed.
+    fn thin_out(self) -> Result<Self, Error> {
+        let Commit { opener, watch, upper, journal, resumes, moved } = self;
+        // It has read lower directories as they were before.
+        drop((upper, moved));
+        let upper = stacked(opener, Part::Upper, Settings { commits: true, ..Settings::default() })?;
+        let below = stacked(opener, Part::Below, Settings { commits: true, ..Settings::default() })?;
+        let kept = Kept::new(&journal.keeps);
+        let thinned = upper.thin_out(&below, journal.times, &|path| kept.has(path)).and_then(|()| upper.sync_upper());
+        thinned.map_err(|error| Error::in_tree("remove the committed changes from", Path::new(""), error))?;
+        Ok(Commit { opener, watch, upper, journal, resumes, moved: Vec::new() })
     }
 
     /// Ends a discard. The root gets the attributes that it has in the lower layers.
@@ -266,8 +315,12 @@ impl<O: Opener> Commit<'_, O> {
     }
 
     /// Empties the upper layer, then removes the work directory of the target and the journal.
-    fn empty(self) -> Result<(), Error> {
-        self.empty_upper()?;
+    fn empty(mut self) -> Result<(), Error> {
+        if self.journal.keeps.is_empty() {
+            self.empty_upper()?;
+        } else {
+            self = self.thin_out()?;
+        }
         let left = self.target(false)?.leave_no_work(self.journal.times);
         left.map_err(|error| Error::in_tree("remove the work directory of", Path::new(""), error))?;
         self.opener.ended()?;

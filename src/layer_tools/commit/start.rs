@@ -3,13 +3,15 @@
 use std::ffi::OsString;
 use std::path::Path;
 
+use super::filter::Filter;
 use super::journal::{Journal, Move, Phase};
 use super::{Commit, lookup, stacked};
 use crate::errno::{self, ENOENT, ENOTDIR};
 use crate::layer::{Kind, Layer};
 use crate::layer_tools::apply::find;
+use crate::layer_tools::convert::settle;
 use crate::layer_tools::open::{Opener, Part};
-use crate::layer_tools::{Error, Watch, escaped};
+use crate::layer_tools::{Error, Views, Watch, escaped};
 use crate::overlay::{Overlay, Redirected, Settings};
 
 /// The name of the stage, unless a tree has that name.
@@ -18,10 +20,18 @@ const STAGE: &str = ".overlayfs-commit";
 /// Decides what moves, and writes the journal.
 pub(super) fn begin<'a, O: Opener>(
     opener: &'a O,
+    filter: &Filter,
     watch: &'a dyn Watch,
     upper: Overlay<O::Layer>,
 ) -> Result<Commit<'a, O>, Error> {
-    make_whole(&upper)?;
+    let keeps = if filter.is_empty() {
+        make_whole(&upper)?;
+        Vec::new()
+    } else {
+        settle(&upper, true, watch)?;
+        let views = Views::of_commit(opener.open(Part::Above)?, opener.open(Part::Below)?);
+        filter.kept(&views.map_err(|cause| opener.refused(Part::Above, cause))?, watch)?
+    };
     let redirects = upper.redirects().map_err(|error| Error::in_tree("read", Path::new(""), error))?;
     check_redirects(&upper, &redirects)?;
     let of = |Redirected { at, to, .. }: Redirected| {
@@ -50,6 +60,7 @@ pub(super) fn begin<'a, O: Opener>(
         times: (root.atime, root.mtime),
         copy: None,
         moves,
+        keeps,
     };
     drop(target);
     let commit = Commit { opener, watch, upper, journal, resumes: false, moved: Vec::new() };
