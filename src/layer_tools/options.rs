@@ -1,7 +1,7 @@
 //! The command line of `overlayfs-layer`: the subcommands, and the options that they share.
 //!
 //! A subcommand is one file of this folder, which parses its own options. It is listed in
-//! [`TOOLS`], and explained in [`crate::usage::layer`].
+//! `TOOLS`, and explained in [`crate::usage::layer`].
 
 use std::ffi::OsString;
 

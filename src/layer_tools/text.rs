@@ -7,7 +7,7 @@ use std::path::Path;
 /// Returns a path for people: control characters, backslashes and bytes that are not UTF-8 become
 /// escapes (`\n`, `\\`, `\x1b`). The empty path, the root of a tree, becomes `.`.
 ///
-/// A space in front of `<- ` becomes `\x20`, so that [`ARROW`] in a line is never part of a path.
+/// A space in front of `<- ` becomes `\x20`, so that `ARROW` in a line is never part of a path.
 pub fn escaped(path: &Path) -> String {
     let bytes = path.as_os_str().as_bytes();
     if bytes.is_empty() {

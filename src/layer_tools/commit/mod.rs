@@ -3,7 +3,7 @@
 //! Until the upper layer is emptied, it lies on the lower layer and hides what differs. So the
 //! merged tree stays as it is while the lower layer changes, and a commit that was interrupted goes
 //! on from a new comparison. Only a renamed directory needs more: the upper layer names its old
-//! place. The journal lists these, and they move first ([`Phase`]).
+//! place. The journal lists these, and they move first (`Phase`).
 //!
 //! The steps are those of the engine, on two overlays: the upper layer on the lower ones, and the
 //! topmost lower one, the *target*, on those below it.

@@ -1,6 +1,6 @@
 //! `convert`: changes the format of an upper layer, or resolves what only this overlay reads.
 //!
-//! A layer in the other format is built in the work directory, from hard links ([`relink`]). One
+//! A layer in the other format is built in the work directory, from hard links (`relink`). One
 //! step exchanges it with the old one, which is removed then. So a crash leaves the layer before or
 //! after it; the rest is swept by the next mount. With `--deref` the engine resolves redirects
 //! first, in the present format.

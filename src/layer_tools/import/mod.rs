@@ -1,6 +1,6 @@
 //! `import`: a layer as tar, or the layers of an OCI image, become lower directories.
 //!
-//! Each layer is unpacked in [`UNFINISHED`], and then renamed to its digest. So a directory with
+//! Each layer is unpacked in `UNFINISHED`, and then renamed to its digest. So a directory with
 //! such a name is whole, and an import that was stopped goes on behind it.
 //!
 //! | file | subject |
