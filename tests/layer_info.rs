@@ -102,11 +102,11 @@ fn info_names_the_overlay_that_holds_the_layer() {
     let holder = json!({ "process": std::process::id(), "place": "/the/mount", "ending": false });
     assert_eq!((&said["in_use"], &said["holder"]), (&true.into(), &holder));
     let text = run(&[], &setup);
-    let line = format!("in use:        by the overlay at /the/mount (process {})\n", std::process::id());
+    let line = format!("in use:         by the overlay at /the/mount (process {})\n", std::process::id());
     assert!(text.contains(&line), "{text}");
     drop(overlay);
     assert_eq!(info(&setup)["in_use"], false);
-    assert!(run(&[], &setup).contains("in use:        no\n"));
+    assert!(run(&[], &setup).contains("in use:         no\n"));
 }
 
 #[test]
@@ -128,10 +128,14 @@ fn info_tells_leftovers_and_other_lower_layers() {
 #[test]
 fn info_of_a_directory_that_was_never_mounted_says_so() {
     let setup = setup();
-    put::file(&setup.path("upper"), ".wh.gone", "");
+    for name in [".wh.gone", ".wh..wh.parts", ".wh..wh.other"] {
+        put::file(&setup.path("upper"), name, "");
+    }
+    put::dir(&setup.path("upper"), ".wh..wh.work");
     let text = run(&[], &setup);
-    assert!(text.contains("features:      unknown: the layer has no record\n"), "{text}");
-    assert!(text.contains("deletions:     1\n") && text.contains("format:        oci\n"), "{text}");
+    assert!(text.contains("unknown marks:  1\n"), "{text}");
+    assert!(text.contains("features:       unknown: the layer has no record\n"), "{text}");
+    assert!(text.contains("deletions:      1\n") && text.contains("format:         oci\n"), "{text}");
     let missing = Path::new("/missing/upper");
     let output = Command::new(env!("CARGO_BIN_EXE_overlayfs-layer")).args(["info", "--upper"]).arg(missing).output();
     let output = output.unwrap();

@@ -70,7 +70,7 @@ pub fn look<L: Layer>(layers: Layers<L>) -> crate::errno::Result<(Survey, bool)>
 }
 
 fn print(survey: &Survey, is_held: bool, path: &Path, out: &mut dyn Write) -> io::Result<()> {
-    let mut line = |name: &str, value: &str| writeln!(out, "{:15}{value}", format!("{name}:"));
+    let mut line = |name: &str, value: &str| writeln!(out, "{:16}{value}", format!("{name}:"));
     line("upper layer", &escaped(path))?;
     line("format", &format_of(survey))?;
     match (is_held, &survey.holder) {

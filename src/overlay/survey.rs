@@ -3,6 +3,7 @@
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
+use std::sync::Arc;
 
 use crate::errno::{EINVAL, ELOOP, ENOENT, ENOTDIR};
 
@@ -104,6 +105,9 @@ fn is_kernels(name: &OsStr, kind: Kind) -> bool {
     kind == Kind::Dir && (name == "work" || name == "index")
 }
 
+/// The reserved names that have a meaning only at the top of the layer.
+const AT_TOP: [&str; 3] = [format::WORK, format::PARTS, format::DEVICES];
+
 fn count<L: Layer>(stack: &Stack<L>, format: Format) -> Result<Counts> {
     let mut counts = Counts::default();
     let Some(root) = stack.upper_root() else { return Ok(counts) };
@@ -119,7 +123,8 @@ fn count<L: Layer>(stack: &Stack<L>, format: Format) -> Result<Counts> {
         counts.opaque += u64::from(listing.marks.is_opaque());
         counts.redirects += u64::from(listing.marks.redirect().is_some());
         counts.partial_copies += listing.parts.len() as u64;
-        counts.unknown += listing.odd.len() as u64;
+        let is_known = |name: &OsStr| Arc::ptr_eq(&dir, root) && AT_TOP.iter().any(|known| name == *known);
+        counts.unknown += listing.odd.iter().filter(|(name, _)| !is_known(name)).count() as u64;
         for (name, kind, _) in listing.objects {
             let stat = layer.stat(Object::Entry(&*open, &name))?;
             let is_new = stat.nlink < 2 || kind == Kind::Dir || met.insert(stat.ino);
