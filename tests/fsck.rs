@@ -433,7 +433,7 @@ fn partial_copies() {
     damage(no_source, "own/.wh..wh.part.x", Damage::NoSource, false);
     damage(|upper| drop(put::file(upper, MARK, "")), MARK, Damage::MarkWithoutParts, true);
     damage(|upper| part(upper, PART, 2 << 20), MARK, Damage::PartsWithoutMark, true);
-    for map in [vec![0; 3], vec![0xff; 36]] {
+    for map in [vec![0; 3], vec![0; 36], vec![0x0f; 36]] {
         let useless = |upper: &Path| {
             part(upper, PART, 2 << 20);
             put::file(upper, MAP, &map);
