@@ -16,6 +16,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::sync::Arc;
 
+use super::tree::{find, names, xattrs};
 use super::{Change, ChangeKind, Error, Progress, Watch};
 use crate::errno::{self, EINTR, EMLINK, ENODATA, ENOENT, EOPNOTSUPP, EPERM, EXDEV};
 use crate::layer::{Kind, Layer, Owner, RenameMode, XattrMode, acl};
@@ -53,7 +54,7 @@ struct Open<L: Layer> {
 
 impl<'a, L: Layer> Applier<'a, L> {
     /// Prepares to make changes of `source` in `target`, an overlay with an upper layer. The stage
-    /// gets the name `stage` at the top of the target; what is there is removed.
+    /// gets the name `stage` at the top of the target, and replaces what has that name.
     ///
     /// # Errors
     ///
@@ -355,18 +356,6 @@ pub fn make_stage<L: Layer>(target: &Overlay<L>, name: &OsStr) -> errno::Result<
     Ok(stage)
 }
 
-/// Returns the object `name` of a directory, if there is one.
-///
-/// # Errors
-///
-/// Those of [`Overlay::lookup`], but not ENOENT.
-pub fn find<L: Layer>(overlay: &Overlay<L>, dir: &Arc<Node<L>>, name: &OsStr) -> errno::Result<Option<Arc<Node<L>>>> {
-    match overlay.lookup(dir, name) {
-        Err(error) if error.errno == ENOENT => Ok(None),
-        found => found.map(Some),
-    }
-}
-
 /// Removes the object `name` of a directory with its content, if there is one. It works without
 /// recursion, since a tree may be deep.
 ///
@@ -379,7 +368,7 @@ pub fn remove<L: Layer>(overlay: &Overlay<L>, dir: &Arc<Node<L>>, name: &OsStr) 
     while let Some((above, name, node)) = left.pop() {
         free(overlay, &node)?;
         if node.kind() != Kind::Dir {
-            // The engine opens an object that somebody holds before it unlinks it.
+            // Before the engine unlinks an object that is still held, it opens it.
             drop(node);
             overlay.unlink(&above, &name)?;
             continue;
@@ -412,22 +401,4 @@ fn free<L: Layer>(overlay: &Overlay<L>, node: &Arc<Node<L>>) -> errno::Result<()
         overlay.set_flags(node, 0)?;
     }
     Ok(())
-}
-
-/// Returns the names in a directory.
-fn names<L: Layer>(overlay: &Overlay<L>, dir: &Arc<Node<L>>) -> errno::Result<Vec<OsString>> {
-    let mut names = Vec::new();
-    overlay.list(&overlay.open(dir), 0, &mut |entry| {
-        names.push(entry.name.to_owned());
-        true
-    })?;
-    Ok(names)
-}
-
-/// Returns the names of the extended attributes of an object; none on a layer without any.
-fn xattrs<L: Layer>(overlay: &Overlay<L>, node: &Arc<Node<L>>) -> errno::Result<Vec<OsString>> {
-    match overlay.xattrs(node) {
-        Err(error) if error.errno == EOPNOTSUPP => Ok(Vec::new()),
-        names => names,
-    }
 }

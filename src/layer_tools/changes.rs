@@ -11,7 +11,8 @@ use std::sync::Arc;
 use std::vec;
 
 use super::compare::{Links, Side, aspects};
-use super::renames::{self, Renamed};
+use super::renames::Renamed;
+use super::tree;
 use super::{Error, Progress, Views, Watch};
 use crate::errno::{self, ENOENT, ENOTDIR, ESTALE};
 use crate::layer::{Kind, Layer};
@@ -232,7 +233,7 @@ impl<L: Layer> Walk<'_, L> {
         self.visit(at.clone(), replaced, None)?;
         let from = self.renamed.from(&at.path).cloned().unwrap_or_default();
         let at = At { old_path: from.clone(), ..at };
-        match self.views.below.as_ref().map(|below| renames::find(below, &from)).transpose() {
+        match self.views.below.as_ref().map(|below| tree::at(below, &from)).transpose() {
             Ok(old) => self.visit_as(at, old, Some(new), Some(ChangeKind::Renamed { from })),
             Err(error) => self.unless_gone(&at.path, error),
         }

@@ -5,7 +5,8 @@ use std::ffi::OsString;
 use std::sync::Arc;
 
 use super::changes::Aspects;
-use crate::errno::{EOPNOTSUPP, Result};
+use super::tree::xattrs;
+use crate::errno::Result;
 use crate::layer::{Kind, Layer, Stat};
 use crate::overlay::{Node, Overlay};
 
@@ -26,10 +27,7 @@ impl<'o, L: Layer> Side<'o, L> {
 
     /// Returns the extended attributes with their values; none on a layer without any.
     fn xattrs(&self) -> Result<BTreeMap<OsString, Vec<u8>>> {
-        let names = match self.overlay.xattrs(self.node) {
-            Err(error) if error.errno == EOPNOTSUPP => return Ok(BTreeMap::new()),
-            names => names?,
-        };
+        let names = xattrs(self.overlay, self.node)?;
         names.into_iter().map(|name| Ok((name.clone(), self.overlay.xattr(self.node, &name)?))).collect()
     }
 }

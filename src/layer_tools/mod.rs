@@ -12,6 +12,7 @@
 //! | `compare` | the attributes and contents of one object in both trees |
 //! | `options` | the command line: the subcommands, and the options for layers |
 //! | `text` | paths in messages and listings |
+//! | `tree` | questions about a merged tree |
 //! | `apply` | the applier: makes the changes in a layer |
 //! | `open` | the layers of a tool that changes them |
 //! | `check` | the states in which a tool must not change a layer |
@@ -50,6 +51,7 @@ pub mod options;
 mod renames;
 mod sums;
 mod text;
+mod tree;
 pub mod vacuum;
 pub mod views;
 

@@ -9,14 +9,13 @@
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use super::changes::matched;
-use super::{Error, Views, Watch};
+use super::{Error, Views, Watch, tree};
 use crate::errno::{self, ENOENT, ENOTDIR, ESTALE, Result};
 use crate::layer::{Kind, Layer};
+use crate::overlay::Overlay;
 use crate::overlay::on_disk::{Content, Entry, Relation, content, has_copy, is_upper_over};
-use crate::overlay::{Node, Overlay};
 
 /// The renamed objects.
 #[derive(Default)]
@@ -63,15 +62,6 @@ impl Renamed {
         search.add_others(&mut renamed);
         Ok(renamed)
     }
-}
-
-/// Returns the object at a path of a tree.
-///
-/// # Errors
-///
-/// Those of [`Overlay::lookup`].
-pub fn find<L: Layer>(view: &Overlay<L>, path: &Path) -> Result<Arc<Node<L>>> {
-    path.iter().try_fold(view.root().clone(), |dir, name| view.lookup(&dir, name))
 }
 
 /// A directory of the later tree, and its path in the earlier one. The walk keeps paths, since
@@ -130,13 +120,13 @@ impl<'v, L: Layer> Search<'v, L> {
     }
 
     fn visit(&mut self, mut pair: Pair) -> Result<()> {
-        let now = content(self.above, &find(self.above, &pair.path)?)?;
+        let now = content(self.above, &tree::at(self.above, &pair.path)?)?;
         if let Some(from) = now.redirect.as_ref().filter(|from| **from != pair.old_path) {
             let old_path = std::mem::replace(&mut pair.old_path, from.clone());
             if pair.is_old {
                 self.removed.insert(old_path);
             }
-            pair.is_old = match find(self.below, from) {
+            pair.is_old = match tree::at(self.below, from) {
                 Err(error) if is_missing(error) => false,
                 dir => dir?.kind() == Kind::Dir,
             };
@@ -148,7 +138,7 @@ impl<'v, L: Layer> Search<'v, L> {
             pair.is_old = false;
         }
         let before = match pair.is_old {
-            true => content(self.below, &find(self.below, &pair.old_path)?)?,
+            true => content(self.below, &tree::at(self.below, &pair.old_path)?)?,
             false => Content::default(),
         };
         for (one, other, relation) in matched(&before, &now) {
@@ -213,7 +203,7 @@ impl<'v, L: Layer> Search<'v, L> {
             if watch.wants_stop() {
                 return Err(Error::Stopped);
             }
-            let listed = find(self.below, &path).and_then(|dir| content(self.below, &dir));
+            let listed = tree::at(self.below, &path).and_then(|dir| content(self.below, &dir));
             let Content { entries, .. } = listed.map_err(|error| Error::in_tree("read", &path, error))?;
             for Entry { name, kind, number, .. } in entries {
                 let path = path.join(&*name);
@@ -235,7 +225,7 @@ impl<'v, L: Layer> Search<'v, L> {
             let at_home: Vec<_> = went.extract_if(.., |from| came.iter().any(|(_, place)| place == from)).collect();
             came.retain(|(_, place)| !at_home.contains(place));
             for (from, (to, _)) in went.into_iter().zip(came) {
-                let shown = find(self.above, &to).and_then(|node| self.above.stat(&node));
+                let shown = tree::at(self.above, &to).and_then(|node| self.above.stat(&node));
                 if shown.is_ok_and(|stat| stat.ino == number) {
                     renamed.add(from, to);
                 }

@@ -1,13 +1,13 @@
 //! The sums of `diff --stat`: how many objects and bytes were added, removed and modified.
 
 use std::collections::HashSet;
-use std::ffi::OsString;
 use std::io::{self, Write};
 use std::sync::Arc;
 
 use serde_json::json;
 
 use super::listing::Form;
+use super::tree::names;
 use super::{Change, ChangeKind, Error, Views};
 use crate::errno;
 use crate::layer::{Kind, Layer, Stat};
@@ -107,16 +107,4 @@ impl Sums {
         writeln!(out, "modified {objects} objects, {bytes} bytes, before {before} bytes")?;
         writeln!(out, "renamed {renamed} objects")
     }
-}
-
-/// Returns the names in a directory; none for another object.
-fn names<L: Layer>(view: &Overlay<L>, node: &Arc<Node<L>>) -> errno::Result<Vec<OsString>> {
-    let mut names = Vec::new();
-    if node.kind() == Kind::Dir {
-        view.list(&view.open(node), 0, &mut |entry| {
-            names.push(entry.name.to_owned());
-            true
-        })?;
-    }
-    Ok(names)
 }

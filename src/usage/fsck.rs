@@ -1,6 +1,6 @@
 //! The check of an upper directory.
 
-use super::{Explained, Group, Program, option};
+use super::{Explained, Group, ITEMS, Program, option};
 
 /// `overlayfs-fsck`.
 pub const PROGRAM: Program = Program {
@@ -37,20 +37,7 @@ pub const PROGRAM: Program = Program {
                 },
             ],
         },
-        Group {
-            title: "Items of the list after -o",
-            options: &[
-                option("lowerdir=DIR[:DIR ...]", "As `--lower` for each of the directories."),
-                option("lowerdir+=DIR", "As `--lower`. A colon is part of the path."),
-                option("upperdir=DIR", "As `--upper`."),
-                option("workdir=DIR", "As `--work`."),
-                option(
-                    "ro, rw, volatile, reuse_volatile, whole_copies, userxattr, redirect_dir=on|off|follow, \
-             on_exit=preserve|discard|commit|commit-atomic",
-                    "Accepted without effect.",
-                ),
-            ],
-        },
+        ITEMS,
     ],
     after: "While the overlay is mounted, the program checks only its tree. A finding may then be an unfinished \
             change. During a check the layers cannot be mounted. The exit status is the sum of: 1 damage was \

@@ -1,6 +1,6 @@
 //! The tools for upper layers.
 
-use super::{Explained, Group, Program, option};
+use super::{Explained, Group, ITEMS, Program, option};
 
 /// `overlayfs-layer`.
 pub const PROGRAM: Program = Program {
@@ -160,20 +160,5 @@ const CONVERT: Group = Group {
             brief: "Resolve redirects: copy everything in renamed directories to the upper directory.",
             more: "Programs that know no redirects, such as fuse-overlayfs, read the upper directory then.",
         },
-    ],
-};
-
-const ITEMS: Group = Group {
-    title: "Items of the list after -o",
-    options: &[
-        option("lowerdir=DIR[:DIR ...]", "As `--lower` for each of the directories."),
-        option("lowerdir+=DIR", "As `--lower`. A colon is part of the path."),
-        option("upperdir=DIR", "As `--upper`."),
-        option("workdir=DIR", "As `--work`."),
-        option(
-            "ro, rw, volatile, reuse_volatile, whole_copies, userxattr, redirect_dir=on|off|follow, \
-             on_exit=preserve|discard|commit|commit-atomic",
-            "Accepted without effect.",
-        ),
     ],
 };

@@ -58,6 +58,23 @@ pub const fn option(form: &'static str, brief: &'static str) -> Explained {
     Explained { form, brief, more: "" }
 }
 
+/// The items after `-o` of the tools for layers: those of the mount, of which only the layers
+/// count.
+const ITEMS: Group = Group {
+    title: "Items of the list after -o",
+    options: &[
+        option("lowerdir=DIR[:DIR ...]", "As `--lower` for each of the directories."),
+        option("lowerdir+=DIR", "As `--lower`. A colon is part of the path."),
+        option("upperdir=DIR", "As `--upper`."),
+        option("workdir=DIR", "As `--work`."),
+        option(
+            "ro, rw, volatile, reuse_volatile, whole_copies, userxattr, redirect_dir=on|off|follow, \
+             on_exit=preserve|discard|commit|commit-atomic",
+            "Accepted without effect.",
+        ),
+    ],
+};
+
 impl Program {
     /// Returns the text of `--help`.
     pub fn help(&self) -> String {

@@ -25,7 +25,6 @@ use super::listing::print_line;
 use super::open::{Opener, Part, Paths};
 use super::options::{Word, Words, check_upper};
 use super::{Error, Outcome, Renames, Tool, Views, Watch};
-use crate::errno;
 use crate::layer::Layer;
 use crate::options;
 use crate::options::Options;
@@ -226,11 +225,6 @@ fn end<L: Layer>(upper: &Overlay<L>) -> Result<(), Error> {
 fn stacked<O: Opener>(opener: &O, part: Part, settings: Settings) -> Result<Overlay<O::Layer>, Error> {
     let settings = Settings { trusted: true, ..settings };
     Overlay::with_settings(opener.open(part)?, settings).map_err(|cause| opener.refused(part, cause))
-}
-
-/// Returns the object at a path of a tree.
-fn lookup<L: Layer>(tree: &Overlay<L>, path: &Path) -> errno::Result<Arc<Node<L>>> {
-    path.iter().try_fold(tree.root().clone(), |dir, name| tree.lookup(&dir, name))
 }
 
 /// A commit that has begun.

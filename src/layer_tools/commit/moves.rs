@@ -8,13 +8,14 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::Commit;
 use super::journal::{Move, Phase};
-use super::{Commit, lookup};
 use crate::errno::{self, ENOENT};
 use crate::layer::{Kind, Layer, Owner, RenameMode};
 use crate::layer_tools::Error;
-use crate::layer_tools::apply::{find, make_stage, remove};
+use crate::layer_tools::apply::{make_stage, remove};
 use crate::layer_tools::open::Opener;
+use crate::layer_tools::tree::{self, find};
 use crate::overlay::{Node, Overlay};
 
 impl<O: Opener> Commit<'_, O> {
@@ -22,7 +23,7 @@ impl<O: Opener> Commit<'_, O> {
     fn find_moved(&mut self) -> Result<(), Error> {
         if self.moved.is_empty() {
             let find =
-                |one: &Move| lookup(&self.upper, &one.to).map_err(|error| Error::in_tree("read", &one.to, error));
+                |one: &Move| tree::at(&self.upper, &one.to).map_err(|error| Error::in_tree("read", &one.to, error));
             self.moved = self.journal.moves.iter().map(find).collect::<Result<_, _>>()?;
         }
         Ok(())
@@ -60,7 +61,7 @@ impl<O: Opener> Commit<'_, O> {
         self.each_move(0..self.journal.moves.len(), "move", |name, one, node| {
             if find(target, &stage, name)?.is_none() {
                 let (parent, old) = split(&one.from)?;
-                let parent = lookup(target, parent)?;
+                let parent = tree::at(target, parent)?;
                 target.rename(&parent, old, &stage, name, RenameMode::NoReplace)?;
             }
             self.upper.redirect(node, &stage_path.join(name), one.times)

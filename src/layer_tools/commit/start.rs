@@ -5,12 +5,12 @@ use std::path::Path;
 
 use super::filter::Filter;
 use super::journal::{Journal, Move, Phase};
-use super::{Commit, lookup, stacked};
+use super::{Commit, stacked};
 use crate::errno::{self, ENOENT, ENOTDIR};
 use crate::layer::{Kind, Layer};
-use crate::layer_tools::apply::find;
 use crate::layer_tools::convert::settle;
 use crate::layer_tools::open::{Opener, Part};
+use crate::layer_tools::tree::{self, find};
 use crate::layer_tools::{Error, Views, Watch, escaped};
 use crate::overlay::{Overlay, Redirected, Settings};
 
@@ -35,7 +35,7 @@ pub(super) fn begin<'a, O: Opener>(
     let redirects = upper.redirects().map_err(|error| Error::in_tree("read", Path::new(""), error))?;
     check_redirects(&upper, &redirects)?;
     let of = |Redirected { at, to, .. }: Redirected| {
-        let stat = lookup(&upper, &at).and_then(|node| upper.stat(&node));
+        let stat = tree::at(&upper, &at).and_then(|node| upper.stat(&node));
         let stat = stat.map_err(|error| Error::in_tree("read", &at, error))?;
         Ok(Move { from: to, to: at, times: (stat.atime, stat.mtime) })
     };
@@ -43,7 +43,7 @@ pub(super) fn begin<'a, O: Opener>(
     moves.sort_by_key(|one| std::cmp::Reverse(one.from.iter().count()));
     let target = stacked(opener, Part::Target, Settings { commits: true, ..Settings::default() })?;
     for Move { from, to, .. } in &moves {
-        let movable = lookup(&target, from).and_then(|node| target.can_move(&node));
+        let movable = tree::at(&target, from).and_then(|node| target.can_move(&node));
         if !movable.map_err(|error| Error::in_tree("find", from, error))? {
             return Err(Error::Refused(format!(
                 "{} was renamed to {}, and the format of the lower layer cannot say that; commit with --into, which \
@@ -104,7 +104,7 @@ fn check_redirects<L: Layer>(upper: &Overlay<L>, redirects: &[Redirected]) -> Re
         // A place of the merged tree that may show the same directory.
         let moved = |other: &Redirected| one.to.strip_prefix(&other.to).ok().map(|rest| other.at.join(rest));
         for place in redirects.iter().filter_map(moved).chain([one.to.clone()]).filter(|place| *place != one.at) {
-            let shows = match lookup(upper, &place) {
+            let shows = match tree::at(upper, &place) {
                 Err(error) if matches!(error.errno, ENOENT | ENOTDIR) => Ok(false),
                 Ok(node) if node.kind() == Kind::Dir => upper.merges_with(&node, &one.to),
                 found => found.map(|_| false),

@@ -31,7 +31,7 @@ pub struct Relink<'a, L: Layer> {
     pub to: Format,
     /// The attribute of the root that tells the wanted format, if it has one.
     pub top_mark: Option<(OsString, &'static [u8])>,
-    /// Whether each redirect counts, whoever wrote it.
+    /// Whether each redirect counts, of any author.
     pub trusted: bool,
     pub watch: &'a dyn Watch,
 }

@@ -13,11 +13,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::links::Links;
-use crate::errno::{self, EOPNOTSUPP};
+use crate::errno;
 use crate::format::{self, OPAQUE};
 use crate::layer::{Kind, Layer, Stat, Time, acl};
 use crate::layer_tools::archive::write::Writer;
 use crate::layer_tools::archive::{LABEL, Member, MemberKind, acl_text};
+use crate::layer_tools::tree::xattrs;
 use crate::layer_tools::{Change, ChangeKind, Error, Progress, Views, Watch};
 use crate::overlay::on_disk::{Content, content};
 use crate::overlay::{Handle, Node, Overlay};
@@ -294,10 +295,7 @@ impl<L: Layer, W: Write> Export<'_, L, W> {
     }
 
     fn xattrs(&self, node: &Arc<Node<L>>) -> errno::Result<BTreeMap<OsString, Vec<u8>>> {
-        let names = match self.above.xattrs(node) {
-            Err(error) if error.errno == EOPNOTSUPP => return Ok(BTreeMap::new()),
-            names => names?,
-        };
+        let names = xattrs(self.above, node)?;
         let names = names.into_iter().filter(|name| name != LABEL);
         names.map(|name| Ok((name.clone(), self.above.xattr(node, &name)?))).collect()
     }
