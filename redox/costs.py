@@ -1,5 +1,6 @@
 """The time of operations through the overlay, as a multiple of the time on redoxfs itself, in the same boot."""
 
+import re
 import statistics
 
 from layers import make_layers
@@ -12,28 +13,57 @@ DAEMON = "overlayfs --lower /lower --lower /lower2 --upper /upper overlay"
 BOOTS = 5
 COUNT = 1000
 
-# The highest ratio of each operation that passes. Operations without one are for comparison.
-LIMITS = {
-    "stat": 0.10,
-    "missing": 0.11,
-    "open": 0.09,
-    "readdir": 0.05,
-    "read": 1.3,
-    "write": 1.3,
-    "create": 1.1,
-    "first": 0.3,
-    "rename": 1.1,
+# For each operation the goal and the highest ratio that passes, both as a multiple of redoxfs's time. A limit is what
+# docs/redox.md has, and a little more, since boots differ. So a ratio above it is a regression, also where the goal is
+# missed. Operations without a goal are for comparison.
+ROOT, OTHER = "as root", "as another user"
+RATIOS = {
+    (ROOT, "stat"): (0.10, 0.10),
+    (ROOT, "missing"): (0.08, 0.10),
+    (ROOT, "open"): (0.08, 0.09),
+    (ROOT, "fstat"): (None, 0.20),
+    (ROOT, "readdir"): (0.05, 0.05),
+    (ROOT, "read"): (1.2, 1.36),
+    (ROOT, "write"): (1.2, 1.30),
+    (ROOT, "create"): (None, 1.08),
+    (ROOT, "both"): (1.03, 1.05),
+    (ROOT, "make"): (None, 1.13),
+    (ROOT, "first"): (None, 0.29),
+    (ROOT, "rename"): (1.03, 1.0),
+    (OTHER, "create"): (1.4, 1.2),
+    (OTHER, "make"): (None, 1.23),
+    (OTHER, "rename"): (None, 1.05),
+    (ROOT, "listing"): (1.2, 1.1),
+    (ROOT, "overwrite"): (3, 3),
 }
+# A scheme that remembers what it opened, and otherwise passes each request on.
+LEAST = ["bg passthrough least /upper3 1 known", "sleep 500", f"run costs /scheme/least {COUNT}", "kill"]
 PAIRS = {
-    "as root": (f"run costs /upper2 {COUNT}", f"run costs /scheme/overlay {COUNT}"),
-    "as another user": (f"as 1000 1000 costs /home {COUNT}", f"as 1000 1000 costs /scheme/overlay/home {COUNT}"),
+    ROOT: (f"run costs /upper2 {COUNT}", f"run costs /scheme/overlay {COUNT}"),
+    OTHER: (f"as 1000 1000 costs /home {COUNT}", f"as 1000 1000 costs /scheme/overlay/home {COUNT}"),
 }
-# Commands of the first boot, whose answers are printed.
+# Creations and removals in one directory, since redoxfs takes a different time in each: on redoxfs itself, through the
+# smallest scheme that is possible, and through the overlay.
+SAME_PLACES = ("/upper", "/scheme/least", "/scheme/overlay")
+SAME = {place: f"run tries create {place}/d 400" for place in SAME_PLACES}
+SAME_COMMANDS = [
+    "mkdir /upper/d",
+    SAME["/upper"],
+    "bg least least /upper",
+    "sleep 500",
+    SAME["/scheme/least"],
+    "kill",
+    "start overlayfs --lower /lower --upper /upper --detach overlay",
+    SAME["/scheme/overlay"],
+]
+# Operations of the first boot: the commands on redoxfs and through the overlay, and the place of the time in an answer.
+TRIED = {
+    "listing": ("run tries many {}/many 300", ("/upper2", "/scheme/overlay"), r", listed in (\d+) us"),
+    "overwrite": ("run tries overwrite {}/small", ("", "/scheme/overlay"), r", (\d+) us each"),
+}
+# More commands of the first boot, whose answers are printed.
 MORE = [
-    "run tries many /upper2/many 300",
-    "run tries many /scheme/overlay/many 300",
-    "run tries overwrite /small",
-    "run tries overwrite /scheme/overlay/small",
+    *(command.format(place) for command, places, _ in TRIED.values() for place in places),
     "start overlayfs --lower /lower2 --upper /upper3 --detach other",
     "run tries change /small",
     "run tries change /scheme/other/small",
@@ -54,24 +84,40 @@ def _measure(lines, command):
     return costs
 
 
-def _boot(system, scratch, log, commands):
+def _boot(system, scratch, log, commands, daemons=(("notify", DAEMON),)):
     disk = scratch / "disk"
     make_layers(system, scratch / "layers", disk)
     return Machine(
         system,
         disk,
-        [("notify", DAEMON), ("oneshot", "transcript /scheme/initfs/script")],
+        [*daemons, ("oneshot", "transcript /scheme/initfs/script")],
         files={"script": "".join(f"{command}\n" for command in commands)},
-        programs=["overlayfs", "costs", "tries"],
+        programs=["overlayfs", "costs", "least", "passthrough", "tries"],
         counting=True,
         timeout=900,
         log=log,
     ).boot()
 
 
+def _tried(lines):
+    """Returns the times of each operation of TRIED, on redoxfs and through the overlay."""
+    answers = dict(zip(lines, lines[1:]))
+    for name, (command, places, time) in TRIED.items():
+        yield name, tuple(float(re.search(time, answers[f"$ {command.format(place)}"])[1]) for place in places)
+
+
+def _creations(system, scratch, log):
+    """Returns the times of a creation with its removal in one directory, for each of SAME_PLACES, or None."""
+    output = _boot(system, scratch, log, SAME_COMMANDS, daemons=())
+    answers = dict(zip(output.lines, output.lines[1:]))
+    found = [re.match(r"= (\d+) us for both", answers.get(f"$ {command}", "")) for command in SAME.values()]
+    return [float(time[1]) for time in found] if all(found) else None
+
+
 def run(system, scratch, log):
-    commands = [command for pair in PAIRS.values() for command in pair]
+    commands = [*(command for pair in PAIRS.values() for command in pair), *LEAST]
     times = {}  # By user and operation: the two times of each boot.
+    least = {}  # By operation: the ratio of LEAST in each boot.
     for turn in range(BOOTS):
         output = _boot(system, scratch, log / f"costs.{turn}", commands + (MORE if turn == 0 else []))
         if not output.finished:
@@ -83,13 +129,29 @@ def run(system, scratch, log):
             redoxfs, overlay = _measure(output.lines, below), _measure(output.lines, above)
             for name in redoxfs.keys() & overlay.keys():
                 times.setdefault((user, name), []).append((redoxfs[name], overlay[name]))
-    faults = [f"{name} {user} was not measured" for user in PAIRS for name in LIMITS if (user, name) not in times]
+        redoxfs, passed = _measure(output.lines, PAIRS[ROOT][0]), _measure(output.lines, LEAST[2])
+        for name in redoxfs.keys() & passed.keys():
+            least.setdefault((ROOT, name), []).append(passed[name] / redoxfs[name])
+        creations = _creations(system, scratch, log / f"creations.{turn}")
+        if creations is None:
+            return ["a creation was not measured"]
+        redoxfs, passed, overlay = creations
+        both = (ROOT, "both")
+        times.setdefault(both, []).append((redoxfs, overlay))
+        least.setdefault(both, []).append(passed / redoxfs)
+        if turn == 0:
+            times |= {(ROOT, name): [pair] for name, pair in _tried(output.lines)}
+    faults = [f"{name} {user} was not measured" for user, name in RATIOS if (user, name) not in times]
     for (user, name), pairs in sorted(times.items()):
         ratios = sorted(above / below for below, above in pairs)
         ratio = statistics.median(ratios)
         redoxfs, overlay = (statistics.median(side) for side in zip(*pairs))
+        goal, limit = RATIOS.get((user, name), (None, ratio))
+        said = "" if goal is None else f", {'misses' if round(ratio, 2) > goal else 'meets'} its goal {goal}"
         between = f"{ratios[0]:.3f} to {ratios[-1]:.3f}"
-        print(f"       {name:8} {user:16} {redoxfs:8.0f} us {overlay:8.0f} us  {ratio:.3f}  ({between})")
-        if user == "as root" and ratio > LIMITS.get(name, ratio):
-            faults.append(f"{name} costs {ratio:.3f} of what it costs on redoxfs, and not at most {LIMITS[name]}")
+        if (user, name) in least:
+            said += f"; a scheme that only passes on takes {statistics.median(least[user, name]):.3f}"
+        print(f"       {name:9} {user:16} {redoxfs:8.0f} us {overlay:8.0f} us  {ratio:.3f}  ({between}){said}")
+        if ratio > limit:
+            faults.append(f"{name} {user} costs {ratio:.3f} of what it costs on redoxfs, and not at most {limit}")
     return faults

@@ -38,13 +38,14 @@ AFTER = [
 ]
 
 
-def _sound(said, where):
-    """Returns the faults in the answers to AFTER. The repair itself may find damage."""
-    faults = []
-    for command, answers in said:
-        failed = any(line.startswith(("! ", "= exit status", "= signal")) for line in answers)
+def look_after(system, disk, log, where):
+    """Boots again after a crash. Returns the faults in the answers to AFTER. The repair itself may find damage."""
+    output = _machine(system, disk, AFTER, log).boot()
+    faults = [] if output.finished else [f"{where}: the machine hung afterwards"]
+    for command, said in answers(output.of_script()):
+        failed = any(line.startswith(("! ", "= exit status", "= signal")) for line in said)
         if failed and command in AFTER[1:]:
-            faults.append(f"{where}: {command}: {' '.join(answers)}")
+            faults.append(f"{where}: {command}: {' '.join(said)}")
     return faults
 
 
@@ -67,14 +68,12 @@ def run(system, scratch, log, count):
             lines = [
                 f"start overlayfs {LAYERS} --detach overlay",
                 "bg tries churn /scheme/overlay/public 2 600",
-                "bg tries churn /scheme/overlay/dir 1 600",
+                # The supervisor makes the files of a user. So a kill of it meets it at work.
+                "bg transcript -c as 1000 1000 tries churn /scheme/overlay/home 1 600",
                 f"sleep {random.randrange(20, 3000)}",
                 crash,
                 "sleep 10000",
             ]
             _machine(system, disk, lines, log / f"crash.{kind}.{turn}", processors=1 + turn % 2, cut=cut).boot()
-            output = _machine(system, disk, AFTER, log / f"crash.{kind}.{turn}.after").boot()
-            if not output.finished:
-                faults.append(f"{kind}, turn {turn}: the machine hung afterwards")
-            faults += _sound(answers(output.of_script()), f"{kind}, turn {turn}")
+            faults += look_after(system, disk, log / f"crash.{kind}.{turn}.after", f"{kind}, turn {turn}")
     return faults

@@ -18,8 +18,9 @@ BASE_UNITS = ["00_logd.service", "00_nulld.service", "00_randd.service", "00_zer
 BEGIN = "=== the first step"
 END = "=== the end of all steps"
 
-# The seconds until the first step. About one boot in twenty hangs before it starts a program of this project.
-BOOT_SECONDS = 45
+# After so many seconds without output before the first step, the machine counts as hung. About one boot in twenty hangs
+# before it starts a program of this project.
+BOOT_SECONDS = 60
 BOOTS = 4
 
 
@@ -56,6 +57,7 @@ class Output:
 
     lines: list
     finished: bool
+    silent: float  # The seconds without output before the end.
 
     def of_script(self):
         """Returns the lines of the transcript, without the output of other programs."""
@@ -154,21 +156,25 @@ class Machine:
             command += ["-icount", "shift=1,sleep=off"]
         machine = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         try:
-            text, finished = self._watch(machine)
+            text, finished, silent = self._watch(machine)
             if self.log:
                 self.log.write_text(text)
             if BEGIN not in text:
                 return None
-            self._save(monitor, text)
+            registers = self._save(monitor, text)
+            if self.log and not finished:
+                # The place in the kernel where each processor is tells why the machine hangs.
+                self.log.write_text(f"{text}\n{registers}")
         finally:
             machine.kill()
             machine.wait()
             monitor.unlink(missing_ok=True)
-        return Output(text.splitlines(), finished)
+        return Output(text.splitlines(), finished, silent)
 
     def _watch(self, machine):
         """Reads the output of the machine until the last step, a panic, or the timeout."""
-        end = time.monotonic() + BOOT_SECONDS
+        last = time.monotonic()
+        end = last + BOOT_SECONDS
         text, begun = "", False
         with selectors.DefaultSelector() as selector:
             selector.register(machine.stdout, selectors.EVENT_READ)
@@ -178,20 +184,25 @@ class Machine:
                 part = os.read(machine.stdout.fileno(), 65536)
                 if not part:
                     break
+                last = time.monotonic()
                 text += part.decode("utf-8", "replace").replace("\r", "")
                 if END in text:
-                    return text, True
-                if not begun and BEGIN in text:
-                    begun, end = True, now + self.timeout
+                    return text, True, 0
+                if not begun:
+                    begun = BEGIN in text
+                    end = now + (self.timeout if begun else BOOT_SECONDS)
                 if "KERNEL PANIC" in text:
                     end = min(end, now + 3)
                 if self.cut is not None and re.search(r"^(= cut|\$ run tries signal)", text, re.MULTILINE):
                     end = min(end, now + self.cut)
                     self.cut = None
-        return text, False
+        return text, False, time.monotonic() - last
 
-    def _save(self, monitor: Path, text: str):
-        """Stops the machine between two instructions, and writes its disk from its memory back to the file."""
+    def _save(self, monitor: Path, text: str) -> str:
+        """Stops the machine between two instructions, and writes its disk from its memory back to the file.
+
+        Returns the registers of its processors.
+        """
         place = re.search(r"loader: disk ([0-9a-f]{16}) ([0-9a-f]{16})", text)
         if not place:
             raise Failed(f"The loader did not print the address of the disk. The machine printed {text!r}.")
@@ -204,6 +215,7 @@ class Machine:
                 ("qmp_capabilities", {}),
                 ("stop", {}),
                 ("pmemsave", {"val": address, "size": size, "filename": str(self.disk.absolute())}),
+                ("human-monitor-command", {"command-line": "info registers -a"}),
             ]:
                 stream.write(json.dumps({"execute": command, "arguments": arguments}) + "\n")
                 stream.flush()
@@ -211,3 +223,4 @@ class Machine:
                     pass
                 if "error" in answer:
                     raise Failed(f"{command} of QEMU failed: {answer['error']}")
+            return answer["return"]

@@ -18,7 +18,7 @@ from machine import Failed, Machine, System
 from transcript import Check
 
 HERE = Path(__file__).parent
-PROGRAMS = ["overlayfs", "overlayfs-fsck", "operations", "passthrough", "sandbox", "tries"]
+PROGRAMS = ["overlayfs", "overlayfs-fsck", "operations", "passthrough", "tries"]
 
 
 def run_check(system, check, scratch, log):

@@ -26,6 +26,7 @@ fn measure(dir: &str, count: usize) -> Result<()> {
     // The overlay asks the filesystem below at the first access only. These calls make that access.
     for index in 0..FILES {
         fs::metadata(name(index))?;
+        File::open(name(index))?;
     }
     ask(&dir, count, name)?;
     transfer(count, name)?;

@@ -6,8 +6,8 @@
 //!
 //! - `run` answers with the output of the program, and with its exit status unless that is success.
 //! - `start` lets the program write to the output of this one, for daemons.
-//! - `bg` starts a program and does not wait for it. `wait`, `kill` and `end` (SIGTERM) act on
-//!   the last started program that still runs.
+//! - `bg` starts a program and does not wait for it. `wait`, `kill` and `end` (SIGTERM) act on the
+//!   last started program that still runs.
 
 use std::collections::BTreeSet;
 use std::error::Error;

@@ -48,6 +48,22 @@ pub fn many(dir: &str, count: usize) -> Answer {
     ))
 }
 
+/// Measures the creation and the removal of empty files: each alone, and one right after the other.
+pub fn create(dir: &str, count: u32) -> Answer {
+    let path = |index| format!("{dir}/created{index}");
+    let make = |index| File::create(path(index)).map(drop);
+    let remove = |index| fs::remove_file(path(index));
+    let begin = Instant::now();
+    (0..count).try_for_each(make)?;
+    let made = begin.elapsed();
+    (0..count).try_for_each(remove)?;
+    let removed = begin.elapsed() - made;
+    let begin = Instant::now();
+    (0..count).try_for_each(|index| make(index).and_then(|()| remove(index)))?;
+    let [both, made, removed] = [begin.elapsed(), made, removed].map(|time| time.as_micros() / u128::from(count));
+    Ok(format!("{both} us for both at once, {made} us for a creation, {removed} us for a removal"))
+}
+
 /// Gives new contents to all files of a directory. In an overlay they are copied up without data.
 pub fn overwrite(dir: &str) -> Answer {
     for_each_file(dir, |path| fs::write(path, b"overwritten"))

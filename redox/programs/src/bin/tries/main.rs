@@ -4,9 +4,11 @@
 mod churn;
 mod contexts;
 mod files;
+mod interrupt;
 mod latency;
 mod mapping;
 mod pattern;
+mod snapshots;
 mod socket;
 mod terminal;
 
@@ -21,13 +23,18 @@ pattern-check FILE KIB [OFFSET LENGTH]  checks the pattern of a file, with a ran
 poke FILE OFFSET LENGTH            writes a range of Z, and syncs
 fill FILE                          writes until the filesystem is full
 many DIR COUNT                     makes files and lists them
+create DIR COUNT                   measures creations and removals of empty files
 overwrite DIR                      gives new contents to all files in a directory
 change DIR                         changes the first bytes of all files in a directory
 names DIR                          creates, reads and removes odd names
 locks FILE                         locks a file through two descriptors with flock
 mapping FILE                       checks shared mappings of one process
 mapping-shared FILE                checks shared mappings of two processes
+held DIR NAME                      makes a snapshot of the overlay NAME with files in DIR open
+rolled-back DIR NAME               rolls the overlay back with files of `held` open
+snapshots NAME COUNT MS            makes snapshots, each after a pause
 socket DIR                         binds a socket in a directory and talks through it
+interrupt FILE MS                  sends a signal to a process that copies a file up
 beside BIG SMALL                   prints the times of stat and read of SMALL during a copy-up of BIG
 stat-for PATH MS                   prints the times of stat
 churn DIR THREADS SECONDS          makes changes of all kinds, and checks all answers
@@ -61,6 +68,7 @@ fn run(words: &[&str]) -> Answer {
         ["poke", file, offset, length] => pattern::poke(file, offset.parse()?, length.parse()?),
         ["fill", file] => files::fill(file),
         ["many", dir, count] => files::many(dir, count.parse()?),
+        ["create", dir, count] => files::create(dir, count.parse()?),
         ["overwrite", dir] => files::overwrite(dir),
         ["change", dir] => files::change(dir),
         ["names", dir] => files::names(dir),
@@ -68,7 +76,12 @@ fn run(words: &[&str]) -> Answer {
         ["mapping", file] => mapping::one_process(file),
         ["mapping-shared", file] => mapping::two_processes(file),
         ["mapping-peer", file] => mapping::peer(file),
+        ["held", dir, name] => snapshots::held(dir, name),
+        ["rolled-back", dir, name] => snapshots::rolled_back(dir, name),
+        ["snapshots", name, count, ms] => snapshots::many(name, count.parse()?, ms.parse()?),
         ["socket", dir] => socket::talk(dir),
+        ["interrupt", file, ms] => interrupt::run(file, ms.parse()?),
+        ["interrupted", file] => interrupt::victim(file),
         ["beside", big, small] => latency::beside(big, small),
         ["stat-for", path, ms] => latency::stat_for(path, ms.parse()?),
         ["churn", dir, threads, seconds] => churn::run(dir, threads.parse()?, seconds.parse()?),

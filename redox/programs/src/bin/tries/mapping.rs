@@ -13,13 +13,13 @@ use crate::Answer;
 const PAGE: usize = 4096;
 
 /// A shared mapping of a whole file.
-struct Mapping {
+pub struct Mapping {
     start: *mut u8,
     length: usize,
 }
 
 impl Mapping {
-    fn new(file: &File) -> std::io::Result<Mapping> {
+    pub fn new(file: &File) -> std::io::Result<Mapping> {
         let length = (file.metadata()?.len() as usize).next_multiple_of(PAGE);
         let access = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: a mapping at an address that the system chooses touches no memory of this
@@ -38,11 +38,11 @@ impl Mapping {
         unsafe { slice::from_raw_parts(self.start.cast(), self.length) }
     }
 
-    fn get(&self, index: usize) -> u8 {
+    pub fn get(&self, index: usize) -> u8 {
         self.bytes()[index].load(Ordering::SeqCst)
     }
 
-    fn set(&self, index: usize, byte: u8) {
+    pub fn set(&self, index: usize, byte: u8) {
         self.bytes()[index].store(byte, Ordering::SeqCst);
     }
 }
@@ -56,7 +56,7 @@ impl Drop for Mapping {
     }
 }
 
-fn open(path: &str) -> std::io::Result<File> {
+pub fn open(path: &str) -> std::io::Result<File> {
     OpenOptions::new().read(true).write(true).open(path)
 }
 
